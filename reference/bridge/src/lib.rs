@@ -1,0 +1,6 @@
+//! The seam between the tfcheck process and the programs that compute.
+//!
+//! [`protocol`] is what both sides speak. With the feature `module` this crate is also the PyO3
+//! extension module `tfcheck_bridge` that an environment's own Python loads to speak it.
+
+pub mod protocol;

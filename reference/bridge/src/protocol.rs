@@ -1,0 +1,213 @@
+//! The worker protocol: one JSON object a line, requests on one descriptor, replies on another.
+//!
+//! A worker serves one cell. It reads [`Request`]s from descriptor `TFCHECK_REQUEST_FD` (3) and answers
+//! each with exactly one [`Reply`] on descriptor `TFCHECK_REPLY_FD` (4); standard output and standard
+//! error are noise that tfcheck keeps in `worker.log`. End of file on the request descriptor means that
+//! tfcheck is gone: the worker ends itself and everything that it started.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol; a worker refuses a [`Load`] that carries another.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Environment variable that names the descriptor requests arrive on.
+pub const REQUEST_FD_VARIABLE: &str = "TFCHECK_REQUEST_FD";
+/// Environment variable that names the descriptor replies leave by.
+pub const REPLY_FD_VARIABLE: &str = "TFCHECK_REPLY_FD";
+
+/// The tensor name under which logits are stored in a logits file, `[batch, seq, vocab_size]`.
+pub const LOGITS: &str = "logits";
+/// Tensor of an inputs file: token ids, i64 `[batch, seq]`.
+pub const INPUT_IDS: &str = "input_ids";
+/// Tensor of an inputs file: 1 where a token is real and 0 where it is padding, i64 `[batch, seq]`.
+pub const ATTENTION_MASK: &str = "attention_mask";
+/// Tensor of an inputs file: the position of each token among its row's real tokens, i64 `[batch, seq]`.
+pub const POSITION_IDS: &str = "position_ids";
+
+/// What tfcheck asks of a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Request {
+    /// Load the checkpoint and the inputs; answered by [`Reply::Ready`].
+    Load(Load),
+    /// One forward pass whose logits are written; answered by [`Reply::Forwarded`].
+    Forward(Forward),
+    /// Timed forward passes whose results are dropped; answered by [`Reply::Timed`].
+    Time(Time),
+    /// One profiled forward pass; answered by [`Reply::Traced`].
+    Trace(Trace),
+    /// End in good order; not answered.
+    Exit,
+}
+
+/// Everything a worker needs to become one variant of one checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Load {
+    /// [`PROTOCOL_VERSION`] of the asking side.
+    pub protocol: u32,
+    /// Folder with `config.json` and one or more `*.safetensors` (with `model.safetensors.index.json` when sharded).
+    pub checkpoint: PathBuf,
+    /// Safetensors file with [`INPUT_IDS`], [`ATTENTION_MASK`] and [`POSITION_IDS`].
+    pub inputs: PathBuf,
+    /// How the model is executed.
+    pub mode: Mode,
+    /// Attention implementation, for runners that have several.
+    pub attention: Option<Attention>,
+    /// dtype of weights and activations.
+    pub dtype: Dtype,
+    /// `cpu`, `cuda:0`, …
+    pub device: String,
+    /// Compute threads of the worker.
+    pub threads: usize,
+    /// Seed of every random generator that the worker has.
+    pub seed: u64,
+}
+
+/// How a model is executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// One operation after the other, as the model's source says.
+    Eager,
+    /// Through `torch.compile`.
+    Compiled,
+    /// Native Rust with packed weights and fused kernels.
+    Fused,
+}
+
+/// transformers' `attn_implementation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Attention {
+    /// Explicit matmul, mask, softmax, matmul.
+    Eager,
+    /// `torch.nn.functional.scaled_dot_product_attention`.
+    Sdpa,
+}
+
+/// Element types of weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    /// IEEE binary64, the oracle's.
+    F64,
+    /// IEEE binary32.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE binary16.
+    F16,
+}
+
+/// Asks for one forward pass whose logits are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Forward {
+    /// Where to write the logits: safetensors, one tensor [`LOGITS`], f32 (f64 when the dtype is f64).
+    pub logits: PathBuf,
+}
+
+/// Asks for one round of timed forward passes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Time {
+    /// Passes before the clock counts.
+    pub warm_up: usize,
+    /// Passes that are timed, each synchronised with the device.
+    pub iterations: usize,
+}
+
+/// Asks for one profiled forward pass.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trace {
+    /// Where to write the Chrome trace (JSON object format, `traceEvents`).
+    pub path: PathBuf,
+}
+
+/// What a worker answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum Reply {
+    /// The model is loaded.
+    Ready(Ready),
+    /// The forward pass is done and its logits are on disk.
+    Forwarded(Forwarded),
+    /// The timed passes are done.
+    Timed(Timed),
+    /// The trace is on disk.
+    Traced,
+    /// The request could not be carried out; the worker may be asked to [`Request::Exit`] only.
+    Failed(Failed),
+}
+
+/// A loaded model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Versions of what computes: `{"transformers": "4.54.0", "torch": "2.15.0", "python": "3.11.7"}`.
+    pub libraries: BTreeMap<String, String>,
+    /// Nanoseconds from the request to the loaded model.
+    pub load_ns: u64,
+    /// What a person must know to read the numbers: translations of the config, ignored keys, fall-backs.
+    pub notes: Vec<String>,
+}
+
+/// One finished forward pass.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Forwarded {
+    /// Nanoseconds of this pass; compilation included when it is the first.
+    pub elapsed_ns: u64,
+    /// `[batch, seq, vocab_size]` as written.
+    pub shape: Vec<usize>,
+    /// Which positions of the inputs the logits belong to.
+    pub positions: Positions,
+    /// Largest resident set (CPU) or allocated device memory so far, in bytes; `None` where unknown.
+    pub peak_bytes: Option<u64>,
+}
+
+/// Which positions a logits file holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positions {
+    /// Every position of the inputs.
+    #[default]
+    All,
+    /// The last position only, `[batch, 1, vocab_size]`.
+    Last,
+}
+
+/// One finished round of timed passes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timed {
+    /// Nanoseconds of each timed pass, in order.
+    pub samples_ns: Vec<u64>,
+    /// As in [`Forwarded::peak_bytes`].
+    pub peak_bytes: Option<u64>,
+}
+
+/// Why a request could not be carried out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failed {
+    /// What sort of failure it is.
+    pub kind: FailedKind,
+    /// The error's type, `ValueError`; empty where the runner has none.
+    #[serde(default)]
+    pub error: String,
+    /// One line that says what went wrong.
+    pub message: String,
+    /// The traceback or cause chain.
+    #[serde(default)]
+    pub traceback: String,
+}
+
+/// Sorts of [`Failed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailedKind {
+    /// The runner does not have what was asked: model_type, dtype, attention, device.
+    Unsupported,
+    /// An exception or error of the runner.
+    Exception,
+    /// An allocation was refused.
+    OutOfMemory,
+}

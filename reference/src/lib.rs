@@ -1,0 +1,3 @@
+//! uv environments, one per transformers version, and the worker processes that run in them.
+
+pub use bridge::protocol;

@@ -1,0 +1,102 @@
+//! A run folder: the only code that reads or writes one.
+//!
+//! A run holds *cases* (a checkpoint with one batch of inputs); each case holds *cells* (that case in
+//! one variant). With one case its files lie in the run folder itself, with several in a folder per case.
+
+use std::path::PathBuf;
+
+use reference::protocol::Positions;
+use serde::{Deserialize, Serialize};
+
+use crate::variant::Variant;
+
+/// Version of everything that a run folder holds; a reader refuses a newer one.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// One cell's record, `timing_<stamp>_<variant>.json`; written last, so its presence means that the cell is finished.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    /// [`SCHEMA_VERSION`] of the writer.
+    pub schema_version: u32,
+    /// The variant's name, [`Variant::name`].
+    pub name: String,
+    /// What ran.
+    pub variant: Variant,
+    /// Digest of everything that the cell's numbers depend on.
+    pub key: String,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// How a cell ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// Logits and timings exist.
+    Completed(Completed),
+    /// The runner does not have what was asked.
+    Unsupported {
+        /// What is missing.
+        reason: String,
+    },
+    /// The cell was tried and did not finish.
+    Failed(Failure),
+}
+
+/// What a finished cell left.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Completed {
+    /// Logits file, relative to the case's folder.
+    pub logits: PathBuf,
+    /// `[batch, seq, vocab_size]` of the logits file.
+    pub shape: Vec<usize>,
+    /// Which positions the logits file holds.
+    pub positions: Positions,
+    /// Chrome trace, relative to the case's folder.
+    pub trace: Option<PathBuf>,
+    /// Versions of what computed.
+    pub libraries: std::collections::BTreeMap<String, String>,
+    /// What a person must know to read the numbers.
+    pub notes: Vec<String>,
+    /// Nanoseconds to load the model.
+    pub load_ns: u64,
+    /// Nanoseconds of the first pass, compilation included.
+    pub first_call_ns: u64,
+    /// Nanoseconds of each steady pass, one list per interleaved round.
+    pub rounds_ns: Vec<Vec<u64>>,
+    /// Largest resident set or device memory, bytes.
+    pub peak_bytes: Option<u64>,
+}
+
+/// Why a cell did not finish.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What sort of failure it is.
+    pub kind: FailureKind,
+    /// One line that says what went wrong.
+    pub reason: String,
+    /// Traceback or cause chain, where there is one.
+    #[serde(default)]
+    pub detail: String,
+    /// The end of `worker.log`.
+    #[serde(default)]
+    pub log_tail: String,
+}
+
+/// Sorts of failure, each its own word in the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The environment could not be made.
+    Environment,
+    /// The worker raised an exception or returned an error.
+    Exception,
+    /// The worker died of a signal or an unexpected exit.
+    Crashed,
+    /// The worker was killed, or refused an allocation, for want of memory.
+    OutOfMemory,
+    /// The worker did not answer in time.
+    TimedOut,
+    /// The worker answered, but what it should have left is absent or unreadable.
+    MissingResult,
+}
