@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use sysinfo::System;
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 /// What a run ran on. Times are comparable only between equal [`Machine::fingerprint`]s.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,19 +33,17 @@ pub struct Machine {
 impl Machine {
     /// Looks at this machine.
     pub fn detect() -> Self {
-        let mut system = System::new();
-        system.refresh_memory();
-        system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
-        let hardware_threads = system.cpus().len();
+        let system = look(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()));
+        let cpus = system.as_ref().map(System::cpus).unwrap_or_default();
         Self {
-            cpu: system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()).unwrap_or_default(),
+            cpu: cpus.first().map(|cpu| cpu.brand().trim().to_owned()).unwrap_or_default(),
             cores: physical_cores(),
-            hardware_threads,
-            memory_bytes: system.total_memory(),
+            hardware_threads: cpus.len(),
+            memory_bytes: memory_bytes(),
             system: format!(
                 "{}, kernel {}",
-                System::long_os_version().unwrap_or_else(|| std::env::consts::OS.to_owned()),
-                System::kernel_version().unwrap_or_else(|| "unknown".to_owned())
+                System::long_os_version().unwrap_or_else(|_| std::env::consts::OS.to_owned()),
+                System::kernel_version().unwrap_or_else(|_| "unknown".to_owned())
             ),
             gpus: gpus(),
             tfcheck: env!("CARGO_PKG_VERSION").to_owned(),
@@ -64,15 +62,19 @@ impl Machine {
 /// Physical cores, or hardware threads where the system does not tell them apart.
 pub fn physical_cores() -> usize {
     System::physical_core_count()
-        .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
+        .or_else(|_| std::thread::available_parallelism().map(usize::from))
         .unwrap_or(1)
 }
 
-/// Installed memory, bytes.
+/// Installed memory in bytes; 0 where the system does not tell.
 pub fn memory_bytes() -> u64 {
-    let mut system = System::new();
-    system.refresh_memory();
-    system.total_memory()
+    look(RefreshKind::nothing().with_memory(MemoryRefreshKind::everything()))
+        .map_or(0, |system| system.total_memory())
+}
+
+/// What the system tells of `what`; nothing where sysinfo does not know the system.
+fn look(what: RefreshKind) -> Option<System> {
+    System::new_with_specifics(what).ok()
 }
 
 /// Lower-case hexadecimal.

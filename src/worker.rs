@@ -111,9 +111,9 @@ fn lines_until_abandoned(requests: File) -> mpsc::IntoIter<String> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(requests).lines() {
-            match line {
-                Ok(line) if sender.send(line).is_ok() => {}
-                _ => break,
+            let Ok(line) = line else { break };
+            if sender.send(line).is_err() {
+                return;
             }
         }
         // Where the group cannot be signalled this process still ends, by the closed channel.
