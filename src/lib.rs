@@ -1,5 +1,10 @@
 //! tfcheck runs one checkpoint and one frozen input through many variants of a transformer and says
 //! who computes what, how fast, and who is wrong.
 
+pub mod machine;
+pub mod progress;
 pub mod results;
+pub mod runner;
+pub mod schedule;
 pub mod variant;
+pub mod worker;
