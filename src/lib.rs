@@ -2,6 +2,7 @@
 //! who computes what, how fast, and who is wrong.
 
 pub mod machine;
+pub mod outcome;
 pub mod progress;
 pub mod results;
 pub mod runner;

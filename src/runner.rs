@@ -1,6 +1,7 @@
 //! What executes a variant: a [`Runner`] starts one worker for one cell and talks to it.
 
 pub mod candle;
+pub mod candle_transformers;
 pub mod command;
 pub mod fake;
 mod process;

@@ -2,6 +2,9 @@
 //!
 //! [`serve`] speaks the protocol for any [`Engine`]; `worker/` holds one engine a file.
 
+pub mod candle;
+mod chrome_trace;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::sync::mpsc;

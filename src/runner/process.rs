@@ -31,6 +31,8 @@ impl Runner for ProcessRunner {
     fn start<'a>(&self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
         let mut launch = Launch::program(self.command.clone(), log, self.threads);
         launch.folder.clone_from(&self.folder);
+        // candle's matmul and rayon both go by this one.
+        launch.variables.push(("RAYON_NUM_THREADS".into(), self.threads.to_string().into()));
         let worker = Worker::start(&launch)
             .map_err(|error| Ended::failed(FailureKind::Environment, error.to_string()))?;
         Ok(Box::new(ProcessSession { worker, stop }))

@@ -75,7 +75,7 @@ impl Stage {
             .zip(&self.runners)
             .map(|(variant, runner)| {
                 std::fs::create_dir_all(folder.path().join(&variant.version)).unwrap();
-                Job { load: load(&variant), variant, key: "key".into(), runner: Ok(runner as &dyn Runner), notes: vec![] }
+                Job { load: load(&variant), variant, key: "key".into(), runner: Ok(runner as &dyn Runner), is_timed: true, notes: vec![] }
             })
             .collect();
         let ran = schedule.run(jobs, 0);
