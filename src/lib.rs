@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod machine;
+pub mod plan;
 pub mod progress;
 pub mod results;
 pub mod runner;
