@@ -1,8 +1,11 @@
 //! tfcheck runs one checkpoint and one frozen input through many variants of a transformer and says
 //! who computes what, how fast, and who is wrong.
 
+pub mod cli;
+pub mod config;
 pub mod machine;
 pub mod outcome;
+pub mod plan;
 pub mod progress;
 pub mod results;
 pub mod runner;
