@@ -9,7 +9,17 @@ mod file;
 mod fill;
 mod table;
 
+// The tables are aligned by hand.
+#[rustfmt::skip]
+mod decoder;
+#[rustfmt::skip]
+mod gemma;
+#[rustfmt::skip]
 mod llama;
+#[rustfmt::skip]
+mod mistral;
+#[rustfmt::skip]
+mod qwen;
 
 use std::path::{Path, PathBuf};
 

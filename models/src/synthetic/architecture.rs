@@ -3,15 +3,15 @@
 use serde_json::{Map, Value, json};
 
 use super::table::{self, Tensor};
-use super::{Error, llama};
+use super::{Error, gemma, llama, mistral, qwen};
 
 /// One `model_type`, described by data.
 pub(super) struct Architecture {
     pub(super) model_type: &'static str,
     /// JSON object: the config that the variants start from, `architectures` included.
     pub(super) config: &'static str,
-    /// Lines of a table, see [`table`].
-    pub(super) tensors: &'static str,
+    /// Tables that follow one another, see [`table`].
+    pub(super) tensors: &'static [&'static str],
     /// The first is the default; its name is empty.
     pub(super) variants: &'static [Variant],
 }
@@ -56,7 +56,22 @@ impl Variant {
 }
 
 /// Every architecture, in the order of the catalogue.
-pub(super) const ARCHITECTURES: &[&Architecture] = &[&llama::LLAMA];
+pub(super) const ARCHITECTURES: &[&Architecture] = &[
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &mistral::MIXTRAL,
+    &qwen::QWEN2,
+    &qwen::QWEN3,
+    &qwen::QWEN3_MOE,
+    &gemma::GEMMA,
+    &gemma::GEMMA2,
+    &gemma::GEMMA3_TEXT,
+    &llama::OLMO2,
+    &mistral::STARCODER2,
+    &llama::GRANITE,
+    &llama::SMOLLM3,
+    &llama::COHERE,
+];
 
 impl Architecture {
     /// The complete config of a variant.
@@ -77,7 +92,8 @@ impl Architecture {
         let mut tensors = Vec::new();
         for line in self
             .tensors
-            .lines()
+            .iter()
+            .flat_map(|table| table.lines())
             .map(str::trim)
             .filter(|line| !line.is_empty())
         {
