@@ -12,6 +12,7 @@ pub mod layers;
 mod load;
 mod pass;
 mod registry;
+pub mod synthetic;
 mod weights;
 
 mod gemma3_text;
