@@ -97,7 +97,7 @@ pub fn run(order: &Order, destination: Destination) -> Result<ExitCode> {
 
 /// Opens the destination. A run that is resumed must still mean the same: its checkpoints and inputs are checked.
 fn open(order: &Order, destination: Destination, cases: &[PreparedCase]) -> Result<(RunFolder, Manifest)> {
-    let described = |stamp: String, notes| prepare::manifest(order.plan, cases, stamp, notes);
+    let described = |stamp: String, notes| prepare::manifest(order, cases, stamp, notes);
     match destination {
         Destination::New(results) => {
             let stamp = jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string();
@@ -283,7 +283,7 @@ fn jobs<'a>(
             threads: runners.threads,
             seed: order.config.run.seed,
         },
-        is_timed: !cell.oracle,
+        is_timed: cell.measured,
         notes: cell.environment.map(|index| runners.environment_notes[index].clone()).unwrap_or_default(),
     };
     cells.into_iter().map(job).collect()

@@ -42,6 +42,11 @@ pub trait Engine {
     fn trace(&mut self, trace: &Trace) -> Result<(), Failed>;
 }
 
+/// The engine of tfcheck's own models, or of candle-transformers' ports.
+pub fn engine(upstream: bool) -> Box<dyn Engine> {
+    if upstream { Box::<candle_transformers::PortEngine>::default() } else { Box::<candle::CandleEngine>::default() }
+}
+
 /// Answers requests until it is told to exit.
 ///
 /// # Errors

@@ -71,6 +71,16 @@ impl Config {
         ConfigError::from_problems(problems, "", Path::new("--checkpoint")).map_or(Ok(self), Err)
     }
 
+    /// The same with absolute paths, so that it means the same from any working directory.
+    #[must_use]
+    pub fn absolute(mut self) -> Self {
+        let Ok(here) = std::path::absolute(".") else { return self };
+        let folder = if self.commands.is_empty() { PathBuf::new() } else { here.join(&self.folder) };
+        self.set_folder(&here);
+        self.folder = folder;
+        self
+    }
+
     /// Makes relative paths relative to `folder`.
     fn set_folder(&mut self, folder: &Path) {
         for checkpoint in &mut self.checkpoints {
@@ -82,7 +92,10 @@ impl Config {
             if let Some(VersionSource::Editable(path)) = &mut version.source {
                 *path = folder.join(&path);
             }
-            if let Some(path) = &mut version.python {
+            // A bare name, `python3`, is looked up on PATH.
+            if let Some(path) = &mut version.python
+                && path.components().count() > 1
+            {
                 *path = folder.join(&path);
             }
         }

@@ -11,7 +11,7 @@ use crate::checkpoint::{self, Checkpoint, Step};
 use crate::config::{self, InputsForm, Padding};
 use crate::inputs::{self, Inputs, Prompt, Spec};
 use crate::machine::Machine;
-use crate::plan::{CasePlan, EnvironmentOrigin, EnvironmentPlan, InputsPlan, Plan};
+use crate::plan::{CasePlan, EnvironmentOrigin, EnvironmentPlan, InputsPlan};
 use crate::results::{Case, Choice, Manifest, SCHEMA_VERSION};
 
 /// An environment, or the message that its cells carry instead.
@@ -159,7 +159,8 @@ fn specification(plan: &EnvironmentPlan) -> Result<Specification> {
 }
 
 /// `run.json` of a run over these cases.
-pub(super) fn manifest(plan: &Plan, cases: &[PreparedCase], stamp: String, notes: Vec<String>) -> Manifest {
+pub(super) fn manifest(order: &Order, cases: &[PreparedCase], stamp: String, notes: Vec<String>) -> Manifest {
+    let plan = order.plan;
     let case = |(index, (plan_case, prepared)): (usize, (&CasePlan, &PreparedCase))| Case {
         name: plan_case.name.clone(),
         checkpoint: prepared.checkpoint.name.clone(),
@@ -178,6 +179,8 @@ pub(super) fn manifest(plan: &Plan, cases: &[PreparedCase], stamp: String, notes
     Manifest {
         schema_version: SCHEMA_VERSION,
         stamp,
+        config: order.config.clone(),
+        folder: order.config.folder.clone(),
         baseline: Some(plan.baseline.clone()),
         cases: plan.cases.iter().zip(cases).enumerate().map(case).collect(),
         notes,

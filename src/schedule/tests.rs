@@ -55,6 +55,8 @@ impl Stage {
         let manifest = Manifest {
             schema_version: SCHEMA_VERSION,
             stamp: "20260801_150000".into(),
+            config: crate::config::Config::default(),
+            folder: PathBuf::new(),
             baseline: None,
             cases: vec![case.clone()],
             notes: vec![],
