@@ -13,11 +13,17 @@ mod table;
 #[rustfmt::skip]
 mod decoder;
 #[rustfmt::skip]
+mod encoders;
+#[rustfmt::skip]
 mod gemma;
+#[rustfmt::skip]
+mod gpt;
 #[rustfmt::skip]
 mod llama;
 #[rustfmt::skip]
 mod mistral;
+#[rustfmt::skip]
+mod phi;
 #[rustfmt::skip]
 mod qwen;
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::table::{self, Tensor};
-use super::{Error, gemma, llama, mistral, qwen};
+use super::{Error, encoders, gemma, gpt, llama, mistral, phi, qwen};
 
 /// One `model_type`, described by data.
 pub(super) struct Architecture {
@@ -71,6 +71,17 @@ pub(super) const ARCHITECTURES: &[&Architecture] = &[
     &llama::GRANITE,
     &llama::SMOLLM3,
     &llama::COHERE,
+    &phi::PHI,
+    &phi::PHI3,
+    &phi::STABLELM,
+    &gpt::GPT2,
+    &gpt::GPT_NEOX,
+    &gpt::FALCON,
+    &encoders::BERT,
+    &encoders::DISTILBERT,
+    &encoders::ROBERTA,
+    &encoders::XLM_ROBERTA,
+    &encoders::MODERNBERT,
 ];
 
 impl Architecture {
@@ -116,14 +127,15 @@ impl Architecture {
     }
 }
 
-/// The form of transformers 5 of the keys `rope_theta` and `rope_scaling` of transformers 4.
+/// The form of transformers 5 of the keys that transformers 4 spells in several ways.
 ///
 /// Both forms stand in the config: 4.x does not read the new one, and 5.x lets the old keys through to it, so that
 /// either version finds what it looks for.
 fn rope_parameters(config: &Map<String, Value>) -> Option<Value> {
-    let theta = config.get("rope_theta")?;
+    let first = |keys: &[&str]| keys.iter().find_map(|key| config.get(*key)).cloned();
+    let theta = first(&["rope_theta", "rotary_emb_base", "global_rope_theta"])?;
     let mut parameters = Map::from_iter([
-        ("rope_theta".into(), theta.clone()),
+        ("rope_theta".into(), theta),
         ("rope_type".into(), json!("default")),
     ]);
     if let Some(Value::Object(scaling)) = config.get("rope_scaling") {
@@ -132,10 +144,10 @@ fn rope_parameters(config: &Map<String, Value>) -> Option<Value> {
             parameters.insert("rope_type".into(), kind);
         }
     }
-    if let Some(factor) = config.get("partial_rotary_factor") {
-        parameters.insert("partial_rotary_factor".into(), factor.clone());
+    if let Some(factor) = first(&["partial_rotary_factor", "rotary_pct"]) {
+        parameters.insert("partial_rotary_factor".into(), factor);
     }
-    let Some(local) = config.get("rope_local_base_freq") else {
+    let Some(local) = first(&["rope_local_base_freq", "local_rope_theta"]) else {
         return Some(Value::Object(parameters));
     };
     Some(json!({

@@ -5,11 +5,12 @@
 //! name                                                   | shape                        | fill         | condition
 //! ```
 //! - `{key}` in a name counts from 0 to the config's `key`.
-//! - A shape is a list of sums of products of config keys and integers.
+//! - A shape is a list of sums of products (and quotients) of config keys and integers.
 //! - A fill is `normal MEAN STD`, `linear GAIN` (standard deviation `GAIN / sqrt(last dimension)`), or
 //!   `conv1d GAIN` (`GAIN / sqrt(first dimension)`, for weights stored as `[in, out]`).
-//! - A condition, which may be left out, is a key that must be true, `!key` (false, null or absent),
-//!   `layer in key` or `layer not in key`, where `key` is a list of layer indices.
+//! - A condition, which may be left out, is a key that must be present and not false, `!key` (false, null or absent),
+//!   `key is VALUE`, `key not VALUE`, `layer in key` or `layer not in key`, where that key is a list of layer indices.
+//!   `layer`, the value of the name's first counter, is a key as well.
 
 use serde_json::{Map, Value};
 
@@ -75,13 +76,15 @@ fn names(pattern: &str, config: &Config) -> Result<Vec<(String, usize)>, String>
 }
 
 fn size(sum: &str, config: &Config) -> Result<usize, String> {
-    sum.split('+')
-        .map(|product| {
-            product
-                .split('*')
-                .map(|factor| integer(factor.trim(), config))
-                .product::<Result<usize, _>>()
+    let factor = |text: &str| {
+        let mut parts = text.split('/').map(|part| integer(part.trim(), config));
+        let first = parts.next().unwrap_or(Ok(1))?;
+        parts.try_fold(first, |quotient, divisor| {
+            Ok::<_, String>(quotient / divisor?)
         })
+    };
+    sum.split('+')
+        .map(|product| product.split('*').map(factor).product::<Result<usize, _>>())
         .sum()
 }
 
@@ -114,22 +117,21 @@ fn distribution(fill: &str, shape: &[usize]) -> Result<(f64, f64), String> {
 }
 
 fn holds(condition: &str, layer: usize, config: &Config) -> Result<bool, String> {
-    let truth = |key: &str| {
-        config
-            .get(key)
-            .is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)))
+    let value = |key: &str| match key {
+        "layer" => Value::from(layer),
+        _ => config.get(key).cloned().unwrap_or(Value::Null),
     };
-    let listed = |key: &str| {
-        let list = config
-            .get(key)
-            .and_then(Value::as_array)
-            .ok_or_else(|| format!("no list `{key}` in the config"))?;
-        Ok::<_, String>(list.contains(&Value::from(layer)))
+    let truth = |key: &str| !matches!(value(key), Value::Null | Value::Bool(false));
+    let listed = |key: &str| match value(key) {
+        Value::Array(list) => Ok(list.contains(&Value::from(layer))),
+        _ => Err(format!("no list `{key}` in the config")),
     };
     match condition.split_whitespace().collect::<Vec<_>>()[..] {
         [] => Ok(true),
         ["layer", "in", key] => listed(key),
         ["layer", "not", "in", key] => Ok(!listed(key)?),
+        [key, "is", wanted] => Ok(value(key).to_string() == wanted),
+        [key, "not", wanted] => Ok(value(key).to_string() != wanted),
         [key] => Ok(key
             .strip_prefix('!')
             .map_or_else(|| truth(key), |key| !truth(key))),
