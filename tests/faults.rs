@@ -35,32 +35,52 @@ fn a_timeout_ends_the_workers_own_children_too() {
 #[test]
 fn a_killed_tfcheck_leaves_no_worker_and_a_run_that_can_be_resumed() {
     let sandbox = Sandbox::new();
-    let config = sandbox.workers(&[("good", "good"), ("hang", "hang")], "timeout_s = 60");
+    let config = with_switchable_worker(&sandbox, "hang", "timeout_s = 60");
     let results = sandbox.results();
     let mut child = sandbox
         .command(&["run", config.to_str().unwrap(), "--results", results.to_str().unwrap()])
         .spawn()
         .unwrap();
-    hanging_grandchild(&sandbox);
+    wait_for("the worker's hang", SOON, || {
+        let run = std::fs::read_dir(&results).ok()?.next()?.ok()?.path();
+        run.join("switched/logits_eager.safetensors.child").exists().then_some(())
+    });
     child.kill().unwrap();
     child.wait().unwrap();
-    let marker = sandbox.path().to_str().unwrap().to_owned();
-    // The good worker idles on its request pipe and ends at its end of file; the hanging one sleeps with
-    // the pipe unread, as a plain Python program does, and its descriptor closes unnoticed.
-    wait_for("the idle worker's end", SOON, || {
-        let left: Vec<u32> = processes_with("worker.py").into_iter().filter(|pid| cwd_is(*pid, &marker)).collect();
-        (left.len() <= 1).then_some(())
-    });
-    for pid in processes_with("worker.py").into_iter().filter(|pid| cwd_is(*pid, &marker)) {
+    // The good worker idles on its request pipe and ends at its end of file; the hanging one sleeps
+    // without reading, as a careless program does, and is the user's own to end.
+    let workers = || workers_of(&sandbox);
+    wait_for("the idle worker's end", SOON, || (workers().len() <= 1).then_some(()));
+    for pid in workers() {
         kill(pid, Signal::KILL);
     }
     let run = sandbox.only_run();
-    assert_eq!(run.cells().len(), 1, "the good cell had landed");
-    let repaired = sandbox.workers(&[("good", "good"), ("hang", "good")], "timeout_s = 60");
-    std::fs::copy(repaired, run.path().join("config.toml")).unwrap();
+    let words: Vec<String> = run.cells().iter().map(|cell| word(&cell.outcome)).collect();
+    assert_eq!(words, ["unfinished"], "the good cell's logits had landed");
+    sandbox.write("fault", "good");
     let output = sandbox.tfcheck(&["run", "--resume", run.path().to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(run.cells().iter().all(|cell| word(&cell.outcome) == "completed"));
+}
+
+/// A good worker and one whose fault is read from the file `fault` at each start.
+fn with_switchable_worker(sandbox: &Sandbox, fault: &str, run: &str) -> std::path::PathBuf {
+    let worker = std::fs::read_to_string(support::fixture("worker.py")).unwrap();
+    let switchable = worker.replace("fault = sys.argv[1]", "fault = open('fault').read().strip()\n_ = sys.argv[1]");
+    assert_ne!(worker, switchable);
+    sandbox.write("switchable_worker.py", &switchable);
+    sandbox.write("fault", fault);
+    let config = sandbox.workers(&[("good", "good")], run);
+    let text = std::fs::read_to_string(&config).unwrap();
+    let command = "[[commands]]\nname = \"switched\"\nprogram = [\"python3\", \"switchable_worker.py\", \"x\"]\n";
+    std::fs::write(&config, text + command).unwrap();
+    config
+}
+
+/// The live workers that run in this sandbox.
+fn workers_of(sandbox: &Sandbox) -> Vec<u32> {
+    let marker = sandbox.path().to_str().unwrap().to_owned();
+    processes_with("worker.py").into_iter().filter(|pid| cwd_is(*pid, &marker)).collect()
 }
 
 fn cwd_is(pid: u32, folder: &str) -> bool {
@@ -91,15 +111,7 @@ fn ctrl_c_ends_everything_within_ten_seconds_and_the_run_resumes_without_redoing
 #[test]
 fn a_resumed_run_redoes_failed_cells_only() {
     let sandbox = Sandbox::new();
-    let flaky = sandbox.path().join("flaky.py");
-    let worker = std::fs::read_to_string(support::fixture("worker.py")).unwrap();
-    std::fs::write(&flaky, worker.replace("fault = sys.argv[1]", "fault = open('fault').read().strip()\n_ = sys.argv[1]"))
-        .unwrap();
-    let config = sandbox.workers(&[("good", "good")], "iterations = 2\nrounds = 1");
-    let text = std::fs::read_to_string(&config).unwrap();
-    let text = text + "[[commands]]\nname = \"flaky\"\nprogram = [\"python3\", \"flaky.py\", \"x\"]\n";
-    std::fs::write(&config, text).unwrap();
-    sandbox.write("fault", "crash");
+    let config = with_switchable_worker(&sandbox, "crash", "iterations = 2\nrounds = 1");
     assert_eq!(sandbox.run(&config, &[]).status.code(), Some(3));
     let run = sandbox.only_run();
     let before = run.cells();
@@ -124,8 +136,7 @@ fn a_worker_killed_from_outside_is_a_crash_and_not_a_timeout() {
         .spawn()
         .unwrap();
     hanging_grandchild(&sandbox);
-    let marker = sandbox.path().to_str().unwrap().to_owned();
-    let worker = processes_with("worker.py").into_iter().find(|pid| cwd_is(*pid, &marker)).unwrap();
+    let worker = workers_of(&sandbox)[0];
     kill(worker, Signal::KILL);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
