@@ -4,3 +4,4 @@
 //! extension module `tfcheck_bridge` that an environment's own Python loads to speak it.
 
 pub mod protocol;
+pub mod versions;
