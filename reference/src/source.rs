@@ -176,10 +176,7 @@ mod tests {
         };
         check("transformers", Source::Newest);
         check(" transformers ", Source::Newest);
-        check(
-            "transformers==4.54.0",
-            Source::Release("4.54.0".into()),
-        );
+        check("transformers==4.54.0", Source::Release("4.54.0".into()));
         check(
             "transformers == 5.0.0rc1",
             Source::Release("5.0.0rc1".into()),

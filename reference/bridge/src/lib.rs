@@ -5,3 +5,8 @@
 
 pub mod protocol;
 pub mod versions;
+
+#[cfg(feature = "module")]
+mod module;
+#[cfg(any(feature = "module", test))]
+mod translation;
