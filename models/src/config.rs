@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 const NEUTRAL: &[&str] = &[
     "_attn_implementation_autoset",
     "_name_or_path",
+    // What transformers 5 derived `layer_types` from.
+    "_sliding_window_pattern",
     "add_cross_attention",
     "architectures",
     "bad_words_ids",
@@ -90,24 +92,16 @@ impl ConfigReader {
     /// # Errors
     /// If the file cannot be read or is not a JSON object.
     pub fn open(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let map = serde_json::from_str(&text).map_err(|error| Error::Parse {
-            path: path.to_owned(),
-            reason: error.to_string(),
-        })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let map = serde_json::from_str(&text)
+            .map_err(|error| Error::Parse { path: path.to_owned(), reason: error.to_string() })?;
         Ok(Self::new(map))
     }
 
     /// A reader of a config that is already parsed.
     pub fn new(map: Map<String, Value>) -> Self {
-        Self {
-            map,
-            prefix: String::new(),
-            read: Arc::default(),
-        }
+        Self { map, prefix: String::new(), read: Arc::default() }
     }
 
     fn key(&self, key: &str) -> String {
@@ -116,10 +110,7 @@ impl ConfigReader {
 
     /// The raw value; `null` is `None`.
     pub fn value(&self, key: &str) -> Option<&Value> {
-        self.read
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .insert(self.key(key));
+        self.read.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(self.key(key));
         self.map.get(key).filter(|value| !value.is_null())
     }
 
@@ -128,14 +119,8 @@ impl ConfigReader {
         self.map.contains_key(key)
     }
 
-    fn typed<'a, T>(
-        &'a self,
-        key: &str,
-        convert: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>> {
-        self.value(key)
-            .map(|value| convert(value).ok_or_else(|| self.unknown(key, value)))
-            .transpose()
+    fn typed<'a, T>(&'a self, key: &str, convert: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        self.value(key).map(|value| convert(value).ok_or_else(|| self.unknown(key, value))).transpose()
     }
 
     fn require<T>(&self, key: &str, value: Option<T>) -> Result<T> {
@@ -144,10 +129,7 @@ impl ConfigReader {
 
     /// The error for a value that the architecture does not know.
     pub fn unknown(&self, key: &str, value: &Value) -> Error {
-        Error::UnknownValue {
-            key: self.key(key),
-            value: value.to_string(),
-        }
+        Error::UnknownValue { key: self.key(key), value: value.to_string() }
     }
 
     /// A non-negative integer, if present.
@@ -229,9 +211,7 @@ impl ConfigReader {
     /// # Errors
     /// If the value is of another type.
     pub fn optional_strs(&self, key: &str) -> Result<Option<Vec<&str>>> {
-        self.typed(key, |value| {
-            value.as_array()?.iter().map(Value::as_str).collect()
-        })
+        self.typed(key, |value| value.as_array()?.iter().map(Value::as_str).collect())
     }
 
     /// A list of numbers, if present.
@@ -239,9 +219,7 @@ impl ConfigReader {
     /// # Errors
     /// If the value is of another type.
     pub fn optional_f64s(&self, key: &str) -> Result<Option<Vec<f64>>> {
-        self.typed(key, |value| {
-            value.as_array()?.iter().map(Value::as_f64).collect()
-        })
+        self.typed(key, |value| value.as_array()?.iter().map(Value::as_f64).collect())
     }
 
     /// A nested object, if present; its keys are remembered as `key.nested`.
@@ -270,26 +248,17 @@ impl ConfigReader {
 
     /// Keys that nobody read and that may mean something, in the config's order; nested ones dotted.
     pub fn unread_keys(&self) -> Vec<String> {
-        let read = self
-            .read
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let read = self.read.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut unread = Vec::new();
         collect_unread(&self.map, "", &read, &mut unread);
         unread
     }
 }
 
-fn collect_unread(
-    map: &Map<String, Value>,
-    prefix: &str,
-    read: &BTreeSet<String>,
-    unread: &mut Vec<String>,
-) {
+fn collect_unread(map: &Map<String, Value>, prefix: &str, read: &BTreeSet<String>, unread: &mut Vec<String>) {
     for (key, value) in map {
         let path = format!("{prefix}{key}");
-        let neutral =
-            prefix.is_empty() && (NEUTRAL.contains(&key.as_str()) || key.ends_with("_dropout"));
+        let neutral = prefix.is_empty() && (NEUTRAL.contains(&key.as_str()) || key.ends_with("_dropout"));
         match value {
             Value::Object(nested) if read.contains(&path) => {
                 collect_unread(nested, &format!("{path}."), read, unread);
@@ -322,12 +291,7 @@ mod tests {
 
     #[test]
     fn a_value_of_the_wrong_type_is_an_error_that_names_the_key() {
-        let error = reader(r#"{"hidden_size": "many"}"#)
-            .usize("hidden_size")
-            .unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "config key hidden_size has the unknown value \"many\""
-        );
+        let error = reader(r#"{"hidden_size": "many"}"#).usize("hidden_size").unwrap_err();
+        assert_eq!(error.to_string(), "config key hidden_size has the unknown value \"many\"");
     }
 }

@@ -33,11 +33,7 @@ impl RotaryEmbedding {
     /// `i + rotary_dim / 2`.
     pub fn new(parameters: RopeParameters, head_dim: usize) -> Self {
         let rotary_dim = (head_dim as f64 * parameters.partial_rotary_factor) as usize;
-        Self {
-            parameters,
-            rotary_dim,
-            interleaved: false,
-        }
+        Self { parameters, rotary_dim, interleaved: false }
     }
 
     /// Pairs neighbours, dimension `2 i` with `2 i + 1`, instead of halves.
@@ -77,11 +73,7 @@ impl RotaryEmbedding {
             };
             Ok(table.to_dtype(pass.dtype())?)
         };
-        Ok(Rope {
-            cos: table(cos)?,
-            sin: table(sin)?,
-            interleaved: self.interleaved,
-        })
+        Ok(Rope { cos: table(cos)?, sin: table(sin)?, interleaved: self.interleaved })
     }
 
     /// Inverse frequencies for a sequence that ends at position `len - 1`, and the factor of cos and sin
@@ -90,22 +82,13 @@ impl RotaryEmbedding {
         let round = |value: f64| arithmetic.round(value);
         let theta = self.parameters.theta;
         let dim = self.rotary_dim as f64;
-        let exponents = (0..self.rotary_dim)
-            .step_by(2)
-            .map(|i| round(i as f64 / dim));
+        let exponents = (0..self.rotary_dim).step_by(2).map(|i| round(i as f64 / dim));
         let powers = |theta: f64| -> Vec<f64> {
             let theta = round(theta);
-            exponents
-                .clone()
-                .map(|exponent| round(theta.powf(exponent)))
-                .collect()
+            exponents.clone().map(|exponent| round(theta.powf(exponent))).collect()
         };
-        let inverse = |theta: f64| -> Vec<f64> {
-            powers(theta)
-                .into_iter()
-                .map(|power| round(1.0 / power))
-                .collect()
-        };
+        let inverse =
+            |theta: f64| -> Vec<f64> { powers(theta).into_iter().map(|power| round(1.0 / power)).collect() };
         match &self.parameters.scaling {
             RopeScaling::Default => (inverse(theta), 1.0),
             RopeScaling::Linear { factor } => {
@@ -122,12 +105,7 @@ impl RotaryEmbedding {
                 let theta = theta * round(stretch.powf(dim / (dim - 2.0)));
                 (inverse(theta), 1.0)
             }
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original,
-            } => {
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
                 let (original, factor) = (*original as f64, round(*factor));
                 let (low, high) = (original / low_freq_factor, original / high_freq_factor);
                 let stretch = |f: f64| {
@@ -139,22 +117,14 @@ impl RotaryEmbedding {
                         return f;
                     }
                     let smooth = round(round(1.0 / wavelength) * original);
-                    let smooth = round(
-                        round(smooth - low_freq_factor) / round(high_freq_factor - low_freq_factor),
-                    );
+                    let smooth =
+                        round(round(smooth - low_freq_factor) / round(high_freq_factor - low_freq_factor));
                     let divided = round(round(round(1.0 - smooth) * f) / factor);
                     round(divided + round(smooth * f))
                 };
                 (inverse(theta).into_iter().map(stretch).collect(), 1.0)
             }
-            RopeScaling::Yarn {
-                factor,
-                attention_factor,
-                beta_fast,
-                beta_slow,
-                original,
-                truncate,
-            } => {
+            RopeScaling::Yarn { factor, attention_factor, beta_fast, beta_slow, original, truncate } => {
                 let bound = |rotations: f64| {
                     let turns = *original as f64 / (rotations * 2.0 * std::f64::consts::PI);
                     dim * turns.ln() / (2.0 * theta.ln())
@@ -177,12 +147,7 @@ impl RotaryEmbedding {
                 let inv_freq = powers(theta).into_iter().enumerate().map(blend);
                 (inv_freq.collect(), *attention_factor)
             }
-            RopeScaling::Longrope {
-                attention_factor,
-                short,
-                long,
-                original,
-            } => {
+            RopeScaling::Longrope { attention_factor, short, long, original } => {
                 let factors = if len > *original as i64 { long } else { short };
                 let inv_freq = powers(theta)
                     .into_iter()

@@ -79,11 +79,7 @@ impl RopeParameters {
     ///
     /// # Errors
     /// If a key is missing or its value unknown.
-    pub fn read(
-        config: &ConfigReader,
-        default_theta: f64,
-        max_position_embeddings: usize,
-    ) -> Result<Self> {
+    pub fn read(config: &ConfigReader, default_theta: f64, max_position_embeddings: usize) -> Result<Self> {
         let rope_scaling = config.optional_object("rope_scaling")?;
         let rope = match rope_scaling {
             Some(rope) => Some(rope),
@@ -146,12 +142,8 @@ fn read_scaling(
     let ratio = |original: usize| max_position_embeddings as f64 / original as f64;
     Ok(match rope_type {
         "default" => RopeScaling::Default,
-        "linear" => RopeScaling::Linear {
-            factor: rope.f64("factor")?,
-        },
-        "dynamic" => RopeScaling::Dynamic {
-            factor: rope.f64("factor")?,
-        },
+        "linear" => RopeScaling::Linear { factor: rope.f64("factor")? },
+        "dynamic" => RopeScaling::Dynamic { factor: rope.f64("factor")? },
         "llama3" => RopeScaling::Llama3 {
             factor: rope.f64("factor")?,
             low_freq_factor: rope.f64("low_freq_factor")?,
@@ -180,9 +172,8 @@ fn read_scaling(
                 None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
             };
             let list = |key: &str| {
-                rope.optional_f64s(key)?.ok_or_else(|| Error::MissingKey {
-                    key: format!("rope_parameters.{key}"),
-                })
+                rope.optional_f64s(key)?
+                    .ok_or_else(|| Error::MissingKey { key: format!("rope_parameters.{key}") })
             };
             RopeScaling::Longrope {
                 attention_factor,
@@ -207,11 +198,7 @@ fn yarn_attention_factor(rope: &ConfigReader, factor: f64) -> Result<f64> {
     let mscale = nonzero(rope.optional_f64("mscale")?);
     let mscale_all_dim = nonzero(rope.optional_f64("mscale_all_dim")?);
     let magnitude = |mscale: f64| {
-        if factor <= 1.0 {
-            1.0
-        } else {
-            0.1 * mscale * factor.ln() + 1.0
-        }
+        if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
     };
     Ok(match (mscale, mscale_all_dim) {
         (Some(mscale), Some(all)) => magnitude(mscale) / magnitude(all),
