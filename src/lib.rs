@@ -7,6 +7,8 @@ pub mod machine;
 pub mod outcome;
 pub mod plan;
 pub mod progress;
+pub mod checkpoint;
+pub mod inputs;
 pub mod results;
 pub mod runner;
 pub mod schedule;
