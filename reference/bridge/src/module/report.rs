@@ -22,8 +22,14 @@ pub(super) fn ignored_keys(
     let Ok(fresh) = class.call0() else {
         return Ok(None);
     };
-    let known: Vec<String> =
-        fresh.call_method0("to_dict")?.cast_into::<PyDict>().map_err(PyErr::from)?.keys().extract()?;
+    let known: BTreeSet<String> = fresh
+        .call_method0("to_dict")?
+        .cast_into::<PyDict>()
+        .map_err(PyErr::from)?
+        .keys()
+        .extract::<Vec<String>>()?
+        .into_iter()
+        .collect();
     let aliases = object.getattr("attribute_map")?;
     let parameters =
         class.py().import("inspect")?.call_method1("signature", (class,))?.getattr("parameters")?;
