@@ -132,9 +132,7 @@ pub fn prepare_all(
             .iter()
             .enumerate()
             .map(|(index, specification)| {
-                scope.spawn(move || {
-                    prepare(specification, cache, &|line: &str| progress(index, line))
-                })
+                scope.spawn(move || prepare(specification, cache, &|line: &str| progress(index, line)))
             })
             .collect();
         running
@@ -183,9 +181,7 @@ fn install(
     let (mut environment, folder) = build.run(request)?;
     if let Some(state) = state {
         environment.key = short([environment.key.as_bytes(), state.as_bytes()]);
-        environment
-            .notes
-            .push(format!("working copy {} at {state}", specification.source));
+        environment.notes.push(format!("working copy {} at {state}", specification.source));
     }
     Stamp::keep(cache, &stamp, &environment, Some(&folder))?;
     Ok(environment)
@@ -218,13 +214,7 @@ impl Build<'_> {
         let python = folder.join("bin/python");
         let installed = Interpreter::inspect(&python)?;
         notes.extend(pinned_ref(&lock));
-        let environment = Environment {
-            python,
-            key,
-            lock,
-            versions: installed.versions(),
-            notes,
-        };
+        let environment = Environment { python, key, lock, versions: installed.versions(), notes };
         Ok((environment, folder))
     }
 
@@ -247,13 +237,8 @@ impl Build<'_> {
     }
 
     /// Decides on the wheels and writes `uv.lock`; its text, and notes.
-    fn lock(
-        &self,
-        base: &Path,
-        release: [u64; 2],
-    ) -> Result<(String, Vec<String>), EnvironmentError> {
-        let fallen_back =
-            || vec!["torch from PyPI: PyTorch's own index cannot be reached".to_owned()];
+    fn lock(&self, base: &Path, release: [u64; 2]) -> Result<(String, Vec<String>), EnvironmentError> {
+        let fallen_back = || vec!["torch from PyPI: PyTorch's own index cannot be reached".to_owned()];
         let wheels = match self.specification.torch_backend {
             TorchBackend::Pypi => Wheels::Pypi,
             TorchBackend::Cpu => Wheels::Index("cpu"),
@@ -262,11 +247,7 @@ impl Build<'_> {
                 return Ok((self.lock_for(base, release, Wheels::Pypi)?, fallen_back()));
             }
             TorchBackend::Auto => {
-                let backend = if torch_backend::gpu_found() {
-                    "cu130"
-                } else {
-                    "cpu"
-                };
+                let backend = if torch_backend::gpu_found() { "cu130" } else { "cpu" };
                 return match self.lock_for(base, release, Wheels::Index(backend)) {
                     Ok(lock) => Ok((lock, vec![format!("torch from PyTorch's index, {backend}")])),
                     // Whichever host it was: if PyPI is out of reach too, the next error says so.
@@ -280,12 +261,7 @@ impl Build<'_> {
         Ok((self.lock_for(base, release, wheels)?, Vec::new()))
     }
 
-    fn lock_for(
-        &self,
-        base: &Path,
-        release: [u64; 2],
-        wheels: Wheels,
-    ) -> Result<String, EnvironmentError> {
+    fn lock_for(&self, base: &Path, release: [u64; 2], wheels: Wheels) -> Result<String, EnvironmentError> {
         let text = project::pyproject(self.specification, wheels, release)?;
         write_atomically(&self.project.join("pyproject.toml"), text.as_bytes())?;
         (self.progress)(&format!("locking {}", self.specification.source));
@@ -323,23 +299,16 @@ impl Build<'_> {
         variables: &[(&str, &OsStr)],
     ) -> Result<(), EnvironmentError> {
         let offline: Vec<&str> = arguments.iter().copied().chain(["--offline"]).collect();
-        if self
-            .uv
-            .run(&self.project, &offline, variables, &|_| ())
-            .is_ok()
-        {
+        if self.uv.run(&self.project, &offline, variables, &|_| ()).is_ok() {
             return Ok(());
         }
-        self.uv
-            .run(&self.project, arguments, variables, self.progress)
-            .map(|_| ())
-            .map_err(|failure| {
-                EnvironmentError::from_uv(
-                    &self.specification.source.to_string(),
-                    &self.specification.torch,
-                    &failure.message,
-                )
-            })
+        self.uv.run(&self.project, arguments, variables, self.progress).map(|_| ()).map_err(|failure| {
+            EnvironmentError::from_uv(
+                &self.specification.source.to_string(),
+                &self.specification.torch,
+                &failure.message,
+            )
+        })
     }
 }
 
@@ -350,9 +319,7 @@ fn pinned_ref(lock: &str) -> Option<String> {
         .get("package")?
         .as_array()?
         .iter()
-        .find(|package| {
-            package.get("name").and_then(toml::Value::as_str) == Some("transformers")
-        })?;
+        .find(|package| package.get("name").and_then(toml::Value::as_str) == Some("transformers"))?;
     let git = transformers.get("source")?.get("git")?.as_str()?;
     let (_, commit) = git.split_once('#')?;
     Some(format!("transformers pinned to commit {commit}"))

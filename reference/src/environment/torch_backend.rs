@@ -35,9 +35,7 @@ impl FromStr for TorchBackend {
             "cpu" => Ok(Self::Cpu),
             "cu130" => Ok(Self::Cu130),
             "auto" => Ok(Self::Auto),
-            other => Err(format!(
-                "`{other}` is not a torch backend: pypi, cpu, cu130 or auto"
-            )),
+            other => Err(format!("`{other}` is not a torch backend: pypi, cpu, cu130 or auto")),
         }
     }
 }
@@ -78,12 +76,8 @@ pub(super) fn pytorch_index_answers() -> bool {
             .into_iter()
             .flatten()
             .take(2)
-            .any(|address| {
-                TcpStream::connect_timeout(&address, Duration::from_millis(900)).is_ok()
-            });
+            .any(|address| TcpStream::connect_timeout(&address, Duration::from_millis(900)).is_ok());
         let _ = sender.send(reached);
     });
-    receiver
-        .recv_timeout(Duration::from_secs(2))
-        .unwrap_or(false)
+    receiver.recv_timeout(Duration::from_secs(2)).unwrap_or(false)
 }
