@@ -125,7 +125,7 @@ impl RunView {
                 } += 1;
             }
             for cell in &case.cells {
-                match cell.outcome {
+                match &cell.outcome {
                     Outcome::Completed(completed) if completed.unfinished.is_some() => tally.failed += 1,
                     Outcome::Completed(_) => {}
                     Outcome::Unsupported { .. } => tally.unsupported += 1,

@@ -146,6 +146,23 @@ pub fn prepare_all(
     })
 }
 
+/// Drops what the cache holds for `specification`, so that [`prepare`] locks and installs it anew; an
+/// interpreter that is somebody else's is left alone.
+///
+/// # Errors
+/// When the cache cannot be changed.
+pub fn forget(specification: &Specification, cache: &Path) -> Result<(), EnvironmentError> {
+    let name = specification.digest()?;
+    let _lock = Lock::take(cache, &format!("project-{name}"), || ())?;
+    let stamp = stamp_name(&name, working_copy_state(specification).as_deref());
+    Stamp::forget(cache, &stamp)?;
+    let project = cache.join("projects").join(&name);
+    if project.exists() {
+        fs::remove_dir_all(project)?;
+    }
+    Ok(())
+}
+
 /// The stamp first; else lock and sync under a lock of the specification.
 fn install(
     specification: &Specification,
@@ -154,14 +171,8 @@ fn install(
     progress: &dyn Fn(&str),
 ) -> Result<Environment, EnvironmentError> {
     let name = specification.digest()?;
-    let state = match &specification.source {
-        Source::Editable(folder) => Some(working_copy::state(folder)),
-        _ => None,
-    };
-    let stamp = match &state {
-        Some(state) => short([name.as_bytes(), state.as_bytes()]),
-        None => name.clone(),
-    };
+    let state = working_copy_state(specification);
+    let stamp = stamp_name(&name, state.as_deref());
     if let Some(found) = Stamp::find(cache, &stamp) {
         return Ok(found);
     }
@@ -185,6 +196,22 @@ fn install(
     }
     Stamp::keep(cache, &stamp, &environment, Some(&folder))?;
     Ok(environment)
+}
+
+/// The commit and the changes of a working copy; nothing for any other source.
+fn working_copy_state(specification: &Specification) -> Option<String> {
+    match &specification.source {
+        Source::Editable(folder) => Some(working_copy::state(folder)),
+        _ => None,
+    }
+}
+
+/// A working copy has one stamp per state.
+fn stamp_name(name: &str, state: Option<&str>) -> String {
+    match state {
+        Some(state) => short([name.as_bytes(), state.as_bytes()]),
+        None => name.to_owned(),
+    }
 }
 
 /// One run of uv's commands for one specification.

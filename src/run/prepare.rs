@@ -121,7 +121,7 @@ fn environments(order: &Order) -> Result<Vec<EnvironmentResult>> {
     let specifications: Vec<Specification> = plans.iter().map(specification).collect::<Result<_>>()?;
     if order.clean {
         for specification in &specifications {
-            reference::remove(specification, order.cache).map_err(|error| miette::miette!("--clean: {error}"))?;
+            reference::forget(specification, order.cache).map_err(|error| miette::miette!("--clean: {error}"))?;
         }
     }
     let names: Vec<String> = plans.iter().map(|plan| plan.versions.join(", ")).collect();

@@ -1,5 +1,6 @@
 //! Which wheels of torch an environment takes.
 
+use std::fmt;
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -37,6 +38,17 @@ impl FromStr for TorchBackend {
             "auto" => Ok(Self::Auto),
             other => Err(format!("`{other}` is not a torch backend: pypi, cpu, cu130 or auto")),
         }
+    }
+}
+
+impl fmt::Display for TorchBackend {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Pypi => "pypi",
+            Self::Cpu => "cpu",
+            Self::Cu130 => "cu130",
+            Self::Auto => "auto",
+        })
     }
 }
 
