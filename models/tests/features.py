@@ -75,12 +75,14 @@ ONLY = {
     "pad_token_id": lambda c: "roberta" in c["model_type"],
     "max_window_layers": lambda c: c.get("use_sliding_window"),
     "sliding_window": lambda c: c.get("use_sliding_window", True),
-    "norm_topk_prob": lambda c: True,
     # Attention and MLP side by side have one norm in stablelm and falcon, so that switching it off lacks weights.
     "use_parallel_residual": lambda c: c["model_type"] == "gpt_neox",
     "parallel_attn": lambda c: False,
     "classifier_pooling": lambda c: "id2label" in c,
-    "hidden_act": lambda c: c["hidden_act"] in GELU and "hidden_activation" not in c,
+    "rope_theta": lambda c: not c.get("alibi"),
+    # gemma has both keys and reads the first, gemma2 the second.
+    "hidden_act": lambda c: c["hidden_act"] in GELU and c["model_type"] != "gemma2",
+    "hidden_activation": lambda c: c["model_type"] != "gemma",
     "layer_types": lambda c: "sliding_attention" in c["layer_types"],
 }
 # Kinds of weights -> what replaces them.
@@ -130,7 +132,8 @@ def main() -> int:
             if config.get(key) in (None, False) or not ONLY.get(key, lambda c: True)(config):
                 continue
             changed = without(config, key)
-            report(f"{key} -> {changed.get(key)}", logits(changed, tensors, inputs), LEAST_GELU if "act" in key[:10] or key.startswith("hidden_act") else LEAST)
+            least = LEAST_GELU if isinstance(changed.get(key), str) and changed[key] in GELU.values() else LEAST
+            report(f"{key} -> {changed.get(key)}", logits(changed, tensors, inputs), least)
         for feature, (ending, replace) in WEIGHTS.items():
             if any(name.endswith(ending) for name in tensors):
                 plain = {n: replace(t) if n.endswith(ending) else t for n, t in tensors.items()}
