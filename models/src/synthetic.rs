@@ -28,6 +28,7 @@ mod phi;
 mod qwen;
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde_json::Value;
 
@@ -78,15 +79,19 @@ pub enum Error {
 }
 
 /// Everything that [`write`] can make, grouped by model type, defaults first.
-pub fn catalogue() -> impl Iterator<Item = Entry> {
-    ARCHITECTURES.iter().flat_map(|architecture| {
-        architecture.variants.iter().map(|variant| Entry {
-            model_type: architecture.model_type,
-            variant: variant.name,
-            shows: variant.shows,
-            bench: variant.bench,
-        })
-    })
+pub fn catalogue() -> &'static [Entry] {
+    static CATALOGUE: LazyLock<Vec<Entry>> = LazyLock::new(|| {
+        let entries = |architecture: &'static Architecture| {
+            architecture.variants.iter().map(|variant| Entry {
+                model_type: architecture.model_type,
+                variant: variant.name,
+                shows: variant.shows,
+                bench: variant.bench,
+            })
+        };
+        ARCHITECTURES.iter().copied().flat_map(entries).collect()
+    });
+    &CATALOGUE
 }
 
 /// The `config.json` of an entry.
