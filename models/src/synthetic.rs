@@ -2,7 +2,9 @@
 //! `model.safetensors`, no tokenizer and no download.
 //!
 //! Their numbers are random, but not degenerate: activations stay near one, attention is sharply uneven, biases and
-//! norms are uneven too, so that a wrong mask, window, rope table, scale or epsilon moves the logits visibly.
+//! norms are uneven too, so that a wrong mask, window, rope table, scale or epsilon moves the logits visibly;
+//! `tests/features.py` shows that each does. `synthetic/versions.md` says which transformers versions read them and
+//! which compute the same; `tests/truth.py` makes what a port is judged by.
 
 mod architecture;
 mod file;
@@ -34,7 +36,7 @@ use serde_json::Value;
 
 use architecture::{ARCHITECTURES, Architecture, Variant};
 
-/// One checkpoint that [`write`] can make.
+/// One checkpoint that [`write()`] can make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     /// `model_type` of its config.
@@ -78,7 +80,7 @@ pub enum Error {
     },
 }
 
-/// Everything that [`write`] can make, grouped by model type, defaults first.
+/// Everything that [`write()`] can make, grouped by model type, defaults first.
 pub fn catalogue() -> &'static [Entry] {
     static CATALOGUE: LazyLock<Vec<Entry>> = LazyLock::new(|| {
         let entries = |architecture: &'static Architecture| {
