@@ -81,8 +81,8 @@ ONLY = {
     "parallel_attn": lambda c: False,
     "classifier_pooling": lambda c: "id2label" in c,
     "rope_theta": lambda c: not c.get("alibi"),
-    # gemma has both keys and reads the first, gemma2 the second.
-    "hidden_act": lambda c: c["hidden_act"] in GELU and c["model_type"] != "gemma2",
+    # gemma takes every "gelu" for the tanh form; gemma2 has both keys and reads the second.
+    "hidden_act": lambda c: c["hidden_act"] in GELU and c["model_type"] not in ("gemma", "gemma2"),
     "hidden_activation": lambda c: c["model_type"] != "gemma",
     "layer_types": lambda c: "sliding_attention" in c["layer_types"],
 }
