@@ -1,1 +1,3 @@
-//! placeholder
+//! Native transformer models.
+
+pub mod kernels;
