@@ -3,15 +3,79 @@
 //! A run holds *cases* (a checkpoint with one batch of inputs); each case holds *cells* (that case in
 //! one variant). With one case its files lie in the run folder itself, with several in a folder per case.
 
+mod folder;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use reference::protocol::Positions;
 use serde::{Deserialize, Serialize};
 
+pub use folder::{ResultsError, RunFolder, write_atomically};
+
+use crate::config::Config;
 use crate::variant::Variant;
 
 /// Version of everything that a run folder holds; a reader refuses a newer one.
 pub const SCHEMA_VERSION: u32 = 1;
+
+/// `run.json`: what the run set out to do, written before the first cell.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`SCHEMA_VERSION`] of the writer.
+    pub schema_version: u32,
+    /// UTC time stamp of the run, `20260801_150000`; part of its files' names.
+    pub stamp: String,
+    /// What was asked for, defaults filled in.
+    pub config: Config,
+    /// Where the config's programs are started.
+    #[serde(default, skip_serializing_if = "path_is_empty")]
+    pub folder: PathBuf,
+    /// Name of the variant that speed-ups are measured against.
+    pub baseline: Option<String>,
+    /// The cases, in order.
+    pub cases: Vec<Case>,
+    /// What a person must know about the run as a whole.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+#[expect(clippy::ptr_arg, reason = "serde passes the field itself")]
+fn path_is_empty(path: &PathBuf) -> bool {
+    path.as_os_str().is_empty()
+}
+
+/// A checkpoint with one batch of inputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Case {
+    /// Short name, also its folder's when the run has several cases.
+    pub name: String,
+    /// The checkpoint as a person knows it.
+    pub checkpoint: String,
+    /// Digest of the checkpoint's files.
+    pub checkpoint_digest: String,
+    /// The inputs in words: `batch 1, 128 tokens`.
+    pub inputs: String,
+    /// Digest of the inputs.
+    pub inputs_digest: String,
+    /// Answer tokens whose probability the summary shows.
+    #[serde(default)]
+    pub choices: Vec<Choice>,
+    /// Every variant that the case should be run in, in order.
+    pub variants: Vec<Variant>,
+    /// What a person must know to read the case's numbers.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// An answer token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    /// As the user wrote it.
+    pub text: String,
+    /// Its token id.
+    pub id: u32,
+}
 
 /// One cell's record, `timing_<stamp>_<variant>.json`; written last, so its presence means that the cell is finished.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +90,19 @@ pub struct Cell {
     pub key: String,
     /// How it ended.
     pub outcome: Outcome,
+}
+
+impl Cell {
+    /// The record of `variant` under its own name.
+    pub fn new(variant: &Variant, key: &str, outcome: Outcome) -> Self {
+        Self {
+            schema_version: SCHEMA_VERSION,
+            name: variant.name(),
+            variant: variant.clone(),
+            key: key.to_owned(),
+            outcome,
+        }
+    }
 }
 
 /// How a cell ended.
@@ -55,7 +132,7 @@ pub struct Completed {
     /// Chrome trace, relative to the case's folder.
     pub trace: Option<PathBuf>,
     /// Versions of what computed.
-    pub libraries: std::collections::BTreeMap<String, String>,
+    pub libraries: BTreeMap<String, String>,
     /// What a person must know to read the numbers.
     pub notes: Vec<String>,
     /// Nanoseconds to load the model.
@@ -64,8 +141,14 @@ pub struct Completed {
     pub first_call_ns: u64,
     /// Nanoseconds of each steady pass, one list per interleaved round.
     pub rounds_ns: Vec<Vec<u64>>,
+    /// The run-wide number of each round of `rounds_ns`; variants that share a number were timed side by side.
+    #[serde(default)]
+    pub round_numbers: Vec<u32>,
     /// Largest resident set or device memory, bytes.
     pub peak_bytes: Option<u64>,
+    /// Why timing did not finish, though the logits are good; the cell then counts as failed and a resumed run redoes it.
+    #[serde(default)]
+    pub unfinished: Option<Failure>,
 }
 
 /// Why a cell did not finish.
@@ -99,4 +182,6 @@ pub enum FailureKind {
     TimedOut,
     /// The worker answered, but what it should have left is absent or unreadable.
     MissingResult,
+    /// The run ended first.
+    Interrupted,
 }

@@ -1,3 +1,31 @@
-//! Native transformer models.
+//! Native transformer models on candle, each with an eager and a fused form.
+//!
+//! [`load`] opens a checkpoint folder by its `model_type`; [`Loaded::forward`] gives logits for every
+//! position. One file an architecture, named by `model_type`, reads top to bottom like the paper; what
+//! several share lies in [`layers`], each layer with both forms. [`layers`] also says how to add an
+//! architecture. Nothing here touches a network, a process or Python.
 
+mod cache;
+mod config;
+mod error;
 pub mod kernels;
+pub mod layers;
+mod load;
+mod pass;
+mod registry;
+pub mod synthetic;
+mod weights;
+
+mod gemma3_text;
+mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
+
+pub use cache::Cache;
+pub use config::ConfigReader;
+pub use error::{Error, Result};
+pub use load::{Form, Loaded, Model, Options, Task, load};
+pub use pass::{Inputs, Pass, Probe, Xs};
+pub use registry::model_types;
+pub use weights::Weights;

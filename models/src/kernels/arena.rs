@@ -1,10 +1,7 @@
 //! Aligned zeroed memory, and an arena that hands out disjoint slots of it by offset, so that a pass
 //! allocates nothing.
 
-#![expect(
-    unsafe_code,
-    reason = "aligned allocation and disjoint slots of one buffer"
-)]
+#![expect(unsafe_code, reason = "aligned allocation and disjoint slots of one buffer")]
 
 use half::bf16;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -46,17 +43,12 @@ impl<T: Plain> AlignedBuf<T> {
     /// `len` zeros.
     pub fn zeroed(len: usize) -> Self {
         if len == 0 {
-            return Self {
-                start: NonNull::dangling(),
-                len,
-            };
+            return Self { start: NonNull::dangling(), len };
         }
         let layout = Self::layout(len);
         // SAFETY: the layout has a size above zero.
         let memory = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(memory.cast::<T>()) else {
-            handle_alloc_error(layout)
-        };
+        let Some(start) = NonNull::new(memory.cast::<T>()) else { handle_alloc_error(layout) };
         Self { start, len }
     }
 
@@ -124,11 +116,7 @@ impl<T> Slot<T> {
     /// If the slot is shorter.
     #[must_use]
     pub fn first(&self, len: usize) -> Self {
-        assert!(
-            len <= self.len,
-            "a slot of {} values has no first {len}",
-            self.len
-        );
+        assert!(len <= self.len, "a slot of {} values has no first {len}", self.len);
         Self { len, ..*self }
     }
 }
@@ -144,11 +132,7 @@ impl ArenaPlan {
     pub fn slot<T: Plain>(&mut self, len: usize) -> Slot<T> {
         let offset = self.bytes;
         self.bytes += (len * size_of::<T>()).next_multiple_of(LINE);
-        Slot {
-            offset,
-            len,
-            kind: PhantomData,
-        }
+        Slot { offset, len, kind: PhantomData }
     }
 
     /// Bytes that the arena will take.
@@ -158,9 +142,7 @@ impl ArenaPlan {
 
     /// Allocates the arena, zeroed.
     pub fn build(self) -> Arena {
-        Arena {
-            memory: AlignedBuf::zeroed(self.bytes / size_of::<f32>()),
-        }
+        Arena { memory: AlignedBuf::zeroed(self.bytes / size_of::<f32>()) }
     }
 }
 
@@ -182,9 +164,7 @@ impl Arena {
     pub fn get<T: Plain>(&self, slot: Slot<T>) -> &[T] {
         self.check(slot);
         // SAFETY: the range was checked; offsets are multiples of 64; every bit pattern is a T.
-        unsafe {
-            std::slice::from_raw_parts(self.memory.as_ptr().byte_add(slot.offset).cast(), slot.len)
-        }
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().byte_add(slot.offset).cast(), slot.len) }
     }
 
     /// Several slots at once, to read and write.
@@ -196,22 +176,16 @@ impl Arena {
             self.check(*a);
             for b in &slots[..i] {
                 let size = size_of::<T>();
-                let apart =
-                    a.offset + a.len * size <= b.offset || b.offset + b.len * size <= a.offset;
+                let apart = a.offset + a.len * size <= b.offset || b.offset + b.len * size <= a.offset;
                 assert!(apart, "arena slots overlap");
             }
         }
         let start = self.memory.as_mut_ptr();
         // SAFETY: ranges are inside the buffer and pairwise disjoint, aligned, and every bit pattern is a T.
-        slots.map(|s| unsafe {
-            std::slice::from_raw_parts_mut(start.byte_add(s.offset).cast(), s.len)
-        })
+        slots.map(|s| unsafe { std::slice::from_raw_parts_mut(start.byte_add(s.offset).cast(), s.len) })
     }
 
     fn check<T>(&self, slot: Slot<T>) {
-        assert!(
-            slot.offset + slot.len * size_of::<T>() <= self.bytes(),
-            "slot outside the arena"
-        );
+        assert!(slot.offset + slot.len * size_of::<T>() <= self.bytes(), "slot outside the arena");
     }
 }

@@ -5,10 +5,7 @@
 //! blocks of 128; blocks outside the band are never touched. Scores, maximum, sum and output are f32; in
 //! bf16 the probabilities are rounded to bf16 for the product with the values, and so is what they sum to.
 
-#![expect(
-    unsafe_code,
-    reason = "tiles on raw pointers; tasks write disjoint places"
-)]
+#![expect(unsafe_code, reason = "tiles on raw pointers; tasks write disjoint places")]
 
 use super::cache::{KvCache, MAX_HEAD_DIM};
 use super::element::Element;
@@ -41,33 +38,18 @@ pub struct Band {
 
 impl Band {
     /// Every key up to the query's own.
-    pub const CAUSAL: Self = Self {
-        before: None,
-        after: Some(0),
-    };
+    pub const CAUSAL: Self = Self { before: None, after: Some(0) };
     /// Every key.
-    pub const FULL: Self = Self {
-        before: None,
-        after: None,
-    };
+    pub const FULL: Self = Self { before: None, after: None };
 
     /// The last `window` keys, the query's own among them: transformers' `sliding_window`.
     pub const fn causal_window(window: usize) -> Self {
-        Self {
-            before: Some(window.saturating_sub(1)),
-            after: Some(0),
-        }
+        Self { before: Some(window.saturating_sub(1)), after: Some(0) }
     }
 
     fn keys(self, slot: usize, allowed: &Range<usize>) -> Range<usize> {
-        let start = self
-            .before
-            .map_or(0, |n| slot.saturating_sub(n))
-            .max(allowed.start);
-        let end = self
-            .after
-            .map_or(usize::MAX, |n| slot.saturating_add(n + 1))
-            .min(allowed.end);
+        let start = self.before.map_or(0, |n| slot.saturating_sub(n)).max(allowed.start);
+        let end = self.after.map_or(usize::MAX, |n| slot.saturating_add(n + 1)).min(allowed.end);
         start..end.max(start)
     }
 }
@@ -102,46 +84,21 @@ pub struct Attention<'a> {
 ///
 /// # Panics
 /// If a shape does not fit or a range of keys passes the cache's end.
-pub fn attention<T: Element>(
-    pool: &Pool,
-    spec: &Attention,
-    q: &[T],
-    cache: &KvCache<T>,
-    out: &mut [T],
-) {
+pub fn attention<T: Element>(pool: &Pool, spec: &Attention, q: &[T], cache: &KvCache<T>, out: &mut [T]) {
     let shape = cache.shape();
-    let &Attention {
-        tokens,
-        q_heads,
-        q_row,
-        ..
-    } = spec;
+    let &Attention { tokens, q_heads, q_row, .. } = spec;
     let out_row = q_heads * shape.head_dim;
-    assert!(
-        shape.kv_heads > 0 && q_heads % shape.kv_heads == 0,
-        "{q_heads} heads on {}",
-        shape.kv_heads
-    );
+    assert!(shape.kv_heads > 0 && q_heads % shape.kv_heads == 0, "{q_heads} heads on {}", shape.kv_heads);
     assert!(
         q_row >= out_row && q.len() == shape.batch * tokens * q_row,
         "q: [{}, {tokens}, {q_row}]",
         shape.batch
     );
-    assert_eq!(
-        out.len(),
-        shape.batch * tokens * out_row,
-        "out: [{}, {tokens}, {out_row}]",
-        shape.batch
-    );
+    assert_eq!(out.len(), shape.batch * tokens * out_row, "out: [{}, {tokens}, {out_row}]", shape.batch);
     assert_eq!(spec.keys.len(), shape.batch, "keys: [{}]", shape.batch);
+    assert!(spec.keys.iter().all(|k| k.end <= shape.capacity), "keys within {} slots", shape.capacity);
     assert!(
-        spec.keys.iter().all(|k| k.end <= shape.capacity),
-        "keys within {} slots",
-        shape.capacity
-    );
-    assert!(
-        spec.visible
-            .is_none_or(|v| v.len() == shape.batch * shape.capacity),
+        spec.visible.is_none_or(|v| v.len() == shape.batch * shape.capacity),
         "visible: [batch, capacity]"
     );
     if tokens == 0 {
@@ -155,36 +112,19 @@ pub fn attention<T: Element>(
     let token_blocks = tokens.div_ceil(tile_rows / heads);
     let units = shape.batch * shape.kv_heads * pieces * token_blocks;
     // Few tasks over many keys (one token, one kv head) are split along the keys and merged.
-    let longest = spec
-        .keys
-        .iter()
-        .map(ExactSizeIterator::len)
-        .max()
-        .unwrap_or(0);
-    let reach = spec
-        .band
-        .before
-        .map_or(longest, |n| longest.min(n + tokens));
-    let splits = if units >= 2 * pool.threads() {
-        1
-    } else {
-        (reach / SPLIT).clamp(1, 2 * pool.threads())
-    };
+    let longest = spec.keys.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
+    let reach = spec.band.before.map_or(longest, |n| longest.min(n + tokens));
+    let splits = if units >= 2 * pool.threads() { 1 } else { (reach / SPLIT).clamp(1, 2 * pool.threads()) };
     let value_row = shape.value_row();
     // Per thread: queries, scores, output. Per split task: its output with maximum and sum.
     let part_row = value_row + 2;
     let per_thread = MOST_ROWS * (QUERY_ROW + SCORE_ROW + value_row);
     let parts_at = pool.threads() * per_thread;
-    let parts_len = if splits > 1 {
-        units * splits * tile_rows * part_row
-    } else {
-        0
-    };
+    let parts_len = if splits > 1 { units * splits * tile_rows * part_row } else { 0 };
     let mut scratch = pool.scratch(parts_at + parts_len);
     let memory = Shards::new(&mut scratch);
     let shards = Shards::new(out);
-    let part =
-        |unit: usize, split: usize| parts_at + (unit * splits + split) * tile_rows * part_row;
+    let part = |unit: usize, split: usize| parts_at + (unit * splits + split) * tile_rows * part_row;
     let task_of = |unit: usize| {
         let (block, rest) = (unit % token_blocks, unit / token_blocks);
         let (piece, rest) = (rest % pieces, rest / pieces);
@@ -235,20 +175,10 @@ pub fn attention<T: Element>(
 
 /// Joins the partial softmaxes of one row.
 fn merge<T: Element>(parts: &[f32], distance: usize, row: usize, value_row: usize, to: &mut [T]) {
-    let rows = || {
-        parts
-            .chunks_exact(distance)
-            .map(|p| &p[row..row + value_row + 2])
-    };
-    let top = rows()
-        .map(|p| p[value_row])
-        .fold(f32::NEG_INFINITY, f32::max);
+    let rows = || parts.chunks_exact(distance).map(|p| &p[row..row + value_row + 2]);
+    let top = rows().map(|p| p[value_row]).fold(f32::NEG_INFINITY, f32::max);
     let weight = |p: &[f32]| {
-        if p[value_row + 1] > 0.0 {
-            (p[value_row] - top).exp()
-        } else {
-            0.0
-        }
+        if p[value_row + 1] > 0.0 { (p[value_row] - top).exp() } else { 0.0 }
     };
     let total: f32 = rows().map(|p| weight(p) * p[value_row + 1]).sum();
     let inverse = if total > 0.0 { 1.0 / total } else { 0.0 };
@@ -303,9 +233,7 @@ impl<T: Element> Op for TaskOp<'_, T> {
         let allowed = &spec.keys[task.batch];
         // The keys that any row of the task sees; both ends grow with the token.
         let first = spec.band.keys(spec.first_slot + task.first_token, allowed);
-        let last = spec
-            .band
-            .keys(spec.first_slot + task.end_token - 1, allowed);
+        let last = spec.band.keys(spec.first_slot + task.end_token - 1, allowed);
         let (start, end) = part_of(first.start..last.end.max(first.end), self.split);
         // SAFETY: see the individual steps; shapes were checked by `attention`.
         unsafe {
@@ -320,25 +248,11 @@ impl<T: Element> Op for TaskOp<'_, T> {
             while block < end {
                 let panels = (end - block).div_ceil(PANEL).min(BLOCK / PANEL);
                 let units = shape.key_units::<T>();
-                let keys = self.cache.keys.as_ptr().add(shape.key_at::<T>(
-                    task.batch,
-                    task.kv_head,
-                    block,
-                ));
+                let keys = self.cache.keys.as_ptr().add(shape.key_at::<T>(task.batch, task.kv_head, block));
                 for p in 0..panels {
                     let (b, s) = (keys.add(p * PANEL * units), self.scores.add(p * PANEL));
                     let q = self.queries;
-                    tile_of::<S, T, _>(
-                        rows,
-                        units,
-                        q,
-                        Every::<QUERY_ROW>,
-                        b,
-                        PANEL,
-                        s,
-                        SCORE_ROW,
-                        false,
-                    );
+                    tile_of::<S, T, _>(rows, units, q, Every::<QUERY_ROW>, b, PANEL, s, SCORE_ROW, false);
                 }
                 for r in 0..rows {
                     let token = spec.first_slot + task.first_token + r / task.heads;
@@ -347,36 +261,16 @@ impl<T: Element> Op for TaskOp<'_, T> {
                     let row = self.scores.add(r * SCORE_ROW);
                     let sums = self.sums.add(r * value_row);
                     self.mask::<S>(row, block, panels * PANEL, &seen);
-                    softmax_step::<S, T>(
-                        row,
-                        panels * PANEL,
-                        &mut top[r],
-                        &mut total[r],
-                        sums,
-                        value_row,
-                    );
+                    softmax_step::<S, T>(row, panels * PANEL, &mut top[r], &mut total[r], sums, value_row);
                 }
                 let steps = (end - block).min(BLOCK).div_ceil(T::PER_UNIT);
-                let values = self.cache.values.as_ptr().add(shape.value_at::<T>(
-                    task.batch,
-                    task.kv_head,
-                    block,
-                ));
+                let values =
+                    self.cache.values.as_ptr().add(shape.value_at::<T>(task.batch, task.kv_head, block));
                 let mut column = 0;
                 while column < value_row {
                     let (b, o) = (values.add(column), self.sums.add(column));
                     let p = self.scores;
-                    tile_of::<S, T, _>(
-                        rows,
-                        steps,
-                        p,
-                        Every::<SCORE_ROW>,
-                        b,
-                        value_row,
-                        o,
-                        value_row,
-                        true,
-                    );
+                    tile_of::<S, T, _>(rows, steps, p, Every::<SCORE_ROW>, b, value_row, o, value_row, true);
                     column += PANEL;
                 }
                 block += BLOCK;
@@ -392,10 +286,7 @@ fn part_of(range: Range<usize>, split: (usize, usize)) -> (usize, usize) {
     if split.1 == 1 || range.is_empty() {
         return (range.start, range.end.max(range.start));
     }
-    let (first, panels) = (
-        range.start / PANEL,
-        range.end.div_ceil(PANEL) - range.start / PANEL,
-    );
+    let (first, panels) = (range.start / PANEL, range.end.div_ceil(PANEL) - range.start / PANEL);
     let cut = |i: usize| (first + i * panels / split.1) * PANEL;
     let start = cut(split.0).max(range.start);
     (start, cut(split.0 + 1).min(range.end).max(start))
@@ -407,8 +298,7 @@ impl<T: Element> TaskOp<'_, T> {
     unsafe fn gather_queries(&self, rows: usize) {
         let dim = self.cache.shape.head_dim;
         for r in 0..rows {
-            let token =
-                self.task.batch * self.spec.tokens + self.task.first_token + r / self.task.heads;
+            let token = self.task.batch * self.spec.tokens + self.task.first_token + r / self.task.heads;
             let head = self.task.first_head + r % self.task.heads;
             // SAFETY: the head lies inside row `token` of q; scratch has a row for each of the tile's.
             unsafe {
@@ -456,12 +346,7 @@ impl<T: Element> TaskOp<'_, T> {
 
     /// Divides by the sums and writes the output, or leaves the parts for merging.
     #[inline(always)]
-    unsafe fn finish<S: Simd>(
-        &self,
-        rows: usize,
-        top: &[f32; MOST_ROWS],
-        total: &[f32; MOST_ROWS],
-    ) {
+    unsafe fn finish<S: Simd>(&self, rows: usize, top: &[f32; MOST_ROWS], total: &[f32; MOST_ROWS]) {
         let shape = self.cache.shape;
         let value_row = shape.value_row();
         for r in 0..rows {
@@ -476,12 +361,8 @@ impl<T: Element> TaskOp<'_, T> {
                     continue;
                 }
                 let inverse = S::splat(if total[r] > 0.0 { 1.0 / total[r] } else { 0.0 });
-                let at = self.task.out_at(
-                    r,
-                    self.spec.q_heads * shape.head_dim,
-                    shape.head_dim,
-                    self.spec.tokens,
-                );
+                let at =
+                    self.task.out_at(r, self.spec.q_heads * shape.head_dim, shape.head_dim, self.spec.tokens);
                 let out = self.out.add(at);
                 let mut d = 0;
                 while d < shape.head_dim {
@@ -526,11 +407,7 @@ unsafe fn softmax_step<S: Simd, T: Element>(
             sum = S::add(sum, T::load::<S>(to.add(i), S::LANES));
             i += S::LANES;
         }
-        let keep = if *top == f32::NEG_INFINITY {
-            0.0
-        } else {
-            (*top - new).exp()
-        };
+        let keep = if *top == f32::NEG_INFINITY { 0.0 } else { (*top - new).exp() };
         *total = *total * keep + S::sum(sum);
         if *top < new && *top > f32::NEG_INFINITY {
             let keep = S::splat(keep);

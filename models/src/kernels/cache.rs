@@ -39,15 +39,8 @@ impl<T: Element> KvCache<T> {
     /// # Panics
     /// If `head_dim` is zero or above [`MAX_HEAD_DIM`].
     pub fn new(shape: CacheShape) -> Self {
-        assert!(
-            (1..=MAX_HEAD_DIM).contains(&shape.head_dim),
-            "head_dim {}",
-            shape.head_dim
-        );
-        let shape = CacheShape {
-            capacity: shape.capacity.next_multiple_of(PANEL),
-            ..shape
-        };
+        assert!((1..=MAX_HEAD_DIM).contains(&shape.head_dim), "head_dim {}", shape.head_dim);
+        let shape = CacheShape { capacity: shape.capacity.next_multiple_of(PANEL), ..shape };
         let heads = shape.batch * shape.kv_heads;
         Self {
             keys: AlignedBuf::zeroed(heads * shape.capacity * shape.key_units::<T>()),
@@ -98,9 +91,7 @@ impl CacheShape {
     /// Index of the first unit of a key; the following ones are `PANEL` apart.
     pub(crate) fn key_at<T: Element>(&self, batch: usize, head: usize, slot: usize) -> usize {
         let units = self.key_units::<T>();
-        (batch * self.kv_heads + head) * self.capacity * units
-            + slot / PANEL * PANEL * units
-            + slot % PANEL
+        (batch * self.kv_heads + head) * self.capacity * units + slot / PANEL * PANEL * units + slot % PANEL
     }
 
     /// Index of the first unit of a value; the following ones are neighbours.

@@ -61,24 +61,12 @@ impl Element for f32 {
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const f32, n: usize) -> S::F {
         // SAFETY: passed on.
-        unsafe {
-            if n >= S::LANES {
-                S::load(p)
-            } else {
-                S::load_n(p, n)
-            }
-        }
+        unsafe { if n >= S::LANES { S::load(p) } else { S::load_n(p, n) } }
     }
     #[inline(always)]
     unsafe fn store<S: Simd>(p: *mut f32, v: S::F, n: usize) {
         // SAFETY: passed on.
-        unsafe {
-            if n >= S::LANES {
-                S::store(p, v)
-            } else {
-                S::store_n(p, v, n)
-            }
-        }
+        unsafe { if n >= S::LANES { S::store(p, v) } else { S::store_n(p, v, n) } }
     }
     #[inline(always)]
     unsafe fn dot<S: Simd>(acc: S::F, a: S::F, b: S::F) -> S::F {
@@ -110,24 +98,12 @@ impl Element for bf16 {
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const bf16, n: usize) -> S::F {
         // SAFETY: passed on.
-        unsafe {
-            if n >= S::LANES {
-                S::load_bf16(p)
-            } else {
-                S::load_bf16_n(p, n)
-            }
-        }
+        unsafe { if n >= S::LANES { S::load_bf16(p) } else { S::load_bf16_n(p, n) } }
     }
     #[inline(always)]
     unsafe fn store<S: Simd>(p: *mut bf16, v: S::F, n: usize) {
         // SAFETY: passed on.
-        unsafe {
-            if n >= S::LANES {
-                S::store_bf16(p, v)
-            } else {
-                S::store_bf16_n(p, v, n)
-            }
-        }
+        unsafe { if n >= S::LANES { S::store_bf16(p, v) } else { S::store_bf16_n(p, v, n) } }
     }
     #[inline(always)]
     unsafe fn dot<S: Simd>(acc: S::F, a: S::F, b: S::F) -> S::F {

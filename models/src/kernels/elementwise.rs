@@ -103,10 +103,7 @@ pub fn activate<T: Element>(pool: &Pool, xs: &mut [T], activation: Activation) {
 /// # Panics
 /// If `xs` is not whole rows.
 pub fn softmax<T: Element>(pool: &Pool, xs: &mut [T], row_len: usize) {
-    assert!(
-        row_len > 0 && xs.len() % row_len == 0,
-        "xs: [rows, {row_len}]"
-    );
+    assert!(row_len > 0 && xs.len() % row_len == 0, "xs: [rows, {row_len}]");
     let rows = xs.len() / row_len;
     let rows_per_task = (CHUNK / row_len).max(1);
     let xs = Shards::new(xs);
@@ -131,13 +128,7 @@ fn each<T: Element>(pool: &Pool, xs: &mut [T], other: Option<&[T]>, map: Map) {
     pool.run(len.div_ceil(CHUNK), |task, _| {
         let (at, n) = (task * CHUNK, CHUNK.min(len - task * CHUNK));
         // SAFETY: the chunk belongs to this task; the level exists.
-        unsafe {
-            pool.isa().run(MapOp {
-                xs: xs.slice(at, n),
-                other: other.map(|o| &o[at..at + n]),
-                map,
-            })
-        };
+        unsafe { pool.isa().run(MapOp { xs: xs.slice(at, n), other: other.map(|o| &o[at..at + n]), map }) };
     });
 }
 
@@ -200,11 +191,7 @@ impl<T: Element> Op for SoftmaxRow<'_, T> {
                 let e = math::exp::<S>(S::sub(T::load::<S>(p.add(i), n - i), S::splat(base)));
                 let mut lanes = [0.0_f32; 16];
                 S::store(lanes.as_mut_ptr(), e);
-                sum += S::sum(if n - i < S::LANES {
-                    S::load_n(lanes.as_ptr(), n - i)
-                } else {
-                    e
-                });
+                sum += S::sum(if n - i < S::LANES { S::load_n(lanes.as_ptr(), n - i) } else { e });
                 i += S::LANES;
             }
             let inverse = S::splat(if sum > 0.0 { 1.0 / sum } else { 0.0 });

@@ -4,10 +4,7 @@
 //! Packing: weights `[n, k]` as checkpoints store them become panels of 32 rows of W, `[n/32][k units][32]`
 //! (a unit is one f32 or two bf16, see [`Element`]). Sums are f32, in chunks of 512 units.
 
-#![expect(
-    unsafe_code,
-    reason = "tasks write disjoint columns of one output through the register tile"
-)]
+#![expect(unsafe_code, reason = "tasks write disjoint columns of one output through the register tile")]
 
 use super::arena::AlignedBuf;
 use super::element::Element;
@@ -70,10 +67,7 @@ impl<T: Element> PackedLinear<T> {
     /// # Panics
     /// If a part is not a multiple of `k` long, or the bias does not fit.
     pub fn new(pool: &Pool, parts: &[&[T]], k: usize, bias: Option<&[f32]>) -> Self {
-        assert!(
-            k > 0 && parts.iter().all(|p| p.len() % k == 0),
-            "weights of {k} columns"
-        );
+        assert!(k > 0 && parts.iter().all(|p| p.len() % k == 0), "weights of {k} columns");
         let n = parts.iter().map(|p| p.len() / k).sum();
         assert!(bias.is_none_or(|b| b.len() == n), "a bias of {n} values");
         let row = |mut j: usize| {
@@ -86,9 +80,7 @@ impl<T: Element> PackedLinear<T> {
             }
             None
         };
-        Self {
-            panels: Panels::pack(pool, n, k, n, row, bias),
-        }
+        Self { panels: Panels::pack(pool, n, k, n, row, bias) }
     }
 
     /// Output columns.
@@ -110,16 +102,8 @@ impl<T: Element> PackedLinear<T> {
     ///
     /// # Panics
     /// If a slice does not have its shape.
-    pub fn forward<O: Element>(
-        &self,
-        pool: &Pool,
-        xs: &[T],
-        m: usize,
-        out: &mut [O],
-        epilogue: Epilogue,
-    ) {
-        self.panels
-            .forward(pool, xs, m, out, Finish::Plain(epilogue));
+    pub fn forward<O: Element>(&self, pool: &Pool, xs: &[T], m: usize, out: &mut [O], epilogue: Epilogue) {
+        self.panels.forward(pool, xs, m, out, Finish::Plain(epilogue));
     }
 
     /// Row `j` of the weight, unpacked into `out: [k]`: the embedding of a tied head.
@@ -127,9 +111,7 @@ impl<T: Element> PackedLinear<T> {
     /// # Panics
     /// If there is no such row or `out` is not `k` long.
     pub fn row(&self, j: usize, out: &mut [T]) {
-        let Panels {
-            n, k, ref units, ..
-        } = self.panels;
+        let Panels { n, k, ref units, .. } = self.panels;
         assert!(j < n && out.len() == k, "row {j} of [{n}, {k}]");
         let units = &units[(j / PANEL) * k.div_ceil(T::PER_UNIT) * PANEL + j % PANEL..];
         for (i, x) in out.iter_mut().enumerate() {
@@ -143,48 +125,26 @@ impl<T: Element> PackedGateUp<T> {
     ///
     /// # Panics
     /// If the shapes do not fit.
-    pub fn new(
-        pool: &Pool,
-        gate: &[T],
-        up: &[T],
-        k: usize,
-        bias: Option<(&[f32], &[f32])>,
-    ) -> Self {
-        assert!(
-            k > 0 && gate.len() % k == 0 && gate.len() == up.len(),
-            "gate and up of {k} columns"
-        );
+    pub fn new(pool: &Pool, gate: &[T], up: &[T], k: usize, bias: Option<(&[f32], &[f32])>) -> Self {
+        assert!(k > 0 && gate.len() % k == 0 && gate.len() == up.len(), "gate and up of {k} columns");
         let n = gate.len() / k;
-        assert!(
-            bias.is_none_or(|(g, u)| g.len() == n && u.len() == n),
-            "biases of {n} values"
-        );
+        assert!(bias.is_none_or(|(g, u)| g.len() == n && u.len() == n), "biases of {n} values");
         // A panel is 16 rows of gate followed by the same 16 of up.
         let half = PANEL / 2;
         let source = |j: usize| (j % PANEL < half, j / PANEL * half + j % half);
         let row = |j: usize| {
             let (is_gate, i) = source(j);
-            (i < n).then(|| {
-                if is_gate {
-                    &gate[i * k..(i + 1) * k]
-                } else {
-                    &up[i * k..(i + 1) * k]
-                }
-            })
+            (i < n).then(|| if is_gate { &gate[i * k..(i + 1) * k] } else { &up[i * k..(i + 1) * k] })
         };
         let rows = n.div_ceil(half) * PANEL;
         let joined: Option<Vec<f32>> = bias.map(|(g, u)| {
             let value = |j| {
                 let (is_gate, i) = source(j);
-                if is_gate { g.get(i) } else { u.get(i) }
-                    .copied()
-                    .unwrap_or(0.0)
+                if is_gate { g.get(i) } else { u.get(i) }.copied().unwrap_or(0.0)
             };
             (0..rows).map(value).collect()
         });
-        Self {
-            panels: Panels::pack(pool, rows, k, n, row, joined.as_deref()),
-        }
+        Self { panels: Panels::pack(pool, rows, k, n, row, joined.as_deref()) }
     }
 
     /// Output columns (the intermediate size).
@@ -202,8 +162,7 @@ impl<T: Element> PackedGateUp<T> {
     /// # Panics
     /// If a slice does not have its shape.
     pub fn forward(&self, pool: &Pool, xs: &[T], m: usize, out: &mut [T], activation: Activation) {
-        self.panels
-            .forward(pool, xs, m, out, Finish::Gate(activation));
+        self.panels.forward(pool, xs, m, out, Finish::Gate(activation));
     }
 }
 
@@ -217,11 +176,7 @@ enum Finish {
 impl Finish {
     /// Output columns of a panel.
     fn columns(self) -> usize {
-        if matches!(self, Self::Gate(_)) {
-            PANEL / 2
-        } else {
-            PANEL
-        }
+        if matches!(self, Self::Gate(_)) { PANEL / 2 } else { PANEL }
     }
 }
 
@@ -258,14 +213,7 @@ impl<T: Element> Panels<T> {
             padded[..b.len()].copy_from_slice(b);
             padded
         });
-        Self {
-            units,
-            bias,
-            n,
-            k,
-            count,
-            kind: PhantomData,
-        }
+        Self { units, bias, n, k, count, kind: PhantomData }
     }
 
     fn forward<O: Element>(&self, pool: &Pool, xs: &[T], m: usize, out: &mut [O], finish: Finish) {
@@ -290,16 +238,10 @@ impl<T: Element> Panels<T> {
                 interleave(&xs[first * self.k..end * self.k], self.k, end - first, to);
             });
         }
-        let a = if in_place {
-            xs.as_ptr().cast::<f32>()
-        } else {
-            scratch.as_ptr()
-        };
+        let a = if in_place { xs.as_ptr().cast::<f32>() } else { scratch.as_ptr() };
         let a = ConstPtr(a);
         let fair = self.count / (pool.threads() * 4);
-        let group = (GROUP_BYTES / (steps * PANEL * size_of::<f32>()))
-            .min(fair)
-            .max(1);
+        let group = (GROUP_BYTES / (steps * PANEL * size_of::<f32>())).min(fair).max(1);
         let shards = Shards::new(out);
         pool.run(self.count.div_ceil(group), |task, _| {
             let op = Group {
@@ -377,28 +319,13 @@ impl<T: Element, O: Element> Op for Group<'_, T, O> {
                     let count = CHUNK.min(self.steps - step);
                     // SAFETY: panel, rows and steps are inside the operands; `sums` holds a tile.
                     unsafe {
-                        let b = self
-                            .panels
-                            .units
-                            .as_ptr()
-                            .add((panel * self.steps + step) * PANEL);
+                        let b = self.panels.units.as_ptr().add((panel * self.steps + step) * PANEL);
                         if self.in_place {
-                            let (a, apart) =
-                                (self.a.add(row * self.steps + step), Apart(self.steps));
+                            let (a, apart) = (self.a.add(row * self.steps + step), Apart(self.steps));
                             few::<S, T>(rows, count, a, apart, b, sums, step > 0);
                         } else {
                             let a = self.a.add(row * self.steps + step * rows);
-                            tile_of::<S, T, _>(
-                                rows,
-                                count,
-                                a,
-                                Interleaved,
-                                b,
-                                PANEL,
-                                sums,
-                                PANEL,
-                                step > 0,
-                            );
+                            tile_of::<S, T, _>(rows, count, a, Interleaved, b, PANEL, sums, PANEL, step > 0);
                         }
                     }
                     step += count;
@@ -423,19 +350,7 @@ unsafe fn few<S: Simd, T: Element>(
 ) {
     debug_assert!(rows <= FEW_ROWS);
     // SAFETY: the caller's contract.
-    unsafe {
-        tile_of::<S, T, _>(
-            rows.min(FEW_ROWS),
-            steps,
-            a,
-            apart,
-            b,
-            PANEL,
-            sums,
-            PANEL,
-            add,
-        )
-    };
+    unsafe { tile_of::<S, T, _>(rows.min(FEW_ROWS), steps, a, apart, b, PANEL, sums, PANEL, add) };
 }
 
 #[repr(align(64))]
@@ -460,9 +375,7 @@ impl<T: Element, O: Element> Group<'_, T, O> {
                     let y = match self.finish {
                         Finish::Plain(Epilogue::Store) => y,
                         Finish::Plain(Epilogue::Scale(f)) => S::mul(y, S::splat(f)),
-                        Finish::Plain(Epilogue::Add(f)) => {
-                            S::fma(y, S::splat(f), O::load::<S>(out, left))
-                        }
+                        Finish::Plain(Epilogue::Add(f)) => S::fma(y, S::splat(f), O::load::<S>(out, left)),
                         Finish::Plain(Epilogue::Activate(activation)) => activation.apply::<S>(y),
                         Finish::Plain(Epilogue::SoftCap(cap)) => {
                             let t = math::tanh::<S>(S::div(y, S::splat(cap)));

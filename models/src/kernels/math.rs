@@ -106,10 +106,7 @@ pub(crate) unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
         let near = S::fma(S::mul(p, w), x, x);
         let a = S::abs(x);
         let e = exp::<S>(S::add(a, a));
-        let far = S::sub(
-            S::splat(1.0),
-            S::div(S::splat(2.0), S::add(e, S::splat(1.0))),
-        );
+        let far = S::sub(S::splat(1.0), S::div(S::splat(2.0), S::add(e, S::splat(1.0))));
         S::select(S::less(a, S::splat(0.6)), near, S::copy_sign(far, x))
     }
 }

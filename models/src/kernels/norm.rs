@@ -23,12 +23,7 @@ impl Norm {
     /// `x / sqrt(mean(x^2) + eps) * weight` (Zhang and Sennrich 2019). For gemma, whose weight is stored
     /// around zero, pass `1 + w` computed in f32, as its own code does.
     pub fn rms(weight: Vec<f32>, eps: f32) -> Self {
-        Self {
-            weight,
-            bias: None,
-            eps,
-            centred: false,
-        }
+        Self { weight, bias: None, eps, centred: false }
     }
 
     /// `(x - mean) / sqrt(variance + eps) * weight + bias` (Ba et al. 2016).
@@ -36,17 +31,8 @@ impl Norm {
     /// # Panics
     /// If the bias is not as long as the weight.
     pub fn layer(weight: Vec<f32>, bias: Option<Vec<f32>>, eps: f32) -> Self {
-        assert!(
-            bias.as_ref().is_none_or(|b| b.len() == weight.len()),
-            "bias: [{}]",
-            weight.len()
-        );
-        Self {
-            weight,
-            bias,
-            eps,
-            centred: true,
-        }
+        assert!(bias.as_ref().is_none_or(|b| b.len() == weight.len()), "bias: [{}]", weight.len());
+        Self { weight, bias, eps, centred: true }
     }
 
     /// Elements that are normalised together.
@@ -76,19 +62,9 @@ impl Norm {
     ///
     /// # Panics
     /// If a slice does not have its shape.
-    pub fn add_forward<T: Element>(
-        &self,
-        pool: &Pool,
-        xs: &[T],
-        residual: &mut [T],
-        out: &mut [T],
-    ) {
+    pub fn add_forward<T: Element>(&self, pool: &Pool, xs: &[T], residual: &mut [T], out: &mut [T]) {
         let rows = self.rows(xs.len());
-        assert!(
-            xs.len() == residual.len() && xs.len() == out.len(),
-            "all [{rows}, {}]",
-            self.size()
-        );
+        assert!(xs.len() == residual.len() && xs.len() == out.len(), "all [{rows}, {}]", self.size());
         let (residual, out) = (Shards::new(residual), Shards::new(out));
         self.run(pool, rows, |row| RowOp {
             norm: self,
@@ -105,12 +81,7 @@ impl Norm {
     /// If a slice does not have its shape.
     pub fn forward_add<T: Element>(&self, pool: &Pool, xs: &[T], residual: &mut [T]) {
         let rows = self.rows(xs.len());
-        assert_eq!(
-            xs.len(),
-            residual.len(),
-            "residual: [{rows}, {}]",
-            self.size()
-        );
+        assert_eq!(xs.len(), residual.len(), "residual: [{rows}, {}]", self.size());
         let residual = Shards::new(residual);
         self.run(pool, rows, |row| RowOp {
             norm: self,
@@ -135,43 +106,22 @@ impl Norm {
         first: usize,
         heads: usize,
     ) {
-        assert!(
-            row_len > 0 && xs.len() % row_len == 0,
-            "xs: [rows, {row_len}]"
-        );
-        assert!(
-            first + heads * self.size() <= row_len,
-            "{heads} heads from column {first} of {row_len}"
-        );
+        assert!(row_len > 0 && xs.len() % row_len == 0, "xs: [rows, {row_len}]");
+        assert!(first + heads * self.size() <= row_len, "{heads} heads from column {first} of {row_len}");
         let rows = xs.len() / row_len;
         let xs = Shards::new(xs);
         self.run(pool, rows * heads, |i| {
             let at = xs.at(i / heads * row_len + first + i % heads * self.size());
-            RowOp {
-                norm: self,
-                x: at,
-                residual: std::ptr::null_mut(),
-                out: at,
-                form: Form::Norm,
-            }
+            RowOp { norm: self, x: at, residual: std::ptr::null_mut(), out: at, form: Form::Norm }
         });
     }
 
     fn rows(&self, len: usize) -> usize {
-        assert!(
-            len.is_multiple_of(self.size()),
-            "xs: [rows, {}]",
-            self.size()
-        );
+        assert!(len.is_multiple_of(self.size()), "xs: [rows, {}]", self.size());
         len / self.size()
     }
 
-    fn run<'a, T: Element>(
-        &self,
-        pool: &Pool,
-        rows: usize,
-        row_op: impl Fn(usize) -> RowOp<'a, T> + Sync,
-    ) {
+    fn run<'a, T: Element>(&self, pool: &Pool, rows: usize, row_op: impl Fn(usize) -> RowOp<'a, T> + Sync) {
         let rows_per_task = (ELEMENTS_PER_TASK / self.size()).max(1);
         pool.run(rows.div_ceil(rows_per_task), |task, _| {
             for row in task * rows_per_task..rows.min((task + 1) * rows_per_task) {
@@ -210,20 +160,14 @@ impl<T: Element> Op for RowOp<'_, T> {
             if self.form == Form::AddThenNorm {
                 let mut i = 0;
                 while i < n {
-                    let sum = S::add(
-                        T::load::<S>(x.add(i), n - i),
-                        T::load::<S>(self.residual.add(i), n - i),
-                    );
+                    let sum =
+                        S::add(T::load::<S>(x.add(i), n - i), T::load::<S>(self.residual.add(i), n - i));
                     T::store::<S>(self.residual.add(i), sum, n - i);
                     i += S::LANES;
                 }
                 x = self.residual;
             }
-            let mean = if self.norm.centred {
-                total::<S, T>(x, n, None) / n as f32
-            } else {
-                0.0
-            };
+            let mean = if self.norm.centred { total::<S, T>(x, n, None) / n as f32 } else { 0.0 };
             let variance = total::<S, T>(x, n, Some(mean)) / n as f32;
             let scale = S::splat(1.0 / (variance + self.norm.eps).sqrt());
             let mean = S::splat(mean);
@@ -262,11 +206,7 @@ unsafe fn total<S: Simd, T: Element>(x: *const T, n: usize, mean: Option<f32>) -
             } else {
                 let d = S::sub(v, centre);
                 // Lanes past the end hold zero, whose distance from the mean must not count.
-                let d = if n - i < S::LANES {
-                    first_lanes::<S>(d, n - i)
-                } else {
-                    d
-                };
+                let d = if n - i < S::LANES { first_lanes::<S>(d, n - i) } else { d };
                 S::fma(d, d, sums[which])
             };
             i += S::LANES;

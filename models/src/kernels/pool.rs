@@ -4,10 +4,7 @@
 //! A worker that wakes late finds the job closed and does not hold up the caller: on a busy machine the
 //! caller does the work alone instead of waiting for a thread that is not scheduled.
 
-#![expect(
-    unsafe_code,
-    reason = "a borrowed job crosses to worker threads, held back until they are done"
-)]
+#![expect(unsafe_code, reason = "a borrowed job crosses to worker threads, held back until they are done")]
 
 use super::arena::AlignedBuf;
 use super::simd::Isa;
@@ -77,11 +74,7 @@ impl Pool {
         let helpers = threads.max(1) - 1;
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
-            job: UnsafeCell::new(Job {
-                closure: std::ptr::null(),
-                call: |_, _, _| (),
-                tasks: 0,
-            }),
+            job: UnsafeCell::new(Job { closure: std::ptr::null(), call: |_, _, _| (), tasks: 0 }),
             next_task: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             asleep: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
@@ -97,13 +90,7 @@ impl Pool {
                 (handle, thread)
             })
             .collect();
-        Self {
-            shared,
-            workers,
-            isa,
-            scratch: Mutex::new(AlignedBuf::zeroed(0)),
-            dispatch: Mutex::new(()),
-        }
+        Self { shared, workers, isa, scratch: Mutex::new(AlignedBuf::zeroed(0)), dispatch: Mutex::new(()) }
     }
 
     /// Number of threads, the caller's included.
@@ -133,11 +120,7 @@ impl Pool {
         let shared = &*self.shared;
         // SAFETY: the previous job is closed and empty (waited for below), so no worker reads the cell.
         unsafe {
-            *shared.job.get() = Job {
-                closure: (&raw const body).cast(),
-                call: call::<F>,
-                tasks,
-            };
+            *shared.job.get() = Job { closure: (&raw const body).cast(), call: call::<F>, tasks };
         }
         shared.next_task.store(0, Ordering::Relaxed);
         let number = (shared.state.load(Ordering::Relaxed) & !(JOB - 1)).wrapping_add(JOB);
@@ -166,19 +149,12 @@ impl Pool {
         while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
             spins += 1;
             // On a machine with more runnable threads than cores the worker needs this core.
-            if spins > 20_000 {
-                std::thread::yield_now()
-            } else {
-                std::hint::spin_loop()
-            }
+            if spins > 20_000 { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
         if let Err(panic) = outcome {
             resume_unwind(panic);
         }
-        assert!(
-            !shared.panicked.swap(false, Ordering::Relaxed),
-            "a kernel task panicked on a worker thread"
-        );
+        assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a kernel task panicked on a worker thread");
     }
 
     /// At least `len` floats of scratch memory, contents unspecified; grows on first use only. Held by one
@@ -245,12 +221,7 @@ impl Shared {
                 state = self.wait_for_job(index, *last);
                 continue;
             }
-            match self.state.compare_exchange_weak(
-                state,
-                state + 1,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
+            match self.state.compare_exchange_weak(state, state + 1, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => {
                     *last = state / JOB;
                     // SAFETY: counted inside an open job: the cell is not written until we leave.
@@ -302,10 +273,7 @@ unsafe impl<T: Send> Sync for Shards<T> {}
 
 impl<T> Shards<T> {
     pub(crate) fn new(slice: &mut [T]) -> Self {
-        Self {
-            start: slice.as_mut_ptr(),
-            len: slice.len(),
-        }
+        Self { start: slice.as_mut_ptr(), len: slice.len() }
     }
 
     /// A pointer to element `at`, good up to the end of the slice.

@@ -1,10 +1,7 @@
 //! Rotary position embedding (Su et al. 2021) of a joined q/k/v projection: q is rotated in place, k is
 //! rotated on its way into the cache, v is copied there. Tables and arithmetic are f32.
 
-#![expect(
-    unsafe_code,
-    reason = "tasks write disjoint slots of the cache, rows are rotated by vector code"
-)]
+#![expect(unsafe_code, reason = "tasks write disjoint slots of the cache, rows are rotated by vector code")]
 
 use super::cache::{CacheShape, KvCache};
 use super::element::Element;
@@ -41,12 +38,7 @@ impl RopeTable {
             pairs > 0 && cos.len() == sin.len() && cos.len() % pairs == 0,
             "tables: [positions, {pairs}]"
         );
-        Self {
-            cos,
-            sin,
-            pairs,
-            pairing,
-        }
+        Self { cos, sin, pairs, pairing }
     }
 
     /// Number of positions.
@@ -81,41 +73,18 @@ pub fn rope_into_cache<T: Element>(
     cache: &mut KvCache<T>,
 ) {
     let shape = cache.shape();
-    let QkvLayout {
-        tokens,
-        q_heads,
-        first_slot,
-    } = layout;
+    let QkvLayout { tokens, q_heads, first_slot } = layout;
     let width = (q_heads + 2 * shape.kv_heads) * shape.head_dim;
-    assert_eq!(
-        qkv.len(),
-        shape.batch * tokens * width,
-        "qkv: [{}, {tokens}, {width}]",
-        shape.batch
-    );
+    assert_eq!(qkv.len(), shape.batch * tokens * width, "qkv: [{}, {tokens}, {width}]", shape.batch);
     assert!(
         first_slot + tokens <= shape.capacity,
         "{tokens} tokens from slot {first_slot} on overfill the cache"
     );
     if let Some((table, positions)) = rope {
-        assert_eq!(
-            positions.len(),
-            shape.batch * tokens,
-            "positions: [{}, {tokens}]",
-            shape.batch
-        );
-        assert!(
-            2 * table.pairs <= shape.head_dim,
-            "{} pairs in a head of {}",
-            table.pairs,
-            shape.head_dim
-        );
+        assert_eq!(positions.len(), shape.batch * tokens, "positions: [{}, {tokens}]", shape.batch);
+        assert!(2 * table.pairs <= shape.head_dim, "{} pairs in a head of {}", table.pairs, shape.head_dim);
         let last = positions.iter().max().map_or(0, |p| *p as usize);
-        assert!(
-            tokens == 0 || last < table.positions(),
-            "position {last} of {}",
-            table.positions()
-        );
+        assert!(tokens == 0 || last < table.positions(), "position {last} of {}", table.positions());
     }
     // A task takes the slots of one panel of keys: they share cache lines, and pairs of bf16 values units.
     let panels = (first_slot + tokens).div_ceil(PANEL) - first_slot / PANEL;
@@ -162,15 +131,7 @@ impl<T: Element> Op for TokenOp<'_, T> {
 
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        let Self {
-            row,
-            rope,
-            q_heads,
-            shape,
-            batch,
-            slot,
-            ..
-        } = self;
+        let Self { row, rope, q_heads, shape, batch, slot, .. } = self;
         let dim = shape.head_dim;
         let (qk, v) = row.split_at_mut((q_heads + shape.kv_heads) * dim);
         if let Some((table, position)) = rope {

@@ -4,10 +4,7 @@
 //! Rule for kernels: no closures and no calls to functions that are not `#[inline(always)]` inside an
 //! `Op`, since neither inherits the level's target features.
 
-#![expect(
-    unsafe_code,
-    reason = "vector intrinsics are unsafe to call; the level is proven by `Isa::detect`"
-)]
+#![expect(unsafe_code, reason = "vector intrinsics are unsafe to call; the level is proven by `Isa::detect`")]
 
 use half::bf16;
 
@@ -108,10 +105,7 @@ pub(crate) trait Op {
 ///
 /// # Safety of every method
 /// The surrounding function is compiled for the level, and pointers are valid for the lanes they name.
-#[expect(
-    clippy::missing_safety_doc,
-    reason = "one contract for all methods, stated on the trait"
-)]
+#[expect(clippy::missing_safety_doc, reason = "one contract for all methods, stated on the trait")]
 pub trait Simd: Copy + 'static {
     /// The vector.
     type F: Copy;

@@ -55,10 +55,7 @@ impl<const N: usize> Rows for Every<N> {
 /// `Simd`'s contract; `a` is readable at `rows.at(r, s)`, `b` at `s * b_step..+32`, `out` writable (and with
 /// `add` readable) at `r * out_row..+32`, for all rows and steps.
 #[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the operands of a matrix product with their strides"
-)]
+#[expect(clippy::too_many_arguments, reason = "the operands of a matrix product with their strides")]
 unsafe fn tile<S: Simd, T: Element, A: Rows, const R: usize, const U: usize>(
     steps: usize,
     a: *const f32,
@@ -120,10 +117,7 @@ unsafe fn tile<S: Simd, T: Element, A: Rows, const R: usize, const U: usize>(
 /// # Safety
 /// As [`tile`].
 #[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the operands of a matrix product with their strides"
-)]
+#[expect(clippy::too_many_arguments, reason = "the operands of a matrix product with their strides")]
 pub(crate) unsafe fn tile_of<S: Simd, T: Element, A: Rows>(
     count: usize,
     steps: usize,

@@ -1,9 +1,6 @@
 //! Four lanes in plain Rust: the fall-back everywhere and the NEON level through LLVM.
 
-#![expect(
-    unsafe_code,
-    reason = "implements the unsafe vector trait; only the pointer methods need it"
-)]
+#![expect(unsafe_code, reason = "implements the unsafe vector trait; only the pointer methods need it")]
 
 use super::Simd;
 use half::bf16;
@@ -22,11 +19,7 @@ fn zip(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
 /// A fused multiply-add only where the target has the instruction: the library fall-back is a slow call.
 #[inline(always)]
 fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
-    if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
-        a.mul_add(b, c)
-    } else {
-        a * b + c
-    }
+    if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { a.mul_add(b, c) } else { a * b + c }
 }
 
 impl Simd for Portable {

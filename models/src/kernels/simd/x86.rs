@@ -138,10 +138,7 @@ impl Simd for Avx2 {
             let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
             let up = _mm256_blendv_epi8(up, _mm256_set1_epi32(0x7fc0_0000), nan);
             let up = _mm256_srli_epi32::<16>(up);
-            let packed = _mm_packus_epi32(
-                _mm256_castsi256_si128(up),
-                _mm256_extracti128_si256::<1>(up),
-            );
+            let packed = _mm_packus_epi32(_mm256_castsi256_si128(up), _mm256_extracti128_si256::<1>(up));
             _mm_storeu_si128(p.cast(), packed);
         }
     }

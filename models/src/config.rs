@@ -1,0 +1,297 @@
+//! `config.json` as the architectures read it: typed, and every key that was read is remembered, so
+//! that a key that nobody read can be listed.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// Keys that say nothing about what an inference pass computes.
+const NEUTRAL: &[&str] = &[
+    "_attn_implementation_autoset",
+    "_name_or_path",
+    // What transformers 5 derived `layer_types` from.
+    "_sliding_window_pattern",
+    "add_cross_attention",
+    "architectures",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "dtype",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "eos_token_id",
+    "exponential_decay_length_penalty",
+    "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "gradient_checkpointing",
+    "id2label",
+    "initializer_range",
+    "is_encoder_decoder",
+    "label2id",
+    "length_penalty",
+    "mask_token_id",
+    "max_length",
+    "max_position_embeddings",
+    "min_length",
+    "model_type",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "pad_token_id",
+    "prefix",
+    "pretraining_tp",
+    "problem_type",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "suppress_tokens",
+    "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "typical_p",
+    "unk_token_id",
+    "use_bfloat16",
+    "use_cache",
+];
+
+/// A typed view of a JSON object that remembers which keys were read.
+///
+/// A key whose value is `null` counts as absent, as it does for transformers' `getattr(config, key, None) or default`.
+#[derive(Clone, Debug)]
+pub struct ConfigReader {
+    map: Map<String, Value>,
+    prefix: String,
+    read: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl ConfigReader {
+    /// Reads `config.json`.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is not a JSON object.
+    pub fn open(path: &Path) -> Result<Self> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let map = serde_json::from_str(&text)
+            .map_err(|error| Error::Parse { path: path.to_owned(), reason: error.to_string() })?;
+        Ok(Self::new(map))
+    }
+
+    /// A reader of a config that is already parsed.
+    pub fn new(map: Map<String, Value>) -> Self {
+        Self { map, prefix: String::new(), read: Arc::default() }
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    /// The raw value; `null` is `None`.
+    pub fn value(&self, key: &str) -> Option<&Value> {
+        self.read.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(self.key(key));
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Whether the key is there, be it `null`: an explicit `null` can differ from transformers' default.
+    pub fn has(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
+    fn typed<'a, T>(&'a self, key: &str, convert: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        self.value(key).map(|value| convert(value).ok_or_else(|| self.unknown(key, value))).transpose()
+    }
+
+    fn require<T>(&self, key: &str, value: Option<T>) -> Result<T> {
+        value.ok_or_else(|| Error::MissingKey { key: self.key(key) })
+    }
+
+    /// The error for a value that the architecture does not know.
+    pub fn unknown(&self, key: &str, value: &Value) -> Error {
+        Error::UnknownValue { key: self.key(key), value: value.to_string() }
+    }
+
+    /// A non-negative integer, if present.
+    ///
+    /// # Errors
+    /// If the value is of another type.
+    pub fn optional_usize(&self, key: &str) -> Result<Option<usize>> {
+        self.typed(key, |value| value.as_u64().map(|n| n as usize))
+    }
+
+    /// A non-negative integer.
+    ///
+    /// # Errors
+    /// If it is absent or of another type.
+    pub fn usize(&self, key: &str) -> Result<usize> {
+        let value = self.optional_usize(key)?;
+        self.require(key, value)
+    }
+
+    /// A non-negative integer, or transformers' default.
+    ///
+    /// # Errors
+    /// If the value is of another type.
+    pub fn usize_or(&self, key: &str, default: usize) -> Result<usize> {
+        Ok(self.optional_usize(key)?.unwrap_or(default))
+    }
+
+    /// A number, if present.
+    ///
+    /// # Errors
+    /// If the value is of another type.
+    pub fn optional_f64(&self, key: &str) -> Result<Option<f64>> {
+        self.typed(key, Value::as_f64)
+    }
+
+    /// A number.
+    ///
+    /// # Errors
+    /// If it is absent or of another type.
+    pub fn f64(&self, key: &str) -> Result<f64> {
+        let value = self.optional_f64(key)?;
+        self.require(key, value)
+    }
+
+    /// A number, or transformers' default.
+    ///
+    /// # Errors
+    /// If the value is of another type.
+    pub fn f64_or(&self, key: &str, default: f64) -> Result<f64> {
+        Ok(self.optional_f64(key)?.unwrap_or(default))
+    }
+
+    /// A boolean, or transformers' default.
+    ///
+    /// # Errors
+    /// If the value is of another type.
+    pub fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
+        Ok(self.typed(key, Value::as_bool)?.unwrap_or(default))
+    }
+
+    /// A string, if present.
+    ///
+    /// # Errors
+    /// If the value is of another type.
+    pub fn optional_str(&self, key: &str) -> Result<Option<&str>> {
+        self.typed(key, Value::as_str)
+    }
+
+    /// A string, or transformers' default.
+    ///
+    /// # Errors
+    /// If the value is of another type.
+    pub fn str_or<'a>(&'a self, key: &str, default: &'a str) -> Result<&'a str> {
+        Ok(self.optional_str(key)?.unwrap_or(default))
+    }
+
+    /// A list of strings, if present.
+    ///
+    /// # Errors
+    /// If the value is of another type.
+    pub fn optional_strs(&self, key: &str) -> Result<Option<Vec<&str>>> {
+        self.typed(key, |value| value.as_array()?.iter().map(Value::as_str).collect())
+    }
+
+    /// A list of numbers, if present.
+    ///
+    /// # Errors
+    /// If the value is of another type.
+    pub fn optional_f64s(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        self.typed(key, |value| value.as_array()?.iter().map(Value::as_f64).collect())
+    }
+
+    /// A nested object, if present; its keys are remembered as `key.nested`.
+    ///
+    /// # Errors
+    /// If the value is of another type.
+    pub fn optional_object(&self, key: &str) -> Result<Option<Self>> {
+        let map = self.typed(key, |value| value.as_object().cloned())?;
+        Ok(map.map(|map| Self {
+            map,
+            prefix: format!("{}{key}.", self.prefix),
+            read: Arc::clone(&self.read),
+        }))
+    }
+
+    /// Refuses a key whose value would change the computation in a way that the architecture does not have.
+    ///
+    /// # Errors
+    /// If the key is present with any value but `harmless` (or `null`).
+    pub fn refuse_unless(&self, key: &str, harmless: &Value) -> Result<()> {
+        match self.value(key) {
+            Some(value) if value != harmless => Err(self.unknown(key, value)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Keys that nobody read and that may mean something, in the config's order; nested ones dotted.
+    pub fn unread_keys(&self) -> Vec<String> {
+        let read = self.read.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut unread = Vec::new();
+        collect_unread(&self.map, "", &read, &mut unread);
+        unread
+    }
+}
+
+fn collect_unread(map: &Map<String, Value>, prefix: &str, read: &BTreeSet<String>, unread: &mut Vec<String>) {
+    for (key, value) in map {
+        let path = format!("{prefix}{key}");
+        let neutral = prefix.is_empty() && (NEUTRAL.contains(&key.as_str()) || key.ends_with("_dropout"));
+        match value {
+            Value::Object(nested) if read.contains(&path) => {
+                collect_unread(nested, &format!("{path}."), read, unread);
+            }
+            _ if value.is_null() || neutral || read.contains(&path) => {}
+            _ => unread.push(path),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reader(json: &str) -> ConfigReader {
+        ConfigReader::new(serde_json::from_str(json).unwrap())
+    }
+
+    #[test]
+    fn keys_that_nobody_read_are_listed_and_neutral_ones_are_not() {
+        let config = reader(
+            r#"{"hidden_size": 8, "torch_dtype": "f", "resid_dropout": 0.1, "odd": 1,
+                "rope_scaling": {"factor": 2.0, "odder": 3}, "none": null}"#,
+        );
+        assert_eq!(config.usize("hidden_size").unwrap(), 8);
+        let scaling = config.optional_object("rope_scaling").unwrap().unwrap();
+        assert!((scaling.f64("factor").unwrap() - 2.0).abs() < f64::EPSILON);
+        assert_eq!(config.unread_keys(), ["odd", "rope_scaling.odder"]);
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_an_error_that_names_the_key() {
+        let error = reader(r#"{"hidden_size": "many"}"#).usize("hidden_size").unwrap_err();
+        assert_eq!(error.to_string(), "config key hidden_size has the unknown value \"many\"");
+    }
+}

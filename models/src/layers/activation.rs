@@ -1,0 +1,77 @@
+//! Activation functions by their exact definitions.
+
+use candle_core::Tensor;
+use serde_json::Value;
+
+use super::rounded;
+use crate::config::ConfigReader;
+use crate::error::Result;
+use crate::pass::{Pass, Xs};
+
+/// An activation, as `transformers/activations.py` (5.23.0) defines the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `silu`, `swish`: `x / (1 + exp(-x))`.
+    Silu,
+    /// `gelu`, `gelu_python`: `x / 2 * (1 + erf(x / sqrt(2)))`.
+    Gelu,
+    /// `gelu_pytorch_tanh`, `gelu_python_tanh`, `gelu_new`, `gelu_accurate`: `x / 2 * (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+    GeluTanh,
+    /// `gelu_fast`: the same with `sqrt(2/pi)` cut off at ten digits.
+    GeluFast,
+    /// `quick_gelu`: `x / (1 + exp(-1.702 x))`.
+    QuickGelu,
+    /// `relu`: `max(x, 0)`.
+    Relu,
+    /// `relu2`: `max(x, 0)^2`.
+    ReluSquared,
+    /// `tanh`.
+    Tanh,
+}
+
+impl Activation {
+    /// Reads `key`, or takes transformers' default for it.
+    ///
+    /// # Errors
+    /// If the name is unknown.
+    pub fn read(config: &ConfigReader, key: &str, default: &str) -> Result<Self> {
+        let name = config.str_or(key, default)?;
+        Ok(match name {
+            "silu" | "swish" => Self::Silu,
+            "gelu" | "gelu_python" => Self::Gelu,
+            "gelu_pytorch_tanh" | "gelu_new" | "gelu_accurate" | "gelu_python_tanh" => Self::GeluTanh,
+            "gelu_fast" => Self::GeluFast,
+            "quick_gelu" => Self::QuickGelu,
+            "relu" => Self::Relu,
+            "relu2" => Self::ReluSquared,
+            "tanh" => Self::Tanh,
+            _ => return Err(config.unknown(key, &Value::from(name))),
+        })
+    }
+
+    /// Applies it, under the module path `path`.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn forward(self, pass: &mut Pass, path: &str, xs: &Xs) -> Result<Xs> {
+        pass.module(path, xs, |_, xs| Ok(self.apply(xs.tensor())?.into()))
+    }
+
+    /// Applies it to any shape; computed in F32 for 16-bit dtypes and rounded once.
+    pub(super) fn apply(self, xs: &Tensor) -> Result<Tensor> {
+        rounded(xs, |xs| match self {
+            Self::Silu => xs.silu(),
+            Self::Gelu => xs.gelu_erf(),
+            Self::GeluTanh => xs.gelu(),
+            Self::GeluFast => {
+                let inner = ((xs.sqr()? * 0.044_715)? + 1.0)?;
+                let inner = (xs * 0.797_884_560_8)?.mul(&inner)?;
+                (xs * 0.5)? * (inner.tanh()? + 1.0)?
+            }
+            Self::QuickGelu => xs / ((xs * -1.702)?.exp()? + 1.0)?,
+            Self::Relu => xs.relu(),
+            Self::ReluSquared => xs.relu()?.sqr(),
+            Self::Tanh => xs.tanh(),
+        })
+    }
+}

@@ -1,0 +1,91 @@
+//! The core of attention: from projected queries, keys and values to mixed values.
+
+use candle_core::Tensor;
+
+use super::elementwise::{scaled, soft_capped};
+use super::{Mask, Rope, accumulation};
+use crate::error::Result;
+use crate::pass::{Pass, Xs};
+
+/// Multi-head attention with grouped keys and values, after the projections and before `o_proj`:
+/// rope, cache, scores, mask, softmax, mix.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    /// Index of the layer, for the cache.
+    pub layer: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads; a divisor of `num_heads`.
+    pub num_kv_heads: usize,
+    /// Features of a head.
+    pub head_dim: usize,
+    /// What scores are multiplied by.
+    pub scale: f64,
+    /// `cap * tanh(scores / cap)` before the mask.
+    pub soft_cap: Option<f64>,
+}
+
+impl Attention {
+    /// `q: [batch, seq, num_heads * head_dim]`, `k` and `v`: `[batch, seq, num_kv_heads * head_dim]`,
+    /// to `[batch, seq, num_heads * head_dim]`.
+    ///
+    /// Scores are in the model's dtype, the softmax in F32 (F64 in F64) and rounded
+    /// (transformers 5.23.0, `eager_attention_forward` of `modeling_llama.py` and `modeling_gemma3.py`).
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward(
+        &self,
+        pass: &mut Pass,
+        [q, k, v]: [Xs; 3],
+        rope: Option<&Rope>,
+        mask: &Mask,
+    ) -> Result<Xs> {
+        let (mut q, mut k) =
+            (split_heads(q.tensor(), self.num_heads)?, split_heads(k.tensor(), self.num_kv_heads)?);
+        let v = split_heads(v.tensor(), self.num_kv_heads)?;
+        if let Some(rope) = rope {
+            q = rope.apply(&q)?;
+            k = rope.apply(&k)?;
+        }
+        let (k, v) = pass.append(self.layer, k, v)?;
+        self.mix(&q, &k, &v, mask)
+    }
+
+    /// `q: [batch, num_heads, seq, head_dim]`, `k` and `v`: `[batch, num_kv_heads, keys, head_dim]`.
+    fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask) -> Result<Xs> {
+        let (batch, _, seq, _) = q.dims4()?;
+        let keys = k.dim(2)?;
+        // The query heads of one key head are rows of one product, so that keys need no repetition.
+        let rows = self.num_heads / self.num_kv_heads * seq;
+        let q = q.reshape((batch, self.num_kv_heads, rows, self.head_dim))?;
+        let scores = q.matmul(&k.t()?)?.reshape((batch, self.num_heads, seq, keys))?;
+        let mut scores = scaled(&scores, self.scale)?;
+        if let Some(cap) = self.soft_cap {
+            scores = soft_capped(&scores, cap)?;
+        }
+        if let Some(bias) = &mask.bias {
+            scores = scores.broadcast_add(bias)?;
+        }
+        let weights = softmax(&scores)?.reshape((batch, self.num_kv_heads, rows, keys))?;
+        let mixed = weights
+            .matmul(v)?
+            .reshape((batch, self.num_heads, seq, self.head_dim))?
+            .transpose(1, 2)?
+            .reshape((batch, seq, self.num_heads * self.head_dim))?;
+        Ok(mixed.into())
+    }
+}
+
+/// `[batch, seq, heads * head_dim]` to `[batch, heads, seq, head_dim]`, contiguous.
+fn split_heads(xs: &Tensor, heads: usize) -> Result<Tensor> {
+    let (batch, seq, features) = xs.dims3()?;
+    Ok(xs.reshape((batch, seq, heads, features / heads))?.transpose(1, 2)?.contiguous()?)
+}
+
+/// Over the last dimension; in F32 for 16-bit dtypes, because candle's own sums in the dtype it is given.
+fn softmax(scores: &Tensor) -> Result<Tensor> {
+    let dtype = scores.dtype();
+    let wide = scores.to_dtype(accumulation(dtype))?;
+    Ok(candle_nn::ops::softmax_last_dim(&wide)?.to_dtype(dtype)?)
+}

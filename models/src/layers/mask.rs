@@ -1,0 +1,69 @@
+//! Which keys a query may attend to.
+
+use candle_core::{DType, Tensor};
+use half::{bf16, f16};
+
+use crate::error::Result;
+use crate::pass::Pass;
+
+/// The mask of one layer type, made once a pass (transformers 5.23.0, `masking_utils.py`, `eager_mask`).
+#[derive(Clone, Debug)]
+pub struct Mask {
+    /// What is added to the scores: 0 where a key is admitted, the dtype's lowest finite value where not,
+    /// `[1 or batch, 1, seq, past + seq]`; absent where every key is admitted.
+    pub(super) bias: Option<Tensor>,
+}
+
+impl Mask {
+    /// Each query sees itself and what comes before; with a window of `w`, the last `w` keys, itself
+    /// among them. Padding is never seen. Distances count tokens in the row, not position ids.
+    ///
+    /// # Errors
+    /// If the tensor cannot be made.
+    pub fn causal(pass: &Pass, window: Option<usize>) -> Result<Self> {
+        if pass.seq() == 1 && pass.padding().is_none() && window.is_none() {
+            return Ok(Self { bias: None });
+        }
+        Self::build(pass, |query, key| key <= query && window.is_none_or(|window| key + window > query))
+    }
+
+    /// Each query sees every token that is not padding; with a window of `w`, those at most `w` away
+    /// (transformers 5.23.0, `sliding_window_bidirectional_overlay`).
+    ///
+    /// # Errors
+    /// If the tensor cannot be made.
+    pub fn bidirectional(pass: &Pass, window: Option<usize>) -> Result<Self> {
+        if pass.padding().is_none_or(|padding| padding.iter().all(|real| *real)) && window.is_none() {
+            return Ok(Self { bias: None });
+        }
+        Self::build(pass, |query, key| window.is_none_or(|window| query.abs_diff(key) <= window))
+    }
+
+    fn build(pass: &Pass, admits: impl Fn(usize, usize) -> bool) -> Result<Self> {
+        let (seq, keys) = (pass.seq(), pass.past() + pass.seq());
+        let rows = if pass.padding().is_some() { pass.batch() } else { 1 };
+        let mut admitted = Vec::with_capacity(rows * seq * keys);
+        for row in 0..rows {
+            let real = pass.padding().map(|padding| &padding[row * keys..][..keys]);
+            for query in 0..seq {
+                admitted.extend(
+                    (0..keys)
+                        .map(|key| admits(pass.past() + query, key) && real.is_none_or(|real| real[key])),
+                );
+            }
+        }
+        let shape = (rows, 1, seq, keys);
+        let device = pass.device();
+        let bias = match pass.dtype() {
+            DType::F64 => Tensor::from_vec(lowest(&admitted, 0.0, f64::MIN), shape, device)?,
+            DType::BF16 => Tensor::from_vec(lowest(&admitted, bf16::ZERO, bf16::MIN), shape, device)?,
+            DType::F16 => Tensor::from_vec(lowest(&admitted, f16::ZERO, f16::MIN), shape, device)?,
+            _ => Tensor::from_vec(lowest(&admitted, 0.0, f32::MIN), shape, device)?,
+        };
+        Ok(Self { bias: Some(bias) })
+    }
+}
+
+fn lowest<T: Copy>(admitted: &[bool], zero: T, min: T) -> Vec<T> {
+    admitted.iter().map(|admitted| if *admitted { zero } else { min }).collect()
+}

@@ -1,0 +1,61 @@
+//! What several architectures share. Each layer has both forms; a model file is written once.
+//!
+//! # Adding an architecture
+//! 1. `src/<model_type>.rs`, in the order Config, Attention, Mlp, Block, Model; `llama.rs` is the plain
+//!    example, `gemma3_text.rs` the one with several layer types. Add the `mod` line in `lib.rs` and the
+//!    row in `registry.rs`, both sorted.
+//! 2. `Config::read(&ConfigReader)`: transformers' defaults for absent keys, cited by file and version;
+//!    an unknown value is an error ([`ConfigReader::unknown`](crate::ConfigReader::unknown)). Do not read
+//!    a key that you do not use: unread keys are listed in the run. A key that would change the
+//!    computation in a way that you leave out is refused with `refuse_unless`.
+//! 3. Load every layer with [`Weights::pp`](crate::Weights::pp) under the checkpoint's own names; a layer
+//!    keeps `weights.path()` as its module path. Wrap your own modules' `forward` in
+//!    [`Pass::module`](crate::Pass::module), so that a probe sees every boundary under transformers' path.
+//! 4. `Model::forward`: embed [`Pass::input_ids`](crate::Pass::input_ids); make rope tables
+//!    ([`RotaryEmbedding::forward`]) and masks ([`Mask::causal`], [`Mask::bidirectional`]) once a pass
+//!    and per layer type; run the blocks; norm; head.
+//! 5. [`Xs`](crate::Xs) is opaque: use layers, and [`add`], [`scale`], [`soft_cap`], [`multiply`] between
+//!    them. If you need another operation, add a layer for it here (its eager form with [`rounded`], so
+//!    that 16-bit dtypes round once an operation as torch does), never tensor code in the model file.
+//! 6. Repeat a layer before you add an option to a shared one.
+//! 7. Goldens: `tests/golden/make.py` writes tiny checkpoints and the logits of transformers; add a
+//!    case there, and the laws in `tests/` hold for it without more code.
+//!
+//! # dtypes
+//! In F64 everything is F64 (the oracle). In F32, BF16 and F16 the operations follow transformers
+//! 5.23.0's eager code: norms, softmax and rope tables in F32, the rest in the model's dtype, one
+//! rounding an operation.
+
+mod activation;
+mod attention;
+mod elementwise;
+mod embedding;
+mod linear;
+mod mask;
+mod mlp;
+mod norm;
+mod rope;
+mod rope_parameters;
+mod window;
+
+pub use activation::Activation;
+pub use attention::Attention;
+pub use elementwise::{add, multiply, rounded, scale, soft_cap};
+pub use embedding::Embedding;
+pub use linear::{Joined, Linear};
+pub use mask::Mask;
+pub use mlp::GatedMlp;
+pub use norm::RmsNorm;
+pub use rope::{Rope, RotaryEmbedding};
+pub use rope_parameters::{RopeParameters, RopeScaling};
+pub use window::{LayerType, PerLayerType};
+
+use candle_core::DType;
+
+/// The dtype in which sums are accumulated: F64 for F64, else F32.
+pub(crate) fn accumulation(dtype: DType) -> DType {
+    match dtype {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    }
+}

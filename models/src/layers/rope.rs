@@ -1,0 +1,205 @@
+//! Rotary position embeddings.
+
+use candle_core::{D, DType, Tensor};
+
+use super::{RopeParameters, RopeScaling};
+use crate::error::Result;
+use crate::pass::Pass;
+
+/// Inverse frequencies and how they turn into tables.
+///
+/// The tables are computed in F32 as torch does, whatever 16-bit dtype the model has, and in F64 for an F64
+/// model. Each F32 operation is done in F64 and rounded, which for products and quotients is the same
+/// and for `pow`, `cos` and `sin` is within torch's own last bit.
+#[derive(Clone, Debug)]
+pub struct RotaryEmbedding {
+    parameters: RopeParameters,
+    rotary_dim: usize,
+    interleaved: bool,
+}
+
+/// The tables of one pass.
+#[derive(Clone, Debug)]
+pub struct Rope {
+    /// `[batch, seq, rotary_dim / 2]`, in the model's dtype.
+    cos: Tensor,
+    /// As `cos`.
+    sin: Tensor,
+    interleaved: bool,
+}
+
+impl RotaryEmbedding {
+    /// Rotates the first `head_dim * partial_rotary_factor` features of a head, dimension `i` paired with
+    /// `i + rotary_dim / 2`.
+    pub fn new(parameters: RopeParameters, head_dim: usize) -> Self {
+        let rotary_dim = (head_dim as f64 * parameters.partial_rotary_factor) as usize;
+        Self { parameters, rotary_dim, interleaved: false }
+    }
+
+    /// Pairs neighbours, dimension `2 i` with `2 i + 1`, instead of halves.
+    #[must_use]
+    pub fn interleaved(mut self) -> Self {
+        self.interleaved = true;
+        self
+    }
+
+    /// The tables for this pass's positions.
+    ///
+    /// # Errors
+    /// If the tensors cannot be made.
+    pub fn forward(&self, pass: &Pass) -> Result<Rope> {
+        let arithmetic = Arithmetic::of(pass.dtype());
+        let len = pass.positions().iter().max().map_or(0, |max| max + 1);
+        let (inv_freq, attention_factor) = self.inv_freq(arithmetic, len);
+        let attention_factor = arithmetic.round(attention_factor);
+        let count = pass.positions().len() * inv_freq.len();
+        let (mut cos, mut sin) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for position in pass.positions() {
+            for inv_freq in &inv_freq {
+                let angle = arithmetic.round(*position as f64 * inv_freq);
+                cos.push(arithmetic.round(arithmetic.round(angle.cos()) * attention_factor));
+                sin.push(arithmetic.round(arithmetic.round(angle.sin()) * attention_factor));
+            }
+        }
+        let table = |values: Vec<f64>| -> Result<Tensor> {
+            let shape = (pass.batch(), pass.seq(), inv_freq.len());
+            // Through F32 first: a 16-bit table is torch's F32 table rounded.
+            let table = match arithmetic {
+                Arithmetic::Double => Tensor::from_vec(values, shape, pass.device())?,
+                Arithmetic::Single => {
+                    let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
+                    Tensor::from_vec(values, shape, pass.device())?
+                }
+            };
+            Ok(table.to_dtype(pass.dtype())?)
+        };
+        Ok(Rope { cos: table(cos)?, sin: table(sin)?, interleaved: self.interleaved })
+    }
+
+    /// Inverse frequencies for a sequence that ends at position `len - 1`, and the factor of cos and sin
+    /// (transformers 5.23.0, `modeling_rope_utils.py`, function by function and operation by operation).
+    fn inv_freq(&self, arithmetic: Arithmetic, len: i64) -> (Vec<f64>, f64) {
+        let round = |value: f64| arithmetic.round(value);
+        let theta = self.parameters.theta;
+        let dim = self.rotary_dim as f64;
+        let exponents = (0..self.rotary_dim).step_by(2).map(|i| round(i as f64 / dim));
+        let powers = |theta: f64| -> Vec<f64> {
+            let theta = round(theta);
+            exponents.clone().map(|exponent| round(theta.powf(exponent))).collect()
+        };
+        let inverse =
+            |theta: f64| -> Vec<f64> { powers(theta).into_iter().map(|power| round(1.0 / power)).collect() };
+        match &self.parameters.scaling {
+            RopeScaling::Default => (inverse(theta), 1.0),
+            RopeScaling::Linear { factor } => {
+                let factor = round(*factor);
+                let inv_freq = inverse(theta).into_iter().map(|f| round(f / factor));
+                (inv_freq.collect(), 1.0)
+            }
+            RopeScaling::Dynamic { factor } => {
+                let max = self.parameters.max_position_embeddings as f64;
+                if len as f64 <= max {
+                    return (inverse(theta), 1.0);
+                }
+                let stretch = round(round(round(factor * len as f64) / max) - (factor - 1.0));
+                let theta = theta * round(stretch.powf(dim / (dim - 2.0)));
+                (inverse(theta), 1.0)
+            }
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
+                let (original, factor) = (*original as f64, round(*factor));
+                let (low, high) = (original / low_freq_factor, original / high_freq_factor);
+                let stretch = |f: f64| {
+                    let wavelength = round(round(1.0 / f) * round(2.0 * std::f64::consts::PI));
+                    if wavelength > round(low) {
+                        return round(f / factor);
+                    }
+                    if wavelength < round(high) {
+                        return f;
+                    }
+                    let smooth = round(round(1.0 / wavelength) * original);
+                    let smooth =
+                        round(round(smooth - low_freq_factor) / round(high_freq_factor - low_freq_factor));
+                    let divided = round(round(round(1.0 - smooth) * f) / factor);
+                    round(divided + round(smooth * f))
+                };
+                (inverse(theta).into_iter().map(stretch).collect(), 1.0)
+            }
+            RopeScaling::Yarn { factor, attention_factor, beta_fast, beta_slow, original, truncate } => {
+                let bound = |rotations: f64| {
+                    let turns = *original as f64 / (rotations * 2.0 * std::f64::consts::PI);
+                    dim * turns.ln() / (2.0 * theta.ln())
+                };
+                let (mut low, mut high) = (bound(*beta_fast), bound(*beta_slow));
+                if *truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                (low, high) = (low.max(0.0), high.min(dim - 1.0));
+                if (high - low).abs() <= 0.0 {
+                    high += 0.001;
+                }
+                let blend = |(i, power): (usize, f64)| {
+                    let ramp = round(round(i as f64 - low) / round(high - low)).clamp(0.0, 1.0);
+                    let kept = round(1.0 - ramp);
+                    let interpolated = round(1.0 / round(factor * power));
+                    let extrapolated = round(1.0 / power);
+                    round(round(interpolated * round(1.0 - kept)) + round(extrapolated * kept))
+                };
+                let inv_freq = powers(theta).into_iter().enumerate().map(blend);
+                (inv_freq.collect(), *attention_factor)
+            }
+            RopeScaling::Longrope { attention_factor, short, long, original } => {
+                let factors = if len > *original as i64 { long } else { short };
+                let inv_freq = powers(theta)
+                    .into_iter()
+                    .zip(factors)
+                    .map(|(power, factor)| round(1.0 / round(round(*factor) * power)));
+                (inv_freq.collect(), *attention_factor)
+            }
+        }
+    }
+}
+
+impl Rope {
+    /// `xs: [batch, heads, seq, head_dim]`, contiguous; rotates the first `rotary_dim` features of each head,
+    /// each product and sum rounded to the dtype as torch rounds them.
+    pub(super) fn apply(&self, xs: &Tensor) -> Result<Tensor> {
+        let rotary_dim = 2 * self.cos.dim(D::Minus1)?;
+        let head_dim = xs.dim(D::Minus1)?;
+        let rotate = |xs: &Tensor| {
+            if self.interleaved {
+                candle_nn::rotary_emb::rope_i(xs, &self.cos, &self.sin)
+            } else {
+                candle_nn::rotary_emb::rope(xs, &self.cos, &self.sin)
+            }
+        };
+        if rotary_dim == head_dim {
+            return Ok(rotate(xs)?);
+        }
+        let turned = rotate(&xs.narrow(D::Minus1, 0, rotary_dim)?.contiguous()?)?;
+        let kept = xs.narrow(D::Minus1, rotary_dim, head_dim - rotary_dim)?;
+        Ok(Tensor::cat(&[&turned, &kept], D::Minus1)?)
+    }
+}
+
+/// What each operation on the tables rounds to.
+#[derive(Clone, Copy, Debug)]
+enum Arithmetic {
+    Single,
+    Double,
+}
+
+impl Arithmetic {
+    fn of(dtype: DType) -> Self {
+        match dtype {
+            DType::F64 => Self::Double,
+            _ => Self::Single,
+        }
+    }
+
+    fn round(self, value: f64) -> f64 {
+        match self {
+            Self::Single => f64::from(value as f32),
+            Self::Double => value,
+        }
+    }
+}

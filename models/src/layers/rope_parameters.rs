@@ -1,0 +1,207 @@
+//! What a config says about rotary embeddings, in transformers' v4 form (`rope_theta`, `rope_scaling`)
+//! and v5 form (`rope_parameters`).
+
+use serde_json::Value;
+
+use crate::config::ConfigReader;
+use crate::error::{Error, Result};
+
+/// How the inverse frequencies are stretched (transformers 5.23.0, `modeling_rope_utils.py`).
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// As in the paper.
+    Default,
+    /// Every frequency divided by `factor`.
+    Linear {
+        /// How much longer the context is to be.
+        factor: f64,
+    },
+    /// The base grows with the sequence once it is longer than `max_position_embeddings`.
+    Dynamic {
+        /// How much longer the context is to be.
+        factor: f64,
+    },
+    /// Interpolation of the low frequencies, extrapolation of the high ones.
+    Yarn {
+        /// How much longer the context is to be.
+        factor: f64,
+        /// What cos and sin are multiplied by.
+        attention_factor: f64,
+        /// Rotations over the original context above which a frequency is kept.
+        beta_fast: f64,
+        /// Rotations below which a frequency is interpolated.
+        beta_slow: f64,
+        /// Context length of the pretraining.
+        original: usize,
+        /// Whether the bounds are rounded to whole dimensions.
+        truncate: bool,
+    },
+    /// A factor a frequency, one set up to the original context and one beyond.
+    Longrope {
+        /// What cos and sin are multiplied by.
+        attention_factor: f64,
+        /// Up to the original context.
+        short: Vec<f64>,
+        /// Beyond it.
+        long: Vec<f64>,
+        /// Context length of the pretraining.
+        original: usize,
+    },
+    /// llama 3.1's smooth step between kept and divided frequencies.
+    Llama3 {
+        /// How much longer the context is to be.
+        factor: f64,
+        /// Wavelengths above `original / low_freq_factor` are stretched.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context length of the pretraining.
+        original: usize,
+    },
+}
+
+/// The rotary embedding of one layer type.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeParameters {
+    /// The base wavelength.
+    pub theta: f64,
+    /// How frequencies are stretched.
+    pub scaling: RopeScaling,
+    /// The share of a head that rotates, where the config says so and the `rope_type` heeds it; the default
+    /// `rope_type` heeds it in few architectures, which read the key themselves.
+    pub partial_rotary_factor: f64,
+    /// `max_position_embeddings`.
+    pub max_position_embeddings: usize,
+}
+
+impl RopeParameters {
+    /// Reads the one embedding of a model whose layers all rotate alike.
+    ///
+    /// # Errors
+    /// If a key is missing or its value unknown.
+    pub fn read(config: &ConfigReader, default_theta: f64, max_position_embeddings: usize) -> Result<Self> {
+        let rope_scaling = config.optional_object("rope_scaling")?;
+        let rope = match rope_scaling {
+            Some(rope) => Some(rope),
+            None => config.optional_object("rope_parameters")?,
+        };
+        let theta = config.f64_or("rope_theta", default_theta)?;
+        Self::read_object(config, rope.as_ref(), theta, max_position_embeddings)
+    }
+
+    /// Reads one embedding from the object that describes it; `theta` is what counts where it names none.
+    ///
+    /// # Errors
+    /// If a key is missing or its value unknown.
+    pub fn read_object(
+        config: &ConfigReader,
+        rope: Option<&ConfigReader>,
+        theta: f64,
+        max_position_embeddings: usize,
+    ) -> Result<Self> {
+        let Some(rope) = rope else {
+            return Ok(Self {
+                theta,
+                scaling: RopeScaling::Default,
+                partial_rotary_factor: 1.0,
+                max_position_embeddings,
+            });
+        };
+        let scaling = read_scaling(config, rope, max_position_embeddings)?;
+        let partial_rotary_factor = match scaling {
+            RopeScaling::Default => 1.0,
+            _ => match rope.optional_f64("partial_rotary_factor")? {
+                Some(factor) => factor,
+                None => config.f64_or("partial_rotary_factor", 1.0)?,
+            },
+        };
+        Ok(Self {
+            theta: rope.f64_or("rope_theta", theta)?,
+            scaling,
+            partial_rotary_factor,
+            max_position_embeddings,
+        })
+    }
+}
+
+fn read_scaling(
+    config: &ConfigReader,
+    rope: &ConfigReader,
+    max_position_embeddings: usize,
+) -> Result<RopeScaling> {
+    let (key, rope_type) = match rope.optional_str("rope_type")? {
+        Some(rope_type) => ("rope_type", rope_type),
+        None => ("type", rope.str_or("type", "default")?),
+    };
+    // The top-level key wins (`standardize_rope_params`): phi3 saves it there.
+    let original = || -> Result<usize> {
+        let nested = rope.optional_usize("original_max_position_embeddings")?;
+        let top = config.optional_usize("original_max_position_embeddings")?;
+        Ok(top.or(nested).unwrap_or(max_position_embeddings))
+    };
+    let ratio = |original: usize| max_position_embeddings as f64 / original as f64;
+    Ok(match rope_type {
+        "default" => RopeScaling::Default,
+        "linear" => RopeScaling::Linear { factor: rope.f64("factor")? },
+        "dynamic" => RopeScaling::Dynamic { factor: rope.f64("factor")? },
+        "llama3" => RopeScaling::Llama3 {
+            factor: rope.f64("factor")?,
+            low_freq_factor: rope.f64("low_freq_factor")?,
+            high_freq_factor: rope.f64("high_freq_factor")?,
+            original: original()?,
+        },
+        "yarn" => {
+            let original = original()?;
+            let factor = rope.f64_or("factor", ratio(original))?;
+            RopeScaling::Yarn {
+                factor,
+                attention_factor: yarn_attention_factor(rope, factor)?,
+                // `or`: a zero means the default too.
+                beta_fast: nonzero(rope.optional_f64("beta_fast")?).unwrap_or(32.0),
+                beta_slow: nonzero(rope.optional_f64("beta_slow")?).unwrap_or(1.0),
+                original,
+                truncate: rope.bool_or("truncate", true)?,
+            }
+        }
+        "longrope" | "su" => {
+            let original = original()?;
+            let factor = rope.f64_or("factor", ratio(original))?;
+            let attention_factor = match rope.optional_f64("attention_factor")? {
+                Some(factor) => factor,
+                None if factor <= 1.0 => 1.0,
+                None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+            };
+            let list = |key: &str| {
+                rope.optional_f64s(key)?
+                    .ok_or_else(|| Error::MissingKey { key: format!("rope_parameters.{key}") })
+            };
+            RopeScaling::Longrope {
+                attention_factor,
+                short: list("short_factor")?,
+                long: list("long_factor")?,
+                original,
+            }
+        }
+        unknown => return Err(rope.unknown(key, &Value::from(unknown))),
+    })
+}
+
+fn nonzero(value: Option<f64>) -> Option<f64> {
+    value.filter(|value| value.abs() > 0.0)
+}
+
+/// `_compute_yarn_parameters`: the given factor, or one derived from `mscale`, or from `factor` alone.
+fn yarn_attention_factor(rope: &ConfigReader, factor: f64) -> Result<f64> {
+    if let Some(given) = rope.optional_f64("attention_factor")? {
+        return Ok(given);
+    }
+    let mscale = nonzero(rope.optional_f64("mscale")?);
+    let mscale_all_dim = nonzero(rope.optional_f64("mscale_all_dim")?);
+    let magnitude = |mscale: f64| {
+        if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
+    };
+    Ok(match (mscale, mscale_all_dim) {
+        (Some(mscale), Some(all)) => magnitude(mscale) / magnitude(all),
+        _ => magnitude(1.0),
+    })
+}

@@ -1,0 +1,81 @@
+//! Which layers see a window of keys.
+
+use serde_json::Value;
+
+use super::Mask;
+use crate::config::ConfigReader;
+use crate::error::{Error, Result};
+use crate::pass::Pass;
+
+/// Whether a layer attends to everything before it or to a window (`config.layer_types`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerType {
+    /// `full_attention`.
+    Full,
+    /// `sliding_attention`.
+    Sliding,
+}
+
+impl LayerType {
+    /// Reads `layer_types`; where it is absent, `default` says what each layer is.
+    ///
+    /// # Errors
+    /// If a type is unknown or there is not one a layer.
+    pub fn read(
+        config: &ConfigReader,
+        num_hidden_layers: usize,
+        default: impl Fn(usize) -> Self,
+    ) -> Result<Vec<Self>> {
+        let Some(names) = config.optional_strs("layer_types")? else {
+            return Ok((0..num_hidden_layers).map(default).collect());
+        };
+        if names.len() != num_hidden_layers {
+            return Err(Error::UnknownValue {
+                key: "layer_types".to_owned(),
+                value: format!("{} entries for {num_hidden_layers} layers", names.len()),
+            });
+        }
+        names
+            .into_iter()
+            .map(|name| match name {
+                "full_attention" => Ok(Self::Full),
+                "sliding_attention" => Ok(Self::Sliding),
+                _ => Err(config.unknown("layer_types", &Value::from(name))),
+            })
+            .collect()
+    }
+}
+
+/// One value a layer type: a mask, a rotary embedding.
+#[derive(Clone, Debug)]
+pub struct PerLayerType<T> {
+    /// For full attention.
+    pub full: T,
+    /// For sliding attention.
+    pub sliding: T,
+}
+
+impl<T> PerLayerType<T> {
+    /// The value of one type.
+    pub fn get(&self, layer_type: LayerType) -> &T {
+        match layer_type {
+            LayerType::Full => &self.full,
+            LayerType::Sliding => &self.sliding,
+        }
+    }
+}
+
+impl PerLayerType<Mask> {
+    /// The causal masks of a pass; without a window both are the same.
+    ///
+    /// # Errors
+    /// If a mask cannot be made.
+    pub fn causal(pass: &Pass, window: Option<usize>) -> Result<Self> {
+        let full = Mask::causal(pass, None)?;
+        let sliding = match window {
+            Some(_) => Mask::causal(pass, window)?,
+            None => full.clone(),
+        };
+        Ok(Self { full, sliding })
+    }
+}

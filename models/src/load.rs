@@ -1,0 +1,143 @@
+//! Loading a checkpoint folder and running it.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::cache::Cache;
+use crate::config::ConfigReader;
+use crate::error::{Error, Result};
+use crate::pass::{Inputs, Pass, Probe, Xs};
+use crate::registry;
+use crate::weights::Weights;
+
+/// How the layers compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Tensor operations one by one, with the semantics of transformers' eager attention.
+    Eager,
+    /// The same mathematics with joined weights and fused operations.
+    Fused,
+}
+
+/// In what form, dtype and place a checkpoint is loaded.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// dtype of weights and activations: F64, F32, BF16 or F16.
+    ///
+    /// In F64 everything is in F64, also what transformers computes in F32 whatever the model's dtype
+    /// (norms, softmax, rope tables): an oracle that rounds to F32 on the way would be none.
+    pub dtype: DType,
+    /// Where to compute.
+    pub device: Device,
+    /// How the layers compute.
+    pub form: Form,
+}
+
+/// What the model ends in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Logits of the next token, `[batch, seq, vocab_size]`.
+    CausalLm,
+    /// Logits of the masked token, `[batch, seq, vocab_size]`.
+    MaskedLm,
+    /// Logits of a label, `[batch, num_labels]`.
+    SequenceClassification,
+    /// Hidden states, `[batch, seq, hidden_size]`.
+    HiddenStates,
+}
+
+impl Task {
+    /// The head that `architectures` names; `None` where the config names none.
+    fn read(config: &ConfigReader) -> Result<Option<Self>> {
+        let Some(architectures) = config.optional_strs("architectures")? else {
+            return Ok(None);
+        };
+        let Some(name) = architectures.first() else {
+            return Ok(None);
+        };
+        let task = match name {
+            _ if name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel") => Self::CausalLm,
+            _ if name.ends_with("ForMaskedLM") => Self::MaskedLm,
+            _ if name.ends_with("ForSequenceClassification") => Self::SequenceClassification,
+            _ if name.ends_with("Model") => Self::HiddenStates,
+            _ => {
+                return Err(Error::UnknownValue {
+                    key: "architectures".to_owned(),
+                    value: (*name).to_owned(),
+                });
+            }
+        };
+        Ok(Some(task))
+    }
+}
+
+/// One architecture with its weights.
+pub trait Model: Send + Sync {
+    /// One pass over [`Pass::input_ids`]; what comes out depends on the [`Task`].
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    fn forward(&self, pass: &mut Pass) -> Result<Xs>;
+}
+
+/// A checkpoint, ready to run.
+pub struct Loaded {
+    model: Box<dyn Model>,
+    options: Options,
+    /// Config keys that may mean something and that the architecture did not read.
+    pub unread_keys: Vec<String>,
+    /// Tensors of the checkpoint that the architecture did not read.
+    pub unread_tensors: Vec<String>,
+}
+
+/// Loads a checkpoint folder: `config.json` and `model.safetensors`, single or sharded.
+///
+/// # Errors
+/// If a file cannot be read, the `model_type`, head or a config value is unknown, or a tensor is
+/// missing or of another shape.
+pub fn load(folder: &Path, options: &Options) -> Result<Loaded> {
+    if !matches!(options.dtype, DType::F64 | DType::F32 | DType::BF16 | DType::F16) {
+        return Err(Error::Unsupported(format!("models in dtype {}", options.dtype.as_str())));
+    }
+    if options.form == Form::Fused {
+        return Err(Error::Unsupported("the fused form".to_owned()));
+    }
+    let config = ConfigReader::open(&folder.join("config.json"))?;
+    config.refuse_unless("quantization_config", &serde_json::Value::Null)?;
+    let weights = Weights::open(folder, options)?;
+    let task = Task::read(&config)?;
+    let model = registry::build(&config, &weights, task)?;
+    Ok(Loaded {
+        model,
+        options: options.clone(),
+        unread_keys: config.unread_keys(),
+        unread_tensors: weights.unread(),
+    })
+}
+
+impl Loaded {
+    /// One pass without a cache: logits of every position, `[batch, seq, vocab_size]`, or what the head gives.
+    ///
+    /// # Errors
+    /// If the inputs do not fit each other or the model.
+    pub fn forward(&mut self, inputs: &Inputs) -> Result<Tensor> {
+        self.forward_with(inputs, None, None)
+    }
+
+    /// One pass that goes on from a cache, is looked on by a probe, or both.
+    ///
+    /// # Errors
+    /// If the inputs do not fit each other, the model or the cache.
+    pub fn forward_with<'a>(
+        &mut self,
+        inputs: &Inputs,
+        cache: Option<&'a mut Cache>,
+        probe: Option<&'a mut dyn Probe>,
+    ) -> Result<Tensor> {
+        let mut pass = Pass::new(inputs, self.options.dtype, &self.options.device, cache, probe)?;
+        let output = self.model.forward(&mut pass)?;
+        pass.finish();
+        Ok(output.into_tensor())
+    }
+}

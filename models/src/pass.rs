@@ -1,0 +1,212 @@
+//! One forward pass: its inputs, the value that flows between layers, and who looks on.
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+
+use crate::cache::Cache;
+use crate::error::{Error, Result};
+
+/// What a pass is fed.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// Token ids, `[batch, seq]`, u32.
+    pub input_ids: Tensor,
+    /// 1 for a real token and 0 for padding, `[batch, past + seq]`, any integer dtype; absent means no padding.
+    pub attention_mask: Option<Tensor>,
+    /// Positions, `[batch, seq]`, any integer dtype; absent means `past..past + seq` in every row,
+    /// whatever the mask says (transformers 5.23.0, `LlamaModel.forward`).
+    pub position_ids: Option<Tensor>,
+}
+
+impl Inputs {
+    /// Inputs without padding.
+    pub fn new(input_ids: Tensor) -> Self {
+        Self { input_ids, attention_mask: None, position_ids: None }
+    }
+}
+
+/// Looks on at every module boundary of a pass. Paths are transformers' module paths.
+pub trait Probe {
+    /// A module is about to run on `input`.
+    fn enter(&mut self, path: &str, input: &Tensor);
+
+    /// A module has run.
+    fn leave(&mut self, path: &str, output: &Tensor);
+
+    /// Feeds the module this tensor instead of its input; asked after [`Probe::enter`].
+    fn replace_input(&mut self, _path: &str, _input: &Tensor) -> Option<Tensor> {
+        None
+    }
+}
+
+/// The value that flows between layers, `[batch, seq, features]`.
+///
+/// Model files pass it on and never look inside; layers know what form it has.
+#[derive(Clone, Debug)]
+pub struct Xs(Tensor);
+
+impl Xs {
+    /// The value as a tensor.
+    pub fn tensor(&self) -> &Tensor {
+        &self.0
+    }
+
+    /// The value as a tensor, by value.
+    pub fn into_tensor(self) -> Tensor {
+        self.0
+    }
+}
+
+impl From<Tensor> for Xs {
+    fn from(tensor: Tensor) -> Self {
+        Self(tensor)
+    }
+}
+
+/// One forward pass.
+pub struct Pass<'a> {
+    input_ids: Tensor,
+    batch: usize,
+    seq: usize,
+    past: usize,
+    padding: Option<Vec<bool>>,
+    positions: Vec<i64>,
+    dtype: DType,
+    cache: Option<&'a mut Cache>,
+    probe: Option<&'a mut dyn Probe>,
+}
+
+impl<'a> Pass<'a> {
+    /// Checks the inputs against each other and the cache.
+    pub(crate) fn new(
+        inputs: &Inputs,
+        dtype: DType,
+        device: &Device,
+        cache: Option<&'a mut Cache>,
+        probe: Option<&'a mut dyn Probe>,
+    ) -> Result<Self> {
+        let (batch, seq) = inputs.input_ids.dims2()?;
+        let past = cache.as_ref().map_or(0, |cache| cache.len());
+        if batch == 0 || seq == 0 {
+            return Err(Error::Inputs("input_ids is empty".to_owned()));
+        }
+        if let Some(cached) = cache.as_ref().and_then(|cache| cache.batch())
+            && cached != batch
+        {
+            return Err(Error::Inputs(format!("the cache holds {cached} rows and input_ids {batch}")));
+        }
+        let padding = match &inputs.attention_mask {
+            Some(mask) => {
+                expect_dims("attention_mask", mask, batch, past + seq)?;
+                Some(integers(mask)?.into_iter().map(|n| n != 0).collect())
+            }
+            None => None,
+        };
+        let positions = match &inputs.position_ids {
+            Some(positions) => {
+                expect_dims("position_ids", positions, batch, seq)?;
+                integers(positions)?
+            }
+            None => (0..batch).flat_map(|_| (past..past + seq).map(|n| n as i64)).collect(),
+        };
+        Ok(Self {
+            input_ids: inputs.input_ids.to_dtype(DType::U32)?.to_device(device)?,
+            batch,
+            seq,
+            past,
+            padding,
+            positions,
+            dtype,
+            cache,
+            probe,
+        })
+    }
+
+    /// Token ids, `[batch, seq]`, u32.
+    pub fn input_ids(&self) -> &Tensor {
+        &self.input_ids
+    }
+
+    /// Rows.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// New tokens per row.
+    pub fn seq(&self) -> usize {
+        self.seq
+    }
+
+    /// Tokens that the cache already holds, per row.
+    pub fn past(&self) -> usize {
+        self.past
+    }
+
+    /// `[batch, past + seq]`, false at padding; absent when there is none.
+    pub fn padding(&self) -> Option<&[bool]> {
+        self.padding.as_deref()
+    }
+
+    /// Positions of the new tokens, `[batch, seq]`.
+    pub fn positions(&self) -> &[i64] {
+        &self.positions
+    }
+
+    /// dtype of weights and activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the pass computes.
+    pub fn device(&self) -> &Device {
+        self.input_ids.device()
+    }
+
+    /// Runs one module; a probe, where there is one, sees what goes in and what comes out.
+    ///
+    /// # Errors
+    /// Whatever the module returns.
+    pub fn module(
+        &mut self,
+        path: &str,
+        xs: &Xs,
+        body: impl FnOnce(&mut Self, &Xs) -> Result<Xs>,
+    ) -> Result<Xs> {
+        let Some(probe) = self.probe.as_deref_mut() else {
+            return body(self, xs);
+        };
+        probe.enter(path, xs.tensor());
+        let replaced = probe.replace_input(path, xs.tensor()).map(Xs::from);
+        let out = body(self, replaced.as_ref().unwrap_or(xs))?;
+        if let Some(probe) = self.probe.as_deref_mut() {
+            probe.leave(path, out.tensor());
+        }
+        Ok(out)
+    }
+
+    /// Appends a layer's keys and values to the cache, if there is one, and returns all that it may attend to.
+    pub(crate) fn append(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)> {
+        match self.cache.as_deref_mut() {
+            Some(cache) => cache.append(layer, keys, values),
+            None => Ok((keys, values)),
+        }
+    }
+
+    /// Ends the pass: the cache, if there is one, takes in the new tokens.
+    pub(crate) fn finish(self) {
+        if let Some(cache) = self.cache {
+            cache.advance(self.seq);
+        }
+    }
+}
+
+fn expect_dims(name: &str, tensor: &Tensor, batch: usize, len: usize) -> Result<()> {
+    if tensor.dims() == [batch, len] {
+        return Ok(());
+    }
+    Err(Error::Inputs(format!("{name} has shape {:?} where [{batch}, {len}] is needed", tensor.dims())))
+}
+
+fn integers(tensor: &Tensor) -> Result<Vec<i64>> {
+    let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
+    Ok(flat.to_dtype(DType::I64)?.i(..)?.to_vec1()?)
+}

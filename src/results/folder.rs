@@ -1,0 +1,295 @@
+//! The files of a run folder: where each lies, and how it gets there whole.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use miette::Diagnostic;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use super::{Case, Cell, Manifest, SCHEMA_VERSION};
+use crate::variant::Variant;
+
+const MANIFEST: &str = "run.json";
+const LOCK: &str = ".lock";
+
+/// Why a run folder cannot be read or written.
+#[derive(Debug, Error, Diagnostic)]
+pub enum ResultsError {
+    /// The file system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    #[diagnostic(help("{}", io_hint(source)))]
+    Io {
+        /// What was tried: `write`, `read`, `create`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file of the run is not what it should be.
+    #[error("{} is not a readable record: {source}", path.display())]
+    #[diagnostic(help("remove the file and resume the run: the cell that it records is then redone"))]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Where it departs from the format.
+        source: serde_json::Error,
+    },
+    /// The run was written by a newer tfcheck.
+    #[error("{} has schema version {found}, this tfcheck reads up to {SCHEMA_VERSION}", path.display())]
+    #[diagnostic(help("use the tfcheck that wrote the run, or a newer one"))]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// The folder is not a run.
+    #[error("{} holds no run: it has no {MANIFEST}", path.display())]
+    #[diagnostic(help("name a folder such as results/run_20260801_150000"))]
+    NotARun {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Another tfcheck writes there.
+    #[error("{} is being written by another tfcheck", path.display())]
+    #[diagnostic(help("wait for it to end, or start a run of its own"))]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+fn io_hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free some space, then `tfcheck run --resume` the run: finished cells are kept"
+        }
+        io::ErrorKind::PermissionDenied => "check the folder's owner and mode, or name another with --results",
+        _ => "check the path and the disk",
+    }
+}
+
+/// A run folder: read by anyone, written by the one process that holds its lock.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    /// Held for as long as this process may write; the system drops it with the process, however that ends.
+    lock: Option<File>,
+}
+
+impl RunFolder {
+    /// Creates `results/run_<stamp>`, or `run_<stamp>_2`, … when that exists; never reuses a folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be created or locked.
+    pub fn create(results: &Path, stamp: &str) -> Result<Self, ResultsError> {
+        fs::create_dir_all(results).map_err(|source| io_error("create", results, source))?;
+        for attempt in 1.. {
+            let name = match attempt {
+                1 => format!("run_{stamp}"),
+                _ => format!("run_{stamp}_{attempt}"),
+            };
+            let path = results.join(name);
+            match fs::create_dir(&path) {
+                Ok(()) => return Self::lock(path),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(source) => return Err(io_error("create", &path, source)),
+            }
+        }
+        unreachable!("the loop ends by returning")
+    }
+
+    /// Opens a run to complete it.
+    ///
+    /// # Errors
+    /// When the folder holds no run or another tfcheck writes it.
+    pub fn resume(path: &Path) -> Result<Self, ResultsError> {
+        Self::open(path)?;
+        Self::lock(path.to_owned())
+    }
+
+    /// Opens a run to read it.
+    ///
+    /// # Errors
+    /// When the folder holds no run.
+    pub fn open(path: &Path) -> Result<Self, ResultsError> {
+        if !path.join(MANIFEST).is_file() {
+            return Err(ResultsError::NotARun { path: path.to_owned() });
+        }
+        Ok(Self { path: path.to_owned(), lock: None })
+    }
+
+    fn lock(path: PathBuf) -> Result<Self, ResultsError> {
+        let file = path.join(LOCK);
+        let lock = File::create(&file).map_err(|source| io_error("create", &file, source))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path, lock: Some(lock) }),
+            Err(fs::TryLockError::WouldBlock) => Err(ResultsError::Locked { path }),
+            Err(fs::TryLockError::Error(source)) => Err(io_error("lock", &file, source)),
+        }
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes `run.json`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_manifest(&self, manifest: &Manifest) -> Result<(), ResultsError> {
+        self.write_json(&self.path.join(MANIFEST), manifest)
+    }
+
+    /// Reads `run.json`.
+    ///
+    /// # Errors
+    /// When it is absent, malformed or newer than this tfcheck.
+    pub fn manifest(&self) -> Result<Manifest, ResultsError> {
+        let path = self.path.join(MANIFEST);
+        let manifest: Manifest = read_json(&path)?;
+        if manifest.schema_version > SCHEMA_VERSION {
+            return Err(ResultsError::Newer { path, found: manifest.schema_version });
+        }
+        Ok(manifest)
+    }
+
+    /// Where a case's files lie: the run folder itself when it is the only case.
+    pub fn case_folder(&self, manifest: &Manifest, case: &str) -> PathBuf {
+        if manifest.cases.len() == 1 { self.path.clone() } else { self.path.join(case) }
+    }
+
+    /// Where the record of a cell lies.
+    pub fn record_path(&self, manifest: &Manifest, case: &str, variant: &Variant) -> PathBuf {
+        let file = format!("timing_{}_{}.json", manifest.stamp, variant.name());
+        self.case_folder(manifest, case).join(&variant.version).join(file)
+    }
+
+    /// Writes a cell's record, the last file of the cell.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_cell(&self, manifest: &Manifest, case: &str, cell: &Cell) -> Result<(), ResultsError> {
+        self.write_json(&self.record_path(manifest, case, &cell.variant), cell)
+    }
+
+    /// The finished cells of a case, in the manifest's order.
+    ///
+    /// # Errors
+    /// When a record is malformed or newer than this tfcheck.
+    pub fn cells(&self, manifest: &Manifest, case: &Case) -> Result<Vec<Cell>, ResultsError> {
+        let mut cells = Vec::new();
+        for variant in &case.variants {
+            let path = self.record_path(manifest, &case.name, variant);
+            if path.is_file() {
+                let cell: Cell = read_json(&path)?;
+                if cell.schema_version > SCHEMA_VERSION {
+                    return Err(ResultsError::Newer { path, found: cell.schema_version });
+                }
+                cells.push(cell);
+            }
+        }
+        Ok(cells)
+    }
+
+    /// Writes a file of the run whole or not at all.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, relative: impl AsRef<Path>, bytes: &[u8]) -> Result<(), ResultsError> {
+        write_atomically(&self.path.join(relative), bytes)
+    }
+
+    fn write_json(&self, path: &Path, value: &impl Serialize) -> Result<(), ResultsError> {
+        debug_assert!(self.lock.is_some(), "a run is written under its lock");
+        let mut bytes =
+            serde_json::to_vec_pretty(value).map_err(|source| ResultsError::Record { path: path.to_owned(), source })?;
+        bytes.push(b'\n');
+        write_atomically(path, &bytes)
+    }
+}
+
+/// Writes `bytes` to a temporary name beside `path`, syncs them, and renames them into place, so that a
+/// reader sees the old file or the new one and never a part.
+///
+/// # Errors
+/// When the file system refuses; the temporary file is then removed.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(|source| io_error("create", folder, source))?;
+    let write = || -> io::Result<()> {
+        let mut file = tempfile::Builder::new().prefix(".partial-").tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    };
+    write().map_err(|source| io_error("write", path, source))
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ResultsError> {
+    let bytes = fs::read(path).map_err(|source| io_error("read", path, source))?;
+    serde_json::from_slice(&bytes).map_err(|source| ResultsError::Record { path: path.to_owned(), source })
+}
+
+fn io_error(action: &'static str, path: &Path, source: io::Error) -> ResultsError {
+    ResultsError::Io { action, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_runs_never_share_a_folder() {
+        let results = tempfile::tempdir().unwrap();
+        let first = RunFolder::create(results.path(), "20260801_150000").unwrap();
+        let second = RunFolder::create(results.path(), "20260801_150000").unwrap();
+        assert_ne!(first.path(), second.path());
+    }
+
+    #[test]
+    fn a_run_that_is_being_written_cannot_be_resumed() {
+        let results = tempfile::tempdir().unwrap();
+        let run = RunFolder::create(results.path(), "20260801_150000").unwrap();
+        let manifest = Manifest {
+            schema_version: SCHEMA_VERSION,
+            stamp: "20260801_150000".into(),
+            config: crate::config::Config::default(),
+            folder: PathBuf::new(),
+            baseline: None,
+            cases: vec![],
+            notes: vec![],
+        };
+        run.write_manifest(&manifest).unwrap();
+        assert!(matches!(RunFolder::resume(run.path()), Err(ResultsError::Locked { .. })));
+        let path = run.path().to_owned();
+        drop(run);
+        assert_eq!(RunFolder::resume(&path).unwrap().manifest().unwrap(), manifest);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_no_litter() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record.json");
+        write_atomically(&path, b"old").unwrap();
+        // A directory cannot be replaced by a file: the rename fails after the bytes were written.
+        let target = folder.path().join("taken");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("inside"), b"x").unwrap();
+        write_atomically(&target, b"new").unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_folder_without_a_manifest_is_not_a_run() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(RunFolder::open(folder.path()), Err(ResultsError::NotARun { .. })));
+    }
+}

@@ -1,0 +1,362 @@
+//! Runs the cells of a case, one worker process each, and keeps each result as it lands.
+//!
+//! Three passes: correctness (load, one forward whose logits are kept), interleaved timing rounds, trace.
+//! Workers stay loaded and idle between rounds, so that a round's variants meet the same machine. When the
+//! loaded ones would outgrow the memory budget they are timed in groups that share one anchor, the first
+//! cell; only one worker ever computes.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use reference::protocol::{Forward, LOGITS, Load, Reply, Request, Time, Trace};
+use safetensors::tensor::Metadata;
+
+use crate::progress::Progress;
+use crate::results::{
+    Case, Cell, Completed, Failure, FailureKind, Manifest, Outcome, ResultsError, RunFolder,
+};
+use crate::runner::{Ended, Runner, Session};
+use crate::variant::Variant;
+
+/// One cell to run.
+pub struct Job<'a> {
+    /// What to run.
+    pub variant: Variant,
+    /// Digest of everything that its numbers depend on.
+    pub key: String,
+    /// What runs it, or why nothing can.
+    pub runner: Result<&'a dyn Runner, Ended>,
+    /// What its worker is asked to load.
+    pub load: Load,
+    /// Whether it is timed and traced; an oracle is not.
+    pub is_timed: bool,
+    /// What a person must know about it before it has run.
+    pub notes: Vec<String>,
+}
+
+/// How cells are timed and how long they may take.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Passes before the first timed one.
+    pub warm_up: usize,
+    /// Timed passes per round.
+    pub iterations: usize,
+    /// Interleaved rounds; 0 for no timing.
+    pub rounds: usize,
+    /// Whether each cell leaves a trace.
+    pub trace: bool,
+    /// Longest wait for any one answer.
+    pub timeout: Duration,
+    /// Bytes that loaded workers may hold together.
+    pub memory_budget: u64,
+}
+
+/// One case under way.
+pub struct Schedule<'a> {
+    /// Where results go.
+    pub folder: &'a RunFolder,
+    /// The run.
+    pub manifest: &'a Manifest,
+    /// The case.
+    pub case: &'a Case,
+    /// How.
+    pub settings: &'a Settings,
+    /// What the user sees.
+    pub progress: &'a Progress,
+    /// Set when the user wants to stop.
+    pub stop: &'a AtomicBool,
+}
+
+/// What became of a case.
+#[derive(Debug, Default)]
+pub struct Ran {
+    /// The record of every cell that was begun, whether or not it could be written.
+    pub cells: Vec<Cell>,
+    /// The first record that could not be written.
+    pub unwritten: Option<ResultsError>,
+    /// True when the user stopped it.
+    pub interrupted: bool,
+}
+
+/// A worker whose logits are on disk and that waits to be timed.
+struct Live<'a> {
+    job: Job<'a>,
+    session: Box<dyn Session + 'a>,
+    completed: Completed,
+}
+
+impl<'a> Schedule<'a> {
+    /// Runs `jobs` in order; the first one is the anchor of every timing group.
+    pub fn run(&self, jobs: Vec<Job<'a>>, first_round: u32) -> Ran {
+        let mut ran = Ran::default();
+        let mut round = first_round;
+        let mut group: Vec<Live> = Vec::new();
+        let cells = self.progress.task(&self.case.name, jobs.len() as u64);
+        for job in jobs {
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            if self.is_full(&group) {
+                self.time(&mut group, &mut round, &mut ran);
+                for live in group.split_off(1.min(group.len())) {
+                    self.finish(live, &mut ran);
+                }
+            }
+            let name = job.variant.name();
+            cells.doing(&name);
+            match self.begin(job) {
+                Ok(live) => {
+                    cells.line(&format!(
+                        "{name}: logits in {}, first call {}",
+                        seconds(live.completed.load_ns),
+                        seconds(live.completed.first_call_ns)
+                    ));
+                    if live.job.is_timed {
+                        let mut landed = live.completed.clone();
+                        landed.unfinished = Some(not_timed());
+                        self.keep(&live.job, Outcome::Completed(landed), &mut ran);
+                        group.push(live);
+                    } else {
+                        live.session.end();
+                        self.keep(&live.job, Outcome::Completed(live.completed), &mut ran);
+                    }
+                }
+                Err((job, ended)) => self.lost(&job, ended, &mut ran),
+            }
+            cells.done_one();
+        }
+        self.time(&mut group, &mut round, &mut ran);
+        for live in group {
+            self.finish(live, &mut ran);
+        }
+        ran.interrupted |= self.stop.load(Ordering::Relaxed);
+        ran
+    }
+
+    /// Whether one more worker, as large as the largest so far, would outgrow the budget. An anchor alone is never full.
+    fn is_full(&self, group: &[Live]) -> bool {
+        let bytes = |live: &Live| live.completed.peak_bytes.unwrap_or(0);
+        let held: u64 = group.iter().map(bytes).sum();
+        let next = group.iter().map(bytes).max().unwrap_or(0);
+        group.len() > 1 && held + next > self.settings.memory_budget
+    }
+
+    /// Correctness pass: start, load, one forward whose logits are verified on disk.
+    fn begin(&self, job: Job<'a>) -> Result<Live<'a>, (Job<'a>, Ended)> {
+        let session = job.runner.clone().and_then(|runner| runner.start(self.log_path(&job), self.stop));
+        let mut session = match session {
+            Ok(session) => session,
+            Err(ended) => return Err((job, ended)),
+        };
+        match self.forward(&job, session.as_mut()) {
+            Ok(completed) => Ok(Live { job, session, completed }),
+            Err(ended) => Err((job, ended)),
+        }
+    }
+
+    fn forward(&self, job: &Job, session: &mut dyn Session) -> Result<Completed, Ended> {
+        let timeout = self.settings.timeout;
+        let Reply::Ready(ready) = session.ask(&Request::Load(job.load.clone()), timeout)? else {
+            return Err(out_of_turn("load"));
+        };
+        let logits = PathBuf::from(&job.variant.version)
+            .join(format!("logits_{}.safetensors", job.variant.note()));
+        let path = self.case_folder().join(&logits);
+        let Reply::Forwarded(forwarded) =
+            session.ask(&Request::Forward(Forward { logits: path.clone() }), timeout)?
+        else {
+            return Err(out_of_turn("forward"));
+        };
+        verify_logits(&path, &forwarded.shape)?;
+        let mut notes = job.notes.clone();
+        notes.extend(ready.notes);
+        Ok(Completed {
+            logits,
+            shape: forwarded.shape,
+            positions: forwarded.positions,
+            trace: None,
+            libraries: ready.libraries,
+            notes,
+            load_ns: ready.load_ns,
+            first_call_ns: forwarded.elapsed_ns,
+            rounds_ns: Vec::new(),
+            round_numbers: Vec::new(),
+            peak_bytes: forwarded.peak_bytes,
+            unfinished: None,
+        })
+    }
+
+    /// Interleaved rounds over a group. The order turns by one each round, so that no variant always follows the same one.
+    fn time(&self, group: &mut Vec<Live<'a>>, round: &mut u32, ran: &mut Ran) {
+        if group.is_empty() {
+            return;
+        }
+        let rounds = self.progress.task("timing", (self.settings.rounds * group.len()) as u64);
+        for turn in 0..self.settings.rounds {
+            let warm_up = if turn == 0 { self.settings.warm_up } else { self.settings.warm_up.min(1) };
+            let request = Request::Time(Time { warm_up, iterations: self.settings.iterations });
+            let mut order: Vec<usize> = (0..group.len()).collect();
+            order.rotate_left(turn % group.len().max(1));
+            let mut lost: Vec<(usize, Ended)> = Vec::new();
+            for index in order {
+                let live = &mut group[index];
+                rounds.doing(&format!("round {}/{}: {}", turn + 1, self.settings.rounds, live.job.variant.name()));
+                match live.session.ask(&request, self.settings.timeout) {
+                    Ok(Reply::Timed(timed)) => {
+                        live.completed.rounds_ns.push(timed.samples_ns);
+                        live.completed.round_numbers.push(*round);
+                        live.completed.peak_bytes = live.completed.peak_bytes.max(timed.peak_bytes);
+                    }
+                    Ok(_) => lost.push((index, out_of_turn("time"))),
+                    Err(ended) => lost.push((index, ended)),
+                }
+                rounds.done_one();
+            }
+            *round += 1;
+            lost.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
+            for (index, ended) in lost {
+                self.cut_short(group.remove(index), ended, ran);
+            }
+            if group.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Trace pass, then the record. A trace that fails is a note: the numbers do not depend on it.
+    fn finish(&self, mut live: Live<'a>, ran: &mut Ran) {
+        if self.stop.load(Ordering::Relaxed) {
+            return self.cut_short(live, Ended::Interrupted, ran);
+        }
+        if self.settings.trace {
+            let trace = PathBuf::from(&live.job.variant.version)
+                .join(format!("trace_{}_{}.json", self.manifest.stamp, live.job.variant.name()));
+            let path = self.case_folder().join(&trace);
+            match live.session.ask(&Request::Trace(Trace { path: path.clone() }), self.settings.timeout) {
+                Ok(Reply::Traced) if path.is_file() => live.completed.trace = Some(trace),
+                Ok(_) => live.completed.notes.push("no trace: the worker said it wrote one, but did not".into()),
+                Err(Ended::Interrupted) => return self.cut_short(live, Ended::Interrupted, ran),
+                Err(Ended::Unsupported(reason)) => live.completed.notes.push(format!("no trace: {reason}")),
+                Err(Ended::Failed(failure)) => {
+                    live.completed.notes.push(format!("no trace: {}", failure.reason));
+                }
+            }
+        }
+        live.session.end();
+        self.keep(&live.job, Outcome::Completed(live.completed), ran);
+    }
+
+    /// A worker that was lost after its logits had landed: they are kept, the cell is not finished.
+    fn cut_short(&self, mut live: Live<'a>, ended: Ended, ran: &mut Ran) {
+        let name = live.job.variant.name();
+        live.completed.unfinished = Some(match ended {
+            Ended::Interrupted => not_timed(),
+            Ended::Failed(failure) => failure,
+            Ended::Unsupported(reason) => {
+                let Ended::Failed(failure) = Ended::failed(FailureKind::Exception, reason) else { return };
+                failure
+            }
+        });
+        if let Some(failure) = &live.completed.unfinished {
+            self.progress.line(&format!("{name}: not timed: {}", failure.reason));
+        }
+        drop(live.session);
+        self.keep(&live.job, Outcome::Completed(live.completed), ran);
+    }
+
+    /// A worker that was lost before it had a result.
+    fn lost(&self, job: &Job, ended: Ended, ran: &mut Ran) {
+        let outcome = match ended {
+            Ended::Interrupted => {
+                ran.interrupted = true;
+                return;
+            }
+            Ended::Unsupported(reason) => Outcome::Unsupported { reason },
+            Ended::Failed(failure) => Outcome::Failed(failure),
+        };
+        let (word, reason) = match &outcome {
+            Outcome::Unsupported { reason } => ("unsupported", reason),
+            Outcome::Failed(failure) => ("failed", &failure.reason),
+            Outcome::Completed(_) => return,
+        };
+        self.progress.line(&format!("{}: {word}: {reason}", job.variant.name()));
+        self.keep(job, outcome, ran);
+    }
+
+    /// Records a cell, on disk and in memory: what cannot be written is still reported.
+    fn keep(&self, job: &Job, outcome: Outcome, ran: &mut Ran) {
+        let cell = Cell::new(&job.variant, &job.key, outcome);
+        if let Err(error) = self.folder.write_cell(self.manifest, &self.case.name, &cell) {
+            self.progress.line(&format!("{}: record not written: {error}", cell.name));
+            ran.unwritten.get_or_insert(error);
+        }
+        ran.cells.retain(|known| known.name != cell.name);
+        ran.cells.push(cell);
+    }
+
+    fn case_folder(&self) -> PathBuf {
+        self.folder.case_folder(self.manifest, &self.case.name)
+    }
+
+    fn log_path(&self, job: &Job) -> PathBuf {
+        self.case_folder().join(&job.variant.version).join("worker.log")
+    }
+}
+
+fn not_timed() -> Failure {
+    Failure {
+        kind: FailureKind::Interrupted,
+        reason: "the run ended before this variant was timed".into(),
+        detail: String::new(),
+        log_tail: String::new(),
+    }
+}
+
+fn out_of_turn(request: &str) -> Ended {
+    Ended::failed(FailureKind::MissingResult, format!("the worker answered `{request}` with another reply"))
+}
+
+/// A worker that says it wrote logits must have written logits of that shape, whole.
+fn verify_logits(path: &Path, shape: &[usize]) -> Result<(), Ended> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let found = logits_shape(path).map_err(|error| {
+        Ended::failed(FailureKind::MissingResult, format!("the worker said it wrote {name}, but {error}"))
+    })?;
+    if found != shape {
+        let reason = format!("{name} holds logits {found:?}, but the worker reported {shape:?}");
+        return Err(Ended::failed(FailureKind::MissingResult, reason));
+    }
+    Ok(())
+}
+
+/// The shape that the header of a logits file states, once its length agrees with the file's.
+fn logits_shape(path: &Path) -> Result<Vec<usize>, String> {
+    let mut file = File::open(path).map_err(|error| format!("it cannot be opened: {error}"))?;
+    let held = file.metadata().map_err(|error| error.to_string())?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(|_| "it is shorter than a safetensors header".to_owned())?;
+    let length = u64::from_le_bytes(length);
+    if length > held {
+        return Err(format!("its header claims {length} bytes of a file of {held}"));
+    }
+    let mut header = vec![0; length as usize];
+    file.read_exact(&mut header).map_err(|_| "its header is cut short".to_owned())?;
+    let header: Metadata =
+        serde_json::from_slice(&header).map_err(|error| format!("its header is malformed: {error}"))?;
+    let expected = 8 + length + header.data_len() as u64;
+    if held != expected {
+        return Err(format!("it has {held} bytes where its header promises {expected}"));
+    }
+    let logits = header.info(LOGITS).ok_or_else(|| format!("it holds no tensor `{LOGITS}`"))?;
+    Ok(logits.shape.clone())
+}
+
+fn seconds(ns: u64) -> String {
+    format!("{:.1} s", ns as f64 / 1e9)
+}
+
+#[cfg(test)]
+mod tests;

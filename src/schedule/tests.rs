@@ -1,0 +1,230 @@
+//! The scheduler against scripted workers: what it asks, in which order, and what it keeps.
+
+use std::sync::{Arc, Mutex};
+
+use reference::protocol::{Dtype, Mode, PROTOCOL_VERSION};
+
+use super::*;
+use crate::results::SCHEMA_VERSION;
+use crate::runner::fake::{FakeRunner, Journal, Script};
+
+struct Stage {
+    results: tempfile::TempDir,
+    journal: Journal,
+    runners: Vec<FakeRunner>,
+    settings: Settings,
+    stop: AtomicBool,
+}
+
+impl Stage {
+    fn new(scripts: Vec<(&str, Script)>) -> Self {
+        let journal: Journal = Arc::new(Mutex::new(Vec::new()));
+        let runners = scripts
+            .into_iter()
+            .map(|(name, script)| FakeRunner { name: name.into(), script, journal: journal.clone() })
+            .collect();
+        Self {
+            results: tempfile::tempdir().unwrap(),
+            journal,
+            runners,
+            settings: Settings {
+                warm_up: 1,
+                iterations: 2,
+                rounds: 2,
+                trace: true,
+                timeout: Duration::from_secs(1),
+                memory_budget: 1 << 30,
+            },
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    /// Runs every scripted worker as one case; gives what became of it and the records found on disk.
+    fn run(&self) -> (Ran, Vec<Cell>) {
+        let variants: Vec<Variant> = self.runners.iter().map(|runner| variant(&runner.name)).collect();
+        let case = Case {
+            name: "case".into(),
+            checkpoint: "fake".into(),
+            checkpoint_digest: String::new(),
+            inputs: String::new(),
+            inputs_digest: String::new(),
+            choices: vec![],
+            variants: variants.clone(),
+            notes: vec![],
+        };
+        let manifest = Manifest {
+            schema_version: SCHEMA_VERSION,
+            stamp: "20260801_150000".into(),
+            config: crate::config::Config::default(),
+            folder: PathBuf::new(),
+            baseline: None,
+            cases: vec![case.clone()],
+            notes: vec![],
+        };
+        let folder = RunFolder::create(self.results.path(), &manifest.stamp).unwrap();
+        folder.write_manifest(&manifest).unwrap();
+        let progress = Progress::new(true);
+        let schedule = Schedule {
+            folder: &folder,
+            manifest: &manifest,
+            case: &case,
+            settings: &self.settings,
+            progress: &progress,
+            stop: &self.stop,
+        };
+        let jobs = variants
+            .into_iter()
+            .zip(&self.runners)
+            .map(|(variant, runner)| {
+                std::fs::create_dir_all(folder.path().join(&variant.version)).unwrap();
+                Job { load: load(&variant), variant, key: "key".into(), runner: Ok(runner as &dyn Runner), is_timed: true, notes: vec![] }
+            })
+            .collect();
+        let ran = schedule.run(jobs, 0);
+        let cells = folder.cells(&manifest, &case).unwrap();
+        (ran, cells)
+    }
+
+    fn journal(&self) -> Vec<String> {
+        self.journal.lock().unwrap().clone()
+    }
+}
+
+fn variant(name: &str) -> Variant {
+    Variant {
+        runner: crate::variant::Runner::Command,
+        version: name.into(),
+        mode: Mode::Eager,
+        attention: None,
+        dtype: Dtype::F32,
+        device: "cpu".into(),
+        qualified: false,
+    }
+}
+
+fn load(variant: &Variant) -> Load {
+    Load {
+        protocol: PROTOCOL_VERSION,
+        checkpoint: "checkpoint".into(),
+        inputs: "inputs".into(),
+        mode: variant.mode,
+        attention: variant.attention,
+        dtype: variant.dtype,
+        device: variant.device.clone(),
+        threads: 1,
+        seed: 0,
+    }
+}
+
+fn good() -> Script {
+    Script { logits: vec![1.0, 2.0], peak_bytes: 1000, ..Script::default() }
+}
+
+fn completed(cell: &Cell) -> &Completed {
+    match &cell.outcome {
+        Outcome::Completed(completed) => completed,
+        other => panic!("{} did not complete: {other:?}", cell.name),
+    }
+}
+
+#[test]
+fn rounds_interleave_and_turn() {
+    let stage = Stage::new(vec![("a", good()), ("b", good())]);
+    let (_, cells) = stage.run();
+    let timed: Vec<_> = stage.journal().into_iter().filter(|line| line.ends_with("time")).collect();
+    assert_eq!(timed, ["a time", "b time", "b time", "a time"]);
+    for cell in &cells {
+        assert_eq!(completed(cell).round_numbers, [0, 1]);
+        assert_eq!(completed(cell).rounds_ns, [[1_000_000, 1_000_000], [1_000_000, 1_000_000]]);
+        assert!(completed(cell).unfinished.is_none() && completed(cell).trace.is_some());
+    }
+}
+
+#[test]
+fn one_bad_cell_never_stops_the_others() {
+    let boom = Ended::failed(FailureKind::Crashed, "killed by signal 11");
+    let stage = Stage::new(vec![
+        ("a", good()),
+        ("b", Script { start: Some(boom.clone()), ..good() }),
+        ("c", Script { load: Some(Ended::Unsupported("no such model_type".into())), ..good() }),
+        ("d", Script { forward: Some(Ended::failed(FailureKind::TimedOut, "no answer")), ..good() }),
+        ("e", Script { forget_logits: true, ..good() }),
+        ("f", good()),
+    ]);
+    let (ran, cells) = stage.run();
+    assert!(!ran.interrupted && ran.unwritten.is_none());
+    let words: Vec<_> = cells
+        .iter()
+        .map(|cell| match &cell.outcome {
+            Outcome::Completed(_) => "completed".to_owned(),
+            Outcome::Unsupported { .. } => "unsupported".to_owned(),
+            Outcome::Failed(failure) => format!("{:?}", failure.kind),
+        })
+        .collect();
+    assert_eq!(words, ["completed", "Crashed", "unsupported", "TimedOut", "MissingResult", "completed"]);
+}
+
+#[test]
+fn logits_of_a_cell_whose_timing_fails_are_kept_and_the_cell_is_unfinished() {
+    let boom = Ended::failed(FailureKind::Crashed, "killed by signal 11");
+    let stage = Stage::new(vec![
+        ("a", good()),
+        ("b", Script { time: [None, Some(boom)].into(), ..good() }),
+    ]);
+    let (_, cells) = stage.run();
+    let b = completed(&cells[1]);
+    assert_eq!(b.rounds_ns.len(), 1);
+    assert_eq!(b.unfinished.as_ref().map(|failure| failure.kind), Some(FailureKind::Crashed));
+    assert_eq!(completed(&cells[0]).rounds_ns.len(), 2);
+}
+
+#[test]
+fn a_failed_trace_is_a_note() {
+    let boom = Ended::failed(FailureKind::Exception, "profiler missing");
+    let stage = Stage::new(vec![("a", Script { trace: Some(boom), ..good() })]);
+    let (_, cells) = stage.run();
+    assert_eq!(completed(&cells[0]).notes, ["no trace: profiler missing"]);
+    assert!(completed(&cells[0]).unfinished.is_none());
+}
+
+#[test]
+fn past_the_memory_budget_groups_share_the_first_cell_as_anchor() {
+    let mut stage = Stage::new(vec![("a", good()), ("b", good()), ("c", good()), ("d", good())]);
+    stage.settings.memory_budget = 2500;
+    stage.settings.rounds = 1;
+    let (_, cells) = stage.run();
+    let numbers: Vec<_> = cells.iter().map(|cell| completed(cell).round_numbers.clone()).collect();
+    assert_eq!(numbers, [vec![0, 1, 2], vec![0], vec![1], vec![2]]);
+    let journal = stage.journal();
+    let at = |line: &str| journal.iter().position(|found| found == line).unwrap();
+    assert!(at("b end") < at("c load"), "b makes room before c is loaded: {journal:?}");
+    assert!(at("a end") > at("d time"), "the anchor stays: {journal:?}");
+}
+
+#[test]
+fn a_stop_keeps_what_has_landed_as_unfinished() {
+    let stage = Stage::new(vec![
+        ("a", good()),
+        ("b", Script { forward: Some(Ended::Interrupted), ..good() }),
+    ]);
+    let (ran, cells) = stage.run();
+    assert!(ran.interrupted);
+    assert_eq!(cells.len(), 1, "the interrupted cell has no record and will be redone");
+    assert_eq!(cells[0].name, "a_eager");
+}
+
+#[test]
+fn logits_that_are_cut_short_are_a_missing_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("logits.safetensors");
+    let tensor = candle_core::Tensor::zeros((1, 2, 3), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+    candle_core::safetensors::save(&[(LOGITS, tensor)].into(), &path).unwrap();
+    assert_eq!(verify_logits(&path, &[1, 2, 3]), Ok(()));
+    assert!(verify_logits(&path, &[1, 2, 4]).is_err());
+    let bytes = std::fs::read(&path).unwrap();
+    for kept in [bytes.len() - 1, 20, 4, 0] {
+        std::fs::write(&path, &bytes[..kept]).unwrap();
+        let Err(Ended::Failed(failure)) = verify_logits(&path, &[1, 2, 3]) else { panic!("{kept} bytes passed") };
+        assert_eq!(failure.kind, FailureKind::MissingResult);
+    }
+}

@@ -1,0 +1,131 @@
+//! The native side of the worker protocol: what the hidden `tfcheck worker` process does.
+//!
+//! [`serve`] speaks the protocol for any [`Engine`]; `worker/` holds one engine a file.
+
+pub mod candle;
+mod chrome_trace;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::sync::mpsc;
+use std::time::Instant;
+
+use reference::protocol::{
+    Failed, FailedKind, Forward, Forwarded, Load, PROTOCOL_VERSION, REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE,
+    Ready, Reply, Request, Time, Timed, Trace,
+};
+
+/// What computes inside a worker process. Every method answers one request.
+pub trait Engine {
+    /// Loads the checkpoint and the inputs.
+    ///
+    /// # Errors
+    /// When the engine does not have what was asked, or the files do not hold it.
+    fn load(&mut self, load: &Load) -> Result<Ready, Failed>;
+
+    /// One forward pass, its logits written to `forward.logits`.
+    ///
+    /// # Errors
+    /// When the pass fails or the logits cannot be written.
+    fn forward(&mut self, forward: &Forward) -> Result<Forwarded, Failed>;
+
+    /// One forward pass whose result is dropped, finished when this returns.
+    ///
+    /// # Errors
+    /// When the pass fails.
+    fn pass(&mut self) -> Result<(), Failed>;
+
+    /// One forward pass as a Chrome trace.
+    ///
+    /// # Errors
+    /// When the pass fails or the trace cannot be written.
+    fn trace(&mut self, trace: &Trace) -> Result<(), Failed>;
+}
+
+/// The engine of tfcheck's own models, or of candle-transformers' ports.
+pub fn engine(upstream: bool) -> Box<dyn Engine> {
+    if upstream { Box::<candle_transformers::PortEngine>::default() } else { Box::<candle::CandleEngine>::default() }
+}
+
+/// Answers requests until it is told to exit.
+///
+/// # Errors
+/// When the descriptors cannot be opened or written.
+pub fn serve(engine: &mut dyn Engine) -> io::Result<()> {
+    let requests = File::open(descriptor(REQUEST_FD_VARIABLE, 3))?;
+    let mut replies = OpenOptions::new().write(true).open(descriptor(REPLY_FD_VARIABLE, 4))?;
+    for line in lines_until_abandoned(requests) {
+        let reply = match serde_json::from_str(&line) {
+            Ok(Request::Exit) => break,
+            Ok(request) => answer(engine, &request).unwrap_or_else(Reply::Failed),
+            Err(error) => Reply::Failed(exception(format!("the request is not one that this worker knows: {error}"))),
+        };
+        let mut line = serde_json::to_vec(&reply)?;
+        line.push(b'\n');
+        replies.write_all(&line)?;
+    }
+    Ok(())
+}
+
+/// A failure of which no more is known than its message.
+pub fn exception(message: impl Into<String>) -> Failed {
+    Failed { kind: FailedKind::Exception, error: String::new(), message: message.into(), traceback: String::new() }
+}
+
+/// The largest resident set of this process so far, in bytes, where the system tells.
+pub fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+fn answer(engine: &mut dyn Engine, request: &Request) -> Result<Reply, Failed> {
+    match request {
+        Request::Load(load) if load.protocol != PROTOCOL_VERSION => Err(exception(format!(
+            "tfcheck speaks protocol {}, this worker {PROTOCOL_VERSION}",
+            load.protocol
+        ))),
+        Request::Load(load) => engine.load(load).map(Reply::Ready),
+        Request::Forward(forward) => engine.forward(forward).map(Reply::Forwarded),
+        Request::Time(time) => timed(engine, time).map(Reply::Timed),
+        Request::Trace(trace) => engine.trace(trace).map(|()| Reply::Traced),
+        Request::Exit => Err(exception("`exit` is not answered")),
+    }
+}
+
+fn timed(engine: &mut dyn Engine, time: &Time) -> Result<Timed, Failed> {
+    for _ in 0..time.warm_up {
+        engine.pass()?;
+    }
+    let mut samples_ns = Vec::with_capacity(time.iterations);
+    for _ in 0..time.iterations {
+        let start = Instant::now();
+        engine.pass()?;
+        samples_ns.push(start.elapsed().as_nanos() as u64);
+    }
+    Ok(Timed { samples_ns, peak_bytes: peak_resident_bytes() })
+}
+
+/// The path under which an inherited descriptor can be opened again, without unsafe code.
+fn descriptor(variable: &str, usual: u32) -> String {
+    let number = std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(usual);
+    format!("/dev/fd/{number}")
+}
+
+/// Request lines, read on a thread of their own: end of file means that tfcheck is gone, and then this
+/// process group must not go on computing for nobody.
+fn lines_until_abandoned(requests: File) -> mpsc::IntoIter<String> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(requests).lines() {
+            let Ok(line) = line else { break };
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+        // Where the group cannot be signalled this process still ends, by the closed channel.
+        let _ = rustix::process::kill_process_group(rustix::process::getpgrp(), rustix::process::Signal::KILL);
+    });
+    receiver.into_iter()
+}
