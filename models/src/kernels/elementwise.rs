@@ -48,7 +48,7 @@ pub fn embed<T: Element>(
     if ids.is_empty() {
         return Ok(());
     }
-    assert!(out.len() % ids.len() == 0, "out: [{}, hidden]", ids.len());
+    assert!(out.len().is_multiple_of(ids.len()), "out: [{}, hidden]", ids.len());
     let hidden = out.len() / ids.len();
     let vocab = match embedding {
         Embedding::Table(table) => table.len() / hidden,
@@ -60,10 +60,10 @@ pub fn embed<T: Element>(
     let out = Shards::new(out);
     let rows_per_task = (CHUNK / 4 / hidden).max(1);
     pool.run(ids.len().div_ceil(rows_per_task), |task, _| {
-        for i in task * rows_per_task..ids.len().min((task + 1) * rows_per_task) {
+        for (i, &id) in ids.iter().enumerate().skip(task * rows_per_task).take(rows_per_task) {
             // SAFETY: row i belongs to this task.
             let to = unsafe { out.slice(i * hidden, hidden) };
-            let id = ids[i] as usize;
+            let id = id as usize;
             match embedding {
                 Embedding::Table(table) => to.copy_from_slice(&table[id * hidden..][..hidden]),
                 Embedding::Tied(head) => head.row(id, to),
@@ -103,7 +103,7 @@ pub fn activate<T: Element>(pool: &Pool, xs: &mut [T], activation: Activation) {
 /// # Panics
 /// If `xs` is not whole rows.
 pub fn softmax<T: Element>(pool: &Pool, xs: &mut [T], row_len: usize) {
-    assert!(row_len > 0 && xs.len() % row_len == 0, "xs: [rows, {row_len}]");
+    assert!(row_len > 0 && xs.len().is_multiple_of(row_len), "xs: [rows, {row_len}]");
     let rows = xs.len() / row_len;
     let rows_per_task = (CHUNK / row_len).max(1);
     let xs = Shards::new(xs);

@@ -67,7 +67,7 @@ impl<T: Element> PackedLinear<T> {
     /// # Panics
     /// If a part is not a multiple of `k` long, or the bias does not fit.
     pub fn new(pool: &Pool, parts: &[&[T]], k: usize, bias: Option<&[f32]>) -> Self {
-        assert!(k > 0 && parts.iter().all(|p| p.len() % k == 0), "weights of {k} columns");
+        assert!(k > 0 && parts.iter().all(|p| p.len().is_multiple_of(k)), "weights of {k} columns");
         let n = parts.iter().map(|p| p.len() / k).sum();
         assert!(bias.is_none_or(|b| b.len() == n), "a bias of {n} values");
         let row = |mut j: usize| {
@@ -126,7 +126,10 @@ impl<T: Element> PackedGateUp<T> {
     /// # Panics
     /// If the shapes do not fit.
     pub fn new(pool: &Pool, gate: &[T], up: &[T], k: usize, bias: Option<(&[f32], &[f32])>) -> Self {
-        assert!(k > 0 && gate.len() % k == 0 && gate.len() == up.len(), "gate and up of {k} columns");
+        assert!(
+            k > 0 && gate.len().is_multiple_of(k) && gate.len() == up.len(),
+            "gate and up of {k} columns"
+        );
         let n = gate.len() / k;
         assert!(bias.is_none_or(|(g, u)| g.len() == n && u.len() == n), "biases of {n} values");
         // A panel is 16 rows of gate followed by the same 16 of up.
@@ -227,7 +230,7 @@ impl<T: Element> Panels<T> {
         // Blocks of equal height: 128 rows are ten of 13 or 12, not nine of 14 and one of 2.
         let block = |i: usize| (i * m / blocks, (i + 1) * m / blocks);
         // Few rows are read in place, as whole units.
-        let in_place = m <= FEW_ROWS && self.k % T::PER_UNIT == 0;
+        let in_place = m <= FEW_ROWS && self.k.is_multiple_of(T::PER_UNIT);
         let mut scratch = pool.scratch(if in_place { 0 } else { m * steps });
         if !in_place {
             let interleaved = Shards::new(&mut scratch);

@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "generic vector code")]
 
 use super::simd::Simd;
-use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
 
 /// An MLP activation, by the names of transformers' `ACT2FN` (5.23.0, activations.py).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl Activation {
                 Self::GeluTanh => {
                     // x/2 (1 + tanh u) = x sigmoid(2u), which does not cancel for negative x.
                     let cubic = S::fma(S::mul(x, x), S::splat(0.044_715), S::splat(1.0));
-                    let twice_u = S::mul(S::mul(x, S::splat(1.595_769_1)), cubic);
+                    let twice_u = S::mul(S::mul(x, S::splat(1.595_769_2)), cubic);
                     S::mul(x, sigmoid::<S>(twice_u))
                 }
                 Self::GeluErf => {
@@ -69,7 +69,7 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
         let x = S::min(S::splat(HIGHEST), S::max(S::splat(LOWEST), x));
         let n = S::round(S::mul(x, S::splat(LOG2_E)));
         // ln 2 = 0.693359375 - 2.12194440e-4; the first part has few bits, so n times it is exact.
-        let r = S::fma(n, S::splat(-0.693_359_375), x);
+        let r = S::fma(n, S::splat(-0.693_359_4), x);
         let r = S::fma(n, S::splat(2.121_944_4e-4), r);
         let p = S::splat(0.001_394_858_1);
         let p = S::fma(p, r, S::splat(0.008_375_129));
@@ -122,19 +122,19 @@ unsafe fn erf<S: Simd>(x: S::F) -> S::F {
         -0.026_854_329,
         0.112_835_97,
         -0.376_126_26,
-        1.128_379_1,
+        FRAC_2_SQRT_PI,
     ];
     const FAR: [f32; 10] = [
         0.170_872_77,
         -0.822_152_23,
-        1.488_515_87,
-        -1.135_203_98,
+        1.488_515_9,
+        -1.135_204,
         0.278_868_07,
         -0.186_288_06,
         0.096_784_18,
         0.374_091_96,
-        1.000_023_68,
-        -1.265_512_23,
+        1.000_023_7,
+        -1.265_512_2,
     ];
     // SAFETY: `Simd`'s contract is passed on.
     unsafe {

@@ -106,7 +106,7 @@ impl Norm {
         first: usize,
         heads: usize,
     ) {
-        assert!(row_len > 0 && xs.len() % row_len == 0, "xs: [rows, {row_len}]");
+        assert!(row_len > 0 && xs.len().is_multiple_of(row_len), "xs: [rows, {row_len}]");
         assert!(first + heads * self.size() <= row_len, "{heads} heads from column {first} of {row_len}");
         let rows = xs.len() / row_len;
         let xs = Shards::new(xs);

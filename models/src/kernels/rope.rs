@@ -35,7 +35,7 @@ impl RopeTable {
     /// If the tables are not whole rows of equal number.
     pub fn new(cos: Vec<f32>, sin: Vec<f32>, pairs: usize, pairing: Pairing) -> Self {
         assert!(
-            pairs > 0 && cos.len() == sin.len() && cos.len() % pairs == 0,
+            pairs > 0 && cos.len() == sin.len() && cos.len().is_multiple_of(pairs),
             "tables: [positions, {pairs}]"
         );
         Self { cos, sin, pairs, pairing }
@@ -109,7 +109,7 @@ pub fn rope_into_cache<T: Element>(
                     slot,
                     keys: &keys,
                     values: &values,
-                })
+                });
             };
         }
     });

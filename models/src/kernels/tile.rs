@@ -3,6 +3,7 @@
 //! units, one per column.
 
 #![expect(unsafe_code, reason = "the innermost loop runs on raw pointers")]
+#![expect(clippy::needless_range_loop, reason = "counted loops over registers, which must unroll whole")]
 
 use super::element::Element;
 use super::simd::Simd;
@@ -100,8 +101,8 @@ unsafe fn tile<S: Simd, T: Element, A: Rows, const R: usize, const U: usize>(
             for r in 0..R {
                 for half in 0..2 {
                     let mut sum = sums[0][r][half];
-                    for u in 1..U {
-                        sum = S::add(sum, sums[u][r][half]);
+                    for other in &sums[1..] {
+                        sum = S::add(sum, other[r][half]);
                     }
                     let p = out.add(r * out_row + column + half * S::LANES);
                     S::store(p, if add { S::add(S::load(p), sum) } else { sum });
@@ -131,15 +132,24 @@ pub(crate) unsafe fn tile_of<S: Simd, T: Element, A: Rows>(
 ) {
     debug_assert!(count <= S::TILE_ROWS);
     macro_rules! by_count {
-        ($($n:literal $u:literal),*) => {
+        ($($n:literal $wide:literal $narrow:literal),*) => {
             match count {
                 $($n if $n <= S::TILE_ROWS => {
                     // SAFETY: the caller's contract.
-                    unsafe { tile::<S, T, A, $n, $u>(steps, a, rows, b, b_step, out, out_row, add) }
+                    unsafe {
+                        // Only the level with 32 registers has room for more sums.
+                        if S::LANES == 16 {
+                            tile::<S, T, A, $n, $wide>(steps, a, rows, b, b_step, out, out_row, add);
+                        } else {
+                            tile::<S, T, A, $n, $narrow>(steps, a, rows, b, b_step, out, out_row, add);
+                        }
+                    }
                 })*
                 _ => unreachable!("a tile has 1..=TILE_ROWS rows"),
             }
         };
     }
-    by_count!(1 4, 2 3, 3 2, 4 1, 5 1, 6 1, 7 1, 8 1, 9 1, 10 1, 11 1, 12 1, 13 1, 14 1);
+    by_count!(
+        1 4 4, 2 4 3, 3 3 2, 4 2 1, 5 2 1, 6 2 1, 7 1 1, 8 1 1, 9 1 1, 10 1 1, 11 1 1, 12 1 1, 13 1 1, 14 1 1
+    );
 }
