@@ -8,6 +8,7 @@
 mod cache;
 mod config;
 mod error;
+pub mod kernels;
 pub mod layers;
 mod load;
 mod pass;
