@@ -27,9 +27,9 @@ pub(super) struct PairLanes {
     pub(super) dot: Lanes,
     /// max |a − b|, NaN left out.
     pub(super) max: Lanes,
-    /// Σ eᵃ⁻ᵐ·(a − b).
+    /// Σ eᵃ·(a − b), each side less its row's largest: logits of 10³⁰ would swallow the difference.
     pub(super) weighted_a: Lanes,
-    /// Σ eᵇ⁻ᵐ·(a − b).
+    /// Σ eᵇ·(a − b), the same.
     pub(super) weighted_b: Lanes,
     /// Largest difference of ordinals.
     pub(super) ulp: [u64; LANES],
@@ -106,7 +106,7 @@ pub(super) fn differences(a: &[f64], b: &[f64], to: &mut PairLanes) {
     (to.squares, to.dot, to.max) = (squares, dot, max);
 }
 
-/// Both divergences' weighted differences of one pair over one block.
+/// Both divergences' weighted differences of one pair over one block of shifted values.
 #[inline(always)]
 pub(super) fn weighted(a: &[f64], b: &[f64], exp_a: &[f64], exp_b: &[f64], to: &mut PairLanes) {
     let (mut weighted_a, mut weighted_b) = (to.weighted_a, to.weighted_b);
@@ -172,12 +172,22 @@ pub(super) fn rounded_differences(a: &[f64], b: &[f64], to: &mut PairLanes) {
     (to.rounded_squares, to.rounded_max) = (squares, max);
 }
 
-/// `out = e^(x − max)` over the first `length` elements and 0 after them; adds them to `sum`.
+/// `shifted = x − max` and `out = e^shifted` over the first `length` elements and 0 after them; adds the
+/// exponentials to `sum`.
 #[inline(always)]
-pub(super) fn exponentials(x: &[f64], max: f64, length: usize, out: &mut [f64], sum: &mut Lanes) {
-    for (to, &x) in out.iter_mut().zip(x) {
-        *to = exp_negative(x - max);
+pub(super) fn exponentials(
+    x: &[f64],
+    max: f64,
+    length: usize,
+    shifted: &mut [f64],
+    out: &mut [f64],
+    sum: &mut Lanes,
+) {
+    for ((shifted, to), &x) in shifted.iter_mut().zip(out.iter_mut()).zip(x) {
+        *shifted = x - max;
+        *to = exp_negative(*shifted);
     }
+    shifted[length..].fill(0.0);
     out[length..].fill(0.0);
     let mut lanes = *sum;
     for e in out.as_chunks::<LANES>().0 {

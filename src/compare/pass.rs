@@ -85,6 +85,7 @@ struct Scratch {
     rows: Vec<Row>,
     present: Vec<bool>,
     values: Vec<f64>,
+    shifted: Vec<f64>,
     exponentials: Vec<f64>,
     ordinals: Vec<i64>,
     rounded: Vec<f64>,
@@ -144,7 +145,7 @@ impl<'a> Pass<'a> {
             }
         }
         let widest = if all {
-            L2_BYTES / (16 * files.len() + 16 * views.len())
+            L2_BYTES / (24 * files.len() + 16 * views.len())
         } else {
             L1_BYTES / (8 * files.len())
         };
@@ -237,6 +238,7 @@ impl pulp::WithSimd for Measure<'_> {
         let n = pass.files.len();
         let block = pass.block;
         scratch.values.resize(n * block, 0.0);
+        scratch.shifted.resize(n * block, 0.0);
         scratch.exponentials.resize(n * block, 0.0);
         scratch.ordinals.resize(pass.views.len() * block, 0);
         scratch.rounded.resize(pass.views.len() * block, 0.0);
@@ -250,6 +252,7 @@ impl pulp::WithSimd for Measure<'_> {
             rows,
             present,
             values,
+            shifted,
             exponentials,
             ordinals,
             rounded,
@@ -283,7 +286,15 @@ impl pulp::WithSimd for Measure<'_> {
                 kernels::squares(values, &mut squares[entry]);
                 if let Some(scan) = &scans[entry] {
                     let exponentials = &mut exponentials[entry * block..][..padded];
-                    kernels::exponentials(values, scan.max, length, exponentials, &mut sums[entry]);
+                    let shifted = &mut shifted[entry * block..][..padded];
+                    kernels::exponentials(
+                        values,
+                        scan.max,
+                        length,
+                        shifted,
+                        exponentials,
+                        &mut sums[entry],
+                    );
                 }
             }
             if pass.all {
@@ -319,6 +330,10 @@ impl pulp::WithSimd for Measure<'_> {
                 if pass.all {
                     let exp_a = &exponentials[pair.a * block..][..padded];
                     let exp_b = &exponentials[pair.b * block..][..padded];
+                    let (a, b) = (
+                        &shifted[pair.a * block..][..padded],
+                        &shifted[pair.b * block..][..padded],
+                    );
                     kernels::weighted(a, b, exp_a, exp_b, lanes);
                     let view = |index: usize| index * block..index * block + padded;
                     kernels::ulps(
