@@ -211,30 +211,47 @@ fn class(decision: &Decision) -> &'static str {
     }
 }
 
+/// What needs a person's eye is open; agreement, which grows with the square of the variants, is folded.
 fn verdicts(page: &mut String, case: &CaseView) {
-    let row = |verdict: &crate::compare::verdict::Verdict| {
-        let word = format!(
-            "<b class=\"{}\">{}</b>",
-            class(&verdict.decision),
-            verdict.decision.word()
-        );
-        vec![
-            escape(&verdict.a),
-            escape(&verdict.b),
-            word,
-            escape(&verdict.evidence),
-        ]
+    let rows = |classes: &[&str]| -> Vec<Vec<String>> {
+        let chosen = case
+            .verdicts
+            .iter()
+            .filter(|verdict| classes.contains(&class(&verdict.decision)));
+        chosen
+            .map(|verdict| {
+                let word = format!(
+                    "<b class=\"{}\">{}</b>",
+                    class(&verdict.decision),
+                    verdict.decision.word()
+                );
+                vec![
+                    escape(&verdict.a),
+                    escape(&verdict.b),
+                    word,
+                    escape(&verdict.evidence),
+                ]
+            })
+            .collect()
     };
-    let mut sorted: Vec<_> = case.verdicts.iter().collect();
-    let urgency = |decision: &Decision| match class(decision) {
-        "bad" => 0,
-        "warn" => 1,
-        "good" => 2,
-        _ => 3,
-    };
-    sorted.sort_by_key(|verdict| urgency(&verdict.decision));
-    let rows: Vec<Vec<String>> = sorted.into_iter().map(row).collect();
-    table(page, "Verdicts", &["A", "B", "Verdict", "Evidence"], &rows);
+    let header = ["A", "B", "Verdict", "Evidence"];
+    table(
+        page,
+        "Verdicts that need a look",
+        &header,
+        &rows(&["bad", "warn"]),
+    );
+    for (title, classes) in [("agreeing pairs", "good"), ("pairs not run", "none")] {
+        let rows = rows(&[classes]);
+        if !rows.is_empty() {
+            put(
+                page,
+                &format!("<details><summary>{} {title}</summary>", rows.len()),
+            );
+            table(page, "", &header, &rows);
+            put(page, "</details>\n");
+        }
+    }
 }
 
 /// Medians as bars, their bootstrap intervals as whiskers, p90 as a tick.
