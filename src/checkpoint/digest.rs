@@ -35,11 +35,7 @@ impl Digests {
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
-        Self {
-            file,
-            known,
-            changed: false,
-        }
+        Self { file, known, changed: false }
     }
 
     /// Lower-case hex SHA-256 of `path`'s content.
@@ -98,9 +94,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
-    seconds
-        .saturating_mul(1_000_000_000)
-        .saturating_add(nanoseconds)
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
 fn sha256(path: &Path, size: u64, progress: Progress<'_>) -> Result<String, Error> {
@@ -116,10 +110,6 @@ fn sha256(path: &Path, size: u64, progress: Progress<'_>) -> Result<String, Erro
         }
         hasher.update(&buffer[..read]);
         done += read as u64;
-        progress(Step::Hash {
-            file: &name,
-            done,
-            total: size,
-        });
+        progress(Step::Hash { file: &name, done, total: size });
     }
 }
