@@ -90,7 +90,8 @@ pub(crate) fn combine<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -
 
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {

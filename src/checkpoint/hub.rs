@@ -158,7 +158,7 @@ fn ask(api: &Api, id: &str, revision: &str, hub: &Environment) -> Result<Answer,
         .config()
         .http_status_as_error(false)
         .timeout_connect(Some(Duration::from_secs(10)))
-        .timeout_global(Some(Duration::from_secs(60)))
+        .timeout_global(Some(Duration::from_mins(1)))
         .build()
         .call();
     let mut response = match asked {

@@ -152,7 +152,9 @@ pub(super) fn digest(inputs: &Inputs) -> String {
     let mut hasher = Sha256::new();
     hasher.update(format!("tfcheck inputs 1\n{} {}\n", inputs.batch, inputs.seq));
     for values in [&inputs.input_ids, &inputs.attention_mask, &inputs.position_ids] {
-        values.iter().for_each(|value| hasher.update(value.to_le_bytes()));
+        for value in values {
+            hasher.update(value.to_le_bytes());
+        }
     }
     hex(&hasher.finalize())
 }

@@ -191,6 +191,7 @@ impl Object for Message {
 }
 
 /// `tojson` of transformers: `json.dumps(value, ensure_ascii=False, indent=…)`, with Python's separators.
+#[expect(clippy::needless_pass_by_value, reason = "minijinja hands keyword arguments over by value")]
 fn to_json(value: &Jinja, options: Kwargs) -> Result<Jinja, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;

@@ -64,8 +64,10 @@ pub(super) fn build(
     set("rope_theta", json!(rope_theta));
     set("tie_word_embeddings", json!(!has("output.weight")));
     for (name, theirs) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
-        let id = metadata.integer(&format!("tokenizer.ggml.{theirs}_token_id"));
-        set(name, id.map_or(Value::Null, |id| json!(id)));
+        // Absent ones are left to the config class, as in transformers.
+        if let Some(id) = metadata.integer(&format!("tokenizer.ggml.{theirs}_token_id")) {
+            set(name, json!(id));
+        }
     }
     match architecture {
         Architecture::Llama => {

@@ -105,7 +105,8 @@ pub(super) fn build(
             Some(&CONTROL) if in_alphabet(tokens[id]) => true,
             // A token that had to be respelled never occurs in text as the file spells it.
             Some(&USER_DEFINED) if *token == tokens[id] => false,
-            _ if [bos, eos, unknown, padding].contains(&Some(token)) && types.is_empty() => true,
+            // transformers' tokenizer classes make these special whatever their type.
+            _ if [bos, eos, unknown, padding].contains(&Some(token)) => true,
             _ => continue,
         };
         added.push(json!({
