@@ -1,5 +1,7 @@
 //! Every way in which a checkpoint folder can be unusable, with the message that people read.
 
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
 mod checkpoint_files;
 
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! GGUF import on tiny files that the tests write themselves.
 
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
 mod checkpoint_files;
 
 use std::fs::File;

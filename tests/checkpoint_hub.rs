@@ -1,5 +1,7 @@
 //! Hub ids against a hub on loopback.
 
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
 mod checkpoint_files;
 mod hub_server;
 

@@ -1,6 +1,9 @@
 //! Real GGUF files, when `TFCHECK_TEST_MODELS` names a folder that holds them (see `.ci/`); the expected numbers are
 //! transformers 5.23's own reading of the same files (`gguf_file=`).
 
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+#![expect(clippy::unreadable_literal, reason = "token ids and fingerprints as Python prints them")]
+
 use std::path::{Path, PathBuf};
 
 use tfcheck::checkpoint::{self, Checkpoint, Settings};

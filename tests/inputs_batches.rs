@@ -1,5 +1,7 @@
 //! Prompts, templates and sweeps to frozen batches.
 
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
 mod checkpoint_files;
 
 use std::path::{Path, PathBuf};

@@ -39,7 +39,7 @@ impl Hub {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (state, endpoint) = shared.clone();
-                std::thread::spawn(move || serve(stream.unwrap(), &state, &endpoint));
+                std::thread::spawn(move || serve(&stream.unwrap(), &state, &endpoint));
             }
         });
         Self { endpoint, state }
@@ -62,8 +62,8 @@ struct Answer {
     cut: Option<usize>,
 }
 
-fn serve(stream: TcpStream, state: &Mutex<State>, endpoint: &str) {
-    let mut reader = BufReader::new(&stream);
+fn serve(stream: &TcpStream, state: &Mutex<State>, endpoint: &str) {
+    let mut reader = BufReader::new(stream);
     let mut request = String::new();
     if reader.read_line(&mut request).unwrap_or(0) == 0 {
         return;
@@ -76,7 +76,7 @@ fn serve(stream: TcpStream, state: &Mutex<State>, endpoint: &str) {
         let Some((name, value)) = line.trim().split_once(": ") else { break };
         match name.to_lowercase().as_str() {
             "range" => range = Some(value.to_owned()),
-            "authorization" => authorization = value.to_owned(),
+            "authorization" => value.clone_into(&mut authorization),
             _ => (),
         }
     }
@@ -91,10 +91,10 @@ fn serve(stream: TcpStream, state: &Mutex<State>, endpoint: &str) {
         answer.body.len()
     );
     for (name, value) in answer.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        head += &[name, ": ", &value, "\r\n"].concat();
     }
     let sent = &answer.body[..answer.cut.unwrap_or(answer.body.len()).min(answer.body.len())];
-    let mut writer = &stream;
+    let mut writer = stream;
     // A client that has seen enough may hang up first.
     let _ = writer
         .write_all(head.as_bytes())
@@ -128,7 +128,7 @@ fn answer(state: &mut State, path: &str, range: Option<&str>, endpoint: &str) ->
     let Some((name, bytes)) = name.and_then(|name| state.files.get_key_value(name)) else {
         return plain(404, vec![("X-Error-Code", "RepoNotFound".to_owned())], "");
     };
-    let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let sha256 = format!("{:x}", Hex(&Sha256::digest(bytes)));
     let is_large = name.ends_with(".safetensors");
     if is_large && path.starts_with(&resolve) {
         let headers = vec![
@@ -156,4 +156,13 @@ fn answer(state: &mut State, path: &str, range: Option<&str>, endpoint: &str) ->
     }
     let cut = if is_large && body.len() > 1 { state.cut_once.take() } else { None };
     Answer { status: 206, headers, body, cut }
+}
+
+/// Bytes as lower-case hexadecimal.
+struct Hex<'a>(&'a [u8]);
+
+impl std::fmt::LowerHex for Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
