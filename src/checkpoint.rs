@@ -6,7 +6,7 @@
 mod atomic;
 mod digest;
 mod error;
-pub mod gguf;
+mod gguf;
 pub mod hub;
 mod preflight;
 mod safetensors_file;
