@@ -89,7 +89,8 @@ fn all_versions_agree_bit_for_bit_in_eager_mode() {
             let outcome = case.cell(environment, Mode::Eager, attention).run().unwrap();
             let name = version(environment);
             assert_eq!(outcome.ready.libraries["transformers"], name);
-            assert_eq!(outcome.ready.libraries["torch"], environment.versions["torch"]);
+            // Metadata leaves out the local part, `+cu130`.
+            assert!(outcome.ready.libraries["torch"].starts_with(&environment.versions["torch"]));
             assert_eq!(outcome.forwarded.positions, Positions::All);
             assert_eq!(outcome.forwarded.shape, [2, LONG, tiny::VOCABULARY]);
             assert!(outcome.forwarded.peak_bytes.unwrap() > 100 << 20, "torch alone is larger");
@@ -275,10 +276,8 @@ fn weights_that_are_missing_are_an_error_and_superfluous_ones_a_note() {
         })
         .err()
         .unwrap();
-        assert!(
-            ended.traceback().is_none_or(|text| text.contains("size mismatch") || text.contains("shape")),
-            "{ended:?}"
-        );
+        let said = ended.to_string();
+        assert!(said.contains("another shape") && said.contains(name), "{said}");
     }
 }
 
