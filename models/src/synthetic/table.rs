@@ -40,11 +40,19 @@ pub(super) fn expand(line: &str, config: &Config, tensors: &mut Vec<Tensor>) -> 
         [name, shape, fill, condition] => (name, shape, fill, condition),
         _ => return Err(format!("{} fields instead of 3 or 4", fields.len())),
     };
-    let shape = shape.split(',').map(|sum| size(sum, config)).collect::<Result<Vec<_>, _>>()?;
+    let shape = shape
+        .split(',')
+        .map(|sum| size(sum, config))
+        .collect::<Result<Vec<_>, _>>()?;
     let (mean, std) = distribution(fill, &shape)?;
     for (name, layer) in names(name, config)? {
         if holds(condition, layer, config)? {
-            tensors.push(Tensor { name, shape: shape.clone(), mean, std });
+            tensors.push(Tensor {
+                name,
+                shape: shape.clone(),
+                mean,
+                std,
+            });
         }
     }
     Ok(())
@@ -59,7 +67,9 @@ fn names(pattern: &str, config: &Config) -> Result<Vec<(String, usize)>, String>
     let mut all = Vec::new();
     for index in 0..integer(key, config)? {
         all.extend(
-            names(after, config)?.into_iter().map(|(tail, _)| (format!("{before}{index}{tail}"), index)),
+            names(after, config)?
+                .into_iter()
+                .map(|(tail, _)| (format!("{before}{index}{tail}"), index)),
         );
     }
     Ok(all)
@@ -69,9 +79,13 @@ fn size(sum: &str, config: &Config) -> Result<usize, String> {
     let factor = |text: &str| {
         let mut parts = text.split('/').map(|part| integer(part.trim(), config));
         let first = parts.next().unwrap_or(Ok(1))?;
-        parts.try_fold(first, |quotient, divisor| Ok::<_, String>(quotient / divisor?))
+        parts.try_fold(first, |quotient, divisor| {
+            Ok::<_, String>(quotient / divisor?)
+        })
     };
-    sum.split('+').map(|product| product.split('*').map(factor).product::<Result<usize, _>>()).sum()
+    sum.split('+')
+        .map(|product| product.split('*').map(factor).product::<Result<usize, _>>())
+        .sum()
 }
 
 fn integer(text: &str, config: &Config) -> Result<usize, String> {
@@ -79,12 +93,17 @@ fn integer(text: &str, config: &Config) -> Result<usize, String> {
         return Ok(number);
     }
     let value = config.get(text).and_then(Value::as_u64);
-    value.map(|value| value as usize).ok_or_else(|| format!("no integer `{text}` in the config"))
+    value
+        .map(|value| value as usize)
+        .ok_or_else(|| format!("no integer `{text}` in the config"))
 }
 
 fn distribution(fill: &str, shape: &[usize]) -> Result<(f64, f64), String> {
     let words: Vec<&str> = fill.split_whitespace().collect();
-    let number = |text: &str| text.parse::<f64>().map_err(|_| format!("`{text}` is not a number"));
+    let number = |text: &str| {
+        text.parse::<f64>()
+            .map_err(|_| format!("`{text}` is not a number"))
+    };
     let scaled = |gain: &str, inputs: Option<&usize>| {
         let inputs = inputs.ok_or("a scalar has no inputs")?;
         Ok((0.0, number(gain)? / (*inputs as f64).sqrt()))
@@ -114,17 +133,11 @@ fn holds(condition: &str, layer: usize, config: &Config) -> Result<bool, String>
         [] => Ok(true),
         ["layer", "in", key] => listed(key),
         ["layer", "not", "in", key] => Ok(!listed(key)?),
-<<<<<<< HEAD
-        [key, "is", wanted] => Ok(value(key).to_string() == wanted),
-        [key, "not", wanted] => Ok(value(key).to_string() != wanted),
-        [key] => Ok(key.strip_prefix('!').map_or_else(|| truth(key), |key| !truth(key))),
-=======
         [key, "is", wanted] => Ok(value(key) == literal(wanted)?),
         [key, "not", wanted] => Ok(value(key) != literal(wanted)?),
         [key] => Ok(key
             .strip_prefix('!')
             .map_or_else(|| truth(key), |key| !truth(key))),
->>>>>>> main
         _ => Err(format!("an unknown condition `{condition}`")),
     }
 }
