@@ -84,6 +84,7 @@ impl<T: Element> Layer<T> {
         qkv.forward(pool, x, tokens, joined, Epilogue::Store);
         let layout = QkvLayout { tokens, q_heads: 6, first_slot: first };
         rope_into_cache(pool, layout, joined, Some((rope, &positions[first..first + tokens])), cache);
+        let keys = 0..first + tokens;
         let spec = Attention {
             tokens,
             q_heads: 6,
@@ -92,7 +93,7 @@ impl<T: Element> Layer<T> {
             scale: 0.2,
             softcap: Some(30.0),
             band: Band::CAUSAL,
-            keys: &[0..first + tokens],
+            keys: std::slice::from_ref(&keys),
             visible: None,
         };
         attention(pool, &spec, joined, cache, mixed);

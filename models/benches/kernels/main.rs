@@ -3,8 +3,6 @@
 //! `cargo bench -p tfcheck-models --bench kernels -- pass/smollm2` for one group. Figures mean something on a
 //! quiet machine only. rten-gemm, the best prepacked product among the crates, and rayon run beside ours.
 
-#![expect(missing_docs, reason = "criterion's macros generate public functions")]
-
 mod pass;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -162,9 +160,8 @@ fn dispatch(c: &mut Criterion) {
     group.bench_function("ours", |b| b.iter(|| pool.run(threads, |task, _| _ = black_box(task))));
     group.bench_function("rayon broadcast", |b| b.iter(|| rayon.broadcast(|_| black_box(()))));
     group.bench_function("rayon scope inside", |b| {
-        rayon.install(|| {
-            b.iter(|| rayon::scope(|s| (0..threads).for_each(|i| s.spawn(move |_| _ = black_box(i)))))
-        });
+        let fork = || rayon::scope(|s| (0..threads).for_each(|i| s.spawn(move |_| _ = black_box(i))));
+        rayon.install(|| b.iter(fork));
     });
 }
 
