@@ -89,6 +89,17 @@ fn surplus_keys_and_tensors_are_listed() {
 }
 
 #[test]
+fn a_rope_in_both_forms_is_read_once_and_a_contradiction_is_listed() {
+    let rope = |factor: f64| json!({"rope_type": "linear", "factor": factor, "rope_theta": 100.0});
+    let mut config = config();
+    config["rope_scaling"] = rope(2.0);
+    config["rope_parameters"] = rope(2.0);
+    assert_eq!(try_load(&config, &tensors()).unwrap().unread_keys, [""; 0]);
+    config["rope_parameters"] = rope(3.0);
+    assert_eq!(try_load(&config, &tensors()).unwrap().unread_keys, ["rope_parameters"]);
+}
+
+#[test]
 fn inputs_that_do_not_fit_are_refused() {
     let mut loaded = try_load(&config(), &tensors()).unwrap();
     let ids = |batch: usize, seq: usize| Tensor::zeros((batch, seq), DType::U32, &Device::Cpu).unwrap();
