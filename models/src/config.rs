@@ -21,6 +21,7 @@ const NEUTRAL: &[&str] = &[
     "bad_words_ids",
     "begin_suppress_tokens",
     "bos_token_id",
+    "cache_implementation",
     "chunk_size_feed_forward",
     "cross_attention_hidden_size",
     "decoder_start_token_id",
@@ -236,6 +237,18 @@ impl ConfigReader {
         }))
     }
 
+    /// Counts a nested object and all in it as read: it says what another key has said.
+    pub(crate) fn skip_object(&self, key: &str) {
+        self.value(key);
+        self.value(&format!("{key}.*"));
+    }
+
+    /// A nested object, if present, none of whose keys counts as read.
+    pub(crate) fn peek_object(&self, key: &str) -> Option<Self> {
+        let map = self.map.get(key)?.as_object()?.clone();
+        Some(Self { map, prefix: format!("{}{key}.", self.prefix), read: Arc::default() })
+    }
+
     /// Refuses a key whose value would change the computation in a way that the architecture does not have.
     ///
     /// # Errors
@@ -261,6 +274,7 @@ fn collect_unread(map: &Map<String, Value>, prefix: &str, read: &BTreeSet<String
         let path = format!("{prefix}{key}");
         let neutral = prefix.is_empty() && (NEUTRAL.contains(&key.as_str()) || key.ends_with("_dropout"));
         match value {
+            Value::Object(_) if read.contains(&format!("{path}.*")) => {}
             Value::Object(nested) if read.contains(&path) => {
                 collect_unread(nested, &format!("{path}."), read, unread);
             }

@@ -117,46 +117,21 @@ pub fn write(model_type: &str, variant: &str, seed: u64, folder: &Path) -> Resul
     let (architecture, variant) = find(model_type, variant)?;
     let config = architecture.config(variant)?;
     let tensors = architecture.tensors(&config)?;
-    std::fs::create_dir_all(folder).map_err(|source| Error::Io {
-        path: folder.into(),
-        source,
-    })?;
+    std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
     file::write_safetensors(&folder.join("model.safetensors"), &tensors, seed)?;
-    file::write_text(
-        &folder.join("config.json"),
-        &format!("{:#}\n", Value::Object(config)),
-    )
+    file::write_text(&folder.join("config.json"), &format!("{:#}\n", Value::Object(config)))
 }
 
-fn find(
-    model_type: &str,
-    variant: &str,
-) -> Result<(&'static Architecture, &'static Variant), Error> {
-    let unknown = |name: String, known: Vec<&str>| Error::Unknown {
-        name,
-        known: known.join(", "),
-    };
-    let architecture = ARCHITECTURES
-        .iter()
-        .copied()
-        .find(|a| a.model_type == model_type)
-        .ok_or_else(|| {
-            unknown(
-                model_type.into(),
-                ARCHITECTURES.iter().map(|a| a.model_type).collect(),
-            )
+fn find(model_type: &str, variant: &str) -> Result<(&'static Architecture, &'static Variant), Error> {
+    let unknown = |name: String, known: Vec<&str>| Error::Unknown { name, known: known.join(", ") };
+    let architecture =
+        ARCHITECTURES.iter().copied().find(|a| a.model_type == model_type).ok_or_else(|| {
+            unknown(model_type.into(), ARCHITECTURES.iter().map(|a| a.model_type).collect())
         })?;
-    let variant = architecture
-        .variants
-        .iter()
-        .find(|v| v.name == variant)
-        .ok_or_else(|| {
-            let known = architecture
-                .variants
-                .iter()
-                .map(|v| if v.name.is_empty() { "(none)" } else { v.name });
-            unknown(format!("{model_type}:{variant}"), known.collect())
-        })?;
+    let variant = architecture.variants.iter().find(|v| v.name == variant).ok_or_else(|| {
+        let known = architecture.variants.iter().map(|v| if v.name.is_empty() { "(none)" } else { v.name });
+        unknown(format!("{model_type}:{variant}"), known.collect())
+    })?;
     Ok((architecture, variant))
 }
 
