@@ -37,12 +37,7 @@ impl Cache {
     /// Appends one layer's `[batch, num_kv_heads, seq, head_dim]` and returns what the layer may now attend to.
     ///
     /// Anything beyond `self.len` is the leaving of a pass that failed half-way, and is dropped.
-    pub(crate) fn append(
-        &mut self,
-        layer: usize,
-        keys: Tensor,
-        values: Tensor,
-    ) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn append(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)> {
         if self.layers.len() <= layer {
             self.layers.resize(layer + 1, None);
         }

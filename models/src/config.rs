@@ -15,9 +15,11 @@ const NEUTRAL: &[&str] = &[
     "_name_or_path",
     "add_cross_attention",
     "architectures",
+    "attn_pdrop",
     "bad_words_ids",
     "begin_suppress_tokens",
     "bos_token_id",
+    "cache_implementation",
     "chunk_size_feed_forward",
     "cross_attention_hidden_size",
     "decoder_start_token_id",
@@ -25,6 +27,7 @@ const NEUTRAL: &[&str] = &[
     "do_sample",
     "dtype",
     "early_stopping",
+    "embd_pdrop",
     "encoder_no_repeat_ngram_size",
     "eos_token_id",
     "exponential_decay_length_penalty",
@@ -48,6 +51,7 @@ const NEUTRAL: &[&str] = &[
     "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
+    "output_router_logits",
     "output_scores",
     "pad_token_id",
     "prefix",
@@ -55,8 +59,11 @@ const NEUTRAL: &[&str] = &[
     "problem_type",
     "remove_invalid_values",
     "repetition_penalty",
+    "resid_pdrop",
     "return_dict",
     "return_dict_in_generate",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
     "sep_token_id",
     "suppress_tokens",
     "task_specific_params",
@@ -90,24 +97,16 @@ impl ConfigReader {
     /// # Errors
     /// If the file cannot be read or is not a JSON object.
     pub fn open(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let map = serde_json::from_str(&text).map_err(|error| Error::Parse {
-            path: path.to_owned(),
-            reason: error.to_string(),
-        })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let map = serde_json::from_str(&text)
+            .map_err(|error| Error::Parse { path: path.to_owned(), reason: error.to_string() })?;
         Ok(Self::new(map))
     }
 
     /// A reader of a config that is already parsed.
     pub fn new(map: Map<String, Value>) -> Self {
-        Self {
-            map,
-            prefix: String::new(),
-            read: Arc::default(),
-        }
+        Self { map, prefix: String::new(), read: Arc::default() }
     }
 
     fn key(&self, key: &str) -> String {
@@ -116,10 +115,7 @@ impl ConfigReader {
 
     /// The raw value; `null` is `None`.
     pub fn value(&self, key: &str) -> Option<&Value> {
-        self.read
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .insert(self.key(key));
+        self.read.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(self.key(key));
         self.map.get(key).filter(|value| !value.is_null())
     }
 
@@ -128,14 +124,8 @@ impl ConfigReader {
         self.map.contains_key(key)
     }
 
-    fn typed<'a, T>(
-        &'a self,
-        key: &str,
-        convert: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>> {
-        self.value(key)
-            .map(|value| convert(value).ok_or_else(|| self.unknown(key, value)))
-            .transpose()
+    fn typed<'a, T>(&'a self, key: &str, convert: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        self.value(key).map(|value| convert(value).ok_or_else(|| self.unknown(key, value))).transpose()
     }
 
     fn require<T>(&self, key: &str, value: Option<T>) -> Result<T> {
@@ -144,10 +134,7 @@ impl ConfigReader {
 
     /// The error for a value that the architecture does not know.
     pub fn unknown(&self, key: &str, value: &Value) -> Error {
-        Error::UnknownValue {
-            key: self.key(key),
-            value: value.to_string(),
-        }
+        Error::UnknownValue { key: self.key(key), value: value.to_string() }
     }
 
     /// A non-negative integer, if present.
@@ -200,6 +187,24 @@ impl ConfigReader {
         Ok(self.optional_f64(key)?.unwrap_or(default))
     }
 
+    /// A non-negative integer; transformers' default where the key is absent, none where it is `null`.
+    ///
+    /// # Errors
+    /// If the value is of another type.
+    pub fn nullable_usize(&self, key: &str, default: usize) -> Result<Option<usize>> {
+        let value = self.optional_usize(key)?;
+        Ok(if self.has(key) { value } else { Some(default) })
+    }
+
+    /// A number; transformers' default where the key is absent, none where it is `null`.
+    ///
+    /// # Errors
+    /// If the value is of another type.
+    pub fn nullable_f64(&self, key: &str, default: f64) -> Result<Option<f64>> {
+        let value = self.optional_f64(key)?;
+        Ok(if self.has(key) { value } else { Some(default) })
+    }
+
     /// A boolean, or transformers' default.
     ///
     /// # Errors
@@ -229,9 +234,7 @@ impl ConfigReader {
     /// # Errors
     /// If the value is of another type.
     pub fn optional_strs(&self, key: &str) -> Result<Option<Vec<&str>>> {
-        self.typed(key, |value| {
-            value.as_array()?.iter().map(Value::as_str).collect()
-        })
+        self.typed(key, |value| value.as_array()?.iter().map(Value::as_str).collect())
     }
 
     /// A list of numbers, if present.
@@ -239,9 +242,7 @@ impl ConfigReader {
     /// # Errors
     /// If the value is of another type.
     pub fn optional_f64s(&self, key: &str) -> Result<Option<Vec<f64>>> {
-        self.typed(key, |value| {
-            value.as_array()?.iter().map(Value::as_f64).collect()
-        })
+        self.typed(key, |value| value.as_array()?.iter().map(Value::as_f64).collect())
     }
 
     /// A nested object, if present; its keys are remembered as `key.nested`.
@@ -270,26 +271,17 @@ impl ConfigReader {
 
     /// Keys that nobody read and that may mean something, in the config's order; nested ones dotted.
     pub fn unread_keys(&self) -> Vec<String> {
-        let read = self
-            .read
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let read = self.read.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut unread = Vec::new();
         collect_unread(&self.map, "", &read, &mut unread);
         unread
     }
 }
 
-fn collect_unread(
-    map: &Map<String, Value>,
-    prefix: &str,
-    read: &BTreeSet<String>,
-    unread: &mut Vec<String>,
-) {
+fn collect_unread(map: &Map<String, Value>, prefix: &str, read: &BTreeSet<String>, unread: &mut Vec<String>) {
     for (key, value) in map {
         let path = format!("{prefix}{key}");
-        let neutral =
-            prefix.is_empty() && (NEUTRAL.contains(&key.as_str()) || key.ends_with("_dropout"));
+        let neutral = prefix.is_empty() && (NEUTRAL.contains(&key.as_str()) || key.ends_with("_dropout"));
         match value {
             Value::Object(nested) if read.contains(&path) => {
                 collect_unread(nested, &format!("{path}."), read, unread);
@@ -322,12 +314,7 @@ mod tests {
 
     #[test]
     fn a_value_of_the_wrong_type_is_an_error_that_names_the_key() {
-        let error = reader(r#"{"hidden_size": "many"}"#)
-            .usize("hidden_size")
-            .unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "config key hidden_size has the unknown value \"many\""
-        );
+        let error = reader(r#"{"hidden_size": "many"}"#).usize("hidden_size").unwrap_err();
+        assert_eq!(error.to_string(), "config key hidden_size has the unknown value \"many\"");
     }
 }

@@ -5,8 +5,8 @@
 use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{
-    Activation, Attention, Embedding, GatedMlp, Joined, LayerType, Linear, Mask, PerLayerType,
-    RmsNorm, Rope, RopeParameters, RotaryEmbedding, add, soft_cap,
+    Activation, Attention, Embedding, GatedMlp, Joined, LayerType, Linear, Mask, PerLayerType, RmsNorm, Rope,
+    RopeParameters, RotaryEmbedding, add, soft_cap,
 };
 use crate::load::{Model, Task};
 use crate::pass::{Pass, Xs};
@@ -39,17 +39,10 @@ impl Config {
         // Older configs name the period of full attention instead of the types.
         let pattern = config.usize_or("sliding_window_pattern", 6)?;
         let layer_types = LayerType::read(config, num_hidden_layers, |layer| {
-            if (layer + 1) % pattern == 0 {
-                LayerType::Full
-            } else {
-                LayerType::Sliding
-            }
+            if (layer + 1) % pattern == 0 { LayerType::Full } else { LayerType::Sliding }
         })?;
-        let sliding_window = if config.has("sliding_window") {
-            config.optional_usize("sliding_window")?
-        } else {
-            Some(4096)
-        };
+        let sliding_window =
+            if config.has("sliding_window") { config.optional_usize("sliding_window")? } else { Some(4096) };
         Ok(Self {
             vocab_size: config.usize_or("vocab_size", 262_208)?,
             hidden_size: config.usize_or("hidden_size", 2304)?,
@@ -108,9 +101,7 @@ impl SelfAttention {
     fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
         let q_size = config.num_attention_heads * config.head_dim;
         let kv_size = config.num_key_value_heads * config.head_dim;
-        let norm = |name: &str| {
-            RmsNorm::load_offset(&weights.pp(name), config.head_dim, config.rms_norm_eps)
-        };
+        let norm = |name: &str| RmsNorm::load_offset(&weights.pp(name), config.head_dim, config.rms_norm_eps);
         Ok(Self {
             path: weights.path().to_owned(),
             qkv: Joined::load(
@@ -129,12 +120,7 @@ impl SelfAttention {
                 scale: config.query_pre_attn_scalar.powf(-0.5),
                 soft_cap: None,
             },
-            o_proj: Linear::load(
-                &weights.pp("o_proj"),
-                q_size,
-                config.hidden_size,
-                config.attention_bias,
-            )?,
+            o_proj: Linear::load(&weights.pp("o_proj"), q_size, config.hidden_size, config.attention_bias)?,
         })
     }
 
@@ -162,9 +148,8 @@ struct Block {
 
 impl Block {
     fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
-        let norm = |name: &str| {
-            RmsNorm::load_offset(&weights.pp(name), config.hidden_size, config.rms_norm_eps)
-        };
+        let norm =
+            |name: &str| RmsNorm::load_offset(&weights.pp(name), config.hidden_size, config.rms_norm_eps);
         Ok(Self {
             path: weights.path().to_owned(),
             layer_type: config.layer_types[layer],
@@ -215,26 +200,17 @@ struct Gemma3 {
     lm_head: Option<Linear>,
 }
 
-pub(crate) fn build(
-    config: &ConfigReader,
-    weights: &Weights,
-    task: Option<Task>,
-) -> Result<Box<dyn Model>> {
+pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
     let config = Config::read(config)?;
     let (inner, has_head) = match task.unwrap_or(Task::CausalLm) {
         Task::CausalLm => (weights.pp("model"), true),
         Task::HiddenStates => (weights.clone(), false),
         task => return Err(unknown_head("gemma3_text", task)),
     };
-    let embed_tokens = Embedding::load(
-        &inner.pp("embed_tokens"),
-        config.vocab_size,
-        config.hidden_size,
-    )?
-    .scaled_by((config.hidden_size as f64).sqrt())?;
-    let lm_head = has_head
-        .then(|| Linear::lm_head(weights, &embed_tokens, config.tie_word_embeddings))
-        .transpose()?;
+    let embed_tokens = Embedding::load(&inner.pp("embed_tokens"), config.vocab_size, config.hidden_size)?
+        .scaled_by((config.hidden_size as f64).sqrt())?;
+    let lm_head =
+        has_head.then(|| Linear::lm_head(weights, &embed_tokens, config.tie_word_embeddings)).transpose()?;
     let layers = inner.pp("layers");
     Ok(Box::new(Gemma3 {
         path: inner.path().to_owned(),

@@ -97,14 +97,8 @@ pub struct Loaded {
 /// If a file cannot be read, the `model_type`, head or a config value is unknown, or a tensor is
 /// missing or of another shape.
 pub fn load(folder: &Path, options: &Options) -> Result<Loaded> {
-    if !matches!(
-        options.dtype,
-        DType::F64 | DType::F32 | DType::BF16 | DType::F16
-    ) {
-        return Err(Error::Unsupported(format!(
-            "models in dtype {}",
-            options.dtype.as_str()
-        )));
+    if !matches!(options.dtype, DType::F64 | DType::F32 | DType::BF16 | DType::F16) {
+        return Err(Error::Unsupported(format!("models in dtype {}", options.dtype.as_str())));
     }
     if options.form == Form::Fused {
         return Err(Error::Unsupported("the fused form".to_owned()));
@@ -141,13 +135,7 @@ impl Loaded {
         cache: Option<&'a mut Cache>,
         probe: Option<&'a mut dyn Probe>,
     ) -> Result<Tensor> {
-        let mut pass = Pass::new(
-            inputs,
-            self.options.dtype,
-            &self.options.device,
-            cache,
-            probe,
-        )?;
+        let mut pass = Pass::new(inputs, self.options.dtype, &self.options.device, cache, probe)?;
         let output = self.model.forward(&mut pass)?;
         pass.finish();
         Ok(output.into_tensor())

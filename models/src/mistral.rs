@@ -4,8 +4,8 @@
 use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{
-    Activation, Attention, Embedding, GatedMlp, Joined, Linear, Mask, RmsNorm, Rope,
-    RopeParameters, RotaryEmbedding, add,
+    Activation, Attention, Embedding, GatedMlp, Joined, Linear, Mask, RmsNorm, Rope, RopeParameters,
+    RotaryEmbedding, add,
 };
 use crate::load::{Model, Task};
 use crate::pass::{Pass, Xs};
@@ -52,11 +52,7 @@ impl Config {
 
 /// An absent key means 4096, `null` means no window (the default of `MistralConfig` against an explicit `None`).
 fn sliding_window(config: &ConfigReader) -> Result<Option<usize>> {
-    if config.has("sliding_window") {
-        config.optional_usize("sliding_window")
-    } else {
-        Ok(Some(4096))
-    }
+    if config.has("sliding_window") { config.optional_usize("sliding_window") } else { Ok(Some(4096)) }
 }
 
 struct SelfAttention {
@@ -109,8 +105,7 @@ struct Block {
 
 impl Block {
     fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
-        let norm =
-            |name: &str| RmsNorm::load(&weights.pp(name), config.hidden_size, config.rms_norm_eps);
+        let norm = |name: &str| RmsNorm::load(&weights.pp(name), config.hidden_size, config.rms_norm_eps);
         Ok(Self {
             path: weights.path().to_owned(),
             input_layernorm: norm("input_layernorm")?,
@@ -148,25 +143,16 @@ struct Mistral {
     lm_head: Option<Linear>,
 }
 
-pub(crate) fn build(
-    config: &ConfigReader,
-    weights: &Weights,
-    task: Option<Task>,
-) -> Result<Box<dyn Model>> {
+pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
     let config = Config::read(config)?;
     let (inner, has_head) = match task.unwrap_or(Task::CausalLm) {
         Task::CausalLm => (weights.pp("model"), true),
         Task::HiddenStates => (weights.clone(), false),
         task => return Err(unknown_head("mistral", task)),
     };
-    let embed_tokens = Embedding::load(
-        &inner.pp("embed_tokens"),
-        config.vocab_size,
-        config.hidden_size,
-    )?;
-    let lm_head = has_head
-        .then(|| Linear::lm_head(weights, &embed_tokens, config.tie_word_embeddings))
-        .transpose()?;
+    let embed_tokens = Embedding::load(&inner.pp("embed_tokens"), config.vocab_size, config.hidden_size)?;
+    let lm_head =
+        has_head.then(|| Linear::lm_head(weights, &embed_tokens, config.tie_word_embeddings)).transpose()?;
     let layers = inner.pp("layers");
     Ok(Box::new(Mistral {
         path: inner.path().to_owned(),

@@ -20,11 +20,7 @@ pub struct Inputs {
 impl Inputs {
     /// Inputs without padding.
     pub fn new(input_ids: Tensor) -> Self {
-        Self {
-            input_ids,
-            attention_mask: None,
-            position_ids: None,
-        }
+        Self { input_ids, attention_mask: None, position_ids: None }
     }
 }
 
@@ -96,9 +92,7 @@ impl<'a> Pass<'a> {
         if let Some(cached) = cache.as_ref().and_then(|cache| cache.batch())
             && cached != batch
         {
-            return Err(Error::Inputs(format!(
-                "the cache holds {cached} rows and input_ids {batch}"
-            )));
+            return Err(Error::Inputs(format!("the cache holds {cached} rows and input_ids {batch}")));
         }
         let padding = match &inputs.attention_mask {
             Some(mask) => {
@@ -112,9 +106,7 @@ impl<'a> Pass<'a> {
                 expect_dims("position_ids", positions, batch, seq)?;
                 integers(positions)?
             }
-            None => (0..batch)
-                .flat_map(|_| (past..past + seq).map(|n| n as i64))
-                .collect(),
+            None => (0..batch).flat_map(|_| (past..past + seq).map(|n| n as i64)).collect(),
         };
         Ok(Self {
             input_ids: inputs.input_ids.to_dtype(DType::U32)?.to_device(device)?,
@@ -192,12 +184,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Appends a layer's keys and values to the cache, if there is one, and returns all that it may attend to.
-    pub(crate) fn append(
-        &mut self,
-        layer: usize,
-        keys: Tensor,
-        values: Tensor,
-    ) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn append(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)> {
         match self.cache.as_deref_mut() {
             Some(cache) => cache.append(layer, keys, values),
             None => Ok((keys, values)),
@@ -216,10 +203,7 @@ fn expect_dims(name: &str, tensor: &Tensor, batch: usize, len: usize) -> Result<
     if tensor.dims() == [batch, len] {
         return Ok(());
     }
-    Err(Error::Inputs(format!(
-        "{name} has shape {:?} where [{batch}, {len}] is needed",
-        tensor.dims()
-    )))
+    Err(Error::Inputs(format!("{name} has shape {:?} where [{batch}, {len}] is needed", tensor.dims())))
 }
 
 fn integers(tensor: &Tensor) -> Result<Vec<i64>> {

@@ -4,8 +4,8 @@
 use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{
-    Activation, Attention, Embedding, GatedMlp, Joined, LayerType, Linear, Mask, PerLayerType,
-    RmsNorm, Rope, RopeParameters, RotaryEmbedding, add,
+    Activation, Attention, Embedding, GatedMlp, Joined, LayerType, Linear, Mask, PerLayerType, RmsNorm, Rope,
+    RopeParameters, RotaryEmbedding, add,
 };
 use crate::load::{Model, Task};
 use crate::pass::{Pass, Xs};
@@ -36,9 +36,7 @@ impl Config {
         let max_position_embeddings = config.usize_or("max_position_embeddings", 32768)?;
         let window = config.usize_or("sliding_window", 4096)?;
         let max_window_layers = config.usize_or("max_window_layers", 28)?;
-        let sliding_window = config
-            .bool_or("use_sliding_window", false)?
-            .then_some(window);
+        let sliding_window = config.bool_or("use_sliding_window", false)?.then_some(window);
         let layer_types = LayerType::read(config, num_hidden_layers, |layer| {
             if sliding_window.is_some() && layer >= max_window_layers {
                 LayerType::Sliding
@@ -115,8 +113,7 @@ struct Block {
 
 impl Block {
     fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
-        let norm =
-            |name: &str| RmsNorm::load(&weights.pp(name), config.hidden_size, config.rms_norm_eps);
+        let norm = |name: &str| RmsNorm::load(&weights.pp(name), config.hidden_size, config.rms_norm_eps);
         Ok(Self {
             path: weights.path().to_owned(),
             layer_type: config.layer_types[layer],
@@ -133,13 +130,7 @@ impl Block {
         })
     }
 
-    fn forward(
-        &self,
-        pass: &mut Pass,
-        xs: &Xs,
-        rope: &Rope,
-        masks: &PerLayerType<Mask>,
-    ) -> Result<Xs> {
+    fn forward(&self, pass: &mut Pass, xs: &Xs, rope: &Rope, masks: &PerLayerType<Mask>) -> Result<Xs> {
         let mask = masks.get(self.layer_type);
         pass.module(&self.path, xs, |pass, xs| {
             let h = self.input_layernorm.forward(pass, xs)?;
@@ -162,25 +153,16 @@ struct Qwen2 {
     lm_head: Option<Linear>,
 }
 
-pub(crate) fn build(
-    config: &ConfigReader,
-    weights: &Weights,
-    task: Option<Task>,
-) -> Result<Box<dyn Model>> {
+pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
     let config = Config::read(config)?;
     let (inner, has_head) = match task.unwrap_or(Task::CausalLm) {
         Task::CausalLm => (weights.pp("model"), true),
         Task::HiddenStates => (weights.clone(), false),
         task => return Err(unknown_head("qwen2", task)),
     };
-    let embed_tokens = Embedding::load(
-        &inner.pp("embed_tokens"),
-        config.vocab_size,
-        config.hidden_size,
-    )?;
-    let lm_head = has_head
-        .then(|| Linear::lm_head(weights, &embed_tokens, config.tie_word_embeddings))
-        .transpose()?;
+    let embed_tokens = Embedding::load(&inner.pp("embed_tokens"), config.vocab_size, config.hidden_size)?;
+    let lm_head =
+        has_head.then(|| Linear::lm_head(weights, &embed_tokens, config.tie_word_embeddings)).transpose()?;
     let layers = inner.pp("layers");
     Ok(Box::new(Qwen2 {
         path: inner.path().to_owned(),

@@ -22,11 +22,7 @@ pub fn model_types() -> impl Iterator<Item = &'static str> {
     ARCHITECTURES.iter().map(|(name, _)| *name)
 }
 
-pub(crate) fn build(
-    config: &ConfigReader,
-    weights: &Weights,
-    task: Option<Task>,
-) -> Result<Box<dyn Model>> {
+pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
     let model_type = config.str_or("model_type", "")?;
     let Some((_, build)) = ARCHITECTURES.iter().find(|(name, _)| *name == model_type) else {
         return Err(Error::UnknownModelType {
@@ -39,8 +35,5 @@ pub(crate) fn build(
 
 /// The error of an architecture that lacks a head.
 pub(crate) fn unknown_head(model_type: &str, task: Task) -> Error {
-    Error::UnknownHead {
-        model_type: model_type.to_owned(),
-        task: format!("{task:?}"),
-    }
+    Error::UnknownHead { model_type: model_type.to_owned(), task: format!("{task:?}") }
 }

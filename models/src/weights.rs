@@ -34,23 +34,11 @@ impl Weights {
         // SAFETY: the map is only read; like every user of safetensors' mapping we rely on nobody
         // truncating the checkpoint's files while a model is loaded from them.
         #[expect(unsafe_code, reason = "mapping a file is unsafe by nature")]
-        let tensors =
-            unsafe { MmapedSafetensors::multi(&paths) }.map_err(|error| Error::Parse {
-                path: folder.to_owned(),
-                reason: error.to_string(),
-            })?;
-        let names = tensors
-            .tensors()
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect();
+        let tensors = unsafe { MmapedSafetensors::multi(&paths) }
+            .map_err(|error| Error::Parse { path: folder.to_owned(), reason: error.to_string() })?;
+        let names = tensors.tensors().into_iter().map(|(name, _)| name).collect();
         Ok(Self {
-            files: Arc::new(Files {
-                tensors,
-                names,
-                read: Mutex::default(),
-                options: options.clone(),
-            }),
+            files: Arc::new(Files { tensors, names, read: Mutex::default(), options: options.clone() }),
             path: String::new(),
         })
     }
@@ -58,15 +46,8 @@ impl Weights {
     /// The weights one module further down: `weights.pp("self_attn").pp("q_proj")`.
     #[must_use]
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
-        let path = if self.path.is_empty() {
-            name.to_string()
-        } else {
-            format!("{}.{name}", self.path)
-        };
-        Self {
-            files: Arc::clone(&self.files),
-            path,
-        }
+        let path = if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
+        Self { files: Arc::clone(&self.files), path }
     }
 
     /// The module path, `model.layers.3.self_attn`.
@@ -116,26 +97,14 @@ impl Weights {
                 name,
             });
         }
-        let tensor = self
-            .files
-            .tensors
-            .load(&name, self.device())?
-            .to_dtype(self.dtype())?;
-        self.files
-            .read
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(name);
+        let tensor = self.files.tensors.load(&name, self.device())?.to_dtype(self.dtype())?;
+        self.files.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
         Ok(tensor)
     }
 
     /// Tensors of the checkpoint that no module read.
     pub fn unread(&self) -> Vec<String> {
-        let read = self
-            .files
-            .read
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let read = self.files.read.lock().unwrap_or_else(PoisonError::into_inner);
         self.files.names.difference(&read).cloned().collect()
     }
 }
@@ -146,24 +115,14 @@ fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
     if single.exists() || !index.exists() {
         return std::fs::metadata(&single)
             .map(|_| vec![single.clone()])
-            .map_err(|source| Error::Read {
-                path: single,
-                source,
-            });
+            .map_err(|source| Error::Read { path: single, source });
     }
-    let parse_error = |reason: String| Error::Parse {
-        path: index.clone(),
-        reason,
-    };
-    let text = std::fs::read_to_string(&index).map_err(|source| Error::Read {
-        path: index.clone(),
-        source,
-    })?;
+    let parse_error = |reason: String| Error::Parse { path: index.clone(), reason };
+    let text =
+        std::fs::read_to_string(&index).map_err(|source| Error::Read { path: index.clone(), source })?;
     let json: serde_json::Value =
         serde_json::from_str(&text).map_err(|error| parse_error(error.to_string()))?;
-    let map = json["weight_map"]
-        .as_object()
-        .ok_or_else(|| parse_error("it has no weight_map".to_owned()))?;
+    let map = json["weight_map"].as_object().ok_or_else(|| parse_error("it has no weight_map".to_owned()))?;
     let mut names = BTreeSet::new();
     for value in map.values() {
         let name = value

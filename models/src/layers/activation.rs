@@ -39,9 +39,7 @@ impl Activation {
         Ok(match name {
             "silu" | "swish" => Self::Silu,
             "gelu" | "gelu_python" => Self::Gelu,
-            "gelu_pytorch_tanh" | "gelu_new" | "gelu_accurate" | "gelu_python_tanh" => {
-                Self::GeluTanh
-            }
+            "gelu_pytorch_tanh" | "gelu_new" | "gelu_accurate" | "gelu_python_tanh" => Self::GeluTanh,
             "gelu_fast" => Self::GeluFast,
             "quick_gelu" => Self::QuickGelu,
             "relu" => Self::Relu,

@@ -41,10 +41,8 @@ impl Attention {
         rope: Option<&Rope>,
         mask: &Mask,
     ) -> Result<Xs> {
-        let (mut q, mut k) = (
-            split_heads(q.tensor(), self.num_heads)?,
-            split_heads(k.tensor(), self.num_kv_heads)?,
-        );
+        let (mut q, mut k) =
+            (split_heads(q.tensor(), self.num_heads)?, split_heads(k.tensor(), self.num_kv_heads)?);
         let v = split_heads(v.tensor(), self.num_kv_heads)?;
         if let Some(rope) = rope {
             q = rope.apply(&q)?;
@@ -61,9 +59,7 @@ impl Attention {
         // The query heads of one key head are rows of one product, so that keys need no repetition.
         let rows = self.num_heads / self.num_kv_heads * seq;
         let q = q.reshape((batch, self.num_kv_heads, rows, self.head_dim))?;
-        let scores = q
-            .matmul(&k.t()?)?
-            .reshape((batch, self.num_heads, seq, keys))?;
+        let scores = q.matmul(&k.t()?)?.reshape((batch, self.num_heads, seq, keys))?;
         let mut scores = scaled(&scores, self.scale)?;
         if let Some(cap) = self.soft_cap {
             scores = soft_capped(&scores, cap)?;
@@ -84,14 +80,11 @@ impl Attention {
 /// `[batch, seq, heads * head_dim]` to `[batch, heads, seq, head_dim]`, contiguous.
 fn split_heads(xs: &Tensor, heads: usize) -> Result<Tensor> {
     let (batch, seq, features) = xs.dims3()?;
-    Ok(xs
-        .reshape((batch, seq, heads, features / heads))?
-        .transpose(1, 2)?
-        .contiguous()?)
+    Ok(xs.reshape((batch, seq, heads, features / heads))?.transpose(1, 2)?.contiguous()?)
 }
 
 /// Over the last dimension; in F32 for 16-bit dtypes, because candle's own sums in the dtype it is given.
-fn softmax(scores: &Tensor) -> Result<Tensor> {
+pub(super) fn softmax(scores: &Tensor) -> Result<Tensor> {
     let dtype = scores.dtype();
     let wide = scores.to_dtype(accumulation(dtype))?;
     Ok(candle_nn::ops::softmax_last_dim(&wide)?.to_dtype(dtype)?)

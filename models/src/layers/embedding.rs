@@ -54,10 +54,7 @@ impl Embedding {
             let ids = ids.tensor();
             let mut dims = ids.dims().to_vec();
             dims.push(self.weight.dim(D::Minus1)?);
-            let xs = self
-                .weight
-                .index_select(&ids.flatten_all()?, 0)?
-                .reshape(dims)?;
+            let xs = self.weight.index_select(&ids.flatten_all()?, 0)?.reshape(dims)?;
             Ok(match &self.scale {
                 Some(scale) => xs.broadcast_mul(scale)?.into(),
                 None => xs.into(),

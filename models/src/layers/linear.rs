@@ -32,11 +32,7 @@ impl Linear {
 
     /// A head that shares the embedding's weight.
     pub fn tied(path: &str, embedding: &Embedding) -> Self {
-        Self {
-            path: path.to_owned(),
-            weight: embedding.weight().clone(),
-            bias: None,
-        }
+        Self { path: path.to_owned(), weight: embedding.weight().clone(), bias: None }
     }
 
     /// The head of a causal LM: `lm_head.weight`, or the embedding's where the two are tied.
@@ -52,14 +48,28 @@ impl Linear {
         Self::load(&weights, hidden_size, vocab_size, false)
     }
 
+    /// Takes `bias`, `[out]`, besides the weight: a head whose weight alone may be tied.
+    ///
+    /// # Errors
+    /// If the tensor is missing or has another shape.
+    pub fn with_bias(mut self, weights: &Weights) -> Result<Self> {
+        self.bias = Some(weights.get("bias", self.weight.dim(0)?)?);
+        Ok(self)
+    }
+
+    /// Goes by another module path than the checkpoint's name for its weight.
+    #[must_use]
+    pub fn named(mut self, path: &str) -> Self {
+        path.clone_into(&mut self.path);
+        self
+    }
+
     /// `xs: [.., in]` to `[.., out]`; sums in F32 for 16-bit dtypes, in the dtype itself otherwise.
     ///
     /// # Errors
     /// If the last dimension of `xs` is not `in`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |_, xs| {
-            Ok(linear(xs.tensor(), &self.weight, self.bias.as_ref())?.into())
-        })
+        pass.module(&self.path, xs, |_, xs| Ok(linear(xs.tensor(), &self.weight, self.bias.as_ref())?.into()))
     }
 }
 
@@ -74,21 +84,12 @@ impl<const N: usize> Joined<N> {
     ///
     /// # Errors
     /// If a tensor is missing or has another shape.
-    pub fn load(
-        weights: &Weights,
-        input: usize,
-        parts: [(&str, usize); N],
-        bias: bool,
-    ) -> Result<Self> {
+    pub fn load(weights: &Weights, input: usize, parts: [(&str, usize); N], bias: bool) -> Result<Self> {
         let parts = parts
             .iter()
             .map(|(name, output)| Linear::load(&weights.pp(name), input, *output, bias))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self {
-            parts: parts
-                .try_into()
-                .unwrap_or_else(|_| unreachable!("N parts make N layers")),
-        })
+        Ok(Self { parts: parts.try_into().unwrap_or_else(|_| unreachable!("N parts make N layers")) })
     }
 
     /// `xs: [.., in]` to one `[.., out]` a part.
@@ -96,14 +97,8 @@ impl<const N: usize> Joined<N> {
     /// # Errors
     /// If the last dimension of `xs` is not `in`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<[Xs; N]> {
-        let parts = self
-            .parts
-            .iter()
-            .map(|part| part.forward(pass, xs))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(parts
-            .try_into()
-            .unwrap_or_else(|_| unreachable!("N layers give N values")))
+        let parts = self.parts.iter().map(|part| part.forward(pass, xs)).collect::<Result<Vec<_>>>()?;
+        Ok(parts.try_into().unwrap_or_else(|_| unreachable!("N layers give N values")))
     }
 }
 

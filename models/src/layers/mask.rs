@@ -24,9 +24,7 @@ impl Mask {
         if pass.seq() == 1 && pass.padding().is_none() && window.is_none() {
             return Ok(Self { bias: None });
         }
-        Self::build(pass, |query, key| {
-            key <= query && window.is_none_or(|window| key + window > query)
-        })
+        Self::build(pass, |query, key| key <= query && window.is_none_or(|window| key + window > query))
     }
 
     /// Each query sees every token that is not padding; with a window of `w`, those at most `w` away
@@ -35,41 +33,30 @@ impl Mask {
     /// # Errors
     /// If the tensor cannot be made.
     pub fn bidirectional(pass: &Pass, window: Option<usize>) -> Result<Self> {
-        if pass
-            .padding()
-            .is_none_or(|padding| padding.iter().all(|real| *real))
-            && window.is_none()
-        {
+        if pass.padding().is_none_or(|padding| padding.iter().all(|real| *real)) && window.is_none() {
             return Ok(Self { bias: None });
         }
-        Self::build(pass, |query, key| {
-            window.is_none_or(|window| query.abs_diff(key) <= window)
-        })
+        Self::build(pass, |query, key| window.is_none_or(|window| query.abs_diff(key) <= window))
     }
 
     fn build(pass: &Pass, admits: impl Fn(usize, usize) -> bool) -> Result<Self> {
         let (seq, keys) = (pass.seq(), pass.past() + pass.seq());
-        let rows = if pass.padding().is_some() {
-            pass.batch()
-        } else {
-            1
-        };
+        let rows = if pass.padding().is_some() { pass.batch() } else { 1 };
         let mut admitted = Vec::with_capacity(rows * seq * keys);
         for row in 0..rows {
             let real = pass.padding().map(|padding| &padding[row * keys..][..keys]);
             for query in 0..seq {
-                admitted.extend((0..keys).map(|key| {
-                    admits(pass.past() + query, key) && real.is_none_or(|real| real[key])
-                }));
+                admitted.extend(
+                    (0..keys)
+                        .map(|key| admits(pass.past() + query, key) && real.is_none_or(|real| real[key])),
+                );
             }
         }
         let shape = (rows, 1, seq, keys);
         let device = pass.device();
         let bias = match pass.dtype() {
             DType::F64 => Tensor::from_vec(lowest(&admitted, 0.0, f64::MIN), shape, device)?,
-            DType::BF16 => {
-                Tensor::from_vec(lowest(&admitted, bf16::ZERO, bf16::MIN), shape, device)?
-            }
+            DType::BF16 => Tensor::from_vec(lowest(&admitted, bf16::ZERO, bf16::MIN), shape, device)?,
             DType::F16 => Tensor::from_vec(lowest(&admitted, f16::ZERO, f16::MIN), shape, device)?,
             _ => Tensor::from_vec(lowest(&admitted, 0.0, f32::MIN), shape, device)?,
         };
@@ -78,8 +65,5 @@ impl Mask {
 }
 
 fn lowest<T: Copy>(admitted: &[bool], zero: T, min: T) -> Vec<T> {
-    admitted
-        .iter()
-        .map(|admitted| if *admitted { zero } else { min })
-        .collect()
+    admitted.iter().map(|admitted| if *admitted { zero } else { min }).collect()
 }

@@ -28,21 +28,13 @@ impl GatedMlp {
         act_fn: Activation,
         bias: bool,
     ) -> Result<Self> {
-        let parts = [
-            ("gate_proj", intermediate_size),
-            ("up_proj", intermediate_size),
-        ];
+        let parts = [("gate_proj", intermediate_size), ("up_proj", intermediate_size)];
         Ok(Self {
             path: weights.path().to_owned(),
             act_path: weights.pp("act_fn").path().to_owned(),
             gate_up: Joined::load(weights, hidden_size, parts, bias)?,
             act_fn,
-            down_proj: Linear::load(
-                &weights.pp("down_proj"),
-                intermediate_size,
-                hidden_size,
-                bias,
-            )?,
+            down_proj: Linear::load(&weights.pp("down_proj"), intermediate_size, hidden_size, bias)?,
         })
     }
 

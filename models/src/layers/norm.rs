@@ -11,7 +11,8 @@ use crate::weights::Weights;
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
     path: String,
-    /// `[size]`, in the model's dtype; for [`RmsNorm::load_offset`] in the accumulation dtype, with the 1 added.
+    /// `[size]`, in the model's dtype where the value is rounded before it is multiplied, else in the accumulation
+    /// dtype; for [`RmsNorm::load_offset`] with the 1 added.
     weight: Tensor,
     eps: f64,
     rounds_before_weight: bool,
@@ -28,6 +29,20 @@ impl RmsNorm {
             weight: weights.get("weight", size)?,
             eps,
             rounds_before_weight: true,
+        })
+    }
+
+    /// olmo2's: `round(weight * x / rms)` (transformers 5.23.0, `Olmo2RMSNorm`).
+    ///
+    /// # Errors
+    /// If the tensor is missing or has another shape.
+    pub fn load_rounded_once(weights: &Weights, size: usize, eps: f64) -> Result<Self> {
+        let weight = weights.get("weight", size)?;
+        Ok(Self {
+            path: weights.path().to_owned(),
+            weight: weight.to_dtype(accumulation(weight.dtype()))?,
+            eps,
+            rounds_before_weight: false,
         })
     }
 

@@ -16,12 +16,24 @@ pub struct RotaryEmbedding {
     parameters: RopeParameters,
     rotary_dim: usize,
     interleaved: bool,
+    rotation: Rotation,
+}
+
+/// Where a rotation rounds in a 16-bit model; in F32 and F64 all are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// Tables rounded to the model's dtype, and each product and sum (llama).
+    Rounded,
+    /// Tables rounded to the model's dtype, products and sums in F32 and the result rounded once (cohere).
+    RoundedTables,
+    /// Tables, products and sums in F32, the result rounded once (olmo2).
+    Wide,
 }
 
 /// The tables of one pass.
 #[derive(Clone, Debug)]
 pub struct Rope {
-    /// `[batch, seq, rotary_dim / 2]`, in the model's dtype.
+    /// `[batch, seq, rotary_dim / 2]`, in the dtype that the rotation is computed in.
     cos: Tensor,
     /// As `cos`.
     sin: Tensor,
@@ -33,17 +45,20 @@ impl RotaryEmbedding {
     /// `i + rotary_dim / 2`.
     pub fn new(parameters: RopeParameters, head_dim: usize) -> Self {
         let rotary_dim = (head_dim as f64 * parameters.partial_rotary_factor) as usize;
-        Self {
-            parameters,
-            rotary_dim,
-            interleaved: false,
-        }
+        Self { parameters, rotary_dim, interleaved: false, rotation: Rotation::Rounded }
     }
 
     /// Pairs neighbours, dimension `2 i` with `2 i + 1`, instead of halves.
     #[must_use]
     pub fn interleaved(mut self) -> Self {
         self.interleaved = true;
+        self
+    }
+
+    /// Rounds as `rotation` says.
+    #[must_use]
+    pub fn rotating(mut self, rotation: Rotation) -> Self {
+        self.rotation = rotation;
         self
     }
 
@@ -75,13 +90,13 @@ impl RotaryEmbedding {
                     Tensor::from_vec(values, shape, pass.device())?
                 }
             };
-            Ok(table.to_dtype(pass.dtype())?)
+            Ok(match self.rotation {
+                Rotation::Rounded => table.to_dtype(pass.dtype())?,
+                Rotation::RoundedTables => table.to_dtype(pass.dtype())?.to_dtype(table.dtype())?,
+                Rotation::Wide => table,
+            })
         };
-        Ok(Rope {
-            cos: table(cos)?,
-            sin: table(sin)?,
-            interleaved: self.interleaved,
-        })
+        Ok(Rope { cos: table(cos)?, sin: table(sin)?, interleaved: self.interleaved })
     }
 
     /// Inverse frequencies for a sequence that ends at position `len - 1`, and the factor of cos and sin
@@ -90,22 +105,13 @@ impl RotaryEmbedding {
         let round = |value: f64| arithmetic.round(value);
         let theta = self.parameters.theta;
         let dim = self.rotary_dim as f64;
-        let exponents = (0..self.rotary_dim)
-            .step_by(2)
-            .map(|i| round(i as f64 / dim));
+        let exponents = (0..self.rotary_dim).step_by(2).map(|i| round(i as f64 / dim));
         let powers = |theta: f64| -> Vec<f64> {
             let theta = round(theta);
-            exponents
-                .clone()
-                .map(|exponent| round(theta.powf(exponent)))
-                .collect()
+            exponents.clone().map(|exponent| round(theta.powf(exponent))).collect()
         };
-        let inverse = |theta: f64| -> Vec<f64> {
-            powers(theta)
-                .into_iter()
-                .map(|power| round(1.0 / power))
-                .collect()
-        };
+        let inverse =
+            |theta: f64| -> Vec<f64> { powers(theta).into_iter().map(|power| round(1.0 / power)).collect() };
         match &self.parameters.scaling {
             RopeScaling::Default => (inverse(theta), 1.0),
             RopeScaling::Linear { factor } => {
@@ -122,12 +128,7 @@ impl RotaryEmbedding {
                 let theta = theta * round(stretch.powf(dim / (dim - 2.0)));
                 (inverse(theta), 1.0)
             }
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original,
-            } => {
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
                 let (original, factor) = (*original as f64, round(*factor));
                 let (low, high) = (original / low_freq_factor, original / high_freq_factor);
                 let stretch = |f: f64| {
@@ -139,22 +140,14 @@ impl RotaryEmbedding {
                         return f;
                     }
                     let smooth = round(round(1.0 / wavelength) * original);
-                    let smooth = round(
-                        round(smooth - low_freq_factor) / round(high_freq_factor - low_freq_factor),
-                    );
+                    let smooth =
+                        round(round(smooth - low_freq_factor) / round(high_freq_factor - low_freq_factor));
                     let divided = round(round(round(1.0 - smooth) * f) / factor);
                     round(divided + round(smooth * f))
                 };
                 (inverse(theta).into_iter().map(stretch).collect(), 1.0)
             }
-            RopeScaling::Yarn {
-                factor,
-                attention_factor,
-                beta_fast,
-                beta_slow,
-                original,
-                truncate,
-            } => {
+            RopeScaling::Yarn { factor, attention_factor, beta_fast, beta_slow, original, truncate } => {
                 let bound = |rotations: f64| {
                     let turns = *original as f64 / (rotations * 2.0 * std::f64::consts::PI);
                     dim * turns.ln() / (2.0 * theta.ln())
@@ -177,12 +170,7 @@ impl RotaryEmbedding {
                 let inv_freq = powers(theta).into_iter().enumerate().map(blend);
                 (inv_freq.collect(), *attention_factor)
             }
-            RopeScaling::Longrope {
-                attention_factor,
-                short,
-                long,
-                original,
-            } => {
+            RopeScaling::Longrope { attention_factor, short, long, original } => {
                 let factors = if len > *original as i64 { long } else { short };
                 let inv_freq = powers(theta)
                     .into_iter()
@@ -195,17 +183,19 @@ impl RotaryEmbedding {
 }
 
 impl Rope {
-    /// `xs: [batch, heads, seq, head_dim]`, contiguous; rotates the first `rotary_dim` features of each head,
-    /// each product and sum rounded to the dtype as torch rounds them.
+    /// `xs: [batch, heads, seq, head_dim]`, contiguous; rotates the first `rotary_dim` features of each head
+    /// in the dtype of the tables, where each product and sum is rounded as torch rounds them.
     pub(super) fn apply(&self, xs: &Tensor) -> Result<Tensor> {
         let rotary_dim = 2 * self.cos.dim(D::Minus1)?;
         let head_dim = xs.dim(D::Minus1)?;
         let rotate = |xs: &Tensor| {
-            if self.interleaved {
-                candle_nn::rotary_emb::rope_i(xs, &self.cos, &self.sin)
+            let wide = xs.to_dtype(self.cos.dtype())?;
+            let turned = if self.interleaved {
+                candle_nn::rotary_emb::rope_i(&wide, &self.cos, &self.sin)?
             } else {
-                candle_nn::rotary_emb::rope(xs, &self.cos, &self.sin)
-            }
+                candle_nn::rotary_emb::rope(&wide, &self.cos, &self.sin)?
+            };
+            turned.to_dtype(xs.dtype())
         };
         if rotary_dim == head_dim {
             return Ok(rotate(xs)?);
