@@ -53,6 +53,7 @@ pub use mlp::GatedMlp;
 pub use norm::RmsNorm;
 pub use rope::{Rope, RotaryEmbedding, Rotation};
 pub use rope_parameters::{RopeParameters, RopeScaling};
+pub(crate) use rope_parameters::{described, read_longrope};
 pub use split::split;
 pub use window::{LayerType, PerLayerType};
 
