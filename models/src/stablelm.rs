@@ -99,8 +99,8 @@ impl SelfAttention {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let [mut q, mut k, v] = self.qkv.forward(pass, xs)?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let [mut q, mut k, v] = self.qkv.forward(pass, &xs)?;
             if let (Some(q_layernorm), Some(k_layernorm)) = (&self.q_layernorm, &self.k_layernorm) {
                 q = q_layernorm.forward(pass, &q)?;
                 k = k_layernorm.forward(pass, &k)?;
@@ -141,11 +141,11 @@ impl Block {
         })
     }
 
-    fn forward(&self, pass: &mut Pass, xs: &Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
+    fn forward(&self, pass: &mut Pass, xs: Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
         pass.module(&self.path, xs, |pass, xs| {
-            let h = self.input_layernorm.forward(pass, xs)?;
+            let h = self.input_layernorm.forward(pass, &xs)?;
             let attended = self.self_attn.forward(pass, &h, rope, mask)?;
-            let xs = add(xs.clone(), attended)?;
+            let xs = add(xs, attended)?;
             let h = match &self.post_attention_layernorm {
                 Some(norm) => norm.forward(pass, &xs)?,
                 None => h,
@@ -191,12 +191,12 @@ pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>
 impl Model for StableLm {
     fn forward(&self, pass: &mut Pass) -> Result<Xs> {
         let ids = Xs::from(pass.input_ids().clone());
-        let xs = pass.module(&self.path, &ids, |pass, ids| {
-            let mut xs = self.embed_tokens.forward(pass, ids)?;
+        let xs = pass.module(&self.path, ids, |pass, ids| {
+            let mut xs = self.embed_tokens.forward(pass, &ids)?;
             let rope = self.rotary_emb.forward(pass)?;
             let mask = Mask::causal(pass, None)?;
             for layer in &self.layers {
-                xs = layer.forward(pass, &xs, &rope, &mask)?;
+                xs = layer.forward(pass, xs, &rope, &mask)?;
             }
             self.norm.forward(pass, &xs)
         })?;

@@ -95,17 +95,17 @@ impl SparseMoe {
     /// # Errors
     /// If a tensor operation fails.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
+        pass.module(&self.path, xs.clone(), |pass, xs| {
             let dims = xs.tensor().dims().to_vec();
             let hidden_size = xs.tensor().dim(D::Minus1)?;
             let tokens = Xs::from(xs.tensor().reshape(((), hidden_size))?);
             let logits = self.gate.forward(pass, &tokens)?;
             let chosen = self.choose(logits.tensor())?;
-            let mixed = pass.module(&self.experts_path, &tokens, |pass, tokens| {
+            let mixed = pass.module(&self.experts_path, tokens, |pass, tokens| {
                 let mut sum = tokens.tensor().zeros_like()?;
                 for (expert, chosen) in self.experts.iter().zip(&chosen) {
                     if !chosen.rows.is_empty() {
-                        sum = expert.add_share(pass, tokens, chosen, &sum)?;
+                        sum = expert.add_share(pass, &tokens, chosen, &sum)?;
                     }
                 }
                 Ok(sum.into())

@@ -1,0 +1,139 @@
+"""Writes what a golden test needs of each case: what transformers computes for a tiny checkpoint.
+
+    <env>/bin/python make.py FOLDER [CASE ...]        # with transformers 5.23.0, torch 2.15.0 and numpy
+
+FOLDER/<case>/ gets config.json, tensors.json (name to shape; the values follow from the names, see `weights`) and
+expected.safetensors: input_ids, attention_mask, position_ids, `logits` of eager attention in f64 for every position,
+and `errors`, the relative L2 at real positions of transformers' own f32, bf16 and f16 logits against them.
+
+The f64 logits are computed with every float32 island widened: transformers computes norms, softmax and rope tables in
+float32 whatever the model's dtype. Such an oracle would differ between any two programs by 1e-7, and with left padding
+it is NaN: float64's lowest value, added to the scores of a row that sees no key, is -inf in the float32 softmax.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
+
+SIZES = dict(vocab_size=41, hidden_size=24, intermediate_size=36, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-3)
+YARN = dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=16)
+LLAMA3 = dict(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+CASES = {
+    "llama": dict(model_type="llama", head_dim=8, rope_parameters=dict(rope_type="default", rope_theta=500.0)),
+    "llama_biases": dict(model_type="llama", attention_bias=True, mlp_bias=True, tie_word_embeddings=True, hidden_act="gelu"),
+    "llama_llama3": dict(model_type="llama", head_dim=16, rope_parameters=LLAMA3),
+    "llama_linear": dict(model_type="llama", head_dim=8, rope_parameters=dict(rope_type="linear", rope_theta=500.0, factor=3.0)),
+    "llama_dynamic": dict(model_type="llama", head_dim=8, max_position_embeddings=8, rope_parameters=dict(rope_type="dynamic", rope_theta=500.0, factor=3.0)),
+    "llama_yarn": dict(model_type="llama", head_dim=16, rope_parameters=YARN),
+    "mistral": dict(model_type="mistral", sliding_window=5),
+    "qwen2": dict(model_type="qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1),
+    "qwen3": dict(model_type="qwen3", head_dim=8, attention_bias=True),
+    "gemma3_text": dict(
+        model_type="gemma3_text", head_dim=8, query_pre_attn_scalar=12, sliding_window=5, num_hidden_layers=3,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"], final_logit_softcapping=3.0,
+        rope_parameters=dict(
+            full_attention=dict(rope_type="linear", rope_theta=900.0, factor=2.0),
+            sliding_attention=dict(rope_type="default", rope_theta=50.0),
+        ),
+    ),
+}
+
+
+
+class Widen(TorchFunctionMode):
+    """Every request for float32 is answered in float64."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        swap = lambda value: torch.float64 if value is torch.float32 else value
+        return func(*map(swap, args), **{key: swap(value) for key, value in (kwargs or {}).items()})
+
+
+def weights(name, shape):
+    """Uniform values that follow from the tensor's name alone; tests/golden.rs computes the same ones.
+
+    FNV-1a of the name seeds splitmix64, whose 24 high bits make a number in [-1, 1). Matrices are drawn wide enough
+    that attention is far from uniform, vectors so that no bias is 0 and no norm weight 1.
+    """
+    seed = 0xCBF29CE484222325
+    for byte in name.encode():
+        seed = (seed ^ byte) * 0x100000001B3 % 2**64
+    count = int(numpy.prod(shape))
+    with numpy.errstate(over="ignore"):
+        z = numpy.uint64(seed) + numpy.arange(1, count + 1, dtype=numpy.uint64) * numpy.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> numpy.uint64(31))
+    unit = (z >> numpy.uint64(40)).astype(numpy.float64) / 2**23 - 1
+    return torch.from_numpy((unit * 0.5).astype(numpy.float32)).reshape(shape)
+
+
+def logits(auto, folder, dtype, inputs):
+    """All positions, on the CPU, without a cache."""
+    model = auto.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    with torch.no_grad():
+        out = model(**inputs)
+    return out.logits if "logits" in out else out.last_hidden_state
+
+
+def logits_f64(auto, folder, inputs):
+    torch.set_default_dtype(torch.float64)
+    try:
+        with Widen():
+            return logits(auto, folder, torch.float64, inputs)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def make_inputs(vocab_size, batch=2, seq=12, padding=3):
+    mask = torch.ones(batch, seq, dtype=torch.int64)
+    mask[1, :padding] = 0
+    return dict(
+        input_ids=torch.randint(0, vocab_size, (batch, seq)),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+    )
+
+
+def relative(result, oracle, mask):
+    real = mask.bool()
+    return ((result.double() - oracle)[real].norm() / oracle[real].norm()).item()
+
+
+def make(folder, case):
+    settings = {**SIZES, **CASES[case]}
+    auto = getattr(transformers, settings.pop("auto", "AutoModelForCausalLM"))
+    model = auto.from_config(transformers.AutoConfig.for_model(**settings))
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(weights(name, parameter.shape))
+    model.save_pretrained(folder)
+    torch.manual_seed(1)
+    inputs = make_inputs(settings["vocab_size"])
+    oracle = logits_f64(auto, folder, inputs)
+    assert oracle.dtype == torch.float64 and oracle.isfinite().all()
+    dtypes = [torch.float32, torch.bfloat16, torch.float16]
+    errors = [relative(logits(auto, folder, dtype, inputs), oracle, inputs["attention_mask"]) for dtype in dtypes]
+    as_is = relative(logits(auto, folder, torch.float64, inputs), oracle, inputs["attention_mask"])
+    print(f"{case}: error of f32, bf16, f16: {errors}, of f64 as it is: {as_is}")
+    save_file(
+        {**inputs, "logits": oracle, "errors": torch.tensor(errors, dtype=torch.float64)},
+        folder / "expected.safetensors",
+    )
+    shapes = {name: list(tensor.shape) for name, tensor in load_file(folder / "model.safetensors").items()}
+    (folder / "tensors.json").write_text(json.dumps(shapes, indent=0) + "\n")
+    for leftover in ["model.safetensors", "generation_config.json"]:
+        (folder / leftover).unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    for case in sys.argv[2:] or CASES:
+        folder = pathlib.Path(sys.argv[1]) / case
+        folder.mkdir(parents=True, exist_ok=True)
+        make(folder, case)
