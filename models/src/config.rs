@@ -320,4 +320,12 @@ mod tests {
         let error = reader(r#"{"hidden_size": "many"}"#).usize("hidden_size").unwrap_err();
         assert_eq!(error.to_string(), "config key hidden_size has the unknown value \"many\"");
     }
+
+    #[test]
+    fn absent_means_the_default_and_null_means_none_where_transformers_tells_them_apart() {
+        let config = reader(r#"{"null": null, "given": 8}"#);
+        assert_eq!(config.nullable_usize("absent", 4).unwrap(), Some(4));
+        assert_eq!(config.nullable_usize("null", 4).unwrap(), None);
+        assert_eq!(config.nullable_usize("given", 4).unwrap(), Some(8));
+    }
 }

@@ -195,3 +195,28 @@ impl Model for Gemma {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<Activation> {
+        hidden_act(&ConfigReader::new(serde_json::from_str(json).unwrap()))
+    }
+
+    #[test]
+    fn the_legacy_gelu_means_the_tanh_form() {
+        assert_eq!(read(r#"{"hidden_act": "gelu"}"#).unwrap(), Activation::GeluTanh);
+        assert_eq!(read(r#"{"hidden_act": "gelu_python"}"#).unwrap(), Activation::Gelu);
+        assert_eq!(read("{}").unwrap(), Activation::GeluTanh);
+    }
+
+    #[test]
+    fn two_activations_that_contradict_each_other_are_refused() {
+        let error = read(r#"{"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh"}"#).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            r#"config key hidden_activation has the unknown value "gelu_pytorch_tanh""#
+        );
+    }
+}

@@ -67,6 +67,7 @@ fn rope(config: &ConfigReader, head_dim: usize) -> Result<RopeParameters> {
     if !["longrope", "su", "yarn"].contains(&rope_type) {
         return Err(described.unknown(key, &rope_type.into()));
     }
+    described.refuse_unless("original_max_position_embeddings", &original.into())?;
     let theta = config.f64_or("rope_theta", 10_000.0)?;
     let factor = config.f64_or("partial_rotary_factor", 1.0)?;
     let rope = RopeParameters {
@@ -240,5 +241,39 @@ impl Model for Phi3 {
             Some(lm_head) => lm_head.forward(pass, &xs),
             None => Ok(xs),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(rope_scaling: &str) -> Result<RopeParameters> {
+        let config = format!(
+            r#"{{"max_position_embeddings": 64, "original_max_position_embeddings": 16, "rope_scaling": {rope_scaling}}}"#
+        );
+        rope(&ConfigReader::new(serde_json::from_str(&config).unwrap()), 8)
+    }
+
+    #[test]
+    fn su_and_yarn_are_older_names_of_longrope_and_others_are_refused() {
+        let factors = r#""short_factor": [1, 1, 1, 1], "long_factor": [1, 2, 3, 4]"#;
+        let longrope = read(&format!(r#"{{"rope_type": "longrope", {factors}}}"#)).unwrap();
+        assert!(matches!(&longrope.scaling, RopeScaling::Longrope { original: 16, .. }));
+        for name in ["su", "yarn"] {
+            assert_eq!(read(&format!(r#"{{"type": "{name}", {factors}}}"#)).unwrap(), longrope);
+        }
+        let error = read(&format!(r#"{{"type": "dynamic", {factors}}}"#)).unwrap_err();
+        assert_eq!(error.to_string(), r#"config key rope_scaling.type has the unknown value "dynamic""#);
+    }
+
+    #[test]
+    fn factors_that_are_not_one_a_frequency_are_refused() {
+        let error =
+            read(r#"{"type": "su", "short_factor": [1, 1, 1], "long_factor": [1, 2, 3]}"#).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "config key rope_scaling has the unknown value 3 and 3 factors for 4 frequencies"
+        );
     }
 }

@@ -220,3 +220,19 @@ impl Model for SmolLm3 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fourth_layer_does_not_rotate_unless_the_config_says_which() {
+        let read = |json: &str| {
+            let config = ConfigReader::new(serde_json::from_str(json).unwrap());
+            no_rope_layers(&config, 5)
+        };
+        assert_eq!(read("{}").unwrap(), [true, true, true, false, true]);
+        assert_eq!(read(r#"{"no_rope_layers": [0, 1, 0, 1, 1]}"#).unwrap(), [false, true, false, true, true]);
+        assert!(read(r#"{"no_rope_layers": [0, 1]}"#).is_err());
+    }
+}
