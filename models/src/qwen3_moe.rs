@@ -139,7 +139,10 @@ enum Mlp {
 impl Mlp {
     fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
         let listed = config.mlp_only_layers.iter().any(|dense| (dense - layer as f64).abs() < 0.5);
-        if listed || config.experts.num_experts == 0 || (layer + 1) % config.decoder_sparse_step != 0 {
+        if listed
+            || config.experts.num_experts == 0
+            || !(layer + 1).is_multiple_of(config.decoder_sparse_step)
+        {
             let (hidden, inner) = (config.hidden_size, config.intermediate_size);
             return Ok(Self::Dense(GatedMlp::load(weights, hidden, inner, config.hidden_act, false)?));
         }

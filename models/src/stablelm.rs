@@ -12,6 +12,7 @@ use crate::pass::{Pass, Xs};
 use crate::registry::unknown_head;
 use crate::weights::Weights;
 
+#[expect(clippy::struct_excessive_bools, reason = "the switches of the config by their names")]
 struct Config {
     vocab_size: usize,
     hidden_size: usize,
