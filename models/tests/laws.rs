@@ -22,7 +22,7 @@ const SAME: f64 = 1e-12;
 /// Calls `law` with every small synthetic decoder that has an architecture here.
 fn each_decoder(dtype: DType, law: impl Fn(&str, Loaded)) {
     let mut count = 0;
-    for entry in catalogue().filter(|entry| !entry.bench) {
+    for entry in catalogue().iter().filter(|entry| !entry.bench) {
         let folder = tempfile::tempdir().unwrap();
         let config = models::synthetic::config(entry.model_type, entry.variant).unwrap();
         let architecture = config["architectures"][0].as_str().unwrap();

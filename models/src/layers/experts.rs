@@ -40,7 +40,7 @@ pub struct ExpertsConfig {
 }
 
 /// `sum over the chosen experts of score * down(act(gate(x)) * up(x))`.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SparseMoe {
     path: String,
     gate: Linear,
@@ -50,7 +50,7 @@ pub struct SparseMoe {
     scores: RouterScores,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Expert {
     gate_up: Joined<2>,
     act_fn: Activation,
@@ -100,7 +100,8 @@ impl SparseMoe {
             let hidden_size = xs.tensor().dim(D::Minus1)?;
             let tokens = Xs::from(xs.tensor().reshape(((), hidden_size))?);
             let logits = self.gate.forward(pass, &tokens)?;
-            let chosen = self.choose(logits.tensor())?;
+            // The fused form keeps a dimension between tokens and features.
+            let chosen = self.choose(&logits.tensor().reshape(((), self.experts.len()))?)?;
             let mixed = pass.module(&self.experts_path, tokens, |pass, tokens| {
                 let mut sum = tokens.tensor().zeros_like()?;
                 for (expert, chosen) in self.experts.iter().zip(&chosen) {
@@ -163,7 +164,7 @@ impl Expert {
         let [gate, up] = self.gate_up.forward(pass, &tokens.tensor().index_select(&rows, 0)?.into())?;
         let gate = Xs::from(self.act_fn.apply(gate.tensor())?);
         let share = self.down.forward(pass, &multiply(gate, up)?)?;
-        let share = share.tensor().to_dtype(wide)?;
+        let share = share.tensor().reshape((chosen.rows.len(), ()))?.to_dtype(wide)?;
         let share = share.broadcast_mul(&scores.to_dtype(wide)?.unsqueeze(1)?)?;
         Ok(sum.index_add(&rows, &share.to_dtype(dtype)?, 0)?)
     }

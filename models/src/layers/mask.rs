@@ -4,6 +4,7 @@ use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 
 use crate::error::Result;
+use crate::kernels::Band;
 use crate::pass::Pass;
 
 /// The mask of one layer type, made once a pass (transformers 5.23.0, `masking_utils.py`, `eager_mask`).
@@ -12,6 +13,8 @@ pub struct Mask {
     /// What is added to the scores: 0 where a key is admitted, the dtype's lowest finite value where not,
     /// `[1 or batch, 1, seq, past + seq]`; absent where every key is admitted.
     pub(super) bias: Option<Tensor>,
+    /// The fused form's.
+    pub(super) band: Band,
 }
 
 impl Mask {
@@ -21,10 +24,8 @@ impl Mask {
     /// # Errors
     /// If the tensor cannot be made.
     pub fn causal(pass: &Pass, window: Option<usize>) -> Result<Self> {
-        if pass.seq() == 1 && pass.padding().is_none() && window.is_none() {
-            return Ok(Self { bias: None });
-        }
-        Self::build(pass, |query, key| key <= query && window.is_none_or(|window| key + window > query))
+        let band = window.map_or(Band::CAUSAL, Band::causal_window);
+        Self::build(pass, band, pass.seq() == 1 && window.is_none())
     }
 
     /// Each query sees every token that is not padding; with a window of `w`, those at most `w` away
@@ -33,18 +34,25 @@ impl Mask {
     /// # Errors
     /// If the tensor cannot be made.
     pub fn bidirectional(pass: &Pass, window: Option<usize>) -> Result<Self> {
-        if pass.padding().is_none_or(|padding| padding.iter().all(|real| *real)) && window.is_none() {
-            return Ok(Self { bias: None });
-        }
-        Self::build(pass, |query, key| window.is_none_or(|window| query.abs_diff(key) <= window))
+        Self::build(pass, Band { before: window, after: window }, window.is_none())
     }
 
-    fn build(pass: &Pass, admits: impl Fn(usize, usize) -> bool) -> Result<Self> {
+    fn build(pass: &Pass, band: Band, admits_all: bool) -> Result<Self> {
+        let padding = pass.padding();
+        if pass.workspace().is_some()
+            || admits_all && padding.is_none_or(|real| real.iter().all(|real| *real))
+        {
+            return Ok(Self { bias: None, band });
+        }
+        let admits = |query: usize, key: usize| {
+            band.before.is_none_or(|before| key + before >= query)
+                && band.after.is_none_or(|after| key <= query + after)
+        };
         let (seq, keys) = (pass.seq(), pass.past() + pass.seq());
-        let rows = if pass.padding().is_some() { pass.batch() } else { 1 };
+        let rows = if padding.is_some() { pass.batch() } else { 1 };
         let mut admitted = Vec::with_capacity(rows * seq * keys);
         for row in 0..rows {
-            let real = pass.padding().map(|padding| &padding[row * keys..][..keys]);
+            let real = padding.map(|real| &real[row * keys..][..keys]);
             for query in 0..seq {
                 admitted.extend(
                     (0..keys)
@@ -60,7 +68,7 @@ impl Mask {
             DType::F16 => Tensor::from_vec(lowest(&admitted, f16::ZERO, f16::MIN), shape, device)?,
             _ => Tensor::from_vec(lowest(&admitted, 0.0, f32::MIN), shape, device)?,
         };
-        Ok(Self { bias: Some(bias) })
+        Ok(Self { bias: Some(bias), band })
     }
 }
 
