@@ -17,11 +17,23 @@ mod registry;
 pub mod synthetic;
 mod weights;
 
+mod cohere;
+mod gemma;
+mod gemma2;
 mod gemma3_text;
+mod granite;
 mod llama;
 mod mistral;
+mod mixtral;
+mod olmo2;
+mod phi;
+mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 pub use cache::Cache;
 pub use config::ConfigReader;

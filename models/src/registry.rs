@@ -4,17 +4,32 @@ use crate::config::ConfigReader;
 use crate::error::{Error, Result};
 use crate::load::{Model, Task};
 use crate::weights::Weights;
-use crate::{gemma3_text, llama, mistral, qwen2, qwen3};
+use crate::{
+    cohere, gemma, gemma2, gemma3_text, granite, llama, mistral, mixtral, olmo2, phi, phi3, qwen2, qwen3,
+    qwen3_moe, smollm3, stablelm, starcoder2,
+};
 
 /// Builds a model, or says that the architecture lacks the head.
 type Build = fn(&ConfigReader, &Weights, Option<Task>) -> Result<Box<dyn Model>>;
 
 const ARCHITECTURES: &[(&str, Build)] = &[
+    ("cohere", cohere::build),
+    ("gemma", gemma::build),
+    ("gemma2", gemma2::build),
     ("gemma3_text", gemma3_text::build),
+    ("granite", granite::build),
     ("llama", llama::build),
     ("mistral", mistral::build),
+    ("mixtral", mixtral::build),
+    ("olmo2", olmo2::build),
+    ("phi", phi::build),
+    ("phi3", phi3::build),
     ("qwen2", qwen2::build),
     ("qwen3", qwen3::build),
+    ("qwen3_moe", qwen3_moe::build),
+    ("smollm3", smollm3::build),
+    ("stablelm", stablelm::build),
+    ("starcoder2", starcoder2::build),
 ];
 
 /// Every `model_type` that [`crate::load`] knows, sorted.

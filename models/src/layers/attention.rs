@@ -151,7 +151,7 @@ fn split_heads(xs: &Tensor, heads: usize) -> Result<Tensor> {
 }
 
 /// Over the last dimension; in F32 for 16-bit dtypes, because candle's own sums in the dtype it is given.
-fn softmax(scores: &Tensor) -> Result<Tensor> {
+pub(super) fn softmax(scores: &Tensor) -> Result<Tensor> {
     let dtype = scores.dtype();
     let wide = scores.to_dtype(accumulation(dtype))?;
     Ok(candle_nn::ops::softmax_last_dim(&wide)?.to_dtype(dtype)?)

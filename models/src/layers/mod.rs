@@ -20,7 +20,9 @@
 //!    that 16-bit dtypes round once an operation as torch does), never tensor code in the model file.
 //! 6. Repeat a layer before you add an option to a shared one.
 //! 7. Goldens: `tests/golden/make.py` writes tiny checkpoints and the logits of transformers; add a
-//!    case there, and the laws in `tests/` hold for it without more code.
+//!    case there. `tests/laws.rs` takes every decoder that [`synthetic`](crate::synthetic) has.
+//! 8. `cargo run --release --example judge -- FOLDER...` compares checkpoints with what `tests/truth.py`
+//!    says of them. Then flip a feature of your file, and see that it says so.
 //!
 //! # The fused form
 //! `Weights::workspace` is present in it and absent in the eager form. A layer that has a
@@ -37,24 +39,31 @@ mod activation;
 mod attention;
 mod elementwise;
 mod embedding;
+mod experts;
+mod layer_norm;
 mod linear;
 mod mask;
 mod mlp;
 mod norm;
 mod rope;
 mod rope_parameters;
+mod split;
 mod window;
 
 pub use activation::Activation;
 pub use attention::Attention;
-pub use elementwise::{add, multiply, rounded, scale, soft_cap};
+pub use elementwise::{add, divide, multiply, rounded, scale, soft_cap};
 pub use embedding::Embedding;
+pub use experts::{ExpertsConfig, RouterScores, SparseMoe};
+pub use layer_norm::LayerNorm;
 pub use linear::{Joined, Linear};
 pub use mask::Mask;
 pub use mlp::GatedMlp;
 pub use norm::RmsNorm;
-pub use rope::{Rope, RotaryEmbedding};
+pub use rope::{Rope, RotaryEmbedding, Rotation};
 pub use rope_parameters::{RopeParameters, RopeScaling};
+pub(crate) use rope_parameters::{described, read_longrope};
+pub use split::split;
 pub use window::{LayerType, PerLayerType};
 
 use candle_core::DType;

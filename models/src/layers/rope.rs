@@ -19,12 +19,24 @@ pub struct RotaryEmbedding {
     parameters: RopeParameters,
     rotary_dim: usize,
     interleaved: bool,
+    rotation: Rotation,
+}
+
+/// Where a rotation rounds in a 16-bit model; in F32 and F64 all are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// Tables rounded to the model's dtype, and each product and sum (llama).
+    Rounded,
+    /// Tables rounded to the model's dtype, products and sums in F32 and the result rounded once (cohere).
+    RoundedTables,
+    /// Tables, products and sums in F32, the result rounded once (olmo2).
+    Wide,
 }
 
 /// The tables of one pass.
 #[derive(Clone)]
 pub struct Rope {
-    /// `[batch, seq, rotary_dim / 2]`, in the model's dtype.
+    /// `[batch, seq, rotary_dim / 2]`, in the dtype that the rotation is computed in.
     cos: Tensor,
     /// As `cos`.
     sin: Tensor,
@@ -38,13 +50,20 @@ impl RotaryEmbedding {
     /// `i + rotary_dim / 2`.
     pub fn new(parameters: RopeParameters, head_dim: usize) -> Self {
         let rotary_dim = (head_dim as f64 * parameters.partial_rotary_factor) as usize;
-        Self { parameters, rotary_dim, interleaved: false }
+        Self { parameters, rotary_dim, interleaved: false, rotation: Rotation::Rounded }
     }
 
     /// Pairs neighbours, dimension `2 i` with `2 i + 1`, instead of halves.
     #[must_use]
     pub fn interleaved(mut self) -> Self {
         self.interleaved = true;
+        self
+    }
+
+    /// Rounds as `rotation` says.
+    #[must_use]
+    pub fn rotating(mut self, rotation: Rotation) -> Self {
+        self.rotation = rotation;
         self
     }
 
@@ -82,7 +101,11 @@ impl RotaryEmbedding {
                     Tensor::from_vec(values, shape, pass.device())?
                 }
             };
-            Ok(table.to_dtype(pass.dtype())?)
+            Ok(match self.rotation {
+                Rotation::Rounded => table.to_dtype(pass.dtype())?,
+                Rotation::RoundedTables => table.to_dtype(pass.dtype())?.to_dtype(table.dtype())?,
+                Rotation::Wide => table,
+            })
         };
         Ok(Rope { cos: table(cos)?, sin: table(sin)?, interleaved: self.interleaved, fused })
     }
@@ -171,23 +194,26 @@ impl RotaryEmbedding {
 }
 
 impl Rope {
-    /// `xs: [batch, heads, seq, head_dim]`, contiguous; rotates the first `rotary_dim` features of each head,
-    /// each product and sum rounded to the dtype as torch rounds them.
+    /// `xs: [batch, heads, seq, head_dim]`, contiguous; rotates the first `rotary_dim` features of each head
+    /// in the dtype of the tables, where each product and sum is rounded as torch rounds them.
     pub(super) fn apply(&self, xs: &Tensor) -> Result<Tensor> {
         let rotary_dim = 2 * self.cos.dim(D::Minus1)?;
         let head_dim = xs.dim(D::Minus1)?;
         let rotate = |xs: &Tensor| {
-            if self.interleaved {
-                candle_nn::rotary_emb::rope_i(xs, &self.cos, &self.sin)
+            let wide = xs.to_dtype(self.cos.dtype())?;
+            let turned = if self.interleaved {
+                candle_nn::rotary_emb::rope_i(&wide, &self.cos, &self.sin)?
             } else {
-                candle_nn::rotary_emb::rope(xs, &self.cos, &self.sin)
-            }
+                candle_nn::rotary_emb::rope(&wide, &self.cos, &self.sin)?
+            };
+            turned.to_dtype(xs.dtype())
         };
         if rotary_dim == head_dim {
             return Ok(rotate(xs)?);
         }
         let turned = rotate(&xs.narrow(D::Minus1, 0, rotary_dim)?.contiguous()?)?;
-        let kept = xs.narrow(D::Minus1, rotary_dim, head_dim - rotary_dim)?;
+        // Contiguous, because candle lays out what it joins from anything else transposed.
+        let kept = xs.narrow(D::Minus1, rotary_dim, head_dim - rotary_dim)?.contiguous()?;
         Ok(Tensor::cat(&[&turned, &kept], D::Minus1)?)
     }
 }

@@ -27,31 +27,13 @@ pub(super) struct Variant {
 
 impl Variant {
     /// A small checkpoint: seconds for a reference, milliseconds for a port.
-    pub(super) const fn small(
-        name: &'static str,
-        shows: &'static str,
-        config: &'static str,
-    ) -> Self {
-        Self {
-            name,
-            shows,
-            config,
-            bench: false,
-        }
+    pub(super) const fn small(name: &'static str, shows: &'static str, config: &'static str) -> Self {
+        Self { name, shows, config, bench: false }
     }
 
     /// A shape to time.
-    pub(super) const fn bench(
-        name: &'static str,
-        shows: &'static str,
-        config: &'static str,
-    ) -> Self {
-        Self {
-            name,
-            shows,
-            config,
-            bench: true,
-        }
+    pub(super) const fn bench(name: &'static str, shows: &'static str, config: &'static str) -> Self {
+        Self { name, shows, config, bench: true }
     }
 }
 
@@ -101,12 +83,8 @@ impl Architecture {
     /// The tensors of a variant, sorted by name.
     pub(super) fn tensors(&self, config: &Map<String, Value>) -> Result<Vec<Tensor>, Error> {
         let mut tensors = Vec::new();
-        for line in self
-            .tensors
-            .iter()
-            .flat_map(|table| table.lines())
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
+        for line in
+            self.tensors.iter().flat_map(|table| table.lines()).map(str::trim).filter(|line| !line.is_empty())
         {
             table::expand(line, config, &mut tensors).map_err(|reason| self.error(line, reason))?;
         }
@@ -119,11 +97,7 @@ impl Architecture {
     }
 
     fn error(&self, line: &str, reason: String) -> Error {
-        Error::Table {
-            model_type: self.model_type,
-            line: line.into(),
-            reason,
-        }
+        Error::Table { model_type: self.model_type, line: line.into(), reason }
     }
 }
 
@@ -134,10 +108,8 @@ impl Architecture {
 fn rope_parameters(config: &Map<String, Value>) -> Option<Value> {
     let first = |keys: &[&str]| keys.iter().find_map(|key| config.get(*key)).cloned();
     let theta = first(&["rope_theta", "rotary_emb_base", "global_rope_theta"])?;
-    let mut parameters = Map::from_iter([
-        ("rope_theta".into(), theta),
-        ("rope_type".into(), json!("default")),
-    ]);
+    let mut parameters =
+        Map::from_iter([("rope_theta".into(), theta), ("rope_type".into(), json!("default"))]);
     if let Some(Value::Object(scaling)) = config.get("rope_scaling") {
         parameters.extend(scaling.clone());
         if let Some(kind) = parameters.remove("type") {

@@ -45,10 +45,7 @@ fn write(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Resu
     written.map_err(|source| {
         // The first error is the one to report; the leftover may not even exist.
         let _ = std::fs::remove_file(&temporary);
-        Error::Io {
-            path: path.into(),
-            source,
-        }
+        Error::Io { path: path.into(), source }
     })
 }
 
@@ -66,10 +63,7 @@ fn header(tensors: &[Tensor]) -> Vec<u8> {
         start = end;
     }
     let mut json = Value::Object(entries).to_string();
-    json.extend(std::iter::repeat_n(
-        ' ',
-        json.len().next_multiple_of(8) - json.len(),
-    ));
+    json.extend(std::iter::repeat_n(' ', json.len().next_multiple_of(8) - json.len()));
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
     bytes.extend(json.into_bytes());
     bytes

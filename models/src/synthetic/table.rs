@@ -40,19 +40,11 @@ pub(super) fn expand(line: &str, config: &Config, tensors: &mut Vec<Tensor>) -> 
         [name, shape, fill, condition] => (name, shape, fill, condition),
         _ => return Err(format!("{} fields instead of 3 or 4", fields.len())),
     };
-    let shape = shape
-        .split(',')
-        .map(|sum| size(sum, config))
-        .collect::<Result<Vec<_>, _>>()?;
+    let shape = shape.split(',').map(|sum| size(sum, config)).collect::<Result<Vec<_>, _>>()?;
     let (mean, std) = distribution(fill, &shape)?;
     for (name, layer) in names(name, config)? {
         if holds(condition, layer, config)? {
-            tensors.push(Tensor {
-                name,
-                shape: shape.clone(),
-                mean,
-                std,
-            });
+            tensors.push(Tensor { name, shape: shape.clone(), mean, std });
         }
     }
     Ok(())
@@ -67,9 +59,7 @@ fn names(pattern: &str, config: &Config) -> Result<Vec<(String, usize)>, String>
     let mut all = Vec::new();
     for index in 0..integer(key, config)? {
         all.extend(
-            names(after, config)?
-                .into_iter()
-                .map(|(tail, _)| (format!("{before}{index}{tail}"), index)),
+            names(after, config)?.into_iter().map(|(tail, _)| (format!("{before}{index}{tail}"), index)),
         );
     }
     Ok(all)
@@ -79,13 +69,9 @@ fn size(sum: &str, config: &Config) -> Result<usize, String> {
     let factor = |text: &str| {
         let mut parts = text.split('/').map(|part| integer(part.trim(), config));
         let first = parts.next().unwrap_or(Ok(1))?;
-        parts.try_fold(first, |quotient, divisor| {
-            Ok::<_, String>(quotient / divisor?)
-        })
+        parts.try_fold(first, |quotient, divisor| Ok::<_, String>(quotient / divisor?))
     };
-    sum.split('+')
-        .map(|product| product.split('*').map(factor).product::<Result<usize, _>>())
-        .sum()
+    sum.split('+').map(|product| product.split('*').map(factor).product::<Result<usize, _>>()).sum()
 }
 
 fn integer(text: &str, config: &Config) -> Result<usize, String> {
@@ -93,17 +79,12 @@ fn integer(text: &str, config: &Config) -> Result<usize, String> {
         return Ok(number);
     }
     let value = config.get(text).and_then(Value::as_u64);
-    value
-        .map(|value| value as usize)
-        .ok_or_else(|| format!("no integer `{text}` in the config"))
+    value.map(|value| value as usize).ok_or_else(|| format!("no integer `{text}` in the config"))
 }
 
 fn distribution(fill: &str, shape: &[usize]) -> Result<(f64, f64), String> {
     let words: Vec<&str> = fill.split_whitespace().collect();
-    let number = |text: &str| {
-        text.parse::<f64>()
-            .map_err(|_| format!("`{text}` is not a number"))
-    };
+    let number = |text: &str| text.parse::<f64>().map_err(|_| format!("`{text}` is not a number"));
     let scaled = |gain: &str, inputs: Option<&usize>| {
         let inputs = inputs.ok_or("a scalar has no inputs")?;
         Ok((0.0, number(gain)? / (*inputs as f64).sqrt()))
@@ -126,18 +107,15 @@ fn holds(condition: &str, layer: usize, config: &Config) -> Result<bool, String>
         Value::Array(list) => Ok(list.contains(&Value::from(layer))),
         _ => Err(format!("no list `{key}` in the config")),
     };
-    let literal = |text: &str| {
-        serde_json::from_str::<Value>(text).map_err(|_| format!("`{text}` is not a JSON value"))
-    };
+    let literal =
+        |text: &str| serde_json::from_str::<Value>(text).map_err(|_| format!("`{text}` is not a JSON value"));
     match condition.split_whitespace().collect::<Vec<_>>()[..] {
         [] => Ok(true),
         ["layer", "in", key] => listed(key),
         ["layer", "not", "in", key] => Ok(!listed(key)?),
         [key, "is", wanted] => Ok(value(key) == literal(wanted)?),
         [key, "not", wanted] => Ok(value(key) != literal(wanted)?),
-        [key] => Ok(key
-            .strip_prefix('!')
-            .map_or_else(|| truth(key), |key| !truth(key))),
+        [key] => Ok(key.strip_prefix('!').map_or_else(|| truth(key), |key| !truth(key))),
         _ => Err(format!("an unknown condition `{condition}`")),
     }
 }
@@ -166,11 +144,7 @@ mod tests {
             };
             tensors.map(tensor).collect::<Vec<_>>()
         });
-        assert_eq!(
-            result.map(|()| tensors),
-            expected.map_err(ToOwned::to_owned),
-            "{line}"
-        );
+        assert_eq!(result.map(|()| tensors), expected.map_err(ToOwned::to_owned), "{line}");
     }
 
     #[test]
@@ -178,10 +152,7 @@ mod tests {
         check("a | hidden | normal 1 0.5", Ok(&[("a", &[16], 1.0, 0.5)]));
         check("a | 3, hidden | linear 2", Ok(&[("a", &[3, 16], 0.0, 0.5)]));
         check("a | hidden, 3 | conv1d 2", Ok(&[("a", &[16, 3], 0.0, 0.5)]));
-        check(
-            "a | hidden+2*hidden/heads | normal 0 1",
-            Ok(&[("a", &[24], 0.0, 1.0)]),
-        );
+        check("a | hidden+2*hidden/heads | normal 0 1", Ok(&[("a", &[24], 0.0, 1.0)]));
         let pair: &[_] = &[("a.0.b.0", &[1][..], 0.0, 1.0), ("a.0.b.1", &[1], 0.0, 1.0)];
         check("a.0.b.{2} | 1 | normal 0 1", Ok(pair));
     }
@@ -199,38 +170,23 @@ mod tests {
             ("heads is 4", true),
             ("heads not 4", false),
         ] {
-            check(
-                &format!("a | 1 | normal 0 1 | {condition}"),
-                Ok(if holds { one } else { &[] }),
-            );
+            check(&format!("a | 1 | normal 0 1 | {condition}"), Ok(if holds { one } else { &[] }));
         }
         let middle: &[_] = &[("a.1", &[1][..], 0.0, 1.0)];
         let others: &[_] = &[("a.0", &[1][..], 0.0, 1.0), ("a.2", &[1], 0.0, 1.0)];
         check("a.{layers} | 1 | normal 0 1 | layer in dense", Ok(middle));
-        check(
-            "a.{layers} | 1 | normal 0 1 | layer not in dense",
-            Ok(others),
-        );
+        check("a.{layers} | 1 | normal 0 1 | layer not in dense", Ok(others));
         check("a.{layers} | 1 | normal 0 1 | layer is 1", Ok(middle));
     }
 
     #[test]
     fn a_wrong_line_says_what_is_wrong() {
         check("a | 1", Err("2 fields instead of 3 or 4"));
-        check(
-            "a | width | normal 0 1",
-            Err("no integer `width` in the config"),
-        );
+        check("a | width | normal 0 1", Err("no integer `width` in the config"));
         check("a | 1 | uniform 1", Err("an unknown fill `uniform 1`"));
         check("a | 1 | normal 0 x", Err("`x` is not a number"));
         check("a.{layers | 1 | normal 0 1", Err("an unclosed brace"));
-        check(
-            "a | 1 | normal 0 1 | layer in hidden",
-            Err("no list `hidden` in the config"),
-        );
-        check(
-            "a | 1 | normal 0 1 | a b c d",
-            Err("an unknown condition `a b c d`"),
-        );
+        check("a | 1 | normal 0 1 | layer in hidden", Err("no list `hidden` in the config"));
+        check("a | 1 | normal 0 1 | a b c d", Err("an unknown condition `a b c d`"));
     }
 }

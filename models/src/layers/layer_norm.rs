@@ -1,0 +1,127 @@
+//! Layer normalisation with a mean.
+
+use candle_core::{D, Tensor};
+
+use super::accumulation;
+use crate::error::Result;
+use crate::pass::{Pass, Xs};
+use crate::weights::Weights;
+
+/// `(x - mean) / sqrt(variance + eps) * weight + bias`, the variance over `size` values without Bessel's
+/// correction; over groups of `size` along the last dimension.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    path: String,
+    /// `[heads, size]`, one row for each group of a value, in the accumulation dtype.
+    weight: Tensor,
+    /// As `weight`.
+    bias: Option<Tensor>,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// torch's `nn.LayerNorm`: `weight`, `[size]`, and, where `bias` says so, `bias`, `[size]`.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn load(weights: &Weights, size: usize, eps: f64, bias: bool) -> Result<Self> {
+        let rows = |name: &str| -> Result<Tensor> {
+            let row = weights.get(name, size)?;
+            Ok(row.to_dtype(accumulation(row.dtype()))?.unsqueeze(0)?)
+        };
+        Ok(Self {
+            path: weights.path().to_owned(),
+            weight: rows("weight")?,
+            bias: bias.then(|| rows("bias")).transpose()?,
+            eps,
+        })
+    }
+
+    /// A norm for each head, without biases: `weight`, `[heads, size]` (transformers 5.23.0, `CohereLayerNorm` of
+    /// `q_norm`).
+    ///
+    /// # Errors
+    /// If the tensor is missing or has another shape.
+    pub fn load_heads(weights: &Weights, heads: usize, size: usize, eps: f64) -> Result<Self> {
+        let weight = weights.get("weight", (heads, size))?;
+        Ok(Self {
+            path: weights.path().to_owned(),
+            weight: weight.to_dtype(accumulation(weight.dtype()))?,
+            bias: None,
+            eps,
+        })
+    }
+
+    /// A norm for each head, without biases: `norms.<head>.weight`, `[size]` (transformers 5.23.0,
+    /// `StableLmLayerNormPerHead`).
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn load_each_head(weights: &Weights, heads: usize, size: usize, eps: f64) -> Result<Self> {
+        let norms = weights.pp("norms");
+        let rows = (0..heads).map(|head| norms.pp(head).get("weight", size)).collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            path: weights.path().to_owned(),
+            weight: Tensor::stack(&rows, 0)?.to_dtype(accumulation(weights.dtype()))?,
+            bias: None,
+            eps,
+        })
+    }
+
+    /// `xs: [.., heads * size]`, same shape out; mean and variance are taken in F32 (F64 in F64), the variance
+    /// from differences to the mean, and the result is rounded once.
+    ///
+    /// # Errors
+    /// If the last dimension is no multiple of `heads * size`.
+    pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
+        pass.module(&self.path, xs.clone(), |_, xs| Ok(self.apply(xs.tensor())?.into()))
+    }
+
+    fn apply(&self, xs: &Tensor) -> Result<Tensor> {
+        let (heads, size) = self.weight.dims2()?;
+        let wide = xs.reshape(((), heads, size))?.to_dtype(accumulation(xs.dtype()))?;
+        let mean = (wide.sum_keepdim(D::Minus1)? / size as f64)?;
+        let centred = wide.broadcast_sub(&mean)?;
+        let variance = (centred.sqr()?.sum_keepdim(D::Minus1)? / size as f64)?;
+        let normed = centred.broadcast_mul(&(variance + self.eps)?.sqrt()?.recip()?)?;
+        let scaled = normed.broadcast_mul(&self.weight)?;
+        let out = match &self.bias {
+            Some(bias) => scaled.broadcast_add(bias)?,
+            None => scaled,
+        };
+        Ok(out.to_dtype(xs.dtype())?.reshape(xs.dims())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    fn norm(dtype: DType) -> LayerNorm {
+        let row = |values: [f64; 4]| {
+            Tensor::new(&[values], &Device::Cpu).unwrap().to_dtype(accumulation(dtype)).unwrap()
+        };
+        LayerNorm {
+            path: String::new(),
+            weight: row([0.5, 1.0, -2.0, 3.0]),
+            bias: Some(row([1.0, 0.0, -1.0, 0.25])),
+            eps: 1e-3,
+        }
+    }
+
+    #[test]
+    fn a_mean_of_a_thousand_costs_no_precision() {
+        let xs = Tensor::new(&[1000.5f64, 1001.25, 998.0, 1003.75], &Device::Cpu).unwrap();
+        let exact: Vec<f64> = norm(DType::F64).apply(&xs).unwrap().to_vec1().unwrap();
+        let single = norm(DType::F32).apply(&xs.to_dtype(DType::F32).unwrap()).unwrap();
+        let single: Vec<f32> = single.to_vec1().unwrap();
+        // mean 1000.875, variance 4.203125
+        assert!((exact[0] - (1.0 + 0.5 * -0.375 / (4.203_125_f64 + 1e-3).sqrt())).abs() < 1e-13);
+        for (single, exact) in single.into_iter().zip(exact) {
+            // All sums are exact in F32; E[x^2] - mean^2 would be off by a tenth.
+            assert!((f64::from(single) - exact).abs() < 1e-6, "{single} {exact}");
+        }
+    }
+}
