@@ -21,10 +21,13 @@ const NEUTRAL: &[&str] = &[
     "begin_suppress_tokens",
     "bos_token_id",
     "chunk_size_feed_forward",
+    "cls_token_id",
     "cross_attention_hidden_size",
     "decoder_start_token_id",
+    "deterministic_flash_attn",
     "diversity_penalty",
     "do_sample",
+    "dropout",
     "dtype",
     "early_stopping",
     "encoder_no_repeat_ngram_size",
@@ -35,6 +38,7 @@ const NEUTRAL: &[&str] = &[
     "forced_eos_token_id",
     "gradient_checkpointing",
     "id2label",
+    "initializer_cutoff_factor",
     "initializer_range",
     "is_encoder_decoder",
     "label2id",
@@ -44,9 +48,11 @@ const NEUTRAL: &[&str] = &[
     "max_position_embeddings",
     "min_length",
     "model_type",
+    "n_ctx",
     "no_repeat_ngram_size",
     "num_beam_groups",
     "num_beams",
+    "num_labels",
     "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
@@ -55,11 +61,19 @@ const NEUTRAL: &[&str] = &[
     "prefix",
     "pretraining_tp",
     "problem_type",
+    "reference_compile",
     "remove_invalid_values",
     "repetition_penalty",
     "return_dict",
     "return_dict_in_generate",
     "sep_token_id",
+    "sinusoidal_pos_embds",
+    "sparse_pred_ignore_index",
+    "sparse_prediction",
+    "summary_activation",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
     "suppress_tokens",
     "task_specific_params",
     "temperature",
@@ -235,6 +249,22 @@ impl ConfigReader {
         }))
     }
 
+    /// How many labels a classifier has: those of `id2label`, else `num_labels`, else 2
+    /// (transformers 5.23.0, `PreTrainedConfig.__post_init__`).
+    ///
+    /// # Errors
+    /// If a value is of another type or the two keys disagree.
+    pub fn num_labels(&self) -> Result<usize> {
+        let named = self.typed("id2label", |value| value.as_object().map(Map::len))?;
+        let counted = self.optional_usize("num_labels")?;
+        match (named, counted) {
+            (Some(named), Some(counted)) if named != counted => {
+                Err(self.unknown("num_labels", &Value::from(counted)))
+            }
+            (named, counted) => Ok(named.or(counted).unwrap_or(2)),
+        }
+    }
+
     /// Refuses a key whose value would change the computation in a way that the architecture does not have.
     ///
     /// # Errors
@@ -258,7 +288,8 @@ impl ConfigReader {
 fn collect_unread(map: &Map<String, Value>, prefix: &str, read: &BTreeSet<String>, unread: &mut Vec<String>) {
     for (key, value) in map {
         let path = format!("{prefix}{key}");
-        let neutral = prefix.is_empty() && (NEUTRAL.contains(&key.as_str()) || key.ends_with("_dropout"));
+        let dropout = ["_dropout", "_dropout_prob", "_pdrop"].iter().any(|ending| key.ends_with(ending));
+        let neutral = prefix.is_empty() && (dropout || NEUTRAL.contains(&key.as_str()));
         match value {
             Value::Object(nested) if read.contains(&path) => {
                 collect_unread(nested, &format!("{path}."), read, unread);

@@ -14,11 +14,19 @@ mod pass;
 mod registry;
 mod weights;
 
+mod bert;
+mod distilbert;
+mod falcon;
 mod gemma3_text;
+mod gpt2;
+mod gpt_neox;
 mod llama;
 mod mistral;
+mod modernbert;
 mod qwen2;
 mod qwen3;
+mod roberta;
+mod xlm_roberta;
 
 pub use cache::Cache;
 pub use config::ConfigReader;

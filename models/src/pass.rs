@@ -70,6 +70,7 @@ pub struct Pass<'a> {
     past: usize,
     padding: Option<Vec<bool>>,
     positions: Vec<i64>,
+    has_position_ids: bool,
     dtype: DType,
     cache: Option<&'a mut Cache>,
     probe: Option<&'a mut dyn Probe>,
@@ -115,6 +116,7 @@ impl<'a> Pass<'a> {
             past,
             padding,
             positions,
+            has_position_ids: inputs.position_ids.is_some(),
             dtype,
             cache,
             probe,
@@ -149,6 +151,16 @@ impl<'a> Pass<'a> {
     /// Positions of the new tokens, `[batch, seq]`.
     pub fn positions(&self) -> &[i64] {
         &self.positions
+    }
+
+    /// Whether [`Pass::positions`] are the caller's rather than the default.
+    pub fn has_position_ids(&self) -> bool {
+        self.has_position_ids
+    }
+
+    /// Whether the pass goes on from a cache, be it empty.
+    pub fn has_cache(&self) -> bool {
+        self.cache.is_some()
     }
 
     /// dtype of weights and activations.

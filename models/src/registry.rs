@@ -4,17 +4,28 @@ use crate::config::ConfigReader;
 use crate::error::{Error, Result};
 use crate::load::{Model, Task};
 use crate::weights::Weights;
-use crate::{gemma3_text, llama, mistral, qwen2, qwen3};
+use crate::{
+    bert, distilbert, falcon, gemma3_text, gpt_neox, gpt2, llama, mistral, modernbert, qwen2, qwen3, roberta,
+    xlm_roberta,
+};
 
 /// Builds a model, or says that the architecture lacks the head.
 type Build = fn(&ConfigReader, &Weights, Option<Task>) -> Result<Box<dyn Model>>;
 
 const ARCHITECTURES: &[(&str, Build)] = &[
+    ("bert", bert::build),
+    ("distilbert", distilbert::build),
+    ("falcon", falcon::build),
     ("gemma3_text", gemma3_text::build),
+    ("gpt2", gpt2::build),
+    ("gpt_neox", gpt_neox::build),
     ("llama", llama::build),
     ("mistral", mistral::build),
+    ("modernbert", modernbert::build),
     ("qwen2", qwen2::build),
     ("qwen3", qwen3::build),
+    ("roberta", roberta::build),
+    ("xlm-roberta", xlm_roberta::build),
 ];
 
 /// Every `model_type` that [`crate::load`] knows, sorted.

@@ -57,6 +57,14 @@ impl Activation {
         pass.module(path, xs, |_, xs| Ok(self.apply(xs.tensor())?.into()))
     }
 
+    /// Applies it where transformers calls a function and there is no module.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn inline(self, xs: &Xs) -> Result<Xs> {
+        Ok(self.apply(xs.tensor())?.into())
+    }
+
     /// Applies it to any shape; computed in F32 for 16-bit dtypes and rounded once.
     pub(super) fn apply(self, xs: &Tensor) -> Result<Tensor> {
         rounded(xs, |xs| match self {

@@ -78,13 +78,13 @@ impl Attention {
 }
 
 /// `[batch, seq, heads * head_dim]` to `[batch, heads, seq, head_dim]`, contiguous.
-fn split_heads(xs: &Tensor, heads: usize) -> Result<Tensor> {
+pub(super) fn split_heads(xs: &Tensor, heads: usize) -> Result<Tensor> {
     let (batch, seq, features) = xs.dims3()?;
     Ok(xs.reshape((batch, seq, heads, features / heads))?.transpose(1, 2)?.contiguous()?)
 }
 
 /// Over the last dimension; in F32 for 16-bit dtypes, because candle's own sums in the dtype it is given.
-fn softmax(scores: &Tensor) -> Result<Tensor> {
+pub(super) fn softmax(scores: &Tensor) -> Result<Tensor> {
     let dtype = scores.dtype();
     let wide = scores.to_dtype(accumulation(dtype))?;
     Ok(candle_nn::ops::softmax_last_dim(&wide)?.to_dtype(dtype)?)

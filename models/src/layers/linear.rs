@@ -30,9 +30,26 @@ impl Linear {
         })
     }
 
+    /// Loads `weight` the other way round, `[in, out]`, and `bias`, `[out]` (transformers' `Conv1D`).
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn load_transposed(weights: &Weights, input: usize, output: usize) -> Result<Self> {
+        Ok(Self {
+            path: weights.path().to_owned(),
+            weight: weights.get("weight", (input, output))?.t()?.contiguous()?,
+            bias: Some(weights.get("bias", output)?),
+        })
+    }
+
     /// A head that shares the embedding's weight.
     pub fn tied(path: &str, embedding: &Embedding) -> Self {
         Self { path: path.to_owned(), weight: embedding.weight().clone(), bias: None }
+    }
+
+    /// A head that shares the embedding's weight and has a bias of its own, `[out]`.
+    pub fn tied_with_bias(path: &str, embedding: &Embedding, bias: Option<Tensor>) -> Self {
+        Self { bias, ..Self::tied(path, embedding) }
     }
 
     /// The head of a causal LM: `lm_head.weight`, or the embedding's where the two are tied.
@@ -86,7 +103,7 @@ impl<const N: usize> Joined<N> {
     }
 }
 
-fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(super) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (output, input) = weight.dims2()?;
     let mut dims = xs.dims().to_vec();
     let rows = xs.elem_count() / xs.dim(D::Minus1)?;

@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pass::Pass;
 
 /// The mask of one layer type, made once a pass (transformers 5.23.0, `masking_utils.py`, `eager_mask`).
@@ -31,8 +31,13 @@ impl Mask {
     /// (transformers 5.23.0, `sliding_window_bidirectional_overlay`).
     ///
     /// # Errors
-    /// If the tensor cannot be made.
+    /// If the pass has a cache: what came before would have to see what comes now. If the tensor cannot be made.
     pub fn bidirectional(pass: &Pass, window: Option<usize>) -> Result<Self> {
+        if pass.has_cache() {
+            return Err(Error::Inputs(
+                "an encoder takes its whole input at once, without a cache".to_owned(),
+            ));
+        }
         if pass.padding().is_none_or(|padding| padding.iter().all(|real| *real)) && window.is_none() {
             return Ok(Self { bias: None });
         }

@@ -27,27 +27,39 @@
 //! rounding an operation.
 
 mod activation;
+mod alibi;
 mod attention;
 mod elementwise;
 mod embedding;
+mod ids;
+mod layer_norm;
 mod linear;
 mod mask;
 mod mlp;
 mod norm;
+mod pooling;
 mod rope;
 mod rope_parameters;
+mod split;
+mod unfused_linear;
 mod window;
 
 pub use activation::Activation;
+pub use alibi::Alibi;
 pub use attention::Attention;
 pub use elementwise::{add, multiply, rounded, scale, soft_cap};
 pub use embedding::Embedding;
+pub use ids::{position_ids, position_ids_after, token_type_ids};
+pub use layer_norm::LayerNorm;
 pub use linear::{Joined, Linear};
 pub use mask::Mask;
 pub use mlp::GatedMlp;
 pub use norm::RmsNorm;
+pub use pooling::{first_position, mean_of_real_tokens};
 pub use rope::{Rope, RotaryEmbedding};
 pub use rope_parameters::{RopeParameters, RopeScaling};
+pub use split::split_groups;
+pub use unfused_linear::UnfusedLinear;
 pub use window::{LayerType, PerLayerType};
 
 use candle_core::DType;

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::{RopeParameters, RopeScaling};
+use super::{RopeParameters, RopeScaling, rounded};
 use crate::error::Result;
 use crate::pass::Pass;
 
@@ -16,6 +16,7 @@ pub struct RotaryEmbedding {
     parameters: RopeParameters,
     rotary_dim: usize,
     interleaved: bool,
+    rounds_once: bool,
 }
 
 /// The tables of one pass.
@@ -26,6 +27,7 @@ pub struct Rope {
     /// As `cos`.
     sin: Tensor,
     interleaved: bool,
+    rounds_once: bool,
 }
 
 impl RotaryEmbedding {
@@ -33,13 +35,21 @@ impl RotaryEmbedding {
     /// `i + rotary_dim / 2`.
     pub fn new(parameters: RopeParameters, head_dim: usize) -> Self {
         let rotary_dim = (head_dim as f64 * parameters.partial_rotary_factor) as usize;
-        Self { parameters, rotary_dim, interleaved: false }
+        Self { parameters, rotary_dim, interleaved: false, rounds_once: false }
     }
 
     /// Pairs neighbours, dimension `2 i` with `2 i + 1`, instead of halves.
     #[must_use]
     pub fn interleaved(mut self) -> Self {
         self.interleaved = true;
+        self
+    }
+
+    /// Rotates 16-bit values in F32 and rounds once, instead of rounding each product and sum
+    /// (transformers 5.23.0, `apply_rotary_pos_emb` of `modeling_modernbert.py`). The tables stay 16-bit.
+    #[must_use]
+    pub fn rounding_once(mut self) -> Self {
+        self.rounds_once = true;
         self
     }
 
@@ -73,7 +83,12 @@ impl RotaryEmbedding {
             };
             Ok(table.to_dtype(pass.dtype())?)
         };
-        Ok(Rope { cos: table(cos)?, sin: table(sin)?, interleaved: self.interleaved })
+        Ok(Rope {
+            cos: table(cos)?,
+            sin: table(sin)?,
+            interleaved: self.interleaved,
+            rounds_once: self.rounds_once,
+        })
     }
 
     /// Inverse frequencies for a sequence that ends at position `len - 1`, and the factor of cos and sin
@@ -161,19 +176,21 @@ impl RotaryEmbedding {
 
 impl Rope {
     /// `xs: [batch, heads, seq, head_dim]`, contiguous; rotates the first `rotary_dim` features of each head,
-    /// each product and sum rounded to the dtype as torch rounds them.
+    /// each product and sum rounded to the dtype as torch rounds them, or the result alone.
     pub(super) fn apply(&self, xs: &Tensor) -> Result<Tensor> {
         let rotary_dim = 2 * self.cos.dim(D::Minus1)?;
         let head_dim = xs.dim(D::Minus1)?;
         let rotate = |xs: &Tensor| {
+            let (cos, sin) = (self.cos.to_dtype(xs.dtype())?, self.sin.to_dtype(xs.dtype())?);
             if self.interleaved {
-                candle_nn::rotary_emb::rope_i(xs, &self.cos, &self.sin)
+                candle_nn::rotary_emb::rope_i(xs, &cos, &sin)
             } else {
-                candle_nn::rotary_emb::rope(xs, &self.cos, &self.sin)
+                candle_nn::rotary_emb::rope(xs, &cos, &sin)
             }
         };
+        let rotate = |xs: &Tensor| if self.rounds_once { rounded(xs, rotate) } else { Ok(rotate(xs)?) };
         if rotary_dim == head_dim {
-            return Ok(rotate(xs)?);
+            return rotate(xs);
         }
         let turned = rotate(&xs.narrow(D::Minus1, 0, rotary_dim)?.contiguous()?)?;
         let kept = xs.narrow(D::Minus1, rotary_dim, head_dim - rotary_dim)?;

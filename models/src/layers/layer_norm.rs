@@ -1,0 +1,63 @@
+//! Layer normalisation with a mean.
+
+use candle_core::{D, Tensor};
+
+use super::accumulation;
+use crate::error::Result;
+use crate::pass::{Pass, Xs};
+use crate::weights::Weights;
+
+/// `(x - mean) / sqrt(variance + eps) * weight + bias`, the variance over `size` values without Bessel's
+/// correction; over groups of `size` along the last dimension.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    path: String,
+    /// `[heads, size]`, one row for each group of a value, in the accumulation dtype.
+    weight: Tensor,
+    /// As `weight`.
+    bias: Option<Tensor>,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// torch's `nn.LayerNorm`: `weight`, `[size]`, and, where `bias` says so, `bias`, `[size]`.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn load(weights: &Weights, size: usize, eps: f64, bias: bool) -> Result<Self> {
+        let rows = |name: &str| -> Result<Tensor> {
+            let row = weights.get(name, size)?;
+            Ok(row.to_dtype(accumulation(row.dtype()))?.unsqueeze(0)?)
+        };
+        Ok(Self {
+            path: weights.path().to_owned(),
+            weight: rows("weight")?,
+            bias: bias.then(|| rows("bias")).transpose()?,
+            eps,
+        })
+    }
+
+    /// `xs: [.., heads * size]`, same shape out; mean and variance are taken in F32 (F64 in F64), the variance
+    /// from differences to the mean, and the result is rounded once.
+    ///
+    /// # Errors
+    /// If the last dimension is no multiple of `heads * size`.
+    pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
+        pass.module(&self.path, xs, |_, xs| Ok(self.apply(xs.tensor())?.into()))
+    }
+
+    fn apply(&self, xs: &Tensor) -> Result<Tensor> {
+        let (heads, size) = self.weight.dims2()?;
+        let wide = xs.reshape(((), heads, size))?.to_dtype(accumulation(xs.dtype()))?;
+        let mean = (wide.sum_keepdim(D::Minus1)? / size as f64)?;
+        let centred = wide.broadcast_sub(&mean)?;
+        let variance = (centred.sqr()?.sum_keepdim(D::Minus1)? / size as f64)?;
+        let normed = centred.broadcast_mul(&(variance + self.eps)?.sqrt()?.recip()?)?;
+        let scaled = normed.broadcast_mul(&self.weight)?;
+        let out = match &self.bias {
+            Some(bias) => scaled.broadcast_add(bias)?,
+            None => scaled,
+        };
+        Ok(out.to_dtype(xs.dtype())?.reshape(xs.dims())?)
+    }
+}
