@@ -77,6 +77,11 @@ fn look(what: RefreshKind) -> Option<System> {
     System::new_with_specifics(what).ok()
 }
 
+/// What `auto` means on this machine: the first GPU when there is one and this build can use it, else the CPU.
+pub fn auto_device() -> &'static str {
+    if cfg!(feature = "cuda") && !gpus().is_empty() { "cuda:0" } else { "cpu" }
+}
+
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

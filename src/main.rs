@@ -1,1 +1,19 @@
-fn main() {}
+//! The `tfcheck` program: reads the command line, runs it, tells errors and the exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tfcheck::app;
+use tfcheck::cli::Cli;
+use tfcheck::outcome;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match app::execute(&cli) {
+        Ok(code) => code.into(),
+        Err(report) => {
+            eprintln!("{report:?}");
+            app::code_of(&report).unwrap_or(outcome::ExitCode::Usage).into()
+        }
+    }
+}

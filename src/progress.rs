@@ -87,6 +87,12 @@ impl Task<'_> {
         self.progress.log(&format!("{}: {what}", self.name));
     }
 
+    /// Shows that `steps` steps are done and what is being done now.
+    pub fn at(&self, steps: u64, what: &str) {
+        self.bar.set_position(steps);
+        self.bar.set_message(what.to_owned());
+    }
+
     /// Counts one step as done.
     pub fn done_one(&self) {
         self.bar.inc(1);

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use folder::{ResultsError, RunFolder, write_atomically};
 
+use crate::config::Config;
 use crate::variant::Variant;
 
 /// Version of everything that a run folder holds; a reader refuses a newer one.
@@ -25,6 +26,11 @@ pub struct Manifest {
     pub schema_version: u32,
     /// UTC time stamp of the run, `20260801_150000`; part of its files' names.
     pub stamp: String,
+    /// What was asked for, defaults filled in.
+    pub config: Config,
+    /// Where the config's programs are started.
+    #[serde(default, skip_serializing_if = "path_is_empty")]
+    pub folder: PathBuf,
     /// Name of the variant that speed-ups are measured against.
     pub baseline: Option<String>,
     /// The cases, in order.
@@ -32,6 +38,11 @@ pub struct Manifest {
     /// What a person must know about the run as a whole.
     #[serde(default)]
     pub notes: Vec<String>,
+}
+
+#[expect(clippy::ptr_arg, reason = "serde passes the field itself")]
+fn path_is_empty(path: &PathBuf) -> bool {
+    path.as_os_str().is_empty()
 }
 
 /// A checkpoint with one batch of inputs.

@@ -1,12 +1,19 @@
 //! What executes a variant: a [`Runner`] starts one worker for one cell and talks to it.
 
+pub mod candle;
+pub mod candle_transformers;
+pub mod command;
 pub mod fake;
+mod process;
+pub mod transformers;
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use reference::protocol::{Reply, Request};
+
+pub use process::ProcessRunner;
 
 
 use crate::results::{Failure, FailureKind};

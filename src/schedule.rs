@@ -31,6 +31,8 @@ pub struct Job<'a> {
     pub runner: Result<&'a dyn Runner, Ended>,
     /// What its worker is asked to load.
     pub load: Load,
+    /// Whether it is timed and traced; an oracle is not.
+    pub is_timed: bool,
     /// What a person must know about it before it has run.
     pub notes: Vec<String>,
 }
@@ -112,10 +114,15 @@ impl<'a> Schedule<'a> {
                         seconds(live.completed.load_ns),
                         seconds(live.completed.first_call_ns)
                     ));
-                    let mut landed = live.completed.clone();
-                    landed.unfinished = Some(not_timed());
-                    self.keep(&live.job, Outcome::Completed(landed), &mut ran);
-                    group.push(live);
+                    if live.job.is_timed {
+                        let mut landed = live.completed.clone();
+                        landed.unfinished = Some(not_timed());
+                        self.keep(&live.job, Outcome::Completed(landed), &mut ran);
+                        group.push(live);
+                    } else {
+                        live.session.end();
+                        self.keep(&live.job, Outcome::Completed(live.completed), &mut ran);
+                    }
                 }
                 Err((job, ended)) => self.lost(&job, ended, &mut ran),
             }

@@ -2,6 +2,9 @@
 //!
 //! [`serve`] speaks the protocol for any [`Engine`]; `worker/` holds one engine a file.
 
+pub mod candle;
+mod chrome_trace;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::sync::mpsc;
@@ -37,6 +40,11 @@ pub trait Engine {
     /// # Errors
     /// When the pass fails or the trace cannot be written.
     fn trace(&mut self, trace: &Trace) -> Result<(), Failed>;
+}
+
+/// The engine of tfcheck's own models, or of candle-transformers' ports.
+pub fn engine(upstream: bool) -> Box<dyn Engine> {
+    if upstream { Box::<candle_transformers::PortEngine>::default() } else { Box::<candle::CandleEngine>::default() }
 }
 
 /// Answers requests until it is told to exit.

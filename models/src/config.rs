@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 /// Keys that say nothing about what an inference pass computes.
 const NEUTRAL: &[&str] = &[
     "_attn_implementation_autoset",
+    "_model_name_or_path",
     "_name_or_path",
     // What transformers 5 derived `layer_types` from.
     "_sliding_window_pattern",

@@ -8,10 +8,12 @@
 mod cache;
 mod config;
 mod error;
+pub mod kernels;
 pub mod layers;
 mod load;
 mod pass;
 mod registry;
+pub mod synthetic;
 mod weights;
 
 mod bert;

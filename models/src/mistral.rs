@@ -87,8 +87,8 @@ impl SelfAttention {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let qkv = self.qkv.forward(pass, xs)?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let qkv = self.qkv.forward(pass, &xs)?;
             let mixed = self.attention.forward(pass, qkv, Some(rope), mask)?;
             self.o_proj.forward(pass, &mixed)
         })
@@ -121,11 +121,11 @@ impl Block {
         })
     }
 
-    fn forward(&self, pass: &mut Pass, xs: &Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
+    fn forward(&self, pass: &mut Pass, xs: Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
         pass.module(&self.path, xs, |pass, xs| {
-            let h = self.input_layernorm.forward(pass, xs)?;
+            let h = self.input_layernorm.forward(pass, &xs)?;
             let h = self.self_attn.forward(pass, &h, rope, mask)?;
-            let xs = add(xs.clone(), h)?;
+            let xs = add(xs, h)?;
             let h = self.post_attention_layernorm.forward(pass, &xs)?;
             let h = self.mlp.forward(pass, &h)?;
             add(xs, h)
@@ -170,12 +170,12 @@ pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>
 impl Model for Mistral {
     fn forward(&self, pass: &mut Pass) -> Result<Xs> {
         let ids = Xs::from(pass.input_ids().clone());
-        let xs = pass.module(&self.path, &ids, |pass, ids| {
-            let mut xs = self.embed_tokens.forward(pass, ids)?;
+        let xs = pass.module(&self.path, ids, |pass, ids| {
+            let mut xs = self.embed_tokens.forward(pass, &ids)?;
             let rope = self.rotary_emb.forward(pass)?;
             let mask = Mask::causal(pass, self.sliding_window)?;
             for layer in &self.layers {
-                xs = layer.forward(pass, &xs, &rope, &mask)?;
+                xs = layer.forward(pass, xs, &rope, &mask)?;
             }
             self.norm.forward(pass, &xs)
         })?;

@@ -180,15 +180,18 @@ impl<'a> Pass<'a> {
     pub fn module(
         &mut self,
         path: &str,
-        xs: &Xs,
-        body: impl FnOnce(&mut Self, &Xs) -> Result<Xs>,
+        xs: Xs,
+        body: impl FnOnce(&mut Self, Xs) -> Result<Xs>,
     ) -> Result<Xs> {
         let Some(probe) = self.probe.as_deref_mut() else {
             return body(self, xs);
         };
         probe.enter(path, xs.tensor());
-        let replaced = probe.replace_input(path, xs.tensor()).map(Xs::from);
-        let out = body(self, replaced.as_ref().unwrap_or(xs))?;
+        let xs = match probe.replace_input(path, xs.tensor()) {
+            Some(replaced) => replaced.into(),
+            None => xs,
+        };
+        let out = body(self, xs)?;
         if let Some(probe) = self.probe.as_deref_mut() {
             probe.leave(path, out.tensor());
         }

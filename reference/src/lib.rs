@@ -1,3 +1,22 @@
 //! uv environments, one per transformers version, and the worker processes that run in them.
+//!
+//! [`Source`] is what a person asks for, [`Specification`] adds torch and Python, [`prepare`] turns it
+//! into an [`Environment`] by driving uv, and [`Worker`] runs the bridge (or any program that speaks
+//! [`protocol`]) in a process group of its own.
+
+mod cache;
+mod digest;
+mod embedded;
+mod environment;
+mod source;
+mod uv;
+mod worker;
 
 pub use bridge::protocol;
+pub use bridge::versions::{Dialect, RopeForm, Versions, release};
+pub use embedded::bridge_digest;
+pub use environment::{
+    Environment, EnvironmentError, Python, Specification, TorchBackend, prepare, prepare_all,
+};
+pub use source::{Source, SourceError};
+pub use worker::{Ended, Launch, Worker};

@@ -260,6 +260,8 @@ mod tests {
         let manifest = Manifest {
             schema_version: SCHEMA_VERSION,
             stamp: "20260801_150000".into(),
+            config: crate::config::Config::default(),
+            folder: PathBuf::new(),
             baseline: None,
             cases: vec![],
             notes: vec![],

@@ -55,6 +55,8 @@ impl Stage {
         let manifest = Manifest {
             schema_version: SCHEMA_VERSION,
             stamp: "20260801_150000".into(),
+            config: crate::config::Config::default(),
+            folder: PathBuf::new(),
             baseline: None,
             cases: vec![case.clone()],
             notes: vec![],
@@ -75,7 +77,7 @@ impl Stage {
             .zip(&self.runners)
             .map(|(variant, runner)| {
                 std::fs::create_dir_all(folder.path().join(&variant.version)).unwrap();
-                Job { load: load(&variant), variant, key: "key".into(), runner: Ok(runner as &dyn Runner), notes: vec![] }
+                Job { load: load(&variant), variant, key: "key".into(), runner: Ok(runner as &dyn Runner), is_timed: true, notes: vec![] }
             })
             .collect();
         let ran = schedule.run(jobs, 0);

@@ -54,7 +54,7 @@ impl Activation {
     /// # Errors
     /// If a tensor operation fails.
     pub fn forward(self, pass: &mut Pass, path: &str, xs: &Xs) -> Result<Xs> {
-        pass.module(path, xs, |_, xs| Ok(self.apply(xs.tensor())?.into()))
+        pass.module(path, xs.clone(), |_, xs| Ok(self.apply(xs.tensor())?.into()))
     }
 
     /// Applies it where transformers calls a function and there is no module.

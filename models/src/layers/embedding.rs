@@ -50,7 +50,7 @@ impl Embedding {
     /// # Errors
     /// If an id is not in the vocabulary.
     pub fn forward(&self, pass: &mut Pass, ids: &Xs) -> Result<Xs> {
-        pass.module(&self.path, ids, |_, ids| {
+        pass.module(&self.path, ids.clone(), |_, ids| {
             let ids = ids.tensor();
             let mut dims = ids.dims().to_vec();
             dims.push(self.weight.dim(D::Minus1)?);

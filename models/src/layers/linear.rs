@@ -70,7 +70,9 @@ impl Linear {
     /// # Errors
     /// If the last dimension of `xs` is not `in`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |_, xs| Ok(linear(xs.tensor(), &self.weight, self.bias.as_ref())?.into()))
+        pass.module(&self.path, xs.clone(), |_, xs| {
+            Ok(linear(xs.tensor(), &self.weight, self.bias.as_ref())?.into())
+        })
     }
 }
 

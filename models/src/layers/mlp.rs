@@ -43,8 +43,8 @@ impl GatedMlp {
     /// # Errors
     /// If a tensor operation fails.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let [gate, up] = self.gate_up.forward(pass, xs)?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let [gate, up] = self.gate_up.forward(pass, &xs)?;
             let gate = self.act_fn.forward(pass, &self.act_path, &gate)?;
             self.down_proj.forward(pass, &multiply(gate, up)?)
         })

@@ -14,6 +14,7 @@
 //! 4. `Model::forward`: embed [`Pass::input_ids`](crate::Pass::input_ids); make rope tables
 //!    ([`RotaryEmbedding::forward`]) and masks ([`Mask::causal`], [`Mask::bidirectional`]) once a pass
 //!    and per layer type; run the blocks; norm; head.
+//!    A block takes its `xs` by value and gives it to [`add`], so that the fused form may add in place.
 //! 5. [`Xs`](crate::Xs) is opaque: use layers, and [`add`], [`scale`], [`soft_cap`], [`multiply`] between
 //!    them. If you need another operation, add a layer for it here (its eager form with [`rounded`], so
 //!    that 16-bit dtypes round once an operation as torch does), never tensor code in the model file.

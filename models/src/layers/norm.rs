@@ -50,7 +50,7 @@ impl RmsNorm {
     /// # Errors
     /// If the last dimension is no multiple of `size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |_, xs| Ok(self.apply(xs.tensor())?.into()))
+        pass.module(&self.path, xs.clone(), |_, xs| Ok(self.apply(xs.tensor())?.into()))
     }
 
     fn apply(&self, xs: &Tensor) -> Result<Tensor> {

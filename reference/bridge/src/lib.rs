@@ -4,3 +4,9 @@
 //! extension module `tfcheck_bridge` that an environment's own Python loads to speak it.
 
 pub mod protocol;
+pub mod versions;
+
+#[cfg(feature = "module")]
+mod module;
+#[cfg(any(feature = "module", test))]
+mod translation;

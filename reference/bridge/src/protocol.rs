@@ -163,6 +163,9 @@ pub struct Forwarded {
     pub positions: Positions,
     /// Largest resident set (CPU) or allocated device memory so far, in bytes; `None` where unknown.
     pub peak_bytes: Option<u64>,
+    /// What a person must know about this pass: graph breaks and fall-backs of a compiled model.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// Which positions a logits file holds.

@@ -1,0 +1,41 @@
+//! CPU kernels of the fused path: plain slices in, plain slices out, f32 or bf16 ([`Element`]).
+//!
+//! A pass holds one [`Pool`] and one [`Arena`]; weights are packed once at load ([`PackedLinear`],
+//! [`PackedGateUp`]), keys and values live in a [`KvCache`] laid out for the attention kernel. After a first
+//! pass of a shape nothing here allocates. Every kernel is written once over the vector trait of `simd.rs`
+//! and runs at the level that the machine has: AVX-512 with or without bf16, AVX2, or portable.
+//!
+//! Sums are f32 in all kernels; a result is rounded once to the element type. With `vdpbf16ps` subnormal
+//! numbers count as zero.
+
+#![expect(
+    clippy::inline_always,
+    reason = "what an `Op` calls inherits the level's target features only by being inlined"
+)]
+
+mod arena;
+mod attention;
+mod cache;
+mod element;
+mod elementwise;
+mod linear;
+mod math;
+mod norm;
+mod pool;
+mod rope;
+pub mod simd;
+mod tile;
+
+#[cfg(test)]
+mod tests;
+
+pub use arena::{AlignedBuf, Arena, ArenaPlan, Plain, Slot};
+pub use attention::{Attention, Band, attention};
+pub use cache::{CacheShape, KvCache, MAX_HEAD_DIM};
+pub use element::Element;
+pub use elementwise::{Embedding, TokenOutOfRange, activate, add, embed, softcap, softmax};
+pub use linear::{Epilogue, PackedGateUp, PackedLinear};
+pub use math::Activation;
+pub use norm::Norm;
+pub use pool::Pool;
+pub use rope::{Pairing, QkvLayout, RopeTable, rope_into_cache};

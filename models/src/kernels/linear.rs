@@ -1,0 +1,411 @@
+//! Linear layers over weights packed once at load: matrix product with an epilogue, at any number of rows.
+//! One to four rows stream the packed weights at memory bandwidth; more rows reuse each panel from L2.
+//!
+//! Packing: weights `[n, k]` as checkpoints store them become panels of 32 rows of W, `[n/32][k units][32]`
+//! (a unit is one f32 or two bf16, see [`Element`]). Sums are f32, in chunks of 512 units.
+
+#![expect(unsafe_code, reason = "tasks write disjoint columns of one output through the register tile")]
+
+use super::arena::AlignedBuf;
+use super::element::Element;
+use super::math::{self, Activation};
+use super::pool::{Pool, Shards};
+use super::simd::{Op, Simd};
+use super::tile::{Apart, Interleaved, PANEL, tile_of};
+use std::marker::PhantomData;
+
+/// Units summed in registers before they are added to the running total: bounds the growth of rounding
+/// error with k, and the part of a panel that a tile walks through.
+const CHUNK: usize = 512;
+/// Up to this many rows the input is read in place instead of being interleaved first.
+const FEW_ROWS: usize = 4;
+/// Panels are worked on in groups of about this size, which stay in a core's L2 while rows pass by.
+const GROUP_BYTES: usize = 384 << 10;
+/// No level has a taller tile.
+const MOST_ROWS: usize = 16;
+
+/// What happens to the sums (bias included, f32) before they are rounded and written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Epilogue {
+    /// `out = y`.
+    Store,
+    /// `out = factor * y`.
+    Scale(f32),
+    /// `out = out + factor * y`: the residual stream, in place.
+    Add(f32),
+    /// `out = activation(y)`.
+    Activate(Activation),
+    /// `out = cap * tanh(y / cap)`.
+    SoftCap(f32),
+}
+
+/// A weight `[n, k]` (and bias `[n]`), packed.
+pub struct PackedLinear<T: Element> {
+    panels: Panels<T>,
+}
+
+/// The gate and up projections `[n, k]` of a gated MLP, packed so that `activation(gate) * up` is formed in
+/// registers and written once.
+pub struct PackedGateUp<T: Element> {
+    panels: Panels<T>,
+}
+
+struct Panels<T> {
+    units: AlignedBuf<f32>,
+    bias: Option<AlignedBuf<f32>>,
+    /// Columns of the output.
+    n: usize,
+    k: usize,
+    count: usize,
+    kind: PhantomData<T>,
+}
+
+impl<T: Element> PackedLinear<T> {
+    /// Packs `parts`, each `[n_i, k]` row-major, one under the other (q, k and v joined, say); `bias` is
+    /// `[sum of n_i]`.
+    ///
+    /// # Panics
+    /// If a part is not a multiple of `k` long, or the bias does not fit.
+    pub fn new(pool: &Pool, parts: &[&[T]], k: usize, bias: Option<&[f32]>) -> Self {
+        assert!(k > 0 && parts.iter().all(|p| p.len().is_multiple_of(k)), "weights of {k} columns");
+        let n = parts.iter().map(|p| p.len() / k).sum();
+        assert!(bias.is_none_or(|b| b.len() == n), "a bias of {n} values");
+        let row = |mut j: usize| {
+            for part in parts {
+                let rows = part.len() / k;
+                if j < rows {
+                    return Some(&part[j * k..(j + 1) * k]);
+                }
+                j -= rows;
+            }
+            None
+        };
+        Self { panels: Panels::pack(pool, n, k, n, row, bias) }
+    }
+
+    /// Output columns.
+    pub fn n(&self) -> usize {
+        self.panels.n
+    }
+
+    /// Input columns.
+    pub fn k(&self) -> usize {
+        self.panels.k
+    }
+
+    /// Bytes of the packed weights.
+    pub fn bytes(&self) -> usize {
+        self.panels.units.len() * size_of::<f32>()
+    }
+
+    /// `out = epilogue(xs W^T + bias)`. `xs: [m, k]`, `out: [m, n]`; f32 sums, rounded once to `O`.
+    ///
+    /// # Panics
+    /// If a slice does not have its shape.
+    pub fn forward<O: Element>(&self, pool: &Pool, xs: &[T], m: usize, out: &mut [O], epilogue: Epilogue) {
+        self.panels.forward(pool, xs, m, out, Finish::Plain(epilogue));
+    }
+
+    /// Row `j` of the weight, unpacked into `out: [k]`: the embedding of a tied head.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` is not `k` long.
+    pub fn row(&self, j: usize, out: &mut [T]) {
+        let Panels { n, k, ref units, .. } = self.panels;
+        assert!(j < n && out.len() == k, "row {j} of [{n}, {k}]");
+        let units = &units[(j / PANEL) * k.div_ceil(T::PER_UNIT) * PANEL + j % PANEL..];
+        for (i, x) in out.iter_mut().enumerate() {
+            *x = T::from_unit(units[i / T::PER_UNIT * PANEL], i);
+        }
+    }
+}
+
+impl<T: Element> PackedGateUp<T> {
+    /// Packs `gate` and `up`, each `[n, k]` row-major, with biases `[n]` (both or none).
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn new(pool: &Pool, gate: &[T], up: &[T], k: usize, bias: Option<(&[f32], &[f32])>) -> Self {
+        assert!(
+            k > 0 && gate.len().is_multiple_of(k) && gate.len() == up.len(),
+            "gate and up of {k} columns"
+        );
+        let n = gate.len() / k;
+        assert!(bias.is_none_or(|(g, u)| g.len() == n && u.len() == n), "biases of {n} values");
+        // A panel is 16 rows of gate followed by the same 16 of up.
+        let half = PANEL / 2;
+        let source = |j: usize| (j % PANEL < half, j / PANEL * half + j % half);
+        let row = |j: usize| {
+            let (is_gate, i) = source(j);
+            (i < n).then(|| if is_gate { &gate[i * k..(i + 1) * k] } else { &up[i * k..(i + 1) * k] })
+        };
+        let rows = n.div_ceil(half) * PANEL;
+        let joined: Option<Vec<f32>> = bias.map(|(g, u)| {
+            let value = |j| {
+                let (is_gate, i) = source(j);
+                if is_gate { g.get(i) } else { u.get(i) }.copied().unwrap_or(0.0)
+            };
+            (0..rows).map(value).collect()
+        });
+        Self { panels: Panels::pack(pool, rows, k, n, row, joined.as_deref()) }
+    }
+
+    /// Output columns (the intermediate size).
+    pub fn n(&self) -> usize {
+        self.panels.n
+    }
+
+    /// Bytes of the packed weights.
+    pub fn bytes(&self) -> usize {
+        self.panels.units.len() * size_of::<f32>()
+    }
+
+    /// `out = activation(xs G^T) * (xs U^T)`. `xs: [m, k]`, `out: [m, n]`; f32 until rounded once.
+    ///
+    /// # Panics
+    /// If a slice does not have its shape.
+    pub fn forward(&self, pool: &Pool, xs: &[T], m: usize, out: &mut [T], activation: Activation) {
+        self.panels.forward(pool, xs, m, out, Finish::Gate(activation));
+    }
+}
+
+/// The epilogue of a tile.
+#[derive(Clone, Copy)]
+enum Finish {
+    Plain(Epilogue),
+    Gate(Activation),
+}
+
+impl Finish {
+    /// Output columns of a panel.
+    fn columns(self) -> usize {
+        if matches!(self, Self::Gate(_)) { PANEL / 2 } else { PANEL }
+    }
+}
+
+impl<T: Element> Panels<T> {
+    fn pack<'a>(
+        pool: &Pool,
+        rows: usize,
+        k: usize,
+        n: usize,
+        row: impl Fn(usize) -> Option<&'a [T]> + Sync,
+        bias: Option<&[f32]>,
+    ) -> Self {
+        let steps = k.div_ceil(T::PER_UNIT);
+        let count = rows.div_ceil(PANEL);
+        let mut units = AlignedBuf::zeroed(count * steps * PANEL);
+        let shards = Shards::new(&mut units);
+        pool.run(count, |p, _| {
+            // SAFETY: task p alone writes panel p.
+            let panel = unsafe { shards.slice(p * steps * PANEL, steps * PANEL) };
+            // 16 units of every row at a time, so that what is written stays in L1.
+            for first in (0..steps).step_by(16) {
+                for j in 0..PANEL {
+                    let Some(source) = row(p * PANEL + j) else {
+                        continue;
+                    };
+                    for step in first..steps.min(first + 16) {
+                        panel[step * PANEL + j] = T::unit(source, step);
+                    }
+                }
+            }
+        });
+        let bias = bias.map(|b| {
+            let mut padded = AlignedBuf::zeroed(count * PANEL);
+            padded[..b.len()].copy_from_slice(b);
+            padded
+        });
+        Self { units, bias, n, k, count, kind: PhantomData }
+    }
+
+    fn forward<O: Element>(&self, pool: &Pool, xs: &[T], m: usize, out: &mut [O], finish: Finish) {
+        assert_eq!(xs.len(), m * self.k, "xs: [{m}, {}]", self.k);
+        assert_eq!(out.len(), m * self.n, "out: [{m}, {}]", self.n);
+        if m == 0 || self.n == 0 {
+            return;
+        }
+        let steps = self.k.div_ceil(T::PER_UNIT);
+        let blocks = m.div_ceil(pool.isa().tile_rows());
+        // Blocks of equal height: 128 rows are ten of 13 or 12, not nine of 14 and one of 2.
+        let block = |i: usize| (i * m / blocks, (i + 1) * m / blocks);
+        // Few rows are read in place, as whole units.
+        let in_place = m <= FEW_ROWS && self.k.is_multiple_of(T::PER_UNIT);
+        let mut scratch = pool.scratch(if in_place { 0 } else { m * steps });
+        if !in_place {
+            let interleaved = Shards::new(&mut scratch);
+            pool.run(blocks, |i, _| {
+                let (first, end) = block(i);
+                // SAFETY: task i alone writes its block.
+                let to = unsafe { interleaved.slice(first * steps, (end - first) * steps) };
+                interleave(&xs[first * self.k..end * self.k], self.k, end - first, to);
+            });
+        }
+        let a = if in_place { xs.as_ptr().cast::<f32>() } else { scratch.as_ptr() };
+        let a = ConstPtr(a);
+        let fair = self.count / (pool.threads() * 4);
+        let group = (GROUP_BYTES / (steps * PANEL * size_of::<f32>())).min(fair).max(1);
+        let shards = Shards::new(out);
+        pool.run(self.count.div_ceil(group), |task, _| {
+            let op = Group {
+                panels: self,
+                first: task * group,
+                end: self.count.min((task + 1) * group),
+                steps,
+                m,
+                blocks,
+                in_place,
+                a: a.get(),
+                out: shards.at(0),
+                finish,
+            };
+            // SAFETY: the pool's level exists on this machine; the shapes were checked above; the group's
+            // columns of `out` belong to this task alone.
+            unsafe { pool.isa().run(op) };
+        });
+    }
+}
+
+/// A shared read-only pointer.
+#[derive(Clone, Copy)]
+struct ConstPtr(*const f32);
+// SAFETY: only read through, while the slice that it came from is borrowed.
+unsafe impl Send for ConstPtr {}
+// SAFETY: as above.
+unsafe impl Sync for ConstPtr {}
+
+impl ConstPtr {
+    fn get(self) -> *const f32 {
+        self.0
+    }
+}
+
+/// Rows `[rows, k]` to units `[step][row]`, 16 steps of every row at a time.
+fn interleave<T: Element>(xs: &[T], k: usize, rows: usize, to: &mut [f32]) {
+    let steps = k.div_ceil(T::PER_UNIT);
+    for first in (0..steps).step_by(16) {
+        for (r, row) in xs.chunks_exact(k).enumerate() {
+            for step in first..steps.min(first + 16) {
+                to[step * rows + r] = T::unit(row, step);
+            }
+        }
+    }
+}
+
+/// A group of panels times all rows.
+struct Group<'a, T, O> {
+    panels: &'a Panels<T>,
+    first: usize,
+    end: usize,
+    steps: usize,
+    m: usize,
+    blocks: usize,
+    in_place: bool,
+    a: *const f32,
+    out: *mut O,
+    finish: Finish,
+}
+
+impl<T: Element, O: Element> Op for Group<'_, T, O> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        let mut sums = Sums([0.0; MOST_ROWS * PANEL]);
+        let sums = sums.0.as_mut_ptr();
+        for i in 0..self.blocks {
+            let (row, end) = (i * self.m / self.blocks, (i + 1) * self.m / self.blocks);
+            let rows = end - row;
+            for panel in self.first..self.end {
+                let mut step = 0;
+                while step < self.steps {
+                    let count = CHUNK.min(self.steps - step);
+                    // SAFETY: panel, rows and steps are inside the operands; `sums` holds a tile.
+                    unsafe {
+                        let b = self.panels.units.as_ptr().add((panel * self.steps + step) * PANEL);
+                        if self.in_place {
+                            let (a, apart) = (self.a.add(row * self.steps + step), Apart(self.steps));
+                            few::<S, T>(rows, count, a, apart, b, sums, step > 0);
+                        } else {
+                            let a = self.a.add(row * self.steps + step * rows);
+                            tile_of::<S, T, _>(rows, count, a, Interleaved, b, PANEL, sums, PANEL, step > 0);
+                        }
+                    }
+                    step += count;
+                }
+                // SAFETY: as above; this task owns the panel's columns of `out`.
+                unsafe { self.write::<S>(panel, row, rows, sums) };
+            }
+        }
+    }
+}
+
+/// The tile for rows read in place; apart from `tile_of` so that only four heights are compiled.
+#[inline(always)]
+unsafe fn few<S: Simd, T: Element>(
+    rows: usize,
+    steps: usize,
+    a: *const f32,
+    apart: Apart,
+    b: *const f32,
+    sums: *mut f32,
+    add: bool,
+) {
+    debug_assert!(rows <= FEW_ROWS);
+    // SAFETY: the caller's contract.
+    unsafe { tile_of::<S, T, _>(rows.min(FEW_ROWS), steps, a, apart, b, PANEL, sums, PANEL, add) };
+}
+
+#[repr(align(64))]
+struct Sums([f32; MOST_ROWS * PANEL]);
+
+impl<T: Element, O: Element> Group<'_, T, O> {
+    /// Applies the epilogue to a tile and writes it.
+    #[inline(always)]
+    unsafe fn write<S: Simd>(&self, panel: usize, row: usize, rows: usize, sums: *const f32) {
+        let n = self.panels.n;
+        let width = self.finish.columns();
+        let first = panel * width;
+        let count = width.min(n - first);
+        for r in 0..rows {
+            let mut c = 0;
+            while c < count {
+                // SAFETY: `c` is inside the tile, and `first + c` with the lanes left inside the row.
+                unsafe {
+                    let out = self.out.add((row + r) * n + first + c);
+                    let left = count - c;
+                    let y = self.sum::<S>(panel, sums, r, c);
+                    let y = match self.finish {
+                        Finish::Plain(Epilogue::Store) => y,
+                        Finish::Plain(Epilogue::Scale(f)) => S::mul(y, S::splat(f)),
+                        Finish::Plain(Epilogue::Add(f)) => S::fma(y, S::splat(f), O::load::<S>(out, left)),
+                        Finish::Plain(Epilogue::Activate(activation)) => activation.apply::<S>(y),
+                        Finish::Plain(Epilogue::SoftCap(cap)) => {
+                            let t = math::tanh::<S>(S::div(y, S::splat(cap)));
+                            S::mul(t, S::splat(cap))
+                        }
+                        Finish::Gate(activation) => {
+                            let up = self.sum::<S>(panel, sums, r, c + PANEL / 2);
+                            S::mul(activation.apply::<S>(y), up)
+                        }
+                    };
+                    O::store::<S>(out, y, left);
+                }
+                c += S::LANES;
+            }
+        }
+    }
+
+    /// A vector of a tile, bias added.
+    #[inline(always)]
+    unsafe fn sum<S: Simd>(&self, panel: usize, sums: *const f32, r: usize, c: usize) -> S::F {
+        // SAFETY: the caller's `c` is inside the tile; biases are padded to whole panels.
+        unsafe {
+            let y = S::load(sums.add(r * PANEL + c));
+            match &self.panels.bias {
+                Some(bias) => S::add(y, S::load(bias.as_ptr().add(panel * PANEL + c))),
+                None => y,
+            }
+        }
+    }
+}

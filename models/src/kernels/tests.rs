@@ -1,0 +1,81 @@
+//! Kernels against scalar f64 references over random shapes, at every instruction level of the machine.
+
+mod attention;
+mod block;
+mod elementwise;
+mod linear;
+mod math;
+mod memory;
+mod norm;
+mod pool;
+mod reference;
+mod rope;
+
+use super::simd::Isa;
+use super::{Element, Pool};
+use half::bf16;
+
+/// Unit roundoff of f32: one operation is off by at most this, relatively.
+const U32: f64 = 1.0 / (1 << 24) as f64;
+
+/// Unit roundoff of bf16 (8 significant bits).
+const U_BF16: f64 = 1.0 / (1 << 8) as f64;
+
+/// Roundoff of a result stored as `T`; f32 results carry the roundoff of their last operations anyway.
+fn roundoff<T: Element>() -> f64 {
+    if T::PER_UNIT == 2 { U_BF16 } else { U32 }
+}
+
+/// A pool of one to three threads at each level that this machine has.
+fn pools() -> Vec<Pool> {
+    let levels = Isa::ALL.into_iter().filter(|level| *level <= Isa::detect());
+    levels.enumerate().map(|(i, level)| Pool::with_isa(1 + i % 3, level)).collect()
+}
+
+/// Values of xorshift64*, uniform in `-scale..scale`, rounded to `T`.
+struct Noise(u64);
+
+impl Noise {
+    fn new(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
+    fn next(&mut self) -> f32 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn take<T: Element>(&mut self, len: usize, scale: f32) -> Vec<T> {
+        (0..len).map(|_| T::from_f32(self.next() * scale)).collect()
+    }
+}
+
+fn wide<T: Element>(xs: &[T]) -> Vec<f64> {
+    xs.iter().map(|x| f64::from(x.to_f32())).collect()
+}
+
+/// Every element within its own tolerance (and so no NaN).
+#[track_caller]
+fn close<T: Element>(what: &str, got: &[T], want: &[f64], tolerance: impl Fn(usize) -> f64) {
+    assert_eq!(got.len(), want.len(), "{what}: lengths");
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let got = f64::from(got.to_f32());
+        let tolerance = tolerance(i);
+        assert!(
+            (got - want).abs() <= tolerance,
+            "{what}: element {i} is {got}, want {want}, off by {:e} with {tolerance:e} allowed",
+            (got - want).abs()
+        );
+    }
+}
+
+/// Runs a check for both element types.
+macro_rules! both {
+    ($check:ident($($arg:expr),*)) => {
+        $check::<f32>($($arg),*);
+        $check::<bf16>($($arg),*);
+    };
+}
+use both;

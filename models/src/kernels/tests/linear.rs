@@ -1,0 +1,130 @@
+use super::super::{Activation, Element, Epilogue, PackedGateUp, PackedLinear};
+use super::{Noise, U32, both, close, pools, reference, roundoff, wide};
+use half::bf16;
+use proptest::prelude::*;
+
+/// Bound on a sum of k products in f32, whatever the order (Higham 2002, 3.1), with the bias and the
+/// addition of chunks: `(k + 4) u sum|a||b|`.
+fn sum_bound(k: usize, size: f64) -> f64 {
+    (k as f64 + 4.0) * U32 * size
+}
+
+fn check_epilogues<T: Element>(m: usize, n: usize, k: usize, seed: u64) {
+    let mut noise = Noise::new(seed);
+    let (x, w) = (noise.take::<T>(m * k, 1.0), noise.take::<T>(n * k, 1.0));
+    let bias = noise.take::<f32>(n, 1.0);
+    let before = noise.take::<T>(m * n, 1.0);
+    let (y, size) = reference::linear(&wide(&x), &wide(&w), k, Some(&wide(&bias)));
+    let u = roundoff::<T>();
+    for pool in pools() {
+        let cut = n / 3 * k;
+        let packed = PackedLinear::new(&pool, &[&w[..cut], &w[cut..]], k, Some(&bias));
+        let mut out = before.clone();
+        packed.forward(&pool, &x, m, &mut out, Epilogue::Store);
+        let label = format!("{:?} m {m} n {n} k {k}", pool.isa());
+        close(&label, &out, &y, |i| sum_bound(k, size[i]) + u * y[i].abs());
+
+        // Factors are powers of two: exact. The residual adds one operation.
+        out.copy_from_slice(&before);
+        packed.forward(&pool, &x, m, &mut out, Epilogue::Add(0.5));
+        let want: Vec<f64> = y.iter().zip(&before).map(|(y, b)| f64::from(b.to_f32()) + y / 2.0).collect();
+        close("add", &out, &want, |i| sum_bound(k, size[i]) + 2.0 * u * (want[i].abs() + U32));
+
+        packed.forward(&pool, &x, m, &mut out, Epilogue::Activate(Activation::Silu));
+        let want: Vec<f64> = y.iter().map(|y| reference::silu(*y)).collect();
+        // |silu'| <= 1.1; silu itself is good to 5e-7.
+        close("silu", &out, &want, |i| 1.1 * sum_bound(k, size[i]) + (2.0 * u + 5e-7) * want[i].abs());
+
+        let mut capped = vec![0.0_f32; m * n];
+        packed.forward(&pool, &x, m, &mut capped, Epilogue::SoftCap(3.0));
+        let want: Vec<f64> = y.iter().map(|y| 3.0 * (y / 3.0).tanh()).collect();
+        close("softcap", &capped, &want, |i| sum_bound(k, size[i]) + 6e-7 * want[i].abs());
+
+        let mut row = vec![T::default(); k];
+        packed.row(n - 1, &mut row);
+        assert_eq!(row, &w[(n - 1) * k..], "a row comes back as it was packed");
+    }
+}
+
+fn check_gate<T: Element>(m: usize, n: usize, k: usize, seed: u64) {
+    let mut noise = Noise::new(seed);
+    let x = noise.take::<T>(m * k, 1.0);
+    let (gate, up) = (noise.take::<T>(n * k, 1.0), noise.take::<T>(n * k, 1.0));
+    let (gate_bias, up_bias) = (noise.take::<f32>(n, 1.0), noise.take::<f32>(n, 1.0));
+    let (g, g_size) = reference::linear(&wide(&x), &wide(&gate), k, Some(&wide(&gate_bias)));
+    let (v, v_size) = reference::linear(&wide(&x), &wide(&up), k, Some(&wide(&up_bias)));
+    let want: Vec<f64> = g.iter().zip(&v).map(|(g, v)| reference::gelu_tanh(*g) * v).collect();
+    for pool in pools() {
+        let packed = PackedGateUp::new(&pool, &gate, &up, k, Some((&gate_bias, &up_bias)));
+        let mut out = vec![T::default(); m * n];
+        packed.forward(&pool, &x, m, &mut out, Activation::GeluTanh);
+        // |gelu'| <= 1.13; products of the two errors are far below either.
+        close(&format!("{:?} m {m} n {n} k {k}", pool.isa()), &out, &want, |i| {
+            1.2 * sum_bound(k, g_size[i]) * v[i].abs()
+                + 1.2 * sum_bound(k, v_size[i]) * g[i].abs()
+                + (roundoff::<T>() + 2e-6) * want[i].abs()
+                + 1e-12
+        });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn a_linear_layer_is_the_sum_of_products(m in 1_usize..40, n in 1_usize..100, k in 1_usize..90, seed: u64) {
+        both!(check_epilogues(m, n, k, seed));
+    }
+
+    #[test]
+    fn a_gated_layer_is_activation_times_up(m in 1_usize..20, n in 1_usize..70, k in 1_usize..50, seed: u64) {
+        both!(check_gate(m, n, k, seed));
+    }
+}
+
+#[test]
+fn sums_longer_than_a_chunk_are_whole() {
+    for m in [1, 3, 5, 29] {
+        both!(check_epilogues(m, 33, 1537, 7));
+    }
+}
+
+#[test]
+fn every_height_of_tile_is_right() {
+    for m in 1..=29 {
+        both!(check_epilogues(m, 40, 37, m as u64));
+    }
+}
+
+/// The head of a bf16 model can give f32 logits that were never rounded to bf16.
+#[test]
+fn bf16_weights_can_give_f32_outputs() {
+    let mut noise = Noise::new(3);
+    let (x, w) = (noise.take::<bf16>(6 * 64, 1.0), noise.take::<bf16>(48 * 64, 1.0));
+    let (y, size) = reference::linear(&wide(&x), &wide(&w), 64, None);
+    for pool in pools() {
+        let mut out = vec![0.0_f32; 6 * 48];
+        PackedLinear::new(&pool, &[&w], 64, None).forward(&pool, &x, 6, &mut out, Epilogue::Store);
+        close("f32 logits", &out, &y, |i| sum_bound(64, size[i]));
+    }
+}
+
+#[test]
+fn no_rows_and_no_columns_are_no_work() {
+    for pool in pools() {
+        PackedLinear::new(&pool, &[&[1.0_f32; 8]], 4, None).forward(
+            &pool,
+            &[],
+            0,
+            &mut [0.0_f32; 0],
+            Epilogue::Store,
+        );
+        PackedLinear::<f32>::new(&pool, &[&[]], 4, None).forward(
+            &pool,
+            &[0.0; 4],
+            1,
+            &mut [0.0_f32; 0],
+            Epilogue::Store,
+        );
+    }
+}

@@ -1,0 +1,77 @@
+use super::super::Pool;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+#[test]
+fn every_task_runs_once_on_a_thread_of_the_pool() {
+    let pool = Pool::new(3);
+    for tasks in [0, 1, 2, 3, 50, 1000] {
+        let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+        pool.run(tasks, |task, thread| {
+            assert!(thread < 3);
+            counts[task].fetch_add(1, Ordering::Relaxed);
+        });
+        assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{tasks} tasks");
+    }
+}
+
+#[test]
+fn thousands_of_jobs_in_a_row_lose_no_task() {
+    let pool = Pool::new(4);
+    let sum = AtomicUsize::new(0);
+    for _ in 0..20_000 {
+        pool.run(5, |task, _| {
+            sum.fetch_add(task + 1, Ordering::Relaxed);
+        });
+    }
+    assert_eq!(sum.into_inner(), 20_000 * 15);
+}
+
+#[test]
+fn parked_workers_come_back() {
+    let pool = Pool::new(2);
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(5));
+        let threads: Vec<AtomicUsize> = (0..2).map(|_| AtomicUsize::new(0)).collect();
+        // Long enough for a parked worker to be scheduled, even on a busy machine.
+        pool.run(40, |_, thread| {
+            threads[thread].fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(5));
+        });
+        assert!(threads[1].load(Ordering::Relaxed) > 0, "the worker took a task");
+    }
+}
+
+#[test]
+fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+    let pool = Pool::new(2);
+    for _ in 0..20 {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            pool.run(8, |task, _| assert!(task != 5, "five"));
+        }));
+        assert!(outcome.is_err(), "task 5 panics on whichever thread takes it");
+        let count = AtomicUsize::new(0);
+        pool.run(8, |_, _| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.into_inner(), 8);
+    }
+}
+
+#[test]
+fn callers_on_several_threads_take_turns() {
+    let pool = Pool::new(2);
+    let sum = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..500 {
+                    pool.run(3, |_, _| {
+                        sum.fetch_add(1, Ordering::Relaxed);
+                    });
+                }
+            });
+        }
+    });
+    assert_eq!(sum.into_inner(), 4 * 500 * 3);
+}

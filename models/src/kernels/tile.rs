@@ -1,0 +1,155 @@
+//! The register tile under both the matrix product and attention: a few rows times 32 columns, summed over
+//! 32-bit units (one f32, or a pair of bf16). The right operand is a *panel*: for each step 32 consecutive
+//! units, one per column.
+
+#![expect(unsafe_code, reason = "the innermost loop runs on raw pointers")]
+#![expect(clippy::needless_range_loop, reason = "counted loops over registers, which must unroll whole")]
+
+use super::element::Element;
+use super::simd::Simd;
+
+/// Columns of a panel: two AVX-512 vectors.
+pub(crate) const PANEL: usize = 32;
+
+/// Where unit `step` of row `row` of the left operand lies.
+pub(crate) trait Rows: Copy {
+    fn at<const R: usize>(self, row: usize, step: usize) -> usize;
+}
+
+/// Units interleaved over the tile's rows: `[step][row]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Interleaved;
+
+impl Rows for Interleaved {
+    #[inline(always)]
+    fn at<const R: usize>(self, row: usize, step: usize) -> usize {
+        step * R + row
+    }
+}
+
+/// Rows at a distance known at run time; good for few rows, whose addresses stay in registers.
+#[derive(Clone, Copy)]
+pub(crate) struct Apart(pub(crate) usize);
+
+impl Rows for Apart {
+    #[inline(always)]
+    fn at<const R: usize>(self, row: usize, step: usize) -> usize {
+        row * self.0 + step
+    }
+}
+
+/// Rows at a fixed distance, which the instruction encodes.
+#[derive(Clone, Copy)]
+pub(crate) struct Every<const N: usize>;
+
+impl<const N: usize> Rows for Every<N> {
+    #[inline(always)]
+    fn at<const R: usize>(self, row: usize, step: usize) -> usize {
+        row * N + step
+    }
+}
+
+/// `out[r][c] (+)= sum over steps of a[r] . b[c]` for `R` rows and 32 columns, with `U` interleaved sums
+/// per element so that a tile of few rows still hides the latency of the multiply-add.
+///
+/// # Safety
+/// `Simd`'s contract; `a` is readable at `rows.at(r, s)`, `b` at `s * b_step..+32`, `out` writable (and with
+/// `add` readable) at `r * out_row..+32`, for all rows and steps.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the operands of a matrix product with their strides")]
+unsafe fn tile<S: Simd, T: Element, A: Rows, const R: usize, const U: usize>(
+    steps: usize,
+    a: *const f32,
+    rows: A,
+    b: *const f32,
+    b_step: usize,
+    out: *mut f32,
+    out_row: usize,
+    add: bool,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut column = 0;
+        while column < PANEL {
+            let b = b.add(column);
+            let mut sums = [[[S::splat(0.0); 2]; R]; U];
+            let mut step = 0;
+            while step + U <= steps {
+                for u in 0..U {
+                    let p = b.add((step + u) * b_step);
+                    let b0 = S::load(p);
+                    let b1 = S::load(p.add(S::LANES));
+                    for r in 0..R {
+                        let x = S::splat(*a.add(rows.at::<R>(r, step + u)));
+                        sums[u][r][0] = T::dot::<S>(sums[u][r][0], x, b0);
+                        sums[u][r][1] = T::dot::<S>(sums[u][r][1], x, b1);
+                    }
+                }
+                step += U;
+            }
+            while step < steps {
+                let p = b.add(step * b_step);
+                let b0 = S::load(p);
+                let b1 = S::load(p.add(S::LANES));
+                for r in 0..R {
+                    let x = S::splat(*a.add(rows.at::<R>(r, step)));
+                    sums[0][r][0] = T::dot::<S>(sums[0][r][0], x, b0);
+                    sums[0][r][1] = T::dot::<S>(sums[0][r][1], x, b1);
+                }
+                step += 1;
+            }
+            for r in 0..R {
+                for half in 0..2 {
+                    let mut sum = sums[0][r][half];
+                    for other in &sums[1..] {
+                        sum = S::add(sum, other[r][half]);
+                    }
+                    let p = out.add(r * out_row + column + half * S::LANES);
+                    S::store(p, if add { S::add(S::load(p), sum) } else { sum });
+                }
+            }
+            column += 2 * S::LANES;
+        }
+    }
+}
+
+/// [`tile`] for a number of rows known at run time, at most `S::TILE_ROWS`.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the operands of a matrix product with their strides")]
+pub(crate) unsafe fn tile_of<S: Simd, T: Element, A: Rows>(
+    count: usize,
+    steps: usize,
+    a: *const f32,
+    rows: A,
+    b: *const f32,
+    b_step: usize,
+    out: *mut f32,
+    out_row: usize,
+    add: bool,
+) {
+    debug_assert!(count <= S::TILE_ROWS);
+    macro_rules! by_count {
+        ($($n:literal $wide:literal $narrow:literal),*) => {
+            match count {
+                $($n if $n <= S::TILE_ROWS => {
+                    // SAFETY: the caller's contract.
+                    unsafe {
+                        // Only the level with 32 registers has room for more sums.
+                        if S::LANES == 16 {
+                            tile::<S, T, A, $n, $wide>(steps, a, rows, b, b_step, out, out_row, add);
+                        } else {
+                            tile::<S, T, A, $n, $narrow>(steps, a, rows, b, b_step, out, out_row, add);
+                        }
+                    }
+                })*
+                _ => unreachable!("a tile has 1..=TILE_ROWS rows"),
+            }
+        };
+    }
+    by_count!(
+        1 4 4, 2 4 3, 3 3 2, 4 2 1, 5 2 1, 6 2 1, 7 1 1, 8 1 1, 9 1 1, 10 1 1, 11 1 1, 12 1 1, 13 1 1, 14 1 1
+    );
+}

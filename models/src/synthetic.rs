@@ -1,0 +1,132 @@
+//! Seeded checkpoints for every architecture, made here and read by transformers: `config.json` and an f32
+//! `model.safetensors`, no tokenizer and no download.
+//!
+//! Their numbers are random, but not degenerate: activations stay near one, attention is sharply uneven, biases and
+//! norms are uneven too, so that a wrong mask, window, rope table, scale or epsilon moves the logits visibly.
+
+mod architecture;
+mod file;
+mod fill;
+mod table;
+
+// The tables are aligned by hand.
+#[rustfmt::skip]
+mod decoder;
+#[rustfmt::skip]
+mod encoders;
+#[rustfmt::skip]
+mod gemma;
+#[rustfmt::skip]
+mod gpt;
+#[rustfmt::skip]
+mod llama;
+#[rustfmt::skip]
+mod mistral;
+#[rustfmt::skip]
+mod phi;
+#[rustfmt::skip]
+mod qwen;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use architecture::{ARCHITECTURES, Architecture, Variant};
+
+/// One checkpoint that [`write`] can make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// `model_type` of its config.
+    pub model_type: &'static str,
+    /// Name within the model type; empty for the default.
+    pub variant: &'static str,
+    /// The features that it switches on.
+    pub shows: &'static str,
+    /// Too large to be written in a test or for a port: a shape to time.
+    pub bench: bool,
+}
+
+/// Why a synthetic checkpoint was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No entry of the catalogue has this name.
+    #[error("no synthetic checkpoint `{name}`; there are: {known}")]
+    Unknown {
+        /// `model_type` or `model_type:variant`, as asked for.
+        name: String,
+        /// What may be asked for instead, separated by commas.
+        known: String,
+    },
+    /// A table line that does not make sense.
+    #[error("synthetic {model_type}: {reason} in `{line}`")]
+    Table {
+        /// The architecture that the table belongs to.
+        model_type: &'static str,
+        /// The line, or the JSON text.
+        line: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file system refused.
+    #[error("cannot write {}", path.display())]
+    Io {
+        /// The file or folder concerned.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// Everything that [`write`] can make, grouped by model type, defaults first.
+pub fn catalogue() -> impl Iterator<Item = Entry> {
+    ARCHITECTURES.iter().flat_map(|architecture| {
+        architecture.variants.iter().map(|variant| Entry {
+            model_type: architecture.model_type,
+            variant: variant.name,
+            shows: variant.shows,
+            bench: variant.bench,
+        })
+    })
+}
+
+/// The `config.json` of an entry.
+///
+/// # Errors
+/// If the catalogue has no such entry.
+pub fn config(model_type: &str, variant: &str) -> Result<Value, Error> {
+    let (architecture, variant) = find(model_type, variant)?;
+    architecture.config(variant).map(Value::Object)
+}
+
+/// Writes `config.json` and `model.safetensors` (f32) of an entry into `folder`, which is created if need be.
+///
+/// The same seed gives the same bytes on every platform. Each file is written under a temporary name, synced and
+/// renamed, the config last: a folder with a `config.json` is complete. The weights are streamed, so that the memory
+/// used does not grow with the model.
+///
+/// # Errors
+/// If the catalogue has no such entry, or if the folder cannot be written.
+pub fn write(model_type: &str, variant: &str, seed: u64, folder: &Path) -> Result<(), Error> {
+    let (architecture, variant) = find(model_type, variant)?;
+    let config = architecture.config(variant)?;
+    let tensors = architecture.tensors(&config)?;
+    std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
+    file::write_safetensors(&folder.join("model.safetensors"), &tensors, seed)?;
+    file::write_text(&folder.join("config.json"), &format!("{:#}\n", Value::Object(config)))
+}
+
+fn find(model_type: &str, variant: &str) -> Result<(&'static Architecture, &'static Variant), Error> {
+    let unknown = |name: String, known: Vec<&str>| Error::Unknown { name, known: known.join(", ") };
+    let architecture =
+        ARCHITECTURES.iter().copied().find(|a| a.model_type == model_type).ok_or_else(|| {
+            unknown(model_type.into(), ARCHITECTURES.iter().map(|a| a.model_type).collect())
+        })?;
+    let variant = architecture.variants.iter().find(|v| v.name == variant).ok_or_else(|| {
+        let known = architecture.variants.iter().map(|v| if v.name.is_empty() { "(none)" } else { v.name });
+        unknown(format!("{model_type}:{variant}"), known.collect())
+    })?;
+    Ok((architecture, variant))
+}
+
+#[cfg(test)]
+mod tests;

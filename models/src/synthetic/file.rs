@@ -1,0 +1,70 @@
+//! Writes the files of a checkpoint: under a temporary name, synced, renamed.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::Error;
+use super::fill::fill;
+use super::table::Tensor;
+
+/// Values generated at a time: 1 MiB.
+const PIECE: usize = 1 << 18;
+
+/// Streams f32 tensors, which must be sorted by name, into a safetensors file.
+pub(super) fn write_safetensors(path: &Path, tensors: &[Tensor], seed: u64) -> Result<(), Error> {
+    write(path, |file| {
+        file.write_all(&header(tensors))?;
+        let mut values = vec![0f32; PIECE];
+        let mut bytes = Vec::with_capacity(4 * PIECE);
+        for tensor in tensors {
+            for start in (0..tensor.len()).step_by(PIECE) {
+                let values = &mut values[..PIECE.min(tensor.len() - start)];
+                fill(tensor, seed, start, values);
+                bytes.clear();
+                bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+                file.write_all(&bytes)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Writes a text file.
+pub(super) fn write_text(path: &Path, text: &str) -> Result<(), Error> {
+    write(path, |file| file.write_all(text.as_bytes()))
+}
+
+fn write(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), Error> {
+    let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
+    let written = File::create(&temporary)
+        .and_then(|mut file| content(&mut file).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&temporary, path));
+    written.map_err(|source| {
+        // The first error is the one to report; the leftover may not even exist.
+        let _ = std::fs::remove_file(&temporary);
+        Error::Io { path: path.into(), source }
+    })
+}
+
+/// Length and header: `format: pt` is what transformers asks for; spaces align the data to eight bytes.
+fn header(tensors: &[Tensor]) -> Vec<u8> {
+    let mut entries = Map::new();
+    entries.insert("__metadata__".into(), json!({ "format": "pt" }));
+    let mut start = 0;
+    for tensor in tensors {
+        let end = start + 4 * tensor.len();
+        entries.insert(
+            tensor.name.clone(),
+            json!({ "dtype": "F32", "shape": tensor.shape, "data_offsets": [start, end] }),
+        );
+        start = end;
+    }
+    let mut json = Value::Object(entries).to_string();
+    json.extend(std::iter::repeat_n(' ', json.len().next_multiple_of(8) - json.len()));
+    let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(json.into_bytes());
+    bytes
+}

@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""That each feature of the synthetic checkpoints shows: switching it off in the config (or in the weights, for biases
+and norms) must move transformers' float64 logits.
+
+    features.py CHECKPOINT...
+
+Prints one line a feature, the relative L2 over real positions for 80 tokens, and ends with 1 if one of them is below
+1e-3. A checkpoint is a folder with config.json and model.safetensors. GELU's two forms differ by less than that
+whatever the weights, so they answer for 1e-5 only.
+"""
+
+import copy
+import json
+import pathlib
+import sys
+import tempfile
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import truth
+
+LEAST = 1e-3
+LEAST_GELU = 1e-5
+
+GELU = {"gelu": "gelu_new", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
+
+# Config key -> the value that switches the feature off, given the config.
+KEYS = {
+    "rms_norm_eps": lambda c: 1e-6,
+    "layer_norm_eps": lambda c: 1e-6,
+    "layer_norm_epsilon": lambda c: 1e-6,
+    "norm_epsilon": lambda c: 1e-6,
+    "norm_eps": lambda c: 1e-6,
+    "rope_theta": lambda c: 10000.0,
+    "rotary_emb_base": lambda c: 10000,
+    "global_rope_theta": lambda c: c["local_rope_theta"],
+    "local_rope_theta": lambda c: c["global_rope_theta"],
+    "rope_local_base_freq": lambda c: c["rope_theta"],
+    "rope_scaling": lambda c: None,
+    "partial_rotary_factor": lambda c: 1.0,
+    "rotary_pct": lambda c: 0.5,
+    "sliding_window": lambda c: c["sliding_window"] + 1,
+    "local_attention": lambda c: c["local_attention"] + 2,
+    "use_sliding_window": lambda c: False,
+    "max_window_layers": lambda c: c["max_window_layers"] + 1,
+    "layer_types": lambda c: ["full_attention"] * len(c["layer_types"]),
+    "no_rope_layers": lambda c: [1] * len(c["no_rope_layers"]),
+    "attn_logit_softcapping": lambda c: None,
+    "final_logit_softcapping": lambda c: None,
+    "query_pre_attn_scalar": lambda c: c["head_dim"],
+    "embedding_multiplier": lambda c: 1.0,
+    "attention_multiplier": lambda c: c["head_dim"] ** -0.5,
+    "residual_multiplier": lambda c: 1.0,
+    "logits_scaling": lambda c: 1.0,
+    "logit_scale": lambda c: 1.0,
+    "use_qk_norm": lambda c: False,
+    "qk_layernorm": lambda c: False,
+    "use_parallel_residual": lambda c: False,
+    "parallel_attn": lambda c: False,
+    "alibi": lambda c: False,
+    "norm_topk_prob": lambda c: not c["norm_topk_prob"],
+    "num_experts_per_tok": lambda c: 1,
+    "scale_attn_weights": lambda c: not c["scale_attn_weights"],
+    "scale_attn_by_inverse_layer_idx": lambda c: False,
+    "pad_token_id": lambda c: 0,
+    "classifier_pooling": lambda c: {"mean": "cls", "cls": "mean"}[c["classifier_pooling"]],
+    "hidden_act": lambda c: GELU[c["hidden_act"]],
+    "hidden_activation": lambda c: GELU[c["hidden_activation"]],
+    "activation_function": lambda c: GELU[c["activation_function"]],
+    "activation": lambda c: GELU[c["activation"]],
+}
+# What a switched-off key also needs, or where it says nothing.
+ONLY = {
+    "pad_token_id": lambda c: "roberta" in c["model_type"],
+    "max_window_layers": lambda c: c.get("use_sliding_window"),
+    "sliding_window": lambda c: c.get("use_sliding_window", True),
+    "norm_topk_prob": lambda c: True,
+    # Attention and MLP side by side have one norm in stablelm and falcon, so that switching it off lacks weights.
+    "use_parallel_residual": lambda c: c["model_type"] == "gpt_neox",
+    "parallel_attn": lambda c: False,
+    "classifier_pooling": lambda c: "id2label" in c,
+    "hidden_act": lambda c: c["hidden_act"] in GELU and "hidden_activation" not in c,
+    "layer_types": lambda c: "sliding_attention" in c["layer_types"],
+}
+# Kinds of weights -> what replaces them.
+WEIGHTS = {
+    "biases": ("bias", torch.zeros_like),
+    "norm weights": ("norm.weight", lambda w: torch.full_like(w, float(w.mean().round()))),
+}
+
+
+def without(config: dict, key: str) -> dict:
+    """The config with one feature off, in its old keys alone: 5.x reads them where `rope_parameters` is missing."""
+    changed = copy.deepcopy(config)
+    changed.pop("rope_parameters", None)
+    changed[key] = KEYS[key](config)
+    if key == "use_sliding_window":
+        changed.pop("layer_types", None)
+    if changed.get("rope_scaling") is None:
+        changed.pop("rope_scaling", None)
+    return changed
+
+
+def logits(config: dict, tensors: dict, inputs: dict) -> torch.Tensor:
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return truth.compute(folder, inputs, "f64", whole=False)[1]
+
+
+def main() -> int:
+    weak = 0
+    for folder in map(pathlib.Path, sys.argv[1:]):
+        config = json.loads((folder / "config.json").read_text())
+        tensors = load_file(folder / "model.safetensors")
+        generator = torch.Generator().manual_seed(1)
+        ids = torch.randint(5, config["vocab_size"], (1, 80), generator=generator)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        base = logits(config, tensors, inputs)
+
+        def report(feature: str, values: torch.Tensor, least: float = LEAST) -> None:
+            nonlocal weak
+            moved = ((values - base).norm() / base.norm()).item()
+            weak += moved < least
+            print(f"{folder.name:24} {feature:44} {moved:.1e}{'  WEAK' if moved < least else ''}", flush=True)
+
+        for key in KEYS:
+            if config.get(key) in (None, False) or not ONLY.get(key, lambda c: True)(config):
+                continue
+            changed = without(config, key)
+            report(f"{key} -> {changed.get(key)}", logits(changed, tensors, inputs), LEAST_GELU if "act" in key[:10] or key.startswith("hidden_act") else LEAST)
+        for feature, (ending, replace) in WEIGHTS.items():
+            if any(name.endswith(ending) for name in tensors):
+                plain = {n: replace(t) if n.endswith(ending) else t for n, t in tensors.items()}
+                report(feature, logits(config, plain, inputs))
+    return int(weak > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+#!/usr/bin/env python3
+"""What transformers computes for a checkpoint: logits (or hidden states) for every position.
+
+    truth.py CHECKPOINT INPUTS OUT --dtype f64 --attention eager [--device cpu]
+
+INPUTS is a safetensors file with `input_ids` and `attention_mask`, int64, [batch, seq], and perhaps `position_ids`
+(by default each row counts from its first real token, as `generate` does). OUT gets `logits`, f64 or f32, of shape
+[batch, seq, vocab_size], or [batch, labels] of a classifier, or `last_hidden_state` of a bare encoder. Padded
+positions mean nothing; ignore them.
+
+f32 and bf16 are transformers as it is. f64 is not: transformers casts to float32 inside norms, softmax and rope
+whatever the dtype, so that its own float64 is good to 1e-7 only. Here those casts go to float64 as well, and the
+result is the exact function to about 1e-14.
+"""
+
+import argparse
+import contextlib
+import inspect
+import json
+import os
+import pathlib
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
+
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+
+DTYPES = {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+class Float64(TorchFunctionMode):
+    """Turns every float32 that is asked for into float64."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.float:
+            function = torch.Tensor.double
+        replaced = [torch.float64 if a is torch.float32 else a for a in args]
+        named = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
+        return function(*replaced, **named)
+
+
+def auto_class(config):
+    """The auto class of the config's `architectures`; a bare encoder if it names no head."""
+    kinds = {
+        "ForCausalLM": transformers.AutoModelForCausalLM,
+        "LMHeadModel": transformers.AutoModelForCausalLM,
+        "ForMaskedLM": transformers.AutoModelForMaskedLM,
+        "ForSequenceClassification": transformers.AutoModelForSequenceClassification,
+    }
+    architecture = (config.architectures or [""])[0]
+    return next((auto for ending, auto in kinds.items() if architecture.endswith(ending)), transformers.AutoModel)
+
+
+def plain(model):
+    """The model ready to run, its experts in a loop: the grouped product that 5.x prefers knows no float64."""
+    if hasattr(model, "set_experts_implementation") and model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")
+    return model.eval()
+
+
+def load(checkpoint: pathlib.Path, dtype: torch.dtype, attention: str):
+    """The model, and what loading it had to say: nothing, if every weight found its place."""
+    model, info = auto_class(transformers.AutoConfig.from_pretrained(checkpoint)).from_pretrained(
+        checkpoint,
+        torch_dtype=dtype,
+        attn_implementation=attention,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    return plain(model), {key: sorted(map(str, value)) for key, value in info.items() if value}
+
+
+def widen(model, checkpoint: pathlib.Path, attention: str):
+    """The same model built anew under `Float64`, so that what it computes at construction (inverse frequencies) is
+    float64 as well, with the parameters of `model`, which are exact."""
+    config = transformers.AutoConfig.from_pretrained(checkpoint)
+    wide = auto_class(config).from_config(config, torch_dtype=torch.float64, attn_implementation=attention).double()
+    parameters = dict(model.named_parameters())
+    for name, parameter in wide.named_parameters():
+        parameter.data = parameters.pop(name).data.double()
+    assert not parameters, f"not taken over: {sorted(parameters)}"
+    return plain(wide)
+
+
+def default_position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
+    """[batch, seq]: 0 at the first real token of each row and wherever the row is padded before it."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def arguments(model, inputs: dict) -> dict:
+    """What the model's forward accepts. Only decoders are given position ids: nobody passes them to an encoder, which
+    counts from the start of the row (BERT) or from its first real token (RoBERTa)."""
+    accepted = inspect.signature(model.forward).parameters
+    passed = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+    decoder = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    if decoder and "position_ids" in accepted:
+        passed["position_ids"] = inputs.get("position_ids", default_position_ids(inputs["attention_mask"]))
+    if "use_cache" in accepted:
+        passed["use_cache"] = False
+    return passed
+
+
+@torch.no_grad()
+def compute(checkpoint, inputs: dict, dtype: str, attention="eager", device="cpu", whole=True):
+    """Name and values of the output, on the CPU, in f64 or f32. If `whole`, every weight must find its place."""
+    model, info = load(checkpoint, torch.float32 if dtype == "f64" else DTYPES[dtype], attention)
+    if info and whole:
+        raise SystemExit(f"{checkpoint} does not load whole: {json.dumps(info)}")
+    with Float64() if dtype == "f64" else contextlib.nullcontext():
+        if dtype == "f64":
+            model = widen(model, checkpoint, attention)
+        inputs = {key: value.to(device) for key, value in inputs.items()}
+        output = model.to(device)(**arguments(model, inputs))
+    name = "logits" if "logits" in output else "last_hidden_state"
+    return name, output[name].to("cpu", torch.float64 if dtype == "f64" else torch.float32).contiguous()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=pathlib.Path)
+    parser.add_argument("inputs", type=pathlib.Path)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--dtype", choices=DTYPES, default="f64")
+    parser.add_argument("--attention", choices=["eager", "sdpa"], default="eager")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    inputs = load_file(options.inputs)
+    name, values = compute(options.checkpoint, inputs, options.dtype, options.attention, options.device)
+    temporary = options.out.with_suffix(".tmp")
+    save_file({name: values}, temporary, metadata={"transformers": transformers.__version__, "dtype": options.dtype})
+    temporary.rename(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+//! The extension module `tfcheck_bridge`: torch and transformers, driven from Rust.
+
+mod compile;
+mod descriptors;
+mod dlpack;
+mod failure;
+mod forward;
+mod inputs;
+mod load;
+mod memory;
+mod report;
+mod serve;
+mod time;
+mod trace;
+
+use pyo3::prelude::*;
+
+/// Serves the protocol until it is told to exit.
+#[pyfunction]
+fn main(py: Python<'_>) -> PyResult<()> {
+    serve::serve(py)
+}
+
+#[pymodule]
+fn tfcheck_bridge(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(main, module)?)
+}

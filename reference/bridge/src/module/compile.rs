@@ -1,0 +1,40 @@
+//! `torch.compile`, and what it did.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+/// `model` through `torch.compile` in its default mode; compilation happens in the first pass.
+pub(super) fn compile<'py>(
+    torch: &Bound<'py, PyAny>,
+    model: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    torch.call_method1("compile", (model,))
+}
+
+/// How many graphs dynamo made, and where it broke them.
+pub(super) fn notes(py: Python<'_>) -> PyResult<Vec<String>> {
+    let counters = py
+        .import("torch._dynamo.utils")?
+        .getattr("counters")?
+        .cast_into::<PyDict>()?;
+    let count = |group: &str, key: &str| -> PyResult<u64> {
+        let Some(group) = counters.get_item(group)? else {
+            return Ok(0);
+        };
+        group.call_method1("get", (key, 0))?.extract()
+    };
+    let graphs = count("stats", "unique_graphs")?;
+    let mut notes = vec![if graphs == 0 {
+        "torch.compile made no graph: the model ran eagerly".to_owned()
+    } else {
+        format!("torch.compile made {graphs} graphs")
+    }];
+    if let Some(breaks) = counters.get_item("graph_break")? {
+        for item in breaks.call_method0("items")?.try_iter()? {
+            let (reason, count): (String, u64) = item?.extract()?;
+            let reason = reason.lines().next().unwrap_or_default().to_owned();
+            notes.push(format!("graph broken {count} times: {reason}"));
+        }
+    }
+    Ok(notes)
+}

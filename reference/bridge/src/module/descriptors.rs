@@ -1,0 +1,40 @@
+//! The pair of pipes that tfcheck left open for this process.
+#![expect(unsafe_code, reason = "descriptors arrive as bare numbers")]
+
+use std::fs::File;
+use std::os::fd::FromRawFd as _;
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use crate::protocol::{REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE};
+
+/// Takes the request pipe and the reply pipe, and keeps both from programs that this one starts.
+pub(super) fn take(py: Python<'_>) -> PyResult<(File, File)> {
+    let (requests, replies) = (number(REQUEST_FD_VARIABLE)?, number(REPLY_FD_VARIABLE)?);
+    if requests == replies {
+        return Err(PyRuntimeError::new_err(
+            "requests and replies need a descriptor each",
+        ));
+    }
+    let os = py.import("os")?;
+    for descriptor in [requests, replies] {
+        // Fails unless the descriptor is open.
+        os.call_method1("set_inheritable", (descriptor, false))?;
+    }
+    // SAFETY: both numbers are open descriptors (checked above) that tfcheck opened for this process
+    // and named to nobody else in it, and `main` is the only taker; so each gets exactly one owner.
+    Ok(unsafe { (File::from_raw_fd(requests), File::from_raw_fd(replies)) })
+}
+
+fn number(variable: &str) -> PyResult<i32> {
+    std::env::var(variable)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .filter(|descriptor| *descriptor > 2)
+        .ok_or_else(|| {
+            PyRuntimeError::new_err(format!(
+                "{variable} does not name a descriptor: this program is started by tfcheck"
+            ))
+        })
+}

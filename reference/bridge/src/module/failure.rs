@@ -1,0 +1,109 @@
+//! Sorting what Python raised into the protocol's kinds of failure.
+
+use std::io;
+
+use pyo3::prelude::*;
+
+use crate::protocol::{Failed, FailedKind};
+
+/// Why a request stopped: an exception of Python's, or a refusal of the bridge's own.
+#[derive(Debug)]
+pub(super) enum Stop {
+    Raised(PyErr),
+    Refused(Failed),
+}
+
+impl Stop {
+    /// What the environment does not have.
+    pub(super) fn unsupported(message: String) -> Self {
+        Self::refused(FailedKind::Unsupported, message)
+    }
+
+    /// An error of the bridge's own.
+    pub(super) fn exception(message: String) -> Self {
+        Self::refused(FailedKind::Exception, message)
+    }
+
+    fn refused(kind: FailedKind, message: String) -> Self {
+        Self::Refused(Failed {
+            kind,
+            error: String::new(),
+            message,
+            traceback: String::new(),
+        })
+    }
+
+    /// The protocol's failure, with type, message and traceback.
+    pub(super) fn into_failed(self, py: Python<'_>) -> Failed {
+        match self {
+            Self::Refused(failed) => failed,
+            Self::Raised(error) => {
+                let name = error
+                    .get_type(py)
+                    .name()
+                    .map_or_else(|_| "exception".to_owned(), |name| name.to_string());
+                let text = error.value(py).to_string();
+                Failed {
+                    kind: kind(&name, &text),
+                    message: first_line(&text),
+                    traceback: traceback(py, &error).unwrap_or(text),
+                    error: name,
+                }
+            }
+        }
+    }
+}
+
+impl From<PyErr> for Stop {
+    fn from(error: PyErr) -> Self {
+        Self::Raised(error)
+    }
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::exception(error.to_string())
+    }
+}
+
+/// Phrases of torch and transformers (4.40 to 5.23) that mean "this combination does not exist".
+const UNSUPPORTED: [&str; 6] = [
+    "not implemented for",
+    "does not support an attention implementation",
+    "scaled_dot_product_attention` yet",
+    "Unrecognized configuration class",
+    "not compiled with CUDA enabled",
+    "No CUDA GPUs are available",
+];
+/// Phrases of an allocation that was refused.
+const OUT_OF_MEMORY: [&str; 4] = [
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+];
+
+fn kind(name: &str, text: &str) -> FailedKind {
+    let says = |phrases: &[&str]| phrases.iter().any(|phrase| text.contains(phrase));
+    if name == "OutOfMemoryError" || name == "MemoryError" || says(&OUT_OF_MEMORY) {
+        FailedKind::OutOfMemory
+    } else if name == "NotImplementedError" || says(&UNSUPPORTED) {
+        FailedKind::Unsupported
+    } else {
+        FailedKind::Exception
+    }
+}
+
+/// The whole of what Python would print, causes included.
+fn traceback(py: Python<'_>, error: &PyErr) -> PyResult<String> {
+    let lines: Vec<String> = py
+        .import("traceback")?
+        .call_method1("format_exception", (error.value(py),))?
+        .extract()?;
+    Ok(lines.concat())
+}
+
+fn first_line(text: &str) -> String {
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty());
+    line.unwrap_or_default().chars().take(500).collect()
+}

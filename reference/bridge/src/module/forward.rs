@@ -1,0 +1,146 @@
+//! One pass, and its logits on disk.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use safetensors::tensor::TensorView;
+
+use super::failure::Stop;
+use super::load::Loaded;
+use super::{compile, dlpack, memory};
+use crate::protocol::{Dtype, Forward, Forwarded, LOGITS, Mode, Positions};
+
+/// Runs one pass and writes its logits.
+pub(super) fn forward(
+    py: Python<'_>,
+    loaded: &Loaded,
+    request: &Forward,
+) -> Result<Forwarded, Stop> {
+    let torch = loaded.torch.bind(py);
+    let (output, elapsed) = pass(py, loaded)?;
+    let peak_bytes = memory::peak_bytes(torch, &loaded.device)?;
+    let (logits, positions) = logits(&output)?;
+    let shape = store(torch, &logits, loaded.dtype, &request.logits)?;
+    let notes = match loaded.mode {
+        Mode::Compiled => compile::notes(py)?,
+        Mode::Eager | Mode::Fused => Vec::new(),
+    };
+    Ok(Forwarded {
+        elapsed_ns: elapsed.as_nanos() as u64,
+        shape,
+        positions,
+        peak_bytes,
+        notes,
+    })
+}
+
+/// One pass without gradients, timed from an idle device to an idle device.
+pub(super) fn pass<'py>(
+    py: Python<'py>,
+    loaded: &Loaded,
+) -> PyResult<(Bound<'py, PyAny>, Duration)> {
+    let torch = loaded.torch.bind(py);
+    let callable = loaded.callable.bind(py);
+    let arguments = loaded.arguments.bind(py);
+    let mode = torch.call_method0("inference_mode")?;
+    within(&mode, || {
+        synchronise(torch, &loaded.device)?;
+        let begun = Instant::now();
+        let output = callable.call((), Some(arguments))?;
+        synchronise(torch, &loaded.device)?;
+        Ok((output, begun.elapsed()))
+    })
+}
+
+/// Runs `body` inside a Python context manager, which is left whatever happens.
+pub(super) fn within<T>(
+    context: &Bound<'_, PyAny>,
+    body: impl FnOnce() -> PyResult<T>,
+) -> PyResult<T> {
+    context.call_method0("__enter__")?;
+    let result = body();
+    let none = context.py().None();
+    let left = context.call_method1("__exit__", (&none, &none, &none));
+    let value = result?;
+    left?;
+    Ok(value)
+}
+
+fn synchronise(torch: &Bound<'_, PyAny>, device: &str) -> PyResult<()> {
+    if device.starts_with("cuda") {
+        torch
+            .getattr("cuda")?
+            .call_method1("synchronize", (device,))?;
+    }
+    Ok(())
+}
+
+/// `logits`, or the last hidden states of a model without a head, `[batch, seq, width]`.
+fn logits<'py>(output: &Bound<'py, PyAny>) -> Result<(Bound<'py, PyAny>, Positions), Stop> {
+    for name in ["logits", "last_hidden_state"] {
+        let Some(tensor) = output.getattr_opt(name)? else {
+            continue;
+        };
+        let dimensions: usize = tensor.call_method0("dim")?.extract()?;
+        return match dimensions {
+            3 => Ok((tensor, Positions::All)),
+            // One score vector a sequence: a sequence classifier.
+            2 => Ok((tensor.call_method1("unsqueeze", (1,))?, Positions::Last)),
+            other => Err(Stop::exception(format!("{name} has {other} dimensions"))),
+        };
+    }
+    Err(Stop::unsupported(format!(
+        "{} has neither logits nor last_hidden_state",
+        output.get_type().name()?
+    )))
+}
+
+/// Writes `logits` as f32 (f64 when that is the dtype) under a temporary name, synced and renamed; its
+/// shape.
+fn store(
+    torch: &Bound<'_, PyAny>,
+    logits: &Bound<'_, PyAny>,
+    dtype: Dtype,
+    path: &Path,
+) -> Result<Vec<usize>, Stop> {
+    let (name, element) = match dtype {
+        Dtype::F64 => ("float64", safetensors::Dtype::F64),
+        // bf16 and f16 widen to f32 exactly.
+        Dtype::F32 | Dtype::Bf16 | Dtype::F16 => ("float32", safetensors::Dtype::F32),
+    };
+    let keywords = PyDict::new(torch.py());
+    keywords.set_item("device", "cpu")?;
+    keywords.set_item("dtype", torch.getattr(name)?)?;
+    let tensor = logits
+        .call_method0("detach")?
+        .call_method("to", (), Some(&keywords))?
+        .call_method0("contiguous")?;
+    let temporary = temporary(path);
+    let shape = dlpack::with_bytes(&tensor, |shape, bytes| {
+        let view = TensorView::new(element, shape.to_vec(), bytes)
+            .map_err(|error| Stop::exception(format!("the logits: {error}")))?;
+        let none: Option<HashMap<String, String>> = None;
+        safetensors::serialize_to_file([(LOGITS, view)], none, &temporary)
+            .map_err(|error| Stop::exception(format!("{}: {error}", temporary.display())))?;
+        Ok::<_, Stop>(shape.to_vec())
+    })??;
+    publish(&temporary, path)?;
+    Ok(shape)
+}
+
+/// A name beside `path` that ends alike (torch's profiler looks at the ending).
+pub(super) fn temporary(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".part-{}-{name}", std::process::id()))
+}
+
+/// Syncs `temporary` and gives it its name.
+pub(super) fn publish(temporary: &Path, path: &Path) -> Result<(), Stop> {
+    File::open(temporary)?.sync_all()?;
+    fs::rename(temporary, path)?;
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! The frozen inputs as arguments of `forward`.
+
+use std::fs;
+use std::path::Path;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyDict};
+use safetensors::{Dtype, SafeTensors};
+
+use super::failure::Stop;
+use crate::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS};
+
+/// Models whose position embedding starts after the padding token's row (`padding_idx + 1` in
+/// `create_position_ids_from_input_ids` of transformers' `modeling_roberta.py` and its kin).
+const POSITIONS_AFTER_PADDING: [&str; 7] = [
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "roberta-prelayernorm",
+    "camembert",
+    "data2vec-text",
+    "xmod",
+];
+
+/// Keyword arguments for `model.forward`, each only where the model takes it, and notes on the rest.
+pub(super) fn arguments<'py>(
+    py: Python<'py>,
+    torch: &Bound<'py, PyAny>,
+    model: &Bound<'py, PyAny>,
+    model_type: &str,
+    path: &Path,
+    device: &str,
+) -> Result<(Bound<'py, PyDict>, Vec<String>), Stop> {
+    let bytes = fs::read(path)
+        .map_err(|error| Stop::exception(format!("inputs {}: {error}", path.display())))?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|error| Stop::exception(format!("inputs {}: {error}", path.display())))?;
+    let parameters = py
+        .import("inspect")?
+        .call_method1("signature", (model.getattr("forward")?,))?
+        .getattr("parameters")?;
+    let takes = |name: &str| parameters.contains(name);
+    let class = model.get_type().name()?.to_string();
+    let arguments = PyDict::new(py);
+    let mut notes = Vec::new();
+
+    let input_ids = tensor(py, torch, &file, INPUT_IDS)?;
+    let mask = tensor(py, torch, &file, ATTENTION_MASK)?;
+    let mut positions = tensor(py, torch, &file, POSITION_IDS)?;
+    if POSITIONS_AFTER_PADDING.contains(&model_type) {
+        let padding: Option<i64> = model
+            .getattr("config")?
+            .getattr("pad_token_id")?
+            .extract()?;
+        let padding = padding.unwrap_or(1);
+        // Real tokens count from `padding_idx + 1`, padding keeps the padding row.
+        positions = positions
+            .call_method1("__add__", (1,))?
+            .call_method1("__mul__", (&mask,))?
+            .call_method1("__add__", (padding,))?;
+        notes.push(format!(
+            "position_ids start at {} as {class} counts them",
+            padding + 1
+        ));
+    }
+    arguments.set_item(INPUT_IDS, input_ids.call_method1("to", (device,))?)?;
+    if takes(ATTENTION_MASK)? {
+        arguments.set_item(ATTENTION_MASK, mask.call_method1("to", (device,))?)?;
+    } else {
+        let all_real: bool = mask.call_method0("all")?.call_method0("item")?.extract()?;
+        if !all_real {
+            return Err(Stop::unsupported(format!(
+                "{class} takes no attention_mask, and the inputs have padding"
+            )));
+        }
+        notes.push(format!("{class} takes no attention_mask"));
+    }
+    if takes(POSITION_IDS)? {
+        arguments.set_item(POSITION_IDS, positions.call_method1("to", (device,))?)?;
+    } else {
+        notes.push(format!("{class} takes no position_ids"));
+    }
+    if takes("use_cache")? {
+        arguments.set_item("use_cache", false)?;
+    }
+    Ok((arguments, notes))
+}
+
+/// The i64 tensor `name` as torch's, on the CPU.
+fn tensor<'py>(
+    py: Python<'py>,
+    torch: &Bound<'py, PyAny>,
+    file: &SafeTensors<'_>,
+    name: &str,
+) -> Result<Bound<'py, PyAny>, Stop> {
+    let view = file
+        .tensor(name)
+        .map_err(|error| Stop::exception(format!("inputs: {name}: {error}")))?;
+    if view.dtype() != Dtype::I64 {
+        return Err(Stop::exception(format!(
+            "inputs: {name} is {:?} and not I64",
+            view.dtype()
+        )));
+    }
+    let keywords = PyDict::new(py);
+    keywords.set_item("dtype", torch.getattr("int64")?)?;
+    let flat = torch.call_method(
+        "frombuffer",
+        (PyByteArray::new(py, view.data()),),
+        Some(&keywords),
+    )?;
+    Ok(flat.call_method1("reshape", (view.shape().to_vec(),))?)
+}

@@ -1,0 +1,267 @@
+//! From a checkpoint folder to a model that is ready to be called.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use pyo3::exceptions::PyKeyError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use serde_json::{Map, Value};
+
+use super::failure::Stop;
+use super::{compile, inputs, report};
+use crate::protocol::{Attention, Dtype, Load, Mode, PROTOCOL_VERSION, Ready};
+use crate::translation::{Translated, translate};
+use crate::versions::Versions;
+
+/// A loaded model and everything that a pass needs.
+pub(super) struct Loaded {
+    pub(super) torch: Py<PyAny>,
+    /// The module itself.
+    pub(super) model: Py<PyAny>,
+    /// What is called: the module, or what `torch.compile` made of it.
+    pub(super) callable: Py<PyAny>,
+    pub(super) arguments: Py<PyDict>,
+    pub(super) mode: Mode,
+    pub(super) dtype: Dtype,
+    pub(super) device: String,
+}
+
+/// Loads what `request` names.
+pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), Stop> {
+    let begun = Instant::now();
+    if request.protocol != PROTOCOL_VERSION {
+        return Err(Stop::exception(format!(
+            "the bridge speaks protocol {PROTOCOL_VERSION}, not {}",
+            request.protocol
+        )));
+    }
+    if request.mode == Mode::Fused {
+        return Err(Stop::unsupported("transformers has no fused mode".into()));
+    }
+    let config = read_config(&request.checkpoint)?;
+    let torch = py.import("torch")?.into_any();
+    settle(py, &torch, request)?;
+    let transformers = py.import("transformers")?.into_any();
+    let version: String = transformers.getattr("__version__")?.extract()?;
+    let Translated {
+        config: translated,
+        mut notes,
+        rope_thetas,
+    } = translate(&config, &version).map_err(Stop::unsupported)?;
+
+    let (config_class, config_object) = config_object(py, &translated, &version)?;
+    notes.extend(report::ignored_keys(
+        &config_class,
+        &config_object,
+        &translated,
+    )?);
+    let class = auto_class(&config, &mut notes)?;
+    let keywords = keywords(py, &torch, request, &config_object, &version)?;
+    let (model, loading) = transformers
+        .getattr(class)?
+        .call_method(
+            "from_pretrained",
+            (request.checkpoint.as_os_str(),),
+            Some(&keywords),
+        )?
+        .extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
+    let model = model.call_method1("to", (&request.device,))?;
+    model.call_method0("eval")?;
+    model.call_method1("requires_grad_", (false,))?;
+    notes.extend(report::loading(&model, &loading)?);
+    report::check_rope(&model, &rope_thetas, &version)?;
+    notes.extend(report::attention(&model, request.attention)?);
+    let model_type = config.get("model_type").and_then(Value::as_str);
+    let (arguments, said) = inputs::arguments(
+        py,
+        &torch,
+        &model,
+        model_type.unwrap_or_default(),
+        &request.inputs,
+        &request.device,
+    )?;
+    notes.extend(said);
+    let callable = match request.mode {
+        Mode::Compiled => compile::compile(&torch, &model)?,
+        Mode::Eager | Mode::Fused => model.clone(),
+    };
+    let libraries = libraries(py, &torch, version)?;
+    let loaded = Loaded {
+        torch: torch.unbind(),
+        model: model.unbind(),
+        callable: callable.unbind(),
+        arguments: arguments.unbind(),
+        mode: request.mode,
+        dtype: request.dtype,
+        device: request.device.clone(),
+    };
+    let ready = Ready {
+        libraries,
+        load_ns: begun.elapsed().as_nanos() as u64,
+        notes,
+    };
+    Ok((loaded, ready))
+}
+
+/// Reads `config.json` and refuses what would run code of the checkpoint's.
+fn read_config(checkpoint: &Path) -> Result<Map<String, Value>, Stop> {
+    let path = checkpoint.join("config.json");
+    let fail = |reason: String| Stop::exception(format!("{}: {reason}", path.display()));
+    let text = fs::read(&path).map_err(|error| fail(error.to_string()))?;
+    let config: Map<String, Value> =
+        serde_json::from_slice(&text).map_err(|error| fail(error.to_string()))?;
+    // `auto_map` names Python files of the checkpoint; the other key names code by CVE-2026-4372.
+    for key in ["auto_map", "_attn_implementation_internal"] {
+        if config.contains_key(key) {
+            return Err(Stop::unsupported(format!(
+                "config.json has `{key}`, which runs code that comes with the checkpoint"
+            )));
+        }
+    }
+    if config.get("model_type").and_then(Value::as_str).is_none() {
+        return Err(fail("it names no model_type".into()));
+    }
+    Ok(config)
+}
+
+/// Threads, seeds and switches that decide on numbers.
+fn settle(py: Python<'_>, torch: &Bound<'_, PyAny>, request: &Load) -> Result<(), Stop> {
+    torch.call_method1("set_num_threads", (request.threads.max(1),))?;
+    torch.call_method1("manual_seed", (request.seed,))?;
+    py.import("random")?.call_method1("seed", (request.seed,))?;
+    // numpy takes 32 bits.
+    py.import("numpy")?
+        .getattr("random")?
+        .call_method1("seed", (request.seed as u32,))?;
+    torch.call_method1("set_grad_enabled", (false,))?;
+    if request.device.starts_with("cuda") {
+        let available: bool = torch
+            .getattr("cuda")?
+            .call_method0("is_available")?
+            .extract()?;
+        if !available {
+            return Err(Stop::unsupported(format!(
+                "torch finds no CUDA device for {}",
+                request.device
+            )));
+        }
+        // TF32 has 10 bits of mantissa; f32 cells compare f32.
+        torch.call_method1("set_float32_matmul_precision", ("highest",))?;
+        torch
+            .getattr("backends")?
+            .getattr("cudnn")?
+            .setattr("allow_tf32", false)?;
+    }
+    Ok(())
+}
+
+/// The version's config class for the model_type, and the config as an object of it.
+fn config_object<'py>(
+    py: Python<'py>,
+    config: &Map<String, Value>,
+    version: &str,
+) -> Result<(Bound<'py, PyAny>, Bound<'py, PyAny>), Stop> {
+    let model_type = config
+        .get("model_type")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let known = py
+        .import("transformers.models.auto.configuration_auto")?
+        .getattr("CONFIG_MAPPING")?;
+    let class = known.get_item(model_type).map_err(|error| {
+        if error.is_instance_of::<PyKeyError>(py) {
+            Stop::unsupported(format!(
+                "transformers {version} does not know model_type {model_type}"
+            ))
+        } else {
+            Stop::from(error)
+        }
+    })?;
+    let text = Value::Object(config.clone()).to_string();
+    let dict = py.import("json")?.call_method1("loads", (text,))?;
+    let object = class.call_method1("from_dict", (dict,))?;
+    Ok((class, object))
+}
+
+/// The auto class whose head the checkpoint has.
+fn auto_class(config: &Map<String, Value>, notes: &mut Vec<String>) -> Result<&'static str, Stop> {
+    let architecture = config
+        .get("architectures")
+        .and_then(|list| list.get(0))
+        .and_then(Value::as_str);
+    let Some(name) = architecture else {
+        notes.push("config.json names no architecture: loaded as a causal language model".into());
+        return Ok("AutoModelForCausalLM");
+    };
+    let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
+    if ends(&["ForCausalLM", "LMHeadModel"]) {
+        Ok("AutoModelForCausalLM")
+    } else if ends(&["ForMaskedLM"]) {
+        Ok("AutoModelForMaskedLM")
+    } else if ends(&["ForSequenceClassification"]) {
+        Ok("AutoModelForSequenceClassification")
+    } else if ends(&["Model"]) && !ends(&["DoubleHeadsModel"]) {
+        notes.push(format!(
+            "{name} has no head: last_hidden_state stands for the logits"
+        ));
+        Ok("AutoModel")
+    } else {
+        Err(Stop::unsupported(format!(
+            "architecture {name} is no causal or masked language model, sequence classifier or headless model"
+        )))
+    }
+}
+
+fn keywords<'py>(
+    py: Python<'py>,
+    torch: &Bound<'py, PyAny>,
+    request: &Load,
+    config: &Bound<'py, PyAny>,
+    version: &str,
+) -> PyResult<Bound<'py, PyDict>> {
+    let dtype = match request.dtype {
+        Dtype::F64 => "float64",
+        Dtype::F32 => "float32",
+        Dtype::Bf16 => "bfloat16",
+        Dtype::F16 => "float16",
+    };
+    let keywords = PyDict::new(py);
+    keywords.set_item("config", config)?;
+    keywords.set_item(
+        &Versions::known().dialect(version).dtype_argument,
+        torch.getattr(dtype)?,
+    )?;
+    if let Some(attention) = request.attention {
+        keywords.set_item("attn_implementation", attention_name(attention))?;
+    }
+    keywords.set_item("use_safetensors", true)?;
+    keywords.set_item("trust_remote_code", false)?;
+    keywords.set_item("local_files_only", true)?;
+    keywords.set_item("output_loading_info", true)?;
+    Ok(keywords)
+}
+
+/// As transformers spells it.
+pub(super) fn attention_name(attention: Attention) -> &'static str {
+    match attention {
+        Attention::Eager => "eager",
+        Attention::Sdpa => "sdpa",
+    }
+}
+
+fn libraries(
+    py: Python<'_>,
+    torch: &Bound<'_, PyAny>,
+    transformers: String,
+) -> PyResult<BTreeMap<String, String>> {
+    let python = py.import("platform")?.call_method0("python_version")?;
+    let torch = torch.getattr("__version__")?.str()?.to_string();
+    Ok(BTreeMap::from([
+        ("transformers".to_owned(), transformers),
+        ("torch".to_owned(), torch),
+        ("python".to_owned(), python.extract()?),
+    ]))
+}

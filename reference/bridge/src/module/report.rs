@@ -1,0 +1,215 @@
+//! What loading did that a person must know, and what makes a loaded model worthless.
+
+use std::collections::BTreeSet;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use serde_json::{Map, Value};
+
+use super::failure::Stop;
+use super::load::attention_name;
+use crate::protocol::Attention;
+use crate::translation::rope_thetas;
+
+/// Notes the keys of `config` that the version's config class has no field for.
+pub(super) fn ignored_keys(
+    class: &Bound<'_, PyAny>,
+    object: &Bound<'_, PyAny>,
+    config: &Map<String, Value>,
+) -> Result<Option<String>, Stop> {
+    // A config stores whatever key it is given; only a fresh one tells which keys it has by itself.
+    // A class that cannot be made without arguments tells nothing.
+    let Ok(fresh) = class.call0() else {
+        return Ok(None);
+    };
+    let known: BTreeSet<String> = fresh
+        .call_method0("to_dict")?
+        .cast_into::<PyDict>()
+        .map_err(PyErr::from)?
+        .keys()
+        .extract()?;
+    let aliases = object.getattr("attribute_map")?;
+    let parameters = class
+        .py()
+        .import("inspect")?
+        .call_method1("signature", (class,))?
+        .getattr("parameters")?;
+    let mut ignored = Vec::new();
+    for (key, value) in config {
+        let records = ["architectures", "transformers_version", "model_type"];
+        if value.is_null() || key.starts_with('_') || records.contains(&key.as_str()) {
+            continue;
+        }
+        let read = known.contains(key)
+            || aliases.contains(key)?
+            || parameters.contains(key)?
+            || fresh.hasattr(key.as_str())?
+            // Version 5 turns these into rope_parameters.
+            || known.contains("rope_parameters") && key.starts_with("rope_");
+        if !read {
+            ignored.push(key.as_str());
+        }
+    }
+    let name = class.getattr("__name__")?;
+    Ok((!ignored.is_empty()).then(|| format!("{name} has no field for {}", ignored.join(", "))))
+}
+
+/// Refuses a model with weights that the checkpoint lacks; notes weights that the model lacks.
+pub(super) fn loading(
+    model: &Bound<'_, PyAny>,
+    info: &Bound<'_, PyAny>,
+) -> Result<Vec<String>, Stop> {
+    let names = |kind: &str| -> PyResult<BTreeSet<String>> {
+        let found = info.call_method1("get", (kind,))?;
+        if found.is_none() {
+            return Ok(BTreeSet::new());
+        }
+        // Lists of names up to 4.x, sets in 5.x; mismatches are tuples that begin with the name.
+        found
+            .try_iter()?
+            .map(|item| {
+                let item = item?;
+                item.extract::<String>()
+                    .or_else(|_| item.get_item(0)?.extract())
+            })
+            .collect()
+    };
+    let mismatched = names("mismatched_keys")?;
+    if !mismatched.is_empty() {
+        return Err(Stop::exception(format!(
+            "the checkpoint has another shape for {}",
+            listing(&mismatched)
+        )));
+    }
+    let missing = names("missing_keys")?;
+    let (absent, computed) = absent(model, &missing)?;
+    if !absent.is_empty() {
+        return Err(Stop::exception(format!(
+            "the checkpoint lacks {}: the model would compute with random numbers there",
+            listing(&absent)
+        )));
+    }
+    let mut notes = Vec::new();
+    if !computed.is_empty() {
+        let list = listing(&computed);
+        notes.push(format!(
+            "the checkpoint lacks buffers that the model computes: {list}"
+        ));
+    }
+    let unexpected = names("unexpected_keys")?;
+    if !unexpected.is_empty() {
+        let list = listing(&unexpected);
+        notes.push(format!(
+            "the model does not read these weights of the checkpoint: {list}"
+        ));
+    }
+    Ok(notes)
+}
+
+/// Of the `missing` names, those of parameters that share no memory with a loaded one, and buffers.
+fn absent(
+    model: &Bound<'_, PyAny>,
+    missing: &BTreeSet<String>,
+) -> PyResult<(BTreeSet<String>, BTreeSet<String>)> {
+    if missing.is_empty() {
+        return Ok((BTreeSet::new(), BTreeSet::new()));
+    }
+    let keywords = PyDict::new(model.py());
+    keywords.set_item("remove_duplicate", false)?;
+    let pointers = |method: &str| -> PyResult<Vec<(String, usize)>> {
+        model
+            .call_method(method, (), Some(&keywords))?
+            .try_iter()?
+            .map(|item| {
+                let (name, tensor) = item?.extract::<(String, Bound<'_, PyAny>)>()?;
+                Ok((name, tensor.call_method0("data_ptr")?.extract()?))
+            })
+            .collect()
+    };
+    let parameters = pointers("named_parameters")?;
+    let buffers: BTreeSet<String> = pointers("named_buffers")?
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    let loaded: BTreeSet<usize> = parameters
+        .iter()
+        .filter(|(name, _)| !missing.contains(name))
+        .map(|(_, pointer)| *pointer)
+        .collect();
+    let mut rest: BTreeSet<String> = missing
+        .iter()
+        .filter(|name| {
+            !parameters
+                .iter()
+                .any(|(known, pointer)| known == *name && loaded.contains(pointer))
+        })
+        .cloned()
+        .collect();
+    let computed: BTreeSet<String> = rest.intersection(&buffers).cloned().collect();
+    rest.retain(|name| !computed.contains(name));
+    Ok((rest, computed))
+}
+
+/// Refuses a model whose config took another rotary base than the checkpoint names.
+pub(super) fn check_rope(
+    model: &Bound<'_, PyAny>,
+    asked: &[f64],
+    version: &str,
+) -> Result<(), Stop> {
+    if asked.is_empty() {
+        return Ok(());
+    }
+    let json = PyDict::new(model.py());
+    json.set_item("use_diff", false)?;
+    let text: String = model
+        .getattr("config")?
+        .call_method("to_json_string", (), Some(&json))?
+        .extract()?;
+    let config: Map<String, Value> = serde_json::from_str(&text)
+        .map_err(|error| Stop::exception(format!("the loaded config is not JSON: {error}")))?;
+    let taken = rope_thetas(&config);
+    let lost: Vec<String> = asked
+        .iter()
+        // Both sides read the same decimal text, so that equality is exact.
+        .filter(|theta| !taken.iter().any(|other| other.total_cmp(theta).is_eq()))
+        .map(f64::to_string)
+        .collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    Err(Stop::exception(format!(
+        "transformers {version} took rope_theta {taken:?}, and config.json says {}",
+        lost.join(", ")
+    )))
+}
+
+/// Refuses another attention than the one asked for; notes the one taken when none was.
+pub(super) fn attention(
+    model: &Bound<'_, PyAny>,
+    asked: Option<Attention>,
+) -> Result<Option<String>, Stop> {
+    let config = model.getattr("config")?;
+    let taken: Option<String> = match config.getattr_opt("_attn_implementation")? {
+        Some(name) => name.extract()?,
+        None => None,
+    };
+    match (asked.map(attention_name), taken) {
+        (Some(asked), Some(taken)) if asked != taken => Err(Stop::unsupported(format!(
+            "{} takes attention {taken} and not {asked}",
+            model.get_type().name()?
+        ))),
+        (None, Some(taken)) => Ok(Some(format!("attention {taken}, the model's default"))),
+        _ => Ok(None),
+    }
+}
+
+/// The first few of `names`.
+fn listing(names: &BTreeSet<String>) -> String {
+    const SHOWN: usize = 6;
+    let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();
+    let more = match names.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{}{more}", shown.join(", "))
+}

@@ -1,0 +1,105 @@
+//! The loop: a thread that reads requests, and the main thread that computes.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::sync::Mutex;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use pyo3::exceptions::PyOSError;
+use pyo3::prelude::*;
+use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group};
+
+use super::failure::Stop;
+use super::load::Loaded;
+use super::{descriptors, forward, load, time, trace};
+use crate::protocol::{Reply, Request};
+
+/// Answers requests until [`Request::Exit`]; does not return then, so that no destructor of a library
+/// can spoil a good end.
+pub(super) fn serve(py: Python<'_>) -> PyResult<()> {
+    let (requests, mut replies) = descriptors::take(py)?;
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || read(requests, &sender));
+    // Only the main thread receives; the mutex is what lets it wait without holding the interpreter.
+    let receiver = Mutex::new(receiver);
+    let mut loaded = None;
+    loop {
+        let received = py.detach(|| {
+            receiver
+                .lock()
+                .ok()
+                .and_then(|receiver| receiver.recv().ok())
+        });
+        let reply = match received {
+            None | Some(Ok(Request::Exit)) => break,
+            Some(Ok(request)) => answer(py, request, &mut loaded),
+            Some(Err(reason)) => Err(Stop::exception(format!("not a request: {reason}"))),
+        };
+        let reply = reply.unwrap_or_else(|stop| Reply::Failed(stop.into_failed(py)));
+        let mut line = serde_json::to_vec(&reply)
+            .map_err(|error| PyOSError::new_err(format!("a reply is not JSON: {error}")))?;
+        line.push(b'\n');
+        // A reader that is gone is noticed by the reading thread too, which ends this process.
+        replies
+            .write_all(&line)
+            .map_err(|error| PyOSError::new_err(format!("the reply pipe: {error}")))?;
+    }
+    let sys = py.import("sys")?;
+    for stream in ["stdout", "stderr"] {
+        sys.getattr(stream)?.call_method0("flush")?;
+    }
+    py.import("os")?.call_method1("_exit", (0,))?;
+    Ok(())
+}
+
+fn answer(py: Python<'_>, request: Request, loaded: &mut Option<Loaded>) -> Result<Reply, Stop> {
+    let missing = || Stop::exception("nothing is loaded".to_owned());
+    match request {
+        Request::Load(request) => {
+            let (model, ready) = load::load(py, &request)?;
+            *loaded = Some(model);
+            Ok(Reply::Ready(ready))
+        }
+        Request::Forward(request) => {
+            let model = loaded.as_ref().ok_or_else(missing)?;
+            Ok(Reply::Forwarded(forward::forward(py, model, &request)?))
+        }
+        Request::Time(request) => {
+            let model = loaded.as_ref().ok_or_else(missing)?;
+            Ok(Reply::Timed(time::time(py, model, &request)?))
+        }
+        Request::Trace(request) => {
+            let model = loaded.as_ref().ok_or_else(missing)?;
+            trace::trace(py, model, &request)?;
+            Ok(Reply::Traced)
+        }
+        Request::Exit => Err(missing()),
+    }
+}
+
+/// Passes requests on until an exit is among them; end of file means that tfcheck is gone.
+fn read(requests: File, sender: &Sender<Result<Request, String>>) {
+    for line in BufReader::new(requests).lines() {
+        let Ok(line) = line else { break };
+        let request = serde_json::from_str::<Request>(&line).map_err(|error| error.to_string());
+        let last = matches!(request, Ok(Request::Exit));
+        if sender.send(request).is_err() {
+            return;
+        }
+        if last {
+            return;
+        }
+    }
+    end_group();
+}
+
+/// Ends this process and everything that it started (compilers, their workers), whatever they do now.
+fn end_group() -> ! {
+    // Started by hand it shares a shell's group, which is not its to kill.
+    if getpgrp() == getpid() {
+        let _ = kill_current_process_group(Signal::KILL);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    std::process::abort()
+}

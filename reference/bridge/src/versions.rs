@@ -1,0 +1,118 @@
+//! What differs between versions of transformers, and the versions used when nobody says otherwise.
+//!
+//! The facts are rows of `versions.json`, not code; `tests/torch.rs` holds them against real
+//! environments.
+
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+
+/// The rows of `versions.json`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Versions {
+    /// What the requirement `transformers` without a version stands for.
+    pub newest: String,
+    /// The versions compared when a config names none.
+    pub default: Vec<String>,
+    /// The torch that all versions under test share.
+    pub torch: String,
+    /// The Python that environments are made for, as uv spells a request.
+    pub python: String,
+    /// The uv that is bootstrapped where none is found.
+    pub uv: String,
+    /// Where PyTorch publishes wheels by backend; `/cpu` or `/cu130` is appended.
+    pub pytorch_index: String,
+    dialects: Vec<Dialect>,
+}
+
+/// What a range of versions understands.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dialect {
+    /// First version of the range.
+    from: String,
+    /// The argument of `from_pretrained` that sets the dtype.
+    pub dtype_argument: String,
+    /// The config key that records the dtype.
+    pub config_dtype: String,
+    /// How `config.json` spells rotary positions.
+    pub rope: RopeForm,
+}
+
+/// How `config.json` spells rotary positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RopeForm {
+    /// `rope_theta`, and `rope_scaling` with exactly `type` and `factor` (checked by
+    /// `_rope_scaling_validation` of transformers 4.40 `configuration_llama.py`).
+    TypeAndFactor,
+    /// `rope_theta`, and `rope_scaling` with `rope_type` and its parameters (`modeling_rope_utils.py` since 4.43).
+    RopeScaling,
+    /// `rope_parameters`, which holds `rope_theta` too (since 5.0).
+    RopeParameters,
+}
+
+impl Versions {
+    /// The facts that this build carries.
+    ///
+    /// # Panics
+    /// Never in a build whose tests pass: the file is part of the build and a test parses it.
+    pub fn known() -> &'static Self {
+        static KNOWN: LazyLock<Versions> = LazyLock::new(|| {
+            serde_json::from_str(include_str!("versions.json"))
+                .expect("versions.json is part of the build and a test parses it")
+        });
+        &KNOWN
+    }
+
+    /// What `version` of transformers understands; development versions count as their release.
+    pub fn dialect(&self, version: &str) -> &Dialect {
+        let asked = release(version);
+        self.dialects
+            .iter()
+            .rev()
+            .find(|dialect| release(&dialect.from) <= asked)
+            .unwrap_or(&self.dialects[0])
+    }
+}
+
+/// The leading numbers of a version, `5.0.0.dev0` as `[5, 0, 0]`.
+pub fn release(version: &str) -> [u64; 3] {
+    let mut numbers = [0; 3];
+    for (slot, part) in numbers.iter_mut().zip(version.split('.')) {
+        let digits: String = part.chars().take_while(char::is_ascii_digit).collect();
+        match digits.parse() {
+            Ok(number) => *slot = number,
+            Err(_) => break,
+        }
+    }
+    numbers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dialect_of_a_version_is_the_last_row_that_starts_before_it() {
+        let check = |version: &str, argument: &str, rope: RopeForm| {
+            let dialect = Versions::known().dialect(version);
+            assert_eq!(dialect.dtype_argument, argument, "{version}");
+            assert_eq!(dialect.rope, rope, "{version}");
+        };
+        check("4.40.2", "torch_dtype", RopeForm::TypeAndFactor);
+        check("4.43.0", "torch_dtype", RopeForm::RopeScaling);
+        check("4.54.0", "torch_dtype", RopeForm::RopeScaling);
+        check("4.57.6", "dtype", RopeForm::RopeScaling);
+        check("5.0.0.dev0", "dtype", RopeForm::RopeParameters);
+        check("5.23.0", "dtype", RopeForm::RopeParameters);
+    }
+
+    #[test]
+    fn releases_compare_as_numbers() {
+        assert!(release("4.9.0") < release("4.40.2"));
+        assert_eq!(release("5.0.0rc1"), [5, 0, 0]);
+        assert_eq!(release("4.57"), [4, 57, 0]);
+    }
+}

@@ -1,0 +1,118 @@
+//! What an editable source contains right now: git HEAD and the digest of everything uncommitted.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::digest::digest;
+
+/// A name for the present content of `folder`: `<HEAD>`, or `<HEAD>+<digest of what is uncommitted>`.
+pub(super) fn state(folder: &Path) -> String {
+    let Some(head) = git(folder, &["rev-parse", "HEAD"]) else {
+        return format!("files:{}", &files(folder)[..16]);
+    };
+    let head = String::from_utf8_lossy(&head).trim().to_owned();
+    let difference =
+        git(folder, &["diff", "HEAD", "--binary", "--no-ext-diff"]).unwrap_or_default();
+    let untracked = git(
+        folder,
+        &["ls-files", "--others", "--exclude-standard", "-z"],
+    )
+    .unwrap_or_default();
+    if difference.is_empty() && untracked.is_empty() {
+        return head;
+    }
+    let mut parts = vec![difference];
+    for name in untracked
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+    {
+        let path = folder.join(String::from_utf8_lossy(name).as_ref());
+        parts.push(name.to_owned());
+        parts.push(fs::read(path).unwrap_or_default());
+    }
+    let dirty = digest(parts.iter().map(Vec::as_slice));
+    format!("{head}+{}", &dirty[..16])
+}
+
+fn git(folder: &Path, arguments: &[&str]) -> Option<Vec<u8>> {
+    let output = Command::new("git")
+        .arg("-C")
+        .arg(folder)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
+    output.status.success().then_some(output.stdout)
+}
+
+/// Digest of the names, sizes and times of a folder that is no git work tree.
+fn files(folder: &Path) -> String {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if name == "__pycache__" || name.to_string_lossy().starts_with('.') {
+                continue;
+            }
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => folders.push(entry.path()),
+                Ok(metadata) => found.push(format!(
+                    "{} {} {:?}",
+                    entry.path().display(),
+                    metadata.len(),
+                    metadata.modified().ok()
+                )),
+                Err(_) => {}
+            }
+        }
+    }
+    found.sort();
+    digest(found.iter().map(String::as_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_uncommitted_change_changes_the_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = |arguments: &[&str]| {
+            git(folder.path(), arguments).expect("git is part of the test machine");
+        };
+        fs::write(folder.path().join("a.py"), "a = 1\n").unwrap();
+        run(&["init", "-q"]);
+        run(&["add", "."]);
+        let commit = [
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@t",
+            "commit",
+            "-qm",
+            "a",
+        ];
+        run(&commit);
+        let clean = state(folder.path());
+        assert_eq!(clean.len(), 40, "{clean}");
+        fs::write(folder.path().join("a.py"), "a = 2\n").unwrap();
+        let modified = state(folder.path());
+        assert!(modified.starts_with(&format!("{clean}+")), "{modified}");
+        fs::write(folder.path().join("b.py"), "").unwrap();
+        let added = state(folder.path());
+        assert_ne!(added, modified);
+        fs::write(folder.path().join("b.py"), "b = 1\n").unwrap();
+        assert_ne!(state(folder.path()), added);
+    }
+
+    #[test]
+    fn a_folder_without_git_is_told_by_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        // A parent that is a git work tree must not answer for the folder.
+        let before = files(folder.path());
+        fs::write(folder.path().join("a.py"), "a = 1\n").unwrap();
+        assert_ne!(files(folder.path()), before);
+    }
+}

@@ -1,0 +1,173 @@
+//! Finding uv and running it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use crate::cache::Lock;
+use crate::environment::EnvironmentError;
+use crate::{Versions, environment::tail};
+
+/// A uv that answered to `--version`.
+#[derive(Clone, Debug)]
+pub(crate) struct Uv {
+    program: PathBuf,
+}
+
+/// A uv command that ended without success.
+#[derive(Debug)]
+pub(crate) struct UvFailure {
+    /// Everything that uv wrote to standard error.
+    pub(crate) message: String,
+}
+
+impl Uv {
+    /// Takes `$UV`, else uv on the PATH, else the cache's own, else installs one into the cache.
+    pub(crate) fn find(cache: &Path, progress: &dyn Fn(&str)) -> Result<Self, EnvironmentError> {
+        if let Some(named) = std::env::var_os("UV").filter(|value| !value.is_empty()) {
+            let program = PathBuf::from(named);
+            return if answers(&program) {
+                Ok(Self { program })
+            } else {
+                Err(EnvironmentError::NoUv {
+                    reason: format!("$UV names {}, which does not run", program.display()),
+                })
+            };
+        }
+        let own = own_folder(cache).join("bin/uv");
+        for program in [PathBuf::from("uv"), own] {
+            if answers(&program) {
+                return Ok(Self { program });
+            }
+        }
+        Self::bootstrap(cache, progress)
+    }
+
+    /// Installs the PyPI wheel of uv into the cache, with nothing but `python3` and its pip.
+    fn bootstrap(cache: &Path, progress: &dyn Fn(&str)) -> Result<Self, EnvironmentError> {
+        let version = &Versions::known().uv;
+        let folder = own_folder(cache);
+        let program = folder.join("bin/uv");
+        let _lock = Lock::take(cache, "uv", || {
+            progress("waiting for another tfcheck that installs uv");
+        })?;
+        if answers(&program) {
+            return Ok(Self { program });
+        }
+        progress(&format!("installing uv {version} into the cache"));
+        // An unfinished folder of a killed bootstrap holds no uv that answers; start over.
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
+        let make: [&OsStr; 3] = ["-m".as_ref(), "venv".as_ref(), folder.as_os_str()];
+        bootstrap_step(Path::new("python3"), &make)?;
+        let requirement = format!("uv=={version}");
+        let install: [&OsStr; 6] = [
+            "-m".as_ref(),
+            "pip".as_ref(),
+            "install".as_ref(),
+            "--quiet".as_ref(),
+            "--no-input".as_ref(),
+            requirement.as_ref(),
+        ];
+        bootstrap_step(&folder.join("bin/python"), &install)?;
+        if answers(&program) {
+            Ok(Self { program })
+        } else {
+            Err(EnvironmentError::NoUv {
+                reason: format!(
+                    "the uv installed at {} does not run on this machine",
+                    program.display()
+                ),
+            })
+        }
+    }
+
+    /// Runs `uv <arguments>` in `folder`, passing each line of its standard error to `progress`;
+    /// returns standard output.
+    pub(crate) fn run(
+        &self,
+        folder: &Path,
+        arguments: &[&str],
+        variables: &[(&str, &OsStr)],
+        progress: &dyn Fn(&str),
+    ) -> Result<String, UvFailure> {
+        let failed = |message: String| UvFailure { message };
+        let mut child = Command::new(&self.program)
+            .args(arguments)
+            .args(["--color", "never", "--no-progress"])
+            .current_dir(folder)
+            .env_remove("VIRTUAL_ENV")
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| failed(format!("{}: {error}", self.program.display())))?;
+        let mut message = String::new();
+        let mut output = String::new();
+        // What these commands print to stdout is one path at most, so reading it after stderr
+        // cannot fill its pipe.
+        if let Some(stderr) = child.stderr.take() {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                progress(line.trim());
+                message.push_str(&line);
+                message.push('\n');
+            }
+        }
+        if let Some(mut stdout) = child.stdout.take() {
+            let _ = stdout.read_to_string(&mut output);
+        }
+        let status = child.wait().map_err(|error| failed(error.to_string()))?;
+        if status.success() {
+            Ok(output)
+        } else {
+            Err(failed(with_status(message, status)))
+        }
+    }
+}
+
+fn own_folder(cache: &Path) -> PathBuf {
+    cache.join("uv").join(&Versions::known().uv)
+}
+
+fn answers(program: &Path) -> bool {
+    Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output()
+        .is_ok_and(|output| output.status.success() && output.stdout.starts_with(b"uv "))
+}
+
+/// uv says why it failed, except when it was killed.
+fn with_status(message: String, status: ExitStatus) -> String {
+    if message.trim().is_empty() {
+        format!("uv ended with {status}")
+    } else {
+        message
+    }
+}
+
+fn bootstrap_step(program: &Path, arguments: &[&OsStr]) -> Result<(), EnvironmentError> {
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| EnvironmentError::NoUv {
+            reason: format!(
+                "{} could not be started to install it: {error}",
+                program.display()
+            ),
+        })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(EnvironmentError::NoUv {
+        reason: format!(
+            "installing it from PyPI failed: {}",
+            tail(&String::from_utf8_lossy(&output.stderr), 6)
+        ),
+    })
+}

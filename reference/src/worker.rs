@@ -1,0 +1,330 @@
+//! One worker: a process group that answers requests on a pair of pipes.
+//!
+//! The worker gets requests on descriptor 3 and replies on descriptor 4 (also named by the variables
+//! of [`protocol`](crate::protocol)); stdin is empty, stdout and stderr go to its log. Whatever way a
+//! worker ends, its whole process group is killed with it. When tfcheck itself is killed, the worker
+//! sees end of file on its request descriptor and has to end its own group: the bridge does, and a
+//! `command` program must.
+
+mod ending;
+mod group;
+mod launch;
+mod memory;
+
+use std::fs;
+use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::protocol::{
+    Failed, FailedKind, Forward, Forwarded, Load, Ready, Reply, Request, Time, Timed, Trace,
+};
+pub use ending::Ended;
+use group::Group;
+pub use launch::Launch;
+use memory::OomKills;
+
+/// How long a wait goes on before it looks at the stop flag and at the process again.
+const SLICE: Duration = Duration::from_millis(20);
+/// What SIGTERM may take before SIGKILL follows.
+const GRACE: Duration = Duration::from_millis(300);
+/// A longer reply is noise on the wrong descriptor.
+const LONGEST_REPLY: usize = 16 << 20;
+
+/// A running worker. Dropping it kills its process group.
+#[derive(Debug)]
+pub struct Worker {
+    group: Group,
+    requests: Option<PipeWriter>,
+    replies: PipeReader,
+    /// Bytes that arrived and belong to no complete line yet.
+    pending: Vec<u8>,
+    log: PathBuf,
+    oom_kills: OomKills,
+    /// Folders that live as long as the worker: cold caches of its compiler.
+    _scratch: tempfile::TempDir,
+}
+
+impl Worker {
+    /// Starts the program of `launch`.
+    ///
+    /// # Errors
+    /// The log or the pipes could not be made, or the program could not be started.
+    pub fn start(launch: &Launch) -> io::Result<Self> {
+        let (request_read, requests) = io::pipe()?;
+        let (replies, reply_write) = io::pipe()?;
+        let scratch = tempfile::Builder::new().prefix("tfcheck-").tempdir()?;
+        let mut command =
+            launch.command(scratch.path(), request_read.into(), reply_write.into())?;
+        let oom_kills = OomKills::now();
+        // `command` owns the child's ends of the pipes: they close here with it.
+        let group = Group::spawn(&mut command).map_err(|error| {
+            let program = command.get_program().to_string_lossy();
+            io::Error::new(
+                error.kind(),
+                format!("{program} could not be started: {error}"),
+            )
+        })?;
+        Ok(Self {
+            group,
+            requests: Some(requests),
+            replies,
+            pending: Vec::new(),
+            log: launch.log.clone(),
+            oom_kills,
+            _scratch: scratch,
+        })
+    }
+
+    /// Process id of the worker, and of its group.
+    pub fn id(&self) -> u32 {
+        self.group.id()
+    }
+
+    /// Sends `request` and waits for its reply, for at most `timeout` and only while `stop` is false.
+    ///
+    /// # Errors
+    /// Every way a request can end without its reply; a worker that failed but answered
+    /// ([`Ended::Exception`], [`Ended::Unsupported`], [`Ended::OutOfMemory`] by reply) still runs and may
+    /// be asked to exit, any other is dead.
+    pub fn ask(
+        &mut self,
+        request: &Request,
+        timeout: Duration,
+        stop: &AtomicBool,
+    ) -> Result<Reply, Ended> {
+        let deadline = Instant::now().checked_add(timeout);
+        let mut line = serde_json::to_vec(request).map_err(|error| Ended::NoReply {
+            reason: format!("the request could not be written as JSON: {error}"),
+        })?;
+        line.push(b'\n');
+        let sent = match self.requests.as_mut() {
+            Some(pipe) => pipe.write_all(&line),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        };
+        if sent.is_err() {
+            // The pipe is broken only when the worker closed it: find out how it went.
+            return Err(self.gone(deadline, stop));
+        }
+        let line = self.line(deadline, timeout, stop)?;
+        let reply = serde_json::from_slice(&line).map_err(|error| {
+            self.group.kill(GRACE);
+            Ended::NoReply {
+                reason: format!("`{}` is not a reply: {error}", excerpt(&line)),
+            }
+        })?;
+        match reply {
+            Reply::Failed(failed) => Err(Ended::from(failed)),
+            reply if answers(request, &reply) => Ok(reply),
+            other => {
+                self.group.kill(GRACE);
+                Err(Ended::NoReply {
+                    reason: format!("{other:?} does not answer {request:?}"),
+                })
+            }
+        }
+    }
+
+    /// [`ask`](Self::ask) with [`Request::Load`].
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    pub fn load(
+        &mut self,
+        load: Load,
+        timeout: Duration,
+        stop: &AtomicBool,
+    ) -> Result<Ready, Ended> {
+        match self.ask(&Request::Load(load), timeout, stop)? {
+            Reply::Ready(ready) => Ok(ready),
+            other => Err(Ended::unexpected(&other)),
+        }
+    }
+
+    /// [`ask`](Self::ask) with [`Request::Forward`].
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    pub fn forward(
+        &mut self,
+        forward: Forward,
+        timeout: Duration,
+        stop: &AtomicBool,
+    ) -> Result<Forwarded, Ended> {
+        match self.ask(&Request::Forward(forward), timeout, stop)? {
+            Reply::Forwarded(forwarded) => Ok(forwarded),
+            other => Err(Ended::unexpected(&other)),
+        }
+    }
+
+    /// [`ask`](Self::ask) with [`Request::Time`].
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    pub fn time(
+        &mut self,
+        time: Time,
+        timeout: Duration,
+        stop: &AtomicBool,
+    ) -> Result<Timed, Ended> {
+        match self.ask(&Request::Time(time), timeout, stop)? {
+            Reply::Timed(timed) => Ok(timed),
+            other => Err(Ended::unexpected(&other)),
+        }
+    }
+
+    /// [`ask`](Self::ask) with [`Request::Trace`].
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    pub fn trace(
+        &mut self,
+        trace: Trace,
+        timeout: Duration,
+        stop: &AtomicBool,
+    ) -> Result<(), Ended> {
+        match self.ask(&Request::Trace(trace), timeout, stop)? {
+            Reply::Traced => Ok(()),
+            other => Err(Ended::unexpected(&other)),
+        }
+    }
+
+    /// Asks the worker to exit, gives it `grace`, and kills what is left of its group.
+    pub fn exit(mut self, grace: Duration) {
+        if let (Some(mut pipe), Ok(mut line)) =
+            (self.requests.take(), serde_json::to_vec(&Request::Exit))
+        {
+            line.push(b'\n');
+            if pipe.write_all(&line).is_ok() {
+                // The pipe stays open meanwhile: its end would read as tfcheck's death.
+                self.group.wait(grace);
+            }
+        }
+        self.group.kill(Duration::ZERO);
+    }
+
+    /// The last `lines` lines of the worker's log.
+    pub fn log_tail(&self, lines: usize) -> String {
+        log_tail(&self.log, lines)
+    }
+
+    /// Waits for one line of the reply pipe.
+    fn line(
+        &mut self,
+        deadline: Option<Instant>,
+        timeout: Duration,
+        stop: &AtomicBool,
+    ) -> Result<Vec<u8>, Ended> {
+        loop {
+            if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+                let rest = self.pending.split_off(end + 1);
+                let mut line = std::mem::replace(&mut self.pending, rest);
+                line.pop();
+                return Ok(line);
+            }
+            if self.pending.len() > LONGEST_REPLY {
+                self.group.kill(GRACE);
+                return Err(Ended::NoReply {
+                    reason: format!("more than {LONGEST_REPLY} bytes without a line end"),
+                });
+            }
+            // Looked at before reading: what a process wrote before it ended is in the pipe by then.
+            let exited = self.group.has_exited();
+            if self.readable(if exited { Duration::ZERO } else { SLICE }) {
+                let mut block = [0; 8192];
+                match self.replies.read(&mut block) {
+                    Ok(0) | Err(_) => return Err(self.gone(deadline, stop)),
+                    Ok(count) => self.pending.extend_from_slice(&block[..count]),
+                }
+                continue;
+            }
+            if exited {
+                return Err(self.gone(deadline, stop));
+            }
+            if stop.load(Ordering::Relaxed) {
+                self.group.kill(GRACE);
+                return Err(Ended::Interrupted);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                self.group.kill(GRACE);
+                return Err(Ended::TimedOut { after: timeout });
+            }
+        }
+    }
+
+    fn readable(&self, wait: Duration) -> bool {
+        let mut descriptors = [PollFd::from_borrowed_fd(
+            self.replies.as_fd(),
+            PollFlags::IN,
+        )];
+        let wait = Timespec {
+            tv_sec: 0,
+            tv_nsec: wait.as_nanos() as i64,
+        };
+        // An interrupted poll is one slice that ended early.
+        poll(&mut descriptors, Some(&wait)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// The worker closed a pipe: it is dead, about to be, or has left the protocol.
+    fn gone(&mut self, deadline: Option<Instant>, stop: &AtomicBool) -> Ended {
+        let last_wait = Instant::now() + Duration::from_secs(2);
+        while !self.group.has_exited() {
+            let now = Instant::now();
+            if now >= last_wait
+                || deadline.is_some_and(|deadline| now >= deadline)
+                || stop.load(Ordering::Relaxed)
+            {
+                self.group.kill(GRACE);
+                return Ended::NoReply {
+                    reason: "the worker closed its pipes but went on running".to_owned(),
+                };
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        match self.group.kill(Duration::ZERO) {
+            Some(status) => Ended::from_status(status, self.oom_kills, &excerpt(&self.pending)),
+            None => Ended::NoReply {
+                reason: "the worker's exit status could not be read".to_owned(),
+            },
+        }
+    }
+}
+
+/// The last `lines` lines of the log at `path`.
+fn log_tail(path: &Path, lines: usize) -> String {
+    const WINDOW: usize = 64 << 10;
+    let bytes = fs::read(path).unwrap_or_default();
+    let window = &bytes[bytes.len().saturating_sub(WINDOW)..];
+    crate::environment::tail(&String::from_utf8_lossy(window), lines)
+}
+
+/// Whether `reply` is of the kind that `request` is answered by.
+fn answers(request: &Request, reply: &Reply) -> bool {
+    matches!(
+        (request, reply),
+        (Request::Load(_), Reply::Ready(_))
+            | (Request::Forward(_), Reply::Forwarded(_))
+            | (Request::Time(_), Reply::Timed(_))
+            | (Request::Trace(_), Reply::Traced)
+    )
+}
+
+/// The beginning of a line that was no reply.
+fn excerpt(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&line[..line.len().min(200)]);
+    text.trim_end().to_owned()
+}
+
+impl From<Failed> for Ended {
+    fn from(failed: Failed) -> Self {
+        match failed.kind {
+            FailedKind::Unsupported => Self::Unsupported(failed),
+            FailedKind::Exception => Self::Exception(failed),
+            FailedKind::OutOfMemory => Self::OutOfMemory(failed),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What each subcommand does, in terms of the rest of the crate.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use miette::{IntoDiagnostic, Report, Result, WrapErr};
+
+use crate::cli::{Cli, Command, Selection};
+use crate::config::{self, Config};
+use crate::outcome::ExitCode;
+use crate::plan::{Filters, Plan};
+use crate::progress::Progress;
+use crate::results::{Case, ResultsError, RunFolder};
+use crate::run::{self, Destination, Order};
+use crate::{compare_runs, machine, worker};
+
+/// Runs one command line.
+///
+/// # Errors
+/// Whatever the command cannot do; [`code_of`] tells with which exit code.
+pub fn execute(cli: &Cli) -> Result<ExitCode> {
+    match &cli.command {
+        Command::Run(arguments) if arguments.dry_run => say(&plan_text(&arguments.selection)?),
+        Command::Run(arguments) => run(cli, arguments),
+        Command::Plan(selection) => say(&plan_text(selection)?),
+        Command::Init(arguments) => say(&config::init(&arguments.path)?),
+        Command::Schema => say(&config::schema_text()),
+        Command::Compare(arguments) => compare_runs::compare(&arguments.runs, &Progress::new(cli.quiet)),
+        Command::Worker(arguments) => serve(arguments.upstream),
+    }
+}
+
+/// The exit code of an error: a run that could not be written has failed cells, anything else is bad usage.
+pub fn code_of(report: &Report) -> Option<ExitCode> {
+    report.chain().find_map(|cause| cause.downcast_ref::<ResultsError>()).map(|error| match error {
+        ResultsError::Io { action: "write" | "create", .. } => ExitCode::CellFailed,
+        _ => ExitCode::Usage,
+    })
+}
+
+/// Where tfcheck keeps environments, imports and the bridge: `TFCHECK_CACHE`, else the user's cache folder.
+///
+/// # Errors
+/// When neither is known.
+pub fn cache_folder() -> Result<PathBuf> {
+    std::env::var_os("TFCHECK_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| dirs::cache_dir().map(|folder| folder.join("tfcheck")))
+        .ok_or_else(|| miette::miette!(help = "set TFCHECK_CACHE to a folder", "this user has no cache folder"))
+}
+
+fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
+    let stop = stop_on_signals()?;
+    let progress = Progress::new(cli.quiet);
+    let cache = cache_folder()?;
+    let (loaded, plan, destination) = match &arguments.resume {
+        Some(path) => {
+            let folder = RunFolder::resume(path)?;
+            let (loaded, plan) = resumed(&folder)?;
+            (loaded, plan, Destination::Resume(folder))
+        }
+        None => {
+            let (loaded, plan) = planned(&arguments.selection)?;
+            (loaded, plan, Destination::New(arguments.results.clone()))
+        }
+    };
+    let order = Order {
+        config: &loaded.config,
+        text: &loaded.text,
+        plan: &plan,
+        cache: &cache,
+        clean: arguments.clean,
+        stop: &stop,
+        progress: &progress,
+    };
+    run::run(&order, destination)
+}
+
+fn plan_text(selection: &Selection) -> Result<String> {
+    let (loaded, plan) = planned(selection)?;
+    Ok(plan.text(&loaded.config))
+}
+
+fn planned(selection: &Selection) -> Result<(config::Loaded, Plan)> {
+    let mut loaded = Config::load(selection.config.as_deref())?;
+    if !selection.checkpoints.is_empty() {
+        loaded.config = loaded.config.with_checkpoints(&selection.checkpoints)?;
+    }
+    loaded.config = loaded.config.absolute();
+    let plan = Plan::new(&loaded.config, machine::auto_device())?;
+    let filters = Filters { only: selection.only.clone(), skip: selection.skip.clone() };
+    let plan = plan.filtered(&filters, &loaded.config)?;
+    Ok((loaded, plan))
+}
+
+/// The config of a run that is resumed, and of its plan the cells that the run was begun with.
+fn resumed(folder: &RunFolder) -> Result<(config::Loaded, Plan)> {
+    let manifest = folder.manifest()?;
+    let path = folder.path().join("config.toml");
+    let text = std::fs::read_to_string(&path)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot read {}", path.display()))?;
+    let config = Config { folder: manifest.folder.clone(), ..manifest.config.clone() };
+    let names = |case: &Case| case.variants.iter().map(|v| format!("{}/{}", case.name, v.name())).collect::<Vec<_>>();
+    let begun = Filters { only: manifest.cases.iter().flat_map(names).collect(), skip: Vec::new() };
+    let plan = Plan::new(&config, machine::auto_device())?.filtered(&begun, &config)?;
+    Ok((config::Loaded { config, text, path: Some(path) }, plan))
+}
+
+fn serve(upstream: bool) -> Result<ExitCode> {
+    let mut engine = worker::engine(upstream);
+    worker::serve(engine.as_mut()).into_diagnostic().wrap_err("the worker lost its descriptors")?;
+    Ok(ExitCode::Agree)
+}
+
+/// A flag that Ctrl-C and a request to terminate raise; a second one ends tfcheck at once.
+fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone()).into_diagnostic()?;
+        signal_hook::flag::register(signal, stop.clone()).into_diagnostic()?;
+    }
+    Ok(stop)
+}
+
+/// Prints what a command was asked for. A reader that went away is no failure.
+fn say(text: &str) -> Result<ExitCode> {
+    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).into_diagnostic(),
+        _ => Ok(ExitCode::Agree),
+    }
+}

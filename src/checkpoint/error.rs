@@ -1,0 +1,287 @@
+//! What can be wrong with a checkpoint: each message says what and where, each help what to do.
+
+use std::path::{Path, PathBuf};
+
+use miette::Diagnostic;
+use thiserror::Error;
+
+/// Why a checkpoint cannot be used.
+#[derive(Debug, Error, Diagnostic)]
+pub enum Error {
+    /// The source string has none of the known forms.
+    #[error("`{given}` names no checkpoint")]
+    #[diagnostic(help(
+        "write a hub id (`owner/name`), a folder, a `.gguf` file, or `synthetic:<model_type>`; a folder is `./name`"
+    ))]
+    UnknownSource {
+        /// The source string.
+        given: String,
+    },
+    /// The folder does not exist.
+    #[error("checkpoint folder {} does not exist", path.display())]
+    #[diagnostic(help("check the path; a relative one starts where tfcheck was called"))]
+    NoFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The GGUF file does not exist.
+    #[error("GGUF file {} does not exist", path.display())]
+    #[diagnostic(help("check the path; a relative one starts where tfcheck was called"))]
+    NoGguf {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A revision was given for something that has none.
+    #[error("checkpoint `{given}` has no revisions, but revision `{revision}` was asked for")]
+    #[diagnostic(help("only hub ids have revisions; remove `revision`"))]
+    NoRevisions {
+        /// The source string.
+        given: String,
+        /// The revision.
+        revision: String,
+    },
+    /// `config.json` is absent.
+    #[error("{} has no config.json", folder.display())]
+    #[diagnostic(help("{help}"))]
+    NoConfig {
+        /// The folder.
+        folder: PathBuf,
+        /// What to do, by what the folder holds instead.
+        help: String,
+    },
+    /// A JSON file is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    #[diagnostic(help("fetch the file again, or compare it with the one on the hub"))]
+    BadJson {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// `config.json` does not say which architecture it is.
+    #[error("{} has no `model_type`", path.display())]
+    #[diagnostic(help(
+        "add the architecture's name as transformers spells it, such as \"model_type\": \"llama\""
+    ))]
+    NoModelType {
+        /// The config.
+        path: PathBuf,
+    },
+    /// The checkpoint brings its own Python code.
+    #[error("{} asks for remote code (`{key}`)", path.display())]
+    #[diagnostic(help(
+        "tfcheck runs no code from checkpoints; read that code first, then set `allow_remote_code = true` for this checkpoint"
+    ))]
+    RemoteCode {
+        /// The file.
+        path: PathBuf,
+        /// The key in it.
+        key: String,
+    },
+    /// A config key that makes some transformers version load and run code.
+    #[error("{} sets `{key}` to {value}, which makes some transformers versions load and run code", path.display())]
+    #[diagnostic(help("remove the key from the config (CVE-2026-4372 affects 4.56.0 to 5.2)"))]
+    DangerousKey {
+        /// The file.
+        path: PathBuf,
+        /// The key, with its path.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// There are weights, but only in formats that can run code.
+    #[error("{} holds its weights only as pickles: {}", folder.display(), files.join(", "))]
+    #[diagnostic(help(
+        "tfcheck reads safetensors only; convert them (safetensors.torch.save_file in a sandbox) or take a revision that has them"
+    ))]
+    PicklesOnly {
+        /// The folder, or the hub id.
+        folder: PathBuf,
+        /// The files.
+        files: Vec<String>,
+    },
+    /// There are no weights.
+    #[error("{} has no model.safetensors and no model.safetensors.index.json", folder.display())]
+    #[diagnostic(help("{help}"))]
+    NoWeights {
+        /// The folder, or the hub id.
+        folder: PathBuf,
+        /// What to do.
+        help: String,
+    },
+    /// A weight file is shorter or longer than its header says.
+    #[error("{} should be {expected} bytes by its header, but is {found}", path.display())]
+    #[diagnostic(help("the file is incomplete or damaged; delete it and fetch it again"))]
+    WrongLength {
+        /// The file.
+        path: PathBuf,
+        /// Bytes by the header.
+        expected: u64,
+        /// Bytes on disk.
+        found: u64,
+    },
+    /// A weight file is not valid safetensors.
+    #[error("{} is not valid safetensors: {reason}", path.display())]
+    #[diagnostic(help("the file is incomplete or damaged; delete it and fetch it again"))]
+    BadSafetensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The index names files that are not there.
+    #[error("{} names files that are missing: {}", index.display(), missing.join(", "))]
+    #[diagnostic(help("fetch the missing shards, or take a complete copy of the checkpoint"))]
+    MissingShards {
+        /// The index.
+        index: PathBuf,
+        /// The files.
+        missing: Vec<String>,
+    },
+    /// A shard lacks tensors that the index places in it.
+    #[error("{} places `{tensor}` in {shard}, which does not hold it", index.display())]
+    #[diagnostic(help("the index and the shards belong to different revisions; fetch both again"))]
+    WrongIndex {
+        /// The index.
+        index: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The shard.
+        shard: String,
+    },
+    /// The hub knows no such model.
+    #[error("{endpoint} has no model `{id}`")]
+    #[diagnostic(help("check the spelling; a private model needs HF_TOKEN"))]
+    HubNotFound {
+        /// The hub id.
+        id: String,
+        /// The hub.
+        endpoint: String,
+    },
+    /// The hub refuses access.
+    #[error("{endpoint} refuses access to `{id}`: {reason}")]
+    #[diagnostic(help("{help}"))]
+    HubRefused {
+        /// The hub id.
+        id: String,
+        /// The hub.
+        endpoint: String,
+        /// What the hub said.
+        reason: String,
+        /// What to do.
+        help: String,
+    },
+    /// The model exists, the revision does not.
+    #[error("`{id}` has no revision `{revision}`")]
+    #[diagnostic(help("give a branch, a tag or a full commit hash"))]
+    HubRevision {
+        /// The hub id.
+        id: String,
+        /// The revision.
+        revision: String,
+    },
+    /// Offline, and the cache does not hold the model.
+    #[error("`{id}` at `{revision}` is not (completely) in the cache {} and HF_HUB_OFFLINE is set", cache.display())]
+    #[diagnostic(help(
+        "unset HF_HUB_OFFLINE once to fetch it, or point HF_HUB_CACHE at the cache that has it"
+    ))]
+    HubOffline {
+        /// The hub id.
+        id: String,
+        /// The revision.
+        revision: String,
+        /// The cache.
+        cache: PathBuf,
+    },
+    /// The hub could not be reached, and the cache does not hold the model.
+    #[error("{endpoint} cannot be reached for `{id}`: {reason}")]
+    #[diagnostic(help(
+        "check the network, HF_ENDPOINT and the proxy; a copy in HF_HUB_CACHE is used when there is one"
+    ))]
+    HubUnreachable {
+        /// The hub id.
+        id: String,
+        /// The hub.
+        endpoint: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The hub answered something unexpected.
+    #[error("{endpoint} answered {status} for `{id}`{}", if message.is_empty() { String::new() } else { format!(": {message}") })]
+    #[diagnostic(help("try again later; if it persists, see the hub's status page"))]
+    HubStatus {
+        /// The hub id.
+        id: String,
+        /// The hub.
+        endpoint: String,
+        /// The HTTP status.
+        status: u16,
+        /// What the hub said.
+        message: String,
+    },
+    /// One file could not be fetched.
+    #[error("{file} of `{id}` cannot be fetched: {reason}")]
+    #[diagnostic(help("run again: what has arrived is kept and the download goes on from there"))]
+    HubDownload {
+        /// The hub id.
+        id: String,
+        /// The file.
+        file: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A cached file is not what the hub has under that digest.
+    #[error("{} has sha-256 {found}, but the hub lists {expected}", path.display())]
+    #[diagnostic(help("the file is damaged; delete it and run again"))]
+    WrongDigest {
+        /// The file.
+        path: PathBuf,
+        /// Digest by the hub.
+        expected: String,
+        /// Digest of the file.
+        found: String,
+    },
+    /// The GGUF file cannot be imported.
+    #[error("{} cannot be imported: {reason}", path.display())]
+    #[diagnostic(help("{help}"))]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        help: String,
+    },
+    /// A synthetic checkpoint cannot be generated.
+    #[error("`{given}` cannot be generated: {reason}")]
+    #[diagnostic(help("`synthetic:llama` always exists; `tfcheck models` lists the others"))]
+    Synthetic {
+        /// The source string.
+        given: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Reading or writing failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// `read`, `write`, …
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// Adds what was tried and where to an I/O error.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}

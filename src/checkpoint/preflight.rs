@@ -1,0 +1,339 @@
+//! Looks at a checkpoint's files before anything loads them, and refuses what cannot or must not be run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::Error;
+use super::safetensors_file::{self, TensorNames};
+
+/// The file that names a sharded checkpoint's files.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// The one file of a checkpoint that is not sharded.
+pub(crate) const SINGLE: &str = "model.safetensors";
+
+const LAYOUT: &str = "a checkpoint folder holds config.json, model.safetensors and tokenizer.json, as `save_pretrained` writes them";
+
+const PICKLES: [&str; 7] = ["bin", "pt", "pth", "pkl", "pickle", "ckpt", "joblib"];
+
+/// A checkpoint folder that passed.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    pub(crate) config: Value,
+    pub(crate) model_type: String,
+    pub(crate) weights: Vec<PathBuf>,
+    /// Files beside config and weights that decide token ids.
+    pub(crate) tokenizer_files: Vec<PathBuf>,
+    pub(crate) tokenizer: Option<PathBuf>,
+    pub(crate) notes: Vec<String>,
+}
+
+/// Files that decide token ids and chat templates, under the names that transformers gives them.
+pub(crate) const TOKENIZER_FILES: [&str; 11] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// Checks the folder as transformers lays it out.
+pub(crate) fn check(folder: &Path, allow_remote_code: bool) -> Result<Checked, Error> {
+    let (config, model_type, mut notes) = check_config(folder, allow_remote_code)?;
+    let weights = check_weights(folder)?;
+    let tokenizer_files: Vec<_> = TOKENIZER_FILES
+        .iter()
+        .map(|name| folder.join(name))
+        .filter(|path| path.is_file())
+        .collect();
+    let tokenizer = Some(folder.join("tokenizer.json")).filter(|path| path.is_file());
+    if tokenizer.is_none() && !tokenizer_files.is_empty() {
+        notes.push(
+            "the checkpoint has no tokenizer.json; tfcheck does not read its slow tokenizer"
+                .to_owned(),
+        );
+    }
+    Ok(Checked {
+        config,
+        model_type,
+        weights,
+        tokenizer_files,
+        tokenizer,
+        notes,
+    })
+}
+
+/// Checks the JSON files of a folder; returns the config, its `model_type`, and notes.
+pub(crate) fn check_config(
+    folder: &Path,
+    allow_remote_code: bool,
+) -> Result<(Value, String, Vec<String>), Error> {
+    let config_path = folder.join("config.json");
+    if !config_path.is_file() {
+        let help = if let Some(gguf) = files_with(folder, &["gguf"]).first() {
+            format!(
+                "the folder holds a GGUF file: name it, `{}`",
+                folder.join(gguf).display()
+            )
+        } else {
+            LAYOUT.to_owned()
+        };
+        return Err(Error::NoConfig {
+            folder: folder.to_owned(),
+            help,
+        });
+    }
+    let config = read_object(&config_path)?;
+    let mut notes = Vec::new();
+    check_code(&config_path, &config, allow_remote_code, &mut notes)?;
+    for name in ["tokenizer_config.json", "generation_config.json"] {
+        let path = folder.join(name);
+        if path.is_file() {
+            check_code(&path, &read_object(&path)?, allow_remote_code, &mut notes)?;
+        }
+    }
+    match config.get("model_type") {
+        Some(Value::String(model_type)) if !model_type.is_empty() => {
+            let model_type = model_type.clone();
+            Ok((config, model_type, notes))
+        }
+        _ => Err(Error::NoModelType { path: config_path }),
+    }
+}
+
+/// Reads a JSON file that must hold an object.
+pub(crate) fn read_object(path: &Path) -> Result<Value, Error> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let bad = |reason: String| Error::BadJson {
+        path: path.to_owned(),
+        reason,
+    };
+    if bytes.starts_with(b"version https://git-lfs") {
+        return Err(bad(
+            "is a git-lfs pointer, not the file itself; run `git lfs pull` there".to_owned(),
+        ));
+    }
+    let value: Value =
+        serde_json::from_slice(&bytes).map_err(|error| bad(format!("is not JSON: {error}")))?;
+    if value.is_object() {
+        Ok(value)
+    } else {
+        let found = match value {
+            Value::Array(_) => "an array",
+            Value::String(_) => "a string",
+            Value::Number(_) => "a number",
+            Value::Bool(_) => "a boolean",
+            _ => "null",
+        };
+        Err(bad(format!("holds {found} where an object belongs")))
+    }
+}
+
+/// Refuses every key by which a config makes transformers import code that came with the checkpoint or from the hub.
+fn check_code(
+    path: &Path,
+    config: &Value,
+    allow: bool,
+    notes: &mut Vec<String>,
+) -> Result<(), Error> {
+    let mut found = Vec::new();
+    walk("", config, &mut found);
+    for (key, value) in found {
+        let leaf = key.rsplit('.').next().unwrap_or(&key);
+        if leaf == "auto_map" || leaf == "custom_pipelines" {
+            if !allow {
+                return Err(Error::RemoteCode {
+                    path: path.to_owned(),
+                    key,
+                });
+            }
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            notes.push(format!(
+                "{name} asks for remote code (`{key}`), which was allowed"
+            ));
+        } else {
+            return Err(Error::DangerousKey {
+                path: path.to_owned(),
+                key,
+                value: value.to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Collects the keys that matter, wherever they are nested: sub-configs are configs too.
+fn walk<'a>(prefix: &str, value: &'a Value, found: &mut Vec<(String, &'a Value)>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                let path = if prefix.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{prefix}.{key}")
+                };
+                if is_code_key(key, value) {
+                    found.push((path, value));
+                } else {
+                    walk(&path, value, found);
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| walk(prefix, item, found)),
+        _ => {}
+    }
+}
+
+fn is_code_key(key: &str, value: &Value) -> bool {
+    match key {
+        "auto_map" | "custom_pipelines" => true,
+        // configuration_utils.py before 5.3 sets any attribute named in the file, and these two are the
+        // storage behind the checked properties (CVE-2026-4372).
+        "_attn_implementation_internal" | "_experts_implementation_internal" => !value.is_null(),
+        // A value with a slash names a repository of kernels; plain names are built in.
+        key if key.ends_with("attn_implementation") || key.ends_with("experts_implementation") => {
+            any_string(value, &|text| text.contains(['/', ':', '@', '|']))
+        }
+        "kernel_config" => !value.is_null(),
+        "use_kernels" => *value == Value::Bool(true),
+        _ => false,
+    }
+}
+
+fn any_string(value: &Value, test: &dyn Fn(&str) -> bool) -> bool {
+    match value {
+        Value::String(text) => test(text),
+        Value::Array(items) => items.iter().any(|item| any_string(item, test)),
+        Value::Object(map) => map.values().any(|item| any_string(item, test)),
+        _ => false,
+    }
+}
+
+fn check_weights(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let single = folder.join(SINGLE);
+    // transformers prefers the single file where both exist (`_get_resolved_checkpoint_files`).
+    if single.is_file() {
+        safetensors_file::check(&single)?;
+        return Ok(vec![single]);
+    }
+    let index = folder.join(INDEX);
+    if index.is_file() {
+        return check_shards(folder, &index);
+    }
+    let pickles = files_with(folder, &PICKLES);
+    if !pickles.is_empty() {
+        return Err(Error::PicklesOnly {
+            folder: folder.to_owned(),
+            files: pickles,
+        });
+    }
+    let others = files_with(folder, &["safetensors"]);
+    let help = if others.is_empty() {
+        LAYOUT.to_owned()
+    } else {
+        format!(
+            "it holds {}; transformers looks for model.safetensors or an index, so rename the file",
+            others.join(", ")
+        )
+    };
+    Err(Error::NoWeights {
+        folder: folder.to_owned(),
+        help,
+    })
+}
+
+fn check_shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, Error> {
+    let shards = shards_of(index, &read_object(index)?)?;
+    let missing: Vec<_> = shards
+        .keys()
+        .filter(|name| !folder.join(name).is_file())
+        .cloned()
+        .collect();
+    if !missing.is_empty() {
+        return Err(Error::MissingShards {
+            index: index.to_owned(),
+            missing,
+        });
+    }
+    let mut weights = Vec::new();
+    for (name, tensors) in shards {
+        let path = folder.join(&name);
+        let held: TensorNames = safetensors_file::check(&path)?;
+        if let Some(tensor) = tensors.into_iter().find(|tensor| !held.contains(tensor)) {
+            return Err(Error::WrongIndex {
+                index: index.to_owned(),
+                tensor,
+                shard: name,
+            });
+        }
+        weights.push(path);
+    }
+    Ok(weights)
+}
+
+/// The shards that an index names, each with the tensors that it places there.
+pub(crate) fn shards_of(
+    path: &Path,
+    index: &Value,
+) -> Result<BTreeMap<String, BTreeSet<String>>, Error> {
+    let bad = |reason: String| Error::BadJson {
+        path: path.to_owned(),
+        reason,
+    };
+    let map = index
+        .get("weight_map")
+        .and_then(Value::as_object)
+        .ok_or_else(|| bad("has no `weight_map` object".to_owned()))?;
+    let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (tensor, shard) in map {
+        let shard = shard.as_str().unwrap_or_default();
+        // A shard is a file of the same folder; anything else would read outside the checkpoint.
+        if !shard.ends_with(".safetensors") || shard.contains(['/', '\\']) || shard.starts_with('.')
+        {
+            return Err(bad(format!(
+                "places `{tensor}` in `{shard}`, which is not a safetensors file of this folder"
+            )));
+        }
+        shards
+            .entry(shard.to_owned())
+            .or_default()
+            .insert(tensor.clone());
+    }
+    if shards.is_empty() {
+        return Err(bad("has an empty `weight_map`".to_owned()));
+    }
+    Ok(shards)
+}
+
+/// Names of pickled weight files among `names`.
+pub(crate) fn pickles_among<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    names
+        .filter(|name| has_extension(Path::new(name), &PICKLES))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn has_extension(path: &Path, extensions: &[&str]) -> bool {
+    path.extension().is_some_and(|found| {
+        extensions
+            .iter()
+            .any(|extension| found.eq_ignore_ascii_case(extension))
+    })
+}
+
+fn files_with(folder: &Path, extensions: &[&str]) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries
+        .filter(|entry| has_extension(&entry.path(), extensions))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,114 @@
+//! A safetensors file's header against the file's length: finds truncated and damaged weights without reading them.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::Error;
+
+/// Names of the tensors in one file.
+pub(crate) type TensorNames = BTreeSet<String>;
+
+/// safetensors 0.8 refuses longer headers (`MAX_HEADER_SIZE`).
+const LONGEST_HEADER: u64 = 100_000_000;
+
+/// Checks that the header is whole, that the tensors fill the rest without gaps, and that the file is as long as they need.
+pub(crate) fn check(path: &Path) -> Result<TensorNames, Error> {
+    let bad = |reason: String| Error::BadSafetensors {
+        path: path.to_owned(),
+        reason,
+    };
+    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    let found = file.metadata().map_err(Error::io("read", path))?.len();
+    if found < 8 {
+        return Err(bad(format!(
+            "it is {found} bytes long, shorter than the length of its header"
+        )));
+    }
+    let mut length = [0; 8];
+    file.read_exact(&mut length)
+        .map_err(Error::io("read", path))?;
+    if length == *b"version " {
+        return Err(bad(
+            "it is a git-lfs pointer, not the weights; run `git lfs pull` there".to_owned(),
+        ));
+    }
+    let length = u64::from_le_bytes(length);
+    if length > LONGEST_HEADER {
+        return Err(bad(format!(
+            "its header claims {length} bytes, more than the format allows"
+        )));
+    }
+    if length > found - 8 {
+        return Err(Error::WrongLength {
+            path: path.to_owned(),
+            expected: 8 + length,
+            found,
+        });
+    }
+    let mut header = vec![0; length as usize];
+    file.read_exact(&mut header)
+        .map_err(Error::io("read", path))?;
+    let header: Value = serde_json::from_slice(&header)
+        .map_err(|error| bad(format!("its header is not JSON: {error}")))?;
+    let header = header
+        .as_object()
+        .ok_or_else(|| bad("its header is not an object".to_owned()))?;
+
+    let mut ranges = Vec::new();
+    for (name, tensor) in header.iter().filter(|(name, _)| *name != "__metadata__") {
+        let (begin, end) = range(tensor).ok_or_else(|| {
+            bad(format!(
+                "tensor `{name}` has no dtype, shape or offsets that fit each other"
+            ))
+        })?;
+        ranges.push((begin, end, name));
+    }
+    ranges.sort_unstable();
+    let mut end_of_data = 0;
+    for (begin, end, name) in &ranges {
+        if *begin != end_of_data {
+            return Err(bad(format!(
+                "tensor `{name}` starts at byte {begin} of the data, where {end_of_data} was due"
+            )));
+        }
+        end_of_data = *end;
+    }
+    let expected = 8 + length + end_of_data;
+    if expected != found {
+        return Err(Error::WrongLength {
+            path: path.to_owned(),
+            expected,
+            found,
+        });
+    }
+    Ok(ranges
+        .into_iter()
+        .map(|(_, _, name)| name.clone())
+        .collect())
+}
+
+/// The byte range of one header entry, when its shape and dtype need exactly that many bytes.
+fn range(tensor: &Value) -> Option<(u64, u64)> {
+    let offsets = tensor.get("data_offsets")?.as_array()?;
+    let (begin, end) = (offsets.first()?.as_u64()?, offsets.get(1)?.as_u64()?);
+    let bits: u64 = match tensor.get("dtype")?.as_str()? {
+        "F64" | "I64" | "U64" | "C64" => 64,
+        "F32" | "I32" | "U32" => 32,
+        "F16" | "BF16" | "I16" | "U16" => 16,
+        "F8_E4M3" | "F8_E5M2" | "F8_E8M0" | "F8_E4M3FNUZ" | "F8_E5M2FNUZ" | "I8" | "U8"
+        | "BOOL" => 8,
+        "F6_E2M3" | "F6_E3M2" => 6,
+        "F4" => 4,
+        _ => return None,
+    };
+    let mut elements = 1u64;
+    for dimension in tensor.get("shape")?.as_array()? {
+        elements = elements.checked_mul(dimension.as_u64()?)?;
+    }
+    let bytes = elements.checked_mul(bits)?.div_ceil(8);
+    (end.checked_sub(begin)? == bytes).then_some((begin, end))
+}

@@ -1,0 +1,161 @@
+//! The command line, as clap reads it; no logic.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Exit codes, as `--help` ends with them.
+const EXIT_CODES: &str = "Exit codes:
+  0    everything ran and agrees
+  1    variants diverge, or one regressed
+  2    the command line or the config is wrong
+  3    a cell failed
+  130  interrupted; what was finished is kept, and `run --resume` completes it";
+
+/// Who computes what, how fast, and who is wrong: one checkpoint and one frozen input through many variants of a transformer.
+#[derive(Clone, Debug, PartialEq, Parser)]
+#[command(name = "tfcheck", version, after_help = EXIT_CODES, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Colours in the output.
+    #[arg(long, global = true, help_heading = "Global options", value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
+    pub color: Color,
+    /// Say more: each step's command and timing; twice for the workers' output as well.
+    #[arg(short, long, global = true, help_heading = "Global options", action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Say nothing but the result and errors.
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    pub quiet: bool,
+}
+
+/// When output is coloured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What tfcheck does.
+#[derive(Clone, Debug, PartialEq, Subcommand)]
+pub enum Command {
+    /// Run every cell of a config, compare the results and report.
+    Run(Run),
+    /// Show the cells that a config makes, without running anything.
+    Plan(Selection),
+    /// Write a commented config that says what happens without one.
+    Init(Init),
+    /// Print the JSON schema of the config.
+    Schema,
+    /// Compare saved runs anew; nothing is run.
+    Compare(Compare),
+    /// Serve one cell of a native model on the worker descriptors.
+    #[command(hide = true)]
+    Worker(Worker),
+}
+
+/// Which cells are meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct Selection {
+    /// The config; ./tfcheck.toml otherwise, and a built-in one where there is none.
+    pub config: Option<PathBuf>,
+    /// A checkpoint instead of the config's: hub id (or ID@REVISION), folder, GGUF file or synthetic:MODEL_TYPE; repeatable.
+    #[arg(long = "checkpoint", value_name = "SOURCE")]
+    pub checkpoints: Vec<String>,
+    /// Keep only the cells that match: a glob over case/variant, or over either; repeatable.
+    #[arg(long, value_name = "PATTERN")]
+    pub only: Vec<String>,
+    /// Drop the cells that match, whatever --only says; repeatable.
+    #[arg(long, value_name = "PATTERN")]
+    pub skip: Vec<String>,
+}
+
+/// Arguments of `tfcheck run`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct Run {
+    /// Which cells.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Show what would run, as `tfcheck plan` does, and stop.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Build the config's environments anew, even those that exist already.
+    #[arg(long)]
+    pub clean: bool,
+    /// Complete an interrupted run: its own config, its finished cells kept.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "checkpoints", "only", "skip", "dry_run", "results"])]
+    pub resume: Option<PathBuf>,
+    /// Folder in which the run makes its own.
+    #[arg(long, value_name = "FOLDER", default_value = "results")]
+    pub results: PathBuf,
+}
+
+/// Arguments of `tfcheck init`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Init {
+    /// The file to write; one that exists is left alone.
+    #[arg(default_value = "tfcheck.toml")]
+    pub path: PathBuf,
+}
+
+/// Arguments of `tfcheck compare`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Compare {
+    /// Run folders; those of the Python framework before tfcheck are read too.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+}
+
+/// Arguments of the hidden `tfcheck worker`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct Worker {
+    /// Serve candle-transformers' port instead of tfcheck's own model.
+    #[arg(long)]
+    pub upstream: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_reads_well() {
+        let mut command = Cli::command().term_width(100).version("0.0.0");
+        command.build();
+        let mut text = command.render_help().to_string();
+        for name in ["run", "plan", "init", "schema", "compare"] {
+            let sub = command.find_subcommand_mut(name).unwrap().clone().term_width(100);
+            text = format!("{text}\n=== {name}\n{}", sub.clone().render_help());
+        }
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn a_resumed_run_takes_no_other_cells() {
+        let parse =
+            |words: &[&str]| Cli::try_parse_from([&["tfcheck", "run", "--resume", "r"], words].concat());
+        assert!(parse(&["--clean", "-q"]).is_ok());
+        for words in [
+            &["a.toml"][..],
+            &["--only", "x"],
+            &["--checkpoint", "gpt2"],
+            &["--results", "x"],
+            &["--dry-run"],
+        ] {
+            assert!(parse(words).is_err(), "{words:?}");
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Adds up the rows of a pass, in order of positions whatever the threads did, into one result per pair.
+
+use rayon::prelude::*;
+
+use super::logits::{LogitsError, Row};
+use super::matrix::row_in_file;
+use super::metrics::{
+    Distribution, ElementIndex, NonFinite, PairMetrics, PositionIndex, PositionMetrics, Rounded,
+    Spike, relative, summarize_kl,
+};
+use super::pass::{EntryRow, Measured, PairRow, Pass, RowResult};
+
+/// A position's largest difference stands out when it exceeds this many RMS of that position's
+/// differences. Gaussian noise reaches 6 in a vocabulary of 10⁸; bf16's output rounding, which grows with
+/// the logit, reached below 20 on real logits whose largest is ten times their RMS.
+const PROMINENT: f64 = 32.0;
+
+/// Running results of all pairs of a pass.
+pub(super) struct Fold<'a> {
+    pass: &'a Pass<'a>,
+    pairs: Vec<PairFold>,
+    entries: Vec<EntryFold>,
+}
+
+#[derive(Clone, Default)]
+struct EntryFold {
+    squares: f64,
+    non_finite: NonFinite,
+    positions: Vec<u32>,
+}
+
+#[derive(Clone, Default)]
+struct PairFold {
+    squares: f64,
+    squares_a: f64,
+    squares_b: f64,
+    dot: f64,
+    /// Largest difference that is not NaN.
+    max: f64,
+    max_position: usize,
+    ulp: u64,
+    rounded_squares: f64,
+    rounded_max: f64,
+    kl_reversed: Vec<f64>,
+    top1: usize,
+    overlap: usize,
+    first_greedy_divergence: Option<(usize, usize)>,
+    non_finite_a: NonFinite,
+    non_finite_b: NonFinite,
+    worst: f64,
+    worst_at: PositionIndex,
+    spike: Spike,
+    per_position: Vec<PositionMetrics>,
+}
+
+impl<'a> Fold<'a> {
+    pub(super) fn new(pass: &'a Pass<'a>) -> Self {
+        Self {
+            pass,
+            pairs: vec![PairFold::default(); pass.pairs.len()],
+            entries: vec![EntryFold::default(); pass.files.len()],
+        }
+    }
+
+    /// Adds one position's result.
+    pub(super) fn add(&mut self, position: usize, row: &RowResult) {
+        let at = self.pass.frame.positions[position];
+        for (fold, entry) in self.entries.iter_mut().zip(&row.entries) {
+            if let Some(entry) = entry {
+                fold.squares += entry.squares;
+                fold.positions.push(position as u32);
+                count(&mut fold.non_finite, entry);
+            }
+        }
+        for ((fold, planned), pair) in self.pairs.iter_mut().zip(&self.pass.pairs).zip(&row.pairs) {
+            if let (Some(a), Some(b)) = (&row.entries[planned.a], &row.entries[planned.b]) {
+                fold.add(position, at, pair, a, b, self.pass.vocab_size);
+            }
+        }
+    }
+
+    /// The results, with what needs another look at single rows: where the largest difference lies, and
+    /// whether files that hold NaN are equal all the same.
+    pub(super) fn finish(self) -> Result<Vec<Measured>, LogitsError> {
+        let Self {
+            pass,
+            pairs,
+            entries,
+        } = self;
+        let mut results: Vec<Measured> = pairs
+            .into_par_iter()
+            .enumerate()
+            .map(|(index, fold)| {
+                let (a, b) = (pass.pairs[index].a, pass.pairs[index].b);
+                Ok((
+                    (pass.class[a], pass.class[b]),
+                    finish_pair(pass, index, fold)?,
+                ))
+            })
+            .collect::<Result<_, LogitsError>>()?;
+        for (index, entry) in entries.into_iter().enumerate() {
+            results.push((
+                (pass.class[index], pass.class[index]),
+                diagonal(pass, index, &entry),
+            ));
+        }
+        Ok(results)
+    }
+}
+
+impl PairFold {
+    fn add(
+        &mut self,
+        position: usize,
+        at: PositionIndex,
+        pair: &PairRow,
+        a: &EntryRow,
+        b: &EntryRow,
+        vocab_size: usize,
+    ) {
+        self.squares += pair.squares;
+        self.squares_a += a.squares;
+        self.squares_b += b.squares;
+        self.dot += pair.dot;
+        if pair.max > self.max {
+            (self.max, self.max_position) = (pair.max, position);
+        }
+        self.ulp = self.ulp.max(pair.ulp);
+        self.rounded_squares += pair.rounded_squares;
+        self.rounded_max = self.rounded_max.max(pair.rounded_max);
+
+        let larger = a.squares.max(b.squares);
+        let share = relative(pair.squares.sqrt(), larger.sqrt());
+        // A NaN is worse than any number and stays.
+        if share > self.worst || (share.is_nan() && !self.worst.is_nan()) {
+            (self.worst, self.worst_at) = (share, at);
+        }
+        let rms = |squares: f64| (squares / vocab_size as f64).sqrt();
+        let prominence = relative(pair.max, rms(pair.squares));
+        let spike = Spike {
+            relative: relative(pair.max, rms(larger)),
+            prominence,
+            at,
+        };
+        if prominence > PROMINENT && spike.relative > self.spike.relative {
+            self.spike = spike;
+        }
+
+        let mut kl = f64::NAN;
+        if let (Some(scan_a), Some(scan_b)) = (&a.scan, &b.scan) {
+            count(&mut self.non_finite_a, a);
+            count(&mut self.non_finite_b, b);
+            let finite = scan_a.nan + scan_a.infinite + scan_b.nan + scan_b.infinite == 0;
+            let mut reversed = f64::NAN;
+            if finite {
+                // ln Σeᵃ − ln Σeᵇ, each with its largest logit taken out.
+                let normalizers = (scan_a.max - scan_b.max) + (a.sum_exp.ln() - b.sum_exp.ln());
+                kl = (pair.weighted_a / a.sum_exp - normalizers).max(0.0);
+                reversed = (normalizers - pair.weighted_b / b.sum_exp).max(0.0);
+            }
+            self.kl_reversed.push(reversed);
+            let same = !scan_a.top.is_empty() && scan_a.top.first() == scan_b.top.first();
+            self.top1 += usize::from(same);
+            self.overlap += scan_a
+                .top
+                .iter()
+                .filter(|&token| scan_b.top.contains(token))
+                .count();
+            let candidate = (at.position, at.row);
+            if !same
+                && self
+                    .first_greedy_divergence
+                    .is_none_or(|first| candidate < first)
+            {
+                self.first_greedy_divergence = Some(candidate);
+            }
+        }
+        let l2 = pair.squares.sqrt();
+        self.per_position.push(PositionMetrics {
+            position: position as u32,
+            l2,
+            max_abs: unless_nan(pair.max, l2),
+            kl,
+        });
+    }
+}
+
+fn count(to: &mut NonFinite, entry: &EntryRow) {
+    if let Some(scan) = &entry.scan {
+        to.nan += scan.nan;
+        to.infinite += scan.infinite;
+    }
+}
+
+/// The largest difference, NaN where a difference was.
+fn unless_nan(max: f64, l2: f64) -> f64 {
+    if l2.is_nan() { f64::NAN } else { max }
+}
+
+fn finish_pair(
+    pass: &Pass<'_>,
+    index: usize,
+    fold: PairFold,
+) -> Result<Option<PairMetrics>, LogitsError> {
+    let planned = &pass.pairs[index];
+    let positions = fold.per_position.len();
+    if positions == 0 {
+        return Ok(None);
+    }
+    let undefined = fold.squares.is_nan();
+    let max_abs_at = if fold.max > 0.0 && !undefined {
+        Some(find(
+            pass,
+            planned.a,
+            planned.b,
+            fold.max_position,
+            fold.max,
+        )?)
+    } else {
+        None
+    };
+    let identical = fold.max.to_bits() == 0
+        && (!undefined
+            || (fold.non_finite_a == fold.non_finite_b
+                && equal(pass, planned.a, planned.b, &fold)?));
+    let (norm_a, norm_b) = (fold.squares_a.sqrt(), fold.squares_b.sqrt());
+    let kl: Vec<f64> = fold
+        .per_position
+        .iter()
+        .map(|position| position.kl)
+        .collect();
+    let has_nan = fold.non_finite_a.nan + fold.non_finite_b.nan > 0;
+    Ok(Some(PairMetrics {
+        positions,
+        last_positions_only: pass.holds_last_only(planned.a) || pass.holds_last_only(planned.b),
+        elements: (positions * pass.vocab_size) as u64,
+        identical,
+        l2: fold.squares.sqrt(),
+        norm_a,
+        norm_b,
+        cosine: (fold.dot / (norm_a * norm_b)).clamp(-1.0, 1.0),
+        max_abs: unless_nan(fold.max, fold.squares),
+        max_abs_at,
+        max_ulp: (pass.all && !has_nan).then_some(fold.ulp),
+        lower_dtype: pass.lower[index],
+        rounded: (pass.all && planned.mixed).then(|| Rounded {
+            l2: fold.rounded_squares.sqrt(),
+            max_abs: unless_nan(fold.rounded_max, fold.rounded_squares),
+        }),
+        distribution: pass.all.then(|| Distribution {
+            kl: summarize_kl(&kl),
+            kl_reversed: summarize_kl(&fold.kl_reversed),
+            top1_agreement: fold.top1 as f64 / positions as f64,
+            top_k_agreement: fold.overlap as f64 / (positions * pass.k) as f64,
+            k: pass.k,
+            first_greedy_divergence: fold
+                .first_greedy_divergence
+                .map(|(position, row)| PositionIndex { row, position }),
+            non_finite_a: fold.non_finite_a,
+            non_finite_b: fold.non_finite_b,
+        }),
+        worst_position: (fold.worst, fold.worst_at),
+        spike: fold.spike,
+        per_position: fold.per_position,
+    }))
+}
+
+/// A file against itself: zero, or NaN where it holds what is not a number.
+fn diagonal(pass: &Pass<'_>, index: usize, entry: &EntryFold) -> Option<PairMetrics> {
+    let first = *entry.positions.first()?;
+    let positions = entry.positions.len();
+    let odd = entry.non_finite.nan + entry.non_finite.infinite > 0
+        || (!pass.all && !entry.squares.is_finite());
+    let zero = if odd { f64::NAN } else { 0.0 };
+    let norm = entry.squares.sqrt();
+    let kl = summarize_kl(&vec![zero; positions]);
+    Some(PairMetrics {
+        positions,
+        last_positions_only: pass.holds_last_only(index),
+        elements: (positions * pass.vocab_size) as u64,
+        identical: true,
+        l2: zero,
+        norm_a: norm,
+        norm_b: norm,
+        cosine: if norm > 0.0 && norm.is_finite() {
+            1.0
+        } else {
+            f64::NAN
+        },
+        max_abs: zero,
+        max_abs_at: None,
+        max_ulp: (pass.all && entry.non_finite.nan == 0).then_some(0),
+        lower_dtype: pass.dtypes[index],
+        rounded: None,
+        distribution: pass.all.then_some(Distribution {
+            kl,
+            kl_reversed: kl,
+            top1_agreement: 1.0,
+            top_k_agreement: 1.0,
+            k: pass.k,
+            first_greedy_divergence: None,
+            non_finite_a: entry.non_finite,
+            non_finite_b: entry.non_finite,
+        }),
+        worst_position: (zero, pass.frame.positions[first as usize]),
+        spike: Spike::default(),
+        per_position: entry
+            .positions
+            .iter()
+            .map(|&position| PositionMetrics {
+                position,
+                l2: zero,
+                max_abs: zero,
+                kl: if pass.all { zero } else { f64::NAN },
+            })
+            .collect(),
+    })
+}
+
+/// The first token at which the difference of a position reaches `max`.
+fn find(
+    pass: &Pass<'_>,
+    a: usize,
+    b: usize,
+    position: usize,
+    max: f64,
+) -> Result<ElementIndex, LogitsError> {
+    let at = pass.frame.positions[position];
+    let (a, b) = (read(pass, a, at)?, read(pass, b, at)?);
+    let token = a.iter().zip(&b).position(|(a, b)| (a - b).abs() >= max);
+    Ok(ElementIndex {
+        at,
+        token: token.expect("the pass met this difference in this row"),
+    })
+}
+
+/// Whether two files hold the same values, NaN included, at all positions that were compared.
+fn equal(pass: &Pass<'_>, a: usize, b: usize, fold: &PairFold) -> Result<bool, LogitsError> {
+    for compared in &fold.per_position {
+        let at = pass.frame.positions[compared.position as usize];
+        let (a, b) = (read(pass, a, at)?, read(pass, b, at)?);
+        let same = |(a, b): (&f64, &f64)| {
+            a.partial_cmp(b).is_some_and(std::cmp::Ordering::is_eq) || (a.is_nan() && b.is_nan())
+        };
+        if !a.iter().zip(&b).all(same) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn read(pass: &Pass<'_>, entry: usize, at: PositionIndex) -> Result<Vec<f64>, LogitsError> {
+    let logits = pass.files[entry];
+    let position =
+        row_in_file(logits, &pass.frame.mask, at.position).expect("the pass read this row before");
+    let mut row = Row::default();
+    logits.read_row(at.row * logits.shape()[1] + position, &mut row)?;
+    Ok(row.to_f64())
+}

@@ -1,0 +1,385 @@
+//! The inner loops of the matrix: plain loops over fixed lanes, compiled for AVX-512 and AVX2 by pulp's
+//! run-time dispatch and for the baseline otherwise.
+//!
+//! Sums go to [`LANES`] partial sums that live across blocks, so a result depends neither on the block's
+//! size nor on the vector width. Multiplications and additions are not contracted, for the same reason.
+
+#![expect(
+    clippy::inline_always,
+    reason = "a loop gets the dispatched instruction set only where it is inlined"
+)]
+
+use half::slice::HalfFloatSliceExt;
+use reference::protocol::Dtype;
+
+use super::logits::Row;
+
+/// Partial sums per quantity; blocks are padded to a multiple of it with zeros, which add nothing.
+pub(super) const LANES: usize = 16;
+type Lanes = [f64; LANES];
+
+/// Sums of one pair over one row.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PairLanes {
+    /// Σ (a − b)².
+    pub(super) squares: Lanes,
+    /// Σ a·b.
+    pub(super) dot: Lanes,
+    /// max |a − b|, NaN left out.
+    pub(super) max: Lanes,
+    /// Σ eᵃ⁻ᵐ·(a − b).
+    pub(super) weighted_a: Lanes,
+    /// Σ eᵇ⁻ᵐ·(a − b).
+    pub(super) weighted_b: Lanes,
+    /// Largest difference of ordinals.
+    pub(super) ulp: [u64; LANES],
+    /// Σ (a − b)² after rounding both.
+    pub(super) rounded_squares: Lanes,
+    /// max |a − b| after rounding both.
+    pub(super) rounded_max: Lanes,
+}
+
+/// Adds the lanes pairwise.
+pub(super) fn total(lanes: &Lanes) -> f64 {
+    let mut sums = *lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            sums[l] += sums[l + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+/// Largest lane.
+pub(super) fn largest(lanes: &Lanes) -> f64 {
+    lanes.iter().copied().fold(0.0, f64::max)
+}
+
+/// Widens `row[from..from + length]` into `out`, zero-padded to the end of `out`.
+#[inline(always)]
+pub(super) fn widen(row: &Row, from: usize, length: usize, out: &mut [f64]) {
+    if row.is_wide {
+        out[..length].copy_from_slice(&row.wide[from..from + length]);
+    } else {
+        for (to, &x) in out[..length]
+            .iter_mut()
+            .zip(&row.narrow[from..from + length])
+        {
+            *to = f64::from(x);
+        }
+    }
+    out[length..].fill(0.0);
+}
+
+/// Adds Σ x² of a block.
+#[inline(always)]
+pub(super) fn squares(x: &[f64], sum: &mut Lanes) {
+    let mut lanes = *sum;
+    for x in x.as_chunks::<LANES>().0 {
+        for l in 0..LANES {
+            lanes[l] += x[l] * x[l];
+        }
+    }
+    *sum = lanes;
+}
+
+/// The L2 family of one pair over one block.
+#[inline(always)]
+pub(super) fn differences(a: &[f64], b: &[f64], to: &mut PairLanes) {
+    let (mut squares, mut dot, mut max) = (to.squares, to.dot, to.max);
+    for (a, b) in a
+        .as_chunks::<LANES>()
+        .0
+        .iter()
+        .zip(b.as_chunks::<LANES>().0)
+    {
+        for l in 0..LANES {
+            let d = a[l] - b[l];
+            squares[l] += d * d;
+            dot[l] += a[l] * b[l];
+            let size = d.abs();
+            max[l] = if size > max[l] { size } else { max[l] };
+        }
+    }
+    (to.squares, to.dot, to.max) = (squares, dot, max);
+}
+
+/// Both divergences' weighted differences of one pair over one block.
+#[inline(always)]
+pub(super) fn weighted(a: &[f64], b: &[f64], exp_a: &[f64], exp_b: &[f64], to: &mut PairLanes) {
+    let (mut weighted_a, mut weighted_b) = (to.weighted_a, to.weighted_b);
+    let values = a
+        .as_chunks::<LANES>()
+        .0
+        .iter()
+        .zip(b.as_chunks::<LANES>().0);
+    let weights = exp_a
+        .as_chunks::<LANES>()
+        .0
+        .iter()
+        .zip(exp_b.as_chunks::<LANES>().0);
+    for ((a, b), (exp_a, exp_b)) in values.zip(weights) {
+        for l in 0..LANES {
+            let d = a[l] - b[l];
+            weighted_a[l] += exp_a[l] * d;
+            weighted_b[l] += exp_b[l] * d;
+        }
+    }
+    (to.weighted_a, to.weighted_b) = (weighted_a, weighted_b);
+}
+
+/// Largest distance of ordinals of one pair over one block.
+#[inline(always)]
+pub(super) fn ulps(a: &[i64], b: &[i64], to: &mut PairLanes) {
+    let mut max = to.ulp;
+    for (a, b) in a
+        .as_chunks::<LANES>()
+        .0
+        .iter()
+        .zip(b.as_chunks::<LANES>().0)
+    {
+        for l in 0..LANES {
+            let distance = if a[l] > b[l] {
+                a[l].wrapping_sub(b[l])
+            } else {
+                b[l].wrapping_sub(a[l])
+            } as u64;
+            max[l] = if distance > max[l] { distance } else { max[l] };
+        }
+    }
+    to.ulp = max;
+}
+
+/// L2 and largest difference of one pair of rounded blocks.
+#[inline(always)]
+pub(super) fn rounded_differences(a: &[f64], b: &[f64], to: &mut PairLanes) {
+    let (mut squares, mut max) = (to.rounded_squares, to.rounded_max);
+    for (a, b) in a
+        .as_chunks::<LANES>()
+        .0
+        .iter()
+        .zip(b.as_chunks::<LANES>().0)
+    {
+        for l in 0..LANES {
+            let d = a[l] - b[l];
+            squares[l] += d * d;
+            let size = d.abs();
+            max[l] = if size > max[l] { size } else { max[l] };
+        }
+    }
+    (to.rounded_squares, to.rounded_max) = (squares, max);
+}
+
+/// `out = e^(x − max)` over the first `length` elements and 0 after them; adds them to `sum`.
+#[inline(always)]
+pub(super) fn exponentials(x: &[f64], max: f64, length: usize, out: &mut [f64], sum: &mut Lanes) {
+    for (to, &x) in out.iter_mut().zip(x) {
+        *to = exp_negative(x - max);
+    }
+    out[length..].fill(0.0);
+    let mut lanes = *sum;
+    for e in out.as_chunks::<LANES>().0 {
+        for l in 0..LANES {
+            lanes[l] += e[l];
+        }
+    }
+    *sum = lanes;
+}
+
+/// e^x for x ≤ 0 to about 2 ulp; 0 below −708, NaN for NaN. Branch-free, so that it vectorises.
+///
+/// Argument reduction by fdlibm's split of ln 2 (e_exp.c); Taylor to r¹³, whose rest is below 4e-18 for
+/// |r| ≤ ln 2 / 2.
+#[inline(always)]
+fn exp_negative(x: f64) -> f64 {
+    /// 1.5 · 2⁵²: adding it rounds to an integer, which then stands in the low bits.
+    const ROUND: f64 = 6_755_399_441_055_744.0;
+    const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
+    const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
+    const TAYLOR: [f64; 14] = [
+        1.0 / 6_227_020_800.0,
+        1.0 / 479_001_600.0,
+        1.0 / 39_916_800.0,
+        1.0 / 3_628_800.0,
+        1.0 / 362_880.0,
+        1.0 / 40_320.0,
+        1.0 / 5_040.0,
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ];
+    let shifted = x * std::f64::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
+    let mut sum = TAYLOR[0];
+    for coefficient in &TAYLOR[1..] {
+        sum = sum * r + coefficient;
+    }
+    let scale = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
+    if x < -708.0 { 0.0 } else { sum * scale }
+}
+
+/// Ordinals (a monotone count of representable values, 0 for ±0) of a block rounded to `dtype`, and the
+/// rounded values where asked for.
+#[inline(always)]
+pub(super) fn ordinals(
+    x: &[f64],
+    is_wide: bool,
+    dtype: Dtype,
+    out: &mut [i64],
+    rounded: Option<&mut [f64]>,
+) {
+    match dtype {
+        Dtype::F64 => {
+            for (to, x) in out.iter_mut().zip(x) {
+                let bits = x.to_bits() as i64;
+                *to = if bits < 0 {
+                    i64::MIN.wrapping_sub(bits)
+                } else {
+                    bits
+                };
+            }
+        }
+        Dtype::F32 => {
+            for (to, &x) in out.iter_mut().zip(x) {
+                *to = ordinal_32((x as f32).to_bits());
+            }
+        }
+        Dtype::Bf16 if is_wide => {
+            // Through f32 a value would be rounded twice.
+            for (to, &x) in out.iter_mut().zip(x) {
+                *to = ordinal_16(half::bf16::from_f64(x).to_bits());
+            }
+        }
+        Dtype::Bf16 => {
+            for (to, &x) in out.iter_mut().zip(x) {
+                let bits = (x as f32).to_bits();
+                let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+                *to = ordinal_16(nearest as u16);
+            }
+        }
+        Dtype::F16 if is_wide => {
+            for (to, &x) in out.iter_mut().zip(x) {
+                *to = ordinal_16(half::f16::from_f64(x).to_bits());
+            }
+        }
+        Dtype::F16 => {
+            for (to, x) in out
+                .as_chunks_mut::<LANES>()
+                .0
+                .iter_mut()
+                .zip(x.as_chunks::<LANES>().0)
+            {
+                let mut halves = [half::f16::ZERO; LANES];
+                halves.convert_from_f32_slice(&x.map(|x| x as f32));
+                *to = halves.map(|half| ordinal_16(half.to_bits()));
+            }
+        }
+    }
+    if let Some(rounded) = rounded {
+        for (to, &ordinal) in rounded.iter_mut().zip(&*out) {
+            *to = value_of(ordinal, dtype);
+        }
+    }
+}
+
+#[inline(always)]
+fn ordinal_32(bits: u32) -> i64 {
+    let size = i64::from(bits & 0x7fff_ffff);
+    if bits >> 31 == 1 { -size } else { size }
+}
+
+#[inline(always)]
+fn ordinal_16(bits: u16) -> i64 {
+    let size = i64::from(bits & 0x7fff);
+    if bits >> 15 == 1 { -size } else { size }
+}
+
+/// The value whose ordinal this is; −0 comes back as 0.
+#[inline(always)]
+fn value_of(ordinal: i64, dtype: Dtype) -> f64 {
+    let size = ordinal.unsigned_abs();
+    let value = match dtype {
+        Dtype::F64 => f64::from_bits(size),
+        Dtype::F32 => f64::from(f32::from_bits(size as u32)),
+        Dtype::Bf16 => f64::from(f32::from_bits((size as u32) << 16)),
+        Dtype::F16 => half::f16::from_bits(size as u16).to_f64(),
+    };
+    if ordinal < 0 { -value } else { value }
+}
+
+/// What one pass over a row alone finds.
+#[derive(Clone, Debug)]
+pub(super) struct RowScan {
+    /// Largest value, NaN left out; −∞ where there is none.
+    pub(super) max: f64,
+    pub(super) nan: u64,
+    pub(super) infinite: u64,
+    /// Token ids of the `k` largest, largest first, lower id first on a tie.
+    pub(super) top: Vec<u32>,
+}
+
+/// Elements examined together for a new candidate of the top k.
+const SCAN: usize = 64;
+
+/// Finds the largest values and counts the non-finite ones.
+#[inline(always)]
+pub(super) fn scan<T: Copy + Into<f64>>(row: &[T], k: usize) -> RowScan {
+    let mut best: Vec<(f64, u32)> = Vec::with_capacity(k + 1);
+    let (mut nan, mut infinite) = (0, 0);
+    let mut threshold = f64::NEG_INFINITY;
+    for (number, chunk) in row.chunks(SCAN).enumerate() {
+        let mut max = [f64::NEG_INFINITY; LANES];
+        // x·0 is 0 for finite x and NaN otherwise, so one sum tells whether to look closer.
+        let mut marks = [0.0; LANES];
+        let (lanes, rest) = chunk.as_chunks::<LANES>();
+        for lane in lanes {
+            for l in 0..LANES {
+                let x: f64 = lane[l].into();
+                max[l] = if x > max[l] { x } else { max[l] };
+                marks[l] += x * 0.0;
+            }
+        }
+        let mut chunk_max = max.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let mut mark: f64 = marks.iter().sum();
+        for &x in rest {
+            let x: f64 = x.into();
+            chunk_max = chunk_max.max(x);
+            mark += x * 0.0;
+        }
+        if mark.is_nan() {
+            for &x in chunk {
+                let x: f64 = x.into();
+                nan += u64::from(x.is_nan());
+                infinite += u64::from(x.is_infinite());
+            }
+        }
+        if best.len() < k || chunk_max > threshold {
+            for (offset, &x) in chunk.iter().enumerate() {
+                let x: f64 = x.into();
+                if x.is_nan() || (best.len() == k && x <= threshold) {
+                    continue;
+                }
+                // Ids ascend, so an equal value goes behind those that are there.
+                let at = best.partition_point(|&(value, _)| value >= x);
+                best.insert(at, (x, (number * SCAN + offset) as u32));
+                best.truncate(k);
+                if best.len() == k {
+                    threshold = best[k - 1].0;
+                }
+            }
+        }
+    }
+    RowScan {
+        max: best.first().map_or(f64::NEG_INFINITY, |&(value, _)| value),
+        nan,
+        infinite,
+        top: best.into_iter().map(|(_, token)| token).collect(),
+    }
+}

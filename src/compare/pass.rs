@@ -1,0 +1,363 @@
+//! One pass over the files of one vocabulary: the rows' tasks and the blocks within a row.
+
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+use reference::protocol::{Dtype, Positions};
+
+use super::fold::Fold;
+use super::kernels::{self, LANES, PairLanes, RowScan};
+use super::logits::{Logits, LogitsError, Row};
+use super::matrix::{Entry, Frame, MetricSet, Options, row_in_file};
+use super::metrics::{PairMetrics, PositionIndex, lower_dtype};
+
+/// Rows in flight may hold this many bytes of logits altogether.
+const IN_FLIGHT_BYTES: usize = 256 << 20;
+/// Rows between two folds of the results.
+const ROWS_AT_ONCE: usize = 64;
+/// Blocks of all variants together stay within this part of a core's first-level cache.
+const L1_BYTES: usize = 40 << 10;
+/// The same for its second-level cache, which holds the blocks when all metrics are wanted.
+const L2_BYTES: usize = 384 << 10;
+
+/// One entry rounded to one dtype, for ULP distances and mixed pairs.
+pub(super) struct View {
+    entry: usize,
+    dtype: Dtype,
+    /// A pair of two dtypes uses the rounded values, not the ordinals alone.
+    keeps_values: bool,
+}
+
+pub(super) struct PlannedPair {
+    pub(super) a: usize,
+    pub(super) b: usize,
+    pub(super) view_a: usize,
+    pub(super) view_b: usize,
+    pub(super) mixed: bool,
+}
+
+/// The measuring of the files of one vocabulary. Entries are counted within the class.
+pub(super) struct Pass<'a> {
+    pub(super) files: Vec<&'a Logits>,
+    pub(super) class: &'a [usize],
+    pub(super) frame: &'a Frame,
+    pub(super) pairs: Vec<PlannedPair>,
+    pub(super) views: Vec<View>,
+    pub(super) lower: Vec<Dtype>,
+    pub(super) dtypes: Vec<Dtype>,
+    pub(super) vocab_size: usize,
+    pub(super) all: bool,
+    pub(super) k: usize,
+    pub(super) block: usize,
+}
+
+/// Two entries of the matrix, and what was measured where they have a position in common.
+pub(super) type Measured = ((usize, usize), Option<PairMetrics>);
+
+/// One entry over one row.
+pub(super) struct EntryRow {
+    pub(super) squares: f64,
+    pub(super) sum_exp: f64,
+    pub(super) scan: Option<RowScan>,
+}
+
+/// What a task hands back for one position; `None` for entries that do not hold it.
+pub(super) struct RowResult {
+    pub(super) entries: Vec<Option<EntryRow>>,
+    pub(super) pairs: Vec<PairRow>,
+}
+
+/// One pair over one row.
+#[derive(Clone, Copy, Default)]
+pub(super) struct PairRow {
+    pub(super) squares: f64,
+    pub(super) dot: f64,
+    pub(super) max: f64,
+    pub(super) weighted_a: f64,
+    pub(super) weighted_b: f64,
+    pub(super) ulp: u64,
+    pub(super) rounded_squares: f64,
+    pub(super) rounded_max: f64,
+}
+
+#[derive(Default)]
+struct Scratch {
+    rows: Vec<Row>,
+    present: Vec<bool>,
+    values: Vec<f64>,
+    exponentials: Vec<f64>,
+    ordinals: Vec<i64>,
+    rounded: Vec<f64>,
+    lanes: Vec<PairLanes>,
+    squares: Vec<[f64; LANES]>,
+    sums: Vec<[f64; LANES]>,
+}
+
+impl<'a> Pass<'a> {
+    pub(super) fn new(
+        entries: &'a [Entry],
+        class: &'a [usize],
+        frame: &'a Frame,
+        options: &Options,
+    ) -> Self {
+        let files: Vec<&Logits> = class
+            .iter()
+            .filter_map(|&index| entries[index].logits.as_ref().ok())
+            .collect();
+        let vocab_size = files[0].shape()[2];
+        let all = options.metrics == MetricSet::All;
+        let mut views: Vec<View> = Vec::new();
+        let mut view = |entry: usize, dtype: Dtype, keeps_values: bool| {
+            if let Some(index) = views
+                .iter()
+                .position(|view| view.entry == entry && view.dtype == dtype)
+            {
+                views[index].keeps_values |= keeps_values;
+                return index;
+            }
+            views.push(View {
+                entry,
+                dtype,
+                keeps_values,
+            });
+            views.len() - 1
+        };
+        let (mut pairs, mut lower) = (Vec::new(), Vec::new());
+        for b in 0..files.len() {
+            for a in 0..b {
+                let (dtype_a, dtype_b) = (entries[class[a]].dtype, entries[class[b]].dtype);
+                let dtype = lower_dtype(dtype_a, dtype_b);
+                let mixed = dtype_a != dtype_b;
+                let (view_a, view_b) = if all {
+                    (view(a, dtype, mixed), view(b, dtype, mixed))
+                } else {
+                    (0, 0)
+                };
+                pairs.push(PlannedPair {
+                    a,
+                    b,
+                    view_a,
+                    view_b,
+                    mixed,
+                });
+                lower.push(dtype);
+            }
+        }
+        let widest = if all {
+            L2_BYTES / (16 * files.len() + 16 * views.len())
+        } else {
+            L1_BYTES / (8 * files.len())
+        };
+        let block = options.block.unwrap_or(widest).clamp(LANES, 4096) / LANES * LANES;
+        let dtypes = class.iter().map(|&index| entries[index].dtype).collect();
+        Self {
+            files,
+            class,
+            frame,
+            pairs,
+            views,
+            lower,
+            dtypes,
+            vocab_size,
+            all,
+            k: options.top_k.clamp(1, vocab_size),
+            block,
+        }
+    }
+
+    /// Reads all files once and measures all pairs, the diagonal included.
+    pub(super) fn run(&self) -> Result<Vec<Measured>, LogitsError> {
+        let arch = pulp::Arch::new();
+        let spare: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
+        let rows_at_once =
+            (IN_FLIGHT_BYTES / (self.files.len() * self.vocab_size * 8)).clamp(1, ROWS_AT_ONCE);
+        let mut fold = Fold::new(self);
+        for (number, positions) in self.frame.positions.chunks(rows_at_once).enumerate() {
+            let results: Vec<RowResult> = positions
+                .par_iter()
+                .map(|&at| {
+                    let pool = || {
+                        spare
+                            .lock()
+                            .expect("no task panics while it holds the lock")
+                    };
+                    let mut scratch = pool().pop().unwrap_or_default();
+                    let result = self.read(at, &mut scratch).map(|()| {
+                        let scratch = &mut scratch;
+                        arch.dispatch(Measure {
+                            pass: self,
+                            scratch,
+                        })
+                    });
+                    pool().push(scratch);
+                    result
+                })
+                .collect::<Result<_, _>>()?;
+            for (offset, result) in results.iter().enumerate() {
+                fold.add(number * rows_at_once + offset, result);
+            }
+        }
+        fold.finish()
+    }
+
+    pub(super) fn holds_last_only(&self, entry: usize) -> bool {
+        self.files[entry].positions() == Positions::Last
+    }
+
+    fn read(&self, at: PositionIndex, scratch: &mut Scratch) -> Result<(), LogitsError> {
+        scratch.rows.resize_with(self.files.len(), Row::default);
+        scratch.present.clear();
+        for (logits, row) in self.files.iter().zip(&mut scratch.rows) {
+            let position = row_in_file(logits, &self.frame.mask, at.position);
+            if let Some(position) = position {
+                logits.read_row(at.row * logits.shape()[1] + position, row)?;
+            }
+            scratch.present.push(position.is_some());
+        }
+        Ok(())
+    }
+}
+
+/// All loops over one row's elements, as one function that is compiled once per instruction set.
+struct Measure<'a> {
+    pass: &'a Pass<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl pulp::WithSimd for Measure<'_> {
+    type Output = RowResult;
+
+    #[expect(
+        clippy::inline_always,
+        reason = "pulp compiles it once per instruction set only where it is inlined"
+    )]
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) -> RowResult {
+        let Self { pass, scratch } = self;
+        let n = pass.files.len();
+        let block = pass.block;
+        scratch.values.resize(n * block, 0.0);
+        scratch.exponentials.resize(n * block, 0.0);
+        scratch.ordinals.resize(pass.views.len() * block, 0);
+        scratch.rounded.resize(pass.views.len() * block, 0.0);
+        scratch.lanes.clear();
+        scratch.lanes.resize(pass.pairs.len(), PairLanes::default());
+        scratch.squares.clear();
+        scratch.squares.resize(n, [0.0; LANES]);
+        scratch.sums.clear();
+        scratch.sums.resize(n, [0.0; LANES]);
+        let Scratch {
+            rows,
+            present,
+            values,
+            exponentials,
+            ordinals,
+            rounded,
+            lanes,
+            squares,
+            sums,
+        } = scratch;
+
+        let scans: Vec<Option<RowScan>> = rows
+            .iter()
+            .zip(&*present)
+            .map(|(row, &present)| {
+                let wanted = pass.all && present;
+                wanted.then(|| {
+                    if row.is_wide {
+                        kernels::scan(&row.wide, pass.k)
+                    } else {
+                        kernels::scan(&row.narrow, pass.k)
+                    }
+                })
+            })
+            .collect();
+
+        let mut from = 0;
+        while from < pass.vocab_size {
+            let length = block.min(pass.vocab_size - from);
+            let padded = length.next_multiple_of(LANES);
+            for entry in (0..n).filter(|&entry| present[entry]) {
+                let values = &mut values[entry * block..][..padded];
+                kernels::widen(&rows[entry], from, length, values);
+                kernels::squares(values, &mut squares[entry]);
+                if let Some(scan) = &scans[entry] {
+                    let exponentials = &mut exponentials[entry * block..][..padded];
+                    kernels::exponentials(values, scan.max, length, exponentials, &mut sums[entry]);
+                }
+            }
+            if pass.all {
+                for (index, view) in pass
+                    .views
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, view)| present[view.entry])
+                {
+                    let rounded = view
+                        .keeps_values
+                        .then(|| &mut rounded[index * block..][..padded]);
+                    let ordinals = &mut ordinals[index * block..][..padded];
+                    let values = &values[view.entry * block..][..padded];
+                    kernels::ordinals(
+                        values,
+                        rows[view.entry].is_wide,
+                        view.dtype,
+                        ordinals,
+                        rounded,
+                    );
+                }
+            }
+            for (pair, lanes) in pass.pairs.iter().zip(&mut *lanes) {
+                if !(present[pair.a] && present[pair.b]) {
+                    continue;
+                }
+                let (a, b) = (
+                    &values[pair.a * block..][..padded],
+                    &values[pair.b * block..][..padded],
+                );
+                kernels::differences(a, b, lanes);
+                if pass.all {
+                    let exp_a = &exponentials[pair.a * block..][..padded];
+                    let exp_b = &exponentials[pair.b * block..][..padded];
+                    kernels::weighted(a, b, exp_a, exp_b, lanes);
+                    let view = |index: usize| index * block..index * block + padded;
+                    kernels::ulps(
+                        &ordinals[view(pair.view_a)],
+                        &ordinals[view(pair.view_b)],
+                        lanes,
+                    );
+                    if pair.mixed {
+                        kernels::rounded_differences(
+                            &rounded[view(pair.view_a)],
+                            &rounded[view(pair.view_b)],
+                            lanes,
+                        );
+                    }
+                }
+            }
+            from += length;
+        }
+
+        let entry_row = |(entry, scan): (usize, Option<RowScan>)| {
+            present[entry].then(|| EntryRow {
+                squares: kernels::total(&squares[entry]),
+                sum_exp: kernels::total(&sums[entry]),
+                scan,
+            })
+        };
+        let pair_row = |lanes: &PairLanes| PairRow {
+            squares: kernels::total(&lanes.squares),
+            dot: kernels::total(&lanes.dot),
+            max: kernels::largest(&lanes.max),
+            weighted_a: kernels::total(&lanes.weighted_a),
+            weighted_b: kernels::total(&lanes.weighted_b),
+            ulp: lanes.ulp.iter().copied().max().unwrap_or(0),
+            rounded_squares: kernels::total(&lanes.rounded_squares),
+            rounded_max: kernels::largest(&lanes.rounded_max),
+        };
+        RowResult {
+            entries: scans.into_iter().enumerate().map(entry_row).collect(),
+            pairs: lanes.iter().map(pair_row).collect(),
+        }
+    }
+}

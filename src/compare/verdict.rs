@@ -1,0 +1,372 @@
+//! One decision per pair, with its evidence in one sentence.
+//!
+//! With float64 results of both sides the question "same mathematics?" is answered where rounding does
+//! not reach: two float64 results that differ by more than 1e-10 are two computations. A variant must
+//! then stay near its own float64 result, by as much as its dtype explains, at every position and every
+//! token: otherwise its low-precision path computes something else. Only what remains is rounding, and
+//! dynamo's rule says whose is worse. Without float64 results the dtype's tolerances decide alone.
+
+use reference::protocol::Dtype;
+use serde::{Deserialize, Serialize};
+
+use super::matrix::{Incomparable, Matrix, PairOutcome};
+use super::metrics::PairMetrics;
+use super::oracle::{Oracles, relative_to, within_dynamo};
+use crate::variant::dtype_name;
+
+/// One number per dtype.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PerDtype {
+    /// For float64 variants.
+    pub f64: f64,
+    /// For float32 variants.
+    pub f32: f64,
+    /// For bfloat16 variants.
+    pub bf16: f64,
+    /// For float16 variants.
+    pub f16: f64,
+}
+
+impl PerDtype {
+    fn of(&self, dtype: Dtype) -> f64 {
+        match dtype {
+            Dtype::F64 => self.f64,
+            Dtype::F32 => self.f32,
+            Dtype::Bf16 => self.bf16,
+            Dtype::F16 => self.f16,
+        }
+    }
+}
+
+/// Limits of a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tolerances {
+    /// Largest relative L2 of two float64 results of one mathematics.
+    pub f64_agreement: f64,
+    /// Largest relative L2, over all positions, that rounding in a dtype explains.
+    pub relative_l2: PerDtype,
+    /// How many times `relative_l2` a single position, or a single token that stands out, may reach.
+    pub local_factor: f64,
+    /// `tol` of dynamo's rule, in units of logits.
+    pub dynamo: PerDtype,
+}
+
+impl Default for Tolerances {
+    /// `relative_l2`: the rtol of torch.testing.assert_close (float16 1e-3, bfloat16 1.6e-2, float32
+    /// 1.3e-6), which is for one operation, times 8 for a whole model (4 for bfloat16, whose rtol is
+    /// already four roundings); a window off by one key of eight moves logits by 0.3. `local_factor` 4:
+    /// per-position errors spread by two to three around their mean. `dynamo`: `same`'s default 1e-4, and
+    /// 1e-3 in half precision (benchmarks/dynamo/torchbench.yaml, `tolerance.higher_fp16`/`higher_bf16`
+    /// ask for 1e-2 for few models only).
+    fn default() -> Self {
+        Self {
+            f64_agreement: 1e-10,
+            relative_l2: PerDtype {
+                f64: 1e-10,
+                f32: 1.04e-5,
+                bf16: 6.4e-2,
+                f16: 8e-3,
+            },
+            local_factor: 4.0,
+            dynamo: PerDtype {
+                f64: 1e-9,
+                f32: 1e-4,
+                bf16: 1e-3,
+                f16: 1e-3,
+            },
+        }
+    }
+}
+
+/// What a pair is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
+pub enum Decision {
+    /// Every value is equal.
+    Identical,
+    /// They differ by no more than rounding explains.
+    SameMathematics,
+    /// The same mathematics, but one side's rounding error is larger than the rule allows.
+    WorseRounding {
+        /// The variant whose error is larger.
+        worse: String,
+    },
+    /// They compute different things.
+    Diverged,
+    /// Both have logits that are not about the same thing.
+    Incomparable {
+        /// What differs.
+        reason: String,
+    },
+    /// A side has no logits.
+    NotRun {
+        /// Whose, and why.
+        reason: String,
+    },
+}
+
+impl Decision {
+    /// The word that tables show.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Identical => "identical",
+            Self::SameMathematics => "same mathematics",
+            Self::WorseRounding { .. } => "worse rounding",
+            Self::Diverged => "diverged",
+            Self::Incomparable { .. } => "incomparable",
+            Self::NotRun { .. } => "not run",
+        }
+    }
+}
+
+/// The decision on one pair of variants.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Verdict {
+    /// First variant.
+    pub a: String,
+    /// Second variant.
+    pub b: String,
+    /// What the pair is.
+    #[serde(flatten)]
+    pub decision: Decision,
+    /// One sentence that says on what the decision rests.
+    pub evidence: String,
+}
+
+/// Decides on every pair `a < b` of the matrix.
+pub fn verdicts(matrix: &Matrix, oracles: &Oracles, tolerances: &Tolerances) -> Vec<Verdict> {
+    let judge = Judge {
+        matrix,
+        oracles,
+        tolerances,
+    };
+    let pairs = (0..matrix.len()).flat_map(|a| (a + 1..matrix.len()).map(move |b| (a, b)));
+    pairs
+        .map(|(a, b)| {
+            let (decision, evidence) = judge.decide(a, b);
+            Verdict {
+                a: matrix.names[a].clone(),
+                b: matrix.names[b].clone(),
+                decision,
+                evidence,
+            }
+        })
+        .collect()
+}
+
+struct Judge<'a> {
+    matrix: &'a Matrix,
+    oracles: &'a Oracles,
+    tolerances: &'a Tolerances,
+}
+
+impl Judge<'_> {
+    fn decide(&self, a: usize, b: usize) -> (Decision, String) {
+        let pair = match self.matrix.pair(a, b) {
+            PairOutcome::Compared(pair) => pair,
+            PairOutcome::Incomparable(reason) => return incomparable(reason),
+            PairOutcome::NotRun(reason) => {
+                return (
+                    Decision::NotRun {
+                        reason: reason.clone(),
+                    },
+                    format!("there are no logits of {reason}"),
+                );
+            }
+        };
+        if pair.identical {
+            return (
+                Decision::Identical,
+                format!("all {} compared values are equal", pair.elements),
+            );
+        }
+        if pair.l2.is_nan() {
+            return (Decision::Diverged, self.non_finite(a, b, pair));
+        }
+        match (self.oracles.of(a), self.oracles.of(b)) {
+            (Some(oracle_a), Some(oracle_b)) => {
+                self.with_oracles((a, oracle_a), (b, oracle_b), pair)
+            }
+            _ => self.by_tolerance(pair),
+        }
+    }
+
+    fn non_finite(&self, a: usize, b: usize, pair: &PairMetrics) -> String {
+        let (count_a, count_b) = pair
+            .distribution
+            .as_ref()
+            .map_or_else(Default::default, |distribution| {
+                (distribution.non_finite_a, distribution.non_finite_b)
+            });
+        let names = &self.matrix.names;
+        format!(
+            "logits are not finite: {} has {} NaN and {} infinite, {} has {} and {}",
+            names[a], count_a.nan, count_a.infinite, names[b], count_b.nan, count_b.infinite
+        )
+    }
+
+    fn with_oracles(
+        &self,
+        a: (usize, usize),
+        b: (usize, usize),
+        pair: &PairMetrics,
+    ) -> (Decision, String) {
+        let names = &self.matrix.names;
+        let ((a, oracle_a), (b, oracle_b)) = (a, b);
+        let mut evidence = String::new();
+        if oracle_a == oracle_b {
+            let lacking = [a, b]
+                .into_iter()
+                .find(|&variant| self.oracles.own(variant).is_none());
+            if let Some(lacking) = lacking {
+                evidence = format!(
+                    "{} has no float64 result of its own and is measured against {}; ",
+                    names[lacking], names[oracle_a]
+                );
+            }
+        } else {
+            let Some(agreement) = self.matrix.compared(oracle_a, oracle_b) else {
+                return self.by_tolerance(pair);
+            };
+            let limit = self.tolerances.f64_agreement;
+            let difference = relative_to(agreement, oracle_b, oracle_a);
+            let (worst, at) = agreement.worst_position;
+            let local = limit * self.tolerances.local_factor;
+            if !at_most(difference, limit) || !at_most(worst, local) {
+                let text = format!(
+                    "the float64 results {} and {} differ by relative L2 {difference:.2e} (limit {limit:.0e}), at most {worst:.2e} in row {}, position {}, so the mathematics differs",
+                    names[oracle_a], names[oracle_b], at.row, at.position
+                );
+                return (Decision::Diverged, text);
+            }
+            evidence = format!("the float64 results agree to {difference:.1e}; ");
+        }
+        for (variant, oracle) in [(a, oracle_a), (b, oracle_b)] {
+            if variant == oracle {
+                continue;
+            }
+            let Some(own) = self.matrix.compared(variant, oracle) else {
+                return self.by_tolerance(pair);
+            };
+            if let Some(excess) = self.excess(own, self.matrix.dtypes[variant]) {
+                let text = format!(
+                    "{evidence}{} departs from the float64 result {} by more than rounding: {excess}",
+                    names[variant], names[oracle]
+                );
+                return (Decision::Diverged, text);
+            }
+        }
+        self.rounding((a, oracle_a), (b, oracle_b), &evidence)
+    }
+
+    /// Both sides are within their dtypes of the oracle: whose rounding is worse.
+    fn rounding(&self, a: (usize, usize), b: (usize, usize), evidence: &str) -> (Decision, String) {
+        let names = &self.matrix.names;
+        let rmse = |(variant, oracle): (usize, usize)| {
+            self.matrix
+                .compared(variant, oracle)
+                .map_or(f64::NAN, PairMetrics::rmse)
+        };
+        let (rmse_a, rmse_b) = (rmse(a), rmse(b));
+        let dtype = self.matrix.dtypes[a.0];
+        let errors = format!(
+            "{evidence}RMSE against float64 is {rmse_a:.2e} for {} and {rmse_b:.2e} for {}",
+            names[a.0], names[b.0]
+        );
+        if dtype != self.matrix.dtypes[b.0] {
+            return (
+                Decision::SameMathematics,
+                format!("{errors}, each within its dtype"),
+            );
+        }
+        let (worse, larger, smaller) = if rmse_a > rmse_b {
+            (a.0, rmse_a, rmse_b)
+        } else {
+            (b.0, rmse_b, rmse_a)
+        };
+        let elements = self
+            .matrix
+            .compared(a.0, b.0)
+            .map_or(0, |pair| pair.elements);
+        if within_dynamo(
+            larger,
+            smaller,
+            dtype,
+            elements,
+            self.tolerances.dynamo.of(dtype),
+        ) {
+            return (
+                Decision::SameMathematics,
+                format!("{errors}, within dynamo's rule"),
+            );
+        }
+        let worse = names[worse].clone();
+        let text = format!("{errors}: {worse} exceeds dynamo's rule");
+        (Decision::WorseRounding { worse }, text)
+    }
+
+    fn by_tolerance(&self, pair: &PairMetrics) -> (Decision, String) {
+        let dtype = pair.lower_dtype;
+        let limit = self.tolerances.relative_l2.of(dtype);
+        if let Some(excess) = self.excess(pair, dtype) {
+            return (
+                Decision::Diverged,
+                format!("{excess}; no float64 oracle was run"),
+            );
+        }
+        let (overall, name) = (share(pair), dtype_name(dtype));
+        let text = format!(
+            "relative L2 {overall:.2e} is within {name}'s {limit:.1e}, and so is every position; no float64 oracle was run"
+        );
+        (Decision::SameMathematics, text)
+    }
+
+    /// By what a pair exceeds the rounding of `dtype`, overall, at one position or at one token: an
+    /// average over millions of logits would hide a single wrong one.
+    fn excess(&self, pair: &PairMetrics, dtype: Dtype) -> Option<String> {
+        let limit = self.tolerances.relative_l2.of(dtype);
+        let local = limit * self.tolerances.local_factor;
+        let name = dtype_name(dtype);
+        let overall = share(pair);
+        if !at_most(overall, limit) {
+            return Some(format!(
+                "relative L2 {overall:.2e} exceeds {name}'s {limit:.1e}"
+            ));
+        }
+        let (worst, at) = pair.worst_position;
+        if !at_most(worst, local) {
+            return Some(format!(
+                "relative L2 {worst:.2e} in row {}, position {} exceeds {name}'s {local:.1e} for one position",
+                at.row, at.position
+            ));
+        }
+        let spike = pair.spike;
+        (spike.relative > local).then(|| {
+            format!(
+                "one logit in row {}, position {} differs by {:.2e} of the row's RMS, {:.0} times the RMS of its neighbours' differences",
+                spike.at.row, spike.at.position, spike.relative, spike.prominence
+            )
+        })
+    }
+}
+
+/// Relative L2 against the larger side: neither is the reference.
+fn share(pair: &PairMetrics) -> f64 {
+    super::metrics::relative(pair.l2, pair.norm_a.max(pair.norm_b))
+}
+
+/// False for NaN.
+fn at_most(value: f64, limit: f64) -> bool {
+    value <= limit
+}
+
+fn incomparable(reason: &Incomparable) -> (Decision, String) {
+    (
+        Decision::Incomparable {
+            reason: reason.to_string(),
+        },
+        reason.to_string(),
+    )
+}

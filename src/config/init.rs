@@ -1,0 +1,52 @@
+//! `tfcheck init`: a commented `tfcheck.toml` that says what happens without one.
+
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use super::{NEW_TRANSFORMERS, OLD_TRANSFORMERS, TORCH};
+
+/// Why no file was written.
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+pub enum InitError {
+    /// Something is there already.
+    #[error("{} exists already", .0.display())]
+    #[diagnostic(help("it was left as it is; name another file, or remove it first"))]
+    Exists(PathBuf),
+    /// The file system refused.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// Writes the commented file to `path` and returns what to tell the user.
+///
+/// # Errors
+/// A file that exists, or that cannot be written.
+pub fn init(path: &Path) -> Result<String, InitError> {
+    let write = || {
+        let mut file = File::create_new(path)?;
+        file.write_all(init_text().as_bytes())?;
+        file.sync_all()
+    };
+    match write() {
+        Ok(()) => Ok(format!(
+            "wrote {}: it says what happens without it; change it, then `tfcheck plan` shows what it means\n",
+            path.display()
+        )),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(InitError::Exists(path.to_owned())),
+        Err(source) => Err(InitError::Write { path: path.to_owned(), source }),
+    }
+}
+
+/// The commented file, which parses to [`super::Config::default`].
+pub fn init_text() -> String {
+    include_str!("init.toml")
+        .replace("{TORCH}", TORCH)
+        .replace("{OLD_TRANSFORMERS}", OLD_TRANSFORMERS)
+        .replace("{NEW_TRANSFORMERS}", NEW_TRANSFORMERS)
+}

@@ -1,0 +1,119 @@
+//! Reading `tfcheck.toml`, and what the command line puts in its place.
+
+use std::path::{Path, PathBuf};
+
+use super::validate::{self, Problem};
+use super::{
+    Checkpoint, CheckpointSource, Config, ConfigError, FILE_NAME, SourceError, VersionSource, init_text,
+};
+
+/// A config with the text that says it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// The config.
+    pub config: Config,
+    /// The file's text, or that of `tfcheck init` where there is no file; a run keeps it.
+    pub text: String,
+    /// The file, where there is one.
+    pub path: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads the config at `path`; without one, `tfcheck.toml` of the working directory, and where there is none, the default.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is not TOML, has an unknown field or contradicts itself.
+    pub fn load(path: Option<&Path>) -> Result<Loaded, ConfigError> {
+        let path = match path {
+            Some(path) => path,
+            None if Path::new(FILE_NAME).exists() => Path::new(FILE_NAME),
+            None => {
+                return Ok(Loaded { config: Self::default(), text: init_text(), path: None });
+            }
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::unreadable(path, &error))?;
+        Ok(Loaded { config: Self::parse(&text, path)?, text, path: Some(path.to_owned()) })
+    }
+
+    /// Reads `text` as the content of the file at `path`, which need not exist.
+    ///
+    /// # Errors
+    /// Text that is not TOML, has an unknown field or contradicts itself.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let mut config: Self =
+            toml::from_str(text).map_err(|error| ConfigError::from_toml(&error, text, path))?;
+        if let Some(error) = ConfigError::from_problems(validate::problems(&config), text, path) {
+            return Err(error);
+        }
+        config.set_folder(path.parent().unwrap_or(Path::new("")));
+        Ok(config)
+    }
+
+    /// The same with other checkpoints, as `--checkpoint` writes them: a source, for hub ids also `id@revision`.
+    ///
+    /// # Errors
+    /// A source that does not follow its grammar, or does not go with the rest.
+    pub fn with_checkpoints(mut self, sources: &[String]) -> Result<Self, ConfigError> {
+        if sources.is_empty() {
+            return Ok(self);
+        }
+        let mut problems = Vec::new();
+        self.checkpoints.clear();
+        for text in sources {
+            match Checkpoint::from_argument(text) {
+                Ok(checkpoint) => self.checkpoints.push(checkpoint),
+                Err(error) => problems.push(Problem::of_argument(error.to_string())),
+            }
+        }
+        if problems.is_empty() {
+            problems = validate::problems(&self);
+        }
+        ConfigError::from_problems(problems, "", Path::new("--checkpoint")).map_or(Ok(self), Err)
+    }
+
+    /// The same with absolute paths, so that it means the same from any working directory.
+    #[must_use]
+    pub fn absolute(mut self) -> Self {
+        let Ok(here) = std::path::absolute(".") else { return self };
+        let folder = if self.commands.is_empty() { PathBuf::new() } else { here.join(&self.folder) };
+        self.set_folder(&here);
+        self.folder = folder;
+        self
+    }
+
+    /// Makes relative paths relative to `folder`.
+    fn set_folder(&mut self, folder: &Path) {
+        for checkpoint in &mut self.checkpoints {
+            if let CheckpointSource::Folder(path) | CheckpointSource::Gguf(path) = &mut checkpoint.source {
+                *path = folder.join(&path);
+            }
+        }
+        for version in &mut self.versions {
+            if let Some(VersionSource::Editable(path)) = &mut version.source {
+                *path = folder.join(&path);
+            }
+            // A bare name, `python3`, is looked up on PATH.
+            if let Some(path) = &mut version.python
+                && path.components().count() > 1
+            {
+                *path = folder.join(&path);
+            }
+        }
+        if let Some(path) = &mut self.inputs.text {
+            *path = folder.join(&path);
+        }
+        folder.clone_into(&mut self.folder);
+    }
+}
+
+impl Checkpoint {
+    /// A source, or `id@revision` of the hub.
+    fn from_argument(text: &str) -> Result<Self, SourceError> {
+        match text.split_once('@') {
+            Some((id, revision)) if matches!(id.parse(), Ok(CheckpointSource::Hub(_))) => {
+                Ok(Self { revision: Some(revision.to_owned()), ..Self::new(id.parse()?) })
+            }
+            _ => text.parse().map(Self::new),
+        }
+    }
+}

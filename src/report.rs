@@ -1,0 +1,234 @@
+//! Writes what a run found: one [`RunView`] in, one format per file out.
+
+pub mod csv;
+pub mod html;
+pub mod json;
+pub mod junit;
+pub mod markdown;
+pub mod terminal;
+
+use crate::compare::matrix::{Matrix, PairOutcome};
+use crate::compare::oracle::Accuracy;
+use crate::compare::verdict::{Decision, Verdict};
+use crate::results::{Cell, Completed, FailureKind, Outcome};
+use crate::timing::{SpeedUp, Summary, speed_up, summarize};
+
+/// A whole run, as reports see it.
+#[derive(Clone, Debug)]
+pub struct RunView {
+    /// The run folder's name.
+    pub id: String,
+    /// What a reader must know of the machine, in order: `("CPU", "AMD EPYC, 2 cores")`.
+    pub environment: Vec<(String, String)>,
+    /// The run's cases.
+    pub cases: Vec<CaseView>,
+    /// What holds for the whole run.
+    pub notes: Vec<String>,
+}
+
+/// One checkpoint with one batch of inputs in all variants.
+#[derive(Clone, Debug)]
+pub struct CaseView {
+    /// The case's name.
+    pub name: String,
+    /// Which checkpoint.
+    pub checkpoint: String,
+    /// Which inputs: `2 × 128 tokens, 3 padded`.
+    pub inputs: String,
+    /// All cells, in order of the matrix's rows.
+    pub cells: Vec<Cell>,
+    /// The variant that speed-ups are relative to.
+    pub baseline: Option<String>,
+    /// All pairs; a row per cell.
+    pub matrix: Matrix,
+    /// One verdict per pair.
+    pub verdicts: Vec<Verdict>,
+    /// Errors against float64 results.
+    pub accuracies: Vec<Accuracy>,
+    /// Probabilities of named tokens.
+    pub choices: Option<ChoicesView>,
+}
+
+/// Softmax probabilities of named tokens at the last real position.
+#[derive(Clone, Debug)]
+pub struct ChoicesView {
+    /// The tokens as the user named them.
+    pub tokens: Vec<String>,
+    /// A row per variant and row of the batch.
+    pub rows: Vec<ChoiceRow>,
+}
+
+/// One variant's probabilities in one row of the batch.
+#[derive(Clone, Debug)]
+pub struct ChoiceRow {
+    /// The variant's name.
+    pub variant: String,
+    /// Row of the batch.
+    pub row: usize,
+    /// One per token of [`ChoicesView::tokens`]; `None` where it is undefined.
+    pub probabilities: Vec<Option<f64>>,
+}
+
+/// A format.
+pub trait Report {
+    /// The file's name in the run folder.
+    fn file_name(&self) -> &'static str;
+    /// The whole file.
+    fn render(&self, run: &RunView) -> String;
+}
+
+/// The formats that every run folder holds.
+pub fn all() -> [&'static dyn Report; 5] {
+    [
+        &markdown::Markdown,
+        &json::Json,
+        &html::Html,
+        &csv::Csv,
+        &junit::Junit,
+    ]
+}
+
+/// How a run ended, for the exit code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Pairs of identical values.
+    pub identical: usize,
+    /// Pairs that differ by rounding.
+    pub same_mathematics: usize,
+    /// Pairs of which one rounds worse than the rule allows.
+    pub worse_rounding: usize,
+    /// Pairs that compute different things.
+    pub diverged: usize,
+    /// Pairs that cannot be compared.
+    pub incomparable: usize,
+    /// Pairs that lack a side.
+    pub not_run: usize,
+    /// Cells that failed.
+    pub failed: usize,
+    /// Cells that a runner does not support.
+    pub unsupported: usize,
+}
+
+impl RunView {
+    /// Counts verdicts and failures.
+    pub fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        for case in &self.cases {
+            for verdict in &case.verdicts {
+                *match verdict.decision {
+                    Decision::Identical => &mut tally.identical,
+                    Decision::SameMathematics => &mut tally.same_mathematics,
+                    Decision::WorseRounding { .. } => &mut tally.worse_rounding,
+                    Decision::Diverged => &mut tally.diverged,
+                    Decision::Incomparable { .. } => &mut tally.incomparable,
+                    Decision::NotRun { .. } => &mut tally.not_run,
+                } += 1;
+            }
+            for cell in &case.cells {
+                match cell.outcome {
+                    Outcome::Completed(_) => {}
+                    Outcome::Unsupported { .. } => tally.unsupported += 1,
+                    Outcome::Failed(_) => tally.failed += 1,
+                }
+            }
+        }
+        tally
+    }
+}
+
+/// A completed cell's numbers.
+pub(crate) struct Performance<'a> {
+    pub(crate) completed: &'a Completed,
+    /// `None` for a cell that was not timed.
+    pub(crate) timing: Option<Summary>,
+    /// `None` for the baseline itself and without one.
+    pub(crate) speed_up: Option<SpeedUp>,
+    pub(crate) is_baseline: bool,
+}
+
+impl CaseView {
+    /// Numbers of one cell, or in one line why there are none.
+    pub(crate) fn performance<'a>(&self, cell: &'a Cell) -> Result<Performance<'a>, String> {
+        let completed = match &cell.outcome {
+            Outcome::Completed(completed) => completed,
+            outcome => return Err(reason(outcome)),
+        };
+        let is_baseline = self.baseline.as_ref() == Some(&cell.name);
+        let baseline = self.cells.iter().find_map(|other| match &other.outcome {
+            Outcome::Completed(completed) if self.baseline.as_ref() == Some(&other.name) => {
+                Some(completed)
+            }
+            _ => None,
+        });
+        let speed_up = baseline
+            .filter(|_| !is_baseline)
+            .and_then(|baseline| speed_up(&baseline.rounds_ns, &completed.rounds_ns));
+        Ok(Performance {
+            completed,
+            timing: summarize(&completed.rounds_ns),
+            speed_up,
+            is_baseline,
+        })
+    }
+}
+
+/// `failed (timed out): no answer in 300 s`; empty for a completed cell.
+pub(crate) fn reason(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Completed(_) => String::new(),
+        Outcome::Unsupported { reason } => format!("unsupported: {reason}"),
+        Outcome::Failed(failure) => format!("failed ({}): {}", kind(failure.kind), failure.reason),
+    }
+}
+
+/// A sort of failure in words.
+pub(crate) fn kind(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::Environment => "environment",
+        FailureKind::Exception => "exception",
+        FailureKind::Crashed => "crashed",
+        FailureKind::OutOfMemory => "out of memory",
+        FailureKind::TimedOut => "timed out",
+        FailureKind::MissingResult => "missing result",
+    }
+}
+
+/// An entry of a matrix of numbers, or a word that says why there is none.
+pub(crate) fn entry(
+    matrix: &Matrix,
+    row: usize,
+    column: usize,
+    number: impl Fn(&crate::compare::metrics::PairMetrics) -> String,
+) -> String {
+    match matrix.oriented(row, column) {
+        PairOutcome::Compared(pair) => number(&pair),
+        PairOutcome::Incomparable(_) => "incomparable".to_owned(),
+        PairOutcome::NotRun(_) => "not run".to_owned(),
+    }
+}
+
+/// Milliseconds of nanoseconds.
+pub(crate) fn ms(ns: u64) -> f64 {
+    ns as f64 / 1e6
+}
+
+/// `1.2 GiB`, `512.0 MiB`.
+pub(crate) fn bytes(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib >= 1024.0 {
+        format!("{:.2} GiB", mib / 1024.0)
+    } else {
+        format!("{mib:.1} MiB")
+    }
+}
+
+/// `1.52× (1.48–1.56)`.
+pub(crate) fn speed_up_text(performance: &Performance<'_>) -> String {
+    match &performance.speed_up {
+        Some(SpeedUp { ratio, interval }) => {
+            format!("{ratio:.2}× ({:.2}–{:.2})", interval.low, interval.high)
+        }
+        None if performance.is_baseline => "baseline".to_owned(),
+        None => "—".to_owned(),
+    }
+}

@@ -1,0 +1,215 @@
+//! `summary.json`: everything that the tables show, for programs.
+//!
+//! Numbers that JSON cannot hold are the strings `"NaN"`, `"inf"` and `"-inf"`; `null` means "does not
+//! exist", never "is not a number".
+
+use serde_json::{Map, Value, json};
+
+use super::{CaseView, Report, RunView, kind};
+use crate::compare::matrix::{Matrix, PairOutcome};
+use crate::compare::metrics::{KlSummary, PairMetrics, PositionIndex, PositionMetrics, Side};
+use crate::results::{Cell, Outcome, SCHEMA_VERSION};
+use crate::variant::dtype_name;
+
+/// About 2 MB of curves.
+const MAX_CURVE_POINTS: usize = 50_000;
+
+/// The summary as JSON.
+#[derive(Clone, Copy, Debug)]
+pub struct Json;
+
+impl Report for Json {
+    fn file_name(&self) -> &'static str {
+        "summary.json"
+    }
+
+    fn render(&self, run: &RunView) -> String {
+        let tally = run.tally();
+        let summary = json!({
+            "schema_version": SCHEMA_VERSION,
+            "run": run.id,
+            "environment": run.environment.iter().cloned().map(|(key, value)| (key, Value::String(value))).collect::<Map<_, _>>(),
+            "notes": run.notes,
+            "tally": {
+                "identical": tally.identical,
+                "same_mathematics": tally.same_mathematics,
+                "worse_rounding": tally.worse_rounding,
+                "diverged": tally.diverged,
+                "incomparable": tally.incomparable,
+                "not_run": tally.not_run,
+                "failed": tally.failed,
+                "unsupported": tally.unsupported,
+            },
+            "cases": run.cases.iter().map(case).collect::<Vec<_>>(),
+        });
+        format!("{summary:#}\n")
+    }
+}
+
+fn case(case: &CaseView) -> Value {
+    let names = &case.matrix.names;
+    json!({
+        "name": case.name,
+        "checkpoint": case.checkpoint,
+        "inputs": case.inputs,
+        "baseline": case.baseline,
+        "cells": case.cells.iter().map(|item| cell(case, item)).collect::<Vec<_>>(),
+        "positions": case.matrix.positions.iter().copied().map(position).collect::<Vec<_>>(),
+        "pairs": pairs(&case.matrix),
+        "verdicts": case.verdicts,
+        "accuracies": case.accuracies.iter().map(|accuracy| json!({
+            "variant": names[accuracy.variant],
+            "oracle": names[accuracy.oracle],
+            "rmse": number(accuracy.rmse),
+            "relative_l2": number(accuracy.relative_l2),
+            "max_abs": number(accuracy.max_abs),
+        })).collect::<Vec<_>>(),
+        "choices": case.choices.as_ref().map(|choices| json!({
+            "tokens": choices.tokens,
+            "rows": choices.rows.iter().map(|row| json!({
+                "variant": row.variant,
+                "row": row.row,
+                "probabilities": row.probabilities.iter().map(|p| p.map(number)).collect::<Vec<_>>(),
+            })).collect::<Vec<_>>(),
+        })),
+    })
+}
+
+fn cell(case: &CaseView, cell: &Cell) -> Value {
+    let mut value = json!({ "name": cell.name, "variant": cell.variant });
+    let more = match (&cell.outcome, case.performance(cell)) {
+        (Outcome::Completed(completed), Ok(performance)) => json!({
+            "outcome": "completed",
+            "libraries": completed.libraries,
+            "notes": completed.notes,
+            "load_ms": super::ms(completed.load_ns),
+            "first_call_ms": super::ms(completed.first_call_ns),
+            "peak_bytes": completed.peak_bytes,
+            "timing": performance.timing.map(|timing| json!({
+                "n": timing.n,
+                "rounds": timing.rounds,
+                "mean_ms": timing.mean_ms,
+                "p50_ms": timing.p50_ms,
+                "p90_ms": timing.p90_ms,
+                "p99_ms": timing.p99_ms,
+                "min_ms": timing.min_ms,
+                "max_ms": timing.max_ms,
+                "p50_interval_ms": [timing.median_interval_ms.low, timing.median_interval_ms.high],
+                "outliers": timing.outliers,
+            })),
+            "speed_up": performance.speed_up.map(|speed_up| json!({
+                "ratio": number(speed_up.ratio),
+                "interval": [number(speed_up.interval.low), number(speed_up.interval.high)],
+            })),
+        }),
+        (Outcome::Unsupported { reason }, _) => {
+            json!({ "outcome": "unsupported", "reason": reason })
+        }
+        (Outcome::Failed(failure), _) => json!({
+            "outcome": "failed",
+            "kind": kind(failure.kind),
+            "reason": failure.reason,
+            "detail": failure.detail,
+            "log_tail": failure.log_tail,
+        }),
+        (Outcome::Completed(_), Err(reason)) => json!({ "outcome": "completed", "reason": reason }),
+    };
+    if let (Value::Object(value), Value::Object(more)) = (&mut value, more) {
+        value.extend(more);
+    }
+    value
+}
+
+/// Every unordered pair, the diagonal included.
+fn pairs(matrix: &Matrix) -> Vec<Value> {
+    let mut values = Vec::new();
+    for b in 0..matrix.len() {
+        for a in 0..=b {
+            let mut value = json!({ "a": matrix.names[a], "b": matrix.names[b] });
+            let more = match matrix.pair(a, b) {
+                PairOutcome::Compared(pair) => metrics(pair, matrix),
+                PairOutcome::Incomparable(reason) => {
+                    json!({ "status": "incomparable", "reason": reason.to_string() })
+                }
+                PairOutcome::NotRun(reason) => json!({ "status": "not_run", "reason": reason }),
+            };
+            if let (Value::Object(value), Value::Object(more)) = (&mut value, more) {
+                value.extend(more);
+            }
+            values.push(value);
+        }
+    }
+    values
+}
+
+fn metrics(pair: &PairMetrics, matrix: &Matrix) -> Value {
+    json!({
+        "status": "compared",
+        "positions": pair.positions,
+        "last_positions_only": pair.last_positions_only,
+        "elements": pair.elements,
+        "identical": pair.identical,
+        "l2": number(pair.l2),
+        "relative_l2_to_a": number(pair.relative_l2(Side::A)),
+        "relative_l2_to_b": number(pair.relative_l2(Side::B)),
+        "rmse": number(pair.rmse()),
+        "nmse_to_a": number(pair.nmse(Side::A)),
+        "nmse_to_b": number(pair.nmse(Side::B)),
+        "cosine": number(pair.cosine),
+        "max_abs": number(pair.max_abs),
+        "max_abs_at": pair.max_abs_at.map(|at| json!({ "row": at.at.row, "position": at.at.position, "token": at.token })),
+        "max_ulp": pair.max_ulp,
+        "lower_dtype": dtype_name(pair.lower_dtype),
+        "rounded": pair.rounded.map(|rounded| json!({ "l2": number(rounded.l2), "max_abs": number(rounded.max_abs) })),
+        "worst_position": { "relative_l2": number(pair.worst_position.0), "at": position(pair.worst_position.1) },
+        "distribution": pair.distribution.as_ref().map(|distribution| json!({
+            "kl_a_b": kl(&distribution.kl),
+            "kl_b_a": kl(&distribution.kl_reversed),
+            "top1_agreement": number(distribution.top1_agreement),
+            "top_k_agreement": number(distribution.top_k_agreement),
+            "k": distribution.k,
+            "first_greedy_divergence": distribution.first_greedy_divergence.map(position),
+            "non_finite_a": { "nan": distribution.non_finite_a.nan, "infinite": distribution.non_finite_a.infinite },
+            "non_finite_b": { "nan": distribution.non_finite_b.nan, "infinite": distribution.non_finite_b.infinite },
+        })),
+        "per_position": per_position(pair, matrix),
+    })
+}
+
+/// Curves over the positions, in the case's order; `null` where all pairs' curves would swamp the file.
+fn per_position(pair: &PairMetrics, matrix: &Matrix) -> Value {
+    if matrix.positions.len() * matrix.len() * matrix.len() > MAX_CURVE_POINTS {
+        return Value::Null;
+    }
+    let curve = |number_of: &dyn Fn(&PositionMetrics) -> f64| -> Vec<Value> {
+        pair.per_position
+            .iter()
+            .map(|at| number(number_of(at)))
+            .collect()
+    };
+    json!({
+        "position": pair.per_position.iter().map(|at| at.position).collect::<Vec<_>>(),
+        "l2": curve(&|at| at.l2),
+        "max_abs": curve(&|at| at.max_abs),
+        "kl_a_b": curve(&|at| at.kl),
+    })
+}
+
+fn kl(summary: &KlSummary) -> Value {
+    json!({
+        "mean": number(summary.mean),
+        "median": number(summary.median),
+        "p999": number(summary.p999),
+        "max": number(summary.max),
+        "undefined": summary.undefined,
+    })
+}
+
+fn position(at: PositionIndex) -> Value {
+    json!({ "row": at.row, "position": at.position })
+}
+
+fn number(value: f64) -> Value {
+    serde_json::Number::from_f64(value)
+        .map_or_else(|| Value::String(value.to_string()), Value::Number)
+}

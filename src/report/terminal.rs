@@ -1,0 +1,267 @@
+//! The summary on a terminal: short, aligned, in colour only where the caller has a terminal.
+
+use std::fmt::Write;
+
+use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
+
+use super::{CaseView, Report, RunView, bytes, entry, speed_up_text};
+use crate::compare::metrics::{PairMetrics, Side};
+use crate::compare::verdict::Decision;
+
+/// Below this many columns nothing is cut any more.
+const NARROWEST: usize = 60;
+
+/// The summary as text for a terminal.
+#[derive(Clone, Copy, Debug)]
+pub struct Terminal {
+    /// Columns of the terminal.
+    pub width: usize,
+    /// Whether to colour.
+    pub color: bool,
+}
+
+impl Report for Terminal {
+    /// Terminal text is kept in the log when it is kept at all.
+    fn file_name(&self) -> &'static str {
+        "run.log"
+    }
+
+    fn render(&self, run: &RunView) -> String {
+        let terminal = Self {
+            width: self.width.max(NARROWEST),
+            ..*self
+        };
+        let mut text = String::new();
+        for case in &run.cases {
+            terminal.case(&mut text, case);
+        }
+        for note in &run.notes {
+            terminal.line(&mut text, &format!("note: {note}"));
+        }
+        let tally = run.tally();
+        let counts = [
+            (tally.identical, "identical"),
+            (tally.same_mathematics, "same mathematics"),
+            (tally.worse_rounding, "worse rounding"),
+            (tally.diverged, "diverged"),
+            (tally.incomparable, "incomparable"),
+            (tally.not_run, "not run"),
+        ];
+        let said: Vec<String> = counts
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, word)| format!("{count} {word}"))
+            .collect();
+        let pairs = if said.is_empty() {
+            "none".to_owned()
+        } else {
+            said.join(", ")
+        };
+        let cells = format!("{} failed, {} unsupported", tally.failed, tally.unsupported);
+        text.push('\n');
+        terminal.line(&mut text, &format!("pairs: {pairs}; cells: {cells}"));
+        text
+    }
+}
+
+impl Terminal {
+    fn case(&self, text: &mut String, case: &CaseView) {
+        let title = format!("{} · {} · {}", case.name, case.checkpoint, case.inputs);
+        self.line(text, &self.paint(&Style::new().bold(), &title));
+        self.performance(text, case);
+        self.differences(text, case);
+        self.verdicts(text, case);
+    }
+
+    fn performance(&self, text: &mut String, case: &CaseView) {
+        let header = [
+            "variant", "p50 ms", "p90 ms", "first ms", "memory", "speed-up",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        let mut rows = vec![header];
+        let mut absent = Vec::new();
+        for cell in &case.cells {
+            match case.performance(cell) {
+                Ok(performance) => {
+                    let time =
+                        |x: Option<f64>| x.map_or_else(|| "—".to_owned(), |x| format!("{x:.2}"));
+                    rows.push(vec![
+                        cell.name.clone(),
+                        time(performance.timing.map(|timing| timing.p50_ms)),
+                        time(performance.timing.map(|timing| timing.p90_ms)),
+                        time(Some(super::ms(performance.completed.first_call_ns))),
+                        performance
+                            .completed
+                            .peak_bytes
+                            .map_or_else(|| "—".to_owned(), bytes),
+                        speed_up_text(&performance),
+                    ]);
+                }
+                Err(reason) => {
+                    rows.push(vec![cell.name.clone()]);
+                    absent.push((rows.len() - 1, reason));
+                }
+            }
+        }
+        let widths = widths(&rows);
+        text.push('\n');
+        for (index, row) in rows.iter().enumerate() {
+            match absent.iter().find(|(at, _)| *at == index) {
+                Some((_, reason)) => {
+                    let name = pad_str(&row[0], widths[0], Alignment::Left, None);
+                    self.line(
+                        text,
+                        &format!("  {name}  {}", self.paint(&Style::new().red(), reason)),
+                    );
+                }
+                None => self.row(text, row, &widths, index == 0),
+            }
+        }
+    }
+
+    /// The L2 matrix where it fits, else each variant against the baseline.
+    fn differences(&self, text: &mut String, case: &CaseView) {
+        let matrix = &case.matrix;
+        let names = &matrix.names;
+        let l2 = |pair: &PairMetrics| format!("{:.6}", pair.l2);
+        let mut rows = vec![
+            std::iter::once("L2".to_owned())
+                .chain((1..=names.len()).map(|i| format!("[{i}]")))
+                .collect(),
+        ];
+        for (row, name) in names.iter().enumerate() {
+            let label = format!("[{}] {name}", row + 1);
+            rows.push(
+                std::iter::once(label)
+                    .chain((0..names.len()).map(|column| entry(matrix, row, column, l2)))
+                    .collect(),
+            );
+        }
+        let widths_of_square = widths(&rows);
+        if widths_of_square
+            .iter()
+            .map(|width| width + 2)
+            .sum::<usize>()
+            > self.width
+        {
+            let baseline = case
+                .baseline
+                .as_ref()
+                .and_then(|name| names.iter().position(|other| other == name))
+                .unwrap_or(0);
+            let Some(name) = names.get(baseline) else {
+                return;
+            };
+            rows = vec![vec![
+                format!("against {name}"),
+                "L2".to_owned(),
+                "relative".to_owned(),
+                "max abs".to_owned(),
+            ]];
+            for other in (0..names.len()).filter(|&other| other != baseline) {
+                let of = |number: &dyn Fn(&PairMetrics) -> String| {
+                    entry(matrix, baseline, other, number)
+                };
+                rows.push(vec![
+                    names[other].clone(),
+                    of(&l2),
+                    of(&|pair| format!("{:.2e}", pair.relative_l2(Side::A))),
+                    of(&|pair| format!("{:.2e}", pair.max_abs)),
+                ]);
+            }
+        }
+        let widths = widths(&rows);
+        text.push('\n');
+        for (index, row) in rows.iter().enumerate() {
+            self.row(text, row, &widths, index == 0);
+        }
+    }
+
+    /// Whatever needs a person's eye, with its evidence; agreement is counted at the end.
+    fn verdicts(&self, text: &mut String, case: &CaseView) {
+        let style = |decision: &Decision| match decision {
+            Decision::Identical | Decision::SameMathematics => None,
+            Decision::WorseRounding { .. } | Decision::NotRun { .. } => Some(Style::new().yellow()),
+            Decision::Diverged | Decision::Incomparable { .. } => Some(Style::new().red().bold()),
+        };
+        text.push('\n');
+        for verdict in &case.verdicts {
+            if matches!(verdict.decision, Decision::NotRun { .. }) {
+                // The failed cell's own line says why.
+                continue;
+            }
+            if let Some(style) = style(&verdict.decision) {
+                let word = self.paint(&style, verdict.decision.word());
+                self.line(text, &format!("  {word}  {} / {}", verdict.a, verdict.b));
+                for part in wrap(&verdict.evidence, self.width - 4) {
+                    self.line(text, &format!("    {part}"));
+                }
+            }
+        }
+    }
+
+    fn row(&self, text: &mut String, cells: &[String], widths: &[usize], is_header: bool) {
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(widths)
+            .enumerate()
+            .map(|(column, (cell, &width))| {
+                let side = if column == 0 {
+                    Alignment::Left
+                } else {
+                    Alignment::Right
+                };
+                pad_str(cell, width, side, None).into_owned()
+            })
+            .collect();
+        let line = format!("  {}", padded.join("  "));
+        let line = truncate_str(line.trim_end(), self.width, "…");
+        if is_header {
+            self.line(text, &self.paint(&Style::new().dim(), &line));
+        } else {
+            self.line(text, &line);
+        }
+    }
+
+    fn paint(&self, style: &Style, text: &str) -> String {
+        style
+            .clone()
+            .force_styling(self.color)
+            .apply_to(text)
+            .to_string()
+    }
+
+    fn line(&self, text: &mut String, content: &str) {
+        writeln!(text, "{}", truncate_str(content, self.width, "…"))
+            .expect("a String takes every write");
+    }
+}
+
+fn widths(rows: &[Vec<String>]) -> Vec<usize> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    (0..columns)
+        .map(|column| {
+            rows.iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| measure_text_width(cell))
+                .max()
+                .unwrap_or(0)
+        })
+        .collect()
+}
+
+/// Words in lines of at most `width` columns.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if measure_text_width(line) + 1 + measure_text_width(word) <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}

@@ -1,0 +1,297 @@
+//! The main job, in order: checkpoint, inputs, environments, cells, comparison, report.
+
+mod keys;
+mod prepare;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use miette::{IntoDiagnostic, Result, WrapErr};
+use reference::protocol::{Load, PROTOCOL_VERSION};
+
+use crate::config::Config;
+use crate::machine::{self, Machine};
+use crate::outcome::ExitCode;
+use crate::plan::{CellPlan, Plan};
+use crate::progress::Progress;
+use crate::results::{Cell, FailureKind, Manifest, Outcome, RunFolder};
+use crate::runner::{self, Ended, ProcessRunner, Runner};
+use crate::schedule::{Job, Ran, Schedule, Settings};
+use crate::{report, variant};
+use prepare::{PreparedCase, Preparation};
+
+/// A run that is about to start, or to go on.
+pub struct Order<'a> {
+    /// What to run.
+    pub config: &'a Config,
+    /// The config's text, kept in the run.
+    pub text: &'a str,
+    /// Its cells.
+    pub plan: &'a Plan,
+    /// Where tfcheck keeps environments, imports and the bridge.
+    pub cache: &'a Path,
+    /// Whether environments are made anew.
+    pub clean: bool,
+    /// Set when the user wants to stop.
+    pub stop: &'a AtomicBool,
+    /// What the user sees.
+    pub progress: &'a Progress,
+}
+
+/// Where a run's results go.
+pub enum Destination {
+    /// A new folder below this one.
+    New(PathBuf),
+    /// A run to complete; its finished cells are kept.
+    Resume(RunFolder),
+}
+
+/// Runs every cell of the order, compares, reports; the exit code says what was found.
+///
+/// # Errors
+/// When a checkpoint or inputs cannot be prepared, or the run folder cannot be written.
+pub fn run(order: &Order, destination: Destination) -> Result<ExitCode> {
+    let Preparation { cases, environments } = prepare::prepare(order)?;
+    let machine = Machine::detect();
+    let (folder, manifest) = open(order, destination, &cases)?;
+    order.progress.log_to(&folder.path().join("run.log"));
+    order.progress.line(&format!("results in {}", folder.path().display()));
+    write_records(order, &folder, &manifest, &cases, &machine, &environments)?;
+
+    let runners = Runners::new(order, &environments)?;
+    let settings = settings(order.config);
+    let mut unwritten = None;
+    let mut interrupted = false;
+    let mut cells = Vec::new();
+    for (index, prepared) in cases.iter().enumerate() {
+        let case = &manifest.cases[index];
+        let kept = kept(order, &folder, &manifest, index, prepared, &runners)?;
+        let next_round = kept.iter().flat_map(rounds).max().map_or(0, |round| round + 1);
+        let jobs = jobs(order, &folder, &manifest, index, prepared, &runners, &kept);
+        let schedule = Schedule {
+            folder: &folder,
+            manifest: &manifest,
+            case,
+            settings: &settings,
+            progress: order.progress,
+            stop: order.stop,
+        };
+        let ran = if interrupted { Ran::default() } else { schedule.run(jobs, next_round) };
+        interrupted |= ran.interrupted;
+        unwritten = unwritten.or(ran.unwritten);
+        cells.push(in_order(case, kept, ran.cells));
+    }
+
+    let code = report::finish(&folder, &manifest, &cells, &order.config.tolerances, order.progress);
+    if interrupted {
+        let path = folder.path().display();
+        order.progress.line(&format!("interrupted; complete it with: tfcheck run --resume {path}"));
+        return Ok(ExitCode::Interrupted);
+    }
+    match (unwritten, code) {
+        (None, code) => Ok(code?),
+        (Some(error), _) => Err(error).wrap_err("what was computed is in the tables above, but not all of it is kept"),
+    }
+}
+
+/// Opens the destination. A run that is resumed must still mean the same: its checkpoints and inputs are checked.
+fn open(order: &Order, destination: Destination, cases: &[PreparedCase]) -> Result<(RunFolder, Manifest)> {
+    let described = |stamp: String, notes| prepare::manifest(order, cases, stamp, notes);
+    match destination {
+        Destination::New(results) => {
+            let stamp = jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string();
+            let folder = RunFolder::create(&results, &stamp)?;
+            let manifest = described(stamp, Vec::new());
+            folder.write_manifest(&manifest)?;
+            for (case, prepared) in manifest.cases.iter().zip(cases) {
+                let case_folder = folder.case_folder(&manifest, &case.name);
+                std::fs::create_dir_all(&case_folder).into_diagnostic()?;
+                prepared.inputs.save(&case_folder)?;
+            }
+            Ok((folder, manifest))
+        }
+        Destination::Resume(folder) => {
+            let begun = folder.manifest()?;
+            let manifest = described(begun.stamp.clone(), begun.notes.clone());
+            for (now, then) in manifest.cases.iter().zip(&begun.cases) {
+                if (&now.checkpoint_digest, &now.inputs_digest) != (&then.checkpoint_digest, &then.inputs_digest) {
+                    miette::bail!(
+                        help = "start a run of its own: numbers of two checkpoints or inputs cannot be mixed",
+                        "{}: the checkpoint or the inputs are no longer those that {} was begun with",
+                        now.name,
+                        folder.path().display()
+                    );
+                }
+            }
+            folder.write_manifest(&manifest)?;
+            Ok((folder, manifest))
+        }
+    }
+}
+
+/// Writes what makes the run self-contained: config, environment, locks.
+fn write_records(
+    order: &Order,
+    folder: &RunFolder,
+    manifest: &Manifest,
+    cases: &[PreparedCase],
+    machine: &Machine,
+    environments: &[prepare::EnvironmentResult],
+) -> Result<()> {
+    folder.write("config.toml", order.text.as_bytes())?;
+    let record = prepare::environment_record(order, machine, environments, cases);
+    folder.write("environment.json", &serde_json::to_vec_pretty(&record).into_diagnostic()?)?;
+    for (plan, environment) in order.plan.environments.iter().zip(environments) {
+        let Ok(environment) = environment else { continue };
+        for (case, version) in manifest.cases.iter().flat_map(|case| plan.versions.iter().map(move |v| (case, v))) {
+            let path = folder.case_folder(manifest, &case.name).join(version).join("uv.lock");
+            crate::results::write_atomically(&path, environment.lock.as_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// One runner per environment, one per command, and tfcheck's own.
+struct Runners {
+    environments: Vec<Result<ProcessRunner, Ended>>,
+    environment_keys: Vec<String>,
+    environment_notes: Vec<Vec<String>>,
+    commands: Vec<ProcessRunner>,
+    candle: ProcessRunner,
+    upstream: ProcessRunner,
+    threads: usize,
+}
+
+impl Runners {
+    fn new(order: &Order, environments: &[prepare::EnvironmentResult]) -> Result<Self> {
+        let threads = order.config.run.threads.unwrap_or_else(machine::physical_cores);
+        let runner = |environment: &prepare::EnvironmentResult| match environment {
+            Ok(environment) => runner::transformers::runner(environment, order.cache, threads)
+                .map_err(|error| Ended::failed(FailureKind::Environment, format!("the bridge: {error}"))),
+            Err(error) => Err(Ended::failed(FailureKind::Environment, error.clone())),
+        };
+        let commands = &order.config.commands;
+        Ok(Self {
+            environments: environments.iter().map(runner).collect(),
+            environment_keys: environments
+                .iter()
+                .map(|environment| environment.as_ref().map_or_else(|_| String::new(), |known| known.key.clone()))
+                .collect(),
+            environment_notes: environments
+                .iter()
+                .map(|environment| environment.as_ref().map_or_else(|_| Vec::new(), |known| known.notes.clone()))
+                .collect(),
+            commands: commands
+                .iter()
+                .map(|command| runner::command::runner(&command.program, &order.config.folder, threads))
+                .collect(),
+            candle: runner::candle::runner(threads).into_diagnostic()?,
+            upstream: runner::candle_transformers::runner(threads).into_diagnostic()?,
+            threads,
+        })
+    }
+
+    fn of(&self, cell: &CellPlan) -> Result<&dyn Runner, Ended> {
+        let missing = || Ended::failed(FailureKind::Environment, "the plan names no environment or command");
+        match cell.variant.runner {
+            variant::Runner::Transformers => {
+                let index = cell.environment.ok_or_else(missing)?;
+                self.environments[index].as_ref().map(|runner| runner as &dyn Runner).map_err(Clone::clone)
+            }
+            variant::Runner::Candle => Ok(&self.candle),
+            variant::Runner::CandleTransformers => Ok(&self.upstream),
+            variant::Runner::Command => {
+                let index = cell.command.ok_or_else(missing)?;
+                Ok(&self.commands[index])
+            }
+        }
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    let run = &config.run;
+    Settings {
+        warm_up: run.warm_up,
+        iterations: run.iterations,
+        rounds: run.rounds,
+        trace: run.trace,
+        timeout: Duration::from_secs(run.timeout_s),
+        memory_budget: run
+            .memory_budget_gb
+            .map_or_else(|| machine::memory_bytes() / 2, |gigabytes| (gigabytes * 1e9) as u64),
+    }
+}
+
+/// The cells of a case that need not be run again: finished, under the same key.
+fn kept(
+    order: &Order,
+    folder: &RunFolder,
+    manifest: &Manifest,
+    index: usize,
+    prepared: &PreparedCase,
+    runners: &Runners,
+) -> Result<Vec<Cell>> {
+    let mut kept = folder.cells(manifest, &manifest.cases[index])?;
+    kept.retain(|cell| {
+        let plan = order.plan.cells.iter().find(|plan| plan.case == index && plan.variant == cell.variant);
+        let same = plan.is_some_and(|plan| keys::cell(plan, prepared, runners) == cell.key);
+        let finished = match &cell.outcome {
+            Outcome::Completed(completed) => completed.unfinished.is_none(),
+            Outcome::Unsupported { .. } => true,
+            Outcome::Failed(_) => false,
+        };
+        same && finished
+    });
+    Ok(kept)
+}
+
+fn rounds(cell: &Cell) -> Vec<u32> {
+    match &cell.outcome {
+        Outcome::Completed(completed) => completed.round_numbers.clone(),
+        _ => Vec::new(),
+    }
+}
+
+/// The cells of a case that are to be run; the baseline first, for it is the anchor of every timing group.
+fn jobs<'a>(
+    order: &Order,
+    folder: &RunFolder,
+    manifest: &Manifest,
+    index: usize,
+    prepared: &PreparedCase,
+    runners: &'a Runners,
+    kept: &[Cell],
+) -> Vec<Job<'a>> {
+    let case = &manifest.cases[index];
+    let inputs = folder.case_folder(manifest, &case.name).join("inputs.safetensors");
+    let is_open = |cell: &&CellPlan| cell.case == index && !kept.iter().any(|known| known.variant == cell.variant);
+    let mut cells: Vec<&CellPlan> = order.plan.cells.iter().filter(is_open).collect();
+    cells.sort_by_key(|cell| cell.variant.name() != order.plan.baseline);
+    let job = |cell: &CellPlan| Job {
+        variant: cell.variant.clone(),
+        key: keys::cell(cell, prepared, runners),
+        runner: runners.of(cell),
+        load: Load {
+            protocol: PROTOCOL_VERSION,
+            checkpoint: prepared.checkpoint.folder.clone(),
+            inputs: std::path::absolute(&inputs).unwrap_or_else(|_| inputs.clone()),
+            mode: cell.variant.mode,
+            attention: cell.variant.attention,
+            dtype: cell.variant.dtype,
+            device: cell.variant.device.clone(),
+            threads: runners.threads,
+            seed: order.config.run.seed,
+        },
+        is_timed: cell.measured,
+        notes: cell.environment.map(|index| runners.environment_notes[index].clone()).unwrap_or_default(),
+    };
+    cells.into_iter().map(job).collect()
+}
+
+/// Old and new cells in the manifest's order.
+fn in_order(case: &crate::results::Case, kept: Vec<Cell>, ran: Vec<Cell>) -> Vec<Cell> {
+    let mut cells: Vec<Cell> = ran.into_iter().chain(kept).collect();
+    cells.sort_by_key(|cell| case.variants.iter().position(|variant| *variant == cell.variant));
+    cells
+}

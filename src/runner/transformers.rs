@@ -1,0 +1,17 @@
+//! transformers in an environment of its own: that environment's Python with the bridge on its path.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use reference::{Environment, Launch};
+
+use super::ProcessRunner;
+
+/// The runner of one environment; the bridge is written to `cache` when it is not there yet.
+///
+/// # Errors
+/// When the cache cannot be written.
+pub fn runner(environment: &Environment, cache: &Path, threads: usize) -> io::Result<ProcessRunner> {
+    let launch = Launch::transformers(environment, cache, PathBuf::new(), threads)?;
+    Ok(ProcessRunner { command: launch.command, folder: launch.folder, threads })
+}

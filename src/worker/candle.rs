@@ -1,0 +1,160 @@
+//! The engine of tfcheck's own native models.
+
+use std::path::Path;
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use models::{Form, Loaded, Options};
+use reference::protocol::{
+    ATTENTION_MASK, Dtype, Failed, FailedKind, Forward, Forwarded, INPUT_IDS, LOGITS, Load, Mode, POSITION_IDS,
+    Positions, Ready, Trace,
+};
+
+use super::chrome_trace::ChromeTrace;
+use super::{Engine, exception, peak_resident_bytes};
+
+/// A native model once it is loaded.
+#[derive(Default)]
+pub struct CandleEngine {
+    loaded: Option<(Loaded, models::Inputs, Device)>,
+}
+
+impl Engine for CandleEngine {
+    fn load(&mut self, load: &Load) -> Result<Ready, Failed> {
+        let start = Instant::now();
+        let form = match load.mode {
+            Mode::Eager => Form::Eager,
+            Mode::Fused => Form::Fused,
+            Mode::Compiled => return Err(unsupported("candle has no compiled mode: eager and fused are its modes")),
+        };
+        let device = device(&load.device)?;
+        let options = Options { dtype: dtype(load.dtype), device: device.clone(), form };
+        let loaded = models::load(&load.checkpoint, &options).map_err(model_failure)?;
+        let inputs = inputs(&load.inputs, &device)?;
+        let mut notes = Vec::new();
+        if !loaded.unread_keys.is_empty() {
+            notes.push(format!("config keys that the native model does not read: {}", loaded.unread_keys.join(", ")));
+        }
+        if !loaded.unread_tensors.is_empty() {
+            notes.push(format!("tensors that the native model does not read: {}", loaded.unread_tensors.join(", ")));
+        }
+        self.loaded = Some((loaded, inputs, device));
+        Ok(Ready {
+            libraries: [("candle".to_owned(), "0.11.1".to_owned()), ("tfcheck".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]
+                .into(),
+            load_ns: start.elapsed().as_nanos() as u64,
+            notes,
+        })
+    }
+
+    fn forward(&mut self, forward: &Forward) -> Result<Forwarded, Failed> {
+        let start = Instant::now();
+        let logits = self.logits()?;
+        let elapsed_ns = start.elapsed().as_nanos() as u64;
+        let shape = logits.dims().to_vec();
+        write_logits(&logits, &forward.logits)?;
+        Ok(Forwarded { elapsed_ns, shape, positions: Positions::All, peak_bytes: peak_resident_bytes() })
+    }
+
+    fn pass(&mut self) -> Result<(), Failed> {
+        self.logits().map(drop)
+    }
+
+    fn trace(&mut self, trace: &Trace) -> Result<(), Failed> {
+        let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let mut probe = ChromeTrace::new(device.clone());
+        loaded.forward_with(inputs, None, Some(&mut probe)).map_err(model_failure)?;
+        crate::results::write_atomically(&trace.path, &probe.json()).map_err(|error| exception(error.to_string()))
+    }
+}
+
+impl CandleEngine {
+    /// One pass, finished on the device.
+    fn logits(&mut self) -> Result<Tensor, Failed> {
+        let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let logits = loaded.forward(inputs).map_err(model_failure)?;
+        device.synchronize().map_err(tensor_failure)?;
+        Ok(logits)
+    }
+}
+
+fn dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::Bf16 => DType::BF16,
+        Dtype::F16 => DType::F16,
+    }
+}
+
+fn device(name: &str) -> Result<Device, Failed> {
+    if name == "cpu" {
+        return Ok(Device::Cpu);
+    }
+    let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+    let number = number.ok_or_else(|| unsupported(format!("no such device: {name}")))?;
+    Device::new_cuda(number).map_err(|error| unsupported(format!("{name}: {error}")))
+}
+
+fn inputs(path: &Path, device: &Device) -> Result<models::Inputs, Failed> {
+    let mut tensors = candle_core::safetensors::load(path, device).map_err(tensor_failure)?;
+    let mut take = |name: &str| {
+        tensors.remove(name).ok_or_else(|| exception(format!("{} has no tensor {name}", path.display())))
+    };
+    Ok(models::Inputs {
+        input_ids: take(INPUT_IDS)?,
+        attention_mask: Some(take(ATTENTION_MASK)?),
+        position_ids: Some(take(POSITION_IDS)?),
+    })
+}
+
+/// Writes logits as f32, those of an f64 model as f64, whole or not at all.
+fn write_logits(logits: &Tensor, path: &Path) -> Result<(), Failed> {
+    let kept = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let logits = logits.to_dtype(kept).and_then(|logits| logits.to_device(&Device::Cpu)).map_err(tensor_failure)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let partial = tempfile::Builder::new()
+        .prefix(".partial-")
+        .tempfile_in(folder)
+        .map_err(|error| exception(format!("cannot write into {}: {error}", folder.display())))?;
+    candle_core::safetensors::save(&[(LOGITS, logits)].into(), partial.path()).map_err(tensor_failure)?;
+    let finish = || -> std::io::Result<()> {
+        std::fs::File::open(partial.path())?.sync_all()?;
+        partial.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    };
+    finish().map_err(|error| exception(format!("cannot write {}: {error}", path.display())))
+}
+
+fn not_loaded() -> Failed {
+    exception("nothing is loaded yet")
+}
+
+fn unsupported(message: impl Into<String>) -> Failed {
+    Failed { kind: FailedKind::Unsupported, ..exception(message) }
+}
+
+fn tensor_failure(error: candle_core::Error) -> Failed {
+    model_failure(error.into())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err passes")]
+fn model_failure(error: models::Error) -> Failed {
+    let unsupported = matches!(
+        error,
+        models::Error::UnknownModelType { .. }
+            | models::Error::UnknownHead { .. }
+            | models::Error::UnknownValue { .. }
+            | models::Error::Unsupported(_)
+    );
+    let mut message = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        message = format!("{message}: {cause}");
+        source = cause.source();
+    }
+    Failed {
+        kind: if unsupported { FailedKind::Unsupported } else { FailedKind::Exception },
+        ..exception(message)
+    }
+}

@@ -1,0 +1,181 @@
+//! Runs the built `tfcheck` in a folder of its own and reads what it leaves.
+
+// Each test binary uses its own part of this.
+#![allow(dead_code, reason = "shared by several test binaries")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tfcheck::results::{Cell, FailureKind, Manifest, Outcome, RunFolder};
+
+/// A folder to run in, with its own results.
+pub struct Sandbox {
+    folder: tempfile::TempDir,
+}
+
+impl Sandbox {
+    pub fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Writes a file of the sandbox and gives its path.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// A config whose only variants are scripted workers: `(name, fault)`.
+    pub fn workers(&self, workers: &[(&str, &str)], run: &str) -> PathBuf {
+        let mut text = String::from(
+            "versions = []\n[[checkpoints]]\nsource = \"synthetic:llama:tiny\"\n\
+             [inputs]\nlengths = [12]\n[candle]\nmodes = []\n",
+        );
+        for (name, fault) in workers {
+            let worker = fixture("worker.py");
+            text += &format!(
+                "[[commands]]\nname = \"{name}\"\nprogram = [\"python3\", \"{}\", \"{fault}\"]\n",
+                worker.display()
+            );
+        }
+        text += &format!("[run]\n{run}\n");
+        self.write("tfcheck.toml", &text)
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tfcheck"));
+        command
+            .args(arguments)
+            .current_dir(self.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    pub fn tfcheck(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// `tfcheck run CONFIG` with this sandbox's results.
+    pub fn run(&self, config: &Path, more: &[&str]) -> Output {
+        let results = self.results();
+        let mut arguments = vec!["run", config.to_str().unwrap(), "--results", results.to_str().unwrap()];
+        arguments.extend(more);
+        self.tfcheck(&arguments)
+    }
+
+    pub fn results(&self) -> PathBuf {
+        self.path().join("results")
+    }
+
+    /// The only run of this sandbox.
+    pub fn only_run(&self) -> Run {
+        let runs: Vec<_> =
+            std::fs::read_dir(self.results()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(runs.len(), 1, "one run expected: {runs:?}");
+        Run::open(&runs[0])
+    }
+}
+
+/// A run folder as the tests read it.
+pub struct Run {
+    pub folder: RunFolder,
+    pub manifest: Manifest,
+}
+
+impl Run {
+    pub fn open(path: &Path) -> Self {
+        let folder = RunFolder::open(path).unwrap();
+        let manifest = folder.manifest().unwrap();
+        Self { folder, manifest }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn cells(&self) -> Vec<Cell> {
+        let cells = |case| self.folder.cells(&self.manifest, case).unwrap();
+        self.manifest.cases.iter().flat_map(cells).collect()
+    }
+
+    pub fn text(&self, file: &str) -> String {
+        std::fs::read_to_string(self.path().join(file)).unwrap()
+    }
+
+    pub fn json(&self, file: &str) -> serde_json::Value {
+        serde_json::from_str(&self.text(file)).unwrap()
+    }
+}
+
+/// One word for how a cell ended.
+pub fn word(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Completed(completed) if completed.unfinished.is_some() => "unfinished".into(),
+        Outcome::Completed(_) => "completed".into(),
+        Outcome::Unsupported { .. } => "unsupported".into(),
+        Outcome::Failed(failure) => kind(failure.kind).into(),
+    }
+}
+
+fn kind(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::Environment => "environment",
+        FailureKind::Exception => "exception",
+        FailureKind::Crashed => "crashed",
+        FailureKind::OutOfMemory => "out_of_memory",
+        FailureKind::TimedOut => "timed_out",
+        FailureKind::MissingResult => "missing_result",
+        FailureKind::Interrupted => "interrupted",
+    }
+}
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Waits until `done` holds.
+pub fn wait_for<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = done() {
+            return value;
+        }
+        assert!(start.elapsed() < limit, "{what} did not happen within {limit:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether a process exists and is not a zombie.
+pub fn is_alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
+}
+
+/// Every live process that has `text` in its command line.
+pub fn processes_with(text: &str) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            std::fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(text))
+                && is_alive(*pid)
+        })
+        .collect()
+}
