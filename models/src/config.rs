@@ -292,10 +292,11 @@ fn collect_unread(map: &Map<String, Value>, prefix: &str, read: &BTreeSet<String
         let dropout = ["_dropout", "_dropout_prob", "_pdrop"].iter().any(|ending| key.ends_with(ending));
         let neutral = prefix.is_empty() && (dropout || NEUTRAL.contains(&key.as_str()));
         match value {
+            _ if value.is_null() || neutral => {}
             Value::Object(nested) if read.contains(&path) => {
                 collect_unread(nested, &format!("{path}."), read, unread);
             }
-            _ if value.is_null() || neutral || read.contains(&path) => {}
+            _ if read.contains(&path) => {}
             _ => unread.push(path),
         }
     }
@@ -319,6 +320,17 @@ mod tests {
         let scaling = config.optional_object("rope_scaling").unwrap().unwrap();
         assert!((scaling.f64("factor").unwrap() - 2.0).abs() < f64::EPSILON);
         assert_eq!(config.unread_keys(), ["odd", "rope_scaling.odder"]);
+    }
+
+    #[test]
+    fn labels_are_counted_by_their_names_and_a_count_that_disagrees_is_an_error() {
+        let named = r#""id2label": {"0": "a", "1": "b", "2": "c"}"#;
+        assert_eq!(reader("{}").num_labels().unwrap(), 2);
+        assert_eq!(reader(r#"{"num_labels": 5}"#).num_labels().unwrap(), 5);
+        let config = reader(&format!("{{{named}}}"));
+        assert_eq!(config.num_labels().unwrap(), 3);
+        assert_eq!(config.unread_keys(), [""; 0]);
+        assert!(reader(&format!(r#"{{{named}, "num_labels": 5}}"#)).num_labels().is_err());
     }
 
     #[test]

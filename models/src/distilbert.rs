@@ -62,8 +62,8 @@ impl Embeddings {
     }
 
     fn forward(&self, pass: &mut Pass, ids: &Xs) -> Result<Xs> {
-        pass.module(&self.path, ids, |pass, ids| {
-            let words = self.word_embeddings.forward(pass, ids)?;
+        pass.module(&self.path, ids.clone(), |pass, ids| {
+            let words = self.word_embeddings.forward(pass, &ids)?;
             let positions = position_ids(pass)?;
             let positions = self.position_embeddings.forward(pass, &positions)?;
             self.layer_norm.forward(pass, &add(words, positions)?)
@@ -98,8 +98,8 @@ impl SelfAttention {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs, mask: &Mask) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let qkv = self.qkv.forward(pass, xs)?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let qkv = self.qkv.forward(pass, &xs)?;
             let mixed = self.attention.forward(pass, qkv, None, mask)?;
             self.out_lin.forward(pass, &mixed)
         })
@@ -126,8 +126,8 @@ impl Mlp {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let h = self.lin1.forward(pass, xs)?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let h = self.lin1.forward(pass, &xs)?;
             let h = self.activation.forward(pass, &self.act_path, &h)?;
             self.lin2.forward(pass, &h)
         })
@@ -153,9 +153,9 @@ impl Block {
         })
     }
 
-    fn forward(&self, pass: &mut Pass, xs: &Xs, mask: &Mask) -> Result<Xs> {
+    fn forward(&self, pass: &mut Pass, xs: Xs, mask: &Mask) -> Result<Xs> {
         pass.module(&self.path, xs, |pass, xs| {
-            let h = self.attention.forward(pass, xs, mask)?;
+            let h = self.attention.forward(pass, &xs, mask)?;
             let xs = self.sa_layer_norm.forward(pass, &add(h, xs.clone())?)?;
             let h = self.ffn.forward(pass, &xs)?;
             self.output_layer_norm.forward(pass, &add(h, xs)?)
@@ -187,11 +187,11 @@ impl Encoder {
 
     fn forward(&self, pass: &mut Pass) -> Result<Xs> {
         let ids = Xs::from(pass.input_ids().clone());
-        pass.module(&self.path, &ids, |pass, ids| {
-            let xs = self.embeddings.forward(pass, ids)?;
+        pass.module(&self.path, ids, |pass, ids| {
+            let xs = self.embeddings.forward(pass, &ids)?;
             let mask = Mask::bidirectional(pass, None)?;
-            pass.module(&self.transformer_path, &xs, |pass, xs| {
-                self.layer.iter().try_fold(xs.clone(), |xs, layer| layer.forward(pass, &xs, &mask))
+            pass.module(&self.transformer_path, xs, |pass, xs| {
+                self.layer.iter().try_fold(xs, |xs, layer| layer.forward(pass, xs, &mask))
             })
         })
     }
@@ -230,8 +230,7 @@ pub(crate) fn build(reader: &ConfigReader, weights: &Weights, task: Option<Task>
             vocab_layer_norm: config.norm(&weights.pp("vocab_layer_norm"))?,
             vocab_projector: if config.tie_word_embeddings {
                 let projector = weights.pp("vocab_projector");
-                let bias = projector.get("bias", config.vocab_size)?;
-                Linear::tied_with_bias(projector.path(), words, Some(bias))
+                Linear::tied(projector.path(), words).with_bias(&projector)?
             } else {
                 linear("vocab_projector", config.vocab_size)?
             },

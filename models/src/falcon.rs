@@ -129,10 +129,10 @@ impl SelfAttention {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs, positions: &Positions, mask: &Mask) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
+        pass.module(&self.path, xs.clone(), |pass, xs| {
             let Attention { num_heads, num_kv_heads, head_dim, .. } = self.attention;
             let sizes = [num_heads / num_kv_heads * head_dim, head_dim, head_dim];
-            let qkv = split_groups(&self.query_key_value.forward(pass, xs)?, num_kv_heads, sizes)?;
+            let qkv = split_groups(&self.query_key_value.forward(pass, &xs)?, num_kv_heads, sizes)?;
             let mixed = match positions {
                 Positions::Rope(rope) => self.attention.forward(pass, qkv, Some(rope), mask)?,
                 Positions::Alibi(alibi) => self.attention.forward_alibi(pass, qkv, alibi)?,
@@ -163,8 +163,8 @@ impl Mlp {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let h = self.dense_h_to_4h.forward(pass, xs)?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let h = self.dense_h_to_4h.forward(pass, &xs)?;
             let h = self.act.forward(pass, &self.act_path, &h)?;
             self.dense_4h_to_h.forward(pass, &h)
         })
@@ -205,23 +205,23 @@ impl Block {
         })
     }
 
-    fn forward(&self, pass: &mut Pass, xs: &Xs, positions: &Positions, mask: &Mask) -> Result<Xs> {
+    fn forward(&self, pass: &mut Pass, xs: Xs, positions: &Positions, mask: &Mask) -> Result<Xs> {
         pass.module(&self.path, xs, |pass, xs| {
             let (attention_input, mlp_input) = match &self.norms {
                 Norms::InTurn { input_layernorm, post_attention_layernorm } => {
-                    let h = input_layernorm.forward(pass, xs)?;
+                    let h = input_layernorm.forward(pass, &xs)?;
                     let h = self.self_attention.forward(pass, &h, positions, mask)?;
-                    let xs = add(xs.clone(), h)?;
+                    let xs = add(xs, h)?;
                     let h = post_attention_layernorm.forward(pass, &xs)?;
                     let h = self.mlp.forward(pass, &h)?;
                     return add(xs, h);
                 }
                 Norms::Shared { input_layernorm } => {
-                    let h = input_layernorm.forward(pass, xs)?;
+                    let h = input_layernorm.forward(pass, &xs)?;
                     (h.clone(), h)
                 }
                 Norms::Separate { ln_attn, ln_mlp } => {
-                    (ln_attn.forward(pass, xs)?, ln_mlp.forward(pass, xs)?)
+                    (ln_attn.forward(pass, &xs)?, ln_mlp.forward(pass, &xs)?)
                 }
             };
             let attended = self.self_attention.forward(pass, &attention_input, positions, mask)?;
@@ -274,15 +274,15 @@ pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>
 impl Model for Falcon {
     fn forward(&self, pass: &mut Pass) -> Result<Xs> {
         let ids = Xs::from(pass.input_ids().clone());
-        let xs = pass.module(&self.path, &ids, |pass, ids| {
-            let mut xs = self.word_embeddings.forward(pass, ids)?;
+        let xs = pass.module(&self.path, ids, |pass, ids| {
+            let mut xs = self.word_embeddings.forward(pass, &ids)?;
             let positions = match &self.rotary_emb {
                 Some(rotary_emb) => Positions::Rope(rotary_emb.forward(pass)?),
                 None => Positions::Alibi(Alibi::new(pass, self.num_heads, self.head_dim)?),
             };
             let mask = Mask::causal(pass, None)?;
             for block in &self.h {
-                xs = block.forward(pass, &xs, &positions, &mask)?;
+                xs = block.forward(pass, xs, &positions, &mask)?;
             }
             self.ln_f.forward(pass, &xs)
         })?;

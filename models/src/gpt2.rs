@@ -3,9 +3,7 @@
 
 use crate::config::ConfigReader;
 use crate::error::Result;
-use crate::layers::{
-    Activation, Attention, Embedding, LayerNorm, Linear, Mask, add, position_ids, split_groups,
-};
+use crate::layers::{Activation, Attention, Embedding, LayerNorm, Linear, Mask, add, position_ids, split};
 use crate::load::{Model, Task};
 use crate::pass::{Pass, Xs};
 use crate::registry::unknown_head;
@@ -81,8 +79,8 @@ impl SelfAttention {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs, mask: &Mask) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let qkv = split_groups(&self.c_attn.forward(pass, xs)?, 1, [self.n_embd; 3])?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let qkv = split(&self.c_attn.forward(pass, &xs)?, [self.n_embd; 3])?;
             let mixed = self.attention.forward(pass, qkv, None, mask)?;
             self.c_proj.forward(pass, &mixed)
         })
@@ -109,8 +107,8 @@ impl Mlp {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let h = self.c_fc.forward(pass, xs)?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let h = self.c_fc.forward(pass, &xs)?;
             let h = self.act.forward(pass, &self.act_path, &h)?;
             self.c_proj.forward(pass, &h)
         })
@@ -138,11 +136,11 @@ impl Block {
         })
     }
 
-    fn forward(&self, pass: &mut Pass, xs: &Xs, mask: &Mask) -> Result<Xs> {
+    fn forward(&self, pass: &mut Pass, xs: Xs, mask: &Mask) -> Result<Xs> {
         pass.module(&self.path, xs, |pass, xs| {
-            let h = self.ln_1.forward(pass, xs)?;
+            let h = self.ln_1.forward(pass, &xs)?;
             let h = self.attn.forward(pass, &h, mask)?;
-            let xs = add(xs.clone(), h)?;
+            let xs = add(xs, h)?;
             let h = self.ln_2.forward(pass, &xs)?;
             let h = self.mlp.forward(pass, &h)?;
             add(xs, h)
@@ -187,14 +185,14 @@ pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>
 impl Model for Gpt2 {
     fn forward(&self, pass: &mut Pass) -> Result<Xs> {
         let ids = Xs::from(pass.input_ids().clone());
-        let xs = pass.module(&self.path, &ids, |pass, ids| {
-            let tokens = self.wte.forward(pass, ids)?;
+        let xs = pass.module(&self.path, ids, |pass, ids| {
+            let tokens = self.wte.forward(pass, &ids)?;
             let positions = position_ids(pass)?;
             let positions = self.wpe.forward(pass, &positions)?;
             let mut xs = add(tokens, positions)?;
             let mask = Mask::causal(pass, None)?;
             for block in &self.h {
-                xs = block.forward(pass, &xs, &mask)?;
+                xs = block.forward(pass, xs, &mask)?;
             }
             self.ln_f.forward(pass, &xs)
         })?;

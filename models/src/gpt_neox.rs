@@ -99,8 +99,8 @@ impl SelfAttention {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let qkv = self.query_key_value.forward(pass, xs)?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let qkv = self.query_key_value.forward(pass, &xs)?;
             let qkv = split_groups(&qkv, self.num_heads, [self.head_dim; 3])?;
             let mixed = self.attention.forward(pass, qkv, Some(rope), mask)?;
             self.dense.forward(pass, &mixed)
@@ -129,8 +129,8 @@ impl Mlp {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let h = self.dense_h_to_4h.forward(pass, xs)?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let h = self.dense_h_to_4h.forward(pass, &xs)?;
             let h = self.act.forward(pass, &self.act_path, &h)?;
             self.dense_4h_to_h.forward(pass, &h)
         })
@@ -160,12 +160,12 @@ impl Block {
         })
     }
 
-    fn forward(&self, pass: &mut Pass, xs: &Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
+    fn forward(&self, pass: &mut Pass, xs: Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
         pass.module(&self.path, xs, |pass, xs| {
-            let h = self.input_layernorm.forward(pass, xs)?;
+            let h = self.input_layernorm.forward(pass, &xs)?;
             let attended = self.attention.forward(pass, &h, rope, mask)?;
             if self.use_parallel_residual {
-                let h = self.post_attention_layernorm.forward(pass, xs)?;
+                let h = self.post_attention_layernorm.forward(pass, &xs)?;
                 let h = self.mlp.forward(pass, &h)?;
                 return add(add(h, attended)?, xs.clone());
             }
@@ -225,12 +225,12 @@ pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>
 impl Model for GptNeoX {
     fn forward(&self, pass: &mut Pass) -> Result<Xs> {
         let ids = Xs::from(pass.input_ids().clone());
-        let xs = pass.module(&self.path, &ids, |pass, ids| {
-            let mut xs = self.embed_in.forward(pass, ids)?;
+        let xs = pass.module(&self.path, ids, |pass, ids| {
+            let mut xs = self.embed_in.forward(pass, &ids)?;
             let rope = self.rotary_emb.forward(pass)?;
             let mask = Mask::causal(pass, None)?;
             for layer in &self.layers {
-                xs = layer.forward(pass, &xs, &rope, &mask)?;
+                xs = layer.forward(pass, xs, &rope, &mask)?;
             }
             self.final_layer_norm.forward(pass, &xs)
         })?;

@@ -8,7 +8,7 @@ use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{
     Activation, Attention, Embedding, LayerNorm, LayerType, Linear, Mask, PerLayerType, Rope, RopeParameters,
-    RotaryEmbedding, add, first_position, mean_of_real_tokens, multiply, split_groups,
+    RotaryEmbedding, Rotation, add, first_position, mean_of_real_tokens, multiply, split,
 };
 use crate::load::{Model, Task};
 use crate::pass::{Pass, Xs};
@@ -120,8 +120,8 @@ impl SelfAttention {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let qkv = split_groups(&self.wqkv.forward(pass, xs)?, 1, [self.size; 3])?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let qkv = split(&self.wqkv.forward(pass, &xs)?, [self.size; 3])?;
             let mixed = self.attention.forward(pass, qkv, Some(rope), mask)?;
             self.wo.forward(pass, &mixed)
         })
@@ -152,8 +152,8 @@ impl Mlp {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let [input, gate] = split_groups(&self.wi.forward(pass, xs)?, 1, [self.size; 2])?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let [input, gate] = split(&self.wi.forward(pass, &xs)?, [self.size; 2])?;
             let input = self.act.forward(pass, &self.act_path, &input)?;
             self.wo.forward(pass, &multiply(input, gate)?)
         })
@@ -185,18 +185,18 @@ impl Block {
     fn forward(
         &self,
         pass: &mut Pass,
-        xs: &Xs,
+        xs: Xs,
         ropes: &PerLayerType<Rope>,
         masks: &PerLayerType<Mask>,
     ) -> Result<Xs> {
         let (rope, mask) = (ropes.get(self.layer_type), masks.get(self.layer_type));
         pass.module(&self.path, xs, |pass, xs| {
             let h = match &self.attn_norm {
-                Some(norm) => norm.forward(pass, xs)?,
+                Some(norm) => norm.forward(pass, &xs)?,
                 None => xs.clone(),
             };
             let h = self.attn.forward(pass, &h, rope, mask)?;
-            let xs = add(xs.clone(), h)?;
+            let xs = add(xs, h)?;
             let h = self.mlp_norm.forward(pass, &xs)?;
             let h = self.mlp.forward(pass, &h)?;
             add(xs, h)
@@ -219,8 +219,9 @@ struct Encoder {
 impl Encoder {
     fn load(config: &Config, weights: &Weights) -> Result<Self> {
         let (embeddings, layers) = (weights.pp("embeddings"), weights.pp("layers"));
-        let rotary_emb =
-            |rope: &RopeParameters| RotaryEmbedding::new(rope.clone(), config.head_dim()).rounding_once();
+        let rotary_emb = |rope: &RopeParameters| {
+            RotaryEmbedding::new(rope.clone(), config.head_dim()).rotating(Rotation::RoundedTables)
+        };
         Ok(Self {
             path: weights.path().to_owned(),
             embeddings_path: embeddings.path().to_owned(),
@@ -244,9 +245,9 @@ impl Encoder {
 
     fn forward(&self, pass: &mut Pass) -> Result<Xs> {
         let ids = Xs::from(pass.input_ids().clone());
-        pass.module(&self.path, &ids, |pass, ids| {
+        pass.module(&self.path, ids, |pass, ids| {
             let mut xs = pass.module(&self.embeddings_path, ids, |pass, ids| {
-                let xs = self.tok_embeddings.forward(pass, ids)?;
+                let xs = self.tok_embeddings.forward(pass, &ids)?;
                 self.norm.forward(pass, &xs)
             })?;
             let ropes = PerLayerType {
@@ -258,7 +259,7 @@ impl Encoder {
                 sliding: Mask::bidirectional(pass, Some(self.sliding_window))?,
             };
             for layer in &self.layers {
-                xs = layer.forward(pass, &xs, &ropes, &masks)?;
+                xs = layer.forward(pass, xs, &ropes, &masks)?;
             }
             self.final_norm.forward(pass, &xs)
         })
@@ -287,8 +288,8 @@ impl PredictionHead {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let h = self.dense.forward(pass, xs)?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let h = self.dense.forward(pass, &xs)?;
             let h = self.act.forward(pass, &self.act_path, &h)?;
             self.norm.forward(pass, &h)
         })
@@ -330,19 +331,16 @@ pub(crate) fn build(reader: &ConfigReader, weights: &Weights, task: Option<Task>
     // Read whatever the head, so that it is not listed as a key without effect.
     let pooling = Pooling::read(reader)?;
     let encoder = Encoder::load(&config, &weights.body("model", task != Task::HiddenStates))?;
-    let (size, vocab_size) = (config.hidden_size, config.vocab_size);
+    let size = config.hidden_size;
     let head = match task {
         Task::MaskedLm => {
-            let decoder = weights.pp("decoder");
-            Head::MaskedLm {
-                head: PredictionHead::load(&config, &weights.pp("head"))?,
-                decoder: if config.tie_word_embeddings {
-                    let bias = config.decoder_bias.then(|| decoder.get("bias", vocab_size)).transpose()?;
-                    Linear::tied_with_bias(decoder.path(), &encoder.tok_embeddings, bias)
-                } else {
-                    Linear::load(&decoder, size, vocab_size, config.decoder_bias)?
-                },
-            }
+            let saved = weights.pp("decoder");
+            let decoder = match (config.tie_word_embeddings, config.decoder_bias) {
+                (true, true) => Linear::tied(saved.path(), &encoder.tok_embeddings).with_bias(&saved)?,
+                (true, false) => Linear::tied(saved.path(), &encoder.tok_embeddings),
+                (false, bias) => Linear::load(&saved, size, config.vocab_size, bias)?,
+            };
+            Head::MaskedLm { head: PredictionHead::load(&config, &weights.pp("head"))?, decoder }
         }
         Task::SequenceClassification => Head::SequenceClassification {
             pooling,

@@ -77,8 +77,8 @@ impl Embeddings {
     }
 
     fn forward(&self, pass: &mut Pass, ids: &Xs) -> Result<Xs> {
-        pass.module(&self.path, ids, |pass, ids| {
-            let words = self.word_embeddings.forward(pass, ids)?;
+        pass.module(&self.path, ids.clone(), |pass, ids| {
+            let words = self.word_embeddings.forward(pass, &ids)?;
             let types = token_type_ids(pass)?;
             let types = self.token_type_embeddings.forward(pass, &types)?;
             let positions = position_ids_after(pass, self.padding_idx)?;
@@ -113,8 +113,8 @@ impl SelfAttention {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs, mask: &Mask) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let qkv = self.qkv.forward(pass, xs)?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let qkv = self.qkv.forward(pass, &xs)?;
             self.attention.forward(pass, qkv, None, mask)
         })
     }
@@ -137,8 +137,8 @@ impl Output {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs, residual: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let h = self.dense.forward(pass, xs)?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let h = self.dense.forward(pass, &xs)?;
             self.layer_norm.forward(pass, &add(h, residual.clone())?)
         })
     }
@@ -173,14 +173,14 @@ impl Block {
         })
     }
 
-    fn forward(&self, pass: &mut Pass, xs: &Xs, mask: &Mask) -> Result<Xs> {
+    fn forward(&self, pass: &mut Pass, xs: Xs, mask: &Mask) -> Result<Xs> {
         pass.module(&self.path, xs, |pass, xs| {
             let xs = pass.module(&self.attention_path, xs, |pass, xs| {
-                let mixed = self.self_attention.forward(pass, xs, mask)?;
-                self.attention_output.forward(pass, &mixed, xs)
+                let mixed = self.self_attention.forward(pass, &xs, mask)?;
+                self.attention_output.forward(pass, &mixed, &xs)
             })?;
-            let h = pass.module(&self.intermediate_path, &xs, |pass, xs| {
-                let h = self.intermediate.forward(pass, xs)?;
+            let h = pass.module(&self.intermediate_path, xs.clone(), |pass, xs| {
+                let h = self.intermediate.forward(pass, &xs)?;
                 self.intermediate_act_fn.forward(pass, &self.act_path, &h)
             })?;
             self.output.forward(pass, &h, &xs)
@@ -213,11 +213,11 @@ impl Encoder {
 
     fn forward(&self, pass: &mut Pass) -> Result<Xs> {
         let ids = Xs::from(pass.input_ids().clone());
-        pass.module(&self.path, &ids, |pass, ids| {
-            let xs = self.embeddings.forward(pass, ids)?;
+        pass.module(&self.path, ids, |pass, ids| {
+            let xs = self.embeddings.forward(pass, &ids)?;
             let mask = Mask::bidirectional(pass, None)?;
-            pass.module(&self.encoder_path, &xs, |pass, xs| {
-                self.layer.iter().try_fold(xs.clone(), |xs, layer| layer.forward(pass, &xs, &mask))
+            pass.module(&self.encoder_path, xs, |pass, xs| {
+                self.layer.iter().try_fold(xs, |xs, layer| layer.forward(pass, xs, &mask))
             })
         })
     }
@@ -247,8 +247,7 @@ impl MaskedLm {
             layer_norm: config.norm(&weights.pp("layer_norm"))?,
             // The bias is tied along with the weight, to a parameter of its own.
             decoder: if config.tie_word_embeddings {
-                let bias = weights.get("bias", config.vocab_size)?;
-                Linear::tied_with_bias(decoder.path(), words, Some(bias))
+                Linear::tied(decoder.path(), words).with_bias(weights)?
             } else {
                 Linear::load(&decoder, size, config.vocab_size, true)?
             },
@@ -256,8 +255,8 @@ impl MaskedLm {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let h = self.dense.forward(pass, xs)?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let h = self.dense.forward(pass, &xs)?;
             // Whatever hidden_act says.
             let h = Activation::Gelu.inline(&h)?;
             let h = self.layer_norm.forward(pass, &h)?;
@@ -283,8 +282,8 @@ impl SequenceClassification {
     }
 
     fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |pass, xs| {
-            let h = self.dense.forward(pass, &first_position(xs)?)?;
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let h = self.dense.forward(pass, &first_position(&xs)?)?;
             self.out_proj.forward(pass, &Activation::Tanh.inline(&h)?)
         })
     }

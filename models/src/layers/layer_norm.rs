@@ -37,13 +37,44 @@ impl LayerNorm {
         })
     }
 
+    /// A norm for each head, without biases: `weight`, `[heads, size]` (transformers 5.23.0, `CohereLayerNorm` of
+    /// `q_norm`).
+    ///
+    /// # Errors
+    /// If the tensor is missing or has another shape.
+    pub fn load_heads(weights: &Weights, heads: usize, size: usize, eps: f64) -> Result<Self> {
+        let weight = weights.get("weight", (heads, size))?;
+        Ok(Self {
+            path: weights.path().to_owned(),
+            weight: weight.to_dtype(accumulation(weight.dtype()))?,
+            bias: None,
+            eps,
+        })
+    }
+
+    /// A norm for each head, without biases: `norms.<head>.weight`, `[size]` (transformers 5.23.0,
+    /// `StableLmLayerNormPerHead`).
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn load_each_head(weights: &Weights, heads: usize, size: usize, eps: f64) -> Result<Self> {
+        let norms = weights.pp("norms");
+        let rows = (0..heads).map(|head| norms.pp(head).get("weight", size)).collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            path: weights.path().to_owned(),
+            weight: Tensor::stack(&rows, 0)?.to_dtype(accumulation(weights.dtype()))?,
+            bias: None,
+            eps,
+        })
+    }
+
     /// `xs: [.., heads * size]`, same shape out; mean and variance are taken in F32 (F64 in F64), the variance
     /// from differences to the mean, and the result is rounded once.
     ///
     /// # Errors
     /// If the last dimension is no multiple of `heads * size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |_, xs| Ok(self.apply(xs.tensor())?.into()))
+        pass.module(&self.path, xs.clone(), |_, xs| Ok(self.apply(xs.tensor())?.into()))
     }
 
     fn apply(&self, xs: &Tensor) -> Result<Tensor> {

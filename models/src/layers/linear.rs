@@ -47,11 +47,6 @@ impl Linear {
         Self { path: path.to_owned(), weight: embedding.weight().clone(), bias: None }
     }
 
-    /// A head that shares the embedding's weight and has a bias of its own, `[out]`.
-    pub fn tied_with_bias(path: &str, embedding: &Embedding, bias: Option<Tensor>) -> Self {
-        Self { bias, ..Self::tied(path, embedding) }
-    }
-
     /// The head of a causal LM: `lm_head.weight`, or the embedding's where the two are tied.
     ///
     /// # Errors
@@ -63,6 +58,22 @@ impl Linear {
         }
         let (vocab_size, hidden_size) = embedding.weight().dims2()?;
         Self::load(&weights, hidden_size, vocab_size, false)
+    }
+
+    /// Takes `bias`, `[out]`, besides the weight: a head whose weight alone may be tied.
+    ///
+    /// # Errors
+    /// If the tensor is missing or has another shape.
+    pub fn with_bias(mut self, weights: &Weights) -> Result<Self> {
+        self.bias = Some(weights.get("bias", self.weight.dim(0)?)?);
+        Ok(self)
+    }
+
+    /// Goes by another module path than the checkpoint's name for its weight.
+    #[must_use]
+    pub fn named(mut self, path: &str) -> Self {
+        path.clone_into(&mut self.path);
+        self
     }
 
     /// `xs: [.., in]` to `[.., out]`; sums in F32 for 16-bit dtypes, in the dtype itself otherwise.

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::{RopeParameters, RopeScaling, rounded};
+use super::{RopeParameters, RopeScaling};
 use crate::error::Result;
 use crate::pass::Pass;
 
@@ -16,18 +16,28 @@ pub struct RotaryEmbedding {
     parameters: RopeParameters,
     rotary_dim: usize,
     interleaved: bool,
-    rounds_once: bool,
+    rotation: Rotation,
+}
+
+/// Where a rotation rounds in a 16-bit model; in F32 and F64 all are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// Tables rounded to the model's dtype, and each product and sum (llama).
+    Rounded,
+    /// Tables rounded to the model's dtype, products and sums in F32 and the result rounded once (cohere).
+    RoundedTables,
+    /// Tables, products and sums in F32, the result rounded once (olmo2).
+    Wide,
 }
 
 /// The tables of one pass.
 #[derive(Clone, Debug)]
 pub struct Rope {
-    /// `[batch, seq, rotary_dim / 2]`, in the model's dtype.
+    /// `[batch, seq, rotary_dim / 2]`, in the dtype that the rotation is computed in.
     cos: Tensor,
     /// As `cos`.
     sin: Tensor,
     interleaved: bool,
-    rounds_once: bool,
 }
 
 impl RotaryEmbedding {
@@ -35,7 +45,7 @@ impl RotaryEmbedding {
     /// `i + rotary_dim / 2`.
     pub fn new(parameters: RopeParameters, head_dim: usize) -> Self {
         let rotary_dim = (head_dim as f64 * parameters.partial_rotary_factor) as usize;
-        Self { parameters, rotary_dim, interleaved: false, rounds_once: false }
+        Self { parameters, rotary_dim, interleaved: false, rotation: Rotation::Rounded }
     }
 
     /// Pairs neighbours, dimension `2 i` with `2 i + 1`, instead of halves.
@@ -45,11 +55,10 @@ impl RotaryEmbedding {
         self
     }
 
-    /// Rotates 16-bit values in F32 and rounds once, instead of rounding each product and sum
-    /// (transformers 5.23.0, `apply_rotary_pos_emb` of `modeling_modernbert.py`). The tables stay 16-bit.
+    /// Rounds as `rotation` says.
     #[must_use]
-    pub fn rounding_once(mut self) -> Self {
-        self.rounds_once = true;
+    pub fn rotating(mut self, rotation: Rotation) -> Self {
+        self.rotation = rotation;
         self
     }
 
@@ -81,14 +90,13 @@ impl RotaryEmbedding {
                     Tensor::from_vec(values, shape, pass.device())?
                 }
             };
-            Ok(table.to_dtype(pass.dtype())?)
+            Ok(match self.rotation {
+                Rotation::Rounded => table.to_dtype(pass.dtype())?,
+                Rotation::RoundedTables => table.to_dtype(pass.dtype())?.to_dtype(table.dtype())?,
+                Rotation::Wide => table,
+            })
         };
-        Ok(Rope {
-            cos: table(cos)?,
-            sin: table(sin)?,
-            interleaved: self.interleaved,
-            rounds_once: self.rounds_once,
-        })
+        Ok(Rope { cos: table(cos)?, sin: table(sin)?, interleaved: self.interleaved })
     }
 
     /// Inverse frequencies for a sequence that ends at position `len - 1`, and the factor of cos and sin
@@ -175,26 +183,27 @@ impl RotaryEmbedding {
 }
 
 impl Rope {
-    /// `xs: [batch, heads, seq, head_dim]`, contiguous; rotates the first `rotary_dim` features of each head,
-    /// each product and sum rounded to the dtype as torch rounds them, or the result alone.
+    /// `xs: [batch, heads, seq, head_dim]`, contiguous; rotates the first `rotary_dim` features of each head
+    /// in the dtype of the tables, where each product and sum is rounded as torch rounds them.
     pub(super) fn apply(&self, xs: &Tensor) -> Result<Tensor> {
         let rotary_dim = 2 * self.cos.dim(D::Minus1)?;
         let head_dim = xs.dim(D::Minus1)?;
         let rotate = |xs: &Tensor| {
-            let (cos, sin) = (self.cos.to_dtype(xs.dtype())?, self.sin.to_dtype(xs.dtype())?);
-            if self.interleaved {
-                candle_nn::rotary_emb::rope_i(xs, &cos, &sin)
+            let wide = xs.to_dtype(self.cos.dtype())?;
+            let turned = if self.interleaved {
+                candle_nn::rotary_emb::rope_i(&wide, &self.cos, &self.sin)?
             } else {
-                candle_nn::rotary_emb::rope(xs, &cos, &sin)
-            }
+                candle_nn::rotary_emb::rope(&wide, &self.cos, &self.sin)?
+            };
+            turned.to_dtype(xs.dtype())
         };
-        let rotate = |xs: &Tensor| if self.rounds_once { rounded(xs, rotate) } else { Ok(rotate(xs)?) };
         if rotary_dim == head_dim {
-            return rotate(xs);
+            return Ok(rotate(xs)?);
         }
         let turned = rotate(&xs.narrow(D::Minus1, 0, rotary_dim)?.contiguous()?)?;
         let kept = xs.narrow(D::Minus1, rotary_dim, head_dim - rotary_dim)?;
-        Ok(Tensor::cat(&[&turned, &kept], D::Minus1)?)
+        // candle's concatenation along the last dimension is a transposed view, which a matmul may refuse.
+        Ok(Tensor::cat(&[&turned, &kept], D::Minus1)?.contiguous()?)
     }
 }
 

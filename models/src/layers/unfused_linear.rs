@@ -36,7 +36,7 @@ impl UnfusedLinear {
     /// # Errors
     /// If the last dimension of `xs` is not `in`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs, |_, xs| {
+        pass.module(&self.path, xs.clone(), |_, xs| {
             let ys = linear(xs.tensor(), &self.weight, None)?;
             Ok(match &self.bias {
                 Some(bias) => ys.broadcast_add(bias)?.into(),

@@ -1,0 +1,216 @@
+//! Judges checkpoint folders against what transformers computed for them.
+//!
+//! `cargo run --release --example judge -- FOLDER...`. A folder holds a checkpoint, `inputs_<name>.safetensors`
+//! (`input_ids`, `attention_mask`, `position_ids`) and `logits_<name>.<dtype>.safetensors` as `tests/truth.py`
+//! writes them, the f64 ones exact. Every figure is a relative L2 against the f64 truth over the positions that are
+//! no padding: ours, torch's own in that dtype, and ours at the worst position. Decoders are also run through a
+//! cache, in chunks of 7 and token by token. Exits with 1 if a bound is broken or a tensor stays unread.
+
+#![expect(clippy::print_stdout, reason = "a command-line program")]
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+use models::{Cache, Form, Inputs, Loaded, Options, load};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// The bounds of the issue on native models.
+const F64_BOUND: f64 = 1e-12;
+const F32_BOUND: f64 = 5e-6;
+const OF_TORCH: f64 = 1.5;
+
+const DTYPES: [(&str, DType); 4] =
+    [("f64", DType::F64), ("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)];
+
+fn main() -> ExitCode {
+    let mut failed = 0;
+    println!(
+        "{:<28} {:<12} {:<5} {:>9} {:>9} {:>6}  {:<18} verdict",
+        "checkpoint", "inputs", "dtype", "ours", "torch", "ratio", "worst [row, seq]"
+    );
+    for folder in std::env::args().skip(1) {
+        match judge(Path::new(&folder)) {
+            Ok(broken) => failed += broken,
+            Err(error) => {
+                println!("{folder}: {error}");
+                failed += 1;
+            }
+        }
+    }
+    println!("{failed} failed");
+    ExitCode::from(u8::from(failed > 0))
+}
+
+/// How many bounds a folder breaks.
+fn judge(folder: &Path) -> Result<usize> {
+    let config = std::fs::read_to_string(folder.join("config.json"))?;
+    let config: serde_json::Value = serde_json::from_str(&config)?;
+    let architecture = config["architectures"][0].as_str().unwrap_or_default();
+    let decoder = architecture.ends_with("ForCausalLM") || architecture.ends_with("LMHeadModel");
+    // Frequencies that follow the length of each pass do so in transformers too: no one pass to compare with.
+    let follows_length = ["dynamic", "longrope", "su"].iter().any(|kind| {
+        let described = |key: &str| config[key]["rope_type"] == *kind || config[key]["type"] == *kind;
+        described("rope_scaling") || described("rope_parameters")
+    });
+    let case = Case {
+        name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        folder: folder.to_owned(),
+        decoder,
+    };
+    let mut broken = 0;
+    for (dtype_name, dtype) in DTYPES {
+        if !case.truth("b1", dtype_name).exists() {
+            continue;
+        }
+        let mut loaded = load(folder, &Options { dtype, device: Device::Cpu, form: Form::Eager })?;
+        if dtype == DType::F64 {
+            broken += usize::from(!loaded.unread_tensors.is_empty());
+            for unread in loaded.unread_keys.iter().chain(&loaded.unread_tensors) {
+                println!("{:<28} unread: {unread}", case.name);
+            }
+        }
+        for inputs in case.inputs_names()? {
+            broken += usize::from(!case.row(&mut loaded, &inputs, dtype_name, None)?);
+            if dtype == DType::F64 && decoder && !follows_length {
+                for chunk in [7, 1] {
+                    broken += usize::from(!case.row(&mut loaded, &inputs, dtype_name, Some(chunk))?);
+                }
+            }
+        }
+    }
+    Ok(broken)
+}
+
+struct Case {
+    name: String,
+    folder: PathBuf,
+    decoder: bool,
+}
+
+impl Case {
+    fn truth(&self, inputs: &str, dtype: &str) -> PathBuf {
+        self.folder.join(format!("logits_{inputs}.{dtype}.safetensors"))
+    }
+
+    fn inputs_names(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            let name = name.strip_prefix("inputs_").and_then(|name| name.strip_suffix(".safetensors"));
+            names.extend(name.map(ToOwned::to_owned));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Prints one row; whether it keeps its bound.
+    fn row(&self, loaded: &mut Loaded, name: &str, dtype: &str, chunk: Option<usize>) -> Result<bool> {
+        let path = self.folder.join(format!("inputs_{name}.safetensors"));
+        let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
+        let mask = &tensors["attention_mask"];
+        let inputs = Inputs {
+            input_ids: tensors["input_ids"].clone(),
+            attention_mask: Some(mask.clone()),
+            // Nobody passes position ids to an encoder, and `truth.py` does not.
+            position_ids: tensors.get("position_ids").filter(|_| self.decoder).cloned(),
+        };
+        let ours = match chunk {
+            Some(chunk) => cached(loaded, &inputs, chunk)?,
+            None => loaded.forward(&inputs)?,
+        };
+        let exact = Output::new(&read(&self.truth(name, "f64"))?, mask)?;
+        let ours = Output::new(&ours, mask)?;
+        let torch = Output::new(&read(&self.truth(name, dtype))?, mask)?.error(&exact);
+        let error = ours.error(&exact);
+        let kept = match dtype {
+            "f64" => error <= F64_BOUND,
+            "f32" => error <= F32_BOUND,
+            _ => error <= OF_TORCH * torch,
+        };
+        let (place, worst) = ours.worst(&exact);
+        let inputs = chunk.map_or_else(|| name.to_owned(), |chunk| format!("{name} by {chunk}"));
+        println!(
+            "{:<28} {inputs:<12} {dtype:<5} {error:>9.2e} {torch:>9.2e} {:>6.2}  {:<18} {}",
+            self.name,
+            error / torch,
+            format!("{worst:.1e} at {place:?}"),
+            if kept { "ok" } else { "FAILED" }
+        );
+        Ok(kept)
+    }
+}
+
+fn read(path: &Path) -> Result<Tensor> {
+    let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
+    tensors.into_values().next().ok_or_else(|| format!("{} is empty", path.display()).into())
+}
+
+/// The same inputs through a cache, `chunk` tokens at a time.
+fn cached(loaded: &mut Loaded, inputs: &Inputs, chunk: usize) -> Result<Tensor> {
+    let seq = inputs.input_ids.dim(1)?;
+    let mut cache = Cache::new();
+    let mut parts = Vec::new();
+    for start in (0..seq).step_by(chunk) {
+        let end = (start + chunk).min(seq);
+        let cut = |tensor: &Option<Tensor>, start: usize| {
+            tensor.as_ref().map(|tensor| tensor.i((.., start..end))).transpose()
+        };
+        let part = Inputs {
+            input_ids: inputs.input_ids.i((.., start..end))?,
+            attention_mask: cut(&inputs.attention_mask, 0)?,
+            position_ids: cut(&inputs.position_ids, start)?,
+        };
+        parts.push(loaded.forward_with(&part, Some(&mut cache), None)?);
+    }
+    Ok(Tensor::cat(&parts, 1)?)
+}
+
+/// What a model gave at the positions that are no padding.
+struct Output(Vec<([usize; 2], Vec<f64>)>);
+
+impl Output {
+    /// `[batch, seq, features]`, or `[batch, labels]`, which has no padding.
+    fn new(values: &Tensor, mask: &Tensor) -> Result<Self> {
+        let values = values.to_dtype(DType::F64)?;
+        if values.rank() == 2 {
+            let rows = values.to_vec2()?;
+            return Ok(Self(rows.into_iter().enumerate().map(|(row, labels)| ([row, 0], labels)).collect()));
+        }
+        let mask = mask.to_dtype(DType::I64)?.to_vec2::<i64>()?;
+        let mut places = Vec::new();
+        for (row, (positions, mask)) in values.to_vec3()?.into_iter().zip(mask).enumerate() {
+            for (seq, (features, real)) in positions.into_iter().zip(mask).enumerate() {
+                if real != 0 {
+                    places.push(([row, seq], features));
+                }
+            }
+        }
+        Ok(Self(places))
+    }
+
+    /// Relative L2 to `exact`; NaN where a value is NaN, which keeps no bound.
+    fn error(&self, exact: &Self) -> f64 {
+        let (mut difference, mut norm) = (0.0, 0.0);
+        for ((_, values), (_, exact)) in self.0.iter().zip(&exact.0) {
+            difference += squares(values.iter().zip(exact).map(|(value, exact)| value - exact));
+            norm += squares(exact.iter().copied());
+        }
+        (difference / norm).sqrt()
+    }
+
+    /// Where, and how large, the relative L2 of a single position is largest.
+    fn worst(&self, exact: &Self) -> ([usize; 2], f64) {
+        let errors = self.0.iter().zip(&exact.0).map(|((place, values), (_, exact))| {
+            let difference = squares(values.iter().zip(exact).map(|(value, exact)| value - exact));
+            (*place, (difference / squares(exact.iter().copied())).sqrt())
+        });
+        errors.max_by(|(_, left), (_, right)| left.total_cmp(right)).unwrap_or(([0, 0], f64::NAN))
+    }
+}
+
+fn squares(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|value| value * value).sum()
+}
