@@ -11,10 +11,7 @@ fn main() {
     let bridge = PathBuf::from(variable("CARGO_MANIFEST_DIR")).join("bridge");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed={}", bridge.join("src").display());
-    println!(
-        "cargo::rerun-if-changed={}",
-        bridge.join("Cargo.toml").display()
-    );
+    println!("cargo::rerun-if-changed={}", bridge.join("Cargo.toml").display());
     let target_folder = Path::new(&variable("OUT_DIR")).join("bridge");
     let (host, target) = (variable("HOST"), variable("TARGET"));
     let mut cargo = Command::new(variable("CARGO"));
@@ -59,18 +56,10 @@ fn main() {
         // Python's own symbols are found when the module is loaded.
         cargo.args(["--", "-Clink-arg=-undefined", "-Clink-arg=dynamic_lookup"]);
     }
-    let status = cargo
-        .status()
-        .unwrap_or_else(|error| panic!("cargo could not be started for the bridge: {error}"));
-    assert!(
-        status.success(),
-        "the bridge module did not build: {status}"
-    );
-    built.push(if apple {
-        "libbridge.dylib"
-    } else {
-        "libbridge.so"
-    });
+    let status =
+        cargo.status().unwrap_or_else(|error| panic!("cargo could not be started for the bridge: {error}"));
+    assert!(status.success(), "the bridge module did not build: {status}");
+    built.push(if apple { "libbridge.dylib" } else { "libbridge.so" });
     println!("cargo::rustc-env=TFCHECK_BRIDGE_MODULE={}", built.display());
 }
 

@@ -241,16 +241,7 @@ fn synthetic(
     Ok(target)
 }
 
-/// Where `models::synthetic::write(model_type, variant, seed, folder)` is called.
-fn write_synthetic(
-    given: &str,
-    model_type: &str,
-    _variant: Option<&str>,
-    _seed: u64,
-    _folder: &Path,
-) -> Result<(), Error> {
-    Err(Error::Synthetic {
-        given: given.to_owned(),
-        reason: format!("this build has no generator for `{model_type}`"),
-    })
+fn write_synthetic(given: &str, model_type: &str, variant: Option<&str>, seed: u64, folder: &Path) -> Result<(), Error> {
+    models::synthetic::write(model_type, variant.unwrap_or_default(), seed, folder)
+        .map_err(|error| Error::Synthetic { given: given.to_owned(), reason: error.to_string() })
 }

@@ -10,6 +10,8 @@ use reference::protocol::{Attention, Dtype, Mode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::compare::verdict::Tolerances;
+
 mod diagnose;
 mod init;
 mod load;
@@ -22,17 +24,12 @@ pub(crate) use diagnose::nearest;
 pub use init::{InitError, init, init_text};
 pub use load::Loaded;
 pub use schema::schema_text;
-pub use source::{CheckpointSource, Device, SourceError, TorchBackend, VersionSource};
+use reference::Versions;
+pub use reference::{Source as VersionSource, TorchBackend};
+pub use source::{CheckpointSource, Device, SourceError};
 
 /// The name of the file that is read when none is named.
 pub const FILE_NAME: &str = "tfcheck.toml";
-/// The torch that all versions share unless the file pins another.
-pub const TORCH: &str = "2.15.0";
-/// The oldest transformers of the run that needs no file.
-pub const OLD_TRANSFORMERS: &str = "4.54.0";
-/// The newest transformers that this release of tfcheck was tested with.
-pub const NEW_TRANSFORMERS: &str = "5.23.0";
-
 /// A comparison: which checkpoints, on which inputs, in which variants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -51,6 +48,8 @@ pub struct Config {
     pub commands: Vec<Command>,
     /// How the cells are run.
     pub run: Run,
+    /// Limits of the verdicts.
+    pub tolerances: Tolerances,
     /// Folder of the file that this was read from; empty when that is the working directory or there is no file.
     #[serde(skip)]
     pub folder: PathBuf,
@@ -250,10 +249,11 @@ impl Default for Config {
             })],
             inputs: Inputs::default(),
             environment: Environment::default(),
-            versions: [OLD_TRANSFORMERS, NEW_TRANSFORMERS].map(Version::release).into(),
+            versions: Versions::known().default.iter().map(|number| Version::release(number)).collect(),
             candle: Candle::default(),
             commands: Vec::new(),
             run: Run::default(),
+            tolerances: Tolerances::default(),
             folder: PathBuf::new(),
         }
     }
@@ -262,7 +262,7 @@ impl Default for Config {
 impl Default for Environment {
     fn default() -> Self {
         Self {
-            torch: TORCH.to_owned(),
+            torch: Versions::known().torch.clone(),
             requirements: Vec::new(),
             torch_backend: TorchBackend::Auto,
             python: None,

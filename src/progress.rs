@@ -51,6 +51,13 @@ impl Progress {
         }
     }
 
+    /// Shows what was asked for: on standard output, even when quiet, once every bar is gone.
+    pub fn result(&self, text: &str) {
+        self.log(text);
+        // A reader that went away is no failure.
+        drop(std::io::stdout().write_all(text.as_bytes()));
+    }
+
     /// Keeps one line in `run.log` only.
     pub fn log(&self, line: &str) {
         if let Some(file) = self.log_file().as_mut() {

@@ -125,7 +125,8 @@ impl RunView {
                 } += 1;
             }
             for cell in &case.cells {
-                match cell.outcome {
+                match &cell.outcome {
+                    Outcome::Completed(completed) if completed.unfinished.is_some() => tally.failed += 1,
                     Outcome::Completed(_) => {}
                     Outcome::Unsupported { .. } => tally.unsupported += 1,
                     Outcome::Failed(_) => tally.failed += 1,
@@ -162,7 +163,10 @@ impl CaseView {
         });
         let speed_up = baseline
             .filter(|_| !is_baseline)
-            .and_then(|baseline| speed_up(&baseline.rounds_ns, &completed.rounds_ns));
+            .and_then(|baseline| {
+                let (baseline, variant) = side_by_side(baseline, completed);
+                speed_up(&baseline, &variant)
+            });
         Ok(Performance {
             completed,
             timing: summarize(&completed.rounds_ns),
@@ -170,6 +174,15 @@ impl CaseView {
             is_baseline,
         })
     }
+}
+
+/// The rounds in which both were timed: only those may make a ratio.
+fn side_by_side(a: &Completed, b: &Completed) -> (Vec<Vec<u64>>, Vec<Vec<u64>>) {
+    let round = |of: &Completed, number: &u32| {
+        let index = of.round_numbers.iter().position(|known| known == number)?;
+        of.rounds_ns.get(index).cloned()
+    };
+    a.round_numbers.iter().filter_map(|number| Some((round(a, number)?, round(b, number)?))).unzip()
 }
 
 /// `failed (timed out): no answer in 300 s`; empty for a completed cell.
@@ -190,6 +203,7 @@ pub(crate) fn kind(kind: FailureKind) -> &'static str {
         FailureKind::OutOfMemory => "out of memory",
         FailureKind::TimedOut => "timed out",
         FailureKind::MissingResult => "missing result",
+        FailureKind::Interrupted => "interrupted",
     }
 }
 

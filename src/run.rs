@@ -18,7 +18,7 @@ use crate::progress::Progress;
 use crate::results::{Cell, FailureKind, Manifest, Outcome, RunFolder};
 use crate::runner::{self, Ended, ProcessRunner, Runner};
 use crate::schedule::{Job, Ran, Schedule, Settings};
-use crate::{report, variant};
+use crate::{summary, variant};
 use prepare::{PreparedCase, Preparation};
 
 /// A run that is about to start, or to go on.
@@ -83,7 +83,7 @@ pub fn run(order: &Order, destination: Destination) -> Result<ExitCode> {
         cells.push(in_order(case, kept, ran.cells));
     }
 
-    let code = report::finish(&folder, &manifest, &cells, &order.config.tolerances, order.progress);
+    let code = summary::write(&folder, &manifest, &cells, &order.config.tolerances, order.progress);
     if interrupted {
         let path = folder.path().display();
         order.progress.line(&format!("interrupted; complete it with: tfcheck run --resume {path}"));

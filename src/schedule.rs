@@ -173,6 +173,7 @@ impl<'a> Schedule<'a> {
         verify_logits(&path, &forwarded.shape)?;
         let mut notes = job.notes.clone();
         notes.extend(ready.notes);
+        notes.extend(forwarded.notes);
         Ok(Completed {
             logits,
             shape: forwarded.shape,

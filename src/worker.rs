@@ -3,6 +3,7 @@
 //! [`serve`] speaks the protocol for any [`Engine`]; `worker/` holds one engine a file.
 
 pub mod candle;
+pub mod candle_transformers;
 mod chrome_trace;
 
 use std::fs::{File, OpenOptions};

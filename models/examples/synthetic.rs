@@ -14,7 +14,7 @@ fn main() -> Result<(), Error> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().unwrap_or_else(|| "synthetic".into());
     let names: Vec<String> = arguments.collect();
-    for entry in catalogue().filter(|entry| wanted(*entry, &names)) {
+    for entry in catalogue().iter().filter(|entry| wanted(entry, &names)) {
         let name = [entry.model_type, entry.variant].join("-");
         let folder = Path::new(&folder).join(name.trim_end_matches('-'));
         write(entry.model_type, entry.variant, SEED, &folder)?;
@@ -23,7 +23,7 @@ fn main() -> Result<(), Error> {
     Ok(())
 }
 
-fn wanted(entry: Entry, names: &[String]) -> bool {
+fn wanted(entry: &Entry, names: &[String]) -> bool {
     if names.is_empty() {
         return !entry.bench;
     }

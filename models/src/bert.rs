@@ -4,8 +4,8 @@
 use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{
-    Activation, Attention, Embedding, Joined, LayerNorm, Linear, Mask, add, first_position, position_ids,
-    token_type_ids,
+    Activation, Attention, Embedding, Joined, LayerNorm, Linear, Mask, add, first_position, one_per_row,
+    position_ids, token_type_ids,
 };
 use crate::load::{Model, Task};
 use crate::pass::{Pass, Xs};
@@ -240,7 +240,6 @@ impl MaskedLm {
     fn load(config: &Config, weights: &Weights, words: &Embedding) -> Result<Self> {
         let predictions = weights.pp("predictions");
         let transform = predictions.pp("transform");
-        let decoder = predictions.pp("decoder");
         let size = config.hidden_size;
         Ok(Self {
             cls_path: weights.path().to_owned(),
@@ -252,9 +251,9 @@ impl MaskedLm {
             layer_norm: config.norm(&transform.pp("LayerNorm"))?,
             // The bias is tied along with the weight, to a parameter of its own.
             decoder: if config.tie_word_embeddings {
-                Linear::tied(decoder.path(), words).with_bias(&predictions)?
+                Linear::tied(&predictions.pp_as("decoder", ""), words, true)?
             } else {
-                Linear::load(&decoder, size, config.vocab_size, true)?
+                Linear::load(&predictions.pp("decoder"), size, config.vocab_size, true)?
             },
         })
     }
@@ -286,7 +285,8 @@ impl SequenceClassification {
             let h = self.pooler.forward(pass, &first_position(&xs)?)?;
             Activation::Tanh.forward(pass, &self.activation_path, &h)
         })?;
-        self.classifier.forward(pass, &pooled)
+        let labels = self.classifier.forward(pass, &pooled)?;
+        one_per_row(pass, &labels)
     }
 }
 

@@ -41,6 +41,7 @@ const NEUTRAL: &[&str] = &[
     "id2label",
     "initializer_cutoff_factor",
     "initializer_range",
+    "is_decoder",
     "is_encoder_decoder",
     "label2id",
     "length_penalty",

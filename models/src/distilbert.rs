@@ -4,7 +4,8 @@
 use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{
-    Activation, Attention, Embedding, Joined, LayerNorm, Linear, Mask, add, first_position, position_ids,
+    Activation, Attention, Embedding, Joined, LayerNorm, Linear, Mask, add, first_position, one_per_row,
+    position_ids,
 };
 use crate::load::{Model, Task};
 use crate::pass::{Pass, Xs};
@@ -229,8 +230,7 @@ pub(crate) fn build(reader: &ConfigReader, weights: &Weights, task: Option<Task>
             activation: config.activation,
             vocab_layer_norm: config.norm(&weights.pp("vocab_layer_norm"))?,
             vocab_projector: if config.tie_word_embeddings {
-                let projector = weights.pp("vocab_projector");
-                Linear::tied(projector.path(), words).with_bias(&projector)?
+                Linear::tied(&weights.pp("vocab_projector"), words, true)?
             } else {
                 linear("vocab_projector", config.vocab_size)?
             },
@@ -257,7 +257,8 @@ impl Model for DistilBert {
             }
             Head::SequenceClassification { pre_classifier, classifier } => {
                 let h = pre_classifier.forward(pass, &first_position(&xs)?)?;
-                classifier.forward(pass, &Activation::Relu.inline(&h)?)
+                let labels = classifier.forward(pass, &Activation::Relu.inline(&h)?)?;
+                one_per_row(pass, &labels)
             }
             Head::HiddenStates => Ok(xs),
         }

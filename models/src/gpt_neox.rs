@@ -200,7 +200,7 @@ pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>
     let lm_head = if !has_head {
         None
     } else if config.tie_word_embeddings {
-        Some(Linear::tied(head.path(), &embed_in))
+        Some(Linear::tied(&head, &embed_in, false)?)
     } else {
         Some(Linear::load(&head, config.hidden_size, config.vocab_size, false)?)
     };

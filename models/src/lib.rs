@@ -8,6 +8,7 @@
 mod cache;
 mod config;
 mod error;
+mod fused;
 pub mod kernels;
 pub mod layers;
 mod load;

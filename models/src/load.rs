@@ -1,12 +1,14 @@
 //! Loading a checkpoint folder and running it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::cache::Cache;
 use crate::config::ConfigReader;
 use crate::error::{Error, Result};
+use crate::fused::Workspace;
 use crate::pass::{Inputs, Pass, Probe, Xs};
 use crate::registry;
 use crate::weights::Weights;
@@ -16,7 +18,8 @@ use crate::weights::Weights;
 pub enum Form {
     /// Tensor operations one by one, with the semantics of transformers' eager attention.
     Eager,
-    /// The same mathematics with joined weights and fused operations.
+    /// The same mathematics with packed weights and fused kernels: F32 and BF16, on the CPU. An operation that has
+    /// no fused form yet runs as in the eager form.
     Fused,
 }
 
@@ -85,6 +88,7 @@ pub trait Model: Send + Sync {
 pub struct Loaded {
     model: Box<dyn Model>,
     options: Options,
+    workspace: Option<Arc<Workspace>>,
     /// Config keys that may mean something and that the architecture did not read.
     pub unread_keys: Vec<String>,
     /// Tensors of the checkpoint that the architecture did not read.
@@ -100,8 +104,14 @@ pub fn load(folder: &Path, options: &Options) -> Result<Loaded> {
     if !matches!(options.dtype, DType::F64 | DType::F32 | DType::BF16 | DType::F16) {
         return Err(Error::Unsupported(format!("models in dtype {}", options.dtype.as_str())));
     }
-    if options.form == Form::Fused {
-        return Err(Error::Unsupported("the fused form".to_owned()));
+    if options.form == Form::Fused
+        && !(matches!(options.dtype, DType::F32 | DType::BF16) && options.device.is_cpu())
+    {
+        return Err(Error::Unsupported(format!(
+            "the fused form in dtype {} on {:?}",
+            options.dtype.as_str(),
+            options.device
+        )));
     }
     let config = ConfigReader::open(&folder.join("config.json"))?;
     config.refuse_unless("quantization_config", &serde_json::Value::Null)?;
@@ -111,6 +121,7 @@ pub fn load(folder: &Path, options: &Options) -> Result<Loaded> {
     Ok(Loaded {
         model,
         options: options.clone(),
+        workspace: weights.workspace().cloned(),
         unread_keys: config.unread_keys(),
         unread_tensors: weights.unread(),
     })
@@ -135,7 +146,14 @@ impl Loaded {
         cache: Option<&'a mut Cache>,
         probe: Option<&'a mut dyn Probe>,
     ) -> Result<Tensor> {
-        let mut pass = Pass::new(inputs, self.options.dtype, &self.options.device, cache, probe)?;
+        let mut pass = Pass::new(
+            inputs,
+            self.options.dtype,
+            &self.options.device,
+            self.workspace.clone(),
+            cache,
+            probe,
+        )?;
         let output = self.model.forward(&mut pass)?;
         pass.finish();
         Ok(output.into_tensor())

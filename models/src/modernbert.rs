@@ -8,7 +8,7 @@ use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{
     Activation, Attention, Embedding, LayerNorm, LayerType, Linear, Mask, PerLayerType, Rope, RopeParameters,
-    RotaryEmbedding, Rotation, add, first_position, mean_of_real_tokens, multiply, split,
+    RotaryEmbedding, Rotation, add, first_position, mean_of_real_tokens, multiply, one_per_row, split,
 };
 use crate::load::{Model, Task};
 use crate::pass::{Pass, Xs};
@@ -335,10 +335,10 @@ pub(crate) fn build(reader: &ConfigReader, weights: &Weights, task: Option<Task>
     let head = match task {
         Task::MaskedLm => {
             let saved = weights.pp("decoder");
-            let decoder = match (config.tie_word_embeddings, config.decoder_bias) {
-                (true, true) => Linear::tied(saved.path(), &encoder.tok_embeddings).with_bias(&saved)?,
-                (true, false) => Linear::tied(saved.path(), &encoder.tok_embeddings),
-                (false, bias) => Linear::load(&saved, size, config.vocab_size, bias)?,
+            let decoder = if config.tie_word_embeddings {
+                Linear::tied(&saved, &encoder.tok_embeddings, config.decoder_bias)?
+            } else {
+                Linear::load(&saved, size, config.vocab_size, config.decoder_bias)?
             };
             Head::MaskedLm { head: PredictionHead::load(&config, &weights.pp("head"))?, decoder }
         }
@@ -367,7 +367,8 @@ impl Model for ModernBert {
                     Pooling::Mean => mean_of_real_tokens(pass, &xs)?,
                 };
                 let h = head.forward(pass, &pooled)?;
-                classifier.forward(pass, &h)
+                let labels = classifier.forward(pass, &h)?;
+                one_per_row(pass, &labels)
             }
             Head::HiddenStates => Ok(xs),
         }

@@ -1,9 +1,13 @@
 //! One forward pass: its inputs, the value that flows between layers, and who looks on.
 
-use candle_core::{DType, Device, IndexOp, Tensor};
+use std::sync::Arc;
+
+use candle_core::{D, DType, Device, IndexOp, Tensor};
+use half::bf16;
 
 use crate::cache::Cache;
 use crate::error::{Error, Result};
+use crate::fused::{Slot, Workspace};
 
 /// What a pass is fed.
 #[derive(Clone, Debug)]
@@ -41,24 +45,59 @@ pub trait Probe {
 /// The value that flows between layers, `[batch, seq, features]`.
 ///
 /// Model files pass it on and never look inside; layers know what form it has.
-#[derive(Clone, Debug)]
-pub struct Xs(Tensor);
+#[derive(Clone)]
+pub struct Xs(Value);
+
+/// What is inside.
+#[derive(Clone)]
+pub(crate) enum Value {
+    /// The eager form's.
+    Tensor(Tensor),
+    /// The fused form's, in F32.
+    F32(Slot<f32>),
+    /// The fused form's, in BF16.
+    Bf16(Slot<bf16>),
+}
 
 impl Xs {
-    /// The value as a tensor.
+    /// The value as a tensor; in the fused form a copy is made, once.
     pub fn tensor(&self) -> &Tensor {
-        &self.0
+        match &self.0 {
+            Value::Tensor(tensor) => tensor,
+            Value::F32(slot) => slot.tensor(),
+            Value::Bf16(slot) => slot.tensor(),
+        }
     }
 
     /// The value as a tensor, by value.
     pub fn into_tensor(self) -> Tensor {
-        self.0
+        match self.0 {
+            Value::Tensor(tensor) => tensor,
+            slot => Self(slot).tensor().clone(),
+        }
+    }
+
+    /// The features from `first` on.
+    pub(crate) fn columns(&self, first: usize, columns: usize) -> Result<Self> {
+        Ok(match &self.0 {
+            Value::Tensor(tensor) => tensor.narrow(D::Minus1, first, columns)?.into(),
+            Value::F32(slot) => slot.part(first, columns).into_xs(),
+            Value::Bf16(slot) => slot.part(first, columns).into_xs(),
+        })
+    }
+
+    pub(crate) fn value(&self) -> &Value {
+        &self.0
+    }
+
+    pub(crate) fn from_value(value: Value) -> Self {
+        Self(value)
     }
 }
 
 impl From<Tensor> for Xs {
     fn from(tensor: Tensor) -> Self {
-        Self(tensor)
+        Self(Value::Tensor(tensor))
     }
 }
 
@@ -72,6 +111,7 @@ pub struct Pass<'a> {
     positions: Vec<i64>,
     has_position_ids: bool,
     dtype: DType,
+    workspace: Option<Arc<Workspace>>,
     cache: Option<&'a mut Cache>,
     probe: Option<&'a mut dyn Probe>,
 }
@@ -82,6 +122,7 @@ impl<'a> Pass<'a> {
         inputs: &Inputs,
         dtype: DType,
         device: &Device,
+        workspace: Option<Arc<Workspace>>,
         cache: Option<&'a mut Cache>,
         probe: Option<&'a mut dyn Probe>,
     ) -> Result<Self> {
@@ -118,6 +159,7 @@ impl<'a> Pass<'a> {
             positions,
             has_position_ids: inputs.position_ids.is_some(),
             dtype,
+            workspace,
             cache,
             probe,
         })
@@ -198,6 +240,27 @@ impl<'a> Pass<'a> {
         Ok(out)
     }
 
+    /// The fused form's buffers; absent in the eager form.
+    pub(crate) fn workspace(&self) -> Option<Arc<Workspace>> {
+        self.workspace.clone()
+    }
+
+    /// `xs` in the form of the pass.
+    pub(crate) fn adopt(&self, xs: Xs) -> Result<Xs> {
+        let Some(workspace) = &self.workspace else {
+            return Ok(xs);
+        };
+        Ok(match self.dtype {
+            DType::BF16 => Slot::<bf16>::of(workspace, &xs)?.into_xs(),
+            _ => Slot::<f32>::of(workspace, &xs)?.into_xs(),
+        })
+    }
+
+    /// The cache of the pass, if there is one.
+    pub(crate) fn cache(&mut self) -> Option<&mut Cache> {
+        self.cache.as_deref_mut()
+    }
+
     /// Appends a layer's keys and values to the cache, if there is one, and returns all that it may attend to.
     pub(crate) fn append(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)> {
         match self.cache.as_deref_mut() {
@@ -209,7 +272,7 @@ impl<'a> Pass<'a> {
     /// Ends the pass: the cache, if there is one, takes in the new tokens.
     pub(crate) fn finish(self) {
         if let Some(cache) = self.cache {
-            cache.advance(self.seq);
+            cache.advance(self.batch, self.seq);
         }
     }
 }

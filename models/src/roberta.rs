@@ -4,7 +4,7 @@
 use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{
-    Activation, Attention, Embedding, Joined, LayerNorm, Linear, Mask, add, first_position,
+    Activation, Attention, Embedding, Joined, LayerNorm, Linear, Mask, add, first_position, one_per_row,
     position_ids_after, token_type_ids,
 };
 use crate::load::{Model, Task};
@@ -239,7 +239,6 @@ struct MaskedLm {
 
 impl MaskedLm {
     fn load(config: &Config, weights: &Weights, words: &Embedding) -> Result<Self> {
-        let decoder = weights.pp("decoder");
         let size = config.hidden_size;
         Ok(Self {
             path: weights.path().to_owned(),
@@ -247,9 +246,9 @@ impl MaskedLm {
             layer_norm: config.norm(&weights.pp("layer_norm"))?,
             // The bias is tied along with the weight, to a parameter of its own.
             decoder: if config.tie_word_embeddings {
-                Linear::tied(decoder.path(), words).with_bias(weights)?
+                Linear::tied(&weights.pp_as("decoder", ""), words, true)?
             } else {
-                Linear::load(&decoder, size, config.vocab_size, true)?
+                Linear::load(&weights.pp("decoder"), size, config.vocab_size, true)?
             },
         })
     }
@@ -284,7 +283,8 @@ impl SequenceClassification {
     fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
         pass.module(&self.path, xs.clone(), |pass, xs| {
             let h = self.dense.forward(pass, &first_position(&xs)?)?;
-            self.out_proj.forward(pass, &Activation::Tanh.inline(&h)?)
+            let labels = self.out_proj.forward(pass, &Activation::Tanh.inline(&h)?)?;
+            one_per_row(pass, &labels)
         })
     }
 }

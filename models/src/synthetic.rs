@@ -2,7 +2,9 @@
 //! `model.safetensors`, no tokenizer and no download.
 //!
 //! Their numbers are random, but not degenerate: activations stay near one, attention is sharply uneven, biases and
-//! norms are uneven too, so that a wrong mask, window, rope table, scale or epsilon moves the logits visibly.
+//! norms are uneven too, so that a wrong mask, window, rope table, scale or epsilon moves the logits visibly;
+//! `tests/features.py` shows that each does. `synthetic/versions.md` says which transformers versions read them and
+//! which compute the same; `tests/truth.py` makes what a port is judged by.
 
 mod architecture;
 mod file;
@@ -28,12 +30,13 @@ mod phi;
 mod qwen;
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde_json::Value;
 
 use architecture::{ARCHITECTURES, Architecture, Variant};
 
-/// One checkpoint that [`write`] can make.
+/// One checkpoint that [`write()`] can make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     /// `model_type` of its config.
@@ -77,16 +80,20 @@ pub enum Error {
     },
 }
 
-/// Everything that [`write`] can make, grouped by model type, defaults first.
-pub fn catalogue() -> impl Iterator<Item = Entry> {
-    ARCHITECTURES.iter().flat_map(|architecture| {
-        architecture.variants.iter().map(|variant| Entry {
-            model_type: architecture.model_type,
-            variant: variant.name,
-            shows: variant.shows,
-            bench: variant.bench,
-        })
-    })
+/// Everything that [`write()`] can make, grouped by model type, defaults first.
+pub fn catalogue() -> &'static [Entry] {
+    static CATALOGUE: LazyLock<Vec<Entry>> = LazyLock::new(|| {
+        let entries = |architecture: &'static Architecture| {
+            architecture.variants.iter().map(|variant| Entry {
+                model_type: architecture.model_type,
+                variant: variant.name,
+                shows: variant.shows,
+                bench: variant.bench,
+            })
+        };
+        ARCHITECTURES.iter().copied().flat_map(entries).collect()
+    });
+    &CATALOGUE
 }
 
 /// The `config.json` of an entry.

@@ -8,6 +8,7 @@ use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Shape, Tensor};
 
 use crate::error::{Error, Result};
+use crate::fused::Workspace;
 use crate::load::{Form, Options};
 
 struct Files {
@@ -15,6 +16,7 @@ struct Files {
     names: BTreeSet<String>,
     read: Mutex<BTreeSet<String>>,
     options: Options,
+    workspace: Option<Arc<Workspace>>,
 }
 
 /// The checkpoint's tensors under one module path. Cloning is cheap.
@@ -41,7 +43,13 @@ impl Weights {
             .map_err(|error| Error::Parse { path: folder.to_owned(), reason: error.to_string() })?;
         let names = tensors.tensors().into_iter().map(|(name, _)| name).collect();
         Ok(Self {
-            files: Arc::new(Files { tensors, names, read: Mutex::default(), options: options.clone() }),
+            files: Arc::new(Files {
+                tensors,
+                names,
+                read: Mutex::default(),
+                options: options.clone(),
+                workspace: (options.form == Form::Fused).then(|| Arc::new(Workspace::new())),
+            }),
             path: String::new(),
             saved: String::new(),
         })
@@ -68,7 +76,9 @@ impl Weights {
         self.pp_as(if has_head { name } else { "" }, if self.has_module(name) { name } else { "" })
     }
 
-    fn pp_as(&self, name: &str, saved: &str) -> Self {
+    /// The weights of the module `name`, whose tensors the files keep under `saved`.
+    #[must_use]
+    pub fn pp_as(&self, name: &str, saved: &str) -> Self {
         Self { files: Arc::clone(&self.files), path: join(&self.path, name), saved: join(&self.saved, saved) }
     }
 
@@ -82,9 +92,9 @@ impl Weights {
         &self.path
     }
 
-    /// The form that layers are to be built in.
-    pub fn form(&self) -> Form {
-        self.files.options.form
+    /// The fused form's buffers; absent in the eager form, which is how a layer knows what to build.
+    pub(crate) fn workspace(&self) -> Option<&Arc<Workspace>> {
+        self.files.workspace.as_ref()
     }
 
     /// The dtype of weights and activations.

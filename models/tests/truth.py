@@ -19,6 +19,7 @@ import inspect
 import json
 import os
 import pathlib
+import unittest.mock
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -34,7 +35,15 @@ DTYPES = {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f
 
 
 class Float64(TorchFunctionMode):
-    """Turns every float32 that is asked for into float64."""
+    """Turns every float32 that is asked for into float64, and the dtype that is not asked for as well."""
+
+    def __enter__(self):
+        torch.set_default_dtype(torch.float64)
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        torch.set_default_dtype(torch.float32)
+        return super().__exit__(*exception)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.Tensor.float:
@@ -80,7 +89,11 @@ def widen(model, checkpoint: pathlib.Path, attention: str):
     """The same model built anew under `Float64`, so that what it computes at construction (inverse frequencies) is
     float64 as well, with the parameters of `model`, which are exact."""
     config = transformers.AutoConfig.from_pretrained(checkpoint)
-    wide = auto_class(config).from_config(config, torch_dtype=torch.float64, attn_implementation=attention).double()
+    # Random weights would be overwritten; and 4.57.6 fails to make those of a layer norm without bias (stablelm).
+    with unittest.mock.patch.object(transformers.PreTrainedModel, "init_weights", lambda self: None):
+        wide = auto_class(config).from_config(config, torch_dtype=torch.float64, attn_implementation=attention)
+    wide = wide.double()
+    wide.tie_weights()
     parameters = dict(model.named_parameters())
     for name, parameter in wide.named_parameters():
         parameter.data = parameters.pop(name).data.double()

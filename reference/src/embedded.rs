@@ -18,9 +18,7 @@ pub fn bridge_digest() -> &'static str {
 
 /// Writes the module into the cache unless it lies there; the folder for `sys.path`.
 pub(crate) fn write_bridge(cache: &Path) -> io::Result<PathBuf> {
-    let folder = std::path::absolute(cache)?
-        .join("bridge")
-        .join(bridge_digest());
+    let folder = std::path::absolute(cache)?.join("bridge").join(bridge_digest());
     let path = folder.join("tfcheck_bridge.abi3.so");
     // The name is the digest and the write is atomic: what lies there is whole.
     if !path.exists() {

@@ -132,9 +132,7 @@ pub fn prepare_all(
             .iter()
             .enumerate()
             .map(|(index, specification)| {
-                scope.spawn(move || {
-                    prepare(specification, cache, &|line: &str| progress(index, line))
-                })
+                scope.spawn(move || prepare(specification, cache, &|line: &str| progress(index, line)))
             })
             .collect();
         running
@@ -148,6 +146,23 @@ pub fn prepare_all(
     })
 }
 
+/// Drops what the cache holds for `specification`, so that [`prepare`] locks and installs it anew; an
+/// interpreter that is somebody else's is left alone.
+///
+/// # Errors
+/// When the cache cannot be changed.
+pub fn forget(specification: &Specification, cache: &Path) -> Result<(), EnvironmentError> {
+    let name = specification.digest()?;
+    let _lock = Lock::take(cache, &format!("project-{name}"), || ())?;
+    let stamp = stamp_name(&name, working_copy_state(specification).as_deref());
+    Stamp::forget(cache, &stamp)?;
+    let project = cache.join("projects").join(&name);
+    if project.exists() {
+        fs::remove_dir_all(project)?;
+    }
+    Ok(())
+}
+
 /// The stamp first; else lock and sync under a lock of the specification.
 fn install(
     specification: &Specification,
@@ -156,14 +171,8 @@ fn install(
     progress: &dyn Fn(&str),
 ) -> Result<Environment, EnvironmentError> {
     let name = specification.digest()?;
-    let state = match &specification.source {
-        Source::Editable(folder) => Some(working_copy::state(folder)),
-        _ => None,
-    };
-    let stamp = match &state {
-        Some(state) => short([name.as_bytes(), state.as_bytes()]),
-        None => name.clone(),
-    };
+    let state = working_copy_state(specification);
+    let stamp = stamp_name(&name, state.as_deref());
     if let Some(found) = Stamp::find(cache, &stamp) {
         return Ok(found);
     }
@@ -183,12 +192,26 @@ fn install(
     let (mut environment, folder) = build.run(request)?;
     if let Some(state) = state {
         environment.key = short([environment.key.as_bytes(), state.as_bytes()]);
-        environment
-            .notes
-            .push(format!("working copy {} at {state}", specification.source));
+        environment.notes.push(format!("working copy {} at {state}", specification.source));
     }
     Stamp::keep(cache, &stamp, &environment, Some(&folder))?;
     Ok(environment)
+}
+
+/// The commit and the changes of a working copy; nothing for any other source.
+fn working_copy_state(specification: &Specification) -> Option<String> {
+    match &specification.source {
+        Source::Editable(folder) => Some(working_copy::state(folder)),
+        _ => None,
+    }
+}
+
+/// A working copy has one stamp per state.
+fn stamp_name(name: &str, state: Option<&str>) -> String {
+    match state {
+        Some(state) => short([name.as_bytes(), state.as_bytes()]),
+        None => name.to_owned(),
+    }
 }
 
 /// One run of uv's commands for one specification.
@@ -218,13 +241,7 @@ impl Build<'_> {
         let python = folder.join("bin/python");
         let installed = Interpreter::inspect(&python)?;
         notes.extend(pinned_ref(&lock));
-        let environment = Environment {
-            python,
-            key,
-            lock,
-            versions: installed.versions(),
-            notes,
-        };
+        let environment = Environment { python, key, lock, versions: installed.versions(), notes };
         Ok((environment, folder))
     }
 
@@ -247,13 +264,8 @@ impl Build<'_> {
     }
 
     /// Decides on the wheels and writes `uv.lock`; its text, and notes.
-    fn lock(
-        &self,
-        base: &Path,
-        release: [u64; 2],
-    ) -> Result<(String, Vec<String>), EnvironmentError> {
-        let fallen_back =
-            || vec!["torch from PyPI: PyTorch's own index cannot be reached".to_owned()];
+    fn lock(&self, base: &Path, release: [u64; 2]) -> Result<(String, Vec<String>), EnvironmentError> {
+        let fallen_back = || vec!["torch from PyPI: PyTorch's own index cannot be reached".to_owned()];
         let wheels = match self.specification.torch_backend {
             TorchBackend::Pypi => Wheels::Pypi,
             TorchBackend::Cpu => Wheels::Index("cpu"),
@@ -262,11 +274,7 @@ impl Build<'_> {
                 return Ok((self.lock_for(base, release, Wheels::Pypi)?, fallen_back()));
             }
             TorchBackend::Auto => {
-                let backend = if torch_backend::gpu_found() {
-                    "cu130"
-                } else {
-                    "cpu"
-                };
+                let backend = if torch_backend::gpu_found() { "cu130" } else { "cpu" };
                 return match self.lock_for(base, release, Wheels::Index(backend)) {
                     Ok(lock) => Ok((lock, vec![format!("torch from PyTorch's index, {backend}")])),
                     // Whichever host it was: if PyPI is out of reach too, the next error says so.
@@ -280,12 +288,7 @@ impl Build<'_> {
         Ok((self.lock_for(base, release, wheels)?, Vec::new()))
     }
 
-    fn lock_for(
-        &self,
-        base: &Path,
-        release: [u64; 2],
-        wheels: Wheels,
-    ) -> Result<String, EnvironmentError> {
+    fn lock_for(&self, base: &Path, release: [u64; 2], wheels: Wheels) -> Result<String, EnvironmentError> {
         let text = project::pyproject(self.specification, wheels, release)?;
         write_atomically(&self.project.join("pyproject.toml"), text.as_bytes())?;
         (self.progress)(&format!("locking {}", self.specification.source));
@@ -323,23 +326,16 @@ impl Build<'_> {
         variables: &[(&str, &OsStr)],
     ) -> Result<(), EnvironmentError> {
         let offline: Vec<&str> = arguments.iter().copied().chain(["--offline"]).collect();
-        if self
-            .uv
-            .run(&self.project, &offline, variables, &|_| ())
-            .is_ok()
-        {
+        if self.uv.run(&self.project, &offline, variables, &|_| ()).is_ok() {
             return Ok(());
         }
-        self.uv
-            .run(&self.project, arguments, variables, self.progress)
-            .map(|_| ())
-            .map_err(|failure| {
-                EnvironmentError::from_uv(
-                    &self.specification.source.to_string(),
-                    &self.specification.torch,
-                    &failure.message,
-                )
-            })
+        self.uv.run(&self.project, arguments, variables, self.progress).map(|_| ()).map_err(|failure| {
+            EnvironmentError::from_uv(
+                &self.specification.source.to_string(),
+                &self.specification.torch,
+                &failure.message,
+            )
+        })
     }
 }
 
@@ -350,9 +346,7 @@ fn pinned_ref(lock: &str) -> Option<String> {
         .get("package")?
         .as_array()?
         .iter()
-        .find(|package| {
-            package.get("name").and_then(toml::Value::as_str) == Some("transformers")
-        })?;
+        .find(|package| package.get("name").and_then(toml::Value::as_str) == Some("transformers"))?;
     let git = transformers.get("source")?.get("git")?.as_str()?;
     let (_, commit) = git.split_once('#')?;
     Some(format!("transformers pinned to commit {commit}"))

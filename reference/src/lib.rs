@@ -16,7 +16,7 @@ pub use bridge::protocol;
 pub use bridge::versions::{Dialect, RopeForm, Versions, release};
 pub use embedded::bridge_digest;
 pub use environment::{
-    Environment, EnvironmentError, Python, Specification, TorchBackend, prepare, prepare_all,
+    Environment, EnvironmentError, Python, Specification, TorchBackend, forget, prepare, prepare_all,
 };
 pub use source::{Source, SourceError};
 pub use worker::{Ended, Launch, Worker};

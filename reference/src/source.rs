@@ -59,14 +59,8 @@ impl fmt::Display for Source {
         match self {
             Self::Newest => write!(out, "transformers"),
             Self::Release(version) => write!(out, "transformers=={version}"),
-            Self::Git {
-                url,
-                reference: None,
-            } => write!(out, "git+{url}"),
-            Self::Git {
-                url,
-                reference: Some(reference),
-            } => write!(out, "git+{url}@{reference}"),
+            Self::Git { url, reference: None } => write!(out, "git+{url}"),
+            Self::Git { url, reference: Some(reference) } => write!(out, "git+{url}@{reference}"),
             Self::Editable(path) => write!(out, "-e {}", path.display()),
         }
     }
@@ -77,10 +71,8 @@ impl FromStr for Source {
 
     fn from_str(requirement: &str) -> Result<Self, SourceError> {
         let text = requirement.trim();
-        let refuse = |reason: &str| SourceError {
-            requirement: requirement.to_owned(),
-            reason: reason.to_owned(),
-        };
+        let refuse =
+            |reason: &str| SourceError { requirement: requirement.to_owned(), reason: reason.to_owned() };
         if let Some(path) = text.strip_prefix("-e") {
             if !path.starts_with([' ', '\t']) || path.trim().is_empty() {
                 return Err(refuse("`-e` is followed by a space and a folder"));
@@ -102,9 +94,9 @@ impl FromStr for Source {
         match rest.strip_prefix("==").map(str::trim) {
             Some(version) if is_version(version) => Ok(Self::Release(version.to_owned())),
             Some(_) => Err(refuse("one full version follows `==`, such as 4.54.0")),
-            None if rest.starts_with(['<', '>', '~', '!', '=']) => Err(refuse(
-                "a range names no single version, and two runs could compare different ones",
-            )),
+            None if rest.starts_with(['<', '>', '~', '!', '=']) => {
+                Err(refuse("a range names no single version, and two runs could compare different ones"))
+            }
             None => Err(refuse("a version follows `transformers` as `==4.54.0`")),
         }
     }
@@ -131,18 +123,13 @@ fn git(address: &str) -> Result<Source, &'static str> {
     if path.trim_matches('/').is_empty() {
         return Err("a git address names a repository");
     }
-    Ok(Source::Git {
-        url: format!("{scheme}://{}{path}", &rest[..path_start]),
-        reference,
-    })
+    Ok(Source::Git { url: format!("{scheme}://{}{path}", &rest[..path_start]), reference })
 }
 
 /// Whether `text` is one concrete PEP 440 version rather than a pattern such as `4.*`.
 fn is_version(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_digit())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '+' | '-' | '_' | '!'))
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '+' | '-' | '_' | '!'))
 }
 
 impl TryFrom<String> for Source {
@@ -177,24 +164,12 @@ mod tests {
         check("transformers", Source::Newest);
         check(" transformers ", Source::Newest);
         check("transformers==4.54.0", Source::Release("4.54.0".into()));
-        check(
-            "transformers == 5.0.0rc1",
-            Source::Release("5.0.0rc1".into()),
-        );
-        check(
-            "git+https://host/x@v4.1-fix/a",
-            git("https://host/x", Some("v4.1-fix/a")),
-        );
+        check("transformers == 5.0.0rc1", Source::Release("5.0.0rc1".into()));
+        check("git+https://host/x@v4.1-fix/a", git("https://host/x", Some("v4.1-fix/a")));
         check("git+https://host/x.git", git("https://host/x.git", None));
-        check(
-            "git+ssh://git@host/x@main",
-            git("ssh://git@host/x", Some("main")),
-        );
+        check("git+ssh://git@host/x@main", git("ssh://git@host/x", Some("main")));
         check("git+file:///a/b@main", git("file:///a/b", Some("main")));
-        check(
-            "-e ../my transformers/",
-            Source::Editable("../my transformers/".into()),
-        );
+        check("-e ../my transformers/", Source::Editable("../my transformers/".into()));
     }
 
     #[test]

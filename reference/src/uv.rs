@@ -77,10 +77,7 @@ impl Uv {
             Ok(Self { program })
         } else {
             Err(EnvironmentError::NoUv {
-                reason: format!(
-                    "the uv installed at {} does not run on this machine",
-                    program.display()
-                ),
+                reason: format!("the uv installed at {} does not run on this machine", program.display()),
             })
         }
     }
@@ -121,11 +118,7 @@ impl Uv {
             let _ = stdout.read_to_string(&mut output);
         }
         let status = child.wait().map_err(|error| failed(error.to_string()))?;
-        if status.success() {
-            Ok(output)
-        } else {
-            Err(failed(with_status(message, status)))
-        }
+        if status.success() { Ok(output) } else { Err(failed(with_status(message, status))) }
     }
 }
 
@@ -143,24 +136,15 @@ fn answers(program: &Path) -> bool {
 
 /// uv says why it failed, except when it was killed.
 fn with_status(message: String, status: ExitStatus) -> String {
-    if message.trim().is_empty() {
-        format!("uv ended with {status}")
-    } else {
-        message
-    }
+    if message.trim().is_empty() { format!("uv ended with {status}") } else { message }
 }
 
 fn bootstrap_step(program: &Path, arguments: &[&OsStr]) -> Result<(), EnvironmentError> {
-    let output = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| EnvironmentError::NoUv {
-            reason: format!(
-                "{} could not be started to install it: {error}",
-                program.display()
-            ),
-        })?;
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().map_err(|error| {
+        EnvironmentError::NoUv {
+            reason: format!("{} could not be started to install it: {error}", program.display()),
+        }
+    })?;
     if output.status.success() {
         return Ok(());
     }

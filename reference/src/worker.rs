@@ -58,16 +58,12 @@ impl Worker {
         let (request_read, requests) = io::pipe()?;
         let (replies, reply_write) = io::pipe()?;
         let scratch = tempfile::Builder::new().prefix("tfcheck-").tempdir()?;
-        let mut command =
-            launch.command(scratch.path(), request_read.into(), reply_write.into())?;
+        let mut command = launch.command(scratch.path(), request_read.into(), reply_write.into())?;
         let oom_kills = OomKills::now();
         // `command` owns the child's ends of the pipes: they close here with it.
         let group = Group::spawn(&mut command).map_err(|error| {
             let program = command.get_program().to_string_lossy();
-            io::Error::new(
-                error.kind(),
-                format!("{program} could not be started: {error}"),
-            )
+            io::Error::new(error.kind(), format!("{program} could not be started: {error}"))
         })?;
         Ok(Self {
             group,
@@ -91,12 +87,7 @@ impl Worker {
     /// Every way a request can end without its reply; a worker that failed but answered
     /// ([`Ended::Exception`], [`Ended::Unsupported`], [`Ended::OutOfMemory`] by reply) still runs and may
     /// be asked to exit, any other is dead.
-    pub fn ask(
-        &mut self,
-        request: &Request,
-        timeout: Duration,
-        stop: &AtomicBool,
-    ) -> Result<Reply, Ended> {
+    pub fn ask(&mut self, request: &Request, timeout: Duration, stop: &AtomicBool) -> Result<Reply, Ended> {
         let deadline = Instant::now().checked_add(timeout);
         let mut line = serde_json::to_vec(request).map_err(|error| Ended::NoReply {
             reason: format!("the request could not be written as JSON: {error}"),
@@ -113,18 +104,14 @@ impl Worker {
         let line = self.line(deadline, timeout, stop)?;
         let reply = serde_json::from_slice(&line).map_err(|error| {
             self.group.kill(GRACE);
-            Ended::NoReply {
-                reason: format!("`{}` is not a reply: {error}", excerpt(&line)),
-            }
+            Ended::NoReply { reason: format!("`{}` is not a reply: {error}", excerpt(&line)) }
         })?;
         match reply {
             Reply::Failed(failed) => Err(Ended::from(failed)),
             reply if answers(request, &reply) => Ok(reply),
             other => {
                 self.group.kill(GRACE);
-                Err(Ended::NoReply {
-                    reason: format!("{other:?} does not answer {request:?}"),
-                })
+                Err(Ended::NoReply { reason: format!("{other:?} does not answer {request:?}") })
             }
         }
     }
@@ -133,12 +120,7 @@ impl Worker {
     ///
     /// # Errors
     /// As [`ask`](Self::ask).
-    pub fn load(
-        &mut self,
-        load: Load,
-        timeout: Duration,
-        stop: &AtomicBool,
-    ) -> Result<Ready, Ended> {
+    pub fn load(&mut self, load: Load, timeout: Duration, stop: &AtomicBool) -> Result<Ready, Ended> {
         match self.ask(&Request::Load(load), timeout, stop)? {
             Reply::Ready(ready) => Ok(ready),
             other => Err(Ended::unexpected(&other)),
@@ -165,12 +147,7 @@ impl Worker {
     ///
     /// # Errors
     /// As [`ask`](Self::ask).
-    pub fn time(
-        &mut self,
-        time: Time,
-        timeout: Duration,
-        stop: &AtomicBool,
-    ) -> Result<Timed, Ended> {
+    pub fn time(&mut self, time: Time, timeout: Duration, stop: &AtomicBool) -> Result<Timed, Ended> {
         match self.ask(&Request::Time(time), timeout, stop)? {
             Reply::Timed(timed) => Ok(timed),
             other => Err(Ended::unexpected(&other)),
@@ -181,12 +158,7 @@ impl Worker {
     ///
     /// # Errors
     /// As [`ask`](Self::ask).
-    pub fn trace(
-        &mut self,
-        trace: Trace,
-        timeout: Duration,
-        stop: &AtomicBool,
-    ) -> Result<(), Ended> {
+    pub fn trace(&mut self, trace: Trace, timeout: Duration, stop: &AtomicBool) -> Result<(), Ended> {
         match self.ask(&Request::Trace(trace), timeout, stop)? {
             Reply::Traced => Ok(()),
             other => Err(Ended::unexpected(&other)),
@@ -195,9 +167,7 @@ impl Worker {
 
     /// Asks the worker to exit, gives it `grace`, and kills what is left of its group.
     pub fn exit(mut self, grace: Duration) {
-        if let (Some(mut pipe), Ok(mut line)) =
-            (self.requests.take(), serde_json::to_vec(&Request::Exit))
-        {
+        if let (Some(mut pipe), Ok(mut line)) = (self.requests.take(), serde_json::to_vec(&Request::Exit)) {
             line.push(b'\n');
             if pipe.write_all(&line).is_ok() {
                 // The pipe stays open meanwhile: its end would read as tfcheck's death.
@@ -257,14 +227,8 @@ impl Worker {
     }
 
     fn readable(&self, wait: Duration) -> bool {
-        let mut descriptors = [PollFd::from_borrowed_fd(
-            self.replies.as_fd(),
-            PollFlags::IN,
-        )];
-        let wait = Timespec {
-            tv_sec: 0,
-            tv_nsec: wait.as_nanos() as i64,
-        };
+        let mut descriptors = [PollFd::from_borrowed_fd(self.replies.as_fd(), PollFlags::IN)];
+        let wait = Timespec { tv_sec: 0, tv_nsec: wait.as_nanos() as i64 };
         // An interrupted poll is one slice that ended early.
         poll(&mut descriptors, Some(&wait)).is_ok_and(|ready| ready > 0)
     }
@@ -287,9 +251,7 @@ impl Worker {
         }
         match self.group.kill(Duration::ZERO) {
             Some(status) => Ended::from_status(status, self.oom_kills, &excerpt(&self.pending)),
-            None => Ended::NoReply {
-                reason: "the worker's exit status could not be read".to_owned(),
-            },
+            None => Ended::NoReply { reason: "the worker's exit status could not be read".to_owned() },
         }
     }
 }

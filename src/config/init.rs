@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use super::{NEW_TRANSFORMERS, OLD_TRANSFORMERS, TORCH};
+use reference::Versions;
 
 /// Why no file was written.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
@@ -45,8 +45,14 @@ pub fn init(path: &Path) -> Result<String, InitError> {
 
 /// The commented file, which parses to [`super::Config::default`].
 pub fn init_text() -> String {
+    let known = Versions::known();
+    let versions: Vec<String> = known
+        .default
+        .iter()
+        .map(|number| format!("[[versions]]\nname = \"{number}\"\nsource = \"transformers=={number}\"\n"))
+        .collect();
     include_str!("init.toml")
-        .replace("{TORCH}", TORCH)
-        .replace("{OLD_TRANSFORMERS}", OLD_TRANSFORMERS)
-        .replace("{NEW_TRANSFORMERS}", NEW_TRANSFORMERS)
+        .replace("{VERSIONS}", &versions.join("\n"))
+        .replace("{TORCH}", &known.torch)
+        .replace("{NEWEST}", &known.newest)
 }

@@ -30,35 +30,6 @@ pub enum CheckpointSource {
     },
 }
 
-/// Where a transformers version comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum VersionSource {
-    /// `transformers==4.54.0`: the release's number.
-    Release(String),
-    /// `git+https://…@ref`.
-    Git {
-        /// Address of the repository, without `git+`.
-        url: String,
-        /// Branch, tag or commit; the default branch when absent.
-        reference: Option<String>,
-    },
-    /// `-e transformers-fork/`: a working copy.
-    Editable(PathBuf),
-}
-
-/// Which torch build the environments get.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum TorchBackend {
-    /// By the GPU found; PyPI's where PyTorch's index cannot be reached.
-    Auto,
-    /// The build on PyPI.
-    Pypi,
-    /// An index of PyTorch's: `cpu`, `cu130`.
-    Index(String),
-}
-
 /// A device as the config names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -119,83 +90,6 @@ impl FromStr for CheckpointSource {
     }
 }
 
-impl FromStr for VersionSource {
-    type Err = SourceError;
-
-    fn from_str(text: &str) -> Result<Self, SourceError> {
-        let fault = |why: &str| Err(SourceError(format!("`{text}` {why}")));
-        if let Some(path) = text.strip_prefix("-e ") {
-            let path = path.trim();
-            return if path.is_empty() {
-                fault("names no folder")
-            } else {
-                Ok(Self::Editable(PathBuf::from(path)))
-            };
-        }
-        if let Some(address) = text.strip_prefix("git+") {
-            let Some((scheme, rest)) = address.split_once("://") else {
-                return fault("has no address after git+");
-            };
-            // An @ before the first slash belongs to the user name: git+ssh://git@host/owner/name@ref.
-            let path_start = rest.find('/').unwrap_or(rest.len());
-            let (url, reference) = match rest[path_start..].rfind('@') {
-                Some(at) => (&rest[..path_start + at], Some(&rest[path_start + at + 1..])),
-                None => (rest, None),
-            };
-            if path_start == 0 || path_start >= url.len() || reference == Some("") {
-                return fault("does not read git+https://host/owner/name@ref");
-            }
-            return Ok(Self::Git {
-                url: format!("{scheme}://{url}"),
-                reference: reference.map(str::to_owned),
-            });
-        }
-        if let Some((name, number)) = text.split_once("==") {
-            let (name, number) = (name.trim(), number.trim());
-            if name != "transformers" {
-                return fault("is not a version of transformers");
-            }
-            let valid = number.starts_with(|c: char| c.is_ascii_digit())
-                && number.chars().all(|c| c.is_ascii_alphanumeric() || ".+-".contains(c));
-            return if valid {
-                Ok(Self::Release(number.to_owned()))
-            } else {
-                fault("pins no release: transformers==4.54.0 does")
-            };
-        }
-        fault("is neither transformers==<release>, git+https://…@ref nor -e <folder>")
-    }
-}
-
-impl VersionSource {
-    /// The release's number, where the source is a release.
-    pub fn release(&self) -> Option<&str> {
-        match self {
-            Self::Release(number) => Some(number),
-            Self::Git { .. } | Self::Editable(_) => None,
-        }
-    }
-}
-
-impl FromStr for TorchBackend {
-    type Err = SourceError;
-
-    fn from_str(text: &str) -> Result<Self, SourceError> {
-        let numbered = |prefix: &str| {
-            text.strip_prefix(prefix)
-                .is_some_and(|number| !number.is_empty() && number.chars().all(|c| c.is_ascii_digit()))
-        };
-        match text {
-            "auto" => Ok(Self::Auto),
-            "pypi" => Ok(Self::Pypi),
-            _ if text == "cpu" || numbered("cu") => Ok(Self::Index(text.to_owned())),
-            _ => Err(SourceError(format!(
-                "`{text}` is no torch backend; there are auto, pypi, cpu and cu130 and the like"
-            ))),
-        }
-    }
-}
-
 impl FromStr for Device {
     type Err = SourceError;
 
@@ -221,27 +115,6 @@ impl fmt::Display for CheckpointSource {
             Self::Synthetic { model_type, variant: Some(variant) } => {
                 write!(f, "synthetic:{model_type}:{variant}")
             }
-        }
-    }
-}
-
-impl fmt::Display for VersionSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Release(number) => write!(f, "transformers=={number}"),
-            Self::Git { url, reference: None } => write!(f, "git+{url}"),
-            Self::Git { url, reference: Some(reference) } => write!(f, "git+{url}@{reference}"),
-            Self::Editable(path) => write!(f, "-e {}", path.display()),
-        }
-    }
-}
-
-impl fmt::Display for TorchBackend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Pypi => f.write_str("pypi"),
-            Self::Index(name) => f.write_str(name),
         }
     }
 }
@@ -275,4 +148,4 @@ macro_rules! as_string {
     )*};
 }
 
-as_string!(CheckpointSource, VersionSource, TorchBackend, Device);
+as_string!(CheckpointSource, Device);

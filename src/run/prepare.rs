@@ -121,7 +121,7 @@ fn environments(order: &Order) -> Result<Vec<EnvironmentResult>> {
     let specifications: Vec<Specification> = plans.iter().map(specification).collect::<Result<_>>()?;
     if order.clean {
         for specification in &specifications {
-            reference::remove(specification, order.cache).map_err(|error| miette::miette!("--clean: {error}"))?;
+            reference::forget(specification, order.cache).map_err(|error| miette::miette!("--clean: {error}"))?;
         }
     }
     let names: Vec<String> = plans.iter().map(|plan| plan.versions.join(", ")).collect();
@@ -133,10 +133,7 @@ fn environments(order: &Order) -> Result<Vec<EnvironmentResult>> {
 
 /// An environment's failure in one text, its hint included, as the tables show it.
 fn describe(error: &reference::EnvironmentError) -> String {
-    match error.hint() {
-        Some(hint) => format!("{error} ({hint})"),
-        None => error.to_string(),
-    }
+    format!("{error} ({})", error.hint())
 }
 
 fn specification(plan: &EnvironmentPlan) -> Result<Specification> {
@@ -149,7 +146,7 @@ fn specification(plan: &EnvironmentPlan) -> Result<Specification> {
             let defaults = Specification::new(source.clone());
             Specification {
                 torch: torch.clone(),
-                torch_backend: torch_backend.clone(),
+                torch_backend: *torch_backend,
                 extra: requirements.clone(),
                 python: python.clone().map_or(defaults.python.clone(), Python::Request),
                 ..defaults

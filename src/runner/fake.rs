@@ -99,6 +99,7 @@ impl Session for FakeSession<'_> {
                         shape,
                         positions: Positions::All,
                         peak_bytes: Some(peak_bytes),
+                        notes: Vec::new(),
                     }),
                 )
             }

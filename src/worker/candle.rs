@@ -53,7 +53,8 @@ impl Engine for CandleEngine {
         let elapsed_ns = start.elapsed().as_nanos() as u64;
         let shape = logits.dims().to_vec();
         write_logits(&logits, &forward.logits)?;
-        Ok(Forwarded { elapsed_ns, shape, positions: Positions::All, peak_bytes: peak_resident_bytes() })
+        let peak_bytes = peak_resident_bytes();
+        Ok(Forwarded { elapsed_ns, shape, positions: Positions::All, peak_bytes, notes: Vec::new() })
     }
 
     fn pass(&mut self) -> Result<(), Failed> {

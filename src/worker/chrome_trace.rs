@@ -8,7 +8,7 @@ use serde_json::json;
 
 /// Collects a span per module, under transformers' module path, with the shapes in and out.
 #[derive(Debug)]
-pub struct ChromeTrace {
+pub(super) struct ChromeTrace {
     device: Device,
     start: Instant,
     open: Vec<(f64, Vec<usize>)>,
@@ -17,12 +17,12 @@ pub struct ChromeTrace {
 
 impl ChromeTrace {
     /// A trace that begins now. Each span ends when `device` has finished its work.
-    pub fn new(device: Device) -> Self {
+    pub(super) fn new(device: Device) -> Self {
         Self { device, start: Instant::now(), open: Vec::new(), events: Vec::new() }
     }
 
     /// The trace in the JSON object format.
-    pub fn json(mut self) -> Vec<u8> {
+    pub(super) fn json(mut self) -> Vec<u8> {
         // A viewer nests spans by time; the order of the file is for people.
         self.events.sort_by(|a, b| a["ts"].as_f64().unwrap_or(0.0).total_cmp(&b["ts"].as_f64().unwrap_or(0.0)));
         let process = json!({"name": "process_name", "ph": "M", "pid": std::process::id(), "tid": 0, "args": {"name": "candle"}});

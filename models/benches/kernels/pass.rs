@@ -1,20 +1,23 @@
 //! A whole decoder pass on the kernels alone, random weights: what the layers of `models` add nothing to.
 
-use models::kernels::*;
+use models::kernels::{
+    Activation, Attention, Band, CacheShape, Element, Embedding, Epilogue, KvCache, Norm, PackedGateUp,
+    PackedLinear, Pairing, Pool, QkvLayout, RopeTable, attention, embed, rope_into_cache,
+};
 
 /// Sizes of a llama- or gemma-like decoder.
 #[derive(Clone, Copy)]
-pub struct Sizes {
-    pub layers: usize,
-    pub hidden: usize,
-    pub intermediate: usize,
-    pub q_heads: usize,
-    pub kv_heads: usize,
-    pub head_dim: usize,
-    pub vocab: usize,
+pub(crate) struct Sizes {
+    pub(crate) layers: usize,
+    pub(crate) hidden: usize,
+    pub(crate) intermediate: usize,
+    pub(crate) q_heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) vocab: usize,
 }
 
-pub const SMOLLM2_135M: Sizes = Sizes {
+pub(crate) const SMOLLM2_135M: Sizes = Sizes {
     layers: 30,
     hidden: 576,
     intermediate: 1536,
@@ -24,7 +27,7 @@ pub const SMOLLM2_135M: Sizes = Sizes {
     vocab: 49152,
 };
 
-pub const GEMMA3_270M: Sizes = Sizes {
+pub(crate) const GEMMA3_270M: Sizes = Sizes {
     layers: 18,
     hidden: 640,
     intermediate: 2048,
@@ -43,7 +46,7 @@ struct Layer<T: Element> {
     down: PackedLinear<T>,
 }
 
-pub struct Decoder<T: Element> {
+pub(crate) struct Decoder<T: Element> {
     sizes: Sizes,
     layers: Vec<Layer<T>>,
     norm: Norm,
@@ -55,7 +58,7 @@ pub struct Decoder<T: Element> {
 }
 
 /// Uniform in -1/2..1/2, from a counter.
-pub fn noise<T: Element>(len: usize, scale: f32) -> Vec<T> {
+pub(crate) fn noise<T: Element>(len: usize, scale: f32) -> Vec<T> {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64 ^ len as u64;
     let mut next = || {
         state ^= state << 13;
@@ -67,7 +70,7 @@ pub fn noise<T: Element>(len: usize, scale: f32) -> Vec<T> {
 }
 
 impl<T: Element> Decoder<T> {
-    pub fn new(pool: &Pool, sizes: Sizes, tokens: usize) -> Self {
+    pub(crate) fn new(pool: &Pool, sizes: Sizes, tokens: usize) -> Self {
         let Sizes { hidden, intermediate, q_heads, kv_heads, head_dim, vocab, .. } = sizes;
         let (q, kv) = (q_heads * head_dim, kv_heads * head_dim);
         let linear = |n: usize, k: usize| PackedLinear::new(pool, &[&noise::<T>(n * k, 0.1)], k, None);
@@ -106,13 +109,20 @@ impl<T: Element> Decoder<T> {
             head: linear(vocab, hidden),
             rope,
             caches: (0..sizes.layers).map(|_| KvCache::new(shape)).collect(),
-            buffers: [zeros(hidden), zeros(hidden), zeros(q + 2 * kv), zeros(q), zeros(intermediate), zeros(vocab)],
+            buffers: [
+                zeros(hidden),
+                zeros(hidden),
+                zeros(q + 2 * kv),
+                zeros(q),
+                zeros(intermediate),
+                zeros(vocab),
+            ],
             positions: (0..positions as u32).collect(),
         }
     }
 
     /// Logits of every token; `first` tokens are in the cache already.
-    pub fn forward(&mut self, pool: &Pool, first: usize, tokens: usize) -> &[T] {
+    pub(crate) fn forward(&mut self, pool: &Pool, first: usize, tokens: usize) -> &[T] {
         let Sizes { hidden, intermediate, q_heads, kv_heads, head_dim, vocab, .. } = self.sizes;
         let [h, x, qkv, attn, act, logits] = &mut self.buffers;
         let h = &mut h[..tokens * hidden];
@@ -128,7 +138,13 @@ impl<T: Element> Decoder<T> {
             layer.input_norm.forward(pool, h, x);
             layer.qkv.forward(pool, x, tokens, qkv, Epilogue::Store);
             let layout = QkvLayout { tokens, q_heads, first_slot: first };
-            rope_into_cache(pool, layout, qkv, Some((&self.rope, &self.positions[first..first + tokens])), cache);
+            rope_into_cache(
+                pool,
+                layout,
+                qkv,
+                Some((&self.rope, &self.positions[first..first + tokens])),
+                cache,
+            );
             let spec = Attention {
                 tokens,
                 q_heads,

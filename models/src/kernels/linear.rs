@@ -1,5 +1,6 @@
 //! Linear layers over weights packed once at load: matrix product with an epilogue, at any number of rows.
-//! One to four rows stream the packed weights at memory bandwidth; more rows reuse each panel from L2.
+//! One to four rows stream the packed weights at memory bandwidth; with more, each panel stays in L2 while the
+//! rows pass by and the next one is fetched.
 //!
 //! Packing: weights `[n, k]` as checkpoints store them become panels of 32 rows of W, `[n/32][k units][32]`
 //! (a unit is one f32 or two bf16, see [`Element`]). Sums are f32, in chunks of 512 units.
@@ -19,7 +20,7 @@ use std::marker::PhantomData;
 const CHUNK: usize = 512;
 /// Up to this many rows the input is read in place instead of being interleaved first.
 const FEW_ROWS: usize = 4;
-/// Panels are worked on in groups of about this size, which stay in a core's L2 while rows pass by.
+/// A task that streams panels past few rows takes about this much.
 const GROUP_BYTES: usize = 384 << 10;
 /// No level has a taller tile.
 const MOST_ROWS: usize = 16;
@@ -243,8 +244,13 @@ impl<T: Element> Panels<T> {
         }
         let a = if in_place { xs.as_ptr().cast::<f32>() } else { scratch.as_ptr() };
         let a = ConstPtr(a);
-        let fair = self.count / (pool.threads() * 4);
-        let group = (GROUP_BYTES / (steps * PANEL * size_of::<f32>())).min(fair).max(1);
+        // Few rows stream the panels, best in long runs; with many, single panels divide most evenly.
+        let group = if in_place {
+            let long = GROUP_BYTES / (steps * PANEL * size_of::<f32>());
+            (self.count / (pool.threads() * 16)).min(long).max(1)
+        } else {
+            1
+        };
         let shards = Shards::new(out);
         pool.run(self.count.div_ceil(group), |task, _| {
             let op = Group {
@@ -255,6 +261,7 @@ impl<T: Element> Panels<T> {
                 m,
                 blocks,
                 in_place,
+                ahead: pool.threads(),
                 a: a.get(),
                 out: shards.at(0),
                 finish,
@@ -282,12 +289,20 @@ impl ConstPtr {
 
 /// Rows `[rows, k]` to units `[step][row]`, 16 steps of every row at a time.
 fn interleave<T: Element>(xs: &[T], k: usize, rows: usize, to: &mut [f32]) {
-    let steps = k.div_ceil(T::PER_UNIT);
-    for first in (0..steps).step_by(16) {
+    const STEPS: usize = 16;
+    let whole = k / (STEPS * T::PER_UNIT) * STEPS;
+    for first in (0..whole).step_by(STEPS) {
+        let to = &mut to[first * rows..(first + STEPS) * rows];
         for (r, row) in xs.chunks_exact(k).enumerate() {
-            for step in first..steps.min(first + 16) {
-                to[step * rows + r] = T::unit(row, step);
+            let from = &row[first * T::PER_UNIT..(first + STEPS) * T::PER_UNIT];
+            for (step, to) in to.chunks_exact_mut(rows).enumerate() {
+                to[r] = T::unit(from, step);
             }
+        }
+    }
+    for step in whole..k.div_ceil(T::PER_UNIT) {
+        for (r, row) in xs.chunks_exact(k).enumerate() {
+            to[step * rows + r] = T::unit(row, step);
         }
     }
 }
@@ -301,6 +316,8 @@ struct Group<'a, T, O> {
     m: usize,
     blocks: usize,
     in_place: bool,
+    /// The panel that this thread will likely take next is so many further on.
+    ahead: usize,
     a: *const f32,
     out: *mut O,
     finish: Finish,
@@ -313,22 +330,29 @@ impl<T: Element, O: Element> Op for Group<'_, T, O> {
     unsafe fn call<S: Simd>(self) {
         let mut sums = Sums([0.0; MOST_ROWS * PANEL]);
         let sums = sums.0.as_mut_ptr();
-        for i in 0..self.blocks {
-            let (row, end) = (i * self.m / self.blocks, (i + 1) * self.m / self.blocks);
-            let rows = end - row;
-            for panel in self.first..self.end {
+        let panel_len = self.steps * PANEL;
+        for panel in self.first..self.end {
+            let panel_at = self.panels.units.as_ptr().wrapping_add(panel * panel_len);
+            let next = panel_at.wrapping_add(self.ahead * panel_len);
+            // The tiles of a panel share the fetching of the next one.
+            let stride = PANEL.div_ceil(self.blocks);
+            for i in 0..self.blocks {
+                let (row, end) = (i * self.m / self.blocks, (i + 1) * self.m / self.blocks);
+                let rows = end - row;
                 let mut step = 0;
                 while step < self.steps {
                     let count = CHUNK.min(self.steps - step);
                     // SAFETY: panel, rows and steps are inside the operands; `sums` holds a tile.
                     unsafe {
-                        let b = self.panels.units.as_ptr().add((panel * self.steps + step) * PANEL);
+                        let b = panel_at.add(step * PANEL);
                         if self.in_place {
                             let (a, apart) = (self.a.add(row * self.steps + step), Apart(self.steps));
                             few::<S, T>(rows, count, a, apart, b, sums, step > 0);
                         } else {
                             let a = self.a.add(row * self.steps + step * rows);
-                            tile_of::<S, T, _>(rows, count, a, Interleaved, b, PANEL, sums, PANEL, step > 0);
+                            let next = next.wrapping_add((i * self.steps + step) * stride);
+                            let left = Interleaved { next, stride };
+                            tile_of::<S, T, _>(rows, count, a, left, b, PANEL, sums, PANEL, step > 0);
                         }
                     }
                     step += count;

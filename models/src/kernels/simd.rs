@@ -164,6 +164,9 @@ pub trait Simd: Copy + 'static {
     unsafe fn sum(a: Self::F) -> f32;
     /// Largest lane (unspecified with a NaN).
     unsafe fn max_lane(a: Self::F) -> f32;
+    /// Asks for the cache line at `p` in L2; any address is allowed.
+    #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
     /// The low bf16 of each lane, widened.
     unsafe fn low_bf16(a: Self::F) -> Self::F;
     /// The high bf16 of each lane, widened.

@@ -13,7 +13,6 @@ mod rope;
 
 use super::simd::Isa;
 use super::{Element, Pool};
-use half::bf16;
 
 /// Unit roundoff of f32: one operation is off by at most this, relatively.
 const U32: f64 = 1.0 / (1 << 24) as f64;

@@ -14,16 +14,30 @@ pub(crate) const PANEL: usize = 32;
 /// Where unit `step` of row `row` of the left operand lies.
 pub(crate) trait Rows: Copy {
     fn at<const R: usize>(self, row: usize, step: usize) -> usize;
+
+    /// What to ask for ahead of its use, once a step.
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(self, _step: usize) {}
 }
 
-/// Units interleaved over the tile's rows: `[step][row]`.
+/// Units interleaved over the tile's rows, `[step][row]`. While a tile is summed, `stride` floats a step of
+/// what lies at `next` come into L2: the panel that this thread needs next would otherwise be waited for.
 #[derive(Clone, Copy)]
-pub(crate) struct Interleaved;
+pub(crate) struct Interleaved {
+    pub(crate) next: *const f32,
+    pub(crate) stride: usize,
+}
 
 impl Rows for Interleaved {
     #[inline(always)]
     fn at<const R: usize>(self, row: usize, step: usize) -> usize {
         step * R + row
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(self, step: usize) {
+        // SAFETY: any address may be asked for.
+        unsafe { S::prefetch(self.next.wrapping_add(step * self.stride)) };
     }
 }
 
@@ -75,6 +89,7 @@ unsafe fn tile<S: Simd, T: Element, A: Rows, const R: usize, const U: usize>(
             let mut sums = [[[S::splat(0.0); 2]; R]; U];
             let mut step = 0;
             while step + U <= steps {
+                rows.prefetch::<S>(step);
                 for u in 0..U {
                     let p = b.add((step + u) * b_step);
                     let b0 = S::load(p);

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::rounded;
 use crate::config::ConfigReader;
 use crate::error::Result;
+use crate::kernels;
 use crate::pass::{Pass, Xs};
 
 /// An activation, as `transformers/activations.py` (5.23.0) defines the name.
@@ -63,6 +64,19 @@ impl Activation {
     /// If a tensor operation fails.
     pub fn inline(self, xs: &Xs) -> Result<Xs> {
         Ok(self.apply(xs.tensor())?.into())
+    }
+
+    /// The kernel of the fused form; in F32 the cut-off constant of `gelu_fast` makes no difference.
+    pub(super) fn kernel(self) -> kernels::Activation {
+        match self {
+            Self::Silu => kernels::Activation::Silu,
+            Self::Gelu => kernels::Activation::GeluErf,
+            Self::GeluTanh | Self::GeluFast => kernels::Activation::GeluTanh,
+            Self::QuickGelu => kernels::Activation::QuickGelu,
+            Self::Relu => kernels::Activation::Relu,
+            Self::ReluSquared => kernels::Activation::ReluSquared,
+            Self::Tanh => kernels::Activation::Tanh,
+        }
     }
 
     /// Applies it to any shape; computed in F32 for 16-bit dtypes and rounded once.

@@ -8,7 +8,7 @@ use super::{Attention, Mask, accumulation, rounded};
 use crate::error::Result;
 use crate::pass::{Pass, Xs};
 
-/// The biases of one pass.
+/// The biases of one pass. The fused form computes them, and the attention over them, as the eager form does.
 #[derive(Clone, Debug)]
 pub struct Alibi {
     /// `slope * position` of each head and key, `[1 or batch, num_heads, 1, past + seq]`, in the model's dtype.
@@ -41,7 +41,7 @@ impl Alibi {
             .to_dtype(pass.dtype())?;
         let divisor = Tensor::new((head_dim as f64).sqrt(), pass.device())?;
         let scaled = rounded(&bias, |bias| bias.broadcast_div(&divisor.to_dtype(bias.dtype())?))?;
-        let mask = match Mask::causal(pass, None)?.bias {
+        let mask = match Mask::causal_bias(pass)? {
             // 0 + bias where admitted; the lowest value, plus a bias that is not negative and vanishes beside it.
             Some(mask) => mask.broadcast_add(&scaled)?,
             None => scaled,

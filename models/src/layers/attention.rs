@@ -1,10 +1,16 @@
 //! The core of attention: from projected queries, keys and values to mixed values.
 
-use candle_core::Tensor;
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+use half::bf16;
 
 use super::elementwise::{scaled, soft_capped};
 use super::{Mask, Rope, accumulation};
 use crate::error::Result;
+use crate::fused::{Float, Slot, Workspace};
+use crate::kernels::{self, CacheShape, KvCache, QkvLayout, rope_into_cache};
 use crate::pass::{Pass, Xs};
 
 /// Multi-head attention with grouped keys and values, after the projections and before `o_proj`:
@@ -41,6 +47,12 @@ impl Attention {
         rope: Option<&Rope>,
         mask: &Mask,
     ) -> Result<Xs> {
+        if let Some(workspace) = pass.workspace() {
+            return match pass.dtype() {
+                DType::BF16 => self.fused::<bf16>(pass, &workspace, [q, k, v], rope, mask),
+                _ => self.fused::<f32>(pass, &workspace, [q, k, v], rope, mask),
+            };
+        }
         let (mut q, mut k) =
             (split_heads(q.tensor(), self.num_heads)?, split_heads(k.tensor(), self.num_kv_heads)?);
         let v = split_heads(v.tensor(), self.num_kv_heads)?;
@@ -50,6 +62,61 @@ impl Attention {
         }
         let (k, v) = pass.append(self.layer, k, v)?;
         self.mix(&q, &k, &v, mask)
+    }
+
+    /// As [`Attention::forward`]: rope written straight into the cache, then blocked attention.
+    fn fused<T: Float>(
+        &self,
+        pass: &mut Pass,
+        workspace: &Arc<Workspace>,
+        [q, k, v]: [Xs; 3],
+        rope: Option<&Rope>,
+        mask: &Mask,
+    ) -> Result<Xs> {
+        let parts =
+            [Slot::<T>::of(workspace, &q)?, Slot::<T>::of(workspace, &k)?, Slot::<T>::of(workspace, &v)?];
+        drop((q, k, v));
+        let qkv = joined(workspace, &parts);
+        let (batch, seq, first_slot) = (pass.batch(), pass.seq(), pass.past());
+        let shape = CacheShape {
+            batch,
+            kv_heads: self.num_kv_heads,
+            head_dim: self.head_dim,
+            capacity: first_slot + seq,
+        };
+        let (keys, visible) = keys_of(pass.padding(), batch, first_slot + seq);
+        let run = |cache: &mut KvCache<T>| {
+            let layout = QkvLayout { tokens: seq, q_heads: self.num_heads, first_slot };
+            let rope = rope.and_then(|rope| rope.fused.as_ref());
+            let rope = rope.map(|(table, positions)| (table.as_ref(), positions.as_ref()));
+            rope_into_cache(&workspace.pool, layout, &mut qkv.write(), rope, cache);
+            let capacity = cache.shape().capacity;
+            let visible = visible.as_ref().map(|visible| {
+                // The kernel looks at whole caches, whose capacity is rounded up.
+                let mut padded = vec![false; batch * capacity];
+                let rows = padded.chunks_exact_mut(capacity).zip(visible.chunks_exact(first_slot + seq));
+                rows.for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
+                padded
+            });
+            let spec = kernels::Attention {
+                tokens: seq,
+                q_heads: self.num_heads,
+                q_row: qkv.width,
+                first_slot,
+                scale: self.scale as f32,
+                softcap: self.soft_cap.map(|cap| cap as f32),
+                band: mask.band,
+                keys: &keys,
+                visible: visible.as_deref(),
+            };
+            let out = Slot::<T>::take(workspace, batch, seq, self.num_heads * self.head_dim);
+            kernels::attention(&workspace.pool, &spec, &qkv.read(), cache, &mut out.write());
+            Ok(out.into_xs())
+        };
+        match pass.cache() {
+            Some(cache) => run(cache.fused(self.layer, &workspace.pool, shape)?),
+            None => workspace.with_passing_cache(shape, run),
+        }
     }
 
     /// `q: [batch, num_heads, seq, head_dim]`, `k` and `v`: `[batch, num_kv_heads, keys, head_dim]`.
@@ -88,4 +155,39 @@ pub(super) fn softmax(scores: &Tensor) -> Result<Tensor> {
     let dtype = scores.dtype();
     let wide = scores.to_dtype(accumulation(dtype))?;
     Ok(candle_nn::ops::softmax_last_dim(&wide)?.to_dtype(dtype)?)
+}
+
+/// q, k and v side by side: where they lie that way already, the buffer itself.
+fn joined<T: Float>(workspace: &Arc<Workspace>, parts: &[Slot<T>; 3]) -> Slot<T> {
+    let [q, k, v] = parts;
+    let width = q.columns + k.columns + v.columns;
+    if q.first == 0 && q.width == width && q.is_before(k) && k.is_before(v) {
+        return q.clone();
+    }
+    let joined = Slot::take(workspace, q.batch, q.seq, width);
+    let mut first = 0;
+    for part in parts {
+        part.copy_to(&mut joined.write(), width, first);
+        first += part.columns;
+    }
+    joined
+}
+
+/// The range of real tokens in each row of `len`, and, where padding lies inside one, every token's own word.
+fn keys_of(padding: Option<&[bool]>, batch: usize, len: usize) -> (Vec<Range<usize>>, Option<Vec<bool>>) {
+    let Some(padding) = padding else {
+        return (vec![0..len; batch], None);
+    };
+    let ranges: Vec<Range<usize>> = padding
+        .chunks_exact(len)
+        .map(|real| {
+            let first = real.iter().position(|real| *real).unwrap_or(0);
+            first..real.iter().rposition(|real| *real).map_or(first, |last| last + 1)
+        })
+        .collect();
+    let holes = padding
+        .chunks_exact(len)
+        .zip(&ranges)
+        .any(|(real, range)| !real[range.clone()].iter().all(|real| *real));
+    (ranges, holes.then(|| padding.to_vec()))
 }

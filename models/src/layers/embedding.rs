@@ -50,15 +50,16 @@ impl Embedding {
     /// # Errors
     /// If an id is not in the vocabulary.
     pub fn forward(&self, pass: &mut Pass, ids: &Xs) -> Result<Xs> {
-        pass.module(&self.path, ids.clone(), |_, ids| {
+        pass.module(&self.path, ids.clone(), |pass, ids| {
             let ids = ids.tensor();
             let mut dims = ids.dims().to_vec();
             dims.push(self.weight.dim(D::Minus1)?);
             let xs = self.weight.index_select(&ids.flatten_all()?, 0)?.reshape(dims)?;
-            Ok(match &self.scale {
+            let xs: Xs = match &self.scale {
                 Some(scale) => xs.broadcast_mul(scale)?.into(),
                 None => xs.into(),
-            })
+            };
+            pass.adopt(xs)
         })
     }
 }

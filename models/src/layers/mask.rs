@@ -4,6 +4,7 @@ use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
+use crate::kernels::Band;
 use crate::pass::Pass;
 
 /// The mask of one layer type, made once a pass (transformers 5.23.0, `masking_utils.py`, `eager_mask`).
@@ -12,6 +13,8 @@ pub struct Mask {
     /// What is added to the scores: 0 where a key is admitted, the dtype's lowest finite value where not,
     /// `[1 or batch, 1, seq, past + seq]`; absent where every key is admitted.
     pub(super) bias: Option<Tensor>,
+    /// The fused form's.
+    pub(super) band: Band,
 }
 
 impl Mask {
@@ -21,10 +24,8 @@ impl Mask {
     /// # Errors
     /// If the tensor cannot be made.
     pub fn causal(pass: &Pass, window: Option<usize>) -> Result<Self> {
-        if pass.seq() == 1 && pass.padding().is_none() && window.is_none() {
-            return Ok(Self { bias: None });
-        }
-        Self::build(pass, |query, key| key <= query && window.is_none_or(|window| key + window > query))
+        let band = window.map_or(Band::CAUSAL, Band::causal_window);
+        Self::build(pass, band, pass.seq() == 1 && window.is_none())
     }
 
     /// Each query sees every token that is not padding; with a window of `w`, those at most `w` away
@@ -38,35 +39,49 @@ impl Mask {
                 "an encoder takes its whole input at once, without a cache".to_owned(),
             ));
         }
-        if pass.padding().is_none_or(|padding| padding.iter().all(|real| *real)) && window.is_none() {
-            return Ok(Self { bias: None });
-        }
-        Self::build(pass, |query, key| window.is_none_or(|window| query.abs_diff(key) <= window))
+        Self::build(pass, Band { before: window, after: window }, window.is_none())
     }
 
-    fn build(pass: &Pass, admits: impl Fn(usize, usize) -> bool) -> Result<Self> {
-        let (seq, keys) = (pass.seq(), pass.past() + pass.seq());
-        let rows = if pass.padding().is_some() { pass.batch() } else { 1 };
-        let mut admitted = Vec::with_capacity(rows * seq * keys);
-        for row in 0..rows {
-            let real = pass.padding().map(|padding| &padding[row * keys..][..keys]);
-            for query in 0..seq {
-                admitted.extend(
-                    (0..keys)
-                        .map(|key| admits(pass.past() + query, key) && real.is_none_or(|real| real[key])),
-                );
-            }
-        }
-        let shape = (rows, 1, seq, keys);
-        let device = pass.device();
-        let bias = match pass.dtype() {
-            DType::F64 => Tensor::from_vec(lowest(&admitted, 0.0, f64::MIN), shape, device)?,
-            DType::BF16 => Tensor::from_vec(lowest(&admitted, bf16::ZERO, bf16::MIN), shape, device)?,
-            DType::F16 => Tensor::from_vec(lowest(&admitted, f16::ZERO, f16::MIN), shape, device)?,
-            _ => Tensor::from_vec(lowest(&admitted, 0.0, f32::MIN), shape, device)?,
-        };
-        Ok(Self { bias: Some(bias) })
+    fn build(pass: &Pass, band: Band, admits_all: bool) -> Result<Self> {
+        let bias = if pass.workspace().is_some() { None } else { bias(pass, band, admits_all)? };
+        Ok(Self { bias, band })
     }
+
+    /// [`Mask::causal`]'s bias in either form, for a layer that adds to it.
+    pub(super) fn causal_bias(pass: &Pass) -> Result<Option<Tensor>> {
+        bias(pass, Band::CAUSAL, pass.seq() == 1)
+    }
+}
+
+fn bias(pass: &Pass, band: Band, admits_all: bool) -> Result<Option<Tensor>> {
+    let padding = pass.padding();
+    if admits_all && padding.is_none_or(|real| real.iter().all(|real| *real)) {
+        return Ok(None);
+    }
+    let admits = |query: usize, key: usize| {
+        band.before.is_none_or(|before| key + before >= query)
+            && band.after.is_none_or(|after| key <= query + after)
+    };
+    let (seq, keys) = (pass.seq(), pass.past() + pass.seq());
+    let rows = if padding.is_some() { pass.batch() } else { 1 };
+    let mut admitted = Vec::with_capacity(rows * seq * keys);
+    for row in 0..rows {
+        let real = padding.map(|real| &real[row * keys..][..keys]);
+        for query in 0..seq {
+            admitted.extend(
+                (0..keys).map(|key| admits(pass.past() + query, key) && real.is_none_or(|real| real[key])),
+            );
+        }
+    }
+    let shape = (rows, 1, seq, keys);
+    let device = pass.device();
+    let bias = match pass.dtype() {
+        DType::F64 => Tensor::from_vec(lowest(&admitted, 0.0, f64::MIN), shape, device)?,
+        DType::BF16 => Tensor::from_vec(lowest(&admitted, bf16::ZERO, bf16::MIN), shape, device)?,
+        DType::F16 => Tensor::from_vec(lowest(&admitted, f16::ZERO, f16::MIN), shape, device)?,
+        _ => Tensor::from_vec(lowest(&admitted, 0.0, f32::MIN), shape, device)?,
+    };
+    Ok(Some(bias))
 }
 
 fn lowest<T: Copy>(admitted: &[bool], zero: T, min: T) -> Vec<T> {

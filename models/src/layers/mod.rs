@@ -58,7 +58,7 @@ pub use linear::{Joined, Linear};
 pub use mask::Mask;
 pub use mlp::GatedMlp;
 pub use norm::RmsNorm;
-pub use pooling::{first_position, mean_of_real_tokens};
+pub use pooling::{first_position, mean_of_real_tokens, one_per_row};
 pub use rope::{Rope, RotaryEmbedding, Rotation};
 pub use rope_parameters::{RopeParameters, RopeScaling};
 pub use split::split;

@@ -1,20 +1,24 @@
 //! Normalisation layers.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 
 use super::accumulation;
 use crate::error::Result;
-use crate::pass::{Pass, Xs};
+use crate::fused::{Float, Slot};
+use crate::kernels::Norm;
+use crate::pass::{Pass, Value, Xs};
 use crate::weights::Weights;
 
 /// `x / sqrt(mean(x^2) + eps)`, times the weight; over groups of `size` along the last dimension.
-#[derive(Clone, Debug)]
+///
+/// The fused form rounds once, at the end.
 pub struct RmsNorm {
     path: String,
     /// `[size]`, in the model's dtype; for [`RmsNorm::load_offset`] in the accumulation dtype, with the 1 added.
     weight: Tensor,
     eps: f64,
     rounds_before_weight: bool,
+    fused: Option<Norm>,
 }
 
 impl RmsNorm {
@@ -23,12 +27,7 @@ impl RmsNorm {
     /// # Errors
     /// If the tensor is missing or has another shape.
     pub fn load(weights: &Weights, size: usize, eps: f64) -> Result<Self> {
-        Ok(Self {
-            path: weights.path().to_owned(),
-            weight: weights.get("weight", size)?,
-            eps,
-            rounds_before_weight: true,
-        })
+        Self::new(weights, weights.get("weight", size)?, eps, true)
     }
 
     /// gemma's: `round((1 + weight) * x / rms)` (transformers 5.23.0, `Gemma3RMSNorm`).
@@ -37,20 +36,30 @@ impl RmsNorm {
     /// If the tensor is missing or has another shape.
     pub fn load_offset(weights: &Weights, size: usize, eps: f64) -> Result<Self> {
         let weight = weights.get("weight", size)?;
-        Ok(Self {
-            path: weights.path().to_owned(),
-            weight: (weight.to_dtype(accumulation(weight.dtype()))? + 1.0)?,
-            eps,
-            rounds_before_weight: false,
-        })
+        let weight = (weight.to_dtype(accumulation(weight.dtype()))? + 1.0)?;
+        Self::new(weights, weight, eps, false)
+    }
+
+    fn new(weights: &Weights, weight: Tensor, eps: f64, rounds_before_weight: bool) -> Result<Self> {
+        let fused = match weights.workspace() {
+            Some(_) => Some(Norm::rms(weight.to_dtype(DType::F32)?.to_vec1()?, eps as f32)),
+            None => None,
+        };
+        Ok(Self { path: weights.path().to_owned(), weight, eps, rounds_before_weight, fused })
     }
 
     /// `xs: [.., n * size]`, same shape out; the mean is taken in F32 (F64 in F64).
     ///
+    /// In the fused form a part of a joined projection is normed in place.
+    ///
     /// # Errors
     /// If the last dimension is no multiple of `size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs.clone(), |_, xs| Ok(self.apply(xs.tensor())?.into()))
+        pass.module(&self.path, xs.clone(), |_, xs| match (xs.value(), &self.fused) {
+            (Value::F32(slot), Some(norm)) => Ok(fused(norm, slot).into_xs()),
+            (Value::Bf16(slot), Some(norm)) => Ok(fused(norm, slot).into_xs()),
+            _ => Ok(self.apply(xs.tensor())?.into()),
+        })
     }
 
     fn apply(&self, xs: &Tensor) -> Result<Tensor> {
@@ -66,4 +75,15 @@ impl RmsNorm {
         };
         Ok(out.reshape(xs.dims())?)
     }
+}
+
+fn fused<T: Float>(norm: &Norm, xs: &Slot<T>) -> Slot<T> {
+    let pool = &xs.workspace().pool;
+    if xs.is_whole() {
+        let out = Slot::take(xs.workspace(), xs.batch, xs.seq, xs.width);
+        norm.forward(pool, &xs.read(), &mut out.write());
+        return out;
+    }
+    norm.heads_in_place(pool, &mut xs.write(), xs.width, xs.first, xs.columns / norm.size());
+    xs.clone().changed()
 }

@@ -1,9 +1,12 @@
 //! Rotary position embeddings.
 
+use std::sync::Arc;
+
 use candle_core::{D, DType, Tensor};
 
 use super::{RopeParameters, RopeScaling};
 use crate::error::Result;
+use crate::kernels::{Pairing, RopeTable};
 use crate::pass::Pass;
 
 /// Inverse frequencies and how they turn into tables.
@@ -31,13 +34,15 @@ pub enum Rotation {
 }
 
 /// The tables of one pass.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Rope {
     /// `[batch, seq, rotary_dim / 2]`, in the dtype that the rotation is computed in.
     cos: Tensor,
     /// As `cos`.
     sin: Tensor,
     interleaved: bool,
+    /// The fused form's, one row a token.
+    pub(super) fused: Option<(Arc<RopeTable>, Arc<[u32]>)>,
 }
 
 impl RotaryEmbedding {
@@ -80,6 +85,12 @@ impl RotaryEmbedding {
                 sin.push(arithmetic.round(arithmetic.round(angle.sin()) * attention_factor));
             }
         }
+        let fused = pass.workspace().map(|_| {
+            let single = |values: &[f64]| values.iter().map(|value| *value as f32).collect();
+            let pairing = if self.interleaved { Pairing::Interleaved } else { Pairing::HalfSplit };
+            let table = RopeTable::new(single(&cos), single(&sin), inv_freq.len(), pairing);
+            (Arc::new(table), (0..pass.positions().len() as u32).collect())
+        });
         let table = |values: Vec<f64>| -> Result<Tensor> {
             let shape = (pass.batch(), pass.seq(), inv_freq.len());
             // Through F32 first: a 16-bit table is torch's F32 table rounded.
@@ -96,7 +107,7 @@ impl RotaryEmbedding {
                 Rotation::Wide => table,
             })
         };
-        Ok(Rope { cos: table(cos)?, sin: table(sin)?, interleaved: self.interleaved })
+        Ok(Rope { cos: table(cos)?, sin: table(sin)?, interleaved: self.interleaved, fused })
     }
 
     /// Inverse frequencies for a sequence that ends at position `len - 1`, and the factor of cos and sin

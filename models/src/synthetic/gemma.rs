@@ -84,8 +84,8 @@ pub(super) const GEMMA3_TEXT: Architecture = Architecture {
         Variant::small("linear", "rope scaling `linear`, factor 4, in the full layers only", r#"{
             "rope_scaling": { "rope_type": "linear", "factor": 4.0 }
         }"#),
-        Variant::small("softcap", "soft caps of scores and logits, attention_bias, multi-query", r#"{
-            "attn_logit_softcapping": 4.0, "final_logit_softcapping": 2.5, "attention_bias": true,
+        Variant::small("softcap", "soft cap of logits, attention_bias, multi-query", r#"{
+            "final_logit_softcapping": 2.5, "attention_bias": true,
             "num_key_value_heads": 1
         }"#),
     ],

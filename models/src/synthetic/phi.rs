@@ -12,7 +12,7 @@ pub(super) const PHI: Architecture = Architecture {
         "hidden_act": "gelu_new", "layer_norm_eps": 0.003, "max_position_embeddings": 128,
         "rope_theta": 5000.0, "rope_scaling": null, "qk_layernorm": false,
         "attention_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
-        "tie_word_embeddings": false, "bos_token_id": 1, "eos_token_id": 2
+        "tie_word_embeddings": false, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": null
     }"#,
     tensors: &["
         model.embed_tokens.weight                                    | vocab_size, hidden_size                   | normal 0 0.3
@@ -83,7 +83,7 @@ pub(super) const PHI3: Architecture = Architecture {
                 "long_factor": [1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
             }
         }"#),
-        Variant::small("su", "rope scaling under its older name `su`", r#"{
+        Variant::small("su", "rope scaling under its older name `su`, which 5.0 and later refuse", r#"{
             "original_max_position_embeddings": 32,
             "rope_scaling": {
                 "type": "su",
@@ -107,7 +107,7 @@ pub(super) const STABLELM: Architecture = Architecture {
         "rope_theta": 50.0, "rope_scaling": null,
         "use_qkv_bias": true, "qk_layernorm": false, "use_parallel_residual": false,
         "attention_dropout": 0.0, "hidden_dropout": 0.0,
-        "tie_word_embeddings": false, "bos_token_id": 1, "eos_token_id": 2
+        "tie_word_embeddings": false, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": null
     }"#,
     tensors: &[ENDS, ATTENTION, GATED_MLP, "
         model.norm.bias                                                                            | hidden_size                  | normal 0 0.2

@@ -11,7 +11,7 @@ pub(super) const QWEN2: Architecture = Architecture {
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
         "hidden_act": "silu", "rms_norm_eps": 0.003, "max_position_embeddings": 128,
         "rope_theta": 5000.0, "rope_scaling": null,
-        "use_sliding_window": false, "sliding_window": 8, "max_window_layers": 2, "attention_dropout": 0.0,
+        "use_sliding_window": false, "sliding_window": 128, "max_window_layers": 2, "attention_dropout": 0.0,
         "tie_word_embeddings": false, "bos_token_id": 1, "eos_token_id": 2
     }"#,
     tensors: &[ENDS, NORMS, ATTENTION, GATED_MLP, "
@@ -20,8 +20,11 @@ pub(super) const QWEN2: Architecture = Architecture {
         model.layers.{num_hidden_layers}.self_attn.v_proj.bias  | num_key_value_heads*head_dim | normal 0 0.3
     "],
     variants: &[
-        Variant::small("", "biased queries, keys and values; use_sliding_window off, its keys present", "{}"),
-        Variant::small("window", "window of 8 from layer max_window_layers on", r#"{ "use_sliding_window": true }"#),
+        Variant::small("", "biased queries, keys and values", "{}"),
+        Variant::small("window", "window of 8 from layer max_window_layers on", r#"{
+            "use_sliding_window": true, "sliding_window": 8
+        }"#),
+        Variant::small("window-off", "a window of 8 that use_sliding_window switches off", r#"{ "sliding_window": 8 }"#),
         Variant::small("tied", "tied head, rope scaling `yarn`, factor 4 from 32 positions", r#"{
             "tie_word_embeddings": true,
             "rope_scaling": { "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32 }
@@ -37,7 +40,7 @@ pub(super) const QWEN3: Architecture = Architecture {
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24,
         "hidden_act": "silu", "rms_norm_eps": 0.003, "max_position_embeddings": 128,
         "rope_theta": 5000.0, "rope_scaling": null,
-        "use_sliding_window": false, "sliding_window": 8, "max_window_layers": 2,
+        "use_sliding_window": false, "sliding_window": 128, "max_window_layers": 2,
         "attention_bias": false, "attention_dropout": 0.0,
         "tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": 2
     }"#,
@@ -45,7 +48,7 @@ pub(super) const QWEN3: Architecture = Architecture {
     variants: &[
         Variant::small("", "per-head norms of queries and keys, wide head_dim, tied head", "{}"),
         Variant::small("window", "window of 8 from layer max_window_layers on, untied head", r#"{
-            "use_sliding_window": true, "tie_word_embeddings": false
+            "use_sliding_window": true, "sliding_window": 8, "tie_word_embeddings": false
         }"#),
         Variant::small("bias", "attention_bias, rope scaling `yarn`, factor 4 from 32 positions", r#"{
             "attention_bias": true,

@@ -107,13 +107,86 @@ fn holds(condition: &str, layer: usize, config: &Config) -> Result<bool, String>
         Value::Array(list) => Ok(list.contains(&Value::from(layer))),
         _ => Err(format!("no list `{key}` in the config")),
     };
+    let literal =
+        |text: &str| serde_json::from_str::<Value>(text).map_err(|_| format!("`{text}` is not a JSON value"));
     match condition.split_whitespace().collect::<Vec<_>>()[..] {
         [] => Ok(true),
         ["layer", "in", key] => listed(key),
         ["layer", "not", "in", key] => Ok(!listed(key)?),
-        [key, "is", wanted] => Ok(value(key).to_string() == wanted),
-        [key, "not", wanted] => Ok(value(key).to_string() != wanted),
+        [key, "is", wanted] => Ok(value(key) == literal(wanted)?),
+        [key, "not", wanted] => Ok(value(key) != literal(wanted)?),
         [key] => Ok(key.strip_prefix('!').map_or_else(|| truth(key), |key| !truth(key))),
         _ => Err(format!("an unknown condition `{condition}`")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+
+    /// Name, shape, mean and standard deviation of a tensor.
+    type Row<'a> = (&'a str, &'a [usize], f64, f64);
+
+    /// The tensors of a line, or its error.
+    fn check(line: &str, expected: Result<&[Row<'_>], &str>) {
+        let config = r#"{"layers": 3, "hidden": 16, "heads": 4, "on": true, "off": false, "none": null, "dense": [1]}"#;
+        let mut tensors = Vec::new();
+        let result = expand(line, &serde_json::from_str(config).unwrap(), &mut tensors);
+        let expected = expected.map(|tensors| {
+            let tensors = tensors.iter();
+            let tensor = |&(name, shape, mean, std): &Row<'_>| Tensor {
+                name: name.to_owned(),
+                shape: shape.to_vec(),
+                mean,
+                std,
+            };
+            tensors.map(tensor).collect::<Vec<_>>()
+        });
+        assert_eq!(result.map(|()| tensors), expected.map_err(ToOwned::to_owned), "{line}");
+    }
+
+    #[test]
+    fn a_line_stands_for_its_tensors() {
+        check("a | hidden | normal 1 0.5", Ok(&[("a", &[16], 1.0, 0.5)]));
+        check("a | 3, hidden | linear 2", Ok(&[("a", &[3, 16], 0.0, 0.5)]));
+        check("a | hidden, 3 | conv1d 2", Ok(&[("a", &[16, 3], 0.0, 0.5)]));
+        check("a | hidden+2*hidden/heads | normal 0 1", Ok(&[("a", &[24], 0.0, 1.0)]));
+        let pair: &[_] = &[("a.0.b.0", &[1][..], 0.0, 1.0), ("a.0.b.1", &[1], 0.0, 1.0)];
+        check("a.0.b.{2} | 1 | normal 0 1", Ok(pair));
+    }
+
+    #[test]
+    fn conditions_choose_tensors_and_layers() {
+        let one: &[_] = &[("a", &[1][..], 0.0, 1.0)];
+        for (condition, holds) in [
+            ("on", true),
+            ("off", false),
+            ("none", false),
+            ("absent", false),
+            ("!on", false),
+            ("!none", true),
+            ("heads is 4", true),
+            ("heads not 4", false),
+        ] {
+            check(&format!("a | 1 | normal 0 1 | {condition}"), Ok(if holds { one } else { &[] }));
+        }
+        let middle: &[_] = &[("a.1", &[1][..], 0.0, 1.0)];
+        let others: &[_] = &[("a.0", &[1][..], 0.0, 1.0), ("a.2", &[1], 0.0, 1.0)];
+        check("a.{layers} | 1 | normal 0 1 | layer in dense", Ok(middle));
+        check("a.{layers} | 1 | normal 0 1 | layer not in dense", Ok(others));
+        check("a.{layers} | 1 | normal 0 1 | layer is 1", Ok(middle));
+    }
+
+    #[test]
+    fn a_wrong_line_says_what_is_wrong() {
+        check("a | 1", Err("2 fields instead of 3 or 4"));
+        check("a | width | normal 0 1", Err("no integer `width` in the config"));
+        check("a | 1 | uniform 1", Err("an unknown fill `uniform 1`"));
+        check("a | 1 | normal 0 x", Err("`x` is not a number"));
+        check("a.{layers | 1 | normal 0 1", Err("an unclosed brace"));
+        check("a | 1 | normal 0 1 | layer in hidden", Err("no list `hidden` in the config"));
+        check("a | 1 | normal 0 1 | a b c d", Err("an unknown condition `a b c d`"));
     }
 }

@@ -11,7 +11,7 @@ use super::table::Tensor;
 use super::*;
 
 fn small() -> impl Iterator<Item = Entry> {
-    catalogue().filter(|entry| !entry.bench)
+    catalogue().iter().copied().filter(|entry| !entry.bench)
 }
 
 fn weights(entry: &Entry, seed: u64) -> Vec<u8> {
@@ -134,5 +134,5 @@ fn unknown_names_say_what_there_is() {
 }
 
 fn find_entry(model_type: &str, variant: &str) -> Entry {
-    catalogue().find(|entry| (entry.model_type, entry.variant) == (model_type, variant)).unwrap()
+    *catalogue().iter().find(|entry| (entry.model_type, entry.variant) == (model_type, variant)).unwrap()
 }

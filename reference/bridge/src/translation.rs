@@ -22,12 +22,7 @@ pub(crate) struct Translated {
 /// What the version cannot express.
 pub(crate) fn translate(config: &Map<String, Value>, version: &str) -> Result<Translated, String> {
     let dialect = Versions::known().dialect(version);
-    let mut translation = Translation {
-        config: config.clone(),
-        notes: Vec::new(),
-        version,
-        dialect,
-    };
+    let mut translation = Translation { config: config.clone(), notes: Vec::new(), version, dialect };
     let rope_thetas = rope_thetas(config);
     translation.dtype();
     match dialect.rope {
@@ -37,27 +32,15 @@ pub(crate) fn translate(config: &Map<String, Value>, version: &str) -> Result<Tr
             translation.sliding_window_pattern()?;
         }
     }
-    Ok(Translated {
-        config: translation.config,
-        notes: translation.notes,
-        rope_thetas,
-    })
+    Ok(Translated { config: translation.config, notes: translation.notes, rope_thetas })
 }
 
 /// Every rotary base that a config of either form names, sorted.
 pub(crate) fn rope_thetas(config: &Map<String, Value>) -> Vec<f64> {
-    let flat = [
-        "rope_theta",
-        "rotary_emb_base",
-        "rope_local_base_freq",
-        "global_rope_theta",
-        "local_rope_theta",
-    ];
+    let flat =
+        ["rope_theta", "rotary_emb_base", "rope_local_base_freq", "global_rope_theta", "local_rope_theta"];
     let parameters = config.get("rope_parameters").and_then(Value::as_object);
-    let nested = parameters
-        .into_iter()
-        .flat_map(Map::values)
-        .filter_map(Value::as_object);
+    let nested = parameters.into_iter().flat_map(Map::values).filter_map(Value::as_object);
     let mut found: Vec<f64> = parameters
         .into_iter()
         .chain(nested)
@@ -79,28 +62,18 @@ struct Translation<'a> {
 
 impl Translation<'_> {
     fn model_type(&self) -> &str {
-        self.config
-            .get("model_type")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
+        self.config.get("model_type").and_then(Value::as_str).unwrap_or_default()
     }
 
     fn note(&mut self, what: &str) {
-        let note = format!(
-            "config translated for transformers {}: {what}",
-            self.version
-        );
+        let note = format!("config translated for transformers {}: {what}", self.version);
         self.notes.push(note);
     }
 
     /// `dtype` <-> `torch_dtype`. The dtype of a cell is always passed, so no number hangs on this key.
     fn dtype(&mut self) {
         let wanted = self.dialect.config_dtype.as_str();
-        let other = if wanted == "dtype" {
-            "torch_dtype"
-        } else {
-            "dtype"
-        };
+        let other = if wanted == "dtype" { "torch_dtype" } else { "dtype" };
         if let Some(value) = self.config.shift_remove(other) {
             self.config.entry(wanted).or_insert(value);
             self.note(&format!("{other} -> {wanted}"));
@@ -117,20 +90,14 @@ impl Translation<'_> {
                 None | Some(Value::Null) => "",
                 Some(_) => " and rope_scaling",
             };
-            self.note(&format!(
-                "rope_theta {theta}{scaling} -> rope_parameters, by transformers itself"
-            ));
+            self.note(&format!("rope_theta {theta}{scaling} -> rope_parameters, by transformers itself"));
         }
     }
 
     fn rope_to_version_4(&mut self) -> Result<(), String> {
         if let Some(Value::Object(parameters)) = self.config.shift_remove("rope_parameters") {
             let nested = parameters.values().any(Value::is_object);
-            let flat = if nested {
-                self.nested(&parameters)?
-            } else {
-                parameters
-            };
+            let flat = if nested { self.nested(&parameters)? } else { parameters };
             self.flat(flat);
         }
         if self.dialect.rope == RopeForm::TypeAndFactor {
@@ -144,8 +111,7 @@ impl Translation<'_> {
     fn nested(&mut self, parameters: &Map<String, Value>) -> Result<Map<String, Value>, String> {
         let of = |kind: &str| parameters.get(kind).and_then(Value::as_object).cloned();
         let (full, sliding) = (of("full_attention"), of("sliding_attention"));
-        let (Some(mut full), Some(sliding)) = (full.clone().or(sliding.clone()), sliding.or(full))
-        else {
+        let (Some(mut full), Some(sliding)) = (full.clone().or(sliding.clone()), sliding.or(full)) else {
             return Err(self.refusal("rope_parameters for other layer types than full and sliding"));
         };
         if full == sliding {
@@ -157,9 +123,7 @@ impl Translation<'_> {
         let local = sliding.get("rope_theta").cloned().unwrap_or_default();
         match self.model_type() {
             "gemma3_text" | "gemma3n_text" => {
-                self.note(&format!(
-                    "rope_parameters.sliding_attention -> rope_local_base_freq {local}"
-                ));
+                self.note(&format!("rope_parameters.sliding_attention -> rope_local_base_freq {local}"));
                 self.config.insert("rope_local_base_freq".into(), local);
                 Ok(full)
             }
@@ -183,11 +147,8 @@ impl Translation<'_> {
     fn flat(&mut self, mut parameters: Map<String, Value>) {
         // GPT-NeoX kept names of its own until 5.0 (its `configuration_gpt_neox.py`).
         let neox = self.model_type().starts_with("gpt_neox");
-        let (theta, partial) = if neox {
-            ("rotary_emb_base", "rotary_pct")
-        } else {
-            ("rope_theta", "partial_rotary_factor")
-        };
+        let (theta, partial) =
+            if neox { ("rotary_emb_base", "rotary_pct") } else { ("rope_theta", "partial_rotary_factor") };
         for (from, to) in [("rope_theta", theta), ("partial_rotary_factor", partial)] {
             if let Some(value) = parameters.shift_remove(from) {
                 self.note(&format!("rope_parameters.{from} -> {to} {value}"));
@@ -197,8 +158,7 @@ impl Translation<'_> {
         if !is_default(&parameters) {
             let kind = rope_type(&parameters).to_owned();
             self.note(&format!("rope_parameters ({kind}) -> rope_scaling"));
-            self.config
-                .insert("rope_scaling".into(), Value::Object(parameters));
+            self.config.insert("rope_scaling".into(), Value::Object(parameters));
         }
     }
 
@@ -231,8 +191,7 @@ impl Translation<'_> {
     /// Gemma 3 and Cohere 2 named the layers with a window by their period before `layer_types` came.
     fn sliding_window_pattern(&mut self) -> Result<(), String> {
         const KEY: &str = "sliding_window_pattern";
-        if !["gemma3_text", "cohere2"].contains(&self.model_type()) || self.config.contains_key(KEY)
-        {
+        if !["gemma3_text", "cohere2"].contains(&self.model_type()) || self.config.contains_key(KEY) {
             return Ok(());
         }
         let Some(layers) = self.config.get("layer_types").and_then(Value::as_array) else {
@@ -241,10 +200,8 @@ impl Translation<'_> {
         let is_full = |layer: &Value| layer == "full_attention";
         // All layers sliding: a period longer than the model.
         let period = layers.iter().position(is_full).unwrap_or(layers.len()) + 1;
-        let periodic = layers
-            .iter()
-            .enumerate()
-            .all(|(index, layer)| is_full(layer) == ((index + 1) % period == 0));
+        let periodic =
+            layers.iter().enumerate().all(|(index, layer)| is_full(layer) == ((index + 1) % period == 0));
         if !periodic {
             return Err(self.refusal("layer_types without a period"));
         }
@@ -254,19 +211,12 @@ impl Translation<'_> {
     }
 
     fn refusal(&self, what: &str) -> String {
-        format!(
-            "transformers {} cannot express {what} for {}",
-            self.version,
-            self.model_type()
-        )
+        format!("transformers {} cannot express {what} for {}", self.version, self.model_type())
     }
 }
 
 fn rope_type(parameters: &Map<String, Value>) -> &str {
-    ["rope_type", "type"]
-        .iter()
-        .find_map(|key| parameters.get(*key)?.as_str())
-        .unwrap_or("default")
+    ["rope_type", "type"].iter().find_map(|key| parameters.get(*key)?.as_str()).unwrap_or("default")
 }
 
 fn is_default(parameters: &Map<String, Value>) -> bool {

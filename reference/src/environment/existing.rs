@@ -16,16 +16,10 @@ pub(super) fn adopt(
     progress: &dyn Fn(&str),
 ) -> Result<Environment, EnvironmentError> {
     let python = interpreter(path)?;
-    let refuse = |reason: String| EnvironmentError::Unusable {
-        python: python.clone(),
-        reason,
-    };
+    let refuse = |reason: String| EnvironmentError::Unusable { python: python.clone(), reason };
     let found = Interpreter::inspect(&python)?;
     if crate::release(&found.version) < [3, 10, 0] {
-        return Err(refuse(format!(
-            "it is Python {}, and workers need 3.10 or later",
-            found.version
-        )));
+        return Err(refuse(format!("it is Python {}, and workers need 3.10 or later", found.version)));
     }
     for name in ["transformers", "torch"] {
         if !found.packages.contains_key(name) {
@@ -40,9 +34,8 @@ pub(super) fn adopt(
             found.packages["transformers"]
         )));
     }
-    let state = found
-        .editable()
-        .map(|folder| format!("{} at {}", folder.display(), working_copy::state(folder)));
+    let state =
+        found.editable().map(|folder| format!("{} at {}", folder.display(), working_copy::state(folder)));
     let lock = found.listing();
     let schema = SCHEMA.to_le_bytes();
     let key = short([
@@ -57,22 +50,10 @@ pub(super) fn adopt(
         return Ok(known);
     }
     progress(&format!("importing transformers with {}", python.display()));
-    inspect::run(
-        &python,
-        "import torch, transformers; from transformers import AutoModelForCausalLM",
-    )?;
-    let mut notes = vec![format!(
-        "existing environment {}: what it contains is not locked",
-        path.display()
-    )];
+    inspect::run(&python, "import torch, transformers; from transformers import AutoModelForCausalLM")?;
+    let mut notes = vec![format!("existing environment {}: what it contains is not locked", path.display())];
     notes.extend(state.map(|state| format!("working copy {state}")));
-    let environment = Environment {
-        versions: found.versions(),
-        python,
-        key: key.clone(),
-        lock,
-        notes,
-    };
+    let environment = Environment { versions: found.versions(), python, key: key.clone(), lock, notes };
     Stamp::keep(cache, &key, &environment, None)?;
     Ok(environment)
 }
@@ -81,17 +62,10 @@ pub(super) fn adopt(
 /// the environment that it belongs to.
 fn interpreter(path: &Path) -> Result<PathBuf, EnvironmentError> {
     let path = std::path::absolute(path)?;
-    let python = if path.is_dir() {
-        path.join("bin/python")
-    } else {
-        path
-    };
+    let python = if path.is_dir() { path.join("bin/python") } else { path };
     if python.is_file() {
         Ok(python)
     } else {
-        Err(EnvironmentError::Unusable {
-            python,
-            reason: "there is no such file".to_owned(),
-        })
+        Err(EnvironmentError::Unusable { python, reason: "there is no such file".to_owned() })
     }
 }

@@ -124,11 +124,7 @@ impl EnvironmentError {
         } else if says(&NETWORK) {
             Self::Network { requirement, tail }
         } else if says(&["No solution found when resolving"]) {
-            Self::Conflict {
-                requirement,
-                torch: torch.to_owned(),
-                tail,
-            }
+            Self::Conflict { requirement, torch: torch.to_owned(), tail }
         } else {
             Self::Uv { requirement, tail }
         }
@@ -151,9 +147,6 @@ const NETWORK: [&str; 10] = [
 
 /// The last `lines` lines of `text` that say something.
 pub(crate) fn tail(text: &str, lines: usize) -> String {
-    let said: Vec<&str> = text
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
+    let said: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     said[said.len().saturating_sub(lines)..].join("\n")
 }

@@ -73,26 +73,18 @@ impl Interpreter {
         let direct = self.direct.as_ref()?;
         let editable = direct.pointer("/dir_info/editable")?.as_bool()?;
         let url = direct.get("url")?.as_str()?;
-        editable
-            .then(|| url.strip_prefix("file://").map(Path::new))
-            .flatten()
+        editable.then(|| url.strip_prefix("file://").map(Path::new)).flatten()
     }
 
     /// `name==version` of everything installed, one a line.
     pub(super) fn listing(&self) -> String {
-        self.packages
-            .iter()
-            .map(|(name, version)| format!("{name}=={version}\n"))
-            .collect()
+        self.packages.iter().map(|(name, version)| format!("{name}=={version}\n")).collect()
     }
 }
 
 /// Runs `script` in isolated mode; its standard output.
 pub(super) fn run(python: &Path, script: &str) -> Result<String, EnvironmentError> {
-    let refuse = |reason: String| EnvironmentError::Unusable {
-        python: python.to_owned(),
-        reason,
-    };
+    let refuse = |reason: String| EnvironmentError::Unusable { python: python.to_owned(), reason };
     let output = Command::new(python)
         .args(["-I", "-c", script])
         .env_remove("PYTHONHOME")

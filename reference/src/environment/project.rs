@@ -71,13 +71,7 @@ pub(super) fn pyproject(
         git @ Source::Git { .. } => format!("transformers @ {git}"),
         Source::Editable(folder) => {
             let path = working_copy(folder)?;
-            sources.insert(
-                "transformers",
-                Origin::Editable {
-                    path,
-                    editable: true,
-                },
-            );
+            sources.insert("transformers", Origin::Editable { path, editable: true });
             "transformers".to_owned()
         }
     };
@@ -100,14 +94,7 @@ pub(super) fn pyproject(
             requires_python: format!("=={}.{}.*", python[0], python[1]),
             dependencies,
         },
-        tool: Tool {
-            uv: Uv {
-                package: false,
-                environments: vec![platform_marker()],
-                sources,
-                index,
-            },
-        },
+        tool: Tool { uv: Uv { package: false, environments: vec![platform_marker()], sources, index } },
     };
     toml::to_string(&document).map_err(|error| EnvironmentError::Uv {
         requirement: specification.source.to_string(),
@@ -117,13 +104,8 @@ pub(super) fn pyproject(
 
 /// The absolute folder of an editable source, if a package lies there.
 pub(super) fn working_copy(folder: &Path) -> Result<PathBuf, EnvironmentError> {
-    let refuse = |reason: String| EnvironmentError::WorkingCopy {
-        folder: folder.to_owned(),
-        reason,
-    };
-    let path = folder
-        .canonicalize()
-        .map_err(|error| refuse(error.to_string()))?;
+    let refuse = |reason: String| EnvironmentError::WorkingCopy { folder: folder.to_owned(), reason };
+    let path = folder.canonicalize().map_err(|error| refuse(error.to_string()))?;
     if path.join("setup.py").is_file() || path.join("pyproject.toml").is_file() {
         Ok(path)
     } else {
@@ -171,10 +153,7 @@ mod tests {
     fn git_and_editable_sources_become_direct_references() {
         let git = Specification::new("git+https://host/x@main".parse().unwrap());
         let text = pyproject(&git, Wheels::Pypi, [3, 12]).unwrap();
-        assert!(
-            text.contains("transformers @ git+https://host/x@main"),
-            "{text}"
-        );
+        assert!(text.contains("transformers @ git+https://host/x@main"), "{text}");
 
         let folder = tempfile::tempdir().unwrap();
         let editable = Specification::new(Source::Editable(folder.path().to_owned()));

@@ -45,6 +45,19 @@ impl Stamp {
         })
     }
 
+    /// Forgets the environment that the stamp `name` remembers, and that its folder is complete.
+    pub(super) fn forget(cache: &Path, name: &str) -> io::Result<()> {
+        let stamp = path(cache, name);
+        let Ok(text) = fs::read(&stamp) else { return Ok(()) };
+        if let Ok(Self { folder: Some(folder), .. }) = serde_json::from_slice(&text) {
+            match fs::remove_file(folder.join(COMPLETE)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        fs::remove_file(stamp)
+    }
+
     /// Remembers `environment` under `name`.
     pub(super) fn keep(
         cache: &Path,

@@ -67,23 +67,13 @@ fn messages_of_uv_are_told_apart() {
     let missing = sort(
         "  × No solution found when resolving dependencies:\n  ╰─▶ Because there is no version of\n      transformers==9.9.9 and your project depends on transformers==9.9.9, …",
     );
-    assert!(
-        matches!(missing, EnvironmentError::NoSuchVersion { .. }),
-        "{missing}"
-    );
-    let network =
-        sort("error: Failed to fetch: `https://host/simple/transformers/`\n  Caused by: dns error");
-    assert!(
-        matches!(network, EnvironmentError::Network { .. }),
-        "{network}"
-    );
+    assert!(matches!(missing, EnvironmentError::NoSuchVersion { .. }), "{missing}");
+    let network = sort("error: Failed to fetch: `https://host/simple/transformers/`\n  Caused by: dns error");
+    assert!(matches!(network, EnvironmentError::Network { .. }), "{network}");
     let conflict = sort(
         "  × No solution found when resolving dependencies:\n  ╰─▶ Because x==1 depends on torch<2 and your project depends on torch==2.15.0, …",
     );
-    assert!(
-        matches!(conflict, EnvironmentError::Conflict { .. }),
-        "{conflict}"
-    );
+    assert!(matches!(conflict, EnvironmentError::Conflict { .. }), "{conflict}");
     assert!(conflict.to_string().contains("depends on torch<2"));
     let other = sort("error: disk quota exceeded");
     assert!(matches!(other, EnvironmentError::Uv { .. }), "{other}");
@@ -92,14 +82,8 @@ fn messages_of_uv_are_told_apart() {
 #[test]
 fn a_git_source_says_its_commit() {
     let lock = "version = 1\n[[package]]\nname = \"transformers\"\nversion = \"5.0\"\nsource = { git = \"https://host/x?rev=main#0123abcd\" }\n";
-    assert_eq!(
-        pinned_ref(lock).unwrap(),
-        "transformers pinned to commit 0123abcd"
-    );
-    let release = lock.replace(
-        "git = \"https://host/x?rev=main#0123abcd\"",
-        "registry = \"https://host\"",
-    );
+    assert_eq!(pinned_ref(lock).unwrap(), "transformers pinned to commit 0123abcd");
+    let release = lock.replace("git = \"https://host/x?rev=main#0123abcd\"", "registry = \"https://host\"");
     assert_eq!(pinned_ref(&release), None);
 }
 

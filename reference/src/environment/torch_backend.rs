@@ -1,5 +1,6 @@
 //! Which wheels of torch an environment takes.
 
+use std::fmt;
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -35,10 +36,19 @@ impl FromStr for TorchBackend {
             "cpu" => Ok(Self::Cpu),
             "cu130" => Ok(Self::Cu130),
             "auto" => Ok(Self::Auto),
-            other => Err(format!(
-                "`{other}` is not a torch backend: pypi, cpu, cu130 or auto"
-            )),
+            other => Err(format!("`{other}` is not a torch backend: pypi, cpu, cu130 or auto")),
         }
+    }
+}
+
+impl fmt::Display for TorchBackend {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Pypi => "pypi",
+            Self::Cpu => "cpu",
+            Self::Cu130 => "cu130",
+            Self::Auto => "auto",
+        })
     }
 }
 
@@ -78,12 +88,8 @@ pub(super) fn pytorch_index_answers() -> bool {
             .into_iter()
             .flatten()
             .take(2)
-            .any(|address| {
-                TcpStream::connect_timeout(&address, Duration::from_millis(900)).is_ok()
-            });
+            .any(|address| TcpStream::connect_timeout(&address, Duration::from_millis(900)).is_ok());
         let _ = sender.send(reached);
     });
-    receiver
-        .recv_timeout(Duration::from_secs(2))
-        .unwrap_or(false)
+    receiver.recv_timeout(Duration::from_secs(2)).unwrap_or(false)
 }

@@ -12,21 +12,13 @@ pub(super) fn state(folder: &Path) -> String {
         return format!("files:{}", &files(folder)[..16]);
     };
     let head = String::from_utf8_lossy(&head).trim().to_owned();
-    let difference =
-        git(folder, &["diff", "HEAD", "--binary", "--no-ext-diff"]).unwrap_or_default();
-    let untracked = git(
-        folder,
-        &["ls-files", "--others", "--exclude-standard", "-z"],
-    )
-    .unwrap_or_default();
+    let difference = git(folder, &["diff", "HEAD", "--binary", "--no-ext-diff"]).unwrap_or_default();
+    let untracked = git(folder, &["ls-files", "--others", "--exclude-standard", "-z"]).unwrap_or_default();
     if difference.is_empty() && untracked.is_empty() {
         return head;
     }
     let mut parts = vec![difference];
-    for name in untracked
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
-    {
+    for name in untracked.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         let path = folder.join(String::from_utf8_lossy(name).as_ref());
         parts.push(name.to_owned());
         parts.push(fs::read(path).unwrap_or_default());
@@ -36,13 +28,8 @@ pub(super) fn state(folder: &Path) -> String {
 }
 
 fn git(folder: &Path, arguments: &[&str]) -> Option<Vec<u8>> {
-    let output = Command::new("git")
-        .arg("-C")
-        .arg(folder)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .ok()?;
+    let output =
+        Command::new("git").arg("-C").arg(folder).args(arguments).stdin(Stdio::null()).output().ok()?;
     output.status.success().then_some(output.stdout)
 }
 
@@ -85,15 +72,7 @@ mod tests {
         fs::write(folder.path().join("a.py"), "a = 1\n").unwrap();
         run(&["init", "-q"]);
         run(&["add", "."]);
-        let commit = [
-            "-c",
-            "user.name=t",
-            "-c",
-            "user.email=t@t",
-            "commit",
-            "-qm",
-            "a",
-        ];
+        let commit = ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "a"];
         run(&commit);
         let clean = state(folder.path());
         assert_eq!(clean.len(), 40, "{clean}");

@@ -67,18 +67,13 @@ impl Ended {
 
     /// A reply of another kind than the request's; [`super::Worker::ask`] rules it out before.
     pub(super) fn unexpected(reply: &Reply) -> Self {
-        Self::NoReply {
-            reason: format!("{reply:?} answers another request"),
-        }
+        Self::NoReply { reason: format!("{reply:?} answers another request") }
     }
 
     /// The ending of a worker that exited with `status` without a kill of ours.
     pub(super) fn from_status(status: ExitStatus, before: OomKills, written: &str) -> Self {
         let Some(signal) = status.signal() else {
-            return Self::Exited {
-                code: status.code().unwrap_or(-1),
-                written: written.to_owned(),
-            };
+            return Self::Exited { code: status.code().unwrap_or(-1), written: written.to_owned() };
         };
         if signal == KILL && before.have_risen() {
             return Self::OutOfMemory(Failed {
@@ -91,11 +86,7 @@ impl Ended {
         Self::Signalled {
             signal,
             name: name(signal),
-            note: if signal == KILL {
-                ", often the out-of-memory killer"
-            } else {
-                ""
-            },
+            note: if signal == KILL { ", often the out-of-memory killer" } else { "" },
         }
     }
 }
@@ -130,9 +121,5 @@ fn line(failed: &Failed) -> String {
 }
 
 fn partial(written: &str) -> String {
-    if written.is_empty() {
-        String::new()
-    } else {
-        format!("; it had written `{written}`")
-    }
+    if written.is_empty() { String::new() } else { format!("; it had written `{written}`") }
 }

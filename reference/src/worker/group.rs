@@ -20,11 +20,7 @@ impl Group {
     pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
         let child = command.process_group(0).spawn()?;
         let pid = Pid::from_child(&child);
-        Ok(Self {
-            child,
-            pid,
-            ended: None,
-        })
+        Ok(Self { child, pid, ended: None })
     }
 
     pub(super) fn id(&self) -> u32 {
@@ -36,10 +32,7 @@ impl Group {
     pub(super) fn has_exited(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
         self.ended.is_some()
-            || !matches!(
-                waitid(WaitId::Pid(self.pid), options),
-                Ok(None) | Err(rustix::io::Errno::INTR)
-            )
+            || !matches!(waitid(WaitId::Pid(self.pid), options), Ok(None) | Err(rustix::io::Errno::INTR))
     }
 
     /// Waits for the leader's exit; false after `limit`.

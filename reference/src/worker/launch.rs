@@ -38,13 +38,7 @@ impl Launch {
     /// It must end itself and everything that it started when the request descriptor reads end of file:
     /// that is how it learns that tfcheck was killed.
     pub fn program(command: Vec<OsString>, log: PathBuf, threads: usize) -> Self {
-        Self {
-            command,
-            folder: None,
-            log,
-            threads,
-            variables: Vec::new(),
-        }
+        Self { command, folder: None, log, threads, variables: Vec::new() }
     }
 
     /// The bridge in `environment`; its module is written into `cache` when it is not there yet.
@@ -76,15 +70,11 @@ impl Launch {
     }
 
     /// The command, with its descriptors and variables; `scratch` takes its compiler's caches.
-    pub(super) fn command(
-        &self,
-        scratch: &Path,
-        requests: OwnedFd,
-        replies: OwnedFd,
-    ) -> io::Result<Command> {
-        let (program, arguments) = self.command.split_first().ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "a worker's command is empty")
-        })?;
+    pub(super) fn command(&self, scratch: &Path, requests: OwnedFd, replies: OwnedFd) -> io::Result<Command> {
+        let (program, arguments) = self
+            .command
+            .split_first()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a worker's command is empty"))?;
         if let Some(folder) = self.log.parent() {
             fs::create_dir_all(folder)?;
         }
@@ -111,15 +101,9 @@ impl Launch {
         if let Some(folder) = &self.folder {
             command.current_dir(folder);
         }
-        let mapping = |parent_fd: OwnedFd, child_fd: i32| FdMapping {
-            parent_fd,
-            child_fd,
-        };
+        let mapping = |parent_fd: OwnedFd, child_fd: i32| FdMapping { parent_fd, child_fd };
         command
-            .fd_mappings(vec![
-                mapping(requests, REQUEST_FD),
-                mapping(replies, REPLY_FD),
-            ])
+            .fd_mappings(vec![mapping(requests, REQUEST_FD), mapping(replies, REPLY_FD)])
             .map_err(|error| io::Error::other(format!("the pipes collide: {error}")))?;
         Ok(command)
     }
@@ -144,23 +128,12 @@ fn passes(name: &OsStr) -> bool {
         "CC",
         "CXX",
     ];
-    const PREFIXES: [&str; 9] = [
-        "LC_",
-        "CUDA_",
-        "NVIDIA_",
-        "NCCL_",
-        "CUBLAS_",
-        "TORCH_",
-        "TORCHINDUCTOR_",
-        "TRITON_",
-        "PYTORCH_",
-    ];
+    const PREFIXES: [&str; 9] =
+        ["LC_", "CUDA_", "NVIDIA_", "NCCL_", "CUBLAS_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "PYTORCH_"];
     let name = name.to_string_lossy();
     NAMES.contains(&name.as_ref())
         || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-            && !["TOKEN", "SECRET", "PASSWORD", "KEY"]
-                .iter()
-                .any(|word| name.contains(word))
+            && !["TOKEN", "SECRET", "PASSWORD", "KEY"].iter().any(|word| name.contains(word))
 }
 
 /// `text` as a Python string literal.

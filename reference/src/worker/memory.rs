@@ -17,9 +17,7 @@ impl OomKills {
             cgroup: cgroup_events()
                 .and_then(|path| fs::read_to_string(path).ok())
                 .and_then(|text| counter(&text)),
-            machine: fs::read_to_string("/proc/vmstat")
-                .ok()
-                .and_then(|text| counter(&text)),
+            machine: fs::read_to_string("/proc/vmstat").ok().and_then(|text| counter(&text)),
         }
     }
 
@@ -33,9 +31,7 @@ impl OomKills {
 
 /// The line `oom_kill N`, spelled alike in memory.events, memory.oom_control and vmstat.
 fn counter(text: &str) -> Option<u64> {
-    text.lines()
-        .find_map(|line| line.strip_prefix("oom_kill "))
-        .and_then(|count| count.trim().parse().ok())
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|count| count.trim().parse().ok())
 }
 
 /// The events file of the memory cgroup that this process, and so its workers, are in.
@@ -48,16 +44,12 @@ fn cgroup_events() -> Option<PathBuf> {
         let candidates = if controllers.is_empty() {
             // Within a container the group's own path may be mounted as the root.
             [
-                PathBuf::from("/sys/fs/cgroup")
-                    .join(group)
-                    .join("memory.events"),
+                PathBuf::from("/sys/fs/cgroup").join(group).join("memory.events"),
                 PathBuf::from("/sys/fs/cgroup/memory.events"),
             ]
         } else if controllers.split(',').any(|name| name == "memory") {
             [
-                PathBuf::from("/sys/fs/cgroup/memory")
-                    .join(group)
-                    .join("memory.oom_control"),
+                PathBuf::from("/sys/fs/cgroup/memory").join(group).join("memory.oom_control"),
                 PathBuf::from("/sys/fs/cgroup/memory/memory.oom_control"),
             ]
         } else {

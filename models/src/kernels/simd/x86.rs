@@ -1,7 +1,7 @@
 //! The AVX2 and AVX-512 levels.
 
 #![expect(unsafe_code, reason = "vector intrinsics")]
-#![expect(clippy::wildcard_imports, reason = "some ninety intrinsics of one family")]
+#![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "some ninety intrinsics of one family"))]
 
 use super::{Op, Simd};
 use half::bf16;
@@ -163,6 +163,11 @@ impl Simd for Avx2 {
         unsafe { _mm256_blendv_ps(b, a, m) }
     }
     #[inline(always)]
+    unsafe fn prefetch(p: *const f32) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) };
+    }
+    #[inline(always)]
     unsafe fn sum(a: __m256) -> f32 {
         // SAFETY: the trait's contract.
         unsafe {
@@ -268,6 +273,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     unsafe fn select(m: __mmask16, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the trait's contract.
         unsafe { _mm512_mask_blend_ps(m, b, a) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const f32) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) };
     }
     #[inline(always)]
     unsafe fn sum(a: __m512) -> f32 {

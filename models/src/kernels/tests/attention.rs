@@ -144,6 +144,7 @@ fn a_window_admits_exactly_w_keys() {
         let mut qkv: Vec<f32> =
             (0..tokens).flat_map(|t| [0.0, 0.0, if t == marked { 1.0 } else { 0.0 }]).collect();
         rope_into_cache(&pool, QkvLayout { tokens, q_heads: 1, first_slot: 0 }, &mut qkv, None, &mut cache);
+        let keys = 0..tokens;
         let spec = Attention {
             tokens,
             q_heads: 1,
@@ -152,7 +153,7 @@ fn a_window_admits_exactly_w_keys() {
             scale: 1.0,
             softcap: None,
             band: Band::causal_window(window),
-            keys: &[0..tokens],
+            keys: std::slice::from_ref(&keys),
             visible: None,
         };
         let mut out = vec![0.0; tokens];

@@ -13,10 +13,7 @@ pub(super) fn compile<'py>(
 
 /// How many graphs dynamo made, and where it broke them.
 pub(super) fn notes(py: Python<'_>) -> PyResult<Vec<String>> {
-    let counters = py
-        .import("torch._dynamo.utils")?
-        .getattr("counters")?
-        .cast_into::<PyDict>()?;
+    let counters = py.import("torch._dynamo.utils")?.getattr("counters")?.cast_into::<PyDict>()?;
     let count = |group: &str, key: &str| -> PyResult<u64> {
         let Some(group) = counters.get_item(group)? else {
             return Ok(0);

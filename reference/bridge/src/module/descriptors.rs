@@ -13,9 +13,7 @@ use crate::protocol::{REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE};
 pub(super) fn take(py: Python<'_>) -> PyResult<(File, File)> {
     let (requests, replies) = (number(REQUEST_FD_VARIABLE)?, number(REPLY_FD_VARIABLE)?);
     if requests == replies {
-        return Err(PyRuntimeError::new_err(
-            "requests and replies need a descriptor each",
-        ));
+        return Err(PyRuntimeError::new_err("requests and replies need a descriptor each"));
     }
     let os = py.import("os")?;
     for descriptor in [requests, replies] {

@@ -84,11 +84,7 @@ pub(super) fn with_bytes<T>(
     }
     // SAFETY: the tensor is contiguous (checked above), on the CPU, and `length` bytes long from
     // `byte_offset`; nothing writes to it while the interpreter is held, which outlasts `bytes`.
-    let bytes = unsafe {
-        slice::from_raw_parts(
-            view.data.cast::<u8>().add(view.byte_offset as usize),
-            length,
-        )
-    };
+    let bytes =
+        unsafe { slice::from_raw_parts(view.data.cast::<u8>().add(view.byte_offset as usize), length) };
     Ok(use_it(&shape, bytes))
 }

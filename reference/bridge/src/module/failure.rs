@@ -25,12 +25,7 @@ impl Stop {
     }
 
     fn refused(kind: FailedKind, message: String) -> Self {
-        Self::Refused(Failed {
-            kind,
-            error: String::new(),
-            message,
-            traceback: String::new(),
-        })
+        Self::Refused(Failed { kind, error: String::new(), message, traceback: String::new() })
     }
 
     /// The protocol's failure, with type, message and traceback.
@@ -76,12 +71,8 @@ const UNSUPPORTED: [&str; 6] = [
     "No CUDA GPUs are available",
 ];
 /// Phrases of an allocation that was refused.
-const OUT_OF_MEMORY: [&str; 4] = [
-    "out of memory",
-    "not enough memory",
-    "can't allocate memory",
-    "Cannot allocate memory",
-];
+const OUT_OF_MEMORY: [&str; 4] =
+    ["out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory"];
 
 fn kind(name: &str, text: &str) -> FailedKind {
     let says = |phrases: &[&str]| phrases.iter().any(|phrase| text.contains(phrase));
@@ -96,10 +87,8 @@ fn kind(name: &str, text: &str) -> FailedKind {
 
 /// The whole of what Python would print, causes included.
 fn traceback(py: Python<'_>, error: &PyErr) -> PyResult<String> {
-    let lines: Vec<String> = py
-        .import("traceback")?
-        .call_method1("format_exception", (error.value(py),))?
-        .extract()?;
+    let lines: Vec<String> =
+        py.import("traceback")?.call_method1("format_exception", (error.value(py),))?.extract()?;
     Ok(lines.concat())
 }
 

@@ -15,11 +15,7 @@ use super::{compile, dlpack, memory};
 use crate::protocol::{Dtype, Forward, Forwarded, LOGITS, Mode, Positions};
 
 /// Runs one pass and writes its logits.
-pub(super) fn forward(
-    py: Python<'_>,
-    loaded: &Loaded,
-    request: &Forward,
-) -> Result<Forwarded, Stop> {
+pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Result<Forwarded, Stop> {
     let torch = loaded.torch.bind(py);
     let (output, elapsed) = pass(py, loaded)?;
     let peak_bytes = memory::peak_bytes(torch, &loaded.device)?;
@@ -29,20 +25,11 @@ pub(super) fn forward(
         Mode::Compiled => compile::notes(py)?,
         Mode::Eager | Mode::Fused => Vec::new(),
     };
-    Ok(Forwarded {
-        elapsed_ns: elapsed.as_nanos() as u64,
-        shape,
-        positions,
-        peak_bytes,
-        notes,
-    })
+    Ok(Forwarded { elapsed_ns: elapsed.as_nanos() as u64, shape, positions, peak_bytes, notes })
 }
 
 /// One pass without gradients, timed from an idle device to an idle device.
-pub(super) fn pass<'py>(
-    py: Python<'py>,
-    loaded: &Loaded,
-) -> PyResult<(Bound<'py, PyAny>, Duration)> {
+pub(super) fn pass<'py>(py: Python<'py>, loaded: &Loaded) -> PyResult<(Bound<'py, PyAny>, Duration)> {
     let torch = loaded.torch.bind(py);
     let callable = loaded.callable.bind(py);
     let arguments = loaded.arguments.bind(py);
@@ -57,10 +44,7 @@ pub(super) fn pass<'py>(
 }
 
 /// Runs `body` inside a Python context manager, which is left whatever happens.
-pub(super) fn within<T>(
-    context: &Bound<'_, PyAny>,
-    body: impl FnOnce() -> PyResult<T>,
-) -> PyResult<T> {
+pub(super) fn within<T>(context: &Bound<'_, PyAny>, body: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
     context.call_method0("__enter__")?;
     let result = body();
     let none = context.py().None();
@@ -72,9 +56,7 @@ pub(super) fn within<T>(
 
 fn synchronise(torch: &Bound<'_, PyAny>, device: &str) -> PyResult<()> {
     if device.starts_with("cuda") {
-        torch
-            .getattr("cuda")?
-            .call_method1("synchronize", (device,))?;
+        torch.getattr("cuda")?.call_method1("synchronize", (device,))?;
     }
     Ok(())
 }
@@ -93,10 +75,7 @@ fn logits<'py>(output: &Bound<'py, PyAny>) -> Result<(Bound<'py, PyAny>, Positio
             other => Err(Stop::exception(format!("{name} has {other} dimensions"))),
         };
     }
-    Err(Stop::unsupported(format!(
-        "{} has neither logits nor last_hidden_state",
-        output.get_type().name()?
-    )))
+    Err(Stop::unsupported(format!("{} has neither logits nor last_hidden_state", output.get_type().name()?)))
 }
 
 /// Writes `logits` as f32 (f64 when that is the dtype) under a temporary name, synced and renamed; its
@@ -115,10 +94,8 @@ fn store(
     let keywords = PyDict::new(torch.py());
     keywords.set_item("device", "cpu")?;
     keywords.set_item("dtype", torch.getattr(name)?)?;
-    let tensor = logits
-        .call_method0("detach")?
-        .call_method("to", (), Some(&keywords))?
-        .call_method0("contiguous")?;
+    let tensor =
+        logits.call_method0("detach")?.call_method("to", (), Some(&keywords))?.call_method0("contiguous")?;
     let temporary = temporary(path);
     let shape = dlpack::with_bytes(&tensor, |shape, bytes| {
         let view = TensorView::new(element, shape.to_vec(), bytes)

@@ -31,8 +31,8 @@ pub(super) fn arguments<'py>(
     path: &Path,
     device: &str,
 ) -> Result<(Bound<'py, PyDict>, Vec<String>), Stop> {
-    let bytes = fs::read(path)
-        .map_err(|error| Stop::exception(format!("inputs {}: {error}", path.display())))?;
+    let bytes =
+        fs::read(path).map_err(|error| Stop::exception(format!("inputs {}: {error}", path.display())))?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|error| Stop::exception(format!("inputs {}: {error}", path.display())))?;
     let parameters = py
@@ -48,20 +48,14 @@ pub(super) fn arguments<'py>(
     let mask = tensor(py, torch, &file, ATTENTION_MASK)?;
     let mut positions = tensor(py, torch, &file, POSITION_IDS)?;
     if POSITIONS_AFTER_PADDING.contains(&model_type) {
-        let padding: Option<i64> = model
-            .getattr("config")?
-            .getattr("pad_token_id")?
-            .extract()?;
+        let padding: Option<i64> = model.getattr("config")?.getattr("pad_token_id")?.extract()?;
         let padding = padding.unwrap_or(1);
         // Real tokens count from `padding_idx + 1`, padding keeps the padding row.
         positions = positions
             .call_method1("__add__", (1,))?
             .call_method1("__mul__", (&mask,))?
             .call_method1("__add__", (padding,))?;
-        notes.push(format!(
-            "position_ids start at {} as {class} counts them",
-            padding + 1
-        ));
+        notes.push(format!("position_ids start at {} as {class} counts them", padding + 1));
     }
     arguments.set_item(INPUT_IDS, input_ids.call_method1("to", (device,))?)?;
     if takes(ATTENTION_MASK)? {
@@ -93,21 +87,12 @@ fn tensor<'py>(
     file: &SafeTensors<'_>,
     name: &str,
 ) -> Result<Bound<'py, PyAny>, Stop> {
-    let view = file
-        .tensor(name)
-        .map_err(|error| Stop::exception(format!("inputs: {name}: {error}")))?;
+    let view = file.tensor(name).map_err(|error| Stop::exception(format!("inputs: {name}: {error}")))?;
     if view.dtype() != Dtype::I64 {
-        return Err(Stop::exception(format!(
-            "inputs: {name} is {:?} and not I64",
-            view.dtype()
-        )));
+        return Err(Stop::exception(format!("inputs: {name} is {:?} and not I64", view.dtype())));
     }
     let keywords = PyDict::new(py);
     keywords.set_item("dtype", torch.getattr("int64")?)?;
-    let flat = torch.call_method(
-        "frombuffer",
-        (PyByteArray::new(py, view.data()),),
-        Some(&keywords),
-    )?;
+    let flat = torch.call_method("frombuffer", (PyByteArray::new(py, view.data()),), Some(&keywords))?;
     Ok(flat.call_method1("reshape", (view.shape().to_vec(),))?)
 }

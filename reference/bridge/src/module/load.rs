@@ -46,27 +46,16 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     settle(py, &torch, request)?;
     let transformers = py.import("transformers")?.into_any();
     let version: String = transformers.getattr("__version__")?.extract()?;
-    let Translated {
-        config: translated,
-        mut notes,
-        rope_thetas,
-    } = translate(&config, &version).map_err(Stop::unsupported)?;
+    let Translated { config: translated, mut notes, rope_thetas } =
+        translate(&config, &version).map_err(Stop::unsupported)?;
 
     let (config_class, config_object) = config_object(py, &translated, &version)?;
-    notes.extend(report::ignored_keys(
-        &config_class,
-        &config_object,
-        &translated,
-    )?);
+    notes.extend(report::ignored_keys(&config_class, &config_object, &translated)?);
     let class = auto_class(&config, &mut notes)?;
     let keywords = keywords(py, &torch, request, &config_object, &version)?;
     let (model, loading) = transformers
         .getattr(class)?
-        .call_method(
-            "from_pretrained",
-            (request.checkpoint.as_os_str(),),
-            Some(&keywords),
-        )?
+        .call_method("from_pretrained", (request.checkpoint.as_os_str(),), Some(&keywords))?
         .extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
     let model = model.call_method1("to", (&request.device,))?;
     model.call_method0("eval")?;
@@ -98,11 +87,7 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
         dtype: request.dtype,
         device: request.device.clone(),
     };
-    let ready = Ready {
-        libraries,
-        load_ns: begun.elapsed().as_nanos() as u64,
-        notes,
-    };
+    let ready = Ready { libraries, load_ns: begun.elapsed().as_nanos() as u64, notes };
     Ok((loaded, ready))
 }
 
@@ -133,27 +118,16 @@ fn settle(py: Python<'_>, torch: &Bound<'_, PyAny>, request: &Load) -> Result<()
     torch.call_method1("manual_seed", (request.seed,))?;
     py.import("random")?.call_method1("seed", (request.seed,))?;
     // numpy takes 32 bits.
-    py.import("numpy")?
-        .getattr("random")?
-        .call_method1("seed", (request.seed as u32,))?;
+    py.import("numpy")?.getattr("random")?.call_method1("seed", (request.seed as u32,))?;
     torch.call_method1("set_grad_enabled", (false,))?;
     if request.device.starts_with("cuda") {
-        let available: bool = torch
-            .getattr("cuda")?
-            .call_method0("is_available")?
-            .extract()?;
+        let available: bool = torch.getattr("cuda")?.call_method0("is_available")?.extract()?;
         if !available {
-            return Err(Stop::unsupported(format!(
-                "torch finds no CUDA device for {}",
-                request.device
-            )));
+            return Err(Stop::unsupported(format!("torch finds no CUDA device for {}", request.device)));
         }
         // TF32 has 10 bits of mantissa; f32 cells compare f32.
         torch.call_method1("set_float32_matmul_precision", ("highest",))?;
-        torch
-            .getattr("backends")?
-            .getattr("cudnn")?
-            .setattr("allow_tf32", false)?;
+        torch.getattr("backends")?.getattr("cudnn")?.setattr("allow_tf32", false)?;
     }
     Ok(())
 }
@@ -164,18 +138,11 @@ fn config_object<'py>(
     config: &Map<String, Value>,
     version: &str,
 ) -> Result<(Bound<'py, PyAny>, Bound<'py, PyAny>), Stop> {
-    let model_type = config
-        .get("model_type")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
-    let known = py
-        .import("transformers.models.auto.configuration_auto")?
-        .getattr("CONFIG_MAPPING")?;
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let known = py.import("transformers.models.auto.configuration_auto")?.getattr("CONFIG_MAPPING")?;
     let class = known.get_item(model_type).map_err(|error| {
         if error.is_instance_of::<PyKeyError>(py) {
-            Stop::unsupported(format!(
-                "transformers {version} does not know model_type {model_type}"
-            ))
+            Stop::unsupported(format!("transformers {version} does not know model_type {model_type}"))
         } else {
             Stop::from(error)
         }
@@ -188,10 +155,7 @@ fn config_object<'py>(
 
 /// The auto class whose head the checkpoint has.
 fn auto_class(config: &Map<String, Value>, notes: &mut Vec<String>) -> Result<&'static str, Stop> {
-    let architecture = config
-        .get("architectures")
-        .and_then(|list| list.get(0))
-        .and_then(Value::as_str);
+    let architecture = config.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
     let Some(name) = architecture else {
         notes.push("config.json names no architecture: loaded as a causal language model".into());
         return Ok("AutoModelForCausalLM");
@@ -204,9 +168,7 @@ fn auto_class(config: &Map<String, Value>, notes: &mut Vec<String>) -> Result<&'
     } else if ends(&["ForSequenceClassification"]) {
         Ok("AutoModelForSequenceClassification")
     } else if ends(&["Model"]) && !ends(&["DoubleHeadsModel"]) {
-        notes.push(format!(
-            "{name} has no head: last_hidden_state stands for the logits"
-        ));
+        notes.push(format!("{name} has no head: last_hidden_state stands for the logits"));
         Ok("AutoModel")
     } else {
         Err(Stop::unsupported(format!(
@@ -230,10 +192,7 @@ fn keywords<'py>(
     };
     let keywords = PyDict::new(py);
     keywords.set_item("config", config)?;
-    keywords.set_item(
-        &Versions::known().dialect(version).dtype_argument,
-        torch.getattr(dtype)?,
-    )?;
+    keywords.set_item(&Versions::known().dialect(version).dtype_argument, torch.getattr(dtype)?)?;
     if let Some(attention) = request.attention {
         keywords.set_item("attn_implementation", attention_name(attention))?;
     }

@@ -27,13 +27,12 @@ pub(super) fn ignored_keys(
         .cast_into::<PyDict>()
         .map_err(PyErr::from)?
         .keys()
-        .extract()?;
+        .extract::<Vec<String>>()?
+        .into_iter()
+        .collect();
     let aliases = object.getattr("attribute_map")?;
-    let parameters = class
-        .py()
-        .import("inspect")?
-        .call_method1("signature", (class,))?
-        .getattr("parameters")?;
+    let parameters =
+        class.py().import("inspect")?.call_method1("signature", (class,))?.getattr("parameters")?;
     let mut ignored = Vec::new();
     for (key, value) in config {
         let records = ["architectures", "transformers_version", "model_type"];
@@ -55,10 +54,7 @@ pub(super) fn ignored_keys(
 }
 
 /// Refuses a model with weights that the checkpoint lacks; notes weights that the model lacks.
-pub(super) fn loading(
-    model: &Bound<'_, PyAny>,
-    info: &Bound<'_, PyAny>,
-) -> Result<Vec<String>, Stop> {
+pub(super) fn loading(model: &Bound<'_, PyAny>, info: &Bound<'_, PyAny>) -> Result<Vec<String>, Stop> {
     let names = |kind: &str| -> PyResult<BTreeSet<String>> {
         let found = info.call_method1("get", (kind,))?;
         if found.is_none() {
@@ -69,8 +65,7 @@ pub(super) fn loading(
             .try_iter()?
             .map(|item| {
                 let item = item?;
-                item.extract::<String>()
-                    .or_else(|_| item.get_item(0)?.extract())
+                item.extract::<String>().or_else(|_| item.get_item(0)?.extract())
             })
             .collect()
     };
@@ -92,16 +87,12 @@ pub(super) fn loading(
     let mut notes = Vec::new();
     if !computed.is_empty() {
         let list = listing(&computed);
-        notes.push(format!(
-            "the checkpoint lacks buffers that the model computes: {list}"
-        ));
+        notes.push(format!("the checkpoint lacks buffers that the model computes: {list}"));
     }
     let unexpected = names("unexpected_keys")?;
     if !unexpected.is_empty() {
         let list = listing(&unexpected);
-        notes.push(format!(
-            "the model does not read these weights of the checkpoint: {list}"
-        ));
+        notes.push(format!("the model does not read these weights of the checkpoint: {list}"));
     }
     Ok(notes)
 }
@@ -127,22 +118,12 @@ fn absent(
             .collect()
     };
     let parameters = pointers("named_parameters")?;
-    let buffers: BTreeSet<String> = pointers("named_buffers")?
-        .into_iter()
-        .map(|(name, _)| name)
-        .collect();
-    let loaded: BTreeSet<usize> = parameters
-        .iter()
-        .filter(|(name, _)| !missing.contains(name))
-        .map(|(_, pointer)| *pointer)
-        .collect();
+    let buffers: BTreeSet<String> = pointers("named_buffers")?.into_iter().map(|(name, _)| name).collect();
+    let loaded: BTreeSet<usize> =
+        parameters.iter().filter(|(name, _)| !missing.contains(name)).map(|(_, pointer)| *pointer).collect();
     let mut rest: BTreeSet<String> = missing
         .iter()
-        .filter(|name| {
-            !parameters
-                .iter()
-                .any(|(known, pointer)| known == *name && loaded.contains(pointer))
-        })
+        .filter(|name| !parameters.iter().any(|(known, pointer)| known == *name && loaded.contains(pointer)))
         .cloned()
         .collect();
     let computed: BTreeSet<String> = rest.intersection(&buffers).cloned().collect();
@@ -151,20 +132,13 @@ fn absent(
 }
 
 /// Refuses a model whose config took another rotary base than the checkpoint names.
-pub(super) fn check_rope(
-    model: &Bound<'_, PyAny>,
-    asked: &[f64],
-    version: &str,
-) -> Result<(), Stop> {
+pub(super) fn check_rope(model: &Bound<'_, PyAny>, asked: &[f64], version: &str) -> Result<(), Stop> {
     if asked.is_empty() {
         return Ok(());
     }
     let json = PyDict::new(model.py());
     json.set_item("use_diff", false)?;
-    let text: String = model
-        .getattr("config")?
-        .call_method("to_json_string", (), Some(&json))?
-        .extract()?;
+    let text: String = model.getattr("config")?.call_method("to_json_string", (), Some(&json))?.extract()?;
     let config: Map<String, Value> = serde_json::from_str(&text)
         .map_err(|error| Stop::exception(format!("the loaded config is not JSON: {error}")))?;
     let taken = rope_thetas(&config);
@@ -184,10 +158,7 @@ pub(super) fn check_rope(
 }
 
 /// Refuses another attention than the one asked for; notes the one taken when none was.
-pub(super) fn attention(
-    model: &Bound<'_, PyAny>,
-    asked: Option<Attention>,
-) -> Result<Option<String>, Stop> {
+pub(super) fn attention(model: &Bound<'_, PyAny>, asked: Option<Attention>) -> Result<Option<String>, Stop> {
     let config = model.getattr("config")?;
     let taken: Option<String> = match config.getattr_opt("_attn_implementation")? {
         Some(name) => name.extract()?,

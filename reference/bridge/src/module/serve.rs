@@ -25,12 +25,7 @@ pub(super) fn serve(py: Python<'_>) -> PyResult<()> {
     let receiver = Mutex::new(receiver);
     let mut loaded = None;
     loop {
-        let received = py.detach(|| {
-            receiver
-                .lock()
-                .ok()
-                .and_then(|receiver| receiver.recv().ok())
-        });
+        let received = py.detach(|| receiver.lock().ok().and_then(|receiver| receiver.recv().ok()));
         let reply = match received {
             None | Some(Ok(Request::Exit)) => break,
             Some(Ok(request)) => answer(py, request, &mut loaded),
@@ -41,9 +36,7 @@ pub(super) fn serve(py: Python<'_>) -> PyResult<()> {
             .map_err(|error| PyOSError::new_err(format!("a reply is not JSON: {error}")))?;
         line.push(b'\n');
         // A reader that is gone is noticed by the reading thread too, which ends this process.
-        replies
-            .write_all(&line)
-            .map_err(|error| PyOSError::new_err(format!("the reply pipe: {error}")))?;
+        replies.write_all(&line).map_err(|error| PyOSError::new_err(format!("the reply pipe: {error}")))?;
     }
     let sys = py.import("sys")?;
     for stream in ["stdout", "stderr"] {

@@ -17,8 +17,5 @@ pub(super) fn time(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Ti
         let (_, elapsed) = forward::pass(py, loaded)?;
         samples_ns.push(elapsed.as_nanos() as u64);
     }
-    Ok(Timed {
-        samples_ns,
-        peak_bytes: memory::peak_bytes(loaded.torch.bind(py), &loaded.device)?,
-    })
+    Ok(Timed { samples_ns, peak_bytes: memory::peak_bytes(loaded.torch.bind(py), &loaded.device)? })
 }

@@ -44,6 +44,7 @@ fn name_modules<'py>(
 ) -> PyResult<Vec<Bound<'py, PyAny>>> {
     let py = model.py();
     let range = profiler.getattr("record_function")?;
+    // A hook returns None, or its value replaces the module's arguments or output.
     // Modules nest, so the range to close is the one opened last.
     let open: Arc<Mutex<Vec<Py<PyAny>>>> = Arc::default();
     let mut hooks = Vec::new();
@@ -57,13 +58,13 @@ fn name_modules<'py>(
             py,
             None,
             None,
-            move |arguments: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| -> PyResult<()> {
+            move |arguments: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| -> PyResult<Py<PyAny>> {
                 let range = range.bind(arguments.py()).call1((path.as_str(),))?;
                 range.call_method0("__enter__")?;
                 if let Ok(mut opened) = opened.lock() {
                     opened.push(range.unbind());
                 }
-                Ok(())
+                Ok(arguments.py().None())
             },
         )?;
         let opened = Arc::clone(&open);
@@ -71,14 +72,14 @@ fn name_modules<'py>(
             py,
             None,
             None,
-            move |arguments: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| -> PyResult<()> {
+            move |arguments: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| -> PyResult<Py<PyAny>> {
                 let py = arguments.py();
                 let range = opened.lock().ok().and_then(|mut opened| opened.pop());
                 if let Some(range) = range {
                     let none = py.None();
                     range.call_method1(py, "__exit__", (&none, &none, &none))?;
                 }
-                Ok(())
+                Ok(py.None())
             },
         )?;
         hooks.push(module.call_method1("register_forward_pre_hook", (enter,))?);

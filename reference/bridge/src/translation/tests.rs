@@ -77,16 +77,7 @@ fn both_bases_of_gemma3_reach_version_4() {
         "rope_scaling": { "rope_type": "linear", "factor": 8.0 },
         "sliding_window_pattern": 3,
     });
-    check(
-        "4.51.3",
-        &input,
-        &expect,
-        &[
-            "rope_local_base_freq",
-            "rope_theta",
-            "sliding_window_pattern",
-        ],
-    );
+    check("4.51.3", &input, &expect, &["rope_local_base_freq", "rope_theta", "sliding_window_pattern"]);
     assert_eq!(rope_thetas(&object(&input)), [1e4, 1e6]);
     assert_eq!(rope_thetas(&object(&expect)), [1e4, 1e6]);
 }
@@ -133,10 +124,5 @@ fn what_version_4_has_no_words_for_is_refused() {
 fn version_5_is_told_to_have_read_version_4_keys() {
     let input = json!({ "model_type": "llama", "rope_theta": 5e5, "torch_dtype": "bfloat16" });
     let expect = json!({ "model_type": "llama", "rope_theta": 5e5, "dtype": "bfloat16" });
-    check(
-        "5.23.0",
-        &input,
-        &expect,
-        &["rope_theta 500000", "torch_dtype -> dtype"],
-    );
+    check("5.23.0", &input, &expect, &["rope_theta 500000", "torch_dtype -> dtype"]);
 }

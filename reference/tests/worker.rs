@@ -1,0 +1,222 @@
+//! Every way in which a worker can end, against a small fake one.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use reference::protocol::{Dtype, Load, Mode, PROTOCOL_VERSION, Ready, Request};
+use reference::{Ended, Launch, Worker};
+
+/// Far above what a reply takes on a busy machine, far below the fake worker's 60 s of sleep.
+const AMPLE: Duration = Duration::from_secs(20);
+static GO_ON: AtomicBool = AtomicBool::new(false);
+
+struct Fake {
+    worker: Worker,
+    log: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+fn start(behaviour: &[&str]) -> Fake {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("logs/worker.log");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_worker.py");
+    let mut command = vec!["python3".into(), script.into()];
+    command.extend(behaviour.iter().map(Into::into));
+    let worker = Worker::start(&Launch::program(command, log.clone(), 2)).unwrap();
+    Fake { worker, log, _folder: folder }
+}
+
+fn load() -> Load {
+    Load {
+        protocol: PROTOCOL_VERSION,
+        checkpoint: "checkpoint".into(),
+        inputs: "inputs".into(),
+        mode: Mode::Eager,
+        attention: None,
+        dtype: Dtype::F32,
+        device: "cpu".into(),
+        threads: 2,
+        seed: 0,
+    }
+}
+
+impl Fake {
+    fn ask(&mut self, timeout: Duration) -> Result<Ready, Ended> {
+        self.worker.load(load(), timeout, &GO_ON)
+    }
+
+    /// The grandchild that the log names.
+    fn grandchild(&self) -> PathBuf {
+        let log = std::fs::read_to_string(&self.log).unwrap();
+        let line = log.lines().find_map(|line| line.strip_prefix("grandchild ")).unwrap();
+        Path::new("/proc").join(line)
+    }
+}
+
+/// Whether the process of a `/proc` folder is gone (a zombie that waits for init is) within a second.
+fn is_gone(process: &Path) -> bool {
+    (0..100).any(|_| {
+        let state = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+        let gone = state.is_empty() || state.contains(") Z ");
+        if !gone {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        gone
+    })
+}
+
+#[test]
+fn a_reply_arrives_and_noise_goes_to_the_log() {
+    let mut fake = start(&["answer"]);
+    let ready = fake.ask(AMPLE).unwrap();
+    assert_eq!(ready.libraries["fake"], "1");
+    assert!(fake.worker.log_tail(5).contains("asked to load"));
+    fake.ask(AMPLE).unwrap();
+    fake.worker.exit(AMPLE);
+}
+
+#[test]
+fn the_environment_of_a_worker_is_scrubbed() {
+    let ready = start(&["answer"]).ask(AMPLE).unwrap();
+    let variables: std::collections::BTreeMap<String, String> =
+        serde_json::from_str(&ready.notes[0]).unwrap();
+    for (name, value) in [
+        ("HF_HUB_OFFLINE", "1"),
+        ("TRANSFORMERS_OFFLINE", "1"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("OMP_NUM_THREADS", "2"),
+        ("MKL_NUM_THREADS", "2"),
+    ] {
+        assert_eq!(variables[name], value);
+    }
+    // cargo's own variables of this test process stand for all that has no business there.
+    assert!(!variables.keys().any(|name| name.starts_with("CARGO")));
+    assert!(!variables.contains_key("HF_TOKEN") && !variables.contains_key("PYTHONPATH"));
+}
+
+#[test]
+fn every_failure_that_a_worker_tells_keeps_its_kind_and_traceback() {
+    let check = |kind: &str, expect: fn(&Ended) -> bool| {
+        let mut fake = start(&[kind]);
+        let ended = fake.ask(AMPLE).unwrap_err();
+        assert!(expect(&ended), "{kind}: {ended:?}");
+        assert_eq!(ended.traceback(), Some("Traceback: no luck"));
+        assert!(ended.to_string().contains("no luck"));
+        // It lives, and can be asked to exit.
+        assert!(fake.ask(AMPLE).is_err_and(|again| expect(&again)));
+        fake.worker.exit(AMPLE);
+    };
+    check("exception", |ended| matches!(ended, Ended::Exception(_)));
+    check("unsupported", |ended| matches!(ended, Ended::Unsupported(_)));
+    check("out_of_memory", |ended| matches!(ended, Ended::OutOfMemory(_)));
+}
+
+#[test]
+fn a_crash_names_its_signal() {
+    let check = |signal: &str, words: &[&str]| {
+        let ended = start(&["signal", signal]).ask(AMPLE).unwrap_err();
+        assert!(matches!(ended, Ended::Signalled { .. }), "{ended:?}");
+        for word in words {
+            assert!(ended.to_string().contains(word), "{ended}");
+        }
+    };
+    check("11", &["signal 11", "SIGSEGV"]);
+    check("6", &["signal 6", "SIGABRT"]);
+    // Nobody's memory ran out, so that a kill is only likely to have been for memory.
+    check("9", &["signal 9", "SIGKILL", "often the out-of-memory killer"]);
+}
+
+#[test]
+fn an_exit_names_its_code() {
+    let check = |code: i32| {
+        let ended = start(&["exit", &code.to_string()]).ask(AMPLE).unwrap_err();
+        assert_eq!(ended, Ended::Exited { code, written: String::new() });
+    };
+    check(0);
+    check(7);
+    let ended = start(&["half a line"]).ask(AMPLE).unwrap_err();
+    assert_eq!(ended, Ended::Exited { code: 3, written: "{\"is\": \"rea".into() });
+}
+
+#[test]
+fn a_timeout_kills_the_whole_group() {
+    let mut fake = start(&["hang"]);
+    let begun = Instant::now();
+    // The fake needs its own start and its grandchild's within the limit.
+    let limit = Duration::from_secs(3);
+    let ended = fake.ask(limit).unwrap_err();
+    assert_eq!(ended, Ended::TimedOut { after: limit });
+    assert!(begun.elapsed() >= limit && begun.elapsed() < AMPLE);
+    assert!(is_gone(&fake.grandchild()), "the grandchild outlived its group");
+}
+
+#[test]
+fn a_raised_flag_interrupts_the_wait() {
+    let mut fake = start(&["hang"]);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| (fake.worker.load(load(), AMPLE, &stop), Instant::now()));
+        std::thread::sleep(Duration::from_secs(2));
+        let raised = Instant::now();
+        stop.store(true, Ordering::Relaxed);
+        let (result, ended) = asking.join().unwrap();
+        assert_eq!(result.unwrap_err(), Ended::Interrupted);
+        // One slice of 20 ms, the grace of 300 ms, and room for a busy machine.
+        assert!(ended - raised < Duration::from_secs(3));
+    });
+    assert!(is_gone(&fake.grandchild()));
+}
+
+#[test]
+fn what_is_no_reply_says_what_came_instead() {
+    let check = |behaviour: &str, word: &str| {
+        let ended = start(&[behaviour]).ask(AMPLE).unwrap_err();
+        assert!(matches!(ended, Ended::NoReply { .. }), "{ended:?}");
+        assert!(ended.to_string().contains(word), "{ended}");
+    };
+    check("garbage", "Loading weights");
+    check("unknown fields only", "is this");
+    check("another reply", "Traced");
+    check("close", "closed its pipes");
+}
+
+#[test]
+fn a_reply_written_before_death_still_counts() {
+    let mut fake = start(&["reply and die"]);
+    assert!(fake.ask(AMPLE).is_ok());
+    let ended = fake.ask(AMPLE).unwrap_err();
+    assert!(matches!(ended, Ended::Signalled { signal: 9, .. }), "{ended:?}");
+}
+
+#[test]
+fn dropping_and_exiting_kill_the_whole_group() {
+    for drop_it in [true, false] {
+        let mut fake = start(&["answer and leave a child"]);
+        fake.ask(AMPLE).unwrap();
+        let grandchild = fake.grandchild();
+        assert!(grandchild.exists());
+        if drop_it {
+            drop(fake.worker);
+        } else {
+            fake.worker.exit(AMPLE);
+        }
+        assert!(is_gone(&grandchild), "dropped: {drop_it}");
+    }
+}
+
+#[test]
+fn a_program_that_is_not_there_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let launch = Launch::program(vec!["no-such-program".into()], folder.path().join("log"), 1);
+    let error = Worker::start(&launch).unwrap_err();
+    assert!(error.to_string().contains("no-such-program"), "{error}");
+}
+
+#[test]
+fn a_request_to_a_dead_worker_tells_how_it_died() {
+    let mut fake = start(&["exit", "5"]);
+    let first = fake.worker.ask(&Request::Load(load()), AMPLE, &GO_ON).unwrap_err();
+    let second = fake.worker.ask(&Request::Load(load()), AMPLE, &GO_ON).unwrap_err();
+    assert_eq!(first, second);
+}

@@ -1,0 +1,169 @@
+//! From the cells of a run to what people read: opens logits, measures pairs, judges, writes every format.
+
+use std::path::Path;
+
+use console::Term;
+use miette::{Result, miette};
+
+use crate::compare::logits::{Logits, Mask};
+use crate::compare::matrix::{self, Entry};
+use crate::compare::oracle::{Oracles, accuracies};
+use crate::compare::verdict::{Tolerances, verdicts};
+use crate::compare::{self};
+use crate::machine::Machine;
+use crate::outcome::ExitCode;
+use crate::progress::Progress;
+use crate::report::terminal::Terminal;
+use crate::report::{self, CaseView, ChoiceRow, ChoicesView, Report, RunView, Tally};
+use crate::results::{Case, Cell, Completed, FailureKind, Failure, Manifest, Outcome, RunFolder};
+
+/// Compares the cells of each case, writes every report into the run and shows the terminal's.
+///
+/// # Errors
+/// When logits cannot be read or a report cannot be written; the terminal's is shown all the same.
+pub fn write(
+    folder: &RunFolder,
+    manifest: &Manifest,
+    cells: &[Vec<Cell>],
+    tolerances: &Tolerances,
+    progress: &Progress,
+) -> Result<ExitCode> {
+    let view = view(folder, manifest, cells, tolerances)?;
+    show(&view, progress);
+    for format in report::all() {
+        folder.write(format.file_name(), format.render(&view).as_bytes())?;
+    }
+    progress.line(&format!("{} and report.html are in {}", report::markdown::Markdown.file_name(), folder.path().display()));
+    Ok(exit_code(&view.tally()))
+}
+
+/// The run as reports see it.
+///
+/// # Errors
+/// When logits that exist cannot be read.
+pub fn view(folder: &RunFolder, manifest: &Manifest, cells: &[Vec<Cell>], tolerances: &Tolerances) -> Result<RunView> {
+    let cases = manifest.cases.iter().zip(cells).map(|(case, cells)| {
+        let files = folder.case_folder(manifest, &case.name);
+        case_view(case, manifest.baseline.as_deref(), &files, cells, tolerances)
+    });
+    Ok(RunView {
+        id: folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        environment: environment(folder.path()),
+        cases: cases.collect::<Result<_>>()?,
+        notes: manifest.notes.clone(),
+    })
+}
+
+/// Shows a run on the terminal.
+pub fn show(view: &RunView, progress: &Progress) {
+    let term = Term::stderr();
+    let width = term.size_checked().map_or(100, |(_, columns)| usize::from(columns));
+    let terminal = Terminal { width, color: console::colors_enabled_stderr() };
+    progress.result(&terminal.render(view));
+}
+
+/// What the process should tell its caller; a finding counts more than a cell that is missing.
+pub fn exit_code(tally: &Tally) -> ExitCode {
+    if tally.diverged > 0 || tally.worse_rounding > 0 {
+        ExitCode::Diverged
+    } else if tally.failed > 0 {
+        ExitCode::CellFailed
+    } else {
+        ExitCode::Agree
+    }
+}
+
+fn case_view(
+    case: &Case,
+    baseline: Option<&str>,
+    files: &Path,
+    cells: &[Cell],
+    tolerances: &Tolerances,
+) -> Result<CaseView> {
+    let cells: Vec<Cell> = case.variants.iter().map(|variant| cell_of(variant, cells)).collect();
+    let mask = Mask::open(&files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
+    let entries: Vec<Entry> = cells.iter().map(|cell| entry(cell, files)).collect();
+    let matrix =
+        matrix::matrix(&entries, Some(&mask), &matrix::Options::default()).map_err(|error| miette!("{error}"))?;
+    let families: Vec<String> =
+        cells.iter().map(|cell| format!("{:?} {}", cell.variant.runner, cell.variant.version)).collect();
+    let oracles = Oracles::new(&matrix, &families);
+    Ok(CaseView {
+        name: case.name.clone(),
+        checkpoint: case.checkpoint.clone(),
+        inputs: case.inputs.clone(),
+        baseline: baseline.map(str::to_owned),
+        verdicts: verdicts(&matrix, &oracles, tolerances),
+        accuracies: accuracies(&matrix, &oracles),
+        choices: choices(case, &entries, &mask)?,
+        cells,
+        matrix,
+    })
+}
+
+/// The record of a variant; one that was never begun has its place in the tables too.
+fn cell_of(variant: &crate::variant::Variant, cells: &[Cell]) -> Cell {
+    let never = || {
+        let failure = Failure {
+            kind: FailureKind::Interrupted,
+            reason: "the run ended before this variant was begun".into(),
+            detail: String::new(),
+            log_tail: String::new(),
+        };
+        Cell::new(variant, "", Outcome::Failed(failure))
+    };
+    cells.iter().find(|cell| cell.variant == *variant).cloned().unwrap_or_else(never)
+}
+
+fn entry(cell: &Cell, files: &Path) -> Entry {
+    let logits = match &cell.outcome {
+        Outcome::Completed(Completed { logits, positions, .. }) => {
+            Logits::open(&files.join(logits), *positions).map_err(|error| error.to_string())
+        }
+        outcome => Err(report::reason(outcome)),
+    };
+    Entry { name: cell.name.clone(), dtype: cell.variant.dtype, logits }
+}
+
+fn choices(case: &Case, entries: &[Entry], mask: &Mask) -> Result<Option<ChoicesView>> {
+    if case.choices.is_empty() {
+        return Ok(None);
+    }
+    let tokens: Vec<u32> = case.choices.iter().map(|choice| choice.id).collect();
+    let mut rows = Vec::new();
+    for entry in entries {
+        let Ok(logits) = &entry.logits else { continue };
+        let found = compare::choices(logits, mask, &tokens).map_err(|error| miette!("{error}"))?;
+        for (row, probabilities) in found.into_iter().enumerate() {
+            let probabilities = probabilities.unwrap_or_else(|| vec![None; tokens.len()]);
+            rows.push(ChoiceRow { variant: entry.name.clone(), row, probabilities });
+        }
+    }
+    let tokens = case.choices.iter().map(|choice| choice.text.clone()).collect();
+    Ok(Some(ChoicesView { tokens, rows }))
+}
+
+/// What `environment.json` says of the machine, in the words of a table; nothing where there is none.
+fn environment(run: &Path) -> Vec<(String, String)> {
+    let record = std::fs::read(run.join("environment.json")).ok();
+    let record: Option<serde_json::Value> = record.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let Some(record) = record else { return Vec::new() };
+    let Ok(machine) = serde_json::from_value::<Machine>(record["machine"].clone()) else { return Vec::new() };
+    let gib = machine.memory_bytes as f64 / f64::from(1 << 30);
+    let mut rows = vec![
+        ("CPU".to_owned(), format!("{}, {} cores, {gib:.0} GiB", machine.cpu, machine.cores)),
+        ("Threads".to_owned(), record["threads"].to_string()),
+        ("System".to_owned(), machine.system),
+        ("tfcheck".to_owned(), format!("{}, {}", machine.tfcheck, machine.rustc)),
+    ];
+    for gpu in machine.gpus {
+        rows.push(("GPU".to_owned(), gpu));
+    }
+    for environment in record["environments"].as_array().into_iter().flatten() {
+        let Some(installed) = environment["installed"].as_object() else { continue };
+        let name = environment["versions"].as_array().into_iter().flatten().filter_map(|name| name.as_str());
+        let packages = installed.iter().map(|(package, version)| format!("{package} {}", version.as_str().unwrap_or("?")));
+        rows.push((name.collect::<Vec<_>>().join(", "), packages.collect::<Vec<_>>().join(", ")));
+    }
+    rows
+}
