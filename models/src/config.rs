@@ -18,9 +18,11 @@ const NEUTRAL: &[&str] = &[
     "_sliding_window_pattern",
     "add_cross_attention",
     "architectures",
+    "attn_pdrop",
     "bad_words_ids",
     "begin_suppress_tokens",
     "bos_token_id",
+    "cache_implementation",
     "chunk_size_feed_forward",
     "cls_token_id",
     "cross_attention_hidden_size",
@@ -31,6 +33,7 @@ const NEUTRAL: &[&str] = &[
     "dropout",
     "dtype",
     "early_stopping",
+    "embd_pdrop",
     "encoder_no_repeat_ngram_size",
     "eos_token_id",
     "exponential_decay_length_penalty",
@@ -58,6 +61,7 @@ const NEUTRAL: &[&str] = &[
     "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
+    "output_router_logits",
     "output_scores",
     "pad_token_id",
     "prefix",
@@ -66,8 +70,11 @@ const NEUTRAL: &[&str] = &[
     "reference_compile",
     "remove_invalid_values",
     "repetition_penalty",
+    "resid_pdrop",
     "return_dict",
     "return_dict_in_generate",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
     "sep_token_id",
     "sinusoidal_pos_embds",
     "sparse_pred_ignore_index",
@@ -196,6 +203,24 @@ impl ConfigReader {
     /// If the value is of another type.
     pub fn f64_or(&self, key: &str, default: f64) -> Result<f64> {
         Ok(self.optional_f64(key)?.unwrap_or(default))
+    }
+
+    /// A non-negative integer; transformers' default where the key is absent, none where it is `null`.
+    ///
+    /// # Errors
+    /// If the value is of another type.
+    pub fn nullable_usize(&self, key: &str, default: usize) -> Result<Option<usize>> {
+        let value = self.optional_usize(key)?;
+        Ok(if self.has(key) { value } else { Some(default) })
+    }
+
+    /// A number; transformers' default where the key is absent, none where it is `null`.
+    ///
+    /// # Errors
+    /// If the value is of another type.
+    pub fn nullable_f64(&self, key: &str, default: f64) -> Result<Option<f64>> {
+        let value = self.optional_f64(key)?;
+        Ok(if self.has(key) { value } else { Some(default) })
     }
 
     /// A boolean, or transformers' default.
@@ -338,5 +363,13 @@ mod tests {
     fn a_value_of_the_wrong_type_is_an_error_that_names_the_key() {
         let error = reader(r#"{"hidden_size": "many"}"#).usize("hidden_size").unwrap_err();
         assert_eq!(error.to_string(), "config key hidden_size has the unknown value \"many\"");
+    }
+
+    #[test]
+    fn absent_means_the_default_and_null_means_none_where_transformers_tells_them_apart() {
+        let config = reader(r#"{"null": null, "given": 8}"#);
+        assert_eq!(config.nullable_usize("absent", 4).unwrap(), Some(4));
+        assert_eq!(config.nullable_usize("null", 4).unwrap(), None);
+        assert_eq!(config.nullable_usize("given", 4).unwrap(), Some(8));
     }
 }

@@ -64,6 +64,14 @@ pub fn scale(xs: Xs, factor: f64) -> Result<Xs> {
     Ok(scaled(&xs.into_tensor(), factor)?.into())
 }
 
+/// `xs / divisor`, the divisor not rounded to a 16-bit dtype.
+///
+/// # Errors
+/// If a tensor operation fails.
+pub fn divide(xs: Xs, divisor: f64) -> Result<Xs> {
+    Ok(divided(&xs.into_tensor(), divisor)?.into())
+}
+
 /// `cap * tanh(xs / cap)`, each step rounded to the dtype of `xs`.
 ///
 /// # Errors
@@ -76,10 +84,14 @@ pub(super) fn scaled(xs: &Tensor, factor: f64) -> Result<Tensor> {
     rounded(xs, |xs| xs.affine(factor, 0.0))
 }
 
+/// A division, not a multiplication by the reciprocal: they differ in the last bit.
+fn divided(xs: &Tensor, divisor: f64) -> Result<Tensor> {
+    let divisor = Tensor::new(divisor, xs.device())?;
+    rounded(xs, |xs| xs.broadcast_div(&divisor.to_dtype(xs.dtype())?))
+}
+
 pub(super) fn soft_capped(xs: &Tensor, cap: f64) -> Result<Tensor> {
-    // A division, not a multiplication by the reciprocal: they differ in the last bit.
-    let divisor = Tensor::new(cap, xs.device())?;
-    let xs = rounded(xs, |xs| xs.broadcast_div(&divisor.to_dtype(xs.dtype())?))?;
+    let xs = divided(xs, cap)?;
     let xs = rounded(&xs, Tensor::tanh)?;
     scaled(&xs, cap)
 }

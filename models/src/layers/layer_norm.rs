@@ -92,3 +92,36 @@ impl LayerNorm {
         Ok(out.to_dtype(xs.dtype())?.reshape(xs.dims())?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    fn norm(dtype: DType) -> LayerNorm {
+        let row = |values: [f64; 4]| {
+            Tensor::new(&[values], &Device::Cpu).unwrap().to_dtype(accumulation(dtype)).unwrap()
+        };
+        LayerNorm {
+            path: String::new(),
+            weight: row([0.5, 1.0, -2.0, 3.0]),
+            bias: Some(row([1.0, 0.0, -1.0, 0.25])),
+            eps: 1e-3,
+        }
+    }
+
+    #[test]
+    fn a_mean_of_a_thousand_costs_no_precision() {
+        let xs = Tensor::new(&[1000.5f64, 1001.25, 998.0, 1003.75], &Device::Cpu).unwrap();
+        let exact: Vec<f64> = norm(DType::F64).apply(&xs).unwrap().to_vec1().unwrap();
+        let single = norm(DType::F32).apply(&xs.to_dtype(DType::F32).unwrap()).unwrap();
+        let single: Vec<f32> = single.to_vec1().unwrap();
+        // mean 1000.875, variance 4.203125
+        assert!((exact[0] - (1.0 + 0.5 * -0.375 / (4.203_125_f64 + 1e-3).sqrt())).abs() < 1e-13);
+        for (single, exact) in single.into_iter().zip(exact) {
+            // All sums are exact in F32; E[x^2] - mean^2 would be off by a tenth.
+            assert!((f64::from(single) - exact).abs() < 1e-6, "{single} {exact}");
+        }
+    }
+}

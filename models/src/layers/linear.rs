@@ -76,6 +76,13 @@ impl Linear {
         Self::new(&weights, weights.get("weight", embedding.weight().shape())?, None, true)
     }
 
+    /// Goes by another module path than the checkpoint's name for its weight.
+    #[must_use]
+    pub fn named(mut self, path: &str) -> Self {
+        path.clone_into(&mut self.path);
+        self
+    }
+
     /// `xs: [.., in]` to `[.., out]`; sums in F32 for 16-bit dtypes, in the dtype itself otherwise.
     ///
     /// # Errors

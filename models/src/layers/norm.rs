@@ -14,7 +14,8 @@ use crate::weights::Weights;
 /// The fused form rounds once, at the end.
 pub struct RmsNorm {
     path: String,
-    /// `[size]`, in the model's dtype; for [`RmsNorm::load_offset`] in the accumulation dtype, with the 1 added.
+    /// `[size]`, in the model's dtype where the value is rounded before it is multiplied, else in the accumulation
+    /// dtype; for [`RmsNorm::load_offset`] with the 1 added.
     weight: Tensor,
     eps: f64,
     rounds_before_weight: bool,
@@ -28,6 +29,16 @@ impl RmsNorm {
     /// If the tensor is missing or has another shape.
     pub fn load(weights: &Weights, size: usize, eps: f64) -> Result<Self> {
         Self::new(weights, weights.get("weight", size)?, eps, true)
+    }
+
+    /// olmo2's: `round(weight * x / rms)` (transformers 5.23.0, `Olmo2RMSNorm`).
+    ///
+    /// # Errors
+    /// If the tensor is missing or has another shape.
+    pub fn load_rounded_once(weights: &Weights, size: usize, eps: f64) -> Result<Self> {
+        let weight = weights.get("weight", size)?;
+        let weight = weight.to_dtype(accumulation(weight.dtype()))?;
+        Self::new(weights, weight, eps, false)
     }
 
     /// gemma's: `round((1 + weight) * x / rms)` (transformers 5.23.0, `Gemma3RMSNorm`).

@@ -212,9 +212,9 @@ impl Rope {
             return Ok(rotate(xs)?);
         }
         let turned = rotate(&xs.narrow(D::Minus1, 0, rotary_dim)?.contiguous()?)?;
-        let kept = xs.narrow(D::Minus1, rotary_dim, head_dim - rotary_dim)?;
-        // candle's concatenation along the last dimension is a transposed view, which a matmul may refuse.
-        Ok(Tensor::cat(&[&turned, &kept], D::Minus1)?.contiguous()?)
+        // Contiguous, because candle lays out what it joins from anything else transposed.
+        let kept = xs.narrow(D::Minus1, rotary_dim, head_dim - rotary_dim)?.contiguous()?;
+        Ok(Tensor::cat(&[&turned, &kept], D::Minus1)?)
     }
 }
 

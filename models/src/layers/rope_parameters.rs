@@ -80,13 +80,31 @@ impl RopeParameters {
     /// # Errors
     /// If a key is missing or its value unknown.
     pub fn read(config: &ConfigReader, default_theta: f64, max_position_embeddings: usize) -> Result<Self> {
-        let rope_scaling = config.optional_object("rope_scaling")?;
-        let rope = match rope_scaling {
-            Some(rope) => Some(rope),
-            None => config.optional_object("rope_parameters")?,
-        };
+        let rope = described(config)?;
         let theta = config.f64_or("rope_theta", default_theta)?;
         Self::read_object(config, rope.as_ref(), theta, max_position_embeddings)
+    }
+
+    /// As [`RopeParameters::read`], for an architecture that rotates a share of each head whatever the `rope_type`:
+    /// `partial_rotary_factor`, nested or not, else `default_factor`.
+    ///
+    /// # Errors
+    /// If a key is missing or its value unknown.
+    pub fn read_partial(
+        config: &ConfigReader,
+        default_theta: f64,
+        max_position_embeddings: usize,
+        default_factor: f64,
+    ) -> Result<Self> {
+        let nested = match described(config)? {
+            Some(rope) => rope.optional_f64("partial_rotary_factor")?,
+            None => None,
+        };
+        let top = config.f64_or("partial_rotary_factor", default_factor)?;
+        Ok(Self {
+            partial_rotary_factor: nested.unwrap_or(top),
+            ..Self::read(config, default_theta, max_position_embeddings)?
+        })
     }
 
     /// Reads one embedding from the object that describes it; `theta` is what counts where it names none.
@@ -121,6 +139,15 @@ impl RopeParameters {
             partial_rotary_factor,
             max_position_embeddings,
         })
+    }
+}
+
+/// The object that describes the embedding: v4's `rope_scaling` wins over `rope_parameters`
+/// (`RotaryEmbeddingConfigMixin.convert_rope_params_to_dict`).
+pub(crate) fn described(config: &ConfigReader) -> Result<Option<ConfigReader>> {
+    match config.optional_object("rope_scaling")? {
+        Some(rope) => Ok(Some(rope)),
+        None => config.optional_object("rope_parameters"),
     }
 }
 
@@ -163,26 +190,31 @@ fn read_scaling(
                 truncate: rope.bool_or("truncate", true)?,
             }
         }
-        "longrope" | "su" => {
-            let original = original()?;
-            let factor = rope.f64_or("factor", ratio(original))?;
-            let attention_factor = match rope.optional_f64("attention_factor")? {
-                Some(factor) => factor,
-                None if factor <= 1.0 => 1.0,
-                None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
-            };
-            let list = |key: &str| {
-                rope.optional_f64s(key)?
-                    .ok_or_else(|| Error::MissingKey { key: format!("rope_parameters.{key}") })
-            };
-            RopeScaling::Longrope {
-                attention_factor,
-                short: list("short_factor")?,
-                long: list("long_factor")?,
-                original,
-            }
-        }
+        "longrope" | "su" => read_longrope(rope, original()?, max_position_embeddings)?,
         unknown => return Err(rope.unknown(key, &Value::from(unknown))),
+    })
+}
+
+/// `_compute_longrope_parameters`.
+pub(crate) fn read_longrope(
+    rope: &ConfigReader,
+    original: usize,
+    max_position_embeddings: usize,
+) -> Result<RopeScaling> {
+    let factor = rope.f64_or("factor", max_position_embeddings as f64 / original as f64)?;
+    let attention_factor = match rope.optional_f64("attention_factor")? {
+        Some(factor) => factor,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+    };
+    let list = |key: &str| {
+        rope.optional_f64s(key)?.ok_or_else(|| Error::MissingKey { key: format!("rope_parameters.{key}") })
+    };
+    Ok(RopeScaling::Longrope {
+        attention_factor,
+        short: list("short_factor")?,
+        long: list("long_factor")?,
+        original,
     })
 }
 

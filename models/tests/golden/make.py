@@ -25,8 +25,6 @@ from torch.overrides import TorchFunctionMode
 SIZES = dict(vocab_size=41, hidden_size=24, intermediate_size=36, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-3)
 YARN = dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=16)
 LLAMA3 = dict(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
-# What save_pretrained calls otherwise than the model.
-SAVED = {("gpt_neox", "lm_head.weight"): "embed_out.weight"}
 # Keys of `SIZES` that an architecture lacks.
 NO_LLAMA = dict(num_key_value_heads=None, rms_norm_eps=None)
 GPT2 = dict(NO_LLAMA, model_type="gpt2", intermediate_size=None, n_inner=36, layer_norm_epsilon=1e-3)
@@ -41,6 +39,8 @@ MODERNBERT = dict(
     NO_LLAMA, model_type="modernbert", norm_eps=1e-3, local_attention=6, num_hidden_layers=4, global_rope_theta=500.0,
     local_rope_theta=50.0, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
 )
+# Takes away the key of `SIZES` that such an architecture does not have.
+LAYER_NORM = dict(rms_norm_eps=None)
 CASES = {
     "gpt2": dict(GPT2),
     "gpt2_layer_scale": dict(GPT2, scale_attn_by_inverse_layer_idx=True, tie_word_embeddings=False, activation_function="gelu"),
@@ -78,6 +78,47 @@ CASES = {
             sliding_attention=dict(rope_type="default", rope_theta=50.0),
         ),
     ),
+    "gemma": dict(model_type="gemma", head_dim=8, num_key_value_heads=1, hidden_act="gelu", attention_bias=True),
+    "gemma2": dict(
+        model_type="gemma2", head_dim=8, query_pre_attn_scalar=12, sliding_window=5, num_hidden_layers=3,
+        attn_logit_softcapping=1.5, final_logit_softcapping=3.0,
+    ),
+    "granite": dict(
+        model_type="granite", attention_bias=True, mlp_bias=True, embedding_multiplier=3.0, logits_scaling=2.5,
+        residual_multiplier=0.7, attention_multiplier=0.4,
+    ),
+    "olmo2": dict(model_type="olmo2", attention_bias=True),
+    "smollm3": dict(
+        model_type="smollm3", pad_token_id=0, num_hidden_layers=4, no_rope_layers=[1, 0, 1, 0], use_sliding_window=True, sliding_window=5,
+        attention_bias=True, mlp_bias=True,
+    ),
+    "qwen3_moe": dict(
+        model_type="qwen3_moe", head_dim=8, num_hidden_layers=3, num_experts=5, num_experts_per_tok=2,
+        moe_intermediate_size=12, norm_topk_prob=True, mlp_only_layers=[1],
+    ),
+    "qwen3_moe_raw": dict(
+        model_type="qwen3_moe", head_dim=8, num_experts=5, num_experts_per_tok=3, moe_intermediate_size=12,
+        decoder_sparse_step=2, use_sliding_window=True, sliding_window=5,
+    ),
+    "mixtral": dict(model_type="mixtral", num_local_experts=4, sliding_window=5),
+    "phi3": dict(model_type="phi3", hidden_size=32, sliding_window=5, partial_rotary_factor=0.75, pad_token_id=0),
+    "phi3_longrope": dict(
+        model_type="phi3", hidden_size=32, original_max_position_embeddings=8, pad_token_id=0,
+        rope_parameters=dict(
+            rope_type="longrope", rope_theta=500.0, short_factor=[1.0, 1.1, 1.2, 1.3], long_factor=[1.0, 1.5, 2.5, 4.0]
+        ),
+    ),
+    "starcoder2": dict(model_type="starcoder2", sliding_window=5, **LAYER_NORM, norm_epsilon=1e-3),
+    "phi": dict(model_type="phi", hidden_size=32, qk_layernorm=True, **LAYER_NORM, layer_norm_eps=1e-3),
+    "stablelm": dict(
+        model_type="stablelm", hidden_size=32, partial_rotary_factor=0.5, use_qkv_bias=True, qk_layernorm=True, **LAYER_NORM,
+        layer_norm_eps=1e-3,
+    ),
+    "stablelm_parallel": dict(
+        model_type="stablelm", hidden_size=32, partial_rotary_factor=0.5, use_parallel_residual=True, **LAYER_NORM,
+        layer_norm_eps=1e-3,
+    ),
+    "cohere": dict(model_type="cohere", use_qk_norm=True, logit_scale=0.5, attention_bias=True, **LAYER_NORM, layer_norm_eps=1e-3),
 }
 
 
@@ -114,6 +155,9 @@ def weights(name, shape):
 def logits(auto, folder, dtype, inputs):
     """All positions, on the CPU, without a cache."""
     model = auto.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    if model._can_set_experts_implementation():
+        # The grouped product that 5.x prefers knows no float64.
+        model.set_experts_implementation("eager")
     accepted = inspect.signature(model.forward).parameters
     with torch.no_grad():
         out = model(**{key: value for key, value in inputs.items() if key in accepted})
@@ -153,9 +197,11 @@ def make(folder, case):
     settings = {key: value for key, value in settings.items() if value is not None}
     auto = getattr(transformers, settings.pop("auto", "AutoModelForCausalLM"))
     model = auto.from_config(transformers.AutoConfig.for_model(**settings))
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(weights(SAVED.get((model.config.model_type, name), name), parameter.shape))
     model.save_pretrained(folder)
+    # Under the names of the file: transformers 5 holds experts together that a checkpoint keeps apart.
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: weights(name, tensor.shape) for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata=dict(format="pt"))
     torch.manual_seed(1)
     inputs = make_inputs(model.config)
     oracle = logits_f64(auto, folder, inputs)

@@ -1,0 +1,202 @@
+//! Cohere (Command R): attention and MLP side by side after one layer norm without bias, neighbours rotated, scaled
+//! logits (transformers 5.23.0, `models/cohere/modeling_cohere.py` and `configuration_cohere.py`).
+
+use crate::config::ConfigReader;
+use crate::error::Result;
+use crate::layers::{
+    Activation, Attention, Embedding, GatedMlp, Joined, LayerNorm, Linear, Mask, Rope, RopeParameters,
+    RotaryEmbedding, Rotation, add, scale,
+};
+use crate::load::{Model, Task};
+use crate::pass::{Pass, Xs};
+use crate::registry::unknown_head;
+use crate::weights::Weights;
+
+struct Config {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    head_dim: usize,
+    hidden_act: Activation,
+    layer_norm_eps: f64,
+    rope: RopeParameters,
+    attention_bias: bool,
+    use_qk_norm: bool,
+    logit_scale: f64,
+    tie_word_embeddings: bool,
+}
+
+impl Config {
+    fn read(config: &ConfigReader) -> Result<Self> {
+        let hidden_size = config.usize_or("hidden_size", 8192)?;
+        let num_attention_heads = config.usize_or("num_attention_heads", 64)?;
+        let max_position_embeddings = config.usize_or("max_position_embeddings", 8192)?;
+        Ok(Self {
+            vocab_size: config.usize_or("vocab_size", 256_000)?,
+            hidden_size,
+            intermediate_size: config.usize_or("intermediate_size", 22528)?,
+            num_hidden_layers: config.usize_or("num_hidden_layers", 40)?,
+            num_attention_heads,
+            num_key_value_heads: config.usize_or("num_key_value_heads", num_attention_heads)?,
+            head_dim: config.usize_or("head_dim", hidden_size / num_attention_heads)?,
+            hidden_act: Activation::read(config, "hidden_act", "silu")?,
+            layer_norm_eps: config.f64_or("layer_norm_eps", 1e-5)?,
+            rope: RopeParameters::read(config, 500_000.0, max_position_embeddings)?,
+            attention_bias: config.bool_or("attention_bias", false)?,
+            use_qk_norm: config.bool_or("use_qk_norm", false)?,
+            logit_scale: config.f64_or("logit_scale", 0.0625)?,
+            tie_word_embeddings: config.bool_or("tie_word_embeddings", true)?,
+        })
+    }
+}
+
+struct SelfAttention {
+    path: String,
+    qkv: Joined<3>,
+    /// One a query head.
+    q_norm: Option<LayerNorm>,
+    /// One a key head.
+    k_norm: Option<LayerNorm>,
+    attention: Attention,
+    o_proj: Linear,
+}
+
+impl SelfAttention {
+    fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
+        let q_size = config.num_attention_heads * config.head_dim;
+        let kv_size = config.num_key_value_heads * config.head_dim;
+        let norm = |name: &str, heads| {
+            let load =
+                || LayerNorm::load_heads(&weights.pp(name), heads, config.head_dim, config.layer_norm_eps);
+            config.use_qk_norm.then(load).transpose()
+        };
+        Ok(Self {
+            path: weights.path().to_owned(),
+            qkv: Joined::load(
+                weights,
+                config.hidden_size,
+                [("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size)],
+                config.attention_bias,
+            )?,
+            q_norm: norm("q_norm", config.num_attention_heads)?,
+            k_norm: norm("k_norm", config.num_key_value_heads)?,
+            attention: Attention {
+                layer,
+                num_heads: config.num_attention_heads,
+                num_kv_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+                scale: (config.head_dim as f64).powf(-0.5),
+                soft_cap: None,
+            },
+            o_proj: Linear::load(&weights.pp("o_proj"), q_size, config.hidden_size, config.attention_bias)?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: &Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let [mut q, mut k, v] = self.qkv.forward(pass, &xs)?;
+            if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
+                q = q_norm.forward(pass, &q)?;
+                k = k_norm.forward(pass, &k)?;
+            }
+            let mixed = self.attention.forward(pass, [q, k, v], Some(rope), mask)?;
+            self.o_proj.forward(pass, &mixed)
+        })
+    }
+}
+
+struct Block {
+    path: String,
+    input_layernorm: LayerNorm,
+    self_attn: SelfAttention,
+    mlp: GatedMlp,
+}
+
+impl Block {
+    fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
+        Ok(Self {
+            path: weights.path().to_owned(),
+            input_layernorm: LayerNorm::load(
+                &weights.pp("input_layernorm"),
+                config.hidden_size,
+                config.layer_norm_eps,
+                false,
+            )?,
+            self_attn: SelfAttention::load(config, &weights.pp("self_attn"), layer)?,
+            mlp: GatedMlp::load(
+                &weights.pp("mlp"),
+                config.hidden_size,
+                config.intermediate_size,
+                config.hidden_act,
+                false,
+            )?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
+        pass.module(&self.path, xs, |pass, xs| {
+            let h = self.input_layernorm.forward(pass, &xs)?;
+            let attended = self.self_attn.forward(pass, &h, rope, mask)?;
+            let fed = self.mlp.forward(pass, &h)?;
+            add(add(xs, attended)?, fed)
+        })
+    }
+}
+
+struct Cohere {
+    logit_scale: f64,
+    path: String,
+    embed_tokens: Embedding,
+    layers: Vec<Block>,
+    norm: LayerNorm,
+    rotary_emb: RotaryEmbedding,
+    lm_head: Option<Linear>,
+}
+
+pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
+    let config = Config::read(config)?;
+    let (inner, has_head) = match task.unwrap_or(Task::CausalLm) {
+        Task::CausalLm => (weights.pp("model"), true),
+        Task::HiddenStates => (weights.clone(), false),
+        task => return Err(unknown_head("cohere", task)),
+    };
+    let embed_tokens = Embedding::load(&inner.pp("embed_tokens"), config.vocab_size, config.hidden_size)?;
+    let lm_head =
+        has_head.then(|| Linear::lm_head(weights, &embed_tokens, config.tie_word_embeddings)).transpose()?;
+    let layers = inner.pp("layers");
+    Ok(Box::new(Cohere {
+        logit_scale: config.logit_scale,
+        path: inner.path().to_owned(),
+        embed_tokens,
+        layers: (0..config.num_hidden_layers)
+            .map(|layer| Block::load(&config, &layers.pp(layer), layer))
+            .collect::<Result<_>>()?,
+        norm: LayerNorm::load(&inner.pp("norm"), config.hidden_size, config.layer_norm_eps, false)?,
+        rotary_emb: RotaryEmbedding::new(config.rope, config.head_dim)
+            .interleaved()
+            .rotating(Rotation::RoundedTables),
+        lm_head,
+    }))
+}
+
+impl Model for Cohere {
+    fn forward(&self, pass: &mut Pass) -> Result<Xs> {
+        let ids = Xs::from(pass.input_ids().clone());
+        let xs = pass.module(&self.path, ids, |pass, ids| {
+            let mut xs = self.embed_tokens.forward(pass, &ids)?;
+            let rope = self.rotary_emb.forward(pass)?;
+            let mask = Mask::causal(pass, None)?;
+            for layer in &self.layers {
+                xs = layer.forward(pass, xs, &rope, &mask)?;
+            }
+            self.norm.forward(pass, &xs)
+        })?;
+        match &self.lm_head {
+            Some(lm_head) => scale(lm_head.forward(pass, &xs)?, self.logit_scale),
+            None => Ok(xs),
+        }
+    }
+}

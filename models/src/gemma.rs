@@ -1,0 +1,222 @@
+//! Gemma: llama with norms around one, scaled embeddings and a wide head dimension
+//! (transformers 5.23.0, `models/gemma/modeling_gemma.py` and `configuration_gemma.py`).
+
+use crate::config::ConfigReader;
+use crate::error::Result;
+use crate::layers::{
+    Activation, Attention, Embedding, GatedMlp, Joined, Linear, Mask, RmsNorm, Rope, RopeParameters,
+    RotaryEmbedding, add,
+};
+use crate::load::{Model, Task};
+use crate::pass::{Pass, Xs};
+use crate::registry::unknown_head;
+use crate::weights::Weights;
+
+struct Config {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    head_dim: usize,
+    hidden_act: Activation,
+    rms_norm_eps: f64,
+    rope: RopeParameters,
+    attention_bias: bool,
+    tie_word_embeddings: bool,
+}
+
+impl Config {
+    fn read(config: &ConfigReader) -> Result<Self> {
+        config.refuse_unless("use_bidirectional_attention", &false.into())?;
+        let hidden_size = config.usize_or("hidden_size", 3072)?;
+        let num_attention_heads = config.usize_or("num_attention_heads", 16)?;
+        let max_position_embeddings = config.usize_or("max_position_embeddings", 8192)?;
+        Ok(Self {
+            vocab_size: config.usize_or("vocab_size", 256_000)?,
+            hidden_size,
+            intermediate_size: config.usize_or("intermediate_size", 24576)?,
+            num_hidden_layers: config.usize_or("num_hidden_layers", 28)?,
+            num_attention_heads,
+            num_key_value_heads: config.usize_or("num_key_value_heads", 16)?,
+            head_dim: config.usize_or("head_dim", 256)?,
+            hidden_act: hidden_act(config)?,
+            rms_norm_eps: config.f64_or("rms_norm_eps", 1e-6)?,
+            rope: RopeParameters::read(config, 10_000.0, max_position_embeddings)?,
+            attention_bias: config.bool_or("attention_bias", false)?,
+            tie_word_embeddings: config.bool_or("tie_word_embeddings", true)?,
+        })
+    }
+}
+
+/// `gelu` is a legacy value of the official checkpoints that means the tanh form (`GemmaConfig.__post_init__`).
+/// `hidden_activation` is what releases of v4 read instead and 5.23.0 ignores, so both have to say the same.
+fn hidden_act(config: &ConfigReader) -> Result<Activation> {
+    let act = match Activation::read(config, "hidden_act", "gelu_pytorch_tanh")? {
+        Activation::Gelu if config.str_or("hidden_act", "")? == "gelu" => Activation::GeluTanh,
+        act => act,
+    };
+    match config.optional_str("hidden_activation")? {
+        Some(name) if Activation::read(config, "hidden_activation", name)? != act => {
+            Err(config.unknown("hidden_activation", &name.into()))
+        }
+        _ => Ok(act),
+    }
+}
+
+struct SelfAttention {
+    path: String,
+    qkv: Joined<3>,
+    attention: Attention,
+    o_proj: Linear,
+}
+
+impl SelfAttention {
+    fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
+        let q_size = config.num_attention_heads * config.head_dim;
+        let kv_size = config.num_key_value_heads * config.head_dim;
+        Ok(Self {
+            path: weights.path().to_owned(),
+            qkv: Joined::load(
+                weights,
+                config.hidden_size,
+                [("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size)],
+                config.attention_bias,
+            )?,
+            attention: Attention {
+                layer,
+                num_heads: config.num_attention_heads,
+                num_kv_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+                scale: (config.head_dim as f64).powf(-0.5),
+                soft_cap: None,
+            },
+            o_proj: Linear::load(&weights.pp("o_proj"), q_size, config.hidden_size, config.attention_bias)?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: &Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let qkv = self.qkv.forward(pass, &xs)?;
+            let mixed = self.attention.forward(pass, qkv, Some(rope), mask)?;
+            self.o_proj.forward(pass, &mixed)
+        })
+    }
+}
+
+struct Block {
+    path: String,
+    input_layernorm: RmsNorm,
+    self_attn: SelfAttention,
+    post_attention_layernorm: RmsNorm,
+    mlp: GatedMlp,
+}
+
+impl Block {
+    fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
+        let norm =
+            |name: &str| RmsNorm::load_offset(&weights.pp(name), config.hidden_size, config.rms_norm_eps);
+        Ok(Self {
+            path: weights.path().to_owned(),
+            input_layernorm: norm("input_layernorm")?,
+            self_attn: SelfAttention::load(config, &weights.pp("self_attn"), layer)?,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mlp: GatedMlp::load(
+                &weights.pp("mlp"),
+                config.hidden_size,
+                config.intermediate_size,
+                config.hidden_act,
+                false,
+            )?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
+        pass.module(&self.path, xs, |pass, xs| {
+            let h = self.input_layernorm.forward(pass, &xs)?;
+            let h = self.self_attn.forward(pass, &h, rope, mask)?;
+            let xs = add(xs, h)?;
+            let h = self.post_attention_layernorm.forward(pass, &xs)?;
+            let h = self.mlp.forward(pass, &h)?;
+            add(xs, h)
+        })
+    }
+}
+
+struct Gemma {
+    path: String,
+    embed_tokens: Embedding,
+    layers: Vec<Block>,
+    norm: RmsNorm,
+    rotary_emb: RotaryEmbedding,
+    lm_head: Option<Linear>,
+}
+
+pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
+    let config = Config::read(config)?;
+    let (inner, has_head) = match task.unwrap_or(Task::CausalLm) {
+        Task::CausalLm => (weights.pp("model"), true),
+        Task::HiddenStates => (weights.clone(), false),
+        task => return Err(unknown_head("gemma", task)),
+    };
+    let embed_tokens = Embedding::load(&inner.pp("embed_tokens"), config.vocab_size, config.hidden_size)?
+        .scaled_by((config.hidden_size as f64).sqrt())?;
+    let lm_head =
+        has_head.then(|| Linear::lm_head(weights, &embed_tokens, config.tie_word_embeddings)).transpose()?;
+    let layers = inner.pp("layers");
+    Ok(Box::new(Gemma {
+        path: inner.path().to_owned(),
+        embed_tokens,
+        layers: (0..config.num_hidden_layers)
+            .map(|layer| Block::load(&config, &layers.pp(layer), layer))
+            .collect::<Result<_>>()?,
+        norm: RmsNorm::load_offset(&inner.pp("norm"), config.hidden_size, config.rms_norm_eps)?,
+        rotary_emb: RotaryEmbedding::new(config.rope, config.head_dim),
+        lm_head,
+    }))
+}
+
+impl Model for Gemma {
+    fn forward(&self, pass: &mut Pass) -> Result<Xs> {
+        let ids = Xs::from(pass.input_ids().clone());
+        let xs = pass.module(&self.path, ids, |pass, ids| {
+            let mut xs = self.embed_tokens.forward(pass, &ids)?;
+            let rope = self.rotary_emb.forward(pass)?;
+            let mask = Mask::causal(pass, None)?;
+            for layer in &self.layers {
+                xs = layer.forward(pass, xs, &rope, &mask)?;
+            }
+            self.norm.forward(pass, &xs)
+        })?;
+        match &self.lm_head {
+            Some(lm_head) => lm_head.forward(pass, &xs),
+            None => Ok(xs),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<Activation> {
+        hidden_act(&ConfigReader::new(serde_json::from_str(json).unwrap()))
+    }
+
+    #[test]
+    fn the_legacy_gelu_means_the_tanh_form() {
+        assert_eq!(read(r#"{"hidden_act": "gelu"}"#).unwrap(), Activation::GeluTanh);
+        assert_eq!(read(r#"{"hidden_act": "gelu_python"}"#).unwrap(), Activation::Gelu);
+        assert_eq!(read("{}").unwrap(), Activation::GeluTanh);
+    }
+
+    #[test]
+    fn two_activations_that_contradict_each_other_are_refused() {
+        let error = read(r#"{"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh"}"#).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            r#"config key hidden_activation has the unknown value "gelu_pytorch_tanh""#
+        );
+    }
+}

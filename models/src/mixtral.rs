@@ -1,0 +1,190 @@
+//! Mixtral: mistral with a mixture of experts for the MLP
+//! (transformers 5.23.0, `models/mixtral/modeling_mixtral.py` and `configuration_mixtral.py`).
+
+use crate::config::ConfigReader;
+use crate::error::Result;
+use crate::layers::{
+    Activation, Attention, Embedding, ExpertsConfig, Joined, Linear, Mask, RmsNorm, Rope, RopeParameters,
+    RotaryEmbedding, RouterScores, SparseMoe, add,
+};
+use crate::load::{Model, Task};
+use crate::pass::{Pass, Xs};
+use crate::registry::unknown_head;
+use crate::weights::Weights;
+
+struct Config {
+    vocab_size: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    head_dim: usize,
+    rms_norm_eps: f64,
+    rope: RopeParameters,
+    /// Every layer's, where there is one.
+    sliding_window: Option<usize>,
+    experts: ExpertsConfig,
+    tie_word_embeddings: bool,
+}
+
+impl Config {
+    fn read(config: &ConfigReader) -> Result<Self> {
+        let hidden_size = config.usize_or("hidden_size", 4096)?;
+        let num_attention_heads = config.usize_or("num_attention_heads", 32)?;
+        let max_position_embeddings = config.usize_or("max_position_embeddings", 131_072)?;
+        // `attribute_map` of `MixtralConfig`: one attribute by two names.
+        let num_experts = match config.optional_usize("num_experts")? {
+            Some(num_experts) => num_experts,
+            None => config.usize_or("num_local_experts", 8)?,
+        };
+        Ok(Self {
+            vocab_size: config.usize_or("vocab_size", 32000)?,
+            hidden_size,
+            num_hidden_layers: config.usize_or("num_hidden_layers", 32)?,
+            num_attention_heads,
+            num_key_value_heads: config
+                .nullable_usize("num_key_value_heads", 8)?
+                .unwrap_or(num_attention_heads),
+            head_dim: config.usize_or("head_dim", hidden_size / num_attention_heads)?,
+            rms_norm_eps: config.f64_or("rms_norm_eps", 1e-5)?,
+            rope: RopeParameters::read(config, 1_000_000.0, max_position_embeddings)?,
+            sliding_window: config.optional_usize("sliding_window")?,
+            experts: ExpertsConfig {
+                num_experts,
+                num_experts_per_tok: config.usize_or("num_experts_per_tok", 2)?,
+                hidden_size,
+                intermediate_size: config.usize_or("intermediate_size", 14336)?,
+                names: ["w1", "w3", "w2"],
+                act_fn: Activation::read(config, "hidden_act", "silu")?,
+                scores: RouterScores::NormalisedWide,
+            },
+            tie_word_embeddings: config.bool_or("tie_word_embeddings", false)?,
+        })
+    }
+}
+
+struct SelfAttention {
+    path: String,
+    qkv: Joined<3>,
+    attention: Attention,
+    o_proj: Linear,
+}
+
+impl SelfAttention {
+    fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
+        let q_size = config.num_attention_heads * config.head_dim;
+        let kv_size = config.num_key_value_heads * config.head_dim;
+        Ok(Self {
+            path: weights.path().to_owned(),
+            qkv: Joined::load(
+                weights,
+                config.hidden_size,
+                [("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size)],
+                false,
+            )?,
+            attention: Attention {
+                layer,
+                num_heads: config.num_attention_heads,
+                num_kv_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+                scale: (config.head_dim as f64).powf(-0.5),
+                soft_cap: None,
+            },
+            o_proj: Linear::load(&weights.pp("o_proj"), q_size, config.hidden_size, false)?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: &Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let qkv = self.qkv.forward(pass, &xs)?;
+            let mixed = self.attention.forward(pass, qkv, Some(rope), mask)?;
+            self.o_proj.forward(pass, &mixed)
+        })
+    }
+}
+
+struct Block {
+    path: String,
+    input_layernorm: RmsNorm,
+    self_attn: SelfAttention,
+    post_attention_layernorm: RmsNorm,
+    mlp: SparseMoe,
+}
+
+impl Block {
+    fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
+        let norm = |name: &str| RmsNorm::load(&weights.pp(name), config.hidden_size, config.rms_norm_eps);
+        Ok(Self {
+            path: weights.path().to_owned(),
+            input_layernorm: norm("input_layernorm")?,
+            self_attn: SelfAttention::load(config, &weights.pp("self_attn"), layer)?,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            // The module's name since transformers 5; checkpoints keep the older one.
+            mlp: SparseMoe::load(&weights.pp("block_sparse_moe"), weights.pp("mlp").path(), &config.experts)?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
+        pass.module(&self.path, xs, |pass, xs| {
+            let h = self.input_layernorm.forward(pass, &xs)?;
+            let h = self.self_attn.forward(pass, &h, rope, mask)?;
+            let xs = add(xs, h)?;
+            let h = self.post_attention_layernorm.forward(pass, &xs)?;
+            let h = self.mlp.forward(pass, &h)?;
+            add(xs, h)
+        })
+    }
+}
+
+struct Mixtral {
+    sliding_window: Option<usize>,
+    path: String,
+    embed_tokens: Embedding,
+    layers: Vec<Block>,
+    norm: RmsNorm,
+    rotary_emb: RotaryEmbedding,
+    lm_head: Option<Linear>,
+}
+
+pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
+    let config = Config::read(config)?;
+    let (inner, has_head) = match task.unwrap_or(Task::CausalLm) {
+        Task::CausalLm => (weights.pp("model"), true),
+        Task::HiddenStates => (weights.clone(), false),
+        task => return Err(unknown_head("mixtral", task)),
+    };
+    let embed_tokens = Embedding::load(&inner.pp("embed_tokens"), config.vocab_size, config.hidden_size)?;
+    let lm_head =
+        has_head.then(|| Linear::lm_head(weights, &embed_tokens, config.tie_word_embeddings)).transpose()?;
+    let layers = inner.pp("layers");
+    Ok(Box::new(Mixtral {
+        sliding_window: config.sliding_window,
+        path: inner.path().to_owned(),
+        embed_tokens,
+        layers: (0..config.num_hidden_layers)
+            .map(|layer| Block::load(&config, &layers.pp(layer), layer))
+            .collect::<Result<_>>()?,
+        norm: RmsNorm::load(&inner.pp("norm"), config.hidden_size, config.rms_norm_eps)?,
+        rotary_emb: RotaryEmbedding::new(config.rope, config.head_dim),
+        lm_head,
+    }))
+}
+
+impl Model for Mixtral {
+    fn forward(&self, pass: &mut Pass) -> Result<Xs> {
+        let ids = Xs::from(pass.input_ids().clone());
+        let xs = pass.module(&self.path, ids, |pass, ids| {
+            let mut xs = self.embed_tokens.forward(pass, &ids)?;
+            let rope = self.rotary_emb.forward(pass)?;
+            let mask = Mask::causal(pass, self.sliding_window)?;
+            for layer in &self.layers {
+                xs = layer.forward(pass, xs, &rope, &mask)?;
+            }
+            self.norm.forward(pass, &xs)
+        })?;
+        match &self.lm_head {
+            Some(lm_head) => lm_head.forward(pass, &xs),
+            None => Ok(xs),
+        }
+    }
+}

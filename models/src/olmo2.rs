@@ -1,0 +1,191 @@
+//! `OLMo` 2: no norm before but one after each half of a block, and norms over all heads of q and k together
+//! (transformers 5.23.0, `models/olmo2/modeling_olmo2.py` and `configuration_olmo2.py`).
+
+use crate::config::ConfigReader;
+use crate::error::Result;
+use crate::layers::{
+    Activation, Attention, Embedding, GatedMlp, Joined, Linear, Mask, RmsNorm, Rope, RopeParameters,
+    RotaryEmbedding, Rotation, add,
+};
+use crate::load::{Model, Task};
+use crate::pass::{Pass, Xs};
+use crate::registry::unknown_head;
+use crate::weights::Weights;
+
+struct Config {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    head_dim: usize,
+    hidden_act: Activation,
+    rms_norm_eps: f64,
+    rope: RopeParameters,
+    attention_bias: bool,
+    tie_word_embeddings: bool,
+}
+
+impl Config {
+    fn read(config: &ConfigReader) -> Result<Self> {
+        let hidden_size = config.usize_or("hidden_size", 4096)?;
+        let num_attention_heads = config.usize_or("num_attention_heads", 32)?;
+        let max_position_embeddings = config.usize_or("max_position_embeddings", 2048)?;
+        Ok(Self {
+            vocab_size: config.usize_or("vocab_size", 50304)?,
+            hidden_size,
+            intermediate_size: config.usize_or("intermediate_size", 11008)?,
+            num_hidden_layers: config.usize_or("num_hidden_layers", 32)?,
+            num_attention_heads,
+            num_key_value_heads: config.usize_or("num_key_value_heads", num_attention_heads)?,
+            head_dim: config.usize_or("head_dim", hidden_size / num_attention_heads)?,
+            hidden_act: Activation::read(config, "hidden_act", "silu")?,
+            rms_norm_eps: config.f64_or("rms_norm_eps", 1e-5)?,
+            rope: RopeParameters::read(config, 10_000.0, max_position_embeddings)?,
+            attention_bias: config.bool_or("attention_bias", false)?,
+            tie_word_embeddings: config.bool_or("tie_word_embeddings", false)?,
+        })
+    }
+}
+
+struct SelfAttention {
+    path: String,
+    qkv: Joined<3>,
+    /// Over all query heads.
+    q_norm: RmsNorm,
+    /// Over all key heads.
+    k_norm: RmsNorm,
+    attention: Attention,
+    o_proj: Linear,
+}
+
+impl SelfAttention {
+    fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
+        let q_size = config.num_attention_heads * config.head_dim;
+        let kv_size = config.num_key_value_heads * config.head_dim;
+        let norm =
+            |name: &str, size| RmsNorm::load_rounded_once(&weights.pp(name), size, config.rms_norm_eps);
+        Ok(Self {
+            path: weights.path().to_owned(),
+            qkv: Joined::load(
+                weights,
+                config.hidden_size,
+                [("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size)],
+                config.attention_bias,
+            )?,
+            q_norm: norm("q_norm", q_size)?,
+            k_norm: norm("k_norm", kv_size)?,
+            attention: Attention {
+                layer,
+                num_heads: config.num_attention_heads,
+                num_kv_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+                scale: (config.head_dim as f64).powf(-0.5),
+                soft_cap: None,
+            },
+            o_proj: Linear::load(&weights.pp("o_proj"), q_size, config.hidden_size, config.attention_bias)?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: &Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let [q, k, v] = self.qkv.forward(pass, &xs)?;
+            let q = self.q_norm.forward(pass, &q)?;
+            let k = self.k_norm.forward(pass, &k)?;
+            let mixed = self.attention.forward(pass, [q, k, v], Some(rope), mask)?;
+            self.o_proj.forward(pass, &mixed)
+        })
+    }
+}
+
+struct Block {
+    path: String,
+    self_attn: SelfAttention,
+    post_attention_layernorm: RmsNorm,
+    mlp: GatedMlp,
+    post_feedforward_layernorm: RmsNorm,
+}
+
+impl Block {
+    fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
+        let norm = |name: &str| {
+            RmsNorm::load_rounded_once(&weights.pp(name), config.hidden_size, config.rms_norm_eps)
+        };
+        Ok(Self {
+            path: weights.path().to_owned(),
+            self_attn: SelfAttention::load(config, &weights.pp("self_attn"), layer)?,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mlp: GatedMlp::load(
+                &weights.pp("mlp"),
+                config.hidden_size,
+                config.intermediate_size,
+                config.hidden_act,
+                false,
+            )?,
+            post_feedforward_layernorm: norm("post_feedforward_layernorm")?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
+        pass.module(&self.path, xs, |pass, xs| {
+            let h = self.self_attn.forward(pass, &xs, rope, mask)?;
+            let h = self.post_attention_layernorm.forward(pass, &h)?;
+            let xs = add(xs, h)?;
+            let h = self.mlp.forward(pass, &xs)?;
+            let h = self.post_feedforward_layernorm.forward(pass, &h)?;
+            add(xs, h)
+        })
+    }
+}
+
+struct Olmo2 {
+    path: String,
+    embed_tokens: Embedding,
+    layers: Vec<Block>,
+    norm: RmsNorm,
+    rotary_emb: RotaryEmbedding,
+    lm_head: Option<Linear>,
+}
+
+pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
+    let config = Config::read(config)?;
+    let (inner, has_head) = match task.unwrap_or(Task::CausalLm) {
+        Task::CausalLm => (weights.pp("model"), true),
+        Task::HiddenStates => (weights.clone(), false),
+        task => return Err(unknown_head("olmo2", task)),
+    };
+    let embed_tokens = Embedding::load(&inner.pp("embed_tokens"), config.vocab_size, config.hidden_size)?;
+    let lm_head =
+        has_head.then(|| Linear::lm_head(weights, &embed_tokens, config.tie_word_embeddings)).transpose()?;
+    let layers = inner.pp("layers");
+    Ok(Box::new(Olmo2 {
+        path: inner.path().to_owned(),
+        embed_tokens,
+        layers: (0..config.num_hidden_layers)
+            .map(|layer| Block::load(&config, &layers.pp(layer), layer))
+            .collect::<Result<_>>()?,
+        norm: RmsNorm::load_rounded_once(&inner.pp("norm"), config.hidden_size, config.rms_norm_eps)?,
+        rotary_emb: RotaryEmbedding::new(config.rope, config.head_dim).rotating(Rotation::Wide),
+        lm_head,
+    }))
+}
+
+impl Model for Olmo2 {
+    fn forward(&self, pass: &mut Pass) -> Result<Xs> {
+        let ids = Xs::from(pass.input_ids().clone());
+        let xs = pass.module(&self.path, ids, |pass, ids| {
+            let mut xs = self.embed_tokens.forward(pass, &ids)?;
+            let rope = self.rotary_emb.forward(pass)?;
+            let mask = Mask::causal(pass, None)?;
+            for layer in &self.layers {
+                xs = layer.forward(pass, xs, &rope, &mask)?;
+            }
+            self.norm.forward(pass, &xs)
+        })?;
+        match &self.lm_head {
+            Some(lm_head) => lm_head.forward(pass, &xs),
+            None => Ok(xs),
+        }
+    }
+}

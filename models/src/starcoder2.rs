@@ -1,0 +1,212 @@
+//! `StarCoder2`: llama with layer norms, biases, an MLP without gate and a sliding window
+//! (transformers 5.23.0, `models/starcoder2/modeling_starcoder2.py` and `configuration_starcoder2.py`).
+
+use crate::config::ConfigReader;
+use crate::error::Result;
+use crate::layers::{
+    Activation, Attention, Embedding, Joined, LayerNorm, Linear, Mask, Rope, RopeParameters, RotaryEmbedding,
+    add,
+};
+use crate::load::{Model, Task};
+use crate::pass::{Pass, Xs};
+use crate::registry::unknown_head;
+use crate::weights::Weights;
+
+struct Config {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    head_dim: usize,
+    hidden_act: Activation,
+    norm_epsilon: f64,
+    rope: RopeParameters,
+    /// Every layer's, where there is one.
+    sliding_window: Option<usize>,
+    /// Of every linear layer but the head.
+    use_bias: bool,
+    tie_word_embeddings: bool,
+}
+
+impl Config {
+    fn read(config: &ConfigReader) -> Result<Self> {
+        // Keys of the first configs, which no release reads; they name what there is.
+        config.refuse_unless("norm_type", &"layer_norm".into())?;
+        config.refuse_unless("mlp_type", &"default".into())?;
+        let hidden_size = config.usize_or("hidden_size", 3072)?;
+        let num_attention_heads = config.usize_or("num_attention_heads", 24)?;
+        let max_position_embeddings = config.usize_or("max_position_embeddings", 4096)?;
+        Ok(Self {
+            vocab_size: config.usize_or("vocab_size", 49152)?,
+            hidden_size,
+            intermediate_size: config.usize_or("intermediate_size", 12288)?,
+            num_hidden_layers: config.usize_or("num_hidden_layers", 30)?,
+            num_attention_heads,
+            num_key_value_heads: config.usize_or("num_key_value_heads", 2)?,
+            head_dim: config.usize_or("head_dim", hidden_size / num_attention_heads)?,
+            hidden_act: Activation::read(config, "hidden_act", "gelu_pytorch_tanh")?,
+            norm_epsilon: config.f64_or("norm_epsilon", 1e-5)?,
+            rope: RopeParameters::read(config, 10_000.0, max_position_embeddings)?,
+            sliding_window: config.optional_usize("sliding_window")?,
+            use_bias: config.bool_or("use_bias", true)?,
+            tie_word_embeddings: config.bool_or("tie_word_embeddings", true)?,
+        })
+    }
+}
+
+struct SelfAttention {
+    path: String,
+    qkv: Joined<3>,
+    attention: Attention,
+    o_proj: Linear,
+}
+
+impl SelfAttention {
+    fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
+        let q_size = config.num_attention_heads * config.head_dim;
+        let kv_size = config.num_key_value_heads * config.head_dim;
+        Ok(Self {
+            path: weights.path().to_owned(),
+            qkv: Joined::load(
+                weights,
+                config.hidden_size,
+                [("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size)],
+                config.use_bias,
+            )?,
+            attention: Attention {
+                layer,
+                num_heads: config.num_attention_heads,
+                num_kv_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+                scale: (config.head_dim as f64).powf(-0.5),
+                soft_cap: None,
+            },
+            o_proj: Linear::load(&weights.pp("o_proj"), q_size, config.hidden_size, config.use_bias)?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: &Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let qkv = self.qkv.forward(pass, &xs)?;
+            let mixed = self.attention.forward(pass, qkv, Some(rope), mask)?;
+            self.o_proj.forward(pass, &mixed)
+        })
+    }
+}
+
+struct Mlp {
+    path: String,
+    c_fc: Linear,
+    act: Activation,
+    act_path: String,
+    c_proj: Linear,
+}
+
+impl Mlp {
+    fn load(config: &Config, weights: &Weights) -> Result<Self> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        Ok(Self {
+            path: weights.path().to_owned(),
+            c_fc: Linear::load(&weights.pp("c_fc"), hidden, inner, config.use_bias)?,
+            act: config.hidden_act,
+            act_path: weights.pp("act").path().to_owned(),
+            c_proj: Linear::load(&weights.pp("c_proj"), inner, hidden, config.use_bias)?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let h = self.c_fc.forward(pass, &xs)?;
+            let h = self.act.forward(pass, &self.act_path, &h)?;
+            self.c_proj.forward(pass, &h)
+        })
+    }
+}
+
+struct Block {
+    path: String,
+    input_layernorm: LayerNorm,
+    self_attn: SelfAttention,
+    post_attention_layernorm: LayerNorm,
+    mlp: Mlp,
+}
+
+impl Block {
+    fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
+        let norm =
+            |name: &str| LayerNorm::load(&weights.pp(name), config.hidden_size, config.norm_epsilon, true);
+        Ok(Self {
+            path: weights.path().to_owned(),
+            input_layernorm: norm("input_layernorm")?,
+            self_attn: SelfAttention::load(config, &weights.pp("self_attn"), layer)?,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mlp: Mlp::load(config, &weights.pp("mlp"))?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
+        pass.module(&self.path, xs, |pass, xs| {
+            let h = self.input_layernorm.forward(pass, &xs)?;
+            let h = self.self_attn.forward(pass, &h, rope, mask)?;
+            let xs = add(xs, h)?;
+            let h = self.post_attention_layernorm.forward(pass, &xs)?;
+            let h = self.mlp.forward(pass, &h)?;
+            add(xs, h)
+        })
+    }
+}
+
+struct Starcoder2 {
+    sliding_window: Option<usize>,
+    path: String,
+    embed_tokens: Embedding,
+    layers: Vec<Block>,
+    norm: LayerNorm,
+    rotary_emb: RotaryEmbedding,
+    lm_head: Option<Linear>,
+}
+
+pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
+    let config = Config::read(config)?;
+    let (inner, has_head) = match task.unwrap_or(Task::CausalLm) {
+        Task::CausalLm => (weights.pp("model"), true),
+        Task::HiddenStates => (weights.clone(), false),
+        task => return Err(unknown_head("starcoder2", task)),
+    };
+    let embed_tokens = Embedding::load(&inner.pp("embed_tokens"), config.vocab_size, config.hidden_size)?;
+    let lm_head =
+        has_head.then(|| Linear::lm_head(weights, &embed_tokens, config.tie_word_embeddings)).transpose()?;
+    let layers = inner.pp("layers");
+    Ok(Box::new(Starcoder2 {
+        sliding_window: config.sliding_window,
+        path: inner.path().to_owned(),
+        embed_tokens,
+        layers: (0..config.num_hidden_layers)
+            .map(|layer| Block::load(&config, &layers.pp(layer), layer))
+            .collect::<Result<_>>()?,
+        norm: LayerNorm::load(&inner.pp("norm"), config.hidden_size, config.norm_epsilon, true)?,
+        rotary_emb: RotaryEmbedding::new(config.rope, config.head_dim),
+        lm_head,
+    }))
+}
+
+impl Model for Starcoder2 {
+    fn forward(&self, pass: &mut Pass) -> Result<Xs> {
+        let ids = Xs::from(pass.input_ids().clone());
+        let xs = pass.module(&self.path, ids, |pass, ids| {
+            let mut xs = self.embed_tokens.forward(pass, &ids)?;
+            let rope = self.rotary_emb.forward(pass)?;
+            let mask = Mask::causal(pass, self.sliding_window)?;
+            for layer in &self.layers {
+                xs = layer.forward(pass, xs, &rope, &mask)?;
+            }
+            self.norm.forward(pass, &xs)
+        })?;
+        match &self.lm_head {
+            Some(lm_head) => lm_head.forward(pass, &xs),
+            None => Ok(xs),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! What holds for every decoder on every synthetic checkpoint, whatever its numbers are: a cache, padding, the other
+//! rows of a batch and a probe change nothing, and no config key and no tensor goes unread.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+use models::synthetic::{catalogue, write};
+use models::{Cache, Form, Inputs, Loaded, Options, Probe, load, model_types};
+
+/// Rows of this many tokens, padded on the left: longer than the windows (8), shorter than the contexts (32) past which
+/// frequencies follow the length of each pass, so that chunks may be compared with one pass.
+const LENGTHS: [usize; 3] = [24, 17, 9];
+const SEQ: usize = 24;
+/// Every synthetic checkpoint has more.
+const VOCAB: u32 = 280;
+
+/// f64 sums in another order differ by some 1e-16 an operation; a pass has a few hundred in a row.
+const SAME: f64 = 1e-12;
+
+/// Calls `law` with every small synthetic decoder that has an architecture here.
+fn each_decoder(dtype: DType, law: impl Fn(&str, Loaded)) {
+    let mut count = 0;
+    for entry in catalogue().iter().filter(|entry| !entry.bench) {
+        let folder = tempfile::tempdir().unwrap();
+        let config = models::synthetic::config(entry.model_type, entry.variant).unwrap();
+        let architecture = config["architectures"][0].as_str().unwrap();
+        let decoder = architecture.ends_with("ForCausalLM") || architecture.ends_with("LMHeadModel");
+        if !decoder || !model_types().any(|known| known == entry.model_type) {
+            continue;
+        }
+        write(entry.model_type, entry.variant, 0, folder.path()).unwrap();
+        let name = format!("{}:{}", entry.model_type, entry.variant);
+        let options = Options { dtype, device: Device::Cpu, form: Form::Eager };
+        law(&name, load(folder.path(), &options).unwrap_or_else(|error| panic!("{name}: {error}")));
+        count += 1;
+    }
+    assert!(count > 0);
+}
+
+/// The columns of all rows, padded on the left; what they may attend to starts at column 0.
+fn batch(columns: Range<usize>) -> Inputs {
+    let (mut ids, mut mask, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+    for (row, length) in LENGTHS.into_iter().enumerate() {
+        let padding = SEQ - length;
+        mask.extend((0..columns.end).map(|column| i64::from(column >= padding)));
+        positions.extend(columns.clone().map(|column| column.saturating_sub(padding) as i64));
+        ids.extend(columns.clone().map(|column| token(row, column)));
+    }
+    let shape = (LENGTHS.len(), columns.len());
+    Inputs {
+        input_ids: Tensor::from_vec(ids, shape, &Device::Cpu).unwrap(),
+        attention_mask: Some(Tensor::from_vec(mask, (LENGTHS.len(), columns.end), &Device::Cpu).unwrap()),
+        position_ids: Some(Tensor::from_vec(positions, shape, &Device::Cpu).unwrap()),
+    }
+}
+
+/// Any token, also under padding, where its value must not matter.
+fn token(row: usize, column: usize) -> u32 {
+    ((row as u32 + 3) * 7919 + column as u32 * 104_729) % VOCAB
+}
+
+/// The real tokens of one row, by themselves.
+fn alone(row: usize) -> Tensor {
+    let ids: Vec<u32> = (SEQ - LENGTHS[row]..SEQ).map(|column| token(row, column)).collect();
+    Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap()
+}
+
+fn norm(xs: &Tensor) -> f64 {
+    xs.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
+}
+
+/// Over the real positions of every row.
+fn assert_same(name: &str, result: &Tensor, reference: &Tensor) {
+    for (row, length) in LENGTHS.into_iter().enumerate() {
+        let real = |xs: &Tensor| xs.i((row, SEQ - length..)).unwrap();
+        assert_row_same(name, &real(result), &real(reference));
+    }
+}
+
+fn assert_row_same(name: &str, result: &Tensor, reference: &Tensor) {
+    let relative = norm(&(result - reference).unwrap()) / norm(reference);
+    assert!(relative <= SAME, "{name}: relative L2 {relative:e}");
+}
+
+#[test]
+fn prefill_in_chunks_and_token_by_token_equal_one_pass() {
+    each_decoder(DType::F64, |name, mut loaded| {
+        let whole = loaded.forward(&batch(0..SEQ)).unwrap();
+        for chunk in [1, 5] {
+            let mut cache = Cache::new();
+            let mut parts = Vec::new();
+            for start in (0..SEQ).step_by(chunk) {
+                let inputs = batch(start..(start + chunk).min(SEQ));
+                parts.push(loaded.forward_with(&inputs, Some(&mut cache), None).unwrap());
+            }
+            assert_eq!(cache.len(), SEQ);
+            assert_same(&format!("{name} by {chunk}"), &Tensor::cat(&parts, 1).unwrap(), &whole);
+        }
+    });
+}
+
+#[test]
+fn a_row_gives_the_same_alone_and_in_a_batch_padded_on_either_side() {
+    each_decoder(DType::F64, |name, mut loaded| {
+        let whole = loaded.forward(&batch(0..SEQ)).unwrap();
+        for (row, length) in LENGTHS.into_iter().enumerate() {
+            let expected = whole.i((row, SEQ - length..)).unwrap();
+            let ids = alone(row);
+            let unpadded = loaded.forward(&Inputs::new(ids.clone())).unwrap().i(0).unwrap();
+            assert_row_same(&format!("{name} row {row} alone"), &unpadded, &expected);
+            let padding = SEQ - length;
+            let right = Inputs {
+                attention_mask: Some(ids.ones_like().unwrap().pad_with_zeros(1, 0, padding).unwrap()),
+                input_ids: ids.pad_with_zeros(1, 0, padding).unwrap(),
+                position_ids: None,
+            };
+            let right = loaded.forward(&right).unwrap().i((0, ..length)).unwrap();
+            assert_row_same(&format!("{name} row {row} padded on the right"), &right, &expected);
+        }
+    });
+}
+
+#[test]
+fn no_key_or_tensor_is_left_unread() {
+    each_decoder(DType::F32, |name, loaded| {
+        assert_eq!(loaded.unread_tensors, [""; 0], "{name}");
+        // The checkpoints say their rope in the old and in the new form, and transformers too reads one of them only.
+        let twice_said = ["rope_parameters", "rope_parameters.full_attention"];
+        let unread = loaded.unread_keys.iter().filter(|key| !twice_said.contains(&key.as_str()));
+        assert_eq!(unread.collect::<Vec<_>>(), [""; 0], "{name}");
+    });
+}
+
+#[derive(Default)]
+struct Trace {
+    open: Vec<String>,
+    closed: usize,
+}
+
+impl Probe for Trace {
+    fn enter(&mut self, path: &str, _input: &Tensor) {
+        self.open.push(path.to_owned());
+    }
+
+    fn leave(&mut self, path: &str, _output: &Tensor) {
+        assert_eq!(self.open.pop().as_deref(), Some(path));
+        self.closed += 1;
+    }
+}
+
+#[test]
+fn a_probe_changes_nothing() {
+    each_decoder(DType::F64, |name, mut loaded| {
+        let mut trace = Trace::default();
+        let plain = loaded.forward(&batch(0..SEQ)).unwrap();
+        let probed = loaded.forward_with(&batch(0..SEQ), None, Some(&mut trace)).unwrap();
+        assert_eq!(plain.to_vec3::<f64>().unwrap(), probed.to_vec3::<f64>().unwrap(), "{name}");
+        assert!(trace.open.is_empty() && trace.closed > 0, "{name}");
+    });
+}
