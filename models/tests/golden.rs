@@ -283,7 +283,7 @@ fn a_probe_sees_every_module_and_changes_nothing() {
             assert!(is_part || seen(path), "{}: no {path}", case.name);
         }
         assert!(!case.is_decoder() || seen("lm_head"), "{}: no head", case.name);
-        let activations = ["act", "act_fn", "activation", "intermediate_act_fn"];
+        let activations = ["act", "act_fn", "activation", "activation_fn", "intermediate_act_fn"];
         let is_activation =
             |path: &String| path.rsplit('.').next().is_some_and(|name| activations.contains(&name));
         let has_experts = case.modules.iter().any(|path| path.contains(".experts."));
