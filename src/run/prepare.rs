@@ -126,7 +126,11 @@ fn environments(order: &Order) -> Result<Vec<EnvironmentResult>> {
     }
     let names: Vec<String> = plans.iter().map(|plan| plan.versions.join(", ")).collect();
     let task = order.progress.task("environments", specifications.len() as u64);
-    let show = |index: usize, line: &str| task.line(&format!("{}: {line}", names[index]));
+    // uv lists every package; that is for the log.
+    let show = |index: usize, line: &str| match line.trim_start().starts_with(['+', '-', '~']) {
+        true => order.progress.log(&format!("{}: {line}", names[index])),
+        false => task.line(&format!("{}: {line}", names[index])),
+    };
     let made = reference::prepare_all(&specifications, order.cache, &show);
     Ok(made.into_iter().map(|environment| environment.map_err(|error| describe(&error))).collect())
 }

@@ -10,21 +10,21 @@ use std::time::{Duration, Instant};
 use tfcheck::results::{Cell, FailureKind, Manifest, Outcome, RunFolder};
 
 /// A folder to run in, with its own results.
-pub struct Sandbox {
+pub(crate) struct Sandbox {
     folder: tempfile::TempDir,
 }
 
 impl Sandbox {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap() }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
     /// Writes a file of the sandbox and gives its path.
-    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();
@@ -32,7 +32,7 @@ impl Sandbox {
     }
 
     /// A config whose only variants are scripted workers: `(name, fault)`.
-    pub fn workers(&self, workers: &[(&str, &str)], run: &str) -> PathBuf {
+    pub(crate) fn workers(&self, workers: &[(&str, &str)], run: &str) -> PathBuf {
         let mut text = String::from(
             "versions = []\n[[checkpoints]]\nsource = \"synthetic:llama:tiny\"\n\
              [inputs]\nlengths = [12]\n[candle]\nmodes = []\n",
@@ -48,7 +48,7 @@ impl Sandbox {
         self.write("tfcheck.toml", &text)
     }
 
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tfcheck"));
         command
             .args(arguments)
@@ -59,24 +59,24 @@ impl Sandbox {
         command
     }
 
-    pub fn tfcheck(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn tfcheck(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
     /// `tfcheck run CONFIG` with this sandbox's results.
-    pub fn run(&self, config: &Path, more: &[&str]) -> Output {
+    pub(crate) fn run(&self, config: &Path, more: &[&str]) -> Output {
         let results = self.results();
         let mut arguments = vec!["run", config.to_str().unwrap(), "--results", results.to_str().unwrap()];
         arguments.extend(more);
         self.tfcheck(&arguments)
     }
 
-    pub fn results(&self) -> PathBuf {
+    pub(crate) fn results(&self) -> PathBuf {
         self.path().join("results")
     }
 
     /// The only run of this sandbox.
-    pub fn only_run(&self) -> Run {
+    pub(crate) fn only_run(&self) -> Run {
         let runs: Vec<_> =
             std::fs::read_dir(self.results()).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert_eq!(runs.len(), 1, "one run expected: {runs:?}");
@@ -85,38 +85,38 @@ impl Sandbox {
 }
 
 /// A run folder as the tests read it.
-pub struct Run {
-    pub folder: RunFolder,
-    pub manifest: Manifest,
+pub(crate) struct Run {
+    pub(crate) folder: RunFolder,
+    pub(crate) manifest: Manifest,
 }
 
 impl Run {
-    pub fn open(path: &Path) -> Self {
+    pub(crate) fn open(path: &Path) -> Self {
         let folder = RunFolder::open(path).unwrap();
         let manifest = folder.manifest().unwrap();
         Self { folder, manifest }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    pub fn cells(&self) -> Vec<Cell> {
+    pub(crate) fn cells(&self) -> Vec<Cell> {
         let cells = |case| self.folder.cells(&self.manifest, case).unwrap();
         self.manifest.cases.iter().flat_map(cells).collect()
     }
 
-    pub fn text(&self, file: &str) -> String {
+    pub(crate) fn text(&self, file: &str) -> String {
         std::fs::read_to_string(self.path().join(file)).unwrap()
     }
 
-    pub fn json(&self, file: &str) -> serde_json::Value {
+    pub(crate) fn json(&self, file: &str) -> serde_json::Value {
         serde_json::from_str(&self.text(file)).unwrap()
     }
 }
 
 /// One word for how a cell ended.
-pub fn word(outcome: &Outcome) -> String {
+pub(crate) fn word(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Completed(completed) if completed.unfinished.is_some() => "unfinished".into(),
         Outcome::Completed(_) => "completed".into(),
@@ -137,20 +137,20 @@ fn kind(kind: FailureKind) -> &'static str {
     }
 }
 
-pub fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-pub fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Waits until `done` holds.
-pub fn wait_for<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(value) = done() {
@@ -162,13 +162,13 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Option
 }
 
 /// Whether a process exists and is not a zombie.
-pub fn is_alive(pid: u32) -> bool {
+pub(crate) fn is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
 }
 
 /// Every live process that has `text` in its command line.
-pub fn processes_with(text: &str) -> Vec<u32> {
+pub(crate) fn processes_with(text: &str) -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
