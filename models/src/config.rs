@@ -24,10 +24,13 @@ const NEUTRAL: &[&str] = &[
     "bos_token_id",
     "cache_implementation",
     "chunk_size_feed_forward",
+    "cls_token_id",
     "cross_attention_hidden_size",
     "decoder_start_token_id",
+    "deterministic_flash_attn",
     "diversity_penalty",
     "do_sample",
+    "dropout",
     "dtype",
     "early_stopping",
     "embd_pdrop",
@@ -39,7 +42,9 @@ const NEUTRAL: &[&str] = &[
     "forced_eos_token_id",
     "gradient_checkpointing",
     "id2label",
+    "initializer_cutoff_factor",
     "initializer_range",
+    "is_decoder",
     "is_encoder_decoder",
     "label2id",
     "length_penalty",
@@ -48,9 +53,11 @@ const NEUTRAL: &[&str] = &[
     "max_position_embeddings",
     "min_length",
     "model_type",
+    "n_ctx",
     "no_repeat_ngram_size",
     "num_beam_groups",
     "num_beams",
+    "num_labels",
     "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
@@ -60,6 +67,7 @@ const NEUTRAL: &[&str] = &[
     "prefix",
     "pretraining_tp",
     "problem_type",
+    "reference_compile",
     "remove_invalid_values",
     "repetition_penalty",
     "resid_pdrop",
@@ -68,6 +76,13 @@ const NEUTRAL: &[&str] = &[
     "router_aux_loss_coef",
     "router_jitter_noise",
     "sep_token_id",
+    "sinusoidal_pos_embds",
+    "sparse_pred_ignore_index",
+    "sparse_prediction",
+    "summary_activation",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
     "suppress_tokens",
     "task_specific_params",
     "temperature",
@@ -261,6 +276,22 @@ impl ConfigReader {
         }))
     }
 
+    /// How many labels a classifier has: those of `id2label`, else `num_labels`, else 2
+    /// (transformers 5.23.0, `PreTrainedConfig.__post_init__`).
+    ///
+    /// # Errors
+    /// If a value is of another type or the two keys disagree.
+    pub fn num_labels(&self) -> Result<usize> {
+        let named = self.typed("id2label", |value| value.as_object().map(Map::len))?;
+        let counted = self.optional_usize("num_labels")?;
+        match (named, counted) {
+            (Some(named), Some(counted)) if named != counted => {
+                Err(self.unknown("num_labels", &Value::from(counted)))
+            }
+            (named, counted) => Ok(named.or(counted).unwrap_or(2)),
+        }
+    }
+
     /// Refuses a key whose value would change the computation in a way that the architecture does not have.
     ///
     /// # Errors
@@ -284,12 +315,14 @@ impl ConfigReader {
 fn collect_unread(map: &Map<String, Value>, prefix: &str, read: &BTreeSet<String>, unread: &mut Vec<String>) {
     for (key, value) in map {
         let path = format!("{prefix}{key}");
-        let neutral = prefix.is_empty() && (NEUTRAL.contains(&key.as_str()) || key.ends_with("_dropout"));
+        let dropout = ["_dropout", "_dropout_prob", "_pdrop"].iter().any(|ending| key.ends_with(ending));
+        let neutral = prefix.is_empty() && (dropout || NEUTRAL.contains(&key.as_str()));
         match value {
+            _ if value.is_null() || neutral => {}
             Value::Object(nested) if read.contains(&path) => {
                 collect_unread(nested, &format!("{path}."), read, unread);
             }
-            _ if value.is_null() || neutral || read.contains(&path) => {}
+            _ if read.contains(&path) => {}
             _ => unread.push(path),
         }
     }
@@ -313,6 +346,17 @@ mod tests {
         let scaling = config.optional_object("rope_scaling").unwrap().unwrap();
         assert!((scaling.f64("factor").unwrap() - 2.0).abs() < f64::EPSILON);
         assert_eq!(config.unread_keys(), ["odd", "rope_scaling.odder"]);
+    }
+
+    #[test]
+    fn labels_are_counted_by_their_names_and_a_count_that_disagrees_is_an_error() {
+        let named = r#""id2label": {"0": "a", "1": "b", "2": "c"}"#;
+        assert_eq!(reader("{}").num_labels().unwrap(), 2);
+        assert_eq!(reader(r#"{"num_labels": 5}"#).num_labels().unwrap(), 5);
+        let config = reader(&format!("{{{named}}}"));
+        assert_eq!(config.num_labels().unwrap(), 3);
+        assert_eq!(config.unread_keys(), [""; 0]);
+        assert!(reader(&format!(r#"{{{named}, "num_labels": 5}}"#)).num_labels().is_err());
     }
 
     #[test]

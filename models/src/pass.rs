@@ -109,6 +109,7 @@ pub struct Pass<'a> {
     past: usize,
     padding: Option<Vec<bool>>,
     positions: Vec<i64>,
+    has_position_ids: bool,
     dtype: DType,
     workspace: Option<Arc<Workspace>>,
     cache: Option<&'a mut Cache>,
@@ -156,6 +157,7 @@ impl<'a> Pass<'a> {
             past,
             padding,
             positions,
+            has_position_ids: inputs.position_ids.is_some(),
             dtype,
             workspace,
             cache,
@@ -191,6 +193,16 @@ impl<'a> Pass<'a> {
     /// Positions of the new tokens, `[batch, seq]`.
     pub fn positions(&self) -> &[i64] {
         &self.positions
+    }
+
+    /// Whether [`Pass::positions`] are the caller's rather than the default.
+    pub fn has_position_ids(&self) -> bool {
+        self.has_position_ids
+    }
+
+    /// Whether the pass goes on from a cache, be it empty.
+    pub fn has_cache(&self) -> bool {
+        self.cache.is_some()
     }
 
     /// dtype of weights and activations.

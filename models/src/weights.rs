@@ -23,7 +23,10 @@ struct Files {
 #[derive(Clone)]
 pub struct Weights {
     files: Arc<Files>,
+    /// Where the module stands in the model.
     path: String,
+    /// What the files call it.
+    saved: String,
 }
 
 impl Weights {
@@ -48,14 +51,40 @@ impl Weights {
                 workspace: (options.form == Form::Fused).then(|| Arc::new(Workspace::new())),
             }),
             path: String::new(),
+            saved: String::new(),
         })
     }
 
     /// The weights one module further down: `weights.pp("self_attn").pp("q_proj")`.
     #[must_use]
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
-        let path = if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
-        Self { files: Arc::clone(&self.files), path }
+        let name = name.to_string();
+        self.pp_as(&name, &name)
+    }
+
+    /// The weights of the module `name`, which older checkpoints call `old`.
+    #[must_use]
+    pub fn pp_or(&self, name: &str, old: &str) -> Self {
+        self.pp_as(name, if self.has_module(old) { old } else { name })
+    }
+
+    /// The weights of a model's body: the module `name` under a head, and without one the model itself. The
+    /// checkpoint may have been saved with the head or without; like transformers, either is taken
+    /// (5.23.0, `PreTrainedModel.base_model_prefix`).
+    #[must_use]
+    pub fn body(&self, name: &str, has_head: bool) -> Self {
+        self.pp_as(if has_head { name } else { "" }, if self.has_module(name) { name } else { "" })
+    }
+
+    /// The weights of the module `name`, whose tensors the files keep under `saved`.
+    #[must_use]
+    pub fn pp_as(&self, name: &str, saved: &str) -> Self {
+        Self { files: Arc::clone(&self.files), path: join(&self.path, name), saved: join(&self.saved, saved) }
+    }
+
+    fn has_module(&self, name: &str) -> bool {
+        let prefix = format!("{}.", join(&self.saved, name));
+        self.files.names.range(prefix.clone()..).next().is_some_and(|first| first.starts_with(&prefix))
     }
 
     /// The module path, `model.layers.3.self_attn`.
@@ -78,8 +107,18 @@ impl Weights {
         &self.files.options.device
     }
 
+    /// What the files call a tensor; old ones name a norm's parameters as `TensorFlow` does (transformers 5.23.0,
+    /// `conversion_mapping.py`, "legacy").
     fn name(&self, name: &str) -> String {
-        self.pp(name).path
+        let name = join(&self.saved, name);
+        let legacy = match name.strip_suffix("LayerNorm.weight") {
+            Some(module) => Some(format!("{module}LayerNorm.gamma")),
+            None => name.strip_suffix("LayerNorm.bias").map(|module| format!("{module}LayerNorm.beta")),
+        };
+        match legacy {
+            Some(legacy) if self.files.names.contains(&legacy) => legacy,
+            _ => name,
+        }
     }
 
     /// Whether the checkpoint has this tensor.
@@ -114,6 +153,14 @@ impl Weights {
     pub fn unread(&self) -> Vec<String> {
         let read = self.files.read.lock().unwrap_or_else(PoisonError::into_inner);
         self.files.names.difference(&read).cloned().collect()
+    }
+}
+
+fn join(path: &str, name: &str) -> String {
+    match (path, name) {
+        ("", name) => name.to_owned(),
+        (path, "") => path.to_owned(),
+        (path, name) => format!("{path}.{name}"),
     }
 }
 

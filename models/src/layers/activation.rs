@@ -58,6 +58,14 @@ impl Activation {
         pass.module(path, xs.clone(), |_, xs| Ok(self.apply(xs.tensor())?.into()))
     }
 
+    /// Applies it where transformers calls a function and there is no module.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn inline(self, xs: &Xs) -> Result<Xs> {
+        Ok(self.apply(xs.tensor())?.into())
+    }
+
     /// The kernel of the fused form; in F32 the cut-off constant of `gelu_fast` makes no difference.
     pub(super) fn kernel(self) -> kernels::Activation {
         match self {

@@ -145,7 +145,7 @@ impl Attention {
 }
 
 /// `[batch, seq, heads * head_dim]` to `[batch, heads, seq, head_dim]`, contiguous.
-fn split_heads(xs: &Tensor, heads: usize) -> Result<Tensor> {
+pub(super) fn split_heads(xs: &Tensor, heads: usize) -> Result<Tensor> {
     let (batch, seq, features) = xs.dims3()?;
     Ok(xs.reshape((batch, seq, heads, features / heads))?.transpose(1, 2)?.contiguous()?)
 }

@@ -37,6 +37,15 @@ impl Linear {
         Self::new(weights, weight, bias, false)
     }
 
+    /// Loads `weight` the other way round, `[in, out]`, and `bias`, `[out]` (transformers' `Conv1D`).
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn load_transposed(weights: &Weights, input: usize, output: usize) -> Result<Self> {
+        let weight = weights.get("weight", (input, output))?.t()?.contiguous()?;
+        Self::new(weights, weight, Some(weights.get("bias", output)?), false)
+    }
+
     fn new(weights: &Weights, weight: Tensor, bias: Option<Tensor>, is_last: bool) -> Result<Self> {
         let form = match weights.workspace() {
             None => LinearForm::Eager(weight, bias),
@@ -202,7 +211,7 @@ impl<T: Float> Packed for PackedWeight<T> {
     }
 }
 
-fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(super) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (output, input) = weight.dims2()?;
     let mut dims = xs.dims().to_vec();
     let rows = xs.elem_count() / xs.dim(D::Minus1)?;

@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::Band;
 use crate::pass::Pass;
 
@@ -32,44 +32,56 @@ impl Mask {
     /// (transformers 5.23.0, `sliding_window_bidirectional_overlay`).
     ///
     /// # Errors
-    /// If the tensor cannot be made.
+    /// If the pass has a cache: what came before would have to see what comes now. If the tensor cannot be made.
     pub fn bidirectional(pass: &Pass, window: Option<usize>) -> Result<Self> {
+        if pass.has_cache() {
+            return Err(Error::Inputs(
+                "an encoder takes its whole input at once, without a cache".to_owned(),
+            ));
+        }
         Self::build(pass, Band { before: window, after: window }, window.is_none())
     }
 
     fn build(pass: &Pass, band: Band, admits_all: bool) -> Result<Self> {
-        let padding = pass.padding();
-        if pass.workspace().is_some()
-            || admits_all && padding.is_none_or(|real| real.iter().all(|real| *real))
-        {
-            return Ok(Self { bias: None, band });
-        }
-        let admits = |query: usize, key: usize| {
-            band.before.is_none_or(|before| key + before >= query)
-                && band.after.is_none_or(|after| key <= query + after)
-        };
-        let (seq, keys) = (pass.seq(), pass.past() + pass.seq());
-        let rows = if padding.is_some() { pass.batch() } else { 1 };
-        let mut admitted = Vec::with_capacity(rows * seq * keys);
-        for row in 0..rows {
-            let real = padding.map(|real| &real[row * keys..][..keys]);
-            for query in 0..seq {
-                admitted.extend(
-                    (0..keys)
-                        .map(|key| admits(pass.past() + query, key) && real.is_none_or(|real| real[key])),
-                );
-            }
-        }
-        let shape = (rows, 1, seq, keys);
-        let device = pass.device();
-        let bias = match pass.dtype() {
-            DType::F64 => Tensor::from_vec(lowest(&admitted, 0.0, f64::MIN), shape, device)?,
-            DType::BF16 => Tensor::from_vec(lowest(&admitted, bf16::ZERO, bf16::MIN), shape, device)?,
-            DType::F16 => Tensor::from_vec(lowest(&admitted, f16::ZERO, f16::MIN), shape, device)?,
-            _ => Tensor::from_vec(lowest(&admitted, 0.0, f32::MIN), shape, device)?,
-        };
-        Ok(Self { bias: Some(bias), band })
+        let bias = if pass.workspace().is_some() { None } else { bias(pass, band, admits_all)? };
+        Ok(Self { bias, band })
     }
+
+    /// [`Mask::causal`]'s bias in either form, for a layer that adds to it.
+    pub(super) fn causal_bias(pass: &Pass) -> Result<Option<Tensor>> {
+        bias(pass, Band::CAUSAL, pass.seq() == 1)
+    }
+}
+
+fn bias(pass: &Pass, band: Band, admits_all: bool) -> Result<Option<Tensor>> {
+    let padding = pass.padding();
+    if admits_all && padding.is_none_or(|real| real.iter().all(|real| *real)) {
+        return Ok(None);
+    }
+    let admits = |query: usize, key: usize| {
+        band.before.is_none_or(|before| key + before >= query)
+            && band.after.is_none_or(|after| key <= query + after)
+    };
+    let (seq, keys) = (pass.seq(), pass.past() + pass.seq());
+    let rows = if padding.is_some() { pass.batch() } else { 1 };
+    let mut admitted = Vec::with_capacity(rows * seq * keys);
+    for row in 0..rows {
+        let real = padding.map(|real| &real[row * keys..][..keys]);
+        for query in 0..seq {
+            admitted.extend(
+                (0..keys).map(|key| admits(pass.past() + query, key) && real.is_none_or(|real| real[key])),
+            );
+        }
+    }
+    let shape = (rows, 1, seq, keys);
+    let device = pass.device();
+    let bias = match pass.dtype() {
+        DType::F64 => Tensor::from_vec(lowest(&admitted, 0.0, f64::MIN), shape, device)?,
+        DType::BF16 => Tensor::from_vec(lowest(&admitted, bf16::ZERO, bf16::MIN), shape, device)?,
+        DType::F16 => Tensor::from_vec(lowest(&admitted, f16::ZERO, f16::MIN), shape, device)?,
+        _ => Tensor::from_vec(lowest(&admitted, 0.0, f32::MIN), shape, device)?,
+    };
+    Ok(Some(bias))
 }
 
 fn lowest<T: Copy>(admitted: &[bool], zero: T, min: T) -> Vec<T> {

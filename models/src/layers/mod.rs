@@ -30,34 +30,44 @@
 //! rounding an operation.
 
 mod activation;
+mod alibi;
 mod attention;
 mod elementwise;
 mod embedding;
 mod experts;
+mod groups;
+mod ids;
 mod layer_norm;
 mod linear;
 mod mask;
 mod mlp;
 mod norm;
+mod pooling;
 mod rope;
 mod rope_parameters;
 mod split;
+mod unfused_linear;
 mod window;
 
 pub use activation::Activation;
+pub use alibi::Alibi;
 pub use attention::Attention;
 pub use elementwise::{add, divide, multiply, rounded, scale, soft_cap};
 pub use embedding::Embedding;
 pub use experts::{ExpertsConfig, RouterScores, SparseMoe};
+pub use groups::split_groups;
+pub use ids::{position_ids, position_ids_after, token_type_ids};
 pub use layer_norm::LayerNorm;
 pub use linear::{Joined, Linear};
 pub use mask::Mask;
 pub use mlp::GatedMlp;
 pub use norm::RmsNorm;
+pub use pooling::{first_position, mean_of_real_tokens, one_per_row};
 pub use rope::{Rope, RotaryEmbedding, Rotation};
 pub use rope_parameters::{RopeParameters, RopeScaling};
 pub(crate) use rope_parameters::{described, read_longrope};
 pub use split::split;
+pub use unfused_linear::UnfusedLinear;
 pub use window::{LayerType, PerLayerType};
 
 use candle_core::DType;

@@ -11,6 +11,7 @@ float32 whatever the model's dtype. Such an oracle would differ between any two 
 it is NaN: float64's lowest value, added to the scores of a row that sees no key, is -inf in the float32 softmax.
 """
 
+import inspect
 import json
 import pathlib
 import sys
@@ -24,9 +25,42 @@ from torch.overrides import TorchFunctionMode
 SIZES = dict(vocab_size=41, hidden_size=24, intermediate_size=36, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-3)
 YARN = dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=16)
 LLAMA3 = dict(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+# Keys of `SIZES` that an architecture lacks.
+NO_LLAMA = dict(num_key_value_heads=None, rms_norm_eps=None)
+GPT2 = dict(NO_LLAMA, model_type="gpt2", intermediate_size=None, n_inner=36, layer_norm_epsilon=1e-3)
+NEOX = dict(NO_LLAMA, model_type="gpt_neox", layer_norm_eps=1e-3)
+FALCON = dict(NO_LLAMA, model_type="falcon", intermediate_size=None, ffn_hidden_size=36, layer_norm_epsilon=1e-3)
+# Classifiers have many labels, because the error of a few numbers is luck.
+BERT = dict(NO_LLAMA, layer_norm_eps=1e-3, auto="AutoModelForMaskedLM")
+# Ids of real tokens differ from pad_token_id, and positions count from it, as the model does where none are given.
+ROBERTA = dict(BERT, model_type="roberta", pad_token_id=1, max_position_embeddings=66)
+DISTILBERT = dict(NO_LLAMA, model_type="distilbert", intermediate_size=None, hidden_dim=36)
+MODERNBERT = dict(
+    NO_LLAMA, model_type="modernbert", norm_eps=1e-3, local_attention=6, num_hidden_layers=4, global_rope_theta=500.0,
+    local_rope_theta=50.0, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+)
 # Takes away the key of `SIZES` that such an architecture does not have.
 LAYER_NORM = dict(rms_norm_eps=None)
 CASES = {
+    "gpt2": dict(GPT2),
+    "gpt2_layer_scale": dict(GPT2, scale_attn_by_inverse_layer_idx=True, tie_word_embeddings=False, activation_function="gelu"),
+    "gpt_neox": dict(NEOX, rope_parameters=dict(rope_type="linear", rope_theta=500.0, factor=3.0, partial_rotary_factor=0.67)),
+    "gpt_neox_sequential": dict(NEOX, use_parallel_residual=False, attention_bias=False, rotary_pct=1.0),
+    "falcon": dict(FALCON),
+    "falcon_new_decoder": dict(FALCON, new_decoder_architecture=True, num_kv_heads=2),
+    "falcon_one_norm": dict(FALCON, new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1, bias=True),
+    # Six heads: their slopes are no one geometric sequence.
+    "falcon_alibi": dict(FALCON, alibi=True, multi_query=False, parallel_attn=False, bias=True, num_attention_heads=6),
+    "bert": dict(BERT, model_type="bert"),
+    "bert_classifier": dict(BERT, model_type="bert", auto="AutoModelForSequenceClassification", num_labels=24),
+    "bert_encoder": dict(BERT, model_type="bert", auto="AutoModel", hidden_act="gelu_new"),
+    "roberta": dict(ROBERTA),
+    "roberta_classifier": dict(ROBERTA, auto="AutoModelForSequenceClassification", num_labels=24),
+    "xlm_roberta": dict(ROBERTA, model_type="xlm-roberta", tie_word_embeddings=False),
+    "distilbert": dict(DISTILBERT, auto="AutoModelForMaskedLM"),
+    "distilbert_classifier": dict(DISTILBERT, auto="AutoModelForSequenceClassification", num_labels=24),
+    "modernbert": dict(MODERNBERT, auto="AutoModelForMaskedLM", norm_bias=True, mlp_bias=True),
+    "modernbert_classifier": dict(MODERNBERT, auto="AutoModelForSequenceClassification", num_labels=24, classifier_pooling="mean"),
     "llama": dict(model_type="llama", head_dim=8, rope_parameters=dict(rope_type="default", rope_theta=500.0)),
     "llama_biases": dict(model_type="llama", attention_bias=True, mlp_bias=True, tie_word_embeddings=True, hidden_act="gelu"),
     "llama_llama3": dict(model_type="llama", head_dim=16, rope_parameters=LLAMA3),
@@ -124,8 +158,9 @@ def logits(auto, folder, dtype, inputs):
     if model._can_set_experts_implementation():
         # The grouped product that 5.x prefers knows no float64.
         model.set_experts_implementation("eager")
+    accepted = inspect.signature(model.forward).parameters
     with torch.no_grad():
-        out = model(**inputs)
+        out = model(**{key: value for key, value in inputs.items() if key in accepted})
     return out.logits if "logits" in out else out.last_hidden_state
 
 
@@ -138,23 +173,28 @@ def logits_f64(auto, folder, inputs):
         torch.set_default_dtype(torch.float32)
 
 
-def make_inputs(vocab_size, batch=2, seq=12, padding=3):
+def make_inputs(config, batch=2, seq=12, padding=3):
     mask = torch.ones(batch, seq, dtype=torch.int64)
     mask[1, :padding] = 0
+    if "roberta" in config.model_type:
+        pad = config.pad_token_id
+        input_ids = torch.randint(pad + 1, config.vocab_size, (batch, seq)).masked_fill(mask == 0, pad)
+        return dict(input_ids=input_ids, attention_mask=mask, position_ids=mask.cumsum(-1) * mask + pad)
     return dict(
-        input_ids=torch.randint(0, vocab_size, (batch, seq)),
+        input_ids=torch.randint(0, config.vocab_size, (batch, seq)),
         attention_mask=mask,
         position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
     )
 
 
 def relative(result, oracle, mask):
-    real = mask.bool()
+    real = mask.bool() if result.dim() == 3 else slice(None)  # a classifier gives one vector a row
     return ((result.double() - oracle)[real].norm() / oracle[real].norm()).item()
 
 
 def make(folder, case):
     settings = {**SIZES, **CASES[case]}
+    settings = {key: value for key, value in settings.items() if value is not None}
     auto = getattr(transformers, settings.pop("auto", "AutoModelForCausalLM"))
     model = auto.from_config(transformers.AutoConfig.for_model(**settings))
     model.save_pretrained(folder)
@@ -163,7 +203,7 @@ def make(folder, case):
     tensors = {name: weights(name, tensor.shape) for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata=dict(format="pt"))
     torch.manual_seed(1)
-    inputs = make_inputs(settings["vocab_size"])
+    inputs = make_inputs(model.config)
     oracle = logits_f64(auto, folder, inputs)
     assert oracle.dtype == torch.float64 and oracle.isfinite().all()
     dtypes = [torch.float32, torch.bfloat16, torch.float16]
@@ -174,7 +214,12 @@ def make(folder, case):
         {**inputs, "logits": oracle, "errors": torch.tensor(errors, dtype=torch.float64)},
         folder / "expected.safetensors",
     )
-    shapes = {name: list(tensor.shape) for name, tensor in load_file(folder / "model.safetensors").items()}
+    tensors = load_file(folder / "model.safetensors")
+    # Nothing here depends on a bare encoder's pooler, nor on the bias that an untied roberta keeps beside its decoder's.
+    unused = ["pooler.dense.weight", "pooler.dense.bias"]
+    if "roberta" in model.config.model_type and not model.config.tie_word_embeddings:
+        unused.append("lm_head.bias")
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items() if name not in unused}
     (folder / "tensors.json").write_text(json.dumps(shapes, indent=0) + "\n")
     for leftover in ["model.safetensors", "generation_config.json"]:
         (folder / leftover).unlink(missing_ok=True)

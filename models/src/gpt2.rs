@@ -1,0 +1,204 @@
+//! GPT-2: learned positions, pre-norm blocks, weights stored `[in, out]`
+//! (transformers 5.23.0, `models/gpt2/modeling_gpt2.py` and `configuration_gpt2.py`).
+
+use crate::config::ConfigReader;
+use crate::error::Result;
+use crate::layers::{Activation, Attention, Embedding, LayerNorm, Linear, Mask, add, position_ids, split};
+use crate::load::{Model, Task};
+use crate::pass::{Pass, Xs};
+use crate::registry::unknown_head;
+use crate::weights::Weights;
+
+struct Config {
+    vocab_size: usize,
+    n_positions: usize,
+    n_embd: usize,
+    n_layer: usize,
+    n_head: usize,
+    n_inner: usize,
+    activation_function: Activation,
+    layer_norm_epsilon: f64,
+    scale_attn_weights: bool,
+    scale_attn_by_inverse_layer_idx: bool,
+    tie_word_embeddings: bool,
+}
+
+impl Config {
+    fn read(config: &ConfigReader) -> Result<Self> {
+        // Scores in F32 whatever the dtype: another arithmetic in 16 bits.
+        config.refuse_unless("reorder_and_upcast_attn", &false.into())?;
+        let n_embd = config.usize_or("n_embd", 768)?;
+        Ok(Self {
+            vocab_size: config.usize_or("vocab_size", 50257)?,
+            n_positions: config.usize_or("n_positions", 1024)?,
+            n_embd,
+            n_layer: config.usize_or("n_layer", 12)?,
+            n_head: config.usize_or("n_head", 12)?,
+            n_inner: config.usize_or("n_inner", 4 * n_embd)?,
+            activation_function: Activation::read(config, "activation_function", "gelu_new")?,
+            layer_norm_epsilon: config.f64_or("layer_norm_epsilon", 1e-5)?,
+            scale_attn_weights: config.bool_or("scale_attn_weights", true)?,
+            scale_attn_by_inverse_layer_idx: config.bool_or("scale_attn_by_inverse_layer_idx", false)?,
+            tie_word_embeddings: config.bool_or("tie_word_embeddings", true)?,
+        })
+    }
+
+    /// What the scores of a layer are multiplied by.
+    fn scale(&self, layer: usize) -> f64 {
+        let head_dim = (self.n_embd / self.n_head) as f64;
+        let scale = if self.scale_attn_weights { head_dim.powf(-0.5) } else { 1.0 };
+        if self.scale_attn_by_inverse_layer_idx { scale / (layer + 1) as f64 } else { scale }
+    }
+}
+
+struct SelfAttention {
+    path: String,
+    n_embd: usize,
+    /// q, k and v side by side.
+    c_attn: Linear,
+    attention: Attention,
+    c_proj: Linear,
+}
+
+impl SelfAttention {
+    fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
+        Ok(Self {
+            path: weights.path().to_owned(),
+            n_embd: config.n_embd,
+            c_attn: Linear::load_transposed(&weights.pp("c_attn"), config.n_embd, 3 * config.n_embd)?,
+            attention: Attention {
+                layer,
+                num_heads: config.n_head,
+                num_kv_heads: config.n_head,
+                head_dim: config.n_embd / config.n_head,
+                scale: config.scale(layer),
+                soft_cap: None,
+            },
+            c_proj: Linear::load_transposed(&weights.pp("c_proj"), config.n_embd, config.n_embd)?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: &Xs, mask: &Mask) -> Result<Xs> {
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let qkv = split(&self.c_attn.forward(pass, &xs)?, [self.n_embd; 3])?;
+            let mixed = self.attention.forward(pass, qkv, None, mask)?;
+            self.c_proj.forward(pass, &mixed)
+        })
+    }
+}
+
+struct Mlp {
+    path: String,
+    act_path: String,
+    c_fc: Linear,
+    act: Activation,
+    c_proj: Linear,
+}
+
+impl Mlp {
+    fn load(config: &Config, weights: &Weights) -> Result<Self> {
+        Ok(Self {
+            path: weights.path().to_owned(),
+            act_path: weights.pp("act").path().to_owned(),
+            c_fc: Linear::load_transposed(&weights.pp("c_fc"), config.n_embd, config.n_inner)?,
+            act: config.activation_function,
+            c_proj: Linear::load_transposed(&weights.pp("c_proj"), config.n_inner, config.n_embd)?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let h = self.c_fc.forward(pass, &xs)?;
+            let h = self.act.forward(pass, &self.act_path, &h)?;
+            self.c_proj.forward(pass, &h)
+        })
+    }
+}
+
+struct Block {
+    path: String,
+    ln_1: LayerNorm,
+    attn: SelfAttention,
+    ln_2: LayerNorm,
+    mlp: Mlp,
+}
+
+impl Block {
+    fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
+        let norm =
+            |name: &str| LayerNorm::load(&weights.pp(name), config.n_embd, config.layer_norm_epsilon, true);
+        Ok(Self {
+            path: weights.path().to_owned(),
+            ln_1: norm("ln_1")?,
+            attn: SelfAttention::load(config, &weights.pp("attn"), layer)?,
+            ln_2: norm("ln_2")?,
+            mlp: Mlp::load(config, &weights.pp("mlp"))?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: Xs, mask: &Mask) -> Result<Xs> {
+        pass.module(&self.path, xs, |pass, xs| {
+            let h = self.ln_1.forward(pass, &xs)?;
+            let h = self.attn.forward(pass, &h, mask)?;
+            let xs = add(xs, h)?;
+            let h = self.ln_2.forward(pass, &xs)?;
+            let h = self.mlp.forward(pass, &h)?;
+            add(xs, h)
+        })
+    }
+}
+
+struct Gpt2 {
+    path: String,
+    /// Tokens.
+    wte: Embedding,
+    /// Positions.
+    wpe: Embedding,
+    h: Vec<Block>,
+    ln_f: LayerNorm,
+    lm_head: Option<Linear>,
+}
+
+pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
+    let config = Config::read(config)?;
+    let has_head = match task.unwrap_or(Task::CausalLm) {
+        Task::CausalLm => true,
+        Task::HiddenStates => false,
+        task => return Err(unknown_head("gpt2", task)),
+    };
+    let inner = weights.body("transformer", has_head);
+    let wte = Embedding::load(&inner.pp("wte"), config.vocab_size, config.n_embd)?;
+    let lm_head = has_head.then(|| Linear::lm_head(weights, &wte, config.tie_word_embeddings)).transpose()?;
+    let h = inner.pp("h");
+    Ok(Box::new(Gpt2 {
+        path: inner.path().to_owned(),
+        wte,
+        wpe: Embedding::load(&inner.pp("wpe"), config.n_positions, config.n_embd)?,
+        h: (0..config.n_layer)
+            .map(|layer| Block::load(&config, &h.pp(layer), layer))
+            .collect::<Result<_>>()?,
+        ln_f: LayerNorm::load(&inner.pp("ln_f"), config.n_embd, config.layer_norm_epsilon, true)?,
+        lm_head,
+    }))
+}
+
+impl Model for Gpt2 {
+    fn forward(&self, pass: &mut Pass) -> Result<Xs> {
+        let ids = Xs::from(pass.input_ids().clone());
+        let xs = pass.module(&self.path, ids, |pass, ids| {
+            let tokens = self.wte.forward(pass, &ids)?;
+            let positions = position_ids(pass)?;
+            let positions = self.wpe.forward(pass, &positions)?;
+            let mut xs = add(tokens, positions)?;
+            let mask = Mask::causal(pass, None)?;
+            for block in &self.h {
+                xs = block.forward(pass, xs, &mask)?;
+            }
+            self.ln_f.forward(pass, &xs)
+        })?;
+        match &self.lm_head {
+            Some(lm_head) => lm_head.forward(pass, &xs),
+            None => Ok(xs),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! GPT-NeoX: attention and MLP beside or after each other, queries, keys and values in one projection ordered by
+//! head, rope over a part of each head
+//! (transformers 5.23.0, `models/gpt_neox/modeling_gpt_neox.py` and `configuration_gpt_neox.py`).
+
+use crate::config::ConfigReader;
+use crate::error::Result;
+use crate::layers::{
+    Activation, Attention, Embedding, LayerNorm, Linear, Mask, Rope, RopeParameters, RotaryEmbedding, add,
+    split_groups,
+};
+use crate::load::{Model, Task};
+use crate::pass::{Pass, Xs};
+use crate::registry::unknown_head;
+use crate::weights::Weights;
+
+struct Config {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    hidden_act: Activation,
+    layer_norm_eps: f64,
+    rope: RopeParameters,
+    attention_bias: bool,
+    use_parallel_residual: bool,
+    tie_word_embeddings: bool,
+}
+
+impl Config {
+    fn read(config: &ConfigReader) -> Result<Self> {
+        Ok(Self {
+            vocab_size: config.usize_or("vocab_size", 50432)?,
+            hidden_size: config.usize_or("hidden_size", 6144)?,
+            intermediate_size: config.usize_or("intermediate_size", 24576)?,
+            num_hidden_layers: config.usize_or("num_hidden_layers", 44)?,
+            num_attention_heads: config.usize_or("num_attention_heads", 64)?,
+            hidden_act: Activation::read(config, "hidden_act", "gelu")?,
+            layer_norm_eps: config.f64_or("layer_norm_eps", 1e-5)?,
+            rope: rope(config)?,
+            attention_bias: config.bool_or("attention_bias", true)?,
+            use_parallel_residual: config.bool_or("use_parallel_residual", true)?,
+            tie_word_embeddings: config.bool_or("tie_word_embeddings", false)?,
+        })
+    }
+
+    fn head_dim(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
+    }
+}
+
+/// v4 names base and share `rotary_emb_base` and `rotary_pct`; what stands in the object of v5, or in
+/// `rope_scaling`, wins, and every `rope_type` heeds the share (`GPTNeoXConfig.convert_rope_params_to_dict`).
+fn rope(config: &ConfigReader) -> Result<RopeParameters> {
+    let theta = config.f64_or("rotary_emb_base", 10_000.0)?;
+    let rotary_pct = config.f64_or("rotary_pct", 0.25)?;
+    let max = config.usize_or("max_position_embeddings", 2048)?;
+    let rope = match config.optional_object("rope_scaling")? {
+        Some(rope) => Some(rope),
+        None => config.optional_object("rope_parameters")?,
+    };
+    let nested = rope.as_ref().map(|rope| rope.optional_f64("partial_rotary_factor")).transpose()?;
+    Ok(RopeParameters {
+        partial_rotary_factor: nested.flatten().unwrap_or(rotary_pct),
+        ..RopeParameters::read_object(config, rope.as_ref(), theta, max)?
+    })
+}
+
+struct SelfAttention {
+    path: String,
+    num_heads: usize,
+    head_dim: usize,
+    /// One head's q, k and v after the other's.
+    query_key_value: Linear,
+    attention: Attention,
+    dense: Linear,
+}
+
+impl SelfAttention {
+    fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
+        let (size, head_dim) = (config.hidden_size, config.head_dim());
+        let linear =
+            |name: &str, output: usize| Linear::load(&weights.pp(name), size, output, config.attention_bias);
+        Ok(Self {
+            path: weights.path().to_owned(),
+            num_heads: config.num_attention_heads,
+            head_dim,
+            query_key_value: linear("query_key_value", 3 * size)?,
+            attention: Attention {
+                layer,
+                num_heads: config.num_attention_heads,
+                num_kv_heads: config.num_attention_heads,
+                head_dim,
+                scale: (head_dim as f64).powf(-0.5),
+                soft_cap: None,
+            },
+            dense: linear("dense", size)?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: &Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let qkv = self.query_key_value.forward(pass, &xs)?;
+            let qkv = split_groups(&qkv, self.num_heads, [self.head_dim; 3])?;
+            let mixed = self.attention.forward(pass, qkv, Some(rope), mask)?;
+            self.dense.forward(pass, &mixed)
+        })
+    }
+}
+
+struct Mlp {
+    path: String,
+    act_path: String,
+    dense_h_to_4h: Linear,
+    act: Activation,
+    dense_4h_to_h: Linear,
+}
+
+impl Mlp {
+    fn load(config: &Config, weights: &Weights) -> Result<Self> {
+        let (size, inner) = (config.hidden_size, config.intermediate_size);
+        Ok(Self {
+            path: weights.path().to_owned(),
+            act_path: weights.pp("act").path().to_owned(),
+            dense_h_to_4h: Linear::load(&weights.pp("dense_h_to_4h"), size, inner, true)?,
+            act: config.hidden_act,
+            dense_4h_to_h: Linear::load(&weights.pp("dense_4h_to_h"), inner, size, true)?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
+        pass.module(&self.path, xs.clone(), |pass, xs| {
+            let h = self.dense_h_to_4h.forward(pass, &xs)?;
+            let h = self.act.forward(pass, &self.act_path, &h)?;
+            self.dense_4h_to_h.forward(pass, &h)
+        })
+    }
+}
+
+struct Block {
+    path: String,
+    use_parallel_residual: bool,
+    input_layernorm: LayerNorm,
+    attention: SelfAttention,
+    post_attention_layernorm: LayerNorm,
+    mlp: Mlp,
+}
+
+impl Block {
+    fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
+        let norm =
+            |name: &str| LayerNorm::load(&weights.pp(name), config.hidden_size, config.layer_norm_eps, true);
+        Ok(Self {
+            path: weights.path().to_owned(),
+            use_parallel_residual: config.use_parallel_residual,
+            input_layernorm: norm("input_layernorm")?,
+            attention: SelfAttention::load(config, &weights.pp("attention"), layer)?,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mlp: Mlp::load(config, &weights.pp("mlp"))?,
+        })
+    }
+
+    fn forward(&self, pass: &mut Pass, xs: Xs, rope: &Rope, mask: &Mask) -> Result<Xs> {
+        pass.module(&self.path, xs, |pass, xs| {
+            let h = self.input_layernorm.forward(pass, &xs)?;
+            let attended = self.attention.forward(pass, &h, rope, mask)?;
+            if self.use_parallel_residual {
+                let h = self.post_attention_layernorm.forward(pass, &xs)?;
+                let h = self.mlp.forward(pass, &h)?;
+                return add(add(h, attended)?, xs.clone());
+            }
+            let xs = add(attended, xs.clone())?;
+            let h = self.post_attention_layernorm.forward(pass, &xs)?;
+            let h = self.mlp.forward(pass, &h)?;
+            add(h, xs)
+        })
+    }
+}
+
+struct GptNeoX {
+    path: String,
+    embed_in: Embedding,
+    layers: Vec<Block>,
+    final_layer_norm: LayerNorm,
+    rotary_emb: RotaryEmbedding,
+    lm_head: Option<Linear>,
+}
+
+pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
+    let config = Config::read(config)?;
+    let has_head = match task.unwrap_or(Task::CausalLm) {
+        Task::CausalLm => true,
+        Task::HiddenStates => false,
+        task => return Err(unknown_head("gpt_neox", task)),
+    };
+    let inner = weights.body("gpt_neox", has_head);
+    let embed_in = Embedding::load(&inner.pp("embed_in"), config.vocab_size, config.hidden_size)?;
+    // Every release before 5 called the head embed_out.
+    let head = weights.pp_or("lm_head", "embed_out");
+    let lm_head = if !has_head {
+        None
+    } else if config.tie_word_embeddings {
+        Some(Linear::tied(&head, &embed_in, false)?)
+    } else {
+        Some(Linear::load(&head, config.hidden_size, config.vocab_size, false)?)
+    };
+    let layers = inner.pp("layers");
+    Ok(Box::new(GptNeoX {
+        path: inner.path().to_owned(),
+        embed_in,
+        layers: (0..config.num_hidden_layers)
+            .map(|layer| Block::load(&config, &layers.pp(layer), layer))
+            .collect::<Result<_>>()?,
+        final_layer_norm: LayerNorm::load(
+            &inner.pp("final_layer_norm"),
+            config.hidden_size,
+            config.layer_norm_eps,
+            true,
+        )?,
+        rotary_emb: RotaryEmbedding::new(config.rope.clone(), config.head_dim()),
+        lm_head,
+    }))
+}
+
+impl Model for GptNeoX {
+    fn forward(&self, pass: &mut Pass) -> Result<Xs> {
+        let ids = Xs::from(pass.input_ids().clone());
+        let xs = pass.module(&self.path, ids, |pass, ids| {
+            let mut xs = self.embed_in.forward(pass, &ids)?;
+            let rope = self.rotary_emb.forward(pass)?;
+            let mask = Mask::causal(pass, None)?;
+            for layer in &self.layers {
+                xs = layer.forward(pass, xs, &rope, &mask)?;
+            }
+            self.final_layer_norm.forward(pass, &xs)
+        })?;
+        match &self.lm_head {
+            Some(lm_head) => lm_head.forward(pass, &xs),
+            None => Ok(xs),
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Attention with linear biases instead of rope (Press et al. 2021), as falcon has it.
+
+use candle_core::{DType, Tensor};
+use half::bf16;
+
+use super::attention::{softmax, split_heads};
+use super::{Attention, Mask, accumulation, rounded};
+use crate::error::Result;
+use crate::pass::{Pass, Xs};
+
+/// The biases of one pass. The fused form computes them, and the attention over them, as the eager form does.
+#[derive(Clone, Debug)]
+pub struct Alibi {
+    /// `slope * position` of each head and key, `[1 or batch, num_heads, 1, past + seq]`, in the model's dtype.
+    bias: Tensor,
+    /// The scaled biases where the causal mask admits a key, the dtype's lowest value where not,
+    /// `[1 or batch, num_heads, seq, past + seq]`.
+    mask: Tensor,
+}
+
+impl Alibi {
+    /// Biases for heads of `head_dim` features. Keys count from each row's first real token, padding is 0.
+    ///
+    /// Slopes, positions and their products are rounded to BF16 whatever the model's dtype, F64 included
+    /// (transformers 5.23.0, `build_alibi_tensor` of `modeling_falcon.py`).
+    ///
+    /// # Errors
+    /// If the tensors cannot be made.
+    pub fn new(pass: &Pass, num_heads: usize, head_dim: usize) -> Result<Self> {
+        let keys = pass.past() + pass.seq();
+        let positions = key_positions(pass, keys);
+        let rows = positions.len() / keys;
+        let mut biases = Vec::with_capacity(rows * num_heads * keys);
+        for row in positions.chunks(keys) {
+            for slope in slopes(num_heads) {
+                biases.extend(row.iter().map(|position| slope * bf16::from_f64(*position as f64)));
+            }
+        }
+        let bias = Tensor::from_vec(biases, (rows, num_heads, 1, keys), pass.device())?
+            .to_dtype(DType::F32)?
+            .to_dtype(pass.dtype())?;
+        let divisor = Tensor::new((head_dim as f64).sqrt(), pass.device())?;
+        let scaled = rounded(&bias, |bias| bias.broadcast_div(&divisor.to_dtype(bias.dtype())?))?;
+        let mask = match Mask::causal_bias(pass)? {
+            // 0 + bias where admitted; the lowest value, plus a bias that is not negative and vanishes beside it.
+            Some(mask) => mask.broadcast_add(&scaled)?,
+            None => scaled,
+        };
+        Ok(Self { bias, mask })
+    }
+}
+
+/// `[1 or batch, keys]`.
+fn key_positions(pass: &Pass, keys: usize) -> Vec<i64> {
+    let Some(padding) = pass.padding() else {
+        return (0..keys as i64).collect();
+    };
+    let row = |row: &[bool]| -> Vec<i64> {
+        let mut count = 0;
+        row.iter()
+            .map(|real| {
+                count += i64::from(*real);
+                if *real { count - 1 } else { 0 }
+            })
+            .collect()
+    };
+    padding.chunks(keys).flat_map(row).collect()
+}
+
+/// A geometric sequence that starts at its own ratio; for a number of heads that is no power of two, the one of
+/// the next lower power, then every other member of the one of the next higher power.
+fn slopes(num_heads: usize) -> Vec<bf16> {
+    let power = 1_usize << num_heads.ilog2();
+    let base = |heads: usize| 2_f64.powf(-8.0 / heads as f64);
+    let first = (1..=power).map(|exponent| base(power).powi(exponent as i32));
+    let rest = (0..num_heads - power).map(|i| base(2 * power).powi(2 * i as i32 + 1));
+    first.chain(rest).map(|slope| bf16::from_f32(slope as f32)).collect()
+}
+
+impl Attention {
+    /// As [`Attention::forward`], with linear biases for positions and without a soft cap:
+    /// `q: [batch, seq, num_heads * head_dim]`, `k` and `v`: `[batch, seq, num_kv_heads * head_dim]`,
+    /// to `[batch, seq, num_heads * head_dim]`.
+    ///
+    /// The biases are added twice, once before and once after the scaling: transformers 5.23.0's eager attention
+    /// does so, though its sdpa and the checkpoints' training do not (`FalconModel.forward` merges them
+    /// into the mask, `FalconAttention.forward` adds them again). Scores become F32 in 16-bit dtypes until the
+    /// softmax's input is rounded.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward_alibi(&self, pass: &mut Pass, [q, k, v]: [Xs; 3], alibi: &Alibi) -> Result<Xs> {
+        let q = split_heads(q.tensor(), self.num_heads)?;
+        let k = split_heads(k.tensor(), self.num_kv_heads)?;
+        let v = split_heads(v.tensor(), self.num_kv_heads)?;
+        let (k, v) = pass.append(self.layer, k, v)?;
+        let (batch, _, seq, _) = q.dims4()?;
+        let keys = k.dim(2)?;
+        let rows = self.num_heads / self.num_kv_heads * seq;
+        let scores = q
+            .reshape((batch, self.num_kv_heads, rows, self.head_dim))?
+            .matmul(&k.t()?)?
+            .reshape((batch, self.num_heads, seq, keys))?;
+        let scores = rounded(&scores, |scores| {
+            let wide = |xs: &Tensor| xs.to_dtype(accumulation(xs.dtype()));
+            (scores.broadcast_add(&wide(&alibi.bias)?)? * self.scale)?.broadcast_add(&wide(&alibi.mask)?)
+        })?;
+        let mixed = softmax(&scores)?
+            .reshape((batch, self.num_kv_heads, rows, keys))?
+            .matmul(&v)?
+            .reshape((batch, self.num_heads, seq, self.head_dim))?
+            .transpose(1, 2)?
+            .reshape((batch, seq, self.num_heads * self.head_dim))?;
+        Ok(mixed.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slopes_are_those_of_the_paper_and_of_transformers_beyond_powers_of_two() {
+        let values = |heads| -> Vec<f32> { slopes(heads).into_iter().map(bf16::to_f32).collect() };
+        assert_eq!(values(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015_625, 0.007_812_5, 0.003_906_25]);
+        // Four heads' 2^-2, 2^-4, ..., then the odd members of eight heads' 2^-1, 2^-2, ...
+        assert_eq!(values(6), [0.25, 0.0625, 0.015_625, 0.003_906_25, 0.5, 0.125]);
+    }
+}

@@ -1,0 +1,47 @@
+//! One value cut into several, group by group.
+
+use candle_core::D;
+
+use crate::error::Result;
+use crate::pass::Xs;
+
+/// `xs: [.., groups * sum(sizes)]`, in which each group holds one part of each size, to one
+/// `[.., groups * size]` a part.
+///
+/// A group a key head, and in it its queries, its key and its value, is the order of `gpt_neox` and `falcon`.
+///
+/// # Errors
+/// If the last dimension is not `groups * sum(sizes)`.
+pub fn split_groups<const N: usize>(xs: &Xs, groups: usize, sizes: [usize; N]) -> Result<[Xs; N]> {
+    let xs = xs.tensor();
+    let rows = xs.elem_count() / xs.dim(D::Minus1)?;
+    let grouped = xs.reshape((rows, groups, sizes.iter().sum::<usize>()))?;
+    let mut parts = Vec::with_capacity(N);
+    let mut start = 0;
+    for size in sizes {
+        let mut dims = xs.dims().to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = groups * size;
+        }
+        parts.push(Xs::from(grouped.narrow(2, start, size)?.contiguous()?.reshape(dims)?));
+        start += size;
+    }
+    Ok(parts.try_into().unwrap_or_else(|_| unreachable!("N sizes make N parts")))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn each_group_gives_its_share_to_each_part_in_order() {
+        let xs = Xs::from(Tensor::arange(0_u32, 8, &Device::Cpu).unwrap().reshape((1, 1, 8)).unwrap());
+        let [queries, keys] = split_groups(&xs, 2, [3, 1]).unwrap();
+        let values = |xs: &Xs| xs.tensor().flatten_all().unwrap().to_vec1::<u32>().unwrap();
+        assert_eq!(queries.tensor().dims(), [1, 1, 6]);
+        assert_eq!(values(&queries), [0, 1, 2, 4, 5, 6]);
+        assert_eq!(values(&keys), [3, 7]);
+    }
+}

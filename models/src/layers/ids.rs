@@ -1,0 +1,53 @@
+//! Ids that a model looks up besides the tokens: positions and token types.
+
+use candle_core::{DType, Tensor};
+
+use crate::error::{Error, Result};
+use crate::pass::{Pass, Xs};
+
+/// The pass's positions as ids, `[batch, seq]`.
+///
+/// # Errors
+/// If a position is negative.
+pub fn position_ids(pass: &Pass) -> Result<Xs> {
+    ids(pass, pass.positions().iter().copied())
+}
+
+/// `RoBERTa`'s positions, `[batch, seq]`: real tokens count from `padding_idx + 1`, padding stays at
+/// `padding_idx`, and what is padding is told by the token ids, not by the mask (transformers 5.23.0,
+/// `RobertaEmbeddings.create_position_ids_from_input_ids`). Given position ids are used as they are.
+///
+/// # Errors
+/// If a tensor operation fails.
+pub fn position_ids_after(pass: &Pass, padding_idx: usize) -> Result<Xs> {
+    if pass.has_position_ids() {
+        return position_ids(pass);
+    }
+    let tokens: Vec<u32> = pass.input_ids().flatten_all()?.to_vec1()?;
+    let padding_idx = padding_idx as i64;
+    let mut positions = Vec::with_capacity(tokens.len());
+    for row in tokens.chunks(pass.seq()) {
+        let mut count = 0;
+        for token in row {
+            let is_real = i64::from(*token) != padding_idx;
+            count += i64::from(is_real);
+            positions.push(padding_idx + if is_real { count } else { 0 });
+        }
+    }
+    ids(pass, positions.into_iter())
+}
+
+/// Token types, `[batch, seq]`: all 0, as transformers takes them when none are given.
+///
+/// # Errors
+/// If the tensor cannot be made.
+pub fn token_type_ids(pass: &Pass) -> Result<Xs> {
+    Ok(Tensor::zeros((pass.batch(), pass.seq()), DType::U32, pass.device())?.into())
+}
+
+fn ids(pass: &Pass, ids: impl Iterator<Item = i64>) -> Result<Xs> {
+    let ids: Vec<u32> = ids
+        .map(|id| u32::try_from(id).map_err(|_| Error::Inputs(format!("position {id} is negative"))))
+        .collect::<Result<_>>()?;
+    Ok(Tensor::from_vec(ids, (pass.batch(), pass.seq()), pass.device())?.into())
+}

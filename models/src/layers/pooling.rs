@@ -1,0 +1,42 @@
+//! One vector of a sequence.
+
+use candle_core::{D, DType, Tensor};
+
+use super::rounded;
+use crate::error::Result;
+use crate::pass::{Pass, Xs};
+
+/// `xs: [batch, seq, features]` to the first position's `[batch, features]`, be it padding.
+///
+/// # Errors
+/// If a tensor operation fails.
+pub fn first_position(xs: &Xs) -> Result<Xs> {
+    Ok(xs.tensor().narrow(1, 0, 1)?.squeeze(1)?.contiguous()?.into())
+}
+
+/// What was computed from one vector a row, to `[batch, features]`: the fused form keeps a position's dimension.
+///
+/// # Errors
+/// If `xs` does not hold one vector a row.
+pub fn one_per_row(pass: &Pass, xs: &Xs) -> Result<Xs> {
+    let features = xs.tensor().dim(D::Minus1)?;
+    Ok(xs.tensor().reshape((pass.batch(), features))?.into())
+}
+
+/// `xs: [batch, seq, features]` to the mean over real tokens, `[batch, features]`; summed in F32 for 16-bit
+/// dtypes, sum and quotient rounded (transformers 5.23.0, `ModernBertForSequenceClassification`).
+///
+/// # Errors
+/// If a tensor operation fails.
+pub fn mean_of_real_tokens(pass: &Pass, xs: &Xs) -> Result<Xs> {
+    let (batch, seq, _) = xs.tensor().dims3()?;
+    let real: Vec<f64> = match pass.padding() {
+        Some(padding) => padding.iter().map(|real| f64::from(u8::from(*real))).collect(),
+        None => vec![1.0; batch * seq],
+    };
+    let real = Tensor::from_vec(real, (batch, seq, 1), xs.tensor().device())?;
+    let count = real.sum(1)?.to_dtype(DType::F32)?;
+    let sum = rounded(xs.tensor(), |xs| xs.broadcast_mul(&real.to_dtype(xs.dtype())?)?.sum(1))?;
+    let mean = rounded(&sum, |sum| sum.broadcast_div(&count.to_dtype(sum.dtype())?))?;
+    Ok(mean.into())
+}
