@@ -1,8 +1,4 @@
 //! The matrix over N variants at a small vocabulary: `cargo bench --bench matrix`.
-#![expect(
-    missing_docs,
-    reason = "criterion's macros expand to undocumented functions"
-)]
 
 use std::hint::black_box;
 use std::path::Path;

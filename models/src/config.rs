@@ -292,6 +292,18 @@ impl ConfigReader {
         }
     }
 
+    /// Counts a nested object and all in it as read: it says what another key has said.
+    pub(crate) fn skip_object(&self, key: &str) {
+        self.value(key);
+        self.value(&format!("{key}.*"));
+    }
+
+    /// A nested object, if present, none of whose keys counts as read.
+    pub(crate) fn peek_object(&self, key: &str) -> Option<Self> {
+        let map = self.map.get(key)?.as_object()?.clone();
+        Some(Self { map, prefix: format!("{}{key}.", self.prefix), read: Arc::default() })
+    }
+
     /// Refuses a key whose value would change the computation in a way that the architecture does not have.
     ///
     /// # Errors
@@ -319,6 +331,7 @@ fn collect_unread(map: &Map<String, Value>, prefix: &str, read: &BTreeSet<String
         let neutral = prefix.is_empty() && (dropout || NEUTRAL.contains(&key.as_str()));
         match value {
             _ if value.is_null() || neutral => {}
+            Value::Object(_) if read.contains(&format!("{path}.*")) => {}
             Value::Object(nested) if read.contains(&path) => {
                 collect_unread(nested, &format!("{path}."), read, unread);
             }

@@ -68,20 +68,13 @@ impl Config {
 /// for the window (`Gemma3TextConfig.convert_rope_params_to_dict`).
 fn ropes(config: &ConfigReader) -> Result<PerLayerType<RopeParameters>> {
     let max = config.usize_or("max_position_embeddings", 131_072)?;
-    let nested = config.optional_object("rope_parameters")?;
-    let of = |layer_type: &str| match &nested {
-        Some(nested) => nested.optional_object(layer_type),
-        None => Ok(None),
-    };
-    let full = match config.optional_object("rope_scaling")? {
-        Some(scaling) => Some(scaling),
-        None => of("full_attention")?,
-    };
-    let sliding = of("sliding_attention")?;
     let full_theta = config.f64_or("rope_theta", 1_000_000.0)?;
     let sliding_theta = config.f64_or("rope_local_base_freq", 10_000.0)?;
+    let none = ConfigReader::new(serde_json::Map::new());
+    let nested = config.optional_object("rope_parameters")?.unwrap_or(none);
+    let sliding = nested.optional_object("sliding_attention")?;
     Ok(PerLayerType {
-        full: RopeParameters::read_object(config, full.as_ref(), full_theta, max)?,
+        full: RopeParameters::read_either(config, &nested, "full_attention", full_theta, max)?,
         sliding: RopeParameters::read_object(config, sliding.as_ref(), sliding_theta, max)?,
     })
 }

@@ -37,7 +37,6 @@ pub struct SourceError {
 
 impl SourceError {
     /// What may be written instead.
-    #[expect(clippy::unused_self, reason = "callers ask every error for its hint")]
     pub fn hint(&self) -> &'static str {
         "write `transformers==4.54.0`, `transformers` (newest), `git+https://host/repository@ref` or `-e path/`"
     }

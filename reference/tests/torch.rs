@@ -2,6 +2,7 @@
 //!
 //! `TFCHECK_TEST_ENVS=/folder` names a folder of environments, `<folder>/<version>/bin/python`; without
 //! it the default pair of versions is prepared through uv.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod tiny;
 
@@ -35,6 +36,7 @@ fn case(change: impl FnOnce(&mut serde_json::Value)) -> Case {
 }
 
 type Rows = Vec<Vec<i64>>;
+type Shapes = BTreeMap<String, Vec<usize>>;
 const LONG: usize = 12;
 const SHORT: usize = 7;
 
@@ -241,7 +243,7 @@ fn weights_that_are_missing_are_an_error_and_superfluous_ones_a_note() {
     let inputs = folder.path().join("inputs.safetensors");
     tiny::plain(&inputs, &tiny::tokens(0, 5));
     let checkpoint = folder.path().join("checkpoint");
-    let run = |environment, tied: bool, change: &dyn Fn(&mut BTreeMap<String, Vec<usize>>)| {
+    let run = |environment, tied: bool, change: &dyn Fn(&mut Shapes)| {
         let mut shapes = tiny::shapes();
         change(&mut shapes);
         let mut config = tiny::config();

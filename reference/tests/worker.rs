@@ -1,4 +1,5 @@
 //! Every way in which a worker can end, against a small fake one.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};

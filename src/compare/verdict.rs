@@ -15,8 +15,7 @@ use super::oracle::{Oracles, relative_to, within_dynamo};
 use crate::variant::dtype_name;
 
 /// One number per dtype.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct PerDtype {
     /// For float64 variants.
     pub f64: f64,
@@ -46,11 +45,44 @@ pub struct Tolerances {
     /// Largest relative L2 of two float64 results of one mathematics.
     pub f64_agreement: f64,
     /// Largest relative L2, over all positions, that rounding in a dtype explains.
+    #[serde(deserialize_with = "relative_l2")]
+    #[schemars(with = "PartialPerDtype")]
     pub relative_l2: PerDtype,
     /// How many times `relative_l2` a single position, or a single token that stands out, may reach.
     pub local_factor: f64,
     /// `tol` of dynamo's rule, in units of logits.
+    #[serde(deserialize_with = "dynamo")]
+    #[schemars(with = "PartialPerDtype")]
     pub dynamo: PerDtype,
+}
+
+/// What a config names of a [`PerDtype`]; the rest keeps its default.
+#[derive(Default, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct PartialPerDtype {
+    f64: Option<f64>,
+    f32: Option<f64>,
+    bf16: Option<f64>,
+    f16: Option<f64>,
+}
+
+impl PartialPerDtype {
+    fn or(&self, default: PerDtype) -> PerDtype {
+        PerDtype {
+            f64: self.f64.unwrap_or(default.f64),
+            f32: self.f32.unwrap_or(default.f32),
+            bf16: self.bf16.unwrap_or(default.bf16),
+            f16: self.f16.unwrap_or(default.f16),
+        }
+    }
+}
+
+fn relative_l2<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<PerDtype, D::Error> {
+    Ok(PartialPerDtype::deserialize(deserializer)?.or(Tolerances::default().relative_l2))
+}
+
+fn dynamo<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<PerDtype, D::Error> {
+    Ok(PartialPerDtype::deserialize(deserializer)?.or(Tolerances::default().dynamo))
 }
 
 impl Default for Tolerances {

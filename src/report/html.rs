@@ -102,7 +102,7 @@ fn heat_map(page: &mut String, case: &CaseView) {
     let matrix = &case.matrix;
     put(
         page,
-        "<h3>Logit L2 differences</h3>\n<p>‖row − column‖; the colour is the relative L2 on a logarithmic scale, the bar below a number the verdict.</p>\n",
+        "<h3>Logit L2 differences</h3>\n<p>‖row − column‖; the colour is the relative L2 on a logarithmic scale, the bar below a number the verdict; † is compared at last positions only.</p>\n",
     );
     put(
         page,

@@ -237,3 +237,16 @@ fn with_agreeing_oracles_the_worse_rounding_is_named_and_a_broken_fast_path_dive
         of(4).rmse
     );
 }
+
+#[test]
+fn a_config_overrides_single_tolerances_and_misspelt_ones_are_refused() {
+    let defaults = Tolerances::default();
+    let tolerances: Tolerances =
+        toml::from_str("f64_agreement = 1e-9\n[relative_l2]\nf32 = 1e-3").unwrap();
+    let mut expected = defaults;
+    expected.f64_agreement = 1e-9;
+    expected.relative_l2.f32 = 1e-3;
+    assert_eq!(tolerances, expected);
+    assert_eq!(toml::from_str::<Tolerances>("").unwrap(), defaults);
+    assert!(toml::from_str::<Tolerances>("[relative_l2]\nfp32 = 1e-3").is_err());
+}

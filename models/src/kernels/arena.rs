@@ -11,9 +11,6 @@ use std::ptr::NonNull;
 
 /// Cache line and widest vector.
 const LINE: usize = 64;
-/// A huge page: from this size on buffers are aligned to it, so that the kernel can back them with huge
-/// pages and a stream over the weights does not walk page tables.
-const HUGE: usize = 2 << 20;
 
 /// A type for which all bits zero is a value and every bit pattern is allowed.
 pub trait Plain: Copy + Send + Sync + 'static + sealed::Sealed {}
@@ -28,7 +25,7 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
-/// A zeroed buffer of fixed length, aligned to 64 bytes (to 2 MiB from 2 MiB on).
+/// A zeroed buffer of fixed length, aligned to 64 bytes.
 pub struct AlignedBuf<T: Plain> {
     start: NonNull<T>,
     len: usize,
@@ -53,9 +50,8 @@ impl<T: Plain> AlignedBuf<T> {
     }
 
     fn layout(len: usize) -> Layout {
-        let bytes = len * size_of::<T>();
-        let align = if bytes >= HUGE { HUGE } else { LINE };
-        Layout::from_size_align(bytes, align).expect("a buffer is smaller than the address space")
+        Layout::from_size_align(len * size_of::<T>(), LINE)
+            .expect("a buffer is smaller than the address space")
     }
 }
 

@@ -87,3 +87,56 @@ fn bias(pass: &Pass, band: Band, admits_all: bool) -> Result<Option<Tensor>> {
 fn lowest<T: Copy>(admitted: &[bool], zero: T, min: T) -> Vec<T> {
     admitted.iter().map(|admitted| if *admitted { zero } else { min }).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pass::Inputs;
+    use candle_core::{Device, IndexOp};
+
+    fn pass(seq: usize, mask: Option<&[u32]>) -> Pass<'static> {
+        let device = Device::Cpu;
+        let inputs = Inputs {
+            attention_mask: mask.map(|mask| Tensor::new(mask, &device).unwrap().unsqueeze(0).unwrap()),
+            ..Inputs::new(Tensor::zeros((1, seq), DType::U32, &device).unwrap())
+        };
+        Pass::new(&inputs, DType::F64, &device, None, None, None).unwrap()
+    }
+
+    /// The keys that each query sees.
+    fn admitted(mask: &Mask) -> Vec<Vec<usize>> {
+        let bias: Vec<Vec<f64>> = mask.bias.as_ref().unwrap().i((0, 0)).unwrap().to_vec2().unwrap();
+        bias.iter().map(|row| (0..row.len()).filter(|key| row[*key].abs() <= 0.0).collect()).collect()
+    }
+
+    #[test]
+    fn a_causal_window_of_w_admits_exactly_w_keys() {
+        for window in [1, 3, 8] {
+            let rows = admitted(&Mask::causal(&pass(8, None), Some(window)).unwrap());
+            for (query, keys) in rows.into_iter().enumerate() {
+                let expected: Vec<usize> = (0..=query).filter(|key| query - key < window).collect();
+                assert_eq!(keys, expected);
+                assert_eq!(keys.len(), window.min(query + 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_bidirectional_window_of_w_admits_w_keys_on_either_side() {
+        let rows = admitted(&Mask::bidirectional(&pass(8, None), Some(2)).unwrap());
+        assert_eq!(rows[4], [2, 3, 4, 5, 6]);
+        assert_eq!(rows[0], [0, 1, 2]);
+    }
+
+    #[test]
+    fn padding_is_never_seen_and_a_query_without_keys_sees_none() {
+        let rows = admitted(&Mask::causal(&pass(4, Some(&[0, 1, 0, 1])), None).unwrap());
+        assert_eq!(rows, [vec![], vec![1], vec![1], vec![1, 3]]);
+    }
+
+    #[test]
+    fn nothing_is_masked_where_every_key_is_admitted() {
+        assert!(Mask::bidirectional(&pass(4, Some(&[1; 4])), None).unwrap().bias.is_none());
+        assert!(Mask::causal(&pass(1, None), None).unwrap().bias.is_none());
+    }
+}

@@ -24,6 +24,12 @@
 //! 8. `cargo run --release --example judge -- FOLDER...` compares checkpoints with what `tests/truth.py`
 //!    says of them. Then flip a feature of your file, and see that it says so.
 //!
+//! # The fused form
+//! `Weights::workspace` is present in it and absent in the eager form. A layer that has a
+//! fused form packs its weights at load and works on slots of the workspace (`fused.rs`) with `kernels`; one
+//! that has none reads [`Xs::tensor`](crate::Xs::tensor) and gives a tensor, which costs a copy and is
+//! right: the next fused layer adopts it. So a new layer is right in both forms from its eager form alone.
+//!
 //! # dtypes
 //! In F64 everything is F64 (the oracle). In F32, BF16 and F16 the operations follow transformers
 //! 5.23.0's eager code: norms, softmax and rope tables in F32, the rest in the model's dtype, one

@@ -80,9 +80,35 @@ impl RopeParameters {
     /// # Errors
     /// If a key is missing or its value unknown.
     pub fn read(config: &ConfigReader, default_theta: f64, max_position_embeddings: usize) -> Result<Self> {
-        let rope = described(config)?;
         let theta = config.f64_or("rope_theta", default_theta)?;
-        Self::read_object(config, rope.as_ref(), theta, max_position_embeddings)
+        Self::read_either(config, config, "rope_parameters", theta, max_position_embeddings)
+    }
+
+    /// Reads `rope_scaling` of `config`, or else `key` of `new_form`. A config may have both, so that old and new
+    /// versions can read it; then v4's counts (`convert_rope_params_to_dict`), and the other is listed as unread
+    /// where it says something else.
+    ///
+    /// # Errors
+    /// If a key is missing or its value unknown.
+    pub fn read_either(
+        config: &ConfigReader,
+        new_form: &ConfigReader,
+        key: &str,
+        theta: f64,
+        max_position_embeddings: usize,
+    ) -> Result<Self> {
+        let Some(old) = config.optional_object("rope_scaling")? else {
+            let new = new_form.optional_object(key)?;
+            return Self::read_object(config, new.as_ref(), theta, max_position_embeddings);
+        };
+        let old = Self::read_object(config, Some(&old), theta, max_position_embeddings)?;
+        if let Some(new) = new_form.peek_object(key)
+            && Self::read_object(config, Some(&new), theta, max_position_embeddings)
+                .is_ok_and(|new| new == old)
+        {
+            new_form.skip_object(key);
+        }
+        Ok(old)
     }
 
     /// As [`RopeParameters::read`], for an architecture that rotates a share of each head whatever the `rope_type`:

@@ -78,7 +78,9 @@ impl Interpreter {
 
     /// `name==version` of everything installed, one a line.
     pub(super) fn listing(&self) -> String {
-        self.packages.iter().map(|(name, version)| format!("{name}=={version}\n")).collect()
+        let lines: Vec<String> =
+            self.packages.iter().map(|(name, version)| format!("{name}=={version}")).collect();
+        lines.join("\n")
     }
 }
 
