@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         if !path.exists() {
             generate(&path, index as u64, seq, vocab)?;
         }
-        let logits = Logits::open(&path, Positions::All).map_err(|error| error.to_string());
+        let logits = Ok(Logits::open(&path, Positions::All)?);
         entries.push(Entry {
             name: format!("variant_{index}"),
             dtype: Dtype::F32,

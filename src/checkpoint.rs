@@ -6,7 +6,7 @@
 mod atomic;
 mod digest;
 mod error;
-pub mod gguf;
+mod gguf;
 pub mod hub;
 mod preflight;
 mod safetensors_file;
@@ -115,17 +115,10 @@ pub type Progress<'a> = &'a mut dyn FnMut(Step<'_>);
 ///
 /// # Errors
 /// When the checkpoint cannot be found or fetched, is incomplete, or must not be loaded.
-pub fn resolve(
-    given: &str,
-    settings: &Settings,
-    progress: Progress<'_>,
-) -> Result<Checkpoint, Error> {
+pub fn resolve(given: &str, settings: &Settings, progress: Progress<'_>) -> Result<Checkpoint, Error> {
     let source = Source::parse(given)?;
     if let (Some(revision), false) = (&settings.revision, matches!(source, Source::Hub(_))) {
-        return Err(Error::NoRevisions {
-            given: given.to_owned(),
-            revision: revision.clone(),
-        });
+        return Err(Error::NoRevisions { given: given.to_owned(), revision: revision.clone() });
     }
     let mut digests = Digests::open(&settings.cache);
     let mut revision = None;
@@ -148,10 +141,7 @@ pub fn resolve(
             notes.extend(imported.notes);
             imported.folder
         }
-        Source::Synthetic {
-            model_type,
-            variant,
-        } => {
+        Source::Synthetic { model_type, variant } => {
             notes.push(format!("synthetic weights of seed {}", settings.seed));
             synthetic(given, model_type, variant.as_deref(), settings)?
         }
@@ -161,21 +151,12 @@ pub fn resolve(
 
     let config_path = folder.join("config.json");
     let mut parts = Vec::new();
-    for path in std::iter::once(&config_path)
-        .chain(&checked.weights)
-        .chain(&checked.tokenizer_files)
-    {
+    for path in std::iter::once(&config_path).chain(&checked.weights).chain(&checked.tokenizer_files) {
         let digest = digests.of(path, progress)?;
         if revision.is_some() {
             hub::check_blob(path, &digest)?;
         }
-        parts.push((
-            path.file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
-            digest,
-        ));
+        parts.push((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), digest));
     }
     digests.keep();
     Ok(Checkpoint {
@@ -187,20 +168,13 @@ pub fn resolve(
         model_type: checked.model_type,
         weights: checked.weights,
         tokenizer: checked.tokenizer,
-        digest: digest::combine(
-            parts
-                .iter()
-                .map(|(name, digest)| (name.as_str(), digest.as_str())),
-        ),
+        digest: digest::combine(parts.iter().map(|(name, digest)| (name.as_str(), digest.as_str()))),
         notes,
     })
 }
 
 /// Makes a folder under its final name only once it is complete; a second process that is faster wins.
-fn complete_folder(
-    target: &Path,
-    fill: impl FnOnce(&Path) -> Result<(), Error>,
-) -> Result<(), Error> {
+fn complete_folder(target: &Path, fill: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
     if target.is_dir() {
         return Ok(());
     }
@@ -229,15 +203,9 @@ fn synthetic(
     variant: Option<&str>,
     settings: &Settings,
 ) -> Result<PathBuf, Error> {
-    let name = format!(
-        "{model_type}-{}-{}",
-        variant.unwrap_or("default"),
-        settings.seed
-    );
+    let name = format!("{model_type}-{}-{}", variant.unwrap_or("default"), settings.seed);
     let target = settings.cache.join("synthetic").join(name);
-    complete_folder(&target, |folder| {
-        write_synthetic(given, model_type, variant, settings.seed, folder)
-    })?;
+    complete_folder(&target, |folder| write_synthetic(given, model_type, variant, settings.seed, folder))?;
     Ok(target)
 }
 

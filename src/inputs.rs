@@ -112,9 +112,7 @@ pub struct Choice {
 pub enum Error {
     /// There is nothing to tokenise.
     #[error("{what} is empty")]
-    #[diagnostic(help(
-        "give at least one prompt, length and batch size, each with something in it"
-    ))]
+    #[diagnostic(help("give at least one prompt, length and batch size, each with something in it"))]
     Empty {
         /// `prompt 2`, `the list of lengths`, …
         what: String,
@@ -132,9 +130,7 @@ pub enum Error {
     },
     /// The tokenizer cannot be loaded or fails.
     #[error("tokenizer {}: {reason}", path.display())]
-    #[diagnostic(help(
-        "the file may be damaged or newer than tfcheck's tokenizers library (0.23)"
-    ))]
+    #[diagnostic(help("the file may be damaged or newer than tfcheck's tokenizers library (0.23)"))]
     Tokenizer {
         /// `tokenizer.json`.
         path: PathBuf,
@@ -163,9 +159,7 @@ pub enum Error {
     },
     /// A token id that the model has no embedding for.
     #[error("{what} holds token {id}, but the model has {vocab_size} of them")]
-    #[diagnostic(help(
-        "the tokenizer belongs to another model, or config.json has the wrong `vocab_size`"
-    ))]
+    #[diagnostic(help("the tokenizer belongs to another model, or config.json has the wrong `vocab_size`"))]
     OutOfVocabulary {
         /// Which row.
         what: String,
@@ -207,20 +201,12 @@ pub enum Error {
 pub fn make(spec: &Spec, checkpoint: &Checkpoint) -> Result<Vec<Inputs>, Error> {
     let source = Source::open(checkpoint)?;
     match spec {
-        Spec::Prompts {
-            prompts,
-            padding,
-            choices,
-        } => Ok(vec![batch::from_prompts(
-            &source, prompts, *padding, choices,
-        )?]),
-        Spec::Lengths {
-            lengths,
-            batches,
-            paddings,
-            text,
-            seed,
-        } => sweep::from_lengths(&source, lengths, batches, paddings, text.as_deref(), *seed),
+        Spec::Prompts { prompts, padding, choices } => {
+            Ok(vec![batch::from_prompts(&source, prompts, *padding, choices)?])
+        }
+        Spec::Lengths { lengths, batches, paddings, text, seed } => {
+            sweep::from_lengths(&source, lengths, batches, paddings, text.as_deref(), *seed)
+        }
     }
 }
 
@@ -233,26 +219,20 @@ struct Source<'a> {
 impl<'a> Source<'a> {
     fn open(checkpoint: &'a Checkpoint) -> Result<Self, Error> {
         let open = |path: &PathBuf| -> Result<Tokenizer, Error> {
-            let mut tokenizer = Tokenizer::from_file(path).map_err(|error| Error::Tokenizer {
-                path: path.clone(),
-                reason: error.to_string(),
-            })?;
+            let mut tokenizer = Tokenizer::from_file(path)
+                .map_err(|error| Error::Tokenizer { path: path.clone(), reason: error.to_string() })?;
             // tokenizer.json may carry the padding and truncation of whoever saved it; here both are decided by the spec.
             tokenizer.with_padding(None);
             let _ = tokenizer.with_truncation(None);
             Ok(tokenizer)
         };
-        Ok(Self {
-            checkpoint,
-            tokenizer: checkpoint.tokenizer.as_ref().map(open).transpose()?,
-        })
+        Ok(Self { checkpoint, tokenizer: checkpoint.tokenizer.as_ref().map(open).transpose()? })
     }
 
     fn tokenizer(&self, what: impl Fn() -> String) -> Result<&Tokenizer, Error> {
-        self.tokenizer.as_ref().ok_or_else(|| Error::NoTokenizer {
-            checkpoint: self.checkpoint.name.clone(),
-            what: what(),
-        })
+        self.tokenizer
+            .as_ref()
+            .ok_or_else(|| Error::NoTokenizer { checkpoint: self.checkpoint.name.clone(), what: what() })
     }
 
     fn encode(
@@ -261,31 +241,25 @@ impl<'a> Source<'a> {
         add_special_tokens: bool,
         what: impl Fn() -> String,
     ) -> Result<Vec<i64>, Error> {
-        let encoding = self
-            .tokenizer(what)?
-            .encode_fast(text, add_special_tokens)
-            .map_err(|error| Error::Tokenizer {
+        let encoding = self.tokenizer(what)?.encode_fast(text, add_special_tokens).map_err(|error| {
+            Error::Tokenizer {
                 path: self.checkpoint.tokenizer.clone().unwrap_or_default(),
                 reason: error.to_string(),
-            })?;
+            }
+        })?;
         Ok(encoding.get_ids().iter().map(|id| i64::from(*id)).collect())
     }
 
     /// A number of the config, or of the text part of a multimodal config.
     fn number(&self, key: &str) -> Option<u64> {
         let config = &self.checkpoint.config;
-        config
-            .get(key)
-            .or_else(|| config.get("text_config")?.get(key))
-            .and_then(serde_json::Value::as_u64)
+        config.get(key).or_else(|| config.get("text_config")?.get(key)).and_then(serde_json::Value::as_u64)
     }
 
     /// Token ids of a config key that holds one id or several.
     fn ids(&self, key: &str) -> Vec<i64> {
         match self.checkpoint.config.get(key) {
-            Some(serde_json::Value::Array(ids)) => {
-                ids.iter().filter_map(serde_json::Value::as_i64).collect()
-            }
+            Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(serde_json::Value::as_i64).collect(),
             Some(id) => id.as_i64().into_iter().collect(),
             None => Vec::new(),
         }
@@ -293,10 +267,6 @@ impl<'a> Source<'a> {
 
     /// What padding is made of. It is masked, so that any valid id would do; the checkpoint's own is the least surprising.
     fn pad_id(&self) -> i64 {
-        ["pad_token_id", "eos_token_id"]
-            .iter()
-            .flat_map(|key| self.ids(key))
-            .find(|id| *id >= 0)
-            .unwrap_or(0)
+        ["pad_token_id", "eos_token_id"].iter().flat_map(|key| self.ids(key)).find(|id| *id >= 0).unwrap_or(0)
     }
 }

@@ -188,3 +188,140 @@ impl Random {
         ((u128::from(self.next()) * bound as u128) >> 64) as usize
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() <= 1e-12 * b.abs().max(1.0)
+    }
+
+    #[test]
+    fn quantiles_are_those_of_numpy() {
+        // numpy.quantile([1, 2, 4, 8, 16], q), method "linear" (type 7).
+        let values = [1.0, 2.0, 4.0, 8.0, 16.0];
+        for (q, expected) in [
+            (0.0, 1.0),
+            (0.1, 1.4),
+            (0.25, 2.0),
+            (0.5, 4.0),
+            (0.9, 12.8),
+            (0.99, 15.68),
+            (1.0, 16.0),
+        ] {
+            assert!(
+                close(quantile(&values, q), expected),
+                "{q}: {}",
+                quantile(&values, q)
+            );
+        }
+        assert!(close(quantile(&[3.0], 0.99), 3.0));
+        assert!(quantile(&[], 0.5).is_nan());
+    }
+
+    #[test]
+    fn ten_samples_do_not_make_p90_and_p99_the_largest() {
+        // The older framework reported the maximum of ten for both.
+        let rounds: Vec<Vec<u64>> = vec![(1..=10).map(|ms| ms * 1_000_000).collect()];
+        let summary = summarize(&rounds).unwrap();
+        assert!(
+            close(summary.p50_ms, 5.5) && close(summary.p90_ms, 9.1) && close(summary.p99_ms, 9.91)
+        );
+        assert!(
+            close(summary.mean_ms, 5.5)
+                && close(summary.min_ms, 1.0)
+                && close(summary.max_ms, 10.0)
+        );
+        assert_eq!((summary.n, summary.rounds, summary.outliers), (10, 1, 0));
+    }
+
+    #[test]
+    fn outliers_lie_beyond_tukeys_fences() {
+        // Quartiles 10 and 12, so the fences are 7 and 15.
+        let rounds = vec![
+            [10, 10, 10, 11, 12, 12, 12, 7, 15, 16]
+                .map(|ms| ms * 1_000_000)
+                .to_vec(),
+        ];
+        assert_eq!(summarize(&rounds).unwrap().outliers, 1);
+    }
+
+    #[test]
+    fn nothing_is_summarised_from_nothing() {
+        assert_eq!(summarize(&[]), None);
+        assert_eq!(summarize(&[vec![], vec![]]), None);
+        assert_eq!(speed_up(&[vec![1]], &[]), None);
+        assert_eq!(speed_up(&[vec![1], vec![]], &[vec![], vec![1]]), None);
+    }
+
+    /// Samples of `center` ± 5 % in `rounds` rounds of five; each round is slower by its `drift`.
+    fn rounds(center: f64, drift: &[f64], seed: u64) -> Vec<Vec<u64>> {
+        let mut random = Random(seed);
+        let mut sample = |drift: f64| {
+            (center * drift * (0.95 + 0.1 * random.below(1000) as f64 / 1000.0) * 1e6) as u64
+        };
+        drift
+            .iter()
+            .map(|&drift| (0..5).map(|_| sample(drift)).collect())
+            .collect()
+    }
+
+    #[test]
+    fn a_drift_that_both_share_does_not_widen_the_ratio() {
+        let drift = [1.0, 1.5, 1.0, 1.6, 1.1, 1.4, 1.0, 1.5, 1.2, 1.3];
+        let (slow, fast) = (rounds(20.0, &drift, 1), rounds(10.0, &drift, 2));
+        let speed_up = speed_up(&slow, &fast).unwrap();
+        assert!(
+            speed_up.interval.low < 2.0 && 2.0 < speed_up.interval.high,
+            "{speed_up:?}"
+        );
+        assert!(
+            speed_up.interval.high - speed_up.interval.low < 0.4,
+            "{speed_up:?}"
+        );
+        let alone = summarize(&fast).unwrap().median_interval_ms;
+        let relative = (alone.high - alone.low) / 12.0;
+        let paired = (speed_up.interval.high - speed_up.interval.low) / 2.0;
+        assert!(
+            paired < relative,
+            "pairing rounds removes the drift: {paired} against {relative}"
+        );
+    }
+
+    #[test]
+    fn the_interval_of_the_median_holds_the_true_median_about_as_often_as_it_says() {
+        let hits = (0..200)
+            .filter(|&seed| {
+                let interval = summarize(&rounds(10.0, &[1.0; 8], seed))
+                    .unwrap()
+                    .median_interval_ms;
+                interval.low <= 10.0 && 10.0 <= interval.high
+            })
+            .count();
+        // 95 % of 200 is 190; the percentile bootstrap over 8 rounds of 5 is known to be a little off.
+        assert!((176..=200).contains(&hits), "{hits} of 200");
+    }
+
+    proptest! {
+        #[test]
+        fn summaries_are_ordered(samples in prop::collection::vec(1_u64..1_000_000_000, 1..60)) {
+            let summary = summarize(std::slice::from_ref(&samples)).unwrap();
+            let ordered = [summary.min_ms, summary.p50_ms, summary.p90_ms, summary.p99_ms, summary.max_ms];
+            prop_assert!(ordered.is_sorted());
+            prop_assert!(summary.min_ms <= summary.mean_ms * (1.0 + 1e-12) && summary.mean_ms <= summary.max_ms * (1.0 + 1e-12));
+            prop_assert!(summary.median_interval_ms.low <= summary.median_interval_ms.high);
+            prop_assert!(summary.outliers <= samples.len() / 2);
+            prop_assert_eq!(summarize(std::slice::from_ref(&samples)), Some(summary), "seeded");
+        }
+
+        #[test]
+        fn a_variant_against_itself_is_as_fast_as_itself(samples in prop::collection::vec(1_u64..1_000_000, 1..20)) {
+            let rounds = [samples];
+            prop_assert!(close(speed_up(&rounds, &rounds).unwrap().ratio, 1.0));
+        }
+    }
+}

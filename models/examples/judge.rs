@@ -4,7 +4,8 @@
 //! (`input_ids`, `attention_mask`, `position_ids`) and `logits_<name>.<dtype>.safetensors` as `tests/truth.py`
 //! writes them, the f64 ones exact. Every figure is a relative L2 against the f64 truth over the positions that are
 //! no padding: ours, torch's own in that dtype, and ours at the worst position. Decoders are also run through a
-//! cache, in chunks of 7 and token by token. Exits with 1 if a bound is broken or a tensor stays unread.
+//! cache, in chunks of 7 and token by token, and in f32 and bf16 every model in the fused form too. Exits with 1 if a
+//! bound is broken or a tensor stays unread.
 
 #![expect(clippy::print_stdout, reason = "a command-line program")]
 
@@ -22,8 +23,14 @@ const F64_BOUND: f64 = 1e-12;
 const F32_BOUND: f64 = 5e-6;
 const OF_TORCH: f64 = 1.5;
 
-const DTYPES: [(&str, DType); 4] =
-    [("f64", DType::F64), ("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)];
+const RUNS: [(&str, DType, Form); 6] = [
+    ("f64", DType::F64, Form::Eager),
+    ("f32", DType::F32, Form::Eager),
+    ("f32", DType::F32, Form::Fused),
+    ("bf16", DType::BF16, Form::Eager),
+    ("bf16", DType::BF16, Form::Fused),
+    ("f16", DType::F16, Form::Eager),
+];
 
 fn main() -> ExitCode {
     let mut failed = 0;
@@ -61,11 +68,11 @@ fn judge(folder: &Path) -> Result<usize> {
         decoder,
     };
     let mut broken = 0;
-    for (dtype_name, dtype) in DTYPES {
+    for (dtype_name, dtype, form) in RUNS {
         if !case.truth("b1", dtype_name).exists() {
             continue;
         }
-        let mut loaded = load(folder, &Options { dtype, device: Device::Cpu, form: Form::Eager })?;
+        let mut loaded = load(folder, &Options { dtype, device: Device::Cpu, form })?;
         if dtype == DType::F64 {
             broken += usize::from(!loaded.unread_tensors.is_empty());
             for unread in loaded.unread_keys.iter().chain(&loaded.unread_tensors) {
@@ -73,10 +80,13 @@ fn judge(folder: &Path) -> Result<usize> {
             }
         }
         for inputs in case.inputs_names()? {
-            broken += usize::from(!case.row(&mut loaded, &inputs, dtype_name, None)?);
+            let label = if form == Form::Fused { format!("{inputs} fused") } else { inputs.clone() };
+            broken += usize::from(!case.row(&mut loaded, &inputs, &label, dtype_name, None)?);
             if dtype == DType::F64 && decoder && !follows_length {
                 for chunk in [7, 1] {
-                    broken += usize::from(!case.row(&mut loaded, &inputs, dtype_name, Some(chunk))?);
+                    let label = format!("{inputs} by {chunk}");
+                    broken +=
+                        usize::from(!case.row(&mut loaded, &inputs, &label, dtype_name, Some(chunk))?);
                 }
             }
         }
@@ -107,7 +117,14 @@ impl Case {
     }
 
     /// Prints one row; whether it keeps its bound.
-    fn row(&self, loaded: &mut Loaded, name: &str, dtype: &str, chunk: Option<usize>) -> Result<bool> {
+    fn row(
+        &self,
+        loaded: &mut Loaded,
+        name: &str,
+        label: &str,
+        dtype: &str,
+        chunk: Option<usize>,
+    ) -> Result<bool> {
         let path = self.folder.join(format!("inputs_{name}.safetensors"));
         let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
         let mask = &tensors["attention_mask"];
@@ -131,9 +148,8 @@ impl Case {
             _ => error <= OF_TORCH * torch,
         };
         let (place, worst) = ours.worst(&exact);
-        let inputs = chunk.map_or_else(|| name.to_owned(), |chunk| format!("{name} by {chunk}"));
         println!(
-            "{:<28} {inputs:<12} {dtype:<5} {error:>9.2e} {torch:>9.2e} {:>6.2}  {:<18} {}",
+            "{:<28} {label:<12} {dtype:<5} {error:>9.2e} {torch:>9.2e} {:>6.2}  {:<18} {}",
             self.name,
             error / torch,
             format!("{worst:.1e} at {place:?}"),

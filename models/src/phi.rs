@@ -173,6 +173,14 @@ struct Phi {
     lm_head: Option<Linear>,
 }
 
+/// Only the weight may be tied; the bias is the head's own.
+fn lm_head(config: &Config, weights: &Weights, embed_tokens: &Embedding) -> Result<Linear> {
+    if config.tie_word_embeddings {
+        return Linear::tied(weights, embed_tokens, true);
+    }
+    Linear::load(weights, config.hidden_size, config.vocab_size, true)
+}
+
 pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
     let config = Config::read(config)?;
     let (inner, has_head) = match task.unwrap_or(Task::CausalLm) {
@@ -181,16 +189,7 @@ pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>
         task => return Err(unknown_head("phi", task)),
     };
     let embed_tokens = Embedding::load(&inner.pp("embed_tokens"), config.vocab_size, config.hidden_size)?;
-    let lm_head = has_head
-        .then(|| {
-            let head = weights.pp("lm_head");
-            if config.tie_word_embeddings {
-                Linear::tied(&head, &embed_tokens, true)
-            } else {
-                Linear::load(&head, config.hidden_size, config.vocab_size, true)
-            }
-        })
-        .transpose()?;
+    let lm_head = has_head.then(|| lm_head(&config, &weights.pp("lm_head"), &embed_tokens)).transpose()?;
     let layers = inner.pp("layers");
     Ok(Box::new(Phi {
         path: inner.path().to_owned(),

@@ -32,10 +32,6 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 
 /// Makes a rename in `folder` survive a power cut.
 pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    let folder = if folder.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        folder
-    };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     File::open(folder)?.sync_all()
 }

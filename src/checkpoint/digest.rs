@@ -35,11 +35,7 @@ impl Digests {
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
-        Self {
-            file,
-            known,
-            changed: false,
-        }
+        Self { file, known, changed: false }
     }
 
     /// Lower-case hex SHA-256 of `path`'s content.
@@ -94,13 +90,12 @@ pub(crate) fn combine<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -
 
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
-    seconds
-        .saturating_mul(1_000_000_000)
-        .saturating_add(nanoseconds)
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
 fn sha256(path: &Path, size: u64, progress: Progress<'_>) -> Result<String, Error> {
@@ -116,10 +111,6 @@ fn sha256(path: &Path, size: u64, progress: Progress<'_>) -> Result<String, Erro
         }
         hasher.update(&buffer[..read]);
         done += read as u64;
-        progress(Step::Hash {
-            file: &name,
-            done,
-            total: size,
-        });
+        progress(Step::Hash { file: &name, done, total: size });
     }
 }

@@ -38,13 +38,9 @@ pub(crate) fn import(
     cache: &Path,
     progress: Progress<'_>,
 ) -> Result<Imported, Error> {
-    let folder = cache
-        .join("gguf")
-        .join(format!("{digest}-{IMPORT_VERSION}"));
+    let folder = cache.join("gguf").join(format!("{digest}-{IMPORT_VERSION}"));
     let notes_path = folder.join("import.json");
-    complete_folder(&folder, |temporary| {
-        convert(path, digest, temporary, progress)
-    })?;
+    complete_folder(&folder, |temporary| convert(path, digest, temporary, progress))?;
     let notes = std::fs::read(&notes_path).map_err(Error::io("read", &notes_path))?;
     let notes = serde_json::from_slice(&notes).map_err(|error| Error::BadJson {
         path: notes_path,
@@ -54,11 +50,7 @@ pub(crate) fn import(
 }
 
 fn convert(path: &Path, digest: &str, folder: &Path, progress: Progress<'_>) -> Result<(), Error> {
-    let problem = |(reason, help): (String, String)| Error::Gguf {
-        path: path.to_owned(),
-        reason,
-        help,
-    };
+    let problem = |(reason, help): (String, String)| Error::Gguf { path: path.to_owned(), reason, help };
     let mut file = BufReader::new(File::open(path).map_err(Error::io("read", path))?);
     let content = Content::read(&mut file).map_err(|error| {
         problem((
@@ -69,10 +61,7 @@ fn convert(path: &Path, digest: &str, folder: &Path, progress: Progress<'_>) -> 
     let metadata = Metadata::new(&content.metadata);
     let name = metadata.text("general.architecture").unwrap_or_default();
     let architecture = Architecture::named(name).map_err(problem)?;
-    if metadata
-        .integer("split.count")
-        .is_some_and(|count| count > 1)
-    {
+    if metadata.integer("split.count").is_some_and(|count| count > 1) {
         return Err(problem((
             "it is one part of a split model".to_owned(),
             "join the parts with `llama-gguf-split --merge` first".to_owned(),
@@ -84,28 +73,19 @@ fn convert(path: &Path, digest: &str, folder: &Path, progress: Progress<'_>) -> 
         path.file_name().unwrap_or_default().to_string_lossy()
     )];
     let plan = weights::plan(architecture, &content, &metadata).map_err(problem)?;
-    let config =
-        config::build(architecture, &content, &metadata, path, &mut notes).map_err(problem)?;
+    let config = config::build(architecture, &content, &metadata, path, &mut notes).map_err(problem)?;
     let write_json = |name: &str, value: &Value| {
         let bytes = serde_json::to_vec_pretty(value).unwrap_or_default();
         atomic::write(&folder.join(name), &bytes).map_err(Error::io("write", &folder.join(name)))
     };
-    if let Some(tokenizer) =
-        tokenizer::build(architecture, &metadata, &mut notes).map_err(problem)?
-    {
+    if let Some(tokenizer) = tokenizer::build(architecture, &metadata, &mut notes).map_err(problem)? {
         atomic::write(&folder.join("tokenizer.json"), &tokenizer.json)
             .map_err(Error::io("write", &folder.join("tokenizer.json")))?;
         write_json("tokenizer_config.json", &tokenizer.config)?;
     } else {
         notes.push("the GGUF file holds no tokenizer".to_owned());
     }
-    weights::write(
-        path,
-        &content,
-        &plan,
-        &folder.join(super::preflight::SINGLE),
-        progress,
-    )?;
+    weights::write(path, &content, &plan, &folder.join(super::preflight::SINGLE), progress)?;
     write_json("config.json", &config)?;
     write_json("import.json", &Value::from(notes))
 }
@@ -115,5 +95,9 @@ type Problem = (String, String);
 
 /// A problem that only another file solves.
 fn damaged(reason: impl Into<String>) -> Problem {
-    (reason.into(), "the file is incomplete or was made by a converter that tfcheck does not know; take another one".to_owned())
+    (
+        reason.into(),
+        "the file is incomplete or was made by a converter that tfcheck does not know; take another one"
+            .to_owned(),
+    )
 }

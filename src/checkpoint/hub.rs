@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hf_hub::api::RepoInfo;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::preflight::{self, INDEX, SINGLE, TOKENIZER_FILES};
 use super::{Error, Progress, Settings, Step};
+
+/// Pauses between the attempts at one file.
+const WAITS: [Duration; 3] = [Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(3)];
 
 /// How to reach the hub, as `huggingface_hub` reads it from the environment.
 #[derive(Clone)]
@@ -51,11 +54,9 @@ impl Environment {
             },
             PathBuf::from,
         );
-        let token_file =
-            variable("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+        let token_file = variable("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
         let token = variable("HF_TOKEN").or_else(|| std::fs::read_to_string(token_file).ok());
-        let is_true =
-            |value: String| matches!(value.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
+        let is_true = |value: String| matches!(value.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
         Self {
             cache: variable("HF_HUB_CACHE")
                 .or_else(|| variable("HUGGINGFACE_HUB_CACHE"))
@@ -64,9 +65,7 @@ impl Environment {
                 || "https://huggingface.co".to_owned(),
                 |endpoint| endpoint.trim_end_matches('/').to_owned(),
             ),
-            token: token
-                .map(|token| token.trim().to_owned())
-                .filter(|token| !token.is_empty()),
+            token: token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()),
             offline: variable("HF_HUB_OFFLINE").is_some_and(is_true),
         }
     }
@@ -103,15 +102,9 @@ pub(crate) fn fetch(
             revision: revision.to_owned(),
             cache: hub.cache.clone(),
         })?;
-        let notes = vec![
-            note(&commit),
-            "HF_HUB_OFFLINE is set: the newest commit is not looked up".to_owned(),
-        ];
-        return Ok(Snapshot {
-            folder,
-            commit,
-            notes,
-        });
+        let notes =
+            vec![note(&commit), "HF_HUB_OFFLINE is set: the newest commit is not looked up".to_owned()];
+        return Ok(Snapshot { folder, commit, notes });
     }
     let api = api(&cache, hub).map_err(|error| unreachable(id, hub, error.to_string()))?;
     let info = match ask(&api, id, revision, hub)? {
@@ -123,34 +116,17 @@ pub(crate) fn fetch(
             };
             let notes = vec![
                 note(&commit),
-                format!(
-                    "{} cannot be reached ({reason}); the cached commit is used",
-                    hub.endpoint
-                ),
+                format!("{} cannot be reached ({reason}); the cached commit is used", hub.endpoint),
             ];
-            return Ok(Snapshot {
-                folder,
-                commit,
-                notes,
-            });
+            return Ok(Snapshot { folder, commit, notes });
         }
     };
     let commit = info.sha.clone();
     let folder = download(&api, &cache, id, &info, settings, progress)?;
     // Lets this revision's name be found again offline.
-    let named = cache.repo(Repo::with_revision(
-        id.to_owned(),
-        RepoType::Model,
-        revision.to_owned(),
-    ));
-    named
-        .create_ref(&commit)
-        .map_err(Error::io("write the refs of", &folder))?;
-    Ok(Snapshot {
-        folder,
-        notes: vec![note(&commit)],
-        commit,
-    })
+    let named = cache.repo(Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned()));
+    named.create_ref(&commit).map_err(Error::io("write the refs of", &folder))?;
+    Ok(Snapshot { folder, notes: vec![note(&commit)], commit })
 }
 
 /// Refuses a file of the cache whose name says another SHA-256 than its content has.
@@ -159,39 +135,30 @@ pub(crate) fn check_blob(path: &Path, digest: &str) -> Result<(), Error> {
     let name = blob.file_name().unwrap_or_default().to_string_lossy();
     // Large files' ETags are their SHA-256; small files have git's SHA-1, 40 digits.
     if name.len() == 64 && name.chars().all(|c| c.is_ascii_hexdigit()) && name != digest {
-        return Err(Error::WrongDigest {
-            expected: name.into_owned(),
-            path: blob,
-            found: digest.to_owned(),
-        });
+        return Err(Error::WrongDigest { expected: name.into_owned(), path: blob, found: digest.to_owned() });
     }
     Ok(())
 }
 
-fn api(cache: &Cache, hub: &Environment) -> Result<Api, hf_hub::api::sync::ApiError> {
+fn api(cache: &Cache, hub: &Environment) -> Result<Api, ApiError> {
     ApiBuilder::from_cache(cache.clone())
         .with_endpoint(hub.endpoint.clone())
         .with_token(hub.token.clone())
         .with_progress(false)
-        .with_retries(3)
         .with_user_agent("tfcheck", env!("CARGO_PKG_VERSION"))
         .build()
 }
 
 /// Asks for the commit and the file names of a revision.
 fn ask(api: &Api, id: &str, revision: &str, hub: &Environment) -> Result<Answer, Error> {
-    let repo = api.repo(Repo::with_revision(
-        id.to_owned(),
-        RepoType::Model,
-        revision.to_owned(),
-    ));
+    let repo = api.repo(Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned()));
     // hf-hub's own `info` drops the headers of a refusal, and only they tell its kinds apart.
     let asked = repo
         .info_request()
         .config()
         .http_status_as_error(false)
         .timeout_connect(Some(Duration::from_secs(10)))
-        .timeout_global(Some(Duration::from_secs(60)))
+        .timeout_global(Some(Duration::from_mins(1)))
         .build()
         .call();
     let mut response = match asked {
@@ -199,20 +166,13 @@ fn ask(api: &Api, id: &str, revision: &str, hub: &Environment) -> Result<Answer,
         Err(error) => return Ok(Answer::Unreachable(error.to_string())),
     };
     let header = |name: &str| {
-        response
-            .headers()
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default()
-            .to_owned()
+        response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
     };
     let (code, message) = (header("x-error-code"), header("x-error-message"));
     let status = response.status().as_u16();
     if status == 200 {
-        let body = response
-            .body_mut()
-            .read_to_string()
-            .map_err(|error| unreachable(id, hub, error.to_string()))?;
+        let body =
+            response.body_mut().read_to_string().map_err(|error| unreachable(id, hub, error.to_string()))?;
         let info: RepoInfo = serde_json::from_str(&body).map_err(|error| Error::HubStatus {
             id: id.to_owned(),
             endpoint: hub.endpoint.clone(),
@@ -231,38 +191,18 @@ fn ask(api: &Api, id: &str, revision: &str, hub: &Environment) -> Result<Answer,
         return Ok(Answer::Info(info));
     }
     Err(match (status, code.as_str()) {
-        (404, "RevisionNotFound") => Error::HubRevision {
-            id: id.to_owned(),
-            revision: revision.to_owned(),
-        },
-        (_, "RepoNotFound") | (404, _) => Error::HubNotFound {
-            id: id.to_owned(),
-            endpoint: hub.endpoint.clone(),
-        },
-        (401 | 403, _) => refused(
-            id,
-            hub,
-            if message.is_empty() {
-                format!("HTTP {status}")
-            } else {
-                message
-            },
-        ),
+        (404, "RevisionNotFound") => Error::HubRevision { id: id.to_owned(), revision: revision.to_owned() },
+        (_, "RepoNotFound") | (404, _) => {
+            Error::HubNotFound { id: id.to_owned(), endpoint: hub.endpoint.clone() }
+        }
+        (401 | 403, _) => {
+            refused(id, hub, if message.is_empty() { format!("HTTP {status}") } else { message })
+        }
         (500.., _) => match cached(&Cache::new(hub.cache.clone()), id, revision) {
             Some(_) => return Ok(Answer::Unreachable(format!("HTTP {status}"))),
-            None => Error::HubStatus {
-                id: id.to_owned(),
-                endpoint: hub.endpoint.clone(),
-                status,
-                message,
-            },
+            None => Error::HubStatus { id: id.to_owned(), endpoint: hub.endpoint.clone(), status, message },
         },
-        _ => Error::HubStatus {
-            id: id.to_owned(),
-            endpoint: hub.endpoint.clone(),
-            status,
-            message,
-        },
+        _ => Error::HubStatus { id: id.to_owned(), endpoint: hub.endpoint.clone(), status, message },
     })
 }
 
@@ -283,48 +223,26 @@ fn download(
     let has = |name: &str| info.siblings.iter().any(|file| file.rfilename == name);
 
     if !has("config.json") {
-        let help = "the repository is not in transformers' layout; choose one that has config.json"
-            .to_owned();
-        return Err(Error::NoConfig {
-            folder: PathBuf::from(id),
-            help,
-        });
+        let help =
+            "the repository is not in transformers' layout; choose one that has config.json".to_owned();
+        return Err(Error::NoConfig { folder: PathBuf::from(id), help });
     }
     if !has(SINGLE) && !has(INDEX) {
         let names = || info.siblings.iter().map(|file| file.rfilename.as_str());
         let pickles = preflight::pickles_among(names());
         if !pickles.is_empty() {
-            return Err(Error::PicklesOnly {
-                folder: PathBuf::from(id),
-                files: pickles,
-            });
+            return Err(Error::PicklesOnly { folder: PathBuf::from(id), files: pickles });
         }
         let help = if names().any(|name| name.to_lowercase().ends_with(".gguf")) {
             "it holds GGUF files: download one and name the file".to_owned()
         } else {
             "choose a repository or a revision with safetensors weights".to_owned()
         };
-        return Err(Error::NoWeights {
-            folder: PathBuf::from(id),
-            help,
-        });
+        return Err(Error::NoWeights { folder: PathBuf::from(id), help });
     }
-    let mut get = |name: &str| {
-        fetch_file(
-            api,
-            &repo,
-            cache,
-            &pinned,
-            id,
-            &folder.join(name),
-            hub,
-            progress,
-        )
-    };
-    for name in ["config.json", "generation_config.json"]
-        .iter()
-        .chain(&TOKENIZER_FILES)
-        .filter(|name| has(name))
+    let mut get = |name: &str| fetch_file(api, &repo, cache, &pinned, id, &folder.join(name), hub, progress);
+    for name in
+        ["config.json", "generation_config.json"].iter().chain(&TOKENIZER_FILES).filter(|name| has(name))
     {
         get(name)?;
     }
@@ -347,10 +265,10 @@ fn download(
 }
 
 /// Fetches one file unless the cache has it, going on from what an earlier attempt left.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one call site; a struct would only rename the arguments"
-)]
+///
+/// hf-hub's own retries are not used: they take the position in a file that was opened for appending, which is 0, and
+/// so add the whole file to the part that was there.
+#[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename the arguments")]
 fn fetch_file(
     api: &Api,
     repo: &ApiRepo,
@@ -361,59 +279,31 @@ fn fetch_file(
     hub: &Environment,
     progress: Progress<'_>,
 ) -> Result<(), Error> {
-    if target.exists() {
-        return Ok(());
-    }
-    let file = target
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let mut fetched = repo.download_with_progress(
-        &file,
-        Reporter {
-            report: &mut *progress,
-            file: &file,
-            done: 0,
-            total: 0,
-        },
-    );
-    let is_stale =
-        |reason: &str| status_in(reason) == Some(416) || reason.contains("Invalid part file");
-    if let Err(error) = &fetched
-        && is_stale(&error.to_string())
-        && let Ok(metadata) = api.metadata(&repo.url(&file))
-    {
-        // hf-hub cannot go on from a part that is already whole (the process ended before its rename).
-        let part = cache
-            .repo(pinned.clone())
-            .blob_path(metadata.etag())
-            .with_extension("part");
-        let _ = std::fs::remove_file(part);
-        fetched = repo.download_with_progress(
-            &file,
-            Reporter {
-                report: progress,
-                file: &file,
-                done: 0,
-                total: 0,
-            },
-        );
-    }
-    match fetched {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let reason = error.to_string();
-            Err(match status_in(&reason) {
-                Some(401 | 403) => refused(id, hub, format!("{file}: {reason}")),
-                _ => Error::HubDownload {
-                    id: id.to_owned(),
-                    file,
-                    reason,
-                },
-            })
+    let file = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut waits = WAITS.iter();
+    while !target.exists() {
+        let reporter = Reporter { report: &mut *progress, file: &file, done: 0, total: 0 };
+        let Err(error) = repo.download_with_progress(&file, reporter) else { break };
+        let reason = error.to_string();
+        let status = status_in(&reason);
+        if matches!(status, Some(401 | 403)) {
+            return Err(refused(id, hub, format!("{file}: {reason}")));
+        }
+        if status == Some(416) || matches!(error, ApiError::InvalidResume) {
+            // The part is already whole (the process ended before its rename), or longer than that.
+            if let Ok(metadata) = api.metadata(&repo.url(&file)) {
+                let part = cache.repo(pinned.clone()).blob_path(metadata.etag()).with_extension("part");
+                let _ = std::fs::remove_file(part);
+            }
+        }
+        let is_final =
+            status.is_some_and(|status| (400..500).contains(&status) && ![408, 416, 429].contains(&status));
+        match waits.next() {
+            Some(wait) if !is_final => std::thread::sleep(*wait),
+            _ => return Err(Error::HubDownload { id: id.to_owned(), file, reason }),
         }
     }
+    Ok(())
 }
 
 /// The status in ureq's message; its error type is not re-exported by hf-hub.
@@ -434,33 +324,20 @@ fn refused(id: &str, hub: &Environment, reason: String) -> Error {
             hub.endpoint
         )
     };
-    Error::HubRefused {
-        id: id.to_owned(),
-        endpoint: hub.endpoint.clone(),
-        reason,
-        help,
-    }
+    Error::HubRefused { id: id.to_owned(), endpoint: hub.endpoint.clone(), reason, help }
 }
 
 fn unreachable(id: &str, hub: &Environment, reason: String) -> Error {
-    Error::HubUnreachable {
-        id: id.to_owned(),
-        endpoint: hub.endpoint.clone(),
-        reason,
-    }
+    Error::HubUnreachable { id: id.to_owned(), endpoint: hub.endpoint.clone(), reason }
 }
 
 /// The folder and commit of a revision whose config and weights are all in the cache.
 fn cached(cache: &Cache, id: &str, revision: &str) -> Option<(PathBuf, String)> {
-    let repo = cache.repo(Repo::with_revision(
-        id.to_owned(),
-        RepoType::Model,
-        revision.to_owned(),
-    ));
+    let repo = cache.repo(Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned()));
     // `get` follows refs/<revision>; a full commit hash names its folder itself.
-    let config = repo.get("config.json").or_else(|| {
-        Some(repo.pointer_path(revision).join("config.json")).filter(|path| path.exists())
-    })?;
+    let config = repo
+        .get("config.json")
+        .or_else(|| Some(repo.pointer_path(revision).join("config.json")).filter(|path| path.exists()))?;
     let folder = config.parent()?.to_owned();
     let commit = folder.file_name()?.to_str()?.to_owned();
     let index = folder.join(INDEX);
@@ -487,11 +364,7 @@ impl hf_hub::api::Progress for Reporter<'_> {
 
     fn update(&mut self, size: usize) {
         self.done += size as u64;
-        (self.report)(Step::Download {
-            file: self.file,
-            done: self.done,
-            total: self.total,
-        });
+        (self.report)(Step::Download { file: self.file, done: self.done, total: self.total });
     }
 
     fn finish(&mut self) {}

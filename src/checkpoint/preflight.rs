@@ -48,26 +48,15 @@ pub(crate) const TOKENIZER_FILES: [&str; 11] = [
 pub(crate) fn check(folder: &Path, allow_remote_code: bool) -> Result<Checked, Error> {
     let (config, model_type, mut notes) = check_config(folder, allow_remote_code)?;
     let weights = check_weights(folder)?;
-    let tokenizer_files: Vec<_> = TOKENIZER_FILES
-        .iter()
-        .map(|name| folder.join(name))
-        .filter(|path| path.is_file())
-        .collect();
+    let tokenizer_files: Vec<_> =
+        TOKENIZER_FILES.iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect();
     let tokenizer = Some(folder.join("tokenizer.json")).filter(|path| path.is_file());
     if tokenizer.is_none() && !tokenizer_files.is_empty() {
         notes.push(
-            "the checkpoint has no tokenizer.json; tfcheck does not read its slow tokenizer"
-                .to_owned(),
+            "the checkpoint has no tokenizer.json; tfcheck does not read its slow tokenizer".to_owned(),
         );
     }
-    Ok(Checked {
-        config,
-        model_type,
-        weights,
-        tokenizer_files,
-        tokenizer,
-        notes,
-    })
+    Ok(Checked { config, model_type, weights, tokenizer_files, tokenizer, notes })
 }
 
 /// Checks the JSON files of a folder; returns the config, its `model_type`, and notes.
@@ -78,17 +67,11 @@ pub(crate) fn check_config(
     let config_path = folder.join("config.json");
     if !config_path.is_file() {
         let help = if let Some(gguf) = files_with(folder, &["gguf"]).first() {
-            format!(
-                "the folder holds a GGUF file: name it, `{}`",
-                folder.join(gguf).display()
-            )
+            format!("the folder holds a GGUF file: name it, `{}`", folder.join(gguf).display())
         } else {
             LAYOUT.to_owned()
         };
-        return Err(Error::NoConfig {
-            folder: folder.to_owned(),
-            help,
-        });
+        return Err(Error::NoConfig { folder: folder.to_owned(), help });
     }
     let config = read_object(&config_path)?;
     let mut notes = Vec::new();
@@ -111,14 +94,9 @@ pub(crate) fn check_config(
 /// Reads a JSON file that must hold an object.
 pub(crate) fn read_object(path: &Path) -> Result<Value, Error> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    let bad = |reason: String| Error::BadJson {
-        path: path.to_owned(),
-        reason,
-    };
+    let bad = |reason: String| Error::BadJson { path: path.to_owned(), reason };
     if bytes.starts_with(b"version https://git-lfs") {
-        return Err(bad(
-            "is a git-lfs pointer, not the file itself; run `git lfs pull` there".to_owned(),
-        ));
+        return Err(bad("is a git-lfs pointer, not the file itself; run `git lfs pull` there".to_owned()));
     }
     let value: Value =
         serde_json::from_slice(&bytes).map_err(|error| bad(format!("is not JSON: {error}")))?;
@@ -137,33 +115,19 @@ pub(crate) fn read_object(path: &Path) -> Result<Value, Error> {
 }
 
 /// Refuses every key by which a config makes transformers import code that came with the checkpoint or from the hub.
-fn check_code(
-    path: &Path,
-    config: &Value,
-    allow: bool,
-    notes: &mut Vec<String>,
-) -> Result<(), Error> {
+fn check_code(path: &Path, config: &Value, allow: bool, notes: &mut Vec<String>) -> Result<(), Error> {
     let mut found = Vec::new();
     walk("", config, &mut found);
     for (key, value) in found {
         let leaf = key.rsplit('.').next().unwrap_or(&key);
         if leaf == "auto_map" || leaf == "custom_pipelines" {
             if !allow {
-                return Err(Error::RemoteCode {
-                    path: path.to_owned(),
-                    key,
-                });
+                return Err(Error::RemoteCode { path: path.to_owned(), key });
             }
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            notes.push(format!(
-                "{name} asks for remote code (`{key}`), which was allowed"
-            ));
+            notes.push(format!("{name} asks for remote code (`{key}`), which was allowed"));
         } else {
-            return Err(Error::DangerousKey {
-                path: path.to_owned(),
-                key,
-                value: value.to_string(),
-            });
+            return Err(Error::DangerousKey { path: path.to_owned(), key, value: value.to_string() });
         }
     }
     Ok(())
@@ -174,11 +138,7 @@ fn walk<'a>(prefix: &str, value: &'a Value, found: &mut Vec<(String, &'a Value)>
     match value {
         Value::Object(map) => {
             for (key, value) in map {
-                let path = if prefix.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{prefix}.{key}")
-                };
+                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
                 if is_code_key(key, value) {
                     found.push((path, value));
                 } else {
@@ -229,10 +189,7 @@ fn check_weights(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     }
     let pickles = files_with(folder, &PICKLES);
     if !pickles.is_empty() {
-        return Err(Error::PicklesOnly {
-            folder: folder.to_owned(),
-            files: pickles,
-        });
+        return Err(Error::PicklesOnly { folder: folder.to_owned(), files: pickles });
     }
     let others = files_with(folder, &["safetensors"]);
     let help = if others.is_empty() {
@@ -243,35 +200,21 @@ fn check_weights(folder: &Path) -> Result<Vec<PathBuf>, Error> {
             others.join(", ")
         )
     };
-    Err(Error::NoWeights {
-        folder: folder.to_owned(),
-        help,
-    })
+    Err(Error::NoWeights { folder: folder.to_owned(), help })
 }
 
 fn check_shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, Error> {
     let shards = shards_of(index, &read_object(index)?)?;
-    let missing: Vec<_> = shards
-        .keys()
-        .filter(|name| !folder.join(name).is_file())
-        .cloned()
-        .collect();
+    let missing: Vec<_> = shards.keys().filter(|name| !folder.join(name).is_file()).cloned().collect();
     if !missing.is_empty() {
-        return Err(Error::MissingShards {
-            index: index.to_owned(),
-            missing,
-        });
+        return Err(Error::MissingShards { index: index.to_owned(), missing });
     }
     let mut weights = Vec::new();
     for (name, tensors) in shards {
         let path = folder.join(&name);
         let held: TensorNames = safetensors_file::check(&path)?;
         if let Some(tensor) = tensors.into_iter().find(|tensor| !held.contains(tensor)) {
-            return Err(Error::WrongIndex {
-                index: index.to_owned(),
-                tensor,
-                shard: name,
-            });
+            return Err(Error::WrongIndex { index: index.to_owned(), tensor, shard: name });
         }
         weights.push(path);
     }
@@ -279,14 +222,8 @@ fn check_shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// The shards that an index names, each with the tensors that it places there.
-pub(crate) fn shards_of(
-    path: &Path,
-    index: &Value,
-) -> Result<BTreeMap<String, BTreeSet<String>>, Error> {
-    let bad = |reason: String| Error::BadJson {
-        path: path.to_owned(),
-        reason,
-    };
+pub(crate) fn shards_of(path: &Path, index: &Value) -> Result<BTreeMap<String, BTreeSet<String>>, Error> {
+    let bad = |reason: String| Error::BadJson { path: path.to_owned(), reason };
     let map = index
         .get("weight_map")
         .and_then(Value::as_object)
@@ -295,16 +232,12 @@ pub(crate) fn shards_of(
     for (tensor, shard) in map {
         let shard = shard.as_str().unwrap_or_default();
         // A shard is a file of the same folder; anything else would read outside the checkpoint.
-        if !shard.ends_with(".safetensors") || shard.contains(['/', '\\']) || shard.starts_with('.')
-        {
+        if !shard.ends_with(".safetensors") || shard.contains(['/', '\\']) || shard.starts_with('.') {
             return Err(bad(format!(
                 "places `{tensor}` in `{shard}`, which is not a safetensors file of this folder"
             )));
         }
-        shards
-            .entry(shard.to_owned())
-            .or_default()
-            .insert(tensor.clone());
+        shards.entry(shard.to_owned()).or_default().insert(tensor.clone());
     }
     if shards.is_empty() {
         return Err(bad("has an empty `weight_map`".to_owned()));
@@ -314,18 +247,12 @@ pub(crate) fn shards_of(
 
 /// Names of pickled weight files among `names`.
 pub(crate) fn pickles_among<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
-    names
-        .filter(|name| has_extension(Path::new(name), &PICKLES))
-        .map(str::to_owned)
-        .collect()
+    names.filter(|name| has_extension(Path::new(name), &PICKLES)).map(str::to_owned).collect()
 }
 
 fn has_extension(path: &Path, extensions: &[&str]) -> bool {
-    path.extension().is_some_and(|found| {
-        extensions
-            .iter()
-            .any(|extension| found.eq_ignore_ascii_case(extension))
-    })
+    path.extension()
+        .is_some_and(|found| extensions.iter().any(|extension| found.eq_ignore_ascii_case(extension)))
 }
 
 fn files_with(folder: &Path, extensions: &[&str]) -> Vec<String> {

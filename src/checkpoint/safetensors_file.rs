@@ -17,53 +17,34 @@ const LONGEST_HEADER: u64 = 100_000_000;
 
 /// Checks that the header is whole, that the tensors fill the rest without gaps, and that the file is as long as they need.
 pub(crate) fn check(path: &Path) -> Result<TensorNames, Error> {
-    let bad = |reason: String| Error::BadSafetensors {
-        path: path.to_owned(),
-        reason,
-    };
+    let bad = |reason: String| Error::BadSafetensors { path: path.to_owned(), reason };
     let mut file = File::open(path).map_err(Error::io("read", path))?;
     let found = file.metadata().map_err(Error::io("read", path))?.len();
     if found < 8 {
-        return Err(bad(format!(
-            "it is {found} bytes long, shorter than the length of its header"
-        )));
+        return Err(bad(format!("it is {found} bytes long, shorter than the length of its header")));
     }
     let mut length = [0; 8];
-    file.read_exact(&mut length)
-        .map_err(Error::io("read", path))?;
+    file.read_exact(&mut length).map_err(Error::io("read", path))?;
     if length == *b"version " {
-        return Err(bad(
-            "it is a git-lfs pointer, not the weights; run `git lfs pull` there".to_owned(),
-        ));
+        return Err(bad("it is a git-lfs pointer, not the weights; run `git lfs pull` there".to_owned()));
     }
     let length = u64::from_le_bytes(length);
     if length > LONGEST_HEADER {
-        return Err(bad(format!(
-            "its header claims {length} bytes, more than the format allows"
-        )));
+        return Err(bad(format!("its header claims {length} bytes, more than the format allows")));
     }
     if length > found - 8 {
-        return Err(Error::WrongLength {
-            path: path.to_owned(),
-            expected: 8 + length,
-            found,
-        });
+        return Err(Error::WrongLength { path: path.to_owned(), expected: 8 + length, found });
     }
     let mut header = vec![0; length as usize];
-    file.read_exact(&mut header)
-        .map_err(Error::io("read", path))?;
-    let header: Value = serde_json::from_slice(&header)
-        .map_err(|error| bad(format!("its header is not JSON: {error}")))?;
-    let header = header
-        .as_object()
-        .ok_or_else(|| bad("its header is not an object".to_owned()))?;
+    file.read_exact(&mut header).map_err(Error::io("read", path))?;
+    let header: Value =
+        serde_json::from_slice(&header).map_err(|error| bad(format!("its header is not JSON: {error}")))?;
+    let header = header.as_object().ok_or_else(|| bad("its header is not an object".to_owned()))?;
 
     let mut ranges = Vec::new();
     for (name, tensor) in header.iter().filter(|(name, _)| *name != "__metadata__") {
         let (begin, end) = range(tensor).ok_or_else(|| {
-            bad(format!(
-                "tensor `{name}` has no dtype, shape or offsets that fit each other"
-            ))
+            bad(format!("tensor `{name}` has no dtype, shape or offsets that fit each other"))
         })?;
         ranges.push((begin, end, name));
     }
@@ -79,16 +60,9 @@ pub(crate) fn check(path: &Path) -> Result<TensorNames, Error> {
     }
     let expected = 8 + length + end_of_data;
     if expected != found {
-        return Err(Error::WrongLength {
-            path: path.to_owned(),
-            expected,
-            found,
-        });
+        return Err(Error::WrongLength { path: path.to_owned(), expected, found });
     }
-    Ok(ranges
-        .into_iter()
-        .map(|(_, _, name)| name.clone())
-        .collect())
+    Ok(ranges.into_iter().map(|(_, _, name)| name.clone()).collect())
 }
 
 /// The byte range of one header entry, when its shape and dtype need exactly that many bytes.
@@ -99,8 +73,7 @@ fn range(tensor: &Value) -> Option<(u64, u64)> {
         "F64" | "I64" | "U64" | "C64" => 64,
         "F32" | "I32" | "U32" => 32,
         "F16" | "BF16" | "I16" | "U16" => 16,
-        "F8_E4M3" | "F8_E5M2" | "F8_E8M0" | "F8_E4M3FNUZ" | "F8_E5M2FNUZ" | "I8" | "U8"
-        | "BOOL" => 8,
+        "F8_E4M3" | "F8_E5M2" | "F8_E8M0" | "F8_E4M3FNUZ" | "F8_E5M2FNUZ" | "I8" | "U8" | "BOOL" => 8,
         "F6_E2M3" | "F6_E3M2" => 6,
         "F4" => 4,
         _ => return None,

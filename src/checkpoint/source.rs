@@ -34,15 +34,10 @@ impl Source {
                 None => (rest, None),
             };
             let is_word = |word: &str| {
-                !word.is_empty()
-                    && word
-                        .chars()
-                        .all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
+                !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
             };
             if !is_word(model_type) || !variant.is_none_or(is_word) {
-                return Err(Error::UnknownSource {
-                    given: given.to_owned(),
-                });
+                return Err(Error::UnknownSource { given: given.to_owned() });
             }
             return Ok(Self::Synthetic {
                 model_type: model_type.to_owned(),
@@ -50,16 +45,11 @@ impl Source {
             });
         }
         let path = Path::new(given);
-        if path
-            .extension()
-            .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
-        {
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
             return if path.is_file() {
                 Ok(Self::Gguf(path.to_owned()))
             } else {
-                Err(Error::NoGguf {
-                    path: path.to_owned(),
-                })
+                Err(Error::NoGguf { path: path.to_owned() })
             };
         }
         if path.is_dir() {
@@ -67,21 +57,15 @@ impl Source {
         }
         let names_a_path = given.starts_with(['/', '.', '~']) || given.contains('\\');
         if names_a_path {
-            return Err(Error::NoFolder {
-                path: path.to_owned(),
-            });
+            return Err(Error::NoFolder { path: path.to_owned() });
         }
         if is_hub_id(given) {
             return Ok(Self::Hub(given.to_owned()));
         }
         Err(if given.contains('/') {
-            Error::NoFolder {
-                path: path.to_owned(),
-            }
+            Error::NoFolder { path: path.to_owned() }
         } else {
-            Error::UnknownSource {
-                given: given.to_owned(),
-            }
+            Error::UnknownSource { given: given.to_owned() }
         })
     }
 }
@@ -90,16 +74,11 @@ impl Source {
 fn is_hub_id(id: &str) -> bool {
     let is_part = |part: &str| {
         !part.is_empty()
-            && part
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
             && !part.starts_with(['-', '.'])
             && !part.ends_with(['-', '.'])
             && !part.contains("..")
             && !part.contains("--")
     };
-    id.len() <= 96
-        && id
-            .split_once('/')
-            .is_some_and(|(owner, name)| is_part(owner) && is_part(name))
+    id.len() <= 96 && id.split_once('/').is_some_and(|(owner, name)| is_part(owner) && is_part(name))
 }

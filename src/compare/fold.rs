@@ -153,8 +153,8 @@ impl PairFold {
             let finite = scan_a.nan + scan_a.infinite + scan_b.nan + scan_b.infinite == 0;
             let mut reversed = f64::NAN;
             if finite {
-                // ln Σeᵃ − ln Σeᵇ, each with its largest logit taken out.
-                let normalizers = (scan_a.max - scan_b.max) + (a.sum_exp.ln() - b.sum_exp.ln());
+                // ln Σeᵃ − ln Σeᵇ, each less its largest logit as the weighted differences are.
+                let normalizers = a.sum_exp.ln() - b.sum_exp.ln();
                 kl = (pair.weighted_a / a.sum_exp - normalizers).max(0.0);
                 reversed = (normalizers - pair.weighted_b / b.sum_exp).max(0.0);
             }

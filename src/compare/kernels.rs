@@ -2,7 +2,7 @@
 //! run-time dispatch and for the baseline otherwise.
 //!
 //! Sums go to [`LANES`] partial sums that live across blocks, so a result depends neither on the block's
-//! size nor on the vector width. Multiplications and additions are not contracted, for the same reason.
+//! size nor on the vector width.
 
 #![expect(
     clippy::inline_always,
@@ -10,6 +10,7 @@
 )]
 
 use half::slice::HalfFloatSliceExt;
+use pulp::Simd;
 use reference::protocol::Dtype;
 
 use super::logits::Row;
@@ -27,16 +28,28 @@ pub(super) struct PairLanes {
     pub(super) dot: Lanes,
     /// max |a − b|, NaN left out.
     pub(super) max: Lanes,
-    /// Σ eᵃ⁻ᵐ·(a − b).
+    /// Σ eᵃ·(a − b), each side less its row's largest: logits of 10³⁰ would swallow the difference.
     pub(super) weighted_a: Lanes,
-    /// Σ eᵇ⁻ᵐ·(a − b).
+    /// Σ eᵇ·(a − b), the same.
     pub(super) weighted_b: Lanes,
-    /// Largest difference of ordinals.
-    pub(super) ulp: [u64; LANES],
+    /// Largest difference of ordinals, below 2³³ and so exact.
+    pub(super) ulp: Lanes,
+    /// The same of float64 values.
+    pub(super) ulp_f64: u64,
     /// Σ (a − b)² after rounding both.
     pub(super) rounded_squares: Lanes,
     /// max |a − b| after rounding both.
     pub(super) rounded_max: Lanes,
+}
+
+/// `a·b + c`, rounded once where the instruction set can; its emulation elsewhere would cost a call.
+#[inline(always)]
+fn multiply_add<S: Simd>(a: f64, b: f64, c: f64) -> f64 {
+    if S::IS_SCALAR {
+        a * b + c
+    } else {
+        a.mul_add(b, c)
+    }
 }
 
 /// Adds the lanes pairwise.
@@ -75,11 +88,11 @@ pub(super) fn widen(row: &Row, from: usize, length: usize, out: &mut [f64]) {
 
 /// Adds Σ x² of a block.
 #[inline(always)]
-pub(super) fn squares(x: &[f64], sum: &mut Lanes) {
+pub(super) fn squares<S: Simd>(x: &[f64], sum: &mut Lanes) {
     let mut lanes = *sum;
     for x in x.as_chunks::<LANES>().0 {
         for l in 0..LANES {
-            lanes[l] += x[l] * x[l];
+            lanes[l] = multiply_add::<S>(x[l], x[l], lanes[l]);
         }
     }
     *sum = lanes;
@@ -87,7 +100,7 @@ pub(super) fn squares(x: &[f64], sum: &mut Lanes) {
 
 /// The L2 family of one pair over one block.
 #[inline(always)]
-pub(super) fn differences(a: &[f64], b: &[f64], to: &mut PairLanes) {
+pub(super) fn differences<S: Simd>(a: &[f64], b: &[f64], to: &mut PairLanes) {
     let (mut squares, mut dot, mut max) = (to.squares, to.dot, to.max);
     for (a, b) in a
         .as_chunks::<LANES>()
@@ -97,8 +110,8 @@ pub(super) fn differences(a: &[f64], b: &[f64], to: &mut PairLanes) {
     {
         for l in 0..LANES {
             let d = a[l] - b[l];
-            squares[l] += d * d;
-            dot[l] += a[l] * b[l];
+            squares[l] = multiply_add::<S>(d, d, squares[l]);
+            dot[l] = multiply_add::<S>(a[l], b[l], dot[l]);
             let size = d.abs();
             max[l] = if size > max[l] { size } else { max[l] };
         }
@@ -106,9 +119,15 @@ pub(super) fn differences(a: &[f64], b: &[f64], to: &mut PairLanes) {
     (to.squares, to.dot, to.max) = (squares, dot, max);
 }
 
-/// Both divergences' weighted differences of one pair over one block.
+/// Both divergences' weighted differences of one pair over one block of shifted values.
 #[inline(always)]
-pub(super) fn weighted(a: &[f64], b: &[f64], exp_a: &[f64], exp_b: &[f64], to: &mut PairLanes) {
+pub(super) fn weighted<S: Simd>(
+    a: &[f64],
+    b: &[f64],
+    exp_a: &[f64],
+    exp_b: &[f64],
+    to: &mut PairLanes,
+) {
     let (mut weighted_a, mut weighted_b) = (to.weighted_a, to.weighted_b);
     let values = a
         .as_chunks::<LANES>()
@@ -123,8 +142,8 @@ pub(super) fn weighted(a: &[f64], b: &[f64], exp_a: &[f64], exp_b: &[f64], to: &
     for ((a, b), (exp_a, exp_b)) in values.zip(weights) {
         for l in 0..LANES {
             let d = a[l] - b[l];
-            weighted_a[l] += exp_a[l] * d;
-            weighted_b[l] += exp_b[l] * d;
+            weighted_a[l] = multiply_add::<S>(exp_a[l], d, weighted_a[l]);
+            weighted_b[l] = multiply_add::<S>(exp_b[l], d, weighted_b[l]);
         }
     }
     (to.weighted_a, to.weighted_b) = (weighted_a, weighted_b);
@@ -132,7 +151,7 @@ pub(super) fn weighted(a: &[f64], b: &[f64], exp_a: &[f64], exp_b: &[f64], to: &
 
 /// Largest distance of ordinals of one pair over one block.
 #[inline(always)]
-pub(super) fn ulps(a: &[i64], b: &[i64], to: &mut PairLanes) {
+pub(super) fn ulps(a: &[f64], b: &[f64], to: &mut PairLanes) {
     let mut max = to.ulp;
     for (a, b) in a
         .as_chunks::<LANES>()
@@ -141,20 +160,23 @@ pub(super) fn ulps(a: &[i64], b: &[i64], to: &mut PairLanes) {
         .zip(b.as_chunks::<LANES>().0)
     {
         for l in 0..LANES {
-            let distance = if a[l] > b[l] {
-                a[l].wrapping_sub(b[l])
-            } else {
-                b[l].wrapping_sub(a[l])
-            } as u64;
+            let distance = (a[l] - b[l]).abs();
             max[l] = if distance > max[l] { distance } else { max[l] };
         }
     }
     to.ulp = max;
 }
 
+/// Largest distance of two blocks in representable float64 values, which f64 ordinals could not count.
+#[inline(always)]
+pub(super) fn ulps_f64(a: &[f64], b: &[f64], to: &mut PairLanes) {
+    let distance = |(a, b): (&f64, &f64)| ordinal_64(*a).abs_diff(ordinal_64(*b));
+    to.ulp_f64 = a.iter().zip(b).map(distance).fold(to.ulp_f64, u64::max);
+}
+
 /// L2 and largest difference of one pair of rounded blocks.
 #[inline(always)]
-pub(super) fn rounded_differences(a: &[f64], b: &[f64], to: &mut PairLanes) {
+pub(super) fn rounded_differences<S: Simd>(a: &[f64], b: &[f64], to: &mut PairLanes) {
     let (mut squares, mut max) = (to.rounded_squares, to.rounded_max);
     for (a, b) in a
         .as_chunks::<LANES>()
@@ -164,7 +186,7 @@ pub(super) fn rounded_differences(a: &[f64], b: &[f64], to: &mut PairLanes) {
     {
         for l in 0..LANES {
             let d = a[l] - b[l];
-            squares[l] += d * d;
+            squares[l] = multiply_add::<S>(d, d, squares[l]);
             let size = d.abs();
             max[l] = if size > max[l] { size } else { max[l] };
         }
@@ -172,12 +194,22 @@ pub(super) fn rounded_differences(a: &[f64], b: &[f64], to: &mut PairLanes) {
     (to.rounded_squares, to.rounded_max) = (squares, max);
 }
 
-/// `out = e^(x − max)` over the first `length` elements and 0 after them; adds them to `sum`.
+/// `shifted = x − max` and `out = e^shifted` over the first `length` elements and 0 after them; adds the
+/// exponentials to `sum`.
 #[inline(always)]
-pub(super) fn exponentials(x: &[f64], max: f64, length: usize, out: &mut [f64], sum: &mut Lanes) {
-    for (to, &x) in out.iter_mut().zip(x) {
-        *to = exp_negative(x - max);
+pub(super) fn exponentials<S: Simd>(
+    x: &[f64],
+    max: f64,
+    length: usize,
+    shifted: &mut [f64],
+    out: &mut [f64],
+    sum: &mut Lanes,
+) {
+    for ((shifted, to), &x) in shifted.iter_mut().zip(out.iter_mut()).zip(x) {
+        *shifted = x - max;
+        *to = exp_negative::<S>(*shifted);
     }
+    shifted[length..].fill(0.0);
     out[length..].fill(0.0);
     let mut lanes = *sum;
     for e in out.as_chunks::<LANES>().0 {
@@ -193,7 +225,7 @@ pub(super) fn exponentials(x: &[f64], max: f64, length: usize, out: &mut [f64], 
 /// Argument reduction by fdlibm's split of ln 2 (e_exp.c); Taylor to r¹³, whose rest is below 4e-18 for
 /// |r| ≤ ln 2 / 2.
 #[inline(always)]
-fn exp_negative(x: f64) -> f64 {
+fn exp_negative<S: Simd>(x: f64) -> f64 {
     /// 1.5 · 2⁵²: adding it rounds to an integer, which then stands in the low bits.
     const ROUND: f64 = 6_755_399_441_055_744.0;
     const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
@@ -219,54 +251,44 @@ fn exp_negative(x: f64) -> f64 {
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
     let mut sum = TAYLOR[0];
     for coefficient in &TAYLOR[1..] {
-        sum = sum * r + coefficient;
+        sum = multiply_add::<S>(sum, r, *coefficient);
     }
     let scale = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
     if x < -708.0 { 0.0 } else { sum * scale }
 }
 
 /// Ordinals (a monotone count of representable values, 0 for ±0) of a block rounded to `dtype`, and the
-/// rounded values where asked for.
+/// rounded values where asked for. float64 has no ordinals here, see [`ulps_f64`].
 #[inline(always)]
 pub(super) fn ordinals(
     x: &[f64],
     is_wide: bool,
     dtype: Dtype,
-    out: &mut [i64],
+    out: &mut [f64],
     rounded: Option<&mut [f64]>,
 ) {
     match dtype {
-        Dtype::F64 => {
-            for (to, x) in out.iter_mut().zip(x) {
-                let bits = x.to_bits() as i64;
-                *to = if bits < 0 {
-                    i64::MIN.wrapping_sub(bits)
-                } else {
-                    bits
-                };
-            }
-        }
+        Dtype::F64 => return,
         Dtype::F32 => {
             for (to, &x) in out.iter_mut().zip(x) {
-                *to = ordinal_32((x as f32).to_bits());
+                *to = ordinal((x as f32).to_bits(), 31);
             }
         }
         Dtype::Bf16 if is_wide => {
             // Through f32 a value would be rounded twice.
             for (to, &x) in out.iter_mut().zip(x) {
-                *to = ordinal_16(half::bf16::from_f64(x).to_bits());
+                *to = ordinal(half::bf16::from_f64(x).to_bits().into(), 15);
             }
         }
         Dtype::Bf16 => {
             for (to, &x) in out.iter_mut().zip(x) {
                 let bits = (x as f32).to_bits();
-                let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-                *to = ordinal_16(nearest as u16);
+                *to = ordinal(bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16, 15);
             }
         }
         Dtype::F16 if is_wide => {
             for (to, &x) in out.iter_mut().zip(x) {
-                *to = ordinal_16(half::f16::from_f64(x).to_bits());
+                *to = ordinal(half::f16::from_f64(x).to_bits().into(), 15);
             }
         }
         Dtype::F16 => {
@@ -278,7 +300,7 @@ pub(super) fn ordinals(
             {
                 let mut halves = [half::f16::ZERO; LANES];
                 halves.convert_from_f32_slice(&x.map(|x| x as f32));
-                *to = halves.map(|half| ordinal_16(half.to_bits()));
+                *to = halves.map(|half| ordinal(half.to_bits().into(), 15));
             }
         }
     }
@@ -289,29 +311,33 @@ pub(super) fn ordinals(
     }
 }
 
+/// Ordinal of the bits of a float whose sign is bit `sign`.
 #[inline(always)]
-fn ordinal_32(bits: u32) -> i64 {
-    let size = i64::from(bits & 0x7fff_ffff);
-    if bits >> 31 == 1 { -size } else { size }
+fn ordinal(bits: u32, sign: u32) -> f64 {
+    let size = f64::from(bits & ((1 << sign) - 1));
+    if bits >> sign == 1 { -size } else { size }
 }
 
 #[inline(always)]
-fn ordinal_16(bits: u16) -> i64 {
-    let size = i64::from(bits & 0x7fff);
-    if bits >> 15 == 1 { -size } else { size }
+fn ordinal_64(x: f64) -> i64 {
+    let bits = x.to_bits() as i64;
+    if bits < 0 {
+        i64::MIN.wrapping_sub(bits)
+    } else {
+        bits
+    }
 }
 
 /// The value whose ordinal this is; −0 comes back as 0.
 #[inline(always)]
-fn value_of(ordinal: i64, dtype: Dtype) -> f64 {
-    let size = ordinal.unsigned_abs();
+fn value_of(ordinal: f64, dtype: Dtype) -> f64 {
+    let size = ordinal.abs() as u32;
     let value = match dtype {
-        Dtype::F64 => f64::from_bits(size),
-        Dtype::F32 => f64::from(f32::from_bits(size as u32)),
-        Dtype::Bf16 => f64::from(f32::from_bits((size as u32) << 16)),
+        Dtype::Bf16 => f64::from(f32::from_bits(size << 16)),
         Dtype::F16 => half::f16::from_bits(size as u16).to_f64(),
+        Dtype::F32 | Dtype::F64 => f64::from(f32::from_bits(size)),
     };
-    if ordinal < 0 { -value } else { value }
+    if ordinal < 0.0 { -value } else { value }
 }
 
 /// What one pass over a row alone finds.

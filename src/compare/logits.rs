@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use half::slice::HalfFloatSliceExt;
 use reference::protocol::{ATTENTION_MASK, Dtype, LOGITS, Positions};
+use safetensors::tensor::Metadata;
 use safetensors::{Dtype as Stored, SafeTensors};
 use thiserror::Error;
 
@@ -108,7 +109,7 @@ impl Logits {
             );
         }
         let (header, start) = read_header(path, &file)?;
-        let (_, metadata) = SafeTensors::read_metadata(&header).map_err(|error| {
+        let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| {
             LogitsError::invalid(path, format!("is not a safetensors file: {error}"))
         })?;
         let info = metadata
@@ -344,7 +345,7 @@ impl Mask {
     }
 }
 
-/// The length word and the JSON of a safetensors file, and where its data starts.
+/// The JSON of a safetensors file, and where its data starts.
 fn read_header(path: &Path, mut file: &File) -> Result<(Vec<u8>, u64), LogitsError> {
     let mut length = [0; 8];
     let truncated = |error: std::io::Error| match error.kind() {
@@ -361,8 +362,7 @@ fn read_header(path: &Path, mut file: &File) -> Result<(Vec<u8>, u64), LogitsErr
             format!("is not a safetensors file: a header of {json} bytes"),
         ));
     }
-    let mut header = vec![0; 8 + json as usize];
-    header[..8].copy_from_slice(&length);
-    file.read_exact(&mut header[8..]).map_err(truncated)?;
+    let mut header = vec![0; json as usize];
+    file.read_exact(&mut header).map_err(truncated)?;
     Ok((header, 8 + json))
 }

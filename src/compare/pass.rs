@@ -85,8 +85,9 @@ struct Scratch {
     rows: Vec<Row>,
     present: Vec<bool>,
     values: Vec<f64>,
+    shifted: Vec<f64>,
     exponentials: Vec<f64>,
-    ordinals: Vec<i64>,
+    ordinals: Vec<f64>,
     rounded: Vec<f64>,
     lanes: Vec<PairLanes>,
     squares: Vec<[f64; LANES]>,
@@ -144,7 +145,7 @@ impl<'a> Pass<'a> {
             }
         }
         let widest = if all {
-            L2_BYTES / (16 * files.len() + 16 * views.len())
+            L2_BYTES / (24 * files.len() + 16 * views.len())
         } else {
             L1_BYTES / (8 * files.len())
         };
@@ -237,8 +238,9 @@ impl pulp::WithSimd for Measure<'_> {
         let n = pass.files.len();
         let block = pass.block;
         scratch.values.resize(n * block, 0.0);
+        scratch.shifted.resize(n * block, 0.0);
         scratch.exponentials.resize(n * block, 0.0);
-        scratch.ordinals.resize(pass.views.len() * block, 0);
+        scratch.ordinals.resize(pass.views.len() * block, 0.0);
         scratch.rounded.resize(pass.views.len() * block, 0.0);
         scratch.lanes.clear();
         scratch.lanes.resize(pass.pairs.len(), PairLanes::default());
@@ -250,6 +252,7 @@ impl pulp::WithSimd for Measure<'_> {
             rows,
             present,
             values,
+            shifted,
             exponentials,
             ordinals,
             rounded,
@@ -280,10 +283,18 @@ impl pulp::WithSimd for Measure<'_> {
             for entry in (0..n).filter(|&entry| present[entry]) {
                 let values = &mut values[entry * block..][..padded];
                 kernels::widen(&rows[entry], from, length, values);
-                kernels::squares(values, &mut squares[entry]);
+                kernels::squares::<S>(values, &mut squares[entry]);
                 if let Some(scan) = &scans[entry] {
                     let exponentials = &mut exponentials[entry * block..][..padded];
-                    kernels::exponentials(values, scan.max, length, exponentials, &mut sums[entry]);
+                    let shifted = &mut shifted[entry * block..][..padded];
+                    kernels::exponentials::<S>(
+                        values,
+                        scan.max,
+                        length,
+                        shifted,
+                        exponentials,
+                        &mut sums[entry],
+                    );
                 }
             }
             if pass.all {
@@ -311,25 +322,28 @@ impl pulp::WithSimd for Measure<'_> {
                 if !(present[pair.a] && present[pair.b]) {
                     continue;
                 }
-                let (a, b) = (
-                    &values[pair.a * block..][..padded],
-                    &values[pair.b * block..][..padded],
-                );
-                kernels::differences(a, b, lanes);
+                let own = |entry: usize| entry * block..entry * block + padded;
+                let (a, b) = (own(pair.a), own(pair.b));
+                kernels::differences::<S>(&values[a.clone()], &values[b.clone()], lanes);
                 if pass.all {
-                    let exp_a = &exponentials[pair.a * block..][..padded];
-                    let exp_b = &exponentials[pair.b * block..][..padded];
-                    kernels::weighted(a, b, exp_a, exp_b, lanes);
-                    let view = |index: usize| index * block..index * block + padded;
-                    kernels::ulps(
-                        &ordinals[view(pair.view_a)],
-                        &ordinals[view(pair.view_b)],
+                    let weights = (&exponentials[a.clone()], &exponentials[b.clone()]);
+                    kernels::weighted::<S>(
+                        &shifted[a.clone()],
+                        &shifted[b.clone()],
+                        weights.0,
+                        weights.1,
                         lanes,
                     );
+                    let (view_a, view_b) = (own(pair.view_a), own(pair.view_b));
+                    if pass.views[pair.view_a].dtype == Dtype::F64 {
+                        kernels::ulps_f64(&values[a], &values[b], lanes);
+                    } else {
+                        kernels::ulps(&ordinals[view_a.clone()], &ordinals[view_b.clone()], lanes);
+                    }
                     if pair.mixed {
-                        kernels::rounded_differences(
-                            &rounded[view(pair.view_a)],
-                            &rounded[view(pair.view_b)],
+                        kernels::rounded_differences::<S>(
+                            &rounded[view_a],
+                            &rounded[view_b],
                             lanes,
                         );
                     }
@@ -351,7 +365,7 @@ impl pulp::WithSimd for Measure<'_> {
             max: kernels::largest(&lanes.max),
             weighted_a: kernels::total(&lanes.weighted_a),
             weighted_b: kernels::total(&lanes.weighted_b),
-            ulp: lanes.ulp.iter().copied().max().unwrap_or(0),
+            ulp: lanes.ulp_f64.max(kernels::largest(&lanes.ulp) as u64),
             rounded_squares: kernels::total(&lanes.rounded_squares),
             rounded_max: kernels::largest(&lanes.rounded_max),
         };

@@ -13,9 +13,7 @@ pub(super) fn from_prompts(
     choices: &[String],
 ) -> Result<Inputs, Error> {
     if prompts.is_empty() {
-        return Err(Error::Empty {
-            what: "the list of prompts".to_owned(),
-        });
+        return Err(Error::Empty { what: "the list of prompts".to_owned() });
     }
     let mut notes = Vec::new();
     let mut rendered = Vec::new();
@@ -40,9 +38,7 @@ pub(super) fn from_prompts(
         }
         let row = source.encode(&text, add_special_tokens, what)?;
         if row.is_empty() {
-            return Err(Error::Empty {
-                what: format!("{} has no tokens and", what()),
-            });
+            return Err(Error::Empty { what: format!("{} has no tokens and", what()) });
         }
         rows.push(row);
         rendered.push(text);
@@ -52,24 +48,17 @@ pub(super) fn from_prompts(
     let mut inputs = pad(source, "prompts".to_owned(), &rows, padding, notes)?;
     inputs.prompts = prompts.to_vec();
     inputs.rendered = rendered;
-    inputs.choices = choices
-        .iter()
-        .map(|choice| resolve(source, choice))
-        .collect::<Result<_, _>>()?;
+    inputs.choices = choices.iter().map(|choice| resolve(source, choice)).collect::<Result<_, _>>()?;
     for choice in inputs.choices.iter().filter(|choice| choice.tokens > 1) {
-        inputs.notes.push(format!(
-            "choice `{}` has {} tokens; its first stands for it",
-            choice.text, choice.tokens
-        ));
+        inputs
+            .notes
+            .push(format!("choice `{}` has {} tokens; its first stands for it", choice.text, choice.tokens));
     }
     Ok(inputs)
 }
 
 fn resolve(source: &Source<'_>, choice: &str) -> Result<Choice, Error> {
-    let problem = |reason: &str| Error::Choice {
-        choice: choice.to_owned(),
-        reason: reason.to_owned(),
-    };
+    let problem = |reason: &str| Error::Choice { choice: choice.to_owned(), reason: reason.to_owned() };
     if choice.is_empty() {
         return Err(problem("is empty"));
     }
@@ -78,17 +67,10 @@ fn resolve(source: &Source<'_>, choice: &str) -> Result<Choice, Error> {
         .first()
         .and_then(|id| u32::try_from(*id).ok())
         .ok_or_else(|| problem("has no token in this tokenizer"))?;
-    if source
-        .number("vocab_size")
-        .is_some_and(|size| u64::from(id) >= size)
-    {
+    if source.number("vocab_size").is_some_and(|size| u64::from(id) >= size) {
         return Err(problem("starts with a token that the model does not have"));
     }
-    Ok(Choice {
-        text: choice.to_owned(),
-        id,
-        tokens: ids.len(),
-    })
+    Ok(Choice { text: choice.to_owned(), id, tokens: ids.len() })
 }
 
 /// Fills rows up to the longest and checks them against the model.
@@ -101,10 +83,8 @@ pub(super) fn pad(
 ) -> Result<Inputs, Error> {
     if let Some(vocab_size) = source.number("vocab_size") {
         for (i, row) in rows.iter().enumerate() {
-            if let Some(id) = row
-                .iter()
-                .copied()
-                .find(|id| u64::try_from(*id).map_or(true, |id| id >= vocab_size))
+            if let Some(id) =
+                row.iter().copied().find(|id| u64::try_from(*id).map_or(true, |id| id >= vocab_size))
             {
                 return Err(Error::OutOfVocabulary {
                     what: format!("row {} of `{name}`", i + 1),
@@ -116,10 +96,7 @@ pub(super) fn pad(
     }
     let mut inputs = lay_out(name, rows, padding, source.pad_id());
     inputs.notes.extend(notes);
-    if let Some(most) = source
-        .number("max_position_embeddings")
-        .filter(|most| inputs.seq as u64 > *most)
-    {
+    if let Some(most) = source.number("max_position_embeddings").filter(|most| inputs.seq as u64 > *most) {
         inputs.notes.push(format!(
             "{} tokens are more than the {most} positions that the model was made for",
             inputs.seq
@@ -173,18 +150,11 @@ pub(super) fn lay_out(name: String, rows: &[Vec<i64>], padding: Padding, pad_id:
 /// SHA-256 over everything that a model sees.
 pub(super) fn digest(inputs: &Inputs) -> String {
     let mut hasher = Sha256::new();
-    hasher.update(format!(
-        "tfcheck inputs 1\n{} {}\n",
-        inputs.batch, inputs.seq
-    ));
-    for values in [
-        &inputs.input_ids,
-        &inputs.attention_mask,
-        &inputs.position_ids,
-    ] {
-        values
-            .iter()
-            .for_each(|value| hasher.update(value.to_le_bytes()));
+    hasher.update(format!("tfcheck inputs 1\n{} {}\n", inputs.batch, inputs.seq));
+    for values in [&inputs.input_ids, &inputs.attention_mask, &inputs.position_ids] {
+        for value in values {
+            hasher.update(value.to_le_bytes());
+        }
     }
     hex(&hasher.finalize())
 }

@@ -33,10 +33,8 @@ impl Inputs {
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<Saved, Error> {
-        let saved = Saved {
-            safetensors: folder.join("inputs.safetensors"),
-            json: folder.join("inputs.json"),
-        };
+        let saved =
+            Saved { safetensors: folder.join("inputs.safetensors"), json: folder.join("inputs.json") };
         let shape = vec![self.batch, self.seq];
         let parts = [
             (INPUT_IDS, &self.input_ids),
@@ -44,18 +42,9 @@ impl Inputs {
             (POSITION_IDS, &self.position_ids),
         ];
         let bytes = parts.map(|(name, values)| {
-            (
-                name,
-                values
-                    .iter()
-                    .flat_map(|value| value.to_le_bytes())
-                    .collect::<Vec<u8>>(),
-            )
+            (name, values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
         });
-        let damaged = |path: &Path, reason: String| Error::Damaged {
-            path: path.to_owned(),
-            reason,
-        };
+        let damaged = |path: &Path, reason: String| Error::Damaged { path: path.to_owned(), reason };
         let views = bytes
             .iter()
             .map(|(name, bytes)| Ok((*name, TensorView::new(Dtype::I64, shape.clone(), bytes)?)))
@@ -63,10 +52,7 @@ impl Inputs {
             .and_then(|views| safetensors::serialize(views, None))
             .map_err(|error| damaged(&saved.safetensors, error.to_string()))?;
         write(&saved.safetensors, &views)?;
-        let description = Description {
-            schema_version: SCHEMA_VERSION,
-            inputs: self.clone(),
-        };
+        let description = Description { schema_version: SCHEMA_VERSION, inputs: self.clone() };
         let json = serde_json::to_vec_pretty(&description)
             .map_err(|error| damaged(&saved.json, error.to_string()))?;
         write(&saved.json, &json)?;
@@ -79,64 +65,38 @@ impl Inputs {
 /// # Errors
 /// When a file is absent, unreadable, or does not have the digest that it should have.
 pub fn load(folder: &Path) -> Result<Inputs, Error> {
-    let (json, tensors) = (
-        folder.join("inputs.json"),
-        folder.join("inputs.safetensors"),
-    );
-    let damaged = |path: &Path, reason: String| Error::Damaged {
-        path: path.to_owned(),
-        reason,
-    };
+    let (json, tensors) = (folder.join("inputs.json"), folder.join("inputs.safetensors"));
+    let damaged = |path: &Path, reason: String| Error::Damaged { path: path.to_owned(), reason };
     let description: Description = serde_json::from_slice(&read(&json)?)
         .map_err(|error| damaged(&json, format!("is not a batch of inputs: {error}")))?;
     let mut inputs = description.inputs;
     let bytes = read(&tensors)?;
-    let file =
-        SafeTensors::deserialize(&bytes).map_err(|error| damaged(&tensors, error.to_string()))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&tensors, error.to_string()))?;
     for (name, values) in [
         (INPUT_IDS, &mut inputs.input_ids),
         (ATTENTION_MASK, &mut inputs.attention_mask),
         (POSITION_IDS, &mut inputs.position_ids),
     ] {
-        let view = file
-            .tensor(name)
-            .map_err(|error| damaged(&tensors, error.to_string()))?;
+        let view = file.tensor(name).map_err(|error| damaged(&tensors, error.to_string()))?;
         if view.dtype() != Dtype::I64 || view.shape() != [inputs.batch, inputs.seq] {
-            return Err(damaged(
-                &tensors,
-                format!("`{name}` is not i64 [{}, {}]", inputs.batch, inputs.seq),
-            ));
+            return Err(damaged(&tensors, format!("`{name}` is not i64 [{}, {}]", inputs.batch, inputs.seq)));
         }
         let (chunks, _) = view.data().as_chunks::<8>();
-        *values = chunks
-            .iter()
-            .map(|chunk| i64::from_le_bytes(*chunk))
-            .collect();
+        *values = chunks.iter().map(|chunk| i64::from_le_bytes(*chunk)).collect();
     }
     if batch::digest(&inputs) != inputs.digest {
         return Err(damaged(
             &tensors,
-            format!(
-                "does not have the digest {} that inputs.json states",
-                inputs.digest
-            ),
+            format!("does not have the digest {} that inputs.json states", inputs.digest),
         ));
     }
     Ok(inputs)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    write_atomic(path, bytes).map_err(|source| Error::Io {
-        action: "write",
-        path: path.to_owned(),
-        source,
-    })
+    write_atomic(path, bytes).map_err(|source| Error::Io { action: "write", path: path.to_owned(), source })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::Io {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    })
+    std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })
 }

@@ -32,11 +32,7 @@ pub(super) fn from_lengths(
         ("paddings", paddings.is_empty(), false),
     ] {
         if is_empty || has_zero {
-            let what = if is_empty {
-                format!("the list of {what}")
-            } else {
-                format!("one of the {what}")
-            };
+            let what = if is_empty { format!("the list of {what}") } else { format!("one of the {what}") };
             return Err(Error::Empty { what });
         }
     }
@@ -78,26 +74,14 @@ fn one(
     let mut notes = vec![stream.note.clone()];
     let wanted = length.saturating_sub(stream.prefix.len());
     if wanted > total {
-        notes.push(format!(
-            "the text's {total} tokens are repeated to fill {length}"
-        ));
+        notes.push(format!("the text's {total} tokens are repeated to fill {length}"));
     }
     let taken = (0..rows).map(|row| {
         // With padding, the last row is about half as long as the first.
-        let length = if padding.is_some() {
-            length - row * length / (2 * rows)
-        } else {
-            length
-        };
+        let length = if padding.is_some() { length - row * length / (2 * rows) } else { length };
         let start = row * total / rows;
         let tokens = stream.tokens.iter().cycle().skip(start);
-        stream
-            .prefix
-            .iter()
-            .chain(tokens)
-            .take(length)
-            .copied()
-            .collect::<Vec<_>>()
+        stream.prefix.iter().chain(tokens).take(length).copied().collect::<Vec<_>>()
     });
     let side = match padding {
         None => "",
@@ -105,13 +89,7 @@ fn one(
         Some(Padding::Right) => "_right",
     };
     let name = format!("seq{length}_batch{rows}{side}");
-    batch::pad(
-        source,
-        name,
-        &taken.collect::<Vec<_>>(),
-        padding.unwrap_or(Padding::Right),
-        notes,
-    )
+    batch::pad(source, name, &taken.collect::<Vec<_>>(), padding.unwrap_or(Padding::Right), notes)
 }
 
 fn from_text(source: &Source<'_>, path: Option<&Path>) -> Result<Stream, Error> {
@@ -133,38 +111,23 @@ fn from_text(source: &Source<'_>, path: Option<&Path>) -> Result<Stream, Error> 
     // What the tokenizer puts around an empty text is what it puts before a full one; an end token is left out,
     // as the rows are cut from the middle of a text.
     let ends = source.ids("eos_token_id");
-    let prefix = source
-        .encode("", true, || name.clone())?
-        .into_iter()
-        .filter(|id| !ends.contains(id))
-        .collect();
-    Ok(Stream {
-        prefix,
-        tokens,
-        note: format!("token ids of {name}, rows from different places of it"),
-    })
+    let prefix =
+        source.encode("", true, || name.clone())?.into_iter().filter(|id| !ends.contains(id)).collect();
+    Ok(Stream { prefix, tokens, note: format!("token ids of {name}, rows from different places of it") })
 }
 
 /// Ids drawn evenly from the vocabulary without its special ids.
 fn from_seed(source: &Source<'_>, seed: u64, longest: usize) -> Result<Stream, Error> {
-    let too_short = |what: String| Error::TooShort {
-        what,
-        help: "correct `vocab_size` in config.json".to_owned(),
-    };
-    let vocab_size = source.number("vocab_size").ok_or_else(|| {
-        too_short("config.json has no `vocab_size` to draw token ids from".to_owned())
-    })?;
-    let special: BTreeSet<i64> = ["bos_token_id", "eos_token_id", "pad_token_id"]
-        .iter()
-        .flat_map(|key| source.ids(key))
-        .collect();
-    let allowed: Vec<i64> = (0..vocab_size as i64)
-        .filter(|id| !special.contains(id))
-        .collect();
+    let too_short =
+        |what: String| Error::TooShort { what, help: "correct `vocab_size` in config.json".to_owned() };
+    let vocab_size = source
+        .number("vocab_size")
+        .ok_or_else(|| too_short("config.json has no `vocab_size` to draw token ids from".to_owned()))?;
+    let special: BTreeSet<i64> =
+        ["bos_token_id", "eos_token_id", "pad_token_id"].iter().flat_map(|key| source.ids(key)).collect();
+    let allowed: Vec<i64> = (0..vocab_size as i64).filter(|id| !special.contains(id)).collect();
     if allowed.is_empty() {
-        return Err(too_short(format!(
-            "a vocabulary of {vocab_size} has no ids beside the special ones"
-        )));
+        return Err(too_short(format!("a vocabulary of {vocab_size} has no ids beside the special ones")));
     }
     let mut state = seed;
     let count = longest.max(1024) * 2;
@@ -197,14 +160,7 @@ mod tests {
         // First outputs for seed 1234567 (Rosetta Code's test vector of splitmix64.c).
         let mut state = 1_234_567;
         let drawn: Vec<_> = (0..3).map(|_| split_mix(&mut state)).collect();
-        assert_eq!(
-            drawn,
-            [
-                6_457_827_717_110_365_317,
-                3_203_168_211_198_807_973,
-                9_817_491_932_198_370_423
-            ]
-        );
+        assert_eq!(drawn, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
     }
 
     #[test]

@@ -36,9 +36,7 @@ pub struct Chat {
 pub enum TemplateError {
     /// The checkpoint has no template.
     #[error("{} has no chat template", folder.display())]
-    #[diagnostic(help(
-        "write the prompt as plain text, or add chat_template.jinja to the checkpoint"
-    ))]
+    #[diagnostic(help("write the prompt as plain text, or add chat_template.jinja to the checkpoint"))]
     Absent {
         /// The checkpoint's folder.
         folder: PathBuf,
@@ -71,46 +69,27 @@ pub enum TemplateError {
 /// When there is no template, or it fails on this conversation.
 pub fn render(folder: &Path, messages: &[Message]) -> Result<Chat, TemplateError> {
     let config_path = folder.join("tokenizer_config.json");
-    let config = if config_path.is_file() {
-        read(&config_path)?
-    } else {
-        Value::Null
-    };
+    let config = if config_path.is_file() { read(&config_path)? } else { Value::Null };
     let (path, template) = find(folder, &config_path, &config)?;
     // minijinja has no `generation` block; transformers uses it to mark tokens, not to change text.
-    let template = rename_block(
-        &rename_block(&template, "generation", "if true"),
-        "endgeneration",
-        "endif",
-    );
+    let template = rename_block(&rename_block(&template, "generation", "if true"), "endgeneration", "endif");
 
     let uses_date = Arc::new(AtomicBool::new(false));
     let mut environment = Environment::new();
     // As transformers sets up jinja2 (utils/chat_template_utils.py, `_compile_jinja_template`).
-    if let Ok(syntax) = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()
-    {
+    if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
         environment.set_syntax(syntax);
     }
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_function(
-        "raise_exception",
-        |message: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        },
-    );
+    environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+    });
     let used = uses_date.clone();
-    environment.add_function(
-        "strftime_now",
-        move |format: String| -> Result<String, minijinja::Error> {
-            used.store(true, Ordering::Relaxed);
-            jiff::fmt::strtime::format(&format, &jiff::ZonedDateTime::now()).map_err(|error| {
-                minijinja::Error::new(ErrorKind::InvalidOperation, error.to_string())
-            })
-        },
-    );
+    environment.add_function("strftime_now", move |format: String| -> Result<String, minijinja::Error> {
+        used.store(true, Ordering::Relaxed);
+        jiff::fmt::strtime::format(&format, &jiff::ZonedDateTime::now())
+            .map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, error.to_string()))
+    });
     environment.add_filter("tojson", to_json);
     let token = |name: &str| special_token(&config, name);
     let text = environment
@@ -127,40 +106,27 @@ pub fn render(folder: &Path, messages: &[Message]) -> Result<Chat, TemplateError
                 pad_token => token("pad_token"),
             },
         )
-        .map_err(|error| TemplateError::Fails {
-            path,
-            reason: error.to_string(),
-        })?;
+        .map_err(|error| TemplateError::Fails { path, reason: error.to_string() })?;
     let mut notes = Vec::new();
     if uses_date.load(Ordering::Relaxed) {
         notes.push(
-            "the chat template writes today's date: the same prompt gives other inputs tomorrow"
-                .to_owned(),
+            "the chat template writes today's date: the same prompt gives other inputs tomorrow".to_owned(),
         );
     }
     Ok(Chat { text, notes })
 }
 
 /// The template and the file that it came from; a file of its own wins, as in transformers.
-fn find(
-    folder: &Path,
-    config_path: &Path,
-    config: &Value,
-) -> Result<(PathBuf, String), TemplateError> {
+fn find(folder: &Path, config_path: &Path, config: &Value) -> Result<(PathBuf, String), TemplateError> {
     let jinja = folder.join("chat_template.jinja");
     if jinja.is_file() {
-        let text = std::fs::read_to_string(&jinja).map_err(|error| TemplateError::Unreadable {
-            path: jinja.clone(),
-            reason: error.to_string(),
-        })?;
+        let text = std::fs::read_to_string(&jinja)
+            .map_err(|error| TemplateError::Unreadable { path: jinja.clone(), reason: error.to_string() })?;
         return Ok((jinja, text));
     }
     let json = folder.join("chat_template.json");
-    let (path, value) = if json.is_file() {
-        (json.clone(), read(&json)?)
-    } else {
-        (config_path.to_owned(), config.clone())
-    };
+    let (path, value) =
+        if json.is_file() { (json.clone(), read(&json)?) } else { (config_path.to_owned(), config.clone()) };
     let template = match value.get("chat_template") {
         Some(Value::String(template)) => Some(template.clone()),
         // Several named templates, of which `default` is the one without tools.
@@ -172,25 +138,18 @@ fn find(
     };
     template
         .map(|template| (path, template))
-        .ok_or_else(|| TemplateError::Absent {
-            folder: folder.to_owned(),
-        })
+        .ok_or_else(|| TemplateError::Absent { folder: folder.to_owned() })
 }
 
 fn read(path: &Path) -> Result<Value, TemplateError> {
-    let unreadable = |reason: String| TemplateError::Unreadable {
-        path: path.to_owned(),
-        reason,
-    };
+    let unreadable = |reason: String| TemplateError::Unreadable { path: path.to_owned(), reason };
     let bytes = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|error| unreadable(format!("is not JSON: {error}")))
 }
 
 /// A special token's text; absent ones are undefined in the template, as in transformers.
 fn special_token(config: &Value, name: &str) -> Jinja {
-    let text = config
-        .get(name)
-        .and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
+    let text = config.get(name).and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
     text.map_or(Jinja::UNDEFINED, Jinja::from)
 }
 
@@ -232,6 +191,7 @@ impl Object for Message {
 }
 
 /// `tojson` of transformers: `json.dumps(value, ensure_ascii=False, indent=…)`, with Python's separators.
+#[expect(clippy::needless_pass_by_value, reason = "minijinja hands keyword arguments over by value")]
 fn to_json(value: &Jinja, options: Kwargs) -> Result<Jinja, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;
@@ -242,16 +202,10 @@ fn to_json(value: &Jinja, options: Kwargs) -> Result<Jinja, minijinja::Error> {
         let formatter = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
         value.serialize(&mut Serializer::with_formatter(&mut bytes, formatter))
     } else {
-        value.serialize(&mut Serializer::with_formatter(
-            &mut bytes,
-            PythonSeparators,
-        ))
+        value.serialize(&mut Serializer::with_formatter(&mut bytes, PythonSeparators))
     };
-    written
-        .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string()))?;
-    Ok(Jinja::from_safe_string(
-        String::from_utf8_lossy(&bytes).into_owned(),
-    ))
+    written.map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string()))?;
+    Ok(Jinja::from_safe_string(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// A template's value as JSON.
@@ -264,24 +218,15 @@ fn plain(value: &Jinja) -> Result<Value, minijinja::Error> {
             Some(integer) => Value::from(integer),
             None => Value::from(f64::try_from(value.clone())?),
         },
-        ValueKind::Seq | ValueKind::Iterable => value
-            .try_iter()?
-            .map(|item| plain(&item))
-            .collect::<Result<_, _>>()?,
+        ValueKind::Seq | ValueKind::Iterable => {
+            value.try_iter()?.map(|item| plain(&item)).collect::<Result<_, _>>()?
+        }
         ValueKind::Map => {
             let entry = |key: Jinja| Ok((key.to_string(), plain(&value.get_item(&key)?)?));
-            Value::Object(
-                value
-                    .try_iter()?
-                    .map(entry)
-                    .collect::<Result<_, minijinja::Error>>()?,
-            )
+            Value::Object(value.try_iter()?.map(entry).collect::<Result<_, minijinja::Error>>()?)
         }
         kind => {
-            return Err(minijinja::Error::new(
-                ErrorKind::BadSerialization,
-                format!("{kind} is not JSON"),
-            ));
+            return Err(minijinja::Error::new(ErrorKind::BadSerialization, format!("{kind} is not JSON")));
         }
     })
 }
@@ -306,10 +251,7 @@ impl Formatter for PythonSeparators {
         writer.write_all(if first { b"" } else { b", " })
     }
 
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-    ) -> std::io::Result<()> {
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
         writer.write_all(b": ")
     }
 }
@@ -321,14 +263,8 @@ mod tests {
     #[test]
     fn a_renamed_block_keeps_its_whitespace_control() {
         let template = "a {%- generation -%} generation {% endgeneration %}{% if generation %}";
-        let renamed = rename_block(
-            &rename_block(template, "generation", "if true"),
-            "endgeneration",
-            "endif",
-        );
-        assert_eq!(
-            renamed,
-            "a {%- if true -%} generation {% endif %}{% if generation %}"
-        );
+        let renamed =
+            rename_block(&rename_block(template, "generation", "if true"), "endgeneration", "endif");
+        assert_eq!(renamed, "a {%- if true -%} generation {% endif %}{% if generation %}");
     }
 }

@@ -53,30 +53,30 @@ impl Report for Csv {
                         fields.extend([
                             pair.positions.to_string(),
                             pair.last_positions_only.to_string(),
-                            pair.l2.to_string(),
-                            pair.relative_l2(Side::A).to_string(),
-                            pair.relative_l2(Side::B).to_string(),
-                            pair.rmse().to_string(),
-                            pair.nmse(Side::A).to_string(),
-                            pair.cosine.to_string(),
-                            pair.max_abs.to_string(),
+                            number(pair.l2),
+                            number(pair.relative_l2(Side::A)),
+                            number(pair.relative_l2(Side::B)),
+                            number(pair.rmse()),
+                            number(pair.nmse(Side::A)),
+                            number(pair.cosine),
+                            number(pair.max_abs),
                             optional(at.map(|at| at.at.row)),
                             optional(at.map(|at| at.at.position)),
                             optional(at.map(|at| at.token)),
                             optional(pair.max_ulp),
                             dtype_name(pair.lower_dtype).to_owned(),
-                            optional(rounded.map(|rounded| rounded.l2)),
-                            optional(rounded.map(|rounded| rounded.max_abs)),
+                            optional(rounded.map(|rounded| number(rounded.l2))),
+                            optional(rounded.map(|rounded| number(rounded.max_abs))),
                         ]);
                         if let Some(distribution) = &pair.distribution {
                             let first = distribution.first_greedy_divergence;
                             fields.extend([
-                                distribution.kl.mean.to_string(),
-                                distribution.kl.median.to_string(),
-                                distribution.kl.p999.to_string(),
-                                distribution.kl.max.to_string(),
-                                distribution.top1_agreement.to_string(),
-                                distribution.top_k_agreement.to_string(),
+                                number(distribution.kl.mean),
+                                number(distribution.kl.median),
+                                number(distribution.kl.p999),
+                                number(distribution.kl.max),
+                                number(distribution.top1_agreement),
+                                number(distribution.top_k_agreement),
                                 distribution.k.to_string(),
                                 optional(first.map(|at| at.row)),
                                 optional(first.map(|at| at.position)),
@@ -96,6 +96,11 @@ impl Report for Csv {
         }
         text
     }
+}
+
+/// The shortest text that reads back as the same number, `1.5e-9`, `NaN`, `inf`.
+fn number(value: f64) -> String {
+    format!("{value:?}")
 }
 
 fn optional(value: Option<impl ToString>) -> String {

@@ -6,7 +6,7 @@ use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 
 use super::{CaseView, Report, RunView, bytes, entry, speed_up_text};
 use crate::compare::metrics::{PairMetrics, Side};
-use crate::compare::verdict::Decision;
+use crate::compare::verdict::{Decision, Verdict};
 
 /// Below this many columns nothing is cut any more.
 const NARROWEST: usize = 60;
@@ -36,7 +36,9 @@ impl Report for Terminal {
             terminal.case(&mut text, case);
         }
         for note in &run.notes {
-            terminal.line(&mut text, &format!("note: {note}"));
+            for part in wrap(&format!("note: {note}"), terminal.width) {
+                terminal.line(&mut text, &part);
+            }
         }
         let tally = run.tally();
         let counts = [
@@ -59,7 +61,9 @@ impl Report for Terminal {
         };
         let cells = format!("{} failed, {} unsupported", tally.failed, tally.unsupported);
         text.push('\n');
-        terminal.line(&mut text, &format!("pairs: {pairs}; cells: {cells}"));
+        for part in wrap(&format!("pairs: {pairs}; cells: {cells}"), terminal.width) {
+            terminal.line(&mut text, &part);
+        }
         text
     }
 }
@@ -101,6 +105,17 @@ impl Terminal {
                 Err(reason) => {
                     rows.push(vec![cell.name.clone()]);
                     absent.push((rows.len() - 1, reason));
+                }
+            }
+        }
+        // What a narrow terminal can do without, least needed first.
+        for dropped in ["memory", "first ms", "p90 ms"] {
+            let total: usize = widths(&rows).iter().map(|width| width + 2).sum();
+            if total > self.width
+                && let Some(column) = rows[0].iter().position(|title| title == dropped)
+            {
+                for row in rows.iter_mut().filter(|row| row.len() > column) {
+                    row.remove(column);
                 }
             }
         }
@@ -186,17 +201,37 @@ impl Terminal {
             Decision::Diverged | Decision::Incomparable { .. } => Some(Style::new().red().bold()),
         };
         text.push('\n');
+        // One broken variant diverges from all others for one reason, which is said once.
+        let mut groups: Vec<(&Verdict, Vec<String>)> = Vec::new();
         for verdict in &case.verdicts {
+            let pair = format!("{} / {}", verdict.a, verdict.b);
+            match groups
+                .iter_mut()
+                .find(|(first, _)| first.evidence == verdict.evidence)
+            {
+                Some((_, pairs)) => pairs.push(pair),
+                None => groups.push((verdict, vec![pair])),
+            }
+        }
+        for (verdict, pairs) in groups {
             if matches!(verdict.decision, Decision::NotRun { .. }) {
                 // The failed cell's own line says why.
                 continue;
             }
-            if let Some(style) = style(&verdict.decision) {
-                let word = self.paint(&style, verdict.decision.word());
-                self.line(text, &format!("  {word}  {} / {}", verdict.a, verdict.b));
-                for part in wrap(&verdict.evidence, self.width - 4) {
-                    self.line(text, &format!("    {part}"));
-                }
+            let Some(style) = style(&verdict.decision) else {
+                continue;
+            };
+            let word = self.paint(&style, verdict.decision.word());
+            for (index, pair) in pairs.iter().enumerate() {
+                let word = if index == 0 {
+                    word.clone()
+                } else {
+                    " ".repeat(verdict.decision.word().len())
+                };
+                self.line(text, &format!("  {word}  {pair}"));
+            }
+            for part in wrap(&verdict.evidence, self.width - 4) {
+                self.line(text, &format!("    {part}"));
             }
         }
     }

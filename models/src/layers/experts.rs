@@ -100,7 +100,7 @@ impl SparseMoe {
             let hidden_size = xs.tensor().dim(D::Minus1)?;
             let tokens = Xs::from(xs.tensor().reshape(((), hidden_size))?);
             let logits = self.gate.forward(pass, &tokens)?;
-            // The fused form gives each token a dimension of its own.
+            // The fused form keeps a dimension between tokens and features.
             let chosen = self.choose(&logits.tensor().reshape(((), self.experts.len()))?)?;
             let mixed = pass.module(&self.experts_path, tokens, |pass, tokens| {
                 let mut sum = tokens.tensor().zeros_like()?;

@@ -21,7 +21,9 @@
 //!    that 16-bit dtypes round once an operation as torch does), never tensor code in the model file.
 //! 6. Repeat a layer before you add an option to a shared one.
 //! 7. Goldens: `tests/golden/make.py` writes tiny checkpoints and the logits of transformers; add a
-//!    case there, and the laws in `tests/` hold for it without more code.
+//!    case there. `tests/laws.rs` takes every decoder that [`synthetic`](crate::synthetic) has.
+//! 8. `cargo run --release --example judge -- FOLDER...` compares checkpoints with what `tests/truth.py`
+//!    says of them. Then flip a feature of your file, and see that it says so.
 //!
 //! # The fused form
 //! `Weights::workspace` is present in it and absent in the eager form. A layer that has a

@@ -37,8 +37,7 @@ impl RmsNorm {
     /// If the tensor is missing or has another shape.
     pub fn load_rounded_once(weights: &Weights, size: usize, eps: f64) -> Result<Self> {
         let weight = weights.get("weight", size)?;
-        let weight = weight.to_dtype(accumulation(weight.dtype()))?;
-        Self::new(weights, weight, eps, false)
+        Self::new(weights, weight.to_dtype(accumulation(weight.dtype()))?, eps, false)
     }
 
     /// gemma's: `round((1 + weight) * x / rms)` (transformers 5.23.0, `Gemma3RMSNorm`).

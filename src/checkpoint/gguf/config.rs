@@ -30,9 +30,7 @@ pub(super) fn build(
     if heads == 0 {
         return Err(damaged("its metadata say that it has no attention heads"));
     }
-    let head_dim = metadata
-        .integer(&key("attention.key_length"))
-        .unwrap_or(hidden_size / heads);
+    let head_dim = metadata.integer(&key("attention.key_length")).unwrap_or(hidden_size / heads);
     let rope_theta = metadata.float(&key("rope.freq_base")).unwrap_or(10_000.0);
     let (model_type, class) = match architecture {
         Architecture::Llama => ("llama", "LlamaForCausalLM"),
@@ -42,20 +40,12 @@ pub(super) fn build(
         Architecture::Gemma3 => ("gemma3_text", "Gemma3ForCausalLM"),
     };
     // The matrix itself says how many tokens it has; metadata of padded vocabularies often do not.
-    let vocab_size = content.tensor_infos["token_embd.weight"]
-        .shape
-        .dims()
-        .first()
-        .copied()
-        .unwrap_or_default();
-    if let Some(tokens) = metadata
-        .texts("tokenizer.ggml.tokens")
-        .map(|tokens| tokens.len())
+    let vocab_size =
+        content.tensor_infos["token_embd.weight"].shape.dims().first().copied().unwrap_or_default();
+    if let Some(tokens) = metadata.texts("tokenizer.ggml.tokens").map(|tokens| tokens.len())
         && tokens != vocab_size
     {
-        notes.push(format!(
-            "the embedding has {vocab_size} rows for {tokens} tokens"
-        ));
+        notes.push(format!("the embedding has {vocab_size} rows for {tokens} tokens"));
     }
 
     let mut config = Map::new();
@@ -68,40 +58,21 @@ pub(super) fn build(
     set("intermediate_size", json!(integer("feed_forward_length")?));
     set("num_hidden_layers", json!(layers));
     set("num_attention_heads", json!(heads));
-    set(
-        "num_key_value_heads",
-        json!(
-            metadata
-                .integer(&key("attention.head_count_kv"))
-                .unwrap_or(heads)
-        ),
-    );
+    set("num_key_value_heads", json!(metadata.integer(&key("attention.head_count_kv")).unwrap_or(heads)));
     set("max_position_embeddings", json!(integer("context_length")?));
-    set(
-        "rms_norm_eps",
-        json!(metadata.need_float(&key("attention.layer_norm_rms_epsilon"))?),
-    );
+    set("rms_norm_eps", json!(metadata.need_float(&key("attention.layer_norm_rms_epsilon"))?));
     set("rope_theta", json!(rope_theta));
     set("tie_word_embeddings", json!(!has("output.weight")));
-    for (name, theirs) in [
-        ("bos_token_id", "bos"),
-        ("eos_token_id", "eos"),
-        ("pad_token_id", "padding"),
-    ] {
-        let id = metadata.integer(&format!("tokenizer.ggml.{theirs}_token_id"));
-        set(name, id.map_or(Value::Null, |id| json!(id)));
+    for (name, theirs) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
+        // Absent ones are left to the config class, as in transformers.
+        if let Some(id) = metadata.integer(&format!("tokenizer.ggml.{theirs}_token_id")) {
+            set(name, json!(id));
+        }
     }
     match architecture {
         Architecture::Llama => {
             set("hidden_act", json!("silu"));
-            set(
-                "head_dim",
-                json!(
-                    metadata
-                        .integer(&key("rope.dimension_count"))
-                        .unwrap_or(head_dim)
-                ),
-            );
+            set("head_dim", json!(metadata.integer(&key("rope.dimension_count")).unwrap_or(head_dim)));
             set("attention_bias", json!(has("blk.0.attn_q.bias")));
             set("mlp_bias", json!(has("blk.0.ffn_gate.bias")));
         }
@@ -118,59 +89,26 @@ pub(super) fn build(
         Architecture::Gemma2 | Architecture::Gemma3 => {
             set("hidden_activation", json!("gelu_pytorch_tanh"));
             set("head_dim", json!(head_dim));
-            set(
-                "sliding_window",
-                json!(integer("attention.sliding_window")?),
-            );
+            set("sliding_window", json!(integer("attention.sliding_window")?));
             // llama.cpp scales queries by 1/√head_dim, in the 27B models by 1/√(hidden_size/heads)
             // (llama-model.cpp, LLM_ARCH_GEMMA2 and LLM_ARCH_GEMMA3, `f_attention_scale`).
-            let is_27b = matches!(
-                (architecture, layers),
-                (Architecture::Gemma2, 46) | (Architecture::Gemma3, 62)
-            );
-            set(
-                "query_pre_attn_scalar",
-                json!(if is_27b {
-                    hidden_size / heads
-                } else {
-                    head_dim
-                }),
-            );
+            let is_27b =
+                matches!((architecture, layers), (Architecture::Gemma2, 46) | (Architecture::Gemma3, 62));
+            set("query_pre_attn_scalar", json!(if is_27b { hidden_size / heads } else { head_dim }));
         }
     }
     if architecture == Architecture::Gemma2 {
         let cap = |name: &str, default: f64| metadata.float(&key(name)).unwrap_or(default);
         // Defaults: llama.cpp `llama_hparams`, the published models' values.
-        set(
-            "attn_logit_softcapping",
-            json!(cap("attn_logit_softcapping", 50.0)),
-        );
-        set(
-            "final_logit_softcapping",
-            json!(cap("final_logit_softcapping", 30.0)),
-        );
+        set("attn_logit_softcapping", json!(cap("attn_logit_softcapping", 50.0)));
+        set("final_logit_softcapping", json!(cap("final_logit_softcapping", 30.0)));
     }
     if architecture == Architecture::Gemma3 {
-        let pattern = metadata
-            .integer(&key("attention.sliding_window_pattern"))
-            .unwrap_or(6);
+        let pattern = metadata.integer(&key("attention.sliding_window_pattern")).unwrap_or(6);
         let layer_types: Vec<_> = (1..=layers)
-            .map(|layer| {
-                if layer % pattern.max(1) == 0 {
-                    "full_attention"
-                } else {
-                    "sliding_attention"
-                }
-            })
+            .map(|layer| if layer % pattern.max(1) == 0 { "full_attention" } else { "sliding_attention" })
             .collect();
-        set(
-            "rope_local_base_freq",
-            json!(
-                metadata
-                    .float(&key("rope.freq_base_swa"))
-                    .unwrap_or(10_000.0)
-            ),
-        );
+        set("rope_local_base_freq", json!(metadata.float(&key("rope.freq_base_swa")).unwrap_or(10_000.0)));
         // Until 4.52 the config says it by the pattern, since 4.53 by the list; later versions keep the pattern
         // under the underscored name.
         set("sliding_window_pattern", json!(pattern));
@@ -203,14 +141,11 @@ fn rope_scaling(
     };
     if content.tensor_infos.contains_key("rope_freqs.weight") {
         let read = || -> candle_core::Result<Vec<f32>> {
-            let tensor =
-                content.tensor(&mut File::open(path)?, "rope_freqs.weight", &Device::Cpu)?;
+            let tensor = content.tensor(&mut File::open(path)?, "rope_freqs.weight", &Device::Cpu)?;
             tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()
         };
-        let factors =
-            read().map_err(|error| damaged(format!("tensor `rope_freqs.weight`: {error}")))?;
-        return llama3_scaling(&factors, head_dim, rope_theta)
-            .ok_or_else(|| unknown("rope_freqs.weight"));
+        let factors = read().map_err(|error| damaged(format!("tensor `rope_freqs.weight`: {error}")))?;
+        return llama3_scaling(&factors, head_dim, rope_theta).ok_or_else(|| unknown("rope_freqs.weight"));
     }
     let key = |name: &str| format!("{}.rope.scaling.{name}", architecture.name());
     match metadata.text(&key("type")) {

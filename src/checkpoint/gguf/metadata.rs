@@ -44,13 +44,7 @@ impl<'a> Metadata<'a> {
     pub(super) fn texts(&self, key: &str) -> Option<Vec<&'a str>> {
         self.array(key)?
             .iter()
-            .map(|value| {
-                if let Value::String(text) = value {
-                    Some(text.as_str())
-                } else {
-                    None
-                }
-            })
+            .map(|value| if let Value::String(text) = value { Some(text.as_str()) } else { None })
             .collect()
     }
 
@@ -61,13 +55,7 @@ impl<'a> Metadata<'a> {
     pub(super) fn floats(&self, key: &str) -> Option<Vec<f32>> {
         self.array(key)?
             .iter()
-            .map(|value| {
-                if let Value::F32(value) = value {
-                    Some(*value)
-                } else {
-                    None
-                }
-            })
+            .map(|value| if let Value::F32(value) = value { Some(*value) } else { None })
             .collect()
     }
 
@@ -75,15 +63,15 @@ impl<'a> Metadata<'a> {
         match self.0.get(key) {
             Some(Value::Array(_)) => Err((
                 format!("`{key}` differs from layer to layer"),
-                "tfcheck imports models whose layers are alike; take the checkpoint's safetensors instead".to_owned(),
+                "tfcheck imports models whose layers are alike; take the checkpoint's safetensors instead"
+                    .to_owned(),
             )),
             _ => self.integer(key).ok_or_else(|| damaged(format!("its metadata lacks `{key}`"))),
         }
     }
 
     pub(super) fn need_float(&self, key: &str) -> Result<f64, Problem> {
-        self.float(key)
-            .ok_or_else(|| damaged(format!("its metadata lacks `{key}`")))
+        self.float(key).ok_or_else(|| damaged(format!("its metadata lacks `{key}`")))
     }
 
     fn array(&self, key: &str) -> Option<&'a [Value]> {

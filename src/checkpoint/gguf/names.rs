@@ -42,41 +42,27 @@ const GEMMA_NORMS: [(&str, &str); 3] = [
     ("ffn_norm", "pre_feedforward_layernorm"),
     ("post_ffw_norm", "post_feedforward_layernorm"),
 ];
-const QUERY_KEY_NORMS: [(&str, &str); 2] = [
-    ("attn_q_norm", "self_attn.q_norm"),
-    ("attn_k_norm", "self_attn.k_norm"),
-];
+const QUERY_KEY_NORMS: [(&str, &str); 2] =
+    [("attn_q_norm", "self_attn.q_norm"), ("attn_k_norm", "self_attn.k_norm")];
 
 impl Architecture {
-    const ALL: [Self; 5] = [
-        Self::Llama,
-        Self::Qwen2,
-        Self::Qwen3,
-        Self::Gemma2,
-        Self::Gemma3,
-    ];
+    const ALL: [Self; 5] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Gemma2, Self::Gemma3];
 
     pub(super) fn named(name: &str) -> Result<Self, Problem> {
-        Self::ALL
-            .into_iter()
-            .find(|architecture| architecture.name() == name)
-            .ok_or_else(|| {
-                let known: Vec<_> = Self::ALL
-                    .iter()
-                    .map(|architecture| architecture.name())
-                    .collect();
-                if name.is_empty() {
-                    damaged("its metadata lacks `general.architecture`")
-                } else {
-                    (
-                        format!("architecture `{name}` is not known"),
-                        format!(
-                            "tfcheck imports {}; for others, take the checkpoint's safetensors",
-                            known.join(", ")
-                        ),
-                    )
-                }
-            })
+        Self::ALL.into_iter().find(|architecture| architecture.name() == name).ok_or_else(|| {
+            let known: Vec<_> = Self::ALL.iter().map(|architecture| architecture.name()).collect();
+            if name.is_empty() {
+                damaged("its metadata lacks `general.architecture`")
+            } else {
+                (
+                    format!("architecture `{name}` is not known"),
+                    format!(
+                        "tfcheck imports {}; for others, take the checkpoint's safetensors",
+                        known.join(", ")
+                    ),
+                )
+            }
+        })
     }
 
     /// llama.cpp's name, which is also the prefix of the metadata keys.
@@ -123,10 +109,8 @@ impl Architecture {
 
     /// Every weight that a whole model has, under llama.cpp's names.
     pub(super) fn required(self, layers: usize) -> impl Iterator<Item = String> {
-        let of_layer = move |layer| {
-            self.modules()
-                .map(move |(module, _)| format!("blk.{layer}.{module}.weight"))
-        };
+        let of_layer =
+            move |layer| self.modules().map(move |(module, _)| format!("blk.{layer}.{module}.weight"));
         ["token_embd.weight", "output_norm.weight"]
             .into_iter()
             .map(str::to_owned)
@@ -137,9 +121,7 @@ impl Architecture {
     pub(super) fn change(self, name: &str, heads: usize, key_value_heads: usize) -> Change {
         match self {
             Self::Llama if name.contains(".attn_q.") => Change::Interleaved { heads },
-            Self::Llama if name.contains(".attn_k.") => Change::Interleaved {
-                heads: key_value_heads,
-            },
+            Self::Llama if name.contains(".attn_k.") => Change::Interleaved { heads: key_value_heads },
             Self::Gemma2 | Self::Gemma3 if name.ends_with("norm.weight") => Change::PlusOne,
             _ => Change::None,
         }

@@ -64,15 +64,10 @@ pub(super) fn build(
         }
     };
     let alphabet = byte_alphabet();
-    let spelled: Vec<String> = tokens
-        .iter()
-        .map(|token| spell(token, is_byte_level, is_gemma, &alphabet))
-        .collect();
-    let vocabulary: HashMap<&str, usize> = spelled
-        .iter()
-        .enumerate()
-        .map(|(id, token)| (token.as_str(), id))
-        .collect();
+    let spelled: Vec<String> =
+        tokens.iter().map(|token| spell(token, is_byte_level, is_gemma, &alphabet)).collect();
+    let vocabulary: HashMap<&str, usize> =
+        spelled.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
     if vocabulary.len() != spelled.len() {
         notes.push(format!(
             "{} tokens of the vocabulary are spelled alike; the last one is used",
@@ -83,45 +78,25 @@ pub(super) fn build(
         Some(merges) => merges
             .into_iter()
             .map(|merge| {
-                merge
-                    .split_once(' ')
-                    .ok_or_else(|| damaged(format!("merge `{merge}` is not two tokens")))
+                merge.split_once(' ').ok_or_else(|| damaged(format!("merge `{merge}` is not two tokens")))
             })
             .collect::<Result<Vec<_>, _>>()?,
         None if is_byte_level => return Err(damaged("its metadata lack `tokenizer.ggml.merges`")),
         None => {
-            let scores = if is_gemma {
-                None
-            } else {
-                metadata.floats("tokenizer.ggml.scores")
-            };
-            if !is_gemma
-                && scores
-                    .as_ref()
-                    .is_none_or(|scores| scores.len() != spelled.len())
-            {
-                return Err(damaged(
-                    "its metadata lack `tokenizer.ggml.scores` for each token",
-                ));
+            let scores = if is_gemma { None } else { metadata.floats("tokenizer.ggml.scores") };
+            if !is_gemma && scores.as_ref().is_none_or(|scores| scores.len() != spelled.len()) {
+                return Err(damaged("its metadata lack `tokenizer.ggml.scores` for each token"));
             }
             derive_merges(&spelled, &vocabulary, scores.as_deref())
         }
     };
 
     let special = |name: &str| {
-        metadata
-            .integer(&format!("tokenizer.ggml.{name}_token_id"))
-            .and_then(|id| spelled.get(id as usize))
+        metadata.integer(&format!("tokenizer.ggml.{name}_token_id")).and_then(|id| spelled.get(id as usize))
     };
-    let (bos, eos, unknown, padding) = (
-        special("bos"),
-        special("eos"),
-        special("unknown"),
-        special("padding"),
-    );
-    let types = metadata
-        .integers("tokenizer.ggml.token_type")
-        .unwrap_or_default();
+    let (bos, eos, unknown, padding) =
+        (special("bos"), special("eos"), special("unknown"), special("padding"));
+    let types = metadata.integers("tokenizer.ggml.token_type").unwrap_or_default();
     let in_alphabet = |token: &str| !is_byte_level || token.chars().all(|c| alphabet.contains(&c));
     let mut added = Vec::new();
     for (id, token) in spelled.iter().enumerate() {
@@ -130,7 +105,8 @@ pub(super) fn build(
             Some(&CONTROL) if in_alphabet(tokens[id]) => true,
             // A token that had to be respelled never occurs in text as the file spells it.
             Some(&USER_DEFINED) if *token == tokens[id] => false,
-            _ if [bos, eos, unknown, padding].contains(&Some(token)) && types.is_empty() => true,
+            // transformers' tokenizer classes make these special whatever their type.
+            _ if [bos, eos, unknown, padding].contains(&Some(token)) => true,
             _ => continue,
         };
         added.push(json!({
@@ -138,12 +114,8 @@ pub(super) fn build(
             "normalized": false, "special": is_special,
         }));
     }
-    let add_bos = metadata
-        .boolean("tokenizer.ggml.add_bos_token")
-        .unwrap_or(family.add_bos);
-    let add_eos = metadata
-        .boolean("tokenizer.ggml.add_eos_token")
-        .unwrap_or(false);
+    let add_bos = metadata.boolean("tokenizer.ggml.add_bos_token").unwrap_or(family.add_bos);
+    let add_eos = metadata.boolean("tokenizer.ggml.add_eos_token").unwrap_or(false);
     let unknown_of_model = unknown.filter(|_| !is_byte_level);
     let tokenizer = json!({
         "version": "1.0",
@@ -210,11 +182,7 @@ fn byte_level(metadata: &Metadata<'_>) -> Result<Family, Problem> {
     };
     let is_llama3 = pre.starts_with("llama");
     Ok(Family {
-        normalizer: if pre == "qwen2" {
-            json!({"type": "NFC"})
-        } else {
-            Value::Null
-        },
+        normalizer: if pre == "qwen2" { json!({"type": "NFC"}) } else { Value::Null },
         pre_tokenizer,
         decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
         byte_fallback: false,
@@ -237,9 +205,7 @@ fn gemma() -> Family {
 }
 
 fn sentencepiece(metadata: &Metadata<'_>) -> Family {
-    let prefix = metadata
-        .boolean("tokenizer.ggml.add_space_prefix")
-        .unwrap_or(true);
+    let prefix = metadata.boolean("tokenizer.ggml.add_space_prefix").unwrap_or(true);
     let mut decoders = vec![
         json!({"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "}),
         json!({"type": "ByteFallback"}),
@@ -264,10 +230,7 @@ fn sentencepiece(metadata: &Metadata<'_>) -> Family {
 fn spell(token: &str, is_byte_level: bool, is_gemma: bool, alphabet: &HashSet<char>) -> String {
     if is_byte_level && !token.chars().all(|c| alphabet.contains(&c)) {
         let letters = byte_letters();
-        return token
-            .bytes()
-            .map(|byte| letters[usize::from(byte)])
-            .collect();
+        return token.bytes().map(|byte| letters[usize::from(byte)]).collect();
     }
     // Gemma's GGUF files hold runs of real spaces where the vocabulary has runs of the replacement.
     if is_gemma && token.contains(' ') && token.trim().is_empty() {
@@ -315,46 +278,27 @@ fn derive_merges<'a>(
         }
     }
     if scores.is_some() {
-        merges.sort_by(|a, b| {
-            b.0.total_cmp(&a.0)
-                .then((b.1, b.2).cmp(&(a.1, a.2)))
-                .then(a.3.cmp(&b.3))
-        });
+        merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((b.1, b.2).cmp(&(a.1, a.2))).then(a.3.cmp(&b.3)));
     } else {
         merges.sort_by(|a, b| a.3.cmp(&b.3).then((b.1, b.2).cmp(&(a.1, a.2))));
     }
-    merges
-        .into_iter()
-        .map(|(.., left, right)| (left, right))
-        .collect()
+    merges.into_iter().map(|(.., left, right)| (left, right)).collect()
 }
 
 /// The post-processor that adds begin and end tokens.
-fn template(
-    bos: Option<&String>,
-    eos: Option<&String>,
-    vocabulary: &HashMap<&str, usize>,
-) -> Value {
-    let special =
-        |token: &String, side: u8| json!({"SpecialToken": {"id": token, "type_id": side}});
+fn template(bos: Option<&String>, eos: Option<&String>, vocabulary: &HashMap<&str, usize>) -> Value {
+    let special = |token: &String, side: u8| json!({"SpecialToken": {"id": token, "type_id": side}});
     let sequence = |name: &str, side: u8| {
         let middle = json!({"Sequence": {"id": name, "type_id": side}});
         let begin = bos.map(|token| special(token, side));
         let end = eos.map(|token| special(token, side));
-        begin
-            .into_iter()
-            .chain([middle])
-            .chain(end)
-            .collect::<Vec<_>>()
+        begin.into_iter().chain([middle]).chain(end).collect::<Vec<_>>()
     };
     let tokens: serde_json::Map<_, _> = [bos, eos]
         .into_iter()
         .flatten()
         .map(|token| {
-            (
-                token.clone(),
-                json!({"id": token, "ids": [vocabulary[token.as_str()]], "tokens": [token]}),
-            )
+            (token.clone(), json!({"id": token, "ids": [vocabulary[token.as_str()]], "tokens": [token]}))
         })
         .collect();
     let pair = [sequence("A", 0), sequence("B", 1)].concat();

@@ -36,13 +36,10 @@ pub(super) fn plan(
     let key = |name: &str| format!("{}.{name}", architecture.name());
     let layers = metadata.need_integer(&key("block_count"))? as usize;
     let heads = metadata.need_integer(&key("attention.head_count"))? as usize;
-    let key_value_heads = metadata
-        .integer(&key("attention.head_count_kv"))
-        .map_or(heads, |heads| heads as usize);
+    let key_value_heads =
+        metadata.integer(&key("attention.head_count_kv")).map_or(heads, |heads| heads as usize);
 
-    if let Some(missing) = architecture
-        .required(layers)
-        .find(|name| !content.tensor_infos.contains_key(name))
+    if let Some(missing) = architecture.required(layers).find(|name| !content.tensor_infos.contains_key(name))
     {
         return Err(damaged(format!("tensor `{missing}` is missing")));
     }
@@ -52,10 +49,7 @@ pub(super) fn plan(
             continue; // becomes a part of the config
         }
         let ours = architecture.translate(theirs, layers).ok_or_else(|| {
-            damaged(format!(
-                "tensor `{theirs}` has no place in a {} model",
-                architecture.name()
-            ))
+            damaged(format!("tensor `{theirs}` has no place in a {} model", architecture.name()))
         })?;
         let change = architecture.change(theirs, heads, key_value_heads);
         let rows = info.shape.dims().first().copied().unwrap_or_default();
@@ -66,11 +60,7 @@ pub(super) fn plan(
                 "tensor `{theirs}` has {rows} rows, which {heads} heads do not divide evenly"
             )));
         }
-        entries.push(Entry {
-            theirs: theirs.clone(),
-            ours,
-            change,
-        });
+        entries.push(Entry { theirs: theirs.clone(), ours, change });
     }
     entries.sort_by(|a, b| a.ours.cmp(&b.ours));
     Ok(entries)
@@ -99,10 +89,7 @@ pub(super) fn write(
     }
     let mut header = Value::Object(header).to_string();
     // The data start aligned, as the safetensors library writes them.
-    header.extend(std::iter::repeat_n(
-        ' ',
-        header.len().next_multiple_of(8) - header.len(),
-    ));
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
 
     let mut file = match File::create(target) {
         Ok(file) => BufWriter::with_capacity(1 << 20, file),
@@ -116,25 +103,12 @@ pub(super) fn write(
         let info = &content.tensor_infos[&entry.theirs];
         let mut sink = |bytes: &[u8]| {
             done += bytes.len() as u64;
-            progress(Step::Import {
-                tensor: &entry.ours,
-                done,
-                total,
-            });
+            progress(Step::Import { tensor: &entry.ours, done, total });
             put(bytes)
         };
-        copy(
-            path,
-            &source,
-            content.tensor_data_offset,
-            info,
-            entry,
-            &mut sink,
-        )?;
+        copy(path, &source, content.tensor_data_offset, info, entry, &mut sink)?;
     }
-    let file = file
-        .into_inner()
-        .map_err(|error| Error::io("write", target)(error.into_error()))?;
+    let file = file.into_inner().map_err(|error| Error::io("write", target)(error.into_error()))?;
     file.sync_all().map_err(Error::io("sync", target))
 }
 
@@ -149,21 +123,14 @@ fn copy(
 ) -> Result<(), Error> {
     let problem = |reason: String| {
         let (reason, help) = damaged(format!("tensor `{}`: {reason}", entry.theirs));
-        Error::Gguf {
-            path: path.to_owned(),
-            reason,
-            help,
-        }
+        Error::Gguf { path: path.to_owned(), reason, help }
     };
     let dims = info.shape.dims();
     // A quantised block never spans two rows, so that rows can be read by themselves.
     let (rows, columns) = match (entry.change, dims) {
         // A bias of an interleaved projection: each value is a row.
         (Change::Interleaved { .. }, &[length]) => (length, 1),
-        _ => (
-            dims.iter().rev().skip(1).product::<usize>(),
-            dims.last().copied().unwrap_or(1),
-        ),
+        _ => (dims.iter().rev().skip(1).product::<usize>(), dims.last().copied().unwrap_or(1)),
     };
     let block = info.ggml_dtype.block_size();
     if columns % block != 0 {
@@ -175,9 +142,7 @@ fn copy(
     let row_bytes = columns / block * info.ggml_dtype.type_size();
     let read = |row: usize, bytes: &mut [u8]| {
         let offset = data + info.offset + (row * row_bytes) as u64;
-        source
-            .read_exact_at(bytes, offset)
-            .map_err(|error| problem(format!("its data end early ({error})")))
+        source.read_exact_at(bytes, offset).map_err(|error| problem(format!("its data end early ({error})")))
     };
     let step = (CHUNK_BYTES / 4 / columns.max(1)).max(1);
     let mut raw = Vec::new();
@@ -196,15 +161,8 @@ fn copy(
             .and_then(|tensor| tensor.dequantize(&Device::Cpu))
             .and_then(|tensor| tensor.flatten_all()?.to_vec1::<f32>())
             .map_err(|error| problem(error.to_string()))?;
-        let shift = if entry.change == Change::PlusOne {
-            1.0
-        } else {
-            0.0
-        };
-        let bytes: Vec<u8> = values
-            .into_iter()
-            .flat_map(|value| (value - shift).to_le_bytes())
-            .collect();
+        let shift = if entry.change == Change::PlusOne { 1.0 } else { 0.0 };
+        let bytes: Vec<u8> = values.into_iter().flat_map(|value| (value - shift).to_le_bytes()).collect();
         sink(&bytes)?;
     }
     Ok(())

@@ -49,7 +49,7 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     let Translated { config: translated, mut notes, rope_thetas } =
         translate(&config, &version).map_err(Stop::unsupported)?;
 
-    let (config_class, config_object) = config_object(py, &translated, &version)?;
+    let (config_class, config_object) = config_object(py, &translated, request.attention, &version)?;
     notes.extend(report::ignored_keys(&config_class, &config_object, &translated)?);
     let class = auto_class(&config, &mut notes)?;
     let keywords = keywords(py, &torch, request, &config_object, &version)?;
@@ -136,6 +136,7 @@ fn settle(py: Python<'_>, torch: &Bound<'_, PyAny>, request: &Load) -> Result<()
 fn config_object<'py>(
     py: Python<'py>,
     config: &Map<String, Value>,
+    attention: Option<Attention>,
     version: &str,
 ) -> Result<(Bound<'py, PyAny>, Bound<'py, PyAny>), Stop> {
     let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
@@ -149,7 +150,13 @@ fn config_object<'py>(
     })?;
     let text = Value::Object(config.clone()).to_string();
     let dict = py.import("json")?.call_method1("loads", (text,))?;
-    let object = class.call_method1("from_dict", (dict,))?;
+    // Said here and to `from_pretrained`: transformers 4.40 takes an `eager` given to the latter alone,
+    // along with a config object, for the default and replaces it by sdpa (`_autoset_attn_implementation`).
+    let keywords = PyDict::new(py);
+    if let Some(attention) = attention {
+        keywords.set_item("attn_implementation", attention_name(attention))?;
+    }
+    let object = class.call_method("from_dict", (dict,), Some(&keywords))?;
     Ok((class, object))
 }
 
@@ -200,6 +207,8 @@ fn keywords<'py>(
     keywords.set_item("trust_remote_code", false)?;
     keywords.set_item("local_files_only", true)?;
     keywords.set_item("output_loading_info", true)?;
+    // Not to ignore them: so they come back by name and are refused, where version 5 only logs the names.
+    keywords.set_item("ignore_mismatched_sizes", true)?;
     Ok(keywords)
 }
 
