@@ -17,6 +17,9 @@ class Float64(TorchFunctionMode):
         return super().__exit__(*exception)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.view:
+            # `view(dtype)` reads the same bits as another type: so safetensors gives a weight its own.
+            return function(*args, **(kwargs or {}))
         if function is torch.Tensor.float:
             function = torch.Tensor.double
         args = [torch.float64 if value is torch.float32 else value for value in args]

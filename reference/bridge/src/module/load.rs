@@ -15,7 +15,7 @@ use super::float64::{self, Float64};
 use super::{compile, inputs, report};
 use crate::protocol::{Attention, Dtype, Load, Mode, PROTOCOL_VERSION, Ready};
 use crate::translation::{Translated, translate};
-use crate::versions::Versions;
+use crate::versions::{Versions, WrongShapes};
 
 /// A loaded model and everything that a pass needs.
 pub(super) struct Loaded {
@@ -223,7 +223,8 @@ fn keywords<'py>(
     };
     let keywords = PyDict::new(py);
     keywords.set_item("config", config)?;
-    keywords.set_item(&Versions::known().dialect(version).dtype_argument, torch.getattr(dtype)?)?;
+    let dialect = Versions::known().dialect(version);
+    keywords.set_item(&dialect.dtype_argument, torch.getattr(dtype)?)?;
     if let Some(attention) = request.attention {
         keywords.set_item("attn_implementation", attention_name(attention))?;
     }
@@ -231,8 +232,10 @@ fn keywords<'py>(
     keywords.set_item("trust_remote_code", false)?;
     keywords.set_item("local_files_only", true)?;
     keywords.set_item("output_loading_info", true)?;
-    // Not to ignore them: so they come back by name and are refused, where version 5 only logs the names.
-    keywords.set_item("ignore_mismatched_sizes", true)?;
+    if dialect.wrong_shapes == WrongShapes::Logged {
+        // Not to ignore them: so they come back by name and are refused.
+        keywords.set_item("ignore_mismatched_sizes", true)?;
+    }
     Ok(keywords)
 }
 
