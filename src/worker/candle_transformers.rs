@@ -12,7 +12,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use reference::protocol::{Failed, Forward, Forwarded, Load, Mode, Positions, Ready, Trace};
 
-use super::candle::{device, dtype, inputs, not_loaded, tensor_failure, unsupported, write_logits};
+use super::candle::{device, dtype, inputs, not_loaded, unsupported, write_logits};
 use super::{Engine, exception, peak_resident_bytes};
 use adapters::{ADAPTERS, Adapter};
 use checkpoint::Checkpoint;
@@ -48,18 +48,21 @@ impl Engine for PortEngine {
             return Err(unsupported("candle-transformers has one mode, eager"));
         }
         let device = device(&load.device)?;
-        let checkpoint = Checkpoint::open(&load.checkpoint, dtype(load.dtype), &device)?;
+        let mut checkpoint = Checkpoint::open(&load.checkpoint, dtype(load.dtype), &device)?;
         let adapter = adapter(&checkpoint.model_type)?;
         let batch = batch(&load.inputs, &device)?;
-        let padding = padding(&batch.attention_mask).map_err(tensor_failure)?;
+        let padding = padding(&batch.attention_mask).map_err(failure)?;
         if padding.ends_a_row && adapter.positions == Positions::Last {
             return Err(unsupported(format!(
                 "the port `{}` gives the last column only, which is padding in a row that is padded on the right",
                 adapter.module
             )));
         }
-        let pass = guarded(|| (adapter.load)(&checkpoint))?;
         let mut notes = vec![format!("candle_transformers::models::{}", adapter.module)];
+        if let Some(note) = checkpoint.fill(adapter.fill) {
+            notes.push(note);
+        }
+        let pass = guarded(|| (adapter.load)(&checkpoint))?;
         if padding.exists && !adapter.reads_mask {
             notes.push("the port takes no padding mask: rows that are padded attend to their padding".into());
         }
@@ -97,11 +100,11 @@ impl PortEngine {
     /// One pass, finished on the device: `[batch, seq, vocab_size]`, or `[batch, 1, vocab_size]` of the last position.
     fn logits(&mut self) -> Result<(Tensor, Positions), Failed> {
         let Loaded { pass, batch, positions, device } = self.loaded.as_mut().ok_or_else(not_loaded)?;
-        let logits = guarded(|| pass(batch).map_err(tensor_failure))?;
-        device.synchronize().map_err(tensor_failure)?;
+        let logits = guarded(|| pass(batch).map_err(failure))?;
+        device.synchronize().map_err(failure)?;
         // Some ports drop the axis of the one position that they compute.
         let drops_axis = *positions == Positions::Last && logits.rank() == 2;
-        let logits = if drops_axis { logits.unsqueeze(1).map_err(tensor_failure)? } else { logits };
+        let logits = if drops_axis { logits.unsqueeze(1).map_err(failure)? } else { logits };
         Ok((logits, *positions))
     }
 }
@@ -114,7 +117,7 @@ fn adapter(model_type: &str) -> Result<&'static Adapter, Failed> {
 
 fn batch(path: &std::path::Path, device: &Device) -> Result<Batch, Failed> {
     let inputs = inputs(path, device)?;
-    let narrow = |tensor: &Tensor| tensor.to_dtype(DType::U32).map_err(tensor_failure);
+    let narrow = |tensor: &Tensor| tensor.to_dtype(DType::U32).map_err(failure);
     let mask = inputs.attention_mask.as_ref().ok_or_else(|| exception("the inputs have no attention_mask"))?;
     Ok(Batch { input_ids: narrow(&inputs.input_ids)?, attention_mask: narrow(mask)? })
 }
@@ -137,10 +140,20 @@ fn guarded<T>(run: impl FnOnce() -> Result<T, Failed>) -> Result<T, Failed> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str);
         let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
-        // A candle error that was unwrapped brings its backtrace along.
-        let message = message.split("\\n").next().unwrap_or(message).lines().next().unwrap_or_default();
-        Err(exception(format!("the port panicked: {message}")))
+        let brief = message.split("\\n").next().unwrap_or(message);
+        Err(Failed { traceback: message.to_owned(), ..exception(format!("the port panicked: {}", first_line(brief))) })
     })
+}
+
+/// A candle error brings its backtrace along where RUST_BACKTRACE is set; the tables need its first line.
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err passes")]
+fn failure(error: candle_core::Error) -> Failed {
+    let text = error.to_string();
+    Failed { traceback: text.clone(), ..exception(first_line(&text)) }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
 }
 
 #[cfg(test)]

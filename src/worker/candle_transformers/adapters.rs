@@ -13,8 +13,8 @@ use candle_transformers::models::{
 use reference::protocol::{Failed, Positions};
 
 use super::checkpoint::Checkpoint;
-use super::{Batch, Pass};
-use crate::worker::candle::{tensor_failure, unsupported};
+use super::{Batch, Pass, failure};
+use crate::worker::candle::unsupported;
 
 /// How a port is loaded and run.
 pub(super) struct Adapter {
@@ -24,23 +24,41 @@ pub(super) struct Adapter {
     /// Which positions it computes.
     pub(super) positions: Positions,
     pub(super) reads_mask: bool,
+    /// Keys that the port's `Config` demands, that every published config has, and that a thin one may lack.
+    pub(super) fill: &'static [(&'static str, Fill)],
     pub(super) load: Load,
 }
+
+/// What an absent key is set to.
+pub(super) enum Fill {
+    /// JSON; nothing that a forward pass computes depends on it.
+    Inert(&'static str),
+    /// The value of another key, which is where transformers reads it.
+    Copy(&'static str),
+}
+
+impl Adapter {
+    const fn filled(self, fill: &'static [(&'static str, Fill)]) -> Self {
+        Self { fill, ..self }
+    }
+}
+
+const TRAINING: &[(&str, Fill)] = &[("initializer_range", Fill::Inert("0.02")), ("use_cache", Fill::Inert("true"))];
 
 type Load = fn(&Checkpoint) -> std::result::Result<Pass, Failed>;
 
 /// A causal port that returns the last position only.
 const fn last(model_type: &'static str, module: &'static str, load: Load) -> Adapter {
-    Adapter { model_type, module, positions: Positions::Last, reads_mask: false, load }
+    Adapter { model_type, module, positions: Positions::Last, reads_mask: false, fill: &[], load }
 }
 
 /// A causal port that hands out the hidden states of every position.
 const fn all(model_type: &'static str, module: &'static str, load: Load) -> Adapter {
-    Adapter { model_type, module, positions: Positions::All, reads_mask: false, load }
+    Adapter { model_type, module, positions: Positions::All, reads_mask: false, fill: &[], load }
 }
 
 const fn encoder(model_type: &'static str, module: &'static str, load: Load) -> Adapter {
-    Adapter { model_type, module, positions: Positions::All, reads_mask: true, load }
+    Adapter { model_type, module, positions: Positions::All, reads_mask: true, fill: &[], load }
 }
 
 /// The commonest interface: `new(&config, weights)`, `forward(ids, offset)`, `clear_kv_cache()`.
@@ -49,7 +67,7 @@ macro_rules! decoder {
         causal($checkpoint)?;
         let config: $module::Config = $checkpoint.config()?;
         let mut model =
-            $module::Model::new($($flash,)? &config, $checkpoint.weights()).map_err(tensor_failure)?;
+            $module::Model::new($($flash,)? &config, $checkpoint.weights()).map_err(failure)?;
         run(move |batch| {
             model.clear_kv_cache();
             model.forward(&batch.input_ids, 0)
@@ -62,8 +80,8 @@ macro_rules! body {
     ($checkpoint:ident, $module:ident) => {{
         causal($checkpoint)?;
         let config: $module::Config = $checkpoint.config()?;
-        let model = $module::Model::new(&config, $checkpoint.weights()).map_err(tensor_failure)?;
-        let head = head($checkpoint, config.tie_word_embeddings).map_err(tensor_failure)?;
+        let model = $module::Model::new(&config, $checkpoint.weights()).map_err(failure)?;
+        let head = head($checkpoint, config.tie_word_embeddings).map_err(failure)?;
         run(move |batch| head.forward(&model.clone().forward(&batch.input_ids, 0)?))
     }};
 }
@@ -90,12 +108,12 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     last("phi", "phi", |c| load_phi(c)),
     last("phi3", "phi3", |c| decoder!(c, phi3)),
     last("stablelm", "stable_lm", |c| load_stable_lm(c)),
-    last("falcon", "falcon", |c| load_falcon(c)),
-    encoder("bert", "bert", |c| load_bert(c)),
-    encoder("distilbert", "distilbert", |c| load_distilbert(c)),
+    last("falcon", "falcon", |c| load_falcon(c)).filled(TRAINING),
+    encoder("bert", "bert", |c| load_bert(c)).filled(TRAINING),
+    encoder("distilbert", "distilbert", |c| load_distilbert(c)).filled(TRAINING),
     encoder("roberta", "xlm_roberta", |c| load_xlm_roberta(c)),
     encoder("xlm-roberta", "xlm_roberta", |c| load_xlm_roberta(c)),
-    encoder("modernbert", "modernbert", |c| load_modernbert(c)),
+    encoder("modernbert", "modernbert", |c| load_modernbert(c)).filled(&[("layer_norm_eps", Fill::Copy("norm_eps"))]),
 ];
 
 fn run(pass: impl FnMut(&Batch) -> Result<Tensor> + 'static) -> std::result::Result<Pass, Failed> {
@@ -125,8 +143,8 @@ fn load_llama(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     let config = checkpoint.config::<llama::LlamaConfig>()?.into_config(false);
     let weights = checkpoint.weights();
     let empty =
-        llama::Cache::new(true, weights.dtype(), &config, weights.device()).map_err(tensor_failure)?;
-    let model = llama::Llama::load(weights, &config).map_err(tensor_failure)?;
+        llama::Cache::new(true, weights.dtype(), &config, weights.device()).map_err(failure)?;
+    let model = llama::Llama::load(weights, &config).map_err(failure)?;
     run(move |batch| model.forward(&batch.input_ids, 0, &mut empty.clone()))
 }
 
@@ -135,8 +153,8 @@ fn load_granite(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     let config = checkpoint.config::<granite::GraniteConfig>()?.into_config(false);
     let weights = checkpoint.weights();
     let empty =
-        granite::Cache::new(true, weights.dtype(), &config, weights.device()).map_err(tensor_failure)?;
-    let model = granite::Granite::load(weights, &config).map_err(tensor_failure)?;
+        granite::Cache::new(true, weights.dtype(), &config, weights.device()).map_err(failure)?;
+    let model = granite::Granite::load(weights, &config).map_err(failure)?;
     run(move |batch| model.forward(&batch.input_ids, 0, &mut empty.clone()))
 }
 
@@ -144,7 +162,7 @@ fn load_granite(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
 fn load_mixtral(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     causal(checkpoint)?;
     let config: mixtral::Config = checkpoint.config()?;
-    let model = mixtral::Model::new(&config, checkpoint.weights()).map_err(tensor_failure)?;
+    let model = mixtral::Model::new(&config, checkpoint.weights()).map_err(failure)?;
     run(move |batch| model.clone().forward(&batch.input_ids, 0))
 }
 
@@ -154,8 +172,8 @@ fn load_qwen2(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     let config: qwen2::Config = checkpoint.config()?;
     let weights = checkpoint.weights();
     let is_tied = !weights.contains_tensor("lm_head.weight");
-    let mut model = qwen2::Model::new(&config, weights).map_err(tensor_failure)?;
-    let head = head(checkpoint, is_tied).map_err(tensor_failure)?;
+    let mut model = qwen2::Model::new(&config, weights).map_err(failure)?;
+    let head = head(checkpoint, is_tied).map_err(failure)?;
     run(move |batch| {
         model.clear_kv_cache();
         head.forward(&model.forward(&batch.input_ids, 0, None)?)
@@ -165,7 +183,7 @@ fn load_qwen2(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
 fn load_glm4(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     causal(checkpoint)?;
     let config: glm4_new::Config = checkpoint.config()?;
-    let mut model = glm4_new::ModelForCausalLM::new(&config, checkpoint.weights()).map_err(tensor_failure)?;
+    let mut model = glm4_new::ModelForCausalLM::new(&config, checkpoint.weights()).map_err(failure)?;
     run(move |batch| {
         model.clear_kv_cache();
         model.forward(&batch.input_ids, 0)
@@ -175,7 +193,7 @@ fn load_glm4(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
 fn load_phi(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     causal(checkpoint)?;
     let config: phi::Config = checkpoint.config()?;
-    let mut model = phi::Model::new(&config, checkpoint.weights()).map_err(tensor_failure)?;
+    let mut model = phi::Model::new(&config, checkpoint.weights()).map_err(failure)?;
     run(move |batch| {
         model.clear_kv_cache();
         model.forward(&batch.input_ids)
@@ -186,7 +204,7 @@ fn load_phi(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
 fn load_stable_lm(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     causal(checkpoint)?;
     let config: stable_lm::Config = checkpoint.config_with(&[("use_cache", false.into())])?;
-    let mut model = stable_lm::Model::new(&config, checkpoint.weights()).map_err(tensor_failure)?;
+    let mut model = stable_lm::Model::new(&config, checkpoint.weights()).map_err(failure)?;
     run(move |batch| model.forward(&batch.input_ids, 0))
 }
 
@@ -194,7 +212,7 @@ fn load_falcon(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     causal(checkpoint)?;
     let config: falcon::Config = checkpoint.config()?;
     config.validate().map_err(|error| unsupported(format!("the port refuses this config.json: {error}")))?;
-    let mut model = falcon::Falcon::load(checkpoint.weights(), config).map_err(tensor_failure)?;
+    let mut model = falcon::Falcon::load(checkpoint.weights(), config).map_err(failure)?;
     run(move |batch| {
         model.clear_kv_cache();
         model.forward(&batch.input_ids)
@@ -206,13 +224,13 @@ fn load_bert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     let weights = checkpoint.weights();
     match checkpoint.head() {
         "ForMaskedLM" => {
-            let model = bert::BertForMaskedLM::load(weights, &config).map_err(tensor_failure)?;
+            let model = bert::BertForMaskedLM::load(weights, &config).map_err(failure)?;
             run(move |batch| {
                 model.forward(&batch.input_ids, &batch.input_ids.zeros_like()?, Some(&batch.attention_mask))
             })
         }
         "" => {
-            let model = bert::BertModel::load(weights, &config).map_err(tensor_failure)?;
+            let model = bert::BertModel::load(weights, &config).map_err(failure)?;
             run(move |batch| {
                 model.forward(&batch.input_ids, &batch.input_ids.zeros_like()?, Some(&batch.attention_mask))
             })
@@ -228,11 +246,11 @@ fn load_distilbert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed>
     let hidden = |batch: &Batch| batch.attention_mask.eq(0u32)?.unsqueeze(1)?.unsqueeze(1);
     match checkpoint.head() {
         "ForMaskedLM" => {
-            let model = distilbert::DistilBertForMaskedLM::load(weights, &config).map_err(tensor_failure)?;
+            let model = distilbert::DistilBertForMaskedLM::load(weights, &config).map_err(failure)?;
             run(move |batch| model.forward(&batch.input_ids, &hidden(batch)?))
         }
         "" => {
-            let model = distilbert::DistilBertModel::load(weights, &config).map_err(tensor_failure)?;
+            let model = distilbert::DistilBertModel::load(weights, &config).map_err(failure)?;
             run(move |batch| model.forward(&batch.input_ids, &hidden(batch)?))
         }
         other => Err(no_head(other)),
@@ -244,7 +262,7 @@ fn load_xlm_roberta(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed
     let weights = checkpoint.weights();
     match checkpoint.head() {
         "ForMaskedLM" => {
-            let model = xlm_roberta::XLMRobertaForMaskedLM::new(&config, weights).map_err(tensor_failure)?;
+            let model = xlm_roberta::XLMRobertaForMaskedLM::new(&config, weights).map_err(failure)?;
             run(move |batch| {
                 let types = batch.input_ids.zeros_like()?;
                 model.forward(&batch.input_ids, &batch.attention_mask, &types, None, None, None)
@@ -253,7 +271,7 @@ fn load_xlm_roberta(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed
         "ForSequenceClassification" => {
             let model =
                 xlm_roberta::XLMRobertaForSequenceClassification::new(checkpoint.labels(), &config, weights)
-                    .map_err(tensor_failure)?;
+                    .map_err(failure)?;
             run(move |batch| {
                 model.forward(&batch.input_ids, &batch.attention_mask, &batch.input_ids.zeros_like()?)
             })
@@ -267,12 +285,12 @@ fn load_modernbert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed>
     let weights = checkpoint.weights();
     match checkpoint.head() {
         "ForMaskedLM" => {
-            let model = modernbert::ModernBertForMaskedLM::load(weights, &config).map_err(tensor_failure)?;
+            let model = modernbert::ModernBertForMaskedLM::load(weights, &config).map_err(failure)?;
             run(move |batch| model.forward(&batch.input_ids, &batch.attention_mask))
         }
         "ForSequenceClassification" => {
             let model =
-                modernbert::ModernBertForSequenceClassification::load(weights, &config).map_err(tensor_failure)?;
+                modernbert::ModernBertForSequenceClassification::load(weights, &config).map_err(failure)?;
             run(move |batch| model.forward(&batch.input_ids, &batch.attention_mask))
         }
         other => Err(no_head(other)),

@@ -11,7 +11,9 @@ use reference::protocol::Failed;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::worker::candle::{tensor_failure, unsupported};
+use super::adapters::Fill;
+use super::failure;
+use crate::worker::candle::unsupported;
 use crate::worker::exception;
 
 /// A checkpoint that a port loads from.
@@ -30,7 +32,7 @@ impl Checkpoint {
         let checked = crate::checkpoint::preflight::check(folder, true).map_err(|error| exception(error.to_string()))?;
         let mut tensors = HashMap::new();
         for path in &checked.weights {
-            tensors.extend(candle_core::safetensors::load(path, device).map_err(tensor_failure)?);
+            tensors.extend(candle_core::safetensors::load(path, device).map_err(failure)?);
         }
         Ok(Self {
             model_type: checked.model_type,
@@ -39,6 +41,25 @@ impl Checkpoint {
             dtype,
             device: device.clone(),
         })
+    }
+
+    /// Adds the keys that the config lacks, and says so.
+    pub(super) fn fill(&mut self, fill: &[(&str, Fill)]) -> Option<String> {
+        let absent = fill.iter().filter(|(key, _)| self.config.get(key).is_none());
+        let added: Vec<(String, Value)> = absent
+            .map(|(key, fill)| {
+                let value = match fill {
+                    Fill::Inert(json) => serde_json::from_str(json).unwrap_or_default(),
+                    Fill::Copy(other) => self.config[*other].clone(),
+                };
+                ((*key).to_owned(), value)
+            })
+            .collect();
+        let names: Vec<String> = added.iter().map(|(key, value)| format!("{key} = {value}")).collect();
+        for (key, value) in added {
+            self.config[key] = value;
+        }
+        (!names.is_empty()).then(|| format!("keys that the port's Config demands and this config.json lacks: {}", names.join(", ")))
     }
 
     /// The port's own config, read as its `Deserialize` reads it.
