@@ -43,7 +43,10 @@ pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
     let mut known: Vec<&str> = entries.clone().map(|entry| entry.model_type).collect();
     known.dedup();
     if let Some(unknown) = choice.only.iter().find(|name| !known.contains(&name.as_str())) {
-        miette::bail!(help = format!("there are {}", known.join(", ")), "no synthetic checkpoint is a `{unknown}`");
+        miette::bail!(
+            help = format!("there are {}", known.join(", ")),
+            "no synthetic checkpoint is a `{unknown}`"
+        );
     }
     let wanted = entries.filter(|entry| {
         let is_named = choice.only.is_empty() || choice.only.iter().any(|name| name == entry.model_type);
@@ -57,7 +60,10 @@ pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
     });
     let newest = base.versions.iter().max_by_key(|version| release_order(version)).cloned();
     let newest = newest.ok_or_else(|| {
-        miette::miette!(help = "list one under [[versions]]", "the config has no transformers version to judge by")
+        miette::miette!(
+            help = "list one under [[versions]]",
+            "the config has no transformers version to judge by"
+        )
     })?;
     Ok(Config {
         checkpoints: checkpoints.collect(),
@@ -185,9 +191,11 @@ pub fn fold(view: &RunView) -> Scoreboard {
         (0..case.cells.len()).filter(is_judged).collect()
     };
     let first = view.cases.first();
-    let names = |case: &CaseView| judged(case).into_iter().map(|index| case.cells[index].name.clone()).collect();
+    let names =
+        |case: &CaseView| judged(case).into_iter().map(|index| case.cells[index].name.clone()).collect();
     let reference = |case: &CaseView| {
-        let version = |variant: &Variant| (variant.runner == Runner::Transformers).then(|| variant.version.clone());
+        let version =
+            |variant: &Variant| (variant.runner == Runner::Transformers).then(|| variant.version.clone());
         case.cells.iter().find_map(|cell| version(&cell.variant))
     };
     let row = |case: &CaseView| Row {
@@ -228,7 +236,9 @@ fn score(case: &CaseView, index: usize) -> Score {
         Outcome::Completed(_) => {
             let names = same_dtype.map(|other| [&cell.name, &case.cells[other].name]);
             let verdict = names.and_then(|names| {
-                case.verdicts.iter().find(|verdict| names.contains(&&verdict.a) && names.contains(&&verdict.b))
+                case.verdicts
+                    .iter()
+                    .find(|verdict| names.contains(&&verdict.a) && names.contains(&&verdict.b))
             });
             verdict.map_or_else(
                 || ("not judged".to_owned(), "no reference of this dtype".to_owned()),

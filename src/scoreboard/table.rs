@@ -12,7 +12,8 @@ pub(super) fn markdown(scoreboard: &Scoreboard) -> String {
     let mut rows = String::new();
     for row in &scoreboard.rows {
         let scores = row.scores.iter().map(|score| cell(score, &mut reasons));
-        let cells: Vec<String> = [row.checkpoint.clone(), row.inputs.clone()].into_iter().chain(scores).collect();
+        let cells: Vec<String> =
+            [row.checkpoint.clone(), row.inputs.clone()].into_iter().chain(scores).collect();
         put(&mut rows, &cells);
     }
     let mut text = format!(
@@ -53,7 +54,8 @@ fn counts(text: &mut String, scoreboard: &Scoreboard) {
 }
 
 fn header(text: &mut String, fixed: &[&str], variants: &[String]) {
-    let names: Vec<String> = fixed.iter().map(|&name| name.to_owned()).chain(variants.iter().cloned()).collect();
+    let names: Vec<String> =
+        fixed.iter().map(|&name| name.to_owned()).chain(variants.iter().cloned()).collect();
     put(text, &names);
     put(text, &vec!["---".to_owned(); names.len()]);
 }
@@ -72,13 +74,21 @@ fn cell<'a>(score: &'a Score, reasons: &mut Vec<&'a str>) -> String {
         return format!("{} ({})", score.word, number + 1);
     };
     let is_finding = !matches!(score.word.as_str(), "identical" | "same mathematics");
-    let mut text = if is_finding { format!("**{}** {relative:.1e}", score.word) } else { format!("{} {relative:.1e}", score.word) };
+    let mut text = if is_finding {
+        format!("**{}** {relative:.1e}", score.word)
+    } else {
+        format!("{} {relative:.1e}", score.word)
+    };
     // Below bf16's rounding a ratio says how lucky a sum was.
     if let Some(own) = score.reference_relative_l2.filter(|own| *own > 1e-4) {
         let _ = write!(text, " ({:.2}×)", relative / own);
     }
     if let (true, Some(worst)) = (is_finding, score.worst) {
-        let _ = write!(text, ", worst {:.1e} in row {}, position {}", worst.relative_l2, worst.row, worst.position);
+        let _ = write!(
+            text,
+            ", worst {:.1e} in row {}, position {}",
+            worst.relative_l2, worst.row, worst.position
+        );
     }
     if score.positions == Some(Positions::Last) {
         text.push_str(", last");

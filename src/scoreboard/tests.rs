@@ -15,11 +15,17 @@ fn each_default_checkpoint_is_judged_in_three_shapes() {
     let plan = plan(&config).unwrap();
     let model_types: HashSet<&str> = catalogue().iter().map(|entry| entry.model_type).collect();
     assert_eq!(plan.cases.len(), 3 * model_types.len());
-    let mistral: Vec<&str> =
-        plan.cases.iter().map(|case| case.name.as_str()).filter(|name| name.starts_with("mistral-")).collect();
+    let mistral: Vec<&str> = plan
+        .cases
+        .iter()
+        .map(|case| case.name.as_str())
+        .filter(|name| name.starts_with("mistral-"))
+        .collect();
     assert_eq!(mistral, ["mistral-6", "mistral-40", "mistral-b3-40-left"]);
     let variants: HashSet<String> = plan.cells.iter().map(|cell| cell.variant.name()).collect();
-    for name in ["candle_eager_f64", "candle_eager_bf16", "candle_fused_f32", "candle-transformers_eager_bf16"] {
+    for name in
+        ["candle_eager_f64", "candle_eager_bf16", "candle_fused_f32", "candle-transformers_eager_bf16"]
+    {
         assert!(variants.contains(name), "{name} is not in {variants:?}");
     }
     assert!(plan.cells.iter().all(|cell| !cell.measured));
@@ -29,16 +35,14 @@ fn each_default_checkpoint_is_judged_in_three_shapes() {
 fn all_variants_of_one_model_type_can_be_chosen() {
     let choice = Choice { only: vec!["mistral".into()], all: true };
     let config = config(&Config::default(), &choice).unwrap();
-    let sources: Vec<String> = config.checkpoints.iter().map(|checkpoint| checkpoint.source.to_string()).collect();
+    let sources: Vec<String> =
+        config.checkpoints.iter().map(|checkpoint| checkpoint.source.to_string()).collect();
     assert_eq!(sources, ["synthetic:mistral", "synthetic:mistral:full", "synthetic:mistral:head-dim"]);
 }
 
 #[test]
 fn the_newest_version_judges() {
-    let base = Config {
-        versions: ["5.23.0", "4.54.0"].map(Version::release).to_vec(),
-        ..Config::default()
-    };
+    let base = Config { versions: ["5.23.0", "4.54.0"].map(Version::release).to_vec(), ..Config::default() };
     let config = config(&base, &Choice::default()).unwrap();
     assert_eq!(config.versions.iter().map(|version| version.name.as_str()).collect::<Vec<_>>(), ["5.23.0"]);
 }

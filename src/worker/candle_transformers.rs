@@ -111,14 +111,17 @@ impl PortEngine {
 
 fn adapter(model_type: &str) -> Result<&'static Adapter, Failed> {
     ADAPTERS.iter().find(|adapter| adapter.model_type == model_type).ok_or_else(|| {
-        unsupported(format!("candle-transformers 0.11.1 has no port of model_type `{model_type}` that tfcheck runs"))
+        unsupported(format!(
+            "candle-transformers 0.11.1 has no port of model_type `{model_type}` that tfcheck runs"
+        ))
     })
 }
 
 fn batch(path: &std::path::Path, device: &Device) -> Result<Batch, Failed> {
     let inputs = inputs(path, device)?;
     let narrow = |tensor: &Tensor| tensor.to_dtype(DType::U32).map_err(failure);
-    let mask = inputs.attention_mask.as_ref().ok_or_else(|| exception("the inputs have no attention_mask"))?;
+    let mask =
+        inputs.attention_mask.as_ref().ok_or_else(|| exception("the inputs have no attention_mask"))?;
     Ok(Batch { input_ids: narrow(&inputs.input_ids)?, attention_mask: narrow(mask)? })
 }
 
@@ -139,9 +142,13 @@ fn padding(mask: &Tensor) -> candle_core::Result<Padding> {
 fn guarded<T>(run: impl FnOnce() -> Result<T, Failed>) -> Result<T, Failed> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str);
-        let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
+        let message =
+            message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
         let brief = message.split("\\n").next().unwrap_or(message);
-        Err(Failed { traceback: message.to_owned(), ..exception(format!("the port panicked: {}", first_line(brief))) })
+        Err(Failed {
+            traceback: message.to_owned(),
+            ..exception(format!("the port panicked: {}", first_line(brief)))
+        })
     })
 }
 

@@ -7,8 +7,9 @@ use candle_core::{Result, Tensor};
 use candle_nn::{Linear, Module};
 use candle_transformers::models::smol::smollm3;
 use candle_transformers::models::{
-    bert, distilbert, falcon, gemma, gemma2, gemma3, glm4_new, granite, helium, llama, mistral, mixtral, modernbert,
-    olmo, olmo2, phi, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, stable_lm, starcoder2, xlm_roberta,
+    bert, distilbert, falcon, gemma, gemma2, gemma3, glm4_new, granite, helium, llama, mistral, mixtral,
+    modernbert, olmo, olmo2, phi, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, stable_lm, starcoder2,
+    xlm_roberta,
 };
 use reference::protocol::{Failed, Positions};
 
@@ -43,7 +44,8 @@ impl Adapter {
     }
 }
 
-const TRAINING: &[(&str, Fill)] = &[("initializer_range", Fill::Inert("0.02")), ("use_cache", Fill::Inert("true"))];
+const TRAINING: &[(&str, Fill)] =
+    &[("initializer_range", Fill::Inert("0.02")), ("use_cache", Fill::Inert("true"))];
 
 type Load = fn(&Checkpoint) -> std::result::Result<Pass, Failed>;
 
@@ -113,7 +115,8 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     encoder("distilbert", "distilbert", |c| load_distilbert(c)).filled(TRAINING),
     encoder("roberta", "xlm_roberta", |c| load_xlm_roberta(c)),
     encoder("xlm-roberta", "xlm_roberta", |c| load_xlm_roberta(c)),
-    encoder("modernbert", "modernbert", |c| load_modernbert(c)).filled(&[("layer_norm_eps", Fill::Copy("norm_eps"))]),
+    encoder("modernbert", "modernbert", |c| load_modernbert(c))
+        .filled(&[("layer_norm_eps", Fill::Copy("norm_eps"))]),
 ];
 
 fn run(pass: impl FnMut(&Batch) -> Result<Tensor> + 'static) -> std::result::Result<Pass, Failed> {
@@ -142,8 +145,7 @@ fn load_llama(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     causal(checkpoint)?;
     let config = checkpoint.config::<llama::LlamaConfig>()?.into_config(false);
     let weights = checkpoint.weights();
-    let empty =
-        llama::Cache::new(true, weights.dtype(), &config, weights.device()).map_err(failure)?;
+    let empty = llama::Cache::new(true, weights.dtype(), &config, weights.device()).map_err(failure)?;
     let model = llama::Llama::load(weights, &config).map_err(failure)?;
     run(move |batch| model.forward(&batch.input_ids, 0, &mut empty.clone()))
 }
@@ -152,8 +154,7 @@ fn load_granite(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     causal(checkpoint)?;
     let config = checkpoint.config::<granite::GraniteConfig>()?.into_config(false);
     let weights = checkpoint.weights();
-    let empty =
-        granite::Cache::new(true, weights.dtype(), &config, weights.device()).map_err(failure)?;
+    let empty = granite::Cache::new(true, weights.dtype(), &config, weights.device()).map_err(failure)?;
     let model = granite::Granite::load(weights, &config).map_err(failure)?;
     run(move |batch| model.forward(&batch.input_ids, 0, &mut empty.clone()))
 }

@@ -29,7 +29,8 @@ impl Checkpoint {
     /// Reads `config.json` and the weights, which stay in the dtype of the files until a port asks for them.
     pub(super) fn open(folder: &Path, dtype: DType, device: &Device) -> std::result::Result<Self, Failed> {
         // The controls on what may be loaded were made when the checkpoint was resolved.
-        let checked = crate::checkpoint::preflight::check(folder, true).map_err(|error| exception(error.to_string()))?;
+        let checked = crate::checkpoint::preflight::check(folder, true)
+            .map_err(|error| exception(error.to_string()))?;
         let mut tensors = HashMap::new();
         for path in &checked.weights {
             tensors.extend(candle_core::safetensors::load(path, device).map_err(failure)?);
@@ -59,7 +60,9 @@ impl Checkpoint {
         for (key, value) in added {
             self.config[key] = value;
         }
-        (!names.is_empty()).then(|| format!("keys that the port's Config demands and this config.json lacks: {}", names.join(", ")))
+        (!names.is_empty()).then(|| {
+            format!("keys that the port's Config demands and this config.json lacks: {}", names.join(", "))
+        })
     }
 
     /// The port's own config, read as its `Deserialize` reads it.
@@ -68,13 +71,17 @@ impl Checkpoint {
     }
 
     /// The same with keys set to what the adapter needs.
-    pub(super) fn config_with<T: DeserializeOwned>(&self, keys: &[(&str, Value)]) -> std::result::Result<T, Failed> {
+    pub(super) fn config_with<T: DeserializeOwned>(
+        &self,
+        keys: &[(&str, Value)],
+    ) -> std::result::Result<T, Failed> {
         let mut config = self.config.clone();
         for (key, value) in keys {
             config[*key] = value.clone();
         }
-        serde_json::from_value(config)
-            .map_err(|error| unsupported(format!("the port's Config does not read this config.json: {error}")))
+        serde_json::from_value(config).map_err(|error| {
+            unsupported(format!("the port's Config does not read this config.json: {error}"))
+        })
     }
 
     /// What the config's `architectures` says that the model ends in: `ForCausalLM`, `ForMaskedLM`, …; empty if nothing.
@@ -123,7 +130,8 @@ impl SimpleBackend for Reads {
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let tensor = self.0.tensors.get(name).ok_or_else(|| Error::CannotFindTensor { path: name.to_owned() })?;
+        let tensor =
+            self.0.tensors.get(name).ok_or_else(|| Error::CannotFindTensor { path: name.to_owned() })?;
         self.0.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
         tensor.to_device(device)?.to_dtype(dtype)
     }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use reference::protocol::{
-    ATTENTION_MASK, Dtype, FailedKind, Forward, INPUT_IDS, LOGITS, Load, Mode, PROTOCOL_VERSION, POSITION_IDS,
-    Positions,
+    ATTENTION_MASK, Dtype, FailedKind, Forward, INPUT_IDS, LOGITS, Load, Mode, POSITION_IDS,
+    PROTOCOL_VERSION, Positions,
 };
 use tempfile::TempDir;
 
@@ -33,11 +33,8 @@ impl Case {
         let positions: Vec<i64> =
             (0..rows * SEQ).map(|at| (at % SEQ).saturating_sub(padding(at)) as i64).collect();
         let tensor = |values: Vec<i64>| Tensor::from_vec(values, (rows, SEQ), &Device::Cpu).unwrap();
-        let tensors = [
-            (INPUT_IDS, tensor(ids)),
-            (ATTENTION_MASK, tensor(mask)),
-            (POSITION_IDS, tensor(positions)),
-        ];
+        let tensors =
+            [(INPUT_IDS, tensor(ids)), (ATTENTION_MASK, tensor(mask)), (POSITION_IDS, tensor(positions))];
         let path = folder.path().join("inputs.st");
         candle_core::safetensors::save(&tensors.into_iter().collect(), path).unwrap();
         Self { folder, rows }
@@ -78,7 +75,13 @@ impl Case {
         let (ours, _) = self.logits(&mut CandleEngine::default(), Dtype::F32).unwrap();
         let last = |logits: &Tensor| {
             let logits = logits.get(row).unwrap();
-            logits.get(logits.dim(0).unwrap() - 1).unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()
+            logits
+                .get(logits.dim(0).unwrap() - 1)
+                .unwrap()
+                .to_dtype(DType::F64)
+                .unwrap()
+                .to_vec1::<f64>()
+                .unwrap()
         };
         let (port, ours) = (last(&port), last(&ours));
         let square = |x: f64| x * x;
