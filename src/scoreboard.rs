@@ -16,7 +16,7 @@ use crate::compare::matrix::PairOutcome;
 use crate::config::{Candle, Checkpoint, CheckpointSource, Config, Inputs, Padding, Run, Version};
 use crate::plan::{Filters, Plan, release_order};
 use crate::report::{self, CaseView, RunView};
-use crate::results::{Completed, Outcome, RunFolder};
+use crate::results::{Completed, FailureKind, Outcome, RunFolder};
 use crate::variant::{Runner, Variant};
 use crate::{machine, summary};
 
@@ -157,7 +157,7 @@ pub struct Row {
 /// One variant on one checkpoint and inputs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Score {
-    /// The verdict's word on this variant and the reference of the same dtype; `unsupported` or `failed` where it has no logits.
+    /// The verdict's word on this variant and the reference of the same dtype; `unsupported`, `failed` or `not run` where it has no logits.
     pub word: String,
     /// What the verdict rests on, or why there are no logits.
     pub evidence: String,
@@ -232,7 +232,10 @@ fn score(case: &CaseView, index: usize) -> Score {
     });
     let (word, evidence) = match &cell.outcome {
         Outcome::Unsupported { reason } => ("unsupported".to_owned(), reason.clone()),
-        Outcome::Failed(_) => ("failed".to_owned(), report::reason(&cell.outcome)),
+        Outcome::Failed(failure) => {
+            let word = if failure.kind == FailureKind::Interrupted { "not run" } else { "failed" };
+            (word.to_owned(), report::reason(&cell.outcome))
+        }
         Outcome::Completed(_) => {
             let names = same_dtype.map(|other| [&cell.name, &case.cells[other].name]);
             let verdict = names.and_then(|names| {
