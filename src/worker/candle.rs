@@ -91,7 +91,7 @@ impl CandleEngine {
     }
 }
 
-fn dtype(dtype: Dtype) -> DType {
+pub(super) fn dtype(dtype: Dtype) -> DType {
     match dtype {
         Dtype::F64 => DType::F64,
         Dtype::F32 => DType::F32,
@@ -100,7 +100,7 @@ fn dtype(dtype: Dtype) -> DType {
     }
 }
 
-fn device(name: &str) -> Result<Device, Failed> {
+pub(super) fn device(name: &str) -> Result<Device, Failed> {
     if name == "cpu" {
         return Ok(Device::Cpu);
     }
@@ -109,7 +109,7 @@ fn device(name: &str) -> Result<Device, Failed> {
     Device::new_cuda(number).map_err(|error| unsupported(format!("{name}: {error}")))
 }
 
-fn inputs(path: &Path, device: &Device) -> Result<models::Inputs, Failed> {
+pub(super) fn inputs(path: &Path, device: &Device) -> Result<models::Inputs, Failed> {
     let mut tensors = candle_core::safetensors::load(path, device).map_err(tensor_failure)?;
     let mut take = |name: &str| {
         tensors.remove(name).ok_or_else(|| exception(format!("{} has no tensor {name}", path.display())))
@@ -122,7 +122,7 @@ fn inputs(path: &Path, device: &Device) -> Result<models::Inputs, Failed> {
 }
 
 /// Writes logits as f32, those of an f64 model as f64, whole or not at all.
-fn write_logits(logits: &Tensor, path: &Path) -> Result<(), Failed> {
+pub(super) fn write_logits(logits: &Tensor, path: &Path) -> Result<(), Failed> {
     let kept = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let logits =
         logits.to_dtype(kept).and_then(|logits| logits.to_device(&Device::Cpu)).map_err(tensor_failure)?;
@@ -140,15 +140,15 @@ fn write_logits(logits: &Tensor, path: &Path) -> Result<(), Failed> {
     finish().map_err(|error| exception(format!("cannot write {}: {error}", path.display())))
 }
 
-fn not_loaded() -> Failed {
+pub(super) fn not_loaded() -> Failed {
     exception("nothing is loaded yet")
 }
 
-fn unsupported(message: impl Into<String>) -> Failed {
+pub(super) fn unsupported(message: impl Into<String>) -> Failed {
     Failed { kind: FailedKind::Unsupported, ..exception(message) }
 }
 
-fn tensor_failure(error: candle_core::Error) -> Failed {
+pub(super) fn tensor_failure(error: candle_core::Error) -> Failed {
     model_failure(error.into())
 }
 
