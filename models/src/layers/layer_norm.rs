@@ -1,10 +1,14 @@
 //! Layer normalisation with a mean.
 
-use candle_core::{D, Tensor};
+use std::sync::Arc;
+
+use candle_core::{D, DType, Tensor};
 
 use super::accumulation;
+use super::norm::fused;
 use crate::error::Result;
-use crate::pass::{Pass, Xs};
+use crate::kernels::Norm;
+use crate::pass::{Pass, Value, Xs};
 use crate::weights::Weights;
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias`, the variance over `size` values without Bessel's
@@ -17,6 +21,8 @@ pub struct LayerNorm {
     /// As `weight`.
     bias: Option<Tensor>,
     eps: f64,
+    /// Where all heads share one row.
+    fused: Option<Arc<Norm>>,
 }
 
 impl LayerNorm {
@@ -29,12 +35,17 @@ impl LayerNorm {
             let row = weights.get(name, size)?;
             Ok(row.to_dtype(accumulation(row.dtype()))?.unsqueeze(0)?)
         };
-        Ok(Self {
-            path: weights.path().to_owned(),
-            weight: rows("weight")?,
-            bias: bias.then(|| rows("bias")).transpose()?,
-            eps,
-        })
+        let (weight, bias) = (rows("weight")?, bias.then(|| rows("bias")).transpose()?);
+        let row = |row: &Tensor| row.to_dtype(DType::F32)?.flatten_all()?.to_vec1();
+        let fused = match weights.workspace() {
+            Some(_) => Some(Arc::new(Norm::layer(
+                row(&weight)?,
+                bias.as_ref().map(row).transpose()?,
+                eps as f32,
+            ))),
+            None => None,
+        };
+        Ok(Self { path: weights.path().to_owned(), weight, bias, eps, fused })
     }
 
     /// A norm for each head, without biases: `weight`, `[heads, size]` (transformers 5.23.0, `CohereLayerNorm` of
@@ -49,6 +60,7 @@ impl LayerNorm {
             weight: weight.to_dtype(accumulation(weight.dtype()))?,
             bias: None,
             eps,
+            fused: None,
         })
     }
 
@@ -65,6 +77,7 @@ impl LayerNorm {
             weight: Tensor::stack(&rows, 0)?.to_dtype(accumulation(weights.dtype()))?,
             bias: None,
             eps,
+            fused: None,
         })
     }
 
@@ -74,7 +87,11 @@ impl LayerNorm {
     /// # Errors
     /// If the last dimension is no multiple of `heads * size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs.clone(), |_, xs| Ok(self.apply(xs.tensor())?.into()))
+        pass.module(&self.path, xs.clone(), |_, xs| match (xs.value(), &self.fused) {
+            (Value::F32(slot), Some(norm)) => Ok(fused(norm, slot).into_xs()),
+            (Value::Bf16(slot), Some(norm)) => Ok(fused(norm, slot).into_xs()),
+            _ => Ok(self.apply(xs.tensor())?.into()),
+        })
     }
 
     fn apply(&self, xs: &Tensor) -> Result<Tensor> {
@@ -108,6 +125,7 @@ mod tests {
             weight: row([0.5, 1.0, -2.0, 3.0]),
             bias: Some(row([1.0, 0.0, -1.0, 0.25])),
             eps: 1e-3,
+            fused: None,
         }
     }
 
