@@ -339,7 +339,7 @@ impl<T: Float> Slot<T> {
         if self.is_whole() && self.is_sole() { self.changed() } else { self.copied() }
     }
 
-    fn copied(&self) -> Self {
+    pub(crate) fn copied(&self) -> Self {
         let copy = Self::take(&self.workspace, self.batch, self.seq, self.columns);
         self.copy_to(&mut copy.write(), self.columns, 0);
         copy

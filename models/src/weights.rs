@@ -160,7 +160,12 @@ impl Weights {
         take: impl FnMut(usize, &[T]),
     ) -> Result<()> {
         let name = self.checked(name, (rows, columns))?;
-        self.files.matrices.each_block(&name, self.files.tensors.get(&name)?.dtype(), (rows, columns), take)?;
+        self.files.matrices.each_block(
+            &name,
+            self.files.tensors.get(&name)?.dtype(),
+            (rows, columns),
+            take,
+        )?;
         self.files.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
         Ok(())
     }

@@ -117,7 +117,8 @@ pub(crate) fn gate_up<T: Float>(
             packing.fill(&workspace.pool, start + first, rows);
         })?;
     }
-    let biases = bias.then(|| Ok::<_, Error>((gate.vector("bias", n)?, up.vector("bias", n)?))).transpose()?;
+    let biases =
+        bias.then(|| Ok::<_, Error>((gate.vector("bias", n)?, up.vector("bias", n)?))).transpose()?;
     let packed = packing.into_gate_up(biases.as_ref().map(|(gate, up)| (gate.as_slice(), up.as_slice())));
     workspace.count_packed(packed.bytes());
     Ok(packed)

@@ -73,10 +73,9 @@ impl Linear {
     pub fn tied(weights: &Weights, embedding: &Embedding, bias: bool) -> Result<Self> {
         let (vocab_size, _) = embedding.shape();
         let form = match embedding.form() {
-            EmbeddingForm::Eager(weight) => LinearForm::Eager(
-                weight.clone(),
-                bias.then(|| weights.get("bias", vocab_size)).transpose()?,
-            ),
+            EmbeddingForm::Eager(weight) => {
+                LinearForm::Eager(weight.clone(), bias.then(|| weights.get("bias", vocab_size)).transpose()?)
+            }
             EmbeddingForm::Fused(workspace, packed) => {
                 let packed = match bias.then(|| weights.vector("bias", vocab_size)).transpose()? {
                     Some(bias) => packed.with_bias(&bias),

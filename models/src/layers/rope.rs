@@ -63,7 +63,13 @@ impl RotaryEmbedding {
     /// `i + rotary_dim / 2`.
     pub fn new(parameters: RopeParameters, head_dim: usize) -> Self {
         let rotary_dim = (head_dim as f64 * parameters.partial_rotary_factor) as usize;
-        Self { parameters, rotary_dim, interleaved: false, rotation: Rotation::Rounded, known: Arc::default() }
+        Self {
+            parameters,
+            rotary_dim,
+            interleaved: false,
+            rotation: Rotation::Rounded,
+            known: Arc::default(),
+        }
     }
 
     /// Pairs neighbours, dimension `2 i` with `2 i + 1`, instead of halves.
