@@ -2,7 +2,8 @@
 //! a cache.
 //!
 //! `cargo run --release --example speed -- FOLDER [dtype=f32] [threads=2] [batch=1] [tokens=128] [cached=128]
-//! [rounds=10] [forms=eager,fused] [driven=no]`. Prints the median and the least milliseconds. With `driven=yes` it runs one round for
+//! [rounds=10] [forms=eager,fused] [driven=no]`. Prints the median and the least milliseconds. With `driven=yes` it
+//! runs one round for
 //! every line on stdin and answers with a line of JSON, so that `tests/speed_torch.py` can take turns with it.
 
 #![expect(clippy::print_stdout, reason = "a command-line program")]

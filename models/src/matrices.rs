@@ -23,6 +23,9 @@ pub(crate) struct Matrices {
     places: BTreeMap<String, (usize, u64)>,
 }
 
+/// Appends little-endian values of a file's dtype.
+type Convert<T> = fn(&[u8], &mut Vec<T>);
+
 impl Matrices {
     pub(crate) fn open(paths: &[PathBuf]) -> Result<Self> {
         let (mut files, mut places) = (Vec::new(), BTreeMap::new());
@@ -57,7 +60,7 @@ impl Matrices {
         let missing = || Error::MissingTensor { name: name.to_owned() };
         let (file, start) = *self.places.get(name).ok_or_else(missing)?;
         let (path, file) = &self.files[file];
-        let (width, convert): (usize, fn(&[u8], &mut Vec<T>)) = match dtype {
+        let (width, convert): (usize, Convert<T>) = match dtype {
             Dtype::F32 => (4, |bytes, out| {
                 out.extend(bytes.as_chunks().0.iter().map(|x| T::from_f32(f32::from_le_bytes(*x))));
             }),

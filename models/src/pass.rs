@@ -154,15 +154,12 @@ impl<'a> Pass<'a> {
         };
         let mut vectors = workspace.as_ref().map(|workspace| workspace.take_vectors()).unwrap_or_default();
         vectors.positions.clear();
-        match &inputs.position_ids {
-            Some(positions) => {
-                expect_dims("position_ids", positions, batch, seq)?;
-                vectors.positions.extend(integers(positions)?);
-            }
-            None => {
-                let row = past..past + seq;
-                vectors.positions.extend((0..batch).flat_map(|_| row.clone().map(|n| n as i64)));
-            }
+        if let Some(positions) = &inputs.position_ids {
+            expect_dims("position_ids", positions, batch, seq)?;
+            vectors.positions.extend(integers(positions)?);
+        } else {
+            let row = past..past + seq;
+            vectors.positions.extend((0..batch).flat_map(|_| row.clone().map(|n| n as i64)));
         }
         vectors.rows.clear();
         vectors.rows.extend(vectors.positions.iter().map(|position| *position as u32));

@@ -20,12 +20,16 @@ pub struct RotaryEmbedding {
     rotary_dim: usize,
     interleaved: bool,
     rotation: Rotation,
-    /// The fused form's table of the last passes, a row a position, and what it depends on beside the position.
-    known: Arc<Mutex<Option<(Regime, Arc<RopeTable>)>>>,
+    known: Arc<Mutex<Option<Known>>>,
 }
 
-/// Whether a pass is longer than the context that the frequencies were made for, where they depend on that.
-type Regime = bool;
+/// The fused form's table of the last passes, a row a position.
+#[derive(Debug)]
+struct Known {
+    /// Whether a pass is longer than the context that the frequencies were made for, where they depend on that.
+    is_long: bool,
+    table: Arc<RopeTable>,
+}
 
 /// Positions from here on get no table that starts at 0.
 const MOST_POSITIONS: i64 = 1 << 17;
@@ -119,26 +123,26 @@ impl RotaryEmbedding {
     /// A table of every position so far serves all passes, so that decoding makes none; where the frequencies follow
     /// the length of each pass, and for positions far off, it is a row a token.
     fn fused(&self, positions: &[i64], len: i64) -> RopeForm {
-        let regime = match &self.parameters.scaling {
+        let is_long = match &self.parameters.scaling {
             RopeScaling::Dynamic { .. } if len > self.parameters.max_position_embeddings as i64 => None,
             RopeScaling::Longrope { original, .. } => Some(len > *original as i64),
             _ => Some(false),
         };
         let is_near = positions.iter().all(|position| (0..MOST_POSITIONS).contains(position));
-        let Some(regime) = regime.filter(|_| is_near) else {
+        let Some(is_long) = is_long.filter(|_| is_near) else {
             let table = self.fused_table(positions, len);
             return RopeForm::Fused(Arc::new(table), Some((0..positions.len() as u32).collect()));
         };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((found, table)) = &*known
-            && *found == regime
-            && table.positions() as i64 >= len
+        if let Some(known) = &*known
+            && known.is_long == is_long
+            && known.table.positions() as i64 >= len
         {
-            return RopeForm::Fused(Arc::clone(table), None);
+            return RopeForm::Fused(Arc::clone(&known.table), None);
         }
         let all: Vec<i64> = (0..(len.max(128) as u64).next_power_of_two() as i64).collect();
         let table = Arc::new(self.fused_table(&all, len));
-        *known = Some((regime, Arc::clone(&table)));
+        *known = Some(Known { is_long, table: Arc::clone(&table) });
         RopeForm::Fused(table, None)
     }
 
