@@ -2,7 +2,6 @@
 
 use std::process::Command;
 
-#[expect(clippy::print_stdout, reason = "cargo reads instructions from standard output")]
 fn main() {
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
     let version = Command::new(rustc).arg("--version").output();

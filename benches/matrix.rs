@@ -24,8 +24,7 @@ fn write(path: &Path, seed: u32) {
         .collect();
     let view = TensorView::new(safetensors::Dtype::F32, vec![1, SEQ, VOCAB], &bytes)
         .expect("the bytes fill the shape");
-    safetensors::serialize_to_file([(LOGITS, view)], None, path)
-        .expect("the temporary folder is writable");
+    safetensors::serialize_to_file([(LOGITS, view)], None, path).expect("the temporary folder is writable");
 }
 
 fn scale(criterion: &mut Criterion) {
@@ -38,23 +37,14 @@ fn scale(criterion: &mut Criterion) {
                 let path = folder.path().join(format!("{index}.safetensors"));
                 write(&path, index + 1);
                 let logits = Logits::open(&path, Positions::All).map_err(|error| error.to_string());
-                Entry {
-                    name: index.to_string(),
-                    dtype: Dtype::F32,
-                    logits,
-                }
+                Entry { name: index.to_string(), dtype: Dtype::F32, logits }
             })
             .collect();
         group.throughput(Throughput::Bytes(u64::from(n) * (SEQ * VOCAB * 4) as u64));
         for (name, metrics) in [("l2_family", MetricSet::L2Family), ("all", MetricSet::All)] {
-            let options = Options {
-                metrics,
-                ..Options::default()
-            };
+            let options = Options { metrics, ..Options::default() };
             group.bench_with_input(BenchmarkId::new(name, n), &entries, |bencher, entries| {
-                bencher.iter(|| {
-                    black_box(matrix(entries, None, &options).expect("the files are readable"))
-                });
+                bencher.iter(|| black_box(matrix(entries, None, &options).expect("the files are readable")));
             });
         }
     }

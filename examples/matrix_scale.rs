@@ -16,16 +16,8 @@ use tfcheck::compare::matrix::{Entry, MetricSet, Options, matrix};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let folder = PathBuf::from(
-        arguments
-            .first()
-            .ok_or("give a folder for the generated files")?,
-    );
-    let number = |index: usize, default: usize| {
-        arguments
-            .get(index)
-            .map_or(Ok(default), |text| text.parse())
-    };
+    let folder = PathBuf::from(arguments.first().ok_or("give a folder for the generated files")?);
+    let number = |index: usize, default: usize| arguments.get(index).map_or(Ok(default), |text| text.parse());
     let (n, seq, vocab) = (number(1, 16)?, number(2, 512)?, number(3, 49152)?);
     std::fs::create_dir_all(&folder)?;
 
@@ -37,11 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             generate(&path, index as u64, seq, vocab)?;
         }
         let logits = Ok(Logits::open(&path, Positions::All)?);
-        entries.push(Entry {
-            name: format!("variant_{index}"),
-            dtype: Dtype::F32,
-            logits,
-        });
+        entries.push(Entry { name: format!("variant_{index}"), dtype: Dtype::F32, logits });
         paths.push(path);
     }
 
@@ -52,26 +40,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let mut file = File::open(path)?;
             while file.read(&mut buffer)? > 0 {}
         }
-        println!(
-            "one read on one thread: {:.3} s",
-            start.elapsed().as_secs_f64()
-        );
+        println!("one read on one thread: {:.3} s", start.elapsed().as_secs_f64());
     }
     let sets = [("l2", MetricSet::L2Family), ("all", MetricSet::All)];
-    for (name, metrics) in sets
-        .into_iter()
-        .filter(|(name, _)| arguments.get(4).is_none_or(|only| only == name))
+    for (name, metrics) in
+        sets.into_iter().filter(|(name, _)| arguments.get(4).is_none_or(|only| only == name))
     {
         for _ in 0..3 {
             let start = Instant::now();
-            let measured = matrix(
-                &entries,
-                None,
-                &Options {
-                    metrics,
-                    ..Options::default()
-                },
-            )?;
+            let measured = matrix(&entries, None, &Options { metrics, ..Options::default() })?;
             let seconds = start.elapsed().as_secs_f64();
             let l2 = measured.compared(0, n - 1).map_or(f64::NAN, |pair| pair.l2);
             println!(

@@ -48,23 +48,22 @@ pub fn cache_folder() -> Result<PathBuf> {
     std::env::var_os("TFCHECK_CACHE")
         .map(PathBuf::from)
         .or_else(|| dirs::cache_dir().map(|folder| folder.join("tfcheck")))
-        .ok_or_else(|| miette::miette!(help = "set TFCHECK_CACHE to a folder", "this user has no cache folder"))
+        .ok_or_else(|| {
+            miette::miette!(help = "set TFCHECK_CACHE to a folder", "this user has no cache folder")
+        })
 }
 
 fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
     let progress = Progress::new(cli.quiet);
     let cache = cache_folder()?;
-    let (loaded, plan, destination) = match &arguments.resume {
-        Some(path) => {
-            let folder = RunFolder::resume(path)?;
-            let (loaded, plan) = resumed(&folder)?;
-            (loaded, plan, Destination::Resume(folder))
-        }
-        None => {
-            let (loaded, plan) = planned(&arguments.selection)?;
-            (loaded, plan, Destination::New(arguments.results.clone()))
-        }
+    let (loaded, plan, destination) = if let Some(path) = &arguments.resume {
+        let folder = RunFolder::resume(path)?;
+        let (loaded, plan) = resumed(&folder)?;
+        (loaded, plan, Destination::Resume(folder))
+    } else {
+        let (loaded, plan) = planned(&arguments.selection)?;
+        (loaded, plan, Destination::New(arguments.results.clone()))
     };
     let order = Order {
         config: &loaded.config,
@@ -103,7 +102,8 @@ fn resumed(folder: &RunFolder) -> Result<(config::Loaded, Plan)> {
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot read {}", path.display()))?;
     let config = Config { folder: manifest.folder.clone(), ..manifest.config.clone() };
-    let names = |case: &Case| case.variants.iter().map(|v| format!("{}/{}", case.name, v.name())).collect::<Vec<_>>();
+    let names =
+        |case: &Case| case.variants.iter().map(|v| format!("{}/{}", case.name, v.name())).collect::<Vec<_>>();
     let begun = Filters { only: manifest.cases.iter().flat_map(names).collect(), skip: Vec::new() };
     let plan = Plan::new(&config, machine::auto_device())?.filtered(&begun, &config)?;
     Ok((config::Loaded { config, text, path: Some(path) }, plan))

@@ -209,7 +209,13 @@ fn synthetic(
     Ok(target)
 }
 
-fn write_synthetic(given: &str, model_type: &str, variant: Option<&str>, seed: u64, folder: &Path) -> Result<(), Error> {
+fn write_synthetic(
+    given: &str,
+    model_type: &str,
+    variant: Option<&str>,
+    seed: u64,
+    folder: &Path,
+) -> Result<(), Error> {
     models::synthetic::write(model_type, variant.unwrap_or_default(), seed, folder)
         .map_err(|error| Error::Synthetic { given: given.to_owned(), reason: error.to_string() })
 }

@@ -33,21 +33,15 @@ pub fn choices(
     let mut row = Row::default();
     (0..batch.min(mask.batch()))
         .map(|b| {
-            let Some(position) = mask
-                .last_real(b)
-                .and_then(|p| matrix::row_in_file(logits, mask, p))
-            else {
+            let Some(position) = mask.last_real(b).and_then(|p| matrix::row_in_file(logits, mask, p)) else {
                 return Ok(None);
             };
             logits.read_row(b * seq + position, &mut row)?;
             let values = row.to_f64();
             let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = values.iter().map(|value| (value - max).exp()).sum();
-            let probability = |&token: &u32| {
-                values
-                    .get(token as usize)
-                    .map(|value| (value - max).exp() / sum)
-            };
+            let probability =
+                |&token: &u32| values.get(token as usize).map(|value| (value - max).exp() / sum);
             Ok(Some(tokens.iter().map(probability).collect()))
         })
         .collect()

@@ -1,28 +1,188 @@
 //! `tfcheck compare`: the tables of saved runs, made anew; nothing is run.
+//!
+//! One run of tfcheck's gets its reports written again. Several runs are laid into one matrix wherever
+//! they share checkpoint and inputs. A folder that the older Python framework left has no record of its
+//! inputs: its `logits_<note>.pt` are compared among themselves and, by position, with nothing else.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use miette::Result;
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use reference::protocol::{Mode, Positions};
 
+use crate::compare::logits::{Logits, Mask};
+use crate::compare::matrix::Entry;
+use crate::compare::verdict::Tolerances;
 use crate::outcome::ExitCode;
 use crate::progress::Progress;
-use crate::results::RunFolder;
+use crate::report::RunView;
+use crate::results::{Case, Cell, Completed, Outcome, ResultsError, RunFolder};
 use crate::summary;
+use crate::variant::{Runner, Variant};
 
-/// Shows the tables of each run.
+/// Compares the runs and shows their tables.
 ///
 /// # Errors
 /// When a folder holds no run, or what it holds cannot be read.
 pub fn compare(runs: &[PathBuf], progress: &Progress) -> Result<ExitCode> {
-    let mut worst = ExitCode::Agree;
+    if let [only] = runs
+        && !is_ancestors(only)
+    {
+        let folder = RunFolder::resume(only)?;
+        let manifest = folder.manifest()?;
+        let cells = cells(&folder)?;
+        return summary::write(&folder, &manifest, &cells, &manifest.config.tolerances, progress);
+    }
+    let mut tolerances = Tolerances::default();
+    let mut sides = Vec::new();
     for path in runs {
+        if is_ancestors(path) {
+            sides.push(ancestors(path)?);
+            continue;
+        }
         let folder = RunFolder::open(path)?;
         let manifest = folder.manifest()?;
-        let cells: Vec<_> =
-            manifest.cases.iter().map(|case| folder.cells(&manifest, case)).collect::<Result<_, _>>()?;
-        let view = summary::view(&folder, &manifest, &cells, &manifest.config.tolerances)?;
-        summary::show(&view, progress);
-        worst = summary::exit_code(&view.tally());
+        tolerances = manifest.config.tolerances;
+        for (case, cells) in manifest.cases.iter().zip(cells(&folder)?) {
+            let files = folder.case_folder(&manifest, &case.name);
+            let logits = cells.iter().map(|cell| summary::entry(cell, &files)).collect();
+            sides.push(Side { run: name(path), case: case.clone(), inputs: Some(files), cells, logits });
+        }
     }
-    Ok(worst)
+    let view = merged(sides, &tolerances)?;
+    summary::show(&view, progress);
+    Ok(summary::exit_code(&view.tally()))
+}
+
+/// One case of one run.
+struct Side {
+    run: String,
+    case: Case,
+    /// Folder with `inputs.safetensors`, where the run has them.
+    inputs: Option<PathBuf>,
+    cells: Vec<Cell>,
+    logits: Vec<Entry>,
+}
+
+fn cells(folder: &RunFolder) -> Result<Vec<Vec<Cell>>, ResultsError> {
+    let manifest = folder.manifest()?;
+    manifest.cases.iter().map(|case| folder.cells(&manifest, case)).collect()
+}
+
+/// Cases of equal checkpoint and inputs become one.
+fn merged(sides: Vec<Side>, tolerances: &Tolerances) -> Result<RunView> {
+    let mut groups: BTreeMap<(String, String), Vec<Side>> = BTreeMap::new();
+    for side in sides {
+        let key = (side.case.checkpoint_digest.clone(), side.case.inputs_digest.clone());
+        groups.entry(key).or_default().push(side);
+    }
+    let alone = groups.values().all(|group| group.len() == 1) && groups.len() > 1;
+    let cases = groups.into_values().map(|group| one_case(group, tolerances)).collect::<Result<_>>()?;
+    let note = "no two of the runs share checkpoint and inputs, so each stands alone";
+    Ok(RunView {
+        id: "compared runs".to_owned(),
+        environment: Vec::new(),
+        cases,
+        notes: alone.then(|| note.to_owned()).into_iter().collect(),
+    })
+}
+
+fn one_case(group: Vec<Side>, tolerances: &Tolerances) -> Result<crate::report::CaseView> {
+    let Some(first) = group.first() else { return Err(miette!("a group of no cases")) };
+    let case = first.case.clone();
+    let mask = first.inputs.as_ref().map(|files| Mask::open(&files.join("inputs.safetensors")));
+    let mask = mask.transpose().map_err(|error| miette!("{error}"))?;
+    let several = group.len() > 1;
+    let (mut cells, mut entries) = (Vec::new(), Vec::new());
+    for side in group {
+        for (mut cell, mut entry) in side.cells.into_iter().zip(side.logits) {
+            if several {
+                cell.name = format!("{}@{}", cell.name, side.run);
+                entry.name.clone_from(&cell.name);
+            }
+            cells.push(cell);
+            entries.push(entry);
+        }
+    }
+    summary::case_view(&case, None, cells, &entries, mask.as_ref(), tolerances)
+}
+
+/// Whether the folder is one that the older Python framework left.
+fn is_ancestors(path: &Path) -> bool {
+    !path.join("run.json").is_file() && saved_by_ancestor(path).is_ok_and(|files| !files.is_empty())
+}
+
+/// `<version>/logits_<note>.pt` below a folder, in the order of their names.
+fn saved_by_ancestor(path: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for version in std::fs::read_dir(path)? {
+        let version = version?.path();
+        if !version.is_dir() {
+            continue;
+        }
+        for file in std::fs::read_dir(&version)? {
+            let file = file?.path();
+            let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let is_torch = file.extension().is_some_and(|extension| extension == "pt");
+            if let (true, Some(note)) = (is_torch, stem.strip_prefix("logits_")) {
+                found.push((format!("{}_{note}", name(&version)), file));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn ancestors(path: &Path) -> Result<Side> {
+    let files = saved_by_ancestor(path)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot read {}", path.display()))?;
+    let (mut cells, mut logits) = (Vec::new(), Vec::new());
+    for (name, file) in files {
+        let opened = Logits::open(&file, Positions::Last);
+        let dtype = opened.as_ref().map_or(reference::protocol::Dtype::F32, Logits::storage);
+        let variant = Variant {
+            runner: Runner::Transformers,
+            version: name.split('_').next().unwrap_or_default().to_owned(),
+            mode: if name.contains("compiled") { Mode::Compiled } else { Mode::Eager },
+            attention: None,
+            dtype,
+            device: "unknown".to_owned(),
+            qualified: false,
+        };
+        let completed = Completed {
+            logits: file,
+            shape: opened.as_ref().map_or_else(|_| Vec::new(), |logits| logits.shape().to_vec()),
+            positions: Positions::Last,
+            trace: None,
+            libraries: BTreeMap::new(),
+            notes: vec!["saved by the older Python framework; its timings are not read".to_owned()],
+            load_ns: 0,
+            first_call_ns: 0,
+            rounds_ns: Vec::new(),
+            round_numbers: Vec::new(),
+            peak_bytes: None,
+            unfinished: None,
+        };
+        let cell = Cell::new(&variant, "", Outcome::Completed(completed));
+        cells.push(Cell { name: name.clone(), ..cell });
+        logits.push(Entry { name, dtype, logits: opened.map_err(|error| error.to_string()) });
+    }
+    let run = name(path);
+    let case = Case {
+        name: run.clone(),
+        checkpoint: "not recorded".to_owned(),
+        // Nothing says that two such runs had the same inputs: each stands alone.
+        checkpoint_digest: path.display().to_string(),
+        inputs: "last position, inputs not recorded".to_owned(),
+        inputs_digest: String::new(),
+        choices: Vec::new(),
+        variants: cells.iter().map(|cell| cell.variant.clone()).collect(),
+        notes: Vec::new(),
+    };
+    Ok(Side { run, case, inputs: None, cells, logits })
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -23,9 +23,9 @@ pub use diagnose::ConfigError;
 pub(crate) use diagnose::nearest;
 pub use init::{InitError, init, init_text};
 pub use load::Loaded;
-pub use schema::schema_text;
 use reference::Versions;
 pub use reference::{Source as VersionSource, TorchBackend};
+pub use schema::schema_text;
 pub use source::{CheckpointSource, Device, SourceError};
 
 /// The name of the file that is read when none is named.
@@ -222,7 +222,7 @@ pub struct Run {
     pub warm_up: usize,
     /// Timed passes in each round. Default: 10.
     pub iterations: usize,
-    /// Timing rounds; within a round the variants take turns. Default: 3.
+    /// Timing rounds; within a round the variants take turns, and 0 leaves timing out. Default: 3.
     pub rounds: usize,
     /// Also profiles one pass of each variant. Default: true.
     pub trace: bool,

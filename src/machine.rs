@@ -1,5 +1,6 @@
 //! The machine and the tools of a run, as `environment.json` keeps them.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -84,7 +85,11 @@ pub fn auto_device() -> &'static str {
 
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// What the NVIDIA driver lists; its absence means no GPU that tfcheck can use.
@@ -103,7 +108,10 @@ fn git_state(folder: &Path) -> Option<String> {
 /// A program's output by lines, when it exists and succeeds.
 fn lines(program: &str, arguments: &[&str]) -> Option<Vec<String>> {
     let output = Command::new(program).args(arguments).stdin(std::process::Stdio::null()).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }
 
 #[cfg(test)]

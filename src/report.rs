@@ -79,13 +79,7 @@ pub trait Report {
 
 /// The formats that every run folder holds.
 pub fn all() -> [&'static dyn Report; 5] {
-    [
-        &markdown::Markdown,
-        &json::Json,
-        &html::Html,
-        &csv::Csv,
-        &junit::Junit,
-    ]
+    [&markdown::Markdown, &json::Json, &html::Html, &csv::Csv, &junit::Junit]
 }
 
 /// How a run ended, for the exit code.
@@ -156,23 +150,14 @@ impl CaseView {
         };
         let is_baseline = self.baseline.as_ref() == Some(&cell.name);
         let baseline = self.cells.iter().find_map(|other| match &other.outcome {
-            Outcome::Completed(completed) if self.baseline.as_ref() == Some(&other.name) => {
-                Some(completed)
-            }
+            Outcome::Completed(completed) if self.baseline.as_ref() == Some(&other.name) => Some(completed),
             _ => None,
         });
-        let speed_up = baseline
-            .filter(|_| !is_baseline)
-            .and_then(|baseline| {
-                let (baseline, variant) = side_by_side(baseline, completed);
-                speed_up(&baseline, &variant)
-            });
-        Ok(Performance {
-            completed,
-            timing: summarize(&completed.rounds_ns),
-            speed_up,
-            is_baseline,
-        })
+        let speed_up = baseline.filter(|_| !is_baseline).and_then(|baseline| {
+            let (baseline, variant) = side_by_side(baseline, completed);
+            speed_up(&baseline, &variant)
+        });
+        Ok(Performance { completed, timing: summarize(&completed.rounds_ns), speed_up, is_baseline })
     }
 }
 
@@ -229,11 +214,7 @@ pub(crate) fn ms(ns: u64) -> f64 {
 /// `1.2 GiB`, `512.0 MiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
-    if mib >= 1024.0 {
-        format!("{:.2} GiB", mib / 1024.0)
-    } else {
-        format!("{mib:.1} MiB")
-    }
+    if mib >= 1024.0 { format!("{:.2} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
 }
 
 /// `1.52× (1.48–1.56)`.

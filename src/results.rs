@@ -108,6 +108,7 @@ impl Cell {
 /// How a cell ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "nearly every cell is the large one")]
 pub enum Outcome {
     /// Logits and timings exist.
     Completed(Completed),

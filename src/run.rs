@@ -19,7 +19,7 @@ use crate::results::{Cell, FailureKind, Manifest, Outcome, RunFolder};
 use crate::runner::{self, Ended, ProcessRunner, Runner};
 use crate::schedule::{Job, Ran, Schedule, Settings};
 use crate::{summary, variant};
-use prepare::{PreparedCase, Preparation};
+use prepare::{Preparation, PreparedCase};
 
 /// A run that is about to start, or to go on.
 pub struct Order<'a> {
@@ -91,7 +91,9 @@ pub fn run(order: &Order, destination: Destination) -> Result<ExitCode> {
     }
     match (unwritten, code) {
         (None, code) => Ok(code?),
-        (Some(error), _) => Err(error).wrap_err("what was computed is in the tables above, but not all of it is kept"),
+        (Some(error), _) => {
+            Err(error).wrap_err("what was computed is in the tables above, but not all of it is kept")
+        }
     }
 }
 
@@ -115,7 +117,9 @@ fn open(order: &Order, destination: Destination, cases: &[PreparedCase]) -> Resu
             let begun = folder.manifest()?;
             let manifest = described(begun.stamp.clone(), begun.notes.clone());
             for (now, then) in manifest.cases.iter().zip(&begun.cases) {
-                if (&now.checkpoint_digest, &now.inputs_digest) != (&then.checkpoint_digest, &then.inputs_digest) {
+                if (&now.checkpoint_digest, &now.inputs_digest)
+                    != (&then.checkpoint_digest, &then.inputs_digest)
+                {
                     miette::bail!(
                         help = "start a run of its own: numbers of two checkpoints or inputs cannot be mixed",
                         "{}: the checkpoint or the inputs are no longer those that {} was begun with",
@@ -144,7 +148,9 @@ fn write_records(
     folder.write("environment.json", &serde_json::to_vec_pretty(&record).into_diagnostic()?)?;
     for (plan, environment) in order.plan.environments.iter().zip(environments) {
         let Ok(environment) = environment else { continue };
-        for (case, version) in manifest.cases.iter().flat_map(|case| plan.versions.iter().map(move |v| (case, v))) {
+        for (case, version) in
+            manifest.cases.iter().flat_map(|case| plan.versions.iter().map(move |v| (case, v)))
+        {
             let path = folder.case_folder(manifest, &case.name).join(version).join("uv.lock");
             crate::results::write_atomically(&path, environment.lock.as_bytes())?;
         }
@@ -176,11 +182,15 @@ impl Runners {
             environments: environments.iter().map(runner).collect(),
             environment_keys: environments
                 .iter()
-                .map(|environment| environment.as_ref().map_or_else(|_| String::new(), |known| known.key.clone()))
+                .map(|environment| {
+                    environment.as_ref().map_or_else(|_| String::new(), |known| known.key.clone())
+                })
                 .collect(),
             environment_notes: environments
                 .iter()
-                .map(|environment| environment.as_ref().map_or_else(|_| Vec::new(), |known| known.notes.clone()))
+                .map(|environment| {
+                    environment.as_ref().map_or_else(|_| Vec::new(), |known| known.notes.clone())
+                })
                 .collect(),
             commands: commands
                 .iter()
@@ -265,7 +275,8 @@ fn jobs<'a>(
 ) -> Vec<Job<'a>> {
     let case = &manifest.cases[index];
     let inputs = folder.case_folder(manifest, &case.name).join("inputs.safetensors");
-    let is_open = |cell: &&CellPlan| cell.case == index && !kept.iter().any(|known| known.variant == cell.variant);
+    let is_open =
+        |cell: &&CellPlan| cell.case == index && !kept.iter().any(|known| known.variant == cell.variant);
     let mut cells: Vec<&CellPlan> = order.plan.cells.iter().filter(is_open).collect();
     cells.sort_by_key(|cell| cell.variant.name() != order.plan.baseline);
     let job = |cell: &CellPlan| Job {

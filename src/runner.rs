@@ -15,7 +15,6 @@ use reference::protocol::{Reply, Request};
 
 pub use process::ProcessRunner;
 
-
 use crate::results::{Failure, FailureKind};
 
 /// Starts workers of one kind.

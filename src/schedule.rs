@@ -124,7 +124,10 @@ impl<'a> Schedule<'a> {
                         self.keep(&live.job, Outcome::Completed(live.completed), &mut ran);
                     }
                 }
-                Err((job, ended)) => self.lost(&job, ended, &mut ran),
+                Err(lost) => {
+                    let (job, ended) = *lost;
+                    self.lost(&job, ended, &mut ran);
+                }
             }
             cells.done_one();
         }
@@ -145,15 +148,15 @@ impl<'a> Schedule<'a> {
     }
 
     /// Correctness pass: start, load, one forward whose logits are verified on disk.
-    fn begin(&self, job: Job<'a>) -> Result<Live<'a>, (Job<'a>, Ended)> {
+    fn begin(&self, job: Job<'a>) -> Result<Live<'a>, Box<(Job<'a>, Ended)>> {
         let session = job.runner.clone().and_then(|runner| runner.start(self.log_path(&job), self.stop));
         let mut session = match session {
             Ok(session) => session,
-            Err(ended) => return Err((job, ended)),
+            Err(ended) => return Err(Box::new((job, ended))),
         };
         match self.forward(&job, session.as_mut()) {
             Ok(completed) => Ok(Live { job, session, completed }),
-            Err(ended) => Err((job, ended)),
+            Err(ended) => Err(Box::new((job, ended))),
         }
     }
 
@@ -162,8 +165,8 @@ impl<'a> Schedule<'a> {
         let Reply::Ready(ready) = session.ask(&Request::Load(job.load.clone()), timeout)? else {
             return Err(out_of_turn("load"));
         };
-        let logits = PathBuf::from(&job.variant.version)
-            .join(format!("logits_{}.safetensors", job.variant.note()));
+        let logits =
+            PathBuf::from(&job.variant.version).join(format!("logits_{}.safetensors", job.variant.note()));
         let path = self.case_folder().join(&logits);
         let Reply::Forwarded(forwarded) =
             session.ask(&Request::Forward(Forward { logits: path.clone() }), timeout)?
@@ -204,7 +207,12 @@ impl<'a> Schedule<'a> {
             let mut lost: Vec<(usize, Ended)> = Vec::new();
             for index in order {
                 let live = &mut group[index];
-                rounds.doing(&format!("round {}/{}: {}", turn + 1, self.settings.rounds, live.job.variant.name()));
+                rounds.doing(&format!(
+                    "round {}/{}: {}",
+                    turn + 1,
+                    self.settings.rounds,
+                    live.job.variant.name()
+                ));
                 match live.session.ask(&request, self.settings.timeout) {
                     Ok(Reply::Timed(timed)) => {
                         live.completed.rounds_ns.push(timed.samples_ns);
@@ -233,12 +241,17 @@ impl<'a> Schedule<'a> {
             return self.cut_short(live, Ended::Interrupted, ran);
         }
         if self.settings.trace {
-            let trace = PathBuf::from(&live.job.variant.version)
-                .join(format!("trace_{}_{}.json", self.manifest.stamp, live.job.variant.name()));
+            let trace = PathBuf::from(&live.job.variant.version).join(format!(
+                "trace_{}_{}.json",
+                self.manifest.stamp,
+                live.job.variant.name()
+            ));
             let path = self.case_folder().join(&trace);
             match live.session.ask(&Request::Trace(Trace { path: path.clone() }), self.settings.timeout) {
                 Ok(Reply::Traced) if path.is_file() => live.completed.trace = Some(trace),
-                Ok(_) => live.completed.notes.push("no trace: the worker said it wrote one, but did not".into()),
+                Ok(_) => {
+                    live.completed.notes.push("no trace: the worker said it wrote one, but did not".into());
+                }
                 Err(Ended::Interrupted) => return self.cut_short(live, Ended::Interrupted, ran),
                 Err(Ended::Unsupported(reason)) => live.completed.notes.push(format!("no trace: {reason}")),
                 Err(Ended::Failed(failure)) => {

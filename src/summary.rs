@@ -15,7 +15,7 @@ use crate::outcome::ExitCode;
 use crate::progress::Progress;
 use crate::report::terminal::Terminal;
 use crate::report::{self, CaseView, ChoiceRow, ChoicesView, Report, RunView, Tally};
-use crate::results::{Case, Cell, Completed, FailureKind, Failure, Manifest, Outcome, RunFolder};
+use crate::results::{Case, Cell, Completed, Failure, FailureKind, Manifest, Outcome, RunFolder};
 
 /// Compares the cells of each case, writes every report into the run and shows the terminal's.
 ///
@@ -33,7 +33,11 @@ pub fn write(
     for format in report::all() {
         folder.write(format.file_name(), format.render(&view).as_bytes())?;
     }
-    progress.line(&format!("{} and report.html are in {}", report::markdown::Markdown.file_name(), folder.path().display()));
+    progress.line(&format!(
+        "{} and report.html are in {}",
+        report::markdown::Markdown.file_name(),
+        folder.path().display()
+    ));
     Ok(exit_code(&view.tally()))
 }
 
@@ -41,10 +45,18 @@ pub fn write(
 ///
 /// # Errors
 /// When logits that exist cannot be read.
-pub fn view(folder: &RunFolder, manifest: &Manifest, cells: &[Vec<Cell>], tolerances: &Tolerances) -> Result<RunView> {
+pub fn view(
+    folder: &RunFolder,
+    manifest: &Manifest,
+    cells: &[Vec<Cell>],
+    tolerances: &Tolerances,
+) -> Result<RunView> {
     let cases = manifest.cases.iter().zip(cells).map(|(case, cells)| {
         let files = folder.case_folder(manifest, &case.name);
-        case_view(case, manifest.baseline.as_deref(), &files, cells, tolerances)
+        let cells: Vec<Cell> = case.variants.iter().map(|variant| cell_of(variant, cells)).collect();
+        let entries: Vec<Entry> = cells.iter().map(|cell| entry(cell, &files)).collect();
+        let mask = Mask::open(&files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
+        case_view(case, manifest.baseline.as_deref(), cells, &entries, Some(&mask), tolerances)
     });
     Ok(RunView {
         id: folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -73,21 +85,22 @@ pub fn exit_code(tally: &Tally) -> ExitCode {
     }
 }
 
-fn case_view(
+/// Measures and judges the cells of a case; `entries` are their logits, in the same order.
+///
+/// # Errors
+/// When logits that exist cannot be read.
+pub fn case_view(
     case: &Case,
     baseline: Option<&str>,
-    files: &Path,
-    cells: &[Cell],
+    cells: Vec<Cell>,
+    entries: &[Entry],
+    mask: Option<&Mask>,
     tolerances: &Tolerances,
 ) -> Result<CaseView> {
-    let cells: Vec<Cell> = case.variants.iter().map(|variant| cell_of(variant, cells)).collect();
-    let mask = Mask::open(&files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
-    let entries: Vec<Entry> = cells.iter().map(|cell| entry(cell, files)).collect();
     let matrix =
-        matrix::matrix(&entries, Some(&mask), &matrix::Options::default()).map_err(|error| miette!("{error}"))?;
-    let families: Vec<String> =
-        cells.iter().map(|cell| format!("{:?} {}", cell.variant.runner, cell.variant.version)).collect();
-    let oracles = Oracles::new(&matrix, &families);
+        matrix::matrix(entries, mask, &matrix::Options::default()).map_err(|error| miette!("{error}"))?;
+    let family = |cell: &Cell| format!("{:?} {}", cell.variant.runner, cell.variant.version);
+    let oracles = Oracles::new(&matrix, &cells.iter().map(family).collect::<Vec<_>>());
     Ok(CaseView {
         name: case.name.clone(),
         checkpoint: case.checkpoint.clone(),
@@ -95,7 +108,7 @@ fn case_view(
         baseline: baseline.map(str::to_owned),
         verdicts: verdicts(&matrix, &oracles, tolerances),
         accuracies: accuracies(&matrix, &oracles),
-        choices: choices(case, &entries, &mask)?,
+        choices: mask.map(|mask| choices(case, entries, mask)).transpose()?.flatten(),
         cells,
         matrix,
     })
@@ -115,7 +128,8 @@ fn cell_of(variant: &crate::variant::Variant, cells: &[Cell]) -> Cell {
     cells.iter().find(|cell| cell.variant == *variant).cloned().unwrap_or_else(never)
 }
 
-fn entry(cell: &Cell, files: &Path) -> Entry {
+/// The logits of a cell whose case's files lie in `files`, or why there are none.
+pub fn entry(cell: &Cell, files: &Path) -> Entry {
     let logits = match &cell.outcome {
         Outcome::Completed(Completed { logits, positions, .. }) => {
             Logits::open(&files.join(logits), *positions).map_err(|error| error.to_string())
@@ -162,7 +176,9 @@ fn environment(run: &Path) -> Vec<(String, String)> {
     for environment in record["environments"].as_array().into_iter().flatten() {
         let Some(installed) = environment["installed"].as_object() else { continue };
         let name = environment["versions"].as_array().into_iter().flatten().filter_map(|name| name.as_str());
-        let packages = installed.iter().map(|(package, version)| format!("{package} {}", version.as_str().unwrap_or("?")));
+        let packages = installed
+            .iter()
+            .map(|(package, version)| format!("{package} {}", version.as_str().unwrap_or("?")));
         rows.push((name.collect::<Vec<_>>().join(", "), packages.collect::<Vec<_>>().join(", ")));
     }
     rows

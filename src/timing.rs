@@ -73,10 +73,7 @@ pub fn summarize(rounds_ns: &[Vec<u64>]) -> Option<Summary> {
             let picked = pick_rounds(rounds.len(), random);
             median_of(&rounds, &picked, random)
         }),
-        outliers: sorted
-            .iter()
-            .filter(|&&x| x < lower - reach || x > upper + reach)
-            .count(),
+        outliers: sorted.iter().filter(|&&x| x < lower - reach || x > upper + reach).count(),
     })
 }
 
@@ -84,22 +81,13 @@ pub fn summarize(rounds_ns: &[Vec<u64>]) -> Option<Summary> {
 /// only one of them has are left out. `None` where no round is common.
 pub fn speed_up(baseline_ns: &[Vec<u64>], variant_ns: &[Vec<u64>]) -> Option<SpeedUp> {
     let common = |index: &usize| !baseline_ns[*index].is_empty() && !variant_ns[*index].is_empty();
-    let indices: Vec<usize> = (0..baseline_ns.len().min(variant_ns.len()))
-        .filter(common)
-        .collect();
+    let indices: Vec<usize> = (0..baseline_ns.len().min(variant_ns.len())).filter(common).collect();
     if indices.is_empty() {
         return None;
     }
-    let baseline: Vec<Vec<f64>> = indices
-        .iter()
-        .map(|&i| to_ms(&baseline_ns[i..=i]).concat())
-        .collect();
-    let variant: Vec<Vec<f64>> = indices
-        .iter()
-        .map(|&i| to_ms(&variant_ns[i..=i]).concat())
-        .collect();
-    let ratio =
-        quantile(&sorted(baseline.concat()), 0.5) / quantile(&sorted(variant.concat()), 0.5);
+    let baseline: Vec<Vec<f64>> = indices.iter().map(|&i| to_ms(&baseline_ns[i..=i]).concat()).collect();
+    let variant: Vec<Vec<f64>> = indices.iter().map(|&i| to_ms(&variant_ns[i..=i]).concat()).collect();
+    let ratio = quantile(&sorted(baseline.concat()), 0.5) / quantile(&sorted(variant.concat()), 0.5);
     let interval = bootstrap(&mut |random| {
         let picked = pick_rounds(indices.len(), random);
         median_of(&baseline, &picked, random) / median_of(&variant, &picked, random)
@@ -119,11 +107,7 @@ pub fn quantile(sorted: &[f64], q: f64) -> f64 {
     let share = at - below as f64;
     let low = sorted[below];
     let high = sorted[(below + 1).min(last)];
-    if share == 0.0 {
-        low
-    } else {
-        low + (high - low) * share
-    }
+    if share == 0.0 { low } else { low + (high - low) * share }
 }
 
 /// Which rounds a resample takes. A single round has no rounds to vary over.
@@ -147,16 +131,10 @@ fn median_of(rounds: &[Vec<f64>], picked: &[usize], random: &mut Random) -> f64 
 /// Percentile bootstrap of a statistic.
 fn bootstrap(statistic: &mut dyn FnMut(&mut Random) -> f64) -> Interval {
     let mut random = Random(SEED);
-    let drawn: Vec<f64> = (0..RESAMPLES)
-        .map(|_| statistic(&mut random))
-        .filter(|x| !x.is_nan())
-        .collect();
+    let drawn: Vec<f64> = (0..RESAMPLES).map(|_| statistic(&mut random)).filter(|x| !x.is_nan()).collect();
     let drawn = sorted(drawn);
     let tail = (1.0 - CONFIDENCE) / 2.0;
-    Interval {
-        low: quantile(&drawn, tail),
-        high: quantile(&drawn, 1.0 - tail),
-    }
+    Interval { low: quantile(&drawn, tail), high: quantile(&drawn, 1.0 - tail) }
 }
 
 fn sorted(mut values: Vec<f64>) -> Vec<f64> {
@@ -165,10 +143,7 @@ fn sorted(mut values: Vec<f64>) -> Vec<f64> {
 }
 
 fn to_ms(rounds_ns: &[Vec<u64>]) -> Vec<Vec<f64>> {
-    rounds_ns
-        .iter()
-        .map(|round| round.iter().map(|&ns| ns as f64 / 1e6).collect())
-        .collect()
+    rounds_ns.iter().map(|round| round.iter().map(|&ns| ns as f64 / 1e6).collect()).collect()
 }
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
@@ -190,7 +165,6 @@ impl Random {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use proptest::prelude::*;
 
@@ -204,20 +178,10 @@ mod tests {
     fn quantiles_are_those_of_numpy() {
         // numpy.quantile([1, 2, 4, 8, 16], q), method "linear" (type 7).
         let values = [1.0, 2.0, 4.0, 8.0, 16.0];
-        for (q, expected) in [
-            (0.0, 1.0),
-            (0.1, 1.4),
-            (0.25, 2.0),
-            (0.5, 4.0),
-            (0.9, 12.8),
-            (0.99, 15.68),
-            (1.0, 16.0),
-        ] {
-            assert!(
-                close(quantile(&values, q), expected),
-                "{q}: {}",
-                quantile(&values, q)
-            );
+        for (q, expected) in
+            [(0.0, 1.0), (0.1, 1.4), (0.25, 2.0), (0.5, 4.0), (0.9, 12.8), (0.99, 15.68), (1.0, 16.0)]
+        {
+            assert!(close(quantile(&values, q), expected), "{q}: {}", quantile(&values, q));
         }
         assert!(close(quantile(&[3.0], 0.99), 3.0));
         assert!(quantile(&[], 0.5).is_nan());
@@ -228,25 +192,15 @@ mod tests {
         // The older framework reported the maximum of ten for both.
         let rounds: Vec<Vec<u64>> = vec![(1..=10).map(|ms| ms * 1_000_000).collect()];
         let summary = summarize(&rounds).unwrap();
-        assert!(
-            close(summary.p50_ms, 5.5) && close(summary.p90_ms, 9.1) && close(summary.p99_ms, 9.91)
-        );
-        assert!(
-            close(summary.mean_ms, 5.5)
-                && close(summary.min_ms, 1.0)
-                && close(summary.max_ms, 10.0)
-        );
+        assert!(close(summary.p50_ms, 5.5) && close(summary.p90_ms, 9.1) && close(summary.p99_ms, 9.91));
+        assert!(close(summary.mean_ms, 5.5) && close(summary.min_ms, 1.0) && close(summary.max_ms, 10.0));
         assert_eq!((summary.n, summary.rounds, summary.outliers), (10, 1, 0));
     }
 
     #[test]
     fn outliers_lie_beyond_tukeys_fences() {
         // Quartiles 10 and 12, so the fences are 7 and 15.
-        let rounds = vec![
-            [10, 10, 10, 11, 12, 12, 12, 7, 15, 16]
-                .map(|ms| ms * 1_000_000)
-                .to_vec(),
-        ];
+        let rounds = vec![[10, 10, 10, 11, 12, 12, 12, 7, 15, 16].map(|ms| ms * 1_000_000).to_vec()];
         assert_eq!(summarize(&rounds).unwrap().outliers, 1);
     }
 
@@ -261,13 +215,9 @@ mod tests {
     /// Samples of `center` ± 5 % in `rounds` rounds of five; each round is slower by its `drift`.
     fn rounds(center: f64, drift: &[f64], seed: u64) -> Vec<Vec<u64>> {
         let mut random = Random(seed);
-        let mut sample = |drift: f64| {
-            (center * drift * (0.95 + 0.1 * random.below(1000) as f64 / 1000.0) * 1e6) as u64
-        };
-        drift
-            .iter()
-            .map(|&drift| (0..5).map(|_| sample(drift)).collect())
-            .collect()
+        let mut sample =
+            |drift: f64| (center * drift * (0.95 + 0.1 * random.below(1000) as f64 / 1000.0) * 1e6) as u64;
+        drift.iter().map(|&drift| (0..5).map(|_| sample(drift)).collect()).collect()
     }
 
     #[test]
@@ -275,30 +225,19 @@ mod tests {
         let drift = [1.0, 1.5, 1.0, 1.6, 1.1, 1.4, 1.0, 1.5, 1.2, 1.3];
         let (slow, fast) = (rounds(20.0, &drift, 1), rounds(10.0, &drift, 2));
         let speed_up = speed_up(&slow, &fast).unwrap();
-        assert!(
-            speed_up.interval.low < 2.0 && 2.0 < speed_up.interval.high,
-            "{speed_up:?}"
-        );
-        assert!(
-            speed_up.interval.high - speed_up.interval.low < 0.4,
-            "{speed_up:?}"
-        );
+        assert!(speed_up.interval.low < 2.0 && 2.0 < speed_up.interval.high, "{speed_up:?}");
+        assert!(speed_up.interval.high - speed_up.interval.low < 0.4, "{speed_up:?}");
         let alone = summarize(&fast).unwrap().median_interval_ms;
         let relative = (alone.high - alone.low) / 12.0;
         let paired = (speed_up.interval.high - speed_up.interval.low) / 2.0;
-        assert!(
-            paired < relative,
-            "pairing rounds removes the drift: {paired} against {relative}"
-        );
+        assert!(paired < relative, "pairing rounds removes the drift: {paired} against {relative}");
     }
 
     #[test]
     fn the_interval_of_the_median_holds_the_true_median_about_as_often_as_it_says() {
         let hits = (0..200)
             .filter(|&seed| {
-                let interval = summarize(&rounds(10.0, &[1.0; 8], seed))
-                    .unwrap()
-                    .median_interval_ms;
+                let interval = summarize(&rounds(10.0, &[1.0; 8], seed)).unwrap().median_interval_ms;
                 interval.low <= 10.0 && 10.0 <= interval.high
             })
             .count();

@@ -45,7 +45,11 @@ pub trait Engine {
 
 /// The engine of tfcheck's own models, or of candle-transformers' ports.
 pub fn engine(upstream: bool) -> Box<dyn Engine> {
-    if upstream { Box::<candle_transformers::PortEngine>::default() } else { Box::<candle::CandleEngine>::default() }
+    if upstream {
+        Box::<candle_transformers::PortEngine>::default()
+    } else {
+        Box::<candle::CandleEngine>::default()
+    }
 }
 
 /// Answers requests until it is told to exit.
@@ -59,7 +63,9 @@ pub fn serve(engine: &mut dyn Engine) -> io::Result<()> {
         let reply = match serde_json::from_str(&line) {
             Ok(Request::Exit) => break,
             Ok(request) => answer(engine, &request).unwrap_or_else(Reply::Failed),
-            Err(error) => Reply::Failed(exception(format!("the request is not one that this worker knows: {error}"))),
+            Err(error) => {
+                Reply::Failed(exception(format!("the request is not one that this worker knows: {error}")))
+            }
         };
         let mut line = serde_json::to_vec(&reply)?;
         line.push(b'\n');
@@ -70,7 +76,12 @@ pub fn serve(engine: &mut dyn Engine) -> io::Result<()> {
 
 /// A failure of which no more is known than its message.
 pub fn exception(message: impl Into<String>) -> Failed {
-    Failed { kind: FailedKind::Exception, error: String::new(), message: message.into(), traceback: String::new() }
+    Failed {
+        kind: FailedKind::Exception,
+        error: String::new(),
+        message: message.into(),
+        traceback: String::new(),
+    }
 }
 
 /// The largest resident set of this process so far, in bytes, where the system tells.
@@ -126,7 +137,8 @@ fn lines_until_abandoned(requests: File) -> mpsc::IntoIter<String> {
             }
         }
         // Where the group cannot be signalled this process still ends, by the closed channel.
-        let _ = rustix::process::kill_process_group(rustix::process::getpgrp(), rustix::process::Signal::KILL);
+        let _ =
+            rustix::process::kill_process_group(rustix::process::getpgrp(), rustix::process::Signal::KILL);
     });
     receiver.into_iter()
 }

@@ -1,8 +1,9 @@
-//! Real GGUF files, when `TFCHECK_TEST_MODELS` names a folder that holds them (see `.ci/`); the expected numbers are
-//! transformers 5.23's own reading of the same files (`gguf_file=`).
+//! Real GGUF files; the expected numbers are transformers 5.23's own reading of them (`gguf_file=`).
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 #![expect(clippy::unreadable_literal, reason = "token ids and fingerprints as Python prints them")]
+
+mod support;
 
 use std::path::{Path, PathBuf};
 
@@ -19,21 +20,17 @@ const TEXTS: [&str; 6] = [
     "AAAAaaaa 1234567890 0.5e-3",
 ];
 
-fn models() -> Option<PathBuf> {
-    std::env::var_os("TFCHECK_TEST_MODELS").map(PathBuf::from)
-}
-
 fn resolve(path: &Path) -> Checkpoint {
     let settings = Settings::new(Path::new(env!("CARGO_TARGET_TMPDIR")).join("real_models"));
     checkpoint::resolve(path.to_str().unwrap(), &settings, &mut |_| ()).unwrap()
 }
 
-fn file(part: &str) -> Option<PathBuf> {
-    let entries = std::fs::read_dir(models()?).unwrap();
+fn file(part: &str) -> PathBuf {
+    let entries = std::fs::read_dir(support::real_models()).unwrap();
     let found = entries
         .map(|entry| entry.unwrap().path())
         .find(|path| path.file_name().unwrap().to_string_lossy().to_lowercase().contains(part));
-    Some(found.unwrap_or_else(|| panic!("TFCHECK_TEST_MODELS holds no file named like `{part}`")))
+    found.unwrap_or_else(|| panic!("no file is named like `{part}`"))
 }
 
 /// What transformers reads: token ids of [`TEXTS`], and shape and fingerprint of some weights.
@@ -51,7 +48,7 @@ fn fingerprint(bytes: &[u8]) -> u64 {
 }
 
 fn check(part: &str, expected: &Expected) {
-    let Some(path) = file(part) else { return };
+    let path = file(part);
     let checkpoint = resolve(&path);
     for (text, expected) in TEXTS.iter().zip(expected.ids) {
         let spec = Spec::Prompts {
@@ -142,7 +139,7 @@ fn gemma_3_imports_as_transformers_reads_it() {
 
 #[test]
 fn smollm2_chats_by_its_own_template() {
-    let Some(path) = file("smollm2-135m") else { return };
+    let path = file("smollm2-135m");
     let checkpoint = resolve(&path);
     let message = Message { role: "user".to_owned(), content: "Hi".to_owned() };
     let spec = Spec::Prompts {

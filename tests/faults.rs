@@ -1,5 +1,7 @@
 //! Faults injected into a running tfcheck: signals, full disks, broken files.
 
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
 mod support;
 
 use std::time::{Duration, Instant};
@@ -66,13 +68,15 @@ fn a_killed_tfcheck_leaves_no_worker_and_a_run_that_can_be_resumed() {
 /// A good worker and one whose fault is read from the file `fault` at each start.
 fn with_switchable_worker(sandbox: &Sandbox, fault: &str, run: &str) -> std::path::PathBuf {
     let worker = std::fs::read_to_string(support::fixture("worker.py")).unwrap();
-    let switchable = worker.replace("fault = sys.argv[1]", "fault = open('fault').read().strip()\n_ = sys.argv[1]");
+    let switchable =
+        worker.replace("fault = sys.argv[1]", "fault = open('fault').read().strip()\n_ = sys.argv[1]");
     assert_ne!(worker, switchable);
     sandbox.write("switchable_worker.py", &switchable);
     sandbox.write("fault", fault);
     let config = sandbox.workers(&[("good", "good")], run);
     let text = std::fs::read_to_string(&config).unwrap();
-    let command = "[[commands]]\nname = \"switched\"\nprogram = [\"python3\", \"switchable_worker.py\", \"x\"]\n";
+    let command =
+        "[[commands]]\nname = \"switched\"\nprogram = [\"python3\", \"switchable_worker.py\", \"x\"]\n";
     std::fs::write(&config, text + command).unwrap();
     config
 }
@@ -123,7 +127,11 @@ fn a_resumed_run_redoes_failed_cells_only() {
     let after = run.cells();
     assert_eq!(word(&after[1].outcome), "completed");
     assert_eq!(before[0], after[0], "the finished cell is as it was");
-    assert_eq!(written, std::fs::metadata(&good).unwrap().modified().unwrap(), "its logits were not written again");
+    assert_eq!(
+        written,
+        std::fs::metadata(&good).unwrap().modified().unwrap(),
+        "its logits were not written again"
+    );
 }
 
 #[test]
@@ -192,7 +200,8 @@ fn a_config_with_a_wrong_key_names_the_line_and_the_nearest_key() {
 /// A checkpoint folder with a config of our choice and no weights worth loading.
 fn checkpoint(sandbox: &Sandbox, config: &str) -> std::path::PathBuf {
     sandbox.write("model/config.json", config);
-    let tensors = [("w", candle_core::Tensor::zeros(4, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap())];
+    let tensors =
+        [("w", candle_core::Tensor::zeros(4, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap())];
     candle_core::safetensors::save(&tensors.into(), sandbox.path().join("model/model.safetensors")).unwrap();
     sandbox.path().join("model")
 }

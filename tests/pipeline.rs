@@ -1,5 +1,7 @@
 //! The whole pipeline in miniature: `fixtures/<case>/tfcheck.toml` in, what `expected.json` says out.
 
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
 mod support;
 
 use std::collections::BTreeMap;

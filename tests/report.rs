@@ -10,8 +10,8 @@ use tfcheck::compare::matrix::{Entry, Options, matrix};
 use tfcheck::compare::oracle::{Oracles, accuracies};
 use tfcheck::compare::verdict::{Tolerances, verdicts};
 use tfcheck::report::{
-    CaseView, ChoiceRow, ChoicesView, Report, RunView, csv::Csv, html::Html, json::Json,
-    junit::Junit, markdown::Markdown, terminal::Terminal,
+    CaseView, ChoiceRow, ChoicesView, Report, RunView, csv::Csv, html::Html, json::Json, junit::Junit,
+    markdown::Markdown, terminal::Terminal,
 };
 use tfcheck::results::{Cell, Completed, Failure, FailureKind, Outcome, SCHEMA_VERSION};
 use tfcheck::variant::{Runner, Variant};
@@ -32,13 +32,7 @@ fn variant(runner: Runner, version: &str, mode: Mode, dtype: Dtype) -> Variant {
 }
 
 fn cell(variant: Variant, outcome: Outcome) -> Cell {
-    Cell {
-        schema_version: SCHEMA_VERSION,
-        name: variant.name(),
-        variant,
-        key: "key".to_owned(),
-        outcome,
-    }
+    Cell { schema_version: SCHEMA_VERSION, name: variant.name(), variant, key: "key".to_owned(), outcome }
 }
 
 fn completed(first_ms: u64, rounds_ms: &[&[u64]], notes: &[&str]) -> Outcome {
@@ -51,10 +45,9 @@ fn completed(first_ms: u64, rounds_ms: &[&[u64]], notes: &[&str]) -> Outcome {
         notes: notes.iter().map(|&note| note.to_owned()).collect(),
         load_ns: 812_000_000,
         first_call_ns: first_ms * 1_000_000,
-        rounds_ns: rounds_ms
-            .iter()
-            .map(|round| round.iter().map(|ms| ms * 1_000_000).collect())
-            .collect(),
+        rounds_ns: rounds_ms.iter().map(|round| round.iter().map(|ms| ms * 1_000_000).collect()).collect(),
+        round_numbers: (0..rounds_ms.len() as u32).collect(),
+        unfinished: None,
         peak_bytes: Some(1_288_490_188),
     })
 }
@@ -62,41 +55,22 @@ fn completed(first_ms: u64, rounds_ms: &[&[u64]], notes: &[&str]) -> Outcome {
 fn logits(folder: &Path, name: &str, dtype: Dtype, values: &[f64]) -> Result<Logits, String> {
     let path = folder.join(format!("{name}.safetensors"));
     let (stored, bytes): (_, Vec<u8>) = match dtype {
-        Dtype::F64 => (
-            safetensors::Dtype::F64,
-            values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        ),
-        _ => (
-            safetensors::Dtype::F32,
-            values
-                .iter()
-                .flat_map(|&x| (x as f32).to_le_bytes())
-                .collect(),
-        ),
+        Dtype::F64 => (safetensors::Dtype::F64, values.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        _ => (safetensors::Dtype::F32, values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect()),
     };
     let seq = values.len() / SHAPE[0] / SHAPE[2];
     let view = TensorView::new(stored, vec![SHAPE[0], seq, SHAPE[2]], &bytes).unwrap();
     safetensors::serialize_to_file([(LOGITS, view)], None, &path).unwrap();
-    let positions = if seq == 1 {
-        Positions::Last
-    } else {
-        Positions::All
-    };
+    let positions = if seq == 1 { Positions::Last } else { Positions::All };
     Logits::open(&path, positions).map_err(|error| error.to_string())
 }
 
 /// Agreement, rounding, divergence, NaN, last positions, unsupported, failed.
 fn run() -> RunView {
     let folder = tempfile::tempdir().unwrap();
-    let exact: Vec<f64> = (0..36_i32)
-        .map(|i| f64::from(i * 37 % 36) / 4.0 - 4.0)
-        .collect();
+    let exact: Vec<f64> = (0..36_i32).map(|i| f64::from(i * 37 % 36) / 4.0 - 4.0).collect();
     let off = |by: f64| -> Vec<f64> {
-        exact
-            .iter()
-            .enumerate()
-            .map(|(i, x)| x + by * f64::from(i as u32 % 3))
-            .collect()
+        exact.iter().enumerate().map(|(i, x)| x + by * f64::from(i as u32 % 3)).collect()
     };
     let mut nan = exact.clone();
     nan[8] = f64::NAN;
@@ -115,13 +89,19 @@ fn run() -> RunView {
         ),
         (variant(Runner::Candle, "candle", Mode::Fused, Dtype::F32), completed(8, fast, &[]), Some(off(0.5))),
         (variant(Runner::Candle, "candle", Mode::Eager, Dtype::Bf16), completed(9, slow, &[]), Some(nan)),
-        (variant(Runner::CandleTransformers, "candle-transformers", Mode::Eager, Dtype::F32), completed(9, slow, &[]), Some(last)),
+        (
+            variant(Runner::CandleTransformers, "candle-transformers", Mode::Eager, Dtype::F32),
+            completed(9, slow, &[]),
+            Some(last),
+        ),
         (
             transformers("4.40.2", Mode::Eager, Dtype::F32),
             Outcome::Failed(Failure {
                 kind: FailureKind::Exception,
                 reason: "KeyError: 'rope | type'".to_owned(),
-                detail: "Traceback (most recent call last):\n  File \"<string>\", line 1\nKeyError: 'rope | type'".to_owned(),
+                detail:
+                    "Traceback (most recent call last):\n  File \"<string>\", line 1\nKeyError: 'rope | type'"
+                        .to_owned(),
                 log_tail: "loading weights\n<warning> & more".to_owned(),
             }),
             None,
@@ -142,19 +122,12 @@ fn run() -> RunView {
             (Outcome::Failed(failure), _) => Err(failure.reason.clone()),
             (_, None) => Err("unsupported".to_owned()),
         };
-        entries.push(Entry {
-            name: cell.name.clone(),
-            dtype,
-            logits,
-        });
+        entries.push(Entry { name: cell.name.clone(), dtype, logits });
         cells.push(cell);
     }
     let mask = Mask::new(2, 3, vec![false, true, true, true, true, true]).unwrap();
     let matrix = matrix(&entries, Some(&mask), &Options::default()).unwrap();
-    let families: Vec<String> = cells
-        .iter()
-        .map(|cell| cell.variant.version.clone())
-        .collect();
+    let families: Vec<String> = cells.iter().map(|cell| cell.variant.version.clone()).collect();
     let oracles = Oracles::new(&matrix, &families);
     let case = CaseView {
         name: "llama-tiny".to_owned(),
@@ -189,11 +162,7 @@ fn summary_md_keeps_both_tables_and_every_cell() {
 
 #[test]
 fn terminal_fits_80_columns_without_color() {
-    let text = Terminal {
-        width: 80,
-        color: false,
-    }
-    .render(&run());
+    let text = Terminal { width: 80, color: false }.render(&run());
     assert!(!text.contains('\u{1b}'));
     for line in text.lines() {
         assert!(line.chars().count() <= 80, "{line}");
@@ -203,21 +172,8 @@ fn terminal_fits_80_columns_without_color() {
 
 #[test]
 fn terminal_shows_the_matrix_where_it_fits() {
-    insta::assert_snapshot!(
-        Terminal {
-            width: 160,
-            color: false
-        }
-        .render(&run())
-    );
-    assert!(
-        Terminal {
-            width: 160,
-            color: true
-        }
-        .render(&run())
-        .contains('\u{1b}')
-    );
+    insta::assert_snapshot!(Terminal { width: 160, color: false }.render(&run()));
+    assert!(Terminal { width: 160, color: true }.render(&run()).contains('\u{1b}'));
 }
 
 #[test]
@@ -234,10 +190,7 @@ fn junit_has_a_test_per_cell_and_pair() {
 fn summary_json_is_valid_and_names_what_is_not_a_number() {
     let summary: serde_json::Value = serde_json::from_str(&Json.render(&run())).unwrap();
     let tally = &summary["tally"];
-    assert_eq!(
-        (&tally["failed"], &tally["unsupported"]),
-        (&1.into(), &1.into())
-    );
+    assert_eq!((&tally["failed"], &tally["unsupported"]), (&1.into(), &1.into()));
     let pairs = summary["cases"][0]["pairs"].as_array().unwrap();
     assert_eq!(pairs.len(), 8 * 9 / 2);
     let nan = pairs
@@ -245,34 +198,20 @@ fn summary_json_is_valid_and_names_what_is_not_a_number() {
         .find(|pair| pair["a"] == "4.54.0_eager_sdpa_f64" && pair["b"] == "candle_eager_bf16")
         .unwrap();
     assert_eq!(nan["l2"], "NaN");
-    let not_run = pairs
-        .iter()
-        .filter(|pair| pair["status"] == "not_run")
-        .count();
-    assert_eq!(
-        not_run,
-        8 + 7,
-        "all pairs of the failed and the unsupported cell"
-    );
+    let not_run = pairs.iter().filter(|pair| pair["status"] == "not_run").count();
+    assert_eq!(not_run, 8 + 7, "all pairs of the failed and the unsupported cell");
     insta::assert_json_snapshot!(summary["cases"][0]["cells"]);
 }
 
 #[test]
 fn report_html_is_self_contained_and_escaped() {
     let page = Html.render(&run());
-    assert!(
-        !page.contains("http") && !page.contains("<script"),
-        "nothing is fetched or run"
-    );
+    assert!(!page.contains("http") && !page.contains("<script"), "nothing is fetched or run");
     assert!(page.contains("&lt;warning&gt; &amp; more") && !page.contains("<warning>"));
     assert!(page.contains("prefers-color-scheme") || page.contains("light-dark("));
     for name in &run().cases[0].matrix.names {
         assert!(page.contains(name.as_str()), "{name}");
     }
     // For a look at it: the file lies beside the test binary.
-    std::fs::write(
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join("report.html"),
-        page,
-    )
-    .unwrap();
+    std::fs::write(Path::new(env!("CARGO_TARGET_TMPDIR")).join("report.html"), page).unwrap();
 }

@@ -61,8 +61,9 @@ impl Config {
             num_kv_heads: match (new_decoder, multi_query) {
                 (true, _) => num_kv_heads,
                 (false, true) => 1,
-                // transformers shapes the projection for a key head a query head, whatever num_kv_heads says.
-                (false, false) => num_attention_heads,
+                (false, false) if num_kv_heads == num_attention_heads => num_kv_heads,
+                // The projection is shaped for a key head a query head, and transformers fails to take it apart.
+                (false, false) => return Err(config.unknown("num_kv_heads", &num_kv_heads.into())),
             },
             activation: Activation::read(config, "activation", "gelu")?,
             layer_norm_epsilon: config.f64_or("layer_norm_epsilon", 1e-5)?,
@@ -289,6 +290,28 @@ impl Model for Falcon {
         match &self.lm_head {
             Some(lm_head) => lm_head.forward(pass, &xs),
             None => Ok(xs),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_that_transformers_cannot_run_are_refused() {
+        let order = |json: &str, new_decoder| {
+            Order::read(&ConfigReader::new(serde_json::from_str(json).unwrap()), new_decoder)
+        };
+        assert!(matches!(order("{}", true), Ok(Order::TwoNorms)));
+        assert!(matches!(order("{}", false), Ok(Order::OneNorm)));
+        assert!(matches!(order(r#"{"parallel_attn": false}"#, false), Ok(Order::Sequential)));
+        for (json, new_decoder) in [
+            (r#"{"num_ln_in_parallel_attn": 2}"#, false),
+            (r#"{"num_ln_in_parallel_attn": 3}"#, true),
+            (r#"{"parallel_attn": false}"#, true),
+        ] {
+            assert!(order(json, new_decoder).is_err(), "{json}");
         }
     }
 }

@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 use crate::config::ConfigReader;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layers::{
     Activation, Attention, Embedding, LayerNorm, LayerType, Linear, Mask, PerLayerType, Rope, RopeParameters,
     RotaryEmbedding, Rotation, add, first_position, mean_of_real_tokens, multiply, one_per_row, split,
@@ -353,6 +353,20 @@ pub(crate) fn build(reader: &ConfigReader, weights: &Weights, task: Option<Task>
     Ok(Box::new(ModernBert { encoder, head }))
 }
 
+/// A windowed layer may leave a padded position no key to see. transformers' lowest finite mask then mixes all
+/// keys evenly, as the eager form does and the fused kernel does not; a classifier that reads such a position is refused.
+fn refuse_padded_first_position(pass: &Pass) -> Result<()> {
+    let is_padded = pass
+        .padding()
+        .is_some_and(|padding| padding.chunks(pass.seq()).any(|row| row.first() == Some(&false)));
+    if pass.workspace().is_some() && is_padded {
+        return Err(Error::Unsupported(
+            "modernbert's cls pooling over left padding in the fused form; pad on the right".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
 impl Model for ModernBert {
     fn forward(&self, pass: &mut Pass) -> Result<Xs> {
         let xs = self.encoder.forward(pass)?;
@@ -363,7 +377,10 @@ impl Model for ModernBert {
             }
             Head::SequenceClassification { pooling, head, classifier } => {
                 let pooled = match pooling {
-                    Pooling::Cls => first_position(&xs)?,
+                    Pooling::Cls => {
+                        refuse_padded_first_position(pass)?;
+                        first_position(&xs)?
+                    }
                     Pooling::Mean => mean_of_real_tokens(pass, &xs)?,
                 };
                 let h = head.forward(pass, &pooled)?;

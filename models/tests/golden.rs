@@ -249,6 +249,51 @@ fn a_row_gives_the_same_alone_unpadded_and_right_padded() {
     }
 }
 
+#[test]
+fn a_classifier_gives_a_row_the_same_alone_and_right_padded() {
+    for (case, (dtype, form, bound)) in cases().iter().flat_map(|case| EXACT.map(|exact| (case, exact))) {
+        if !case.is_classifier() {
+            continue;
+        }
+        let mut loaded = case.load_form(dtype, form);
+        let (row, padding) = (1, 3);
+        let cut = |name: &str| case.expected[name].i((row..=row, padding..)).unwrap().contiguous().unwrap();
+        let padded = |name: &str| cut(name).pad_with_zeros(1, 0, padding).unwrap();
+        let alone = loaded.forward(&Inputs::new(cut("input_ids"))).unwrap();
+        let right = Inputs {
+            input_ids: padded("input_ids"),
+            attention_mask: Some(padded("attention_mask")),
+            position_ids: Some(padded("position_ids")),
+        };
+        assert_same(&case.name, &loaded.forward(&right).unwrap(), &alone, bound);
+    }
+}
+
+#[test]
+fn a_body_loads_from_files_saved_with_a_head_or_without_and_under_old_names() {
+    type Rename = fn(&str) -> String;
+    let renamings: [(&str, Rename); 4] = [
+        ("gpt2", |name| name.replace("transformer.", "")),
+        ("bert", |name| name.trim_start_matches("bert.").to_owned()),
+        ("bert_encoder", |name| format!("bert.{name}")),
+        ("bert_encoder", |name| {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        }),
+    ];
+    for (name, rename) in renamings {
+        let case = cases().into_iter().find(|case| case.name == name).unwrap();
+        let before = case.load(DType::F64).forward(&case.inputs()).unwrap();
+        let file = case.folder.path().join("model.safetensors");
+        let tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+        let renamed: HashMap<String, Tensor> =
+            tensors.into_iter().map(|(name, tensor)| (rename(&name), tensor)).collect();
+        candle_core::safetensors::save(&renamed, &file).unwrap();
+        let mut loaded = case.load(DType::F64);
+        assert_eq!(loaded.unread_tensors, [""; 0], "{name}");
+        assert_same(name, &loaded.forward(&case.inputs()).unwrap(), &before, 0.0);
+    }
+}
+
 #[derive(Default)]
 struct Trace {
     open: Vec<String>,

@@ -5,8 +5,8 @@ use rayon::prelude::*;
 use super::logits::{LogitsError, Row};
 use super::matrix::row_in_file;
 use super::metrics::{
-    Distribution, ElementIndex, NonFinite, PairMetrics, PositionIndex, PositionMetrics, Rounded,
-    Spike, relative, summarize_kl,
+    Distribution, ElementIndex, NonFinite, PairMetrics, PositionIndex, PositionMetrics, Rounded, Spike,
+    relative, summarize_kl,
 };
 use super::pass::{EntryRow, Measured, PairRow, Pass, RowResult};
 
@@ -82,27 +82,17 @@ impl<'a> Fold<'a> {
     /// The results, with what needs another look at single rows: where the largest difference lies, and
     /// whether files that hold NaN are equal all the same.
     pub(super) fn finish(self) -> Result<Vec<Measured>, LogitsError> {
-        let Self {
-            pass,
-            pairs,
-            entries,
-        } = self;
+        let Self { pass, pairs, entries } = self;
         let mut results: Vec<Measured> = pairs
             .into_par_iter()
             .enumerate()
             .map(|(index, fold)| {
                 let (a, b) = (pass.pairs[index].a, pass.pairs[index].b);
-                Ok((
-                    (pass.class[a], pass.class[b]),
-                    finish_pair(pass, index, fold)?,
-                ))
+                Ok(((pass.class[a], pass.class[b]), finish_pair(pass, index, fold)?))
             })
             .collect::<Result<_, LogitsError>>()?;
         for (index, entry) in entries.into_iter().enumerate() {
-            results.push((
-                (pass.class[index], pass.class[index]),
-                diagonal(pass, index, &entry),
-            ));
+            results.push(((pass.class[index], pass.class[index]), diagonal(pass, index, &entry)));
         }
         Ok(results)
     }
@@ -137,11 +127,7 @@ impl PairFold {
         }
         let rms = |squares: f64| (squares / vocab_size as f64).sqrt();
         let prominence = relative(pair.max, rms(pair.squares));
-        let spike = Spike {
-            relative: relative(pair.max, rms(larger)),
-            prominence,
-            at,
-        };
+        let spike = Spike { relative: relative(pair.max, rms(larger)), prominence, at };
         if prominence > PROMINENT && spike.relative > self.spike.relative {
             self.spike = spike;
         }
@@ -161,17 +147,9 @@ impl PairFold {
             self.kl_reversed.push(reversed);
             let same = !scan_a.top.is_empty() && scan_a.top.first() == scan_b.top.first();
             self.top1 += usize::from(same);
-            self.overlap += scan_a
-                .top
-                .iter()
-                .filter(|&token| scan_b.top.contains(token))
-                .count();
+            self.overlap += scan_a.top.iter().filter(|&token| scan_b.top.contains(token)).count();
             let candidate = (at.position, at.row);
-            if !same
-                && self
-                    .first_greedy_divergence
-                    .is_none_or(|first| candidate < first)
-            {
+            if !same && self.first_greedy_divergence.is_none_or(|first| candidate < first) {
                 self.first_greedy_divergence = Some(candidate);
             }
         }
@@ -197,11 +175,7 @@ fn unless_nan(max: f64, l2: f64) -> f64 {
     if l2.is_nan() { f64::NAN } else { max }
 }
 
-fn finish_pair(
-    pass: &Pass<'_>,
-    index: usize,
-    fold: PairFold,
-) -> Result<Option<PairMetrics>, LogitsError> {
+fn finish_pair(pass: &Pass<'_>, index: usize, fold: PairFold) -> Result<Option<PairMetrics>, LogitsError> {
     let planned = &pass.pairs[index];
     let positions = fold.per_position.len();
     if positions == 0 {
@@ -209,26 +183,15 @@ fn finish_pair(
     }
     let undefined = fold.squares.is_nan();
     let max_abs_at = if fold.max > 0.0 && !undefined {
-        Some(find(
-            pass,
-            planned.a,
-            planned.b,
-            fold.max_position,
-            fold.max,
-        )?)
+        Some(find(pass, planned.a, planned.b, fold.max_position, fold.max)?)
     } else {
         None
     };
     let identical = fold.max.to_bits() == 0
         && (!undefined
-            || (fold.non_finite_a == fold.non_finite_b
-                && equal(pass, planned.a, planned.b, &fold)?));
+            || (fold.non_finite_a == fold.non_finite_b && equal(pass, planned.a, planned.b, &fold)?));
     let (norm_a, norm_b) = (fold.squares_a.sqrt(), fold.squares_b.sqrt());
-    let kl: Vec<f64> = fold
-        .per_position
-        .iter()
-        .map(|position| position.kl)
-        .collect();
+    let kl: Vec<f64> = fold.per_position.iter().map(|position| position.kl).collect();
     let has_nan = fold.non_finite_a.nan + fold.non_finite_b.nan > 0;
     Ok(Some(PairMetrics {
         positions,
@@ -269,8 +232,8 @@ fn finish_pair(
 fn diagonal(pass: &Pass<'_>, index: usize, entry: &EntryFold) -> Option<PairMetrics> {
     let first = *entry.positions.first()?;
     let positions = entry.positions.len();
-    let odd = entry.non_finite.nan + entry.non_finite.infinite > 0
-        || (!pass.all && !entry.squares.is_finite());
+    let odd =
+        entry.non_finite.nan + entry.non_finite.infinite > 0 || (!pass.all && !entry.squares.is_finite());
     let zero = if odd { f64::NAN } else { 0.0 };
     let norm = entry.squares.sqrt();
     let kl = summarize_kl(&vec![zero; positions]);
@@ -282,11 +245,7 @@ fn diagonal(pass: &Pass<'_>, index: usize, entry: &EntryFold) -> Option<PairMetr
         l2: zero,
         norm_a: norm,
         norm_b: norm,
-        cosine: if norm > 0.0 && norm.is_finite() {
-            1.0
-        } else {
-            f64::NAN
-        },
+        cosine: if norm > 0.0 && norm.is_finite() { 1.0 } else { f64::NAN },
         max_abs: zero,
         max_abs_at: None,
         max_ulp: (pass.all && entry.non_finite.nan == 0).then_some(0),
@@ -318,20 +277,11 @@ fn diagonal(pass: &Pass<'_>, index: usize, entry: &EntryFold) -> Option<PairMetr
 }
 
 /// The first token at which the difference of a position reaches `max`.
-fn find(
-    pass: &Pass<'_>,
-    a: usize,
-    b: usize,
-    position: usize,
-    max: f64,
-) -> Result<ElementIndex, LogitsError> {
+fn find(pass: &Pass<'_>, a: usize, b: usize, position: usize, max: f64) -> Result<ElementIndex, LogitsError> {
     let at = pass.frame.positions[position];
     let (a, b) = (read(pass, a, at)?, read(pass, b, at)?);
     let token = a.iter().zip(&b).position(|(a, b)| (a - b).abs() >= max);
-    Ok(ElementIndex {
-        at,
-        token: token.expect("the pass met this difference in this row"),
-    })
+    Ok(ElementIndex { at, token: token.expect("the pass met this difference in this row") })
 }
 
 /// Whether two files hold the same values, NaN included, at all positions that were compared.
@@ -351,8 +301,7 @@ fn equal(pass: &Pass<'_>, a: usize, b: usize, fold: &PairFold) -> Result<bool, L
 
 fn read(pass: &Pass<'_>, entry: usize, at: PositionIndex) -> Result<Vec<f64>, LogitsError> {
     let logits = pass.files[entry];
-    let position =
-        row_in_file(logits, &pass.frame.mask, at.position).expect("the pass read this row before");
+    let position = row_in_file(logits, &pass.frame.mask, at.position).expect("the pass read this row before");
     let mut row = Row::default();
     logits.read_row(at.row * logits.shape()[1] + position, &mut row)?;
     Ok(row.to_f64())

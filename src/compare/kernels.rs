@@ -45,11 +45,7 @@ pub(super) struct PairLanes {
 /// `a·b + c`, rounded once where the instruction set can; its emulation elsewhere would cost a call.
 #[inline(always)]
 fn multiply_add<S: Simd>(a: f64, b: f64, c: f64) -> f64 {
-    if S::IS_SCALAR {
-        a * b + c
-    } else {
-        a.mul_add(b, c)
-    }
+    if S::IS_SCALAR { a * b + c } else { a.mul_add(b, c) }
 }
 
 /// Adds the lanes pairwise.
@@ -76,10 +72,7 @@ pub(super) fn widen(row: &Row, from: usize, length: usize, out: &mut [f64]) {
     if row.is_wide {
         out[..length].copy_from_slice(&row.wide[from..from + length]);
     } else {
-        for (to, &x) in out[..length]
-            .iter_mut()
-            .zip(&row.narrow[from..from + length])
-        {
+        for (to, &x) in out[..length].iter_mut().zip(&row.narrow[from..from + length]) {
             *to = f64::from(x);
         }
     }
@@ -102,12 +95,7 @@ pub(super) fn squares<S: Simd>(x: &[f64], sum: &mut Lanes) {
 #[inline(always)]
 pub(super) fn differences<S: Simd>(a: &[f64], b: &[f64], to: &mut PairLanes) {
     let (mut squares, mut dot, mut max) = (to.squares, to.dot, to.max);
-    for (a, b) in a
-        .as_chunks::<LANES>()
-        .0
-        .iter()
-        .zip(b.as_chunks::<LANES>().0)
-    {
+    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
         for l in 0..LANES {
             let d = a[l] - b[l];
             squares[l] = multiply_add::<S>(d, d, squares[l]);
@@ -121,24 +109,10 @@ pub(super) fn differences<S: Simd>(a: &[f64], b: &[f64], to: &mut PairLanes) {
 
 /// Both divergences' weighted differences of one pair over one block of shifted values.
 #[inline(always)]
-pub(super) fn weighted<S: Simd>(
-    a: &[f64],
-    b: &[f64],
-    exp_a: &[f64],
-    exp_b: &[f64],
-    to: &mut PairLanes,
-) {
+pub(super) fn weighted<S: Simd>(a: &[f64], b: &[f64], exp_a: &[f64], exp_b: &[f64], to: &mut PairLanes) {
     let (mut weighted_a, mut weighted_b) = (to.weighted_a, to.weighted_b);
-    let values = a
-        .as_chunks::<LANES>()
-        .0
-        .iter()
-        .zip(b.as_chunks::<LANES>().0);
-    let weights = exp_a
-        .as_chunks::<LANES>()
-        .0
-        .iter()
-        .zip(exp_b.as_chunks::<LANES>().0);
+    let values = a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0);
+    let weights = exp_a.as_chunks::<LANES>().0.iter().zip(exp_b.as_chunks::<LANES>().0);
     for ((a, b), (exp_a, exp_b)) in values.zip(weights) {
         for l in 0..LANES {
             let d = a[l] - b[l];
@@ -153,12 +127,7 @@ pub(super) fn weighted<S: Simd>(
 #[inline(always)]
 pub(super) fn ulps(a: &[f64], b: &[f64], to: &mut PairLanes) {
     let mut max = to.ulp;
-    for (a, b) in a
-        .as_chunks::<LANES>()
-        .0
-        .iter()
-        .zip(b.as_chunks::<LANES>().0)
-    {
+    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
         for l in 0..LANES {
             let distance = (a[l] - b[l]).abs();
             max[l] = if distance > max[l] { distance } else { max[l] };
@@ -178,12 +147,7 @@ pub(super) fn ulps_f64(a: &[f64], b: &[f64], to: &mut PairLanes) {
 #[inline(always)]
 pub(super) fn rounded_differences<S: Simd>(a: &[f64], b: &[f64], to: &mut PairLanes) {
     let (mut squares, mut max) = (to.rounded_squares, to.rounded_max);
-    for (a, b) in a
-        .as_chunks::<LANES>()
-        .0
-        .iter()
-        .zip(b.as_chunks::<LANES>().0)
-    {
+    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
         for l in 0..LANES {
             let d = a[l] - b[l];
             squares[l] = multiply_add::<S>(d, d, squares[l]);
@@ -260,13 +224,7 @@ fn exp_negative<S: Simd>(x: f64) -> f64 {
 /// Ordinals (a monotone count of representable values, 0 for ±0) of a block rounded to `dtype`, and the
 /// rounded values where asked for. float64 has no ordinals here, see [`ulps_f64`].
 #[inline(always)]
-pub(super) fn ordinals(
-    x: &[f64],
-    is_wide: bool,
-    dtype: Dtype,
-    out: &mut [f64],
-    rounded: Option<&mut [f64]>,
-) {
+pub(super) fn ordinals(x: &[f64], is_wide: bool, dtype: Dtype, out: &mut [f64], rounded: Option<&mut [f64]>) {
     match dtype {
         Dtype::F64 => return,
         Dtype::F32 => {
@@ -292,12 +250,7 @@ pub(super) fn ordinals(
             }
         }
         Dtype::F16 => {
-            for (to, x) in out
-                .as_chunks_mut::<LANES>()
-                .0
-                .iter_mut()
-                .zip(x.as_chunks::<LANES>().0)
-            {
+            for (to, x) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0) {
                 let mut halves = [half::f16::ZERO; LANES];
                 halves.convert_from_f32_slice(&x.map(|x| x as f32));
                 *to = halves.map(|half| ordinal(half.to_bits().into(), 15));
@@ -321,11 +274,7 @@ fn ordinal(bits: u32, sign: u32) -> f64 {
 #[inline(always)]
 fn ordinal_64(x: f64) -> i64 {
     let bits = x.to_bits() as i64;
-    if bits < 0 {
-        i64::MIN.wrapping_sub(bits)
-    } else {
-        bits
-    }
+    if bits < 0 { i64::MIN.wrapping_sub(bits) } else { bits }
 }
 
 /// The value whose ordinal this is; −0 comes back as 0.

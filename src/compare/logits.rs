@@ -42,17 +42,11 @@ pub enum LogitsError {
 
 impl LogitsError {
     pub(super) fn io(path: &Path, source: std::io::Error) -> Self {
-        Self::Io {
-            path: path.to_owned(),
-            source,
-        }
+        Self::Io { path: path.to_owned(), source }
     }
 
     pub(super) fn invalid(path: &Path, problem: impl Into<String>) -> Self {
-        Self::Invalid {
-            path: path.to_owned(),
-            problem: problem.into(),
-        }
+        Self::Invalid { path: path.to_owned(), problem: problem.into() }
     }
 }
 
@@ -81,11 +75,7 @@ pub(super) struct Row {
 impl Row {
     /// The row's values, exactly.
     pub(super) fn to_f64(&self) -> Vec<f64> {
-        if self.is_wide {
-            self.wide.clone()
-        } else {
-            self.narrow.iter().map(|&x| f64::from(x)).collect()
-        }
+        if self.is_wide { self.wide.clone() } else { self.narrow.iter().map(|&x| f64::from(x)).collect() }
     }
 }
 
@@ -99,19 +89,11 @@ impl Logits {
         let file = File::open(path).map_err(|error| LogitsError::io(path, error))?;
         if path.extension().is_some_and(|extension| extension == "pt") {
             let tensor = torch_zip::locate(path)?;
-            return Self::new(
-                path,
-                file,
-                tensor.offset,
-                tensor.storage,
-                &tensor.shape,
-                Positions::Last,
-            );
+            return Self::new(path, file, tensor.offset, tensor.storage, &tensor.shape, Positions::Last);
         }
         let (header, start) = read_header(path, &file)?;
-        let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| {
-            LogitsError::invalid(path, format!("is not a safetensors file: {error}"))
-        })?;
+        let metadata: Metadata = serde_json::from_slice(&header)
+            .map_err(|error| LogitsError::invalid(path, format!("is not a safetensors file: {error}")))?;
         let info = metadata
             .info(LOGITS)
             .ok_or_else(|| LogitsError::invalid(path, format!("has no tensor named {LOGITS}")))?;
@@ -127,14 +109,7 @@ impl Logits {
                 ));
             }
         };
-        Self::new(
-            path,
-            file,
-            start + info.data_offsets.0 as u64,
-            storage,
-            &info.shape,
-            positions,
-        )
+        Self::new(path, file, start + info.data_offsets.0 as u64, storage, &info.shape, positions)
     }
 
     fn new(
@@ -152,8 +127,7 @@ impl Logits {
             [batch, vocab_size] => (batch, 1, vocab_size, Positions::Last),
             [vocab_size] => (1, 1, vocab_size, Positions::Last),
             _ => {
-                let problem =
-                    format!("holds logits of shape {shape:?}, not [batch, seq, vocab_size]");
+                let problem = format!("holds logits of shape {shape:?}, not [batch, seq, vocab_size]");
                 return Err(LogitsError::invalid(path, problem));
             }
         };
@@ -164,30 +138,15 @@ impl Logits {
             .ok_or_else(|| {
                 LogitsError::invalid(path, format!("claims a shape {shape:?} beyond all memory"))
             })?;
-        let length = file
-            .metadata()
-            .map_err(|error| LogitsError::io(path, error))?
-            .len();
+        let length = file.metadata().map_err(|error| LogitsError::io(path, error))?.len();
         if length < bytes {
             let problem = format!("is truncated: {length} bytes where its header promises {bytes}");
             return Err(LogitsError::invalid(path, problem));
         }
         if batch == 0 || seq == 0 || vocab_size == 0 {
-            return Err(LogitsError::invalid(
-                path,
-                format!("holds empty logits, shape {shape:?}"),
-            ));
+            return Err(LogitsError::invalid(path, format!("holds empty logits, shape {shape:?}")));
         }
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            offset,
-            storage,
-            batch,
-            seq,
-            vocab_size,
-            positions,
-        })
+        Ok(Self { path: path.to_owned(), file, offset, storage, batch, seq, vocab_size, positions })
     }
 
     /// The file.
@@ -215,9 +174,7 @@ impl Logits {
         let length = self.vocab_size;
         let at = self.offset + (index * length * size_of(self.storage)) as u64;
         let read = |bytes: &mut [u8]| {
-            self.file
-                .read_exact_at(bytes, at)
-                .map_err(|error| LogitsError::io(&self.path, error))
+            self.file.read_exact_at(bytes, at).map_err(|error| LogitsError::io(&self.path, error))
         };
         row.is_wide = self.storage == Dtype::F64;
         match self.storage {
@@ -234,24 +191,15 @@ impl Logits {
                 read(&mut row.bytes)?;
                 row.narrow.clear();
                 row.narrow.extend(
-                    row.bytes
-                        .as_chunks::<2>()
-                        .0
-                        .iter()
-                        .map(|&b| half::bf16::from_le_bytes(b).to_f32()),
+                    row.bytes.as_chunks::<2>().0.iter().map(|&b| half::bf16::from_le_bytes(b).to_f32()),
                 );
                 Ok(())
             }
             Dtype::F16 => {
                 row.bytes.resize(length * 2, 0);
                 read(&mut row.bytes)?;
-                let halves: Vec<half::f16> = row
-                    .bytes
-                    .as_chunks::<2>()
-                    .0
-                    .iter()
-                    .map(|&b| half::f16::from_le_bytes(b))
-                    .collect();
+                let halves: Vec<half::f16> =
+                    row.bytes.as_chunks::<2>().0.iter().map(|&b| half::f16::from_le_bytes(b)).collect();
                 row.narrow.resize(length, 0.0);
                 halves.convert_to_f32_slice(&mut row.narrow);
                 Ok(())
@@ -285,11 +233,7 @@ impl Mask {
 
     /// A mask without padding.
     pub fn all_real(batch: usize, seq: usize) -> Self {
-        Self {
-            batch,
-            seq,
-            real: vec![true; batch * seq],
-        }
+        Self { batch, seq, real: vec![true; batch * seq] }
     }
 
     /// Reads `attention_mask` of an inputs file.
@@ -298,21 +242,15 @@ impl Mask {
     /// The file cannot be read or holds no i64 `attention_mask` of `[batch, seq]`.
     pub fn open(path: &Path) -> Result<Self, LogitsError> {
         let bytes = std::fs::read(path).map_err(|error| LogitsError::io(path, error))?;
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|error| {
-            LogitsError::invalid(path, format!("is not a safetensors file: {error}"))
-        })?;
-        let mask = tensors.tensor(ATTENTION_MASK).map_err(|_| {
-            LogitsError::invalid(path, format!("has no tensor named {ATTENTION_MASK}"))
-        })?;
+        let tensors = SafeTensors::deserialize(&bytes)
+            .map_err(|error| LogitsError::invalid(path, format!("is not a safetensors file: {error}")))?;
+        let mask = tensors
+            .tensor(ATTENTION_MASK)
+            .map_err(|_| LogitsError::invalid(path, format!("has no tensor named {ATTENTION_MASK}")))?;
         match (mask.dtype(), mask.shape()) {
             (Stored::I64, &[batch, seq]) => {
-                let real = mask
-                    .data()
-                    .as_chunks::<8>()
-                    .0
-                    .iter()
-                    .map(|&b| i64::from_le_bytes(b) != 0)
-                    .collect();
+                let real =
+                    mask.data().as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b) != 0).collect();
                 Ok(Self { batch, seq, real })
             }
             (dtype, shape) => Err(LogitsError::invalid(
@@ -339,9 +277,7 @@ impl Mask {
 
     /// The last real position of a row; `None` for a row of padding alone.
     pub fn last_real(&self, row: usize) -> Option<usize> {
-        (0..self.seq)
-            .rev()
-            .find(|&position| self.is_real(row, position))
+        (0..self.seq).rev().find(|&position| self.is_real(row, position))
     }
 }
 
@@ -349,9 +285,7 @@ impl Mask {
 fn read_header(path: &Path, mut file: &File) -> Result<(Vec<u8>, u64), LogitsError> {
     let mut length = [0; 8];
     let truncated = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => {
-            LogitsError::invalid(path, "is truncated within its header")
-        }
+        std::io::ErrorKind::UnexpectedEof => LogitsError::invalid(path, "is truncated within its header"),
         _ => LogitsError::io(path, error),
     };
     file.read_exact(&mut length).map_err(truncated)?;

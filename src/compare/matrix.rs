@@ -42,11 +42,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            metrics: MetricSet::All,
-            top_k: 5,
-            block: None,
-        }
+        Self { metrics: MetricSet::All, top_k: 5, block: None }
     }
 }
 
@@ -106,20 +102,14 @@ impl Matrix {
     /// # Panics
     /// When `a > b` or `b` is not a variant.
     pub fn pair(&self, a: usize, b: usize) -> &PairOutcome {
-        assert!(
-            a <= b && b < self.len(),
-            "pair ({a}, {b}) of {} variants",
-            self.len()
-        );
+        assert!(a <= b && b < self.len(), "pair ({a}, {b}) of {} variants", self.len());
         &self.pairs[pair_index(a, b)]
     }
 
     /// The pair with `a` as side A whatever the order.
     pub fn oriented(&self, a: usize, b: usize) -> PairOutcome {
         match self.pair(a.min(b), a.max(b)) {
-            PairOutcome::Compared(pair) if a > b => {
-                PairOutcome::Compared(Box::new(pair.reversed()))
-            }
+            PairOutcome::Compared(pair) if a > b => PairOutcome::Compared(Box::new(pair.reversed())),
             outcome => outcome.clone(),
         }
     }
@@ -145,11 +135,7 @@ fn pair_index(a: usize, b: usize) -> usize {
 ///
 /// # Errors
 /// A file that could be opened cannot be read.
-pub fn matrix(
-    entries: &[Entry],
-    mask: Option<&Mask>,
-    options: &Options,
-) -> Result<Matrix, LogitsError> {
+pub fn matrix(entries: &[Entry], mask: Option<&Mask>, options: &Options) -> Result<Matrix, LogitsError> {
     let frame = Frame::new(entries, mask);
     let n = entries.len();
     let unmeasured = PairOutcome::Incomparable(Incomparable::NoCommonPosition);
@@ -208,15 +194,10 @@ pub(super) struct Frame {
 
 impl Frame {
     fn new(entries: &[Entry], mask: Option<&Mask>) -> Self {
-        let files = || {
-            entries
-                .iter()
-                .filter_map(|entry| entry.logits.as_ref().ok())
-        };
+        let files = || entries.iter().filter_map(|entry| entry.logits.as_ref().ok());
         let mask = mask.cloned().unwrap_or_else(|| {
-            let whole = files()
-                .find(|logits| logits.positions() == Positions::All)
-                .or_else(|| files().next());
+            let whole =
+                files().find(|logits| logits.positions() == Positions::All).or_else(|| files().next());
             whole.map_or_else(
                 || Mask::all_real(0, 0),
                 |logits| Mask::all_real(logits.shape()[0], logits.shape()[1]),
@@ -240,13 +221,8 @@ impl Frame {
 
     /// The outcome of a pair that is not measured.
     fn excluded(&self, a: &Entry, b: &Entry) -> Option<PairOutcome> {
-        let absent = |entry: &Entry| {
-            entry
-                .logits
-                .as_ref()
-                .err()
-                .map(|reason| format!("{}: {reason}", entry.name))
-        };
+        let absent =
+            |entry: &Entry| entry.logits.as_ref().err().map(|reason| format!("{}: {reason}", entry.name));
         if let Some(reason) = absent(a).or_else(|| absent(b)) {
             return Some(PairOutcome::NotRun(reason));
         }

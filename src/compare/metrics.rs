@@ -186,10 +186,7 @@ impl PairMetrics {
         std::mem::swap(&mut reversed.norm_a, &mut reversed.norm_b);
         if let Some(distribution) = &mut reversed.distribution {
             std::mem::swap(&mut distribution.kl, &mut distribution.kl_reversed);
-            std::mem::swap(
-                &mut distribution.non_finite_a,
-                &mut distribution.non_finite_b,
-            );
+            std::mem::swap(&mut distribution.non_finite_a, &mut distribution.non_finite_b);
         }
         reversed
     }
@@ -197,11 +194,7 @@ impl PairMetrics {
 
 /// `difference / reference`, 0 for 0/0: equal zeros do not differ.
 pub(super) fn relative(difference: f64, reference: f64) -> f64 {
-    if difference == 0.0 {
-        0.0
-    } else {
-        difference / reference
-    }
+    if difference == 0.0 { 0.0 } else { difference / reference }
 }
 
 /// Significand bits, hidden bit included: what orders dtypes by precision.
@@ -221,21 +214,11 @@ pub fn lower_dtype(a: Dtype, b: Dtype) -> Dtype {
 
 /// Summarises per-position divergences; NaN counts as undefined.
 pub(super) fn summarize_kl(values: &[f64]) -> KlSummary {
-    let mut defined: Vec<f64> = values
-        .iter()
-        .copied()
-        .filter(|value| !value.is_nan())
-        .collect();
+    let mut defined: Vec<f64> = values.iter().copied().filter(|value| !value.is_nan()).collect();
     defined.sort_by(f64::total_cmp);
     let undefined = values.len() - defined.len();
     let Some(&max) = defined.last() else {
-        return KlSummary {
-            mean: f64::NAN,
-            median: f64::NAN,
-            p999: f64::NAN,
-            max: f64::NAN,
-            undefined,
-        };
+        return KlSummary { mean: f64::NAN, median: f64::NAN, p999: f64::NAN, max: f64::NAN, undefined };
     };
     KlSummary {
         mean: defined.iter().sum::<f64>() / defined.len() as f64,

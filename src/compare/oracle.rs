@@ -41,14 +41,9 @@ impl Oracles {
         let usable: Vec<usize> = (0..matrix.len())
             .filter(|&i| matrix.dtypes[i] == Dtype::F64 && matrix.compared(i, i).is_some())
             .collect();
-        let own = families
-            .iter()
-            .map(|family| usable.iter().copied().find(|&i| families[i] == *family))
-            .collect();
-        Self {
-            own,
-            any: usable.first().copied(),
-        }
+        let own =
+            families.iter().map(|family| usable.iter().copied().find(|&i| families[i] == *family)).collect();
+        Self { own, any: usable.first().copied() }
     }
 
     /// The float64 result of a variant's own family.
@@ -69,24 +64,14 @@ pub fn accuracies(matrix: &Matrix, oracles: &Oracles) -> Vec<Accuracy> {
         .filter_map(|variant| {
             let oracle = oracles.of(variant)?;
             let (rmse, relative_l2, max_abs) = error(matrix, variant, oracle)?;
-            (variant != oracle).then_some(Accuracy {
-                variant,
-                oracle,
-                rmse,
-                relative_l2,
-                max_abs,
-            })
+            (variant != oracle).then_some(Accuracy { variant, oracle, rmse, relative_l2, max_abs })
         })
         .collect()
 }
 
 fn error(matrix: &Matrix, variant: usize, oracle: usize) -> Option<(f64, f64, f64)> {
     let pair = matrix.compared(variant, oracle)?;
-    Some((
-        pair.rmse(),
-        relative_to(pair, variant, oracle),
-        pair.max_abs,
-    ))
+    Some((pair.rmse(), relative_to(pair, variant, oracle), pair.max_abs))
 }
 
 /// Relative L2 of a pair with `reference` as the reference.

@@ -95,32 +95,18 @@ struct Scratch {
 }
 
 impl<'a> Pass<'a> {
-    pub(super) fn new(
-        entries: &'a [Entry],
-        class: &'a [usize],
-        frame: &'a Frame,
-        options: &Options,
-    ) -> Self {
-        let files: Vec<&Logits> = class
-            .iter()
-            .filter_map(|&index| entries[index].logits.as_ref().ok())
-            .collect();
+    pub(super) fn new(entries: &'a [Entry], class: &'a [usize], frame: &'a Frame, options: &Options) -> Self {
+        let files: Vec<&Logits> =
+            class.iter().filter_map(|&index| entries[index].logits.as_ref().ok()).collect();
         let vocab_size = files[0].shape()[2];
         let all = options.metrics == MetricSet::All;
         let mut views: Vec<View> = Vec::new();
         let mut view = |entry: usize, dtype: Dtype, keeps_values: bool| {
-            if let Some(index) = views
-                .iter()
-                .position(|view| view.entry == entry && view.dtype == dtype)
-            {
+            if let Some(index) = views.iter().position(|view| view.entry == entry && view.dtype == dtype) {
                 views[index].keeps_values |= keeps_values;
                 return index;
             }
-            views.push(View {
-                entry,
-                dtype,
-                keeps_values,
-            });
+            views.push(View { entry, dtype, keeps_values });
             views.len() - 1
         };
         let (mut pairs, mut lower) = (Vec::new(), Vec::new());
@@ -129,26 +115,14 @@ impl<'a> Pass<'a> {
                 let (dtype_a, dtype_b) = (entries[class[a]].dtype, entries[class[b]].dtype);
                 let dtype = lower_dtype(dtype_a, dtype_b);
                 let mixed = dtype_a != dtype_b;
-                let (view_a, view_b) = if all {
-                    (view(a, dtype, mixed), view(b, dtype, mixed))
-                } else {
-                    (0, 0)
-                };
-                pairs.push(PlannedPair {
-                    a,
-                    b,
-                    view_a,
-                    view_b,
-                    mixed,
-                });
+                let (view_a, view_b) =
+                    if all { (view(a, dtype, mixed), view(b, dtype, mixed)) } else { (0, 0) };
+                pairs.push(PlannedPair { a, b, view_a, view_b, mixed });
                 lower.push(dtype);
             }
         }
-        let widest = if all {
-            L2_BYTES / (24 * files.len() + 16 * views.len())
-        } else {
-            L1_BYTES / (8 * files.len())
-        };
+        let widest =
+            if all { L2_BYTES / (24 * files.len() + 16 * views.len()) } else { L1_BYTES / (8 * files.len()) };
         let block = options.block.unwrap_or(widest).clamp(LANES, 4096) / LANES * LANES;
         let dtypes = class.iter().map(|&index| entries[index].dtype).collect();
         Self {
@@ -177,18 +151,11 @@ impl<'a> Pass<'a> {
             let results: Vec<RowResult> = positions
                 .par_iter()
                 .map(|&at| {
-                    let pool = || {
-                        spare
-                            .lock()
-                            .expect("no task panics while it holds the lock")
-                    };
+                    let pool = || spare.lock().expect("no task panics while it holds the lock");
                     let mut scratch = pool().pop().unwrap_or_default();
                     let result = self.read(at, &mut scratch).map(|()| {
                         let scratch = &mut scratch;
-                        arch.dispatch(Measure {
-                            pass: self,
-                            scratch,
-                        })
+                        arch.dispatch(Measure { pass: self, scratch })
                     });
                     pool().push(scratch);
                     result
@@ -248,18 +215,8 @@ impl pulp::WithSimd for Measure<'_> {
         scratch.squares.resize(n, [0.0; LANES]);
         scratch.sums.clear();
         scratch.sums.resize(n, [0.0; LANES]);
-        let Scratch {
-            rows,
-            present,
-            values,
-            shifted,
-            exponentials,
-            ordinals,
-            rounded,
-            lanes,
-            squares,
-            sums,
-        } = scratch;
+        let Scratch { rows, present, values, shifted, exponentials, ordinals, rounded, lanes, squares, sums } =
+            scratch;
 
         let scans: Vec<Option<RowScan>> = rows
             .iter()
@@ -298,24 +255,11 @@ impl pulp::WithSimd for Measure<'_> {
                 }
             }
             if pass.all {
-                for (index, view) in pass
-                    .views
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, view)| present[view.entry])
-                {
-                    let rounded = view
-                        .keeps_values
-                        .then(|| &mut rounded[index * block..][..padded]);
+                for (index, view) in pass.views.iter().enumerate().filter(|(_, view)| present[view.entry]) {
+                    let rounded = view.keeps_values.then(|| &mut rounded[index * block..][..padded]);
                     let ordinals = &mut ordinals[index * block..][..padded];
                     let values = &values[view.entry * block..][..padded];
-                    kernels::ordinals(
-                        values,
-                        rows[view.entry].is_wide,
-                        view.dtype,
-                        ordinals,
-                        rounded,
-                    );
+                    kernels::ordinals(values, rows[view.entry].is_wide, view.dtype, ordinals, rounded);
                 }
             }
             for (pair, lanes) in pass.pairs.iter().zip(&mut *lanes) {
@@ -341,11 +285,7 @@ impl pulp::WithSimd for Measure<'_> {
                         kernels::ulps(&ordinals[view_a.clone()], &ordinals[view_b.clone()], lanes);
                     }
                     if pair.mixed {
-                        kernels::rounded_differences::<S>(
-                            &rounded[view_a],
-                            &rounded[view_b],
-                            lanes,
-                        );
+                        kernels::rounded_differences::<S>(&rounded[view_a], &rounded[view_b], lanes);
                     }
                 }
             }

@@ -95,19 +95,9 @@ impl Default for Tolerances {
     fn default() -> Self {
         Self {
             f64_agreement: 1e-10,
-            relative_l2: PerDtype {
-                f64: 1e-10,
-                f32: 1.04e-5,
-                bf16: 6.4e-2,
-                f16: 8e-3,
-            },
+            relative_l2: PerDtype { f64: 1e-10, f32: 1.04e-5, bf16: 6.4e-2, f16: 8e-3 },
             local_factor: 4.0,
-            dynamo: PerDtype {
-                f64: 1e-9,
-                f32: 1e-4,
-                bf16: 1e-3,
-                f16: 1e-3,
-            },
+            dynamo: PerDtype { f64: 1e-9, f32: 1e-4, bf16: 1e-3, f16: 1e-3 },
         }
     }
 }
@@ -169,21 +159,12 @@ pub struct Verdict {
 
 /// Decides on every pair `a < b` of the matrix.
 pub fn verdicts(matrix: &Matrix, oracles: &Oracles, tolerances: &Tolerances) -> Vec<Verdict> {
-    let judge = Judge {
-        matrix,
-        oracles,
-        tolerances,
-    };
+    let judge = Judge { matrix, oracles, tolerances };
     let pairs = (0..matrix.len()).flat_map(|a| (a + 1..matrix.len()).map(move |b| (a, b)));
     pairs
         .map(|(a, b)| {
             let (decision, evidence) = judge.decide(a, b);
-            Verdict {
-                a: matrix.names[a].clone(),
-                b: matrix.names[b].clone(),
-                decision,
-                evidence,
-            }
+            Verdict { a: matrix.names[a].clone(), b: matrix.names[b].clone(), decision, evidence }
         })
         .collect()
 }
@@ -201,37 +182,27 @@ impl Judge<'_> {
             PairOutcome::Incomparable(reason) => return incomparable(reason),
             PairOutcome::NotRun(reason) => {
                 return (
-                    Decision::NotRun {
-                        reason: reason.clone(),
-                    },
+                    Decision::NotRun { reason: reason.clone() },
                     format!("there are no logits of {reason}"),
                 );
             }
         };
         if pair.identical {
-            return (
-                Decision::Identical,
-                format!("all {} compared values are equal", pair.elements),
-            );
+            return (Decision::Identical, format!("all {} compared values are equal", pair.elements));
         }
         if pair.l2.is_nan() {
             return (Decision::Diverged, self.non_finite(a, b, pair));
         }
         match (self.oracles.of(a), self.oracles.of(b)) {
-            (Some(oracle_a), Some(oracle_b)) => {
-                self.with_oracles((a, oracle_a), (b, oracle_b), pair)
-            }
+            (Some(oracle_a), Some(oracle_b)) => self.with_oracles((a, oracle_a), (b, oracle_b), pair),
             _ => self.by_tolerance(pair),
         }
     }
 
     fn non_finite(&self, a: usize, b: usize, pair: &PairMetrics) -> String {
-        let (count_a, count_b) = pair
-            .distribution
-            .as_ref()
-            .map_or_else(Default::default, |distribution| {
-                (distribution.non_finite_a, distribution.non_finite_b)
-            });
+        let (count_a, count_b) = pair.distribution.as_ref().map_or_else(Default::default, |distribution| {
+            (distribution.non_finite_a, distribution.non_finite_b)
+        });
         let names = &self.matrix.names;
         format!(
             "logits are not finite: {} has {} NaN and {} infinite, {} has {} and {}",
@@ -239,19 +210,12 @@ impl Judge<'_> {
         )
     }
 
-    fn with_oracles(
-        &self,
-        a: (usize, usize),
-        b: (usize, usize),
-        pair: &PairMetrics,
-    ) -> (Decision, String) {
+    fn with_oracles(&self, a: (usize, usize), b: (usize, usize), pair: &PairMetrics) -> (Decision, String) {
         let names = &self.matrix.names;
         let ((a, oracle_a), (b, oracle_b)) = (a, b);
         let mut evidence = String::new();
         if oracle_a == oracle_b {
-            let lacking = [a, b]
-                .into_iter()
-                .find(|&variant| self.oracles.own(variant).is_none());
+            let lacking = [a, b].into_iter().find(|&variant| self.oracles.own(variant).is_none());
             if let Some(lacking) = lacking {
                 evidence = format!(
                     "{} has no float64 result of its own and is measured against {}; ",
@@ -302,9 +266,7 @@ impl Judge<'_> {
     fn rounding(&self, a: (usize, usize), b: (usize, usize), evidence: &str) -> (Decision, String) {
         let names = &self.matrix.names;
         let rmse = |(variant, oracle): (usize, usize)| {
-            self.matrix
-                .compared(variant, oracle)
-                .map_or(f64::NAN, PairMetrics::rmse)
+            self.matrix.compared(variant, oracle).map_or(f64::NAN, PairMetrics::rmse)
         };
         let (rmse_a, rmse_b) = (rmse(a), rmse(b));
         let dtype = self.matrix.dtypes[a.0];
@@ -313,31 +275,13 @@ impl Judge<'_> {
             names[a.0], names[b.0]
         );
         if dtype != self.matrix.dtypes[b.0] {
-            return (
-                Decision::SameMathematics,
-                format!("{errors}, each within its dtype"),
-            );
+            return (Decision::SameMathematics, format!("{errors}, each within its dtype"));
         }
-        let (worse, larger, smaller) = if rmse_a > rmse_b {
-            (a.0, rmse_a, rmse_b)
-        } else {
-            (b.0, rmse_b, rmse_a)
-        };
-        let elements = self
-            .matrix
-            .compared(a.0, b.0)
-            .map_or(0, |pair| pair.elements);
-        if within_dynamo(
-            larger,
-            smaller,
-            dtype,
-            elements,
-            self.tolerances.dynamo.of(dtype),
-        ) {
-            return (
-                Decision::SameMathematics,
-                format!("{errors}, within dynamo's rule"),
-            );
+        let (worse, larger, smaller) =
+            if rmse_a > rmse_b { (a.0, rmse_a, rmse_b) } else { (b.0, rmse_b, rmse_a) };
+        let elements = self.matrix.compared(a.0, b.0).map_or(0, |pair| pair.elements);
+        if within_dynamo(larger, smaller, dtype, elements, self.tolerances.dynamo.of(dtype)) {
+            return (Decision::SameMathematics, format!("{errors}, within dynamo's rule"));
         }
         let worse = names[worse].clone();
         let text = format!("{errors}: {worse} exceeds dynamo's rule");
@@ -348,10 +292,7 @@ impl Judge<'_> {
         let dtype = pair.lower_dtype;
         let limit = self.tolerances.relative_l2.of(dtype);
         if let Some(excess) = self.excess(pair, dtype) {
-            return (
-                Decision::Diverged,
-                format!("{excess}; no float64 oracle was run"),
-            );
+            return (Decision::Diverged, format!("{excess}; no float64 oracle was run"));
         }
         let (overall, name) = (share(pair), dtype_name(dtype));
         let text = format!(
@@ -368,9 +309,7 @@ impl Judge<'_> {
         let name = dtype_name(dtype);
         let overall = share(pair);
         if !at_most(overall, limit) {
-            return Some(format!(
-                "relative L2 {overall:.2e} exceeds {name}'s {limit:.1e}"
-            ));
+            return Some(format!("relative L2 {overall:.2e} exceeds {name}'s {limit:.1e}"));
         }
         let (worst, at) = pair.worst_position;
         if !at_most(worst, local) {
@@ -400,10 +339,5 @@ fn at_most(value: f64, limit: f64) -> bool {
 }
 
 fn incomparable(reason: &Incomparable) -> (Decision, String) {
-    (
-        Decision::Incomparable {
-            reason: reason.to_string(),
-        },
-        reason.to_string(),
-    )
+    (Decision::Incomparable { reason: reason.to_string() }, reason.to_string())
 }

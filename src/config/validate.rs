@@ -310,7 +310,6 @@ impl Found {
         self.list(at!["run", "dtypes"], &run.dtypes);
         self.list(at!["run", "devices"], &run.devices);
         self.positive(at!["run", "iterations"], run.iterations as f64);
-        self.positive(at!["run", "rounds"], run.rounds as f64);
         self.positive(at!["run", "timeout_s"], run.timeout_s as f64);
         if let Some(threads) = run.threads {
             self.positive(at!["run", "threads"], threads as f64);

@@ -139,7 +139,7 @@ fn origin(config: &Config, version: &Version) -> Option<EnvironmentOrigin> {
         (None, Some(source)) => Some(EnvironmentOrigin::Made {
             source: source.clone(),
             torch: config.environment.torch.clone(),
-            torch_backend: config.environment.torch_backend.clone(),
+            torch_backend: config.environment.torch_backend,
             requirements: config.environment.requirements.clone(),
             python: config.environment.python.clone(),
         }),

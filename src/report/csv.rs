@@ -27,10 +27,7 @@ impl Report for Csv {
             for a in 0..matrix.len() {
                 for b in 0..matrix.len() {
                     let names = (&matrix.names[a.min(b)], &matrix.names[a.max(b)]);
-                    let verdict = case
-                        .verdicts
-                        .iter()
-                        .find(|verdict| (&verdict.a, &verdict.b) == names);
+                    let verdict = case.verdicts.iter().find(|verdict| (&verdict.a, &verdict.b) == names);
                     let outcome = matrix.oriented(a, b);
                     let (status, reason) = match &outcome {
                         PairOutcome::Compared(_) => ("compared", String::new()),
@@ -42,9 +39,7 @@ impl Report for Csv {
                         matrix.names[a].clone(),
                         matrix.names[b].clone(),
                         status.to_owned(),
-                        verdict
-                            .map(|verdict| verdict.decision.word().to_owned())
-                            .unwrap_or_default(),
+                        verdict.map(|verdict| verdict.decision.word().to_owned()).unwrap_or_default(),
                         reason,
                     ];
                     if let PairOutcome::Compared(pair) = &outcome {

@@ -22,37 +22,19 @@ impl Report for Html {
     fn render(&self, run: &RunView) -> String {
         let mut page = String::new();
         let id = escape(&run.id);
+        put(&mut page, "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
+        put(&mut page, "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
         put(
             &mut page,
-            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n",
+            &format!("<title>tfcheck {id}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"),
         );
-        put(
-            &mut page,
-            "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n",
-        );
-        put(
-            &mut page,
-            &format!(
-                "<title>tfcheck {id}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
-            ),
-        );
-        put(
-            &mut page,
-            &format!("<h1>tfcheck <span class=\"id\">{id}</span></h1>\n"),
-        );
+        put(&mut page, &format!("<h1>tfcheck <span class=\"id\">{id}</span></h1>\n"));
         tally(&mut page, run);
         for case in &run.cases {
+            put(&mut page, &format!("<section>\n<h2>{}</h2>\n", escape(&case.name)));
             put(
                 &mut page,
-                &format!("<section>\n<h2>{}</h2>\n", escape(&case.name)),
-            );
-            put(
-                &mut page,
-                &format!(
-                    "<p class=\"about\">{} · {}</p>\n",
-                    escape(&case.checkpoint),
-                    escape(&case.inputs)
-                ),
+                &format!("<p class=\"about\">{} · {}</p>\n", escape(&case.checkpoint), escape(&case.inputs)),
             );
             heat_map(&mut page, case);
             verdicts(&mut page, case);
@@ -64,11 +46,8 @@ impl Report for Html {
             put(&mut page, "</section>\n");
         }
         list(&mut page, "Notes", &run.notes);
-        let environment: Vec<String> = run
-            .environment
-            .iter()
-            .map(|(key, value)| format!("{key}: {value}"))
-            .collect();
+        let environment: Vec<String> =
+            run.environment.iter().map(|(key, value)| format!("{key}: {value}")).collect();
         list(&mut page, "Environment", &environment);
         put(&mut page, "</main>\n</body>\n</html>\n");
         page
@@ -89,10 +68,7 @@ fn tally(page: &mut String, run: &RunView) {
     ];
     put(page, "<ul class=\"tally\">\n");
     for (count, word, class) in counts.into_iter().filter(|(count, ..)| *count > 0) {
-        put(
-            page,
-            &format!("<li class=\"{class}\"><b>{count}</b> {word}</li>\n"),
-        );
+        put(page, &format!("<li class=\"{class}\"><b>{count}</b> {word}</li>\n"));
     }
     put(page, "</ul>\n");
 }
@@ -104,30 +80,13 @@ fn heat_map(page: &mut String, case: &CaseView) {
         page,
         "<h3>Logit L2 differences</h3>\n<p>‖row − column‖; the colour is the relative L2 on a logarithmic scale, the bar below a number the verdict; † is compared at last positions only.</p>\n",
     );
-    put(
-        page,
-        "<div class=\"scroll\"><table class=\"heat\">\n<thead><tr><th></th>",
-    );
+    put(page, "<div class=\"scroll\"><table class=\"heat\">\n<thead><tr><th></th>");
     for (index, name) in matrix.names.iter().enumerate() {
-        put(
-            page,
-            &format!(
-                "<th scope=\"col\" title=\"{}\">{}</th>",
-                escape(name),
-                index + 1
-            ),
-        );
+        put(page, &format!("<th scope=\"col\" title=\"{}\">{}</th>", escape(name), index + 1));
     }
     put(page, "</tr></thead>\n<tbody>\n");
     for (row, name) in matrix.names.iter().enumerate() {
-        put(
-            page,
-            &format!(
-                "<tr><th scope=\"row\"><span>{}</span> {}</th>",
-                row + 1,
-                escape(name)
-            ),
-        );
+        put(page, &format!("<tr><th scope=\"row\"><span>{}</span> {}</th>", row + 1, escape(name)));
         for column in 0..matrix.len() {
             let title = format!("{name} / {}", matrix.names[column]);
             put(page, &heat_cell(case, row, column, &title));
@@ -159,10 +118,7 @@ fn heat_cell(case: &CaseView, row: usize, column: usize, title: &str) -> String 
             )
         }
         PairOutcome::NotRun(reason) => {
-            format!(
-                "<td class=\"absent\" title=\"{}\">not run</td>",
-                escape(&format!("{title}: {reason}"))
-            )
+            format!("<td class=\"absent\" title=\"{}\">not run</td>", escape(&format!("{title}: {reason}")))
         }
     }
 }
@@ -179,13 +135,7 @@ fn heat(share: f64) -> u32 {
 fn legend(page: &mut String) {
     put(page, "<p class=\"legend\">relative L2: ");
     for exponent in [-9, -7, -5, -3, -1] {
-        put(
-            page,
-            &format!(
-                "<span style=\"--heat:{}%\">1e{exponent}</span>",
-                heat(10_f64.powi(exponent))
-            ),
-        );
+        put(page, &format!("<span style=\"--heat:{}%\">1e{exponent}</span>", heat(10_f64.powi(exponent))));
     }
     put(
         page,
@@ -195,10 +145,7 @@ fn legend(page: &mut String) {
 
 fn verdict_class(case: &CaseView, a: usize, b: usize) -> &'static str {
     let names = (&case.matrix.names[a.min(b)], &case.matrix.names[a.max(b)]);
-    let verdict = case
-        .verdicts
-        .iter()
-        .find(|verdict| (&verdict.a, &verdict.b) == names);
+    let verdict = case.verdicts.iter().find(|verdict| (&verdict.a, &verdict.b) == names);
     verdict.map_or("none", |verdict| class(&verdict.decision))
 }
 
@@ -214,40 +161,21 @@ fn class(decision: &Decision) -> &'static str {
 /// What needs a person's eye is open; agreement, which grows with the square of the variants, is folded.
 fn verdicts(page: &mut String, case: &CaseView) {
     let rows = |classes: &[&str]| -> Vec<Vec<String>> {
-        let chosen = case
-            .verdicts
-            .iter()
-            .filter(|verdict| classes.contains(&class(&verdict.decision)));
+        let chosen = case.verdicts.iter().filter(|verdict| classes.contains(&class(&verdict.decision)));
         chosen
             .map(|verdict| {
-                let word = format!(
-                    "<b class=\"{}\">{}</b>",
-                    class(&verdict.decision),
-                    verdict.decision.word()
-                );
-                vec![
-                    escape(&verdict.a),
-                    escape(&verdict.b),
-                    word,
-                    escape(&verdict.evidence),
-                ]
+                let word =
+                    format!("<b class=\"{}\">{}</b>", class(&verdict.decision), verdict.decision.word());
+                vec![escape(&verdict.a), escape(&verdict.b), word, escape(&verdict.evidence)]
             })
             .collect()
     };
     let header = ["A", "B", "Verdict", "Evidence"];
-    table(
-        page,
-        "Verdicts that need a look",
-        &header,
-        &rows(&["bad", "warn"]),
-    );
+    table(page, "Verdicts that need a look", &header, &rows(&["bad", "warn"]));
     for (title, classes) in [("agreeing pairs", "good"), ("pairs not run", "none")] {
         let rows = rows(&[classes]);
         if !rows.is_empty() {
-            put(
-                page,
-                &format!("<details><summary>{} {title}</summary>", rows.len()),
-            );
+            put(page, &format!("<details><summary>{} {title}</summary>", rows.len()));
             table(page, "", &header, &rows);
             put(page, "</details>\n");
         }
@@ -256,25 +184,11 @@ fn verdicts(page: &mut String, case: &CaseView) {
 
 /// Medians as bars, their bootstrap intervals as whiskers, p90 as a tick.
 fn timings(page: &mut String, case: &CaseView) {
-    let results: Vec<_> = case
-        .cells
-        .iter()
-        .map(|cell| (cell, case.performance(cell)))
-        .collect();
-    let timed = || {
-        results
-            .iter()
-            .filter_map(|(_, result)| result.as_ref().ok()?.timing)
-    };
-    let longest = timed()
-        .map(|timing| timing.p90_ms.max(timing.median_interval_ms.high))
-        .fold(0.0, f64::max);
+    let results: Vec<_> = case.cells.iter().map(|cell| (cell, case.performance(cell))).collect();
+    let timed = || results.iter().filter_map(|(_, result)| result.as_ref().ok()?.timing);
+    let longest = timed().map(|timing| timing.p90_ms.max(timing.median_interval_ms.high)).fold(0.0, f64::max);
     let share = |x: f64| {
-        if longest > 0.0 {
-            100.0 * x / longest
-        } else {
-            0.0
-        }
+        if longest > 0.0 { 100.0 * x / longest } else { 0.0 }
     };
     put(
         page,
@@ -285,18 +199,11 @@ fn timings(page: &mut String, case: &CaseView) {
         "<div class=\"scroll\"><table class=\"bars\">\n<thead><tr><th>Variant</th><th class=\"bar\"></th><th>p50</th><th>p90</th><th>p99</th><th>Mean</th><th>First call</th><th>Load</th><th>Peak memory</th><th>Speed-up</th><th>n</th></tr></thead>\n<tbody>\n",
     );
     for (cell, result) in &results {
-        put(
-            page,
-            &format!("<tr><th scope=\"row\">{}</th>", escape(&cell.name)),
-        );
+        put(page, &format!("<tr><th scope=\"row\">{}</th>", escape(&cell.name)));
         match result {
-            Err(reason) => put(
-                page,
-                &format!(
-                    "<td class=\"absent bad\" colspan=\"10\">{}</td>",
-                    escape(reason)
-                ),
-            ),
+            Err(reason) => {
+                put(page, &format!("<td class=\"absent bad\" colspan=\"10\">{}</td>", escape(reason)));
+            }
             Ok(performance) => {
                 match &performance.timing {
                     Some(timing) => {
@@ -318,9 +225,7 @@ fn timings(page: &mut String, case: &CaseView) {
                     None => put(page, "<td class=\"absent\" colspan=\"5\">not timed</td>"),
                 }
                 let completed = performance.completed;
-                let peak = completed
-                    .peak_bytes
-                    .map_or_else(|| "unknown".to_owned(), bytes);
+                let peak = completed.peak_bytes.map_or_else(|| "unknown".to_owned(), bytes);
                 let samples = performance.timing.map_or(0, |timing| timing.n);
                 let (first, load) = (ms(completed.first_call_ns), ms(completed.load_ns));
                 let speed_up = speed_up_text(performance);
@@ -352,12 +257,7 @@ fn accuracies(page: &mut String, case: &CaseView) {
             ]
         })
         .collect();
-    table(
-        page,
-        "Error against float64",
-        &["Variant", "Oracle", "RMSE", "Relative L2", "Max abs"],
-        &rows,
-    );
+    table(page, "Error against float64", &["Variant", "Oracle", "RMSE", "Relative L2", "Max abs"], &rows);
 }
 
 fn choices(page: &mut String, case: &CaseView) {
@@ -374,21 +274,15 @@ fn choices(page: &mut String, case: &CaseView) {
         .iter()
         .map(|row| {
             let start = [escape(&row.variant), row.row.to_string()];
-            start
-                .into_iter()
-                .chain(row.probabilities.iter().map(probability))
-                .collect()
+            start.into_iter().chain(row.probabilities.iter().map(probability)).collect()
         })
         .collect();
     table(page, "Choices", &header, &rows);
 }
 
 fn failures(page: &mut String, case: &CaseView) {
-    let absent: Vec<_> = case
-        .cells
-        .iter()
-        .filter(|cell| !matches!(cell.outcome, Outcome::Completed(_)))
-        .collect();
+    let absent: Vec<_> =
+        case.cells.iter().filter(|cell| !matches!(cell.outcome, Outcome::Completed(_))).collect();
     if absent.is_empty() {
         return;
     }
@@ -396,17 +290,10 @@ fn failures(page: &mut String, case: &CaseView) {
     for cell in absent {
         put(
             page,
-            &format!(
-                "<article><h4>{}</h4>\n<p>{}</p>\n",
-                escape(&cell.name),
-                escape(&reason(&cell.outcome))
-            ),
+            &format!("<article><h4>{}</h4>\n<p>{}</p>\n", escape(&cell.name), escape(&reason(&cell.outcome))),
         );
         if let Outcome::Failed(failure) = &cell.outcome {
-            for (title, block) in [
-                (kind(failure.kind), &failure.detail),
-                ("worker.log", &failure.log_tail),
-            ] {
+            for (title, block) in [(kind(failure.kind), &failure.detail), ("worker.log", &failure.log_tail)] {
                 if !block.trim().is_empty() {
                     put(
                         page,
@@ -426,12 +313,7 @@ fn notes(page: &mut String, case: &CaseView) {
     let mut notes = Vec::new();
     for cell in &case.cells {
         if let Outcome::Completed(completed) = &cell.outcome {
-            notes.extend(
-                completed
-                    .notes
-                    .iter()
-                    .map(|note| format!("{}: {note}", cell.name)),
-            );
+            notes.extend(completed.notes.iter().map(|note| format!("{}: {note}", cell.name)));
         }
     }
     list(page, "Notes of the variants", &notes);
@@ -442,10 +324,7 @@ fn table(page: &mut String, title: &str, header: &[&str], rows: &[Vec<String>]) 
     if rows.is_empty() {
         return;
     }
-    put(
-        page,
-        &format!("<h3>{title}</h3>\n<div class=\"scroll\"><table>\n<thead><tr>"),
-    );
+    put(page, &format!("<h3>{title}</h3>\n<div class=\"scroll\"><table>\n<thead><tr>"));
     for cell in header {
         put(page, &format!("<th>{cell}</th>"));
     }
@@ -472,10 +351,7 @@ fn list(page: &mut String, title: &str, items: &[String]) {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 fn put(page: &mut String, text: &str) {

@@ -182,10 +182,7 @@ fn per_position(pair: &PairMetrics, matrix: &Matrix) -> Value {
         return Value::Null;
     }
     let curve = |number_of: &dyn Fn(&PositionMetrics) -> f64| -> Vec<Value> {
-        pair.per_position
-            .iter()
-            .map(|at| number(number_of(at)))
-            .collect()
+        pair.per_position.iter().map(|at| number(number_of(at))).collect()
     };
     json!({
         "position": pair.per_position.iter().map(|at| at.position).collect::<Vec<_>>(),
@@ -210,6 +207,5 @@ fn position(at: PositionIndex) -> Value {
 }
 
 fn number(value: f64) -> Value {
-    serde_json::Number::from_f64(value)
-        .map_or_else(|| Value::String(value.to_string()), Value::Number)
+    serde_json::Number::from_f64(value).map_or_else(|| Value::String(value.to_string()), Value::Number)
 }

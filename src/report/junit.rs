@@ -28,9 +28,7 @@ impl Report for Junit {
                         status
                             .set_type(kind(failure.kind))
                             .set_message(failure.reason.clone())
-                            .set_description(
-                                format!("{}\n{}", failure.detail, failure.log_tail).trim(),
-                            );
+                            .set_description(format!("{}\n{}", failure.detail, failure.log_tail).trim());
                         status
                     }
                 };
@@ -47,27 +45,20 @@ impl Report for Junit {
             for verdict in &case.verdicts {
                 let status = match &verdict.decision {
                     Decision::Identical | Decision::SameMathematics => TestCaseStatus::success(),
-                    Decision::WorseRounding { .. }
-                    | Decision::Diverged
-                    | Decision::Incomparable { .. } => {
+                    Decision::WorseRounding { .. } | Decision::Diverged | Decision::Incomparable { .. } => {
                         let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
-                        status
-                            .set_type(verdict.decision.word())
-                            .set_message(verdict.evidence.clone());
+                        status.set_type(verdict.decision.word()).set_message(verdict.evidence.clone());
                         status
                     }
                     Decision::NotRun { reason } => skipped(reason),
                 };
-                let mut test =
-                    TestCase::new(format!("{} against {}", verdict.a, verdict.b), status);
+                let mut test = TestCase::new(format!("{} against {}", verdict.a, verdict.b), status);
                 test.set_classname(case.name.clone());
                 pairs.add_test_case(test);
             }
             document.add_test_suite(pairs);
         }
-        document
-            .to_string()
-            .expect("a report without a time stamp is always representable")
+        document.to_string().expect("a report without a time stamp is always representable")
     }
 }
 

@@ -2,9 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{
-    CaseView, Performance, Report, RunView, bytes, entry, kind, ms, reason, speed_up_text,
-};
+use super::{CaseView, Performance, Report, RunView, bytes, entry, kind, ms, reason, speed_up_text};
 use crate::compare::metrics::Side;
 use crate::results::{Cell, Outcome};
 
@@ -27,10 +25,7 @@ impl Report for Markdown {
         }
         for case in &run.cases {
             line(&mut text, &format!("\n## {}\n", case.name));
-            line(
-                &mut text,
-                &format!("Checkpoint {}; inputs {}.\n", case.checkpoint, case.inputs),
-            );
+            line(&mut text, &format!("Checkpoint {}; inputs {}.\n", case.checkpoint, case.inputs));
             performance(&mut text, case);
             matrices(&mut text, case);
             verdicts(&mut text, case);
@@ -64,11 +59,7 @@ fn performance(text: &mut String, case: &CaseView) {
         "Speed-up",
         "n",
     ];
-    let rows: Vec<Vec<String>> = case
-        .cells
-        .iter()
-        .map(|cell| performance_row(case, cell))
-        .collect();
+    let rows: Vec<Vec<String>> = case.cells.iter().map(|cell| performance_row(case, cell)).collect();
     table(text, &header, &rows);
     line(
         text,
@@ -85,10 +76,7 @@ fn performance_row(case: &CaseView, cell: &Cell) -> Vec<String> {
             numbers.extend([
                 format!("{:.2}", ms(performance.completed.first_call_ns)),
                 format!("{:.2}", ms(performance.completed.load_ns)),
-                performance
-                    .completed
-                    .peak_bytes
-                    .map_or_else(|| "unknown".to_owned(), bytes),
+                performance.completed.peak_bytes.map_or_else(|| "unknown".to_owned(), bytes),
                 speed_up_text(&performance),
                 performance.timing.map_or(0, |timing| timing.n).to_string(),
             ]);
@@ -100,9 +88,9 @@ fn performance_row(case: &CaseView, cell: &Cell) -> Vec<String> {
 
 fn percentiles(performance: &Performance<'_>) -> Vec<String> {
     match &performance.timing {
-        Some(timing) => [timing.p50_ms, timing.p90_ms, timing.p99_ms, timing.mean_ms]
-            .map(|x| format!("{x:.2}"))
-            .to_vec(),
+        Some(timing) => {
+            [timing.p50_ms, timing.p90_ms, timing.p99_ms, timing.mean_ms].map(|x| format!("{x:.2}")).to_vec()
+        }
         None => vec!["not timed".to_owned(); 4],
     }
 }
@@ -112,9 +100,7 @@ fn matrices(text: &mut String, case: &CaseView) {
     let positions = matrix.positions.len();
     line(
         text,
-        &format!(
-            "\n### Logit L2 Differences (N×N)\n\n‖row − column‖ over {positions} real positions.\n"
-        ),
+        &format!("\n### Logit L2 Differences (N×N)\n\n‖row − column‖ over {positions} real positions.\n"),
     );
     square(text, case, |row, column| {
         entry(matrix, row, column, |pair| {
@@ -122,52 +108,31 @@ fn matrices(text: &mut String, case: &CaseView) {
             format!("{:.6}{mark}", pair.l2)
         })
     });
-    let last_only = (0..matrix.len()).any(|a| {
-        (0..=a).any(|b| {
-            matrix
-                .compared(a, b)
-                .is_some_and(|pair| pair.last_positions_only)
-        })
-    });
+    let last_only = (0..matrix.len())
+        .any(|a| (0..=a).any(|b| matrix.compared(a, b).is_some_and(|pair| pair.last_positions_only)));
     if last_only {
-        line(
-            text,
-            "\n† compared at last positions only, because one of the files holds no others.",
-        );
+        line(text, "\n† compared at last positions only, because one of the files holds no others.");
     }
-    line(
-        text,
-        "\n### Relative L2 Differences (N×N)\n\n‖row − column‖ / ‖row‖: the row is the reference.\n",
-    );
+    line(text, "\n### Relative L2 Differences (N×N)\n\n‖row − column‖ / ‖row‖: the row is the reference.\n");
     square(text, case, |row, column| {
-        entry(matrix, row, column, |pair| {
-            format!("{:.3e}", pair.relative_l2(Side::A))
-        })
+        entry(matrix, row, column, |pair| format!("{:.3e}", pair.relative_l2(Side::A)))
     });
 }
 
 /// A table of all variants by all variants.
 fn square(text: &mut String, case: &CaseView, entry: impl Fn(usize, usize) -> String) {
     let names = &case.matrix.names;
-    let header: Vec<&str> = std::iter::once("")
-        .chain(names.iter().map(String::as_str))
-        .collect();
+    let header: Vec<&str> = std::iter::once("").chain(names.iter().map(String::as_str)).collect();
     let rows: Vec<Vec<String>> = names
         .iter()
         .enumerate()
         .map(|(row, name)| {
-            let absent = case
-                .cells
-                .iter()
-                .find(|cell| cell.name == *name)
-                .map(|cell| reason(&cell.outcome));
+            let absent = case.cells.iter().find(|cell| cell.name == *name).map(|cell| reason(&cell.outcome));
             let label = match absent.filter(|reason| !reason.is_empty()) {
                 Some(reason) => format!("{name} ({reason})"),
                 None => name.clone(),
             };
-            std::iter::once(label)
-                .chain((0..names.len()).map(|column| entry(row, column)))
-                .collect()
+            std::iter::once(label).chain((0..names.len()).map(|column| entry(row, column))).collect()
         })
         .collect();
     table(text, &header, &rows);
@@ -205,12 +170,7 @@ fn distributions(text: &mut String, case: &CaseView) {
                 matrix.names[b].clone(),
                 pair.max_abs_at.map_or_else(
                     || format!("{:.3e}", pair.max_abs),
-                    |at| {
-                        format!(
-                            "{:.3e} at ({}, {}, {})",
-                            pair.max_abs, at.at.row, at.at.position, at.token
-                        )
-                    },
+                    |at| format!("{:.3e} at ({}, {}, {})", pair.max_abs, at.at.row, at.at.position, at.token),
                 ),
                 pair.max_ulp.map_or_else(
                     || "—".to_owned(),
@@ -274,29 +234,19 @@ fn accuracies(text: &mut String, case: &CaseView) {
             ]
         })
         .collect();
-    table(
-        text,
-        &["Variant", "Oracle", "RMSE", "Relative L2", "Max abs"],
-        &rows,
-    );
+    table(text, &["Variant", "Oracle", "RMSE", "Relative L2", "Max abs"], &rows);
 }
 
 fn choices(text: &mut String, case: &CaseView) {
     let Some(choices) = &case.choices else { return };
-    line(
-        text,
-        "\n### Choices\n\nSoftmax probability at the last real position.\n",
-    );
-    let header: Vec<&str> = ["Variant", "Row"]
-        .into_iter()
-        .chain(choices.tokens.iter().map(String::as_str))
-        .collect();
+    line(text, "\n### Choices\n\nSoftmax probability at the last real position.\n");
+    let header: Vec<&str> =
+        ["Variant", "Row"].into_iter().chain(choices.tokens.iter().map(String::as_str)).collect();
     let rows: Vec<Vec<String>> = choices
         .rows
         .iter()
         .map(|row| {
-            let probability =
-                |p: &Option<f64>| p.map_or_else(|| "—".to_owned(), |p| format!("{p:.6}"));
+            let probability = |p: &Option<f64>| p.map_or_else(|| "—".to_owned(), |p| format!("{p:.6}"));
             [row.variant.clone(), row.row.to_string()]
                 .into_iter()
                 .chain(row.probabilities.iter().map(probability))
@@ -307,11 +257,8 @@ fn choices(text: &mut String, case: &CaseView) {
 }
 
 fn failures(text: &mut String, case: &CaseView) {
-    let absent: Vec<&Cell> = case
-        .cells
-        .iter()
-        .filter(|cell| !matches!(cell.outcome, Outcome::Completed(_)))
-        .collect();
+    let absent: Vec<&Cell> =
+        case.cells.iter().filter(|cell| !matches!(cell.outcome, Outcome::Completed(_))).collect();
     if absent.is_empty() {
         return;
     }
@@ -319,23 +266,13 @@ fn failures(text: &mut String, case: &CaseView) {
     for cell in absent {
         match &cell.outcome {
             Outcome::Completed(_) => {}
-            Outcome::Unsupported { reason } => line(
-                text,
-                &format!("\n**{}** — unsupported: {reason}", cell.name),
-            ),
+            Outcome::Unsupported { reason } => {
+                line(text, &format!("\n**{}** — unsupported: {reason}", cell.name));
+            }
             Outcome::Failed(failure) => {
-                line(
-                    text,
-                    &format!(
-                        "\n**{}** — {}: {}",
-                        cell.name,
-                        kind(failure.kind),
-                        failure.reason
-                    ),
-                );
-                for block in [&failure.detail, &failure.log_tail]
-                    .into_iter()
-                    .filter(|block| !block.trim().is_empty())
+                line(text, &format!("\n**{}** — {}: {}", cell.name, kind(failure.kind), failure.reason));
+                for block in
+                    [&failure.detail, &failure.log_tail].into_iter().filter(|block| !block.trim().is_empty())
                 {
                     let lines: Vec<&str> = block.trim_end().lines().collect();
                     let tail = &lines[lines.len().saturating_sub(LOG_LINES)..];
@@ -351,12 +288,7 @@ fn notes(text: &mut String, case: &CaseView) {
     let mut notes = Vec::new();
     for cell in &case.cells {
         if let Outcome::Completed(completed) = &cell.outcome {
-            notes.extend(
-                completed
-                    .notes
-                    .iter()
-                    .map(|note| format!("- {}: {note}", cell.name)),
-            );
+            notes.extend(completed.notes.iter().map(|note| format!("- {}: {note}", cell.name)));
         }
     }
     if !notes.is_empty() {
@@ -379,31 +311,17 @@ fn table(text: &mut String, header: &[&str], rows: &[Vec<String>]) {
         .collect();
     // Reasons and evidence may be long; they do not widen the other rows.
     let width = |column: usize| {
-        let cells = rows
-            .iter()
-            .map(|row| row[column].chars().count())
-            .filter(|&width| width <= 40);
-        cells
-            .chain([header[column].chars().count(), 3])
-            .max()
-            .unwrap_or(3)
+        let cells = rows.iter().map(|row| row[column].chars().count()).filter(|&width| width <= 40);
+        cells.chain([header[column].chars().count(), 3]).max().unwrap_or(3)
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let mut write = |cells: &[String]| {
-        let padded: Vec<String> = cells
-            .iter()
-            .zip(&widths)
-            .map(|(cell, &width)| format!("{cell:width$}"))
-            .collect();
+        let padded: Vec<String> =
+            cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
         line(text, &format!("| {} |", padded.join(" | ")));
     };
     write(&header);
-    write(
-        &widths
-            .iter()
-            .map(|&width| "-".repeat(width))
-            .collect::<Vec<_>>(),
-    );
+    write(&widths.iter().map(|&width| "-".repeat(width)).collect::<Vec<_>>());
     for row in &rows {
         write(row);
     }

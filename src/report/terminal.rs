@@ -27,10 +27,7 @@ impl Report for Terminal {
     }
 
     fn render(&self, run: &RunView) -> String {
-        let terminal = Self {
-            width: self.width.max(NARROWEST),
-            ..*self
-        };
+        let terminal = Self { width: self.width.max(NARROWEST), ..*self };
         let mut text = String::new();
         for case in &run.cases {
             terminal.case(&mut text, case);
@@ -54,11 +51,7 @@ impl Report for Terminal {
             .filter(|(count, _)| *count > 0)
             .map(|(count, word)| format!("{count} {word}"))
             .collect();
-        let pairs = if said.is_empty() {
-            "none".to_owned()
-        } else {
-            said.join(", ")
-        };
+        let pairs = if said.is_empty() { "none".to_owned() } else { said.join(", ") };
         let cells = format!("{} failed, {} unsupported", tally.failed, tally.unsupported);
         text.push('\n');
         for part in wrap(&format!("pairs: {pairs}; cells: {cells}"), terminal.width) {
@@ -78,27 +71,20 @@ impl Terminal {
     }
 
     fn performance(&self, text: &mut String, case: &CaseView) {
-        let header = [
-            "variant", "p50 ms", "p90 ms", "first ms", "memory", "speed-up",
-        ]
-        .map(str::to_owned)
-        .to_vec();
+        let header =
+            ["variant", "p50 ms", "p90 ms", "first ms", "memory", "speed-up"].map(str::to_owned).to_vec();
         let mut rows = vec![header];
         let mut absent = Vec::new();
         for cell in &case.cells {
             match case.performance(cell) {
                 Ok(performance) => {
-                    let time =
-                        |x: Option<f64>| x.map_or_else(|| "—".to_owned(), |x| format!("{x:.2}"));
+                    let time = |x: Option<f64>| x.map_or_else(|| "—".to_owned(), |x| format!("{x:.2}"));
                     rows.push(vec![
                         cell.name.clone(),
                         time(performance.timing.map(|timing| timing.p50_ms)),
                         time(performance.timing.map(|timing| timing.p90_ms)),
                         time(Some(super::ms(performance.completed.first_call_ns))),
-                        performance
-                            .completed
-                            .peak_bytes
-                            .map_or_else(|| "—".to_owned(), bytes),
+                        performance.completed.peak_bytes.map_or_else(|| "—".to_owned(), bytes),
                         speed_up_text(&performance),
                     ]);
                 }
@@ -125,10 +111,7 @@ impl Terminal {
             match absent.iter().find(|(at, _)| *at == index) {
                 Some((_, reason)) => {
                     let name = pad_str(&row[0], widths[0], Alignment::Left, None);
-                    self.line(
-                        text,
-                        &format!("  {name}  {}", self.paint(&Style::new().red(), reason)),
-                    );
+                    self.line(text, &format!("  {name}  {}", self.paint(&Style::new().red(), reason)));
                 }
                 None => self.row(text, row, &widths, index == 0),
             }
@@ -141,9 +124,7 @@ impl Terminal {
         let names = &matrix.names;
         let l2 = |pair: &PairMetrics| format!("{:.6}", pair.l2);
         let mut rows = vec![
-            std::iter::once("L2".to_owned())
-                .chain((1..=names.len()).map(|i| format!("[{i}]")))
-                .collect(),
+            std::iter::once("L2".to_owned()).chain((1..=names.len()).map(|i| format!("[{i}]"))).collect(),
         ];
         for (row, name) in names.iter().enumerate() {
             let label = format!("[{}] {name}", row + 1);
@@ -154,12 +135,7 @@ impl Terminal {
             );
         }
         let widths_of_square = widths(&rows);
-        if widths_of_square
-            .iter()
-            .map(|width| width + 2)
-            .sum::<usize>()
-            > self.width
-        {
+        if widths_of_square.iter().map(|width| width + 2).sum::<usize>() > self.width {
             let baseline = case
                 .baseline
                 .as_ref()
@@ -175,9 +151,7 @@ impl Terminal {
                 "max abs".to_owned(),
             ]];
             for other in (0..names.len()).filter(|&other| other != baseline) {
-                let of = |number: &dyn Fn(&PairMetrics) -> String| {
-                    entry(matrix, baseline, other, number)
-                };
+                let of = |number: &dyn Fn(&PairMetrics) -> String| entry(matrix, baseline, other, number);
                 rows.push(vec![
                     names[other].clone(),
                     of(&l2),
@@ -205,10 +179,7 @@ impl Terminal {
         let mut groups: Vec<(&Verdict, Vec<String>)> = Vec::new();
         for verdict in &case.verdicts {
             let pair = format!("{} / {}", verdict.a, verdict.b);
-            match groups
-                .iter_mut()
-                .find(|(first, _)| first.evidence == verdict.evidence)
-            {
+            match groups.iter_mut().find(|(first, _)| first.evidence == verdict.evidence) {
                 Some((_, pairs)) => pairs.push(pair),
                 None => groups.push((verdict, vec![pair])),
             }
@@ -223,11 +194,7 @@ impl Terminal {
             };
             let word = self.paint(&style, verdict.decision.word());
             for (index, pair) in pairs.iter().enumerate() {
-                let word = if index == 0 {
-                    word.clone()
-                } else {
-                    " ".repeat(verdict.decision.word().len())
-                };
+                let word = if index == 0 { word.clone() } else { " ".repeat(verdict.decision.word().len()) };
                 self.line(text, &format!("  {word}  {pair}"));
             }
             for part in wrap(&verdict.evidence, self.width - 4) {
@@ -242,11 +209,7 @@ impl Terminal {
             .zip(widths)
             .enumerate()
             .map(|(column, (cell, &width))| {
-                let side = if column == 0 {
-                    Alignment::Left
-                } else {
-                    Alignment::Right
-                };
+                let side = if column == 0 { Alignment::Left } else { Alignment::Right };
                 pad_str(cell, width, side, None).into_owned()
             })
             .collect();
@@ -260,16 +223,11 @@ impl Terminal {
     }
 
     fn paint(&self, style: &Style, text: &str) -> String {
-        style
-            .clone()
-            .force_styling(self.color)
-            .apply_to(text)
-            .to_string()
+        style.clone().force_styling(self.color).apply_to(text).to_string()
     }
 
     fn line(&self, text: &mut String, content: &str) {
-        writeln!(text, "{}", truncate_str(content, self.width, "…"))
-            .expect("a String takes every write");
+        writeln!(text, "{}", truncate_str(content, self.width, "…")).expect("a String takes every write");
     }
 }
 

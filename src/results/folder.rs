@@ -68,7 +68,9 @@ fn io_hint(source: &io::Error) -> &'static str {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "free some space, then `tfcheck run --resume` the run: finished cells are kept"
         }
-        io::ErrorKind::PermissionDenied => "check the folder's owner and mode, or name another with --results",
+        io::ErrorKind::PermissionDenied => {
+            "check the folder's owner and mode, or name another with --results"
+        }
         _ => "check the path and the disk",
     }
 }
@@ -207,8 +209,8 @@ impl RunFolder {
 
     fn write_json(&self, path: &Path, value: &impl Serialize) -> Result<(), ResultsError> {
         debug_assert!(self.lock.is_some(), "a run is written under its lock");
-        let mut bytes =
-            serde_json::to_vec_pretty(value).map_err(|source| ResultsError::Record { path: path.to_owned(), source })?;
+        let mut bytes = serde_json::to_vec_pretty(value)
+            .map_err(|source| ResultsError::Record { path: path.to_owned(), source })?;
         bytes.push(b'\n');
         write_atomically(path, &bytes)
     }

@@ -1,6 +1,7 @@
 //! What a run needs before its first cell: checkpoints, inputs and environments.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use miette::{Result, WrapErr};
 use reference::{Environment, Python, Source, Specification};
@@ -38,7 +39,8 @@ pub(super) fn prepare(order: &Order) -> Result<Preparation> {
     std::thread::scope(|scope| {
         let environments = scope.spawn(|| environments(order));
         let cases = cases(order);
-        let environments = environments.join().map_err(|_| miette::miette!("the thread of the environments panicked"));
+        let environments =
+            environments.join().map_err(|_| miette::miette!("the thread of the environments panicked"));
         Ok(Preparation { cases: cases?, environments: environments?? })
     })
 }
@@ -48,11 +50,14 @@ fn cases(order: &Order) -> Result<Vec<PreparedCase>> {
     let mut checkpoints: BTreeMap<usize, Checkpoint> = BTreeMap::new();
     let mut cases = Vec::new();
     for case in &order.plan.cases {
-        if !checkpoints.contains_key(&case.checkpoint) {
-            checkpoints.insert(case.checkpoint, resolve(order, &order.config.checkpoints[case.checkpoint])?);
-        }
-        let checkpoint = checkpoints[&case.checkpoint].clone();
-        let inputs = make_inputs(order.config, case, &checkpoint).wrap_err_with(|| format!("inputs of {}", case.name))?;
+        let checkpoint = match checkpoints.entry(case.checkpoint) {
+            Entry::Occupied(known) => known.get().clone(),
+            Entry::Vacant(place) => {
+                place.insert(resolve(order, &order.config.checkpoints[case.checkpoint])?).clone()
+            }
+        };
+        let inputs = make_inputs(order.config, case, &checkpoint)
+            .wrap_err_with(|| format!("inputs of {}", case.name))?;
         cases.push(PreparedCase { checkpoint, inputs, machine: machine.clone() });
     }
     Ok(cases)
@@ -118,18 +123,22 @@ fn make_inputs(config: &config::Config, case: &CasePlan, checkpoint: &Checkpoint
 
 fn environments(order: &Order) -> Result<Vec<EnvironmentResult>> {
     let plans = &order.plan.environments;
-    let specifications: Vec<Specification> = plans.iter().map(specification).collect::<Result<_>>()?;
+    let specifications: Vec<Specification> = plans.iter().map(specification).collect();
     if order.clean {
         for specification in &specifications {
-            reference::forget(specification, order.cache).map_err(|error| miette::miette!("--clean: {error}"))?;
+            reference::forget(specification, order.cache)
+                .map_err(|error| miette::miette!("--clean: {error}"))?;
         }
     }
     let names: Vec<String> = plans.iter().map(|plan| plan.versions.join(", ")).collect();
     let task = order.progress.task("environments", specifications.len() as u64);
     // uv lists every package; that is for the log.
-    let show = |index: usize, line: &str| match line.trim_start().starts_with(['+', '-', '~']) {
-        true => order.progress.log(&format!("{}: {line}", names[index])),
-        false => task.line(&format!("{}: {line}", names[index])),
+    let show = |index: usize, line: &str| {
+        if line.trim_start().starts_with(['+', '-', '~']) {
+            order.progress.log(&format!("{}: {line}", names[index]));
+        } else {
+            task.line(&format!("{}: {line}", names[index]));
+        }
     };
     let made = reference::prepare_all(&specifications, order.cache, &show);
     Ok(made.into_iter().map(|environment| environment.map_err(|error| describe(&error))).collect())
@@ -140,8 +149,8 @@ fn describe(error: &reference::EnvironmentError) -> String {
     format!("{error} ({})", error.hint())
 }
 
-fn specification(plan: &EnvironmentPlan) -> Result<Specification> {
-    Ok(match &plan.origin {
+fn specification(plan: &EnvironmentPlan) -> Specification {
+    match &plan.origin {
         EnvironmentOrigin::Existing { python, expected } => Specification {
             python: Python::Existing(python.clone()),
             ..Specification::new(expected.clone().unwrap_or(Source::Newest))
@@ -156,7 +165,7 @@ fn specification(plan: &EnvironmentPlan) -> Result<Specification> {
                 ..defaults
             }
         }
-    })
+    }
 }
 
 /// `run.json` of a run over these cases.
@@ -174,7 +183,12 @@ pub(super) fn manifest(order: &Order, cases: &[PreparedCase], stamp: String, not
             .iter()
             .map(|choice| Choice { text: choice.text.clone(), id: choice.id })
             .collect(),
-        variants: plan.cells.iter().filter(|cell| cell.case == index).map(|cell| cell.variant.clone()).collect(),
+        variants: plan
+            .cells
+            .iter()
+            .filter(|cell| cell.case == index)
+            .map(|cell| cell.variant.clone())
+            .collect(),
         notes: prepared.checkpoint.notes.iter().chain(&prepared.inputs.notes).cloned().collect(),
     };
     Manifest {
@@ -205,7 +219,9 @@ pub(super) fn environment_record(
     cases: &[PreparedCase],
 ) -> Value {
     let environment = |(plan, result): (&EnvironmentPlan, &EnvironmentResult)| match result {
-        Ok(known) => json!({"versions": plan.versions, "key": known.key, "installed": known.versions, "notes": known.notes}),
+        Ok(known) => {
+            json!({"versions": plan.versions, "key": known.key, "installed": known.versions, "notes": known.notes})
+        }
         Err(error) => json!({"versions": plan.versions, "error": error}),
     };
     let checkpoint = |prepared: &PreparedCase| {

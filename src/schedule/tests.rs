@@ -77,7 +77,14 @@ impl Stage {
             .zip(&self.runners)
             .map(|(variant, runner)| {
                 std::fs::create_dir_all(folder.path().join(&variant.version)).unwrap();
-                Job { load: load(&variant), variant, key: "key".into(), runner: Ok(runner as &dyn Runner), is_timed: true, notes: vec![] }
+                Job {
+                    load: load(&variant),
+                    variant,
+                    key: "key".into(),
+                    runner: Ok(runner as &dyn Runner),
+                    is_timed: true,
+                    notes: vec![],
+                }
             })
             .collect();
         let ran = schedule.run(jobs, 0);
@@ -167,10 +174,7 @@ fn one_bad_cell_never_stops_the_others() {
 #[test]
 fn logits_of_a_cell_whose_timing_fails_are_kept_and_the_cell_is_unfinished() {
     let boom = Ended::failed(FailureKind::Crashed, "killed by signal 11");
-    let stage = Stage::new(vec![
-        ("a", good()),
-        ("b", Script { time: [None, Some(boom)].into(), ..good() }),
-    ]);
+    let stage = Stage::new(vec![("a", good()), ("b", Script { time: [None, Some(boom)].into(), ..good() })]);
     let (_, cells) = stage.run();
     let b = completed(&cells[1]);
     assert_eq!(b.rounds_ns.len(), 1);
@@ -203,10 +207,8 @@ fn past_the_memory_budget_groups_share_the_first_cell_as_anchor() {
 
 #[test]
 fn a_stop_keeps_what_has_landed_as_unfinished() {
-    let stage = Stage::new(vec![
-        ("a", good()),
-        ("b", Script { forward: Some(Ended::Interrupted), ..good() }),
-    ]);
+    let stage =
+        Stage::new(vec![("a", good()), ("b", Script { forward: Some(Ended::Interrupted), ..good() })]);
     let (ran, cells) = stage.run();
     assert!(ran.interrupted);
     assert_eq!(cells.len(), 1, "the interrupted cell has no record and will be redone");
@@ -217,14 +219,17 @@ fn a_stop_keeps_what_has_landed_as_unfinished() {
 fn logits_that_are_cut_short_are_a_missing_result() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("logits.safetensors");
-    let tensor = candle_core::Tensor::zeros((1, 2, 3), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+    let tensor =
+        candle_core::Tensor::zeros((1, 2, 3), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
     candle_core::safetensors::save(&[(LOGITS, tensor)].into(), &path).unwrap();
     assert_eq!(verify_logits(&path, &[1, 2, 3]), Ok(()));
     assert!(verify_logits(&path, &[1, 2, 4]).is_err());
     let bytes = std::fs::read(&path).unwrap();
     for kept in [bytes.len() - 1, 20, 4, 0] {
         std::fs::write(&path, &bytes[..kept]).unwrap();
-        let Err(Ended::Failed(failure)) = verify_logits(&path, &[1, 2, 3]) else { panic!("{kept} bytes passed") };
+        let Err(Ended::Failed(failure)) = verify_logits(&path, &[1, 2, 3]) else {
+            panic!("{kept} bytes passed")
+        };
         assert_eq!(failure.kind, FailureKind::MissingResult);
     }
 }

@@ -6,8 +6,8 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use models::{Form, Loaded, Options};
 use reference::protocol::{
-    ATTENTION_MASK, Dtype, Failed, FailedKind, Forward, Forwarded, INPUT_IDS, LOGITS, Load, Mode, POSITION_IDS,
-    Positions, Ready, Trace,
+    ATTENTION_MASK, Dtype, Failed, FailedKind, Forward, Forwarded, INPUT_IDS, LOGITS, Load, Mode,
+    POSITION_IDS, Positions, Ready, Trace,
 };
 
 use super::chrome_trace::ChromeTrace;
@@ -25,7 +25,9 @@ impl Engine for CandleEngine {
         let form = match load.mode {
             Mode::Eager => Form::Eager,
             Mode::Fused => Form::Fused,
-            Mode::Compiled => return Err(unsupported("candle has no compiled mode: eager and fused are its modes")),
+            Mode::Compiled => {
+                return Err(unsupported("candle has no compiled mode: eager and fused are its modes"));
+            }
         };
         let device = device(&load.device)?;
         let options = Options { dtype: dtype(load.dtype), device: device.clone(), form };
@@ -33,15 +35,24 @@ impl Engine for CandleEngine {
         let inputs = inputs(&load.inputs, &device)?;
         let mut notes = Vec::new();
         if !loaded.unread_keys.is_empty() {
-            notes.push(format!("config keys that the native model does not read: {}", loaded.unread_keys.join(", ")));
+            notes.push(format!(
+                "config keys that the native model does not read: {}",
+                loaded.unread_keys.join(", ")
+            ));
         }
         if !loaded.unread_tensors.is_empty() {
-            notes.push(format!("tensors that the native model does not read: {}", loaded.unread_tensors.join(", ")));
+            notes.push(format!(
+                "tensors that the native model does not read: {}",
+                loaded.unread_tensors.join(", ")
+            ));
         }
         self.loaded = Some((loaded, inputs, device));
         Ok(Ready {
-            libraries: [("candle".to_owned(), "0.11.1".to_owned()), ("tfcheck".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]
-                .into(),
+            libraries: [
+                ("candle".to_owned(), "0.11.1".to_owned()),
+                ("tfcheck".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+            ]
+            .into(),
             load_ns: start.elapsed().as_nanos() as u64,
             notes,
         })
@@ -65,7 +76,8 @@ impl Engine for CandleEngine {
         let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let mut probe = ChromeTrace::new(device.clone());
         loaded.forward_with(inputs, None, Some(&mut probe)).map_err(model_failure)?;
-        crate::results::write_atomically(&trace.path, &probe.json()).map_err(|error| exception(error.to_string()))
+        crate::results::write_atomically(&trace.path, &probe.json())
+            .map_err(|error| exception(error.to_string()))
     }
 }
 
@@ -112,7 +124,8 @@ fn inputs(path: &Path, device: &Device) -> Result<models::Inputs, Failed> {
 /// Writes logits as f32, those of an f64 model as f64, whole or not at all.
 fn write_logits(logits: &Tensor, path: &Path) -> Result<(), Failed> {
     let kept = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    let logits = logits.to_dtype(kept).and_then(|logits| logits.to_device(&Device::Cpu)).map_err(tensor_failure)?;
+    let logits =
+        logits.to_dtype(kept).and_then(|logits| logits.to_device(&Device::Cpu)).map_err(tensor_failure)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let partial = tempfile::Builder::new()
         .prefix(".partial-")

@@ -24,7 +24,8 @@ impl ChromeTrace {
     /// The trace in the JSON object format.
     pub(super) fn json(mut self) -> Vec<u8> {
         // A viewer nests spans by time; the order of the file is for people.
-        self.events.sort_by(|a, b| a["ts"].as_f64().unwrap_or(0.0).total_cmp(&b["ts"].as_f64().unwrap_or(0.0)));
+        self.events
+            .sort_by(|a, b| a["ts"].as_f64().unwrap_or(0.0).total_cmp(&b["ts"].as_f64().unwrap_or(0.0)));
         let process = json!({"name": "process_name", "ph": "M", "pid": std::process::id(), "tid": 0, "args": {"name": "candle"}});
         self.events.insert(0, process);
         json!({"displayTimeUnit": "ms", "traceEvents": self.events}).to_string().into_bytes()

@@ -17,32 +17,15 @@ pub(crate) struct Files {
 
 impl Files {
     pub(crate) fn new() -> Self {
-        Self {
-            folder: tempfile::tempdir().unwrap(),
-            entries: Vec::new(),
-        }
+        Self { folder: tempfile::tempdir().unwrap(), entries: Vec::new() }
     }
 
-    pub(crate) fn add(
-        &mut self,
-        name: &str,
-        dtype: Dtype,
-        shape: [usize; 3],
-        values: &[f64],
-    ) -> &mut Self {
-        let positions = if shape[1] == 1 {
-            Positions::Last
-        } else {
-            Positions::All
-        };
+    pub(crate) fn add(&mut self, name: &str, dtype: Dtype, shape: [usize; 3], values: &[f64]) -> &mut Self {
+        let positions = if shape[1] == 1 { Positions::Last } else { Positions::All };
         let path = self.folder.path().join(format!("{name}.safetensors"));
         write(&path, dtype, shape, values);
         let logits = Logits::open(&path, positions).map_err(|error| error.to_string());
-        self.entries.push(Entry {
-            name: name.to_owned(),
-            dtype,
-            logits,
-        });
+        self.entries.push(Entry { name: name.to_owned(), dtype, logits });
         self
     }
 
@@ -54,26 +37,15 @@ impl Files {
 /// Logits as a worker writes them: f64 for f64, f32 for all else.
 pub(crate) fn write(path: &Path, dtype: Dtype, shape: [usize; 3], values: &[f64]) {
     let (stored, bytes): (_, Vec<u8>) = match dtype {
-        Dtype::F64 => (
-            safetensors::Dtype::F64,
-            values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        ),
-        _ => (
-            safetensors::Dtype::F32,
-            values
-                .iter()
-                .flat_map(|&x| (x as f32).to_le_bytes())
-                .collect(),
-        ),
+        Dtype::F64 => (safetensors::Dtype::F64, values.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        _ => (safetensors::Dtype::F32, values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect()),
     };
     let view = TensorView::new(stored, shape.to_vec(), &bytes).unwrap();
     safetensors::serialize_to_file([(LOGITS, view)], None, path).unwrap();
 }
 
 pub(crate) fn pair(matrix: &Matrix, a: usize, b: usize) -> &PairMetrics {
-    matrix
-        .compared(a, b)
-        .unwrap_or_else(|| panic!("pair ({a}, {b}): {:?}", matrix.pair(a, b)))
+    matrix.compared(a, b).unwrap_or_else(|| panic!("pair ({a}, {b}): {:?}", matrix.pair(a, b)))
 }
 
 /// A reproducible sequence in [−1, 1).
@@ -94,8 +66,5 @@ pub(crate) fn added(a: &[f64], b: &[f64], factor: f64) -> Vec<f64> {
 }
 
 pub(crate) fn bf16(values: &[f64]) -> Vec<f64> {
-    values
-        .iter()
-        .map(|&x| half::bf16::from_f64(x).to_f64())
-        .collect()
+    values.iter().map(|&x| half::bf16::from_f64(x).to_f64()).collect()
 }

@@ -13,26 +13,15 @@ pub(crate) fn check(what: &str, got: f64, expected: f64) {
     if expected.is_nan() {
         assert!(got.is_nan(), "{what}: {got}, expected NaN");
     } else if expected.is_infinite() {
-        assert!(
-            got.is_infinite() && got.is_sign_positive() == expected.is_sign_positive(),
-            "{what}: {got}"
-        );
+        assert!(got.is_infinite() && got.is_sign_positive() == expected.is_sign_positive(), "{what}: {got}");
     } else {
-        let limit = 1e-12
-            * expected
-                .abs()
-                .max(if what.contains("kl") { 1.0 } else { 0.0 });
-        assert!(
-            (got - expected).abs() <= limit,
-            "{what}: {got:e}, expected {expected:e}"
-        );
+        let limit = 1e-12 * expected.abs().max(if what.contains("kl") { 1.0 } else { 0.0 });
+        assert!((got - expected).abs() <= limit, "{what}: {got:e}, expected {expected:e}");
     }
 }
 
 fn number(value: &Value) -> f64 {
-    value
-        .as_f64()
-        .unwrap_or_else(|| value.as_str().unwrap().parse().unwrap())
+    value.as_f64().unwrap_or_else(|| value.as_str().unwrap().parse().unwrap())
 }
 
 #[test]
@@ -44,78 +33,38 @@ fn metrics_agree_with_numpy_on_random_and_adversarial_arrays() {
         let name = case["name"].as_str().unwrap();
         let values = |side: &str| -> Vec<f64> {
             let bits = case[side].as_array().unwrap().iter();
-            bits.map(|bits| f64::from(f32::from_bits(bits.as_u64().unwrap() as u32)))
-                .collect()
+            bits.map(|bits| f64::from(f32::from_bits(bits.as_u64().unwrap() as u32))).collect()
         };
         let mut files = Files::new();
-        files
-            .add("a", Dtype::F32, [1, rows, vocab], &values("a"))
-            .add("b", Dtype::F32, [1, rows, vocab], &values("b"));
-        let measured = matrix(
-            &files.entries,
-            None,
-            &Options {
-                top_k: k,
-                ..Options::default()
-            },
-        )
-        .unwrap();
+        files.add("a", Dtype::F32, [1, rows, vocab], &values("a")).add(
+            "b",
+            Dtype::F32,
+            [1, rows, vocab],
+            &values("b"),
+        );
+        let measured = matrix(&files.entries, None, &Options { top_k: k, ..Options::default() }).unwrap();
         let (pair, expected) = (pair(&measured, 0, 1), &case["expected"]);
-        let check =
-            |what: &str, got: f64| check(&format!("{name} {what}"), got, number(&expected[what]));
+        let check = |what: &str, got: f64| check(&format!("{name} {what}"), got, number(&expected[what]));
         check("l2", pair.l2);
         check("norm_a", pair.norm_a);
         check("norm_b", pair.norm_b);
         check("cosine", pair.cosine);
         check("max_abs", pair.max_abs);
         let at = pair.max_abs_at.map(|at| vec![at.at.position, at.token]);
-        assert_eq!(
-            serde_json::to_value(at).unwrap(),
-            expected["max_abs_at"],
-            "{name} max_abs_at"
-        );
-        assert_eq!(
-            serde_json::to_value(pair.max_ulp).unwrap(),
-            expected["max_ulp"],
-            "{name} max_ulp"
-        );
+        assert_eq!(serde_json::to_value(at).unwrap(), expected["max_abs_at"], "{name} max_abs_at");
+        assert_eq!(serde_json::to_value(pair.max_ulp).unwrap(), expected["max_ulp"], "{name} max_ulp");
         let distribution = pair.distribution.as_ref().unwrap();
-        for (what, got) in [
-            ("kl", distribution.kl),
-            ("kl_reversed", distribution.kl_reversed),
-        ] {
-            let KlSummary {
-                mean,
-                median,
-                p999,
-                max,
-                undefined,
-            } = got;
-            for (part, got) in [
-                ("mean", mean),
-                ("median", median),
-                ("p999", p999),
-                ("max", max),
-            ] {
-                super::metrics::check(
-                    &format!("{name} {what} {part}"),
-                    got,
-                    number(&expected[what][part]),
-                );
+        for (what, got) in [("kl", distribution.kl), ("kl_reversed", distribution.kl_reversed)] {
+            let KlSummary { mean, median, p999, max, undefined } = got;
+            for (part, got) in [("mean", mean), ("median", median), ("p999", p999), ("max", max)] {
+                super::metrics::check(&format!("{name} {what} {part}"), got, number(&expected[what][part]));
             }
-            assert_eq!(
-                undefined as u64, expected[what]["undefined"],
-                "{name} {what} undefined"
-            );
+            assert_eq!(undefined as u64, expected[what]["undefined"], "{name} {what} undefined");
         }
         check("top1", distribution.top1_agreement);
         check("top_k", distribution.top_k_agreement);
         let first = distribution.first_greedy_divergence.map(|at| at.position);
-        assert_eq!(
-            serde_json::to_value(first).unwrap(),
-            expected["first"],
-            "{name} first"
-        );
+        assert_eq!(serde_json::to_value(first).unwrap(), expected["first"], "{name} first");
         for (index, at) in pair.per_position.iter().enumerate() {
             super::metrics::check(
                 &format!("{name} position {index}"),
@@ -124,16 +73,8 @@ fn metrics_agree_with_numpy_on_random_and_adversarial_arrays() {
             );
         }
         let (a, b) = (distribution.non_finite_a, distribution.non_finite_b);
-        assert_eq!(
-            serde_json::json!([a.nan, b.nan]),
-            expected["nan"],
-            "{name} nan"
-        );
-        assert_eq!(
-            serde_json::json!([a.infinite, b.infinite]),
-            expected["infinite"],
-            "{name} infinite"
-        );
+        assert_eq!(serde_json::json!([a.nan, b.nan]), expected["nan"], "{name} nan");
+        assert_eq!(serde_json::json!([a.infinite, b.infinite]), expected["infinite"], "{name} infinite");
         assert_eq!(pair.identical, case["a"] == case["b"], "{name} identical");
     }
 }

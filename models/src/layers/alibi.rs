@@ -82,10 +82,10 @@ impl Attention {
     /// `q: [batch, seq, num_heads * head_dim]`, `k` and `v`: `[batch, seq, num_kv_heads * head_dim]`,
     /// to `[batch, seq, num_heads * head_dim]`.
     ///
-    /// The biases are added twice, once before and once after the scaling: transformers 5.23.0's eager attention
-    /// does so, though its sdpa and the checkpoints' training do not (`FalconModel.forward` merges them
-    /// into the mask, `FalconAttention.forward` adds them again). Scores become F32 in 16-bit dtypes until the
-    /// softmax's input is rounded.
+    /// The biases are added twice, once before and once after the scaling, because transformers 5.23.0's eager
+    /// attention does so: `FalconModel.forward` merges them into the mask, `FalconAttention.forward` adds them again.
+    /// Its sdpa, and its eager attention in 4.40.2, add them once. Scores become F32 in 16-bit dtypes until
+    /// the softmax's input is rounded.
     ///
     /// # Errors
     /// If the shapes do not fit.

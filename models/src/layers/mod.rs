@@ -9,7 +9,8 @@
 //!    a key that you do not use: unread keys are listed in the run. A key that would change the
 //!    computation in a way that you leave out is refused with `refuse_unless`.
 //! 3. Load every layer with [`Weights::pp`](crate::Weights::pp) under the checkpoint's own names; a layer
-//!    keeps `weights.path()` as its module path. Wrap your own modules' `forward` in
+//!    keeps `weights.path()` as its module path. [`Weights::body`](crate::Weights::body) finds what lies under a
+//!    head, saved with the head or without. Wrap your own modules' `forward` in
 //!    [`Pass::module`](crate::Pass::module), so that a probe sees every boundary under transformers' path.
 //! 4. `Model::forward`: embed [`Pass::input_ids`](crate::Pass::input_ids); make rope tables
 //!    ([`RotaryEmbedding::forward`]) and masks ([`Mask::causal`], [`Mask::bidirectional`]) once a pass

@@ -122,7 +122,6 @@ fn holds(condition: &str, layer: usize, config: &Config) -> Result<bool, String>
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
     use super::*;
 

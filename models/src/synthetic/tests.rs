@@ -1,7 +1,5 @@
 //! What is claimed of every entry of the catalogue.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::fs;
 
 use safetensors::{SafeTensors, tensor::TensorView};
