@@ -99,7 +99,7 @@ fn a_compared_run_has_its_reports_written_anew() {
 #[test]
 fn logits_of_the_framework_before_are_read_into_a_matrix() {
     let sandbox = Sandbox::new();
-    let saved = fixture("../compare/torch").join("f32.pt");
+    let saved = fixture("logits_f32.pt");
     for (version, note) in [("4.54.0", "eager_sdpa"), ("5.23.0", "eager_sdpa")] {
         let folder = sandbox.path().join("old").join(version);
         std::fs::create_dir_all(&folder).unwrap();

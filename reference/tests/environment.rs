@@ -1,5 +1,7 @@
 //! Environments through the real uv: slow, and in need of PyPI (or of uv's cache).
 
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
