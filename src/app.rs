@@ -83,22 +83,18 @@ fn judge(cli: &Cli, arguments: &crate::cli::Scoreboard) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
     let progress = Progress::new(cli.quiet).without_results();
     let cache = cache_folder()?;
-    let (loaded, plan, destination) = match &arguments.resume {
-        Some(path) => {
-            let folder = RunFolder::resume(path)?;
-            let (loaded, mut plan) = resumed(&folder)?;
-            scoreboard::untimed(&mut plan);
-            (loaded, plan, Destination::Resume(folder))
-        }
-        None => {
-            let base = Config::load(arguments.config.as_deref())?.config.absolute();
-            let choice = scoreboard::Choice { only: arguments.only.clone(), all: arguments.all };
-            let config = scoreboard::config(&base, &choice)?;
-            let text =
-                toml::to_string(&config).into_diagnostic().wrap_err("the scoreboard's config as TOML")?;
-            let plan = scoreboard::plan(&config)?;
-            (config::Loaded { config, text, path: None }, plan, Destination::New(arguments.results.clone()))
-        }
+    let (loaded, plan, destination) = if let Some(path) = &arguments.resume {
+        let folder = RunFolder::resume(path)?;
+        let (loaded, mut plan) = resumed(&folder)?;
+        scoreboard::untimed(&mut plan);
+        (loaded, plan, Destination::Resume(folder))
+    } else {
+        let base = Config::load(arguments.config.as_deref())?.config.absolute();
+        let choice = scoreboard::Choice { only: arguments.only.clone(), all: arguments.all };
+        let config = scoreboard::config(&base, &choice)?;
+        let text = toml::to_string(&config).into_diagnostic().wrap_err("the scoreboard's config as TOML")?;
+        let plan = scoreboard::plan(&config)?;
+        (config::Loaded { config, text, path: None }, plan, Destination::New(arguments.results.clone()))
     };
     let order = Order {
         config: &loaded.config,
