@@ -1,7 +1,10 @@
 //! Values of the fused form: rows in buffers that a workspace lends, takes back and lends again, so that a
-//! second pass of the same shape allocates none.
+//! second pass of the same shape allocates none. Rows may still be owed a [`Job`]: who reads them runs it, and
+//! who would only have changed the result (a sum, a factor, an activation) runs it with that folded in.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use candle_core::{Device, Tensor, WithDType};
 use half::bf16;
@@ -9,6 +12,12 @@ use half::bf16;
 use crate::error::Result;
 use crate::kernels::{AlignedBuf, CacheShape, Element, KvCache, Plain, Pool};
 use crate::pass::{Value, Xs};
+
+mod job;
+mod packed;
+
+pub(crate) use job::{Job, Work, folded, sum};
+pub(crate) use packed::{Packed, gate_up};
 
 /// An element type of the fused form.
 pub(crate) trait Float: Element + Plain + WithDType {
@@ -60,11 +69,16 @@ macro_rules! float {
 float!(f32, F32, f32);
 float!(bf16, Bf16, bf16);
 
-type Buffer<T> = Arc<RwLock<AlignedBuf<T>>>;
+/// Lent while anybody but the shelf holds it.
+struct Buffer<T: Float> {
+    rows: RwLock<AlignedBuf<T>>,
+    /// What the rows are still owed.
+    job: Mutex<Option<Job<T>>>,
+}
 
-/// Buffers of one element type: lent while anybody but the shelf holds them.
+/// Buffers of one element type.
 pub(crate) struct Shelf<T: Float> {
-    buffers: Mutex<Vec<Buffer<T>>>,
+    buffers: Mutex<Vec<Arc<Buffer<T>>>>,
     /// Keys and values of a layer in a pass without a cache: read in the same layer and never again.
     passing: Mutex<Option<KvCache<T>>>,
 }
@@ -75,17 +89,70 @@ impl<T: Float> Default for Shelf<T> {
     }
 }
 
+impl<T: Float> Shelf<T> {
+    /// The smallest free buffer with room for `len` values, or the largest of those without.
+    fn lend(&self, len: usize) -> Arc<Buffer<T>> {
+        let mut buffers = lock(&self.buffers);
+        let mut best: Option<(&Arc<Buffer<T>>, usize)> = None;
+        for buffer in buffers.iter().filter(|buffer| Arc::strong_count(buffer) == 1) {
+            // A job that nobody asked for would keep its input lent.
+            drop(lock(&buffer.job).take());
+            let found = read(&buffer.rows).len();
+            let is_better = best.is_none_or(|(_, best)| {
+                if found >= len { best < len || found < best } else { best < len && found > best }
+            });
+            if is_better {
+                best = Some((buffer, found));
+            }
+        }
+        if let Some((buffer, _)) = best {
+            return Arc::clone(buffer);
+        }
+        let buffer = Arc::new(Buffer { rows: RwLock::new(AlignedBuf::zeroed(0)), job: Mutex::new(None) });
+        buffers.push(Arc::clone(&buffer));
+        buffer
+    }
+
+    fn forget_jobs(&self) {
+        for buffer in lock(&self.buffers).iter() {
+            drop(lock(&buffer.job).take());
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let buffers: usize = lock(&self.buffers).iter().map(|buffer| read(&buffer.rows).len()).sum();
+        buffers * size_of::<T>() + lock(&self.passing).as_ref().map_or(0, KvCache::bytes)
+    }
+}
+
 /// The thread pool and the buffers of one loaded checkpoint.
 pub(crate) struct Workspace {
     pub(crate) pool: Pool,
     f32: Shelf<f32>,
     bf16: Shelf<bf16>,
+    vectors: Mutex<Vectors>,
+    /// Of the weights packed for it.
+    packed_bytes: AtomicUsize,
+}
+
+/// The small vectors of a pass, kept from one to the next.
+#[derive(Default)]
+pub(crate) struct Vectors {
+    pub(crate) positions: Vec<i64>,
+    pub(crate) rows: Vec<u32>,
+    pub(crate) keys: Vec<Range<usize>>,
 }
 
 impl Workspace {
     /// As many threads as the rest of candle uses.
     pub(crate) fn new() -> Self {
-        Self { pool: Pool::new(rayon::current_num_threads()), f32: Shelf::default(), bf16: Shelf::default() }
+        Self {
+            pool: Pool::new(rayon::current_num_threads()),
+            f32: Shelf::default(),
+            bf16: Shelf::default(),
+            vectors: Mutex::default(),
+            packed_bytes: AtomicUsize::new(0),
+        }
     }
 
     /// Runs `body` on an empty cache of this shape.
@@ -94,7 +161,7 @@ impl Workspace {
         shape: CacheShape,
         body: impl FnOnce(&mut KvCache<T>) -> Result<Xs>,
     ) -> Result<Xs> {
-        let mut passing = T::shelf(self).passing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut passing = lock(&T::shelf(self).passing);
         let fits = |cache: &KvCache<T>| {
             let found = cache.shape();
             found.capacity >= shape.capacity && CacheShape { capacity: shape.capacity, ..found } == shape
@@ -102,12 +169,43 @@ impl Workspace {
         let cache = passing.take().filter(fits).unwrap_or_else(|| KvCache::new(shape));
         body(passing.insert(cache))
     }
+
+    pub(crate) fn take_vectors(&self) -> Vectors {
+        std::mem::take(&mut lock(&self.vectors))
+    }
+
+    pub(crate) fn keep_vectors(&self, vectors: Vectors) {
+        *lock(&self.vectors) = vectors;
+    }
+
+    /// Drops what no layer asked for by the end of a pass.
+    pub(crate) fn forget_jobs(&self) {
+        self.f32.forget_jobs();
+        self.bf16.forget_jobs();
+    }
+
+    pub(crate) fn count_packed(&self, bytes: usize) {
+        self.packed_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Of the packed weights, and of the buffers kept between passes.
+    pub(crate) fn bytes(&self) -> (usize, usize) {
+        (self.packed_bytes.load(Ordering::Relaxed), self.f32.bytes() + self.bf16.bytes())
+    }
+}
+
+/// Whether rows that are owed get their room at once, or only if they are read after all: logits leave the pass as a
+/// tensor, and a summand is added to something else.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    Now,
+    Later,
 }
 
 /// `[batch, seq, columns]`: neighbouring columns of the rows of a buffer.
 pub(crate) struct Slot<T: Float> {
     workspace: Arc<Workspace>,
-    buffer: Buffer<T>,
+    buffer: Arc<Buffer<T>>,
     pub(crate) batch: usize,
     pub(crate) seq: usize,
     /// Elements from one row of the buffer to the next.
@@ -131,30 +229,22 @@ impl<T: Float> Clone for Slot<T> {
 impl<T: Float> Slot<T> {
     /// Whole rows of unspecified content.
     pub(crate) fn take(workspace: &Arc<Workspace>, batch: usize, seq: usize, width: usize) -> Self {
-        let len = batch * seq * width;
-        let mut buffers = T::shelf(workspace).buffers.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = |buffer: &&Buffer<T>| {
-            Arc::strong_count(buffer) == 1
-                && buffer.read().unwrap_or_else(PoisonError::into_inner).len() == len
-        };
-        let buffer = if let Some(buffer) = buffers.iter().find(free) {
-            Arc::clone(buffer)
-        } else {
-            let buffer = Arc::new(RwLock::new(AlignedBuf::zeroed(len)));
-            buffers.push(Arc::clone(&buffer));
-            buffer
-        };
-        drop(buffers);
-        Self {
-            workspace: Arc::clone(workspace),
-            buffer,
-            batch,
-            seq,
-            width,
-            first: 0,
-            columns: width,
-            tensor: OnceLock::new(),
-        }
+        let buffer = T::shelf(workspace).lend(batch * seq * width);
+        let workspace = Arc::clone(workspace);
+        Self { workspace, buffer, batch, seq, width, first: 0, columns: width, tensor: OnceLock::new() }
+    }
+
+    /// Whole rows as wide as the job's, computed when they are read.
+    pub(crate) fn owed(workspace: &Arc<Workspace>, job: Job<T>, room: Room) -> Self {
+        let (batch, seq, width) = (job.xs.batch, job.xs.seq, job.width());
+        let slot = Self::take(workspace, batch, if room == Room::Now { seq } else { 0 }, width);
+        *lock(&slot.buffer.job) = Some(job);
+        Self { seq, ..slot }
+    }
+
+    /// The job that the rows are still owed, for a reader who runs another in its place.
+    pub(crate) fn job(&self) -> Option<Job<T>> {
+        if self.is_whole() { lock(&self.buffer.job).clone() } else { None }
     }
 
     /// The value of `xs`, copied only if it is a tensor; a tensor's last dimension becomes the columns.
@@ -177,16 +267,38 @@ impl<T: Float> Slot<T> {
         self.batch * self.seq
     }
 
-    pub(crate) fn read(&self) -> RwLockReadGuard<'_, AlignedBuf<T>> {
-        self.buffer.read().unwrap_or_else(PoisonError::into_inner)
+    /// Runs the job that the rows are owed.
+    pub(crate) fn settle(&self) {
+        // Taken in a statement of its own: while it runs, the job must not be locked.
+        let job = lock(&self.buffer.job).take();
+        if let Some(job) = job {
+            job.run(&mut self.unsettled());
+        }
     }
 
-    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, AlignedBuf<T>> {
-        self.buffer.write().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn read(&self) -> Reading<'_, T> {
+        self.settle();
+        Reading { rows: read(&self.buffer.rows), len: self.rows() * self.width }
+    }
+
+    pub(crate) fn write(&self) -> Writing<'_, T> {
+        self.settle();
+        self.unsettled()
+    }
+
+    fn unsettled(&self) -> Writing<'_, T> {
+        let len = self.rows() * self.width;
+        let mut rows = self.buffer.rows.write().unwrap_or_else(PoisonError::into_inner);
+        if rows.len() < len {
+            // First the old one away, then the new one.
+            *rows = AlignedBuf::zeroed(0);
+            *rows = AlignedBuf::zeroed(len);
+        }
+        Writing { rows, len }
     }
 
     /// Whether nobody but the shelf and this slot holds the buffer, so that it may be written to.
-    pub(crate) fn is_sole(&self) -> bool {
+    fn is_sole(&self) -> bool {
         Arc::strong_count(&self.buffer) == 2
     }
 
@@ -219,12 +331,18 @@ impl<T: Float> Slot<T> {
 
     /// The columns as whole rows, copied only if they are a part.
     pub(crate) fn whole(&self) -> Self {
-        if self.is_whole() {
-            return self.clone();
-        }
-        let whole = Self::take(&self.workspace, self.batch, self.seq, self.columns);
-        self.copy_to(&mut whole.write(), self.columns, 0);
-        whole
+        if self.is_whole() { self.clone() } else { self.copied() }
+    }
+
+    /// The columns as whole rows that may be written to: in place where nobody else holds them.
+    pub(crate) fn owned(self) -> Self {
+        if self.is_whole() && self.is_sole() { self.changed() } else { self.copied() }
+    }
+
+    pub(crate) fn copied(&self) -> Self {
+        let copy = Self::take(&self.workspace, self.batch, self.seq, self.columns);
+        self.copy_to(&mut copy.write(), self.columns, 0);
+        copy
     }
 
     /// The value as a tensor; made once.
@@ -232,16 +350,78 @@ impl<T: Float> Slot<T> {
         self.tensor.get_or_init(|| {
             let mut values = vec![T::default(); self.rows() * self.columns];
             self.copy_to(&mut values, self.columns, 0);
-            Tensor::from_vec(values, (self.batch, self.seq, self.columns), &Device::Cpu)
-                .expect("as many values as the shape has")
+            self.tensor_of(values)
         })
+    }
+
+    /// The value as a tensor; what is still owed is computed straight into it.
+    pub(crate) fn into_tensor(mut self) -> Tensor {
+        if let Some(tensor) = self.tensor.take() {
+            return tensor;
+        }
+        match self.job().and_then(|job| job.run_new()) {
+            Some(values) => self.tensor_of(values),
+            None => self.tensor().clone(),
+        }
+    }
+
+    fn tensor_of(&self, values: Vec<T>) -> Tensor {
+        Tensor::from_vec(values, (self.batch, self.seq, self.columns), &Device::Cpu)
+            .expect("as many values as the shape has")
     }
 
     pub(crate) fn workspace(&self) -> &Arc<Workspace> {
         &self.workspace
     }
 
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.workspace.pool
+    }
+
     pub(crate) fn into_xs(self) -> Xs {
         Xs::from_value(T::value(self))
     }
+}
+
+/// The rows of a slot to read; a buffer may be longer.
+pub(crate) struct Reading<'a, T: Float> {
+    rows: RwLockReadGuard<'a, AlignedBuf<T>>,
+    len: usize,
+}
+
+impl<T: Float> Deref for Reading<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.rows[..self.len]
+    }
+}
+
+/// The rows of a slot to write.
+pub(crate) struct Writing<'a, T: Float> {
+    rows: RwLockWriteGuard<'a, AlignedBuf<T>>,
+    len: usize,
+}
+
+impl<T: Float> Deref for Writing<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.rows[..self.len]
+    }
+}
+
+impl<T: Float> DerefMut for Writing<'_, T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.rows[..self.len]
+    }
+}
+
+/// A poisoned lock says that an earlier pass panicked; what it left is overwritten before it is read.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
 }

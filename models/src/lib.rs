@@ -12,6 +12,7 @@ mod fused;
 pub mod kernels;
 pub mod layers;
 mod load;
+mod matrices;
 mod pass;
 mod registry;
 pub mod synthetic;

@@ -128,6 +128,11 @@ pub fn load(folder: &Path, options: &Options) -> Result<Loaded> {
 }
 
 impl Loaded {
+    /// Bytes of the packed weights and of the buffers kept between passes; the fused form's.
+    pub fn fused_bytes(&self) -> Option<(usize, usize)> {
+        self.workspace.as_ref().map(|workspace| workspace.bytes())
+    }
+
     /// One pass without a cache: logits of every position, `[batch, seq, vocab_size]`, or what the head gives.
     ///
     /// # Errors
@@ -154,8 +159,13 @@ impl Loaded {
             cache,
             probe,
         )?;
-        let output = self.model.forward(&mut pass)?;
-        pass.finish();
-        Ok(output.into_tensor())
+        let output = self.model.forward(&mut pass).map(Xs::into_tensor);
+        if output.is_ok() {
+            pass.finish();
+        }
+        if let Some(workspace) = &self.workspace {
+            workspace.forget_jobs();
+        }
+        output
     }
 }

@@ -1,13 +1,14 @@
 //! One forward pass: its inputs, the value that flows between layers, and who looks on.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{D, DType, Device, IndexOp, Tensor};
+use candle_core::{DType, Device, IndexOp, Tensor};
 use half::bf16;
 
 use crate::cache::Cache;
 use crate::error::{Error, Result};
-use crate::fused::{Slot, Workspace};
+use crate::fused::{Slot, Vectors, Workspace};
 
 /// What a pass is fed.
 #[derive(Clone, Debug)]
@@ -73,21 +74,17 @@ impl Xs {
     pub fn into_tensor(self) -> Tensor {
         match self.0 {
             Value::Tensor(tensor) => tensor,
-            slot => Self(slot).tensor().clone(),
+            Value::F32(slot) => slot.into_tensor(),
+            Value::Bf16(slot) => slot.into_tensor(),
         }
-    }
-
-    /// The features from `first` on.
-    pub(crate) fn columns(&self, first: usize, columns: usize) -> Result<Self> {
-        Ok(match &self.0 {
-            Value::Tensor(tensor) => tensor.narrow(D::Minus1, first, columns)?.into(),
-            Value::F32(slot) => slot.part(first, columns).into_xs(),
-            Value::Bf16(slot) => slot.part(first, columns).into_xs(),
-        })
     }
 
     pub(crate) fn value(&self) -> &Value {
         &self.0
+    }
+
+    pub(crate) fn into_value(self) -> Value {
+        self.0
     }
 
     pub(crate) fn from_value(value: Value) -> Self {
@@ -101,6 +98,17 @@ impl From<Tensor> for Xs {
     }
 }
 
+/// Which keys are real, and where the new ones stand.
+#[derive(Clone, Copy)]
+pub(crate) struct Keys<'a> {
+    /// From the first real one to the last, per row.
+    pub(crate) ranges: &'a [Range<usize>],
+    /// `[batch, past + seq]`, where padding lies inside a range.
+    pub(crate) visible: Option<&'a [bool]>,
+    /// Positions of the new tokens, `[batch, seq]`.
+    pub(crate) positions: &'a [u32],
+}
+
 /// One forward pass.
 pub struct Pass<'a> {
     input_ids: Tensor,
@@ -108,7 +116,8 @@ pub struct Pass<'a> {
     seq: usize,
     past: usize,
     padding: Option<Vec<bool>>,
-    positions: Vec<i64>,
+    has_holes: bool,
+    vectors: Vectors,
     has_position_ids: bool,
     dtype: DType,
     workspace: Option<Arc<Workspace>>,
@@ -139,24 +148,30 @@ impl<'a> Pass<'a> {
         let padding = match &inputs.attention_mask {
             Some(mask) => {
                 expect_dims("attention_mask", mask, batch, past + seq)?;
-                Some(integers(mask)?.into_iter().map(|n| n != 0).collect())
+                Some(integers(mask)?.into_iter().map(|n| n != 0).collect::<Vec<_>>())
             }
             None => None,
         };
-        let positions = match &inputs.position_ids {
-            Some(positions) => {
-                expect_dims("position_ids", positions, batch, seq)?;
-                integers(positions)?
-            }
-            None => (0..batch).flat_map(|_| (past..past + seq).map(|n| n as i64)).collect(),
-        };
+        let mut vectors = workspace.as_ref().map(|workspace| workspace.take_vectors()).unwrap_or_default();
+        vectors.positions.clear();
+        if let Some(positions) = &inputs.position_ids {
+            expect_dims("position_ids", positions, batch, seq)?;
+            vectors.positions.extend(integers(positions)?);
+        } else {
+            let row = past..past + seq;
+            vectors.positions.extend((0..batch).flat_map(|_| row.clone().map(|n| n as i64)));
+        }
+        vectors.rows.clear();
+        vectors.rows.extend(vectors.positions.iter().map(|position| *position as u32));
+        let has_holes = find_keys(padding.as_deref(), batch, past + seq, &mut vectors.keys);
         Ok(Self {
-            input_ids: inputs.input_ids.to_dtype(DType::U32)?.to_device(device)?,
+            input_ids: inputs.input_ids.to_dtype(DType::U32)?.to_device(device)?.contiguous()?,
             batch,
             seq,
             past,
             padding,
-            positions,
+            has_holes,
+            vectors,
             has_position_ids: inputs.position_ids.is_some(),
             dtype,
             workspace,
@@ -192,7 +207,7 @@ impl<'a> Pass<'a> {
 
     /// Positions of the new tokens, `[batch, seq]`.
     pub fn positions(&self) -> &[i64] {
-        &self.positions
+        &self.vectors.positions
     }
 
     /// Whether [`Pass::positions`] are the caller's rather than the default.
@@ -245,20 +260,11 @@ impl<'a> Pass<'a> {
         self.workspace.clone()
     }
 
-    /// `xs` in the form of the pass.
-    pub(crate) fn adopt(&self, xs: Xs) -> Result<Xs> {
-        let Some(workspace) = &self.workspace else {
-            return Ok(xs);
-        };
-        Ok(match self.dtype {
-            DType::BF16 => Slot::<bf16>::of(workspace, &xs)?.into_xs(),
-            _ => Slot::<f32>::of(workspace, &xs)?.into_xs(),
-        })
-    }
-
-    /// The cache of the pass, if there is one.
-    pub(crate) fn cache(&mut self) -> Option<&mut Cache> {
-        self.cache.as_deref_mut()
+    /// What the fused form's attention asks of the pass: which keys are real, and the cache, if there is one.
+    pub(crate) fn keys_and_cache(&mut self) -> (Keys<'_>, Option<&mut Cache>) {
+        let visible = if self.has_holes { self.padding.as_deref() } else { None };
+        let Vectors { keys: ranges, rows: positions, .. } = &self.vectors;
+        (Keys { ranges, visible, positions }, self.cache.as_deref_mut())
     }
 
     /// Appends a layer's keys and values to the cache, if there is one, and returns all that it may attend to.
@@ -274,6 +280,9 @@ impl<'a> Pass<'a> {
         if let Some(cache) = self.cache {
             cache.advance(self.batch, self.seq);
         }
+        if let Some(workspace) = self.workspace {
+            workspace.keep_vectors(self.vectors);
+        }
     }
 }
 
@@ -287,4 +296,19 @@ fn expect_dims(name: &str, tensor: &Tensor, batch: usize, len: usize) -> Result<
 fn integers(tensor: &Tensor) -> Result<Vec<i64>> {
     let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
     Ok(flat.to_dtype(DType::I64)?.i(..)?.to_vec1()?)
+}
+
+/// Finds the real tokens of each row of `len`; whether padding lies inside a range.
+fn find_keys(padding: Option<&[bool]>, batch: usize, len: usize, ranges: &mut Vec<Range<usize>>) -> bool {
+    ranges.clear();
+    let Some(padding) = padding else {
+        ranges.extend((0..batch).map(|_| 0..len));
+        return false;
+    };
+    ranges.extend(padding.chunks_exact(len).map(|real| {
+        let first = real.iter().position(|real| *real).unwrap_or(0);
+        first..real.iter().rposition(|real| *real).map_or(first, |last| last + 1)
+    }));
+    let mut rows = padding.chunks_exact(len).zip(ranges.iter());
+    rows.any(|(real, range)| !real[range.clone()].iter().all(|real| *real))
 }

@@ -8,11 +8,13 @@ use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Shape, Tensor};
 
 use crate::error::{Error, Result};
-use crate::fused::Workspace;
+use crate::fused::{Float, Workspace};
 use crate::load::{Form, Options};
+use crate::matrices::Matrices;
 
 struct Files {
     tensors: MmapedSafetensors,
+    matrices: Matrices,
     names: BTreeSet<String>,
     read: Mutex<BTreeSet<String>>,
     options: Options,
@@ -45,6 +47,7 @@ impl Weights {
         Ok(Self {
             files: Arc::new(Files {
                 tensors,
+                matrices: Matrices::open(&paths)?,
                 names,
                 read: Mutex::default(),
                 options: options.clone(),
@@ -131,6 +134,44 @@ impl Weights {
     /// # Errors
     /// If it is missing or has another shape.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
+        let name = self.checked(name, shape)?;
+        let tensor = self.files.tensors.load(&name, self.device())?.to_dtype(self.dtype())?;
+        self.files.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+        Ok(tensor)
+    }
+
+    /// A vector of this module in F32, rounded to the model's dtype first.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        Ok(self.get(name, len)?.to_dtype(DType::F32)?.to_vec1()?)
+    }
+
+    /// Hands the rows of a matrix of this module, `[rows, columns]`, to `take` in blocks, each with the number of
+    /// its first row, so that no copy of the whole is ever in memory.
+    ///
+    /// # Errors
+    /// If it is missing, has another shape, or cannot be read.
+    pub(crate) fn each_block<T: Float>(
+        &self,
+        name: &str,
+        (rows, columns): (usize, usize),
+        take: impl FnMut(usize, &[T]),
+    ) -> Result<()> {
+        let name = self.checked(name, (rows, columns))?;
+        self.files.matrices.each_block(
+            &name,
+            self.files.tensors.get(&name)?.dtype(),
+            (rows, columns),
+            take,
+        )?;
+        self.files.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+        Ok(())
+    }
+
+    /// The full name of a tensor that is there and has this shape.
+    fn checked(&self, name: &str, shape: impl Into<Shape>) -> Result<String> {
         let name = self.name(name);
         let shape: Shape = shape.into();
         if !self.files.names.contains(&name) {
@@ -144,9 +185,7 @@ impl Weights {
                 name,
             });
         }
-        let tensor = self.files.tensors.load(&name, self.device())?.to_dtype(self.dtype())?;
-        self.files.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
-        Ok(tensor)
+        Ok(name)
     }
 
     /// Tensors of the checkpoint that no module read.

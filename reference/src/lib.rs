@@ -13,7 +13,7 @@ mod uv;
 mod worker;
 
 pub use bridge::protocol;
-pub use bridge::versions::{Dialect, RopeForm, Versions, release};
+pub use bridge::versions::{Dialect, RopeForm, Versions, WrongShapes, release};
 pub use embedded::bridge_digest;
 pub use environment::{
     Environment, EnvironmentError, Python, Specification, TorchBackend, forget, prepare, prepare_all,

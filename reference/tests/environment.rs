@@ -1,6 +1,8 @@
 //! Environments through the real uv: slow, and in need of PyPI (or of uv's cache).
 
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -65,4 +67,76 @@ fn what_cannot_be_installed_says_why() {
         specification.python = reference::Python::Request("2.1".into());
     });
     assert!(matches!(no_python, EnvironmentError::NoPython { .. }), "{no_python:?}");
+}
+
+/// A package named transformers that is small enough for a test to write.
+fn package(folder: &Path) {
+    fs::create_dir_all(folder.join("transformers")).unwrap();
+    let project = "[project]\nname = \"transformers\"\nversion = \"99.1\"\n";
+    fs::write(folder.join("pyproject.toml"), project).unwrap();
+    fs::write(folder.join("transformers/__init__.py"), "said = 1\n").unwrap();
+}
+
+fn git(folder: &Path, arguments: &[&str]) -> String {
+    let identity = ["-c", "user.name=t", "-c", "user.email=t@t"];
+    let output = Command::new("git").current_dir(folder).args(identity).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn ask(python: &Path) -> String {
+    let script = "import transformers; print(transformers.said)";
+    let output = Command::new(python).args(["-I", "-c", script]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_working_copy_is_run_as_it_is_and_every_edit_changes_the_key() {
+    let folder = tempfile::tempdir().unwrap();
+    package(folder.path());
+    git(folder.path(), &["init", "-q"]);
+    git(folder.path(), &["add", "."]);
+    git(folder.path(), &["commit", "-qm", "a"]);
+    let specification = Specification::new(Source::Editable(folder.path().to_owned()));
+    let prepare = || prepare(&specification, &cache(), &|_| ()).unwrap();
+    let clean = prepare();
+    assert_eq!(clean.versions["transformers"], "99.1");
+    assert_eq!(ask(&clean.python), "1");
+    // Nor does installing it leave anything in it that would pass for an edit.
+    assert_eq!(prepare().key, clean.key);
+    let commit = git(folder.path(), &["rev-parse", "HEAD"]);
+    let says = |notes: &[String], end: &str| notes.iter().any(|note| note.ends_with(end));
+    assert!(says(&clean.notes, &commit), "{:?}", clean.notes);
+    fs::write(folder.path().join("transformers/__init__.py"), "said = 2\n").unwrap();
+    let edited = prepare();
+    assert_ne!(edited.key, clean.key);
+    assert_eq!(ask(&edited.python), "2");
+    fs::write(folder.path().join("transformers/__init__.py"), "said = 1\n").unwrap();
+    assert_eq!(prepare().key, clean.key);
+}
+
+#[test]
+fn a_git_reference_is_pinned_to_the_commit_that_it_names() {
+    let folder = tempfile::tempdir().unwrap();
+    package(folder.path());
+    git(folder.path(), &["init", "-q"]);
+    git(folder.path(), &["add", "."]);
+    git(folder.path(), &["commit", "-qm", "a"]);
+    git(folder.path(), &["branch", "fix"]);
+    let commit = git(folder.path(), &["rev-parse", "HEAD"]);
+    fs::write(folder.path().join("transformers/__init__.py"), "said = 2\n").unwrap();
+    git(folder.path(), &["commit", "-qam", "b"]);
+    let source = format!("git+file://{}@fix", folder.path().display());
+    let specification = Specification::new(source.parse().unwrap());
+    let found = prepare(&specification, &cache(), &|_| ()).unwrap();
+    assert_eq!(ask(&found.python), "1");
+    assert!(found.lock.contains(&commit), "{}", found.lock);
+    assert!(found.notes.iter().any(|note| note.ends_with(&commit)), "{:?}", found.notes);
+    // The branch moves on and the environment does not, until it is forgotten.
+    git(folder.path(), &["branch", "-f", "fix", "HEAD"]);
+    assert_eq!(prepare(&specification, &cache(), &|_| ()).unwrap(), found);
+    reference::forget(&specification, &cache()).unwrap();
+    let moved = prepare(&specification, &cache(), &|_| ()).unwrap();
+    assert_ne!(moved.key, found.key);
+    assert_eq!(ask(&moved.python), "2");
 }

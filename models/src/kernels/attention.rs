@@ -74,7 +74,7 @@ pub struct Attention<'a> {
     /// Per sequence the slots that hold keys: `[batch]`. Left padding raises the start, right padding lowers
     /// the end.
     pub keys: &'a [Range<usize>],
-    /// Slots that may be seen, `[batch, capacity]`, for padding in the middle (a right-padded batch that
+    /// Slots that may be seen, `[batch, n]` with `n` past every key, for padding in the middle (a right-padded batch that
     /// goes on); `None` is all.
     pub visible: Option<&'a [bool]>,
 }
@@ -98,8 +98,10 @@ pub fn attention<T: Element>(pool: &Pool, spec: &Attention, q: &[T], cache: &KvC
     assert_eq!(spec.keys.len(), shape.batch, "keys: [{}]", shape.batch);
     assert!(spec.keys.iter().all(|k| k.end <= shape.capacity), "keys within {} slots", shape.capacity);
     assert!(
-        spec.visible.is_none_or(|v| v.len() == shape.batch * shape.capacity),
-        "visible: [batch, capacity]"
+        spec.visible.is_none_or(|v| {
+            v.len().is_multiple_of(shape.batch) && spec.keys.iter().all(|k| k.end <= v.len() / shape.batch)
+        }),
+        "visible: [batch, past every key]"
     );
     if tokens == 0 {
         return;
@@ -334,7 +336,8 @@ impl<T: Element> TaskOp<'_, T> {
                 *row.add(i) = f32::NEG_INFINITY;
             }
             if let Some(visible) = self.spec.visible {
-                let visible = &visible[self.task.batch * self.cache.shape.capacity + block..];
+                let len = visible.len() / self.cache.shape.batch;
+                let visible = &visible[self.task.batch * len + block..(self.task.batch + 1) * len];
                 for (i, seen) in visible.iter().enumerate().take(width) {
                     if !seen {
                         *row.add(i) = f32::NEG_INFINITY;

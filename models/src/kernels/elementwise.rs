@@ -87,6 +87,20 @@ pub fn add<T: Element>(pool: &Pool, xs: &mut [T], other: &[T], factor: f32) {
     each(pool, xs, Some(other), Map::Add(factor));
 }
 
+/// `xs *= other`. Equal lengths.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn multiply<T: Element>(pool: &Pool, xs: &mut [T], other: &[T]) {
+    assert_eq!(xs.len(), other.len(), "factors of equal length");
+    each(pool, xs, Some(other), Map::Multiply);
+}
+
+/// `xs *= factor` in place.
+pub fn scale<T: Element>(pool: &Pool, xs: &mut [T], factor: f32) {
+    each(pool, xs, None, Map::Scale(factor));
+}
+
 /// `xs = cap * tanh(xs / cap)` in place.
 pub fn softcap<T: Element>(pool: &Pool, xs: &mut [T], cap: f32) {
     each(pool, xs, None, Map::SoftCap(cap));
@@ -118,6 +132,8 @@ pub fn softmax<T: Element>(pool: &Pool, xs: &mut [T], row_len: usize) {
 #[derive(Clone, Copy)]
 enum Map {
     Add(f32),
+    Multiply,
+    Scale(f32),
     SoftCap(f32),
     Activate(Activation),
 }
@@ -154,7 +170,9 @@ impl<T: Element> Op for MapOp<'_, T> {
                     (Map::Add(f), Some(other)) => {
                         S::fma(T::load::<S>(other.as_ptr().add(i), n - i), S::splat(f), x)
                     }
-                    (Map::Add(_), None) => x,
+                    (Map::Multiply, Some(other)) => S::mul(x, T::load::<S>(other.as_ptr().add(i), n - i)),
+                    (Map::Add(_) | Map::Multiply, None) => x,
+                    (Map::Scale(f), _) => S::mul(x, S::splat(f)),
                     (Map::SoftCap(cap), _) => {
                         S::mul(math::tanh::<S>(S::div(x, S::splat(cap))), S::splat(cap))
                     }

@@ -10,10 +10,12 @@
 use super::arena::AlignedBuf;
 use super::element::Element;
 use super::math::{self, Activation};
+use super::packing::{Packing, padded};
 use super::pool::{Pool, Shards};
 use super::simd::{Op, Simd};
 use super::tile::{Apart, Interleaved, PANEL, tile_of};
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 /// Units summed in registers before they are added to the running total: bounds the growth of rounding
 /// error with k, and the part of a panel that a tile walks through.
@@ -42,23 +44,23 @@ pub enum Epilogue {
 
 /// A weight `[n, k]` (and bias `[n]`), packed.
 pub struct PackedLinear<T: Element> {
-    panels: Panels<T>,
+    pub(super) panels: Panels<T>,
 }
 
 /// The gate and up projections `[n, k]` of a gated MLP, packed so that `activation(gate) * up` is formed in
 /// registers and written once.
 pub struct PackedGateUp<T: Element> {
-    panels: Panels<T>,
+    pub(super) panels: Panels<T>,
 }
 
-struct Panels<T> {
-    units: AlignedBuf<f32>,
-    bias: Option<AlignedBuf<f32>>,
+pub(super) struct Panels<T> {
+    pub(super) units: Arc<AlignedBuf<f32>>,
+    pub(super) bias: Option<AlignedBuf<f32>>,
     /// Columns of the output.
-    n: usize,
-    k: usize,
-    count: usize,
-    kind: PhantomData<T>,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) count: usize,
+    pub(super) kind: PhantomData<T>,
 }
 
 impl<T: Element> PackedLinear<T> {
@@ -68,20 +70,24 @@ impl<T: Element> PackedLinear<T> {
     /// # Panics
     /// If a part is not a multiple of `k` long, or the bias does not fit.
     pub fn new(pool: &Pool, parts: &[&[T]], k: usize, bias: Option<&[f32]>) -> Self {
-        assert!(k > 0 && parts.iter().all(|p| p.len().is_multiple_of(k)), "weights of {k} columns");
-        let n = parts.iter().map(|p| p.len() / k).sum();
-        assert!(bias.is_none_or(|b| b.len() == n), "a bias of {n} values");
-        let row = |mut j: usize| {
-            for part in parts {
-                let rows = part.len() / k;
-                if j < rows {
-                    return Some(&part[j * k..(j + 1) * k]);
-                }
-                j -= rows;
-            }
-            None
-        };
-        Self { panels: Panels::pack(pool, n, k, n, row, bias) }
+        let mut packing = Packing::linear(parts.iter().map(|part| part.len() / k).sum(), k);
+        let mut first = 0;
+        for part in parts {
+            packing.fill(pool, first, part);
+            first += part.len() / k;
+        }
+        packing.into_linear(bias)
+    }
+
+    /// The same weight, not copied, with a bias `[n]`.
+    ///
+    /// # Panics
+    /// If the bias does not fit.
+    #[must_use]
+    pub fn with_bias(&self, bias: &[f32]) -> Self {
+        assert_eq!(bias.len(), self.panels.n, "a bias of {} values", self.panels.n);
+        let units = Arc::clone(&self.panels.units);
+        Self { panels: Panels { units, bias: Some(padded(bias, self.panels.count)), ..self.panels } }
     }
 
     /// Output columns.
@@ -104,7 +110,25 @@ impl<T: Element> PackedLinear<T> {
     /// # Panics
     /// If a slice does not have its shape.
     pub fn forward<O: Element>(&self, pool: &Pool, xs: &[T], m: usize, out: &mut [O], epilogue: Epilogue) {
-        self.panels.forward(pool, xs, m, out, Finish::Plain(epilogue));
+        assert_eq!(out.len(), m * self.panels.n, "out: [{m}, {}]", self.panels.n);
+        // SAFETY: `out` has the shape.
+        unsafe { self.panels.forward(pool, xs, m, out.as_mut_ptr(), Finish::Plain(epilogue)) };
+    }
+
+    /// As [`PackedLinear::forward`] into new memory that is never zeroed first.
+    ///
+    /// # Panics
+    /// If `xs` does not have its shape, or the epilogue adds to what is there.
+    pub fn forward_new<O: Element>(&self, pool: &Pool, xs: &[T], m: usize, epilogue: Epilogue) -> Vec<O> {
+        assert!(!matches!(epilogue, Epilogue::Add(_)), "nothing is there to add to");
+        let len = m * self.panels.n;
+        let mut out = Vec::with_capacity(len);
+        // SAFETY: the memory has room for the shape, and all of it is written before it is read.
+        unsafe {
+            self.panels.forward(pool, xs, m, out.as_mut_ptr(), Finish::Plain(epilogue));
+            out.set_len(len);
+        }
+        out
     }
 
     /// Row `j` of the weight, unpacked into `out: [k]`: the embedding of a tied head.
@@ -127,28 +151,12 @@ impl<T: Element> PackedGateUp<T> {
     /// # Panics
     /// If the shapes do not fit.
     pub fn new(pool: &Pool, gate: &[T], up: &[T], k: usize, bias: Option<(&[f32], &[f32])>) -> Self {
-        assert!(
-            k > 0 && gate.len().is_multiple_of(k) && gate.len() == up.len(),
-            "gate and up of {k} columns"
-        );
+        assert_eq!(gate.len(), up.len(), "gate and up of one shape");
         let n = gate.len() / k;
-        assert!(bias.is_none_or(|(g, u)| g.len() == n && u.len() == n), "biases of {n} values");
-        // A panel is 16 rows of gate followed by the same 16 of up.
-        let half = PANEL / 2;
-        let source = |j: usize| (j % PANEL < half, j / PANEL * half + j % half);
-        let row = |j: usize| {
-            let (is_gate, i) = source(j);
-            (i < n).then(|| if is_gate { &gate[i * k..(i + 1) * k] } else { &up[i * k..(i + 1) * k] })
-        };
-        let rows = n.div_ceil(half) * PANEL;
-        let joined: Option<Vec<f32>> = bias.map(|(g, u)| {
-            let value = |j| {
-                let (is_gate, i) = source(j);
-                if is_gate { g.get(i) } else { u.get(i) }.copied().unwrap_or(0.0)
-            };
-            (0..rows).map(value).collect()
-        });
-        Self { panels: Panels::pack(pool, rows, k, n, row, joined.as_deref()) }
+        let mut packing = Packing::gate_up(n, k);
+        packing.fill(pool, 0, gate);
+        packing.fill(pool, n, up);
+        packing.into_gate_up(bias)
     }
 
     /// Output columns (the intermediate size).
@@ -166,7 +174,9 @@ impl<T: Element> PackedGateUp<T> {
     /// # Panics
     /// If a slice does not have its shape.
     pub fn forward(&self, pool: &Pool, xs: &[T], m: usize, out: &mut [T], activation: Activation) {
-        self.panels.forward(pool, xs, m, out, Finish::Gate(activation));
+        assert_eq!(out.len(), m * self.panels.n, "out: [{m}, {}]", self.panels.n);
+        // SAFETY: `out` has the shape.
+        unsafe { self.panels.forward(pool, xs, m, out.as_mut_ptr(), Finish::Gate(activation)) };
     }
 }
 
@@ -185,44 +195,10 @@ impl Finish {
 }
 
 impl<T: Element> Panels<T> {
-    fn pack<'a>(
-        pool: &Pool,
-        rows: usize,
-        k: usize,
-        n: usize,
-        row: impl Fn(usize) -> Option<&'a [T]> + Sync,
-        bias: Option<&[f32]>,
-    ) -> Self {
-        let steps = k.div_ceil(T::PER_UNIT);
-        let count = rows.div_ceil(PANEL);
-        let mut units = AlignedBuf::zeroed(count * steps * PANEL);
-        let shards = Shards::new(&mut units);
-        pool.run(count, |p, _| {
-            // SAFETY: task p alone writes panel p.
-            let panel = unsafe { shards.slice(p * steps * PANEL, steps * PANEL) };
-            // 16 units of every row at a time, so that what is written stays in L1.
-            for first in (0..steps).step_by(16) {
-                for j in 0..PANEL {
-                    let Some(source) = row(p * PANEL + j) else {
-                        continue;
-                    };
-                    for step in first..steps.min(first + 16) {
-                        panel[step * PANEL + j] = T::unit(source, step);
-                    }
-                }
-            }
-        });
-        let bias = bias.map(|b| {
-            let mut padded = AlignedBuf::zeroed(count * PANEL);
-            padded[..b.len()].copy_from_slice(b);
-            padded
-        });
-        Self { units, bias, n, k, count, kind: PhantomData }
-    }
-
-    fn forward<O: Element>(&self, pool: &Pool, xs: &[T], m: usize, out: &mut [O], finish: Finish) {
+    /// # Safety
+    /// `out` is writable, and with an epilogue that adds also initialised, for `m * n` values.
+    unsafe fn forward<O: Element>(&self, pool: &Pool, xs: &[T], m: usize, out: *mut O, finish: Finish) {
         assert_eq!(xs.len(), m * self.k, "xs: [{m}, {}]", self.k);
-        assert_eq!(out.len(), m * self.n, "out: [{m}, {}]", self.n);
         if m == 0 || self.n == 0 {
             return;
         }
@@ -251,7 +227,7 @@ impl<T: Element> Panels<T> {
         } else {
             1
         };
-        let shards = Shards::new(out);
+        let shards = Shards::raw(out, m * self.n);
         pool.run(self.count.div_ceil(group), |task, _| {
             let op = Group {
                 panels: self,

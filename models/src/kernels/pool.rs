@@ -276,6 +276,11 @@ impl<T> Shards<T> {
         Self { start: slice.as_mut_ptr(), len: slice.len() }
     }
 
+    /// As [`Shards::new`] over memory that may not be initialised yet; good for [`Shards::at`] only.
+    pub(crate) fn raw(start: *mut T, len: usize) -> Self {
+        Self { start, len }
+    }
+
     /// A pointer to element `at`, good up to the end of the slice.
     pub(crate) fn at(&self, at: usize) -> *mut T {
         debug_assert!(at <= self.len, "{at} is past a slice of {}", self.len);

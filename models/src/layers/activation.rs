@@ -1,13 +1,15 @@
 //! Activation functions by their exact definitions.
 
 use candle_core::Tensor;
-use serde_json::Value;
+use serde_json::Value as Json;
 
+use super::elementwise::fused;
 use super::rounded;
 use crate::config::ConfigReader;
 use crate::error::Result;
-use crate::kernels;
-use crate::pass::{Pass, Xs};
+use crate::fused::Room;
+use crate::kernels::{self, Epilogue};
+use crate::pass::{Pass, Value, Xs};
 
 /// An activation, as `transformers/activations.py` (5.23.0) defines the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +48,7 @@ impl Activation {
             "relu" => Self::Relu,
             "relu2" => Self::ReluSquared,
             "tanh" => Self::Tanh,
-            _ => return Err(config.unknown(key, &Value::from(name))),
+            _ => return Err(config.unknown(key, &Json::from(name))),
         })
     }
 
@@ -55,7 +57,7 @@ impl Activation {
     /// # Errors
     /// If a tensor operation fails.
     pub fn forward(self, pass: &mut Pass, path: &str, xs: &Xs) -> Result<Xs> {
-        pass.module(path, xs.clone(), |_, xs| Ok(self.apply(xs.tensor())?.into()))
+        pass.module(path, xs.clone(), |_, xs| self.inline(&xs))
     }
 
     /// Applies it where transformers calls a function and there is no module.
@@ -63,7 +65,12 @@ impl Activation {
     /// # Errors
     /// If a tensor operation fails.
     pub fn inline(self, xs: &Xs) -> Result<Xs> {
-        Ok(self.apply(xs.tensor())?.into())
+        let epilogue = Epilogue::Activate(self.kernel());
+        match xs.value() {
+            Value::Tensor(xs) => Ok(self.apply(xs)?.into()),
+            Value::F32(xs) => Ok(fused(xs.clone(), epilogue, Room::Now).into_xs()),
+            Value::Bf16(xs) => Ok(fused(xs.clone(), epilogue, Room::Now).into_xs()),
+        }
     }
 
     /// The kernel of the fused form; in F32 the cut-off constant of `gelu_fast` makes no difference.

@@ -1,6 +1,5 @@
 //! The core of attention: from projected queries, keys and values to mixed values.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
@@ -84,20 +83,11 @@ impl Attention {
             head_dim: self.head_dim,
             capacity: first_slot + seq,
         };
-        let (keys, visible) = keys_of(pass.padding(), batch, first_slot + seq);
+        let (keys, cache) = pass.keys_and_cache();
+        let rope = rope.and_then(|rope| rope.fused(keys.positions));
         let run = |cache: &mut KvCache<T>| {
             let layout = QkvLayout { tokens: seq, q_heads: self.num_heads, first_slot };
-            let rope = rope.and_then(|rope| rope.fused.as_ref());
-            let rope = rope.map(|(table, positions)| (table.as_ref(), positions.as_ref()));
             rope_into_cache(&workspace.pool, layout, &mut qkv.write(), rope, cache);
-            let capacity = cache.shape().capacity;
-            let visible = visible.as_ref().map(|visible| {
-                // The kernel looks at whole caches, whose capacity is rounded up.
-                let mut padded = vec![false; batch * capacity];
-                let rows = padded.chunks_exact_mut(capacity).zip(visible.chunks_exact(first_slot + seq));
-                rows.for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
-                padded
-            });
             let spec = kernels::Attention {
                 tokens: seq,
                 q_heads: self.num_heads,
@@ -106,14 +96,14 @@ impl Attention {
                 scale: self.scale as f32,
                 softcap: self.soft_cap.map(|cap| cap as f32),
                 band: mask.band,
-                keys: &keys,
-                visible: visible.as_deref(),
+                keys: keys.ranges,
+                visible: keys.visible,
             };
             let out = Slot::<T>::take(workspace, batch, seq, self.num_heads * self.head_dim);
             kernels::attention(&workspace.pool, &spec, &qkv.read(), cache, &mut out.write());
             Ok(out.into_xs())
         };
-        match pass.cache() {
+        match cache {
             Some(cache) => run(cache.fused(self.layer, &workspace.pool, shape)?),
             None => workspace.with_passing_cache(shape, run),
         }
@@ -171,23 +161,4 @@ fn joined<T: Float>(workspace: &Arc<Workspace>, parts: &[Slot<T>; 3]) -> Slot<T>
         first += part.columns;
     }
     joined
-}
-
-/// The range of real tokens in each row of `len`, and, where padding lies inside one, every token's own word.
-fn keys_of(padding: Option<&[bool]>, batch: usize, len: usize) -> (Vec<Range<usize>>, Option<Vec<bool>>) {
-    let Some(padding) = padding else {
-        return (vec![0..len; batch], None);
-    };
-    let ranges: Vec<Range<usize>> = padding
-        .chunks_exact(len)
-        .map(|real| {
-            let first = real.iter().position(|real| *real).unwrap_or(0);
-            first..real.iter().rposition(|real| *real).map_or(first, |last| last + 1)
-        })
-        .collect();
-    let holes = padding
-        .chunks_exact(len)
-        .zip(&ranges)
-        .any(|(real, range)| !real[range.clone()].iter().all(|real| *real));
-    (ranges, holes.then(|| padding.to_vec()))
 }

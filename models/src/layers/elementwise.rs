@@ -4,8 +4,8 @@ use candle_core::Tensor;
 
 use super::accumulation;
 use crate::error::Result;
-use crate::fused::{Float, Slot};
-use crate::kernels;
+use crate::fused::{Float, Room, Slot, folded, sum};
+use crate::kernels::{self, Epilogue};
 use crate::pass::{Value, Xs};
 
 /// Applies `operation` in the accumulation dtype and rounds its result once to `xs`'s dtype, as torch does
@@ -24,28 +24,16 @@ pub fn rounded(
 
 /// `xs + ys`, the residual connection. Shapes equal.
 ///
+/// In the fused form a product or norm that is still owed for `ys` adds itself to `xs`, and is not rounded before.
+///
 /// # Errors
 /// If the shapes differ.
 pub fn add(xs: Xs, ys: Xs) -> Result<Xs> {
-    match (xs.value(), ys.value()) {
-        (Value::F32(x), Value::F32(y)) => Ok(sum(x, y).into_xs()),
-        (Value::Bf16(x), Value::Bf16(y)) => Ok(sum(x, y).into_xs()),
-        _ => Ok((xs.into_tensor() + ys.into_tensor())?.into()),
+    match (xs.into_value(), ys.into_value()) {
+        (Value::F32(xs), Value::F32(ys)) => Ok(sum(xs, &ys).into_xs()),
+        (Value::Bf16(xs), Value::Bf16(ys)) => Ok(sum(xs, &ys).into_xs()),
+        (xs, ys) => Ok((Xs::from_value(xs).into_tensor() + Xs::from_value(ys).into_tensor())?.into()),
     }
-}
-
-/// In place where nobody else holds `xs`.
-fn sum<T: Float>(xs: &Slot<T>, ys: &Slot<T>) -> Slot<T> {
-    let ys = ys.whole();
-    let out = if xs.is_whole() && xs.is_sole() {
-        xs.clone().changed()
-    } else {
-        let out = Slot::take(xs.workspace(), xs.batch, xs.seq, xs.columns);
-        xs.copy_to(&mut out.write(), xs.columns, 0);
-        out
-    };
-    kernels::add(&xs.workspace().pool, &mut out.write(), &ys.read(), 1.0);
-    out
 }
 
 /// `xs * ys`. Shapes equal.
@@ -53,7 +41,17 @@ fn sum<T: Float>(xs: &Slot<T>, ys: &Slot<T>) -> Slot<T> {
 /// # Errors
 /// If the shapes differ.
 pub fn multiply(xs: Xs, ys: Xs) -> Result<Xs> {
-    Ok((xs.into_tensor() * ys.into_tensor())?.into())
+    match (xs.into_value(), ys.into_value()) {
+        (Value::F32(xs), Value::F32(ys)) => Ok(product(xs, &ys).into_xs()),
+        (Value::Bf16(xs), Value::Bf16(ys)) => Ok(product(xs, &ys).into_xs()),
+        (xs, ys) => Ok((Xs::from_value(xs).into_tensor() * Xs::from_value(ys).into_tensor())?.into()),
+    }
+}
+
+fn product<T: Float>(xs: Slot<T>, ys: &Slot<T>) -> Slot<T> {
+    let out = xs.owned();
+    kernels::multiply(out.pool(), &mut out.write(), &ys.whole().read());
+    out
 }
 
 /// `xs * factor`, the factor not rounded to a 16-bit dtype (torch's multiplication by a Python float).
@@ -61,23 +59,51 @@ pub fn multiply(xs: Xs, ys: Xs) -> Result<Xs> {
 /// # Errors
 /// If a tensor operation fails.
 pub fn scale(xs: Xs, factor: f64) -> Result<Xs> {
-    Ok(scaled(&xs.into_tensor(), factor)?.into())
+    match xs.into_value() {
+        Value::Tensor(xs) => Ok(scaled(&xs, factor)?.into()),
+        Value::F32(xs) => Ok(fused(xs, Epilogue::Scale(factor as f32), Room::Later).into_xs()),
+        Value::Bf16(xs) => Ok(fused(xs, Epilogue::Scale(factor as f32), Room::Later).into_xs()),
+    }
 }
 
-/// `xs / divisor`, the divisor not rounded to a 16-bit dtype.
+/// `xs / divisor`, the divisor not rounded to a 16-bit dtype; in the fused form times its reciprocal.
 ///
 /// # Errors
 /// If a tensor operation fails.
 pub fn divide(xs: Xs, divisor: f64) -> Result<Xs> {
-    Ok(divided(&xs.into_tensor(), divisor)?.into())
+    match xs.into_value() {
+        Value::Tensor(xs) => Ok(divided(&xs, divisor)?.into()),
+        xs => scale(Xs::from_value(xs), 1.0 / divisor),
+    }
 }
 
-/// `cap * tanh(xs / cap)`, each step rounded to the dtype of `xs`.
+/// `cap * tanh(xs / cap)`, each step rounded to the dtype of `xs`, in the fused form only the last.
 ///
 /// # Errors
 /// If a tensor operation fails.
 pub fn soft_cap(xs: Xs, cap: f64) -> Result<Xs> {
-    Ok(soft_capped(&xs.into_tensor(), cap)?.into())
+    match xs.into_value() {
+        Value::Tensor(xs) => Ok(soft_capped(&xs, cap)?.into()),
+        Value::F32(xs) => Ok(fused(xs, Epilogue::SoftCap(cap as f32), Room::Later).into_xs()),
+        Value::Bf16(xs) => Ok(fused(xs, Epilogue::SoftCap(cap as f32), Room::Later).into_xs()),
+    }
+}
+
+/// The fused form of what an epilogue can do: folded into a product that is still owed, else a pass of its own.
+pub(super) fn fused<T: Float>(xs: Slot<T>, epilogue: Epilogue, room: Room) -> Slot<T> {
+    if let Some(folded) = folded(&xs, epilogue, room) {
+        return folded;
+    }
+    let out = xs.owned();
+    let (pool, mut to) = (out.pool(), out.write());
+    match epilogue {
+        Epilogue::Scale(factor) => kernels::scale(pool, &mut to, factor),
+        Epilogue::Activate(activation) => kernels::activate(pool, &mut to, activation),
+        Epilogue::SoftCap(cap) => kernels::softcap(pool, &mut to, cap),
+        Epilogue::Store | Epilogue::Add(_) => {}
+    }
+    drop(to);
+    out
 }
 
 pub(super) fn scaled(xs: &Tensor, factor: f64) -> Result<Tensor> {

@@ -1,10 +1,15 @@
 //! Layer normalisation with a mean.
 
+use std::sync::Arc;
+
 use candle_core::{D, Tensor};
 
 use super::accumulation;
+use super::norm::fused;
 use crate::error::Result;
-use crate::pass::{Pass, Xs};
+use crate::fused::{Float, Slot};
+use crate::kernels::Norm;
+use crate::pass::{Pass, Value, Xs};
 use crate::weights::Weights;
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias`, the variance over `size` values without Bessel's
@@ -17,6 +22,8 @@ pub struct LayerNorm {
     /// As `weight`.
     bias: Option<Tensor>,
     eps: f64,
+    /// The fused form's, one for each row.
+    fused: Option<Vec<Arc<Norm>>>,
 }
 
 impl LayerNorm {
@@ -25,16 +32,23 @@ impl LayerNorm {
     /// # Errors
     /// If a tensor is missing or has another shape.
     pub fn load(weights: &Weights, size: usize, eps: f64, bias: bool) -> Result<Self> {
-        let rows = |name: &str| -> Result<Tensor> {
-            let row = weights.get(name, size)?;
-            Ok(row.to_dtype(accumulation(row.dtype()))?.unsqueeze(0)?)
+        let bias = bias.then(|| weights.get("bias", size)).transpose()?;
+        Self::new(weights, &weights.get("weight", size)?.unsqueeze(0)?, bias.as_ref(), eps)
+    }
+
+    fn new(weights: &Weights, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Self> {
+        let wide = accumulation(weight.dtype());
+        let (weight, bias) =
+            (weight.to_dtype(wide)?, bias.map(|bias| bias.to_dtype(wide)?.unsqueeze(0)).transpose()?);
+        let fused = match weights.workspace() {
+            Some(_) => {
+                let bias = bias.as_ref().map(|bias| bias.flatten_all()?.to_vec1::<f32>()).transpose()?;
+                let rows = weight.to_vec2::<f32>()?.into_iter();
+                Some(rows.map(|row| Arc::new(Norm::layer(row, bias.clone(), eps as f32))).collect())
+            }
+            None => None,
         };
-        Ok(Self {
-            path: weights.path().to_owned(),
-            weight: rows("weight")?,
-            bias: bias.then(|| rows("bias")).transpose()?,
-            eps,
-        })
+        Ok(Self { path: weights.path().to_owned(), weight, bias, eps, fused })
     }
 
     /// A norm for each head, without biases: `weight`, `[heads, size]` (transformers 5.23.0, `CohereLayerNorm` of
@@ -43,13 +57,7 @@ impl LayerNorm {
     /// # Errors
     /// If the tensor is missing or has another shape.
     pub fn load_heads(weights: &Weights, heads: usize, size: usize, eps: f64) -> Result<Self> {
-        let weight = weights.get("weight", (heads, size))?;
-        Ok(Self {
-            path: weights.path().to_owned(),
-            weight: weight.to_dtype(accumulation(weight.dtype()))?,
-            bias: None,
-            eps,
-        })
+        Self::new(weights, &weights.get("weight", (heads, size))?, None, eps)
     }
 
     /// A norm for each head, without biases: `norms.<head>.weight`, `[size]` (transformers 5.23.0,
@@ -60,12 +68,7 @@ impl LayerNorm {
     pub fn load_each_head(weights: &Weights, heads: usize, size: usize, eps: f64) -> Result<Self> {
         let norms = weights.pp("norms");
         let rows = (0..heads).map(|head| norms.pp(head).get("weight", size)).collect::<Result<Vec<_>>>()?;
-        Ok(Self {
-            path: weights.path().to_owned(),
-            weight: Tensor::stack(&rows, 0)?.to_dtype(accumulation(weights.dtype()))?,
-            bias: None,
-            eps,
-        })
+        Self::new(weights, &Tensor::stack(&rows, 0)?, None, eps)
     }
 
     /// `xs: [.., heads * size]`, same shape out; mean and variance are taken in F32 (F64 in F64), the variance
@@ -74,7 +77,11 @@ impl LayerNorm {
     /// # Errors
     /// If the last dimension is no multiple of `heads * size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs.clone(), |_, xs| Ok(self.apply(xs.tensor())?.into()))
+        pass.module(&self.path, xs.clone(), |_, xs| match (xs.value(), &self.fused) {
+            (Value::F32(slot), Some(norms)) => Ok(fused_heads(norms, slot).into_xs()),
+            (Value::Bf16(slot), Some(norms)) => Ok(fused_heads(norms, slot).into_xs()),
+            _ => Ok(self.apply(xs.tensor())?.into()),
+        })
     }
 
     fn apply(&self, xs: &Tensor) -> Result<Tensor> {
@@ -93,6 +100,21 @@ impl LayerNorm {
     }
 }
 
+/// Heads that each have their own norm are normed in place, in a copy of the rows unless they are a part of some.
+fn fused_heads<T: Float>(norms: &[Arc<Norm>], xs: &Slot<T>) -> Slot<T> {
+    if let [norm] = norms {
+        return fused(norm, xs);
+    }
+    let out = if xs.is_whole() { xs.copied() } else { xs.clone().changed() };
+    let size = out.columns / norms.len();
+    let mut rows = out.write();
+    for (head, norm) in norms.iter().enumerate() {
+        norm.heads_in_place(out.pool(), &mut rows, out.width, out.first + head * size, 1);
+    }
+    drop(rows);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device};
@@ -108,6 +130,7 @@ mod tests {
             weight: row([0.5, 1.0, -2.0, 3.0]),
             bias: Some(row([1.0, 0.0, -1.0, 0.25])),
             eps: 1e-3,
+            fused: None,
         }
     }
 

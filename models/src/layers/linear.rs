@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, DType, Device, Tensor};
-use half::bf16;
+use candle_core::{D, DType, Tensor};
 
-use super::{Embedding, accumulation};
-use crate::error::{Error, Result};
-use crate::fused::{Float, Slot, Workspace};
-use crate::kernels::{Epilogue, PackedLinear};
+use super::embedding::EmbeddingForm;
+use super::split::each;
+use super::{Embedding, accumulation, split};
+use crate::error::Result;
+use crate::fused::{Packed, Room, Workspace};
 use crate::pass::{Pass, Xs};
 use crate::weights::Weights;
 
@@ -23,7 +23,7 @@ pub struct Linear {
 enum LinearForm {
     /// `[out, in]` and `[out]`.
     Eager(Tensor, Option<Tensor>),
-    Fused(Arc<dyn Packed>),
+    Fused(Arc<Workspace>, Packed, Room),
 }
 
 impl Linear {
@@ -32,9 +32,7 @@ impl Linear {
     /// # Errors
     /// If a tensor is missing or has another shape.
     pub fn load(weights: &Weights, input: usize, output: usize, bias: bool) -> Result<Self> {
-        let weight = weights.get("weight", (output, input))?;
-        let bias = bias.then(|| weights.get("bias", output)).transpose()?;
-        Self::new(weights, weight, bias, false)
+        Self::new(weights, input, output, bias, Room::Now)
     }
 
     /// Loads `weight` the other way round, `[in, out]`, and `bias`, `[out]` (transformers' `Conv1D`).
@@ -43,13 +41,27 @@ impl Linear {
     /// If a tensor is missing or has another shape.
     pub fn load_transposed(weights: &Weights, input: usize, output: usize) -> Result<Self> {
         let weight = weights.get("weight", (input, output))?.t()?.contiguous()?;
-        Self::new(weights, weight, Some(weights.get("bias", output)?), false)
+        let form = match weights.workspace() {
+            None => LinearForm::Eager(weight, Some(weights.get("bias", output)?)),
+            Some(workspace) => {
+                let packed = Packed::of(workspace, &weight, Some(&weights.vector("bias", output)?))?;
+                LinearForm::Fused(Arc::clone(workspace), packed, Room::Now)
+            }
+        };
+        Ok(Self { path: weights.path().to_owned(), form })
     }
 
-    fn new(weights: &Weights, weight: Tensor, bias: Option<Tensor>, is_last: bool) -> Result<Self> {
+    fn new(weights: &Weights, input: usize, output: usize, bias: bool, room: Room) -> Result<Self> {
         let form = match weights.workspace() {
-            None => LinearForm::Eager(weight, bias),
-            Some(workspace) => LinearForm::Fused(pack(workspace, &[weight], bias.as_ref(), is_last)?),
+            None => LinearForm::Eager(
+                weights.get("weight", (output, input))?,
+                bias.then(|| weights.get("bias", output)).transpose()?,
+            ),
+            Some(workspace) => {
+                let bias = bias.then(|| weights.vector("bias", output)).transpose()?;
+                let packed = Packed::load(workspace, &[(weights.clone(), output)], input, bias.as_deref())?;
+                LinearForm::Fused(Arc::clone(workspace), packed, room)
+            }
         };
         Ok(Self { path: weights.path().to_owned(), form })
     }
@@ -59,9 +71,20 @@ impl Linear {
     /// # Errors
     /// If the bias is missing or has another shape.
     pub fn tied(weights: &Weights, embedding: &Embedding, bias: bool) -> Result<Self> {
-        let weight = embedding.weight().clone();
-        let bias = bias.then(|| weights.get("bias", weight.dim(0)?)).transpose()?;
-        Self::new(weights, weight, bias, true)
+        let (vocab_size, _) = embedding.shape();
+        let form = match embedding.form() {
+            EmbeddingForm::Eager(weight) => {
+                LinearForm::Eager(weight.clone(), bias.then(|| weights.get("bias", vocab_size)).transpose()?)
+            }
+            EmbeddingForm::Fused(workspace, packed) => {
+                let packed = match bias.then(|| weights.vector("bias", vocab_size)).transpose()? {
+                    Some(bias) => packed.with_bias(&bias),
+                    None => packed.clone(),
+                };
+                LinearForm::Fused(Arc::clone(workspace), packed, Room::Later)
+            }
+        };
+        Ok(Self { path: weights.path().to_owned(), form })
     }
 
     /// The head of a causal LM: `lm_head.weight`, or the embedding's where the two are tied.
@@ -73,7 +96,8 @@ impl Linear {
         if tied {
             return Self::tied(&weights, embedding, false);
         }
-        Self::new(&weights, weights.get("weight", embedding.weight().shape())?, None, true)
+        let (vocab_size, hidden_size) = embedding.shape();
+        Self::new(&weights, hidden_size, vocab_size, false, Room::Later)
     }
 
     /// Goes by another module path than the checkpoint's name for its weight.
@@ -90,7 +114,7 @@ impl Linear {
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
         pass.module(&self.path, xs.clone(), |_, xs| match &self.form {
             LinearForm::Eager(weight, bias) => Ok(linear(xs.tensor(), weight, bias.as_ref())?.into()),
-            LinearForm::Fused(packed) => packed.forward(&xs),
+            LinearForm::Fused(workspace, packed, room) => packed.forward(workspace, &xs, *room),
         })
     }
 }
@@ -107,7 +131,7 @@ pub struct Joined<const N: usize> {
 enum JoinedForm<const N: usize> {
     Eager([Linear; N]),
     /// Outputs of each part.
-    Fused(Arc<dyn Packed>, [usize; N]),
+    Fused(Arc<Workspace>, Packed, [usize; N]),
 }
 
 impl<const N: usize> Joined<N> {
@@ -118,14 +142,18 @@ impl<const N: usize> Joined<N> {
     pub fn load(weights: &Weights, input: usize, parts: [(&str, usize); N], bias: bool) -> Result<Self> {
         let Some(workspace) = weights.workspace() else {
             let load = |(name, output)| Linear::load(&weights.pp(name), input, output, bias);
-            return Ok(Self { form: JoinedForm::Eager(array(parts.into_iter().map(load))?) });
+            let parts = parts.into_iter().map(load).collect::<Result<Vec<_>>>()?;
+            let parts = parts.try_into().unwrap_or_else(|_| unreachable!("there are N parts"));
+            return Ok(Self { form: JoinedForm::Eager(parts) });
         };
-        let part = |(name, output)| weights.pp(name).get("weight", (output, input));
-        let joined = parts.into_iter().map(part).collect::<Result<Vec<_>>>()?;
-        let biases = parts.into_iter().map(|(name, output)| weights.pp(name).get("bias", output));
-        let bias = bias.then(|| Ok::<_, Error>(Tensor::cat(&biases.collect::<Result<Vec<_>>>()?, 0)?));
-        let packed = pack(workspace, &joined, bias.transpose()?.as_ref(), false)?;
-        Ok(Self { form: JoinedForm::Fused(packed, parts.map(|(_, output)| output)) })
+        let mut biases = Vec::new();
+        for (name, output) in parts.into_iter().filter(|_| bias) {
+            biases.extend(weights.pp(name).vector("bias", output)?);
+        }
+        let outputs = parts.map(|(_, output)| output);
+        let parts = parts.map(|(name, output)| (weights.pp(name), output));
+        let packed = Packed::load(workspace, &parts, input, bias.then_some(&biases))?;
+        Ok(Self { form: JoinedForm::Fused(Arc::clone(workspace), packed, outputs) })
     }
 
     /// `xs: [.., in]` to one `[.., out]` a part.
@@ -134,80 +162,11 @@ impl<const N: usize> Joined<N> {
     /// If the last dimension of `xs` is not `in`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<[Xs; N]> {
         match &self.form {
-            JoinedForm::Eager(parts) => array(parts.iter().map(|part| part.forward(pass, xs))),
-            JoinedForm::Fused(packed, outputs) => {
-                let joined = packed.forward(xs)?;
-                let mut first = 0;
-                array(outputs.iter().map(|columns| {
-                    let part = joined.columns(first, *columns);
-                    first += columns;
-                    part
-                }))
+            JoinedForm::Eager(parts) => each(parts, |part| part.forward(pass, xs)),
+            JoinedForm::Fused(workspace, packed, outputs) => {
+                split(&packed.forward(workspace, xs, Room::Now)?, *outputs)
             }
         }
-    }
-}
-
-fn array<T, const N: usize>(items: impl Iterator<Item = Result<T>>) -> Result<[T; N]> {
-    let items = items.collect::<Result<Vec<_>>>()?;
-    Ok(items.try_into().unwrap_or_else(|_| unreachable!("there are N items")))
-}
-
-/// A packed weight of either element type.
-trait Packed: Send + Sync {
-    fn forward(&self, xs: &Xs) -> Result<Xs>;
-}
-
-struct PackedWeight<T: Float> {
-    workspace: Arc<Workspace>,
-    weight: PackedLinear<T>,
-    /// Whether the result leaves the pass, and with it the buffers.
-    is_last: bool,
-}
-
-fn pack(
-    workspace: &Arc<Workspace>,
-    parts: &[Tensor],
-    bias: Option<&Tensor>,
-    is_last: bool,
-) -> Result<Arc<dyn Packed>> {
-    Ok(match parts[0].dtype() {
-        DType::BF16 => Arc::new(PackedWeight::<bf16>::new(workspace, parts, bias, is_last)?),
-        _ => Arc::new(PackedWeight::<f32>::new(workspace, parts, bias, is_last)?),
-    })
-}
-
-impl<T: Float> PackedWeight<T> {
-    fn new(
-        workspace: &Arc<Workspace>,
-        parts: &[Tensor],
-        bias: Option<&Tensor>,
-        is_last: bool,
-    ) -> Result<Self> {
-        let input = parts[0].dim(1)?;
-        let values =
-            parts.iter().map(|part| Ok(part.flatten_all()?.to_vec1()?)).collect::<Result<Vec<Vec<T>>>>()?;
-        let slices: Vec<&[T]> = values.iter().map(Vec::as_slice).collect();
-        let bias =
-            bias.map(|bias| Ok::<_, Error>(bias.to_dtype(DType::F32)?.to_vec1::<f32>()?)).transpose()?;
-        let weight = PackedLinear::new(&workspace.pool, &slices, input, bias.as_deref());
-        Ok(Self { workspace: Arc::clone(workspace), weight, is_last })
-    }
-}
-
-impl<T: Float> Packed for PackedWeight<T> {
-    fn forward(&self, xs: &Xs) -> Result<Xs> {
-        let (pool, output) = (&self.workspace.pool, self.weight.n());
-        let xs = Slot::<T>::of(&self.workspace, xs)?.whole();
-        let rows = xs.rows();
-        if self.is_last {
-            let mut out = vec![T::zero(); rows * output];
-            self.weight.forward(pool, &xs.read(), rows, &mut out, Epilogue::Store);
-            return Ok(Tensor::from_vec(out, (xs.batch, xs.seq, output), &Device::Cpu)?.into());
-        }
-        let out = Slot::<T>::take(&self.workspace, xs.batch, xs.seq, output);
-        self.weight.forward(pool, &xs.read(), rows, &mut out.write(), Epilogue::Store);
-        Ok(out.into_xs())
     }
 }
 

@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::{Activation, Joined, Linear, multiply};
 use crate::error::Result;
-use crate::fused::{Float, Slot, Workspace};
+use crate::fused::{Float, Slot, Workspace, gate_up};
 use crate::kernels::{self, PackedGateUp};
 use crate::pass::{Pass, Xs};
 use crate::weights::Weights;
@@ -46,12 +46,10 @@ impl GatedMlp {
                 act_path: weights.pp("act_fn").path().to_owned(),
                 act_fn,
             },
-            Some(_) if weights.dtype() == DType::BF16 => {
-                GateUp::Fused(Box::new(PackedPair::<bf16>::load(weights, input, output, act_fn, bias)?))
-            }
-            Some(_) => {
-                GateUp::Fused(Box::new(PackedPair::<f32>::load(weights, input, output, act_fn, bias)?))
-            }
+            Some(workspace) => GateUp::Fused(match weights.dtype() {
+                DType::BF16 => PackedPair::<bf16>::load(weights, workspace, input, output, act_fn, bias)?,
+                _ => PackedPair::<f32>::load(weights, workspace, input, output, act_fn, bias)?,
+            }),
         };
         Ok(Self {
             path: weights.path().to_owned(),
@@ -90,26 +88,20 @@ struct PackedPair<T: Float> {
 }
 
 impl<T: Float> PackedPair<T> {
-    fn load(weights: &Weights, input: usize, output: usize, act_fn: Activation, bias: bool) -> Result<Self> {
-        let workspace = weights.workspace().cloned().unwrap_or_else(|| Arc::new(Workspace::new()));
-        let weight = |name: &str| -> Result<Vec<T>> {
-            Ok(weights.pp(name).get("weight", (output, input))?.flatten_all()?.to_vec1()?)
-        };
-        let bias_of = |name: &str| -> Result<Vec<f32>> {
-            if bias {
-                Ok(weights.pp(name).get("bias", output)?.to_dtype(DType::F32)?.to_vec1()?)
-            } else {
-                Ok(Vec::new())
-            }
-        };
-        let (gate, up) = (weight("gate_proj")?, weight("up_proj")?);
-        let (gate_bias, up_bias) = (bias_of("gate_proj")?, bias_of("up_proj")?);
-        let biases = bias.then_some((gate_bias.as_slice(), up_bias.as_slice()));
-        Ok(Self {
-            weight: PackedGateUp::new(&workspace.pool, &gate, &up, input, biases),
-            workspace,
+    fn load(
+        weights: &Weights,
+        workspace: &Arc<Workspace>,
+        input: usize,
+        output: usize,
+        act_fn: Activation,
+        bias: bool,
+    ) -> Result<Box<dyn Packed>> {
+        let parts = ["gate_proj", "up_proj"].map(|name| weights.pp(name));
+        Ok(Box::new(Self {
+            workspace: Arc::clone(workspace),
+            weight: gate_up::<T>(workspace, parts, (output, input), bias)?,
             act_fn: act_fn.kernel(),
-        })
+        }))
     }
 }
 

@@ -1,10 +1,12 @@
 //! Normalisation layers.
 
+use std::sync::Arc;
+
 use candle_core::{D, DType, Tensor};
 
 use super::accumulation;
 use crate::error::Result;
-use crate::fused::{Float, Slot};
+use crate::fused::{Float, Job, Room, Slot, Work};
 use crate::kernels::Norm;
 use crate::pass::{Pass, Value, Xs};
 use crate::weights::Weights;
@@ -19,7 +21,7 @@ pub struct RmsNorm {
     weight: Tensor,
     eps: f64,
     rounds_before_weight: bool,
-    fused: Option<Norm>,
+    fused: Option<Arc<Norm>>,
 }
 
 impl RmsNorm {
@@ -52,7 +54,7 @@ impl RmsNorm {
 
     fn new(weights: &Weights, weight: Tensor, eps: f64, rounds_before_weight: bool) -> Result<Self> {
         let fused = match weights.workspace() {
-            Some(_) => Some(Norm::rms(weight.to_dtype(DType::F32)?.to_vec1()?, eps as f32)),
+            Some(_) => Some(Arc::new(Norm::rms(weight.to_dtype(DType::F32)?.to_vec1()?, eps as f32))),
             None => None,
         };
         Ok(Self { path: weights.path().to_owned(), weight, eps, rounds_before_weight, fused })
@@ -87,13 +89,18 @@ impl RmsNorm {
     }
 }
 
-fn fused<T: Float>(norm: &Norm, xs: &Slot<T>) -> Slot<T> {
-    let pool = &xs.workspace().pool;
+/// Whole rows are owed, so that a sum may take the norm over; parts are normed in place.
+pub(super) fn fused<T: Float>(norm: &Arc<Norm>, xs: &Slot<T>) -> Slot<T> {
+    if xs.is_whole() && xs.width == norm.size() {
+        xs.settle();
+        let job = Job { work: Work::Norm(Arc::clone(norm)), xs: xs.clone() };
+        return Slot::owed(xs.workspace(), job, Room::Now);
+    }
     if xs.is_whole() {
         let out = Slot::take(xs.workspace(), xs.batch, xs.seq, xs.width);
-        norm.forward(pool, &xs.read(), &mut out.write());
+        norm.forward(xs.pool(), &xs.read(), &mut out.write());
         return out;
     }
-    norm.heads_in_place(pool, &mut xs.write(), xs.width, xs.first, xs.columns / norm.size());
+    norm.heads_in_place(xs.pool(), &mut xs.write(), xs.width, xs.first, xs.columns / norm.size());
     xs.clone().changed()
 }

@@ -1,11 +1,11 @@
 //! Rotary position embeddings.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{D, DType, Tensor};
 
 use super::{RopeParameters, RopeScaling};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::{Pairing, RopeTable};
 use crate::pass::Pass;
 
@@ -20,7 +20,19 @@ pub struct RotaryEmbedding {
     rotary_dim: usize,
     interleaved: bool,
     rotation: Rotation,
+    known: Arc<Mutex<Option<Known>>>,
 }
+
+/// The fused form's table of the last passes, a row a position.
+#[derive(Debug)]
+struct Known {
+    /// Whether a pass is longer than the context that the frequencies were made for, where they depend on that.
+    is_long: bool,
+    table: Arc<RopeTable>,
+}
+
+/// Positions from here on get no table that starts at 0.
+const MOST_POSITIONS: i64 = 1 << 17;
 
 /// Where a rotation rounds in a 16-bit model; in F32 and F64 all are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,14 +47,19 @@ pub enum Rotation {
 
 /// The tables of one pass.
 #[derive(Clone)]
-pub struct Rope {
-    /// `[batch, seq, rotary_dim / 2]`, in the dtype that the rotation is computed in.
-    cos: Tensor,
-    /// As `cos`.
-    sin: Tensor,
-    interleaved: bool,
-    /// The fused form's, one row a token.
-    pub(super) fused: Option<(Arc<RopeTable>, Arc<[u32]>)>,
+pub struct Rope(RopeForm);
+
+#[derive(Clone)]
+enum RopeForm {
+    Eager {
+        /// `[batch, seq, rotary_dim / 2]`, in the dtype that the rotation is computed in.
+        cos: Tensor,
+        /// As `cos`.
+        sin: Tensor,
+        interleaved: bool,
+    },
+    /// The rows of the table that the tokens take are the pass's positions, or these.
+    Fused(Arc<RopeTable>, Option<Arc<[u32]>>),
 }
 
 impl RotaryEmbedding {
@@ -50,7 +67,13 @@ impl RotaryEmbedding {
     /// `i + rotary_dim / 2`.
     pub fn new(parameters: RopeParameters, head_dim: usize) -> Self {
         let rotary_dim = (head_dim as f64 * parameters.partial_rotary_factor) as usize;
-        Self { parameters, rotary_dim, interleaved: false, rotation: Rotation::Rounded }
+        Self {
+            parameters,
+            rotary_dim,
+            interleaved: false,
+            rotation: Rotation::Rounded,
+            known: Arc::default(),
+        }
     }
 
     /// Pairs neighbours, dimension `2 i` with `2 i + 1`, instead of halves.
@@ -74,25 +97,12 @@ impl RotaryEmbedding {
     pub fn forward(&self, pass: &Pass) -> Result<Rope> {
         let arithmetic = Arithmetic::of(pass.dtype());
         let len = pass.positions().iter().max().map_or(0, |max| max + 1);
-        let (inv_freq, attention_factor) = self.inv_freq(arithmetic, len);
-        let attention_factor = arithmetic.round(attention_factor);
-        let count = pass.positions().len() * inv_freq.len();
-        let (mut cos, mut sin) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        for position in pass.positions() {
-            for inv_freq in &inv_freq {
-                let angle = arithmetic.round(*position as f64 * inv_freq);
-                cos.push(arithmetic.round(arithmetic.round(angle.cos()) * attention_factor));
-                sin.push(arithmetic.round(arithmetic.round(angle.sin()) * attention_factor));
-            }
+        if pass.workspace().is_some() {
+            return Ok(Rope(self.fused(pass.positions(), len)));
         }
-        let fused = pass.workspace().map(|_| {
-            let single = |values: &[f64]| values.iter().map(|value| *value as f32).collect();
-            let pairing = if self.interleaved { Pairing::Interleaved } else { Pairing::HalfSplit };
-            let table = RopeTable::new(single(&cos), single(&sin), inv_freq.len(), pairing);
-            (Arc::new(table), (0..pass.positions().len() as u32).collect())
-        });
+        let (cos, sin) = self.tables(arithmetic, pass.positions(), len);
         let table = |values: Vec<f64>| -> Result<Tensor> {
-            let shape = (pass.batch(), pass.seq(), inv_freq.len());
+            let shape = (pass.batch(), pass.seq(), self.rotary_dim.div_ceil(2));
             // Through F32 first: a 16-bit table is torch's F32 table rounded.
             let table = match arithmetic {
                 Arithmetic::Double => Tensor::from_vec(values, shape, pass.device())?,
@@ -107,7 +117,56 @@ impl RotaryEmbedding {
                 Rotation::Wide => table,
             })
         };
-        Ok(Rope { cos: table(cos)?, sin: table(sin)?, interleaved: self.interleaved, fused })
+        Ok(Rope(RopeForm::Eager { cos: table(cos)?, sin: table(sin)?, interleaved: self.interleaved }))
+    }
+
+    /// A table of every position so far serves all passes, so that decoding makes none; where the frequencies follow
+    /// the length of each pass, and for positions far off, it is a row a token.
+    fn fused(&self, positions: &[i64], len: i64) -> RopeForm {
+        let is_long = match &self.parameters.scaling {
+            RopeScaling::Dynamic { .. } if len > self.parameters.max_position_embeddings as i64 => None,
+            RopeScaling::Longrope { original, .. } => Some(len > *original as i64),
+            _ => Some(false),
+        };
+        let is_near = positions.iter().all(|position| (0..MOST_POSITIONS).contains(position));
+        let Some(is_long) = is_long.filter(|_| is_near) else {
+            let table = self.fused_table(positions, len);
+            return RopeForm::Fused(Arc::new(table), Some((0..positions.len() as u32).collect()));
+        };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = &*known
+            && known.is_long == is_long
+            && known.table.positions() as i64 >= len
+        {
+            return RopeForm::Fused(Arc::clone(&known.table), None);
+        }
+        let all: Vec<i64> = (0..(len.max(128) as u64).next_power_of_two() as i64).collect();
+        let table = Arc::new(self.fused_table(&all, len));
+        *known = Some(Known { is_long, table: Arc::clone(&table) });
+        RopeForm::Fused(table, None)
+    }
+
+    fn fused_table(&self, positions: &[i64], len: i64) -> RopeTable {
+        let (cos, sin) = self.tables(Arithmetic::Single, positions, len);
+        let single = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
+        let pairing = if self.interleaved { Pairing::Interleaved } else { Pairing::HalfSplit };
+        RopeTable::new(single(cos), single(sin), self.rotary_dim.div_ceil(2), pairing)
+    }
+
+    /// Cosines and sines, `[positions, rotary_dim / 2]`, of a sequence that ends at position `len - 1`.
+    fn tables(&self, arithmetic: Arithmetic, positions: &[i64], len: i64) -> (Vec<f64>, Vec<f64>) {
+        let (inv_freq, attention_factor) = self.inv_freq(arithmetic, len);
+        let attention_factor = arithmetic.round(attention_factor);
+        let count = positions.len() * inv_freq.len();
+        let (mut cos, mut sin) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for position in positions {
+            for inv_freq in &inv_freq {
+                let angle = arithmetic.round(*position as f64 * inv_freq);
+                cos.push(arithmetic.round(arithmetic.round(angle.cos()) * attention_factor));
+                sin.push(arithmetic.round(arithmetic.round(angle.sin()) * attention_factor));
+            }
+        }
+        (cos, sin)
     }
 
     /// Inverse frequencies for a sequence that ends at position `len - 1`, and the factor of cos and sin
@@ -197,14 +256,17 @@ impl Rope {
     /// `xs: [batch, heads, seq, head_dim]`, contiguous; rotates the first `rotary_dim` features of each head
     /// in the dtype of the tables, where each product and sum is rounded as torch rounds them.
     pub(super) fn apply(&self, xs: &Tensor) -> Result<Tensor> {
-        let rotary_dim = 2 * self.cos.dim(D::Minus1)?;
+        let RopeForm::Eager { cos, sin, interleaved } = &self.0 else {
+            return Err(Error::Unsupported("rope on a tensor in the fused form".to_owned()));
+        };
+        let rotary_dim = 2 * cos.dim(D::Minus1)?;
         let head_dim = xs.dim(D::Minus1)?;
         let rotate = |xs: &Tensor| {
-            let wide = xs.to_dtype(self.cos.dtype())?;
-            let turned = if self.interleaved {
-                candle_nn::rotary_emb::rope_i(&wide, &self.cos, &self.sin)?
+            let wide = xs.to_dtype(cos.dtype())?;
+            let turned = if *interleaved {
+                candle_nn::rotary_emb::rope_i(&wide, cos, sin)?
             } else {
-                candle_nn::rotary_emb::rope(&wide, &self.cos, &self.sin)?
+                candle_nn::rotary_emb::rope(&wide, cos, sin)?
             };
             turned.to_dtype(xs.dtype())
         };
@@ -215,6 +277,16 @@ impl Rope {
         // Contiguous, because candle lays out what it joins from anything else transposed.
         let kept = xs.narrow(D::Minus1, rotary_dim, head_dim - rotary_dim)?.contiguous()?;
         Ok(Tensor::cat(&[&turned, &kept], D::Minus1)?)
+    }
+}
+
+impl Rope {
+    /// The fused form's table, and the rows that the tokens take, by default their positions.
+    pub(super) fn fused<'a>(&'a self, positions: &'a [u32]) -> Option<(&'a RopeTable, &'a [u32])> {
+        match &self.0 {
+            RopeForm::Eager { .. } => None,
+            RopeForm::Fused(table, rows) => Some((table, rows.as_deref().unwrap_or(positions))),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use candle_core::D;
 
 use crate::error::Result;
-use crate::pass::Xs;
+use crate::pass::{Value, Xs};
 
 /// Cuts the last dimension into parts of these sizes, as a projection that joins q, k and v lays them out.
 ///
@@ -11,10 +11,29 @@ use crate::pass::Xs;
 /// If the last dimension is shorter than their sum.
 pub fn split<const N: usize>(xs: &Xs, sizes: [usize; N]) -> Result<[Xs; N]> {
     let mut start = 0;
-    let mut parts = Vec::with_capacity(N);
-    for size in sizes {
-        parts.push(Xs::from(xs.tensor().narrow(D::Minus1, start, size)?.contiguous()?));
+    each(&sizes, |size| {
+        let part = match xs.value() {
+            Value::Tensor(tensor) => tensor.narrow(D::Minus1, start, *size)?.contiguous()?.into(),
+            Value::F32(slot) => slot.part(start, *size).into_xs(),
+            Value::Bf16(slot) => slot.part(start, *size).into_xs(),
+        };
         start += size;
+        Ok(part)
+    })
+}
+
+/// `f` of each item, or the first error; without a list on the heap.
+pub(super) fn each<T, U, const N: usize>(
+    items: &[T; N],
+    mut f: impl FnMut(&T) -> Result<U>,
+) -> Result<[U; N]> {
+    let mut failed = None;
+    let results = items.each_ref().map(|item| match failed {
+        Some(_) => None,
+        None => f(item).map_err(|error| failed = Some(error)).ok(),
+    });
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(results.map(|result| result.expect("none failed"))),
     }
-    Ok(parts.try_into().unwrap_or_else(|_| unreachable!("N sizes make N parts")))
 }

@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 
+use super::Linear;
 use super::linear::linear;
 use crate::error::Result;
 use crate::pass::{Pass, Xs};
@@ -9,13 +10,21 @@ use crate::weights::Weights;
 
 /// `round(xs @ weight^T) + bias`: falcon was trained without fusing the two, and in 16 bits the rounding
 /// between them shows (transformers 5.23.0, `FalconLinear`).
-#[derive(Clone, Debug)]
-pub struct UnfusedLinear {
-    path: String,
-    /// `[out, in]`.
-    weight: Tensor,
-    /// `[out]`.
-    bias: Option<Tensor>,
+///
+/// The fused form rounds once, as any other linear layer.
+#[derive(Clone)]
+pub struct UnfusedLinear(Form);
+
+#[derive(Clone)]
+enum Form {
+    Eager {
+        path: String,
+        /// `[out, in]`.
+        weight: Tensor,
+        /// `[out]`.
+        bias: Option<Tensor>,
+    },
+    Fused(Linear),
 }
 
 impl UnfusedLinear {
@@ -24,11 +33,14 @@ impl UnfusedLinear {
     /// # Errors
     /// If a tensor is missing or has another shape.
     pub fn load(weights: &Weights, input: usize, output: usize, bias: bool) -> Result<Self> {
-        Ok(Self {
+        if weights.workspace().is_some() {
+            return Ok(Self(Form::Fused(Linear::load(weights, input, output, bias)?)));
+        }
+        Ok(Self(Form::Eager {
             path: weights.path().to_owned(),
             weight: weights.get("weight", (output, input))?,
             bias: bias.then(|| weights.get("bias", output)).transpose()?,
-        })
+        }))
     }
 
     /// `xs: [.., in]` to `[.., out]`; sums in F32 for 16-bit dtypes, in the dtype itself otherwise.
@@ -36,9 +48,13 @@ impl UnfusedLinear {
     /// # Errors
     /// If the last dimension of `xs` is not `in`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs.clone(), |_, xs| {
-            let ys = linear(xs.tensor(), &self.weight, None)?;
-            Ok(match &self.bias {
+        let (path, weight, bias) = match &self.0 {
+            Form::Eager { path, weight, bias } => (path, weight, bias),
+            Form::Fused(linear) => return linear.forward(pass, xs),
+        };
+        pass.module(path, xs.clone(), |_, xs| {
+            let ys = linear(xs.tensor(), weight, None)?;
+            Ok(match bias {
                 Some(bias) => ys.broadcast_add(bias)?.into(),
                 None => ys.into(),
             })

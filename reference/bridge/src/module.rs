@@ -4,6 +4,7 @@ mod compile;
 mod descriptors;
 mod dlpack;
 mod failure;
+mod float64;
 mod forward;
 mod inputs;
 mod load;

@@ -157,8 +157,24 @@ impl Translation<'_> {
         }
         if !is_default(&parameters) {
             let kind = rope_type(&parameters).to_owned();
+            if self.model_type() == "phi3" {
+                self.phi3_rope_scaling(&mut parameters);
+            }
             self.note(&format!("rope_parameters ({kind}) -> rope_scaling"));
             self.config.insert("rope_scaling".into(), Value::Object(parameters));
+        }
+    }
+
+    /// Phi-3 takes exactly `type` and its two lists of factors, and the original length beside them
+    /// (`_rope_scaling_validation` of transformers 4.57 `configuration_phi3.py`).
+    fn phi3_rope_scaling(&mut self, parameters: &mut Map<String, Value>) {
+        const LENGTH: &str = "original_max_position_embeddings";
+        if let Some(kind) = parameters.shift_remove("rope_type") {
+            parameters.entry("type").or_insert(kind);
+        }
+        if let Some(length) = parameters.shift_remove(LENGTH) {
+            self.note(&format!("rope_parameters.{LENGTH} -> {LENGTH} {length}"));
+            self.config.insert(LENGTH.into(), length);
         }
     }
 

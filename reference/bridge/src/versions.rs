@@ -38,6 +38,19 @@ pub struct Dialect {
     pub config_dtype: String,
     /// How `config.json` spells rotary positions.
     pub rope: RopeForm,
+    /// What `from_pretrained` does about a weight of another shape than the model's.
+    pub wrong_shapes: WrongShapes,
+}
+
+/// What `from_pretrained` does about a weight of another shape than the model's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WrongShapes {
+    /// It raises an error that names the weight. Asked to ignore shapes it would draw all weights at random
+    /// first (`_initialize_missing_keys` of 4.54 `modeling_utils.py`), which takes long and can fail.
+    Raised,
+    /// It logs the name and raises an error without it.
+    Logged,
 }
 
 /// How `config.json` spells rotary positions.

@@ -6,14 +6,23 @@ use std::process::{Command, Stdio};
 
 use crate::digest::digest;
 
+/// What setuptools writes beside the package when it is installed editable: no change of the package.
+const LEFT_BY_INSTALLING: &str = ".egg-info";
+
 /// A name for the present content of `folder`: `<HEAD>`, or `<HEAD>+<digest of what is uncommitted>`.
 pub(super) fn state(folder: &Path) -> String {
-    let Some(head) = git(folder, &["rev-parse", "HEAD"]) else {
+    // A repository around the folder may ignore it, and then sees none of its changes.
+    let is_top =
+        git(folder, &["rev-parse", "--show-prefix"]).is_some_and(|prefix| prefix.trim_ascii().is_empty());
+    let head = if is_top { git(folder, &["rev-parse", "HEAD"]) } else { None };
+    let Some(head) = head else {
         return format!("files:{}", &files(folder)[..16]);
     };
     let head = String::from_utf8_lossy(&head).trim().to_owned();
     let difference = git(folder, &["diff", "HEAD", "--binary", "--no-ext-diff"]).unwrap_or_default();
-    let untracked = git(folder, &["ls-files", "--others", "--exclude-standard", "-z"]).unwrap_or_default();
+    let left = format!("--exclude=*{LEFT_BY_INSTALLING}");
+    let others = ["ls-files", "--others", "--exclude-standard", "--exclude=__pycache__", &left, "-z"];
+    let untracked = git(folder, &others).unwrap_or_default();
     if difference.is_empty() && untracked.is_empty() {
         return head;
     }
@@ -40,7 +49,8 @@ fn files(folder: &Path) -> String {
     while let Some(next) = folders.pop() {
         for entry in fs::read_dir(next).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            if name == "__pycache__" || name.to_string_lossy().starts_with('.') {
+            let text = name.to_string_lossy();
+            if text == "__pycache__" || text.starts_with('.') || text.ends_with(LEFT_BY_INSTALLING) {
                 continue;
             }
             match entry.metadata() {
@@ -88,10 +98,24 @@ mod tests {
 
     #[test]
     fn a_folder_without_git_is_told_by_its_files() {
-        let folder = tempfile::tempdir().unwrap();
-        // A parent that is a git work tree must not answer for the folder.
-        let before = files(folder.path());
-        fs::write(folder.path().join("a.py"), "a = 1\n").unwrap();
-        assert_ne!(files(folder.path()), before);
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("ignored");
+        fs::create_dir(&folder).unwrap();
+        // A parent that is a git work tree does not answer for the folder.
+        fs::write(parent.path().join(".gitignore"), "ignored\n").unwrap();
+        for arguments in [
+            &["init", "-q"][..],
+            &["add", "."],
+            &["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "a"],
+        ] {
+            git(parent.path(), arguments).expect("git is part of the test machine");
+        }
+        let before = state(&folder);
+        assert!(before.starts_with("files:"), "{before}");
+        fs::create_dir(folder.join("a.egg-info")).unwrap();
+        fs::write(folder.join("a.egg-info/PKG-INFO"), "").unwrap();
+        assert_eq!(state(&folder), before);
+        fs::write(folder.join("a.py"), "a = 1\n").unwrap();
+        assert_ne!(state(&folder), before);
     }
 }

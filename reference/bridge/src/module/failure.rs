@@ -92,7 +92,12 @@ fn traceback(py: Python<'_>, error: &PyErr) -> PyResult<String> {
     Ok(lines.concat())
 }
 
+/// The first line that says something; where it ends with a colon, the next one says what.
 fn first_line(text: &str) -> String {
-    let line = text.lines().map(str::trim).find(|line| !line.is_empty());
-    line.unwrap_or_default().chars().take(500).collect()
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut said = lines.next().unwrap_or_default().to_owned();
+    if let Some(next) = lines.next().filter(|_| said.ends_with(':')) {
+        said = format!("{said} {next}");
+    }
+    said.chars().take(500).collect()
 }

@@ -34,13 +34,14 @@ pub(super) fn pass<'py>(py: Python<'py>, loaded: &Loaded) -> PyResult<(Bound<'py
     let callable = loaded.callable.bind(py);
     let arguments = loaded.arguments.bind(py);
     let mode = torch.call_method0("inference_mode")?;
-    within(&mode, || {
+    let timed = || {
         synchronise(torch, &loaded.device)?;
         let begun = Instant::now();
         let output = callable.call((), Some(arguments))?;
         synchronise(torch, &loaded.device)?;
         Ok((output, begun.elapsed()))
-    })
+    };
+    within(&mode, || loaded.float64.within(py, timed))
 }
 
 /// Runs `body` inside a Python context manager, which is left whatever happens.

@@ -10,24 +10,15 @@ use safetensors::{Dtype, SafeTensors};
 use super::failure::Stop;
 use crate::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS};
 
-/// Models whose position embedding starts after the padding token's row (`padding_idx + 1` in
-/// `create_position_ids_from_input_ids` of transformers' `modeling_roberta.py` and its kin).
-const POSITIONS_AFTER_PADDING: [&str; 7] = [
-    "roberta",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "roberta-prelayernorm",
-    "camembert",
-    "data2vec-text",
-    "xmod",
-];
-
 /// Keyword arguments for `model.forward`, each only where the model takes it, and notes on the rest.
+///
+/// An encoder counts positions itself: BERT from the start of the row, RoBERTa from its first token that
+/// is no padding (`create_position_ids_from_input_ids` of its `modeling_roberta.py`). Nobody passes it any.
 pub(super) fn arguments<'py>(
     py: Python<'py>,
     torch: &Bound<'py, PyAny>,
     model: &Bound<'py, PyAny>,
-    model_type: &str,
+    is_encoder: bool,
     path: &Path,
     device: &str,
 ) -> Result<(Bound<'py, PyDict>, Vec<String>), Stop> {
@@ -46,17 +37,7 @@ pub(super) fn arguments<'py>(
 
     let input_ids = tensor(py, torch, &file, INPUT_IDS)?;
     let mask = tensor(py, torch, &file, ATTENTION_MASK)?;
-    let mut positions = tensor(py, torch, &file, POSITION_IDS)?;
-    if POSITIONS_AFTER_PADDING.contains(&model_type) {
-        let padding: Option<i64> = model.getattr("config")?.getattr("pad_token_id")?.extract()?;
-        let padding = padding.unwrap_or(1);
-        // Real tokens count from `padding_idx + 1`, padding keeps the padding row.
-        positions = positions
-            .call_method1("__add__", (1,))?
-            .call_method1("__mul__", (&mask,))?
-            .call_method1("__add__", (padding,))?;
-        notes.push(format!("position_ids start at {} as {class} counts them", padding + 1));
-    }
+    let positions = tensor(py, torch, &file, POSITION_IDS)?;
     arguments.set_item(INPUT_IDS, input_ids.call_method1("to", (device,))?)?;
     if takes(ATTENTION_MASK)? {
         arguments.set_item(ATTENTION_MASK, mask.call_method1("to", (device,))?)?;
@@ -69,7 +50,9 @@ pub(super) fn arguments<'py>(
         }
         notes.push(format!("{class} takes no attention_mask"));
     }
-    if takes(POSITION_IDS)? {
+    if is_encoder {
+        notes.push(format!("{class} counts positions itself"));
+    } else if takes(POSITION_IDS)? {
         arguments.set_item(POSITION_IDS, positions.call_method1("to", (device,))?)?;
     } else {
         notes.push(format!("{class} takes no position_ids"));

@@ -11,10 +11,11 @@ use pyo3::types::PyDict;
 use serde_json::{Map, Value};
 
 use super::failure::Stop;
+use super::float64::{self, Float64};
 use super::{compile, inputs, report};
 use crate::protocol::{Attention, Dtype, Load, Mode, PROTOCOL_VERSION, Ready};
 use crate::translation::{Translated, translate};
-use crate::versions::Versions;
+use crate::versions::{Versions, WrongShapes};
 
 /// A loaded model and everything that a pass needs.
 pub(super) struct Loaded {
@@ -26,6 +27,7 @@ pub(super) struct Loaded {
     pub(super) arguments: Py<PyDict>,
     pub(super) mode: Mode,
     pub(super) dtype: Dtype,
+    pub(super) float64: Float64,
     pub(super) device: String,
 }
 
@@ -51,27 +53,30 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
 
     let (config_class, config_object) = config_object(py, &translated, request.attention, &version)?;
     notes.extend(report::ignored_keys(&config_class, &config_object, &translated)?);
-    let class = auto_class(&config, &mut notes)?;
+    let is_encoder = is_encoder(py, &config)?;
+    let class = auto_class(&config, is_encoder, &mut notes)?;
     let keywords = keywords(py, &torch, request, &config_object, &version)?;
-    let (model, loading) = transformers
-        .getattr(class)?
-        .call_method("from_pretrained", (request.checkpoint.as_os_str(),), Some(&keywords))?
+    let float64 = Float64::new(py, request.dtype == Dtype::F64)?;
+    if request.dtype == Dtype::F64 {
+        notes.push(float64::NOTE.to_owned());
+    }
+    let (model, loading) = float64
+        .within(py, || {
+            let class = transformers.getattr(class)?;
+            class.call_method("from_pretrained", (request.checkpoint.as_os_str(),), Some(&keywords))
+        })?
         .extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
+    float64.settle(&model)?;
     let model = model.call_method1("to", (&request.device,))?;
     model.call_method0("eval")?;
     model.call_method1("requires_grad_", (false,))?;
     notes.extend(report::loading(&model, &loading)?);
     report::check_rope(&model, &rope_thetas, &version)?;
     notes.extend(report::attention(&model, request.attention)?);
-    let model_type = config.get("model_type").and_then(Value::as_str);
-    let (arguments, said) = inputs::arguments(
-        py,
-        &torch,
-        &model,
-        model_type.unwrap_or_default(),
-        &request.inputs,
-        &request.device,
-    )?;
+    // BERT with a causal head is run as a decoder.
+    let is_encoder = is_encoder && class != CAUSAL;
+    let (arguments, said) =
+        inputs::arguments(py, &torch, &model, is_encoder, &request.inputs, &request.device)?;
     notes.extend(said);
     let callable = match request.mode {
         Mode::Compiled => compile::compile(&torch, &model)?,
@@ -85,6 +90,7 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
         arguments: arguments.unbind(),
         mode: request.mode,
         dtype: request.dtype,
+        float64,
         device: request.device.clone(),
     };
     let ready = Ready { libraries, load_ns: begun.elapsed().as_nanos() as u64, notes };
@@ -160,16 +166,34 @@ fn config_object<'py>(
     Ok((class, object))
 }
 
+/// Whether the version has a masked language model of the model_type, which only encoders have.
+fn is_encoder(py: Python<'_>, config: &Map<String, Value>) -> PyResult<bool> {
+    let known = py.import("transformers.models.auto.modeling_auto")?;
+    let model_type = config.get("model_type").and_then(Value::as_str);
+    known.getattr("MODEL_FOR_MASKED_LM_MAPPING_NAMES")?.contains(model_type)
+}
+
+const CAUSAL: &str = "AutoModelForCausalLM";
+
 /// The auto class whose head the checkpoint has.
-fn auto_class(config: &Map<String, Value>, notes: &mut Vec<String>) -> Result<&'static str, Stop> {
+fn auto_class(
+    config: &Map<String, Value>,
+    is_encoder: bool,
+    notes: &mut Vec<String>,
+) -> Result<&'static str, Stop> {
     let architecture = config.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
     let Some(name) = architecture else {
-        notes.push("config.json names no architecture: loaded as a causal language model".into());
-        return Ok("AutoModelForCausalLM");
+        let (class, what) = if is_encoder {
+            ("AutoModel", "an encoder without a head")
+        } else {
+            (CAUSAL, "a causal language model")
+        };
+        notes.push(format!("config.json names no architecture: loaded as {what}"));
+        return Ok(class);
     };
     let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
     if ends(&["ForCausalLM", "LMHeadModel"]) {
-        Ok("AutoModelForCausalLM")
+        Ok(CAUSAL)
     } else if ends(&["ForMaskedLM"]) {
         Ok("AutoModelForMaskedLM")
     } else if ends(&["ForSequenceClassification"]) {
@@ -199,7 +223,8 @@ fn keywords<'py>(
     };
     let keywords = PyDict::new(py);
     keywords.set_item("config", config)?;
-    keywords.set_item(&Versions::known().dialect(version).dtype_argument, torch.getattr(dtype)?)?;
+    let dialect = Versions::known().dialect(version);
+    keywords.set_item(&dialect.dtype_argument, torch.getattr(dtype)?)?;
     if let Some(attention) = request.attention {
         keywords.set_item("attn_implementation", attention_name(attention))?;
     }
@@ -207,8 +232,10 @@ fn keywords<'py>(
     keywords.set_item("trust_remote_code", false)?;
     keywords.set_item("local_files_only", true)?;
     keywords.set_item("output_loading_info", true)?;
-    // Not to ignore them: so they come back by name and are refused, where version 5 only logs the names.
-    keywords.set_item("ignore_mismatched_sizes", true)?;
+    if dialect.wrong_shapes == WrongShapes::Logged {
+        // Not to ignore them: so they come back by name and are refused.
+        keywords.set_item("ignore_mismatched_sizes", true)?;
+    }
     Ok(keywords)
 }
 

@@ -44,7 +44,8 @@ pub(super) fn ignored_keys(
             || parameters.contains(key)?
             || fresh.hasattr(key.as_str())?
             // Version 5 turns these into rope_parameters.
-            || known.contains("rope_parameters") && key.starts_with("rope_");
+            || known.contains("rope_parameters")
+                && (key.starts_with("rope_") || key == "partial_rotary_factor");
         if !read {
             ignored.push(key.as_str());
         }

@@ -101,6 +101,22 @@ fn names_of_other_families_are_used() {
 }
 
 #[test]
+fn phi3_keeps_its_own_form_of_a_long_rope() {
+    let input = json!({ "model_type": "phi3", "rope_parameters": {
+        "rope_theta": 1e4, "rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0],
+        "original_max_position_embeddings": 32,
+    } });
+    let expect = json!({
+        "model_type": "phi3",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 32,
+        "rope_scaling": { "short_factor": [1.0], "long_factor": [2.0], "type": "longrope" },
+    });
+    let said = ["rope_theta", "original_max_position_embeddings", "rope_scaling"];
+    check("4.57.6", &input, &expect, &said);
+}
+
+#[test]
 fn what_version_4_has_no_words_for_is_refused() {
     let check = |input: &Value, word: &str| {
         let refusal = translate(&object(input), "4.54.0").unwrap_err();

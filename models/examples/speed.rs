@@ -1,0 +1,184 @@
+//! How long a pass takes in both forms, interleaved: prefill (logits of every position, no cache) and one token after
+//! a cache.
+//!
+//! `cargo run --release --example speed -- FOLDER [dtype=f32] [threads=2] [batch=1] [tokens=128] [cached=128]
+//! [rounds=10] [forms=eager,fused] [driven=no]`. Prints the median and the least milliseconds. With `driven=yes` it
+//! runs one round for
+//! every line on stdin and answers with a line of JSON, so that `tests/speed_torch.py` can take turns with it.
+
+#![expect(clippy::print_stdout, reason = "a command-line program")]
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::hint::black_box;
+use std::io::{BufRead, Write};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use models::{Cache, Form, Inputs, Loaded, Options, load};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Tokens timed after a prefill; one more goes before them, for which the cache grows.
+const DECODED: usize = 8;
+
+struct Arguments {
+    folder: PathBuf,
+    dtype: DType,
+    threads: usize,
+    batch: usize,
+    tokens: usize,
+    cached: usize,
+    rounds: usize,
+    forms: Vec<Form>,
+    driven: bool,
+}
+
+fn main() -> ExitCode {
+    match Arguments::read().and_then(|arguments| run(&arguments)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+impl Arguments {
+    fn read() -> Result<Self> {
+        let mut words = std::env::args().skip(1);
+        let folder = words.next().ok_or("which checkpoint folder?")?.into();
+        let mut arguments = Self {
+            folder,
+            dtype: DType::F32,
+            threads: 2,
+            batch: 1,
+            tokens: 128,
+            cached: 128,
+            rounds: 10,
+            forms: vec![Form::Eager, Form::Fused],
+            driven: false,
+        };
+        for word in words {
+            match word.split_once('=').ok_or_else(|| format!("{word} is not key=value"))? {
+                ("dtype", "f32") => arguments.dtype = DType::F32,
+                ("dtype", "bf16") => arguments.dtype = DType::BF16,
+                ("threads", value) => arguments.threads = value.parse()?,
+                ("batch", value) => arguments.batch = value.parse()?,
+                ("tokens", value) => arguments.tokens = value.parse()?,
+                ("cached", value) => arguments.cached = value.parse()?,
+                ("rounds", value) => arguments.rounds = value.parse()?,
+                ("forms", value) => arguments.forms = value.split(',').map(form).collect::<Result<_>>()?,
+                ("driven", value) => arguments.driven = value == "yes",
+                _ => return Err(format!("unknown argument {word}").into()),
+            }
+        }
+        Ok(arguments)
+    }
+}
+
+fn form(name: &str) -> Result<Form> {
+    match name {
+        "eager" => Ok(Form::Eager),
+        "fused" => Ok(Form::Fused),
+        _ => Err(format!("unknown form {name}").into()),
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    // candle and rayon read the number of threads from the environment, before anything else runs.
+    let threads = arguments.threads.to_string();
+    if std::env::var("RAYON_NUM_THREADS").as_ref() != Ok(&threads) {
+        let status = Command::new(std::env::current_exe()?)
+            .args(std::env::args().skip(1))
+            .env("RAYON_NUM_THREADS", threads)
+            .status()?;
+        return Ok(ExitCode::from(u8::from(!status.success())));
+    }
+    let mut forms = Vec::new();
+    for form in &arguments.forms {
+        let options = Options { dtype: arguments.dtype, device: Device::Cpu, form: *form };
+        forms.push((*form, load(&arguments.folder, &options)?));
+    }
+    for (_, loaded) in &forms {
+        if let Some((packed, buffers)) = loaded.fused_bytes() {
+            eprintln!(
+                "fused: {packed} bytes packed, {buffers} in buffers, at most {} resident",
+                peak_bytes()
+            );
+        }
+    }
+    // Warms up; a second pass of a shape moves no buffers.
+    round(arguments, &mut forms)?;
+    if arguments.driven {
+        for line in std::io::stdin().lock().lines() {
+            line?;
+            println!("{}", serde_json::to_string(&round(arguments, &mut forms)?)?);
+            std::io::stdout().flush()?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut all = BTreeMap::<String, Vec<f64>>::new();
+    for _ in 0..arguments.rounds {
+        for (name, samples) in round(arguments, &mut forms)? {
+            all.entry(name).or_default().extend(samples);
+        }
+    }
+    println!("{:<16} {:>10} {:>10}", "ms", "median", "least");
+    for (name, mut samples) in all {
+        samples.sort_by(f64::total_cmp);
+        println!("{name:<16} {:>10.2} {:>10.2}", samples[samples.len() / 2], samples[0]);
+    }
+    for (_, loaded) in &forms {
+        if let Some((packed, buffers)) = loaded.fused_bytes() {
+            eprintln!(
+                "fused: {packed} bytes packed, {buffers} in buffers, at most {} resident",
+                peak_bytes()
+            );
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Milliseconds of each form's prefill and decode, the forms taking turns.
+fn round(arguments: &Arguments, forms: &mut [(Form, Loaded)]) -> Result<BTreeMap<String, Vec<f64>>> {
+    let mut samples = BTreeMap::new();
+    let Arguments { batch, tokens, cached, .. } = *arguments;
+    let (prompt, past) = (inputs(batch, tokens)?, inputs(batch, cached)?);
+    for (form, loaded) in forms.iter_mut() {
+        let start = Instant::now();
+        black_box(loaded.forward(&prompt)?);
+        let name = format!("{form:?} prefill").to_lowercase();
+        samples.insert(name, vec![start.elapsed().as_secs_f64() * 1e3]);
+    }
+    let token = inputs(batch, 1)?;
+    for (form, loaded) in forms.iter_mut() {
+        let mut cache = Cache::new();
+        loaded.forward_with(&past, Some(&mut cache), None)?;
+        loaded.forward_with(&token, Some(&mut cache), None)?;
+        let mut times = Vec::new();
+        for _ in 0..DECODED {
+            let start = Instant::now();
+            black_box(loaded.forward_with(&token, Some(&mut cache), None)?);
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        samples.insert(format!("{form:?} decode").to_lowercase(), times);
+    }
+    Ok(samples)
+}
+
+/// The same ids as in `tests/speed_torch.py`.
+fn inputs(batch: usize, seq: usize) -> Result<Inputs> {
+    let ids: Vec<u32> = (0..(batch * seq) as u32).map(|i| i * 37 % 1000).collect();
+    Ok(Inputs::new(Tensor::from_vec(ids, (batch, seq), &Device::Cpu)?))
+}
+
+/// The most memory that this process has had resident, 0 where the system does not say (`VmHWM` of Linux).
+fn peak_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<usize>().ok())
+        .map_or(0, |kib| kib * 1024)
+}

@@ -1,0 +1,123 @@
+//! Weights on their way into panels, block by block, so that a checkpoint is packed without a second copy of a
+//! whole matrix in memory.
+
+#![expect(unsafe_code, reason = "tasks write disjoint panels")]
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use super::arena::AlignedBuf;
+use super::element::Element;
+use super::linear::{PackedGateUp, PackedLinear, Panels};
+use super::pool::{Pool, Shards};
+use super::tile::PANEL;
+
+/// Panels that are being filled; rows that never come are zero.
+pub struct Packing<T: Element> {
+    units: AlignedBuf<f32>,
+    /// Columns of the output.
+    n: usize,
+    k: usize,
+    /// Rows of one source in a panel: all 32 for a linear layer, 16 of gate in front of 16 of up.
+    share: usize,
+    kind: PhantomData<T>,
+}
+
+impl<T: Element> Packing<T> {
+    /// Room for a weight `[n, k]`.
+    pub fn linear(n: usize, k: usize) -> Self {
+        Self::new(n, k, PANEL)
+    }
+
+    /// Room for gate and up, each `[n, k]`: rows `0..n` are the gate's, `n..2 n` are up's.
+    pub fn gate_up(n: usize, k: usize) -> Self {
+        Self::new(n, k, PANEL / 2)
+    }
+
+    fn new(n: usize, k: usize, share: usize) -> Self {
+        assert!(k > 0, "weights have columns");
+        let units = AlignedBuf::zeroed(n.div_ceil(share) * k.div_ceil(T::PER_UNIT) * PANEL);
+        Self { units, n, k, share, kind: PhantomData }
+    }
+
+    /// Packs `rows: [_, k]` as the rows from `first` on; never across the border of gate and up.
+    ///
+    /// # Panics
+    /// If there is no room for them, or they are not whole rows.
+    pub fn fill(&mut self, pool: &Pool, first: usize, rows: &[T]) {
+        let (n, k, share) = (self.n, self.k, self.share);
+        let count = rows.len() / k;
+        assert!(rows.len().is_multiple_of(k), "weights of {k} columns");
+        let (source, first) = if share < PANEL && first >= n { (share, first - n) } else { (0, first) };
+        assert!(first + count <= n, "rows {first}..{} of {n}", first + count);
+        if count == 0 {
+            return;
+        }
+        let steps = k.div_ceil(T::PER_UNIT);
+        let start = first / share;
+        let shards = Shards::new(&mut self.units);
+        pool.run((first + count).div_ceil(share) - start, |task, _| {
+            let panel = start + task;
+            // SAFETY: this task alone writes the panel.
+            let to = unsafe { shards.slice(panel * steps * PANEL, steps * PANEL) };
+            let mine = first.max(panel * share)..(first + count).min((panel + 1) * share);
+            // 16 units of every row at a time, so that what is written stays in L1.
+            for step in (0..steps).step_by(16) {
+                for row in mine.clone() {
+                    let from = &rows[(row - first) * k..][..k];
+                    let lane = source + row % share;
+                    for step in step..steps.min(step + 16) {
+                        to[step * PANEL + lane] = T::unit(from, step);
+                    }
+                }
+            }
+        });
+    }
+
+    /// The linear layer, with a bias `[n]`.
+    ///
+    /// # Panics
+    /// If the bias does not fit.
+    pub fn into_linear(self, bias: Option<&[f32]>) -> PackedLinear<T> {
+        assert!(self.share == PANEL, "one source to a panel");
+        assert!(bias.is_none_or(|bias| bias.len() == self.n), "a bias of {} values", self.n);
+        PackedLinear { panels: self.into_panels(bias) }
+    }
+
+    /// Gate and up, with biases `[n]` (both or none).
+    ///
+    /// # Panics
+    /// If the biases do not fit.
+    pub fn into_gate_up(self, bias: Option<(&[f32], &[f32])>) -> PackedGateUp<T> {
+        let (n, half) = (self.n, PANEL / 2);
+        assert!(self.share == half, "two sources to a panel");
+        assert!(bias.is_none_or(|(g, u)| g.len() == n && u.len() == n), "biases of {n} values");
+        let joined: Option<Vec<f32>> = bias.map(|(gate, up)| {
+            let value = |lane: usize| {
+                let from = if lane % PANEL < half { gate } else { up };
+                from.get(lane / PANEL * half + lane % half).copied().unwrap_or(0.0)
+            };
+            (0..n.div_ceil(half) * PANEL).map(value).collect()
+        });
+        PackedGateUp { panels: self.into_panels(joined.as_deref()) }
+    }
+
+    fn into_panels(self, bias: Option<&[f32]>) -> Panels<T> {
+        let count = self.n.div_ceil(self.share);
+        Panels {
+            units: Arc::new(self.units),
+            bias: bias.map(|bias| padded(bias, count)),
+            n: self.n,
+            k: self.k,
+            count,
+            kind: PhantomData,
+        }
+    }
+}
+
+/// A bias padded to whole panels.
+pub(super) fn padded(bias: &[f32], panels: usize) -> AlignedBuf<f32> {
+    let mut padded = AlignedBuf::zeroed(panels * PANEL);
+    padded[..bias.len()].copy_from_slice(bias);
+    padded
+}

@@ -1,0 +1,96 @@
+//! Matrices read from safetensors files block by block: a mapped file counts as memory of the process once it
+//! is read, and beside packed weights that would be the checkpoint a second time.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+use crate::error::{Error, Result};
+use crate::fused::Float;
+
+/// What is read at a time.
+const BLOCK_BYTES: usize = 4 << 20;
+
+/// The files of a checkpoint and where in them each tensor lies.
+pub(crate) struct Matrices {
+    files: Vec<(PathBuf, Mutex<File>)>,
+    /// File and byte.
+    places: BTreeMap<String, (usize, u64)>,
+}
+
+/// Appends little-endian values of a file's dtype.
+type Convert<T> = fn(&[u8], &mut Vec<T>);
+
+impl Matrices {
+    pub(crate) fn open(paths: &[PathBuf]) -> Result<Self> {
+        let (mut files, mut places) = (Vec::new(), BTreeMap::new());
+        for path in paths {
+            let mut file = File::open(path).map_err(|error| unreadable(path, error))?;
+            let mut len = [0; 8];
+            file.read_exact(&mut len).map_err(|error| unreadable(path, error))?;
+            let len = u64::from_le_bytes(len);
+            // The mapping has checked the header, its length included.
+            let mut header = vec![0; len as usize];
+            file.read_exact(&mut header).map_err(|error| unreadable(path, error))?;
+            let header: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&header)
+                .map_err(|error| Error::Parse { path: path.clone(), reason: error.to_string() })?;
+            for (name, entry) in header {
+                if let Some(start) = entry["data_offsets"][0].as_u64() {
+                    places.insert(name, (files.len(), 8 + len + start));
+                }
+            }
+            files.push((path.clone(), Mutex::new(file)));
+        }
+        Ok(Self { files, places })
+    }
+
+    /// Hands the rows of a tensor to `take`, converted as candle's `to_dtype` does.
+    pub(crate) fn each_block<T: Float>(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        (rows, columns): (usize, usize),
+        mut take: impl FnMut(usize, &[T]),
+    ) -> Result<()> {
+        let missing = || Error::MissingTensor { name: name.to_owned() };
+        let (file, start) = *self.places.get(name).ok_or_else(missing)?;
+        let (path, file) = &self.files[file];
+        let (width, convert): (usize, Convert<T>) = match dtype {
+            Dtype::F32 => (4, |bytes, out| {
+                out.extend(bytes.as_chunks().0.iter().map(|x| T::from_f32(f32::from_le_bytes(*x))));
+            }),
+            Dtype::BF16 => (2, |bytes, out| {
+                out.extend(bytes.as_chunks().0.iter().map(|x| T::from_f32(bf16::from_le_bytes(*x).to_f32())));
+            }),
+            Dtype::F16 => (2, |bytes, out| {
+                out.extend(bytes.as_chunks().0.iter().map(|x| T::from_f32(f16::from_le_bytes(*x).to_f32())));
+            }),
+            Dtype::F64 => (8, |bytes, out| {
+                out.extend(bytes.as_chunks().0.iter().map(|x| T::from_f64(f64::from_le_bytes(*x))));
+            }),
+            other => return Err(Error::Unsupported(format!("tensor {name} in dtype {other:?}"))),
+        };
+        let rows_at_once = (BLOCK_BYTES / (columns * width)).max(1);
+        let mut bytes = vec![0; rows.min(rows_at_once) * columns * width];
+        let mut values = Vec::with_capacity(bytes.len() / width);
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(start)).map_err(|error| unreadable(path, error))?;
+        for first in (0..rows).step_by(rows_at_once) {
+            let bytes = &mut bytes[..rows_at_once.min(rows - first) * columns * width];
+            file.read_exact(bytes).map_err(|error| unreadable(path, error))?;
+            values.clear();
+            convert(bytes, &mut values);
+            take(first, &values);
+        }
+        Ok(())
+    }
+}
+
+fn unreadable(path: &Path, source: std::io::Error) -> Error {
+    Error::Read { path: path.to_owned(), source }
+}

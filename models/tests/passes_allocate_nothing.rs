@@ -1,0 +1,104 @@
+//! Of a whole pass in the fused form only its output is new memory: the second pass of a shape runs under a counting
+//! allocator, and may allocate as often as making a tensor of the output's shape does.
+
+#![expect(unsafe_code, reason = "a global allocator")]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use candle_core::{DType, Device, Tensor};
+use models::{Cache, Form, Inputs, Loaded, Options, load, synthetic};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: everything is passed on to the system allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract.
+        unsafe { System.dealloc(p, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// From any thread, until the result is there; it is dropped afterwards.
+fn allocations<T>(body: impl FnOnce() -> T) -> usize {
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    let result = body();
+    let count = ALLOCATIONS.load(Ordering::SeqCst) - before;
+    drop(result);
+    count
+}
+
+/// What an output of this shape costs by itself.
+fn output(shape: &[usize]) -> usize {
+    let &[batch, seq, vocab] = shape else { panic!("{shape:?}") };
+    allocations(|| {
+        Tensor::from_vec(vec![0_f32; batch * seq * vocab], (batch, seq, vocab), &Device::Cpu).unwrap()
+    })
+}
+
+fn ids(batch: usize, seq: usize) -> Inputs {
+    let ids: Vec<u32> = (0..batch * seq).map(|i| (i * 37 % 280) as u32).collect();
+    Inputs::new(Tensor::from_vec(ids, (batch, seq), &Device::Cpu).unwrap())
+}
+
+fn check(name: &str, loaded: &mut Loaded) {
+    for (batch, seq) in [(1, 40), (3, 7), (1, 1)] {
+        let inputs = ids(batch, seq);
+        // The first pass of a shape may still move buffers between lengths.
+        let shape = loaded.forward(&inputs).unwrap().dims().to_vec();
+        loaded.forward(&inputs).unwrap();
+        // The least of a few, because a worker thread may still be starting.
+        let counts = [(); 3].map(|()| allocations(|| loaded.forward(&inputs).unwrap()));
+        assert_eq!(counts.into_iter().min(), Some(output(&shape)), "{name}: {batch} rows of {seq}");
+    }
+    let token = ids(1, 1);
+    let shape = loaded.forward(&token).unwrap().dims().to_vec();
+    let mut cache = Cache::new();
+    // The first token makes room for as many again.
+    for seq in [40, 1, 1] {
+        loaded.forward_with(&ids(1, seq), Some(&mut cache), None).unwrap();
+    }
+    let counts =
+        [(); 4].map(|()| allocations(|| loaded.forward_with(&token, Some(&mut cache), None).unwrap()));
+    assert_eq!(counts.into_iter().min(), Some(output(&shape)), "{name}: a token after a cache");
+}
+
+/// Made of tensors in the fused form too, in part: routers, biases of attention that follow the pass, frequencies that
+/// follow its length, and the lookup of learned positions.
+const TENSORS: [&str; 5] = ["mixtral:", "qwen3_moe:", "falcon:alibi", "llama:dynamic", "gpt2:"];
+
+// One test, so that the harness starts no other thread that allocates meanwhile.
+#[test]
+fn the_second_pass_of_a_shape_allocates_its_output_only() {
+    for entry in synthetic::catalogue().iter().filter(|entry| !entry.bench) {
+        let (model_type, variant) = (entry.model_type, entry.variant);
+        let config = synthetic::config(model_type, variant).unwrap();
+        let architecture = config["architectures"][0].as_str().unwrap();
+        let decoder = architecture.ends_with("ForCausalLM") || architecture.ends_with("LMHeadModel");
+        if !decoder {
+            continue;
+        }
+        let name = format!("{model_type}:{variant}");
+        if TENSORS.iter().any(|prefix| name.starts_with(prefix)) {
+            continue;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        synthetic::write(model_type, variant, 0, folder.path()).unwrap();
+        for dtype in [DType::F32, DType::BF16] {
+            let options = Options { dtype, device: Device::Cpu, form: Form::Fused };
+            check(&format!("{name} {dtype:?}"), &mut load(folder.path(), &options).unwrap());
+        }
+    }
+}

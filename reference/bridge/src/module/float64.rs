@@ -1,0 +1,64 @@
+//! The dtype f64, all the way through a model.
+//!
+//! transformers upcasts norms, softmax, rope tables and router logits to float32 whatever the dtype
+//! (`LlamaRMSNorm`, `eager_attention_forward` and `LlamaRotaryEmbedding` of `modeling_llama.py`, 4.40 to
+//! 5.23), which in a model of float64 rounds down to seven digits: no oracle to a variant in f32.
+
+use std::ffi::CString;
+
+use pyo3::prelude::*;
+
+use super::failure::Stop;
+use super::forward::within;
+
+/// Said of every model in f64.
+pub(super) const NOTE: &str = "f64 throughout: where transformers asks for float32 (norms, softmax, rope tables), it gets float64; times are not those of plain transformers";
+
+/// The context manager under which a model is made and run in float64, where it is wanted.
+pub(super) struct Float64(Option<Py<PyAny>>);
+
+impl Float64 {
+    /// Replaces float32 if `wanted`, else changes nothing.
+    pub(super) fn new(py: Python<'_>, wanted: bool) -> Result<Self, Stop> {
+        if !wanted {
+            return Ok(Self(None));
+        }
+        let code = CString::new(include_str!("float64.py"))
+            .map_err(|error| Stop::exception(format!("float64.py: {error}")))?;
+        let module = PyModule::from_code(py, &code, c"tfcheck_float64.py", c"tfcheck_float64")?;
+        Ok(Self(Some(module.getattr("Float64")?.call0()?.unbind())))
+    }
+
+    /// Runs `body` with the replacement in force.
+    pub(super) fn within<T>(&self, py: Python<'_>, body: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+        match &self.0 {
+            Some(mode) => within(mode.bind(py), body),
+            None => body(),
+        }
+    }
+
+    /// Completes a model that was made within [`Self::within`]: the experts of 5.x go one by one, for their
+    /// grouped product knows no float64. Refuses a model that holds anything below float64.
+    pub(super) fn settle(&self, model: &Bound<'_, PyAny>) -> Result<(), Stop> {
+        if self.0.is_none() {
+            return Ok(());
+        }
+        let by_choice = model.hasattr("set_experts_implementation")?
+            && model.call_method0("_can_set_experts_implementation")?.is_truthy()?;
+        if by_choice {
+            model.call_method1("set_experts_implementation", ("eager",))?;
+        }
+        for kind in ["named_parameters", "named_buffers"] {
+            for item in model.call_method0(kind)?.try_iter()? {
+                let (name, tensor): (String, Bound<'_, PyAny>) = item?.extract()?;
+                let dtype = tensor.getattr("dtype")?;
+                let floating: bool = dtype.getattr("is_floating_point")?.extract()?;
+                let bytes: usize = dtype.getattr("itemsize")?.extract()?;
+                if floating && bytes != 8 {
+                    return Err(Stop::exception(format!("{name} is {} in a model of float64", dtype.str()?)));
+                }
+            }
+        }
+        Ok(())
+    }
+}
