@@ -32,7 +32,10 @@ impl Engine for CandleEngine {
         let device = device(&load.device)?;
         let options = Options { dtype: dtype(load.dtype), device: device.clone(), form };
         let loaded = models::load(&load.checkpoint, &options).map_err(model_failure)?;
-        let inputs = inputs(&load.inputs, &device)?;
+        let mut inputs = inputs(&load.inputs, &device)?;
+        if is_encoder(&load.checkpoint) {
+            inputs.position_ids = None;
+        }
         let mut notes = Vec::new();
         if !loaded.unread_keys.is_empty() {
             notes.push(format!(
@@ -107,6 +110,16 @@ pub(super) fn device(name: &str) -> Result<Device, Failed> {
     let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
     let number = number.ok_or_else(|| unsupported(format!("no such device: {name}")))?;
     Device::new_cuda(number).map_err(|error| unsupported(format!("{name}: {error}")))
+}
+
+/// Encoders count positions themselves, BERT from the start of the row and RoBERTa from its first token that is no
+/// padding: nobody passes them any, and the bridge does not either.
+fn is_encoder(folder: &Path) -> bool {
+    let config = std::fs::read(folder.join("config.json")).ok();
+    let config: Option<serde_json::Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let model_type = config.as_ref().and_then(|config| config["model_type"].as_str());
+    model_type
+        .is_some_and(|name| ["bert", "distilbert", "roberta", "xlm-roberta", "modernbert"].contains(&name))
 }
 
 pub(super) fn inputs(path: &Path, device: &Device) -> Result<models::Inputs, Failed> {

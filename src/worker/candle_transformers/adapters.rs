@@ -25,7 +25,7 @@ pub(super) struct Adapter {
     /// Which positions it computes.
     pub(super) positions: Positions,
     pub(super) reads_mask: bool,
-    /// Keys that the port's `Config` demands, that every published config has, and that a thin one may lack.
+    /// Keys that the port's `Config` demands and that a config may lack without meaning anything by it.
     pub(super) fill: &'static [(&'static str, Fill)],
     pub(super) load: Load,
 }
@@ -48,6 +48,9 @@ const TRAINING: &[(&str, Fill)] =
     &[("initializer_range", Fill::Inert("0.02")), ("use_cache", Fill::Inert("true"))];
 
 type Load = fn(&Checkpoint) -> std::result::Result<Pass, Failed>;
+
+/// A switch of the port that no published config has.
+const FLASH: &[(&str, Fill)] = &[("use_flash_attn", Fill::Inert("false"))];
 
 /// A causal port that returns the last position only.
 const fn last(model_type: &'static str, module: &'static str, load: Load) -> Adapter {
@@ -92,7 +95,7 @@ macro_rules! body {
 pub(super) const ADAPTERS: &[Adapter] = &[
     last("llama", "llama", |c| load_llama(c)),
     last("mistral", "mistral", |c| decoder!(c, mistral)),
-    last("mixtral", "mixtral", |c| load_mixtral(c)),
+    last("mixtral", "mixtral", |c| load_mixtral(c)).filled(FLASH),
     all("qwen2", "qwen2", |c| load_qwen2(c)),
     last("qwen2_moe", "qwen2_moe", |c| decoder!(c, qwen2_moe)),
     all("qwen3", "qwen3", |c| body!(c, qwen3)),
@@ -119,6 +122,7 @@ pub(super) const ADAPTERS: &[Adapter] = &[
         .filled(&[("layer_norm_eps", Fill::Copy("norm_eps"))]),
 ];
 
+#[expect(clippy::unnecessary_wraps, reason = "it is what every loader ends in")]
 fn run(pass: impl FnMut(&Batch) -> Result<Tensor> + 'static) -> std::result::Result<Pass, Failed> {
     Ok(Box::new(pass))
 }

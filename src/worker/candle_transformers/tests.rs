@@ -74,14 +74,11 @@ impl Case {
         let (port, _) = self.port(Dtype::F32).unwrap();
         let (ours, _) = self.logits(&mut CandleEngine::default(), Dtype::F32).unwrap();
         let last = |logits: &Tensor| {
-            let logits = logits.get(row).unwrap();
-            logits
-                .get(logits.dim(0).unwrap() - 1)
-                .unwrap()
-                .to_dtype(DType::F64)
-                .unwrap()
-                .to_vec1::<f64>()
-                .unwrap()
+            let logits = logits.get(row).unwrap().to_dtype(DType::F64).unwrap();
+            // Logits of labels have no axis of positions.
+            let is_sequence = logits.rank() == 2;
+            let logits = if is_sequence { logits.get(logits.dim(0).unwrap() - 1).unwrap() } else { logits };
+            logits.to_vec1::<f64>().unwrap()
         };
         let (port, ours) = (last(&port), last(&ours));
         let square = |x: f64| x * x;
@@ -133,8 +130,10 @@ fn every_port_runs_its_default_checkpoint_or_says_why_not() {
 
 #[test]
 fn a_port_that_is_right_agrees_with_our_model() {
-    // f32 rounding of a few layers, as FACTS of the ports' first measurements: 3e-7 to 7e-7.
-    for (model_type, variant) in [("llama", "tiny"), ("qwen2", ""), ("olmo2", ""), ("stablelm", "")] {
+    // f32 rounding of a few layers: 3e-7 to 7e-7 as measured when the adapters were written.
+    for (model_type, variant) in
+        [("llama", "tiny"), ("qwen2", ""), ("olmo2", ""), ("stablelm", ""), ("roberta", "classifier")]
+    {
         let difference = Case::new(model_type, variant, 2, 0).difference(1);
         assert!(difference < 1e-5, "{model_type}: {difference:e}");
     }
