@@ -1,7 +1,7 @@
 //! The engine of the ports that candle-transformers ships.
 //!
 //! A port is run as its own examples run it: one pass from an empty cache, and a padding mask only where its `forward`
-//! takes one. [`adapters`] has a row for each port; [`checkpoint`] is what the rows load from.
+//! takes one. `adapters` has a row for each port; `checkpoint` is what the rows load from.
 
 mod adapters;
 mod checkpoint;
