@@ -14,7 +14,7 @@ use crate::plan::{Filters, Plan};
 use crate::progress::Progress;
 use crate::results::{Case, ResultsError, RunFolder};
 use crate::run::{self, Destination, Order};
-use crate::{compare_runs, machine, worker};
+use crate::{compare_runs, machine, scoreboard, worker};
 
 /// Runs one command line.
 ///
@@ -24,6 +24,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Run(arguments) if arguments.dry_run => say(&plan_text(&arguments.selection)?),
         Command::Run(arguments) => run(cli, arguments),
+        Command::Scoreboard(arguments) => judge(cli, arguments),
         Command::Plan(selection) => say(&plan_text(selection)?),
         Command::Init(arguments) => say(&config::init(&arguments.path)?),
         Command::Schema => say(&config::schema_text()),
@@ -74,7 +75,39 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
         stop: &stop,
         progress: &progress,
     };
-    run::run(&order, destination)
+    Ok(run::run(&order, destination)?.code)
+}
+
+/// A run over the synthetic checkpoints, folded into one table.
+fn judge(cli: &Cli, arguments: &crate::cli::Scoreboard) -> Result<ExitCode> {
+    let stop = stop_on_signals()?;
+    let progress = Progress::new(cli.quiet).without_results();
+    let cache = cache_folder()?;
+    let (loaded, plan, destination) = if let Some(path) = &arguments.resume {
+        let folder = RunFolder::resume(path)?;
+        let (loaded, mut plan) = resumed(&folder)?;
+        scoreboard::untimed(&mut plan);
+        (loaded, plan, Destination::Resume(folder))
+    } else {
+        let base = Config::load(arguments.config.as_deref())?.config.absolute();
+        let choice = scoreboard::Choice { only: arguments.only.clone(), all: arguments.all };
+        let config = scoreboard::config(&base, &choice)?;
+        let text = toml::to_string(&config).into_diagnostic().wrap_err("the scoreboard's config as TOML")?;
+        let plan = scoreboard::plan(&config)?;
+        (config::Loaded { config, text, path: None }, plan, Destination::New(arguments.results.clone()))
+    };
+    let order = Order {
+        config: &loaded.config,
+        text: &loaded.text,
+        plan: &plan,
+        cache: &cache,
+        clean: false,
+        stop: &stop,
+        progress: &progress,
+    };
+    let finished = run::run(&order, destination)?;
+    say(&scoreboard::write(&finished.folder)?)?;
+    Ok(finished.code)
 }
 
 fn plan_text(selection: &Selection) -> Result<String> {

@@ -8,7 +8,7 @@ mod digest;
 mod error;
 mod gguf;
 pub mod hub;
-mod preflight;
+pub(crate) mod preflight;
 mod safetensors_file;
 mod source;
 

@@ -55,6 +55,8 @@ pub enum Command {
     Schema,
     /// Compare saved runs anew; nothing is run.
     Compare(Compare),
+    /// Judge tfcheck's models and candle-transformers' ports on synthetic checkpoints of every architecture.
+    Scoreboard(Scoreboard),
     /// Serve one cell of a native model on the worker descriptors.
     #[command(hide = true)]
     Worker(Worker),
@@ -112,6 +114,25 @@ pub struct Compare {
     pub runs: Vec<PathBuf>,
 }
 
+/// Arguments of `tfcheck scoreboard`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct Scoreboard {
+    /// The config whose newest version judges; ./tfcheck.toml otherwise, and a built-in one where there is none.
+    pub config: Option<PathBuf>,
+    /// Only this model_type; repeatable.
+    #[arg(long, value_name = "MODEL_TYPE")]
+    pub only: Vec<String>,
+    /// Every synthetic checkpoint of a model type and not its default alone.
+    #[arg(long)]
+    pub all: bool,
+    /// Complete an interrupted scoreboard: its finished cells are kept.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "only", "all", "results"])]
+    pub resume: Option<PathBuf>,
+    /// Folder in which the run makes its own.
+    #[arg(long, value_name = "FOLDER", default_value = "results")]
+    pub results: PathBuf,
+}
+
 /// Arguments of the hidden `tfcheck worker`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct Worker {
@@ -136,7 +157,7 @@ mod tests {
         let mut command = Cli::command().term_width(100).version("0.0.0");
         command.build();
         let mut text = command.render_help().to_string();
-        for name in ["run", "plan", "init", "schema", "compare"] {
+        for name in ["run", "plan", "init", "schema", "compare", "scoreboard"] {
             let sub = command.find_subcommand_mut(name).unwrap().clone().term_width(100);
             text = format!("{text}\n=== {name}\n{}", sub.clone().render_help());
         }

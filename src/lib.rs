@@ -17,6 +17,7 @@ pub mod results;
 pub mod run;
 pub mod runner;
 pub mod schedule;
+pub mod scoreboard;
 pub mod summary;
 pub mod timing;
 pub mod variant;

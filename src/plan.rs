@@ -15,6 +15,7 @@ mod columns;
 mod filter;
 mod text;
 
+pub(crate) use columns::release_order;
 pub use filter::{FilterError, Filters};
 
 /// Everything that a run will do.

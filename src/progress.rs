@@ -13,6 +13,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 pub struct Progress {
     bars: Option<MultiProgress>,
     quiet: bool,
+    shows_results: bool,
     log: Mutex<Option<File>>,
     started: Instant,
 }
@@ -29,7 +30,13 @@ impl Progress {
     /// Bars when standard error is a terminal, plain lines otherwise, neither when `quiet`.
     pub fn new(quiet: bool) -> Self {
         let bars = (!quiet && std::io::stderr().is_terminal()).then(MultiProgress::new);
-        Self { bars, quiet, log: Mutex::new(None), started: Instant::now() }
+        Self { bars, quiet, shows_results: true, log: Mutex::new(None), started: Instant::now() }
+    }
+
+    /// The same for a command that shows something else at its end: results go to `run.log` only.
+    #[must_use]
+    pub fn without_results(self) -> Self {
+        Self { shows_results: false, ..self }
     }
 
     /// Keeps every line in `path` too, from now on. A log that cannot be opened is said once and done without.
@@ -54,8 +61,10 @@ impl Progress {
     /// Shows what was asked for: on standard output, even when quiet, once every bar is gone.
     pub fn result(&self, text: &str) {
         self.log(text);
-        // A reader that went away is no failure.
-        drop(std::io::stdout().write_all(text.as_bytes()));
+        if self.shows_results {
+            // A reader that went away is no failure.
+            drop(std::io::stdout().write_all(text.as_bytes()));
+        }
     }
 
     /// Keeps one line in `run.log` only.

@@ -47,11 +47,20 @@ pub enum Destination {
     Resume(RunFolder),
 }
 
+/// A run that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// What was found.
+    pub code: ExitCode,
+    /// The run's folder.
+    pub folder: PathBuf,
+}
+
 /// Runs every cell of the order, compares, reports; the exit code says what was found.
 ///
 /// # Errors
 /// When a checkpoint or inputs cannot be prepared, or the run folder cannot be written.
-pub fn run(order: &Order, destination: Destination) -> Result<ExitCode> {
+pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
     let Preparation { cases, environments } = prepare::prepare(order)?;
     let machine = Machine::detect();
     let (folder, manifest) = open(order, destination, &cases)?;
@@ -87,10 +96,10 @@ pub fn run(order: &Order, destination: Destination) -> Result<ExitCode> {
     if interrupted {
         let path = folder.path().display();
         order.progress.line(&format!("interrupted; complete it with: tfcheck run --resume {path}"));
-        return Ok(ExitCode::Interrupted);
+        return Ok(Finished { code: ExitCode::Interrupted, folder: folder.path().to_owned() });
     }
     match (unwritten, code) {
-        (None, code) => Ok(code?),
+        (None, code) => Ok(Finished { code: code?, folder: folder.path().to_owned() }),
         (Some(error), _) => {
             Err(error).wrap_err("what was computed is in the tables above, but not all of it is kept")
         }

@@ -1,4 +1,6 @@
 //! Environments through the real uv: slow, and in need of PyPI (or of uv's cache).
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

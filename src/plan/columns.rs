@@ -126,7 +126,7 @@ fn add_oracle(
 }
 
 /// Orders versions by release; those that are no release are older than any, since nothing says how new they are.
-pub(super) fn release_order(version: &Version) -> Vec<u64> {
+pub(crate) fn release_order(version: &Version) -> Vec<u64> {
     let number = version.source.as_ref().map_or(Some(version.name.as_str()), |source| source.release());
     let parts = number.unwrap_or_default().split('.');
     parts.map_while(|part| part.parse().ok()).collect()

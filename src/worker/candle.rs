@@ -32,7 +32,10 @@ impl Engine for CandleEngine {
         let device = device(&load.device)?;
         let options = Options { dtype: dtype(load.dtype), device: device.clone(), form };
         let loaded = models::load(&load.checkpoint, &options).map_err(model_failure)?;
-        let inputs = inputs(&load.inputs, &device)?;
+        let mut inputs = inputs(&load.inputs, &device)?;
+        if is_encoder(&load.checkpoint) {
+            inputs.position_ids = None;
+        }
         let mut notes = Vec::new();
         if !loaded.unread_keys.is_empty() {
             notes.push(format!(
@@ -91,7 +94,7 @@ impl CandleEngine {
     }
 }
 
-fn dtype(dtype: Dtype) -> DType {
+pub(super) fn dtype(dtype: Dtype) -> DType {
     match dtype {
         Dtype::F64 => DType::F64,
         Dtype::F32 => DType::F32,
@@ -100,7 +103,7 @@ fn dtype(dtype: Dtype) -> DType {
     }
 }
 
-fn device(name: &str) -> Result<Device, Failed> {
+pub(super) fn device(name: &str) -> Result<Device, Failed> {
     if name == "cpu" {
         return Ok(Device::Cpu);
     }
@@ -109,7 +112,17 @@ fn device(name: &str) -> Result<Device, Failed> {
     Device::new_cuda(number).map_err(|error| unsupported(format!("{name}: {error}")))
 }
 
-fn inputs(path: &Path, device: &Device) -> Result<models::Inputs, Failed> {
+/// Encoders count positions themselves, BERT from the start of the row and RoBERTa from its first token that is no
+/// padding: nobody passes them any, and the bridge does not either.
+fn is_encoder(folder: &Path) -> bool {
+    let config = std::fs::read(folder.join("config.json")).ok();
+    let config: Option<serde_json::Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let model_type = config.as_ref().and_then(|config| config["model_type"].as_str());
+    model_type
+        .is_some_and(|name| ["bert", "distilbert", "roberta", "xlm-roberta", "modernbert"].contains(&name))
+}
+
+pub(super) fn inputs(path: &Path, device: &Device) -> Result<models::Inputs, Failed> {
     let mut tensors = candle_core::safetensors::load(path, device).map_err(tensor_failure)?;
     let mut take = |name: &str| {
         tensors.remove(name).ok_or_else(|| exception(format!("{} has no tensor {name}", path.display())))
@@ -122,7 +135,7 @@ fn inputs(path: &Path, device: &Device) -> Result<models::Inputs, Failed> {
 }
 
 /// Writes logits as f32, those of an f64 model as f64, whole or not at all.
-fn write_logits(logits: &Tensor, path: &Path) -> Result<(), Failed> {
+pub(super) fn write_logits(logits: &Tensor, path: &Path) -> Result<(), Failed> {
     let kept = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let logits =
         logits.to_dtype(kept).and_then(|logits| logits.to_device(&Device::Cpu)).map_err(tensor_failure)?;
@@ -140,15 +153,15 @@ fn write_logits(logits: &Tensor, path: &Path) -> Result<(), Failed> {
     finish().map_err(|error| exception(format!("cannot write {}: {error}", path.display())))
 }
 
-fn not_loaded() -> Failed {
+pub(super) fn not_loaded() -> Failed {
     exception("nothing is loaded yet")
 }
 
-fn unsupported(message: impl Into<String>) -> Failed {
+pub(super) fn unsupported(message: impl Into<String>) -> Failed {
     Failed { kind: FailedKind::Unsupported, ..exception(message) }
 }
 
-fn tensor_failure(error: candle_core::Error) -> Failed {
+pub(super) fn tensor_failure(error: candle_core::Error) -> Failed {
     model_failure(error.into())
 }
 

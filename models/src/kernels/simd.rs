@@ -1,5 +1,5 @@
-//! One vector vocabulary, four instruction levels. A kernel is written once against [`Simd`] as an [`Op`]
-//! and [`Isa::run`] calls it inside a function compiled for the level, into which everything inlines.
+//! One vector vocabulary, four instruction levels. A kernel is written once against [`Simd`] as an `Op`
+//! and `Isa::run` calls it inside a function compiled for the level, into which everything inlines.
 //!
 //! Rule for kernels: no closures and no calls to functions that are not `#[inline(always)]` inside an
 //! `Op`, since neither inherits the level's target features.
@@ -96,7 +96,7 @@ pub(crate) trait Op {
     /// The body.
     ///
     /// # Safety
-    /// Only through [`Isa::run`]: the caller is compiled for `S`. Pointers held by `self` are valid.
+    /// Only through `Isa::run`: the caller is compiled for `S`. Pointers held by `self` are valid.
     unsafe fn call<S: Simd>(self) -> Self::Output;
 }
 

@@ -285,7 +285,9 @@ fn weights_that_are_missing_are_an_error_and_superfluous_ones_a_note() {
         .err()
         .unwrap();
         let said = ended.to_string();
-        assert!(said.contains("another shape") && said.contains(name), "{said}");
+        // The bridge's words for 5.x, and transformers' own for 4.x.
+        let shape = said.contains("another shape") || said.contains("size mismatch");
+        assert!(shape && said.contains(name), "{said}");
     }
 }
 

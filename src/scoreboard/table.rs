@@ -1,0 +1,97 @@
+//! The scoreboard as Markdown.
+
+use std::fmt::Write;
+
+use reference::protocol::Positions;
+
+use super::{Score, Scoreboard};
+
+/// Counts first, then a row per checkpoint and inputs, then the reasons of what has no numbers.
+pub(super) fn markdown(scoreboard: &Scoreboard) -> String {
+    let mut reasons: Vec<&str> = Vec::new();
+    let mut rows = String::new();
+    for row in &scoreboard.rows {
+        let scores = row.scores.iter().map(|score| cell(score, &mut reasons));
+        let cells: Vec<String> =
+            [row.checkpoint.clone(), row.inputs.clone()].into_iter().chain(scores).collect();
+        put(&mut rows, &cells);
+    }
+    let mut text = format!(
+        "# Scoreboard\n\nReference: transformers {}, eager attention; run `{}`. A verdict is about the variant and the \
+         reference in the same dtype; the number is the variant's relative L2 against the reference in float64, \
+         and for bf16 also its ratio to the reference's own. `last`: the port gives the last position only.\n\n",
+        scoreboard.reference, scoreboard.run
+    );
+    counts(&mut text, scoreboard);
+    text.push('\n');
+    header(&mut text, &["Checkpoint", "Inputs"], &scoreboard.variants);
+    text.push_str(&rows);
+    if !reasons.is_empty() {
+        text.push_str("\n## Without numbers\n\n");
+        for (index, reason) in reasons.iter().enumerate() {
+            let _ = writeln!(text, "{}. {reason}", index + 1);
+        }
+    }
+    text
+}
+
+fn counts(text: &mut String, scoreboard: &Scoreboard) {
+    let mut words: Vec<&str> = Vec::new();
+    for score in scoreboard.rows.iter().flat_map(|row| &row.scores) {
+        if !words.contains(&score.word.as_str()) {
+            words.push(&score.word);
+        }
+    }
+    header(text, &["Verdict"], &scoreboard.variants);
+    for word in words {
+        let count = |variant: usize| {
+            let scores = scoreboard.rows.iter().filter_map(|row| row.scores.get(variant));
+            scores.filter(|score| score.word == word).count().to_string()
+        };
+        let counts = (0..scoreboard.variants.len()).map(count);
+        put(text, &std::iter::once(word.to_owned()).chain(counts).collect::<Vec<_>>());
+    }
+}
+
+fn header(text: &mut String, fixed: &[&str], variants: &[String]) {
+    let names: Vec<String> =
+        fixed.iter().map(|&name| name.to_owned()).chain(variants.iter().cloned()).collect();
+    put(text, &names);
+    put(text, &vec!["---".to_owned(); names.len()]);
+}
+
+fn put(text: &mut String, cells: &[String]) {
+    let _ = writeln!(text, "| {} |", cells.join(" | "));
+}
+
+/// One score; a reason is named by its number.
+fn cell<'a>(score: &'a Score, reasons: &mut Vec<&'a str>) -> String {
+    let Some(relative) = score.relative_l2 else {
+        let number = reasons.iter().position(|reason| *reason == score.evidence).unwrap_or_else(|| {
+            reasons.push(&score.evidence);
+            reasons.len() - 1
+        });
+        return format!("{} ({})", score.word, number + 1);
+    };
+    let is_finding = !matches!(score.word.as_str(), "identical" | "same mathematics");
+    let mut text = if is_finding {
+        format!("**{}** {relative:.1e}", score.word)
+    } else {
+        format!("{} {relative:.1e}", score.word)
+    };
+    // Below bf16's rounding a ratio says how lucky a sum was.
+    if let Some(own) = score.reference_relative_l2.filter(|own| *own > 1e-4) {
+        let _ = write!(text, " ({:.2}×)", relative / own);
+    }
+    if let (true, Some(worst)) = (is_finding, score.worst) {
+        let _ = write!(
+            text,
+            ", worst {:.1e} in row {}, position {}",
+            worst.relative_l2, worst.row, worst.position
+        );
+    }
+    if score.positions == Some(Positions::Last) {
+        text.push_str(", last");
+    }
+    text
+}
