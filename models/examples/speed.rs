@@ -2,9 +2,9 @@
 //! a cache.
 //!
 //! `cargo run --release --example speed -- FOLDER [dtype=f32] [threads=2] [batch=1] [tokens=128] [cached=128]
-//! [rounds=10] [forms=eager,fused] [driven=no]`. Prints the median and the least milliseconds. With `driven=yes` it
-//! runs one round for
-//! every line on stdin and answers with a line of JSON, so that `tests/speed_torch.py` can take turns with it.
+//! [rounds=10] [forms=eager,fused] [driven=no]`. Prints the median and the least milliseconds and, of the fused
+//! form by itself, its memory. With `driven=yes` it runs one round for every line on stdin and answers with a line
+//! of JSON, so that `tests/speed_torch.py` can take turns with it.
 
 #![expect(clippy::print_stdout, reason = "a command-line program")]
 
@@ -102,14 +102,6 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         let options = Options { dtype: arguments.dtype, device: Device::Cpu, form: *form };
         forms.push((*form, load(&arguments.folder, &options)?));
     }
-    for (_, loaded) in &forms {
-        if let Some((packed, buffers)) = loaded.fused_bytes() {
-            eprintln!(
-                "fused: {packed} bytes packed, {buffers} in buffers, at most {} resident",
-                peak_bytes()
-            );
-        }
-    }
     // Warms up; a second pass of a shape moves no buffers.
     round(arguments, &mut forms)?;
     if arguments.driven {
@@ -131,13 +123,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         samples.sort_by(f64::total_cmp);
         println!("{name:<16} {:>10.2} {:>10.2}", samples[samples.len() / 2], samples[0]);
     }
-    for (_, loaded) in &forms {
-        if let Some((packed, buffers)) = loaded.fused_bytes() {
-            eprintln!(
-                "fused: {packed} bytes packed, {buffers} in buffers, at most {} resident",
-                peak_bytes()
-            );
-        }
+    // Beside another form the most that was resident says nothing.
+    if let [(Form::Fused, loaded)] = forms.as_slice()
+        && let Some((packed, buffers)) = loaded.fused_bytes()
+    {
+        let ratio = peak_bytes() as f64 / (packed + buffers) as f64;
+        println!("{packed} bytes packed, {buffers} in buffers; at most {ratio:.3} times that resident");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -94,3 +94,49 @@ impl Matrices {
 fn unreadable(path: &Path, source: std::io::Error) -> Error {
     Error::Read { path: path.to_owned(), source }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use candle_core::{DType, Device, Tensor};
+
+    use super::*;
+
+    /// Of a matrix longer than a block in every dtype.
+    #[test]
+    fn blocks_hold_what_candle_converts_to() {
+        let (rows, columns) = (700, 2053);
+        let values: Vec<f64> = (0..rows * columns).map(|i| (i as f64 * 0.7).sin() * 9.0).collect();
+        let exact = Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let dtypes = [
+            (DType::F64, Dtype::F64),
+            (DType::F32, Dtype::F32),
+            (DType::F16, Dtype::F16),
+            (DType::BF16, Dtype::BF16),
+        ];
+        let named = dtypes.map(|(dtype, _)| (dtype.as_str().to_owned(), exact.to_dtype(dtype).unwrap()));
+        let tensors = HashMap::from(named);
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        let matrices = Matrices::open(&[path]).unwrap();
+        for (dtype, stored) in dtypes {
+            let tensor = &tensors[dtype.as_str()];
+            check::<f32>(&matrices, dtype.as_str(), stored, tensor);
+            check::<bf16>(&matrices, dtype.as_str(), stored, tensor);
+        }
+    }
+
+    fn check<T: Float>(matrices: &Matrices, name: &str, stored: Dtype, tensor: &Tensor) {
+        let mut found = Vec::new();
+        let shape = tensor.dims2().unwrap();
+        let take = |first: usize, rows: &[T]| {
+            assert_eq!(first * shape.1, found.len());
+            found.extend_from_slice(rows);
+        };
+        matrices.each_block(name, stored, shape, take).unwrap();
+        let expected = tensor.to_dtype(T::DTYPE).unwrap().flatten_all().unwrap().to_vec1::<T>().unwrap();
+        assert!(found == expected, "{name} to {:?}", T::DTYPE);
+    }
+}

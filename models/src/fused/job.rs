@@ -88,3 +88,66 @@ pub(crate) fn sum<T: Float>(xs: Slot<T>, ys: &Slot<T>) -> Slot<T> {
     drop(to);
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Workspace;
+    use super::*;
+
+    /// `[1, 2, 2]`: 1, 2, 3, 4.
+    fn counted(workspace: &Arc<Workspace>) -> Slot<f32> {
+        let slot = Slot::take(workspace, 1, 2, 2);
+        slot.write().copy_from_slice(&[1.0, 2.0, 3.0, 4.0]);
+        slot
+    }
+
+    /// `(x, y)` to `(y, 10 x)`.
+    fn owed(workspace: &Arc<Workspace>, xs: &Slot<f32>, epilogue: Epilogue) -> Slot<f32> {
+        let weight = PackedLinear::new(&workspace.pool, &[&[0.0, 1.0, 10.0, 0.0]], 2, None);
+        let work = Work::Product(Arc::new(weight), epilogue);
+        Slot::owed(workspace, Job { work, xs: xs.clone() }, Room::Later)
+    }
+
+    #[test]
+    fn what_is_owed_is_added_once_and_can_still_be_read() {
+        let workspace = Arc::new(Workspace::new());
+        for epilogue in [Epilogue::Store, Epilogue::Scale(2.0)] {
+            let xs = counted(&workspace);
+            let ys = owed(&workspace, &xs, epilogue);
+            let factor = if epilogue == Epilogue::Store { 1.0 } else { 2.0 };
+            let expected = [2.0, 10.0, 4.0, 30.0].map(|y| y * factor);
+            // The input of the job is the other summand, so it must not be written to.
+            let added = sum(xs.clone(), &ys);
+            drop(xs);
+            let both: Vec<f32> = expected.iter().zip([1.0, 2.0, 3.0, 4.0]).map(|(y, x)| x + y).collect();
+            assert_eq!(*added.read(), both);
+            assert_eq!(*ys.read(), expected);
+            // Now it is there, and added as it is.
+            assert_eq!(*sum(counted(&workspace), &ys).read(), both);
+        }
+    }
+
+    #[test]
+    fn a_factor_is_folded_into_a_product_that_others_may_read_unchanged() {
+        let workspace = Arc::new(Workspace::new());
+        let ys = owed(&workspace, &counted(&workspace), Epilogue::Store);
+        let halved = folded(&ys, Epilogue::Scale(0.5), Room::Now).expect("still owed");
+        assert_eq!(*halved.read(), [1.0, 5.0, 2.0, 15.0]);
+        assert_eq!(*ys.read(), [2.0, 10.0, 4.0, 30.0]);
+        assert!(folded(&ys, Epilogue::Scale(0.5), Room::Now).is_none(), "nothing is owed any more");
+    }
+
+    #[test]
+    fn a_lent_buffer_is_never_lent_again_and_a_returned_one_is() {
+        let workspace = Arc::new(Workspace::new());
+        let (one, two) = (counted(&workspace), counted(&workspace));
+        one.write().fill(7.0);
+        assert_eq!(*two.read(), [1.0, 2.0, 3.0, 4.0]);
+        let bytes = workspace.bytes();
+        drop(one);
+        // Shorter rows fit into the same memory.
+        let three = Slot::<f32>::take(&workspace, 1, 1, 3);
+        assert_eq!(three.read().len(), 3);
+        assert_eq!(workspace.bytes(), bytes);
+    }
+}

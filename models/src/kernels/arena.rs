@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "aligned allocation and disjoint slots of one buffer")]
 
 use half::bf16;
+use memmap2::MmapMut;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -11,6 +12,9 @@ use std::ptr::NonNull;
 
 /// Cache line and widest vector.
 const LINE: usize = 64;
+/// From this size on a buffer is mapped, in large pages where the system has them: weights that are streamed past
+/// one token otherwise wait for address translation.
+const MAPPED_BYTES: usize = 4 << 20;
 
 /// A type for which all bits zero is a value and every bit pattern is allowed.
 pub trait Plain: Copy + Send + Sync + 'static + sealed::Sealed {}
@@ -29,6 +33,8 @@ mod sealed {
 pub struct AlignedBuf<T: Plain> {
     start: NonNull<T>,
     len: usize,
+    /// Where the memory is mapped; else it is the allocator's.
+    map: Option<MmapMut>,
 }
 
 // SAFETY: the buffer owns its memory and T is Send and Sync.
@@ -40,13 +46,22 @@ impl<T: Plain> AlignedBuf<T> {
     /// `len` zeros.
     pub fn zeroed(len: usize) -> Self {
         if len == 0 {
-            return Self { start: NonNull::dangling(), len };
+            return Self { start: NonNull::dangling(), len, map: None };
+        }
+        if let Some(map) = mapped(len * size_of::<T>()) {
+            return Self::within(len, map);
         }
         let layout = Self::layout(len);
         // SAFETY: the layout has a size above zero.
         let memory = unsafe { alloc_zeroed(layout) };
         let Some(start) = NonNull::new(memory.cast::<T>()) else { handle_alloc_error(layout) };
-        Self { start, len }
+        Self { start, len, map: None }
+    }
+
+    fn within(len: usize, mut map: MmapMut) -> Self {
+        // A map is aligned to pages and as long as was asked for.
+        let start = NonNull::new(map.as_mut_ptr().cast()).expect("a map has an address");
+        Self { start, len, map: Some(map) }
     }
 
     fn layout(len: usize) -> Layout {
@@ -57,7 +72,7 @@ impl<T: Plain> AlignedBuf<T> {
 
 impl<T: Plain> Drop for AlignedBuf<T> {
     fn drop(&mut self) {
-        if self.len > 0 {
+        if self.len > 0 && self.map.is_none() {
             // SAFETY: allocated in `zeroed` with the same layout.
             unsafe { dealloc(self.start.as_ptr().cast(), Self::layout(self.len)) };
         }
@@ -77,6 +92,18 @@ impl<T: Plain> DerefMut for AlignedBuf<T> {
         // SAFETY: `len` initialised values are owned, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
+}
+
+/// Zeroed pages, if so many bytes are better mapped and the system gives them.
+fn mapped(bytes: usize) -> Option<MmapMut> {
+    if bytes < MAPPED_BYTES {
+        return None;
+    }
+    let map = MmapMut::map_anon(bytes).ok()?;
+    // A system without large pages, or with them switched off, gives small ones.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    Some(map)
 }
 
 /// A place in an arena: `len` values of `T` from byte `offset` on.

@@ -31,6 +31,10 @@
 //! that has none reads [`Xs::tensor`](crate::Xs::tensor) and gives a tensor, which costs a copy and is
 //! right: the next fused layer adopts it. So a new layer is right in both forms from its eager form alone.
 //!
+//! What a [`Linear`] or a norm of whole rows gives is computed only when it is read. [`add`] does not read it but has
+//! it added to the residual stream as it is computed, and [`scale`], [`soft_cap`] and an activation likewise change
+//! what is written; so a block is written as in the paper and runs without passes between its layers.
+//!
 //! # dtypes
 //! In F64 everything is F64 (the oracle). In F32, BF16 and F16 the operations follow transformers
 //! 5.23.0's eager code: norms, softmax and rope tables in F32, the rest in the model's dtype, one

@@ -1,4 +1,6 @@
-use super::super::{Element, Embedding, PackedLinear, TokenOutOfRange, add, embed, softcap, softmax};
+use super::super::{
+    Element, Embedding, PackedLinear, TokenOutOfRange, add, embed, multiply, scale, softcap, softmax,
+};
 use super::{Noise, U32, both, close, pools, roundoff, wide};
 use half::bf16;
 use proptest::prelude::*;
@@ -30,6 +32,16 @@ fn check<T: Element>(rows: usize, n: usize, seed: u64) {
         add(&pool, &mut out, &y, 0.5);
         let want: Vec<f64> = wide(&x).iter().zip(wide(&y)).map(|(x, y)| x + 0.5 * y).collect();
         close("add", &out, &want, |i| u * want[i].abs());
+
+        out.copy_from_slice(&x);
+        multiply(&pool, &mut out, &y);
+        let want: Vec<f64> = wide(&x).iter().zip(wide(&y)).map(|(x, y)| x * y).collect();
+        close("multiply", &out, &want, |i| u * want[i].abs());
+
+        out.copy_from_slice(&x);
+        scale(&pool, &mut out, 0.75);
+        let want: Vec<f64> = wide(&x).iter().map(|x| x * 0.75).collect();
+        close("scale", &out, &want, |i| u * want[i].abs());
 
         let head = PackedLinear::new(&pool, &[&x], n, None);
         let ids: Vec<u32> = (0..9).map(|i| (i * 5 % rows) as u32).collect();

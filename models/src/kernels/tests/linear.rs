@@ -1,4 +1,4 @@
-use super::super::{Activation, Element, Epilogue, PackedGateUp, PackedLinear};
+use super::super::{Activation, Element, Epilogue, PackedGateUp, PackedLinear, Packing};
 use super::{Noise, U32, both, close, pools, reference, roundoff, wide};
 use half::bf16;
 use proptest::prelude::*;
@@ -39,6 +39,16 @@ fn check_epilogues<T: Element>(m: usize, n: usize, k: usize, seed: u64) {
         packed.forward(&pool, &x, m, &mut capped, Epilogue::SoftCap(3.0));
         let want: Vec<f64> = y.iter().map(|y| 3.0 * (y / 3.0).tanh()).collect();
         close("softcap", &capped, &want, |i| sum_bound(k, size[i]) + 6e-7 * want[i].abs());
+
+        // The same weight in other hands: a bias put on later, packed by rows, into new memory.
+        let mut packing = Packing::linear(n, k);
+        let at_once = n.div_ceil(3);
+        for (block, rows) in w.chunks(at_once * k).enumerate() {
+            packing.fill(&pool, block * at_once, rows);
+        }
+        let late = packing.into_linear(None).with_bias(&bias);
+        packed.forward(&pool, &x, m, &mut out, Epilogue::Scale(0.5));
+        assert_eq!(late.forward_new::<T>(&pool, &x, m, Epilogue::Scale(0.5)), out, "the same arithmetic");
 
         let mut row = vec![T::default(); k];
         packed.row(n - 1, &mut row);

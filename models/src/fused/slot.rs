@@ -1,0 +1,234 @@
+//! Rows in a lent buffer, or a part of their columns.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, OnceLock, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+
+use candle_core::{Device, Tensor};
+
+use super::{Buffer, Float, Job, Workspace, lock, read};
+use crate::error::Result;
+use crate::kernels::{AlignedBuf, Pool};
+use crate::pass::Xs;
+
+/// Whether rows that are owed get their room at once, or only if they are read after all: logits leave the pass as a
+/// tensor, and a summand is added to something else.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    Now,
+    Later,
+}
+
+/// `[batch, seq, columns]`: neighbouring columns of the rows of a buffer.
+pub(crate) struct Slot<T: Float> {
+    workspace: Arc<Workspace>,
+    buffer: Arc<Buffer<T>>,
+    pub(crate) batch: usize,
+    pub(crate) seq: usize,
+    /// Elements from one row of the buffer to the next.
+    pub(crate) width: usize,
+    pub(crate) first: usize,
+    pub(crate) columns: usize,
+    tensor: OnceLock<Tensor>,
+}
+
+impl<T: Float> Clone for Slot<T> {
+    fn clone(&self) -> Self {
+        Self {
+            workspace: Arc::clone(&self.workspace),
+            buffer: Arc::clone(&self.buffer),
+            tensor: self.tensor.clone(),
+            ..*self
+        }
+    }
+}
+
+impl<T: Float> Slot<T> {
+    /// Whole rows of unspecified content.
+    pub(crate) fn take(workspace: &Arc<Workspace>, batch: usize, seq: usize, width: usize) -> Self {
+        let buffer = T::shelf(workspace).lend(batch * seq * width);
+        let workspace = Arc::clone(workspace);
+        Self { workspace, buffer, batch, seq, width, first: 0, columns: width, tensor: OnceLock::new() }
+    }
+
+    /// Whole rows as wide as the job's, computed when they are read.
+    pub(crate) fn owed(workspace: &Arc<Workspace>, job: Job<T>, room: Room) -> Self {
+        let (batch, seq, width) = (job.xs.batch, job.xs.seq, job.width());
+        let slot = Self::take(workspace, batch, if room == Room::Now { seq } else { 0 }, width);
+        *lock(&slot.buffer.job) = Some(job);
+        Self { seq, ..slot }
+    }
+
+    /// The job that the rows are still owed, for a reader who runs another in its place.
+    pub(crate) fn job(&self) -> Option<Job<T>> {
+        if self.is_whole() { lock(&self.buffer.job).clone() } else { None }
+    }
+
+    /// The value of `xs`, copied only if it is a tensor; a tensor's last dimension becomes the columns.
+    pub(crate) fn of(workspace: &Arc<Workspace>, xs: &Xs) -> Result<Self> {
+        if let Some(slot) = T::slot(xs.value()) {
+            return Ok(slot.clone());
+        }
+        let tensor = xs.tensor();
+        let dims = tensor.dims();
+        let (batch, seq) = match dims {
+            [batch, seq, _] => (*batch, *seq),
+            _ => (tensor.elem_count() / dims.last().copied().unwrap_or(1).max(1), 1),
+        };
+        let slot = Self::take(workspace, batch, seq, tensor.elem_count() / (batch * seq));
+        slot.write().copy_from_slice(&tensor.to_dtype(T::DTYPE)?.flatten_all()?.to_vec1::<T>()?);
+        Ok(slot)
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.batch * self.seq
+    }
+
+    /// Runs the job that the rows are owed.
+    pub(crate) fn settle(&self) {
+        // Taken in a statement of its own: while it runs, the job must not be locked.
+        let job = lock(&self.buffer.job).take();
+        if let Some(job) = job {
+            job.run(&mut self.unsettled());
+        }
+    }
+
+    pub(crate) fn read(&self) -> Reading<'_, T> {
+        self.settle();
+        Reading { rows: read(&self.buffer.rows), len: self.rows() * self.width }
+    }
+
+    pub(crate) fn write(&self) -> Writing<'_, T> {
+        self.settle();
+        self.unsettled()
+    }
+
+    fn unsettled(&self) -> Writing<'_, T> {
+        let len = self.rows() * self.width;
+        let mut rows = self.buffer.rows.write().unwrap_or_else(PoisonError::into_inner);
+        if rows.len() < len {
+            // First the old one away, then the new one.
+            *rows = AlignedBuf::zeroed(0);
+            *rows = AlignedBuf::zeroed(len);
+        }
+        Writing { rows, len }
+    }
+
+    /// Whether nobody but the shelf and this slot holds the buffer, so that it may be written to.
+    fn is_sole(&self) -> bool {
+        Arc::strong_count(&self.buffer) == 2
+    }
+
+    pub(crate) fn is_whole(&self) -> bool {
+        self.columns == self.width
+    }
+
+    /// Whether `next` are the columns behind these in the same rows.
+    pub(crate) fn is_before(&self, next: &Self) -> bool {
+        Arc::ptr_eq(&self.buffer, &next.buffer) && self.first + self.columns == next.first
+    }
+
+    /// The columns from `first` on, in the same buffer.
+    pub(crate) fn part(&self, first: usize, columns: usize) -> Self {
+        Self { first: self.first + first, columns, tensor: OnceLock::new(), ..self.clone() }
+    }
+
+    /// The same place, its content having changed.
+    pub(crate) fn changed(self) -> Self {
+        Self { tensor: OnceLock::new(), ..self }
+    }
+
+    /// Copies the columns to `to`, rows of `width` elements, from column `first` on.
+    pub(crate) fn copy_to(&self, to: &mut [T], width: usize, first: usize) {
+        let from = self.read();
+        for (from, to) in from.chunks_exact(self.width).zip(to.chunks_exact_mut(width)) {
+            to[first..first + self.columns].copy_from_slice(&from[self.first..self.first + self.columns]);
+        }
+    }
+
+    /// The columns as whole rows, copied only if they are a part.
+    pub(crate) fn whole(&self) -> Self {
+        if self.is_whole() { self.clone() } else { self.copied() }
+    }
+
+    /// The columns as whole rows that may be written to: in place where nobody else holds them.
+    pub(crate) fn owned(self) -> Self {
+        if self.is_whole() && self.is_sole() { self.changed() } else { self.copied() }
+    }
+
+    pub(crate) fn copied(&self) -> Self {
+        let copy = Self::take(&self.workspace, self.batch, self.seq, self.columns);
+        self.copy_to(&mut copy.write(), self.columns, 0);
+        copy
+    }
+
+    /// The value as a tensor; made once.
+    pub(crate) fn tensor(&self) -> &Tensor {
+        self.tensor.get_or_init(|| {
+            let mut values = vec![T::default(); self.rows() * self.columns];
+            self.copy_to(&mut values, self.columns, 0);
+            self.tensor_of(values)
+        })
+    }
+
+    /// The value as a tensor; what is still owed is computed straight into it.
+    pub(crate) fn into_tensor(mut self) -> Tensor {
+        if let Some(tensor) = self.tensor.take() {
+            return tensor;
+        }
+        match self.job().and_then(|job| job.run_new()) {
+            Some(values) => self.tensor_of(values),
+            None => self.tensor().clone(),
+        }
+    }
+
+    fn tensor_of(&self, values: Vec<T>) -> Tensor {
+        Tensor::from_vec(values, (self.batch, self.seq, self.columns), &Device::Cpu)
+            .expect("as many values as the shape has")
+    }
+
+    pub(crate) fn workspace(&self) -> &Arc<Workspace> {
+        &self.workspace
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.workspace.pool
+    }
+
+    pub(crate) fn into_xs(self) -> Xs {
+        Xs::from_value(T::value(self))
+    }
+}
+
+/// The rows of a slot to read; a buffer may be longer.
+pub(crate) struct Reading<'a, T: Float> {
+    rows: RwLockReadGuard<'a, AlignedBuf<T>>,
+    len: usize,
+}
+
+impl<T: Float> Deref for Reading<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.rows[..self.len]
+    }
+}
+
+/// The rows of a slot to write.
+pub(crate) struct Writing<'a, T: Float> {
+    rows: RwLockWriteGuard<'a, AlignedBuf<T>>,
+    len: usize,
+}
+
+impl<T: Float> Deref for Writing<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.rows[..self.len]
+    }
+}
+
+impl<T: Float> DerefMut for Writing<'_, T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.rows[..self.len]
+    }
+}
