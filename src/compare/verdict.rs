@@ -60,9 +60,13 @@ pub struct Tolerances {
 #[derive(Default, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct PartialPerDtype {
+    /// For float64 variants.
     f64: Option<f64>,
+    /// For float32 variants.
     f32: Option<f64>,
+    /// For bfloat16 variants.
     bf16: Option<f64>,
+    /// For float16 variants.
     f16: Option<f64>,
 }
 
