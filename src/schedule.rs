@@ -110,7 +110,7 @@ impl<'a> Schedule<'a> {
             match self.begin(job) {
                 Ok(live) => {
                     cells.line(&format!(
-                        "{name}: logits in {}, first call {}",
+                        "{name}: loaded in {}, first call {}",
                         seconds(live.completed.load_ns),
                         seconds(live.completed.first_call_ns)
                     ));
