@@ -3,7 +3,6 @@
 //! Hub ids, folders, GGUF files and synthetic checkpoints all end as a folder in transformers' layout,
 //! so that every variant reads the same weights.
 
-mod atomic;
 mod digest;
 mod error;
 mod gguf;
@@ -16,11 +15,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-pub(crate) use atomic::write as write_atomic;
-pub(crate) use digest::hex;
 pub use error::Error;
 pub use source::Source;
 
+use crate::atomic;
 use digest::Digests;
 
 /// A checkpoint whose files are local, whole and safe to load.

@@ -2,6 +2,7 @@
 //! who computes what, how fast, and who is wrong.
 
 pub mod app;
+mod atomic;
 pub mod checkpoint;
 pub mod cli;
 pub mod compare;

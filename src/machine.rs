@@ -1,6 +1,5 @@
 //! The machine and the tools of a run, as `environment.json` keeps them.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -85,11 +84,8 @@ pub fn auto_device() -> &'static str {
 
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 /// What the NVIDIA driver lists; its absence means no GPU that tfcheck can use.

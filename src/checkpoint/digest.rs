@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Error, Progress, Step, atomic};
+use super::{Error, Progress, Step};
+use crate::atomic;
+use crate::machine::hex;
 
 /// Digests of files that were read before.
 pub(crate) struct Digests {
@@ -86,12 +88,6 @@ pub(crate) fn combine<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -
         hasher.update(format!("{digest}  {name}\n"));
     }
     hex(&hasher.finalize())
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {

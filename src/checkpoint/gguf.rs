@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::gguf_file::Content;
 use serde_json::Value;
 
-use super::{Error, Progress, atomic, complete_folder};
+use super::{Error, Progress, complete_folder};
+use crate::atomic;
 use metadata::Metadata;
 use names::Architecture;
 

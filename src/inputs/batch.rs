@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::{Choice, Error, Inputs, Padding, Prompt, Source, template};
-use crate::checkpoint::hex;
+use crate::machine::hex;
 
 /// One batch of explicit prompts.
 pub(super) fn from_prompts(

@@ -7,7 +7,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Inputs, batch};
-use crate::checkpoint::write_atomic;
+use crate::atomic;
 
 /// Where a batch was saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub fn load(folder: &Path) -> Result<Inputs, Error> {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    write_atomic(path, bytes).map_err(|source| Error::Io { action: "write", path: path.to_owned(), source })
+    atomic::write(path, bytes).map_err(|source| Error::Io { action: "write", path: path.to_owned(), source })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {

@@ -1,7 +1,7 @@
 //! The files of a run folder: where each lies, and how it gets there whole.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use miette::Diagnostic;
@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use super::{Case, Cell, Manifest, SCHEMA_VERSION};
+use crate::atomic;
 use crate::variant::Variant;
 
 const MANIFEST: &str = "run.json";
@@ -224,14 +225,7 @@ impl RunFolder {
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(|source| io_error("create", folder, source))?;
-    let write = || -> io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".partial-").tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
-    };
-    write().map_err(|source| io_error("write", path, source))
+    atomic::write(path, bytes).map_err(|source| io_error("write", path, source))
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ResultsError> {
