@@ -68,7 +68,7 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
     order.progress.line(&format!("results in {}", folder.path().display()));
     write_records(order, &folder, &manifest, &cases, &machine, &environments)?;
 
-    let runners = Runners::new(order, &environments)?;
+    let runners = Runners::new(order, &environments, machine.fingerprint())?;
     let settings = settings(order.config);
     let mut unwritten = None;
     let mut interrupted = false;
@@ -176,10 +176,12 @@ struct Runners {
     candle: ProcessRunner,
     upstream: ProcessRunner,
     threads: usize,
+    /// [`Machine::fingerprint`], part of every key.
+    fingerprint: String,
 }
 
 impl Runners {
-    fn new(order: &Order, environments: &[prepare::EnvironmentResult]) -> Result<Self> {
+    fn new(order: &Order, environments: &[prepare::EnvironmentResult], fingerprint: String) -> Result<Self> {
         let threads = order.config.run.threads.unwrap_or_else(machine::physical_cores);
         let runner = |environment: &prepare::EnvironmentResult| match environment {
             Ok(environment) => runner::transformers::runner(environment, order.cache, threads)
@@ -208,6 +210,7 @@ impl Runners {
             candle: runner::candle::runner(threads).into_diagnostic()?,
             upstream: runner::candle_transformers::runner(threads).into_diagnostic()?,
             threads,
+            fingerprint,
         })
     }
 

@@ -18,7 +18,7 @@ pub(super) fn cell(plan: &CellPlan, prepared: &PreparedCase, runners: &Runners) 
         reference::bridge_digest(),
         program(),
         runners.threads,
-        &prepared.machine,
+        &runners.fingerprint,
     );
     hex(&Sha256::digest(format!("{parts:?}")))
 }

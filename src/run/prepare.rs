@@ -30,8 +30,6 @@ pub(super) struct Preparation {
 pub(super) struct PreparedCase {
     pub(super) checkpoint: Checkpoint,
     pub(super) inputs: Inputs,
-    /// Fingerprint of the machine.
-    pub(super) machine: String,
 }
 
 /// Resolves checkpoints and makes inputs while uv works on the environments.
@@ -46,7 +44,6 @@ pub(super) fn prepare(order: &Order) -> Result<Preparation> {
 }
 
 fn cases(order: &Order) -> Result<Vec<PreparedCase>> {
-    let machine = Machine::detect().fingerprint();
     let mut checkpoints: BTreeMap<usize, Checkpoint> = BTreeMap::new();
     let mut cases = Vec::new();
     for case in &order.plan.cases {
@@ -58,7 +55,7 @@ fn cases(order: &Order) -> Result<Vec<PreparedCase>> {
         };
         let inputs = make_inputs(order.config, case, &checkpoint)
             .wrap_err_with(|| format!("inputs of {}", case.name))?;
-        cases.push(PreparedCase { checkpoint, inputs, machine: machine.clone() });
+        cases.push(PreparedCase { checkpoint, inputs });
     }
     Ok(cases)
 }
