@@ -88,7 +88,7 @@ fn matches(pattern: &str, case: &str, variant: &str) -> bool {
 }
 
 /// Whether `pattern` describes all of `name`; after a mismatch it goes back to the last `*` and lets that take one byte more.
-fn glob(pattern: &[u8], name: &[u8]) -> bool {
+pub(crate) fn glob(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {
