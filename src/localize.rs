@@ -20,6 +20,7 @@ use std::time::Duration;
 use reference::protocol::{Dtype, Load};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use drive::described;
 pub use drive::localize;
 
 use crate::compare::verdict::Tolerances;
@@ -106,6 +107,13 @@ impl Localized {
     /// Whether the two compute different things.
     pub fn is_divergence(&self) -> bool {
         !matches!(self.finding, Finding::Nothing)
+    }
+
+    /// What it took, in words.
+    pub fn effort(&self) -> String {
+        let seconds = self.elapsed_ns as f64 / 1e9;
+        let bytes = crate::report::bytes(self.captured_bytes);
+        format!("{} module calls compared, {bytes} captured, {seconds:.1} s", self.modules)
     }
 
     /// The module path that is at fault, where there is one.
@@ -230,15 +238,29 @@ pub enum LocalizeError {
 
 impl LocalizeError {
     fn worker(side: &Side, folder: &Path, ended: Ended) -> Self {
+        Self::ended(&side.name, folder, ended)
+    }
+
+    pub(crate) fn ended(variant: &str, folder: &Path, ended: Ended) -> Self {
         let reason = match ended {
             Ended::Interrupted => return Self::Interrupted,
             Ended::Unsupported(reason) => reason,
             Ended::Failed(failure) => failure.reason,
         };
-        Self::Worker { variant: side.name.clone(), reason, folder: folder.display().to_string() }
+        Self::Worker { variant: variant.to_owned(), reason, folder: folder.display().to_string() }
     }
 
     fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.display().to_string(), source }
+    }
+}
+
+impl std::fmt::Display for Localized {
+    /// What `tfcheck localize` prints.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(formatter, "{}: {} / {}", self.case, self.a, self.b)?;
+        writeln!(formatter, "  {}", self.sentence)?;
+        writeln!(formatter, "  {}", self.effort())?;
+        self.notes.iter().try_for_each(|note| writeln!(formatter, "  note: {note}"))
     }
 }

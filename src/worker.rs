@@ -13,8 +13,8 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use reference::protocol::{
-    Capture, Captured, Failed, FailedKind, Forward, Forwarded, Load, PROTOCOL_VERSION, REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE,
-    Ready, Replay, Replayed, Reply, Request, Time, Timed, Trace,
+    Capture, Captured, Failed, FailedKind, Forward, Forwarded, Load, PROTOCOL_VERSION, REPLY_FD_VARIABLE,
+    REQUEST_FD_VARIABLE, Ready, Replay, Replayed, Reply, Request, Time, Timed, Trace,
 };
 
 /// What computes inside a worker process. Every method answers one request.

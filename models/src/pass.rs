@@ -43,11 +43,6 @@ pub trait Probe {
     fn replace_input(&mut self, _path: &str, _input: &Tensor) -> Option<Tensor> {
         None
     }
-
-    /// Gives this tensor out instead of the module's output; asked before [`Probe::leave`].
-    fn replace_output(&mut self, _path: &str, _output: &Tensor) -> Option<Tensor> {
-        None
-    }
 }
 
 /// The value that flows between layers, `[batch, seq, features]`.
@@ -141,7 +136,7 @@ pub struct Pass<'a> {
     probe: Option<&'a mut dyn Probe>,
     /// Paths of the modules that are running, where there is a probe.
     running: Vec<String>,
-    /// Inputs and outputs that the probe has replaced so far.
+    /// Inputs that the probe has replaced so far.
     replaced: usize,
 }
 
@@ -269,7 +264,8 @@ impl<'a> Pass<'a> {
         self.running.push(path.to_owned());
         let out = body(self, xs)?;
         self.running.pop();
-        Ok(self.leave(path, &out).unwrap_or(out))
+        self.leave(path, &out);
+        Ok(out)
     }
 
     /// Runs one step of the module that is running, which transformers has no module for; a probe sees it under the
@@ -303,7 +299,8 @@ impl<'a> Pass<'a> {
             Some(replaced) => again(&replaced)?,
             None => out,
         };
-        Ok(self.leave(path, &out).unwrap_or(out))
+        self.leave(path, &out);
+        Ok(out)
     }
 
     /// Whether a probe looks on.
@@ -311,7 +308,7 @@ impl<'a> Pass<'a> {
         self.probe.is_some()
     }
 
-    /// How many values the probe has replaced so far.
+    /// How many inputs the probe has replaced so far.
     pub(crate) fn replaced(&self) -> usize {
         self.replaced
     }
@@ -325,14 +322,10 @@ impl<'a> Pass<'a> {
         Some(replaced.into())
     }
 
-    fn leave(&mut self, path: &str, out: &Xs) -> Option<Xs> {
-        let probe = self.probe.as_deref_mut()?;
-        let output = out.looked_at();
-        let replaced = probe.replace_output(path, &output);
-        probe.leave(path, replaced.as_ref().unwrap_or(&output));
-        let replaced = replaced?;
-        self.replaced += 1;
-        Some(replaced.into())
+    fn leave(&mut self, path: &str, out: &Xs) {
+        if let Some(probe) = self.probe.as_deref_mut() {
+            probe.leave(path, &out.looked_at());
+        }
     }
 
     /// The fused form's buffers; absent in the eager form.

@@ -168,8 +168,7 @@ pub(super) struct Live<'a> {
 
 impl Live<'_> {
     pub(super) fn ask(&mut self, ask: &Ask) -> Result<Reply, LocalizeError> {
-        self.try_ask(ask)
-            .map_err(|ended| LocalizeError::worker(self.side, self.request.folder, ended))
+        self.try_ask(ask).map_err(|ended| LocalizeError::worker(self.side, self.request.folder, ended))
     }
 
     pub(super) fn try_ask(&mut self, ask: &Ask) -> Result<Reply, Ended> {

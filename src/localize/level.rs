@@ -205,12 +205,8 @@ fn measure(open: &Open, folder: &Path, [a, b]: &[CapturedModule; 2]) -> Result<M
         (Some(a), Some(b)) => tensor::difference(a, b, open.mask).map_err(io),
         _ => Ok(None),
     };
-    let mut measured = Measured {
-        path: a.path.clone(),
-        input: apart(&inputs)?,
-        output: apart(&outputs)?,
-        scores: None,
-    };
+    let mut measured =
+        Measured { path: a.path.clone(), input: apart(&inputs)?, output: apart(&outputs)?, scores: None };
     if let (true, (Some(a), Some(b))) = (a.path.ends_with(".softmax"), &inputs) {
         measured.scores = tensor::scores(a, b, open.mask).map_err(io)?;
         // Masked scores are any large number.

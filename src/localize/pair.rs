@@ -73,8 +73,7 @@ mod tests {
 
     fn check(a: &[&str], b: &[&str], expect: &[(&str, &str)]) {
         let (left, right) = (modules(a), modules(b));
-        let found: Vec<(&str, &str)> =
-            pairs(&left, &right).into_iter().map(|(i, j)| (a[i], b[j])).collect();
+        let found: Vec<(&str, &str)> = pairs(&left, &right).into_iter().map(|(i, j)| (a[i], b[j])).collect();
         assert_eq!(found, expect);
     }
 
@@ -91,7 +90,13 @@ mod tests {
     fn modules_that_moved_are_found_behind_their_new_beginning() {
         check(
             &["model", "model.layers.0", "model.layers.0.mlp", "lm_head"],
-            &["model", "model.language_model", "model.language_model.layers.0", "model.language_model.layers.0.mlp", "lm_head"],
+            &[
+                "model",
+                "model.language_model",
+                "model.language_model.layers.0",
+                "model.language_model.layers.0.mlp",
+                "lm_head",
+            ],
             &[
                 ("model", "model"),
                 ("model.layers.0", "model.language_model.layers.0"),
@@ -99,10 +104,11 @@ mod tests {
                 ("lm_head", "lm_head"),
             ],
         );
-        check(&["layers.0", "norm"], &["model.layers.0", "model.norm"], &[
-            ("layers.0", "model.layers.0"),
-            ("norm", "model.norm"),
-        ]);
+        check(
+            &["layers.0", "norm"],
+            &["model.layers.0", "model.norm"],
+            &[("layers.0", "model.layers.0"), ("norm", "model.norm")],
+        );
     }
 
     #[test]

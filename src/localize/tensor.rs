@@ -123,8 +123,10 @@ impl Stored {
         let run = from.length * self.width;
         for (row, position, part) in from.runs(mask) {
             let at = to.first(row, position, part) * self.width;
-            self.file
-                .read_exact_at(&mut bytes[at..at + run], (from.first(row, position, part) * self.width) as u64)?;
+            self.file.read_exact_at(
+                &mut bytes[at..at + run],
+                (from.first(row, position, part) * self.width) as u64,
+            )?;
         }
         fs::write(path, bytes)?;
         Ok(true)
@@ -347,9 +349,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mask = Mask::all_real(1, 1);
         let at = |name, value: f64| stored(folder.path(), name, &[1, 1, 2], &[1.0, value]);
-        let apart = |a: f64, b: f64| {
-            difference(&at("a", a), &at("b", b), &mask).unwrap().unwrap().relative_l2
-        };
+        let apart =
+            |a: f64, b: f64| difference(&at("a", a), &at("b", b), &mask).unwrap().unwrap().relative_l2;
         assert!(apart(f64::NAN, 1.0).is_infinite());
         assert!(apart(1.0, f64::NAN).is_infinite());
         assert!(apart(f64::NAN, f64::NAN).abs() <= 0.0);

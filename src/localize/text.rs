@@ -53,5 +53,8 @@ fn module(found: &Divergence, a: &str, b: &str, threshold: f64, dtype: &str) -> 
         None => String::new(),
     };
     let place = place.unwrap_or_default();
-    format!("{who}{classes}{place} departs by {:.1e} in {dtype} though {input}{worst}{replayed}", found.output)
+    format!(
+        "{who}{classes}{place} departs by {:.1e} in {dtype} though {input}{worst}{replayed}",
+        found.output
+    )
 }

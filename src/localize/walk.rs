@@ -156,7 +156,8 @@ mod tests {
         let mut softmax = measured("self_attn.softmax", 0.5, 0.5);
         let apart = |relative_l2| Difference { relative_l2, worst: None };
         softmax.scores = Some(Scores { mask: apart(0.1), scores: apart(0.2) });
-        let mut modules = vec![measured("self_attn", 0.0, 0.3), measured("self_attn.q_proj", 0.0, 0.0), softmax];
+        let mut modules =
+            vec![measured("self_attn", 0.0, 0.3), measured("self_attn.q_proj", 0.0, 0.0), softmax];
         let step = |modules: &[Measured]| suspect(modules, None, 1e-10).unwrap().step.map(|(name, _)| name);
         assert_eq!(step(&modules), Some("mask"));
         modules[2].scores = Some(Scores { mask: apart(0.0), scores: apart(0.2) });

@@ -50,12 +50,18 @@ pub(super) fn filtered(plan: &Plan, filters: &Filters, config: &Config) -> Resul
     if left.cells.is_empty() {
         return Err(FilterError::NothingLeft.into());
     }
-    drop_unused(&mut left);
+    left.drop_unused();
     left.set_baseline(config);
     Ok(left)
 }
 
-/// Drops the cases and environments that no cell refers to, and renumbers the rest.
+impl Plan {
+    /// Drops the cases and environments that no cell refers to, and renumbers the rest.
+    pub(crate) fn drop_unused(&mut self) {
+        drop_unused(self);
+    }
+}
+
 fn drop_unused(plan: &mut Plan) {
     let mut cases = Vec::new();
     let mut environments = Vec::new();

@@ -134,6 +134,7 @@ fn a_departing_port_stands_out_and_a_missing_one_keeps_its_reason() {
             verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
             accuracies: accuracies(&matrix, &oracles),
             choices: None,
+            localized: Vec::new(),
             cells,
             matrix,
         }],

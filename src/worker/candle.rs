@@ -6,8 +6,8 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use models::{Form, Loaded, Options};
 use reference::protocol::{
-    ATTENTION_MASK, Capture, Captured, Dtype, Failed, FailedKind, Forward, Forwarded, INPUT_IDS, LOGITS, Load, Mode,
-    POSITION_IDS, Positions, Ready, Replay, Replayed, Trace,
+    ATTENTION_MASK, Capture, Captured, Dtype, Failed, FailedKind, Forward, Forwarded, INPUT_IDS, LOGITS,
+    Load, Mode, POSITION_IDS, Positions, Ready, Replay, Replayed, Trace,
 };
 
 use super::capture::{Feeder, Writer, element, same};

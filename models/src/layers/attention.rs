@@ -124,7 +124,8 @@ impl Attention {
         if let Some(bias) = &mask.bias {
             scores = scores.broadcast_add(bias)?;
         }
-        let weights = pass.step("softmax", scores, softmax)?.reshape((batch, self.num_kv_heads, rows, keys))?;
+        let weights =
+            pass.step("softmax", scores, softmax)?.reshape((batch, self.num_kv_heads, rows, keys))?;
         let mixed = weights
             .matmul(v)?
             .reshape((batch, self.num_heads, seq, self.head_dim))?

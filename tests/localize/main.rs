@@ -1,0 +1,9 @@
+//! First divergence: planted faults are localised to the right module, and rounding is never one.
+
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
+mod engine;
+mod forks;
+mod native;
+mod rounding;
+mod setting;
