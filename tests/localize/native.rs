@@ -8,16 +8,16 @@ use tfcheck::localize::{Finding, LocalizeError, Localized, Options};
 use crate::engine::InProcess;
 use crate::setting::{Setting, Tensors};
 
-fn divergence(found: &Localized) -> &tfcheck::localize::Divergence {
+fn divergence<'a>(name: &str, found: &'a Localized) -> &'a tfcheck::localize::Divergence {
     match &found.finding {
         Finding::Module(divergence) => divergence,
-        other => panic!("{other:?}: {}", found.sentence),
+        other => panic!("{name}: {other:?}: {}", found.sentence),
     }
 }
 
 /// The fault is at `path`, which the sentence names; `between` where it is the module's own code.
 fn assert_found(name: &str, found: &Localized, path: &str, between: Option<[Option<&str>; 2]>) {
-    let divergence = divergence(found);
+    let divergence = divergence(name, found);
     assert_eq!(divergence.path, path, "{name}: {}", found.sentence);
     let places = divergence.between.as_ref().map(|b| [b.after.as_deref(), b.before.as_deref()]);
     assert_eq!(places, between, "{name}: {}", found.sentence);
@@ -47,6 +47,8 @@ fn config_fault_between(
         |config| {
             assert_ne!(config[key], *value, "{checkpoint}: {key} is no fault");
             config[key] = value.clone();
+            // The new form of the same keys, which would count.
+            config.as_object_mut().unwrap().remove("rope_parameters");
         },
         |_| (),
     );
@@ -104,7 +106,7 @@ fn padding_that_is_attended_to_is_in_the_mask() {
     let right = setting.load(Mode::Eager, Dtype::F32);
     let found = setting.localize(right.clone(), Load { inputs, ..right });
     assert_found("unmasked padding", &found, "model.layers.0.self_attn.mask", None);
-    let worst = divergence(&found).worst.unwrap();
+    let worst = divergence("padding", &found).worst.unwrap();
     assert_eq!(worst.row, 1, "the padded row departs: {worst:?}");
 }
 
@@ -121,7 +123,7 @@ fn a_wrong_scale_or_soft_cap_is_in_the_scores() {
 
 #[test]
 fn a_wrong_activation_is_in_it() {
-    config_fault("gemma", "hidden_activation", &json!("gelu"), "model.layers.0.mlp.act_fn");
+    config_fault("llama:tiny", "hidden_act", &json!("gelu"), "model.layers.0.mlp.act_fn");
     config_fault("starcoder2", "hidden_act", &json!("gelu"), "model.layers.0.mlp.act");
     config_fault("gpt2", "activation_function", &json!("gelu"), "transformer.h.0.mlp.act");
 }
@@ -158,8 +160,14 @@ fn a_missing_multiplier_is_in_the_code_around_the_modules() {
 
 #[test]
 fn a_wrong_choice_of_experts_is_in_them() {
-    config_fault("mixtral", "num_experts_per_tok", &json!(1), "model.layers.0.block_sparse_moe.experts");
-    config_fault("qwen3_moe", "norm_topk_prob", &json!(false), "model.layers.0.mlp.experts");
+    config_fault("mixtral", "num_experts_per_tok", &json!(1), "model.layers.0.mlp.experts");
+    config_fault_between(
+        "qwen3_moe",
+        "norm_topk_prob",
+        &json!(false),
+        "model.layers.0.mlp.experts",
+        Some([Some("model.layers.0.mlp.experts.5.down_proj"), None]),
+    );
 }
 
 #[test]
@@ -213,7 +221,7 @@ fn a_wrong_weight_is_in_its_module() {
 #[test]
 fn the_fused_form_is_looked_into_in_f32() {
     for (checkpoint, key, value, path) in [
-        ("gemma", "hidden_activation", json!("gelu"), "model.layers.0.mlp.act_fn"),
+        ("llama:tiny", "hidden_act", json!("gelu"), "model.layers.0.mlp.act_fn"),
         ("llama:tiny", "rms_norm_eps", json!(1e-6), "model.layers.0.input_layernorm"),
         // Rotation and softmax have no boundary in the fused form.
         ("mistral", "sliding_window", json!(9), "model.layers.0.self_attn"),
@@ -223,7 +231,7 @@ fn the_fused_form_is_looked_into_in_f32() {
         let right = setting.load(Mode::Eager, Dtype::F32);
         let wrong = Load { checkpoint: changed, ..setting.load(Mode::Fused, Dtype::F32) };
         let found = setting.localize(right, wrong);
-        assert_eq!(divergence(&found).path, path, "{}", found.sentence);
+        assert_eq!(divergence(key, &found).path, path, "{}", found.sentence);
         assert_eq!(found.dtype, Dtype::F32);
         assert!(found.capture_changed_nothing, "{}", found.sentence);
         assert!(found.notes.iter().any(|note| note.contains("no float64")), "{:?}", found.notes);
@@ -240,7 +248,12 @@ fn the_fused_form_is_looked_into_in_f32() {
         );
         let wrong = Load { checkpoint: changed, ..setting.load(Mode::Fused, Dtype::F32) };
         let found = setting.localize(setting.load(Mode::Eager, Dtype::F32), wrong);
-        assert_eq!(divergence(&found).path, format!("model.layers.1.mlp.{module}"), "{}", found.sentence);
+        assert_eq!(
+            divergence(module, &found).path,
+            format!("model.layers.1.mlp.{module}"),
+            "{}",
+            found.sentence
+        );
     }
 }
 

@@ -35,13 +35,18 @@ fn other_kernels_and_other_dtypes_never_diverge() {
         if config["architectures"][0].as_str().is_some_and(|name| name.ends_with("SequenceClassification")) {
             continue;
         }
-        let cells = [
+        // In bf16 rounding may choose other experts, which is no rounding of the result.
+        let is_sparse = config.get("num_experts_per_tok").is_some();
+        let cells: Vec<_> = [
             ("oracle", Mode::Eager, Dtype::F64),
             ("eager f32", Mode::Eager, Dtype::F32),
             ("fused f32", Mode::Fused, Dtype::F32),
             ("eager bf16", Mode::Eager, Dtype::Bf16),
             ("fused bf16", Mode::Fused, Dtype::Bf16),
-        ];
+        ]
+        .into_iter()
+        .filter(|(_, _, dtype)| !is_sparse || *dtype != Dtype::Bf16)
+        .collect();
         let entries: Vec<Entry> = cells
             .iter()
             .map(|(name, mode, dtype)| logits(&setting, name, setting.load(*mode, *dtype)))
