@@ -9,6 +9,7 @@ use miette::{IntoDiagnostic, Report, Result, WrapErr};
 
 use crate::cli::{Cli, Command, Selection};
 use crate::config::{self, Config};
+use crate::localize::LocalizeError;
 use crate::outcome::ExitCode;
 use crate::plan::{Filters, Plan};
 use crate::progress::Progress;
@@ -34,8 +35,17 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
     }
 }
 
-/// The exit code of an error: a run that could not be written has failed cells, anything else is bad usage.
+/// The exit code of an error: a run that could not be written and a worker that gave no answer are failed cells,
+/// anything else is bad usage.
 pub fn code_of(report: &Report) -> Option<ExitCode> {
+    let localize = report.chain().find_map(|cause| cause.downcast_ref::<LocalizeError>());
+    if let Some(error) = localize {
+        return Some(match error {
+            LocalizeError::Interrupted => ExitCode::Interrupted,
+            LocalizeError::Worker { .. } | LocalizeError::Io { .. } => ExitCode::CellFailed,
+            LocalizeError::NothingInCommon { .. } => ExitCode::Usage,
+        });
+    }
     report.chain().find_map(|cause| cause.downcast_ref::<ResultsError>()).map(|error| match error {
         ResultsError::Io { action: "write" | "create", .. } => ExitCode::CellFailed,
         _ => ExitCode::Usage,

@@ -116,6 +116,11 @@ impl Localized {
         format!("{} module calls compared, {bytes} captured, {seconds:.1} s", self.modules)
     }
 
+    /// Whether `other` is about the same two variants of the same case.
+    pub fn is_of_the_pair(&self, other: &Self) -> bool {
+        (&self.case, &self.a, &self.b) == (&other.case, &other.a, &other.b)
+    }
+
     /// The module path that is at fault, where there is one.
     pub fn path(&self) -> Option<&str> {
         match &self.finding {

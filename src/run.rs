@@ -5,7 +5,7 @@ mod localize;
 mod prepare;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
@@ -95,6 +95,8 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
     }
 
     let code = conclude(order, &folder, &manifest, &cells, &cases, &runners, interrupted);
+    // While pairs were localised, say; what is finished is kept.
+    interrupted |= order.stop.load(Ordering::Relaxed);
     if interrupted {
         let path = folder.path().display();
         order.progress.line(&format!("interrupted; complete it with: tfcheck run --resume {path}"));

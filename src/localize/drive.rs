@@ -217,7 +217,7 @@ impl<'a> Open<'a> {
         } else {
             match level::names(self, &mut sides)? {
                 Names::Hidden(reason) => Found { finding: Finding::Logits { reason }, ..nothing },
-                Names::Common(names) => level::search(self, &mut sides, names, nothing, threshold)?,
+                Names::Common(names) => level::search(self, &mut sides, &names, nothing, threshold)?,
             }
         };
         for side in sides {

@@ -79,7 +79,7 @@ struct Level {
 pub(super) fn search(
     open: &Open,
     sides: &mut [Live; 2],
-    names: Vec<Name>,
+    names: &[Name],
     nothing: Found,
     threshold: f64,
 ) -> Result<Found, LocalizeError> {

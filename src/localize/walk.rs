@@ -61,13 +61,11 @@ pub(super) fn suspect(modules: &[Measured], scope: Option<usize>, threshold: f64
             }
             after = Some(&measured.path);
         }
-        match next {
-            Some(child) => module = Some(child),
-            None => {
-                let between = if below.is_empty() { None } else { between(after, None) };
-                return Some(Suspect { module, step: None, between });
-            }
+        if next.is_none() {
+            let between = if below.is_empty() { None } else { between(after, None) };
+            return Some(Suspect { module, step: None, between });
         }
+        module = next;
     }
 }
 

@@ -211,15 +211,11 @@ impl RunFolder {
         if path.is_file() { read_json(&path) } else { Ok(Vec::new()) }
     }
 
-    /// Writes `localized.json`, what was known of the same pairs being replaced.
+    /// Writes `localized.json`.
     ///
     /// # Errors
-    /// When the file cannot be read or written.
-    pub fn write_localized(&self, found: &[Localized]) -> Result<(), ResultsError> {
-        let key = |one: &Localized| (one.case.clone(), one.a.clone(), one.b.clone());
-        let mut all = self.localized()?;
-        all.retain(|known| found.iter().all(|new| key(new) != key(known)));
-        all.extend_from_slice(found);
+    /// When the file cannot be written.
+    pub fn write_localized(&self, all: &[Localized]) -> Result<(), ResultsError> {
         self.write_json(&self.path.join(LOCALIZED), &all)
     }
 

@@ -68,7 +68,10 @@ pub fn localize(order: &Order, wanted: &Wanted, folder: Option<&RunFolder>) -> R
         found.push(pair.localize([a, b], wanted.options)?);
     }
     if let Some(folder) = folder {
-        folder.write_localized(&found)?;
+        let mut all = folder.localized()?;
+        all.retain(|known| !found.iter().any(|new| new.is_of_the_pair(known)));
+        all.extend_from_slice(&found);
+        folder.write_localized(&all)?;
     }
     Ok(found)
 }
@@ -125,7 +128,6 @@ pub(super) fn diverged(
     runners: &Runners,
     view: &mut RunView,
 ) -> Result<()> {
-    let mut all = Vec::new();
     for (index, prepared) in cases.iter().enumerate() {
         let case = &mut view.cases[index];
         let verdicts = case.verdicts.iter().filter(|verdict| verdict.decision == Decision::Diverged);
@@ -133,14 +135,15 @@ pub(super) fn diverged(
             verdicts.map(|verdict| [verdict.a.as_str(), verdict.b.as_str()]).collect();
         let cells: Vec<&CellPlan> = order.plan.cells.iter().filter(|cell| cell.case == index).collect();
         let (pairs, left_out) = chosen(&cells, &names, &order.plan.baseline);
+        // Of an earlier part of a resumed run, whose cells may have changed since.
+        case.localized.clear();
         let files = folder.case_folder(manifest, &case.name);
         let pair = Pair { order, prepared, runners, case: &case.name, logs: &files, files: &files };
-        let mut found = Vec::new();
         for cells in pairs {
             let [a, b] = cells.map(|cell| cell.variant.name());
             order.progress.line(&format!("{}: localising {a} / {b}", case.name));
             match pair.localize(cells, &Options::default()) {
-                Ok(localized) => found.push(localized),
+                Ok(localized) => case.localized.push(localized),
                 Err(LocalizeError::Interrupted) => break,
                 Err(error) => {
                     view.notes.push(format!(
@@ -158,12 +161,9 @@ pub(super) fn diverged(
                 case.name
             ));
         }
-        case.localized
-            .retain(|known| found.iter().all(|new: &Localized| (&new.a, &new.b) != (&known.a, &known.b)));
-        case.localized.extend(found.iter().cloned());
-        all.extend(found);
     }
-    if !all.is_empty() {
+    let all: Vec<Localized> = view.cases.iter().flat_map(|case| case.localized.clone()).collect();
+    if !all.is_empty() || !folder.localized()?.is_empty() {
         folder.write_localized(&all)?;
     }
     Ok(())

@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
+mod cli;
 mod engine;
 mod forks;
 mod native;
 mod rounding;
 mod setting;
+#[path = "../support/mod.rs"]
+mod support;

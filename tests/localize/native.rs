@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tfcheck::localize::{Finding, LocalizeError, Localized, Options};
 
 use crate::engine::InProcess;
-use crate::setting::{Setting, Tensors};
+use crate::setting::{Setting, Tensors, write_inputs};
 
 fn divergence<'a>(name: &str, found: &'a Localized) -> &'a tfcheck::localize::Divergence {
     match &found.finding {
@@ -102,7 +102,7 @@ fn a_window_of_another_width_is_in_the_first_windowed_layers_mask() {
 fn padding_that_is_attended_to_is_in_the_mask() {
     let setting = Setting::new("llama:tiny");
     let inputs = setting.folder.path().join("unmasked.safetensors");
-    setting.write_inputs(&inputs, false);
+    write_inputs(&inputs, false);
     let right = setting.load(Mode::Eager, Dtype::F32);
     let found = setting.localize(right.clone(), Load { inputs, ..right });
     assert_found("unmasked padding", &found, "model.layers.0.self_attn.mask", None);

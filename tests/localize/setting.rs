@@ -32,7 +32,7 @@ impl Setting {
         let folder = tempfile::tempdir().unwrap();
         let setting = Self { folder, model_type: model_type.into(), variant: variant.into() };
         models::synthetic::write(model_type, variant, 0, &setting.checkpoint()).unwrap();
-        setting.write_inputs(&setting.inputs(), true);
+        write_inputs(&setting.inputs(), true);
         setting
     }
 
@@ -42,27 +42,6 @@ impl Setting {
 
     pub(crate) fn inputs(&self) -> PathBuf {
         self.folder.path().join("inputs.safetensors")
-    }
-
-    /// Writes the inputs, with padding or with padding that is said to be real.
-    pub(crate) fn write_inputs(&self, path: &Path, is_masked: bool) {
-        let seq = LENGTHS[0];
-        let (mut ids, mut mask, mut positions) = (Vec::new(), Vec::new(), Vec::new());
-        for (row, length) in LENGTHS.into_iter().enumerate() {
-            let padding = seq - length;
-            // Token 1 is roberta's padding, which counts no position.
-            ids.extend(
-                (0..seq).map(|at| {
-                    if at < padding { 1 } else { 3 + ((row + 3) * 7919 + at * 104_729) as i64 % 270 }
-                }),
-            );
-            mask.extend((0..seq).map(|at| i64::from(!is_masked || at >= padding)));
-            positions.extend((0..seq).map(|at| at.saturating_sub(padding) as i64));
-        }
-        let tensor = |values: Vec<i64>| Tensor::from_vec(values, (LENGTHS.len(), seq), &Device::Cpu).unwrap();
-        let tensors = [("input_ids", ids), ("attention_mask", mask), ("position_ids", positions)];
-        let tensors: Tensors = tensors.map(|(name, values)| (name.to_owned(), tensor(values))).into();
-        candle_core::safetensors::save(&tensors, path).unwrap();
     }
 
     /// A copy of the checkpoint with changes to its config and weights.
@@ -120,8 +99,31 @@ impl Setting {
             options,
             tolerances: &Tolerances::default(),
             folder: self.folder.path(),
-            timeout: Duration::from_secs(300),
+            timeout: Duration::from_mins(5),
             stop: &AtomicBool::new(false),
         })
     }
+}
+
+/// Writes the inputs, with padding or with padding that is said to be real.
+pub(crate) fn write_inputs(path: &Path, is_masked: bool) {
+    let seq = LENGTHS[0];
+    let (mut ids, mut mask, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+    for (row, length) in LENGTHS.into_iter().enumerate() {
+        let padding = seq - length;
+        // Token 1 is roberta's padding, which counts no position.
+        ids.extend(
+            (0..seq).map(
+                |at| {
+                    if at < padding { 1 } else { 3 + ((row + 3) * 7919 + at * 104_729) as i64 % 270 }
+                },
+            ),
+        );
+        mask.extend((0..seq).map(|at| i64::from(!is_masked || at >= padding)));
+        positions.extend((0..seq).map(|at| at.saturating_sub(padding) as i64));
+    }
+    let tensor = |values: Vec<i64>| Tensor::from_vec(values, (LENGTHS.len(), seq), &Device::Cpu).unwrap();
+    let tensors = [("input_ids", ids), ("attention_mask", mask), ("position_ids", positions)];
+    let tensors: Tensors = tensors.map(|(name, values)| (name.to_owned(), tensor(values))).into();
+    candle_core::safetensors::save(&tensors, path).unwrap();
 }
