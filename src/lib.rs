@@ -8,6 +8,7 @@ pub mod cli;
 pub mod compare;
 pub mod compare_runs;
 pub mod config;
+pub mod gates;
 pub mod inputs;
 pub mod machine;
 pub mod outcome;
