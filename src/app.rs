@@ -1,20 +1,20 @@
 //! What each subcommand does, in terms of the rest of the crate.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use miette::{IntoDiagnostic, Report, Result, WrapErr};
 
-use crate::cli::{Cli, Command, Selection};
+use crate::cli::{Baseline, Cli, Command, Selection};
 use crate::config::{self, Config};
 use crate::outcome::ExitCode;
 use crate::plan::{Filters, Plan};
 use crate::progress::Progress;
 use crate::results::{Case, ResultsError, RunFolder};
 use crate::run::{self, Destination, Order};
-use crate::{compare_runs, machine, scoreboard, worker};
+use crate::{baseline, compare_runs, explain, machine, record, scoreboard, worker};
 
 /// Runs one command line.
 ///
@@ -28,7 +28,16 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Plan(selection) => say(&plan_text(selection)?),
         Command::Init(arguments) => say(&config::init(&arguments.path)?),
         Command::Schema => say(&config::schema_text()),
-        Command::Compare(arguments) => compare_runs::compare(&arguments.runs, &Progress::new(cli.quiet)),
+        Command::Compare(arguments) => {
+            compare_runs::compare(&arguments.runs, &arguments.fail_on, &Progress::new(cli.quiet))
+        }
+        Command::Baseline(arguments) => say(&match arguments {
+            Baseline::Save { name, run, results } => baseline::save(results, name, run.as_deref())?,
+            Baseline::List { results } => baseline::list(results)?,
+            Baseline::Remove { name, results } => baseline::remove(results, name)?,
+        }),
+        Command::Explain(arguments) => say(&explain::explain(&arguments.run, &arguments.pair)?),
+        Command::Record(arguments) => record(cli, arguments),
         Command::Worker(arguments) => serve(arguments.upstream),
     }
 }
@@ -58,7 +67,7 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
     let progress = Progress::new(cli.quiet);
     let cache = cache_folder()?;
-    let (loaded, plan, destination) = if let Some(path) = &arguments.resume {
+    let (mut loaded, plan, destination) = if let Some(path) = &arguments.resume {
         let folder = RunFolder::resume(path)?;
         let (loaded, plan) = resumed(&folder)?;
         (loaded, plan, Destination::Resume(folder))
@@ -66,6 +75,21 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
         let (loaded, plan) = planned(&arguments.selection)?;
         (loaded, plan, Destination::New(arguments.results.clone()))
     };
+    let settings = &mut loaded.config.run;
+    if !arguments.fail_on.is_empty() {
+        settings.fail_on.clone_from(&arguments.fail_on);
+    }
+    if let Some(name) = &arguments.against {
+        settings.against = Some(name.clone());
+    }
+    if let Some(name) = &settings.against {
+        // A name that does not exist should not be found out after an hour of computing.
+        let results = match &destination {
+            Destination::New(results) => results.as_path(),
+            Destination::Resume(folder) => folder.path().parent().unwrap_or(Path::new(".")),
+        };
+        baseline::check(results, name)?;
+    }
     let order = Order {
         config: &loaded.config,
         text: &loaded.text,
@@ -108,6 +132,33 @@ fn judge(cli: &Cli, arguments: &crate::cli::Scoreboard) -> Result<ExitCode> {
     let finished = run::run(&order, destination)?;
     say(&scoreboard::write(&finished.folder)?)?;
     Ok(finished.code)
+}
+
+/// A run of one version and its float64 result, kept as a recording.
+fn record(cli: &Cli, arguments: &crate::cli::Record) -> Result<ExitCode> {
+    let stop = stop_on_signals()?;
+    let progress = Progress::new(cli.quiet).without_results();
+    let cache = cache_folder()?;
+    let (base, _) =
+        planned(&Selection { only: Vec::new(), skip: Vec::new(), ..arguments.selection.clone() })?;
+    let config = record::config(&base.config)?;
+    let text = toml::to_string(&config).into_diagnostic().wrap_err("the recording's config as TOML")?;
+    let filters = Filters { only: arguments.selection.only.clone(), skip: arguments.selection.skip.clone() };
+    let plan = record::plan(&config, &filters)?;
+    let order = Order {
+        config: &config,
+        text: &text,
+        plan: &plan,
+        cache: &cache,
+        clean: false,
+        stop: &stop,
+        progress: &progress,
+    };
+    let finished = run::run(&order, Destination::New(arguments.results.clone()))?;
+    if finished.code == ExitCode::Interrupted {
+        return Ok(finished.code);
+    }
+    say(&record::write(&finished.folder, &cache, &arguments.out, arguments.positions)?)
 }
 
 fn plan_text(selection: &Selection) -> Result<String> {

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
+use crate::gates::Gate;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Exit codes, as `--help` ends with them.
 const EXIT_CODES: &str = "Exit codes:
   0    everything ran and agrees
-  1    variants diverge, or one regressed
+  1    a gate failed: variants diverge, or one regressed
   2    the command line or the config is wrong
   3    a cell failed
   130  interrupted; what was finished is kept, and `run --resume` completes it";
@@ -57,6 +58,13 @@ pub enum Command {
     Compare(Compare),
     /// Judge tfcheck's models and candle-transformers' ports on synthetic checkpoints of every architecture.
     Scoreboard(Scoreboard),
+    /// Keep runs under a name, to compare later ones with.
+    #[command(subcommand)]
+    Baseline(Baseline),
+    /// Tell the story of one pair of variants from a run's folder.
+    Explain(Explain),
+    /// Record upstream's logits, so that a port can be tested against them without Python.
+    Record(Record),
     /// Serve one cell of a native model on the worker descriptors.
     #[command(hide = true)]
     Worker(Worker),
@@ -87,6 +95,12 @@ pub struct Run {
     /// Show what would run, as `tfcheck plan` does, and stop.
     #[arg(long)]
     pub dry_run: bool,
+    /// Fail (exit code 1) where this holds, `verdict>=diverged`, `p50>5%`, `l2>1e-3`, `loads`; repeatable, in place of the config's.
+    #[arg(long = "fail-on", value_name = "GATE")]
+    pub fail_on: Vec<Gate>,
+    /// Compare the run with this baseline when it ends.
+    #[arg(long, value_name = "NAME")]
+    pub against: Option<String>,
     /// Build the config's environments anew, even those that exist already.
     #[arg(long)]
     pub clean: bool,
@@ -112,6 +126,65 @@ pub struct Compare {
     /// Run folders; those of the Python framework before tfcheck are read too.
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<PathBuf>,
+    /// Fail (exit code 1) where this holds, as in `tfcheck run`; repeatable, in place of the run's own.
+    #[arg(long = "fail-on", value_name = "GATE")]
+    pub fail_on: Vec<Gate>,
+}
+
+/// What `tfcheck baseline` does.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Baseline {
+    /// Save a run under a name; it may be removed afterwards.
+    Save {
+        /// The baseline's name; one of that name is replaced.
+        name: String,
+        /// The run; the newest of the results folder otherwise.
+        run: Option<PathBuf>,
+        /// Folder with the runs, the history and the baselines.
+        #[arg(long, value_name = "FOLDER", default_value = "results")]
+        results: PathBuf,
+    },
+    /// Show the saved baselines.
+    List {
+        /// Folder with the runs, the history and the baselines.
+        #[arg(long, value_name = "FOLDER", default_value = "results")]
+        results: PathBuf,
+    },
+    /// Remove a baseline and its files.
+    Remove {
+        /// The baseline's name.
+        name: String,
+        /// Folder with the runs, the history and the baselines.
+        #[arg(long, value_name = "FOLDER", default_value = "results")]
+        results: PathBuf,
+    },
+}
+
+/// Arguments of `tfcheck explain`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Explain {
+    /// The run's folder.
+    pub run: PathBuf,
+    /// The pair: `A..B` or two names, each a variant's name or enough of it; `CASE/A..B` of one case alone.
+    #[arg(required = true, num_args = 1..=2, value_name = "PAIR")]
+    pub pair: Vec<String>,
+}
+
+/// Arguments of `tfcheck record`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Record {
+    /// What is recorded: one checkpoint with one batch of inputs, in the newest of the config's versions.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// The folder to write the recording into.
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Keep the logits of this many real positions, spread evenly and with each row's last; all otherwise.
+    #[arg(long, value_name = "N")]
+    pub positions: Option<usize>,
+    /// Folder in which the run behind the recording makes its own.
+    #[arg(long, value_name = "FOLDER", default_value = "results")]
+    pub results: PathBuf,
 }
 
 /// Arguments of `tfcheck scoreboard`.
@@ -157,7 +230,9 @@ mod tests {
         let mut command = Cli::command().term_width(100).version("0.0.0");
         command.build();
         let mut text = command.render_help().to_string();
-        for name in ["run", "plan", "init", "schema", "compare", "scoreboard"] {
+        for name in
+            ["run", "plan", "init", "schema", "compare", "scoreboard", "baseline", "explain", "record"]
+        {
             let sub = command.find_subcommand_mut(name).unwrap().clone().term_width(100);
             text = format!("{text}\n=== {name}\n{}", sub.clone().render_help());
         }

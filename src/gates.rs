@@ -5,6 +5,7 @@
 //! on it, for nothing can be said for it. Times are judged as a change against a baseline, and fail only
 //! when the change is above the limit *and* its bootstrap interval leaves out "no change".
 
+mod judge;
 mod metric;
 
 use std::str::FromStr;
@@ -15,6 +16,7 @@ use crate::compare::metrics::PairMetrics;
 use crate::compare::verdict::Decision;
 use crate::config::nearest;
 use crate::timing;
+pub use judge::{Finding, GateResult, Judged, judge};
 use metric::{Metric, VERDICTS, rank};
 
 /// One condition on which a run fails.
@@ -138,6 +140,9 @@ impl Default for Numbers<'_> {
         }
     }
 }
+
+/// A limit is finite, so that every gate equals itself.
+impl Eq for Gate {}
 
 impl Gate {
     /// Reads `METRIC COMPARISON LIMIT`, or `loads`; spaces are free.

@@ -139,12 +139,18 @@ fn a_slow_down_needs_its_size_and_its_interval() {
     };
     let slower = rounds([110, 111, 110, 109, 110]);
     let found = Gate::parse("p50>5%").unwrap().evaluate(&numbers(&slower));
-    assert!(matches!(&found, Outcome::Failed { evidence } if evidence.starts_with("p50 rose by 10.0 %")), "{found:?}");
+    assert!(
+        matches!(&found, Outcome::Failed { evidence } if evidence.starts_with("p50 rose by 10.0 %")),
+        "{found:?}"
+    );
     check("p50>15%", &numbers(&slower), "passed");
     check("mean>5%", &numbers(&baseline), "passed");
     let noisy = rounds([90, 160, 110, 80, 140]);
     let found = Gate::parse("p50>5%").unwrap().evaluate(&numbers(&noisy));
-    assert!(matches!(&found, Outcome::Unknown { reason } if reason.contains("time more rounds")), "{found:?}");
+    assert!(
+        matches!(&found, Outcome::Unknown { reason } if reason.contains("time more rounds")),
+        "{found:?}"
+    );
 }
 
 #[test]

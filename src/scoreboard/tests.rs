@@ -138,6 +138,7 @@ fn a_departing_port_stands_out_and_a_missing_one_keeps_its_reason() {
             matrix,
         }],
         notes: Vec::new(),
+        judged: crate::gates::Judged::default(),
     };
     let scoreboard = fold(&view);
     let words: Vec<&str> = scoreboard.rows[0].scores.iter().map(|score| score.word.as_str()).collect();

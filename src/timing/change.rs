@@ -175,7 +175,8 @@ fn stretch(rounds: usize) -> f64 {
     let n = rounds as f64;
     let freedom = rounds.saturating_sub(1).max(1);
     // Cornish and Fisher's first term, right to 0.4 % beyond ten degrees of freedom.
-    let t = T.get(freedom - 1).copied().unwrap_or(NORMAL + (NORMAL.powi(3) + NORMAL) / (4.0 * freedom as f64));
+    let t =
+        T.get(freedom - 1).copied().unwrap_or(NORMAL + (NORMAL.powi(3) + NORMAL) / (4.0 * freedom as f64));
     t / NORMAL * (n / (n - 1.0)).sqrt()
 }
 
