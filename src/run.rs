@@ -20,6 +20,7 @@ use crate::results::{Cell, FailureKind, Manifest, Outcome, RunFolder};
 use crate::runner::{self, Ended, ProcessRunner, Runner};
 use crate::schedule::{Job, Ran, Schedule, Settings};
 use crate::{summary, variant};
+pub(crate) use prepare::specification;
 use prepare::{Preparation, PreparedCase};
 
 /// A run that is about to start, or to go on.
