@@ -168,13 +168,6 @@ impl Pursuit<'_> {
     fn run(&self, log: &mut Log) -> Result<bool> {
         let question = log.question.clone();
         let revisions = log.phases[self.index].revisions.clone();
-        let tester = Tester {
-            question: &question,
-            subject: self.subject,
-            cache: self.order.cache,
-            runs: self.folder.join("steps"),
-            stop: self.order.stop,
-        };
         let ended = thread::scope(|scope| {
             let mut under_way = UnderWay::new();
             let mut begun: Vec<usize> = Vec::new();
@@ -198,7 +191,7 @@ impl Pursuit<'_> {
                         under_way.insert(ahead, scope.spawn(move || drop(subject.prepare(question, revision, cache))));
                     }
                 }
-                if !self.step(&tester, log, &revisions, &next)? {
+                if !self.step(&question, log, &revisions, &next)? {
                     return Ok(false);
                 }
             }
@@ -213,20 +206,29 @@ impl Pursuit<'_> {
     }
 
     /// Tests one revision and keeps what it said; false when the user stopped it.
-    fn step(&self, tester: &Tester, log: &mut Log, revisions: &[Revision], next: &Next) -> Result<bool> {
+    fn step(&self, question: &Question, log: &mut Log, revisions: &[Revision], next: &Next) -> Result<bool> {
         let title = self.subject.title(&revisions[next.revision]);
         let task = self.order.progress.task("bisect", log.phases[self.index].bound as u64);
         task.at(log.phases[self.index].runs() as u64, &title);
+        let first = log.phases[self.index].steps.first().and_then(|step| step.run.clone());
+        let tester = Tester {
+            question,
+            subject: self.subject,
+            cache: self.order.cache,
+            runs: self.folder.join("steps"),
+            first: first.as_deref(),
+            stop: self.order.stop,
+        };
         let Some(tested) = tester.test(revisions, next.revision, next.previous)? else { return Ok(false) };
         drop(task);
         let is_first = log.phases[self.index].steps.is_empty();
         if is_first {
-            if !tester.question.scan {
-                check_ends(&tested, revisions, tester.question)?;
+            if !question.scan {
+                check_ends(&tested, revisions, question)?;
             } else if let Err(reason) = &tested.good {
                 return Err(BisectError::GoodFails {
                     good: revisions[0].name.clone(),
-                    test: tester.question.test.text().to_owned(),
+                    test: question.test.text().to_owned(),
                     reason: reason.clone(),
                 }
                 .into());

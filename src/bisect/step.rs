@@ -33,6 +33,8 @@ pub(super) struct Tester<'a> {
     pub(super) cache: &'a Path,
     /// Where the runs go.
     pub(super) runs: PathBuf,
+    /// The phase's first run, which has the good side's results.
+    pub(super) first: Option<&'a str>,
     pub(super) stop: &'a AtomicBool,
 }
 
@@ -113,7 +115,7 @@ impl Tester<'_> {
             stop: self.stop,
             progress: &quiet,
         };
-        let finished = run::run(&order, Destination::New(self.runs.clone()))?;
+        let finished = run::run(&order, self.destination(revisions[0])?)?;
         if finished.code == ExitCode::Interrupted {
             return Ok(None);
         }
@@ -123,6 +125,42 @@ impl Tester<'_> {
         let view = summary::view(&folder, &manifest, &cells, &config.tolerances)?;
         Ok(Some((view.id, view.cases)))
     }
+}
+
+impl Tester<'_> {
+    /// A new run; where nothing is timed, one in which the good side's results lie already.
+    fn destination(&self, good: &Revision) -> Result<Destination> {
+        let Some(first) = self.first.filter(|_| !self.question.test.is_on_times()) else {
+            return Ok(Destination::New(self.runs.clone()));
+        };
+        let known = RunFolder::open(&self.runs.join(first))?;
+        let manifest = known.manifest()?;
+        let folder = RunFolder::create(&self.runs, &jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string())?;
+        folder.write_manifest(&manifest)?;
+        for case in &manifest.cases {
+            let (from, to) = (known.case_folder(&manifest, &case.name), folder.case_folder(&manifest, &case.name));
+            for part in ["", &good.name] {
+                copy_files(&from.join(part), &to.join(part)).into_diagnostic()?;
+            }
+        }
+        Ok(Destination::Resume(folder))
+    }
+}
+
+/// Links the inputs and results in `from` into `to`, or copies them where the file system has no links. What a run
+/// writes anew is a file of its own and leaves the first one as it is; `worker.log`, which it appends to, is left out.
+fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
+        let text = name.to_string_lossy();
+        let is_wanted = ["inputs", "logits_", "timing_"].iter().any(|prefix| text.starts_with(prefix));
+        if is_wanted && path.is_file() {
+            let target = to.join(&name);
+            std::fs::hard_link(&path, &target).or_else(|_| std::fs::copy(&path, &target).map(drop))?;
+        }
+    }
+    Ok(())
 }
 
 /// One word for a revision, and the reason: a pair that fails counts more than one that could not be judged.
