@@ -31,7 +31,7 @@ impl Sandbox {
         path
     }
 
-    /// A config whose only variants are scripted workers: `(name, fault)`.
+    /// A config whose only variants are scripted workers: `(name, "fault argument")`.
     pub(crate) fn workers(&self, workers: &[(&str, &str)], run: &str) -> PathBuf {
         let mut text = String::from(
             "versions = []\n[[checkpoints]]\nsource = \"synthetic:llama:tiny\"\n\
@@ -39,7 +39,8 @@ impl Sandbox {
         );
         let worker = fixture("worker.py");
         let command = |(name, fault): &(&str, &str)| {
-            let program = format!("[\"python3\", \"{}\", \"{fault}\"]", worker.display());
+            let arguments: Vec<String> = fault.split(' ').map(|word| format!("{word:?}")).collect();
+            let program = format!("[\"python3\", \"{}\", {}]", worker.display(), arguments.join(", "));
             format!("[[commands]]\nname = \"{name}\"\nprogram = {program}\n")
         };
         text.extend(workers.iter().map(command));
