@@ -17,10 +17,8 @@ fn run(sandbox: &Sandbox, config: &Path, more: &[&str]) -> (Option<i32>, String,
 }
 
 fn newest(sandbox: &Sandbox) -> support::Run {
-    let runs = std::fs::read_dir(sandbox.results()).unwrap().map(|entry| entry.unwrap().path());
-    let is_run = |path: &std::path::PathBuf| path.join("run.json").is_file();
     // `run_X_2` was made after `run_X`.
-    let newest = runs.filter(is_run).max_by_key(|path| path.metadata().unwrap().created().unwrap());
+    let newest = sandbox.runs().into_iter().max_by_key(|path| path.metadata().unwrap().created().unwrap());
     support::Run::open(&newest.unwrap())
 }
 

@@ -75,10 +75,17 @@ impl Sandbox {
         self.path().join("results")
     }
 
+    /// The runs of this sandbox, in the order of their names.
+    pub(crate) fn runs(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.results()).unwrap().map(|entry| entry.unwrap().path());
+        let mut runs: Vec<PathBuf> = entries.filter(|path| path.join("run.json").is_file()).collect();
+        runs.sort();
+        runs
+    }
+
     /// The only run of this sandbox.
     pub(crate) fn only_run(&self) -> Run {
-        let runs: Vec<_> =
-            std::fs::read_dir(self.results()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let runs = self.runs();
         assert_eq!(runs.len(), 1, "one run expected: {runs:?}");
         Run::open(&runs[0])
     }
