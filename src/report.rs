@@ -162,7 +162,7 @@ impl CaseView {
 }
 
 /// The rounds in which both were timed: only those may make a ratio.
-fn side_by_side(a: &Completed, b: &Completed) -> (Vec<Vec<u64>>, Vec<Vec<u64>>) {
+pub(crate) fn side_by_side(a: &Completed, b: &Completed) -> (Vec<Vec<u64>>, Vec<Vec<u64>>) {
     let round = |of: &Completed, number: &u32| {
         let index = of.round_numbers.iter().position(|known| known == number)?;
         of.rounds_ns.get(index).cloned()

@@ -25,7 +25,7 @@ impl Engine for CandleEngine {
         let form = match load.mode {
             Mode::Eager => Form::Eager,
             Mode::Fused => Form::Fused,
-            Mode::Compiled => {
+            Mode::Compiled | Mode::Frozen => {
                 return Err(unsupported("candle has no compiled mode: eager and fused are its modes"));
             }
         };

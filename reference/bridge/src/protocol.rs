@@ -74,6 +74,8 @@ pub enum Mode {
     Eager,
     /// Through `torch.compile`.
     Compiled,
+    /// Through `torch.compile` with its weights frozen, so that inductor may prepack them.
+    Frozen,
     /// Native Rust with packed weights and fused kernels.
     Fused,
 }

@@ -22,7 +22,7 @@ pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Res
     let (logits, positions) = logits(&output)?;
     let shape = store(torch, &logits, loaded.dtype, &request.logits)?;
     let notes = match loaded.mode {
-        Mode::Compiled => compile::notes(py)?,
+        Mode::Compiled | Mode::Frozen => compile::notes(py)?,
         Mode::Eager | Mode::Fused => Vec::new(),
     };
     Ok(Forwarded { elapsed_ns: elapsed.as_nanos() as u64, shape, positions, peak_bytes, notes })

@@ -1,0 +1,233 @@
+//! The benchmark: transformers in eager mode, compiled, and compiled with frozen weights, beside candle-transformers'
+//! port and tfcheck's own models in both forms, taking turns in one run.
+//!
+//! It is an ordinary run (its folder, its resumption, its verdicts) over a config of its own, folded into one table.
+
+mod table;
+
+use std::path::Path;
+
+use miette::{IntoDiagnostic, Result, WrapErr};
+use reference::protocol::{Attention, Dtype, Mode, Positions};
+use serde::Serialize;
+
+use crate::config::{Candle, Config, Inputs, Run, Version};
+use crate::plan::release_order;
+use crate::report::{CaseView, RunView, reason, side_by_side};
+use crate::results::{Completed, Outcome, RunFolder};
+use crate::summary;
+use crate::timing::{Interval, speed_up, summarize};
+use crate::variant::{Runner, dtype_name};
+
+/// Which passes are timed, and how often.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// dtypes, each judged by itself.
+    pub dtypes: Vec<Dtype>,
+    /// Tokens a row.
+    pub lengths: Vec<usize>,
+    /// Rows.
+    pub batch: Vec<usize>,
+    /// Interleaved rounds.
+    pub rounds: usize,
+}
+
+/// Timed passes in each round: enough that the first, which meets caches that another variant filled, is not the median.
+const ITERATIONS: usize = 3;
+
+/// The config of a benchmark: checkpoints, environment, device, threads and tolerances are those of `base`.
+///
+/// # Errors
+/// When `base` has no transformers version to measure against.
+pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
+    let newest = base.versions.iter().max_by_key(|version| release_order(version)).cloned();
+    let newest = newest.ok_or_else(|| {
+        miette::miette!(
+            help = "list one under [[versions]]",
+            "the config has no transformers version to measure against"
+        )
+    })?;
+    Ok(Config {
+        inputs: Inputs {
+            lengths: Some(choice.lengths.clone()),
+            batch: Some(choice.batch.clone()),
+            text: base.inputs.text.clone(),
+            padding: base.inputs.padding.clone(),
+            seed: base.inputs.seed,
+            ..Inputs::default()
+        },
+        versions: vec![Version { modes: None, attention: None, dtypes: None, ..newest }],
+        candle: Candle { modes: vec![Mode::Eager, Mode::Fused], upstream: true },
+        run: Run {
+            modes: vec![Mode::Eager, Mode::Compiled, Mode::Frozen],
+            attention: vec![Attention::Sdpa],
+            dtypes: choice.dtypes.clone(),
+            warm_up: 1,
+            iterations: ITERATIONS,
+            rounds: choice.rounds,
+            trace: false,
+            oracle: false,
+            baseline: None,
+            ..base.run.clone()
+        },
+        ..base.clone()
+    })
+}
+
+/// Folds a finished or interrupted run into `bench.md` and `bench.json`, and gives the Markdown.
+///
+/// # Errors
+/// When the run cannot be read or the files cannot be written.
+pub fn write(run: &Path) -> Result<String> {
+    let folder = RunFolder::open(run)?;
+    let manifest = folder.manifest()?;
+    let cells = manifest.cases.iter().map(|case| folder.cells(&manifest, case));
+    let cells = cells.collect::<std::result::Result<Vec<_>, _>>()?;
+    let view = summary::view(&folder, &manifest, &cells, &manifest.config.tolerances)?;
+    let bench = fold(&view);
+    let json = serde_json::to_vec_pretty(&bench).into_diagnostic().wrap_err("the benchmark as JSON")?;
+    folder.write("bench.json", &json)?;
+    let markdown = table::markdown(&bench);
+    folder.write("bench.md", markdown.as_bytes())?;
+    Ok(markdown)
+}
+
+/// What a run measured, a table for each case and dtype.
+#[derive(Clone, Debug, Serialize)]
+pub struct Bench {
+    /// The run that it was folded from.
+    pub run: String,
+    /// What a reader must know of the machine, in order.
+    pub environment: Vec<(String, String)>,
+    /// The tables.
+    pub tables: Vec<Table>,
+}
+
+/// All variants of one case in one dtype.
+#[derive(Clone, Debug, Serialize)]
+pub struct Table {
+    /// Which checkpoint.
+    pub checkpoint: String,
+    /// Which inputs, in words.
+    pub inputs: String,
+    /// `f32`.
+    pub dtype: String,
+    /// A row per variant.
+    pub rows: Vec<Row>,
+    /// Times that are compared: fused with the fastest of transformers, eager with candle-transformers.
+    pub ratios: Vec<Ratio>,
+}
+
+/// One variant's passes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// Its name.
+    pub variant: String,
+    /// Its times, or why there are none.
+    pub measured: std::result::Result<Measured, String>,
+}
+
+/// Milliseconds of one pass, and memory.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    /// Median.
+    pub p50_ms: f64,
+    /// Limits of the median's 95 % interval.
+    pub interval_ms: [f64; 2],
+    /// Least.
+    pub min_ms: f64,
+    /// Passes timed.
+    pub n: usize,
+    /// Largest resident set of the worker (device memory on a GPU) in bytes.
+    pub peak_bytes: Option<u64>,
+    /// Whether the pass gives logits of the last position only, and so computes less.
+    pub is_last_only: bool,
+}
+
+/// The time of one variant over the time of another.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ratio {
+    /// The variant above the line.
+    pub variant: String,
+    /// The variant below the line.
+    pub over: String,
+    /// Median over median; below 1 where `variant` is faster.
+    pub ratio: f64,
+    /// Limits of its 95 % interval over interleaved rounds.
+    pub interval: [f64; 2],
+}
+
+/// The tables of a run.
+pub fn fold(view: &RunView) -> Bench {
+    Bench {
+        run: view.id.clone(),
+        environment: view.environment.clone(),
+        tables: view.cases.iter().flat_map(tables).collect(),
+    }
+}
+
+fn tables(case: &CaseView) -> Vec<Table> {
+    let mut dtypes: Vec<Dtype> = case.cells.iter().map(|cell| cell.variant.dtype).collect();
+    dtypes.sort_unstable();
+    dtypes.dedup();
+    dtypes.into_iter().map(|dtype| table(case, dtype)).collect()
+}
+
+fn table(case: &CaseView, dtype: Dtype) -> Table {
+    let cells = || case.cells.iter().filter(move |cell| cell.variant.dtype == dtype);
+    let timed = |wanted: &dyn Fn(Runner, Mode) -> bool| {
+        cells()
+            .filter(|cell| wanted(cell.variant.runner, cell.variant.mode))
+            .filter_map(|cell| match &cell.outcome {
+                Outcome::Completed(completed) => {
+                    Some((&cell.name, completed, summarize(&completed.rounds_ns)?.p50_ms))
+                }
+                _ => None,
+            })
+            .min_by(|a, b| a.2.total_cmp(&b.2))
+    };
+    let torch = timed(&|runner, _| runner == Runner::Transformers);
+    let port = timed(&|runner, _| runner == Runner::CandleTransformers);
+    let of = |mode| timed(&move |runner, is| runner == Runner::Candle && is == mode);
+    let pairs = [(of(Mode::Fused), torch), (of(Mode::Eager), port)];
+    let ratio = |(above, below): (Timed<'_>, Timed<'_>)| {
+        // Both in the rounds that they shared: the speed-up of the lower is the time of the upper over its own.
+        let (above_ns, below_ns) = side_by_side(above.1, below.1);
+        let found = speed_up(&above_ns, &below_ns)?;
+        let Interval { low, high } = found.interval;
+        Some(Ratio {
+            variant: above.0.clone(),
+            over: below.0.clone(),
+            ratio: found.ratio,
+            interval: [low, high],
+        })
+    };
+    Table {
+        checkpoint: case.checkpoint.clone(),
+        inputs: case.inputs.clone(),
+        dtype: dtype_name(dtype).to_owned(),
+        rows: cells().map(|cell| Row { variant: cell.name.clone(), measured: measured(&cell.outcome) }).collect(),
+        ratios: pairs.into_iter().filter_map(|(above, below)| ratio((above?, below?))).collect(),
+    }
+}
+
+/// A variant's name, record and median.
+type Timed<'a> = (&'a String, &'a Completed, f64);
+
+fn measured(outcome: &Outcome) -> std::result::Result<Measured, String> {
+    let Outcome::Completed(completed) = outcome else { return Err(reason(outcome)) };
+    let times = summarize(&completed.rounds_ns).ok_or_else(|| {
+        completed.unfinished.as_ref().map_or_else(|| "not timed".to_owned(), |failure| failure.reason.clone())
+    })?;
+    Ok(Measured {
+        p50_ms: times.p50_ms,
+        interval_ms: [times.median_interval_ms.low, times.median_interval_ms.high],
+        min_ms: times.min_ms,
+        n: times.n,
+        peak_bytes: completed.peak_bytes,
+        is_last_only: completed.positions == Positions::Last,
+    })
+}
+
+#[cfg(test)]
+mod tests;
