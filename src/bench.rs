@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::config::{Candle, Config, Inputs, Run, Version};
 use crate::plan::release_order;
-use crate::report::{CaseView, RunView, reason, side_by_side};
+use crate::report::{CaseView, RunView, Timed, reason, side_by_side};
 use crate::results::{Completed, Outcome, RunFolder};
 use crate::summary;
 use crate::timing::{Interval, speed_up, summarize};
@@ -34,6 +34,9 @@ pub struct Choice {
 
 /// Timed passes in each round: enough that the first, which meets caches that another variant filled, is not the median.
 const ITERATIONS: usize = 3;
+
+/// Tokens decoded in each round.
+const DECODED: usize = 8;
 
 /// The config of a benchmark: checkpoints, environment, device, threads and tolerances are those of `base`.
 ///
@@ -64,6 +67,7 @@ pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
             dtypes: choice.dtypes.clone(),
             warm_up: 1,
             iterations: ITERATIONS,
+            decode: DECODED,
             rounds: choice.rounds,
             trace: false,
             oracle: false,
@@ -92,7 +96,7 @@ pub fn write(run: &Path) -> Result<String> {
     Ok(markdown)
 }
 
-/// What a run measured, a table for each case and dtype.
+/// What a run measured, a table for each case, dtype and kind of pass.
 #[derive(Clone, Debug, Serialize)]
 pub struct Bench {
     /// The run that it was folded from.
@@ -103,7 +107,7 @@ pub struct Bench {
     pub tables: Vec<Table>,
 }
 
-/// All variants of one case in one dtype.
+/// All variants of one case in one dtype and kind of pass.
 #[derive(Clone, Debug, Serialize)]
 pub struct Table {
     /// Which checkpoint.
@@ -112,6 +116,8 @@ pub struct Table {
     pub inputs: String,
     /// `f32`.
     pub dtype: String,
+    /// `prefill`, all inputs in one pass, or `decode`, one token of every row after them.
+    pub pass: &'static str,
     /// A row per variant.
     pub rows: Vec<Row>,
     /// Times that are compared: fused with the fastest of transformers, eager with candle-transformers.
@@ -170,29 +176,30 @@ fn tables(case: &CaseView) -> Vec<Table> {
     let mut dtypes: Vec<Dtype> = case.cells.iter().map(|cell| cell.variant.dtype).collect();
     dtypes.sort_unstable();
     dtypes.dedup();
-    dtypes.into_iter().map(|dtype| table(case, dtype)).collect()
+    let passes = [Timed::Prefill, Timed::Decode];
+    let all = dtypes.into_iter().flat_map(|dtype| passes.map(|pass| table(case, dtype, pass)));
+    all.filter(|table| table.pass == "prefill" || table.rows.iter().any(|row| row.measured.is_ok())).collect()
 }
 
-fn table(case: &CaseView, dtype: Dtype) -> Table {
+/// A variant's name, record and median.
+type Best<'a> = (&'a String, &'a Completed, f64);
+
+fn table(case: &CaseView, dtype: Dtype, pass: Timed) -> Table {
     let cells = || case.cells.iter().filter(move |cell| cell.variant.dtype == dtype);
-    let timed = |wanted: &dyn Fn(Runner, Mode) -> bool| {
-        cells()
-            .filter(|cell| wanted(cell.variant.runner, cell.variant.mode))
-            .filter_map(|cell| match &cell.outcome {
-                Outcome::Completed(completed) => {
-                    Some((&cell.name, completed, summarize(&completed.rounds_ns)?.p50_ms))
-                }
-                _ => None,
-            })
-            .min_by(|a, b| a.2.total_cmp(&b.2))
+    let best = |wanted: &dyn Fn(Runner, Mode) -> bool| {
+        let timed =
+            cells().filter(|cell| wanted(cell.variant.runner, cell.variant.mode)).filter_map(|cell| {
+                let Outcome::Completed(completed) = &cell.outcome else { return None };
+                Some((&cell.name, completed, summarize(pass.rounds(completed))?.p50_ms))
+            });
+        timed.min_by(|a, b| a.2.total_cmp(&b.2))
     };
-    let torch = timed(&|runner, _| runner == Runner::Transformers);
-    let port = timed(&|runner, _| runner == Runner::CandleTransformers);
-    let of = |mode| timed(&move |runner, is| runner == Runner::Candle && is == mode);
-    let pairs = [(of(Mode::Fused), torch), (of(Mode::Eager), port)];
-    let ratio = |(above, below): (Timed<'_>, Timed<'_>)| {
-        // Both in the rounds that they shared: the speed-up of the lower is the time of the upper over its own.
-        let (above_ns, below_ns) = side_by_side(above.1, below.1);
+    let torch = best(&|runner, _| runner == Runner::Transformers);
+    let port = best(&|runner, _| runner == Runner::CandleTransformers);
+    let of = |mode| best(&move |runner, is| runner == Runner::Candle && is == mode);
+    let ratio = |(above, below): (Best<'_>, Best<'_>)| {
+        // Above's median over below's is the speed-up of below against above.
+        let (above_ns, below_ns) = side_by_side(pass, above.1, below.1);
         let found = speed_up(&above_ns, &below_ns)?;
         let Interval { low, high } = found.interval;
         Some(Ratio {
@@ -202,21 +209,25 @@ fn table(case: &CaseView, dtype: Dtype) -> Table {
             interval: [low, high],
         })
     };
+    let pairs = [(of(Mode::Fused), torch), (of(Mode::Eager), port)];
     Table {
         checkpoint: case.checkpoint.clone(),
         inputs: case.inputs.clone(),
         dtype: dtype_name(dtype).to_owned(),
-        rows: cells().map(|cell| Row { variant: cell.name.clone(), measured: measured(&cell.outcome) }).collect(),
+        pass: match pass {
+            Timed::Prefill => "prefill",
+            Timed::Decode => "decode",
+        },
+        rows: cells()
+            .map(|cell| Row { variant: cell.name.clone(), measured: measured(&cell.outcome, pass) })
+            .collect(),
         ratios: pairs.into_iter().filter_map(|(above, below)| ratio((above?, below?))).collect(),
     }
 }
 
-/// A variant's name, record and median.
-type Timed<'a> = (&'a String, &'a Completed, f64);
-
-fn measured(outcome: &Outcome) -> std::result::Result<Measured, String> {
+fn measured(outcome: &Outcome, pass: Timed) -> std::result::Result<Measured, String> {
     let Outcome::Completed(completed) = outcome else { return Err(reason(outcome)) };
-    let times = summarize(&completed.rounds_ns).ok_or_else(|| {
+    let times = summarize(pass.rounds(completed)).ok_or_else(|| {
         completed.unfinished.as_ref().map_or_else(|| "not timed".to_owned(), |failure| failure.reason.clone())
     })?;
     Ok(Measured {

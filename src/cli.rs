@@ -169,7 +169,10 @@ pub struct Bench {
 /// A dtype by the name that tables use.
 fn dtype(text: &str) -> Result<Dtype, String> {
     let known = [Dtype::F64, Dtype::F32, Dtype::Bf16, Dtype::F16];
-    known.into_iter().find(|&dtype| dtype_name(dtype) == text).ok_or_else(|| "one of f64, f32, bf16, f16".to_owned())
+    known
+        .into_iter()
+        .find(|&dtype| dtype_name(dtype) == text)
+        .ok_or_else(|| "one of f64, f32, bf16, f16".to_owned())
 }
 
 /// Arguments of the hidden `tfcheck worker`.

@@ -222,6 +222,8 @@ pub struct Run {
     pub warm_up: usize,
     /// Timed passes in each round. Default: 10.
     pub iterations: usize,
+    /// Tokens that each round also decodes one by one through the KV cache, each timed; 0 leaves decoding out. Default: 0.
+    pub decode: usize,
     /// Timing rounds; within a round the variants take turns, and 0 leaves timing out. Default: 3.
     pub rounds: usize,
     /// Also profiles one pass of each variant. Default: true.
@@ -286,6 +288,7 @@ impl Default for Run {
             threads: None,
             warm_up: 3,
             iterations: 10,
+            decode: 0,
             rounds: 3,
             trace: true,
             oracle: false,

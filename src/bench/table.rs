@@ -22,7 +22,7 @@ pub(super) fn markdown(bench: &Bench) -> String {
 }
 
 fn one(text: &mut String, table: &Table) {
-    let _ = writeln!(text, "\n## {}, {}, {}\n", table.checkpoint, table.inputs, table.dtype);
+    let _ = writeln!(text, "\n## {}, {}, {}: {}\n", table.checkpoint, table.inputs, table.dtype, table.pass);
     text.push_str("| Variant | p50 (ms) | 95 % interval | min (ms) | n | Peak memory |\n");
     text.push_str("|---|--:|--:|--:|--:|--:|\n");
     for row in &table.rows {

@@ -36,8 +36,15 @@ fn a_config_of_the_benchmark_is_one_that_tfcheck_reads() {
 
 /// A cell timed in three rounds, each slower than the one before by as much for all.
 fn cell(runner: Runner, version: &str, mode: Mode, dtype: Dtype, ms: u64) -> Cell {
-    let variant =
-        Variant { runner, version: version.into(), mode, attention: None, dtype, device: "cpu".into(), qualified: true };
+    let variant = Variant {
+        runner,
+        version: version.into(),
+        mode,
+        attention: None,
+        dtype,
+        device: "cpu".into(),
+        qualified: true,
+    };
     let completed = Completed {
         logits: "logits".into(),
         shape: vec![1, 128, 8],
@@ -48,6 +55,11 @@ fn cell(runner: Runner, version: &str, mode: Mode, dtype: Dtype, ms: u64) -> Cel
         load_ns: 1,
         first_call_ns: 1,
         rounds_ns: (1..=3).map(|round| vec![ms * round * 1_000_000; 3]).collect(),
+        decode_rounds_ns: if runner == Runner::CandleTransformers {
+            vec![Vec::new(); 3]
+        } else {
+            (1..=3).map(|round| vec![ms * round * 100_000; 2]).collect()
+        },
         round_numbers: vec![0, 1, 2],
         peak_bytes: Some(3 << 29),
         unfinished: None,
@@ -96,6 +108,7 @@ fn fused_is_held_against_the_fastest_of_torch_in_its_own_dtype() {
     let ratios: Vec<(&str, &str, f64)> = bench
         .tables
         .iter()
+        .filter(|table| table.pass == "prefill")
         .flat_map(|table| &table.ratios)
         .map(|ratio| (ratio.variant.as_str(), ratio.over.as_str(), (ratio.ratio * 1000.0).round() / 1000.0))
         .collect();
@@ -107,6 +120,9 @@ fn fused_is_held_against_the_fastest_of_torch_in_its_own_dtype() {
     assert_eq!(ratios, expected);
     // Rounds drift threefold, but alike for both sides of a ratio.
     assert!(bench.tables[0].ratios[0].interval[0] > 0.1 && bench.tables[0].ratios[0].interval[1] < 2.0);
+    let decode = &bench.tables[1];
+    assert_eq!((decode.pass, decode.ratios.len()), ("decode", 1), "the port decodes nothing");
+    assert!((decode.ratios[0].ratio - 0.5).abs() < 1e-9);
     insta::assert_snapshot!(table::markdown(&bench));
 }
 
