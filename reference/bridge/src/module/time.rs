@@ -26,8 +26,11 @@ pub(super) fn time(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Ti
     })
 }
 
-/// One token of every row at a time, after the inputs and through the model's own (dynamic) cache. The warm-up tokens
-/// are where a compiled model meets new shapes; one is the least, for which the cache grows first.
+/// Tokens that are not timed: for the first the cache grows, and a compiled model is compiled for one token; the second
+/// shows it that the cache grows by the token, for which it is compiled once more.
+const SETTLING: usize = 3;
+
+/// One token of every row at a time, after the inputs and through the model's own (dynamic) cache.
 fn decode(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Vec<u64>, Stop> {
     let arguments = loaded.arguments.bind(py).copy()?;
     if !arguments.contains("use_cache")? {
@@ -39,13 +42,12 @@ fn decode(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Vec<u64>, S
         return Ok(Vec::new());
     };
     drop(output);
-    let warm_up = request.warm_up.max(1);
     let mut samples_ns = Vec::with_capacity(request.decode);
-    for index in 0..warm_up + request.decode {
+    for index in 0..SETTLING + request.decode {
         let step = next(py, loaded, &arguments)?;
         step.set_item("past_key_values", past)?;
         let (output, elapsed) = forward::call(py, loaded, &loaded.callable, &step)?;
-        if index >= warm_up {
+        if index >= SETTLING {
             samples_ns.push(elapsed.as_nanos() as u64);
         }
         let grown = cache(&output)?;
