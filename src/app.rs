@@ -106,7 +106,7 @@ fn bench(cli: &Cli, arguments: &crate::cli::Bench) -> Result<ExitCode> {
             rounds: arguments.rounds,
         };
         let config = bench::config(&base.absolute(), &choice)?;
-        let plan = Plan::new(&config, machine::auto_device())?;
+        let plan = bench::plan(&config)?;
         Ok((config, plan))
     };
     let fold = Fold { adapt: |_| (), write: bench::write };

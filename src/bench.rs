@@ -12,12 +12,12 @@ use reference::protocol::{Attention, Dtype, Mode, Positions};
 use serde::Serialize;
 
 use crate::config::{Candle, Config, Inputs, Run, Version};
-use crate::plan::release_order;
+use crate::plan::{Plan, release_order};
 use crate::report::{CaseView, RunView, Timed, reason, side_by_side};
 use crate::results::{Completed, Outcome, RunFolder};
-use crate::summary;
 use crate::timing::{Interval, speed_up, summarize};
 use crate::variant::{Runner, dtype_name};
+use crate::{machine, summary};
 
 /// Which passes are timed, and how often.
 #[derive(Clone, Debug)]
@@ -72,10 +72,27 @@ pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
             trace: false,
             oracle: false,
             baseline: None,
+            // All that is compared is to be loaded at once; a fifth is left to the system and the page cache.
+            memory_budget_gb: base.run.memory_budget_gb.or(Some(machine::memory_bytes() as f64 * 0.8e-9)),
             ..base.run.clone()
         },
         ..base.clone()
     })
+}
+
+/// The cells of a benchmark's config, those of one dtype together: they are what is compared, so they are to be timed
+/// in one group.
+///
+/// # Errors
+/// When the config makes no plan.
+pub fn plan(config: &Config) -> Result<Plan> {
+    let mut plan = Plan::new(config, machine::auto_device())?;
+    plan.cells.sort_by_key(|cell| (cell.case, dtype_order(config, cell.variant.dtype)));
+    Ok(plan)
+}
+
+fn dtype_order(config: &Config, dtype: Dtype) -> Option<usize> {
+    config.run.dtypes.iter().position(|known| *known == dtype)
 }
 
 /// Folds a finished or interrupted run into `bench.md` and `bench.json`, and gives the Markdown.

@@ -5,7 +5,6 @@ use std::path::Path;
 use super::*;
 use crate::compare::matrix::{self, Entry};
 use crate::config::Config;
-use crate::plan::Plan;
 use crate::results::Cell;
 use crate::variant::Variant;
 
@@ -16,7 +15,7 @@ fn choice() -> Choice {
 #[test]
 fn all_of_torchs_modes_meet_the_port_and_both_forms() {
     let config = config(&Config::default(), &choice()).unwrap();
-    let plan = Plan::new(&config, "cpu").unwrap();
+    let plan = plan(&config).unwrap();
     let first: Vec<String> =
         plan.cells.iter().filter(|cell| cell.case == 0).map(|cell| cell.variant.name()).collect();
     let newest = &reference::Versions::known().newest;
@@ -25,6 +24,17 @@ fn all_of_torchs_modes_meet_the_port_and_both_forms() {
     assert_eq!(first, [torch, native].concat());
     assert_eq!(plan.cases.len(), 4, "two lengths of one row and of four");
     assert!(plan.cells.iter().all(|cell| cell.measured && !cell.oracle));
+}
+
+#[test]
+fn variants_of_one_dtype_stand_together() {
+    let choice = Choice { dtypes: vec![Dtype::F32, Dtype::Bf16], ..choice() };
+    let plan = plan(&config(&Config::default(), &choice).unwrap()).unwrap();
+    let dtypes: Vec<(usize, Dtype)> = plan.cells.iter().map(|cell| (cell.case, cell.variant.dtype)).collect();
+    let mut changes = dtypes.clone();
+    changes.dedup();
+    assert_eq!(dtypes.len(), 4 * 12);
+    assert_eq!(changes.len(), 4 * 2, "{changes:?}");
 }
 
 #[test]
