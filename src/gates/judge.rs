@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{Gate, Numbers, Outcome, Times};
 use crate::against::{Against, Row};
 use crate::compare::matrix::PairOutcome;
-use crate::report::{self, CaseView, RunView, side_by_side};
+use crate::report::{self, CaseView, RunView, Timed, side_by_side};
 use crate::results::{self, Cell};
 
 /// A slow-down against a saved baseline that fails a run which names no gates: half of it again is what two
@@ -184,7 +184,8 @@ fn of_cell(gate: &Gate, case: &CaseView, anchor: Option<&Cell>, cell: &Cell) -> 
     let both = anchor
         .ok_or_else(|| "the run has no baseline variant that was run".to_owned())
         .and_then(|anchor| Ok((completed(anchor)?, completed(cell)?)));
-    let common = both.as_ref().map(|(anchor, cell)| side_by_side(anchor, cell)).map_err(Clone::clone);
+    let common =
+        both.as_ref().map(|(anchor, cell)| side_by_side(Timed::Prefill, anchor, cell)).map_err(Clone::clone);
     let times = common.as_ref().map_err(Clone::clone);
     let numbers = Numbers {
         times: times.map(|(baseline, variant)| Times { baseline, variant, paired: true }),

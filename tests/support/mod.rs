@@ -77,7 +77,8 @@ impl Sandbox {
 
     /// The runs of this sandbox, in the order of their names.
     pub(crate) fn runs(&self) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(self.results()).unwrap().map(|entry| entry.unwrap().path());
+        let entries = std::fs::read_dir(self.results()).into_iter().flatten();
+        let entries = entries.map(|entry| entry.unwrap().path());
         let mut runs: Vec<PathBuf> = entries.filter(|path| path.join("run.json").is_file()).collect();
         runs.sort();
         runs
