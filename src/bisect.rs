@@ -84,7 +84,9 @@ fn go_on(order: &Order, mut log: Log, folder: &Path) -> Result<ExitCode> {
             let ended = Pursuit { order, folder, subject: &subject, index }.run(&mut log)?;
             if !ended {
                 let path = folder.display();
-                order.progress.line(&format!("interrupted; complete it with: tfcheck bisect --resume {path}"));
+                order
+                    .progress
+                    .line(&format!("interrupted; complete it with: tfcheck bisect --resume {path}"));
                 return Ok(ExitCode::Interrupted);
             }
         }
@@ -100,7 +102,8 @@ fn go_on(order: &Order, mut log: Log, folder: &Path) -> Result<ExitCode> {
     order.progress.result(&text);
     write_atomically(&folder.join("bisect.md"), report::markdown(&log).as_bytes())?;
     order.progress.line(&format!("bisect.md and {} are in {}", record::FILE_NAME, folder.display()));
-    let is_found = log.phases.iter().any(|phase| phase.changes.as_ref().is_some_and(|changes| !changes.is_empty()));
+    let is_found =
+        log.phases.iter().any(|phase| phase.changes.as_ref().is_some_and(|changes| !changes.is_empty()));
     Ok(if is_found { ExitCode::Diverged } else { ExitCode::Agree })
 }
 
@@ -127,7 +130,8 @@ fn next_phase(order: &Order, log: &Log, folder: &Path) -> Result<Option<Phase>> 
     let question = &log.question;
     let [phase] = log.phases.as_slice() else { return Ok(None) };
     let change = phase.changes.as_deref().unwrap_or_default().first();
-    let (Over::Releases, Some(_), Some(change), false) = (phase.over, &question.repository, change, question.scan)
+    let (Over::Releases, Some(_), Some(change), false) =
+        (phase.over, &question.repository, change, question.scan)
     else {
         return Ok(None);
     };
@@ -136,7 +140,14 @@ fn next_phase(order: &Order, log: &Log, folder: &Path) -> Result<Option<Phase>> 
     Ok(Some(plan(order, question, folder, Over::Commits, &good, &bad)?))
 }
 
-fn plan(order: &Order, question: &Question, folder: &Path, over: Over, good: &str, bad: &str) -> Result<Phase> {
+fn plan(
+    order: &Order,
+    question: &Question,
+    folder: &Path,
+    over: Over,
+    good: &str,
+    bad: &str,
+) -> Result<Phase> {
     let subject = Subject::new(over, question, order.cache, folder)?;
     let (revisions, notes) = subject.revisions(question, good, bad)?;
     let bound = if question.scan { revisions.len() - 1 } else { search::bound(revisions.len()) };
@@ -179,7 +190,8 @@ impl Pursuit<'_> {
                     // What went wrong there goes wrong again in the step, which says it.
                     drop(made.join());
                 }
-                let needed = [0, next.revision].into_iter().chain(next.previous).chain(next.ahead.iter().copied());
+                let needed =
+                    [0, next.revision].into_iter().chain(next.previous).chain(next.ahead.iter().copied());
                 self.subject.want(needed.map(|index| &revisions[index]));
                 under_way.retain(|_, made| !made.is_finished());
                 // A build beside a step that is timed would be in its figures.
@@ -188,7 +200,10 @@ impl Pursuit<'_> {
                         begun.push(ahead);
                         let (question, revision, subject, cache) =
                             (&question, &revisions[ahead], self.subject, self.order.cache);
-                        under_way.insert(ahead, scope.spawn(move || drop(subject.prepare(question, revision, cache))));
+                        under_way.insert(
+                            ahead,
+                            scope.spawn(move || drop(subject.prepare(question, revision, cache))),
+                        );
                     }
                 }
                 if !self.step(&question, log, &revisions, &next)? {
@@ -252,7 +267,8 @@ impl Pursuit<'_> {
         let last = phase.revisions.len() - 1;
         if is_scan {
             let revision = (1..=last).find(|&index| phase.step(index).is_none())?;
-            let tested = |&index: &usize| phase.step(index).is_some_and(|step| step.answer != Answer::Skipped);
+            let tested =
+                |&index: &usize| phase.step(index).is_some_and(|step| step.answer != Answer::Skipped);
             let previous = (1..revision).rev().find(tested);
             return Some(Next { revision, previous, ahead: (revision + 1..=last).take(AHEAD).collect() });
         }
@@ -312,7 +328,10 @@ fn searched(phase: &Phase) -> Search {
 ///
 /// # Errors
 /// Arguments that do not go together.
-pub fn question(arguments: &crate::cli::Bisect, config: crate::config::Config) -> Result<Question, BisectError> {
+pub fn question(
+    arguments: &crate::cli::Bisect,
+    config: crate::config::Config,
+) -> Result<Question, BisectError> {
     let refuse = |message: &str, hint: &str| {
         Err(BisectError::Question { message: message.to_owned(), hint: hint.to_owned() })
     };

@@ -5,6 +5,7 @@ pub mod against;
 pub mod app;
 mod atomic;
 pub mod baseline;
+pub mod bench;
 pub mod bisect;
 pub mod checkpoint;
 pub mod cli;

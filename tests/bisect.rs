@@ -90,14 +90,23 @@ fn a_port_s_commit_is_found_around_those_that_do_not_build() {
     assert_eq!(commit["subject"], "change 31");
     assert_eq!(commit["files"], serde_json::json!(["M\tport/number", "M\tport/worker.py"]));
     let text = stdout(&output);
-    for part in ["the fault came with", "change 31", "diverged", "M port/worker.py", "3 revisions could not be tested"] {
+    for part in [
+        "the fault came with",
+        "change 31",
+        "diverged",
+        "M port/worker.py",
+        "3 revisions could not be tested",
+    ] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
     let report = std::fs::read_to_string(folder.join("bisect.md")).unwrap();
     assert!(report.contains("change 31") && report.contains("| skipped |"), "{report}");
     // No working tree is left, neither on the disk nor in git's list.
     assert!(!sandbox.path().join("cache/worktrees").read_dir().is_ok_and(|mut left| left.next().is_some()));
-    let listed = Command::new("git").args(["worktree", "list"]).current_dir(sandbox.path().join("repository")).output();
+    let listed = Command::new("git")
+        .args(["worktree", "list"])
+        .current_dir(sandbox.path().join("repository"))
+        .output();
     assert_eq!(stdout(&listed.unwrap()).lines().count(), 1);
 }
 
@@ -172,7 +181,8 @@ fn a_question_without_an_answer_says_why() {
     let check = |history: &str, good: &str, bad: &str, more: &[&str], expected: &[&str]| {
         let output = bisect(&port(history, "trace = false"), good, bad, more);
         assert_eq!(output.status.code(), Some(2), "{expected:?}: {}", stdout(&output));
-        let said = stderr(&output).split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ");
+        let said =
+            stderr(&output).split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ");
         for part in expected {
             assert!(said.contains(part), "{part} is not in {said}");
         }
@@ -211,7 +221,8 @@ fn index() -> String {
                 .map(|version| format!("{{\"filename\": \"transformers-{version}.tar.gz\"}}"))
                 .to_vec();
             let body = format!("{{\"files\": [{}]}}", files.join(", "));
-            let head = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.pypi.simple.v1+json\r\nConnection: close";
+            let head =
+                "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.pypi.simple.v1+json\r\nConnection: close";
             write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
         }
     });
@@ -228,7 +239,8 @@ fn releases_are_listed_where_uv_looks_for_them() {
             .env("UV_DEFAULT_INDEX", &address)
             .output()
             .unwrap();
-        let said = stderr(&output).split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ");
+        let said =
+            stderr(&output).split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ");
         assert!(said.contains(expected), "{expected} is not in {said}");
         assert_eq!(output.status.code(), Some(2));
         assert!(!sandbox.results().exists(), "nothing is left of a question that has no answer");

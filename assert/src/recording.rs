@@ -212,6 +212,11 @@ impl Recording {
         &self.recorded
     }
 
+    /// The recorded logits and their places, and the inputs as numbers.
+    pub fn tensors(&self) -> &Tensors {
+        &self.tensors
+    }
+
     /// The inputs as a port takes them.
     pub fn inputs(&self) -> &Inputs {
         &self.inputs

@@ -87,7 +87,9 @@ pub enum BisectError {
     },
     /// Two commits without a common ancestor.
     #[error("{good} and {bad} have no common history")]
-    #[diagnostic(help("name two commits of one branch, or fetch the history of a shallow clone: git fetch --unshallow"))]
+    #[diagnostic(help(
+        "name two commits of one branch, or fetch the history of a shallow clone: git fetch --unshallow"
+    ))]
     Unrelated {
         /// The good side.
         good: String,

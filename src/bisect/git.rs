@@ -48,12 +48,12 @@ impl Repository {
         if !place.contains("://") && !place.contains('@') {
             return Err(BisectError::Question {
                 message: format!("--repository {place} is no folder"),
-                hint: "name a local clone, or an address such as https://github.com/huggingface/transformers".into(),
+                hint: "name a local clone, or an address such as https://github.com/huggingface/transformers"
+                    .into(),
             });
         }
         let clones = cache.join("repositories");
-        std::fs::create_dir_all(&clones)
-            .map_err(|error| failed("clone", &clones, &error.to_string()))?;
+        std::fs::create_dir_all(&clones).map_err(|error| failed("clone", &clones, &error.to_string()))?;
         let folder = clones.join(&hex(&Sha256::digest(place))[..16]);
         if folder.is_dir() {
             let known = Self { folder, name: place.to_owned() };
@@ -84,10 +84,8 @@ impl Repository {
 
     /// The hash of a commit, tag or branch.
     pub(super) fn commit(&self, revision: &str) -> Result<String, BisectError> {
-        let unknown = || BisectError::UnknownCommit {
-            revision: revision.to_owned(),
-            repository: self.name.clone(),
-        };
+        let unknown =
+            || BisectError::UnknownCommit { revision: revision.to_owned(), repository: self.name.clone() };
         if revision.starts_with('-') {
             return Err(unknown());
         }
@@ -129,7 +127,16 @@ impl Repository {
     /// What people need of a commit.
     pub(super) fn describe(&self, hash: &str) -> Result<Commit, BisectError> {
         let head = self.run(&["show", "--no-patch", "--format=%H%n%aI%n%s", hash])?;
-        let files = self.run(&["diff-tree", "--no-commit-id", "--name-status", "-r", "-m", "--first-parent", "--root", hash])?;
+        let files = self.run(&[
+            "diff-tree",
+            "--no-commit-id",
+            "--name-status",
+            "-r",
+            "-m",
+            "--first-parent",
+            "--root",
+            hash,
+        ])?;
         let mut lines = head.lines();
         let mut line = || lines.next().unwrap_or_default().to_owned();
         Ok(Commit {
@@ -241,7 +248,10 @@ mod tests {
         assert_eq!(repository.between(&one, &three).unwrap(), [&*one, &*two, &*three]);
         assert_eq!(repository.between("v1.0.1", "main").unwrap(), [&*patch, &*two, &*three, &*four]);
         let described = repository.describe(&four).unwrap();
-        assert_eq!((described.subject.as_str(), described.files.as_slice()), ("four", &["M\tfile".to_owned()][..]));
+        assert_eq!(
+            (described.subject.as_str(), described.files.as_slice()),
+            ("four", &["M\tfile".to_owned()][..])
+        );
         assert_eq!(repository.describe(&one).unwrap().files, ["A\tfile"]);
     }
 

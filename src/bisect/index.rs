@@ -68,7 +68,8 @@ pub(super) fn between(
 ) -> Result<Vec<String>, BisectError> {
     let known = |text: &str| {
         let version = text.parse::<Version>().ok();
-        let listed = version.as_ref().and_then(|version| releases.iter().find(|known| known.version == *version));
+        let listed =
+            version.as_ref().and_then(|version| releases.iter().find(|known| known.version == *version));
         listed.map(|known| &known.version).ok_or_else(|| {
             let nearest = version.as_ref().and_then(|version| {
                 let newer = releases.iter().find(|known| known.version > *version);
@@ -94,8 +95,7 @@ pub(super) fn between(
     let counts = |release: &&Release| {
         let version = &release.version;
         let is_end = version == from || version == to;
-        let is_wanted =
-            (choice.pre || !version.any_prerelease()) && (choice.yanked || !release.is_yanked);
+        let is_wanted = (choice.pre || !version.any_prerelease()) && (choice.yanked || !release.is_yanked);
         from <= version && version <= to && (is_end || is_wanted)
     };
     Ok(releases.iter().filter(counts).map(|release| release.version.to_string()).collect())
@@ -139,7 +139,8 @@ fn default_index(text: &str) -> Option<String> {
     let url = |table: &toml::Value, key: &str| table.get(key)?.as_str().map(str::to_owned);
     let is_default = |table: &&toml::Value| table.get("default").and_then(toml::Value::as_bool) == Some(true);
     let listed = document.get("index").and_then(toml::Value::as_array);
-    let listed = listed.and_then(|indexes| indexes.iter().find(is_default)).and_then(|index| url(index, "url"));
+    let listed =
+        listed.and_then(|indexes| indexes.iter().find(is_default)).and_then(|index| url(index, "url"));
     let pip = document.get("pip").and_then(|pip| url(pip, "index-url"));
     let older = document.get("index-url").and_then(toml::Value::as_str).map(str::to_owned);
     listed.or(older).or(pip)
@@ -151,8 +152,7 @@ fn fetch(address: &str) -> Result<String, String> {
         config = config.tls_config(TlsConfig::builder().root_certs(roots).build());
     }
     let agent = ureq::Agent::new_with_config(config.build());
-    let mut answer =
-        agent.get(address).header("Accept", ACCEPT).call().map_err(|error| error.to_string())?;
+    let mut answer = agent.get(address).header("Accept", ACCEPT).call().map_err(|error| error.to_string())?;
     answer.body_mut().with_config().limit(LARGEST).read_to_string().map_err(|error| error.to_string())
 }
 
@@ -268,15 +268,20 @@ mod tests {
             panic!("4.9.3 is not listed");
         };
         assert_eq!(nearest.as_deref(), Some("4.10.0"));
-        assert!(matches!(versions("main", "5.0.0", none), Err(BisectError::UnknownRelease { nearest: None, .. })));
+        assert!(matches!(
+            versions("main", "5.0.0", none),
+            Err(BisectError::UnknownRelease { nearest: None, .. })
+        ));
     }
 
     #[test]
     fn a_mirror_without_json_is_read_too() {
         let html = r#"<html><body><a href="../../x/transformers-4.9.2.tar.gz#sha256=1">transformers-4.9.2.tar.gz</a>
             <a href="x" data-yanked="broken">transformers-4.10.0-py3-none-any.whl</a></body></html>"#;
-        let found: Vec<_> =
-            from_html(html).into_iter().map(|release| (release.version.to_string(), release.is_yanked)).collect();
+        let found: Vec<_> = from_html(html)
+            .into_iter()
+            .map(|release| (release.version.to_string(), release.is_yanked))
+            .collect();
         assert_eq!(found, [("4.9.2".to_owned(), false), ("4.10.0".to_owned(), true)]);
     }
 
@@ -287,7 +292,10 @@ mod tests {
         let check = |text: &str, expected: Option<&str>| {
             assert_eq!(default_index(text).as_deref(), expected, "{text}");
         };
-        check("[[index]]\nurl = \"https://a.example\"\n[[index]]\nurl = \"https://b.example\"\ndefault = true", Some("https://b.example"));
+        check(
+            "[[index]]\nurl = \"https://a.example\"\n[[index]]\nurl = \"https://b.example\"\ndefault = true",
+            Some("https://b.example"),
+        );
         check("index-url = \"https://c.example\"", Some("https://c.example"));
         check("[[index]]\nurl = \"https://a.example\"", None);
         assert_eq!(without_credentials("https://me:secret@a.example/simple"), "https://a.example/simple");

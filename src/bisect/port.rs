@@ -59,7 +59,10 @@ impl Port {
             repository,
             program: command.program.clone(),
             build: question.build.clone(),
-            trees: std::path::absolute(cache).unwrap_or_else(|_| cache.to_owned()).join("worktrees").join(name),
+            trees: std::path::absolute(cache)
+                .unwrap_or_else(|_| cache.to_owned())
+                .join("worktrees")
+                .join(name),
             logs: folder.join("builds"),
             state: Mutex::default(),
         })

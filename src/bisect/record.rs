@@ -207,7 +207,8 @@ impl Log {
     /// A folder without one, or one that this tfcheck cannot read.
     pub fn read(folder: &Path) -> Result<Self, BisectError> {
         let refuse = |reason: String| BisectError::Log { folder: folder.to_owned(), reason };
-        let text = std::fs::read(folder.join(FILE_NAME)).map_err(|error| refuse(format!("{FILE_NAME}: {error}")))?;
+        let text =
+            std::fs::read(folder.join(FILE_NAME)).map_err(|error| refuse(format!("{FILE_NAME}: {error}")))?;
         let mut log: Self =
             serde_json::from_slice(&text).map_err(|error| refuse(format!("{FILE_NAME}: {error}")))?;
         if log.schema_version > SCHEMA_VERSION {

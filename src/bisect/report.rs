@@ -78,7 +78,7 @@ fn row(phase: &Phase, step: &Step) -> [String; 5] {
         Answer::Skipped => "skipped",
     };
     let pair = worst(step);
-    let l2 = pair.and_then(|pair| pair.relative_l2).map_or_else(String::new, |value| format!("{value:.2e}"));
+    let l2 = pair.and_then(|pair| pair.relative_l2).map_or_else(String::new, number);
     let time = pair.and_then(|pair| pair.time).map_or_else(String::new, percent);
     let reason = step.reason.lines().next().unwrap_or_default().to_owned();
     [phase.revisions[step.revision].name.clone(), answer.to_owned(), l2, time, reason]
@@ -90,6 +90,11 @@ fn worst(step: &Step) -> Option<&Pair> {
     let failing = step.pairs.iter().filter(|pair| pair.is_bad == Some(true));
     let by_size = |a: &&Pair, b: &&Pair| difference(a).total_cmp(&difference(b));
     failing.max_by(by_size).or_else(|| step.pairs.iter().max_by(by_size))
+}
+
+/// `5.87e-1`, and `0` for nothing.
+fn number(value: f64) -> String {
+    if value == 0.0 { "0".to_owned() } else { format!("{value:.2e}") }
 }
 
 /// `+5.1 % (+4.0 to +6.3)`.
@@ -131,15 +136,26 @@ fn about(phase: &Phase, change: &ChangePoint) -> Vec<String> {
         format!("{what} with {after}; {before} is the last one before")
     } else {
         let between = change.found.after - change.found.before - 1;
-        format!("{what} with one of the {} revisions after {before} up to {after}: {between} between could not be tested", between + 1)
+        format!(
+            "{what} with one of the {} revisions after {before} up to {after}: {between} between could not be tested",
+            between + 1
+        )
     }];
     for index in [change.found.before, change.found.after] {
         if let Some(pair) = phase.step(index).and_then(worst) {
             let verdict = pair.verdict.as_deref().unwrap_or("no logits");
-            let l2 = pair.relative_l2.map_or_else(String::new, |value| format!(", relative L2 {value:.2e}"));
-            let max = pair.max_abs.map_or_else(String::new, |value| format!(", largest difference {value:.2e}"));
+            let l2 =
+                pair.relative_l2.map_or_else(String::new, |value| format!(", relative L2 {}", number(value)));
+            let max = pair
+                .max_abs
+                .map_or_else(String::new, |value| format!(", largest difference {}", number(value)));
             let time = pair.time.map_or_else(String::new, |time| format!(", p50 {}", percent(time)));
-            said.push(format!("  {}: {} against {}: {verdict}{l2}{max}{time}", name(index), pair.variant, pair.good));
+            said.push(format!(
+                "  {}: {} against {}: {verdict}{l2}{max}{time}",
+                name(index),
+                pair.variant,
+                pair.good
+            ));
         }
     }
     if let Some(module) = &change.module {
@@ -147,7 +163,9 @@ fn about(phase: &Phase, change: &ChangePoint) -> Vec<String> {
     }
     for commit in &change.commits {
         said.push(format!("  commit {} of {}: {}", commit.hash, commit.author_date, commit.subject));
-        said.extend(commit.files.iter().take(MOST_FILES).map(|file| format!("    {}", file.replace('\t', " "))));
+        said.extend(
+            commit.files.iter().take(MOST_FILES).map(|file| format!("    {}", file.replace('\t', " "))),
+        );
         if commit.files.len() > MOST_FILES {
             said.push(format!("    and {} files more", commit.files.len() - MOST_FILES));
         }

@@ -17,7 +17,7 @@ use crate::gates::{self, Numbers, Times};
 use crate::outcome::ExitCode;
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::report::{self, CaseView, side_by_side};
+use crate::report::{self, CaseView, Timed, side_by_side};
 use crate::results::{Cell, Completed, FailureKind, Outcome, RunFolder};
 use crate::run::{self, Destination, Order};
 use crate::timing::{self, Statistic};
@@ -121,7 +121,8 @@ impl Tester<'_> {
         }
         let folder = RunFolder::open(&finished.folder)?;
         let manifest = folder.manifest()?;
-        let cells = manifest.cases.iter().map(|case| folder.cells(&manifest, case)).collect::<Result<Vec<_>, _>>()?;
+        let cells =
+            manifest.cases.iter().map(|case| folder.cells(&manifest, case)).collect::<Result<Vec<_>, _>>()?;
         let view = summary::view(&folder, &manifest, &cells, &config.tolerances)?;
         Ok(Some((view.id, view.cases)))
     }
@@ -135,10 +136,12 @@ impl Tester<'_> {
         };
         let known = RunFolder::open(&self.runs.join(first))?;
         let manifest = known.manifest()?;
-        let folder = RunFolder::create(&self.runs, &jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string())?;
+        let folder =
+            RunFolder::create(&self.runs, &jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string())?;
         folder.write_manifest(&manifest)?;
         for case in &manifest.cases {
-            let (from, to) = (known.case_folder(&manifest, &case.name), folder.case_folder(&manifest, &case.name));
+            let (from, to) =
+                (known.case_folder(&manifest, &case.name), folder.case_folder(&manifest, &case.name));
             for part in ["", &good.name] {
                 copy_files(&from.join(part), &to.join(part)).into_diagnostic()?;
             }
@@ -205,7 +208,9 @@ impl Judge<'_> {
 
     /// Why the good side cannot be what others are measured against: it does not run, or fails its own test.
     fn good(&self, good: &Revision) -> Result<(), String> {
-        let cells = || self.cases.iter().flat_map(|case| &case.cells).filter(|cell| cell.variant.version == good.name);
+        let cells = || {
+            self.cases.iter().flat_map(|case| &case.cells).filter(|cell| cell.variant.version == good.name)
+        };
         if !cells().any(|cell| matches!(cell.outcome, Outcome::Completed(_))) {
             let reason = cells().next().map_or_else(String::new, |cell| report::reason(&cell.outcome));
             return Err(reason);
@@ -252,7 +257,7 @@ impl Judge<'_> {
         };
         let identical = Decision::Identical;
         let decision = if a == b { Some(&identical) } else { decision(case, &good.name, &cell.name) };
-        let timed = both.map(|(good, cell)| side_by_side(good, cell));
+        let timed = both.map(|(good, cell)| side_by_side(Timed::Prefill, good, cell));
         let timed = timed.filter(|(good, _)| !good.is_empty()).ok_or_else(|| match &cell.outcome {
             Outcome::Completed(Completed { unfinished: Some(failure), .. }) => failure.reason.clone(),
             _ => absent(),
@@ -273,13 +278,18 @@ impl Judge<'_> {
             gates::Outcome::Failed { evidence } => (Some(true), evidence),
             gates::Outcome::Unknown { reason } => (None, reason),
         };
-        let change = times.ok().and_then(|times| timing::change(times.baseline, times.variant, Statistic::P50, true));
+        let change =
+            times.ok().and_then(|times| timing::change(times.baseline, times.variant, Statistic::P50, true));
         Pair {
             case: case.name.clone(),
             good: good.name.clone(),
             variant: cell.name.clone(),
             verdict: metrics.is_ok().then(|| decision.map(|decision| decision.word().to_owned())).flatten(),
-            relative_l2: metrics.as_ref().ok().map(|pair| pair.relative_l2(Side::A)).filter(|value| value.is_finite()),
+            relative_l2: metrics
+                .as_ref()
+                .ok()
+                .map(|pair| pair.relative_l2(Side::A))
+                .filter(|value| value.is_finite()),
             max_abs: metrics.as_ref().ok().map(|pair| pair.max_abs).filter(|value| value.is_finite()),
             time: change.map(|change| [change.ratio, change.interval.low, change.interval.high]),
             is_bad,
@@ -309,7 +319,11 @@ fn decision<'a>(case: &'a CaseView, a: &str, b: &str) -> Option<&'a Decision> {
 }
 
 /// What the ends of a bisection must be: the good one passes, the bad one fails.
-pub(super) fn check_ends(tested: &Tested, revisions: &[Revision], question: &Question) -> Result<(), BisectError> {
+pub(super) fn check_ends(
+    tested: &Tested,
+    revisions: &[Revision],
+    question: &Question,
+) -> Result<(), BisectError> {
     let name = |index: usize| revisions[index].name.clone();
     let bad = tested.step.revision;
     if let Err(reason) = &tested.good {

@@ -29,13 +29,20 @@ pub(super) enum Subject {
 
 impl Subject {
     /// The subject of a phase.
-    pub(super) fn new(over: Over, question: &Question, cache: &Path, folder: &Path) -> Result<Self, BisectError> {
+    pub(super) fn new(
+        over: Over,
+        question: &Question,
+        cache: &Path,
+        folder: &Path,
+    ) -> Result<Self, BisectError> {
         Ok(match (over, &question.repository, &question.port) {
             (Over::Commits, Some(place), _) => {
                 let repository = Repository::open(place, cache)?;
                 Self::Commits { address: repository.address()?, repository }
             }
-            (Over::Port, _, Some(port)) => Self::Port(Box::new(Port::new(port, &question.config, cache, folder)?)),
+            (Over::Port, _, Some(port)) => {
+                Self::Port(Box::new(Port::new(port, &question.config, cache, folder)?))
+            }
             _ => Self::Releases,
         })
     }
@@ -89,6 +96,7 @@ impl Subject {
         run.against = None;
         run.fail_on.clear();
         run.trace = false;
+        run.decode = 0;
         if question.test.is_on_times() {
             run.rounds = if run.rounds == 0 { Config::default().run.rounds } else { run.rounds };
         } else {
@@ -98,7 +106,12 @@ impl Subject {
     }
 
     /// Makes a revision ready to run, or finds that it is; why it cannot be otherwise.
-    pub(super) fn prepare(&self, question: &Question, revision: &Revision, cache: &Path) -> Result<(), String> {
+    pub(super) fn prepare(
+        &self,
+        question: &Question,
+        revision: &Revision,
+        cache: &Path,
+    ) -> Result<(), String> {
         match self {
             Self::Port(port) => port.prepare(&revision.id),
             _ => self.environment(question, revision, cache).map(drop),
@@ -113,7 +126,12 @@ impl Subject {
     }
 
     /// The environment of a transformers revision.
-    fn environment(&self, question: &Question, revision: &Revision, cache: &Path) -> Result<Environment, String> {
+    fn environment(
+        &self,
+        question: &Question,
+        revision: &Revision,
+        cache: &Path,
+    ) -> Result<Environment, String> {
         let plan = Plan::new(&self.config(question, &[revision]), machine::auto_device())
             .map_err(|error| error.to_string())?;
         let environment = plan.environments.first().ok_or("it has no environment")?;
@@ -159,10 +177,9 @@ impl Subject {
             Self::Commits { repository, .. } => repository,
             Self::Port(port) => &port.repository,
         };
-        repository.subject(&revision.id).map_or_else(
-            |_| revision.name.clone(),
-            |subject| format!("{} {subject}", revision.name),
-        )
+        repository
+            .subject(&revision.id)
+            .map_or_else(|_| revision.name.clone(), |subject| format!("{} {subject}", revision.name))
     }
 }
 

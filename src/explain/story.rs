@@ -7,7 +7,7 @@ use super::Pair;
 use crate::compare::matrix::PairOutcome;
 use crate::compare::metrics::{PairMetrics, PositionIndex, PositionMetrics, Side};
 use crate::compare::verdict::Decision;
-use crate::report::{bytes, reason, side_by_side};
+use crate::report::{Timed, bytes, reason, side_by_side};
 use crate::results::{Cell, Completed, Outcome};
 use crate::timing::{Statistic, change, summarize};
 use crate::variant::{Runner, dtype_name};
@@ -285,7 +285,7 @@ fn times(text: &mut String, sides: [&Cell; 2]) {
         let memory = completed.peak_bytes.map_or_else(|| "unknown".to_owned(), bytes);
         line(text, &format!("  {}: {p50}; peak memory {memory}", cell.name));
     }
-    let (first, second) = side_by_side(&a, &b);
+    let (first, second) = side_by_side(Timed::Prefill, &a, &b);
     if let Some(change) = change(&first, &second, Statistic::P50, true) {
         line(
             text,

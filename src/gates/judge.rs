@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{Gate, Numbers, Outcome, Times};
 use crate::against::{Against, Row};
 use crate::compare::matrix::PairOutcome;
-use crate::report::{self, CaseView, RunView, side_by_side};
+use crate::report::{self, CaseView, RunView, Timed, side_by_side};
 use crate::results::{self, Cell};
 
 /// A slow-down against a saved baseline that fails a run which names no gates: half of it again is what two
@@ -19,8 +19,8 @@ const VERDICT: &str = "verdict>=worse_rounding";
 pub struct Judged {
     /// One per gate.
     pub gates: Vec<GateResult>,
-    /// True where the run names no gates, so that these are the usual ones.
-    pub is_default: bool,
+    /// True where the run names its gates; else these are the usual ones.
+    pub is_named: bool,
     /// The comparison with a saved baseline, where one was asked for.
     pub against: Option<Against>,
 }
@@ -100,13 +100,13 @@ impl GateResult {
 /// Evaluates `gates`, or the usual ones where there are none. Without a baseline a gate is on the run's own
 /// pairs, its times and memory on each variant against the run's anchor; with one it is on what changed since.
 pub fn judge(run: &RunView, gates: &[Gate], against: Option<Against>) -> Judged {
-    let is_default = gates.is_empty();
+    let is_named = !gates.is_empty();
     let usual: Vec<Gate> = [Some(VERDICT), against.is_some().then_some(SLOW_DOWN)]
         .into_iter()
         .flatten()
         .filter_map(|text| Gate::parse(text).ok())
         .collect();
-    let gates = if is_default { &usual } else { gates };
+    let gates = if is_named { gates } else { &usual };
     let result = |gate: &Gate| GateResult {
         gate: gate.text().to_owned(),
         findings: match &against {
@@ -115,7 +115,7 @@ pub fn judge(run: &RunView, gates: &[Gate], against: Option<Against>) -> Judged 
             _ => run.cases.iter().flat_map(|case| of_case(gate, case)).collect(),
         },
     };
-    Judged { gates: gates.iter().map(result).collect(), is_default, against }
+    Judged { gates: gates.iter().map(result).collect(), is_named, against }
 }
 
 fn of_row(gate: &Gate, row: &Row) -> Finding {
@@ -184,7 +184,8 @@ fn of_cell(gate: &Gate, case: &CaseView, anchor: Option<&Cell>, cell: &Cell) -> 
     let both = anchor
         .ok_or_else(|| "the run has no baseline variant that was run".to_owned())
         .and_then(|anchor| Ok((completed(anchor)?, completed(cell)?)));
-    let common = both.as_ref().map(|(anchor, cell)| side_by_side(anchor, cell)).map_err(Clone::clone);
+    let common =
+        both.as_ref().map(|(anchor, cell)| side_by_side(Timed::Prefill, anchor, cell)).map_err(Clone::clone);
     let times = common.as_ref().map_err(Clone::clone);
     let numbers = Numbers {
         times: times.map(|(baseline, variant)| Times { baseline, variant, paired: true }),

@@ -51,6 +51,7 @@ fn cell(p50_ms: Option<u64>) -> Cell {
             load_ns: 0,
             first_call_ns: 0,
             rounds_ns: vec![vec![ms * 1_000_000; 3]],
+            decode_rounds_ns: vec![],
             round_numbers: vec![0],
             peak_bytes: Some(1),
             unfinished: None,

@@ -11,7 +11,7 @@ const NAMED: usize = 5;
 
 /// Whether a report has anything to show of it: the usual gates alone repeat the verdicts.
 pub(crate) fn is_shown(judged: &Judged) -> bool {
-    !judged.is_default || judged.against.is_some()
+    judged.is_named || judged.against.is_some()
 }
 
 /// Gate, outcome, findings.

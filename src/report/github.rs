@@ -87,7 +87,7 @@ pub fn annotations(run: &RunView) -> String {
     for gate in &run.judged.gates {
         match gate.word() {
             "failed" => say("error", &format!("tfcheck: {}", gate.gate), &gate.text(NAMED)),
-            "unknown" if !run.judged.is_default => {
+            "unknown" if run.judged.is_named || run.judged.against.is_some() => {
                 say("warning", &format!("tfcheck: {}", gate.gate), &gate.text(NAMED));
             }
             _ => {}

@@ -18,7 +18,7 @@ impl Report for Junit {
 
     fn render(&self, run: &RunView) -> String {
         let mut document = Document::new(format!("tfcheck {}", run.id));
-        if !run.judged.is_default {
+        if run.judged.is_named {
             document.add_test_suite(gates(&run.judged.gates));
         }
         for case in &run.cases {
