@@ -76,35 +76,41 @@ pub fn resume(order: &Order, folder: &Path) -> Result<ExitCode> {
 fn go_on(order: &Order, mut log: Log, folder: &Path) -> Result<ExitCode> {
     order.progress.log_to(&folder.join("run.log"));
     order.progress.line(&format!("bisection in {}", folder.display()));
+    let ended = pursue(order, &mut log, folder);
+    let is_known = |phase: &Phase| phase.changes.is_some();
+    if log.phases.iter().any(is_known) {
+        // What was found stands, even where the search for more of it failed.
+        order.progress.result(&report::terminal(&log));
+        write_atomically(&folder.join("bisect.md"), report::markdown(&log).as_bytes())?;
+        order.progress.line(&format!("bisect.md and {} are in {}", record::FILE_NAME, folder.display()));
+    }
+    if !ended? {
+        let path = folder.display();
+        order.progress.line(&format!("interrupted; complete it with: tfcheck bisect --resume {path}"));
+        return Ok(ExitCode::Interrupted);
+    }
+    let is_found = |phase: &Phase| phase.changes.as_ref().is_some_and(|changes| !changes.is_empty());
+    Ok(if log.phases.iter().any(is_found) { ExitCode::Diverged } else { ExitCode::Agree })
+}
+
+/// Runs every phase that has not ended, and plans the next one; false when the user stopped it.
+fn pursue(order: &Order, log: &mut Log, folder: &Path) -> Result<bool> {
     let mut index = 0;
     while index < log.phases.len() {
         if log.phases[index].changes.is_none() {
             let over = log.phases[index].over;
             let subject = Subject::new(over, &log.question, order.cache, folder)?;
-            let ended = Pursuit { order, folder, subject: &subject, index }.run(&mut log)?;
-            if !ended {
-                let path = folder.display();
-                order
-                    .progress
-                    .line(&format!("interrupted; complete it with: tfcheck bisect --resume {path}"));
-                return Ok(ExitCode::Interrupted);
+            if !(Pursuit { order, folder, subject: &subject, index }.run(log)?) {
+                return Ok(false);
             }
         }
-        if index + 1 == log.phases.len()
-            && let Some(next) = next_phase(order, &log, folder)?
-        {
+        if let Some(next) = next_phase(order, log, folder)? {
             log.phases.push(next);
             log.write(folder)?;
         }
         index += 1;
     }
-    let text = report::terminal(&log);
-    order.progress.result(&text);
-    write_atomically(&folder.join("bisect.md"), report::markdown(&log).as_bytes())?;
-    order.progress.line(&format!("bisect.md and {} are in {}", record::FILE_NAME, folder.display()));
-    let is_found =
-        log.phases.iter().any(|phase| phase.changes.as_ref().is_some_and(|changes| !changes.is_empty()));
-    Ok(if is_found { ExitCode::Diverged } else { ExitCode::Agree })
+    Ok(true)
 }
 
 /// What the first search goes over: commits where the sides are commits.
@@ -225,7 +231,7 @@ impl Pursuit<'_> {
         let title = self.subject.title(&revisions[next.revision]);
         let task = self.order.progress.task("bisect", log.phases[self.index].bound as u64);
         task.at(log.phases[self.index].runs() as u64, &title);
-        let first = log.phases[self.index].steps.first().and_then(|step| step.run.clone());
+        let first = log.phases[self.index].steps.iter().find_map(|step| step.run.clone());
         let tester = Tester {
             question,
             subject: self.subject,

@@ -18,7 +18,14 @@ fn a_window_moved_by_one_key_is_found_in_a_fork_of_fifty_commits() {
     let config = "[[checkpoints]]\nsource = \"synthetic:mistral\"\n[inputs]\nlengths = [48]\n\
         [run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\n";
     sandbox.write("tfcheck.toml", config);
-    let output = sandbox.tfcheck(&["bisect", "--repository", "fork", "--good", "c0", "--bad", "c49"]);
+    // A cache of its own, for the environments of these commits are of no use to anyone; uv is the usual one's.
+    let cache = sandbox.path().join("cache");
+    let uv = tfcheck::app::cache_folder().unwrap().join("uv");
+    std::fs::create_dir_all(&uv).unwrap();
+    std::fs::create_dir_all(&cache).unwrap();
+    std::os::unix::fs::symlink(uv, cache.join("uv")).unwrap();
+    let arguments = ["bisect", "--repository", "fork", "--good", "c0", "--bad", "c49"];
+    let output = sandbox.command(&arguments).env("TFCHECK_CACHE", cache).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let folder = std::fs::read_dir(sandbox.results()).unwrap().next().unwrap().unwrap().path();
     let log: Value = serde_json::from_slice(&std::fs::read(folder.join("bisect.json")).unwrap()).unwrap();

@@ -78,6 +78,10 @@ impl Repository {
         if self.name.contains("://") {
             return Ok(self.name.clone());
         }
+        // `git@host:owner/name`, of which the folder is a clone of ours.
+        if let Some((host, path)) = self.name.split_once(':').filter(|(host, _)| host.contains('@')) {
+            return Ok(format!("ssh://{host}/{path}"));
+        }
         let top = self.run(&["rev-parse", "--path-format=absolute", "--show-toplevel"])?;
         Ok(format!("file://{top}"))
     }
