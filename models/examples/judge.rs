@@ -1,27 +1,32 @@
 //! Judges checkpoint folders against what transformers computed for them.
 //!
 //! `cargo run --release --example judge -- FOLDER...`. A folder holds a checkpoint, `inputs_<name>.safetensors`
-//! (`input_ids`, `attention_mask`, `position_ids`) and `logits_<name>.<dtype>.safetensors` as `tests/truth.py`
+//! (`input_ids`, `attention_mask`, `position_ids`) and `logits_<name>.<dtype>.safetensors` as `tests/truths.py`
 //! writes them, the f64 ones exact. Every figure is a relative L2 against the f64 truth over the positions that are
 //! no padding: ours, torch's own in that dtype, and ours at the worst position. Decoders are also run through a
 //! cache, in chunks of 7 and token by token, and in f32 and bf16 every model in the fused form too. Exits with 1 if a
 //! bound is broken or a tensor stays unread.
+//!
+//! The 16-bit bound is a ratio of two rounding errors. Where a folder has `inputs_many`, because a classifier gives two
+//! or three numbers a row or a router's near-tie moves a whole token, it is asked of those 64 rows, and the ratios of
+//! the few rows are shown without a verdict.
 
 #![expect(clippy::print_stdout, reason = "a command-line program")]
 
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use models::{Cache, Form, Inputs, Loaded, Options, load};
+use models::{Cache, Error, Form, Inputs, Loaded, Options, load};
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// The bounds of the issue on native models.
 const F64_BOUND: f64 = 1e-12;
 const F32_BOUND: f64 = 5e-6;
 const OF_TORCH: f64 = 1.5;
+/// The inputs that a 16-bit bound is asked of, where there are such.
+const MANY: &str = "many";
 
 const RUNS: [(&str, DType, Form); 6] = [
     ("f64", DType::F64, Form::Eager),
@@ -136,12 +141,19 @@ impl Case {
         };
         let ours = match chunk {
             Some(chunk) => cached(loaded, &inputs, chunk)?,
-            None => loaded.forward(&inputs)?,
+            None => match loaded.forward(&inputs) {
+                Err(Error::Unsupported(reason)) => {
+                    println!("{:<28} {label:<12} {dtype:<5} refused: {reason}", self.name);
+                    return Ok(true);
+                }
+                ours => ours?,
+            },
         };
         let exact = Output::new(&read(&self.truth(name, "f64"))?, mask)?;
         let ours = Output::new(&ours, mask)?;
         let torch = Output::new(&read(&self.truth(name, dtype))?, mask)?.error(&exact);
         let error = ours.error(&exact);
+        let is_asked = matches!(dtype, "f64" | "f32") || name == MANY || !self.truth(MANY, dtype).exists();
         let kept = match dtype {
             "f64" => error <= F64_BOUND,
             "f32" => error <= F32_BOUND,
@@ -153,9 +165,15 @@ impl Case {
             self.name,
             error / torch,
             format!("{worst:.1e} at {place:?}"),
-            if kept { "ok" } else { "FAILED" }
+            if !is_asked {
+                "few"
+            } else if kept {
+                "ok"
+            } else {
+                "FAILED"
+            }
         );
-        Ok(kept)
+        Ok(kept || !is_asked)
     }
 }
 
