@@ -8,7 +8,8 @@ seeded, and for each of them `logits_<shape>.<dtype>.safetensors` as `truth.py` 
 
 The shapes: one row; three rows padded on the left, and on the right; one row well past every window. Where a 16-bit
 error is luck, because a classifier gives two or three numbers a row or because a router's near-tie sends a token to
-another expert, a batch of 64 rows is judged as well.
+another expert, a batch of 64 rows is judged as well. Where frequencies follow the length of each pass, what a cache
+gives is not what one pass gives, and `logits_<shape>_by_<chunk>.f64.safetensors` is computed chunk by chunk.
 """
 
 import json
@@ -55,12 +56,25 @@ def make_truths(folder: pathlib.Path):
     for inputs in sorted(folder.glob("inputs_*.safetensors")):
         for dtype in truth.DTYPES:
             path = folder / f"logits_{inputs.stem.removeprefix('inputs_')}.{dtype}.safetensors"
-            if path.exists():
-                continue
-            name, values = truth.compute(folder, load_file(inputs), dtype)
-            partial = path.with_suffix(".partial")
-            save_file({name: values}, partial, metadata={"transformers": transformers.__version__, "dtype": dtype})
-            partial.rename(path)
+            if not path.exists():
+                make_truth(folder, inputs, path, dtype)
+        for chunk in (7, 1) if follows_length(folder) else ():
+            path = folder / f"logits_{inputs.stem.removeprefix('inputs_')}_by_{chunk}.f64.safetensors"
+            if not path.exists():
+                make_truth(folder, inputs, path, "f64", chunk)
+
+
+def make_truth(folder, inputs, path, dtype, chunk=None):
+    name, values = truth.compute(folder, load_file(inputs), dtype, chunk=chunk)
+    partial = path.with_suffix(".partial")
+    save_file({name: values}, partial, metadata={"transformers": transformers.__version__, "dtype": dtype})
+    partial.rename(path)
+
+
+def follows_length(folder):
+    config = json.loads((folder / "config.json").read_text())
+    scaling = config.get("rope_scaling") or {}
+    return scaling.get("rope_type", scaling.get("type")) in ("dynamic", "longrope", "su")
 
 
 def main():
