@@ -21,7 +21,8 @@ pub(super) fn markdown(scoreboard: &Scoreboard) -> String {
          reference in the same dtype; the number is the variant's relative L2 against the reference in float64, \
          and for bf16 also its ratio to the reference's own. `as the reference`: the reference in that dtype departs \
          from its own float64 result by more than rounding (a router's near-tie sends a token to another expert), and \
-         the variant by no more than 1.5 times as much. `last`: the port gives the last position only.\n\n",
+         the variant by no more than 1.5 times as much. A classifier's ratio, of two or three numbers a row, is luck. \
+         `last`: the port gives the last position only.\n\n",
         scoreboard.reference, scoreboard.run
     );
     counts(&mut text, scoreboard);
