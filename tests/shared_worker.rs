@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use reference::protocol::{Dtype, Forward, Load, Mode, PROTOCOL_VERSION, Request};
 use tfcheck::runner::{Ended, ProcessRunner, Runner, SharedRunner};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 fn native() -> ProcessRunner {
     ProcessRunner {
