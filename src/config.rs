@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::compare::verdict::Tolerances;
+use crate::gates::Gate;
 
 mod diagnose;
 mod init;
@@ -27,6 +28,7 @@ use reference::Versions;
 pub use reference::{Source as VersionSource, TorchBackend};
 pub use schema::schema_text;
 pub use source::{CheckpointSource, Device, SourceError};
+pub(crate) use validate::is_file_name;
 
 /// The name of the file that is read when none is named.
 pub const FILE_NAME: &str = "tfcheck.toml";
@@ -164,7 +166,7 @@ pub struct Version {
     /// The interpreter of an environment that exists and is used as it is. Default: none, an environment is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub python: Option<PathBuf>,
-    /// Modes of this version alone, `eager` and `compiled`. Default: those of `[run]`.
+    /// Modes of this version alone, `eager`, `compiled` and `frozen`. Default: those of `[run]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<schema::ModeName>>")]
     pub modes: Option<Vec<Mode>>,
@@ -203,7 +205,7 @@ pub struct Command {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Run {
-    /// Modes of the transformers versions, `eager` and `compiled`. Default: both.
+    /// Modes of the transformers versions, `eager`, `compiled` and `frozen` (`torch.compile` with its weights as constants). Default: the first two.
     #[schemars(with = "Vec<schema::ModeName>")]
     pub modes: Vec<Mode>,
     /// Attention implementations of the transformers versions, `eager` and `sdpa`. Default: `["sdpa"]`.
@@ -222,6 +224,8 @@ pub struct Run {
     pub warm_up: usize,
     /// Timed passes in each round. Default: 10.
     pub iterations: usize,
+    /// Tokens that each round also decodes one by one through the KV cache, each timed; 0 leaves decoding out. Default: 0.
+    pub decode: usize,
     /// Timing rounds; within a round the variants take turns, and 0 leaves timing out. Default: 3.
     pub rounds: usize,
     /// Also profiles one pass of each variant. Default: true.
@@ -231,6 +235,12 @@ pub struct Run {
     /// The variant that speed-ups are against, by its name in the tables. Default: eager mode of the newest transformers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<String>,
+    /// Conditions on which the run fails, `verdict>=diverged`, `l2>1e-3`, `p50>5%`, `loads` and the like. Default: `verdict>=worse_rounding`, and with `against` also `p50>3%`.
+    #[schemars(with = "Vec<String>")]
+    pub fail_on: Vec<Gate>,
+    /// The saved baseline that the run is compared with when it ends. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub against: Option<String>,
     /// Seconds that a request to a worker may take; loading and the first pass have limits of their own. Default: 600.
     pub timeout_s: u64,
     /// GB (10^9 bytes) that loaded workers may hold while they wait between rounds. Default: half of the machine's memory.
@@ -286,10 +296,13 @@ impl Default for Run {
             threads: None,
             warm_up: 3,
             iterations: 10,
+            decode: 0,
             rounds: 3,
             trace: true,
             oracle: false,
             baseline: None,
+            fail_on: Vec::new(),
+            against: None,
             timeout_s: 600,
             memory_budget_gb: None,
             seed: 0,

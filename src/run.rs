@@ -9,18 +9,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
-use reference::protocol::{Load, PROTOCOL_VERSION};
+use reference::protocol::{Load, Mode, PROTOCOL_VERSION};
 
 use crate::config::Config;
+use crate::history::History;
 use crate::machine::{self, Machine};
 use crate::outcome::ExitCode;
 use crate::plan::{CellPlan, Plan};
 use crate::progress::Progress;
 use crate::results::{Cell, FailureKind, Manifest, Outcome, RunFolder};
-use crate::runner::{self, Ended, ProcessRunner, Runner};
+use crate::runner::{self, Ended, ProcessRunner, Runner, SharedRunner};
 use crate::schedule::{Job, Ran, Schedule, Settings};
 use crate::{summary, variant};
 pub use localize::{Wanted, localize};
+pub(crate) use prepare::specification;
 use prepare::{Preparation, PreparedCase};
 
 /// A run that is about to start, or to go on.
@@ -95,6 +97,7 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
     }
 
     let code = conclude(order, &folder, &manifest, &cells, &cases, &runners, interrupted);
+    remember(order, &folder, &manifest, &cells, &runners);
     // While pairs were localised, say; what is finished is kept.
     interrupted |= order.stop.load(Ordering::Relaxed);
     if interrupted {
@@ -124,7 +127,21 @@ fn conclude(
     if !interrupted {
         localize::diverged(order, folder, manifest, cases, runners, &mut view)?;
     }
-    summary::publish(folder, &view, order.progress)
+    summary::publish(folder, manifest, view, &order.config.tolerances, order.progress)
+}
+
+/// Adds the run to the history of its results folder. The run is whole without it, so that a history which
+/// cannot be written is said and no failure.
+fn remember(order: &Order, folder: &RunFolder, manifest: &Manifest, cells: &[Vec<Cell>], runners: &Runners) {
+    let results = folder.path().parent().unwrap_or(Path::new("."));
+    let name = folder.path().file_name().unwrap_or_default().to_string_lossy();
+    let cases: Vec<_> = manifest.cases.iter().zip(cells.iter().map(Vec::as_slice)).collect();
+    let machine = (runners.fingerprint.as_str(), runners.threads);
+    let kept = History::open(results)
+        .and_then(|mut history| history.record(&name, &manifest.stamp, machine, &cases));
+    if let Err(error) = kept {
+        order.progress.line(&format!("not in the history: {error}"));
+    }
 }
 
 /// Opens the destination. A run that is resumed must still mean the same: its checkpoints and inputs are checked.
@@ -190,12 +207,12 @@ fn write_records(
 
 /// One runner per environment, one per command, and tfcheck's own.
 struct Runners {
-    environments: Vec<Result<ProcessRunner, Ended>>,
+    environments: Vec<Result<Box<dyn Runner>, Ended>>,
     environment_keys: Vec<String>,
     environment_notes: Vec<Vec<String>>,
     commands: Vec<ProcessRunner>,
-    candle: ProcessRunner,
-    upstream: ProcessRunner,
+    candle: Box<dyn Runner>,
+    upstream: Box<dyn Runner>,
     threads: usize,
     /// [`Machine::fingerprint`], part of every key.
     fingerprint: String,
@@ -204,8 +221,15 @@ struct Runners {
 impl Runners {
     fn new(order: &Order, environments: &[prepare::EnvironmentResult], fingerprint: String) -> Result<Self> {
         let threads = order.config.run.threads.unwrap_or_else(machine::physical_cores);
+        // A plan of eager cells of which none is timed may share workers; a compiler's state would outlive its cell.
+        let is_shared =
+            order.plan.cells.iter().all(|cell| !cell.measured && cell.variant.mode != Mode::Compiled);
+        let boxed = |runner: ProcessRunner| -> Box<dyn Runner> {
+            if is_shared { Box::new(SharedRunner::new(runner)) } else { Box::new(runner) }
+        };
         let runner = |environment: &prepare::EnvironmentResult| match environment {
             Ok(environment) => runner::transformers::runner(environment, order.cache, threads)
+                .map(boxed)
                 .map_err(|error| Ended::failed(FailureKind::Environment, format!("the bridge: {error}"))),
             Err(error) => Err(Ended::failed(FailureKind::Environment, error.clone())),
         };
@@ -228,8 +252,8 @@ impl Runners {
                 .iter()
                 .map(|command| runner::command::runner(&command.program, &order.config.folder, threads))
                 .collect(),
-            candle: runner::candle::runner(threads).into_diagnostic()?,
-            upstream: runner::candle_transformers::runner(threads).into_diagnostic()?,
+            candle: boxed(runner::candle::runner(threads).into_diagnostic()?),
+            upstream: boxed(runner::candle_transformers::runner(threads).into_diagnostic()?),
             threads,
             fingerprint,
         })
@@ -240,10 +264,10 @@ impl Runners {
         match cell.variant.runner {
             variant::Runner::Transformers => {
                 let index = cell.environment.ok_or_else(missing)?;
-                self.environments[index].as_ref().map(|runner| runner as &dyn Runner).map_err(Clone::clone)
+                self.environments[index].as_ref().map(AsRef::as_ref).map_err(Clone::clone)
             }
-            variant::Runner::Candle => Ok(&self.candle),
-            variant::Runner::CandleTransformers => Ok(&self.upstream),
+            variant::Runner::Candle => Ok(self.candle.as_ref()),
+            variant::Runner::CandleTransformers => Ok(self.upstream.as_ref()),
             variant::Runner::Command => {
                 let index = cell.command.ok_or_else(missing)?;
                 Ok(&self.commands[index])
@@ -257,6 +281,7 @@ fn settings(config: &Config) -> Settings {
     Settings {
         warm_up: run.warm_up,
         iterations: run.iterations,
+        decode: run.decode,
         rounds: run.rounds,
         trace: run.trace,
         timeout: Duration::from_secs(run.timeout_s),

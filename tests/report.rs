@@ -9,6 +9,7 @@ use tfcheck::compare::logits::{Logits, Mask};
 use tfcheck::compare::matrix::{Entry, Options, matrix};
 use tfcheck::compare::oracle::{Oracles, accuracies};
 use tfcheck::compare::verdict::{Tolerances, verdicts};
+use tfcheck::gates::Judged;
 use tfcheck::report::{
     CaseView, ChoiceRow, ChoicesView, Report, RunView, csv::Csv, html::Html, json::Json, junit::Junit,
     markdown::Markdown, terminal::Terminal,
@@ -46,6 +47,7 @@ fn completed(first_ms: u64, rounds_ms: &[&[u64]], notes: &[&str]) -> Outcome {
         load_ns: 812_000_000,
         first_call_ns: first_ms * 1_000_000,
         rounds_ns: rounds_ms.iter().map(|round| round.iter().map(|ms| ms * 1_000_000).collect()).collect(),
+        decode_rounds_ns: Vec::new(),
         round_numbers: (0..rounds_ms.len() as u32).collect(),
         unfinished: None,
         peak_bytes: Some(1_288_490_188),
@@ -153,6 +155,7 @@ fn run() -> RunView {
         environment: vec![("CPU".to_owned(), "2 cores of an AMD EPYC".to_owned())],
         cases: vec![case],
         notes: vec!["PyTorch's index cannot be reached; PyPI's torch is used".to_owned()],
+        judged: Judged::default(),
     }
 }
 

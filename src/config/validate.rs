@@ -63,7 +63,8 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     found.inputs(&config.inputs, &config.checkpoints);
     found.environment(&config.environment);
     found.versions(&config.versions);
-    found.modes(at!["candle", "modes"], &config.candle.modes, Mode::Compiled, "candle has eager and fused");
+    let foreign = [Mode::Compiled, Mode::Frozen];
+    found.modes(at!["candle", "modes"], &config.candle.modes, &foreign, "candle has eager and fused");
     found.distinct(at!["candle", "modes"], &config.candle.modes);
     found.commands(&config.commands, &config.versions);
     found.run(&config.run);
@@ -71,7 +72,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
 }
 
 /// True for a name that can be a folder's on every system and needs no quoting in a shell.
-pub(super) fn is_file_name(name: &str) -> bool {
+pub(crate) fn is_file_name(name: &str) -> bool {
     name.len() <= 100
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && !name.ends_with('.')
@@ -309,6 +310,10 @@ impl Found {
         self.list(at!["run", "attention"], &run.attention);
         self.list(at!["run", "dtypes"], &run.dtypes);
         self.list(at!["run", "devices"], &run.devices);
+        self.distinct(at!["run", "fail_on"], &run.fail_on);
+        if let Some(name) = &run.against {
+            self.file_name(at!["run", "against"], name);
+        }
         self.positive(at!["run", "iterations"], run.iterations as f64);
         self.positive(at!["run", "timeout_s"], run.timeout_s as f64);
         if let Some(threads) = run.threads {
@@ -323,18 +328,18 @@ impl Found {
         self.modes(
             path,
             modes,
-            Mode::Fused,
-            "transformers has eager and compiled; fused is one of [candle]'s modes",
+            &[Mode::Fused],
+            "transformers has eager, compiled and frozen; fused is one of [candle]'s modes",
         );
         self.list(path, modes);
     }
 
-    fn modes(&mut self, path: &[Step], modes: &[Mode], foreign: Mode, hint: &str) {
+    fn modes(&mut self, path: &[Step], modes: &[Mode], foreign: &[Mode], hint: &str) {
         for (index, mode) in modes.iter().enumerate() {
-            if *mode == foreign {
+            if foreign.contains(mode) {
                 let mut path = path.to_vec();
                 path.push(index.into());
-                self.value(&path, format!("no \"{}\" mode here", crate::variant::mode_name(foreign)), hint);
+                self.value(&path, format!("no \"{}\" mode here", crate::variant::mode_name(*mode)), hint);
             }
         }
     }

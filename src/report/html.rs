@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::gates::{change_rows, gate_rows, is_shown};
 use super::{CaseView, Report, RunView, bytes, kind, ms, reason, speed_up_text};
 use crate::compare::matrix::PairOutcome;
 use crate::compare::metrics::Side;
@@ -31,6 +32,20 @@ impl Report for Html {
         );
         put(&mut page, &format!("<h1>tfcheck <span class=\"id\">{id}</span></h1>\n"));
         tally(&mut page, run);
+        if is_shown(&run.judged) {
+            let gates = gate_rows(&run.judged).into_iter();
+            let gates: Vec<String> =
+                gates.map(|[gate, word, found]| format!("{gate}: {word}. {found}")).collect();
+            list(&mut page, "Gates", &gates);
+        }
+        if let Some(against) = &run.judged.against {
+            let rows: Vec<String> = change_rows(against)
+                .into_iter()
+                .map(|row| row[..6].join(" · "))
+                .chain(against.notes.clone())
+                .collect();
+            list(&mut page, &format!("Against baseline {}", escape(&against.baseline)), &rows);
+        }
         for case in &run.cases {
             put(&mut page, &format!("<section>\n<h2>{}</h2>\n", escape(&case.name)));
             put(
@@ -41,6 +56,7 @@ impl Report for Html {
             verdicts(&mut page, case);
             first_divergence(&mut page, case);
             timings(&mut page, case);
+            decoding(&mut page, case);
             accuracies(&mut page, case);
             choices(&mut page, case);
             failures(&mut page, case);
@@ -259,6 +275,29 @@ fn timings(page: &mut String, case: &CaseView) {
         put(page, "</tr>\n");
     }
     put(page, "</tbody></table></div>\n");
+}
+
+/// Nothing where no variant decoded.
+fn decoding(page: &mut String, case: &CaseView) {
+    let rows: Vec<Vec<String>> = case
+        .decoding()
+        .iter()
+        .filter_map(|(cell, performance)| {
+            let timing = performance.timing.as_ref()?;
+            Some(vec![
+                escape(&cell.name),
+                format!("{:.2}", timing.p50_ms),
+                format!("{:.2}–{:.2}", timing.median_interval_ms.low, timing.median_interval_ms.high),
+                format!("{:.2}", timing.p90_ms),
+                speed_up_text(performance),
+                timing.n.to_string(),
+            ])
+        })
+        .collect();
+    if !rows.is_empty() {
+        let header = ["Variant", "p50 (ms)", "95 % interval", "p90 (ms)", "Speed-up", "n"];
+        table(page, "Decoding one token after the inputs", &header, &rows);
+    }
 }
 
 fn accuracies(page: &mut String, case: &CaseView) {

@@ -6,9 +6,11 @@
 use serde_json::{Map, Value, json};
 
 use super::{CaseView, Report, RunView, kind};
+use crate::against::{Against, Row};
 use crate::compare::matrix::{Matrix, PairOutcome};
 use crate::compare::metrics::{KlSummary, PairMetrics, PositionIndex, PositionMetrics, Side};
 use crate::results::{Cell, Outcome, SCHEMA_VERSION};
+use crate::timing::Summary;
 use crate::variant::dtype_name;
 
 /// About 2 MB of curves.
@@ -30,6 +32,8 @@ impl Report for Json {
             "run": run.id,
             "environment": run.environment.iter().cloned().map(|(key, value)| (key, Value::String(value))).collect::<Map<_, _>>(),
             "notes": run.notes,
+            "gates": run.judged.gates,
+            "against": run.judged.against.as_ref().map(against),
             "tally": {
                 "identical": tally.identical,
                 "same_mathematics": tally.same_mathematics,
@@ -44,6 +48,40 @@ impl Report for Json {
         });
         format!("{summary:#}\n")
     }
+}
+
+fn against(against: &Against) -> Value {
+    let row = |row: &Row| {
+        let (status, l2, relative) = match &row.pair {
+            PairOutcome::Compared(pair) => {
+                ("compared", Some(number(pair.l2)), Some(number(pair.relative_l2(Side::A))))
+            }
+            PairOutcome::Incomparable(_) => ("incomparable", None, None),
+            PairOutcome::NotRun(_) => ("not_run", None, None),
+        };
+        json!({
+            "case": row.case,
+            "variant": row.variant,
+            "status": status,
+            "verdict": row.verdict,
+            "l2": l2,
+            "relative_l2_to_baseline": relative,
+            "p50_change": row.change().map(|change| json!({
+                "ratio": number(change.ratio),
+                "interval": [number(change.interval.low), number(change.interval.high)],
+                "rounds": change.rounds,
+            })),
+            "times_not_compared": row.times.as_ref().err(),
+            "peak_bytes": row.peak_bytes.as_ref().ok(),
+            "notes": row.notes,
+        })
+    };
+    json!({
+        "baseline": against.baseline,
+        "run": against.run,
+        "rows": against.rows.iter().map(row).collect::<Vec<_>>(),
+        "notes": against.notes,
+    })
 }
 
 fn case(case: &CaseView) -> Value {
@@ -86,18 +124,8 @@ fn cell(case: &CaseView, cell: &Cell) -> Value {
             "load_ms": super::ms(completed.load_ns),
             "first_call_ms": super::ms(completed.first_call_ns),
             "peak_bytes": completed.peak_bytes,
-            "timing": performance.timing.map(|timing| json!({
-                "n": timing.n,
-                "rounds": timing.rounds,
-                "mean_ms": timing.mean_ms,
-                "p50_ms": timing.p50_ms,
-                "p90_ms": timing.p90_ms,
-                "p99_ms": timing.p99_ms,
-                "min_ms": timing.min_ms,
-                "max_ms": timing.max_ms,
-                "p50_interval_ms": [timing.median_interval_ms.low, timing.median_interval_ms.high],
-                "outliers": timing.outliers,
-            })),
+            "timing": performance.timing.as_ref().map(timing),
+            "decode": timed_decoding(case, cell),
             "speed_up": performance.speed_up.map(|speed_up| json!({
                 "ratio": number(speed_up.ratio),
                 "interval": [number(speed_up.interval.low), number(speed_up.interval.high)],
@@ -119,6 +147,28 @@ fn cell(case: &CaseView, cell: &Cell) -> Value {
         value.extend(more);
     }
     value
+}
+
+fn timing(timing: &Summary) -> Value {
+    json!({
+        "n": timing.n,
+        "rounds": timing.rounds,
+        "mean_ms": timing.mean_ms,
+        "p50_ms": timing.p50_ms,
+        "p90_ms": timing.p90_ms,
+        "p99_ms": timing.p99_ms,
+        "min_ms": timing.min_ms,
+        "max_ms": timing.max_ms,
+        "p50_interval_ms": [timing.median_interval_ms.low, timing.median_interval_ms.high],
+        "outliers": timing.outliers,
+    })
+}
+
+/// `null` where the cell decoded nothing.
+fn timed_decoding(case: &CaseView, cell: &Cell) -> Value {
+    let decoded = case.decoding();
+    let found = decoded.iter().find(|(other, _)| other.name == cell.name);
+    found.and_then(|(_, performance)| performance.timing.as_ref()).map_or(Value::Null, timing)
 }
 
 /// Every unordered pair, the diagonal included.

@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
+use super::gates::{CHANGE_HEADER, change_rows, gate_rows, is_shown};
 use super::{CaseView, Performance, Report, RunView, bytes, entry, kind, ms, reason, speed_up_text};
 use crate::compare::metrics::Side;
+use crate::gates::Judged;
 use crate::results::{Cell, Outcome};
 
 /// The summary for people.
@@ -23,10 +25,12 @@ impl Report for Markdown {
         for (key, value) in &run.environment {
             line(&mut text, &format!("- {key}: {value}"));
         }
+        gates(&mut text, &run.judged);
         for case in &run.cases {
             line(&mut text, &format!("\n## {}\n", case.name));
             line(&mut text, &format!("Checkpoint {}; inputs {}.\n", case.checkpoint, case.inputs));
             performance(&mut text, case);
+            decoding(&mut text, case);
             matrices(&mut text, case);
             verdicts(&mut text, case);
             first_divergence(&mut text, case);
@@ -42,6 +46,27 @@ impl Report for Markdown {
             }
         }
         text
+    }
+}
+
+/// First, because they are what decides.
+fn gates(text: &mut String, judged: &Judged) {
+    if !is_shown(judged) {
+        return;
+    }
+    line(text, "\n## Gates\n");
+    let rows: Vec<Vec<String>> = gate_rows(judged).into_iter().map(Vec::from).collect();
+    table(text, &["Gate", "Outcome", "Findings"], &rows);
+    let Some(against) = &judged.against else { return };
+    line(text, &format!("\n## Against baseline `{}`\n\nSaved from {}.\n", against.baseline, against.run));
+    let rows: Vec<Vec<String>> = change_rows(against).into_iter().map(Vec::from).collect();
+    table(text, &CHANGE_HEADER, &rows);
+    line(
+        text,
+        "\nThe change of the median is this run's over the baseline's; its 95 % bootstrap interval resamples whole rounds. The two were timed at different times.",
+    );
+    for note in &against.notes {
+        line(text, &format!("- {note}"));
     }
 }
 
@@ -66,6 +91,24 @@ fn performance(text: &mut String, case: &CaseView) {
         text,
         "\nPercentiles are interpolated (Hyndman–Fan type 7). The speed-up is the baseline's median over the variant's, with its 95 % bootstrap interval over interleaved rounds.",
     );
+}
+
+/// Nothing where no variant decoded.
+fn decoding(text: &mut String, case: &CaseView) {
+    let timed = case.decoding();
+    if timed.is_empty() {
+        return;
+    }
+    line(text, "\n### Decoding\n\nOne token of every row, through the KV cache that holds the inputs.\n");
+    let row = |(cell, performance): &(&Cell, Performance<'_>)| {
+        let mut row = vec![cell.variant.version.clone(), cell.variant.note()];
+        row.extend(percentiles(performance));
+        row.extend([speed_up_text(performance), performance.timing.map_or(0, |timing| timing.n).to_string()]);
+        row
+    };
+    let rows: Vec<Vec<String>> = timed.iter().map(row).collect();
+    let header = ["Variant", "Note", "p50 (ms)", "p90 (ms)", "p99 (ms)", "Average (ms)", "Speed-up", "n"];
+    table(text, &header, &rows);
 }
 
 fn performance_row(case: &CaseView, cell: &Cell) -> Vec<String> {
@@ -313,7 +356,7 @@ fn notes(text: &mut String, case: &CaseView) {
 }
 
 /// A pipe table, padded so that the source reads as a table too. A short row is completed with dashes.
-fn table(text: &mut String, header: &[&str], rows: &[Vec<String>]) {
+pub(super) fn table(text: &mut String, header: &[&str], rows: &[Vec<String>]) {
     let clean = |cell: &str| cell.replace('|', "\\|").replace(['\n', '\r'], " ");
     let header: Vec<String> = header.iter().map(|cell| clean(cell)).collect();
     let rows: Vec<Vec<String>> = rows
@@ -342,6 +385,6 @@ fn table(text: &mut String, header: &[&str], rows: &[Vec<String>]) {
     }
 }
 
-fn line(text: &mut String, content: &str) {
+pub(super) fn line(text: &mut String, content: &str) {
     writeln!(text, "{content}").expect("a String takes every write");
 }
