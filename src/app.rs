@@ -14,7 +14,7 @@ use crate::plan::{Filters, Plan};
 use crate::progress::Progress;
 use crate::results::{Case, ResultsError, RunFolder};
 use crate::run::{self, Destination, Order};
-use crate::{baseline, bench, compare_runs, explain, machine, record, scoreboard, worker};
+use crate::{baseline, bench, bisect, compare_runs, explain, machine, record, scoreboard, worker};
 
 /// Runs one command line.
 ///
@@ -26,6 +26,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Run(arguments) => run(cli, arguments),
         Command::Scoreboard(arguments) => judge(cli, arguments),
         Command::Bench(arguments) => bench(cli, arguments),
+        Command::Bisect(arguments) => search(cli, arguments),
         Command::Plan(selection) => say(&plan_text(selection)?),
         Command::Init(arguments) => say(&config::init(&arguments.path)?),
         Command::Schema => say(&config::schema_text()),
@@ -178,6 +179,23 @@ fn folded(
     let finished = run::run(&order, destination)?;
     say(&(fold.write)(&finished.folder)?)?;
     Ok(finished.code)
+}
+
+/// A search for the revision that changed something.
+fn search(cli: &Cli, arguments: &crate::cli::Bisect) -> Result<ExitCode> {
+    let stop = stop_on_signals()?;
+    let progress = Progress::new(cli.quiet);
+    let cache = cache_folder()?;
+    let order = bisect::Order { cache: &cache, stop: &stop, progress: &progress };
+    if let Some(folder) = &arguments.resume {
+        return bisect::resume(&order, folder);
+    }
+    let mut config = Config::load(arguments.config.as_deref())?.config;
+    if !arguments.checkpoints.is_empty() {
+        config = config.with_checkpoints(&arguments.checkpoints)?;
+    }
+    let question = bisect::question(arguments, config.absolute())?;
+    bisect::begin(&order, question, &arguments.results)
 }
 
 /// A run of one version and its float64 result, kept as a recording.

@@ -63,6 +63,8 @@ pub enum Command {
     Scoreboard(Scoreboard),
     /// Time transformers (eager, compiled, frozen), candle-transformers and tfcheck's models in turns, with ratios.
     Bench(Bench),
+    /// Find the release or commit that changed something.
+    Bisect(Bisect),
     /// Keep runs under a name, to compare later ones with.
     #[command(subcommand)]
     Baseline(Baseline),
@@ -134,6 +136,52 @@ pub struct Compare {
     /// Fail (exit code 1) where this holds, as in `tfcheck run`; repeatable, in place of the run's own.
     #[arg(long = "fail-on", value_name = "GATE")]
     pub fail_on: Vec<Gate>,
+}
+
+/// Arguments of `tfcheck bisect`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Bisect {
+    /// The config that says on what; its versions play no part. ./tfcheck.toml otherwise, and a built-in one where there is none.
+    pub config: Option<PathBuf>,
+    /// A checkpoint instead of the config's, as in `tfcheck run`; repeatable.
+    #[arg(long = "checkpoint", value_name = "SOURCE")]
+    pub checkpoints: Vec<String>,
+    /// The good side, against which all others are tested: a release of transformers, or a commit of the repository.
+    #[arg(long, value_name = "REVISION", required_unless_present = "resume")]
+    pub good: Option<String>,
+    /// The bad side, a newer one that fails the test.
+    #[arg(long, value_name = "REVISION", required_unless_present = "resume")]
+    pub bad: Option<String>,
+    /// A revision is bad where this holds against the good side: `verdict>=diverged`, `rel_l2>1e-5`, `p50>5%`, `loads`.
+    #[arg(long, value_name = "GATE", default_value = "verdict>=diverged")]
+    pub test: Gate,
+    /// Test every revision and show each change, also one that went again.
+    #[arg(long)]
+    pub scan: bool,
+    /// Pre-releases count too.
+    #[arg(long)]
+    pub pre: bool,
+    /// Withdrawn releases count too.
+    #[arg(long)]
+    pub yanked: bool,
+    /// Then search the commits between the two releases, or those between --good and --bad: a transformers repository.
+    #[arg(long, value_name = "URL|FOLDER")]
+    pub repository: Option<String>,
+    /// Search the commits of a native port instead: the folder in its repository where the config's command is built and started.
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["repository", "pre", "yanked"])]
+    pub command_repository: Option<PathBuf>,
+    /// Which of the config's commands is the port, where there are several.
+    #[arg(long, value_name = "NAME", requires = "command_repository")]
+    pub command: Option<String>,
+    /// What builds the port, such as 'cargo build --release'; a commit that does not build is skipped.
+    #[arg(long, value_name = "COMMAND", requires = "command_repository")]
+    pub build: Option<String>,
+    /// Complete an interrupted bisection: its own question, its finished steps kept.
+    #[arg(long, value_name = "BISECTION", conflicts_with_all = ["config", "checkpoints", "good", "bad", "test", "scan", "pre", "yanked", "repository", "command_repository", "command", "build", "results"])]
+    pub resume: Option<PathBuf>,
+    /// Folder in which the bisection makes its own.
+    #[arg(long, value_name = "FOLDER", default_value = "results")]
+    pub results: PathBuf,
 }
 
 /// What `tfcheck baseline` does.
@@ -280,6 +328,7 @@ mod tests {
             "compare",
             "scoreboard",
             "bench",
+            "bisect",
             "baseline",
             "explain",
             "record",

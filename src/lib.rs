@@ -6,6 +6,7 @@ pub mod app;
 mod atomic;
 pub mod baseline;
 pub mod bench;
+pub mod bisect;
 pub mod checkpoint;
 pub mod cli;
 pub mod compare;
