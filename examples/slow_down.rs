@@ -176,6 +176,10 @@ impl Engine for Work {
         Ok(())
     }
 
+    fn decode(&mut self, _: usize) -> Result<Vec<u64>, Failed> {
+        Ok(Vec::new())
+    }
+
     fn trace(&mut self, _: &Trace) -> Result<(), Failed> {
         Err(tfcheck::worker::exception("this work has no trace"))
     }
