@@ -243,6 +243,7 @@ fn settings(config: &Config) -> Settings {
     Settings {
         warm_up: run.warm_up,
         iterations: run.iterations,
+        decode: run.decode,
         rounds: run.rounds,
         trace: run.trace,
         timeout: Duration::from_secs(run.timeout_s),

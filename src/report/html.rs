@@ -39,6 +39,7 @@ impl Report for Html {
             heat_map(&mut page, case);
             verdicts(&mut page, case);
             timings(&mut page, case);
+            decoding(&mut page, case);
             accuracies(&mut page, case);
             choices(&mut page, case);
             failures(&mut page, case);
@@ -240,6 +241,29 @@ fn timings(page: &mut String, case: &CaseView) {
         put(page, "</tr>\n");
     }
     put(page, "</tbody></table></div>\n");
+}
+
+/// Nothing where no variant decoded.
+fn decoding(page: &mut String, case: &CaseView) {
+    let rows: Vec<Vec<String>> = case
+        .decoding()
+        .iter()
+        .filter_map(|(cell, performance)| {
+            let timing = performance.timing.as_ref()?;
+            Some(vec![
+                escape(&cell.name),
+                format!("{:.2}", timing.p50_ms),
+                format!("{:.2}–{:.2}", timing.median_interval_ms.low, timing.median_interval_ms.high),
+                format!("{:.2}", timing.p90_ms),
+                speed_up_text(performance),
+                timing.n.to_string(),
+            ])
+        })
+        .collect();
+    if !rows.is_empty() {
+        let header = ["Variant", "p50 (ms)", "95 % interval", "p90 (ms)", "Speed-up", "n"];
+        table(page, "Decoding one token after the inputs", &header, &rows);
+    }
 }
 
 fn accuracies(page: &mut String, case: &CaseView) {

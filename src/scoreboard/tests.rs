@@ -91,6 +91,7 @@ fn cell(folder: &Path, runner: Runner, dtype: Dtype, error: f64) -> (Cell, Entry
         load_ns: 1,
         first_call_ns: 1,
         rounds_ns: Vec::new(),
+        decode_rounds_ns: Vec::new(),
         round_numbers: Vec::new(),
         peak_bytes: None,
         unfinished: None,

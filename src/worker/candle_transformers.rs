@@ -91,6 +91,11 @@ impl Engine for PortEngine {
         self.logits().map(drop)
     }
 
+    fn decode(&mut self, _tokens: usize) -> Result<Vec<u64>, Failed> {
+        // The ports' caches have no common interface, and an adapter gives its port a new one each pass.
+        Ok(Vec::new())
+    }
+
     fn trace(&mut self, _trace: &Trace) -> Result<(), Failed> {
         Err(unsupported("a port of candle-transformers has no hooks to trace it by"))
     }
