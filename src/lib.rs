@@ -10,6 +10,7 @@ pub mod compare;
 pub mod compare_runs;
 pub mod config;
 pub mod inputs;
+pub mod localize;
 pub mod machine;
 pub mod outcome;
 pub mod plan;

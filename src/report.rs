@@ -10,6 +10,7 @@ pub mod terminal;
 use crate::compare::matrix::{Matrix, PairOutcome};
 use crate::compare::oracle::Accuracy;
 use crate::compare::verdict::{Decision, Verdict};
+use crate::localize::Localized;
 use crate::results::{Cell, Completed, FailureKind, Outcome};
 use crate::timing::{SpeedUp, Summary, speed_up, summarize};
 
@@ -47,6 +48,8 @@ pub struct CaseView {
     pub accuracies: Vec<Accuracy>,
     /// Probabilities of named tokens.
     pub choices: Option<ChoicesView>,
+    /// Where pairs that diverged depart first.
+    pub localized: Vec<Localized>,
 }
 
 /// Softmax probabilities of named tokens at the last real position.
