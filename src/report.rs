@@ -1,6 +1,8 @@
 //! Writes what a run found: one [`RunView`] in, one format per file out.
 
 pub mod csv;
+pub(crate) mod gates;
+pub mod github;
 pub mod html;
 pub mod json;
 pub mod junit;
@@ -10,6 +12,7 @@ pub mod terminal;
 use crate::compare::matrix::{Matrix, PairOutcome};
 use crate::compare::oracle::Accuracy;
 use crate::compare::verdict::{Decision, Verdict};
+use crate::gates::Judged;
 use crate::localize::Localized;
 use crate::results::{Cell, Completed, FailureKind, Outcome};
 use crate::timing::{SpeedUp, Summary, speed_up, summarize};
@@ -25,6 +28,8 @@ pub struct RunView {
     pub cases: Vec<CaseView>,
     /// What holds for the whole run.
     pub notes: Vec<String>,
+    /// What its gates found, and what changed since a baseline.
+    pub judged: Judged,
 }
 
 /// One checkpoint with one batch of inputs in all variants.

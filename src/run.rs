@@ -12,6 +12,7 @@ use miette::{IntoDiagnostic, Result, WrapErr};
 use reference::protocol::{Load, Mode, PROTOCOL_VERSION};
 
 use crate::config::Config;
+use crate::history::History;
 use crate::machine::{self, Machine};
 use crate::outcome::ExitCode;
 use crate::plan::{CellPlan, Plan};
@@ -21,6 +22,7 @@ use crate::runner::{self, Ended, ProcessRunner, Runner, SharedRunner};
 use crate::schedule::{Job, Ran, Schedule, Settings};
 use crate::{summary, variant};
 pub use localize::{Wanted, localize};
+pub(crate) use prepare::specification;
 use prepare::{Preparation, PreparedCase};
 
 /// A run that is about to start, or to go on.
@@ -95,6 +97,7 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
     }
 
     let code = conclude(order, &folder, &manifest, &cells, &cases, &runners, interrupted);
+    remember(order, &folder, &manifest, &cells, &runners);
     // While pairs were localised, say; what is finished is kept.
     interrupted |= order.stop.load(Ordering::Relaxed);
     if interrupted {
@@ -124,7 +127,21 @@ fn conclude(
     if !interrupted {
         localize::diverged(order, folder, manifest, cases, runners, &mut view)?;
     }
-    summary::publish(folder, &view, order.progress)
+    summary::publish(folder, manifest, view, &order.config.tolerances, order.progress)
+}
+
+/// Adds the run to the history of its results folder. The run is whole without it, so that a history which
+/// cannot be written is said and no failure.
+fn remember(order: &Order, folder: &RunFolder, manifest: &Manifest, cells: &[Vec<Cell>], runners: &Runners) {
+    let results = folder.path().parent().unwrap_or(Path::new("."));
+    let name = folder.path().file_name().unwrap_or_default().to_string_lossy();
+    let cases: Vec<_> = manifest.cases.iter().zip(cells.iter().map(Vec::as_slice)).collect();
+    let machine = (runners.fingerprint.as_str(), runners.threads);
+    let kept = History::open(results)
+        .and_then(|mut history| history.record(&name, &manifest.stamp, machine, &cases));
+    if let Err(error) = kept {
+        order.progress.line(&format!("not in the history: {error}"));
+    }
 }
 
 /// Opens the destination. A run that is resumed must still mean the same: its checkpoints and inputs are checked.

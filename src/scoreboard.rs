@@ -88,6 +88,8 @@ pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
             trace: false,
             oracle: true,
             baseline: None,
+            fail_on: Vec::new(),
+            against: None,
             ..base.run.clone()
         },
         ..base.clone()

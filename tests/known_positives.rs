@@ -17,6 +17,7 @@ use tfcheck::compare::logits::{Logits, Mask};
 use tfcheck::compare::matrix::{self, Entry};
 use tfcheck::compare::oracle::{Oracles, accuracies};
 use tfcheck::compare::verdict::{Tolerances, verdicts};
+use tfcheck::gates::Judged;
 use tfcheck::report::{CaseView, RunView};
 use tfcheck::results::{Cell, Completed, Outcome};
 use tfcheck::scoreboard::{Score, fold};
@@ -180,7 +181,13 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
         cells,
         matrix,
     };
-    let view = RunView { id: "run".into(), environment: Vec::new(), cases: vec![case], notes: Vec::new() };
+    let view = RunView {
+        id: "run".into(),
+        environment: Vec::new(),
+        cases: vec![case],
+        notes: Vec::new(),
+        judged: Judged::default(),
+    };
     fold(&view).rows.remove(0).scores
 }
 

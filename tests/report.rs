@@ -9,6 +9,7 @@ use tfcheck::compare::logits::{Logits, Mask};
 use tfcheck::compare::matrix::{Entry, Options, matrix};
 use tfcheck::compare::oracle::{Oracles, accuracies};
 use tfcheck::compare::verdict::{Tolerances, verdicts};
+use tfcheck::gates::Judged;
 use tfcheck::report::{
     CaseView, ChoiceRow, ChoicesView, Report, RunView, csv::Csv, html::Html, json::Json, junit::Junit,
     markdown::Markdown, terminal::Terminal,
@@ -154,6 +155,7 @@ fn run() -> RunView {
         environment: vec![("CPU".to_owned(), "2 cores of an AMD EPYC".to_owned())],
         cases: vec![case],
         notes: vec!["PyTorch's index cannot be reached; PyPI's torch is used".to_owned()],
+        judged: Judged::default(),
     }
 }
 

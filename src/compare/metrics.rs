@@ -193,7 +193,7 @@ impl PairMetrics {
 }
 
 /// `difference / reference`, 0 for 0/0: equal zeros do not differ.
-pub(super) fn relative(difference: f64, reference: f64) -> f64 {
+pub(crate) fn relative(difference: f64, reference: f64) -> f64 {
     if difference == 0.0 { 0.0 } else { difference / reference }
 }
 

@@ -43,8 +43,8 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
     let is_choice_free = request.options.dtype.is_none();
     let open = Open { request, mask: &mask, scratch: scratch.path() };
     let mut found = match open.attempt(wanted) {
-        Err(Attempt::Unsupported(side, reason)) if is_choice_free && wanted == Dtype::F64 => {
-            notes.push(format!("{side} has no float64 ({reason}): both sides compute in float32"));
+        Err(Attempt::Lacking(error)) if is_choice_free && wanted == Dtype::F64 => {
+            notes.push(format!("not in float64 but in float32 on both sides: {error}"));
             open.attempt(Dtype::F32)
         }
         other => other,
@@ -137,8 +137,8 @@ pub(super) struct Found {
 
 /// Why a dtype shows nothing.
 enum Attempt {
-    /// A side does not have it: the side's name, and its reason.
-    Unsupported(String, String),
+    /// A side cannot load or run the model in it.
+    Lacking(LocalizeError),
     Failed(LocalizeError),
 }
 
@@ -151,11 +151,16 @@ impl From<LocalizeError> for Attempt {
 impl From<Attempt> for LocalizeError {
     fn from(attempt: Attempt) -> Self {
         match attempt {
-            Attempt::Failed(error) => error,
-            Attempt::Unsupported(variant, reason) => {
-                Self::Worker { variant, reason, folder: "the run's folder".to_owned() }
-            }
+            Attempt::Lacking(error) | Attempt::Failed(error) => error,
         }
+    }
+}
+
+/// The failure of a worker before anything was asked of its modules; the user's stop is none.
+fn lacking(error: LocalizeError) -> Attempt {
+    match error {
+        LocalizeError::Worker { .. } => Attempt::Lacking(error),
+        error => Attempt::Failed(error),
     }
 }
 
@@ -199,7 +204,8 @@ impl<'a> Open<'a> {
         let mut sides = [self.start(a, twin(&a.load, dtype))?, self.start(b, twin(&b.load, dtype))?];
         let mut files = Vec::new();
         for (side, name) in sides.iter_mut().zip(["a", "b"]) {
-            files.push(self.forward(side, &format!("logits_{name}_{}", dtype_name(dtype)))?);
+            let file = format!("logits_{name}_{}", dtype_name(dtype));
+            files.push(self.forward(side, &file).map_err(lacking)?);
         }
         let logits = self.apart(&files[0], &files[1], dtype);
         let threshold = threshold(self.request, dtype);
@@ -227,10 +233,7 @@ impl<'a> Open<'a> {
     }
 
     fn start(&self, side: &'a Side<'a>, load: Load) -> Result<Live<'a>, Attempt> {
-        let failed = |ended| match ended {
-            Ended::Unsupported(reason) => Attempt::Unsupported(side.name.clone(), reason),
-            ended => Attempt::Failed(LocalizeError::worker(side, self.request.folder, ended)),
-        };
+        let failed = |ended| lacking(LocalizeError::worker(side, self.request.folder, ended));
         let log = self.request.folder.join("worker.log");
         let session = side.runner.start(log, self.request.stop).map_err(failed)?;
         let mut live = Live { side, session, request: self.request };
@@ -275,14 +278,14 @@ impl<'a> Open<'a> {
                 continue;
             }
             let what = match (side.load.mode, side.load.attention) {
-                (Mode::Compiled, _) => "torch.compile".to_owned(),
+                (Mode::Compiled | Mode::Frozen, _) => "torch.compile".to_owned(),
                 (_, Some(attention)) => format!("{} attention", attention_name(attention)),
                 (_, None) => "its execution".to_owned(),
             };
             let mut live = match self.start(side, asked) {
                 Ok(live) => live,
-                Err(Attempt::Unsupported(name, reason)) => {
-                    notes.push(format!("whether {what} of {name} departs is not known: {reason}"));
+                Err(Attempt::Lacking(error)) => {
+                    notes.push(format!("whether {what} departs is not known: {error}"));
                     continue;
                 }
                 Err(Attempt::Failed(error)) => return Err(error),
