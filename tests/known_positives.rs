@@ -65,7 +65,6 @@ fn check(source: (&str, &str), lengths: &[usize], edit: &Edit, module: &str) {
         });
         let [control, port] = &scores(cells.to_vec(), &inputs)[..] else { panic!("two are judged") };
         let found = port.relative_l2.unwrap();
-        println!("{source:?} {dtype:?}: {found:.1e}, right: {:.1e}", control.relative_l2.unwrap());
         assert!(["identical", "same mathematics"].contains(&control.word.as_str()), "{control:?}");
         // What is smaller than bf16's own rounding, 2^-9 an operation, cannot be told there.
         if dtype == Dtype::F32 || found > 0.2 {
