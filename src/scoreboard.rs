@@ -171,6 +171,8 @@ pub struct Score {
     pub reference_relative_l2: Option<f64>,
     /// The position with the largest relative L2 against the reference in float64.
     pub worst: Option<Worst>,
+    /// The first module to depart, or what else was found, where the run localised this pair.
+    pub module: Option<String>,
     /// Which positions the variant gave.
     pub positions: Option<Positions>,
     /// What the worker noted.
@@ -273,9 +275,26 @@ fn score(case: &CaseView, index: usize) -> Score {
         relative_l2: oracle.and_then(|oracle| relative(index, oracle)),
         reference_relative_l2: oracle.zip(same_dtype).and_then(|(oracle, same)| relative(same, oracle)),
         worst,
+        module: module(case, index),
         positions,
         notes,
     }
+}
+
+/// Where a variant departs first from the reference. One pair is localised for all dtypes of two kinds of variant.
+fn module(case: &CaseView, index: usize) -> Option<String> {
+    let variant = &case.cells[index].variant;
+    let is_kin = |other: &Variant| {
+        (other.runner, &other.version, other.mode) == (variant.runner, &variant.version, variant.mode)
+    };
+    let is_of = |name: &str, is_it: &dyn Fn(&Variant) -> bool| {
+        case.cells.iter().any(|cell| cell.name == name && is_it(&cell.variant))
+    };
+    let is_reference = |other: &Variant| other.runner == Runner::Transformers;
+    let of_pair = |a: &str, b: &str| is_of(a, &is_kin) && is_of(b, &is_reference);
+    let found =
+        case.localized.iter().find(|found| of_pair(&found.a, &found.b) || of_pair(&found.b, &found.a))?;
+    Some(found.path().map_or_else(|| found.sentence.clone(), |path| format!("`{path}`")))
 }
 
 /// What [`is_no_worse`] means.

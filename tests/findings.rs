@@ -73,6 +73,5 @@ fn port_verdict(run: &Run) -> String {
         names.iter().any(is_port) && names.iter().any(|name| !is_port(name) && !name.ends_with("f64"))
     };
     let verdict = verdicts.iter().find(is_it).unwrap();
-    println!("{}: {} {}", run.manifest.cases[0].name, verdict["verdict"], verdict["evidence"]);
     verdict["verdict"].as_str().unwrap().to_owned()
 }

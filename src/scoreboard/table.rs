@@ -93,6 +93,9 @@ fn cell<'a>(score: &'a Score, reasons: &mut Vec<&'a str>) -> String {
             worst.relative_l2, worst.row, worst.position
         );
     }
+    if let (true, Some(module)) = (is_finding, &score.module) {
+        let _ = write!(text, ", first at {module}");
+    }
     if score.positions == Some(Positions::Last) {
         text.push_str(", last");
     }

@@ -170,3 +170,40 @@ fn a_variant_is_not_blamed_for_what_the_reference_does_as_well() {
     .unzip();
     assert_eq!(words(&fold(&view(cells, &entries))), ["as the reference", "diverged"]);
 }
+
+#[test]
+fn where_a_native_model_departs_first_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let (cells, entries): (Vec<Cell>, Vec<Entry>) = [
+        cell(path, Runner::Transformers, Dtype::F32, 0.0),
+        cell(path, Runner::Transformers, Dtype::F64, 0.0),
+        cell(path, Runner::Candle, Dtype::F32, 0.5),
+        cell(path, Runner::CandleTransformers, Dtype::F32, 0.5),
+    ]
+    .into_iter()
+    .unzip();
+    let divergence = crate::localize::Divergence { path: "model.norm".into(), ..Default::default() };
+    let localized = crate::localize::Localized {
+        case: "mistral-40".into(),
+        a: cells[0].name.clone(),
+        b: cells[2].name.clone(),
+        dtype: Dtype::F64,
+        threshold: 1e-10,
+        logits: None,
+        finding: crate::localize::Finding::Module(divergence),
+        sentence: "the norm".into(),
+        modules: 1,
+        captured_bytes: 1,
+        elapsed_ns: 1,
+        capture_changed_nothing: true,
+        notes: Vec::new(),
+    };
+    let mut view = view(cells, &entries);
+    view.cases[0].localized.push(localized);
+    let scoreboard = fold(&view);
+    let modules: Vec<Option<&str>> =
+        scoreboard.rows[0].scores.iter().map(|score| score.module.as_deref()).collect();
+    assert_eq!(modules, [Some("`model.norm`"), None]);
+    assert!(table::markdown(&scoreboard).contains(", first at `model.norm`"));
+}
