@@ -146,6 +146,7 @@ fn cell(folder: &Path, runner: Runner, version: &str, mode: Mode, dtype: Dtype, 
         load_ns: 1,
         first_call_ns: 1,
         rounds_ns: Vec::new(),
+        decode_rounds_ns: Vec::new(),
         round_numbers: Vec::new(),
         peak_bytes: None,
         unfinished: None,
@@ -178,7 +179,13 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
         cells,
         matrix,
     };
-    let view = RunView { id: "run".into(), environment: Vec::new(), cases: vec![case], notes: Vec::new() };
+    let view = RunView {
+        id: "run".into(),
+        environment: Vec::new(),
+        cases: vec![case],
+        notes: Vec::new(),
+        judged: tfcheck::gates::Judged::default(),
+    };
     fold(&view).rows.remove(0).scores
 }
 
