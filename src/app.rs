@@ -9,6 +9,7 @@ use miette::{IntoDiagnostic, Report, Result, WrapErr};
 
 use crate::cli::{Baseline, Cli, Command, Selection};
 use crate::config::{self, Config};
+use crate::localize::LocalizeError;
 use crate::outcome::ExitCode;
 use crate::plan::{Filters, Plan};
 use crate::progress::Progress;
@@ -40,12 +41,22 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         }),
         Command::Explain(arguments) => say(&explain::explain(&arguments.run, &arguments.pair)?),
         Command::Record(arguments) => record(cli, arguments),
+        Command::Localize(arguments) => localize(cli, arguments),
         Command::Worker(arguments) => serve(arguments.upstream),
     }
 }
 
-/// The exit code of an error: a run that could not be written has failed cells, anything else is bad usage.
+/// The exit code of an error: a run that could not be written and a worker that gave no answer are failed cells,
+/// anything else is bad usage.
 pub fn code_of(report: &Report) -> Option<ExitCode> {
+    let localize = report.chain().find_map(|cause| cause.downcast_ref::<LocalizeError>());
+    if let Some(error) = localize {
+        return Some(match error {
+            LocalizeError::Interrupted => ExitCode::Interrupted,
+            LocalizeError::Worker { .. } | LocalizeError::Io { .. } => ExitCode::CellFailed,
+            LocalizeError::NothingInCommon { .. } => ExitCode::Usage,
+        });
+    }
     report.chain().find_map(|cause| cause.downcast_ref::<ResultsError>()).map(|error| match error {
         ResultsError::Io { action: "write" | "create", .. } => ExitCode::CellFailed,
         _ => ExitCode::Usage,
@@ -102,6 +113,62 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
         progress: &progress,
     };
     Ok(run::run(&order, destination)?.code)
+}
+
+/// The first module at which two variants depart, case by case.
+fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
+    use crate::cli::DtypeName;
+    use reference::protocol::Dtype;
+    let stop = stop_on_signals()?;
+    let progress = Progress::new(cli.quiet);
+    let cache = cache_folder()?;
+    let (config, [a, b]) = match arguments.names.as_slice() {
+        [a, b] => (None, [a, b]),
+        [config, a, b] => (Some(PathBuf::from(config)), [a, b]),
+        _ => miette::bail!("two variants are needed"),
+    };
+    let folder = arguments.run.as_deref().map(RunFolder::resume).transpose()?;
+    let (loaded, plan) = match (&folder, config) {
+        (Some(_), Some(config)) => {
+            miette::bail!(
+                help = "leave it out",
+                "--run brings its own config, {} is one more",
+                config.display()
+            )
+        }
+        (Some(folder), None) => resumed(folder)?,
+        (None, config) => planned(&Selection { config, ..Selection::default() })?,
+    };
+    let order = Order {
+        config: &loaded.config,
+        text: &loaded.text,
+        plan: &plan,
+        cache: &cache,
+        clean: false,
+        stop: &stop,
+        progress: &progress,
+    };
+    let mut options = crate::localize::Options { max_bytes: arguments.max_disk, ..Default::default() };
+    if !arguments.modules.is_empty() {
+        options.modules.clone_from(&arguments.modules);
+    }
+    options.dtype = arguments.dtype.map(|dtype| match dtype {
+        DtypeName::F64 => Dtype::F64,
+        DtypeName::F32 => Dtype::F32,
+        DtypeName::Bf16 => Dtype::Bf16,
+        DtypeName::F16 => Dtype::F16,
+    });
+    let wanted = run::Wanted { case: arguments.case.as_deref(), variants: [a, b], options: &options };
+    let found = run::localize(&order, &wanted, folder.as_ref())?;
+    if let Some(folder) = folder.map(|folder| folder.path().to_owned()) {
+        // The lock is gone with the folder; the comparison takes its own.
+        compare_runs::compare(&[folder], &[], &Progress::new(true).without_results())?;
+    }
+    for localized in &found {
+        say(&localized.to_string())?;
+    }
+    let diverged = found.iter().any(crate::localize::Localized::is_divergence);
+    Ok(if diverged { ExitCode::Diverged } else { ExitCode::Agree })
 }
 
 /// A run over the synthetic checkpoints, folded into one table.

@@ -59,6 +59,8 @@ pub enum Command {
     Schema,
     /// Compare saved runs anew; nothing is run.
     Compare(Compare),
+    /// Name the first module at which two variants depart.
+    Localize(Localize),
     /// Judge tfcheck's models and candle-transformers' ports on synthetic checkpoints of every architecture.
     Scoreboard(Scoreboard),
     /// Time transformers (eager, compiled, frozen), candle-transformers and tfcheck's models in turns, with ratios.
@@ -240,6 +242,56 @@ pub struct Record {
     pub results: PathBuf,
 }
 
+/// Arguments of `tfcheck localize`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Localize {
+    /// The config (./tfcheck.toml otherwise, and a built-in one where there is none), then the two variants as `tfcheck plan` names them.
+    #[arg(required = true, num_args = 2..=3, value_names = ["CONFIG", "A", "B"])]
+    pub names: Vec<String>,
+    /// The variants of a finished run, whose reports are written anew.
+    #[arg(long, value_name = "RUN")]
+    pub run: Option<PathBuf>,
+    /// Only this case; every case otherwise.
+    #[arg(long, value_name = "NAME")]
+    pub case: Option<String>,
+    /// Look only into modules whose path matches; repeatable.
+    #[arg(long, value_name = "GLOB")]
+    pub modules: Vec<String>,
+    /// dtype of both sides; f64 otherwise, where both have it.
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeName>,
+    /// Disk that captured tensors may take: 512MiB, 2GiB.
+    #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = size)]
+    pub max_disk: u64,
+}
+
+/// dtypes as the command line names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DtypeName {
+    /// float64.
+    F64,
+    /// float32.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// float16.
+    F16,
+}
+
+/// Bytes of `2GiB`, `512MiB`, `100000`.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let factor: u64 = match &text[digits.len()..] {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        unit => return Err(format!("`{unit}` is none of B, KiB, MiB and GiB")),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("`{digits}` is no whole number"))?;
+    number.checked_mul(factor).ok_or_else(|| "larger than any disk".to_owned())
+}
+
 /// Arguments of `tfcheck scoreboard`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct Scoreboard {
@@ -326,6 +378,7 @@ mod tests {
             "init",
             "schema",
             "compare",
+            "localize",
             "scoreboard",
             "bench",
             "bisect",
@@ -338,6 +391,16 @@ mod tests {
             text = format!("{text}\n=== {name}\n{}", sub.clone().render_help());
         }
         insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn sizes_have_binary_units() {
+        for (text, bytes) in [("2GiB", Ok(2 << 30)), ("512MiB", Ok(512 << 20)), ("7", Ok(7)), ("0B", Ok(0))] {
+            assert_eq!(size(text), bytes, "{text}");
+        }
+        for text in ["2GB", "GiB", "-1", "1.5GiB", "99999999999GiB"] {
+            assert!(size(text).is_err(), "{text}");
+        }
     }
 
     #[test]

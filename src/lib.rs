@@ -16,6 +16,7 @@ pub mod explain;
 pub mod gates;
 pub mod history;
 pub mod inputs;
+pub mod localize;
 pub mod machine;
 pub mod outcome;
 pub mod plan;

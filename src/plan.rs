@@ -16,6 +16,7 @@ mod filter;
 mod text;
 
 pub(crate) use columns::release_order;
+pub(crate) use filter::glob;
 pub use filter::{FilterError, Filters};
 
 /// Everything that a run will do.

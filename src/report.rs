@@ -13,6 +13,7 @@ use crate::compare::matrix::{Matrix, PairOutcome};
 use crate::compare::oracle::Accuracy;
 use crate::compare::verdict::{Decision, Verdict};
 use crate::gates::Judged;
+use crate::localize::Localized;
 use crate::results::{Cell, Completed, FailureKind, Outcome};
 use crate::timing::{SpeedUp, Summary, speed_up, summarize};
 
@@ -52,6 +53,8 @@ pub struct CaseView {
     pub accuracies: Vec<Accuracy>,
     /// Probabilities of named tokens.
     pub choices: Option<ChoicesView>,
+    /// Where pairs that diverged depart first.
+    pub localized: Vec<Localized>,
 }
 
 /// Softmax probabilities of named tokens at the last real position.

@@ -1,10 +1,11 @@
 //! The main job, in order: checkpoint, inputs, environments, cells, comparison, report.
 
 mod keys;
+mod localize;
 mod prepare;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
@@ -20,6 +21,7 @@ use crate::results::{Cell, FailureKind, Manifest, Outcome, RunFolder};
 use crate::runner::{self, Ended, ProcessRunner, Runner, SharedRunner};
 use crate::schedule::{Job, Ran, Schedule, Settings};
 use crate::{summary, variant};
+pub use localize::{Wanted, localize};
 pub(crate) use prepare::specification;
 use prepare::{Preparation, PreparedCase};
 
@@ -94,8 +96,10 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
         cells.push(in_order(case, kept, ran.cells));
     }
 
-    let code = summary::write(&folder, &manifest, &cells, &order.config.tolerances, order.progress);
+    let code = conclude(order, &folder, &manifest, &cells, &cases, &runners, interrupted);
     remember(order, &folder, &manifest, &cells, &runners);
+    // While pairs were localised, say; what is finished is kept.
+    interrupted |= order.stop.load(Ordering::Relaxed);
     if interrupted {
         let path = folder.path().display();
         order.progress.line(&format!("interrupted; complete it with: tfcheck run --resume {path}"));
@@ -107,6 +111,23 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
             Err(error).wrap_err("what was computed is in the tables above, but not all of it is kept")
         }
     }
+}
+
+/// Compares, localises what diverged unless the user has stopped the run, and reports.
+fn conclude(
+    order: &Order,
+    folder: &RunFolder,
+    manifest: &Manifest,
+    cells: &[Vec<Cell>],
+    cases: &[PreparedCase],
+    runners: &Runners,
+    interrupted: bool,
+) -> Result<ExitCode> {
+    let mut view = summary::view(folder, manifest, cells, &order.config.tolerances)?;
+    if !interrupted {
+        localize::diverged(order, folder, manifest, cases, runners, &mut view)?;
+    }
+    summary::publish(folder, manifest, view, &order.config.tolerances, order.progress)
 }
 
 /// Adds the run to the history of its results folder. The run is whole without it, so that a history which
@@ -320,21 +341,26 @@ fn jobs<'a>(
         variant: cell.variant.clone(),
         key: keys::cell(cell, prepared, runners),
         runner: runners.of(cell),
-        load: Load {
-            protocol: PROTOCOL_VERSION,
-            checkpoint: prepared.checkpoint.folder.clone(),
-            inputs: std::path::absolute(&inputs).unwrap_or_else(|_| inputs.clone()),
-            mode: cell.variant.mode,
-            attention: cell.variant.attention,
-            dtype: cell.variant.dtype,
-            device: cell.variant.device.clone(),
-            threads: runners.threads,
-            seed: order.config.run.seed,
-        },
+        load: load(order, prepared, &inputs, runners, cell),
         is_timed: cell.measured,
         notes: cell.environment.map(|index| runners.environment_notes[index].clone()).unwrap_or_default(),
     };
     cells.into_iter().map(job).collect()
+}
+
+/// What a cell's worker is asked to load.
+fn load(order: &Order, prepared: &PreparedCase, inputs: &Path, runners: &Runners, cell: &CellPlan) -> Load {
+    Load {
+        protocol: PROTOCOL_VERSION,
+        checkpoint: prepared.checkpoint.folder.clone(),
+        inputs: std::path::absolute(inputs).unwrap_or_else(|_| inputs.to_owned()),
+        mode: cell.variant.mode,
+        attention: cell.variant.attention,
+        dtype: cell.variant.dtype,
+        device: cell.variant.device.clone(),
+        threads: runners.threads,
+        seed: order.config.run.seed,
+    }
 }
 
 /// Old and new cells in the manifest's order.

@@ -30,7 +30,20 @@ pub fn write(
     tolerances: &Tolerances,
     progress: &Progress,
 ) -> Result<ExitCode> {
-    let mut view = view(folder, manifest, cells, tolerances)?;
+    publish(folder, manifest, view(folder, manifest, cells, tolerances)?, tolerances, progress)
+}
+
+/// Judges a view by the run's gates, writes every report into the run and shows the terminal's.
+///
+/// # Errors
+/// When a report cannot be written; the terminal's is shown all the same.
+pub fn publish(
+    folder: &RunFolder,
+    manifest: &Manifest,
+    mut view: RunView,
+    tolerances: &Tolerances,
+    progress: &Progress,
+) -> Result<ExitCode> {
     let run = &manifest.config.run;
     let against =
         run.against.as_ref().map(|name| against::compare(name, folder, manifest, &view.cases, tolerances));
@@ -63,12 +76,15 @@ pub fn view(
     cells: &[Vec<Cell>],
     tolerances: &Tolerances,
 ) -> Result<RunView> {
+    let localized = folder.localized()?;
     let cases = manifest.cases.iter().zip(cells).map(|(case, cells)| {
         let files = folder.case_folder(manifest, &case.name);
         let cells: Vec<Cell> = case.variants.iter().map(|variant| cell_of(variant, cells)).collect();
         let entries: Vec<Entry> = cells.iter().map(|cell| entry(cell, &files)).collect();
         let mask = Mask::open(&files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
-        case_view(case, manifest.baseline.as_deref(), cells, &entries, Some(&mask), tolerances)
+        let view = case_view(case, manifest.baseline.as_deref(), cells, &entries, Some(&mask), tolerances)?;
+        let of_case = localized.iter().filter(|localized| localized.case == case.name);
+        Ok::<_, miette::Report>(CaseView { localized: of_case.cloned().collect(), ..view })
     });
     Ok(RunView {
         id: folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -122,6 +138,7 @@ pub fn case_view(
         verdicts: verdicts(&matrix, &oracles, tolerances),
         accuracies: accuracies(&matrix, &oracles),
         choices: mask.map(|mask| choices(case, entries, mask)).transpose()?.flatten(),
+        localized: Vec::new(),
         cells,
         matrix,
     })

@@ -4,6 +4,7 @@
 
 pub mod candle;
 pub mod candle_transformers;
+mod capture;
 mod chrome_trace;
 
 use std::fs::{File, OpenOptions};
@@ -12,8 +13,8 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use reference::protocol::{
-    Failed, FailedKind, Forward, Forwarded, Load, PROTOCOL_VERSION, REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE,
-    Ready, Reply, Request, Time, Timed, Trace,
+    Capture, Captured, Failed, FailedKind, Forward, Forwarded, Load, PROTOCOL_VERSION, REPLY_FD_VARIABLE,
+    REQUEST_FD_VARIABLE, Ready, Replay, Replayed, Reply, Request, Time, Timed, Trace,
 };
 
 /// What computes inside a worker process. Every method answers one request.
@@ -47,6 +48,22 @@ pub trait Engine {
     /// # Errors
     /// When the pass fails or the trace cannot be written.
     fn trace(&mut self, trace: &Trace) -> Result<(), Failed>;
+
+    /// One forward pass that writes what goes into and comes out of modules.
+    ///
+    /// # Errors
+    /// When the engine exposes no modules, the pass fails or the tensors cannot be written.
+    fn capture(&mut self, _capture: &Capture) -> Result<Captured, Failed> {
+        Err(no_modules())
+    }
+
+    /// One forward pass in which a module is fed a stored tensor.
+    ///
+    /// # Errors
+    /// When the engine exposes no modules, the pass fails, or a file cannot be read or written.
+    fn replay(&mut self, _replay: &Replay) -> Result<Replayed, Failed> {
+        Err(no_modules())
+    }
 }
 
 /// The engine of tfcheck's own models, or of candle-transformers' ports.
@@ -90,6 +107,10 @@ pub fn exception(message: impl Into<String>) -> Failed {
     }
 }
 
+fn no_modules() -> Failed {
+    Failed { kind: FailedKind::Unsupported, ..exception("it exposes no modules") }
+}
+
 /// The largest resident set of this process so far, in bytes, where the system tells.
 pub fn peak_resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -108,6 +129,8 @@ fn answer(engine: &mut dyn Engine, request: &Request) -> Result<Reply, Failed> {
         Request::Forward(forward) => engine.forward(forward).map(Reply::Forwarded),
         Request::Time(time) => timed(engine, time).map(Reply::Timed),
         Request::Trace(trace) => engine.trace(trace).map(|()| Reply::Traced),
+        Request::Capture(capture) => engine.capture(capture).map(Reply::Captured),
+        Request::Replay(replay) => engine.replay(replay).map(Reply::Replayed),
         Request::Exit => Err(exception("`exit` is not answered")),
     }
 }

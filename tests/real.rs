@@ -111,6 +111,25 @@ fn a_window_of_one_key_more_is_found_between_releases() {
     assert_ne!(verdict(&run, "4.54.0_eager_eager", new), "diverged");
     assert!(relative_l2(&run, "4.54.0_eager_eager", new) <= F32);
     assert_ne!(verdict(&run, "candle_eager", new), "diverged");
+    // The baseline is the newest; what diverges from it is localised by the run itself.
+    let mask = "model.layers.0.self_attn.mask";
+    let localized = run.json("localized.json");
+    assert_eq!(localized[0]["b"], "4.40.2_eager_eager", "{localized}");
+    assert_eq!(localized[0]["finding"]["path"], mask, "{localized}");
+    assert_eq!(
+        localized[0]["finding"]["worst"]["position"], 8,
+        "the ninth token is the first to see a ninth key"
+    );
+    assert!(run.text("summary.md").contains(mask) && run.text("report.html").contains(mask));
+    let config = config.to_str().unwrap();
+    let output = sandbox.tfcheck(&["localize", config, "4.40.2_eager_eager", "candle_eager"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(support::stdout(&output).contains(mask), "{}", support::stdout(&output));
+    let output = sandbox.tfcheck(&["localize", config, "4.54.0_eager_eager", "candle_eager"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let output = sandbox.tfcheck(&["localize", config, "4.54_eager_eager", "candle_eager"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("did you mean `4.54.0_eager_eager`"), "{}", stderr(&output));
 }
 
 #[test]

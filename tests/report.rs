@@ -146,6 +146,7 @@ fn run() -> RunView {
                 probabilities: vec![Some(0.75), None],
             }],
         }),
+        localized: Vec::new(),
         cells,
         matrix,
     };

@@ -29,7 +29,9 @@ impl Inputs {
     }
 }
 
-/// Looks on at every module boundary of a pass. Paths are transformers' module paths.
+/// Looks on at every module boundary of a pass. Paths are transformers' module paths; below an attention module the
+/// eager form also shows its steps `rope_q`, `rope_k` and `softmax`, whose input is the masked scores, each
+/// `[batch, heads, seq, ..]`. Being looked on changes no number.
 pub trait Probe {
     /// A module is about to run on `input`.
     fn enter(&mut self, path: &str, input: &Tensor);
@@ -79,6 +81,15 @@ impl Xs {
         }
     }
 
+    /// The value as a tensor for somebody who looks on: what is owed stays owed, and so is computed as it would be.
+    fn looked_at(&self) -> Tensor {
+        match &self.0 {
+            Value::Tensor(tensor) => tensor.clone(),
+            Value::F32(slot) => slot.looked_at(),
+            Value::Bf16(slot) => slot.looked_at(),
+        }
+    }
+
     pub(crate) fn value(&self) -> &Value {
         &self.0
     }
@@ -123,6 +134,10 @@ pub struct Pass<'a> {
     workspace: Option<Arc<Workspace>>,
     cache: Option<&'a mut Cache>,
     probe: Option<&'a mut dyn Probe>,
+    /// Paths of the modules that are running, where there is a probe.
+    running: Vec<String>,
+    /// Inputs that the probe has replaced so far.
+    replaced: usize,
 }
 
 impl<'a> Pass<'a> {
@@ -177,6 +192,8 @@ impl<'a> Pass<'a> {
             workspace,
             cache,
             probe,
+            running: Vec::new(),
+            replaced: 0,
         })
     }
 
@@ -240,19 +257,75 @@ impl<'a> Pass<'a> {
         xs: Xs,
         body: impl FnOnce(&mut Self, Xs) -> Result<Xs>,
     ) -> Result<Xs> {
-        let Some(probe) = self.probe.as_deref_mut() else {
+        if self.probe.is_none() {
             return body(self, xs);
-        };
-        probe.enter(path, xs.tensor());
-        let xs = match probe.replace_input(path, xs.tensor()) {
-            Some(replaced) => replaced.into(),
-            None => xs,
-        };
-        let out = body(self, xs)?;
-        if let Some(probe) = self.probe.as_deref_mut() {
-            probe.leave(path, out.tensor());
         }
+        let xs = self.enter(path, &xs).unwrap_or(xs);
+        self.running.push(path.to_owned());
+        let out = body(self, xs)?;
+        self.running.pop();
+        self.leave(path, &out);
         Ok(out)
+    }
+
+    /// Runs one step of the module that is running, which transformers has no module for; a probe sees it under the
+    /// module's path with its name.
+    pub(crate) fn step(
+        &mut self,
+        name: &str,
+        tensor: Tensor,
+        body: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (true, Some(module)) = (self.probe.is_some(), self.running.last()) else {
+            return body(&tensor);
+        };
+        let path = format!("{module}.{name}");
+        self.module(&path, tensor.into(), |_, xs| Ok(body(xs.tensor())?.into())).map(Xs::into_tensor)
+    }
+
+    /// Shows the probe, where there is one, a module whose output came out of a computation that it shares with others;
+    /// `again` is that computation, for another input.
+    pub(crate) fn shared(
+        &mut self,
+        path: &str,
+        xs: &Xs,
+        out: Xs,
+        again: impl FnOnce(&Xs) -> Result<Xs>,
+    ) -> Result<Xs> {
+        if self.probe.is_none() {
+            return Ok(out);
+        }
+        let out = match self.enter(path, xs) {
+            Some(replaced) => again(&replaced)?,
+            None => out,
+        };
+        self.leave(path, &out);
+        Ok(out)
+    }
+
+    /// Whether a probe looks on.
+    pub(crate) fn is_looked_on(&self) -> bool {
+        self.probe.is_some()
+    }
+
+    /// How many inputs the probe has replaced so far.
+    pub(crate) fn replaced(&self) -> usize {
+        self.replaced
+    }
+
+    fn enter(&mut self, path: &str, xs: &Xs) -> Option<Xs> {
+        let probe = self.probe.as_deref_mut()?;
+        let input = xs.looked_at();
+        probe.enter(path, &input);
+        let replaced = probe.replace_input(path, &input)?;
+        self.replaced += 1;
+        Some(replaced.into())
+    }
+
+    fn leave(&mut self, path: &str, out: &Xs) {
+        if let Some(probe) = self.probe.as_deref_mut() {
+            probe.leave(path, &out.looked_at());
+        }
     }
 
     /// The fused form's buffers; absent in the eager form.

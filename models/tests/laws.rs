@@ -158,11 +158,21 @@ impl Probe for Trace {
 
 #[test]
 fn a_probe_changes_nothing() {
-    each_decoder(DType::F64, Form::Eager, |name, mut loaded| {
-        let mut trace = Trace::default();
-        let plain = loaded.forward(&batch(0..SEQ)).unwrap();
-        let probed = loaded.forward_with(&batch(0..SEQ), None, Some(&mut trace)).unwrap();
-        assert_eq!(plain.to_vec3::<f64>().unwrap(), probed.to_vec3::<f64>().unwrap(), "{name}");
-        assert!(trace.open.is_empty() && trace.closed > 0, "{name}");
-    });
+    let forms = [
+        (DType::F64, Form::Eager),
+        (DType::BF16, Form::Eager),
+        (DType::F32, Form::Fused),
+        // Here a sum that is looked at could be rounded once more.
+        (DType::BF16, Form::Fused),
+    ];
+    for (dtype, form) in forms {
+        each_decoder(dtype, form, |name, mut loaded| {
+            let mut trace = Trace::default();
+            let plain = loaded.forward(&batch(0..SEQ)).unwrap();
+            let probed = loaded.forward_with(&batch(0..SEQ), None, Some(&mut trace)).unwrap();
+            let values = |xs: &Tensor| xs.to_dtype(DType::F64).unwrap().to_vec3::<f64>().unwrap();
+            assert_eq!(values(&plain), values(&probed), "{name} {dtype:?}");
+            assert!(trace.open.is_empty() && trace.closed > 0, "{name}");
+        });
+    }
 }

@@ -272,6 +272,8 @@ fn answers(request: &Request, reply: &Reply) -> bool {
             | (Request::Forward(_), Reply::Forwarded(_))
             | (Request::Time(_), Reply::Timed(_))
             | (Request::Trace(_), Reply::Traced)
+            | (Request::Capture(_), Reply::Captured(_))
+            | (Request::Replay(_), Reply::Replayed(_))
     )
 }
 

@@ -92,6 +92,7 @@ fn view(cells: Vec<Cell>) -> RunView {
         verdicts: Vec::new(),
         accuracies: Vec::new(),
         choices: None,
+        localized: Vec::new(),
         matrix: matrix::matrix(&entries, None, &matrix::Options::default()).unwrap(),
         cells,
     };

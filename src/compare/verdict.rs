@@ -28,7 +28,7 @@ pub struct PerDtype {
 }
 
 impl PerDtype {
-    fn of(&self, dtype: Dtype) -> f64 {
+    pub(crate) fn of(&self, dtype: Dtype) -> f64 {
         match dtype {
             Dtype::F64 => self.f64,
             Dtype::F32 => self.f32,

@@ -50,12 +50,18 @@ pub(super) fn filtered(plan: &Plan, filters: &Filters, config: &Config) -> Resul
     if left.cells.is_empty() {
         return Err(FilterError::NothingLeft.into());
     }
-    drop_unused(&mut left);
+    left.drop_unused();
     left.set_baseline(config);
     Ok(left)
 }
 
-/// Drops the cases and environments that no cell refers to, and renumbers the rest.
+impl Plan {
+    /// Drops the cases and environments that no cell refers to, and renumbers the rest.
+    pub(crate) fn drop_unused(&mut self) {
+        drop_unused(self);
+    }
+}
+
 fn drop_unused(plan: &mut Plan) {
     let mut cases = Vec::new();
     let mut environments = Vec::new();
@@ -88,7 +94,7 @@ fn matches(pattern: &str, case: &str, variant: &str) -> bool {
 }
 
 /// Whether `pattern` describes all of `name`; after a mismatch it goes back to the last `*` and lets that take one byte more.
-fn glob(pattern: &[u8], name: &[u8]) -> bool {
+pub(crate) fn glob(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {

@@ -7,6 +7,7 @@ use super::{CaseView, Report, RunView, bytes, kind, ms, reason, speed_up_text};
 use crate::compare::matrix::PairOutcome;
 use crate::compare::metrics::Side;
 use crate::compare::verdict::Decision;
+use crate::localize::Localized;
 use crate::results::Outcome;
 
 /// The report as a page.
@@ -53,6 +54,7 @@ impl Report for Html {
             );
             heat_map(&mut page, case);
             verdicts(&mut page, case);
+            first_divergence(&mut page, case);
             timings(&mut page, case);
             decoding(&mut page, case);
             accuracies(&mut page, case);
@@ -195,6 +197,23 @@ fn verdicts(page: &mut String, case: &CaseView) {
             table(page, "", &header, &rows);
             put(page, "</details>\n");
         }
+    }
+}
+
+fn first_divergence(page: &mut String, case: &CaseView) {
+    let row = |found: &Localized| {
+        let path =
+            found.path().map_or_else(|| "—".to_owned(), |path| format!("<code>{}</code>", escape(path)));
+        vec![
+            escape(&found.a),
+            escape(&found.b),
+            path,
+            escape(&format!("{}; {}", found.sentence, found.effort())),
+        ]
+    };
+    let rows: Vec<Vec<String>> = case.localized.iter().map(row).collect();
+    if !rows.is_empty() {
+        table(page, "First divergence", &["A", "B", "Module", "Evidence"], &rows);
     }
 }
 

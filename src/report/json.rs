@@ -95,6 +95,7 @@ fn case(case: &CaseView) -> Value {
         "positions": case.matrix.positions.iter().copied().map(position).collect::<Vec<_>>(),
         "pairs": pairs(&case.matrix),
         "verdicts": case.verdicts,
+        "localized": case.localized,
         "accuracies": case.accuracies.iter().map(|accuracy| json!({
             "variant": names[accuracy.variant],
             "oracle": names[accuracy.oracle],

@@ -33,6 +33,7 @@ impl Report for Markdown {
             decoding(&mut text, case);
             matrices(&mut text, case);
             verdicts(&mut text, case);
+            first_divergence(&mut text, case);
             accuracies(&mut text, case);
             choices(&mut text, case);
             failures(&mut text, case);
@@ -197,6 +198,20 @@ fn verdicts(text: &mut String, case: &CaseView) {
         .collect();
     table(text, &["A", "B", "Verdict", "Evidence"], &rows);
     distributions(text, case);
+}
+
+fn first_divergence(text: &mut String, case: &CaseView) {
+    if case.localized.is_empty() {
+        return;
+    }
+    line(text, "\n### First divergence\n");
+    for found in &case.localized {
+        line(text, &format!("- **{} / {}**: {}.", found.a, found.b, found.sentence));
+        line(text, &format!("  ({})", found.effort()));
+        for note in &found.notes {
+            line(text, &format!("  - {note}"));
+        }
+    }
 }
 
 fn distributions(text: &mut String, case: &CaseView) {

@@ -112,6 +112,12 @@ impl Terminal {
         self.decoding(text, case);
         self.differences(text, case);
         self.verdicts(text, case);
+        for found in &case.localized {
+            self.line(text, &format!("  first divergence  {} / {}", found.a, found.b));
+            for part in wrap(&found.sentence, self.width - 4) {
+                self.line(text, &format!("    {part}"));
+            }
+        }
     }
 
     fn performance(&self, text: &mut String, case: &CaseView) {

@@ -11,9 +11,11 @@ use thiserror::Error;
 
 use super::{Case, Cell, Manifest, SCHEMA_VERSION};
 use crate::atomic;
+use crate::localize::Localized;
 use crate::variant::Variant;
 
 const MANIFEST: &str = "run.json";
+const LOCALIZED: &str = "localized.json";
 const LOCK: &str = ".lock";
 
 /// Why a run folder cannot be read or written.
@@ -198,6 +200,23 @@ impl RunFolder {
             }
         }
         Ok(cells)
+    }
+
+    /// What was localised in the run; nothing where nothing was.
+    ///
+    /// # Errors
+    /// When the file is malformed.
+    pub fn localized(&self) -> Result<Vec<Localized>, ResultsError> {
+        let path = self.path.join(LOCALIZED);
+        if path.is_file() { read_json(&path) } else { Ok(Vec::new()) }
+    }
+
+    /// Writes `localized.json`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_localized(&self, all: &[Localized]) -> Result<(), ResultsError> {
+        self.write_json(&self.path.join(LOCALIZED), &all)
     }
 
     /// Writes a file of the run whole or not at all.

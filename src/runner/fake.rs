@@ -123,6 +123,9 @@ impl Session for FakeSession<'_> {
                 }
                 or_end(ended, Reply::Traced)
             }
+            Request::Capture(_) | Request::Replay(_) => {
+                Err(Ended::Unsupported("it exposes no modules".to_owned()))
+            }
             Request::Exit => Ok(Reply::Traced),
         }
     }

@@ -142,6 +142,7 @@ fn view(cells: Vec<Cell>, entries: &[Entry]) -> RunView {
             verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
             accuracies: accuracies(&matrix, &oracles),
             choices: None,
+            localized: Vec::new(),
             cells,
             matrix,
         }],

@@ -6,10 +6,11 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use models::{Form, Loaded, Options};
 use reference::protocol::{
-    ATTENTION_MASK, Dtype, Failed, FailedKind, Forward, Forwarded, INPUT_IDS, LOGITS, Load, Mode,
-    POSITION_IDS, Positions, Ready, Trace,
+    ATTENTION_MASK, Capture, Captured, Dtype, Failed, FailedKind, Forward, Forwarded, INPUT_IDS, LOGITS,
+    Load, Mode, POSITION_IDS, Positions, Ready, Replay, Replayed, Trace,
 };
 
+use super::capture::{Feeder, Writer, element, same};
 use super::chrome_trace::ChromeTrace;
 use super::{Engine, exception, peak_resident_bytes};
 
@@ -106,6 +107,28 @@ impl Engine for CandleEngine {
         loaded.forward_with(inputs, None, Some(&mut probe)).map_err(model_failure)?;
         crate::results::write_atomically(&trace.path, &probe.json())
             .map_err(|error| exception(error.to_string()))
+    }
+
+    fn capture(&mut self, capture: &Capture) -> Result<Captured, Failed> {
+        let start = Instant::now();
+        let plain = self.logits()?;
+        let plain_ns = start.elapsed().as_nanos() as u64;
+        let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let mut writer = Writer::new(capture, element(plain.dtype()));
+        let start = Instant::now();
+        let logits = loaded.forward_with(inputs, None, Some(&mut writer)).map_err(model_failure)?;
+        device.synchronize().map_err(tensor_failure)?;
+        let elapsed_ns = start.elapsed().as_nanos() as u64;
+        let (modules, bytes) = writer.finish()?;
+        let unchanged = same(&plain, &logits).map_err(tensor_failure)?;
+        Ok(Captured { modules, unchanged, bytes, elapsed_ns, plain_ns })
+    }
+
+    fn replay(&mut self, replay: &Replay) -> Result<Replayed, Failed> {
+        let (loaded, inputs, _) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let mut feeder = Feeder::new(replay)?;
+        loaded.forward_with(inputs, None, Some(&mut feeder)).map_err(model_failure)?;
+        feeder.finish()
     }
 }
 

@@ -170,6 +170,19 @@ impl<T: Float> Slot<T> {
         })
     }
 
+    /// The value as a tensor of its own; what is owed is computed for it, and stays owed.
+    pub(crate) fn looked_at(&self) -> Tensor {
+        if let Some(tensor) = self.tensor.get() {
+            return tensor.clone();
+        }
+        let mut values = vec![T::default(); self.rows() * self.columns];
+        match self.job() {
+            Some(job) => job.run(&mut values),
+            None => self.copy_to(&mut values, self.columns, 0),
+        }
+        self.tensor_of(values)
+    }
+
     /// The value as a tensor; what is still owed is computed straight into it.
     pub(crate) fn into_tensor(mut self) -> Tensor {
         if let Some(tensor) = self.tensor.take() {

@@ -178,6 +178,29 @@ impl<T: Element> PackedGateUp<T> {
         // SAFETY: `out` has the shape.
         unsafe { self.panels.forward(pool, xs, m, out.as_mut_ptr(), Finish::Gate(activation)) };
     }
+
+    /// `gate = xs G^T` and `up = xs U^T`, each `[m, n]`, each rounded once. Allocates.
+    ///
+    /// # Panics
+    /// If a slice does not have its shape.
+    pub fn parts(&self, pool: &Pool, xs: &[T], m: usize, gate: &mut [T], up: &mut [T]) {
+        let (n, half, columns) = (self.panels.n, PANEL / 2, self.panels.count * PANEL);
+        assert!(gate.len() == m * n && up.len() == m * n, "gate and up: [{m}, {n}]");
+        // The same panels as a linear layer, whose columns are 16 of gate and 16 of up by turns.
+        let bias = self.panels.bias.as_ref().map(|bias| padded(bias, self.panels.count));
+        let units = Arc::clone(&self.panels.units);
+        let both = PackedLinear { panels: Panels { units, bias, n: columns, ..self.panels } };
+        let mut rows = vec![T::default(); m * columns];
+        both.forward(pool, xs, m, &mut rows, Epilogue::Store);
+        for (row, (gate, up)) in
+            rows.chunks_exact(columns).zip(gate.chunks_exact_mut(n).zip(up.chunks_exact_mut(n)))
+        {
+            for (column, (gate, up)) in gate.iter_mut().zip(up).enumerate() {
+                let lane = column / half * PANEL + column % half;
+                (*gate, *up) = (row[lane], row[lane + half]);
+            }
+        }
+    }
 }
 
 /// The epilogue of a tile.

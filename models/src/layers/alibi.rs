@@ -105,7 +105,8 @@ impl Attention {
             let wide = |xs: &Tensor| xs.to_dtype(accumulation(xs.dtype()));
             (scores.broadcast_add(&wide(&alibi.bias)?)? * self.scale)?.broadcast_add(&wide(&alibi.mask)?)
         })?;
-        let mixed = softmax(&scores)?
+        let mixed = pass
+            .step("softmax", scores, softmax)?
             .reshape((batch, self.num_kv_heads, rows, keys))?
             .matmul(&v)?
             .reshape((batch, self.num_heads, seq, self.head_dim))?

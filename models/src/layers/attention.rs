@@ -56,11 +56,11 @@ impl Attention {
             (split_heads(q.tensor(), self.num_heads)?, split_heads(k.tensor(), self.num_kv_heads)?);
         let v = split_heads(v.tensor(), self.num_kv_heads)?;
         if let Some(rope) = rope {
-            q = rope.apply(&q)?;
-            k = rope.apply(&k)?;
+            q = pass.step("rope_q", q, |q| rope.apply(q))?;
+            k = pass.step("rope_k", k, |k| rope.apply(k))?;
         }
         let (k, v) = pass.append(self.layer, k, v)?;
-        self.mix(&q, &k, &v, mask)
+        self.mix(pass, &q, &k, &v, mask)
     }
 
     /// As [`Attention::forward`]: rope written straight into the cache, then blocked attention.
@@ -110,7 +110,7 @@ impl Attention {
     }
 
     /// `q: [batch, num_heads, seq, head_dim]`, `k` and `v`: `[batch, num_kv_heads, keys, head_dim]`.
-    fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask) -> Result<Xs> {
+    fn mix(&self, pass: &mut Pass, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask) -> Result<Xs> {
         let (batch, _, seq, _) = q.dims4()?;
         let keys = k.dim(2)?;
         // The query heads of one key head are rows of one product, so that keys need no repetition.
@@ -124,7 +124,8 @@ impl Attention {
         if let Some(bias) = &mask.bias {
             scores = scores.broadcast_add(bias)?;
         }
-        let weights = softmax(&scores)?.reshape((batch, self.num_kv_heads, rows, keys))?;
+        let weights =
+            pass.step("softmax", scores, softmax)?.reshape((batch, self.num_kv_heads, rows, keys))?;
         let mixed = weights
             .matmul(v)?
             .reshape((batch, self.num_heads, seq, self.head_dim))?

@@ -121,7 +121,7 @@ impl Linear {
 
 /// Several linear layers that read the same input: q, k and v, or gate and up.
 ///
-/// The fused form multiplies once by all of them and reports no part of its own.
+/// The fused form multiplies once by all of them.
 #[derive(Clone)]
 pub struct Joined<const N: usize> {
     form: JoinedForm<N>,
@@ -130,8 +130,8 @@ pub struct Joined<const N: usize> {
 #[derive(Clone)]
 enum JoinedForm<const N: usize> {
     Eager([Linear; N]),
-    /// Outputs of each part.
-    Fused(Arc<Workspace>, Packed, [usize; N]),
+    /// Outputs and path of each part.
+    Fused(Arc<Workspace>, Packed, [usize; N], [String; N]),
 }
 
 impl<const N: usize> Joined<N> {
@@ -151,9 +151,10 @@ impl<const N: usize> Joined<N> {
             biases.extend(weights.pp(name).vector("bias", output)?);
         }
         let outputs = parts.map(|(_, output)| output);
+        let paths = parts.map(|(name, _)| weights.pp(name).path().to_owned());
         let parts = parts.map(|(name, output)| (weights.pp(name), output));
         let packed = Packed::load(workspace, &parts, input, bias.then_some(&biases))?;
-        Ok(Self { form: JoinedForm::Fused(Arc::clone(workspace), packed, outputs) })
+        Ok(Self { form: JoinedForm::Fused(Arc::clone(workspace), packed, outputs, paths) })
     }
 
     /// `xs: [.., in]` to one `[.., out]` a part.
@@ -163,8 +164,17 @@ impl<const N: usize> Joined<N> {
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<[Xs; N]> {
         match &self.form {
             JoinedForm::Eager(parts) => each(parts, |part| part.forward(pass, xs)),
-            JoinedForm::Fused(workspace, packed, outputs) => {
-                split(&packed.forward(workspace, xs, Room::Now)?, *outputs)
+            JoinedForm::Fused(workspace, packed, outputs, paths) => {
+                let parts = |xs: &Xs| split(&packed.forward(workspace, xs, Room::Now)?, *outputs);
+                let mut out = parts(xs)?;
+                if pass.is_looked_on() {
+                    for (index, path) in paths.iter().enumerate() {
+                        let part = out[index].clone();
+                        let again = |xs: &Xs| parts(xs).map(|parts| parts[index].clone());
+                        out[index] = pass.shared(path, xs, part, again)?;
+                    }
+                }
+                Ok(out)
             }
         }
     }

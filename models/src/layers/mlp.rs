@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use candle_core::DType;
+use candle_core::{DType, Device, Tensor};
 use half::bf16;
 
+use super::split::each;
 use super::{Activation, Joined, Linear, multiply};
 use crate::error::Result;
 use crate::fused::{Float, Slot, Workspace, gate_up};
@@ -14,7 +15,7 @@ use crate::weights::Weights;
 
 /// `down_proj(act_fn(gate_proj(x)) * up_proj(x))`.
 ///
-/// The fused form forms `act_fn(gate) * up` in registers and reports neither.
+/// The fused form forms `act_fn(gate) * up` in registers; a probe is shown what gate and up are by themselves.
 pub struct GatedMlp {
     path: String,
     gate_up: GateUp,
@@ -23,7 +24,7 @@ pub struct GatedMlp {
 
 enum GateUp {
     Eager { gate_up: Joined<2>, act_path: String, act_fn: Activation },
-    Fused(Box<dyn Packed>),
+    Fused { packed: Box<dyn Packed>, paths: [String; 3], act_fn: Activation },
 }
 
 impl GatedMlp {
@@ -46,10 +47,14 @@ impl GatedMlp {
                 act_path: weights.pp("act_fn").path().to_owned(),
                 act_fn,
             },
-            Some(workspace) => GateUp::Fused(match weights.dtype() {
-                DType::BF16 => PackedPair::<bf16>::load(weights, workspace, input, output, act_fn, bias)?,
-                _ => PackedPair::<f32>::load(weights, workspace, input, output, act_fn, bias)?,
-            }),
+            Some(workspace) => GateUp::Fused {
+                packed: match weights.dtype() {
+                    DType::BF16 => PackedPair::<bf16>::load(weights, workspace, input, output, act_fn, bias)?,
+                    _ => PackedPair::<f32>::load(weights, workspace, input, output, act_fn, bias)?,
+                },
+                paths: ["gate_proj", "up_proj", "act_fn"].map(|name| weights.pp(name).path().to_owned()),
+                act_fn,
+            },
         };
         Ok(Self {
             path: weights.path().to_owned(),
@@ -69,16 +74,41 @@ impl GatedMlp {
                     let [gate, up] = gate_up.forward(pass, &xs)?;
                     multiply(act_fn.forward(pass, act_path, &gate)?, up)?
                 }
-                GateUp::Fused(packed) => packed.forward(&xs)?,
+                GateUp::Fused { packed, paths, act_fn } => {
+                    let shown = show(pass, &xs, packed.as_ref(), paths, *act_fn)?;
+                    shown.map_or_else(|| packed.forward(&xs), Ok)?
+                }
             };
             self.down_proj.forward(pass, &product)
         })
     }
 }
 
+/// Shows a probe what gate, up and the activation are by themselves; their product, if the probe changed one.
+fn show(
+    pass: &mut Pass,
+    xs: &Xs,
+    packed: &dyn Packed,
+    [gate_path, up_path, act_path]: &[String; 3],
+    act_fn: Activation,
+) -> Result<Option<Xs>> {
+    if !pass.is_looked_on() {
+        return Ok(None);
+    }
+    let before = pass.replaced();
+    let [gate, up] = packed.parts(xs)?;
+    let gate = pass.shared(gate_path, xs, gate, |xs| packed.parts(xs).map(|[gate, _]| gate))?;
+    let gate = act_fn.forward(pass, act_path, &gate)?;
+    let up = pass.shared(up_path, xs, up, |xs| packed.parts(xs).map(|[_, up]| up))?;
+    if pass.replaced() == before { Ok(None) } else { multiply(gate, up).map(Some) }
+}
+
 /// Packed gate and up of either element type.
 trait Packed: Send + Sync {
     fn forward(&self, xs: &Xs) -> Result<Xs>;
+
+    /// Gate and up without activation and product.
+    fn parts(&self, xs: &Xs) -> Result<[Xs; 2]>;
 }
 
 struct PackedPair<T: Float> {
@@ -112,5 +142,15 @@ impl<T: Float> Packed for PackedPair<T> {
         let pool = &self.workspace.pool;
         self.weight.forward(pool, &xs.read(), xs.rows(), &mut out.write(), self.act_fn);
         Ok(out.into_xs())
+    }
+
+    fn parts(&self, xs: &Xs) -> Result<[Xs; 2]> {
+        let xs = Slot::<T>::of(&self.workspace, xs)?.whole();
+        let (pool, rows, n) = (&self.workspace.pool, xs.rows(), self.weight.n());
+        let mut parts = [(); 2].map(|()| vec![T::default(); rows * n]);
+        let [gate, up] = &mut parts;
+        self.weight.parts(pool, &xs.read(), rows, gate, up);
+        let shape = (xs.batch, xs.seq, n);
+        each(&parts, |part| Ok(Tensor::from_slice(part, shape, &Device::Cpu)?.into()))
     }
 }

@@ -1,5 +1,6 @@
 //! The extension module `tfcheck_bridge`: torch and transformers, driven from Rust.
 
+mod capture;
 mod compile;
 mod descriptors;
 mod dlpack;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; a worker refuses a [`Load`] that carries another.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Environment variable that names the descriptor requests arrive on.
 pub const REQUEST_FD_VARIABLE: &str = "TFCHECK_REQUEST_FD";
@@ -39,6 +39,10 @@ pub enum Request {
     Time(Time),
     /// One profiled forward pass; answered by [`Reply::Traced`].
     Trace(Trace),
+    /// One forward pass that writes what goes into and comes out of modules; answered by [`Reply::Captured`].
+    Capture(Capture),
+    /// One forward pass in which one module is fed a stored tensor; answered by [`Reply::Replayed`].
+    Replay(Replay),
     /// End in good order; not answered.
     Exit,
 }
@@ -131,6 +135,33 @@ pub struct Trace {
     pub path: PathBuf,
 }
 
+/// Asks for one forward pass that writes what goes into and comes out of modules, each as soon as it is known.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Capture {
+    /// An empty folder for the tensors.
+    pub folder: PathBuf,
+    /// Globs over module paths (`*` any text, `?` one character); a module is captured where one fits.
+    pub modules: Vec<String>,
+    /// Bytes that may be written; what would go beyond is listed without a file.
+    pub max_bytes: u64,
+}
+
+/// Asks for one forward pass in which one call of a module is fed a stored tensor in place of the first tensor among
+/// its arguments.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Replay {
+    /// The module's path, as captured.
+    pub module: String,
+    /// Which call of it, from 0.
+    pub call: usize,
+    /// The stored tensor's file, in the form of [`CapturedTensor::file`].
+    pub input: PathBuf,
+    /// The stored tensor's shape.
+    pub shape: Vec<usize>,
+    /// Where to write what comes out, in the same form.
+    pub output: PathBuf,
+}
+
 /// What a worker answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
@@ -143,6 +174,10 @@ pub enum Reply {
     Timed(Timed),
     /// The trace is on disk.
     Traced,
+    /// The captured tensors are on disk.
+    Captured(Captured),
+    /// The module's output is on disk.
+    Replayed(Replayed),
     /// The request could not be carried out; the worker may be asked to [`Request::Exit`] only.
     Failed(Failed),
 }
@@ -195,6 +230,56 @@ pub struct Timed {
     pub decode_ns: Vec<u64>,
     /// As in [`Forwarded::peak_bytes`].
     pub peak_bytes: Option<u64>,
+}
+
+/// One finished capture.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Captured {
+    /// Calls of the modules that were asked for, in the order in which they begin.
+    pub modules: Vec<CapturedModule>,
+    /// Whether the pass gave bit for bit the logits of a pass without capture.
+    pub unchanged: bool,
+    /// Bytes written.
+    pub bytes: u64,
+    /// Nanoseconds of the captured pass.
+    pub elapsed_ns: u64,
+    /// Nanoseconds of a pass without capture.
+    pub plain_ns: u64,
+}
+
+/// One call of a module, or of a step inside an attention module: `rope_q` and `rope_k`, which rotate, and `softmax`,
+/// whose input is the masked scores.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CapturedModule {
+    /// Its path, `model.layers.0.self_attn.q_proj`; a step's is its module's with its name.
+    pub path: String,
+    /// Which call of it, from 0.
+    pub call: usize,
+    /// Its class.
+    pub class: String,
+    /// The first tensor among its arguments.
+    pub input: Option<CapturedTensor>,
+    /// The first tensor of what it returns.
+    pub output: Option<CapturedTensor>,
+}
+
+/// One captured tensor.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CapturedTensor {
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its dtype in the runner's own words.
+    pub dtype: String,
+    /// Its file in [`Capture::folder`]: elements in C order, little-endian f64 for a model in f64 and f32 otherwise;
+    /// `None` where it was left out for want of room.
+    pub file: Option<String>,
+}
+
+/// One finished replay.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Replayed {
+    /// Shape of what came out.
+    pub shape: Vec<usize>,
 }
 
 /// Why a request could not be carried out.

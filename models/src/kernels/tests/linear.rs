@@ -68,6 +68,12 @@ fn check_gate<T: Element>(m: usize, n: usize, k: usize, seed: u64) {
         let packed = PackedGateUp::new(&pool, &gate, &up, k, Some((&gate_bias, &up_bias)));
         let mut out = vec![T::default(); m * n];
         packed.forward(&pool, &x, m, &mut out, Activation::GeluTanh);
+        let (mut one, mut two) = (out.clone(), out.clone());
+        packed.parts(&pool, &x, m, &mut one, &mut two);
+        for (part, want, size) in [(&one, &g, &g_size), (&two, &v, &v_size)] {
+            let bound = |i: usize| sum_bound(k, size[i]) + roundoff::<T>() * want[i].abs() + 1e-12;
+            close(&format!("a part, {:?} m {m} n {n} k {k}", pool.isa()), part, want, bound);
+        }
         // |gelu'| <= 1.13; products of the two errors are far below either.
         close(&format!("{:?} m {m} n {n} k {k}", pool.isa()), &out, &want, |i| {
             1.2 * sum_bound(k, g_size[i]) * v[i].abs()

@@ -72,7 +72,7 @@ fn synchronise(torch: &Bound<'_, PyAny>, device: &str) -> PyResult<()> {
 }
 
 /// `logits`, or the last hidden states of a model without a head, `[batch, seq, width]`.
-fn logits<'py>(output: &Bound<'py, PyAny>) -> Result<(Bound<'py, PyAny>, Positions), Stop> {
+pub(super) fn logits<'py>(output: &Bound<'py, PyAny>) -> Result<(Bound<'py, PyAny>, Positions), Stop> {
     for name in ["logits", "last_hidden_state"] {
         let Some(tensor) = output.getattr_opt(name)? else {
             continue;

@@ -1,0 +1,83 @@
+//! A pass that writes what goes into and comes out of modules, and one that feeds a module a stored tensor.
+
+use std::ffi::CString;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use serde_json::Value;
+
+use super::failure::Stop;
+use super::forward::{self, within};
+use super::load::Loaded;
+use crate::protocol::{Capture, Captured, CapturedModule, Dtype, Mode, Replay, Replayed};
+
+/// Runs one pass as it is and one that is captured.
+pub(super) fn capture(py: Python<'_>, loaded: &Loaded, request: &Capture) -> Result<Captured, Stop> {
+    let module = module(py, loaded)?;
+    let (plain, plain_time) = logits_of(py, loaded, None)?;
+    let arguments =
+        (request.folder.as_os_str(), request.modules.clone(), request.max_bytes, element(py, loaded)?);
+    let writer = module.getattr("Writer")?.call1(arguments)?;
+    let hooks = module.getattr("Hooks")?.call1((&loaded.model, &writer))?;
+    let (captured, time) = logits_of(py, loaded, Some(&hooks))?;
+    let unchanged = module.call_method1("same", (plain, captured))?.extract()?;
+    let room: u64 = writer.getattr("room")?.extract()?;
+    let records = py.import("json")?.call_method1("dumps", (writer.getattr("records")?,))?;
+    let records: Value = serde_json::from_str(records.extract::<&str>()?)
+        .map_err(|error| Stop::exception(format!("the captured modules: {error}")))?;
+    let modules: Vec<CapturedModule> = serde_json::from_value(records)
+        .map_err(|error| Stop::exception(format!("the captured modules: {error}")))?;
+    Ok(Captured {
+        modules,
+        unchanged,
+        bytes: request.max_bytes - room,
+        elapsed_ns: time.as_nanos() as u64,
+        plain_ns: plain_time.as_nanos() as u64,
+    })
+}
+
+/// Runs a pass up to the module's end, the module being fed the stored tensor.
+pub(super) fn replay(py: Python<'_>, loaded: &Loaded, request: &Replay) -> Result<Replayed, Stop> {
+    let module = module(py, loaded)?;
+    let element = element(py, loaded)?;
+    let stored = module
+        .call_method1("read", (request.input.as_os_str(), &element))?
+        .call_method1("reshape", (request.shape.clone(),))?;
+    let arguments = (&request.module, request.call, stored, request.output.as_os_str(), element);
+    let feeder = module.getattr("Feeder")?.call1(arguments)?;
+    let hooks = module.getattr("Hooks")?.call1((&loaded.model, &feeder))?;
+    let ended = within(&hooks, || forward::pass(py, loaded).map(drop));
+    // The pass ends with an exception of the feeder's own.
+    match (feeder.getattr("shape")?.extract::<Option<Vec<usize>>>()?, ended) {
+        (Some(shape), _) => Ok(Replayed { shape }),
+        (None, Err(error)) => Err(error.into()),
+        (None, Ok(())) => Err(Stop::exception(format!("{} has no call {}", request.module, request.call))),
+    }
+}
+
+fn module<'py>(py: Python<'py>, loaded: &Loaded) -> Result<Bound<'py, PyModule>, Stop> {
+    if matches!(loaded.mode, Mode::Compiled | Mode::Frozen) {
+        return Err(Stop::unsupported("a compiled model has no modules to look into".into()));
+    }
+    let code = CString::new(include_str!("capture.py"))
+        .map_err(|error| Stop::exception(format!("capture.py: {error}")))?;
+    Ok(PyModule::from_code(py, &code, c"tfcheck_capture.py", c"tfcheck_capture")?)
+}
+
+/// The dtype that tensors are stored in.
+fn element<'py>(py: Python<'py>, loaded: &Loaded) -> PyResult<Bound<'py, PyAny>> {
+    loaded.torch.bind(py).getattr(if loaded.dtype == Dtype::F64 { "float64" } else { "float32" })
+}
+
+/// The logits of one pass, inside `context` where there is one.
+fn logits_of<'py>(
+    py: Python<'py>,
+    loaded: &Loaded,
+    context: Option<&Bound<'py, PyAny>>,
+) -> Result<(Bound<'py, PyAny>, Duration), Stop> {
+    let (output, time) = match context {
+        Some(context) => within(context, || forward::pass(py, loaded))?,
+        None => forward::pass(py, loaded)?,
+    };
+    Ok((forward::logits(&output)?.0, time))
+}

@@ -1,0 +1,271 @@
+//! First divergence: the first module whose output departs though its input agrees.
+//!
+//! Two workers run the same inputs and write what goes into and comes out of their modules, coarse modules
+//! first and then those below the suspect. Modules are paired by path and walked in call order; the suspect
+//! is then run on the second side with the first side's input, which tells a fault of its own from one that
+//! it was handed. Both sides compute in float64 where they can: there, what differs by more than
+//! [`Tolerances::f64_agreement`] is no rounding.
+
+mod drive;
+mod level;
+mod pair;
+mod tensor;
+mod text;
+mod walk;
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use reference::protocol::{Dtype, Load};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use drive::described;
+pub use drive::localize;
+
+use crate::compare::verdict::Tolerances;
+use crate::runner::{Ended, Runner};
+
+/// One of the two variants.
+pub struct Side<'a> {
+    /// The variant's name.
+    pub name: String,
+    /// What runs it.
+    pub runner: &'a dyn Runner,
+    /// What a run asks its worker to load; mode, attention and dtype are changed for localising.
+    pub load: Load,
+}
+
+/// What is localised, and within which bounds.
+pub struct Request<'a> {
+    /// The case's name.
+    pub case: &'a str,
+    /// The pair; what the first computes is what the second is fed.
+    pub sides: [Side<'a>; 2],
+    /// How.
+    pub options: &'a Options,
+    /// What rounding explains.
+    pub tolerances: &'a Tolerances,
+    /// Where workers log; captured tensors lie in a folder of their own in it and are removed.
+    pub folder: &'a Path,
+    /// Longest wait for any one answer.
+    pub timeout: Duration,
+    /// Set when the user wants to stop.
+    pub stop: &'a AtomicBool,
+}
+
+/// Bounds of a localisation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Globs over module paths; only these are captured.
+    pub modules: Vec<String>,
+    /// dtype on both sides; float64 otherwise, float32 where a side has none, and the sides' own where float64 shows
+    /// nothing.
+    pub dtype: Option<Dtype>,
+    /// Bytes that the captured tensors of both sides may take on the disk.
+    pub max_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { modules: vec!["*".to_owned()], dtype: None, max_bytes: 2 << 30 }
+    }
+}
+
+/// What was found between two variants.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Localized {
+    /// The case's name.
+    pub case: String,
+    /// The first variant.
+    pub a: String,
+    /// The second.
+    pub b: String,
+    /// dtype that both sides computed in.
+    pub dtype: Dtype,
+    /// Largest relative L2 that counts as agreement.
+    pub threshold: f64,
+    /// Relative L2 of the logits in this dtype, where they can be compared.
+    pub logits: Option<f64>,
+    /// What was found.
+    pub finding: Finding,
+    /// The finding in one sentence.
+    pub sentence: String,
+    /// Module calls that were compared.
+    pub modules: usize,
+    /// Bytes that were written for it, at most [`Options::max_bytes`] of them at a time.
+    pub captured_bytes: u64,
+    /// Nanoseconds of all of it, loading included.
+    pub elapsed_ns: u64,
+    /// Whether the logits of every captured pass were bit for bit those of a pass without capture.
+    pub capture_changed_nothing: bool,
+    /// What a person must know to read it.
+    pub notes: Vec<String>,
+}
+
+impl Localized {
+    /// Whether the two compute different things.
+    pub fn is_divergence(&self) -> bool {
+        !matches!(self.finding, Finding::Nothing)
+    }
+
+    /// What it took, in words.
+    pub fn effort(&self) -> String {
+        let seconds = self.elapsed_ns as f64 / 1e9;
+        let bytes = crate::report::bytes(self.captured_bytes);
+        format!("{} module calls compared, {bytes} captured, {seconds:.1} s", self.modules)
+    }
+
+    /// Whether `other` is about the same two variants of the same case.
+    pub fn is_of_the_pair(&self, other: &Self) -> bool {
+        (&self.case, &self.a, &self.b) == (&other.case, &other.a, &other.b)
+    }
+
+    /// The module path that is at fault, where there is one.
+    pub fn path(&self) -> Option<&str> {
+        match &self.finding {
+            Finding::Module(divergence) => Some(&divergence.path),
+            _ => None,
+        }
+    }
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "found", rename_all = "snake_case")]
+pub enum Finding {
+    /// A module, or a step inside one.
+    Module(Divergence),
+    /// Not what the modules compute, but how one variant executes them: `torch.compile`, or sdpa attention.
+    Execution {
+        /// The variant.
+        variant: String,
+        /// What it does that its eager twin does not.
+        what: String,
+        /// Relative L2 of its logits against those of its twin.
+        relative_l2: f64,
+    },
+    /// The logits depart, and a side exposes no modules.
+    Logits {
+        /// Why nothing finer is known.
+        reason: String,
+    },
+    /// The logits depart, but no module does so by itself: rounding that grows from module to module.
+    Spread {
+        /// The first module whose output departs.
+        first: String,
+    },
+    /// Both sides agree.
+    Nothing,
+}
+
+/// The first module whose output departs though its input agrees.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Divergence {
+    /// Its path on the first side; below an attention module also the steps `rope_q`, `rope_k`, `scores`, `mask` and
+    /// `softmax`, which are no modules.
+    pub path: String,
+    /// Its path on the second side.
+    pub path_b: String,
+    /// Its class on the first side.
+    pub class_a: String,
+    /// Its class on the second side.
+    pub class_b: String,
+    /// Where the module's children all agree: the children after and before which its own code departs.
+    pub between: Option<Between>,
+    /// Relative L2 of what goes in; `None` where it cannot be compared.
+    pub input: Option<f64>,
+    /// Relative L2 of what comes out.
+    pub output: f64,
+    /// Relative L2 of what comes out of the second side when it is fed the first side's input; `None` where it
+    /// cannot be fed.
+    pub replayed: Option<f64>,
+    /// Position that departs most.
+    pub worst: Option<Worst>,
+}
+
+/// Part of a module's own code.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Between {
+    /// The last child that agrees; `None` at the module's beginning.
+    pub after: Option<String>,
+    /// The first child whose input departs; `None` at the module's end.
+    pub before: Option<String>,
+}
+
+/// A position.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Worst {
+    /// Row of the batch.
+    pub row: usize,
+    /// Position in the row, padding counted.
+    pub position: usize,
+    /// Relative L2 of this position.
+    pub relative_l2: f64,
+}
+
+/// Why nothing could be localised.
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+pub enum LocalizeError {
+    /// A worker gave no answer.
+    #[error("{variant} cannot be captured: {reason}")]
+    #[diagnostic(help("worker.log in {folder} has what the worker said"))]
+    Worker {
+        /// The variant.
+        variant: String,
+        /// What became of it.
+        reason: String,
+        /// Where its log lies.
+        folder: String,
+    },
+    /// The user stopped it.
+    #[error("interrupted")]
+    Interrupted,
+    /// What a worker wrote cannot be read.
+    #[error("{path}: {source}")]
+    #[diagnostic(help("check the disk, or lower --max-disk"))]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The two sides have no module in common.
+    #[error("{a} and {b} have no module path in common")]
+    #[diagnostic(help("localise two variants of one architecture"))]
+    NothingInCommon {
+        /// The first variant.
+        a: String,
+        /// The second.
+        b: String,
+    },
+}
+
+impl LocalizeError {
+    fn worker(side: &Side, folder: &Path, ended: Ended) -> Self {
+        Self::ended(&side.name, folder, ended)
+    }
+
+    pub(crate) fn ended(variant: &str, folder: &Path, ended: Ended) -> Self {
+        let reason = match ended {
+            Ended::Interrupted => return Self::Interrupted,
+            Ended::Unsupported(reason) => reason,
+            Ended::Failed(failure) => failure.reason,
+        };
+        Self::Worker { variant: variant.to_owned(), reason, folder: folder.display().to_string() }
+    }
+
+    fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.display().to_string(), source }
+    }
+}
+
+impl std::fmt::Display for Localized {
+    /// What `tfcheck localize` prints.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(formatter, "{}: {} / {}", self.case, self.a, self.b)?;
+        writeln!(formatter, "  {}", self.sentence)?;
+        writeln!(formatter, "  {}", self.effort())?;
+        self.notes.iter().try_for_each(|note| writeln!(formatter, "  note: {note}"))
+    }
+}

@@ -1,0 +1,299 @@
+//! One level of modules after another: captured on both sides, measured, and the suspect of the last one fed anew.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use reference::protocol::{Capture, Captured, CapturedModule, Dtype, Replay, Reply, Request as Ask};
+use tempfile::TempDir;
+
+use super::drive::{Found, Live, Open};
+use super::pair::pairs;
+use super::tensor::{self, Difference, Stored};
+use super::walk::{Measured, Suspect, ancestors, suspect};
+use super::{Between, Divergence, Finding, LocalizeError};
+use crate::plan::glob;
+use crate::runner::Ended;
+
+/// The path of code that lies in no module.
+pub(super) const ROOT: &str = "(root)";
+
+/// Modules that both sides have.
+pub(super) enum Names {
+    /// A side exposes none, and says why.
+    Hidden(String),
+    /// In the first side's order.
+    Common(Vec<Name>),
+}
+
+/// A module call that both sides have.
+#[derive(Clone, Debug)]
+pub(super) struct Name {
+    path: [String; 2],
+    call: usize,
+}
+
+/// Asks both sides for their modules.
+pub(super) fn names(open: &Open, sides: &mut [Live; 2]) -> Result<Names, LocalizeError> {
+    let mut lists: Vec<Vec<CapturedModule>> = Vec::new();
+    for side in sides.iter_mut() {
+        let folder = open.scratch.to_owned();
+        let ask = Ask::Capture(Capture { folder, modules: vec!["*".into()], max_bytes: 0 });
+        match side.try_ask(&ask) {
+            Ok(Reply::Captured(captured)) => lists.push(captured.modules),
+            Ok(_) => return Err(side.out_of_turn()),
+            Err(Ended::Unsupported(reason)) => {
+                return Ok(Names::Hidden(format!("{}: {reason}", side.side.name)));
+            }
+            Err(ended) => return Err(LocalizeError::worker(side.side, open.request.folder, ended)),
+        }
+    }
+    let patterns = &open.request.options.modules;
+    let is_wanted = |path: &str| patterns.iter().any(|pattern| glob(pattern.as_bytes(), path.as_bytes()));
+    let common: Vec<Name> = pairs(&lists[0], &lists[1])
+        .into_iter()
+        .map(|(a, b)| {
+            let path = [lists[0][a].path.clone(), lists[1][b].path.clone()];
+            Name { path, call: lists[0][a].call }
+        })
+        .filter(|name| is_wanted(&name.path[0]))
+        .collect();
+    if common.is_empty() {
+        let [a, b] = open.request.sides.each_ref().map(|side| side.name.clone());
+        return Err(LocalizeError::NothingInCommon { a, b });
+    }
+    Ok(Names::Common(common))
+}
+
+/// The suspect among the modules of one level.
+struct Level {
+    /// Holds the captured tensors.
+    folder: TempDir,
+    /// Of each side, the captured calls in the order of `measured`.
+    calls: Vec<[CapturedModule; 2]>,
+    measured: Vec<Measured>,
+    /// The first module whose output departs, by itself or not.
+    first: Option<String>,
+}
+
+/// Goes down from the coarse modules to the deepest suspect.
+pub(super) fn search(
+    open: &Open,
+    sides: &mut [Live; 2],
+    names: &[Name],
+    nothing: Found,
+    threshold: f64,
+) -> Result<Found, LocalizeError> {
+    let mut found = nothing;
+    let mut scope: Option<String> = None;
+    let mut chosen: Vec<&Name> = names.iter().filter(|name| is_coarse(&name.path[0])).collect();
+    if chosen.is_empty() {
+        chosen = names.iter().collect();
+    }
+    loop {
+        let level = capture(open, sides, &chosen, &mut found, threshold)?;
+        let known = |path: &String| level.measured.iter().position(|module| module.path == *path);
+        let Some(suspect) = suspect(&level.measured, scope.as_ref().and_then(known), threshold) else {
+            found.finding = match level.first {
+                Some(first) if found.dtype != Dtype::F64 => Finding::Spread { first },
+                _ => Finding::Module(outside(&level, found.logits)),
+            };
+            return Ok(found);
+        };
+        let inside = |name: &&Name| {
+            suspect.module.is_some_and(|index| is_in(&name.path[0], &level.measured[index].path))
+        };
+        let below: Vec<&Name> = names.iter().filter(inside).collect();
+        let captured: HashSet<&str> = level.measured.iter().map(|module| module.path.as_str()).collect();
+        let has_more = below.iter().any(|name| !captured.contains(name.path[0].as_str()));
+        if !has_more || suspect.step.is_some() {
+            let divergence = confirmed(open, sides, &level, &suspect, found.logits)?;
+            found.finding = Finding::Module(divergence);
+            return Ok(found);
+        }
+        scope = suspect.module.map(|index| level.measured[index].path.clone());
+        chosen = below;
+    }
+}
+
+/// Whether a path lies in no numbered module, as the blocks are: `model`, `model.layers.3`, `lm_head`.
+fn is_coarse(path: &str) -> bool {
+    !ancestors(path).any(|above| {
+        above.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()))
+    })
+}
+
+fn is_in(path: &str, module: &str) -> bool {
+    path == module || path.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// Captures the chosen modules on both sides and measures them.
+fn capture(
+    open: &Open,
+    sides: &mut [Live; 2],
+    chosen: &[&Name],
+    found: &mut Found,
+    threshold: f64,
+) -> Result<Level, LocalizeError> {
+    let io = |error| LocalizeError::io(open.scratch, error);
+    let folder = tempfile::Builder::new().prefix("level-").tempdir_in(open.scratch).map_err(io)?;
+    let mut lists: Vec<HashMap<(String, usize), CapturedModule>> = Vec::new();
+    for (index, side) in sides.iter_mut().enumerate() {
+        let own = folder.path().join(index.to_string());
+        std::fs::create_dir(&own).map_err(io)?;
+        let mut modules: Vec<String> = chosen.iter().map(|name| name.path[index].clone()).collect();
+        modules.dedup();
+        let max_bytes = open.request.options.max_bytes / 2;
+        let Reply::Captured(captured) =
+            side.ask(&Ask::Capture(Capture { folder: own, modules, max_bytes }))?
+        else {
+            return Err(side.out_of_turn());
+        };
+        account(found, side, &captured);
+        let calls = captured.modules.into_iter().map(|module| ((module.path.clone(), module.call), module));
+        lists.push(calls.collect());
+    }
+    let mut level = Level { folder, calls: Vec::new(), measured: Vec::new(), first: None };
+    for name in chosen {
+        let call = |index: usize| lists[index].get(&(name.path[index].clone(), name.call)).cloned();
+        let (Some(a), Some(b)) = (call(0), call(1)) else { continue };
+        let calls = [a, b];
+        let mut measured = measure(open, level.folder.path(), &calls)?;
+        let departs = measured.output.is_some_and(|apart| apart.relative_l2 > threshold);
+        if departs && level.first.is_none() {
+            level.first = Some(measured.path.clone());
+        }
+        if found.dtype != Dtype::F64 {
+            // Rounding grows from module to module: each is judged on the first side's input.
+            let fed = replay(open, sides, level.folder.path(), &calls)?;
+            measured.input = fed.map(|_| Difference::default()).or(measured.input);
+            measured.output = fed.or(measured.output);
+        }
+        level.measured.push(measured);
+        level.calls.push(calls);
+    }
+    found.modules += level.measured.len();
+    Ok(level)
+}
+
+/// Adds what a capture cost and left out.
+fn account(found: &mut Found, side: &Live, captured: &Captured) {
+    found.bytes += captured.bytes;
+    if !captured.unchanged {
+        found.unchanged = false;
+        found.notes.push(format!("{}: the captured pass gave other logits than a plain one", side.side.name));
+    }
+    let left_out = |module: &&CapturedModule| {
+        [&module.input, &module.output].into_iter().flatten().any(|tensor| tensor.file.is_none())
+    };
+    let paths: Vec<&str> = captured.modules.iter().filter(left_out).map(|m| m.path.as_str()).collect();
+    if let (Some(first), Some(last)) = (paths.first(), paths.last()) {
+        found.notes.push(format!(
+            "{}: --max-disk left no room for {} of {} modules, {first} to {last}",
+            side.side.name,
+            paths.len(),
+            captured.modules.len()
+        ));
+    }
+}
+
+fn measure(open: &Open, folder: &Path, [a, b]: &[CapturedModule; 2]) -> Result<Measured, LocalizeError> {
+    let io = |error| LocalizeError::io(folder, error);
+    let of = |index: &str, tensor| Stored::open(&folder.join(index), tensor).map_err(io);
+    let inputs = (of("0", a.input.as_ref())?, of("1", b.input.as_ref())?);
+    let outputs = (of("0", a.output.as_ref())?, of("1", b.output.as_ref())?);
+    let apart = |pair: &(Option<Stored>, Option<Stored>)| match pair {
+        (Some(a), Some(b)) => tensor::difference(a, b, open.mask).map_err(io),
+        _ => Ok(None),
+    };
+    let mut measured =
+        Measured { path: a.path.clone(), input: apart(&inputs)?, output: apart(&outputs)?, scores: None };
+    if let (true, (Some(a), Some(b))) = (a.path.ends_with(".softmax"), &inputs) {
+        measured.scores = tensor::scores(a, b, open.mask).map_err(io)?;
+        // Masked scores are any large number.
+        let scores = measured.scores.map(|scores| scores.scores);
+        measured.input = scores.or(measured.input);
+    }
+    Ok(measured)
+}
+
+/// The second side's output on the first side's input, against the first side's output; `None` where the module cannot
+/// be fed or its output not be compared.
+fn replay(
+    open: &Open,
+    sides: &mut [Live; 2],
+    folder: &Path,
+    [a, b]: &[CapturedModule; 2],
+) -> Result<Option<Difference>, LocalizeError> {
+    let (Some(input), Some(like)) = (&a.input, &b.input) else { return Ok(None) };
+    let Some(expected) = Stored::open(&folder.join("0"), a.output.as_ref())
+        .map_err(|error| LocalizeError::io(folder, error))?
+    else {
+        return Ok(None);
+    };
+    let Some(file) = &input.file else { return Ok(None) };
+    if input.shape.iter().product::<usize>() != like.shape.iter().product::<usize>() {
+        return Ok(None);
+    }
+    let io = |error| LocalizeError::io(folder, error);
+    let (mut path, other) = (folder.join("0").join(file), folder.join("input"));
+    let stored = Stored::at(&path, &input.shape).map_err(io)?;
+    if stored.laid_out_as(&like.shape, open.mask, &other).map_err(io)? {
+        path = other;
+    }
+    let output = folder.join("replayed");
+    let side = &mut sides[1];
+    let ask = Replay {
+        module: b.path.clone(),
+        call: b.call,
+        input: path,
+        shape: like.shape.clone(),
+        output: output.clone(),
+    };
+    let Reply::Replayed(replayed) = side.ask(&Ask::Replay(ask))? else { return Err(side.out_of_turn()) };
+    let replayed = Stored::at(&output, &replayed.shape).map_err(io)?;
+    tensor::difference(&expected, &replayed, open.mask).map_err(io)
+}
+
+/// The suspect, fed the first side's input on the second.
+fn confirmed(
+    open: &Open,
+    sides: &mut [Live; 2],
+    level: &Level,
+    suspect: &Suspect,
+    logits: Option<f64>,
+) -> Result<Divergence, LocalizeError> {
+    let Some(index) = suspect.module else {
+        return Ok(Divergence { between: suspect.between.clone(), ..outside(level, logits) });
+    };
+    let (calls, measured) = (&level.calls[index], &level.measured[index]);
+    // Token ids and tables of positions are no input that another one could stand for.
+    let replayed = replay(open, sides, level.folder.path(), calls)?;
+    let shown = suspect.step.map_or(measured.output, |(_, difference)| Some(difference));
+    let path = |index: usize| {
+        let module = &calls[index].path;
+        suspect.step.map_or_else(|| module.clone(), |(step, _)| format!("{module}.{step}"))
+    };
+    Ok(Divergence {
+        path: path(0),
+        path_b: path(1),
+        class_a: calls[0].class.clone(),
+        class_b: calls[1].class.clone(),
+        between: suspect.between.clone(),
+        input: measured.input.map(|difference| difference.relative_l2),
+        output: shown.map_or(f64::INFINITY, |difference| difference.relative_l2),
+        replayed: replayed.map(|difference| difference.relative_l2),
+        worst: shown.and_then(|difference| difference.worst),
+    })
+}
+
+/// The model's code outside of all modules.
+fn outside(level: &Level, logits: Option<f64>) -> Divergence {
+    let last = level.measured.iter().rfind(|module| ancestors(&module.path).next().is_none());
+    Divergence {
+        path: ROOT.to_owned(),
+        path_b: ROOT.to_owned(),
+        between: Some(Between { after: last.map(|module| module.path.clone()), before: None }),
+        output: logits.unwrap_or(f64::INFINITY),
+        ..Divergence::default()
+    }
+}

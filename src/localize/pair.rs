@@ -1,0 +1,121 @@
+//! Which module of one side is which of the other.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use reference::protocol::CapturedModule;
+
+/// Leading segments that one side may have where the other has others: `model.language_model.` for `model.`.
+const PREFIX: usize = 3;
+
+/// Pairs of indices, in the order of `a`: the same path and call; where transformers moved the modules of one side,
+/// the same path behind another beginning.
+pub(super) fn pairs(a: &[CapturedModule], b: &[CapturedModule]) -> Vec<(usize, usize)> {
+    let by_name: HashMap<(&str, usize), usize> =
+        b.iter().enumerate().map(|(index, module)| ((module.path.as_str(), module.call), index)).collect();
+    let paths_a: HashSet<&str> = a.iter().map(|module| module.path.as_str()).collect();
+    let paths_b: HashSet<&str> = b.iter().map(|module| module.path.as_str()).collect();
+    let moved = moved(&paths_a, &paths_b);
+    let pair = |(index, module): (usize, &CapturedModule)| {
+        let same = by_name.get(&(module.path.as_str(), module.call)).copied();
+        let other = || {
+            let (from, to) = moved.as_ref()?;
+            let path = format!("{to}{}", module.path.strip_prefix(from.as_str())?);
+            if paths_a.contains(path.as_str()) {
+                return None;
+            }
+            by_name.get(&(path.as_str(), module.call)).copied()
+        };
+        Some((index, same.or_else(other)?))
+    };
+    a.iter().enumerate().filter_map(pair).collect()
+}
+
+/// The beginnings, of `a` and of `b`, that turn most of the paths that only one side has into each other.
+fn moved(a: &HashSet<&str>, b: &HashSet<&str>) -> Option<(String, String)> {
+    let only_b: HashSet<&str> = b.difference(a).copied().collect();
+    // What is left of each of b's paths behind each beginning.
+    let mut rests: HashMap<&str, Vec<&str>> = HashMap::new();
+    for path in &only_b {
+        for (beginning, rest) in beginnings(path) {
+            rests.entry(rest).or_default().push(beginning);
+        }
+    }
+    let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for path in a.difference(b) {
+        for (from, rest) in beginnings(path) {
+            for to in rests.get(rest).into_iter().flatten() {
+                *counts.entry((from, to)).or_default() += 1;
+            }
+        }
+    }
+    // Of equally good ones the shortest.
+    let length = |(from, to): (&str, &str)| from.len() + to.len();
+    let best = counts.into_iter().max_by_key(|(names, count)| (*count, std::cmp::Reverse(length(*names))));
+    // One module alone may be another of the same name.
+    let enough = (a.difference(b).count().min(only_b.len()) / 2).max(2);
+    best.filter(|(_, count)| *count >= enough).map(|((from, to), _)| (from.to_owned(), to.to_owned()))
+}
+
+/// A path cut behind none to [`PREFIX`] of its segments, the dot going to the beginning.
+fn beginnings(path: &str) -> impl Iterator<Item = (&str, &str)> {
+    let dots = path.match_indices('.').map(|(at, _)| at + 1);
+    std::iter::once(0).chain(dots.take(PREFIX)).map(|at| path.split_at(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn modules(paths: &[&str]) -> Vec<CapturedModule> {
+        let module = |path: &&str| CapturedModule { path: (*path).to_owned(), ..CapturedModule::default() };
+        paths.iter().map(module).collect()
+    }
+
+    fn check(a: &[&str], b: &[&str], expect: &[(&str, &str)]) {
+        let (left, right) = (modules(a), modules(b));
+        let found: Vec<(&str, &str)> = pairs(&left, &right).into_iter().map(|(i, j)| (a[i], b[j])).collect();
+        assert_eq!(found, expect);
+    }
+
+    #[test]
+    fn paths_that_both_have_are_pairs_in_the_first_sides_order() {
+        check(
+            &["model", "model.norm", "lm_head"],
+            &["lm_head", "model", "model.norm", "model.rotary_emb"],
+            &[("model", "model"), ("model.norm", "model.norm"), ("lm_head", "lm_head")],
+        );
+    }
+
+    #[test]
+    fn modules_that_moved_are_found_behind_their_new_beginning() {
+        check(
+            &["model", "model.layers.0", "model.layers.0.mlp", "lm_head"],
+            &[
+                "model",
+                "model.language_model",
+                "model.language_model.layers.0",
+                "model.language_model.layers.0.mlp",
+                "lm_head",
+            ],
+            &[
+                ("model", "model"),
+                ("model.layers.0", "model.language_model.layers.0"),
+                ("model.layers.0.mlp", "model.language_model.layers.0.mlp"),
+                ("lm_head", "lm_head"),
+            ],
+        );
+        check(
+            &["layers.0", "norm"],
+            &["model.layers.0", "model.norm"],
+            &[("layers.0", "model.layers.0"), ("norm", "model.norm")],
+        );
+    }
+
+    #[test]
+    fn a_second_call_is_not_the_first() {
+        let mut left = modules(&["rotary_emb", "rotary_emb"]);
+        left[1].call = 1;
+        assert_eq!(pairs(&left, &left), [(0, 0), (1, 1)]);
+        assert_eq!(pairs(&left, &left[..1]), [(0, 0)]);
+    }
+}

@@ -1,0 +1,60 @@
+//! A finding in one sentence.
+
+use super::level::ROOT;
+use super::{Divergence, Finding, Localized};
+use crate::variant::dtype_name;
+
+pub(super) fn sentence(localized: &Localized) -> String {
+    let Localized { a, b, threshold, .. } = localized;
+    let dtype = dtype_name(localized.dtype);
+    match &localized.finding {
+        Finding::Module(divergence) => module(divergence, a, b, *threshold, dtype),
+        Finding::Execution { variant, what, relative_l2 } => format!(
+            "the modules of {a} and {b} agree in {dtype}; {variant} departs from its own eager pass by {relative_l2:.1e}: the fault lies in {what}"
+        ),
+        Finding::Logits { reason } => {
+            let apart = localized.logits.map_or_else(String::new, |apart| format!(" by {apart:.1e}"));
+            format!("the logits depart{apart} in {dtype}, and no module can be named: {reason}")
+        }
+        Finding::Spread { first } => format!(
+            "no module departs by itself in {dtype}: fed the same input, all agree within {threshold:.1e}; rounding grows until {first}"
+        ),
+        Finding::Nothing => format!("{a} and {b} agree in {dtype} within {threshold:.1e}"),
+    }
+}
+
+fn module(found: &Divergence, a: &str, b: &str, threshold: f64, dtype: &str) -> String {
+    let who = if found.path == ROOT { "the model's own code".to_owned() } else { found.path.clone() };
+    let classes = match (found.class_a.as_str(), found.class_b.as_str()) {
+        ("", _) | (_, "") => String::new(),
+        (one, other) if one == other => format!(" ({one})"),
+        (one, other) => format!(" ({one} against {other})"),
+    };
+    let place = found.between.as_ref().map(|between| match (&between.after, &between.before) {
+        (Some(after), Some(before)) => format!(", in its own code between {after} and {before},"),
+        (Some(after), None) => format!(", in its own code after {after},"),
+        (None, Some(before)) => format!(", in its own code before {before},"),
+        (None, None) => String::new(),
+    });
+    let input = match found.input {
+        Some(input) => format!("its input agrees ({input:.1e})"),
+        None => "nothing before it departs".to_owned(),
+    };
+    let worst = found.worst.map_or_else(String::new, |worst| {
+        format!(", most at row {} position {} ({:.1e})", worst.row, worst.position, worst.relative_l2)
+    });
+    let replayed = match found.replayed {
+        Some(replayed) if replayed > threshold => {
+            format!("; fed {a}'s input, {b} still departs ({replayed:.1e}): the fault is its own")
+        }
+        Some(replayed) => format!(
+            "; fed {a}'s input, {b} agrees ({replayed:.1e}): it hands on a difference below {threshold:.0e}"
+        ),
+        None => String::new(),
+    };
+    let place = place.unwrap_or_default();
+    format!(
+        "{who}{classes}{place} departs by {:.1e} in {dtype} though {input}{worst}{replayed}",
+        found.output
+    )
+}

@@ -1,0 +1,168 @@
+//! From measured modules to the one at fault: down into the first module whose output departs though its input agrees.
+
+use std::collections::HashMap;
+
+use super::Between;
+use super::tensor::{Difference, Scores};
+
+/// One pair of module calls, measured.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Measured {
+    /// Path on the first side.
+    pub(super) path: String,
+    /// `None` where it cannot be compared.
+    pub(super) input: Option<Difference>,
+    /// `None` where it cannot be compared.
+    pub(super) output: Option<Difference>,
+    /// Of a softmax.
+    pub(super) scores: Option<Scores>,
+}
+
+/// What is at fault.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Suspect {
+    /// Index of the module; `None` for the model outside of all its modules.
+    pub(super) module: Option<usize>,
+    /// A step of the module that is not captured by itself: `mask` or `scores`.
+    pub(super) step: Option<(&'static str, Difference)>,
+    /// Where the module's own code is at fault.
+    pub(super) between: Option<Between>,
+}
+
+/// Whether a difference is more than `threshold`; what cannot be compared is not.
+fn departs(difference: Option<Difference>, threshold: f64) -> bool {
+    difference.is_some_and(|difference| difference.relative_l2 > threshold)
+}
+
+/// The suspect among `modules`, in call order, `None` where no output departs; `scope` is the index of a module that
+/// is already known to depart by itself.
+pub(super) fn suspect(modules: &[Measured], scope: Option<usize>, threshold: f64) -> Option<Suspect> {
+    let children = children(modules);
+    if scope.is_none() && !modules.iter().any(|module| departs(module.output, threshold)) {
+        return None;
+    }
+    let mut module = scope;
+    loop {
+        let below = children.get(&module).map_or(&[][..], Vec::as_slice);
+        let mut after: Option<&str> = None;
+        let mut next = None;
+        for &child in below {
+            let measured = &modules[child];
+            if let Some(step) = unequal_scores(measured, threshold) {
+                return Some(Suspect { module, step: Some(step), between: None });
+            }
+            if departs(measured.output, threshold) {
+                if departs(measured.input, threshold) {
+                    let between = between(after, Some(&measured.path));
+                    return Some(Suspect { module, step: None, between });
+                }
+                next = Some(child);
+                break;
+            }
+            after = Some(&measured.path);
+        }
+        if next.is_none() {
+            let between = if below.is_empty() { None } else { between(after, None) };
+            return Some(Suspect { module, step: None, between });
+        }
+        module = next;
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it is the field's type")]
+fn between(after: Option<&str>, before: Option<&str>) -> Option<Between> {
+    Some(Between { after: after.map(str::to_owned), before: before.map(str::to_owned) })
+}
+
+/// What of a softmax's input departs.
+fn unequal_scores(measured: &Measured, threshold: f64) -> Option<(&'static str, Difference)> {
+    let scores = measured.scores?;
+    [("mask", scores.mask), ("scores", scores.scores)]
+        .into_iter()
+        .find(|(_, difference)| difference.relative_l2 > threshold)
+}
+
+/// The modules directly below each, in call order; those without one above are below `None`.
+fn children(modules: &[Measured]) -> HashMap<Option<usize>, Vec<usize>> {
+    let mut latest: HashMap<&str, usize> = HashMap::new();
+    let mut children: HashMap<Option<usize>, Vec<usize>> = HashMap::new();
+    for (index, module) in modules.iter().enumerate() {
+        let parent = ancestors(&module.path).find_map(|path| latest.get(path).copied());
+        children.entry(parent).or_default().push(index);
+        latest.insert(&module.path, index);
+    }
+    children
+}
+
+/// `a.b.c` gives `a.b` and `a`.
+pub(super) fn ancestors(path: &str) -> impl Iterator<Item = &str> {
+    path.rmatch_indices('.').map(|(at, _)| &path[..at])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(path: &str, input: f64, output: f64) -> Measured {
+        let difference = |relative_l2| Some(Difference { relative_l2, worst: None });
+        Measured { path: path.into(), input: difference(input), output: difference(output), scores: None }
+    }
+
+    fn check(modules: &[Measured], path: Option<&str>, after: Option<&str>, before: Option<&str>) {
+        let found = suspect(modules, None, 1e-10).unwrap();
+        assert_eq!(found.module.map(|index| modules[index].path.as_str()), path, "{found:?}");
+        let between = found.between.unwrap_or_default();
+        assert_eq!((between.after.as_deref(), between.before.as_deref()), (after, before));
+    }
+
+    #[test]
+    fn the_deepest_module_that_departs_by_itself_is_found() {
+        let modules = [
+            measured("model", 0.0, 0.3),
+            measured("model.embed_tokens", 0.0, 0.0),
+            measured("model.layers.0", 0.0, 1e-16),
+            measured("model.layers.1", 1e-16, 0.1),
+            measured("model.layers.1.mlp", 1e-15, 0.2),
+            measured("model.layers.1.mlp.down_proj", 1e-15, 0.2),
+            measured("model.norm", 0.1, 0.3),
+            measured("lm_head", 0.3, 0.3),
+        ];
+        check(&modules, Some("model.layers.1.mlp.down_proj"), None, None);
+    }
+
+    #[test]
+    fn code_between_modules_is_their_parents() {
+        let scaled = [
+            measured("model", 0.0, 0.3),
+            measured("model.embed_tokens", 0.0, 0.0),
+            measured("model.layers.0", 0.5, 0.5),
+        ];
+        check(&scaled, Some("model"), Some("model.embed_tokens"), Some("model.layers.0"));
+        let added = [measured("block", 0.0, 0.3), measured("block.mlp", 0.0, 0.0)];
+        check(&added, Some("block"), Some("block.mlp"), None);
+        let outside = [measured("model", 0.0, 0.0), measured("lm_head", 0.1, 0.1)];
+        check(&outside, None, Some("model"), Some("lm_head"));
+    }
+
+    #[test]
+    fn nothing_is_found_where_no_output_departs() {
+        assert_eq!(suspect(&[measured("model", 0.1, 0.0)], None, 1e-10), None);
+    }
+
+    #[test]
+    fn a_mask_is_found_before_the_scores_and_the_softmax_that_follow_it() {
+        let mut softmax = measured("self_attn.softmax", 0.5, 0.5);
+        let apart = |relative_l2| Difference { relative_l2, worst: None };
+        softmax.scores = Some(Scores { mask: apart(0.1), scores: apart(0.2) });
+        let mut modules =
+            vec![measured("self_attn", 0.0, 0.3), measured("self_attn.q_proj", 0.0, 0.0), softmax];
+        let step = |modules: &[Measured]| suspect(modules, None, 1e-10).unwrap().step.map(|(name, _)| name);
+        assert_eq!(step(&modules), Some("mask"));
+        modules[2].scores = Some(Scores { mask: apart(0.0), scores: apart(0.2) });
+        assert_eq!(step(&modules), Some("scores"));
+        modules[2].scores = Some(Scores { mask: apart(0.0), scores: apart(0.0) });
+        modules[2].input = Some(apart(0.0));
+        assert_eq!(step(&modules), None);
+        check(&modules, Some("self_attn.softmax"), None, None);
+    }
+}

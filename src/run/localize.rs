@@ -1,0 +1,236 @@
+//! Localises pairs of a run's variants: those that diverged at its end, or the pair that somebody names.
+
+use std::path::Path;
+use std::time::Duration;
+
+use miette::{IntoDiagnostic, Result};
+
+use super::{Order, PreparedCase, Runners, load, prepare};
+use crate::compare::verdict::{Decision, Tolerances};
+use crate::config::nearest;
+use crate::localize::{self, LocalizeError, Localized, Options, Request, Side};
+use crate::machine::Machine;
+use crate::plan::CellPlan;
+use crate::report::RunView;
+use crate::results::{Manifest, RunFolder};
+use crate::variant::{Runner, Variant};
+
+/// Pairs that the end of a run localises, a case: each takes as long as a few passes, and one fault shows in many pairs.
+const PAIRS: usize = 3;
+
+/// A pair to localise.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The case; all of the plan's otherwise.
+    pub case: Option<&'a str>,
+    /// Names of the two variants.
+    pub variants: [&'a str; 2],
+    /// How.
+    pub options: &'a Options,
+}
+
+/// Prepares the checkpoints, inputs and environments that a pair needs, and localises it in each case. With `folder`,
+/// the run that the pair is of, what is found is kept in it.
+///
+/// # Errors
+/// When the plan has no such case or variant, or one of them cannot be prepared, run or captured.
+pub fn localize(order: &Order, wanted: &Wanted, folder: Option<&RunFolder>) -> Result<Vec<Localized>> {
+    let mut plan = order.plan.clone();
+    check_names(order, wanted)?;
+    plan.cells.retain(|cell| {
+        wanted.variants.contains(&cell.variant.name().as_str())
+            && wanted.case.is_none_or(|case| case == plan.cases[cell.case].name)
+    });
+    plan.drop_unused();
+    let order = Order { plan: &plan, ..*order };
+    let preparation = prepare::prepare(&order)?;
+    let runners = Runners::new(&order, &preparation.environments, Machine::detect().fingerprint())?;
+    let scratch = order.cache.join("localize");
+    std::fs::create_dir_all(&scratch).into_diagnostic()?;
+    let own = tempfile::tempdir_in(&scratch).into_diagnostic()?;
+    let mut found = Vec::new();
+    for (index, prepared) in preparation.cases.iter().enumerate() {
+        let name = &plan.cases[index].name;
+        if let Some(folder) = folder {
+            check_digests(folder, name, prepared)?;
+        }
+        let files = own.path().join(index.to_string());
+        std::fs::create_dir_all(&files).into_diagnostic()?;
+        prepared.inputs.save(&files)?;
+        let cell = |wanted: &str| {
+            let is_it = |cell: &&CellPlan| cell.case == index && cell.variant.name() == wanted;
+            plan.cells.iter().find(is_it)
+        };
+        let [Some(a), Some(b)] = wanted.variants.map(cell) else { continue };
+        order.progress.line(&format!("{name}: localising {} / {}", a.variant.name(), b.variant.name()));
+        let pair =
+            Pair { order: &order, prepared, runners: &runners, case: name, logs: &scratch, files: &files };
+        found.push(pair.localize([a, b], wanted.options)?);
+    }
+    if let Some(folder) = folder {
+        let mut all = folder.localized()?;
+        all.retain(|known| !found.iter().any(|new| new.is_of_the_pair(known)));
+        all.extend_from_slice(&found);
+        folder.write_localized(&all)?;
+    }
+    Ok(found)
+}
+
+fn check_names(order: &Order, wanted: &Wanted) -> Result<()> {
+    let unknown = |what: &str, name: &str, mut known: Vec<String>| {
+        known.dedup();
+        let names: Vec<&str> = known.iter().map(String::as_str).collect();
+        let meant =
+            nearest(name, &names).map(|meant| format!("did you mean `{meant}`? ")).unwrap_or_default();
+        miette::miette!(
+            help = format!("{meant}there are {}", names.join(", ")),
+            "no {what} is called `{name}`"
+        )
+    };
+    let cases: Vec<String> = order.plan.cases.iter().map(|case| case.name.clone()).collect();
+    if let Some(case) = wanted.case.filter(|case| !cases.iter().any(|known| known == case)) {
+        return Err(unknown("case", case, cases));
+    }
+    let mut variants: Vec<String> = order.plan.cells.iter().map(|cell| cell.variant.name()).collect();
+    variants.sort_unstable();
+    for name in wanted.variants {
+        if !variants.iter().any(|known| known == name) {
+            return Err(unknown("variant", name, variants));
+        }
+    }
+    if wanted.variants[0] == wanted.variants[1] {
+        miette::bail!(help = "name two variants", "`{}` is the same on both sides", wanted.variants[0]);
+    }
+    Ok(())
+}
+
+/// The checkpoint and inputs must be those that the run's numbers come from.
+fn check_digests(folder: &RunFolder, name: &str, prepared: &PreparedCase) -> Result<()> {
+    let manifest = folder.manifest()?;
+    let then = manifest.cases.iter().find(|case| case.name == name);
+    let now = (&prepared.checkpoint.digest, &prepared.inputs.digest);
+    if then.is_some_and(|then| (&then.checkpoint_digest, &then.inputs_digest) != now) {
+        miette::bail!(
+            help = "localise with the config instead of --run",
+            "{name}: the checkpoint or the inputs are no longer those of {}",
+            folder.path().display()
+        );
+    }
+    Ok(())
+}
+
+/// Localises what diverged in a run that has just ended, as notes where that cannot be done.
+pub(super) fn diverged(
+    order: &Order,
+    folder: &RunFolder,
+    manifest: &Manifest,
+    cases: &[PreparedCase],
+    runners: &Runners,
+    view: &mut RunView,
+) -> Result<()> {
+    for (index, prepared) in cases.iter().enumerate() {
+        let case = &mut view.cases[index];
+        let verdicts = case.verdicts.iter().filter(|verdict| verdict.decision == Decision::Diverged);
+        let names: Vec<[&str; 2]> =
+            verdicts.map(|verdict| [verdict.a.as_str(), verdict.b.as_str()]).collect();
+        let cells: Vec<&CellPlan> = order.plan.cells.iter().filter(|cell| cell.case == index).collect();
+        let (pairs, left_out) = chosen(&cells, &names, &order.plan.baseline);
+        // Of an earlier part of a resumed run, whose cells may have changed since.
+        case.localized.clear();
+        let files = folder.case_folder(manifest, &case.name);
+        let pair = Pair { order, prepared, runners, case: &case.name, logs: &files, files: &files };
+        for cells in pairs {
+            let [a, b] = cells.map(|cell| cell.variant.name());
+            order.progress.line(&format!("{}: localising {a} / {b}", case.name));
+            match pair.localize(cells, &Options::default()) {
+                Ok(localized) => case.localized.push(localized),
+                Err(LocalizeError::Interrupted) => break,
+                Err(error) => {
+                    view.notes.push(format!(
+                        "{}: {a} / {b} not localised: {}",
+                        case.name,
+                        localize::described(&error)
+                    ));
+                }
+            }
+        }
+        if left_out > 0 {
+            let run = folder.path().display();
+            view.notes.push(format!(
+                "{}: {left_out} more diverging pairs are not localised; `tfcheck localize --run {run} A B` does one",
+                case.name
+            ));
+        }
+    }
+    let all: Vec<Localized> = view.cases.iter().flat_map(|case| case.localized.clone()).collect();
+    if !all.is_empty() || !folder.localized()?.is_empty() {
+        folder.write_localized(&all)?;
+    }
+    Ok(())
+}
+
+/// Of the diverging pairs one for every two kinds of variant (dtypes are one kind), those with the baseline first; and
+/// how many kinds of pair are left out. Programs of the user's and upstream's ports show no modules.
+fn chosen<'a>(
+    cells: &[&'a CellPlan],
+    diverged: &[[&str; 2]],
+    baseline: &str,
+) -> (Vec<[&'a CellPlan; 2]>, usize) {
+    let cell = |name: &str| cells.iter().find(|cell| cell.variant.name() == name).copied();
+    let kind = |variant: &Variant| (variant.version.clone(), variant.mode, variant.attention);
+    let base = cell(baseline).map(|cell| kind(&cell.variant));
+    let mut pairs: Vec<[&CellPlan; 2]> = Vec::new();
+    for names in diverged {
+        let [Some(a), Some(b)] = names.map(cell) else { continue };
+        let shows = |cell: &CellPlan| matches!(cell.variant.runner, Runner::Transformers | Runner::Candle);
+        let kinds = [kind(&a.variant), kind(&b.variant)];
+        let is_known = pairs.iter().any(|known| {
+            let known = known.map(|cell| kind(&cell.variant));
+            known == kinds || [&known[1], &known[0]] == [&kinds[0], &kinds[1]]
+        });
+        if shows(a) && shows(b) && !is_known {
+            // What the baseline computes is what the other is fed.
+            let is_second = base.as_ref() == Some(&kinds[1]);
+            pairs.push(if is_second { [b, a] } else { [a, b] });
+        }
+    }
+    pairs.sort_by_key(|pair| base != Some(kind(&pair[0].variant)));
+    let left_out = pairs.len().saturating_sub(PAIRS);
+    pairs.truncate(PAIRS);
+    (pairs, left_out)
+}
+
+/// Two cells of one case.
+struct Pair<'a> {
+    order: &'a Order<'a>,
+    prepared: &'a PreparedCase,
+    runners: &'a Runners,
+    case: &'a str,
+    /// Where workers log and captured tensors pass through.
+    logs: &'a Path,
+    /// Holds `inputs.safetensors`.
+    files: &'a Path,
+}
+
+impl Pair<'_> {
+    fn localize(&self, cells: [&CellPlan; 2], options: &Options) -> Result<Localized, LocalizeError> {
+        let side = |cell: &CellPlan| {
+            let refused = |ended| LocalizeError::ended(&cell.variant.name(), self.logs, ended);
+            let runner = self.runners.of(cell).map_err(refused)?;
+            let inputs = self.files.join("inputs.safetensors");
+            let load = load(self.order, self.prepared, &inputs, self.runners, cell);
+            Ok::<_, LocalizeError>(Side { name: cell.variant.name(), runner, load })
+        };
+        let [a, b] = cells;
+        let tolerances: &Tolerances = &self.order.config.tolerances;
+        localize::localize(&Request {
+            case: self.case,
+            sides: [side(a)?, side(b)?],
+            options,
+            tolerances,
+            folder: self.logs,
+            timeout: Duration::from_secs(self.order.config.run.timeout_s),
+            stop: self.order.stop,
+        })
+    }
+}

@@ -1,0 +1,129 @@
+//! A checkpoint and its inputs, and changes made to a copy of either.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use candle_core::{Device, Tensor};
+use reference::protocol::{Attention, Dtype, Load, Mode, PROTOCOL_VERSION};
+use serde_json::Value;
+use tfcheck::compare::verdict::Tolerances;
+use tfcheck::localize::{LocalizeError, Localized, Options, Request, Side, localize};
+use tfcheck::runner::Runner;
+
+use crate::engine::InProcess;
+
+/// Two rows, the second padded on the left: longer than the windows of 8 and the contexts of 32.
+const LENGTHS: [usize; 2] = [40, 25];
+
+pub(crate) type Tensors = HashMap<String, Tensor>;
+
+pub(crate) struct Setting {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) model_type: String,
+    variant: String,
+}
+
+impl Setting {
+    /// A synthetic checkpoint, `llama:tiny`.
+    pub(crate) fn new(name: &str) -> Self {
+        let (model_type, variant) = name.split_once(':').unwrap_or((name, ""));
+        let folder = tempfile::tempdir().unwrap();
+        let setting = Self { folder, model_type: model_type.into(), variant: variant.into() };
+        models::synthetic::write(model_type, variant, 0, &setting.checkpoint()).unwrap();
+        write_inputs(&setting.inputs(), true);
+        setting
+    }
+
+    pub(crate) fn checkpoint(&self) -> PathBuf {
+        self.folder.path().join("checkpoint")
+    }
+
+    pub(crate) fn inputs(&self) -> PathBuf {
+        self.folder.path().join("inputs.safetensors")
+    }
+
+    /// A copy of the checkpoint with changes to its config and weights.
+    pub(crate) fn changed(
+        &self,
+        config: impl FnOnce(&mut Value),
+        weights: impl FnOnce(&mut Tensors),
+    ) -> PathBuf {
+        let folder = self.folder.path().join("changed");
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut json = models::synthetic::config(&self.model_type, &self.variant).unwrap();
+        config(&mut json);
+        std::fs::write(folder.join("config.json"), json.to_string()).unwrap();
+        let mut tensors =
+            candle_core::safetensors::load(self.checkpoint().join("model.safetensors"), &Device::Cpu)
+                .unwrap();
+        weights(&mut tensors);
+        candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
+        folder
+    }
+
+    pub(crate) fn load(&self, mode: Mode, dtype: Dtype) -> Load {
+        Load {
+            protocol: PROTOCOL_VERSION,
+            checkpoint: self.checkpoint(),
+            inputs: self.inputs(),
+            mode,
+            attention: None,
+            dtype,
+            device: "cpu".into(),
+            threads: 2,
+            seed: 0,
+        }
+    }
+
+    pub(crate) fn transformers(&self) -> Load {
+        Load { attention: Some(Attention::Eager), ..self.load(Mode::Eager, Dtype::F32) }
+    }
+
+    /// Localises `b` against `a`, both run in this process.
+    pub(crate) fn localize(&self, a: Load, b: Load) -> Localized {
+        self.localize_with((&InProcess, a), (&InProcess, b), &Options::default()).unwrap()
+    }
+
+    pub(crate) fn localize_with(
+        &self,
+        a: (&dyn Runner, Load),
+        b: (&dyn Runner, Load),
+        options: &Options,
+    ) -> Result<Localized, LocalizeError> {
+        let side = |name: &str, (runner, load)| Side { name: name.into(), runner, load };
+        localize(&Request {
+            case: "case",
+            sides: [side("right", a), side("wrong", b)],
+            options,
+            tolerances: &Tolerances::default(),
+            folder: self.folder.path(),
+            timeout: Duration::from_mins(5),
+            stop: &AtomicBool::new(false),
+        })
+    }
+}
+
+/// Writes the inputs, with padding or with padding that is said to be real.
+pub(crate) fn write_inputs(path: &Path, is_masked: bool) {
+    let seq = LENGTHS[0];
+    let (mut ids, mut mask, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+    for (row, length) in LENGTHS.into_iter().enumerate() {
+        let padding = seq - length;
+        // Token 1 is roberta's padding, which counts no position.
+        ids.extend(
+            (0..seq).map(
+                |at| {
+                    if at < padding { 1 } else { 3 + ((row + 3) * 7919 + at * 104_729) as i64 % 270 }
+                },
+            ),
+        );
+        mask.extend((0..seq).map(|at| i64::from(!is_masked || at >= padding)));
+        positions.extend((0..seq).map(|at| at.saturating_sub(padding) as i64));
+    }
+    let tensor = |values: Vec<i64>| Tensor::from_vec(values, (LENGTHS.len(), seq), &Device::Cpu).unwrap();
+    let tensors = [("input_ids", ids), ("attention_mask", mask), ("position_ids", positions)];
+    let tensors: Tensors = tensors.map(|(name, values)| (name.to_owned(), tensor(values))).into();
+    candle_core::safetensors::save(&tensors, path).unwrap();
+}
