@@ -17,7 +17,7 @@ use reference::protocol::Dtype;
 
 /// One case's pair: what a story is told of.
 struct Pair<'a> {
-    /// The run folder's name.
+    /// The run folder as it was named.
     run: String,
     /// The two variants first and in order, then the float64 results that they are measured against.
     view: CaseView,
@@ -121,7 +121,7 @@ fn load<'a>(folder: &RunFolder, manifest: &Manifest, case: &'a Case, pair: [&str
     let view = summary::case_view(case, None, chosen, &entries, Some(&mask), tolerances)?;
     let record = std::fs::read(folder.path().join("environment.json")).ok();
     Ok(Pair {
-        run: folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        run: folder.path().display().to_string(),
         view,
         inputs: inputs::load(&files).ok(),
         environment: record.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default(),

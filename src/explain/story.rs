@@ -300,6 +300,8 @@ fn next(text: &mut String, pair: &Pair<'_>) {
     let both_transformers =
         a.variant.runner == Runner::Transformers && b.variant.runner == Runner::Transformers;
     let has_oracle = pair.view.accuracies.iter().any(|accuracy| accuracy.variant < 2);
+    let localize =
+        format!("tfcheck localize --run {} --case {} {} {}", pair.run, pair.case.name, a.name, b.name);
     let mut steps: Vec<String> = Vec::new();
     match decision(pair).map(|verdict| &verdict.decision) {
         Some(Decision::Identical) => steps.push("nothing: the numbers are the same".into()),
@@ -308,7 +310,7 @@ fn next(text: &mut String, pair: &Pair<'_>) {
         }
         Some(Decision::WorseRounding { worse }) => {
             steps.push(format!(
-                "look for what {worse} accumulates or stores in a lower precision; `tfcheck localize` finds the first module whose error grows"
+                "look for what {worse} accumulates or stores in a lower precision; `{localize}` shows module by module where its error grows"
             ));
         }
         Some(Decision::Diverged) => {
@@ -317,10 +319,9 @@ fn next(text: &mut String, pair: &Pair<'_>) {
                     "run it with `oracle = true` under [run]: float64 tells which side is wrong".into(),
                 );
             }
-            steps.push(
-                "`tfcheck localize` finds the first module whose output departs though its input agrees"
-                    .into(),
-            );
+            steps.push(format!(
+                "`{localize}` finds the first module whose output departs though its input agrees"
+            ));
             if both_transformers && a.variant.version != b.variant.version {
                 steps.push(format!(
                     "`tfcheck bisect --good {} --bad {}` finds the release, or the commit, that changed it",

@@ -91,7 +91,9 @@ impl Terminal {
                 }
             }
         }
-        text.push('\n');
+        if !text.ends_with("\n\n") {
+            text.push('\n');
+        }
         for [gate, word, found] in gate_rows(judged) {
             let style = match word.as_str() {
                 "failed" => Style::new().red().bold(),
