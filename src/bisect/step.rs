@@ -86,11 +86,10 @@ impl Tester<'_> {
                 rounds = MORE_ROUNDS;
                 continue;
             }
-            let (mut answer, reason) = answer(&pairs);
-            let mut reason = reason;
-            if let Some(why) = judge.environment_failure(revision) {
-                (answer, reason) = (Answer::Skipped, why);
-            }
+            let (answer, reason) = match judge.environment_failure(revision) {
+                Some(why) => (Answer::Skipped, why),
+                None => answer(&pairs),
+            };
             let departs = previous.map_or(answer == Answer::Bad, |previous| {
                 judge.pairs(previous, revision).iter().any(|pair| pair.is_bad == Some(true))
             });
