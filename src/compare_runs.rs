@@ -163,6 +163,9 @@ fn ancestors(path: &Path) -> Result<Side> {
             round_numbers: Vec::new(),
             peak_bytes: None,
             unfinished: None,
+            noise: None,
+            ignored_keys: None,
+            tokenizer: None,
         };
         let cell = Cell::new(&variant, "", Outcome::Completed(completed));
         cells.push(Cell { name: name.clone(), ..cell });
@@ -177,6 +180,8 @@ fn ancestors(path: &Path) -> Result<Side> {
         inputs: "last position, inputs not recorded".to_owned(),
         inputs_digest: String::new(),
         choices: Vec::new(),
+        axes: None,
+        tolerances: None,
         variants: cells.iter().map(|cell| cell.variant.clone()).collect(),
         notes: Vec::new(),
     };

@@ -86,6 +86,7 @@ pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
             rounds: 1,
             trace: false,
             oracle: true,
+            noise: false,
             baseline: None,
             ..base.run.clone()
         },

@@ -272,6 +272,7 @@ fn answers(request: &Request, reply: &Reply) -> bool {
             | (Request::Forward(_), Reply::Forwarded(_))
             | (Request::Time(_), Reply::Timed(_))
             | (Request::Trace(_), Reply::Traced)
+            | (Request::Tokenize(_), Reply::Tokenized(_))
     )
 }
 

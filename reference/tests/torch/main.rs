@@ -325,7 +325,7 @@ fn passes_are_timed_and_a_trace_names_the_modules() {
     assert!(events.iter().any(|event| !event["args"]["Input Dims"].is_null()), "shapes are recorded");
     // Profiling leaves no hook behind that later passes would pay for.
     let logits = case.folder.path().join("logits.safetensors");
-    worker.forward(Forward { logits }, LIMIT, &stop).unwrap();
+    worker.forward(Forward::new(logits), LIMIT, &stop).unwrap();
     worker.exit(Duration::from_secs(10));
 }
 

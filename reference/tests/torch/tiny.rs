@@ -238,7 +238,7 @@ impl Cell<'_> {
         let stop = std::sync::atomic::AtomicBool::new(false);
         let ready = worker.load(self.load(), LIMIT, &stop)?;
         let logits = folder.path().join("logits.safetensors");
-        let forwarded = worker.forward(Forward { logits: logits.clone() }, LIMIT, &stop)?;
+        let forwarded = worker.forward(Forward::new(logits.clone()), LIMIT, &stop)?;
         if shared {
             idle().insert(self.environment.python.clone(), worker);
         }

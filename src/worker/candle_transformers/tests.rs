@@ -59,7 +59,7 @@ impl Case {
         let path = self.folder.path().join("logits.st");
         // A second pass must find an empty cache again.
         engine.pass()?;
-        let forwarded = engine.forward(&Forward { logits: path.clone() })?;
+        let forwarded = engine.forward(&Forward::new(path.clone()))?;
         let logits = read_logits(&path);
         assert_eq!(forwarded.shape, logits.dims());
         Ok((logits, forwarded.positions))

@@ -12,7 +12,7 @@ use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group};
 
 use super::failure::Stop;
 use super::load::Loaded;
-use super::{descriptors, forward, load, time, trace};
+use super::{descriptors, forward, load, time, tokenize, trace};
 use crate::protocol::{Reply, Request};
 
 /// Answers requests until [`Request::Exit`]; does not return then, so that no destructor of a library
@@ -67,6 +67,7 @@ fn answer(py: Python<'_>, request: Request, loaded: &mut Option<Loaded>) -> Resu
             trace::trace(py, model, &request)?;
             Ok(Reply::Traced)
         }
+        Request::Tokenize(request) => Ok(Reply::Tokenized(tokenize::tokenize(py, &request)?)),
         Request::Exit => Err(missing()),
     }
 }
