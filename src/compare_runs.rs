@@ -82,6 +82,7 @@ fn merged(sides: Vec<Side>, tolerances: &Tolerances) -> Result<RunView> {
     Ok(RunView {
         id: "compared runs".to_owned(),
         environment: Vec::new(),
+        packages: Vec::new(),
         cases,
         notes: alone.then(|| note.to_owned()).into_iter().collect(),
     })

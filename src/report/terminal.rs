@@ -32,6 +32,8 @@ impl Report for Terminal {
         for case in &run.cases {
             terminal.case(&mut text, case);
         }
+        terminal.sweep(&mut text, run);
+        terminal.preflight(&mut text, run);
         for note in &run.notes {
             for part in wrap(&format!("note: {note}"), terminal.width) {
                 terminal.line(&mut text, &part);
@@ -123,15 +125,18 @@ impl Terminal {
         let matrix = &case.matrix;
         let names = &matrix.names;
         let l2 = |pair: &PairMetrics| format!("{:.6}", pair.l2);
+        let cell = |row: usize, column: usize| {
+            let times = case.multiple(row, column).map(|times| format!(" ({times:.1}×)")).unwrap_or_default();
+            let itself = case.diagonal(row).filter(|_| row == column);
+            itself.unwrap_or_else(|| format!("{}{times}", entry(matrix, row, column, l2)))
+        };
         let mut rows = vec![
             std::iter::once("L2".to_owned()).chain((1..=names.len()).map(|i| format!("[{i}]"))).collect(),
         ];
         for (row, name) in names.iter().enumerate() {
             let label = format!("[{}] {name}", row + 1);
             rows.push(
-                std::iter::once(label)
-                    .chain((0..names.len()).map(|column| entry(matrix, row, column, l2)))
-                    .collect(),
+                std::iter::once(label).chain((0..names.len()).map(|column| cell(row, column))).collect(),
             );
         }
         let widths_of_square = widths(&rows);
@@ -154,7 +159,7 @@ impl Terminal {
                 let of = |number: &dyn Fn(&PairMetrics) -> String| entry(matrix, baseline, other, number);
                 rows.push(vec![
                     names[other].clone(),
-                    of(&l2),
+                    cell(baseline, other),
                     of(&|pair| format!("{:.2e}", pair.relative_l2(Side::A))),
                     of(&|pair| format!("{:.2e}", pair.max_abs)),
                 ]);
@@ -164,6 +169,70 @@ impl Terminal {
         text.push('\n');
         for (index, row) in rows.iter().enumerate() {
             self.row(text, row, &widths, index == 0);
+        }
+        if let Some(said) = case.noise_said() {
+            for part in wrap(&said, self.width - 2) {
+                self.line(text, &format!("  {part}"));
+            }
+        }
+    }
+
+    /// Every pair of a sweep that does not agree everywhere, or the first of those that do.
+    fn sweep(&self, text: &mut String, run: &RunView) {
+        let Some(sweep) = super::sweep::sweep(run) else { return };
+        let (good, bad): (Vec<_>, Vec<_>) = sweep.rows.iter().partition(|row| row.worst.is_good());
+        text.push('\n');
+        self.line(
+            text,
+            &self.paint(&Style::new().bold(), "sweep: the worst verdict for each value of an axis"),
+        );
+        if bad.is_empty() {
+            let values: Vec<String> =
+                sweep.columns.iter().map(|(axis, value)| format!("{axis} {value}")).collect();
+            let said = format!("all {} pairs agree at {}", good.len(), values.join(", "));
+            for part in wrap(&said, self.width - 2) {
+                self.line(text, &format!("  {part}"));
+            }
+            return;
+        }
+        for row in &bad {
+            self.line(text, &format!("  {} / {}: {}", row.a, row.b, row.worst.text()));
+            let mut axis = "";
+            let mut parts: Vec<String> = Vec::new();
+            for ((name, value), mark) in sweep.columns.iter().zip(&row.marks) {
+                let Some(mark) = mark else { continue };
+                if *name != axis {
+                    axis = name;
+                    parts.push(format!("{name}:"));
+                }
+                parts.push(format!("{value} {};", mark.text()));
+            }
+            for part in wrap(&parts.join(" "), self.width - 4) {
+                self.line(text, &format!("    {part}"));
+            }
+        }
+        if !good.is_empty() {
+            self.line(text, &format!("  {} other pairs agree everywhere", good.len()));
+        }
+    }
+
+    /// Config keys and token ids that are not the same on all sides.
+    fn preflight(&self, text: &mut String, run: &RunView) {
+        let keys = super::preflight::partly_read(run).into_iter().map(|found| {
+            let (ignored, read) = (found.ignored_by.join(", "), found.read_by.join(", "));
+            format!(
+                "{}: config key {} is ignored by {ignored} and read by {read}",
+                found.checkpoint, found.key
+            )
+        });
+        let tokenizers = super::preflight::tokenizers(run)
+            .into_iter()
+            .filter(|(_, _, found)| found.difference.is_some())
+            .map(|(checkpoint, version, found)| format!("{checkpoint}, {version}: {}", found.said()));
+        for said in keys.chain(tokenizers) {
+            for part in wrap(&format!("preflight: {said}"), self.width) {
+                self.line(text, &part);
+            }
         }
     }
 

@@ -65,8 +65,11 @@ fn cases(order: &Order) -> Result<Vec<PreparedCase>> {
         };
         let spec = spec(order.config, case)?;
         let made = source.make(&spec).wrap_err_with(of)?;
-        let inputs =
-            made.into_iter().next().ok_or_else(|| miette::miette!("the spec made no batch")).wrap_err_with(of)?;
+        let inputs = made
+            .into_iter()
+            .next()
+            .ok_or_else(|| miette::miette!("the spec made no batch"))
+            .wrap_err_with(of)?;
         // A sweep's cases have one text.
         let texts = if is_first { source.texts(&spec, &inputs).wrap_err_with(of)? } else { None };
         cases.push(PreparedCase { checkpoint: checkpoint.clone(), inputs, texts });
@@ -224,7 +227,8 @@ fn describe_inputs(inputs: &Inputs, prefill: Option<usize>) -> String {
         Some(inputs::Padding::Right) => ", padded right",
         None => "",
     };
-    let cached = prefill.map(|n| format!(", {n} prefilled, the rest through the KV cache")).unwrap_or_default();
+    let cached =
+        prefill.map(|n| format!(", {n} prefilled, the rest through the KV cache")).unwrap_or_default();
     format!("batch {}, {} tokens{padding}{cached}", inputs.batch, inputs.seq)
 }
 

@@ -83,12 +83,7 @@ impl<'a> Schedule<'a> {
         Ok(())
     }
 
-    fn parity(
-        &self,
-        job: &Job,
-        session: &mut dyn Session,
-        texts: &Texts,
-    ) -> Result<TokenizerParity, Ended> {
+    fn parity(&self, job: &Job, session: &mut dyn Session, texts: &Texts) -> Result<TokenizerParity, Ended> {
         let request = Request::Tokenize(Tokenize {
             checkpoint: job.load.checkpoint.clone(),
             texts: texts.texts.clone(),

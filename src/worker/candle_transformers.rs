@@ -71,7 +71,8 @@ impl Engine for PortEngine {
         if !unread.is_empty() {
             notes.push(format!("tensors that the port does not read: {}", unread.join(", ")));
         }
-        self.loaded = Some(Loaded { pass, batch, positions: adapter.positions, caches: adapter.caches, device });
+        self.loaded =
+            Some(Loaded { pass, batch, positions: adapter.positions, caches: adapter.caches, device });
         Ok(Ready {
             libraries: [("candle-transformers".to_owned(), "0.11.1".to_owned())].into(),
             load_ns: start.elapsed().as_nanos() as u64,

@@ -60,16 +60,40 @@ const FLASH: &[(&str, Fill)] = &[("use_flash_attn", Fill::Inert("false"))];
 
 /// A causal port that returns the last position only.
 const fn last(model_type: &'static str, module: &'static str, load: Load) -> Adapter {
-    Adapter { model_type, module, positions: Positions::Last, reads_mask: false, caches: true, fill: &[], load }
+    Adapter {
+        model_type,
+        module,
+        positions: Positions::Last,
+        reads_mask: false,
+        caches: true,
+        fill: &[],
+        load,
+    }
 }
 
 /// A causal port that hands out the hidden states of every position.
 const fn all(model_type: &'static str, module: &'static str, load: Load) -> Adapter {
-    Adapter { model_type, module, positions: Positions::All, reads_mask: false, caches: true, fill: &[], load }
+    Adapter {
+        model_type,
+        module,
+        positions: Positions::All,
+        reads_mask: false,
+        caches: true,
+        fill: &[],
+        load,
+    }
 }
 
 const fn encoder(model_type: &'static str, module: &'static str, load: Load) -> Adapter {
-    Adapter { model_type, module, positions: Positions::All, reads_mask: true, caches: false, fill: &[], load }
+    Adapter {
+        model_type,
+        module,
+        positions: Positions::All,
+        reads_mask: true,
+        caches: false,
+        fill: &[],
+        load,
+    }
 }
 
 /// The commonest interface: `new(&config, weights)`, `forward(ids, offset)`, `clear_kv_cache()`.

@@ -34,7 +34,14 @@ pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Res
         Mode::Compiled => compile::notes(py)?,
         Mode::Eager | Mode::Fused => Vec::new(),
     };
-    Ok(Forwarded { elapsed_ns: elapsed.as_nanos() as u64, shape, positions, prefill: request.prefill, peak_bytes, notes })
+    Ok(Forwarded {
+        elapsed_ns: elapsed.as_nanos() as u64,
+        shape,
+        positions,
+        prefill: request.prefill,
+        peak_bytes,
+        notes,
+    })
 }
 
 /// One pass without gradients, timed from an idle device to an idle device.

@@ -11,10 +11,11 @@ pub(super) fn tokenize(py: Python<'_>, request: &Tokenize) -> Result<Tokenized, 
     let keywords = PyDict::new(py);
     keywords.set_item("local_files_only", true)?;
     keywords.set_item("trust_remote_code", false)?;
-    let tokenizer = py
-        .import("transformers")?
-        .getattr("AutoTokenizer")?
-        .call_method("from_pretrained", (request.checkpoint.as_os_str(),), Some(&keywords))?;
+    let tokenizer = py.import("transformers")?.getattr("AutoTokenizer")?.call_method(
+        "from_pretrained",
+        (request.checkpoint.as_os_str(),),
+        Some(&keywords),
+    )?;
     let keywords = PyDict::new(py);
     keywords.set_item("add_special_tokens", request.add_special_tokens)?;
     let ids = request
