@@ -93,6 +93,9 @@ fn cell(folder: &Path, runner: Runner, dtype: Dtype, error: f64) -> (Cell, Entry
         rounds_ns: Vec::new(),
         round_numbers: Vec::new(),
         peak_bytes: None,
+        noise: None,
+        ignored_keys: None,
+        tokenizer: None,
         unfinished: None,
     };
     let cell = Cell::new(&variant, "key", Outcome::Completed(completed));
@@ -126,10 +129,12 @@ fn a_departing_port_stands_out_and_a_missing_one_keeps_its_reason() {
     let view = RunView {
         id: "run".into(),
         environment: Vec::new(),
+        packages: Vec::new(),
         cases: vec![CaseView {
             name: "mistral-40".into(),
             checkpoint: "synthetic:mistral".into(),
             inputs: "batch 1, 2 tokens".into(),
+            axes: None,
             baseline: None,
             verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
             accuracies: accuracies(&matrix, &oracles),

@@ -4,6 +4,7 @@
 //! it the default pair of versions is prepared through uv.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod cached;
 mod float64;
 mod heads;
 mod tiny;
