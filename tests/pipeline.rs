@@ -251,3 +251,24 @@ fn a_checkpoint_has_tolerances_of_its_own() {
     check("tolerances = { relative_l2 = { bf16 = 0.1 } }\n", 1);
     check("tolerances = { relative_l3 = 1 }\n", 2);
 }
+
+#[test]
+fn logits_of_another_shape_are_incomparable_with_the_reason_and_exit_1() {
+    let sandbox = Sandbox::new();
+    let workers = [("right", "good"), ("a", "vocabulary"), ("b", "positions"), ("c", "batch")];
+    let config = sandbox.workers(&workers, "rounds = 0\nnoise = false");
+    let output = sandbox.run(&config, &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let summary = sandbox.only_run().json("summary.json");
+    let reason = |other: &str| {
+        let verdicts = summary["cases"][0]["verdicts"].as_array().unwrap();
+        let is_it =
+            |pair: &&serde_json::Value| pair["a"] == "right_eager" && pair["b"] == format!("{other}_eager");
+        let found = verdicts.iter().find(is_it).unwrap();
+        assert_eq!(found["verdict"], "incomparable", "{found}");
+        found["reason"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(reason("a"), "vocabulary sizes differ: 16 and 17");
+    assert_eq!(reason("b"), "sequence lengths differ: 12 and 11");
+    assert_eq!(reason("c"), "batch sizes differ: 1 and 2");
+}

@@ -207,7 +207,7 @@ fn run() -> RunView {
         environment: vec![("CPU".to_owned(), "2 cores of an AMD EPYC".to_owned())],
         packages: vec![
             packages("4.54.0", &[("transformers", "4.54.0"), ("numpy", "2.4.1"), ("requests", "2.32.0")]),
-            packages("5.23.0", &[("transformers", "5.23.0"), ("numpy", "2.4.1"), ("httpx", "0.28.1")]),
+            packages("5.23.0", &[("transformers", "5.23.0"), ("numpy", "2.4.1"), ("regex", "2026.2.1")]),
         ],
         cases: vec![case],
         notes: vec!["PyTorch's index cannot be reached; PyPI's torch is used".to_owned()],

@@ -77,7 +77,8 @@ impl Noise {
     pub fn said(&self) -> Option<String> {
         let part = |repeat: &Option<Repeat>, place: &str| {
             repeat.filter(|repeat| !repeat.bitwise).map(|repeat| {
-                format!("{} values differ in {place}, self L2 {:.3e}", repeat.differing, repeat.l2)
+                let logits = if repeat.differing == 1 { "logit differs" } else { "logits differ" };
+                format!("{} {logits} in {place}, self L2 {:.3e}", repeat.differing, repeat.l2)
             })
         };
         let parts: Vec<String> =
@@ -90,10 +91,15 @@ impl Noise {
 }
 
 /// L2 of a pair in units of the noise: over the larger self L2 of its sides. `None` where neither side's noise is
-/// known, or the noise is 0 and there is nothing to count in.
+/// known, or the noise is 0 and there is nothing to count in, or the L2 is NaN.
 pub fn multiple(l2: f64, a: Option<&Noise>, b: Option<&Noise>) -> Option<f64> {
     let noise = a.and_then(Noise::l2).into_iter().chain(b.and_then(Noise::l2)).fold(0.0, f64::max);
-    (noise > 0.0).then(|| l2 / noise)
+    (noise > 0.0 && !l2.is_nan()).then(|| l2 / noise)
+}
+
+/// `2.9`, `1.4e6`.
+pub fn times(multiple: f64) -> String {
+    if multiple < 1000.0 { format!("{multiple:.1}") } else { format!("{multiple:.1e}") }
 }
 
 /// Names in the evidence of each verdict the sides that do not repeat themselves, and how the pair stands to that.
@@ -102,6 +108,7 @@ pub fn annotate(verdicts: &mut [Verdict], matrix: &Matrix, noises: &[Option<Nois
     let index = |name: &String| matrix.names.iter().position(|known| known == name);
     for verdict in verdicts {
         let (Some(a), Some(b)) = (index(&verdict.a), index(&verdict.b)) else { continue };
+        let Some(pair) = matrix.compared(a, b) else { continue };
         let noise = |variant: usize| noises.get(variant).and_then(Option::as_ref);
         let mut said = Vec::new();
         for variant in [a, b] {
@@ -112,10 +119,8 @@ pub fn annotate(verdicts: &mut [Verdict], matrix: &Matrix, noises: &[Option<Nois
         if said.is_empty() {
             continue;
         }
-        if let Some(pair) = matrix.compared(a, b)
-            && let Some(multiple) = multiple(pair.l2, noise(a), noise(b))
-        {
-            said.push(format!("the pair's L2 is {multiple:.1} times that noise"));
+        if let Some(multiple) = multiple(pair.l2, noise(a), noise(b)) {
+            said.push(format!("the pair's L2 is {} times that noise", times(multiple)));
         }
         verdict.evidence = format!("{}; {}", verdict.evidence, said.join("; "));
     }
@@ -175,6 +180,7 @@ mod tests {
         let (still, loud) = (noise(Some((0, 0.0)), None), noise(Some((1, 0.25)), None));
         assert_eq!(multiple(1.0, Some(&still), Some(&still)), None);
         assert_eq!(multiple(1.0, None, None), None);
+        assert_eq!(multiple(f64::NAN, Some(&loud), None), None);
         assert_eq!(multiple(1.0, Some(&still), Some(&loud)), Some(4.0));
     }
 

@@ -6,6 +6,7 @@ use super::sweep::Mark;
 use super::{CaseView, Report, RunView, bytes, kind, ms, reason, speed_up_text};
 use crate::compare::matrix::PairOutcome;
 use crate::compare::metrics::Side;
+use crate::compare::repeat::times;
 use crate::compare::verdict::Decision;
 use crate::results::Outcome;
 
@@ -110,7 +111,7 @@ fn heat_map(page: &mut String, case: &CaseView) {
 fn noise_title(case: &CaseView, row: usize, column: usize) -> String {
     let (Some(a), Some(b)) = (case.noise(row), case.noise(column)) else { return String::new() };
     match case.multiple(row, column) {
-        Some(times) => format!(", {times:.1} times the noise of its sides"),
+        Some(multiple) => format!(", {} times the noise of its sides", times(multiple)),
         None if row == column && !a.is_bitwise() => ", its own repetitions differ".to_owned(),
         None if a.is_bitwise() && b.is_bitwise() => ", noise 0".to_owned(),
         None => String::new(),
@@ -171,7 +172,10 @@ fn heat_cell(case: &CaseView, row: usize, column: usize, title: &str) -> String 
         PairOutcome::Compared(pair) => {
             let share = pair.relative_l2(Side::A);
             let mark = verdict_class(case, row, column);
-            let times = case.multiple(row, column).map(|times| format!(" ({times:.1}×)")).unwrap_or_default();
+            let in_noise = case
+                .multiple(row, column)
+                .map(|multiple| format!(" ({}×)", times(multiple)))
+                .unwrap_or_default();
             let title = format!("{title}: relative L2 {share:.3e}{}", noise_title(case, row, column));
             let number = match case.diagonal(row).filter(|_| row == column) {
                 Some(itself) => itself,
@@ -179,7 +183,7 @@ fn heat_cell(case: &CaseView, row: usize, column: usize, title: &str) -> String 
             };
             let last = if pair.last_positions_only { "†" } else { "" };
             format!(
-                "<td class=\"{mark}\" style=\"--heat:{}%\" title=\"{}\">{number}{times}{last}</td>",
+                "<td class=\"{mark}\" style=\"--heat:{}%\" title=\"{}\">{number}{in_noise}{last}</td>",
                 heat(share),
                 escape(&title)
             )

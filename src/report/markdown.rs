@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::sweep::Mark;
 use super::{CaseView, Performance, Report, RunView, bytes, entry, kind, ms, reason, speed_up_text};
 use crate::compare::metrics::Side;
+use crate::compare::repeat::times;
 use crate::results::{Cell, Outcome};
 
 /// The summary for people.
@@ -139,7 +140,7 @@ fn noise(text: &mut String, case: &CaseView) {
         "\n### L2 Differences in Units of the Noise (N×N)\n\n‖row − column‖ over the larger self L2 of the two; — where neither has any.\n",
     );
     square(text, case, |row, column| {
-        case.multiple(row, column).map_or_else(|| "—".to_owned(), |times| format!("{times:.1}×"))
+        case.multiple(row, column).map_or_else(|| "—".to_owned(), |multiple| format!("{}×", times(multiple)))
     });
 }
 

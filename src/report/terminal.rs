@@ -6,6 +6,7 @@ use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 
 use super::{CaseView, Report, RunView, bytes, entry, speed_up_text};
 use crate::compare::metrics::{PairMetrics, Side};
+use crate::compare::repeat::times;
 use crate::compare::verdict::{Decision, Verdict};
 
 /// Below this many columns nothing is cut any more.
@@ -125,22 +126,28 @@ impl Terminal {
         let matrix = &case.matrix;
         let names = &matrix.names;
         let l2 = |pair: &PairMetrics| format!("{:.6}", pair.l2);
-        let cell = |row: usize, column: usize| {
-            let times = case.multiple(row, column).map(|times| format!(" ({times:.1}×)")).unwrap_or_default();
+        let cell = |row: usize, column: usize, in_noise: bool| {
+            let multiple = case.multiple(row, column).filter(|_| in_noise);
+            let multiple = multiple.map(|multiple| format!(" ({}×)", times(multiple))).unwrap_or_default();
             let itself = case.diagonal(row).filter(|_| row == column);
-            itself.unwrap_or_else(|| format!("{}{times}", entry(matrix, row, column, l2)))
+            itself.unwrap_or_else(|| format!("{}{multiple}", entry(matrix, row, column, l2)))
         };
-        let mut rows = vec![
-            std::iter::once("L2".to_owned()).chain((1..=names.len()).map(|i| format!("[{i}]"))).collect(),
-        ];
-        for (row, name) in names.iter().enumerate() {
-            let label = format!("[{}] {name}", row + 1);
-            rows.push(
-                std::iter::once(label).chain((0..names.len()).map(|column| cell(row, column))).collect(),
-            );
-        }
-        let widths_of_square = widths(&rows);
-        if widths_of_square.iter().map(|width| width + 2).sum::<usize>() > self.width {
+        let square = |in_noise: bool| -> Vec<Vec<String>> {
+            let numbers = (1..=names.len()).map(|i| format!("[{i}]"));
+            let mut rows = vec![std::iter::once("L2".to_owned()).chain(numbers).collect()];
+            for (row, name) in names.iter().enumerate() {
+                let label = format!("[{}] {name}", row + 1);
+                let cells = (0..names.len()).map(|column| cell(row, column, in_noise));
+                rows.push(std::iter::once(label).chain(cells).collect());
+            }
+            rows
+        };
+        let fits =
+            |rows: &[Vec<String>]| widths(rows).iter().map(|width| width + 2).sum::<usize>() <= self.width;
+        // Without the multiples where it does not fit with them.
+        let fitting = [true, false].map(square).into_iter().find(|rows| fits(rows));
+        let mut rows = fitting.clone().unwrap_or_default();
+        if fitting.is_none() {
             let baseline = case
                 .baseline
                 .as_ref()
@@ -159,7 +166,7 @@ impl Terminal {
                 let of = |number: &dyn Fn(&PairMetrics) -> String| entry(matrix, baseline, other, number);
                 rows.push(vec![
                     names[other].clone(),
-                    cell(baseline, other),
+                    cell(baseline, other, true),
                     of(&|pair| format!("{:.2e}", pair.relative_l2(Side::A))),
                     of(&|pair| format!("{:.2e}", pair.max_abs)),
                 ]);

@@ -275,7 +275,7 @@ fn a_worker_that_drifts_is_named_with_how_far() {
     assert_eq!(noise.same_process, Some(crate::compare::repeat::Repeat::new(1, 0.25)));
     assert_eq!(noise.second_process, Some(crate::compare::repeat::Repeat::new(1, 0.5)));
     assert!(
-        a.notes[0].starts_with("not deterministic: 1 values differ in the same process"),
+        a.notes[0].starts_with("not deterministic: 1 logit differs in the same process"),
         "{:?}",
         a.notes
     );
