@@ -1,7 +1,7 @@
 //! What each subcommand does, in terms of the rest of the crate.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -14,7 +14,7 @@ use crate::plan::{Filters, Plan};
 use crate::progress::Progress;
 use crate::results::{Case, ResultsError, RunFolder};
 use crate::run::{self, Destination, Order};
-use crate::{compare_runs, machine, scoreboard, worker};
+use crate::{bench, compare_runs, machine, scoreboard, worker};
 
 /// Runs one command line.
 ///
@@ -25,6 +25,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Run(arguments) if arguments.dry_run => say(&plan_text(&arguments.selection)?),
         Command::Run(arguments) => run(cli, arguments),
         Command::Scoreboard(arguments) => judge(cli, arguments),
+        Command::Bench(arguments) => bench(cli, arguments),
         Command::Plan(selection) => say(&plan_text(selection)?),
         Command::Init(arguments) => say(&config::init(&arguments.path)?),
         Command::Schema => say(&config::schema_text()),
@@ -80,21 +81,66 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
 
 /// A run over the synthetic checkpoints, folded into one table.
 fn judge(cli: &Cli, arguments: &crate::cli::Scoreboard) -> Result<ExitCode> {
-    let stop = stop_on_signals()?;
-    let progress = Progress::new(cli.quiet).without_results();
-    let cache = cache_folder()?;
-    let (loaded, plan, destination) = if let Some(path) = &arguments.resume {
-        let folder = RunFolder::resume(path)?;
-        let (loaded, mut plan) = resumed(&folder)?;
-        scoreboard::untimed(&mut plan);
-        (loaded, plan, Destination::Resume(folder))
-    } else {
+    let make = || {
         let base = Config::load(arguments.config.as_deref())?.config.absolute();
         let choice = scoreboard::Choice { only: arguments.only.clone(), all: arguments.all };
         let config = scoreboard::config(&base, &choice)?;
-        let text = toml::to_string(&config).into_diagnostic().wrap_err("the scoreboard's config as TOML")?;
         let plan = scoreboard::plan(&config)?;
-        (config::Loaded { config, text, path: None }, plan, Destination::New(arguments.results.clone()))
+        Ok((config, plan))
+    };
+    let fold = Fold { adapt: scoreboard::untimed, write: scoreboard::write };
+    folded(cli, arguments.resume.as_deref(), &arguments.results, &make, &fold)
+}
+
+/// A run of the variants whose speeds are compared, folded into one table.
+fn bench(cli: &Cli, arguments: &crate::cli::Bench) -> Result<ExitCode> {
+    let make = || {
+        let mut base = Config::load(arguments.config.as_deref())?.config;
+        if !arguments.checkpoints.is_empty() {
+            base = base.with_checkpoints(&arguments.checkpoints)?;
+        }
+        let choice = bench::Choice {
+            dtypes: arguments.dtypes.clone(),
+            lengths: arguments.lengths.clone(),
+            batch: arguments.batch.clone(),
+            rounds: arguments.rounds,
+        };
+        let config = bench::config(&base.absolute(), &choice)?;
+        let plan = bench::plan(&config)?;
+        Ok((config, plan))
+    };
+    let fold = Fold { adapt: |_| (), write: bench::write };
+    folded(cli, arguments.resume.as_deref(), &arguments.results, &make, &fold)
+}
+
+/// What a command that makes its own config does besides running it.
+struct Fold {
+    /// What a resumed plan must be told that its config does not say.
+    adapt: fn(&mut Plan),
+    /// Folds the run folder into files of its own and gives the text that is shown.
+    write: fn(&Path) -> Result<String>,
+}
+
+/// A run over a config that the command makes, begun or resumed.
+fn folded(
+    cli: &Cli,
+    resume: Option<&Path>,
+    results: &Path,
+    make: &dyn Fn() -> Result<(Config, Plan)>,
+    fold: &Fold,
+) -> Result<ExitCode> {
+    let stop = stop_on_signals()?;
+    let progress = Progress::new(cli.quiet).without_results();
+    let cache = cache_folder()?;
+    let (loaded, plan, destination) = if let Some(path) = resume {
+        let folder = RunFolder::resume(path)?;
+        let (loaded, mut plan) = resumed(&folder)?;
+        (fold.adapt)(&mut plan);
+        (loaded, plan, Destination::Resume(folder))
+    } else {
+        let (config, plan) = make()?;
+        let text = toml::to_string(&config).into_diagnostic().wrap_err("the config as TOML")?;
+        (config::Loaded { config, text, path: None }, plan, Destination::New(results.to_owned()))
     };
     let order = Order {
         config: &loaded.config,
@@ -106,7 +152,7 @@ fn judge(cli: &Cli, arguments: &crate::cli::Scoreboard) -> Result<ExitCode> {
         progress: &progress,
     };
     let finished = run::run(&order, destination)?;
-    say(&scoreboard::write(&finished.folder)?)?;
+    say(&(fold.write)(&finished.folder)?)?;
     Ok(finished.code)
 }
 

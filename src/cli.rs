@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use reference::protocol::Dtype;
+
+use crate::variant::dtype_name;
 
 /// Exit codes, as `--help` ends with them.
 const EXIT_CODES: &str = "Exit codes:
@@ -57,6 +60,8 @@ pub enum Command {
     Compare(Compare),
     /// Judge tfcheck's models and candle-transformers' ports on synthetic checkpoints of every architecture.
     Scoreboard(Scoreboard),
+    /// Time transformers (eager, compiled, frozen), candle-transformers and tfcheck's models in turns, with ratios.
+    Bench(Bench),
     /// Serve one cell of a native model on the worker descriptors.
     #[command(hide = true)]
     Worker(Worker),
@@ -133,6 +138,43 @@ pub struct Scoreboard {
     pub results: PathBuf,
 }
 
+/// Arguments of `tfcheck bench`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Bench {
+    /// The config whose checkpoints and newest version are measured; ./tfcheck.toml otherwise, and a built-in one where there is none.
+    pub config: Option<PathBuf>,
+    /// A checkpoint instead of the config's, as for `run`; repeatable.
+    #[arg(long = "checkpoint", value_name = "SOURCE")]
+    pub checkpoints: Vec<String>,
+    /// dtypes of weights and activations.
+    #[arg(long, value_name = "DTYPE", value_delimiter = ',', default_value = "f32,bf16", value_parser = dtype)]
+    pub dtypes: Vec<Dtype>,
+    /// Tokens a row.
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "128,512")]
+    pub lengths: Vec<usize>,
+    /// Rows.
+    #[arg(long, value_name = "ROWS", value_delimiter = ',', default_value = "1")]
+    pub batch: Vec<usize>,
+    /// Interleaved rounds of three passes.
+    #[arg(long, default_value_t = 6)]
+    pub rounds: usize,
+    /// Complete an interrupted benchmark: its finished cells are kept.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "checkpoints", "dtypes", "lengths", "batch", "rounds", "results"])]
+    pub resume: Option<PathBuf>,
+    /// Folder in which the run makes its own.
+    #[arg(long, value_name = "FOLDER", default_value = "results")]
+    pub results: PathBuf,
+}
+
+/// A dtype by the name that tables use.
+fn dtype(text: &str) -> Result<Dtype, String> {
+    let known = [Dtype::F64, Dtype::F32, Dtype::Bf16, Dtype::F16];
+    known
+        .into_iter()
+        .find(|&dtype| dtype_name(dtype) == text)
+        .ok_or_else(|| "one of f64, f32, bf16, f16".to_owned())
+}
+
 /// Arguments of the hidden `tfcheck worker`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct Worker {
@@ -157,7 +199,7 @@ mod tests {
         let mut command = Cli::command().term_width(100).version("0.0.0");
         command.build();
         let mut text = command.render_help().to_string();
-        for name in ["run", "plan", "init", "schema", "compare", "scoreboard"] {
+        for name in ["run", "plan", "init", "schema", "compare", "scoreboard", "bench"] {
             let sub = command.find_subcommand_mut(name).unwrap().clone().term_width(100);
             text = format!("{text}\n=== {name}\n{}", sub.clone().render_help());
         }

@@ -161,6 +161,7 @@ fn ancestors(path: &Path) -> Result<Side> {
             load_ns: 0,
             first_call_ns: 0,
             rounds_ns: Vec::new(),
+            decode_rounds_ns: Vec::new(),
             round_numbers: Vec::new(),
             peak_bytes: None,
             unfinished: None,

@@ -172,7 +172,7 @@ pub struct Version {
     /// The interpreter of an environment that exists and is used as it is. Default: none, an environment is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub python: Option<PathBuf>,
-    /// Modes of this version alone, `eager` and `compiled`. Default: those of `[run]`.
+    /// Modes of this version alone, `eager`, `compiled` and `frozen`. Default: those of `[run]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<schema::ModeName>>")]
     pub modes: Option<Vec<Mode>>,
@@ -211,7 +211,7 @@ pub struct Command {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Run {
-    /// Modes of the transformers versions, `eager` and `compiled`. Default: both.
+    /// Modes of the transformers versions, `eager`, `compiled` and `frozen` (`torch.compile` with its weights as constants). Default: the first two.
     #[schemars(with = "Vec<schema::ModeName>")]
     pub modes: Vec<Mode>,
     /// Attention implementations of the transformers versions, `eager` and `sdpa`. Default: `["sdpa"]`.
@@ -230,6 +230,8 @@ pub struct Run {
     pub warm_up: usize,
     /// Timed passes in each round. Default: 10.
     pub iterations: usize,
+    /// Tokens that each round also decodes one by one through the KV cache, each timed; 0 leaves decoding out. Default: 0.
+    pub decode: usize,
     /// Timing rounds; within a round the variants take turns, and 0 leaves timing out. Default: 3.
     pub rounds: usize,
     /// Also profiles one pass of each variant. Default: true.
@@ -296,6 +298,7 @@ impl Default for Run {
             threads: None,
             warm_up: 3,
             iterations: 10,
+            decode: 0,
             rounds: 3,
             trace: true,
             oracle: false,

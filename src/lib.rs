@@ -3,6 +3,7 @@
 
 pub mod app;
 mod atomic;
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod compare;

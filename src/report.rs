@@ -206,6 +206,16 @@ impl CaseView {
 
     /// Numbers of one cell, or in one line why there are none.
     pub(crate) fn performance<'a>(&self, cell: &'a Cell) -> Result<Performance<'a>, String> {
+        self.timed(Timed::Prefill, cell)
+    }
+
+    /// The cells that decoded tokens, with their times of one token.
+    pub(crate) fn decoding(&self) -> Vec<(&Cell, Performance<'_>)> {
+        let timed = |cell| Some((cell, self.timed(Timed::Decode, cell).ok()?));
+        self.cells.iter().filter_map(timed).filter(|(_, performance)| performance.timing.is_some()).collect()
+    }
+
+    fn timed<'a>(&self, what: Timed, cell: &'a Cell) -> Result<Performance<'a>, String> {
         let completed = match &cell.outcome {
             Outcome::Completed(completed) => completed,
             outcome => return Err(reason(outcome)),
@@ -216,18 +226,37 @@ impl CaseView {
             _ => None,
         });
         let speed_up = baseline.filter(|_| !is_baseline).and_then(|baseline| {
-            let (baseline, variant) = side_by_side(baseline, completed);
+            let (baseline, variant) = side_by_side(what, baseline, completed);
             speed_up(&baseline, &variant)
         });
-        Ok(Performance { completed, timing: summarize(&completed.rounds_ns), speed_up, is_baseline })
+        Ok(Performance { completed, timing: summarize(what.rounds(completed)), speed_up, is_baseline })
+    }
+}
+
+/// What is timed in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timed {
+    /// Passes over all inputs.
+    Prefill,
+    /// One token after the inputs.
+    Decode,
+}
+
+impl Timed {
+    /// A cell's rounds of it.
+    pub(crate) fn rounds(self, completed: &Completed) -> &[Vec<u64>] {
+        match self {
+            Self::Prefill => &completed.rounds_ns,
+            Self::Decode => &completed.decode_rounds_ns,
+        }
     }
 }
 
 /// The rounds in which both were timed: only those may make a ratio.
-fn side_by_side(a: &Completed, b: &Completed) -> (Vec<Vec<u64>>, Vec<Vec<u64>>) {
+pub(crate) fn side_by_side(what: Timed, a: &Completed, b: &Completed) -> (Vec<Vec<u64>>, Vec<Vec<u64>>) {
     let round = |of: &Completed, number: &u32| {
         let index = of.round_numbers.iter().position(|known| known == number)?;
-        of.rounds_ns.get(index).cloned()
+        what.rounds(of).get(index).cloned()
     };
     a.round_numbers.iter().filter_map(|number| Some((round(a, number)?, round(b, number)?))).unzip()
 }

@@ -164,6 +164,9 @@ pub struct Completed {
     pub first_call_ns: u64,
     /// Nanoseconds of each steady pass, one list per interleaved round.
     pub rounds_ns: Vec<Vec<u64>>,
+    /// Nanoseconds of each token decoded alone, one list per round of `rounds_ns`; empty ones where none was.
+    #[serde(default)]
+    pub decode_rounds_ns: Vec<Vec<u64>>,
     /// The run-wide number of each round of `rounds_ns`; variants that share a number were timed side by side.
     #[serde(default)]
     pub round_numbers: Vec<u32>,

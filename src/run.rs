@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
-use reference::protocol::{Load, PROTOCOL_VERSION};
+use reference::protocol::{Load, Mode, PROTOCOL_VERSION};
 
 use crate::config::Config;
 use crate::machine::{self, Machine};
@@ -16,7 +16,7 @@ use crate::outcome::ExitCode;
 use crate::plan::{CellPlan, Plan};
 use crate::progress::Progress;
 use crate::results::{Cell, FailureKind, Manifest, Outcome, RunFolder};
-use crate::runner::{self, Ended, ProcessRunner, Runner};
+use crate::runner::{self, Ended, ProcessRunner, Runner, SharedRunner};
 use crate::schedule::{Job, Ran, Schedule, Settings};
 use crate::{summary, variant};
 use prepare::{Preparation, PreparedCase};
@@ -169,12 +169,12 @@ fn write_records(
 
 /// One runner per environment, one per command, and tfcheck's own.
 struct Runners {
-    environments: Vec<Result<ProcessRunner, Ended>>,
+    environments: Vec<Result<Box<dyn Runner>, Ended>>,
     environment_keys: Vec<String>,
     environment_notes: Vec<Vec<String>>,
     commands: Vec<ProcessRunner>,
-    candle: ProcessRunner,
-    upstream: ProcessRunner,
+    candle: Box<dyn Runner>,
+    upstream: Box<dyn Runner>,
     threads: usize,
     /// [`Machine::fingerprint`], part of every key.
     fingerprint: String,
@@ -183,8 +183,15 @@ struct Runners {
 impl Runners {
     fn new(order: &Order, environments: &[prepare::EnvironmentResult], fingerprint: String) -> Result<Self> {
         let threads = order.config.run.threads.unwrap_or_else(machine::physical_cores);
+        // A plan of eager cells of which none is timed may share workers; a compiler's state would outlive its cell.
+        let is_shared =
+            order.plan.cells.iter().all(|cell| !cell.measured && cell.variant.mode != Mode::Compiled);
+        let boxed = |runner: ProcessRunner| -> Box<dyn Runner> {
+            if is_shared { Box::new(SharedRunner::new(runner)) } else { Box::new(runner) }
+        };
         let runner = |environment: &prepare::EnvironmentResult| match environment {
             Ok(environment) => runner::transformers::runner(environment, order.cache, threads)
+                .map(boxed)
                 .map_err(|error| Ended::failed(FailureKind::Environment, format!("the bridge: {error}"))),
             Err(error) => Err(Ended::failed(FailureKind::Environment, error.clone())),
         };
@@ -207,8 +214,8 @@ impl Runners {
                 .iter()
                 .map(|command| runner::command::runner(&command.program, &order.config.folder, threads))
                 .collect(),
-            candle: runner::candle::runner(threads).into_diagnostic()?,
-            upstream: runner::candle_transformers::runner(threads).into_diagnostic()?,
+            candle: boxed(runner::candle::runner(threads).into_diagnostic()?),
+            upstream: boxed(runner::candle_transformers::runner(threads).into_diagnostic()?),
             threads,
             fingerprint,
         })
@@ -219,10 +226,10 @@ impl Runners {
         match cell.variant.runner {
             variant::Runner::Transformers => {
                 let index = cell.environment.ok_or_else(missing)?;
-                self.environments[index].as_ref().map(|runner| runner as &dyn Runner).map_err(Clone::clone)
+                self.environments[index].as_ref().map(AsRef::as_ref).map_err(Clone::clone)
             }
-            variant::Runner::Candle => Ok(&self.candle),
-            variant::Runner::CandleTransformers => Ok(&self.upstream),
+            variant::Runner::Candle => Ok(self.candle.as_ref()),
+            variant::Runner::CandleTransformers => Ok(self.upstream.as_ref()),
             variant::Runner::Command => {
                 let index = cell.command.ok_or_else(missing)?;
                 Ok(&self.commands[index])
@@ -236,6 +243,7 @@ fn settings(config: &Config) -> Settings {
     Settings {
         warm_up: run.warm_up,
         iterations: run.iterations,
+        decode: run.decode,
         rounds: run.rounds,
         trace: run.trace,
         noise: run.noise,

@@ -5,6 +5,7 @@ pub mod candle_transformers;
 pub mod command;
 pub mod fake;
 mod process;
+mod shared;
 pub mod transformers;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use reference::protocol::{Reply, Request};
 
 pub use process::ProcessRunner;
+pub use shared::SharedRunner;
 
 use crate::results::{Failure, FailureKind};
 

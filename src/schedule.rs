@@ -49,6 +49,8 @@ pub struct Settings {
     pub warm_up: usize,
     /// Timed passes per round.
     pub iterations: usize,
+    /// Tokens decoded one by one and timed per round; 0 for none.
+    pub decode: usize,
     /// Interleaved rounds; 0 for no timing.
     pub rounds: usize,
     /// Whether each cell leaves a trace.
@@ -198,6 +200,7 @@ impl<'a> Schedule<'a> {
             load_ns: ready.load_ns,
             first_call_ns: forwarded.elapsed_ns,
             rounds_ns: Vec::new(),
+            decode_rounds_ns: Vec::new(),
             round_numbers: Vec::new(),
             peak_bytes: forwarded.peak_bytes,
             unfinished: None,
@@ -215,7 +218,11 @@ impl<'a> Schedule<'a> {
         let rounds = self.progress.task("timing", (self.settings.rounds * group.len()) as u64);
         for turn in 0..self.settings.rounds {
             let warm_up = if turn == 0 { self.settings.warm_up } else { self.settings.warm_up.min(1) };
-            let request = Request::Time(Time { warm_up, iterations: self.settings.iterations });
+            let request = Request::Time(Time {
+                warm_up,
+                iterations: self.settings.iterations,
+                decode: self.settings.decode,
+            });
             let mut order: Vec<usize> = (0..group.len()).collect();
             order.rotate_left(turn % group.len().max(1));
             let mut lost: Vec<(usize, Ended)> = Vec::new();
@@ -230,6 +237,7 @@ impl<'a> Schedule<'a> {
                 match live.session.ask(&request, self.settings.timeout) {
                     Ok(Reply::Timed(timed)) => {
                         live.completed.rounds_ns.push(timed.samples_ns);
+                        live.completed.decode_rounds_ns.push(timed.decode_ns);
                         live.completed.round_numbers.push(*round);
                         live.completed.peak_bytes = live.completed.peak_bytes.max(timed.peak_bytes);
                     }

@@ -61,11 +61,12 @@ impl Variant {
     }
 }
 
-/// `eager`, `compiled`, `fused`.
+/// `eager`, `compiled`, `frozen`, `fused`.
 pub fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Eager => "eager",
         Mode::Compiled => "compiled",
+        Mode::Frozen => "frozen",
         Mode::Fused => "fused",
     }
 }

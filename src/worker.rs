@@ -37,6 +37,12 @@ pub trait Engine {
     /// When the pass fails.
     fn pass(&mut self) -> Result<(), Failed>;
 
+    /// Nanoseconds of each of `tokens` tokens decoded one by one after the inputs; empty where there is no cache.
+    ///
+    /// # Errors
+    /// When a pass fails.
+    fn decode(&mut self, tokens: usize) -> Result<Vec<u64>, Failed>;
+
     /// One forward pass as a Chrome trace.
     ///
     /// # Errors
@@ -132,7 +138,8 @@ fn timed(engine: &mut dyn Engine, time: &Time) -> Result<Timed, Failed> {
         engine.pass()?;
         samples_ns.push(start.elapsed().as_nanos() as u64);
     }
-    Ok(Timed { samples_ns, peak_bytes: peak_resident_bytes() })
+    let decode_ns = if time.decode == 0 { Vec::new() } else { engine.decode(time.decode)? };
+    Ok(Timed { samples_ns, decode_ns, peak_bytes: peak_resident_bytes() })
 }
 
 /// The path under which an inherited descriptor can be opened again, without unsafe code.

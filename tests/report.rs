@@ -50,6 +50,7 @@ fn completed(first_ms: u64, rounds_ms: &[&[u64]], notes: &[&str]) -> Outcome {
         load_ns: 812_000_000,
         first_call_ns: first_ms * 1_000_000,
         rounds_ns: rounds_ms.iter().map(|round| round.iter().map(|ms| ms * 1_000_000).collect()).collect(),
+        decode_rounds_ns: Vec::new(),
         round_numbers: (0..rounds_ms.len() as u32).collect(),
         unfinished: None,
         peak_bytes: Some(1_288_490_188),

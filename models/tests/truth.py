@@ -119,9 +119,24 @@ def arguments(model, inputs: dict) -> dict:
     return passed
 
 
+def chunked(model, inputs: dict, chunk: int):
+    """The logits of a decoder that is fed through its cache, `chunk` tokens at a time."""
+    cache, logits = transformers.DynamicCache(config=model.config), []
+    for start in range(0, inputs["input_ids"].shape[1], chunk):
+        end = start + chunk
+        part = {
+            "input_ids": inputs["input_ids"][:, start:end],
+            "attention_mask": inputs["attention_mask"][:, :end],
+            "position_ids": inputs["position_ids"][:, start:end],
+        }
+        logits.append(model(**part, past_key_values=cache, use_cache=True).logits)
+    return {"logits": torch.cat(logits, dim=1)}
+
+
 @torch.no_grad()
-def compute(checkpoint, inputs: dict, dtype: str, attention="eager", device="cpu", whole=True):
-    """Name and values of the output, on the CPU, in f64 or f32. If `whole`, every weight must find its place."""
+def compute(checkpoint, inputs: dict, dtype: str, attention="eager", device="cpu", whole=True, chunk=None):
+    """Name and values of the output, on the CPU, in f64 or f32. If `whole`, every weight must find its place. With
+    `chunk`, a decoder goes through its cache so many tokens at a time."""
     model, info = load(checkpoint, torch.float32 if dtype == "f64" else DTYPES[dtype], attention)
     if info and whole:
         raise SystemExit(f"{checkpoint} does not load whole: {json.dumps(info)}")
@@ -129,7 +144,8 @@ def compute(checkpoint, inputs: dict, dtype: str, attention="eager", device="cpu
         if dtype == "f64":
             model = widen(model, checkpoint, attention)
         inputs = {key: value.to(device) for key, value in inputs.items()}
-        output = model.to(device)(**arguments(model, inputs))
+        model = model.to(device)
+        output = chunked(model, inputs, chunk) if chunk else model(**arguments(model, inputs))
     name = "logits" if "logits" in output else "last_hidden_state"
     return name, output[name].to("cpu", torch.float64 if dtype == "f64" else torch.float32).contiguous()
 

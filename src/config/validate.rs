@@ -63,7 +63,8 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     found.inputs(&config.inputs, &config.checkpoints);
     found.environment(&config.environment);
     found.versions(&config.versions);
-    found.modes(at!["candle", "modes"], &config.candle.modes, Mode::Compiled, "candle has eager and fused");
+    let foreign = [Mode::Compiled, Mode::Frozen];
+    found.modes(at!["candle", "modes"], &config.candle.modes, &foreign, "candle has eager and fused");
     found.distinct(at!["candle", "modes"], &config.candle.modes);
     found.commands(&config.commands, &config.versions);
     found.run(&config.run);
@@ -338,18 +339,18 @@ impl Found {
         self.modes(
             path,
             modes,
-            Mode::Fused,
-            "transformers has eager and compiled; fused is one of [candle]'s modes",
+            &[Mode::Fused],
+            "transformers has eager, compiled and frozen; fused is one of [candle]'s modes",
         );
         self.list(path, modes);
     }
 
-    fn modes(&mut self, path: &[Step], modes: &[Mode], foreign: Mode, hint: &str) {
+    fn modes(&mut self, path: &[Step], modes: &[Mode], foreign: &[Mode], hint: &str) {
         for (index, mode) in modes.iter().enumerate() {
-            if *mode == foreign {
+            if foreign.contains(mode) {
                 let mut path = path.to_vec();
                 path.push(index.into());
-                self.value(&path, format!("no \"{}\" mode here", crate::variant::mode_name(foreign)), hint);
+                self.value(&path, format!("no \"{}\" mode here", crate::variant::mode_name(*mode)), hint);
             }
         }
     }

@@ -42,6 +42,7 @@ impl Report for Html {
             heat_map(&mut page, case);
             verdicts(&mut page, case);
             timings(&mut page, case);
+            decoding(&mut page, case);
             accuracies(&mut page, case);
             choices(&mut page, case);
             failures(&mut page, case);
@@ -142,11 +143,16 @@ fn preflight(page: &mut String, run: &RunView) {
     let keys: Vec<Vec<String>> = super::preflight::partly_read(run)
         .iter()
         .map(|found| {
-            let (ignored, read) = (found.ignored_by.join(", "), found.read_by.join(", "));
+            let (ignored, read) = (found.ignored_by.join(", "), found.not_ignored_by.join(", "));
             [&found.checkpoint, &found.key, &ignored, &read].map(|cell| escape(cell)).to_vec()
         })
         .collect();
-    table(page, "Config keys that one side ignores", &["Checkpoint", "Key", "Ignored by", "Read by"], &keys);
+    table(
+        page,
+        "Config keys that one side ignores",
+        &["Checkpoint", "Key", "Ignored by", "Not ignored by"],
+        &keys,
+    );
     let tokenizers: Vec<Vec<String>> = super::preflight::tokenizers(run)
         .iter()
         .map(|(checkpoint, version, found)| vec![escape(checkpoint), escape(version), escape(&found.said())])
@@ -317,6 +323,29 @@ fn timings(page: &mut String, case: &CaseView) {
         put(page, "</tr>\n");
     }
     put(page, "</tbody></table></div>\n");
+}
+
+/// Nothing where no variant decoded.
+fn decoding(page: &mut String, case: &CaseView) {
+    let rows: Vec<Vec<String>> = case
+        .decoding()
+        .iter()
+        .filter_map(|(cell, performance)| {
+            let timing = performance.timing.as_ref()?;
+            Some(vec![
+                escape(&cell.name),
+                format!("{:.2}", timing.p50_ms),
+                format!("{:.2}–{:.2}", timing.median_interval_ms.low, timing.median_interval_ms.high),
+                format!("{:.2}", timing.p90_ms),
+                speed_up_text(performance),
+                timing.n.to_string(),
+            ])
+        })
+        .collect();
+    if !rows.is_empty() {
+        let header = ["Variant", "p50 (ms)", "95 % interval", "p90 (ms)", "Speed-up", "n"];
+        table(page, "Decoding one token after the inputs", &header, &rows);
+    }
 }
 
 fn accuracies(page: &mut String, case: &CaseView) {

@@ -10,6 +10,7 @@ use super::{CaseView, Report, RunView, kind, preflight};
 use crate::compare::matrix::{Matrix, PairOutcome};
 use crate::compare::metrics::{KlSummary, PairMetrics, PositionIndex, PositionMetrics, Side};
 use crate::results::{Cell, Outcome, SCHEMA_VERSION};
+use crate::timing::Summary;
 use crate::variant::dtype_name;
 
 /// About 2 MB of curves.
@@ -93,18 +94,8 @@ fn cell(case: &CaseView, cell: &Cell) -> Value {
             "noise": completed.noise,
             "ignored_keys": completed.ignored_keys,
             "tokenizer": completed.tokenizer,
-            "timing": performance.timing.map(|timing| json!({
-                "n": timing.n,
-                "rounds": timing.rounds,
-                "mean_ms": timing.mean_ms,
-                "p50_ms": timing.p50_ms,
-                "p90_ms": timing.p90_ms,
-                "p99_ms": timing.p99_ms,
-                "min_ms": timing.min_ms,
-                "max_ms": timing.max_ms,
-                "p50_interval_ms": [timing.median_interval_ms.low, timing.median_interval_ms.high],
-                "outliers": timing.outliers,
-            })),
+            "timing": performance.timing.as_ref().map(timing),
+            "decode": timed_decoding(case, cell),
             "speed_up": performance.speed_up.map(|speed_up| json!({
                 "ratio": number(speed_up.ratio),
                 "interval": [number(speed_up.interval.low), number(speed_up.interval.high)],
@@ -126,6 +117,28 @@ fn cell(case: &CaseView, cell: &Cell) -> Value {
         value.extend(more);
     }
     value
+}
+
+fn timing(timing: &Summary) -> Value {
+    json!({
+        "n": timing.n,
+        "rounds": timing.rounds,
+        "mean_ms": timing.mean_ms,
+        "p50_ms": timing.p50_ms,
+        "p90_ms": timing.p90_ms,
+        "p99_ms": timing.p99_ms,
+        "min_ms": timing.min_ms,
+        "max_ms": timing.max_ms,
+        "p50_interval_ms": [timing.median_interval_ms.low, timing.median_interval_ms.high],
+        "outliers": timing.outliers,
+    })
+}
+
+/// `null` where the cell decoded nothing.
+fn timed_decoding(case: &CaseView, cell: &Cell) -> Value {
+    let decoded = case.decoding();
+    let found = decoded.iter().find(|(other, _)| other.name == cell.name);
+    found.and_then(|(_, performance)| performance.timing.as_ref()).map_or(Value::Null, timing)
 }
 
 /// Every unordered pair, the diagonal included.
@@ -219,7 +232,7 @@ fn preflight(run: &RunView) -> Value {
             "checkpoint": found.checkpoint,
             "key": found.key,
             "ignored_by": found.ignored_by,
-            "read_by": found.read_by,
+            "not_ignored_by": found.not_ignored_by,
         })).collect::<Vec<_>>(),
         "tokenizers": preflight::tokenizers(run).iter().map(|(checkpoint, version, parity)| json!({
             "checkpoint": checkpoint,

@@ -30,6 +30,7 @@ impl Report for Markdown {
             line(&mut text, &format!("\n## {}\n", case.name));
             line(&mut text, &format!("Checkpoint {}; inputs {}.\n", case.checkpoint, case.inputs));
             performance(&mut text, case);
+            decoding(&mut text, case);
             matrices(&mut text, case);
             verdicts(&mut text, case);
             accuracies(&mut text, case);
@@ -69,6 +70,24 @@ fn performance(text: &mut String, case: &CaseView) {
         text,
         "\nPercentiles are interpolated (Hyndman–Fan type 7). The speed-up is the baseline's median over the variant's, with its 95 % bootstrap interval over interleaved rounds.",
     );
+}
+
+/// Nothing where no variant decoded.
+fn decoding(text: &mut String, case: &CaseView) {
+    let timed = case.decoding();
+    if timed.is_empty() {
+        return;
+    }
+    line(text, "\n### Decoding\n\nOne token of every row, through the KV cache that holds the inputs.\n");
+    let row = |(cell, performance): &(&Cell, Performance<'_>)| {
+        let mut row = vec![cell.variant.version.clone(), cell.variant.note()];
+        row.extend(percentiles(performance));
+        row.extend([speed_up_text(performance), performance.timing.map_or(0, |timing| timing.n).to_string()]);
+        row
+    };
+    let rows: Vec<Vec<String>> = timed.iter().map(row).collect();
+    let header = ["Variant", "Note", "p50 (ms)", "p90 (ms)", "p99 (ms)", "Average (ms)", "Speed-up", "n"];
+    table(text, &header, &rows);
 }
 
 fn performance_row(case: &CaseView, cell: &Cell) -> Vec<String> {
@@ -179,10 +198,15 @@ fn preflight(text: &mut String, run: &RunView) {
         let rows: Vec<Vec<String>> = keys
             .into_iter()
             .map(|found| {
-                vec![found.checkpoint, found.key, found.ignored_by.join(", "), found.read_by.join(", ")]
+                vec![
+                    found.checkpoint,
+                    found.key,
+                    found.ignored_by.join(", "),
+                    found.not_ignored_by.join(", "),
+                ]
             })
             .collect();
-        table(text, &["Checkpoint", "Key", "Ignored by", "Read by"], &rows);
+        table(text, &["Checkpoint", "Key", "Ignored by", "Not ignored by"], &rows);
     }
     if !tokenizers.is_empty() {
         line(text, "\n### Tokenizers\n");

@@ -5,13 +5,13 @@ use crate::compare::metrics::Side;
 use crate::results::{Outcome, TokenizerParity};
 use crate::variant::Variant;
 
-/// A config key that some variants have a use for and others have not.
+/// A config key that some versions list as one they have no use for and others do not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PartlyRead {
     pub(crate) checkpoint: String,
     pub(crate) key: String,
     pub(crate) ignored_by: Vec<String>,
-    pub(crate) read_by: Vec<String>,
+    pub(crate) not_ignored_by: Vec<String>,
 }
 
 /// Two versions' environments, and what the versions made of it.
@@ -26,20 +26,30 @@ pub(crate) struct EnvironmentPair {
 }
 
 impl EnvironmentPair {
-    /// `numpy 2.3.0 → 2.4.1, regex added, six gone`.
+    /// `numpy 2.3.0 → 2.4.1; only in 5.23.0: httpx 0.28.1`.
     pub(crate) fn text(&self) -> String {
-        let parts = self.packages.iter().map(|(name, a, b)| match (a, b) {
-            (Some(a), Some(b)) => format!("{name} {a} → {b}"),
-            (None, Some(b)) => format!("{name} {b} only in {}", self.b),
-            (Some(a), None) => format!("{name} {a} only in {}", self.a),
-            (None, None) => name.clone(),
+        let both = self.packages.iter().filter_map(|(name, a, b)| {
+            let (a, b) = (a.as_ref()?, b.as_ref()?);
+            Some(format!("{name} {a} → {b}"))
         });
-        let parts: Vec<String> = parts.collect();
-        if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+        let only =
+            |version: &str, of: &dyn Fn(&(String, Option<String>, Option<String>)) -> Option<String>| {
+                let names: Vec<String> = self.packages.iter().filter_map(of).collect();
+                (!names.is_empty()).then(|| format!("only in {version}: {}", names.join(", ")))
+            };
+        let in_a =
+            only(&self.a, &|(name, a, b)| a.as_ref().filter(|_| b.is_none()).map(|a| format!("{name} {a}")));
+        let in_b =
+            only(&self.b, &|(name, a, b)| b.as_ref().filter(|_| a.is_none()).map(|b| format!("{name} {b}")));
+        let both: Vec<String> = both.collect();
+        let both = (!both.is_empty()).then(|| both.join(", "));
+        let parts: Vec<String> = [both, in_a, in_b].into_iter().flatten().collect();
+        if parts.is_empty() { "none".to_owned() } else { parts.join("; ") }
     }
 }
 
-/// The keys of each checkpoint's config that one side ignores. Runtimes that cannot tell are not counted.
+/// The keys of each checkpoint's config that one side ignores and another does not list, by version. Runners that
+/// cannot tell are not counted, and ids of special tokens are left out: no logit depends on them.
 pub(crate) fn partly_read(run: &RunView) -> Vec<PartlyRead> {
     let mut found: Vec<PartlyRead> = Vec::new();
     for case in &run.cases {
@@ -47,28 +57,33 @@ pub(crate) fn partly_read(run: &RunView) -> Vec<PartlyRead> {
             .cells
             .iter()
             .filter_map(|cell| match &cell.outcome {
-                Outcome::Completed(completed) => Some((&cell.name, completed.ignored_keys.as_ref()?)),
+                Outcome::Completed(completed) => {
+                    Some((&cell.variant.version, completed.ignored_keys.as_ref()?))
+                }
                 _ => None,
             })
             .collect();
-        let mut keys: Vec<&String> = told.iter().flat_map(|(_, keys)| keys.iter()).collect();
+        let keys = told.iter().flat_map(|(_, keys)| keys.iter());
+        let mut keys: Vec<&String> = keys.filter(|key| !key.ends_with("_token_id")).collect();
         keys.sort();
         keys.dedup();
         for key in keys {
             let names = |ignores: bool| -> Vec<String> {
                 let side = told.iter().filter(|(_, keys)| keys.contains(key) == ignores);
-                side.map(|(name, _)| (*name).clone()).collect()
+                let mut names: Vec<String> = side.map(|(name, _)| (*name).clone()).collect();
+                names.dedup();
+                names
             };
-            let (ignored_by, read_by) = (names(true), names(false));
+            let (ignored_by, not_ignored_by) = (names(true), names(false));
             // The cases of one checkpoint say the same.
             let is_known =
                 found.iter().any(|known| (&known.checkpoint, &known.key) == (&case.checkpoint, key));
-            if !read_by.is_empty() && !is_known {
+            if !not_ignored_by.is_empty() && !is_known {
                 found.push(PartlyRead {
                     checkpoint: case.checkpoint.clone(),
                     key: key.clone(),
                     ignored_by,
-                    read_by,
+                    not_ignored_by,
                 });
             }
         }

@@ -69,6 +69,7 @@ impl Terminal {
         let title = format!("{} · {} · {}", case.name, case.checkpoint, case.inputs);
         self.line(text, &self.paint(&Style::new().bold(), &title));
         self.performance(text, case);
+        self.decoding(text, case);
         self.differences(text, case);
         self.verdicts(text, case);
     }
@@ -118,6 +119,25 @@ impl Terminal {
                 }
                 None => self.row(text, row, &widths, index == 0),
             }
+        }
+    }
+
+    /// Nothing where no variant decoded.
+    fn decoding(&self, text: &mut String, case: &CaseView) {
+        let timed = case.decoding();
+        if timed.is_empty() {
+            return;
+        }
+        let mut rows = vec![["decoding", "p50 ms", "p90 ms", "speed-up"].map(str::to_owned).to_vec()];
+        rows.extend(timed.iter().filter_map(|(cell, performance)| {
+            let timing = performance.timing.as_ref()?;
+            let (p50, p90) = (format!("{:.2}", timing.p50_ms), format!("{:.2}", timing.p90_ms));
+            Some(vec![cell.name.clone(), p50, p90, speed_up_text(performance)])
+        }));
+        let widths = widths(&rows);
+        text.push('\n');
+        for (index, row) in rows.iter().enumerate() {
+            self.row(text, row, &widths, index == 0);
         }
     }
 
@@ -226,9 +246,9 @@ impl Terminal {
     /// Config keys and token ids that are not the same on all sides.
     fn preflight(&self, text: &mut String, run: &RunView) {
         let keys = super::preflight::partly_read(run).into_iter().map(|found| {
-            let (ignored, read) = (found.ignored_by.join(", "), found.read_by.join(", "));
+            let (ignored, read) = (found.ignored_by.join(", "), found.not_ignored_by.join(", "));
             format!(
-                "{}: config key {} is ignored by {ignored} and read by {read}",
+                "{}: config key {} is ignored by {ignored} and not by {read}",
                 found.checkpoint, found.key
             )
         });

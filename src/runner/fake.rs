@@ -125,7 +125,11 @@ impl Session for FakeSession<'_> {
             }
             Request::Time(time) => {
                 let ended = script.time.pop_front().flatten();
-                let reply = Timed { samples_ns: vec![1_000_000; time.iterations], peak_bytes: None };
+                let reply = Timed {
+                    samples_ns: vec![1_000_000; time.iterations],
+                    decode_ns: vec![100_000; time.decode],
+                    peak_bytes: None,
+                };
                 self.note("time");
                 or_end(ended, Reply::Timed(reply))
             }

@@ -12,7 +12,7 @@ use super::{Ended, Runner, Session};
 use crate::results::{Failure, FailureKind};
 
 /// How long a worker may take to end in good order.
-const GRACE: Duration = Duration::from_secs(2);
+pub(super) const GRACE: Duration = Duration::from_secs(2);
 /// Lines of `worker.log` that a failure keeps.
 const TAIL: usize = 30;
 
@@ -29,13 +29,18 @@ pub struct ProcessRunner {
 
 impl Runner for ProcessRunner {
     fn start<'a>(&self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+        Ok(Box::new(ProcessSession { worker: self.worker(log)?, stop }))
+    }
+}
+
+impl ProcessRunner {
+    /// Starts the process.
+    pub(super) fn worker(&self, log: PathBuf) -> Result<Worker, Ended> {
         let mut launch = Launch::program(self.command.clone(), log, self.threads);
         launch.folder.clone_from(&self.folder);
         // candle's matmul and rayon both go by this one.
         launch.variables.push(("RAYON_NUM_THREADS".into(), self.threads.to_string().into()));
-        let worker = Worker::start(&launch)
-            .map_err(|error| Ended::failed(FailureKind::Environment, error.to_string()))?;
-        Ok(Box::new(ProcessSession { worker, stop }))
+        Worker::start(&launch).map_err(|error| Ended::failed(FailureKind::Environment, error.to_string()))
     }
 }
 
@@ -46,13 +51,22 @@ struct ProcessSession<'a> {
 
 impl Session for ProcessSession<'_> {
     fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, Ended> {
-        let stop = self.stop;
-        self.worker.ask(request, timeout, stop).map_err(|ended| sorted(&ended, &self.worker.log_tail(TAIL)))
+        ask(&mut self.worker, request, timeout, self.stop)
     }
 
     fn end(self: Box<Self>) {
         self.worker.exit(GRACE);
     }
+}
+
+/// One request, its failure in the tables' words and with the end of the log.
+pub(super) fn ask(
+    worker: &mut Worker,
+    request: &Request,
+    timeout: Duration,
+    stop: &AtomicBool,
+) -> Result<Reply, Ended> {
+    worker.ask(request, timeout, stop).map_err(|ended| sorted(&ended, &worker.log_tail(TAIL)))
 }
 
 /// The word that the tables have for an ending.

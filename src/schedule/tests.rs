@@ -33,6 +33,7 @@ impl Stage {
             settings: Settings {
                 warm_up: 1,
                 iterations: 2,
+                decode: 3,
                 rounds: 2,
                 trace: true,
                 noise: false,
@@ -153,6 +154,7 @@ fn rounds_interleave_and_turn() {
     for cell in &cells {
         assert_eq!(completed(cell).round_numbers, [0, 1]);
         assert_eq!(completed(cell).rounds_ns, [[1_000_000, 1_000_000], [1_000_000, 1_000_000]]);
+        assert_eq!(completed(cell).decode_rounds_ns, [[100_000; 3], [100_000; 3]]);
         assert!(completed(cell).unfinished.is_none() && completed(cell).trace.is_some());
     }
 }

@@ -17,6 +17,8 @@ use super::{Engine, exception, peak_resident_bytes, steps};
 #[derive(Default)]
 pub struct CandleEngine {
     loaded: Option<(Loaded, models::Inputs, Device)>,
+    /// Whether it continues its inputs; an encoder does not.
+    decodes: bool,
 }
 
 impl Engine for CandleEngine {
@@ -25,7 +27,7 @@ impl Engine for CandleEngine {
         let form = match load.mode {
             Mode::Eager => Form::Eager,
             Mode::Fused => Form::Fused,
-            Mode::Compiled => {
+            Mode::Compiled | Mode::Frozen => {
                 return Err(unsupported("candle has no compiled mode: eager and fused are its modes"));
             }
         };
@@ -33,7 +35,8 @@ impl Engine for CandleEngine {
         let options = Options { dtype: dtype(load.dtype), device: device.clone(), form };
         let loaded = models::load(&load.checkpoint, &options).map_err(model_failure)?;
         let mut inputs = inputs(&load.inputs, &device)?;
-        if is_encoder(&load.checkpoint) {
+        self.decodes = !is_encoder(&load.checkpoint);
+        if !self.decodes {
             inputs.position_ids = None;
         }
         let mut notes = Vec::new();
@@ -67,7 +70,7 @@ impl Engine for CandleEngine {
         let start = Instant::now();
         let logits = match forward.prefill {
             None => self.logits()?,
-            Some(prefill) => self.decode(prefill)?,
+            Some(prefill) => self.through_the_cache(prefill)?,
         };
         let elapsed_ns = start.elapsed().as_nanos() as u64;
         let shape = logits.dims().to_vec();
@@ -79,6 +82,28 @@ impl Engine for CandleEngine {
 
     fn pass(&mut self) -> Result<(), Failed> {
         self.logits().map(drop)
+    }
+
+    fn decode(&mut self, tokens: usize) -> Result<Vec<u64>, Failed> {
+        if !self.decodes {
+            return Ok(Vec::new());
+        }
+        let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let mut cache = models::Cache::new();
+        loaded.forward_with(inputs, Some(&mut cache), None).map_err(model_failure)?;
+        let mut step = inputs.clone();
+        let mut samples_ns = Vec::with_capacity(tokens);
+        for index in 0..=tokens {
+            step = next(&step).map_err(tensor_failure)?;
+            let start = Instant::now();
+            loaded.forward_with(&step, Some(&mut cache), None).map_err(model_failure)?;
+            device.synchronize().map_err(tensor_failure)?;
+            // The cache grows for the first one.
+            if index > 0 {
+                samples_ns.push(start.elapsed().as_nanos() as u64);
+            }
+        }
+        Ok(samples_ns)
     }
 
     fn trace(&mut self, trace: &Trace) -> Result<(), Failed> {
@@ -100,7 +125,7 @@ impl CandleEngine {
     }
 
     /// Logits of all positions: of `prefill` tokens in one pass, of each further one in its own.
-    fn decode(&mut self, prefill: usize) -> Result<Tensor, Failed> {
+    fn through_the_cache(&mut self, prefill: usize) -> Result<Tensor, Failed> {
         let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let Some(positions) = &inputs.position_ids else {
             return Err(unsupported("an encoder has no KV cache"));
@@ -124,6 +149,23 @@ impl CandleEngine {
         device.synchronize().map_err(tensor_failure)?;
         Ok(logits)
     }
+}
+
+/// The token that follows `inputs`: each row's first token again, one position on, and real.
+fn next(inputs: &models::Inputs) -> candle_core::Result<models::Inputs> {
+    let mask = inputs.attention_mask.as_ref().map(|mask| {
+        let one = mask.narrow(1, 0, 1)?.ones_like()?;
+        Tensor::cat(&[mask, &one], 1)
+    });
+    let positions = inputs.position_ids.as_ref().map(|positions| {
+        let last = positions.narrow(1, positions.dim(1)? - 1, 1)?;
+        &last + &last.ones_like()?
+    });
+    Ok(models::Inputs {
+        input_ids: inputs.input_ids.narrow(1, 0, 1)?,
+        attention_mask: mask.transpose()?,
+        position_ids: positions.transpose()?,
+    })
 }
 
 pub(super) fn dtype(dtype: Dtype) -> DType {

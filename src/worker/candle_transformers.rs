@@ -86,7 +86,7 @@ impl Engine for PortEngine {
         let start = Instant::now();
         let (logits, positions) = match forward.prefill {
             None => self.logits()?,
-            Some(prefill) => self.decode(prefill)?,
+            Some(prefill) => self.through_the_cache(prefill)?,
         };
         let elapsed_ns = start.elapsed().as_nanos() as u64;
         let shape = logits.dims().to_vec();
@@ -97,6 +97,11 @@ impl Engine for PortEngine {
 
     fn pass(&mut self) -> Result<(), Failed> {
         self.logits().map(drop)
+    }
+
+    fn decode(&mut self, _tokens: usize) -> Result<Vec<u64>, Failed> {
+        // The ports' caches have no common interface, and an adapter gives its port a new one each pass.
+        Ok(Vec::new())
     }
 
     fn trace(&mut self, _trace: &Trace) -> Result<(), Failed> {
@@ -114,7 +119,7 @@ impl PortEngine {
     }
 
     /// As [`Self::logits`], of `prefill` tokens in one pass and of each further one in its own.
-    fn decode(&mut self, prefill: usize) -> Result<(Tensor, Positions), Failed> {
+    fn through_the_cache(&mut self, prefill: usize) -> Result<(Tensor, Positions), Failed> {
         let Loaded { pass, batch, positions, caches, device } =
             self.loaded.as_mut().ok_or_else(not_loaded)?;
         if !*caches {

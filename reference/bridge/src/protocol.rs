@@ -76,6 +76,8 @@ pub enum Mode {
     Eager,
     /// Through `torch.compile`.
     Compiled,
+    /// Through `torch.compile` with its weights frozen, so that inductor may prepack them.
+    Frozen,
     /// Native Rust with packed weights and fused kernels.
     Fused,
 }
@@ -141,6 +143,10 @@ pub struct Time {
     pub warm_up: usize,
     /// Passes that are timed, each synchronised with the device.
     pub iterations: usize,
+    /// Tokens that are timed one by one after those passes, each the only new one of every row; the cache holds the
+    /// inputs and the tokens before it. 0 for none.
+    #[serde(default)]
+    pub decode: usize,
 }
 
 /// Asks for one profiled forward pass.
@@ -226,6 +232,9 @@ pub enum Positions {
 pub struct Timed {
     /// Nanoseconds of each timed pass, in order.
     pub samples_ns: Vec<u64>,
+    /// Nanoseconds of each decoded token, in order; empty where none was asked or the model keeps no cache.
+    #[serde(default)]
+    pub decode_ns: Vec<u64>,
     /// As in [`Forwarded::peak_bytes`].
     pub peak_bytes: Option<u64>,
 }

@@ -305,6 +305,33 @@ fn config_keys_that_a_version_does_not_read_are_named() {
 }
 
 #[test]
+fn tokens_are_decoded_one_by_one_in_every_version_and_mode() {
+    let case = case(|_| ());
+    let stop = AtomicBool::new(false);
+    for environment in environments() {
+        let _turn = tiny::turn();
+        // Compiling takes half a minute a version.
+        let is_newest = version(environment) == version(newest());
+        let modes = if is_newest { &[Mode::Eager, Mode::Frozen][..] } else { &[Mode::Eager] };
+        let mut eager = None;
+        for &mode in modes {
+            let cell = case.cell(environment, mode, Attention::Sdpa);
+            let mut worker = cell.start(case.folder.path());
+            worker.load(cell.load(), LIMIT, &stop).unwrap();
+            let path = case.folder.path().join("logits.safetensors");
+            worker.forward(Forward::new(path.clone()), LIMIT, &stop).unwrap();
+            let logits = both_rows(&tiny::read(&path).0);
+            let eager = eager.get_or_insert_with(|| logits.clone());
+            // As above: inductor fuses and reorders f32 arithmetic.
+            assert!(distance(&logits, eager) < 1e-5, "{} {mode:?}", version(environment));
+            let timed = worker.time(Time { warm_up: 0, iterations: 1, decode: 4 }, LIMIT, &stop).unwrap();
+            assert_eq!(timed.decode_ns.len(), 4, "{} {mode:?}", version(environment));
+            worker.exit(Duration::from_secs(10));
+        }
+    }
+}
+
+#[test]
 fn passes_are_timed_and_a_trace_names_the_modules() {
     let case = case(|_| ());
     let _turn = tiny::turn();
@@ -312,8 +339,8 @@ fn passes_are_timed_and_a_trace_names_the_modules() {
     let stop = AtomicBool::new(false);
     let mut worker = cell.start(case.folder.path());
     worker.load(cell.load(), LIMIT, &stop).unwrap();
-    let timed = worker.time(Time { warm_up: 2, iterations: 7 }, LIMIT, &stop).unwrap();
-    assert_eq!(timed.samples_ns.len(), 7);
+    let timed = worker.time(Time { warm_up: 2, iterations: 7, decode: 3 }, LIMIT, &stop).unwrap();
+    assert_eq!((timed.samples_ns.len(), timed.decode_ns.len()), (7, 3));
     assert!(timed.samples_ns.iter().all(|sample| *sample > 0));
     assert!(timed.peak_bytes.is_some());
     let path = case.folder.path().join("trace.json");

@@ -238,6 +238,10 @@ impl Engine for InMode {
         self.engine.pass()
     }
 
+    fn decode(&mut self, tokens: usize) -> Result<Vec<u64>, Failed> {
+        self.engine.decode(tokens)
+    }
+
     fn trace(&mut self, trace: &Trace) -> Result<(), Failed> {
         self.engine.trace(trace)
     }

@@ -26,7 +26,7 @@ pub(super) fn decode<'py>(
     let model = loaded.model.bind(py);
     let arguments = loaded.arguments.bind(py);
     let class = model.get_type().name()?.to_string();
-    if loaded.mode == Mode::Compiled {
+    if matches!(loaded.mode, Mode::Compiled | Mode::Frozen) {
         return Err(Stop::unsupported(
             "a compiled model is not decoded token by token: each length would be compiled anew".into(),
         ));

@@ -11,6 +11,15 @@ pub(super) fn compile<'py>(
     torch.call_method1("compile", (model,))
 }
 
+/// The same with weights as constants of the graph (`TORCHINDUCTOR_FREEZING=1`), which holds for the whole process.
+pub(super) fn compile_frozen<'py>(
+    torch: &Bound<'py, PyAny>,
+    model: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    torch.py().import("torch._inductor.config")?.setattr("freezing", true)?;
+    compile(torch, model)
+}
+
 /// How many graphs dynamo made, and where it broke them.
 pub(super) fn notes(py: Python<'_>) -> PyResult<Vec<String>> {
     let counters = py.import("torch._dynamo.utils")?.getattr("counters")?.cast_into::<PyDict>()?;

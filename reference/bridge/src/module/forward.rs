@@ -31,7 +31,7 @@ pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Res
     let peak_bytes = memory::peak_bytes(torch, &loaded.device)?;
     let shape = store(torch, &logits, loaded.dtype, &request.logits)?;
     let notes = match loaded.mode {
-        Mode::Compiled => compile::notes(py)?,
+        Mode::Compiled | Mode::Frozen => compile::notes(py)?,
         Mode::Eager | Mode::Fused => Vec::new(),
     };
     Ok(Forwarded {
@@ -44,11 +44,20 @@ pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Res
     })
 }
 
-/// One pass without gradients, timed from an idle device to an idle device.
+/// One pass over the inputs.
 pub(super) fn pass<'py>(py: Python<'py>, loaded: &Loaded) -> PyResult<(Bound<'py, PyAny>, Duration)> {
+    call(py, loaded, &loaded.callable, loaded.arguments.bind(py))
+}
+
+/// One call without gradients, timed from an idle device to an idle device.
+pub(super) fn call<'py>(
+    py: Python<'py>,
+    loaded: &Loaded,
+    callable: &Py<PyAny>,
+    arguments: &Bound<'py, PyDict>,
+) -> PyResult<(Bound<'py, PyAny>, Duration)> {
     let torch = loaded.torch.bind(py);
-    let callable = loaded.callable.bind(py);
-    let arguments = loaded.arguments.bind(py);
+    let callable = callable.bind(py);
     let mode = torch.call_method0("inference_mode")?;
     let timed = || {
         synchronise(torch, &loaded.device)?;

@@ -86,6 +86,7 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     notes.extend(said);
     let callable = match request.mode {
         Mode::Compiled => compile::compile(&torch, &model)?,
+        Mode::Frozen => compile::compile_frozen(&torch, &model)?,
         Mode::Eager | Mode::Fused => model.clone(),
     };
     let libraries = libraries(py, &torch, version)?;

@@ -1,11 +1,12 @@
-//! A round of timed passes.
+//! A round of timed passes, and of tokens decoded one by one.
 
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
 
 use super::failure::Stop;
 use super::load::Loaded;
 use super::{forward, memory};
-use crate::protocol::{Time, Timed};
+use crate::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS, Time, Timed};
 
 /// Warms up and times; every pass drops its result before the next.
 pub(super) fn time(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Timed, Stop> {
@@ -17,5 +18,72 @@ pub(super) fn time(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Ti
         let (_, elapsed) = forward::pass(py, loaded)?;
         samples_ns.push(elapsed.as_nanos() as u64);
     }
-    Ok(Timed { samples_ns, peak_bytes: memory::peak_bytes(loaded.torch.bind(py), &loaded.device)? })
+    let decode_ns = if request.decode == 0 { Vec::new() } else { decode(py, loaded, request)? };
+    Ok(Timed {
+        samples_ns,
+        decode_ns,
+        peak_bytes: memory::peak_bytes(loaded.torch.bind(py), &loaded.device)?,
+    })
+}
+
+/// Tokens that are not timed: for the first the cache grows, and a compiled model is compiled for one token; the second
+/// shows it that the cache grows by the token, for which it is compiled once more.
+const SETTLING: usize = 3;
+
+/// One token of every row at a time, after the inputs and through the model's own (dynamic) cache.
+fn decode(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Vec<u64>, Stop> {
+    let arguments = loaded.arguments.bind(py).copy()?;
+    if !arguments.contains("use_cache")? {
+        return Ok(Vec::new());
+    }
+    arguments.set_item("use_cache", true)?;
+    let (output, _) = forward::call(py, loaded, &loaded.model, &arguments)?;
+    let Some(mut past) = cache(&output)? else {
+        return Ok(Vec::new());
+    };
+    drop(output);
+    let mut samples_ns = Vec::with_capacity(request.decode);
+    for index in 0..SETTLING + request.decode {
+        let step = next(py, loaded, &arguments)?;
+        step.set_item("past_key_values", past)?;
+        let (output, elapsed) = forward::call(py, loaded, &loaded.callable, &step)?;
+        if index >= SETTLING {
+            samples_ns.push(elapsed.as_nanos() as u64);
+        }
+        let grown = cache(&output)?;
+        past = grown.ok_or_else(|| Stop::exception("the model gave no cache back".into()))?;
+        for name in [ATTENTION_MASK, POSITION_IDS] {
+            if let Some(tensor) = step.get_item(name)? {
+                arguments.set_item(name, tensor)?;
+            }
+        }
+    }
+    Ok(samples_ns)
+}
+
+fn cache<'py>(output: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    Ok(output.getattr_opt("past_key_values")?.filter(|past| !past.is_none()))
+}
+
+/// The arguments of the token that follows `arguments`: each row's first token again, one position on, and real.
+fn next<'py>(
+    py: Python<'py>,
+    loaded: &Loaded,
+    arguments: &Bound<'py, PyDict>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let torch = loaded.torch.bind(py);
+    let column = |tensor: &Bound<'py, PyAny>, at: isize| tensor.call_method1("narrow", (1, at, 1));
+    let step = PyDict::new(py);
+    step.set_item("use_cache", true)?;
+    if let Some(ids) = arguments.get_item(INPUT_IDS)? {
+        step.set_item(INPUT_IDS, column(&ids, 0)?)?;
+    }
+    if let Some(mask) = arguments.get_item(ATTENTION_MASK)? {
+        let one = torch.call_method1("ones_like", (column(&mask, 0)?,))?;
+        step.set_item(ATTENTION_MASK, torch.call_method1("cat", (PyList::new(py, [mask, one])?, 1))?)?;
+    }
+    if let Some(positions) = arguments.get_item(POSITION_IDS)? {
+        step.set_item(POSITION_IDS, column(&positions, -1)?.call_method1("add", (1,))?)?;
+    }
+    Ok(step)
 }

@@ -24,7 +24,7 @@ pub(super) fn trace(py: Python<'_>, loaded: &Loaded, request: &Trace) -> Result<
     let profile = profiler.call_method("profile", (), Some(&keywords))?;
     // Hooks would break a compiled model's graphs; its kernels carry their own names.
     let hooks = match loaded.mode {
-        Mode::Compiled => Vec::new(),
+        Mode::Compiled | Mode::Frozen => Vec::new(),
         Mode::Eager | Mode::Fused => name_modules(&profiler, loaded.model.bind(py))?,
     };
     let result = within(&profile, || forward::pass(py, loaded));

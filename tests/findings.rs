@@ -1,0 +1,78 @@
+//! Every finding in candle's ports has a reproduction in `results/findings/`, and it still shows what it should.
+
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use support::{Run, Sandbox, stderr};
+use tfcheck::config::Config;
+use tfcheck::plan::Plan;
+use tfcheck::results::Outcome;
+use tfcheck::variant::Runner;
+
+fn reproductions() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("results/findings");
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(!paths.is_empty());
+    paths
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+#[test]
+fn every_reproduction_plans_our_model_and_the_port_and_is_written_up() {
+    let written = Path::new(env!("CARGO_MANIFEST_DIR")).join("results/findings.md");
+    let written = std::fs::read_to_string(written).unwrap();
+    for path in reproductions() {
+        let config = Config::load(Some(&path)).unwrap().config;
+        let plan = Plan::new(&config, "cpu").unwrap();
+        for runner in [Runner::Transformers, Runner::Candle, Runner::CandleTransformers] {
+            assert!(plan.cells.iter().any(|cell| cell.variant.runner == runner), "{}", name(&path));
+        }
+        assert!(written.contains(&format!("(findings/{})", name(&path))), "{}", name(&path));
+    }
+    assert_eq!(written.matches("](findings/").count(), reproductions().len(), "a link leads nowhere");
+}
+
+/// Our own model stands for transformers, which it equals in float64; so no Python is needed.
+#[test]
+fn every_reproduction_shows_its_finding() {
+    for path in reproductions() {
+        let sandbox = Sandbox::new();
+        let output = sandbox.run(&path, &["--only", "*/candle*"]);
+        let run = sandbox.only_run();
+        let message = format!("{}: {}", name(&path), stderr(&output));
+        let cells = run.cells();
+        let port = cells.iter().find(|cell| cell.variant.runner == Runner::CandleTransformers).unwrap();
+        match &port.outcome {
+            Outcome::Completed(_) => assert_eq!(port_verdict(&run), "diverged", "{message}"),
+            Outcome::Unsupported { reason } => println!("{}: unsupported: {reason}", name(&path)),
+            Outcome::Failed(failure) => println!("{}: failed: {}", name(&path), failure.reason),
+        }
+        let ours = cells.iter().filter(|cell| cell.variant.runner == Runner::Candle);
+        assert!(ours.clone().all(|cell| matches!(cell.outcome, Outcome::Completed(_))), "{message}");
+    }
+}
+
+/// The verdict on the port and our model in the same dtype.
+fn port_verdict(run: &Run) -> String {
+    let summary = run.json("summary.json");
+    let verdicts = summary["cases"][0]["verdicts"].as_array().unwrap();
+    let names = |verdict: &serde_json::Value| {
+        [&verdict["a"], &verdict["b"]].map(|name| name.as_str().unwrap().to_owned())
+    };
+    let is_port = |name: &String| name.starts_with("candle-transformers");
+    let is_it = |verdict: &&serde_json::Value| {
+        let names = names(verdict);
+        names.iter().any(is_port) && names.iter().any(|name| !is_port(name) && !name.ends_with("f64"))
+    };
+    let verdict = verdicts.iter().find(is_it).unwrap();
+    println!("{}: {} {}", run.manifest.cases[0].name, verdict["verdict"], verdict["evidence"]);
+    verdict["verdict"].as_str().unwrap().to_owned()
+}
