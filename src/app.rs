@@ -7,14 +7,14 @@ use std::sync::atomic::AtomicBool;
 
 use miette::{IntoDiagnostic, Report, Result, WrapErr};
 
-use crate::cli::{Cli, Command, Selection};
+use crate::cli::{Baseline, Cli, Command, Selection};
 use crate::config::{self, Config};
 use crate::outcome::ExitCode;
 use crate::plan::{Filters, Plan};
 use crate::progress::Progress;
 use crate::results::{Case, ResultsError, RunFolder};
 use crate::run::{self, Destination, Order};
-use crate::{bench, compare_runs, machine, scoreboard, worker};
+use crate::{baseline, bench, bisect, compare_runs, explain, machine, record, scoreboard, worker};
 
 /// Runs one command line.
 ///
@@ -26,10 +26,20 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Run(arguments) => run(cli, arguments),
         Command::Scoreboard(arguments) => judge(cli, arguments),
         Command::Bench(arguments) => bench(cli, arguments),
+        Command::Bisect(arguments) => search(cli, arguments),
         Command::Plan(selection) => say(&plan_text(selection)?),
         Command::Init(arguments) => say(&config::init(&arguments.path)?),
         Command::Schema => say(&config::schema_text()),
-        Command::Compare(arguments) => compare_runs::compare(&arguments.runs, &Progress::new(cli.quiet)),
+        Command::Compare(arguments) => {
+            compare_runs::compare(&arguments.runs, &arguments.fail_on, &Progress::new(cli.quiet))
+        }
+        Command::Baseline(arguments) => say(&match arguments {
+            Baseline::Save { name, run, results } => baseline::save(results, name, run.as_deref())?,
+            Baseline::List { results } => baseline::list(results)?,
+            Baseline::Remove { name, results } => baseline::remove(results, name)?,
+        }),
+        Command::Explain(arguments) => say(&explain::explain(&arguments.run, &arguments.pair)?),
+        Command::Record(arguments) => record(cli, arguments),
         Command::Worker(arguments) => serve(arguments.upstream),
     }
 }
@@ -59,7 +69,7 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
     let progress = Progress::new(cli.quiet);
     let cache = cache_folder()?;
-    let (loaded, plan, destination) = if let Some(path) = &arguments.resume {
+    let (mut loaded, plan, destination) = if let Some(path) = &arguments.resume {
         let folder = RunFolder::resume(path)?;
         let (loaded, plan) = resumed(&folder)?;
         (loaded, plan, Destination::Resume(folder))
@@ -67,6 +77,21 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
         let (loaded, plan) = planned(&arguments.selection)?;
         (loaded, plan, Destination::New(arguments.results.clone()))
     };
+    let settings = &mut loaded.config.run;
+    if !arguments.fail_on.is_empty() {
+        settings.fail_on.clone_from(&arguments.fail_on);
+    }
+    if let Some(name) = &arguments.against {
+        settings.against = Some(name.clone());
+    }
+    if let Some(name) = &settings.against {
+        // A name that does not exist should not be found out after an hour of computing.
+        let results = match &destination {
+            Destination::New(results) => results.as_path(),
+            Destination::Resume(folder) => folder.path().parent().unwrap_or(Path::new(".")),
+        };
+        baseline::check(results, name)?;
+    }
     let order = Order {
         config: &loaded.config,
         text: &loaded.text,
@@ -154,6 +179,50 @@ fn folded(
     let finished = run::run(&order, destination)?;
     say(&(fold.write)(&finished.folder)?)?;
     Ok(finished.code)
+}
+
+/// A search for the revision that changed something.
+fn search(cli: &Cli, arguments: &crate::cli::Bisect) -> Result<ExitCode> {
+    let stop = stop_on_signals()?;
+    let progress = Progress::new(cli.quiet);
+    let cache = cache_folder()?;
+    let order = bisect::Order { cache: &cache, stop: &stop, progress: &progress };
+    if let Some(folder) = &arguments.resume {
+        return bisect::resume(&order, folder);
+    }
+    let mut config = Config::load(arguments.config.as_deref())?.config;
+    if !arguments.checkpoints.is_empty() {
+        config = config.with_checkpoints(&arguments.checkpoints)?;
+    }
+    let question = bisect::question(arguments, config.absolute())?;
+    bisect::begin(&order, question, &arguments.results)
+}
+
+/// A run of one version and its float64 result, kept as a recording.
+fn record(cli: &Cli, arguments: &crate::cli::Record) -> Result<ExitCode> {
+    let stop = stop_on_signals()?;
+    let progress = Progress::new(cli.quiet).without_results();
+    let cache = cache_folder()?;
+    let (base, _) =
+        planned(&Selection { only: Vec::new(), skip: Vec::new(), ..arguments.selection.clone() })?;
+    let config = record::config(&base.config)?;
+    let text = toml::to_string(&config).into_diagnostic().wrap_err("the recording's config as TOML")?;
+    let filters = Filters { only: arguments.selection.only.clone(), skip: arguments.selection.skip.clone() };
+    let plan = record::plan(&config, &filters)?;
+    let order = Order {
+        config: &config,
+        text: &text,
+        plan: &plan,
+        cache: &cache,
+        clean: false,
+        stop: &stop,
+        progress: &progress,
+    };
+    let finished = run::run(&order, Destination::New(arguments.results.clone()))?;
+    if finished.code == ExitCode::Interrupted {
+        return Ok(finished.code);
+    }
+    say(&record::write(&finished.folder, &cache, &arguments.out, arguments.positions)?)
 }
 
 fn plan_text(selection: &Selection) -> Result<String> {

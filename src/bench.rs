@@ -72,6 +72,8 @@ pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
             trace: false,
             oracle: false,
             baseline: None,
+            fail_on: Vec::new(),
+            against: None,
             // All that is compared is to be loaded at once; a fifth is left to the system and the page cache.
             memory_budget_gb: base.run.memory_budget_gb.or(Some(machine::memory_bytes() as f64 * 0.8e-9)),
             ..base.run.clone()

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use reference::protocol::Dtype;
 
+use crate::gates::Gate;
 use crate::variant::dtype_name;
 
 /// Exit codes, as `--help` ends with them.
 const EXIT_CODES: &str = "Exit codes:
   0    everything ran and agrees
-  1    variants diverge or cannot be compared, or one regressed
+  1    a gate failed: variants diverge or cannot be compared, or one regressed
   2    the command line or the config is wrong
   3    a cell failed
   130  interrupted; what was finished is kept, and `run --resume` completes it";
@@ -62,6 +63,15 @@ pub enum Command {
     Scoreboard(Scoreboard),
     /// Time transformers (eager, compiled, frozen), candle-transformers and tfcheck's models in turns, with ratios.
     Bench(Bench),
+    /// Find the release or commit that changed something.
+    Bisect(Bisect),
+    /// Keep runs under a name, to compare later ones with.
+    #[command(subcommand)]
+    Baseline(Baseline),
+    /// Tell the story of one pair of variants from a run's folder.
+    Explain(Explain),
+    /// Record upstream's logits, so that a port can be tested against them without Python.
+    Record(Record),
     /// Serve one cell of a native model on the worker descriptors.
     #[command(hide = true)]
     Worker(Worker),
@@ -92,6 +102,12 @@ pub struct Run {
     /// Show what would run, as `tfcheck plan` does, and stop.
     #[arg(long)]
     pub dry_run: bool,
+    /// Fail (exit code 1) where this holds, `verdict>=diverged`, `p50>5%`, `l2>1e-3`, `loads`; repeatable, in place of the config's.
+    #[arg(long = "fail-on", value_name = "GATE")]
+    pub fail_on: Vec<Gate>,
+    /// Compare the run with this baseline when it ends.
+    #[arg(long, value_name = "NAME")]
+    pub against: Option<String>,
     /// Build the config's environments anew, even those that exist already.
     #[arg(long)]
     pub clean: bool,
@@ -117,6 +133,111 @@ pub struct Compare {
     /// Run folders; those of the Python framework before tfcheck are read too.
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<PathBuf>,
+    /// Fail (exit code 1) where this holds, as in `tfcheck run`; repeatable, in place of the run's own.
+    #[arg(long = "fail-on", value_name = "GATE")]
+    pub fail_on: Vec<Gate>,
+}
+
+/// Arguments of `tfcheck bisect`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Bisect {
+    /// The config that says on what; its versions play no part. ./tfcheck.toml otherwise, and a built-in one where there is none.
+    pub config: Option<PathBuf>,
+    /// A checkpoint instead of the config's, as in `tfcheck run`; repeatable.
+    #[arg(long = "checkpoint", value_name = "SOURCE")]
+    pub checkpoints: Vec<String>,
+    /// The good side, against which all others are tested: a release of transformers, or a commit of the repository.
+    #[arg(long, value_name = "REVISION", required_unless_present = "resume")]
+    pub good: Option<String>,
+    /// The bad side, a newer one that fails the test.
+    #[arg(long, value_name = "REVISION", required_unless_present = "resume")]
+    pub bad: Option<String>,
+    /// A revision is bad where this holds against the good side: `verdict>=diverged`, `rel_l2>1e-5`, `p50>5%`, `loads`.
+    #[arg(long, value_name = "GATE", default_value = "verdict>=diverged")]
+    pub test: Gate,
+    /// Test every revision and show each change, also one that went again.
+    #[arg(long)]
+    pub scan: bool,
+    /// Pre-releases count too.
+    #[arg(long)]
+    pub pre: bool,
+    /// Withdrawn releases count too.
+    #[arg(long)]
+    pub yanked: bool,
+    /// Then search the commits between the two releases, or those between --good and --bad: a transformers repository.
+    #[arg(long, value_name = "URL|FOLDER")]
+    pub repository: Option<String>,
+    /// Search the commits of a native port instead: the folder in its repository where the config's command is built and started.
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["repository", "pre", "yanked"])]
+    pub command_repository: Option<PathBuf>,
+    /// Which of the config's commands is the port, where there are several.
+    #[arg(long, value_name = "NAME", requires = "command_repository")]
+    pub command: Option<String>,
+    /// What builds the port, such as 'cargo build --release'; a commit that does not build is skipped.
+    #[arg(long, value_name = "COMMAND", requires = "command_repository")]
+    pub build: Option<String>,
+    /// Complete an interrupted bisection: its own question, its finished steps kept.
+    #[arg(long, value_name = "BISECTION", conflicts_with_all = ["config", "checkpoints", "good", "bad", "test", "scan", "pre", "yanked", "repository", "command_repository", "command", "build", "results"])]
+    pub resume: Option<PathBuf>,
+    /// Folder in which the bisection makes its own.
+    #[arg(long, value_name = "FOLDER", default_value = "results")]
+    pub results: PathBuf,
+}
+
+/// What `tfcheck baseline` does.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Baseline {
+    /// Save a run under a name; it may be removed afterwards.
+    Save {
+        /// The baseline's name; one of that name is replaced.
+        name: String,
+        /// The run; the newest of the results folder otherwise.
+        run: Option<PathBuf>,
+        /// Folder with the runs, the history and the baselines.
+        #[arg(long, value_name = "FOLDER", default_value = "results")]
+        results: PathBuf,
+    },
+    /// Show the saved baselines.
+    List {
+        /// Folder with the runs, the history and the baselines.
+        #[arg(long, value_name = "FOLDER", default_value = "results")]
+        results: PathBuf,
+    },
+    /// Remove a baseline and its files.
+    Remove {
+        /// The baseline's name.
+        name: String,
+        /// Folder with the runs, the history and the baselines.
+        #[arg(long, value_name = "FOLDER", default_value = "results")]
+        results: PathBuf,
+    },
+}
+
+/// Arguments of `tfcheck explain`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Explain {
+    /// The run's folder.
+    pub run: PathBuf,
+    /// The pair: `A..B` or two names, each a variant's name or enough of it; `CASE/A..B` of one case alone.
+    #[arg(required = true, num_args = 1..=2, value_name = "PAIR")]
+    pub pair: Vec<String>,
+}
+
+/// Arguments of `tfcheck record`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Record {
+    /// What is recorded: one checkpoint with one batch of inputs, in the newest of the config's versions.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// The folder to write the recording into.
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Keep the logits of this many real positions, spread evenly and with each row's last; all otherwise.
+    #[arg(long, value_name = "N")]
+    pub positions: Option<usize>,
+    /// Folder in which the run behind the recording makes its own.
+    #[arg(long, value_name = "FOLDER", default_value = "results")]
+    pub results: PathBuf,
 }
 
 /// Arguments of `tfcheck scoreboard`.
@@ -199,7 +320,20 @@ mod tests {
         let mut command = Cli::command().term_width(100).version("0.0.0");
         command.build();
         let mut text = command.render_help().to_string();
-        for name in ["run", "plan", "init", "schema", "compare", "scoreboard", "bench"] {
+        let names = [
+            "run",
+            "plan",
+            "init",
+            "schema",
+            "compare",
+            "scoreboard",
+            "bench",
+            "bisect",
+            "baseline",
+            "explain",
+            "record",
+        ];
+        for name in names {
             let sub = command.find_subcommand_mut(name).unwrap().clone().term_width(100);
             text = format!("{text}\n=== {name}\n{}", sub.clone().render_help());
         }

@@ -13,23 +13,27 @@ use reference::protocol::{Mode, Positions};
 use crate::compare::logits::{Logits, Mask};
 use crate::compare::matrix::Entry;
 use crate::compare::verdict::Tolerances;
+use crate::gates::{self, Gate, Judged};
 use crate::outcome::ExitCode;
 use crate::progress::Progress;
-use crate::report::RunView;
+use crate::report::{RunView, github};
 use crate::results::{Case, Cell, Completed, Outcome, ResultsError, RunFolder};
 use crate::summary;
 use crate::variant::{Runner, Variant};
 
-/// Compares the runs and shows their tables.
+/// Compares the runs and shows their tables. Without `fail_on` a run of its own is held to its config's gates.
 ///
 /// # Errors
 /// When a folder holds no run, or what it holds cannot be read.
-pub fn compare(runs: &[PathBuf], progress: &Progress) -> Result<ExitCode> {
+pub fn compare(runs: &[PathBuf], fail_on: &[Gate], progress: &Progress) -> Result<ExitCode> {
     if let [only] = runs
         && !is_ancestors(only)
     {
         let folder = RunFolder::resume(only)?;
-        let manifest = folder.manifest()?;
+        let mut manifest = folder.manifest()?;
+        if !fail_on.is_empty() {
+            manifest.config.run.fail_on = fail_on.to_vec();
+        }
         let cells = cells(&folder)?;
         return summary::write(&folder, &manifest, &cells, &manifest.config.tolerances, progress);
     }
@@ -49,9 +53,11 @@ pub fn compare(runs: &[PathBuf], progress: &Progress) -> Result<ExitCode> {
             sides.push(Side { run: name(path), case: case.clone(), inputs: Some(files), cells, logits });
         }
     }
-    let view = merged(sides, &tolerances)?;
+    let mut view = merged(sides, &tolerances)?;
+    view.judged = gates::judge(&view, fail_on, None);
     summary::show(&view, progress);
-    Ok(summary::exit_code(&view.tally()))
+    github::publish(&view, progress);
+    Ok(summary::exit_code(&view))
 }
 
 /// One case of one run.
@@ -85,6 +91,7 @@ fn merged(sides: Vec<Side>, tolerances: &Tolerances) -> Result<RunView> {
         packages: Vec::new(),
         cases,
         notes: alone.then(|| note.to_owned()).into_iter().collect(),
+        judged: Judged::default(),
     })
 }
 

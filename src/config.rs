@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::compare::verdict::{Overrides, Tolerances};
+use crate::gates::Gate;
 
 mod diagnose;
 mod init;
@@ -27,6 +28,7 @@ use reference::Versions;
 pub use reference::{Source as VersionSource, TorchBackend};
 pub use schema::schema_text;
 pub use source::{CheckpointSource, Device, SourceError};
+pub(crate) use validate::is_file_name;
 
 /// The name of the file that is read when none is named.
 pub const FILE_NAME: &str = "tfcheck.toml";
@@ -243,6 +245,12 @@ pub struct Run {
     /// The variant that speed-ups are against, by its name in the tables. Default: eager mode of the newest transformers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<String>,
+    /// Conditions on which the run fails, `verdict>=diverged`, `l2>1e-3`, `p50>5%`, `loads` and the like. Default: `verdict>=worse_rounding`, and with `against` also `p50>3%`.
+    #[schemars(with = "Vec<String>")]
+    pub fail_on: Vec<Gate>,
+    /// The saved baseline that the run is compared with when it ends. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub against: Option<String>,
     /// Seconds that a request to a worker may take; loading and the first pass have limits of their own. Default: 600.
     pub timeout_s: u64,
     /// GB (10^9 bytes) that loaded workers may hold while they wait between rounds. Default: half of the machine's memory.
@@ -304,6 +312,8 @@ impl Default for Run {
             oracle: false,
             noise: true,
             baseline: None,
+            fail_on: Vec::new(),
+            against: None,
             timeout_s: 600,
             memory_budget_gb: None,
             seed: 0,

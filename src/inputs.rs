@@ -88,6 +88,9 @@ pub struct Inputs {
     pub prompts: Vec<Prompt>,
     /// The prompts as they were tokenised; empty for sweeps.
     pub rendered: Vec<String>,
+    /// The text of each token of `input_ids`; empty without a tokenizer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub texts: Vec<String>,
     /// Answer tokens.
     pub choices: Vec<Choice>,
     /// SHA-256 over shape, ids, mask and positions.
@@ -243,14 +246,18 @@ impl<'a> Source<'a> {
     /// # Errors
     /// When something is empty, cannot be tokenised or rendered, or does not fit the model's vocabulary.
     pub fn make(&self, spec: &Spec) -> Result<Vec<Inputs>, Error> {
-        match spec {
+        let mut made = match spec {
             Spec::Prompts { prompts, padding, choices } => {
-                Ok(vec![batch::from_prompts(self, prompts, *padding, choices)?])
+                vec![batch::from_prompts(self, prompts, *padding, choices)?]
             }
             Spec::Lengths { lengths, batches, paddings, text, seed } => {
-                sweep::from_lengths(self, lengths, batches, paddings, text.as_deref(), *seed)
+                sweep::from_lengths(self, lengths, batches, paddings, text.as_deref(), *seed)?
             }
+        };
+        for inputs in &mut made {
+            inputs.texts = self.token_texts(&inputs.input_ids);
         }
+        Ok(made)
     }
 
     /// The texts of a batch made from `spec` with their ids; `None` where the checkpoint has no tokenizer.
@@ -276,6 +283,20 @@ impl<'a> Source<'a> {
             found.texts.push(text);
         }
         Ok(Some(found))
+    }
+
+    /// What each token stands for, so that a run can be read without its tokenizer; nothing without one.
+    fn token_texts(&self, ids: &[i64]) -> Vec<String> {
+        let Some(tokenizer) = &self.tokenizer else { return Vec::new() };
+        let text = |id: &i64| {
+            let id = u32::try_from(*id).ok()?;
+            tokenizer
+                .decode(&[id], false)
+                .ok()
+                .filter(|text| !text.is_empty())
+                .or_else(|| tokenizer.id_to_token(id))
+        };
+        ids.iter().map(|id| text(id).unwrap_or_default()).collect()
     }
 
     fn tokenizer(&self, what: impl Fn() -> String) -> Result<&Tokenizer, Error> {

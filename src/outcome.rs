@@ -5,7 +5,7 @@
 pub enum ExitCode {
     /// Everything ran and agrees.
     Agree,
-    /// Variants diverge, or one regressed.
+    /// A gate failed: variants diverge, or one regressed.
     Diverged,
     /// The command line or the config is wrong.
     Usage,

@@ -1,6 +1,8 @@
 //! Writes what a run found: one [`RunView`] in, one format per file out.
 
 pub mod csv;
+pub(crate) mod gates;
+pub mod github;
 pub mod html;
 pub mod json;
 pub mod junit;
@@ -15,6 +17,7 @@ use crate::compare::matrix::{Matrix, PairOutcome};
 use crate::compare::oracle::Accuracy;
 use crate::compare::repeat::{self, Noise};
 use crate::compare::verdict::{Decision, Verdict};
+use crate::gates::Judged;
 use crate::results::{Axes, Cell, Completed, FailureKind, Outcome};
 use crate::timing::{SpeedUp, Summary, speed_up, summarize};
 
@@ -31,6 +34,8 @@ pub struct RunView {
     pub packages: Vec<(String, BTreeMap<String, String>)>,
     /// What holds for the whole run.
     pub notes: Vec<String>,
+    /// What its gates found, and what changed since a baseline.
+    pub judged: Judged,
 }
 
 /// One checkpoint with one batch of inputs in all variants.

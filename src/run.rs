@@ -11,6 +11,7 @@ use miette::{IntoDiagnostic, Result, WrapErr};
 use reference::protocol::{Load, Mode, PROTOCOL_VERSION};
 
 use crate::config::Config;
+use crate::history::History;
 use crate::machine::{self, Machine};
 use crate::outcome::ExitCode;
 use crate::plan::{CellPlan, Plan};
@@ -19,6 +20,7 @@ use crate::results::{Cell, FailureKind, Manifest, Outcome, RunFolder};
 use crate::runner::{self, Ended, ProcessRunner, Runner, SharedRunner};
 use crate::schedule::{Job, Ran, Schedule, Settings};
 use crate::{summary, variant};
+pub(crate) use prepare::specification;
 use prepare::{Preparation, PreparedCase};
 
 /// A run that is about to start, or to go on.
@@ -93,6 +95,7 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
     }
 
     let code = summary::write(&folder, &manifest, &cells, &order.config.tolerances, order.progress);
+    remember(order, &folder, &manifest, &cells, &runners);
     if interrupted {
         let path = folder.path().display();
         order.progress.line(&format!("interrupted; complete it with: tfcheck run --resume {path}"));
@@ -103,6 +106,20 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
         (Some(error), _) => {
             Err(error).wrap_err("what was computed is in the tables above, but not all of it is kept")
         }
+    }
+}
+
+/// Adds the run to the history of its results folder. The run is whole without it, so that a history which
+/// cannot be written is said and no failure.
+fn remember(order: &Order, folder: &RunFolder, manifest: &Manifest, cells: &[Vec<Cell>], runners: &Runners) {
+    let results = folder.path().parent().unwrap_or(Path::new("."));
+    let name = folder.path().file_name().unwrap_or_default().to_string_lossy();
+    let cases: Vec<_> = manifest.cases.iter().zip(cells.iter().map(Vec::as_slice)).collect();
+    let machine = (runners.fingerprint.as_str(), runners.threads);
+    let kept = History::open(results)
+        .and_then(|mut history| history.record(&name, &manifest.stamp, machine, &cases));
+    if let Err(error) = kept {
+        order.progress.line(&format!("not in the history: {error}"));
     }
 }
 

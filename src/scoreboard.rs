@@ -89,6 +89,8 @@ pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
             oracle: true,
             noise: false,
             baseline: None,
+            fail_on: Vec::new(),
+            against: None,
             ..base.run.clone()
         },
         ..base.clone()

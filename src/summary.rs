@@ -6,17 +6,19 @@ use std::path::Path;
 use console::Term;
 use miette::{Result, miette};
 
+use crate::against;
 use crate::compare::logits::{Logits, Mask};
 use crate::compare::matrix::{self, Entry, Matrix};
 use crate::compare::oracle::{Oracles, accuracies};
 use crate::compare::repeat;
 use crate::compare::verdict::{Tolerances, Verdict, verdicts};
 use crate::compare::{self};
+use crate::gates::{self, Judged};
 use crate::machine::Machine;
 use crate::outcome::ExitCode;
 use crate::progress::Progress;
 use crate::report::terminal::Terminal;
-use crate::report::{self, CaseView, ChoiceRow, ChoicesView, Report, RunView, Tally};
+use crate::report::{self, CaseView, ChoiceRow, ChoicesView, Report, RunView, github};
 use crate::results::{Case, Cell, Completed, Failure, FailureKind, Manifest, Outcome, RunFolder};
 
 /// Marks the one pass beside which a prefill and what followed it are judged.
@@ -33,8 +35,18 @@ pub fn write(
     tolerances: &Tolerances,
     progress: &Progress,
 ) -> Result<ExitCode> {
-    let view = view(folder, manifest, cells, tolerances)?;
+    let mut view = view(folder, manifest, cells, tolerances)?;
+    let run = &manifest.config.run;
+    let against =
+        run.against.as_ref().map(|name| against::compare(name, folder, manifest, &view.cases, tolerances));
+    // The run's own reports do not depend on the baseline.
+    let (against, lost) = match against.transpose() {
+        Ok(against) => (against, None),
+        Err(error) => (None, Some(error)),
+    };
+    view.judged = gates::judge(&view, &run.fail_on, against);
     show(&view, progress);
+    github::publish(&view, progress);
     for format in report::all() {
         folder.write(format.file_name(), format.render(&view).as_bytes())?;
     }
@@ -43,7 +55,7 @@ pub fn write(
         report::markdown::Markdown.file_name(),
         folder.path().display()
     ));
-    Ok(exit_code(&view.tally()))
+    lost.map_or(Ok(exit_code(&view)), Err)
 }
 
 /// The run as reports see it.
@@ -73,6 +85,7 @@ pub fn view(
         packages: packages(folder.path()),
         cases: cases.collect::<Result<_>>()?,
         notes: manifest.notes.clone(),
+        judged: Judged::default(),
     })
 }
 
@@ -84,11 +97,11 @@ pub fn show(view: &RunView, progress: &Progress) {
     progress.result(&terminal.render(view));
 }
 
-/// What the process should tell its caller; a finding counts more than a cell that is missing.
-pub fn exit_code(tally: &Tally) -> ExitCode {
-    if tally.diverged + tally.worse_rounding + tally.incomparable > 0 {
+/// What the process should tell its caller; a gate that failed counts more than a cell that is missing.
+pub fn exit_code(view: &RunView) -> ExitCode {
+    if view.judged.has_failed() {
         ExitCode::Diverged
-    } else if tally.failed > 0 {
+    } else if view.tally().failed > 0 {
         ExitCode::CellFailed
     } else {
         ExitCode::Agree

@@ -3,6 +3,10 @@
 //! Passes of one round share the machine's state, so a bootstrap that resampled single passes would take
 //! n dependent samples for n independent ones. Whole rounds are resampled first, passes within them second.
 
+mod change;
+
+pub use change::{Change, Statistic, change};
+
 /// Resamples of a bootstrap; percentile limits of a 95 % interval are stable to about 1 % of its width.
 const RESAMPLES: usize = 2000;
 /// Confidence of every interval.

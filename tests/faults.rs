@@ -18,7 +18,7 @@ fn kill(pid: u32, signal: Signal) {
 /// Waits for the grandchild that a hanging worker leaves a note of.
 fn hanging_grandchild(sandbox: &Sandbox) -> u32 {
     wait_for("the worker's hang", SOON, || {
-        let run = std::fs::read_dir(sandbox.results()).ok()?.next()?.ok()?.path();
+        let run = sandbox.runs().into_iter().next()?;
         let note = run.join("hang/logits_eager.safetensors.child");
         std::fs::read_to_string(note).ok()?.parse().ok()
     })
@@ -44,7 +44,7 @@ fn a_killed_tfcheck_leaves_no_worker_and_a_run_that_can_be_resumed() {
         .spawn()
         .unwrap();
     wait_for("the worker's hang", SOON, || {
-        let run = std::fs::read_dir(&results).ok()?.next()?.ok()?.path();
+        let run = sandbox.runs().into_iter().next()?;
         run.join("switched/logits_eager.safetensors.child").exists().then_some(())
     });
     child.kill().unwrap();
@@ -183,7 +183,7 @@ fn two_runs_at_once_get_folders_of_their_own() {
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     }
-    assert_eq!(std::fs::read_dir(&results).unwrap().count(), 3);
+    assert_eq!(sandbox.runs().len(), 3);
 }
 
 #[test]

@@ -189,6 +189,7 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
         packages: Vec::new(),
         cases: vec![case],
         notes: Vec::new(),
+        judged: tfcheck::gates::Judged::default(),
     };
     fold(&view).rows.remove(0).scores
 }

@@ -72,9 +72,7 @@ fn saved_runs_lie_side_by_side_in_one_matrix() {
     for case in ["agree", "diverge"] {
         sandbox.run(&fixture(case).join("tfcheck.toml"), &[]);
     }
-    let mut runs: Vec<_> =
-        std::fs::read_dir(sandbox.results()).unwrap().map(|entry| entry.unwrap().path()).collect();
-    runs.sort();
+    let runs = sandbox.runs();
     let output = sandbox.tfcheck(&["compare", runs[0].to_str().unwrap(), runs[1].to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let text = support::stdout(&output);

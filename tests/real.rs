@@ -128,6 +128,32 @@ fn a_version_that_does_not_exist_fails_its_cells_and_no_others() {
     assert!(run.text("summary.md").contains("999.0.0"), "the table names the version that is missing");
 }
 
+/// The recording that the example crate is tested against is what `tfcheck record` writes today.
+#[test]
+fn the_committed_recording_is_upstreams() {
+    let sandbox = Sandbox::new();
+    let config = sandbox.write("tfcheck.toml", include_str!("../examples/port/tfcheck.toml"));
+    let out = sandbox.path().join("recording");
+    let output = sandbox.tfcheck(&["record", config.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let now = tfcheck_assert::Recording::open(&out).unwrap();
+    let committed = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/port/tests/recording");
+    let committed = tfcheck_assert::Recording::open(&committed).unwrap();
+    assert_eq!(
+        (&now.recorded().files, &now.recorded().checkpoint),
+        (&committed.recorded().files, &committed.recorded().checkpoint)
+    );
+    let places = committed.tensors().places.iter().map(|place| (place[0] as usize, place[1] as usize));
+    let (seq, vocab) = (now.recorded().seq, now.recorded().vocab_size);
+    let mut logits = vec![0.0; now.recorded().batch * seq * vocab];
+    for ((row, position), values) in places.zip(committed.tensors().logits.chunks_exact(vocab)) {
+        logits[(row * seq + position) * vocab..][..vocab].copy_from_slice(values);
+    }
+    // float64 on another processor sums in another order; the limit of two float64 results is 1e-10.
+    let judgement = now.judge_values(&[now.recorded().batch, seq, vocab], &logits, "f64").unwrap();
+    assert!(judgement.verdict.agrees(), "{judgement}");
+}
+
 #[test]
 fn a_scoreboard_flags_the_port_goes_on_where_it_stopped_and_shares_workers_without_trace() {
     let sandbox = Sandbox::new();

@@ -11,6 +11,7 @@ use tfcheck::compare::matrix::{Entry, Options, matrix};
 use tfcheck::compare::oracle::{Oracles, accuracies};
 use tfcheck::compare::repeat::{Noise, Repeat, annotate};
 use tfcheck::compare::verdict::{Tolerances, verdicts};
+use tfcheck::gates::Judged;
 use tfcheck::report::{
     CaseView, ChoiceRow, ChoicesView, Report, RunView, csv::Csv, html::Html, json::Json, junit::Junit,
     markdown::Markdown, terminal::Terminal,
@@ -212,6 +213,7 @@ fn run() -> RunView {
         ],
         cases: vec![case],
         notes: vec!["PyTorch's index cannot be reached; PyPI's torch is used".to_owned()],
+        judged: Judged::default(),
     }
 }
 

@@ -72,7 +72,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
 }
 
 /// True for a name that can be a folder's on every system and needs no quoting in a shell.
-pub(super) fn is_file_name(name: &str) -> bool {
+pub(crate) fn is_file_name(name: &str) -> bool {
     name.len() <= 100
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && !name.ends_with('.')
@@ -325,6 +325,10 @@ impl Found {
         self.list(at!["run", "attention"], &run.attention);
         self.list(at!["run", "dtypes"], &run.dtypes);
         self.list(at!["run", "devices"], &run.devices);
+        self.distinct(at!["run", "fail_on"], &run.fail_on);
+        if let Some(name) = &run.against {
+            self.file_name(at!["run", "against"], name);
+        }
         self.positive(at!["run", "iterations"], run.iterations as f64);
         self.positive(at!["run", "timeout_s"], run.timeout_s as f64);
         if let Some(threads) = run.threads {

@@ -139,6 +139,7 @@ pub(super) fn lay_out(name: String, rows: &[Vec<i64>], padding: Padding, pad_id:
         padding: is_padded.then_some(padding),
         prompts: Vec::new(),
         rendered: Vec::new(),
+        texts: Vec::new(),
         choices: Vec::new(),
         digest: String::new(),
         notes: Vec::new(),

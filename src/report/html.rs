@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::gates::{change_rows, gate_rows, is_shown};
 use super::sweep::Mark;
 use super::{CaseView, Report, RunView, bytes, kind, ms, reason, speed_up_text};
 use crate::compare::matrix::PairOutcome;
@@ -32,6 +33,20 @@ impl Report for Html {
         );
         put(&mut page, &format!("<h1>tfcheck <span class=\"id\">{id}</span></h1>\n"));
         tally(&mut page, run);
+        if is_shown(&run.judged) {
+            let gates = gate_rows(&run.judged).into_iter();
+            let gates: Vec<String> =
+                gates.map(|[gate, word, found]| format!("{gate}: {word}. {found}")).collect();
+            list(&mut page, "Gates", &gates);
+        }
+        if let Some(against) = &run.judged.against {
+            let rows: Vec<String> = change_rows(against)
+                .into_iter()
+                .map(|row| row[..6].join(" · "))
+                .chain(against.notes.clone())
+                .collect();
+            list(&mut page, &format!("Against baseline {}", escape(&against.baseline)), &rows);
+        }
         sweep(&mut page, run);
         for case in &run.cases {
             put(&mut page, &format!("<section>\n<h2>{}</h2>\n", escape(&case.name)));

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::sweep::{self, Mark, Sweep};
 use super::{CaseView, Report, RunView, kind, preflight};
+use crate::against::{Against, Row};
 use crate::compare::matrix::{Matrix, PairOutcome};
 use crate::compare::metrics::{KlSummary, PairMetrics, PositionIndex, PositionMetrics, Side};
 use crate::results::{Cell, Outcome, SCHEMA_VERSION};
@@ -32,6 +33,8 @@ impl Report for Json {
             "run": run.id,
             "environment": run.environment.iter().cloned().map(|(key, value)| (key, Value::String(value))).collect::<Map<_, _>>(),
             "notes": run.notes,
+            "gates": run.judged.gates,
+            "against": run.judged.against.as_ref().map(against),
             "tally": {
                 "identical": tally.identical,
                 "same_mathematics": tally.same_mathematics,
@@ -48,6 +51,40 @@ impl Report for Json {
         });
         format!("{summary:#}\n")
     }
+}
+
+fn against(against: &Against) -> Value {
+    let row = |row: &Row| {
+        let (status, l2, relative) = match &row.pair {
+            PairOutcome::Compared(pair) => {
+                ("compared", Some(number(pair.l2)), Some(number(pair.relative_l2(Side::A))))
+            }
+            PairOutcome::Incomparable(_) => ("incomparable", None, None),
+            PairOutcome::NotRun(_) => ("not_run", None, None),
+        };
+        json!({
+            "case": row.case,
+            "variant": row.variant,
+            "status": status,
+            "verdict": row.verdict,
+            "l2": l2,
+            "relative_l2_to_baseline": relative,
+            "p50_change": row.change().map(|change| json!({
+                "ratio": number(change.ratio),
+                "interval": [number(change.interval.low), number(change.interval.high)],
+                "rounds": change.rounds,
+            })),
+            "times_not_compared": row.times.as_ref().err(),
+            "peak_bytes": row.peak_bytes.as_ref().ok(),
+            "notes": row.notes,
+        })
+    };
+    json!({
+        "baseline": against.baseline,
+        "run": against.run,
+        "rows": against.rows.iter().map(row).collect::<Vec<_>>(),
+        "notes": against.notes,
+    })
 }
 
 fn case(case: &CaseView) -> Value {

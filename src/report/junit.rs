@@ -1,12 +1,13 @@
-//! `junit.xml`: a test case per cell and per pair, for CI servers.
+//! `junit.xml`: a test case per gate, cell and pair, for CI servers.
 
 use quick_junit::{NonSuccessKind, Report as Document, TestCase, TestCaseStatus, TestSuite};
 
 use super::{Report, RunView, kind, reason};
 use crate::compare::verdict::Decision;
+use crate::gates::GateResult;
 use crate::results::Outcome;
 
-/// Failed cells are errors, diverged and incomparable pairs failures; what did not run is skipped.
+/// Gates that failed are failures, failed cells errors, diverged and incomparable pairs failures; what did not run is skipped.
 #[derive(Clone, Copy, Debug)]
 pub struct Junit;
 
@@ -17,6 +18,9 @@ impl Report for Junit {
 
     fn render(&self, run: &RunView) -> String {
         let mut document = Document::new(format!("tfcheck {}", run.id));
+        if run.judged.is_named {
+            document.add_test_suite(gates(&run.judged.gates));
+        }
         for case in &run.cases {
             let mut cells = TestSuite::new(format!("{} cells", case.name));
             for cell in &case.cells {
@@ -60,6 +64,28 @@ impl Report for Junit {
         }
         document.to_string().expect("a report without a time stamp is always representable")
     }
+}
+
+/// A test per gate. One of which nothing can be said is skipped, as it fails no run.
+fn gates(gates: &[GateResult]) -> TestSuite {
+    let mut suite = TestSuite::new("gates");
+    for gate in gates {
+        let status = match gate.word() {
+            "failed" => {
+                let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
+                let failed: Vec<String> =
+                    gate.failed().map(|(subject, why)| format!("{subject}: {why}")).collect();
+                status.set_type("gate").set_message(gate.text(1)).set_description(failed.join("\n"));
+                status
+            }
+            "unknown" => skipped(&gate.text(1)),
+            _ => TestCaseStatus::success(),
+        };
+        let mut test = TestCase::new(gate.gate.clone(), status);
+        test.set_classname("gates");
+        suite.add_test_case(test);
+    }
+    suite
 }
 
 fn skipped(message: &str) -> TestCaseStatus {

@@ -2,10 +2,12 @@
 
 use std::fmt::Write;
 
+use super::gates::{CHANGE_HEADER, change_rows, gate_rows, is_shown};
 use super::sweep::Mark;
 use super::{CaseView, Performance, Report, RunView, bytes, entry, kind, ms, reason, speed_up_text};
 use crate::compare::metrics::Side;
 use crate::compare::repeat::times;
+use crate::gates::Judged;
 use crate::results::{Cell, Outcome};
 
 /// The summary for people.
@@ -25,6 +27,7 @@ impl Report for Markdown {
         for (key, value) in &run.environment {
             line(&mut text, &format!("- {key}: {value}"));
         }
+        gates(&mut text, &run.judged);
         sweep(&mut text, run);
         for case in &run.cases {
             line(&mut text, &format!("\n## {}\n", case.name));
@@ -46,6 +49,27 @@ impl Report for Markdown {
             }
         }
         text
+    }
+}
+
+/// First, because they are what decides.
+fn gates(text: &mut String, judged: &Judged) {
+    if !is_shown(judged) {
+        return;
+    }
+    line(text, "\n## Gates\n");
+    let rows: Vec<Vec<String>> = gate_rows(judged).into_iter().map(Vec::from).collect();
+    table(text, &["Gate", "Outcome", "Findings"], &rows);
+    let Some(against) = &judged.against else { return };
+    line(text, &format!("\n## Against baseline `{}`\n\nSaved from {}.\n", against.baseline, against.run));
+    let rows: Vec<Vec<String>> = change_rows(against).into_iter().map(Vec::from).collect();
+    table(text, &CHANGE_HEADER, &rows);
+    line(
+        text,
+        "\nThe change of the median is this run's over the baseline's; its 95 % bootstrap interval resamples whole rounds. The two were timed at different times.",
+    );
+    for note in &against.notes {
+        line(text, &format!("- {note}"));
     }
 }
 
@@ -411,7 +435,7 @@ fn notes(text: &mut String, case: &CaseView) {
 }
 
 /// A pipe table, padded so that the source reads as a table too. A short row is completed with dashes.
-fn table(text: &mut String, header: &[&str], rows: &[Vec<String>]) {
+pub(super) fn table(text: &mut String, header: &[&str], rows: &[Vec<String>]) {
     let clean = |cell: &str| cell.replace('|', "\\|").replace(['\n', '\r'], " ");
     let header: Vec<String> = header.iter().map(|cell| clean(cell)).collect();
     let rows: Vec<Vec<String>> = rows
@@ -440,6 +464,6 @@ fn table(text: &mut String, header: &[&str], rows: &[Vec<String>]) {
     }
 }
 
-fn line(text: &mut String, content: &str) {
+pub(super) fn line(text: &mut String, content: &str) {
     writeln!(text, "{content}").expect("a String takes every write");
 }

@@ -4,10 +4,12 @@ use std::fmt::Write;
 
 use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 
+use super::gates::{change_rows, gate_rows, is_shown};
 use super::{CaseView, Report, RunView, bytes, entry, speed_up_text};
 use crate::compare::metrics::{PairMetrics, Side};
 use crate::compare::repeat::times;
 use crate::compare::verdict::{Decision, Verdict};
+use crate::gates::Judged;
 
 /// Below this many columns nothing is cut any more.
 const NARROWEST: usize = 60;
@@ -56,6 +58,7 @@ impl Report for Terminal {
             .collect();
         let pairs = if said.is_empty() { "none".to_owned() } else { said.join(", ") };
         let cells = format!("{} failed, {} unsupported", tally.failed, tally.unsupported);
+        terminal.gates(&mut text, &run.judged);
         text.push('\n');
         for part in wrap(&format!("pairs: {pairs}; cells: {cells}"), terminal.width) {
             terminal.line(&mut text, &part);
@@ -65,6 +68,46 @@ impl Report for Terminal {
 }
 
 impl Terminal {
+    fn gates(&self, text: &mut String, judged: &Judged) {
+        if !is_shown(judged) {
+            return;
+        }
+        if let Some(against) = &judged.against {
+            let title = format!("against baseline {} ({})", against.baseline, against.run);
+            text.push('\n');
+            self.line(text, &self.paint(&Style::new().bold(), &title));
+            for [case, variant, word, l2, _, time, _, notes] in change_rows(against) {
+                for (index, part) in
+                    wrap(&format!("{case}: {variant}: {word}, L2 {l2}; p50 {time}"), self.width - 4)
+                        .iter()
+                        .enumerate()
+                {
+                    self.line(text, &format!("{}{part}", if index == 0 { "  " } else { "    " }));
+                }
+                for part in wrap(&notes, self.width - 4) {
+                    self.line(text, &format!("    {part}"));
+                }
+            }
+            for note in &against.notes {
+                for part in wrap(note, self.width - 2) {
+                    self.line(text, &format!("  {part}"));
+                }
+            }
+        }
+        text.push('\n');
+        for [gate, word, found] in gate_rows(judged) {
+            let style = match word.as_str() {
+                "failed" => Style::new().red().bold(),
+                "unknown" => Style::new().yellow(),
+                _ => Style::new().green(),
+            };
+            self.line(text, &format!("  gate {gate}: {}", self.paint(&style, &word)));
+            for part in wrap(&found, self.width - 4) {
+                self.line(text, &format!("    {part}"));
+            }
+        }
+    }
+
     fn case(&self, text: &mut String, case: &CaseView) {
         let title = format!("{} · {} · {}", case.name, case.checkpoint, case.inputs);
         self.line(text, &self.paint(&Style::new().bold(), &title));

@@ -161,7 +161,8 @@ fn describe(error: &reference::EnvironmentError) -> String {
     format!("{error} ({})", error.hint())
 }
 
-fn specification(plan: &EnvironmentPlan) -> Specification {
+/// What uv is asked for.
+pub(crate) fn specification(plan: &EnvironmentPlan) -> Specification {
     match &plan.origin {
         EnvironmentOrigin::Existing { python, expected } => Specification {
             python: Python::Existing(python.clone()),

@@ -151,6 +151,7 @@ fn view(cells: Vec<Cell>, entries: &[Entry]) -> RunView {
             matrix,
         }],
         notes: Vec::new(),
+        judged: crate::gates::Judged::default(),
     }
 }
 

@@ -31,7 +31,7 @@ impl Sandbox {
         path
     }
 
-    /// A config whose only variants are scripted workers: `(name, fault)`.
+    /// A config whose only variants are scripted workers: `(name, "fault argument")`.
     pub(crate) fn workers(&self, workers: &[(&str, &str)], run: &str) -> PathBuf {
         let mut text = String::from(
             "versions = []\n[[checkpoints]]\nsource = \"synthetic:llama:tiny\"\n\
@@ -39,7 +39,8 @@ impl Sandbox {
         );
         let worker = fixture("worker.py");
         let command = |(name, fault): &(&str, &str)| {
-            let program = format!("[\"python3\", \"{}\", \"{fault}\"]", worker.display());
+            let arguments: Vec<String> = fault.split(' ').map(|word| format!("{word:?}")).collect();
+            let program = format!("[\"python3\", \"{}\", {}]", worker.display(), arguments.join(", "));
             format!("[[commands]]\nname = \"{name}\"\nprogram = {program}\n")
         };
         text.extend(workers.iter().map(command));
@@ -74,10 +75,18 @@ impl Sandbox {
         self.path().join("results")
     }
 
+    /// The runs of this sandbox, in the order of their names.
+    pub(crate) fn runs(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.results()).into_iter().flatten();
+        let entries = entries.map(|entry| entry.unwrap().path());
+        let mut runs: Vec<PathBuf> = entries.filter(|path| path.join("run.json").is_file()).collect();
+        runs.sort();
+        runs
+    }
+
     /// The only run of this sandbox.
     pub(crate) fn only_run(&self) -> Run {
-        let runs: Vec<_> =
-            std::fs::read_dir(self.results()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let runs = self.runs();
         assert_eq!(runs.len(), 1, "one run expected: {runs:?}");
         Run::open(&runs[0])
     }

@@ -1,0 +1,52 @@
+//! The port against transformers, from `recording/`, and proof that the test hears of mistakes.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::{Path, PathBuf};
+
+use port::{Bug, Llama};
+use tfcheck_assert::{Recording, assert_port};
+
+/// The checkpoint of the recording. It is synthetic, so its weights are made here; a real one would be
+/// the folder that `PORT_CHECKPOINT` names.
+fn checkpoint() -> PathBuf {
+    let recording = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recording");
+    Recording::open(&recording).unwrap().checkpoint("PORT_CHECKPOINT").unwrap()
+}
+
+#[test]
+fn the_port_agrees_with_upstream() {
+    let llama = Llama::load(&checkpoint()).unwrap();
+    assert_port!("tests/recording", |inputs| llama.forward(&inputs.input_ids));
+}
+
+/// A port that gives last positions only, as most of candle's do, is judged on those.
+#[test]
+fn a_port_of_last_positions_is_judged_on_those() {
+    let llama = Llama::load(&checkpoint()).unwrap();
+    assert_port!("tests/recording", |inputs| {
+        let logits = llama.forward(&inputs.input_ids)?;
+        logits.narrow(1, logits.dim(1)? - 1, 1)
+    });
+}
+
+/// What the test says of a port with a mistake in it.
+fn hears(bug: Bug) -> String {
+    let llama = Llama::load_with(&checkpoint(), Some(bug)).unwrap();
+    let test = || assert_port!("tests/recording", |inputs| llama.forward(&inputs.input_ids));
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(test)).unwrap_err();
+    panic.downcast_ref::<String>().unwrap().clone()
+}
+
+#[test]
+fn a_planted_bug_fails_with_its_verdict_and_place() {
+    for bug in [Bug::InterleavedRope, Bug::FixedEpsilon, Bug::MaskOffByOne] {
+        let message = hears(bug);
+        assert!(message.starts_with("diverged: relative L2"), "{bug:?}: {message}");
+        for part in
+            ["worst position  row", "largest difference  row", "top-1 agreement", "transformers 5.23.0"]
+        {
+            assert!(message.contains(part), "{bug:?}: {part} is not in\n{message}");
+        }
+    }
+}

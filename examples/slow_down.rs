@@ -1,0 +1,182 @@
+//! Measures how often a slow-down of 5 % is called, and how often one is called where there is none.
+//!
+//! `cargo run --release --example slow_down [RUNS]`, on a quiet machine. Two variants do the same fixed work,
+//! a loop of small matrix products of about 25 ms, one of them 5 % more of it. They are timed by an ordinary run:
+//! workers in processes of their own, interleaved rounds, the gate `p50>3%`. First side by side in one run,
+//! then one variant against a baseline that was saved from an earlier run. About three minutes for 10 runs.
+
+#![allow(clippy::print_stdout, reason = "an example prints")]
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use miette::{IntoDiagnostic, Result, miette};
+use reference::protocol::{Failed, Forward, Forwarded, LOGITS, Load, Positions, Ready, Trace};
+use safetensors::tensor::TensorView;
+use tfcheck::config::Config;
+use tfcheck::outcome::ExitCode;
+use tfcheck::plan::Plan;
+use tfcheck::progress::Progress;
+use tfcheck::run::{Destination, Order, run};
+use tfcheck::worker::{Engine, serve};
+use tfcheck::{baseline, results};
+
+/// Tokens of the inputs and logits a position: what is compared is all zeros.
+const SHAPE: [usize; 3] = [1, 12, 8];
+/// Side of the matrices.
+const SIDE: usize = 96;
+/// Units of work in a pass; the slower variant does 5 % more.
+const UNITS: usize = 100;
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        Some("worker") => {
+            let number = |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(1);
+            let (units, repeats) = (number(arguments.next()), number(arguments.next()));
+            serve(&mut Work { units, repeats, ..Work::default() }).into_diagnostic()
+        }
+        Some(runs) => measure(runs.parse().into_diagnostic()?),
+        None => measure(10),
+    }
+}
+
+fn measure(runs: usize) -> Result<()> {
+    let repeats = calibrated();
+    println!("{UNITS} units of {repeats} products of {SIDE} by {SIDE} a pass");
+    for (units, what) in [(UNITS + UNITS / 20, "5 % slower"), (UNITS, "equal")] {
+        let mut called = [0, 0];
+        for _ in 0..runs {
+            let folder = tempfile::tempdir().into_diagnostic()?;
+            called[0] += usize::from(side_by_side(folder.path(), units, repeats)?);
+            called[1] += usize::from(against_a_baseline(folder.path(), units, repeats)?);
+        }
+        println!(
+            "{what}: a slow-down is called in {} of {runs} runs side by side, in {} of {runs} against a baseline",
+            called[0], called[1]
+        );
+    }
+    Ok(())
+}
+
+/// Both variants in one run.
+fn side_by_side(folder: &Path, units: usize, repeats: usize) -> Result<bool> {
+    let finished = once(folder, &[("one", UNITS), ("two", units)], repeats, "baseline = \"one_eager\"")?;
+    Ok(finished == ExitCode::Diverged)
+}
+
+/// One variant, saved, and the same variant in a later run.
+fn against_a_baseline(folder: &Path, units: usize, repeats: usize) -> Result<bool> {
+    let results = folder.join("later");
+    once(&results, &[("one", UNITS)], repeats, "")?;
+    baseline::save(&results, "before", None)?;
+    Ok(once(&results, &[("one", units)], repeats, "against = \"before\"")? == ExitCode::Diverged)
+}
+
+/// One run of these variants below `results`.
+fn once(results: &Path, variants: &[(&str, usize)], repeats: usize, more: &str) -> Result<ExitCode> {
+    let program = std::env::current_exe().into_diagnostic()?;
+    let mut text = String::from(
+        "versions = []\n[[checkpoints]]\nsource = \"synthetic:llama:tiny\"\n[inputs]\nlengths = [12]\n[candle]\nmodes = []\n",
+    );
+    text.extend(variants.iter().map(|(name, units)| {
+        let program =
+            format!("[{:?}, \"worker\", \"{units}\", \"{repeats}\"]", program.display().to_string());
+        format!("[[commands]]\nname = \"{name}\"\nprogram = {program}\n")
+    }));
+    text.extend([
+        "[run]\nfail_on = [\"p50>3%\"]\nwarm_up = 2\niterations = 5\nrounds = 10\ntrace = false\nthreads = 1\n",
+        more,
+    ]);
+    let config = Config::parse(&text, Path::new("tfcheck.toml"))?;
+    let plan = Plan::new(&config, "cpu")?;
+    let order = Order {
+        config: &config,
+        text: &text,
+        plan: &plan,
+        cache: &results.join("cache"),
+        clean: false,
+        stop: &AtomicBool::new(false),
+        progress: &Progress::new(true).without_results(),
+    };
+    let finished = run(&order, Destination::New(results.to_owned()))?;
+    match finished.code {
+        ExitCode::Agree | ExitCode::Diverged => Ok(finished.code),
+        other => Err(miette!("the run in {} ended with {other:?}", finished.folder.display())),
+    }
+}
+
+/// Products a unit, so that a pass takes about 25 ms here.
+fn calibrated() -> usize {
+    let mut work = Work { units: UNITS, repeats: 1, ..Work::default() };
+    let pass = |work: &mut Work| {
+        let start = std::time::Instant::now();
+        work.work();
+        start.elapsed().as_secs_f64()
+    };
+    let fastest = (0..20).map(|_| pass(&mut work)).fold(f64::INFINITY, f64::min);
+    ((0.025 / fastest).round() as usize).max(1)
+}
+
+/// A worker whose pass is a fixed amount of arithmetic.
+struct Work {
+    units: usize,
+    repeats: usize,
+    a: Vec<f32>,
+    b: Vec<f32>,
+    c: Vec<f32>,
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        let matrix = |seed: usize| (0..SIDE * SIDE).map(|i| ((i * seed) % 13) as f32 * 0.01 - 0.06).collect();
+        Self { units: 1, repeats: 1, a: matrix(7), b: matrix(11), c: vec![0.0; SIDE * SIDE] }
+    }
+}
+
+impl Work {
+    fn work(&mut self) {
+        for _ in 0..self.units * self.repeats {
+            for (row, out) in self.a.chunks_exact(SIDE).zip(self.c.chunks_exact_mut(SIDE)) {
+                for (&x, b) in row.iter().zip(self.b.chunks_exact(SIDE)) {
+                    out.iter_mut().zip(b).for_each(|(out, &b)| *out += x * b);
+                }
+            }
+            // Keeps the numbers from growing into infinity, and the loop from being folded into one.
+            for x in std::hint::black_box(&mut self.c) {
+                *x *= 0.5;
+            }
+        }
+    }
+}
+
+impl Engine for Work {
+    fn load(&mut self, _: &Load) -> Result<Ready, Failed> {
+        Ok(Ready::default())
+    }
+
+    fn forward(&mut self, forward: &Forward) -> Result<Forwarded, Failed> {
+        let zeros = vec![0; 4 * SHAPE.iter().product::<usize>()];
+        let failed = |error: String| tfcheck::worker::exception(error);
+        let view = TensorView::new(safetensors::Dtype::F32, SHAPE.to_vec(), &zeros);
+        let file = view.and_then(|view| safetensors::serialize([(LOGITS, view)], None));
+        let file = file.map_err(|error| failed(error.to_string()))?;
+        results::write_atomically(&forward.logits, &file).map_err(|error| failed(error.to_string()))?;
+        Ok(Forwarded {
+            elapsed_ns: 1,
+            shape: SHAPE.to_vec(),
+            positions: Positions::All,
+            peak_bytes: None,
+            notes: Vec::new(),
+        })
+    }
+
+    fn pass(&mut self) -> Result<(), Failed> {
+        self.work();
+        Ok(())
+    }
+
+    fn trace(&mut self, _: &Trace) -> Result<(), Failed> {
+        Err(tfcheck::worker::exception("this work has no trace"))
+    }
+}

@@ -1,0 +1,319 @@
+//! A run against a saved baseline: what changed since, variant by variant.
+//!
+//! Numbers are compared wherever checkpoint and inputs are the same, whatever the machine. Times are
+//! compared only between equal machines with equal threads; the two were not timed side by side, so that
+//! what the machine did in between is in the ratio too, and the history says how much that may be.
+
+use std::path::Path;
+
+use miette::{Result, miette};
+
+use crate::baseline::Saved;
+use crate::compare::logits::Mask;
+use crate::compare::matrix::{Entry, PairOutcome};
+use crate::compare::verdict::{Tolerances, Verdict};
+use crate::history::History;
+use crate::report::{self, CaseView};
+use crate::results::{Case, Cell, Completed, Manifest, Outcome, RunFolder};
+use crate::summary;
+use crate::timing::{Change, Statistic, change, summarize};
+use crate::variant::Variant;
+
+/// Runs of the history that a time is seen beside.
+const REMEMBERED: usize = 10;
+
+/// Rounds in nanoseconds, the baseline's and the run's.
+pub type BothRounds = [Vec<Vec<u64>>; 2];
+
+/// A run compared with a baseline.
+#[derive(Clone, Debug)]
+pub struct Against {
+    /// The baseline's name.
+    pub baseline: String,
+    /// The run that it was saved from.
+    pub run: String,
+    /// One per variant that both have.
+    pub rows: Vec<Row>,
+    /// What is in one of the two only, and why times are not compared where they are not.
+    pub notes: Vec<String>,
+}
+
+/// One variant of one case, then and now.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The case.
+    pub case: String,
+    /// The variant.
+    pub variant: String,
+    /// What the baseline and the run are to each other.
+    pub verdict: Verdict,
+    /// Their metrics; side A is the baseline.
+    pub pair: PairOutcome,
+    /// Both sides' times, or why they are not compared.
+    pub times: Result<BothRounds, String>,
+    /// Peak memory then and now, or why it is not compared.
+    pub peak_bytes: Result<[u64; 2], String>,
+    /// What makes the times hard to read.
+    pub notes: Vec<String>,
+}
+
+impl Row {
+    /// How the median pass changed.
+    pub fn change(&self) -> Option<Change> {
+        let [baseline, variant] = self.times.as_ref().ok()?;
+        change(baseline, variant, Statistic::P50, false)
+    }
+}
+
+/// Compares a run, whose cases are `cases`, with the baseline `name` of the same results folder.
+///
+/// # Errors
+/// When there is no such baseline, its files are not what was saved, or logits cannot be read.
+pub fn compare(
+    name: &str,
+    folder: &RunFolder,
+    manifest: &Manifest,
+    cases: &[CaseView],
+    tolerances: &Tolerances,
+) -> Result<Against> {
+    let results = folder.path().parent().unwrap_or(Path::new("."));
+    let history = History::open(results)?;
+    let saved = Saved::open(&history, results, name)?;
+    let then = Place::of(saved.folder.path());
+    let now = Place::of(folder.path());
+    let is_comparable = then.is_comparable(&now);
+    let mut against = Against {
+        baseline: name.to_owned(),
+        run: saved.run.clone(),
+        rows: Vec::new(),
+        notes: is_comparable
+            .clone()
+            .err()
+            .map(|why| format!("times are not compared: {why}"))
+            .into_iter()
+            .collect(),
+    };
+    for (case, view) in manifest.cases.iter().zip(cases) {
+        let is_same = |other: &&Case| {
+            (&other.checkpoint_digest, &other.inputs_digest) == (&case.checkpoint_digest, &case.inputs_digest)
+        };
+        let Some(before) = saved.manifest.cases.iter().find(is_same) else {
+            let note = format!("{}: the baseline has no case of this checkpoint and these inputs", case.name);
+            against.notes.push(note);
+            continue;
+        };
+        let sides = Sides {
+            saved: &saved,
+            before,
+            files_before: saved.folder.case_folder(&saved.manifest, &before.name),
+            before_cells: saved.folder.cells(&saved.manifest, before)?,
+            case,
+            view,
+            files: folder.case_folder(manifest, &case.name),
+            tolerances,
+        };
+        for cell in &view.cells {
+            let Some(old) =
+                sides.before_cells.iter().find(|old| is_same_variant(&old.variant, &cell.variant))
+            else {
+                against.notes.push(format!("{}: {} is not in the baseline", case.name, cell.name));
+                continue;
+            };
+            let mut row = sides.row(old, cell, &is_comparable)?;
+            if let (Some(change), Some(now_ms)) = (row.change(), p50_ms(cell)) {
+                let known =
+                    history.p50s(&now.fingerprint, now.threads, case, cell, folder.path(), REMEMBERED)?;
+                row.notes.extend(noise(&change, now_ms, &known));
+            }
+            against.rows.push(row);
+        }
+        for old in &sides.before_cells {
+            if !view.cells.iter().any(|cell| is_same_variant(&old.variant, &cell.variant)) {
+                against.notes.push(format!("{}: {} is in the baseline only", case.name, old.name));
+            }
+        }
+    }
+    against.notes.extend(common_shift(&against.rows));
+    Ok(against)
+}
+
+/// Where and how a run was timed.
+struct Place {
+    fingerprint: String,
+    threads: u64,
+}
+
+impl Place {
+    fn of(run: &Path) -> Self {
+        let record = std::fs::read(run.join("environment.json")).ok();
+        let record: serde_json::Value =
+            record.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        Self {
+            fingerprint: record["fingerprint"].as_str().unwrap_or_default().to_owned(),
+            threads: record["threads"].as_u64().unwrap_or_default(),
+        }
+    }
+
+    fn is_comparable(&self, now: &Self) -> Result<(), String> {
+        if self.fingerprint.is_empty() || self.fingerprint != now.fingerprint {
+            return Err("the baseline was timed on another machine".into());
+        }
+        if self.threads != now.threads {
+            return Err(format!(
+                "the baseline was timed with {} threads, this run with {}",
+                self.threads, now.threads
+            ));
+        }
+        Ok(())
+    }
+}
+
+struct Sides<'a> {
+    saved: &'a Saved,
+    before: &'a Case,
+    files_before: std::path::PathBuf,
+    before_cells: Vec<Cell>,
+    case: &'a Case,
+    view: &'a CaseView,
+    files: std::path::PathBuf,
+    tolerances: &'a Tolerances,
+}
+
+impl Sides<'_> {
+    /// One variant then and now, with the float64 results of both sides to judge it by.
+    fn row(&self, old: &Cell, cell: &Cell, is_comparable: &Result<(), String>) -> Result<Row> {
+        let is_oracle = |other: &&Cell, of: &Cell| {
+            other.variant.dtype == reference::protocol::Dtype::F64 && other.variant != of.variant
+        };
+        let then = std::iter::once(old).chain(self.before_cells.iter().filter(|other| is_oracle(other, old)));
+        let now = std::iter::once(cell).chain(self.view.cells.iter().filter(|other| is_oracle(other, cell)));
+        let mark = format!("@{}", self.saved.name);
+        let mut cells = Vec::new();
+        let mut entries: Vec<Entry> = Vec::new();
+        for old in then {
+            let mut renamed = old.clone();
+            renamed.name.push_str(&mark);
+            // A family of its own: each side is measured against its own float64 result.
+            renamed.variant.version.push_str(&mark);
+            entries.push(Entry { name: renamed.name.clone(), ..summary::entry(old, &self.files_before) });
+            cells.push(renamed);
+        }
+        let at = cells.len();
+        for cell in now {
+            entries.push(summary::entry(cell, &self.files));
+            cells.push(cell.clone());
+        }
+        let mask = Mask::open(&self.files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
+        let view = summary::case_view(self.case, None, cells, &entries, Some(&mask), self.tolerances)?;
+        let names = (&view.matrix.names[0], &view.matrix.names[at]);
+        let verdict = view.verdicts.iter().find(|verdict| (&verdict.a, &verdict.b) == names).cloned();
+        let verdict = verdict.ok_or_else(|| miette!("{}: no verdict on {}", self.before.name, cell.name))?;
+        let both = completed(old).and_then(|old| Ok((old, completed(cell)?)));
+        let timed = |of: &Completed| {
+            if of.rounds_ns.is_empty() {
+                Err("not timed in both runs".to_owned())
+            } else {
+                Ok(of.rounds_ns.clone())
+            }
+        };
+        Ok(Row {
+            case: self.case.name.clone(),
+            variant: cell.name.clone(),
+            verdict,
+            pair: view.matrix.oriented(0, at),
+            times: is_comparable.clone().and_then(|()| {
+                let (old, now) = both.clone()?;
+                Ok([timed(old)?, timed(now)?])
+            }),
+            peak_bytes: both.and_then(|(old, now)| {
+                let peaks = old.peak_bytes.zip(now.peak_bytes);
+                peaks.map(|(then, now)| [then, now]).ok_or_else(|| "not known of both runs".to_owned())
+            }),
+            notes: Vec::new(),
+        })
+    }
+}
+
+fn completed(cell: &Cell) -> Result<&Completed, String> {
+    match &cell.outcome {
+        Outcome::Completed(completed) => Ok(completed),
+        outcome => Err(report::reason(outcome)),
+    }
+}
+
+fn p50_ms(cell: &Cell) -> Option<f64> {
+    summarize(&completed(cell).ok()?.rounds_ns).map(|summary| summary.p50_ms)
+}
+
+/// Names say dtype and device only where a run has several; here only what runs counts.
+fn is_same_variant(a: &Variant, b: &Variant) -> bool {
+    Variant { qualified: false, ..a.clone() } == Variant { qualified: false, ..b.clone() }
+}
+
+/// What makes a change hard to believe.
+fn noise(change: &Change, now_ms: f64, known: &[f64]) -> Vec<String> {
+    let mut notes = Vec::new();
+    if change.rounds < 5 {
+        notes.push(format!("{} rounds say little of the noise; `run.rounds = 10` says more", change.rounds));
+    } else if change.resolution() > 0.05 {
+        notes.push(format!(
+            "noisy: a slow-down below {:.0} % could not have been seen",
+            100.0 * change.resolution()
+        ));
+    }
+    let low = known.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = known.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if known.len() >= 3 && low <= now_ms && now_ms <= high {
+        notes.push(format!(
+            "its median of {now_ms:.2} ms is within the {low:.2} to {high:.2} ms of the last {} runs here",
+            known.len()
+        ));
+    }
+    notes
+}
+
+/// All variants moving alike is the machine's doing, or that of something that all of them share.
+fn common_shift(rows: &[Row]) -> Option<String> {
+    let ratios: Vec<f64> = rows.iter().filter_map(Row::change).map(|change| change.ratio).collect();
+    let low = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let same_way = low > 1.03 || high < 0.97;
+    (ratios.len() >= 3 && same_way && high / low < 1.05).then(|| {
+        format!(
+            "all {} variants changed alike ({:+.0} % to {:+.0} %): suspect the machine before the code",
+            ratios.len(),
+            100.0 * (low - 1.0),
+            100.0 * (high - 1.0)
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::timing::Interval;
+
+    fn of(ratio: f64, rounds: usize) -> Change {
+        Change { ratio, interval: Interval { low: ratio * 0.99, high: ratio * 1.01 }, rounds }
+    }
+
+    #[test]
+    fn what_the_last_runs_did_too_is_said() {
+        let notes = noise(&of(1.1, 10), 10.5, &[10.0, 10.2, 11.0]);
+        assert_eq!(notes, ["its median of 10.50 ms is within the 10.00 to 11.00 ms of the last 3 runs here"]);
+        assert!(noise(&of(1.1, 10), 11.5, &[10.0, 10.2, 11.0]).is_empty());
+        assert!(noise(&of(1.1, 10), 10.5, &[10.0, 11.0]).is_empty(), "two runs are no history");
+        assert_eq!(noise(&of(1.1, 3), 11.5, &[]).len(), 1);
+    }
+
+    #[test]
+    fn times_are_compared_on_equal_machines_with_equal_threads_only() {
+        let place = |fingerprint: &str, threads| Place { fingerprint: fingerprint.into(), threads };
+        assert_eq!(place("a", 2).is_comparable(&place("a", 2)), Ok(()));
+        assert!(place("a", 2).is_comparable(&place("b", 2)).unwrap_err().contains("another machine"));
+        assert!(place("", 2).is_comparable(&place("", 2)).is_err(), "an unknown machine equals none");
+        assert!(
+            place("a", 2).is_comparable(&place("a", 4)).unwrap_err().contains("2 threads, this run with 4")
+        );
+    }
+}

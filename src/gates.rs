@@ -1,0 +1,335 @@
+//! Gates: conditions on which a run fails, `verdict>=diverged`, `p50>5%`, `l2>1e-3`.
+//!
+//! A gate names what must *not* be: `l2>1e-3` fails where L2 is above 1e-3. `loads` alone is the one that
+//! names what must be: it fails where a variant gives no logits. A number that is NaN fails every gate
+//! on it, for nothing can be said for it. Times are judged as a change against a baseline, and fail only
+//! when the change is above the limit *and* its bootstrap interval leaves out "no change".
+
+mod judge;
+mod metric;
+
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::compare::metrics::PairMetrics;
+use crate::compare::verdict::Decision;
+use crate::config::nearest;
+use crate::timing;
+pub use judge::{Finding, GateResult, Judged, judge};
+use metric::{Metric, VERDICTS, rank};
+
+/// One condition on which a run fails.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Gate {
+    text: String,
+    metric: Metric,
+    comparison: Comparison,
+    limit: f64,
+}
+
+/// How a gate compares; the comparison that holds is the failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Comparison {
+    Above,
+    AtLeast,
+    Below,
+    AtMost,
+}
+
+/// What a gate found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// The condition does not hold.
+    Passed,
+    /// The condition holds.
+    Failed {
+        /// The number that it rests on, in words.
+        evidence: String,
+    },
+    /// There is nothing to judge, or too little.
+    Unknown {
+        /// What is missing.
+        reason: String,
+    },
+}
+
+/// What a gate is evaluated on: two variants, the second judged against the first. What there is not
+/// says why, which then is the gate's [`Outcome::Unknown`].
+#[derive(Clone, Debug)]
+pub struct Numbers<'a> {
+    /// `Err` where the judged variant gave no logits.
+    pub loads: Result<(), String>,
+    /// The verdict on the pair.
+    pub verdict: Result<&'a Decision, String>,
+    /// The pair's metrics.
+    pub pair: Result<&'a PairMetrics, String>,
+    /// Both sides' times.
+    pub times: Result<Times<'a>, String>,
+    /// Peak memory in bytes, the baseline's and the judged variant's.
+    pub peak_bytes: Result<[u64; 2], String>,
+}
+
+/// Times of two variants, a list per round.
+#[derive(Clone, Copy, Debug)]
+pub struct Times<'a> {
+    /// The baseline's passes in nanoseconds.
+    pub baseline: &'a [Vec<u64>],
+    /// The judged variant's passes in nanoseconds.
+    pub variant: &'a [Vec<u64>],
+    /// Whether round i of one was timed beside round i of the other.
+    pub paired: bool,
+}
+
+/// Why a text is no gate. The message carries the remedy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GateError {
+    /// A metric that does not exist.
+    #[error("`{name}` is no metric of a gate{}", meant(nearest.as_deref()))]
+    UnknownMetric {
+        /// As it was written.
+        name: String,
+        /// What was probably meant.
+        nearest: Option<String>,
+    },
+    /// A metric without a comparison, or a comparison without a metric.
+    #[error("`{text}` is no gate: write a metric, > >= < or <=, and a limit, as in `l2>1e-3`")]
+    Form {
+        /// As it was written.
+        text: String,
+    },
+    /// A limit that does not go with the metric.
+    #[error("`{limit}` is no limit of `{metric}`: {hint}")]
+    Limit {
+        /// The metric.
+        metric: String,
+        /// As it was written.
+        limit: String,
+        /// What to write.
+        hint: String,
+    },
+    /// A comparison that does not go with the metric.
+    #[error("`{metric}` can be gated from above only: write `{example}`")]
+    Direction {
+        /// The metric.
+        metric: String,
+        /// What to write.
+        example: String,
+    },
+}
+
+fn meant(nearest: Option<&str>) -> String {
+    match nearest {
+        Some(name) => format!("; did you mean `{name}`?"),
+        None => format!("; there are {}", Metric::names().join(", ")),
+    }
+}
+
+impl Default for Numbers<'_> {
+    /// Nothing was measured.
+    fn default() -> Self {
+        let nothing = || "not measured".to_owned();
+        Self {
+            loads: Ok(()),
+            verdict: Err(nothing()),
+            pair: Err(nothing()),
+            times: Err(nothing()),
+            peak_bytes: Err(nothing()),
+        }
+    }
+}
+
+/// A limit is finite, so that every gate equals itself.
+impl Eq for Gate {}
+
+impl Gate {
+    /// Reads `METRIC COMPARISON LIMIT`, or `loads`; spaces are free.
+    ///
+    /// # Errors
+    /// A text that is no gate; the error says what to write.
+    pub fn parse(text: &str) -> Result<Self, GateError> {
+        let form = || GateError::Form { text: text.trim().to_owned() };
+        let at = text.find(['<', '>', '=', '!']).unwrap_or(text.len());
+        let (name, rest) = (text[..at].trim(), &text[at..]);
+        if name.is_empty() {
+            return Err(form());
+        }
+        let metric = Metric::named(name).ok_or_else(|| GateError::UnknownMetric {
+            name: name.to_owned(),
+            nearest: nearest(name, &Metric::names()).map(str::to_owned),
+        })?;
+        if metric == Metric::Loads {
+            return if rest.trim().is_empty() {
+                Ok(Self { text: "loads".into(), metric, comparison: Comparison::Below, limit: 1.0 })
+            } else {
+                Err(GateError::Limit {
+                    metric: "loads".into(),
+                    limit: rest.trim().into(),
+                    hint: "`loads` stands alone and fails where a variant gives no logits".into(),
+                })
+            };
+        }
+        let (comparison, limit) = [
+            (">=", Comparison::AtLeast),
+            ("<=", Comparison::AtMost),
+            (">", Comparison::Above),
+            ("<", Comparison::Below),
+        ]
+        .into_iter()
+        .find_map(|(sign, comparison)| Some((comparison, rest.strip_prefix(sign)?.trim())))
+        .ok_or_else(form)?;
+        if limit.is_empty() {
+            return Err(form());
+        }
+        if !metric.is_two_sided() && matches!(comparison, Comparison::Below | Comparison::AtMost) {
+            let example = metric.example();
+            return Err(GateError::Direction { metric: name.to_owned(), example });
+        }
+        let limit_value = metric.limit(limit).map_err(|hint| GateError::Limit {
+            metric: name.to_owned(),
+            limit: limit.to_owned(),
+            hint,
+        })?;
+        Ok(Self {
+            text: format!("{name}{}{limit}", comparison.sign()),
+            metric,
+            comparison,
+            limit: limit_value,
+        })
+    }
+
+    /// The gate as it was written, without spaces.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether the gate is on a pair's logits.
+    pub fn is_on_pairs(&self) -> bool {
+        matches!(self.metric, Metric::Verdict | Metric::Pair(_))
+    }
+
+    /// Whether the gate is on times.
+    pub fn is_on_times(&self) -> bool {
+        matches!(self.metric, Metric::Time(_))
+    }
+
+    /// Whether the gate asks for logits and nothing more.
+    pub fn is_loads(&self) -> bool {
+        self.metric == Metric::Loads
+    }
+
+    /// What the gate says of one variant against another.
+    pub fn evaluate(&self, numbers: &Numbers<'_>) -> Outcome {
+        match self.metric {
+            Metric::Loads => match &numbers.loads {
+                Ok(()) => Outcome::Passed,
+                Err(reason) => Outcome::Failed { evidence: reason.clone() },
+            },
+            Metric::Verdict => match &numbers.verdict {
+                Err(reason) => Outcome::Unknown { reason: reason.clone() },
+                Ok(Decision::NotRun { reason }) => Outcome::Unknown { reason: reason.clone() },
+                // Both have logits, and not about the same thing: that is a finding whatever the limit.
+                Ok(Decision::Incomparable { reason }) => Outcome::Failed { evidence: reason.clone() },
+                Ok(decision) => self.judge(rank(decision), || format!("the verdict is {}", decision.word())),
+            },
+            Metric::Pair(metric) => match &numbers.pair {
+                Err(reason) => Outcome::Unknown { reason: reason.clone() },
+                Ok(pair) => match metric.of(pair) {
+                    None => Outcome::Unknown { reason: format!("{} was not measured", metric.name()) },
+                    Some(value) => {
+                        self.judge(value, || format!("{} is {}", metric.name(), metric.written(value)))
+                    }
+                },
+            },
+            Metric::Time(statistic) => match &numbers.times {
+                Err(reason) => Outcome::Unknown { reason: reason.clone() },
+                Ok(times) => self.judge_time(statistic, times),
+            },
+            Metric::PeakBytes => match &numbers.peak_bytes {
+                Err(reason) => Outcome::Unknown { reason: reason.clone() },
+                Ok([baseline, variant]) => {
+                    let change = *variant as f64 / *baseline as f64 - 1.0;
+                    self.judge(change, || format!("peak memory changed by {}", percent(change)))
+                }
+            },
+        }
+    }
+
+    fn judge(&self, value: f64, evidence: impl Fn() -> String) -> Outcome {
+        let fails = value.is_nan()
+            || match self.comparison {
+                Comparison::Above => value > self.limit,
+                Comparison::AtLeast => value >= self.limit,
+                Comparison::Below => value < self.limit,
+                Comparison::AtMost => value <= self.limit,
+            };
+        if fails { Outcome::Failed { evidence: evidence() } } else { Outcome::Passed }
+    }
+
+    fn judge_time(&self, statistic: timing::Statistic, times: &Times<'_>) -> Outcome {
+        let Some(change) = timing::change(times.baseline, times.variant, statistic, times.paired) else {
+            return Outcome::Unknown { reason: "the two were not timed in the same rounds".into() };
+        };
+        let evidence = format!("{} {}", statistic.name(), change.text());
+        match self.judge(change.ratio - 1.0, || evidence.clone()) {
+            Outcome::Failed { evidence } if change.interval.low <= 1.0 => Outcome::Unknown {
+                reason: format!("{evidence}, which leaves room for no change: time more rounds"),
+            },
+            outcome => outcome,
+        }
+    }
+}
+
+impl Comparison {
+    fn sign(self) -> &'static str {
+        match self {
+            Self::Above => ">",
+            Self::AtLeast => ">=",
+            Self::Below => "<",
+            Self::AtMost => "<=",
+        }
+    }
+}
+
+impl FromStr for Gate {
+    type Err = GateError;
+
+    fn from_str(text: &str) -> Result<Self, GateError> {
+        Self::parse(text)
+    }
+}
+
+impl TryFrom<String> for Gate {
+    type Error = GateError;
+
+    fn try_from(text: String) -> Result<Self, GateError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<Gate> for String {
+    fn from(gate: Gate) -> Self {
+        gate.text
+    }
+}
+
+impl std::fmt::Display for Gate {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+/// `+5.2 %`.
+fn percent(change: f64) -> String {
+    format!("{:+.1} %", 100.0 * change)
+}
+
+/// The verdicts' words as gates write them, from the best to the worst.
+pub fn verdict_words() -> [&'static str; 4] {
+    VERDICTS
+}
+
+#[cfg(test)]
+mod tests;
