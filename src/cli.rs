@@ -11,7 +11,7 @@ use crate::variant::dtype_name;
 /// Exit codes, as `--help` ends with them.
 const EXIT_CODES: &str = "Exit codes:
   0    everything ran and agrees
-  1    a gate failed: variants diverge, or one regressed
+  1    a gate failed: variants diverge or cannot be compared, or one regressed
   2    the command line or the config is wrong
   3    a cell failed
   130  interrupted; what was finished is kept, and `run --resume` completes it";

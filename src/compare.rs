@@ -1,7 +1,8 @@
 //! Compares saved logits: pure functions of files, which never run a model.
 //!
 //! [`logits`] opens files, [`matrix`] reads all of them once and measures every pair, [`metrics`] says
-//! what each number means, [`oracle`] measures variants against float64, [`verdict`] decides.
+//! what each number means, [`oracle`] measures variants against float64, [`verdict`] decides,
+//! [`repeat`] measures a variant against itself.
 
 mod fold;
 mod kernels;
@@ -10,6 +11,7 @@ pub mod matrix;
 pub mod metrics;
 pub mod oracle;
 mod pass;
+pub mod repeat;
 mod torch_zip;
 pub mod verdict;
 

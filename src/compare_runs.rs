@@ -88,6 +88,7 @@ fn merged(sides: Vec<Side>, tolerances: &Tolerances) -> Result<RunView> {
     Ok(RunView {
         id: "compared runs".to_owned(),
         environment: Vec::new(),
+        packages: Vec::new(),
         cases,
         notes: alone.then(|| note.to_owned()).into_iter().collect(),
         judged: Judged::default(),
@@ -171,6 +172,9 @@ fn ancestors(path: &Path) -> Result<Side> {
             round_numbers: Vec::new(),
             peak_bytes: None,
             unfinished: None,
+            noise: None,
+            ignored_keys: None,
+            tokenizer: None,
         };
         let cell = Cell::new(&variant, "", Outcome::Completed(completed));
         cells.push(Cell { name: name.clone(), ..cell });
@@ -185,6 +189,8 @@ fn ancestors(path: &Path) -> Result<Side> {
         inputs: "last position, inputs not recorded".to_owned(),
         inputs_digest: String::new(),
         choices: Vec::new(),
+        axes: None,
+        tolerances: None,
         variants: cells.iter().map(|cell| cell.variant.clone()).collect(),
         notes: Vec::new(),
     };

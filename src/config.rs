@@ -10,7 +10,7 @@ use reference::protocol::{Attention, Dtype, Mode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::compare::verdict::Tolerances;
+use crate::compare::verdict::{Overrides, Tolerances};
 use crate::gates::Gate;
 
 mod diagnose;
@@ -73,6 +73,9 @@ pub struct Checkpoint {
     /// Lets transformers run the Python code that the checkpoint brings (`auto_map`). Default: false, and such a checkpoint is refused.
     #[serde(default)]
     pub allow_remote_code: bool,
+    /// Limits of this checkpoint's verdicts alone; what is not named is that of `[tolerances]`. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tolerances: Option<Overrides>,
 }
 
 /// The inputs: either `prompts` (one batch, a row each) or `lengths` (a sweep over token counts).
@@ -99,6 +102,9 @@ pub struct Inputs {
     /// Sides on which shorter rows are padded, a case each; one row alone has no padding. Default: `["right"]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub padding: Option<Vec<Padding>>,
+    /// Tokens of a prefill, below a row's length: the rest of the row goes through the KV cache token by token. A case each beside the one pass, compared but not timed; with `lengths` only. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefill: Option<Vec<usize>>,
     /// Seed that picks where rows are cut from the text, and the random tokens of a checkpoint without a tokenizer. Default: 0.
     pub seed: u64,
 }
@@ -119,6 +125,8 @@ pub enum InputsForm<'config> {
         lengths: Vec<usize>,
         /// Rows a batch.
         batch: Vec<usize>,
+        /// Tokens of each prefill that is followed by decoding; the one pass is always there too.
+        prefill: &'config [usize],
         /// Where the rows come from; the built-in text when absent.
         text: Option<&'config Path>,
     },
@@ -232,6 +240,8 @@ pub struct Run {
     pub trace: bool,
     /// Also computes each case in f64 on both sides, against which every variant's own error is measured. Default: false.
     pub oracle: bool,
+    /// Also repeats each variant's forward, once in the same process and once in a second one, which says how far a variant is from itself; costs that pass, and a start, load and first pass of a worker. Default: true.
+    pub noise: bool,
     /// The variant that speed-ups are against, by its name in the tables. Default: eager mode of the newest transformers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<String>,
@@ -300,6 +310,7 @@ impl Default for Run {
             rounds: 3,
             trace: true,
             oracle: false,
+            noise: true,
             baseline: None,
             fail_on: Vec::new(),
             against: None,
@@ -313,7 +324,7 @@ impl Default for Run {
 impl Checkpoint {
     /// A checkpoint of which only the source is said.
     pub fn new(source: CheckpointSource) -> Self {
-        Self { source, revision: None, name: None, allow_remote_code: false }
+        Self { source, revision: None, name: None, allow_remote_code: false, tolerances: None }
     }
 
     /// What the names of its cases begin with: its `name`, else the last part of its source in lower case.
@@ -364,6 +375,7 @@ impl Inputs {
             None => InputsForm::Sweep {
                 lengths: self.lengths.clone().unwrap_or_else(|| vec![128]),
                 batch: self.batch.clone().unwrap_or_else(|| vec![1]),
+                prefill: self.prefill.as_deref().unwrap_or_default(),
                 text: self.text.as_deref(),
             },
         }

@@ -202,29 +202,34 @@ pub enum Error {
 /// # Errors
 /// When something is empty, cannot be tokenised or rendered, or does not fit the model's vocabulary.
 pub fn make(spec: &Spec, checkpoint: &Checkpoint) -> Result<Vec<Inputs>, Error> {
-    let source = Source::open(checkpoint)?;
-    let mut made = match spec {
-        Spec::Prompts { prompts, padding, choices } => {
-            vec![batch::from_prompts(&source, prompts, *padding, choices)?]
-        }
-        Spec::Lengths { lengths, batches, paddings, text, seed } => {
-            sweep::from_lengths(&source, lengths, batches, paddings, text.as_deref(), *seed)?
-        }
-    };
-    for inputs in &mut made {
-        inputs.texts = source.texts(&inputs.input_ids);
-    }
-    Ok(made)
+    Source::open(checkpoint)?.make(spec)
 }
 
-/// A checkpoint's tokenizer and the config values that inputs depend on.
-struct Source<'a> {
+/// What a runner's own tokenizer is held against: the run's texts and the ids that it is fed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Texts {
+    /// The texts, as they were tokenised.
+    pub texts: Vec<String>,
+    /// The ids of each.
+    pub ids: Vec<Vec<i64>>,
+    /// Their tokens, as the vocabulary spells them.
+    pub tokens: Vec<Vec<String>>,
+    /// Whether begin and end tokens are among them.
+    pub add_special_tokens: bool,
+}
+
+/// A checkpoint's tokenizer, read once, and the config values that inputs depend on.
+pub struct Source<'a> {
     checkpoint: &'a Checkpoint,
     tokenizer: Option<Tokenizer>,
 }
 
 impl<'a> Source<'a> {
-    fn open(checkpoint: &'a Checkpoint) -> Result<Self, Error> {
+    /// Reads the checkpoint's tokenizer, where it has one.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot be read.
+    pub fn open(checkpoint: &'a Checkpoint) -> Result<Self, Error> {
         let open = |path: &PathBuf| -> Result<Tokenizer, Error> {
             let mut tokenizer = Tokenizer::from_file(path)
                 .map_err(|error| Error::Tokenizer { path: path.clone(), reason: error.to_string() })?;
@@ -236,8 +241,52 @@ impl<'a> Source<'a> {
         Ok(Self { checkpoint, tokenizer: checkpoint.tokenizer.as_ref().map(open).transpose()? })
     }
 
+    /// Turns a spec into batches, each ready to be saved.
+    ///
+    /// # Errors
+    /// When something is empty, cannot be tokenised or rendered, or does not fit the model's vocabulary.
+    pub fn make(&self, spec: &Spec) -> Result<Vec<Inputs>, Error> {
+        let mut made = match spec {
+            Spec::Prompts { prompts, padding, choices } => {
+                vec![batch::from_prompts(self, prompts, *padding, choices)?]
+            }
+            Spec::Lengths { lengths, batches, paddings, text, seed } => {
+                sweep::from_lengths(self, lengths, batches, paddings, text.as_deref(), *seed)?
+            }
+        };
+        for inputs in &mut made {
+            inputs.texts = self.token_texts(&inputs.input_ids);
+        }
+        Ok(made)
+    }
+
+    /// The texts of a batch made from `spec` with their ids; `None` where the checkpoint has no tokenizer.
+    ///
+    /// # Errors
+    /// When a text cannot be read or tokenised.
+    pub fn texts(&self, spec: &Spec, inputs: &Inputs) -> Result<Option<Texts>, Error> {
+        let Some(tokenizer) = &self.tokenizer else { return Ok(None) };
+        let (texts, add_special_tokens) = match spec {
+            Spec::Prompts { prompts, .. } => {
+                (inputs.rendered.clone(), matches!(prompts.first(), Some(Prompt::Text(_))))
+            }
+            Spec::Lengths { text, .. } => (vec![sweep::read(text.as_deref())?.0], false),
+        };
+        let mut found = Texts { add_special_tokens, ..Texts::default() };
+        for text in texts {
+            let encoding = tokenizer.encode(text.as_str(), add_special_tokens).map_err(|error| {
+                let path = self.checkpoint.tokenizer.clone().unwrap_or_default();
+                Error::Tokenizer { path, reason: error.to_string() }
+            })?;
+            found.ids.push(encoding.get_ids().iter().map(|id| i64::from(*id)).collect());
+            found.tokens.push(encoding.get_tokens().to_vec());
+            found.texts.push(text);
+        }
+        Ok(Some(found))
+    }
+
     /// What each token stands for, so that a run can be read without its tokenizer; nothing without one.
-    fn texts(&self, ids: &[i64]) -> Vec<String> {
+    fn token_texts(&self, ids: &[i64]) -> Vec<String> {
         let Some(tokenizer) = &self.tokenizer else { return Vec::new() };
         let text = |id: &i64| {
             let id = u32::try_from(*id).ok()?;

@@ -60,6 +60,9 @@ pub enum InputsPlan {
         batch: usize,
         /// Side of shorter rows that is filled up.
         padding: Padding,
+        /// Tokens of the prefill, where the rest is decoded through the KV cache; one pass otherwise.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        prefill: Option<usize>,
     },
 }
 
@@ -115,6 +118,16 @@ pub struct CellPlan {
     pub oracle: bool,
     /// SHA-256, in hex, of all that the config says of the cell. What the config only points to (weights, locked packages, a text file) is not in it.
     pub key: String,
+}
+
+impl InputsPlan {
+    /// Tokens of the prefill, where the rest is decoded through the KV cache.
+    pub fn prefill(self) -> Option<usize> {
+        match self {
+            Self::Prompts { .. } => None,
+            Self::Sweep { prefill, .. } => prefill,
+        }
+    }
 }
 
 impl Plan {

@@ -7,14 +7,19 @@ pub mod html;
 pub mod json;
 pub mod junit;
 pub mod markdown;
+mod preflight;
+mod sweep;
 pub mod terminal;
+
+use std::collections::BTreeMap;
 
 use crate::compare::matrix::{Matrix, PairOutcome};
 use crate::compare::oracle::Accuracy;
+use crate::compare::repeat::{self, Noise};
 use crate::compare::verdict::{Decision, Verdict};
 use crate::gates::Judged;
 use crate::localize::Localized;
-use crate::results::{Cell, Completed, FailureKind, Outcome};
+use crate::results::{Axes, Cell, Completed, FailureKind, Outcome};
 use crate::timing::{SpeedUp, Summary, speed_up, summarize};
 
 /// A whole run, as reports see it.
@@ -26,6 +31,8 @@ pub struct RunView {
     pub environment: Vec<(String, String)>,
     /// The run's cases.
     pub cases: Vec<CaseView>,
+    /// What each transformers version's environment has, package to version, in the order of the plan.
+    pub packages: Vec<(String, BTreeMap<String, String>)>,
     /// What holds for the whole run.
     pub notes: Vec<String>,
     /// What its gates found, and what changed since a baseline.
@@ -41,6 +48,8 @@ pub struct CaseView {
     pub checkpoint: String,
     /// Which inputs: `2 × 128 tokens, 3 padded`.
     pub inputs: String,
+    /// Where the case stands in a sweep.
+    pub axes: Option<Axes>,
     /// All cells, in order of the matrix's rows.
     pub cells: Vec<Cell>,
     /// The variant that speed-ups are relative to.
@@ -150,6 +159,59 @@ pub(crate) struct Performance<'a> {
 }
 
 impl CaseView {
+    /// How far the variant of a row is from itself, where it was asked.
+    pub(crate) fn noise(&self, row: usize) -> Option<&Noise> {
+        match &self.cells.get(row)?.outcome {
+            // A cell of which no repetition succeeded says nothing about itself.
+            Outcome::Completed(completed) => completed.noise.as_ref().filter(|noise| noise.l2().is_some()),
+            _ => None,
+        }
+    }
+
+    /// L2 of a pair in units of the noise of its sides; `None` where that is 0 or not known.
+    pub(crate) fn multiple(&self, a: usize, b: usize) -> Option<f64> {
+        let pair = self.matrix.compared(a, b).filter(|_| a != b)?;
+        repeat::multiple(pair.l2, self.noise(a), self.noise(b))
+    }
+
+    /// What a matrix of L2 shows where a variant meets itself: `bitwise`, or the L2 between its repetitions.
+    pub(crate) fn diagonal(&self, row: usize) -> Option<String> {
+        let noise = self.noise(row)?;
+        Some(match noise.l2() {
+            _ if noise.is_bitwise() => "bitwise".to_owned(),
+            l2 => format!("{:.6}", l2.unwrap_or(f64::NAN)),
+        })
+    }
+
+    /// In one sentence what the repetitions showed; `None` where there were none.
+    pub(crate) fn noise_said(&self) -> Option<String> {
+        let known: Vec<&Noise> = (0..self.cells.len()).filter_map(|row| self.noise(row)).collect();
+        if known.is_empty() {
+            return None;
+        }
+        let seconds: f64 = known.iter().map(|noise| noise.elapsed_ns as f64 / 1e9).sum();
+        let loud: Vec<&str> = (0..self.cells.len())
+            .filter(|&row| self.noise(row).is_some_and(|noise| !noise.is_bitwise()))
+            .map(|row| self.cells[row].name.as_str())
+            .collect();
+        let half = known.iter().filter(|n| n.same_process.is_none() || n.second_process.is_none()).count();
+        let half = if half == 0 { String::new() } else { format!(" ({half} of them in one place only)") };
+        let cost = format!("repeating took {seconds:.1} s");
+        Some(if loud.is_empty() {
+            format!(
+                "noise floor 0: {} variants repeat themselves bit for bit, in the same process and in a second one{half}; {cost}",
+                known.len()
+            )
+        } else {
+            format!(
+                "noise floor: {} of {} variants do not repeat themselves bit for bit{half}: {}; {cost}",
+                loud.len(),
+                known.len(),
+                loud.join(", ")
+            )
+        })
+    }
+
     /// Numbers of one cell, or in one line why there are none.
     pub(crate) fn performance<'a>(&self, cell: &'a Cell) -> Result<Performance<'a>, String> {
         self.timed(Timed::Prefill, cell)

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 pub use folder::{ResultsError, RunFolder, write_atomically};
 
-use crate::config::Config;
+use crate::compare::repeat::Noise;
+use crate::compare::verdict::Overrides;
+use crate::config::{Config, Padding};
 use crate::variant::Variant;
 
 /// Version of everything that a run folder holds; a reader refuses a newer one.
@@ -61,11 +63,31 @@ pub struct Case {
     /// Answer tokens whose probability the summary shows.
     #[serde(default)]
     pub choices: Vec<Choice>,
+    /// Where the case stands in a sweep; `None` for prompts, and in runs of a tfcheck that did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub axes: Option<Axes>,
+    /// What the config's checkpoint says of its own tolerances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tolerances: Option<Overrides>,
     /// Every variant that the case should be run in, in order.
     pub variants: Vec<Variant>,
     /// What a person must know to read the case's numbers.
     #[serde(default)]
     pub notes: Vec<String>,
+}
+
+/// A case's values on the axes of a sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Axes {
+    /// Tokens of the longest row.
+    pub length: usize,
+    /// Rows.
+    pub batch: usize,
+    /// Side on which shorter rows are filled up; `None` where there is only one row.
+    pub padding: Option<Padding>,
+    /// Tokens of the prefill, where the rest was decoded through the KV cache; `None` for one pass.
+    #[serde(default)]
+    pub prefill: Option<usize>,
 }
 
 /// An answer token.
@@ -153,6 +175,58 @@ pub struct Completed {
     /// Why timing did not finish, though the logits are good; the cell then counts as failed and a resumed run redoes it.
     #[serde(default)]
     pub unfinished: Option<Failure>,
+    /// How far the variant is from itself; `None` where it was not asked to repeat itself.
+    #[serde(default)]
+    pub noise: Option<Noise>,
+    /// Keys of config.json that the variant has no use for; `None` where it cannot tell.
+    #[serde(default)]
+    pub ignored_keys: Option<Vec<String>>,
+    /// The runner's own tokenizer against the ids that the run was fed; of one variant a version.
+    #[serde(default)]
+    pub tokenizer: Option<TokenizerParity>,
+}
+
+/// A runner's own tokenizer against the ids of the run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenizerParity {
+    /// The tokenizer's class.
+    pub class: String,
+    /// Tokens that were compared.
+    pub tokens: usize,
+    /// The first place where they part.
+    pub difference: Option<TokenDifference>,
+}
+
+/// Where two tokenizers part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenDifference {
+    /// Which of the run's texts, from 0.
+    pub text: usize,
+    /// Which of its tokens, from 0.
+    pub position: usize,
+    /// The run's id there; `None` past its end.
+    pub expected: Option<i64>,
+    /// The run's token there, as its vocabulary spells it.
+    pub token: Option<String>,
+    /// The runner's id there; `None` past its end.
+    pub found: Option<i64>,
+}
+
+impl TokenizerParity {
+    /// In words.
+    pub fn said(&self) -> String {
+        let Some(TokenDifference { text, position, expected, token, found }) = &self.difference else {
+            return format!("{} gives the run's {} token ids", self.class, self.tokens);
+        };
+        let id = |id: &Option<i64>| id.map_or_else(|| "no token".to_owned(), |id| id.to_string());
+        let token = token.as_ref().map(|token| format!(" (`{token}`)")).unwrap_or_default();
+        format!(
+            "{} gives other ids than the run was fed: text {text}, position {position}: {} where the run has {}{token}",
+            self.class,
+            id(found),
+            id(expected)
+        )
+    }
 }
 
 /// Why a cell did not finish.

@@ -284,6 +284,7 @@ fn settings(config: &Config) -> Settings {
         decode: run.decode,
         rounds: run.rounds,
         trace: run.trace,
+        noise: run.noise,
         timeout: Duration::from_secs(run.timeout_s),
         memory_budget: run
             .memory_budget_gb
@@ -327,7 +328,7 @@ fn jobs<'a>(
     folder: &RunFolder,
     manifest: &Manifest,
     index: usize,
-    prepared: &PreparedCase,
+    prepared: &'a PreparedCase,
     runners: &'a Runners,
     kept: &[Cell],
 ) -> Vec<Job<'a>> {
@@ -337,12 +338,20 @@ fn jobs<'a>(
         |cell: &&CellPlan| cell.case == index && !kept.iter().any(|known| known.variant == cell.variant);
     let mut cells: Vec<&CellPlan> = order.plan.cells.iter().filter(is_open).collect();
     cells.sort_by_key(|cell| cell.variant.name() != order.plan.baseline);
+    // One variant a version; the versions of one environment have one tokenizer, but notes of their own.
+    let speaks_for_its_version = |cell: &CellPlan| {
+        let same = |other: &&CellPlan| other.case == index && other.variant.version == cell.variant.version;
+        cell.variant.runner == variant::Runner::Transformers
+            && order.plan.cells.iter().find(same).is_some_and(|first| first.variant == cell.variant)
+    };
     let job = |cell: &CellPlan| Job {
         variant: cell.variant.clone(),
         key: keys::cell(cell, prepared, runners),
         runner: runners.of(cell),
         load: load(order, prepared, &inputs, runners, cell),
         is_timed: cell.measured,
+        prefill: order.plan.cases[index].inputs.prefill(),
+        texts: prepared.texts.as_ref().filter(|_| speaks_for_its_version(cell)),
         notes: cell.environment.map(|index| runners.environment_notes[index].clone()).unwrap_or_default(),
     };
     cells.into_iter().map(job).collect()

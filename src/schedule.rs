@@ -3,17 +3,18 @@
 //! Three passes: correctness (load, one forward whose logits are kept), interleaved timing rounds, trace.
 //! Workers stay loaded and idle between rounds, so that a round's variants meet the same machine. When the
 //! loaded ones would outgrow the memory budget they are timed in groups that share one anchor, the first
-//! cell; only one worker ever computes.
+//! cell; only one worker ever computes. Last, a cell repeats its forward (`again`): the noise floor.
 
-use std::fs::File;
-use std::io::Read;
+mod again;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use reference::protocol::{Forward, LOGITS, Load, Reply, Request, Time, Trace};
-use safetensors::tensor::Metadata;
+use reference::protocol::{Forward, Load, Positions, Reply, Request, Time, Trace};
 
+use crate::compare::logits::Logits;
+use crate::inputs::Texts;
 use crate::progress::Progress;
 use crate::results::{
     Case, Cell, Completed, Failure, FailureKind, Manifest, Outcome, ResultsError, RunFolder,
@@ -33,6 +34,10 @@ pub struct Job<'a> {
     pub load: Load,
     /// Whether it is timed and traced; an oracle is not.
     pub is_timed: bool,
+    /// Tokens of the prefill, where the rest is decoded through the KV cache; one pass otherwise.
+    pub prefill: Option<usize>,
+    /// What the runner's own tokenizer is held against, where it is.
+    pub texts: Option<&'a Texts>,
     /// What a person must know about it before it has run.
     pub notes: Vec<String>,
 }
@@ -50,6 +55,8 @@ pub struct Settings {
     pub rounds: usize,
     /// Whether each cell leaves a trace.
     pub trace: bool,
+    /// Whether each cell repeats its forward, in the same process and in a second one.
+    pub noise: bool,
     /// Longest wait for any one answer.
     pub timeout: Duration,
     /// Bytes that loaded workers may hold together.
@@ -118,12 +125,11 @@ impl<'a> Schedule<'a> {
                     ));
                     if live.job.is_timed {
                         let mut landed = live.completed.clone();
-                        landed.unfinished = Some(not_timed());
+                        landed.unfinished = Some(not_finished());
                         self.keep(&live.job, Outcome::Completed(landed), &mut ran);
                         group.push(live);
                     } else {
-                        live.session.end();
-                        self.keep(&live.job, Outcome::Completed(live.completed), &mut ran);
+                        self.conclude(live, &mut ran);
                     }
                 }
                 Err(lost) => {
@@ -151,8 +157,7 @@ impl<'a> Schedule<'a> {
 
     /// Correctness pass: start, load, one forward whose logits are verified on disk.
     fn begin(&self, job: Job<'a>) -> Result<Live<'a>, Box<(Job<'a>, Ended)>> {
-        let session = job.runner.clone().and_then(|runner| runner.start(self.log_path(&job), self.stop));
-        let mut session = match session {
+        let mut session = match self.start(&job) {
             Ok(session) => session,
             Err(ended) => return Err(Box::new((job, ended))),
         };
@@ -160,6 +165,10 @@ impl<'a> Schedule<'a> {
             Ok(completed) => Ok(Live { job, session, completed }),
             Err(ended) => Err(Box::new((job, ended))),
         }
+    }
+
+    fn start(&self, job: &Job<'a>) -> Result<Box<dyn Session + 'a>, Ended> {
+        job.runner.clone().and_then(|runner| runner.start(self.log_path(job), self.stop))
     }
 
     fn forward(&self, job: &Job, session: &mut dyn Session) -> Result<Completed, Ended> {
@@ -170,12 +179,14 @@ impl<'a> Schedule<'a> {
         let logits =
             PathBuf::from(&job.variant.version).join(format!("logits_{}.safetensors", job.variant.note()));
         let path = self.case_folder().join(&logits);
-        let Reply::Forwarded(forwarded) =
-            session.ask(&Request::Forward(Forward { logits: path.clone() }), timeout)?
-        else {
+        let request = Forward { logits: path.clone(), prefill: job.prefill };
+        let Reply::Forwarded(forwarded) = session.ask(&Request::Forward(request), timeout)? else {
             return Err(out_of_turn("forward"));
         };
-        verify_logits(&path, &forwarded.shape)?;
+        if forwarded.prefill != job.prefill {
+            return Err(Ended::Unsupported("the worker knows no prefill: it computed one pass".into()));
+        }
+        verify_logits(&path, &forwarded.shape, forwarded.positions)?;
         let mut notes = job.notes.clone();
         notes.extend(ready.notes);
         notes.extend(forwarded.notes);
@@ -193,6 +204,9 @@ impl<'a> Schedule<'a> {
             round_numbers: Vec::new(),
             peak_bytes: forwarded.peak_bytes,
             unfinished: None,
+            noise: None,
+            ignored_keys: ready.ignored_keys,
+            tokenizer: None,
         })
     }
 
@@ -267,15 +281,14 @@ impl<'a> Schedule<'a> {
                 }
             }
         }
-        live.session.end();
-        self.keep(&live.job, Outcome::Completed(live.completed), ran);
+        self.conclude(live, ran);
     }
 
     /// A worker that was lost after its logits had landed: they are kept, the cell is not finished.
     fn cut_short(&self, mut live: Live<'a>, ended: Ended, ran: &mut Ran) {
         let name = live.job.variant.name();
         live.completed.unfinished = Some(match ended {
-            Ended::Interrupted => not_timed(),
+            Ended::Interrupted => not_finished(),
             Ended::Failed(failure) => failure,
             Ended::Unsupported(reason) => {
                 let Ended::Failed(failure) = Ended::failed(FailureKind::Exception, reason) else { return };
@@ -328,10 +341,10 @@ impl<'a> Schedule<'a> {
     }
 }
 
-fn not_timed() -> Failure {
+fn not_finished() -> Failure {
     Failure {
         kind: FailureKind::Interrupted,
-        reason: "the run ended before this variant was timed".into(),
+        reason: "the run ended before this variant was finished".into(),
         detail: String::new(),
         log_tail: String::new(),
     }
@@ -342,38 +355,21 @@ fn out_of_turn(request: &str) -> Ended {
 }
 
 /// A worker that says it wrote logits must have written logits of that shape, whole.
-fn verify_logits(path: &Path, shape: &[usize]) -> Result<(), Ended> {
+fn verify_logits(path: &Path, shape: &[usize], positions: Positions) -> Result<Logits, Ended> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let found = logits_shape(path).map_err(|error| {
-        Ended::failed(FailureKind::MissingResult, format!("the worker said it wrote {name}, but {error}"))
+    let missing = |reason: String| Ended::failed(FailureKind::MissingResult, reason);
+    let logits = Logits::open(path, positions).map_err(|error| {
+        let problem = error.to_string();
+        let problem = problem.strip_prefix(&format!("{} ", path.display())).unwrap_or(&problem);
+        missing(format!("the worker said it wrote {name}, but it {problem}"))
     })?;
-    if found != shape {
-        let reason = format!("{name} holds logits {found:?}, but the worker reported {shape:?}");
-        return Err(Ended::failed(FailureKind::MissingResult, reason));
+    let [batch, seq, vocab_size] = logits.shape();
+    // One score vector a row has no axis of positions.
+    if shape != [batch, seq, vocab_size] && !(seq == 1 && shape == [batch, vocab_size]) {
+        let found = logits.shape();
+        return Err(missing(format!("{name} holds logits {found:?}, but the worker reported {shape:?}")));
     }
-    Ok(())
-}
-
-/// The shape that the header of a logits file states, once its length agrees with the file's.
-fn logits_shape(path: &Path) -> Result<Vec<usize>, String> {
-    let mut file = File::open(path).map_err(|error| format!("it cannot be opened: {error}"))?;
-    let held = file.metadata().map_err(|error| error.to_string())?.len();
-    let mut length = [0; 8];
-    file.read_exact(&mut length).map_err(|_| "it is shorter than a safetensors header".to_owned())?;
-    let length = u64::from_le_bytes(length);
-    if length > held {
-        return Err(format!("its header claims {length} bytes of a file of {held}"));
-    }
-    let mut header = vec![0; length as usize];
-    file.read_exact(&mut header).map_err(|_| "its header is cut short".to_owned())?;
-    let header: Metadata =
-        serde_json::from_slice(&header).map_err(|error| format!("its header is malformed: {error}"))?;
-    let expected = 8 + length + header.data_len() as u64;
-    if held != expected {
-        return Err(format!("it has {held} bytes where its header promises {expected}"));
-    }
-    let logits = header.info(LOGITS).ok_or_else(|| format!("it holds no tensor `{LOGITS}`"))?;
-    Ok(logits.shape.clone())
+    Ok(logits)
 }
 
 fn seconds(ns: u64) -> String {

@@ -87,6 +87,7 @@ pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
             rounds: 1,
             trace: false,
             oracle: true,
+            noise: false,
             baseline: None,
             fail_on: Vec::new(),
             against: None,

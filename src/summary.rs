@@ -1,5 +1,6 @@
 //! From the cells of a run to what people read: opens logits, measures pairs, judges, writes every format.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use console::Term;
@@ -7,9 +8,10 @@ use miette::{Result, miette};
 
 use crate::against;
 use crate::compare::logits::{Logits, Mask};
-use crate::compare::matrix::{self, Entry};
+use crate::compare::matrix::{self, Entry, Matrix};
 use crate::compare::oracle::{Oracles, accuracies};
-use crate::compare::verdict::{Tolerances, verdicts};
+use crate::compare::repeat;
+use crate::compare::verdict::{Tolerances, Verdict, verdicts};
 use crate::compare::{self};
 use crate::gates::{self, Judged};
 use crate::machine::Machine;
@@ -18,6 +20,9 @@ use crate::progress::Progress;
 use crate::report::terminal::Terminal;
 use crate::report::{self, CaseView, ChoiceRow, ChoicesView, Report, RunView, github};
 use crate::results::{Case, Cell, Completed, Failure, FailureKind, Manifest, Outcome, RunFolder};
+
+/// Marks the one pass beside which a prefill and what followed it are judged.
+pub(crate) const ONE_PASS: &str = " in one pass";
 
 /// Compares the cells of each case, writes every report into the run and shows the terminal's.
 ///
@@ -77,18 +82,23 @@ pub fn view(
     tolerances: &Tolerances,
 ) -> Result<RunView> {
     let localized = folder.localized()?;
+    let all = cells;
     let cases = manifest.cases.iter().zip(cells).map(|(case, cells)| {
         let files = folder.case_folder(manifest, &case.name);
         let cells: Vec<Cell> = case.variants.iter().map(|variant| cell_of(variant, cells)).collect();
         let entries: Vec<Entry> = cells.iter().map(|cell| entry(cell, &files)).collect();
         let mask = Mask::open(&files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
-        let view = case_view(case, manifest.baseline.as_deref(), cells, &entries, Some(&mask), tolerances)?;
+        let mut view =
+            case_view(case, manifest.baseline.as_deref(), cells, &entries, Some(&mask), tolerances)?;
+        view.verdicts.extend(cached(folder, manifest, all, case, entries, &mask, tolerances)?);
         let of_case = localized.iter().filter(|localized| localized.case == case.name);
-        Ok::<_, miette::Report>(CaseView { localized: of_case.cloned().collect(), ..view })
+        view.localized = of_case.cloned().collect();
+        Ok::<_, miette::Report>(view)
     });
     Ok(RunView {
         id: folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
         environment: environment(folder.path()),
+        packages: packages(folder.path()),
         cases: cases.collect::<Result<_>>()?,
         notes: manifest.notes.clone(),
         judged: Judged::default(),
@@ -130,18 +140,69 @@ pub fn case_view(
         matrix::matrix(entries, mask, &matrix::Options::default()).map_err(|error| miette!("{error}"))?;
     let family = |cell: &Cell| format!("{:?} {}", cell.variant.runner, cell.variant.version);
     let oracles = Oracles::new(&matrix, &cells.iter().map(family).collect::<Vec<_>>());
+    let tolerances = tolerances.with(case.tolerances.as_ref());
+    let mut judged = verdicts(&matrix, &oracles, &tolerances);
+    let noises: Vec<_> = cells
+        .iter()
+        .map(|cell| match &cell.outcome {
+            Outcome::Completed(completed) => completed.noise.clone(),
+            _ => None,
+        })
+        .collect();
+    repeat::annotate(&mut judged, &matrix, &noises);
     Ok(CaseView {
         name: case.name.clone(),
         checkpoint: case.checkpoint.clone(),
         inputs: case.inputs.clone(),
         baseline: baseline.map(str::to_owned),
-        verdicts: verdicts(&matrix, &oracles, tolerances),
+        axes: case.axes,
+        verdicts: judged,
         accuracies: accuracies(&matrix, &oracles),
         choices: mask.map(|mask| choices(case, entries, mask)).transpose()?.flatten(),
         localized: Vec::new(),
         cells,
         matrix,
     })
+}
+
+/// A case of prefill and decoding against the one pass over the same inputs, variant by variant: nothing where the
+/// case is another, or the run has no such pass.
+fn cached(
+    folder: &RunFolder,
+    manifest: &Manifest,
+    cells: &[Vec<Cell>],
+    case: &Case,
+    entries: Vec<Entry>,
+    mask: &Mask,
+    tolerances: &Tolerances,
+) -> Result<Vec<Verdict>> {
+    let prefill = |case: &Case| case.axes.and_then(|axes| axes.prefill);
+    let same = |other: &Case| {
+        prefill(other).is_none()
+            && (&other.checkpoint_digest, &other.inputs_digest)
+                == (&case.checkpoint_digest, &case.inputs_digest)
+    };
+    let Some((one_pass, cells)) =
+        manifest.cases.iter().zip(cells).find(|(other, _)| same(other)).filter(|_| prefill(case).is_some())
+    else {
+        return Ok(Vec::new());
+    };
+    let files = folder.case_folder(manifest, &one_pass.name);
+    let mut found = Vec::new();
+    for decoded in entries {
+        let Some(cell) = cells.iter().find(|cell| cell.name == decoded.name) else { continue };
+        let whole = entry(cell, &files);
+        if decoded.logits.is_err() || whole.logits.is_err() {
+            // The cells say why.
+            continue;
+        }
+        let whole = Entry { name: format!("{}{ONE_PASS}", whole.name), ..whole };
+        let pair: Matrix = matrix::matrix(&[decoded, whole], Some(mask), &matrix::Options::default())
+            .map_err(|error| miette!("{error}"))?;
+        let oracles = Oracles::new(&pair, &["decoded".to_owned(), "one pass".to_owned()]);
+        found.extend(verdicts(&pair, &oracles, &tolerances.with(case.tolerances.as_ref())));
+    }
+    Ok(found)
 }
 
 /// The record of a variant; one that was never begun has its place in the tables too.
@@ -185,6 +246,24 @@ fn choices(case: &Case, entries: &[Entry], mask: &Mask) -> Result<Option<Choices
     }
     let tokens = case.choices.iter().map(|choice| choice.text.clone()).collect();
     Ok(Some(ChoicesView { tokens, rows }))
+}
+
+/// What `environment.json` lists of each version's environment.
+fn packages(run: &Path) -> Vec<(String, BTreeMap<String, String>)> {
+    let record = std::fs::read(run.join("environment.json")).ok();
+    let record: Option<serde_json::Value> = record.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let Some(record) = record else { return Vec::new() };
+    let mut found = Vec::new();
+    for environment in record["environments"].as_array().into_iter().flatten() {
+        let packages = serde_json::from_value::<BTreeMap<String, String>>(environment["packages"].clone());
+        let Ok(packages) = packages else { continue };
+        for version in
+            environment["versions"].as_array().into_iter().flatten().filter_map(|name| name.as_str())
+        {
+            found.push((version.to_owned(), packages.clone()));
+        }
+    }
+    found
 }
 
 /// What `environment.json` says of the machine, in the words of a table; nothing where there is none.

@@ -9,6 +9,7 @@ mod chrome_trace;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
+use std::ops::Range;
 use std::sync::mpsc;
 use std::time::Instant;
 
@@ -25,7 +26,7 @@ pub trait Engine {
     /// When the engine does not have what was asked, or the files do not hold it.
     fn load(&mut self, load: &Load) -> Result<Ready, Failed>;
 
-    /// One forward pass, its logits written to `forward.logits`.
+    /// One forward pass, or a prefill and what follows it, the logits written to `forward.logits`.
     ///
     /// # Errors
     /// When the pass fails or the logits cannot be written.
@@ -97,6 +98,17 @@ pub fn serve(engine: &mut dyn Engine) -> io::Result<()> {
     Ok(())
 }
 
+/// Where the passes of a prefill and of what follows it begin and end: `[0, prefill)`, then a token each.
+///
+/// # Errors
+/// When there is nothing to prefill, or nothing left to decode.
+pub(crate) fn steps(prefill: usize, seq: usize) -> Result<impl Iterator<Item = Range<usize>>, Failed> {
+    if prefill == 0 || prefill >= seq {
+        return Err(exception(format!("a prefill of {prefill} tokens where rows have {seq}")));
+    }
+    Ok(std::iter::once(0..prefill).chain((prefill..seq).map(|at| at..at + 1)))
+}
+
 /// A failure of which no more is known than its message.
 pub fn exception(message: impl Into<String>) -> Failed {
     Failed {
@@ -131,6 +143,10 @@ fn answer(engine: &mut dyn Engine, request: &Request) -> Result<Reply, Failed> {
         Request::Trace(trace) => engine.trace(trace).map(|()| Reply::Traced),
         Request::Capture(capture) => engine.capture(capture).map(Reply::Captured),
         Request::Replay(replay) => engine.replay(replay).map(Reply::Replayed),
+        Request::Tokenize(_) => Err(Failed {
+            kind: FailedKind::Unsupported,
+            ..exception("the native models have no tokenizer of their own")
+        }),
         Request::Exit => Err(exception("`exit` is not answered")),
     }
 }

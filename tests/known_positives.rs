@@ -149,6 +149,9 @@ fn cell(folder: &Path, runner: Runner, version: &str, mode: Mode, dtype: Dtype, 
         decode_rounds_ns: Vec::new(),
         round_numbers: Vec::new(),
         peak_bytes: None,
+        noise: None,
+        ignored_keys: None,
+        tokenizer: None,
         unfinished: None,
     };
     Cell::new(&variant, "key", Outcome::Completed(completed))
@@ -172,6 +175,7 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
         name: "case".into(),
         checkpoint: "synthetic".into(),
         inputs: "inputs".into(),
+        axes: None,
         baseline: None,
         verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
         accuracies: accuracies(&matrix, &oracles),
@@ -183,6 +187,7 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
     let view = RunView {
         id: "run".into(),
         environment: Vec::new(),
+        packages: Vec::new(),
         cases: vec![case],
         notes: Vec::new(),
         judged: Judged::default(),

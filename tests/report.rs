@@ -1,6 +1,7 @@
 //! What people and programs read, as snapshots over one run that holds every sort of cell.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use reference::protocol::{Attention, Dtype, LOGITS, Mode, Positions};
@@ -8,13 +9,16 @@ use safetensors::tensor::TensorView;
 use tfcheck::compare::logits::{Logits, Mask};
 use tfcheck::compare::matrix::{Entry, Options, matrix};
 use tfcheck::compare::oracle::{Oracles, accuracies};
+use tfcheck::compare::repeat::{Noise, Repeat, annotate};
 use tfcheck::compare::verdict::{Tolerances, verdicts};
 use tfcheck::gates::Judged;
 use tfcheck::report::{
     CaseView, ChoiceRow, ChoicesView, Report, RunView, csv::Csv, html::Html, json::Json, junit::Junit,
     markdown::Markdown, terminal::Terminal,
 };
-use tfcheck::results::{Cell, Completed, Failure, FailureKind, Outcome, SCHEMA_VERSION};
+use tfcheck::results::{
+    Cell, Completed, Failure, FailureKind, Outcome, SCHEMA_VERSION, TokenDifference, TokenizerParity,
+};
 use tfcheck::variant::{Runner, Variant};
 
 const SHAPE: [usize; 3] = [2, 3, 6];
@@ -51,6 +55,9 @@ fn completed(first_ms: u64, rounds_ms: &[&[u64]], notes: &[&str]) -> Outcome {
         round_numbers: (0..rounds_ms.len() as u32).collect(),
         unfinished: None,
         peak_bytes: Some(1_288_490_188),
+        noise: None,
+        ignored_keys: None,
+        tokenizer: None,
     })
 }
 
@@ -65,6 +72,41 @@ fn logits(folder: &Path, name: &str, dtype: Dtype, values: &[f64]) -> Result<Log
     safetensors::serialize_to_file([(LOGITS, view)], None, &path).unwrap();
     let positions = if seq == 1 { Positions::Last } else { Positions::All };
     Logits::open(&path, positions).map_err(|error| error.to_string())
+}
+
+fn packages(version: &str, list: &[(&str, &str)]) -> (String, BTreeMap<String, String>) {
+    let list = list.iter().map(|(name, version)| ((*name).to_owned(), (*version).to_owned()));
+    (version.to_owned(), list.collect())
+}
+
+/// The second variant repeats itself, the third does not; both tell which keys they ignore.
+fn preflight(completed: &mut Completed, index: usize) {
+    let noise = |differing, l2| {
+        let second_process = Some(Repeat::new(differing, l2));
+        Some(Noise { same_process: Some(Repeat::new(0, 0.0)), second_process, elapsed_ns: 1_500_000_000 })
+    };
+    let difference = |found| TokenDifference {
+        text: 0,
+        position: 7,
+        expected: Some(42),
+        token: Some("Ġ<the>".to_owned()),
+        found,
+    };
+    let parity =
+        |difference| TokenizerParity { class: "LlamaTokenizerFast".to_owned(), tokens: 120, difference };
+    match index {
+        1 => {
+            completed.noise = noise(0, 0.0);
+            completed.ignored_keys = Some(vec!["sliding_window".to_owned()]);
+            completed.tokenizer = Some(parity(None));
+        }
+        2 => {
+            completed.noise = noise(3, 2.5e-6);
+            completed.ignored_keys = Some(Vec::new());
+            completed.tokenizer = Some(parity(Some(difference(Some(43)))));
+        }
+        _ => {}
+    }
 }
 
 /// Agreement, rounding, divergence, NaN, last positions, unsupported, failed.
@@ -118,7 +160,10 @@ fn run() -> RunView {
     let mut entries = Vec::new();
     for (variant, outcome, values) in plan {
         let dtype = variant.dtype;
-        let cell = cell(variant, outcome);
+        let mut cell = cell(variant, outcome);
+        if let Outcome::Completed(completed) = &mut cell.outcome {
+            preflight(completed, cells.len());
+        }
         let logits = match (&cell.outcome, values) {
             (_, Some(values)) => logits(folder.path(), &cell.name, dtype, &values),
             (Outcome::Failed(failure), _) => Err(failure.reason.clone()),
@@ -131,12 +176,22 @@ fn run() -> RunView {
     let matrix = matrix(&entries, Some(&mask), &Options::default()).unwrap();
     let families: Vec<String> = cells.iter().map(|cell| cell.variant.version.clone()).collect();
     let oracles = Oracles::new(&matrix, &families);
+    let mut judged = verdicts(&matrix, &oracles, &Tolerances::default());
+    let noises: Vec<Option<Noise>> = cells
+        .iter()
+        .map(|cell| match &cell.outcome {
+            Outcome::Completed(completed) => completed.noise.clone(),
+            _ => None,
+        })
+        .collect();
+    annotate(&mut judged, &matrix, &noises);
     let case = CaseView {
         name: "llama-tiny".to_owned(),
         checkpoint: "synthetic:llama".to_owned(),
         inputs: "2 × 3 tokens, 1 padded".to_owned(),
+        axes: None,
         baseline: Some(cells[1].name.clone()),
-        verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
+        verdicts: judged,
         accuracies: accuracies(&matrix, &oracles),
         choices: Some(ChoicesView {
             tokens: vec![" yes".to_owned(), "|no|".to_owned()],
@@ -153,6 +208,10 @@ fn run() -> RunView {
     RunView {
         id: "run_20260801_150000".to_owned(),
         environment: vec![("CPU".to_owned(), "2 cores of an AMD EPYC".to_owned())],
+        packages: vec![
+            packages("4.54.0", &[("transformers", "4.54.0"), ("numpy", "2.4.1"), ("requests", "2.32.0")]),
+            packages("5.23.0", &[("transformers", "5.23.0"), ("numpy", "2.4.1"), ("regex", "2026.2.1")]),
+        ],
         cases: vec![case],
         notes: vec!["PyTorch's index cannot be reached; PyPI's torch is used".to_owned()],
         judged: Judged::default(),

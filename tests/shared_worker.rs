@@ -57,7 +57,7 @@ fn cell(
     };
     session.ask(&Request::Load(load), LIMIT)?;
     let logits = folder.join("logits.safetensors");
-    session.ask(&Request::Forward(Forward { logits: logits.clone() }), LIMIT)?;
+    session.ask(&Request::Forward(Forward::new(logits.clone())), LIMIT)?;
     session.end();
     let logits = candle_core::safetensors::load(logits, &Device::Cpu).unwrap().remove("logits").unwrap();
     Ok(logits.to_dtype(DType::F64).unwrap().to_vec3().unwrap())

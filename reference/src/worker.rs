@@ -274,6 +274,7 @@ fn answers(request: &Request, reply: &Reply) -> bool {
             | (Request::Trace(_), Reply::Traced)
             | (Request::Capture(_), Reply::Captured(_))
             | (Request::Replay(_), Reply::Replayed(_))
+            | (Request::Tokenize(_), Reply::Tokenized(_))
     )
 }
 

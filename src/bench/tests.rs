@@ -73,6 +73,9 @@ fn cell(runner: Runner, version: &str, mode: Mode, dtype: Dtype, ms: u64) -> Cel
         round_numbers: vec![0, 1, 2],
         peak_bytes: Some(3 << 29),
         unfinished: None,
+        noise: None,
+        ignored_keys: None,
+        tokenizer: None,
     };
     Cell::new(&variant, "key", Outcome::Completed(completed))
 }
@@ -88,6 +91,7 @@ fn view(cells: Vec<Cell>) -> RunView {
         name: "llama-128".into(),
         checkpoint: "synthetic:llama".into(),
         inputs: "batch 1, 128 tokens".into(),
+        axes: None,
         baseline: None,
         verdicts: Vec::new(),
         accuracies: Vec::new(),
@@ -100,6 +104,7 @@ fn view(cells: Vec<Cell>) -> RunView {
     RunView {
         id: "run_1".into(),
         environment,
+        packages: Vec::new(),
         cases: vec![case],
         notes: Vec::new(),
         judged: crate::gates::Judged::default(),

@@ -146,6 +146,7 @@ impl Found {
             for (field, present) in [
                 ("lengths", inputs.lengths.is_some()),
                 ("batch", inputs.batch.is_some()),
+                ("prefill", inputs.prefill.is_some()),
                 ("text", inputs.text.is_some()),
             ] {
                 if present {
@@ -188,6 +189,20 @@ impl Found {
             self.list(at!["inputs", field], numbers);
             for (index, number) in numbers.iter().enumerate() {
                 self.positive(at!["inputs", field, index], *number as f64);
+            }
+        }
+        if let Some(prefill) = &inputs.prefill {
+            self.list(at!["inputs", "prefill"], prefill);
+            let longest = inputs.lengths.as_ref().map_or(Some(128), |lengths| lengths.iter().copied().max());
+            for (index, tokens) in prefill.iter().enumerate() {
+                self.positive(at!["inputs", "prefill", index], *tokens as f64);
+                if longest.is_some_and(|longest| *tokens >= longest) {
+                    self.value(
+                        at!["inputs", "prefill", index],
+                        format!("a prefill of {tokens} tokens, and no length is longer"),
+                        "name fewer tokens than the longest of `lengths`, so that some are left to decode",
+                    );
+                }
             }
         }
         if let Some(choices) = &inputs.choices {

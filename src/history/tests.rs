@@ -25,6 +25,8 @@ fn case() -> Case {
         inputs: "batch 1, 12 tokens".into(),
         inputs_digest: "i".into(),
         choices: vec![],
+        axes: None,
+        tolerances: None,
         variants: vec![],
         notes: vec![],
     }
@@ -55,6 +57,9 @@ fn cell(p50_ms: Option<u64>) -> Cell {
             round_numbers: vec![0],
             peak_bytes: Some(1),
             unfinished: None,
+            noise: None,
+            ignored_keys: None,
+            tokenizer: None,
         }),
         None => Outcome::Failed(Failure {
             kind: FailureKind::Crashed,

@@ -92,18 +92,19 @@ fn one(
     batch::pad(source, name, &taken.collect::<Vec<_>>(), padding.unwrap_or(Padding::Right), notes)
 }
 
+/// The text that rows are cut from, and what it is called.
+pub(super) fn read(path: Option<&Path>) -> Result<(String, String), Error> {
+    let Some(path) = path else { return Ok((TEXT.to_owned(), "tfcheck's own text".to_owned())) };
+    let text = std::fs::read_to_string(path).map_err(|error| Error::Io {
+        action: "read",
+        path: path.to_owned(),
+        source: error,
+    })?;
+    Ok((text, path.display().to_string()))
+}
+
 fn from_text(source: &Source<'_>, path: Option<&Path>) -> Result<Stream, Error> {
-    let (text, name) = match path {
-        Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|error| Error::Io {
-                action: "read",
-                path: path.to_owned(),
-                source: error,
-            })?;
-            (text, path.display().to_string())
-        }
-        None => (TEXT.to_owned(), "tfcheck's own text".to_owned()),
-    };
+    let (text, name) = read(path)?;
     let tokens = source.encode(&text, false, || name.clone())?;
     if tokens.is_empty() {
         return Err(Error::Empty { what: name });

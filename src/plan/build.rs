@@ -26,7 +26,8 @@ pub(super) fn build(config: &Config, auto_device: &str) -> Result<Plan, PlanErro
             variant: column.variant.clone(),
             environment: column.environment,
             command: column.command,
-            measured: column.measured,
+            // Passes of one token each are compared; nobody's time is that of a sum over all of them.
+            measured: column.measured && cases[case].inputs.prefill().is_none(),
             oracle: column.oracle,
             key: key(config, &cases[case], &environments, column),
         })
@@ -98,15 +99,21 @@ fn cases(config: &Config) -> Vec<CasePlan> {
             InputsForm::Prompts { prompts, .. } => {
                 add(&base, prompts.len(), &|padding| InputsPlan::Prompts { padding });
             }
-            InputsForm::Sweep { lengths, batch, .. } => {
+            InputsForm::Sweep { lengths, batch, prefill, .. } => {
                 for &length in &lengths {
                     for &batch in &batch {
                         let rows = if batch == 1 { String::new() } else { format!("-b{batch}") };
-                        add(&format!("{base}{rows}-{length}"), batch, &|padding| InputsPlan::Sweep {
-                            length,
-                            batch,
-                            padding,
-                        });
+                        let fitting = prefill.iter().filter(|&&tokens| tokens < length);
+                        for prefill in std::iter::once(None).chain(fitting.copied().map(Some)) {
+                            let cached = prefill.map(|n| format!("-prefill{n}")).unwrap_or_default();
+                            let name = format!("{base}{rows}-{length}{cached}");
+                            add(&name, batch, &|padding| InputsPlan::Sweep {
+                                length,
+                                batch,
+                                padding,
+                                prefill,
+                            });
+                        }
                     }
                 }
             }
@@ -169,7 +176,7 @@ fn key(config: &Config, case: &CasePlan, environments: &[EnvironmentPlan], colum
         "variant": [variant.runner, variant.mode, variant.attention, variant.dtype, variant.device],
         "environment": column.environment.map(|index| &environments[index].origin),
         "program": column.command.map(|index| &config.commands[index].program),
-        "run": [run.threads, run.seed, passes],
+        "run": [run.threads, run.seed, passes, run.noise],
     });
     hex(&Sha256::digest(parts.to_string()))
 }

@@ -93,8 +93,9 @@ fn inputs(config: &Config, inputs: InputsPlan) -> String {
             let chat = if chat { " through the chat template" } else { "" };
             format!("{}{chat}{}", count(prompts, "prompt"), side(padding, prompts))
         }
-        InputsPlan::Sweep { length, batch, padding } => {
-            format!("{} of {}{}", count(batch, "row"), count(length, "token"), side(padding, batch))
+        InputsPlan::Sweep { length, batch, padding, prefill } => {
+            let cached = prefill.map(|n| format!(", {n} prefilled, the rest decoded")).unwrap_or_default();
+            format!("{} of {}{}{cached}", count(batch, "row"), count(length, "token"), side(padding, batch))
         }
     }
 }

@@ -12,7 +12,7 @@ pub struct Csv;
 const HEADER: &str = "case,a,b,status,verdict,reason,positions,last_positions_only,l2,relative_l2_to_a,relative_l2_to_b,\
 rmse,nmse_to_a,cosine,max_abs,max_abs_row,max_abs_position,max_abs_token,max_ulp,ulp_dtype,rounded_l2,rounded_max_abs,\
 kl_a_b_mean,kl_a_b_median,kl_a_b_p999,kl_a_b_max,top1_agreement,top_k_agreement,k,first_greedy_divergence_row,\
-first_greedy_divergence_position,nan_a,infinite_a,nan_b,infinite_b\n";
+first_greedy_divergence_position,nan_a,infinite_a,nan_b,infinite_b,noise_a,noise_b,noise_multiple\n";
 
 impl Report for Csv {
     fn file_name(&self) -> &'static str {
@@ -82,7 +82,10 @@ impl Report for Csv {
                             ]);
                         }
                     }
-                    fields.resize(columns, String::new());
+                    fields.resize(columns - 3, String::new());
+                    let noise = |row: usize| case.noise(row).and_then(crate::compare::repeat::Noise::l2);
+                    fields
+                        .extend([noise(a), noise(b), case.multiple(a, b)].map(|l2| optional(l2.map(number))));
                     let quoted: Vec<String> = fields.iter().map(|field| quote(field)).collect();
                     text.push_str(&quoted.join(","));
                     text.push('\n');

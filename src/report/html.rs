@@ -3,9 +3,11 @@
 use std::fmt::Write;
 
 use super::gates::{change_rows, gate_rows, is_shown};
+use super::sweep::Mark;
 use super::{CaseView, Report, RunView, bytes, kind, ms, reason, speed_up_text};
 use crate::compare::matrix::PairOutcome;
 use crate::compare::metrics::Side;
+use crate::compare::repeat::times;
 use crate::compare::verdict::Decision;
 use crate::localize::Localized;
 use crate::results::Outcome;
@@ -46,6 +48,7 @@ impl Report for Html {
                 .collect();
             list(&mut page, &format!("Against baseline {}", escape(&against.baseline)), &rows);
         }
+        sweep(&mut page, run);
         for case in &run.cases {
             put(&mut page, &format!("<section>\n<h2>{}</h2>\n", escape(&case.name)));
             put(
@@ -63,6 +66,7 @@ impl Report for Html {
             notes(&mut page, case);
             put(&mut page, "</section>\n");
         }
+        preflight(&mut page, run);
         list(&mut page, "Notes", &run.notes);
         let environment: Vec<String> =
             run.environment.iter().map(|(key, value)| format!("{key}: {value}")).collect();
@@ -113,6 +117,77 @@ fn heat_map(page: &mut String, case: &CaseView) {
     }
     put(page, "</tbody></table></div>\n");
     legend(page);
+    if let Some(said) = case.noise_said() {
+        put(
+            page,
+            &format!("<p>On the diagonal a variant meets its own repetitions; {}.</p>\n", escape(&said)),
+        );
+    }
+}
+
+/// How a pair stands to the noise, for those who look closer.
+fn noise_title(case: &CaseView, row: usize, column: usize) -> String {
+    let (Some(a), Some(b)) = (case.noise(row), case.noise(column)) else { return String::new() };
+    match case.multiple(row, column) {
+        Some(multiple) => format!(", {} times the noise of its sides", times(multiple)),
+        None if row == column && !a.is_bitwise() => ", its own repetitions differ".to_owned(),
+        None if a.is_bitwise() && b.is_bitwise() => ", noise 0".to_owned(),
+        None => String::new(),
+    }
+}
+
+/// All cases' verdicts in one table.
+fn sweep(page: &mut String, run: &RunView) {
+    let Some(sweep) = super::sweep::sweep(run) else { return };
+    let mark = |mark: &Mark| format!("<b class=\"{}\">{}</b>", class(&mark.decision), mark.text());
+    let rows: Vec<Vec<String>> = sweep
+        .rows
+        .iter()
+        .map(|row| {
+            let marks = row.marks.iter().map(|entry| entry.as_ref().map_or_else(|| "—".to_owned(), mark));
+            [escape(&row.a), escape(&row.b), mark(&row.worst)].into_iter().chain(marks).collect()
+        })
+        .collect();
+    let titles: Vec<String> =
+        sweep.columns.iter().map(|(axis, value)| escape(&format!("{axis} {value}"))).collect();
+    let header: Vec<&str> =
+        ["A", "B", "Worst"].into_iter().chain(titles.iter().map(String::as_str)).collect();
+    table(page, "Sweep: the worst verdict for each value of an axis", &header, &rows);
+}
+
+/// What differed before anything was computed.
+fn preflight(page: &mut String, run: &RunView) {
+    let keys: Vec<Vec<String>> = super::preflight::partly_read(run)
+        .iter()
+        .map(|found| {
+            let (ignored, read) = (found.ignored_by.join(", "), found.not_ignored_by.join(", "));
+            [&found.checkpoint, &found.key, &ignored, &read].map(|cell| escape(cell)).to_vec()
+        })
+        .collect();
+    table(
+        page,
+        "Config keys that one side ignores",
+        &["Checkpoint", "Key", "Ignored by", "Not ignored by"],
+        &keys,
+    );
+    let tokenizers: Vec<Vec<String>> = super::preflight::tokenizers(run)
+        .iter()
+        .map(|(checkpoint, version, found)| vec![escape(checkpoint), escape(version), escape(&found.said())])
+        .collect();
+    table(page, "Tokenizers", &["Checkpoint", "Version", "Its own tokenizer"], &tokenizers);
+    let environments: Vec<Vec<String>> = super::preflight::environments(run)
+        .iter()
+        .map(|pair| {
+            let share = pair.relative_l2.map_or_else(|| "—".to_owned(), |share| format!("{share:.3e}"));
+            vec![escape(&pair.a), escape(&pair.b), share, escape(&pair.text())]
+        })
+        .collect();
+    table(
+        page,
+        "Environments beside their numbers",
+        &["A", "B", "Relative L2, the largest of one mode, attention and dtype", "Packages that differ"],
+        &environments,
+    );
 }
 
 fn heat_cell(case: &CaseView, row: usize, column: usize, title: &str) -> String {
@@ -120,13 +195,20 @@ fn heat_cell(case: &CaseView, row: usize, column: usize, title: &str) -> String 
         PairOutcome::Compared(pair) => {
             let share = pair.relative_l2(Side::A);
             let mark = verdict_class(case, row, column);
-            let title = format!("{title}: relative L2 {share:.3e}");
+            let in_noise = case
+                .multiple(row, column)
+                .map(|multiple| format!(" ({}×)", times(multiple)))
+                .unwrap_or_default();
+            let title = format!("{title}: relative L2 {share:.3e}{}", noise_title(case, row, column));
+            let number = match case.diagonal(row).filter(|_| row == column) {
+                Some(itself) => itself,
+                None => format!("{:.6}", pair.l2),
+            };
             let last = if pair.last_positions_only { "†" } else { "" };
             format!(
-                "<td class=\"{mark}\" style=\"--heat:{}%\" title=\"{}\">{:.6}{last}</td>",
+                "<td class=\"{mark}\" style=\"--heat:{}%\" title=\"{}\">{number}{in_noise}{last}</td>",
                 heat(share),
-                escape(&title),
-                pair.l2
+                escape(&title)
             )
         }
         PairOutcome::Incomparable(reason) => {

@@ -5,7 +5,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{CaseView, Report, RunView, kind};
+use super::sweep::{self, Mark, Sweep};
+use super::{CaseView, Report, RunView, kind, preflight};
 use crate::against::{Against, Row};
 use crate::compare::matrix::{Matrix, PairOutcome};
 use crate::compare::metrics::{KlSummary, PairMetrics, PositionIndex, PositionMetrics, Side};
@@ -44,6 +45,8 @@ impl Report for Json {
                 "failed": tally.failed,
                 "unsupported": tally.unsupported,
             },
+            "sweep": sweep::sweep(run).as_ref().map(collapsed),
+            "preflight": preflight(run),
             "cases": run.cases.iter().map(case).collect::<Vec<_>>(),
         });
         format!("{summary:#}\n")
@@ -90,10 +93,12 @@ fn case(case: &CaseView) -> Value {
         "name": case.name,
         "checkpoint": case.checkpoint,
         "inputs": case.inputs,
+        "axes": case.axes,
         "baseline": case.baseline,
         "cells": case.cells.iter().map(|item| cell(case, item)).collect::<Vec<_>>(),
         "positions": case.matrix.positions.iter().copied().map(position).collect::<Vec<_>>(),
-        "pairs": pairs(&case.matrix),
+        "curves_left_out": curves_left_out(&case.matrix),
+        "pairs": pairs(case),
         "verdicts": case.verdicts,
         "localized": case.localized,
         "accuracies": case.accuracies.iter().map(|accuracy| json!({
@@ -124,6 +129,9 @@ fn cell(case: &CaseView, cell: &Cell) -> Value {
             "load_ms": super::ms(completed.load_ns),
             "first_call_ms": super::ms(completed.first_call_ns),
             "peak_bytes": completed.peak_bytes,
+            "noise": completed.noise,
+            "ignored_keys": completed.ignored_keys,
+            "tokenizer": completed.tokenizer,
             "timing": performance.timing.as_ref().map(timing),
             "decode": timed_decoding(case, cell),
             "speed_up": performance.speed_up.map(|speed_up| json!({
@@ -172,11 +180,16 @@ fn timed_decoding(case: &CaseView, cell: &Cell) -> Value {
 }
 
 /// Every unordered pair, the diagonal included.
-fn pairs(matrix: &Matrix) -> Vec<Value> {
+fn pairs(case: &CaseView) -> Vec<Value> {
+    let matrix = &case.matrix;
     let mut values = Vec::new();
     for b in 0..matrix.len() {
         for a in 0..=b {
-            let mut value = json!({ "a": matrix.names[a], "b": matrix.names[b] });
+            let mut value = json!({
+                "a": matrix.names[a],
+                "b": matrix.names[b],
+                "noise_multiple": case.multiple(a, b).map(number),
+            });
             let more = match matrix.pair(a, b) {
                 PairOutcome::Compared(pair) => metrics(pair, matrix),
                 PairOutcome::Incomparable(reason) => {
@@ -227,9 +240,57 @@ fn metrics(pair: &PairMetrics, matrix: &Matrix) -> Value {
     })
 }
 
+/// Why the curves over positions are `null`, where they are.
+fn curves_left_out(matrix: &Matrix) -> Option<String> {
+    let points = matrix.positions.len() * matrix.len() * matrix.len();
+    (points > MAX_CURVE_POINTS).then(|| {
+        format!(
+            "per_position of all pairs is left out: {points} points where {MAX_CURVE_POINTS} are kept; the logits files have them"
+        )
+    })
+}
+
+/// A sweep's verdicts in one table.
+fn collapsed(sweep: &Sweep) -> Value {
+    let mark = |mark: &Mark| json!({ "verdict": mark.decision, "count": mark.count, "of": mark.of });
+    json!({
+        "columns": sweep.columns.iter().map(|(axis, value)| json!({ "axis": axis, "value": value })).collect::<Vec<_>>(),
+        "rows": sweep.rows.iter().map(|row| json!({
+            "a": row.a,
+            "b": row.b,
+            "worst": mark(&row.worst),
+            "marks": row.marks.iter().map(|entry| entry.as_ref().map(mark)).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn preflight(run: &RunView) -> Value {
+    json!({
+        "config_keys": preflight::partly_read(run).iter().map(|found| json!({
+            "checkpoint": found.checkpoint,
+            "key": found.key,
+            "ignored_by": found.ignored_by,
+            "not_ignored_by": found.not_ignored_by,
+        })).collect::<Vec<_>>(),
+        "tokenizers": preflight::tokenizers(run).iter().map(|(checkpoint, version, parity)| json!({
+            "checkpoint": checkpoint,
+            "version": version,
+            "class": parity.class,
+            "tokens": parity.tokens,
+            "difference": parity.difference,
+        })).collect::<Vec<_>>(),
+        "environments": preflight::environments(run).iter().map(|pair| json!({
+            "a": pair.a,
+            "b": pair.b,
+            "relative_l2": pair.relative_l2.map(number),
+            "packages": pair.packages.iter().map(|(name, a, b)| json!({ "name": name, "a": a, "b": b })).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
+    })
+}
+
 /// Curves over the positions, in the case's order; `null` where all pairs' curves would swamp the file.
 fn per_position(pair: &PairMetrics, matrix: &Matrix) -> Value {
-    if matrix.positions.len() * matrix.len() * matrix.len() > MAX_CURVE_POINTS {
+    if curves_left_out(matrix).is_some() {
         return Value::Null;
     }
     let curve = |number_of: &dyn Fn(&PositionMetrics) -> f64| -> Vec<Value> {

@@ -3,8 +3,10 @@
 use std::fmt::Write;
 
 use super::gates::{CHANGE_HEADER, change_rows, gate_rows, is_shown};
+use super::sweep::Mark;
 use super::{CaseView, Performance, Report, RunView, bytes, entry, kind, ms, reason, speed_up_text};
 use crate::compare::metrics::Side;
+use crate::compare::repeat::times;
 use crate::gates::Judged;
 use crate::results::{Cell, Outcome};
 
@@ -26,6 +28,7 @@ impl Report for Markdown {
             line(&mut text, &format!("- {key}: {value}"));
         }
         gates(&mut text, &run.judged);
+        sweep(&mut text, run);
         for case in &run.cases {
             line(&mut text, &format!("\n## {}\n", case.name));
             line(&mut text, &format!("Checkpoint {}; inputs {}.\n", case.checkpoint, case.inputs));
@@ -39,6 +42,7 @@ impl Report for Markdown {
             failures(&mut text, case);
             notes(&mut text, case);
         }
+        preflight(&mut text, run);
         if !run.notes.is_empty() {
             line(&mut text, "\n## Notes\n");
             for note in &run.notes {
@@ -147,6 +151,9 @@ fn matrices(text: &mut String, case: &CaseView) {
         &format!("\n### Logit L2 Differences (N×N)\n\n‖row − column‖ over {positions} real positions.\n"),
     );
     square(text, case, |row, column| {
+        if let Some(itself) = case.diagonal(row).filter(|_| row == column) {
+            return itself;
+        }
         entry(matrix, row, column, |pair| {
             let mark = if pair.last_positions_only { "†" } else { "" };
             format!("{:.6}{mark}", pair.l2)
@@ -157,10 +164,97 @@ fn matrices(text: &mut String, case: &CaseView) {
     if last_only {
         line(text, "\n† compared at last positions only, because one of the files holds no others.");
     }
+    noise(text, case);
     line(text, "\n### Relative L2 Differences (N×N)\n\n‖row − column‖ / ‖row‖: the row is the reference.\n");
     square(text, case, |row, column| {
         entry(matrix, row, column, |pair| format!("{:.3e}", pair.relative_l2(Side::A)))
     });
+}
+
+/// What the repetitions showed, and where there is noise, every pair in units of it.
+fn noise(text: &mut String, case: &CaseView) {
+    let Some(said) = case.noise_said() else { return };
+    line(text, &format!("\nOn the diagonal a variant meets its own repetitions; {said}."));
+    let count = case.matrix.len();
+    if !(0..count).any(|a| (0..a).any(|b| case.multiple(a, b).is_some())) {
+        return;
+    }
+    line(
+        text,
+        "\n### L2 Differences in Units of the Noise (N×N)\n\n‖row − column‖ over the larger self L2 of the two; — where neither has any.\n",
+    );
+    square(text, case, |row, column| {
+        case.multiple(row, column).map_or_else(|| "—".to_owned(), |multiple| format!("{}×", times(multiple)))
+    });
+}
+
+/// All cases' verdicts in one table.
+fn sweep(text: &mut String, run: &RunView) {
+    let Some(sweep) = super::sweep::sweep(run) else { return };
+    line(
+        text,
+        "\n## Sweep\n\nThe worst verdict of each pair for each value of an axis; 1/4 where one of four is that bad.\n",
+    );
+    let titles: Vec<String> = sweep.columns.iter().map(|(axis, value)| format!("{axis} {value}")).collect();
+    let header: Vec<&str> =
+        ["A", "B", "Worst"].into_iter().chain(titles.iter().map(String::as_str)).collect();
+    let rows: Vec<Vec<String>> = sweep
+        .rows
+        .iter()
+        .map(|row| {
+            let marks = row.marks.iter().map(|mark| mark.as_ref().map_or_else(|| "—".to_owned(), Mark::text));
+            [row.a.clone(), row.b.clone(), row.worst.text()].into_iter().chain(marks).collect()
+        })
+        .collect();
+    table(text, &header, &rows);
+}
+
+/// What differed before anything was computed.
+fn preflight(text: &mut String, run: &RunView) {
+    let keys = super::preflight::partly_read(run);
+    let tokenizers = super::preflight::tokenizers(run);
+    let environments = super::preflight::environments(run);
+    if keys.is_empty() && tokenizers.is_empty() && environments.is_empty() {
+        return;
+    }
+    line(text, "\n## Preflight");
+    if !keys.is_empty() {
+        line(text, "\n### Config keys that one side ignores\n");
+        let rows: Vec<Vec<String>> = keys
+            .into_iter()
+            .map(|found| {
+                vec![
+                    found.checkpoint,
+                    found.key,
+                    found.ignored_by.join(", "),
+                    found.not_ignored_by.join(", "),
+                ]
+            })
+            .collect();
+        table(text, &["Checkpoint", "Key", "Ignored by", "Not ignored by"], &rows);
+    }
+    if !tokenizers.is_empty() {
+        line(text, "\n### Tokenizers\n");
+        let rows: Vec<Vec<String>> = tokenizers
+            .into_iter()
+            .map(|(checkpoint, version, found)| vec![checkpoint.to_owned(), version.to_owned(), found.said()])
+            .collect();
+        table(text, &["Checkpoint", "Version", "Its own tokenizer"], &rows);
+    }
+    if !environments.is_empty() {
+        line(
+            text,
+            "\n### Environments\n\nThe relative L2 is the largest between variants of one mode, attention and dtype.\n",
+        );
+        let rows: Vec<Vec<String>> = environments
+            .iter()
+            .map(|pair| {
+                let share = pair.relative_l2.map_or_else(|| "—".to_owned(), |share| format!("{share:.3e}"));
+                vec![pair.a.clone(), pair.b.clone(), share, pair.text()]
+            })
+            .collect();
+        table(text, &["A", "B", "Relative L2", "Packages that differ"], &rows);
+    }
 }
 
 /// A table of all variants by all variants.

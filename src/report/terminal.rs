@@ -7,6 +7,7 @@ use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 use super::gates::{change_rows, gate_rows, is_shown};
 use super::{CaseView, Report, RunView, bytes, entry, speed_up_text};
 use crate::compare::metrics::{PairMetrics, Side};
+use crate::compare::repeat::times;
 use crate::compare::verdict::{Decision, Verdict};
 use crate::gates::Judged;
 
@@ -34,6 +35,8 @@ impl Report for Terminal {
         for case in &run.cases {
             terminal.case(&mut text, case);
         }
+        terminal.sweep(&mut text, run);
+        terminal.preflight(&mut text, run);
         for note in &run.notes {
             for part in wrap(&format!("note: {note}"), terminal.width) {
                 terminal.line(&mut text, &part);
@@ -194,19 +197,28 @@ impl Terminal {
         let matrix = &case.matrix;
         let names = &matrix.names;
         let l2 = |pair: &PairMetrics| format!("{:.6}", pair.l2);
-        let mut rows = vec![
-            std::iter::once("L2".to_owned()).chain((1..=names.len()).map(|i| format!("[{i}]"))).collect(),
-        ];
-        for (row, name) in names.iter().enumerate() {
-            let label = format!("[{}] {name}", row + 1);
-            rows.push(
-                std::iter::once(label)
-                    .chain((0..names.len()).map(|column| entry(matrix, row, column, l2)))
-                    .collect(),
-            );
-        }
-        let widths_of_square = widths(&rows);
-        if widths_of_square.iter().map(|width| width + 2).sum::<usize>() > self.width {
+        let cell = |row: usize, column: usize, in_noise: bool| {
+            let multiple = case.multiple(row, column).filter(|_| in_noise);
+            let multiple = multiple.map(|multiple| format!(" ({}×)", times(multiple))).unwrap_or_default();
+            let itself = case.diagonal(row).filter(|_| row == column);
+            itself.unwrap_or_else(|| format!("{}{multiple}", entry(matrix, row, column, l2)))
+        };
+        let square = |in_noise: bool| -> Vec<Vec<String>> {
+            let numbers = (1..=names.len()).map(|i| format!("[{i}]"));
+            let mut rows = vec![std::iter::once("L2".to_owned()).chain(numbers).collect()];
+            for (row, name) in names.iter().enumerate() {
+                let label = format!("[{}] {name}", row + 1);
+                let cells = (0..names.len()).map(|column| cell(row, column, in_noise));
+                rows.push(std::iter::once(label).chain(cells).collect());
+            }
+            rows
+        };
+        let fits =
+            |rows: &[Vec<String>]| widths(rows).iter().map(|width| width + 2).sum::<usize>() <= self.width;
+        // Without the multiples where it does not fit with them.
+        let fitting = [true, false].map(square).into_iter().find(|rows| fits(rows));
+        let mut rows = fitting.clone().unwrap_or_default();
+        if fitting.is_none() {
             let baseline = case
                 .baseline
                 .as_ref()
@@ -225,7 +237,7 @@ impl Terminal {
                 let of = |number: &dyn Fn(&PairMetrics) -> String| entry(matrix, baseline, other, number);
                 rows.push(vec![
                     names[other].clone(),
-                    of(&l2),
+                    cell(baseline, other, true),
                     of(&|pair| format!("{:.2e}", pair.relative_l2(Side::A))),
                     of(&|pair| format!("{:.2e}", pair.max_abs)),
                 ]);
@@ -235,6 +247,70 @@ impl Terminal {
         text.push('\n');
         for (index, row) in rows.iter().enumerate() {
             self.row(text, row, &widths, index == 0);
+        }
+        if let Some(said) = case.noise_said() {
+            for part in wrap(&said, self.width - 2) {
+                self.line(text, &format!("  {part}"));
+            }
+        }
+    }
+
+    /// Every pair of a sweep that does not agree everywhere, or the first of those that do.
+    fn sweep(&self, text: &mut String, run: &RunView) {
+        let Some(sweep) = super::sweep::sweep(run) else { return };
+        let (good, bad): (Vec<_>, Vec<_>) = sweep.rows.iter().partition(|row| row.worst.is_good());
+        text.push('\n');
+        self.line(
+            text,
+            &self.paint(&Style::new().bold(), "sweep: the worst verdict for each value of an axis"),
+        );
+        if bad.is_empty() {
+            let values: Vec<String> =
+                sweep.columns.iter().map(|(axis, value)| format!("{axis} {value}")).collect();
+            let said = format!("all {} pairs agree at {}", good.len(), values.join(", "));
+            for part in wrap(&said, self.width - 2) {
+                self.line(text, &format!("  {part}"));
+            }
+            return;
+        }
+        for row in &bad {
+            self.line(text, &format!("  {} / {}: {}", row.a, row.b, row.worst.text()));
+            let mut axis = "";
+            let mut parts: Vec<String> = Vec::new();
+            for ((name, value), mark) in sweep.columns.iter().zip(&row.marks) {
+                let Some(mark) = mark else { continue };
+                if *name != axis {
+                    axis = name;
+                    parts.push(format!("{name}:"));
+                }
+                parts.push(format!("{value} {};", mark.text()));
+            }
+            for part in wrap(&parts.join(" "), self.width - 4) {
+                self.line(text, &format!("    {part}"));
+            }
+        }
+        if !good.is_empty() {
+            self.line(text, &format!("  {} other pairs agree everywhere", good.len()));
+        }
+    }
+
+    /// Config keys and token ids that are not the same on all sides.
+    fn preflight(&self, text: &mut String, run: &RunView) {
+        let keys = super::preflight::partly_read(run).into_iter().map(|found| {
+            let (ignored, read) = (found.ignored_by.join(", "), found.not_ignored_by.join(", "));
+            format!(
+                "{}: config key {} is ignored by {ignored} and not by {read}",
+                found.checkpoint, found.key
+            )
+        });
+        let tokenizers = super::preflight::tokenizers(run)
+            .into_iter()
+            .filter(|(_, _, found)| found.difference.is_some())
+            .map(|(checkpoint, version, found)| format!("{checkpoint}, {version}: {}", found.said()));
+        for said in keys.chain(tokenizers) {
+            for part in wrap(&format!("preflight: {said}"), self.width) {
+                self.line(text, &part);
+            }
         }
     }
 

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use super::Order;
 use crate::checkpoint::{self, Checkpoint, Step};
 use crate::config::{self, InputsForm, Padding};
-use crate::inputs::{self, Inputs, Prompt, Spec};
+use crate::inputs::{self, Inputs, Prompt, Spec, Texts};
 use crate::machine::Machine;
 use crate::plan::{CasePlan, EnvironmentOrigin, EnvironmentPlan, InputsPlan};
-use crate::results::{Case, Choice, Manifest, SCHEMA_VERSION};
+use crate::results::{Axes, Case, Choice, Manifest, SCHEMA_VERSION};
 
 /// An environment, or the message that its cells carry instead.
 pub(super) type EnvironmentResult = Result<Environment, String>;
@@ -30,6 +30,8 @@ pub(super) struct Preparation {
 pub(super) struct PreparedCase {
     pub(super) checkpoint: Checkpoint,
     pub(super) inputs: Inputs,
+    /// What each version's own tokenizer is held against; in the first case of a checkpoint that has a tokenizer.
+    pub(super) texts: Option<Texts>,
 }
 
 /// Resolves checkpoints and makes inputs while uv works on the environments.
@@ -44,18 +46,33 @@ pub(super) fn prepare(order: &Order) -> Result<Preparation> {
 }
 
 fn cases(order: &Order) -> Result<Vec<PreparedCase>> {
+    let plans = &order.plan.cases;
     let mut checkpoints: BTreeMap<usize, Checkpoint> = BTreeMap::new();
+    for case in plans {
+        if let Entry::Vacant(place) = checkpoints.entry(case.checkpoint) {
+            place.insert(resolve(order, &order.config.checkpoints[case.checkpoint])?);
+        }
+    }
+    let mut sources: BTreeMap<usize, inputs::Source<'_>> = BTreeMap::new();
     let mut cases = Vec::new();
-    for case in &order.plan.cases {
-        let checkpoint = match checkpoints.entry(case.checkpoint) {
-            Entry::Occupied(known) => known.get().clone(),
-            Entry::Vacant(place) => {
-                place.insert(resolve(order, &order.config.checkpoints[case.checkpoint])?).clone()
-            }
+    for case in plans {
+        let checkpoint = &checkpoints[&case.checkpoint];
+        let of = || format!("inputs of {}", case.name);
+        let is_first = !sources.contains_key(&case.checkpoint);
+        let source = match sources.entry(case.checkpoint) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(inputs::Source::open(checkpoint).wrap_err_with(of)?),
         };
-        let inputs = make_inputs(order.config, case, &checkpoint)
-            .wrap_err_with(|| format!("inputs of {}", case.name))?;
-        cases.push(PreparedCase { checkpoint, inputs });
+        let spec = spec(order.config, case)?;
+        let made = source.make(&spec).wrap_err_with(of)?;
+        let inputs = made
+            .into_iter()
+            .next()
+            .ok_or_else(|| miette::miette!("the spec made no batch"))
+            .wrap_err_with(of)?;
+        // A sweep's cases have one text.
+        let texts = if is_first { source.texts(&spec, &inputs).wrap_err_with(of)? } else { None };
+        cases.push(PreparedCase { checkpoint: checkpoint.clone(), inputs, texts });
     }
     Ok(cases)
 }
@@ -85,12 +102,12 @@ fn resolve(order: &Order, wanted: &config::Checkpoint) -> Result<Checkpoint> {
     Ok(checkpoint::resolve(&source, &settings, &mut show)?)
 }
 
-fn make_inputs(config: &config::Config, case: &CasePlan, checkpoint: &Checkpoint) -> Result<Inputs> {
+fn spec(config: &config::Config, case: &CasePlan) -> Result<Spec> {
     let side = |padding: Padding| match padding {
         Padding::Left => inputs::Padding::Left,
         Padding::Right => inputs::Padding::Right,
     };
-    let spec = match (case.inputs, config.inputs.form()) {
+    Ok(match (case.inputs, config.inputs.form()) {
         (InputsPlan::Prompts { padding }, InputsForm::Prompts { prompts, chat }) => Spec::Prompts {
             prompts: prompts
                 .iter()
@@ -105,7 +122,7 @@ fn make_inputs(config: &config::Config, case: &CasePlan, checkpoint: &Checkpoint
             padding: side(padding),
             choices: config.inputs.choices.clone().unwrap_or_default(),
         },
-        (InputsPlan::Sweep { length, batch, padding }, InputsForm::Sweep { text, .. }) => Spec::Lengths {
+        (InputsPlan::Sweep { length, batch, padding, .. }, InputsForm::Sweep { text, .. }) => Spec::Lengths {
             lengths: vec![length],
             batches: vec![batch],
             paddings: vec![(batch > 1).then(|| side(padding))],
@@ -113,9 +130,7 @@ fn make_inputs(config: &config::Config, case: &CasePlan, checkpoint: &Checkpoint
             seed: config.inputs.seed,
         },
         _ => miette::bail!("the plan's inputs are not of the config's form"),
-    };
-    let made = inputs::make(&spec, checkpoint)?;
-    made.into_iter().next().ok_or_else(|| miette::miette!("the spec made no batch"))
+    })
 }
 
 fn environments(order: &Order) -> Result<Vec<EnvironmentResult>> {
@@ -173,7 +188,7 @@ pub(super) fn manifest(order: &Order, cases: &[PreparedCase], stamp: String, not
         name: plan_case.name.clone(),
         checkpoint: prepared.checkpoint.name.clone(),
         checkpoint_digest: prepared.checkpoint.digest.clone(),
-        inputs: describe_inputs(&prepared.inputs),
+        inputs: describe_inputs(&prepared.inputs, plan_case.inputs.prefill()),
         inputs_digest: prepared.inputs.digest.clone(),
         choices: prepared
             .inputs
@@ -181,6 +196,8 @@ pub(super) fn manifest(order: &Order, cases: &[PreparedCase], stamp: String, not
             .iter()
             .map(|choice| Choice { text: choice.text.clone(), id: choice.id })
             .collect(),
+        axes: axes(plan_case.inputs, &prepared.inputs),
+        tolerances: order.config.checkpoints[plan_case.checkpoint].tolerances,
         variants: plan
             .cells
             .iter()
@@ -200,13 +217,37 @@ pub(super) fn manifest(order: &Order, cases: &[PreparedCase], stamp: String, not
     }
 }
 
-fn describe_inputs(inputs: &Inputs) -> String {
+fn axes(plan: InputsPlan, inputs: &Inputs) -> Option<Axes> {
+    let InputsPlan::Sweep { length, batch, padding, prefill } = plan else { return None };
+    Some(Axes { length, batch, padding: inputs.padding.map(|_| padding), prefill })
+}
+
+fn describe_inputs(inputs: &Inputs, prefill: Option<usize>) -> String {
     let padding = match inputs.padding {
         Some(inputs::Padding::Left) => ", padded left",
         Some(inputs::Padding::Right) => ", padded right",
         None => "",
     };
-    format!("batch {}, {} tokens{padding}", inputs.batch, inputs.seq)
+    let cached =
+        prefill.map(|n| format!(", {n} prefilled, the rest through the KV cache")).unwrap_or_default();
+    format!("batch {}, {} tokens{padding}{cached}", inputs.batch, inputs.seq)
+}
+
+/// Name to version of what a lock pins: `uv.lock`, or `name==version` lines of an environment that exists.
+fn packages(lock: &str) -> BTreeMap<String, String> {
+    let listed = || lock.lines().filter_map(|line| line.split_once("=="));
+    let parsed: Option<toml::Table> = toml::from_str(lock).ok();
+    let Some(table) = parsed.filter(|table| table.contains_key("package")) else {
+        return listed().map(|(name, version)| (name.to_owned(), version.to_owned())).collect();
+    };
+    let packages = table["package"].as_array().into_iter().flatten();
+    packages
+        // The generated project itself has a version too, which means nothing.
+        .filter(|package| package.get("source").is_none_or(|source| source.get("virtual").is_none()))
+        .filter_map(|package| {
+            Some((package.get("name")?.as_str()?.to_owned(), package.get("version")?.as_str()?.to_owned()))
+        })
+        .collect()
 }
 
 /// `environment.json`.
@@ -218,7 +259,7 @@ pub(super) fn environment_record(
 ) -> Value {
     let environment = |(plan, result): (&EnvironmentPlan, &EnvironmentResult)| match result {
         Ok(known) => {
-            json!({"versions": plan.versions, "key": known.key, "installed": known.versions, "notes": known.notes})
+            json!({"versions": plan.versions, "key": known.key, "installed": known.versions, "packages": packages(&known.lock), "notes": known.notes})
         }
         Err(error) => json!({"versions": plan.versions, "error": error}),
     };
@@ -234,4 +275,20 @@ pub(super) fn environment_record(
         "environments": order.plan.environments.iter().zip(environments).map(environment).collect::<Vec<_>>(),
         "checkpoints": cases.iter().map(checkpoint).collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::packages;
+
+    #[test]
+    fn a_lock_of_either_form_tells_its_packages() {
+        let lock = "version = 1\n[[package]]\nname = \"tfcheck-environment\"\nversion = \"0\"\n\
+                    source = { virtual = \".\" }\n[[package]]\nname = \"numpy\"\nversion = \"2.4.1\"\n\
+                    source = { registry = \"https://index.invalid/simple\" }\n";
+        let expected = [("numpy".to_owned(), "2.4.1".to_owned())];
+        assert!(packages(lock).into_iter().eq(expected.clone()));
+        assert!(packages("numpy==2.4.1\n").into_iter().eq(expected));
+        assert!(packages("").is_empty());
+    }
 }

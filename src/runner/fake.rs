@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use reference::protocol::{Forwarded, LOGITS, Positions, Ready, Reply, Request, Timed};
+use reference::protocol::{Forwarded, LOGITS, Positions, Ready, Reply, Request, Timed, Tokenized};
 
 use super::{Ended, Runner, Session};
 
@@ -20,6 +20,12 @@ pub struct Script {
     pub load: Option<Ended>,
     /// Ends the answer to `forward`.
     pub forward: Option<Ended>,
+    /// Ends the answer to every `forward` after this worker's first, and to those of a second worker.
+    pub again: Option<Ended>,
+    /// Added to the first logit with each further forward of any worker: what is not deterministic.
+    pub drift: f32,
+    /// What its tokenizer says; without one, `tokenize` is unsupported.
+    pub ids: Option<Vec<Vec<i64>>>,
     /// Ends the answer to the n-th `time` request; `None` entries succeed.
     pub time: VecDeque<Option<Ended>>,
     /// Ends the answer to `trace`.
@@ -61,6 +67,13 @@ struct FakeSession<'a> {
 }
 
 impl FakeSession<'_> {
+    /// How often workers of this name were asked for it.
+    fn count(&self, what: &str) -> usize {
+        let journal = self.runner.journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let line = format!("{} {what}", self.runner.name);
+        journal.iter().filter(|known| **known == line).count()
+    }
+
     fn note(&self, what: &str) {
         let mut journal = self.runner.journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         journal.push(format!("{} {what}", self.runner.name));
@@ -85,8 +98,14 @@ impl Session for FakeSession<'_> {
             }
             Request::Forward(forward) => {
                 let (ended, forget) = (script.forward.clone(), script.forget_logits);
-                let (logits, peak_bytes) = (script.logits.clone(), script.peak_bytes);
+                let (mut logits, peak_bytes) = (script.logits.clone(), script.peak_bytes);
+                let (again, drift) = (script.again.clone(), script.drift);
+                let before = self.count("forward");
                 self.note("forward");
+                let ended = if before > 0 { ended.or(again) } else { ended };
+                if let Some(first) = logits.first_mut() {
+                    *first += drift * before as f32;
+                }
                 let shape = vec![1, 1, logits.len()];
                 if ended.is_none() && !forget {
                     write_logits(&logits, &forward.logits)
@@ -98,6 +117,7 @@ impl Session for FakeSession<'_> {
                         elapsed_ns: 5_000_000,
                         shape,
                         positions: Positions::All,
+                        prefill: forward.prefill,
                         peak_bytes: Some(peak_bytes),
                         notes: Vec::new(),
                     }),
@@ -125,6 +145,13 @@ impl Session for FakeSession<'_> {
             }
             Request::Capture(_) | Request::Replay(_) => {
                 Err(Ended::Unsupported("it exposes no modules".to_owned()))
+            }
+            Request::Tokenize(_) => {
+                let ids = script.ids.clone();
+                self.note("tokenize");
+                let unsupported = || Ended::Unsupported("no tokenizer".into());
+                let ids = ids.ok_or_else(unsupported)?;
+                Ok(Reply::Tokenized(Tokenized { ids, class: "FakeTokenizer".into() }))
             }
             Request::Exit => Ok(Reply::Traced),
         }

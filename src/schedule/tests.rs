@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use reference::protocol::{Dtype, Mode, PROTOCOL_VERSION};
+use candle_core::{DType, Device, Tensor};
+use reference::protocol::{Dtype, LOGITS, Mode, PROTOCOL_VERSION};
 
 use super::*;
 use crate::results::SCHEMA_VERSION;
@@ -13,6 +14,8 @@ struct Stage {
     journal: Journal,
     runners: Vec<FakeRunner>,
     settings: Settings,
+    prefill: Option<usize>,
+    texts: Option<Texts>,
     stop: AtomicBool,
 }
 
@@ -33,9 +36,12 @@ impl Stage {
                 decode: 3,
                 rounds: 2,
                 trace: true,
+                noise: false,
                 timeout: Duration::from_secs(1),
                 memory_budget: 1 << 30,
             },
+            prefill: None,
+            texts: None,
             stop: AtomicBool::new(false),
         }
     }
@@ -50,6 +56,8 @@ impl Stage {
             inputs: String::new(),
             inputs_digest: String::new(),
             choices: vec![],
+            axes: None,
+            tolerances: None,
             variants: variants.clone(),
             notes: vec![],
         };
@@ -84,6 +92,8 @@ impl Stage {
                     key: "key".into(),
                     runner: Ok(runner as &dyn Runner),
                     is_timed: true,
+                    prefill: self.prefill,
+                    texts: self.texts.as_ref(),
                     notes: vec![],
                 }
             })
@@ -221,17 +231,105 @@ fn a_stop_keeps_what_has_landed_as_unfinished() {
 fn logits_that_are_cut_short_are_a_missing_result() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("logits.safetensors");
-    let tensor =
-        candle_core::Tensor::zeros((1, 2, 3), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+    let tensor = Tensor::zeros((1, 2, 3), DType::F32, &Device::Cpu).unwrap();
     candle_core::safetensors::save(&[(LOGITS, tensor)].into(), &path).unwrap();
-    assert_eq!(verify_logits(&path, &[1, 2, 3]), Ok(()));
-    assert!(verify_logits(&path, &[1, 2, 4]).is_err());
+    assert_eq!(verify_logits(&path, &[1, 2, 3], Positions::All).map(drop), Ok(()));
+    assert!(verify_logits(&path, &[1, 2, 4], Positions::All).is_err());
     let bytes = std::fs::read(&path).unwrap();
     for kept in [bytes.len() - 1, 20, 4, 0] {
         std::fs::write(&path, &bytes[..kept]).unwrap();
-        let Err(Ended::Failed(failure)) = verify_logits(&path, &[1, 2, 3]) else {
+        let Err(Ended::Failed(failure)) = verify_logits(&path, &[1, 2, 3], Positions::All) else {
             panic!("{kept} bytes passed")
         };
         assert_eq!(failure.kind, FailureKind::MissingResult);
     }
+}
+
+fn noisy(scripts: Vec<(&str, Script)>) -> Stage {
+    let mut stage = Stage::new(scripts);
+    stage.settings = Settings { noise: true, rounds: 1, trace: false, ..stage.settings };
+    stage
+}
+
+#[test]
+fn a_cell_repeats_itself_in_its_process_and_in_a_second_once_it_is_timed() {
+    let stage = noisy(vec![("a", good())]);
+    let (_, cells) = stage.run();
+    let expected = ["load", "forward", "time", "forward", "end", "load", "forward", "end"];
+    assert_eq!(stage.journal(), expected.map(|what| format!("a {what}")));
+    let a = completed(&cells[0]);
+    let noise = a.noise.as_ref().unwrap();
+    assert_eq!(noise.same_process.map(|repeat| repeat.bitwise), Some(true));
+    assert_eq!(noise.second_process.map(|repeat| repeat.bitwise), Some(true));
+    assert!(a.notes.is_empty() && noise.elapsed_ns > 0 && noise.l2() == Some(0.0));
+    let folder = stage.results.path().join("run_20260801_150000/a");
+    let left: Vec<_> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("again")), "{left:?}");
+}
+
+#[test]
+fn a_worker_that_drifts_is_named_with_how_far() {
+    let stage = noisy(vec![("a", Script { drift: 0.25, ..good() })]);
+    let (_, cells) = stage.run();
+    let a = completed(&cells[0]);
+    let noise = a.noise.as_ref().unwrap();
+    // One of two logits, a quarter further with each forward.
+    assert_eq!(noise.same_process, Some(crate::compare::repeat::Repeat::new(1, 0.25)));
+    assert_eq!(noise.second_process, Some(crate::compare::repeat::Repeat::new(1, 0.5)));
+    assert!(
+        a.notes[0].starts_with("not deterministic: 1 logit differs in the same process"),
+        "{:?}",
+        a.notes
+    );
+    assert!(a.unfinished.is_none());
+}
+
+#[test]
+fn a_repetition_that_fails_is_a_note_and_the_cell_is_kept() {
+    let boom = Ended::failed(FailureKind::Crashed, "killed by signal 11");
+    let stage = noisy(vec![("a", Script { again: Some(boom), ..good() }), ("b", good())]);
+    let (ran, cells) = stage.run();
+    assert!(!ran.interrupted);
+    let a = completed(&cells[0]);
+    assert_eq!(
+        a.notes,
+        [
+            "no second pass in the same process: killed by signal 11",
+            "no pass in a second process: killed by signal 11"
+        ]
+    );
+    assert!(a.unfinished.is_none() && a.noise.as_ref().unwrap().l2().is_none());
+    assert!(completed(&cells[1]).noise.as_ref().unwrap().is_bitwise());
+}
+
+#[test]
+fn a_stop_during_a_repetition_leaves_the_cell_to_be_redone() {
+    let stage = noisy(vec![("a", Script { again: Some(Ended::Interrupted), ..good() })]);
+    let (_, cells) = stage.run();
+    let unfinished = completed(&cells[0]).unfinished.as_ref();
+    assert_eq!(unfinished.map(|failure| failure.kind), Some(FailureKind::Interrupted));
+}
+
+#[test]
+fn a_tokenizer_that_parts_from_the_run_is_named_with_position_and_token() {
+    let texts = Texts {
+        texts: vec!["a b c".into()],
+        ids: vec![vec![5, 6, 7]],
+        tokens: vec![vec!["a".into(), " b".into(), " c".into()]],
+        add_special_tokens: false,
+    };
+    let check = |ids: Option<Vec<i64>>, expected: &[&str]| {
+        let script = Script { ids: ids.map(|ids| vec![ids]), ..good() };
+        let mut stage = Stage::new(vec![("a", script)]);
+        stage.settings.trace = false;
+        stage.texts = Some(texts.clone());
+        let (_, cells) = stage.run();
+        assert_eq!(completed(&cells[0]).notes, expected);
+    };
+    check(Some(vec![5, 6, 7]), &[]);
+    let parts = "FakeTokenizer gives other ids than the run was fed: text 0, position";
+    check(Some(vec![5, 9, 7]), &[&format!("{parts} 1: 9 where the run has 6 (` b`)")]);
+    check(Some(vec![5, 6]), &[&format!("{parts} 2: no token where the run has 7 (` c`)")]);
+    check(Some(vec![5, 6, 7, 2]), &[&format!("{parts} 3: 2 where the run has no token")]);
+    check(None, &["its tokenizer was not compared: no tokenizer"]);
 }

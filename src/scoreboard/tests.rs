@@ -94,6 +94,9 @@ fn cell(folder: &Path, runner: Runner, dtype: Dtype, error: f64) -> (Cell, Entry
         decode_rounds_ns: Vec::new(),
         round_numbers: Vec::new(),
         peak_bytes: None,
+        noise: None,
+        ignored_keys: None,
+        tokenizer: None,
         unfinished: None,
     };
     let cell = Cell::new(&variant, "key", Outcome::Completed(completed));
@@ -134,10 +137,12 @@ fn view(cells: Vec<Cell>, entries: &[Entry]) -> RunView {
     RunView {
         id: "run".into(),
         environment: Vec::new(),
+        packages: Vec::new(),
         cases: vec![CaseView {
             name: "mistral-40".into(),
             checkpoint: "synthetic:mistral".into(),
             inputs: "batch 1, 2 tokens".into(),
+            axes: None,
             baseline: None,
             verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
             accuracies: accuracies(&matrix, &oracles),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use models::{Form, Loaded, Options};
+use models::{Cache, Form, Loaded, Options};
 use reference::protocol::{
     ATTENTION_MASK, Capture, Captured, Dtype, Failed, FailedKind, Forward, Forwarded, INPUT_IDS, LOGITS,
     Load, Mode, POSITION_IDS, Positions, Ready, Replay, Replayed, Trace,
@@ -12,7 +12,7 @@ use reference::protocol::{
 
 use super::capture::{Feeder, Writer, element, same};
 use super::chrome_trace::ChromeTrace;
-use super::{Engine, exception, peak_resident_bytes};
+use super::{Engine, exception, peak_resident_bytes, steps};
 
 /// A native model once it is loaded.
 #[derive(Default)]
@@ -53,6 +53,7 @@ impl Engine for CandleEngine {
                 loaded.unread_tensors.join(", ")
             ));
         }
+        let ignored_keys = loaded.unread_keys.clone();
         self.loaded = Some((loaded, inputs, device));
         Ok(Ready {
             libraries: [
@@ -62,17 +63,22 @@ impl Engine for CandleEngine {
             .into(),
             load_ns: start.elapsed().as_nanos() as u64,
             notes,
+            ignored_keys: Some(ignored_keys),
         })
     }
 
     fn forward(&mut self, forward: &Forward) -> Result<Forwarded, Failed> {
         let start = Instant::now();
-        let logits = self.logits()?;
+        let logits = match forward.prefill {
+            None => self.logits()?,
+            Some(prefill) => self.through_the_cache(prefill)?,
+        };
         let elapsed_ns = start.elapsed().as_nanos() as u64;
         let shape = logits.dims().to_vec();
         write_logits(&logits, &forward.logits)?;
         let peak_bytes = peak_resident_bytes();
-        Ok(Forwarded { elapsed_ns, shape, positions: Positions::All, peak_bytes, notes: Vec::new() })
+        let prefill = forward.prefill;
+        Ok(Forwarded { elapsed_ns, shape, positions: Positions::All, prefill, peak_bytes, notes: Vec::new() })
     }
 
     fn pass(&mut self) -> Result<(), Failed> {
@@ -137,6 +143,32 @@ impl CandleEngine {
     fn logits(&mut self) -> Result<Tensor, Failed> {
         let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let logits = loaded.forward(inputs).map_err(model_failure)?;
+        device.synchronize().map_err(tensor_failure)?;
+        Ok(logits)
+    }
+
+    /// Logits of all positions: of `prefill` tokens in one pass, of each further one in its own.
+    fn through_the_cache(&mut self, prefill: usize) -> Result<Tensor, Failed> {
+        let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let Some(positions) = &inputs.position_ids else {
+            return Err(unsupported("an encoder has no KV cache"));
+        };
+        let seq = inputs.input_ids.dim(1).map_err(tensor_failure)?;
+        let mut cache = Cache::new();
+        let mut parts = Vec::with_capacity(seq);
+        for step in steps(prefill, seq)? {
+            let part = |tensor: &Tensor, from: usize| {
+                tensor.narrow(1, from, step.end - from).and_then(|part| part.contiguous())
+            };
+            let mask = inputs.attention_mask.as_ref().map(|mask| part(mask, 0)).transpose();
+            let inputs = models::Inputs {
+                input_ids: part(&inputs.input_ids, step.start).map_err(tensor_failure)?,
+                attention_mask: mask.map_err(tensor_failure)?,
+                position_ids: Some(part(positions, step.start).map_err(tensor_failure)?),
+            };
+            parts.push(loaded.forward_with(&inputs, Some(&mut cache), None).map_err(model_failure)?);
+        }
+        let logits = Tensor::cat(&parts, 1).map_err(tensor_failure)?;
         device.synchronize().map_err(tensor_failure)?;
         Ok(logits)
     }

@@ -1,7 +1,7 @@
 //! The engine of the ports that candle-transformers ships.
 //!
-//! A port is run as its own examples run it: one pass from an empty cache, and a padding mask only where its `forward`
-//! takes one. `adapters` has a row for each port; `checkpoint` is what the rows load from.
+//! A port is run as its own examples run it: one pass from an empty cache, or a prefill and a pass for each further
+//! token, and a padding mask only where its `forward` takes one. `adapters` has a row for each port; `checkpoint` is what the rows load from.
 
 mod adapters;
 mod checkpoint;
@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use reference::protocol::{Failed, Forward, Forwarded, Load, Mode, Positions, Ready, Trace};
 
 use super::candle::{device, dtype, inputs, not_loaded, unsupported, write_logits};
-use super::{Engine, exception, peak_resident_bytes};
+use super::{Engine, exception, peak_resident_bytes, steps};
 use adapters::{ADAPTERS, Adapter};
 use checkpoint::Checkpoint;
 
@@ -25,13 +25,14 @@ struct Batch {
     attention_mask: Tensor,
 }
 
-/// A port with its weights: one pass from an empty cache.
-type Pass = Box<dyn FnMut(&Batch) -> candle_core::Result<Tensor>>;
+/// A port with its weights: one pass over a batch that begins at this position; 0 empties the cache first.
+type Pass = Box<dyn FnMut(&Batch, usize) -> candle_core::Result<Tensor>>;
 
 struct Loaded {
     pass: Pass,
     batch: Batch,
     positions: Positions,
+    caches: bool,
     device: Device,
 }
 
@@ -70,21 +71,28 @@ impl Engine for PortEngine {
         if !unread.is_empty() {
             notes.push(format!("tensors that the port does not read: {}", unread.join(", ")));
         }
-        self.loaded = Some(Loaded { pass, batch, positions: adapter.positions, device });
+        self.loaded =
+            Some(Loaded { pass, batch, positions: adapter.positions, caches: adapter.caches, device });
         Ok(Ready {
             libraries: [("candle-transformers".to_owned(), "0.11.1".to_owned())].into(),
             load_ns: start.elapsed().as_nanos() as u64,
             notes,
+            // serde drops what a port's `Config` has no field for.
+            ignored_keys: None,
         })
     }
 
     fn forward(&mut self, forward: &Forward) -> Result<Forwarded, Failed> {
         let start = Instant::now();
-        let (logits, positions) = self.logits()?;
+        let (logits, positions) = match forward.prefill {
+            None => self.logits()?,
+            Some(prefill) => self.through_the_cache(prefill)?,
+        };
         let elapsed_ns = start.elapsed().as_nanos() as u64;
         let shape = logits.dims().to_vec();
         write_logits(&logits, &forward.logits)?;
-        Ok(Forwarded { elapsed_ns, shape, positions, peak_bytes: peak_resident_bytes(), notes: Vec::new() })
+        let (prefill, peak_bytes) = (forward.prefill, peak_resident_bytes());
+        Ok(Forwarded { elapsed_ns, shape, positions, prefill, peak_bytes, notes: Vec::new() })
     }
 
     fn pass(&mut self) -> Result<(), Failed> {
@@ -104,14 +112,44 @@ impl Engine for PortEngine {
 impl PortEngine {
     /// One pass, finished on the device: `[batch, seq, vocab_size]`, or `[batch, 1, vocab_size]` of the last position.
     fn logits(&mut self) -> Result<(Tensor, Positions), Failed> {
-        let Loaded { pass, batch, positions, device } = self.loaded.as_mut().ok_or_else(not_loaded)?;
-        let logits = guarded(|| pass(batch).map_err(failure))?;
+        let Loaded { pass, batch, positions, device, .. } = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let logits = guarded(|| pass(batch, 0).map_err(failure))?;
         device.synchronize().map_err(failure)?;
-        // Some ports drop the axis of the one position that they compute.
-        let drops_axis = *positions == Positions::Last && logits.rank() == 2;
-        let logits = if drops_axis { logits.unsqueeze(1).map_err(failure)? } else { logits };
-        Ok((logits, *positions))
+        Ok((with_positions(logits, *positions)?, *positions))
     }
+
+    /// As [`Self::logits`], of `prefill` tokens in one pass and of each further one in its own.
+    fn through_the_cache(&mut self, prefill: usize) -> Result<(Tensor, Positions), Failed> {
+        let Loaded { pass, batch, positions, caches, device } =
+            self.loaded.as_mut().ok_or_else(not_loaded)?;
+        if !*caches {
+            return Err(unsupported("the port has no KV cache that goes on from a prefill"));
+        }
+        let seq = batch.input_ids.dim(1).map_err(failure)?;
+        let mut parts = Vec::new();
+        for step in steps(prefill, seq)? {
+            let part = |tensor: &Tensor, from: usize| {
+                tensor.narrow(1, from, step.end - from).and_then(|part| part.contiguous()).map_err(failure)
+            };
+            let batch = Batch {
+                input_ids: part(&batch.input_ids, step.start)?,
+                attention_mask: part(&batch.attention_mask, 0)?,
+            };
+            let logits = guarded(|| pass(&batch, step.start).map_err(failure))?;
+            if *positions == Positions::Last {
+                parts.clear();
+            }
+            parts.push(with_positions(logits, *positions)?);
+        }
+        device.synchronize().map_err(failure)?;
+        Ok((Tensor::cat(&parts, 1).map_err(failure)?, *positions))
+    }
+}
+
+/// `[batch, seq, vocab_size]`: some ports drop the axis of the one position that they compute.
+fn with_positions(logits: Tensor, positions: Positions) -> Result<Tensor, Failed> {
+    let drops_axis = positions == Positions::Last && logits.rank() == 2;
+    if drops_axis { logits.unsqueeze(1).map_err(failure) } else { Ok(logits) }
 }
 
 fn adapter(model_type: &str) -> Result<&'static Adapter, Failed> {

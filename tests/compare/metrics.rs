@@ -79,6 +79,24 @@ fn metrics_agree_with_numpy_on_random_and_adversarial_arrays() {
     }
 }
 
+/// The vectors above are numpy's and committed; where a Python has numpy and scipy they are computed anew.
+/// `TFCHECK_TEST_PYTHON` names one, else `python3` is tried.
+#[test]
+fn the_expected_metrics_are_what_numpy_and_scipy_say_today() {
+    let named = std::env::var_os("TFCHECK_TEST_PYTHON");
+    let python = named.clone().unwrap_or_else(|| "python3".into());
+    let run = |arguments: &[&str]| std::process::Command::new(&python).args(arguments).output();
+    let has_both = run(&["-c", "import numpy, scipy"]).is_ok_and(|output| output.status.success());
+    if !has_both {
+        assert!(named.is_none(), "TFCHECK_TEST_PYTHON has no numpy and scipy");
+        eprintln!("no Python with numpy and scipy at hand: the committed vectors stand for them");
+        return;
+    }
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/metrics.py");
+    let output = run(&[script, "--check"]).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

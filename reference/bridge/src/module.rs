@@ -1,5 +1,6 @@
 //! The extension module `tfcheck_bridge`: torch and transformers, driven from Rust.
 
+mod cached;
 mod capture;
 mod compile;
 mod descriptors;
@@ -13,6 +14,7 @@ mod memory;
 mod report;
 mod serve;
 mod time;
+mod tokenize;
 mod trace;
 
 use pyo3::prelude::*;

@@ -33,7 +33,7 @@ pub const POSITION_IDS: &str = "position_ids";
 pub enum Request {
     /// Load the checkpoint and the inputs; answered by [`Reply::Ready`].
     Load(Load),
-    /// One forward pass whose logits are written; answered by [`Reply::Forwarded`].
+    /// Logits of the inputs, computed as asked and written; answered by [`Reply::Forwarded`].
     Forward(Forward),
     /// Timed forward passes whose results are dropped; answered by [`Reply::Timed`].
     Time(Time),
@@ -43,6 +43,8 @@ pub enum Request {
     Capture(Capture),
     /// One forward pass in which one module is fed a stored tensor; answered by [`Reply::Replayed`].
     Replay(Replay),
+    /// Texts through the checkpoint's tokenizer; answered by [`Reply::Tokenized`].
+    Tokenize(Tokenize),
     /// End in good order; not answered.
     Exit,
 }
@@ -108,11 +110,34 @@ pub enum Dtype {
     F16,
 }
 
-/// Asks for one forward pass whose logits are kept.
+/// Asks for logits that are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Forward {
     /// Where to write the logits: safetensors, one tensor [`LOGITS`], f32 (f64 when the dtype is f64).
     pub logits: PathBuf,
+    /// Absent for one pass over all tokens. Otherwise this many tokens of each row, padding counted, go through one
+    /// pass that fills a KV cache, and each further token through a pass of its own; the logits of all passes are
+    /// written, position after position, as if there had been one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill: Option<usize>,
+}
+
+impl Forward {
+    /// One pass over all tokens.
+    pub fn new(logits: PathBuf) -> Self {
+        Self { logits, prefill: None }
+    }
+}
+
+/// Asks for the token ids of texts by the runner's own tokenizer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tokenize {
+    /// Folder of the checkpoint, with its tokenizer's files.
+    pub checkpoint: PathBuf,
+    /// The texts.
+    pub texts: Vec<String>,
+    /// Whether begin and end tokens are added.
+    pub add_special_tokens: bool,
 }
 
 /// Asks for one round of timed forward passes.
@@ -178,6 +203,8 @@ pub enum Reply {
     Captured(Captured),
     /// The module's output is on disk.
     Replayed(Replayed),
+    /// The texts have been tokenised.
+    Tokenized(Tokenized),
     /// The request could not be carried out; the worker may be asked to [`Request::Exit`] only.
     Failed(Failed),
 }
@@ -191,6 +218,18 @@ pub struct Ready {
     pub load_ns: u64,
     /// What a person must know to read the numbers: translations of the config, ignored keys, fall-backs.
     pub notes: Vec<String>,
+    /// Keys of config.json that the loaded model has no use for; `None` where the runner cannot tell.
+    #[serde(default)]
+    pub ignored_keys: Option<Vec<String>>,
+}
+
+/// Token ids of texts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tokenized {
+    /// The ids of each text.
+    pub ids: Vec<Vec<i64>>,
+    /// The tokenizer's class.
+    pub class: String,
 }
 
 /// One finished forward pass.
@@ -202,6 +241,9 @@ pub struct Forwarded {
     pub shape: Vec<usize>,
     /// Which positions of the inputs the logits belong to.
     pub positions: Positions,
+    /// [`Forward::prefill`] as it was carried out, so that a worker which does not know it is told from one that does.
+    #[serde(default)]
+    pub prefill: Option<usize>,
     /// Largest resident set (CPU) or allocated device memory so far, in bytes; `None` where unknown.
     pub peak_bytes: Option<u64>,
     /// What a person must know about this pass: graph breaks and fall-backs of a compiled model.

@@ -4,6 +4,7 @@
 //! it the default pair of versions is prepared through uv.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod cached;
 mod capture;
 mod float64;
 mod heads;
@@ -319,7 +320,7 @@ fn tokens_are_decoded_one_by_one_in_every_version_and_mode() {
             let mut worker = cell.start(case.folder.path());
             worker.load(cell.load(), LIMIT, &stop).unwrap();
             let path = case.folder.path().join("logits.safetensors");
-            worker.forward(Forward { logits: path.clone() }, LIMIT, &stop).unwrap();
+            worker.forward(Forward::new(path.clone()), LIMIT, &stop).unwrap();
             let logits = both_rows(&tiny::read(&path).0);
             let eager = eager.get_or_insert_with(|| logits.clone());
             // As above: inductor fuses and reorders f32 arithmetic.
@@ -353,7 +354,7 @@ fn passes_are_timed_and_a_trace_names_the_modules() {
     assert!(events.iter().any(|event| !event["args"]["Input Dims"].is_null()), "shapes are recorded");
     // Profiling leaves no hook behind that later passes would pay for.
     let logits = case.folder.path().join("logits.safetensors");
-    worker.forward(Forward { logits }, LIMIT, &stop).unwrap();
+    worker.forward(Forward::new(logits), LIMIT, &stop).unwrap();
     worker.exit(Duration::from_secs(10));
 }
 

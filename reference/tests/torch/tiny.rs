@@ -228,6 +228,11 @@ impl Cell<'_> {
     /// Loads and runs one pass. Eager cells of one environment share a worker, which spares the tests
     /// seconds of imports each; compiled ones get their own.
     pub(crate) fn run(&self) -> Result<Outcome, Ended> {
+        self.run_with(None)
+    }
+
+    /// The same, through the KV cache after a prefill.
+    pub(crate) fn run_with(&self, prefill: Option<usize>) -> Result<Outcome, Ended> {
         static IDLE: Mutex<BTreeMap<PathBuf, Worker>> = Mutex::new(BTreeMap::new());
         let _turn = turn();
         let folder = tempfile::tempdir().unwrap();
@@ -238,7 +243,7 @@ impl Cell<'_> {
         let stop = std::sync::atomic::AtomicBool::new(false);
         let ready = worker.load(self.load(), LIMIT, &stop)?;
         let logits = folder.path().join("logits.safetensors");
-        let forwarded = worker.forward(Forward { logits: logits.clone() }, LIMIT, &stop)?;
+        let forwarded = worker.forward(Forward { logits: logits.clone(), prefill }, LIMIT, &stop)?;
         if shared {
             idle().insert(self.environment.python.clone(), worker);
         }

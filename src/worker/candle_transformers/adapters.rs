@@ -25,6 +25,8 @@ pub(super) struct Adapter {
     /// Which positions it computes.
     pub(super) positions: Positions,
     pub(super) reads_mask: bool,
+    /// Whether a pass can go on from the keys and values of the one before.
+    pub(super) caches: bool,
     /// Keys that the port's `Config` demands and that a config may lack without meaning anything by it.
     pub(super) fill: &'static [(&'static str, Fill)],
     pub(super) load: Load,
@@ -39,6 +41,10 @@ pub(super) enum Fill {
 }
 
 impl Adapter {
+    const fn without_cache(self) -> Self {
+        Self { caches: false, ..self }
+    }
+
     const fn filled(self, fill: &'static [(&'static str, Fill)]) -> Self {
         Self { fill, ..self }
     }
@@ -54,28 +60,56 @@ const FLASH: &[(&str, Fill)] = &[("use_flash_attn", Fill::Inert("false"))];
 
 /// A causal port that returns the last position only.
 const fn last(model_type: &'static str, module: &'static str, load: Load) -> Adapter {
-    Adapter { model_type, module, positions: Positions::Last, reads_mask: false, fill: &[], load }
+    Adapter {
+        model_type,
+        module,
+        positions: Positions::Last,
+        reads_mask: false,
+        caches: true,
+        fill: &[],
+        load,
+    }
 }
 
 /// A causal port that hands out the hidden states of every position.
 const fn all(model_type: &'static str, module: &'static str, load: Load) -> Adapter {
-    Adapter { model_type, module, positions: Positions::All, reads_mask: false, fill: &[], load }
+    Adapter {
+        model_type,
+        module,
+        positions: Positions::All,
+        reads_mask: false,
+        caches: true,
+        fill: &[],
+        load,
+    }
 }
 
 const fn encoder(model_type: &'static str, module: &'static str, load: Load) -> Adapter {
-    Adapter { model_type, module, positions: Positions::All, reads_mask: true, fill: &[], load }
+    Adapter {
+        model_type,
+        module,
+        positions: Positions::All,
+        reads_mask: true,
+        caches: false,
+        fill: &[],
+        load,
+    }
 }
 
 /// The commonest interface: `new(&config, weights)`, `forward(ids, offset)`, `clear_kv_cache()`.
+///
+/// Ports whose `forward` takes no offset count what they have cached themselves.
 macro_rules! decoder {
     ($checkpoint:ident, $module:ident $(, $flash:literal)?) => {{
         causal($checkpoint)?;
         let config: $module::Config = $checkpoint.config()?;
         let mut model =
             $module::Model::new($($flash,)? &config, $checkpoint.weights()).map_err(failure)?;
-        run(move |batch| {
-            model.clear_kv_cache();
-            model.forward(&batch.input_ids, 0)
+        run(move |batch, offset| {
+            if offset == 0 {
+                model.clear_kv_cache();
+            }
+            model.forward(&batch.input_ids, offset)
         })
     }};
 }
@@ -87,7 +121,13 @@ macro_rules! body {
         let config: $module::Config = $checkpoint.config()?;
         let model = $module::Model::new(&config, $checkpoint.weights()).map_err(failure)?;
         let head = head($checkpoint, config.tie_word_embeddings).map_err(failure)?;
-        run(move |batch| head.forward(&model.clone().forward(&batch.input_ids, 0)?))
+        let mut running = model.clone();
+        run(move |batch, offset| {
+            if offset == 0 {
+                running = model.clone();
+            }
+            head.forward(&running.forward(&batch.input_ids, offset)?)
+        })
     }};
 }
 
@@ -112,7 +152,7 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     last("glm4", "glm4_new", |c| load_glm4(c)),
     last("phi", "phi", |c| load_phi(c)),
     last("phi3", "phi3", |c| decoder!(c, phi3)),
-    last("stablelm", "stable_lm", |c| load_stable_lm(c)),
+    last("stablelm", "stable_lm", |c| load_stable_lm(c)).without_cache(),
     last("falcon", "falcon", |c| load_falcon(c)).filled(TRAINING),
     encoder("bert", "bert", |c| load_bert(c)).filled(TRAINING),
     encoder("distilbert", "distilbert", |c| load_distilbert(c)).filled(TRAINING),
@@ -123,7 +163,7 @@ pub(super) const ADAPTERS: &[Adapter] = &[
 ];
 
 #[expect(clippy::unnecessary_wraps, reason = "it is what every loader ends in")]
-fn run(pass: impl FnMut(&Batch) -> Result<Tensor> + 'static) -> std::result::Result<Pass, Failed> {
+fn run(pass: impl FnMut(&Batch, usize) -> Result<Tensor> + 'static) -> std::result::Result<Pass, Failed> {
     Ok(Box::new(pass))
 }
 
@@ -151,7 +191,13 @@ fn load_llama(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     let weights = checkpoint.weights();
     let empty = llama::Cache::new(true, weights.dtype(), &config, weights.device()).map_err(failure)?;
     let model = llama::Llama::load(weights, &config).map_err(failure)?;
-    run(move |batch| model.forward(&batch.input_ids, 0, &mut empty.clone()))
+    let mut cache = empty.clone();
+    run(move |batch, offset| {
+        if offset == 0 {
+            cache = empty.clone();
+        }
+        model.forward(&batch.input_ids, offset, &mut cache)
+    })
 }
 
 fn load_granite(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
@@ -160,15 +206,27 @@ fn load_granite(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     let weights = checkpoint.weights();
     let empty = granite::Cache::new(true, weights.dtype(), &config, weights.device()).map_err(failure)?;
     let model = granite::Granite::load(weights, &config).map_err(failure)?;
-    run(move |batch| model.forward(&batch.input_ids, 0, &mut empty.clone()))
+    let mut cache = empty.clone();
+    run(move |batch, offset| {
+        if offset == 0 {
+            cache = empty.clone();
+        }
+        model.forward(&batch.input_ids, offset, &mut cache)
+    })
 }
 
-/// The port cannot clear its cache: each pass runs a clone of the model whose cache is empty.
+/// The port cannot clear its cache: what begins anew runs a clone of the model whose cache is empty.
 fn load_mixtral(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     causal(checkpoint)?;
     let config: mixtral::Config = checkpoint.config()?;
     let model = mixtral::Model::new(&config, checkpoint.weights()).map_err(failure)?;
-    run(move |batch| model.clone().forward(&batch.input_ids, 0))
+    let mut running = model.clone();
+    run(move |batch, offset| {
+        if offset == 0 {
+            running = model.clone();
+        }
+        running.forward(&batch.input_ids, offset)
+    })
 }
 
 /// The port ties the head to the embedding where the checkpoint has no head, whatever the config says.
@@ -179,9 +237,11 @@ fn load_qwen2(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     let is_tied = !weights.contains_tensor("lm_head.weight");
     let mut model = qwen2::Model::new(&config, weights).map_err(failure)?;
     let head = head(checkpoint, is_tied).map_err(failure)?;
-    run(move |batch| {
-        model.clear_kv_cache();
-        head.forward(&model.forward(&batch.input_ids, 0, None)?)
+    run(move |batch, offset| {
+        if offset == 0 {
+            model.clear_kv_cache();
+        }
+        head.forward(&model.forward(&batch.input_ids, offset, None)?)
     })
 }
 
@@ -189,9 +249,11 @@ fn load_glm4(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     causal(checkpoint)?;
     let config: glm4_new::Config = checkpoint.config()?;
     let mut model = glm4_new::ModelForCausalLM::new(&config, checkpoint.weights()).map_err(failure)?;
-    run(move |batch| {
-        model.clear_kv_cache();
-        model.forward(&batch.input_ids, 0)
+    run(move |batch, offset| {
+        if offset == 0 {
+            model.clear_kv_cache();
+        }
+        model.forward(&batch.input_ids, offset)
     })
 }
 
@@ -199,8 +261,10 @@ fn load_phi(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     causal(checkpoint)?;
     let config: phi::Config = checkpoint.config()?;
     let mut model = phi::Model::new(&config, checkpoint.weights()).map_err(failure)?;
-    run(move |batch| {
-        model.clear_kv_cache();
+    run(move |batch, offset| {
+        if offset == 0 {
+            model.clear_kv_cache();
+        }
         model.forward(&batch.input_ids)
     })
 }
@@ -210,7 +274,7 @@ fn load_stable_lm(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> 
     causal(checkpoint)?;
     let config: stable_lm::Config = checkpoint.config_with(&[("use_cache", false.into())])?;
     let mut model = stable_lm::Model::new(&config, checkpoint.weights()).map_err(failure)?;
-    run(move |batch| model.forward(&batch.input_ids, 0))
+    run(move |batch, _| model.forward(&batch.input_ids, 0))
 }
 
 fn load_falcon(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
@@ -218,8 +282,10 @@ fn load_falcon(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     let config: falcon::Config = checkpoint.config()?;
     config.validate().map_err(|error| unsupported(format!("the port refuses this config.json: {error}")))?;
     let mut model = falcon::Falcon::load(checkpoint.weights(), config).map_err(failure)?;
-    run(move |batch| {
-        model.clear_kv_cache();
+    run(move |batch, offset| {
+        if offset == 0 {
+            model.clear_kv_cache();
+        }
         model.forward(&batch.input_ids)
     })
 }
@@ -230,13 +296,13 @@ fn load_bert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     match checkpoint.head() {
         "ForMaskedLM" => {
             let model = bert::BertForMaskedLM::load(weights, &config).map_err(failure)?;
-            run(move |batch| {
+            run(move |batch, _| {
                 model.forward(&batch.input_ids, &batch.input_ids.zeros_like()?, Some(&batch.attention_mask))
             })
         }
         "" => {
             let model = bert::BertModel::load(weights, &config).map_err(failure)?;
-            run(move |batch| {
+            run(move |batch, _| {
                 model.forward(&batch.input_ids, &batch.input_ids.zeros_like()?, Some(&batch.attention_mask))
             })
         }
@@ -252,11 +318,11 @@ fn load_distilbert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed>
     match checkpoint.head() {
         "ForMaskedLM" => {
             let model = distilbert::DistilBertForMaskedLM::load(weights, &config).map_err(failure)?;
-            run(move |batch| model.forward(&batch.input_ids, &hidden(batch)?))
+            run(move |batch, _| model.forward(&batch.input_ids, &hidden(batch)?))
         }
         "" => {
             let model = distilbert::DistilBertModel::load(weights, &config).map_err(failure)?;
-            run(move |batch| model.forward(&batch.input_ids, &hidden(batch)?))
+            run(move |batch, _| model.forward(&batch.input_ids, &hidden(batch)?))
         }
         other => Err(no_head(other)),
     }
@@ -268,7 +334,7 @@ fn load_xlm_roberta(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed
     match checkpoint.head() {
         "ForMaskedLM" => {
             let model = xlm_roberta::XLMRobertaForMaskedLM::new(&config, weights).map_err(failure)?;
-            run(move |batch| {
+            run(move |batch, _| {
                 let types = batch.input_ids.zeros_like()?;
                 model.forward(&batch.input_ids, &batch.attention_mask, &types, None, None, None)
             })
@@ -277,7 +343,7 @@ fn load_xlm_roberta(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed
             let model =
                 xlm_roberta::XLMRobertaForSequenceClassification::new(checkpoint.labels(), &config, weights)
                     .map_err(failure)?;
-            run(move |batch| {
+            run(move |batch, _| {
                 model.forward(&batch.input_ids, &batch.attention_mask, &batch.input_ids.zeros_like()?)
             })
         }
@@ -291,12 +357,12 @@ fn load_modernbert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed>
     match checkpoint.head() {
         "ForMaskedLM" => {
             let model = modernbert::ModernBertForMaskedLM::load(weights, &config).map_err(failure)?;
-            run(move |batch| model.forward(&batch.input_ids, &batch.attention_mask))
+            run(move |batch, _| model.forward(&batch.input_ids, &batch.attention_mask))
         }
         "ForSequenceClassification" => {
             let model =
                 modernbert::ModernBertForSequenceClassification::load(weights, &config).map_err(failure)?;
-            run(move |batch| model.forward(&batch.input_ids, &batch.attention_mask))
+            run(move |batch, _| model.forward(&batch.input_ids, &batch.attention_mask))
         }
         other => Err(no_head(other)),
     }

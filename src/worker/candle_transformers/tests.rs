@@ -59,10 +59,26 @@ impl Case {
         let path = self.folder.path().join("logits.st");
         // A second pass must find an empty cache again.
         engine.pass()?;
-        let forwarded = engine.forward(&Forward { logits: path.clone() })?;
+        let forwarded = engine.forward(&Forward::new(path.clone()))?;
         let logits = read_logits(&path);
         assert_eq!(forwarded.shape, logits.dims());
         Ok((logits, forwarded.positions))
+    }
+
+    /// Relative L2 over all real positions of a prefill and what follows it against one pass of the same engine.
+    fn cache_difference(&self, engine: &mut dyn Engine, prefill: usize) -> Result<f64, Failed> {
+        engine.load(&self.load(Dtype::F32))?;
+        let path = self.folder.path().join("logits.st");
+        let mut logits = |prefill| -> Result<Vec<f64>, Failed> {
+            engine.forward(&Forward { logits: path.clone(), prefill })?;
+            let logits = read_logits(&path).to_dtype(DType::F64).unwrap();
+            Ok(logits.flatten_all().unwrap().to_vec1().unwrap())
+        };
+        let (decoded, whole) = (logits(Some(prefill))?, logits(None)?);
+        assert_eq!(decoded.len(), whole.len());
+        let square = |x: f64| x * x;
+        let distance: f64 = decoded.iter().zip(&whole).map(|(a, b)| square(a - b)).sum();
+        Ok((distance / whole.iter().map(|&x| square(x)).sum::<f64>()).sqrt())
     }
 
     fn port(&self, dtype: Dtype) -> Result<(Tensor, Positions), Failed> {
@@ -181,4 +197,68 @@ fn what_is_no_port_is_unsupported() {
     let failed = Case::new("gpt2", "", 1, 0).port(Dtype::F32).unwrap_err();
     assert_eq!(failed.kind, FailedKind::Unsupported);
     assert!(failed.message.contains("gpt2"), "{}", failed.message);
+}
+
+#[test]
+fn our_models_give_through_the_cache_what_one_pass_gives() {
+    let catalogue = models::synthetic::catalogue();
+    let mut wrong = Vec::new();
+    for entry in catalogue.iter().filter(|entry| entry.variant.is_empty()) {
+        let case = Case::new(entry.model_type, "", 2, 0);
+        for mode in [Mode::Eager, Mode::Fused] {
+            let mut engine = InMode { engine: CandleEngine::default(), mode };
+            match case.cache_difference(&mut engine, SEQ / 2) {
+                // The same sums in f32 in another order.
+                Ok(difference) if difference < 1e-5 => {}
+                Ok(difference) => wrong.push(format!("{} {mode:?}: {difference:e}", entry.model_type)),
+                Err(failed) if failed.kind == FailedKind::Unsupported => {}
+                Err(failed) => wrong.push(format!("{} {mode:?}: {}", entry.model_type, failed.message)),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Our engine in another mode than eager.
+struct InMode {
+    engine: CandleEngine,
+    mode: Mode,
+}
+
+impl Engine for InMode {
+    fn load(&mut self, load: &Load) -> Result<Ready, Failed> {
+        self.engine.load(&Load { mode: self.mode, ..load.clone() })
+    }
+
+    fn forward(&mut self, forward: &Forward) -> Result<Forwarded, Failed> {
+        self.engine.forward(forward)
+    }
+
+    fn pass(&mut self) -> Result<(), Failed> {
+        self.engine.pass()
+    }
+
+    fn decode(&mut self, tokens: usize) -> Result<Vec<u64>, Failed> {
+        self.engine.decode(tokens)
+    }
+
+    fn trace(&mut self, trace: &Trace) -> Result<(), Failed> {
+        self.engine.trace(trace)
+    }
+}
+
+#[test]
+fn ports_with_a_cache_decode_through_it() {
+    for (model_type, variant) in [("llama", "tiny"), ("qwen2", ""), ("olmo2", ""), ("qwen3", ""), ("phi", "")]
+    {
+        let found =
+            Case::new(model_type, variant, 2, 0).cache_difference(&mut PortEngine::default(), SEQ / 2);
+        let difference = found.unwrap_or_else(|failed| panic!("{model_type}: {}", failed.message));
+        // The same sums in f32 in another order.
+        assert!(difference < 1e-5, "{model_type}: {difference:e}");
+    }
+    for model_type in ["stablelm", "distilbert"] {
+        let found = Case::new(model_type, "", 2, 0).cache_difference(&mut PortEngine::default(), SEQ / 2);
+        assert_eq!(found.unwrap_err().kind, FailedKind::Unsupported, "{model_type}");
+    }
 }

@@ -11,21 +11,37 @@ use safetensors::tensor::TensorView;
 
 use super::failure::Stop;
 use super::load::Loaded;
-use super::{compile, dlpack, memory};
+use super::{cached, compile, dlpack, memory};
 use crate::protocol::{Dtype, Forward, Forwarded, LOGITS, Mode, Positions};
 
-/// Runs one pass and writes its logits.
+/// Runs one pass, or a prefill and what follows it, and writes the logits.
 pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Result<Forwarded, Stop> {
     let torch = loaded.torch.bind(py);
-    let (output, elapsed) = pass(py, loaded)?;
+    let (logits, positions, elapsed) = match request.prefill {
+        None => {
+            let (output, elapsed) = pass(py, loaded)?;
+            let (logits, positions) = logits(&output)?;
+            (logits, positions, elapsed)
+        }
+        Some(prefill) => {
+            let (logits, elapsed) = cached::decode(py, loaded, prefill)?;
+            (logits, Positions::All, elapsed)
+        }
+    };
     let peak_bytes = memory::peak_bytes(torch, &loaded.device)?;
-    let (logits, positions) = logits(&output)?;
     let shape = store(torch, &logits, loaded.dtype, &request.logits)?;
     let notes = match loaded.mode {
         Mode::Compiled | Mode::Frozen => compile::notes(py)?,
         Mode::Eager | Mode::Fused => Vec::new(),
     };
-    Ok(Forwarded { elapsed_ns: elapsed.as_nanos() as u64, shape, positions, peak_bytes, notes })
+    Ok(Forwarded {
+        elapsed_ns: elapsed.as_nanos() as u64,
+        shape,
+        positions,
+        prefill: request.prefill,
+        peak_bytes,
+        notes,
+    })
 }
 
 /// One pass over the inputs.
@@ -64,7 +80,7 @@ pub(super) fn within<T>(context: &Bound<'_, PyAny>, body: impl FnOnce() -> PyRes
     Ok(value)
 }
 
-fn synchronise(torch: &Bound<'_, PyAny>, device: &str) -> PyResult<()> {
+pub(super) fn synchronise(torch: &Bound<'_, PyAny>, device: &str) -> PyResult<()> {
     if device.starts_with("cuda") {
         torch.getattr("cuda")?.call_method1("synchronize", (device,))?;
     }

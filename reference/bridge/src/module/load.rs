@@ -25,6 +25,8 @@ pub(super) struct Loaded {
     /// What is called: the module, or what `torch.compile` made of it.
     pub(super) callable: Py<PyAny>,
     pub(super) arguments: Py<PyDict>,
+    /// Whether it is run as an encoder, which has no cache.
+    pub(super) is_encoder: bool,
     pub(super) mode: Mode,
     pub(super) dtype: Dtype,
     pub(super) float64: Float64,
@@ -52,7 +54,11 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
         translate(&config, &version).map_err(Stop::unsupported)?;
 
     let (config_class, config_object) = config_object(py, &translated, request.attention, &version)?;
-    notes.extend(report::ignored_keys(&config_class, &config_object, &translated)?);
+    let ignored_keys = report::ignored_keys(&config_class, &config_object, &translated)?;
+    if let Some(keys) = ignored_keys.as_ref().filter(|keys| !keys.is_empty()) {
+        let name = config_class.getattr("__name__")?;
+        notes.push(format!("{name} has no field for {}", keys.join(", ")));
+    }
     let is_encoder = is_encoder(py, &config)?;
     let class = auto_class(&config, is_encoder, &mut notes)?;
     let keywords = keywords(py, &torch, request, &config_object, &version)?;
@@ -89,12 +95,13 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
         model: model.unbind(),
         callable: callable.unbind(),
         arguments: arguments.unbind(),
+        is_encoder,
         mode: request.mode,
         dtype: request.dtype,
         float64,
         device: request.device.clone(),
     };
-    let ready = Ready { libraries, load_ns: begun.elapsed().as_nanos() as u64, notes };
+    let ready = Ready { libraries, load_ns: begun.elapsed().as_nanos() as u64, notes, ignored_keys };
     Ok((loaded, ready))
 }
 

@@ -11,12 +11,12 @@ use super::load::attention_name;
 use crate::protocol::Attention;
 use crate::translation::rope_thetas;
 
-/// Notes the keys of `config` that the version's config class has no field for.
+/// The keys of `config` that the version's config class has no field for; `None` where it does not tell.
 pub(super) fn ignored_keys(
     class: &Bound<'_, PyAny>,
     object: &Bound<'_, PyAny>,
     config: &Map<String, Value>,
-) -> Result<Option<String>, Stop> {
+) -> Result<Option<Vec<String>>, Stop> {
     // A config stores whatever key it is given; only a fresh one tells which keys it has by itself.
     // A class that cannot be made without arguments tells nothing.
     let Ok(fresh) = class.call0() else {
@@ -47,11 +47,10 @@ pub(super) fn ignored_keys(
             || known.contains("rope_parameters")
                 && (key.starts_with("rope_") || key == "partial_rotary_factor");
         if !read {
-            ignored.push(key.as_str());
+            ignored.push(key.clone());
         }
     }
-    let name = class.getattr("__name__")?;
-    Ok((!ignored.is_empty()).then(|| format!("{name} has no field for {}", ignored.join(", "))))
+    Ok(Some(ignored))
 }
 
 /// Refuses a model with weights that the checkpoint lacks; notes weights that the model lacks.

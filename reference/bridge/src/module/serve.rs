@@ -12,7 +12,7 @@ use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group};
 
 use super::failure::Stop;
 use super::load::Loaded;
-use super::{capture, descriptors, forward, load, time, trace};
+use super::{capture, descriptors, forward, load, time, tokenize, trace};
 use crate::protocol::{Reply, Request};
 
 /// Answers requests until [`Request::Exit`]; does not return then, so that no destructor of a library
@@ -75,6 +75,7 @@ fn answer(py: Python<'_>, request: Request, loaded: &mut Option<Loaded>) -> Resu
             let model = loaded.as_ref().ok_or_else(missing)?;
             Ok(Reply::Replayed(capture::replay(py, model, &request)?))
         }
+        Request::Tokenize(request) => Ok(Reply::Tokenized(tokenize::tokenize(py, &request)?)),
         Request::Exit => Err(missing()),
     }
 }

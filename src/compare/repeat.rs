@@ -1,0 +1,197 @@
+//! The noise floor: how far a variant is from itself when it computes the same once more.
+
+use serde::{Deserialize, Serialize};
+
+use super::logits::{Logits, LogitsError, Mask, Row};
+use super::matrix::{Matrix, row_in_file};
+use super::verdict::Verdict;
+
+/// A variant against its own repetitions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Noise {
+    /// Against another pass of the same process, after its timed passes; `None` where there is none.
+    pub same_process: Option<Repeat>,
+    /// Against the first pass of a second process.
+    pub second_process: Option<Repeat>,
+    /// Nanoseconds that the repetitions took: a pass, and a worker's start, load and first pass.
+    pub elapsed_ns: u64,
+}
+
+/// Two results of one variant over the real positions that both hold.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Stored", into = "Stored")]
+pub struct Repeat {
+    /// Every value has the same bits, NaN and the sign of zero included.
+    pub bitwise: bool,
+    /// Values whose bits differ.
+    pub differing: u64,
+    /// `sqrt(Σ (a − b)²)` over the values whose bits differ, in units of logits, `[0, ∞]`; NaN where a NaN or two
+    /// infinities of one sign meet another value.
+    pub l2: f64,
+}
+
+/// JSON has no NaN and no infinity: such an L2 is absent.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    bitwise: bool,
+    differing: u64,
+    l2: Option<f64>,
+}
+
+impl From<Stored> for Repeat {
+    fn from(stored: Stored) -> Self {
+        Self::new(stored.differing, stored.l2.unwrap_or(f64::NAN))
+    }
+}
+
+impl From<Repeat> for Stored {
+    fn from(repeat: Repeat) -> Self {
+        Self {
+            bitwise: repeat.bitwise,
+            differing: repeat.differing,
+            l2: Some(repeat.l2).filter(|l2| l2.is_finite()),
+        }
+    }
+}
+
+impl Repeat {
+    /// `differing` values, and the L2 of the differences.
+    pub fn new(differing: u64, l2: f64) -> Self {
+        Self { bitwise: differing == 0, differing, l2 }
+    }
+}
+
+impl Noise {
+    /// The larger self L2 of the repetitions that were made, NaN where one is; `None` where none was made.
+    pub fn l2(&self) -> Option<f64> {
+        let both = self.same_process.iter().chain(&self.second_process).map(|repeat| repeat.l2);
+        both.reduce(|a, b| if a.is_nan() || a > b { a } else { b })
+    }
+
+    /// True where every repetition that was made has the same bits.
+    pub fn is_bitwise(&self) -> bool {
+        self.same_process.iter().chain(&self.second_process).all(|repeat| repeat.bitwise)
+    }
+
+    /// In words what does not repeat itself; `None` where everything does.
+    pub fn said(&self) -> Option<String> {
+        let part = |repeat: &Option<Repeat>, place: &str| {
+            repeat.filter(|repeat| !repeat.bitwise).map(|repeat| {
+                let logits = if repeat.differing == 1 { "logit differs" } else { "logits differ" };
+                format!("{} {logits} in {place}, self L2 {:.3e}", repeat.differing, repeat.l2)
+            })
+        };
+        let parts: Vec<String> =
+            [part(&self.same_process, "the same process"), part(&self.second_process, "a second process")]
+                .into_iter()
+                .flatten()
+                .collect();
+        (!parts.is_empty()).then(|| format!("not deterministic: {}", parts.join("; ")))
+    }
+}
+
+/// L2 of a pair in units of the noise: over the larger self L2 of its sides. `None` where neither side's noise is
+/// known, or the noise is 0 and there is nothing to count in, or the L2 is NaN.
+pub fn multiple(l2: f64, a: Option<&Noise>, b: Option<&Noise>) -> Option<f64> {
+    let noise = a.and_then(Noise::l2).into_iter().chain(b.and_then(Noise::l2)).fold(0.0, f64::max);
+    (noise > 0.0 && !l2.is_nan()).then(|| l2 / noise)
+}
+
+/// `2.9`, `1.4e6`.
+pub fn times(multiple: f64) -> String {
+    if multiple < 1000.0 { format!("{multiple:.1}") } else { format!("{multiple:.1e}") }
+}
+
+/// Names in the evidence of each verdict the sides that do not repeat themselves, and how the pair stands to that.
+/// `noises` has an entry per variant of the matrix.
+pub fn annotate(verdicts: &mut [Verdict], matrix: &Matrix, noises: &[Option<Noise>]) {
+    let index = |name: &String| matrix.names.iter().position(|known| known == name);
+    for verdict in verdicts {
+        let (Some(a), Some(b)) = (index(&verdict.a), index(&verdict.b)) else { continue };
+        let Some(pair) = matrix.compared(a, b) else { continue };
+        let noise = |variant: usize| noises.get(variant).and_then(Option::as_ref);
+        let mut said = Vec::new();
+        for variant in [a, b] {
+            if let Some(words) = noise(variant).and_then(Noise::said) {
+                said.push(format!("{} is {words}", matrix.names[variant]));
+            }
+        }
+        if said.is_empty() {
+            continue;
+        }
+        if let Some(multiple) = multiple(pair.l2, noise(a), noise(b)) {
+            said.push(format!("the pair's L2 is {} times that noise", times(multiple)));
+        }
+        verdict.evidence = format!("{}; {}", verdict.evidence, said.join("; "));
+    }
+}
+
+/// Compares two logits files of one variant.
+///
+/// # Errors
+/// A file cannot be read, or the two are of different shapes.
+pub fn repeat(a: &Logits, b: &Logits, mask: Option<&Mask>) -> Result<Repeat, LogitsError> {
+    if (a.shape(), a.positions()) != (b.shape(), b.positions()) {
+        let problem = format!("holds logits {:?} where the first pass gave {:?}", b.shape(), a.shape());
+        return Err(LogitsError::invalid(b.path(), problem));
+    }
+    let [batch, seq, _] = a.shape();
+    let all = Mask::all_real(batch, seq);
+    let mask = mask.filter(|mask| mask.batch() == batch).unwrap_or(&all);
+    let (mut row_a, mut row_b) = (Row::default(), Row::default());
+    let (mut differing, mut squares) = (0, 0.0);
+    for row in 0..batch {
+        for position in (0..mask.seq()).filter(|&position| mask.is_real(row, position)) {
+            let Some(held) = row_in_file(a, mask, position).filter(|&held| held < seq) else { continue };
+            a.read_row(row * seq + held, &mut row_a)?;
+            b.read_row(row * seq + held, &mut row_b)?;
+            for (x, y) in row_a.to_f64().into_iter().zip(row_b.to_f64()) {
+                if x.to_bits() != y.to_bits() {
+                    differing += 1;
+                    squares += (x - y) * (x - y);
+                }
+            }
+        }
+    }
+    Ok(Repeat::new(differing, f64::sqrt(squares)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(same: Option<(u64, f64)>, second: Option<(u64, f64)>) -> Noise {
+        let repeat = |of: Option<(u64, f64)>| of.map(|(differing, l2)| Repeat::new(differing, l2));
+        Noise { same_process: repeat(same), second_process: repeat(second), elapsed_ns: 1 }
+    }
+
+    #[test]
+    fn the_noise_is_the_larger_self_difference_and_nan_is_larger_than_any() {
+        assert_eq!(noise(None, None).l2(), None);
+        assert_eq!(noise(Some((0, 0.0)), Some((3, 0.5))).l2(), Some(0.5));
+        assert_eq!(noise(Some((3, 0.5)), Some((0, 0.0))).l2(), Some(0.5));
+        for order in [[Some((1, f64::NAN)), Some((3, 0.5))], [Some((3, 0.5)), Some((1, f64::NAN))]] {
+            assert!(noise(order[0], order[1]).l2().is_some_and(f64::is_nan));
+        }
+    }
+
+    #[test]
+    fn a_multiple_needs_a_noise_to_count_in() {
+        let (still, loud) = (noise(Some((0, 0.0)), None), noise(Some((1, 0.25)), None));
+        assert_eq!(multiple(1.0, Some(&still), Some(&still)), None);
+        assert_eq!(multiple(1.0, None, None), None);
+        assert_eq!(multiple(f64::NAN, Some(&loud), None), None);
+        assert_eq!(multiple(1.0, Some(&still), Some(&loud)), Some(4.0));
+    }
+
+    #[test]
+    fn what_json_cannot_hold_survives_a_record() {
+        for l2 in [0.0, 0.125, f64::NAN] {
+            let before = Repeat::new(u64::from(l2.to_bits() != 0), l2);
+            let text = serde_json::to_string(&before).unwrap();
+            let after: Repeat = serde_json::from_str(&text).unwrap();
+            assert_eq!((before.bitwise, before.differing), (after.bitwise, after.differing));
+            assert!(after.l2.to_bits() == l2.to_bits() || l2.is_nan() && after.l2.is_nan());
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What differed between variants before they computed anything: config keys, tokenizers, packages.
+
+use super::{CaseView, RunView};
+use crate::compare::metrics::Side;
+use crate::results::{Outcome, TokenizerParity};
+use crate::variant::Variant;
+
+/// A config key that some versions list as one they have no use for and others do not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PartlyRead {
+    pub(crate) checkpoint: String,
+    pub(crate) key: String,
+    pub(crate) ignored_by: Vec<String>,
+    pub(crate) not_ignored_by: Vec<String>,
+}
+
+/// Two versions' environments, and what the versions made of it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct EnvironmentPair {
+    pub(crate) a: String,
+    pub(crate) b: String,
+    /// The largest relative L2 between their variants of one mode, attention and dtype, A being the reference.
+    pub(crate) relative_l2: Option<f64>,
+    /// Name, version in A, version in B of what is not the same.
+    pub(crate) packages: Vec<(String, Option<String>, Option<String>)>,
+}
+
+impl EnvironmentPair {
+    /// `numpy 2.3.0 → 2.4.1; only in 5.23.0: httpx 0.28.1`.
+    pub(crate) fn text(&self) -> String {
+        let both = self.packages.iter().filter_map(|(name, a, b)| {
+            let (a, b) = (a.as_ref()?, b.as_ref()?);
+            Some(format!("{name} {a} → {b}"))
+        });
+        let only =
+            |version: &str, of: &dyn Fn(&(String, Option<String>, Option<String>)) -> Option<String>| {
+                let names: Vec<String> = self.packages.iter().filter_map(of).collect();
+                (!names.is_empty()).then(|| format!("only in {version}: {}", names.join(", ")))
+            };
+        let in_a =
+            only(&self.a, &|(name, a, b)| a.as_ref().filter(|_| b.is_none()).map(|a| format!("{name} {a}")));
+        let in_b =
+            only(&self.b, &|(name, a, b)| b.as_ref().filter(|_| a.is_none()).map(|b| format!("{name} {b}")));
+        let both: Vec<String> = both.collect();
+        let both = (!both.is_empty()).then(|| both.join(", "));
+        let parts: Vec<String> = [both, in_a, in_b].into_iter().flatten().collect();
+        if parts.is_empty() { "none".to_owned() } else { parts.join("; ") }
+    }
+}
+
+/// The keys of each checkpoint's config that one side ignores and another does not list, by version. Runners that
+/// cannot tell are not counted, and ids of special tokens are left out: no logit depends on them.
+pub(crate) fn partly_read(run: &RunView) -> Vec<PartlyRead> {
+    let mut found: Vec<PartlyRead> = Vec::new();
+    for case in &run.cases {
+        let told: Vec<(&String, &Vec<String>)> = case
+            .cells
+            .iter()
+            .filter_map(|cell| match &cell.outcome {
+                Outcome::Completed(completed) => {
+                    Some((&cell.variant.version, completed.ignored_keys.as_ref()?))
+                }
+                _ => None,
+            })
+            .collect();
+        let keys = told.iter().flat_map(|(_, keys)| keys.iter());
+        let mut keys: Vec<&String> = keys.filter(|key| !key.ends_with("_token_id")).collect();
+        keys.sort();
+        keys.dedup();
+        for key in keys {
+            let names = |ignores: bool| -> Vec<String> {
+                let side = told.iter().filter(|(_, keys)| keys.contains(key) == ignores);
+                let mut names: Vec<String> = side.map(|(name, _)| (*name).clone()).collect();
+                names.dedup();
+                names
+            };
+            let (ignored_by, not_ignored_by) = (names(true), names(false));
+            // The cases of one checkpoint say the same.
+            let is_known =
+                found.iter().any(|known| (&known.checkpoint, &known.key) == (&case.checkpoint, key));
+            if !not_ignored_by.is_empty() && !is_known {
+                found.push(PartlyRead {
+                    checkpoint: case.checkpoint.clone(),
+                    key: key.clone(),
+                    ignored_by,
+                    not_ignored_by,
+                });
+            }
+        }
+    }
+    found
+}
+
+/// Every tokenizer that was held against the run's ids: checkpoint, version, finding.
+pub(crate) fn tokenizers(run: &RunView) -> Vec<(&str, &str, &TokenizerParity)> {
+    let cells = run.cases.iter().flat_map(|case| case.cells.iter().map(move |cell| (case, cell)));
+    cells
+        .filter_map(|(case, cell)| match &cell.outcome {
+            Outcome::Completed(completed) => {
+                let found = completed.tokenizer.as_ref()?;
+                Some((case.checkpoint.as_str(), cell.variant.version.as_str(), found))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+/// Every two versions whose environments are known, in order.
+pub(crate) fn environments(run: &RunView) -> Vec<EnvironmentPair> {
+    let mut pairs = Vec::new();
+    for (index, (b, packages_b)) in run.packages.iter().enumerate() {
+        for (a, packages_a) in &run.packages[..index] {
+            let mut names: Vec<&String> = packages_a.keys().chain(packages_b.keys()).collect();
+            names.sort();
+            names.dedup();
+            let versions = names
+                .into_iter()
+                .map(|name| (name.clone(), packages_a.get(name).cloned(), packages_b.get(name).cloned()));
+            pairs.push(EnvironmentPair {
+                a: a.clone(),
+                b: b.clone(),
+                relative_l2: largest(run, a, b),
+                packages: versions.filter(|(_, a, b)| a != b).collect(),
+            });
+        }
+    }
+    pairs
+}
+
+fn largest(run: &RunView, a: &str, b: &str) -> Option<f64> {
+    let mut shares = Vec::new();
+    for case in &run.cases {
+        for (i, first) in case.cells.iter().enumerate().filter(|(_, cell)| cell.variant.version == a) {
+            for (j, second) in case.cells.iter().enumerate().filter(|(_, cell)| cell.variant.version == b) {
+                if alike(&first.variant, &second.variant)
+                    && let Some(share) = share(case, i, j)
+                {
+                    shares.push(share);
+                }
+            }
+        }
+    }
+    shares.into_iter().reduce(|a, b| if a.is_nan() || a > b { a } else { b })
+}
+
+fn alike(a: &Variant, b: &Variant) -> bool {
+    (a.runner, a.mode, a.attention, a.dtype, &a.device) == (b.runner, b.mode, b.attention, b.dtype, &b.device)
+}
+
+fn share(case: &CaseView, a: usize, b: usize) -> Option<f64> {
+    let pair = case.matrix.compared(a, b)?;
+    Some(pair.relative_l2(if a <= b { Side::A } else { Side::B }))
+}

@@ -1,0 +1,180 @@
+//! A sweep's verdicts in one table: a row per pair of variants, a column per value of each axis, the worst verdict
+//! of all cells that have that value.
+
+use super::{CaseView, RunView};
+use crate::compare::verdict::{Decision, Verdict};
+use crate::config::Padding;
+use crate::summary::ONE_PASS;
+use crate::variant::{Variant, dtype_name};
+
+/// A collapsed sweep.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Sweep {
+    /// `("length", "512")`, axis by axis.
+    pub(crate) columns: Vec<(&'static str, String)>,
+    pub(crate) rows: Vec<Row>,
+}
+
+/// One pair of variants, dtypes left out.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Row {
+    pub(crate) a: String,
+    pub(crate) b: String,
+    /// Over everything.
+    pub(crate) worst: Mark,
+    /// One per column; `None` where the pair has no verdict there.
+    pub(crate) marks: Vec<Option<Mark>>,
+}
+
+/// The worst of several verdicts.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Mark {
+    pub(crate) decision: Decision,
+    /// How many of them are that bad.
+    pub(crate) count: usize,
+    pub(crate) of: usize,
+}
+
+impl Mark {
+    fn add(mark: &mut Option<Self>, decision: &Decision) {
+        let Some(known) = mark else {
+            *mark = Some(Self { decision: decision.clone(), count: 1, of: 1 });
+            return;
+        };
+        known.of += 1;
+        match rank(decision).cmp(&rank(&known.decision)) {
+            std::cmp::Ordering::Greater => {
+                known.decision = decision.clone();
+                known.count = 1;
+            }
+            std::cmp::Ordering::Equal => known.count += 1,
+            std::cmp::Ordering::Less => {}
+        }
+    }
+
+    /// `diverged 1/4`, `identical`.
+    pub(crate) fn text(&self) -> String {
+        let word = self.decision.word();
+        if self.count == self.of { word.to_owned() } else { format!("{word} {}/{}", self.count, self.of) }
+    }
+
+    pub(crate) fn is_good(&self) -> bool {
+        matches!(self.decision, Decision::Identical | Decision::SameMathematics)
+    }
+}
+
+/// From good to bad. What was not run is worse than rounding, for nothing is known of it.
+fn rank(decision: &Decision) -> u8 {
+    match decision {
+        Decision::Identical => 0,
+        Decision::SameMathematics => 1,
+        Decision::NotRun { .. } => 2,
+        Decision::WorseRounding { .. } => 3,
+        Decision::Incomparable { .. } => 4,
+        Decision::Diverged => 5,
+    }
+}
+
+/// The run's verdicts as one table; `None` where there is one case in one dtype, whose own table says it all.
+pub(crate) fn sweep(run: &RunView) -> Option<Sweep> {
+    let placed: Vec<Placed> = run
+        .cases
+        .iter()
+        .flat_map(|case| case.verdicts.iter().filter_map(|verdict| Placed::new(case, verdict)))
+        .collect();
+    let mut columns: Vec<(&'static str, String)> = Vec::new();
+    for axis in AXES {
+        let mut values: Vec<String> = Vec::new();
+        for placed in &placed {
+            if let Some(value) = placed.value(axis)
+                && !values.contains(value)
+            {
+                values.push(value.clone());
+            }
+        }
+        if values.len() > 1 {
+            columns.extend(values.into_iter().map(|value| (axis, value)));
+        }
+    }
+    // An oracle adds f64 to any run.
+    let dtypes =
+        columns.iter().filter(|(axis, value)| *axis == "dtype" && value != "f64" && value != "mixed");
+    if columns.is_empty() || run.cases.len() == 1 && dtypes.count() < 2 {
+        return None;
+    }
+    let mut rows: Vec<(String, String, Option<Mark>, Vec<Option<Mark>>)> = Vec::new();
+    for placed in &placed {
+        let index = rows.iter().position(|row| (&row.0, &row.1) == (&placed.a, &placed.b));
+        let index = index.unwrap_or_else(|| {
+            rows.push((placed.a.clone(), placed.b.clone(), None, vec![None; columns.len()]));
+            rows.len() - 1
+        });
+        let (_, _, worst, marks) = &mut rows[index];
+        Mark::add(worst, placed.decision);
+        for (mark, (axis, value)) in marks.iter_mut().zip(&columns) {
+            if placed.value(axis) == Some(value) {
+                Mark::add(mark, placed.decision);
+            }
+        }
+    }
+    let row =
+        |(a, b, worst, marks): (String, String, Option<Mark>, _)| Some(Row { a, b, worst: worst?, marks });
+    Some(Sweep { columns, rows: rows.into_iter().filter_map(row).collect() })
+}
+
+const AXES: [&str; 6] = ["checkpoint", "length", "batch", "padding", "prefill", "dtype"];
+
+/// A verdict with its place on each axis.
+struct Placed<'a> {
+    a: String,
+    b: String,
+    decision: &'a Decision,
+    values: [Option<String>; AXES.len()],
+}
+
+impl<'a> Placed<'a> {
+    fn new(case: &CaseView, verdict: &'a Verdict) -> Option<Self> {
+        let variant = |name: &str| {
+            let name = name.strip_suffix(ONE_PASS).unwrap_or(name);
+            case.cells.iter().find(|cell| cell.name == name)
+        };
+        let (cell_a, cell_b) = (variant(&verdict.a)?, variant(&verdict.b)?);
+        let (dtype_a, dtype_b) = (cell_a.variant.dtype, cell_b.variant.dtype);
+        let dtype = if dtype_a == dtype_b { dtype_name(dtype_a) } else { "mixed" };
+        let label = |name: &str, variant: &Variant| {
+            let suffix = if name.ends_with(ONE_PASS) { ONE_PASS } else { "" };
+            format!("{}{suffix}", without_dtype(name.strip_suffix(ONE_PASS).unwrap_or(name), variant))
+        };
+        let axes = case.axes;
+        let side = |side: Option<Padding>| match side {
+            None => "none",
+            Some(Padding::Left) => "left",
+            Some(Padding::Right) => "right",
+        };
+        Some(Self {
+            a: label(&verdict.a, &cell_a.variant),
+            b: label(&verdict.b, &cell_b.variant),
+            decision: &verdict.decision,
+            values: [
+                Some(case.checkpoint.clone()),
+                axes.map(|axes| axes.length.to_string()),
+                axes.map(|axes| axes.batch.to_string()),
+                axes.map(|axes| side(axes.padding).to_owned()),
+                axes.map(|axes| axes.prefill.map_or_else(|| "one pass".to_owned(), |n| n.to_string())),
+                Some(dtype.to_owned()),
+            ],
+        })
+    }
+
+    fn value(&self, axis: &str) -> Option<&String> {
+        AXES.iter().position(|known| *known == axis).and_then(|index| self.values[index].as_ref())
+    }
+}
+
+/// The variant's name without its dtype, which has columns of its own.
+fn without_dtype(name: &str, variant: &Variant) -> String {
+    if !variant.qualified {
+        return name.to_owned();
+    }
+    name.replacen(&format!("_{}", dtype_name(variant.dtype)), "", 1)
+}
