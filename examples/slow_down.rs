@@ -165,6 +165,7 @@ impl Engine for Work {
         Ok(Forwarded {
             elapsed_ns: 1,
             shape: SHAPE.to_vec(),
+            prefill: None,
             positions: Positions::All,
             peak_bytes: None,
             notes: Vec::new(),

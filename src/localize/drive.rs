@@ -244,7 +244,7 @@ impl<'a> Open<'a> {
     /// The logits of one pass.
     fn forward(&self, side: &mut Live, name: &str) -> Result<(std::path::PathBuf, Positions), LocalizeError> {
         let path = self.scratch.join(format!("{name}.safetensors"));
-        match side.ask(&Ask::Forward(Forward { logits: path.clone() }))? {
+        match side.ask(&Ask::Forward(Forward::new(path.clone())))? {
             Reply::Forwarded(forwarded) => Ok((path, forwarded.positions)),
             _ => Err(side.out_of_turn()),
         }

@@ -22,7 +22,7 @@ fn logits(setting: &Setting, name: &str, load: Load) -> Entry {
     let mut session = InProcess.start(PathBuf::new(), &stop).unwrap();
     let limit = std::time::Duration::from_mins(1);
     session.ask(&Request::Load(load), limit).unwrap();
-    session.ask(&Request::Forward(Forward { logits: path.clone() }), limit).unwrap();
+    session.ask(&Request::Forward(Forward::new(path.clone())), limit).unwrap();
     Entry { name: name.into(), dtype, logits: Ok(Logits::open(&path, Positions::All).unwrap()) }
 }
 
