@@ -50,7 +50,7 @@ pub struct Order<'a> {
 /// A question without an answer: sides that are unknown, reversed, or do not differ; a step that cannot be written.
 pub fn begin(order: &Order, question: Question, results: &Path) -> Result<ExitCode> {
     let stamp = jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string();
-    let folder = (1..)
+    let folder = (1..=u32::MAX)
         .map(|attempt| if attempt == 1 { stamp.clone() } else { format!("{stamp}_{attempt}") })
         .map(|name| results.join(format!("bisect_{name}")))
         .find(|folder| !folder.exists())
@@ -188,7 +188,7 @@ impl Pursuit<'_> {
         let ended = thread::scope(|scope| {
             let mut under_way = UnderWay::new();
             let mut begun: Vec<usize> = Vec::new();
-            while let Some(next) = self.next(&log.phases[self.index], question.scan) {
+            while let Some(next) = Self::next(&log.phases[self.index], question.scan) {
                 if self.order.stop.load(Ordering::Relaxed) {
                     return Ok(false);
                 }
@@ -269,7 +269,7 @@ impl Pursuit<'_> {
     }
 
     /// What is tested next; nothing when the phase has ended.
-    fn next(&self, phase: &Phase, is_scan: bool) -> Option<Next> {
+    fn next(phase: &Phase, is_scan: bool) -> Option<Next> {
         let last = phase.revisions.len() - 1;
         if is_scan {
             let revision = (1..=last).find(|&index| phase.step(index).is_none())?;

@@ -228,8 +228,7 @@ impl Gate {
                 Err(reason) => Outcome::Failed { evidence: reason.clone() },
             },
             Metric::Verdict => match &numbers.verdict {
-                Err(reason) => Outcome::Unknown { reason: reason.clone() },
-                Ok(Decision::NotRun { reason }) => Outcome::Unknown { reason: reason.clone() },
+                Err(reason) | Ok(Decision::NotRun { reason }) => Outcome::Unknown { reason: reason.clone() },
                 // Both have logits, and not about the same thing: that is a finding whatever the limit.
                 Ok(Decision::Incomparable { reason }) => Outcome::Failed { evidence: reason.clone() },
                 Ok(decision) => self.judge(rank(decision), || format!("the verdict is {}", decision.word())),

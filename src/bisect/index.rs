@@ -26,7 +26,7 @@ const CERTIFICATES: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 /// Longest wait for the whole list.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 /// Bytes of a list; PyPI's is 0.2 MB.
 const LARGEST: u64 = 64 << 20;
 

@@ -22,8 +22,11 @@ pub(crate) struct EnvironmentPair {
     /// The largest relative L2 between their variants of one mode, attention and dtype, A being the reference.
     pub(crate) relative_l2: Option<f64>,
     /// Name, version in A, version in B of what is not the same.
-    pub(crate) packages: Vec<(String, Option<String>, Option<String>)>,
+    pub(crate) packages: Vec<Package>,
 }
+
+/// A package's name, its version in A and its version in B.
+type Package = (String, Option<String>, Option<String>);
 
 impl EnvironmentPair {
     /// `numpy 2.3.0 → 2.4.1; only in 5.23.0: httpx 0.28.1`.
@@ -32,11 +35,10 @@ impl EnvironmentPair {
             let (a, b) = (a.as_ref()?, b.as_ref()?);
             Some(format!("{name} {a} → {b}"))
         });
-        let only =
-            |version: &str, of: &dyn Fn(&(String, Option<String>, Option<String>)) -> Option<String>| {
-                let names: Vec<String> = self.packages.iter().filter_map(of).collect();
-                (!names.is_empty()).then(|| format!("only in {version}: {}", names.join(", ")))
-            };
+        let only = |version: &str, of: &dyn Fn(&Package) -> Option<String>| {
+            let names: Vec<String> = self.packages.iter().filter_map(of).collect();
+            (!names.is_empty()).then(|| format!("only in {version}: {}", names.join(", ")))
+        };
         let in_a =
             only(&self.a, &|(name, a, b)| a.as_ref().filter(|_| b.is_none()).map(|a| format!("{name} {a}")));
         let in_b =

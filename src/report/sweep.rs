@@ -102,7 +102,7 @@ pub(crate) fn sweep(run: &RunView) -> Option<Sweep> {
     if columns.is_empty() || run.cases.len() == 1 && dtypes.count() < 2 {
         return None;
     }
-    let mut rows: Vec<(String, String, Option<Mark>, Vec<Option<Mark>>)> = Vec::new();
+    let mut rows: Vec<Unfinished> = Vec::new();
     for placed in &placed {
         let index = rows.iter().position(|row| (&row.0, &row.1) == (&placed.a, &placed.b));
         let index = index.unwrap_or_else(|| {
@@ -117,10 +117,12 @@ pub(crate) fn sweep(run: &RunView) -> Option<Sweep> {
             }
         }
     }
-    let row =
-        |(a, b, worst, marks): (String, String, Option<Mark>, _)| Some(Row { a, b, worst: worst?, marks });
+    let row = |(a, b, worst, marks): Unfinished| Some(Row { a, b, worst: worst?, marks });
     Some(Sweep { columns, rows: rows.into_iter().filter_map(row).collect() })
 }
+
+/// The fields of a [`Row`] while its verdicts are still being added.
+type Unfinished = (String, String, Option<Mark>, Vec<Option<Mark>>);
 
 const AXES: [&str; 6] = ["checkpoint", "length", "batch", "padding", "prefill", "dtype"];
 
