@@ -70,6 +70,7 @@ pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
             decode: DECODED,
             rounds: choice.rounds,
             trace: false,
+            noise: false,
             oracle: false,
             baseline: None,
             fail_on: Vec::new(),

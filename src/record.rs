@@ -36,6 +36,7 @@ pub fn config(base: &Config) -> Result<Config> {
             modes: vec![Mode::Eager],
             attention: base.run.attention.iter().take(1).copied().collect(),
             trace: false,
+            noise: false,
             oracle: true,
             baseline: None,
             fail_on: Vec::new(),

@@ -332,8 +332,10 @@ impl<'a> Schedule<'a> {
         ran.cells.push(cell);
     }
 
+    /// Absolute, for workers are told of it, and a command works in a folder of its own.
     fn case_folder(&self) -> PathBuf {
-        self.folder.case_folder(self.manifest, &self.case.name)
+        let folder = self.folder.case_folder(self.manifest, &self.case.name);
+        std::path::absolute(&folder).unwrap_or(folder)
     }
 
     fn log_path(&self, job: &Job) -> PathBuf {

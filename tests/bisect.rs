@@ -160,13 +160,13 @@ fn a_scan_tells_a_second_fault_from_the_first() {
 
 #[test]
 fn a_slow_down_and_a_port_that_stops_loading_are_found() {
-    // 2 ms against 6 ms of sleep; 60 % lies far from both 0 and the planted 200 %.
+    // 10 ms against 30 ms of sleep; 60 % lies far from both 0 and the planted 200 %.
     let sandbox = port("....s...", "rounds = 4\niterations = 3\nwarm_up = 0");
     let output = bisect(&sandbox, "c0", "c7", &["--test", "p50>60%"]);
     let slow = log(&folder(&sandbox));
     assert_eq!(changes(&slow), [(3, 4, "came".to_owned())], "{}", stderr(&output));
     let time = &slow["phases"][0]["steps"][0]["pairs"][0]["time"];
-    assert!(time[1].as_f64().unwrap() > 1.6, "the interval leaves out the limit: {time}");
+    assert!(time[1].as_f64().unwrap() > 1.0, "the interval leaves out no change: {time}");
 
     let sandbox = port("..l...", "trace = false");
     let output = bisect(&sandbox, "c0", "c5", &["--test", "loads"]);

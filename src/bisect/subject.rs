@@ -96,6 +96,7 @@ impl Subject {
         run.against = None;
         run.fail_on.clear();
         run.trace = false;
+        run.noise = false;
         run.decode = 0;
         if question.test.is_on_times() {
             run.rounds = if run.rounds == 0 { Config::default().run.rounds } else { run.rounds };
