@@ -7,7 +7,7 @@ mod table;
 
 use std::path::Path;
 
-use miette::{IntoDiagnostic, Result, WrapErr};
+use miette::Result;
 use reference::protocol::{Attention, Dtype, Mode, Positions};
 use serde::Serialize;
 
@@ -104,15 +104,9 @@ fn dtype_order(config: &Config, dtype: Dtype) -> Option<usize> {
 /// When the run cannot be read or the files cannot be written.
 pub fn write(run: &Path) -> Result<String> {
     let folder = RunFolder::open(run)?;
-    let manifest = folder.manifest()?;
-    let cells = manifest.cases.iter().map(|case| folder.cells(&manifest, case));
-    let cells = cells.collect::<std::result::Result<Vec<_>, _>>()?;
-    let view = summary::view(&folder, &manifest, &cells, &manifest.config.tolerances)?;
-    let bench = fold(&view);
-    let json = serde_json::to_vec_pretty(&bench).into_diagnostic().wrap_err("the benchmark as JSON")?;
-    folder.write("bench.json", &json)?;
+    let bench = fold(&summary::saved(&folder)?);
     let markdown = table::markdown(&bench);
-    folder.write("bench.md", markdown.as_bytes())?;
+    summary::write_folded(&folder, "bench", &bench, &markdown)?;
     Ok(markdown)
 }
 

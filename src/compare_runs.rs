@@ -17,7 +17,7 @@ use crate::gates::{self, Gate, Judged};
 use crate::outcome::ExitCode;
 use crate::progress::Progress;
 use crate::report::{RunView, github};
-use crate::results::{Case, Cell, Completed, Outcome, ResultsError, RunFolder};
+use crate::results::{Case, Cell, Completed, Outcome, RunFolder};
 use crate::summary;
 use crate::variant::{Runner, Variant};
 
@@ -34,7 +34,7 @@ pub fn compare(runs: &[PathBuf], fail_on: &[Gate], progress: &Progress) -> Resul
         if !fail_on.is_empty() {
             manifest.config.run.fail_on = fail_on.to_vec();
         }
-        let cells = cells(&folder)?;
+        let cells = folder.all_cells(&manifest)?;
         return summary::write(&folder, &manifest, &cells, &manifest.config.tolerances, progress);
     }
     let mut tolerances = Tolerances::default();
@@ -47,7 +47,7 @@ pub fn compare(runs: &[PathBuf], fail_on: &[Gate], progress: &Progress) -> Resul
         let folder = RunFolder::open(path)?;
         let manifest = folder.manifest()?;
         tolerances = manifest.config.tolerances;
-        for (case, cells) in manifest.cases.iter().zip(cells(&folder)?) {
+        for (case, cells) in manifest.cases.iter().zip(folder.all_cells(&manifest)?) {
             let files = folder.case_folder(&manifest, &case.name);
             let logits = cells.iter().map(|cell| summary::entry(cell, &files)).collect();
             sides.push(Side { run: name(path), case: case.clone(), inputs: Some(files), cells, logits });
@@ -68,11 +68,6 @@ struct Side {
     inputs: Option<PathBuf>,
     cells: Vec<Cell>,
     logits: Vec<Entry>,
-}
-
-fn cells(folder: &RunFolder) -> Result<Vec<Vec<Cell>>, ResultsError> {
-    let manifest = folder.manifest()?;
-    manifest.cases.iter().map(|case| folder.cells(&manifest, case)).collect()
 }
 
 /// Cases of equal checkpoint and inputs become one.
@@ -162,19 +157,10 @@ fn ancestors(path: &Path) -> Result<Side> {
             logits: file,
             shape: opened.as_ref().map_or_else(|_| Vec::new(), |logits| logits.shape().to_vec()),
             positions: Positions::Last,
-            trace: None,
-            libraries: BTreeMap::new(),
             notes: vec!["saved by the older Python framework; its timings are not read".to_owned()],
             load_ns: 0,
             first_call_ns: 0,
-            rounds_ns: Vec::new(),
-            decode_rounds_ns: Vec::new(),
-            round_numbers: Vec::new(),
-            peak_bytes: None,
-            unfinished: None,
-            noise: None,
-            ignored_keys: None,
-            tokenizer: None,
+            ..Completed::default()
         };
         let cell = Cell::new(&variant, "", Outcome::Completed(completed));
         cells.push(Cell { name: name.clone(), ..cell });

@@ -120,6 +120,26 @@ pub struct Tally {
     pub unsupported: usize,
 }
 
+impl Tally {
+    /// `2 identical, 13 same mathematics`; `none` without a pair.
+    pub(crate) fn pairs(&self) -> String {
+        let counts = [
+            (self.identical, "identical"),
+            (self.same_mathematics, "same mathematics"),
+            (self.worse_rounding, "worse rounding"),
+            (self.diverged, "diverged"),
+            (self.incomparable, "incomparable"),
+            (self.not_run, "not run"),
+        ];
+        let said: Vec<String> = counts
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, word)| format!("{count} {word}"))
+            .collect();
+        if said.is_empty() { "none".to_owned() } else { said.join(", ") }
+    }
+}
+
 impl RunView {
     /// Counts verdicts and failures.
     pub fn tally(&self) -> Tally {

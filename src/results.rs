@@ -144,7 +144,7 @@ pub enum Outcome {
 }
 
 /// What a finished cell left.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Completed {
     /// Logits file, relative to the case's folder.
     pub logits: PathBuf,

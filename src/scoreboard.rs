@@ -7,7 +7,7 @@ mod table;
 
 use std::path::Path;
 
-use miette::{IntoDiagnostic, Result, WrapErr};
+use miette::Result;
 use models::synthetic::catalogue;
 use reference::protocol::{Attention, Dtype, Mode, Positions};
 use serde::Serialize;
@@ -122,15 +122,9 @@ pub fn untimed(plan: &mut Plan) {
 /// When the run cannot be read or the files cannot be written.
 pub fn write(run: &Path) -> Result<String> {
     let folder = RunFolder::open(run)?;
-    let manifest = folder.manifest()?;
-    let cells = manifest.cases.iter().map(|case| folder.cells(&manifest, case));
-    let cells = cells.collect::<std::result::Result<Vec<_>, _>>()?;
-    let view = summary::view(&folder, &manifest, &cells, &manifest.config.tolerances)?;
-    let scoreboard = fold(&view);
-    let json = serde_json::to_vec_pretty(&scoreboard).into_diagnostic().wrap_err("the scoreboard as JSON")?;
-    folder.write("scoreboard.json", &json)?;
+    let scoreboard = fold(&summary::saved(&folder)?);
     let markdown = table::markdown(&scoreboard);
-    folder.write("scoreboard.md", markdown.as_bytes())?;
+    summary::write_folded(&folder, "scoreboard", &scoreboard, &markdown)?;
     Ok(markdown)
 }
 

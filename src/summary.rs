@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use console::Term;
-use miette::{Result, miette};
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use serde::Serialize;
 
 use crate::against;
 use crate::compare::logits::{Logits, Mask};
@@ -69,6 +70,27 @@ pub fn publish(
         folder.path().display()
     ));
     lost.map_or(Ok(exit_code(&view)), Err)
+}
+
+/// A saved run as reports see it, under its own tolerances.
+///
+/// # Errors
+/// When the run, or logits that exist, cannot be read.
+pub fn saved(folder: &RunFolder) -> Result<RunView> {
+    let manifest = folder.manifest()?;
+    view(folder, &manifest, &folder.all_cells(&manifest)?, &manifest.config.tolerances)
+}
+
+/// Writes what a run was folded into as `NAME.json` and `NAME.md`.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn write_folded(folder: &RunFolder, name: &str, folded: &impl Serialize, markdown: &str) -> Result<()> {
+    let json =
+        serde_json::to_vec_pretty(folded).into_diagnostic().wrap_err_with(|| format!("{name} as JSON"))?;
+    folder.write(format!("{name}.json"), &json)?;
+    folder.write(format!("{name}.md"), markdown.as_bytes())?;
+    Ok(())
 }
 
 /// The run as reports see it.

@@ -6,7 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -139,20 +139,9 @@ fn cell(folder: &Path, runner: Runner, version: &str, mode: Mode, dtype: Dtype, 
     let completed = Completed {
         logits: path,
         shape: logits.dims().to_vec(),
-        positions: Positions::All,
-        trace: None,
-        libraries: BTreeMap::new(),
-        notes: Vec::new(),
         load_ns: 1,
         first_call_ns: 1,
-        rounds_ns: Vec::new(),
-        decode_rounds_ns: Vec::new(),
-        round_numbers: Vec::new(),
-        peak_bytes: None,
-        noise: None,
-        ignored_keys: None,
-        tokenizer: None,
-        unfinished: None,
+        ..Completed::default()
     };
     Cell::new(&variant, "key", Outcome::Completed(completed))
 }

@@ -118,11 +118,7 @@ impl Tester<'_> {
         if finished.code == ExitCode::Interrupted {
             return Ok(None);
         }
-        let folder = RunFolder::open(&finished.folder)?;
-        let manifest = folder.manifest()?;
-        let cells =
-            manifest.cases.iter().map(|case| folder.cells(&manifest, case)).collect::<Result<Vec<_>, _>>()?;
-        let view = summary::view(&folder, &manifest, &cells, &config.tolerances)?;
+        let view = summary::saved(&RunFolder::open(&finished.folder)?)?;
         Ok(Some((view.id, view.cases)))
     }
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::results::{Completed, Failure, FailureKind};
 use crate::variant::{Runner, Variant};
-use reference::protocol::{Dtype, Mode, Positions};
+use reference::protocol::{Dtype, Mode};
 
 fn baseline(name: &str) -> Known {
     Known {
@@ -46,8 +46,6 @@ fn cell(p50_ms: Option<u64>) -> Cell {
         Some(ms) => Outcome::Completed(Completed {
             logits: "l".into(),
             shape: vec![1, 1, 1],
-            positions: Positions::All,
-            trace: None,
             libraries: [].into(),
             notes: vec![],
             load_ns: 0,
@@ -56,10 +54,7 @@ fn cell(p50_ms: Option<u64>) -> Cell {
             decode_rounds_ns: vec![],
             round_numbers: vec![0],
             peak_bytes: Some(1),
-            unfinished: None,
-            noise: None,
-            ignored_keys: None,
-            tokenizer: None,
+            ..Completed::default()
         }),
         None => Outcome::Failed(Failure {
             kind: FailureKind::Crashed,

@@ -56,23 +56,7 @@ pub fn step_summary(run: &RunView) -> String {
             .collect();
         table(&mut text, &["Variant", "p50 (ms)", "Speed-up"], &rows);
     }
-    let counts = [
-        (tally.identical, "identical"),
-        (tally.same_mathematics, "same mathematics"),
-        (tally.worse_rounding, "worse rounding"),
-        (tally.diverged, "diverged"),
-        (tally.incomparable, "incomparable"),
-        (tally.not_run, "not run"),
-    ];
-    let said: Vec<String> = counts
-        .iter()
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, word)| format!("{count} {word}"))
-        .collect();
-    line(
-        &mut text,
-        &format!("\nPairs: {}.\n", if said.is_empty() { "none".into() } else { said.join(", ") }),
-    );
+    line(&mut text, &format!("\nPairs: {}.\n", tally.pairs()));
     text
 }
 

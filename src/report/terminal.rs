@@ -43,20 +43,7 @@ impl Report for Terminal {
             }
         }
         let tally = run.tally();
-        let counts = [
-            (tally.identical, "identical"),
-            (tally.same_mathematics, "same mathematics"),
-            (tally.worse_rounding, "worse rounding"),
-            (tally.diverged, "diverged"),
-            (tally.incomparable, "incomparable"),
-            (tally.not_run, "not run"),
-        ];
-        let said: Vec<String> = counts
-            .iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(count, word)| format!("{count} {word}"))
-            .collect();
-        let pairs = if said.is_empty() { "none".to_owned() } else { said.join(", ") };
+        let pairs = tally.pairs();
         let cells = format!("{} failed, {} unsupported", tally.failed, tally.unsupported);
         terminal.gates(&mut text, &run.judged);
         text.push('\n');

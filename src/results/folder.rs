@@ -183,6 +183,14 @@ impl RunFolder {
         self.write_json(&self.record_path(manifest, case, &cell.variant), cell)
     }
 
+    /// The finished cells of every case.
+    ///
+    /// # Errors
+    /// As [`RunFolder::cells`].
+    pub fn all_cells(&self, manifest: &Manifest) -> Result<Vec<Vec<Cell>>, ResultsError> {
+        manifest.cases.iter().map(|case| self.cells(manifest, case)).collect()
+    }
+
     /// The finished cells of a case, in the manifest's order.
     ///
     /// # Errors

@@ -84,20 +84,9 @@ fn cell(folder: &Path, runner: Runner, dtype: Dtype, error: f64) -> (Cell, Entry
     let completed = Completed {
         logits: path.clone(),
         shape: vec![1, 2, 4],
-        positions: Positions::All,
-        trace: None,
-        libraries: std::collections::BTreeMap::new(),
-        notes: Vec::new(),
         load_ns: 1,
         first_call_ns: 1,
-        rounds_ns: Vec::new(),
-        decode_rounds_ns: Vec::new(),
-        round_numbers: Vec::new(),
-        peak_bytes: None,
-        noise: None,
-        ignored_keys: None,
-        tokenizer: None,
-        unfinished: None,
+        ..Completed::default()
     };
     let cell = Cell::new(&variant, "key", Outcome::Completed(completed));
     let logits = Logits::open(&path, Positions::All).map_err(|error| error.to_string());
