@@ -304,7 +304,6 @@ impl Pursuit<'_> {
                 change,
                 packages: self.subject.packages(question, sides, self.order.cache),
                 commits: self.subject.commits(&phase.revisions[found.before + 1..=found.after])?,
-                module: None,
             })
         };
         found.into_iter().map(change).collect()

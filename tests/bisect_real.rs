@@ -43,4 +43,6 @@ fn a_window_moved_by_one_key_is_found_in_a_fork_of_fifty_commits() {
     let bad = steps.iter().find(|step| step["revision"] == 31).unwrap();
     // A key more in a window of eight: 0.3 and above, where rounding in f32 is 1e-6.
     assert!(bad["pairs"][0]["relative_l2"].as_f64().unwrap() > 0.1, "{bad}");
+    let module = bad["pairs"][0]["module"].as_str().unwrap();
+    assert!(module.starts_with("model.layers.0.self_attn"), "{module}");
 }

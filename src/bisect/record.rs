@@ -146,6 +146,9 @@ pub struct Pair {
     pub is_bad: Option<bool>,
     /// On what that rests.
     pub evidence: String,
+    /// The first module whose output departs, where the step's run found one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
 }
 
 /// A change and what is known of it.
@@ -160,9 +163,6 @@ pub struct ChangePoint {
     pub packages: BTreeMap<String, [Option<String>; 2]>,
     /// The commits that may have made it, the culprit alone where it is known.
     pub commits: Vec<Commit>,
-    /// The first module whose output departs, where that was found.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub module: Option<String>,
 }
 
 impl ChangePoint {

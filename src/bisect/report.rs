@@ -158,9 +158,8 @@ fn about(phase: &Phase, change: &ChangePoint) -> Vec<String> {
             ));
         }
     }
-    if let Some(module) = &change.module {
-        said.push(format!("  first module that diverges: {module}"));
-    }
+    let module = phase.step(change.found.after).and_then(worst).and_then(|pair| pair.module.as_ref());
+    said.extend(module.map(|module| format!("  first module that diverges: {module}")));
     for commit in &change.commits {
         said.push(format!("  commit {} of {}: {}", commit.hash, commit.author_date, commit.subject));
         said.extend(

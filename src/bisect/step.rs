@@ -14,6 +14,7 @@ use crate::compare::matrix::PairOutcome;
 use crate::compare::metrics::Side;
 use crate::compare::verdict::Decision;
 use crate::gates::{self, Numbers, Times};
+use crate::localize::Localized;
 use crate::outcome::ExitCode;
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -289,7 +290,15 @@ impl Judge<'_> {
             time: change.map(|change| [change.ratio, change.interval.low, change.interval.high]),
             is_bad,
             evidence,
+            module: Self::module(case, &good.name, &cell.name),
         }
+    }
+
+    /// The module that the step's run found at fault, whichever side it began with.
+    fn module(case: &CaseView, good: &str, variant: &str) -> Option<String> {
+        let names = [good, variant];
+        let is_it = |found: &&Localized| names.contains(&&*found.a) && names.contains(&&*found.b);
+        case.localized.iter().find(is_it)?.path().map(str::to_owned)
     }
 
     /// What a pair that passes is.
