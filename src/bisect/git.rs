@@ -2,12 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::BisectError;
 use crate::machine::hex;
+
+/// Held while working trees are made, moved or removed: `git worktree` reads the records of all others, and fails on
+/// one that another thread's `git worktree add` has only half written.
+static WORKING_TREES: Mutex<()> = Mutex::new(());
 
 /// A repository whose history is bisected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,6 +174,7 @@ impl Repository {
     /// Lays `hash` out in a working tree at `folder`, a new one or one of this repository's that is there already.
     /// What git ignores, such as a build's outputs, stays there.
     pub(super) fn check_out(&self, hash: &str, folder: &Path) -> Result<(), BisectError> {
+        let _turn = WORKING_TREES.lock().unwrap_or_else(PoisonError::into_inner);
         let path = folder.to_string_lossy();
         if folder.is_dir() {
             run(folder, &["checkout", "--quiet", "--force", "--detach", hash])?;
@@ -181,6 +187,7 @@ impl Repository {
 
     /// Removes a working tree that [`Repository::check_out`] made.
     pub(super) fn remove(&self, folder: &Path) -> Result<(), BisectError> {
+        let _turn = WORKING_TREES.lock().unwrap_or_else(PoisonError::into_inner);
         self.run(&["worktree", "remove", "--force", "--force", &folder.to_string_lossy()]).map(drop)
     }
 
@@ -273,6 +280,24 @@ mod tests {
         assert!(matches!(repository.between(&other, &two), Err(BisectError::Unrelated { .. })));
         let nowhere = tempfile::tempdir().unwrap();
         assert!(matches!(Repository::local(nowhere.path()), Err(BisectError::Git { .. })));
+    }
+
+    #[test]
+    fn working_trees_can_be_made_and_removed_at_the_same_time() {
+        let (_folder, repository) = repository();
+        let one = commit(&repository, "one");
+        let trees = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                let (repository, one, tree) = (&repository, &one, trees.path().join(number.to_string()));
+                scope.spawn(move || {
+                    for _ in 0..10 {
+                        repository.check_out(one, &tree).unwrap();
+                        repository.remove(&tree).unwrap();
+                    }
+                });
+            }
+        });
     }
 
     #[test]
