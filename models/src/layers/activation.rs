@@ -3,11 +3,10 @@
 use candle_core::Tensor;
 use serde_json::Value as Json;
 
-use super::elementwise::fused;
 use super::rounded;
 use crate::config::ConfigReader;
 use crate::error::Result;
-use crate::fused::Room;
+use crate::fused::{Room, Rows, finished};
 use crate::kernels::{self, Epilogue};
 use crate::pass::{Pass, Value, Xs};
 
@@ -68,8 +67,7 @@ impl Activation {
         let epilogue = Epilogue::Activate(self.kernel());
         match xs.value() {
             Value::Tensor(xs) => Ok(self.apply(xs)?.into()),
-            Value::F32(xs) => Ok(fused(xs.clone(), epilogue, Room::Now).into_xs()),
-            Value::Bf16(xs) => Ok(fused(xs.clone(), epilogue, Room::Now).into_xs()),
+            Value::Fused(xs) => finished(xs.clone(), epilogue, Room::Now).map(Rows::into_xs),
         }
     }
 
