@@ -43,6 +43,15 @@ DEVICE float widen(f16 x) {
     return y;
 }
 
+// 16 bytes of global memory that this launch does not write and nobody reads again soon.
+DEVICE Vec16 load_once(const Vec16* from) {
+    Vec16 y;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+        : "=r"(y.word[0]), "=r"(y.word[1]), "=r"(y.word[2]), "=r"(y.word[3])
+        : "l"(from));
+    return y;
+}
+
 // To nearest even.
 template <class T> DEVICE T narrow(float x);
 template <> DEVICE float narrow<float>(float x) { return x; }

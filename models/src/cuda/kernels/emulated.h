@@ -249,6 +249,8 @@ DEVICE float widen(f16 x) {
     return bits_to_float(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
+DEVICE Vec16 load_once(const Vec16* from) { return *from; }
+
 template <class T> T narrow(float x);
 template <> float narrow<float>(float x) { return x; }
 template <> bf16 narrow<bf16>(float x) {
