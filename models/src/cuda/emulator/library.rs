@@ -17,7 +17,18 @@ use crate::cuda::kernels::{KernelId, Source};
 use crate::error::{Error, Result};
 
 /// `-O1` halves the time to compile; contraction would make host and device differ in ways that nobody asked for.
-const FLAGS: [&str; 7] = ["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off"];
+/// Libraries of one source share no variables: hidden, and not unique in the process.
+const FLAGS: [&str; 9] = [
+    "-std=c++17",
+    "-O1",
+    "-w",
+    "-fPIC",
+    "-shared",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-fno-gnu-unique",
+];
 
 type Kernel = unsafe extern "C" fn(*const c_void);
 type Run =
