@@ -67,7 +67,7 @@ enum Operation {
 
 impl Emulator {
     /// A device whose threads run in this order.
-    pub fn new(order: Order) -> Arc<dyn Gpu> {
+    pub fn start(order: Order) -> Arc<dyn Gpu> {
         Self::build(order, None)
     }
 
@@ -115,7 +115,9 @@ impl Memory {
 impl Shared {
     fn check_guards(&self, what: &str) -> Result<()> {
         match lock(&self.memory).values().find(|memory| !memory.is_whole()) {
-            Some(memory) => Err(Error::Gpu(format!("{what} wrote outside of a buffer of {} bytes", memory.len))),
+            Some(memory) => {
+                Err(Error::Gpu(format!("{what} wrote outside of a buffer of {} bytes", memory.len)))
+            }
             None => Ok(()),
         }
     }

@@ -12,7 +12,7 @@ use std::sync::{LazyLock, Mutex};
 use libloading::Library;
 
 use super::lock;
-use crate::cuda::gpu::LaunchShape;
+use crate::cuda::gpu::{Dtype, LaunchShape};
 use crate::cuda::kernels::{KernelId, Source};
 use crate::error::{Error, Result};
 
@@ -31,8 +31,7 @@ const FLAGS: [&str; 9] = [
 ];
 
 type Kernel = unsafe extern "C" fn(*const c_void);
-type Run =
-    unsafe extern "C" fn(Kernel, *const c_void, *const u32, u32, u32, i32) -> *const c_char;
+type Run = unsafe extern "C" fn(Kernel, *const c_void, *const u32, u32, u32, i32) -> *const c_char;
 
 /// A library runs one grid at a time: its threads live in its static variables.
 type Libraries = HashMap<(Source, Option<(String, String)>), &'static Mutex<Library>>;
@@ -82,7 +81,7 @@ fn library(source: Source, change: Option<&(String, String)>) -> Result<&'static
     if let Some(library) = libraries.get(&key) {
         return Ok(library);
     }
-    let mut text = source.text_after(include_str!("../kernels/emulated.h"));
+    let mut text = source.text_after(include_str!("../kernels/emulated.h"), &Dtype::ALL);
     if let Some((from, to)) = change {
         text = text.replace(from, to);
     }

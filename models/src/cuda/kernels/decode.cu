@@ -154,6 +154,12 @@ template <class T> DEVICE void combine(const CombineParams& p) {
     ENTRIES_OF(T, suffix, 128)      \
     ENTRIES_OF(T, suffix, 256)      \
     ENTRY(256, decode_combine_##suffix, CombineParams) { combine<T>(p); }
+#ifdef WITH_F32
 ENTRIES(float, f32)
+#endif
+#ifdef WITH_BF16
 ENTRIES(bf16, bf16)
+#endif
+#ifdef WITH_F16
 ENTRIES(f16, f16)
+#endif

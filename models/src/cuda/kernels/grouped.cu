@@ -134,6 +134,12 @@ template <> DEVICE void grouped<float>(const GroupedParams& p) {
     }
 }
 
+#ifdef WITH_F32
 ENTRY(128, grouped_f32, GroupedParams) { grouped<float>(p); }
+#endif
+#ifdef WITH_BF16
 ENTRY(128, grouped_bf16, GroupedParams) { grouped<bf16>(p); }
+#endif
+#ifdef WITH_F16
 ENTRY(128, grouped_f16, GroupedParams) { grouped<f16>(p); }
+#endif

@@ -202,5 +202,9 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
     ENTRY(128, prefill_64_##suffix, AttentionParams) { prefill<T, 64, 64>(p); }         \
     ENTRY(128, prefill_128_##suffix, AttentionParams) { prefill<T, 128, 64>(p); }       \
     ENTRY(128, prefill_256_##suffix, AttentionParams) { prefill<T, 256, 32>(p); }
+#ifdef WITH_BF16
 ENTRIES(bf16, bf16)
+#endif
+#ifdef WITH_F16
 ENTRIES(f16, f16)
+#endif
