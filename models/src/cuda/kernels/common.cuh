@@ -21,6 +21,12 @@ template <class T> struct Raw8 {
         for (int i = 0; i < int(sizeof(T) / 2); ++i) raw.part[i] = reinterpret_cast<const Vec16*>(from)[i];
         return raw;
     }
+    // The same of global memory that nobody reads again soon: it leaves the first-level cache to others.
+    DEVICE static Raw8 load_once(const T* from) {
+        Raw8 raw;
+        for (int i = 0; i < int(sizeof(T) / 2); ++i) raw.part[i] = ::load_once(reinterpret_cast<const Vec16*>(from) + i);
+        return raw;
+    }
     // The first `valid`; zeros behind.
     DEVICE static Raw8 load_some(const T* from, int valid) {
         Raw8 raw;

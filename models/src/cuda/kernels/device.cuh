@@ -1,7 +1,6 @@
 // What kernels ask of the hardware, by names that `emulated.h` defines again for a C++ compiler. All inline assembly
 // is here. Needs sm_80. No other header is needed, so that NVRTC alone compiles every source.
 #define DEVICE __device__ __forceinline__
-#define GLOBAL_CONSTANT __device__ constexpr
 // Static shared memory.
 #define SHARED __shared__
 // Dynamic shared memory, aligned to 16 bytes.
@@ -40,6 +39,15 @@ DEVICE float widen(bf16 x) { return __uint_as_float(static_cast<u32>(x.bits) << 
 DEVICE float widen(f16 x) {
     float y;
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+    return y;
+}
+
+// 16 bytes of global memory that this launch does not write and nobody reads again soon.
+DEVICE Vec16 load_once(const Vec16* from) {
+    Vec16 y;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+        : "=r"(y.word[0]), "=r"(y.word[1]), "=r"(y.word[2]), "=r"(y.word[3])
+        : "l"(from));
     return y;
 }
 

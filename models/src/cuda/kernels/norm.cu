@@ -59,10 +59,11 @@ template <class T> DEVICE void norm(const NormParams& p) {
     for (int i = first; i < p.size; i += step) {
         load8(x, xs + i, p.size - i, vector);
         for (int j = 0; j < 8; ++j) {
-            if (i + j >= p.size) break;
-            x[j] = (x[j] - mean) * scale;
-            if (weight) x[j] *= weight[i + j];
-            if (bias) x[j] += bias[i + j];
+            if (i + j < p.size) {
+                x[j] = (x[j] - mean) * scale;
+                if (weight) x[j] *= weight[i + j];
+                if (bias) x[j] += bias[i + j];
+            }
         }
         if (p.form == 2) {
             load8(r, residual + i, p.size - i, vector);
@@ -74,6 +75,12 @@ template <class T> DEVICE void norm(const NormParams& p) {
     }
 }
 
+#ifdef WITH_F32
 ENTRY(256, norm_f32, NormParams) { norm<float>(p); }
+#endif
+#ifdef WITH_BF16
 ENTRY(256, norm_bf16, NormParams) { norm<bf16>(p); }
+#endif
+#ifdef WITH_F16
 ENTRY(256, norm_f16, NormParams) { norm<f16>(p); }
+#endif
