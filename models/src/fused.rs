@@ -21,8 +21,8 @@ mod norm;
 mod packed;
 mod slot;
 
-pub(crate) use host::{Float, Host, LayerCache, Vectors, lock};
 use host::{Buffer, read};
+pub(crate) use host::{Float, Host, LayerCache, Vectors, lock};
 pub(crate) use job::{Job, Work};
 pub(crate) use norm::{Norm, NormWeights};
 pub(crate) use packed::{GateUp, Packed};

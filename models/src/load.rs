@@ -7,8 +7,8 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::cache::Cache;
 use crate::config::ConfigReader;
-use crate::error::{Error, Result};
 use crate::cuda::{Dtype, Gpu, PassCounts, Space};
+use crate::error::{Error, Result};
 use crate::fused::{Host, Workspace};
 use crate::pass::{Inputs, Pass, Probe, Xs};
 use crate::registry;

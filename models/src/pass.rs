@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Device, IndexOp, Tensor};
 use crate::cache::Cache;
 use crate::cuda::{DevicePass, Shape};
 use crate::error::{Error, Result};
 use crate::fused::{Rows, Vectors, Workspace};
+use candle_core::{DType, Device, IndexOp, Tensor};
 
 /// What a pass is fed.
 #[derive(Clone, Debug)]
@@ -171,7 +171,7 @@ impl<'a> Pass<'a> {
             Some(Workspace::Host(host)) => host.take_vectors(),
             _ => Vectors::default(),
         };
-        let device = match &workspace {
+        let device_pass = match &workspace {
             Some(Workspace::Gpu(space)) => {
                 if let Some(cache) = cache.as_deref_mut() {
                     cache.make_room(space, past + seq)?;
@@ -202,7 +202,7 @@ impl<'a> Pass<'a> {
             has_position_ids: inputs.position_ids.is_some(),
             dtype,
             workspace,
-            device,
+            device: device_pass,
             cache,
             probe,
             running: Vec::new(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::kernels::{Attention, AttentionBias, CacheRegions, Copy, QkvLayout, RopeIntoCache, RopeTables};
+use super::kernels::{Attention, AttentionBias, CacheRegions, CopyColumns, QkvLayout, RopeIntoCache, RopeTables};
 use super::rows::{DeviceRows, OnColumns};
 use super::weights::DeviceNorm;
 use super::{Region, Space};
@@ -77,7 +77,7 @@ impl DeviceCache {
         let [batch, kv_heads, head_dim] = self.shape;
         let grown = Self::new(space, self.shape, capacity)?;
         for (from, to) in [(&self.keys, &grown.keys), (&self.values, &grown.values)] {
-            Copy {
+            CopyColumns {
                 dtype: space.dtype,
                 rows: batch * kv_heads,
                 groups: 1,
@@ -128,7 +128,8 @@ impl Projection {
             kv_head: if k.groups == 1 { head_dim } else { k.stride },
         };
         let (mut q_norm, mut k_norm) = (None, None);
-        for ((part, norm), heads) in parts.iter().zip([Some(&mut q_norm), Some(&mut k_norm), None]).zip(heads) {
+        for ((part, norm), heads) in parts.iter().zip([Some(&mut q_norm), Some(&mut k_norm), None]).zip(heads)
+        {
             match &part.owed {
                 None => {}
                 // The launch that ropes norms each head of q and k; what is another norm runs by itself.

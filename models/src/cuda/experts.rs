@@ -41,7 +41,8 @@ impl DeviceExperts {
         let (hidden, inner, count) = (config.hidden_size, config.intermediate_size, config.num_experts);
         let [gate, up, down] = config.names;
         let parts = |names: &[&str], n: usize| -> Vec<(Weights, usize)> {
-            let expert = |expert| names.iter().map(move |name| (weights.pp("experts").pp(expert).pp(name), n));
+            let expert =
+                |expert| names.iter().map(move |name| (weights.pp("experts").pp(expert).pp(name), n));
             (0..count).flat_map(expert).collect()
         };
         let region = |parts: &[(Weights, usize)], n: usize, k: usize| {

@@ -73,7 +73,7 @@ impl DevicePass {
     }
 
     /// Forgets what has been fed so far, and feeds anew.
-    pub(super) fn restart(&mut self, recording: bool) {
+    pub(crate) fn restart(&mut self, recording: bool) {
         *self = Self::new(&Arc::clone(&self.space));
         self.recording.set(recording);
     }
@@ -115,7 +115,8 @@ impl DevicePass {
 
     /// The ids of a tensor, each below `vocab`.
     pub(super) fn ids(&self, pass: &Pass, ids: &Tensor, vocab: usize) -> Result<Region> {
-        let known = self.ids.borrow().iter().find(|(id, _)| *id == ids.id()).map(|(_, known)| Arc::clone(known));
+        let known =
+            self.ids.borrow().iter().find(|(id, _)| *id == ids.id()).map(|(_, known)| Arc::clone(known));
         let is_input = ids.id() == pass.input_ids().id();
         let known: Ids = match known {
             _ if is_input => Arc::new(|pass: &Pass| Ok(pass.input_ids().flatten_all()?.to_vec1()?)),
@@ -131,9 +132,7 @@ impl DevicePass {
             let known = Arc::clone(&known);
             move |pass: &Pass| match known(pass)?.into_iter().find(|id| *id as usize >= vocab) {
                 None => Ok(true),
-                Some(id) => {
-                    Err(Error::Inputs(format!("token id {id} is outside the vocabulary of {vocab}")))
-                }
+                Some(id) => Err(Error::Inputs(format!("token id {id} is outside the vocabulary of {vocab}"))),
             }
         };
         check(pass)?;
@@ -151,7 +150,8 @@ impl DevicePass {
 
     /// u8, `[batch, seq]`: 0 at padding; absent where the pass has no mask.
     pub(super) fn real(&self, pass: &Pass) -> Result<Option<Arc<Region>>> {
-        let real = |pass: &Pass| Ok(pass.padding().unwrap_or_default().iter().map(|real| u8::from(*real)).collect());
+        let real =
+            |pass: &Pass| Ok(pass.padding().unwrap_or_default().iter().map(|real| u8::from(*real)).collect());
         pass.padding().map(|_| self.feed(pass, real)).transpose()
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use candle_core::{D, Tensor};
 
 use super::job::{Job, Work};
-use super::kernels::{Activation, Copy, Gate, Map, MapOp, MeanOfRealTokens, Norm, NormForm};
+use super::kernels::{Activation, CopyColumns, Gate, Map, MapOp, MeanOfRealTokens, NormForm};
 use super::weights::DeviceNorm;
 use super::{Region, Space};
 use crate::error::{Error, Result};
@@ -221,7 +221,7 @@ impl DeviceRows {
             batch: rows.batch,
             tokens: rows.seq,
             features: rows.width,
-            xs: &rows.region()?,
+            xs: &*rows.region()?,
             real: real.as_deref(),
             out: &out,
         }
@@ -258,13 +258,17 @@ impl DeviceRows {
 
     /// As a left operand: columns at the start of rows that may be far apart.
     pub(super) fn left(&self) -> Result<Self> {
-        if self.first == 0 && self.groups == 1 && self.owed.is_none() { Ok(self.clone()) } else { self.whole() }
+        if self.first == 0 && self.groups == 1 && self.owed.is_none() {
+            Ok(self.clone())
+        } else {
+            self.whole()
+        }
     }
 
     /// Copies the columns, as they lie, to `to`, rows of `width` elements, from column `first` on.
     pub(super) fn copy_to(&self, to: &Region, width: usize, first: usize) -> Result<()> {
         let skipped = first * self.space.dtype.size();
-        Copy {
+        CopyColumns {
             dtype: self.space.dtype,
             rows: self.rows(),
             groups: self.groups,
@@ -292,7 +296,7 @@ impl DeviceRows {
 
     fn map(&self, op: MapOp, other: Option<&Region>, to: &Region) -> Result<()> {
         let len = self.rows() * self.width;
-        Map { dtype: self.space.dtype, op, len, xs: &self.region()?, other, out: to }.launch()
+        Map { dtype: self.space.dtype, op, len, xs: &*self.region()?, other, out: to }.launch()
     }
 
     /// A norm; owed, so that a sum or a product may take it over, or attention where the rows are a part.
@@ -312,7 +316,9 @@ impl DeviceRows {
     /// A norm that these rows are owed and that a product of so many columns may do on its way: the norm and its input.
     pub(super) fn take_norm_over(&self) -> Option<(Arc<DeviceNorm>, Self)> {
         let mut owed = lock(&self.place.owed);
-        let Owed::Job { job: Job { work: Work::Norm(norm), xs }, taken_over } = &mut *owed else { return None };
+        let Owed::Job { job: Job { work: Work::Norm(norm), xs }, taken_over } = &mut *owed else {
+            return None;
+        };
         if !self.is_whole() || norm.heads_of(self.width) != Some(1) {
             return None;
         }
@@ -322,7 +328,8 @@ impl DeviceRows {
 
     /// Whether these rows are owed a norm that a product may take over.
     pub(super) fn owes_norm(&self) -> bool {
-        self.job().is_some_and(|job| matches!(&job.work, Work::Norm(norm) if norm.heads_of(self.width) == Some(1)))
+        self.job()
+            .is_some_and(|job| matches!(&job.work, Work::Norm(norm) if norm.heads_of(self.width) == Some(1)))
     }
 
     pub(crate) fn finished(self, epilogue: Epilogue) -> Result<Self> {

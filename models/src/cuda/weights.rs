@@ -93,12 +93,7 @@ impl DeviceLinear {
 }
 
 /// Copies `weight`, `[n_i, k]`, of each module to `region`, one under the other.
-pub(super) fn load_under(
-    space: &Space,
-    parts: &[(Weights, usize)],
-    k: usize,
-    region: &Region,
-) -> Result<()> {
+pub(super) fn load_under(space: &Space, parts: &[(Weights, usize)], k: usize, region: &Region) -> Result<()> {
     let mut first = 0;
     for (weights, n) in parts {
         let bytes = n * k * space.dtype.size();
@@ -246,12 +241,7 @@ impl DeviceNorm {
 
     /// For a product that norms its own rows.
     pub(super) fn of_rows(&self) -> RowNorm<'_> {
-        RowNorm {
-            weight: Some(&self.weight),
-            bias: self.bias.as_ref(),
-            centred: self.centred,
-            eps: self.eps,
-        }
+        RowNorm { weight: Some(&self.weight), bias: self.bias.as_ref(), centred: self.centred, eps: self.eps }
     }
 
     /// For attention that norms its own heads: one weight for all, or one a head, and no bias.

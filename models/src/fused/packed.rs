@@ -190,12 +190,7 @@ fn gate_up<T: Float>(
     Ok(packed)
 }
 
-fn product<T: Float>(
-    host: &Arc<Host>,
-    weight: &Arc<PackedLinear<T>>,
-    xs: &Xs,
-    room: Room,
-) -> Result<Xs> {
+fn product<T: Float>(host: &Arc<Host>, weight: &Arc<PackedLinear<T>>, xs: &Xs, room: Room) -> Result<Xs> {
     let xs = Slot::of(host, xs)?.whole();
     // What the input was itself computed from is free to change from here on.
     xs.settle();

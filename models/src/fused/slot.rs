@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 use candle_core::{Device, Tensor};
 
-use super::{Buffer, Float, Job, Host, lock, read};
+use super::{Buffer, Float, Host, Job, lock, read};
 use crate::error::Result;
 use crate::kernels::{AlignedBuf, Pool};
 use crate::pass::{Value, Xs};

@@ -72,7 +72,7 @@ impl Activation {
     }
 
     /// The kernel of the fused form; in F32 the cut-off constant of `gelu_fast` makes no difference.
-    pub(super) fn kernel(self) -> kernels::Activation {
+    pub(crate) fn kernel(self) -> kernels::Activation {
         match self {
             Self::Silu => kernels::Activation::Silu,
             Self::Gelu => kernels::Activation::GeluErf,

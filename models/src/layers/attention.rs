@@ -79,8 +79,7 @@ impl Attention {
         rope: Option<&Rope>,
         mask: &Mask,
     ) -> Result<Xs> {
-        let parts =
-            [Slot::<T>::of(host, &q)?, Slot::<T>::of(host, &k)?, Slot::<T>::of(host, &v)?];
+        let parts = [Slot::<T>::of(host, &q)?, Slot::<T>::of(host, &k)?, Slot::<T>::of(host, &v)?];
         drop((q, k, v));
         let qkv = joined(host, &parts);
         let (batch, seq, first_slot) = (pass.batch(), pass.seq(), pass.past());

@@ -53,9 +53,7 @@ pub fn multiply(xs: Xs, ys: Xs) -> Result<Xs> {
 pub fn scale(xs: Xs, factor: f64) -> Result<Xs> {
     match xs.into_value() {
         Value::Tensor(xs) => Ok(scaled(&xs, factor)?.into()),
-        Value::Fused(xs) => {
-            finished(xs, Epilogue::Scale(factor as f32), Room::Later).map(Rows::into_xs)
-        }
+        Value::Fused(xs) => finished(xs, Epilogue::Scale(factor as f32), Room::Later).map(Rows::into_xs),
     }
 }
 

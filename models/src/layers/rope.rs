@@ -167,8 +167,7 @@ impl RotaryEmbedding {
                     let all: Vec<i64> = (0..rows).collect();
                     let (cos, sin) = self.single_tables(&all, len);
                     let pairs = self.rotary_dim.div_ceil(2);
-                    let table =
-                        Arc::new(DeviceTable::new(space, (&cos, &sin), pairs, self.interleaved)?);
+                    let table = Arc::new(DeviceTable::new(space, (&cos, &sin), pairs, self.interleaved)?);
                     Ok((Table::Gpu(Arc::clone(&table)), table))
                 };
                 let table = self.known_or(is_long, known, make)?;
@@ -208,7 +207,9 @@ impl RotaryEmbedding {
         let len = len_of(positions);
         let is_near = positions.iter().all(|position| (0..MOST_POSITIONS).contains(position));
         let is_long = match &self.parameters.scaling {
-            RopeScaling::Dynamic { .. } if len > self.parameters.max_position_embeddings as i64 => return None,
+            RopeScaling::Dynamic { .. } if len > self.parameters.max_position_embeddings as i64 => {
+                return None;
+            }
             RopeScaling::Longrope { original, .. } => len > *original as i64,
             _ => false,
         };
