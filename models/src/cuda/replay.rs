@@ -30,6 +30,13 @@ pub(crate) struct Shape {
     pub(crate) cache: Option<(usize, usize)>,
 }
 
+/// How a shape ran last.
+enum Run {
+    /// With the buffers that a recording will keep: kept from now on, so that recording takes no other shape's.
+    Called(Vec<Arc<Region>>),
+    Recorded(Recording),
+}
+
 struct Recording {
     graph: Box<dyn Graph>,
     feeds: Feeds,
@@ -38,10 +45,10 @@ struct Recording {
     shape: ([usize; 3], bool),
 }
 
-/// The shapes that have run, the latest last, with their recordings.
+/// The shapes that have run, the latest last.
 #[derive(Default)]
 pub(super) struct Replays {
-    shapes: Mutex<Vec<(Shape, Option<Recording>)>>,
+    shapes: Mutex<Vec<(Shape, Run)>>,
     called: AtomicUsize,
     recorded: AtomicUsize,
     replayed: AtomicUsize,
@@ -67,11 +74,11 @@ impl Space {
 
     /// One pass, recorded or replayed where its shape has run before; only called where a probe looks on.
     ///
-    /// The output's buffer is written to again by the next replay.
+    /// The output's buffer is written to again by the next pass of its shape.
     pub(crate) fn run(self: &Arc<Self>, model: &dyn Model, pass: &mut Pass) -> Result<Xs> {
         let shape = pass.shape();
         if pass.is_looked_on() {
-            return self.call(model, pass);
+            return Ok(self.call(model, pass)?.0);
         }
         let mut shapes = lock(&self.replays.shapes);
         let place = shapes.iter().position(|(known, _)| *known == shape);
@@ -79,35 +86,37 @@ impl Space {
         if shapes.len() == MOST {
             shapes.remove(0);
         }
-        let (output, recording) = match known {
-            Some(Some(recording)) if recording.feeds.admit(pass)? => {
-                recording.feeds.upload(pass)?;
-                (self.replay(&recording)?, Some(recording))
+        let recording = match known {
+            Some(Run::Recorded(recording)) if recording.feeds.admit(pass)? => Some(recording),
+            Some(Run::Called(kept)) => {
+                drop(kept);
+                // Where it fails, something had to be made first, as for the first pass.
+                self.record(model, pass).ok()
             }
             // Its first pass, or the first after one that the recording does not fit.
-            None | Some(Some(_)) => (self.call(model, pass)?, None),
-            Some(None) => match self.record(model, pass) {
-                Ok(recording) => {
-                    recording.feeds.upload(pass)?;
-                    (self.replay(&recording)?, Some(recording))
-                }
-                // Something had to be made first, as for the first pass.
-                Err(_) => (self.call(model, pass)?, None),
-            },
+            _ => None,
         };
-        // A pass without a cache yet has made one: its shape will not come again.
+        let (output, run) = match recording {
+            Some(recording) => {
+                recording.feeds.upload(pass)?;
+                (self.replay(&recording)?, Run::Recorded(recording))
+            }
+            None => self.call(model, pass)?,
+        };
+        // A pass that makes a cache changes its shape, which will not come again.
         if pass.shape() == shape {
-            shapes.push((shape, recording));
+            shapes.push((shape, run));
         }
         Ok(output)
     }
 
-    fn call(self: &Arc<Self>, model: &dyn Model, pass: &mut Pass) -> Result<Xs> {
+    fn call(self: &Arc<Self>, model: &dyn Model, pass: &mut Pass) -> Result<(Xs, Run)> {
         pass.restart_device(false);
         self.replays.called.fetch_add(1, Ordering::Relaxed);
-        let output = output(&model.forward(pass)?)?;
-        output.region()?;
-        Ok(Rows::Gpu(output).into_xs())
+        let output = output(&model.forward(pass)?)?.whole()?;
+        let mut kept = pass.device_pass()?.take_feeds().into_regions();
+        kept.push(output.region()?);
+        Ok((Rows::Gpu(output).into_xs(), Run::Called(kept)))
     }
 
     fn record(self: &Arc<Self>, model: &dyn Model, pass: &mut Pass) -> Result<Recording> {

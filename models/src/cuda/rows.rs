@@ -173,7 +173,7 @@ impl DeviceRows {
     }
 
     /// The buffer from the first of these columns on.
-    fn from_first(&self) -> Result<Region> {
+    fn at_first(&self) -> Result<Region> {
         let region = self.region()?;
         let skipped = self.first * self.space.dtype.size();
         Ok(region.part(skipped, region.bytes() - skipped))
@@ -273,7 +273,7 @@ impl DeviceRows {
             rows: self.rows(),
             groups: self.groups,
             size: self.size,
-            from: &self.from_first()?,
+            from: &self.at_first()?,
             from_strides: (self.width, self.stride),
             to: &to.part(skipped, to.bytes() - skipped),
             to_strides: (width, self.size),
@@ -285,13 +285,13 @@ impl DeviceRows {
     /// they come from.
     pub(super) fn norm_to(&self, norm: &DeviceNorm, to: &Region, width: usize) -> Result<()> {
         norm.checked(self.columns())?;
-        let from = self.from_first()?;
+        let from = self.at_first()?;
         norm.launch(NormForm::Norm, [self.rows(), self.columns()], (&from, self.width), (to, width))
     }
 
     /// Norms the columns, which are one group, where they lie.
     pub(super) fn norm_in_place(&self, norm: &DeviceNorm) -> Result<()> {
-        self.norm_to(norm, &self.from_first()?, self.width)
+        self.norm_to(norm, &self.at_first()?, self.width)
     }
 
     fn map(&self, op: MapOp, other: Option<&Region>, to: &Region) -> Result<()> {
@@ -366,7 +366,7 @@ impl DeviceRows {
                 activation: *activation,
                 rows: self.rows(),
                 n: self.size,
-                xs: &self.from_first()?,
+                xs: &self.at_first()?,
                 xs_row: self.width,
                 up_first: ys.first - self.first,
                 out: &*out.region()?,
