@@ -88,12 +88,14 @@ fn form(name: &str) -> Result<Form> {
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
-    // candle and rayon read the number of threads from the environment, before anything else runs.
+    // candle and rayon read the number of threads from the environment, before anything else runs; the spin limit as
+    // in `tfcheck run`.
     let threads = arguments.threads.to_string();
     if std::env::var("RAYON_NUM_THREADS").as_ref() != Ok(&threads) {
         let status = Command::new(std::env::current_exe()?)
             .args(std::env::args().skip(1))
             .env("RAYON_NUM_THREADS", threads)
+            .env("CANDLE_BARRIER_POOL_SPIN_LIMIT", "1000")
             .status()?;
         return Ok(ExitCode::from(u8::from(!status.success())));
     }

@@ -16,9 +16,11 @@ const IN_FLIGHT_BYTES: usize = 256 << 20;
 /// Rows between two folds of the results.
 const ROWS_AT_ONCE: usize = 64;
 /// Blocks of all variants together stay within this part of a core's first-level cache.
-const L1_BYTES: usize = 40 << 10;
+const L1_BYTES: usize = 80 << 10;
 /// The same for its second-level cache, which holds the blocks when all metrics are wanted.
 const L2_BYTES: usize = 384 << 10;
+/// Pairs whose sums are under way at once: their lanes fill the vector registers.
+const AT_ONCE: usize = 4;
 
 /// One entry rounded to one dtype, for ULP distances and mixed pairs.
 pub(super) struct View {
@@ -262,13 +264,38 @@ impl pulp::WithSimd for Measure<'_> {
                     kernels::ordinals(values, rows[view.entry].is_wide, view.dtype, ordinals, rounded);
                 }
             }
+            let own = |entry: usize| entry * block..entry * block + padded;
+            // A row of the matrix at a time: the pairs of one second entry lie one after the other.
+            let mut rest = &mut lanes[..];
+            for b in 0..n {
+                let (row, below) = rest.split_at_mut(b);
+                rest = below;
+                if !present[b] {
+                    continue;
+                }
+                let b = &values[own(b)];
+                for (number, group) in row.chunks_mut(AT_ONCE).enumerate() {
+                    let first = number * AT_ONCE;
+                    let a = |index: usize| &values[own(first + index)];
+                    match <&mut [PairLanes; AT_ONCE]>::try_from(&mut *group) {
+                        Ok(group) if present[first..first + AT_ONCE].iter().all(|present| *present) => {
+                            kernels::differences::<S, AT_ONCE>(std::array::from_fn(a), b, group);
+                        }
+                        _ => {
+                            for (index, pair) in group.iter_mut().enumerate() {
+                                if present[first + index] {
+                                    kernels::differences::<S, 1>([a(index)], b, std::array::from_mut(pair));
+                                }
+                            }
+                        }
+                    }
+                }
+            }
             for (pair, lanes) in pass.pairs.iter().zip(&mut *lanes) {
                 if !(present[pair.a] && present[pair.b]) {
                     continue;
                 }
-                let own = |entry: usize| entry * block..entry * block + padded;
                 let (a, b) = (own(pair.a), own(pair.b));
-                kernels::differences::<S>(&values[a.clone()], &values[b.clone()], lanes);
                 if pass.all {
                     let weights = (&exponentials[a.clone()], &exponentials[b.clone()]);
                     kernels::weighted::<S>(
