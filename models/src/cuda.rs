@@ -9,6 +9,9 @@ mod gpu;
 pub mod kernels;
 mod nvrtc;
 
+#[cfg(test)]
+mod tests;
+
 pub use emulator::{Emulator, Order};
 pub use gpu::{Buffer, Dtype, Gpu, Graph, LaunchShape, MatMul, Number, Region, matmul};
 pub use nvrtc::{Compiled, Nvrtc};
