@@ -15,6 +15,8 @@ mod pass;
 mod replay;
 mod rows;
 mod space;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 pub(crate) use attention::{DeviceBias, DeviceCache, DeviceRope, DeviceTable, attend};

@@ -50,6 +50,7 @@ impl Checkpoint {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "figures for who asks for them")]
 fn check_all(dtype: DType) {
     for checkpoint in Checkpoint::all() {
         let mut gpu = checkpoint.on_gpu(dtype);

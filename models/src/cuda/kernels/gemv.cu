@@ -16,6 +16,9 @@ struct GemvParams {
     float factor, eps;
 };
 
+// Units of 16 bytes (of F32: of 32) that a lane reads before it computes: reads under way hide the memory's latency.
+constexpr int AHEAD = 4;
+
 // Columns of shared memory from one row to the next: whole 16-byte units.
 template <class T> DEVICE int staged_row(int k) {
     constexpr int unit = 16 / sizeof(T);
@@ -68,25 +71,44 @@ template <class T, int ROWS> DEVICE void stage(const GemvParams& p, T* rows) {
 template <class T, int ROWS, int COLUMNS>
 DEVICE void dot(const GemvParams& p, const T* rows, const T* const (&weight)[COLUMNS], float (&sums)[COLUMNS][ROWS]) {
     int lane = thread_index() % WARP, stride = staged_row<T>(p.k);
+#pragma unroll
     for (int c = 0; c < COLUMNS; ++c)
+#pragma unroll
         for (int r = 0; r < ROWS; ++r) sums[c][r] = 0.0f;
     if (p.vector) {
-#pragma unroll 4
-        for (int i = lane * 8; i < p.k; i += WARP * 8) {
-            float w[COLUMNS][8], x[8];
-            for (int c = 0; c < COLUMNS; ++c) widen8(w[c], Raw8<T>::load_once(weight[c] + i));
-            for (int r = 0; r < ROWS; ++r) {
-                widen8(x, Raw8<T>::load(rows + r * stride + i));
-                for (int c = 0; c < COLUMNS; ++c)
-                    for (int j = 0; j < 8; ++j) sums[c][r] += w[c][j] * x[j];
+        for (int first = lane * 8; first < p.k; first += AHEAD * WARP * 8) {
+            Raw8<T> w[AHEAD][COLUMNS];
+#pragma unroll
+            for (int a = 0; a < AHEAD; ++a) {
+                int i = first + a * WARP * 8;
+                for (int c = 0; c < COLUMNS; ++c) {
+                    w[a][c] = i < p.k ? Raw8<T>::load_once(weight[c] + i) : Raw8<T>::zero();
+                }
+            }
+#pragma unroll
+            for (int a = 0; a < AHEAD; ++a) {
+                int i = first + a * WARP * 8;
+                if (i >= p.k) break;
+                float wide[COLUMNS][8], x[8];
+                for (int c = 0; c < COLUMNS; ++c) widen8(wide[c], w[a][c]);
+#pragma unroll
+                for (int r = 0; r < ROWS; ++r) {
+                    widen8(x, Raw8<T>::load(rows + r * stride + i));
+                    for (int c = 0; c < COLUMNS; ++c)
+                        for (int j = 0; j < 8; ++j) sums[c][r] += wide[c][j] * x[j];
+                }
             }
         }
     } else {
         for (int i = lane; i < p.k; i += WARP)
+#pragma unroll
             for (int r = 0; r < ROWS; ++r)
+#pragma unroll
                 for (int c = 0; c < COLUMNS; ++c) sums[c][r] += widen(weight[c][i]) * widen(rows[r * stride + i]);
     }
+#pragma unroll
     for (int c = 0; c < COLUMNS; ++c)
+#pragma unroll
         for (int r = 0; r < ROWS; ++r) sums[c][r] = sum_of(sums[c][r], WARP);
 }
 
@@ -115,8 +137,10 @@ template <class T, int ROWS, int COLUMNS> DEVICE void columns(const GemvParams& 
         float sums[COLUMNS][ROWS];
         dot<T, ROWS, COLUMNS>(p, rows, weight, sums);
         float y = sums[0][0], up = sums[COLUMNS - 1][0];
+#pragma unroll
         for (int r = 1; r < ROWS; ++r) {
-            if (lane == r) { y = sums[0][r]; up = sums[COLUMNS - 1][r]; }
+            y = lane == r ? sums[0][r] : y;
+            up = lane == r ? sums[COLUMNS - 1][r] : up;
         }
         if (lane < p.rows) {
             if (p.wide) finish<float>(p, lane, column, y, up);
@@ -128,6 +152,13 @@ template <class T, int ROWS, int COLUMNS> DEVICE void columns(const GemvParams& 
 template <class T, int ROWS> DEVICE void gemv(const GemvParams& p) {
     DYNAMIC_SHARED(shared);
     T* rows = reinterpret_cast<T*>(shared);
+    // The weight's first columns are on their way while the rows are staged and normed.
+    int column = block_x() * (thread_count() / WARP) + thread_index() / WARP;
+    const T* weight = static_cast<const T*>(p.weight) + static_cast<u64>(column) * p.k;
+    for (int i = thread_index() % WARP * (128 / sizeof(T)); i < p.k && column < p.n; i += WARP * (128 / sizeof(T))) {
+        fetch_ahead(weight + i);
+        if (p.epilogue == 5) fetch_ahead(weight + static_cast<u64>(p.n) * p.k + i);
+    }
     stage<T, ROWS>(p, rows);
     if (p.epilogue == 5) columns<T, ROWS, 2>(p, rows);
     else columns<T, ROWS, 1>(p, rows);
