@@ -37,8 +37,8 @@ impl Feeds {
     }
 
     /// The buffers that are fed.
-    pub(super) fn into_regions(self) -> Vec<Arc<Region>> {
-        self.uploads.into_iter().map(|(region, _)| region).collect()
+    pub(super) fn regions(&self) -> Vec<Arc<Region>> {
+        self.uploads.iter().map(|(region, _)| Arc::clone(region)).collect()
     }
 
     pub(super) fn upload(&self, pass: &Pass) -> Result<()> {

@@ -31,10 +31,11 @@ pub(crate) struct Shape {
 }
 
 /// How a shape ran last.
-enum Run {
-    /// With the buffers that a recording will keep: kept from now on, so that recording takes no other shape's.
-    Called(Vec<Arc<Region>>),
-    Recorded(Recording),
+struct Run {
+    /// Its inputs and its output, which a recording needs to itself; kept from the first pass on, so that recording
+    /// finds as many buffers as that did.
+    kept: Vec<Arc<Region>>,
+    recording: Option<Recording>,
 }
 
 struct Recording {
@@ -43,6 +44,15 @@ struct Recording {
     output: Arc<Region>,
     /// Batch, seq and columns of the output, and whether it has no dimension of tokens.
     shape: ([usize; 3], bool),
+}
+
+impl Recording {
+    /// What it reads first and writes last.
+    fn regions(&self) -> Vec<Arc<Region>> {
+        let mut regions = self.feeds.regions();
+        regions.push(Arc::clone(&self.output));
+        regions
+    }
 }
 
 /// The shapes that have run, the latest last.
@@ -84,39 +94,45 @@ impl Space {
         let place = shapes.iter().position(|(known, _)| *known == shape);
         let known = place.map(|place| shapes.remove(place).1);
         if shapes.len() == MOST {
-            shapes.remove(0);
+            self.release(&shapes.remove(0).1.kept);
         }
         let recording = match known {
-            Some(Run::Recorded(recording)) if recording.feeds.admit(pass)? => Some(recording),
-            Some(Run::Called(kept)) => {
+            None => None,
+            Some(Run { kept, recording: Some(recording) }) => {
+                if recording.feeds.admit(pass)? {
+                    let output = self.replay(&recording, pass)?;
+                    shapes.push((shape, Run { kept, recording: Some(recording) }));
+                    return Ok(output);
+                }
+                self.release(&kept);
+                None
+            }
+            Some(Run { kept, recording: None }) => {
+                self.release(&kept);
                 drop(kept);
                 // Where it fails, something had to be made first, as for the first pass.
                 self.record(model, pass).ok()
             }
-            // Its first pass, or the first after one that the recording does not fit.
-            _ => None,
         };
-        let (output, run) = match recording {
-            Some(recording) => {
-                recording.feeds.upload(pass)?;
-                (self.replay(&recording)?, Run::Recorded(recording))
-            }
+        let (output, kept) = match &recording {
+            Some(recording) => (self.replay(recording, pass)?, recording.regions()),
             None => self.call(model, pass)?,
         };
         // A pass that makes a cache changes its shape, which will not come again.
         if pass.shape() == shape {
-            shapes.push((shape, run));
+            self.keep_lent(&kept)?;
+            shapes.push((shape, Run { kept, recording }));
         }
         Ok(output)
     }
 
-    fn call(self: &Arc<Self>, model: &dyn Model, pass: &mut Pass) -> Result<(Xs, Run)> {
+    fn call(self: &Arc<Self>, model: &dyn Model, pass: &mut Pass) -> Result<(Xs, Vec<Arc<Region>>)> {
         pass.restart_device(false);
         self.replays.called.fetch_add(1, Ordering::Relaxed);
         let output = output(&model.forward(pass)?)?.whole()?;
-        let mut kept = pass.device_pass()?.take_feeds().into_regions();
+        let mut kept = pass.device_pass()?.take_feeds().regions();
         kept.push(output.region()?);
-        Ok((Rows::Gpu(output).into_xs(), Run::Called(kept)))
+        Ok((Rows::Gpu(output).into_xs(), kept))
     }
 
     fn record(self: &Arc<Self>, model: &dyn Model, pass: &mut Pass) -> Result<Recording> {
@@ -138,7 +154,8 @@ impl Space {
         })
     }
 
-    fn replay(self: &Arc<Self>, recording: &Recording) -> Result<Xs> {
+    fn replay(self: &Arc<Self>, recording: &Recording, pass: &Pass) -> Result<Xs> {
+        recording.feeds.upload(pass)?;
         recording.graph.replay()?;
         self.replays.replayed.fetch_add(1, Ordering::Relaxed);
         let (shape, is_flat) = recording.shape;
