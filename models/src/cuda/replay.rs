@@ -99,10 +99,14 @@ impl Space {
         let recording = match known {
             None => None,
             Some(Run { kept, recording: Some(recording) }) => {
-                if recording.feeds.admit(pass)? {
-                    let output = self.replay(&recording, pass)?;
+                let output = match recording.feeds.admit(pass) {
+                    Ok(true) => Some(self.replay(&recording, pass)),
+                    Ok(false) => None,
+                    Err(error) => Some(Err(error)),
+                };
+                if let Some(output) = output {
                     shapes.push((shape, Run { kept, recording: Some(recording) }));
-                    return Ok(output);
+                    return output;
                 }
                 self.release(&kept);
                 None

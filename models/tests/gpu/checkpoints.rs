@@ -11,8 +11,8 @@ use models::{Form, Inputs, Loaded, Options, load, load_on_gpu};
 
 /// Rows of this many tokens: longer than the windows (8), shorter than the contexts (32) past which frequencies follow
 /// the length of a pass, so that chunks may be compared with one pass.
-pub(crate) const SEQ: usize = 24;
-const LENGTHS: [usize; 3] = [24, 17, 9];
+pub(crate) const SEQ: usize = 14;
+const LENGTHS: [usize; 2] = [14, 9];
 /// Every synthetic checkpoint has more.
 const VOCAB: u32 = 280;
 
@@ -72,7 +72,7 @@ impl Checkpoint {
         load_on_gpu(self.path(), dtype, gpu).unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
-    /// The cases of one pass, each with three rows of 24 tokens or one.
+    /// The cases of one pass, each with two rows or one.
     pub(crate) fn cases(&self) -> Vec<Case> {
         let all = |_: usize, _: usize| true;
         let mut cases = vec![

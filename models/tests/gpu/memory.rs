@@ -13,7 +13,7 @@ use super::strict::Strict;
 fn the_second_pass_of_a_shape_allocates_nothing_and_is_recorded_without_a_transfer() {
     for checkpoint in Checkpoint::all() {
         let strict = Strict::start();
-        let mut gpu = checkpoint.on(DType::BF16, Arc::clone(&strict) as _);
+        let mut gpu = checkpoint.on(DType::F32, Arc::clone(&strict) as _);
         let cases = checkpoint.cases();
         for case in &cases {
             gpu.forward(&case.inputs()).unwrap();
@@ -33,7 +33,7 @@ fn the_second_pass_of_a_shape_allocates_nothing_and_is_recorded_without_a_transf
 fn decoding_allocates_nothing_uploads_once_a_token_and_launches_from_the_recording() {
     for checkpoint in Checkpoint::all().filter(|checkpoint| checkpoint.is_decoder) {
         let strict = Strict::start();
-        let mut gpu = checkpoint.on(DType::BF16, Arc::clone(&strict) as _);
+        let mut gpu = checkpoint.on(DType::F32, Arc::clone(&strict) as _);
         let case = checkpoint.case("without padding", 0, |_, _| true);
         let mut cache = Cache::with_capacity(SEQ);
         // The prompt, a token that is called, and one that is recorded.
@@ -54,7 +54,7 @@ fn decoding_allocates_nothing_uploads_once_a_token_and_launches_from_the_recordi
         cache.truncate(8);
         let before = counts();
         gpu.forward_with(&case.columns(8..9), Some(&mut cache), None).unwrap();
-        assert_eq!(counts()[0], before[0]);
+        assert_eq!(counts()[0], before[0], "{}", checkpoint.name);
     }
 }
 

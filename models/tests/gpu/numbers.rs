@@ -97,7 +97,7 @@ fn a_cache_gives_what_one_pass_gives() {
             let mut gpu = checkpoint.on_gpu(dtype);
             // With room for all, where tokens are recorded, and growing.
             let runs: &[_] =
-                if dtype == DType::F32 { &[((16, 1), SEQ), ((9, 5), 0)] } else { &[((16, 1), SEQ)] };
+                if dtype == DType::F32 { &[((9, 1), SEQ), ((6, 3), 0)] } else { &[((9, 1), SEQ)] };
             for (steps, room) in runs {
                 let run = |loaded: &mut Loaded, case: &Case| cached(loaded, case, *steps, *room);
                 let [ours, eager] = checkpoint.errors(&mut gpu, dtype, &cases, run);
@@ -105,9 +105,9 @@ fn a_cache_gives_what_one_pass_gives() {
                 println!("{name}: ours {ours:.2e} eager {eager:.2e}");
                 assert!(ours <= checkpoint.bound(dtype, eager), "{name}: {ours:e}, eager {eager:e}");
             }
-            // Eight tokens, of which the first is called.
+            // Five tokens, of which the first is called.
             let replayed = gpu.pass_counts().unwrap().replayed;
-            assert!(replayed >= 7, "{} {dtype:?}: {replayed}", checkpoint.name);
+            assert!(replayed >= 4, "{} {dtype:?}: {replayed}", checkpoint.name);
         }
     }
 }
@@ -116,7 +116,7 @@ fn a_cache_gives_what_one_pass_gives() {
 fn a_recorded_pass_is_right_on_other_inputs_of_its_shape() {
     for checkpoint in Checkpoint::all() {
         let (mut gpu, mut exact) = (checkpoint.on_gpu(DType::F32), checkpoint.exact());
-        for (seed, lengths) in [[24, 17, 9], [11, 24, 23], [24, 24, 5], [8, 9, 24]].into_iter().enumerate() {
+        for (seed, lengths) in [[14, 9], [11, 14], [14, 14], [1, 13]].into_iter().enumerate() {
             let case = checkpoint.case("of other lengths", seed as u32, |row, column| column < lengths[row]);
             let expected = exact.forward(&case.inputs()).unwrap();
             let relative = case.relative(&gpu.forward(&case.inputs()).unwrap(), &expected);
@@ -150,7 +150,9 @@ fn an_id_outside_the_vocabulary_is_an_error_also_of_a_recorded_pass() {
     let mut gpu = Checkpoint::of("llama", "tiny").on_gpu(DType::F32);
     let ids = |id: u32| Inputs::new(Tensor::new(&[[1, id]], &Device::Cpu).unwrap());
     for _ in 0..3 {
-        gpu.forward(&ids(5)).unwrap();
+        for _ in 0..3 {
+            gpu.forward(&ids(5)).unwrap();
+        }
         let error = gpu.forward(&ids(90_000)).unwrap_err();
         assert!(matches!(&error, Error::Inputs(reason) if reason.contains("90000")), "{error}");
     }
