@@ -116,7 +116,7 @@ fn a_cache_gives_what_one_pass_gives() {
 fn a_recorded_pass_is_right_on_other_inputs_of_its_shape() {
     for checkpoint in Checkpoint::all() {
         let (mut gpu, mut exact) = (checkpoint.on_gpu(DType::F32), checkpoint.exact());
-        for (seed, lengths) in [[14, 9], [11, 14], [14, 14], [1, 13]].into_iter().enumerate() {
+        for (seed, lengths) in [[14, 9], [11, 14], [14, 3], [1, 13]].into_iter().enumerate() {
             let case = checkpoint.case("of other lengths", seed as u32, |row, column| column < lengths[row]);
             let expected = exact.forward(&case.inputs()).unwrap();
             let relative = case.relative(&gpu.forward(&case.inputs()).unwrap(), &expected);
