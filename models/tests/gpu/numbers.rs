@@ -11,7 +11,7 @@ const F32_BOUND: f64 = 1e-5;
 /// Of the eager form's error in the same dtype, which follows torch operation by operation; the bound on torch's.
 const OF_EAGER: f64 = 1.5;
 /// The same where a few numbers a row, or a router's near-tie that moves a whole token, make the ratio a matter of luck.
-const OF_EAGER_FEW: f64 = 4.0;
+const OF_EAGER_FEW: f64 = 2.0;
 
 impl Checkpoint {
     /// How large the error may be where the eager form's is `eager`.
