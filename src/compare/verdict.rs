@@ -1,17 +1,18 @@
 //! One decision per pair, with its evidence in one sentence.
 //!
-//! With float64 results of both sides the question "same mathematics?" is answered where rounding does
-//! not reach: two float64 results that differ by more than 1e-10 are two computations. A variant must
-//! then stay near its own float64 result, by as much as its dtype explains, at every position and every
-//! token: otherwise its low-precision path computes something else. Only what remains is rounding, and
-//! dynamo's rule says whose is worse. Without float64 results the dtype's tolerances decide alone.
+//! With float64 results of both sides the question "same mathematics?" is answered where rounding does not reach: two
+//! float64 results that differ by more than 1e-10 are two computations, and where they agree, what remains of a variant
+//! whose own code ran in float64 is rounding, however large. A variant whose code has no float64 (a fused kernel,
+//! `torch.compile`, another attention) must stay near the float64 result, by as much as its dtype explains or as
+//! a variant of known rounding departs, at every position and every token: otherwise it computes something else. On
+//! what remains dynamo's rule says whose rounding is worse. Without float64 results the dtype's tolerances decide alone.
 
 use reference::protocol::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::matrix::{Incomparable, Matrix, PairOutcome};
 use super::metrics::PairMetrics;
-use super::oracle::{Oracles, relative_to, within_dynamo};
+use super::oracle::{Oracles, multiplier, relative_to, within_dynamo};
 use crate::variant::dtype_name;
 
 /// One number per dtype.
@@ -231,12 +232,9 @@ impl Judge<'_> {
         if pair.identical {
             return (Decision::Identical, format!("all {} compared values are equal", pair.elements));
         }
-        if pair.l2.is_nan() {
-            return (Decision::Diverged, self.non_finite(a, b, pair));
-        }
         match (self.oracles.of(a), self.oracles.of(b)) {
             (Some(oracle_a), Some(oracle_b)) => self.with_oracles((a, oracle_a), (b, oracle_b), pair),
-            _ => self.by_tolerance(pair),
+            _ => self.by_tolerance((a, b), pair),
         }
     }
 
@@ -251,56 +249,114 @@ impl Judge<'_> {
         )
     }
 
+    /// Whether all compared logits of a variant are numbers: ∞ − ∞ is none.
+    fn is_finite(&self, variant: usize) -> bool {
+        self.matrix.compared(variant, variant).is_some_and(|itself| !itself.l2.is_nan())
+    }
+
     fn with_oracles(&self, a: (usize, usize), b: (usize, usize), pair: &PairMetrics) -> (Decision, String) {
         let names = &self.matrix.names;
         let ((a, oracle_a), (b, oracle_b)) = (a, b);
         let mut evidence = String::new();
-        if oracle_a == oracle_b {
-            let lacking = [a, b].into_iter().find(|&variant| self.oracles.own(variant).is_none());
-            if let Some(lacking) = lacking {
-                evidence = format!(
-                    "{} has no float64 result of its own and is measured against {}; ",
-                    names[lacking], names[oracle_a]
-                );
-            }
-        } else {
+        if oracle_a != oracle_b {
             let Some(agreement) = self.matrix.compared(oracle_a, oracle_b) else {
-                return self.by_tolerance(pair);
+                return self.by_tolerance((a, b), pair);
             };
             let limit = self.tolerances.f64_agreement;
-            let difference = relative_to(agreement, oracle_b, oracle_a);
             let (worst, at) = agreement.worst_position;
-            let local = limit * self.tolerances.local_factor;
-            if !at_most(difference, limit) || !at_most(worst, local) {
-                let text = format!(
-                    "the float64 results {} and {} differ by relative L2 {difference:.2e} (limit {limit:.0e}), at most {worst:.2e} in row {}, position {}, so the mathematics differs",
-                    names[oracle_a], names[oracle_b], at.row, at.position
-                );
+            let (difference, worst) = if agreement.identical {
+                (0.0, 0.0)
+            } else {
+                (relative_to(agreement, oracle_b, oracle_a), worst)
+            };
+            if !at_most(difference, limit) || !at_most(worst, limit * self.tolerances.local_factor) {
+                let text = if agreement.l2.is_nan() {
+                    format!("in float64, {}", self.non_finite(oracle_a, oracle_b, agreement))
+                } else {
+                    format!(
+                        "the float64 results {} and {} differ by relative L2 {difference:.2e} (limit {limit:.0e}), at most {worst:.2e} in row {}, position {}, so the mathematics differs",
+                        names[oracle_a], names[oracle_b], at.row, at.position
+                    )
+                };
                 return (Decision::Diverged, text);
             }
             evidence = format!("the float64 results agree to {difference:.1e}; ");
         }
-        for (variant, oracle) in [(a, oracle_a), (b, oracle_b)] {
+        let mut sides = Vec::new();
+        for (variant, other, oracle) in [(a, b, oracle_a), (b, a, oracle_b)] {
             if variant == oracle {
                 continue;
             }
-            let Some(own) = self.matrix.compared(variant, oracle) else {
-                return self.by_tolerance(pair);
-            };
-            if let Some(excess) = self.excess(own, self.matrix.dtypes[variant]) {
-                let whose = if self.oracles.own(variant).is_some() {
-                    "its float64 result"
-                } else {
-                    "the float64 result"
-                };
-                let text = format!(
-                    "{} departs from {whose} {} by more than rounding: {excess}",
+            match self.departure(variant, other, oracle) {
+                None => return self.by_tolerance((a, b), pair),
+                Some(Departure::Unexplained(text)) => return (Decision::Diverged, text),
+                Some(departure) => sides.push((variant, departure)),
+            }
+            if self.oracles.own(variant).is_none() {
+                evidence.push_str(&format!(
+                    "{} has no float64 result of its own and is measured against {}; ",
                     names[variant], names[oracle]
-                );
-                return (Decision::Diverged, text);
+                ));
+            } else if !self.oracles.ran(variant) {
+                evidence.push_str(&format!(
+                    "{} has not run in float64 itself and is measured against {}; ",
+                    names[variant], names[oracle]
+                ));
+            }
+        }
+        for (variant, departure) in &sides {
+            if let Departure::Worse(text) = departure {
+                let worse = names[*variant].clone();
+                return (Decision::WorseRounding { worse }, format!("{evidence}{text}"));
+            }
+        }
+        for (_, departure) in sides {
+            if let Departure::Large(text) = departure {
+                evidence.push_str(&text);
             }
         }
         self.rounding((a, oracle_a), (b, oracle_b), &evidence)
+    }
+
+    /// How a variant departs from the float64 result that it is measured against; `None` where they cannot be compared.
+    fn departure(&self, variant: usize, other: usize, oracle: usize) -> Option<Departure> {
+        let (names, dtype) = (&self.matrix.names, self.matrix.dtypes[variant]);
+        let own = self.matrix.compared(variant, oracle)?;
+        let ran = self.oracles.ran(variant);
+        let whose =
+            if self.oracles.own(variant).is_some() { "its float64 result" } else { "the float64 result" };
+        if !own.l2.is_finite() {
+            let text = self.non_finite(variant.min(oracle), variant.max(oracle), own);
+            return Some(if ran && self.is_finite(oracle) {
+                Departure::Worse(format!("{} leaves the range of its dtype: {text}", names[variant]))
+            } else {
+                Departure::Unexplained(text)
+            });
+        }
+        let Some(excess) = self.excess(own, dtype, None) else { return Some(Departure::Within) };
+        // Of the variants whose error is known to be rounding the best.
+        let reference = (self.oracles.references(self.matrix, variant, other).into_iter())
+            .filter_map(|index| Some((index, self.matrix.compared(index, self.oracles.own(index)?)?)))
+            .min_by(|(_, a), (_, b)| share(a).total_cmp(&share(b)));
+        let (from, oracle) = (&names[variant], &names[oracle]);
+        Some(match reference {
+            Some((index, known)) if self.excess(own, dtype, Some(known)).is_none() => Departure::Large(format!(
+                "rounding is large here: {excess}, and {} departs likewise from its own float64 result, by {:.2e}; ",
+                names[index],
+                share(known)
+            )),
+            Some((index, known)) if ran => Departure::Worse(format!(
+                "{from} has the mathematics of {oracle}, which its own code gave in float64, and rounds worse: {excess}, where {} departs by {:.2e}",
+                names[index],
+                share(known)
+            )),
+            None if ran => Departure::Large(format!(
+                "rounding is large here, for the code of {from} itself gave {oracle}: {excess}; "
+            )),
+            Some(_) | None => Departure::Unexplained(format!(
+                "{from} departs from {whose} {oracle} by more than rounding, and has not run in float64 itself: {excess}"
+            )),
+        })
     }
 
     /// Both sides are within their dtypes of the oracle: whose rounding is worse.
@@ -329,10 +385,13 @@ impl Judge<'_> {
         (Decision::WorseRounding { worse }, text)
     }
 
-    fn by_tolerance(&self, pair: &PairMetrics) -> (Decision, String) {
+    fn by_tolerance(&self, (a, b): (usize, usize), pair: &PairMetrics) -> (Decision, String) {
+        if pair.l2.is_nan() {
+            return (Decision::Diverged, self.non_finite(a, b, pair));
+        }
         let dtype = pair.lower_dtype;
         let limit = self.tolerances.relative_l2.of(dtype);
-        if let Some(excess) = self.excess(pair, dtype) {
+        if let Some(excess) = self.excess(pair, dtype, None) {
             return (Decision::Diverged, format!("{excess}; no float64 oracle was run"));
         }
         let (overall, name) = (share(pair), dtype_name(dtype));
@@ -343,30 +402,48 @@ impl Judge<'_> {
     }
 
     /// By what a pair exceeds the rounding of `dtype`, overall, at one position or at one token: an
-    /// average over millions of logits would hide a single wrong one.
-    fn excess(&self, pair: &PairMetrics, dtype: Dtype) -> Option<String> {
+    /// average over millions of logits would hide a single wrong one. With `known`, an error of the same dtype that is
+    /// rounding, up to dynamo's multiple of each of its measures is rounding too.
+    fn excess(&self, pair: &PairMetrics, dtype: Dtype, known: Option<&PairMetrics>) -> Option<String> {
+        let raised = |limit: f64, measure: fn(&PairMetrics) -> f64| {
+            known.map_or(limit, |known| limit.max(multiplier(dtype, pair.elements) * measure(known)))
+        };
         let limit = self.tolerances.relative_l2.of(dtype);
         let local = limit * self.tolerances.local_factor;
         let name = dtype_name(dtype);
         let overall = share(pair);
+        let limit = raised(limit, share);
         if !at_most(overall, limit) {
             return Some(format!("relative L2 {overall:.2e} exceeds {name}'s {limit:.1e}"));
         }
         let (worst, at) = pair.worst_position;
-        if !at_most(worst, local) {
+        let limit = raised(local, |known| known.worst_position.0);
+        if !at_most(worst, limit) {
             return Some(format!(
-                "relative L2 {worst:.2e} in row {}, position {} exceeds {name}'s {local:.1e} for one position",
+                "relative L2 {worst:.2e} in row {}, position {} exceeds {name}'s {limit:.1e} for one position",
                 at.row, at.position
             ));
         }
         let spike = pair.spike;
-        (spike.relative > local).then(|| {
+        (spike.relative > raised(local, |known| known.spike.relative)).then(|| {
             format!(
                 "one logit in row {}, position {} differs by {:.2e} of the row's RMS, {:.0} times the RMS of its neighbours' differences",
                 spike.at.row, spike.at.position, spike.relative, spike.prominence
             )
         })
     }
+}
+
+/// How a variant departs from float64.
+enum Departure {
+    /// By what its dtype explains.
+    Within,
+    /// By more, as rounding does here; says so.
+    Large(String),
+    /// By more than rounding does here, though its mathematics is right.
+    Worse(String),
+    /// By more than rounding, and nothing says that its mathematics is right.
+    Unexplained(String),
 }
 
 /// Relative L2 against the larger side: neither is the reference.
