@@ -340,11 +340,13 @@ impl Judge<'_> {
             .min_by(|(_, a), (_, b)| share(a).total_cmp(&share(b)));
         let (from, oracle) = (&names[variant], &names[oracle]);
         Some(match reference {
-            Some((index, known)) if self.excess(own, dtype, Some(known)).is_none() => Departure::Large(format!(
-                "rounding is large here: {excess}, and {} departs likewise from its own float64 result, by {:.2e}; ",
-                names[index],
-                share(known)
-            )),
+            Some((index, known)) if self.excess(own, dtype, Some(known)).is_none() => {
+                Departure::Large(format!(
+                    "rounding is large here: {excess}, and {} departs likewise from its own float64 result, by {:.2e}; ",
+                    names[index],
+                    share(known)
+                ))
+            }
             Some((index, known)) if ran => Departure::Worse(format!(
                 "{from} has the mathematics of {oracle}, which its own code gave in float64, and rounds worse: {excess}, where {} departs by {:.2e}",
                 names[index],

@@ -37,7 +37,11 @@ fn metrics_agree_with_numpy_on_random_and_adversarial_arrays() {
         for (side, dtype) in ["a", "b"].into_iter().zip(dtypes) {
             let value = |bits: &Value| {
                 let bits = bits.as_u64().unwrap();
-                if dtype == Dtype::F64 { f64::from_bits(bits) } else { f64::from(f32::from_bits(bits as u32)) }
+                if dtype == Dtype::F64 {
+                    f64::from_bits(bits)
+                } else {
+                    f64::from(f32::from_bits(bits as u32))
+                }
             };
             let values: Vec<f64> = case[side].as_array().unwrap().iter().map(value).collect();
             files.add(side, dtype, [1, rows, vocab], &values);

@@ -8,10 +8,8 @@ use crate::files::{Files, added, bf16, noise};
 
 /// `family` for its plain code, `family/path` for another.
 fn origins(names: &[&str]) -> Vec<Origin> {
-    let origin = |name: &&str| Origin {
-        family: name.split('/').next().unwrap().to_owned(),
-        path: (*name).to_owned(),
-    };
+    let origin =
+        |name: &&str| Origin { family: name.split('/').next().unwrap().to_owned(), path: (*name).to_owned() };
     names.iter().map(origin).collect()
 }
 

@@ -1,7 +1,6 @@
 //! Bugs planted in an editable fork of transformers, run as a user runs one: `tfcheck run` of the release, the fork and
 //! the native model. Each must be called diverged and be localised by the run itself.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +9,7 @@ use reference::{Environment, Source, Specification, prepare};
 use serde_json::Value;
 use tfcheck::app::cache_folder;
 
-use crate::plants::{BRANCHES, Branch};
+use crate::plants::{BRANCHES, Branch, Plant};
 use crate::support::{Run, Sandbox, stderr};
 
 const NEWEST: &str = "5.23.0";
@@ -106,8 +105,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// One run of all checkpoints of a branch.
-fn run(fork: &Fork, branch: Branch) -> (Sandbox, Run) {
+/// One run of all checkpoints of a branch, with the native model in it or not.
+fn run(fork: &Fork, branch: Branch, has_native: bool) -> (Sandbox, Run) {
     let sandbox = Sandbox::new();
     let checkpoint = |name: &str, checkpoint: &str| {
         format!("[[checkpoints]]\nname = \"{name}\"\nsource = \"synthetic:{checkpoint}\"\n")
@@ -117,25 +116,70 @@ fn run(fork: &Fork, branch: Branch) -> (Sandbox, Run) {
         "{checkpoints}{}[inputs]\nlengths = [40]\nbatch = [2]\npadding = [\"left\"]\n\
          [[versions]]\nname = \"{NEWEST}\"\nsource = \"transformers=={NEWEST}\"\n\
          [[versions]]\nname = \"fork\"\nsource = \"-e {}\"\n\
-         [candle]\nmodes = [\"eager\"]\n\
+         [candle]\nmodes = [{}]\n\
          [run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\ndtypes = [\"f32\"]\noracle = true\nrounds = 0\n\
-         trace = false\nnoise = false\n",
+         trace = false\nnoise = false\nthreads = 1\n",
         checkpoint("untouched", UNTOUCHED),
-        fork.0.display()
+        fork.0.display(),
+        if has_native { "\"eager\"" } else { "" },
     );
     let config = sandbox.write("tfcheck.toml", &config);
     let output = sandbox.run(&config, &[]);
-    eprintln!("{}", stderr(&output));
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let run = sandbox.only_run();
     (sandbox, run)
 }
 
-/// The verdicts of a case, by the names of both variants.
-fn verdicts(case: &Value) -> HashMap<(String, String), (String, String)> {
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
-    let of = |v: &Value| ((text(&v["a"]), text(&v["b"])), (text(&v["verdict"]), text(&v["evidence"])));
-    case["verdicts"].as_array().unwrap().iter().map(of).collect()
+/// The verdict on two variants of a case, and its evidence.
+fn verdict(case: &Value, a: &str, b: &str) -> (String, String) {
+    let verdicts = case["verdicts"].as_array().unwrap();
+    let found = verdicts.iter().find(|verdict| verdict["a"] == a && verdict["b"] == b);
+    let found = found.unwrap_or_else(|| panic!("no verdict on {a} and {b}"));
+    let text = |key: &str| found[key].as_str().unwrap().to_owned();
+    (text("verdict"), text("evidence"))
+}
+
+/// What is wrong with the verdicts on a bug: the fork diverges from the release, and from the native model.
+fn judged(plant: &Plant, case: &Value, has_native: bool) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut expect = |a: &str, b: &str, words: &[&str]| {
+        let (word, evidence) = verdict(case, a, b);
+        if !words.contains(&word.as_str()) {
+            wrong.push(format!("{}: {a} and {b} are {word}: {evidence}", plant.class));
+        }
+    };
+    for dtype in ["", "_f64"] {
+        let [release, own] = [NEWEST, "fork"].map(|version| format!("{version}_eager_eager{dtype}"));
+        expect(&release, &own, &["diverged"]);
+        if has_native {
+            let native = format!("candle_eager{dtype}");
+            expect(&own, &native, &["diverged"]);
+            expect(&release, &native, &["identical", "same_mathematics"]);
+        }
+    }
+    wrong
+}
+
+/// What is wrong with the localisations of a bug, which the run did by itself.
+fn localized(plant: &Plant, case: &Value, has_native: bool) -> Vec<String> {
+    let localized = case["localized"].as_array().unwrap();
+    let mut expected = vec![(["5.23.0_eager_eager", "fork_eager_eager"], plant.path)];
+    if has_native {
+        let path = if plant.native.is_empty() { plant.path } else { plant.native };
+        expected.push((["fork_eager_eager", "candle_eager"], path));
+    }
+    if localized.len() != expected.len() {
+        return vec![format!("{}: {} pairs are localised", plant.class, localized.len())];
+    }
+    let mut wrong = Vec::new();
+    for (found, ([a, b], path)) in localized.iter().zip(expected) {
+        let has_note = b != "fork_eager_eager" || found["notes"].to_string().contains(plant.note);
+        let is_sound = found["dtype"] == "f64" && found["capture_changed_nothing"] == true;
+        if !(found["a"] == a && found["b"] == b && found["finding"]["path"] == path && is_sound && has_note) {
+            wrong.push(format!("{}: {} ({})", plant.class, found["sentence"], found["notes"]));
+        }
+    }
+    wrong
 }
 
 #[test]
@@ -143,9 +187,9 @@ fn bugs_in_an_editable_fork_diverge_and_the_run_names_the_module() {
     let fork = Fork::new();
     let mut wrong = Vec::new();
     let mut keys = Vec::new();
-    for branch in BRANCHES {
+    for (branch, has_native) in BRANCHES.into_iter().zip([false, true]) {
         let commit = fork.plant(branch);
-        let (_sandbox, run) = run(&fork, branch);
+        let (_sandbox, run) = run(&fork, branch, has_native);
         // The working copy is named by its commit and by what is changed in it.
         let environments = run.json("environment.json")["environments"].clone();
         assert!(environments[1]["notes"].to_string().contains(&format!("{commit}+")), "{environments}");
@@ -153,42 +197,13 @@ fn bugs_in_an_editable_fork_diverge_and_the_run_names_the_module() {
         let summary = run.json("summary.json");
         let cases = summary["cases"].as_array().unwrap();
         assert_eq!(cases.len(), branch.len() + 1);
-        let [release, own, native] = [NEWEST, "fork", "candle"].map(|version| {
-            let attention = if version == "candle" { "" } else { "_eager" };
-            ["", "_f64"].map(|dtype| format!("{version}_eager{attention}{dtype}"))
-        });
         for (plant, case) in branch.iter().zip(cases) {
-            let found = verdicts(case);
-            let word = |a: &String, b: &String| found.get(&(a.clone(), b.clone())).cloned().unwrap_or_default();
-            for dtype in 0..2 {
-                for pair in [[&release, &own], [&own, &native]] {
-                    let (said, evidence) = word(&pair[0][dtype], &pair[1][dtype]);
-                    if said != "diverged" {
-                        wrong.push(format!("{}: {pair:?} is {said}: {evidence}", plant.class));
-                    }
-                }
-                let (said, evidence) = word(&release[dtype], &native[dtype]);
-                if !["identical", "same mathematics"].contains(&said.as_str()) {
-                    wrong.push(format!("{}: the native model is {said}: {evidence}", plant.class));
-                }
-            }
-            let localized = case["localized"].as_array().unwrap();
-            if localized.len() != 2 {
-                wrong.push(format!("{}: {} pairs are localised", plant.class, localized.len()));
-            }
-            for (found, other) in localized.iter().zip([NEWEST, "candle"]) {
-                let names = format!("{} {}", found["a"], found["b"]);
-                assert!(names.contains("fork_") && names.contains(other), "{names}");
-                let path = found["finding"]["path"].as_str().unwrap_or_default();
-                let is_sound = found["dtype"] == "f64" && found["capture_changed_nothing"] == true;
-                if path != plant.path || !is_sound {
-                    wrong.push(format!("{} against {other}: {}", plant.class, found["sentence"]));
-                }
-            }
+            wrong.extend(judged(plant, case, has_native));
+            wrong.extend(localized(plant, case, has_native));
         }
         // What is not touched is the release, bit for bit.
-        let found = verdicts(&cases[branch.len()]);
-        assert_eq!(found[&(release[0].clone(), own[0].clone())].0, "identical");
+        let (word, evidence) = verdict(&cases[branch.len()], "5.23.0_eager_eager", "fork_eager_eager");
+        assert_eq!(word, "identical", "{evidence}");
     }
     fork.reset();
     assert_ne!(keys[0], keys[1], "each state of the working copy has results of its own");

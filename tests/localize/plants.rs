@@ -10,9 +10,15 @@ pub(crate) struct Plant {
     pub(crate) file: &'static str,
     /// Text and what stands in its place, wherever it stands.
     pub(crate) edits: &'static [(&'static str, &'static str)],
-    /// The module at fault, between the release and the fork.
+    /// The module at fault, as the release and the fork have it.
     pub(crate) path: &'static str,
+    /// As the native model has it, where its modules are others; the native model is in the second branch alone.
+    pub(crate) native: &'static str,
+    /// Words of a note of the localisation.
+    pub(crate) note: &'static str,
 }
+
+const NONE: Plant = Plant { class: "", checkpoint: "", file: "", edits: &[], path: "", native: "", note: "" };
 
 /// A working copy with one bug a modeling file, so that each checkpoint meets one.
 pub(crate) type Branch = &'static [Plant];
@@ -27,20 +33,26 @@ const FIRST: Branch = &[
         file: "qwen2",
         edits: &[("self.variance_epsilon = eps", "self.variance_epsilon = 1e-6")],
         path: "model.layers.0.input_layernorm",
+        ..NONE
     },
     Plant {
         class: "rope-scaling-absent",
         checkpoint: "llama:llama3",
         file: "llama",
-        edits: &[("if self.rope_type != \"default\":", "if False:")],
-        path: "model.layers.0.self_attn.rope_q",
+        edits: &[(
+            "self.rope_type = self.config.rope_parameters[\"rope_type\"]",
+            "self.rope_type = \"default\"",
+        )],
+        path: "model.rotary_emb",
+        ..NONE
     },
     Plant {
         class: "rope-in-bf16",
         checkpoint: "olmo2",
         file: "olmo2",
         edits: &[("cos = emb.cos() *", "cos = emb.cos().to(torch.bfloat16).to(emb.dtype) *")],
-        path: "model.layers.0.self_attn.rope_q",
+        path: "model.rotary_emb",
+        ..NONE
     },
     Plant {
         class: "interleaved-rope",
@@ -52,6 +64,7 @@ const FIRST: Branch = &[
             ("torch.cat((-x2, x1), dim=-1)", "torch.stack((-x2, x1), dim=-1).flatten(-2)"),
         ],
         path: "model.layers.0.self_attn.rope_q",
+        ..NONE
     },
     Plant {
         class: "one-rows-mask-for-all",
@@ -62,6 +75,7 @@ const FIRST: Branch = &[
             "inputs_embeds=inputs_embeds,\n            attention_mask=attention_mask[:1].expand_as(attention_mask),\n            past",
         )],
         path: "model.layers.0.self_attn.mask",
+        ..NONE
     },
     Plant {
         class: "tanh-gelu",
@@ -69,20 +83,26 @@ const FIRST: Branch = &[
         file: "gpt_neox",
         edits: &[("ACT2FN[config.hidden_act]", "ACT2FN[\"gelu_pytorch_tanh\"]")],
         path: "gpt_neox.layers.0.mlp.act",
+        ..NONE
     },
     Plant {
-        class: "one-rope-base-for-all-layers",
+        class: "norm-without-its-one",
         checkpoint: "gemma3_text",
         file: "gemma3",
-        edits: &[("rope_parameters[layer_type][\"rope_theta\"]", "rope_parameters[\"full_attention\"][\"rope_theta\"]")],
-        path: "model.layers.0.self_attn.rope_q",
+        edits: &[("output * (1.0 + self.weight.float())", "output * self.weight.float()")],
+        path: "model.layers.0.input_layernorm",
+        ..NONE
     },
     Plant {
         class: "rms-for-layer-norm",
         checkpoint: "cohere",
         file: "cohere",
-        edits: &[("hidden_states = (hidden_states - mean) * torch.rsqrt", "hidden_states = hidden_states * torch.rsqrt")],
+        edits: &[(
+            "hidden_states = (hidden_states - mean) * torch.rsqrt",
+            "hidden_states = hidden_states * torch.rsqrt",
+        )],
         path: "model.layers.0.input_layernorm",
+        ..NONE
     },
     Plant {
         class: "wrongly-tied-head",
@@ -93,6 +113,7 @@ const FIRST: Branch = &[
             "        self.lm_head.weight = self.model.embed_tokens.weight\n        logits = self.lm_head(hidden_states)",
         )],
         path: "lm_head",
+        ..NONE
     },
     Plant {
         class: "ignored-config-key",
@@ -100,13 +121,15 @@ const FIRST: Branch = &[
         file: "granite",
         edits: &[("logits = logits / self.config.logits_scaling", "pass")],
         path: "(root)",
+        ..NONE
     },
     Plant {
         class: "padding-side",
         checkpoint: "gpt2",
         file: "gpt2",
         edits: &[("if position_ids is None:", "if True:")],
-        path: "transformer.wpe",
+        path: "transformer",
+        ..NONE
     },
     Plant {
         class: "window-of-one-key-more",
@@ -117,6 +140,7 @@ const FIRST: Branch = &[
             "        wider = __import__(\"copy\").copy(self.config)\n        wider.sliding_window += 1\n        causal_mask = mask_function(\n            config=wider,",
         )],
         path: "model.layers.0.self_attn.mask",
+        ..NONE
     },
     Plant {
         class: "soft-cap-dropped",
@@ -124,6 +148,7 @@ const FIRST: Branch = &[
         file: "gemma2",
         edits: &[("softcap=self.attn_logit_softcapping,", "softcap=None,")],
         path: "model.layers.0.self_attn.scores",
+        ..NONE
     },
     Plant {
         class: "key-heads-in-another-order",
@@ -134,6 +159,7 @@ const FIRST: Branch = &[
             "hidden_states[:, None, :, :, :].expand(batch, n_rep, num_key_value_heads, slen, head_dim)",
         )],
         path: "model.layers.0.self_attn.scores",
+        ..NONE
     },
     Plant {
         class: "query-norm-dropped",
@@ -143,7 +169,9 @@ const FIRST: Branch = &[
             "self.q_norm(self.q_proj(hidden_states).view(hidden_shape))",
             "self.q_proj(hidden_states).view(hidden_shape)",
         )],
-        path: "model.layers.0.self_attn.q_norm",
+        path: "model.layers.0.self_attn",
+        note: "5.23.0_eager_eager runs model.layers.0.self_attn.q_norm, fork_eager_eager does not",
+        ..NONE
     },
     Plant {
         class: "query-scale",
@@ -151,6 +179,7 @@ const FIRST: Branch = &[
         file: "gemma",
         edits: &[("self.scaling = self.head_dim**-0.5", "self.scaling = config.hidden_size**-0.5")],
         path: "model.layers.0.self_attn.scores",
+        ..NONE
     },
     Plant {
         class: "bias-dropped",
@@ -161,13 +190,18 @@ const FIRST: Branch = &[
             "self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)",
         )],
         path: "model.layers.0.mlp.fc1",
+        ..NONE
     },
     Plant {
         class: "padding-mask-dropped",
         checkpoint: "bert",
         file: "bert",
-        edits: &[("    if attention_mask is not None:\n        attn_weights", "    if False:\n        attn_weights")],
+        edits: &[(
+            "    if attention_mask is not None:\n        attn_weights",
+            "    if False:\n        attn_weights",
+        )],
         path: "bert.encoder.layer.0.attention.self.mask",
+        ..NONE
     },
     Plant {
         class: "shares-of-experts-not-normalised",
@@ -175,13 +209,18 @@ const FIRST: Branch = &[
         file: "mixtral",
         edits: &[("router_top_value /= router_top_value.sum(dim=-1, keepdim=True)", "pass")],
         path: "model.layers.0.mlp.gate",
+        ..NONE
     },
     Plant {
         class: "experts-chosen-by-another-rule",
         checkpoint: "qwen3_moe",
         file: "qwen3_moe",
-        edits: &[("torch.topk(router_probs, self.top_k, dim=-1)", "torch.topk(-router_probs, self.top_k, dim=-1)")],
+        edits: &[(
+            "torch.topk(router_probs, self.top_k, dim=-1)",
+            "torch.topk(-router_probs, self.top_k, dim=-1)",
+        )],
         path: "model.layers.0.mlp.gate",
+        ..NONE
     },
     Plant {
         class: "positions-from-zero",
@@ -191,21 +230,30 @@ const FIRST: Branch = &[
             ("return incremental_indices.long() + padding_idx", "return incremental_indices.long()"),
             ("if position_ids is None:", "if True:"),
         ],
-        path: "roberta.embeddings.position_embeddings",
+        path: "roberta.embeddings",
+        ..NONE
     },
     Plant {
         class: "residual-of-the-norm",
         checkpoint: "falcon",
         file: "falcon",
-        edits: &[("output = dropout_add(mlp_output, residual,", "output = dropout_add(mlp_output, mlp_layernorm_out,")],
+        edits: &[(
+            "output = dropout_add(mlp_output, residual,",
+            "output = dropout_add(mlp_output, mlp_layernorm_out,",
+        )],
         path: "transformer.h.0",
+        ..NONE
     },
     Plant {
         class: "gate-and-value-exchanged",
         checkpoint: "modernbert",
         file: "modernbert",
-        edits: &[("input, gate = self.Wi(hidden_states).chunk(2, dim=-1)", "gate, input = self.Wi(hidden_states).chunk(2, dim=-1)")],
-        path: "model.layers.0.mlp.act",
+        edits: &[(
+            "input, gate = self.Wi(hidden_states).chunk(2, dim=-1)",
+            "gate, input = self.Wi(hidden_states).chunk(2, dim=-1)",
+        )],
+        path: "model.layers.0.mlp",
+        ..NONE
     },
 ];
 
@@ -223,6 +271,7 @@ const SECOND: Branch = &[
             ("self.x(hidden_states)", "self.post_attention_layernorm(hidden_states)"),
         ],
         path: "model.layers.0",
+        ..NONE
     },
     Plant {
         class: "embedding-scale",
@@ -230,6 +279,7 @@ const SECOND: Branch = &[
         file: "gemma2",
         edits: &[("embed_scale=self.config.hidden_size**0.5", "embed_scale=1.0")],
         path: "model.embed_tokens",
+        ..NONE
     },
     Plant {
         class: "embedding-multiplier-ignored",
@@ -237,6 +287,7 @@ const SECOND: Branch = &[
         file: "granite",
         edits: &[("inputs_embeds = inputs_embeds * self.embedding_multiplier", "pass")],
         path: "model",
+        ..NONE
     },
     Plant {
         class: "partial-rotary-factor-ignored",
@@ -244,6 +295,7 @@ const SECOND: Branch = &[
         file: "gpt_neox",
         edits: &[("config.rope_parameters.get(\"partial_rotary_factor\", 1.0)", "1.0")],
         path: "gpt_neox.layers.0.attention.rope_q",
+        ..NONE
     },
     Plant {
         class: "softmax-over-queries",
@@ -251,13 +303,16 @@ const SECOND: Branch = &[
         file: "olmo2",
         edits: &[("softmax(attn_weights, dim=-1", "softmax(attn_weights, dim=-2")],
         path: "model.layers.0.self_attn.softmax",
+        ..NONE
     },
     Plant {
         class: "layers-without-rope-ignored",
         checkpoint: "smollm3",
         file: "smollm3",
         edits: &[("self.use_rope = config.no_rope_layers[layer_idx]", "self.use_rope = True")],
-        path: "model.layers.1.self_attn.rope_q",
+        path: "model.layers.1.self_attn.scores",
+        note: "runs model.layers.1.self_attn.rope_q, model.layers.1.self_attn.rope_k, 5.23.0_eager_eager does not",
+        ..NONE
     },
     Plant {
         class: "logit-scale-dropped",
@@ -265,6 +320,7 @@ const SECOND: Branch = &[
         file: "cohere",
         edits: &[("logits = logits * self.logit_scale", "pass")],
         path: "(root)",
+        ..NONE
     },
     Plant {
         class: "mask-transposed",
@@ -272,6 +328,7 @@ const SECOND: Branch = &[
         file: "qwen2",
         edits: &[("attn_weights + attention_mask", "attn_weights + attention_mask.transpose(-1, -2)")],
         path: "model.layers.0.self_attn.mask",
+        ..NONE
     },
     Plant {
         class: "value-heads-in-another-order",
@@ -282,6 +339,7 @@ const SECOND: Branch = &[
             "value_states = value.repeat(1, module.num_key_value_groups, 1, 1)",
         )],
         path: "model.layers.0.self_attn",
+        ..NONE
     },
     Plant {
         class: "key-norms-eps",
@@ -292,13 +350,19 @@ const SECOND: Branch = &[
             "self.k_norm = Qwen3RMSNorm(self.head_dim, eps=1e-6)",
         )],
         path: "model.layers.0.self_attn.k_norm",
+        ..NONE
     },
     Plant {
-        class: "norm-without-its-one",
+        class: "one-rope-base-for-all-layers",
         checkpoint: "gemma3_text",
         file: "gemma3",
-        edits: &[("output * (1.0 + self.weight.float())", "output * self.weight.float()")],
-        path: "model.layers.0.input_layernorm",
+        edits: &[(
+            "rope_parameters[layer_type][\"rope_theta\"]",
+            "rope_parameters[\"full_attention\"][\"rope_theta\"]",
+        )],
+        path: "model.rotary_emb",
+        native: "model.layers.0.self_attn.rope_q",
+        ..NONE
     },
     Plant {
         class: "window-dropped",
@@ -309,6 +373,7 @@ const SECOND: Branch = &[
             "mask_function = create_causal_mask",
         )],
         path: "model.layers.0.self_attn.mask",
+        ..NONE
     },
     Plant {
         class: "scores-not-scaled",
@@ -316,5 +381,6 @@ const SECOND: Branch = &[
         file: "gpt2",
         edits: &[("self.scaling = self.head_dim**-0.5", "self.scaling = 1.0")],
         path: "transformer.h.0.attn.scores",
+        ..NONE
     },
 ];

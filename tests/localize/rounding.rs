@@ -141,8 +141,7 @@ fn other_kernels_and_other_dtypes_never_diverge() {
         .map(|(mode, dtype)| Cell::native(mode, dtype, 2))
         .collect();
         let mut session = start(&InProcess, &setting, &stop);
-        let entries: Vec<Entry> =
-            cells.iter().map(|cell| cell.entry(&setting, session.as_mut())).collect();
+        let entries: Vec<Entry> = cells.iter().map(|cell| cell.entry(&setting, session.as_mut())).collect();
         pairs.extend(check(&setting, &cells, &entries));
     }
     assert!(count(&pairs, "mode", &[]) >= 40, "other kernels");
@@ -219,12 +218,9 @@ fn attention_threads_and_compilation_of_transformers_never_diverge() {
     for (index, setting) in settings.iter().enumerate() {
         pairs.extend(check(setting, &cells[index], &entries[index]));
     }
-    for (what, others) in [
-        ("attention", &[][..]),
-        ("threads", &[]),
-        ("dtype", &[]),
-        ("mode", &["attention", "threads"]),
-    ] {
+    for (what, others) in
+        [("attention", &[][..]), ("threads", &[]), ("dtype", &[]), ("mode", &["attention", "threads"])]
+    {
         assert!(count(&pairs, what, others) >= 20, "{what}: {}", count(&pairs, what, others));
     }
 }
