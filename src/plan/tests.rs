@@ -177,7 +177,7 @@ fn an_oracle_that_is_measured_anyway_runs_once() {
     let config = config("[run]\noracle = true\ndtypes = [\"f32\", \"f64\"]\nattention = [\"eager\"]");
     let plan = plan(&config);
     let oracles: Vec<_> = plan.cells.iter().filter(|cell| cell.oracle && cell.measured).collect();
-    assert_eq!(oracles.len(), 2);
+    assert_eq!(oracles.len(), 3);
     assert_eq!(names(&plan).len(), 12);
 }
 
