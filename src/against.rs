@@ -11,6 +11,7 @@ use miette::{Result, miette};
 use crate::baseline::Saved;
 use crate::compare::logits::Mask;
 use crate::compare::matrix::{Entry, PairOutcome};
+use crate::compare::oracle::bears_on;
 use crate::compare::verdict::{Tolerances, Verdict};
 use crate::history::History;
 use crate::report::{self, CaseView};
@@ -180,13 +181,13 @@ struct Sides<'a> {
 }
 
 impl Sides<'_> {
-    /// One variant then and now, with the float64 results of both sides to judge it by.
+    /// One variant then and now, with what of both sides its verdict rests on.
     fn row(&self, old: &Cell, cell: &Cell, is_comparable: &Result<(), String>) -> Result<Row> {
-        let is_oracle = |other: &&Cell, of: &Cell| {
-            other.variant.dtype == reference::protocol::Dtype::F64 && other.variant != of.variant
+        let is_needed = |other: &&Cell, of: &Cell| {
+            bears_on(&other.variant, [&of.variant, &of.variant]) && other.variant != of.variant
         };
-        let then = std::iter::once(old).chain(self.before_cells.iter().filter(|other| is_oracle(other, old)));
-        let now = std::iter::once(cell).chain(self.view.cells.iter().filter(|other| is_oracle(other, cell)));
+        let then = std::iter::once(old).chain(self.before_cells.iter().filter(|other| is_needed(other, old)));
+        let now = std::iter::once(cell).chain(self.view.cells.iter().filter(|other| is_needed(other, cell)));
         let mark = format!("@{}", self.saved.name);
         let mut cells = Vec::new();
         let mut entries: Vec<Entry> = Vec::new();

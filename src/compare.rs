@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod oracle;
 mod pass;
 pub mod repeat;
+mod tolerances;
 mod torch_zip;
 pub mod verdict;
 

@@ -8,18 +8,18 @@ use miette::{Result, miette};
 
 use crate::compare::logits::Mask;
 use crate::compare::matrix::Entry;
+use crate::compare::oracle::bears_on;
 use crate::config::nearest;
 use crate::inputs::Inputs;
 use crate::report::CaseView;
 use crate::results::{Case, Cell, Manifest, Outcome, RunFolder};
 use crate::{inputs, summary};
-use reference::protocol::Dtype;
 
 /// One case's pair: what a story is told of.
 struct Pair<'a> {
     /// The run folder as it was named.
     run: String,
-    /// The two variants first and in order, then the float64 results that they are measured against.
+    /// The two variants first and in order, then what their verdict rests on.
     view: CaseView,
     /// What was recorded of the inputs; absent where the file is not readable.
     inputs: Option<Inputs>,
@@ -99,7 +99,7 @@ fn find<'name>(given: &str, names: &[&'name str]) -> Result<&'name str> {
     }
 }
 
-/// Measures the pair and its oracles, and nothing else of the case.
+/// Measures the pair and what its verdict rests on, and nothing else of the case.
 fn load<'a>(folder: &RunFolder, manifest: &Manifest, case: &'a Case, pair: [&str; 2]) -> Result<Pair<'a>> {
     let files = folder.case_folder(manifest, &case.name);
     let cells = folder.cells(manifest, case)?;
@@ -109,12 +109,13 @@ fn load<'a>(folder: &RunFolder, manifest: &Manifest, case: &'a Case, pair: [&str
         })
     };
     let mut chosen = vec![named(pair[0])?, named(pair[1])?];
-    let is_oracle = |cell: &&Cell| {
-        cell.variant.dtype == Dtype::F64
+    let variants = [chosen[0].variant.clone(), chosen[1].variant.clone()];
+    let is_needed = |cell: &&Cell| {
+        bears_on(&cell.variant, variants.each_ref())
             && matches!(cell.outcome, Outcome::Completed(_))
             && !pair.contains(&cell.name.as_str())
     };
-    chosen.extend(cells.iter().filter(is_oracle).cloned());
+    chosen.extend(cells.iter().filter(is_needed).cloned());
     let entries: Vec<Entry> = chosen.iter().map(|cell| summary::entry(cell, &files)).collect();
     let mask = Mask::open(&files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
     let tolerances = &manifest.config.tolerances;

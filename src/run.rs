@@ -221,9 +221,11 @@ struct Runners {
 impl Runners {
     fn new(order: &Order, environments: &[prepare::EnvironmentResult], fingerprint: String) -> Result<Self> {
         let threads = order.config.run.threads.unwrap_or_else(machine::physical_cores);
-        // A plan of eager cells of which none is timed may share workers; a compiler's state would outlive its cell.
-        let is_shared =
-            order.plan.cells.iter().all(|cell| !cell.measured && cell.variant.mode != Mode::Compiled);
+        // Eager cells of which none is timed may share workers; a compiler's state would outlive its cell, and
+        // a second process is asked for to hold the first one against it.
+        let compiled = |cell: &CellPlan| matches!(cell.variant.mode, Mode::Compiled | Mode::Frozen);
+        let is_shared = !order.config.run.noise
+            && order.plan.cells.iter().all(|cell| !is_timed(order.config, cell) && !compiled(cell));
         let boxed = |runner: ProcessRunner| -> Box<dyn Runner> {
             if is_shared { Box::new(SharedRunner::new(runner)) } else { Box::new(runner) }
         };
@@ -349,12 +351,17 @@ fn jobs<'a>(
         key: keys::cell(cell, prepared, runners),
         runner: runners.of(cell),
         load: load(order, prepared, &inputs, runners, cell),
-        is_timed: cell.measured,
+        is_timed: is_timed(order.config, cell),
         prefill: order.plan.cases[index].inputs.prefill(),
         texts: prepared.texts.as_ref().filter(|_| speaks_for_its_version(cell)),
         notes: cell.environment.map(|index| runners.environment_notes[index].clone()).unwrap_or_default(),
     };
     cells.into_iter().map(job).collect()
+}
+
+/// Whether a cell's worker is asked for more than logits.
+fn is_timed(config: &Config, cell: &CellPlan) -> bool {
+    cell.measured && (config.run.rounds > 0 || config.run.trace)
 }
 
 /// What a cell's worker is asked to load.

@@ -13,7 +13,6 @@ use reference::protocol::{Attention, Dtype, Mode, Positions};
 use serde::Serialize;
 
 use crate::compare::matrix::PairOutcome;
-use crate::compare::verdict::{Decision, Verdict};
 use crate::config::{Candle, Checkpoint, CheckpointSource, Config, Inputs, Padding, Run, Version};
 use crate::plan::{Filters, Plan, release_order};
 use crate::report::{self, CaseView, RunView};
@@ -155,8 +154,8 @@ pub struct Row {
 /// One variant on one checkpoint and inputs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Score {
-    /// The verdict's word on this variant and the reference of the same dtype; `as the reference` where that errs as
-    /// much by more than rounding; `unsupported`, `failed` or `not run` where there are no logits.
+    /// The verdict's word on this variant and the reference of the same dtype; `unsupported`, `failed` or `not run`
+    /// where there are no logits.
     pub word: String,
     /// What the verdict rests on, or why there are no logits.
     pub evidence: String,
@@ -240,13 +239,6 @@ fn score(case: &CaseView, index: usize) -> Score {
             let word = if failure.kind == FailureKind::Interrupted { "not run" } else { "failed" };
             (word.to_owned(), report::reason(&cell.outcome))
         }
-        Outcome::Completed(_)
-            if same_dtype
-                .zip(oracle)
-                .is_some_and(|(reference, oracle)| is_no_worse(case, index, reference, oracle)) =>
-        {
-            ("as the reference".to_owned(), NO_WORSE.to_owned())
-        }
         Outcome::Completed(_) => {
             let names = same_dtype.map(|other| [&cell.name, &case.cells[other].name]);
             let verdict = names.and_then(|names| {
@@ -290,29 +282,6 @@ fn module(case: &CaseView, index: usize) -> Option<String> {
     let found =
         case.localized.iter().find(|found| of_pair(&found.a, &found.b) || of_pair(&found.b, &found.a))?;
     Some(found.path().map_or_else(|| found.sentence.clone(), |path| format!("`{path}`")))
-}
-
-/// What [`is_no_worse`] means.
-const NO_WORSE: &str = "the reference in this dtype departs from its float64 result by more than rounding, as where a near-tie of a \
-     router sends a token to another expert; the variant departs by no more than 1.5 times as much";
-
-/// Whether a 16-bit variant errs by at most 1.5 times what a reference errs that itself departs from its float64
-/// result: a verdict on that pair would be about the reference.
-fn is_no_worse(case: &CaseView, index: usize, reference: usize, oracle: usize) -> bool {
-    let departs = |a: usize, b: usize| {
-        let names = [a, b].map(|index| case.cells[index].name.as_str());
-        let of_pair =
-            |verdict: &&Verdict| names.contains(&verdict.a.as_str()) && names.contains(&verdict.b.as_str());
-        case.verdicts.iter().find(of_pair).is_some_and(|verdict| verdict.decision == Decision::Diverged)
-    };
-    let error = |index: usize| match case.matrix.oriented(index, oracle) {
-        PairOutcome::Compared(pair) => pair.relative_l2(crate::compare::metrics::Side::B),
-        _ => f64::NAN,
-    };
-    matches!(case.cells[index].variant.dtype, Dtype::Bf16 | Dtype::F16)
-        && departs(index, reference)
-        && departs(reference, oracle)
-        && error(index) <= 1.5 * error(reference)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::against;
 use crate::compare::logits::{Logits, Mask};
 use crate::compare::matrix::{self, Entry, Matrix};
-use crate::compare::oracle::{Oracles, accuracies};
+use crate::compare::oracle::{Oracles, Origin, accuracies, bears_on};
 use crate::compare::repeat;
 use crate::compare::verdict::{Tolerances, Verdict, verdicts};
 use crate::compare::{self};
@@ -112,7 +112,7 @@ pub fn view(
         let mask = Mask::open(&files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
         let mut view =
             case_view(case, manifest.baseline.as_deref(), cells, &entries, Some(&mask), tolerances)?;
-        view.verdicts.extend(cached(folder, manifest, all, case, entries, &mask, tolerances)?);
+        view.verdicts.extend(cached(folder, manifest, all, case, &view.cells, &mask, tolerances)?);
         let of_case = localized.iter().filter(|localized| localized.case == case.name);
         view.localized = of_case.cloned().collect();
         Ok::<_, miette::Report>(view)
@@ -160,8 +160,8 @@ pub fn case_view(
 ) -> Result<CaseView> {
     let matrix =
         matrix::matrix(entries, mask, &matrix::Options::default()).map_err(|error| miette!("{error}"))?;
-    let family = |cell: &Cell| format!("{:?} {}", cell.variant.runner, cell.variant.version);
-    let oracles = Oracles::new(&matrix, &cells.iter().map(family).collect::<Vec<_>>());
+    let origins: Vec<Origin> = cells.iter().map(|cell| Origin::of(&cell.variant)).collect();
+    let oracles = Oracles::new(&matrix, &origins);
     let tolerances = tolerances.with(case.tolerances.as_ref());
     let mut judged = verdicts(&matrix, &oracles, &tolerances);
     let noises: Vec<_> = cells
@@ -194,7 +194,7 @@ fn cached(
     manifest: &Manifest,
     cells: &[Vec<Cell>],
     case: &Case,
-    entries: Vec<Entry>,
+    decoded: &[Cell],
     mask: &Mask,
     tolerances: &Tolerances,
 ) -> Result<Vec<Verdict>> {
@@ -209,20 +209,38 @@ fn cached(
     else {
         return Ok(Vec::new());
     };
-    let files = folder.case_folder(manifest, &one_pass.name);
+    let files = [case, one_pass].map(|case| folder.case_folder(manifest, &case.name));
     let mut found = Vec::new();
-    for decoded in entries {
-        let Some(cell) = cells.iter().find(|cell| cell.name == decoded.name) else { continue };
-        let whole = entry(cell, &files);
-        if decoded.logits.is_err() || whole.logits.is_err() {
+    for cell in decoded {
+        let Some(whole) = cells.iter().find(|whole| whole.name == cell.name) else { continue };
+        let variant = &cell.variant;
+        // Each way with what its verdict rests on: that of the same family alone, for it is not about another.
+        let judges = |other: &&Cell| {
+            (other.variant.runner, &other.variant.version) == (variant.runner, &variant.version)
+                && other.name != cell.name
+                && bears_on(&other.variant, [variant, variant])
+                && matches!(other.outcome, Outcome::Completed(_))
+        };
+        let pair = [(cell, 0), (whole, 1)];
+        let rest = decoded.iter().filter(judges).map(|other| (other, 0));
+        let rest = rest.chain(cells.iter().filter(judges).map(|other| (other, 1)));
+        let (mut entries, mut origins) = (Vec::new(), Vec::new());
+        for (other, way) in pair.into_iter().chain(rest) {
+            let mut entry = entry(other, &files[way]);
+            entry.name.push_str(["", ONE_PASS][way]);
+            entries.push(entry);
+            origins.push(Origin::of(&other.variant).made(["decoded", "one pass"][way]));
+        }
+        if entries[..2].iter().any(|entry| entry.logits.is_err()) {
             // The cells say why.
             continue;
         }
-        let whole = Entry { name: format!("{}{ONE_PASS}", whole.name), ..whole };
-        let pair: Matrix = matrix::matrix(&[decoded, whole], Some(mask), &matrix::Options::default())
+        let matrix: Matrix = matrix::matrix(&entries, Some(mask), &matrix::Options::default())
             .map_err(|error| miette!("{error}"))?;
-        let oracles = Oracles::new(&pair, &["decoded".to_owned(), "one pass".to_owned()]);
-        found.extend(verdicts(&pair, &oracles, &tolerances.with(case.tolerances.as_ref())));
+        let oracles = Oracles::new(&matrix, &origins);
+        // The first pair is that of the variant and itself.
+        let judged = verdicts(&matrix, &oracles, &tolerances.with(case.tolerances.as_ref()));
+        found.extend(judged.into_iter().take(1));
     }
     Ok(found)
 }

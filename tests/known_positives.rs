@@ -15,7 +15,7 @@ use reference::protocol::{Attention, Dtype, LOGITS, Mode, Positions};
 use serde_json::{Value, json};
 use tfcheck::compare::logits::{Logits, Mask};
 use tfcheck::compare::matrix::{self, Entry};
-use tfcheck::compare::oracle::{Oracles, accuracies};
+use tfcheck::compare::oracle::{Oracles, Origin, accuracies};
 use tfcheck::compare::verdict::{Tolerances, verdicts};
 use tfcheck::gates::Judged;
 use tfcheck::report::{CaseView, RunView};
@@ -158,8 +158,8 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
     let mask = inputs.attention_mask.as_ref().unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
     let mask = Mask::new(batch, seq, mask.iter().map(|real| *real != 0).collect()).unwrap();
     let matrix = matrix::matrix(&entries, Some(&mask), &matrix::Options::default()).unwrap();
-    let families: Vec<String> = cells.iter().map(|cell| cell.variant.version.clone()).collect();
-    let oracles = Oracles::new(&matrix, &families);
+    let origins: Vec<Origin> = cells.iter().map(|cell| Origin::of(&cell.variant)).collect();
+    let oracles = Oracles::new(&matrix, &origins);
     let case = CaseView {
         name: "case".into(),
         checkpoint: "synthetic".into(),

@@ -10,7 +10,7 @@ use safetensors::tensor::TensorView;
 use tfcheck::compare::logits::{Logits, Mask};
 use tfcheck::compare::matrix::{Entry, Options, matrix};
 use tfcheck::compare::metrics::Side;
-use tfcheck::compare::oracle::{Oracles, accuracies};
+use tfcheck::compare::oracle::{Oracles, Origin, accuracies};
 use tfcheck::compare::verdict::{Tolerances, verdicts};
 use tfcheck_assert::{Limits, Recorded, Recording, Reference, SCHEMA_VERSION, Tensors};
 
@@ -64,8 +64,9 @@ fn check(what: &str, change: impl Fn(usize, f64) -> f64, expected: &str) {
         file(folder.path(), "upstream_f32", Dtype::F32, &upstream),
     ];
     let matrix = matrix(&entries, Some(&mask), &Options::default()).unwrap();
-    let families = ["port", "upstream", "upstream"].map(str::to_owned);
-    let oracles = Oracles::new(&matrix, &families);
+    let origins = ["port", "upstream", "upstream"]
+        .map(|family| Origin { family: family.to_owned(), path: family.to_owned() });
+    let oracles = Oracles::new(&matrix, &origins);
     let tolerances = Tolerances::default();
     let verdicts = verdicts(&matrix, &oracles, &tolerances);
     let verdict = verdicts.iter().find(|verdict| verdict.b == "upstream_f32" && verdict.a == "port").unwrap();

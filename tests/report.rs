@@ -8,7 +8,7 @@ use reference::protocol::{Attention, Dtype, LOGITS, Mode, Positions};
 use safetensors::tensor::TensorView;
 use tfcheck::compare::logits::{Logits, Mask};
 use tfcheck::compare::matrix::{Entry, Options, matrix};
-use tfcheck::compare::oracle::{Oracles, accuracies};
+use tfcheck::compare::oracle::{Oracles, Origin, accuracies};
 use tfcheck::compare::repeat::{Noise, Repeat, annotate};
 use tfcheck::compare::verdict::{Tolerances, verdicts};
 use tfcheck::gates::Judged;
@@ -174,8 +174,8 @@ fn run() -> RunView {
     }
     let mask = Mask::new(2, 3, vec![false, true, true, true, true, true]).unwrap();
     let matrix = matrix(&entries, Some(&mask), &Options::default()).unwrap();
-    let families: Vec<String> = cells.iter().map(|cell| cell.variant.version.clone()).collect();
-    let oracles = Oracles::new(&matrix, &families);
+    let origins: Vec<Origin> = cells.iter().map(|cell| Origin::of(&cell.variant)).collect();
+    let oracles = Oracles::new(&matrix, &origins);
     let mut judged = verdicts(&matrix, &oracles, &Tolerances::default());
     let noises: Vec<Option<Noise>> = cells
         .iter()

@@ -242,9 +242,8 @@ pub(super) fn ordinals(x: &[f64], is_wide: bool, dtype: Dtype, out: &mut [f64], 
             }
         }
         Dtype::Bf16 if is_wide => {
-            // Through f32 a value would be rounded twice.
             for (to, &x) in out.iter_mut().zip(x) {
-                *to = ordinal(half::bf16::from_f64(x).to_bits().into(), 15);
+                *to = ordinal(half::bf16::from_f32(to_odd(x)).to_bits().into(), 15);
             }
         }
         Dtype::Bf16 => {
@@ -255,7 +254,7 @@ pub(super) fn ordinals(x: &[f64], is_wide: bool, dtype: Dtype, out: &mut [f64], 
         }
         Dtype::F16 if is_wide => {
             for (to, &x) in out.iter_mut().zip(x) {
-                *to = ordinal(half::f16::from_f64(x).to_bits().into(), 15);
+                *to = ordinal(half::f16::from_f32(to_odd(x)).to_bits().into(), 15);
             }
         }
         Dtype::F16 => {
@@ -271,6 +270,20 @@ pub(super) fn ordinals(x: &[f64], is_wide: bool, dtype: Dtype, out: &mut [f64], 
             *to = value_of(ordinal, dtype);
         }
     }
+}
+
+/// The f32 from which rounding to 16 bits gives what rounding `x` itself does: where `x` lies between two, the one whose
+/// last bit is set, which is never a tie of 16 bits. To the nearest f32 a value would be rounded twice, and `half`'s own
+/// conversions drop the lower half of an f64 (2.7.1, `f64_to_bf16`).
+#[inline(always)]
+fn to_odd(x: f64) -> f32 {
+    let near = x as f32;
+    let back = f64::from(near);
+    if x.is_nan() || back.total_cmp(&x).is_eq() {
+        return near;
+    }
+    let below = near.to_bits() - u32::from(back.abs() > x.abs());
+    f32::from_bits(below | 1)
 }
 
 /// Ordinal of the bits of a float whose sign is bit `sign`.

@@ -4,6 +4,7 @@ use reference::protocol::Dtype;
 
 use super::matrix::Matrix;
 use super::metrics::{PairMetrics, Side};
+use crate::variant::Variant;
 
 /// A variant measured against its float64 result; side B of `pair` is the oracle.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,13 +21,48 @@ pub struct Accuracy {
     pub max_abs: f64,
 }
 
+/// Where a variant's numbers come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// What shares one mathematics: a runner and its version.
+    pub family: String,
+    /// What shares one code, whatever the dtype: mode, attention and device too.
+    pub path: String,
+}
+
+impl Origin {
+    /// The origin of a variant of a run.
+    pub fn of(variant: &Variant) -> Self {
+        let Variant { runner, version, mode, attention, device, .. } = variant;
+        let family = format!("{runner:?} {version}");
+        let path = format!("{family} {mode:?} {attention:?} {device}");
+        Self { family, path }
+    }
+
+    /// The same of results that were made another way.
+    #[must_use]
+    pub fn made(self, way: &str) -> Self {
+        Self { family: format!("{way} {}", self.family), path: format!("{way} {}", self.path) }
+    }
+}
+
+/// Whether the verdict on a pair of variants rests on `other` too: a float64 result, or one of a family and a dtype of
+/// theirs, whose rounding theirs is held against.
+pub fn bears_on(other: &Variant, pair: [&Variant; 2]) -> bool {
+    let family = |variant: &Variant| (variant.runner, variant.version.clone());
+    other.dtype == Dtype::F64
+        || pair.iter().any(|variant| variant.dtype == other.dtype)
+            && pair.iter().any(|variant| family(variant) == family(other))
+}
+
 /// Which float64 result each variant is measured against.
 ///
-/// `families[i]` names what shares one mathematics with variant `i`: its runner and version. The oracle
-/// of a variant is the float64 variant of its family, or else the first that could be compared with it
-/// (then the agreement of the two families cannot be checked, which the verdict's evidence says).
+/// The oracle of a variant is the float64 variant of its own code, or else one of its family, or else the first that
+/// could be compared with it (then the agreement of the two families cannot be checked, which the verdict's evidence
+/// says).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Oracles {
+    origins: Vec<Origin>,
     own: Vec<Option<usize>>,
     any: Option<usize>,
 }
@@ -35,15 +71,20 @@ impl Oracles {
     /// Finds the float64 variants that have logits.
     ///
     /// # Panics
-    /// When `families` has not one name per variant of the matrix.
-    pub fn new(matrix: &Matrix, families: &[String]) -> Self {
-        assert_eq!(matrix.len(), families.len(), "one family per variant");
+    /// When `origins` has not one entry per variant of the matrix.
+    pub fn new(matrix: &Matrix, origins: &[Origin]) -> Self {
+        assert_eq!(matrix.len(), origins.len(), "one origin per variant");
         let usable: Vec<usize> = (0..matrix.len())
             .filter(|&i| matrix.dtypes[i] == Dtype::F64 && matrix.compared(i, i).is_some())
             .collect();
-        let own =
-            families.iter().map(|family| usable.iter().copied().find(|&i| families[i] == *family)).collect();
-        Self { own, any: usable.first().copied() }
+        let find = |is_it: &dyn Fn(&Origin) -> bool| usable.iter().copied().find(|&i| is_it(&origins[i]));
+        let own = origins
+            .iter()
+            .map(|Origin { family, path }| {
+                find(&|other| other.path == *path).or_else(|| find(&|other| other.family == *family))
+            })
+            .collect();
+        Self { origins: origins.to_vec(), own, any: usable.first().copied() }
     }
 
     /// The float64 result of a variant's own family.
@@ -54,6 +95,26 @@ impl Oracles {
     /// The float64 result that a variant is measured against: its own, or any.
     pub fn of(&self, variant: usize) -> Option<usize> {
         self.own[variant].or(self.any)
+    }
+
+    /// Whether the variant's own code has run in float64: then nothing but rounding is between it and its oracle.
+    pub fn ran(&self, variant: usize) -> bool {
+        self.own[variant].is_some_and(|oracle| self.origins[oracle].path == self.origins[variant].path)
+    }
+
+    /// Variants other than `variant` and of its dtype whose error is rounding and nothing else: those of its own family
+    /// and of `other`'s whose code has run in float64.
+    pub(super) fn references(&self, matrix: &Matrix, variant: usize, other: usize) -> Vec<usize> {
+        let families = [variant, other].map(|index| &self.origins[index].family);
+        (0..matrix.len())
+            .filter(|&index| {
+                index != variant
+                    && matrix.dtypes[index] == matrix.dtypes[variant]
+                    && families.contains(&&self.origins[index].family)
+                    && self.ran(index)
+                    && self.own[index] != Some(index)
+            })
+            .collect()
     }
 }
 
@@ -93,7 +154,7 @@ pub fn within_dynamo(
 
 /// dynamo's multiplier: 2, and 3 for float16 and bfloat16 ("false alarms" of mixed precision) and for
 /// fewer than 1000 elements, where noise dominates (torch 2.15, torch/_dynamo/utils.py, `get_multiplier`).
-fn multiplier(dtype: Dtype, elements: u64) -> f64 {
+pub(super) fn multiplier(dtype: Dtype, elements: u64) -> f64 {
     match dtype {
         Dtype::Bf16 | Dtype::F16 => 3.0,
         Dtype::F32 | Dtype::F64 if elements < 1000 => 3.0,

@@ -1,147 +1,20 @@
 //! One decision per pair, with its evidence in one sentence.
 //!
-//! With float64 results of both sides the question "same mathematics?" is answered where rounding does
-//! not reach: two float64 results that differ by more than 1e-10 are two computations. A variant must
-//! then stay near its own float64 result, by as much as its dtype explains, at every position and every
-//! token: otherwise its low-precision path computes something else. Only what remains is rounding, and
-//! dynamo's rule says whose is worse. Without float64 results the dtype's tolerances decide alone.
+//! With float64 results of both sides the question "same mathematics?" is answered where rounding does not reach: two
+//! float64 results that differ by more than 1e-10 are two computations, and where they agree, what remains of a variant
+//! whose own code ran in float64 is rounding, however large. A variant whose code has no float64 (a fused kernel,
+//! `torch.compile`, another attention) must stay near the float64 result, by as much as its dtype explains or as
+//! a variant of known rounding departs, at every position and every token: otherwise it computes something else. On
+//! what remains dynamo's rule says whose rounding is worse. Without float64 results the dtype's tolerances decide alone.
 
 use reference::protocol::Dtype;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::matrix::{Incomparable, Matrix, PairOutcome};
 use super::metrics::PairMetrics;
-use super::oracle::{Oracles, relative_to, within_dynamo};
+use super::oracle::{Oracles, multiplier, relative_to, within_dynamo};
+pub use super::tolerances::{Overrides, PartialPerDtype, PerDtype, Tolerances};
 use crate::variant::dtype_name;
-
-/// One number per dtype.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct PerDtype {
-    /// For float64 variants.
-    pub f64: f64,
-    /// For float32 variants.
-    pub f32: f64,
-    /// For bfloat16 variants.
-    pub bf16: f64,
-    /// For float16 variants.
-    pub f16: f64,
-}
-
-impl PerDtype {
-    pub(crate) fn of(&self, dtype: Dtype) -> f64 {
-        match dtype {
-            Dtype::F64 => self.f64,
-            Dtype::F32 => self.f32,
-            Dtype::Bf16 => self.bf16,
-            Dtype::F16 => self.f16,
-        }
-    }
-}
-
-/// Limits of a verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Tolerances {
-    /// Largest relative L2 of two float64 results of one mathematics.
-    pub f64_agreement: f64,
-    /// Largest relative L2, over all positions, that rounding in a dtype explains.
-    #[serde(deserialize_with = "relative_l2")]
-    #[schemars(with = "PartialPerDtype")]
-    pub relative_l2: PerDtype,
-    /// How many times `relative_l2` a single position, or a single token that stands out, may reach.
-    pub local_factor: f64,
-    /// `tol` of dynamo's rule, in units of logits.
-    #[serde(deserialize_with = "dynamo")]
-    #[schemars(with = "PartialPerDtype")]
-    pub dynamo: PerDtype,
-}
-
-/// What a config names of a [`PerDtype`]; the rest keeps its default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct PartialPerDtype {
-    /// For float64 variants.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub f64: Option<f64>,
-    /// For float32 variants.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub f32: Option<f64>,
-    /// For bfloat16 variants.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bf16: Option<f64>,
-    /// For float16 variants.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub f16: Option<f64>,
-}
-
-impl PartialPerDtype {
-    fn or(&self, default: PerDtype) -> PerDtype {
-        PerDtype {
-            f64: self.f64.unwrap_or(default.f64),
-            f32: self.f32.unwrap_or(default.f32),
-            bf16: self.bf16.unwrap_or(default.bf16),
-            f16: self.f16.unwrap_or(default.f16),
-        }
-    }
-}
-
-fn relative_l2<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<PerDtype, D::Error> {
-    Ok(PartialPerDtype::deserialize(deserializer)?.or(Tolerances::default().relative_l2))
-}
-
-fn dynamo<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<PerDtype, D::Error> {
-    Ok(PartialPerDtype::deserialize(deserializer)?.or(Tolerances::default().dynamo))
-}
-
-/// What a checkpoint's own tolerances name; the rest is the run's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Overrides {
-    /// Largest relative L2 of two float64 results of one mathematics.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub f64_agreement: Option<f64>,
-    /// Largest relative L2, over all positions, that rounding in a dtype explains.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub relative_l2: Option<PartialPerDtype>,
-    /// How many times `relative_l2` a single position, or a single token that stands out, may reach.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub local_factor: Option<f64>,
-    /// `tol` of dynamo's rule, in units of logits.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dynamo: Option<PartialPerDtype>,
-}
-
-impl Tolerances {
-    /// The same with what `overrides` names.
-    #[must_use]
-    pub fn with(self, overrides: Option<&Overrides>) -> Self {
-        let Some(overrides) = overrides else { return self };
-        Self {
-            f64_agreement: overrides.f64_agreement.unwrap_or(self.f64_agreement),
-            relative_l2: overrides.relative_l2.map_or(self.relative_l2, |part| part.or(self.relative_l2)),
-            local_factor: overrides.local_factor.unwrap_or(self.local_factor),
-            dynamo: overrides.dynamo.map_or(self.dynamo, |part| part.or(self.dynamo)),
-        }
-    }
-}
-
-impl Default for Tolerances {
-    /// `relative_l2`: the rtol of torch.testing.assert_close (float16 1e-3, bfloat16 1.6e-2, float32
-    /// 1.3e-6), which is for one operation, times 8 for a whole model (4 for bfloat16, whose rtol is
-    /// already four roundings); a window off by one key of
-    /// eight moves logits by 0.3. `local_factor` 4:
-    /// bf16's worst position reached 0.157 on gemma-3-270m and 0.094 on synthetic:llama, whose whole reached
-    /// 0.031 and 0.051, the largest of all that were measured (docs/metrics.md). `dynamo`: `same`'s default 1e-4, and
-    /// 1e-3 in half precision, whose epsilon at a logit of 1 is 8e-3 (bfloat16) and 1e-3 (float16).
-    fn default() -> Self {
-        Self {
-            f64_agreement: 1e-10,
-            relative_l2: PerDtype { f64: 1e-10, f32: 1.04e-5, bf16: 6.4e-2, f16: 8e-3 },
-            local_factor: 4.0,
-            dynamo: PerDtype { f64: 1e-9, f32: 1e-4, bf16: 1e-3, f16: 1e-3 },
-        }
-    }
-}
 
 /// What a pair is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -231,12 +104,9 @@ impl Judge<'_> {
         if pair.identical {
             return (Decision::Identical, format!("all {} compared values are equal", pair.elements));
         }
-        if pair.l2.is_nan() {
-            return (Decision::Diverged, self.non_finite(a, b, pair));
-        }
         match (self.oracles.of(a), self.oracles.of(b)) {
             (Some(oracle_a), Some(oracle_b)) => self.with_oracles((a, oracle_a), (b, oracle_b), pair),
-            _ => self.by_tolerance(pair),
+            _ => self.by_tolerance((a, b), pair),
         }
     }
 
@@ -251,56 +121,114 @@ impl Judge<'_> {
         )
     }
 
+    /// Whether all compared logits of a variant are numbers: ∞ − ∞ is none.
+    fn is_finite(&self, variant: usize) -> bool {
+        self.matrix.compared(variant, variant).is_some_and(|itself| !itself.l2.is_nan())
+    }
+
     fn with_oracles(&self, a: (usize, usize), b: (usize, usize), pair: &PairMetrics) -> (Decision, String) {
         let names = &self.matrix.names;
         let ((a, oracle_a), (b, oracle_b)) = (a, b);
         let mut evidence = String::new();
-        if oracle_a == oracle_b {
-            let lacking = [a, b].into_iter().find(|&variant| self.oracles.own(variant).is_none());
-            if let Some(lacking) = lacking {
-                evidence = format!(
-                    "{} has no float64 result of its own and is measured against {}; ",
-                    names[lacking], names[oracle_a]
-                );
-            }
-        } else {
+        if oracle_a != oracle_b {
             let Some(agreement) = self.matrix.compared(oracle_a, oracle_b) else {
-                return self.by_tolerance(pair);
+                return self.by_tolerance((a, b), pair);
             };
             let limit = self.tolerances.f64_agreement;
-            let difference = relative_to(agreement, oracle_b, oracle_a);
             let (worst, at) = agreement.worst_position;
-            let local = limit * self.tolerances.local_factor;
-            if !at_most(difference, limit) || !at_most(worst, local) {
-                let text = format!(
-                    "the float64 results {} and {} differ by relative L2 {difference:.2e} (limit {limit:.0e}), at most {worst:.2e} in row {}, position {}, so the mathematics differs",
-                    names[oracle_a], names[oracle_b], at.row, at.position
-                );
+            let (difference, worst) = if agreement.identical {
+                (0.0, 0.0)
+            } else {
+                (relative_to(agreement, oracle_b, oracle_a), worst)
+            };
+            if !at_most(difference, limit) || !at_most(worst, limit * self.tolerances.local_factor) {
+                let text = if agreement.l2.is_nan() {
+                    format!("in float64, {}", self.non_finite(oracle_a, oracle_b, agreement))
+                } else {
+                    format!(
+                        "the float64 results {} and {} differ by relative L2 {difference:.2e} (limit {limit:.0e}), at most {worst:.2e} in row {}, position {}, so the mathematics differs",
+                        names[oracle_a], names[oracle_b], at.row, at.position
+                    )
+                };
                 return (Decision::Diverged, text);
             }
             evidence = format!("the float64 results agree to {difference:.1e}; ");
         }
-        for (variant, oracle) in [(a, oracle_a), (b, oracle_b)] {
+        let mut sides = Vec::new();
+        for (variant, other, oracle) in [(a, b, oracle_a), (b, a, oracle_b)] {
             if variant == oracle {
                 continue;
             }
-            let Some(own) = self.matrix.compared(variant, oracle) else {
-                return self.by_tolerance(pair);
+            match self.departure(variant, other, oracle) {
+                None => return self.by_tolerance((a, b), pair),
+                Some(Departure::Unexplained(text)) => return (Decision::Diverged, text),
+                Some(departure) => sides.push((variant, departure)),
+            }
+            let lacking = if self.oracles.own(variant).is_none() {
+                "has no float64 result of its own"
+            } else if self.oracles.ran(variant) {
+                continue;
+            } else {
+                "has not run in float64 itself"
             };
-            if let Some(excess) = self.excess(own, self.matrix.dtypes[variant]) {
-                let whose = if self.oracles.own(variant).is_some() {
-                    "its float64 result"
-                } else {
-                    "the float64 result"
-                };
-                let text = format!(
-                    "{} departs from {whose} {} by more than rounding: {excess}",
-                    names[variant], names[oracle]
-                );
-                return (Decision::Diverged, text);
+            evidence =
+                format!("{evidence}{} {lacking} and is measured against {}; ", names[variant], names[oracle]);
+        }
+        for (variant, departure) in &sides {
+            if let Departure::Worse(text) = departure {
+                let worse = names[*variant].clone();
+                return (Decision::WorseRounding { worse }, format!("{evidence}{text}"));
+            }
+        }
+        for (_, departure) in sides {
+            if let Departure::Large(text) = departure {
+                evidence.push_str(&text);
             }
         }
         self.rounding((a, oracle_a), (b, oracle_b), &evidence)
+    }
+
+    /// How a variant departs from the float64 result that it is measured against; `None` where they cannot be compared.
+    fn departure(&self, variant: usize, other: usize, oracle: usize) -> Option<Departure> {
+        let (names, dtype) = (&self.matrix.names, self.matrix.dtypes[variant]);
+        let own = self.matrix.compared(variant, oracle)?;
+        let ran = self.oracles.ran(variant);
+        let whose =
+            if self.oracles.own(variant).is_some() { "its float64 result" } else { "the float64 result" };
+        if !own.l2.is_finite() {
+            let text = self.non_finite(variant.min(oracle), variant.max(oracle), own);
+            return Some(if ran && self.is_finite(oracle) {
+                Departure::Worse(format!("{} leaves the range of its dtype: {text}", names[variant]))
+            } else {
+                Departure::Unexplained(text)
+            });
+        }
+        let Some(excess) = self.excess(own, dtype, None) else { return Some(Departure::Within) };
+        // Of the variants whose error is known to be rounding the best.
+        let reference = (self.oracles.references(self.matrix, variant, other).into_iter())
+            .filter_map(|index| Some((index, self.matrix.compared(index, self.oracles.own(index)?)?)))
+            .min_by(|(_, a), (_, b)| share(a).total_cmp(&share(b)));
+        let (from, oracle) = (&names[variant], &names[oracle]);
+        Some(match reference {
+            Some((index, known)) if self.excess(own, dtype, Some(known)).is_none() => {
+                Departure::Large(format!(
+                    "rounding is large here: {excess}, and {} departs likewise from its own float64 result, by {:.2e}; ",
+                    names[index],
+                    share(known)
+                ))
+            }
+            Some((index, known)) if ran => Departure::Worse(format!(
+                "{from} has the mathematics of {oracle}, which its own code gave in float64, and rounds worse: {excess}, where {} departs by {:.2e}",
+                names[index],
+                share(known)
+            )),
+            None if ran => Departure::Large(format!(
+                "rounding is large here, for the code of {from} itself gave {oracle}: {excess}; "
+            )),
+            Some(_) | None => Departure::Unexplained(format!(
+                "{from} departs from {whose} {oracle} by more than rounding, and has not run in float64 itself: {excess}"
+            )),
+        })
     }
 
     /// Both sides are within their dtypes of the oracle: whose rounding is worse.
@@ -329,10 +257,13 @@ impl Judge<'_> {
         (Decision::WorseRounding { worse }, text)
     }
 
-    fn by_tolerance(&self, pair: &PairMetrics) -> (Decision, String) {
+    fn by_tolerance(&self, (a, b): (usize, usize), pair: &PairMetrics) -> (Decision, String) {
+        if pair.l2.is_nan() {
+            return (Decision::Diverged, self.non_finite(a, b, pair));
+        }
         let dtype = pair.lower_dtype;
         let limit = self.tolerances.relative_l2.of(dtype);
-        if let Some(excess) = self.excess(pair, dtype) {
+        if let Some(excess) = self.excess(pair, dtype, None) {
             return (Decision::Diverged, format!("{excess}; no float64 oracle was run"));
         }
         let (overall, name) = (share(pair), dtype_name(dtype));
@@ -343,30 +274,48 @@ impl Judge<'_> {
     }
 
     /// By what a pair exceeds the rounding of `dtype`, overall, at one position or at one token: an
-    /// average over millions of logits would hide a single wrong one.
-    fn excess(&self, pair: &PairMetrics, dtype: Dtype) -> Option<String> {
+    /// average over millions of logits would hide a single wrong one. With `known`, an error of the same dtype that is
+    /// rounding, up to dynamo's multiple of each of its measures is rounding too.
+    fn excess(&self, pair: &PairMetrics, dtype: Dtype, known: Option<&PairMetrics>) -> Option<String> {
+        let raised = |limit: f64, measure: fn(&PairMetrics) -> f64| {
+            known.map_or(limit, |known| limit.max(multiplier(dtype, pair.elements) * measure(known)))
+        };
         let limit = self.tolerances.relative_l2.of(dtype);
         let local = limit * self.tolerances.local_factor;
         let name = dtype_name(dtype);
         let overall = share(pair);
+        let limit = raised(limit, share);
         if !at_most(overall, limit) {
             return Some(format!("relative L2 {overall:.2e} exceeds {name}'s {limit:.1e}"));
         }
         let (worst, at) = pair.worst_position;
-        if !at_most(worst, local) {
+        let limit = raised(local, |known| known.worst_position.0);
+        if !at_most(worst, limit) {
             return Some(format!(
-                "relative L2 {worst:.2e} in row {}, position {} exceeds {name}'s {local:.1e} for one position",
+                "relative L2 {worst:.2e} in row {}, position {} exceeds {name}'s {limit:.1e} for one position",
                 at.row, at.position
             ));
         }
         let spike = pair.spike;
-        (spike.relative > local).then(|| {
+        (spike.relative > raised(local, |known| known.spike.relative)).then(|| {
             format!(
                 "one logit in row {}, position {} differs by {:.2e} of the row's RMS, {:.0} times the RMS of its neighbours' differences",
                 spike.at.row, spike.at.position, spike.relative, spike.prominence
             )
         })
     }
+}
+
+/// How a variant departs from float64.
+enum Departure {
+    /// By what its dtype explains.
+    Within,
+    /// By more, as rounding does here; says so.
+    Large(String),
+    /// By more than rounding does here, though its mathematics is right.
+    Worse(String),
+    /// By more than rounding, and nothing says that its mathematics is right.
+    Unexplained(String),
 }
 
 /// Relative L2 against the larger side: neither is the reference.

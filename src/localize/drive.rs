@@ -223,7 +223,9 @@ impl<'a> Open<'a> {
         } else {
             match level::names(self, &mut sides)? {
                 Names::Hidden(reason) => Found { finding: Finding::Logits { reason }, ..nothing },
-                Names::Common(names) => level::search(self, &mut sides, &names, nothing, threshold)?,
+                Names::Common(names, alone) => {
+                    level::search(self, &mut sides, (&names, &alone), nothing, threshold)?
+                }
             }
         };
         for side in sides {

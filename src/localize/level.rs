@@ -21,8 +21,15 @@ pub(super) const ROOT: &str = "(root)";
 pub(super) enum Names {
     /// A side exposes none, and says why.
     Hidden(String),
-    /// In the first side's order.
-    Common(Vec<Name>),
+    /// In the first side's order, and what only one side runs.
+    Common(Vec<Name>, Vec<Alone>),
+}
+
+/// A module that only one side runs.
+#[derive(Clone, Debug)]
+pub(super) struct Alone {
+    side: usize,
+    path: String,
 }
 
 /// A module call that both sides have.
@@ -61,7 +68,18 @@ pub(super) fn names(open: &Open, sides: &mut [Live; 2]) -> Result<Names, Localiz
         let [a, b] = open.request.sides.each_ref().map(|side| side.name.clone());
         return Err(LocalizeError::NothingInCommon { a, b });
     }
-    Ok(Names::Common(common))
+    let alone = |side: usize| {
+        let others: HashSet<&str> = common.iter().map(|name| name.path[side].as_str()).collect();
+        let is_alone = move |module: &&CapturedModule| {
+            // What does nothing in a pass that trains nothing is no difference.
+            let does_nothing = ["Dropout", "Identity"].iter().any(|word| module.class.contains(word));
+            !others.contains(module.path.as_str()) && !does_nothing
+        };
+        let alone = |module: &CapturedModule| Alone { side, path: module.path.clone() };
+        lists[side].iter().filter(is_alone).map(alone).collect::<Vec<_>>()
+    };
+    let alone = [alone(0), alone(1)].concat();
+    Ok(Names::Common(common, alone))
 }
 
 /// The suspect among the modules of one level.
@@ -79,7 +97,7 @@ struct Level {
 pub(super) fn search(
     open: &Open,
     sides: &mut [Live; 2],
-    names: &[Name],
+    (names, alone): (&[Name], &[Alone]),
     nothing: Found,
     threshold: f64,
 ) -> Result<Found, LocalizeError> {
@@ -107,12 +125,30 @@ pub(super) fn search(
         let has_more = below.iter().any(|name| !captured.contains(name.path[0].as_str()));
         if !has_more || suspect.step.is_some() {
             let divergence = confirmed(open, sides, &level, &suspect, found.logits)?;
+            if let (Some(index), true) = (suspect.module, suspect.step.is_some() || suspect.between.is_some())
+            {
+                found.notes.extend(said(open, alone, &level.measured[index].path));
+            }
             found.finding = Finding::Module(divergence);
             return Ok(found);
         }
         scope = suspect.module.map(|index| level.measured[index].path.clone());
         chosen = below;
     }
+}
+
+/// What only one side runs inside of a module.
+fn said(open: &Open, alone: &[Alone], module: &str) -> Option<String> {
+    let inside: Vec<&Alone> = alone.iter().filter(|alone| is_in(&alone.path, module)).collect();
+    let of = |side: usize| -> Option<String> {
+        let paths: Vec<&str> =
+            inside.iter().filter(|alone| alone.side == side).map(|alone| alone.path.as_str()).collect();
+        let names = open.request.sides.each_ref().map(|side| side.name.as_str());
+        (!paths.is_empty())
+            .then(|| format!("{} runs {}, {} does not", names[side], paths.join(", "), names[1 - side]))
+    };
+    let both: Vec<String> = [of(0), of(1)].into_iter().flatten().collect();
+    (!both.is_empty()).then(|| both.join("; "))
 }
 
 /// Whether a path lies in no numbered module, as the blocks are: `model`, `model.layers.3`, `lm_head`.
@@ -156,9 +192,24 @@ fn capture(
     for name in chosen {
         let call = |index: usize| lists[index].get(&(name.path[index].clone(), name.call)).cloned();
         let (Some(a), Some(b)) = (call(0), call(1)) else { continue };
-        let calls = [a, b];
+        let mut calls = [a, b];
         let mut measured = measure(open, level.folder.path(), &calls)?;
-        let departs = measured.output.is_some_and(|apart| apart.relative_l2 > threshold);
+        let departs =
+            |measured: &Measured| measured.output.is_some_and(|apart| apart.relative_l2 > threshold);
+        if departs(&measured) {
+            // A set's order is not that of another process: one call may be another on the second side.
+            let others =
+                lists[1].iter().filter(|((path, call), _)| *path == name.path[1] && *call != name.call);
+            for (_, other) in others {
+                let turned = [calls[0].clone(), other.clone()];
+                let again = measure(open, level.folder.path(), &turned)?;
+                if again.output.is_some() && !departs(&again) {
+                    (calls, measured) = (turned, again);
+                    break;
+                }
+            }
+        }
+        let departs = departs(&measured);
         if departs && level.first.is_none() {
             level.first = Some(measured.path.clone());
         }
@@ -166,6 +217,7 @@ fn capture(
             // Rounding grows from module to module: each is judged on the first side's input.
             let fed = replay(open, sides, level.folder.path(), &calls)?;
             measured.input = fed.map(|_| Difference::default()).or(measured.input);
+            measured.is_other_output &= fed.is_none();
             measured.output = fed.or(measured.output);
         }
         level.measured.push(measured);
@@ -205,8 +257,20 @@ fn measure(open: &Open, folder: &Path, [a, b]: &[CapturedModule; 2]) -> Result<M
         (Some(a), Some(b)) => tensor::difference(a, b, open.mask).map_err(io),
         _ => Ok(None),
     };
-    let mut measured =
-        Measured { path: a.path.clone(), input: apart(&inputs)?, output: apart(&outputs)?, scores: None };
+    let mut measured = Measured {
+        path: a.path.clone(),
+        input: apart(&inputs)?,
+        output: apart(&outputs)?,
+        ..Measured::default()
+    };
+    // A router returns the experts that it chooses behind its scores.
+    for (one, other) in a.more.iter().zip(&b.more).filter(|_| a.more.len() == b.more.len()) {
+        let Some(apart) = apart(&(of("0", Some(one))?, of("1", Some(other))?))? else { continue };
+        if measured.output.is_some_and(|first| apart.relative_l2 > first.relative_l2) {
+            measured.output = Some(apart);
+            measured.is_other_output = true;
+        }
+    }
     if let (true, (Some(a), Some(b))) = (a.path.ends_with(".softmax"), &inputs) {
         measured.scores = tensor::scores(a, b, open.mask).map_err(io)?;
         // Masked scores are any large number.
@@ -266,8 +330,10 @@ fn confirmed(
         return Ok(Divergence { between: suspect.between.clone(), ..outside(level, logits) });
     };
     let (calls, measured) = (&level.calls[index], &level.measured[index]);
-    // Token ids and tables of positions are no input that another one could stand for.
-    let replayed = replay(open, sides, level.folder.path(), calls)?;
+    // Token ids and tables of positions are no input that another one could stand for; and what is fed anew is asked
+    // for its first output.
+    let replayed =
+        if measured.is_other_output { None } else { replay(open, sides, level.folder.path(), calls)? };
     let shown = suspect.step.map_or(measured.output, |(_, difference)| Some(difference));
     let path = |index: usize| {
         let module = &calls[index].path;

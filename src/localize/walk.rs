@@ -16,6 +16,8 @@ pub(super) struct Measured {
     pub(super) output: Option<Difference>,
     /// Of a softmax.
     pub(super) scores: Option<Scores>,
+    /// Whether what departs most is not the first tensor that it returns.
+    pub(super) is_other_output: bool,
 }
 
 /// What is at fault.
@@ -105,7 +107,12 @@ mod tests {
 
     fn measured(path: &str, input: f64, output: f64) -> Measured {
         let difference = |relative_l2| Some(Difference { relative_l2, worst: None });
-        Measured { path: path.into(), input: difference(input), output: difference(output), scores: None }
+        Measured {
+            path: path.into(),
+            input: difference(input),
+            output: difference(output),
+            ..Measured::default()
+        }
     }
 
     fn check(modules: &[Measured], path: Option<&str>, after: Option<&str>, before: Option<&str>) {

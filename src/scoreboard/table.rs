@@ -19,10 +19,8 @@ pub(super) fn markdown(scoreboard: &Scoreboard) -> String {
     let mut text = format!(
         "# Scoreboard\n\nReference: transformers {}, eager attention; run `{}`. A verdict is about the variant and the \
          reference in the same dtype; the number is the variant's relative L2 against the reference in float64, \
-         and for bf16 also its ratio to the reference's own. `as the reference`: the reference in that dtype departs \
-         from its own float64 result by more than rounding (a router's near-tie sends a token to another expert), and \
-         the variant by no more than 1.5 times as much. A classifier's ratio, of two or three numbers a row, is luck. \
-         `last`: the port gives the last position only.\n\n",
+         and for bf16 also its ratio to the reference's own. A classifier's ratio, of two or three \
+         numbers a row, is luck. `last`: the port gives the last position only.\n\n",
         scoreboard.reference, scoreboard.run
     );
     counts(&mut text, scoreboard);
@@ -76,7 +74,7 @@ fn cell<'a>(score: &'a Score, reasons: &mut Vec<&'a str>) -> String {
         });
         return format!("{} ({})", score.word, number + 1);
     };
-    let is_finding = !matches!(score.word.as_str(), "identical" | "same mathematics" | "as the reference");
+    let is_finding = !matches!(score.word.as_str(), "identical" | "same mathematics");
     let mut text = if is_finding {
         format!("**{}** {relative:.1e}", score.word)
     } else {

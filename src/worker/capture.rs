@@ -85,6 +85,7 @@ impl Probe for Writer<'_> {
             class: "native".to_owned(),
             input: Some(input),
             output: None,
+            more: Vec::new(),
         });
         *calls += 1;
     }

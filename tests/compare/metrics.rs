@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use reference::protocol::Dtype;
+use reference::{Source, Specification, Versions};
 use serde_json::Value;
 use tfcheck::compare::matrix::{Options, PairOutcome, matrix};
 use tfcheck::compare::metrics::{KlSummary, PositionIndex, Side};
@@ -31,17 +32,20 @@ fn metrics_agree_with_numpy_on_random_and_adversarial_arrays() {
     let (rows, vocab, k) = (size("rows"), size("vocab"), size("k"));
     for case in fixture["cases"].as_array().unwrap() {
         let name = case["name"].as_str().unwrap();
-        let values = |side: &str| -> Vec<f64> {
-            let bits = case[side].as_array().unwrap().iter();
-            bits.map(|bits| f64::from(f32::from_bits(bits.as_u64().unwrap() as u32))).collect()
-        };
+        let dtypes: [Dtype; 2] = serde_json::from_value(case["dtypes"].clone()).unwrap();
         let mut files = Files::new();
-        files.add("a", Dtype::F32, [1, rows, vocab], &values("a")).add(
-            "b",
-            Dtype::F32,
-            [1, rows, vocab],
-            &values("b"),
-        );
+        for (side, dtype) in ["a", "b"].into_iter().zip(dtypes) {
+            let value = |bits: &Value| {
+                let bits = bits.as_u64().unwrap();
+                if dtype == Dtype::F64 {
+                    f64::from_bits(bits)
+                } else {
+                    f64::from(f32::from_bits(bits as u32))
+                }
+            };
+            let values: Vec<f64> = case[side].as_array().unwrap().iter().map(value).collect();
+            files.add(side, dtype, [1, rows, vocab], &values);
+        }
         let measured = matrix(&files.entries, None, &Options { top_k: k, ..Options::default() }).unwrap();
         let (pair, expected) = (pair(&measured, 0, 1), &case["expected"]);
         let check = |what: &str, got: f64| check(&format!("{name} {what}"), got, number(&expected[what]));
@@ -53,6 +57,10 @@ fn metrics_agree_with_numpy_on_random_and_adversarial_arrays() {
         let at = pair.max_abs_at.map(|at| vec![at.at.position, at.token]);
         assert_eq!(serde_json::to_value(at).unwrap(), expected["max_abs_at"], "{name} max_abs_at");
         assert_eq!(serde_json::to_value(pair.max_ulp).unwrap(), expected["max_ulp"], "{name} max_ulp");
+        assert_eq!(pair.rounded.is_some(), dtypes[0] != dtypes[1], "{name} rounded");
+        for (what, got) in pair.rounded.iter().flat_map(|pair| [("l2", pair.l2), ("max_abs", pair.max_abs)]) {
+            super::metrics::check(&format!("{name} rounded {what}"), got, number(&expected["rounded"][what]));
+        }
         let distribution = pair.distribution.as_ref().unwrap();
         for (what, got) in [("kl", distribution.kl), ("kl_reversed", distribution.kl_reversed)] {
             let KlSummary { mean, median, p999, max, undefined } = got;
@@ -79,22 +87,20 @@ fn metrics_agree_with_numpy_on_random_and_adversarial_arrays() {
     }
 }
 
-/// The vectors above are numpy's and committed; where a Python has numpy and scipy they are computed anew.
-/// `TFCHECK_TEST_PYTHON` names one, else `python3` is tried.
+/// The vectors above are numpy's and committed; here they are computed anew, by the numpy and torch of the newest
+/// transformers' environment. `TFCHECK_TEST_PYTHON` names another Python, which may have scipy.
 #[test]
-fn the_expected_metrics_are_what_numpy_and_scipy_say_today() {
-    let named = std::env::var_os("TFCHECK_TEST_PYTHON");
-    let python = named.clone().unwrap_or_else(|| "python3".into());
-    let run = |arguments: &[&str]| std::process::Command::new(&python).args(arguments).output();
-    let has_both = run(&["-c", "import numpy, scipy"]).is_ok_and(|output| output.status.success());
-    if !has_both {
-        assert!(named.is_none(), "TFCHECK_TEST_PYTHON has no numpy and scipy");
-        eprintln!("no Python with numpy and scipy at hand: the committed vectors stand for them");
-        return;
-    }
+fn the_expected_metrics_are_what_numpy_and_torch_say_today() {
+    let python = std::env::var_os("TFCHECK_TEST_PYTHON").unwrap_or_else(|| {
+        let specification = Specification::new(Source::Release(Versions::known().newest.clone()));
+        let cache = tfcheck::app::cache_folder().unwrap();
+        let environment = reference::prepare(&specification, &cache, &|line| eprintln!("{line}")).unwrap();
+        environment.python.into_os_string()
+    });
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/metrics.py");
-    let output = run(&[script, "--check"]).unwrap();
+    let output = std::process::Command::new(&python).args(["-I", script, "--check"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("24 cases by numpy"), "{output:?}");
 }
 
 proptest! {

@@ -1,15 +1,25 @@
 //! Known positives and negatives of every verdict.
 
 use reference::protocol::Dtype;
-use tfcheck::compare::oracle::{Oracles, accuracies};
+use tfcheck::compare::oracle::{Oracles, Origin, accuracies};
 use tfcheck::compare::verdict::{Decision, Tolerances, Verdict, verdicts};
 
 use crate::files::{Files, added, bf16, noise};
 
-fn judged(files: &Files, families: &[&str]) -> Vec<Verdict> {
+/// `family` for its plain code, `family/path` for another.
+fn origins(names: &[&str]) -> Vec<Origin> {
+    let origin =
+        |name: &&str| Origin { family: name.split('/').next().unwrap().to_owned(), path: (*name).to_owned() };
+    names.iter().map(origin).collect()
+}
+
+fn judged(files: &Files, names: &[&str]) -> Vec<Verdict> {
     let measured = files.matrix(None);
-    let families: Vec<String> = families.iter().map(|&family| family.to_owned()).collect();
-    verdicts(&measured, &Oracles::new(&measured, &families), &Tolerances::default())
+    verdicts(&measured, &Oracles::new(&measured, &origins(names)), &Tolerances::default())
+}
+
+fn of<'a>(verdicts: &'a [Verdict], a: &str, b: &str) -> &'a Verdict {
+    verdicts.iter().find(|verdict| verdict.a == a && verdict.b == b).unwrap()
 }
 
 /// One pair without an oracle.
@@ -116,14 +126,16 @@ fn with_agreeing_oracles_the_worse_rounding_is_named_and_a_broken_fast_path_dive
         .add("b_sloppy", Dtype::Bf16, shape, &bf16(&added(&exact, &noise(4, 8000), 0.2)))
         .add("b_broken", Dtype::Bf16, shape, &bf16(&added(&exact, &noise(6, 8000), 1.0)))
         .add("b_f32", Dtype::F32, shape, &added(&exact, &noise(8, 8000), 1e-5));
-    let families = ["a", "b", "a", "b", "b", "b", "b"];
-    let found = judged(&files, &families);
-    let decision = |a: &str, b: &str| found.iter().find(|verdict| verdict.a == a && verdict.b == b).unwrap();
+    let names = ["a", "b", "a", "b", "b/fast", "b/fast", "b"];
+    let found = judged(&files, &names);
+    let decision = |a: &str, b: &str| of(&found, a, b);
     assert_eq!(decision("a_f64", "b_f64").decision, Decision::SameMathematics);
     assert_eq!(decision("a", "b").decision, Decision::SameMathematics);
     let sloppy = Decision::WorseRounding { worse: "b_sloppy".to_owned() };
     assert_eq!(decision("a", "b_sloppy").decision, sloppy);
-    assert_eq!(decision("a", "b_broken").decision, Decision::Diverged);
+    let broken = decision("a", "b_broken");
+    assert_eq!(broken.decision, Decision::Diverged);
+    assert!(broken.evidence.contains("has not run in float64 itself"), "{}", broken.evidence);
     assert_eq!(
         decision("b", "b_f32").decision,
         Decision::SameMathematics,
@@ -131,12 +143,84 @@ fn with_agreeing_oracles_the_worse_rounding_is_named_and_a_broken_fast_path_dive
     );
 
     let measured = files.matrix(None);
-    let oracles = Oracles::new(&measured, &families.map(str::to_owned));
+    let oracles = Oracles::new(&measured, &origins(&names));
     let errors = accuracies(&measured, &oracles);
-    let of = |variant: usize| errors.iter().find(|accuracy| accuracy.variant == variant).unwrap();
-    assert_eq!(of(3).oracle, 1);
+    let error = |variant: usize| errors.iter().find(|accuracy| accuracy.variant == variant).unwrap();
+    assert_eq!(error(3).oracle, 1);
     // Uniform noise of ±0.2 has an RMS of 0.2/√3; bf16's own rounding adds a little.
-    assert!((of(4).rmse - 0.2 / 3.0_f64.sqrt()).abs() < 5e-3, "{}", of(4).rmse);
+    assert!((error(4).rmse - 0.2 / 3.0_f64.sqrt()).abs() < 5e-3, "{}", error(4).rmse);
+}
+
+/// A mixture of experts whose router has near-ties: in bf16 each side sends some tokens elsewhere, by 0.1 of the whole.
+#[test]
+fn where_the_float64_results_agree_rounding_is_no_divergence_however_large() {
+    let shape = [1, 4, 2000];
+    let exact: Vec<f64> = noise(1, 8000).iter().map(|x| 5.0 * x).collect();
+    let off = |seed: u64, by: f64| bf16(&added(&exact, &noise(seed, 8000), by));
+    let mut files = Files::new();
+    files
+        .add("a_f64", Dtype::F64, shape, &exact)
+        .add("b_f64", Dtype::F64, shape, &added(&exact, &noise(5, 8000), 1e-13))
+        .add("a", Dtype::Bf16, shape, &off(2, 0.5))
+        .add("b", Dtype::Bf16, shape, &off(3, 0.5))
+        .add("b_fused", Dtype::Bf16, shape, &off(4, 0.6))
+        .add("b_broken", Dtype::Bf16, shape, &off(6, 2.5))
+        .add("b_coarse", Dtype::F16, shape, &off(7, 0.5))
+        .add("c", Dtype::Bf16, shape, &off(8, 0.5))
+        .add("d_f64", Dtype::F64, shape, &exact)
+        .add("d", Dtype::Bf16, shape, &off(9, 3.0))
+        .add("e_f64", Dtype::F64, shape, &added(&exact, &noise(10, 8000), 1e-7))
+        .add("e", Dtype::Bf16, shape, &off(12, 0.5));
+    let names = ["a", "b", "a", "b", "b/fused", "b/fused", "b/fused", "c", "d", "d", "e", "e"];
+    let found = judged(&files, &names);
+    let same = |a: &str, b: &str, evidence: &str| {
+        let verdict = of(&found, a, b);
+        assert_eq!(verdict.decision, Decision::SameMathematics, "{verdict:?}");
+        assert!(verdict.evidence.contains(evidence), "{verdict:?}");
+    };
+    // Against its own float64 result there is nothing to be worse than.
+    same("a_f64", "a", "rounding is large here, for the code of a itself gave a_f64");
+    same("a", "b", "b departs likewise from its own float64 result");
+    same("b_f64", "a", "the float64 results agree");
+    // What cannot run in float64 is held against what can.
+    same("a", "b_fused", "b_fused has not run in float64 itself and is measured against b_f64");
+    same("a", "c", "c has no float64 result of its own and is measured against a_f64");
+    let diverged = |a: &str, b: &str, evidence: &str| {
+        let verdict = of(&found, a, b);
+        assert_eq!(verdict.decision, Decision::Diverged, "{verdict:?}");
+        assert!(verdict.evidence.contains(evidence), "{verdict:?}");
+    };
+    diverged("a", "b_broken", "b_broken departs from its float64 result b_f64 by more than rounding");
+    // No variant of its dtype says how large rounding is.
+    diverged("a", "b_coarse", "has not run in float64 itself");
+    // float64 tells a bug, whatever bf16 shows.
+    diverged("a", "e", "differ by relative L2");
+    // The mathematics is right, and the rounding worse than others': a table of positions in bf16, say.
+    let verdict = of(&found, "a", "d");
+    assert_eq!(verdict.decision, Decision::WorseRounding { worse: "d".to_owned() }, "{verdict:?}");
+    assert!(verdict.evidence.contains("d has the mathematics of d_f64"), "{verdict:?}");
+}
+
+#[test]
+fn a_result_beyond_its_dtypes_range_is_worse_rounding_only_where_float64_says_so() {
+    let shape = [1, 4, 200];
+    let exact: Vec<f64> = noise(1, 800).iter().map(|x| 5.0 * x).collect();
+    let mut beyond = exact.clone();
+    beyond[7] = f64::INFINITY;
+    let mut files = Files::new();
+    files
+        .add("a_f64", Dtype::F64, shape, &exact)
+        .add("a", Dtype::F16, shape, &exact)
+        .add("b_f64", Dtype::F64, shape, &exact)
+        .add("b", Dtype::F16, shape, &beyond)
+        .add("b_fused", Dtype::F16, shape, &beyond);
+    let found = judged(&files, &["a", "a", "b", "b", "b/fused"]);
+    let verdict = of(&found, "a", "b");
+    assert_eq!(verdict.decision, Decision::WorseRounding { worse: "b".to_owned() }, "{verdict:?}");
+    assert!(verdict.evidence.contains("leaves the range of its dtype"), "{verdict:?}");
+    assert_eq!(of(&found, "a", "b_fused").decision, Decision::Diverged);
+    // Without float64 nobody knows.
+    assert_eq!(verdict_of(Dtype::F16, shape, &exact, &beyond), Decision::Diverged);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod cli;
 mod engine;
 mod forks;
 mod native;
+mod plants;
 mod rounding;
 mod setting;
 #[path = "../support/mod.rs"]

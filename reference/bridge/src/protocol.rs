@@ -303,6 +303,9 @@ pub struct CapturedModule {
     pub input: Option<CapturedTensor>,
     /// The first tensor of what it returns.
     pub output: Option<CapturedTensor>,
+    /// The other tensors of what it returns, where it returns several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more: Vec<CapturedTensor>,
 }
 
 /// One captured tensor.

@@ -64,7 +64,9 @@ class Hooks(TorchFunctionMode):
 
     def after(self, path, module, args, output):
         self.open.pop()
-        self.observer.leave(path, first_tensor(output))
+        first = first_tensor(output)
+        items = output if isinstance(output, (list, tuple)) else ()
+        self.observer.leave(path, first, [value for value in items if isinstance(value, torch.Tensor) and value is not first])
 
     def wrap_rotation(self, source):
         function = getattr(source, ROTATION, None)
@@ -118,9 +120,9 @@ class Writer:
             self.open.setdefault(path, []).append(record)
         return value
 
-    def leave(self, path, value):
+    def leave(self, path, value, more=()):
         if self.open.get(path):
-            self.open[path].pop()["output"] = self.write(value)
+            self.open[path].pop().update(output=self.write(value), more=[self.write(other) for other in more])
 
     def write(self, value):
         if value is None:
@@ -156,7 +158,7 @@ class Feeder:
         self.is_fed = True
         return self.stored.reshape(value.shape).to(device=value.device, dtype=value.dtype)
 
-    def leave(self, path, value):
+    def leave(self, path, value, more=()):
         if path == self.module and self.is_fed and value is not None:
             write(value, self.dtype, self.output)
             self.shape = list(value.shape)
