@@ -65,6 +65,11 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
         }
     }
     notes.extend(changes(request));
+    if request.sides.iter().any(|side| side.prefill.is_some()) {
+        notes.push(
+            "what a module computes for a prefill and for each token after it was put together; scores, whose keys grow with each token, are not compared, and no module was fed the other side's input".to_owned(),
+        );
+    }
     notes.extend(found.notes);
     let [a, b] = request.sides.each_ref().map(|side| side.name.clone());
     let threshold = threshold(request, found.dtype);
@@ -244,7 +249,8 @@ impl<'a> Open<'a> {
     /// The logits of one pass.
     fn forward(&self, side: &mut Live, name: &str) -> Result<(std::path::PathBuf, Positions), LocalizeError> {
         let path = self.scratch.join(format!("{name}.safetensors"));
-        match side.ask(&Ask::Forward(Forward::new(path.clone())))? {
+        let ask = Forward { logits: path.clone(), prefill: side.side.prefill };
+        match side.ask(&Ask::Forward(ask))? {
             Reply::Forwarded(forwarded) => Ok((path, forwarded.positions)),
             _ => Err(side.out_of_turn()),
         }

@@ -11,7 +11,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use reference::protocol::{Attention, Dtype, Load, Mode};
 use reference::{Environment, Python, Source, Specification, prepare};
 use tfcheck::localize::{Finding, Localized, Options};
-use tfcheck::runner::{self, ProcessRunner};
+use tfcheck::runner::{self, ProcessRunner, Runner};
 
 use crate::engine::InProcess;
 use crate::setting::Setting;
@@ -63,10 +63,18 @@ fn fork(folder: &Path, model_type: &str, replacements: &[(&str, &str)]) -> Envir
 }
 
 /// One Python process at a time: each holds a gigabyte.
+static TURN: Mutex<()> = Mutex::new(());
+
 fn localized(setting: &Setting, a: &Load, b: (&ProcessRunner, Load)) -> Localized {
-    static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     setting.localize_with((&InProcess, a.clone()), (b.0, b.1), &Options::default()).unwrap()
+}
+
+/// What `b`'s cache gives after a prefill, against its own one pass.
+fn cached(setting: &Setting, (runner, load): (&ProcessRunner, Load), prefill: usize) -> Localized {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let sides = ((runner as &dyn Runner, load.clone(), None), (runner as &dyn Runner, load, Some(prefill)));
+    setting.localize_through_caches(sides.0, sides.1, &Options::default()).unwrap()
 }
 
 fn check(checkpoint: &str, replacements: &[(&str, &str)], path: &str) {
@@ -138,4 +146,41 @@ fn a_release_that_is_right_has_nothing_to_localise_and_sdpa_is_told_from_eager()
     let found = localized(&setting, &right, (&newest, sdpa));
     let Finding::Execution { variant, what, .. } = &found.finding else { panic!("{}", found.sentence) };
     assert_eq!((variant.as_str(), what.as_str()), ("wrong", "sdpa attention"));
+}
+
+#[test]
+fn a_fault_of_the_cache_alone_is_localised_beside_the_variant_s_own_one_pass() {
+    let setting = Setting::new("llama:tiny");
+    let shifted =
+        [("position_ids=position_ids)", "position_ids=position_ids * (hidden_states.shape[1] > 1))")];
+    let fork = fork(setting.folder.path(), &setting.model_type, &shifted);
+    let (fork, right) = (runner(&fork), setting.load(Mode::Eager, Dtype::F32));
+    let found = localized(&setting, &right, (&fork, setting.transformers()));
+    assert_eq!(found.finding, Finding::Nothing, "one pass has no decoded token: {}", found.sentence);
+    let found = cached(&setting, (&fork, setting.transformers()), 20);
+    let Finding::Module(divergence) = &found.finding else { panic!("{}", found.sentence) };
+    assert_eq!(divergence.path, "model.layers.0.self_attn.rope_q", "{}", found.sentence);
+    assert!(divergence.worst.unwrap().position >= 20 && found.capture_changed_nothing, "{}", found.sentence);
+    assert!(found.notes.iter().any(|note| note.contains("put together")), "{:?}", found.notes);
+}
+
+#[test]
+fn a_compiled_variant_is_looked_into_through_its_eager_twin() {
+    let setting = Setting::new("qwen3");
+    let right = setting.load(Mode::Eager, Dtype::F32);
+    let softmax = [("softmax(attn_weights, dim=-1", "softmax(attn_weights, dim=-2")];
+    let fork = fork(setting.folder.path(), &setting.model_type, &softmax);
+    // A fault of the model's is found without compiling anything.
+    for mode in [Mode::Compiled, Mode::Frozen] {
+        let found = localized(&setting, &right, (&runner(&fork), Load { mode, ..setting.transformers() }));
+        let Finding::Module(divergence) = &found.finding else { panic!("{}", found.sentence) };
+        assert_eq!(divergence.path, "model.layers.0.self_attn.softmax", "{}", found.sentence);
+        let note = "wrong was looked into without torch.compile";
+        assert!(found.notes.iter().any(|known| known.starts_with(note)), "{:?}", found.notes);
+    }
+    // Where the twins agree the compiled model itself is run, and held against its twin.
+    let compiled = Load { mode: Mode::Compiled, ..setting.transformers() };
+    let found = localized(&setting, &right, (&runner(newest()), compiled));
+    assert_eq!(found.finding, Finding::Nothing, "{} {:?}", found.sentence, found.notes);
+    assert!(!found.notes.iter().any(|note| note.contains("is not known")), "{:?}", found.notes);
 }
