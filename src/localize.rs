@@ -98,6 +98,9 @@ pub struct Localized {
     pub modules: usize,
     /// Bytes that were written for it, at most [`Options::max_bytes`] of them at a time.
     pub captured_bytes: u64,
+    /// What the captured passes took over what plain ones took; absent where nothing was captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overhead: Option<f64>,
     /// Nanoseconds of all of it, loading included.
     pub elapsed_ns: u64,
     /// Whether the logits of every captured pass were bit for bit those of a pass without capture.
@@ -116,7 +119,9 @@ impl Localized {
     pub fn effort(&self) -> String {
         let seconds = self.elapsed_ns as f64 / 1e9;
         let bytes = crate::report::bytes(self.captured_bytes);
-        format!("{} module calls compared, {bytes} captured, {seconds:.1} s", self.modules)
+        let overhead =
+            self.overhead.map_or_else(String::new, |times| format!(" in {times:.1} times a plain pass"));
+        format!("{} module calls compared, {bytes} captured{overhead}, {seconds:.1} s", self.modules)
     }
 
     /// Whether `other` is about the same two variants of the same case.

@@ -17,8 +17,13 @@ pub(super) fn terminal(log: &Log) -> String {
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths = [width(0), width(1), width(2), width(3)];
         for row in &rows {
-            let cells: Vec<String> =
-                row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            // A column that says nothing, as times where none were taken, is left out.
+            let cells: Vec<String> = row
+                .iter()
+                .zip(widths)
+                .filter(|(_, width)| *width > 0)
+                .map(|(cell, width)| format!("{cell:width$}"))
+                .collect();
             let line = format!("  {}  {}", cells.join("  "), row[4]);
             let _ = writeln!(text, "{}", line.trim_end());
         }
@@ -106,6 +111,13 @@ fn sentences(log: &Log, phase: &Phase) -> Vec<String> {
     }
     for change in changes {
         said.extend(about(phase, change));
+        if phase.over == Over::Releases && log.question.repository.is_none() {
+            let name = |index: usize| &phase.revisions[index].name;
+            let (before, after) = (name(change.found.before), name(change.found.after));
+            said.push(format!(
+                "  its commit: the same with --good {before} --bad {after} --repository URL (or the folder of a clone)"
+            ));
+        }
     }
     let skipped = match phase.skipped() {
         0 => String::new(),
@@ -144,8 +156,10 @@ fn about(phase: &Phase, change: &ChangePoint) -> Vec<String> {
                 .max_abs
                 .map_or_else(String::new, |value| format!(", largest difference {}", number(value)));
             let time = pair.time.map_or_else(String::new, |time| format!(", p50 {}", percent(time)));
+            let run = phase.step(index).and_then(|step| step.run.as_ref());
+            let run = run.map_or_else(String::new, |run| format!(" (steps/{run})"));
             said.push(format!(
-                "  {}: {} against {}: {verdict}{l2}{max}{time}",
+                "  {}: {} against {}: {verdict}{l2}{max}{time}{run}",
                 name(index),
                 pair.variant,
                 pair.good

@@ -59,9 +59,10 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
                 dtype_name(own)
             ));
             let again = open.attempt(own)?;
-            let bytes = found.bytes;
+            let (bytes, passes_ns) = (found.bytes, found.passes_ns);
             found = again;
             found.bytes += bytes;
+            found.passes_ns = std::array::from_fn(|index| found.passes_ns[index] + passes_ns[index]);
         }
     }
     notes.extend(changes(request));
@@ -84,6 +85,7 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
         sentence: String::new(),
         modules: found.modules,
         captured_bytes: found.bytes,
+        overhead: (found.passes_ns[1] > 0).then(|| found.passes_ns[0] as f64 / found.passes_ns[1] as f64),
         elapsed_ns: started.elapsed().as_nanos() as u64,
         capture_changed_nothing: found.unchanged,
         notes,
@@ -136,6 +138,8 @@ pub(super) struct Found {
     pub(super) finding: Finding,
     pub(super) modules: usize,
     pub(super) bytes: u64,
+    /// Nanoseconds of captured passes, and of as many plain ones.
+    pub(super) passes_ns: [u64; 2],
     pub(super) unchanged: bool,
     pub(super) notes: Vec<String>,
 }
@@ -220,6 +224,7 @@ impl<'a> Open<'a> {
             finding: Finding::Nothing,
             modules: 0,
             bytes: 0,
+            passes_ns: [0, 0],
             unchanged: true,
             notes: Vec::new(),
         };

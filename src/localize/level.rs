@@ -199,6 +199,8 @@ fn joined(
 /// Adds what a capture cost and left out.
 fn account(found: &mut Found, side: &Live, captured: &Captured) {
     found.bytes += captured.bytes;
+    found.passes_ns[0] += captured.elapsed_ns;
+    found.passes_ns[1] += captured.plain_ns;
     if !captured.unchanged {
         found.unchanged = false;
         found.notes.push(format!("{}: the captured pass gave other logits than a plain one", side.side.name));
