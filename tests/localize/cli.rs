@@ -55,6 +55,10 @@ fn a_pair_of_a_config_or_of_a_run_is_localised() {
     for file in ["summary.md", "report.html"] {
         assert!(run.text(file).contains("First divergence"), "{file}");
     }
+    let output = sandbox.tfcheck(&["explain", &path, "mistral-40/candle_eager", port]);
+    let story = stdout(&output);
+    assert!(story.contains("First divergence\n  the logits depart by "), "{story}");
+    assert!(!story.contains("`tfcheck localize"), "what is known needs no looking for: {story}");
 }
 
 #[test]
