@@ -102,8 +102,8 @@ fn a_window_moved_by_one_key_is_found_in_a_fork_of_fifty_commits() {
 #[test]
 fn two_releases_are_followed_by_the_commits_between_their_tags_at_an_address() {
     let sandbox = mistral();
-    let fork = fork(&sandbox, "....x.");
-    for (tag, commit) in [("v4.41.2", "c1"), ("v4.42.0", "c5")] {
+    let fork = fork(&sandbox, "..x.");
+    for (tag, commit) in [("v4.41.2", "c1"), ("v4.42.0", "c3")] {
         let tagged = Command::new("git").args(["tag", tag, commit]).current_dir(&fork).status().unwrap();
         assert!(tagged.success());
     }
@@ -116,9 +116,9 @@ fn two_releases_are_followed_by_the_commits_between_their_tags_at_an_address() {
     assert_eq!(over, ["releases", "commits"], "{}", stderr(&output));
     // The releases' own change is not localised, for the commit's is the closer one.
     assert_eq!(changes(&phases[0]), [["4.41.2", "4.42.0", ""]]);
-    assert_eq!(phases[1]["revisions"].as_array().unwrap().len(), 5, "c1 to c5: {}", phases[1]["revisions"]);
+    assert_eq!(phases[1]["revisions"].as_array().unwrap().len(), 3, "c1 to c3: {}", phases[1]["revisions"]);
     let change = &phases[1]["changes"][0];
-    assert_eq!((&change["before"], &change["after"]), (&2.into(), &3.into()));
+    assert_eq!((&change["before"], &change["after"]), (&0.into(), &1.into()));
     assert_eq!(change["commits"][0]["subject"], "masks: tidy the window");
     let [_, _, module] = &changes(&phases[1])[0];
     assert!(module.starts_with("model.layers.0.self_attn"), "{module}");
