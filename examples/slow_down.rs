@@ -96,6 +96,7 @@ fn once(results: &Path, variants: &[(&str, usize)], repeats: usize, more: &str) 
         plan: &plan,
         cache: &results.join("cache"),
         clean: false,
+        localize: false,
         stop: &AtomicBool::new(false),
         progress: &Progress::new(true).without_results(),
     };

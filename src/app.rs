@@ -109,6 +109,7 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
         plan: &plan,
         cache: &cache,
         clean: arguments.clean,
+        localize: true,
         stop: &stop,
         progress: &progress,
     };
@@ -145,6 +146,7 @@ fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
         plan: &plan,
         cache: &cache,
         clean: false,
+        localize: true,
         stop: &stop,
         progress: &progress,
     };
@@ -240,6 +242,7 @@ fn folded(
         plan: &plan,
         cache: &cache,
         clean: false,
+        localize: true,
         stop: &stop,
         progress: &progress,
     };
@@ -282,6 +285,7 @@ fn record(cli: &Cli, arguments: &crate::cli::Record) -> Result<ExitCode> {
         plan: &plan,
         cache: &cache,
         clean: false,
+        localize: true,
         stop: &stop,
         progress: &progress,
     };

@@ -6,6 +6,7 @@
 mod error;
 mod git;
 mod index;
+mod localize;
 mod port;
 pub mod record;
 mod report;
@@ -76,7 +77,12 @@ pub fn resume(order: &Order, folder: &Path) -> Result<ExitCode> {
 fn go_on(order: &Order, mut log: Log, folder: &Path) -> Result<ExitCode> {
     order.progress.log_to(&folder.join("run.log"));
     order.progress.line(&format!("bisection in {}", folder.display()));
-    let ended = pursue(order, &mut log, folder);
+    let mut ended = pursue(order, &mut log, folder);
+    if !matches!(ended, Ok(false)) {
+        // Also where the search for more failed: what was found before stands.
+        let is_whole = localize::changes(order, &mut log, folder)?;
+        ended = ended.map(|_| is_whole);
+    }
     let is_known = |phase: &Phase| phase.changes.is_some();
     if log.phases.iter().any(is_known) {
         // What was found stands, even where the search for more of it failed.
@@ -246,13 +252,8 @@ impl Pursuit<'_> {
         if is_first {
             if !question.scan {
                 check_ends(&tested, revisions, question)?;
-            } else if let Err(reason) = &tested.good {
-                return Err(BisectError::GoodFails {
-                    good: revisions[0].name.clone(),
-                    test: question.test.text().to_owned(),
-                    reason: reason.clone(),
-                }
-                .into());
+            } else if let Err(fault) = &tested.good {
+                return Err(fault.error(&revisions[0], question).into());
             }
         }
         let said = match tested.step.answer {
@@ -304,6 +305,7 @@ impl Pursuit<'_> {
                 change,
                 packages: self.subject.packages(question, sides, self.order.cache),
                 commits: self.subject.commits(&phase.revisions[found.before + 1..=found.after])?,
+                localization: None,
             })
         };
         found.into_iter().map(change).collect()

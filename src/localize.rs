@@ -6,6 +6,7 @@
 //! it was handed. Both sides compute in float64 where they can: there, what differs by more than
 //! [`Tolerances::f64_agreement`] is no rounding.
 
+mod cached;
 mod drive;
 mod level;
 mod pair;
@@ -18,7 +19,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use reference::protocol::{Dtype, Load};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub(crate) use drive::described;
 pub use drive::localize;
@@ -34,6 +35,8 @@ pub struct Side<'a> {
     pub runner: &'a dyn Runner,
     /// What a run asks its worker to load; mode, attention and dtype are changed for localising.
     pub load: Load,
+    /// Tokens of a prefill after which each further one has a pass of its own, through the KV cache; absent for one pass.
+    pub prefill: Option<usize>,
 }
 
 /// What is localised, and within which bounds.
@@ -95,6 +98,9 @@ pub struct Localized {
     pub modules: usize,
     /// Bytes that were written for it, at most [`Options::max_bytes`] of them at a time.
     pub captured_bytes: u64,
+    /// What the captured passes took over what plain ones took; absent where nothing was captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overhead: Option<f64>,
     /// Nanoseconds of all of it, loading included.
     pub elapsed_ns: u64,
     /// Whether the logits of every captured pass were bit for bit those of a pass without capture.
@@ -113,7 +119,9 @@ impl Localized {
     pub fn effort(&self) -> String {
         let seconds = self.elapsed_ns as f64 / 1e9;
         let bytes = crate::report::bytes(self.captured_bytes);
-        format!("{} module calls compared, {bytes} captured, {seconds:.1} s", self.modules)
+        let overhead =
+            self.overhead.map_or_else(String::new, |times| format!(" in {times:.1} times a plain pass"));
+        format!("{} module calls compared, {bytes} captured{overhead}, {seconds:.1} s", self.modules)
     }
 
     /// Whether `other` is about the same two variants of the same case.
@@ -143,6 +151,7 @@ pub enum Finding {
         /// What it does that its eager twin does not.
         what: String,
         /// Relative L2 of its logits against those of its twin.
+        #[serde(deserialize_with = "absent_is_infinite")]
         relative_l2: f64,
     },
     /// The logits depart, and a side exposes no modules.
@@ -175,7 +184,8 @@ pub struct Divergence {
     pub between: Option<Between>,
     /// Relative L2 of what goes in; `None` where it cannot be compared.
     pub input: Option<f64>,
-    /// Relative L2 of what comes out.
+    /// Relative L2 of what comes out; infinite where one side alone has a NaN or an infinity.
+    #[serde(deserialize_with = "absent_is_infinite")]
     pub output: f64,
     /// Relative L2 of what comes out of the second side when it is fed the first side's input; `None` where it
     /// cannot be fed.
@@ -201,7 +211,13 @@ pub struct Worst {
     /// Position in the row, padding counted.
     pub position: usize,
     /// Relative L2 of this position.
+    #[serde(deserialize_with = "absent_is_infinite")]
     pub relative_l2: f64,
+}
+
+/// JSON has no infinity and is given `null` in its place.
+fn absent_is_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
 }
 
 /// Why nothing could be localised.
@@ -267,5 +283,18 @@ impl std::fmt::Display for Localized {
         writeln!(formatter, "  {}", self.sentence)?;
         writeln!(formatter, "  {}", self.effort())?;
         self.notes.iter().try_for_each(|note| writeln!(formatter, "  note: {note}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_divergence_to_infinity_is_read_back_as_it_was_written() {
+        let worst = Some(Worst { row: 0, position: 3, relative_l2: f64::INFINITY });
+        let found = Finding::Module(Divergence { output: f64::INFINITY, worst, ..Divergence::default() });
+        let text = serde_json::to_string(&found).unwrap();
+        assert_eq!(serde_json::from_str::<Finding>(&text).unwrap(), found, "{text}");
     }
 }

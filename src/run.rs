@@ -37,6 +37,8 @@ pub struct Order<'a> {
     pub cache: &'a Path,
     /// Whether environments are made anew.
     pub clean: bool,
+    /// Whether pairs that diverge are localised at the end.
+    pub localize: bool,
     /// Set when the user wants to stop.
     pub stop: &'a AtomicBool,
     /// What the user sees.
@@ -113,7 +115,7 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
     }
 }
 
-/// Compares, localises what diverged unless the user has stopped the run, and reports.
+/// Compares, localises what diverged where that is wanted and the user has not stopped the run, and reports.
 fn conclude(
     order: &Order,
     folder: &RunFolder,
@@ -124,7 +126,7 @@ fn conclude(
     interrupted: bool,
 ) -> Result<ExitCode> {
     let mut view = summary::view(folder, manifest, cells, &order.config.tolerances)?;
-    if !interrupted {
+    if order.localize && !interrupted {
         localize::diverged(order, folder, manifest, cases, runners, &mut view)?;
     }
     summary::publish(folder, manifest, view, &order.config.tolerances, order.progress)

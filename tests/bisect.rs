@@ -1,11 +1,11 @@
-//! Bisections over the commits of a port, made for the test, and over an index served for it.
+//! Bisections over the commits of a port, in Python and in Rust, made for the test, and over an index served for it.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
 mod support;
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -101,6 +101,11 @@ fn a_port_s_commit_is_found_around_those_that_do_not_build() {
     }
     let report = std::fs::read_to_string(folder.join("bisect.md")).unwrap();
     assert!(report.contains("change 31") && report.contains("| skipped |"), "{report}");
+    // What may come next was built while a step ran: more commits than were tested, for each step has two ways on.
+    let builds = std::fs::read_dir(folder.join("builds")).unwrap().count();
+    assert!(builds > steps.len() + 1, "{builds} builds of {} steps and the good side", steps.len());
+    let place = &log["phases"][0]["changes"][0]["localization"];
+    assert_eq!(place["not_localized"], "a program shows no modules, only its logits");
     // No working tree is left, neither on the disk nor in git's list.
     assert!(!sandbox.path().join("cache/worktrees").read_dir().is_ok_and(|mut left| left.next().is_some()));
     let listed = Command::new("git")
@@ -187,10 +192,11 @@ fn a_question_without_an_answer_says_why() {
             assert!(said.contains(part), "{part} is not in {said}");
         }
     };
-    check("!.x", "c0", "c2", &[], &["the good side", "already fails `verdict>=diverged`", "planted"]);
+    check("!.x", "c0", "c2", &[], &["the good side", "cannot be tested", "planted"]);
+    check("!.x", "c0", "c2", &["--test", "loads"], &["the good side", "already fails `loads`", "planted"]);
     check("l..", "c0", "c2", &["--test", "loads"], &["already fails `loads`"]);
     check("...", "c0", "c2", &[], &["the bad side", "passes `verdict>=diverged`", "--scan"]);
-    check("..!", "c0", "c2", &[], &["cannot be tested", "planted"]);
+    check("..!", "c0", "c2", &[], &["the bad side", "cannot be tested", "planted"]);
     check("..x", "c2", "c0", &[], &["the good side c2 is newer than the bad side c0"]);
     check("..x", "c1", "c1", &[], &["the same revision"]);
     check("..x", "c0", "v9.9.9", &[], &["has no commit `v9.9.9`"]);
@@ -205,28 +211,111 @@ fn a_question_without_an_answer_says_why() {
     assert!(stderr(&output).contains("not a git repository"), "{}", stderr(&output));
 }
 
-/// Serves one PEP 691 list to whoever asks; its address.
+fn git(folder: &Path, arguments: &[&str]) {
+    let identity = ["-c", "user.name=Port", "-c", "user.email=port@example.org", "-c", "gc.auto=0"];
+    let output = Command::new("git").args(identity).args(arguments).current_dir(folder).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn a_rust_port_is_built_by_cargo_at_each_commit() {
+    let sandbox = Sandbox::new();
+    let repository = sandbox.path().join("port");
+    std::fs::create_dir_all(&repository).unwrap();
+    git(&repository, &["init", "--quiet", "--initial-branch=main"]);
+    let right = std::fs::read_to_string(fixture("bisect/rust_port.rs")).unwrap();
+    let wrong = right.replace("SHIFT: f64 = 0.0", "SHIFT: f64 = 1.0");
+    assert_ne!(right, wrong);
+    let broken = format!("{wrong}\nfn planted() -> usize {{ \"no number\" }}\n");
+    // The one that does not compile lies where the search looks first.
+    let history = [&right, &right, &wrong, &broken, &wrong, &wrong];
+    for (number, source) in history.into_iter().enumerate() {
+        let version = if number < 2 { "0.1.0" } else { "0.2.0" };
+        let package = format!("name = \"port\"\nversion = \"{version}\"\n");
+        let manifest = format!("[package]\n{package}edition = \"2024\"\n[workspace]\n");
+        sandbox.write("port/Cargo.toml", &manifest);
+        sandbox.write("port/Cargo.lock", &format!("version = 4\n\n[[package]]\n{package}"));
+        sandbox.write("port/src/main.rs", &format!("{source}\n// Commit {number}.\n"));
+        sandbox.write("port/.gitignore", "target\n");
+        git(&repository, &["add", "--all"]);
+        git(&repository, &["commit", "--quiet", "--message", &format!("change {number}")]);
+        git(&repository, &["tag", &format!("c{number}")]);
+    }
+    let config = "versions = []\n[[checkpoints]]\nsource = \"synthetic:llama:tiny\"\n[inputs]\nlengths = [12]\n\
+        [[commands]]\nname = \"port\"\nprogram = [\"target/release/port\"]\n";
+    sandbox.write("tfcheck.toml", config);
+    let build = "cargo build --release --locked --offline";
+    let arguments = ["bisect", "--command", "port", "--command-repository", "port", "--build", build];
+    let output = sandbox
+        .command(&[&arguments[..], &["--good", "c0", "--bad", "c5"]].concat())
+        .env("TFCHECK_CACHE", sandbox.path().join("cache"))
+        // A target folder of the user's would be one for all commits.
+        .env_remove("CARGO_TARGET_DIR")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let log = log(&folder(&sandbox));
+    assert_eq!(changes(&log), [(1, 2, "came".to_owned())], "{}", stderr(&output));
+    let steps = log["phases"][0]["steps"].as_array().unwrap();
+    let skipped: Vec<&Value> = steps.iter().filter(|step| step["answer"] == "skipped").collect();
+    assert!(skipped.len() == 1 && skipped[0]["revision"] == 3, "{steps:?}");
+    let reason = skipped[0]["reason"].as_str().unwrap();
+    assert!(reason.contains("cargo build") && reason.contains("could not compile"), "{reason}");
+    let packages = &log["phases"][0]["changes"][0]["packages"];
+    assert_eq!(*packages, serde_json::json!({"port": ["0.1.0", "0.2.0"]}));
+}
+
+/// Serves a PEP 691 list of transformers, of which 9.41.1 is withdrawn, and no file; its address. There are
+/// no such releases, so that nobody has their environments already.
 fn index() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}/simple", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut request = [0; 4096];
-            let length = stream.read(&mut request).unwrap();
-            let asked = String::from_utf8_lossy(&request[..length]).to_lowercase();
-            assert!(asked.starts_with("get /simple/transformers/ "), "{asked}");
-            assert!(asked.contains("application/vnd.pypi.simple.v1+json"), "{asked}");
-            let files: Vec<String> = ["4.40.0", "4.41.0", "4.42.0"]
-                .map(|version| format!("{{\"filename\": \"transformers-{version}.tar.gz\"}}"))
-                .to_vec();
-            let body = format!("{{\"files\": [{}]}}", files.join(", "));
-            let head =
-                "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.pypi.simple.v1+json\r\nConnection: close";
-            write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let answer = |mut stream: TcpStream| -> std::io::Result<()> {
+        let mut request = [0; 4096];
+        let length = stream.read(&mut request)?;
+        let asked = String::from_utf8_lossy(&request[..length]).to_lowercase();
+        if !asked.starts_with("get /simple/transformers/ ") {
+            return write!(
+                stream,
+                "HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            );
         }
-    });
+        assert!(asked.contains("application/vnd.pypi.simple.v1+json"), "{asked}");
+        let files = ["9.40.0", "9.41.0", "9.41.1", "9.42.0rc1", "9.42.0"].map(|version| {
+            let yanked = version == "9.41.1";
+            format!("{{\"filename\": \"transformers-{version}.tar.gz\", \"yanked\": {yanked}}}")
+        });
+        let body = format!("{{\"files\": [{}]}}", files.join(", "));
+        let head =
+            "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.pypi.simple.v1+json\r\nConnection: close";
+        write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    // A client that goes away is no fault of the index.
+    std::thread::spawn(move || listener.incoming().flatten().for_each(|stream| drop(answer(stream))));
     address
+}
+
+#[test]
+fn pre_releases_and_withdrawn_ones_count_where_they_are_asked_for() {
+    let address = index();
+    let check = |more: &[&str], expected: &[&str]| {
+        let sandbox = Sandbox::new();
+        let output = sandbox
+            .command(&[&["bisect", "--good", "9.40.0", "--bad", "9.42.0"], more].concat())
+            .env("UV_DEFAULT_INDEX", &address)
+            .output()
+            .unwrap();
+        // This index has no file to install: the question is kept, and answered by why it cannot be tested.
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        let log = log(&folder(&sandbox));
+        let revisions = log["phases"][0]["revisions"].as_array().unwrap();
+        let names: Vec<&str> = revisions.iter().map(|revision| revision["name"].as_str().unwrap()).collect();
+        assert_eq!(names, expected, "{more:?}");
+    };
+    check(&[], &["9.40.0", "9.41.0", "9.42.0"]);
+    check(&["--pre"], &["9.40.0", "9.41.0", "9.42.0rc1", "9.42.0"]);
+    check(&["--yanked"], &["9.40.0", "9.41.0", "9.41.1", "9.42.0"]);
+    check(&["--pre", "--yanked"], &["9.40.0", "9.41.0", "9.41.1", "9.42.0rc1", "9.42.0"]);
 }
 
 #[test]
@@ -245,8 +334,8 @@ fn releases_are_listed_where_uv_looks_for_them() {
         assert_eq!(output.status.code(), Some(2));
         assert!(!sandbox.results().exists(), "nothing is left of a question that has no answer");
     };
-    check("4.40.5", "4.42.0", "no release 4.40.5 of transformers; the nearest is 4.41.0");
-    check("4.42.0", "4.41.0", "the good side 4.42.0 is newer than the bad side 4.41.0");
-    check("4.41.0", "4.41", "the same revision");
-    check("main", "4.42.0", "no release main of transformers");
+    check("9.40.5", "9.42.0", "no release 9.40.5 of transformers; the nearest is 9.41.0");
+    check("9.42.0", "9.41.0", "the good side 9.42.0 is newer than the bad side 9.41.0");
+    check("9.41.0", "9.41", "the same revision");
+    check("main", "9.42.0", "no release main of transformers");
 }

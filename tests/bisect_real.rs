@@ -1,35 +1,80 @@
-//! A bisection over commits of transformers itself: a small fork, made for the test. One of the slow ones.
+//! Bisections over releases of transformers and over commits of it, in a small fork made for the test. Slow ones.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
 mod support;
 
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 use serde_json::Value;
-use support::{Sandbox, fixture, stderr};
+use support::{Sandbox, fixture, stderr, stdout};
 
-#[test]
-fn a_window_moved_by_one_key_is_found_in_a_fork_of_fifty_commits() {
+/// A sandbox whose config is one pass of a mistral with a window of eight keys.
+fn mistral() -> Sandbox {
     let sandbox = Sandbox::new();
-    let fork = sandbox.path().join("fork");
-    let status = Command::new("python3").arg(fixture("bisect/fork.py")).arg(&fork).status().unwrap();
-    assert!(status.success(), "the release that is forked could not be fetched from PyPI");
     let config = "[[checkpoints]]\nsource = \"synthetic:mistral\"\n[inputs]\nlengths = [48]\n\
         [run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\n";
     sandbox.write("tfcheck.toml", config);
-    // A cache of its own, for the environments of these commits are of no use to anyone; uv is the usual one's.
+    sandbox
+}
+
+/// A fork of transformers with a commit per letter of `history`, see `fork.py`.
+fn fork(sandbox: &Sandbox, history: &str) -> PathBuf {
+    let fork = sandbox.path().join("fork");
+    let status =
+        Command::new("python3").arg(fixture("bisect/fork.py")).arg(&fork).arg(history).status().unwrap();
+    assert!(status.success(), "the release that is forked could not be fetched from PyPI");
+    fork
+}
+
+/// A cache of its own, for the environments of a fork's commits are of no use to anyone; uv is the usual one's.
+fn bisect(sandbox: &Sandbox, arguments: &[&str]) -> Output {
     let cache = sandbox.path().join("cache");
     let uv = tfcheck::app::cache_folder().unwrap().join("uv");
     std::fs::create_dir_all(&uv).unwrap();
-    std::fs::create_dir_all(&cache).unwrap();
-    std::os::unix::fs::symlink(uv, cache.join("uv")).unwrap();
-    let arguments = ["bisect", "--repository", "fork", "--good", "c0", "--bad", "c49"];
-    let output = sandbox.command(&arguments).env("TFCHECK_CACHE", cache).output().unwrap();
+    if !cache.exists() {
+        std::fs::create_dir_all(&cache).unwrap();
+        std::os::unix::fs::symlink(uv, cache.join("uv")).unwrap();
+    }
+    sandbox.command(&[&["bisect"], arguments].concat()).env("TFCHECK_CACHE", cache).output().unwrap()
+}
+
+fn folder(sandbox: &Sandbox) -> PathBuf {
+    std::fs::read_dir(sandbox.results()).unwrap().next().unwrap().unwrap().path()
+}
+
+fn log(folder: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(folder.join("bisect.json")).unwrap()).unwrap()
+}
+
+/// `[before, after]` by name, and the module, of each change of a phase.
+fn changes(phase: &Value) -> Vec<[String; 3]> {
+    let name = |index: &Value| {
+        phase["revisions"][index.as_u64().unwrap() as usize]["name"].as_str().unwrap().to_owned()
+    };
+    let module = |change: &Value| {
+        change["localization"]["localized"]["finding"]["path"].as_str().unwrap_or_default().to_owned()
+    };
+    let changes = phase["changes"].as_array().unwrap();
+    changes.iter().map(|change| [name(&change["before"]), name(&change["after"]), module(change)]).collect()
+}
+
+#[test]
+fn a_window_moved_by_one_key_is_found_in_a_fork_of_fifty_commits() {
+    let sandbox = mistral();
+    // Those that do not import lie where the search looks first, so that it has to go around them.
+    let letter = |number| match number {
+        31 => 'x',
+        25 | 28 | 37 => '!',
+        _ => '.',
+    };
+    fork(&sandbox, &(0..50).map(letter).collect::<String>());
+    let output = bisect(&sandbox, &["--repository", "fork", "--good", "c0", "--bad", "c49"]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    let folder = std::fs::read_dir(sandbox.results()).unwrap().next().unwrap().unwrap().path();
-    let log: Value = serde_json::from_slice(&std::fs::read(folder.join("bisect.json")).unwrap()).unwrap();
-    let phase = &log["phases"][0];
+    let folder = folder(&sandbox);
+    let found = log(&folder);
+    let phase = &found["phases"][0];
     let change = &phase["changes"][0];
     assert_eq!((&change["before"], &change["after"]), (&30.into(), &31.into()), "{}", stderr(&output));
     assert_eq!(change["commits"][0]["subject"], "masks: tidy the window");
@@ -43,6 +88,65 @@ fn a_window_moved_by_one_key_is_found_in_a_fork_of_fifty_commits() {
     let bad = steps.iter().find(|step| step["revision"] == 31).unwrap();
     // A key more in a window of eight: 0.3 and above, where rounding in f32 is 1e-6.
     assert!(bad["pairs"][0]["relative_l2"].as_f64().unwrap() > 0.1, "{bad}");
-    let module = bad["pairs"][0]["module"].as_str().unwrap();
+    let [_, _, module] = &changes(phase)[0];
     assert!(module.starts_with("model.layers.0.self_attn"), "{module}");
+    assert_eq!(stderr(&output).matches("localising").count(), 1, "only the culprit is: {}", stderr(&output));
+    // What is known of a bisection that has ended is not looked for again.
+    let again = bisect(&sandbox, &["--resume", folder.to_str().unwrap()]);
+    assert_eq!(again.status.code(), Some(1), "{}", stderr(&again));
+    assert_eq!(stdout(&again), stdout(&output));
+    assert!(!stderr(&again).contains("localising"), "{}", stderr(&again));
+    assert_eq!(log(&folder), found);
+}
+
+#[test]
+fn two_releases_are_followed_by_the_commits_between_their_tags_at_an_address() {
+    let sandbox = mistral();
+    let fork = fork(&sandbox, "..x.");
+    for (tag, commit) in [("v4.41.2", "c1"), ("v4.42.0", "c3")] {
+        let tagged = Command::new("git").args(["tag", tag, commit]).current_dir(&fork).status().unwrap();
+        assert!(tagged.success());
+    }
+    let address = format!("file://{}", fork.display());
+    let output = bisect(&sandbox, &["--repository", &address, "--good", "4.41.2", "--bad", "4.42.0"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let log = log(&folder(&sandbox));
+    let phases = log["phases"].as_array().unwrap();
+    let over: Vec<&Value> = phases.iter().map(|phase| &phase["over"]).collect();
+    assert_eq!(over, ["releases", "commits"], "{}", stderr(&output));
+    // The releases' own change is not localised, for the commit's is the closer one.
+    assert_eq!(changes(&phases[0]), [["4.41.2", "4.42.0", ""]]);
+    assert_eq!(phases[1]["revisions"].as_array().unwrap().len(), 3, "c1 to c3: {}", phases[1]["revisions"]);
+    let change = &phases[1]["changes"][0];
+    assert_eq!((&change["before"], &change["after"]), (&0.into(), &1.into()));
+    assert_eq!(change["commits"][0]["subject"], "masks: tidy the window");
+    let [_, _, module] = &changes(&phases[1])[0];
+    assert!(module.starts_with("model.layers.0.self_attn"), "{module}");
+    assert!(sandbox.path().join("cache/repositories").read_dir().unwrap().next().is_some(), "a clone");
+    let text = stdout(&output);
+    for part in
+        ["the fault came with 4.42.0; 4.41.2 is the last one before", "first module that diverges", "M src/"]
+    {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+}
+
+#[test]
+fn a_scan_of_releases_reports_what_the_documentation_shows() {
+    let sandbox = mistral();
+    let output = sandbox.tfcheck(&["bisect", "--scan", "--good", "4.41.1", "--bad", "4.42.1"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let log = log(&folder(&sandbox));
+    let module = "model.layers.0.self_attn.mask";
+    assert_eq!(changes(&log["phases"][0]), [["4.41.2", "4.42.0", module]], "{}", stdout(&output));
+    let steps = log["phases"][0]["steps"].as_array().unwrap();
+    let answers: Vec<&Value> = steps.iter().map(|step| &step["answer"]).collect();
+    assert_eq!(answers, ["good", "bad", "bad"], "{}", stdout(&output));
+    let docs = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/bisect.md")).unwrap();
+    let is_finding = |line: &&str| line.contains("fault") || line.starts_with("  4.4");
+    for line in stdout(&output).lines().filter(is_finding) {
+        // Runs are named by their time.
+        let line = line.split(" (steps/").next().unwrap();
+        assert!(docs.contains(line.trim_end()), "`{line}` is not in docs/bisect.md");
+    }
 }

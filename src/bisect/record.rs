@@ -10,6 +10,7 @@ use super::git::Commit;
 use super::search::{Answer, Change, Found};
 use crate::config::Config;
 use crate::gates::Gate;
+use crate::localize::Localized;
 use crate::results::{ResultsError, write_atomically};
 
 /// The log's name in the bisection's folder.
@@ -146,9 +147,6 @@ pub struct Pair {
     pub is_bad: Option<bool>,
     /// On what that rests.
     pub evidence: String,
-    /// The first module whose output departs, where the step's run found one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub module: Option<String>,
 }
 
 /// A change and what is known of it.
@@ -163,12 +161,35 @@ pub struct ChangePoint {
     pub packages: BTreeMap<String, [Option<String>; 2]>,
     /// The commits that may have made it, the culprit alone where it is known.
     pub commits: Vec<Commit>,
+    /// Where in the model the two revisions depart; absent before that was looked for, and where times are tested.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub localization: Option<Localization>,
+}
+
+/// Where in the model the last revision before a change and the first one after it depart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Localization {
+    /// What was found; the revision before the change is its first side.
+    Localized(Box<Localized>),
+    /// Why nothing was.
+    NotLocalized(String),
 }
 
 impl ChangePoint {
     /// Whether the revision that made it is known.
     pub fn is_exact(&self) -> bool {
         self.found.before + 1 == self.found.after
+    }
+}
+
+impl Step {
+    /// The pair that says most: one that fails, else the one that differs most.
+    pub fn worst(&self) -> Option<&Pair> {
+        let difference = |pair: &&Pair| pair.relative_l2.unwrap_or(-1.0);
+        let failing = self.pairs.iter().filter(|pair| pair.is_bad == Some(true));
+        let by_size = |a: &&Pair, b: &&Pair| difference(a).total_cmp(&difference(b));
+        failing.max_by(by_size).or_else(|| self.pairs.iter().max_by(by_size))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::record::{ChangePoint, Log, Over, Pair, Phase, Step};
+use super::record::{ChangePoint, Localization, Log, Over, Phase, Step};
 use super::search::{Answer, Change};
 
 /// Files of a commit that are named.
@@ -17,8 +17,13 @@ pub(super) fn terminal(log: &Log) -> String {
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths = [width(0), width(1), width(2), width(3)];
         for row in &rows {
-            let cells: Vec<String> =
-                row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            // A column that says nothing, as times where none were taken, is left out.
+            let cells: Vec<String> = row
+                .iter()
+                .zip(widths)
+                .filter(|(_, width)| *width > 0)
+                .map(|(cell, width)| format!("{cell:width$}"))
+                .collect();
             let line = format!("  {}  {}", cells.join("  "), row[4]);
             let _ = writeln!(text, "{}", line.trim_end());
         }
@@ -35,9 +40,11 @@ pub(super) fn markdown(log: &Log) -> String {
     for phase in &log.phases {
         let _ = writeln!(text, "\n## {}\n", title(log, phase));
         for sentence in sentences(log, phase) {
-            let _ = match sentence.strip_prefix("  ") {
-                Some(item) => writeln!(text, "- {item}"),
-                None => writeln!(text, "\n{sentence}\n"),
+            let item = sentence.trim_start();
+            let _ = match sentence.len() - item.len() {
+                0 => writeln!(text, "\n{sentence}\n"),
+                // Two blanks a level.
+                blanks => writeln!(text, "{}- {item}", &sentence[2..blanks]),
             };
         }
         text.push_str("\n| Revision | Answer | Relative L2 | p50 | Evidence |\n|---|---|---:|---:|---|\n");
@@ -77,19 +84,11 @@ fn row(phase: &Phase, step: &Step) -> [String; 5] {
         Answer::Bad => "bad",
         Answer::Skipped => "skipped",
     };
-    let pair = worst(step);
+    let pair = step.worst();
     let l2 = pair.and_then(|pair| pair.relative_l2).map_or_else(String::new, number);
     let time = pair.and_then(|pair| pair.time).map_or_else(String::new, percent);
     let reason = step.reason.lines().next().unwrap_or_default().to_owned();
     [phase.revisions[step.revision].name.clone(), answer.to_owned(), l2, time, reason]
-}
-
-/// The pair that says most of a step: one that fails, else the one that differs most.
-fn worst(step: &Step) -> Option<&Pair> {
-    let difference = |pair: &&Pair| pair.relative_l2.unwrap_or(-1.0);
-    let failing = step.pairs.iter().filter(|pair| pair.is_bad == Some(true));
-    let by_size = |a: &&Pair, b: &&Pair| difference(a).total_cmp(&difference(b));
-    failing.max_by(by_size).or_else(|| step.pairs.iter().max_by(by_size))
 }
 
 /// `5.87e-1`, and `0` for nothing.
@@ -112,6 +111,13 @@ fn sentences(log: &Log, phase: &Phase) -> Vec<String> {
     }
     for change in changes {
         said.extend(about(phase, change));
+        if phase.over == Over::Releases && log.question.repository.is_none() {
+            let name = |index: usize| &phase.revisions[index].name;
+            let (before, after) = (name(change.found.before), name(change.found.after));
+            said.push(format!(
+                "  its commit: the same with --good {before} --bad {after} --repository URL (or the folder of a clone)"
+            ));
+        }
     }
     let skipped = match phase.skipped() {
         0 => String::new(),
@@ -142,7 +148,7 @@ fn about(phase: &Phase, change: &ChangePoint) -> Vec<String> {
         )
     }];
     for index in [change.found.before, change.found.after] {
-        if let Some(pair) = phase.step(index).and_then(worst) {
+        if let Some(pair) = phase.step(index).and_then(Step::worst) {
             let verdict = pair.verdict.as_deref().unwrap_or("no logits");
             let l2 =
                 pair.relative_l2.map_or_else(String::new, |value| format!(", relative L2 {}", number(value)));
@@ -150,16 +156,17 @@ fn about(phase: &Phase, change: &ChangePoint) -> Vec<String> {
                 .max_abs
                 .map_or_else(String::new, |value| format!(", largest difference {}", number(value)));
             let time = pair.time.map_or_else(String::new, |time| format!(", p50 {}", percent(time)));
+            let run = phase.step(index).and_then(|step| step.run.as_ref());
+            let run = run.map_or_else(String::new, |run| format!(" (steps/{run})"));
             said.push(format!(
-                "  {}: {} against {}: {verdict}{l2}{max}{time}",
+                "  {}: {} against {}: {verdict}{l2}{max}{time}{run}",
                 name(index),
                 pair.variant,
                 pair.good
             ));
         }
     }
-    let module = phase.step(change.found.after).and_then(worst).and_then(|pair| pair.module.as_ref());
-    said.extend(module.map(|module| format!("  first module that diverges: {module}")));
+    said.extend(change.localization.iter().flat_map(place));
     for commit in &change.commits {
         said.push(format!("  commit {} of {}: {}", commit.hash, commit.author_date, commit.subject));
         said.extend(
@@ -177,5 +184,21 @@ fn about(phase: &Phase, change: &ChangePoint) -> Vec<String> {
         let packages: Vec<String> = change.packages.iter().map(difference).collect();
         said.push(format!("  packages: {}", packages.join(", ")));
     }
+    said
+}
+
+/// Where in the model a change is.
+fn place(localization: &Localization) -> Vec<String> {
+    let localized = match localization {
+        Localization::Localized(localized) => localized,
+        Localization::NotLocalized(reason) => return vec![format!("  not localised: {reason}")],
+    };
+    let mut said = match localized.path() {
+        Some(path) => {
+            vec![format!("  first module that diverges: {path}"), format!("    {}", localized.sentence)]
+        }
+        None => vec![format!("  localised: {}", localized.sentence)],
+    };
+    said.extend(localized.notes.iter().map(|note| format!("    note: {note}")));
     said
 }

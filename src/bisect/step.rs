@@ -14,7 +14,6 @@ use crate::compare::matrix::PairOutcome;
 use crate::compare::metrics::Side;
 use crate::compare::verdict::Decision;
 use crate::gates::{self, Numbers, Times};
-use crate::localize::Localized;
 use crate::outcome::ExitCode;
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -43,7 +42,32 @@ pub(super) struct Tester<'a> {
 pub(super) struct Tested {
     pub(super) step: Step,
     /// What the good side says of itself; `Err` where it does not pass.
-    pub(super) good: Result<(), String>,
+    pub(super) good: Result<(), Fault>,
+}
+
+/// Why nothing can be measured against the good side.
+pub(super) enum Fault {
+    /// It fails its own test.
+    Fails(String),
+    /// It does not run.
+    NotRun(String),
+}
+
+impl Fault {
+    /// What the user is told.
+    pub(super) fn error(&self, good: &Revision, question: &Question) -> BisectError {
+        let (Self::Fails(reason) | Self::NotRun(reason)) = self;
+        let reason = reason.clone();
+        match self {
+            Self::NotRun(_) if !question.test.is_loads() => {
+                BisectError::EndNotRun { revision: format!("the good side {}", good.name), reason }
+            }
+            _ => {
+                let test = question.test.text().to_owned();
+                BisectError::GoodFails { good: good.name.clone(), test, reason }
+            }
+        }
+    }
 }
 
 impl Tester<'_> {
@@ -71,7 +95,8 @@ impl Tester<'_> {
         if let Subject::Port(_) = self.subject {
             for &one in &all {
                 if let Err(reason) = self.subject.prepare(self.question, one, self.cache) {
-                    let good = if one.id == good.id { Err(reason.clone()) } else { Ok(()) };
+                    let is_good = one.id == good.id;
+                    let good = if is_good { Err(Fault::NotRun(reason.clone())) } else { Ok(()) };
                     return Ok(Some(Tested { step: step(Answer::Skipped, reason), good }));
                 }
             }
@@ -112,6 +137,8 @@ impl Tester<'_> {
             plan: &plan,
             cache: self.cache,
             clean: false,
+            // Most steps are not the change that is looked for; that one is localised when it is known.
+            localize: false,
             stop: self.stop,
             progress: &quiet,
         };
@@ -203,16 +230,16 @@ impl Judge<'_> {
     }
 
     /// Why the good side cannot be what others are measured against: it does not run, or fails its own test.
-    fn good(&self, good: &Revision) -> Result<(), String> {
+    fn good(&self, good: &Revision) -> Result<(), Fault> {
         let cells = || {
             self.cases.iter().flat_map(|case| &case.cells).filter(|cell| cell.variant.version == good.name)
         };
         if !cells().any(|cell| matches!(cell.outcome, Outcome::Completed(_))) {
             let reason = cells().next().map_or_else(String::new, |cell| report::reason(&cell.outcome));
-            return Err(reason);
+            return Err(Fault::NotRun(reason));
         }
         let failed = self.pairs(good, good).into_iter().find(|pair| pair.is_bad == Some(true));
-        failed.map_or(Ok(()), |pair| Err(format!("{}: {}", pair.variant, pair.evidence)))
+        failed.map_or(Ok(()), |pair| Err(Fault::Fails(format!("{}: {}", pair.variant, pair.evidence))))
     }
 
     /// Why a revision could not be installed, which says nothing of what it computes.
@@ -290,15 +317,7 @@ impl Judge<'_> {
             time: change.map(|change| [change.ratio, change.interval.low, change.interval.high]),
             is_bad,
             evidence,
-            module: Self::module(case, &good.name, &cell.name),
         }
-    }
-
-    /// The module that the step's run found at fault, whichever side it began with.
-    fn module(case: &CaseView, good: &str, variant: &str) -> Option<String> {
-        let names = [good, variant];
-        let is_it = |found: &&Localized| names.contains(&&*found.a) && names.contains(&&*found.b);
-        case.localized.iter().find(is_it)?.path().map(str::to_owned)
     }
 
     /// What a pair that passes is.
@@ -330,18 +349,15 @@ pub(super) fn check_ends(
 ) -> Result<(), BisectError> {
     let name = |index: usize| revisions[index].name.clone();
     let bad = tested.step.revision;
-    if let Err(reason) = &tested.good {
-        return Err(BisectError::GoodFails {
-            good: name(0),
-            test: question.test.text().to_owned(),
-            reason: reason.clone(),
-        });
+    if let Err(fault) = &tested.good {
+        return Err(fault.error(&revisions[0], question));
     }
     match tested.step.answer {
         Answer::Bad => Ok(()),
         Answer::Good => Err(BisectError::BadPasses { bad: name(bad), test: question.test.text().to_owned() }),
         Answer::Skipped => {
-            Err(BisectError::EndNotRun { revision: name(bad), reason: tested.step.reason.clone() })
+            let revision = format!("the bad side {}", name(bad));
+            Err(BisectError::EndNotRun { revision, reason: tested.step.reason.clone() })
         }
     }
 }

@@ -13,7 +13,7 @@ use super::Error;
 #[error("{0}")]
 pub struct SourceError(pub(crate) String);
 
-/// Where a checkpoint comes from, as it is written; whether it is there, [`Source::find`] says.
+/// Where a checkpoint comes from, as it is written; whether it is there, `Source::find` says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Source {

@@ -35,6 +35,7 @@ pub(super) fn tell(pair: &Pair<'_>) -> String {
         numbers(&mut text, pair, metrics);
         positions(&mut text, pair, metrics);
     }
+    divergence(&mut text, pair);
     accuracies(&mut text, pair);
     notes(&mut text, pair);
     environment(&mut text, pair);
@@ -106,7 +107,13 @@ fn numbers(text: &mut String, pair: &Pair<'_>, metrics: &PairMetrics) {
         );
         let first = distribution.first_greedy_divergence.map_or_else(
             || "greedy decoding chooses the same token everywhere".to_owned(),
-            |at| format!("greedy decoding first departs at row {}, position {}", at.row, at.position),
+            |at| {
+                let (row, position) = (at.row, at.position);
+                format!(
+                    "greedy decoding first departs at row {row}, position {position}, {}",
+                    token(pair, at)
+                )
+            },
         );
         line(
             text,
@@ -142,7 +149,25 @@ fn positions(text: &mut String, pair: &Pair<'_>, metrics: &PairMetrics) {
     if let Some(first) = departing {
         let at = pair.view.matrix.positions[first.position as usize];
         let (row, position) = (at.row, at.position);
-        line(text, &format!("  the first position that differs at all: row {row}, position {position}"));
+        line(
+            text,
+            &format!(
+                "  the first position that differs at all: row {row}, position {position}; {}",
+                token(pair, at)
+            ),
+        );
+    }
+}
+
+/// What localising the pair has found, where somebody or the run itself did.
+fn divergence(text: &mut String, pair: &Pair<'_>) {
+    for found in &pair.view.localized {
+        heading(text, "First divergence");
+        line(text, &format!("  {}", found.sentence));
+        line(text, &format!("  ({})", found.effort()));
+        for note in &found.notes {
+            line(text, &format!("  note: {note}"));
+        }
     }
 }
 
@@ -319,9 +344,11 @@ fn next(text: &mut String, pair: &Pair<'_>) {
                     "run it with `oracle = true` under [run]: float64 tells which side is wrong".into(),
                 );
             }
-            steps.push(format!(
-                "`{localize}` finds the first module whose output departs though its input agrees"
-            ));
+            if pair.view.localized.is_empty() {
+                steps.push(format!(
+                    "`{localize}` finds the first module whose output departs though its input agrees"
+                ));
+            }
             if both_transformers && a.variant.version != b.variant.version {
                 steps.push(format!(
                     "`tfcheck bisect --good {} --bad {}` finds the release, or the commit, that changed it",

@@ -59,12 +59,18 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
                 dtype_name(own)
             ));
             let again = open.attempt(own)?;
-            let bytes = found.bytes;
+            let (bytes, passes_ns) = (found.bytes, found.passes_ns);
             found = again;
             found.bytes += bytes;
+            found.passes_ns = std::array::from_fn(|index| found.passes_ns[index] + passes_ns[index]);
         }
     }
     notes.extend(changes(request));
+    if request.sides.iter().any(|side| side.prefill.is_some()) {
+        notes.push(
+            "what a module computes for a prefill and for each token after it was put together; scores, whose keys grow with each token, are not compared, and no module was fed the other side's input".to_owned(),
+        );
+    }
     notes.extend(found.notes);
     let [a, b] = request.sides.each_ref().map(|side| side.name.clone());
     let threshold = threshold(request, found.dtype);
@@ -79,6 +85,7 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
         sentence: String::new(),
         modules: found.modules,
         captured_bytes: found.bytes,
+        overhead: (found.passes_ns[1] > 0).then(|| found.passes_ns[0] as f64 / found.passes_ns[1] as f64),
         elapsed_ns: started.elapsed().as_nanos() as u64,
         capture_changed_nothing: found.unchanged,
         notes,
@@ -131,6 +138,8 @@ pub(super) struct Found {
     pub(super) finding: Finding,
     pub(super) modules: usize,
     pub(super) bytes: u64,
+    /// Nanoseconds of captured passes, and of as many plain ones.
+    pub(super) passes_ns: [u64; 2],
     pub(super) unchanged: bool,
     pub(super) notes: Vec<String>,
 }
@@ -215,6 +224,7 @@ impl<'a> Open<'a> {
             finding: Finding::Nothing,
             modules: 0,
             bytes: 0,
+            passes_ns: [0, 0],
             unchanged: true,
             notes: Vec::new(),
         };
@@ -246,7 +256,8 @@ impl<'a> Open<'a> {
     /// The logits of one pass.
     fn forward(&self, side: &mut Live, name: &str) -> Result<(std::path::PathBuf, Positions), LocalizeError> {
         let path = self.scratch.join(format!("{name}.safetensors"));
-        match side.ask(&Ask::Forward(Forward::new(path.clone())))? {
+        let ask = Forward { logits: path.clone(), prefill: side.side.prefill };
+        match side.ask(&Ask::Forward(ask))? {
             Reply::Forwarded(forwarded) => Ok((path, forwarded.positions)),
             _ => Err(side.out_of_turn()),
         }

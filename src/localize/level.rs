@@ -6,6 +6,7 @@ use std::path::Path;
 use reference::protocol::{Capture, Captured, CapturedModule, Dtype, Replay, Reply, Request as Ask};
 use tempfile::TempDir;
 
+use super::cached;
 use super::drive::{Found, Live, Open};
 use super::pair::pairs;
 use super::tensor::{self, Difference, Stored};
@@ -44,9 +45,14 @@ pub(super) fn names(open: &Open, sides: &mut [Live; 2]) -> Result<Names, Localiz
     let mut lists: Vec<Vec<CapturedModule>> = Vec::new();
     for side in sides.iter_mut() {
         let folder = open.scratch.to_owned();
-        let ask = Ask::Capture(Capture { folder, modules: vec!["*".into()], max_bytes: 0 });
+        let ask = Ask::Capture(Capture {
+            folder,
+            modules: vec!["*".into()],
+            max_bytes: 0,
+            prefill: side.side.prefill,
+        });
         match side.try_ask(&ask) {
-            Ok(Reply::Captured(captured)) => lists.push(captured.modules),
+            Ok(Reply::Captured(captured)) => lists.push(joined(open, side, captured, open.scratch)?),
             Ok(_) => return Err(side.out_of_turn()),
             Err(Ended::Unsupported(reason)) => {
                 return Ok(Names::Hidden(format!("{}: {reason}", side.side.name)));
@@ -178,14 +184,15 @@ fn capture(
         std::fs::create_dir(&own).map_err(io)?;
         let mut modules: Vec<String> = chosen.iter().map(|name| name.path[index].clone()).collect();
         modules.dedup();
-        let max_bytes = open.request.options.max_bytes / 2;
+        let (max_bytes, prefill) = (open.request.options.max_bytes / 2, side.side.prefill);
         let Reply::Captured(captured) =
-            side.ask(&Ask::Capture(Capture { folder: own, modules, max_bytes }))?
+            side.ask(&Ask::Capture(Capture { folder: own.clone(), modules, max_bytes, prefill }))?
         else {
             return Err(side.out_of_turn());
         };
         account(found, side, &captured);
-        let calls = captured.modules.into_iter().map(|module| ((module.path.clone(), module.call), module));
+        let modules = joined(open, side, captured, &own)?;
+        let calls = modules.into_iter().map(|module| ((module.path.clone(), module.call), module));
         lists.push(calls.collect());
     }
     let mut level = Level { folder, calls: Vec::new(), measured: Vec::new(), first: None };
@@ -227,9 +234,25 @@ fn capture(
     Ok(level)
 }
 
+/// A side's modules as those of one pass.
+fn joined(
+    open: &Open,
+    side: &Live,
+    captured: Captured,
+    folder: &Path,
+) -> Result<Vec<CapturedModule>, LocalizeError> {
+    match side.side.prefill {
+        None => Ok(captured.modules),
+        Some(prefill) => cached::joined(&captured.modules, prefill, open.mask.seq(), folder)
+            .map_err(|error| LocalizeError::io(folder, error)),
+    }
+}
+
 /// Adds what a capture cost and left out.
 fn account(found: &mut Found, side: &Live, captured: &Captured) {
     found.bytes += captured.bytes;
+    found.passes_ns[0] += captured.elapsed_ns;
+    found.passes_ns[1] += captured.plain_ns;
     if !captured.unchanged {
         found.unchanged = false;
         found.notes.push(format!("{}: the captured pass gave other logits than a plain one", side.side.name));
@@ -281,13 +304,16 @@ fn measure(open: &Open, folder: &Path, [a, b]: &[CapturedModule; 2]) -> Result<M
 }
 
 /// The second side's output on the first side's input, against the first side's output; `None` where the module cannot
-/// be fed or its output not be compared.
+/// be fed, as one that a cache calls token by token cannot, or its output not be compared.
 fn replay(
     open: &Open,
     sides: &mut [Live; 2],
     folder: &Path,
     [a, b]: &[CapturedModule; 2],
 ) -> Result<Option<Difference>, LocalizeError> {
+    if sides.iter().any(|side| side.side.prefill.is_some()) {
+        return Ok(None);
+    }
     let (Some(input), Some(like)) = (&a.input, &b.input) else { return Ok(None) };
     let Some(expected) = Stored::open(&folder.join("0"), a.output.as_ref())
         .map_err(|error| LocalizeError::io(folder, error))?

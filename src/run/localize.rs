@@ -10,9 +10,10 @@ use crate::compare::verdict::{Decision, Tolerances};
 use crate::config::nearest;
 use crate::localize::{self, LocalizeError, Localized, Options, Request, Side};
 use crate::machine::Machine;
-use crate::plan::CellPlan;
+use crate::plan::{CasePlan, CellPlan};
 use crate::report::RunView;
 use crate::results::{Manifest, RunFolder};
+use crate::summary::ONE_PASS;
 use crate::variant::{Runner, Variant};
 
 /// Pairs that the end of a run localises, a case: each takes as long as a few passes, and one fault shows in many pairs.
@@ -36,9 +37,14 @@ pub struct Wanted<'a> {
 /// When the plan has no such case or variant, or one of them cannot be prepared, run or captured.
 pub fn localize(order: &Order, wanted: &Wanted, folder: Option<&RunFolder>) -> Result<Vec<Localized>> {
     let mut plan = order.plan.clone();
+    let plan_cases = &order.plan.cases;
     check_names(order, wanted)?;
+    let names = wanted.variants.map(variant_of);
+    // A variant beside its own one pass: where there is another pass.
+    let is_cached = names[0] == names[1];
     plan.cells.retain(|cell| {
-        wanted.variants.contains(&cell.variant.name().as_str())
+        names.contains(&cell.variant.name().as_str())
+            && (!is_cached || plan_cases[cell.case].inputs.prefill().is_some())
             && wanted.case.is_none_or(|case| case == plan.cases[cell.case].name)
     });
     plan.drop_unused();
@@ -61,10 +67,11 @@ pub fn localize(order: &Order, wanted: &Wanted, folder: Option<&RunFolder>) -> R
             let is_it = |cell: &&CellPlan| cell.case == index && cell.variant.name() == wanted;
             plan.cells.iter().find(is_it)
         };
-        let [Some(a), Some(b)] = wanted.variants.map(cell) else { continue };
-        order.progress.line(&format!("{name}: localising {} / {}", a.variant.name(), b.variant.name()));
+        let [Some(a), Some(b)] = names.map(cell) else { continue };
         let pair =
             Pair { order: &order, prepared, runners: &runners, case: name, logs: &scratch, files: &files };
+        let [first, second] = sides([a, b]);
+        order.progress.line(&format!("{name}: localising {first} / {second}"));
         found.push(pair.localize([a, b], wanted.options)?);
     }
     if let Some(folder) = folder {
@@ -93,7 +100,7 @@ fn check_names(order: &Order, wanted: &Wanted) -> Result<()> {
     }
     let mut variants: Vec<String> = order.plan.cells.iter().map(|cell| cell.variant.name()).collect();
     variants.sort_unstable();
-    for name in wanted.variants {
+    for name in wanted.variants.map(variant_of) {
         if !variants.iter().any(|known| known == name) {
             return Err(unknown("variant", name, variants));
         }
@@ -101,7 +108,35 @@ fn check_names(order: &Order, wanted: &Wanted) -> Result<()> {
     if wanted.variants[0] == wanted.variants[1] {
         miette::bail!(help = "name two variants", "`{}` is the same on both sides", wanted.variants[0]);
     }
+    if !wanted.variants.iter().any(|name| name.ends_with(ONE_PASS)) {
+        return Ok(());
+    }
+    let [a, b] = wanted.variants.map(variant_of);
+    if a != b {
+        miette::bail!(
+            help = format!("name `{a}` and `{a}{ONE_PASS}`"),
+            "what goes through the cache is localised beside the one pass of the same variant"
+        );
+    }
+    let is_wanted = |case: &&CasePlan| wanted.case.is_none_or(|name| name == case.name);
+    if !order.plan.cases.iter().filter(is_wanted).any(|case| case.inputs.prefill().is_some()) {
+        miette::bail!(
+            help = "name a case with a prefill, or none; `prefill = [8]` under [inputs] makes some",
+            "no case goes through a cache"
+        );
+    }
     Ok(())
+}
+
+/// The variant that a name is of, which may be that of its one pass.
+fn variant_of(name: &str) -> &str {
+    name.strip_suffix(ONE_PASS).unwrap_or(name)
+}
+
+/// What the two sides are called: one cell on both is the variant's one pass, and what it gives through its cache.
+fn sides([a, b]: [&CellPlan; 2]) -> [String; 2] {
+    let (first, second) = (a.variant.name(), b.variant.name());
+    [if first == second { format!("{first}{ONE_PASS}") } else { first }, second]
 }
 
 /// The checkpoint and inputs must be those that the run's numbers come from.
@@ -140,7 +175,7 @@ pub(super) fn diverged(
         let files = folder.case_folder(manifest, &case.name);
         let pair = Pair { order, prepared, runners, case: &case.name, logs: &files, files: &files };
         for cells in pairs {
-            let [a, b] = cells.map(|cell| cell.variant.name());
+            let [a, b] = sides(cells);
             order.progress.line(&format!("{}: localising {a} / {b}", case.name));
             match pair.localize(cells, &Options::default()) {
                 Ok(localized) => case.localized.push(localized),
@@ -169,8 +204,8 @@ pub(super) fn diverged(
     Ok(())
 }
 
-/// Of the diverging pairs one for every two kinds of variant (dtypes are one kind), those with the baseline first; and
-/// how many kinds of pair are left out. Programs of the user's and upstream's ports show no modules.
+/// Of the diverging pairs one for every two kinds of variant (dtypes are one kind), those of a variant and its own one
+/// pass first, then those with the baseline; and how many kinds of pair are left out. Programs of the user's and upstream's ports show no modules.
 fn chosen<'a>(
     cells: &[&'a CellPlan],
     diverged: &[[&str; 2]],
@@ -179,14 +214,16 @@ fn chosen<'a>(
     let cell = |name: &str| cells.iter().find(|cell| cell.variant.name() == name).copied();
     let kind = |variant: &Variant| (variant.version.clone(), variant.mode, variant.attention);
     let base = cell(baseline).map(|cell| kind(&cell.variant));
+    let is_own = |[a, b]: &[&CellPlan; 2]| a.variant == b.variant;
     let mut pairs: Vec<[&CellPlan; 2]> = Vec::new();
     for names in diverged {
-        let [Some(a), Some(b)] = names.map(cell) else { continue };
+        let [Some(a), Some(b)] = names.map(|name| cell(variant_of(name))) else { continue };
         let shows = |cell: &CellPlan| matches!(cell.variant.runner, Runner::Transformers | Runner::Candle);
         let kinds = [kind(&a.variant), kind(&b.variant)];
         let is_known = pairs.iter().any(|known| {
+            let is_alike = is_own(known) == is_own(&[a, b]);
             let known = known.map(|cell| kind(&cell.variant));
-            known == kinds || [&known[1], &known[0]] == [&kinds[0], &kinds[1]]
+            is_alike && (known == kinds || [&known[1], &known[0]] == [&kinds[0], &kinds[1]])
         });
         if shows(a) && shows(b) && !is_known {
             // What the baseline computes is what the other is fed.
@@ -194,7 +231,8 @@ fn chosen<'a>(
             pairs.push(if is_second { [b, a] } else { [a, b] });
         }
     }
-    pairs.sort_by_key(|pair| base != Some(kind(&pair[0].variant)));
+    // A cache's fault shows beside every other variant too, and is closest to it beside its own one pass.
+    pairs.sort_by_key(|pair| (!is_own(pair), base != Some(kind(&pair[0].variant))));
     let left_out = pairs.len().saturating_sub(PAIRS);
     pairs.truncate(PAIRS);
     (pairs, left_out)
@@ -214,18 +252,22 @@ struct Pair<'a> {
 
 impl Pair<'_> {
     fn localize(&self, cells: [&CellPlan; 2], options: &Options) -> Result<Localized, LocalizeError> {
-        let side = |cell: &CellPlan| {
+        let names = sides(cells);
+        let prefill = self.order.plan.cases[cells[0].case].inputs.prefill();
+        let is_one_pass = |index: usize| index == 0 && cells[0].variant == cells[1].variant;
+        let side = |index: usize| {
+            let cell = cells[index];
             let refused = |ended| LocalizeError::ended(&cell.variant.name(), self.logs, ended);
             let runner = self.runners.of(cell).map_err(refused)?;
             let inputs = self.files.join("inputs.safetensors");
             let load = load(self.order, self.prepared, &inputs, self.runners, cell);
-            Ok::<_, LocalizeError>(Side { name: cell.variant.name(), runner, load })
+            let prefill = prefill.filter(|_| !is_one_pass(index));
+            Ok::<_, LocalizeError>(Side { name: names[index].clone(), runner, load, prefill })
         };
-        let [a, b] = cells;
         let tolerances: &Tolerances = &self.order.config.tolerances;
         localize::localize(&Request {
             case: self.case,
-            sides: [side(a)?, side(b)?],
+            sides: [side(0)?, side(1)?],
             options,
             tolerances,
             folder: self.logs,

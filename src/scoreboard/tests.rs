@@ -189,6 +189,7 @@ fn where_a_native_model_departs_first_is_said() {
         sentence: "the norm".into(),
         modules: 1,
         captured_bytes: 1,
+        overhead: None,
         elapsed_ns: 1,
         capture_changed_nothing: true,
         notes: Vec::new(),

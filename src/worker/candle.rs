@@ -71,7 +71,7 @@ impl Engine for CandleEngine {
         let start = Instant::now();
         let logits = match forward.prefill {
             None => self.logits()?,
-            Some(prefill) => self.through_the_cache(prefill)?,
+            Some(prefill) => self.through_the_cache(prefill, None)?,
         };
         let elapsed_ns = start.elapsed().as_nanos() as u64;
         let shape = logits.dims().to_vec();
@@ -117,13 +117,21 @@ impl Engine for CandleEngine {
 
     fn capture(&mut self, capture: &Capture) -> Result<Captured, Failed> {
         let start = Instant::now();
-        let plain = self.logits()?;
+        let plain = match capture.prefill {
+            None => self.logits()?,
+            Some(prefill) => self.through_the_cache(prefill, None)?,
+        };
         let plain_ns = start.elapsed().as_nanos() as u64;
-        let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let mut writer = Writer::new(capture, element(plain.dtype()));
         let start = Instant::now();
-        let logits = loaded.forward_with(inputs, None, Some(&mut writer)).map_err(model_failure)?;
-        device.synchronize().map_err(tensor_failure)?;
+        let logits = if let Some(prefill) = capture.prefill {
+            self.through_the_cache(prefill, Some(&mut writer))?
+        } else {
+            let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+            let logits = loaded.forward_with(inputs, None, Some(&mut writer)).map_err(model_failure)?;
+            device.synchronize().map_err(tensor_failure)?;
+            logits
+        };
         let elapsed_ns = start.elapsed().as_nanos() as u64;
         let (modules, bytes) = writer.finish()?;
         let unchanged = same(&plain, &logits).map_err(tensor_failure)?;
@@ -148,7 +156,11 @@ impl CandleEngine {
     }
 
     /// Logits of all positions: of `prefill` tokens in one pass, of each further one in its own.
-    fn through_the_cache(&mut self, prefill: usize) -> Result<Tensor, Failed> {
+    fn through_the_cache(
+        &mut self,
+        prefill: usize,
+        mut probe: Option<&mut Writer<'_>>,
+    ) -> Result<Tensor, Failed> {
         let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let Some(positions) = &inputs.position_ids else {
             return Err(unsupported("an encoder has no KV cache"));
@@ -166,7 +178,8 @@ impl CandleEngine {
                 attention_mask: mask.map_err(tensor_failure)?,
                 position_ids: Some(part(positions, step.start).map_err(tensor_failure)?),
             };
-            parts.push(loaded.forward_with(&inputs, Some(&mut cache), None).map_err(model_failure)?);
+            let probe = probe.as_mut().map(|probe| &mut **probe as &mut dyn models::Probe);
+            parts.push(loaded.forward_with(&inputs, Some(&mut cache), probe).map_err(model_failure)?);
         }
         let logits = Tensor::cat(&parts, 1).map_err(tensor_failure)?;
         device.synchronize().map_err(tensor_failure)?;

@@ -55,4 +55,32 @@ fn a_pair_of_a_config_or_of_a_run_is_localised() {
     for file in ["summary.md", "report.html"] {
         assert!(run.text(file).contains("First divergence"), "{file}");
     }
+    let output = sandbox.tfcheck(&["explain", &path, "mistral-40/candle_eager", port]);
+    let story = stdout(&output);
+    assert!(story.contains("First divergence\n  the logits depart by "), "{story}");
+    assert!(!story.contains("`tfcheck localize"), "what is known needs no looking for: {story}");
+}
+
+#[test]
+fn a_variant_is_localised_beside_its_own_one_pass_in_the_cases_with_a_prefill() {
+    let sandbox = Sandbox::new();
+    let config = CONFIG.replace("lengths = [6, 40]", "lengths = [12]\nprefill = [4]");
+    sandbox.write("tfcheck.toml", &config.replace("upstream = true", "upstream = false"));
+    let output = sandbox.tfcheck(&["localize", "candle_eager", "candle_eager in one pass"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let said = stdout(&output);
+    assert!(said.contains("candle_eager in one pass / candle_eager\n"), "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("mistral-")).count(), 1, "{said}");
+    for (arguments, words) in [
+        (&["candle_fused", "candle_eager in one pass"][..], "beside the one pass of the same"),
+        (
+            &["candle_eager", "candle_eager in one pass", "--case", "mistral-12"],
+            "no case goes through a cache",
+        ),
+    ] {
+        let output = sandbox.tfcheck(&[&["localize"], arguments].concat());
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        let said = stderr(&output).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(words), "{said}");
+    }
 }

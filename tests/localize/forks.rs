@@ -22,11 +22,12 @@ pub(crate) fn newest() -> Environment {
 }
 
 /// A git working copy of the release, made once: what is installed of it, under a project file of its own.
-struct Fork(PathBuf);
+pub(crate) struct Fork(PathBuf);
 
 impl Fork {
-    fn new() -> Self {
-        let fork = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fork-{NEWEST}"));
+    /// The working copy of a test, which no other test may change.
+    pub(crate) fn new(test: &str) -> Self {
+        let fork = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fork-{test}-{NEWEST}"));
         if !fork.exists() {
             let begun = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
             let copy = Self(begun.path().join("fork"));
@@ -36,6 +37,11 @@ impl Fork {
         let fork = Self(fork);
         fork.reset();
         fork
+    }
+
+    pub(crate) fn environment(&self) -> Environment {
+        let specification = Specification::new(Source::Editable(self.0.clone()));
+        prepare(&specification, &cache_folder().unwrap(), &|line| eprintln!("{line}")).unwrap()
     }
 
     fn fill(&self) {
@@ -67,7 +73,7 @@ impl Fork {
     }
 
     /// Edits the working copy, and names its commit.
-    fn plant(&self, branch: Branch) -> String {
+    pub(crate) fn plant(&self, branch: Branch) -> String {
         self.reset();
         for plant in branch {
             let name = plant.file;
@@ -184,7 +190,7 @@ fn localized(plant: &Plant, case: &Value, has_native: bool) -> Vec<String> {
 
 #[test]
 fn bugs_in_an_editable_fork_diverge_and_the_run_names_the_module() {
-    let fork = Fork::new();
+    let fork = Fork::new("bugs");
     let mut wrong = Vec::new();
     let mut keys = Vec::new();
     for (branch, has_native) in BRANCHES.into_iter().zip([false, true]) {

@@ -11,3 +11,4 @@ mod rounding;
 mod setting;
 #[path = "../support/mod.rs"]
 mod support;
+mod twins;

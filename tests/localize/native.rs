@@ -1,9 +1,10 @@
 //! Faults planted in native checkpoints: each class that candle ports and forks have had.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use reference::protocol::{Dtype, Load, Mode};
 use serde_json::{Value, json};
 use tfcheck::localize::{Finding, LocalizeError, Localized, Options};
+use tfcheck::runner::Runner;
 
 use crate::engine::InProcess;
 use crate::setting::{Setting, Tensors, write_inputs};
@@ -282,4 +283,32 @@ fn disk_is_bounded_and_what_is_left_out_is_said() {
     let none = Options { modules: vec!["encoder.*".into()], ..Options::default() };
     let error = setting.localize_with((&InProcess, right), (&InProcess, wrong), &none).unwrap_err();
     assert!(matches!(error, LocalizeError::NothingInCommon { .. }), "{error}");
+}
+
+#[test]
+fn what_goes_through_a_cache_is_localised_beside_one_pass_and_beside_another_cache() {
+    let setting = Setting::new("mistral");
+    let right = setting.load(Mode::Eager, Dtype::F32);
+    let localize = |b: &Load, prefills: [Option<usize>; 2]| {
+        let sides = [(right.clone(), prefills[0]), (b.clone(), prefills[1])];
+        let [a, b] = sides.map(|(load, prefill)| (&InProcess as &dyn Runner, load, prefill));
+        setting.localize_through_caches(a, b, &Options::default()).unwrap()
+    };
+    // The rows are 40 tokens, the window is 8.
+    let found = localize(&right, [None, Some(20)]);
+    assert_eq!(found.finding, Finding::Nothing, "{}", found.sentence);
+    // The token at 30 is rotated as if it were at 31: met by the cache's pass of that token.
+    let inputs = setting.folder.path().join("shifted.safetensors");
+    let mut tensors = candle_core::safetensors::load(setting.inputs(), &Device::Cpu).unwrap();
+    let mut positions = tensors["position_ids"].to_vec2::<i64>().unwrap();
+    positions[0][30] += 1;
+    tensors.insert("position_ids".into(), Tensor::new(positions, &Device::Cpu).unwrap());
+    candle_core::safetensors::save(&tensors, &inputs).unwrap();
+    let wrong = Load { inputs, ..right.clone() };
+    for prefills in [[None, Some(20)], [Some(20), Some(20)]] {
+        let found = localize(&wrong, prefills);
+        assert_found("a shifted token", &found, "model.layers.0.self_attn.rope_q", None);
+        let worst = divergence("a shifted token", &found).worst.unwrap();
+        assert_eq!((worst.row, worst.position), (0, 30), "{}", found.sentence);
+    }
 }

@@ -92,7 +92,17 @@ impl Setting {
         b: (&dyn Runner, Load),
         options: &Options,
     ) -> Result<Localized, LocalizeError> {
-        let side = |name: &str, (runner, load)| Side { name: name.into(), runner, load };
+        self.localize_through_caches((a.0, a.1, None), (b.0, b.1, None), options)
+    }
+
+    /// The same, of a side that has a prefill what its cache gives.
+    pub(crate) fn localize_through_caches(
+        &self,
+        a: (&dyn Runner, Load, Option<usize>),
+        b: (&dyn Runner, Load, Option<usize>),
+        options: &Options,
+    ) -> Result<Localized, LocalizeError> {
+        let side = |name: &str, (runner, load, prefill)| Side { name: name.into(), runner, load, prefill };
         localize(&Request {
             case: "case",
             sides: [side("right", a), side("wrong", b)],

@@ -160,7 +160,7 @@ pub struct Trace {
     pub path: PathBuf,
 }
 
-/// Asks for one forward pass that writes what goes into and comes out of modules, each as soon as it is known.
+/// Asks for a forward pass that writes what goes into and comes out of modules, each as soon as it is known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Capture {
     /// An empty folder for the tensors.
@@ -169,6 +169,9 @@ pub struct Capture {
     pub modules: Vec<String>,
     /// Bytes that may be written; what would go beyond is listed without a file.
     pub max_bytes: u64,
+    /// As in [`Forward::prefill`]: a module is then called once for the prefill and once for each further token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill: Option<usize>,
 }
 
 /// Asks for one forward pass in which one call of a module is fed a stored tensor in place of the first tensor among

@@ -1,7 +1,6 @@
 //! A pass that writes what goes into and comes out of modules, and one that feeds a module a stored tensor.
 
 use std::ffi::CString;
-use std::time::Duration;
 
 use pyo3::prelude::*;
 use serde_json::Value;
@@ -11,15 +10,15 @@ use super::forward::{self, within};
 use super::load::Loaded;
 use crate::protocol::{Capture, Captured, CapturedModule, Dtype, Mode, Replay, Replayed};
 
-/// Runs one pass as it is and one that is captured.
+/// Runs a pass as it is and one that is captured.
 pub(super) fn capture(py: Python<'_>, loaded: &Loaded, request: &Capture) -> Result<Captured, Stop> {
     let module = module(py, loaded)?;
-    let (plain, plain_time) = logits_of(py, loaded, None)?;
+    let (plain, _, plain_time) = forward::compute(py, loaded, request.prefill)?;
     let arguments =
         (request.folder.as_os_str(), request.modules.clone(), request.max_bytes, element(py, loaded)?);
     let writer = module.getattr("Writer")?.call1(arguments)?;
     let hooks = module.getattr("Hooks")?.call1((&loaded.model, &writer))?;
-    let (captured, time) = logits_of(py, loaded, Some(&hooks))?;
+    let (captured, _, time) = within(&hooks, || forward::compute(py, loaded, request.prefill))?;
     let unchanged = module.call_method1("same", (plain, captured))?.extract()?;
     let room: u64 = writer.getattr("room")?.extract()?;
     let records = py.import("json")?.call_method1("dumps", (writer.getattr("records")?,))?;
@@ -67,17 +66,4 @@ fn module<'py>(py: Python<'py>, loaded: &Loaded) -> Result<Bound<'py, PyModule>,
 /// The dtype that tensors are stored in.
 fn element<'py>(py: Python<'py>, loaded: &Loaded) -> PyResult<Bound<'py, PyAny>> {
     loaded.torch.bind(py).getattr(if loaded.dtype == Dtype::F64 { "float64" } else { "float32" })
-}
-
-/// The logits of one pass, inside `context` where there is one.
-fn logits_of<'py>(
-    py: Python<'py>,
-    loaded: &Loaded,
-    context: Option<&Bound<'py, PyAny>>,
-) -> Result<(Bound<'py, PyAny>, Duration), Stop> {
-    let (output, time) = match context {
-        Some(context) => within(context, || forward::pass(py, loaded))?,
-        None => forward::pass(py, loaded)?,
-    };
-    Ok((forward::logits(&output)?.0, time))
 }

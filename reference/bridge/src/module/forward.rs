@@ -17,17 +17,7 @@ use crate::protocol::{Dtype, Forward, Forwarded, LOGITS, Mode, Positions};
 /// Runs one pass, or a prefill and what follows it, and writes the logits.
 pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Result<Forwarded, Stop> {
     let torch = loaded.torch.bind(py);
-    let (logits, positions, elapsed) = match request.prefill {
-        None => {
-            let (output, elapsed) = pass(py, loaded)?;
-            let (logits, positions) = logits(&output)?;
-            (logits, positions, elapsed)
-        }
-        Some(prefill) => {
-            let (logits, elapsed) = cached::decode(py, loaded, prefill)?;
-            (logits, Positions::All, elapsed)
-        }
-    };
+    let (logits, positions, elapsed) = compute(py, loaded, request.prefill)?;
     let peak_bytes = memory::peak_bytes(torch, &loaded.device)?;
     let shape = store(torch, &logits, loaded.dtype, &request.logits)?;
     let notes = match loaded.mode {
@@ -42,6 +32,21 @@ pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Res
         peak_bytes,
         notes,
     })
+}
+
+/// The logits of one pass, or of a prefill and what follows it.
+pub(super) fn compute<'py>(
+    py: Python<'py>,
+    loaded: &Loaded,
+    prefill: Option<usize>,
+) -> Result<(Bound<'py, PyAny>, Positions, Duration), Stop> {
+    if let Some(prefill) = prefill {
+        let (logits, elapsed) = cached::decode(py, loaded, prefill)?;
+        return Ok((logits, Positions::All, elapsed));
+    }
+    let (output, elapsed) = pass(py, loaded)?;
+    let (logits, positions) = logits(&output)?;
+    Ok((logits, positions, elapsed))
 }
 
 /// One pass over the inputs.
@@ -70,7 +75,10 @@ pub(super) fn call<'py>(
 }
 
 /// Runs `body` inside a Python context manager, which is left whatever happens.
-pub(super) fn within<T>(context: &Bound<'_, PyAny>, body: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+pub(super) fn within<T, E: From<PyErr>>(
+    context: &Bound<'_, PyAny>,
+    body: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
     context.call_method0("__enter__")?;
     let result = body();
     let none = context.py().None();

@@ -1,0 +1,141 @@
+//! A pass through the KV cache, token by token, put together as if it had been one.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use reference::protocol::{CapturedModule, CapturedTensor};
+
+/// The modules of a prefill of `prefill` tokens and of a pass for each further one of `seq`, their tensors joined along
+/// the positions. A module that some passes call and others do not, as an expert, is left out, and so is a tensor that
+/// grows otherwise, as attention's scores do.
+pub(super) fn joined(
+    modules: &[CapturedModule],
+    prefill: usize,
+    seq: usize,
+    folder: &Path,
+) -> io::Result<Vec<CapturedModule>> {
+    let passes = seq - prefill + 1;
+    let mut calls: HashMap<&str, Vec<&CapturedModule>> = HashMap::new();
+    for module in modules {
+        calls.entry(&module.path).or_default().push(module);
+    }
+    let mut found = Vec::new();
+    for first in modules {
+        let all = &calls[first.path.as_str()];
+        let a_pass = all.len() / passes;
+        if !all.len().is_multiple_of(passes) || first.call >= a_pass {
+            continue;
+        }
+        let parts: Vec<&CapturedModule> = all.iter().skip(first.call).step_by(a_pass).copied().collect();
+        let join = |name: &str, of: fn(&CapturedModule) -> Option<&CapturedTensor>| {
+            let parts: Option<Vec<&CapturedTensor>> = parts.iter().map(|part| of(part)).collect();
+            let name = format!("{name}_{:06}", found.len());
+            parts.map_or(Ok(None), |parts| tensor(&parts, prefill, folder, name))
+        };
+        let input = join("input", |module| module.input.as_ref())?;
+        let output = join("output", |module| module.output.as_ref())?;
+        found.push(CapturedModule { input, output, ..first.clone() });
+    }
+    Ok(found)
+}
+
+/// The parts of a tensor along its positions, written as `name`; `None` where it has none.
+fn tensor(
+    parts: &[&CapturedTensor],
+    prefill: usize,
+    folder: &Path,
+    name: String,
+) -> io::Result<Option<CapturedTensor>> {
+    let Some(axis) = axis(parts, prefill) else { return Ok(None) };
+    let mut shape = parts[0].shape.clone();
+    shape[axis] = parts.iter().map(|part| part.shape[axis]).sum();
+    let files: Option<Vec<&String>> = parts.iter().map(|part| part.file.as_ref()).collect();
+    let file = match files {
+        Some(files) => {
+            let bytes: Vec<Vec<u8>> =
+                files.iter().map(|file| fs::read(folder.join(file))).collect::<io::Result<_>>()?;
+            let rows: usize = shape[..axis].iter().product();
+            let row = |part: usize, at: usize| {
+                let length = bytes[part].len() / rows;
+                &bytes[part][at * length..(at + 1) * length]
+            };
+            let whole: Vec<&[u8]> = (0..rows)
+                .flat_map(|at| (0..bytes.len()).map(move |part| (part, at)))
+                .map(|(part, at)| row(part, at))
+                .collect();
+            fs::write(folder.join(&name), whole.concat())?;
+            // What is joined is not needed twice.
+            files.iter().try_for_each(|file| fs::remove_file(folder.join(file)))?;
+            Some(name)
+        }
+        None => None,
+    };
+    Ok(Some(CapturedTensor { shape, file, ..parts[0].clone() }))
+}
+
+/// The axis of the positions: `prefill` long in the first part, one in the others, which are alike otherwise.
+fn axis(parts: &[&CapturedTensor], prefill: usize) -> Option<usize> {
+    let first = &parts[0].shape;
+    let is_it = |axis: usize| {
+        let others = |shape: &[usize]| {
+            shape.len() == first.len()
+                && (0..shape.len()).all(|at| shape[at] == if at == axis { 1 } else { first[at] })
+        };
+        first[axis] == prefill && parts[1..].iter().all(|part| others(&part.shape))
+    };
+    // Rows come first, but for tokens that were brought into one row.
+    (1..first.len()).chain(0..first.len().min(1)).find(|&axis| is_it(axis))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A call of a module whose output has this shape and counts on from `from`.
+    fn call(folder: &Path, path: &str, call: usize, shape: &[usize], from: f64) -> CapturedModule {
+        let file = format!("{path}-{call}");
+        let count: usize = shape.iter().product();
+        let bytes: Vec<u8> = (0..count).flat_map(|at| (from + at as f64).to_le_bytes()).collect();
+        fs::write(folder.join(&file), bytes).unwrap();
+        let output = CapturedTensor { shape: shape.to_vec(), dtype: "f64".into(), file: Some(file) };
+        CapturedModule { path: path.into(), call, class: "native".into(), input: None, output: Some(output) }
+    }
+
+    fn values(folder: &Path, module: &CapturedModule) -> Vec<f64> {
+        let file = module.output.as_ref().unwrap().file.as_ref().unwrap();
+        let bytes = fs::read(folder.join(file)).unwrap();
+        bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect()
+    }
+
+    #[test]
+    fn the_tokens_of_each_row_follow_its_prefill() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        // Two rows of three tokens, of which two are the prefill; heads in front of positions; grouped twice a pass.
+        let calls = [
+            call(folder, "mlp", 0, &[2, 2, 1], 0.0),
+            call(folder, "rope_q", 0, &[2, 2, 2, 1], 0.0),
+            call(folder, "norm", 0, &[2, 2, 1], 0.0),
+            call(folder, "norm", 1, &[2, 2, 1], 50.0),
+            call(folder, "softmax", 0, &[2, 1, 2, 2], 0.0),
+            call(folder, "expert", 0, &[3, 1], 0.0),
+            call(folder, "mlp", 1, &[2, 1, 1], 10.0),
+            call(folder, "rope_q", 1, &[2, 2, 1, 1], 10.0),
+            call(folder, "norm", 2, &[2, 1, 1], 10.0),
+            call(folder, "norm", 3, &[2, 1, 1], 60.0),
+            call(folder, "softmax", 1, &[2, 1, 1, 3], 0.0),
+        ];
+        let found = joined(&calls, 2, 3, folder).unwrap();
+        let names: Vec<(&str, usize)> = found.iter().map(|module| (&*module.path, module.call)).collect();
+        assert_eq!(names, [("mlp", 0), ("rope_q", 0), ("norm", 0), ("norm", 1), ("softmax", 0)]);
+        assert_eq!(found[0].output.as_ref().unwrap().shape, [2, 3, 1]);
+        assert_eq!(values(folder, &found[0]), [0.0, 1.0, 10.0, 2.0, 3.0, 11.0]);
+        assert_eq!(found[1].output.as_ref().unwrap().shape, [2, 2, 3, 1]);
+        let expected = [0.0, 1.0, 10.0, 2.0, 3.0, 11.0, 4.0, 5.0, 12.0, 6.0, 7.0, 13.0];
+        assert_eq!(values(folder, &found[1]), expected);
+        assert_eq!(values(folder, &found[3]), [50.0, 51.0, 60.0, 52.0, 53.0, 61.0]);
+        assert!(found[4].output.is_none(), "scores have more keys with each token");
+    }
+}
