@@ -74,6 +74,9 @@ pub enum Error {
     /// What was asked for is not there in this form or dtype.
     #[error("not supported: {0}")]
     Unsupported(String),
+    /// A GPU, its driver or the emulator of one failed, or was asked for what does not fit its memory.
+    #[error("gpu: {0}")]
+    Gpu(String),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

@@ -7,6 +7,7 @@
 
 mod cache;
 mod config;
+pub mod cuda;
 mod error;
 mod fused;
 pub mod kernels;

@@ -1,0 +1,262 @@
+//! A GPU without one: the kernels' own sources, compiled by the machine's C++ compiler and run thread by thread.
+//!
+//! `kernels/emulated.h` stands in for `kernels/device.cuh`: threads of a block are fibers, tensor-core products follow
+//! the fragments of the PTX manual, asynchronous copies happen when they are waited for. Memory and shared memory start
+//! as NaN and lie between guards that are checked after every launch. Products are the CPU's own, in F32.
+//! It is for tests, and says nothing about speed.
+
+#![expect(unsafe_code, reason = "memory by address, and functions of a library that was compiled here")]
+
+mod library;
+mod product;
+
+use std::collections::HashMap;
+use std::fmt::{self, Debug};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::gpu::{Gpu, Graph, LaunchShape, MatMul};
+use super::kernels::KernelId;
+use crate::error::{Error, Result};
+
+/// Bytes of the guard on either side of an allocation.
+const GUARD: usize = 256;
+/// What guards and fresh memory hold: NaN in every element type.
+const POISON: u8 = 0xff;
+
+/// In which order threads that could run do run. What is right in one order only lacks a barrier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// By index.
+    Forward,
+    /// Last thread, warp and block first.
+    Reversed,
+}
+
+/// The emulated device.
+pub struct Emulator {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    order: Order,
+    /// Text to look for in the sources, and what to put in its place: planted bugs.
+    change: Option<(String, String)>,
+    memory: Mutex<HashMap<u64, Memory>>,
+    recorded: Mutex<Option<Vec<Operation>>>,
+}
+
+/// An allocation between its guards.
+struct Memory {
+    /// Vectors of 16 bytes, so that the bytes are aligned.
+    bytes: Vec<Unit>,
+    len: usize,
+}
+
+/// As long as the alignment that the driver promises.
+#[derive(Clone, Copy)]
+#[repr(align(256))]
+struct Unit([u8; GUARD]);
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Launch(KernelId, LaunchShape, Vec<u8>),
+    MatMul(MatMul, [u64; 4]),
+    Copy(u64, u64, usize),
+    Zero(u64, usize),
+}
+
+impl Emulator {
+    /// A device whose threads run in this order.
+    pub fn new(order: Order) -> Arc<dyn Gpu> {
+        Self::build(order, None)
+    }
+
+    /// The same with a change of the sources: `from` becomes `to` wherever it stands. For tests of tests.
+    pub fn planted(from: &str, to: &str) -> Arc<dyn Gpu> {
+        Self::build(Order::Forward, Some((from.to_owned(), to.to_owned())))
+    }
+
+    fn build(order: Order, change: Option<(String, String)>) -> Arc<dyn Gpu> {
+        let (memory, recorded) = (Mutex::default(), Mutex::new(None));
+        Arc::new(Self { shared: Arc::new(Shared { order, change, memory, recorded }) })
+    }
+}
+
+impl Debug for Emulator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Emulator({:?})", self.shared.order)
+    }
+}
+
+/// A poisoned lock says that another test panicked; memory stays as valid as it was.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Memory {
+    fn new(len: usize) -> Self {
+        let units = len.div_ceil(GUARD) + 2;
+        Self { bytes: vec![Unit([POISON; GUARD]); units], len }
+    }
+
+    fn address(&self) -> u64 {
+        self.bytes.as_ptr() as u64 + GUARD as u64
+    }
+
+    /// Whether nobody wrote before the start or behind the end.
+    fn is_whole(&self) -> bool {
+        let (before, after) = (self.bytes[0].0, self.bytes[self.bytes.len() - 1].0);
+        let tail = self.len % GUARD;
+        let rest = if tail == 0 { &[][..] } else { &self.bytes[self.bytes.len() - 2].0[tail..] };
+        before.iter().chain(&after).chain(rest).all(|byte| *byte == POISON)
+    }
+}
+
+impl Shared {
+    fn check_guards(&self, what: &str) -> Result<()> {
+        match lock(&self.memory).values().find(|memory| !memory.is_whole()) {
+            Some(memory) => Err(Error::Gpu(format!("{what} wrote outside of a buffer of {} bytes", memory.len))),
+            None => Ok(()),
+        }
+    }
+
+    /// # Safety
+    /// As the operation's method of [`Gpu`].
+    unsafe fn run(&self, operation: &Operation) -> Result<()> {
+        // SAFETY: the caller's contract is that of each operation.
+        unsafe {
+            match operation {
+                Operation::Launch(kernel, shape, params) => {
+                    let reversed = self.order == Order::Reversed;
+                    library::launch(*kernel, *shape, params, reversed, self.change.as_ref())?;
+                    self.check_guards(kernel.name)
+                }
+                Operation::MatMul(spec, [xs, weight, bias, out]) => {
+                    product::matmul(spec, *xs, *weight, *bias, *out);
+                    self.check_guards("a product")
+                }
+                Operation::Copy(from, to, bytes) => {
+                    std::ptr::copy_nonoverlapping(*from as *const u8, *to as *mut u8, *bytes);
+                    Ok(())
+                }
+                Operation::Zero(at, bytes) => {
+                    std::ptr::write_bytes(*at as *mut u8, 0, *bytes);
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    fn is_recording(&self) -> bool {
+        lock(&self.recorded).is_some()
+    }
+}
+
+impl Emulator {
+    /// # Safety
+    /// As the operation's method of [`Gpu`].
+    unsafe fn run_or_record(&self, operation: Operation) -> Result<()> {
+        if let Some(recorded) = lock(&self.shared.recorded).as_mut() {
+            recorded.push(operation);
+            return Ok(());
+        }
+        // SAFETY: passed on.
+        unsafe { self.shared.run(&operation) }
+    }
+
+    fn refuse_while_recording(&self, what: &str) -> Result<()> {
+        if self.shared.is_recording() {
+            return Err(Error::Gpu(format!("{what} while a pass is recorded")));
+        }
+        Ok(())
+    }
+}
+
+impl Gpu for Emulator {
+    fn name(&self) -> String {
+        "emulated GPU".to_owned()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        4
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64> {
+        let memory = Memory::new(bytes);
+        let address = memory.address();
+        lock(&self.shared.memory).insert(address, memory);
+        Ok(address)
+    }
+
+    unsafe fn free(&self, address: u64, _: usize) {
+        lock(&self.shared.memory).remove(&address);
+    }
+
+    unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        self.refuse_while_recording("an upload")?;
+        // SAFETY: the place is allocated, and nobody else uses device memory but through the one stream.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.refuse_while_recording("a download")?;
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: passed on.
+        unsafe { self.run_or_record(Operation::Copy(from, to, bytes)) }
+    }
+
+    unsafe fn zero(&self, at: u64, bytes: usize) -> Result<()> {
+        // SAFETY: passed on.
+        unsafe { self.run_or_record(Operation::Zero(at, bytes)) }
+    }
+
+    unsafe fn launch(&self, kernel: KernelId, shape: LaunchShape, params: &[u8]) -> Result<()> {
+        // SAFETY: passed on.
+        unsafe { self.run_or_record(Operation::Launch(kernel, shape, params.to_vec())) }
+    }
+
+    unsafe fn matmul(&self, spec: &MatMul, xs: u64, weight: u64, bias: u64, out: u64) -> Result<()> {
+        // SAFETY: passed on.
+        unsafe { self.run_or_record(Operation::MatMul(*spec, [xs, weight, bias, out])) }
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.refuse_while_recording("a wait")
+    }
+
+    fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
+        self.refuse_while_recording("a recording")?;
+        *lock(&self.shared.recorded) = Some(Vec::new());
+        let done = body();
+        let operations = lock(&self.shared.recorded).take().unwrap_or_default();
+        done?;
+        Ok(Box::new(Recording { shared: Arc::clone(&self.shared), operations }))
+    }
+}
+
+struct Recording {
+    shared: Arc<Shared>,
+    operations: Vec<Operation>,
+}
+
+impl Debug for Recording {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Recording({} operations)", self.operations.len())
+    }
+}
+
+impl Graph for Recording {
+    fn replay(&self) -> Result<()> {
+        for operation in &self.operations {
+            // SAFETY: recorded through the methods of `Gpu`, whose callers promise that the memory stays.
+            unsafe { self.shared.run(operation)? };
+        }
+        Ok(())
+    }
+}

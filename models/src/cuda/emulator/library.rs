@@ -1,0 +1,117 @@
+//! Sources compiled for the host: one shared library a source, made once and kept beside the running program.
+
+#![expect(unsafe_code, reason = "functions of a library that was compiled here, from our own sources")]
+
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_void};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{LazyLock, Mutex};
+
+use libloading::Library;
+
+use super::lock;
+use crate::cuda::gpu::LaunchShape;
+use crate::cuda::kernels::{KernelId, Source};
+use crate::error::{Error, Result};
+
+/// `-O1` halves the time to compile; contraction would make host and device differ in ways that nobody asked for.
+const FLAGS: [&str; 7] = ["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off"];
+
+type Kernel = unsafe extern "C" fn(*const c_void);
+type Run =
+    unsafe extern "C" fn(Kernel, *const c_void, *const u32, u32, u32, i32) -> *const c_char;
+
+/// A library runs one grid at a time: its threads live in its static variables.
+type Libraries = HashMap<(Source, Option<(String, String)>), &'static Mutex<Library>>;
+
+static LIBRARIES: LazyLock<Mutex<Libraries>> = LazyLock::new(Mutex::default);
+
+/// Runs a grid.
+///
+/// # Safety
+/// As [`crate::cuda::Gpu::launch`].
+pub(super) unsafe fn launch(
+    kernel: KernelId,
+    shape: LaunchShape,
+    params: &[u8],
+    reversed: bool,
+    change: Option<&(String, String)>,
+) -> Result<()> {
+    let library = lock(library(kernel.source, change)?);
+    // The struct's alignment is at most that of an address.
+    let mut aligned = vec![0_u64; params.len().div_ceil(8)];
+    for (to, from) in aligned.iter_mut().zip(params.chunks(8)) {
+        let mut bytes = [0; 8];
+        bytes[..from.len()].copy_from_slice(from);
+        *to = u64::from_ne_bytes(bytes);
+    }
+    let missing = |error: libloading::Error| Error::Gpu(format!("{}: {error}", kernel.name));
+    // SAFETY: the library was compiled from our sources, where both functions have these types; the caller vouches
+    // for the parameters; the lock keeps others out of the library's static variables.
+    let failure = unsafe {
+        let run = library.get::<Run>(b"emulator_launch").map_err(missing)?;
+        let entry = library.get::<Kernel>(kernel.name.as_bytes()).map_err(missing)?;
+        let grid = shape.grid.as_ptr();
+        run(*entry, aligned.as_ptr().cast(), grid, shape.block, shape.shared, i32::from(reversed))
+    };
+    if failure.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a literal of the library, which stays loaded.
+    let reason = unsafe { CStr::from_ptr(failure) }.to_string_lossy();
+    Err(Error::Gpu(format!("{}: {reason}", kernel.name)))
+}
+
+fn library(source: Source, change: Option<&(String, String)>) -> Result<&'static Mutex<Library>> {
+    // Held while a source is compiled, so that two tests do not compile the same one.
+    let mut libraries = lock(&LIBRARIES);
+    let key = (source, change.cloned());
+    if let Some(library) = libraries.get(&key) {
+        return Ok(library);
+    }
+    let mut text = source.text_after(include_str!("../kernels/emulated.h"));
+    if let Some((from, to)) = change {
+        text = text.replace(from, to);
+    }
+    let path = compile(source, &text)?;
+    // SAFETY: the library has no initialisers but those of plain variables.
+    let library = unsafe { Library::new(&path) }
+        .map_err(|error| Error::Gpu(format!("cannot load {}: {error}", path.display())))?;
+    // Kept until the program ends: tests come back to it.
+    let library: &'static Mutex<Library> = Box::leak(Box::new(Mutex::new(library)));
+    libraries.insert(key, library);
+    Ok(library)
+}
+
+/// The library of a text, compiled unless it lies there from an earlier run.
+fn compile(source: Source, text: &str) -> Result<PathBuf> {
+    let mut hasher = DefaultHasher::new();
+    (text, FLAGS).hash(&mut hasher);
+    let io = |error: std::io::Error| Error::Gpu(format!("cannot compile {}: {error}", source.name()));
+    // Beside the program, which whoever runs it trusts already.
+    let folder = std::env::current_exe().map_err(io)?.with_file_name("emulated-kernels");
+    std::fs::create_dir_all(&folder).map_err(io)?;
+    let name = format!("{}-{:016x}", source.name(), hasher.finish());
+    let (path, own) = (folder.join(format!("{name}.so")), format!("{name}-{}", std::process::id()));
+    if path.exists() {
+        return Ok(path);
+    }
+    let (input, output) = (folder.join(format!("{own}.cpp")), folder.join(format!("{own}.so")));
+    std::fs::write(&input, text).map_err(io)?;
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    let ran = Command::new(&compiler).args(FLAGS).arg("-o").arg(&output).arg(&input).output();
+    let ran = ran.map_err(|error| {
+        Error::Gpu(format!(
+            "cannot start the C++ compiler {compiler}: {error}; install g++ or clang, or name one in CXX"
+        ))
+    })?;
+    if !ran.status.success() {
+        let errors = String::from_utf8_lossy(&ran.stderr);
+        return Err(Error::Gpu(format!("{compiler} cannot compile {}:\n{errors}", source.name())));
+    }
+    std::fs::rename(&output, &path).map_err(io)?;
+    std::fs::remove_file(&input).map_err(io)?;
+    Ok(path)
+}

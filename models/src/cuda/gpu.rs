@@ -1,0 +1,396 @@
+//! What the fused path asks of a GPU: memory, launches, products, and recorded passes, all in one stream's order.
+
+#![expect(unsafe_code, reason = "device addresses are plain numbers; the safe types below keep them in bounds")]
+
+use std::fmt::{self, Debug};
+use std::sync::Arc;
+
+use candle_core::DType;
+
+use super::kernels::KernelId;
+use crate::error::{Error, Result};
+
+/// An element type of kernels. Arithmetic is F32 for all three (no TF32), rounded once to the element type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// 32 bits.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half.
+    F16,
+}
+
+impl Dtype {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::F16];
+
+    /// Bytes of an element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+
+    /// As kernel names end.
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+
+    /// The same of candle's; absent where kernels have none.
+    pub const fn of(dtype: DType) -> Option<Self> {
+        match dtype {
+            DType::F32 => Some(Self::F32),
+            DType::BF16 => Some(Self::Bf16),
+            DType::F16 => Some(Self::F16),
+            _ => None,
+        }
+    }
+}
+
+/// Blocks, threads in a block and dynamic shared memory of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaunchShape {
+    /// Blocks along x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block, along x only.
+    pub block: u32,
+    /// Bytes of dynamic shared memory; above 48 KiB a driver must opt in (`MAX_DYNAMIC_SHARED_SIZE_BYTES`).
+    pub shared: u32,
+}
+
+/// `out = alpha * xs @ weight^T + bias + beta * out`, rounded once. Sums are F32, or wider.
+///
+/// `xs: [m, k]` in rows of `xs_row` elements, `weight: [n, k]` row-major without gaps, both in `dtype`;
+/// `out: [m, n]` in rows of `out_row` elements and `bias: [n]`, both in `out_dtype`. F32 products are true F32:
+/// TF32 stays off, as it is by default in torch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MatMul {
+    /// Rows of `xs` and `out`.
+    pub m: usize,
+    /// Rows of `weight`.
+    pub n: usize,
+    /// Elements summed over.
+    pub k: usize,
+    /// Elements from one row of `xs` to the next.
+    pub xs_row: usize,
+    /// Elements from one row of `out` to the next.
+    pub out_row: usize,
+    /// Of `xs` and `weight`.
+    pub dtype: Dtype,
+    /// Of `out` and `bias`: `dtype` or F32.
+    pub out_dtype: Dtype,
+    /// Factor of the product.
+    pub alpha: f32,
+    /// Factor of what `out` held; 0 does not read it, so it may be uninitialised.
+    pub beta: f32,
+}
+
+/// A pass that was recorded and can run again.
+pub trait Graph: Send + Debug {
+    /// Runs every recorded operation in order, with the addresses and values that it was recorded with.
+    ///
+    /// # Errors
+    /// If a launch fails.
+    fn replay(&self) -> Result<()>;
+}
+
+/// A device with one stream: operations run in the order in which they are called, and may return before they ran.
+///
+/// Addresses are device addresses of live allocations; [`Region`] and [`kernels`](super::kernels) keep to that.
+pub trait Gpu: Send + Sync + Debug {
+    /// What the device calls itself.
+    fn name(&self) -> String;
+
+    /// Multiprocessors, by which work is split.
+    fn multiprocessors(&self) -> usize;
+
+    /// New memory of unspecified content, aligned to 256 bytes; `bytes` may be 0.
+    ///
+    /// # Errors
+    /// If there is not enough.
+    fn alloc(&self, bytes: usize) -> Result<u64>;
+
+    /// Gives memory back, once what was called before has run.
+    ///
+    /// # Safety
+    /// `address` came from [`Gpu::alloc`] of this device with `bytes`, and nothing uses it hereafter.
+    unsafe fn free(&self, address: u64, bytes: usize);
+
+    /// Copies to the device. Not allowed while recording.
+    ///
+    /// # Errors
+    /// If the copy fails or the device records.
+    ///
+    /// # Safety
+    /// The bytes at `to` are allocated.
+    unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Copies from the device, and waits for it. Not allowed while recording.
+    ///
+    /// # Errors
+    /// If the copy or anything before it fails, or the device records.
+    ///
+    /// # Safety
+    /// The bytes at `from` are allocated.
+    unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
+
+    /// Copies inside the device.
+    ///
+    /// # Errors
+    /// If the copy fails.
+    ///
+    /// # Safety
+    /// Both places are allocated and do not overlap.
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
+
+    /// Sets bytes to zero.
+    ///
+    /// # Errors
+    /// If that fails.
+    ///
+    /// # Safety
+    /// The bytes are allocated.
+    unsafe fn zero(&self, at: u64, bytes: usize) -> Result<()>;
+
+    /// Launches a kernel whose one argument is a struct with the bytes of `params`.
+    ///
+    /// # Errors
+    /// If the kernel cannot be compiled, loaded or launched.
+    ///
+    /// # Safety
+    /// `params` is the kernel's own struct, and what it points at is allocated as the kernel expects it.
+    unsafe fn launch(&self, kernel: KernelId, shape: LaunchShape, params: &[u8]) -> Result<()>;
+
+    /// Multiplies; see [`MatMul`]. `bias` is 0 where there is none.
+    ///
+    /// # Errors
+    /// If no algorithm is found or the launch fails.
+    ///
+    /// # Safety
+    /// What the addresses point at is allocated for the shape of `spec`.
+    unsafe fn matmul(&self, spec: &MatMul, xs: u64, weight: u64, bias: u64, out: u64) -> Result<()>;
+
+    /// Waits until everything called so far has run.
+    ///
+    /// # Errors
+    /// If any of it failed.
+    fn synchronize(&self) -> Result<()>;
+
+    /// Records what `body` calls instead of running it. Kernels and workspaces must have been used once before,
+    /// so that recording allocates nothing.
+    ///
+    /// # Errors
+    /// What `body` returns; if it uploads, downloads or waits; if recording fails.
+    fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>>;
+}
+
+/// Memory of a device; given back when dropped.
+pub struct Buffer {
+    gpu: Arc<dyn Gpu>,
+    address: u64,
+    bytes: usize,
+}
+
+impl Buffer {
+    /// New memory of unspecified content.
+    ///
+    /// # Errors
+    /// If there is not enough.
+    pub fn new(gpu: &Arc<dyn Gpu>, bytes: usize) -> Result<Arc<Self>> {
+        let address = gpu.alloc(bytes)?;
+        Ok(Arc::new(Self { gpu: Arc::clone(gpu), address, bytes }))
+    }
+
+    /// Its device.
+    pub fn gpu(&self) -> &Arc<dyn Gpu> {
+        &self.gpu
+    }
+
+    /// Its length.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// All of it.
+    pub fn region(self: &Arc<Self>) -> Region {
+        Region { buffer: Arc::clone(self), offset: 0, bytes: self.bytes }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: allocated by this device in `new`; nobody else holds it any more.
+        unsafe { self.gpu.free(self.address, self.bytes) };
+    }
+}
+
+impl Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({:#x}, {} bytes)", self.address, self.bytes)
+    }
+}
+
+/// Plain numbers that a region may hold.
+pub trait Number: bytes::Bytes {}
+impl<T: bytes::Bytes> Number for T {}
+
+mod bytes {
+    /// Types without padding for which every bit pattern is a value; only this module says which.
+    pub trait Bytes: Copy + Default + Send + Sync + 'static {}
+    impl Bytes for f32 {}
+    impl Bytes for i32 {}
+    impl Bytes for u32 {}
+    impl Bytes for u8 {}
+    impl Bytes for half::bf16 {}
+    impl Bytes for half::f16 {}
+}
+
+/// A part of a buffer, which it keeps alive.
+#[derive(Clone, Debug)]
+pub struct Region {
+    buffer: Arc<Buffer>,
+    offset: usize,
+    bytes: usize,
+}
+
+impl Region {
+    /// New memory that holds `values`.
+    ///
+    /// # Errors
+    /// If there is not enough.
+    pub fn of<T: Number>(gpu: &Arc<dyn Gpu>, values: &[T]) -> Result<Self> {
+        let region = Buffer::new(gpu, size_of_val(values))?.region();
+        region.upload(values)?;
+        Ok(region)
+    }
+
+    /// New memory for `len` elements, of unspecified content.
+    ///
+    /// # Errors
+    /// If there is not enough.
+    pub fn room(gpu: &Arc<dyn Gpu>, dtype: Dtype, len: usize) -> Result<Self> {
+        Ok(Buffer::new(gpu, len * dtype.size())?.region())
+    }
+
+    /// `bytes` bytes from `offset` on.
+    ///
+    /// # Panics
+    /// If they pass the end.
+    #[must_use]
+    pub fn part(&self, offset: usize, bytes: usize) -> Self {
+        assert!(offset + bytes <= self.bytes, "{bytes} bytes from {offset} on of {}", self.bytes);
+        Self { buffer: Arc::clone(&self.buffer), offset: self.offset + offset, bytes }
+    }
+
+    /// Its length.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Its device.
+    pub fn gpu(&self) -> &Arc<dyn Gpu> {
+        &self.buffer.gpu
+    }
+
+    /// Where it lies on the device.
+    pub fn address(&self) -> u64 {
+        self.buffer.address + self.offset as u64
+    }
+
+    /// Where it lies on the device, if it has room for `len` elements of `size` bytes.
+    pub(super) fn checked(&self, what: &str, len: usize, size: usize) -> Result<u64> {
+        if len * size > self.bytes {
+            return Err(Error::Gpu(format!(
+                "{what} needs {len} elements of {size} bytes where the region has {} bytes",
+                self.bytes
+            )));
+        }
+        if !self.address().is_multiple_of(size as u64) {
+            return Err(Error::Gpu(format!("{what} is not aligned to its elements of {size} bytes")));
+        }
+        Ok(self.address())
+    }
+
+    /// Copies `values` to its start.
+    ///
+    /// # Errors
+    /// If they do not fit or the copy fails.
+    pub fn upload<T: Number>(&self, values: &[T]) -> Result<()> {
+        let to = self.checked("upload", values.len(), size_of::<T>())?;
+        // SAFETY: numbers have no padding; the place was checked.
+        unsafe {
+            let bytes = std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values));
+            self.gpu().upload(to, bytes)
+        }
+    }
+
+    /// The first `len` values, once what was called before has run.
+    ///
+    /// # Errors
+    /// If there are not so many, or the copy or anything before it fails.
+    pub fn download<T: Number>(&self, len: usize) -> Result<Vec<T>> {
+        let from = self.checked("download", len, size_of::<T>())?;
+        let mut values = vec![T::default(); len];
+        // SAFETY: every bit pattern is a number; the place was checked.
+        unsafe {
+            let bytes = std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), len * size_of::<T>());
+            self.gpu().download(from, bytes)?;
+        }
+        Ok(values)
+    }
+
+    /// Copies all of it to the start of `to`.
+    ///
+    /// # Errors
+    /// If `to` is too short, overlaps, or the copy fails.
+    pub fn copy_to(&self, to: &Self) -> Result<()> {
+        let (from, start) = (self.address(), to.checked("copy", self.bytes, 1)?);
+        if from < start + self.bytes as u64 && start < from + self.bytes as u64 {
+            return Err(Error::Gpu("a copy onto itself".to_owned()));
+        }
+        // SAFETY: both places were checked.
+        unsafe { self.gpu().copy(from, start, self.bytes) }
+    }
+
+    /// Sets all of it to zero.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn zero(&self) -> Result<()> {
+        // SAFETY: a region lies inside its buffer.
+        unsafe { self.gpu().zero(self.address(), self.bytes) }
+    }
+}
+
+/// Multiplies regions; see [`MatMul`].
+///
+/// # Errors
+/// If a region is too small for its shape, or the product fails.
+pub fn matmul(
+    spec: &MatMul,
+    xs: &Region,
+    weight: &Region,
+    bias: Option<&Region>,
+    out: &Region,
+) -> Result<()> {
+    let &MatMul { m, n, k, xs_row, out_row, dtype, out_dtype, .. } = spec;
+    if m == 0 || n == 0 {
+        return Ok(());
+    }
+    if xs_row < k || out_row < n || (out_dtype != dtype && out_dtype != Dtype::F32) {
+        return Err(Error::Gpu(format!("a product of unfit shape: {spec:?}")));
+    }
+    let xs = xs.checked("xs of a product", (m - 1) * xs_row + k, dtype.size())?;
+    let weight = weight.checked("weight of a product", n * k, dtype.size())?;
+    let bias =
+        bias.map(|bias| bias.checked("bias of a product", n, out_dtype.size())).transpose()?.unwrap_or(0);
+    let to = out.checked("out of a product", (m - 1) * out_row + n, out_dtype.size())?;
+    // SAFETY: every region has room for its shape.
+    unsafe { out.gpu().matmul(spec, xs, weight, bias, to) }
+}

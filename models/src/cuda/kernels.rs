@@ -1,0 +1,176 @@
+//! The kernels of the fused path and their launches.
+//!
+//! A kernel takes one struct by value, whose layout here and in its `.cu` file is compared by static assertions in
+//! every compilation ([`Source::text`]). The launching types below hold regions and shapes; `launch` checks that each
+//! region has room for its shape. What changes from pass to pass (slots, positions, ranges of keys) lies in device
+//! memory, so that a recorded pass can run again with other values.
+//!
+//! Weights lie as checkpoints have them, `[n, k]` row-major. The cache of a layer is two regions
+//! `[batch, kv_heads, capacity, head_dim]`. Weights of norms are F32, gemma's with the 1 added.
+
+mod attention;
+mod elementwise;
+mod embed;
+mod experts;
+mod gemv;
+mod launch;
+mod norm;
+mod rope;
+
+pub use attention::{Attention, AttentionBias, CacheRegions, PassState, QkvLayout, Visible};
+pub use elementwise::{Activation, Cast, CopyColumns, Gate, Map, MapOp, MeanOfRealTokens, Softmax};
+pub use embed::Embed;
+pub use experts::{ExpertRows, GroupedMatMul, MixExperts, Route, RouterScores};
+pub use gemv::{Gemv, GemvEpilogue, RowNorm};
+pub use norm::{Norm, NormForm};
+pub use rope::{HeadNorm, RopeIntoCache, RopeTables};
+
+use super::gpu::Dtype;
+
+/// The most features of a head that attention has kernels for.
+pub const MAX_HEAD_DIM: usize = 256;
+
+/// A translation unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Source {
+    /// `embed.cu`.
+    Embed,
+    /// `norm.cu`.
+    Norm,
+    /// `rope.cu`.
+    Rope,
+    /// `prefill.cu`: 16-bit attention on tensor cores.
+    Prefill,
+    /// `prefill_f32.cu`.
+    PrefillF32,
+    /// `decode.cu`.
+    Decode,
+    /// `gemv.cu`.
+    Gemv,
+    /// `elementwise.cu`.
+    Elementwise,
+    /// `experts.cu`.
+    Experts,
+    /// `grouped.cu`.
+    Grouped,
+}
+
+impl Source {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Embed,
+        Self::Norm,
+        Self::Rope,
+        Self::Prefill,
+        Self::PrefillF32,
+        Self::Decode,
+        Self::Gemv,
+        Self::Elementwise,
+        Self::Experts,
+        Self::Grouped,
+    ];
+
+    /// The file's name.
+    pub const fn name(self) -> &'static str {
+        self.parts().0
+    }
+
+    /// All that a CUDA compiler needs: no header has to be found.
+    pub fn text(self) -> String {
+        self.text_after(include_str!("kernels/device.cuh"))
+    }
+
+    /// The same behind another set of the functions of `device.cuh`.
+    pub(super) fn text_after(self, device: &str) -> String {
+        let (name, text, layouts) = self.parts();
+        let mut all = String::new();
+        for (file, text) in
+            [("device", device), ("common.cuh", include_str!("kernels/common.cuh")), (name, text)]
+        {
+            all.push_str(&format!("#line 1 \"{file}\"\n{text}\n"));
+        }
+        for layout in layouts {
+            all.push_str(&layout());
+        }
+        all
+    }
+
+    const fn parts(self) -> (&'static str, &'static str, &'static [fn() -> String]) {
+        match self {
+            Self::Embed => ("embed.cu", include_str!("kernels/embed.cu"), embed::LAYOUTS),
+            Self::Norm => ("norm.cu", include_str!("kernels/norm.cu"), norm::LAYOUTS),
+            Self::Rope => ("rope.cu", include_str!("kernels/rope.cu"), rope::LAYOUTS),
+            Self::Prefill => {
+                ("prefill.cu", concat!(include_str!("kernels/attention.cuh"), include_str!("kernels/prefill.cu")), attention::LAYOUTS)
+            }
+            Self::PrefillF32 => {
+                ("prefill_f32.cu", concat!(include_str!("kernels/attention.cuh"), include_str!("kernels/prefill_f32.cu")), attention::LAYOUTS)
+            }
+            Self::Decode => {
+                ("decode.cu", concat!(include_str!("kernels/attention.cuh"), include_str!("kernels/decode.cu")), attention::DECODE_LAYOUTS)
+            }
+            Self::Gemv => ("gemv.cu", include_str!("kernels/gemv.cu"), gemv::LAYOUTS),
+            Self::Elementwise => {
+                ("elementwise.cu", include_str!("kernels/elementwise.cu"), elementwise::LAYOUTS)
+            }
+            Self::Experts => ("experts.cu", include_str!("kernels/experts.cu"), experts::LAYOUTS),
+            Self::Grouped => ("grouped.cu", include_str!("kernels/grouped.cu"), experts::GROUPED_LAYOUTS),
+        }
+    }
+
+    /// The entry points of this file.
+    pub fn kernels(self) -> impl Iterator<Item = KernelId> {
+        let groups: [&[[KernelId; 3]]; 8] = [
+            embed::KERNELS,
+            norm::KERNELS,
+            rope::KERNELS,
+            attention::KERNELS,
+            gemv::KERNELS,
+            elementwise::KERNELS,
+            experts::KERNELS,
+            &[],
+        ];
+        groups.into_iter().flatten().flatten().copied().filter(move |kernel| kernel.source == self)
+    }
+}
+
+/// An entry point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KernelId {
+    /// Where it is.
+    pub source: Source,
+    /// Its `extern "C"` name.
+    pub name: &'static str,
+}
+
+/// The kernels of one name, by element type.
+type Kernels = [KernelId; 3];
+
+const fn of(kernels: Kernels, dtype: Dtype) -> KernelId {
+    match dtype {
+        Dtype::F32 => kernels[0],
+        Dtype::Bf16 => kernels[1],
+        Dtype::F16 => kernels[2],
+    }
+}
+
+/// The three kernels `<name>_f32`, `<name>_bf16` and `<name>_f16` of a source.
+macro_rules! kernels {
+    ($source:ident, $name:literal) => {
+        [
+            $crate::cuda::kernels::KernelId {
+                source: $crate::cuda::kernels::Source::$source,
+                name: concat!($name, "_f32"),
+            },
+            $crate::cuda::kernels::KernelId {
+                source: $crate::cuda::kernels::Source::$source,
+                name: concat!($name, "_bf16"),
+            },
+            $crate::cuda::kernels::KernelId {
+                source: $crate::cuda::kernels::Source::$source,
+                name: concat!($name, "_f16"),
+            },
+        ]
+    };
+}
+use kernels;

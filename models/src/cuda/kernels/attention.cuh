@@ -1,0 +1,44 @@
+// What the attention kernels share. A query's row is a token and one of the `group` query heads of its key head;
+// rows of one key head are neighbours: row = token * group + head, so that a tile of keys serves all of them.
+struct AttentionParams {
+    const void* q;         // [batch, tokens, q_row]: head h of kv group g at g q_group + h head_dim
+    const void* keys;      // [batch, kv_heads, capacity, head_dim]
+    const void* values;    // the same
+    const int* first_slot; // slot of the first query token
+    const int* ranges;     // [batch, 2]: slots that hold keys
+    const u8* visible;     // [batch, visible_row]: 0 is padding inside the range; null is all
+    const float* bias;     // [.., q_heads, bias_row] added to scores; null is none
+    void* out;             // [batch, tokens, q_heads, head_dim]
+    float* parts;          // decode: [batch, q_heads, splits, head_dim + 2]
+    int batch, tokens, q_heads, kv_heads, head_dim, capacity, q_row, q_group;
+    int visible_row, bias_row, bias_batch;
+    int before, after;  // slots that a query sees before and behind its own; -1 is no limit
+    int splits;
+    float scale, soft_cap;  // soft_cap 0 is none
+};
+
+// The keys that a query in a slot sees, but for holes: slots start..end. Both grow with the slot.
+struct Seen { int start, end; };
+DEVICE Seen keys_seen(const AttentionParams& p, int batch, int slot) {
+    Seen seen = {larger(p.ranges[2 * batch], 0), smaller(p.ranges[2 * batch + 1], p.capacity)};
+    if (p.before >= 0) seen.start = larger(seen.start, slot - p.before);
+    if (p.after >= 0) seen.end = smaller(seen.end, slot + p.after + 1);
+    return seen;
+}
+
+DEVICE bool is_hole(const AttentionParams& p, int batch, int key) {
+    return p.visible && key < p.visible_row && !p.visible[static_cast<u64>(batch) * p.visible_row + key];
+}
+
+// From a dot product to the score in units of log 2, so that exp2 gives the probability.
+DEVICE float score_of(const AttentionParams& p, float dot, int batch, int head, int key) {
+    float score = dot * p.scale;
+    if (p.soft_cap != 0.0f) score = p.soft_cap * tanhf(score / p.soft_cap);
+    if (p.bias && key < p.bias_row) {
+        score += p.bias[static_cast<u64>(batch) * p.bias_batch + static_cast<u64>(head) * p.bias_row + key];
+    }
+    return score * LOG2_E;
+}
+
+// exp2 of a difference of which the second may be minus infinity, as the first then is too.
+DEVICE float relative(float score, float most) { return score == LOWEST ? 0.0f : exp2f(score - most); }

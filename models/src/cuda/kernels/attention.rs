@@ -1,0 +1,357 @@
+//! Attention over the cache: blocked for many tokens, split along the keys for one.
+
+use super::launch::{Params, int, launch, optional, params};
+use super::{Kernels, MAX_HEAD_DIM, kernels, of};
+use crate::cuda::gpu::{Dtype, Gpu, Region};
+use crate::error::{Error, Result};
+
+/// By features of a head, at most 64, 128 and 256. Of F32 the kernels lie in another source.
+const PREFILL: [Kernels; 3] = [prefill!("prefill_64"), prefill!("prefill_128"), prefill!("prefill_256")];
+/// By features of a head, then by query heads that share a key: 1, 2, 4, 8.
+const DECODE: [[Kernels; 4]; 3] = [
+    [kernels!(Decode, "decode_64_1"), kernels!(Decode, "decode_64_2"), kernels!(Decode, "decode_64_4"), kernels!(Decode, "decode_64_8")],
+    [kernels!(Decode, "decode_128_1"), kernels!(Decode, "decode_128_2"), kernels!(Decode, "decode_128_4"), kernels!(Decode, "decode_128_8")],
+    [kernels!(Decode, "decode_256_1"), kernels!(Decode, "decode_256_2"), kernels!(Decode, "decode_256_4"), kernels!(Decode, "decode_256_8")],
+];
+const COMBINE: Kernels = kernels!(Decode, "decode_combine");
+pub(super) const KERNELS: &[Kernels] = &[
+    PREFILL[0], PREFILL[1], PREFILL[2],
+    DECODE[0][0], DECODE[0][1], DECODE[0][2], DECODE[0][3],
+    DECODE[1][0], DECODE[1][1], DECODE[1][2], DECODE[1][3],
+    DECODE[2][0], DECODE[2][1], DECODE[2][2], DECODE[2][3],
+    COMBINE,
+];
+pub(super) const LAYOUTS: &[fn() -> String] = &[AttentionParams::layout];
+pub(super) const DECODE_LAYOUTS: &[fn() -> String] = &[AttentionParams::layout, CombineParams::layout];
+
+/// Threads of every kernel but the combining one.
+const THREADS: usize = 128;
+/// Query rows (token and head) of a block of `prefill.cu` and of `prefill_f32.cu`.
+const ROWS: usize = 64;
+const ROWS_F32: usize = 32;
+/// The most parts that the keys of one token are split into, and the fewest keys that a part is worth.
+const MOST_SPLITS: usize = 64;
+const SPLIT_KEYS: usize = 64;
+
+/// As `kernels!`, the F32 one in a source of its own.
+macro_rules! prefill {
+    ($name:literal) => {{
+        let [_, bf16, f16] = kernels!(Prefill, $name);
+        [kernels!(PrefillF32, $name)[0], bf16, f16]
+    }};
+}
+use prefill;
+
+params! {
+    struct AttentionParams {
+        q: u64,
+        keys: u64,
+        values: u64,
+        first_slot: u64,
+        ranges: u64,
+        visible: u64,
+        bias: u64,
+        out: u64,
+        parts: u64,
+        batch: i32,
+        tokens: i32,
+        q_heads: i32,
+        kv_heads: i32,
+        head_dim: i32,
+        capacity: i32,
+        q_row: i32,
+        q_group: i32,
+        visible_row: i32,
+        bias_row: i32,
+        bias_batch: i32,
+        before: i32,
+        after: i32,
+        splits: i32,
+        scale: f32,
+        soft_cap: f32,
+    }
+}
+
+params! {
+    struct CombineParams {
+        parts: u64,
+        out: u64,
+        head_dim: i32,
+        splits: i32,
+    }
+}
+
+/// Where the heads of a joined projection lie in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QkvLayout {
+    /// Query heads, a multiple of `kv_heads`.
+    pub q_heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Features of a head.
+    pub head_dim: usize,
+    /// Elements from one token to the next.
+    pub row: usize,
+    /// Column of the first query head, key head and value head.
+    pub q_first: usize,
+    /// See `q_first`.
+    pub k_first: usize,
+    /// See `q_first`.
+    pub v_first: usize,
+    /// Columns from the queries of one key head to those of the next; those of one lie side by side.
+    pub q_group: usize,
+    /// Columns from one key (or value) head to the next.
+    pub kv_head: usize,
+}
+
+impl QkvLayout {
+    /// All queries, then all keys, then all values.
+    pub fn joined(q_heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self {
+            q_heads,
+            kv_heads,
+            head_dim,
+            row: (q_heads + 2 * kv_heads) * head_dim,
+            q_first: 0,
+            k_first: q_heads * head_dim,
+            v_first: (q_heads + kv_heads) * head_dim,
+            q_group: q_heads / kv_heads.max(1) * head_dim,
+            kv_head: head_dim,
+        }
+    }
+
+    /// A group a key head, and in it its queries, its key and its value (gpt_neox, falcon).
+    pub fn grouped(q_heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        let group = (q_heads / kv_heads.max(1) + 2) * head_dim;
+        Self {
+            k_first: group - 2 * head_dim,
+            v_first: group - head_dim,
+            q_group: group,
+            kv_head: group,
+            ..Self::joined(q_heads, kv_heads, head_dim)
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let Self { q_heads, kv_heads, head_dim, row, .. } = *self;
+        let fits = kv_heads > 0
+            && head_dim > 0
+            && q_heads.is_multiple_of(kv_heads)
+            && self.q_first + (kv_heads - 1) * self.q_group + q_heads / kv_heads * head_dim <= row
+            && self.k_first.max(self.v_first) + (kv_heads - 1) * self.kv_head + head_dim <= row;
+        if fits { Ok(()) } else { Err(Error::Gpu(format!("heads do not fit their row: {self:?}"))) }
+    }
+}
+
+/// A layer's keys and values, `[batch, kv_heads, capacity, head_dim]` each.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheRegions<'a> {
+    /// Keys.
+    pub keys: &'a Region,
+    /// Values.
+    pub values: &'a Region,
+    /// Slots of a sequence.
+    pub capacity: usize,
+}
+
+impl CacheRegions<'_> {
+    pub(super) fn checked(self, region: &Region, dtype: Dtype, batch: usize, layout: QkvLayout) -> Result<u64> {
+        region.checked("cache", batch * layout.kv_heads * self.capacity * layout.head_dim, dtype.size())
+    }
+}
+
+/// Where a pass stands, in device memory: the same regions serve a recorded pass with other values.
+#[derive(Clone, Copy, Debug)]
+pub struct PassState<'a> {
+    /// i32, `[1]`: cache slot of the first new token.
+    pub first_slot: &'a Region,
+    /// i32, `[batch, 2]`: first slot that holds a key, and the slot behind the last. Slots from `capacity` on are
+    /// never read.
+    pub keys: &'a Region,
+    /// Where padding lies inside a range.
+    pub visible: Option<Visible<'a>>,
+}
+
+/// u8, `[batch, row]`: 0 where a slot is padding; slots from `row` on are seen.
+#[derive(Clone, Copy, Debug)]
+pub struct Visible<'a> {
+    /// The flags.
+    pub region: &'a Region,
+    /// Flags of a sequence.
+    pub row: usize,
+}
+
+/// F32, `[1 or batch, q_heads, row]`: added to the scaled score of a head and a key (alibi); keys from `row` on get
+/// nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionBias<'a> {
+    /// The biases.
+    pub region: &'a Region,
+    /// Keys.
+    pub row: usize,
+    /// Whether each sequence has its own.
+    pub per_sequence: bool,
+}
+
+/// `out[b, t, h] = softmax(cap(scale * q k^T) + bias, over the keys seen) v`; a query that sees no key gives zeros.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Of q, cache and out.
+    pub dtype: Dtype,
+    /// Sequences.
+    pub batch: usize,
+    /// Query tokens of each.
+    pub tokens: usize,
+    /// Where the queries lie.
+    pub layout: QkvLayout,
+    /// The joined projection, `[batch * tokens, layout.row]`.
+    pub qkv: &'a Region,
+    /// The layer's cache, the new tokens in it.
+    pub cache: CacheRegions<'a>,
+    /// Where the pass stands.
+    pub state: PassState<'a>,
+    /// Added to scaled and capped scores.
+    pub bias: Option<AttentionBias<'a>>,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// `cap * tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
+    /// Slots before its own that a query sees; all where absent. A causal window of W keys is `Some(W - 1)`.
+    pub before: Option<usize>,
+    /// Slots behind its own that a query sees; causal is `Some(0)`.
+    pub after: Option<usize>,
+    /// `[batch, tokens, q_heads * head_dim]`.
+    pub out: &'a Region,
+    /// F32, [`Attention::scratch_len`] elements; may be absent where that is 0.
+    pub scratch: Option<&'a Region>,
+}
+
+impl Attention<'_> {
+    /// F32 elements of scratch for one pass: partial results, when one token's keys are split.
+    pub fn scratch_len(gpu: &dyn Gpu, batch: usize, tokens: usize, layout: QkvLayout, capacity: usize) -> usize {
+        let splits = splits(gpu, batch, tokens, layout, capacity);
+        if splits > 1 { batch * layout.q_heads * splits * (layout.head_dim + 2) } else { 0 }
+    }
+
+    /// Launches.
+    ///
+    /// # Errors
+    /// If a region is too small, heads have more than [`MAX_HEAD_DIM`] features, or the launch fails.
+    pub fn launch(&self) -> Result<()> {
+        let Self { dtype, batch, tokens, layout, cache, state, .. } = *self;
+        let (size, rows) = (dtype.size(), batch * tokens);
+        if rows == 0 || layout.q_heads == 0 {
+            return Ok(());
+        }
+        let QkvLayout { q_heads, kv_heads, head_dim, .. } = layout;
+        layout.check()?;
+        if head_dim > MAX_HEAD_DIM {
+            return Err(Error::Unsupported(format!("attention heads of {head_dim} features on a GPU")));
+        }
+        let gpu = &**self.out.gpu();
+        let splits = splits(gpu, batch, tokens, layout, cache.capacity);
+        let scratch = Self::scratch_len(gpu, batch, tokens, layout, cache.capacity);
+        if scratch > 0 && self.scratch.is_none() {
+            return Err(Error::Gpu("split attention has no scratch".to_owned()));
+        }
+        let bias_batch = self.bias.map_or(0, |bias| if bias.per_sequence { q_heads * bias.row } else { 0 });
+        let limit = |limit: Option<usize>| limit.map_or(Ok(-1), |limit| int("window", limit));
+        let params = AttentionParams {
+            q: self.qkv.checked("q", rows * layout.row, size)? + (layout.q_first * size) as u64,
+            keys: cache.checked(cache.keys, dtype, batch, layout)?,
+            values: cache.checked(cache.values, dtype, batch, layout)?,
+            first_slot: state.first_slot.checked("first slot", 1, 4)?,
+            ranges: state.keys.checked("ranges of keys", 2 * batch, 4)?,
+            visible: optional(
+                state.visible.map(|visible| visible.region),
+                "visible",
+                batch * state.visible.map_or(0, |visible| visible.row),
+                1,
+            )?,
+            bias: optional(
+                self.bias.map(|bias| bias.region),
+                "bias of attention",
+                self.bias.map_or(0, |bias| q_heads * bias.row * if bias.per_sequence { batch } else { 1 }),
+                4,
+            )?,
+            out: self.out.checked("out of attention", rows * q_heads * head_dim, size)?,
+            parts: optional(self.scratch, "scratch of attention", scratch, 4)?,
+            batch: int("batch", batch)?,
+            tokens: int("tokens", tokens)?,
+            q_heads: int("heads", q_heads)?,
+            kv_heads: int("heads", kv_heads)?,
+            head_dim: int("head", head_dim)?,
+            capacity: int("capacity", cache.capacity)?,
+            q_row: int("row", layout.row)?,
+            q_group: int("stride", layout.q_group)?,
+            visible_row: int("row", state.visible.map_or(0, |visible| visible.row))?,
+            bias_row: int("row", self.bias.map_or(0, |bias| bias.row))?,
+            bias_batch: int("stride", bias_batch)?,
+            before: limit(self.before)?,
+            after: limit(self.after)?,
+            splits: int("splits", splits)?,
+            scale: self.scale,
+            soft_cap: self.soft_cap.unwrap_or(0.0),
+        };
+        let width = [64, 128, 256].iter().position(|most| head_dim <= *most).unwrap_or(2);
+        let features = [64, 128, 256][width];
+        let group = q_heads / kv_heads;
+        if tokens > 1 {
+            let (rows, shared) = match dtype {
+                Dtype::F32 => (ROWS_F32, prefill_f32_shared(features)),
+                _ => (ROWS, prefill_shared(features)),
+            };
+            let grid = [(tokens * group).div_ceil(rows), kv_heads, batch];
+            return launch(gpu, of(PREFILL[width], dtype), grid, THREADS, shared, &params);
+        }
+        let heads = decode_heads(group);
+        let kernel = of(DECODE[width][heads.trailing_zeros() as usize], dtype);
+        let grid = [splits, kv_heads * group.div_ceil(heads), batch];
+        launch(gpu, kernel, grid, THREADS, decode_shared(features, heads), &params)?;
+        if splits == 1 {
+            return Ok(());
+        }
+        let combine = CombineParams {
+            parts: params.parts,
+            out: params.out,
+            head_dim: params.head_dim,
+            splits: params.splits,
+        };
+        let threads = head_dim.next_multiple_of(32);
+        launch(gpu, of(COMBINE, dtype), [batch * q_heads, 1, 1], threads, 0, &combine)
+    }
+}
+
+/// Query heads that one block of `decode.cu` takes.
+fn decode_heads(group: usize) -> usize {
+    group.next_power_of_two().min(8)
+}
+
+/// As many parts as keep the device busy; their number depends on the capacity alone, not on what the cache holds,
+/// so that a recorded pass stays right as the cache fills.
+fn splits(gpu: &dyn Gpu, batch: usize, tokens: usize, layout: QkvLayout, capacity: usize) -> usize {
+    if tokens != 1 {
+        return 1;
+    }
+    let group = layout.q_heads / layout.kv_heads.max(1);
+    let blocks = batch * layout.kv_heads * group.div_ceil(decode_heads(group.max(1)));
+    let wanted = (2 * gpu.multiprocessors()).div_ceil(blocks.max(1));
+    wanted.min(capacity.div_ceil(SPLIT_KEYS)).clamp(1, MOST_SPLITS)
+}
+
+/// Queries, and two stages of keys and of values (32 rows of 256 features, else 64), in 16 bits.
+fn prefill_shared(features: usize) -> usize {
+    let keys = if features == 256 { 32 } else { 64 };
+    (ROWS + 4 * keys) * features * 2
+}
+
+/// Queries, keys and values, 32 rows each with 4 floats between them, and the probabilities.
+fn prefill_f32_shared(features: usize) -> usize {
+    (3 * ROWS_F32 * (features + 4) + ROWS_F32 * 36) * 4
+}
+
+/// Sums of each warp's groups of lanes, then their maxima and totals.
+fn decode_shared(features: usize, heads: usize) -> usize {
+    let groups = THREADS / (features / 8);
+    groups * heads * (features + 2) * 4
+}

@@ -1,0 +1,66 @@
+//! Rows of a table by id.
+
+use super::launch::{Params, int, launch, params};
+use super::{Kernels, kernels, of};
+use crate::cuda::gpu::{Dtype, Region};
+use crate::error::Result;
+
+const EMBED: Kernels = kernels!(Embed, "embed");
+pub(super) const KERNELS: &[Kernels] = &[EMBED];
+pub(super) const LAYOUTS: &[fn() -> String] = &[EmbedParams::layout];
+const THREADS: usize = 128;
+
+params! {
+    struct EmbedParams {
+        table: u64,
+        ids: u64,
+        out: u64,
+        vocab: i32,
+        hidden: i32,
+        scale: f32,
+        add: i32,
+    }
+}
+
+/// `out[i] = table[ids[i]] * scale`, or added to what is there; each rounded once.
+#[derive(Clone, Copy, Debug)]
+pub struct Embed<'a> {
+    /// Of table and out.
+    pub dtype: Dtype,
+    /// `[vocab, hidden]`.
+    pub table: &'a Region,
+    /// Rows of the table.
+    pub vocab: usize,
+    /// Features.
+    pub hidden: usize,
+    /// `[rows]`, u32. The host checks them; an id outside the table gives NaN.
+    pub ids: &'a Region,
+    /// How many.
+    pub rows: usize,
+    /// Factor, already rounded as the model does.
+    pub scale: Option<f32>,
+    /// Whether it is added to `out` (position and type embeddings).
+    pub add: bool,
+    /// `[rows, hidden]`.
+    pub out: &'a Region,
+}
+
+impl Embed<'_> {
+    /// Launches.
+    ///
+    /// # Errors
+    /// If a region is too small or the launch fails.
+    pub fn launch(&self) -> Result<()> {
+        let size = self.dtype.size();
+        let params = EmbedParams {
+            table: self.table.checked("table", self.vocab * self.hidden, size)?,
+            ids: self.ids.checked("ids", self.rows, 4)?,
+            out: self.out.checked("out of embed", self.rows * self.hidden, size)?,
+            vocab: int("vocabulary", self.vocab)?,
+            hidden: int("hidden size", self.hidden)?,
+            scale: self.scale.unwrap_or(1.0),
+            add: i32::from(self.add),
+        };
+        launch(&**self.out.gpu(), of(EMBED, self.dtype), [self.rows, 1, 1], THREADS, 0, &params)
+    }
+}

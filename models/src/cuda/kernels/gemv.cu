@@ -1,0 +1,143 @@
+// Products of 1 to 8 rows: the weight is read once, 16 bytes a lane, and a warp takes a column of the output. The rows
+// lie in shared memory, normed there if that is asked for, so that a norm costs no launch.
+struct GemvParams {
+    const void* xs;      // [rows, xs_row]
+    const void* weight;  // [n, k]; with the gate epilogue [2 n, k], gate over up
+    const void* bias;    // as many as the weight has rows, in out's type; null is none
+    const float* norm_weight;  // [k]; null is ones
+    const float* norm_bias;    // [k]; null is zeros
+    void* out;                 // [rows, out_row], T or float
+    int rows, n, k, xs_row, out_row;
+    int epilogue;  // 1 times factor, 2 out += factor sum, 3 activation, 4 soft cap of factor, 5 gate
+    int activation;
+    int wide;    // out and bias are float
+    int norm;    // 0 none, 1 rms, 2 layer
+    int vector;  // rows of xs and weight are aligned to 16 bytes, k a multiple of 8
+    float factor, eps;
+};
+
+// Columns of shared memory from one row to the next: whole 16-byte units.
+template <class T> DEVICE int staged_row(int k) {
+    constexpr int unit = 16 / sizeof(T);
+    return ceil_div(k, unit) * unit;
+}
+
+// Rows to shared memory; rows that there are not become zeros.
+template <class T, int ROWS> DEVICE void stage(const GemvParams& p, T* rows) {
+    SHARED float scratch[32];
+    int stride = staged_row<T>(p.k), first = thread_index() * 8, step = thread_count() * 8;
+    float x[8];
+    for (int r = 0; r < ROWS; ++r) {
+        const T* from = static_cast<const T*>(p.xs) + static_cast<u64>(r) * p.xs_row;
+        int size = r < p.rows ? p.k : 0;
+        float mean = 0.0f, scale = 1.0f, sum = 0.0f;
+        if (p.norm == 2) {
+            for (int i = first; i < size; i += step) {
+                load8(x, from + i, size - i, p.vector);
+                for (int j = 0; j < 8; ++j) sum += x[j];
+            }
+            mean = block_sum(sum, scratch) / p.k;
+            sum = 0.0f;
+        }
+        if (p.norm) {
+            for (int i = first; i < size; i += step) {
+                load8(x, from + i, size - i, p.vector);
+                for (int j = 0; j < 8; ++j) {
+                    float d = i + j < size ? x[j] - mean : 0.0f;
+                    sum += d * d;
+                }
+            }
+            scale = 1.0f / sqrtf(block_sum(sum, scratch) / p.k + p.eps);
+        }
+        for (int i = first; i < p.k; i += step) {
+            load8(x, from + i, size - i, p.vector);
+            for (int j = 0; j < 8; ++j) {
+                if (p.norm && i + j < size) {
+                    x[j] = (x[j] - mean) * scale;
+                    if (p.norm_weight) x[j] *= p.norm_weight[i + j];
+                    if (p.norm_bias) x[j] += p.norm_bias[i + j];
+                }
+            }
+            store8(rows + r * stride + i, x, p.k - i, p.vector);
+        }
+    }
+    block_barrier();
+}
+
+// sums[c][r] = row c of the weight times row r, over a warp; every lane gets them.
+template <class T, int ROWS, int COLUMNS>
+DEVICE void dot(const GemvParams& p, const T* rows, const T* const (&weight)[COLUMNS], float (&sums)[COLUMNS][ROWS]) {
+    int lane = thread_index() % WARP, stride = staged_row<T>(p.k);
+    for (int c = 0; c < COLUMNS; ++c)
+        for (int r = 0; r < ROWS; ++r) sums[c][r] = 0.0f;
+    if (p.vector) {
+#pragma unroll 4
+        for (int i = lane * 8; i < p.k; i += WARP * 8) {
+            float w[COLUMNS][8], x[8];
+            for (int c = 0; c < COLUMNS; ++c) widen8(w[c], Raw8<T>::load_once(weight[c] + i));
+            for (int r = 0; r < ROWS; ++r) {
+                widen8(x, Raw8<T>::load(rows + r * stride + i));
+                for (int c = 0; c < COLUMNS; ++c)
+                    for (int j = 0; j < 8; ++j) sums[c][r] += w[c][j] * x[j];
+            }
+        }
+    } else {
+        for (int i = lane; i < p.k; i += WARP)
+            for (int r = 0; r < ROWS; ++r)
+                for (int c = 0; c < COLUMNS; ++c) sums[c][r] += widen(weight[c][i]) * widen(rows[r * stride + i]);
+    }
+    for (int c = 0; c < COLUMNS; ++c)
+        for (int r = 0; r < ROWS; ++r) sums[c][r] = sum_of(sums[c][r], WARP);
+}
+
+// The epilogue of one element, by the lane that has it.
+template <class O> DEVICE void finish(const GemvParams& p, int row, int column, float y, float up) {
+    const O* bias = static_cast<const O*>(p.bias);
+    O* out = static_cast<O*>(p.out) + static_cast<u64>(row) * p.out_row + column;
+    if (bias) y += widen(bias[column]);
+    switch (p.epilogue) {
+        case 1: y *= p.factor; break;
+        case 2: y = widen(*out) + p.factor * y; break;
+        case 3: y = activate(p.activation, y); break;
+        case 4: y = p.factor * tanhf(y / p.factor); break;
+        case 5: y = activate(p.activation, y) * (bias ? up + widen(bias[p.n + column]) : up); break;
+    }
+    *out = narrow<O>(y);
+}
+
+template <class T, int ROWS, int COLUMNS> DEVICE void columns(const GemvParams& p, const T* rows) {
+    int warps = thread_count() / WARP, lane = thread_index() % WARP;
+    for (int column = block_x() * warps + thread_index() / WARP; column < p.n; column += blocks_x() * warps) {
+        const T* weight[COLUMNS];
+        for (int c = 0; c < COLUMNS; ++c) {
+            weight[c] = static_cast<const T*>(p.weight) + (static_cast<u64>(c) * p.n + column) * p.k;
+        }
+        float sums[COLUMNS][ROWS];
+        dot<T, ROWS, COLUMNS>(p, rows, weight, sums);
+        float y = sums[0][0], up = sums[COLUMNS - 1][0];
+        for (int r = 1; r < ROWS; ++r) {
+            if (lane == r) { y = sums[0][r]; up = sums[COLUMNS - 1][r]; }
+        }
+        if (lane < p.rows) {
+            if (p.wide) finish<float>(p, lane, column, y, up);
+            else finish<T>(p, lane, column, y, up);
+        }
+    }
+}
+
+template <class T, int ROWS> DEVICE void gemv(const GemvParams& p) {
+    DYNAMIC_SHARED(shared);
+    T* rows = reinterpret_cast<T*>(shared);
+    stage<T, ROWS>(p, rows);
+    if (p.epilogue == 5) columns<T, ROWS, 2>(p, rows);
+    else columns<T, ROWS, 1>(p, rows);
+}
+
+#define ENTRIES(T, suffix)                                           \
+    ENTRY(128, gemv_1_##suffix, GemvParams) { gemv<T, 1>(p); }       \
+    ENTRY(128, gemv_2_##suffix, GemvParams) { gemv<T, 2>(p); }       \
+    ENTRY(128, gemv_4_##suffix, GemvParams) { gemv<T, 4>(p); }       \
+    ENTRY(128, gemv_8_##suffix, GemvParams) { gemv<T, 8>(p); }
+ENTRIES(float, f32)
+ENTRIES(bf16, bf16)
+ENTRIES(f16, f16)

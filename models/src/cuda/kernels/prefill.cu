@@ -1,0 +1,202 @@
+// Attention of many tokens in 16 bits, on tensor cores, with an online softmax (Dao et al. 2022 and 2023). A block takes
+// 64 query rows of one key head and passes over tiles of KEYS keys, the next tile being copied while one is multiplied;
+// tiles that no row sees are never touched. A warp takes 16 rows. Scores, maxima, sums and output are F32;
+// probabilities are rounded to T for the product with the values, and so is what they sum to.
+//
+// Shared memory: queries [64, HD], keys [2, KEYS, HD], values [2, KEYS, HD], in chunks of 8 elements (16 bytes); chunk c
+// of row r lies at c ^ (r % 8), so that the eight rows of a matrix that is loaded lie in different banks.
+constexpr int ROWS = 64, THREADS = 128;
+
+template <class T, int HD> DEVICE T* chunk_at(T* tile, int row, int chunk) {
+    return tile + row * HD + ((chunk ^ (row & 7)) * 8);
+}
+
+// Eight elements into a tile: zeros where `valid` says that there are none.
+template <class T> DEVICE void copy8(T* to, const T* from, int valid, bool vector) {
+    if (vector) copy_async(to, from, valid > 0);
+    else Raw8<T>::load_some(from, valid).store(to);
+}
+
+// Rows first.. of a cache [.., head_dim] up to row `end`; rows behind and features past head_dim become zeros, because
+// zero times what happens to lie there may be NaN.
+template <class T, int HD, int KEYS>
+DEVICE void load_tile(T* tile, const T* rows, int first, int end, int head_dim, bool vector) {
+    constexpr int CHUNKS = HD / 8;
+    for (int i = thread_index(); i < KEYS * CHUNKS; i += THREADS) {
+        int row = i / CHUNKS, chunk = i % CHUNKS;
+        int valid = first + row < end ? head_dim - chunk * 8 : 0;
+        const T* from = rows + (valid > 0 ? static_cast<u64>(first + row) * head_dim + chunk * 8 : 0);
+        copy8(chunk_at<T, HD>(tile, row, chunk), from, valid, vector);
+    }
+}
+
+template <class T> DEVICE float sum_of_pair(u32 pair) {
+    return widen(T{static_cast<u16>(pair)}) + widen(T{static_cast<u16>(pair >> 16)});
+}
+
+template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& p) {
+    DYNAMIC_SHARED(shared);
+    T* queries = reinterpret_cast<T*>(shared);
+    T* key_tiles = queries + ROWS * HD;
+    T* value_tiles = key_tiles + 2 * KEYS * HD;
+    int lane = thread_index() % WARP, warp = thread_index() / WARP;
+    int group = p.q_heads / p.kv_heads, rows = p.tokens * group;
+    int kv_head = block_y(), batch = block_z();
+    // Later tokens see more keys, so they go first and the short blocks fill the end.
+    int first_row = (blocks_x() - 1 - block_x()) * ROWS;
+    int first_slot = *p.first_slot;
+
+    const T* q = static_cast<const T*>(p.q) + static_cast<u64>(batch) * p.tokens * p.q_row + kv_head * p.q_group;
+    u64 head = static_cast<u64>(batch) * p.kv_heads + kv_head;
+    const T* keys = static_cast<const T*>(p.keys) + head * p.capacity * p.head_dim;
+    const T* values = static_cast<const T*>(p.values) + head * p.capacity * p.head_dim;
+    bool vector = p.head_dim % 8 == 0 && is_aligned(keys, 16) && is_aligned(values, 16);
+    bool vector_q = p.head_dim % 8 == 0 && p.q_row % 8 == 0 && is_aligned(q, 16);
+
+    for (int i = thread_index(); i < ROWS * (HD / 8); i += THREADS) {
+        int row = i / (HD / 8), chunk = i % (HD / 8), at = first_row + row;
+        int valid = at < rows ? p.head_dim - chunk * 8 : 0;
+        const T* from = q;
+        if (valid > 0) from += static_cast<u64>(at / group) * p.q_row + at % group * p.head_dim + chunk * 8;
+        copy8(chunk_at<T, HD>(queries, row, chunk), from, valid, vector_q);
+    }
+    commit_copies();
+
+    // What any row of the block sees, and what all see.
+    int last_row = smaller(first_row + ROWS, rows) - 1;
+    Seen first = keys_seen(p, batch, first_slot + first_row / group);
+    Seen last = keys_seen(p, batch, first_slot + last_row / group);
+    int start = first.start, end = larger(first.end, last.end);
+    // The two rows of which this lane holds parts, their slots' keys and heads.
+    int row[2], row_head[2];
+    Seen seen[2];
+    for (int i = 0; i < 2; ++i) {
+        row[i] = first_row + warp * 16 + lane / 4 + 8 * i;
+        seen[i] = keys_seen(p, batch, first_slot + smaller(row[i], last_row) / group);
+        row_head[i] = kv_head * group + row[i] % group;
+    }
+
+    float out[HD / 8][4];
+    for (int i = 0; i < HD / 8; ++i)
+        for (int j = 0; j < 4; ++j) out[i][j] = 0.0f;
+    float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
+    int k_steps = ceil_div(p.head_dim, 16);
+
+    int tiles = end > start ? ceil_div(end - start, KEYS) : 0;
+    if (tiles > 0) {
+        load_tile<T, HD, KEYS>(key_tiles, keys, start, end, p.head_dim, vector);
+        load_tile<T, HD, KEYS>(value_tiles, values, start, end, p.head_dim, vector);
+    }
+    commit_copies();
+    for (int tile = 0; tile < tiles; ++tile) {
+        int first_key = start + tile * KEYS, stage = tile % 2;
+        if (tile + 1 < tiles) {
+            load_tile<T, HD, KEYS>(key_tiles + (1 - stage) * KEYS * HD, keys, first_key + KEYS, end, p.head_dim, vector);
+            load_tile<T, HD, KEYS>(value_tiles + (1 - stage) * KEYS * HD, values, first_key + KEYS, end, p.head_dim, vector);
+        }
+        commit_copies();
+        wait_copies<1>();
+        block_barrier();
+        T* key_tile = key_tiles + stage * KEYS * HD;
+        T* value_tile = value_tiles + stage * KEYS * HD;
+
+        // scores [16 rows, KEYS] = queries keys^T
+        float s[KEYS / 8][4];
+        for (int i = 0; i < KEYS / 8; ++i)
+            for (int j = 0; j < 4; ++j) s[i][j] = 0.0f;
+#pragma unroll
+        for (int k = 0; k < HD / 16; ++k) {
+            if (k < k_steps) {
+                u32 a[4];
+                load_matrices(a, chunk_at<T, HD>(queries, warp * 16 + lane % 16, 2 * k + lane / 16));
+#pragma unroll
+                for (int n = 0; n < KEYS / 16; ++n) {
+                    u32 b[4];
+                    int key = n * 16 + lane % 8 + lane / 16 * 8;
+                    load_matrices(b, chunk_at<T, HD>(key_tile, key, 2 * k + lane / 8 % 2));
+                    mma<T>(s[2 * n], a, b[0], b[1]);
+                    mma<T>(s[2 * n + 1], a, b[2], b[3]);
+                }
+            }
+        }
+
+        // The softmax's step: element j of tile i is row j / 2 of this lane, key 8 i + 2 (lane % 4) + j % 2.
+        bool all_seen = first_key >= last.start && first_key + KEYS <= first.end && !p.visible;
+        bool plain = p.soft_cap == 0.0f && !p.bias;
+        float tile_most[2] = {LOWEST, LOWEST};
+#pragma unroll
+        for (int i = 0; i < KEYS / 8; ++i) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                int key = first_key + i * 8 + lane % 4 * 2 + j % 2, r = j / 2;
+                float score = plain ? s[i][j] * (p.scale * LOG2_E) : score_of(p, s[i][j], batch, row_head[r], key);
+                if (!all_seen && (key < seen[r].start || key >= seen[r].end || is_hole(p, batch, key))) score = LOWEST;
+                s[i][j] = score;
+                tile_most[r] = fmaxf(tile_most[r], score);
+            }
+        }
+        float keep[2];
+        for (int r = 0; r < 2; ++r) {
+            float now = fmaxf(most[r], most_of(tile_most[r], 4));
+            keep[r] = relative(most[r], now);
+            most[r] = now;
+            total[r] *= keep[r];
+        }
+        u32 probabilities[KEYS / 8][2];
+#pragma unroll
+        for (int i = 0; i < KEYS / 8; ++i) {
+            for (int r = 0; r < 2; ++r) {
+                probabilities[i][r] = pack<T>(relative(s[i][2 * r], most[r]), relative(s[i][2 * r + 1], most[r]));
+                total[r] += sum_of_pair<T>(probabilities[i][r]);
+            }
+        }
+        for (int i = 0; i < HD / 8; ++i)
+            for (int j = 0; j < 4; ++j) out[i][j] *= keep[j / 2];
+
+        // out [16 rows, HD] += probabilities values
+#pragma unroll
+        for (int k = 0; k < KEYS / 16; ++k) {
+            u32 a[4] = {
+                probabilities[2 * k][0], probabilities[2 * k][1], probabilities[2 * k + 1][0], probabilities[2 * k + 1][1]
+            };
+#pragma unroll
+            for (int n = 0; n < HD / 16; ++n) {
+                if (n < k_steps) {
+                    u32 b[4];
+                    load_matrices_transposed(b, chunk_at<T, HD>(value_tile, k * 16 + lane % 16, 2 * n + lane / 16));
+                    mma<T>(out[2 * n], a, b[0], b[1]);
+                    mma<T>(out[2 * n + 1], a, b[2], b[3]);
+                }
+            }
+        }
+        // The next turn copies into this stage.
+        block_barrier();
+    }
+
+    for (int r = 0; r < 2; ++r) {
+        total[r] = sum_of(total[r], 4);
+        if (row[r] >= rows) continue;
+        float inverse = total[r] > 0.0f ? 1.0f / total[r] : 0.0f;
+        u64 token = static_cast<u64>(batch) * p.tokens + row[r] / group;
+        T* to = static_cast<T*>(p.out) + (token * p.q_heads + row_head[r]) * p.head_dim;
+        bool pairs = p.head_dim % 2 == 0 && is_aligned(p.out, 4);
+#pragma unroll
+        for (int i = 0; i < HD / 8; ++i) {
+            int feature = i * 8 + lane % 4 * 2;
+            float low = out[i][2 * r] * inverse, high = out[i][2 * r + 1] * inverse;
+            if (pairs && feature < p.head_dim) {
+                *reinterpret_cast<u32*>(to + feature) = pack<T>(low, high);
+            } else {
+                if (feature < p.head_dim) to[feature] = narrow<T>(low);
+                if (feature + 1 < p.head_dim) to[feature + 1] = narrow<T>(high);
+            }
+        }
+    }
+}
+
+#define ENTRIES(T, suffix)                                                              \
+    ENTRY(128, prefill_64_##suffix, AttentionParams) { prefill<T, 64, 64>(p); }         \
+    ENTRY(128, prefill_128_##suffix, AttentionParams) { prefill<T, 128, 64>(p); }       \
+    ENTRY(128, prefill_256_##suffix, AttentionParams) { prefill<T, 256, 32>(p); }
+ENTRIES(bf16, bf16)
+ENTRIES(f16, f16)

@@ -1,0 +1,175 @@
+//! Norms of q and k heads, rotary embedding, and the way into the cache, in one pass over a joined projection.
+
+use super::attention::{CacheRegions, PassState, QkvLayout};
+use super::launch::{Params, int, launch, optional, params};
+use super::{Kernels, kernels, of};
+use crate::cuda::gpu::{Dtype, Region};
+use crate::error::{Error, Result};
+
+const ROPE: Kernels = kernels!(Rope, "rope_into_cache");
+pub(super) const KERNELS: &[Kernels] = &[ROPE];
+pub(super) const LAYOUTS: &[fn() -> String] = &[RopeParams::layout];
+/// A warp takes a head.
+const WARPS: usize = 4;
+/// The most features of a head: what the warps' shared memory has room for.
+const MOST_FEATURES: usize = 512;
+
+params! {
+    struct RopeParams {
+        qkv: u64,
+        keys: u64,
+        values: u64,
+        first_slot: u64,
+        positions: u64,
+        cos: u64,
+        sin: u64,
+        q_weight: u64,
+        k_weight: u64,
+        tokens: i32,
+        rows: i32,
+        q_heads: i32,
+        kv_heads: i32,
+        head_dim: i32,
+        capacity: i32,
+        row: i32,
+        q_first: i32,
+        k_first: i32,
+        v_first: i32,
+        q_group: i32,
+        kv_head: i32,
+        pairs: i32,
+        interleaved: i32,
+        table_rows: i32,
+        q_weight_head: i32,
+        k_weight_head: i32,
+        centred: i32,
+        q_eps: f32,
+        k_eps: f32,
+    }
+}
+
+/// A norm over each head's features.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadNorm<'a> {
+    /// F32, `[head_dim]`, or `[heads, head_dim]` where `per_head`.
+    pub weight: &'a Region,
+    /// Whether each head has its own weight (cohere, stablelm).
+    pub per_head: bool,
+    /// Layer norm with a mean (true) or RMS norm; the same for q and k.
+    pub centred: bool,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// Tables by position, with any attention factor in them.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeTables<'a> {
+    /// F32, `[rows, pairs]`.
+    pub cos: &'a Region,
+    /// F32, `[rows, pairs]`.
+    pub sin: &'a Region,
+    /// Rows of the tables.
+    pub rows: usize,
+    /// `2 * pairs` leading features of a head are rotated.
+    pub pairs: usize,
+    /// Pairs are `2i` and `2i + 1` (true), or `i` and `i + pairs`.
+    pub interleaved: bool,
+    /// u32, `[batch, tokens]`: rows of the tables. One outside of them gives NaN.
+    pub positions: &'a Region,
+}
+
+/// Norms and rotates q in place, writes k (normed, rotated) and v to the cache at slots `first_slot..`; F32 in between,
+/// rounded once.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeIntoCache<'a> {
+    /// Of qkv and cache.
+    pub dtype: Dtype,
+    /// Sequences.
+    pub batch: usize,
+    /// New tokens of each.
+    pub tokens: usize,
+    /// The joined projection, `[batch * tokens, layout.row]`.
+    pub qkv: &'a Region,
+    /// How it lies.
+    pub layout: QkvLayout,
+    /// The layer's cache. Room for the new tokens is the caller's to see to: what passes `capacity` is dropped.
+    pub cache: CacheRegions<'a>,
+    /// Where the pass stands.
+    pub state: PassState<'a>,
+    /// Rotation, if any.
+    pub rope: Option<RopeTables<'a>>,
+    /// Norm of the q heads.
+    pub q_norm: Option<HeadNorm<'a>>,
+    /// Norm of the k heads.
+    pub k_norm: Option<HeadNorm<'a>>,
+}
+
+impl RopeIntoCache<'_> {
+    /// Launches.
+    ///
+    /// # Errors
+    /// If a region is too small, a shape does not fit, or the launch fails.
+    pub fn launch(&self) -> Result<()> {
+        let Self { dtype, batch, tokens, layout, cache, rope, q_norm, k_norm, .. } = *self;
+        let (size, rows) = (dtype.size(), batch * tokens);
+        if rows == 0 {
+            return Ok(());
+        }
+        let QkvLayout { q_heads, kv_heads, head_dim, .. } = layout;
+        layout.check()?;
+        if head_dim > MOST_FEATURES || rope.is_some_and(|rope| 2 * rope.pairs > head_dim) {
+            return Err(Error::Unsupported(format!(
+                "heads of {head_dim} features with {} rotated pairs on a GPU",
+                rope.map_or(0, |rope| rope.pairs)
+            )));
+        }
+        if let (Some(q), Some(k)) = (q_norm, k_norm)
+            && q.centred != k.centred
+        {
+            return Err(Error::Unsupported("q and k norms of different kinds".to_owned()));
+        }
+        let weight = |norm: Option<HeadNorm>, heads: usize| {
+            let len = norm.map_or(0, |norm| if norm.per_head { heads * head_dim } else { head_dim });
+            optional(norm.map(|norm| norm.weight), "weight of a head's norm", len, 4)
+        };
+        let per_head = |norm: Option<HeadNorm>| norm.map_or(0, |norm| if norm.per_head { head_dim } else { 0 });
+        let table = |region: Option<&Region>| {
+            optional(region, "rope table", rope.map_or(0, |rope| rope.rows * rope.pairs), 4)
+        };
+        let params = RopeParams {
+            qkv: self.qkv.checked("qkv", rows * layout.row, size)?,
+            keys: cache.checked(cache.keys, dtype, batch, layout)?,
+            values: cache.checked(cache.values, dtype, batch, layout)?,
+            first_slot: self.state.first_slot.checked("first slot", 1, 4)?,
+            positions: optional(rope.map(|rope| rope.positions), "positions", rows, 4)?,
+            cos: table(rope.map(|rope| rope.cos))?,
+            sin: table(rope.map(|rope| rope.sin))?,
+            q_weight: weight(q_norm, q_heads)?,
+            k_weight: weight(k_norm, kv_heads)?,
+            tokens: int("tokens", tokens)?,
+            rows: int("rows", rows)?,
+            q_heads: int("heads", q_heads)?,
+            kv_heads: int("heads", kv_heads)?,
+            head_dim: int("head", head_dim)?,
+            capacity: int("capacity", cache.capacity)?,
+            row: int("row", layout.row)?,
+            q_first: int("column", layout.q_first)?,
+            k_first: int("column", layout.k_first)?,
+            v_first: int("column", layout.v_first)?,
+            q_group: int("stride", layout.q_group)?,
+            kv_head: int("stride", layout.kv_head)?,
+            pairs: int("pairs", rope.map_or(0, |rope| rope.pairs))?,
+            interleaved: i32::from(rope.is_some_and(|rope| rope.interleaved)),
+            table_rows: int("rows", rope.map_or(0, |rope| rope.rows))?,
+            q_weight_head: int("stride", per_head(q_norm))?,
+            k_weight_head: int("stride", per_head(k_norm))?,
+            centred: i32::from(q_norm.or(k_norm).is_some_and(|norm| norm.centred)),
+            q_eps: q_norm.map_or(0.0, |norm| norm.eps),
+            k_eps: k_norm.map_or(0.0, |norm| norm.eps),
+        };
+        let heads = rows * (q_heads + 2 * kv_heads);
+        let shared = WARPS * head_dim * size_of::<f32>();
+        let grid = [heads.div_ceil(WARPS), 1, 1];
+        launch(&**self.qkv.gpu(), of(ROPE, dtype), grid, WARPS * 32, shared, &params)
+    }
+}
