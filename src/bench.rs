@@ -3,7 +3,7 @@
 //!
 //! It is an ordinary run (its folder, its resumption, its verdicts) over a config of its own, folded into one table.
 
-mod table;
+pub(crate) mod table;
 
 use std::path::Path;
 
@@ -134,7 +134,8 @@ pub struct Table {
     pub pass: &'static str,
     /// A row per variant.
     pub rows: Vec<Row>,
-    /// Times that are compared: fused with the fastest of transformers, eager with candle-transformers.
+    /// Times that are compared: fused with the fastest of transformers, eager with candle-transformers (with the fastest
+    /// of transformers where that was not timed).
     pub ratios: Vec<Ratio>,
 }
 
@@ -223,7 +224,8 @@ fn table(case: &CaseView, dtype: Dtype, pass: Timed) -> Table {
             interval: [low, high],
         })
     };
-    let pairs = [(of(Mode::Fused), torch), (of(Mode::Eager), port)];
+    // Without a port, as where none runs on the device, eager is held against torch too.
+    let pairs = [(of(Mode::Fused), torch), (of(Mode::Eager), port.or(torch))];
     Table {
         checkpoint: case.checkpoint.clone(),
         inputs: case.inputs.clone(),

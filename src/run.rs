@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
-use reference::protocol::{Load, Mode, PROTOCOL_VERSION};
+use reference::protocol::{Load, PROTOCOL_VERSION};
 
 use crate::config::Config;
 use crate::history::History;
@@ -223,7 +223,7 @@ impl Runners {
         let threads = order.config.run.threads.unwrap_or_else(machine::physical_cores);
         // A plan of eager cells of which none is timed may share workers; a compiler's state would outlive its cell.
         let is_shared =
-            order.plan.cells.iter().all(|cell| !cell.measured && cell.variant.mode != Mode::Compiled);
+            order.plan.cells.iter().all(|cell| !cell.measured && !cell.variant.mode.is_compiled());
         let boxed = |runner: ProcessRunner| -> Box<dyn Runner> {
             if is_shared { Box::new(SharedRunner::new(runner)) } else { Box::new(runner) }
         };
@@ -234,6 +234,13 @@ impl Runners {
             Err(error) => Err(Ended::failed(FailureKind::Environment, error.clone())),
         };
         let commands = &order.config.commands;
+        // Of versions that no cell is left of too: what they bring of CUDA serves the native models as well.
+        let named = order.config.versions.iter().filter_map(|version| {
+            version.python.as_ref().and_then(|python| reference::interpreter(python).ok())
+        });
+        let made = environments.iter().flatten().map(|environment| environment.python.clone());
+        let mut pythons: Vec<PathBuf> = named.chain(made).collect();
+        pythons.dedup();
         Ok(Self {
             environments: environments.iter().map(runner).collect(),
             environment_keys: environments
@@ -252,7 +259,7 @@ impl Runners {
                 .iter()
                 .map(|command| runner::command::runner(&command.program, &order.config.folder, threads))
                 .collect(),
-            candle: boxed(runner::candle::runner(threads).into_diagnostic()?),
+            candle: boxed(runner::candle::runner(threads, &pythons, order.cache).into_diagnostic()?),
             upstream: boxed(runner::candle_transformers::runner(threads).into_diagnostic()?),
             threads,
             fingerprint,

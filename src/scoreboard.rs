@@ -293,12 +293,12 @@ fn module(case: &CaseView, index: usize) -> Option<String> {
 }
 
 /// What [`is_no_worse`] means.
-const NO_WORSE: &str = "the reference in this dtype departs from its float64 result by more than rounding, as where a near-tie of a \
+pub(crate) const NO_WORSE: &str = "the reference in this dtype departs from its float64 result by more than rounding, as where a near-tie of a \
      router sends a token to another expert; the variant departs by no more than 1.5 times as much";
 
 /// Whether a 16-bit variant errs by at most 1.5 times what a reference errs that itself departs from its float64
 /// result: a verdict on that pair would be about the reference.
-fn is_no_worse(case: &CaseView, index: usize, reference: usize, oracle: usize) -> bool {
+pub(crate) fn is_no_worse(case: &CaseView, index: usize, reference: usize, oracle: usize) -> bool {
     let departs = |a: usize, b: usize| {
         let names = [a, b].map(|index| case.cells[index].name.as_str());
         let of_pair =

@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::sync::mpsc;
 use std::time::Instant;
 
+use models::cuda::driver::Setting;
 use reference::protocol::{
     Capture, Captured, Failed, FailedKind, Forward, Forwarded, Load, PROTOCOL_VERSION, REPLY_FD_VARIABLE,
     REQUEST_FD_VARIABLE, Ready, Replay, Replayed, Reply, Request, Time, Timed, Trace,
@@ -67,12 +68,12 @@ pub trait Engine {
     }
 }
 
-/// The engine of tfcheck's own models, or of candle-transformers' ports.
-pub fn engine(upstream: bool) -> Box<dyn Engine> {
+/// The engine of tfcheck's own models, which opens a GPU with `cuda`, or of candle-transformers' ports.
+pub fn engine(upstream: bool, cuda: Setting) -> Box<dyn Engine> {
     if upstream {
         Box::<candle_transformers::PortEngine>::default()
     } else {
-        Box::<candle::CandleEngine>::default()
+        Box::new(candle::CandleEngine::new(cuda))
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use models::cuda::driver::Setting;
 use models::{Cache, Form, Loaded, Options};
 use reference::protocol::{
     ATTENTION_MASK, Capture, Captured, Dtype, Failed, FailedKind, Forward, Forwarded, INPUT_IDS, LOGITS,
@@ -17,9 +18,18 @@ use super::{Engine, exception, peak_resident_bytes, steps};
 /// A native model once it is loaded.
 #[derive(Default)]
 pub struct CandleEngine {
+    /// Where CUDA's libraries are looked for.
+    cuda: Setting,
     loaded: Option<(Loaded, models::Inputs, Device)>,
     /// Whether it continues its inputs; an encoder does not.
     decodes: bool,
+}
+
+impl CandleEngine {
+    /// One that opens a GPU, when it is asked for one, with `cuda`.
+    pub fn new(cuda: Setting) -> Self {
+        Self { cuda, loaded: None, decodes: false }
+    }
 }
 
 impl Engine for CandleEngine {
@@ -28,7 +38,7 @@ impl Engine for CandleEngine {
         let form = match load.mode {
             Mode::Eager => Form::Eager,
             Mode::Fused => Form::Fused,
-            Mode::Compiled | Mode::Frozen => {
+            Mode::Compiled | Mode::Frozen | Mode::ReduceOverhead | Mode::MaxAutotune => {
                 return Err(unsupported("candle has no compiled mode: eager and fused are its modes"));
             }
         };

@@ -115,7 +115,9 @@ impl Memory {
 impl Shared {
     fn check_guards(&self, what: &str) -> Result<()> {
         match lock(&self.memory).values().find(|memory| !memory.is_whole()) {
-            Some(memory) => Err(Error::Gpu(format!("{what} wrote outside of a buffer of {} bytes", memory.len))),
+            Some(memory) => {
+                Err(Error::Gpu(format!("{what} wrote outside of a buffer of {} bytes", memory.len)))
+            }
             None => Ok(()),
         }
     }

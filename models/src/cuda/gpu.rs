@@ -1,6 +1,9 @@
 //! What the fused path asks of a GPU: memory, launches, products, and recorded passes, all in one stream's order.
 
-#![expect(unsafe_code, reason = "device addresses are plain numbers; the safe types below keep them in bounds")]
+#![expect(
+    unsafe_code,
+    reason = "device addresses are plain numbers; the safe types below keep them in bounds"
+)]
 
 use std::fmt::{self, Debug};
 use std::sync::Arc;

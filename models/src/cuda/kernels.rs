@@ -100,15 +100,21 @@ impl Source {
             Self::Embed => ("embed.cu", include_str!("kernels/embed.cu"), embed::LAYOUTS),
             Self::Norm => ("norm.cu", include_str!("kernels/norm.cu"), norm::LAYOUTS),
             Self::Rope => ("rope.cu", include_str!("kernels/rope.cu"), rope::LAYOUTS),
-            Self::Prefill => {
-                ("prefill.cu", concat!(include_str!("kernels/attention.cuh"), include_str!("kernels/prefill.cu")), attention::LAYOUTS)
-            }
-            Self::PrefillF32 => {
-                ("prefill_f32.cu", concat!(include_str!("kernels/attention.cuh"), include_str!("kernels/prefill_f32.cu")), attention::LAYOUTS)
-            }
-            Self::Decode => {
-                ("decode.cu", concat!(include_str!("kernels/attention.cuh"), include_str!("kernels/decode.cu")), attention::DECODE_LAYOUTS)
-            }
+            Self::Prefill => (
+                "prefill.cu",
+                concat!(include_str!("kernels/attention.cuh"), include_str!("kernels/prefill.cu")),
+                attention::LAYOUTS,
+            ),
+            Self::PrefillF32 => (
+                "prefill_f32.cu",
+                concat!(include_str!("kernels/attention.cuh"), include_str!("kernels/prefill_f32.cu")),
+                attention::LAYOUTS,
+            ),
+            Self::Decode => (
+                "decode.cu",
+                concat!(include_str!("kernels/attention.cuh"), include_str!("kernels/decode.cu")),
+                attention::DECODE_LAYOUTS,
+            ),
             Self::Gemv => ("gemv.cu", include_str!("kernels/gemv.cu"), gemv::LAYOUTS),
             Self::Elementwise => {
                 ("elementwise.cu", include_str!("kernels/elementwise.cu"), elementwise::LAYOUTS)

@@ -17,11 +17,11 @@ use crate::cuda::kernels::{KernelId, Source};
 use crate::error::{Error, Result};
 
 /// `-O1` halves the time to compile; contraction would make host and device differ in ways that nobody asked for.
-const FLAGS: [&str; 7] = ["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off"];
+const FLAGS: [&str; 7] =
+    ["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off"];
 
 type Kernel = unsafe extern "C" fn(*const c_void);
-type Run =
-    unsafe extern "C" fn(Kernel, *const c_void, *const u32, u32, u32, i32) -> *const c_char;
+type Run = unsafe extern "C" fn(Kernel, *const c_void, *const u32, u32, u32, i32) -> *const c_char;
 
 /// A library runs one grid at a time: its threads live in its static variables.
 type Libraries = HashMap<(Source, Option<(String, String)>), &'static Mutex<Library>>;

@@ -9,16 +9,42 @@ use crate::error::{Error, Result};
 const PREFILL: [Kernels; 3] = [prefill!("prefill_64"), prefill!("prefill_128"), prefill!("prefill_256")];
 /// By features of a head, then by query heads that share a key: 1, 2, 4, 8.
 const DECODE: [[Kernels; 4]; 3] = [
-    [kernels!(Decode, "decode_64_1"), kernels!(Decode, "decode_64_2"), kernels!(Decode, "decode_64_4"), kernels!(Decode, "decode_64_8")],
-    [kernels!(Decode, "decode_128_1"), kernels!(Decode, "decode_128_2"), kernels!(Decode, "decode_128_4"), kernels!(Decode, "decode_128_8")],
-    [kernels!(Decode, "decode_256_1"), kernels!(Decode, "decode_256_2"), kernels!(Decode, "decode_256_4"), kernels!(Decode, "decode_256_8")],
+    [
+        kernels!(Decode, "decode_64_1"),
+        kernels!(Decode, "decode_64_2"),
+        kernels!(Decode, "decode_64_4"),
+        kernels!(Decode, "decode_64_8"),
+    ],
+    [
+        kernels!(Decode, "decode_128_1"),
+        kernels!(Decode, "decode_128_2"),
+        kernels!(Decode, "decode_128_4"),
+        kernels!(Decode, "decode_128_8"),
+    ],
+    [
+        kernels!(Decode, "decode_256_1"),
+        kernels!(Decode, "decode_256_2"),
+        kernels!(Decode, "decode_256_4"),
+        kernels!(Decode, "decode_256_8"),
+    ],
 ];
 const COMBINE: Kernels = kernels!(Decode, "decode_combine");
 pub(super) const KERNELS: &[Kernels] = &[
-    PREFILL[0], PREFILL[1], PREFILL[2],
-    DECODE[0][0], DECODE[0][1], DECODE[0][2], DECODE[0][3],
-    DECODE[1][0], DECODE[1][1], DECODE[1][2], DECODE[1][3],
-    DECODE[2][0], DECODE[2][1], DECODE[2][2], DECODE[2][3],
+    PREFILL[0],
+    PREFILL[1],
+    PREFILL[2],
+    DECODE[0][0],
+    DECODE[0][1],
+    DECODE[0][2],
+    DECODE[0][3],
+    DECODE[1][0],
+    DECODE[1][1],
+    DECODE[1][2],
+    DECODE[1][3],
+    DECODE[2][0],
+    DECODE[2][1],
+    DECODE[2][2],
+    DECODE[2][3],
     COMBINE,
 ];
 pub(super) const LAYOUTS: &[fn() -> String] = &[AttentionParams::layout];
@@ -155,7 +181,13 @@ pub struct CacheRegions<'a> {
 }
 
 impl CacheRegions<'_> {
-    pub(super) fn checked(self, region: &Region, dtype: Dtype, batch: usize, layout: QkvLayout) -> Result<u64> {
+    pub(super) fn checked(
+        self,
+        region: &Region,
+        dtype: Dtype,
+        batch: usize,
+        layout: QkvLayout,
+    ) -> Result<u64> {
         region.checked("cache", batch * layout.kv_heads * self.capacity * layout.head_dim, dtype.size())
     }
 }
@@ -228,7 +260,13 @@ pub struct Attention<'a> {
 
 impl Attention<'_> {
     /// F32 elements of scratch for one pass: partial results, when one token's keys are split.
-    pub fn scratch_len(gpu: &dyn Gpu, batch: usize, tokens: usize, layout: QkvLayout, capacity: usize) -> usize {
+    pub fn scratch_len(
+        gpu: &dyn Gpu,
+        batch: usize,
+        tokens: usize,
+        layout: QkvLayout,
+        capacity: usize,
+    ) -> usize {
         let splits = splits(gpu, batch, tokens, layout, capacity);
         if splits > 1 { batch * layout.q_heads * splits * (layout.head_dim + 2) } else { 0 }
     }

@@ -133,7 +133,8 @@ impl Gemv<'_> {
         let columns = if epilogue == 5 { 2 * n } else { n };
         let xs = self.xs.checked("xs of gemv", (rows - 1) * self.xs_row + k, size)?;
         let weight = self.weight.checked("weight of gemv", columns * k, size)?;
-        let aligned = |address: u64, row: usize| address.is_multiple_of(16) && (row * size).is_multiple_of(16);
+        let aligned =
+            |address: u64, row: usize| address.is_multiple_of(16) && (row * size).is_multiple_of(16);
         let norm_part = |region: Option<&Region>| optional(region, "weight of a norm", k, 4);
         let params = GemvParams {
             xs,

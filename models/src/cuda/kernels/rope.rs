@@ -132,7 +132,8 @@ impl RopeIntoCache<'_> {
             let len = norm.map_or(0, |norm| if norm.per_head { heads * head_dim } else { head_dim });
             optional(norm.map(|norm| norm.weight), "weight of a head's norm", len, 4)
         };
-        let per_head = |norm: Option<HeadNorm>| norm.map_or(0, |norm| if norm.per_head { head_dim } else { 0 });
+        let per_head =
+            |norm: Option<HeadNorm>| norm.map_or(0, |norm| if norm.per_head { head_dim } else { 0 });
         let table = |region: Option<&Region>| {
             optional(region, "rope table", rope.map_or(0, |rope| rope.rows * rope.pairs), 4)
         };
