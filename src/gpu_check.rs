@@ -102,7 +102,7 @@ struct Subject {
 impl Subject {
     fn open(choice: &Choice, cache: &Path) -> std::result::Result<Self, OpenError> {
         if choice.emulate {
-            let gpu = models::cuda::Emulator::new(models::cuda::Order::Forward);
+            let gpu = models::cuda::Emulator::start(models::cuda::Order::Forward);
             return Ok(Self { gpu, driver: None, device: EMULATOR });
         }
         let driver = Driver::open(0, &setting(choice, Some(cache)))?;

@@ -8,6 +8,8 @@ pub mod driver;
 mod emulator;
 mod gpu;
 pub mod kernels;
+mod nvrtc;
 
 pub use emulator::{Emulator, Order};
 pub use gpu::{Buffer, Dtype, Gpu, Graph, LaunchShape, MatMul, Number, Region, matmul};
+pub use nvrtc::{Compiled, Nvrtc};

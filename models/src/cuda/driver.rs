@@ -23,7 +23,7 @@ use cudarc::nvrtc::Ptx;
 
 pub use libraries::{Missing, Needed};
 
-use crate::cuda::gpu::{Gpu, Graph, LaunchShape, MatMul};
+use crate::cuda::gpu::{Dtype, Gpu, Graph, LaunchShape, MatMul};
 use crate::cuda::kernels::{KernelId, Source};
 use crate::error::{Error, Result};
 use products::{Places, Products, WORKSPACE_BYTES};
@@ -165,7 +165,7 @@ unsafe impl Sync for Driver {}
 
 #[derive(Default)]
 struct Kernels {
-    modules: HashMap<Source, Arc<CudaModule>>,
+    modules: HashMap<(Source, Dtype), Arc<CudaModule>>,
     functions: HashMap<KernelId, Function>,
 }
 
@@ -270,16 +270,6 @@ impl Driver {
         Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
     }
 
-    /// Compiles and loads every kernel, so that the first pass does not.
-    ///
-    /// # Errors
-    /// With NVRTC's log, where a source does not compile, or if the device does not load one.
-    pub fn prepare(&self) -> Result<()> {
-        self.bind()?;
-        let mut kernels = lock(&self.kernels);
-        Source::ALL.into_iter().try_for_each(|source| self.module(&mut kernels, source).map(drop))
-    }
-
     /// Makes the device the calling thread's.
     fn bind(&self) -> Result<()> {
         self.stream.context().bind_to_thread().map_err(gpu("its context"))
@@ -292,15 +282,15 @@ impl Driver {
         Ok(())
     }
 
-    fn module(&self, kernels: &mut Kernels, source: Source) -> Result<Arc<CudaModule>> {
-        if let Some(module) = kernels.modules.get(&source) {
+    fn module(&self, kernels: &mut Kernels, source: Source, dtype: Dtype) -> Result<Arc<CudaModule>> {
+        if let Some(module) = kernels.modules.get(&(source, dtype)) {
             return Ok(Arc::clone(module));
         }
         self.refuse_while_recording("a kernel is loaded")?;
-        let code = cubins::cubin(source, self.description.capability, self.cubins.as_deref())?;
+        let code = cubins::cubin(source, dtype, self.description.capability, self.cubins.as_deref())?;
         let loaded = self.stream.context().load_module(Ptx::from_binary(code));
         let module = loaded.map_err(|error| Error::Gpu(message(source.name(), error)))?;
-        kernels.modules.insert(source, Arc::clone(&module));
+        kernels.modules.insert((source, dtype), Arc::clone(&module));
         Ok(module)
     }
 
@@ -308,7 +298,7 @@ impl Driver {
     fn function(&self, kernel: KernelId, shared: u32) -> Result<sys::CUfunction> {
         let mut kernels = lock(&self.kernels);
         if !kernels.functions.contains_key(&kernel) {
-            let module = self.module(&mut kernels, kernel.source)?;
+            let module = self.module(&mut kernels, kernel.source, kernel.dtype)?;
             let function = module.load_function(kernel.name);
             let function = function.map_err(|error| Error::Gpu(message(kernel.name, error)))?;
             kernels.functions.insert(kernel, Function { function, shared: USUAL_SHARED_BYTES });

@@ -67,7 +67,7 @@ enum Operation {
 
 impl Emulator {
     /// A device whose threads run in this order.
-    pub fn new(order: Order) -> Arc<dyn Gpu> {
+    pub fn start(order: Order) -> Arc<dyn Gpu> {
         Self::build(order, None)
     }
 

@@ -96,8 +96,13 @@ pub(super) fn open(library: Needed, pythons: &[PathBuf]) -> Result<(), Missing> 
     open_one(library, &folders(pythons, &|name| std::env::var_os(name)))
 }
 
+/// The file name by which a library that was opened is known to the loader.
+pub(super) fn name(library: Needed) -> Option<String> {
+    library.names().into_iter().find(|name| load(Path::new(name)))
+}
+
 fn open_one(library: Needed, folders: &[PathBuf]) -> Result<(), Missing> {
-    let by_name = || library.names().iter().any(|name| load(Path::new(name)));
+    let by_name = || name(library).is_some();
     if by_name() {
         return Ok(());
     }

@@ -12,13 +12,23 @@ use std::sync::{LazyLock, Mutex};
 use libloading::Library;
 
 use super::lock;
-use crate::cuda::gpu::LaunchShape;
+use crate::cuda::gpu::{Dtype, LaunchShape};
 use crate::cuda::kernels::{KernelId, Source};
 use crate::error::{Error, Result};
 
 /// `-O1` halves the time to compile; contraction would make host and device differ in ways that nobody asked for.
-const FLAGS: [&str; 7] =
-    ["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off"];
+/// Libraries of one source share no variables: hidden, and not unique in the process.
+const FLAGS: [&str; 9] = [
+    "-std=c++17",
+    "-O1",
+    "-w",
+    "-fPIC",
+    "-shared",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-fno-gnu-unique",
+];
 
 type Kernel = unsafe extern "C" fn(*const c_void);
 type Run = unsafe extern "C" fn(Kernel, *const c_void, *const u32, u32, u32, i32) -> *const c_char;
@@ -71,7 +81,7 @@ fn library(source: Source, change: Option<&(String, String)>) -> Result<&'static
     if let Some(library) = libraries.get(&key) {
         return Ok(library);
     }
-    let mut text = source.text_after(include_str!("../kernels/emulated.h"));
+    let mut text = source.text_after(include_str!("../kernels/emulated.h"), &Dtype::ALL);
     if let Some((from, to)) = change {
         text = text.replace(from, to);
     }

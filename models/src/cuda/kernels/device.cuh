@@ -1,7 +1,6 @@
 // What kernels ask of the hardware, by names that `emulated.h` defines again for a C++ compiler. All inline assembly
 // is here. Needs sm_80. No other header is needed, so that NVRTC alone compiles every source.
 #define DEVICE __device__ __forceinline__
-#define GLOBAL_CONSTANT __device__ constexpr
 // Static shared memory.
 #define SHARED __shared__
 // Dynamic shared memory, aligned to 16 bytes.

@@ -141,6 +141,12 @@ template <class T> DEVICE void mean(const MeanParams& p) {
     ENTRY(256, narrow_##suffix, CastParams) { cast<float, T>(p); }       \
     ENTRY(256, softmax_##suffix, SoftmaxParams) { softmax<T>(p); }       \
     ENTRY(256, mean_##suffix, MeanParams) { mean<T>(p); }
+#ifdef WITH_F32
 ENTRIES(float, f32)
+#endif
+#ifdef WITH_BF16
 ENTRIES(bf16, bf16)
+#endif
+#ifdef WITH_F16
 ENTRIES(f16, f16)
+#endif

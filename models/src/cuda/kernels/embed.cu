@@ -20,6 +20,12 @@ template <class T> DEVICE void embed(const EmbedParams& p) {
     }
 }
 
+#ifdef WITH_F32
 ENTRY(128, embed_f32, EmbedParams) { embed<float>(p); }
+#endif
+#ifdef WITH_BF16
 ENTRY(128, embed_bf16, EmbedParams) { embed<bf16>(p); }
+#endif
+#ifdef WITH_F16
 ENTRY(128, embed_f16, EmbedParams) { embed<f16>(p); }
+#endif

@@ -12,13 +12,13 @@
 #include <ucontext.h>
 #endif
 
-#define DEVICE static inline
-#define GLOBAL_CONSTANT static constexpr
+#define DEVICE inline
 #define SHARED static
 #define DYNAMIC_SHARED(name) unsigned char* name = emulated::shared
+#define EXPORTED extern "C" __attribute__((visibility("default")))
 #define ENTRY(threads, name, PARAMS)                                                                                \
     static void name##_body(const PARAMS p);                                                                        \
-    extern "C" void name(const void* params) { name##_body(*static_cast<const PARAMS*>(params)); }                  \
+    EXPORTED void name(const void* params) { name##_body(*static_cast<const PARAMS*>(params)); }                  \
     static void name##_body(const PARAMS p)
 
 typedef unsigned char u8;
@@ -180,7 +180,7 @@ static void finish_copies(int keep) {
 }  // namespace emulated
 
 // Runs a grid; null, or what is wrong.
-extern "C" const char* emulator_launch(
+EXPORTED const char* emulator_launch(
     void (*kernel)(const void*), const void* params, const unsigned* grid, unsigned threads, unsigned shared, int reversed
 ) {
     using namespace emulated;

@@ -134,6 +134,12 @@ template <class T> DEVICE void mix_experts(const MixParams& p) {
     ENTRY(128, route_##suffix, RouteParams) { route<T>(p); }                 \
     ENTRY(128, expert_rows_##suffix, ExpertRowsParams) { expert_rows(p); }   \
     ENTRY(128, mix_experts_##suffix, MixParams) { mix_experts<T>(p); }
+#ifdef WITH_F32
 ENTRIES(float, f32)
+#endif
+#ifdef WITH_BF16
 ENTRIES(bf16, bf16)
+#endif
+#ifdef WITH_F16
 ENTRIES(f16, f16)
+#endif

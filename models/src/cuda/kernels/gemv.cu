@@ -138,6 +138,12 @@ template <class T, int ROWS> DEVICE void gemv(const GemvParams& p) {
     ENTRY(128, gemv_2_##suffix, GemvParams) { gemv<T, 2>(p); }       \
     ENTRY(128, gemv_4_##suffix, GemvParams) { gemv<T, 4>(p); }       \
     ENTRY(128, gemv_8_##suffix, GemvParams) { gemv<T, 8>(p); }
+#ifdef WITH_F32
 ENTRIES(float, f32)
+#endif
+#ifdef WITH_BF16
 ENTRIES(bf16, bf16)
+#endif
+#ifdef WITH_F16
 ENTRIES(f16, f16)
+#endif

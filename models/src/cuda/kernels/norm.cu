@@ -75,6 +75,12 @@ template <class T> DEVICE void norm(const NormParams& p) {
     }
 }
 
+#ifdef WITH_F32
 ENTRY(256, norm_f32, NormParams) { norm<float>(p); }
+#endif
+#ifdef WITH_BF16
 ENTRY(256, norm_bf16, NormParams) { norm<bf16>(p); }
+#endif
+#ifdef WITH_F16
 ENTRY(256, norm_f16, NormParams) { norm<f16>(p); }
+#endif

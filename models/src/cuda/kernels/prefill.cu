@@ -77,6 +77,7 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
     }
 
     float out[HD / 8][4];
+#pragma unroll
     for (int i = 0; i < HD / 8; ++i)
         for (int j = 0; j < 4; ++j) out[i][j] = 0.0f;
     float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
@@ -145,11 +146,13 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
         u32 probabilities[KEYS / 8][2];
 #pragma unroll
         for (int i = 0; i < KEYS / 8; ++i) {
+#pragma unroll
             for (int r = 0; r < 2; ++r) {
                 probabilities[i][r] = pack<T>(relative(s[i][2 * r], most[r]), relative(s[i][2 * r + 1], most[r]));
                 total[r] += sum_of_pair<T>(probabilities[i][r]);
             }
         }
+#pragma unroll
         for (int i = 0; i < HD / 8; ++i)
             for (int j = 0; j < 4; ++j) out[i][j] *= keep[j / 2];
 
@@ -173,22 +176,23 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
         block_barrier();
     }
 
+#pragma unroll
     for (int r = 0; r < 2; ++r) {
         total[r] = sum_of(total[r], 4);
-        if (row[r] >= rows) continue;
         float inverse = total[r] > 0.0f ? 1.0f / total[r] : 0.0f;
         u64 token = static_cast<u64>(batch) * p.tokens + row[r] / group;
         T* to = static_cast<T*>(p.out) + (token * p.q_heads + row_head[r]) * p.head_dim;
         bool pairs = p.head_dim % 2 == 0 && is_aligned(p.out, 4);
+        int width = row[r] < rows ? p.head_dim : 0;
 #pragma unroll
         for (int i = 0; i < HD / 8; ++i) {
             int feature = i * 8 + lane % 4 * 2;
             float low = out[i][2 * r] * inverse, high = out[i][2 * r + 1] * inverse;
-            if (pairs && feature < p.head_dim) {
+            if (pairs && feature < width) {
                 *reinterpret_cast<u32*>(to + feature) = pack<T>(low, high);
             } else {
-                if (feature < p.head_dim) to[feature] = narrow<T>(low);
-                if (feature + 1 < p.head_dim) to[feature + 1] = narrow<T>(high);
+                if (feature < width) to[feature] = narrow<T>(low);
+                if (feature + 1 < width) to[feature + 1] = narrow<T>(high);
             }
         }
     }
@@ -198,5 +202,9 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
     ENTRY(128, prefill_64_##suffix, AttentionParams) { prefill<T, 64, 64>(p); }         \
     ENTRY(128, prefill_128_##suffix, AttentionParams) { prefill<T, 128, 64>(p); }       \
     ENTRY(128, prefill_256_##suffix, AttentionParams) { prefill<T, 256, 32>(p); }
+#ifdef WITH_BF16
 ENTRIES(bf16, bf16)
+#endif
+#ifdef WITH_F16
 ENTRIES(f16, f16)
+#endif

@@ -124,6 +124,8 @@ template <int HD> DEVICE void prefill(const AttentionParams& p) {
     }
 }
 
+#ifdef WITH_F32
 ENTRY(128, prefill_64_f32, AttentionParams) { prefill<64>(p); }
 ENTRY(128, prefill_128_f32, AttentionParams) { prefill<128>(p); }
 ENTRY(128, prefill_256_f32, AttentionParams) { prefill<256>(p); }
+#endif

@@ -86,6 +86,12 @@ template <class T> DEVICE void rope_into_cache(const RopeParams& p) {
     for (int i = 2 * p.pairs + lane; i < p.head_dim; i += WARP) to[i] = narrow<T>(head[i]);
 }
 
+#ifdef WITH_F32
 ENTRY(128, rope_into_cache_f32, RopeParams) { rope_into_cache<float>(p); }
+#endif
+#ifdef WITH_BF16
 ENTRY(128, rope_into_cache_bf16, RopeParams) { rope_into_cache<bf16>(p); }
+#endif
+#ifdef WITH_F16
 ENTRY(128, rope_into_cache_f16, RopeParams) { rope_into_cache<f16>(p); }
+#endif
