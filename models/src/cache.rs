@@ -1,30 +1,55 @@
 //! Keys and values of the tokens that went before.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use candle_core::Tensor;
 
+use crate::cuda::{DeviceCache, Space};
 use crate::error::{Error, Result};
 use crate::fused::{Float, LayerCache};
 use crate::kernels::{CacheShape, KvCache, Pool, QkvLayout, rope_into_cache};
 
 /// The keys and values that earlier passes left, per layer; what makes prefill in chunks, or token
 /// by token, give the same numbers as one pass. A cache belongs to the checkpoint that first filled it.
-#[derive(Default)]
 pub struct Cache {
     layers: Vec<Option<Layer>>,
     batch: Option<usize>,
     len: usize,
+    /// Slots that a layer is made with at least.
+    capacity: usize,
+    /// No other cache of the process has it.
+    id: usize,
 }
 
 enum Layer {
     /// `[batch, num_kv_heads, len, head_dim]` each.
     Eager(Tensor, Tensor),
     Fused(LayerCache),
+    Gpu(DeviceCache),
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self::with_capacity(0)
+    }
 }
 
 impl Cache {
     /// An empty cache.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty cache with room for `tokens` a row, past which it grows; the eager form makes room as it goes.
+    pub fn with_capacity(tokens: usize) -> Self {
+        static CACHES: AtomicUsize = AtomicUsize::new(0);
+        let id = CACHES.fetch_add(1, Ordering::Relaxed);
+        Self { layers: Vec::new(), batch: None, len: 0, capacity: tokens, id }
+    }
+
+    /// Forgets all but the first `len` tokens of each row, so that another pass may go on from there.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
     }
 
     /// How many tokens it holds, per row.
@@ -61,7 +86,7 @@ impl Cache {
                 Tensor::cat(&[&past_values.narrow(2, 0, len)?, &values], 2)?,
             ),
             None if len > 0 => return Err(other_model()),
-            Some(Layer::Fused(_)) => return Err(other_model()),
+            Some(Layer::Fused(_) | Layer::Gpu(_)) => return Err(other_model()),
             _ => (keys, values),
         };
         *entry = Some(Layer::Eager(keys.clone(), values.clone()));
@@ -75,7 +100,7 @@ impl Cache {
         pool: &Pool,
         shape: CacheShape,
     ) -> Result<&mut KvCache<T>> {
-        let len = self.len;
+        let (len, room) = (self.len, shape.capacity.max(self.capacity));
         let entry = self.layer(layer);
         let old = match entry.take() {
             Some(Layer::Fused(cache)) => Some(cache),
@@ -83,7 +108,7 @@ impl Cache {
             _ => return Err(other_model()),
         };
         let cache = match old {
-            None => T::layer_cache(KvCache::new(shape)),
+            None => T::layer_cache(KvCache::new(CacheShape { capacity: room, ..shape })),
             Some(mut cache) => {
                 let past = T::cache(&mut cache).ok_or_else(other_model)?;
                 let found = past.shape();
@@ -101,6 +126,53 @@ impl Cache {
         };
         let Layer::Fused(cache) = entry.insert(Layer::Fused(cache)) else { unreachable!("inserted above") };
         T::cache(cache).ok_or_else(other_model)
+    }
+
+    /// One layer's cache on a GPU, `[batch, kv_heads, head_dim]`, with room for `slots` tokens, what it holds kept.
+    pub(crate) fn device(
+        &mut self,
+        layer: usize,
+        space: &Space,
+        shape: [usize; 3],
+        slots: usize,
+    ) -> Result<&DeviceCache> {
+        let (len, room) = (self.len, slots.max(self.capacity));
+        let entry = self.layer(layer);
+        match entry {
+            None if len == 0 => *entry = Some(Layer::Gpu(DeviceCache::new(space, shape, room)?)),
+            Some(Layer::Gpu(cache)) if cache.shape == shape && cache.capacity >= slots => {}
+            _ => return Err(other_model()),
+        }
+        let Some(Layer::Gpu(cache)) = entry else { unreachable!("made above") };
+        Ok(cache)
+    }
+
+    /// Makes room for `slots` tokens in the layers that are on a GPU, so that the pass that needs it makes none.
+    pub(crate) fn make_room(&mut self, space: &Space, slots: usize) -> Result<()> {
+        let len = self.len;
+        for layer in self.layers.iter_mut().flatten() {
+            if let Layer::Gpu(cache) = layer
+                && cache.capacity < slots
+            {
+                // Twice what is needed, so that decoding copies seldom.
+                *cache = cache.grown(space, 2 * slots, len)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Slots of the layers on a GPU; 0 before there are any.
+    pub(crate) fn slots(&self) -> usize {
+        let slots = |layer: &Layer| match layer {
+            Layer::Gpu(cache) => Some(cache.capacity),
+            _ => None,
+        };
+        self.layers.iter().flatten().find_map(slots).unwrap_or(0)
+    }
+
+    /// Tells caches apart.
+    pub(crate) fn id(&self) -> usize {
+        self.id
     }
 
     /// Takes in the `seq` tokens that a whole pass has appended.

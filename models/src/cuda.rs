@@ -4,12 +4,32 @@
 //! compiles the same kernel sources (`kernels/*.cu`) with the machine's C++ compiler. [`kernels`] launches them;
 //! its functions check every shape against the memory that they are given, so that nothing above is unsafe.
 
+<<<<<<< HEAD
+pub mod driver;
+=======
+mod attention;
+>>>>>>> cudam
 pub mod driver;
 mod emulator;
+mod experts;
 mod gpu;
+mod job;
 pub mod kernels;
 mod nvrtc;
+mod pass;
+mod replay;
+mod rows;
+mod space;
+mod weights;
 
+pub(crate) use attention::{DeviceBias, DeviceCache, DeviceRope, DeviceTable, attend};
 pub use emulator::{Emulator, Order};
+pub(crate) use experts::DeviceExperts;
 pub use gpu::{Buffer, Dtype, Gpu, Graph, LaunchShape, MatMul, Number, Region, matmul};
 pub use nvrtc::{Compiled, Nvrtc};
+pub(crate) use pass::DevicePass;
+pub use replay::PassCounts;
+pub(crate) use replay::Shape;
+pub(crate) use rows::DeviceRows;
+pub(crate) use space::Space;
+pub(crate) use weights::{DeviceGateUp, DeviceLinear, DeviceNorm};

@@ -1,206 +1,127 @@
 //! Values of the fused form: rows in buffers that a workspace lends, takes back and lends again, so that a
-//! second pass of the same shape allocates none. Rows may still be owed a [`Job`]: who reads them runs it, and
+//! second pass of the same shape allocates none. Rows may still be owed a job: who reads them runs it, and
 //! who would only have changed the result (a sum, a factor, an activation) runs it with that folded in.
+//!
+//! Layers call what is here and need not know where it computes: on the CPU in F32 or BF16 (`host.rs`, `slot.rs`), or
+//! on a GPU (`cuda/`).
 
-use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 
-use candle_core::WithDType;
+use candle_core::Tensor;
 use half::bf16;
 
-use crate::error::Result;
-use crate::kernels::{AlignedBuf, CacheShape, Element, KvCache, Plain, Pool};
+use crate::cuda::{DeviceRows, Space};
+use crate::error::{Error, Result};
+use crate::kernels::Epilogue;
 use crate::pass::{Value, Xs};
 
+mod host;
 mod job;
+mod norm;
 mod packed;
 mod slot;
 
-pub(crate) use job::{Job, Work, folded, sum};
-pub(crate) use packed::{Packed, gate_up};
+use host::{Buffer, read};
+pub(crate) use host::{Float, Host, LayerCache, Vectors, lock};
+pub(crate) use job::{Job, Work};
+pub(crate) use norm::{Norm, NormWeights};
+pub(crate) use packed::{GateUp, Packed};
 pub(crate) use slot::{Room, Slot};
 
-/// An element type of the fused form.
-pub(crate) trait Float: Element + Plain + WithDType {
-    fn slot(value: &Value) -> Option<&Slot<Self>>;
-    fn value(slot: Slot<Self>) -> Value;
-    fn shelf(workspace: &Workspace) -> &Shelf<Self>;
-    fn cache(layer: &mut LayerCache) -> Option<&mut KvCache<Self>>;
-    fn layer_cache(cache: KvCache<Self>) -> LayerCache;
+/// Where a checkpoint computes in the fused form, and what it keeps there between passes.
+#[derive(Clone)]
+pub(crate) enum Workspace {
+    Host(Arc<Host>),
+    Gpu(Arc<Space>),
 }
 
-/// A layer's keys and values in the kernels' own layout.
-pub(crate) enum LayerCache {
-    F32(KvCache<f32>),
-    Bf16(KvCache<bf16>),
+/// A value of the fused form.
+#[derive(Clone)]
+pub(crate) enum Rows {
+    F32(Slot<f32>),
+    Bf16(Slot<bf16>),
+    Gpu(DeviceRows),
 }
 
-macro_rules! float {
-    ($float:ty, $variant:ident, $shelf:ident) => {
-        impl Float for $float {
-            fn slot(value: &Value) -> Option<&Slot<Self>> {
-                match value {
-                    Value::$variant(slot) => Some(slot),
-                    _ => None,
-                }
-            }
-
-            fn value(slot: Slot<Self>) -> Value {
-                Value::$variant(slot)
-            }
-
-            fn shelf(workspace: &Workspace) -> &Shelf<Self> {
-                &workspace.$shelf
-            }
-
-            fn cache(layer: &mut LayerCache) -> Option<&mut KvCache<Self>> {
-                match layer {
-                    LayerCache::$variant(cache) => Some(cache),
-                    _ => None,
-                }
-            }
-
-            fn layer_cache(cache: KvCache<Self>) -> LayerCache {
-                LayerCache::$variant(cache)
-            }
-        }
-    };
-}
-
-float!(f32, F32, f32);
-float!(bf16, Bf16, bf16);
-
-/// Lent while anybody but the shelf holds it.
-struct Buffer<T: Float> {
-    rows: RwLock<AlignedBuf<T>>,
-    /// What the rows are still owed.
-    job: Mutex<Option<Job<T>>>,
-}
-
-/// Buffers of one element type.
-pub(crate) struct Shelf<T: Float> {
-    buffers: Mutex<Vec<Arc<Buffer<T>>>>,
-    /// Keys and values of a layer in a pass without a cache: read in the same layer and never again.
-    passing: Mutex<Option<KvCache<T>>>,
-}
-
-impl<T: Float> Default for Shelf<T> {
-    fn default() -> Self {
-        Self { buffers: Mutex::default(), passing: Mutex::new(None) }
-    }
-}
-
-impl<T: Float> Shelf<T> {
-    /// The smallest free buffer with room for `len` values, or the largest of those without.
-    fn lend(&self, len: usize) -> Arc<Buffer<T>> {
-        let mut buffers = lock(&self.buffers);
-        let mut best: Option<(&Arc<Buffer<T>>, usize)> = None;
-        for buffer in buffers.iter().filter(|buffer| Arc::strong_count(buffer) == 1) {
-            // A job that nobody asked for would keep its input lent.
-            drop(lock(&buffer.job).take());
-            let found = read(&buffer.rows).len();
-            let is_better = best.is_none_or(|(_, best)| {
-                if found >= len { best < len || found < best } else { best < len && found > best }
-            });
-            if is_better {
-                best = Some((buffer, found));
-            }
-        }
-        if let Some((buffer, _)) = best {
-            return Arc::clone(buffer);
-        }
-        let buffer = Arc::new(Buffer { rows: RwLock::new(AlignedBuf::zeroed(0)), job: Mutex::new(None) });
-        buffers.push(Arc::clone(&buffer));
-        buffer
-    }
-
-    fn forget_jobs(&self) {
-        for buffer in lock(&self.buffers).iter() {
-            drop(lock(&buffer.job).take());
+impl Rows {
+    /// The value as a tensor; made once.
+    pub(crate) fn tensor(&self) -> Result<&Tensor> {
+        match self {
+            Self::F32(slot) => Ok(slot.tensor()),
+            Self::Bf16(slot) => Ok(slot.tensor()),
+            Self::Gpu(rows) => rows.tensor(),
         }
     }
 
-    fn bytes(&self) -> usize {
-        let buffers: usize = lock(&self.buffers).iter().map(|buffer| read(&buffer.rows).len()).sum();
-        buffers * size_of::<T>() + lock(&self.passing).as_ref().map_or(0, KvCache::bytes)
-    }
-}
-
-/// The thread pool and the buffers of one loaded checkpoint.
-pub(crate) struct Workspace {
-    pub(crate) pool: Pool,
-    f32: Shelf<f32>,
-    bf16: Shelf<bf16>,
-    vectors: Mutex<Vectors>,
-    /// Of the weights packed for it.
-    packed_bytes: AtomicUsize,
-}
-
-/// The small vectors of a pass, kept from one to the next.
-#[derive(Default)]
-pub(crate) struct Vectors {
-    pub(crate) positions: Vec<i64>,
-    pub(crate) rows: Vec<u32>,
-    pub(crate) keys: Vec<Range<usize>>,
-}
-
-impl Workspace {
-    /// As many threads as the rest of candle uses.
-    pub(crate) fn new() -> Self {
-        Self {
-            pool: Pool::new(rayon::current_num_threads()),
-            f32: Shelf::default(),
-            bf16: Shelf::default(),
-            vectors: Mutex::default(),
-            packed_bytes: AtomicUsize::new(0),
+    pub(crate) fn into_tensor(self) -> Result<Tensor> {
+        match self {
+            Self::F32(slot) => Ok(slot.into_tensor()),
+            Self::Bf16(slot) => Ok(slot.into_tensor()),
+            Self::Gpu(rows) => rows.tensor().cloned(),
         }
     }
 
-    /// Runs `body` on an empty cache of this shape.
-    pub(crate) fn with_passing_cache<T: Float>(
-        &self,
-        shape: CacheShape,
-        body: impl FnOnce(&mut KvCache<T>) -> Result<Xs>,
-    ) -> Result<Xs> {
-        let mut passing = lock(&T::shelf(self).passing);
-        let fits = |cache: &KvCache<T>| {
-            let found = cache.shape();
-            found.capacity >= shape.capacity && CacheShape { capacity: shape.capacity, ..found } == shape
-        };
-        let cache = passing.take().filter(fits).unwrap_or_else(|| KvCache::new(shape));
-        body(passing.insert(cache))
+    /// The value as a tensor of its own; what is owed is computed for it, and stays owed.
+    pub(crate) fn looked_at(&self) -> Result<Tensor> {
+        match self {
+            Self::F32(slot) => Ok(slot.looked_at()),
+            Self::Bf16(slot) => Ok(slot.looked_at()),
+            Self::Gpu(rows) => rows.looked_at(),
+        }
     }
 
-    pub(crate) fn take_vectors(&self) -> Vectors {
-        std::mem::take(&mut lock(&self.vectors))
+    /// The columns from `first` on, in the same buffer.
+    pub(crate) fn part(&self, first: usize, columns: usize) -> Self {
+        match self {
+            Self::F32(slot) => Self::F32(slot.part(first, columns)),
+            Self::Bf16(slot) => Self::Bf16(slot.part(first, columns)),
+            Self::Gpu(rows) => Self::Gpu(rows.part(first, columns)),
+        }
     }
 
-    pub(crate) fn keep_vectors(&self, vectors: Vectors) {
-        *lock(&self.vectors) = vectors;
+    /// Of each of `groups` neighbouring groups of columns the `size` columns from `start` on, side by side.
+    pub(crate) fn gathered(&self, groups: usize, start: usize, size: usize) -> Self {
+        match self {
+            Self::F32(slot) => Self::F32(slot.gathered(groups, start, size)),
+            Self::Bf16(slot) => Self::Bf16(slot.gathered(groups, start, size)),
+            Self::Gpu(rows) => Self::Gpu(rows.gathered(groups, start, size)),
+        }
     }
 
-    /// Drops what no layer asked for by the end of a pass.
-    pub(crate) fn forget_jobs(&self) {
-        self.f32.forget_jobs();
-        self.bf16.forget_jobs();
-    }
-
-    pub(crate) fn count_packed(&self, bytes: usize) {
-        self.packed_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Of the packed weights, and of the buffers kept between passes.
-    pub(crate) fn bytes(&self) -> (usize, usize) {
-        (self.packed_bytes.load(Ordering::Relaxed), self.f32.bytes() + self.bf16.bytes())
+    pub(crate) fn into_xs(self) -> Xs {
+        Xs::from_value(Value::Fused(self))
     }
 }
 
-/// A poisoned lock says that an earlier pass panicked; what it left is overwritten before it is read.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// `xs + ys`, in place where nobody else holds `xs`; a product or norm still owed for `ys` adds itself.
+pub(crate) fn sum(xs: Rows, ys: &Rows) -> Result<Rows> {
+    match (xs, ys) {
+        (Rows::F32(xs), Rows::F32(ys)) => Ok(Rows::F32(job::sum(xs, ys))),
+        (Rows::Bf16(xs), Rows::Bf16(ys)) => Ok(Rows::Bf16(job::sum(xs, ys))),
+        (Rows::Gpu(xs), Rows::Gpu(ys)) => xs.plus(ys).map(Rows::Gpu),
+        _ => Err(two_kinds()),
+    }
 }
 
-fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(PoisonError::into_inner)
+/// `xs * ys`, in place where nobody else holds `xs`.
+pub(crate) fn product(xs: Rows, ys: &Rows) -> Result<Rows> {
+    match (xs, ys) {
+        (Rows::F32(xs), Rows::F32(ys)) => Ok(Rows::F32(job::product(xs, ys))),
+        (Rows::Bf16(xs), Rows::Bf16(ys)) => Ok(Rows::Bf16(job::product(xs, ys))),
+        (Rows::Gpu(xs), Rows::Gpu(ys)) => xs.times(ys).map(Rows::Gpu),
+        _ => Err(two_kinds()),
+    }
+}
+
+/// `xs` with a factor, an activation or a soft cap: folded into a product that is still owed, else a pass of its own.
+pub(crate) fn finished(xs: Rows, epilogue: Epilogue, room: Room) -> Result<Rows> {
+    match xs {
+        Rows::F32(xs) => Ok(Rows::F32(job::finished(xs, epilogue, room))),
+        Rows::Bf16(xs) => Ok(Rows::Bf16(job::finished(xs, epilogue, room))),
+        Rows::Gpu(xs) => xs.finished(epilogue).map(Rows::Gpu),
+    }
+}
+
+fn two_kinds() -> Error {
+    Error::Inputs("an operation on values of two dtypes".to_owned())
 }

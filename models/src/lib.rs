@@ -48,7 +48,7 @@ mod xlm_roberta;
 pub use cache::Cache;
 pub use config::ConfigReader;
 pub use error::{Error, Result};
-pub use load::{Form, Loaded, Model, Options, Task, load};
+pub use load::{Form, Loaded, Model, Options, Task, load, load_on_gpu};
 pub use pass::{Inputs, Pass, Probe, Xs};
 pub use registry::model_types;
 pub use weights::Weights;

@@ -7,8 +7,9 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::cache::Cache;
 use crate::config::ConfigReader;
+use crate::cuda::{Dtype, Gpu, PassCounts, Space};
 use crate::error::{Error, Result};
-use crate::fused::Workspace;
+use crate::fused::{Host, Workspace};
 use crate::pass::{Inputs, Pass, Probe, Xs};
 use crate::registry;
 use crate::weights::Weights;
@@ -18,8 +19,8 @@ use crate::weights::Weights;
 pub enum Form {
     /// Tensor operations one by one, with the semantics of transformers' eager attention.
     Eager,
-    /// The same mathematics with packed weights and fused kernels: F32 and BF16, on the CPU. An operation that has
-    /// no fused form yet runs as in the eager form.
+    /// The same mathematics with packed weights and fused kernels: F32 and BF16 on the CPU, and with [`load_on_gpu`]
+    /// also F16. An operation that has no fused form yet runs as in the eager form.
     Fused,
 }
 
@@ -88,7 +89,7 @@ pub trait Model: Send + Sync {
 pub struct Loaded {
     model: Box<dyn Model>,
     options: Options,
-    workspace: Option<Arc<Workspace>>,
+    workspace: Option<Workspace>,
     /// Config keys that may mean something and that the architecture did not read.
     pub unread_keys: Vec<String>,
     /// Tensors of the checkpoint that the architecture did not read.
@@ -113,9 +114,27 @@ pub fn load(folder: &Path, options: &Options) -> Result<Loaded> {
             options.device
         )));
     }
+    let workspace = (options.form == Form::Fused).then(|| Workspace::Host(Arc::new(Host::new())));
+    load_in(folder, options, workspace)
+}
+
+/// As [`load`], in the fused form on a GPU: F32, BF16 and F16.
+///
+/// # Errors
+/// As [`load`], or if the GPU fails or has too little memory.
+pub fn load_on_gpu(folder: &Path, dtype: DType, gpu: Arc<dyn Gpu>) -> Result<Loaded> {
+    let Some(kernels) = Dtype::of(dtype) else {
+        return Err(Error::Unsupported(format!("the fused form in dtype {} on a GPU", dtype.as_str())));
+    };
+    // Whatever is a tensor stays on the CPU.
+    let options = Options { dtype, device: Device::Cpu, form: Form::Fused };
+    load_in(folder, &options, Some(Workspace::Gpu(Arc::new(Space::new(gpu, kernels)))))
+}
+
+fn load_in(folder: &Path, options: &Options, workspace: Option<Workspace>) -> Result<Loaded> {
     let config = ConfigReader::open(&folder.join("config.json"))?;
     config.refuse_unless("quantization_config", &serde_json::Value::Null)?;
-    let weights = Weights::open(folder, options)?;
+    let weights = Weights::open(folder, options, workspace)?;
     let task = Task::read(&config)?;
     let model = registry::build(&config, &weights, task)?;
     Ok(Loaded {
@@ -130,7 +149,18 @@ pub fn load(folder: &Path, options: &Options) -> Result<Loaded> {
 impl Loaded {
     /// Bytes of the packed weights and of the buffers kept between passes; the fused form's.
     pub fn fused_bytes(&self) -> Option<(usize, usize)> {
-        self.workspace.as_ref().map(|workspace| workspace.bytes())
+        self.workspace.as_ref().map(|workspace| match workspace {
+            Workspace::Host(host) => host.bytes(),
+            Workspace::Gpu(space) => space.bytes(),
+        })
+    }
+
+    /// How many passes the GPU ran one launch at a time, recorded and replayed; absent elsewhere.
+    pub fn pass_counts(&self) -> Option<PassCounts> {
+        match &self.workspace {
+            Some(Workspace::Gpu(space)) => Some(space.pass_counts()),
+            _ => None,
+        }
     }
 
     /// One pass without a cache: logits of every position, `[batch, seq, vocab_size]`, or what the head gives.
@@ -151,6 +181,20 @@ impl Loaded {
         cache: Option<&'a mut Cache>,
         probe: Option<&'a mut dyn Probe>,
     ) -> Result<Tensor> {
+        self.run(inputs, cache, probe)?.into_tensor()
+    }
+
+    /// As [`Loaded::forward_with`], but a GPU's output stays there, and the pass may still be running: what the device
+    /// does between two synchronisations around this is the pass. The output holds until the next pass of its shape.
+    ///
+    /// # Errors
+    /// As [`Loaded::forward_with`].
+    pub fn run<'a>(
+        &mut self,
+        inputs: &Inputs,
+        cache: Option<&'a mut Cache>,
+        probe: Option<&'a mut dyn Probe>,
+    ) -> Result<Xs> {
         let mut pass = Pass::new(
             inputs,
             self.options.dtype,
@@ -159,12 +203,21 @@ impl Loaded {
             cache,
             probe,
         )?;
-        let output = self.model.forward(&mut pass).map(Xs::into_tensor);
+        let output = match &self.workspace {
+            Some(Workspace::Gpu(space)) => space.run(&*self.model, &mut pass),
+            _ => self.model.forward(&mut pass),
+        };
+        let output = match &self.workspace {
+            // Rows that are owed must not outlive the pass.
+            Some(Workspace::Host(host)) => {
+                let output = output.and_then(Xs::into_tensor).map(Xs::from);
+                host.forget_jobs();
+                output
+            }
+            _ => output,
+        };
         if output.is_ok() {
             pass.finish();
-        }
-        if let Some(workspace) = &self.workspace {
-            workspace.forget_jobs();
         }
         output
     }

@@ -1,14 +1,12 @@
 //! One forward pass: its inputs, the value that flows between layers, and who looks on.
 
 use std::ops::Range;
-use std::sync::Arc;
-
-use candle_core::{DType, Device, IndexOp, Tensor};
-use half::bf16;
 
 use crate::cache::Cache;
+use crate::cuda::{DevicePass, Shape};
 use crate::error::{Error, Result};
-use crate::fused::{Slot, Vectors, Workspace};
+use crate::fused::{Rows, Vectors, Workspace};
+use candle_core::{DType, Device, IndexOp, Tensor};
 
 /// What a pass is fed.
 #[derive(Clone, Debug)]
@@ -56,37 +54,38 @@ pub struct Xs(Value);
 pub(crate) enum Value {
     /// The eager form's.
     Tensor(Tensor),
-    /// The fused form's, in F32.
-    F32(Slot<f32>),
-    /// The fused form's, in BF16.
-    Bf16(Slot<bf16>),
+    /// The fused form's.
+    Fused(Rows),
 }
 
 impl Xs {
-    /// The value as a tensor; in the fused form a copy is made, once.
-    pub fn tensor(&self) -> &Tensor {
+    /// The value as a tensor; in the fused form a copy is made, once, and from a GPU it is downloaded.
+    ///
+    /// # Errors
+    /// If a GPU fails.
+    pub fn tensor(&self) -> Result<&Tensor> {
         match &self.0 {
-            Value::Tensor(tensor) => tensor,
-            Value::F32(slot) => slot.tensor(),
-            Value::Bf16(slot) => slot.tensor(),
+            Value::Tensor(tensor) => Ok(tensor),
+            Value::Fused(rows) => rows.tensor(),
         }
     }
 
     /// The value as a tensor, by value.
-    pub fn into_tensor(self) -> Tensor {
+    ///
+    /// # Errors
+    /// If a GPU fails.
+    pub fn into_tensor(self) -> Result<Tensor> {
         match self.0 {
-            Value::Tensor(tensor) => tensor,
-            Value::F32(slot) => slot.into_tensor(),
-            Value::Bf16(slot) => slot.into_tensor(),
+            Value::Tensor(tensor) => Ok(tensor),
+            Value::Fused(rows) => rows.into_tensor(),
         }
     }
 
     /// The value as a tensor for somebody who looks on: what is owed stays owed, and so is computed as it would be.
-    fn looked_at(&self) -> Tensor {
+    fn looked_at(&self) -> Result<Tensor> {
         match &self.0 {
-            Value::Tensor(tensor) => tensor.clone(),
-            Value::F32(slot) => slot.looked_at(),
-            Value::Bf16(slot) => slot.looked_at(),
+            Value::Tensor(tensor) => Ok(tensor.clone()),
+            Value::Fused(rows) => rows.looked_at(),
         }
     }
 
@@ -131,7 +130,8 @@ pub struct Pass<'a> {
     vectors: Vectors,
     has_position_ids: bool,
     dtype: DType,
-    workspace: Option<Arc<Workspace>>,
+    workspace: Option<Workspace>,
+    device: Option<DevicePass>,
     cache: Option<&'a mut Cache>,
     probe: Option<&'a mut dyn Probe>,
     /// Paths of the modules that are running, where there is a probe.
@@ -146,8 +146,8 @@ impl<'a> Pass<'a> {
         inputs: &Inputs,
         dtype: DType,
         device: &Device,
-        workspace: Option<Arc<Workspace>>,
-        cache: Option<&'a mut Cache>,
+        workspace: Option<Workspace>,
+        mut cache: Option<&'a mut Cache>,
         probe: Option<&'a mut dyn Probe>,
     ) -> Result<Self> {
         let (batch, seq) = inputs.input_ids.dims2()?;
@@ -167,7 +167,19 @@ impl<'a> Pass<'a> {
             }
             None => None,
         };
-        let mut vectors = workspace.as_ref().map(|workspace| workspace.take_vectors()).unwrap_or_default();
+        let mut vectors = match &workspace {
+            Some(Workspace::Host(host)) => host.take_vectors(),
+            _ => Vectors::default(),
+        };
+        let device_pass = match &workspace {
+            Some(Workspace::Gpu(space)) => {
+                if let Some(cache) = cache.as_deref_mut() {
+                    cache.make_room(space, past + seq)?;
+                }
+                Some(DevicePass::new(space))
+            }
+            _ => None,
+        };
         vectors.positions.clear();
         if let Some(positions) = &inputs.position_ids {
             expect_dims("position_ids", positions, batch, seq)?;
@@ -190,6 +202,7 @@ impl<'a> Pass<'a> {
             has_position_ids: inputs.position_ids.is_some(),
             dtype,
             workspace,
+            device: device_pass,
             cache,
             probe,
             running: Vec::new(),
@@ -260,11 +273,11 @@ impl<'a> Pass<'a> {
         if self.probe.is_none() {
             return body(self, xs);
         }
-        let xs = self.enter(path, &xs).unwrap_or(xs);
+        let xs = self.enter(path, &xs)?.unwrap_or(xs);
         self.running.push(path.to_owned());
         let out = body(self, xs)?;
         self.running.pop();
-        self.leave(path, &out);
+        self.leave(path, &out)?;
         Ok(out)
     }
 
@@ -280,7 +293,7 @@ impl<'a> Pass<'a> {
             return body(&tensor);
         };
         let path = format!("{module}.{name}");
-        self.module(&path, tensor.into(), |_, xs| Ok(body(xs.tensor())?.into())).map(Xs::into_tensor)
+        self.module(&path, tensor.into(), |_, xs| Ok(body(xs.tensor()?)?.into()))?.into_tensor()
     }
 
     /// Shows the probe, where there is one, a module whose output came out of a computation that it shares with others;
@@ -295,11 +308,11 @@ impl<'a> Pass<'a> {
         if self.probe.is_none() {
             return Ok(out);
         }
-        let out = match self.enter(path, xs) {
+        let out = match self.enter(path, xs)? {
             Some(replaced) => again(&replaced)?,
             None => out,
         };
-        self.leave(path, &out);
+        self.leave(path, &out)?;
         Ok(out)
     }
 
@@ -313,24 +326,74 @@ impl<'a> Pass<'a> {
         self.replaced
     }
 
-    fn enter(&mut self, path: &str, xs: &Xs) -> Option<Xs> {
-        let probe = self.probe.as_deref_mut()?;
-        let input = xs.looked_at();
+    fn enter(&mut self, path: &str, xs: &Xs) -> Result<Option<Xs>> {
+        let Some(probe) = self.probe.as_deref_mut() else { return Ok(None) };
+        let input = xs.looked_at()?;
         probe.enter(path, &input);
-        let replaced = probe.replace_input(path, &input)?;
-        self.replaced += 1;
-        Some(replaced.into())
+        let replaced = probe.replace_input(path, &input);
+        self.replaced += usize::from(replaced.is_some());
+        Ok(replaced.map(Xs::from))
     }
 
-    fn leave(&mut self, path: &str, out: &Xs) {
+    fn leave(&mut self, path: &str, out: &Xs) -> Result<()> {
         if let Some(probe) = self.probe.as_deref_mut() {
-            probe.leave(path, &out.looked_at());
+            probe.leave(path, &out.looked_at()?);
         }
+        Ok(())
     }
 
     /// The fused form's buffers; absent in the eager form.
-    pub(crate) fn workspace(&self) -> Option<Arc<Workspace>> {
+    pub(crate) fn workspace(&self) -> Option<Workspace> {
         self.workspace.clone()
+    }
+
+    /// The GPU's side of the pass.
+    pub(crate) fn device_pass(&self) -> Result<&DevicePass> {
+        self.device.as_ref().ok_or_else(|| Error::Gpu("a pass that is not on a GPU".to_owned()))
+    }
+
+    /// Forgets what layers have fed the GPU, to run them again.
+    pub(crate) fn restart_device(&mut self, recording: bool) {
+        if let Some(device) = &mut self.device {
+            device.restart(recording);
+        }
+    }
+
+    /// What a recording of this pass on a GPU would depend on.
+    pub(crate) fn shape(&self) -> Shape {
+        Shape {
+            batch: self.batch,
+            seq: self.seq,
+            has_padding: self.padding.is_some(),
+            has_holes: self.has_holes,
+            has_position_ids: self.has_position_ids,
+            cache: self.cache.as_ref().map(|cache| (cache.id(), cache.slots())),
+        }
+    }
+
+    /// Slots that attention may see: those of the cache, or as many as there are tokens.
+    pub(crate) fn slots(&self) -> usize {
+        self.cache.as_ref().map_or(0, |cache| cache.slots()).max(self.past + self.seq)
+    }
+
+    /// From the first real token to the last, per row.
+    pub(crate) fn ranges(&self) -> &[Range<usize>] {
+        &self.vectors.keys
+    }
+
+    /// Positions of the new tokens as rows of a table, `[batch, seq]`.
+    pub(crate) fn rows(&self) -> &[u32] {
+        &self.vectors.rows
+    }
+
+    /// `[batch, past + seq]`, false at padding, where padding lies between real tokens.
+    pub(crate) fn holes(&self) -> Option<&[bool]> {
+        if self.has_holes { self.padding.as_deref() } else { None }
+    }
+
+    /// The cache, if there is one.
+    pub(crate) fn cache(&mut self) -> Option<&mut Cache> {
+        self.cache.as_deref_mut()
     }
 
     /// What the fused form's attention asks of the pass: which keys are real, and the cache, if there is one.
@@ -353,8 +416,8 @@ impl<'a> Pass<'a> {
         if let Some(cache) = self.cache {
             cache.advance(self.batch, self.seq);
         }
-        if let Some(workspace) = self.workspace {
-            workspace.keep_vectors(self.vectors);
+        if let Some(Workspace::Host(host)) = self.workspace {
+            host.keep_vectors(self.vectors);
         }
     }
 }

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Shape, Tensor};
 
 use crate::error::{Error, Result};
 use crate::fused::{Float, Workspace};
-use crate::load::{Form, Options};
+use crate::load::Options;
 use crate::matrices::Matrices;
 
 struct Files {
@@ -18,7 +18,7 @@ struct Files {
     names: BTreeSet<String>,
     read: Mutex<BTreeSet<String>>,
     options: Options,
-    workspace: Option<Arc<Workspace>>,
+    workspace: Option<Workspace>,
 }
 
 /// The checkpoint's tensors under one module path. Cloning is cheap.
@@ -33,10 +33,7 @@ pub struct Weights {
 
 impl Weights {
     /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` names.
-    ///
-    /// # Errors
-    /// If a file cannot be read or is no safetensors file.
-    pub fn open(folder: &Path, options: &Options) -> Result<Self> {
+    pub(crate) fn open(folder: &Path, options: &Options, workspace: Option<Workspace>) -> Result<Self> {
         let paths = shards(folder)?;
         // SAFETY: the map is only read; like every user of safetensors' mapping we rely on nobody
         // truncating the checkpoint's files while a model is loaded from them.
@@ -51,7 +48,7 @@ impl Weights {
                 names,
                 read: Mutex::default(),
                 options: options.clone(),
-                workspace: (options.form == Form::Fused).then(|| Arc::new(Workspace::new())),
+                workspace,
             }),
             path: String::new(),
             saved: String::new(),
@@ -96,7 +93,7 @@ impl Weights {
     }
 
     /// The fused form's buffers; absent in the eager form, which is how a layer knows what to build.
-    pub(crate) fn workspace(&self) -> Option<&Arc<Workspace>> {
+    pub(crate) fn workspace(&self) -> Option<&Workspace> {
         self.files.workspace.as_ref()
     }
 

@@ -71,15 +71,14 @@ impl<T: Float> Job<T> {
 }
 
 /// `xs` with an epilogue, if it is a product that is still owed and has none.
-pub(crate) fn folded<T: Float>(xs: &Slot<T>, epilogue: Epilogue, room: Room) -> Option<Slot<T>> {
+fn folded<T: Float>(xs: &Slot<T>, epilogue: Epilogue, room: Room) -> Option<Slot<T>> {
     let job = xs.job()?;
     let Work::Product(weight, Epilogue::Store) = job.work else { return None };
     let job = Job { work: Work::Product(weight, epilogue), xs: job.xs };
     Some(Slot::owed(xs.workspace(), job, room))
 }
 
-/// `xs + ys`, in place where nobody else holds `xs`; a product or norm still owed for `ys` adds itself.
-pub(crate) fn sum<T: Float>(xs: Slot<T>, ys: &Slot<T>) -> Slot<T> {
+pub(super) fn sum<T: Float>(xs: Slot<T>, ys: &Slot<T>) -> Slot<T> {
     let out = xs.owned();
     let mut to = out.write();
     if !ys.job().is_some_and(|job| job.add_to(&mut to)) {
@@ -89,20 +88,42 @@ pub(crate) fn sum<T: Float>(xs: Slot<T>, ys: &Slot<T>) -> Slot<T> {
     out
 }
 
+pub(super) fn product<T: Float>(xs: Slot<T>, ys: &Slot<T>) -> Slot<T> {
+    let out = xs.owned();
+    kernels::multiply(out.pool(), &mut out.write(), &ys.whole().read());
+    out
+}
+
+pub(super) fn finished<T: Float>(xs: Slot<T>, epilogue: Epilogue, room: Room) -> Slot<T> {
+    if let Some(folded) = folded(&xs, epilogue, room) {
+        return folded;
+    }
+    let out = xs.owned();
+    let (pool, mut to) = (out.pool(), out.write());
+    match epilogue {
+        Epilogue::Scale(factor) => kernels::scale(pool, &mut to, factor),
+        Epilogue::Activate(activation) => kernels::activate(pool, &mut to, activation),
+        Epilogue::SoftCap(cap) => kernels::softcap(pool, &mut to, cap),
+        Epilogue::Store | Epilogue::Add(_) => {}
+    }
+    drop(to);
+    out
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::Workspace;
+    use super::super::Host;
     use super::*;
 
     /// `[1, 2, 2]`: 1, 2, 3, 4.
-    fn counted(workspace: &Arc<Workspace>) -> Slot<f32> {
+    fn counted(workspace: &Arc<Host>) -> Slot<f32> {
         let slot = Slot::take(workspace, 1, 2, 2);
         slot.write().copy_from_slice(&[1.0, 2.0, 3.0, 4.0]);
         slot
     }
 
     /// `(x, y)` to `(y, 10 x)`.
-    fn owed(workspace: &Arc<Workspace>, xs: &Slot<f32>, epilogue: Epilogue) -> Slot<f32> {
+    fn owed(workspace: &Arc<Host>, xs: &Slot<f32>, epilogue: Epilogue) -> Slot<f32> {
         let weight = PackedLinear::new(&workspace.pool, &[&[0.0, 1.0, 10.0, 0.0]], 2, None);
         let work = Work::Product(Arc::new(weight), epilogue);
         Slot::owed(workspace, Job { work, xs: xs.clone() }, Room::Later)
@@ -110,7 +131,7 @@ mod tests {
 
     #[test]
     fn what_is_owed_is_added_once_and_can_still_be_read() {
-        let workspace = Arc::new(Workspace::new());
+        let workspace = Arc::new(Host::new());
         for epilogue in [Epilogue::Store, Epilogue::Scale(2.0)] {
             let xs = counted(&workspace);
             let ys = owed(&workspace, &xs, epilogue);
@@ -129,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_factor_is_folded_into_a_product_that_others_may_read_unchanged() {
-        let workspace = Arc::new(Workspace::new());
+        let workspace = Arc::new(Host::new());
         let ys = owed(&workspace, &counted(&workspace), Epilogue::Store);
         let halved = folded(&ys, Epilogue::Scale(0.5), Room::Now).expect("still owed");
         assert_eq!(*halved.read(), [1.0, 5.0, 2.0, 15.0]);
@@ -139,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_lent_buffer_is_never_lent_again_and_a_returned_one_is() {
-        let workspace = Arc::new(Workspace::new());
+        let workspace = Arc::new(Host::new());
         let (one, two) = (counted(&workspace), counted(&workspace));
         one.write().fill(7.0);
         assert_eq!(*two.read(), [1.0, 2.0, 3.0, 4.0]);

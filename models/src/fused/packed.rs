@@ -1,21 +1,23 @@
-//! Weights of either element type, packed as they are read.
+//! Weights where they compute, laid out as they are read: packed for the CPU, as they are for a GPU.
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Storage, Tensor};
 use half::bf16;
 
-use super::{Float, Job, Room, Slot, Work, Workspace};
+use super::{Float, Host, Job, Room, Rows, Slot, Work, Workspace};
+use crate::cuda::{DeviceGateUp, DeviceLinear};
 use crate::error::{Error, Result};
-use crate::kernels::{self, Epilogue, PackedGateUp, PackedLinear, Packing};
-use crate::pass::Xs;
+use crate::kernels::{self, Activation, Epilogue, PackedGateUp, PackedLinear, Packing};
+use crate::pass::{Pass, Xs};
 use crate::weights::Weights;
 
-/// A packed weight `[n, k]`, with or without a bias.
+/// A weight `[n, k]`, with or without a bias.
 #[derive(Clone)]
 pub(crate) enum Packed {
-    F32(Arc<PackedLinear<f32>>),
-    Bf16(Arc<PackedLinear<bf16>>),
+    F32(Arc<Host>, Arc<PackedLinear<f32>>),
+    Bf16(Arc<Host>, Arc<PackedLinear<bf16>>),
+    Gpu(Arc<DeviceLinear>),
 }
 
 impl Packed {
@@ -26,60 +28,125 @@ impl Packed {
         k: usize,
         bias: Option<&[f32]>,
     ) -> Result<Self> {
-        Ok(match parts[0].0.dtype() {
-            DType::BF16 => Self::Bf16(Arc::new(load(workspace, parts, k, bias)?)),
-            _ => Self::F32(Arc::new(load(workspace, parts, k, bias)?)),
+        Ok(match (workspace, parts[0].0.dtype()) {
+            (Workspace::Gpu(space), _) => Self::Gpu(Arc::new(DeviceLinear::load(space, parts, k, bias)?)),
+            (Workspace::Host(host), DType::BF16) => {
+                Self::Bf16(Arc::clone(host), Arc::new(load(host, parts, k, bias)?))
+            }
+            (Workspace::Host(host), _) => Self::F32(Arc::clone(host), Arc::new(load(host, parts, k, bias)?)),
         })
     }
 
     /// Packs a tensor, `[n, k]`.
     pub(crate) fn of(workspace: &Workspace, weight: &Tensor, bias: Option<&[f32]>) -> Result<Self> {
-        Ok(match weight.dtype() {
-            DType::BF16 => Self::Bf16(Arc::new(of(workspace, weight, bias)?)),
-            _ => Self::F32(Arc::new(of(workspace, weight, bias)?)),
+        Ok(match (workspace, weight.dtype()) {
+            (Workspace::Gpu(space), _) => Self::Gpu(Arc::new(DeviceLinear::of(space, weight, bias)?)),
+            (Workspace::Host(host), DType::BF16) => {
+                Self::Bf16(Arc::clone(host), Arc::new(of(host, weight, bias)?))
+            }
+            (Workspace::Host(host), _) => Self::F32(Arc::clone(host), Arc::new(of(host, weight, bias)?)),
         })
     }
 
-    pub(crate) fn dtype(&self) -> DType {
-        match self {
-            Self::F32(_) => DType::F32,
-            Self::Bf16(_) => DType::BF16,
-        }
-    }
-
     /// The same weight, not copied, with a bias.
-    pub(crate) fn with_bias(&self, bias: &[f32]) -> Self {
-        match self {
-            Self::F32(weight) => Self::F32(Arc::new(weight.with_bias(bias))),
-            Self::Bf16(weight) => Self::Bf16(Arc::new(weight.with_bias(bias))),
-        }
+    pub(crate) fn with_bias(&self, bias: &[f32]) -> Result<Self> {
+        Ok(match self {
+            Self::F32(host, weight) => Self::F32(Arc::clone(host), Arc::new(weight.with_bias(bias))),
+            Self::Bf16(host, weight) => Self::Bf16(Arc::clone(host), Arc::new(weight.with_bias(bias))),
+            Self::Gpu(weight) => Self::Gpu(Arc::new(weight.with_bias(bias)?)),
+        })
     }
 
     /// `xs: [.., k]` to `[.., n]`, owed.
-    pub(crate) fn forward(&self, workspace: &Arc<Workspace>, xs: &Xs, room: Room) -> Result<Xs> {
+    pub(crate) fn forward(&self, xs: &Xs, room: Room) -> Result<Xs> {
         match self {
-            Self::F32(weight) => product(workspace, weight, xs, room),
-            Self::Bf16(weight) => product(workspace, weight, xs, room),
+            Self::F32(host, weight) => product(host, weight, xs, room),
+            Self::Bf16(host, weight) => product(host, weight, xs, room),
+            Self::Gpu(weight) => Ok(Rows::Gpu(weight.forward(xs)?).into_xs()),
         }
     }
 
-    /// Rows `ids` of the weight times `scale`, `[batch, seq, k]`.
-    pub(crate) fn rows(
-        &self,
-        workspace: &Arc<Workspace>,
-        ids: &[u32],
-        (batch, seq): (usize, usize),
-        scale: Option<f32>,
-    ) -> Result<Xs> {
+    /// Rows `ids`, `[batch, seq]`, of the weight times `scale`, `[batch, seq, k]`.
+    pub(crate) fn rows(&self, pass: &Pass, ids: &Tensor, scale: Option<f32>) -> Result<Xs> {
         match self {
-            Self::F32(weight) => rows(workspace, weight, ids, (batch, seq), scale),
-            Self::Bf16(weight) => rows(workspace, weight, ids, (batch, seq), scale),
+            Self::F32(host, weight) => rows(host, weight, ids, scale),
+            Self::Bf16(host, weight) => rows(host, weight, ids, scale),
+            Self::Gpu(weight) => Ok(Rows::Gpu(weight.rows(pass, ids, scale)?).into_xs()),
         }
     }
 }
 
+/// Gate and up, each `[n, k]`, and what the gate goes through.
+pub(crate) enum GateUp {
+    F32(Arc<Host>, PackedGateUp<f32>, Activation),
+    Bf16(Arc<Host>, PackedGateUp<bf16>, Activation),
+    Gpu(DeviceGateUp),
+}
+
+impl GateUp {
+    /// Packs `[gate, up]`, each `weight`, `[n, k]`, and where `bias` says so `bias`, `[n]`.
+    pub(crate) fn load(
+        workspace: &Workspace,
+        parts: [Weights; 2],
+        (n, k): (usize, usize),
+        activation: Activation,
+        bias: bool,
+    ) -> Result<Self> {
+        Ok(match (workspace, parts[0].dtype()) {
+            (Workspace::Gpu(space), _) => {
+                Self::Gpu(DeviceGateUp::load(space, parts, (n, k), activation, bias)?)
+            }
+            (Workspace::Host(host), DType::BF16) => {
+                Self::Bf16(Arc::clone(host), gate_up(host, parts, (n, k), bias)?, activation)
+            }
+            (Workspace::Host(host), _) => {
+                Self::F32(Arc::clone(host), gate_up(host, parts, (n, k), bias)?, activation)
+            }
+        })
+    }
+
+    /// `activation(gate) * up`.
+    pub(crate) fn forward(&self, xs: &Xs) -> Result<Xs> {
+        match self {
+            Self::F32(host, weight, activation) => gated(host, weight, *activation, xs),
+            Self::Bf16(host, weight, activation) => gated(host, weight, *activation, xs),
+            Self::Gpu(weight) => Ok(Rows::Gpu(weight.forward(xs)?).into_xs()),
+        }
+    }
+
+    /// Gate and up without activation and product.
+    pub(crate) fn parts(&self, xs: &Xs) -> Result<[Xs; 2]> {
+        match self {
+            Self::F32(host, weight, _) => apart(host, weight, xs),
+            Self::Bf16(host, weight, _) => apart(host, weight, xs),
+            Self::Gpu(weight) => Ok(weight.parts(xs)?.map(|part| Rows::Gpu(part).into_xs())),
+        }
+    }
+}
+
+fn gated<T: Float>(
+    host: &Arc<Host>,
+    weight: &PackedGateUp<T>,
+    activation: Activation,
+    xs: &Xs,
+) -> Result<Xs> {
+    let xs = Slot::<T>::of(host, xs)?.whole();
+    let out = Slot::<T>::take(host, xs.batch, xs.seq, weight.n());
+    weight.forward(&host.pool, &xs.read(), xs.rows(), &mut out.write(), activation);
+    Ok(out.into_xs())
+}
+
+fn apart<T: Float>(host: &Arc<Host>, weight: &PackedGateUp<T>, xs: &Xs) -> Result<[Xs; 2]> {
+    let xs = Slot::<T>::of(host, xs)?.whole();
+    let (rows, n) = (xs.rows(), weight.n());
+    let [mut gate, mut up] = [(); 2].map(|()| vec![T::default(); rows * n]);
+    weight.parts(&host.pool, &xs.read(), rows, &mut gate, &mut up);
+    let tensor = |part| Tensor::from_vec(part, (xs.batch, xs.seq, n), &Device::Cpu);
+    Ok([tensor(gate)?.into(), tensor(up)?.into()])
+}
+
 fn load<T: Float>(
-    workspace: &Workspace,
+    host: &Host,
     parts: &[(Weights, usize)],
     k: usize,
     bias: Option<&[f32]>,
@@ -88,25 +155,24 @@ fn load<T: Float>(
     let mut start = 0;
     for (weights, n) in parts {
         weights.each_block("weight", (*n, k), |first, rows: &[T]| {
-            packing.fill(&workspace.pool, start + first, rows);
+            packing.fill(&host.pool, start + first, rows);
         })?;
         start += n;
     }
     let packed = packing.into_linear(bias);
-    workspace.count_packed(packed.bytes());
+    host.count_packed(packed.bytes());
     Ok(packed)
 }
 
-fn of<T: Float>(workspace: &Workspace, weight: &Tensor, bias: Option<&[f32]>) -> Result<PackedLinear<T>> {
+fn of<T: Float>(host: &Host, weight: &Tensor, bias: Option<&[f32]>) -> Result<PackedLinear<T>> {
     let values = weight.flatten_all()?.to_vec1::<T>()?;
-    let packed = PackedLinear::new(&workspace.pool, &[&values], weight.dim(1)?, bias);
-    workspace.count_packed(packed.bytes());
+    let packed = PackedLinear::new(&host.pool, &[&values], weight.dim(1)?, bias);
+    host.count_packed(packed.bytes());
     Ok(packed)
 }
 
-/// Packs `[gate, up]`, each `weight`, `[n, k]`, and where `bias` says so `bias`, `[n]`.
-pub(crate) fn gate_up<T: Float>(
-    workspace: &Workspace,
+fn gate_up<T: Float>(
+    host: &Host,
     [gate, up]: [Weights; 2],
     (n, k): (usize, usize),
     bias: bool,
@@ -114,41 +180,43 @@ pub(crate) fn gate_up<T: Float>(
     let mut packing = Packing::gate_up(n, k);
     for (start, weights) in [(0, &gate), (n, &up)] {
         weights.each_block("weight", (n, k), |first, rows: &[T]| {
-            packing.fill(&workspace.pool, start + first, rows);
+            packing.fill(&host.pool, start + first, rows);
         })?;
     }
     let biases =
         bias.then(|| Ok::<_, Error>((gate.vector("bias", n)?, up.vector("bias", n)?))).transpose()?;
     let packed = packing.into_gate_up(biases.as_ref().map(|(gate, up)| (gate.as_slice(), up.as_slice())));
-    workspace.count_packed(packed.bytes());
+    host.count_packed(packed.bytes());
     Ok(packed)
 }
 
-fn product<T: Float>(
-    workspace: &Arc<Workspace>,
-    weight: &Arc<PackedLinear<T>>,
-    xs: &Xs,
-    room: Room,
-) -> Result<Xs> {
-    let xs = Slot::of(workspace, xs)?.whole();
+fn product<T: Float>(host: &Arc<Host>, weight: &Arc<PackedLinear<T>>, xs: &Xs, room: Room) -> Result<Xs> {
+    let xs = Slot::of(host, xs)?.whole();
     // What the input was itself computed from is free to change from here on.
     xs.settle();
     if xs.width != weight.k() {
         return Err(Error::Inputs(format!("{} features where {} are needed", xs.width, weight.k())));
     }
     let job = Job { work: Work::Product(Arc::clone(weight), Epilogue::Store), xs };
-    Ok(Slot::owed(workspace, job, room).into_xs())
+    Ok(Slot::owed(host, job, room).into_xs())
 }
 
 fn rows<T: Float>(
-    workspace: &Arc<Workspace>,
+    host: &Arc<Host>,
     weight: &PackedLinear<T>,
-    ids: &[u32],
-    (batch, seq): (usize, usize),
+    ids: &Tensor,
     scale: Option<f32>,
 ) -> Result<Xs> {
-    let out = Slot::<T>::take(workspace, batch, seq, weight.k());
-    kernels::embed(&workspace.pool, kernels::Embedding::Tied(weight), ids, scale, &mut out.write())
+    let (batch, seq) = ids.dims2()?;
+    let ids = ids.to_dtype(DType::U32)?.contiguous()?;
+    // The ids where they lie.
+    let (storage, layout) = ids.storage_and_layout();
+    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        return Err(Error::Unsupported("ids that lie off the CPU".to_owned()));
+    };
+    let ids = &storage.as_slice::<u32>()?[start..end];
+    let out = Slot::<T>::take(host, batch, seq, weight.k());
+    kernels::embed(&host.pool, kernels::Embedding::Tied(weight), ids, scale, &mut out.write())
         .map_err(|error| Error::Inputs(error.to_string()))?;
     Ok(out.into_xs())
 }

@@ -5,10 +5,10 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 use candle_core::{Device, Tensor};
 
-use super::{Buffer, Float, Job, Workspace, lock, read};
+use super::{Buffer, Float, Host, Job, lock, read};
 use crate::error::Result;
 use crate::kernels::{AlignedBuf, Pool};
-use crate::pass::Xs;
+use crate::pass::{Value, Xs};
 
 /// Whether rows that are owed get their room at once, or only if they are read after all: logits leave the pass as a
 /// tensor, and a summand is added to something else.
@@ -20,7 +20,7 @@ pub(crate) enum Room {
 
 /// `[batch, seq, columns]`: neighbouring columns of the rows of a buffer.
 pub(crate) struct Slot<T: Float> {
-    workspace: Arc<Workspace>,
+    workspace: Arc<Host>,
     buffer: Arc<Buffer<T>>,
     pub(crate) batch: usize,
     pub(crate) seq: usize,
@@ -44,14 +44,14 @@ impl<T: Float> Clone for Slot<T> {
 
 impl<T: Float> Slot<T> {
     /// Whole rows of unspecified content.
-    pub(crate) fn take(workspace: &Arc<Workspace>, batch: usize, seq: usize, width: usize) -> Self {
+    pub(crate) fn take(workspace: &Arc<Host>, batch: usize, seq: usize, width: usize) -> Self {
         let buffer = T::shelf(workspace).lend(batch * seq * width);
         let workspace = Arc::clone(workspace);
         Self { workspace, buffer, batch, seq, width, first: 0, columns: width, tensor: OnceLock::new() }
     }
 
     /// Whole rows as wide as the job's, computed when they are read.
-    pub(crate) fn owed(workspace: &Arc<Workspace>, job: Job<T>, room: Room) -> Self {
+    pub(crate) fn owed(workspace: &Arc<Host>, job: Job<T>, room: Room) -> Self {
         let (batch, seq, width) = (job.xs.batch, job.xs.seq, job.width());
         let slot = Self::take(workspace, batch, if room == Room::Now { seq } else { 0 }, width);
         *lock(&slot.buffer.job) = Some(job);
@@ -64,11 +64,13 @@ impl<T: Float> Slot<T> {
     }
 
     /// The value of `xs`, copied only if it is a tensor; a tensor's last dimension becomes the columns.
-    pub(crate) fn of(workspace: &Arc<Workspace>, xs: &Xs) -> Result<Self> {
-        if let Some(slot) = T::slot(xs.value()) {
+    pub(crate) fn of(workspace: &Arc<Host>, xs: &Xs) -> Result<Self> {
+        if let Value::Fused(rows) = xs.value()
+            && let Some(slot) = T::slot(rows)
+        {
             return Ok(slot.clone());
         }
-        let tensor = xs.tensor();
+        let tensor = xs.tensor()?;
         let dims = tensor.dims();
         let (batch, seq) = match dims {
             [batch, seq, _] => (*batch, *seq),
@@ -199,7 +201,7 @@ impl<T: Float> Slot<T> {
             .expect("as many values as the shape has")
     }
 
-    pub(crate) fn workspace(&self) -> &Arc<Workspace> {
+    pub(crate) fn workspace(&self) -> &Arc<Host> {
         &self.workspace
     }
 
@@ -208,7 +210,21 @@ impl<T: Float> Slot<T> {
     }
 
     pub(crate) fn into_xs(self) -> Xs {
-        Xs::from_value(T::value(self))
+        T::rows(self).into_xs()
+    }
+
+    /// One part of every group, side by side.
+    pub(crate) fn gathered(&self, groups: usize, start: usize, size: usize) -> Self {
+        let out = Self::take(&self.workspace, self.batch, self.seq, groups * size);
+        let (from, mut to) = (self.read(), out.write());
+        for (from, to) in from.chunks_exact(self.width).zip(to.chunks_exact_mut(groups * size)) {
+            let from = &from[self.first..self.first + self.columns];
+            for (from, to) in from.chunks_exact(self.columns / groups).zip(to.chunks_exact_mut(size)) {
+                to.copy_from_slice(&from[start..start + size]);
+            }
+        }
+        drop(to);
+        out
     }
 }
 

@@ -3,11 +3,10 @@
 use candle_core::Tensor;
 use serde_json::Value as Json;
 
-use super::elementwise::fused;
 use super::rounded;
 use crate::config::ConfigReader;
 use crate::error::Result;
-use crate::fused::Room;
+use crate::fused::{Room, Rows, finished};
 use crate::kernels::{self, Epilogue};
 use crate::pass::{Pass, Value, Xs};
 
@@ -68,13 +67,12 @@ impl Activation {
         let epilogue = Epilogue::Activate(self.kernel());
         match xs.value() {
             Value::Tensor(xs) => Ok(self.apply(xs)?.into()),
-            Value::F32(xs) => Ok(fused(xs.clone(), epilogue, Room::Now).into_xs()),
-            Value::Bf16(xs) => Ok(fused(xs.clone(), epilogue, Room::Now).into_xs()),
+            Value::Fused(xs) => finished(xs.clone(), epilogue, Room::Now).map(Rows::into_xs),
         }
     }
 
     /// The kernel of the fused form; in F32 the cut-off constant of `gelu_fast` makes no difference.
-    pub(super) fn kernel(self) -> kernels::Activation {
+    pub(crate) fn kernel(self) -> kernels::Activation {
         match self {
             Self::Silu => kernels::Activation::Silu,
             Self::Gelu => kernels::Activation::GeluErf,

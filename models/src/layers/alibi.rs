@@ -5,17 +5,27 @@ use half::bf16;
 
 use super::attention::{softmax, split_heads};
 use super::{Attention, Mask, accumulation, rounded};
-use crate::error::Result;
+use crate::cuda::{self, DeviceBias};
+use crate::error::{Error, Result};
+use crate::fused::{Rows, Workspace};
+use crate::kernels::Band;
 use crate::pass::{Pass, Xs};
 
-/// The biases of one pass. The fused form computes them, and the attention over them, as the eager form does.
+/// The biases of one pass. On the CPU the fused form computes them, and the attention over them, as the eager form does.
 #[derive(Clone, Debug)]
-pub struct Alibi {
-    /// `slope * position` of each head and key, `[1 or batch, num_heads, 1, past + seq]`, in the model's dtype.
-    bias: Tensor,
-    /// The scaled biases where the causal mask admits a key, the dtype's lowest value where not,
-    /// `[1 or batch, num_heads, seq, past + seq]`.
-    mask: Tensor,
+pub struct Alibi(Form);
+
+#[derive(Clone, Debug)]
+enum Form {
+    Tensors {
+        /// `slope * position` of each head and key, `[1 or batch, num_heads, 1, past + seq]`, in the model's dtype.
+        bias: Tensor,
+        /// The scaled biases where the causal mask admits a key, the dtype's lowest value where not,
+        /// `[1 or batch, num_heads, seq, past + seq]`.
+        mask: Tensor,
+    },
+    /// Both times they are added, in one; the mask is the kernels'.
+    Gpu(DeviceBias),
 }
 
 impl Alibi {
@@ -27,30 +37,47 @@ impl Alibi {
     /// # Errors
     /// If the tensors cannot be made.
     pub fn new(pass: &Pass, num_heads: usize, head_dim: usize) -> Result<Self> {
-        let keys = pass.past() + pass.seq();
-        let positions = key_positions(pass, keys);
-        let rows = positions.len() / keys;
-        let mut biases = Vec::with_capacity(rows * num_heads * keys);
-        for row in positions.chunks(keys) {
-            for slope in slopes(num_heads) {
-                biases.extend(row.iter().map(|position| slope * bf16::from_f64(*position as f64)));
-            }
+        if let Ok(device) = pass.device_pass() {
+            let (slots, per_sequence) = (pass.slots(), pass.padding().is_some());
+            let region = device.feed(pass, move |pass| {
+                let (bias, scaled) = biases(pass, num_heads, head_dim, slots)?;
+                // As the kernels do, the scores' scale is taken from the heads.
+                let scale = (head_dim as f64).sqrt().recip();
+                let both = ((bias.to_dtype(DType::F32)? * scale)? + scaled.to_dtype(DType::F32)?)?;
+                Ok(both.flatten_all()?.to_vec1::<f32>()?)
+            })?;
+            return Ok(Self(Form::Gpu(DeviceBias { region, slots, per_sequence })));
         }
-        let bias = Tensor::from_vec(biases, (rows, num_heads, 1, keys), pass.device())?
-            .to_dtype(DType::F32)?
-            .to_dtype(pass.dtype())?;
-        let divisor = Tensor::new((head_dim as f64).sqrt(), pass.device())?;
-        let scaled = rounded(&bias, |bias| bias.broadcast_div(&divisor.to_dtype(bias.dtype())?))?;
+        let (bias, scaled) = biases(pass, num_heads, head_dim, pass.past() + pass.seq())?;
         let mask = match Mask::causal_bias(pass)? {
             // 0 + bias where admitted; the lowest value, plus a bias that is not negative and vanishes beside it.
             Some(mask) => mask.broadcast_add(&scaled)?,
             None => scaled,
         };
-        Ok(Self { bias, mask })
+        Ok(Self(Form::Tensors { bias, mask }))
     }
 }
 
-/// `[1 or batch, keys]`.
+/// Of so many keys the biases, `[1 or batch, num_heads, 1, keys]`, and the same scaled as scores are, both in the model's
+/// dtype.
+fn biases(pass: &Pass, num_heads: usize, head_dim: usize, keys: usize) -> Result<(Tensor, Tensor)> {
+    let positions = key_positions(pass, keys);
+    let rows = positions.len() / keys;
+    let mut biases = Vec::with_capacity(rows * num_heads * keys);
+    for row in positions.chunks(keys) {
+        for slope in slopes(num_heads) {
+            biases.extend(row.iter().map(|position| slope * bf16::from_f64(*position as f64)));
+        }
+    }
+    let bias = Tensor::from_vec(biases, (rows, num_heads, 1, keys), pass.device())?
+        .to_dtype(DType::F32)?
+        .to_dtype(pass.dtype())?;
+    let divisor = Tensor::new((head_dim as f64).sqrt(), pass.device())?;
+    let scaled = rounded(&bias, |bias| bias.broadcast_div(&divisor.to_dtype(bias.dtype())?))?;
+    Ok((bias, scaled))
+}
+
+/// `[1 or batch, keys]`; keys that are yet to come get any.
 fn key_positions(pass: &Pass, keys: usize) -> Vec<i64> {
     let Some(padding) = pass.padding() else {
         return (0..keys as i64).collect();
@@ -62,9 +89,10 @@ fn key_positions(pass: &Pass, keys: usize) -> Vec<i64> {
                 count += i64::from(*real);
                 if *real { count - 1 } else { 0 }
             })
+            .chain(std::iter::repeat_n(0, keys - row.len()))
             .collect()
     };
-    padding.chunks(keys).flat_map(row).collect()
+    padding.chunks(pass.past() + pass.seq()).flat_map(row).collect()
 }
 
 /// A geometric sequence that starts at its own ratio; for a number of heads that is no power of two, the one of
@@ -90,9 +118,16 @@ impl Attention {
     /// # Errors
     /// If the shapes do not fit.
     pub fn forward_alibi(&self, pass: &mut Pass, [q, k, v]: [Xs; 3], alibi: &Alibi) -> Result<Xs> {
-        let q = split_heads(q.tensor(), self.num_heads)?;
-        let k = split_heads(k.tensor(), self.num_kv_heads)?;
-        let v = split_heads(v.tensor(), self.num_kv_heads)?;
+        let Form::Tensors { bias, mask } = &alibi.0 else {
+            let (Some(Workspace::Gpu(space)), Form::Gpu(bias)) = (pass.workspace(), &alibi.0) else {
+                return Err(Error::Gpu("biases of another pass".to_owned()));
+            };
+            let mixed = cuda::attend(self, pass, &space, [q, k, v], None, Band::CAUSAL, Some(bias))?;
+            return Ok(Rows::Gpu(mixed).into_xs());
+        };
+        let q = split_heads(q.tensor()?, self.num_heads)?;
+        let k = split_heads(k.tensor()?, self.num_kv_heads)?;
+        let v = split_heads(v.tensor()?, self.num_kv_heads)?;
         let (k, v) = pass.append(self.layer, k, v)?;
         let (batch, _, seq, _) = q.dims4()?;
         let keys = k.dim(2)?;
@@ -103,7 +138,7 @@ impl Attention {
             .reshape((batch, self.num_heads, seq, keys))?;
         let scores = rounded(&scores, |scores| {
             let wide = |xs: &Tensor| xs.to_dtype(accumulation(xs.dtype()));
-            (scores.broadcast_add(&wide(&alibi.bias)?)? * self.scale)?.broadcast_add(&wide(&alibi.mask)?)
+            (scores.broadcast_add(&wide(bias)?)? * self.scale)?.broadcast_add(&wide(mask)?)
         })?;
         let mixed = pass
             .step("softmax", scores, softmax)?

@@ -7,8 +7,9 @@ use half::bf16;
 
 use super::elementwise::{scaled, soft_capped};
 use super::{Mask, Rope, accumulation};
+use crate::cuda;
 use crate::error::Result;
-use crate::fused::{Float, Slot, Workspace};
+use crate::fused::{Float, Host, Rows, Slot, Workspace};
 use crate::kernels::{self, CacheShape, KvCache, QkvLayout, rope_into_cache};
 use crate::pass::{Pass, Xs};
 
@@ -46,15 +47,21 @@ impl Attention {
         rope: Option<&Rope>,
         mask: &Mask,
     ) -> Result<Xs> {
-        if let Some(workspace) = pass.workspace() {
-            return match pass.dtype() {
-                DType::BF16 => self.fused::<bf16>(pass, &workspace, [q, k, v], rope, mask),
-                _ => self.fused::<f32>(pass, &workspace, [q, k, v], rope, mask),
-            };
+        match pass.workspace() {
+            None => {}
+            Some(Workspace::Host(host)) if pass.dtype() == DType::BF16 => {
+                return self.fused::<bf16>(pass, &host, [q, k, v], rope, mask);
+            }
+            Some(Workspace::Host(host)) => return self.fused::<f32>(pass, &host, [q, k, v], rope, mask),
+            Some(Workspace::Gpu(space)) => {
+                let rope = rope.and_then(Rope::device);
+                let mixed = cuda::attend(self, pass, &space, [q, k, v], rope, mask.band, None)?;
+                return Ok(Rows::Gpu(mixed).into_xs());
+            }
         }
         let (mut q, mut k) =
-            (split_heads(q.tensor(), self.num_heads)?, split_heads(k.tensor(), self.num_kv_heads)?);
-        let v = split_heads(v.tensor(), self.num_kv_heads)?;
+            (split_heads(q.tensor()?, self.num_heads)?, split_heads(k.tensor()?, self.num_kv_heads)?);
+        let v = split_heads(v.tensor()?, self.num_kv_heads)?;
         if let Some(rope) = rope {
             q = pass.step("rope_q", q, |q| rope.apply(q))?;
             k = pass.step("rope_k", k, |k| rope.apply(k))?;
@@ -67,15 +74,14 @@ impl Attention {
     fn fused<T: Float>(
         &self,
         pass: &mut Pass,
-        workspace: &Arc<Workspace>,
+        host: &Arc<Host>,
         [q, k, v]: [Xs; 3],
         rope: Option<&Rope>,
         mask: &Mask,
     ) -> Result<Xs> {
-        let parts =
-            [Slot::<T>::of(workspace, &q)?, Slot::<T>::of(workspace, &k)?, Slot::<T>::of(workspace, &v)?];
+        let parts = [Slot::<T>::of(host, &q)?, Slot::<T>::of(host, &k)?, Slot::<T>::of(host, &v)?];
         drop((q, k, v));
-        let qkv = joined(workspace, &parts);
+        let qkv = joined(host, &parts);
         let (batch, seq, first_slot) = (pass.batch(), pass.seq(), pass.past());
         let shape = CacheShape {
             batch,
@@ -87,7 +93,7 @@ impl Attention {
         let rope = rope.and_then(|rope| rope.fused(keys.positions));
         let run = |cache: &mut KvCache<T>| {
             let layout = QkvLayout { tokens: seq, q_heads: self.num_heads, first_slot };
-            rope_into_cache(&workspace.pool, layout, &mut qkv.write(), rope, cache);
+            rope_into_cache(&host.pool, layout, &mut qkv.write(), rope, cache);
             let spec = kernels::Attention {
                 tokens: seq,
                 q_heads: self.num_heads,
@@ -99,13 +105,13 @@ impl Attention {
                 keys: keys.ranges,
                 visible: keys.visible,
             };
-            let out = Slot::<T>::take(workspace, batch, seq, self.num_heads * self.head_dim);
-            kernels::attention(&workspace.pool, &spec, &qkv.read(), cache, &mut out.write());
+            let out = Slot::<T>::take(host, batch, seq, self.num_heads * self.head_dim);
+            kernels::attention(&host.pool, &spec, &qkv.read(), cache, &mut out.write());
             Ok(out.into_xs())
         };
         match cache {
-            Some(cache) => run(cache.fused(self.layer, &workspace.pool, shape)?),
-            None => workspace.with_passing_cache(shape, run),
+            Some(cache) => run(cache.fused(self.layer, &host.pool, shape)?),
+            None => host.with_passing_cache(shape, run),
         }
     }
 
@@ -149,13 +155,13 @@ pub(super) fn softmax(scores: &Tensor) -> Result<Tensor> {
 }
 
 /// q, k and v side by side: where they lie that way already, the buffer itself.
-fn joined<T: Float>(workspace: &Arc<Workspace>, parts: &[Slot<T>; 3]) -> Slot<T> {
+fn joined<T: Float>(host: &Arc<Host>, parts: &[Slot<T>; 3]) -> Slot<T> {
     let [q, k, v] = parts;
     let width = q.columns + k.columns + v.columns;
     if q.first == 0 && q.width == width && q.is_before(k) && k.is_before(v) {
         return q.clone();
     }
-    let joined = Slot::take(workspace, q.batch, q.seq, width);
+    let joined = Slot::take(host, q.batch, q.seq, width);
     let mut first = 0;
     for part in parts {
         part.copy_to(&mut joined.write(), width, first);

@@ -4,8 +4,8 @@ use candle_core::Tensor;
 
 use super::accumulation;
 use crate::error::Result;
-use crate::fused::{Float, Room, Slot, folded, sum};
-use crate::kernels::{self, Epilogue};
+use crate::fused::{Room, Rows, finished, product, sum};
+use crate::kernels::Epilogue;
 use crate::pass::{Value, Xs};
 
 /// Applies `operation` in the accumulation dtype and rounds its result once to `xs`'s dtype, as torch does
@@ -30,9 +30,8 @@ pub fn rounded(
 /// If the shapes differ.
 pub fn add(xs: Xs, ys: Xs) -> Result<Xs> {
     match (xs.into_value(), ys.into_value()) {
-        (Value::F32(xs), Value::F32(ys)) => Ok(sum(xs, &ys).into_xs()),
-        (Value::Bf16(xs), Value::Bf16(ys)) => Ok(sum(xs, &ys).into_xs()),
-        (xs, ys) => Ok((Xs::from_value(xs).into_tensor() + Xs::from_value(ys).into_tensor())?.into()),
+        (Value::Fused(xs), Value::Fused(ys)) => sum(xs, &ys).map(Rows::into_xs),
+        (xs, ys) => Ok((Xs::from_value(xs).into_tensor()? + Xs::from_value(ys).into_tensor()?)?.into()),
     }
 }
 
@@ -42,16 +41,9 @@ pub fn add(xs: Xs, ys: Xs) -> Result<Xs> {
 /// If the shapes differ.
 pub fn multiply(xs: Xs, ys: Xs) -> Result<Xs> {
     match (xs.into_value(), ys.into_value()) {
-        (Value::F32(xs), Value::F32(ys)) => Ok(product(xs, &ys).into_xs()),
-        (Value::Bf16(xs), Value::Bf16(ys)) => Ok(product(xs, &ys).into_xs()),
-        (xs, ys) => Ok((Xs::from_value(xs).into_tensor() * Xs::from_value(ys).into_tensor())?.into()),
+        (Value::Fused(xs), Value::Fused(ys)) => product(xs, &ys).map(Rows::into_xs),
+        (xs, ys) => Ok((Xs::from_value(xs).into_tensor()? * Xs::from_value(ys).into_tensor()?)?.into()),
     }
-}
-
-fn product<T: Float>(xs: Slot<T>, ys: &Slot<T>) -> Slot<T> {
-    let out = xs.owned();
-    kernels::multiply(out.pool(), &mut out.write(), &ys.whole().read());
-    out
 }
 
 /// `xs * factor`, the factor not rounded to a 16-bit dtype (torch's multiplication by a Python float).
@@ -61,8 +53,7 @@ fn product<T: Float>(xs: Slot<T>, ys: &Slot<T>) -> Slot<T> {
 pub fn scale(xs: Xs, factor: f64) -> Result<Xs> {
     match xs.into_value() {
         Value::Tensor(xs) => Ok(scaled(&xs, factor)?.into()),
-        Value::F32(xs) => Ok(fused(xs, Epilogue::Scale(factor as f32), Room::Later).into_xs()),
-        Value::Bf16(xs) => Ok(fused(xs, Epilogue::Scale(factor as f32), Room::Later).into_xs()),
+        Value::Fused(xs) => finished(xs, Epilogue::Scale(factor as f32), Room::Later).map(Rows::into_xs),
     }
 }
 
@@ -84,26 +75,8 @@ pub fn divide(xs: Xs, divisor: f64) -> Result<Xs> {
 pub fn soft_cap(xs: Xs, cap: f64) -> Result<Xs> {
     match xs.into_value() {
         Value::Tensor(xs) => Ok(soft_capped(&xs, cap)?.into()),
-        Value::F32(xs) => Ok(fused(xs, Epilogue::SoftCap(cap as f32), Room::Later).into_xs()),
-        Value::Bf16(xs) => Ok(fused(xs, Epilogue::SoftCap(cap as f32), Room::Later).into_xs()),
+        Value::Fused(xs) => finished(xs, Epilogue::SoftCap(cap as f32), Room::Later).map(Rows::into_xs),
     }
-}
-
-/// The fused form of what an epilogue can do: folded into a product that is still owed, else a pass of its own.
-pub(super) fn fused<T: Float>(xs: Slot<T>, epilogue: Epilogue, room: Room) -> Slot<T> {
-    if let Some(folded) = folded(&xs, epilogue, room) {
-        return folded;
-    }
-    let out = xs.owned();
-    let (pool, mut to) = (out.pool(), out.write());
-    match epilogue {
-        Epilogue::Scale(factor) => kernels::scale(pool, &mut to, factor),
-        Epilogue::Activate(activation) => kernels::activate(pool, &mut to, activation),
-        Epilogue::SoftCap(cap) => kernels::softcap(pool, &mut to, cap),
-        Epilogue::Store | Epilogue::Add(_) => {}
-    }
-    drop(to);
-    out
 }
 
 pub(super) fn scaled(xs: &Tensor, factor: f64) -> Result<Tensor> {

@@ -4,8 +4,10 @@ use candle_core::{D, DType, Tensor};
 
 use super::attention::softmax;
 use super::{Activation, Joined, Linear, accumulation, multiply};
+use crate::cuda::{DeviceExperts, DeviceRows};
 use crate::error::Result;
-use crate::pass::{Pass, Xs};
+use crate::fused::{Rows, Workspace};
+use crate::pass::{Pass, Value, Xs};
 use crate::weights::Weights;
 
 /// What a router's probabilities become.
@@ -40,17 +42,22 @@ pub struct ExpertsConfig {
 }
 
 /// `sum over the chosen experts of score * down(act(gate(x)) * up(x))`.
-#[derive(Clone)]
 pub struct SparseMoe {
     path: String,
     gate: Linear,
     experts_path: String,
-    experts: Vec<Expert>,
+    experts: Experts,
     num_experts_per_tok: usize,
     scores: RouterScores,
 }
 
-#[derive(Clone)]
+enum Experts {
+    /// One after the other, by the host's choice.
+    Each(Vec<Expert>),
+    /// All at once, routed where they are.
+    Gpu(DeviceExperts),
+}
+
 struct Expert {
     gate_up: Joined<2>,
     act_fn: Activation,
@@ -67,16 +74,18 @@ impl SparseMoe {
     pub fn load(weights: &Weights, path: &str, config: &ExpertsConfig) -> Result<Self> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let [gate, up, down] = config.names;
-        let experts = (0..config.num_experts)
-            .map(|expert| {
-                let weights = weights.pp("experts").pp(expert);
-                Ok(Expert {
-                    gate_up: Joined::load(&weights, hidden, [(gate, inner), (up, inner)], false)?,
-                    act_fn: config.act_fn,
-                    down: Linear::load(&weights.pp(down), inner, hidden, false)?,
-                })
+        let expert = |expert| {
+            let weights = weights.pp("experts").pp(expert);
+            Ok(Expert {
+                gate_up: Joined::load(&weights, hidden, [(gate, inner), (up, inner)], false)?,
+                act_fn: config.act_fn,
+                down: Linear::load(&weights.pp(down), inner, hidden, false)?,
             })
-            .collect::<Result<_>>()?;
+        };
+        let experts = match weights.workspace() {
+            Some(Workspace::Gpu(space)) => Experts::Gpu(DeviceExperts::load(space, weights, config)?),
+            _ => Experts::Each((0..config.num_experts).map(expert).collect::<Result<_>>()?),
+        };
         Ok(Self {
             path: path.to_owned(),
             gate: Linear::load(&weights.pp("gate"), hidden, config.num_experts, false)?
@@ -89,34 +98,60 @@ impl SparseMoe {
     }
 
     /// `xs: [batch, seq, hidden_size]`, same shape out. The router's softmax is in F32 (F64 in F64), its choice is
-    /// made on the host; each expert's share is rounded to the model's dtype and so is each sum, in the experts'
+    /// made on the host but for a GPU's fused form, which sums in F32; each expert's share is rounded to the model's dtype and so is each sum, in the experts'
     /// order (transformers 5.23.0, the loop of `MixtralExperts` and `Qwen3MoeExperts`).
     ///
     /// # Errors
     /// If a tensor operation fails.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs.clone(), |pass, xs| {
-            let dims = xs.tensor().dims().to_vec();
-            let hidden_size = xs.tensor().dim(D::Minus1)?;
-            let tokens = Xs::from(xs.tensor().reshape(((), hidden_size))?);
-            let logits = self.gate.forward(pass, &tokens)?;
-            // The fused form keeps a dimension between tokens and features.
-            let chosen = self.choose(&logits.tensor().reshape(((), self.experts.len()))?)?;
-            let mixed = pass.module(&self.experts_path, tokens, |pass, tokens| {
-                let mut sum = tokens.tensor().zeros_like()?;
-                for (expert, chosen) in self.experts.iter().zip(&chosen) {
-                    if !chosen.rows.is_empty() {
-                        sum = expert.add_share(pass, &tokens, chosen, &sum)?;
-                    }
-                }
-                Ok(sum.into())
-            })?;
-            Ok(mixed.tensor().reshape(dims)?.into())
+        pass.module(&self.path, xs.clone(), |pass, xs| match (&self.experts, xs.value()) {
+            (Experts::Each(experts), _) => self.by_each(pass, experts, &xs),
+            (Experts::Gpu(experts), Value::Fused(Rows::Gpu(rows))) => {
+                let tokens = Rows::Gpu(rows.flat()).into_xs();
+                let mixed = self.on_gpu(pass, experts, tokens)?;
+                Ok(Rows::Gpu(mixed.shaped_as(rows)).into_xs())
+            }
+            // A probe's.
+            (Experts::Gpu(experts), _) => {
+                let dims = xs.tensor()?.dims().to_vec();
+                let tokens = xs.tensor()?.reshape(((), xs.tensor()?.dim(D::Minus1)?))?;
+                let mixed = self.on_gpu(pass, experts, tokens.into())?;
+                Ok(mixed.tensor()?.reshape(dims)?.into())
+            }
         })
     }
 
+    /// `tokens: [tokens, hidden_size]`, same shape out.
+    fn on_gpu(&self, pass: &mut Pass, experts: &DeviceExperts, tokens: Xs) -> Result<DeviceRows> {
+        let logits = self.gate.forward(pass, &tokens)?;
+        let routing = experts.route(&logits)?;
+        let mixed = pass.module(&self.experts_path, tokens, |_, tokens| {
+            Ok(Rows::Gpu(experts.forward(&tokens, &routing)?).into_xs())
+        })?;
+        experts.rows(&mixed)
+    }
+
+    fn by_each(&self, pass: &mut Pass, experts: &[Expert], xs: &Xs) -> Result<Xs> {
+        let dims = xs.tensor()?.dims().to_vec();
+        let hidden_size = xs.tensor()?.dim(D::Minus1)?;
+        let tokens = Xs::from(xs.tensor()?.reshape(((), hidden_size))?);
+        let logits = self.gate.forward(pass, &tokens)?;
+        // The fused form keeps a dimension between tokens and features.
+        let chosen = self.choose(&logits.tensor()?.reshape(((), experts.len()))?, experts.len())?;
+        let mixed = pass.module(&self.experts_path, tokens, |pass, tokens| {
+            let mut sum = tokens.tensor()?.zeros_like()?;
+            for (expert, chosen) in experts.iter().zip(&chosen) {
+                if !chosen.rows.is_empty() {
+                    sum = expert.add_share(pass, &tokens, chosen, &sum)?;
+                }
+            }
+            Ok(sum.into())
+        })?;
+        Ok(mixed.tensor()?.reshape(dims)?.into())
+    }
+
     /// `logits: [tokens, num_experts]` to the tokens that each expert gets, ties going to the earlier expert.
-    fn choose(&self, logits: &Tensor) -> Result<Vec<Chosen>> {
+    fn choose(&self, logits: &Tensor, num_experts: usize) -> Result<Vec<Chosen>> {
         let dtype = logits.dtype();
         let wide = accumulation(dtype);
         let probabilities = softmax(&logits.to_dtype(wide)?)?;
@@ -135,7 +170,7 @@ impl SparseMoe {
             RouterScores::NormalisedWide => scores,
             RouterScores::Normalised | RouterScores::Raw => scores.to_dtype(dtype)?,
         };
-        let mut chosen = vec![Chosen::default(); self.experts.len()];
+        let mut chosen = vec![Chosen::default(); num_experts];
         for (token, row) in scores.to_dtype(DType::F64)?.to_vec2::<f64>()?.into_iter().enumerate() {
             for (expert, score) in indices[token].iter().zip(row) {
                 let chosen = &mut chosen[*expert as usize];
@@ -157,14 +192,15 @@ struct Chosen {
 impl Expert {
     /// Adds this expert's share to the rows of `sum` that chose it; both `[tokens, hidden_size]`.
     fn add_share(&self, pass: &mut Pass, tokens: &Xs, chosen: &Chosen, sum: &Tensor) -> Result<Tensor> {
-        let dtype = tokens.tensor().dtype();
+        let tokens = tokens.tensor()?;
+        let dtype = tokens.dtype();
         let wide = accumulation(dtype);
-        let rows = Tensor::new(chosen.rows.as_slice(), tokens.tensor().device())?;
-        let scores = Tensor::new(chosen.scores.as_slice(), tokens.tensor().device())?;
-        let [gate, up] = self.gate_up.forward(pass, &tokens.tensor().index_select(&rows, 0)?.into())?;
-        let gate = Xs::from(self.act_fn.apply(gate.tensor())?);
+        let rows = Tensor::new(chosen.rows.as_slice(), tokens.device())?;
+        let scores = Tensor::new(chosen.scores.as_slice(), tokens.device())?;
+        let [gate, up] = self.gate_up.forward(pass, &tokens.index_select(&rows, 0)?.into())?;
+        let gate = Xs::from(self.act_fn.apply(gate.tensor()?)?);
         let share = self.down.forward(pass, &multiply(gate, up)?)?;
-        let share = share.tensor().reshape((chosen.rows.len(), ()))?.to_dtype(wide)?;
+        let share = share.tensor()?.reshape((chosen.rows.len(), ()))?.to_dtype(wide)?;
         let share = share.broadcast_mul(&scores.to_dtype(wide)?.unsqueeze(1)?)?;
         Ok(sum.index_add(&rows, &share.to_dtype(dtype)?, 0)?)
     }

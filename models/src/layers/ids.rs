@@ -1,6 +1,6 @@
 //! Ids that a model looks up besides the tokens: positions and token types.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::pass::{Pass, Xs};
@@ -10,7 +10,7 @@ use crate::pass::{Pass, Xs};
 /// # Errors
 /// If a position is negative.
 pub fn position_ids(pass: &Pass) -> Result<Xs> {
-    ids(pass, pass.positions().iter().copied())
+    ids(pass, |pass| pass.positions().iter().copied().map(id).collect())
 }
 
 /// `RoBERTa`'s positions, `[batch, seq]`: real tokens count from `padding_idx + 1`, padding stays at
@@ -23,18 +23,20 @@ pub fn position_ids_after(pass: &Pass, padding_idx: usize) -> Result<Xs> {
     if pass.has_position_ids() {
         return position_ids(pass);
     }
-    let tokens: Vec<u32> = pass.input_ids().flatten_all()?.to_vec1()?;
     let padding_idx = padding_idx as i64;
-    let mut positions = Vec::with_capacity(tokens.len());
-    for row in tokens.chunks(pass.seq()) {
-        let mut count = 0;
-        for token in row {
-            let is_real = i64::from(*token) != padding_idx;
-            count += i64::from(is_real);
-            positions.push(padding_idx + if is_real { count } else { 0 });
+    ids(pass, move |pass| {
+        let tokens: Vec<u32> = pass.input_ids().flatten_all()?.to_vec1()?;
+        let mut positions = Vec::with_capacity(tokens.len());
+        for row in tokens.chunks(pass.seq()) {
+            let mut count = 0;
+            for token in row {
+                let is_real = i64::from(*token) != padding_idx;
+                count += i64::from(is_real);
+                positions.push(id(padding_idx + if is_real { count } else { 0 })?);
+            }
         }
-    }
-    ids(pass, positions.into_iter())
+        Ok(positions)
+    })
 }
 
 /// Token types, `[batch, seq]`: all 0, as transformers takes them when none are given.
@@ -42,12 +44,18 @@ pub fn position_ids_after(pass: &Pass, padding_idx: usize) -> Result<Xs> {
 /// # Errors
 /// If the tensor cannot be made.
 pub fn token_type_ids(pass: &Pass) -> Result<Xs> {
-    Ok(Tensor::zeros((pass.batch(), pass.seq()), DType::U32, pass.device())?.into())
+    ids(pass, |pass| Ok(vec![0; pass.batch() * pass.seq()]))
 }
 
-fn ids(pass: &Pass, ids: impl Iterator<Item = i64>) -> Result<Xs> {
-    let ids: Vec<u32> = ids
-        .map(|id| u32::try_from(id).map_err(|_| Error::Inputs(format!("position {id} is negative"))))
-        .collect::<Result<_>>()?;
-    Ok(Tensor::from_vec(ids, (pass.batch(), pass.seq()), pass.device())?.into())
+/// What `compute` gives; on a GPU it is asked again when a recorded pass runs on other inputs.
+fn ids(pass: &Pass, compute: impl Fn(&Pass) -> Result<Vec<u32>> + Send + Sync + 'static) -> Result<Xs> {
+    let ids = Tensor::from_vec(compute(pass)?, (pass.batch(), pass.seq()), pass.device())?;
+    if let Ok(device) = pass.device_pass() {
+        device.know_ids(&ids, compute);
+    }
+    Ok(ids.into())
+}
+
+fn id(id: i64) -> Result<u32> {
+    u32::try_from(id).map_err(|_| Error::Inputs(format!("position {id} is negative")))
 }

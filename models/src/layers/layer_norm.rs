@@ -1,15 +1,12 @@
 //! Layer normalisation with a mean.
 
-use std::sync::Arc;
-
 use candle_core::{D, Tensor};
 
 use super::accumulation;
 use super::norm::fused;
 use crate::error::Result;
-use crate::fused::{Float, Slot};
-use crate::kernels::Norm;
-use crate::pass::{Pass, Value, Xs};
+use crate::fused::{Norm, NormWeights, Rows};
+use crate::pass::{Pass, Xs};
 use crate::weights::Weights;
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias`, the variance over `size` values without Bessel's
@@ -22,8 +19,7 @@ pub struct LayerNorm {
     /// As `weight`.
     bias: Option<Tensor>,
     eps: f64,
-    /// The fused form's, one for each row.
-    fused: Option<Vec<Arc<Norm>>>,
+    fused: Option<Norm>,
 }
 
 impl LayerNorm {
@@ -41,10 +37,10 @@ impl LayerNorm {
         let (weight, bias) =
             (weight.to_dtype(wide)?, bias.map(|bias| bias.to_dtype(wide)?.unsqueeze(0)).transpose()?);
         let fused = match weights.workspace() {
-            Some(_) => {
+            Some(workspace) => {
                 let bias = bias.as_ref().map(|bias| bias.flatten_all()?.to_vec1::<f32>()).transpose()?;
-                let rows = weight.to_vec2::<f32>()?.into_iter();
-                Some(rows.map(|row| Arc::new(Norm::layer(row, bias.clone(), eps as f32))).collect())
+                let weights = weight.to_vec2::<f32>()?;
+                Some(Norm::new(workspace, NormWeights { weights, bias, eps: eps as f32, centred: true })?)
             }
             None => None,
         };
@@ -77,10 +73,9 @@ impl LayerNorm {
     /// # Errors
     /// If the last dimension is no multiple of `heads * size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs.clone(), |_, xs| match (xs.value(), &self.fused) {
-            (Value::F32(slot), Some(norms)) => Ok(fused_heads(norms, slot).into_xs()),
-            (Value::Bf16(slot), Some(norms)) => Ok(fused_heads(norms, slot).into_xs()),
-            _ => Ok(self.apply(xs.tensor())?.into()),
+        pass.module(&self.path, xs.clone(), |_, xs| match fused(self.fused.as_ref(), &xs) {
+            Some(rows) => rows.map(Rows::into_xs),
+            None => Ok(self.apply(xs.tensor()?)?.into()),
         })
     }
 
@@ -98,21 +93,6 @@ impl LayerNorm {
         };
         Ok(out.to_dtype(xs.dtype())?.reshape(xs.dims())?)
     }
-}
-
-/// Heads that each have their own norm are normed in place, in a copy of the rows unless they are a part of some.
-fn fused_heads<T: Float>(norms: &[Arc<Norm>], xs: &Slot<T>) -> Slot<T> {
-    if let [norm] = norms {
-        return fused(norm, xs);
-    }
-    let out = if xs.is_whole() { xs.copied() } else { xs.clone().changed() };
-    let size = out.columns / norms.len();
-    let mut rows = out.write();
-    for (head, norm) in norms.iter().enumerate() {
-        norm.heads_in_place(out.pool(), &mut rows, out.width, out.first + head * size, 1);
-    }
-    drop(rows);
-    out
 }
 
 #[cfg(test)]

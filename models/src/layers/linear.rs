@@ -1,14 +1,12 @@
 //! Linear layers.
 
-use std::sync::Arc;
-
 use candle_core::{D, DType, Tensor};
 
 use super::embedding::EmbeddingForm;
 use super::split::each;
 use super::{Embedding, accumulation, split};
 use crate::error::Result;
-use crate::fused::{Packed, Room, Workspace};
+use crate::fused::{Packed, Room};
 use crate::pass::{Pass, Xs};
 use crate::weights::Weights;
 
@@ -23,7 +21,7 @@ pub struct Linear {
 enum LinearForm {
     /// `[out, in]` and `[out]`.
     Eager(Tensor, Option<Tensor>),
-    Fused(Arc<Workspace>, Packed, Room),
+    Fused(Packed, Room),
 }
 
 impl Linear {
@@ -45,7 +43,7 @@ impl Linear {
             None => LinearForm::Eager(weight, Some(weights.get("bias", output)?)),
             Some(workspace) => {
                 let packed = Packed::of(workspace, &weight, Some(&weights.vector("bias", output)?))?;
-                LinearForm::Fused(Arc::clone(workspace), packed, Room::Now)
+                LinearForm::Fused(packed, Room::Now)
             }
         };
         Ok(Self { path: weights.path().to_owned(), form })
@@ -60,7 +58,7 @@ impl Linear {
             Some(workspace) => {
                 let bias = bias.then(|| weights.vector("bias", output)).transpose()?;
                 let packed = Packed::load(workspace, &[(weights.clone(), output)], input, bias.as_deref())?;
-                LinearForm::Fused(Arc::clone(workspace), packed, room)
+                LinearForm::Fused(packed, room)
             }
         };
         Ok(Self { path: weights.path().to_owned(), form })
@@ -76,12 +74,12 @@ impl Linear {
             EmbeddingForm::Eager(weight) => {
                 LinearForm::Eager(weight.clone(), bias.then(|| weights.get("bias", vocab_size)).transpose()?)
             }
-            EmbeddingForm::Fused(workspace, packed) => {
+            EmbeddingForm::Fused(packed) => {
                 let packed = match bias.then(|| weights.vector("bias", vocab_size)).transpose()? {
-                    Some(bias) => packed.with_bias(&bias),
+                    Some(bias) => packed.with_bias(&bias)?,
                     None => packed.clone(),
                 };
-                LinearForm::Fused(Arc::clone(workspace), packed, Room::Later)
+                LinearForm::Fused(packed, Room::Later)
             }
         };
         Ok(Self { path: weights.path().to_owned(), form })
@@ -113,8 +111,8 @@ impl Linear {
     /// If the last dimension of `xs` is not `in`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
         pass.module(&self.path, xs.clone(), |_, xs| match &self.form {
-            LinearForm::Eager(weight, bias) => Ok(linear(xs.tensor(), weight, bias.as_ref())?.into()),
-            LinearForm::Fused(workspace, packed, room) => packed.forward(workspace, &xs, *room),
+            LinearForm::Eager(weight, bias) => Ok(linear(xs.tensor()?, weight, bias.as_ref())?.into()),
+            LinearForm::Fused(packed, room) => packed.forward(&xs, *room),
         })
     }
 }
@@ -131,7 +129,7 @@ pub struct Joined<const N: usize> {
 enum JoinedForm<const N: usize> {
     Eager([Linear; N]),
     /// Outputs and path of each part.
-    Fused(Arc<Workspace>, Packed, [usize; N], [String; N]),
+    Fused(Packed, [usize; N], [String; N]),
 }
 
 impl<const N: usize> Joined<N> {
@@ -154,7 +152,7 @@ impl<const N: usize> Joined<N> {
         let paths = parts.map(|(name, _)| weights.pp(name).path().to_owned());
         let parts = parts.map(|(name, output)| (weights.pp(name), output));
         let packed = Packed::load(workspace, &parts, input, bias.then_some(&biases))?;
-        Ok(Self { form: JoinedForm::Fused(Arc::clone(workspace), packed, outputs, paths) })
+        Ok(Self { form: JoinedForm::Fused(packed, outputs, paths) })
     }
 
     /// `xs: [.., in]` to one `[.., out]` a part.
@@ -164,8 +162,8 @@ impl<const N: usize> Joined<N> {
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<[Xs; N]> {
         match &self.form {
             JoinedForm::Eager(parts) => each(parts, |part| part.forward(pass, xs)),
-            JoinedForm::Fused(workspace, packed, outputs, paths) => {
-                let parts = |xs: &Xs| split(&packed.forward(workspace, xs, Room::Now)?, *outputs);
+            JoinedForm::Fused(packed, outputs, paths) => {
+                let parts = |xs: &Xs| split(&packed.forward(xs, Room::Now)?, *outputs);
                 let mut out = parts(xs)?;
                 if pass.is_looked_on() {
                     for (index, path) in paths.iter().enumerate() {

@@ -1,15 +1,8 @@
 //! The gated feed-forward layer of llama and its kin.
 
-use std::sync::Arc;
-
-use candle_core::{DType, Device, Tensor};
-use half::bf16;
-
-use super::split::each;
 use super::{Activation, Joined, Linear, multiply};
 use crate::error::Result;
-use crate::fused::{Float, Slot, Workspace, gate_up};
-use crate::kernels::{self, PackedGateUp};
+use crate::fused;
 use crate::pass::{Pass, Xs};
 use crate::weights::Weights;
 
@@ -24,7 +17,7 @@ pub struct GatedMlp {
 
 enum GateUp {
     Eager { gate_up: Joined<2>, act_path: String, act_fn: Activation },
-    Fused { packed: Box<dyn Packed>, paths: [String; 3], act_fn: Activation },
+    Fused { packed: fused::GateUp, paths: [String; 3], act_fn: Activation },
 }
 
 impl GatedMlp {
@@ -48,10 +41,13 @@ impl GatedMlp {
                 act_fn,
             },
             Some(workspace) => GateUp::Fused {
-                packed: match weights.dtype() {
-                    DType::BF16 => PackedPair::<bf16>::load(weights, workspace, input, output, act_fn, bias)?,
-                    _ => PackedPair::<f32>::load(weights, workspace, input, output, act_fn, bias)?,
-                },
+                packed: fused::GateUp::load(
+                    workspace,
+                    ["gate_proj", "up_proj"].map(|name| weights.pp(name)),
+                    (output, input),
+                    act_fn.kernel(),
+                    bias,
+                )?,
                 paths: ["gate_proj", "up_proj", "act_fn"].map(|name| weights.pp(name).path().to_owned()),
                 act_fn,
             },
@@ -75,7 +71,7 @@ impl GatedMlp {
                     multiply(act_fn.forward(pass, act_path, &gate)?, up)?
                 }
                 GateUp::Fused { packed, paths, act_fn } => {
-                    let shown = show(pass, &xs, packed.as_ref(), paths, *act_fn)?;
+                    let shown = show(pass, &xs, packed, paths, *act_fn)?;
                     shown.map_or_else(|| packed.forward(&xs), Ok)?
                 }
             };
@@ -88,7 +84,7 @@ impl GatedMlp {
 fn show(
     pass: &mut Pass,
     xs: &Xs,
-    packed: &dyn Packed,
+    packed: &fused::GateUp,
     [gate_path, up_path, act_path]: &[String; 3],
     act_fn: Activation,
 ) -> Result<Option<Xs>> {
@@ -101,56 +97,4 @@ fn show(
     let gate = act_fn.forward(pass, act_path, &gate)?;
     let up = pass.shared(up_path, xs, up, |xs| packed.parts(xs).map(|[_, up]| up))?;
     if pass.replaced() == before { Ok(None) } else { multiply(gate, up).map(Some) }
-}
-
-/// Packed gate and up of either element type.
-trait Packed: Send + Sync {
-    fn forward(&self, xs: &Xs) -> Result<Xs>;
-
-    /// Gate and up without activation and product.
-    fn parts(&self, xs: &Xs) -> Result<[Xs; 2]>;
-}
-
-struct PackedPair<T: Float> {
-    workspace: Arc<Workspace>,
-    weight: PackedGateUp<T>,
-    act_fn: kernels::Activation,
-}
-
-impl<T: Float> PackedPair<T> {
-    fn load(
-        weights: &Weights,
-        workspace: &Arc<Workspace>,
-        input: usize,
-        output: usize,
-        act_fn: Activation,
-        bias: bool,
-    ) -> Result<Box<dyn Packed>> {
-        let parts = ["gate_proj", "up_proj"].map(|name| weights.pp(name));
-        Ok(Box::new(Self {
-            workspace: Arc::clone(workspace),
-            weight: gate_up::<T>(workspace, parts, (output, input), bias)?,
-            act_fn: act_fn.kernel(),
-        }))
-    }
-}
-
-impl<T: Float> Packed for PackedPair<T> {
-    fn forward(&self, xs: &Xs) -> Result<Xs> {
-        let xs = Slot::<T>::of(&self.workspace, xs)?.whole();
-        let out = Slot::<T>::take(&self.workspace, xs.batch, xs.seq, self.weight.n());
-        let pool = &self.workspace.pool;
-        self.weight.forward(pool, &xs.read(), xs.rows(), &mut out.write(), self.act_fn);
-        Ok(out.into_xs())
-    }
-
-    fn parts(&self, xs: &Xs) -> Result<[Xs; 2]> {
-        let xs = Slot::<T>::of(&self.workspace, xs)?.whole();
-        let (pool, rows, n) = (&self.workspace.pool, xs.rows(), self.weight.n());
-        let mut parts = [(); 2].map(|()| vec![T::default(); rows * n]);
-        let [gate, up] = &mut parts;
-        self.weight.parts(pool, &xs.read(), rows, gate, up);
-        let shape = (xs.batch, xs.seq, n);
-        each(&parts, |part| Ok(Tensor::from_slice(part, shape, &Device::Cpu)?.into()))
-    }
 }

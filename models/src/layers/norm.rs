@@ -1,13 +1,10 @@
 //! Normalisation layers.
 
-use std::sync::Arc;
-
 use candle_core::{D, DType, Tensor};
 
 use super::accumulation;
 use crate::error::Result;
-use crate::fused::{Float, Job, Room, Slot, Work};
-use crate::kernels::Norm;
+use crate::fused::{Norm, NormWeights, Rows};
 use crate::pass::{Pass, Value, Xs};
 use crate::weights::Weights;
 
@@ -21,7 +18,7 @@ pub struct RmsNorm {
     weight: Tensor,
     eps: f64,
     rounds_before_weight: bool,
-    fused: Option<Arc<Norm>>,
+    fused: Option<Norm>,
 }
 
 impl RmsNorm {
@@ -54,7 +51,11 @@ impl RmsNorm {
 
     fn new(weights: &Weights, weight: Tensor, eps: f64, rounds_before_weight: bool) -> Result<Self> {
         let fused = match weights.workspace() {
-            Some(_) => Some(Arc::new(Norm::rms(weight.to_dtype(DType::F32)?.to_vec1()?, eps as f32))),
+            Some(workspace) => {
+                let weights = vec![weight.to_dtype(DType::F32)?.to_vec1()?];
+                let norm = NormWeights { weights, bias: None, eps: eps as f32, centred: false };
+                Some(Norm::new(workspace, norm)?)
+            }
             None => None,
         };
         Ok(Self { path: weights.path().to_owned(), weight, eps, rounds_before_weight, fused })
@@ -67,10 +68,9 @@ impl RmsNorm {
     /// # Errors
     /// If the last dimension is no multiple of `size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs.clone(), |_, xs| match (xs.value(), &self.fused) {
-            (Value::F32(slot), Some(norm)) => Ok(fused(norm, slot).into_xs()),
-            (Value::Bf16(slot), Some(norm)) => Ok(fused(norm, slot).into_xs()),
-            _ => Ok(self.apply(xs.tensor())?.into()),
+        pass.module(&self.path, xs.clone(), |_, xs| match fused(self.fused.as_ref(), &xs) {
+            Some(rows) => rows.map(Rows::into_xs),
+            None => Ok(self.apply(xs.tensor()?)?.into()),
         })
     }
 
@@ -89,18 +89,10 @@ impl RmsNorm {
     }
 }
 
-/// Whole rows are owed, so that a sum may take the norm over; parts are normed in place.
-pub(super) fn fused<T: Float>(norm: &Arc<Norm>, xs: &Slot<T>) -> Slot<T> {
-    if xs.is_whole() && xs.width == norm.size() {
-        xs.settle();
-        let job = Job { work: Work::Norm(Arc::clone(norm)), xs: xs.clone() };
-        return Slot::owed(xs.workspace(), job, Room::Now);
+/// The fused form's norm of a value that is in it.
+pub(super) fn fused(norm: Option<&Norm>, xs: &Xs) -> Option<Result<Rows>> {
+    match (xs.value(), norm) {
+        (Value::Fused(rows), Some(norm)) => norm.forward(rows),
+        _ => None,
     }
-    if xs.is_whole() {
-        let out = Slot::take(xs.workspace(), xs.batch, xs.seq, xs.width);
-        norm.forward(xs.pool(), &xs.read(), &mut out.write());
-        return out;
-    }
-    norm.heads_in_place(xs.pool(), &mut xs.write(), xs.width, xs.first, xs.columns / norm.size());
-    xs.clone().changed()
 }

@@ -4,14 +4,18 @@ use candle_core::{D, DType, Tensor};
 
 use super::rounded;
 use crate::error::Result;
-use crate::pass::{Pass, Xs};
+use crate::fused::Rows;
+use crate::pass::{Pass, Value, Xs};
 
 /// `xs: [batch, seq, features]` to the first position's `[batch, features]`, be it padding.
 ///
 /// # Errors
 /// If a tensor operation fails.
 pub fn first_position(xs: &Xs) -> Result<Xs> {
-    Ok(xs.tensor().narrow(1, 0, 1)?.squeeze(1)?.contiguous()?.into())
+    if let Value::Fused(Rows::Gpu(rows)) = xs.value() {
+        return Ok(Rows::Gpu(rows.first_position()?).into_xs());
+    }
+    Ok(xs.tensor()?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?.into())
 }
 
 /// What was computed from one vector a row, to `[batch, features]`: the fused form keeps a position's dimension.
@@ -19,8 +23,11 @@ pub fn first_position(xs: &Xs) -> Result<Xs> {
 /// # Errors
 /// If `xs` does not hold one vector a row.
 pub fn one_per_row(pass: &Pass, xs: &Xs) -> Result<Xs> {
-    let features = xs.tensor().dim(D::Minus1)?;
-    Ok(xs.tensor().reshape((pass.batch(), features))?.into())
+    if let Value::Fused(Rows::Gpu(rows)) = xs.value() {
+        return Ok(Rows::Gpu(rows.flat()).into_xs());
+    }
+    let features = xs.tensor()?.dim(D::Minus1)?;
+    Ok(xs.tensor()?.reshape((pass.batch(), features))?.into())
 }
 
 /// `xs: [batch, seq, features]` to the mean over real tokens, `[batch, features]`; summed in F32 for 16-bit
@@ -29,14 +36,18 @@ pub fn one_per_row(pass: &Pass, xs: &Xs) -> Result<Xs> {
 /// # Errors
 /// If a tensor operation fails.
 pub fn mean_of_real_tokens(pass: &Pass, xs: &Xs) -> Result<Xs> {
-    let (batch, seq, _) = xs.tensor().dims3()?;
+    if let Value::Fused(Rows::Gpu(rows)) = xs.value() {
+        return Ok(Rows::Gpu(rows.mean_of_real_tokens(pass)?).into_xs());
+    }
+    let xs = xs.tensor()?;
+    let (batch, seq, _) = xs.dims3()?;
     let real: Vec<f64> = match pass.padding() {
         Some(padding) => padding.iter().map(|real| f64::from(u8::from(*real))).collect(),
         None => vec![1.0; batch * seq],
     };
-    let real = Tensor::from_vec(real, (batch, seq, 1), xs.tensor().device())?;
+    let real = Tensor::from_vec(real, (batch, seq, 1), xs.device())?;
     let count = real.sum(1)?.to_dtype(DType::F32)?;
-    let sum = rounded(xs.tensor(), |xs| xs.broadcast_mul(&real.to_dtype(xs.dtype())?)?.sum(1))?;
+    let sum = rounded(xs, |xs| xs.broadcast_mul(&real.to_dtype(xs.dtype())?)?.sum(1))?;
     let mean = rounded(&sum, |sum| sum.broadcast_div(&count.to_dtype(sum.dtype())?))?;
     Ok(mean.into())
 }

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{D, DType, Tensor};
 
 use super::{RopeParameters, RopeScaling};
+use crate::cuda::{DevicePass, DeviceRope, DeviceTable};
 use crate::error::{Error, Result};
+use crate::fused::Workspace;
 use crate::kernels::{Pairing, RopeTable};
 use crate::pass::Pass;
 
@@ -28,11 +30,19 @@ pub struct RotaryEmbedding {
 struct Known {
     /// Whether a pass is longer than the context that the frequencies were made for, where they depend on that.
     is_long: bool,
-    table: Arc<RopeTable>,
+    table: Table,
+}
+
+#[derive(Debug)]
+enum Table {
+    Host(Arc<RopeTable>),
+    Gpu(Arc<DeviceTable>),
 }
 
 /// Positions from here on get no table that starts at 0.
 const MOST_POSITIONS: i64 = 1 << 17;
+/// A GPU's table has so many rows from the start, if the model has as many positions: a few megabytes.
+const DEVICE_POSITIONS: usize = 1 << 13;
 
 /// Where a rotation rounds in a 16-bit model; in F32 and F64 all are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +69,8 @@ enum RopeForm {
         interleaved: bool,
     },
     /// The rows of the table that the tokens take are the pass's positions, or these.
-    Fused(Arc<RopeTable>, Option<Arc<[u32]>>),
+    Host(Arc<RopeTable>, Option<Arc<[u32]>>),
+    Gpu(DeviceRope),
 }
 
 impl RotaryEmbedding {
@@ -95,11 +106,11 @@ impl RotaryEmbedding {
     /// # Errors
     /// If the tensors cannot be made.
     pub fn forward(&self, pass: &Pass) -> Result<Rope> {
-        let arithmetic = Arithmetic::of(pass.dtype());
-        let len = pass.positions().iter().max().map_or(0, |max| max + 1);
-        if pass.workspace().is_some() {
-            return Ok(Rope(self.fused(pass.positions(), len)));
+        if let Some(workspace) = pass.workspace() {
+            return self.fused(&workspace, pass).map(Rope);
         }
+        let arithmetic = Arithmetic::of(pass.dtype());
+        let len = len_of(pass.positions());
         let (cos, sin) = self.tables(arithmetic, pass.positions(), len);
         let table = |values: Vec<f64>| -> Result<Tensor> {
             let shape = (pass.batch(), pass.seq(), self.rotary_dim.div_ceil(2));
@@ -122,35 +133,115 @@ impl RotaryEmbedding {
 
     /// A table of every position so far serves all passes, so that decoding makes none; where the frequencies follow
     /// the length of each pass, and for positions far off, it is a row a token.
-    fn fused(&self, positions: &[i64], len: i64) -> RopeForm {
-        let is_long = match &self.parameters.scaling {
-            RopeScaling::Dynamic { .. } if len > self.parameters.max_position_embeddings as i64 => None,
-            RopeScaling::Longrope { original, .. } => Some(len > *original as i64),
-            _ => Some(false),
-        };
-        let is_near = positions.iter().all(|position| (0..MOST_POSITIONS).contains(position));
-        let Some(is_long) = is_long.filter(|_| is_near) else {
-            let table = self.fused_table(positions, len);
-            return RopeForm::Fused(Arc::new(table), Some((0..positions.len() as u32).collect()));
-        };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = &*known
-            && known.is_long == is_long
-            && known.table.positions() as i64 >= len
-        {
-            return RopeForm::Fused(Arc::clone(&known.table), None);
+    fn fused(&self, workspace: &Workspace, pass: &Pass) -> Result<RopeForm> {
+        let positions = pass.positions();
+        let shared = self.shared_up_to(positions);
+        match workspace {
+            Workspace::Host(_) => {
+                let Some((is_long, len)) = shared else {
+                    let table = self.host_table(positions, len_of(positions));
+                    return Ok(RopeForm::Host(Arc::new(table), Some((0..positions.len() as u32).collect())));
+                };
+                let known = |known: &Known| match &known.table {
+                    Table::Host(table) if table.positions() as i64 >= len => Some(Arc::clone(table)),
+                    _ => None,
+                };
+                let make = || {
+                    let all: Vec<i64> = (0..(len.max(128) as u64).next_power_of_two() as i64).collect();
+                    let table = Arc::new(self.host_table(&all, len));
+                    Ok((Table::Host(Arc::clone(&table)), table))
+                };
+                Ok(RopeForm::Host(self.known_or(is_long, known, make)?, None))
+            }
+            Workspace::Gpu(space) => {
+                let device = pass.device_pass()?;
+                let Some((is_long, len)) = shared else { return self.fed(device, pass) };
+                let known = |known: &Known| match &known.table {
+                    Table::Gpu(table) if table.rows as i64 >= len => Some(Arc::clone(table)),
+                    _ => None,
+                };
+                let make = || {
+                    // Making it again would interrupt passes that are replayed.
+                    let most = self.parameters.max_position_embeddings.min(DEVICE_POSITIONS) as i64;
+                    let rows = (len.max(most) as u64).next_power_of_two() as i64;
+                    let all: Vec<i64> = (0..rows).collect();
+                    let (cos, sin) = self.single_tables(&all, len);
+                    let pairs = self.rotary_dim.div_ceil(2);
+                    let table = Arc::new(DeviceTable::new(space, (&cos, &sin), pairs, self.interleaved)?);
+                    Ok((Table::Gpu(Arc::clone(&table)), table))
+                };
+                let table = self.known_or(is_long, known, make)?;
+                let (this, rows) = (self.clone(), table.rows as i64);
+                device.require(move |pass| {
+                    let shared = this.shared_up_to(pass.positions());
+                    Ok(shared.is_some_and(|(long, len)| long == is_long && len <= rows))
+                });
+                Ok(RopeForm::Gpu(DeviceRope { table, rows: device.positions(pass)? }))
+            }
         }
-        let all: Vec<i64> = (0..(len.max(128) as u64).next_power_of_two() as i64).collect();
-        let table = Arc::new(self.fused_table(&all, len));
-        *known = Some(Known { is_long, table: Arc::clone(&table) });
-        RopeForm::Fused(table, None)
     }
 
-    fn fused_table(&self, positions: &[i64], len: i64) -> RopeTable {
+    /// A row a token on a GPU, made anew for each pass.
+    fn fed(&self, device: &DevicePass, pass: &Pass) -> Result<RopeForm> {
+        let table = |is_cos: bool| {
+            let this = self.clone();
+            device.feed(pass, move |pass| {
+                let (cos, sin) = this.single_tables(pass.positions(), len_of(pass.positions()));
+                Ok(if is_cos { cos } else { sin })
+            })
+        };
+        let rows = device.feed(pass, |pass| Ok((0..pass.positions().len() as u32).collect()))?;
+        let table = DeviceTable {
+            cos: table(true)?.as_ref().clone(),
+            sin: table(false)?.as_ref().clone(),
+            rows: pass.positions().len(),
+            pairs: self.rotary_dim.div_ceil(2),
+            interleaved: self.interleaved,
+        };
+        Ok(RopeForm::Gpu(DeviceRope { table: Arc::new(table), rows: rows.as_ref().clone() }))
+    }
+
+    /// Where passes share a table: whether they are longer than the context that the frequencies were made for, and
+    /// how many of its rows these positions need.
+    fn shared_up_to(&self, positions: &[i64]) -> Option<(bool, i64)> {
+        let len = len_of(positions);
+        let is_near = positions.iter().all(|position| (0..MOST_POSITIONS).contains(position));
+        let is_long = match &self.parameters.scaling {
+            RopeScaling::Dynamic { .. } if len > self.parameters.max_position_embeddings as i64 => {
+                return None;
+            }
+            RopeScaling::Longrope { original, .. } => len > *original as i64,
+            _ => false,
+        };
+        is_near.then_some((is_long, len))
+    }
+
+    /// The table that is known, or a new one.
+    fn known_or<T>(
+        &self,
+        is_long: bool,
+        known: impl FnOnce(&Known) -> Option<T>,
+        make: impl FnOnce() -> Result<(Table, T)>,
+    ) -> Result<T> {
+        let mut entry = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = entry.as_ref().filter(|entry| entry.is_long == is_long).and_then(known) {
+            return Ok(found);
+        }
+        let (table, made) = make()?;
+        *entry = Some(Known { is_long, table });
+        Ok(made)
+    }
+
+    fn host_table(&self, positions: &[i64], len: i64) -> RopeTable {
+        let (cos, sin) = self.single_tables(positions, len);
+        let pairing = if self.interleaved { Pairing::Interleaved } else { Pairing::HalfSplit };
+        RopeTable::new(cos, sin, self.rotary_dim.div_ceil(2), pairing)
+    }
+
+    fn single_tables(&self, positions: &[i64], len: i64) -> (Vec<f32>, Vec<f32>) {
         let (cos, sin) = self.tables(Arithmetic::Single, positions, len);
         let single = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
-        let pairing = if self.interleaved { Pairing::Interleaved } else { Pairing::HalfSplit };
-        RopeTable::new(single(cos), single(sin), self.rotary_dim.div_ceil(2), pairing)
+        (single(cos), single(sin))
     }
 
     /// Cosines and sines, `[positions, rotary_dim / 2]`, of a sequence that ends at position `len - 1`.
@@ -284,10 +375,23 @@ impl Rope {
     /// The fused form's table, and the rows that the tokens take, by default their positions.
     pub(super) fn fused<'a>(&'a self, positions: &'a [u32]) -> Option<(&'a RopeTable, &'a [u32])> {
         match &self.0 {
-            RopeForm::Eager { .. } => None,
-            RopeForm::Fused(table, rows) => Some((table, rows.as_deref().unwrap_or(positions))),
+            RopeForm::Host(table, rows) => Some((table, rows.as_deref().unwrap_or(positions))),
+            _ => None,
         }
     }
+
+    /// The GPU's table, and the rows that the tokens take.
+    pub(super) fn device(&self) -> Option<&DeviceRope> {
+        match &self.0 {
+            RopeForm::Gpu(rope) => Some(rope),
+            _ => None,
+        }
+    }
+}
+
+/// Where a sequence with these positions ends.
+fn len_of(positions: &[i64]) -> i64 {
+    positions.iter().max().map_or(0, |max| max + 1)
 }
 
 /// What each operation on the tables rounds to.

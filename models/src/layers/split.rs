@@ -14,8 +14,7 @@ pub fn split<const N: usize>(xs: &Xs, sizes: [usize; N]) -> Result<[Xs; N]> {
     each(&sizes, |size| {
         let part = match xs.value() {
             Value::Tensor(tensor) => tensor.narrow(D::Minus1, start, *size)?.contiguous()?.into(),
-            Value::F32(slot) => slot.part(start, *size).into_xs(),
-            Value::Bf16(slot) => slot.part(start, *size).into_xs(),
+            Value::Fused(rows) => rows.part(start, *size).into_xs(),
         };
         start += size;
         Ok(part)

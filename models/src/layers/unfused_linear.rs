@@ -53,7 +53,7 @@ impl UnfusedLinear {
             Form::Fused(linear) => return linear.forward(pass, xs),
         };
         pass.module(path, xs.clone(), |_, xs| {
-            let ys = linear(xs.tensor(), weight, None)?;
+            let ys = linear(xs.tensor()?, weight, None)?;
             Ok(match bias {
                 Some(bias) => ys.broadcast_add(bias)?.into(),
                 None => ys.into(),

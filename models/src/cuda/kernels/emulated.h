@@ -99,7 +99,7 @@ static void enter(Fiber& fiber) { self = &fiber; emulator_switch(&scheduler, fib
 static void body() { run_kernel(); leave(); abort(); }
 static void prepare(Fiber& fiber, unsigned char* stack) {
     // Six saved registers and the address to return to; at a function's entry the stack is 8 off 16 bytes.
-    void** top = reinterpret_cast<void**>(stack + STACK) - 2;
+    void** top = reinterpret_cast<void**>(stack + STACK) - 1;
     top[0] = nullptr;
     *--top = reinterpret_cast<void*>(&body);
     for (int i = 0; i < 6; ++i) *--top = nullptr;

@@ -1,0 +1,225 @@
+//! Attention on a GPU: from projected queries, keys and values through the cache to mixed values.
+
+use std::sync::Arc;
+
+use super::kernels::{Attention, AttentionBias, CacheRegions, CopyColumns, QkvLayout, RopeIntoCache, RopeTables};
+use super::rows::{DeviceRows, OnColumns};
+use super::weights::DeviceNorm;
+use super::{Region, Space};
+use crate::error::{Error, Result};
+use crate::kernels::Band;
+use crate::layers;
+use crate::pass::{Pass, Xs};
+
+/// Cosines and sines by position.
+#[derive(Debug)]
+pub(crate) struct DeviceTable {
+    pub(crate) cos: Region,
+    pub(crate) sin: Region,
+    pub(crate) rows: usize,
+    pub(crate) pairs: usize,
+    pub(crate) interleaved: bool,
+}
+
+impl DeviceTable {
+    /// `cos` and `sin`: `[rows, pairs]`.
+    pub(crate) fn new(
+        space: &Space,
+        (cos, sin): (&[f32], &[f32]),
+        pairs: usize,
+        interleaved: bool,
+    ) -> Result<Self> {
+        let rows = cos.len() / pairs.max(1);
+        Ok(Self { cos: space.keep(cos)?, sin: space.keep(sin)?, rows, pairs, interleaved })
+    }
+}
+
+/// A table and, u32, `[batch, seq]`, its rows that the tokens take.
+#[derive(Clone)]
+pub(crate) struct DeviceRope {
+    pub(crate) table: Arc<DeviceTable>,
+    pub(crate) rows: Region,
+}
+
+/// F32, `[1 or batch, num_heads, slots]`: added to the scores of each key.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceBias {
+    pub(crate) region: Arc<Region>,
+    pub(crate) slots: usize,
+    pub(crate) per_sequence: bool,
+}
+
+/// Keys and values of a layer, `[batch, kv_heads, capacity, head_dim]` each.
+#[derive(Clone)]
+pub(crate) struct DeviceCache {
+    keys: Arc<Region>,
+    values: Arc<Region>,
+    /// Batch, key heads, and features of a head.
+    pub(crate) shape: [usize; 3],
+    pub(crate) capacity: usize,
+}
+
+impl DeviceCache {
+    pub(crate) fn new(space: &Space, shape: [usize; 3], capacity: usize) -> Result<Self> {
+        let len = shape.iter().product::<usize>() * capacity;
+        let room = || Region::room(&space.gpu, space.dtype, len).map(Arc::new);
+        Ok(Self { keys: room()?, values: room()?, shape, capacity })
+    }
+
+    /// For one layer of a pass without a cache.
+    fn passing(space: &Space, shape: [usize; 3], capacity: usize) -> Result<Self> {
+        let len = shape.iter().product::<usize>() * capacity;
+        Ok(Self { keys: space.lend_elements(len)?, values: space.lend_elements(len)?, shape, capacity })
+    }
+
+    /// The same with more room, of which the first `len` slots are kept.
+    pub(crate) fn grown(&self, space: &Space, capacity: usize, len: usize) -> Result<Self> {
+        let [batch, kv_heads, head_dim] = self.shape;
+        let grown = Self::new(space, self.shape, capacity)?;
+        for (from, to) in [(&self.keys, &grown.keys), (&self.values, &grown.values)] {
+            CopyColumns {
+                dtype: space.dtype,
+                rows: batch * kv_heads,
+                groups: 1,
+                size: len * head_dim,
+                from,
+                from_strides: (self.capacity * head_dim, 0),
+                to,
+                to_strides: (capacity * head_dim, 0),
+            }
+            .launch()?;
+        }
+        Ok(grown)
+    }
+}
+
+/// q, k and v side by side, and the norms of their heads that have not run yet.
+struct Projection {
+    region: Arc<Region>,
+    layout: QkvLayout,
+    norms: [Option<Arc<DeviceNorm>>; 2],
+}
+
+impl Projection {
+    /// Where the parts lie in one buffer already, that buffer.
+    fn new(space: &Arc<Space>, parts: &[DeviceRows; 3], heads: [usize; 3], head_dim: usize) -> Result<Self> {
+        let [num_heads, num_kv_heads, _] = heads;
+        let [q, k, v] = parts;
+        let is_joined = parts.iter().all(|part| Arc::ptr_eq(&part.place, &q.place))
+            && (k.groups, k.stride) == (v.groups, v.stride)
+            && parts.iter().all(|part| [1, num_kv_heads].contains(&part.groups));
+        if !is_joined {
+            let layout = QkvLayout::joined(num_heads, num_kv_heads, head_dim);
+            let region = space.lend_elements(q.rows() * layout.row)?;
+            for (part, first) in parts.iter().zip([layout.q_first, layout.k_first, layout.v_first]) {
+                part.whole()?.copy_to(&region, layout.row, first)?;
+            }
+            return Ok(Self { region, layout, norms: [None, None] });
+        }
+        let layout = QkvLayout {
+            q_heads: num_heads,
+            kv_heads: num_kv_heads,
+            head_dim,
+            row: q.width,
+            q_first: q.first,
+            k_first: k.first,
+            v_first: v.first,
+            q_group: if q.groups == 1 { num_heads / num_kv_heads * head_dim } else { q.stride },
+            kv_head: if k.groups == 1 { head_dim } else { k.stride },
+        };
+        let (mut q_norm, mut k_norm) = (None, None);
+        for ((part, norm), heads) in parts.iter().zip([Some(&mut q_norm), Some(&mut k_norm), None]).zip(heads)
+        {
+            match &part.owed {
+                None => {}
+                // The launch that ropes norms each head of q and k; what is another norm runs by itself.
+                Some(OnColumns::Norm(owed)) => match norm {
+                    Some(norm) if owed.of_heads(heads, head_dim).is_some() => *norm = Some(Arc::clone(owed)),
+                    _ => part.norm_in_place(owed)?,
+                },
+                Some(OnColumns::Activation(_)) => {
+                    return Err(Error::Unsupported("attention over activated projections".to_owned()));
+                }
+            }
+        }
+        Ok(Self { region: q.region()?, layout, norms: [q_norm, k_norm] })
+    }
+}
+
+/// As [`layers::Attention::forward`]: norms of heads, rope and the way into the cache in one launch, then attention.
+pub(crate) fn attend(
+    attention: &layers::Attention,
+    pass: &mut Pass,
+    space: &Arc<Space>,
+    [q, k, v]: [Xs; 3],
+    rope: Option<&DeviceRope>,
+    band: Band,
+    bias: Option<&DeviceBias>,
+) -> Result<DeviceRows> {
+    let &layers::Attention { num_heads, num_kv_heads, head_dim, .. } = attention;
+    let parts = [DeviceRows::of(space, &q)?, DeviceRows::of(space, &k)?, DeviceRows::of(space, &v)?];
+    drop((q, k, v));
+    let heads = [num_heads, num_kv_heads, num_kv_heads];
+    if parts.iter().zip(heads).any(|(part, heads)| part.columns() != heads * head_dim) {
+        let found = parts.each_ref().map(DeviceRows::columns);
+        return Err(Error::Inputs(format!("{found:?} features for {heads:?} heads of {head_dim}")));
+    }
+    let Projection { region: qkv, layout, norms: [q_norm, k_norm] } =
+        Projection::new(space, &parts, heads, head_dim)?;
+    let (batch, tokens, dtype) = (pass.batch(), pass.seq(), space.dtype);
+    let (shape, slots) = ([batch, num_kv_heads, head_dim], pass.past() + tokens);
+    let cache = match pass.cache() {
+        Some(cache) => cache.device(attention.layer, space, shape, slots)?.clone(),
+        None => DeviceCache::passing(space, shape, tokens)?,
+    };
+    let regions = CacheRegions { keys: &cache.keys, values: &cache.values, capacity: cache.capacity };
+    let device = pass.device_pass()?;
+    let state = device.state(pass)?;
+    RopeIntoCache {
+        dtype,
+        batch,
+        tokens,
+        qkv: &qkv,
+        layout,
+        cache: regions,
+        state,
+        rope: rope.map(|DeviceRope { table, rows }| RopeTables {
+            cos: &table.cos,
+            sin: &table.sin,
+            rows: table.rows,
+            pairs: table.pairs,
+            interleaved: table.interleaved,
+            positions: rows,
+        }),
+        q_norm: q_norm.as_ref().and_then(|norm| norm.of_heads(num_heads, head_dim)),
+        k_norm: k_norm.as_ref().and_then(|norm| norm.of_heads(num_kv_heads, head_dim)),
+    }
+    .launch()?;
+    let scratch = match Attention::scratch_len(&*space.gpu, batch, tokens, layout, cache.capacity) {
+        0 => None,
+        len => Some(space.lend(len * size_of::<f32>())?),
+    };
+    let out = space.lend_elements(batch * tokens * num_heads * head_dim)?;
+    Attention {
+        dtype,
+        batch,
+        tokens,
+        layout,
+        qkv: &qkv,
+        cache: regions,
+        state,
+        bias: bias.map(|bias| AttentionBias {
+            region: &bias.region,
+            row: bias.slots,
+            per_sequence: bias.per_sequence,
+        }),
+        scale: attention.scale as f32,
+        soft_cap: attention.soft_cap.map(|cap| cap as f32),
+        before: band.before,
+        after: band.after,
+        out: &out,
+        scratch: scratch.as_deref(),
+    }
+    .launch()?;
+    Ok(DeviceRows::within(space, out, [batch, tokens, num_heads * head_dim], false))
+}

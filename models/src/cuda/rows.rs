@@ -1,0 +1,451 @@
+//! Values on a GPU: rows in a lent buffer, or a part of their columns, which may still be owed a job.
+
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use candle_core::{D, Tensor};
+
+use super::job::{Job, Work};
+use super::kernels::{Activation, CopyColumns, Gate, Map, MapOp, MeanOfRealTokens, NormForm};
+use super::weights::DeviceNorm;
+use super::{Region, Space};
+use crate::error::{Error, Result};
+use crate::fused::{Rows, lock};
+use crate::kernels::Epilogue;
+use crate::pass::{Pass, Value, Xs};
+
+/// `[batch, seq, groups * size]`: of each row of a buffer some columns, in one group or in several at equal distances.
+#[derive(Clone)]
+pub(crate) struct DeviceRows {
+    pub(super) space: Arc<Space>,
+    pub(super) place: Arc<Place>,
+    pub(super) batch: usize,
+    pub(super) seq: usize,
+    /// Elements from one row of the buffer to the next.
+    pub(super) width: usize,
+    pub(super) first: usize,
+    /// Columns of a group.
+    pub(super) size: usize,
+    pub(super) groups: usize,
+    /// Columns from one group to the next.
+    pub(super) stride: usize,
+    /// What these columns still go through.
+    pub(super) owed: Option<OnColumns>,
+    /// Whether as a tensor it has no dimension of tokens.
+    is_flat: bool,
+    tensor: OnceLock<Tensor>,
+}
+
+/// What a part of the columns of rows goes through, once somebody reads them.
+#[derive(Clone)]
+pub(super) enum OnColumns {
+    Norm(Arc<DeviceNorm>),
+    Activation(Activation),
+}
+
+/// A buffer that is lent once it is written to.
+#[derive(Default)]
+pub(super) struct Place {
+    region: OnceLock<Arc<Region>>,
+    owed: Mutex<Owed>,
+    /// Norms of these rows that may still be owed: they must run before the rows change.
+    norms: Mutex<Vec<Weak<Place>>>,
+}
+
+/// What a place is owed.
+#[derive(Default)]
+enum Owed {
+    #[default]
+    Nothing,
+    Job {
+        job: Job,
+        /// Whether a product has taken the norm over that this job is, so that it may never run itself.
+        taken_over: bool,
+    },
+    /// A norm that a product took over, and whose input has changed since.
+    Overwritten,
+}
+
+impl Place {
+    /// Its buffer, once the job that it is owed has been called.
+    fn region(&self) -> Result<Arc<Region>> {
+        let owed = std::mem::take(&mut *lock(&self.owed));
+        match owed {
+            Owed::Nothing => {}
+            Owed::Job { job, .. } => {
+                let region = job.room()?;
+                job.run(&region)?;
+                self.region.get_or_init(|| region);
+            }
+            Owed::Overwritten => {
+                *lock(&self.owed) = Owed::Overwritten;
+                return Err(Error::Unsupported(
+                    "a norm's output that is read after its input was added to, on a GPU".to_owned(),
+                ));
+            }
+        }
+        self.region.get().cloned().ok_or_else(|| Error::Gpu("rows that nobody has written".to_owned()))
+    }
+
+    fn job(&self) -> Option<Job> {
+        match &*lock(&self.owed) {
+            Owed::Job { job, .. } => Some(job.clone()),
+            _ => None,
+        }
+    }
+}
+
+impl DeviceRows {
+    fn at(space: &Arc<Space>, place: Arc<Place>, [batch, seq, width]: [usize; 3]) -> Self {
+        Self {
+            space: Arc::clone(space),
+            place,
+            batch,
+            seq,
+            width,
+            first: 0,
+            size: width,
+            groups: 1,
+            stride: 0,
+            owed: None,
+            is_flat: false,
+            tensor: OnceLock::new(),
+        }
+    }
+
+    /// Whole rows in a buffer.
+    pub(super) fn within(space: &Arc<Space>, region: Arc<Region>, shape: [usize; 3], is_flat: bool) -> Self {
+        let place = Place { region: OnceLock::from(region), ..Place::default() };
+        Self { is_flat, ..Self::at(space, Arc::new(place), shape) }
+    }
+
+    /// Whole rows of unspecified content, with as many rows as these.
+    pub(super) fn beside(&self, width: usize) -> Result<Self> {
+        let region = self.space.lend_elements(self.rows() * width)?;
+        Ok(Self::within(&self.space, region, [self.batch, self.seq, width], self.is_flat))
+    }
+
+    /// Whole rows, computed when they are read.
+    pub(super) fn owed(job: Job) -> Self {
+        let xs = job.xs.clone();
+        let shape = [xs.batch, xs.seq, job.width()];
+        let owed = Mutex::new(Owed::Job { job, taken_over: false });
+        let rows = Self::at(&xs.space, Arc::new(Place { owed, ..Place::default() }), shape);
+        Self { is_flat: xs.is_flat, ..rows }
+    }
+
+    /// The value of `xs`, copied to the device only if it is a tensor.
+    pub(super) fn of(space: &Arc<Space>, xs: &Xs) -> Result<Self> {
+        if let Value::Fused(Rows::Gpu(rows)) = xs.value() {
+            return Ok(rows.clone());
+        }
+        let tensor = xs.tensor()?;
+        let features = tensor.dim(D::Minus1)?;
+        let (batch, seq, is_flat) = match tensor.dims() {
+            [batch, seq, _] => (*batch, *seq, false),
+            _ => (tensor.elem_count() / features.max(1), 1, true),
+        };
+        let region = space.lend_elements(tensor.elem_count())?;
+        space.upload(tensor, &region)?;
+        Ok(Self::within(space, region, [batch, seq, features], is_flat))
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.batch * self.seq
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.groups * self.size
+    }
+
+    /// As a tensor.
+    pub(super) fn shape(&self) -> Vec<usize> {
+        let columns = self.columns();
+        if self.is_flat { vec![self.rows(), columns] } else { vec![self.batch, self.seq, columns] }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.columns() == self.width && self.owed.is_none() && self.groups == 1
+    }
+
+    /// The buffer with all columns, written.
+    pub(super) fn region(&self) -> Result<Arc<Region>> {
+        self.place.region()
+    }
+
+    /// The buffer from the first of these columns on.
+    fn from_first(&self) -> Result<Region> {
+        let region = self.region()?;
+        let skipped = self.first * self.space.dtype.size();
+        Ok(region.part(skipped, region.bytes() - skipped))
+    }
+
+    /// The job that whole rows are still owed, for a reader who runs another in its place.
+    pub(super) fn job(&self) -> Option<Job> {
+        if self.is_whole() { self.place.job() } else { None }
+    }
+
+    pub(crate) fn part(&self, first: usize, columns: usize) -> Self {
+        Self { first: self.first + first, size: columns, tensor: OnceLock::new(), ..self.clone() }
+    }
+
+    pub(crate) fn gathered(&self, groups: usize, start: usize, size: usize) -> Self {
+        let stride = self.size / groups;
+        Self { first: self.first + start, size, groups, stride, tensor: OnceLock::new(), ..self.clone() }
+    }
+
+    /// Rows of one position each, which as a tensor are `[rows, columns]`.
+    pub(crate) fn flat(&self) -> Self {
+        Self { batch: self.rows(), seq: 1, is_flat: true, tensor: OnceLock::new(), ..self.clone() }
+    }
+
+    /// In the shape of rows of which there are as many.
+    pub(crate) fn shaped_as(&self, rows: &Self) -> Self {
+        let (batch, seq, is_flat) = (rows.batch, rows.seq, rows.is_flat);
+        Self { batch, seq, is_flat, tensor: OnceLock::new(), ..self.clone() }
+    }
+
+    /// The first position of each sequence.
+    pub(crate) fn first_position(&self) -> Result<Self> {
+        let rows = self.whole()?;
+        let width = rows.seq * rows.width;
+        Ok(Self { seq: 1, width, is_flat: true, tensor: OnceLock::new(), ..rows })
+    }
+
+    /// The mean over the real tokens of each sequence.
+    pub(crate) fn mean_of_real_tokens(&self, pass: &Pass) -> Result<Self> {
+        let rows = self.whole()?;
+        let real = pass.device_pass()?.real(pass)?;
+        let out = self.space.lend_elements(rows.batch * rows.width)?;
+        MeanOfRealTokens {
+            dtype: self.space.dtype,
+            batch: rows.batch,
+            tokens: rows.seq,
+            features: rows.width,
+            xs: &*rows.region()?,
+            real: real.as_deref(),
+            out: &out,
+        }
+        .launch()?;
+        Ok(Self::within(&self.space, out, [rows.batch, 1, rows.width], true))
+    }
+
+    /// The columns as whole rows, copied only if they are a part.
+    pub(super) fn whole(&self) -> Result<Self> {
+        if self.is_whole() {
+            return Ok(self.clone());
+        }
+        let out = self.beside(self.columns())?;
+        let to = out.region()?;
+        match &self.owed {
+            Some(OnColumns::Norm(norm)) if self.groups == 1 => {
+                self.norm_to(norm, &to, out.width)?;
+                return Ok(out);
+            }
+            _ => self.copy_to(&to, out.width, 0)?,
+        }
+        match &self.owed {
+            None => Ok(out),
+            Some(OnColumns::Norm(norm)) => {
+                out.norm_to(norm, &to, out.width)?;
+                Ok(out)
+            }
+            Some(OnColumns::Activation(activation)) => {
+                out.map(MapOp::Activate(*activation), None, &to)?;
+                Ok(out)
+            }
+        }
+    }
+
+    /// As a left operand: columns at the start of rows that may be far apart.
+    pub(super) fn left(&self) -> Result<Self> {
+        if self.first == 0 && self.groups == 1 && self.owed.is_none() {
+            Ok(self.clone())
+        } else {
+            self.whole()
+        }
+    }
+
+    /// Copies the columns, as they lie, to `to`, rows of `width` elements, from column `first` on.
+    pub(super) fn copy_to(&self, to: &Region, width: usize, first: usize) -> Result<()> {
+        let skipped = first * self.space.dtype.size();
+        CopyColumns {
+            dtype: self.space.dtype,
+            rows: self.rows(),
+            groups: self.groups,
+            size: self.size,
+            from: &self.from_first()?,
+            from_strides: (self.width, self.stride),
+            to: &to.part(skipped, to.bytes() - skipped),
+            to_strides: (width, self.size),
+        }
+        .launch()
+    }
+
+    /// Norms the columns, which are one group, as they lie, to the start of rows of `width` elements; it may be where
+    /// they come from.
+    pub(super) fn norm_to(&self, norm: &DeviceNorm, to: &Region, width: usize) -> Result<()> {
+        norm.checked(self.columns())?;
+        let from = self.from_first()?;
+        norm.launch(NormForm::Norm, [self.rows(), self.columns()], (&from, self.width), (to, width))
+    }
+
+    /// Norms the columns, which are one group, where they lie.
+    pub(super) fn norm_in_place(&self, norm: &DeviceNorm) -> Result<()> {
+        self.norm_to(norm, &self.from_first()?, self.width)
+    }
+
+    fn map(&self, op: MapOp, other: Option<&Region>, to: &Region) -> Result<()> {
+        let len = self.rows() * self.width;
+        Map { dtype: self.space.dtype, op, len, xs: &*self.region()?, other, out: to }.launch()
+    }
+
+    /// A norm; owed, so that a sum or a product may take it over, or attention where the rows are a part.
+    pub(crate) fn normed(&self, norm: &Arc<DeviceNorm>) -> Result<Self> {
+        norm.checked(self.columns())?;
+        if self.owed.is_none() && !self.is_whole() {
+            let owed = Some(OnColumns::Norm(Arc::clone(norm)));
+            return Ok(Self { owed, tensor: OnceLock::new(), ..self.clone() });
+        }
+        let xs = self.whole()?;
+        xs.region()?;
+        let rows = Self::owed(Job { work: Work::Norm(Arc::clone(norm)), xs });
+        lock(&self.place.norms).push(Arc::downgrade(&rows.place));
+        Ok(rows)
+    }
+
+    /// A norm that these rows are owed and that a product of so many columns may do on its way: the norm and its input.
+    pub(super) fn take_norm_over(&self) -> Option<(Arc<DeviceNorm>, Self)> {
+        let mut owed = lock(&self.place.owed);
+        let Owed::Job { job: Job { work: Work::Norm(norm), xs }, taken_over } = &mut *owed else {
+            return None;
+        };
+        if !self.is_whole() || norm.heads_of(self.width) != Some(1) {
+            return None;
+        }
+        *taken_over = true;
+        Some((Arc::clone(norm), xs.clone()))
+    }
+
+    /// Whether these rows are owed a norm that a product may take over.
+    pub(super) fn owes_norm(&self) -> bool {
+        self.job()
+            .is_some_and(|job| matches!(&job.work, Work::Norm(norm) if norm.heads_of(self.width) == Some(1)))
+    }
+
+    pub(crate) fn finished(self, epilogue: Epilogue) -> Result<Self> {
+        let op = match epilogue {
+            Epilogue::Scale(factor) => MapOp::Scale(factor),
+            Epilogue::SoftCap(cap) => MapOp::SoftCap(cap),
+            Epilogue::Activate(activation) => MapOp::Activate(activation.into()),
+            Epilogue::Store | Epilogue::Add(_) => return Ok(self),
+        };
+        if let Some(Job { work: Work::Product(weight, Epilogue::Store), xs }) = self.job() {
+            return Ok(Self::owed(Job { work: Work::Product(weight, epilogue), xs }));
+        }
+        if let (MapOp::Activate(activation), false, None) = (op, self.is_whole(), &self.owed) {
+            let owed = Some(OnColumns::Activation(activation));
+            return Ok(Self { owed, tensor: OnceLock::new(), ..self });
+        }
+        let xs = self.whole()?;
+        let out = xs.beside(xs.width)?;
+        xs.map(op, None, &*out.region()?)?;
+        Ok(out)
+    }
+
+    pub(crate) fn times(self, ys: &Self) -> Result<Self> {
+        if let Some(OnColumns::Activation(activation)) = &self.owed
+            && Arc::ptr_eq(&self.place, &ys.place)
+            && [self.groups, ys.groups] == [1, 1]
+            && ys.owed.is_none()
+            && self.size == ys.size
+            && self.first < ys.first
+        {
+            let out = self.beside(self.size)?;
+            Gate {
+                dtype: self.space.dtype,
+                activation: *activation,
+                rows: self.rows(),
+                n: self.size,
+                xs: &self.from_first()?,
+                xs_row: self.width,
+                up_first: ys.first - self.first,
+                out: &*out.region()?,
+                out_row: self.size,
+            }
+            .launch()?;
+            return Ok(out);
+        }
+        let (xs, ys) = (self.whole()?, ys.whole()?);
+        xs.fits(&ys)?;
+        let out = xs.beside(xs.width)?;
+        xs.map(MapOp::Multiply, Some(&*ys.region()?), &*out.region()?)?;
+        Ok(out)
+    }
+
+    pub(crate) fn plus(self, ys: &Self) -> Result<Self> {
+        let xs = self.whole()?;
+        // Whoever else holds these rows counts from here on.
+        drop(self);
+        xs.fits(ys)?;
+        if xs.may_change()? {
+            let sum = xs.region()?;
+            if !ys.job().map_or(Ok(false), |job| job.add_to(&sum))? {
+                xs.map(MapOp::Add(1.0), Some(&*ys.whole()?.region()?), &sum)?;
+            }
+            return Ok(Self { tensor: OnceLock::new(), ..xs });
+        }
+        let out = xs.beside(xs.width)?;
+        xs.map(MapOp::Add(1.0), Some(&*ys.whole()?.region()?), &*out.region()?)?;
+        Ok(out)
+    }
+
+    fn fits(&self, other: &Self) -> Result<()> {
+        if self.rows() == other.rows() && self.columns() == other.columns() {
+            return Ok(());
+        }
+        Err(Error::Inputs(format!("values of shapes {:?} and {:?}", self.shape(), other.shape())))
+    }
+
+    /// Whether nobody else will read these whole rows, so that they may be written to. Norms of them that nobody has
+    /// asked for yet run before; one that a product has taken over, and that its owner alone still holds, never will.
+    fn may_change(&self) -> Result<bool> {
+        self.region()?;
+        for reader in std::mem::take(&mut *lock(&self.place.norms)) {
+            let Some(reader) = reader.upgrade() else { continue };
+            let mut owed = lock(&reader.owed);
+            match &*owed {
+                // This function and the owner.
+                Owed::Job { taken_over: true, .. } if Arc::strong_count(&reader) == 2 => {
+                    *owed = Owed::Overwritten;
+                }
+                Owed::Job { .. } => {
+                    drop(owed);
+                    reader.region()?;
+                }
+                Owed::Nothing | Owed::Overwritten => {}
+            }
+        }
+        Ok(Arc::strong_count(&self.place) == 1)
+    }
+
+    /// The value as a tensor; made once.
+    pub(crate) fn tensor(&self) -> Result<&Tensor> {
+        if self.tensor.get().is_none() {
+            let tensor = self.space.download(&*self.whole()?.region()?, &self.shape())?;
+            self.tensor.get_or_init(|| tensor);
+        }
+        self.tensor.get().ok_or_else(|| Error::Gpu("a tensor that was not downloaded".to_owned()))
+    }
+
+    /// The value as a tensor of its own; what is owed is computed for it, and stays owed.
+    pub(crate) fn looked_at(&self) -> Result<Tensor> {
+        match self.job() {
+            Some(job) if self.tensor.get().is_none() => {
+                let room = job.room()?;
+                job.run(&room)?;
+                self.space.download(&room, &self.shape())
+            }
+            _ => self.tensor().cloned(),
+        }
+    }
+}

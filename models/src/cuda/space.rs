@@ -1,0 +1,127 @@
+//! The memory of one checkpoint on a GPU: weights, and buffers that a pass lends and gives back.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+
+use super::replay::Replays;
+use super::{Dtype, Gpu, Region};
+use crate::error::Result;
+use crate::fused::lock;
+
+/// What one loaded checkpoint holds on a device.
+pub(crate) struct Space {
+    /// Dropped before the buffers that its passes use.
+    pub(super) replays: Replays,
+    pub(super) gpu: Arc<dyn Gpu>,
+    pub(super) dtype: Dtype,
+    /// Buffers by length; one is lent while anybody but its shelf holds it.
+    shelves: Mutex<BTreeMap<usize, Vec<Arc<Region>>>>,
+    weight_bytes: AtomicUsize,
+}
+
+impl Space {
+    pub(crate) fn new(gpu: Arc<dyn Gpu>, dtype: Dtype) -> Self {
+        Self {
+            replays: Replays::default(),
+            gpu,
+            dtype,
+            shelves: Mutex::default(),
+            weight_bytes: AtomicUsize::new(0),
+        }
+    }
+
+    /// Of the weights, and of the buffers kept between passes.
+    pub(crate) fn bytes(&self) -> (usize, usize) {
+        let shelves = lock(&self.shelves);
+        let buffers = shelves.iter().map(|(bytes, shelf)| bytes * shelf.len()).sum();
+        (self.weight_bytes.load(Ordering::Relaxed), buffers)
+    }
+
+    /// A free buffer of this many bytes or a few more.
+    ///
+    /// Buffers are lent to their own class of lengths only and are never freed: so a second pass of a shape is lent
+    /// what the first one was, and a recorded pass keeps its addresses.
+    pub(super) fn lend(&self, bytes: usize) -> Result<Arc<Region>> {
+        let class = class_of(bytes);
+        let mut shelves = lock(&self.shelves);
+        let shelf = shelves.entry(class).or_default();
+        if let Some(free) = shelf.iter().find(|region| Arc::strong_count(region) == 1) {
+            return Ok(Arc::clone(free));
+        }
+        let region = Arc::new(super::Buffer::new(&self.gpu, class)?.region());
+        shelf.push(Arc::clone(&region));
+        Ok(region)
+    }
+
+    /// As [`Space::lend`], for elements of the checkpoint's dtype.
+    pub(super) fn lend_elements(&self, len: usize) -> Result<Arc<Region>> {
+        self.lend(len * self.dtype.size())
+    }
+
+    /// Keeps a weight in F32.
+    pub(super) fn keep(&self, values: &[f32]) -> Result<Region> {
+        let region = Region::of(&self.gpu, values)?;
+        self.weight_bytes.fetch_add(region.bytes(), Ordering::Relaxed);
+        Ok(region)
+    }
+
+    /// Keeps a weight in the checkpoint's dtype.
+    pub(super) fn keep_rounded(&self, values: &[f32]) -> Result<Region> {
+        let region = self.room(values.len())?;
+        self.upload(&Tensor::new(values, &Device::Cpu)?, &region)?;
+        Ok(region)
+    }
+
+    /// Room for a weight in the checkpoint's dtype.
+    pub(super) fn room(&self, len: usize) -> Result<Region> {
+        let region = Region::room(&self.gpu, self.dtype, len)?;
+        self.weight_bytes.fetch_add(region.bytes(), Ordering::Relaxed);
+        Ok(region)
+    }
+
+    /// Copies a tensor to the start of a region, in the checkpoint's dtype.
+    pub(super) fn upload(&self, tensor: &Tensor, to: &Region) -> Result<()> {
+        let flat = tensor.flatten_all()?;
+        match self.dtype {
+            Dtype::F32 => to.upload(&flat.to_dtype(DType::F32)?.to_vec1::<f32>()?),
+            Dtype::Bf16 => to.upload(&flat.to_dtype(DType::BF16)?.to_vec1::<bf16>()?),
+            Dtype::F16 => to.upload(&flat.to_dtype(DType::F16)?.to_vec1::<f16>()?),
+        }
+    }
+
+    /// The first elements of a region, in this shape.
+    pub(super) fn download(&self, from: &Region, shape: &[usize]) -> Result<Tensor> {
+        let len = shape.iter().product();
+        Ok(match self.dtype {
+            Dtype::F32 => Tensor::from_vec(from.download::<f32>(len)?, shape, &Device::Cpu)?,
+            Dtype::Bf16 => Tensor::from_vec(from.download::<bf16>(len)?, shape, &Device::Cpu)?,
+            Dtype::F16 => Tensor::from_vec(from.download::<f16>(len)?, shape, &Device::Cpu)?,
+        })
+    }
+}
+
+/// A length rounded up by at most a quarter, so that the classes are few.
+fn class_of(bytes: usize) -> usize {
+    let bytes = bytes.max(256);
+    bytes.next_multiple_of((1 << bytes.ilog2()) / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_aligned_few_and_at_most_a_quarter_too_long() {
+        for bytes in 0..5000 {
+            let class = class_of(bytes);
+            assert!(class >= bytes && class.is_multiple_of(64) && 4 * class <= 5 * bytes.max(256), "{bytes}");
+            assert_eq!(class_of(class), class);
+        }
+        let classes: std::collections::BTreeSet<_> = (0..1 << 16).map(class_of).collect();
+        assert!(classes.len() <= 4 * 9, "{}", classes.len());
+    }
+}
