@@ -4,11 +4,7 @@
 //! compiles the same kernel sources (`kernels/*.cu`) with the machine's C++ compiler. [`kernels`] launches them;
 //! its functions check every shape against the memory that they are given, so that nothing above is unsafe.
 
-<<<<<<< HEAD
-pub mod driver;
-=======
 mod attention;
->>>>>>> cudam
 pub mod driver;
 mod emulator;
 mod experts;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::kernels::{Attention, AttentionBias, CacheRegions, CopyColumns, QkvLayout, RopeIntoCache, RopeTables};
+use super::kernels::{
+    Attention, AttentionBias, CacheRegions, CopyColumns, QkvLayout, RopeIntoCache, RopeTables,
+};
 use super::rows::{DeviceRows, OnColumns};
 use super::weights::DeviceNorm;
 use super::{Region, Space};

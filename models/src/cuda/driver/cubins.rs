@@ -86,7 +86,8 @@ mod tests {
     fn whatever_changes_the_code_changes_its_name() {
         let base = key("text", "sm_90", [13, 0]);
         assert_eq!(base, key("text", "sm_90", [13, 0]));
-        for other in [key("text ", "sm_90", [13, 0]), key("text", "sm_80", [13, 0]), key("text", "sm_90", [13, 1])]
+        for other in
+            [key("text ", "sm_90", [13, 0]), key("text", "sm_80", [13, 0]), key("text", "sm_90", [13, 1])]
         {
             assert_ne!(base, other);
         }
