@@ -18,6 +18,9 @@ mod rows;
 mod space;
 mod weights;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use attention::{DeviceBias, DeviceCache, DeviceRope, DeviceTable, attend};
 pub use emulator::{Emulator, Order};
 pub(crate) use experts::DeviceExperts;

@@ -28,7 +28,7 @@ pub mod simd;
 mod tile;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use arena::{AlignedBuf, Arena, ArenaPlan, Plain, Slot};
 pub use attention::{Attention, Band, attention};

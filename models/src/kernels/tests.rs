@@ -8,7 +8,7 @@ mod math;
 mod memory;
 mod norm;
 mod pool;
-mod reference;
+pub(crate) mod reference;
 mod rope;
 
 use super::simd::Isa;
@@ -32,14 +32,14 @@ fn pools() -> Vec<Pool> {
 }
 
 /// Values of xorshift64*, uniform in `-scale..scale`, rounded to `T`.
-struct Noise(u64);
+pub(crate) struct Noise(u64);
 
 impl Noise {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed | 1)
     }
 
-    fn next(&mut self) -> f32 {
+    pub(crate) fn next(&mut self) -> f32 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

@@ -16,6 +16,9 @@ struct GemvParams {
     float factor, eps;
 };
 
+// Units of 16 bytes (of F32: of 32) that a lane reads before it computes: reads under way hide the memory's latency.
+constexpr int AHEAD = 4;
+
 // Columns of shared memory from one row to the next: whole 16-byte units.
 template <class T> DEVICE int staged_row(int k) {
     constexpr int unit = 16 / sizeof(T);
@@ -71,14 +74,27 @@ DEVICE void dot(const GemvParams& p, const T* rows, const T* const (&weight)[COL
     for (int c = 0; c < COLUMNS; ++c)
         for (int r = 0; r < ROWS; ++r) sums[c][r] = 0.0f;
     if (p.vector) {
-#pragma unroll 4
-        for (int i = lane * 8; i < p.k; i += WARP * 8) {
-            float w[COLUMNS][8], x[8];
-            for (int c = 0; c < COLUMNS; ++c) widen8(w[c], Raw8<T>::load_once(weight[c] + i));
-            for (int r = 0; r < ROWS; ++r) {
-                widen8(x, Raw8<T>::load(rows + r * stride + i));
-                for (int c = 0; c < COLUMNS; ++c)
-                    for (int j = 0; j < 8; ++j) sums[c][r] += w[c][j] * x[j];
+        for (int first = lane * 8; first < p.k; first += AHEAD * WARP * 8) {
+            Raw8<T> w[AHEAD][COLUMNS];
+#pragma unroll
+            for (int a = 0; a < AHEAD; ++a) {
+                int i = first + a * WARP * 8;
+                for (int c = 0; c < COLUMNS; ++c) {
+                    w[a][c] = i < p.k ? Raw8<T>::load_once(weight[c] + i) : Raw8<T>::zero();
+                }
+            }
+#pragma unroll
+            for (int a = 0; a < AHEAD; ++a) {
+                int i = first + a * WARP * 8;
+                if (i >= p.k) break;
+                float wide[COLUMNS][8], x[8];
+                for (int c = 0; c < COLUMNS; ++c) widen8(wide[c], w[a][c]);
+#pragma unroll
+                for (int r = 0; r < ROWS; ++r) {
+                    widen8(x, Raw8<T>::load(rows + r * stride + i));
+                    for (int c = 0; c < COLUMNS; ++c)
+                        for (int j = 0; j < 8; ++j) sums[c][r] += wide[c][j] * x[j];
+                }
             }
         }
     } else {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// `y[i][j] = sum_k x[i][k] w[j][k] + bias[j]` and, for error bounds, the same sum of magnitudes.
-pub(super) fn linear(x: &[f64], w: &[f64], k: usize, bias: Option<&[f64]>) -> (Vec<f64>, Vec<f64>) {
+pub(crate) fn linear(x: &[f64], w: &[f64], k: usize, bias: Option<&[f64]>) -> (Vec<f64>, Vec<f64>) {
     let n = w.len() / k;
     let (mut y, mut size) = (Vec::new(), Vec::new());
     for row in x.chunks_exact(k) {
@@ -16,16 +16,16 @@ pub(super) fn linear(x: &[f64], w: &[f64], k: usize, bias: Option<&[f64]>) -> (V
     (y, size)
 }
 
-pub(super) fn silu(x: f64) -> f64 {
+pub(crate) fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
 
-pub(super) fn gelu_tanh(x: f64) -> f64 {
+pub(crate) fn gelu_tanh(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh())
 }
 
 /// `erf` by its Taylor series below 3 and the continued fraction of `erfc` above.
-pub(super) fn erf(x: f64) -> f64 {
+pub(crate) fn erf(x: f64) -> f64 {
     let a = x.abs();
     let value = if a < 3.0 {
         let (mut term, mut sum, mut n) = (a, a, 0.0);
@@ -45,11 +45,11 @@ pub(super) fn erf(x: f64) -> f64 {
     value.copysign(x)
 }
 
-pub(super) fn gelu_erf(x: f64) -> f64 {
+pub(crate) fn gelu_erf(x: f64) -> f64 {
     0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))
 }
 
-pub(super) fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
+pub(crate) fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
     let n = weight.len();
     let rows = x.chunks_exact(n).flat_map(|row| {
         let scale = 1.0 / (row.iter().map(|v| v * v).sum::<f64>() / n as f64 + eps).sqrt();
@@ -58,7 +58,7 @@ pub(super) fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
     rows.collect()
 }
 
-pub(super) fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], eps: f64) -> Vec<f64> {
+pub(crate) fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], eps: f64) -> Vec<f64> {
     let n = weight.len();
     let rows = x.chunks_exact(n).flat_map(|row| {
         let mean = row.iter().sum::<f64>() / n as f64;
@@ -70,7 +70,7 @@ pub(super) fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], eps: f64) -> V
 }
 
 /// Rotates one head; `angle(i)` is that of pair `i`.
-pub(super) fn rope(head: &mut [f64], pairs: usize, interleaved: bool, angle: impl Fn(usize) -> (f64, f64)) {
+pub(crate) fn rope(head: &mut [f64], pairs: usize, interleaved: bool, angle: impl Fn(usize) -> (f64, f64)) {
     for i in 0..pairs {
         let (a, b) = if interleaved { (2 * i, 2 * i + 1) } else { (i, i + pairs) };
         let (cos, sin) = angle(i);
@@ -79,7 +79,7 @@ pub(super) fn rope(head: &mut [f64], pairs: usize, interleaved: bool, angle: imp
 }
 
 /// Attention of one query over rows of `keys` and `values` that `seen` admits; zeros if none.
-pub(super) fn attention(
+pub(crate) fn attention(
     q: &[f64],
     keys: &[Vec<f64>],
     values: &[Vec<f64>],
@@ -105,7 +105,7 @@ pub(super) fn attention(
 }
 
 /// Whether a query in slot `query` sees a key in slot `key`.
-pub(super) fn sees(
+pub(crate) fn sees(
     query: usize,
     key: usize,
     before: Option<usize>,
