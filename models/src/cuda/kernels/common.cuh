@@ -18,13 +18,13 @@ template <class T> struct Raw8 {
     // `from` aligned to 16 bytes.
     DEVICE static Raw8 load(const T* from) {
         Raw8 raw;
-        for (int i = 0; i < int(sizeof(T) / 2); ++i) raw.part[i] = reinterpret_cast<const Vec16*>(from)[i];
+        for (int i = 0; i < int(sizeof(T) / 2); ++i) raw.part[i] = load16(reinterpret_cast<const Vec16*>(from) + i);
         return raw;
     }
     // The same of global memory that nobody reads again soon: it leaves the first-level cache to others.
     DEVICE static Raw8 load_once(const T* from) {
         Raw8 raw;
-        for (int i = 0; i < int(sizeof(T) / 2); ++i) raw.part[i] = ::load_once(reinterpret_cast<const Vec16*>(from) + i);
+        for (int i = 0; i < int(sizeof(T) / 2); ++i) raw.part[i] = load16_once(reinterpret_cast<const Vec16*>(from) + i);
         return raw;
     }
     // The first `valid`; zeros behind.
@@ -41,7 +41,7 @@ template <class T> struct Raw8 {
         return raw;
     }
     DEVICE void store(T* to) const {
-        for (int i = 0; i < int(sizeof(T) / 2); ++i) reinterpret_cast<Vec16*>(to)[i] = part[i];
+        for (int i = 0; i < int(sizeof(T) / 2); ++i) store16(reinterpret_cast<Vec16*>(to) + i, part[i]);
     }
 };
 
@@ -74,7 +74,7 @@ template <class T> DEVICE void store8(T* to, const float (&x)[8], int valid, boo
     if (vector && valid >= 8) {
         Vec16 packed;
         for (int i = 0; i < 4; ++i) packed.word[i] = pack<T>(x[2 * i], x[2 * i + 1]);
-        *reinterpret_cast<Vec16*>(to) = packed;
+        store16(to, packed);
     } else {
         for (int i = 0; i < 8; ++i)
             if (i < valid) to[i] = narrow<T>(x[i]);

@@ -8,6 +8,9 @@
 // An entry point that takes the struct PARAMS as `p` and is launched with at most `threads` threads a block.
 #define ENTRY(threads, name, PARAMS) extern "C" __global__ void __launch_bounds__(threads) name(const PARAMS p)
 
+// NVRTC has no offsetof; this is what its front end makes of one.
+#define OFFSET_OF(type, member) __INTADDR__(&((static_cast<type*>(0))->member))
+
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -42,8 +45,15 @@ DEVICE float widen(f16 x) {
     return y;
 }
 
+// 16 bytes, aligned to as many.
+DEVICE Vec16 load16(const void* from) { return *static_cast<const Vec16*>(from); }
+DEVICE void store16(void* to, const Vec16& x) { *static_cast<Vec16*>(to) = x; }
+
+// Asks for a line of 128 bytes of global memory without waiting for it.
+DEVICE void fetch_ahead(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+
 // 16 bytes of global memory that this launch does not write and nobody reads again soon.
-DEVICE Vec16 load_once(const Vec16* from) {
+DEVICE Vec16 load16_once(const void* from) {
     Vec16 y;
     asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
         : "=r"(y.word[0]), "=r"(y.word[1]), "=r"(y.word[2]), "=r"(y.word[3])

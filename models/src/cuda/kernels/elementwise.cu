@@ -68,7 +68,7 @@ template <class T> DEVICE void copy(const CopyParams& p) {
     if (row >= static_cast<u64>(p.rows)) return;
     const T* from = static_cast<const T*>(p.from) + row * p.from_row + static_cast<u64>(group) * p.from_group + column;
     T* to = static_cast<T*>(p.to) + row * p.to_row + static_cast<u64>(group) * p.to_group + column;
-    if (p.vector) *reinterpret_cast<Vec16*>(to) = *reinterpret_cast<const Vec16*>(from);
+    if (p.vector) store16(to, load16(from));
     else *to = *from;
 }
 

@@ -20,6 +20,7 @@
     static void name##_body(const PARAMS p);                                                                        \
     EXPORTED void name(const void* params) { name##_body(*static_cast<const PARAMS*>(params)); }                  \
     static void name##_body(const PARAMS p)
+#define OFFSET_OF(type, member) __builtin_offsetof(type, member)
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -249,7 +250,21 @@ DEVICE float widen(f16 x) {
     return bits_to_float(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
-DEVICE Vec16 load_once(const Vec16* from) { return *from; }
+DEVICE void check_alignment(const void* place) {
+    if (uintptr_t(place) % 16) emulated::failure = "16 bytes at an address that is not aligned to them";
+}
+DEVICE Vec16 load16(const void* from) {
+    check_alignment(from);
+    Vec16 x;
+    memcpy(x.word, from, 16);
+    return x;
+}
+DEVICE void store16(void* to, const Vec16& x) {
+    check_alignment(to);
+    memcpy(to, x.word, 16);
+}
+DEVICE void fetch_ahead(const void*) {}
+DEVICE Vec16 load16_once(const void* from) { return load16(from); }
 
 template <class T> T narrow(float x);
 template <> float narrow<float>(float x) { return x; }
@@ -317,7 +332,8 @@ DEVICE void load_matrices_transposed(u32 (&y)[4], const void* row) { load_matric
 
 DEVICE void copy_async(void* to, const void* from, bool valid) {
     emulated::Fiber& fiber = *emulated::self;
-    if (uintptr_t(to) % 16 || (valid && uintptr_t(from) % 16)) { emulated::failure = "a copy of 16 bytes is not aligned"; return; }
+    check_alignment(to);
+    if (valid) check_alignment(from);
     if (fiber.copies == emulated::MOST_COPIES) { emulated::failure = "too many copies under way"; return; }
     fiber.copy[fiber.copies++] = {to, from, valid, fiber.groups};
 }

@@ -71,7 +71,9 @@ template <class T, int ROWS> DEVICE void stage(const GemvParams& p, T* rows) {
 template <class T, int ROWS, int COLUMNS>
 DEVICE void dot(const GemvParams& p, const T* rows, const T* const (&weight)[COLUMNS], float (&sums)[COLUMNS][ROWS]) {
     int lane = thread_index() % WARP, stride = staged_row<T>(p.k);
+#pragma unroll
     for (int c = 0; c < COLUMNS; ++c)
+#pragma unroll
         for (int r = 0; r < ROWS; ++r) sums[c][r] = 0.0f;
     if (p.vector) {
         for (int first = lane * 8; first < p.k; first += AHEAD * WARP * 8) {
@@ -99,10 +101,14 @@ DEVICE void dot(const GemvParams& p, const T* rows, const T* const (&weight)[COL
         }
     } else {
         for (int i = lane; i < p.k; i += WARP)
+#pragma unroll
             for (int r = 0; r < ROWS; ++r)
+#pragma unroll
                 for (int c = 0; c < COLUMNS; ++c) sums[c][r] += widen(weight[c][i]) * widen(rows[r * stride + i]);
     }
+#pragma unroll
     for (int c = 0; c < COLUMNS; ++c)
+#pragma unroll
         for (int r = 0; r < ROWS; ++r) sums[c][r] = sum_of(sums[c][r], WARP);
 }
 
@@ -131,8 +137,10 @@ template <class T, int ROWS, int COLUMNS> DEVICE void columns(const GemvParams& 
         float sums[COLUMNS][ROWS];
         dot<T, ROWS, COLUMNS>(p, rows, weight, sums);
         float y = sums[0][0], up = sums[COLUMNS - 1][0];
+#pragma unroll
         for (int r = 1; r < ROWS; ++r) {
-            if (lane == r) { y = sums[0][r]; up = sums[COLUMNS - 1][r]; }
+            y = lane == r ? sums[0][r] : y;
+            up = lane == r ? sums[COLUMNS - 1][r] : up;
         }
         if (lane < p.rows) {
             if (p.wide) finish<float>(p, lane, column, y, up);
@@ -144,6 +152,13 @@ template <class T, int ROWS, int COLUMNS> DEVICE void columns(const GemvParams& 
 template <class T, int ROWS> DEVICE void gemv(const GemvParams& p) {
     DYNAMIC_SHARED(shared);
     T* rows = reinterpret_cast<T*>(shared);
+    // The weight's first columns are on their way while the rows are staged and normed.
+    int column = block_x() * (thread_count() / WARP) + thread_index() / WARP;
+    const T* weight = static_cast<const T*>(p.weight) + static_cast<u64>(column) * p.k;
+    for (int i = thread_index() % WARP * (128 / sizeof(T)); i < p.k && column < p.n; i += WARP * (128 / sizeof(T))) {
+        fetch_ahead(weight + i);
+        if (p.epilogue == 5) fetch_ahead(weight + static_cast<u64>(p.n) * p.k + i);
+    }
     stage<T, ROWS>(p, rows);
     if (p.epilogue == 5) columns<T, ROWS, 2>(p, rows);
     else columns<T, ROWS, 1>(p, rows);

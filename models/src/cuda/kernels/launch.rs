@@ -35,7 +35,7 @@ macro_rules! params {
                     "static_assert(sizeof({0}) == {1}, \"size of {0}\");\n", stringify!($name), size_of::<$name>()
                 );
                 $(text.push_str(&format!(
-                    "static_assert(__builtin_offsetof({0}, {1}) == {2}, \"{0}::{1}\");\n",
+                    "static_assert(OFFSET_OF({0}, {1}) == {2}, \"{0}::{1}\");\n",
                     stringify!($name), stringify!($field), std::mem::offset_of!($name, $field)
                 ));)*
                 text

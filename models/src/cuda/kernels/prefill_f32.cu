@@ -11,7 +11,7 @@ template <int HD> DEVICE void load_tile(float* tile, const float* rows, int firs
         const float* from = rows + static_cast<u64>(first + row) * head_dim + column;
         float* to = tile + row * (HD + 4) + column;
         if (vector && valid && column < head_dim) {
-            *reinterpret_cast<Vec16*>(to) = *reinterpret_cast<const Vec16*>(from);
+            store16(to, load16(from));
         } else {
             for (int j = 0; j < 4; ++j) to[j] = valid && column + j < head_dim ? from[j] : 0.0f;
         }
@@ -19,7 +19,7 @@ template <int HD> DEVICE void load_tile(float* tile, const float* rows, int firs
 }
 
 DEVICE void load4(float (&y)[4], const float* from) {
-    Vec16 raw = *reinterpret_cast<const Vec16*>(from);
+    Vec16 raw = load16(from);
     for (int i = 0; i < 4; ++i) y[i] = bits_to_float(raw.word[i]);
 }
 

@@ -90,7 +90,9 @@ fn check_rows(dtype: Dtype, rows: usize, n: usize, gap: usize, seed: u64) {
     for x in want.chunks_exact_mut(row).map(|x| &mut x[..n]) {
         let top = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let total: f64 = x.iter().map(|x| (x - top).exp()).sum();
-        x.iter_mut().for_each(|x| *x = (*x - top).exp() / total);
+        for x in x {
+            *x = (*x - top).exp() / total;
+        }
     }
     // exp is good to 2 u, the difference of up to 8 to 8 u, the sum of n terms to n u.
     close("softmax", &got, &want, |i| (n as f64 + 16.0) * U32 * want[i].abs() + stored(dtype, want[i]));

@@ -64,7 +64,9 @@ fn check(case: &Case, seed: u64) {
             } else {
                 reference::rms_norm(&x, &norm_weight, eps)
             };
-            x.iter_mut().for_each(|x| *x = rounded(dtype, *x as f32));
+            for x in &mut x {
+                *x = rounded(dtype, *x as f32);
+            }
         }
         let (y, magnitude) = reference::linear(&x, &weight, k, case.bias.then_some(&bias));
         for j in 0..n {

@@ -5,6 +5,7 @@ use crate::cuda::kernels::{Norm, NormForm};
 use crate::cuda::{Dtype, Region};
 use crate::kernels::tests::{Noise, reference};
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a choice that the kernel leaves open")]
 #[derive(Clone, Debug)]
 struct Case {
     dtype: Dtype,
