@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 pub use error::Error;
-pub use source::Source;
+pub use source::{Source, SourceError};
 
 use crate::atomic;
 use digest::Digests;
@@ -114,7 +114,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(Step<'_>);
 /// # Errors
 /// When the checkpoint cannot be found or fetched, is incomplete, or must not be loaded.
 pub fn resolve(given: &str, settings: &Settings, progress: Progress<'_>) -> Result<Checkpoint, Error> {
-    let source = Source::parse(given)?;
+    let source = given.parse::<Source>()?.find()?;
     if let (Some(revision), false) = (&settings.revision, matches!(source, Source::Hub(_))) {
         return Err(Error::NoRevisions { given: given.to_owned(), revision: revision.clone() });
     }

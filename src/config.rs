@@ -13,13 +13,15 @@ use serde::{Deserialize, Serialize};
 use crate::compare::verdict::{Overrides, Tolerances};
 use crate::gates::Gate;
 
+mod device;
 mod diagnose;
 mod init;
 mod load;
 mod schema;
-mod source;
 mod validate;
 
+pub use crate::checkpoint::{Source as CheckpointSource, SourceError};
+pub use device::Device;
 pub use diagnose::ConfigError;
 pub(crate) use diagnose::nearest;
 pub use init::{InitError, init, init_text};
@@ -27,7 +29,6 @@ pub use load::Loaded;
 use reference::Versions;
 pub use reference::{Source as VersionSource, TorchBackend};
 pub use schema::schema_text;
-pub use source::{CheckpointSource, Device, SourceError};
 pub(crate) use validate::is_file_name;
 
 /// The name of the file that is read when none is named.

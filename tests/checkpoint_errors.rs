@@ -252,9 +252,18 @@ fn an_index_must_agree_with_its_shards() {
 fn sources_that_name_nothing_say_what_would() {
     let root = tempfile::tempdir().unwrap();
     for (given, message) in [
-        ("gpt2", "`gpt2` names no checkpoint"),
-        ("synthetic:", "`synthetic:` names no checkpoint"),
-        ("synthetic:../x", "`synthetic:../x` names no checkpoint"),
+        (
+            "gpt 2",
+            "`gpt 2` is neither a hub id (owner/name), a folder (./folder), a .gguf file nor synthetic:<model_type>",
+        ),
+        (
+            "synthetic:",
+            "`synthetic:` does not read synthetic:<model_type> or synthetic:<model_type>:<variant>",
+        ),
+        (
+            "synthetic:../x",
+            "`synthetic:../x` does not read synthetic:<model_type> or synthetic:<model_type>:<variant>",
+        ),
         ("./nowhere", "checkpoint folder ./nowhere does not exist"),
         ("a/b/c", "checkpoint folder a/b/c does not exist"),
         ("owner/na--me", "checkpoint folder owner/na--me does not exist"),

@@ -66,8 +66,10 @@ fn a_sharded_model_is_fetched_once_and_pinned_to_its_commit() {
 #[test]
 fn a_renamed_model_is_found_by_its_old_name() {
     let (root, hub) = (tempfile::tempdir().unwrap(), sharded());
-    let checkpoint = resolve("owner/old-name", &settings(root.path(), &hub.endpoint)).unwrap();
-    assert_eq!(checkpoint.weights.len(), 2);
+    for name in ["owner/old-name", "gpt0"] {
+        let checkpoint = resolve(name, &settings(root.path(), &hub.endpoint)).unwrap();
+        assert_eq!(checkpoint.weights.len(), 2);
+    }
 }
 
 #[test]

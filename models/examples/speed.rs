@@ -2,9 +2,10 @@
 //! a cache.
 //!
 //! `cargo run --release --example speed -- FOLDER [dtype=f32] [threads=2] [batch=1] [tokens=128] [cached=128]
-//! [rounds=10] [forms=eager,fused] [driven=no]`. Prints the median and the least milliseconds and, of the fused
-//! form by itself, its memory. With `driven=yes` it runs one round for every line on stdin and answers with a line
-//! of JSON, so that `tests/speed_torch.py` can take turns with it.
+//! [rounds=10] [forms=eager,fused] [read=no] [driven=no]`. Prints the median and the least milliseconds and, of the
+//! fused form by itself, its memory. With `read=yes` it also times, beside each decode, one plain read of as many bytes
+//! as the fused form's weights have, below which no decode can go. With `driven=yes` it runs one round for every line
+//! on stdin and answers with a line of JSON, so that `tests/speed_torch.py` can take turns with it.
 
 #![expect(clippy::print_stdout, reason = "a command-line program")]
 
@@ -17,7 +18,9 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use models::kernels::AlignedBuf;
 use models::{Cache, Form, Inputs, Loaded, Options, load};
+use rayon::prelude::*;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -33,6 +36,7 @@ struct Arguments {
     cached: usize,
     rounds: usize,
     forms: Vec<Form>,
+    read: bool,
     driven: bool,
 }
 
@@ -59,6 +63,7 @@ impl Arguments {
             cached: 128,
             rounds: 10,
             forms: vec![Form::Eager, Form::Fused],
+            read: false,
             driven: false,
         };
         for word in words {
@@ -71,6 +76,7 @@ impl Arguments {
                 ("cached", value) => arguments.cached = value.parse()?,
                 ("rounds", value) => arguments.rounds = value.parse()?,
                 ("forms", value) => arguments.forms = value.split(',').map(form).collect::<Result<_>>()?,
+                ("read", value) => arguments.read = value == "yes",
                 ("driven", value) => arguments.driven = value == "yes",
                 _ => return Err(format!("unknown argument {word}").into()),
             }
@@ -88,12 +94,14 @@ fn form(name: &str) -> Result<Form> {
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
-    // candle and rayon read the number of threads from the environment, before anything else runs.
+    // candle and rayon read the number of threads from the environment, before anything else runs; the spin limit as
+    // in `tfcheck run`.
     let threads = arguments.threads.to_string();
     if std::env::var("RAYON_NUM_THREADS").as_ref() != Ok(&threads) {
         let status = Command::new(std::env::current_exe()?)
             .args(std::env::args().skip(1))
             .env("RAYON_NUM_THREADS", threads)
+            .env("CANDLE_BARRIER_POOL_SPIN_LIMIT", "1000")
             .status()?;
         return Ok(ExitCode::from(u8::from(!status.success())));
     }
@@ -102,19 +110,23 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         let options = Options { dtype: arguments.dtype, device: Device::Cpu, form: *form };
         forms.push((*form, load(&arguments.folder, &options)?));
     }
+    let packed = |(_, loaded): &(Form, Loaded)| loaded.fused_bytes().map(|(packed, _)| packed);
+    let packed = forms.iter().find_map(packed).filter(|_| arguments.read);
+    let as_large = packed.map(|bytes| AlignedBuf::zeroed(bytes / size_of::<f32>()));
+    let mut round = || round(arguments, &mut forms, as_large.as_deref());
     // Warms up; a second pass of a shape moves no buffers.
-    round(arguments, &mut forms)?;
+    round()?;
     if arguments.driven {
         for line in std::io::stdin().lock().lines() {
             line?;
-            println!("{}", serde_json::to_string(&round(arguments, &mut forms)?)?);
+            println!("{}", serde_json::to_string(&round()?)?);
             std::io::stdout().flush()?;
         }
         return Ok(ExitCode::SUCCESS);
     }
     let mut all = BTreeMap::<String, Vec<f64>>::new();
     for _ in 0..arguments.rounds {
-        for (name, samples) in round(arguments, &mut forms)? {
+        for (name, samples) in round()? {
             all.entry(name).or_default().extend(samples);
         }
     }
@@ -124,7 +136,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         println!("{name:<16} {:>10.2} {:>10.2}", samples[samples.len() / 2], samples[0]);
     }
     // Beside another form the most that was resident says nothing.
-    if let [(Form::Fused, loaded)] = forms.as_slice()
+    if !arguments.read
+        && let [(Form::Fused, loaded)] = forms.as_slice()
         && let Some((packed, buffers)) = loaded.fused_bytes()
     {
         let ratio = peak_bytes() as f64 / (packed + buffers) as f64;
@@ -133,8 +146,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Milliseconds of each form's prefill and decode, the forms taking turns.
-fn round(arguments: &Arguments, forms: &mut [(Form, Loaded)]) -> Result<BTreeMap<String, Vec<f64>>> {
+/// Milliseconds of each form's prefill and decode, the forms taking turns, and of a read of `as_large`.
+fn round(
+    arguments: &Arguments,
+    forms: &mut [(Form, Loaded)],
+    as_large: Option<&[f32]>,
+) -> Result<BTreeMap<String, Vec<f64>>> {
     let mut samples = BTreeMap::new();
     let Arguments { batch, tokens, cached, .. } = *arguments;
     let (prompt, past) = (inputs(batch, tokens)?, inputs(batch, cached)?);
@@ -157,7 +174,29 @@ fn round(arguments: &Arguments, forms: &mut [(Form, Loaded)]) -> Result<BTreeMap
         }
         samples.insert(format!("{form:?} decode").to_lowercase(), times);
     }
+    if let Some(as_large) = as_large {
+        let times = (0..DECODED).map(|_| {
+            let start = Instant::now();
+            black_box(read(as_large));
+            start.elapsed().as_secs_f64() * 1e3
+        });
+        samples.insert("plain read".to_owned(), times.collect());
+    }
     Ok(samples)
+}
+
+/// Takes every value into account, in parts as long as those that decoding streams.
+fn read(values: &[f32]) -> f32 {
+    let part = |part: &[f32]| {
+        let mut sums = [0_f32; 64];
+        for values in part.as_chunks::<64>().0 {
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum += value;
+            }
+        }
+        sums.iter().sum::<f32>()
+    };
+    values.par_chunks(96 << 10).map(part).sum()
 }
 
 /// The same ids as in `tests/speed_torch.py`.

@@ -121,7 +121,7 @@ class Worker:
 def start(args, variant):
     """A process that answers every line with a round."""
     if variant == "native":
-        command = [args.native, args.checkpoint, f"dtype={args.dtype}", "driven=yes"]
+        command = [args.native, args.checkpoint, f"dtype={args.dtype}", "read=yes", "driven=yes"]
         command += [f"{key}={getattr(args, key)}" for key in ["threads", "batch", "tokens", "cached"]]
         environment = os.environ
     else:
@@ -179,6 +179,11 @@ def main():
             ratios = [answers[native] / answers[best] for answers in rounds]
             low, high = interval(ratios)
             print(f"{native} / {best}: {statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]")
+    # Rounds in which the machine's memory was slow, or not, are so for both.
+    if "plain read" in samples:
+        ratios = [answers["fused decode"] / answers["plain read"] for answers in rounds]
+        low, high = interval(ratios)
+        print(f"fused decode / plain read of its weights: {statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]")
 
 
 if __name__ == "__main__":

@@ -5,18 +5,15 @@ use std::path::{Path, PathBuf};
 use miette::Diagnostic;
 use thiserror::Error;
 
+use super::SourceError;
+
 /// Why a checkpoint cannot be used.
 #[derive(Debug, Error, Diagnostic)]
 pub enum Error {
     /// The source string has none of the known forms.
-    #[error("`{given}` names no checkpoint")]
-    #[diagnostic(help(
-        "write a hub id (`owner/name`), a folder, a `.gguf` file, or `synthetic:<model_type>`; a folder is `./name`"
-    ))]
-    UnknownSource {
-        /// The source string.
-        given: String,
-    },
+    #[error(transparent)]
+    #[diagnostic(help("a folder is `./name`"))]
+    UnknownSource(#[from] SourceError),
     /// The folder does not exist.
     #[error("checkpoint folder {} does not exist", path.display())]
     #[diagnostic(help("check the path; a relative one starts where tfcheck was called"))]

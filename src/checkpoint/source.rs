@@ -1,76 +1,93 @@
 //! The forms that a checkpoint's source string can have.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 
 use super::Error;
 
-/// Where a checkpoint comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A string that does not follow its grammar.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SourceError(pub(crate) String);
+
+/// Where a checkpoint comes from, as it is written; whether it is there, [`Source::find`] says.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Source {
-    /// A model on the hub, `owner/name`.
+    /// A model on the hub, `owner/name` or, for the oldest ones, `name`.
     Hub(String),
-    /// A folder in transformers' layout.
+    /// A folder in transformers' layout, `config.json` and safetensors.
     Folder(PathBuf),
     /// A GGUF file.
     Gguf(PathBuf),
-    /// Generated from a seed, `synthetic:<model_type>[:<variant>]`.
+    /// Weights that tfcheck generates from a seed, `synthetic:<model_type>[:<variant>]`.
     Synthetic {
-        /// The architecture.
+        /// transformers' `model_type`.
         model_type: String,
-        /// Which of its synthetic configurations.
+        /// Which of the model_type's synthetic configs; the plain one when absent.
         variant: Option<String>,
     },
 }
 
 impl Source {
-    /// Reads a source string. A folder that exists wins over a hub id of the same spelling, as in transformers.
+    /// The same, on this machine's disk: a folder that exists wins over a hub id of the same spelling, as in
+    /// transformers.
     ///
     /// # Errors
-    /// When the string has none of the forms, or names a folder or file that does not exist.
-    pub fn parse(given: &str) -> Result<Self, Error> {
-        if let Some(rest) = given.strip_prefix("synthetic:") {
+    /// When it names a folder or file that does not exist.
+    pub(super) fn find(self) -> Result<Self, Error> {
+        match self {
+            Self::Hub(id) if Path::new(&id).is_dir() => Ok(Self::Folder(PathBuf::from(id))),
+            Self::Folder(path) if !path.is_dir() => Err(Error::NoFolder { path }),
+            Self::Gguf(path) if !path.is_file() => Err(Error::NoGguf { path }),
+            found => Ok(found),
+        }
+    }
+}
+
+impl FromStr for Source {
+    type Err = SourceError;
+
+    fn from_str(text: &str) -> Result<Self, SourceError> {
+        if let Some(rest) = text.strip_prefix("synthetic:") {
             let (model_type, variant) = match rest.split_once(':') {
                 Some((model_type, variant)) => (model_type, Some(variant)),
                 None => (rest, None),
             };
             let is_word = |word: &str| {
-                !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
+                !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c))
             };
             if !is_word(model_type) || !variant.is_none_or(is_word) {
-                return Err(Error::UnknownSource { given: given.to_owned() });
+                return Err(SourceError(format!(
+                    "`{text}` does not read synthetic:<model_type> or synthetic:<model_type>:<variant>"
+                )));
             }
             return Ok(Self::Synthetic {
                 model_type: model_type.to_owned(),
                 variant: variant.map(str::to_owned),
             });
         }
-        let path = Path::new(given);
+        let path = Path::new(text);
         if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-            return if path.is_file() {
-                Ok(Self::Gguf(path.to_owned()))
-            } else {
-                Err(Error::NoGguf { path: path.to_owned() })
-            };
+            return Ok(Self::Gguf(path.to_owned()));
         }
-        if path.is_dir() {
+        if is_hub_id(text) {
+            return Ok(Self::Hub(text.to_owned()));
+        }
+        if text.contains(['/', '\\']) || matches!(text, "." | "..") {
             return Ok(Self::Folder(path.to_owned()));
         }
-        let names_a_path = given.starts_with(['/', '.', '~']) || given.contains('\\');
-        if names_a_path {
-            return Err(Error::NoFolder { path: path.to_owned() });
-        }
-        if is_hub_id(given) {
-            return Ok(Self::Hub(given.to_owned()));
-        }
-        Err(if given.contains('/') {
-            Error::NoFolder { path: path.to_owned() }
-        } else {
-            Error::UnknownSource { given: given.to_owned() }
-        })
+        Err(SourceError(format!(
+            "`{text}` is neither a hub id (owner/name), a folder (./folder), a .gguf file nor synthetic:<model_type>"
+        )))
     }
 }
 
-/// Whether `id` is `owner/name` by the hub's rules (huggingface_hub `validate_repo_id`): no `..` or `--`, at most 96 characters.
+/// Whether `id` is `owner/name` or `name` by the hub's rules (huggingface_hub `validate_repo_id`): no `..` or `--`, at
+/// most 96 characters.
 fn is_hub_id(id: &str) -> bool {
     let is_part = |part: &str| {
         !part.is_empty()
@@ -80,5 +97,32 @@ fn is_hub_id(id: &str) -> bool {
             && !part.contains("..")
             && !part.contains("--")
     };
-    id.len() <= 96 && id.split_once('/').is_some_and(|(owner, name)| is_part(owner) && is_part(name))
+    id.len() <= 96 && id.split('/').count() <= 2 && id.split('/').all(is_part)
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hub(id) => f.write_str(id),
+            Self::Folder(path) | Self::Gguf(path) => path.display().fmt(f),
+            Self::Synthetic { model_type, variant: None } => write!(f, "synthetic:{model_type}"),
+            Self::Synthetic { model_type, variant: Some(variant) } => {
+                write!(f, "synthetic:{model_type}:{variant}")
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for Source {
+    type Error = SourceError;
+
+    fn try_from(text: String) -> Result<Self, SourceError> {
+        text.parse()
+    }
+}
+
+impl From<Source> for String {
+    fn from(source: Source) -> Self {
+        source.to_string()
+    }
 }

@@ -91,20 +91,29 @@ pub(super) fn squares<S: Simd>(x: &[f64], sum: &mut Lanes) {
     *sum = lanes;
 }
 
-/// The L2 family of one pair over one block.
+/// The L2 family of `M` pairs over one block, each of `a` with the same `b`: enough sums under way at once that none
+/// waits for the one before.
 #[inline(always)]
-pub(super) fn differences<S: Simd>(a: &[f64], b: &[f64], to: &mut PairLanes) {
-    let (mut squares, mut dot, mut max) = (to.squares, to.dot, to.max);
-    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
-        for l in 0..LANES {
-            let d = a[l] - b[l];
-            squares[l] = multiply_add::<S>(d, d, squares[l]);
-            dot[l] = multiply_add::<S>(a[l], b[l], dot[l]);
-            let size = d.abs();
-            max[l] = if size > max[l] { size } else { max[l] };
+pub(super) fn differences<S: Simd, const M: usize>(a: [&[f64]; M], b: &[f64], to: &mut [PairLanes; M]) {
+    let mut squares = to.each_ref().map(|to| to.squares);
+    let mut dot = to.each_ref().map(|to| to.dot);
+    let mut max = to.each_ref().map(|to| to.max);
+    let a = a.map(|a| &a.as_chunks::<LANES>().0[..b.len() / LANES]);
+    for (i, b) in b.as_chunks::<LANES>().0.iter().enumerate() {
+        for m in 0..M {
+            let a = &a[m][i];
+            for l in 0..LANES {
+                let d = a[l] - b[l];
+                squares[m][l] = multiply_add::<S>(d, d, squares[m][l]);
+                dot[m][l] = multiply_add::<S>(a[l], b[l], dot[m][l]);
+                let size = d.abs();
+                max[m][l] = if size > max[m][l] { size } else { max[m][l] };
+            }
         }
     }
-    (to.squares, to.dot, to.max) = (squares, dot, max);
+    for m in 0..M {
+        (to[m].squares, to[m].dot, to[m].max) = (squares[m], dot[m], max[m]);
+    }
 }
 
 /// Both divergences' weighted differences of one pair over one block of shifted values.

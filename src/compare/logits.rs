@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -171,8 +172,18 @@ impl Logits {
 
     /// Reads the `index`-th row, `index` = batch × seq + position, into `row`.
     pub(super) fn read_row(&self, index: usize, row: &mut Row) -> Result<(), LogitsError> {
-        let length = self.vocab_size;
-        let at = self.offset + (index * length * size_of(self.storage)) as u64;
+        self.read_part(index, 0..self.vocab_size, row)
+    }
+
+    /// As [`Logits::read_row`], of these tokens only.
+    pub(super) fn read_part(
+        &self,
+        index: usize,
+        tokens: Range<usize>,
+        row: &mut Row,
+    ) -> Result<(), LogitsError> {
+        let length = tokens.len();
+        let at = self.offset + ((index * self.vocab_size + tokens.start) * size_of(self.storage)) as u64;
         let read = |bytes: &mut [u8]| {
             self.file.read_exact_at(bytes, at).map_err(|error| LogitsError::io(&self.path, error))
         };

@@ -19,6 +19,10 @@ const ROWS_AT_ONCE: usize = 64;
 const L1_BYTES: usize = 40 << 10;
 /// The same for its second-level cache, which holds the blocks when all metrics are wanted.
 const L2_BYTES: usize = 384 << 10;
+/// Parts of rows of all variants together, as read, stay within this much of it.
+const PART_BYTES: usize = 512 << 10;
+/// Pairs whose sums are under way at once: their lanes fill the vector registers.
+const AT_ONCE: usize = 4;
 
 /// One entry rounded to one dtype, for ULP distances and mixed pairs.
 pub(super) struct View {
@@ -49,6 +53,8 @@ pub(super) struct Pass<'a> {
     pub(super) all: bool,
     pub(super) k: usize,
     pub(super) block: usize,
+    /// Tokens of a row read at a time: all where the largest must be known first.
+    part: usize,
 }
 
 /// Two entries of the matrix, and what was measured where they have a position in common.
@@ -84,6 +90,7 @@ pub(super) struct PairRow {
 struct Scratch {
     rows: Vec<Row>,
     present: Vec<bool>,
+    scans: Vec<Option<RowScan>>,
     values: Vec<f64>,
     shifted: Vec<f64>,
     exponentials: Vec<f64>,
@@ -124,6 +131,8 @@ impl<'a> Pass<'a> {
         let widest =
             if all { L2_BYTES / (24 * files.len() + 16 * views.len()) } else { L1_BYTES / (8 * files.len()) };
         let block = options.block.unwrap_or(widest).clamp(LANES, 4096) / LANES * LANES;
+        let part = PART_BYTES / (4 * files.len());
+        let part = if all { vocab_size } else { part.next_multiple_of(block).min(vocab_size) };
         let dtypes = class.iter().map(|&index| entries[index].dtype).collect();
         Self {
             files,
@@ -137,6 +146,7 @@ impl<'a> Pass<'a> {
             all,
             k: options.top_k.clamp(1, vocab_size),
             block,
+            part,
         }
     }
 
@@ -153,10 +163,7 @@ impl<'a> Pass<'a> {
                 .map(|&at| {
                     let pool = || spare.lock().expect("no task panics while it holds the lock");
                     let mut scratch = pool().pop().unwrap_or_default();
-                    let result = self.read(at, &mut scratch).map(|()| {
-                        let scratch = &mut scratch;
-                        arch.dispatch(Measure { pass: self, scratch })
-                    });
+                    let result = self.measure(arch, at, &mut scratch);
                     pool().push(scratch);
                     result
                 })
@@ -172,70 +179,128 @@ impl<'a> Pass<'a> {
         self.files[entry].positions() == Positions::Last
     }
 
-    fn read(&self, at: PositionIndex, scratch: &mut Scratch) -> Result<(), LogitsError> {
-        scratch.rows.resize_with(self.files.len(), Row::default);
-        scratch.present.clear();
-        for (logits, row) in self.files.iter().zip(&mut scratch.rows) {
-            let position = row_in_file(logits, &self.frame.mask, at.position);
-            if let Some(position) = position {
-                logits.read_row(at.row * logits.shape()[1] + position, row)?;
+    /// One row of all files, in parts that stay in a core's cache from the reading to the last pair.
+    fn measure(
+        &self,
+        arch: pulp::Arch,
+        at: PositionIndex,
+        scratch: &mut Scratch,
+    ) -> Result<RowResult, LogitsError> {
+        let held: Vec<Option<usize>> = self
+            .files
+            .iter()
+            .map(|logits| {
+                let position = row_in_file(logits, &self.frame.mask, at.position)?;
+                Some(at.row * logits.shape()[1] + position)
+            })
+            .collect();
+        scratch.start(self, &held);
+        for from in (0..self.vocab_size).step_by(self.part) {
+            let tokens = from..self.vocab_size.min(from + self.part);
+            for ((logits, row), held) in self.files.iter().zip(&mut scratch.rows).zip(&held) {
+                if let Some(index) = *held {
+                    logits.read_part(index, tokens.clone(), row)?;
+                }
             }
-            scratch.present.push(position.is_some());
+            arch.dispatch(Part { pass: self, scratch, length: tokens.len() });
         }
-        Ok(())
+        Ok(scratch.result())
     }
 }
 
-/// All loops over one row's elements, as one function that is compiled once per instruction set.
-struct Measure<'a> {
-    pass: &'a Pass<'a>,
-    scratch: &'a mut Scratch,
+impl Scratch {
+    /// Makes room for a row, of which nothing is measured yet.
+    fn start(&mut self, pass: &Pass<'_>, held: &[Option<usize>]) {
+        let (n, block) = (pass.files.len(), pass.block);
+        self.rows.resize_with(n, Row::default);
+        self.present.clear();
+        self.present.extend(held.iter().map(Option::is_some));
+        self.scans.clear();
+        self.scans.resize(n, None);
+        self.values.resize(n * block, 0.0);
+        self.shifted.resize(n * block, 0.0);
+        self.exponentials.resize(n * block, 0.0);
+        self.ordinals.resize(pass.views.len() * block, 0.0);
+        self.rounded.resize(pass.views.len() * block, 0.0);
+        self.lanes.clear();
+        self.lanes.resize(pass.pairs.len(), PairLanes::default());
+        self.squares.clear();
+        self.squares.resize(n, [0.0; LANES]);
+        self.sums.clear();
+        self.sums.resize(n, [0.0; LANES]);
+    }
+
+    fn result(&mut self) -> RowResult {
+        let entry_row = |(entry, scan): (usize, Option<RowScan>)| {
+            self.present[entry].then(|| EntryRow {
+                squares: kernels::total(&self.squares[entry]),
+                sum_exp: kernels::total(&self.sums[entry]),
+                scan,
+            })
+        };
+        let pair_row = |lanes: &PairLanes| PairRow {
+            squares: kernels::total(&lanes.squares),
+            dot: kernels::total(&lanes.dot),
+            max: kernels::largest(&lanes.max),
+            weighted_a: kernels::total(&lanes.weighted_a),
+            weighted_b: kernels::total(&lanes.weighted_b),
+            ulp: lanes.ulp_f64.max(kernels::largest(&lanes.ulp) as u64),
+            rounded_squares: kernels::total(&lanes.rounded_squares),
+            rounded_max: kernels::largest(&lanes.rounded_max),
+        };
+        RowResult {
+            entries: std::mem::take(&mut self.scans).into_iter().enumerate().map(entry_row).collect(),
+            pairs: self.lanes.iter().map(pair_row).collect(),
+        }
+    }
 }
 
-impl pulp::WithSimd for Measure<'_> {
-    type Output = RowResult;
+/// All loops over the elements of a part of a row, as one function that is compiled once per instruction set.
+struct Part<'a> {
+    pass: &'a Pass<'a>,
+    scratch: &'a mut Scratch,
+    length: usize,
+}
+
+impl pulp::WithSimd for Part<'_> {
+    type Output = ();
 
     #[expect(
         clippy::inline_always,
         reason = "pulp compiles it once per instruction set only where it is inlined"
     )]
     #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _: S) -> RowResult {
-        let Self { pass, scratch } = self;
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        let Self { pass, scratch, length: part } = self;
         let n = pass.files.len();
         let block = pass.block;
-        scratch.values.resize(n * block, 0.0);
-        scratch.shifted.resize(n * block, 0.0);
-        scratch.exponentials.resize(n * block, 0.0);
-        scratch.ordinals.resize(pass.views.len() * block, 0.0);
-        scratch.rounded.resize(pass.views.len() * block, 0.0);
-        scratch.lanes.clear();
-        scratch.lanes.resize(pass.pairs.len(), PairLanes::default());
-        scratch.squares.clear();
-        scratch.squares.resize(n, [0.0; LANES]);
-        scratch.sums.clear();
-        scratch.sums.resize(n, [0.0; LANES]);
-        let Scratch { rows, present, values, shifted, exponentials, ordinals, rounded, lanes, squares, sums } =
-            scratch;
-
-        let scans: Vec<Option<RowScan>> = rows
-            .iter()
-            .zip(&*present)
-            .map(|(row, &present)| {
-                let wanted = pass.all && present;
-                wanted.then(|| {
-                    if row.is_wide {
-                        kernels::scan(&row.wide, pass.k)
-                    } else {
-                        kernels::scan(&row.narrow, pass.k)
-                    }
-                })
-            })
-            .collect();
+        let Scratch {
+            rows,
+            present,
+            scans,
+            values,
+            shifted,
+            exponentials,
+            ordinals,
+            rounded,
+            lanes,
+            squares,
+            sums,
+        } = scratch;
+        if pass.all {
+            for entry in (0..n).filter(|&entry| present[entry]) {
+                let row = &rows[entry];
+                scans[entry] = Some(if row.is_wide {
+                    kernels::scan(&row.wide, pass.k)
+                } else {
+                    kernels::scan(&row.narrow, pass.k)
+                });
+            }
+        }
 
         let mut from = 0;
-        while from < pass.vocab_size {
-            let length = block.min(pass.vocab_size - from);
+        while from < part {
+            let length = block.min(part - from);
             let padded = length.next_multiple_of(LANES);
             for entry in (0..n).filter(|&entry| present[entry]) {
                 let values = &mut values[entry * block..][..padded];
@@ -262,13 +327,38 @@ impl pulp::WithSimd for Measure<'_> {
                     kernels::ordinals(values, rows[view.entry].is_wide, view.dtype, ordinals, rounded);
                 }
             }
+            let own = |entry: usize| entry * block..entry * block + padded;
+            // A row of the matrix at a time: the pairs of one second entry lie one after the other.
+            let mut rest = &mut lanes[..];
+            for b in 0..n {
+                let (row, below) = rest.split_at_mut(b);
+                rest = below;
+                if !present[b] {
+                    continue;
+                }
+                let b = &values[own(b)];
+                for (number, group) in row.chunks_mut(AT_ONCE).enumerate() {
+                    let first = number * AT_ONCE;
+                    let a = |index: usize| &values[own(first + index)];
+                    match <&mut [PairLanes; AT_ONCE]>::try_from(&mut *group) {
+                        Ok(group) if present[first..first + AT_ONCE].iter().all(|present| *present) => {
+                            kernels::differences::<S, AT_ONCE>(std::array::from_fn(a), b, group);
+                        }
+                        _ => {
+                            for (index, pair) in group.iter_mut().enumerate() {
+                                if present[first + index] {
+                                    kernels::differences::<S, 1>([a(index)], b, std::array::from_mut(pair));
+                                }
+                            }
+                        }
+                    }
+                }
+            }
             for (pair, lanes) in pass.pairs.iter().zip(&mut *lanes) {
                 if !(present[pair.a] && present[pair.b]) {
                     continue;
                 }
-                let own = |entry: usize| entry * block..entry * block + padded;
                 let (a, b) = (own(pair.a), own(pair.b));
-                kernels::differences::<S>(&values[a.clone()], &values[b.clone()], lanes);
                 if pass.all {
                     let weights = (&exponentials[a.clone()], &exponentials[b.clone()]);
                     kernels::weighted::<S>(
@@ -290,28 +380,6 @@ impl pulp::WithSimd for Measure<'_> {
                 }
             }
             from += length;
-        }
-
-        let entry_row = |(entry, scan): (usize, Option<RowScan>)| {
-            present[entry].then(|| EntryRow {
-                squares: kernels::total(&squares[entry]),
-                sum_exp: kernels::total(&sums[entry]),
-                scan,
-            })
-        };
-        let pair_row = |lanes: &PairLanes| PairRow {
-            squares: kernels::total(&lanes.squares),
-            dot: kernels::total(&lanes.dot),
-            max: kernels::largest(&lanes.max),
-            weighted_a: kernels::total(&lanes.weighted_a),
-            weighted_b: kernels::total(&lanes.weighted_b),
-            ulp: lanes.ulp_f64.max(kernels::largest(&lanes.ulp) as u64),
-            rounded_squares: kernels::total(&lanes.rounded_squares),
-            rounded_max: kernels::largest(&lanes.rounded_max),
-        };
-        RowResult {
-            entries: scans.into_iter().enumerate().map(entry_row).collect(),
-            pairs: lanes.iter().map(pair_row).collect(),
         }
     }
 }

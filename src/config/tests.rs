@@ -28,7 +28,7 @@ const BAD: &[(&str, &str)] = &[
     ("a negative count", "[run]\nrounds = -1"),
     ("a missing field", "[[versions]]\nsource = \"transformers==4.54.0\""),
     ("no checkpoint", "checkpoints = []"),
-    ("a source that is none", "[[checkpoints]]\nsource = \"a/b/c\""),
+    ("a source that is none", "[[checkpoints]]\nsource = \"gpt 2\""),
     ("synthetic without a model_type", "[[checkpoints]]\nsource = \"synthetic:\""),
     ("a revision of a folder", "[[checkpoints]]\nsource = \"./llama\"\nrevision = \"main\""),
     ("an empty revision", "[[checkpoints]]\nsource = \"gpt2\"\nrevision = \"\""),
@@ -257,7 +257,7 @@ fn a_checkpoint_of_the_command_line_takes_the_place_of_the_configs() {
     let expect = [("owner/model", Some("v1.0")), ("./folder@2", None), ("synthetic:gpt2", None)];
     assert_eq!(read, expect.map(|(source, revision)| (source.to_owned(), revision)));
     let prompts = parse("inputs.prompts = [\"Hello\"]\ncheckpoints = [{ source = \"gpt2\" }]").unwrap();
-    for (config, source) in [(Config::default(), "a/b/c"), (prompts, "synthetic:llama")] {
+    for (config, source) in [(Config::default(), "gpt 2"), (prompts, "synthetic:llama")] {
         assert!(config.with_checkpoints(&[source.to_owned()]).is_err(), "{source}");
     }
 }

@@ -112,8 +112,9 @@ fn answer(state: &mut State, path: &str, range: Option<&str>, endpoint: &str) ->
             "",
         );
     }
-    // A renamed repository: the hub answers with a relative redirect.
-    if let Some((before, after)) = path.split_once("owner/old-name") {
+    // A renamed repository, or one of the oldest, which had no owner: the hub answers with a relative redirect.
+    let moved = ["owner/old-name", "gpt0"].iter().find_map(|name| path.split_once(name));
+    if let Some((before, after)) = moved {
         return plain(307, vec![("Location", format!("{before}owner/model{after}"))], "");
     }
     if let Some(revision) = path.strip_prefix("/api/models/owner/model/revision/") {

@@ -19,7 +19,7 @@ pub struct Linear {
 
 #[derive(Clone)]
 enum LinearForm {
-    /// `[out, in]` and `[out]`.
+    /// `[in, out]` and `[out]`.
     Eager(Tensor, Option<Tensor>),
     Fused(Packed, Room),
 }
@@ -38,10 +38,11 @@ impl Linear {
     /// # Errors
     /// If a tensor is missing or has another shape.
     pub fn load_transposed(weights: &Weights, input: usize, output: usize) -> Result<Self> {
-        let weight = weights.get("weight", (input, output))?.t()?.contiguous()?;
+        let weight = weights.get("weight", (input, output))?;
         let form = match weights.workspace() {
             None => LinearForm::Eager(weight, Some(weights.get("bias", output)?)),
             Some(workspace) => {
+                let weight = weight.t()?.contiguous()?;
                 let packed = Packed::of(workspace, &weight, Some(&weights.vector("bias", output)?))?;
                 LinearForm::Fused(packed, Room::Now)
             }
@@ -51,8 +52,10 @@ impl Linear {
 
     fn new(weights: &Weights, input: usize, output: usize, bias: bool, room: Room) -> Result<Self> {
         let form = match weights.workspace() {
+            // candle packs a weight anew at each product, which takes as long as the arithmetic where it has to
+            // transpose it too.
             None => LinearForm::Eager(
-                weights.get("weight", (output, input))?,
+                weights.get("weight", (output, input))?.t()?.contiguous()?,
                 bias.then(|| weights.get("bias", output)).transpose()?,
             ),
             Some(workspace) => {
@@ -71,8 +74,9 @@ impl Linear {
     pub fn tied(weights: &Weights, embedding: &Embedding, bias: bool) -> Result<Self> {
         let (vocab_size, _) = embedding.shape();
         let form = match embedding.form() {
+            // Shared, not copied: a head's weight is the largest of all.
             EmbeddingForm::Eager(weight) => {
-                LinearForm::Eager(weight.clone(), bias.then(|| weights.get("bias", vocab_size)).transpose()?)
+                LinearForm::Eager(weight.t()?, bias.then(|| weights.get("bias", vocab_size)).transpose()?)
             }
             EmbeddingForm::Fused(packed) => {
                 let packed = match bias.then(|| weights.vector("bias", vocab_size)).transpose()? {
@@ -178,8 +182,9 @@ impl<const N: usize> Joined<N> {
     }
 }
 
+/// `xs: [.., in]`, `weight: [in, out]`, `bias: [out]` to `[.., out]`.
 pub(super) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (output, input) = weight.dims2()?;
+    let (input, output) = weight.dims2()?;
     let mut dims = xs.dims().to_vec();
     let rows = xs.elem_count() / xs.dim(D::Minus1)?;
     if let Some(last) = dims.last_mut() {
@@ -188,14 +193,14 @@ pub(super) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Res
     let dtype = xs.dtype();
     let xs = xs.reshape((rows, input))?;
     let ys = match bias {
-        None => xs.matmul(&weight.t()?)?,
+        None => xs.matmul(weight)?,
         // torch's addmm adds the bias to the F32 sum and rounds once.
         Some(bias) if matches!(dtype, DType::BF16 | DType::F16) => {
             let wide = accumulation(dtype);
-            let sums = xs.to_dtype(wide)?.matmul(&weight.to_dtype(wide)?.t()?)?;
+            let sums = xs.to_dtype(wide)?.matmul(&weight.to_dtype(wide)?)?;
             sums.broadcast_add(&bias.to_dtype(wide)?)?.to_dtype(dtype)?
         }
-        Some(bias) => xs.matmul(&weight.t()?)?.broadcast_add(bias)?,
+        Some(bias) => xs.matmul(weight)?.broadcast_add(bias)?,
     };
     Ok(ys.reshape(dims)?)
 }

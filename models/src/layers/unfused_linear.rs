@@ -19,7 +19,7 @@ pub struct UnfusedLinear(Form);
 enum Form {
     Eager {
         path: String,
-        /// `[out, in]`.
+        /// `[in, out]`, as in [`Linear`].
         weight: Tensor,
         /// `[out]`.
         bias: Option<Tensor>,
@@ -38,7 +38,7 @@ impl UnfusedLinear {
         }
         Ok(Self(Form::Eager {
             path: weights.path().to_owned(),
-            weight: weights.get("weight", (output, input))?,
+            weight: weights.get("weight", (output, input))?.t()?.contiguous()?,
             bias: bias.then(|| weights.get("bias", output)).transpose()?,
         }))
     }

@@ -1,0 +1,202 @@
+//! The tables of what variants computed: the matrix, the noise, the verdicts and their evidence.
+
+use super::super::{CaseView, entry, reason};
+use super::{line, table};
+use crate::compare::metrics::Side;
+use crate::compare::repeat::times;
+
+pub(super) fn matrices(text: &mut String, case: &CaseView) {
+    let matrix = &case.matrix;
+    let positions = matrix.positions.len();
+    line(
+        text,
+        &format!("\n### Logit L2 Differences (N×N)\n\n‖row − column‖ over {positions} real positions.\n"),
+    );
+    square(text, case, |row, column| {
+        if let Some(itself) = case.diagonal(row).filter(|_| row == column) {
+            return itself;
+        }
+        entry(matrix, row, column, |pair| {
+            let mark = if pair.last_positions_only { "†" } else { "" };
+            format!("{:.6}{mark}", pair.l2)
+        })
+    });
+    let last_only = (0..matrix.len())
+        .any(|a| (0..=a).any(|b| matrix.compared(a, b).is_some_and(|pair| pair.last_positions_only)));
+    if last_only {
+        line(text, "\n† compared at last positions only, because one of the files holds no others.");
+    }
+    noise(text, case);
+    line(text, "\n### Relative L2 Differences (N×N)\n\n‖row − column‖ / ‖row‖: the row is the reference.\n");
+    square(text, case, |row, column| {
+        entry(matrix, row, column, |pair| format!("{:.3e}", pair.relative_l2(Side::A)))
+    });
+}
+
+/// What the repetitions showed, and where there is noise, every pair in units of it.
+pub(super) fn noise(text: &mut String, case: &CaseView) {
+    let Some(said) = case.noise_said() else { return };
+    line(text, &format!("\nOn the diagonal a variant meets its own repetitions; {said}."));
+    let count = case.matrix.len();
+    if !(0..count).any(|a| (0..a).any(|b| case.multiple(a, b).is_some())) {
+        return;
+    }
+    line(
+        text,
+        "\n### L2 Differences in Units of the Noise (N×N)\n\n‖row − column‖ over the larger self L2 of the two; — where neither has any.\n",
+    );
+    square(text, case, |row, column| {
+        case.multiple(row, column).map_or_else(|| "—".to_owned(), |multiple| format!("{}×", times(multiple)))
+    });
+}
+
+/// A table of all variants by all variants.
+fn square(text: &mut String, case: &CaseView, entry: impl Fn(usize, usize) -> String) {
+    let names = &case.matrix.names;
+    let header: Vec<&str> = std::iter::once("").chain(names.iter().map(String::as_str)).collect();
+    let rows: Vec<Vec<String>> = names
+        .iter()
+        .enumerate()
+        .map(|(row, name)| {
+            let absent = case.cells.iter().find(|cell| cell.name == *name).map(|cell| reason(&cell.outcome));
+            let label = match absent.filter(|reason| !reason.is_empty()) {
+                Some(reason) => format!("{name} ({reason})"),
+                None => name.clone(),
+            };
+            std::iter::once(label).chain((0..names.len()).map(|column| entry(row, column))).collect()
+        })
+        .collect();
+    table(text, &header, &rows);
+}
+
+pub(super) fn verdicts(text: &mut String, case: &CaseView) {
+    line(text, "\n### Verdicts\n");
+    let rows: Vec<Vec<String>> = case
+        .verdicts
+        .iter()
+        .map(|verdict| {
+            vec![
+                verdict.a.clone(),
+                verdict.b.clone(),
+                verdict.decision.word().to_owned(),
+                verdict.evidence.clone(),
+            ]
+        })
+        .collect();
+    table(text, &["A", "B", "Verdict", "Evidence"], &rows);
+    distributions(text, case);
+}
+
+pub(super) fn first_divergence(text: &mut String, case: &CaseView) {
+    if case.localized.is_empty() {
+        return;
+    }
+    line(text, "\n### First divergence\n");
+    for found in &case.localized {
+        line(text, &format!("- **{} / {}**: {}.", found.a, found.b, found.sentence));
+        line(text, &format!("  ({})", found.effort()));
+        for note in &found.notes {
+            line(text, &format!("  - {note}"));
+        }
+    }
+}
+
+pub(super) fn distributions(text: &mut String, case: &CaseView) {
+    line(text, "\n### Metrics per pair\n");
+    let matrix = &case.matrix;
+    let mut rows = Vec::new();
+    for a in 0..matrix.len() {
+        for b in a + 1..matrix.len() {
+            let Some(pair) = matrix.compared(a, b) else {
+                continue;
+            };
+            let mut row = vec![
+                matrix.names[a].clone(),
+                matrix.names[b].clone(),
+                pair.max_abs_at.map_or_else(
+                    || format!("{:.3e}", pair.max_abs),
+                    |at| format!("{:.3e} at ({}, {}, {})", pair.max_abs, at.at.row, at.at.position, at.token),
+                ),
+                pair.max_ulp.map_or_else(
+                    || "—".to_owned(),
+                    |ulp| format!("{ulp} ({})", crate::variant::dtype_name(pair.lower_dtype)),
+                ),
+                format!("{:.9}", pair.cosine),
+                format!("{:.3e}", pair.nmse(Side::A)),
+            ];
+            row.extend(match &pair.distribution {
+                Some(distribution) => [
+                    format!(
+                        "{:.2e} / {:.2e} / {:.2e} / {:.2e}",
+                        distribution.kl.mean,
+                        distribution.kl.median,
+                        distribution.kl.p999,
+                        distribution.kl.max
+                    ),
+                    format!("{:.2} %", 100.0 * distribution.top1_agreement),
+                    format!("{:.2} %", 100.0 * distribution.top_k_agreement),
+                    distribution.first_greedy_divergence.map_or_else(
+                        || "none".to_owned(),
+                        |at| format!("row {}, position {}", at.row, at.position),
+                    ),
+                ],
+                None => ["—", "—", "—", "—"].map(str::to_owned),
+            });
+            rows.push(row);
+        }
+    }
+    let header = [
+        "A",
+        "B",
+        "Max abs (row, position, token)",
+        "Max ULP",
+        "Cosine",
+        "NMSE",
+        "KL(A‖B) mean / median / 99.9 % / max",
+        "Top-1",
+        "Top-k",
+        "First greedy divergence",
+    ];
+    table(text, &header, &rows);
+}
+
+pub(super) fn accuracies(text: &mut String, case: &CaseView) {
+    if case.accuracies.is_empty() {
+        return;
+    }
+    line(text, "\n### Error against float64\n");
+    let names = &case.matrix.names;
+    let rows: Vec<Vec<String>> = case
+        .accuracies
+        .iter()
+        .map(|accuracy| {
+            vec![
+                names[accuracy.variant].clone(),
+                names[accuracy.oracle].clone(),
+                format!("{:.3e}", accuracy.rmse),
+                format!("{:.3e}", accuracy.relative_l2),
+                format!("{:.3e}", accuracy.max_abs),
+            ]
+        })
+        .collect();
+    table(text, &["Variant", "Oracle", "RMSE", "Relative L2", "Max abs"], &rows);
+}
+
+pub(super) fn choices(text: &mut String, case: &CaseView) {
+    let Some(choices) = &case.choices else { return };
+    line(text, "\n### Choices\n\nSoftmax probability at the last real position.\n");
+    let header: Vec<&str> =
+        ["Variant", "Row"].into_iter().chain(choices.tokens.iter().map(String::as_str)).collect();
+    let rows: Vec<Vec<String>> = choices
+        .rows
+        .iter()
+        .map(|row| {
+            let probability = |p: &Option<f64>| p.map_or_else(|| "—".to_owned(), |p| format!("{p:.6}"));
+            [row.variant.clone(), row.row.to_string()]
+                .into_iter()
+                .chain(row.probabilities.iter().map(probability))
+                .collect()
+        })
+        .collect();
+    table(text, &header, &rows);
+}
