@@ -64,9 +64,9 @@ pub fn listing(choice: &Choice) -> String {
         Err(error) => format!("No GPU check can run here: {error}\n"),
     };
     let libraries = machine::cuda_versions(&setting.pythons);
-    let libraries: String =
-        libraries.iter().map(|(library, version)| format!("  {library}: {version}\n")).collect();
-    format!("{state}CUDA's libraries:\n{libraries}{}", plan_text(&items::all(), choice.limit))
+    let libraries = libraries.iter().map(|(library, version)| format!("  {library}: {version}"));
+    let libraries = libraries.collect::<Vec<_>>().join("\n");
+    format!("{state}CUDA's libraries:\n{libraries}\n{}", plan_text(&items::all(), choice.limit))
 }
 
 /// The items, with what fits by the estimates.
@@ -131,7 +131,7 @@ pub fn check(choice: &Choice, cache: &Path, stop: &Arc<AtomicBool>, progress: &P
         .wrap_err_with(|| format!("cannot create {}", choice.out.display()))?;
     let runs = tempfile::Builder::new().prefix("tfcheck-gpu-").tempdir().into_diagnostic()?;
     let bench = Bench { choice, cache, user: stop, progress, subject: &subject, runs: runs.path() };
-    let done = bench.all(items);
+    let done = bench.all(&items);
     let report = Report::new(choice, subject.driver.as_deref(), Machine::detect(), done);
     let text = report.write(&choice.out)?;
     Ok(Checked { code: report.code(stop.load(Ordering::Relaxed)), text })
@@ -148,7 +148,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn all(&self, items: Vec<Item>) -> Vec<Done> {
+    fn all(&self, items: &[Item]) -> Vec<Done> {
         let budget = Budget::new(self.choice.limit);
         let mut done = Vec::new();
         for index in 0..items.len() {

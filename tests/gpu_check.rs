@@ -1,5 +1,7 @@
 //! The GPU path where there is no GPU: the program starts, says what is missing, and runs what it can.
 
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
 mod support;
 
 use models::cuda::driver::device_count;

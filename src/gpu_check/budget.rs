@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn a_limit_raises_the_flag_and_says_that_it_was_the_limit() {
         let (stop, user) = (Arc::new(Stop::default()), Arc::new(AtomicBool::new(false)));
-        drop(Watch::new(&stop, &user, Duration::from_secs(60)));
+        drop(Watch::new(&stop, &user, Duration::from_mins(1)));
         assert!(!stop.flag.load(Ordering::Relaxed), "cancelled in time");
         let watch = Watch::new(&stop, &user, Duration::from_millis(5));
         std::thread::sleep(Duration::from_millis(300));
@@ -130,7 +130,7 @@ mod tests {
         drop(watch);
 
         let (stop, user) = (Arc::new(Stop::default()), Arc::new(AtomicBool::new(true)));
-        let watch = Watch::new(&stop, &user, Duration::from_secs(60));
+        let watch = Watch::new(&stop, &user, Duration::from_mins(1));
         std::thread::sleep(Duration::from_millis(300));
         assert!(stop.flag.load(Ordering::Relaxed) && !stop.is_late.load(Ordering::Relaxed));
         drop(watch);
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn the_report_has_time_left() {
-        let budget = Budget::new(Duration::from_secs(60));
+        let budget = Budget::new(Duration::from_mins(1));
         assert!(budget.left() <= Duration::from_secs(50) && budget.left() > Duration::from_secs(45));
         assert_eq!(Budget::new(Duration::from_secs(5)).left(), Duration::ZERO);
     }

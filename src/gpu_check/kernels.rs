@@ -106,9 +106,11 @@ fn judge(name: &str, dtype: Dtype, outcome: Outcome) -> KernelCheck {
         let is_near = (got - want).abs() <= allowed;
         !is_near
     };
-    let failure = got.iter().zip(&want).position(off).map(|at| {
-        format!("element {at} of {} is {}, and {} is right", want.len(), got[at], want[at])
-    });
+    let failure = got
+        .iter()
+        .zip(&want)
+        .position(off)
+        .map(|at| format!("element {at} of {} is {}, and {} is right", want.len(), got[at], want[at]));
     check(error, failure)
 }
 

@@ -22,6 +22,9 @@ use crate::report::bytes;
 /// Raised with every change of the JSON's form.
 const SCHEMA_VERSION: u32 = 1;
 
+/// Lines of a list that people are shown.
+const SHOWN: usize = 20;
+
 /// The whole result.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
@@ -312,7 +315,7 @@ fn architectures(text: &mut String, found: &Architectures) {
             });
             match worst {
                 Some(row) => {
-                    let mark = if rows().all(|row| row.agrees()) { "" } else { " **!**" };
+                    let mark = if rows().all(Row::agrees) { "" } else { " **!**" };
                     format!(
                         "{:.1e} / {:.1e}{mark}",
                         row.relative_l2.unwrap_or(f64::NAN),
@@ -348,8 +351,11 @@ fn list(text: &mut String, title: &str, lines: &[String]) {
         return;
     }
     line(text, &format!("\n{title}:\n"));
-    for one in lines {
+    for one in lines.iter().take(SHOWN) {
         line(text, &format!("- {one}"));
+    }
+    if lines.len() > SHOWN {
+        line(text, &format!("- and {} more, in gpu_check.json", lines.len() - SHOWN));
     }
 }
 

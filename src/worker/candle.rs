@@ -304,7 +304,6 @@ pub(super) fn tensor_failure(error: candle_core::Error) -> Failed {
     model_failure(error.into())
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it is what map_err passes")]
 pub(super) fn model_failure(error: models::Error) -> Failed {
     let unsupported = matches!(
         error,

@@ -91,10 +91,9 @@ pub fn torch_cuda(python: &Path) -> Option<String> {
     let environment = python.parent()?.parent()?;
     let folders =
         |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let packages = folders(environment.join("lib"))
+    let mut packages = folders(environment.join("lib"))
         .flat_map(|version| ["site-packages", "dist-packages"].map(|packages| version.join(packages)));
-    let text =
-        packages.filter_map(|packages| fs::read_to_string(packages.join("torch/version.py")).ok()).next()?;
+    let text = packages.find_map(|packages| fs::read_to_string(packages.join("torch/version.py")).ok())?;
     built_for(&text)
 }
 

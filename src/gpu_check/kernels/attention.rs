@@ -1,7 +1,8 @@
 //! Rotary embedding into the cache, and attention over it.
 
 use models::cuda::kernels::{
-    Attention, AttentionBias, CacheRegions, HeadNorm, PassState, QkvLayout, RopeIntoCache, RopeTables, Visible,
+    Attention, AttentionBias, CacheRegions, HeadNorm, PassState, QkvLayout, RopeIntoCache, RopeTables,
+    Visible,
 };
 use models::cuda::{Dtype, Region};
 
@@ -15,7 +16,10 @@ pub(super) const CASES: &[Case] = &[
         attention(bench, &Shape { group: 3, tokens: 70, ..Shape::USUAL })
     }),
     ("prefill attention, window, soft cap, heads of 128", |bench| {
-        attention(bench, &Shape { head_dim: 128, tokens: 40, before: Some(15), soft_cap: Some(20.0), ..Shape::USUAL })
+        attention(
+            bench,
+            &Shape { head_dim: 128, tokens: 40, before: Some(15), soft_cap: Some(20.0), ..Shape::USUAL },
+        )
     }),
     ("prefill attention, padding, heads of 256, after a past", |bench| {
         attention(bench, &Shape { head_dim: 256, tokens: 24, past: 30, padding: true, ..Shape::USUAL })
@@ -28,7 +32,10 @@ pub(super) const CASES: &[Case] = &[
     }),
     ("decode attention, window and padding, heads of 128", |bench| {
         let window = Some(63);
-        attention(bench, &Shape { head_dim: 128, tokens: 1, past: 200, before: window, padding: true, ..Shape::USUAL })
+        attention(
+            bench,
+            &Shape { head_dim: 128, tokens: 1, past: 200, before: window, padding: true, ..Shape::USUAL },
+        )
     }),
     ("decode attention, soft cap, heads of 256", |bench| {
         attention(bench, &Shape { head_dim: 256, tokens: 1, past: 90, soft_cap: Some(10.0), ..Shape::USUAL })
@@ -81,7 +88,8 @@ fn attention(bench: &Bench, shape: &Shape) -> Outcome {
     let flags: Vec<u8> = (0..BATCH * slots).map(|at| u8::from(is_seen(at / slots, at % slots))).collect();
 
     let (qkv_there, keys_there, values_there) = (bench.put(&qkv)?, bench.put(&keys)?, bench.put(&values)?);
-    let (first_slot, ranges_there) = (Region::of(&bench.gpu, &[past as i32])?, Region::of(&bench.gpu, &ranges)?);
+    let (first_slot, ranges_there) =
+        (Region::of(&bench.gpu, &[past as i32])?, Region::of(&bench.gpu, &ranges)?);
     let flags_there = Region::of(&bench.gpu, &flags)?;
     let biases_there = bench.put_as(Dtype::F32, &biases)?;
     let out_len = BATCH * tokens * q_heads * head_dim;
@@ -127,12 +135,16 @@ fn attention(bench: &Bench, shape: &Shape) -> Outcome {
                 let score = |slot: &usize| {
                     let dot: f64 = q.iter().zip(&keys[at(*slot)..]).map(|(q, k)| q * k).sum();
                     let score = dot * f64::from(scale);
-                    let score = soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+                    let score =
+                        soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
                     score + if bias { biases[head * slots + slot] } else { 0.0 }
                 };
                 let weights = exact_softmax(&seen.iter().map(score).collect::<Vec<_>>());
                 want.extend((0..head_dim).map(|feature| {
-                    seen.iter().zip(&weights).map(|(slot, weight)| weight * values[at(*slot) + feature]).sum::<f64>()
+                    seen.iter()
+                        .zip(&weights)
+                        .map(|(slot, weight)| weight * values[at(*slot) + feature])
+                        .sum::<f64>()
                 }));
             }
         }
@@ -149,7 +161,8 @@ fn rope(bench: &Bench, interleaved: bool, grouped: bool) -> Outcome {
     let rows = BATCH * tokens;
     let qkv = bench.noise(1, rows * layout.row, 2.0);
     let angles = numbers(2, positions * pairs, 3.0);
-    let table = |of: fn(f64) -> f64| angles.iter().map(|&angle| f64::from(of(angle) as f32)).collect::<Vec<_>>();
+    let table =
+        |of: fn(f64) -> f64| angles.iter().map(|&angle| f64::from(of(angle) as f32)).collect::<Vec<_>>();
     let (cos, sin) = (table(f64::cos), table(f64::sin));
     let places: Vec<u32> = (0..rows as u32).map(|row| row * 7 % positions as u32).collect();
     let weights = [numbers(3, head_dim, 2.0), numbers(4, head_dim, 2.0)];
@@ -162,7 +175,8 @@ fn rope(bench: &Bench, interleaved: bool, grouped: bool) -> Outcome {
     let places_there = Region::of(&bench.gpu, &places)?;
     let (first_slot, ranges) =
         (Region::of(&bench.gpu, &[past as i32])?, Region::of(&bench.gpu, &[0_i32; 2 * BATCH])?);
-    let (q_weight, k_weight) = (bench.put_as(Dtype::F32, &weights[0])?, bench.put_as(Dtype::F32, &weights[1])?);
+    let (q_weight, k_weight) =
+        (bench.put_as(Dtype::F32, &weights[0])?, bench.put_as(Dtype::F32, &weights[1])?);
     let head_norm = |weight| HeadNorm { weight, per_head: false, centred: false, eps };
     RopeIntoCache {
         dtype: bench.dtype,
@@ -186,8 +200,11 @@ fn rope(bench: &Bench, interleaved: bool, grouped: bool) -> Outcome {
     .launch()?;
 
     let turned = |head: &[f64], weight: &[f64], place: usize| {
-        let normed =
-            if grouped { normed(head, weight, &vec![0.0; head_dim], false, f64::from(eps)) } else { head.to_vec() };
+        let normed = if grouped {
+            normed(head, weight, &vec![0.0; head_dim], false, f64::from(eps))
+        } else {
+            head.to_vec()
+        };
         let mut out = normed.clone();
         for pair in 0..pairs {
             let (a, b) = if interleaved { (2 * pair, 2 * pair + 1) } else { (pair, pair + pairs) };

@@ -17,7 +17,9 @@ fn mixture(bench: &Bench, tokens: usize) -> Outcome {
     let (xs, weight) = (bench.noise(1, tokens * k, 1.0), bench.noise(2, num_experts * hidden * k, 1.0));
     // Far enough from ties that rounding changes no choice.
     let logits: Vec<f64> = (0..tokens)
-        .flat_map(|token| (0..num_experts).map(move |expert| ((expert + token) * 5 % num_experts) as f64 * 0.5))
+        .flat_map(|token| {
+            (0..num_experts).map(move |expert| ((expert + token) * 5 % num_experts) as f64 * 0.5)
+        })
         .map(|logit| round(bench.dtype, logit))
         .collect();
     let (xs_there, weight_there, logits_there) = (bench.put(&xs)?, bench.put(&weight)?, bench.put(&logits)?);
@@ -27,8 +29,17 @@ fn mixture(bench: &Bench, tokens: usize) -> Outcome {
     let (ys, out) = (bench.room(rows * hidden)?, bench.room(tokens * hidden)?);
     let dtype = bench.dtype;
     let mode = RouterScores::NormalisedWide;
-    Route { dtype, tokens, num_experts, per_token, mode, logits: &logits_there, experts: &experts, scores: &scores }
-        .launch()?;
+    Route {
+        dtype,
+        tokens,
+        num_experts,
+        per_token,
+        mode,
+        logits: &logits_there,
+        experts: &experts,
+        scores: &scores,
+    }
+    .launch()?;
     ExpertRows {
         assignments: rows,
         num_experts,
@@ -52,8 +63,18 @@ fn mixture(bench: &Bench, tokens: usize) -> Outcome {
         out: &ys,
     }
     .launch()?;
-    MixExperts { dtype, tokens, per_token, hidden, ys: &ys, slots: &slots, experts: &experts, scores: &scores, out: &out }
-        .launch()?;
+    MixExperts {
+        dtype,
+        tokens,
+        per_token,
+        hidden,
+        ys: &ys,
+        slots: &slots,
+        experts: &experts,
+        scores: &scores,
+        out: &out,
+    }
+    .launch()?;
 
     let mut want = Vec::new();
     for token in 0..tokens {

@@ -65,7 +65,8 @@ fn product_added(bench: &Bench) -> Outcome {
     let before = numbers(3, m * out_row, 1.0);
     let out = bench.put_as(Dtype::F32, &before)?;
     let (xs_there, weight_there) = (bench.put(&xs)?, bench.put(&weight)?);
-    let spec = MatMul { xs_row, out_row, out_dtype: Dtype::F32, alpha: 0.5, beta: 1.0, ..plain(bench.dtype, shape) };
+    let spec =
+        MatMul { xs_row, out_row, out_dtype: Dtype::F32, alpha: 0.5, beta: 1.0, ..plain(bench.dtype, shape) };
     matmul(&spec, &xs_there, &weight_there, None, &out)?;
     let tight: Vec<f64> = xs.chunks(xs_row).flat_map(|row| row[..k].to_vec()).collect();
     let sums = times(&tight, &weight, shape);
@@ -104,8 +105,18 @@ fn embedding(bench: &Bench) -> Outcome {
     let (there, ids_there) = (bench.put(&table)?, Region::of(&bench.gpu, &ids)?);
     let out = bench.room(rows * hidden)?;
     let scale = Some(1.5);
-    Embed { dtype: bench.dtype, table: &there, vocab, hidden, ids: &ids_there, rows, scale, add: false, out: &out }
-        .launch()?;
+    Embed {
+        dtype: bench.dtype,
+        table: &there,
+        vocab,
+        hidden,
+        ids: &ids_there,
+        rows,
+        scale,
+        add: false,
+        out: &out,
+    }
+    .launch()?;
     let row = |id: &u32| table[*id as usize * hidden..][..hidden].iter().map(|value| 1.5 * value);
     Ok((bench.get(&out, rows * hidden)?, ids.iter().flat_map(row).collect()))
 }
@@ -122,8 +133,7 @@ pub(super) fn normed(xs: &[f64], weight: &[f64], bias: &[f64], centred: bool, ep
 fn norm(bench: &Bench, centred: bool, form: NormForm) -> Outcome {
     let (rows, size, eps) = (9, 200, 1e-5_f32);
     // A mean far from zero shows a variance that cancels.
-    let xs: Vec<f64> =
-        bench.noise(1, rows * size, 2.0).iter().map(|x| round(bench.dtype, x + 3.0)).collect();
+    let xs: Vec<f64> = bench.noise(1, rows * size, 2.0).iter().map(|x| round(bench.dtype, x + 3.0)).collect();
     let residual = bench.noise(2, rows * size, 2.0);
     let (weight, bias) = (numbers(3, size, 2.0), numbers(4, size, 1.0));
     let (xs_there, residual_there) = (bench.put(&xs)?, bench.put(&residual)?);
@@ -150,7 +160,13 @@ fn norm(bench: &Bench, centred: bool, form: NormForm) -> Outcome {
     let mut want = Vec::new();
     for (x, old) in xs.chunks(size).zip(residual.chunks(size)) {
         let sum: Vec<f64> = x.iter().zip(old).map(|(x, old)| round(bench.dtype, x + old)).collect();
-        let y = normed(if form == NormForm::AddThenNorm { &sum } else { x }, &weight, &bias, centred, f64::from(eps));
+        let y = normed(
+            if form == NormForm::AddThenNorm { &sum } else { x },
+            &weight,
+            &bias,
+            centred,
+            f64::from(eps),
+        );
         match form {
             NormForm::NormThenAdd => want.extend(y.iter().zip(old).map(|(y, old)| y + old)),
             NormForm::Norm | NormForm::AddThenNorm => want.extend(y),
@@ -278,9 +294,20 @@ fn gate(bench: &Bench) -> Outcome {
     let xs = bench.noise(1, rows * 2 * n, 3.0);
     let (there, out) = (bench.put(&xs)?, bench.room(rows * n)?);
     let activation = Activation::GeluTanh;
-    Gate { dtype: bench.dtype, activation, rows, n, xs: &there, xs_row: 2 * n, up_first: n, out: &out, out_row: n }
-        .launch()?;
-    let row = |row: &[f64]| -> Vec<f64> { (0..n).map(|j| activated(activation, row[j]) * row[n + j]).collect() };
+    Gate {
+        dtype: bench.dtype,
+        activation,
+        rows,
+        n,
+        xs: &there,
+        xs_row: 2 * n,
+        up_first: n,
+        out: &out,
+        out_row: n,
+    }
+    .launch()?;
+    let row =
+        |row: &[f64]| -> Vec<f64> { (0..n).map(|j| activated(activation, row[j]) * row[n + j]).collect() };
     Ok((bench.get(&out, rows * n)?, xs.chunks(2 * n).flat_map(row).collect()))
 }
 
@@ -307,7 +334,8 @@ fn softmax(bench: &Bench) -> Outcome {
     let there = bench.put(&xs)?;
     Softmax { dtype: bench.dtype, rows, size, xs: &there, row }.launch()?;
     let got = bench.get(&there, rows * row)?;
-    let tight = |values: &[f64]| -> Vec<f64> { values.chunks(row).flat_map(|row| row[..size].to_vec()).collect() };
+    let tight =
+        |values: &[f64]| -> Vec<f64> { values.chunks(row).flat_map(|row| row[..size].to_vec()).collect() };
     let want = tight(&xs).chunks(size).flat_map(exact_softmax).collect();
     Ok((tight(&got), want))
 }
@@ -324,7 +352,8 @@ fn mean(bench: &Bench) -> Outcome {
     let xs = bench.noise(1, batch * tokens * features, 2.0);
     // The first row is whole, the others begin with padding.
     let real: Vec<u8> = (0..batch * tokens).map(|at| u8::from(at % tokens >= at / tokens)).collect();
-    let (there, flags, out) = (bench.put(&xs)?, Region::of(&bench.gpu, &real)?, bench.room(batch * features)?);
+    let (there, flags, out) =
+        (bench.put(&xs)?, Region::of(&bench.gpu, &real)?, bench.room(batch * features)?);
     let (dtype, real_there) = (bench.dtype, Some(&flags));
     MeanOfRealTokens { dtype, batch, tokens, features, xs: &there, real: real_there, out: &out }.launch()?;
     let mut want = Vec::new();

@@ -2,7 +2,8 @@
 
 #![expect(unsafe_code, reason = "NVRTC is a C library")]
 
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use cudarc::nvrtc::sys;
@@ -21,7 +22,12 @@ fn key(text: &str, architecture: &str, version: [u32; 2]) -> String {
     let mut digest = Sha256::new();
     digest.update(format!("{SCHEMA} {version:?} {architecture} {}\n", text.len()));
     digest.update(text);
-    digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    let mut name = String::new();
+    for byte in digest.finalize().iter().take(16) {
+        // Writing into a text cannot fail.
+        let _ = write!(name, "{byte:02x}");
+    }
+    name
 }
 
 /// The machine code of a source's kernels of one element type for a device of this compute capability; from `folder`

@@ -110,9 +110,9 @@ fn open_one(library: Needed, folders: &[PathBuf]) -> Result<(), Missing> {
         for file in library.names().iter().rev().map(|name| folder.join(name)).filter(|file| file.is_file()) {
             if library == Needed::Nvrtc {
                 // NVRTC opens it by its name when it compiles.
-                builtins(folder).iter().for_each(|file| {
-                    load(file);
-                });
+                for file in builtins(folder) {
+                    load(&file);
+                }
             }
             // By its path, after which the loader knows its name, by which cudarc opens it.
             if load(&file) && by_name() {
