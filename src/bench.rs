@@ -135,7 +135,7 @@ pub struct Table {
     /// A row per variant.
     pub rows: Vec<Row>,
     /// Times that are compared: fused with the fastest of transformers, eager with candle-transformers (with the fastest
-    /// of transformers where that was not timed).
+    /// of transformers where no port takes part).
     pub ratios: Vec<Ratio>,
 }
 
@@ -224,8 +224,9 @@ fn table(case: &CaseView, dtype: Dtype, pass: Timed) -> Table {
             interval: [low, high],
         })
     };
-    // Without a port, as where none runs on the device, eager is held against torch too.
-    let pairs = [(of(Mode::Fused), torch), (of(Mode::Eager), port.or(torch))];
+    // Where no port takes part, eager is held against torch too.
+    let has_port = cells().any(|cell| cell.variant.runner == Runner::CandleTransformers);
+    let pairs = [(of(Mode::Fused), torch), (of(Mode::Eager), if has_port { port } else { torch })];
     Table {
         checkpoint: case.checkpoint.clone(),
         inputs: case.inputs.clone(),
