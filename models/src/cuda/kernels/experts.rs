@@ -163,7 +163,8 @@ impl ExpertRows<'_> {
     }
 }
 
-/// `out[row] = xs[source(row)] @ weight[expert(row)]^T` for rows sorted by expert; F32 sums, rounded once.
+/// `out[row] = xs[source(row)] @ weight[expert(row)]^T` for rows sorted by expert; F32 sums, rounded once. Offsets and
+/// sources are what [`ExpertRows`] wrote; the kernel follows them unchecked.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupedMatMul<'a> {
     /// Of xs, weight and out.
@@ -220,7 +221,8 @@ impl GroupedMatMul<'_> {
     }
 }
 
-/// `out[token] = sum over its experts, in their order, of score * ys[row]`; F32, rounded once.
+/// `out[token] = sum over its experts, in their order, of score * ys[row]`; F32, rounded once. Slots and experts are
+/// what [`ExpertRows`] and [`Route`] wrote; the kernel follows them unchecked.
 #[derive(Clone, Copy, Debug)]
 pub struct MixExperts<'a> {
     /// Of ys and out.
