@@ -16,10 +16,9 @@ mod pass;
 mod replay;
 mod rows;
 mod space;
-mod weights;
-
 #[cfg(test)]
 mod tests;
+mod weights;
 
 pub(crate) use attention::{DeviceBias, DeviceCache, DeviceRope, DeviceTable, attend};
 pub use emulator::{Emulator, Order};

@@ -43,15 +43,33 @@ impl Job {
         }
     }
 
+    /// The factor of a product that can be added as it is computed.
+    fn summand(&self) -> Option<(&DeviceLinear, f32)> {
+        match &self.work {
+            Work::Product(weight, Epilogue::Store) => Some((weight, 1.0)),
+            Work::Product(weight, Epilogue::Scale(factor)) if weight.bias.is_none() => {
+                Some((weight, *factor))
+            }
+            _ => None,
+        }
+    }
+
+    /// The result plus `residual` in `out`; false, and nothing done, where that is not one launch.
+    pub(super) fn add(&self, residual: &Region, out: &Region) -> Result<bool> {
+        match self.summand() {
+            Some((weight, factor)) if Gemv::takes(weight.space.dtype, self.xs.rows(), weight.k) => {
+                gemv(weight, weight.n, GemvEpilogue::Add(factor), &self.xs, out, residual)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
     /// Adds the result to `sum`; false, and nothing done, where that cannot be folded in.
     pub(super) fn add_to(&self, sum: &Region) -> Result<bool> {
         match &self.work {
-            Work::Product(weight, epilogue) => {
-                let factor = match epilogue {
-                    Epilogue::Store => 1.0,
-                    Epilogue::Scale(factor) if weight.bias.is_none() => *factor,
-                    _ => return Ok(false),
-                };
+            Work::Product(..) => {
+                let Some((weight, factor)) = self.summand() else { return Ok(false) };
                 product(weight, Epilogue::Add(factor), &self.xs, sum)?;
             }
             Work::Norm(norm) => {
@@ -80,7 +98,7 @@ pub(super) fn product(
             Epilogue::Activate(activation) => GemvEpilogue::Activate(activation.into()),
             Epilogue::SoftCap(cap) => GemvEpilogue::SoftCap(cap),
         };
-        return gemv(weight, weight.n, epilogue, xs, out);
+        return gemv(weight, weight.n, epilogue, xs, out, out);
     }
     let (alpha, beta, after) = match epilogue {
         Epilogue::Store => (1.0, 0.0, None),
@@ -111,15 +129,16 @@ pub(super) fn product(
     }
 }
 
-/// A product of few rows to `n` columns.
+/// A product of few rows to `n` columns; what is added is added to `residual`.
 pub(super) fn gemv(
     weight: &DeviceLinear,
     n: usize,
     epilogue: GemvEpilogue,
     xs: &DeviceRows,
     out: &Region,
+    residual: &Region,
 ) -> Result<()> {
-    let norm = xs.take_norm_over();
+    let norm = xs.owed_norm();
     let source = norm.as_ref().map_or(xs, |(_, source)| source);
     Gemv {
         dtype: weight.space.dtype,
@@ -136,5 +155,5 @@ pub(super) fn gemv(
         out,
         out_row: n,
     }
-    .launch()
+    .launch_onto(residual)
 }

@@ -36,6 +36,11 @@ impl Feeds {
         Ok(true)
     }
 
+    /// The buffers that are fed.
+    pub(super) fn regions(&self) -> Vec<Arc<Region>> {
+        self.uploads.iter().map(|(region, _)| Arc::clone(region)).collect()
+    }
+
     pub(super) fn upload(&self, pass: &Pass) -> Result<()> {
         self.uploads.iter().try_for_each(|(region, upload)| upload(pass, region))
     }
@@ -183,23 +188,18 @@ impl DevicePass {
             Ok(values)
         })?;
         let part = |first: usize, len: usize| all.part(4 * first, 4 * len);
-        let visible = match pass.holes() {
-            None => None,
-            Some(_) => {
-                let row = pass.slots();
-                let flags = self.feed(pass, move |pass| {
-                    let (holes, len) = (pass.holes().unwrap_or_default(), pass.past() + pass.seq());
-                    let mut flags = vec![1; pass.batch() * row];
-                    for (flags, real) in flags.chunks_exact_mut(row).zip(holes.chunks_exact(len)) {
-                        for (flag, real) in flags.iter_mut().zip(real) {
-                            *flag = u8::from(*real);
-                        }
-                    }
-                    Ok(flags)
-                })?;
-                Some((flags, row))
+        let row = pass.slots();
+        let flags = move |pass: &Pass| {
+            let (holes, len) = (pass.holes().unwrap_or_default(), pass.past() + pass.seq());
+            let mut flags = vec![1; pass.batch() * row];
+            for (flags, real) in flags.chunks_exact_mut(row).zip(holes.chunks_exact(len)) {
+                for (flag, real) in flags.iter_mut().zip(real) {
+                    *flag = u8::from(*real);
+                }
             }
+            Ok(flags)
         };
+        let visible = pass.holes().map(|_| self.feed(pass, flags).map(|flags| (flags, row))).transpose()?;
         Ok(Common {
             first_slot: part(0, 1),
             keys: part(1, 2 * batch),

@@ -30,6 +30,14 @@ pub(crate) struct Shape {
     pub(crate) cache: Option<(usize, usize)>,
 }
 
+/// How a shape ran last.
+struct Run {
+    /// Its inputs and its output, which a recording needs to itself; kept from the first pass on, so that recording
+    /// finds as many buffers as that did.
+    kept: Vec<Arc<Region>>,
+    recording: Option<Recording>,
+}
+
 struct Recording {
     graph: Box<dyn Graph>,
     feeds: Feeds,
@@ -38,10 +46,19 @@ struct Recording {
     shape: ([usize; 3], bool),
 }
 
-/// The shapes that have run, the latest last, with their recordings.
+impl Recording {
+    /// What it reads first and writes last.
+    fn regions(&self) -> Vec<Arc<Region>> {
+        let mut regions = self.feeds.regions();
+        regions.push(Arc::clone(&self.output));
+        regions
+    }
+}
+
+/// The shapes that have run, the latest last.
 #[derive(Default)]
 pub(super) struct Replays {
-    shapes: Mutex<Vec<(Shape, Option<Recording>)>>,
+    shapes: Mutex<Vec<(Shape, Run)>>,
     called: AtomicUsize,
     recorded: AtomicUsize,
     replayed: AtomicUsize,
@@ -67,47 +84,59 @@ impl Space {
 
     /// One pass, recorded or replayed where its shape has run before; only called where a probe looks on.
     ///
-    /// The output's buffer is written to again by the next replay.
+    /// The output's buffer is written to again by the next pass of its shape.
     pub(crate) fn run(self: &Arc<Self>, model: &dyn Model, pass: &mut Pass) -> Result<Xs> {
         let shape = pass.shape();
         if pass.is_looked_on() {
-            return self.call(model, pass);
+            return Ok(self.call(model, pass)?.0);
         }
         let mut shapes = lock(&self.replays.shapes);
         let place = shapes.iter().position(|(known, _)| *known == shape);
         let known = place.map(|place| shapes.remove(place).1);
         if shapes.len() == MOST {
-            shapes.remove(0);
+            self.release(&shapes.remove(0).1.kept);
         }
-        let (output, recording) = match known {
-            Some(Some(recording)) if recording.feeds.admit(pass)? => {
-                recording.feeds.upload(pass)?;
-                (self.replay(&recording)?, Some(recording))
-            }
-            // Its first pass, or the first after one that the recording does not fit.
-            None | Some(Some(_)) => (self.call(model, pass)?, None),
-            Some(None) => match self.record(model, pass) {
-                Ok(recording) => {
-                    recording.feeds.upload(pass)?;
-                    (self.replay(&recording)?, Some(recording))
+        let recording = match known {
+            None => None,
+            Some(Run { kept, recording: Some(recording) }) => {
+                let output = match recording.feeds.admit(pass) {
+                    Ok(true) => Some(self.replay(&recording, pass)),
+                    Ok(false) => None,
+                    Err(error) => Some(Err(error)),
+                };
+                if let Some(output) = output {
+                    shapes.push((shape, Run { kept, recording: Some(recording) }));
+                    return output;
                 }
-                // Something had to be made first, as for the first pass.
-                Err(_) => (self.call(model, pass)?, None),
-            },
+                self.release(&kept);
+                None
+            }
+            Some(Run { kept, recording: None }) => {
+                self.release(&kept);
+                drop(kept);
+                // Where it fails, something had to be made first, as for the first pass.
+                self.record(model, pass).ok()
+            }
         };
-        // A pass without a cache yet has made one: its shape will not come again.
+        let (output, kept) = match &recording {
+            Some(recording) => (self.replay(recording, pass)?, recording.regions()),
+            None => self.call(model, pass)?,
+        };
+        // A pass that makes a cache changes its shape, which will not come again.
         if pass.shape() == shape {
-            shapes.push((shape, recording));
+            self.keep_lent(&kept)?;
+            shapes.push((shape, Run { kept, recording }));
         }
         Ok(output)
     }
 
-    fn call(self: &Arc<Self>, model: &dyn Model, pass: &mut Pass) -> Result<Xs> {
+    fn call(self: &Arc<Self>, model: &dyn Model, pass: &mut Pass) -> Result<(Xs, Vec<Arc<Region>>)> {
         pass.restart_device(false);
         self.replays.called.fetch_add(1, Ordering::Relaxed);
-        let output = output(&model.forward(pass)?)?;
-        output.region()?;
-        Ok(Rows::Gpu(output).into_xs())
+        let output = output(&model.forward(pass)?)?.whole()?;
+        let mut kept = pass.device_pass()?.take_feeds().regions();
+        kept.push(output.region()?);
+        Ok((Rows::Gpu(output).into_xs(), kept))
     }
 
     fn record(self: &Arc<Self>, model: &dyn Model, pass: &mut Pass) -> Result<Recording> {
@@ -129,7 +158,8 @@ impl Space {
         })
     }
 
-    fn replay(self: &Arc<Self>, recording: &Recording) -> Result<Xs> {
+    fn replay(self: &Arc<Self>, recording: &Recording, pass: &Pass) -> Result<Xs> {
+        recording.feeds.upload(pass)?;
         recording.graph.replay()?;
         self.replays.replayed.fetch_add(1, Ordering::Relaxed);
         let (shape, is_flat) = recording.shape;

@@ -46,51 +46,21 @@ pub(super) enum OnColumns {
 #[derive(Default)]
 pub(super) struct Place {
     region: OnceLock<Arc<Region>>,
-    owed: Mutex<Owed>,
+    owed: Mutex<Option<Job>>,
     /// Norms of these rows that may still be owed: they must run before the rows change.
     norms: Mutex<Vec<Weak<Place>>>,
-}
-
-/// What a place is owed.
-#[derive(Default)]
-enum Owed {
-    #[default]
-    Nothing,
-    Job {
-        job: Job,
-        /// Whether a product has taken the norm over that this job is, so that it may never run itself.
-        taken_over: bool,
-    },
-    /// A norm that a product took over, and whose input has changed since.
-    Overwritten,
 }
 
 impl Place {
     /// Its buffer, once the job that it is owed has been called.
     fn region(&self) -> Result<Arc<Region>> {
-        let owed = std::mem::take(&mut *lock(&self.owed));
-        match owed {
-            Owed::Nothing => {}
-            Owed::Job { job, .. } => {
-                let region = job.room()?;
-                job.run(&region)?;
-                self.region.get_or_init(|| region);
-            }
-            Owed::Overwritten => {
-                *lock(&self.owed) = Owed::Overwritten;
-                return Err(Error::Unsupported(
-                    "a norm's output that is read after its input was added to, on a GPU".to_owned(),
-                ));
-            }
+        let owed = lock(&self.owed).take();
+        if let Some(job) = owed {
+            let region = job.room()?;
+            job.run(&region)?;
+            self.region.get_or_init(|| region);
         }
         self.region.get().cloned().ok_or_else(|| Error::Gpu("rows that nobody has written".to_owned()))
-    }
-
-    fn job(&self) -> Option<Job> {
-        match &*lock(&self.owed) {
-            Owed::Job { job, .. } => Some(job.clone()),
-            _ => None,
-        }
     }
 }
 
@@ -128,7 +98,7 @@ impl DeviceRows {
     pub(super) fn owed(job: Job) -> Self {
         let xs = job.xs.clone();
         let shape = [xs.batch, xs.seq, job.width()];
-        let owed = Mutex::new(Owed::Job { job, taken_over: false });
+        let owed = Mutex::new(Some(job));
         let rows = Self::at(&xs.space, Arc::new(Place { owed, ..Place::default() }), shape);
         Self { is_flat: xs.is_flat, ..rows }
     }
@@ -173,7 +143,7 @@ impl DeviceRows {
     }
 
     /// The buffer from the first of these columns on.
-    fn from_first(&self) -> Result<Region> {
+    fn at_first(&self) -> Result<Region> {
         let region = self.region()?;
         let skipped = self.first * self.space.dtype.size();
         Ok(region.part(skipped, region.bytes() - skipped))
@@ -181,7 +151,7 @@ impl DeviceRows {
 
     /// The job that whole rows are still owed, for a reader who runs another in its place.
     pub(super) fn job(&self) -> Option<Job> {
-        if self.is_whole() { self.place.job() } else { None }
+        if self.is_whole() { lock(&self.place.owed).clone() } else { None }
     }
 
     pub(crate) fn part(&self, first: usize, columns: usize) -> Self {
@@ -273,7 +243,7 @@ impl DeviceRows {
             rows: self.rows(),
             groups: self.groups,
             size: self.size,
-            from: &self.from_first()?,
+            from: &self.at_first()?,
             from_strides: (self.width, self.stride),
             to: &to.part(skipped, to.bytes() - skipped),
             to_strides: (width, self.size),
@@ -285,13 +255,13 @@ impl DeviceRows {
     /// they come from.
     pub(super) fn norm_to(&self, norm: &DeviceNorm, to: &Region, width: usize) -> Result<()> {
         norm.checked(self.columns())?;
-        let from = self.from_first()?;
+        let from = self.at_first()?;
         norm.launch(NormForm::Norm, [self.rows(), self.columns()], (&from, self.width), (to, width))
     }
 
     /// Norms the columns, which are one group, where they lie.
     pub(super) fn norm_in_place(&self, norm: &DeviceNorm) -> Result<()> {
-        self.norm_to(norm, &self.from_first()?, self.width)
+        self.norm_to(norm, &self.at_first()?, self.width)
     }
 
     fn map(&self, op: MapOp, other: Option<&Region>, to: &Region) -> Result<()> {
@@ -313,23 +283,12 @@ impl DeviceRows {
         Ok(rows)
     }
 
-    /// A norm that these rows are owed and that a product of so many columns may do on its way: the norm and its input.
-    pub(super) fn take_norm_over(&self) -> Option<(Arc<DeviceNorm>, Self)> {
-        let mut owed = lock(&self.place.owed);
-        let Owed::Job { job: Job { work: Work::Norm(norm), xs }, taken_over } = &mut *owed else {
-            return None;
-        };
-        if !self.is_whole() || norm.heads_of(self.width) != Some(1) {
-            return None;
+    /// A norm that these rows are owed and that a product may do on its way: the norm and its input. It stays owed.
+    pub(super) fn owed_norm(&self) -> Option<(Arc<DeviceNorm>, Self)> {
+        match self.job()? {
+            Job { work: Work::Norm(norm), xs } if norm.heads_of(self.width) == Some(1) => Some((norm, xs)),
+            _ => None,
         }
-        *taken_over = true;
-        Some((Arc::clone(norm), xs.clone()))
-    }
-
-    /// Whether these rows are owed a norm that a product may take over.
-    pub(super) fn owes_norm(&self) -> bool {
-        self.job()
-            .is_some_and(|job| matches!(&job.work, Work::Norm(norm) if norm.heads_of(self.width) == Some(1)))
     }
 
     pub(crate) fn finished(self, epilogue: Epilogue) -> Result<Self> {
@@ -366,7 +325,7 @@ impl DeviceRows {
                 activation: *activation,
                 rows: self.rows(),
                 n: self.size,
-                xs: &self.from_first()?,
+                xs: &self.at_first()?,
                 xs_row: self.width,
                 up_first: ys.first - self.first,
                 out: &*out.region()?,
@@ -387,9 +346,17 @@ impl DeviceRows {
         // Whoever else holds these rows counts from here on.
         drop(self);
         xs.fits(ys)?;
+        let owed = ys.job();
+        if let Some(job) = &owed {
+            // Few rows go to a buffer of their own, so that a norm of the old ones need not run before it is asked for.
+            let out = xs.beside(xs.width)?;
+            if job.add(&*xs.region()?, &*out.region()?)? {
+                return Ok(out);
+            }
+        }
         if xs.may_change()? {
             let sum = xs.region()?;
-            if !ys.job().map_or(Ok(false), |job| job.add_to(&sum))? {
+            if !owed.map_or(Ok(false), |job| job.add_to(&sum))? {
                 xs.map(MapOp::Add(1.0), Some(&*ys.whole()?.region()?), &sum)?;
             }
             return Ok(Self { tensor: OnceLock::new(), ..xs });
@@ -406,23 +373,15 @@ impl DeviceRows {
         Err(Error::Inputs(format!("values of shapes {:?} and {:?}", self.shape(), other.shape())))
     }
 
-    /// Whether nobody else will read these whole rows, so that they may be written to. Norms of them that nobody has
-    /// asked for yet run before; one that a product has taken over, and that its owner alone still holds, never will.
+    /// Whether nobody else will read these whole rows, so that they may be written to; norms of them that somebody may
+    /// yet ask for run before.
     fn may_change(&self) -> Result<bool> {
         self.region()?;
         for reader in std::mem::take(&mut *lock(&self.place.norms)) {
-            let Some(reader) = reader.upgrade() else { continue };
-            let mut owed = lock(&reader.owed);
-            match &*owed {
-                // This function and the owner.
-                Owed::Job { taken_over: true, .. } if Arc::strong_count(&reader) == 2 => {
-                    *owed = Owed::Overwritten;
-                }
-                Owed::Job { .. } => {
-                    drop(owed);
-                    reader.region()?;
-                }
-                Owed::Nothing | Owed::Overwritten => {}
+            if let Some(reader) = reader.upgrade()
+                && lock(&reader.owed).is_some()
+            {
+                reader.region()?;
             }
         }
         Ok(Arc::strong_count(&self.place) == 1)

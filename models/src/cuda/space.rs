@@ -18,9 +18,19 @@ pub(crate) struct Space {
     pub(super) replays: Replays,
     pub(super) gpu: Arc<dyn Gpu>,
     pub(super) dtype: Dtype,
-    /// Buffers by length; one is lent while anybody but its shelf holds it.
-    shelves: Mutex<BTreeMap<usize, Vec<Arc<Region>>>>,
+    /// Buffers by length.
+    shelves: Mutex<BTreeMap<usize, Shelf>>,
     weight_bytes: AtomicUsize,
+}
+
+/// Buffers of one length; one is lent while anybody but the shelf holds it.
+#[derive(Default)]
+struct Shelf {
+    regions: Vec<Arc<Region>>,
+    /// How many of them belong to one shape of passes for good.
+    kept: usize,
+    /// How many of the others were ever lent at a time.
+    most: usize,
 }
 
 impl Space {
@@ -37,7 +47,7 @@ impl Space {
     /// Of the weights, and of the buffers kept between passes.
     pub(crate) fn bytes(&self) -> (usize, usize) {
         let shelves = lock(&self.shelves);
-        let buffers = shelves.iter().map(|(bytes, shelf)| bytes * shelf.len()).sum();
+        let buffers = shelves.iter().map(|(bytes, shelf)| bytes * shelf.regions.len()).sum();
         (self.weight_bytes.load(Ordering::Relaxed), buffers)
     }
 
@@ -49,12 +59,44 @@ impl Space {
         let class = class_of(bytes);
         let mut shelves = lock(&self.shelves);
         let shelf = shelves.entry(class).or_default();
-        if let Some(free) = shelf.iter().find(|region| Arc::strong_count(region) == 1) {
-            return Ok(Arc::clone(free));
-        }
+        let is_free = |region: &&Arc<Region>| Arc::strong_count(region) == 1;
+        let lent = match shelf.regions.iter().find(is_free) {
+            Some(free) => Arc::clone(free),
+            None => self.new_buffer(shelf, class)?,
+        };
+        let free = shelf.regions.iter().filter(is_free).count();
+        shelf.most = shelf.most.max((shelf.regions.len() - free).saturating_sub(shelf.kept));
+        Ok(lent)
+    }
+
+    fn new_buffer(&self, shelf: &mut Shelf, class: usize) -> Result<Arc<Region>> {
         let region = Arc::new(super::Buffer::new(&self.gpu, class)?.region());
-        shelf.push(Arc::clone(&region));
+        shelf.regions.push(Arc::clone(&region));
         Ok(region)
+    }
+
+    /// Lets lent buffers belong to one shape of passes: there will still be as many for all others as there were.
+    pub(super) fn keep_lent(&self, regions: &[Arc<Region>]) -> Result<()> {
+        let mut shelves = lock(&self.shelves);
+        for region in regions {
+            shelves.entry(region.bytes()).or_default().kept += 1;
+        }
+        for region in regions {
+            let shelf = shelves.entry(region.bytes()).or_default();
+            while shelf.regions.len() < shelf.kept + shelf.most {
+                self.new_buffer(shelf, region.bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back what [`Space::keep_lent`] gave away.
+    pub(super) fn release(&self, regions: &[Arc<Region>]) {
+        let mut shelves = lock(&self.shelves);
+        for region in regions {
+            let shelf = shelves.entry(region.bytes()).or_default();
+            shelf.kept = shelf.kept.saturating_sub(1);
+        }
     }
 
     /// As [`Space::lend`], for elements of the checkpoint's dtype.

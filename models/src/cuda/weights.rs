@@ -59,7 +59,7 @@ impl DeviceLinear {
             let found = xs.columns();
             return Err(Error::Inputs(format!("{found} features where {} are needed", self.k)));
         }
-        if !(Gemv::takes(self.space.dtype, xs.rows(), self.k) && xs.owes_norm()) {
+        if !(Gemv::takes(self.space.dtype, xs.rows(), self.k) && xs.owed_norm().is_some()) {
             xs.region()?;
         }
         Ok(xs)
@@ -137,7 +137,7 @@ impl DeviceGateUp {
         let out = xs.beside(n)?;
         let to = out.region()?;
         if Gemv::takes(dtype, xs.rows(), self.both.k) {
-            gemv(&self.both, n, GemvEpilogue::Gate(self.activation), &xs, &to)?;
+            gemv(&self.both, n, GemvEpilogue::Gate(self.activation), &xs, &to, &to)?;
             return Ok(out);
         }
         let rows = xs.beside(2 * n)?;

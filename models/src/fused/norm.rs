@@ -29,9 +29,12 @@ impl Norm {
         let NormWeights { weights, bias, eps, centred } = norm;
         match workspace {
             Workspace::Host(_) => {
-                let norm = |weight| match centred {
-                    true => kernels::Norm::layer(weight, bias.clone(), eps),
-                    false => kernels::Norm::rms(weight, eps),
+                let norm = |weight| {
+                    if centred {
+                        kernels::Norm::layer(weight, bias.clone(), eps)
+                    } else {
+                        kernels::Norm::rms(weight, eps)
+                    }
                 };
                 Ok(Self::Host(weights.into_iter().map(|weight| Arc::new(norm(weight))).collect()))
             }

@@ -64,7 +64,7 @@ pub fn scale(xs: Xs, factor: f64) -> Result<Xs> {
 pub fn divide(xs: Xs, divisor: f64) -> Result<Xs> {
     match xs.into_value() {
         Value::Tensor(xs) => Ok(divided(&xs, divisor)?.into()),
-        xs => scale(Xs::from_value(xs), 1.0 / divisor),
+        xs @ Value::Fused(_) => scale(Xs::from_value(xs), 1.0 / divisor),
     }
 }
 

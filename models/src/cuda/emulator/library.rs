@@ -33,8 +33,9 @@ const FLAGS: [&str; 9] = [
 type Kernel = unsafe extern "C" fn(*const c_void);
 type Run = unsafe extern "C" fn(Kernel, *const c_void, *const u32, u32, u32, i32) -> *const c_char;
 
-/// A library runs one grid at a time: its threads live in its static variables.
-type Libraries = HashMap<(Source, Option<(String, String)>), &'static Mutex<Library>>;
+/// A library runs one grid at a time: its threads live in its static variables. A change that a source has no place for
+/// gives the same file, and so must give the same lock.
+type Libraries = HashMap<(Source, Option<(String, String)>), (PathBuf, &'static Mutex<Library>)>;
 
 static LIBRARIES: LazyLock<Mutex<Libraries>> = LazyLock::new(Mutex::default);
 
@@ -78,7 +79,7 @@ fn library(source: Source, change: Option<&(String, String)>) -> Result<&'static
     // Held while a source is compiled, so that two tests do not compile the same one.
     let mut libraries = lock(&LIBRARIES);
     let key = (source, change.cloned());
-    if let Some(library) = libraries.get(&key) {
+    if let Some((_, library)) = libraries.get(&key) {
         return Ok(library);
     }
     let mut text = source.text_after(include_str!("../kernels/emulated.h"), &Dtype::ALL);
@@ -86,12 +87,17 @@ fn library(source: Source, change: Option<&(String, String)>) -> Result<&'static
         text = text.replace(from, to);
     }
     let path = compile(source, &text)?;
+    if let Some((_, library)) = libraries.values().find(|(other, _)| *other == path) {
+        let library: &'static Mutex<Library> = library;
+        libraries.insert(key, (path, library));
+        return Ok(library);
+    }
     // SAFETY: the library has no initialisers but those of plain variables.
     let library = unsafe { Library::new(&path) }
         .map_err(|error| Error::Gpu(format!("cannot load {}: {error}", path.display())))?;
     // Kept until the program ends: tests come back to it.
     let library: &'static Mutex<Library> = Box::leak(Box::new(Mutex::new(library)));
-    libraries.insert(key, library);
+    libraries.insert(key, (path, library));
     Ok(library)
 }
 

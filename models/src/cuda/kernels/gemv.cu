@@ -7,8 +7,9 @@ struct GemvParams {
     const float* norm_weight;  // [k]; null is ones
     const float* norm_bias;    // [k]; null is zeros
     void* out;                 // [rows, out_row], T or float
+    const void* residual;      // as out, or out itself: what a sum is added to
     int rows, n, k, xs_row, out_row;
-    int epilogue;  // 1 times factor, 2 out += factor sum, 3 activation, 4 soft cap of factor, 5 gate
+    int epilogue;  // 1 times factor, 2 residual + factor sum, 3 activation, 4 soft cap of factor, 5 gate
     int activation;
     int wide;    // out and bias are float
     int norm;    // 0 none, 1 rms, 2 layer
@@ -119,7 +120,7 @@ template <class O> DEVICE void finish(const GemvParams& p, int row, int column, 
     if (bias) y += widen(bias[column]);
     switch (p.epilogue) {
         case 1: y *= p.factor; break;
-        case 2: y = widen(*out) + p.factor * y; break;
+        case 2: y = widen(static_cast<const O*>(p.residual)[static_cast<u64>(row) * p.out_row + column]) + p.factor * y; break;
         case 3: y = activate(p.activation, y); break;
         case 4: y = p.factor * tanhf(y / p.factor); break;
         case 5: y = activate(p.activation, y) * (bias ? up + widen(bias[p.n + column]) : up); break;

@@ -24,6 +24,7 @@ params! {
         norm_weight: u64,
         norm_bias: u64,
         out: u64,
+        residual: u64,
         rows: i32,
         n: i32,
         k: i32,
@@ -111,6 +112,14 @@ impl Gemv<'_> {
     /// # Errors
     /// If a region is too small, [`Gemv::takes`] says no, or the launch fails.
     pub fn launch(&self) -> Result<()> {
+        self.launch_onto(self.out)
+    }
+
+    /// As [`Gemv::launch`], where [`GemvEpilogue::Add`] adds to `residual`, which lies as `out`, and `out` is the sum.
+    ///
+    /// # Errors
+    /// As [`Gemv::launch`].
+    pub fn launch_onto(&self, residual: &Region) -> Result<()> {
         let Self { dtype, out_dtype, rows, n, k, norm, .. } = *self;
         let (size, out_size) = (dtype.size(), out_dtype.size());
         if rows == 0 || n == 0 {
@@ -143,6 +152,7 @@ impl Gemv<'_> {
             norm_weight: norm_part(norm.and_then(|norm| norm.weight))?,
             norm_bias: norm_part(norm.and_then(|norm| norm.bias))?,
             out: self.out.checked("out of gemv", (rows - 1) * self.out_row + n, out_size)?,
+            residual: residual.checked("residual of gemv", (rows - 1) * self.out_row + n, out_size)?,
             rows: rows as i32,
             n: int("columns", n)?,
             k: int("columns", k)?,
