@@ -35,6 +35,11 @@
 //! it added to the residual stream as it is computed, and [`scale`], [`soft_cap`] and an activation likewise change
 //! what is written; so a block is written as in the paper and runs without passes between its layers.
 //!
+//! Most layers need not know where the fused form computes: `fused.rs` sends each operation to the CPU's kernels or to
+//! `cuda/`. On a GPU a pass may be recorded and run again on other inputs, so nothing may be read back within it, and
+//! what a layer computes on the host from the pass (ids, tables, biases) goes through `DevicePass::feed`, which computes
+//! it anew for every pass. A layer that reads a tensor there is right, but its model's passes are not recorded.
+//!
 //! # dtypes
 //! In F64 everything is F64 (the oracle). In F32, BF16 and F16 the operations follow transformers
 //! 5.23.0's eager code: norms, softmax and rope tables in F32, the rest in the model's dtype, one

@@ -11,7 +11,7 @@ const F32_BOUND: f64 = 1e-5;
 /// Of the eager form's error in the same dtype, which follows torch operation by operation; the bound on torch's.
 const OF_EAGER: f64 = 1.5;
 /// The same where a few numbers a row, or a router's near-tie that moves a whole token, make the ratio a matter of luck.
-const OF_EAGER_FEW: f64 = 4.0;
+const OF_EAGER_FEW: f64 = 2.0;
 
 impl Checkpoint {
     /// How large the error may be where the eager form's is `eager`.
@@ -116,7 +116,7 @@ fn a_cache_gives_what_one_pass_gives() {
 fn a_recorded_pass_is_right_on_other_inputs_of_its_shape() {
     for checkpoint in Checkpoint::all() {
         let (mut gpu, mut exact) = (checkpoint.on_gpu(DType::F32), checkpoint.exact());
-        for (seed, lengths) in [[14, 9], [11, 14], [14, 14], [1, 13]].into_iter().enumerate() {
+        for (seed, lengths) in [[14, 9], [11, 14], [14, 3], [1, 13]].into_iter().enumerate() {
             let case = checkpoint.case("of other lengths", seed as u32, |row, column| column < lengths[row]);
             let expected = exact.forward(&case.inputs()).unwrap();
             let relative = case.relative(&gpu.forward(&case.inputs()).unwrap(), &expected);
