@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use miette::{IntoDiagnostic, Report, Result, WrapErr};
 
@@ -15,7 +16,7 @@ use crate::plan::{Filters, Plan};
 use crate::progress::Progress;
 use crate::results::{Case, ResultsError, RunFolder};
 use crate::run::{self, Destination, Order};
-use crate::{baseline, bench, bisect, compare_runs, explain, machine, record, scoreboard, worker};
+use crate::{baseline, bench, bisect, compare_runs, explain, gpu_check, machine, record, scoreboard, worker};
 
 /// Runs one command line.
 ///
@@ -27,6 +28,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Run(arguments) => run(cli, arguments),
         Command::Scoreboard(arguments) => judge(cli, arguments),
         Command::Bench(arguments) => bench(cli, arguments),
+        Command::GpuCheck(arguments) => check_gpu(cli, arguments),
         Command::Bisect(arguments) => search(cli, arguments),
         Command::Plan(selection) => say(&plan_text(selection)?),
         Command::Init(arguments) => say(&config::init(&arguments.path)?),
@@ -42,7 +44,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Explain(arguments) => say(&explain::explain(&arguments.run, &arguments.pair)?),
         Command::Record(arguments) => record(cli, arguments),
         Command::Localize(arguments) => localize(cli, arguments),
-        Command::Worker(arguments) => serve(arguments.upstream),
+        Command::Worker(arguments) => serve(arguments),
     }
 }
 
@@ -251,6 +253,23 @@ fn folded(
     Ok(finished.code)
 }
 
+/// Everything that takes a GPU to be seen.
+fn check_gpu(cli: &Cli, arguments: &crate::cli::GpuCheck) -> Result<ExitCode> {
+    let choice = gpu_check::Choice {
+        out: arguments.out.clone(),
+        python: arguments.python.clone(),
+        limit: Duration::from_secs(arguments.seconds),
+        emulate: arguments.emulate,
+    };
+    if arguments.dry_run {
+        return say(&gpu_check::listing(&choice));
+    }
+    let (cache, stop) = (cache_folder()?, stop_on_signals()?);
+    let checked = gpu_check::check(&choice, &cache, &stop, &Progress::new(cli.quiet).without_results())?;
+    say(&checked.text)?;
+    Ok(checked.code)
+}
+
 /// A search for the revision that changed something.
 fn search(cli: &Cli, arguments: &crate::cli::Bisect) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
@@ -328,8 +347,12 @@ fn resumed(folder: &RunFolder) -> Result<(config::Loaded, Plan)> {
     Ok((config::Loaded { config, text, path: Some(path) }, plan))
 }
 
-fn serve(upstream: bool) -> Result<ExitCode> {
-    let mut engine = worker::engine(upstream);
+fn serve(arguments: &crate::cli::Worker) -> Result<ExitCode> {
+    let cuda = models::cuda::driver::Setting {
+        pythons: arguments.pythons.clone(),
+        cubins: arguments.cubins.clone(),
+    };
+    let mut engine = worker::engine(arguments.upstream, cuda);
     worker::serve(engine.as_mut()).into_diagnostic().wrap_err("the worker lost its descriptors")?;
     Ok(ExitCode::Agree)
 }

@@ -3,7 +3,7 @@
 //!
 //! It is an ordinary run (its folder, its resumption, its verdicts) over a config of its own, folded into one table.
 
-mod table;
+pub(crate) mod table;
 
 use std::path::Path;
 
@@ -134,7 +134,8 @@ pub struct Table {
     pub pass: &'static str,
     /// A row per variant.
     pub rows: Vec<Row>,
-    /// Times that are compared: fused with the fastest of transformers, eager with candle-transformers.
+    /// Times that are compared: fused with the fastest of transformers, eager with candle-transformers (with the fastest
+    /// of transformers where no port takes part).
     pub ratios: Vec<Ratio>,
 }
 
@@ -223,7 +224,9 @@ fn table(case: &CaseView, dtype: Dtype, pass: Timed) -> Table {
             interval: [low, high],
         })
     };
-    let pairs = [(of(Mode::Fused), torch), (of(Mode::Eager), port)];
+    // Where no port takes part, eager is held against torch too.
+    let has_port = cells().any(|cell| cell.variant.runner == Runner::CandleTransformers);
+    let pairs = [(of(Mode::Fused), torch), (of(Mode::Eager), if has_port { port } else { torch })];
     Table {
         checkpoint: case.checkpoint.clone(),
         inputs: case.inputs.clone(),

@@ -14,6 +14,7 @@ const EXIT_CODES: &str = "Exit codes:
   1    a gate failed: variants diverge or cannot be compared, or one regressed
   2    the command line or the config is wrong
   3    a cell failed
+  4    gpu-check: there is no GPU, or something that it needs is missing
   130  interrupted; what was finished is kept, and `run --resume` completes it";
 
 /// Who computes what, how fast, and who is wrong: one checkpoint and one frozen input through many variants of a transformer.
@@ -65,6 +66,8 @@ pub enum Command {
     Scoreboard(Scoreboard),
     /// Time transformers (eager, compiled, frozen), candle-transformers and tfcheck's models in turns, with ratios.
     Bench(Bench),
+    /// Check kernels, architectures and speed on the GPU of this machine, without a network.
+    GpuCheck(GpuCheck),
     /// Find the release or commit that changed something.
     Bisect(Bisect),
     /// Keep runs under a name, to compare later ones with.
@@ -339,6 +342,29 @@ pub struct Bench {
     pub results: PathBuf,
 }
 
+/// Seconds that `tfcheck gpu-check` takes at most: within ten minutes, which is what a lent machine gives a command.
+pub const GPU_CHECK_SECONDS: u64 = 570;
+
+/// Arguments of `tfcheck gpu-check`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct GpuCheck {
+    /// Folder for the result, gpu_check.json and gpu_check.md.
+    #[arg(long, value_name = "FOLDER", default_value = "results/gpu_check")]
+    pub out: PathBuf,
+    /// The interpreter whose torch and transformers are timed; a bare name is looked up on PATH.
+    #[arg(long, value_name = "PYTHON", default_value = "python3")]
+    pub python: PathBuf,
+    /// Seconds that all of it may take: what does not fit is dropped from the end and said.
+    #[arg(long, value_name = "SECONDS", default_value_t = GPU_CHECK_SECONDS)]
+    pub seconds: u64,
+    /// List what would run, and what of CUDA is missing, and stop.
+    #[arg(long, conflicts_with = "emulate")]
+    pub dry_run: bool,
+    /// Check correctness on an emulated GPU, whose kernels this machine's C++ compiler compiles; nothing is timed.
+    #[arg(long)]
+    pub emulate: bool,
+}
+
 /// A dtype by the name that tables use.
 fn dtype(text: &str) -> Result<Dtype, String> {
     let known = [Dtype::F64, Dtype::F32, Dtype::Bf16, Dtype::F16];
@@ -354,6 +380,12 @@ pub struct Worker {
     /// Serve candle-transformers' port instead of tfcheck's own model.
     #[arg(long)]
     pub upstream: bool,
+    /// An interpreter in whose environment CUDA's libraries may lie; repeatable.
+    #[arg(long = "python", value_name = "PYTHON")]
+    pub pythons: Vec<PathBuf>,
+    /// Folder for kernels compiled for the GPU.
+    #[arg(long, value_name = "FOLDER")]
+    pub cubins: Option<PathBuf>,
 }
 
 #[cfg(test)]

@@ -175,7 +175,7 @@ pub struct Version {
     /// The interpreter of an environment that exists and is used as it is. Default: none, an environment is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub python: Option<PathBuf>,
-    /// Modes of this version alone, `eager`, `compiled` and `frozen`. Default: those of `[run]`.
+    /// Modes of this version alone, as in `[run]`. Default: those of `[run]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<schema::ModeName>>")]
     pub modes: Option<Vec<Mode>>,
@@ -214,7 +214,7 @@ pub struct Command {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Run {
-    /// Modes of the transformers versions, `eager`, `compiled` and `frozen` (`torch.compile` with its weights as constants). Default: the first two.
+    /// Modes of the transformers versions: `eager`, and of `torch.compile` `compiled`, `frozen` (weights as constants), `reduce_overhead` and `max_autotune` (its modes of those names, for GPUs). Default: the first two.
     #[schemars(with = "Vec<schema::ModeName>")]
     pub modes: Vec<Mode>,
     /// Attention implementations of the transformers versions, `eager` and `sdpa`. Default: `["sdpa"]`.

@@ -14,6 +14,7 @@ pub mod compare_runs;
 pub mod config;
 pub mod explain;
 pub mod gates;
+pub mod gpu_check;
 pub mod history;
 pub mod inputs;
 pub mod localize;

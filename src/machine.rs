@@ -1,7 +1,11 @@
 //! The machine and the tools of a run, as `environment.json` keeps them.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
+
+use models::cuda::driver::{Missing, Needed, device_count, installed};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -22,6 +26,12 @@ pub struct Machine {
     pub system: String,
     /// GPU names and drivers, one an entry; empty without a GPU.
     pub gpus: Vec<String>,
+    /// What the driver's own tool says of each GPU.
+    #[serde(default)]
+    pub gpu_details: Vec<Gpu>,
+    /// Versions of CUDA's libraries, or what of them is missing; empty without a GPU.
+    #[serde(default)]
+    pub cuda: BTreeMap<String, String>,
     /// tfcheck's version.
     pub tfcheck: String,
     /// The compiler that built tfcheck.
@@ -30,9 +40,51 @@ pub struct Machine {
     pub git: Option<String>,
 }
 
+/// One GPU, in the words and units of `nvidia-smi`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// Model.
+    pub name: String,
+    /// Memory, `81559 MiB`.
+    pub memory: String,
+    /// The driver's version.
+    pub driver: String,
+    /// Compute capability, `9.0`.
+    pub compute_capability: String,
+    /// Clock of the multiprocessors when looked at, and the highest, `345 MHz of 1980 MHz`.
+    pub clock: String,
+    /// Clock of the memory when looked at, and the highest.
+    pub memory_clock: String,
+    /// The power that it may take, `700.00 W`.
+    pub power_limit: String,
+}
+
+impl Gpu {
+    const QUERY: &str = "name,memory.total,driver_version,compute_cap,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit";
+
+    /// One line of `nvidia-smi --query-gpu --format=csv,noheader`.
+    fn parse(line: &str) -> Option<Self> {
+        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+        let [name, memory, driver, capability, clock, most, memory_clock, most_memory, power] = fields[..]
+        else {
+            return None;
+        };
+        Some(Self {
+            name: name.to_owned(),
+            memory: memory.to_owned(),
+            driver: driver.to_owned(),
+            compute_capability: capability.to_owned(),
+            clock: format!("{clock} of {most}"),
+            memory_clock: format!("{memory_clock} of {most_memory}"),
+            power_limit: power.to_owned(),
+        })
+    }
+}
+
 impl Machine {
     /// Looks at this machine.
     pub fn detect() -> Self {
+        let gpu_details = gpus();
         let system = look(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()));
         let cpus = system.as_ref().map(System::cpus).unwrap_or_default();
         Self {
@@ -45,7 +97,9 @@ impl Machine {
                 System::long_os_version().unwrap_or_else(|_| std::env::consts::OS.to_owned()),
                 System::kernel_version().unwrap_or_else(|_| "unknown".to_owned())
             ),
-            gpus: gpus(),
+            gpus: gpu_details.iter().map(|gpu| format!("{}, {}", gpu.name, gpu.driver)).collect(),
+            cuda: if gpu_details.is_empty() { BTreeMap::new() } else { cuda_versions(&[]) },
+            gpu_details,
             tfcheck: env!("CARGO_PKG_VERSION").to_owned(),
             rustc: env!("TFCHECK_RUSTC").to_owned(),
             git: git_state(Path::new(".")),
@@ -77,9 +131,34 @@ fn look(what: RefreshKind) -> Option<System> {
     System::new_with_specifics(what).ok()
 }
 
-/// What `auto` means on this machine: the first GPU when there is one and this build can use it, else the CPU.
+/// What `auto` means on this machine: the first GPU when there is one, else the CPU.
 pub fn auto_device() -> &'static str {
-    if cfg!(feature = "cuda") && !gpus().is_empty() { "cuda:0" } else { "cpu" }
+    auto().0
+}
+
+/// [`auto_device`], and why.
+pub fn auto() -> &'static (&'static str, String) {
+    static AUTO: OnceLock<(&str, String)> = OnceLock::new();
+    AUTO.get_or_init(|| match device_count() {
+        Ok(0) => ("cpu", "the driver finds no GPU".to_owned()),
+        Ok(1) => ("cuda:0", "the driver finds a GPU".to_owned()),
+        Ok(found) => ("cuda:0", format!("the driver finds {found} GPUs, of which this is the first")),
+        Err(error) => ("cpu", error.to_string()),
+    })
+}
+
+/// Versions of CUDA's libraries, or what of them is missing.
+pub fn cuda_versions(pythons: &[PathBuf]) -> BTreeMap<String, String> {
+    let name = |library| match library {
+        Needed::Driver => "driver",
+        Needed::Nvrtc => "nvrtc",
+        Needed::CublasLt => "cublaslt",
+    };
+    let text = |version: Result<String, Missing>| version.unwrap_or_else(|missing| missing.to_string());
+    installed(pythons)
+        .into_iter()
+        .map(|(library, version)| (name(library).to_owned(), text(version)))
+        .collect()
 }
 
 /// Lower-case hexadecimal.
@@ -88,10 +167,11 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
-/// What the NVIDIA driver lists; its absence means no GPU that tfcheck can use.
-fn gpus() -> Vec<String> {
-    let query = ["--query-gpu=name,driver_version", "--format=csv,noheader"];
-    lines("nvidia-smi", &query).unwrap_or_default()
+/// What the NVIDIA driver's tool lists; without it nothing is known of a GPU but what CUDA says.
+pub fn gpus() -> Vec<Gpu> {
+    let query = format!("--query-gpu={}", Gpu::QUERY);
+    let listed = lines("nvidia-smi", &[&query, "--format=csv,noheader"]).unwrap_or_default();
+    listed.iter().filter_map(|line| Gpu::parse(line)).collect()
 }
 
 fn git_state(folder: &Path) -> Option<String> {
@@ -122,5 +202,28 @@ mod tests {
         assert_eq!(machine.fingerprint(), moved.fingerprint());
         assert_ne!(machine.fingerprint(), other.fingerprint());
         assert!(machine.cores >= 1 && machine.memory_bytes > 0);
+    }
+
+    #[test]
+    fn a_gpu_is_read_from_the_drivers_tool() {
+        let line = "NVIDIA H100 80GB HBM3, 81559 MiB, 580.159.04, 9.0, 345 MHz, 1980 MHz, 2619 MHz, 2619 MHz, 700.00 W";
+        let gpu = Gpu::parse(line).unwrap();
+        assert_eq!(gpu.clock, "345 MHz of 1980 MHz");
+        assert_eq!((gpu.memory.as_str(), gpu.compute_capability.as_str()), ("81559 MiB", "9.0"));
+        assert_eq!(Gpu::parse("NVIDIA-SMI has failed because it couldn't communicate with the driver"), None);
+    }
+
+    #[test]
+    fn auto_is_the_cpu_where_there_is_no_gpu_and_says_why() {
+        let (device, reason) = auto();
+        assert_eq!(*device, auto_device());
+        assert!(!reason.is_empty());
+        if gpus().is_empty() && !Path::new("/dev/nvidia0").exists() {
+            assert_eq!(*device, "cpu", "{reason}");
+            assert!(
+                reason.contains("libcuda") || reason.contains("no GPU") || reason.contains("CUDA"),
+                "{reason}"
+            );
+        }
     }
 }

@@ -11,6 +11,8 @@ pub enum ExitCode {
     Usage,
     /// A cell failed.
     CellFailed,
+    /// There is no GPU, or something that the GPU check needs is missing.
+    NoGpu,
     /// The user stopped it.
     Interrupted,
 }
@@ -22,6 +24,7 @@ impl From<ExitCode> for std::process::ExitCode {
             ExitCode::Diverged => 1,
             ExitCode::Usage => 2,
             ExitCode::CellFailed => 3,
+            ExitCode::NoGpu => 4,
             ExitCode::Interrupted => 130,
         }
         .into()

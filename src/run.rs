@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
-use reference::protocol::{Load, Mode, PROTOCOL_VERSION};
+use reference::protocol::{Load, PROTOCOL_VERSION};
 
 use crate::config::Config;
 use crate::history::History;
@@ -223,11 +223,10 @@ struct Runners {
 impl Runners {
     fn new(order: &Order, environments: &[prepare::EnvironmentResult], fingerprint: String) -> Result<Self> {
         let threads = order.config.run.threads.unwrap_or_else(machine::physical_cores);
-        // Eager cells of which none is timed may share workers; a compiler's state would outlive its cell, and
+        // A plan of eager cells of which none is timed may share workers; a compiler's state would outlive its cell, and
         // a second process is asked for to hold the first one against it.
-        let compiled = |cell: &CellPlan| matches!(cell.variant.mode, Mode::Compiled | Mode::Frozen);
         let is_shared = !order.config.run.noise
-            && order.plan.cells.iter().all(|cell| !is_timed(order.config, cell) && !compiled(cell));
+            && order.plan.cells.iter().all(|cell| !cell.measured && !cell.variant.mode.is_compiled());
         let boxed = |runner: ProcessRunner| -> Box<dyn Runner> {
             if is_shared { Box::new(SharedRunner::new(runner)) } else { Box::new(runner) }
         };
@@ -238,6 +237,13 @@ impl Runners {
             Err(error) => Err(Ended::failed(FailureKind::Environment, error.clone())),
         };
         let commands = &order.config.commands;
+        // Of versions that no cell is left of too: what they bring of CUDA serves the native models as well.
+        let named = order.config.versions.iter().filter_map(|version| {
+            version.python.as_ref().and_then(|python| reference::interpreter(python).ok())
+        });
+        let made = environments.iter().flatten().map(|environment| environment.python.clone());
+        let mut pythons: Vec<PathBuf> = named.chain(made).collect();
+        pythons.dedup();
         Ok(Self {
             environments: environments.iter().map(runner).collect(),
             environment_keys: environments
@@ -256,7 +262,7 @@ impl Runners {
                 .iter()
                 .map(|command| runner::command::runner(&command.program, &order.config.folder, threads))
                 .collect(),
-            candle: boxed(runner::candle::runner(threads).into_diagnostic()?),
+            candle: boxed(runner::candle::runner(threads, &pythons, order.cache).into_diagnostic()?),
             upstream: boxed(runner::candle_transformers::runner(threads).into_diagnostic()?),
             threads,
             fingerprint,

@@ -319,15 +319,28 @@ fn environment(run: &Path) -> Vec<(String, String)> {
         ("System".to_owned(), machine.system),
         ("tfcheck".to_owned(), format!("{}, {}", machine.tfcheck, machine.rustc)),
     ];
-    for gpu in machine.gpus {
-        rows.push(("GPU".to_owned(), gpu));
+    for (index, gpu) in machine.gpus.into_iter().enumerate() {
+        let details = machine.gpu_details.get(index).map(|known| {
+            format!(", {}, clock {}, memory clock {}", known.memory, known.clock, known.memory_clock)
+        });
+        rows.push(("GPU".to_owned(), format!("{gpu}{}", details.unwrap_or_default())));
+    }
+    if !machine.cuda.is_empty() {
+        let versions: Vec<String> =
+            machine.cuda.iter().map(|(library, version)| format!("{library} {version}")).collect();
+        rows.push(("CUDA".to_owned(), versions.join(", ")));
+    }
+    if let Some(device) = record["auto_device"]["device"].as_str() {
+        let reason = record["auto_device"]["reason"].as_str().unwrap_or_default();
+        rows.push(("Device".to_owned(), format!("{device}, taken for `auto`: {reason}")));
     }
     for environment in record["environments"].as_array().into_iter().flatten() {
         let Some(installed) = environment["installed"].as_object() else { continue };
         let name = environment["versions"].as_array().into_iter().flatten().filter_map(|name| name.as_str());
         let packages = installed
             .iter()
-            .map(|(package, version)| format!("{package} {}", version.as_str().unwrap_or("?")));
+            .map(|(package, version)| format!("{package} {}", version.as_str().unwrap_or("?")))
+            .chain(environment["torch_cuda"].as_str().map(|cuda| format!("torch's CUDA {cuda}")));
         rows.push((name.collect::<Vec<_>>().join(", "), packages.collect::<Vec<_>>().join(", ")));
     }
     rows

@@ -61,12 +61,14 @@ impl Variant {
     }
 }
 
-/// `eager`, `compiled`, `frozen`, `fused`.
+/// `eager`, `compiled`, `frozen`, `reduce_overhead`, `max_autotune`, `fused`.
 pub fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Eager => "eager",
         Mode::Compiled => "compiled",
         Mode::Frozen => "frozen",
+        Mode::ReduceOverhead => "reduce_overhead",
+        Mode::MaxAutotune => "max_autotune",
         Mode::Fused => "fused",
     }
 }

@@ -6,6 +6,7 @@ pub mod candle;
 pub mod candle_transformers;
 mod capture;
 mod chrome_trace;
+mod place;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -13,6 +14,7 @@ use std::ops::Range;
 use std::sync::mpsc;
 use std::time::Instant;
 
+use models::cuda::driver::Setting;
 use reference::protocol::{
     Capture, Captured, Failed, FailedKind, Forward, Forwarded, Load, PROTOCOL_VERSION, REPLY_FD_VARIABLE,
     REQUEST_FD_VARIABLE, Ready, Replay, Replayed, Reply, Request, Time, Timed, Trace,
@@ -37,6 +39,21 @@ pub trait Engine {
     /// # Errors
     /// When the pass fails.
     fn pass(&mut self) -> Result<(), Failed>;
+
+    /// Nanoseconds of one forward pass whose result is dropped, as the device counts them.
+    ///
+    /// # Errors
+    /// When the pass fails.
+    fn timed_pass(&mut self) -> Result<u64, Failed> {
+        let start = Instant::now();
+        self.pass()?;
+        Ok(start.elapsed().as_nanos() as u64)
+    }
+
+    /// The most memory held so far, in bytes, where it is known.
+    fn peak_bytes(&self) -> Option<u64> {
+        peak_resident_bytes()
+    }
 
     /// Nanoseconds of each of `tokens` tokens decoded one by one after the inputs; empty where there is no cache.
     ///
@@ -67,12 +84,12 @@ pub trait Engine {
     }
 }
 
-/// The engine of tfcheck's own models, or of candle-transformers' ports.
-pub fn engine(upstream: bool) -> Box<dyn Engine> {
+/// The engine of tfcheck's own models, which opens a GPU with `cuda`, or of candle-transformers' ports.
+pub fn engine(upstream: bool, cuda: Setting) -> Box<dyn Engine> {
     if upstream {
         Box::<candle_transformers::PortEngine>::default()
     } else {
-        Box::<candle::CandleEngine>::default()
+        Box::new(candle::CandleEngine::new(cuda))
     }
 }
 
@@ -157,12 +174,10 @@ fn timed(engine: &mut dyn Engine, time: &Time) -> Result<Timed, Failed> {
     }
     let mut samples_ns = Vec::with_capacity(time.iterations);
     for _ in 0..time.iterations {
-        let start = Instant::now();
-        engine.pass()?;
-        samples_ns.push(start.elapsed().as_nanos() as u64);
+        samples_ns.push(engine.timed_pass()?);
     }
     let decode_ns = if time.decode == 0 { Vec::new() } else { engine.decode(time.decode)? };
-    Ok(Timed { samples_ns, decode_ns, peak_bytes: peak_resident_bytes() })
+    Ok(Timed { samples_ns, decode_ns, peak_bytes: engine.peak_bytes() })
 }
 
 /// The path under which an inherited descriptor can be opened again, without unsafe code.

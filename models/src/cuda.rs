@@ -5,6 +5,7 @@
 //! its functions check every shape against the memory that they are given, so that nothing above is unsafe.
 
 mod attention;
+pub mod driver;
 mod emulator;
 mod experts;
 mod gpu;

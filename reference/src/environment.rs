@@ -23,6 +23,7 @@ use crate::cache::{Lock, write_atomically};
 use crate::digest::short;
 use crate::uv::Uv;
 use crate::{Source, Versions};
+pub use existing::{interpreter, torch_cuda};
 pub use failure::EnvironmentError;
 pub(crate) use failure::tail;
 use inspect::Interpreter;

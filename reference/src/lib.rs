@@ -16,7 +16,8 @@ pub use bridge::protocol;
 pub use bridge::versions::{Dialect, RopeForm, Versions, WrongShapes, release};
 pub use embedded::bridge_digest;
 pub use environment::{
-    Environment, EnvironmentError, Python, Specification, TorchBackend, forget, prepare, prepare_all,
+    Environment, EnvironmentError, Python, Specification, TorchBackend, forget, interpreter, prepare,
+    prepare_all, torch_cuda,
 };
 pub use source::{Source, SourceError};
 pub use worker::{Ended, Launch, Worker};

@@ -12,7 +12,7 @@ pub(super) fn markdown(bench: &Bench) -> String {
         let _ = writeln!(text, "- {key}: {value}");
     }
     for table in &bench.tables {
-        one(&mut text, table);
+        one(&mut text, "##", table);
     }
     text.push_str(
         "\nVariants took turns in rounds; a ratio is time over time in shared rounds, lower is better, with its 95 % \
@@ -21,8 +21,10 @@ pub(super) fn markdown(bench: &Bench) -> String {
     text
 }
 
-fn one(text: &mut String, table: &Table) {
-    let _ = writeln!(text, "\n## {}, {}, {}: {}\n", table.checkpoint, table.inputs, table.dtype, table.pass);
+/// A table below a heading of that level.
+pub(crate) fn one(text: &mut String, level: &str, table: &Table) {
+    let _ =
+        writeln!(text, "\n{level} {}, {}, {}: {}\n", table.checkpoint, table.inputs, table.dtype, table.pass);
     text.push_str("| Variant | p50 (ms) | 95 % interval | min (ms) | n | Peak memory |\n");
     text.push_str("|---|--:|--:|--:|--:|--:|\n");
     for row in &table.rows {

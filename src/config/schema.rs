@@ -56,7 +56,7 @@ macro_rules! names {
 }
 
 names! {
-    ModeName of "Mode": mode_name, [Mode::Eager, Mode::Compiled, Mode::Frozen, Mode::Fused];
+    ModeName of "Mode": mode_name, [Mode::Eager, Mode::Compiled, Mode::Frozen, Mode::ReduceOverhead, Mode::MaxAutotune, Mode::Fused];
     AttentionName of "Attention": attention_name, [Attention::Eager, Attention::Sdpa];
     DtypeName of "Dtype": dtype_name, [Dtype::F64, Dtype::F32, Dtype::Bf16, Dtype::F16];
 }

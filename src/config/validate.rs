@@ -63,7 +63,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     found.inputs(&config.inputs, &config.checkpoints);
     found.environment(&config.environment);
     found.versions(&config.versions);
-    let foreign = [Mode::Compiled, Mode::Frozen];
+    let foreign = [Mode::Compiled, Mode::Frozen, Mode::ReduceOverhead, Mode::MaxAutotune];
     found.modes(at!["candle", "modes"], &config.candle.modes, &foreign, "candle has eager and fused");
     found.distinct(at!["candle", "modes"], &config.candle.modes);
     found.commands(&config.commands, &config.versions);
@@ -344,7 +344,7 @@ impl Found {
             path,
             modes,
             &[Mode::Fused],
-            "transformers has eager, compiled and frozen; fused is one of [candle]'s modes",
+            "transformers has eager and the modes of torch.compile; fused is one of [candle]'s modes",
         );
         self.list(path, modes);
     }

@@ -100,7 +100,14 @@ mod tests {
         let bytes: Vec<u8> = (0..count).flat_map(|at| (from + at as f64).to_le_bytes()).collect();
         fs::write(folder.join(&file), bytes).unwrap();
         let output = CapturedTensor { shape: shape.to_vec(), dtype: "f64".into(), file: Some(file) };
-        CapturedModule { path: path.into(), call, class: "native".into(), input: None, output: Some(output) }
+        CapturedModule {
+            path: path.into(),
+            call,
+            class: "native".into(),
+            input: None,
+            output: Some(output),
+            more: Vec::new(),
+        }
     }
 
     fn values(folder: &Path, module: &CapturedModule) -> Vec<f64> {

@@ -291,7 +291,7 @@ impl<'a> Open<'a> {
                 continue;
             }
             let what = match (side.load.mode, side.load.attention) {
-                (Mode::Compiled | Mode::Frozen, _) => "torch.compile".to_owned(),
+                (mode, _) if mode.is_compiled() => "torch.compile".to_owned(),
                 (_, Some(attention)) => format!("{} attention", attention_name(attention)),
                 (_, None) => "its execution".to_owned(),
             };

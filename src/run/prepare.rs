@@ -259,7 +259,8 @@ pub(super) fn environment_record(
 ) -> Value {
     let environment = |(plan, result): (&EnvironmentPlan, &EnvironmentResult)| match result {
         Ok(known) => {
-            json!({"versions": plan.versions, "key": known.key, "installed": known.versions, "packages": packages(&known.lock), "notes": known.notes})
+            let torch_cuda = reference::torch_cuda(&known.python);
+            json!({"versions": plan.versions, "key": known.key, "installed": known.versions, "torch_cuda": torch_cuda, "packages": packages(&known.lock), "notes": known.notes})
         }
         Err(error) => json!({"versions": plan.versions, "error": error}),
     };
@@ -272,6 +273,10 @@ pub(super) fn environment_record(
         "machine": machine,
         "fingerprint": machine.fingerprint(),
         "threads": order.config.run.threads.unwrap_or_else(crate::machine::physical_cores),
+        "auto_device": order.config.run.devices.contains(&config::Device::Auto).then(|| {
+            let (device, reason) = crate::machine::auto();
+            json!({"device": device, "reason": reason})
+        }),
         "environments": order.plan.environments.iter().zip(environments).map(environment).collect::<Vec<_>>(),
         "checkpoints": cases.iter().map(checkpoint).collect::<Vec<_>>(),
     })

@@ -1,14 +1,20 @@
 //! tfcheck's own native models: this very program as a worker process.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 use super::ProcessRunner;
 
-/// The runner of tfcheck's own models.
+/// The runner of tfcheck's own models. On a GPU they look for CUDA's libraries in the environments of `pythons` too, and
+/// keep what they compile in `cache`.
 ///
 /// # Errors
 /// When this program's own path cannot be found.
-pub fn runner(threads: usize) -> io::Result<ProcessRunner> {
+pub fn runner(threads: usize, pythons: &[PathBuf], cache: &Path) -> io::Result<ProcessRunner> {
     let program = std::env::current_exe()?;
-    Ok(ProcessRunner { command: vec![program.into(), "worker".into()], folder: None, threads })
+    let mut command = vec![program.into(), "worker".into(), "--cubins".into(), cache.join("cubins").into()];
+    for python in pythons {
+        command.extend(["--python".into(), python.into()]);
+    }
+    Ok(ProcessRunner { command, folder: None, threads })
 }

@@ -2,14 +2,14 @@
 
 use std::io;
 
-use super::{ProcessRunner, candle};
+use super::ProcessRunner;
 
 /// The runner of candle-transformers' ports.
 ///
 /// # Errors
 /// When this program's own path cannot be found.
 pub fn runner(threads: usize) -> io::Result<ProcessRunner> {
-    let mut runner = candle::runner(threads)?;
-    runner.command.push("--upstream".into());
-    Ok(runner)
+    let program = std::env::current_exe()?;
+    let command = vec![program.into(), "worker".into(), "--upstream".into()];
+    Ok(ProcessRunner { command, folder: None, threads })
 }

@@ -1,9 +1,12 @@
 //! The engine of tfcheck's own native models.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use models::cuda::driver::Setting;
 use models::{Cache, Form, Loaded, Options};
 use reference::protocol::{
     ATTENTION_MASK, Capture, Captured, Dtype, Failed, FailedKind, Forward, Forwarded, INPUT_IDS, LOGITS,
@@ -12,14 +15,34 @@ use reference::protocol::{
 
 use super::capture::{Feeder, Writer, element, same};
 use super::chrome_trace::ChromeTrace;
+use super::place::{Accelerator, Place, device};
 use super::{Engine, exception, peak_resident_bytes, steps};
 
 /// A native model once it is loaded.
 #[derive(Default)]
 pub struct CandleEngine {
-    loaded: Option<(Loaded, models::Inputs, Device)>,
+    /// Where CUDA's libraries are looked for.
+    cuda: Setting,
+    /// The GPU that was opened last: to start it takes longer than most passes.
+    accelerator: Option<Accelerator>,
+    loaded: Option<(Loaded, models::Inputs, Place)>,
     /// Whether it continues its inputs; an encoder does not.
     decodes: bool,
+}
+
+impl CandleEngine {
+    /// One that opens a GPU, when it is asked for one, with `cuda`.
+    pub fn new(cuda: Setting) -> Self {
+        Self { cuda, ..Self::default() }
+    }
+
+    /// The GPU of this name, opened if it is not open yet.
+    fn accelerator(&mut self, name: &str) -> Result<Accelerator, Failed> {
+        if let Some(open) = self.accelerator.as_ref().filter(|open| open.is(name)) {
+            return Ok(open.clone());
+        }
+        Ok(self.accelerator.insert(Accelerator::open(name, &self.cuda)?).clone())
+    }
 }
 
 impl Engine for CandleEngine {
@@ -28,14 +51,28 @@ impl Engine for CandleEngine {
         let form = match load.mode {
             Mode::Eager => Form::Eager,
             Mode::Fused => Form::Fused,
-            Mode::Compiled | Mode::Frozen => {
+            Mode::Compiled | Mode::Frozen | Mode::ReduceOverhead | Mode::MaxAutotune => {
                 return Err(unsupported("candle has no compiled mode: eager and fused are its modes"));
             }
         };
-        let device = device(&load.device)?;
-        let options = Options { dtype: dtype(load.dtype), device: device.clone(), form };
-        let loaded = models::load(&load.checkpoint, &options).map_err(model_failure)?;
-        let mut inputs = inputs(&load.inputs, &device)?;
+        // What an earlier cell holds of a GPU is given back first.
+        self.loaded = None;
+        let dtype = dtype(load.dtype);
+        let place = if form == Form::Fused && load.device != "cpu" {
+            Place::Gpu(self.accelerator(&load.device)?)
+        } else {
+            Place::Candle(device(&load.device)?)
+        };
+        let loaded = match &place {
+            Place::Gpu(accelerator) => {
+                models::load_on_gpu(&load.checkpoint, dtype, Arc::clone(&accelerator.gpu))
+            }
+            Place::Candle(device) => {
+                models::load(&load.checkpoint, &Options { dtype, device: device.clone(), form })
+            }
+        };
+        let loaded = loaded.map_err(model_failure)?;
+        let mut inputs = inputs(&load.inputs, &place.tensors())?;
         self.decodes = !is_encoder(&load.checkpoint);
         if !self.decodes {
             inputs.position_ids = None;
@@ -53,14 +90,19 @@ impl Engine for CandleEngine {
                 loaded.unread_tensors.join(", ")
             ));
         }
+        let mut libraries = BTreeMap::from([
+            ("candle".to_owned(), "0.11.1".to_owned()),
+            ("tfcheck".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ]);
+        if let Place::Gpu(accelerator) = &place {
+            libraries.extend(accelerator.libraries());
+            notes.push(accelerator.note());
+        }
+        place.synchronize()?;
         let ignored_keys = loaded.unread_keys.clone();
-        self.loaded = Some((loaded, inputs, device));
+        self.loaded = Some((loaded, inputs, place));
         Ok(Ready {
-            libraries: [
-                ("candle".to_owned(), "0.11.1".to_owned()),
-                ("tfcheck".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-            ]
-            .into(),
+            libraries,
             load_ns: start.elapsed().as_nanos() as u64,
             notes,
             ignored_keys: Some(ignored_keys),
@@ -76,40 +118,49 @@ impl Engine for CandleEngine {
         let elapsed_ns = start.elapsed().as_nanos() as u64;
         let shape = logits.dims().to_vec();
         write_logits(&logits, &forward.logits)?;
-        let peak_bytes = peak_resident_bytes();
+        let peak_bytes = self.peak_bytes();
         let prefill = forward.prefill;
         Ok(Forwarded { elapsed_ns, shape, positions: Positions::All, prefill, peak_bytes, notes: Vec::new() })
     }
 
     fn pass(&mut self) -> Result<(), Failed> {
-        self.logits().map(drop)
+        self.timed_pass().map(drop)
+    }
+
+    /// A GPU's logits stay there, as torch's do.
+    fn timed_pass(&mut self) -> Result<u64, Failed> {
+        let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        place.time(&mut || loaded.run(inputs, None, None).map(drop))
+    }
+
+    fn peak_bytes(&self) -> Option<u64> {
+        self.loaded.as_ref().map_or_else(peak_resident_bytes, |(_, _, place)| place.peak_bytes())
     }
 
     fn decode(&mut self, tokens: usize) -> Result<Vec<u64>, Failed> {
         if !self.decodes {
             return Ok(Vec::new());
         }
-        let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let mut cache = models::Cache::new();
-        loaded.forward_with(inputs, Some(&mut cache), None).map_err(model_failure)?;
+        loaded.run(inputs, Some(&mut cache), None).map_err(model_failure)?;
+        // The cache grows for the first one; on a GPU a second one is recorded.
+        let settling = if matches!(place, Place::Gpu(_)) { 3 } else { 1 };
         let mut step = inputs.clone();
         let mut samples_ns = Vec::with_capacity(tokens);
-        for index in 0..=tokens {
+        for index in 0..settling + tokens {
             step = next(&step).map_err(tensor_failure)?;
-            let start = Instant::now();
-            loaded.forward_with(&step, Some(&mut cache), None).map_err(model_failure)?;
-            device.synchronize().map_err(tensor_failure)?;
-            // The cache grows for the first one.
-            if index > 0 {
-                samples_ns.push(start.elapsed().as_nanos() as u64);
+            let took = place.time(&mut || loaded.run(&step, Some(&mut cache), None).map(drop))?;
+            if index >= settling {
+                samples_ns.push(took);
             }
         }
         Ok(samples_ns)
     }
 
     fn trace(&mut self, trace: &Trace) -> Result<(), Failed> {
-        let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
-        let mut probe = ChromeTrace::new(device.clone());
+        let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let mut probe = ChromeTrace::new(place.tensors());
         loaded.forward_with(inputs, None, Some(&mut probe)).map_err(model_failure)?;
         crate::results::write_atomically(&trace.path, &probe.json())
             .map_err(|error| exception(error.to_string()))
@@ -127,9 +178,9 @@ impl Engine for CandleEngine {
         let logits = if let Some(prefill) = capture.prefill {
             self.through_the_cache(prefill, Some(&mut writer))?
         } else {
-            let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+            let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
             let logits = loaded.forward_with(inputs, None, Some(&mut writer)).map_err(model_failure)?;
-            device.synchronize().map_err(tensor_failure)?;
+            place.synchronize()?;
             logits
         };
         let elapsed_ns = start.elapsed().as_nanos() as u64;
@@ -149,9 +200,9 @@ impl Engine for CandleEngine {
 impl CandleEngine {
     /// One pass, finished on the device.
     fn logits(&mut self) -> Result<Tensor, Failed> {
-        let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let logits = loaded.forward(inputs).map_err(model_failure)?;
-        device.synchronize().map_err(tensor_failure)?;
+        place.synchronize()?;
         Ok(logits)
     }
 
@@ -161,7 +212,7 @@ impl CandleEngine {
         prefill: usize,
         mut probe: Option<&mut Writer<'_>>,
     ) -> Result<Tensor, Failed> {
-        let (loaded, inputs, device) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let Some(positions) = &inputs.position_ids else {
             return Err(unsupported("an encoder has no KV cache"));
         };
@@ -182,7 +233,7 @@ impl CandleEngine {
             parts.push(loaded.forward_with(&inputs, Some(&mut cache), probe).map_err(model_failure)?);
         }
         let logits = Tensor::cat(&parts, 1).map_err(tensor_failure)?;
-        device.synchronize().map_err(tensor_failure)?;
+        place.synchronize()?;
         Ok(logits)
     }
 }
@@ -211,15 +262,6 @@ pub(super) fn dtype(dtype: Dtype) -> DType {
         Dtype::Bf16 => DType::BF16,
         Dtype::F16 => DType::F16,
     }
-}
-
-pub(super) fn device(name: &str) -> Result<Device, Failed> {
-    if name == "cpu" {
-        return Ok(Device::Cpu);
-    }
-    let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
-    let number = number.ok_or_else(|| unsupported(format!("no such device: {name}")))?;
-    Device::new_cuda(number).map_err(|error| unsupported(format!("{name}: {error}")))
 }
 
 /// Encoders count positions themselves, BERT from the start of the row and RoBERTa from its first token that is no
@@ -275,8 +317,7 @@ pub(super) fn tensor_failure(error: candle_core::Error) -> Failed {
     model_failure(error.into())
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it is what map_err passes")]
-fn model_failure(error: models::Error) -> Failed {
+pub(super) fn model_failure(error: models::Error) -> Failed {
     let unsupported = matches!(
         error,
         models::Error::UnknownModelType { .. }
@@ -290,8 +331,11 @@ fn model_failure(error: models::Error) -> Failed {
         message = format!("{message}: {cause}");
         source = cause.source();
     }
-    Failed {
-        kind: if unsupported { FailedKind::Unsupported } else { FailedKind::Exception },
-        ..exception(message)
-    }
+    let kind = match error {
+        _ if unsupported => FailedKind::Unsupported,
+        // The driver's name for it.
+        models::Error::Gpu(reason) if reason.contains("CUDA_ERROR_OUT_OF_MEMORY") => FailedKind::OutOfMemory,
+        _ => FailedKind::Exception,
+    };
+    Failed { kind, ..exception(message) }
 }

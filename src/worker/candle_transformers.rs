@@ -12,7 +12,8 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use reference::protocol::{Failed, Forward, Forwarded, Load, Mode, Positions, Ready, Trace};
 
-use super::candle::{device, dtype, inputs, not_loaded, unsupported, write_logits};
+use super::candle::{dtype, inputs, not_loaded, unsupported, write_logits};
+use super::place::device;
 use super::{Engine, exception, peak_resident_bytes, steps};
 use adapters::{ADAPTERS, Adapter};
 use checkpoint::Checkpoint;

@@ -18,7 +18,8 @@ pub(crate) struct Plant {
     pub(crate) note: &'static str,
 }
 
-pub(crate) const NONE: Plant = Plant { class: "", checkpoint: "", file: "", edits: &[], path: "", native: "", note: "" };
+pub(crate) const NONE: Plant =
+    Plant { class: "", checkpoint: "", file: "", edits: &[], path: "", native: "", note: "" };
 
 /// A working copy with one bug a modeling file, so that each checkpoint meets one.
 pub(crate) type Branch = &'static [Plant];

@@ -2,6 +2,7 @@
 
 mod cached;
 mod capture;
+mod clock;
 mod compile;
 mod descriptors;
 mod dlpack;
@@ -13,6 +14,7 @@ mod load;
 mod memory;
 mod report;
 mod serve;
+mod static_cache;
 mod time;
 mod tokenize;
 mod trace;

@@ -82,8 +82,22 @@ pub enum Mode {
     Compiled,
     /// Through `torch.compile` with its weights frozen, so that inductor may prepack them.
     Frozen,
+    /// Through `torch.compile(mode="reduce-overhead")`: on a GPU its kernels are replayed as CUDA graphs.
+    ReduceOverhead,
+    /// Through `torch.compile(mode="max-autotune")`: the same, with kernels chosen by measurement.
+    MaxAutotune,
     /// Native Rust with packed weights and fused kernels.
     Fused,
+}
+
+impl Mode {
+    /// Whether it is one of `torch.compile`'s.
+    pub fn is_compiled(self) -> bool {
+        match self {
+            Self::Compiled | Self::Frozen | Self::ReduceOverhead | Self::MaxAutotune => true,
+            Self::Eager | Self::Fused => false,
+        }
+    }
 }
 
 /// transformers' `attn_implementation`.

@@ -1,5 +1,7 @@
 //! An interpreter that the user names and keeps: checked, described, never changed.
 
+use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::inspect::{self, Interpreter};
@@ -58,14 +60,88 @@ pub(super) fn adopt(
     Ok(environment)
 }
 
-/// `path`, or `path/bin/python` of a virtual environment. Links are kept: through them Python finds
-/// the environment that it belongs to.
-fn interpreter(path: &Path) -> Result<PathBuf, EnvironmentError> {
-    let path = std::path::absolute(path)?;
+/// `path`, `path/bin/python` of a virtual environment, or what a bare name is on PATH. Links are kept: through them
+/// Python finds the environment that it belongs to.
+///
+/// # Errors
+/// Where there is no such file.
+pub fn interpreter(path: &Path) -> Result<PathBuf, EnvironmentError> {
+    let path = match on_path(path, std::env::var_os("PATH").as_deref()) {
+        Some(found) => found,
+        None => std::path::absolute(path)?,
+    };
     let python = if path.is_dir() { path.join("bin/python") } else { path };
     if python.is_file() {
         Ok(python)
     } else {
         Err(EnvironmentError::Unusable { python, reason: "there is no such file".to_owned() })
+    }
+}
+
+/// The program that a name without a folder stands for.
+fn on_path(name: &Path, path: Option<&OsStr>) -> Option<PathBuf> {
+    let is_bare = name.components().count() == 1 && !name.is_dir();
+    let folders = path.filter(|_| is_bare).map(std::env::split_paths);
+    folders.into_iter().flatten().map(|folder| folder.join(name)).find(|program| program.is_file())
+}
+
+/// The CUDA that an interpreter's torch was built for, `13.0`, as torch's own `version.py` says; nothing where it is
+/// a build for the CPU, or where torch is not beside the interpreter.
+pub fn torch_cuda(python: &Path) -> Option<String> {
+    let environment = python.parent()?.parent()?;
+    let folders =
+        |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut packages = folders(environment.join("lib"))
+        .flat_map(|version| ["site-packages", "dist-packages"].map(|packages| version.join(packages)));
+    let text = packages.find_map(|packages| fs::read_to_string(packages.join("torch/version.py")).ok())?;
+    built_for(&text)
+}
+
+/// Of `cuda: Optional[str] = '13.0'`.
+fn built_for(version_py: &str) -> Option<String> {
+    let line = version_py.lines().find(|line| line.starts_with("cuda"))?;
+    let (_, value) = line.split_once('=')?;
+    let value = value.trim();
+    let version = value.trim_matches(['\'', '"']);
+    (version.len() + 2 == value.len() && !version.is_empty()).then(|| version.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_name_is_looked_up_and_anything_else_is_a_path() {
+        let root = tempfile::tempdir().unwrap();
+        let program = root.path().join("python3-of-a-test");
+        fs::write(&program, "").unwrap();
+        let path = std::env::join_paths([Path::new("/nowhere"), root.path()]).unwrap();
+        let check = |name: &str, expect: Option<&PathBuf>| {
+            assert_eq!(on_path(Path::new(name), Some(&path)).as_ref(), expect, "{name}");
+        };
+        check("python3-of-a-test", Some(&program));
+        check("./python3-of-a-test", None);
+        check("bin/python3-of-a-test", None);
+        check("python3-of-another-test", None);
+    }
+
+    #[test]
+    fn torchs_cuda_is_read_without_importing_it() {
+        let check =
+            |text: &str, expect: Option<&str>| assert_eq!(built_for(text).as_deref(), expect, "{text}");
+        check(
+            "__version__ = '2.15.0+cu130'\ncuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n",
+            Some("13.0"),
+        );
+        check("cuda = \"12.8\"\n", Some("12.8"));
+        check("cuda: Optional[str] = None\n", None);
+        check("hip = '6.0'\n", None);
+
+        let root = tempfile::tempdir().unwrap();
+        let torch = root.path().join("lib/python3.12/site-packages/torch");
+        fs::create_dir_all(&torch).unwrap();
+        fs::write(torch.join("version.py"), "cuda = '13.0'\n").unwrap();
+        assert_eq!(torch_cuda(&root.path().join("bin/python3")).as_deref(), Some("13.0"));
+        assert_eq!(torch_cuda(Path::new("/nowhere/bin/python3")), None);
     }
 }

@@ -1,14 +1,15 @@
 //! Prefill and decoding: the inputs through the model's KV cache, a token at a time.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PySlice};
 
+use super::clock::Clock;
 use super::failure::Stop;
-use super::forward::{logits, synchronise, within};
+use super::forward::{logits, within};
 use super::load::Loaded;
-use crate::protocol::{ATTENTION_MASK, INPUT_IDS, Mode, POSITION_IDS, Positions};
+use crate::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS, Positions};
 
 /// The argument and the field by which every version passes a cache.
 const CACHE: &str = "past_key_values";
@@ -26,7 +27,7 @@ pub(super) fn decode<'py>(
     let model = loaded.model.bind(py);
     let arguments = loaded.arguments.bind(py);
     let class = model.get_type().name()?.to_string();
-    if matches!(loaded.mode, Mode::Compiled | Mode::Frozen) {
+    if loaded.mode.is_compiled() {
         return Err(Stop::unsupported(
             "a compiled model is not decoded token by token: each length would be compiled anew".into(),
         ));
@@ -60,11 +61,9 @@ pub(super) fn decode<'py>(
             step.set_item(CACHE, past)?;
         }
         let run = || {
-            synchronise(torch, &loaded.device)?;
-            let begun = Instant::now();
+            let clock = Clock::start(torch, &loaded.device)?;
             let output = model.call((), Some(&step))?;
-            synchronise(torch, &loaded.device)?;
-            Ok((output, begun.elapsed()))
+            Ok((output, clock.stop()?))
         };
         let (output, took) = within(&mode, || loaded.float64.within(py, run))?;
         elapsed += took;

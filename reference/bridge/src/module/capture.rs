@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::failure::Stop;
 use super::forward::{self, within};
 use super::load::Loaded;
-use crate::protocol::{Capture, Captured, CapturedModule, Dtype, Mode, Replay, Replayed};
+use crate::protocol::{Capture, Captured, CapturedModule, Dtype, Replay, Replayed};
 
 /// Runs a pass as it is and one that is captured.
 pub(super) fn capture(py: Python<'_>, loaded: &Loaded, request: &Capture) -> Result<Captured, Stop> {
@@ -55,7 +55,7 @@ pub(super) fn replay(py: Python<'_>, loaded: &Loaded, request: &Replay) -> Resul
 }
 
 fn module<'py>(py: Python<'py>, loaded: &Loaded) -> Result<Bound<'py, PyModule>, Stop> {
-    if matches!(loaded.mode, Mode::Compiled | Mode::Frozen) {
+    if loaded.mode.is_compiled() {
         return Err(Stop::unsupported("a compiled model has no modules to look into".into()));
     }
     let code = CString::new(include_str!("capture.py"))

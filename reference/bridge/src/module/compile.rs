@@ -20,6 +20,17 @@ pub(super) fn compile_frozen<'py>(
     compile(torch, model)
 }
 
+/// `model` through `torch.compile` in the mode of this name.
+pub(super) fn compile_as<'py>(
+    torch: &Bound<'py, PyAny>,
+    model: &Bound<'py, PyAny>,
+    mode: &str,
+) -> PyResult<Bound<'py, PyAny>> {
+    let keywords = PyDict::new(torch.py());
+    keywords.set_item("mode", mode)?;
+    torch.call_method("compile", (model,), Some(&keywords))
+}
+
 /// How many graphs dynamo made, and where it broke them.
 pub(super) fn notes(py: Python<'_>) -> PyResult<Vec<String>> {
     let counters = py.import("torch._dynamo.utils")?.getattr("counters")?.cast_into::<PyDict>()?;

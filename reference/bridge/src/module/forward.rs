@@ -3,16 +3,17 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use safetensors::tensor::TensorView;
 
+use super::clock::Clock;
 use super::failure::Stop;
 use super::load::Loaded;
 use super::{cached, compile, dlpack, memory};
-use crate::protocol::{Dtype, Forward, Forwarded, LOGITS, Mode, Positions};
+use crate::protocol::{Dtype, Forward, Forwarded, LOGITS, Positions};
 
 /// Runs one pass, or a prefill and what follows it, and writes the logits.
 pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Result<Forwarded, Stop> {
@@ -20,10 +21,7 @@ pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Res
     let (logits, positions, elapsed) = compute(py, loaded, request.prefill)?;
     let peak_bytes = memory::peak_bytes(torch, &loaded.device)?;
     let shape = store(torch, &logits, loaded.dtype, &request.logits)?;
-    let notes = match loaded.mode {
-        Mode::Compiled | Mode::Frozen => compile::notes(py)?,
-        Mode::Eager | Mode::Fused => Vec::new(),
-    };
+    let notes = if loaded.mode.is_compiled() { compile::notes(py)? } else { Vec::new() };
     Ok(Forwarded {
         elapsed_ns: elapsed.as_nanos() as u64,
         shape,
@@ -54,7 +52,7 @@ pub(super) fn pass<'py>(py: Python<'py>, loaded: &Loaded) -> PyResult<(Bound<'py
     call(py, loaded, &loaded.callable, loaded.arguments.bind(py))
 }
 
-/// One call without gradients, timed from an idle device to an idle device.
+/// One call without gradients, timed from an idle device to an idle device: on a GPU by its own events.
 pub(super) fn call<'py>(
     py: Python<'py>,
     loaded: &Loaded,
@@ -65,11 +63,9 @@ pub(super) fn call<'py>(
     let callable = callable.bind(py);
     let mode = torch.call_method0("inference_mode")?;
     let timed = || {
-        synchronise(torch, &loaded.device)?;
-        let begun = Instant::now();
+        let clock = Clock::start(torch, &loaded.device)?;
         let output = callable.call((), Some(arguments))?;
-        synchronise(torch, &loaded.device)?;
-        Ok((output, begun.elapsed()))
+        Ok((output, clock.stop()?))
     };
     within(&mode, || loaded.float64.within(py, timed))
 }
@@ -86,13 +82,6 @@ pub(super) fn within<T, E: From<PyErr>>(
     let value = result?;
     left?;
     Ok(value)
-}
-
-pub(super) fn synchronise(torch: &Bound<'_, PyAny>, device: &str) -> PyResult<()> {
-    if device.starts_with("cuda") {
-        torch.getattr("cuda")?.call_method1("synchronize", (device,))?;
-    }
-    Ok(())
 }
 
 /// `logits`, or the last hidden states of a model without a head, `[batch, seq, width]`.

@@ -47,12 +47,13 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     }
     let config = read_config(&request.checkpoint)?;
     let torch = py.import("torch")?.into_any();
-    settle(py, &torch, request)?;
+    let said_of_device = settle(py, &torch, request)?;
     let transformers = py.import("transformers")?.into_any();
     let version: String = transformers.getattr("__version__")?.extract()?;
     let Translated { config: translated, mut notes, rope_thetas } =
         translate(&config, &version).map_err(Stop::unsupported)?;
 
+    notes.extend(said_of_device.map(ToOwned::to_owned));
     let (config_class, config_object) = config_object(py, &translated, request.attention, &version)?;
     let ignored_keys = report::ignored_keys(&config_class, &config_object, &translated)?;
     if let Some(keys) = ignored_keys.as_ref().filter(|keys| !keys.is_empty()) {
@@ -87,6 +88,8 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     let callable = match request.mode {
         Mode::Compiled => compile::compile(&torch, &model)?,
         Mode::Frozen => compile::compile_frozen(&torch, &model)?,
+        Mode::ReduceOverhead => compile::compile_as(&torch, &model, "reduce-overhead")?,
+        Mode::MaxAutotune => compile::compile_as(&torch, &model, "max-autotune")?,
         Mode::Eager | Mode::Fused => model.clone(),
     };
     let libraries = libraries(py, &torch, version)?;
@@ -126,8 +129,12 @@ fn read_config(checkpoint: &Path) -> Result<Map<String, Value>, Stop> {
     Ok(config)
 }
 
-/// Threads, seeds and switches that decide on numbers.
-fn settle(py: Python<'_>, torch: &Bound<'_, PyAny>, request: &Load) -> Result<(), Stop> {
+/// Said of every model on a GPU. transformers leaves torch's switches alone, and off is torch's own default for
+/// products of matrices.
+const TF32_NOTE: &str = "TF32 is off: products of f32 matrices are computed in f32 (torch's default, and the native models'); times are the GPU's own events between two idle moments";
+
+/// Threads, seeds and switches that decide on numbers; what is to be said of them.
+fn settle(py: Python<'_>, torch: &Bound<'_, PyAny>, request: &Load) -> Result<Option<&'static str>, Stop> {
     torch.call_method1("set_num_threads", (request.threads.max(1),))?;
     torch.call_method1("manual_seed", (request.seed,))?;
     py.import("random")?.call_method1("seed", (request.seed,))?;
@@ -135,15 +142,37 @@ fn settle(py: Python<'_>, torch: &Bound<'_, PyAny>, request: &Load) -> Result<()
     py.import("numpy")?.getattr("random")?.call_method1("seed", (request.seed as u32,))?;
     torch.call_method1("set_grad_enabled", (false,))?;
     if request.device.starts_with("cuda") {
-        let available: bool = torch.getattr("cuda")?.call_method0("is_available")?.extract()?;
-        if !available {
-            return Err(Stop::unsupported(format!("torch finds no CUDA device for {}", request.device)));
+        let cuda = torch.getattr("cuda")?;
+        let available: bool = cuda.call_method0("is_available")?.extract()?;
+        let found: usize = if available { cuda.call_method0("device_count")?.extract()? } else { 0 };
+        // `cuda` alone is the first.
+        let wanted: usize =
+            request.device.strip_prefix("cuda:").and_then(|number| number.parse().ok()).unwrap_or(0);
+        if wanted >= found {
+            return Err(Stop::unsupported(no_gpu(torch, &request.device, found)?));
         }
+        // Without it a new process would work on the first one, whatever the model's device.
+        cuda.call_method1("set_device", (&request.device,))?;
         // TF32 has 10 bits of mantissa; f32 cells compare f32.
         torch.call_method1("set_float32_matmul_precision", ("highest",))?;
         torch.getattr("backends")?.getattr("cudnn")?.setattr("allow_tf32", false)?;
+        return Ok(Some(TF32_NOTE));
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Why torch has no such device: it is a build for the CPU, or it finds too few GPUs.
+fn no_gpu(torch: &Bound<'_, PyAny>, device: &str, found: usize) -> PyResult<String> {
+    let built_for: Option<String> = torch.getattr("version")?.getattr("cuda")?.extract()?;
+    Ok(match (built_for, found) {
+        (None, _) => {
+            let version = torch.getattr("__version__")?.str()?;
+            format!("torch {version} has no CUDA, which {device} needs: take another torch_backend")
+        }
+        (Some(cuda), 0) => format!("torch (CUDA {cuda}) finds no CUDA device for {device}"),
+        (Some(_), 1) => format!("torch finds 1 CUDA device, so there is no {device}"),
+        (Some(_), found) => format!("torch finds {found} CUDA devices, so there is no {device}"),
+    })
 }
 
 /// The version's config class for the model_type, and the config as an object of it.
@@ -261,10 +290,12 @@ fn libraries(
     transformers: String,
 ) -> PyResult<BTreeMap<String, String>> {
     let python = py.import("platform")?.call_method0("python_version")?;
-    let torch = torch.getattr("__version__")?.str()?.to_string();
-    Ok(BTreeMap::from([
+    let mut libraries = BTreeMap::from([
         ("transformers".to_owned(), transformers),
-        ("torch".to_owned(), torch),
+        ("torch".to_owned(), torch.getattr("__version__")?.str()?.to_string()),
         ("python".to_owned(), python.extract()?),
-    ]))
+    ]);
+    let cuda: Option<String> = torch.getattr("version")?.getattr("cuda")?.extract()?;
+    libraries.extend(cuda.map(|cuda| ("torch_cuda".to_owned(), cuda)));
+    Ok(libraries)
 }

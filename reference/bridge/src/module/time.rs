@@ -5,6 +5,7 @@ use pyo3::types::{PyDict, PyList};
 
 use super::failure::Stop;
 use super::load::Loaded;
+use super::static_cache::StaticCache;
 use super::{forward, memory};
 use crate::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS, Time, Timed};
 
@@ -30,14 +31,24 @@ pub(super) fn time(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Ti
 /// shows it that the cache grows by the token, for which it is compiled once more.
 const SETTLING: usize = 3;
 
-/// One token of every row at a time, after the inputs and through the model's own (dynamic) cache.
+/// One token of every row at a time, after the inputs and through the model's own cache, a dynamic one except where
+/// [`StaticCache`] says otherwise.
 fn decode(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Vec<u64>, Stop> {
     let arguments = loaded.arguments.bind(py).copy()?;
     if !arguments.contains("use_cache")? {
         return Ok(Vec::new());
     }
     arguments.set_item("use_cache", true)?;
+    let fixed = StaticCache::new(py, loaded, SETTLING + request.decode)?;
+    if fixed.is_none() && StaticCache::is_needed(loaded.mode) {
+        return Ok(Vec::new());
+    }
+    if let Some(fixed) = &fixed {
+        arguments.set_item("past_key_values", fixed.cache())?;
+        fixed.place(&arguments, None)?;
+    }
     let (output, _) = forward::call(py, loaded, &loaded.model, &arguments)?;
+    arguments.del_item("past_key_values").ok();
     let Some(mut past) = cache(&output)? else {
         return Ok(Vec::new());
     };
@@ -46,14 +57,18 @@ fn decode(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Vec<u64>, S
     for index in 0..SETTLING + request.decode {
         let step = next(py, loaded, &arguments)?;
         step.set_item("past_key_values", past)?;
+        let mask = step.get_item(ATTENTION_MASK)?;
+        if let Some(fixed) = &fixed {
+            fixed.place(&step, Some(index))?;
+        }
         let (output, elapsed) = forward::call(py, loaded, &loaded.callable, &step)?;
         if index >= SETTLING {
             samples_ns.push(elapsed.as_nanos() as u64);
         }
         let grown = cache(&output)?;
         past = grown.ok_or_else(|| Stop::exception("the model gave no cache back".into()))?;
-        for name in [ATTENTION_MASK, POSITION_IDS] {
-            if let Some(tensor) = step.get_item(name)? {
+        for (name, tensor) in [(ATTENTION_MASK, mask), (POSITION_IDS, step.get_item(POSITION_IDS)?)] {
+            if let Some(tensor) = tensor {
                 arguments.set_item(name, tensor)?;
             }
         }

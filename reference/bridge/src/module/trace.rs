@@ -8,7 +8,7 @@ use pyo3::types::{PyCFunction, PyDict, PyList, PyTuple};
 use super::failure::Stop;
 use super::load::Loaded;
 use super::{forward, forward::within};
-use crate::protocol::{Mode, Trace};
+use crate::protocol::Trace;
 
 /// Profiles one pass, with a range for every module of an eager model.
 pub(super) fn trace(py: Python<'_>, loaded: &Loaded, request: &Trace) -> Result<(), Stop> {
@@ -23,10 +23,8 @@ pub(super) fn trace(py: Python<'_>, loaded: &Loaded, request: &Trace) -> Result<
     keywords.set_item("record_shapes", true)?;
     let profile = profiler.call_method("profile", (), Some(&keywords))?;
     // Hooks would break a compiled model's graphs; its kernels carry their own names.
-    let hooks = match loaded.mode {
-        Mode::Compiled | Mode::Frozen => Vec::new(),
-        Mode::Eager | Mode::Fused => name_modules(&profiler, loaded.model.bind(py))?,
-    };
+    let hooks =
+        if loaded.mode.is_compiled() { Vec::new() } else { name_modules(&profiler, loaded.model.bind(py))? };
     let result = within(&profile, || forward::pass(py, loaded));
     for hook in hooks {
         hook.call_method0("remove")?;

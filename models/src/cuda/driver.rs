@@ -1,0 +1,438 @@
+//! A real GPU behind [`Gpu`]: CUDA's driver, NVRTC and cuBLASLt, opened while the program runs.
+//!
+//! One private stream, in whose order everything happens; cudarc's own tracking by events is off, for it would break
+//! the recording of a pass, and there is no second stream to wait for. Memory comes from the device's pool, whose
+//! counters say how much is in use and how much ever was.
+
+#![expect(unsafe_code, reason = "the driver is a C library that works on addresses")]
+
+mod cubins;
+mod description;
+mod libraries;
+mod products;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cudarc::driver::sys::CUmemPool_attribute as PoolAttribute;
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result, sys};
+use cudarc::nvrtc::Ptx;
+
+use description::describe;
+pub use description::{Description, OpenError, device_count, installed};
+pub use libraries::{Missing, Needed};
+
+use crate::cuda::gpu::{Dtype, Gpu, Graph, LaunchShape, MatMul};
+use crate::cuda::kernels::{KernelId, Source};
+use crate::error::{Error, Result};
+use products::{Places, Products, WORKSPACE_BYTES};
+
+/// Dynamic shared memory that a block gets without being asked for more.
+const USUAL_SHARED_BYTES: u32 = 48 << 10;
+
+/// The oldest compute capability with the instructions that the kernels use.
+const OLDEST: [u32; 2] = [8, 0];
+
+/// What a driver is opened with.
+#[derive(Clone, Debug, Default)]
+pub struct Setting {
+    /// Interpreters in whose environments NVRTC and cuBLASLt may lie, beside the usual places.
+    pub pythons: Vec<PathBuf>,
+    /// Where compiled kernels are kept; absent, each process compiles them anew.
+    pub cubins: Option<PathBuf>,
+}
+
+/// Memory of a device in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Held by this process' allocations.
+    pub used: u64,
+    /// The most that they ever held.
+    pub peak: u64,
+    /// Free for anybody.
+    pub free: u64,
+    /// There is.
+    pub total: u64,
+}
+
+/// One GPU with its stream, kernels and algorithms.
+pub struct Driver {
+    // Dropped in this order: what lies on the device before its stream.
+    kernels: Mutex<Kernels>,
+    products: Mutex<Products>,
+    workspace: u64,
+    pool: sys::CUmemoryPool,
+    /// Memory that was given back while a pass was recorded.
+    owed: Mutex<Vec<u64>>,
+    is_recording: AtomicBool,
+    cubins: Option<PathBuf>,
+    description: Description,
+    stream: Arc<CudaStream>,
+}
+
+// SAFETY: the one raw handle, the device's pool, is the driver's own and belongs to no thread.
+unsafe impl Send for Driver {}
+// SAFETY: as above; what changes lies behind a mutex.
+unsafe impl Sync for Driver {}
+
+#[derive(Default)]
+struct Kernels {
+    modules: HashMap<(Source, Dtype), Arc<CudaModule>>,
+    functions: HashMap<KernelId, Function>,
+}
+
+#[derive(Clone)]
+struct Function {
+    function: CudaFunction,
+    /// Dynamic shared memory that it may have, bytes.
+    shared: u32,
+}
+
+impl Driver {
+    /// Opens device `number`.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what is missing.
+    pub fn open(number: usize, setting: &Setting) -> std::result::Result<Arc<Self>, OpenError> {
+        let found = device_count()?;
+        Needed::ALL.into_iter().try_for_each(|library| libraries::open(library, &setting.pythons))?;
+        let failed = |what: &'static str| move |error| OpenError::Failed(message(what, error));
+        if number >= found {
+            return Err(OpenError::NoDevice { found, wanted: number });
+        }
+        let context = CudaContext::new(number).map_err(failed("the GPU's context"))?;
+        // SAFETY: nothing is allocated yet, and there will be one stream.
+        unsafe { context.disable_event_tracking() };
+        let description = describe(&context)?;
+        if description.capability < OLDEST {
+            return Err(OpenError::TooOld { name: description.name, found: description.capability });
+        }
+        let stream = context.new_stream().map_err(failed("the GPU's stream"))?;
+        // SAFETY: the device exists.
+        let pool = unsafe { result::device::get_default_mem_pool(context.cu_device()) }
+            .map_err(failed("the GPU's memory pool"))?;
+        let keep = u64::MAX;
+        // SAFETY: the attribute is a u64. Memory that is given back stays with the process, so that taking it
+        // again costs no call into the system.
+        unsafe {
+            result::mem_pool::set_attribute(
+                pool,
+                PoolAttribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+                (&raw const keep).cast_mut().cast(),
+            )
+        }
+        .map_err(failed("the GPU's memory pool"))?;
+        // SAFETY: `stream` belongs to the current context.
+        let workspace = unsafe { result::malloc_async(stream.cu_stream(), WORKSPACE_BYTES) }
+            .map_err(failed("32 MiB of the GPU's memory"))?;
+        Ok(Arc::new(Self {
+            kernels: Mutex::default(),
+            products: Mutex::new(Products::new().map_err(|error| OpenError::Failed(error.to_string()))?),
+            workspace,
+            pool,
+            owed: Mutex::default(),
+            is_recording: AtomicBool::new(false),
+            cubins: setting.cubins.clone(),
+            description,
+            stream,
+        }))
+    }
+
+    /// What the device is.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// Its memory now, by the driver's counters.
+    ///
+    /// # Errors
+    /// If the driver does not say.
+    pub fn memory(&self) -> Result<Memory> {
+        self.bind()?;
+        let (free, total) = result::mem_get_info().map_err(gpu("its memory"))?;
+        let counter = |attribute| {
+            let mut value = 0_u64;
+            // SAFETY: both counters are u64.
+            unsafe { result::mem_pool::get_attribute(self.pool, attribute, (&raw mut value).cast()) }
+                .map_err(gpu("its memory pool"))?;
+            Ok::<_, Error>(value)
+        };
+        Ok(Memory {
+            used: counter(PoolAttribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,
+            peak: counter(PoolAttribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?,
+            free: free as u64,
+            total: total as u64,
+        })
+    }
+
+    /// How long the device works on what `body` calls, from idle to idle, by its own events.
+    ///
+    /// # Errors
+    /// What `body` returns, or if the device fails.
+    pub fn time(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
+        let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        let event = || self.stream.context().new_event(flags).map_err(gpu("an event"));
+        let (begin, end) = (event()?, event()?);
+        self.synchronize()?;
+        begin.record(&self.stream).map_err(gpu("an event"))?;
+        body()?;
+        end.record(&self.stream).map_err(gpu("an event"))?;
+        self.synchronize()?;
+        let ms = begin.elapsed_ms(&end).map_err(gpu("the time between events"))?;
+        Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
+    }
+
+    /// Makes the device the calling thread's.
+    fn bind(&self) -> Result<()> {
+        self.stream.context().bind_to_thread().map_err(gpu("its context"))
+    }
+
+    fn refuse_while_recording(&self, what: &str) -> Result<()> {
+        if self.is_recording.load(Ordering::Relaxed) {
+            return Err(Error::Gpu(format!("{what} while a pass is recorded")));
+        }
+        Ok(())
+    }
+
+    fn module(&self, kernels: &mut Kernels, source: Source, dtype: Dtype) -> Result<Arc<CudaModule>> {
+        if let Some(module) = kernels.modules.get(&(source, dtype)) {
+            return Ok(Arc::clone(module));
+        }
+        self.refuse_while_recording("a kernel is loaded")?;
+        let code = cubins::cubin(source, dtype, self.description.capability, self.cubins.as_deref())?;
+        let loaded = self.stream.context().load_module(Ptx::from_binary(code));
+        let module = loaded.map_err(|error| Error::Gpu(message(source.name(), error)))?;
+        kernels.modules.insert((source, dtype), Arc::clone(&module));
+        Ok(module)
+    }
+
+    /// The kernel, allowed that much dynamic shared memory.
+    fn function(&self, kernel: KernelId, shared: u32) -> Result<sys::CUfunction> {
+        let mut kernels = lock(&self.kernels);
+        if !kernels.functions.contains_key(&kernel) {
+            let module = self.module(&mut kernels, kernel.source, kernel.dtype)?;
+            let function = module.load_function(kernel.name);
+            let function = function.map_err(|error| Error::Gpu(message(kernel.name, error)))?;
+            kernels.functions.insert(kernel, Function { function, shared: USUAL_SHARED_BYTES });
+        }
+        let known = kernels.functions.get_mut(&kernel);
+        let Some(known) = known else { return Err(Error::Gpu(format!("{} is lost", kernel.name))) };
+        if shared > known.shared {
+            let limit = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let set = known.function.set_attribute(limit, shared as i32);
+            let what = || format!("{} with {shared} bytes of shared memory", kernel.name);
+            set.map_err(|error| Error::Gpu(message(&what(), error)))?;
+            known.shared = shared;
+        }
+        Ok(known.function.cu_function())
+    }
+
+    /// Gives back what could not be while a pass was recorded.
+    fn settle(&self) {
+        for address in lock(&self.owed).drain(..) {
+            // SAFETY: `free` was called on it, and it was not given back then.
+            let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
+        }
+    }
+}
+
+impl Gpu for Driver {
+    fn name(&self) -> String {
+        self.description.name.clone()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.description.multiprocessors
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64> {
+        self.refuse_while_recording("memory is taken")?;
+        self.bind()?;
+        // The driver gives nothing for no bytes. Its pools give multiples of 512.
+        let allocated = unsafe {
+            // SAFETY: the stream belongs to the current context.
+            result::malloc_async(self.stream.cu_stream(), bytes.max(1))
+        };
+        allocated.map_err(|error| Error::Gpu(message(&format!("{bytes} bytes of its memory"), error)))
+    }
+
+    unsafe fn free(&self, address: u64, _bytes: usize) {
+        if self.is_recording.load(Ordering::Relaxed) {
+            lock(&self.owed).push(address);
+            return;
+        }
+        if self.bind().is_ok() {
+            // SAFETY: the caller's promise. An error here is one of an earlier operation, which says so itself.
+            let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
+        }
+    }
+
+    unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        self.refuse_while_recording("an upload")?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the caller's promise. From memory that is not pinned the driver has copied before it returns.
+        unsafe { result::memcpy_htod_async(to, bytes, self.stream.cu_stream()) }.map_err(gpu("an upload"))
+    }
+
+    unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.refuse_while_recording("a download")?;
+        self.bind()?;
+        if !bytes.is_empty() {
+            // SAFETY: the caller's promise; the stream is waited for below, while `bytes` lives.
+            unsafe { result::memcpy_dtoh_async(bytes, from, self.stream.cu_stream()) }
+                .map_err(gpu("a download"))?;
+        }
+        self.stream.synchronize().map_err(gpu("a download, or what ran before it"))
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the caller's promise.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(gpu("a copy"))
+    }
+
+    unsafe fn zero(&self, at: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the caller's promise.
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }.map_err(gpu("zeros"))
+    }
+
+    unsafe fn launch(&self, kernel: KernelId, shape: LaunchShape, params: &[u8]) -> Result<()> {
+        self.bind()?;
+        let function = self.function(kernel, shape.shared)?;
+        let [x, y, z] = shape.grid;
+        let mut arguments = [params.as_ptr().cast_mut().cast()];
+        // SAFETY: the kernel's one parameter has the size of `params`, from which the driver copies before it
+        // returns; the caller answers for the rest.
+        unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (shape.block, 1, 1),
+                shape.shared,
+                self.stream.cu_stream(),
+                &mut arguments,
+            )
+        }
+        .map_err(|error| Error::Gpu(message(&format!("{} with {shape:?}", kernel.name), error)))
+    }
+
+    unsafe fn matmul(&self, spec: &MatMul, xs: u64, weight: u64, bias: u64, out: u64) -> Result<()> {
+        self.bind()?;
+        let stream = self.stream.cu_stream().cast();
+        let places = Places { xs, weight, bias, out, workspace: self.workspace, stream };
+        // SAFETY: the caller's promise; products run one after the other in the stream, so they share a workspace.
+        unsafe { lock(&self.products).run(spec, &places) }
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.refuse_while_recording("a wait")?;
+        self.bind()?;
+        self.stream.synchronize().map_err(gpu("what was called before"))
+    }
+
+    fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
+        self.bind()?;
+        if self.is_recording.swap(true, Ordering::Relaxed) {
+            return Err(Error::Gpu("a pass is recorded inside another".to_owned()));
+        }
+        let begun = self.stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+        let ran = match begun {
+            Ok(()) => body(),
+            Err(error) => Err(Error::Gpu(message("recording", error))),
+        };
+        // Ended in any case: a stream that still records refuses everything else.
+        let ended = begun.and_then(|()| self.stream.end_capture(sys::CUgraphInstantiate_flags(0)));
+        self.is_recording.store(false, Ordering::Relaxed);
+        self.settle();
+        ran?;
+        let graph = ended.map_err(gpu("the end of a recording"))?;
+        let graph = graph.ok_or_else(|| Error::Gpu("nothing was recorded".to_owned()))?;
+        graph.upload().map_err(gpu("a recorded pass"))?;
+        Ok(Box::new(Recorded(graph)))
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.settle();
+        if self.bind().is_ok() {
+            let _ = self.stream.synchronize();
+            // SAFETY: allocated in `open`; nothing runs any more.
+            let _ = unsafe { result::free_async(self.workspace, self.stream.cu_stream()) };
+        }
+    }
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Driver({})", self.description.name)
+    }
+}
+
+/// A recorded pass.
+struct Recorded(cudarc::driver::CudaGraph);
+
+// SAFETY: a graph belongs to no thread; it must not be used by two at once, and whoever holds it holds it alone.
+unsafe impl Send for Recorded {}
+
+impl fmt::Debug for Recorded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Recorded")
+    }
+}
+
+impl Graph for Recorded {
+    fn replay(&self) -> Result<()> {
+        self.0.launch().map_err(gpu("a recorded pass"))
+    }
+}
+
+/// What failed, and what CUDA says of it: `a copy: CUDA_ERROR_INVALID_VALUE (invalid argument)`.
+fn message(what: &str, error: DriverError) -> String {
+    let name = error.error_name().map(|name| name.to_string_lossy().into_owned());
+    let text = error.error_string().map(|text| text.to_string_lossy().into_owned());
+    match (name, text) {
+        (Ok(name), Ok(text)) => format!("{what}: {name} ({text})"),
+        _ => format!("{what}: {:?}", error.0),
+    }
+}
+
+fn gpu(what: &'static str) -> impl FnOnce(DriverError) -> Error {
+    move |error| Error::Gpu(message(what, error))
+}
+
+/// A poisoned lock says that an earlier call panicked; what it left is a cache.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opening_a_gpu_says_what_is_missing_or_opens_it() {
+        // Where there is no driver this is the message that a user gets; where there is one, it opens or says why not.
+        match Driver::open(0, &Setting::default()) {
+            Err(OpenError::Missing(missing)) => {
+                assert!(missing.to_string().contains("is missing"), "{missing}");
+            }
+            Err(error) => assert!(!error.to_string().is_empty()),
+            Ok(driver) => assert!(driver.description().multiprocessors > 0),
+        }
+    }
+}

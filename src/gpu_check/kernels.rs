@@ -1,0 +1,219 @@
+//! Every kernel against float64 on the CPU, with the references written out anew: a mistake in what the kernels and
+//! their own tests share would show here.
+
+mod attention;
+mod experts;
+mod rows;
+
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use models::cuda::{Dtype, Gpu, Region};
+use models::{Error, Result};
+use serde::Serialize;
+
+/// One kernel on one shape.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct KernelCheck {
+    /// What was computed.
+    pub(super) name: String,
+    /// `bf16`.
+    pub(super) dtype: String,
+    /// Relative L2 against float64; NaN where the kernel did not run.
+    pub(super) error: f64,
+    /// What rounding in this dtype explains.
+    pub(super) limit: f64,
+    /// Whether it is within, and every element near what it should be.
+    pub(super) passed: bool,
+    /// Why it did not run, or which element is off.
+    pub(super) failure: Option<String>,
+}
+
+impl KernelCheck {
+    pub(super) fn text(&self) -> String {
+        let failure = self.failure.as_ref().map(|failure| format!("; {failure}")).unwrap_or_default();
+        format!(
+            "{} in {}: relative L2 {:.1e}, limit {:.1e}{failure}",
+            self.name, self.dtype, self.error, self.limit
+        )
+    }
+}
+
+/// What a kernel gave, and what it should have given.
+type Outcome = Result<(Vec<f64>, Vec<f64>)>;
+
+/// A name, and what computes one dtype.
+type Case = (&'static str, fn(&Bench) -> Outcome);
+
+/// A device and a dtype.
+struct Bench {
+    gpu: Arc<dyn Gpu>,
+    dtype: Dtype,
+}
+
+/// Runs them all; `say` gets each as soon as it is known and says whether to go on.
+pub(super) fn run(gpu: &Arc<dyn Gpu>, say: &mut dyn FnMut(KernelCheck) -> bool) {
+    for (name, case) in cases() {
+        for dtype in Dtype::ALL {
+            let bench = Bench { gpu: Arc::clone(gpu), dtype };
+            if !say(judge(name, dtype, case(&bench))) {
+                return;
+            }
+        }
+    }
+}
+
+fn cases() -> impl Iterator<Item = Case> {
+    rows::CASES.iter().chain(attention::CASES).chain(experts::CASES).copied()
+}
+
+/// Half a unit in the last place is what one rounding costs at most; an F32 sum of a thousand terms costs some dozen.
+fn limit(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F32 => 2e-6,
+        // Attention rounds its probabilities too.
+        Dtype::Bf16 => 1.0 / 256.0,
+        Dtype::F16 => 1.0 / 2048.0,
+    }
+}
+
+/// How far one element may be off, in limits: of its own size, or of the root mean square where it is smaller.
+const ONE: f64 = 8.0;
+
+fn judge(name: &str, dtype: Dtype, outcome: Outcome) -> KernelCheck {
+    let limit = limit(dtype);
+    let check = |error: f64, failure: Option<String>| KernelCheck {
+        name: name.to_owned(),
+        dtype: dtype.suffix().to_owned(),
+        error,
+        limit,
+        passed: error <= limit && failure.is_none(),
+        failure,
+    };
+    let (got, want) = match outcome {
+        Ok(values) => values,
+        Err(error) => return check(f64::NAN, Some(text(&error))),
+    };
+    if got.len() != want.len() || want.is_empty() {
+        return check(f64::NAN, Some(format!("{} values where there should be {}", got.len(), want.len())));
+    }
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+    let norm = squares(&mut want.iter().copied()).sqrt();
+    let error = squares(&mut got.iter().zip(&want).map(|(got, want)| got - want)).sqrt() / norm;
+    let rms = norm / (want.len() as f64).sqrt();
+    let off = |(got, want): (&f64, &f64)| {
+        let allowed = ONE * limit * want.abs().max(rms);
+        let is_near = (got - want).abs() <= allowed;
+        !is_near
+    };
+    let failure = got
+        .iter()
+        .zip(&want)
+        .position(off)
+        .map(|at| format!("element {at} of {} is {}, and {} is right", want.len(), got[at], want[at]));
+    check(error, failure)
+}
+
+fn text(error: &Error) -> String {
+    error.to_string()
+}
+
+impl Bench {
+    /// Numbers in `-scale..scale`, as the dtype has them; the same for the same `seed`.
+    fn noise(&self, seed: u64, len: usize, scale: f64) -> Vec<f64> {
+        numbers(seed, len, scale).into_iter().map(|value| round(self.dtype, value)).collect()
+    }
+
+    /// Values that the dtype has exactly, on the device.
+    fn put(&self, values: &[f64]) -> Result<Region> {
+        self.put_as(self.dtype, values)
+    }
+
+    fn put_as(&self, dtype: Dtype, values: &[f64]) -> Result<Region> {
+        let single = values.iter().map(|value| *value as f32);
+        match dtype {
+            Dtype::F32 => Region::of(&self.gpu, &single.collect::<Vec<_>>()),
+            Dtype::Bf16 => Region::of(&self.gpu, &single.map(bf16::from_f32).collect::<Vec<_>>()),
+            Dtype::F16 => Region::of(&self.gpu, &single.map(f16::from_f32).collect::<Vec<_>>()),
+        }
+    }
+
+    fn room(&self, len: usize) -> Result<Region> {
+        Region::room(&self.gpu, self.dtype, len)
+    }
+
+    fn get(&self, region: &Region, len: usize) -> Result<Vec<f64>> {
+        get_as(self.dtype, region, len)
+    }
+}
+
+fn get_as(dtype: Dtype, region: &Region, len: usize) -> Result<Vec<f64>> {
+    Ok(match dtype {
+        Dtype::F32 => region.download::<f32>(len)?.into_iter().map(f64::from).collect(),
+        Dtype::Bf16 => region.download::<bf16>(len)?.into_iter().map(f64::from).collect(),
+        Dtype::F16 => region.download::<f16>(len)?.into_iter().map(f64::from).collect(),
+    })
+}
+
+/// A value as `dtype` has it.
+fn round(dtype: Dtype, value: f64) -> f64 {
+    match dtype {
+        Dtype::F32 => f64::from(value as f32),
+        Dtype::Bf16 => f64::from(bf16::from_f32(value as f32)),
+        Dtype::F16 => f64::from(f16::from_f32(value as f32)),
+    }
+}
+
+/// SplitMix64 (Steele, Lea and Flood, 2014), uniform in `-scale..scale`, as F32 has them.
+fn numbers(seed: u64, len: usize, scale: f64) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x5851_f42d_4c95_7f2d);
+    let next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let unit = ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64;
+        f64::from(((2.0 * unit - 1.0) * scale) as f32)
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use models::cuda::{Emulator, Order};
+
+    use super::*;
+
+    #[test]
+    fn a_check_sees_a_wrong_element_a_wrong_scale_and_a_failure() {
+        let want = numbers(1, 4096, 1.0);
+        let of = |got: Vec<f64>| judge("test", Dtype::Bf16, Ok((got, want.clone())));
+        assert!(of(want.clone()).passed);
+        assert!(of(want.iter().map(|&value| round(Dtype::Bf16, value)).collect()).passed, "one rounding");
+        let mut one = want.clone();
+        one[77] += 0.1;
+        let one = of(one);
+        assert!(!one.passed && one.error < one.limit && one.text().contains("element 77"), "{}", one.text());
+        assert!(!of(want.iter().map(|value| value * 1.01).collect()).passed);
+        assert!(!of(vec![f64::NAN; 4096]).passed);
+        assert!(!of(want[1..].to_vec()).passed);
+        assert!(!judge("test", Dtype::F32, Err(Error::Gpu("no".to_owned()))).passed);
+    }
+
+    /// The list on the emulated GPU: what the real one is asked, without one.
+    #[test]
+    fn every_kernel_passes_on_the_emulated_gpu() {
+        let gpu = Emulator::start(Order::Forward);
+        let mut failed = Vec::new();
+        let mut count = 0;
+        run(&gpu, &mut |check| {
+            count += 1;
+            if !check.passed {
+                failed.push(check.text());
+            }
+            true
+        });
+        assert!(failed.is_empty(), "{failed:#?}");
+        assert_eq!(count, 3 * cases().count());
+    }
+}
