@@ -351,6 +351,7 @@ fn serve(arguments: &crate::cli::Worker) -> Result<ExitCode> {
     let cuda = models::cuda::driver::Setting {
         pythons: arguments.pythons.clone(),
         cubins: arguments.cubins.clone(),
+        ..models::cuda::driver::Setting::default()
     };
     let mut engine = worker::engine(arguments.upstream, cuda);
     worker::serve(engine.as_mut()).into_diagnostic().wrap_err("the worker lost its descriptors")?;

@@ -87,6 +87,7 @@ fn setting(choice: &Choice, cache: Option<&Path>) -> Setting {
     Setting {
         pythons: reference::interpreter(&choice.python).into_iter().collect(),
         cubins: cache.map(|cache| cache.join("cubins")),
+        ..Setting::default()
     }
 }
 

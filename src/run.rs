@@ -226,7 +226,11 @@ impl Runners {
         // A plan of eager cells of which none is timed may share workers; a compiler's state would outlive its cell, and
         // a second process is asked for to hold the first one against it.
         let is_shared = !order.config.run.noise
-            && order.plan.cells.iter().all(|cell| !cell.measured && !cell.variant.mode.is_compiled());
+            && order
+                .plan
+                .cells
+                .iter()
+                .all(|cell| !is_timed(order.config, cell) && !cell.variant.mode.is_compiled());
         let boxed = |runner: ProcessRunner| -> Box<dyn Runner> {
             if is_shared { Box::new(SharedRunner::new(runner)) } else { Box::new(runner) }
         };

@@ -37,6 +37,9 @@ const USUAL_SHARED_BYTES: u32 = 48 << 10;
 /// The oldest compute capability with the instructions that the kernels use.
 const OLDEST: [u32; 2] = [8, 0];
 
+/// The oldest at which kernels wait for what they read by themselves (`wait_for_previous` in `device.cuh`).
+const OVERLAPPING: [u32; 2] = [9, 0];
+
 /// What a driver is opened with.
 #[derive(Clone, Debug, Default)]
 pub struct Setting {
@@ -44,6 +47,8 @@ pub struct Setting {
     pub pythons: Vec<PathBuf>,
     /// Where compiled kernels are kept; absent, each process compiles them anew.
     pub cubins: Option<PathBuf>,
+    /// Whether a kernel begins only once the one before has ended, as on devices before 9.0.
+    pub is_serial: bool,
 }
 
 /// Memory of a device in bytes.
@@ -69,6 +74,8 @@ pub struct Driver {
     /// Memory that was given back while a pass was recorded.
     owed: Mutex<Vec<u64>>,
     is_recording: AtomicBool,
+    /// Whether a kernel may begin while the one before still runs; what it reads of that one it waits for.
+    overlaps: bool,
     cubins: Option<PathBuf>,
     description: Description,
     stream: Arc<CudaStream>,
@@ -136,6 +143,7 @@ impl Driver {
             pool,
             owed: Mutex::default(),
             is_recording: AtomicBool::new(false),
+            overlaps: description.capability >= OVERLAPPING && !setting.is_serial,
             cubins: setting.cubins.clone(),
             description,
             stream,
@@ -315,18 +323,29 @@ impl Gpu for Driver {
         let function = self.function(kernel, shape.shared)?;
         let [x, y, z] = shape.grid;
         let mut arguments = [params.as_ptr().cast_mut().cast()];
+        let mut overlap = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: shape.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shape.shared,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut overlap,
+            numAttrs: u32::from(self.overlaps),
+        };
         // SAFETY: the kernel's one parameter has the size of `params`, from which the driver copies before it
         // returns; the caller answers for the rest.
         unsafe {
-            result::launch_kernel(
-                function,
-                (x, y, z),
-                (shape.block, 1, 1),
-                shape.shared,
-                self.stream.cu_stream(),
-                &mut arguments,
-            )
+            sys::cuLaunchKernelEx(&raw const config, function, arguments.as_mut_ptr(), std::ptr::null_mut())
         }
+        .result()
         .map_err(|error| Error::Gpu(message(&format!("{} with {shape:?}", kernel.name), error)))
     }
 

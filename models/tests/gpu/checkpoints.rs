@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_core::{D, DType, Device, IndexOp, Tensor};
 use models::cuda::{Emulator, Gpu, Order};
 use models::synthetic::{Entry, catalogue, config, write};
 use models::{Form, Inputs, Loaded, Options, load, load_on_gpu};
@@ -143,29 +143,30 @@ impl Case {
         }
     }
 
-    /// Squares of the difference to `exact`, and of `exact`, over what is no padding.
-    pub(crate) fn squares(&self, result: &Tensor, exact: &Tensor) -> [f64; 2] {
+    /// Squares of the difference to `exact`, and of `exact`, of each token that is no padding; of each row where a row
+    /// has one result.
+    pub(crate) fn squares(&self, result: &Tensor, exact: &Tensor) -> Vec<[f64; 2]> {
         assert_eq!(result.dims(), exact.dims(), "{}", self.name);
-        let sum = |xs: &Tensor| xs.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
-        let result = result.to_dtype(DType::F64).unwrap();
-        let difference = (result - exact).unwrap();
-        if exact.rank() == 2 {
-            return [sum(&difference), sum(exact)];
-        }
-        let mask = self.real.iter().flatten().map(|real| f64::from(u8::from(*real)));
-        let mask = Tensor::from_iter(mask, &Device::Cpu).unwrap();
-        let mask = mask.reshape((self.real.len(), SEQ, 1)).unwrap();
-        // Positions that are padding may be NaN.
-        let zeros = |xs: &Tensor| {
-            let mask = mask.broadcast_as(xs.shape()).unwrap().to_dtype(DType::U8).unwrap();
-            mask.where_cond(xs, &xs.zeros_like().unwrap()).unwrap()
+        let sums = |xs: &Tensor| {
+            xs.sqr().unwrap().sum(D::Minus1).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()
         };
-        [sum(&zeros(&difference)), sum(&zeros(exact))]
+        let difference = (result.to_dtype(DType::F64).unwrap() - exact).unwrap();
+        let pairs = sums(&difference).into_iter().zip(sums(exact)).map(<[f64; 2]>::from);
+        if exact.rank() == 2 {
+            return pairs.collect();
+        }
+        // Positions that are padding may be NaN.
+        pairs.zip(self.real.iter().flatten()).filter(|(_, real)| **real).map(|(pair, _)| pair).collect()
     }
 
     /// Relative L2 over what is no padding.
     pub(crate) fn relative(&self, result: &Tensor, exact: &Tensor) -> f64 {
-        let [difference, exact] = self.squares(result, exact);
-        (difference / exact).sqrt()
+        relative(&self.squares(result, exact))
     }
+}
+
+/// Relative L2 over all of them.
+pub(crate) fn relative(squares: &[[f64; 2]]) -> f64 {
+    let [difference, exact] = [0, 1].map(|of| squares.iter().map(|pair| pair[of]).sum::<f64>());
+    (difference / exact).sqrt()
 }

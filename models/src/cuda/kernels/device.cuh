@@ -6,7 +6,15 @@
 // Dynamic shared memory, aligned to 16 bytes.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 // An entry point that takes the struct PARAMS as `p` and is launched with at most `threads` threads a block.
-#define ENTRY(threads, name, PARAMS) extern "C" __global__ void __launch_bounds__(threads) name(const PARAMS p)
+#define ENTRY(threads, name, PARAMS)                                       \
+    DEVICE void name##_body(const PARAMS& p);                              \
+    extern "C" __global__ void __launch_bounds__(threads) name(const PARAMS p) { \
+        wait_for_previous();                                               \
+        name##_body(p);                                                    \
+    }                                                                      \
+    DEVICE void name##_body(const PARAMS& p)
+// One that does some work of its own before it calls `wait_for_previous`.
+#define EARLY_ENTRY(threads, name, PARAMS) extern "C" __global__ void __launch_bounds__(threads) name(const PARAMS p)
 
 // NVRTC has no offsetof; this is what its front end makes of one.
 #define OFFSET_OF(type, member) __INTADDR__(&((static_cast<type*>(0))->member))
@@ -26,6 +34,16 @@ DEVICE int block_x() { return blockIdx.x; }
 DEVICE int block_y() { return blockIdx.y; }
 DEVICE int block_z() { return blockIdx.z; }
 DEVICE int blocks_x() { return gridDim.x; }
+
+// Where launches overlap (programmatic dependent launch, PTX ISA 9.7.13.13): waits until what was launched before has
+// ended and its writes are seen, then lets the next launch begin. Before it, a kernel reads only what no launch writes
+// (its parameters, weights), and writes nothing.
+DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 DEVICE void block_barrier() { __syncthreads(); }
 // Among the 32 lanes of a warp; all take part in it and in the exchanges below.
@@ -49,13 +67,11 @@ DEVICE float widen(f16 x) {
 DEVICE Vec16 load16(const void* from) { return *static_cast<const Vec16*>(from); }
 DEVICE void store16(void* to, const Vec16& x) { *static_cast<Vec16*>(to) = x; }
 
-// Asks for a line of 128 bytes of global memory without waiting for it.
-DEVICE void fetch_ahead(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
-
-// 16 bytes of global memory that this launch does not write and nobody reads again soon.
+// 16 bytes of global memory that no launch writes and nobody reads again soon. It is read where it stands, before a
+// wait that follows.
 DEVICE Vec16 load16_once(const void* from) {
     Vec16 y;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
         : "=r"(y.word[0]), "=r"(y.word[1]), "=r"(y.word[2]), "=r"(y.word[3])
         : "l"(from));
     return y;

@@ -20,6 +20,7 @@
     static void name##_body(const PARAMS p);                                                                        \
     EXPORTED void name(const void* params) { name##_body(*static_cast<const PARAMS*>(params)); }                  \
     static void name##_body(const PARAMS p)
+#define EARLY_ENTRY ENTRY
 #define OFFSET_OF(type, member) __builtin_offsetof(type, member)
 
 typedef unsigned char u8;
@@ -263,7 +264,7 @@ DEVICE void store16(void* to, const Vec16& x) {
     check_alignment(to);
     memcpy(to, x.word, 16);
 }
-DEVICE void fetch_ahead(const void*) {}
+DEVICE void wait_for_previous() {}
 DEVICE Vec16 load16_once(const void* from) { return load16(from); }
 
 template <class T> T narrow(float x);

@@ -68,9 +68,29 @@ template <class T, int ROWS> DEVICE void stage(const GemvParams& p, T* rows) {
     block_barrier();
 }
 
-// sums[c][r] = row c of the weight times row r, over a warp; every lane gets them.
+// What a lane reads of the weight's rows at a time: their elements first.. in AHEAD units, 32 lanes apart.
+template <class T, int COLUMNS> struct Chunk {
+    Raw8<T> part[AHEAD][COLUMNS];
+
+    DEVICE static Chunk load(const T* const (&weight)[COLUMNS], int first, int k) {
+        Chunk chunk;
+#pragma unroll
+        for (int a = 0; a < AHEAD; ++a) {
+            int i = first + a * WARP * 8;
+#pragma unroll
+            for (int c = 0; c < COLUMNS; ++c)
+                chunk.part[a][c] = i < k ? Raw8<T>::load_once(weight[c] + i) : Raw8<T>::zero();
+        }
+        return chunk;
+    }
+};
+
+// sums[c][r] = row c of the weight times row r, over a warp; every lane gets them. `chunk` is the first of the weight.
 template <class T, int ROWS, int COLUMNS>
-DEVICE void dot(const GemvParams& p, const T* rows, const T* const (&weight)[COLUMNS], float (&sums)[COLUMNS][ROWS]) {
+DEVICE void dot(
+    const GemvParams& p, const T* rows, const T* const (&weight)[COLUMNS], Chunk<T, COLUMNS>& chunk,
+    float (&sums)[COLUMNS][ROWS]
+) {
     int lane = thread_index() % WARP, stride = staged_row<T>(p.k);
 #pragma unroll
     for (int c = 0; c < COLUMNS; ++c)
@@ -78,20 +98,13 @@ DEVICE void dot(const GemvParams& p, const T* rows, const T* const (&weight)[COL
         for (int r = 0; r < ROWS; ++r) sums[c][r] = 0.0f;
     if (p.vector) {
         for (int first = lane * 8; first < p.k; first += AHEAD * WARP * 8) {
-            Raw8<T> w[AHEAD][COLUMNS];
-#pragma unroll
-            for (int a = 0; a < AHEAD; ++a) {
-                int i = first + a * WARP * 8;
-                for (int c = 0; c < COLUMNS; ++c) {
-                    w[a][c] = i < p.k ? Raw8<T>::load_once(weight[c] + i) : Raw8<T>::zero();
-                }
-            }
+            if (first != lane * 8) chunk = Chunk<T, COLUMNS>::load(weight, first, p.k);
 #pragma unroll
             for (int a = 0; a < AHEAD; ++a) {
                 int i = first + a * WARP * 8;
                 if (i >= p.k) break;
                 float wide[COLUMNS][8], x[8];
-                for (int c = 0; c < COLUMNS; ++c) widen8(wide[c], w[a][c]);
+                for (int c = 0; c < COLUMNS; ++c) widen8(wide[c], chunk.part[a][c]);
 #pragma unroll
                 for (int r = 0; r < ROWS; ++r) {
                     widen8(x, Raw8<T>::load(rows + r * stride + i));
@@ -128,15 +141,25 @@ template <class O> DEVICE void finish(const GemvParams& p, int row, int column, 
     *out = narrow<O>(y);
 }
 
-template <class T, int ROWS, int COLUMNS> DEVICE void columns(const GemvParams& p, const T* rows) {
-    int warps = thread_count() / WARP, lane = thread_index() % WARP;
-    for (int column = block_x() * warps + thread_index() / WARP; column < p.n; column += blocks_x() * warps) {
-        const T* weight[COLUMNS];
-        for (int c = 0; c < COLUMNS; ++c) {
+template <class T, int ROWS, int COLUMNS> DEVICE void columns(const GemvParams& p, T* rows) {
+    int warps = thread_count() / WARP, lane = thread_index() % WARP, step = blocks_x() * warps;
+    int column = block_x() * warps + thread_index() / WARP;
+    const T* weight[COLUMNS];
+    Chunk<T, COLUMNS> chunk;
+    auto begin = [&](int column) {
+        if (column >= p.n) return;
+        for (int c = 0; c < COLUMNS; ++c)
             weight[c] = static_cast<const T*>(p.weight) + (static_cast<u64>(c) * p.n + column) * p.k;
-        }
+        if (p.vector) chunk = Chunk<T, COLUMNS>::load(weight, lane * 8, p.k);
+    };
+    // The weight's first columns are on their way before the rows are there, and while they are staged and normed.
+    begin(column);
+    wait_for_previous();
+    stage<T, ROWS>(p, rows);
+    for (; column < p.n; column += step) {
         float sums[COLUMNS][ROWS];
-        dot<T, ROWS, COLUMNS>(p, rows, weight, sums);
+        dot<T, ROWS, COLUMNS>(p, rows, weight, chunk, sums);
+        begin(column + step);
         float y = sums[0][0], up = sums[COLUMNS - 1][0];
 #pragma unroll
         for (int r = 1; r < ROWS; ++r) {
@@ -153,23 +176,15 @@ template <class T, int ROWS, int COLUMNS> DEVICE void columns(const GemvParams& 
 template <class T, int ROWS> DEVICE void gemv(const GemvParams& p) {
     DYNAMIC_SHARED(shared);
     T* rows = reinterpret_cast<T*>(shared);
-    // The weight's first columns are on their way while the rows are staged and normed.
-    int column = block_x() * (thread_count() / WARP) + thread_index() / WARP;
-    const T* weight = static_cast<const T*>(p.weight) + static_cast<u64>(column) * p.k;
-    for (int i = thread_index() % WARP * (128 / sizeof(T)); i < p.k && column < p.n; i += WARP * (128 / sizeof(T))) {
-        fetch_ahead(weight + i);
-        if (p.epilogue == 5) fetch_ahead(weight + static_cast<u64>(p.n) * p.k + i);
-    }
-    stage<T, ROWS>(p, rows);
     if (p.epilogue == 5) columns<T, ROWS, 2>(p, rows);
     else columns<T, ROWS, 1>(p, rows);
 }
 
 #define ENTRIES(T, suffix)                                           \
-    ENTRY(128, gemv_1_##suffix, GemvParams) { gemv<T, 1>(p); }       \
-    ENTRY(128, gemv_2_##suffix, GemvParams) { gemv<T, 2>(p); }       \
-    ENTRY(128, gemv_4_##suffix, GemvParams) { gemv<T, 4>(p); }       \
-    ENTRY(128, gemv_8_##suffix, GemvParams) { gemv<T, 8>(p); }
+    EARLY_ENTRY(128, gemv_1_##suffix, GemvParams) { gemv<T, 1>(p); }       \
+    EARLY_ENTRY(128, gemv_2_##suffix, GemvParams) { gemv<T, 2>(p); }       \
+    EARLY_ENTRY(128, gemv_4_##suffix, GemvParams) { gemv<T, 4>(p); }       \
+    EARLY_ENTRY(128, gemv_8_##suffix, GemvParams) { gemv<T, 8>(p); }
 #ifdef WITH_F32
 ENTRIES(float, f32)
 #endif
