@@ -259,10 +259,11 @@ fn check_gpu(cli: &Cli, arguments: &crate::cli::GpuCheck) -> Result<ExitCode> {
         out: arguments.out.clone(),
         python: arguments.python.clone(),
         limit: Duration::from_secs(arguments.seconds),
+        only: arguments.only.clone(),
         emulate: arguments.emulate,
     };
     if arguments.dry_run {
-        return say(&gpu_check::listing(&choice));
+        return say(&gpu_check::listing(&choice)?);
     }
     let (cache, stop) = (cache_folder()?, stop_on_signals()?);
     let checked = gpu_check::check(&choice, &cache, &stop, &Progress::new(cli.quiet).without_results())?;

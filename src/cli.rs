@@ -357,6 +357,9 @@ pub struct GpuCheck {
     /// Seconds that all of it may take: what does not fit is dropped from the end and said.
     #[arg(long, value_name = "SECONDS", default_value_t = GPU_CHECK_SECONDS)]
     pub seconds: u64,
+    /// Run only the parts that match, `kernels`, `architectures`, `smollm2-*` and the like; repeatable.
+    #[arg(long, value_name = "PATTERN")]
+    pub only: Vec<String>,
     /// List what would run, and what of CUDA is missing, and stop.
     #[arg(long, conflicts_with = "emulate")]
     pub dry_run: bool,

@@ -237,6 +237,8 @@ pub struct Run {
     pub decode: usize,
     /// Timing rounds; within a round the variants take turns, and 0 leaves timing out. Default: 3.
     pub rounds: usize,
+    /// Variants of a case that may load and make their first pass at the same time: compilers then share the cores, and what is said of loading and first passes is no measurement. Default: 1.
+    pub first_passes_at_once: usize,
     /// Also profiles one pass of each variant. Default: true.
     pub trace: bool,
     /// Also computes each case in f64 on both sides, against which every variant's own error is measured. Default: false.
@@ -309,6 +311,7 @@ impl Default for Run {
             iterations: 10,
             decode: 0,
             rounds: 3,
+            first_passes_at_once: 1,
             trace: true,
             oracle: false,
             noise: true,

@@ -17,14 +17,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use miette::{IntoDiagnostic, Result, WrapErr};
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use models::cuda::Gpu;
 use models::cuda::driver::{Driver, OpenError, Setting};
 
 use crate::config::{Config, Device};
 use crate::machine::{self, Machine};
 use crate::outcome::ExitCode;
-use crate::plan::Plan;
+use crate::plan::{Plan, glob};
 use crate::progress::Progress;
 use crate::run::{self, Destination, Order};
 use budget::{Budget, Stop, Watch, fitting};
@@ -40,6 +40,8 @@ pub struct Choice {
     pub python: PathBuf,
     /// What all of it may take.
     pub limit: Duration,
+    /// Globs over the names of parts; empty for all.
+    pub only: Vec<String>,
     /// Whether an emulated GPU stands for the real one.
     pub emulate: bool,
 }
@@ -57,7 +59,10 @@ pub struct Checked {
 pub(crate) const EMULATOR: &str = "emulator";
 
 /// What would run here, and what of it could not.
-pub fn listing(choice: &Choice) -> String {
+///
+/// # Errors
+/// When a pattern names no part.
+pub fn listing(choice: &Choice) -> Result<String> {
     let setting = setting(choice, None);
     let state = match Driver::open(0, &setting) {
         Ok(driver) => format!("GPU: {}\n", driver.description().name),
@@ -66,7 +71,24 @@ pub fn listing(choice: &Choice) -> String {
     let libraries = machine::cuda_versions(&setting.pythons);
     let libraries = libraries.iter().map(|(library, version)| format!("  {library}: {version}"));
     let libraries = libraries.collect::<Vec<_>>().join("\n");
-    format!("{state}CUDA's libraries:\n{libraries}\n{}", plan_text(&items::all(), choice.limit))
+    Ok(format!("{state}CUDA's libraries:\n{libraries}\n{}", plan_text(&chosen(choice)?, choice.limit)))
+}
+
+/// The parts that are wanted.
+fn chosen(choice: &Choice) -> Result<Vec<Item>> {
+    let is_named =
+        |item: &Item| choice.only.iter().any(|pattern| glob(pattern.as_bytes(), item.name.as_bytes()));
+    let mut items = items::all();
+    if let Some(pattern) = choice
+        .only
+        .iter()
+        .find(|pattern| !items.iter().any(|item| glob(pattern.as_bytes(), item.name.as_bytes())))
+    {
+        let known: Vec<&str> = items.iter().map(|item| item.name.as_str()).collect();
+        return Err(miette!(help = format!("there are {}", known.join(", ")), "no part is called {pattern}"));
+    }
+    items.retain(|item| choice.only.is_empty() || is_named(item));
+    Ok(items)
 }
 
 /// The items, with what fits by the estimates.
@@ -114,9 +136,9 @@ impl Subject {
 /// Runs what fits into the time and writes the result.
 ///
 /// # Errors
-/// When the result or a run's folder cannot be written.
+/// When a pattern names no part, or the result or a run's folder cannot be written.
 pub fn check(choice: &Choice, cache: &Path, stop: &Arc<AtomicBool>, progress: &Progress) -> Result<Checked> {
-    let items = items::all();
+    let items = chosen(choice)?;
     let subject = match Subject::open(choice, cache) {
         Ok(subject) => subject,
         Err(error) => {
@@ -200,9 +222,13 @@ impl Bench<'_> {
     /// On a thread of its own: a kernel that never ends must not keep the rest from being reported.
     fn kernels(&self, left: Duration) -> (State, Option<Found>) {
         let (sender, receiver) = std::sync::mpsc::channel();
-        let gpu = Arc::clone(&self.subject.gpu);
+        let (gpu, driver) = (Arc::clone(&self.subject.gpu), self.subject.driver.clone());
         let end = std::time::Instant::now() + left;
-        std::thread::spawn(move || kernels::run(&gpu, &mut |check| sender.send(check).is_ok()));
+        std::thread::spawn(move || {
+            // What does not compile is said by the check that needs it.
+            let _ = driver.map(|driver| driver.compile_all());
+            kernels::run(&gpu, &mut |check| sender.send(check).is_ok());
+        });
         let mut checks = Vec::new();
         let state = loop {
             let wait =

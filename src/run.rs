@@ -297,6 +297,7 @@ fn settings(config: &Config) -> Settings {
         iterations: run.iterations,
         decode: run.decode,
         rounds: run.rounds,
+        first_passes_at_once: run.first_passes_at_once,
         trace: run.trace,
         noise: run.noise,
         timeout: Duration::from_secs(run.timeout_s),

@@ -29,7 +29,7 @@ pub trait Runner: Send + Sync {
 }
 
 /// A running worker.
-pub trait Session {
+pub trait Session: Send {
     /// Sends `request` and waits for its reply, at most for `timeout`.
     ///
     /// # Errors

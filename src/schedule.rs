@@ -53,6 +53,8 @@ pub struct Settings {
     pub decode: usize,
     /// Interleaved rounds; 0 for no timing.
     pub rounds: usize,
+    /// Workers that load and make their first pass together.
+    pub first_passes_at_once: usize,
     /// Whether each cell leaves a trace.
     pub trace: bool,
     /// Whether each cell repeats its forward, in the same process and in a second one.
@@ -97,6 +99,9 @@ struct Live<'a> {
     completed: Completed,
 }
 
+/// A worker with its first result, or the job that has none and why.
+type Begun<'a> = Result<Live<'a>, Box<(Job<'a>, Ended)>>;
+
 impl<'a> Schedule<'a> {
     /// Runs `jobs` in order; the first one is the anchor of every timing group.
     pub fn run(&self, jobs: Vec<Job<'a>>, first_round: u32) -> Ran {
@@ -104,40 +109,45 @@ impl<'a> Schedule<'a> {
         let mut round = first_round;
         let mut group: Vec<Live> = Vec::new();
         let cells = self.progress.task(&self.case.name, jobs.len() as u64);
-        for job in jobs {
-            if self.stop.load(Ordering::Relaxed) {
+        let mut jobs = jobs.into_iter();
+        loop {
+            let together: Vec<Job> = jobs.by_ref().take(self.settings.first_passes_at_once.max(1)).collect();
+            if together.is_empty() || self.stop.load(Ordering::Relaxed) {
                 break;
             }
-            if self.is_full(&group) {
+            if self.is_full(&group, together.len()) {
                 self.time(&mut group, &mut round, &mut ran);
                 for live in group.split_off(1.min(group.len())) {
                     self.finish(live, &mut ran);
                 }
             }
-            let name = job.variant.name();
-            cells.doing(&name);
-            match self.begin(job) {
-                Ok(live) => {
-                    cells.line(&format!(
-                        "{name}: loaded in {}, first call {}",
-                        seconds(live.completed.load_ns),
-                        seconds(live.completed.first_call_ns)
-                    ));
-                    if live.job.is_timed {
-                        let mut landed = live.completed.clone();
-                        landed.unfinished = Some(not_finished());
-                        self.keep(&live.job, Outcome::Completed(landed), &mut ran);
-                        group.push(live);
-                    } else {
-                        self.conclude(live, &mut ran);
+            let names: Vec<String> = together.iter().map(|job| job.variant.name()).collect();
+            cells.doing(&names.join(", "));
+            for begun in self.begin_all(together) {
+                match begun {
+                    Ok(live) => {
+                        let name = live.job.variant.name();
+                        cells.line(&format!(
+                            "{name}: loaded in {}, first call {}",
+                            seconds(live.completed.load_ns),
+                            seconds(live.completed.first_call_ns)
+                        ));
+                        if live.job.is_timed {
+                            let mut landed = live.completed.clone();
+                            landed.unfinished = Some(not_finished());
+                            self.keep(&live.job, Outcome::Completed(landed), &mut ran);
+                            group.push(live);
+                        } else {
+                            self.conclude(live, &mut ran);
+                        }
+                    }
+                    Err(lost) => {
+                        let (job, ended) = *lost;
+                        self.lost(&job, ended, &mut ran);
                     }
                 }
-                Err(lost) => {
-                    let (job, ended) = *lost;
-                    self.lost(&job, ended, &mut ran);
-                }
+                cells.done_one();
             }
-            cells.done_one();
         }
         self.time(&mut group, &mut round, &mut ran);
         for live in group {
@@ -147,16 +157,30 @@ impl<'a> Schedule<'a> {
         ran
     }
 
-    /// Whether one more worker, as large as the largest so far, would outgrow the budget. An anchor alone is never full.
-    fn is_full(&self, group: &[Live]) -> bool {
+    /// Whether `more` workers, as large as the largest so far, would outgrow the budget. An anchor alone is never full.
+    fn is_full(&self, group: &[Live], more: usize) -> bool {
         let bytes = |live: &Live| live.completed.peak_bytes.unwrap_or(0);
         let held: u64 = group.iter().map(bytes).sum();
         let next = group.iter().map(bytes).max().unwrap_or(0);
-        group.len() > 1 && held + next > self.settings.memory_budget
+        group.len() > 1 && held + next * more as u64 > self.settings.memory_budget
+    }
+
+    /// The correctness passes of several jobs, in their order.
+    fn begin_all(&self, jobs: Vec<Job<'a>>) -> Vec<Begun<'a>> {
+        if jobs.len() == 1 {
+            return jobs.into_iter().map(|job| self.begin(job)).collect();
+        }
+        std::thread::scope(|scope| {
+            let begun: Vec<_> = jobs.into_iter().map(|job| scope.spawn(|| self.begin(job))).collect();
+            let joined = |begun: std::thread::ScopedJoinHandle<'_, Begun<'a>>| {
+                begun.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            begun.into_iter().map(joined).collect()
+        })
     }
 
     /// Correctness pass: start, load, one forward whose logits are verified on disk.
-    fn begin(&self, job: Job<'a>) -> Result<Live<'a>, Box<(Job<'a>, Ended)>> {
+    fn begin(&self, job: Job<'a>) -> Begun<'a> {
         let mut session = match self.start(&job) {
             Ok(session) => session,
             Err(ended) => return Err(Box::new((job, ended))),

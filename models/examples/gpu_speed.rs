@@ -306,6 +306,7 @@ impl<'a> Bench<'a> {
                 tokens: self.rows,
                 layout: self.layout,
                 qkv: &self.xs,
+                turn: None,
                 cache: self.cache(),
                 state: self.state(),
                 bias: None,

@@ -34,7 +34,6 @@ pub(super) fn config(shape: &Shape, python: &Path, device: Device) -> Config {
         })],
         inputs: Inputs { lengths: Some(vec![shape.length]), ..Inputs::default() },
         versions: versions(python),
-        candle: Candle { modes, upstream: false },
         run: Run {
             modes: shape.modes.to_vec(),
             attention: vec![Attention::Sdpa],
@@ -44,12 +43,15 @@ pub(super) fn config(shape: &Shape, python: &Path, device: Device) -> Config {
             iterations: 10,
             decode: shape.decode,
             rounds: ROUNDS,
+            // Compilers wait for one core each.
+            first_passes_at_once: shape.modes.len() + modes.len(),
             trace: false,
             noise: false,
             // A worker's memory is the GPU's. All are to be loaded at once.
             memory_budget_gb: Some(machine::memory_bytes() as f64 * 1e-9),
             ..Run::default()
         },
+        candle: Candle { modes, upstream: false },
         ..Config::default()
     }
 }

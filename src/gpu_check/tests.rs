@@ -13,6 +13,7 @@ fn choice() -> Choice {
         out: PathBuf::from("out"),
         python: PathBuf::from("python3"),
         limit: Duration::from_secs(570),
+        only: Vec::new(),
         emulate: false,
     }
 }
@@ -181,4 +182,19 @@ fn what_would_run_is_listed_with_what_does_not_fit() {
         _ => None,
     };
     assert!(items.iter().filter_map(shape).any(|checkpoint| checkpoint == "3b"));
+}
+
+#[test]
+fn parts_are_chosen_by_name_and_an_unknown_name_lists_them() {
+    let chosen = |only: &[&str]| {
+        let only = only.iter().map(|&pattern| pattern.to_owned()).collect();
+        super::chosen(&Choice { only, ..choice() })
+    };
+    let names =
+        |only: &[&str]| -> Vec<String> { chosen(only).unwrap().into_iter().map(|item| item.name).collect() };
+    assert_eq!(names(&["3b-*", "kernels"]), ["kernels", "3b-bf16-512"]);
+    assert_eq!(names(&[]).len(), items::all().len());
+    let error = chosen(&["kernels", "3c-*"]).unwrap_err();
+    assert!(error.to_string().contains("3c-*"), "{error}");
+    assert!(error.help().unwrap().to_string().contains("architectures"), "{error:?}");
 }

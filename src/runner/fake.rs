@@ -18,6 +18,8 @@ pub struct Script {
     pub start: Option<Ended>,
     /// Ends the answer to `load`.
     pub load: Option<Ended>,
+    /// How long it takes to load.
+    pub pause: Duration,
     /// Ends the answer to `forward`.
     pub forward: Option<Ended>,
     /// Ends the answer to every `forward` after this worker's first, and to those of a second worker.
@@ -94,6 +96,7 @@ impl Session for FakeSession<'_> {
             Request::Load(_) => {
                 let ended = script.load.clone();
                 self.note("load");
+                std::thread::sleep(self.runner.script.pause);
                 or_end(ended, Reply::Ready(Ready::default()))
             }
             Request::Forward(forward) => {

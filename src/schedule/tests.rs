@@ -35,6 +35,7 @@ impl Stage {
                 iterations: 2,
                 decode: 3,
                 rounds: 2,
+                first_passes_at_once: 1,
                 trace: true,
                 noise: false,
                 timeout: Duration::from_secs(1),
@@ -157,6 +158,24 @@ fn rounds_interleave_and_turn() {
         assert_eq!(completed(cell).decode_rounds_ns, [[100_000; 3], [100_000; 3]]);
         assert!(completed(cell).unfinished.is_none() && completed(cell).trace.is_some());
     }
+}
+
+#[test]
+fn first_passes_are_made_together_where_that_is_asked_for() {
+    let slow = Script { pause: Duration::from_millis(200), ..good() };
+    let boom = Ended::failed(FailureKind::Crashed, "killed by signal 11");
+    let scripts = vec![("a", slow.clone()), ("b", Script { load: Some(boom), ..slow.clone() }), ("c", slow)];
+    let mut stage = Stage::new(scripts);
+    stage.settings.first_passes_at_once = 3;
+    let (_, cells) = stage.run();
+    let mut first = stage.journal()[..3].to_vec();
+    first.sort_unstable();
+    assert_eq!(first, ["a load", "b load", "c load"], "before any of them has made its pass");
+    assert!(matches!(cells[1].outcome, Outcome::Failed(_)));
+    // Rounds are as ever: one computes at a time.
+    let timed: Vec<_> = stage.journal().into_iter().filter(|line| line.ends_with("time")).collect();
+    assert_eq!(timed, ["a time", "c time", "c time", "a time"]);
+    assert!([0, 2].iter().all(|&at| completed(&cells[at]).unfinished.is_none()));
 }
 
 #[test]

@@ -91,6 +91,8 @@ impl DeviceCache {
             }
             .launch()?;
         }
+        // Attention of one token reads what was in the cache before it waits for the launch before it.
+        space.gpu.synchronize()?;
         Ok(grown)
     }
 }
@@ -177,7 +179,7 @@ pub(crate) fn attend(
     let regions = CacheRegions { keys: &cache.keys, values: &cache.values, capacity: cache.capacity };
     let device = pass.device_pass()?;
     let state = device.state(pass)?;
-    RopeIntoCache {
+    let turn = RopeIntoCache {
         dtype,
         batch,
         tokens,
@@ -195,8 +197,7 @@ pub(crate) fn attend(
         }),
         q_norm: q_norm.as_ref().and_then(|norm| norm.of_heads(num_heads, head_dim)),
         k_norm: k_norm.as_ref().and_then(|norm| norm.of_heads(num_kv_heads, head_dim)),
-    }
-    .launch()?;
+    };
     let scratch = match Attention::scratch_len(&*space.gpu, batch, tokens, layout, cache.capacity) {
         0 => None,
         len => Some(space.lend(len * size_of::<f32>())?),
@@ -208,6 +209,7 @@ pub(crate) fn attend(
         tokens,
         layout,
         qkv: &qkv,
+        turn: Some(turn),
         cache: regions,
         state,
         bias: bias.map(|bias| AttentionBias {

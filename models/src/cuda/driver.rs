@@ -21,6 +21,7 @@ use std::time::Duration;
 use cudarc::driver::sys::CUmemPool_attribute as PoolAttribute;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
+use rayon::prelude::*;
 
 use description::describe;
 pub use description::{Description, OpenError, device_count, installed};
@@ -76,6 +77,9 @@ pub struct Driver {
     is_recording: AtomicBool,
     /// Whether a kernel may begin while the one before still runs; what it reads of that one it waits for.
     overlaps: bool,
+    /// Whether a kernel of ours was called last: it says itself when the next may begin. What is launched beside
+    /// cuBLASLt's gains nothing by asking.
+    follows_kernel: AtomicBool,
     cubins: Option<PathBuf>,
     description: Description,
     stream: Arc<CudaStream>,
@@ -144,6 +148,7 @@ impl Driver {
             owed: Mutex::default(),
             is_recording: AtomicBool::new(false),
             overlaps: description.capability >= OVERLAPPING && !setting.is_serial,
+            follows_kernel: AtomicBool::new(false),
             cubins: setting.cubins.clone(),
             description,
             stream,
@@ -177,6 +182,23 @@ impl Driver {
         })
     }
 
+    /// Compiles every kernel that is not kept yet, on all cores, so that later passes wait for none; without a folder to
+    /// keep them in, nothing.
+    ///
+    /// # Errors
+    /// If one does not compile.
+    pub fn compile_all(&self) -> Result<()> {
+        let Some(folder) = self.cubins.as_deref() else { return Ok(()) };
+        let units: Vec<_> =
+            Source::ALL.into_iter().flat_map(|source| Dtype::ALL.map(|dtype| (source, dtype))).collect();
+        units
+            .into_par_iter()
+            .filter(|(source, dtype)| source.kernels().any(|kernel| kernel.dtype == *dtype))
+            .try_for_each(|(source, dtype)| {
+                cubins::cubin(source, dtype, self.description.capability, Some(folder)).map(drop)
+            })
+    }
+
     /// How long the device works on what `body` calls, from idle to idle, by its own events.
     ///
     /// # Errors
@@ -197,6 +219,12 @@ impl Driver {
     /// Makes the device the calling thread's.
     fn bind(&self) -> Result<()> {
         self.stream.context().bind_to_thread().map_err(gpu("its context"))
+    }
+
+    /// As [`Driver::bind`], for what is no kernel of ours.
+    fn bind_for_other(&self) -> Result<()> {
+        self.follows_kernel.store(false, Ordering::Relaxed);
+        self.bind()
     }
 
     fn refuse_while_recording(&self, what: &str) -> Result<()> {
@@ -259,7 +287,7 @@ impl Gpu for Driver {
 
     fn alloc(&self, bytes: usize) -> Result<u64> {
         self.refuse_while_recording("memory is taken")?;
-        self.bind()?;
+        self.bind_for_other()?;
         // The driver gives nothing for no bytes. Its pools give multiples of 512.
         let allocated = unsafe {
             // SAFETY: the stream belongs to the current context.
@@ -273,7 +301,7 @@ impl Gpu for Driver {
             lock(&self.owed).push(address);
             return;
         }
-        if self.bind().is_ok() {
+        if self.bind_for_other().is_ok() {
             // SAFETY: the caller's promise. An error here is one of an earlier operation, which says so itself.
             let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
         }
@@ -284,14 +312,14 @@ impl Gpu for Driver {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.bind()?;
+        self.bind_for_other()?;
         // SAFETY: the caller's promise. From memory that is not pinned the driver has copied before it returns.
         unsafe { result::memcpy_htod_async(to, bytes, self.stream.cu_stream()) }.map_err(gpu("an upload"))
     }
 
     unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
         self.refuse_while_recording("a download")?;
-        self.bind()?;
+        self.bind_for_other()?;
         if !bytes.is_empty() {
             // SAFETY: the caller's promise; the stream is waited for below, while `bytes` lives.
             unsafe { result::memcpy_dtoh_async(bytes, from, self.stream.cu_stream()) }
@@ -304,7 +332,7 @@ impl Gpu for Driver {
         if bytes == 0 {
             return Ok(());
         }
-        self.bind()?;
+        self.bind_for_other()?;
         // SAFETY: the caller's promise.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(gpu("a copy"))
     }
@@ -313,7 +341,7 @@ impl Gpu for Driver {
         if bytes == 0 {
             return Ok(());
         }
-        self.bind()?;
+        self.bind_for_other()?;
         // SAFETY: the caller's promise.
         unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }.map_err(gpu("zeros"))
     }
@@ -338,7 +366,7 @@ impl Gpu for Driver {
             sharedMemBytes: shape.shared,
             hStream: self.stream.cu_stream(),
             attrs: &raw mut overlap,
-            numAttrs: u32::from(self.overlaps),
+            numAttrs: u32::from(self.follows_kernel.swap(true, Ordering::Relaxed) && self.overlaps),
         };
         // SAFETY: the kernel's one parameter has the size of `params`, from which the driver copies before it
         // returns; the caller answers for the rest.
@@ -350,7 +378,7 @@ impl Gpu for Driver {
     }
 
     unsafe fn matmul(&self, spec: &MatMul, xs: u64, weight: u64, bias: u64, out: u64) -> Result<()> {
-        self.bind()?;
+        self.bind_for_other()?;
         let stream = self.stream.cu_stream().cast();
         let places = Places { xs, weight, bias, out, workspace: self.workspace, stream };
         // SAFETY: the caller's promise; products run one after the other in the stream, so they share a workspace.
@@ -359,12 +387,12 @@ impl Gpu for Driver {
 
     fn synchronize(&self) -> Result<()> {
         self.refuse_while_recording("a wait")?;
-        self.bind()?;
+        self.bind_for_other()?;
         self.stream.synchronize().map_err(gpu("what was called before"))
     }
 
     fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
-        self.bind()?;
+        self.bind_for_other()?;
         if self.is_recording.swap(true, Ordering::Relaxed) {
             return Err(Error::Gpu("a pass is recorded inside another".to_owned()));
         }
@@ -376,6 +404,7 @@ impl Gpu for Driver {
         // Ended in any case: a stream that still records refuses everything else.
         let ended = begun.and_then(|()| self.stream.end_capture(sys::CUgraphInstantiate_flags(0)));
         self.is_recording.store(false, Ordering::Relaxed);
+        self.follows_kernel.store(false, Ordering::Relaxed);
         self.settle();
         ran?;
         let graph = ended.map_err(gpu("the end of a recording"))?;
@@ -388,7 +417,7 @@ impl Gpu for Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.settle();
-        if self.bind().is_ok() {
+        if self.bind_for_other().is_ok() {
             let _ = self.stream.synchronize();
             // SAFETY: allocated in `open`; nothing runs any more.
             let _ = unsafe { result::free_async(self.workspace, self.stream.cu_stream()) };

@@ -104,7 +104,11 @@ impl Source {
         match self {
             Self::Embed => ("embed.cu", include_str!("kernels/embed.cu"), embed::LAYOUTS),
             Self::Norm => ("norm.cu", include_str!("kernels/norm.cu"), norm::LAYOUTS),
-            Self::Rope => ("rope.cu", include_str!("kernels/rope.cu"), rope::LAYOUTS),
+            Self::Rope => (
+                "rope.cu",
+                concat!(include_str!("kernels/rope.cuh"), include_str!("kernels/rope.cu")),
+                rope::LAYOUTS,
+            ),
             Self::Prefill => (
                 "prefill.cu",
                 concat!(include_str!("kernels/attention.cuh"), include_str!("kernels/prefill.cu")),
@@ -117,7 +121,11 @@ impl Source {
             ),
             Self::Decode => (
                 "decode.cu",
-                concat!(include_str!("kernels/attention.cuh"), include_str!("kernels/decode.cu")),
+                concat!(
+                    include_str!("kernels/attention.cuh"),
+                    include_str!("kernels/rope.cuh"),
+                    include_str!("kernels/decode.cu")
+                ),
                 attention::DECODE_LAYOUTS,
             ),
             Self::Gemv => ("gemv.cu", include_str!("kernels/gemv.cu"), gemv::LAYOUTS),

@@ -103,6 +103,7 @@ fn attention(bench: &Bench, shape: &Shape) -> Outcome {
         tokens,
         layout,
         qkv: &qkv_there,
+        turn: None,
         cache: CacheRegions { keys: &keys_there, values: &values_there, capacity },
         state: PassState {
             first_slot: &first_slot,

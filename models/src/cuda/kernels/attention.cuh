@@ -40,5 +40,9 @@ DEVICE float score_of(const AttentionParams& p, float dot, int batch, int head, 
     return score * LOG2_E;
 }
 
-// exp2 of a difference of which the second may be minus infinity, as the first then is too.
-DEVICE float relative(float score, float most) { return score == LOWEST ? 0.0f : exp2f(score - most); }
+// Whether a score is a dot product times a positive factor and nothing else, so that the factor can wait for the exponent.
+DEVICE bool is_plain(const AttentionParams& p) { return p.soft_cap == 0.0f && !p.bias && p.scale > 0.0f; }
+
+// What exponents are taken relative to: a row that has seen no key yet has none, and its scores of minus infinity give 0.
+DEVICE float finite(float most) { return most == LOWEST ? 0.0f : most; }
+DEVICE float relative(float score, float most) { return exp2_of(score - finite(most)); }

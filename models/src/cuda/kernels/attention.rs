@@ -1,6 +1,7 @@
 //! Attention over the cache: blocked for many tokens, split along the keys for one.
 
 use super::launch::{Params, int, launch, optional, params};
+use super::rope::{RopeIntoCache, RopeParams};
 use super::{Kernels, MAX_HEAD_DIM, kernels, of};
 use crate::cuda::gpu::{Dtype, Gpu, Region};
 use crate::error::{Error, Result};
@@ -48,16 +49,18 @@ pub(super) const KERNELS: &[Kernels] = &[
     COMBINE,
 ];
 pub(super) const LAYOUTS: &[fn() -> String] = &[AttentionParams::layout];
-pub(super) const DECODE_LAYOUTS: &[fn() -> String] = &[AttentionParams::layout, CombineParams::layout];
+pub(super) const DECODE_LAYOUTS: &[fn() -> String] =
+    &[AttentionParams::layout, RopeParams::layout, DecodeParams::layout, CombineParams::layout];
 
-/// Threads of every kernel but the combining one.
+/// Threads of a block for many tokens, and for one.
 const THREADS: usize = 128;
+const DECODE_THREADS: usize = 256;
 /// Query rows (token and head) of a block of `prefill.cu` and of `prefill_f32.cu`.
 const ROWS: usize = 64;
 const ROWS_F32: usize = 32;
 /// The most parts that the keys of one token are split into, and the fewest keys that a part is worth.
 const MOST_SPLITS: usize = 64;
-const SPLIT_KEYS: usize = 64;
+const SPLIT_KEYS: usize = 256;
 
 /// As `kernels!`, the F32 one in a source of its own.
 macro_rules! prefill {
@@ -95,6 +98,13 @@ params! {
         splits: i32,
         scale: f32,
         soft_cap: f32,
+    }
+}
+
+params! {
+    struct DecodeParams {
+        attention: AttentionParams,
+        rope: RopeParams,
     }
 }
 
@@ -238,7 +248,10 @@ pub struct Attention<'a> {
     pub layout: QkvLayout,
     /// The joined projection, `[batch * tokens, layout.row]`.
     pub qkv: &'a Region,
-    /// The layer's cache, the new tokens in it.
+    /// What is to be done first to bring the new tokens into the cache: of one token in the same launch. Absent, they
+    /// are in it, and the queries are turned.
+    pub turn: Option<RopeIntoCache<'a>>,
+    /// The layer's cache.
     pub cache: CacheRegions<'a>,
     /// Where the pass stands.
     pub state: PassState<'a>,
@@ -335,6 +348,7 @@ impl Attention<'_> {
         let features = [64, 128, 256][width];
         let group = q_heads / kv_heads;
         if tokens > 1 {
+            self.turn.map_or(Ok(()), |turn| turn.launch())?;
             let (rows, shared) = match dtype {
                 Dtype::F32 => (ROWS_F32, prefill_f32_shared(features)),
                 _ => (ROWS, prefill_shared(features)),
@@ -345,7 +359,9 @@ impl Attention<'_> {
         let heads = decode_heads(group);
         let kernel = of(DECODE[width][heads.trailing_zeros() as usize], dtype);
         let grid = [splits, kv_heads * group.div_ceil(heads), batch];
-        launch(gpu, kernel, grid, THREADS, decode_shared(features, heads), &params)?;
+        let rope = self.turn.map_or(Ok(RopeParams::default()), |turn| turn.params())?;
+        let both = DecodeParams { attention: params, rope };
+        launch(gpu, kernel, grid, DECODE_THREADS, decode_shared(features, heads), &both)?;
         if splits == 1 {
             return Ok(());
         }
@@ -388,8 +404,8 @@ fn prefill_f32_shared(features: usize) -> usize {
     (3 * ROWS_F32 * (features + 4) + ROWS_F32 * 36) * 4
 }
 
-/// Sums of each warp's groups of lanes, then their maxima and totals.
+/// The turned queries, key and value, and each warp's sums, maxima and totals.
 fn decode_shared(features: usize, heads: usize) -> usize {
-    let groups = THREADS / (features / 8);
-    groups * heads * (features + 2) * 4
+    let warps = DECODE_THREADS / 32;
+    ((heads + 2) * features + warps * heads * (features + 2)) * size_of::<f32>()
 }

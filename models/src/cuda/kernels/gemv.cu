@@ -26,18 +26,23 @@ template <class T> DEVICE int staged_row(int k) {
     return ceil_div(k, unit) * unit;
 }
 
-// Rows to shared memory; rows that there are not become zeros.
-template <class T, int ROWS> DEVICE void stage(const GemvParams& p, T* rows) {
+// Rows to shared memory; rows that there are not become zeros. `norm_weight` is what a thread's first elements need.
+template <class T, int ROWS> DEVICE void stage(const GemvParams& p, const float (&norm_weight)[8], T* rows) {
     SHARED float scratch[32];
     int stride = staged_row<T>(p.k), first = thread_index() * 8, step = thread_count() * 8;
-    float x[8];
     for (int r = 0; r < ROWS; ++r) {
         const T* from = static_cast<const T*>(p.xs) + static_cast<u64>(r) * p.xs_row;
-        int size = r < p.rows ? p.k : 0;
+        int size = r < p.rows ? p.k : 0, held = -1;
+        float x[8];
+        // Short rows are read once: the elements of a thread stay with it.
+        auto read = [&](int i) {
+            if (i != held) load8(x, from + i, size - i, p.vector);
+            held = i;
+        };
         float mean = 0.0f, scale = 1.0f, sum = 0.0f;
         if (p.norm == 2) {
             for (int i = first; i < size; i += step) {
-                load8(x, from + i, size - i, p.vector);
+                read(i);
                 for (int j = 0; j < 8; ++j) sum += x[j];
             }
             mean = block_sum(sum, scratch) / p.k;
@@ -45,7 +50,7 @@ template <class T, int ROWS> DEVICE void stage(const GemvParams& p, T* rows) {
         }
         if (p.norm) {
             for (int i = first; i < size; i += step) {
-                load8(x, from + i, size - i, p.vector);
+                read(i);
                 for (int j = 0; j < 8; ++j) {
                     float d = i + j < size ? x[j] - mean : 0.0f;
                     sum += d * d;
@@ -54,11 +59,12 @@ template <class T, int ROWS> DEVICE void stage(const GemvParams& p, T* rows) {
             scale = 1.0f / sqrtf(block_sum(sum, scratch) / p.k + p.eps);
         }
         for (int i = first; i < p.k; i += step) {
-            load8(x, from + i, size - i, p.vector);
+            read(i);
+            held = -1;
             for (int j = 0; j < 8; ++j) {
                 if (p.norm && i + j < size) {
                     x[j] = (x[j] - mean) * scale;
-                    if (p.norm_weight) x[j] *= p.norm_weight[i + j];
+                    if (p.norm_weight) x[j] *= i == first ? norm_weight[j] : p.norm_weight[i + j];
                     if (p.norm_bias) x[j] += p.norm_bias[i + j];
                 }
             }
@@ -126,14 +132,19 @@ DEVICE void dot(
         for (int r = 0; r < ROWS; ++r) sums[c][r] = sum_of(sums[c][r], WARP);
 }
 
+// What a sum is added to, asked for before the sum is there.
+template <class O> DEVICE float residual_of(const GemvParams& p, int row, int column) {
+    return widen(static_cast<const O*>(p.residual)[static_cast<u64>(row) * p.out_row + column]);
+}
+
 // The epilogue of one element, by the lane that has it.
-template <class O> DEVICE void finish(const GemvParams& p, int row, int column, float y, float up) {
+template <class O> DEVICE void finish(const GemvParams& p, int row, int column, float y, float up, float residual) {
     const O* bias = static_cast<const O*>(p.bias);
     O* out = static_cast<O*>(p.out) + static_cast<u64>(row) * p.out_row + column;
     if (bias) y += widen(bias[column]);
     switch (p.epilogue) {
         case 1: y *= p.factor; break;
-        case 2: y = widen(static_cast<const O*>(p.residual)[static_cast<u64>(row) * p.out_row + column]) + p.factor * y; break;
+        case 2: y = residual + p.factor * y; break;
         case 3: y = activate(p.activation, y); break;
         case 4: y = p.factor * tanhf(y / p.factor); break;
         case 5: y = activate(p.activation, y) * (bias ? up + widen(bias[p.n + column]) : up); break;
@@ -154,9 +165,15 @@ template <class T, int ROWS, int COLUMNS> DEVICE void columns(const GemvParams& 
     };
     // The weight's first columns are on their way before the rows are there, and while they are staged and normed.
     begin(column);
+    float norm_weight[8];
+    int first = thread_index() * 8;
+    if (p.norm_weight) load8(norm_weight, p.norm_weight + first, p.k - first, is_aligned(p.norm_weight, 16));
     wait_for_previous();
-    stage<T, ROWS>(p, rows);
+    stage<T, ROWS>(p, norm_weight, rows);
     for (; column < p.n; column += step) {
+        float residual = 0.0f;
+        if (p.epilogue == 2 && lane < p.rows)
+            residual = p.wide ? residual_of<float>(p, lane, column) : residual_of<T>(p, lane, column);
         float sums[COLUMNS][ROWS];
         dot<T, ROWS, COLUMNS>(p, rows, weight, chunk, sums);
         begin(column + step);
@@ -167,8 +184,8 @@ template <class T, int ROWS, int COLUMNS> DEVICE void columns(const GemvParams& 
             up = lane == r ? sums[COLUMNS - 1][r] : up;
         }
         if (lane < p.rows) {
-            if (p.wide) finish<float>(p, lane, column, y, up);
-            else finish<T>(p, lane, column, y, up);
+            if (p.wide) finish<float>(p, lane, column, y, up, residual);
+            else finish<T>(p, lane, column, y, up, residual);
         }
     }
 }
@@ -180,10 +197,10 @@ template <class T, int ROWS> DEVICE void gemv(const GemvParams& p) {
     else columns<T, ROWS, 1>(p, rows);
 }
 
-#define ENTRIES(T, suffix)                                           \
-    EARLY_ENTRY(128, gemv_1_##suffix, GemvParams) { gemv<T, 1>(p); }       \
-    EARLY_ENTRY(128, gemv_2_##suffix, GemvParams) { gemv<T, 2>(p); }       \
-    EARLY_ENTRY(128, gemv_4_##suffix, GemvParams) { gemv<T, 4>(p); }       \
+#define ENTRIES(T, suffix)                                     \
+    EARLY_ENTRY(128, gemv_1_##suffix, GemvParams) { gemv<T, 1>(p); } \
+    EARLY_ENTRY(128, gemv_2_##suffix, GemvParams) { gemv<T, 2>(p); } \
+    EARLY_ENTRY(128, gemv_4_##suffix, GemvParams) { gemv<T, 4>(p); } \
     EARLY_ENTRY(128, gemv_8_##suffix, GemvParams) { gemv<T, 8>(p); }
 #ifdef WITH_F32
 ENTRIES(float, f32)

@@ -15,13 +15,13 @@ pub(super) unsafe trait Params: Copy {
     fn layout() -> String;
 }
 
-/// A `repr(C)` struct without padding that is a kernel's argument; addresses are `u64`.
+/// A `repr(C)` struct without padding that is a kernel's argument, or a part of one; addresses are `u64`.
 macro_rules! params {
     ($(#[$doc:meta])* struct $name:ident { $($field:ident: $type:ty,)* }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug)]
+        #[derive(Clone, Copy, Debug, Default)]
         #[repr(C)]
-        struct $name {
+        pub(super) struct $name {
             $($field: $type,)*
         }
 

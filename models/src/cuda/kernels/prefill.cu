@@ -1,7 +1,7 @@
 // Attention of many tokens in 16 bits, on tensor cores, with an online softmax (Dao et al. 2022 and 2023). A block takes
 // 64 query rows of one key head and passes over tiles of KEYS keys, the next tile being copied while one is multiplied;
 // tiles that no row sees are never touched. A warp takes 16 rows. Scores, maxima, sums and output are F32;
-// probabilities are rounded to T for the product with the values, and so is what they sum to.
+// probabilities are rounded to T for the product with the values. Heads of fewer features than HD end in zeros.
 //
 // Shared memory: queries [64, HD], keys [2, KEYS, HD], values [2, KEYS, HD], in chunks of 8 elements (16 bytes); chunk c
 // of row r lies at c ^ (r % 8), so that the eight rows of a matrix that is loaded lie in different banks.
@@ -28,10 +28,6 @@ DEVICE void load_tile(T* tile, const T* rows, int first, int end, int head_dim, 
         const T* from = rows + (valid > 0 ? static_cast<u64>(first + row) * head_dim + chunk * 8 : 0);
         copy8(chunk_at<T, HD>(tile, row, chunk), from, valid, vector);
     }
-}
-
-template <class T> DEVICE float sum_of_pair(u32 pair) {
-    return widen(T{static_cast<u16>(pair)}) + widen(T{static_cast<u16>(pair >> 16)});
 }
 
 template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& p) {
@@ -81,7 +77,8 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
     for (int i = 0; i < HD / 8; ++i)
         for (int j = 0; j < 4; ++j) out[i][j] = 0.0f;
     float most[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
-    int k_steps = ceil_div(p.head_dim, 16);
+    bool plain = is_plain(p);
+    float factor = plain ? p.scale * LOG2_E : 1.0f;
 
     int tiles = end > start ? ceil_div(end - start, KEYS) : 0;
     if (tiles > 0) {
@@ -107,39 +104,53 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
             for (int j = 0; j < 4; ++j) s[i][j] = 0.0f;
 #pragma unroll
         for (int k = 0; k < HD / 16; ++k) {
-            if (k < k_steps) {
-                u32 a[4];
-                load_matrices(a, chunk_at<T, HD>(queries, warp * 16 + lane % 16, 2 * k + lane / 16));
+            u32 a[4];
+            load_matrices(a, chunk_at<T, HD>(queries, warp * 16 + lane % 16, 2 * k + lane / 16));
 #pragma unroll
-                for (int n = 0; n < KEYS / 16; ++n) {
-                    u32 b[4];
-                    int key = n * 16 + lane % 8 + lane / 16 * 8;
-                    load_matrices(b, chunk_at<T, HD>(key_tile, key, 2 * k + lane / 8 % 2));
-                    mma<T>(s[2 * n], a, b[0], b[1]);
-                    mma<T>(s[2 * n + 1], a, b[2], b[3]);
-                }
+            for (int n = 0; n < KEYS / 16; ++n) {
+                u32 b[4];
+                int key = n * 16 + lane % 8 + lane / 16 * 8;
+                load_matrices(b, chunk_at<T, HD>(key_tile, key, 2 * k + lane / 8 % 2));
+                mma<T>(s[2 * n], a, b[0], b[1]);
+                mma<T>(s[2 * n + 1], a, b[2], b[3]);
             }
         }
 
-        // The softmax's step: element j of tile i is row j / 2 of this lane, key 8 i + 2 (lane % 4) + j % 2.
-        bool all_seen = first_key >= last.start && first_key + KEYS <= first.end && !p.visible;
-        bool plain = p.soft_cap == 0.0f && !p.bias;
-        float tile_most[2] = {LOWEST, LOWEST};
+        // The softmax's step: element j of tile i is row j / 2 of this lane, key 8 i + 2 (lane % 4) + j % 2. What few
+        // tiles need stands apart, each behind one branch.
+        int lane_key = first_key + lane % 4 * 2;
+        if (!plain) {
 #pragma unroll
-        for (int i = 0; i < KEYS / 8; ++i) {
+            for (int i = 0; i < KEYS / 8; ++i)
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                int key = first_key + i * 8 + lane % 4 * 2 + j % 2, r = j / 2;
-                float score = plain ? s[i][j] * (p.scale * LOG2_E) : score_of(p, s[i][j], batch, row_head[r], key);
-                if (!all_seen && (key < seen[r].start || key >= seen[r].end || is_hole(p, batch, key))) score = LOWEST;
-                s[i][j] = score;
-                tile_most[r] = fmaxf(tile_most[r], score);
-            }
+                for (int j = 0; j < 4; ++j)
+                    s[i][j] = score_of(p, s[i][j], batch, row_head[j / 2], lane_key + i * 8 + j % 2);
         }
-        float keep[2];
+        if (first_key < last.start || first_key + KEYS > first.end) {
+#pragma unroll
+            for (int i = 0; i < KEYS / 8; ++i)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    int key = lane_key + i * 8 + j % 2;
+                    if (key < seen[j / 2].start || key >= seen[j / 2].end) s[i][j] = LOWEST;
+                }
+        }
+        if (p.visible) {
+#pragma unroll
+            for (int i = 0; i < KEYS / 8; ++i)
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    if (is_hole(p, batch, lane_key + i * 8 + j % 2)) s[i][j] = LOWEST;
+        }
+        float keep[2], top[2];
+#pragma unroll
         for (int r = 0; r < 2; ++r) {
-            float now = fmaxf(most[r], most_of(tile_most[r], 4));
-            keep[r] = relative(most[r], now);
+            float now = LOWEST;
+#pragma unroll
+            for (int i = 0; i < KEYS / 8; ++i) now = fmaxf(now, fmaxf(s[i][2 * r], s[i][2 * r + 1]));
+            now = fmaxf(most[r], most_of(now, 4));
+            top[r] = finite(now) * factor;
+            keep[r] = exp2_of(most[r] * factor - top[r]);
             most[r] = now;
             total[r] *= keep[r];
         }
@@ -148,8 +159,9 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
         for (int i = 0; i < KEYS / 8; ++i) {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                probabilities[i][r] = pack<T>(relative(s[i][2 * r], most[r]), relative(s[i][2 * r + 1], most[r]));
-                total[r] += sum_of_pair<T>(probabilities[i][r]);
+                float low = exp2_of(s[i][2 * r] * factor - top[r]), high = exp2_of(s[i][2 * r + 1] * factor - top[r]);
+                probabilities[i][r] = pack<T>(low, high);
+                total[r] += low + high;
             }
         }
 #pragma unroll
@@ -164,12 +176,10 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
             };
 #pragma unroll
             for (int n = 0; n < HD / 16; ++n) {
-                if (n < k_steps) {
-                    u32 b[4];
-                    load_matrices_transposed(b, chunk_at<T, HD>(value_tile, k * 16 + lane % 16, 2 * n + lane / 16));
-                    mma<T>(out[2 * n], a, b[0], b[1]);
-                    mma<T>(out[2 * n + 1], a, b[2], b[3]);
-                }
+                u32 b[4];
+                load_matrices_transposed(b, chunk_at<T, HD>(value_tile, k * 16 + lane % 16, 2 * n + lane / 16));
+                mma<T>(out[2 * n], a, b[0], b[1]);
+                mma<T>(out[2 * n + 1], a, b[2], b[3]);
             }
         }
         // The next turn copies into this stage.

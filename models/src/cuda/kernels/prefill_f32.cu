@@ -58,6 +58,8 @@ template <int HD> DEVICE void prefill(const AttentionParams& p) {
     for (int i = 0; i < HD / 16; ++i)
         for (int j = 0; j < 4; ++j) out[i][j] = 0.0f;
     float most = LOWEST, total = 0.0f;
+    bool plain = is_plain(p);
+    float factor = plain ? p.scale * LOG2_E : 1.0f;
     for (int first_key = start; first_key < end; first_key += KEYS) {
         load_tile<HD>(key_tile, keys, first_key, end, p.head_dim, vector);
         load_tile<HD>(value_tile, values, first_key, end, p.head_dim, vector);
@@ -74,21 +76,24 @@ template <int HD> DEVICE void prefill(const AttentionParams& p) {
                 for (int j = 0; j < 4; ++j) s[i] += x[j] * y[j];
             }
         }
-        float now = most;
+        if (!plain) {
+#pragma unroll
+            for (int i = 0; i < KEYS / 4; ++i) s[i] = score_of(p, s[i], batch, row_head, first_key + c + 4 * i);
+        }
+        float now = LOWEST;
 #pragma unroll
         for (int i = 0; i < KEYS / 4; ++i) {
             int key = first_key + c + 4 * i;
-            bool hidden = key < seen.start || key >= seen.end || is_hole(p, batch, key);
-            s[i] = hidden ? LOWEST : score_of(p, s[i], batch, row_head, key);
+            if (key < seen.start || key >= seen.end || is_hole(p, batch, key)) s[i] = LOWEST;
             now = fmaxf(now, s[i]);
         }
-        now = most_of(now, 4);
-        float keep = relative(most, now);
+        now = fmaxf(most, most_of(now, 4));
+        float top = finite(now) * factor, keep = exp2_of(most * factor - top);
         most = now;
         total *= keep;
 #pragma unroll
         for (int i = 0; i < KEYS / 4; ++i) {
-            float probability = relative(s[i], most);
+            float probability = exp2_of(s[i] * factor - top);
             total += probability;
             probabilities[r * PROBABILITY_ROW + c + 4 * i] = probability;
         }

@@ -1,97 +1,88 @@
-// Norms of q and k heads, rotary embedding (Su et al. 2021) and the way into the cache. A warp takes a head of a
-// token: first the queries, then the keys, then the values. In F32 between reading and writing.
-struct RopeParams {
-    void* qkv;  // [rows, row]: head h of kv group g at q_first + g q_group + h head_dim, and so on
-    void* keys;    // [batch, kv_heads, capacity, head_dim]
-    void* values;  // the same
-    const int* first_slot;
-    const u32* positions;  // [rows]: rows of the tables
-    const float* cos;      // [table_rows, pairs]
-    const float* sin;
-    const float* q_weight;  // [head_dim] or [q_heads, head_dim]; null is no norm
-    const float* k_weight;
-    int tokens, rows, q_heads, kv_heads, head_dim, capacity;
-    int row, q_first, k_first, v_first, q_group, kv_head;
-    int pairs;  // 0 is no rotation
-    int interleaved, table_rows;
-    int q_weight_head, k_weight_head, centred;
-    float q_eps, k_eps;
-};
-
-// Norms a head that lies in shared memory, one feature in 32 a lane.
-DEVICE void norm_head(float* head, const float* weight, int size, bool centred, float eps) {
-    int lane = thread_index() % WARP;
-    float mean = 0.0f, sum = 0.0f;
-    if (centred) {
-        for (int i = lane; i < size; i += WARP) sum += head[i];
-        mean = sum_of(sum, WARP) / size;
-    }
-    sum = 0.0f;
-    for (int i = lane; i < size; i += WARP) sum += (head[i] - mean) * (head[i] - mean);
-    float scale = 1.0f / sqrtf(sum_of(sum, WARP) / size + eps);
-    for (int i = lane; i < size; i += WARP) head[i] = (head[i] - mean) * scale * weight[i];
-}
-
+// Norms, rotation and the way into the cache of many tokens. A warp takes a head of a token; where heads are turned in
+// halves and lie in whole 16-byte units, head_dim / 16 lanes take one, each eight features of both halves.
 template <class T> DEVICE void rope_into_cache(const RopeParams& p) {
     DYNAMIC_SHARED(shared);
-    int warp = thread_index() / WARP, lane = thread_index() % WARP;
-    int heads = p.q_heads + 2 * p.kv_heads;
+    int warp = thread_index() / WARP, heads = p.q_heads + 2 * p.kv_heads;
     int index = block_x() * (thread_count() / WARP) + warp;
     // A whole warp at a time: nothing below waits for the block.
     if (index >= p.rows * heads) return;
-    int token = index / heads, which = index % heads;
-    float* head = reinterpret_cast<float*>(shared) + warp * p.head_dim;
-    T* from = static_cast<T*>(p.qkv) + static_cast<u64>(token) * p.row;
-    const float* weight;
-    float eps;
-    int kv = 0;
-    if (which < p.q_heads) {
-        int group = p.q_heads / p.kv_heads;
-        from += p.q_first + which / group * p.q_group + which % group * p.head_dim;
-        weight = p.q_weight ? p.q_weight + which * p.q_weight_head : nullptr;
-        eps = p.q_eps;
-    } else {
-        bool is_key = which < p.q_heads + p.kv_heads;
-        kv = which - p.q_heads - (is_key ? 0 : p.kv_heads);
-        from += (is_key ? p.k_first : p.v_first) + kv * p.kv_head;
-        weight = is_key && p.k_weight ? p.k_weight + kv * p.k_weight_head : nullptr;
-        eps = p.k_eps;
-    }
-    T* to = from;
-    if (which >= p.q_heads) {
+    int token = index / heads;
+    Head<T> head(p, token, index % heads);
+    T* to = head.place;
+    if (!head.is_query) {
         int slot = *p.first_slot + token % p.tokens;
         if (slot < 0 || slot >= p.capacity) return;
-        T* cache = static_cast<T*>(which < p.q_heads + p.kv_heads ? p.keys : p.values);
-        to = cache + ((static_cast<u64>(token / p.tokens) * p.kv_heads + kv) * p.capacity + slot) * p.head_dim;
+        to = head.cached(p, token, slot);
     }
-    if (which >= p.q_heads + p.kv_heads) {
-        for (int i = lane; i < p.head_dim; i += WARP) to[i] = from[i];
-        return;
-    }
-    for (int i = lane; i < p.head_dim; i += WARP) head[i] = widen(from[i]);
-    if (weight) norm_head(head, weight, p.head_dim, p.centred, eps);
-    warp_barrier();
-    u32 position = p.pairs ? p.positions[token] : 0;
-    bool known = position < static_cast<u32>(p.table_rows);
-    const float* cos = p.cos + static_cast<u64>(known ? position : 0) * p.pairs;
-    const float* sin = p.sin + static_cast<u64>(known ? position : 0) * p.pairs;
-    for (int i = lane; i < p.pairs; i += WARP) {
-        int low = p.interleaved ? 2 * i : i, high = p.interleaved ? 2 * i + 1 : i + p.pairs;
-        float a = head[low], b = head[high];
-        float c = known ? cos[i] : NOT_A_NUMBER, s = known ? sin[i] : NOT_A_NUMBER;
-        to[low] = narrow<T>(a * c - b * s);
-        to[high] = narrow<T>(b * c + a * s);
-    }
-    // What partial rotary leaves as it is.
-    for (int i = 2 * p.pairs + lane; i < p.head_dim; i += WARP) to[i] = narrow<T>(head[i]);
+    turn(p, token, head, reinterpret_cast<float*>(shared) + warp * p.head_dim, [&](int i, T x) { to[i] = x; });
 }
 
+template <class T> DEVICE void rope_halves(const RopeParams& p) {
+    int lanes = p.head_dim / 16, lane = thread_index() % lanes, heads = p.q_heads + 2 * p.kv_heads;
+    int index = block_x() * (thread_count() / lanes) + thread_index() / lanes;
+    bool is_there = index < p.rows * heads;
+    // Lanes of a warp exchange below, so that those without a head go along with the first.
+    int token = is_there ? index / heads : 0;
+    Head<T> head(p, token, is_there ? index % heads : 0);
+    T* to = head.place;
+    if (!head.is_query) {
+        int slot = *p.first_slot + token % p.tokens;
+        is_there = is_there && slot >= 0 && slot < p.capacity;
+        to = head.cached(p, token, is_there ? slot : 0);
+    }
+    int low = lane * 8, high = low + p.pairs;
+    Raw8<T> raw[2] = {Raw8<T>::load(head.place + low), Raw8<T>::load(head.place + high)};
+    float a[8], b[8];
+    widen8(a, raw[0]);
+    widen8(b, raw[1]);
+    bool turns = head.is_query || head.is_key;
+    u32 position = p.positions[token];
+    bool known = position < static_cast<u32>(p.table_rows);
+    u64 row = static_cast<u64>(known ? position : 0) * p.pairs + low;
+    float c[8], s[8];
+    load8(c, p.cos + row, 8, true);
+    load8(s, p.sin + row, 8, true);
+    if (p.q_weight || p.k_weight) {
+        float mean = 0.0f, sum = 0.0f;
+        if (p.centred) {
+            for (int j = 0; j < 8; ++j) sum += a[j] + b[j];
+            mean = sum_of(sum, lanes) / p.head_dim;
+        }
+        sum = 0.0f;
+        for (int j = 0; j < 8; ++j) sum += (a[j] - mean) * (a[j] - mean) + (b[j] - mean) * (b[j] - mean);
+        float scale = 1.0f / sqrtf(sum_of(sum, lanes) / p.head_dim + head.eps);
+        if (head.weight) {
+            for (int j = 0; j < 8; ++j) {
+                a[j] = (a[j] - mean) * scale * head.weight[low + j];
+                b[j] = (b[j] - mean) * scale * head.weight[high + j];
+            }
+        }
+    }
+    if (!is_there) return;
+    if (!turns) {
+        raw[0].store(to + low);
+        raw[1].store(to + high);
+        return;
+    }
+    float x[8], y[8];
+    for (int j = 0; j < 8; ++j) {
+        float cos = known ? c[j] : NOT_A_NUMBER, sin = known ? s[j] : NOT_A_NUMBER;
+        x[j] = a[j] * cos - b[j] * sin;
+        y[j] = b[j] * cos + a[j] * sin;
+    }
+    store8(to + low, x, 8, true);
+    store8(to + high, y, 8, true);
+}
+
+#define ENTRIES(T, suffix)                                                          \
+    ENTRY(128, rope_into_cache_##suffix, RopeParams) { rope_into_cache<T>(p); }     \
+    ENTRY(128, rope_halves_##suffix, RopeParams) { rope_halves<T>(p); }
 #ifdef WITH_F32
-ENTRY(128, rope_into_cache_f32, RopeParams) { rope_into_cache<float>(p); }
+ENTRIES(float, f32)
 #endif
 #ifdef WITH_BF16
-ENTRY(128, rope_into_cache_bf16, RopeParams) { rope_into_cache<bf16>(p); }
+ENTRIES(bf16, bf16)
 #endif
 #ifdef WITH_F16
-ENTRY(128, rope_into_cache_f16, RopeParams) { rope_into_cache<f16>(p); }
+ENTRIES(f16, f16)
 #endif

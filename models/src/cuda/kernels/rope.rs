@@ -7,10 +7,13 @@ use crate::cuda::gpu::{Dtype, Region};
 use crate::error::{Error, Result};
 
 const ROPE: Kernels = kernels!(Rope, "rope_into_cache");
-pub(super) const KERNELS: &[Kernels] = &[ROPE];
+const HALVES: Kernels = kernels!(Rope, "rope_halves");
+pub(super) const KERNELS: &[Kernels] = &[ROPE, HALVES];
 pub(super) const LAYOUTS: &[fn() -> String] = &[RopeParams::layout];
-/// A warp takes a head.
+/// A warp takes a head, or where heads are in halves a few lanes do.
 const WARPS: usize = 4;
+/// Features that such a lane takes.
+const OF_LANE: usize = 16;
 /// The most features of a head: what the warps' shared memory has room for.
 const MOST_FEATURES: usize = 512;
 
@@ -110,10 +113,37 @@ impl RopeIntoCache<'_> {
     /// # Errors
     /// If a region is too small, a shape does not fit, or the launch fails.
     pub fn launch(&self) -> Result<()> {
+        let params = self.params()?;
+        let QkvLayout { q_heads, kv_heads, head_dim, .. } = self.layout;
+        let (gpu, heads) = (&**self.qkv.gpu(), self.batch * self.tokens * (q_heads + 2 * kv_heads));
+        if self.is_in_halves(&params) {
+            let grid = [heads.div_ceil(WARPS * 32 * OF_LANE / head_dim), 1, 1];
+            return launch(gpu, of(HALVES, self.dtype), grid, WARPS * 32, 0, &params);
+        }
+        let shared = WARPS * head_dim * size_of::<f32>();
+        let grid = [heads.div_ceil(WARPS), 1, 1];
+        launch(gpu, of(ROPE, self.dtype), grid, WARPS * 32, shared, &params)
+    }
+
+    /// Whether the whole head is turned, each feature with the one half a head on, and all of it lies in 16-byte units.
+    fn is_in_halves(&self, params: &RopeParams) -> bool {
+        let QkvLayout { head_dim, row, q_first, k_first, v_first, q_group, kv_head, .. } = self.layout;
+        let size = self.dtype.size();
+        let columns = [row, q_first, k_first, v_first, q_group, kv_head];
+        let addresses = [params.qkv, params.keys, params.values, params.cos, params.sin];
+        [64, 128, 256].contains(&head_dim)
+            && params.interleaved == 0
+            && 2 * params.pairs as usize == head_dim
+            && columns.iter().all(|columns| (columns * size).is_multiple_of(16))
+            && addresses.iter().all(|address| address.is_multiple_of(16))
+    }
+
+    /// What the kernels are told.
+    pub(super) fn params(&self) -> Result<RopeParams> {
         let Self { dtype, batch, tokens, layout, cache, rope, q_norm, k_norm, .. } = *self;
         let (size, rows) = (dtype.size(), batch * tokens);
         if rows == 0 {
-            return Ok(());
+            return Ok(RopeParams::default());
         }
         let QkvLayout { q_heads, kv_heads, head_dim, .. } = layout;
         layout.check()?;
@@ -137,7 +167,7 @@ impl RopeIntoCache<'_> {
         let table = |region: Option<&Region>| {
             optional(region, "rope table", rope.map_or(0, |rope| rope.rows * rope.pairs), 4)
         };
-        let params = RopeParams {
+        Ok(RopeParams {
             qkv: self.qkv.checked("qkv", rows * layout.row, size)?,
             keys: cache.checked(cache.keys, dtype, batch, layout)?,
             values: cache.checked(cache.values, dtype, batch, layout)?,
@@ -167,10 +197,6 @@ impl RopeIntoCache<'_> {
             centred: i32::from(q_norm.or(k_norm).is_some_and(|norm| norm.centred)),
             q_eps: q_norm.map_or(0.0, |norm| norm.eps),
             k_eps: k_norm.map_or(0.0, |norm| norm.eps),
-        };
-        let heads = rows * (q_heads + 2 * kv_heads);
-        let shared = WARPS * head_dim * size_of::<f32>();
-        let grid = [heads.div_ceil(WARPS), 1, 1];
-        launch(&**self.qkv.gpu(), of(ROPE, dtype), grid, WARPS * 32, shared, &params)
+        })
     }
 }

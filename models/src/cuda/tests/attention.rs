@@ -3,7 +3,10 @@ use std::ops::Range;
 use proptest::prelude::*;
 
 use super::{GPUS, U32, close, get, noise, on_both, put, roundoff};
-use crate::cuda::kernels::{Attention, AttentionBias, CacheRegions, PassState, QkvLayout, Visible};
+use crate::cuda::kernels::{
+    Attention, AttentionBias, CacheRegions, HeadNorm, PassState, QkvLayout, RopeIntoCache, RopeTables,
+    Visible,
+};
 use crate::cuda::{Dtype, Gpu, Region};
 use crate::kernels::tests::{Noise, reference};
 use std::sync::Arc;
@@ -90,6 +93,7 @@ pub(super) fn run(
             tokens,
             layout,
             qkv: &q,
+            turn: None,
             cache: CacheRegions { keys: &keys, values: &values, capacity },
             state: PassState { first_slot: &first_slot, keys: &ranges, visible },
             bias: case.bias.then_some(AttentionBias { region: &bias, row: all, per_sequence: true }),
@@ -277,6 +281,7 @@ fn a_window_admits_exactly_w_keys() {
                     tokens,
                     layout,
                     qkv: &q,
+                    turn: None,
                     cache: CacheRegions { keys: &keys, values: &values, capacity: slots },
                     state: PassState { first_slot: &first_slot, keys: &ranges, visible: None },
                     bias: None,
@@ -295,5 +300,92 @@ fn a_window_admits_exactly_w_keys() {
                 close("share of the marked key", &got[row * 8..][..8], &[want; 8], |_| 1e-7);
             }
         }
+    }
+}
+
+/// One launch that norms, turns, keeps and attends gives what two do, and leaves the same cache.
+#[test]
+fn one_token_is_turned_on_its_way_as_if_that_were_a_launch_of_its_own() {
+    let kinds = [
+        (64, 32, false, false, 3),
+        (48, 12, true, true, 1),
+        (128, 64, false, true, 9),
+        (256, 128, false, false, 2),
+    ];
+    for (dtype, (head_dim, pairs, interleaved, grouped, group)) in
+        Dtype::ALL.into_iter().flat_map(|dtype| kinds.map(|kind| (dtype, kind)))
+    {
+        let (batch, kv_heads, past, capacity) = (2, 2, 37, 600);
+        let make = if grouped { QkvLayout::grouped } else { QkvLayout::joined };
+        let layout = make(kv_heads * group, kv_heads, head_dim);
+        let mut random = Noise::new(7);
+        let qkv = noise(&mut random, dtype, batch * layout.row, 1.5);
+        let cache = noise(&mut random, dtype, batch * kv_heads * capacity * head_dim, 1.0);
+        let [cos, sin] = [0, 1].map(|_| noise(&mut random, Dtype::F32, 50 * pairs, 1.0));
+        let weight = noise(&mut random, Dtype::F32, head_dim, 1.0);
+        let len = batch * kv_heads * group * head_dim;
+        let run = |gpu: &Arc<dyn Gpu>, is_one: bool| {
+            let [qkv, keys, values] = [&qkv, &cache, &cache].map(|values| put(gpu, dtype, values));
+            let [cos, sin, weight] = [&cos, &sin, &weight].map(|values| put(gpu, Dtype::F32, values));
+            let norm = HeadNorm { weight: &weight, per_head: false, centred: false, eps: 1e-5 };
+            let positions = Region::of(gpu, &[past as u32, 3]).unwrap();
+            let first_slot = Region::of(gpu, &[past as i32]).unwrap();
+            let ranges = Region::of(gpu, &[0, past as i32 + 1, 2, past as i32 + 1]).unwrap();
+            let state = PassState { first_slot: &first_slot, keys: &ranges, visible: None };
+            let regions = CacheRegions { keys: &keys, values: &values, capacity };
+            let turn = RopeIntoCache {
+                dtype,
+                batch,
+                tokens: 1,
+                qkv: &qkv,
+                layout,
+                cache: regions,
+                state,
+                rope: Some(RopeTables {
+                    cos: &cos,
+                    sin: &sin,
+                    rows: 50,
+                    pairs,
+                    interleaved,
+                    positions: &positions,
+                }),
+                q_norm: Some(norm),
+                k_norm: Some(norm),
+            };
+            if !is_one {
+                turn.launch().unwrap();
+            }
+            let out = Region::room(gpu, dtype, len).unwrap();
+            let scratch = Attention::scratch_len(&**gpu, batch, 1, layout, capacity);
+            let scratch = Region::room(gpu, Dtype::F32, scratch).unwrap();
+            Attention {
+                dtype,
+                batch,
+                tokens: 1,
+                layout,
+                qkv: &qkv,
+                turn: is_one.then_some(turn),
+                cache: regions,
+                state,
+                bias: None,
+                scale: 0.125,
+                soft_cap: None,
+                before: Some(20),
+                after: Some(0),
+                out: &out,
+                scratch: Some(&scratch),
+            }
+            .launch()
+            .unwrap();
+            [get(&out, dtype, len), get(&keys, dtype, cache.len()), get(&values, dtype, cache.len())].concat()
+        };
+        let [one, two] = [true, false].map(|is_one| on_both(|gpu| run(gpu, is_one)));
+        // The halves of a head are summed in another order where several lanes norm it.
+        let what = format!("{dtype:?}, heads of {head_dim}");
+        close(&what, &one, &two, |i| (8.0 * roundoff(dtype)).max(16.0 * U32) * two[i].abs().max(1.0));
+        assert!(
+            one != [vec![0.0; len], cache.clone(), cache.clone()].concat(),
+            "{what}: the cache is as before"
+        );
     }
 }
