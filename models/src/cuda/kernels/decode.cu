@@ -7,7 +7,7 @@
 constexpr int THREADS = 256, WARPS = THREADS / WARP;
 // Keys that a group of lanes reads before it computes: reads under way hide the memory's latency, as far as there are
 // registers.
-template <class T, int HEADS> constexpr int KEYS_AHEAD = sizeof(T) * HEADS > 16 ? 2 : 4;
+template <class T, int HEADS> constexpr int KEYS_AHEAD = sizeof(T) * HEADS > 16 ? 1 : sizeof(T) * HEADS > 8 ? 2 : 4;
 
 struct DecodeParams {
     AttentionParams attention;
@@ -96,7 +96,10 @@ template <class T, int HD, int HEADS> DEVICE void decode(const DecodeParams& par
     bool plain = is_plain(p);
     float factor = plain ? p.scale * LOG2_E : 1.0f;
     for (int first = start + mine; first - mine < end; first += GROUPS * AHEAD) {
-        if (first != start + mine) ahead.load(keys, values, first, GROUPS, end, fresh, p.head_dim, valid, vector);
+        // The next ones are on their way while these are computed.
+        Ahead<T, AHEAD> next;
+        if (first - mine + GROUPS * AHEAD < end)
+            next.load(keys, values, first + GROUPS * AHEAD, GROUPS, end, fresh, p.head_dim, valid, vector);
         float scores[AHEAD][HEADS];
 #pragma unroll
         for (int i = 0; i < AHEAD; ++i) {
@@ -149,6 +152,7 @@ template <class T, int HD, int HEADS> DEVICE void decode(const DecodeParams& par
                 for (int j = 0; j < 8; ++j) sums[h][j] += probability * v[j];
             }
         }
+        ahead = next;
     }
 
     // The groups of a warp meet by exchanges, the warps in shared memory.

@@ -11,22 +11,26 @@ template <class T, int HD> DEVICE T* chunk_at(T* tile, int row, int chunk) {
     return tile + row * HD + ((chunk ^ (row & 7)) * 8);
 }
 
-// Eight elements into a tile: zeros where `valid` says that there are none.
-template <class T> DEVICE void copy8(T* to, const T* from, int valid, bool vector) {
-    if (vector) copy_async(to, from, valid > 0);
-    else Raw8<T>::load_some(from, valid).store(to);
-}
-
 // Rows first.. of a cache [.., head_dim] up to row `end`; rows behind and features past head_dim become zeros, because
 // zero times what happens to lie there may be NaN.
 template <class T, int HD, int KEYS>
 DEVICE void load_tile(T* tile, const T* rows, int first, int end, int head_dim, bool vector) {
-    constexpr int CHUNKS = HD / 8;
+    constexpr int CHUNKS = HD / 8, STEP = THREADS / CHUNKS;
+    if (vector) {
+        // A thread copies one chunk of every STEP-th row.
+        int row = thread_index() / CHUNKS, chunk = thread_index() % CHUNKS;
+        bool is_feature = chunk * 8 < head_dim;
+        const T* from = rows + static_cast<u64>(first + row) * head_dim + chunk * 8;
+#pragma unroll
+        for (int i = 0; i < KEYS / STEP; ++i, row += STEP, from += STEP * head_dim)
+            copy_async(chunk_at<T, HD>(tile, row, chunk), from, is_feature && first + row < end);
+        return;
+    }
     for (int i = thread_index(); i < KEYS * CHUNKS; i += THREADS) {
         int row = i / CHUNKS, chunk = i % CHUNKS;
         int valid = first + row < end ? head_dim - chunk * 8 : 0;
         const T* from = rows + (valid > 0 ? static_cast<u64>(first + row) * head_dim + chunk * 8 : 0);
-        copy8(chunk_at<T, HD>(tile, row, chunk), from, valid, vector);
+        Raw8<T>::load_some(from, valid).store(chunk_at<T, HD>(tile, row, chunk));
     }
 }
 
@@ -54,7 +58,9 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
         int valid = at < rows ? p.head_dim - chunk * 8 : 0;
         const T* from = q;
         if (valid > 0) from += static_cast<u64>(at / group) * p.q_row + at % group * p.head_dim + chunk * 8;
-        copy8(chunk_at<T, HD>(queries, row, chunk), from, valid, vector_q);
+        T* to = chunk_at<T, HD>(queries, row, chunk);
+        if (vector_q) copy_async(to, from, valid > 0);
+        else Raw8<T>::load_some(from, valid).store(to);
     }
     commit_copies();
 
