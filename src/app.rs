@@ -114,6 +114,7 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
         localize: true,
         stop: &stop,
         progress: &progress,
+        turn: None,
     };
     Ok(run::run(&order, destination)?.code)
 }
@@ -151,6 +152,7 @@ fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
         localize: true,
         stop: &stop,
         progress: &progress,
+        turn: None,
     };
     let mut options = crate::localize::Options { max_bytes: arguments.max_disk, ..Default::default() };
     if !arguments.modules.is_empty() {
@@ -247,6 +249,7 @@ fn folded(
         localize: true,
         stop: &stop,
         progress: &progress,
+        turn: None,
     };
     let finished = run::run(&order, destination)?;
     say(&(fold.write)(&finished.folder)?)?;
@@ -308,6 +311,7 @@ fn record(cli: &Cli, arguments: &crate::cli::Record) -> Result<ExitCode> {
         localize: true,
         stop: &stop,
         progress: &progress,
+        turn: None,
     };
     let finished = run::run(&order, Destination::New(arguments.results.clone()))?;
     if finished.code == ExitCode::Interrupted {

@@ -12,6 +12,7 @@ mod safetensors_file;
 mod source;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 
@@ -201,8 +202,11 @@ fn synthetic(
     variant: Option<&str>,
     settings: &Settings,
 ) -> Result<PathBuf, Error> {
+    // Runs side by side in this process want the same one, and need it once.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let name = format!("{model_type}-{}-{}", variant.unwrap_or("default"), settings.seed);
     let target = settings.cache.join("synthetic").join(name);
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     complete_folder(&target, |folder| write_synthetic(given, model_type, variant, settings.seed, folder))?;
     Ok(target)
 }

@@ -27,6 +27,7 @@ use crate::outcome::ExitCode;
 use crate::plan::{Plan, glob};
 use crate::progress::Progress;
 use crate::run::{self, Destination, Order};
+use crate::schedule::Turn;
 use budget::{Budget, Stop, Watch, fitting};
 use items::{Item, Work};
 use report::{Done, Found, Report, State};
@@ -97,7 +98,7 @@ fn plan_text(items: &[Item], limit: Duration) -> String {
     let estimates: Vec<Duration> = items.iter().map(|item| item.estimate).collect();
     let fits = fitting(&estimates, Budget::new(limit).left());
     let mut text =
-        format!("In at most {} s, by estimates for an H100, the last dropped first:\n", limit.as_secs());
+        format!("In at most {} s, by estimates for an H200, the last dropped first:\n", limit.as_secs());
     for (index, item) in items.iter().enumerate() {
         let dropped = if index < fits { "" } else { " (dropped)" };
         let _ = writeln!(text, "  {:>4} s  {}: {}{dropped}", item.estimate.as_secs(), item.name, item.about);
@@ -174,15 +175,16 @@ impl Bench<'_> {
     fn all(&self, items: &[Item]) -> Vec<Done> {
         let budget = Budget::new(self.choice.limit);
         let mut done = Vec::new();
-        for index in 0..items.len() {
-            let item = &items[index];
-            let estimates: Vec<Duration> = items[index..].iter().map(|item| item.estimate).collect();
+        while let Some((item, _)) = items[done.len()..].split_first() {
+            let rest = &items[done.len()..];
             let left = budget.left();
+            let estimates: Vec<Duration> = rest.iter().map(|item| item.estimate).collect();
+            let fits = fitting(&estimates, left);
             let reason = if self.user.load(Ordering::Relaxed) {
                 Some("stopped".to_owned())
             } else if self.choice.emulate && matches!(item.work, Work::Speed(_)) {
                 Some("nothing is timed on an emulated GPU".to_owned())
-            } else if fitting(&estimates, left) == 0 && !self.choice.emulate {
+            } else if fits == 0 && !self.choice.emulate {
                 Some(format!("{} s needed, {} s left", item.estimate.as_secs(), left.as_secs()))
             } else {
                 None
@@ -192,29 +194,42 @@ impl Bench<'_> {
                 done.push(Done::new(item, Duration::ZERO, State::Dropped(reason), None));
                 continue;
             }
-            self.progress.line(&format!(
-                "{} ({} s of {})",
-                item.name,
-                budget.elapsed().as_secs(),
-                self.choice.limit.as_secs()
-            ));
-            let begun = std::time::Instant::now();
-            let (state, found) = self.one(item, left);
-            self.progress.line(&format!(
-                "{}: {state} after {:.0} s",
-                item.name,
-                begun.elapsed().as_secs_f64()
-            ));
-            done.push(Done::new(item, begun.elapsed(), state, found));
+            let shapes = rest.iter().take_while(|item| matches!(item.work, Work::Speed(_))).count();
+            let now = &rest[..shapes.min(fits).max(1)];
+            let names: Vec<&str> = now.iter().map(|item| item.name.as_str()).collect();
+            let (elapsed, limit) = (budget.elapsed().as_secs(), self.choice.limit.as_secs());
+            self.progress.line(&format!("{} ({elapsed} s of {limit})", names.join(", ")));
+            done.extend(self.side_by_side(now, left));
         }
         done
     }
 
-    fn one(&self, item: &Item, left: Duration) -> (State, Option<Found>) {
+    /// Compilers of several shapes work together; then one shape is timed after the other.
+    fn side_by_side(&self, items: &[Item], left: Duration) -> Vec<Done> {
+        let run = |item: &Item, turn: Turn| {
+            let begun = std::time::Instant::now();
+            let (state, found) = self.one(item, &turn, left);
+            drop(turn);
+            let seconds = begun.elapsed().as_secs_f64();
+            self.progress.line(&format!("{}: {state} after {seconds:.0} s", item.name));
+            Done::new(item, begun.elapsed(), state, found)
+        };
+        std::thread::scope(|scope| {
+            let (run, turns) = (&run, Turn::all(items.len()));
+            let runs: Vec<_> =
+                items.iter().zip(turns).map(|(item, turn)| scope.spawn(move || run(item, turn))).collect();
+            let ended = |run: std::thread::ScopedJoinHandle<'_, Done>| {
+                run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            runs.into_iter().map(ended).collect()
+        })
+    }
+
+    fn one(&self, item: &Item, turn: &Turn, left: Duration) -> (State, Option<Found>) {
         let ended = match &item.work {
             Work::Kernels => return self.kernels(left),
-            Work::Architectures => self.architectures(left),
-            Work::Speed(shape) => self.speed(shape, left),
+            Work::Architectures => self.architectures(turn, left),
+            Work::Speed(shape) => self.speed(shape, &item.name, turn, left),
         };
         ended.unwrap_or_else(|error| (State::Failed(format!("{error:?}")), None))
     }
@@ -246,26 +261,39 @@ impl Bench<'_> {
         (state, Some(Found::Kernels(checks)))
     }
 
-    fn architectures(&self, left: Duration) -> Result<(State, Option<Found>)> {
+    fn architectures(&self, turn: &Turn, left: Duration) -> Result<(State, Option<Found>)> {
         let config = Config {
             // Its environment may hold CUDA's libraries; none of its cells is left.
             versions: speed::versions(&self.choice.python),
             ..correctness::config(&|_, _| true)
         };
         let plan = correctness::plan(&config, self.subject.device)?;
-        let (state, folder) = self.run(&config, &plan, left)?;
+        let (state, folder) = self.run(&config, &plan, "architectures", turn, left)?;
         Ok((state, Some(Found::Architectures(correctness::read(&folder)?))))
     }
 
-    fn speed(&self, shape: &items::Shape, left: Duration) -> Result<(State, Option<Found>)> {
+    fn speed(
+        &self,
+        shape: &items::Shape,
+        name: &str,
+        turn: &Turn,
+        left: Duration,
+    ) -> Result<(State, Option<Found>)> {
         let config = speed::config(shape, &self.choice.python, Device::Cuda(0));
         let plan = speed::plan(&config)?;
-        let (state, folder) = self.run(&config, &plan, left)?;
+        let (state, folder) = self.run(&config, &plan, name, turn, left)?;
         Ok((state, Some(Found::Speed(speed::read(&folder, shape)?))))
     }
 
-    /// An ordinary run that is stopped at the limit.
-    fn run(&self, config: &Config, plan: &Plan, left: Duration) -> Result<(State, PathBuf)> {
+    /// An ordinary run, in a folder of this name, that is stopped at the limit.
+    fn run(
+        &self,
+        config: &Config,
+        plan: &Plan,
+        name: &str,
+        turn: &Turn,
+        left: Duration,
+    ) -> Result<(State, PathBuf)> {
         let stop = Arc::new(Stop::default());
         let watch = Watch::new(&stop, self.user, left);
         let text = toml::to_string(config).into_diagnostic().wrap_err("the config as TOML")?;
@@ -277,9 +305,10 @@ impl Bench<'_> {
             clean: false,
             localize: true,
             stop: &stop.flag,
-            progress: self.progress,
+            progress: &self.progress.beside(),
+            turn: Some(turn),
         };
-        let finished = run::run(&order, Destination::New(self.runs.to_owned()))?;
+        let finished = run::run(&order, Destination::New(self.runs.join(name)))?;
         drop(watch);
         let state = match finished.code {
             ExitCode::Interrupted => State::Cut,

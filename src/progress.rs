@@ -33,6 +33,13 @@ impl Progress {
         Self { bars, quiet, shows_results: true, log: Mutex::new(None), started: Instant::now() }
     }
 
+    /// One for a run that goes on beside others: lines only, and a `run.log` of its own.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        let (quiet, shows_results) = (self.quiet, self.shows_results);
+        Self { bars: None, quiet, shows_results, log: Mutex::new(None), started: self.started }
+    }
+
     /// The same for a command that shows something else at its end: results go to `run.log` only.
     #[must_use]
     pub fn without_results(self) -> Self {

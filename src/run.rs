@@ -19,7 +19,7 @@ use crate::plan::{CellPlan, Plan};
 use crate::progress::Progress;
 use crate::results::{Cell, FailureKind, Manifest, Outcome, RunFolder};
 use crate::runner::{self, Ended, ProcessRunner, Runner, SharedRunner};
-use crate::schedule::{Job, Ran, Schedule, Settings};
+use crate::schedule::{Job, Ran, Schedule, Settings, Turn};
 use crate::{summary, variant};
 pub use localize::{Wanted, localize};
 pub(crate) use prepare::specification;
@@ -43,6 +43,8 @@ pub struct Order<'a> {
     pub stop: &'a AtomicBool,
     /// What the user sees.
     pub progress: &'a Progress,
+    /// Where other runs go on beside this one: whose turn it is to be timed.
+    pub turn: Option<&'a Turn>,
 }
 
 /// Where a run's results go.
@@ -91,6 +93,7 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
             settings: &settings,
             progress: order.progress,
             stop: order.stop,
+            turn: order.turn,
         };
         let ran = if interrupted { Ran::default() } else { schedule.run(jobs, next_round) };
         interrupted |= ran.interrupted;

@@ -6,6 +6,7 @@
 //! cell; only one worker ever computes. Last, a cell repeats its forward (`again`): the noise floor.
 
 mod again;
+mod turn;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +22,7 @@ use crate::results::{
 };
 use crate::runner::{Ended, Runner, Session};
 use crate::variant::Variant;
+pub use turn::Turn;
 
 /// One cell to run.
 pub struct Job<'a> {
@@ -79,6 +81,8 @@ pub struct Schedule<'a> {
     pub progress: &'a Progress,
     /// Set when the user wants to stop.
     pub stop: &'a AtomicBool,
+    /// Where other runs go on beside this one: timing waits for it.
+    pub turn: Option<&'a Turn>,
 }
 
 /// What became of a case.
@@ -171,11 +175,25 @@ impl<'a> Schedule<'a> {
             return jobs.into_iter().map(|job| self.begin(job)).collect();
         }
         std::thread::scope(|scope| {
-            let begun: Vec<_> = jobs.into_iter().map(|job| scope.spawn(|| self.begin(job))).collect();
+            let begun: Vec<_> =
+                jobs.into_iter().map(|job| scope.spawn(|| self.warm(self.begin(job)))).collect();
             let joined = |begun: std::thread::ScopedJoinHandle<'_, Begun<'a>>| {
                 begun.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
             begun.into_iter().map(joined).collect()
+        })
+    }
+
+    /// Lets a worker compile what its first round will need, while others do.
+    fn warm(&self, begun: Begun<'a>) -> Begun<'a> {
+        begun.map(|mut live| {
+            if live.job.is_timed {
+                let decode = self.settings.decode.min(1);
+                let request = Request::Time(Time { warm_up: 1, iterations: 1, decode });
+                // Where it fails, so does the round, which says so.
+                let _ = live.session.ask(&request, self.settings.timeout);
+            }
+            live
         })
     }
 
@@ -238,6 +256,9 @@ impl<'a> Schedule<'a> {
     fn time(&self, group: &mut Vec<Live<'a>>, round: &mut u32, ran: &mut Ran) {
         if group.is_empty() {
             return;
+        }
+        if let Some(turn) = self.turn {
+            turn.take(self.stop);
         }
         let rounds = self.progress.task("timing", (self.settings.rounds * group.len()) as u64);
         for turn in 0..self.settings.rounds {

@@ -100,6 +100,7 @@ fn between(
         localize: false,
         stop: order.stop,
         progress: &quiet,
+        turn: None,
     };
     order.progress.line(&format!("{}: localising {a} / {b}", shown.case));
     let wanted = Wanted { case: Some(&shown.case), variants: [&a, &b], options: &Options::default() };

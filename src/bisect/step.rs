@@ -141,6 +141,7 @@ impl Tester<'_> {
             localize: false,
             stop: self.stop,
             progress: &quiet,
+            turn: None,
         };
         let finished = run::run(&order, self.destination(revisions[0])?)?;
         if finished.code == ExitCode::Interrupted {

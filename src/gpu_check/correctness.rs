@@ -76,11 +76,15 @@ pub(super) fn plan(config: &Config, device: &str) -> Result<Plan> {
         // Through the cache goes the batch alone, whose rows are of several lengths.
         let is_one_row_cached =
             names[cell.case].contains("-prefill") && !names[cell.case].contains(&format!("-b{ROWS}-"));
+        // A classifier's one row is a handful of numbers, of which the CPU's rounding may be small by luck.
+        let is_luck = names[cell.case].contains("classifier")
+            && !names[cell.case].contains(&format!("-b{ROWS}-"))
+            && matches!(cell.variant.dtype, Dtype::Bf16 | Dtype::F16);
         let is_side = cell.variant.mode == Mode::Fused && is_gpu(&cell.variant)
             || cell.variant.mode == Mode::Eager && !is_gpu(&cell.variant);
         // A version is there for the libraries beside it.
         let is_native = cell.variant.runner == crate::variant::Runner::Candle;
-        is_native && is_side && !is_one_row_cached
+        is_native && is_side && !is_one_row_cached && !is_luck
     });
     for cell in &mut plan.cells {
         cell.measured = false;

@@ -11,8 +11,8 @@ pub(super) struct Item {
     pub(super) name: String,
     /// What it does, for people.
     pub(super) about: String,
-    /// How long it is expected to take on a machine with an H100 and 16 cores. An estimate, made before one was at
-    /// hand: what is over early gives its time to what follows.
+    /// How long it is expected to take on a machine with an H200 and 16 cores, of a shape: beside those before it, with
+    /// which its compilers work. What is over early gives its time to what follows.
     pub(super) estimate: Duration,
     pub(super) work: Work,
 }
@@ -57,7 +57,7 @@ pub(super) fn all() -> Vec<Item> {
         Item {
             name: "kernels".to_owned(),
             about: "every kernel against the CPU's arithmetic, in f32, bf16 and f16".to_owned(),
-            estimate: seconds(20),
+            estimate: seconds(25),
             work: Work::Kernels,
         },
         Item {
@@ -65,7 +65,7 @@ pub(super) fn all() -> Vec<Item> {
             about: "every synthetic checkpoint in f32, bf16 and f16: the fused form on the GPU against float64 on the \
                     CPU, one row, padded rows, and through the KV cache"
                 .to_owned(),
-            estimate: seconds(70),
+            estimate: seconds(45),
             work: Work::Architectures,
         },
     ];
@@ -78,11 +78,11 @@ pub(super) fn all() -> Vec<Item> {
         targets,
     };
     let shapes = [
-        (150, shape(SMOLLM2, Dtype::Bf16, 128, 32, ALL_MODES, [Some(0.9), Some(0.5)])),
-        (75, shape(SMOLLM2, Dtype::Bf16, 512, 0, ALL_MODES, [Some(0.9), None])),
-        (100, shape(LLAMA_3B, Dtype::Bf16, 512, 0, UNTUNED, [Some(1.0), None])),
-        (85, shape(SMOLLM2, Dtype::Bf16, 2048, 0, ALL_MODES, [Some(0.9), None])),
-        (60, shape(SMOLLM2, Dtype::F32, 512, 0, UNTUNED, [None, None])),
+        (170, shape(SMOLLM2, Dtype::Bf16, 128, 32, ALL_MODES, [Some(0.9), Some(0.5)])),
+        (25, shape(SMOLLM2, Dtype::Bf16, 512, 0, ALL_MODES, [Some(0.9), None])),
+        (50, shape(LLAMA_3B, Dtype::Bf16, 512, 0, UNTUNED, [Some(1.0), None])),
+        (30, shape(SMOLLM2, Dtype::Bf16, 2048, 0, ALL_MODES, [Some(0.9), None])),
+        (25, shape(SMOLLM2, Dtype::F32, 512, 0, UNTUNED, [None, None])),
     ];
     items.extend(shapes.into_iter().map(|(estimate, shape)| Item {
         name: shape.name(),

@@ -81,6 +81,7 @@ impl Stage {
             settings: &self.settings,
             progress: &progress,
             stop: &self.stop,
+            turn: None,
         };
         let jobs = variants
             .into_iter()
@@ -174,7 +175,7 @@ fn first_passes_are_made_together_where_that_is_asked_for() {
     assert!(matches!(cells[1].outcome, Outcome::Failed(_)));
     // Rounds are as ever: one computes at a time.
     let timed: Vec<_> = stage.journal().into_iter().filter(|line| line.ends_with("time")).collect();
-    assert_eq!(timed, ["a time", "c time", "c time", "a time"]);
+    assert_eq!(timed[2..], ["a time", "c time", "c time", "a time"], "after one of each that warmed up");
     assert!([0, 2].iter().all(|&at| completed(&cells[at]).unfinished.is_none()));
 }
 

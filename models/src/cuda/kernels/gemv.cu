@@ -17,8 +17,9 @@ struct GemvParams {
     float factor, eps;
 };
 
-// Units of 16 bytes (of F32: of 32) that a lane reads before it computes: reads under way hide the memory's latency.
-constexpr int AHEAD = 4;
+// Units of 16 bytes (of F32: of 32) of each row of the weight that a lane reads before it computes: reads under way hide
+// the memory's latency.
+template <int COLUMNS> constexpr int AHEAD = COLUMNS == 1 ? 6 : 4;
 
 // Columns of shared memory from one row to the next: whole 16-byte units.
 template <class T> DEVICE int staged_row(int k) {
@@ -76,12 +77,12 @@ template <class T, int ROWS> DEVICE void stage(const GemvParams& p, const float 
 
 // What a lane reads of the weight's rows at a time: their elements first.. in AHEAD units, 32 lanes apart.
 template <class T, int COLUMNS> struct Chunk {
-    Raw8<T> part[AHEAD][COLUMNS];
+    Raw8<T> part[AHEAD<COLUMNS>][COLUMNS];
 
     DEVICE static Chunk load(const T* const (&weight)[COLUMNS], int first, int k) {
         Chunk chunk;
 #pragma unroll
-        for (int a = 0; a < AHEAD; ++a) {
+        for (int a = 0; a < AHEAD<COLUMNS>; ++a) {
             int i = first + a * WARP * 8;
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c)
@@ -103,10 +104,10 @@ DEVICE void dot(
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) sums[c][r] = 0.0f;
     if (p.vector) {
-        for (int first = lane * 8; first < p.k; first += AHEAD * WARP * 8) {
+        for (int first = lane * 8; first < p.k; first += AHEAD<COLUMNS> * WARP * 8) {
             if (first != lane * 8) chunk = Chunk<T, COLUMNS>::load(weight, first, p.k);
 #pragma unroll
-            for (int a = 0; a < AHEAD; ++a) {
+            for (int a = 0; a < AHEAD<COLUMNS>; ++a) {
                 int i = first + a * WARP * 8;
                 if (i >= p.k) break;
                 float wide[COLUMNS][8], x[8];
