@@ -78,10 +78,10 @@ pub(super) fn all() -> Vec<Item> {
         targets,
     };
     let shapes = [
-        (170, shape(SMOLLM2, Dtype::Bf16, 128, 32, ALL_MODES, [Some(0.9), Some(0.5)])),
+        (155, shape(SMOLLM2, Dtype::Bf16, 128, 32, ALL_MODES, [Some(0.9), Some(0.5)])),
         (25, shape(SMOLLM2, Dtype::Bf16, 512, 0, ALL_MODES, [Some(0.9), None])),
         (50, shape(LLAMA_3B, Dtype::Bf16, 512, 0, UNTUNED, [Some(1.0), None])),
-        (30, shape(SMOLLM2, Dtype::Bf16, 2048, 0, ALL_MODES, [Some(0.9), None])),
+        (25, shape(SMOLLM2, Dtype::Bf16, 2048, 0, ALL_MODES, [Some(0.9), None])),
         (25, shape(SMOLLM2, Dtype::F32, 512, 0, UNTUNED, [None, None])),
     ];
     items.extend(shapes.into_iter().map(|(estimate, shape)| Item {

@@ -4,28 +4,33 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
+use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::Error;
 use super::fill::fill;
 use super::table::Tensor;
 
-/// Values generated at a time: 1 MiB.
+/// Values that a thread generates at a time: 1 MiB.
 const PIECE: usize = 1 << 18;
 
 /// Streams f32 tensors, which must be sorted by name, into a safetensors file.
 pub(super) fn write_safetensors(path: &Path, tensors: &[Tensor], seed: u64) -> Result<(), Error> {
     write(path, |file| {
         file.write_all(&header(tensors))?;
-        let mut values = vec![0f32; PIECE];
-        let mut bytes = Vec::with_capacity(4 * PIECE);
+        let mut bytes = vec![0; 4 * PIECE * rayon::current_num_threads()];
         for tensor in tensors {
-            for start in (0..tensor.len()).step_by(PIECE) {
-                let values = &mut values[..PIECE.min(tensor.len() - start)];
-                fill(tensor, seed, start, values);
-                bytes.clear();
-                bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-                file.write_all(&bytes)?;
+            for start in (0..tensor.len()).step_by(bytes.len() / 4) {
+                let len = (tensor.len() - start).min(bytes.len() / 4);
+                let bytes = &mut bytes[..4 * len];
+                bytes.par_chunks_mut(4 * PIECE).enumerate().for_each(|(index, bytes)| {
+                    let mut values = vec![0f32; bytes.len() / 4];
+                    fill(tensor, seed, start + index * PIECE, &mut values);
+                    for (bytes, value) in bytes.chunks_exact_mut(4).zip(values) {
+                        bytes.copy_from_slice(&value.to_le_bytes());
+                    }
+                });
+                file.write_all(bytes)?;
             }
         }
         Ok(())
