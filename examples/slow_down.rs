@@ -99,6 +99,7 @@ fn once(results: &Path, variants: &[(&str, usize)], repeats: usize, more: &str) 
         localize: false,
         stop: &AtomicBool::new(false),
         progress: &Progress::new(true).without_results(),
+        turn: None,
     };
     let finished = run(&order, Destination::New(results.to_owned()))?;
     match finished.code {

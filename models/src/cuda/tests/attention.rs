@@ -329,8 +329,8 @@ fn one_token_is_turned_on_its_way_as_if_that_were_a_launch_of_its_own() {
             let [cos, sin, weight] = [&cos, &sin, &weight].map(|values| put(gpu, Dtype::F32, values));
             let norm = HeadNorm { weight: &weight, per_head: false, centred: false, eps: 1e-5 };
             let positions = Region::of(gpu, &[past as u32, 3]).unwrap();
-            let first_slot = Region::of(gpu, &[past as i32]).unwrap();
-            let ranges = Region::of(gpu, &[0, past as i32 + 1, 2, past as i32 + 1]).unwrap();
+            let first_slot = Region::of(gpu, &[past]).unwrap();
+            let ranges = Region::of(gpu, &[0, past + 1, 2, past + 1]).unwrap();
             let state = PassState { first_slot: &first_slot, keys: &ranges, visible: None };
             let regions = CacheRegions { keys: &keys, values: &values, capacity };
             let turn = RopeIntoCache {
