@@ -8,6 +8,7 @@ mod forks;
 mod native;
 mod plants;
 mod rounding;
+mod routers;
 mod setting;
 #[path = "../support/mod.rs"]
 mod support;
