@@ -6,6 +6,7 @@ mod cli;
 mod engine;
 mod forks;
 mod native;
+mod planted_rounding;
 mod plants;
 mod rounding;
 mod routers;
