@@ -205,7 +205,7 @@ impl Sides<'_> {
             cells.push(cell.clone());
         }
         let mask = Mask::open(&self.files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
-        let view = summary::case_view(self.case, None, cells, &entries, Some(&mask), self.tolerances)?;
+        let view = summary::case_view((self.case, &[]), None, cells, &entries, Some(&mask), self.tolerances)?;
         let names = (&view.matrix.names[0], &view.matrix.names[at]);
         let verdict = view.verdicts.iter().find(|verdict| (&verdict.a, &verdict.b) == names).cloned();
         let verdict = verdict.ok_or_else(|| miette!("{}: no verdict on {}", self.before.name, cell.name))?;

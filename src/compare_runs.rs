@@ -107,7 +107,7 @@ fn one_case(group: Vec<Side>, tolerances: &Tolerances) -> Result<crate::report::
             entries.push(entry);
         }
     }
-    summary::case_view(&case, None, cells, &entries, mask.as_ref(), tolerances)
+    summary::case_view((&case, &[]), None, cells, &entries, mask.as_ref(), tolerances)
 }
 
 /// Whether the folder is one that the older Python framework left.

@@ -119,11 +119,9 @@ fn load<'a>(folder: &RunFolder, manifest: &Manifest, case: &'a Case, pair: [&str
     let entries: Vec<Entry> = chosen.iter().map(|cell| summary::entry(cell, &files)).collect();
     let mask = Mask::open(&files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
     let tolerances = &manifest.config.tolerances;
-    let mut view = summary::case_view(case, None, chosen, &entries, Some(&mask), tolerances)?;
-    view.localized = folder.localized()?;
-    view.localized.retain(|found| {
-        found.case == case.name && [pair, [pair[1], pair[0]]].contains(&[&*found.a, &*found.b])
-    });
+    let known = (case, &*folder.localized()?);
+    let mut view = summary::case_view(known, None, chosen, &entries, Some(&mask), tolerances)?;
+    view.localized.retain(|found| [pair, [pair[1], pair[0]]].contains(&[&*found.a, &*found.b]));
     let record = std::fs::read(folder.path().join("environment.json")).ok();
     Ok(Pair {
         run: folder.path().display().to_string(),

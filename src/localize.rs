@@ -10,6 +10,7 @@ mod cached;
 mod drive;
 mod level;
 mod pair;
+mod routed;
 mod tensor;
 mod text;
 mod walk;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub(crate) use drive::described;
 pub use drive::localize;
+pub(crate) use text::near_ties;
 
 use crate::compare::verdict::Tolerances;
 use crate::runner::{Ended, Runner};
@@ -112,7 +114,7 @@ pub struct Localized {
 impl Localized {
     /// Whether the two compute different things.
     pub fn is_divergence(&self) -> bool {
-        !matches!(self.finding, Finding::Nothing)
+        !matches!(self.finding, Finding::Nothing | Finding::Spread { near_ties: Some(_), .. })
     }
 
     /// What it took, in words.
@@ -163,9 +165,29 @@ pub enum Finding {
     Spread {
         /// The first module whose output departs.
         first: String,
+        /// Where it is routers that make it grow.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        near_ties: Option<NearTies>,
     },
     /// Both sides agree.
     Nothing,
+}
+
+/// Tokens that rounding sends to other experts, in two variants of which every module gives the same on the same input, at
+/// every position.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NearTies {
+    /// The first router that chooses other experts.
+    pub router: String,
+    /// Real tokens for which some router does.
+    pub tokens: usize,
+    /// Real tokens.
+    pub of: usize,
+    /// Largest relative L2 of the first router's scores over the tokens for which it does: a choice that so small a
+    /// difference turns was a tie to within it.
+    pub scores: f64,
+    /// Largest relative L2 that a module on the other side's input reaches at one position.
+    pub worst: f64,
 }
 
 /// The first module whose output departs though its input agrees.

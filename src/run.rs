@@ -128,9 +128,20 @@ fn conclude(
     runners: &Runners,
     interrupted: bool,
 ) -> Result<ExitCode> {
+    let is_localized = order.localize && !interrupted;
+    // Of an earlier part of a resumed run, whose cells may have changed since.
+    if is_localized && !folder.localized()?.is_empty() {
+        folder.write_localized(&[])?;
+    }
     let mut view = summary::view(folder, manifest, cells, &order.config.tolerances)?;
-    if order.localize && !interrupted {
+    if is_localized {
         localize::diverged(order, folder, manifest, cases, runners, &mut view)?;
+    }
+    if view.cases.iter().flat_map(|case| &case.localized).any(|found| !found.is_divergence()) {
+        // Where nothing diverges that verdicts called diverged, they are made anew.
+        let notes = view.notes;
+        view = summary::view(folder, manifest, cells, &order.config.tolerances)?;
+        view.notes = notes;
     }
     summary::publish(folder, manifest, view, &order.config.tolerances, order.progress)
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use console::Term;
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use reference::protocol::Mode;
 use serde::Serialize;
 
 use crate::against;
@@ -15,6 +16,7 @@ use crate::compare::repeat;
 use crate::compare::verdict::{Tolerances, Verdict, verdicts};
 use crate::compare::{self};
 use crate::gates::{self, Judged};
+use crate::localize::{self, Finding, Localized};
 use crate::machine::Machine;
 use crate::outcome::ExitCode;
 use crate::progress::Progress;
@@ -110,11 +112,15 @@ pub fn view(
         let cells: Vec<Cell> = case.variants.iter().map(|variant| cell_of(variant, cells)).collect();
         let entries: Vec<Entry> = cells.iter().map(|cell| entry(cell, &files)).collect();
         let mask = Mask::open(&files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
-        let mut view =
-            case_view(case, manifest.baseline.as_deref(), cells, &entries, Some(&mask), tolerances)?;
+        let mut view = case_view(
+            (case, &localized),
+            manifest.baseline.as_deref(),
+            cells,
+            &entries,
+            Some(&mask),
+            tolerances,
+        )?;
         view.verdicts.extend(cached(folder, manifest, all, case, &view.cells, &mask, tolerances)?);
-        let of_case = localized.iter().filter(|localized| localized.case == case.name);
-        view.localized = of_case.cloned().collect();
         Ok::<_, miette::Report>(view)
     });
     Ok(RunView {
@@ -146,12 +152,13 @@ pub fn exit_code(view: &RunView) -> ExitCode {
     }
 }
 
-/// Measures and judges the cells of a case; `entries` are their logits, in the same order.
+/// Measures and judges the cells of a case; `entries` are their logits, in the same order. What is known of the first
+/// divergence of pairs, of this case or of others, tells a choice of experts from another mathematics.
 ///
 /// # Errors
 /// When logits that exist cannot be read.
 pub fn case_view(
-    case: &Case,
+    (case, localized): (&Case, &[Localized]),
     baseline: Option<&str>,
     cells: Vec<Cell>,
     entries: &[Entry],
@@ -161,7 +168,9 @@ pub fn case_view(
     let matrix =
         matrix::matrix(entries, mask, &matrix::Options::default()).map_err(|error| miette!("{error}"))?;
     let origins: Vec<Origin> = cells.iter().map(|cell| Origin::of(&cell.variant)).collect();
-    let oracles = Oracles::new(&matrix, &origins);
+    let localized: Vec<Localized> =
+        localized.iter().filter(|found| found.case == case.name).cloned().collect();
+    let oracles = with_near_ties(Oracles::new(&matrix, &origins), &cells, &localized);
     let tolerances = tolerances.with(case.tolerances.as_ref());
     let mut judged = verdicts(&matrix, &oracles, &tolerances);
     let noises: Vec<_> = cells
@@ -181,10 +190,28 @@ pub fn case_view(
         verdicts: judged,
         accuracies: accuracies(&matrix, &oracles),
         choices: mask.map(|mask| choices(case, entries, mask)).transpose()?.flatten(),
-        localized: Vec::new(),
+        localized,
         cells,
         matrix,
     })
+}
+
+/// Fused forms that were fed, module by module, what a variant of their dtype gives whose code ran in float64, and
+/// depart from it by near-ties of routers alone. What is looked into through an eager twin, as a compiled model, is not
+/// known by that.
+fn with_near_ties(oracles: Oracles, cells: &[Cell], localized: &[Localized]) -> Oracles {
+    let mut found = oracles;
+    for localized in localized {
+        let Finding::Spread { near_ties: Some(near_ties), .. } = &localized.finding else { continue };
+        let index = |name: &String| cells.iter().position(|cell| cell.name == *name);
+        let (Some(a), Some(b)) = (index(&localized.a), index(&localized.b)) else { continue };
+        let is_in_it = |index: usize| cells[index].variant.dtype == localized.dtype;
+        let is_fed = found.ran(a) && cells[b].variant.mode == Mode::Fused && is_in_it(a) && is_in_it(b);
+        if is_fed {
+            found = found.with_near_ties(b, localize::near_ties(near_ties, &localized.a));
+        }
+    }
+    found
 }
 
 /// A case of prefill and decoding against the one pass over the same inputs, variant by variant: nothing where the

@@ -8,9 +8,11 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::{Sandbox, fixture, stderr, stdout};
+use support::{Sandbox, fixture, stderr, stdout, wait_for};
 
 /// A port's repository with a commit per letter of `history`, see `port.py`, and a config that names the port.
 fn port(history: &str, run: &str) -> Sandbox {
@@ -28,10 +30,20 @@ fn port(history: &str, run: &str) -> Sandbox {
 }
 
 fn bisect(sandbox: &Sandbox, good: &str, bad: &str, more: &[&str]) -> Output {
-    let fixed = ["bisect", "--command-repository", "repository/port", "--build", "sh build.sh"];
+    bisection(sandbox, "sh build.sh", good, bad, more).output().unwrap()
+}
+
+fn bisection(sandbox: &Sandbox, build: &str, good: &str, bad: &str, more: &[&str]) -> Command {
+    let fixed = ["bisect", "--command-repository", "repository/port", "--build", build];
     let sides = ["--good", good, "--bad", bad];
-    let cache = sandbox.path().join("cache");
-    sandbox.command(&[&fixed[..], &sides[..], more].concat()).env("TFCHECK_CACHE", cache).output().unwrap()
+    let mut command = sandbox.command(&[&fixed[..], &sides[..], more].concat());
+    command.env("TFCHECK_CACHE", sandbox.path().join("cache"));
+    command
+}
+
+fn resume(sandbox: &Sandbox, folder: &Path) -> Output {
+    let mut command = sandbox.command(&["bisect", "--resume", folder.to_str().unwrap()]);
+    command.env("TFCHECK_CACHE", sandbox.path().join("cache")).output().unwrap()
 }
 
 fn folder(sandbox: &Sandbox) -> PathBuf {
@@ -130,14 +142,43 @@ fn a_stopped_bisection_goes_on_where_it_was() {
     let steps = stopped["phases"][0]["steps"].as_array_mut().unwrap();
     steps.truncate(steps.len() - 2);
     std::fs::write(folder.join("bisect.json"), stopped.to_string()).unwrap();
-    let output = sandbox
-        .command(&["bisect", "--resume", folder.to_str().unwrap()])
-        .env("TFCHECK_CACHE", sandbox.path().join("cache"))
-        .output()
-        .unwrap();
+    let output = resume(&sandbox, &folder);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert_eq!(runs(&folder), before + 2, "what was done is not done again");
     assert_eq!(changes(&log(&folder)), changes(&whole));
+}
+
+#[test]
+fn ctrl_c_keeps_the_steps_that_were_made_and_leaves_no_working_tree() {
+    let sandbox = port("......x...", "trace = false");
+    let results = sandbox.results();
+    // So slow that more than one step is to come when the first one is in the log.
+    let build = "sleep 0.5; sh build.sh";
+    let child = bisection(&sandbox, build, "c0", "c9", &[]).spawn().unwrap();
+    let steps = |log: &Value| log["phases"][0]["steps"].as_array().unwrap().clone();
+    let read = || {
+        let found = std::fs::read_dir(&results).ok()?.next()?.ok()?.path().join("bisect.json");
+        let log = serde_json::from_slice::<Value>(&std::fs::read(found).ok()?).ok()?;
+        (!steps(&log).is_empty()).then_some(())
+    };
+    wait_for("the first step", Duration::from_secs(60), read);
+    kill_process(Pid::from_raw(child.id().try_into().unwrap()).unwrap(), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    let folder = folder(&sandbox);
+    assert!(stderr(&output).contains("tfcheck bisect --resume"), "{}", stderr(&output));
+    let stopped = log(&folder);
+    assert!(stopped["phases"][0]["changes"].is_null(), "{stopped}");
+    let before = steps(&stopped);
+    assert!((1..4).contains(&before.len()), "{before:?}");
+    let trees = || std::fs::read_dir(sandbox.path().join("cache/worktrees")).into_iter().flatten().count();
+    assert_eq!(trees(), 0);
+    let output = resume(&sandbox, &folder);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let whole = log(&folder);
+    assert_eq!(changes(&whole), [(5, 6, "came".to_owned())]);
+    assert_eq!(steps(&whole)[..before.len()], before, "what was done is as it was");
+    assert_eq!(trees(), 0);
 }
 
 #[test]

@@ -132,6 +132,51 @@ fn two_releases_are_followed_by_the_commits_between_their_tags_at_an_address() {
 }
 
 #[test]
+fn a_scan_of_a_fork_shows_where_in_the_model_a_fault_came_and_went() {
+    let sandbox = mistral();
+    fork(&sandbox, ".x.o.");
+    let output = bisect(&sandbox, &["--scan", "--repository", "fork", "--good", "c0", "--bad", "c4"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let log = log(&folder(&sandbox));
+    let phase = &log["phases"][0];
+    let found = phase["changes"].as_array().unwrap();
+    let found: Vec<_> =
+        found.iter().map(|change| (&change["before"], &change["after"], &change["change"])).collect();
+    let (came, went) = ("came".into(), "went".into());
+    let numbers: Vec<Value> = (0..4).map(Value::from).collect();
+    assert_eq!(found, [(&numbers[0], &numbers[1], &came), (&numbers[2], &numbers[3], &went)], "{log}");
+    for [_, _, module] in changes(phase) {
+        assert!(module.starts_with("model.layers.0.self_attn"), "{module} in {}", stdout(&output));
+    }
+}
+
+/// The question that the documentation begins with, over every stable release since the first of the sides.
+#[test]
+fn the_release_that_changed_mistral_s_window_is_found_within_the_bound() {
+    let sandbox = mistral();
+    let output = sandbox.tfcheck(&["bisect", "--good", "4.40.2", "--bad", "5.23.0"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let log = log(&folder(&sandbox));
+    let phase = &log["phases"][0];
+    assert_eq!(
+        changes(phase),
+        [["4.41.2", "4.42.0", "model.layers.0.self_attn.mask"]],
+        "{}",
+        stdout(&output)
+    );
+    let (revisions, steps) = (phase["revisions"].as_array().unwrap(), phase["steps"].as_array().unwrap());
+    let is_stable = |revision: &Value| {
+        let name = revision["name"].as_str().unwrap();
+        name.chars().all(|c| c.is_ascii_digit() || c == '.')
+    };
+    assert!(revisions.len() > 100 && revisions.iter().all(is_stable), "{revisions:?}");
+    let most = (revisions.len() as f64).log2().ceil() as usize + 1;
+    assert!(steps.len() <= most, "{} runs of {most}", steps.len());
+    assert!(steps.iter().all(|step| step["answer"] != "skipped"), "every one of them runs: {steps:?}");
+    is_in_the_documentation(&output);
+}
+
+#[test]
 fn a_scan_of_releases_reports_what_the_documentation_shows() {
     let sandbox = mistral();
     let output = sandbox.tfcheck(&["bisect", "--scan", "--good", "4.41.1", "--bad", "4.42.1"]);
@@ -142,9 +187,15 @@ fn a_scan_of_releases_reports_what_the_documentation_shows() {
     let steps = log["phases"][0]["steps"].as_array().unwrap();
     let answers: Vec<&Value> = steps.iter().map(|step| &step["answer"]).collect();
     assert_eq!(answers, ["good", "bad", "bad"], "{}", stdout(&output));
+    is_in_the_documentation(&output);
+}
+
+/// Whether `docs/bisect.md` shows the steps and the change that were found.
+fn is_in_the_documentation(output: &Output) {
     let docs = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/bisect.md")).unwrap();
-    let is_finding = |line: &&str| line.contains("fault") || line.starts_with("  4.4");
-    for line in stdout(&output).lines().filter(is_finding) {
+    let is_finding =
+        |line: &&str| line.contains("fault") || line.starts_with("  4.") || line.starts_with("  5.");
+    for line in stdout(output).lines().filter(is_finding) {
         // Runs are named by their time.
         let line = line.split(" (steps/").next().unwrap();
         assert!(docs.contains(line.trim_end()), "`{line}` is not in docs/bisect.md");

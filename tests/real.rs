@@ -63,6 +63,34 @@ fn smollm2_agrees_between_releases_and_with_both_native_forms() {
     real_checkpoint("SmolLM2-135M-Instruct.Q4_1.gguf", "512");
 }
 
+/// In 16 bits, too, beside each side's own float64 result.
+#[test]
+fn smollm2_is_one_mathematics_in_f32_and_in_bf16() {
+    let sandbox = Sandbox::new();
+    let model = real_models().join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    let config = format!(
+        "[[checkpoints]]\nsource = \"{}\"\n[inputs]\nlengths = [64]\n\
+         [run]\nmodes = [\"eager\"]\ndtypes = [\"f32\", \"bf16\"]\noracle = true\nrounds = 0\ntrace = false\nnoise = false\n",
+        model.display()
+    );
+    let output = sandbox.run(&sandbox.write("tfcheck.toml", &config), &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let run = sandbox.only_run();
+    let case = run.json("summary.json")["cases"][0].clone();
+    // 4.54.0, 5.23.0, candle eager and fused in two dtypes, and three float64 results.
+    let verdicts = case["verdicts"].as_array().unwrap();
+    assert_eq!(verdicts.len(), 11 * 10 / 2);
+    for verdict in verdicts {
+        let known = ["identical", "same_mathematics"].map(|word| verdict["verdict"] == word);
+        assert!(known.contains(&true), "{verdict}");
+    }
+    assert_eq!(case["accuracies"].as_array().unwrap().len(), 8, "each variant's own error: {case}");
+    assert!(run.text("summary.md").contains("### Error against float64"));
+    // The bound of the issue on one mathematics; 4.7e-15 was measured.
+    let exact = relative_l2(&run, "5.23.0_eager_eager_f64", "candle_eager_f64");
+    assert!(exact <= 1e-10, "{exact:e}");
+}
+
 #[test]
 fn gemma3_agrees_past_its_window() {
     real_checkpoint("gemma-3-270m-q4_k_m.gguf", "600");

@@ -65,6 +65,7 @@ pub struct Oracles {
     origins: Vec<Origin>,
     own: Vec<Option<usize>>,
     any: Option<usize>,
+    near_ties: Vec<(usize, String)>,
 }
 
 impl Oracles {
@@ -84,7 +85,20 @@ impl Oracles {
                 find(&|other| other.path == *path).or_else(|| find(&|other| other.family == *family))
             })
             .collect();
-        Self { origins: origins.to_vec(), own, any: usable.first().copied() }
+        Self { origins: origins.to_vec(), own, any: usable.first().copied(), near_ties: Vec::new() }
+    }
+
+    /// The same, of which `variant` is known to choose other experts at near-ties of routers and to compute nothing else:
+    /// how that is known is `evidence`.
+    #[must_use]
+    pub fn with_near_ties(mut self, variant: usize, evidence: String) -> Self {
+        self.near_ties.push((variant, evidence));
+        self
+    }
+
+    /// How it is known that a variant departs by near-ties of routers alone.
+    pub fn near_ties(&self, variant: usize) -> Option<&str> {
+        self.near_ties.iter().find(|(known, _)| *known == variant).map(|(_, evidence)| evidence.as_str())
     }
 
     /// The float64 result of a variant's own family.

@@ -180,9 +180,15 @@ impl Judge<'_> {
                 return (Decision::WorseRounding { worse }, format!("{evidence}{text}"));
             }
         }
-        for (_, departure) in sides {
+        for (_, departure) in &sides {
             if let Departure::Large(text) = departure {
-                evidence.push_str(&text);
+                evidence.push_str(text);
+            }
+        }
+        for (_, departure) in sides {
+            if let Departure::Routed(text) = departure {
+                // What a token's other experts give says nothing of how well either side rounds.
+                return (Decision::SameMathematics, format!("{evidence}{text}"));
             }
         }
         self.rounding((a, oracle_a), (b, oracle_b), &evidence)
@@ -225,9 +231,12 @@ impl Judge<'_> {
             None if ran => Departure::Large(format!(
                 "rounding is large here, for the code of {from} itself gave {oracle}: {excess}; "
             )),
-            Some(_) | None => Departure::Unexplained(format!(
-                "{from} departs from {whose} {oracle} by more than rounding, and has not run in float64 itself: {excess}"
-            )),
+            Some(_) | None => match self.oracles.near_ties(variant) {
+                Some(evidence) => Departure::Routed(format!("{excess}, by a choice of experts: {evidence}")),
+                None => Departure::Unexplained(format!(
+                    "{from} departs from {whose} {oracle} by more than rounding, and has not run in float64 itself: {excess}"
+                )),
+            },
         })
     }
 
@@ -314,6 +323,8 @@ enum Departure {
     Large(String),
     /// By more than rounding does here, though its mathematics is right.
     Worse(String),
+    /// By what tokens depart that a router's near-ties send to other experts; says how that is known.
+    Routed(String),
     /// By more than rounding, and nothing says that its mathematics is right.
     Unexplained(String),
 }

@@ -6,6 +6,7 @@ use miette::Diagnostic;
 use reference::protocol::{Dtype, Forward, Load, Mode, Positions, Reply, Request as Ask};
 
 use super::level::{self, Names};
+use super::routed;
 use super::text;
 use super::{Finding, LocalizeError, Localized, Request, Side};
 use crate::compare::logits::{Logits, Mask};
@@ -42,10 +43,10 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
     };
     let is_choice_free = request.options.dtype.is_none();
     let open = Open { request, mask: &mask, scratch: scratch.path() };
-    let mut found = match open.attempt(wanted) {
+    let mut found = match open.attempt(wanted, false) {
         Err(Attempt::Lacking(error)) if is_choice_free && wanted == Dtype::F64 => {
             notes.push(format!("not in float64 but in float32 on both sides: {error}"));
-            open.attempt(Dtype::F32)
+            open.attempt(Dtype::F32, false)
         }
         other => other,
     }?;
@@ -58,7 +59,7 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
                 dtype_name(found.dtype),
                 dtype_name(own)
             ));
-            let again = open.attempt(own)?;
+            let again = open.attempt(own, true)?;
             let (bytes, passes_ns) = (found.bytes, found.passes_ns);
             found = again;
             found.bytes += bytes;
@@ -207,8 +208,8 @@ pub(super) struct Open<'a> {
 }
 
 impl<'a> Open<'a> {
-    /// Everything in one dtype.
-    fn attempt(&self, dtype: Dtype) -> Result<Found, Attempt> {
+    /// Everything in one dtype; whether the two agree in a wider one.
+    fn attempt(&self, dtype: Dtype, wider_agrees: bool) -> Result<Found, Attempt> {
         let [a, b] = &self.request.sides;
         let mut sides = [self.start(a, twin(&a.load, dtype))?, self.start(b, twin(&b.load, dtype))?];
         let mut files = Vec::new();
@@ -216,8 +217,13 @@ impl<'a> Open<'a> {
             let file = format!("logits_{name}_{}", dtype_name(dtype));
             files.push(self.forward(side, &file).map_err(lacking)?);
         }
-        let logits = self.apart(&files[0], &files[1], dtype);
+        let apart = self.apart(&files[0], &files[1], dtype);
+        let logits = apart.map(|(whole, _)| whole);
         let threshold = threshold(self.request, dtype);
+        // One token that goes to another expert is one position of many.
+        let local = threshold * self.request.tolerances.local_factor;
+        let is_whole_agreed = logits.is_some_and(|whole| whole <= threshold);
+        let is_each_agreed = !wider_agrees || apart.is_some_and(|(_, position)| position <= local);
         let nothing = Found {
             dtype,
             logits,
@@ -228,13 +234,14 @@ impl<'a> Open<'a> {
             unchanged: true,
             notes: Vec::new(),
         };
-        let found = if logits.is_some_and(|apart| apart <= threshold) {
+        let found = if is_whole_agreed && is_each_agreed {
             nothing
         } else {
             match level::names(self, &mut sides)? {
                 Names::Hidden(reason) => Found { finding: Finding::Logits { reason }, ..nothing },
+                Names::Common(names, _) if is_whole_agreed && !routed::is_routed(&names) => nothing,
                 Names::Common(names, alone) => {
-                    level::search(self, &mut sides, (&names, &alone), nothing, threshold)?
+                    level::search(self, &mut sides, (&names, &alone), nothing, (threshold, wider_agrees))?
                 }
             }
         };
@@ -263,13 +270,13 @@ impl<'a> Open<'a> {
         }
     }
 
-    /// Relative L2 of two logits files; `None` where they cannot be compared.
+    /// Relative L2 of two logits files, over all positions and of the worst; `None` where they cannot be compared.
     fn apart(
         &self,
         a: &(std::path::PathBuf, Positions),
         b: &(std::path::PathBuf, Positions),
         dtype: Dtype,
-    ) -> Option<f64> {
+    ) -> Option<(f64, f64)> {
         let entry = |(path, positions): &(std::path::PathBuf, Positions)| Entry {
             name: path.display().to_string(),
             dtype,
@@ -278,7 +285,7 @@ impl<'a> Open<'a> {
         let options = matrix::Options { metrics: matrix::MetricSet::L2Family, ..matrix::Options::default() };
         let matrix = matrix::matrix(&[entry(a), entry(b)], Some(self.mask), &options).ok()?;
         match matrix.oriented(0, 1) {
-            PairOutcome::Compared(pair) => Some(pair.relative_l2(MetricSide::A)),
+            PairOutcome::Compared(pair) => Some((pair.relative_l2(MetricSide::A), pair.worst_position.0)),
             _ => None,
         }
     }
@@ -307,7 +314,7 @@ impl<'a> Open<'a> {
             live.end();
             let dtype = dtype_name(found.dtype);
             let eager = (self.scratch.join(format!("logits_{name}_{dtype}.safetensors")), own.1);
-            let apart = self.apart(&eager, &own, found.dtype);
+            let apart = self.apart(&eager, &own, found.dtype).map(|(whole, _)| whole);
             if let Some(relative_l2) = apart.filter(|apart| *apart > threshold(self.request, found.dtype)) {
                 return Ok(Some(Finding::Execution { variant: side.name.clone(), what, relative_l2 }));
             }

@@ -9,8 +9,9 @@ use tempfile::TempDir;
 use super::cached;
 use super::drive::{Found, Live, Open};
 use super::pair::pairs;
+use super::routed::{self, Sifted};
 use super::tensor::{self, Difference, Stored};
-use super::walk::{Measured, Suspect, ancestors, suspect};
+use super::walk::{Limit, Measured, Suspect, ancestors, is_coarse, is_in, suspect};
 use super::{Between, Divergence, Finding, LocalizeError};
 use crate::plan::glob;
 use crate::runner::Ended;
@@ -36,7 +37,7 @@ pub(super) struct Alone {
 /// A module call that both sides have.
 #[derive(Clone, Debug)]
 pub(super) struct Name {
-    path: [String; 2],
+    pub(super) path: [String; 2],
     call: usize,
 }
 
@@ -89,36 +90,51 @@ pub(super) fn names(open: &Open, sides: &mut [Live; 2]) -> Result<Names, Localiz
 }
 
 /// The suspect among the modules of one level.
-struct Level {
+pub(super) struct Level {
     /// Holds the captured tensors.
-    folder: TempDir,
+    pub(super) folder: TempDir,
     /// Of each side, the captured calls in the order of `measured`.
-    calls: Vec<[CapturedModule; 2]>,
-    measured: Vec<Measured>,
+    pub(super) calls: Vec<[CapturedModule; 2]>,
+    pub(super) measured: Vec<Measured>,
     /// The first module whose output departs, by itself or not.
-    first: Option<String>,
+    pub(super) first: Option<String>,
 }
 
-/// Goes down from the coarse modules to the deepest suspect.
+/// Goes down from the coarse modules to the deepest suspect. Where `wider_agrees`, the two agree in a wider dtype.
 pub(super) fn search(
     open: &Open,
     sides: &mut [Live; 2],
     (names, alone): (&[Name], &[Alone]),
     nothing: Found,
-    threshold: f64,
+    (threshold, wider_agrees): (f64, bool),
 ) -> Result<Found, LocalizeError> {
     let mut found = nothing;
+    let mut limit = Limit::overall(threshold);
     let mut scope: Option<String> = None;
     let mut chosen: Vec<&Name> = names.iter().filter(|name| is_coarse(&name.path[0])).collect();
     if chosen.is_empty() {
         chosen = names.iter().collect();
     }
+    if wider_agrees && routed::is_routed(names) {
+        // A token that goes to another expert is one position of many.
+        limit.position = threshold;
+        match routed::sift(open, sides, names, &mut found, limit)? {
+            Sifted::Departs(path) => {
+                chosen = names.iter().filter(|name| is_in(&name.path[0], &path)).collect();
+                scope = Some(path);
+            }
+            Sifted::Spread(spread) => {
+                found.finding = spread;
+                return Ok(found);
+            }
+        }
+    }
     loop {
-        let level = capture(open, sides, &chosen, &mut found, threshold)?;
+        let level = capture(open, sides, &chosen, &mut found, limit)?;
         let known = |path: &String| level.measured.iter().position(|module| module.path == *path);
-        let Some(suspect) = suspect(&level.measured, scope.as_ref().and_then(known), threshold) else {
+        let Some(suspect) = suspect(&level.measured, scope.as_ref().and_then(known), limit) else {
             found.finding = match level.first {
-                Some(first) if found.dtype != Dtype::F64 => Finding::Spread { first },
+                Some(first) if found.dtype != Dtype::F64 => Finding::Spread { first, near_ties: None },
                 _ => Finding::Module(outside(&level, found.logits)),
             };
             return Ok(found);
@@ -157,24 +173,13 @@ fn said(open: &Open, alone: &[Alone], module: &str) -> Option<String> {
     (!both.is_empty()).then(|| both.join("; "))
 }
 
-/// Whether a path lies in no numbered module, as the blocks are: `model`, `model.layers.3`, `lm_head`.
-fn is_coarse(path: &str) -> bool {
-    !ancestors(path).any(|above| {
-        above.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()))
-    })
-}
-
-fn is_in(path: &str, module: &str) -> bool {
-    path == module || path.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'))
-}
-
 /// Captures the chosen modules on both sides and measures them.
-fn capture(
+pub(super) fn capture(
     open: &Open,
     sides: &mut [Live; 2],
     chosen: &[&Name],
     found: &mut Found,
-    threshold: f64,
+    limit: Limit,
 ) -> Result<Level, LocalizeError> {
     let io = |error| LocalizeError::io(open.scratch, error);
     let folder = tempfile::Builder::new().prefix("level-").tempdir_in(open.scratch).map_err(io)?;
@@ -201,8 +206,7 @@ fn capture(
         let (Some(a), Some(b)) = (call(0), call(1)) else { continue };
         let mut calls = [a, b];
         let mut measured = measure(open, level.folder.path(), &calls)?;
-        let departs =
-            |measured: &Measured| measured.output.is_some_and(|apart| apart.relative_l2 > threshold);
+        let departs = |measured: &Measured| limit.is_passed(measured.output);
         if departs(&measured) {
             // A set's order is not that of another process: one call may be another on the second side.
             let others =

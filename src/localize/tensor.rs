@@ -30,6 +30,13 @@ pub(super) struct Difference {
     pub(super) worst: Option<Worst>,
 }
 
+impl Difference {
+    /// Relative L2 of the position that departs most.
+    pub(super) fn at_worst(&self) -> f64 {
+        self.worst.map_or(0.0, |worst| worst.relative_l2)
+    }
+}
+
 /// Where the values of a position lie: `parts` runs of `length` values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Layout {
@@ -82,7 +89,7 @@ impl Stored {
                 Some(position_first(rest.iter().product()))
             }
             // Experts see tokens without rows.
-            [tokens, width] if tokens == batch * seq => Some(position_first(width)),
+            [tokens, width] | [tokens, 1, width] if tokens == batch * seq => Some(position_first(width)),
             [rows, parts, positions, length] if rows == batch && positions == seq => Some(Layout {
                 parts,
                 length,
@@ -93,6 +100,19 @@ impl Stored {
             }),
             _ => None,
         }
+    }
+
+    /// The values of a position; `None` where they do not lie side by side.
+    pub(super) fn at_position(
+        &self,
+        mask: &Mask,
+        row: usize,
+        position: usize,
+    ) -> io::Result<Option<Vec<f64>>> {
+        let Some(layout) = self.layout(mask).filter(|layout| layout.parts == 1) else { return Ok(None) };
+        let mut values = vec![0.0; layout.length];
+        self.read(layout.first(row, position, 0), &mut values)?;
+        Ok(Some(values))
     }
 
     fn read(&self, first: usize, values: &mut [f64]) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! A finding in one sentence.
 
 use super::level::ROOT;
-use super::{Divergence, Finding, Localized};
+use super::{Divergence, Finding, Localized, NearTies};
 use crate::variant::dtype_name;
 
 pub(super) fn sentence(localized: &Localized) -> String {
@@ -16,11 +16,23 @@ pub(super) fn sentence(localized: &Localized) -> String {
             let apart = localized.logits.map_or_else(String::new, |apart| format!(" by {apart:.1e}"));
             format!("the logits depart{apart} in {dtype}, and no module can be named: {reason}")
         }
-        Finding::Spread { first } => format!(
+        Finding::Spread { near_ties: Some(near_ties), .. } => format!(
+            "the mathematics of {a} and {b} is the same in {dtype}: {}",
+            self::near_ties(near_ties, a)
+        ),
+        Finding::Spread { first, near_ties: None } => format!(
             "no module departs by itself in {dtype}: fed the same input, all agree within {threshold:.1e}; rounding grows until {first}"
         ),
         Finding::Nothing => format!("{a} and {b} agree in {dtype} within {threshold:.1e}"),
     }
+}
+
+/// Why a choice of other experts is rounding.
+pub(crate) fn near_ties(found: &NearTies, first: &str) -> String {
+    let NearTies { router, tokens, of, scores, worst } = found;
+    format!(
+        "fed {first}'s input, every module agrees at every position (to {worst:.1e}), and {tokens} of {of} tokens go to other experts at near-ties of routers: {router} is the first to choose otherwise, where its scores differ by no more than {scores:.1e}"
+    )
 }
 
 fn module(found: &Divergence, a: &str, b: &str, threshold: f64, dtype: &str) -> String {

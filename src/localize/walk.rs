@@ -20,6 +20,29 @@ pub(super) struct Measured {
     pub(super) is_other_output: bool,
 }
 
+/// What rounding explains, as relative L2.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Limit {
+    /// Over all positions.
+    pub(super) overall: f64,
+    /// At the worst of them.
+    pub(super) position: f64,
+}
+
+impl Limit {
+    /// One that looks at no single position.
+    pub(super) fn overall(overall: f64) -> Self {
+        Self { overall, position: f64::INFINITY }
+    }
+
+    /// Whether a difference is more; what cannot be compared is not.
+    pub(super) fn is_passed(&self, difference: Option<Difference>) -> bool {
+        difference.is_some_and(|difference| {
+            difference.relative_l2 > self.overall || difference.at_worst() > self.position
+        })
+    }
+}
+
 /// What is at fault.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Suspect {
@@ -31,16 +54,11 @@ pub(super) struct Suspect {
     pub(super) between: Option<Between>,
 }
 
-/// Whether a difference is more than `threshold`; what cannot be compared is not.
-fn departs(difference: Option<Difference>, threshold: f64) -> bool {
-    difference.is_some_and(|difference| difference.relative_l2 > threshold)
-}
-
 /// The suspect among `modules`, in call order, `None` where no output departs; `scope` is the index of a module that
 /// is already known to depart by itself.
-pub(super) fn suspect(modules: &[Measured], scope: Option<usize>, threshold: f64) -> Option<Suspect> {
+pub(super) fn suspect(modules: &[Measured], scope: Option<usize>, limit: Limit) -> Option<Suspect> {
     let children = children(modules);
-    if scope.is_none() && !modules.iter().any(|module| departs(module.output, threshold)) {
+    if scope.is_none() && !modules.iter().any(|module| limit.is_passed(module.output)) {
         return None;
     }
     let mut module = scope;
@@ -50,11 +68,11 @@ pub(super) fn suspect(modules: &[Measured], scope: Option<usize>, threshold: f64
         let mut next = None;
         for &child in below {
             let measured = &modules[child];
-            if let Some(step) = unequal_scores(measured, threshold) {
+            if let Some(step) = unequal_scores(measured, limit.overall) {
                 return Some(Suspect { module, step: Some(step), between: None });
             }
-            if departs(measured.output, threshold) {
-                if departs(measured.input, threshold) {
+            if limit.is_passed(measured.output) {
+                if limit.is_passed(measured.input) {
                     let between = between(after, Some(&measured.path));
                     return Some(Suspect { module, step: None, between });
                 }
@@ -96,6 +114,17 @@ fn children(modules: &[Measured]) -> HashMap<Option<usize>, Vec<usize>> {
     children
 }
 
+/// Whether a path lies in no numbered module, as the blocks are: `model`, `model.layers.3`, `lm_head`.
+pub(super) fn is_coarse(path: &str) -> bool {
+    !ancestors(path).any(|above| {
+        above.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()))
+    })
+}
+
+pub(super) fn is_in(path: &str, module: &str) -> bool {
+    path == module || path.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'))
+}
+
 /// `a.b.c` gives `a.b` and `a`.
 pub(super) fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     path.rmatch_indices('.').map(|(at, _)| &path[..at])
@@ -104,6 +133,8 @@ pub(super) fn ancestors(path: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LIMIT: Limit = Limit { overall: 1e-10, position: f64::INFINITY };
 
     fn measured(path: &str, input: f64, output: f64) -> Measured {
         let difference = |relative_l2| Some(Difference { relative_l2, worst: None });
@@ -116,7 +147,7 @@ mod tests {
     }
 
     fn check(modules: &[Measured], path: Option<&str>, after: Option<&str>, before: Option<&str>) {
-        let found = suspect(modules, None, 1e-10).unwrap();
+        let found = suspect(modules, None, LIMIT).unwrap();
         assert_eq!(found.module.map(|index| modules[index].path.as_str()), path, "{found:?}");
         let between = found.between.unwrap_or_default();
         assert_eq!((between.after.as_deref(), between.before.as_deref()), (after, before));
@@ -153,7 +184,7 @@ mod tests {
 
     #[test]
     fn nothing_is_found_where_no_output_departs() {
-        assert_eq!(suspect(&[measured("model", 0.1, 0.0)], None, 1e-10), None);
+        assert_eq!(suspect(&[measured("model", 0.1, 0.0)], None, LIMIT), None);
     }
 
     #[test]
@@ -163,7 +194,7 @@ mod tests {
         softmax.scores = Some(Scores { mask: apart(0.1), scores: apart(0.2) });
         let mut modules =
             vec![measured("self_attn", 0.0, 0.3), measured("self_attn.q_proj", 0.0, 0.0), softmax];
-        let step = |modules: &[Measured]| suspect(modules, None, 1e-10).unwrap().step.map(|(name, _)| name);
+        let step = |modules: &[Measured]| suspect(modules, None, LIMIT).unwrap().step.map(|(name, _)| name);
         assert_eq!(step(&modules), Some("mask"));
         modules[2].scores = Some(Scores { mask: apart(0.0), scores: apart(0.2) });
         assert_eq!(step(&modules), Some("scores"));

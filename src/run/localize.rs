@@ -6,7 +6,7 @@ use std::time::Duration;
 use miette::{IntoDiagnostic, Result};
 
 use super::{Order, PreparedCase, Runners, load, prepare};
-use crate::compare::verdict::{Decision, Tolerances};
+use crate::compare::verdict::Decision;
 use crate::config::nearest;
 use crate::localize::{self, LocalizeError, Localized, Options, Request, Side};
 use crate::machine::Machine;
@@ -170,8 +170,6 @@ pub(super) fn diverged(
             verdicts.map(|verdict| [verdict.a.as_str(), verdict.b.as_str()]).collect();
         let cells: Vec<&CellPlan> = order.plan.cells.iter().filter(|cell| cell.case == index).collect();
         let (pairs, left_out) = chosen(&cells, &names, &order.plan.baseline);
-        // Of an earlier part of a resumed run, whose cells may have changed since.
-        case.localized.clear();
         let files = folder.case_folder(manifest, &case.name);
         let pair = Pair { order, prepared, runners, case: &case.name, logs: &files, files: &files };
         for cells in pairs {
@@ -198,14 +196,15 @@ pub(super) fn diverged(
         }
     }
     let all: Vec<Localized> = view.cases.iter().flat_map(|case| case.localized.clone()).collect();
-    if !all.is_empty() || !folder.localized()?.is_empty() {
+    if !all.is_empty() {
         folder.write_localized(&all)?;
     }
     Ok(())
 }
 
-/// Of the diverging pairs one for every two kinds of variant (dtypes are one kind), those of a variant and its own one
-/// pass first, then those with the baseline; and how many kinds of pair are left out. Programs of the user's and upstream's ports show no modules.
+/// Of the diverging pairs one for every two kinds of variant (dtypes are one kind, of which pairs in one dtype come first),
+/// those of a variant and its own one pass first, then those with the baseline; and how many kinds of pair are left out.
+/// Programs of the user's and upstream's ports show no modules, and two dtypes of one variant are the same modules.
 fn chosen<'a>(
     cells: &[&'a CellPlan],
     diverged: &[[&str; 2]],
@@ -216,8 +215,15 @@ fn chosen<'a>(
     let base = cell(baseline).map(|cell| kind(&cell.variant));
     let is_own = |[a, b]: &[&CellPlan; 2]| a.variant == b.variant;
     let mut pairs: Vec<[&CellPlan; 2]> = Vec::new();
-    for names in diverged {
-        let [Some(a), Some(b)] = names.map(|name| cell(variant_of(name))) else { continue };
+    let mut found: Vec<[&CellPlan; 2]> = diverged
+        .iter()
+        .filter_map(|names| match names.map(|name| cell(variant_of(name))) {
+            [Some(a), Some(b)] => Some([a, b]),
+            _ => None,
+        })
+        .collect();
+    found.sort_by_key(|[a, b]| a.variant.dtype != b.variant.dtype);
+    for [a, b] in found {
         let shows = |cell: &CellPlan| matches!(cell.variant.runner, Runner::Transformers | Runner::Candle);
         let kinds = [kind(&a.variant), kind(&b.variant)];
         let is_known = pairs.iter().any(|known| {
@@ -225,7 +231,8 @@ fn chosen<'a>(
             let known = known.map(|cell| kind(&cell.variant));
             is_alike && (known == kinds || [&known[1], &known[0]] == [&kinds[0], &kinds[1]])
         });
-        if shows(a) && shows(b) && !is_known {
+        let is_one = kinds[0] == kinds[1] && a.variant.device == b.variant.device;
+        if shows(a) && shows(b) && !is_known && (!is_one || is_own(&[a, b])) {
             // What the baseline computes is what the other is fed.
             let is_second = base.as_ref() == Some(&kinds[1]);
             pairs.push(if is_second { [b, a] } else { [a, b] });
@@ -264,12 +271,14 @@ impl Pair<'_> {
             let prefill = prefill.filter(|_| !is_one_pass(index));
             Ok::<_, LocalizeError>(Side { name: names[index].clone(), runner, load, prefill })
         };
-        let tolerances: &Tolerances = &self.order.config.tolerances;
+        let config = self.order.config;
+        let own = &config.checkpoints[self.order.plan.cases[cells[0].case].checkpoint].tolerances;
+        let tolerances = config.tolerances.with(own.as_ref());
         localize::localize(&Request {
             case: self.case,
             sides: [side(0)?, side(1)?],
             options,
-            tolerances,
+            tolerances: &tolerances,
             folder: self.logs,
             timeout: Duration::from_secs(self.order.config.run.timeout_s),
             stop: self.order.stop,

@@ -53,6 +53,21 @@ fn metrics_agree_with_numpy_on_random_and_adversarial_arrays() {
         check("norm_a", pair.norm_a);
         check("norm_b", pair.norm_b);
         check("cosine", pair.cosine);
+        check("rmse", pair.rmse());
+        for (index, side) in [Side::A, Side::B].into_iter().enumerate() {
+            for (what, got) in [("relative_l2", pair.relative_l2(side)), ("nmse", pair.nmse(side))] {
+                super::metrics::check(
+                    &format!("{name} {what} {side:?}"),
+                    got,
+                    number(&expected[what][index]),
+                );
+            }
+        }
+        if let Some(worst) = expected["worst_position"].as_array() {
+            super::metrics::check(&format!("{name} worst"), pair.worst_position.0, number(&worst[0]));
+            let places = worst[1].as_array().unwrap();
+            assert!(places.contains(&pair.worst_position.1.position.into()), "{name} worst position");
+        }
         check("max_abs", pair.max_abs);
         let at = pair.max_abs_at.map(|at| vec![at.at.position, at.token]);
         assert_eq!(serde_json::to_value(at).unwrap(), expected["max_abs_at"], "{name} max_abs_at");
@@ -74,11 +89,13 @@ fn metrics_agree_with_numpy_on_random_and_adversarial_arrays() {
         let first = distribution.first_greedy_divergence.map(|at| at.position);
         assert_eq!(serde_json::to_value(first).unwrap(), expected["first"], "{name} first");
         for (index, at) in pair.per_position.iter().enumerate() {
-            super::metrics::check(
-                &format!("{name} position {index}"),
-                at.l2,
-                number(&expected["l2_per_position"][index]),
-            );
+            for (what, got) in [("l2", at.l2), ("max_abs", at.max_abs), ("kl", at.kl)] {
+                super::metrics::check(
+                    &format!("{name} {what} of position {index}"),
+                    got,
+                    number(&expected[format!("{what}_per_position")][index]),
+                );
+            }
         }
         let (a, b) = (distribution.non_finite_a, distribution.non_finite_b);
         assert_eq!(serde_json::json!([a.nan, b.nan]), expected["nan"], "{name} nan");

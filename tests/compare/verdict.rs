@@ -201,6 +201,33 @@ fn where_the_float64_results_agree_rounding_is_no_divergence_however_large() {
     assert!(verdict.evidence.contains("d has the mathematics of d_f64"), "{verdict:?}");
 }
 
+/// What a fused form departs by that was fed a known variant's inputs, module by module, and agreed in each.
+#[test]
+fn what_departs_by_near_ties_of_routers_alone_is_no_other_mathematics() {
+    let shape = [1, 4, 2000];
+    let exact: Vec<f64> = noise(1, 8000).iter().map(|x| 5.0 * x).collect();
+    let off = |seed: u64, by: f64| bf16(&added(&exact, &noise(seed, 8000), by));
+    let mut files = Files::new();
+    files
+        .add("b_f64", Dtype::F64, shape, &exact)
+        .add("b", Dtype::Bf16, shape, &off(2, 0.02))
+        .add("b_fused", Dtype::Bf16, shape, &off(3, 0.6))
+        .add("b_other", Dtype::Bf16, shape, &off(4, 0.6));
+    let names = ["b", "b", "b/fused", "b/other"];
+    let measured = files.matrix(None);
+    let oracles = Oracles::new(&measured, &origins(&names)).with_near_ties(2, "as b computes it".to_owned());
+    let found = verdicts(&measured, &oracles, &Tolerances::default());
+    for other in ["b_f64", "b"] {
+        let verdict = of(&found, other, "b_fused");
+        assert_eq!(verdict.decision, Decision::SameMathematics, "{verdict:?}");
+        assert!(verdict.evidence.contains("by a choice of experts: as b computes it"), "{verdict:?}");
+    }
+    // Of a variant that was not looked into nothing is known.
+    for a in ["b_f64", "b", "b_fused"] {
+        assert_eq!(of(&found, a, "b_other").decision, Decision::Diverged, "{a}");
+    }
+}
+
 #[test]
 fn a_result_beyond_its_dtypes_range_is_worse_rounding_only_where_float64_says_so() {
     let shape = [1, 4, 200];

@@ -12,7 +12,7 @@ use tfcheck::app::cache_folder;
 use crate::plants::{BRANCHES, Branch, Plant};
 use crate::support::{Run, Sandbox, stderr};
 
-const NEWEST: &str = "5.23.0";
+pub(crate) const NEWEST: &str = "5.23.0";
 /// A checkpoint whose modeling file no branch touches.
 const UNTOUCHED: &str = "xlm-roberta";
 
@@ -22,7 +22,7 @@ pub(crate) fn newest() -> Environment {
 }
 
 /// A git working copy of the release, made once: what is installed of it, under a project file of its own.
-pub(crate) struct Fork(PathBuf);
+pub(crate) struct Fork(pub(crate) PathBuf);
 
 impl Fork {
     /// The working copy of a test, which no other test may change.
@@ -68,12 +68,12 @@ impl Fork {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    fn reset(&self) {
+    pub(crate) fn reset(&self) {
         self.git(&["checkout", "--quiet", "--force", "HEAD"]);
     }
 
     /// Edits the working copy, and names its commit.
-    pub(crate) fn plant(&self, branch: Branch) -> String {
+    pub(crate) fn plant(&self, branch: &[Plant]) -> String {
         self.reset();
         for plant in branch {
             let name = plant.file;
@@ -137,7 +137,7 @@ fn run(fork: &Fork, branch: Branch, has_native: bool) -> (Sandbox, Run) {
 }
 
 /// The verdict on two variants of a case, and its evidence.
-fn verdict(case: &Value, a: &str, b: &str) -> (String, String) {
+pub(crate) fn verdict(case: &Value, a: &str, b: &str) -> (String, String) {
     let verdicts = case["verdicts"].as_array().unwrap();
     let found = verdicts.iter().find(|verdict| verdict["a"] == a && verdict["b"] == b);
     let found = found.unwrap_or_else(|| panic!("no verdict on {a} and {b}"));

@@ -6,8 +6,10 @@ mod cli;
 mod engine;
 mod forks;
 mod native;
+mod planted_rounding;
 mod plants;
 mod rounding;
+mod routers;
 mod setting;
 #[path = "../support/mod.rs"]
 mod support;

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use reference::protocol::{Dtype, Load, Mode};
 use serde_json::{Value, json};
+use tfcheck::compare::verdict::Decision;
 use tfcheck::localize::{Finding, LocalizeError, Localized, Options};
 use tfcheck::runner::Runner;
 
@@ -31,6 +32,19 @@ fn assert_found(name: &str, found: &Localized, path: &str, between: Option<[Opti
     assert_eq!(found.dtype, Dtype::F64, "{name}: {:?}", found.notes);
 }
 
+/// A bug is diverged by the verdict, in the dtype of its loads, and found at `path`.
+fn assert_bug(
+    name: &str,
+    setting: &Setting,
+    (right, wrong): (Load, Load),
+    path: &str,
+    between: Option<[Option<&str>; 2]>,
+) {
+    let verdict = setting.verdict(&right, &wrong);
+    assert_eq!(verdict.decision, Decision::Diverged, "{name}: {}", verdict.evidence);
+    assert_found(name, &setting.localize(right, wrong), path, between);
+}
+
 /// `key` of the config set to `value` on the wrong side.
 fn config_fault(checkpoint: &str, key: &str, value: &Value, path: &str) {
     config_fault_between(checkpoint, key, value, path, None);
@@ -55,8 +69,7 @@ fn config_fault_between(
     );
     let right = setting.load(Mode::Eager, Dtype::F32);
     let wrong = Load { checkpoint: changed, ..right.clone() };
-    let found = setting.localize(right, wrong);
-    assert_found(&format!("{checkpoint} with {key} {value}"), &found, path, between);
+    assert_bug(&format!("{checkpoint} with {key} {value}"), &setting, (right, wrong), path, between);
 }
 
 fn weight_fault(checkpoint: &str, weights: impl FnOnce(&mut Tensors), path: &str) {
@@ -64,7 +77,7 @@ fn weight_fault(checkpoint: &str, weights: impl FnOnce(&mut Tensors), path: &str
     let changed = setting.changed(|_| (), weights);
     let right = setting.load(Mode::Eager, Dtype::F32);
     let wrong = Load { checkpoint: changed, ..right.clone() };
-    assert_found(checkpoint, &setting.localize(right, wrong), path, None);
+    assert_bug(checkpoint, &setting, (right, wrong), path, None);
 }
 
 #[test]
@@ -105,7 +118,10 @@ fn padding_that_is_attended_to_is_in_the_mask() {
     let inputs = setting.folder.path().join("unmasked.safetensors");
     write_inputs(&inputs, false);
     let right = setting.load(Mode::Eager, Dtype::F32);
-    let found = setting.localize(right.clone(), Load { inputs, ..right });
+    let wrong = Load { inputs, ..right.clone() };
+    let verdict = setting.verdict(&right, &wrong);
+    assert_eq!(verdict.decision, Decision::Diverged, "{}", verdict.evidence);
+    let found = setting.localize(right, wrong);
     assert_found("unmasked padding", &found, "model.layers.0.self_attn.mask", None);
     let worst = divergence("padding", &found).worst.unwrap();
     assert_eq!(worst.row, 1, "the padded row departs: {worst:?}");
@@ -220,6 +236,47 @@ fn a_wrong_weight_is_in_its_module() {
 }
 
 #[test]
+fn an_interleaved_rotation_is_in_the_projection_whose_rows_are_so_ordered() {
+    // Rotating neighbours is rotating halves of rows in another order.
+    let interleaved = |tensors: &mut Tensors| {
+        for (name, tensor) in tensors.iter_mut() {
+            if name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") {
+                let (rows, inner) = tensor.dims2().unwrap();
+                let pairs = tensor.reshape((rows / 16, 8, 2, inner)).unwrap().transpose(1, 2).unwrap();
+                *tensor = pairs.contiguous().unwrap().reshape((rows, inner)).unwrap();
+            }
+        }
+    };
+    weight_fault("mistral", interleaved, "model.layers.0.self_attn.q_proj");
+}
+
+/// Both sides far into their contexts; the wrong one is given `wrong` of each position.
+fn position_fault(checkpoint: &str, first: i64, wrong: impl Fn(i64) -> i64, path: &str) {
+    let setting = Setting::new(checkpoint);
+    let mut tensors = candle_core::safetensors::load(setting.inputs(), &Device::Cpu).unwrap();
+    let positions = tensors["position_ids"].to_vec2::<i64>().unwrap();
+    let mut inputs = |name: &str, position: &dyn Fn(i64) -> i64| {
+        let row = |row: &Vec<i64>| row.iter().map(|at| position(at + first)).collect::<Vec<_>>();
+        let changed: Vec<Vec<i64>> = positions.iter().map(row).collect();
+        tensors.insert("position_ids".into(), Tensor::new(changed, &Device::Cpu).unwrap());
+        let path = setting.folder.path().join(name);
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        path
+    };
+    let loads = [inputs("right.safetensors", &|at| at), inputs("wrong.safetensors", &wrong)];
+    let [right, wrong] = loads.map(|inputs| Load { inputs, ..setting.load(Mode::Eager, Dtype::F32) });
+    assert_bug(checkpoint, &setting, (right, wrong), path, None);
+}
+
+#[test]
+fn positions_that_bf16_cannot_hold_are_in_the_rotation() {
+    // A table of rotations that was made in bf16, whose 8 bits hold whole numbers up to 256.
+    let rounded = |at: i64| half::bf16::from_f64(at as f64).to_f64() as i64;
+    position_fault("llama:tiny", 300, rounded, "model.layers.0.self_attn.rope_q");
+    position_fault("qwen3", 300, rounded, "model.layers.0.self_attn.rope_q");
+}
+
+#[test]
 fn the_fused_form_is_looked_into_in_f32() {
     for (checkpoint, key, value, path) in [
         ("llama:tiny", "hidden_act", json!("gelu"), "model.layers.0.mlp.act_fn"),
@@ -231,6 +288,8 @@ fn the_fused_form_is_looked_into_in_f32() {
         let changed = setting.changed(|config| config[key] = value.clone(), |_| ());
         let right = setting.load(Mode::Eager, Dtype::F32);
         let wrong = Load { checkpoint: changed, ..setting.load(Mode::Fused, Dtype::F32) };
+        let verdict = setting.verdict(&right, &wrong);
+        assert_eq!(verdict.decision, Decision::Diverged, "{key}: {}", verdict.evidence);
         let found = setting.localize(right, wrong);
         assert_eq!(divergence(key, &found).path, path, "{}", found.sentence);
         assert_eq!(found.dtype, Dtype::F32);
@@ -248,7 +307,10 @@ fn the_fused_form_is_looked_into_in_f32() {
             },
         );
         let wrong = Load { checkpoint: changed, ..setting.load(Mode::Fused, Dtype::F32) };
-        let found = setting.localize(setting.load(Mode::Eager, Dtype::F32), wrong);
+        let right = setting.load(Mode::Eager, Dtype::F32);
+        let verdict = setting.verdict(&right, &wrong);
+        assert_eq!(verdict.decision, Decision::Diverged, "{module}: {}", verdict.evidence);
+        let found = setting.localize(right, wrong);
         assert_eq!(
             divergence(module, &found).path,
             format!("model.layers.1.mlp.{module}"),

@@ -250,7 +250,21 @@ fn a_release_that_is_right_has_nothing_to_localise_and_sdpa_is_told_from_eager()
 #[test]
 fn sums_in_another_order_are_nothing_to_localise() {
     // The rows and columns of the MLP between two layers in another order: the same function, other sums.
-    for checkpoint in ["llama:tiny", "mistral", "qwen3", "gemma2", "olmo2", "granite"] {
+    let mut others = 0;
+    for checkpoint in [
+        "llama:tiny",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "olmo2",
+        "granite",
+        "smollm3",
+        "stablelm",
+        "cohere",
+    ] {
         let setting = Setting::new(checkpoint);
         let changed = setting.changed(
             |_| (),
@@ -273,5 +287,17 @@ fn sums_in_another_order_are_nothing_to_localise() {
             let found = setting.localize(right, other);
             assert_eq!(found.finding, Finding::Nothing, "{checkpoint}: {}", found.sentence);
         }
+        for (mode, dtype) in [Mode::Eager, Mode::Fused]
+            .into_iter()
+            .flat_map(|mode| [Dtype::F32, Dtype::Bf16].map(|dtype| (mode, dtype)))
+        {
+            let right = setting.load(Mode::Eager, dtype);
+            let other = Load { checkpoint: changed.clone(), ..setting.load(mode, dtype) };
+            let verdict = setting.verdict(&right, &other);
+            let is_one = matches!(verdict.decision, Decision::SameMathematics | Decision::Identical);
+            assert!(is_one, "{checkpoint}: {verdict:?}");
+            others += usize::from(verdict.decision == Decision::SameMathematics);
+        }
     }
+    assert!(others >= 30, "{others} pairs of 48 round otherwise");
 }

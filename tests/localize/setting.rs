@@ -6,9 +6,14 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use reference::protocol::{Attention, Dtype, Load, Mode, PROTOCOL_VERSION};
+use reference::protocol::{
+    Attention, Dtype, Forward, Load, Mode, PROTOCOL_VERSION, Positions, Request as Ask,
+};
 use serde_json::Value;
-use tfcheck::compare::verdict::Tolerances;
+use tfcheck::compare::logits::{Logits, Mask};
+use tfcheck::compare::matrix::{self, Entry};
+use tfcheck::compare::oracle::{Oracles, Origin};
+use tfcheck::compare::verdict::{Tolerances, Verdict, verdicts};
 use tfcheck::localize::{LocalizeError, Localized, Options, Request, Side, localize};
 use tfcheck::runner::Runner;
 
@@ -16,6 +21,9 @@ use crate::engine::InProcess;
 
 /// Two rows, the second padded on the left: longer than the windows of 8 and the contexts of 32.
 const LENGTHS: [usize; 2] = [40, 25];
+
+/// Nobody stops a test.
+static NEVER: AtomicBool = AtomicBool::new(false);
 
 pub(crate) type Tensors = HashMap<String, Tensor>;
 
@@ -81,6 +89,27 @@ impl Setting {
         Load { attention: Some(Attention::Eager), ..self.load(Mode::Eager, Dtype::F32) }
     }
 
+    /// The verdict on `a` and `b`, each beside its own eager form in float64.
+    pub(crate) fn verdict(&self, a: &Load, b: &Load) -> Verdict {
+        let mut session = InProcess.start(self.folder.path().join("worker.log"), &NEVER).unwrap();
+        let (mut entries, mut origins) = (Vec::new(), Vec::new());
+        for (load, is_oracle) in [(a, false), (b, false), (a, true), (b, true)] {
+            let family = if origins.len() % 2 == 0 { "right" } else { "wrong" };
+            let oracle = Load { dtype: Dtype::F64, mode: Mode::Eager, ..load.clone() };
+            let load = if is_oracle { &oracle } else { load };
+            let path = self.folder.path().join(format!("verdict-{}.safetensors", entries.len()));
+            for ask in [Ask::Load(load.clone()), Ask::Forward(Forward::new(path.clone()))] {
+                session.ask(&ask, Duration::from_mins(5)).unwrap();
+            }
+            let logits = Ok(Logits::open(&path, Positions::All).unwrap());
+            entries.push(Entry { name: format!("{family} {:?}", load.dtype), dtype: load.dtype, logits });
+            origins.push(Origin { family: family.into(), path: format!("{family} {:?}", load.mode) });
+        }
+        let mask = Mask::open(&self.inputs()).unwrap();
+        let matrix = matrix::matrix(&entries, Some(&mask), &matrix::Options::default()).unwrap();
+        verdicts(&matrix, &Oracles::new(&matrix, &origins), &Tolerances::default()).remove(0)
+    }
+
     /// Localises `b` against `a`, both run in this process.
     pub(crate) fn localize(&self, a: Load, b: Load) -> Localized {
         self.localize_with((&InProcess, a), (&InProcess, b), &Options::default()).unwrap()
@@ -110,7 +139,7 @@ impl Setting {
             tolerances: &Tolerances::default(),
             folder: self.folder.path(),
             timeout: Duration::from_mins(5),
-            stop: &AtomicBool::new(false),
+            stop: &NEVER,
         })
     }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use port::{Bug, Llama};
 use tfcheck_assert::{Recording, assert_port};
@@ -18,6 +19,19 @@ fn checkpoint() -> PathBuf {
 fn the_port_agrees_with_upstream() {
     let llama = Llama::load(&checkpoint()).unwrap();
     assert_port!("tests/recording", |inputs| llama.forward(&inputs.input_ids));
+}
+
+/// The same test where no program can be found and no variable points at one; nor is an interpreter a part of it.
+#[test]
+fn the_test_needs_no_python() {
+    let test = std::env::current_exe().unwrap();
+    let alone = ["--exact", "the_port_agrees_with_upstream"];
+    let output = Command::new(&test).args(alone).env_clear().env("PATH", "").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    if let Ok(parts) = std::fs::read_to_string("/proc/self/maps") {
+        assert!(!parts.contains("libpython"), "{parts}");
+    }
 }
 
 /// A port that gives last positions only, as most of candle's do, is judged on those.

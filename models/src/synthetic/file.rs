@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
@@ -13,6 +14,8 @@ use super::table::Tensor;
 
 /// Values that a thread generates at a time: 1 MiB.
 const PIECE: usize = 1 << 18;
+/// Files begun by this process: tests make the same checkpoint in several threads.
+static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 /// Streams f32 tensors, which must be sorted by name, into a safetensors file.
 pub(super) fn write_safetensors(path: &Path, tensors: &[Tensor], seed: u64) -> Result<(), Error> {
@@ -43,7 +46,8 @@ pub(super) fn write_text(path: &Path, text: &str) -> Result<(), Error> {
 }
 
 fn write(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), Error> {
-    let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let temporary = path.with_extension(format!("tmp-{}-{count}", std::process::id()));
     let written = File::create(&temporary)
         .and_then(|mut file| content(&mut file).and_then(|()| file.sync_all()))
         .and_then(|()| std::fs::rename(&temporary, path));

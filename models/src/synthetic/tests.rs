@@ -33,6 +33,23 @@ fn same_seed_same_bytes_other_seed_other_bytes() {
 }
 
 #[test]
+fn threads_may_make_one_checkpoint_at_the_same_time() {
+    let entry = find_entry("llama", "tiny");
+    let folder = tempfile::tempdir().unwrap();
+    let started = std::sync::Barrier::new(8);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                started.wait();
+                write(entry.model_type, entry.variant, 0, folder.path()).unwrap();
+            });
+        }
+    });
+    assert!(fs::read(folder.path().join("model.safetensors")).unwrap() == weights(&entry, 0));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing but the two files is left");
+}
+
+#[test]
 fn bytes_do_not_change_with_platform_or_release() {
     // FNV-1a of the file. If the tables change on purpose, so does this number; nothing else may change it.
     let bytes = weights(&find_entry("llama", "tiny"), 0);
