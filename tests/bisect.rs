@@ -161,7 +161,7 @@ fn ctrl_c_keeps_the_steps_that_were_made_and_leaves_no_working_tree() {
         let log = serde_json::from_slice::<Value>(&std::fs::read(found).ok()?).ok()?;
         (!steps(&log).is_empty()).then_some(())
     };
-    wait_for("the first step", Duration::from_secs(60), read);
+    wait_for("the first step", Duration::from_mins(1), read);
     kill_process(Pid::from_raw(child.id().try_into().unwrap()).unwrap(), Signal::INT).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
