@@ -36,8 +36,9 @@ DEVICE int block_z() { return blockIdx.z; }
 DEVICE int blocks_x() { return gridDim.x; }
 
 // Where launches overlap (programmatic dependent launch, PTX ISA 9.7.13.13): waits until what was launched before has
-// ended and its writes are seen, then lets the next launch begin. Before it, a kernel reads only what no launch writes
-// (its parameters, weights), and writes nothing.
+// ended and its writes are seen, then lets the next launch begin. Before it, a kernel writes nothing and reads only what
+// no launch writes (its parameters, weights) or one before the previous did: the previous let this one begin after a wait
+// of its own.
 DEVICE void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
