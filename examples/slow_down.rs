@@ -85,7 +85,7 @@ fn once(results: &Path, variants: &[(&str, usize)], repeats: usize, more: &str) 
         format!("[[commands]]\nname = \"{name}\"\nprogram = {program}\n")
     }));
     text.extend([
-        "[run]\nfail_on = [\"p50>3%\"]\nwarm_up = 2\niterations = 5\nrounds = 10\ntrace = false\nthreads = 1\n",
+        "[run]\nfail_on = [\"p50>3%\"]\nwarm_up = 2\niterations = 1\nrounds = 30\ntrace = false\nthreads = 1\n",
         more,
     ]);
     let config = Config::parse(&text, Path::new("tfcheck.toml"))?;

@@ -19,6 +19,7 @@ use crate::results::{Case, Cell, Completed, Manifest, Outcome, RunFolder};
 use crate::summary;
 use crate::timing::{Change, Statistic, change, summarize};
 use crate::variant::Variant;
+use crate::yardstick::{self, best_ns};
 
 /// Runs of the history that a time is seen beside.
 const REMEMBERED: usize = 10;
@@ -83,6 +84,11 @@ pub fn compare(
     let then = Place::of(saved.folder.path());
     let now = Place::of(folder.path());
     let is_comparable = then.is_comparable(&now);
+    let mut known = readings(cases.iter().flat_map(|case| &case.cells));
+    for case in &saved.manifest.cases {
+        known.extend(readings(saved.folder.cells(&saved.manifest, case)?.iter()));
+    }
+    let quiet_ns = best_ns(&known);
     let mut against = Against {
         baseline: name.to_owned(),
         run: saved.run.clone(),
@@ -112,6 +118,7 @@ pub fn compare(
             view,
             files: folder.case_folder(manifest, &case.name),
             tolerances,
+            quiet_ns,
         };
         for cell in &view.cells {
             let Some(old) =
@@ -139,12 +146,24 @@ pub fn compare(
 }
 
 /// Where and how a run was timed.
-struct Place {
-    fingerprint: String,
-    threads: u64,
+pub(crate) struct Place {
+    pub(crate) fingerprint: String,
+    pub(crate) threads: u64,
 }
 
 impl Place {
+    /// The yardstick's best in the run of the baseline `name`, of `run`'s results folder, where that was timed here.
+    pub(crate) fn yardstick_ns(&self, name: &str, run: &RunFolder) -> Option<u64> {
+        let results = run.path().parent()?;
+        // What is wrong with a baseline is said when the run is compared with it.
+        let known = History::open(results).ok()?.baseline(name).ok()??;
+        let folder = RunFolder::open(&results.join(&known.folder)).ok()?;
+        Self::of(folder.path()).is_comparable(self).ok()?;
+        let manifest = folder.manifest().ok()?;
+        let cells = manifest.cases.iter().filter_map(|case| folder.cells(&manifest, case).ok()).flatten();
+        best_ns(&readings(cells.collect::<Vec<_>>().iter()))
+    }
+
     fn of(run: &Path) -> Self {
         let record = std::fs::read(run.join("environment.json")).ok();
         let record: serde_json::Value =
@@ -178,6 +197,8 @@ struct Sides<'a> {
     view: &'a CaseView,
     files: std::path::PathBuf,
     tolerances: &'a Tolerances,
+    /// The yardstick of a quiet machine.
+    quiet_ns: Option<u64>,
 }
 
 impl Sides<'_> {
@@ -224,7 +245,11 @@ impl Sides<'_> {
             pair: view.matrix.oriented(0, at),
             times: is_comparable.clone().and_then(|()| {
                 let (old, now) = both.clone()?;
-                Ok([timed(old)?, timed(now)?])
+                let times = [timed(old)?, timed(now)?];
+                for (of, whose) in [(old, "the baseline"), (now, "this run")] {
+                    is_quiet(&of.yardstick_ns, self.quiet_ns, whose)?;
+                }
+                Ok(times)
             }),
             peak_bytes: both.and_then(|(old, now)| {
                 let peaks = old.peak_bytes.zip(now.peak_bytes);
@@ -233,6 +258,27 @@ impl Sides<'_> {
             notes: Vec::new(),
         })
     }
+}
+
+/// What the yardstick read beside the rounds of these cells.
+fn readings<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<u64> {
+    cells
+        .filter_map(|cell| completed(cell).ok())
+        .flat_map(|completed| completed.yardstick_ns.clone())
+        .collect()
+}
+
+/// Whether at least every other round was timed on a quiet machine: a median is not one of the machine's state then.
+fn is_quiet(readings: &[u64], quiet_ns: Option<u64>, whose: &str) -> Result<(), String> {
+    let Some(quiet_ns) = quiet_ns else { return Ok(()) };
+    let busy = readings.iter().filter(|reading| !yardstick::is_quiet(**reading, quiet_ns)).count();
+    if 2 * busy <= readings.len() {
+        return Ok(());
+    }
+    Err(format!(
+        "the machine was busy with something else beside {busy} of the {} rounds of {whose}",
+        readings.len()
+    ))
 }
 
 fn completed(cell: &Cell) -> Result<&Completed, String> {
@@ -255,7 +301,10 @@ fn is_same_variant(a: &Variant, b: &Variant) -> bool {
 fn noise(change: &Change, now_ms: f64, known: &[f64]) -> Vec<String> {
     let mut notes = Vec::new();
     if change.rounds < 5 {
-        notes.push(format!("{} rounds say little of the noise; `run.rounds = 10` says more", change.rounds));
+        notes.push(format!(
+            "{} rounds say little of the noise; `run.rounds = 30` with `run.iterations = 1` says more",
+            change.rounds
+        ));
     } else if change.resolution() > 0.05 {
         notes.push(format!(
             "noisy: a slow-down below {:.0} % could not have been seen",
@@ -305,6 +354,19 @@ mod tests {
         assert!(noise(&of(1.1, 10), 11.5, &[10.0, 10.2, 11.0]).is_empty());
         assert!(noise(&of(1.1, 10), 10.5, &[10.0, 11.0]).is_empty(), "two runs are no history");
         assert_eq!(noise(&of(1.1, 3), 11.5, &[]).len(), 1);
+    }
+
+    #[test]
+    fn times_of_a_busy_machine_are_not_compared() {
+        let quiet = is_quiet(&[100, 104, 130, 131], Some(100), "this run");
+        assert_eq!(quiet, Ok(()), "half of the rounds were quiet");
+        let busy = is_quiet(&[100, 129, 130, 131], Some(100), "this run").unwrap_err();
+        assert_eq!(busy, "the machine was busy with something else beside 3 of the 4 rounds of this run");
+        assert_eq!(
+            is_quiet(&[], Some(100), "the baseline"),
+            Ok(()),
+            "a run from before there was a yardstick"
+        );
     }
 
     #[test]

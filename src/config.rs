@@ -33,6 +33,8 @@ pub(crate) use validate::is_file_name;
 
 /// The name of the file that is read when none is named.
 pub const FILE_NAME: &str = "tfcheck.toml";
+/// How long times that matter may wait for a quiet machine: phases in which a guest's neighbour is busy last seconds.
+pub const PATIENCE_S: u64 = 60;
 /// A comparison: which checkpoints, on which inputs, in which variants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -237,6 +239,9 @@ pub struct Run {
     pub decode: usize,
     /// Timing rounds; within a round the variants take turns, and 0 leaves timing out. Default: 3.
     pub rounds: usize,
+    /// Seconds that the rounds of a case may wait, all told, for a machine that is busy with something else, and time again what was beside it. Default: 60 where `fail_on` looks at times or `against` names a baseline, else 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience_s: Option<u64>,
     /// Variants of a case that may load and make their first pass at the same time: compilers then share the cores, and what is said of loading and first passes is no measurement. Default: 1.
     pub first_passes_at_once: usize,
     /// Also profiles one pass of each variant. Default: true.
@@ -299,6 +304,14 @@ impl Default for Candle {
     }
 }
 
+impl Run {
+    /// [`Self::patience_s`], or its default.
+    pub fn patience_s(&self) -> u64 {
+        let looks_at_times = self.against.is_some() || self.fail_on.iter().any(Gate::is_on_times);
+        self.patience_s.unwrap_or(if looks_at_times { PATIENCE_S } else { 0 })
+    }
+}
+
 impl Default for Run {
     fn default() -> Self {
         Self {
@@ -311,6 +324,7 @@ impl Default for Run {
             iterations: 10,
             decode: 0,
             rounds: 3,
+            patience_s: None,
             first_passes_at_once: 1,
             trace: true,
             oracle: false,

@@ -270,7 +270,7 @@ impl Bench<'_> {
             ..correctness::config(&|_, _| true)
         };
         let plan = correctness::plan(&config, self.subject.device)?;
-        let (state, folder) = self.run(&config, &plan, "architectures", turn, left)?;
+        let (state, folder) = self.run(&config, &plan, "architectures", true, (turn, left))?;
         Ok((state, Some(Found::Architectures(correctness::read(&folder)?))))
     }
 
@@ -283,7 +283,8 @@ impl Bench<'_> {
     ) -> Result<(State, Option<Found>)> {
         let config = speed::config(shape, &self.choice.python, Device::Cuda(0));
         let plan = speed::plan(&config)?;
-        let (state, folder) = self.run(&config, &plan, name, turn, left)?;
+        // Not localised: other shapes wait for their turn meanwhile, and torch's modes do differ in 16 bits.
+        let (state, folder) = self.run(&config, &plan, name, false, (turn, left))?;
         Ok((state, Some(Found::Speed(speed::read(&folder, shape)?))))
     }
 
@@ -293,8 +294,8 @@ impl Bench<'_> {
         config: &Config,
         plan: &Plan,
         name: &str,
-        turn: &Turn,
-        left: Duration,
+        localize: bool,
+        (turn, left): (&Turn, Duration),
     ) -> Result<(State, PathBuf)> {
         let stop = Arc::new(Stop::default());
         let watch = Watch::new(&stop, self.user, left);
@@ -305,7 +306,7 @@ impl Bench<'_> {
             plan,
             cache: self.cache,
             clean: false,
-            localize: true,
+            localize,
             stop: &stop.flag,
             progress: &self.progress.beside(),
             turn: Some(turn),

@@ -33,6 +33,7 @@ pub mod summary;
 pub mod timing;
 pub mod variant;
 pub mod worker;
+pub mod yardstick;
 
 /// The test of a port against a recording of `tfcheck record`; crate `tfcheck-assert` has it alone.
 pub use tfcheck_assert::assert_port;

@@ -170,6 +170,9 @@ pub struct Completed {
     /// The run-wide number of each round of `rounds_ns`; variants that share a number were timed side by side.
     #[serde(default)]
     pub round_numbers: Vec<u32>,
+    /// What the yardstick read beside each round of `rounds_ns`, nanoseconds; see [`crate::yardstick`].
+    #[serde(default)]
+    pub yardstick_ns: Vec<u64>,
     /// Largest resident set or device memory, bytes.
     pub peak_bytes: Option<u64>,
     /// Why timing did not finish, though the logits are good; the cell then counts as failed and a resumed run redoes it.

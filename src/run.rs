@@ -5,12 +5,14 @@ mod localize;
 mod prepare;
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
 use reference::protocol::{Load, PROTOCOL_VERSION};
 
+use crate::against::Place;
 use crate::config::Config;
 use crate::history::History;
 use crate::machine::{self, Machine};
@@ -20,6 +22,7 @@ use crate::progress::Progress;
 use crate::results::{Cell, FailureKind, Manifest, Outcome, RunFolder};
 use crate::runner::{self, Ended, ProcessRunner, Runner, SharedRunner};
 use crate::schedule::{Job, Ran, Schedule, Settings, Turn};
+use crate::yardstick::Yardstick;
 use crate::{summary, variant};
 pub use localize::{Wanted, localize};
 pub(crate) use prepare::specification;
@@ -78,6 +81,9 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
 
     let runners = Runners::new(order, &environments, machine.fingerprint())?;
     let settings = settings(order.config);
+    let place = Place { fingerprint: runners.fingerprint.clone(), threads: runners.threads as u64 };
+    let known_ns = order.config.run.against.as_ref().and_then(|name| place.yardstick_ns(name, &folder));
+    let yardstick = Mutex::new(Yardstick::new(known_ns));
     let mut unwritten = None;
     let mut interrupted = false;
     let mut cells = Vec::new();
@@ -94,6 +100,7 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
             progress: order.progress,
             stop: order.stop,
             turn: order.turn,
+            yardstick: &yardstick,
         };
         let ran = if interrupted { Ran::default() } else { schedule.run(jobs, next_round) };
         interrupted |= ran.interrupted;
@@ -311,6 +318,7 @@ fn settings(config: &Config) -> Settings {
         iterations: run.iterations,
         decode: run.decode,
         rounds: run.rounds,
+        patience: Duration::from_secs(run.patience_s()),
         first_passes_at_once: run.first_passes_at_once,
         trace: run.trace,
         noise: run.noise,

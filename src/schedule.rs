@@ -3,25 +3,28 @@
 //! Three passes: correctness (load, one forward whose logits are kept), interleaved timing rounds, trace.
 //! Workers stay loaded and idle between rounds, so that a round's variants meet the same machine. When the
 //! loaded ones would outgrow the memory budget they are timed in groups that share one anchor, the first
-//! cell; only one worker ever computes. Last, a cell repeats its forward (`again`): the noise floor.
+//! cell; only one worker ever computes. A round beside which the machine was busy with something else is timed again
+//! while patience lasts. Last, a cell repeats its forward (`again`): the noise floor.
 
 mod again;
 mod turn;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use reference::protocol::{Forward, Load, Positions, Reply, Request, Time, Trace};
+use reference::protocol::{Forward, Load, Positions, Reply, Request, Time, Timed, Trace};
 
 use crate::compare::logits::Logits;
 use crate::inputs::Texts;
-use crate::progress::Progress;
+use crate::progress::{Progress, Task};
 use crate::results::{
     Case, Cell, Completed, Failure, FailureKind, Manifest, Outcome, ResultsError, RunFolder,
 };
 use crate::runner::{Ended, Runner, Session};
 use crate::variant::Variant;
+use crate::yardstick::{Patience, Yardstick};
 pub use turn::Turn;
 
 /// One cell to run.
@@ -55,6 +58,8 @@ pub struct Settings {
     pub decode: usize,
     /// Interleaved rounds; 0 for no timing.
     pub rounds: usize,
+    /// How long the rounds of a case may wait for a quiet machine, the time of rounds that are timed again included.
+    pub patience: Duration,
     /// Workers that load and make their first pass together.
     pub first_passes_at_once: usize,
     /// Whether each cell leaves a trace.
@@ -83,6 +88,8 @@ pub struct Schedule<'a> {
     pub stop: &'a AtomicBool,
     /// Where other runs go on beside this one: timing waits for it.
     pub turn: Option<&'a Turn>,
+    /// Read beside every round.
+    pub yardstick: &'a Mutex<Yardstick>,
 }
 
 /// What became of a case.
@@ -244,6 +251,7 @@ impl<'a> Schedule<'a> {
             rounds_ns: Vec::new(),
             decode_rounds_ns: Vec::new(),
             round_numbers: Vec::new(),
+            yardstick_ns: Vec::new(),
             peak_bytes: forwarded.peak_bytes,
             unfinished: None,
             noise: None,
@@ -260,46 +268,70 @@ impl<'a> Schedule<'a> {
         if let Some(turn) = self.turn {
             turn.take(self.stop);
         }
-        let rounds = self.progress.task("timing", (self.settings.rounds * group.len()) as u64);
-        for turn in 0..self.settings.rounds {
-            let warm_up = if turn == 0 { self.settings.warm_up } else { self.settings.warm_up.min(1) };
-            let request = Request::Time(Time {
-                warm_up,
-                iterations: self.settings.iterations,
-                decode: self.settings.decode,
-            });
-            let mut order: Vec<usize> = (0..group.len()).collect();
-            order.rotate_left(turn % group.len().max(1));
-            let mut lost: Vec<(usize, Ended)> = Vec::new();
-            for index in order {
-                let live = &mut group[index];
-                rounds.doing(&format!(
-                    "round {}/{}: {}",
-                    turn + 1,
-                    self.settings.rounds,
-                    live.job.variant.name()
-                ));
-                match live.session.ask(&request, self.settings.timeout) {
-                    Ok(Reply::Timed(timed)) => {
-                        live.completed.rounds_ns.push(timed.samples_ns);
-                        live.completed.decode_rounds_ns.push(timed.decode_ns);
-                        live.completed.round_numbers.push(*round);
-                        live.completed.peak_bytes = live.completed.peak_bytes.max(timed.peak_bytes);
+        let mut yardstick = self.yardstick.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut patience = Patience::new(self.settings.patience);
+        let rounds = self.progress.task("timing", self.settings.rounds as u64);
+        let mut warm_up = self.settings.warm_up;
+        while patience.rounds() < self.settings.rounds && !group.is_empty() {
+            rounds.doing("waiting for a quiet machine");
+            let before = patience.wait(&mut yardstick, self.stop);
+            let begun = Instant::now();
+            let asked = self.round(group, warm_up, patience.rounds(), &rounds);
+            warm_up = warm_up.min(1);
+            let reading = before.max(yardstick.read());
+            let mut lost = Vec::new();
+            for (live, answer) in group.iter_mut().zip(asked) {
+                let completed = &mut live.completed;
+                match answer {
+                    Ok(timed) => {
+                        completed.rounds_ns.push(timed.samples_ns);
+                        completed.decode_rounds_ns.push(timed.decode_ns);
+                        completed.round_numbers.push(*round);
+                        completed.yardstick_ns.push(reading);
+                        completed.peak_bytes = completed.peak_bytes.max(timed.peak_bytes);
+                        lost.push(None);
                     }
-                    Ok(_) => lost.push((index, out_of_turn("time"))),
-                    Err(ended) => lost.push((index, ended)),
+                    Err(ended) => lost.push(Some(ended)),
                 }
+            }
+            let again = patience.count(*round, reading, begun.elapsed(), &yardstick);
+            if again.is_empty() {
                 rounds.done_one();
             }
-            *round += 1;
-            lost.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
-            for (index, ended) in lost {
-                self.cut_short(group.remove(index), ended, ran);
+            for live in group.iter_mut() {
+                forget(&mut live.completed, &again);
             }
-            if group.is_empty() {
-                return;
+            *round += 1;
+            for (index, ended) in lost.into_iter().enumerate().rev() {
+                if let Some(ended) = ended {
+                    self.cut_short(group.remove(index), ended, ran);
+                }
             }
         }
+    }
+
+    /// One round, the `turn`th: what each of the group answered.
+    fn round(
+        &self,
+        group: &mut [Live<'a>],
+        warm_up: usize,
+        turn: usize,
+        progress: &Task,
+    ) -> Vec<Result<Timed, Ended>> {
+        let Settings { iterations, decode, rounds, timeout, .. } = *self.settings;
+        let request = Request::Time(Time { warm_up, iterations, decode });
+        let first = turn % group.len();
+        let mut ask = |live: &mut Live| {
+            progress.doing(&format!("round {}/{rounds}: {}", turn + 1, live.job.variant.name()));
+            match live.session.ask(&request, timeout)? {
+                Reply::Timed(timed) => Ok(timed),
+                _ => Err(out_of_turn("time")),
+            }
+        };
+        let (later, earlier) = group.split_at_mut(first);
+        let mut answers: Vec<_> = earlier.iter_mut().chain(later).map(&mut ask).collect();
+        answers.rotate_right(first);
+        answers
     }
 
     /// Trace pass, then the record. A trace that fails is a note: the numbers do not depend on it.
@@ -385,6 +417,17 @@ impl<'a> Schedule<'a> {
 
     fn log_path(&self, job: &Job) -> PathBuf {
         self.case_folder().join(&job.variant.version).join("worker.log")
+    }
+}
+
+/// Takes rounds back that are timed again.
+fn forget(completed: &mut Completed, numbers: &[u32]) {
+    for number in numbers {
+        let Some(at) = completed.round_numbers.iter().position(|known| known == number) else { continue };
+        completed.rounds_ns.remove(at);
+        completed.decode_rounds_ns.remove(at);
+        completed.round_numbers.remove(at);
+        completed.yardstick_ns.remove(at);
     }
 }
 

@@ -53,6 +53,7 @@ fn completed(first_ms: u64, rounds_ms: &[&[u64]], notes: &[&str]) -> Outcome {
         rounds_ns: rounds_ms.iter().map(|round| round.iter().map(|ms| ms * 1_000_000).collect()).collect(),
         decode_rounds_ns: Vec::new(),
         round_numbers: (0..rounds_ms.len() as u32).collect(),
+        yardstick_ns: Vec::new(),
         unfinished: None,
         peak_bytes: Some(1_288_490_188),
         noise: None,

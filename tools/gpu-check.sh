@@ -9,7 +9,7 @@ packed=.gpu-check/tfcheck.gz
 
 case "${1:-}" in
 pack)
-    cargo build --release --locked -p tfcheck
+    cargo build --release --locked --workspace --bins
     mkdir -p .gpu-check
     strip -o .gpu-check/tfcheck "${CARGO_TARGET_DIR:-target}/release/tfcheck"
     bytes="$(stat -c %s .gpu-check/tfcheck)"

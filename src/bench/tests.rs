@@ -71,6 +71,7 @@ fn cell(runner: Runner, version: &str, mode: Mode, dtype: Dtype, ms: u64) -> Cel
             (1..=3).map(|round| vec![ms * round * 100_000; 2]).collect()
         },
         round_numbers: vec![0, 1, 2],
+        yardstick_ns: Vec::new(),
         peak_bytes: Some(3 << 29),
         unfinished: None,
         noise: None,

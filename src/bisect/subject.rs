@@ -11,7 +11,7 @@ use super::git::{Commit, Repository};
 use super::index::{self, Choice};
 use super::port::Port;
 use super::record::{Over, Question, Revision};
-use crate::config::{Config, Version};
+use crate::config::{Config, PATIENCE_S, Version};
 use crate::plan::Plan;
 use crate::{machine, run};
 
@@ -100,6 +100,7 @@ impl Subject {
         run.decode = 0;
         if question.test.is_on_times() {
             run.rounds = if run.rounds == 0 { Config::default().run.rounds } else { run.rounds };
+            run.patience_s.get_or_insert(PATIENCE_S);
         } else {
             run.rounds = 0;
         }

@@ -17,6 +17,7 @@ struct Stage {
     prefill: Option<usize>,
     texts: Option<Texts>,
     stop: AtomicBool,
+    known_ns: Option<u64>,
 }
 
 impl Stage {
@@ -35,6 +36,7 @@ impl Stage {
                 iterations: 2,
                 decode: 3,
                 rounds: 2,
+                patience: Duration::ZERO,
                 first_passes_at_once: 1,
                 trace: true,
                 noise: false,
@@ -44,6 +46,7 @@ impl Stage {
             prefill: None,
             texts: None,
             stop: AtomicBool::new(false),
+            known_ns: None,
         }
     }
 
@@ -74,6 +77,7 @@ impl Stage {
         let folder = RunFolder::create(self.results.path(), &manifest.stamp).unwrap();
         folder.write_manifest(&manifest).unwrap();
         let progress = Progress::new(true);
+        let yardstick = Mutex::new(Yardstick::new(self.known_ns));
         let schedule = Schedule {
             folder: &folder,
             manifest: &manifest,
@@ -82,6 +86,7 @@ impl Stage {
             progress: &progress,
             stop: &self.stop,
             turn: None,
+            yardstick: &yardstick,
         };
         let jobs = variants
             .into_iter()
@@ -235,6 +240,26 @@ fn past_the_memory_budget_groups_share_the_first_cell_as_anchor() {
     let at = |line: &str| journal.iter().position(|found| found == line).unwrap();
     assert!(at("b end") < at("c load"), "b makes room before c is loaded: {journal:?}");
     assert!(at("a end") > at("d time"), "the anchor stays: {journal:?}");
+}
+
+#[test]
+fn rounds_beside_a_busy_machine_are_timed_again_while_patience_lasts() {
+    let mut stage = Stage::new(vec![("a", good()), ("b", good())]);
+    let (_, cells) = stage.run();
+    assert_eq!(completed(&cells[0]).yardstick_ns.len(), 2);
+    // No reading is as good as what is known of this machine.
+    stage.known_ns = Some(1);
+    stage.settings.patience = Duration::from_millis(300);
+    let begun = std::time::Instant::now();
+    let (_, cells) = stage.run();
+    assert!(begun.elapsed() >= stage.settings.patience);
+    for cell in &cells {
+        let completed = completed(cell);
+        let counts =
+            [completed.rounds_ns.len(), completed.decode_rounds_ns.len(), completed.yardstick_ns.len()];
+        assert_eq!(counts, [2; 3]);
+        assert_eq!(completed.round_numbers.len(), 2);
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ struct AttentionParams {
     int batch, tokens, q_heads, kv_heads, head_dim, capacity, q_row, q_group;
     int visible_row, bias_row, bias_batch;
     int before, after;  // slots that a query sees before and behind its own; -1 is no limit
-    int splits;
+    int splits;         // decode: parts of the keys; prefill: blocks that begin together
     float scale, soft_cap;  // soft_cap 0 is none
 };
 
@@ -46,3 +46,13 @@ DEVICE bool is_plain(const AttentionParams& p) { return p.soft_cap == 0.0f && !p
 // What exponents are taken relative to: a row that has seen no key yet has none, and its scores of minus infinity give 0.
 DEVICE float finite(float most) { return most == LOWEST ? 0.0f : most; }
 DEVICE float relative(float score, float most) { return exp2_of(score - finite(most)); }
+
+// The rows of a block of a grid [row blocks * kv_heads, 1, batch]: row block * kv_heads + key head. Later tokens see more
+// keys, so they go first. The multiprocessors take a block each, then a second one in the same order: every other turn
+// goes backwards, so that who has the longest block gets the shortest beside it.
+DEVICE int place_of_block(const AttentionParams& p) {
+    int turn = block_x() / p.splits, first = turn * p.splits;
+    int at = block_x() - first, most = smaller(p.splits, blocks_x() - first);
+    if (turn % 2) at = most - 1 - at;
+    return blocks_x() - 1 - (first + at);
+}

@@ -349,12 +349,13 @@ impl Attention<'_> {
         let group = q_heads / kv_heads;
         if tokens > 1 {
             self.turn.map_or(Ok(()), |turn| turn.launch())?;
-            let (rows, shared) = match dtype {
-                Dtype::F32 => (ROWS_F32, prefill_f32_shared(features)),
-                _ => (ROWS, prefill_shared(features)),
+            let (rows, threads, shared) = match dtype {
+                Dtype::F32 => (ROWS_F32, THREADS, prefill_f32_shared(features)),
+                _ => (ROWS, THREADS * prefill_parts(features), prefill_shared(features)),
             };
-            let grid = [(tokens * group).div_ceil(rows), kv_heads, batch];
-            return launch(gpu, of(PREFILL[width], dtype), grid, THREADS, shared, &params);
+            let grid = [(tokens * group).div_ceil(rows) * kv_heads, 1, batch];
+            let params = AttentionParams { splits: int("blocks", gpu.multiprocessors())?, ..params };
+            return launch(gpu, of(PREFILL[width], dtype), grid, threads, shared, &params);
         }
         let heads = decode_heads(group);
         let kernel = of(DECODE[width][heads.trailing_zeros() as usize], dtype);
@@ -393,9 +394,14 @@ fn splits(gpu: &dyn Gpu, batch: usize, tokens: usize, layout: QkvLayout, capacit
     wanted.min(capacity.div_ceil(SPLIT_KEYS)).clamp(1, MOST_SPLITS)
 }
 
-/// Queries, and two stages of keys and of values (32 rows of 256 features, else 64), in 16 bits.
+/// Parts of a tile's keys, each with warps of its own.
+fn prefill_parts(features: usize) -> usize {
+    if features == 64 { 2 } else { 1 }
+}
+
+/// Queries, and two stages of keys and of values (32 rows of 256 features, else 64, for each part), in 16 bits.
 fn prefill_shared(features: usize) -> usize {
-    let keys = if features == 256 { 32 } else { 64 };
+    let keys = if features == 256 { 32 } else { 64 } * prefill_parts(features);
     (ROWS + 4 * keys) * features * 2
 }
 

@@ -6,12 +6,14 @@
 // Dynamic shared memory, aligned to 16 bytes.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 // An entry point that takes the struct PARAMS as `p` and is launched with at most `threads` threads a block.
-#define ENTRY(threads, name, PARAMS)                                       \
-    DEVICE void name##_body(const PARAMS& p);                              \
-    extern "C" __global__ void __launch_bounds__(threads) name(const PARAMS p) { \
-        wait_for_previous();                                               \
-        name##_body(p);                                                    \
-    }                                                                      \
+#define ENTRY(threads, name, PARAMS) DENSE_ENTRY(threads, 1, name, PARAMS)
+// One whose registers leave room for so many `blocks` on a multiprocessor.
+#define DENSE_ENTRY(threads, blocks, name, PARAMS)                                   \
+    DEVICE void name##_body(const PARAMS& p);                                        \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const PARAMS p) { \
+        wait_for_previous();                                                         \
+        name##_body(p);                                                              \
+    }                                                                                \
     DEVICE void name##_body(const PARAMS& p)
 // One that does some work of its own before it calls `wait_for_previous`.
 #define EARLY_ENTRY(threads, name, PARAMS) extern "C" __global__ void __launch_bounds__(threads) name(const PARAMS p)

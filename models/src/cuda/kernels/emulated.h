@@ -20,6 +20,7 @@
     static void name##_body(const PARAMS p);                                                                        \
     EXPORTED void name(const void* params) { name##_body(*static_cast<const PARAMS*>(params)); }                  \
     static void name##_body(const PARAMS p)
+#define DENSE_ENTRY(threads, blocks, name, PARAMS) ENTRY(threads, name, PARAMS)
 #define EARLY_ENTRY ENTRY
 #define OFFSET_OF(type, member) __builtin_offsetof(type, member)
 

@@ -1,11 +1,12 @@
 // Attention of many tokens in 16 bits, on tensor cores, with an online softmax (Dao et al. 2022 and 2023). A block takes
-// 64 query rows of one key head and passes over tiles of KEYS keys, the next tile being copied while one is multiplied;
-// tiles that no row sees are never touched. A warp takes 16 rows. Scores, maxima, sums and output are F32;
-// probabilities are rounded to T for the product with the values. Heads of fewer features than HD end in zeros.
+// 64 query rows of one key head and passes over tiles of PARTS * KEYS keys, the next tile being copied while one is
+// multiplied; tiles that no row sees are never touched. A warp takes 16 rows and KEYS keys of a tile; the parts are added
+// up at the end. Scores, maxima, sums and output are F32; probabilities are rounded to T for the product with the values.
+// Heads of fewer features than HD end in zeros.
 //
-// Shared memory: queries [64, HD], keys [2, KEYS, HD], values [2, KEYS, HD], in chunks of 8 elements (16 bytes); chunk c
-// of row r lies at c ^ (r % 8), so that the eight rows of a matrix that is loaded lie in different banks.
-constexpr int ROWS = 64, THREADS = 128;
+// Shared memory: queries [64, HD], keys [2, PARTS * KEYS, HD], values the same, in chunks of 8 elements (16 bytes); chunk
+// c of row r lies at c ^ (r % 8), so that the eight rows of a matrix that is loaded lie in different banks.
+constexpr int ROWS = 64, ROW_WARPS = ROWS / 16;
 
 template <class T, int HD> DEVICE T* chunk_at(T* tile, int row, int chunk) {
     return tile + row * HD + ((chunk ^ (row & 7)) * 8);
@@ -13,7 +14,7 @@ template <class T, int HD> DEVICE T* chunk_at(T* tile, int row, int chunk) {
 
 // Rows first.. of a cache [.., head_dim] up to row `end`; rows behind and features past head_dim become zeros, because
 // zero times what happens to lie there may be NaN.
-template <class T, int HD, int KEYS>
+template <class T, int HD, int KEYS, int THREADS>
 DEVICE void load_tile(T* tile, const T* rows, int first, int end, int head_dim, bool vector) {
     constexpr int CHUNKS = HD / 8, STEP = THREADS / CHUNKS;
     if (vector) {
@@ -34,16 +35,17 @@ DEVICE void load_tile(T* tile, const T* rows, int first, int end, int head_dim, 
     }
 }
 
-template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& p) {
+template <class T, int HD, int KEYS, int PARTS> DEVICE void prefill(const AttentionParams& p) {
+    constexpr int TILE = PARTS * KEYS, THREADS = PARTS * ROW_WARPS * WARP;
     DYNAMIC_SHARED(shared);
     T* queries = reinterpret_cast<T*>(shared);
     T* key_tiles = queries + ROWS * HD;
-    T* value_tiles = key_tiles + 2 * KEYS * HD;
-    int lane = thread_index() % WARP, warp = thread_index() / WARP;
+    T* value_tiles = key_tiles + 2 * TILE * HD;
+    int lane = thread_index() % WARP, warp = thread_index() / WARP % ROW_WARPS;
+    int part = thread_index() / WARP / ROW_WARPS;
     int group = p.q_heads / p.kv_heads, rows = p.tokens * group;
-    int kv_head = block_y(), batch = block_z();
-    // Later tokens see more keys, so they go first and the short blocks fill the end.
-    int first_row = (blocks_x() - 1 - block_x()) * ROWS;
+    int batch = block_z(), place = place_of_block(p);
+    int kv_head = place % p.kv_heads, first_row = place / p.kv_heads * ROWS;
     int first_slot = *p.first_slot;
 
     const T* q = static_cast<const T*>(p.q) + static_cast<u64>(batch) * p.tokens * p.q_row + kv_head * p.q_group;
@@ -69,14 +71,9 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
     Seen first = keys_seen(p, batch, first_slot + first_row / group);
     Seen last = keys_seen(p, batch, first_slot + last_row / group);
     int start = first.start, end = larger(first.end, last.end);
-    // The two rows of which this lane holds parts, their slots' keys and heads.
-    int row[2], row_head[2];
-    Seen seen[2];
-    for (int i = 0; i < 2; ++i) {
-        row[i] = first_row + warp * 16 + lane / 4 + 8 * i;
-        seen[i] = keys_seen(p, batch, first_slot + smaller(row[i], last_row) / group);
-        row_head[i] = kv_head * group + row[i] % group;
-    }
+    // The two rows of which this lane holds parts are this and the eighth behind it. What few tiles need of them is found
+    // there: registers are what limits the blocks of a multiprocessor.
+    int lane_row = first_row + warp * 16 + lane / 4;
 
     float out[HD / 8][4];
 #pragma unroll
@@ -86,23 +83,34 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
     bool plain = is_plain(p);
     float factor = plain ? p.scale * LOG2_E : 1.0f;
 
-    int tiles = end > start ? ceil_div(end - start, KEYS) : 0;
+    int tiles = end > start ? ceil_div(end - start, TILE) : 0;
     if (tiles > 0) {
-        load_tile<T, HD, KEYS>(key_tiles, keys, start, end, p.head_dim, vector);
-        load_tile<T, HD, KEYS>(value_tiles, values, start, end, p.head_dim, vector);
+        load_tile<T, HD, TILE, THREADS>(key_tiles, keys, start, end, p.head_dim, vector);
+        load_tile<T, HD, TILE, THREADS>(value_tiles, values, start, end, p.head_dim, vector);
     }
     commit_copies();
+    // Of up to 128 features the queries stay in registers.
+    constexpr bool KEPT = HD <= 128;
+    u32 kept[KEPT ? HD / 16 : 1][4];
+    if constexpr (KEPT) {
+        wait_copies<1>();
+        block_barrier();
+#pragma unroll
+        for (int k = 0; k < HD / 16; ++k)
+            load_matrices(kept[k], chunk_at<T, HD>(queries, warp * 16 + lane % 16, 2 * k + lane / 16));
+    }
     for (int tile = 0; tile < tiles; ++tile) {
-        int first_key = start + tile * KEYS, stage = tile % 2;
+        int first_key = start + tile * TILE, stage = tile % 2;
         if (tile + 1 < tiles) {
-            load_tile<T, HD, KEYS>(key_tiles + (1 - stage) * KEYS * HD, keys, first_key + KEYS, end, p.head_dim, vector);
-            load_tile<T, HD, KEYS>(value_tiles + (1 - stage) * KEYS * HD, values, first_key + KEYS, end, p.head_dim, vector);
+            load_tile<T, HD, TILE, THREADS>(key_tiles + (1 - stage) * TILE * HD, keys, first_key + TILE, end, p.head_dim, vector);
+            load_tile<T, HD, TILE, THREADS>(value_tiles + (1 - stage) * TILE * HD, values, first_key + TILE, end, p.head_dim, vector);
         }
         commit_copies();
         wait_copies<1>();
         block_barrier();
-        T* key_tile = key_tiles + stage * KEYS * HD;
-        T* value_tile = value_tiles + stage * KEYS * HD;
+        T* key_tile = key_tiles + (stage * TILE + part * KEYS) * HD;
+        T* value_tile = value_tiles + (stage * TILE + part * KEYS) * HD;
+        first_key += part * KEYS;
 
         // scores [16 rows, KEYS] = queries keys^T
         float s[KEYS / 8][4];
@@ -111,7 +119,8 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
 #pragma unroll
         for (int k = 0; k < HD / 16; ++k) {
             u32 a[4];
-            load_matrices(a, chunk_at<T, HD>(queries, warp * 16 + lane % 16, 2 * k + lane / 16));
+            if constexpr (KEPT) for (int i = 0; i < 4; ++i) a[i] = kept[k][i];
+            else load_matrices(a, chunk_at<T, HD>(queries, warp * 16 + lane % 16, 2 * k + lane / 16));
 #pragma unroll
             for (int n = 0; n < KEYS / 16; ++n) {
                 u32 b[4];
@@ -126,6 +135,7 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
         // tiles need stands apart, each behind one branch.
         int lane_key = first_key + lane % 4 * 2;
         if (!plain) {
+            int row_head[2] = {kv_head * group + lane_row % group, kv_head * group + (lane_row + 8) % group};
 #pragma unroll
             for (int i = 0; i < KEYS / 8; ++i)
 #pragma unroll
@@ -133,6 +143,9 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
                     s[i][j] = score_of(p, s[i][j], batch, row_head[j / 2], lane_key + i * 8 + j % 2);
         }
         if (first_key < last.start || first_key + KEYS > first.end) {
+            Seen seen[2];
+            for (int r = 0; r < 2; ++r)
+                seen[r] = keys_seen(p, batch, first_slot + smaller(lane_row + 8 * r, last_row) / group);
 #pragma unroll
             for (int i = 0; i < KEYS / 8; ++i)
 #pragma unroll
@@ -192,14 +205,40 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
         block_barrier();
     }
 
+    if constexpr (PARTS > 1) {
+        // A lane's sums to where the tiles were; a row's maxima are equal in its four lanes.
+        float* sums = reinterpret_cast<float*>(key_tiles) + warp * WARP + lane;
+        constexpr int STEP = ROW_WARPS * WARP, COUNT = HD / 2 + 4;
+        static_assert(PARTS == 2 && COUNT * STEP * 4 <= 4 * TILE * HD * 2, "one part of sums in the place of the tiles");
+        if (part == 1) {
+#pragma unroll
+            for (int i = 0; i < HD / 2; ++i) sums[i * STEP] = out[i / 4][i % 4];
+            for (int r = 0; r < 2; ++r) sums[(HD / 2 + r) * STEP] = most[r], sums[(HD / 2 + 2 + r) * STEP] = total[r];
+        }
+        block_barrier();
+        if (part == 1) return;
+        for (int r = 0; r < 2; ++r) {
+            float other = sums[(HD / 2 + r) * STEP];
+            float top = finite(fmaxf(most[r], other)) * factor;
+            float keep = exp2_of(most[r] * factor - top), take = exp2_of(other * factor - top);
+            total[r] = total[r] * keep + sums[(HD / 2 + 2 + r) * STEP] * take;
+#pragma unroll
+            for (int i = 0; i < HD / 4; ++i) {
+                int feature = i / 2 * 4 + 2 * r + i % 2;
+                out[i / 2][2 * r + i % 2] = out[i / 2][2 * r + i % 2] * keep + sums[feature * STEP] * take;
+            }
+        }
+    }
+
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         total[r] = sum_of(total[r], 4);
         float inverse = total[r] > 0.0f ? 1.0f / total[r] : 0.0f;
-        u64 token = static_cast<u64>(batch) * p.tokens + row[r] / group;
-        T* to = static_cast<T*>(p.out) + (token * p.q_heads + row_head[r]) * p.head_dim;
+        int row = lane_row + 8 * r;
+        u64 token = static_cast<u64>(batch) * p.tokens + row / group;
+        T* to = static_cast<T*>(p.out) + (token * p.q_heads + kv_head * group + row % group) * p.head_dim;
         bool pairs = p.head_dim % 2 == 0 && is_aligned(p.out, 4);
-        int width = row[r] < rows ? p.head_dim : 0;
+        int width = row < rows ? p.head_dim : 0;
 #pragma unroll
         for (int i = 0; i < HD / 8; ++i) {
             int feature = i * 8 + lane % 4 * 2;
@@ -214,10 +253,11 @@ template <class T, int HD, int KEYS> DEVICE void prefill(const AttentionParams& 
     }
 }
 
-#define ENTRIES(T, suffix)                                                              \
-    ENTRY(128, prefill_64_##suffix, AttentionParams) { prefill<T, 64, 64>(p); }         \
-    ENTRY(128, prefill_128_##suffix, AttentionParams) { prefill<T, 128, 64>(p); }       \
-    ENTRY(128, prefill_256_##suffix, AttentionParams) { prefill<T, 256, 32>(p); }
+// Two parts keep a multiprocessor busy that has one long block; of more features the registers allow none.
+#define ENTRIES(T, suffix)                                                                  \
+    DENSE_ENTRY(256, 2, prefill_64_##suffix, AttentionParams) { prefill<T, 64, 64, 2>(p); } \
+    ENTRY(128, prefill_128_##suffix, AttentionParams) { prefill<T, 128, 64, 1>(p); }        \
+    ENTRY(128, prefill_256_##suffix, AttentionParams) { prefill<T, 256, 32, 1>(p); }
 #ifdef WITH_BF16
 ENTRIES(bf16, bf16)
 #endif

@@ -31,8 +31,8 @@ template <int HD> DEVICE void prefill(const AttentionParams& p) {
     float* probabilities = value_tile + KEYS * (HD + 4);
     int r = thread_index() / 4, c = thread_index() % 4;
     int group = p.q_heads / p.kv_heads, rows = p.tokens * group;
-    int kv_head = block_y(), batch = block_z();
-    int first_row = (blocks_x() - 1 - block_x()) * ROWS;
+    int batch = block_z(), place = place_of_block(p);
+    int kv_head = place % p.kv_heads, first_row = place / p.kv_heads * ROWS;
     int first_slot = *p.first_slot;
 
     const float* q = static_cast<const float*>(p.q) + static_cast<u64>(batch) * p.tokens * p.q_row + kv_head * p.q_group;
