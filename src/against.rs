@@ -19,7 +19,7 @@ use crate::results::{Case, Cell, Completed, Manifest, Outcome, RunFolder};
 use crate::summary;
 use crate::timing::{Change, Statistic, change, summarize};
 use crate::variant::Variant;
-use crate::yardstick::{self, best_ns};
+use crate::yardstick::{self, best_ns, readings};
 
 /// Runs of the history that a time is seen beside.
 const REMEMBERED: usize = 10;
@@ -88,7 +88,8 @@ pub fn compare(
     for case in &saved.manifest.cases {
         known.extend(readings(saved.folder.cells(&saved.manifest, case)?.iter()));
     }
-    let quiet_ns = best_ns(&known);
+    let earlier = history.yardstick_ns(&now.fingerprint, now.threads as usize)?;
+    let quiet_ns = best_ns(&known).into_iter().chain(earlier).min();
     let mut against = Against {
         baseline: name.to_owned(),
         run: saved.run.clone(),
@@ -146,24 +147,12 @@ pub fn compare(
 }
 
 /// Where and how a run was timed.
-pub(crate) struct Place {
-    pub(crate) fingerprint: String,
-    pub(crate) threads: u64,
+struct Place {
+    fingerprint: String,
+    threads: u64,
 }
 
 impl Place {
-    /// The yardstick's best in the run of the baseline `name`, of `run`'s results folder, where that was timed here.
-    pub(crate) fn yardstick_ns(&self, name: &str, run: &RunFolder) -> Option<u64> {
-        let results = run.path().parent()?;
-        // What is wrong with a baseline is said when the run is compared with it.
-        let known = History::open(results).ok()?.baseline(name).ok()??;
-        let folder = RunFolder::open(&results.join(&known.folder)).ok()?;
-        Self::of(folder.path()).is_comparable(self).ok()?;
-        let manifest = folder.manifest().ok()?;
-        let cells = manifest.cases.iter().filter_map(|case| folder.cells(&manifest, case).ok()).flatten();
-        best_ns(&readings(cells.collect::<Vec<_>>().iter()))
-    }
-
     fn of(run: &Path) -> Self {
         let record = std::fs::read(run.join("environment.json")).ok();
         let record: serde_json::Value =
@@ -258,14 +247,6 @@ impl Sides<'_> {
             notes: Vec::new(),
         })
     }
-}
-
-/// What the yardstick read beside the rounds of these cells.
-fn readings<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<u64> {
-    cells
-        .filter_map(|cell| completed(cell).ok())
-        .flat_map(|completed| completed.yardstick_ns.clone())
-        .collect()
 }
 
 /// Whether at least every other round was timed on a quiet machine: a median is not one of the machine's state then.

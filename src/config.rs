@@ -33,7 +33,7 @@ pub(crate) use validate::is_file_name;
 
 /// The name of the file that is read when none is named.
 pub const FILE_NAME: &str = "tfcheck.toml";
-/// How long times that matter may wait for a quiet machine: phases in which a guest's neighbour is busy last seconds.
+/// How long a case may look for quiet rounds where times matter: phases in which a guest's neighbour is busy last seconds.
 pub const PATIENCE_S: u64 = 60;
 /// A comparison: which checkpoints, on which inputs, in which variants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -239,7 +239,7 @@ pub struct Run {
     pub decode: usize,
     /// Timing rounds; within a round the variants take turns, and 0 leaves timing out. Default: 3.
     pub rounds: usize,
-    /// Seconds that the rounds of a case may wait, all told, for a machine that is busy with something else, and time again what was beside it. Default: 60 where `fail_on` looks at times or `against` names a baseline, else 0.
+    /// Seconds that a case may spend on more rounds than `rounds`, where the machine was busy with something else; the quietest count. Default: 60 where `fail_on` looks at times or `against` names a baseline, else 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patience_s: Option<u64>,
     /// Variants of a case that may load and make their first pass at the same time: compilers then share the cores, and what is said of loading and first passes is no measurement. Default: 1.

@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::results::{Case, Cell, Outcome};
 use crate::timing::summarize;
+use crate::yardstick::{best_ns, readings};
 
 /// Name of the file in the results folder.
 pub const FILE_NAME: &str = "history.sqlite";
@@ -48,6 +49,19 @@ const TABLES: &str = "
     ) STRICT;
     CREATE INDEX cells_by_variant ON cells (fingerprint, threads, checkpoint_digest, inputs_digest, variant, stamp);
 ";
+
+/// Came later; an older tfcheck does not look for it, so that the version stays.
+const YARDSTICK: &str = "
+    CREATE TABLE IF NOT EXISTS yardstick (
+        run TEXT PRIMARY KEY,
+        stamp TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        threads INTEGER NOT NULL,
+        best_ns INTEGER NOT NULL
+    ) STRICT;
+";
+/// Runs that say what a machine is at its best: a machine that has become slower is known to be so after as many.
+const YARDSTICK_RUNS: i64 = 20;
 
 /// Why the history cannot be used.
 #[derive(Debug, Error, Diagnostic)]
@@ -145,11 +159,15 @@ impl History {
         match (application, version) {
             (0, 0) if tables == 0 => {
                 begun.execute_batch(TABLES).map_err(named)?;
+                begun.execute_batch(YARDSTICK).map_err(named)?;
                 begun.pragma_update(None, "application_id", APPLICATION).map_err(named)?;
                 begun.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(named)?;
                 begun.commit().map_err(named)
             }
-            (APPLICATION, SCHEMA_VERSION) => Ok(()),
+            (APPLICATION, SCHEMA_VERSION) => {
+                begun.execute_batch(YARDSTICK).map_err(named)?;
+                begun.commit().map_err(named)
+            }
             (APPLICATION, found) if found > SCHEMA_VERSION => {
                 Err(HistoryError::Newer { path: path.clone(), found })
             }
@@ -203,7 +221,27 @@ impl History {
                 begun.execute(sql, row).map_err(named)?;
             }
         }
+        let readings = readings(cases.iter().flat_map(|(_, cells)| *cells));
+        if let Some(best_ns) = best_ns(&readings) {
+            let row = params![run, stamp, machine.0, machine.1 as i64, best_ns as i64];
+            begun
+                .execute("INSERT OR REPLACE INTO yardstick VALUES (?1, ?2, ?3, ?4, ?5)", row)
+                .map_err(named)?;
+        }
         begun.commit().map_err(named)
+    }
+
+    /// The best reading of the yardstick in the newest runs on one machine, in nanoseconds.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn yardstick_ns(&self, fingerprint: &str, threads: usize) -> Result<Option<u64>, HistoryError> {
+        let sql = "SELECT min(best_ns) FROM (SELECT best_ns FROM yardstick
+             WHERE fingerprint = ?1 AND threads = ?2 ORDER BY stamp DESC LIMIT ?3)";
+        let values = params![fingerprint, threads as i64, YARDSTICK_RUNS];
+        let best: Option<i64> =
+            self.connection.query_row(sql, values, |row| row.get(0)).map_err(|error| self.error(&error))?;
+        Ok(best.and_then(|best| u64::try_from(best).ok()))
     }
 
     /// Medians in milliseconds of a cell in the newest runs but `run`, on one machine; at most `most`.

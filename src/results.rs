@@ -170,7 +170,7 @@ pub struct Completed {
     /// The run-wide number of each round of `rounds_ns`; variants that share a number were timed side by side.
     #[serde(default)]
     pub round_numbers: Vec<u32>,
-    /// What the yardstick read beside each round of `rounds_ns`, nanoseconds; see [`crate::yardstick`].
+    /// What the yardstick read beside rounds of `rounds_ns`, nanoseconds, one a round; empty where it was not read.
     #[serde(default)]
     pub yardstick_ns: Vec<u64>,
     /// Largest resident set or device memory, bytes.

@@ -5,14 +5,12 @@ mod localize;
 mod prepare;
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
 use reference::protocol::{Load, PROTOCOL_VERSION};
 
-use crate::against::Place;
 use crate::config::Config;
 use crate::history::History;
 use crate::machine::{self, Machine};
@@ -22,7 +20,6 @@ use crate::progress::Progress;
 use crate::results::{Cell, FailureKind, Manifest, Outcome, RunFolder};
 use crate::runner::{self, Ended, ProcessRunner, Runner, SharedRunner};
 use crate::schedule::{Job, Ran, Schedule, Settings, Turn};
-use crate::yardstick::Yardstick;
 use crate::{summary, variant};
 pub use localize::{Wanted, localize};
 pub(crate) use prepare::specification;
@@ -81,9 +78,7 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
 
     let runners = Runners::new(order, &environments, machine.fingerprint())?;
     let settings = settings(order.config);
-    let place = Place { fingerprint: runners.fingerprint.clone(), threads: runners.threads as u64 };
-    let known_ns = order.config.run.against.as_ref().and_then(|name| place.yardstick_ns(name, &folder));
-    let yardstick = Mutex::new(Yardstick::new(known_ns));
+    let quiet_ns = quiet_ns(&folder, &runners);
     let mut unwritten = None;
     let mut interrupted = false;
     let mut cells = Vec::new();
@@ -100,7 +95,7 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
             progress: order.progress,
             stop: order.stop,
             turn: order.turn,
-            yardstick: &yardstick,
+            quiet_ns,
         };
         let ran = if interrupted { Ran::default() } else { schedule.run(jobs, next_round) };
         interrupted |= ran.interrupted;
@@ -151,6 +146,14 @@ fn conclude(
         view.notes = notes;
     }
     summary::publish(folder, manifest, view, &order.config.tolerances, order.progress)
+}
+
+/// The best of the yardstick on this machine in the folder's earlier runs. A history that cannot be read is said at the
+/// end, when the run is to be added to it.
+fn quiet_ns(folder: &RunFolder, runners: &Runners) -> Option<u64> {
+    let results = folder.path().parent().unwrap_or(Path::new("."));
+    let history = History::open(results).ok()?;
+    history.yardstick_ns(&runners.fingerprint, runners.threads).ok().flatten()
 }
 
 /// Adds the run to the history of its results folder. The run is whole without it, so that a history which

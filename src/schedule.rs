@@ -3,7 +3,7 @@
 //! Three passes: correctness (load, one forward whose logits are kept), interleaved timing rounds, trace.
 //! Workers stay loaded and idle between rounds, so that a round's variants meet the same machine. When the
 //! loaded ones would outgrow the memory budget they are timed in groups that share one anchor, the first
-//! cell; only one worker ever computes. A round beside which the machine was busy with something else is timed again
+//! cell; only one worker ever computes. Where the machine is busy with something else more rounds are timed than count,
 //! while patience lasts. Last, a cell repeats its forward (`again`): the noise floor.
 
 mod again;
@@ -11,7 +11,6 @@ mod turn;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use reference::protocol::{Forward, Load, Positions, Reply, Request, Time, Timed, Trace};
@@ -24,7 +23,7 @@ use crate::results::{
 };
 use crate::runner::{Ended, Runner, Session};
 use crate::variant::Variant;
-use crate::yardstick::{Patience, Yardstick};
+use crate::yardstick::Rounds;
 pub use turn::Turn;
 
 /// One cell to run.
@@ -58,7 +57,7 @@ pub struct Settings {
     pub decode: usize,
     /// Interleaved rounds; 0 for no timing.
     pub rounds: usize,
-    /// How long the rounds of a case may wait for a quiet machine, the time of rounds that are timed again included.
+    /// How long a case may time more rounds than count, because the machine was busy.
     pub patience: Duration,
     /// Workers that load and make their first pass together.
     pub first_passes_at_once: usize,
@@ -88,8 +87,8 @@ pub struct Schedule<'a> {
     pub stop: &'a AtomicBool,
     /// Where other runs go on beside this one: timing waits for it.
     pub turn: Option<&'a Turn>,
-    /// Read beside every round.
-    pub yardstick: &'a Mutex<Yardstick>,
+    /// The yardstick's best reading of earlier rounds on this machine.
+    pub quiet_ns: Option<u64>,
 }
 
 /// What became of a case.
@@ -196,7 +195,7 @@ impl<'a> Schedule<'a> {
         begun.map(|mut live| {
             if live.job.is_timed {
                 let decode = self.settings.decode.min(1);
-                let request = Request::Time(Time { warm_up: 1, iterations: 1, decode });
+                let request = Request::Time(Time { warm_up: 1, iterations: 1, decode, yardstick: 0 });
                 // Where it fails, so does the round, which says so.
                 let _ = live.session.ask(&request, self.settings.timeout);
             }
@@ -268,18 +267,14 @@ impl<'a> Schedule<'a> {
         if let Some(turn) = self.turn {
             turn.take(self.stop);
         }
-        let mut yardstick = self.yardstick.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut patience = Patience::new(self.settings.patience);
-        let rounds = self.progress.task("timing", self.settings.rounds as u64);
+        let mut rounds = Rounds::new(self.settings.rounds, self.settings.patience, self.quiet_ns);
+        let progress = self.progress.task("timing", self.settings.rounds as u64);
         let mut warm_up = self.settings.warm_up;
-        while patience.rounds() < self.settings.rounds && !group.is_empty() {
-            rounds.doing("waiting for a quiet machine");
-            let before = patience.wait(&mut yardstick, self.stop);
+        while rounds.wants_more() && !group.is_empty() {
             let begun = Instant::now();
-            let asked = self.round(group, warm_up, patience.rounds(), &rounds);
+            let asked = self.round(group, warm_up, rounds.len(), &progress);
             warm_up = warm_up.min(1);
-            let reading = before.max(yardstick.read());
-            let mut lost = Vec::new();
+            let (mut lost, mut readings) = (Vec::new(), Vec::new());
             for (live, answer) in group.iter_mut().zip(asked) {
                 let completed = &mut live.completed;
                 match answer {
@@ -287,19 +282,17 @@ impl<'a> Schedule<'a> {
                         completed.rounds_ns.push(timed.samples_ns);
                         completed.decode_rounds_ns.push(timed.decode_ns);
                         completed.round_numbers.push(*round);
-                        completed.yardstick_ns.push(reading);
+                        completed.yardstick_ns.extend(timed.yardstick_ns);
+                        readings.extend(timed.yardstick_ns);
                         completed.peak_bytes = completed.peak_bytes.max(timed.peak_bytes);
                         lost.push(None);
                     }
                     Err(ended) => lost.push(Some(ended)),
                 }
             }
-            let again = patience.count(*round, reading, begun.elapsed(), &yardstick);
-            if again.is_empty() {
-                rounds.done_one();
-            }
-            for live in group.iter_mut() {
-                forget(&mut live.completed, &again);
+            rounds.count(*round, &readings, begun.elapsed());
+            if rounds.len() <= self.settings.rounds {
+                progress.done_one();
             }
             *round += 1;
             for (index, ended) in lost.into_iter().enumerate().rev() {
@@ -307,6 +300,10 @@ impl<'a> Schedule<'a> {
                     self.cut_short(group.remove(index), ended, ran);
                 }
             }
+        }
+        let surplus = rounds.surplus();
+        for live in group.iter_mut() {
+            forget(&mut live.completed, &surplus);
         }
     }
 
@@ -319,11 +316,13 @@ impl<'a> Schedule<'a> {
         progress: &Task,
     ) -> Vec<Result<Timed, Ended>> {
         let Settings { iterations, decode, rounds, timeout, .. } = *self.settings;
-        let request = Request::Time(Time { warm_up, iterations, decode });
         let first = turn % group.len();
         let mut ask = |live: &mut Live| {
             progress.doing(&format!("round {}/{rounds}: {}", turn + 1, live.job.variant.name()));
-            match live.session.ask(&request, timeout)? {
+            // Nobody asks for a reading who would not act on it.
+            let yardstick = if self.settings.patience.is_zero() { 0 } else { live.job.load.threads.max(1) };
+            let time = Time { warm_up, iterations, decode, yardstick };
+            match live.session.ask(&Request::Time(time), timeout)? {
                 Reply::Timed(timed) => Ok(timed),
                 _ => Err(out_of_turn("time")),
             }
@@ -420,14 +419,16 @@ impl<'a> Schedule<'a> {
     }
 }
 
-/// Takes rounds back that are timed again.
+/// Leaves rounds out that do not count.
 fn forget(completed: &mut Completed, numbers: &[u32]) {
     for number in numbers {
         let Some(at) = completed.round_numbers.iter().position(|known| known == number) else { continue };
         completed.rounds_ns.remove(at);
         completed.decode_rounds_ns.remove(at);
         completed.round_numbers.remove(at);
-        completed.yardstick_ns.remove(at);
+        if at < completed.yardstick_ns.len() {
+            completed.yardstick_ns.remove(at);
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use reference::protocol::{
     Capture, Captured, Failed, FailedKind, Forward, Forwarded, Load, PROTOCOL_VERSION, REPLY_FD_VARIABLE,
     REQUEST_FD_VARIABLE, Ready, Replay, Replayed, Reply, Request, Time, Timed, Trace,
 };
+use reference::yardstick;
 
 /// What computes inside a worker process. Every method answers one request.
 pub trait Engine {
@@ -169,6 +170,8 @@ fn answer(engine: &mut dyn Engine, request: &Request) -> Result<Reply, Failed> {
 }
 
 fn timed(engine: &mut dyn Engine, time: &Time) -> Result<Timed, Failed> {
+    let read = || (time.yardstick > 0).then(|| yardstick::read(time.yardstick));
+    let before = read();
     for _ in 0..time.warm_up {
         engine.pass()?;
     }
@@ -177,7 +180,7 @@ fn timed(engine: &mut dyn Engine, time: &Time) -> Result<Timed, Failed> {
         samples_ns.push(engine.timed_pass()?);
     }
     let decode_ns = if time.decode == 0 { Vec::new() } else { engine.decode(time.decode)? };
-    Ok(Timed { samples_ns, decode_ns, peak_bytes: engine.peak_bytes() })
+    Ok(Timed { samples_ns, decode_ns, peak_bytes: engine.peak_bytes(), yardstick_ns: before.max(read()) })
 }
 
 /// The path under which an inherited descriptor can be opened again, without unsafe code.

@@ -1,60 +1,15 @@
-//! A fixed piece of arithmetic, timed beside the rounds, which says whether the machine is busy with something else.
-//!
-//! A core of a virtual machine is often half of a physical one. What the other half does makes passes a third slower for
-//! seconds at a time (1.3 times on a guest of two such halves, a fifth to a half of the time), and nothing that a process can
-//! read of its own machine tells. A product of small matrices, which waits for nothing but its core, does.
+//! Which rounds were timed on a quiet machine, by what workers read off their yardstick beside them
+//! ([`reference::yardstick`]).
 
-use std::hint::black_box;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// A reading this much above the machine's best is one of a busy machine. On that guest nine tenths of quiet readings
-/// lie within 6 % of the best, busy ones 20 to 50 % above it.
-const BUSY: f64 = 1.08;
-/// The best is the quantile of all readings, not the smallest: clocks rise for a moment now and then.
+use crate::results::{Cell, Outcome};
+
+/// A reading this much above the machine's best is one of a busy machine: quiet readings lie within 3 to 6 % of the best,
+/// those beside a busy neighbour 20 to 50 % above it.
+const BUSY: f64 = 1.05;
+/// The best is this quantile of all readings, not the smallest: clocks rise for a moment now and then.
 const BEST: f64 = 0.05;
-/// Cores that are looked at, at most.
-const MOST_CORES: usize = 8;
-/// Side of the matrices, of which three fit into a first-level cache, and products of a reading: about half a
-/// millisecond.
-const SIDE: usize = 48;
-const PRODUCTS: usize = 24;
-/// Between two looks at a busy machine.
-const PAUSE: Duration = Duration::from_millis(50);
-
-/// The readings of one run.
-#[derive(Debug)]
-pub struct Yardstick {
-    cores: usize,
-    known_ns: Option<u64>,
-    readings: Vec<u64>,
-}
-
-impl Yardstick {
-    /// `known_ns` is the best of an earlier run on the same machine.
-    pub fn new(known_ns: Option<u64>) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_CORES);
-        Self { cores, known_ns, readings: Vec::new() }
-    }
-
-    /// Nanoseconds that the arithmetic takes now on the slowest of the cores, each of which does it twice and counts
-    /// the better time.
-    pub fn read(&mut self) -> u64 {
-        let slowest = std::thread::scope(|scope| {
-            let cores: Vec<_> = (1..self.cores).map(|_| scope.spawn(better_of_two)).collect();
-            let own = better_of_two();
-            cores.into_iter().map(|core| core.join().unwrap_or(own)).fold(own, u64::max)
-        });
-        self.readings.push(slowest);
-        slowest
-    }
-
-    /// Whether a reading is one of a quiet machine, by what is known so far.
-    pub fn is_quiet(&self, reading: u64) -> bool {
-        let best = best_ns(&self.readings).into_iter().chain(self.known_ns).min();
-        best.is_none_or(|best| is_quiet(reading, best))
-    }
-}
 
 /// The reading of a quiet machine; `None` without any.
 pub fn best_ns(readings: &[u64]) -> Option<u64> {
@@ -63,134 +18,126 @@ pub fn best_ns(readings: &[u64]) -> Option<u64> {
     sorted.get((sorted.len() as f64 * BEST) as usize).copied()
 }
 
+/// What was read beside the rounds of these cells.
+pub fn readings<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<u64> {
+    let of = |cell: &'a Cell| match &cell.outcome {
+        Outcome::Completed(completed) => completed.yardstick_ns.as_slice(),
+        _ => &[],
+    };
+    cells.flat_map(of).copied().collect()
+}
+
 /// Whether a reading is one of a quiet machine whose best is `best_ns`.
 pub fn is_quiet(reading: u64, best_ns: u64) -> bool {
     reading as f64 <= best_ns as f64 * BUSY
 }
 
-/// How long timing may still wait for a quiet machine, and the readings beside its rounds.
+/// The rounds of a case: as many as are wanted, and more while too few of them were quiet and patience lasts.
 #[derive(Debug)]
-pub struct Patience {
-    left: Duration,
-    /// Number, reading and duration of each round that counts.
-    rounds: Vec<(u32, u64, Duration)>,
+pub struct Rounds {
+    wanted: usize,
+    patience: Duration,
+    known_ns: Option<u64>,
+    readings: Vec<u64>,
+    /// Slowest reading beside each round, and its number.
+    timed: Vec<(u64, u32)>,
 }
 
-impl Patience {
-    /// None of the waiting done yet.
-    pub fn new(left: Duration) -> Self {
-        Self { left, rounds: Vec::new() }
+impl Rounds {
+    /// `patience` is for what is timed beyond `wanted` rounds; `known_ns` is the best reading of earlier runs on the same
+    /// machine.
+    pub fn new(wanted: usize, patience: Duration, known_ns: Option<u64>) -> Self {
+        Self { wanted, patience, known_ns, readings: Vec::new(), timed: Vec::new() }
     }
 
-    /// Rounds that count.
-    pub fn rounds(&self) -> usize {
-        self.rounds.len()
+    /// Rounds timed so far.
+    pub fn len(&self) -> usize {
+        self.timed.len()
     }
 
-    /// Waits until the machine is quiet, patience is out or `stop` is set; gives the last reading.
-    pub fn wait(&mut self, yardstick: &mut Yardstick, stop: &AtomicBool) -> u64 {
-        loop {
-            let begun = Instant::now();
-            let reading = yardstick.read();
-            if yardstick.is_quiet(reading) || self.left.is_zero() || stop.load(Ordering::Relaxed) {
-                return reading;
-            }
-            std::thread::sleep(PAUSE);
-            self.left = self.left.saturating_sub(begun.elapsed());
+    /// Whether none was timed yet.
+    pub fn is_empty(&self) -> bool {
+        self.timed.is_empty()
+    }
+
+    /// Whether another round is to be timed.
+    pub fn wants_more(&self) -> bool {
+        let best = best_ns(&self.readings).into_iter().chain(self.known_ns).min();
+        let is_quiet = |&&(reading, _): &&(u64, u32)| best.is_none_or(|best| is_quiet(reading, best));
+        self.timed.len() < self.wanted
+            || !self.patience.is_zero() && self.timed.iter().filter(is_quiet).count() < self.wanted
+    }
+
+    /// Counts a round and what was read beside it, nothing where workers have no yardstick.
+    pub fn count(&mut self, round: u32, readings: &[u64], took: Duration) {
+        if self.timed.len() >= self.wanted {
+            self.patience = self.patience.saturating_sub(took);
         }
+        self.readings.extend(readings);
+        self.timed.push((readings.iter().copied().max().unwrap_or(0), round));
     }
 
-    /// Counts a round, and takes back those that were not quiet, by what is known now, as long as there is patience
-    /// to time them again; their numbers.
-    pub fn count(&mut self, round: u32, reading: u64, took: Duration, yardstick: &Yardstick) -> Vec<u32> {
-        self.rounds.push((round, reading, took));
-        let left = &mut self.left;
-        let again = |&mut (_, reading, took): &mut (u32, u64, Duration)| {
-            let is_again = !yardstick.is_quiet(reading) && !left.is_zero();
-            if is_again {
-                *left = left.saturating_sub(took);
-            }
-            is_again
-        };
-        self.rounds.extract_if(.., again).map(|(round, ..)| round).collect()
+    /// The numbers of all but the quietest rounds that are wanted. It is the yardstick that chooses, which does not know how
+    /// long the passes took.
+    pub fn surplus(&self) -> Vec<u32> {
+        let mut rounds = self.timed.clone();
+        rounds.sort_unstable();
+        rounds.into_iter().skip(self.wanted).map(|(_, round)| round).collect()
     }
-}
-
-fn better_of_two() -> u64 {
-    let first = once();
-    first.min(once())
-}
-
-fn once() -> u64 {
-    let a = black_box([[0.01_f32; SIDE]; SIDE]);
-    let b = black_box([[0.02_f32; SIDE]; SIDE]);
-    let mut c = [[0.0_f32; SIDE]; SIDE];
-    let begun = Instant::now();
-    for _ in 0..PRODUCTS {
-        for (row, out) in a.iter().zip(&mut c) {
-            for (&x, b) in row.iter().zip(&b) {
-                out.iter_mut().zip(b).for_each(|(out, &b)| *out += x * b);
-            }
-        }
-        black_box(&mut c);
-    }
-    begun.elapsed().as_nanos() as u64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A yardstick that was read before.
-    fn read(readings: &[u64], known_ns: Option<u64>) -> Yardstick {
-        Yardstick { cores: 1, known_ns, readings: readings.to_vec() }
-    }
+    const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn what_is_quiet_is_said_by_the_best_of_this_and_of_earlier_runs() {
-        let alone = read(&[130, 131, 132], None);
-        assert!(alone.is_quiet(133) && !alone.is_quiet(150));
-        let known = read(&[130, 131, 132], Some(100));
-        assert!(!known.is_quiet(130) && known.is_quiet(107));
-        assert!(read(&[], None).is_quiet(1));
-        // One lucky reading of many is not the machine's best.
+    fn one_lucky_reading_of_many_is_not_the_machine_s_best() {
         let mut readings = vec![100; 40];
         readings.push(80);
         assert_eq!(best_ns(&readings), Some(100));
+        assert_eq!(best_ns(&[]), None);
+        assert!(is_quiet(105, 100) && !is_quiet(106, 100));
     }
 
     #[test]
-    fn rounds_of_a_busy_machine_are_taken_back_as_long_as_patience_lasts() {
-        let second = Duration::from_secs(1);
-        let mut patience = Patience::new(2 * second);
+    fn the_quietest_rounds_count_and_more_are_timed_until_enough_are_quiet() {
+        let mut rounds = Rounds::new(2, 9 * SECOND, None);
         // Nothing better is known than what a busy machine reads.
-        let busy = read(&[130; 3], None);
-        assert!(patience.count(0, 130, second, &busy).is_empty());
-        // Then it is.
-        let quiet = read(&[100, 130, 130, 130], None);
-        assert_eq!(patience.count(1, 100, second, &quiet), [0]);
-        assert_eq!(patience.count(2, 125, second, &quiet), [2]);
-        assert_eq!(patience.rounds(), 1);
-        assert!(patience.count(3, 125, second, &quiet).is_empty(), "patience is out");
-        assert_eq!(patience.rounds(), 2);
+        rounds.count(0, &[130, 131], SECOND);
+        assert!(rounds.wants_more());
+        rounds.count(1, &[100, 104], SECOND);
+        assert!(rounds.wants_more(), "now it is");
+        // One busy worker makes a busy round.
+        rounds.count(2, &[100, 125], SECOND);
+        assert!(rounds.wants_more());
+        rounds.count(3, &[100, 100], SECOND);
+        assert!(!rounds.wants_more());
+        assert_eq!(rounds.surplus(), [2, 0]);
     }
 
     #[test]
-    fn a_busy_machine_is_waited_for_no_longer_than_patience_lasts() {
-        let mut yardstick = read(&[], Some(1));
-        let begun = Instant::now();
-        Patience::new(Duration::from_millis(120)).wait(&mut yardstick, &AtomicBool::new(false));
-        assert!((120..5000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
-        assert!(yardstick.readings.len() >= 2);
-        let stopped = AtomicBool::new(true);
-        Patience::new(Duration::from_hours(1)).wait(&mut yardstick, &stopped);
+    fn patience_is_for_what_is_beyond_the_wanted_rounds_and_ends() {
+        let mut rounds = Rounds::new(1, 2 * SECOND, Some(100));
+        for (number, reading) in [130, 120, 125].into_iter().enumerate() {
+            assert!(rounds.wants_more(), "{number}");
+            rounds.count(number as u32, &[reading], SECOND);
+        }
+        assert!(!rounds.wants_more());
+        assert_eq!(rounds.surplus(), [2, 0], "the least busy one counts");
     }
 
     #[test]
-    fn a_reading_takes_about_a_millisecond() {
-        let mut yardstick = Yardstick::new(None);
-        let readings: Vec<u64> = (0..20).map(|_| yardstick.read()).collect();
-        let best = best_ns(&readings).unwrap();
-        assert!((20_000..20_000_000).contains(&best), "{best} ns");
+    fn without_patience_or_readings_rounds_count_as_they_come() {
+        for (patience, readings) in [(Duration::ZERO, &[200][..]), (SECOND, &[])] {
+            let mut rounds = Rounds::new(2, patience, Some(100));
+            rounds.count(0, readings, SECOND);
+            assert!(rounds.wants_more());
+            rounds.count(1, readings, SECOND);
+            assert!(!rounds.wants_more());
+            assert!(rounds.surplus().is_empty());
+        }
+        assert!(!Rounds::new(0, SECOND, None).wants_more());
     }
 }

@@ -12,8 +12,8 @@ mod source;
 mod uv;
 mod worker;
 
-pub use bridge::protocol;
 pub use bridge::versions::{Dialect, RopeForm, Versions, WrongShapes, release};
+pub use bridge::{protocol, yardstick};
 pub use embedded::bridge_digest;
 pub use environment::{
     Environment, EnvironmentError, Python, Specification, TorchBackend, forget, interpreter, prepare,

@@ -105,6 +105,41 @@ fn a_baseline_replaces_its_namesake_and_gives_it_back() {
 }
 
 #[test]
+fn the_best_of_the_yardstick_is_that_of_the_last_runs_of_one_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    let history = History::open(folder.path()).unwrap();
+    // As a tfcheck left it that knew no yardstick.
+    history.connection.execute_batch("DROP TABLE yardstick").unwrap();
+    drop(history);
+    let mut history = History::open(folder.path()).unwrap();
+    assert_eq!(history.yardstick_ns("m", 1).unwrap(), None);
+    let mut record = |number: usize, best: u64, machine: &str| {
+        let mut cell = cell(Some(1));
+        if let Outcome::Completed(completed) = &mut cell.outcome {
+            completed.yardstick_ns = vec![best + 5, best];
+        }
+        let stamp = format!("{number:03}");
+        history.record(&format!("run_{stamp}"), &stamp, (machine, 1), &[(&case(), &[cell])]).unwrap();
+    };
+    record(0, 100, "m");
+    record(1, 90, "other");
+    for number in 2..=20 {
+        record(number, 120, "m");
+    }
+    assert_eq!(history.yardstick_ns("m", 1).unwrap(), Some(100));
+    assert_eq!(history.yardstick_ns("m", 2).unwrap(), None);
+    let cells = [cell(Some(1))];
+    history.record("run_021", "021", ("m", 1), &[(&case(), &cells)]).unwrap();
+    assert_eq!(history.yardstick_ns("m", 1).unwrap(), Some(100), "a run without readings says nothing");
+    let mut slower = cell(Some(1));
+    if let Outcome::Completed(completed) = &mut slower.outcome {
+        completed.yardstick_ns = vec![120];
+    }
+    history.record("run_022", "022", ("m", 1), &[(&case(), &[slower])]).unwrap();
+    assert_eq!(history.yardstick_ns("m", 1).unwrap(), Some(120), "the machine has become slower");
+}
+
+#[test]
 fn writers_side_by_side_lose_nothing() {
     let folder = tempfile::tempdir().unwrap();
     std::thread::scope(|scope| {

@@ -30,6 +30,8 @@ pub struct Script {
     pub ids: Option<Vec<Vec<i64>>>,
     /// Ends the answer to the n-th `time` request; `None` entries succeed.
     pub time: VecDeque<Option<Ended>>,
+    /// What it reads off the yardstick beside the n-th round that asks; 100 from then on.
+    pub yardstick_ns: VecDeque<u64>,
     /// Ends the answer to `trace`.
     pub trace: Option<Ended>,
     /// Claims to have written logits without writing any.
@@ -132,6 +134,8 @@ impl Session for FakeSession<'_> {
                     samples_ns: vec![1_000_000; time.iterations],
                     decode_ns: vec![100_000; time.decode],
                     peak_bytes: None,
+                    yardstick_ns: (time.yardstick > 0)
+                        .then(|| script.yardstick_ns.pop_front().unwrap_or(100)),
                 };
                 self.note("time");
                 or_end(ended, Reply::Timed(reply))

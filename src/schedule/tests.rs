@@ -17,7 +17,7 @@ struct Stage {
     prefill: Option<usize>,
     texts: Option<Texts>,
     stop: AtomicBool,
-    known_ns: Option<u64>,
+    quiet_ns: Option<u64>,
 }
 
 impl Stage {
@@ -46,7 +46,7 @@ impl Stage {
             prefill: None,
             texts: None,
             stop: AtomicBool::new(false),
-            known_ns: None,
+            quiet_ns: None,
         }
     }
 
@@ -77,7 +77,6 @@ impl Stage {
         let folder = RunFolder::create(self.results.path(), &manifest.stamp).unwrap();
         folder.write_manifest(&manifest).unwrap();
         let progress = Progress::new(true);
-        let yardstick = Mutex::new(Yardstick::new(self.known_ns));
         let schedule = Schedule {
             folder: &folder,
             manifest: &manifest,
@@ -86,7 +85,7 @@ impl Stage {
             progress: &progress,
             stop: &self.stop,
             turn: None,
-            yardstick: &yardstick,
+            quiet_ns: self.quiet_ns,
         };
         let jobs = variants
             .into_iter()
@@ -243,23 +242,30 @@ fn past_the_memory_budget_groups_share_the_first_cell_as_anchor() {
 }
 
 #[test]
-fn rounds_beside_a_busy_machine_are_timed_again_while_patience_lasts() {
-    let mut stage = Stage::new(vec![("a", good()), ("b", good())]);
+fn rounds_beside_a_busy_machine_do_not_count_while_patience_lasts() {
+    let reads = |readings: &[u64]| Script { yardstick_ns: readings.iter().copied().collect(), ..good() };
+    let mut stage = Stage::new(vec![("a", reads(&[100, 130])), ("b", reads(&[100, 100, 150]))]);
+    let times = |stage: &Stage| stage.journal().iter().filter(|line| line.ends_with("time")).count();
+    // Nobody waits: nothing is read, and there are two rounds of two.
     let (_, cells) = stage.run();
-    assert_eq!(completed(&cells[0]).yardstick_ns.len(), 2);
-    // No reading is as good as what is known of this machine.
-    stage.known_ns = Some(1);
-    stage.settings.patience = Duration::from_millis(300);
-    let begun = std::time::Instant::now();
+    assert_eq!(times(&stage), 4);
+    assert!(completed(&cells[0]).yardstick_ns.is_empty());
+
+    stage.settings.patience = Duration::from_mins(1);
     let (_, cells) = stage.run();
-    assert!(begun.elapsed() >= stage.settings.patience);
+    assert_eq!(times(&stage), 4 + 8, "two more rounds, for one was busy beside a and one beside b");
     for cell in &cells {
         let completed = completed(cell);
-        let counts =
-            [completed.rounds_ns.len(), completed.decode_rounds_ns.len(), completed.yardstick_ns.len()];
-        assert_eq!(counts, [2; 3]);
-        assert_eq!(completed.round_numbers.len(), 2);
+        assert_eq!(completed.yardstick_ns, [100, 100]);
+        assert_eq!(completed.round_numbers, [0, 3]);
+        assert_eq!([completed.rounds_ns.len(), completed.decode_rounds_ns.len()], [2, 2]);
     }
+
+    // Where no reading is as good as the best of an earlier run, patience ends it.
+    stage.quiet_ns = Some(1);
+    stage.settings.patience = Duration::from_nanos(1);
+    let (_, cells) = stage.run();
+    assert_eq!(completed(&cells[0]).round_numbers.len(), 2);
 }
 
 #[test]

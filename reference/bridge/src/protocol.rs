@@ -165,6 +165,9 @@ pub struct Time {
     /// inputs and the tokens before it. 0 for none.
     #[serde(default)]
     pub decode: usize,
+    /// Threads that read the [`crate::yardstick`] before and after all that; 0 for no reading.
+    #[serde(default)]
+    pub yardstick: usize,
 }
 
 /// Asks for one profiled forward pass.
@@ -289,6 +292,9 @@ pub struct Timed {
     pub decode_ns: Vec<u64>,
     /// As in [`Forwarded::peak_bytes`].
     pub peak_bytes: Option<u64>,
+    /// The slower of both readings of the yardstick, nanoseconds; absent where none was asked for or the worker has none.
+    #[serde(default)]
+    pub yardstick_ns: Option<u64>,
 }
 
 /// One finished capture.
