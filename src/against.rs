@@ -24,6 +24,9 @@ use crate::yardstick::{self, best_ns, readings};
 /// Runs of the history that a time is seen beside.
 const REMEMBERED: usize = 10;
 
+/// Quiet rounds that a median is taken from, at least: fewer have hardly an interval.
+const FEWEST_QUIET: usize = 5;
+
 /// Rounds in nanoseconds, the baseline's and the run's.
 pub type BothRounds = [Vec<Vec<u64>>; 2];
 
@@ -220,13 +223,6 @@ impl Sides<'_> {
         let verdict = view.verdicts.iter().find(|verdict| (&verdict.a, &verdict.b) == names).cloned();
         let verdict = verdict.ok_or_else(|| miette!("{}: no verdict on {}", self.before.name, cell.name))?;
         let both = completed(old).and_then(|old| Ok((old, completed(cell)?)));
-        let timed = |of: &Completed| {
-            if of.rounds_ns.is_empty() {
-                Err("not timed in both runs".to_owned())
-            } else {
-                Ok(of.rounds_ns.clone())
-            }
-        };
         Ok(Row {
             case: self.case.name.clone(),
             variant: cell.name.clone(),
@@ -234,11 +230,13 @@ impl Sides<'_> {
             pair: view.matrix.oriented(0, at),
             times: is_comparable.clone().and_then(|()| {
                 let (old, now) = both.clone()?;
-                let times = [timed(old)?, timed(now)?];
-                for (of, whose) in [(old, "the baseline"), (now, "this run")] {
-                    is_quiet(&of.yardstick_ns, self.quiet_ns, whose)?;
+                for of in [old, now] {
+                    if of.rounds_ns.is_empty() {
+                        return Err("not timed in both runs".to_owned());
+                    }
                 }
-                Ok(times)
+                let quiet = |of, whose| quiet_rounds(of, self.quiet_ns, whose);
+                Ok([quiet(old, "the baseline")?, quiet(now, "this run")?])
             }),
             peak_bytes: both.and_then(|(old, now)| {
                 let peaks = old.peak_bytes.zip(now.peak_bytes);
@@ -249,16 +247,22 @@ impl Sides<'_> {
     }
 }
 
-/// Whether at least every other round was timed on a quiet machine: a median is not one of the machine's state then.
-fn is_quiet(readings: &[u64], quiet_ns: Option<u64>, whose: &str) -> Result<(), String> {
-    let Some(quiet_ns) = quiet_ns else { return Ok(()) };
-    let busy = readings.iter().filter(|reading| !yardstick::is_quiet(**reading, quiet_ns)).count();
-    if 2 * busy <= readings.len() {
-        return Ok(());
+/// The rounds of a cell that were timed on a quiet machine; all where nothing was read beside them.
+fn quiet_rounds(of: &Completed, quiet_ns: Option<u64>, whose: &str) -> Result<Vec<Vec<u64>>, String> {
+    let rounds = &of.rounds_ns;
+    let Some(quiet_ns) = quiet_ns.filter(|_| of.yardstick_ns.len() == rounds.len()) else {
+        return Ok(rounds.clone());
+    };
+    let is_quiet = |(_, reading): &(&Vec<u64>, &u64)| yardstick::is_quiet(**reading, quiet_ns);
+    let quiet: Vec<_> =
+        rounds.iter().zip(&of.yardstick_ns).filter(is_quiet).map(|(round, _)| round.clone()).collect();
+    if quiet.len() >= FEWEST_QUIET.min(rounds.len()) {
+        return Ok(quiet);
     }
+    let busy = rounds.len() - quiet.len();
     Err(format!(
         "the machine was busy with something else beside {busy} of the {} rounds of {whose}",
-        readings.len()
+        rounds.len()
     ))
 }
 
@@ -338,16 +342,22 @@ mod tests {
     }
 
     #[test]
-    fn times_of_a_busy_machine_are_not_compared() {
-        let quiet = is_quiet(&[100, 104, 130, 131], Some(100), "this run");
-        assert_eq!(quiet, Ok(()), "half of the rounds were quiet");
-        let busy = is_quiet(&[100, 129, 130, 131], Some(100), "this run").unwrap_err();
-        assert_eq!(busy, "the machine was busy with something else beside 3 of the 4 rounds of this run");
+    fn rounds_of_a_busy_machine_are_not_compared() {
+        let of = |readings: &[u64]| Completed {
+            rounds_ns: readings.iter().map(|reading| vec![10 * reading]).collect(),
+            yardstick_ns: readings.to_vec(),
+            ..Completed::default()
+        };
+        let quiet = |readings: &[u64]| quiet_rounds(&of(readings), Some(100), "this run");
+        let mixed = [100, 101, 102, 103, 104, 130, 140];
+        assert_eq!(quiet(&mixed).unwrap().len(), 5);
         assert_eq!(
-            is_quiet(&[], Some(100), "the baseline"),
-            Ok(()),
-            "a run from before there was a yardstick"
+            quiet(&mixed[1..]).unwrap_err(),
+            "the machine was busy with something else beside 2 of the 6 rounds of this run"
         );
+        assert_eq!(quiet(&[100]).unwrap(), [[1000]], "one round is not made more by patience");
+        let unread = Completed { yardstick_ns: vec![], ..of(&mixed) };
+        assert_eq!(quiet_rounds(&unread, Some(100), "the baseline").unwrap().len(), 7);
     }
 
     #[test]

@@ -112,6 +112,9 @@ struct Live<'a> {
 /// A worker with its first result, or the job that has none and why.
 type Begun<'a> = Result<Live<'a>, Box<(Job<'a>, Ended)>>;
 
+/// What the worker of this index answered when it was asked to time a round.
+type Answer = (usize, Result<Timed, Ended>);
+
 impl<'a> Schedule<'a> {
     /// Runs `jobs` in order; the first one is the anchor of every timing group.
     pub fn run(&self, jobs: Vec<Job<'a>>, first_round: u32) -> Ran {
@@ -195,7 +198,7 @@ impl<'a> Schedule<'a> {
         begun.map(|mut live| {
             if live.job.is_timed {
                 let decode = self.settings.decode.min(1);
-                let request = Request::Time(Time { warm_up: 1, iterations: 1, decode, yardstick: 0 });
+                let request = Request::Time(Time { warm_up: 1, iterations: 1, decode, ..Time::default() });
                 // Where it fails, so does the round, which says so.
                 let _ = live.session.ask(&request, self.settings.timeout);
             }
@@ -272,12 +275,12 @@ impl<'a> Schedule<'a> {
         let mut warm_up = self.settings.warm_up;
         while rounds.wants_more() && !group.is_empty() {
             let begun = Instant::now();
-            let asked = self.round(group, warm_up, rounds.len(), &progress);
-            warm_up = warm_up.min(1);
+            let (answers, is_busy) = self.round(group, warm_up, &rounds, &progress);
             let (mut lost, mut readings) = (Vec::new(), Vec::new());
-            for (live, answer) in group.iter_mut().zip(asked) {
-                let completed = &mut live.completed;
+            for (index, answer) in answers {
+                let completed = &mut group[index].completed;
                 match answer {
+                    Ok(_) if is_busy => {}
                     Ok(timed) => {
                         completed.rounds_ns.push(timed.samples_ns);
                         completed.decode_rounds_ns.push(timed.decode_ns);
@@ -285,20 +288,23 @@ impl<'a> Schedule<'a> {
                         completed.yardstick_ns.extend(timed.yardstick_ns);
                         readings.extend(timed.yardstick_ns);
                         completed.peak_bytes = completed.peak_bytes.max(timed.peak_bytes);
-                        lost.push(None);
                     }
-                    Err(ended) => lost.push(Some(ended)),
+                    Err(ended) => lost.push((index, ended)),
                 }
             }
-            rounds.count(*round, &readings, begun.elapsed());
-            if rounds.len() <= self.settings.rounds {
-                progress.done_one();
-            }
-            *round += 1;
-            for (index, ended) in lost.into_iter().enumerate().rev() {
-                if let Some(ended) = ended {
-                    self.cut_short(group.remove(index), ended, ran);
+            if is_busy {
+                rounds.skip(begun.elapsed());
+            } else {
+                rounds.count(*round, &readings, begun.elapsed());
+                *round += 1;
+                warm_up = warm_up.min(1);
+                if rounds.len() <= self.settings.rounds {
+                    progress.done_one();
                 }
+            }
+            lost.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
+            for (index, ended) in lost {
+                self.cut_short(group.remove(index), ended, ran);
             }
         }
         let surplus = rounds.surplus();
@@ -307,30 +313,37 @@ impl<'a> Schedule<'a> {
         }
     }
 
-    /// One round, the `turn`th: what each of the group answered.
+    /// One round: the answers by the group's indices, and whether it ended early because a worker found its cores busy.
     fn round(
         &self,
         group: &mut [Live<'a>],
         warm_up: usize,
-        turn: usize,
+        before: &Rounds,
         progress: &Task,
-    ) -> Vec<Result<Timed, Ended>> {
-        let Settings { iterations, decode, rounds, timeout, .. } = *self.settings;
-        let first = turn % group.len();
-        let mut ask = |live: &mut Live| {
-            progress.doing(&format!("round {}/{rounds}: {}", turn + 1, live.job.variant.name()));
+    ) -> (Vec<Answer>, bool) {
+        let Settings { iterations, decode, timeout, .. } = *self.settings;
+        let quiet_ns = before.limit_ns();
+        let mut answers = Vec::new();
+        let mut order: Vec<usize> = (0..group.len()).collect();
+        order.rotate_left(before.len() % group.len());
+        for index in order {
+            let live = &mut group[index];
+            let (number, rounds) = (before.len() + 1, self.settings.rounds);
+            progress.doing(&format!("round {number}/{rounds}: {}", live.job.variant.name()));
             // Nobody asks for a reading who would not act on it.
             let yardstick = if self.settings.patience.is_zero() { 0 } else { live.job.load.threads.max(1) };
-            let time = Time { warm_up, iterations, decode, yardstick };
-            match live.session.ask(&Request::Time(time), timeout)? {
-                Reply::Timed(timed) => Ok(timed),
-                _ => Err(out_of_turn("time")),
-            }
-        };
-        let (later, earlier) = group.split_at_mut(first);
-        let mut answers: Vec<_> = earlier.iter_mut().chain(later).map(&mut ask).collect();
-        answers.rotate_right(first);
-        answers
+            let time = Time { warm_up, iterations, decode, yardstick, quiet_ns };
+            let answer = match live.session.ask(&Request::Time(time), timeout) {
+                Ok(Reply::Timed(timed)) if quiet_ns.is_some() && timed.samples_ns.is_empty() => {
+                    return (answers, true);
+                }
+                Ok(Reply::Timed(timed)) => Ok(timed),
+                Ok(_) => Err(out_of_turn("time")),
+                Err(ended) => Err(ended),
+            };
+            answers.push((index, answer));
+        }
+        (answers, false)
     }
 
     /// Trace pass, then the record. A trace that fails is a note: the numbers do not depend on it.

@@ -29,7 +29,11 @@ pub fn readings<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<u64> {
 
 /// Whether a reading is one of a quiet machine whose best is `best_ns`.
 pub fn is_quiet(reading: u64, best_ns: u64) -> bool {
-    reading as f64 <= best_ns as f64 * BUSY
+    reading <= limit_ns(best_ns)
+}
+
+fn limit_ns(best_ns: u64) -> u64 {
+    (best_ns as f64 * BUSY) as u64
 }
 
 /// The rounds of a case: as many as are wanted, and more while too few of them were quiet and patience lasts.
@@ -60,9 +64,19 @@ impl Rounds {
         self.timed.is_empty()
     }
 
+    /// The slowest reading of a quiet machine, beyond which a round is not worth timing; `None` when patience is out, or
+    /// nothing is known yet.
+    pub fn limit_ns(&self) -> Option<u64> {
+        self.best_ns().filter(|_| !self.patience.is_zero()).map(limit_ns)
+    }
+
+    fn best_ns(&self) -> Option<u64> {
+        best_ns(&self.readings).into_iter().chain(self.known_ns).min()
+    }
+
     /// Whether another round is to be timed.
     pub fn wants_more(&self) -> bool {
-        let best = best_ns(&self.readings).into_iter().chain(self.known_ns).min();
+        let best = self.best_ns();
         let is_quiet = |&&(reading, _): &&(u64, u32)| best.is_none_or(|best| is_quiet(reading, best));
         self.timed.len() < self.wanted
             || !self.patience.is_zero() && self.timed.iter().filter(is_quiet).count() < self.wanted
@@ -75,6 +89,11 @@ impl Rounds {
         }
         self.readings.extend(readings);
         self.timed.push((readings.iter().copied().max().unwrap_or(0), round));
+    }
+
+    /// Counts the time of a round that was not timed, for the machine was busy.
+    pub fn skip(&mut self, took: Duration) {
+        self.patience = self.patience.saturating_sub(took);
     }
 
     /// The numbers of all but the quietest rounds that are wanted. It is the yardstick that chooses, which does not know how
@@ -126,6 +145,20 @@ mod tests {
         }
         assert!(!rounds.wants_more());
         assert_eq!(rounds.surplus(), [2, 0], "the least busy one counts");
+    }
+
+    #[test]
+    fn a_round_is_not_begun_on_a_busy_machine_while_patience_lasts() {
+        let mut rounds = Rounds::new(1, 2 * SECOND, None);
+        assert_eq!(rounds.limit_ns(), None, "nothing is known");
+        rounds.count(0, &[200], SECOND);
+        assert_eq!(rounds.limit_ns(), Some(210));
+        let mut known = Rounds::new(1, 2 * SECOND, Some(100));
+        assert_eq!(known.limit_ns(), Some(105));
+        known.skip(SECOND);
+        known.skip(SECOND);
+        assert_eq!(known.limit_ns(), None, "patience is out");
+        assert!(known.wants_more());
     }
 
     #[test]

@@ -130,12 +130,15 @@ impl Session for FakeSession<'_> {
             }
             Request::Time(time) => {
                 let ended = script.time.pop_front().flatten();
+                let reading = script.yardstick_ns.pop_front().unwrap_or(100);
+                let yardstick_ns = (time.yardstick > 0).then_some(reading);
+                let is_busy = yardstick_ns.zip(time.quiet_ns).is_some_and(|(now, quiet)| now > quiet);
+                let samples = |n: usize| if is_busy { 0 } else { n };
                 let reply = Timed {
-                    samples_ns: vec![1_000_000; time.iterations],
-                    decode_ns: vec![100_000; time.decode],
+                    samples_ns: vec![1_000_000; samples(time.iterations)],
+                    decode_ns: vec![100_000; samples(time.decode)],
                     peak_bytes: None,
-                    yardstick_ns: (time.yardstick > 0)
-                        .then(|| script.yardstick_ns.pop_front().unwrap_or(100)),
+                    yardstick_ns,
                 };
                 self.note("time");
                 or_end(ended, Reply::Timed(reply))

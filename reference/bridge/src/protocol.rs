@@ -155,7 +155,7 @@ pub struct Tokenize {
 }
 
 /// Asks for one round of timed forward passes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Time {
     /// Passes before the clock counts.
     pub warm_up: usize,
@@ -168,6 +168,9 @@ pub struct Time {
     /// Threads that read the [`crate::yardstick`] before and after all that; 0 for no reading.
     #[serde(default)]
     pub yardstick: usize,
+    /// Where the first reading is above so many nanoseconds, no pass is made, and the answer has no samples.
+    #[serde(default)]
+    pub quiet_ns: Option<u64>,
 }
 
 /// Asks for one profiled forward pass.

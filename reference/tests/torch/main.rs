@@ -330,9 +330,8 @@ fn tokens_are_decoded_one_by_one_in_every_version_and_mode() {
             let eager = eager.get_or_insert_with(|| logits.clone());
             // As above: inductor fuses and reorders f32 arithmetic.
             assert!(distance(&logits, eager) < 1e-5, "{} {mode:?}", version(environment));
-            let timed = worker
-                .time(Time { warm_up: 0, iterations: 1, decode: 4, yardstick: 0 }, LIMIT, &stop)
-                .unwrap();
+            let timed =
+                worker.time(Time { iterations: 1, decode: 4, ..Time::default() }, LIMIT, &stop).unwrap();
             assert_eq!(timed.decode_ns.len(), 4, "{} {mode:?}", version(environment));
             worker.exit(Duration::from_secs(10));
         }
@@ -347,12 +346,16 @@ fn passes_are_timed_and_a_trace_names_the_modules() {
     let stop = AtomicBool::new(false);
     let mut worker = cell.start(case.folder.path());
     worker.load(cell.load(), LIMIT, &stop).unwrap();
-    let timed =
-        worker.time(Time { warm_up: 2, iterations: 7, decode: 3, yardstick: 2 }, LIMIT, &stop).unwrap();
+    let timed = worker
+        .time(Time { warm_up: 2, iterations: 7, decode: 3, yardstick: 2, quiet_ns: None }, LIMIT, &stop)
+        .unwrap();
     assert_eq!((timed.samples_ns.len(), timed.decode_ns.len()), (7, 3));
     assert!(timed.samples_ns.iter().all(|sample| *sample > 0));
     assert!(timed.peak_bytes.is_some());
     assert!(timed.yardstick_ns.is_some_and(|reading| reading > 0));
+    let busy = Time { iterations: 1, yardstick: 1, quiet_ns: Some(0), ..Time::default() };
+    let busy = worker.time(busy, LIMIT, &stop).unwrap();
+    assert!(busy.samples_ns.is_empty() && busy.yardstick_ns.is_some(), "{busy:?}");
     let path = case.folder.path().join("trace.json");
     worker.trace(Trace { path: path.clone() }, LIMIT, &stop).unwrap();
     let trace: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
