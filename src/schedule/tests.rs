@@ -253,12 +253,11 @@ fn rounds_beside_a_busy_machine_do_not_count_while_patience_lasts() {
 
     stage.settings.patience = Duration::from_mins(1);
     let (_, cells) = stage.run();
-    // A round beside a busy a and one beside a busy b went no further than that was known.
-    assert_eq!(times(&stage), 4 + 2 + 2 + 1 + 2);
+    assert_eq!(times(&stage), 4 + 8, "two more rounds, for one was busy beside a and one beside b");
     for cell in &cells {
         let completed = completed(cell);
         assert_eq!(completed.yardstick_ns, [100, 100]);
-        assert_eq!(completed.round_numbers, [0, 1]);
+        assert_eq!(completed.round_numbers, [0, 3]);
         assert_eq!([completed.rounds_ns.len(), completed.decode_rounds_ns.len()], [2, 2]);
     }
 
@@ -267,6 +266,18 @@ fn rounds_beside_a_busy_machine_do_not_count_while_patience_lasts() {
     stage.settings.patience = Duration::from_nanos(1);
     let (_, cells) = stage.run();
     assert_eq!(completed(&cells[0]).round_numbers.len(), 2);
+}
+
+#[test]
+fn alone_a_worker_waits_for_a_quiet_machine() {
+    let readings = [100, 130, 140, 100].into_iter().collect();
+    let mut stage = Stage::new(vec![("a", Script { yardstick_ns: readings, ..good() })]);
+    stage.settings.patience = Duration::from_mins(1);
+    let (_, cells) = stage.run();
+    let completed = completed(&cells[0]);
+    assert_eq!(completed.yardstick_ns, [100, 100]);
+    assert_eq!(completed.round_numbers, [0, 1], "what was not timed is no round");
+    assert!(completed.rounds_ns.iter().all(|round| round.len() == stage.settings.iterations));
 }
 
 #[test]

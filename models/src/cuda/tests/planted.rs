@@ -35,9 +35,10 @@ fn a_bound_that_is_off_by_one_is_seen_in_every_attention_kernel() {
 
 #[test]
 fn wrong_fragments_strides_and_stages_are_seen() {
-    let case = Case::plain(Dtype::Bf16, 100, 0, 3, 64);
+    // Three tiles of keys, and fifteen blocks for four multiprocessors.
+    let case = Case::plain(Dtype::Bf16, 300, 0, 3, 64);
     let split = Case { room: 60, ..Case::plain(Dtype::F16, 1, 700, 3, 64) };
-    let plants: [(&Case, &str, &str); 7] = [
+    let plants: [(&Case, &str, &str); 10] = [
         // The two halves of a fragment exchanged, the neighbouring row of matrices, the wrong stage.
         (&case, "mma<T>(s[2 * n], a, b[0], b[1])", "mma<T>(s[2 * n], a, b[1], b[0])"),
         (&case, "lane % 8 + lane / 16 * 8", "lane % 16"),
@@ -46,6 +47,10 @@ fn wrong_fragments_strides_and_stages_are_seen() {
         (&case, "wait_copies<1>()", "wait_copies<2>()"),
         // The running output is not brought to the new maximum.
         (&case, "out[i][j] *= keep[j / 2]", "out[i][j] *= 1.0f"),
+        // The second part's keys are taken for the first's, its sums are not brought to the common maximum; a block twice.
+        (&case, "first_key += part * KEYS", "first_key += 0"),
+        (&case, "sums[feature * STEP] * take", "sums[feature * STEP]"),
+        (&case, "at = most - 1 - at", "at = most / 2"),
         // The last key of a part is left out; one part is lost.
         (&split, "smaller(seen.end, start + part)", "smaller(seen.end, start + part - 1)"),
         (&split, "i < p.splits; ++i) {", "i < p.splits - 1; ++i) {"),
