@@ -275,12 +275,14 @@ impl<'a> Schedule<'a> {
         let mut warm_up = self.settings.warm_up;
         while rounds.wants_more() && !group.is_empty() {
             let begun = Instant::now();
-            let (answers, is_busy) = self.round(group, warm_up, &rounds, &progress);
+            let Some(answers) = self.round(group, warm_up, &rounds, &progress) else {
+                rounds.skip(begun.elapsed());
+                continue;
+            };
             let (mut lost, mut readings) = (Vec::new(), Vec::new());
             for (index, answer) in answers {
                 let completed = &mut group[index].completed;
                 match answer {
-                    Ok(_) if is_busy => {}
                     Ok(timed) => {
                         completed.rounds_ns.push(timed.samples_ns);
                         completed.decode_rounds_ns.push(timed.decode_ns);
@@ -292,15 +294,11 @@ impl<'a> Schedule<'a> {
                     Err(ended) => lost.push((index, ended)),
                 }
             }
-            if is_busy {
-                rounds.skip(begun.elapsed());
-            } else {
-                rounds.count(*round, &readings, begun.elapsed());
-                *round += 1;
-                warm_up = warm_up.min(1);
-                if rounds.len() <= self.settings.rounds {
-                    progress.done_one();
-                }
+            rounds.count(*round, &readings, begun.elapsed());
+            *round += 1;
+            warm_up = warm_up.min(1);
+            if rounds.len() <= self.settings.rounds {
+                progress.done_one();
             }
             lost.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
             for (index, ended) in lost {
@@ -313,14 +311,14 @@ impl<'a> Schedule<'a> {
         }
     }
 
-    /// One round: the answers by the group's indices, and whether it ended early because a worker found its cores busy.
+    /// One round: the answers by the group's indices; `None` where the only worker found its cores busy.
     fn round(
         &self,
         group: &mut [Live<'a>],
         warm_up: usize,
         before: &Rounds,
         progress: &Task,
-    ) -> (Vec<Answer>, bool) {
+    ) -> Option<Vec<Answer>> {
         let Settings { iterations, decode, timeout, .. } = *self.settings;
         // Variants side by side meet the same machine: of them more rounds say more than quieter ones.
         let quiet_ns = before.limit_ns().filter(|_| group.len() == 1);
@@ -336,7 +334,7 @@ impl<'a> Schedule<'a> {
             let time = Time { warm_up, iterations, decode, yardstick, quiet_ns };
             let answer = match live.session.ask(&Request::Time(time), timeout) {
                 Ok(Reply::Timed(timed)) if quiet_ns.is_some() && timed.samples_ns.is_empty() => {
-                    return (answers, true);
+                    return None;
                 }
                 Ok(Reply::Timed(timed)) => Ok(timed),
                 Ok(_) => Err(out_of_turn("time")),
@@ -344,7 +342,7 @@ impl<'a> Schedule<'a> {
             };
             answers.push((index, answer));
         }
-        (answers, false)
+        Some(answers)
     }
 
     /// Trace pass, then the record. A trace that fails is a note: the numbers do not depend on it.

@@ -157,7 +157,7 @@ fn answer(engine: &mut dyn Engine, request: &Request) -> Result<Reply, Failed> {
         ))),
         Request::Load(load) => engine.load(load).map(Reply::Ready),
         Request::Forward(forward) => engine.forward(forward).map(Reply::Forwarded),
-        Request::Time(time) => timed(engine, time).map(Reply::Timed),
+        Request::Time(time) => yardstick::beside(time, || timed(engine, time)).map(Reply::Timed),
         Request::Trace(trace) => engine.trace(trace).map(|()| Reply::Traced),
         Request::Capture(capture) => engine.capture(capture).map(Reply::Captured),
         Request::Replay(replay) => engine.replay(replay).map(Reply::Replayed),
@@ -170,11 +170,6 @@ fn answer(engine: &mut dyn Engine, request: &Request) -> Result<Reply, Failed> {
 }
 
 fn timed(engine: &mut dyn Engine, time: &Time) -> Result<Timed, Failed> {
-    let read = || (time.yardstick > 0).then(|| yardstick::read(time.yardstick));
-    let before = read();
-    if before.zip(time.quiet_ns).is_some_and(|(before, quiet)| before > quiet) {
-        return Ok(Timed { yardstick_ns: before, ..Timed::default() });
-    }
     for _ in 0..time.warm_up {
         engine.pass()?;
     }
@@ -183,7 +178,7 @@ fn timed(engine: &mut dyn Engine, time: &Time) -> Result<Timed, Failed> {
         samples_ns.push(engine.timed_pass()?);
     }
     let decode_ns = if time.decode == 0 { Vec::new() } else { engine.decode(time.decode)? };
-    Ok(Timed { samples_ns, decode_ns, peak_bytes: engine.peak_bytes(), yardstick_ns: before.max(read()) })
+    Ok(Timed { samples_ns, decode_ns, peak_bytes: engine.peak_bytes(), yardstick_ns: None })
 }
 
 /// The path under which an inherited descriptor can be opened again, without unsafe code.

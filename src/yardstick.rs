@@ -85,7 +85,7 @@ impl Rounds {
     /// Counts a round and what was read beside it, nothing where workers have no yardstick.
     pub fn count(&mut self, round: u32, readings: &[u64], took: Duration) {
         if self.timed.len() >= self.wanted {
-            self.patience = self.patience.saturating_sub(took);
+            self.skip(took);
         }
         self.readings.extend(readings);
         self.timed.push((readings.iter().copied().max().unwrap_or(0), round));

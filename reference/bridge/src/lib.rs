@@ -1,7 +1,8 @@
 //! The seam between the tfcheck process and the programs that compute.
 //!
-//! [`protocol`] is what both sides speak, [`yardstick`] what both time beside their passes. With the feature `module` this crate is also the PyO3
-//! extension module `tfcheck_bridge` that an environment's own Python loads to speak it.
+//! [`protocol`] is what both sides speak, [`yardstick`] what both time beside their passes. With the feature
+//! `module` this crate is also the PyO3 extension module `tfcheck_bridge` that an environment's own Python loads
+//! to speak it.
 
 pub mod protocol;
 pub mod versions;

@@ -8,6 +8,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use crate::protocol::{Time, Timed};
+
 /// Side of the matrices, of which three fit into a first-level cache, and how often they are multiplied: for two to three
 /// milliseconds, since the readings of a fifth of one spread by 12 % on a quiet core.
 const SIDE: usize = 48;
@@ -15,9 +17,23 @@ const PRODUCTS: usize = 288;
 /// Until threads that wait for their next loop no longer turn on the spot, as those of OpenMP do for some milliseconds.
 const SETTLED: Duration = Duration::from_millis(10);
 
+/// Answers `time` by `passes`, between two readings where those are wanted; without them where the first is too slow.
+///
+/// # Errors
+/// What `passes` fails with.
+pub fn beside<E>(time: &Time, passes: impl FnOnce() -> Result<Timed, E>) -> Result<Timed, E> {
+    let reading = || (time.yardstick > 0).then(|| read(time.yardstick));
+    let before = reading();
+    if before.zip(time.quiet_ns).is_some_and(|(before, quiet)| before > quiet) {
+        return Ok(Timed { yardstick_ns: before, ..Timed::default() });
+    }
+    let timed = passes()?;
+    Ok(Timed { yardstick_ns: before.max(reading()), ..timed })
+}
+
 /// Nanoseconds that the arithmetic takes now on the slowest of `threads` threads, this one among them, each of which does
 /// it once unseen, for caches and clock, then twice and counts the better time.
-pub fn read(threads: usize) -> u64 {
+fn read(threads: usize) -> u64 {
     std::thread::sleep(SETTLED);
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(better_of_two)).collect();

@@ -14,6 +14,7 @@ use super::failure::Stop;
 use super::load::Loaded;
 use super::{capture, descriptors, forward, load, time, tokenize, trace};
 use crate::protocol::{Reply, Request};
+use crate::yardstick;
 
 /// Answers requests until [`Request::Exit`]; does not return then, so that no destructor of a library
 /// can spoil a good end.
@@ -60,7 +61,7 @@ fn answer(py: Python<'_>, request: Request, loaded: &mut Option<Loaded>) -> Resu
         }
         Request::Time(request) => {
             let model = loaded.as_ref().ok_or_else(missing)?;
-            Ok(Reply::Timed(time::time(py, model, &request)?))
+            Ok(Reply::Timed(yardstick::beside(&request, || time::time(py, model, &request))?))
         }
         Request::Trace(request) => {
             let model = loaded.as_ref().ok_or_else(missing)?;

@@ -8,15 +8,9 @@ use super::load::Loaded;
 use super::static_cache::StaticCache;
 use super::{forward, memory};
 use crate::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS, Time, Timed};
-use crate::yardstick;
 
 /// Warms up and times; every pass drops its result before the next.
 pub(super) fn time(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Timed, Stop> {
-    let read = || (request.yardstick > 0).then(|| yardstick::read(request.yardstick));
-    let before = read();
-    if before.zip(request.quiet_ns).is_some_and(|(before, quiet)| before > quiet) {
-        return Ok(Timed { yardstick_ns: before, ..Timed::default() });
-    }
     for _ in 0..request.warm_up {
         forward::pass(py, loaded)?;
     }
@@ -30,7 +24,7 @@ pub(super) fn time(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Ti
         samples_ns,
         decode_ns,
         peak_bytes: memory::peak_bytes(loaded.torch.bind(py), &loaded.device)?,
-        yardstick_ns: before.max(read()),
+        yardstick_ns: None,
     })
 }
 
