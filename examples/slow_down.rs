@@ -10,6 +10,7 @@
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use miette::{IntoDiagnostic, Result, miette};
 use reference::protocol::{Failed, Forward, Forwarded, LOGITS, Load, Positions, Ready, Trace};
@@ -47,19 +48,25 @@ fn measure(runs: usize) -> Result<()> {
     // One project: its history knows what the machine is at its best.
     let results = tempfile::tempdir().into_diagnostic()?;
     println!("{UNITS} units of {repeats} products of {SIDE} by {SIDE} a pass");
-    for (units, what) in [(UNITS + UNITS / 20, "5 % slower"), (UNITS, "equal")] {
-        let mut called = [0, 0];
-        for _ in 0..runs {
-            called[0] += usize::from(side_by_side(results.path(), units, repeats)?);
-            called[1] += usize::from(against_a_baseline(results.path(), units, repeats)?);
+    let ways: [(&str, Way); 2] = [("side by side", side_by_side), ("against a baseline", against_a_baseline)];
+    for (way, is_called) in ways {
+        for (units, what) in [(UNITS + UNITS / 20, "5 % slower"), (UNITS, "equal")] {
+            let mut called = 0;
+            for run in 1..=runs {
+                let start = Instant::now();
+                let found = is_called(results.path(), units, repeats)?;
+                called += usize::from(found);
+                let word = if found { "called" } else { "not called" };
+                println!("{way}, {what}, run {run}: {word} ({:.0} s)", start.elapsed().as_secs_f64());
+            }
+            println!("{way}, {what}: a slow-down is called in {called} of {runs} runs");
         }
-        println!(
-            "{what}: a slow-down is called in {} of {runs} runs side by side, in {} of {runs} against a baseline",
-            called[0], called[1]
-        );
     }
     Ok(())
 }
+
+/// One run, or two: whether the slow-down of a variant that does so many units is called.
+type Way = fn(&Path, usize, usize) -> Result<bool>;
 
 /// Both variants in one run.
 fn side_by_side(results: &Path, units: usize, repeats: usize) -> Result<bool> {
@@ -113,7 +120,7 @@ fn once(results: &Path, variants: &[(&str, usize)], repeats: usize, more: &str) 
 fn calibrated() -> usize {
     let mut work = Work { units: UNITS, repeats: 1, ..Work::default() };
     let pass = |work: &mut Work| {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         work.work();
         start.elapsed().as_secs_f64()
     };

@@ -239,7 +239,7 @@ pub struct Run {
     pub decode: usize,
     /// Timing rounds; within a round the variants take turns, and 0 leaves timing out. Default: 3.
     pub rounds: usize,
-    /// Seconds that a case may spend on more rounds than `rounds`, where the machine was busy with something else; the quietest count. Default: 60 where `fail_on` looks at times or `against` names a baseline, else 0.
+    /// Seconds that a case may spend on more rounds than `rounds`, where the machine was busy with something else. One variant alone waits, and its quietest rounds count; of several all do. Default: 60 where `fail_on` looks at times or `against` names a baseline, else 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patience_s: Option<u64>,
     /// Variants of a case that may load and make their first pass at the same time: compilers then share the cores, and what is said of loading and first passes is no measurement. Default: 1.

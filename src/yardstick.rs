@@ -18,6 +18,9 @@ pub fn best_ns(readings: &[u64]) -> Option<u64> {
     sorted.get((sorted.len() as f64 * BEST) as usize).copied()
 }
 
+/// At most so many times the wanted rounds are timed: four times as many halve what is left to chance.
+const MOST: usize = 4;
+
 /// What was read beside the rounds of these cells.
 pub fn readings<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<u64> {
     let of = |cell: &'a Cell| match &cell.outcome {
@@ -74,12 +77,14 @@ impl Rounds {
         best_ns(&self.readings).into_iter().chain(self.known_ns).min()
     }
 
-    /// Whether another round is to be timed.
+    /// Whether another round is to be timed: fewer than wanted were, or fewer of them quiet while patience lasts.
     pub fn wants_more(&self) -> bool {
         let best = self.best_ns();
         let is_quiet = |&&(reading, _): &&(u64, u32)| best.is_none_or(|best| is_quiet(reading, best));
         self.timed.len() < self.wanted
-            || !self.patience.is_zero() && self.timed.iter().filter(is_quiet).count() < self.wanted
+            || self.timed.len() < MOST * self.wanted
+                && !self.patience.is_zero()
+                && self.timed.iter().filter(is_quiet).count() < self.wanted
     }
 
     /// Counts a round and what was read beside it, nothing where workers have no yardstick.
@@ -96,7 +101,7 @@ impl Rounds {
         self.patience = self.patience.saturating_sub(took);
     }
 
-    /// The numbers of all but the quietest rounds that are wanted. It is the yardstick that chooses, which does not know how
+    /// The numbers of all but the quietest rounds that are wanted: what does not count of one variant alone. It is the yardstick that chooses, which does not know how
     /// long the passes took.
     pub fn surplus(&self) -> Vec<u32> {
         let mut rounds = self.timed.clone();
@@ -145,6 +150,15 @@ mod tests {
         }
         assert!(!rounds.wants_more());
         assert_eq!(rounds.surplus(), [2, 0], "the least busy one counts");
+    }
+
+    #[test]
+    fn at_most_four_times_the_wanted_rounds_are_timed() {
+        let mut rounds = Rounds::new(2, 1000 * SECOND, Some(100));
+        while rounds.wants_more() {
+            rounds.count(rounds.len() as u32, &[130], SECOND);
+        }
+        assert_eq!(rounds.len(), 8);
     }
 
     #[test]
