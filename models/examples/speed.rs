@@ -4,8 +4,8 @@
 //! `cargo run --release --example speed -- FOLDER [dtype=f32] [threads=2] [batch=1] [tokens=128] [cached=128]
 //! [rounds=10] [forms=eager,fused] [read=no] [driven=no]`. Prints the median and the least milliseconds and, of the
 //! fused form by itself, its memory. With `read=yes` it also times, beside each decode, one plain read of as many bytes
-//! as the fused form's weights have, below which no decode can go. With `driven=yes` it says `ready`, runs what every line on
-//! stdin names (`fused decode`) and answers with a line of JSON, so that `tests/speed_torch.py` can take turns with it.
+//! as the fused form's weights have, below which no decode can go. With `driven=yes` it runs one round for every line
+//! on stdin and answers with a line of JSON, so that `tests/speed_torch.py` can take turns with it.
 
 #![expect(clippy::print_stdout, reason = "a command-line program")]
 
@@ -26,9 +26,6 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Tokens timed after a prefill; one more goes before them, for which the cache grows.
 const DECODED: usize = 8;
-
-/// The name of the read of as many bytes as the fused form's weights have.
-const PLAIN_READ: &str = "plain read";
 
 struct Arguments {
     folder: PathBuf,
@@ -108,26 +105,29 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             .status()?;
         return Ok(ExitCode::from(u8::from(!status.success())));
     }
-    let mut timed = Timed::load(arguments)?;
-    // Warms up; a second pass of a shape moves no buffers.
-    for name in timed.names() {
-        timed.pass(&name)?;
+    let mut forms = Vec::new();
+    for form in &arguments.forms {
+        let options = Options { dtype: arguments.dtype, device: Device::Cpu, form: *form };
+        forms.push((*form, load(&arguments.folder, &options)?));
     }
+    let packed = |(_, loaded): &(Form, Loaded)| loaded.fused_bytes().map(|(packed, _)| packed);
+    let packed = forms.iter().find_map(packed).filter(|_| arguments.read);
+    let as_large = packed.map(|bytes| AlignedBuf::zeroed(bytes / size_of::<f32>()));
+    let mut round = || round(arguments, &mut forms, as_large.as_deref());
+    // Warms up; a second pass of a shape moves no buffers.
+    round()?;
     if arguments.driven {
-        println!("ready");
-        std::io::stdout().flush()?;
         for line in std::io::stdin().lock().lines() {
-            let times = timed.pass(&line?)?;
-            println!("{}", serde_json::to_string(&times)?);
+            line?;
+            println!("{}", serde_json::to_string(&round()?)?);
             std::io::stdout().flush()?;
         }
         return Ok(ExitCode::SUCCESS);
     }
     let mut all = BTreeMap::<String, Vec<f64>>::new();
     for _ in 0..arguments.rounds {
-        for name in timed.names() {
-            let times = timed.pass(&name)?;
-            all.entry(name).or_default().extend(times);
+        for (name, samples) in round()? {
+            all.entry(name).or_default().extend(samples);
         }
     }
     println!("{:<16} {:>10} {:>10}", "ms", "median", "least");
@@ -137,7 +137,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     // Beside another form the most that was resident says nothing.
     if !arguments.read
-        && let [(Form::Fused, loaded)] = timed.forms.as_slice()
+        && let [(Form::Fused, loaded)] = forms.as_slice()
         && let Some((packed, buffers)) = loaded.fused_bytes()
     {
         let ratio = peak_bytes() as f64 / (packed + buffers) as f64;
@@ -146,68 +146,43 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is timed: the forms, and as many bytes as the fused one's weights have.
-struct Timed<'a> {
-    arguments: &'a Arguments,
-    forms: Vec<(Form, Loaded)>,
-    as_large: Option<AlignedBuf<f32>>,
-}
-
-impl<'a> Timed<'a> {
-    fn load(arguments: &'a Arguments) -> Result<Self> {
-        let mut forms = Vec::new();
-        for form in &arguments.forms {
-            let options = Options { dtype: arguments.dtype, device: Device::Cpu, form: *form };
-            forms.push((*form, load(&arguments.folder, &options)?));
-        }
-        let packed = |(_, loaded): &(Form, Loaded)| loaded.fused_bytes().map(|(packed, _)| packed);
-        let packed = forms.iter().find_map(packed).filter(|_| arguments.read);
-        let as_large = packed.map(|bytes| AlignedBuf::zeroed(bytes / size_of::<f32>()));
-        Ok(Self { arguments, forms, as_large })
+/// Milliseconds of each form's prefill and decode, the forms taking turns, and of a read of `as_large`.
+fn round(
+    arguments: &Arguments,
+    forms: &mut [(Form, Loaded)],
+    as_large: Option<&[f32]>,
+) -> Result<BTreeMap<String, Vec<f64>>> {
+    let mut samples = BTreeMap::new();
+    let Arguments { batch, tokens, cached, .. } = *arguments;
+    let (prompt, past) = (inputs(batch, tokens)?, inputs(batch, cached)?);
+    for (form, loaded) in forms.iter_mut() {
+        let start = Instant::now();
+        black_box(loaded.forward(&prompt)?);
+        let name = format!("{form:?} prefill").to_lowercase();
+        samples.insert(name, vec![start.elapsed().as_secs_f64() * 1e3]);
     }
-
-    /// The names of all passes, in the order of a round: `fused prefill`.
-    fn names(&self) -> Vec<String> {
-        let passes = ["prefill", "decode"].into_iter();
-        let of = |pass| self.forms.iter().map(move |(form, _)| format!("{form:?} {pass}").to_lowercase());
-        passes.flat_map(of).chain(self.as_large.iter().map(|_| PLAIN_READ.to_owned())).collect()
-    }
-
-    /// Milliseconds of the passes of this name.
-    fn pass(&mut self, name: &str) -> Result<Vec<f64>> {
-        if name == PLAIN_READ {
-            let as_large = self.as_large.as_deref().ok_or("no read=yes")?;
-            return (0..DECODED).map(|_| timed(|| Ok(read(as_large)))).collect();
+    let token = inputs(batch, 1)?;
+    for (form, loaded) in forms.iter_mut() {
+        let mut cache = Cache::new();
+        loaded.forward_with(&past, Some(&mut cache), None)?;
+        loaded.forward_with(&token, Some(&mut cache), None)?;
+        let mut times = Vec::new();
+        for _ in 0..DECODED {
+            let start = Instant::now();
+            black_box(loaded.forward_with(&token, Some(&mut cache), None)?);
+            times.push(start.elapsed().as_secs_f64() * 1e3);
         }
-        let (wanted, pass) = name.split_once(' ').ok_or_else(|| format!("{name} is no form and pass"))?;
-        let wanted = form(wanted)?;
-        let found = self.forms.iter_mut().find(|(form, _)| *form == wanted);
-        let (_, loaded) = found.ok_or_else(|| format!("{name}: that form is not loaded"))?;
-        let Arguments { batch, tokens, cached, .. } = *self.arguments;
-        match pass {
-            "prefill" => {
-                let prompt = inputs(batch, tokens)?;
-                Ok(vec![timed(|| Ok(loaded.forward(&prompt)?))?])
-            }
-            "decode" => {
-                let (past, token) = (inputs(batch, cached)?, inputs(batch, 1)?);
-                let mut cache = Cache::new();
-                loaded.forward_with(&past, Some(&mut cache), None)?;
-                loaded.forward_with(&token, Some(&mut cache), None)?;
-                (0..DECODED)
-                    .map(|_| timed(|| Ok(loaded.forward_with(&token, Some(&mut cache), None)?)))
-                    .collect()
-            }
-            _ => Err(format!("{name} is no pass").into()),
-        }
+        samples.insert(format!("{form:?} decode").to_lowercase(), times);
     }
-}
-
-/// Milliseconds of `pass`.
-fn timed<T>(pass: impl FnOnce() -> Result<T>) -> Result<f64> {
-    let start = Instant::now();
-    black_box(pass()?);
-    Ok(start.elapsed().as_secs_f64() * 1e3)
+    if let Some(as_large) = as_large {
+        let times = (0..DECODED).map(|_| {
+            let start = Instant::now();
+            black_box(read(as_large));
+            start.elapsed().as_secs_f64() * 1e3
+        });
+        samples.insert("plain read".to_owned(), times.collect());
+    }
+    Ok(samples)
 }
 
 /// Takes every value into account, in parts as long as those that decoding streams.
