@@ -10,6 +10,8 @@ use crate::results::{Cell, Outcome};
 const BUSY: f64 = 1.05;
 /// The best is this quantile of all readings, not the smallest: clocks rise for a moment now and then.
 const BEST: f64 = 0.05;
+/// At most so many times the wanted rounds are timed: four times as many halve what is left to chance.
+const MOST: usize = 4;
 
 /// The reading of a quiet machine; `None` without any.
 pub fn best_ns(readings: &[u64]) -> Option<u64> {
@@ -17,9 +19,6 @@ pub fn best_ns(readings: &[u64]) -> Option<u64> {
     sorted.sort_unstable();
     sorted.get((sorted.len() as f64 * BEST) as usize).copied()
 }
-
-/// At most so many times the wanted rounds are timed: four times as many halve what is left to chance.
-const MOST: usize = 4;
 
 /// What was read beside the rounds of these cells.
 pub fn readings<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<u64> {
@@ -101,8 +100,8 @@ impl Rounds {
         self.patience = self.patience.saturating_sub(took);
     }
 
-    /// The numbers of all but the quietest rounds that are wanted: what does not count of one variant alone. It is the yardstick that chooses, which does not know how
-    /// long the passes took.
+    /// The numbers of all but the quietest rounds that are wanted: what does not count of one variant alone. It is the
+    /// yardstick that chooses, which does not know how long the passes took.
     pub fn surplus(&self) -> Vec<u32> {
         let mut rounds = self.timed.clone();
         rounds.sort_unstable();

@@ -164,12 +164,11 @@ fn location(paired: bool, baseline: &[f64], variant: &[f64]) -> f64 {
 fn hodges_lehmann(values: &[f64]) -> f64 {
     let pairs = (0..values.len()).flat_map(|i| (0..=i).map(move |j| (i, j)));
     let mut means: Vec<f64> = pairs.map(|(i, j)| f64::midpoint(values[i], values[j])).collect();
-    let middle = means.len() / 2;
     if means.is_empty() {
         return f64::NAN;
     }
     // Selected, not sorted: a hundred rounds have five thousand pairs in each of the resamples.
-    let is_even = means.len().is_multiple_of(2);
+    let (middle, is_even) = (means.len() / 2, means.len().is_multiple_of(2));
     let (below, &mut upper, _) = means.select_nth_unstable_by(middle, f64::total_cmp);
     if is_even {
         f64::midpoint(below.iter().copied().fold(f64::NEG_INFINITY, f64::max), upper)
