@@ -2,8 +2,8 @@
 //! a cache.
 //!
 //! `cargo run --release --example speed -- FOLDER [dtype=f32] [threads=2] [batch=1] [tokens=128] [cached=128]
-//! [rounds=10] [forms=eager,fused] [read=no] [driven=no]`. Prints the median and the least milliseconds and, of the
-//! fused form by itself, its memory. With `read=yes` it also times, beside each decode, one plain read of as many bytes
+//! [rounds=10] [forms=eager,fused] [decode=yes] [read=no] [driven=no]`. Prints the median and the least milliseconds
+//! and, of the fused form by itself, its memory. With `read=yes` it also times, beside each decode, one plain read of as many bytes
 //! as the fused form's weights have, below which no decode can go. With `driven=yes` it runs one round for every line
 //! on stdin and answers with a line of JSON, so that `tests/speed_torch.py` can take turns with it.
 
@@ -36,6 +36,7 @@ struct Arguments {
     cached: usize,
     rounds: usize,
     forms: Vec<Form>,
+    decode: bool,
     read: bool,
     driven: bool,
 }
@@ -63,6 +64,7 @@ impl Arguments {
             cached: 128,
             rounds: 10,
             forms: vec![Form::Eager, Form::Fused],
+            decode: true,
             read: false,
             driven: false,
         };
@@ -76,6 +78,7 @@ impl Arguments {
                 ("cached", value) => arguments.cached = value.parse()?,
                 ("rounds", value) => arguments.rounds = value.parse()?,
                 ("forms", value) => arguments.forms = value.split(',').map(form).collect::<Result<_>>()?,
+                ("decode", value) => arguments.decode = value == "yes",
                 ("read", value) => arguments.read = value == "yes",
                 ("driven", value) => arguments.driven = value == "yes",
                 _ => return Err(format!("unknown argument {word}").into()),
@@ -117,6 +120,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     // Warms up; a second pass of a shape moves no buffers.
     round()?;
     if arguments.driven {
+        println!("ready");
         for line in std::io::stdin().lock().lines() {
             line?;
             println!("{}", serde_json::to_string(&round()?)?);
@@ -160,6 +164,9 @@ fn round(
         black_box(loaded.forward(&prompt)?);
         let name = format!("{form:?} prefill").to_lowercase();
         samples.insert(name, vec![start.elapsed().as_secs_f64() * 1e3]);
+    }
+    if !arguments.decode {
+        return Ok(samples);
     }
     let token = inputs(batch, 1)?;
     for (form, loaded) in forms.iter_mut() {

@@ -2,7 +2,7 @@
 """How long transformers needs for what examples/speed.rs times, the two taking turns.
 
     speed_torch.py CHECKPOINT [--dtype f32] [--threads 2] [--batch 1] [--tokens 128] [--cached 128] [--rounds 10]
-                   [--variants eager compiled frozen] [--native target/release/examples/speed]
+                   [--variants eager compiled frozen] [--passes prefill decode] [--native target/release/examples/speed]
 
 One process a variant, all loaded and warm, one computing at a time: each round asks every variant once, and the next
 round starts with the next variant. eager is transformers as it is, compiled is torch.compile, frozen is that with
@@ -33,6 +33,7 @@ def arguments():
     for name, default in [("threads", 2), ("batch", 1), ("tokens", 128), ("cached", 128), ("rounds", 10)]:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--variants", nargs="*", default=["eager", "compiled", "frozen"])
+    parser.add_argument("--passes", nargs="*", choices=["prefill", "decode"], default=["prefill", "decode"])
     parser.add_argument("--native", type=pathlib.Path)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -100,7 +101,7 @@ class Worker:
         samples = {}
         parts = {"prefill": self.prefill, "decode dynamic": self.decode_dynamic, "decode static": self.decode_static}
         for name, part in parts.items():
-            if name in self.failed:
+            if name in self.failed or name.split()[0] not in self.args.passes:
                 continue
             try:
                 samples[f"torch {self.args.worker} {name}"] = part()
@@ -121,17 +122,15 @@ class Worker:
 def start(args, variant):
     """A process that answers every line with a round."""
     if variant == "native":
-        command = [args.native, args.checkpoint, f"dtype={args.dtype}", "read=yes", "driven=yes"]
+        command = [args.native, args.checkpoint, f"dtype={args.dtype}", "driven=yes"]
+        command += ["read=yes" if "decode" in args.passes else "decode=no"]
         command += [f"{key}={getattr(args, key)}" for key in ["threads", "batch", "tokens", "cached"]]
         environment = os.environ
     else:
         command = [sys.executable, __file__, *sys.argv[1:], "--worker", variant]
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_FREEZING": str(int(variant == "frozen"))}
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
-    if variant != "native" and process.stdout.readline().strip() != "ready":
-        raise SystemExit(f"{variant} did not start")
-    return process
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
 
 
 def ask(process):
@@ -153,7 +152,11 @@ def main():
         Worker(args).serve()
         return
     variants = args.variants + (["native"] if args.native else [])
+    # Side by side: most of the wait is for torch's compiler.
     processes = [start(args, variant) for variant in variants]
+    for variant, process in zip(variants, processes):
+        if process.stdout.readline().strip() != "ready":
+            raise SystemExit(f"{variant} did not start")
     # Each round's median of each name.
     rounds = []
     samples = {}

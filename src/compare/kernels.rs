@@ -32,8 +32,8 @@ pub(super) struct PairLanes {
     pub(super) weighted_a: Lanes,
     /// Σ eᵇ·(a − b), the same.
     pub(super) weighted_b: Lanes,
-    /// Largest difference of ordinals, below 2³³ and so exact.
-    pub(super) ulp: Lanes,
+    /// Largest difference of ordinals.
+    pub(super) ulp: u32,
     /// The same of float64 values.
     pub(super) ulp_f64: u64,
     /// Σ (a − b)² after rounding both.
@@ -91,6 +91,9 @@ pub(super) fn squares<S: Simd>(x: &[f64], sum: &mut Lanes) {
     *sum = lanes;
 }
 
+/// Sums of a pair in [`differences`].
+pub(super) const DIFFERENCE_SUMS: usize = 3;
+
 /// The L2 family of `M` pairs over one block, each of `a` with the same `b`: enough sums under way at once that none
 /// waits for the one before.
 #[inline(always)]
@@ -134,15 +137,10 @@ pub(super) fn weighted<S: Simd>(a: &[f64], b: &[f64], exp_a: &[f64], exp_b: &[f6
 
 /// Largest distance of ordinals of one pair over one block.
 #[inline(always)]
-pub(super) fn ulps(a: &[f64], b: &[f64], to: &mut PairLanes) {
-    let mut max = to.ulp;
-    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
-        for l in 0..LANES {
-            let distance = (a[l] - b[l]).abs();
-            max[l] = if distance > max[l] { distance } else { max[l] };
-        }
-    }
-    to.ulp = max;
+pub(super) fn ulps(a: &[u32], b: &[u32], to: &mut PairLanes) {
+    // Not `abs_diff`, for which more instructions come out. Of integers the compiler may choose the lanes.
+    let distance = |(a, b): (&u32, &u32)| *a.max(b) - *a.min(b);
+    to.ulp = a.iter().zip(b).map(distance).fold(to.ulp, u32::max);
 }
 
 /// Largest distance of two blocks in representable float64 values, which f64 ordinals could not count.
@@ -196,44 +194,46 @@ pub(super) fn exponentials<S: Simd>(
 /// e^x for x ≤ 0 to about 2 ulp; 0 below −708, NaN for NaN. Branch-free, so that it vectorises.
 ///
 /// Argument reduction by fdlibm's split of ln 2 (e_exp.c); Taylor to r¹³, whose rest is below 4e-18 for
-/// |r| ≤ ln 2 / 2.
+/// |r| ≤ ln 2 / 2, from r² on in Estrin's order: by Horner's thirteen products would wait for one another.
 #[inline(always)]
 fn exp_negative<S: Simd>(x: f64) -> f64 {
     /// 1.5 · 2⁵²: adding it rounds to an integer, which then stands in the low bits.
     const ROUND: f64 = 6_755_399_441_055_744.0;
     const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
     const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
-    const TAYLOR: [f64; 14] = [
-        1.0 / 6_227_020_800.0,
-        1.0 / 479_001_600.0,
-        1.0 / 39_916_800.0,
-        1.0 / 3_628_800.0,
-        1.0 / 362_880.0,
-        1.0 / 40_320.0,
-        1.0 / 5_040.0,
-        1.0 / 720.0,
-        1.0 / 120.0,
-        1.0 / 24.0,
-        1.0 / 6.0,
+    /// 1 / (i + 2)!
+    const TAYLOR: [f64; 12] = [
         0.5,
-        1.0,
-        1.0,
+        1.0 / 6.0,
+        1.0 / 24.0,
+        1.0 / 120.0,
+        1.0 / 720.0,
+        1.0 / 5_040.0,
+        1.0 / 40_320.0,
+        1.0 / 362_880.0,
+        1.0 / 3_628_800.0,
+        1.0 / 39_916_800.0,
+        1.0 / 479_001_600.0,
+        1.0 / 6_227_020_800.0,
     ];
     let shifted = x * std::f64::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
-    let mut sum = TAYLOR[0];
-    for coefficient in &TAYLOR[1..] {
-        sum = multiply_add::<S>(sum, r, *coefficient);
-    }
+    let r2 = r * r;
+    let r4 = r2 * r2;
+    let r8 = r4 * r4;
+    let linear = |i: usize| multiply_add::<S>(TAYLOR[i + 1], r, TAYLOR[i]);
+    let cubic = |i: usize| multiply_add::<S>(linear(i + 2), r2, linear(i));
+    let tail = multiply_add::<S>(cubic(8), r8, multiply_add::<S>(cubic(4), r4, cubic(0)));
+    let sum = multiply_add::<S>(tail, r2, r) + 1.0;
     let scale = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
     if x < -708.0 { 0.0 } else { sum * scale }
 }
 
-/// Ordinals (a monotone count of representable values, 0 for ±0) of a block rounded to `dtype`, and the
+/// Ordinals (a monotone count of representable values, [`ORDINAL_ZERO`] for ±0) of a block rounded to `dtype`, and the
 /// rounded values where asked for. float64 has no ordinals here, see [`ulps_f64`].
 #[inline(always)]
-pub(super) fn ordinals(x: &[f64], is_wide: bool, dtype: Dtype, out: &mut [f64], rounded: Option<&mut [f64]>) {
+pub(super) fn ordinals(x: &[f64], is_wide: bool, dtype: Dtype, out: &mut [u32], rounded: Option<&mut [f64]>) {
     match dtype {
         Dtype::F64 => return,
         Dtype::F32 => {
@@ -286,11 +286,14 @@ fn to_odd(x: f64) -> f32 {
     f32::from_bits(below | 1)
 }
 
+/// The ordinal of zero: those of all 32-bit floats lie around it within a u32, which doubles what a vector holds.
+const ORDINAL_ZERO: u32 = 1 << 31;
+
 /// Ordinal of the bits of a float whose sign is bit `sign`.
 #[inline(always)]
-fn ordinal(bits: u32, sign: u32) -> f64 {
-    let size = f64::from(bits & ((1 << sign) - 1));
-    if bits >> sign == 1 { -size } else { size }
+fn ordinal(bits: u32, sign: u32) -> u32 {
+    let size = bits & ((1 << sign) - 1);
+    if bits >> sign == 1 { ORDINAL_ZERO - size } else { ORDINAL_ZERO + size }
 }
 
 #[inline(always)]
@@ -301,14 +304,14 @@ fn ordinal_64(x: f64) -> i64 {
 
 /// The value whose ordinal this is; −0 comes back as 0.
 #[inline(always)]
-fn value_of(ordinal: f64, dtype: Dtype) -> f64 {
-    let size = ordinal.abs() as u32;
+fn value_of(ordinal: u32, dtype: Dtype) -> f64 {
+    let size = ordinal.abs_diff(ORDINAL_ZERO);
     let value = match dtype {
         Dtype::Bf16 => f64::from(f32::from_bits(size << 16)),
         Dtype::F16 => half::f16::from_bits(size as u16).to_f64(),
         Dtype::F32 | Dtype::F64 => f64::from(f32::from_bits(size)),
     };
-    if ordinal < 0.0 { -value } else { value }
+    if ordinal < ORDINAL_ZERO { -value } else { value }
 }
 
 /// What one pass over a row alone finds.

@@ -21,7 +21,7 @@ const L1_BYTES: usize = 40 << 10;
 const L2_BYTES: usize = 384 << 10;
 /// Parts of rows of all variants together, as read, stay within this much of it.
 const PART_BYTES: usize = 512 << 10;
-/// Pairs whose sums are under way at once: their lanes fill the vector registers.
+/// Pairs whose sums are under way at once, where their lanes fit into the vector registers.
 const AT_ONCE: usize = 4;
 
 /// One entry rounded to one dtype, for ULP distances and mixed pairs.
@@ -94,7 +94,7 @@ struct Scratch {
     values: Vec<f64>,
     shifted: Vec<f64>,
     exponentials: Vec<f64>,
-    ordinals: Vec<f64>,
+    ordinals: Vec<u32>,
     rounded: Vec<f64>,
     lanes: Vec<PairLanes>,
     squares: Vec<[f64; LANES]>,
@@ -220,7 +220,7 @@ impl Scratch {
         self.values.resize(n * block, 0.0);
         self.shifted.resize(n * block, 0.0);
         self.exponentials.resize(n * block, 0.0);
-        self.ordinals.resize(pass.views.len() * block, 0.0);
+        self.ordinals.resize(pass.views.len() * block, 0);
         self.rounded.resize(pass.views.len() * block, 0.0);
         self.lanes.clear();
         self.lanes.resize(pass.pairs.len(), PairLanes::default());
@@ -244,7 +244,7 @@ impl Scratch {
             max: kernels::largest(&lanes.max),
             weighted_a: kernels::total(&lanes.weighted_a),
             weighted_b: kernels::total(&lanes.weighted_b),
-            ulp: lanes.ulp_f64.max(kernels::largest(&lanes.ulp) as u64),
+            ulp: lanes.ulp_f64.max(lanes.ulp.into()),
             rounded_squares: kernels::total(&lanes.rounded_squares),
             rounded_max: kernels::largest(&lanes.rounded_max),
         };
@@ -333,24 +333,12 @@ impl pulp::WithSimd for Part<'_> {
             for b in 0..n {
                 let (row, below) = rest.split_at_mut(b);
                 rest = below;
-                if !present[b] {
-                    continue;
-                }
-                let b = &values[own(b)];
-                for (number, group) in row.chunks_mut(AT_ONCE).enumerate() {
-                    let first = number * AT_ONCE;
-                    let a = |index: usize| &values[own(first + index)];
-                    match <&mut [PairLanes; AT_ONCE]>::try_from(&mut *group) {
-                        Ok(group) if present[first..first + AT_ONCE].iter().all(|present| *present) => {
-                            kernels::differences::<S, AT_ONCE>(std::array::from_fn(a), b, group);
-                        }
-                        _ => {
-                            for (index, pair) in group.iter_mut().enumerate() {
-                                if present[first + index] {
-                                    kernels::differences::<S, 1>([a(index)], b, std::array::from_mut(pair));
-                                }
-                            }
-                        }
+                if present[b] {
+                    let values = |entry: usize| &values[own(entry)];
+                    if S::REGISTER_COUNT >= AT_ONCE * kernels::DIFFERENCE_SUMS * LANES / S::F64_LANES {
+                        row_of_differences::<S, AT_ONCE>(values, b, present, row);
+                    } else {
+                        row_of_differences::<S, 1>(values, b, present, row);
                     }
                 }
             }
@@ -380,6 +368,31 @@ impl pulp::WithSimd for Part<'_> {
                 }
             }
             from += length;
+        }
+    }
+}
+
+/// The L2 family of entry `b` beside those before it, `M` at once.
+#[expect(clippy::inline_always, reason = "compiled with the instruction set of the part")]
+#[inline(always)]
+fn row_of_differences<'v, S: pulp::Simd, const M: usize>(
+    values: impl Fn(usize) -> &'v [f64],
+    b: usize,
+    present: &[bool],
+    row: &mut [PairLanes],
+) {
+    for (number, group) in row.chunks_mut(M).enumerate() {
+        let first = number * M;
+        match <&mut [PairLanes; M]>::try_from(&mut *group) {
+            Ok(group) if present[first..first + M].iter().all(|present| *present) => {
+                let a = std::array::from_fn(|index| values(first + index));
+                kernels::differences::<S, M>(a, values(b), group);
+            }
+            _ => {
+                for (index, pair) in group.iter_mut().enumerate().filter(|(index, _)| present[first + index]) {
+                    kernels::differences::<S, 1>([values(first + index)], values(b), std::array::from_mut(pair));
+                }
+            }
         }
     }
 }
