@@ -2,10 +2,11 @@
 //! a cache.
 //!
 //! `cargo run --release --example speed -- FOLDER [dtype=f32] [threads=2] [batch=1] [tokens=128] [cached=128]
-//! [rounds=10] [forms=eager,fused] [decode=yes] [read=no] [driven=no]`. Prints the median and the least milliseconds
-//! and, of the fused form by itself, its memory. With `read=yes` it also times, beside each decode, one plain read of as many bytes
-//! as the fused form's weights have, below which no decode can go. With `driven=yes` it runs one round for every line
-//! on stdin and answers with a line of JSON, so that `tests/speed_torch.py` can take turns with it.
+//! [rounds=10] [forms=eager,fused] [decode=yes] [bounds=no] [driven=no]`. Prints the median and the least milliseconds
+//! and, of the fused form by itself, its memory. With `bounds=yes` it also times what no pass in f32 can go below: beside
+//! each prefill, as many multiply-adds in registers as it has of weights and rows; beside each decode, one plain read of
+//! as many bytes as the fused form's weights have. With `driven=yes` it runs one round for every line on stdin and
+//! answers with a line of JSON, so that `tests/speed_torch.py` can take turns with it.
 
 #![expect(clippy::print_stdout, reason = "a command-line program")]
 
@@ -37,7 +38,7 @@ struct Arguments {
     rounds: usize,
     forms: Vec<Form>,
     decode: bool,
-    read: bool,
+    bounds: bool,
     driven: bool,
 }
 
@@ -65,7 +66,7 @@ impl Arguments {
             rounds: 10,
             forms: vec![Form::Eager, Form::Fused],
             decode: true,
-            read: false,
+            bounds: false,
             driven: false,
         };
         for word in words {
@@ -79,7 +80,7 @@ impl Arguments {
                 ("rounds", value) => arguments.rounds = value.parse()?,
                 ("forms", value) => arguments.forms = value.split(',').map(form).collect::<Result<_>>()?,
                 ("decode", value) => arguments.decode = value == "yes",
-                ("read", value) => arguments.read = value == "yes",
+                ("bounds", value) => arguments.bounds = value == "yes",
                 ("driven", value) => arguments.driven = value == "yes",
                 _ => return Err(format!("unknown argument {word}").into()),
             }
@@ -114,8 +115,13 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         forms.push((*form, load(&arguments.folder, &options)?));
     }
     let packed = |(_, loaded): &(Form, Loaded)| loaded.fused_bytes().map(|(packed, _)| packed);
-    let packed = forms.iter().find_map(packed).filter(|_| arguments.read);
-    let as_large = packed.map(|bytes| AlignedBuf::zeroed(bytes / size_of::<f32>()));
+    let packed = forms.iter().find_map(packed).filter(|_| arguments.bounds);
+    let as_large = packed.map(|bytes| {
+        let mut weights = AlignedBuf::zeroed(bytes / size_of::<f32>());
+        // Memory that was never written is one page of zeros, which stays in the cache.
+        weights.fill(1.0);
+        weights
+    });
     let mut round = || round(arguments, &mut forms, as_large.as_deref());
     // Warms up; a second pass of a shape moves no buffers.
     round()?;
@@ -140,7 +146,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         println!("{name:<16} {:>10.2} {:>10.2}", samples[samples.len() / 2], samples[0]);
     }
     // Beside another form the most that was resident says nothing.
-    if !arguments.read
+    if !arguments.bounds
         && let [(Form::Fused, loaded)] = forms.as_slice()
         && let Some((packed, buffers)) = loaded.fused_bytes()
     {
@@ -150,7 +156,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Milliseconds of each form's prefill and decode, the forms taking turns, and of a read of `as_large`.
+/// Milliseconds of each form's prefill and decode, the forms taking turns, and of their bounds where weights `as_large`
+/// are given.
 fn round(
     arguments: &Arguments,
     forms: &mut [(Form, Loaded)],
@@ -164,6 +171,12 @@ fn round(
         black_box(loaded.forward(&prompt)?);
         let name = format!("{form:?} prefill").to_lowercase();
         samples.insert(name, vec![start.elapsed().as_secs_f64() * 1e3]);
+    }
+    if let Some(weights) = as_large {
+        let values = weights.len() * size_of::<f32>() / arguments.dtype.size_in_bytes();
+        let start = Instant::now();
+        black_box(multiply_adds(values * batch * tokens));
+        samples.insert("plain arithmetic".to_owned(), vec![start.elapsed().as_secs_f64() * 1e3]);
     }
     if !arguments.decode {
         return Ok(samples);
@@ -190,6 +203,30 @@ fn round(
         samples.insert("plain read".to_owned(), times.collect());
     }
     Ok(samples)
+}
+
+/// So many multiply-adds of f32, in the machine's widest vectors and enough sums that none waits for the one before.
+fn multiply_adds(count: usize) -> f32 {
+    const SUMS: usize = 12;
+    const PART: usize = 1 << 26;
+    struct Sums;
+    impl pulp::WithSimd for Sums {
+        type Output = f32;
+
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, simd: S) -> f32 {
+            let x = simd.splat_f32s(black_box(1e-9));
+            let mut sums = [simd.splat_f32s(0.0); SUMS];
+            for _ in 0..PART / (SUMS * S::F32_LANES) {
+                for sum in &mut sums {
+                    *sum = simd.mul_add_f32s(x, x, *sum);
+                }
+            }
+            sums.into_iter().map(|sum| simd.reduce_sum_f32s(sum)).sum()
+        }
+    }
+    let arch = pulp::Arch::new();
+    (0..count.div_ceil(PART)).into_par_iter().map(|_| arch.dispatch(Sums)).sum()
 }
 
 /// Takes every value into account, in parts as long as those that decoding streams.

@@ -123,7 +123,7 @@ def start(args, variant):
     """A process that answers every line with a round."""
     if variant == "native":
         command = [args.native, args.checkpoint, f"dtype={args.dtype}", "driven=yes"]
-        command += ["read=yes" if "decode" in args.passes else "decode=no"]
+        command += ["bounds=yes", f"decode={'yes' if 'decode' in args.passes else 'no'}"]
         command += [f"{key}={getattr(args, key)}" for key in ["threads", "batch", "tokens", "cached"]]
         environment = os.environ
     else:
@@ -182,11 +182,12 @@ def main():
             ratios = [answers[native] / answers[best] for answers in rounds]
             low, high = interval(ratios)
             print(f"{native} / {best}: {statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]")
-    # Rounds in which the machine's memory was slow, or not, are so for both.
-    if "plain read" in samples:
-        ratios = [answers["fused decode"] / answers["plain read"] for answers in rounds]
-        low, high = interval(ratios)
-        print(f"fused decode / plain read of its weights: {statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]")
+    # Rounds in which the machine was slow, or not, are so for both.
+    for name, bound in [("fused prefill", "plain arithmetic"), ("fused decode", "plain read")]:
+        if name in samples and bound in samples:
+            ratios = [answers[name] / answers[bound] for answers in rounds]
+            low, high = interval(ratios)
+            print(f"{name} / {bound} of its weights: {statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]")
 
 
 if __name__ == "__main__":

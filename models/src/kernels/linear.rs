@@ -1,6 +1,7 @@
 //! Linear layers over weights packed once at load: matrix product with an epilogue, at any number of rows.
 //! One to four rows stream the packed weights at memory bandwidth; with more, each panel stays in L2 while the
-//! rows pass by and the next one is fetched.
+//! rows pass by and the next one is fetched. A level that cannot multiply pairs of bf16 widens each panel once for
+//! many rows and goes on in f32.
 //!
 //! Packing: weights `[n, k]` as checkpoints store them become panels of 32 rows of W, `[n/32][k units][32]`
 //! (a unit is one f32 or two bf16, see [`Element`]). Sums are f32, in chunks of 512 units.
@@ -225,38 +226,50 @@ impl<T: Element> Panels<T> {
         if m == 0 || self.n == 0 {
             return;
         }
-        let steps = self.k.div_ceil(T::PER_UNIT);
+        let units = self.k.div_ceil(T::PER_UNIT);
         let blocks = m.div_ceil(pool.isa().tile_rows());
         // Blocks of equal height: 128 rows are ten of 13 or 12, not nine of 14 and one of 2.
         let block = |i: usize| (i * m / blocks, (i + 1) * m / blocks);
         // Few rows are read in place, as whole units.
         let in_place = m <= FEW_ROWS && self.k.is_multiple_of(T::PER_UNIT);
-        let mut scratch = pool.scratch(if in_place { 0 } else { m * steps });
+        let widens = !in_place && T::PER_UNIT > 1 && !pool.isa().multiplies_pairs();
+        let steps = if widens { units * T::PER_UNIT } else { units };
+        // The interleaved rows, and each thread's widened panel.
+        let panels_at = if in_place { 0 } else { (m * steps).next_multiple_of(PANEL) };
+        let widened = if widens { steps * PANEL } else { 0 };
+        let mut scratch = pool.scratch(panels_at + pool.threads() * widened);
+        let memory = Shards::new(&mut scratch);
         if !in_place {
-            let interleaved = Shards::new(&mut scratch);
             pool.run(blocks, |i, _| {
                 let (first, end) = block(i);
                 // SAFETY: task i alone writes its block.
-                let to = unsafe { interleaved.slice(first * steps, (end - first) * steps) };
-                interleave(&xs[first * self.k..end * self.k], self.k, end - first, to);
+                let to = unsafe { memory.slice(first * steps, (end - first) * steps) };
+                let xs = &xs[first * self.k..end * self.k];
+                if widens {
+                    interleave(xs, self.k, 1, to, |row, step| row.get(step).map_or(0.0, |x| x.to_f32()));
+                } else {
+                    interleave(xs, self.k, T::PER_UNIT, to, T::unit);
+                }
             });
         }
-        let a = if in_place { xs.as_ptr().cast::<f32>() } else { scratch.as_ptr() };
+        let a = if in_place { xs.as_ptr().cast::<f32>() } else { memory.at(0) };
         let a = ConstPtr(a);
         // Few rows stream the panels, best in long runs; with many, single panels divide most evenly.
         let group = if in_place {
-            let long = GROUP_BYTES / (steps * PANEL * size_of::<f32>());
+            let long = GROUP_BYTES / (units * PANEL * size_of::<f32>());
             (self.count / (pool.threads() * 16)).min(long).max(1)
         } else {
             1
         };
         let shards = Shards::raw(out, m * self.n);
-        pool.run(self.count.div_ceil(group), |task, _| {
+        pool.run(self.count.div_ceil(group), |task, thread| {
             let op = Group {
                 panels: self,
                 first: task * group,
                 end: self.count.min((task + 1) * group),
+                units,
                 steps,
+                widened: memory.at(panels_at + thread * widened),
                 m,
                 blocks,
                 in_place,
@@ -266,7 +279,7 @@ impl<T: Element> Panels<T> {
                 finish,
             };
             // SAFETY: the pool's level exists on this machine; the shapes were checked above; the group's
-            // columns of `out` belong to this task alone.
+            // columns of `out` belong to this task alone, and the widened panel to this thread.
             unsafe { pool.isa().run(op) };
         });
     }
@@ -286,22 +299,29 @@ impl ConstPtr {
     }
 }
 
-/// Rows `[rows, k]` to units `[step][row]`, 16 steps of every row at a time.
-fn interleave<T: Element>(xs: &[T], k: usize, rows: usize, to: &mut [f32]) {
+/// Rows `[_, k]` to units `[step][row]`, 16 steps of every row at a time; a unit is `per_unit` elements of a row.
+fn interleave<T: Element>(
+    xs: &[T],
+    k: usize,
+    per_unit: usize,
+    to: &mut [f32],
+    unit: impl Fn(&[T], usize) -> f32,
+) {
     const STEPS: usize = 16;
-    let whole = k / (STEPS * T::PER_UNIT) * STEPS;
+    let rows = xs.len() / k;
+    let whole = k / (STEPS * per_unit) * STEPS;
     for first in (0..whole).step_by(STEPS) {
         let to = &mut to[first * rows..(first + STEPS) * rows];
         for (r, row) in xs.chunks_exact(k).enumerate() {
-            let from = &row[first * T::PER_UNIT..(first + STEPS) * T::PER_UNIT];
+            let from = &row[first * per_unit..(first + STEPS) * per_unit];
             for (step, to) in to.chunks_exact_mut(rows).enumerate() {
-                to[r] = T::unit(from, step);
+                to[r] = unit(from, step);
             }
         }
     }
-    for step in whole..k.div_ceil(T::PER_UNIT) {
+    for step in whole..to.len() / rows {
         for (r, row) in xs.chunks_exact(k).enumerate() {
-            to[step * rows + r] = T::unit(row, step);
+            to[step * rows + r] = unit(row, step);
         }
     }
 }
@@ -311,7 +331,10 @@ struct Group<'a, T, O> {
     panels: &'a Panels<T>,
     first: usize,
     end: usize,
+    /// Units of a row, and the steps that a tile takes: as many, or one an element of widened panels.
+    units: usize,
     steps: usize,
+    widened: *mut f32,
     m: usize,
     blocks: usize,
     in_place: bool,
@@ -329,12 +352,17 @@ impl<T: Element, O: Element> Op for Group<'_, T, O> {
     unsafe fn call<S: Simd>(self) {
         let mut sums = Sums([0.0; MOST_ROWS * PANEL]);
         let sums = sums.0.as_mut_ptr();
-        let panel_len = self.steps * PANEL;
+        let panel_len = self.units * PANEL;
         for panel in self.first..self.end {
-            let panel_at = self.panels.units.as_ptr().wrapping_add(panel * panel_len);
+            let mut panel_at = self.panels.units.as_ptr().wrapping_add(panel * panel_len);
             let next = panel_at.wrapping_add(self.ahead * panel_len);
+            if !S::MULTIPLIES_PAIRS && T::PER_UNIT > 1 && !self.in_place {
+                // SAFETY: the panel has so many units, this thread's memory twice as many values.
+                unsafe { widen::<S>(panel_at, self.units, self.widened) };
+                panel_at = self.widened;
+            }
             // The tiles of a panel share the fetching of the next one.
-            let stride = PANEL.div_ceil(self.blocks);
+            let stride = (PANEL * self.units / self.steps).div_ceil(self.blocks);
             for i in 0..self.blocks {
                 let (row, end) = (i * self.m / self.blocks, (i + 1) * self.m / self.blocks);
                 let rows = end - row;
@@ -351,7 +379,11 @@ impl<T: Element, O: Element> Op for Group<'_, T, O> {
                             let a = self.a.add(row * self.steps + step * rows);
                             let next = next.wrapping_add((i * self.steps + step) * stride);
                             let left = Interleaved { next, stride };
-                            tile_of::<S, T, _>(rows, count, a, left, b, PANEL, sums, PANEL, step > 0);
+                            if S::MULTIPLIES_PAIRS {
+                                tile_of::<S, T, _>(rows, count, a, left, b, PANEL, sums, PANEL, step > 0);
+                            } else {
+                                tile_of::<S, f32, _>(rows, count, a, left, b, PANEL, sums, PANEL, step > 0);
+                            }
                         }
                     }
                     step += count;
@@ -377,6 +409,27 @@ unsafe fn few<S: Simd, T: Element>(
     debug_assert!(rows <= FEW_ROWS);
     // SAFETY: the caller's contract.
     unsafe { tile_of::<S, T, _>(rows.min(FEW_ROWS), steps, a, apart, b, PANEL, sums, PANEL, add) };
+}
+
+/// Panels `[unit][column]` of bf16 pairs to f32 `[element][column]`.
+///
+/// # Safety
+/// [`Simd`]'s contract; `units` units a column are readable at `from`, and twice as many writable at `to`.
+#[inline(always)]
+unsafe fn widen<S: Simd>(from: *const f32, units: usize, to: *mut f32) {
+    for unit in 0..units {
+        let mut column = 0;
+        while column < PANEL {
+            // SAFETY: inside both by the caller's contract.
+            unsafe {
+                let pairs = S::load(from.add(unit * PANEL + column));
+                let to = to.add(2 * unit * PANEL + column);
+                S::store(to, S::low_bf16(pairs));
+                S::store(to.add(PANEL), S::high_bf16(pairs));
+            }
+            column += S::LANES;
+        }
+    }
 }
 
 #[repr(align(64))]

@@ -65,6 +65,11 @@ impl Isa {
         }
     }
 
+    /// Whether the level multiplies pairs of bf16 in one instruction, see [`Simd::MULTIPLIES_PAIRS`].
+    pub(crate) fn multiplies_pairs(self) -> bool {
+        self == Self::Avx512Bf16
+    }
+
     /// Runs `op` compiled for this level.
     ///
     /// # Safety
@@ -113,6 +118,8 @@ pub trait Simd: Copy + 'static {
     type M: Copy;
     /// Number of f32 lanes.
     const LANES: usize;
+    /// Whether [`Simd::dot_bf16`] is one instruction; elsewhere it is six, and many products are better made in f32.
+    const MULTIPLIES_PAIRS: bool;
     /// Rows of a tile of two vectors that fit the register file (see `tile.rs`).
     const TILE_ROWS: usize;
 

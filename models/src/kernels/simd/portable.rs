@@ -26,6 +26,7 @@ impl Simd for Portable {
     type F = V;
     type M = [bool; 4];
     const LANES: usize = 4;
+    const MULTIPLIES_PAIRS: bool = false;
     const TILE_ROWS: usize = 4;
 
     #[inline(always)]

@@ -54,6 +54,7 @@ impl Simd for Avx2 {
     type F = __m256;
     type M = __m256;
     const LANES: usize = 8;
+    const MULTIPLIES_PAIRS: bool = false;
     const TILE_ROWS: usize = 6;
 
     simple! {
@@ -197,6 +198,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     type F = __m512;
     type M = __mmask16;
     const LANES: usize = 16;
+    const MULTIPLIES_PAIRS: bool = BF16;
     // 14 x 2 accumulators, two vectors of the weights and one broadcast fill 31 of 32 registers.
     const TILE_ROWS: usize = 14;
 
