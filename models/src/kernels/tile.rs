@@ -63,15 +63,15 @@ impl<const N: usize> Rows for Every<N> {
     }
 }
 
-/// `out[r][c] (+)= sum over steps of a[r] . b[c]` for `R` rows and 32 columns, with `U` interleaved sums
-/// per element so that a tile of few rows still hides the latency of the multiply-add.
+/// `out[r][c] (+)= sum over steps of a[r] . b[c]` for `R` rows and 32 columns, `V` vectors of columns at a time, with
+/// `U` interleaved sums per element so that a tile of few rows still hides the latency of the multiply-add.
 ///
 /// # Safety
 /// `Simd`'s contract; `a` is readable at `rows.at(r, s)`, `b` at `s * b_step..+32`, `out` writable (and with
 /// `add` readable) at `r * out_row..+32`, for all rows and steps.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "the operands of a matrix product with their strides")]
-unsafe fn tile<S: Simd, T: Element, A: Rows, const R: usize, const U: usize>(
+unsafe fn tile<S: Simd, T: Element, A: Rows, const R: usize, const V: usize, const U: usize>(
     steps: usize,
     a: *const f32,
     rows: A,
@@ -86,44 +86,57 @@ unsafe fn tile<S: Simd, T: Element, A: Rows, const R: usize, const U: usize>(
         let mut column = 0;
         while column < PANEL {
             let b = b.add(column);
-            let mut sums = [[[S::splat(0.0); 2]; R]; U];
+            let mut sums = [[[S::splat(0.0); V]; R]; U];
             let mut step = 0;
             while step + U <= steps {
                 rows.prefetch::<S>(step);
                 for u in 0..U {
-                    let p = b.add((step + u) * b_step);
-                    let b0 = S::load(p);
-                    let b1 = S::load(p.add(S::LANES));
-                    for r in 0..R {
-                        let x = S::splat(*a.add(rows.at::<R>(r, step + u)));
-                        sums[u][r][0] = T::dot::<S>(sums[u][r][0], x, b0);
-                        sums[u][r][1] = T::dot::<S>(sums[u][r][1], x, b1);
-                    }
+                    multiply::<S, T, A, R, V>(a, rows, b.add((step + u) * b_step), step + u, &mut sums[u]);
                 }
                 step += U;
             }
             while step < steps {
-                let p = b.add(step * b_step);
-                let b0 = S::load(p);
-                let b1 = S::load(p.add(S::LANES));
-                for r in 0..R {
-                    let x = S::splat(*a.add(rows.at::<R>(r, step)));
-                    sums[0][r][0] = T::dot::<S>(sums[0][r][0], x, b0);
-                    sums[0][r][1] = T::dot::<S>(sums[0][r][1], x, b1);
-                }
+                multiply::<S, T, A, R, V>(a, rows, b.add(step * b_step), step, &mut sums[0]);
                 step += 1;
             }
             for r in 0..R {
-                for half in 0..2 {
-                    let mut sum = sums[0][r][half];
+                for v in 0..V {
+                    let mut sum = sums[0][r][v];
                     for other in &sums[1..] {
-                        sum = S::add(sum, other[r][half]);
+                        sum = S::add(sum, other[r][v]);
                     }
-                    let p = out.add(r * out_row + column + half * S::LANES);
+                    let p = out.add(r * out_row + column + v * S::LANES);
                     S::store(p, if add { S::add(S::load(p), sum) } else { sum });
                 }
             }
-            column += 2 * S::LANES;
+            column += V * S::LANES;
+        }
+    }
+}
+
+/// Adds the products of one step.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn multiply<S: Simd, T: Element, A: Rows, const R: usize, const V: usize>(
+    a: *const f32,
+    rows: A,
+    b: *const f32,
+    step: usize,
+    sums: &mut [[S::F; V]; R],
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut columns = [S::splat(0.0); V];
+        for v in 0..V {
+            columns[v] = S::load(b.add(v * S::LANES));
+        }
+        for r in 0..R {
+            let x = S::splat(*a.add(rows.at::<R>(r, step)));
+            for v in 0..V {
+                sums[r][v] = T::dot::<S>(sums[r][v], x, columns[v]);
+            }
         }
     }
 }
@@ -147,16 +160,17 @@ pub(crate) unsafe fn tile_of<S: Simd, T: Element, A: Rows>(
 ) {
     debug_assert!(count <= S::TILE_ROWS);
     macro_rules! by_count {
-        ($($n:literal $wide:literal $narrow:literal),*) => {
+        ($($n:literal $wide:literal $columns:literal $narrow:literal),*) => {
             match count {
                 $($n if $n <= S::TILE_ROWS => {
                     // SAFETY: the caller's contract.
                     unsafe {
-                        // Only the level with 32 registers has room for more sums.
+                        // Only the level with 32 registers has room for more sums. The others read a panel's rows whole
+                        // where they can, in one stream from memory.
                         if S::LANES == 16 {
-                            tile::<S, T, A, $n, $wide>(steps, a, rows, b, b_step, out, out_row, add);
+                            tile::<S, T, A, $n, 2, $wide>(steps, a, rows, b, b_step, out, out_row, add);
                         } else {
-                            tile::<S, T, A, $n, $narrow>(steps, a, rows, b, b_step, out, out_row, add);
+                            tile::<S, T, A, $n, $columns, $narrow>(steps, a, rows, b, b_step, out, out_row, add);
                         }
                     }
                 })*
@@ -165,6 +179,7 @@ pub(crate) unsafe fn tile_of<S: Simd, T: Element, A: Rows>(
         };
     }
     by_count!(
-        1 4 4, 2 4 3, 3 3 2, 4 2 1, 5 2 1, 6 2 1, 7 1 1, 8 1 1, 9 1 1, 10 1 1, 11 1 1, 12 1 1, 13 1 1, 14 1 1
+        1 4 4 2, 2 4 4 1, 3 3 4 1, 4 2 2 1, 5 2 2 1, 6 2 2 1, 7 1 2 1, 8 1 2 1, 9 1 2 1, 10 1 2 1, 11 1 2 1, 12 1 2 1,
+        13 1 2 1, 14 1 2 1
     );
 }
