@@ -7,17 +7,23 @@
 
 use super::element::Element;
 use super::simd::Simd;
+use std::ops::Range;
 
 /// Columns of a panel: two AVX-512 vectors.
 pub(crate) const PANEL: usize = 32;
+
+/// Floats of a cache line.
+const LINE: usize = 16;
+/// Steps between two turns of the innermost loop: what a turn costs beside its products counts on a core that is shared.
+const UNROLLED: usize = 4;
 
 /// Where unit `step` of row `row` of the left operand lies.
 pub(crate) trait Rows: Copy {
     fn at<const R: usize>(self, row: usize, step: usize) -> usize;
 
-    /// What to ask for ahead of its use, once a step.
+    /// Asks for what is used later, a part for each of the steps.
     #[inline(always)]
-    unsafe fn prefetch<S: Simd>(self, _step: usize) {}
+    unsafe fn prefetch<S: Simd>(self, _steps: Range<usize>) {}
 }
 
 /// Units interleaved over the tile's rows, `[step][row]`. While a tile is summed, `stride` floats a step of
@@ -35,9 +41,11 @@ impl Rows for Interleaved {
     }
 
     #[inline(always)]
-    unsafe fn prefetch<S: Simd>(self, step: usize) {
-        // SAFETY: any address may be asked for.
-        unsafe { S::prefetch(self.next.wrapping_add(step * self.stride)) };
+    unsafe fn prefetch<S: Simd>(self, steps: Range<usize>) {
+        for line in (steps.start * self.stride..steps.end * self.stride).step_by(LINE) {
+            // SAFETY: any address may be asked for.
+            unsafe { S::prefetch(self.next.wrapping_add(line)) };
+        }
     }
 }
 
@@ -88,12 +96,13 @@ unsafe fn tile<S: Simd, T: Element, A: Rows, const R: usize, const V: usize, con
             let b = b.add(column);
             let mut sums = [[[S::splat(0.0); V]; R]; U];
             let mut step = 0;
-            while step + U <= steps {
-                rows.prefetch::<S>(step);
-                for u in 0..U {
-                    multiply::<S, T, A, R, V>(a, rows, b.add((step + u) * b_step), step + u, &mut sums[u]);
+            while step + UNROLLED <= steps {
+                rows.prefetch::<S>(step..step + UNROLLED);
+                for u in 0..UNROLLED {
+                    let b = b.add((step + u) * b_step);
+                    multiply::<S, T, A, R, V>(a, rows, b, step + u, &mut sums[u % U]);
                 }
-                step += U;
+                step += UNROLLED;
             }
             while step < steps {
                 multiply::<S, T, A, R, V>(a, rows, b.add(step * b_step), step, &mut sums[0]);
