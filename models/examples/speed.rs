@@ -2,9 +2,9 @@
 //! a cache.
 //!
 //! `cargo run --release --example speed -- FOLDER [dtype=f32] [threads=2] [batch=1] [tokens=128] [cached=128]
-//! [rounds=10] [forms=eager,fused] [decode=yes] [bounds=no] [driven=no]`. Prints the median and the least milliseconds
-//! and, of the fused form by itself, its memory. With `bounds=yes` it also times what no pass in f32 can go below: beside
-//! each prefill, as many multiply-adds in registers as it has of weights and rows; beside each decode, one plain read of
+//! [rounds=10] [forms=eager,fused] [decode=yes] [plain=no] [driven=no]`. Prints the median and the least milliseconds
+//! and, of the fused form by itself, its memory. With `plain=yes` it also times, beside each prefill, as many multiply-adds
+//! in registers as it has of weights and rows, below which no pass in f32 can go, and beside each decode one plain read of
 //! as many bytes as the fused form's weights have. With `driven=yes` it runs one round for every line on stdin and
 //! answers with a line of JSON, so that `tests/speed_torch.py` can take turns with it.
 
@@ -38,7 +38,7 @@ struct Arguments {
     rounds: usize,
     forms: Vec<Form>,
     decode: bool,
-    bounds: bool,
+    plain: bool,
     driven: bool,
 }
 
@@ -66,7 +66,7 @@ impl Arguments {
             rounds: 10,
             forms: vec![Form::Eager, Form::Fused],
             decode: true,
-            bounds: false,
+            plain: false,
             driven: false,
         };
         for word in words {
@@ -80,7 +80,7 @@ impl Arguments {
                 ("rounds", value) => arguments.rounds = value.parse()?,
                 ("forms", value) => arguments.forms = value.split(',').map(form).collect::<Result<_>>()?,
                 ("decode", value) => arguments.decode = value == "yes",
-                ("bounds", value) => arguments.bounds = value == "yes",
+                ("plain", value) => arguments.plain = value == "yes",
                 ("driven", value) => arguments.driven = value == "yes",
                 _ => return Err(format!("unknown argument {word}").into()),
             }
@@ -115,7 +115,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         forms.push((*form, load(&arguments.folder, &options)?));
     }
     let packed = |(_, loaded): &(Form, Loaded)| loaded.fused_bytes().map(|(packed, _)| packed);
-    let packed = forms.iter().find_map(packed).filter(|_| arguments.bounds);
+    let packed = forms.iter().find_map(packed).filter(|_| arguments.plain);
     let as_large = packed.map(|bytes| {
         let mut weights = AlignedBuf::zeroed(bytes / size_of::<f32>());
         // Memory that was never written is one page of zeros, which stays in the cache.
@@ -146,7 +146,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         println!("{name:<16} {:>10.2} {:>10.2}", samples[samples.len() / 2], samples[0]);
     }
     // Beside another form the most that was resident says nothing.
-    if !arguments.bounds
+    if !arguments.plain
         && let [(Form::Fused, loaded)] = forms.as_slice()
         && let Some((packed, buffers)) = loaded.fused_bytes()
     {
@@ -156,8 +156,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Milliseconds of each form's prefill and decode, the forms taking turns, and of their bounds where weights `as_large`
-/// are given.
+/// Milliseconds of each form's prefill and decode, the forms taking turns, and of the plain work that goes with weights
+/// `as_large` where there are any.
 fn round(
     arguments: &Arguments,
     forms: &mut [(Form, Loaded)],
@@ -173,7 +173,7 @@ fn round(
         samples.insert(name, vec![start.elapsed().as_secs_f64() * 1e3]);
     }
     if let Some(weights) = as_large {
-        let values = weights.len() * size_of::<f32>() / arguments.dtype.size_in_bytes();
+        let values = size_of_val(weights) / arguments.dtype.size_in_bytes();
         let start = Instant::now();
         black_box(multiply_adds(values * batch * tokens));
         samples.insert("plain arithmetic".to_owned(), vec![start.elapsed().as_secs_f64() * 1e3]);
@@ -213,6 +213,10 @@ fn multiply_adds(count: usize) -> f32 {
     impl pulp::WithSimd for Sums {
         type Output = f32;
 
+        #[expect(
+            clippy::inline_always,
+            reason = "pulp compiles it once per instruction set only where it is inlined"
+        )]
         #[inline(always)]
         fn with_simd<S: pulp::Simd>(self, simd: S) -> f32 {
             let x = simd.splat_f32s(black_box(1e-9));

@@ -123,7 +123,7 @@ def start(args, variant):
     """A process that answers every line with a round."""
     if variant == "native":
         command = [args.native, args.checkpoint, f"dtype={args.dtype}", "driven=yes"]
-        command += ["bounds=yes", f"decode={'yes' if 'decode' in args.passes else 'no'}"]
+        command += ["plain=yes", f"decode={'yes' if 'decode' in args.passes else 'no'}"]
         command += [f"{key}={getattr(args, key)}" for key in ["threads", "batch", "tokens", "cached"]]
         environment = os.environ
     else:
@@ -183,11 +183,11 @@ def main():
             low, high = interval(ratios)
             print(f"{native} / {best}: {statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]")
     # Rounds in which the machine was slow, or not, are so for both.
-    for name, bound in [("fused prefill", "plain arithmetic"), ("fused decode", "plain read")]:
-        if name in samples and bound in samples:
-            ratios = [answers[name] / answers[bound] for answers in rounds]
+    for name, plain in [("fused prefill", "plain arithmetic"), ("fused decode", "plain read")]:
+        if name in samples and plain in samples:
+            ratios = [answers[name] / answers[plain] for answers in rounds]
             low, high = interval(ratios)
-            print(f"{name} / {bound} of its weights: {statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]")
+            print(f"{name} / {plain} of its weights: {statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]")
 
 
 if __name__ == "__main__":

@@ -389,8 +389,13 @@ fn row_of_differences<'v, S: pulp::Simd, const M: usize>(
                 kernels::differences::<S, M>(a, values(b), group);
             }
             _ => {
-                for (index, pair) in group.iter_mut().enumerate().filter(|(index, _)| present[first + index]) {
-                    kernels::differences::<S, 1>([values(first + index)], values(b), std::array::from_mut(pair));
+                for (index, pair) in group.iter_mut().enumerate().filter(|(index, _)| present[first + index])
+                {
+                    kernels::differences::<S, 1>(
+                        [values(first + index)],
+                        values(b),
+                        std::array::from_mut(pair),
+                    );
                 }
             }
         }
