@@ -72,7 +72,8 @@ impl<const N: usize> Rows for Every<N> {
 }
 
 /// `out[r][c] (+)= sum over steps of a[r] . b[c]` for `R` rows and 32 columns, `V` vectors of columns at a time, with
-/// `U` interleaved sums per element so that a tile of few rows still hides the latency of the multiply-add.
+/// `U` interleaved sums per element so that a tile of few rows still hides the latency of the multiply-add. `U` divides
+/// [`UNROLLED`]: otherwise the sums leave the registers.
 ///
 /// # Safety
 /// `Simd`'s contract; `a` is readable at `rows.at(r, s)`, `b` at `s * b_step..+32`, `out` writable (and with
@@ -89,6 +90,7 @@ unsafe fn tile<S: Simd, T: Element, A: Rows, const R: usize, const V: usize, con
     out_row: usize,
     add: bool,
 ) {
+    const { assert!(UNROLLED.is_multiple_of(U)) };
     // SAFETY: the caller's contract.
     unsafe {
         let mut column = 0;
@@ -188,7 +190,7 @@ pub(crate) unsafe fn tile_of<S: Simd, T: Element, A: Rows>(
         };
     }
     by_count!(
-        1 4 4 2, 2 4 4 1, 3 3 4 1, 4 2 2 1, 5 2 2 1, 6 2 2 1, 7 1 2 1, 8 1 2 1, 9 1 2 1, 10 1 2 1, 11 1 2 1, 12 1 2 1,
+        1 4 4 2, 2 4 4 1, 3 2 4 1, 4 2 2 1, 5 2 2 1, 6 2 2 1, 7 1 2 1, 8 1 2 1, 9 1 2 1, 10 1 2 1, 11 1 2 1, 12 1 2 1,
         13 1 2 1, 14 1 2 1
     );
 }
