@@ -14,7 +14,7 @@ use super::math::{self, Activation};
 use super::packing::{Packing, padded};
 use super::pool::{Pool, Shards};
 use super::simd::{Op, Simd};
-use super::tile::{Apart, Interleaved, PANEL, tile_of};
+use super::tile::{Apart, Interleaved, LINE, PANEL, UNROLLED, tile_of};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -267,7 +267,6 @@ impl<T: Element> Panels<T> {
                 panels: self,
                 first: task * group,
                 end: self.count.min((task + 1) * group),
-                units,
                 steps,
                 widened: memory.at(panels_at + thread * widened),
                 m,
@@ -331,8 +330,7 @@ struct Group<'a, T, O> {
     panels: &'a Panels<T>,
     first: usize,
     end: usize,
-    /// Units of a row, and the steps that a tile takes: as many, or one an element of widened panels.
-    units: usize,
+    /// Of a tile: one a unit of a row, or one an element of widened panels.
     steps: usize,
     widened: *mut f32,
     m: usize,
@@ -352,17 +350,20 @@ impl<T: Element, O: Element> Op for Group<'_, T, O> {
     unsafe fn call<S: Simd>(self) {
         let mut sums = Sums([0.0; MOST_ROWS * PANEL]);
         let sums = sums.0.as_mut_ptr();
-        let panel_len = self.units * PANEL;
+        let units = self.panels.k.div_ceil(T::PER_UNIT);
+        let panel_len = units * PANEL;
         for panel in self.first..self.end {
             let mut panel_at = self.panels.units.as_ptr().wrapping_add(panel * panel_len);
-            let next = panel_at.wrapping_add(self.ahead * panel_len);
-            if !S::MULTIPLIES_PAIRS && T::PER_UNIT > 1 && !self.in_place {
+            let mut next = panel_at.wrapping_add(self.ahead * panel_len);
+            if self.steps > units {
                 // SAFETY: the panel has so many units, this thread's memory twice as many values.
-                unsafe { widen::<S>(panel_at, self.units, self.widened) };
+                unsafe { widen::<S>(panel_at, units, self.widened) };
                 panel_at = self.widened;
             }
-            // The tiles of a panel share the fetching of the next one.
-            let stride = (PANEL * self.units / self.steps).div_ceil(self.blocks);
+            // The tiles of a panel share the fetching of the next one, a few lines each turn of their loops.
+            let across = PANEL / (2 * S::LANES);
+            let turns = self.blocks * across * (self.steps / UNROLLED);
+            let lines = (panel_len / LINE).div_ceil(turns.max(1));
             for i in 0..self.blocks {
                 let (row, end) = (i * self.m / self.blocks, (i + 1) * self.m / self.blocks);
                 let rows = end - row;
@@ -377,8 +378,8 @@ impl<T: Element, O: Element> Op for Group<'_, T, O> {
                             few::<S, T>(rows, count, a, apart, b, sums, step > 0);
                         } else {
                             let a = self.a.add(row * self.steps + step * rows);
-                            let next = next.wrapping_add((i * self.steps + step) * stride);
-                            let left = Interleaved { next, stride };
+                            let left = Interleaved { next, lines };
+                            next = next.wrapping_add(across * (count / UNROLLED) * lines * LINE);
                             if S::MULTIPLIES_PAIRS {
                                 tile_of::<S, T, _>(rows, count, a, left, b, PANEL, sums, PANEL, step > 0);
                             } else {

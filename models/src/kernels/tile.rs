@@ -7,31 +7,30 @@
 
 use super::element::Element;
 use super::simd::Simd;
-use std::ops::Range;
 
 /// Columns of a panel: two AVX-512 vectors.
 pub(crate) const PANEL: usize = 32;
 
+/// Steps of a turn of the innermost loop: what a turn costs beside its products counts on a core that is shared.
+pub(crate) const UNROLLED: usize = 4;
 /// Floats of a cache line.
-const LINE: usize = 16;
-/// Steps between two turns of the innermost loop: what a turn costs beside its products counts on a core that is shared.
-const UNROLLED: usize = 4;
+pub(crate) const LINE: usize = 16;
 
 /// Where unit `step` of row `row` of the left operand lies.
 pub(crate) trait Rows: Copy {
     fn at<const R: usize>(self, row: usize, step: usize) -> usize;
 
-    /// Asks for what is used later, a part for each of the steps.
+    /// Asks for a part of what is used later; once a turn.
     #[inline(always)]
-    unsafe fn prefetch<S: Simd>(self, _steps: Range<usize>) {}
+    unsafe fn prefetch<S: Simd>(&mut self) {}
 }
 
-/// Units interleaved over the tile's rows, `[step][row]`. While a tile is summed, `stride` floats a step of
-/// what lies at `next` come into L2: the panel that this thread needs next would otherwise be waited for.
+/// Units interleaved over the tile's rows, `[step][row]`. While a tile is summed, `lines` cache lines a turn of what
+/// lies at `next` come into L2: the panel that this thread needs next would otherwise be waited for.
 #[derive(Clone, Copy)]
 pub(crate) struct Interleaved {
     pub(crate) next: *const f32,
-    pub(crate) stride: usize,
+    pub(crate) lines: usize,
 }
 
 impl Rows for Interleaved {
@@ -41,10 +40,11 @@ impl Rows for Interleaved {
     }
 
     #[inline(always)]
-    unsafe fn prefetch<S: Simd>(self, steps: Range<usize>) {
-        for line in (steps.start * self.stride..steps.end * self.stride).step_by(LINE) {
+    unsafe fn prefetch<S: Simd>(&mut self) {
+        for _ in 0..self.lines {
             // SAFETY: any address may be asked for.
-            unsafe { S::prefetch(self.next.wrapping_add(line)) };
+            unsafe { S::prefetch(self.next) };
+            self.next = self.next.wrapping_add(LINE);
         }
     }
 }
@@ -83,7 +83,7 @@ impl<const N: usize> Rows for Every<N> {
 unsafe fn tile<S: Simd, T: Element, A: Rows, const R: usize, const V: usize, const U: usize>(
     steps: usize,
     a: *const f32,
-    rows: A,
+    mut rows: A,
     b: *const f32,
     b_step: usize,
     out: *mut f32,
@@ -95,20 +95,18 @@ unsafe fn tile<S: Simd, T: Element, A: Rows, const R: usize, const V: usize, con
     unsafe {
         let mut column = 0;
         while column < PANEL {
-            let b = b.add(column);
+            let (mut a, mut b) = (a, b.add(column));
             let mut sums = [[[S::splat(0.0); V]; R]; U];
-            let mut step = 0;
-            while step + UNROLLED <= steps {
-                rows.prefetch::<S>(step..step + UNROLLED);
+            for _ in 0..steps / UNROLLED {
+                rows.prefetch::<S>();
                 for u in 0..UNROLLED {
-                    let b = b.add((step + u) * b_step);
-                    multiply::<S, T, A, R, V>(a, rows, b, step + u, &mut sums[u % U]);
+                    multiply::<S, T, A, R, V>(a, rows, b.add(u * b_step), u, &mut sums[u % U]);
                 }
-                step += UNROLLED;
+                a = a.add(rows.at::<R>(0, UNROLLED));
+                b = b.add(UNROLLED * b_step);
             }
-            while step < steps {
+            for step in 0..steps % UNROLLED {
                 multiply::<S, T, A, R, V>(a, rows, b.add(step * b_step), step, &mut sums[0]);
-                step += 1;
             }
             for r in 0..R {
                 for v in 0..V {
