@@ -8,7 +8,7 @@
 
 #![expect(unsafe_code, reason = "tasks write disjoint columns of one output through the register tile")]
 
-use super::arena::AlignedBuf;
+use super::arena::{AlignedBuf, ask_for_large_pages};
 use super::element::Element;
 use super::math::{self, Activation};
 use super::packing::{Packing, padded};
@@ -124,6 +124,7 @@ impl<T: Element> PackedLinear<T> {
         assert!(!matches!(epilogue, Epilogue::Add(_)), "nothing is there to add to");
         let len = m * self.panels.n;
         let mut out = Vec::with_capacity(len);
+        ask_for_large_pages(out.spare_capacity_mut());
         // SAFETY: the memory has room for the shape, and all of it is written before it is read.
         unsafe {
             self.panels.forward(pool, xs, m, out.as_mut_ptr(), Finish::Plain(epilogue));
