@@ -16,7 +16,7 @@ use crate::compare::verdict::{Tolerances, Verdict};
 use crate::history::History;
 use crate::report::{self, CaseView};
 use crate::results::{Case, Cell, Completed, Manifest, Outcome, RunFolder};
-use crate::summary;
+use crate::summary::{self, Known};
 use crate::timing::{Change, Statistic, change, summarize};
 use crate::variant::Variant;
 use crate::yardstick::{self, best_ns, readings};
@@ -218,7 +218,14 @@ impl Sides<'_> {
             cells.push(cell.clone());
         }
         let mask = Mask::open(&self.files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
-        let view = summary::case_view((self.case, &[]), None, cells, &entries, Some(&mask), self.tolerances)?;
+        let view = summary::case_view(
+            (self.case, Known::default()),
+            None,
+            cells,
+            &entries,
+            Some(&mask),
+            self.tolerances,
+        )?;
         let names = (&view.matrix.names[0], &view.matrix.names[at]);
         let verdict = view.verdicts.iter().find(|verdict| (&verdict.a, &verdict.b) == names).cloned();
         let verdict = verdict.ok_or_else(|| miette!("{}: no verdict on {}", self.before.name, cell.name))?;

@@ -18,7 +18,7 @@ use crate::outcome::ExitCode;
 use crate::progress::Progress;
 use crate::report::{RunView, github};
 use crate::results::{Case, Cell, Completed, Outcome, RunFolder};
-use crate::summary;
+use crate::summary::{self, Known};
 use crate::variant::{Runner, Variant};
 
 /// Compares the runs and shows their tables. Without `fail_on` a run of its own is held to its config's gates.
@@ -107,7 +107,7 @@ fn one_case(group: Vec<Side>, tolerances: &Tolerances) -> Result<crate::report::
             entries.push(entry);
         }
     }
-    summary::case_view((&case, &[]), None, cells, &entries, mask.as_ref(), tolerances)
+    summary::case_view((&case, Known::default()), None, cells, &entries, mask.as_ref(), tolerances)
 }
 
 /// Whether the folder is one that the older Python framework left.

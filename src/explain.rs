@@ -10,10 +10,11 @@ use crate::compare::logits::Mask;
 use crate::compare::matrix::Entry;
 use crate::compare::oracle::bears_on;
 use crate::config::nearest;
+use crate::inputs;
 use crate::inputs::Inputs;
 use crate::report::CaseView;
 use crate::results::{Case, Cell, Manifest, Outcome, RunFolder};
-use crate::{inputs, summary};
+use crate::summary::{self, Known};
 
 /// One case's pair: what a story is told of.
 struct Pair<'a> {
@@ -119,8 +120,10 @@ fn load<'a>(folder: &RunFolder, manifest: &Manifest, case: &'a Case, pair: [&str
     let entries: Vec<Entry> = chosen.iter().map(|cell| summary::entry(cell, &files)).collect();
     let mask = Mask::open(&files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
     let tolerances = &manifest.config.tolerances;
-    let known = (case, &*folder.localized()?);
-    let mut view = summary::case_view(known, None, chosen, &entries, Some(&mask), tolerances)?;
+    let localized = folder.localized()?;
+    let near_ties = summary::near_ties_of_a_cache(folder, manifest, (case, &chosen), &localized, &mask)?;
+    let known = Known { localized: &localized, near_ties: &near_ties };
+    let mut view = summary::case_view((case, known), None, chosen, &entries, Some(&mask), tolerances)?;
     view.localized.retain(|found| [pair, [pair[1], pair[0]]].contains(&[&*found.a, &*found.b]));
     let record = std::fs::read(folder.path().join("environment.json")).ok();
     Ok(Pair {

@@ -45,7 +45,8 @@ pub struct Side<'a> {
 pub struct Request<'a> {
     /// The case's name.
     pub case: &'a str,
-    /// The pair; what the first computes is what the second is fed.
+    /// The pair; what the first computes is what the second is fed, or the other way round where the second goes
+    /// through a cache and the first does not.
     pub sides: [Side<'a>; 2],
     /// How.
     pub options: &'a Options,
@@ -57,6 +58,14 @@ pub struct Request<'a> {
     pub timeout: Duration,
     /// Set when the user wants to stop.
     pub stop: &'a AtomicBool,
+}
+
+impl Request<'_> {
+    /// The side whose modules are fed what the other's got: one that computes all positions in one pass, for a module
+    /// that a cache calls token by token has no input of the whole.
+    fn fed(&self) -> Option<usize> {
+        [1, 0].into_iter().find(|&side| self.sides[side].prefill.is_none())
+    }
 }
 
 /// Bounds of a localisation.
@@ -107,6 +116,9 @@ pub struct Localized {
     pub elapsed_ns: u64,
     /// Whether the logits of every captured pass were bit for bit those of a pass without capture.
     pub capture_changed_nothing: bool,
+    /// Whether it is the first side whose modules were fed the second's inputs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_first_fed: bool,
     /// What a person must know to read it.
     pub notes: Vec<String>,
 }
@@ -124,6 +136,11 @@ impl Localized {
         let overhead =
             self.overhead.map_or_else(String::new, |times| format!(" in {times:.1} times a plain pass"));
         format!("{} module calls compared, {bytes} captured{overhead}, {seconds:.1} s", self.modules)
+    }
+
+    /// The variants whose inputs were given, and whose modules were fed them.
+    fn from_and_fed(&self) -> [&str; 2] {
+        if self.is_first_fed { [&self.b, &self.a] } else { [&self.a, &self.b] }
     }
 
     /// Whether `other` is about the same two variants of the same case.

@@ -136,15 +136,10 @@ fn conclude(
     if is_localized && !folder.localized()?.is_empty() {
         folder.write_localized(&[])?;
     }
-    let mut view = summary::view(folder, manifest, cells, &order.config.tolerances)?;
+    let judge = || summary::view(folder, manifest, cells, &order.config.tolerances);
+    let mut view = judge()?;
     if is_localized {
-        localize::diverged(order, folder, manifest, cases, runners, &mut view)?;
-    }
-    if view.cases.iter().flat_map(|case| &case.localized).any(|found| !found.is_divergence()) {
-        // Where nothing diverges that verdicts called diverged, they are made anew.
-        let notes = view.notes;
-        view = summary::view(folder, manifest, cells, &order.config.tolerances)?;
-        view.notes = notes;
+        view = localize::Ended { order, folder, manifest, cases, runners }.localize(view, judge)?;
     }
     summary::publish(folder, manifest, view, &order.config.tolerances, order.progress)
 }

@@ -10,10 +10,10 @@ use serde::Serialize;
 
 use crate::against;
 use crate::compare::logits::{Logits, Mask};
-use crate::compare::matrix::{self, Entry, Matrix};
-use crate::compare::oracle::{Oracles, Origin, accuracies, bears_on};
+use crate::compare::matrix::{self, Entry};
+use crate::compare::oracle::{Oracles, Origin, accuracies};
 use crate::compare::repeat;
-use crate::compare::verdict::{Tolerances, Verdict, verdicts};
+use crate::compare::verdict::{Tolerances, verdicts};
 use crate::compare::{self};
 use crate::gates::{self, Judged};
 use crate::localize::{self, Finding, Localized};
@@ -23,6 +23,10 @@ use crate::progress::Progress;
 use crate::report::terminal::Terminal;
 use crate::report::{self, CaseView, ChoiceRow, ChoicesView, Report, RunView, github};
 use crate::results::{Case, Cell, Completed, Failure, FailureKind, Manifest, Outcome, RunFolder};
+
+mod beside_one_pass;
+
+use beside_one_pass::Beside;
 
 /// Marks the one pass beside which a prefill and what followed it are judged.
 pub(crate) const ONE_PASS: &str = " in one pass";
@@ -106,28 +110,40 @@ pub fn view(
     tolerances: &Tolerances,
 ) -> Result<RunView> {
     let localized = folder.localized()?;
-    let all = cells;
-    let cases = manifest.cases.iter().zip(cells).map(|(case, cells)| {
-        let files = folder.case_folder(manifest, &case.name);
-        let cells: Vec<Cell> = case.variants.iter().map(|variant| cell_of(variant, cells)).collect();
-        let entries: Vec<Entry> = cells.iter().map(|cell| entry(cell, &files)).collect();
-        let mask = Mask::open(&files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
-        let mut view = case_view(
-            (case, &localized),
-            manifest.baseline.as_deref(),
-            cells,
-            &entries,
-            Some(&mask),
-            tolerances,
-        )?;
-        view.verdicts.extend(cached(folder, manifest, all, case, &view.cells, &mask, tolerances)?);
-        Ok::<_, miette::Report>(view)
-    });
+    let mut views: BTreeMap<usize, CaseView> = BTreeMap::new();
+    // What is known of a one pass bears on what goes through a cache.
+    let mut order: Vec<usize> = (0..manifest.cases.len()).collect();
+    order.sort_by_key(|&index| beside_one_pass::goes_through_a_cache(&manifest.cases[index]));
+    for index in order {
+        let case = &manifest.cases[index];
+        let files = |case: &Case| folder.case_folder(manifest, &case.name);
+        let own = files(case);
+        let cells: Vec<Cell> = case.variants.iter().map(|variant| cell_of(variant, &cells[index])).collect();
+        let entries: Vec<Entry> = cells.iter().map(|cell| entry(cell, &own)).collect();
+        let mask = Mask::open(&own.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
+        let beside = match beside_one_pass::one_pass(manifest, case) {
+            Some(whole) => beside_one_pass::judge(
+                (case, &cells),
+                &views[&whole],
+                [&own, &files(&manifest.cases[whole])],
+                &localized,
+                &mask,
+                tolerances,
+            )?,
+            None => Vec::new(),
+        };
+        let near_ties: Vec<(String, String)> = beside.iter().filter_map(Beside::near_ties).collect();
+        let known = Known { localized: &localized, near_ties: &near_ties };
+        let mut view =
+            case_view((case, known), manifest.baseline.as_deref(), cells, &entries, Some(&mask), tolerances)?;
+        view.verdicts.extend(beside.into_iter().map(|found| found.verdict));
+        views.insert(index, view);
+    }
     Ok(RunView {
         id: folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
         environment: environment(folder.path()),
         packages: packages(folder.path()),
-        cases: cases.collect::<Result<_>>()?,
+        cases: views.into_values().collect(),
         notes: manifest.notes.clone(),
         judged: Judged::default(),
     })
@@ -152,13 +168,21 @@ pub fn exit_code(view: &RunView) -> ExitCode {
     }
 }
 
-/// Measures and judges the cells of a case; `entries` are their logits, in the same order. What is known of the first
-/// divergence of pairs, of this case or of others, tells a choice of experts from another mathematics.
+/// What tells a choice of experts from another mathematics.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known<'a> {
+    /// First divergences of pairs, of one case or of others.
+    pub localized: &'a [Localized],
+    /// Variants that are known to depart by near-ties of routers alone, and how that is known.
+    pub near_ties: &'a [(String, String)],
+}
+
+/// Measures and judges the cells of a case; `entries` are their logits, in the same order.
 ///
 /// # Errors
 /// When logits that exist cannot be read.
 pub fn case_view(
-    (case, localized): (&Case, &[Localized]),
+    (case, known): (&Case, Known<'_>),
     baseline: Option<&str>,
     cells: Vec<Cell>,
     entries: &[Entry],
@@ -169,8 +193,13 @@ pub fn case_view(
         matrix::matrix(entries, mask, &matrix::Options::default()).map_err(|error| miette!("{error}"))?;
     let origins: Vec<Origin> = cells.iter().map(|cell| Origin::of(&cell.variant)).collect();
     let localized: Vec<Localized> =
-        localized.iter().filter(|found| found.case == case.name).cloned().collect();
-    let oracles = with_near_ties(Oracles::new(&matrix, &origins), &cells, &localized);
+        known.localized.iter().filter(|found| found.case == case.name).cloned().collect();
+    let mut oracles = with_near_ties(Oracles::new(&matrix, &origins), &cells, &localized);
+    for (name, evidence) in known.near_ties {
+        if let Some(index) = cells.iter().position(|cell| cell.name == *name) {
+            oracles = oracles.with_near_ties(index, evidence.clone());
+        }
+    }
     let tolerances = tolerances.with(case.tolerances.as_ref());
     let mut judged = verdicts(&matrix, &oracles, &tolerances);
     let noises: Vec<_> = cells
@@ -208,68 +237,44 @@ fn with_near_ties(oracles: Oracles, cells: &[Cell], localized: &[Localized]) -> 
         let is_in_it = |index: usize| cells[index].variant.dtype == localized.dtype;
         let is_fed = found.ran(a) && cells[b].variant.mode == Mode::Fused && is_in_it(a) && is_in_it(b);
         if is_fed {
-            found = found.with_near_ties(b, localize::near_ties(near_ties, &localized.a));
+            found = found.with_near_ties(b, localize::near_ties(near_ties, localized));
         }
     }
     found
 }
 
-/// A case of prefill and decoding against the one pass over the same inputs, variant by variant: nothing where the
-/// case is another, or the run has no such pass.
-fn cached(
+/// Which of `cells`, some of those of a case of prefill and decoding, are known to depart by near-ties of routers alone,
+/// by what is known of their one pass, and how that is known.
+///
+/// # Errors
+/// When logits that exist cannot be read.
+pub fn near_ties_of_a_cache(
     folder: &RunFolder,
     manifest: &Manifest,
-    cells: &[Vec<Cell>],
-    case: &Case,
-    decoded: &[Cell],
+    (case, cells): (&Case, &[Cell]),
+    localized: &[Localized],
     mask: &Mask,
-    tolerances: &Tolerances,
-) -> Result<Vec<Verdict>> {
-    let prefill = |case: &Case| case.axes.and_then(|axes| axes.prefill);
-    let same = |other: &Case| {
-        prefill(other).is_none()
-            && (&other.checkpoint_digest, &other.inputs_digest)
-                == (&case.checkpoint_digest, &case.inputs_digest)
-    };
-    let Some((one_pass, cells)) =
-        manifest.cases.iter().zip(cells).find(|(other, _)| same(other)).filter(|_| prefill(case).is_some())
-    else {
+) -> Result<Vec<(String, String)>> {
+    let Some(whole) = beside_one_pass::one_pass(manifest, case).map(|index| &manifest.cases[index]) else {
         return Ok(Vec::new());
     };
-    let files = [case, one_pass].map(|case| folder.case_folder(manifest, &case.name));
-    let mut found = Vec::new();
-    for cell in decoded {
-        let Some(whole) = cells.iter().find(|whole| whole.name == cell.name) else { continue };
-        let variant = &cell.variant;
-        // Each way with what its verdict rests on: that of the same family alone, for it is not about another.
-        let judges = |other: &&Cell| {
-            (other.variant.runner, &other.variant.version) == (variant.runner, &variant.version)
-                && other.name != cell.name
-                && bears_on(&other.variant, [variant, variant])
-                && matches!(other.outcome, Outcome::Completed(_))
-        };
-        let pair = [(cell, 0), (whole, 1)];
-        let rest = decoded.iter().filter(judges).map(|other| (other, 0));
-        let rest = rest.chain(cells.iter().filter(judges).map(|other| (other, 1)));
-        let (mut entries, mut origins) = (Vec::new(), Vec::new());
-        for (other, way) in pair.into_iter().chain(rest) {
-            let mut entry = entry(other, &files[way]);
-            entry.name.push_str(["", ONE_PASS][way]);
-            entries.push(entry);
-            origins.push(Origin::of(&other.variant).made(["decoded", "one pass"][way]));
-        }
-        if entries[..2].iter().any(|entry| entry.logits.is_err()) {
-            // The cells say why.
-            continue;
-        }
-        let matrix: Matrix = matrix::matrix(&entries, Some(mask), &matrix::Options::default())
-            .map_err(|error| miette!("{error}"))?;
-        let oracles = Oracles::new(&matrix, &origins);
-        // The first pair is that of the variant and itself.
-        let judged = verdicts(&matrix, &oracles, &tolerances.with(case.tolerances.as_ref()));
-        found.extend(judged.into_iter().take(1));
+    if localized.iter().all(Localized::is_divergence) {
+        return Ok(Vec::new());
     }
-    Ok(found)
+    let files = [case, whole].map(|case| folder.case_folder(manifest, &case.name));
+    let tolerances = &manifest.config.tolerances;
+    let is_needed = |name: &str| {
+        let is_beside = |found: &Localized| found.a == name && cells.iter().any(|cell| cell.name == found.b);
+        cells.iter().any(|cell| cell.name == name) || localized.iter().any(is_beside)
+    };
+    let own: Vec<Cell> =
+        folder.cells(manifest, whole)?.into_iter().filter(|cell| is_needed(&cell.name)).collect();
+    let entries: Vec<Entry> = own.iter().map(|cell| entry(cell, &files[1])).collect();
+    let known = Known { localized, near_ties: &[] };
+    let view = case_view((whole, known), None, own, &entries, Some(mask), tolerances)?;
+    let files = [&*files[0], &*files[1]];
+    let beside = beside_one_pass::judge((case, cells), &view, files, localized, mask, tolerances)?;
+    Ok(beside.iter().filter_map(Beside::near_ties).collect())
 }
 
 /// The record of a variant; one that was never begun has its place in the tables too.

@@ -83,6 +83,18 @@ pub fn verdicts(matrix: &Matrix, oracles: &Oracles, tolerances: &Tolerances) -> 
         .collect()
 }
 
+/// Relative L2 of a pair by itself, against its larger side, where that is no more than its dtype's rounding explains, at
+/// every position and every token.
+pub(crate) fn rounding_apart(
+    matrix: &Matrix,
+    (a, b): (usize, usize),
+    tolerances: &Tolerances,
+) -> Option<f64> {
+    let pair = matrix.compared(a, b)?;
+    let judge = Judge { matrix, oracles: &Oracles::default(), tolerances };
+    judge.excess(pair, pair.lower_dtype, None).is_none().then(|| share(pair))
+}
+
 struct Judge<'a> {
     matrix: &'a Matrix,
     oracles: &'a Oracles,

@@ -7,13 +7,13 @@ use std::path::Path;
 
 use reference::protocol::{CapturedModule, CapturedTensor};
 
-/// The modules of a prefill of `prefill` tokens and of a pass for each further one of `seq`, their tensors joined along
-/// the positions. A module that some passes call and others do not, as an expert, is left out, and so is a tensor that
-/// grows otherwise, as attention's scores do.
+/// The modules of a prefill of `prefill` tokens and of a pass for each further one of `seq`, in `batch` rows, their
+/// tensors joined along the positions. A module that some passes call and others do not, as an expert, is left out, and
+/// so is a tensor that grows otherwise, as attention's scores do.
 pub(super) fn joined(
     modules: &[CapturedModule],
     prefill: usize,
-    seq: usize,
+    (batch, seq): (usize, usize),
     folder: &Path,
 ) -> io::Result<Vec<CapturedModule>> {
     let passes = seq - prefill + 1;
@@ -32,7 +32,7 @@ pub(super) fn joined(
         let join = |name: &str, of: fn(&CapturedModule) -> Option<&CapturedTensor>| {
             let parts: Option<Vec<&CapturedTensor>> = parts.iter().map(|part| of(part)).collect();
             let name = format!("{name}_{:06}", found.len());
-            parts.map_or(Ok(None), |parts| tensor(&parts, prefill, folder, name))
+            parts.map_or(Ok(None), |parts| tensor(&parts, (batch, prefill), folder, name))
         };
         let input = join("input", |module| module.input.as_ref())?;
         let output = join("output", |module| module.output.as_ref())?;
@@ -44,11 +44,11 @@ pub(super) fn joined(
 /// The parts of a tensor along its positions, written as `name`; `None` where it has none.
 fn tensor(
     parts: &[&CapturedTensor],
-    prefill: usize,
+    (batch, prefill): (usize, usize),
     folder: &Path,
     name: String,
 ) -> io::Result<Option<CapturedTensor>> {
-    let Some(axis) = axis(parts, prefill) else { return Ok(None) };
+    let Some((rows, axis)) = rows_and_axis(parts, batch, prefill) else { return Ok(None) };
     let mut shape = parts[0].shape.clone();
     shape[axis] = parts.iter().map(|part| part.shape[axis]).sum();
     let files: Option<Vec<&String>> = parts.iter().map(|part| part.file.as_ref()).collect();
@@ -56,7 +56,6 @@ fn tensor(
         Some(files) => {
             let bytes: Vec<Vec<u8>> =
                 files.iter().map(|file| fs::read(folder.join(file))).collect::<io::Result<_>>()?;
-            let rows: usize = shape[..axis].iter().product();
             let row = |part: usize, at: usize| {
                 let length = bytes[part].len() / rows;
                 &bytes[part][at * length..(at + 1) * length]
@@ -75,18 +74,23 @@ fn tensor(
     Ok(Some(CapturedTensor { shape, file, ..parts[0].clone() }))
 }
 
-/// The axis of the positions: `prefill` long in the first part, one in the others, which are alike otherwise.
-fn axis(parts: &[&CapturedTensor], prefill: usize) -> Option<usize> {
+/// The axis of the positions, `prefill` long in the first part and one in the others, which are alike otherwise; and how
+/// many runs of positions a part has one after the other.
+fn rows_and_axis(parts: &[&CapturedTensor], batch: usize, prefill: usize) -> Option<(usize, usize)> {
     let first = &parts[0].shape;
-    let is_it = |axis: usize| {
+    let grows = |axis: usize, from: usize, by: usize| {
         let others = |shape: &[usize]| {
             shape.len() == first.len()
-                && (0..shape.len()).all(|at| shape[at] == if at == axis { 1 } else { first[at] })
+                && (0..shape.len()).all(|at| shape[at] == if at == axis { by } else { first[at] })
         };
-        first[axis] == prefill && parts[1..].iter().all(|part| others(&part.shape))
+        first.get(axis) == Some(&from) && parts[1..].iter().all(|part| others(&part.shape))
     };
-    // Rows come first, but for tokens that were brought into one row.
-    (1..first.len()).chain(0..first.len().min(1)).find(|&axis| is_it(axis))
+    // Rows come first, but for tokens that were brought into one row, as experts see them, and for what all rows share.
+    let behind_rows = (1..first.len()).find(|&axis| grows(axis, prefill, 1));
+    behind_rows
+        .map(|axis| (first[..axis].iter().product(), axis))
+        .or_else(|| grows(0, batch * prefill, batch).then_some((batch, 0)))
+        .or_else(|| grows(0, prefill, 1).then_some((1, 0)))
 }
 
 #[cfg(test)]
@@ -128,15 +132,21 @@ mod tests {
             call(folder, "norm", 1, &[2, 2, 1], 50.0),
             call(folder, "softmax", 0, &[2, 1, 2, 2], 0.0),
             call(folder, "expert", 0, &[3, 1], 0.0),
+            call(folder, "gate", 0, &[4, 1], 0.0),
+            call(folder, "tables", 0, &[2, 2], 0.0),
             call(folder, "mlp", 1, &[2, 1, 1], 10.0),
             call(folder, "rope_q", 1, &[2, 2, 1, 1], 10.0),
             call(folder, "norm", 2, &[2, 1, 1], 10.0),
             call(folder, "norm", 3, &[2, 1, 1], 60.0),
             call(folder, "softmax", 1, &[2, 1, 1, 3], 0.0),
+            call(folder, "gate", 1, &[2, 1], 10.0),
+            call(folder, "tables", 1, &[1, 2], 10.0),
         ];
-        let found = joined(&calls, 2, 3, folder).unwrap();
+        let found = joined(&calls, 2, (2, 3), folder).unwrap();
         let names: Vec<(&str, usize)> = found.iter().map(|module| (&*module.path, module.call)).collect();
-        assert_eq!(names, [("mlp", 0), ("rope_q", 0), ("norm", 0), ("norm", 1), ("softmax", 0)]);
+        let expected =
+            [("mlp", 0), ("rope_q", 0), ("norm", 0), ("norm", 1), ("softmax", 0), ("gate", 0), ("tables", 0)];
+        assert_eq!(names, expected);
         assert_eq!(found[0].output.as_ref().unwrap().shape, [2, 3, 1]);
         assert_eq!(values(folder, &found[0]), [0.0, 1.0, 10.0, 2.0, 3.0, 11.0]);
         assert_eq!(found[1].output.as_ref().unwrap().shape, [2, 2, 3, 1]);
@@ -144,5 +154,8 @@ mod tests {
         assert_eq!(values(folder, &found[1]), expected);
         assert_eq!(values(folder, &found[3]), [50.0, 51.0, 60.0, 52.0, 53.0, 61.0]);
         assert!(found[4].output.is_none(), "scores have more keys with each token");
+        assert_eq!(found[5].output.as_ref().unwrap().shape, [6, 1]);
+        assert_eq!(values(folder, &found[5]), [0.0, 1.0, 10.0, 2.0, 3.0, 11.0], "tokens of two rows in one");
+        assert_eq!(values(folder, &found[6]), [0.0, 1.0, 2.0, 3.0, 10.0, 11.0], "the rows share it");
     }
 }

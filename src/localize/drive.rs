@@ -69,8 +69,11 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
     notes.extend(changes(request));
     if request.sides.iter().any(|side| side.prefill.is_some()) {
         notes.push(
-            "what a module computes for a prefill and for each token after it was put together; scores, whose keys grow with each token, are not compared, and no module was fed the other side's input".to_owned(),
+            "what a module computes for a prefill and for each token after it was put together; scores, whose keys grow with each token, are not compared".to_owned(),
         );
+        if request.fed().is_none() {
+            notes.push("no module was fed the other side's input".to_owned());
+        }
     }
     notes.extend(found.notes);
     let [a, b] = request.sides.each_ref().map(|side| side.name.clone());
@@ -89,6 +92,7 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
         overhead: (found.passes_ns[1] > 0).then(|| found.passes_ns[0] as f64 / found.passes_ns[1] as f64),
         elapsed_ns: started.elapsed().as_nanos() as u64,
         capture_changed_nothing: found.unchanged,
+        is_first_fed: request.fed() == Some(0),
         notes,
     };
     localized.sentence = text::sentence(&localized);

@@ -225,7 +225,7 @@ pub(super) fn capture(
             level.first = Some(measured.path.clone());
         }
         if found.dtype != Dtype::F64 {
-            // Rounding grows from module to module: each is judged on the first side's input.
+            // Rounding grows from module to module: each is judged on the other side's input.
             let fed = replay(open, sides, level.folder.path(), &calls)?;
             measured.input = fed.map(|_| Difference::default()).or(measured.input);
             measured.is_other_output &= fed.is_none();
@@ -247,8 +247,10 @@ fn joined(
 ) -> Result<Vec<CapturedModule>, LocalizeError> {
     match side.side.prefill {
         None => Ok(captured.modules),
-        Some(prefill) => cached::joined(&captured.modules, prefill, open.mask.seq(), folder)
-            .map_err(|error| LocalizeError::io(folder, error)),
+        Some(prefill) => {
+            cached::joined(&captured.modules, prefill, (open.mask.batch(), open.mask.seq()), folder)
+                .map_err(|error| LocalizeError::io(folder, error))
+        }
     }
 }
 
@@ -307,48 +309,62 @@ fn measure(open: &Open, folder: &Path, [a, b]: &[CapturedModule; 2]) -> Result<M
     Ok(measured)
 }
 
-/// The second side's output on the first side's input, against the first side's output; `None` where the module cannot
-/// be fed, as one that a cache calls token by token cannot, or its output not be compared.
+/// The fed side's output on the other side's input, against that side's output; `None` where the module cannot be fed, or
+/// its output not be compared.
 fn replay(
     open: &Open,
     sides: &mut [Live; 2],
     folder: &Path,
-    [a, b]: &[CapturedModule; 2],
+    calls: &[CapturedModule; 2],
 ) -> Result<Option<Difference>, LocalizeError> {
-    if sides.iter().any(|side| side.side.prefill.is_some()) {
-        return Ok(None);
-    }
-    let (Some(input), Some(like)) = (&a.input, &b.input) else { return Ok(None) };
-    let Some(expected) = Stored::open(&folder.join("0"), a.output.as_ref())
-        .map_err(|error| LocalizeError::io(folder, error))?
-    else {
-        return Ok(None);
-    };
+    let io = |error| LocalizeError::io(folder, error);
+    let Some([expected, replayed]) = fed(open, sides, folder, calls)? else { return Ok(None) };
+    tensor::difference(&expected, &replayed, open.mask).map_err(io)
+}
+
+/// The output of the side that is not fed, and what the fed one gives on that side's input; `None` where the module cannot
+/// be fed.
+pub(super) fn fed(
+    open: &Open,
+    sides: &mut [Live; 2],
+    folder: &Path,
+    calls: &[CapturedModule; 2],
+) -> Result<Option<[Stored; 2]>, LocalizeError> {
+    let io = |error| LocalizeError::io(folder, error);
+    let Some(fed) = open.request.fed() else { return Ok(None) };
+    let (from, to) = (&calls[1 - fed], &calls[fed]);
+    let own = folder.join((1 - fed).to_string());
+    let (Some(input), Some(like)) = (&from.input, &to.input) else { return Ok(None) };
+    let Some(expected) = Stored::open(&own, from.output.as_ref()).map_err(io)? else { return Ok(None) };
     let Some(file) = &input.file else { return Ok(None) };
     if input.shape.iter().product::<usize>() != like.shape.iter().product::<usize>() {
         return Ok(None);
     }
-    let io = |error| LocalizeError::io(folder, error);
-    let (mut path, other) = (folder.join("0").join(file), folder.join("input"));
+    let (mut path, other) = (own.join(file), folder.join("input"));
     let stored = Stored::at(&path, &input.shape).map_err(io)?;
     if stored.laid_out_as(&like.shape, open.mask, &other).map_err(io)? {
         path = other;
     }
+    // Whoever holds what was replayed before goes on reading that.
     let output = folder.join("replayed");
-    let side = &mut sides[1];
+    match std::fs::remove_file(&output) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    let side = &mut sides[fed];
     let ask = Replay {
-        module: b.path.clone(),
-        call: b.call,
+        module: to.path.clone(),
+        call: to.call,
         input: path,
         shape: like.shape.clone(),
         output: output.clone(),
     };
     let Reply::Replayed(replayed) = side.ask(&Ask::Replay(ask))? else { return Err(side.out_of_turn()) };
     let replayed = Stored::at(&output, &replayed.shape).map_err(io)?;
-    tensor::difference(&expected, &replayed, open.mask).map_err(io)
+    Ok(Some([expected, replayed]))
 }
 
-/// The suspect, fed the first side's input on the second.
+/// The suspect, fed the other side's input.
 fn confirmed(
     open: &Open,
     sides: &mut [Live; 2],

@@ -1,17 +1,19 @@
 //! Models with routers, in a dtype that rounds. At a near-tie of a router's scores rounding sends a token to another
 //! expert, so that a block departs though nothing in it does by itself. That is told from a router, or experts, that
-//! compute something else: those depart on the same input too.
+//! compute something else: on the same input their scores depart, or tokens that go to the same experts do.
 
 use std::collections::HashSet;
+use std::io;
 
 use reference::protocol::CapturedModule;
 use serde_json::Value;
 
 use super::drive::{Found, Live, Open};
-use super::level::{Level, Name, capture};
-use super::tensor::Stored;
+use super::level::{Name, capture, fed};
+use super::tensor::{self, Difference, Stored};
 use super::walk::{Limit, Measured, ancestors, is_coarse, is_in, suspect};
 use super::{Finding, LocalizeError, NearTies};
+use crate::compare::logits::Mask;
 
 /// Rows and positions.
 type Tokens = HashSet<(usize, usize)>;
@@ -62,7 +64,13 @@ pub(super) fn sift(
             return Ok(Sifted::Departs(path.clone()));
         }
         let inside: Vec<&Name> = names.iter().filter(|name| is_or_is_child(&name.path[0], path)).collect();
-        let parts = capture(open, sides, &inside, found, limit)?;
+        let mut parts = capture(open, sides, &inside, found, limit)?;
+        for part in parts.measured.iter_mut().filter(|part| part.path != *path) {
+            if limit.is_passed(part.output) {
+                let apart = without_ties(open, sides, (names, &part.path), found, limit)?;
+                part.output = apart.or(part.output);
+            }
+        }
         let whole = parts.measured.iter().position(|part| part.path == *path);
         // Its own code, which is that of the wider dtype, behind parts that all agree.
         let is_passed_on = suspect(&parts.measured, whole, limit).is_some_and(|suspect| {
@@ -80,6 +88,41 @@ pub(super) fn sift(
     let near_ties = if is_known { near_ties(open, sides, names, found, (limit, worst))? } else { None };
     let first = level.first.unwrap_or_default();
     Ok(Sifted::Spread(Finding::Spread { first, near_ties }))
+}
+
+/// How far a mixture departs on the same input but for the tokens that its router sends elsewhere there, whose scores
+/// agree; `None` where it is no mixture, or the scores of such a token depart.
+fn without_ties(
+    open: &Open,
+    sides: &mut [Live; 2],
+    (names, path): (&[Name], &str),
+    found: &mut Found,
+    limit: Limit,
+) -> Result<Option<Difference>, LocalizeError> {
+    let Some(chosen) = experts_of_a_token(open) else { return Ok(None) };
+    let of_mixture = [path.to_owned(), format!("{path}.gate")];
+    let is_mixture = names.iter().any(|name| mixture(&name.path[0]) == Some(path));
+    let named = |path: &String| names.iter().find(|name| name.path[0] == *path);
+    let ([Some(whole), Some(gate)], true) = (of_mixture.each_ref().map(named), is_mixture) else {
+        return Ok(None);
+    };
+    let level = capture(open, sides, &[whole, gate], found, limit)?;
+    let at = |path: &String| level.measured.iter().position(|module| module.path == *path);
+    let [Some(whole), Some(gate)] = of_mixture.each_ref().map(at) else { return Ok(None) };
+    let mut outputs = |index: usize| fed(open, sides, level.folder.path(), &level.calls[index]);
+    let (Some(scores), Some([a, b])) = (outputs(gate)?, outputs(whole)?) else { return Ok(None) };
+    let io = |error| LocalizeError::io(level.folder.path(), error);
+    let Some((moved, apart)) = moved(open.mask, &scores, chosen).map_err(io)? else { return Ok(None) };
+    if apart > limit.position {
+        return Ok(None);
+    }
+    let (batch, seq) = (open.mask.batch(), open.mask.seq());
+    let stays = |(row, at)| open.mask.is_real(row, at) && !moved.contains(&(row, at));
+    let rest = (0..batch).flat_map(|row| (0..seq).map(move |at| (row, at))).map(stays).collect();
+    match Mask::new(batch, seq, rest) {
+        Some(rest) => tensor::difference(&a, &b, &rest).map_err(io),
+        None => Ok(None),
+    }
 }
 
 /// Whether other modules of the level lie in this one.
@@ -110,8 +153,15 @@ fn near_ties(
     let level = capture(open, sides, &routers, found, limit)?;
     let mut moved = Tokens::new();
     let mut first: Option<(String, f64)> = None;
+    let io = |error| LocalizeError::io(level.folder.path(), error);
     for (calls, measured) in level.calls.iter().zip(&level.measured) {
-        let Some((here, scores)) = moved_by(open, &level, calls, chosen)? else { return Ok(None) };
+        let of = |index: &str, module: &CapturedModule| {
+            Stored::open(&level.folder.path().join(index), module.output.as_ref()).map_err(io)
+        };
+        let (Some(a), Some(b)) = (of("0", &calls[0])?, of("1", &calls[1])?) else { return Ok(None) };
+        let Some((here, scores)) = self::moved(open.mask, &[a, b], chosen).map_err(io)? else {
+            return Ok(None);
+        };
         if first.is_none() && !here.is_empty() {
             first = Some((measured.path.clone(), scores));
         }
@@ -127,24 +177,14 @@ fn near_ties(
     Ok(first.and_then(is_a_tie))
 }
 
-/// The tokens for which a router chooses other experts on the second side, and the largest relative L2 of their scores;
-/// `None` where its scores cannot be read.
-fn moved_by(
-    open: &Open,
-    level: &Level,
-    [a, b]: &[CapturedModule; 2],
-    chosen: usize,
-) -> Result<Option<(Tokens, f64)>, LocalizeError> {
-    let io = |error| LocalizeError::io(level.folder.path(), error);
-    let of = |index: &str, module: &CapturedModule| {
-        Stored::open(&level.folder.path().join(index), module.output.as_ref()).map_err(io)
-    };
-    let (Some(a), Some(b)) = (of("0", a)?, of("1", b)?) else { return Ok(None) };
+/// The tokens for which the second scores choose other experts, and the largest relative L2 of the scores of such a one;
+/// `None` where scores do not lie token by token.
+fn moved(mask: &Mask, [a, b]: &[Stored; 2], chosen: usize) -> io::Result<Option<(Tokens, f64)>> {
     let (mut moved, mut largest) = (Tokens::new(), 0.0_f64);
-    for row in 0..open.mask.batch() {
-        for position in (0..open.mask.seq()).filter(|position| open.mask.is_real(row, *position)) {
-            let at = |stored: &Stored| stored.at_position(open.mask, row, position).map_err(io);
-            let (Some(a), Some(b)) = (at(&a)?, at(&b)?) else { return Ok(None) };
+    for row in 0..mask.batch() {
+        for position in (0..mask.seq()).filter(|position| mask.is_real(row, *position)) {
+            let at = |stored: &Stored| stored.at_position(mask, row, position);
+            let (Some(a), Some(b)) = (at(a)?, at(b)?) else { return Ok(None) };
             if best(&a, chosen) != best(&b, chosen) {
                 moved.insert((row, position));
                 let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();

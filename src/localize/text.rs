@@ -8,7 +8,7 @@ pub(super) fn sentence(localized: &Localized) -> String {
     let Localized { a, b, threshold, .. } = localized;
     let dtype = dtype_name(localized.dtype);
     match &localized.finding {
-        Finding::Module(divergence) => module(divergence, a, b, *threshold, dtype),
+        Finding::Module(divergence) => module(divergence, localized, dtype),
         Finding::Execution { variant, what, relative_l2 } => format!(
             "the modules of {a} and {b} agree in {dtype}; {variant} departs from its own eager pass by {relative_l2:.1e}: the fault lies in {what}"
         ),
@@ -18,7 +18,7 @@ pub(super) fn sentence(localized: &Localized) -> String {
         }
         Finding::Spread { near_ties: Some(near_ties), .. } => format!(
             "the mathematics of {a} and {b} is the same in {dtype}: {}",
-            self::near_ties(near_ties, a)
+            self::near_ties(near_ties, localized)
         ),
         Finding::Spread { first, near_ties: None } => format!(
             "no module departs by itself in {dtype}: fed the same input, all agree within {threshold:.1e}; rounding grows until {first}"
@@ -28,14 +28,16 @@ pub(super) fn sentence(localized: &Localized) -> String {
 }
 
 /// Why a choice of other experts is rounding.
-pub(crate) fn near_ties(found: &NearTies, first: &str) -> String {
+pub(crate) fn near_ties(found: &NearTies, localized: &Localized) -> String {
     let NearTies { router, tokens, of, scores, worst } = found;
+    let [from, _] = localized.from_and_fed();
     format!(
-        "fed {first}'s input, every module agrees at every position (to {worst:.1e}), and {tokens} of {of} tokens go to other experts at near-ties of routers: {router} is the first to choose otherwise, where its scores differ by no more than {scores:.1e}"
+        "fed {from}'s input, every module agrees at every position (to {worst:.1e}), and {tokens} of {of} tokens go to other experts at near-ties of routers: {router} is the first to choose otherwise, where its scores differ by no more than {scores:.1e}"
     )
 }
 
-fn module(found: &Divergence, a: &str, b: &str, threshold: f64, dtype: &str) -> String {
+fn module(found: &Divergence, localized: &Localized, dtype: &str) -> String {
+    let (threshold, [from, fed]) = (localized.threshold, localized.from_and_fed());
     let who = if found.path == ROOT { "the model's own code".to_owned() } else { found.path.clone() };
     let classes = match (found.class_a.as_str(), found.class_b.as_str()) {
         ("", _) | (_, "") => String::new(),
@@ -57,10 +59,11 @@ fn module(found: &Divergence, a: &str, b: &str, threshold: f64, dtype: &str) -> 
     });
     let replayed = match found.replayed {
         Some(replayed) if replayed > threshold => {
-            format!("; fed {a}'s input, {b} still departs ({replayed:.1e}): the fault is its own")
+            let whose = if localized.is_first_fed { format!("{from}'s") } else { "its own".to_owned() };
+            format!("; fed {from}'s input, {fed} still departs ({replayed:.1e}): the fault is {whose}")
         }
         Some(replayed) => format!(
-            "; fed {a}'s input, {b} agrees ({replayed:.1e}): it hands on a difference below {threshold:.0e}"
+            "; fed {from}'s input, {fed} agrees ({replayed:.1e}): it hands on a difference below {threshold:.0e}"
         ),
         None => String::new(),
     };

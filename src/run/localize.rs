@@ -1,6 +1,8 @@
 //! Localises pairs of a run's variants: those that diverged at its end, or the pair that somebody names.
 
+use std::collections::HashSet;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result};
@@ -11,7 +13,7 @@ use crate::config::nearest;
 use crate::localize::{self, LocalizeError, Localized, Options, Request, Side};
 use crate::machine::Machine;
 use crate::plan::{CasePlan, CellPlan};
-use crate::report::RunView;
+use crate::report::{CaseView, RunView};
 use crate::results::{Manifest, RunFolder};
 use crate::summary::ONE_PASS;
 use crate::variant::{Runner, Variant};
@@ -154,66 +156,130 @@ fn check_digests(folder: &RunFolder, name: &str, prepared: &PreparedCase) -> Res
     Ok(())
 }
 
-/// Localises what diverged in a run that has just ended, as notes where that cannot be done.
-pub(super) fn diverged(
-    order: &Order,
-    folder: &RunFolder,
-    manifest: &Manifest,
-    cases: &[PreparedCase],
-    runners: &Runners,
-    view: &mut RunView,
-) -> Result<()> {
-    for (index, prepared) in cases.iter().enumerate() {
-        let case = &mut view.cases[index];
+/// A run that has just ended.
+pub(super) struct Ended<'a> {
+    pub(super) order: &'a Order<'a>,
+    pub(super) folder: &'a RunFolder,
+    pub(super) manifest: &'a Manifest,
+    pub(super) cases: &'a [PreparedCase],
+    pub(super) runners: &'a Runners,
+}
+
+/// Which of a run's diverging pairs: what is found of the first ones may say that later ones do not diverge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Pairs of cases that go through no cache.
+    InOnePass,
+    /// What goes through a cache, beside its own one pass.
+    BesideOnePass,
+    /// Other pairs of what goes through a cache.
+    ThroughCaches,
+}
+
+/// Cases and the names of their pairs.
+type Tried = HashSet<(usize, [String; 2])>;
+
+impl Ended<'_> {
+    /// Localises what diverged, as notes where that cannot be done. Where what is found says that a pair does not
+    /// diverge, `judge` makes the verdicts anew.
+    pub(super) fn localize(&self, mut view: RunView, judge: impl Fn() -> Result<RunView>) -> Result<RunView> {
+        let mut tried = Tried::new();
+        for stage in [Stage::InOnePass, Stage::BesideOnePass, Stage::ThroughCaches] {
+            while self.localize_stage(stage, &mut view, &mut tried)? {
+                let notes = view.notes;
+                view = judge()?;
+                view.notes = notes;
+            }
+        }
+        let run = self.folder.path().display();
+        for index in 0..self.cases.len() {
+            let case = &view.cases[index];
+            let left_out = self.pairs(index, case, &tried).len();
+            if left_out > 0 && !self.is_stopped() {
+                view.notes.push(format!(
+                    "{}: {left_out} more diverging pairs are not localised; `tfcheck localize --run {run} A B` does one",
+                    case.name
+                ));
+            }
+        }
+        Ok(view)
+    }
+
+    /// Whether some of it does not diverge.
+    fn localize_stage(&self, stage: Stage, view: &mut RunView, tried: &mut Tried) -> Result<bool> {
+        let mut is_changed = false;
+        for (index, prepared) in self.cases.iter().enumerate() {
+            let case = &mut view.cases[index];
+            let is_cached = self.order.plan.cases[index].inputs.prefill().is_some();
+            if is_cached == (stage == Stage::InOnePass) {
+                continue;
+            }
+            let mut pairs = self.pairs(index, case, tried);
+            pairs.retain(|pair| stage != Stage::BesideOnePass || is_own(pair));
+            let known = tried.iter().filter(|(of, _)| *of == index).count();
+            let excused = case.localized.iter().filter(|found| !found.is_divergence()).count();
+            let room = PAIRS.saturating_sub(known - excused);
+            let files = self.folder.case_folder(self.manifest, &case.name);
+            let pair = Pair {
+                order: self.order,
+                prepared,
+                runners: self.runners,
+                case: &case.name,
+                logs: &files,
+                files: &files,
+            };
+            for cells in pairs.into_iter().take(room) {
+                let names = sides(cells);
+                let [a, b] = &names;
+                self.order.progress.line(&format!("{}: localising {a} / {b}", case.name));
+                match pair.localize(cells, &Options::default()) {
+                    Ok(localized) => {
+                        is_changed |= !localized.is_divergence();
+                        case.localized.push(localized);
+                    }
+                    Err(LocalizeError::Interrupted) => break,
+                    Err(error) => {
+                        view.notes.push(format!(
+                            "{}: {a} / {b} not localised: {}",
+                            case.name,
+                            localize::described(&error)
+                        ));
+                    }
+                }
+                tried.insert((index, names));
+            }
+        }
+        let all: Vec<Localized> = view.cases.iter().flat_map(|case| case.localized.clone()).collect();
+        if !all.is_empty() {
+            self.folder.write_localized(&all)?;
+        }
+        Ok(is_changed)
+    }
+
+    /// The diverging pairs of a case that are worth looking into and were not.
+    fn pairs(&self, index: usize, case: &CaseView, tried: &Tried) -> Vec<[&CellPlan; 2]> {
+        let plan = self.order.plan;
         let verdicts = case.verdicts.iter().filter(|verdict| verdict.decision == Decision::Diverged);
         let names: Vec<[&str; 2]> =
             verdicts.map(|verdict| [verdict.a.as_str(), verdict.b.as_str()]).collect();
-        let cells: Vec<&CellPlan> = order.plan.cells.iter().filter(|cell| cell.case == index).collect();
-        let (pairs, left_out) = chosen(&cells, &names, &order.plan.baseline);
-        let files = folder.case_folder(manifest, &case.name);
-        let pair = Pair { order, prepared, runners, case: &case.name, logs: &files, files: &files };
-        for cells in pairs {
-            let [a, b] = sides(cells);
-            order.progress.line(&format!("{}: localising {a} / {b}", case.name));
-            match pair.localize(cells, &Options::default()) {
-                Ok(localized) => case.localized.push(localized),
-                Err(LocalizeError::Interrupted) => break,
-                Err(error) => {
-                    view.notes.push(format!(
-                        "{}: {a} / {b} not localised: {}",
-                        case.name,
-                        localize::described(&error)
-                    ));
-                }
-            }
-        }
-        if left_out > 0 {
-            let run = folder.path().display();
-            view.notes.push(format!(
-                "{}: {left_out} more diverging pairs are not localised; `tfcheck localize --run {run} A B` does one",
-                case.name
-            ));
-        }
+        let cells: Vec<&CellPlan> = plan.cells.iter().filter(|cell| cell.case == index).collect();
+        let mut pairs = chosen(&cells, &names, &plan.baseline);
+        pairs.retain(|pair| !tried.contains(&(index, sides(*pair))));
+        pairs
     }
-    let all: Vec<Localized> = view.cases.iter().flat_map(|case| case.localized.clone()).collect();
-    if !all.is_empty() {
-        folder.write_localized(&all)?;
+
+    fn is_stopped(&self) -> bool {
+        self.order.stop.load(Ordering::Relaxed)
     }
-    Ok(())
 }
 
 /// Of the diverging pairs one for every two kinds of variant (dtypes are one kind, of which pairs in one dtype come first),
-/// those of a variant and its own one pass first, then those with the baseline; and how many kinds of pair are left out.
+/// those of a variant and its own one pass first, then those with the baseline.
 /// Programs of the user's and upstream's ports show no modules, and two dtypes of one variant are the same modules.
-fn chosen<'a>(
-    cells: &[&'a CellPlan],
-    diverged: &[[&str; 2]],
-    baseline: &str,
-) -> (Vec<[&'a CellPlan; 2]>, usize) {
+fn chosen<'a>(cells: &[&'a CellPlan], diverged: &[[&str; 2]], baseline: &str) -> Vec<[&'a CellPlan; 2]> {
     let cell = |name: &str| cells.iter().find(|cell| cell.variant.name() == name).copied();
     let kind = |variant: &Variant| (variant.version.clone(), variant.mode, variant.attention);
     let base = cell(baseline).map(|cell| kind(&cell.variant));
-    let is_own = |[a, b]: &[&CellPlan; 2]| a.variant == b.variant;
     let mut pairs: Vec<[&CellPlan; 2]> = Vec::new();
     let mut found: Vec<[&CellPlan; 2]> = diverged
         .iter()
@@ -240,9 +306,12 @@ fn chosen<'a>(
     }
     // A cache's fault shows beside every other variant too, and is closest to it beside its own one pass.
     pairs.sort_by_key(|pair| (!is_own(pair), base != Some(kind(&pair[0].variant))));
-    let left_out = pairs.len().saturating_sub(PAIRS);
-    pairs.truncate(PAIRS);
-    (pairs, left_out)
+    pairs
+}
+
+/// Whether a pair is of what a variant gives through its cache and in its own one pass.
+fn is_own([a, b]: &[&CellPlan; 2]) -> bool {
+    a.variant == b.variant
 }
 
 /// Two cells of one case.

@@ -192,6 +192,7 @@ fn where_a_native_model_departs_first_is_said() {
         overhead: None,
         elapsed_ns: 1,
         capture_changed_nothing: true,
+        is_first_fed: false,
         notes: Vec::new(),
     };
     let mut view = view(cells, &entries);
