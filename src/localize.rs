@@ -139,7 +139,7 @@ impl Localized {
     }
 
     /// The variants whose inputs were given, and whose modules were fed them.
-    fn from_and_fed(&self) -> [&str; 2] {
+    fn source_and_fed(&self) -> [&str; 2] {
         if self.is_first_fed { [&self.b, &self.a] } else { [&self.a, &self.b] }
     }
 

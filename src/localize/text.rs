@@ -30,14 +30,14 @@ pub(super) fn sentence(localized: &Localized) -> String {
 /// Why a choice of other experts is rounding.
 pub(crate) fn near_ties(found: &NearTies, localized: &Localized) -> String {
     let NearTies { router, tokens, of, scores, worst } = found;
-    let [from, _] = localized.from_and_fed();
+    let [source, _] = localized.source_and_fed();
     format!(
-        "fed {from}'s input, every module agrees at every position (to {worst:.1e}), and {tokens} of {of} tokens go to other experts at near-ties of routers: {router} is the first to choose otherwise, where its scores differ by no more than {scores:.1e}"
+        "fed {source}'s input, every module agrees at every position (to {worst:.1e}), and {tokens} of {of} tokens go to other experts at near-ties of routers: {router} is the first to choose otherwise, where its scores differ by no more than {scores:.1e}"
     )
 }
 
 fn module(found: &Divergence, localized: &Localized, dtype: &str) -> String {
-    let (threshold, [from, fed]) = (localized.threshold, localized.from_and_fed());
+    let (threshold, [source, fed]) = (localized.threshold, localized.source_and_fed());
     let who = if found.path == ROOT { "the model's own code".to_owned() } else { found.path.clone() };
     let classes = match (found.class_a.as_str(), found.class_b.as_str()) {
         ("", _) | (_, "") => String::new(),
@@ -59,11 +59,11 @@ fn module(found: &Divergence, localized: &Localized, dtype: &str) -> String {
     });
     let replayed = match found.replayed {
         Some(replayed) if replayed > threshold => {
-            let whose = if localized.is_first_fed { format!("{from}'s") } else { "its own".to_owned() };
-            format!("; fed {from}'s input, {fed} still departs ({replayed:.1e}): the fault is {whose}")
+            let whose = if localized.is_first_fed { format!("{source}'s") } else { "its own".to_owned() };
+            format!("; fed {source}'s input, {fed} still departs ({replayed:.1e}): the fault is {whose}")
         }
         Some(replayed) => format!(
-            "; fed {from}'s input, {fed} agrees ({replayed:.1e}): it hands on a difference below {threshold:.0e}"
+            "; fed {source}'s input, {fed} agrees ({replayed:.1e}): it hands on a difference below {threshold:.0e}"
         ),
         None => String::new(),
     };
