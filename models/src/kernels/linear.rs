@@ -233,7 +233,7 @@ impl<T: Element> Panels<T> {
         let block = |i: usize| (i * m / blocks, (i + 1) * m / blocks);
         // Few rows are read in place, as whole units.
         let in_place = m <= FEW_ROWS && self.k.is_multiple_of(T::PER_UNIT);
-        let widens = !in_place && T::PER_UNIT > 1 && !pool.isa().multiplies_pairs();
+        let widens = !in_place && T::PER_UNIT > 1 && pool.isa().widens(m);
         let steps = if widens { units * T::PER_UNIT } else { units };
         // The interleaved rows, and each thread's widened panel.
         let panels_at = if in_place { 0 } else { (m * steps).next_multiple_of(PANEL) };
@@ -381,7 +381,7 @@ impl<T: Element, O: Element> Op for Group<'_, T, O> {
                             let a = self.a.add(row * self.steps + step * rows);
                             let left = Interleaved { next, lines };
                             next = next.wrapping_add(across * (count / UNROLLED) * lines * LINE);
-                            if S::MULTIPLIES_PAIRS {
+                            if S::MULTIPLIES_PAIRS && self.steps == units {
                                 tile_of::<S, T, _>(rows, count, a, left, b, PANEL, sums, PANEL, step > 0);
                             } else {
                                 tile_of::<S, f32, _>(rows, count, a, left, b, PANEL, sums, PANEL, step > 0);

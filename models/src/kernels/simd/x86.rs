@@ -15,6 +15,12 @@ pub(super) struct Avx2;
 #[derive(Clone, Copy)]
 pub(super) struct Avx512<const BF16: bool>;
 
+/// Whether Intel made the machine.
+pub(super) fn is_intel() -> bool {
+    let vendor = __cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx] == [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes)
+}
+
 /// # Safety
 /// As [`Op::call`]; the machine has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
