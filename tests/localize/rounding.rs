@@ -89,14 +89,23 @@ impl Cell {
     }
 }
 
-/// Every pair must be one mathematics; gives what differs between the sides of each pair.
+/// Every pair must be one mathematics; gives what differs between the sides of each pair. In half precision a mixture's
+/// token that a near-tie sends elsewhere on one side may be called its worse rounding, which depends on the machine
+/// (README, Limits).
 fn check(setting: &Setting, cells: &[Cell], entries: &[Entry]) -> Vec<Vec<&'static str>> {
     let mask = Mask::open(&setting.inputs()).unwrap();
     let matrix = matrix::matrix(entries, Some(&mask), &matrix::Options::default()).unwrap();
     let origins: Vec<Origin> = cells.iter().map(|cell| Origin::of(&cell.variant)).collect();
     let judged = verdicts(&matrix, &Oracles::new(&matrix, &origins), &Tolerances::default());
+    let dtype = |name: &str| cells.iter().find(|cell| cell.name() == name).unwrap().variant.dtype;
     for verdict in &judged {
-        let is_one = matches!(verdict.decision, Decision::Identical | Decision::SameMathematics);
+        let is_one = match &verdict.decision {
+            Decision::Identical | Decision::SameMathematics => true,
+            Decision::WorseRounding { worse } => {
+                setting.is_mixture() && matches!(dtype(worse), Dtype::Bf16 | Dtype::F16)
+            }
+            _ => false,
+        };
         assert!(is_one, "{}: {verdict:?}", setting.model_type);
     }
     let pairs = (0..cells.len()).flat_map(|a| (a + 1..cells.len()).map(move |b| (a, b)));

@@ -48,6 +48,12 @@ impl Setting {
         self.folder.path().join("checkpoint")
     }
 
+    /// Whether its tokens are routed to experts.
+    pub(crate) fn is_mixture(&self) -> bool {
+        let config = models::synthetic::config(&self.model_type, &self.variant).unwrap();
+        config["num_experts_per_tok"].is_u64()
+    }
+
     pub(crate) fn inputs(&self) -> PathBuf {
         self.folder.path().join("inputs.safetensors")
     }
