@@ -18,7 +18,7 @@ pub(super) struct Avx512<const BF16: bool>;
 /// Whether Intel made the machine.
 pub(super) fn is_intel() -> bool {
     let vendor = __cpuid(0);
-    [vendor.ebx, vendor.edx, vendor.ecx] == [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes)
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
 }
 
 /// # Safety
