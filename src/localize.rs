@@ -24,7 +24,6 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub(crate) use drive::described;
 pub use drive::localize;
-pub(crate) use text::near_ties;
 
 use crate::compare::verdict::Tolerances;
 use crate::runner::{Ended, Runner};
@@ -136,6 +135,14 @@ impl Localized {
         let overhead =
             self.overhead.map_or_else(String::new, |times| format!(" in {times:.1} times a plain pass"));
         format!("{} module calls compared, {bytes} captured{overhead}, {seconds:.1} s", self.modules)
+    }
+
+    /// Why a choice of other experts is rounding, where that is what was found.
+    pub(crate) fn near_ties(&self) -> Option<String> {
+        match &self.finding {
+            Finding::Spread { near_ties: Some(near_ties), .. } => Some(text::near_ties(near_ties, self)),
+            _ => None,
+        }
     }
 
     /// The variants whose inputs were given, and whose modules were fed them.

@@ -16,7 +16,7 @@ use crate::compare::repeat;
 use crate::compare::verdict::{Tolerances, verdicts};
 use crate::compare::{self};
 use crate::gates::{self, Judged};
-use crate::localize::{self, Finding, Localized};
+use crate::localize::Localized;
 use crate::machine::Machine;
 use crate::outcome::ExitCode;
 use crate::progress::Progress;
@@ -231,13 +231,13 @@ pub fn case_view(
 fn with_near_ties(oracles: Oracles, cells: &[Cell], localized: &[Localized]) -> Oracles {
     let mut found = oracles;
     for localized in localized {
-        let Finding::Spread { near_ties: Some(near_ties), .. } = &localized.finding else { continue };
+        let Some(evidence) = localized.near_ties() else { continue };
         let index = |name: &String| cells.iter().position(|cell| cell.name == *name);
         let (Some(a), Some(b)) = (index(&localized.a), index(&localized.b)) else { continue };
         let is_in_it = |index: usize| cells[index].variant.dtype == localized.dtype;
         let is_fed = found.ran(a) && cells[b].variant.mode == Mode::Fused && is_in_it(a) && is_in_it(b);
         if is_fed {
-            found = found.with_near_ties(b, localize::near_ties(near_ties, localized));
+            found = found.with_near_ties(b, evidence);
         }
     }
     found

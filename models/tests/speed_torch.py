@@ -24,8 +24,8 @@ import time
 
 # As in speed.rs: tokens timed after a cache, and one before them that is not.
 DECODED = 8
-# Seconds before each turn. Without them passes on two cores of a Xeon, torch's and the native ones, took a quarter longer
-# than by themselves: what ran before still keeps a core busy.
+# Seconds before each turn, for what the turn before may leave running: on two cores of a Xeon one run without them took a
+# quarter longer than one with them, torch's passes as the native ones. What it is was not found.
 PAUSE = 0.1
 
 

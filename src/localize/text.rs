@@ -28,7 +28,7 @@ pub(super) fn sentence(localized: &Localized) -> String {
 }
 
 /// Why a choice of other experts is rounding.
-pub(crate) fn near_ties(found: &NearTies, localized: &Localized) -> String {
+pub(super) fn near_ties(found: &NearTies, localized: &Localized) -> String {
     let NearTies { router, tokens, of, scores, worst } = found;
     let [source, _] = localized.source_and_fed();
     format!(

@@ -10,7 +10,7 @@ use crate::compare::logits::Mask;
 use crate::compare::matrix::{self, Matrix};
 use crate::compare::oracle::{Oracles, Origin, bears_on};
 use crate::compare::verdict::{Decision, Tolerances, Verdict, rounding_apart, verdicts};
-use crate::localize::{self, Finding, Localized};
+use crate::localize::Localized;
 use crate::report::CaseView;
 use crate::results::{Case, Cell, Manifest, Outcome};
 use crate::variant::Variant;
@@ -33,10 +33,11 @@ impl Beside {
 /// The case of the one pass over the inputs of a case of prefill and decoding: `None` where the case is another, or the
 /// run has no such pass.
 pub(super) fn one_pass(manifest: &Manifest, case: &Case) -> Option<usize> {
-    goes_through_a_cache(case).then_some(())?;
-    let digests = |case: &Case| (case.checkpoint_digest.clone(), case.inputs_digest.clone());
-    let is_it = |other: &Case| !goes_through_a_cache(other) && digests(other) == digests(case);
-    manifest.cases.iter().position(is_it)
+    let same = |other: &Case| {
+        (&other.checkpoint_digest, &other.inputs_digest) == (&case.checkpoint_digest, &case.inputs_digest)
+    };
+    let is_it = |other: &Case| !goes_through_a_cache(other) && same(other);
+    manifest.cases.iter().position(is_it).filter(|_| goes_through_a_cache(case))
 }
 
 pub(super) fn goes_through_a_cache(case: &Case) -> bool {
@@ -115,7 +116,7 @@ fn in_one_pass(whole: &CaseView, variant: &Variant) -> Option<String> {
         verdict.is_some_and(|verdict| verdict.decision == Decision::SameMathematics)
     };
     let found = whole.localized.iter().filter(|found| found.b == name && found.dtype == variant.dtype);
-    found.filter(same).find_map(evidence)
+    found.filter(same).find_map(Localized::near_ties)
 }
 
 /// How it is known that what a variant gives through its cache departs from its own one pass by near-ties alone.
@@ -133,12 +134,5 @@ fn of_the_cache(localized: &[Localized], case: &Case, cell: &Cell) -> Option<Str
             && found.b == cell.name
             && found.dtype == *dtype
     };
-    localized.iter().filter(|_| is_seen_itself).filter(is_it).find_map(evidence)
-}
-
-fn evidence(found: &Localized) -> Option<String> {
-    match &found.finding {
-        Finding::Spread { near_ties: Some(near_ties), .. } => Some(localize::near_ties(near_ties, found)),
-        _ => None,
-    }
+    localized.iter().filter(|_| is_seen_itself).filter(is_it).find_map(Localized::near_ties)
 }
