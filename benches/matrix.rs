@@ -3,11 +3,12 @@
 use std::hint::black_box;
 use std::path::Path;
 
+use compare::logits::Logits;
+use compare::matrix::{Entry, MetricSet, Options, matrix};
+use compare::{Dtype, Positions};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use reference::protocol::{Dtype, LOGITS, Positions};
+use reference::protocol::LOGITS;
 use safetensors::tensor::TensorView;
-use tfcheck::compare::logits::Logits;
-use tfcheck::compare::matrix::{Entry, MetricSet, Options, matrix};
 
 const SEQ: usize = 64;
 const VOCAB: usize = 8192;

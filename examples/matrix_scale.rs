@@ -10,9 +10,9 @@ use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use reference::protocol::{Dtype, Positions};
-use tfcheck::compare::logits::Logits;
-use tfcheck::compare::matrix::{Entry, MetricSet, Options, matrix};
+use compare::logits::Logits;
+use compare::matrix::{Entry, MetricSet, Options, matrix};
+use compare::{Dtype, Positions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -15,13 +15,14 @@ use std::time::Instant;
 use miette::{IntoDiagnostic, Result, miette};
 use reference::protocol::{Failed, Forward, Forwarded, LOGITS, Load, Positions, Ready, Trace};
 use safetensors::tensor::TensorView;
-use tfcheck::config::Config;
-use tfcheck::outcome::ExitCode;
-use tfcheck::plan::Plan;
-use tfcheck::progress::Progress;
-use tfcheck::run::{Destination, Order, run};
-use tfcheck::worker::{Engine, serve};
-use tfcheck::{baseline, results};
+use tfcheck::commands::run::{Destination, Order, run};
+use tfcheck::execute::progress::Progress;
+use tfcheck::execute::worker::{Engine, serve};
+use tfcheck::judge::baseline;
+use tfcheck::judge::exit_code::ExitCode;
+use tfcheck::results;
+use tfcheck::spec::config::Config;
+use tfcheck::spec::plan::Plan;
 
 /// Tokens of the inputs and logits a position: what is compared is all zeros.
 const SHAPE: [usize; 3] = [1, 12, 8];
@@ -167,11 +168,11 @@ impl Engine for Work {
 
     fn forward(&mut self, forward: &Forward) -> Result<Forwarded, Failed> {
         let zeros = vec![0; 4 * SHAPE.iter().product::<usize>()];
-        let failed = |error: String| tfcheck::worker::exception(error);
+        let failed = |error: String| tfcheck::execute::worker::exception(error);
         let view = TensorView::new(safetensors::Dtype::F32, SHAPE.to_vec(), &zeros);
         let file = view.and_then(|view| safetensors::serialize([(LOGITS, view)], None));
         let file = file.map_err(|error| failed(error.to_string()))?;
-        results::write_atomically(&forward.logits, &file).map_err(|error| failed(error.to_string()))?;
+        results::write_file(&forward.logits, &file).map_err(|error| failed(error.to_string()))?;
         Ok(Forwarded {
             elapsed_ns: 1,
             shape: SHAPE.to_vec(),
@@ -192,6 +193,6 @@ impl Engine for Work {
     }
 
     fn trace(&mut self, _: &Trace) -> Result<(), Failed> {
-        Err(tfcheck::worker::exception("this work has no trace"))
+        Err(tfcheck::execute::worker::exception("this work has no trace"))
     }
 }

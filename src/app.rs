@@ -9,14 +9,23 @@ use std::time::Duration;
 use miette::{IntoDiagnostic, Report, Result, WrapErr};
 
 use crate::cli::{Baseline, Cli, Command, Selection};
-use crate::config::{self, Config};
-use crate::localize::LocalizeError;
-use crate::outcome::ExitCode;
-use crate::plan::{Filters, Plan};
-use crate::progress::Progress;
+use crate::commands::bench;
+use crate::commands::bisect;
+use crate::commands::compare;
+use crate::commands::explain;
+use crate::commands::gpu_check;
+use crate::commands::record;
+use crate::commands::run::{self, Destination, Order};
+use crate::commands::scoreboard;
+use crate::execute::progress::Progress;
+use crate::execute::worker;
+use crate::hunt::localize::LocalizeError;
+use crate::judge::baseline;
+use crate::judge::exit_code::ExitCode;
 use crate::results::{Case, ResultsError, RunFolder};
-use crate::run::{self, Destination, Order};
-use crate::{baseline, bench, bisect, compare_runs, explain, gpu_check, machine, record, scoreboard, worker};
+use crate::spec::config::{self, Config};
+use crate::spec::machine;
+use crate::spec::plan::{Filters, Plan};
 
 /// Runs one command line.
 ///
@@ -34,7 +43,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Init(arguments) => say(&config::init(&arguments.path)?),
         Command::Schema => say(&config::schema_text()),
         Command::Compare(arguments) => {
-            compare_runs::compare(&arguments.runs, &arguments.fail_on, &Progress::new(cli.quiet))
+            compare::compare(&arguments.runs, &arguments.fail_on, &Progress::new(cli.quiet))
         }
         Command::Baseline(arguments) => say(&match arguments {
             Baseline::Save { name, run, results } => baseline::save(results, name, run.as_deref())?,
@@ -154,7 +163,7 @@ fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
         progress: &progress,
         turn: None,
     };
-    let mut options = crate::localize::Options { max_bytes: arguments.max_disk, ..Default::default() };
+    let mut options = crate::hunt::localize::Options { max_bytes: arguments.max_disk, ..Default::default() };
     if !arguments.modules.is_empty() {
         options.modules.clone_from(&arguments.modules);
     }
@@ -168,12 +177,12 @@ fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
     let found = run::localize(&order, &wanted, folder.as_ref())?;
     if let Some(folder) = folder.map(|folder| folder.path().to_owned()) {
         // The lock is gone with the folder; the comparison takes its own.
-        compare_runs::compare(&[folder], &[], &Progress::new(true).without_results())?;
+        compare::compare(&[folder], &[], &Progress::new(true).without_results())?;
     }
     for localized in &found {
         say(&localized.to_string())?;
     }
-    let diverged = found.iter().any(crate::localize::Localized::is_divergence);
+    let diverged = found.iter().any(crate::hunt::localize::Localized::is_divergence);
     Ok(if diverged { ExitCode::Diverged } else { ExitCode::Agree })
 }
 
@@ -287,7 +296,19 @@ fn search(cli: &Cli, arguments: &crate::cli::Bisect) -> Result<ExitCode> {
     if !arguments.checkpoints.is_empty() {
         config = config.with_checkpoints(&arguments.checkpoints)?;
     }
-    let question = bisect::question(arguments, config.absolute())?;
+    let asked = bisect::Asked {
+        good: arguments.good.clone(),
+        bad: arguments.bad.clone(),
+        test: arguments.test.clone(),
+        scan: arguments.scan,
+        pre: arguments.pre,
+        yanked: arguments.yanked,
+        repository: arguments.repository.clone(),
+        command_repository: arguments.command_repository.clone(),
+        command: arguments.command.clone(),
+        build: arguments.build.clone(),
+    };
+    let question = bisect::question(asked, config.absolute())?;
     bisect::begin(&order, question, &arguments.results)
 }
 

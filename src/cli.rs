@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use reference::protocol::Dtype;
 
-use crate::gates::Gate;
-use crate::variant::dtype_name;
+use crate::spec::gate::Gate;
+use crate::spec::variant::dtype_name;
 
 /// Exit codes, as `--help` ends with them.
 const EXIT_CODES: &str = "Exit codes:

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tfcheck::app;
 use tfcheck::cli::Cli;
-use tfcheck::outcome;
+use tfcheck::judge::exit_code::ExitCode as Code;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         Ok(code) => code.into(),
         Err(report) => {
             eprintln!("{report:?}");
-            app::code_of(&report).unwrap_or(outcome::ExitCode::Usage).into()
+            app::code_of(&report).unwrap_or(Code::Usage).into()
         }
     }
 }

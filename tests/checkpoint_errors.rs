@@ -9,7 +9,7 @@ use std::path::Path;
 use checkpoint_files::{config, safetensors, settings, write};
 use miette::Diagnostic;
 use serde_json::json;
-use tfcheck::checkpoint::{self, Checkpoint, Error};
+use tfcheck::spec::checkpoint::{self, Checkpoint, Error};
 
 fn resolve(root: &Path, given: &str) -> Result<Checkpoint, Error> {
     checkpoint::resolve(given, &settings(root), &mut |_| ())

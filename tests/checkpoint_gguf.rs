@@ -12,8 +12,8 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use checkpoint_files::settings;
 use serde_json::json;
-use tfcheck::checkpoint::{self, Checkpoint, Error};
-use tfcheck::inputs::{self, Padding, Prompt, Spec};
+use tfcheck::spec::checkpoint::{self, Checkpoint, Error};
+use tfcheck::spec::inputs::{self, Padding, Prompt, Spec};
 use tokenizers::Tokenizer;
 
 const HIDDEN: usize = 64;

@@ -11,8 +11,8 @@ use std::path::Path;
 use checkpoint_files::{config, safetensors, write};
 use hub_server::{COMMIT, Hub};
 use miette::Diagnostic;
-use tfcheck::checkpoint::hub::Environment;
-use tfcheck::checkpoint::{self, Checkpoint, Error, Settings};
+use tfcheck::spec::checkpoint::hub::Environment;
+use tfcheck::spec::checkpoint::{self, Checkpoint, Error, Settings};
 
 const INDEX: &str =
     r#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;

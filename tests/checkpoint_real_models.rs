@@ -7,8 +7,8 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use tfcheck::checkpoint::{self, Checkpoint, Settings};
-use tfcheck::inputs::{self, Message, Padding, Prompt, Spec};
+use tfcheck::spec::checkpoint::{self, Checkpoint, Settings};
+use tfcheck::spec::inputs::{self, Message, Padding, Prompt, Spec};
 
 /// Text that a wrong normaliser, pre-tokenizer or merge order gets wrong.
 const TEXTS: [&str; 6] = [

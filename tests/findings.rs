@@ -7,10 +7,10 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use support::{Run, Sandbox, stderr};
-use tfcheck::config::Config;
-use tfcheck::plan::Plan;
-use tfcheck::results::Outcome;
-use tfcheck::variant::Runner;
+use tfcheck::execute::cell::Outcome;
+use tfcheck::spec::config::Config;
+use tfcheck::spec::plan::Plan;
+use tfcheck::spec::variant::Runner;
 
 fn reproductions() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("results/findings");

@@ -7,7 +7,7 @@ mod support;
 use models::cuda::driver::device_count;
 use serde_json::Value;
 use support::Sandbox;
-use tfcheck::results::Outcome;
+use tfcheck::execute::cell::Outcome;
 
 /// Whether this machine can be asked what one without a GPU says.
 fn has_gpu() -> bool {

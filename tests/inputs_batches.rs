@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use checkpoint_files::write;
 use serde_json::{Value, json};
-use tfcheck::checkpoint::{Checkpoint, Source};
-use tfcheck::inputs::{self, Error, Inputs, Message, Padding, Prompt, Spec};
+use tfcheck::spec::checkpoint::{Checkpoint, Source};
+use tfcheck::spec::inputs::{self, Error, Inputs, Message, Padding, Prompt, Spec};
 
 /// A checkpoint with a tokenizer of one token a word, `<s>` in front.
 fn checkpoint(folder: &Path, tokenizer: bool) -> Checkpoint {

@@ -10,18 +10,17 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use compare::logits::{Logits, Mask};
+use compare::matrix::{self, Entry};
+use compare::oracle::{Oracles, Origin, accuracies};
+use compare::verdict::{Tolerances, verdicts};
 use models::{Form, Inputs, Options, Probe};
-use reference::protocol::{Attention, Dtype, LOGITS, Mode, Positions};
+use reference::protocol::{Attention, Dtype, LOGITS, Mode};
 use serde_json::{Value, json};
-use tfcheck::compare::logits::{Logits, Mask};
-use tfcheck::compare::matrix::{self, Entry};
-use tfcheck::compare::oracle::{Oracles, Origin, accuracies};
-use tfcheck::compare::verdict::{Tolerances, verdicts};
-use tfcheck::gates::Judged;
-use tfcheck::report::{CaseView, RunView};
-use tfcheck::results::{Cell, Completed, Outcome};
-use tfcheck::scoreboard::{Score, fold};
-use tfcheck::variant::{Runner, Variant};
+use tfcheck::commands::scoreboard::{Score, fold};
+use tfcheck::execute::cell::{Cell, Completed, Outcome};
+use tfcheck::judge::view::{CaseView, RunView};
+use tfcheck::spec::variant::{Runner, Variant};
 
 type Tensors = HashMap<String, Tensor>;
 
@@ -150,15 +149,21 @@ fn cell(folder: &Path, runner: Runner, version: &str, mode: Mode, dtype: Dtype, 
 fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
     let entry = |cell: &Cell| {
         let Outcome::Completed(completed) = &cell.outcome else { panic!("every cell has logits") };
-        let logits = Logits::open(&completed.logits, Positions::All).map_err(|error| error.to_string());
-        Entry { name: cell.name.clone(), dtype: cell.variant.dtype, logits }
+        let logits =
+            Logits::open(&completed.logits, compare::Positions::All).map_err(|error| error.to_string());
+        Entry {
+            name: cell.name.clone(),
+            dtype: tfcheck::spec::variant::measured_dtype(cell.variant.dtype),
+            logits,
+        }
     };
     let entries: Vec<Entry> = cells.iter().map(entry).collect();
     let (batch, seq) = inputs.input_ids.dims2().unwrap();
     let mask = inputs.attention_mask.as_ref().unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
     let mask = Mask::new(batch, seq, mask.iter().map(|real| *real != 0).collect()).unwrap();
     let matrix = matrix::matrix(&entries, Some(&mask), &matrix::Options::default()).unwrap();
-    let origins: Vec<Origin> = cells.iter().map(|cell| Origin::of(&cell.variant)).collect();
+    let origins: Vec<Origin> =
+        cells.iter().map(|cell| tfcheck::judge::assess::origin(&cell.variant)).collect();
     let oracles = Oracles::new(&matrix, &origins);
     let case = CaseView {
         name: "case".into(),
@@ -179,7 +184,6 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
         packages: Vec::new(),
         cases: vec![case],
         notes: Vec::new(),
-        judged: Judged::default(),
     };
     fold(&view).rows.remove(0).scores
 }

@@ -2,9 +2,9 @@
 
 use std::io::Write;
 
-use reference::protocol::{Dtype, Positions};
-use tfcheck::compare::logits::Logits;
-use tfcheck::compare::matrix::{Entry, Options, matrix};
+use compare::logits::Logits;
+use compare::matrix::{Entry, Options, matrix};
+use compare::{Dtype, Positions};
 
 /// 1.2 GB of logits; sparse files, so that neither disk nor time is spent on writing them.
 #[test]

@@ -224,7 +224,7 @@ fn a_sweep_finds_what_only_the_cache_shows_and_collapses_into_one_table() {
     }
     let cells = run.cells();
     let timed = cells.iter().filter_map(|cell| match &cell.outcome {
-        tfcheck::results::Outcome::Completed(completed) => Some(completed.rounds_ns.len()),
+        tfcheck::execute::cell::Outcome::Completed(completed) => Some(completed.rounds_ns.len()),
         _ => None,
     });
     assert_eq!(timed.filter(|rounds| *rounds == 0).count(), 4, "prefill and decoding is not timed");

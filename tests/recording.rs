@@ -5,13 +5,14 @@
 
 use std::path::Path;
 
-use reference::protocol::{Dtype, LOGITS, Positions};
+use compare::logits::{Logits, Mask};
+use compare::matrix::{Entry, Options, matrix};
+use compare::metrics::Side;
+use compare::oracle::{Oracles, Origin, accuracies};
+use compare::verdict::{Tolerances, verdicts};
+use reference::protocol::{Dtype, LOGITS};
 use safetensors::tensor::TensorView;
-use tfcheck::compare::logits::{Logits, Mask};
-use tfcheck::compare::matrix::{Entry, Options, matrix};
-use tfcheck::compare::metrics::Side;
-use tfcheck::compare::oracle::{Oracles, Origin, accuracies};
-use tfcheck::compare::verdict::{Tolerances, verdicts};
+use tfcheck::spec::variant::measured_dtype;
 use tfcheck_assert::{Limits, Recorded, Recording, Reference, SCHEMA_VERSION, Tensors};
 
 const BATCH: usize = 2;
@@ -35,8 +36,8 @@ fn file(folder: &Path, name: &str, dtype: Dtype, values: &[f64]) -> Entry {
     };
     let view = TensorView::new(stored, vec![BATCH, SEQ, VOCAB], &bytes).unwrap();
     safetensors::serialize_to_file([(LOGITS, view)], None, &path).unwrap();
-    let logits = Logits::open(&path, Positions::All).map_err(|error| error.to_string());
-    Entry { name: name.to_owned(), dtype, logits }
+    let logits = Logits::open(&path, compare::Positions::All).map_err(|error| error.to_string());
+    Entry { name: name.to_owned(), dtype: measured_dtype(dtype), logits }
 }
 
 fn limits(tolerances: &Tolerances) -> [(String, Limits); 2] {

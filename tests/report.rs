@@ -4,22 +4,24 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use compare::logits::{Logits, Mask};
+use compare::matrix::{Entry, Options, matrix};
+use compare::oracle::{Oracles, Origin, accuracies};
+use compare::repeat::{Noise, Repeat, annotate};
+use compare::verdict::{Tolerances, verdicts};
 use reference::protocol::{Attention, Dtype, LOGITS, Mode, Positions};
 use safetensors::tensor::TensorView;
-use tfcheck::compare::logits::{Logits, Mask};
-use tfcheck::compare::matrix::{Entry, Options, matrix};
-use tfcheck::compare::oracle::{Oracles, Origin, accuracies};
-use tfcheck::compare::repeat::{Noise, Repeat, annotate};
-use tfcheck::compare::verdict::{Tolerances, verdicts};
-use tfcheck::gates::Judged;
+use tfcheck::execute::cell::{
+    Cell, Completed, Failure, FailureKind, Outcome, TokenDifference, TokenizerParity,
+};
+use tfcheck::judge::gates::Judged;
+use tfcheck::judge::view::{CaseView, ChoiceRow, ChoicesView, RunView};
 use tfcheck::report::{
-    CaseView, ChoiceRow, ChoicesView, Report, RunView, csv::Csv, html::Html, json::Json, junit::Junit,
-    markdown::Markdown, terminal::Terminal,
+    Report, csv::Csv, html::Html, json::Json, junit::Junit, markdown::Markdown, terminal::Terminal,
 };
-use tfcheck::results::{
-    Cell, Completed, Failure, FailureKind, Outcome, SCHEMA_VERSION, TokenDifference, TokenizerParity,
-};
-use tfcheck::variant::{Runner, Variant};
+use tfcheck::results::SCHEMA_VERSION;
+use tfcheck::spec::variant::{Runner, Variant};
+use tfcheck::spec::variant::{measured_dtype, measured_positions};
 
 const SHAPE: [usize; 3] = [2, 3, 6];
 
@@ -72,7 +74,7 @@ fn logits(folder: &Path, name: &str, dtype: Dtype, values: &[f64]) -> Result<Log
     let view = TensorView::new(stored, vec![SHAPE[0], seq, SHAPE[2]], &bytes).unwrap();
     safetensors::serialize_to_file([(LOGITS, view)], None, &path).unwrap();
     let positions = if seq == 1 { Positions::Last } else { Positions::All };
-    Logits::open(&path, positions).map_err(|error| error.to_string())
+    Logits::open(&path, measured_positions(positions)).map_err(|error| error.to_string())
 }
 
 fn packages(version: &str, list: &[(&str, &str)]) -> (String, BTreeMap<String, String>) {
@@ -170,12 +172,13 @@ fn run() -> RunView {
             (Outcome::Failed(failure), _) => Err(failure.reason.clone()),
             (_, None) => Err("unsupported".to_owned()),
         };
-        entries.push(Entry { name: cell.name.clone(), dtype, logits });
+        entries.push(Entry { name: cell.name.clone(), dtype: measured_dtype(dtype), logits });
         cells.push(cell);
     }
     let mask = Mask::new(2, 3, vec![false, true, true, true, true, true]).unwrap();
     let matrix = matrix(&entries, Some(&mask), &Options::default()).unwrap();
-    let origins: Vec<Origin> = cells.iter().map(|cell| Origin::of(&cell.variant)).collect();
+    let origins: Vec<Origin> =
+        cells.iter().map(|cell| tfcheck::judge::assess::origin(&cell.variant)).collect();
     let oracles = Oracles::new(&matrix, &origins);
     let mut judged = verdicts(&matrix, &oracles, &Tolerances::default());
     let noises: Vec<Option<Noise>> = cells
@@ -215,18 +218,17 @@ fn run() -> RunView {
         ],
         cases: vec![case],
         notes: vec!["PyTorch's index cannot be reached; PyPI's torch is used".to_owned()],
-        judged: Judged::default(),
     }
 }
 
 #[test]
 fn summary_md_keeps_both_tables_and_every_cell() {
-    insta::assert_snapshot!(Markdown.render(&run()));
+    insta::assert_snapshot!(Markdown.render(&run(), &Judged::default()));
 }
 
 #[test]
 fn terminal_fits_80_columns_without_color() {
-    let text = Terminal { width: 80, color: false }.render(&run());
+    let text = Terminal { width: 80, color: false }.render(&run(), &Judged::default());
     assert!(!text.contains('\u{1b}'));
     for line in text.lines() {
         assert!(line.chars().count() <= 80, "{line}");
@@ -236,23 +238,23 @@ fn terminal_fits_80_columns_without_color() {
 
 #[test]
 fn terminal_shows_the_matrix_where_it_fits() {
-    insta::assert_snapshot!(Terminal { width: 160, color: false }.render(&run()));
-    assert!(Terminal { width: 160, color: true }.render(&run()).contains('\u{1b}'));
+    insta::assert_snapshot!(Terminal { width: 160, color: false }.render(&run(), &Judged::default()));
+    assert!(Terminal { width: 160, color: true }.render(&run(), &Judged::default()).contains('\u{1b}'));
 }
 
 #[test]
 fn matrix_csv_has_every_ordered_pair() {
-    insta::assert_snapshot!(Csv.render(&run()));
+    insta::assert_snapshot!(Csv.render(&run(), &Judged::default()));
 }
 
 #[test]
 fn junit_has_a_test_per_cell_and_pair() {
-    insta::assert_snapshot!(Junit.render(&run()));
+    insta::assert_snapshot!(Junit.render(&run(), &Judged::default()));
 }
 
 #[test]
 fn summary_json_is_valid_and_names_what_is_not_a_number() {
-    let summary: serde_json::Value = serde_json::from_str(&Json.render(&run())).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(&Json.render(&run(), &Judged::default())).unwrap();
     let tally = &summary["tally"];
     assert_eq!((&tally["failed"], &tally["unsupported"]), (&1.into(), &1.into()));
     let pairs = summary["cases"][0]["pairs"].as_array().unwrap();
@@ -269,7 +271,7 @@ fn summary_json_is_valid_and_names_what_is_not_a_number() {
 
 #[test]
 fn report_html_is_self_contained_and_escaped() {
-    let page = Html.render(&run());
+    let page = Html.render(&run(), &Judged::default());
     assert!(!page.contains("http") && !page.contains("<script"), "nothing is fetched or run");
     assert!(page.contains("&lt;warning&gt; &amp; more") && !page.contains("<warning>"));
     assert!(page.contains("prefers-color-scheme") || page.contains("light-dark("));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use reference::protocol::{Dtype, Forward, Load, Mode, PROTOCOL_VERSION, Request};
-use tfcheck::runner::{Ended, ProcessRunner, Runner, SharedRunner};
+use tfcheck::execute::runner::{Ended, ProcessRunner, Runner, SharedRunner};
 
 const LIMIT: Duration = Duration::from_mins(1);
 

@@ -1,9 +1,10 @@
 //! `matrix.csv`: one line per ordered pair, for spreadsheets and scripts.
 
-use super::{Report, RunView};
-use crate::compare::matrix::PairOutcome;
-use crate::compare::metrics::Side;
-use crate::variant::dtype_name;
+use super::Report;
+use crate::judge::gates::Judged;
+use crate::judge::view::RunView;
+use compare::matrix::PairOutcome;
+use compare::metrics::Side;
 
 /// Pairs as comma-separated values (RFC 4180); numbers with all their digits, an empty field where there is none.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +20,7 @@ impl Report for Csv {
         "matrix.csv"
     }
 
-    fn render(&self, run: &RunView) -> String {
+    fn render(&self, run: &RunView, _judged: &Judged) -> String {
         let columns = HEADER.matches(',').count() + 1;
         let mut text = HEADER.to_owned();
         for case in &run.cases {
@@ -59,7 +60,7 @@ impl Report for Csv {
                             optional(at.map(|at| at.at.position)),
                             optional(at.map(|at| at.token)),
                             optional(pair.max_ulp),
-                            dtype_name(pair.lower_dtype).to_owned(),
+                            pair.lower_dtype.name().to_owned(),
                             optional(rounded.map(|rounded| number(rounded.l2))),
                             optional(rounded.map(|rounded| number(rounded.max_abs))),
                         ]);
@@ -83,7 +84,7 @@ impl Report for Csv {
                         }
                     }
                     fields.resize(columns - 3, String::new());
-                    let noise = |row: usize| case.noise(row).and_then(crate::compare::repeat::Noise::l2);
+                    let noise = |row: usize| case.noise(row).and_then(compare::repeat::Noise::l2);
                     fields
                         .extend([noise(a), noise(b), case.multiple(a, b)].map(|l2| optional(l2.map(number))));
                     let quoted: Vec<String> = fields.iter().map(|field| quote(field)).collect();

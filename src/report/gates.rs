@@ -1,10 +1,10 @@
 //! What gates found and what changed since a baseline, as rows that every format shows.
 
-use super::bytes;
-use crate::against::{Against, Row};
-use crate::compare::matrix::PairOutcome;
-use crate::compare::metrics::Side;
-use crate::gates::Judged;
+use crate::judge::against::{Against, Row};
+use crate::judge::gates::Judged;
+use compare::matrix::PairOutcome;
+use compare::metrics::Side;
+use compare::units::bytes;
 
 /// Subjects that a table names; the files for programs have all.
 const NAMED: usize = 5;

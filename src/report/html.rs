@@ -8,10 +8,12 @@ use std::fmt::Write;
 use matrix::{class, first_divergence, heat_map, verdicts};
 use speed::{decoding, timings};
 
+use super::Report;
 use super::gates::{change_rows, gate_rows, is_shown};
 use super::sweep::Mark;
-use super::{CaseView, Report, RunView, kind, reason};
-use crate::results::Outcome;
+use crate::execute::cell::Outcome;
+use crate::judge::gates::Judged;
+use crate::judge::view::{CaseView, RunView};
 
 /// The report as a page.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +26,7 @@ impl Report for Html {
         "report.html"
     }
 
-    fn render(&self, run: &RunView) -> String {
+    fn render(&self, run: &RunView, judged: &Judged) -> String {
         let mut page = String::new();
         let id = escape(&run.id);
         put(&mut page, "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
@@ -35,13 +37,13 @@ impl Report for Html {
         );
         put(&mut page, &format!("<h1>tfcheck <span class=\"id\">{id}</span></h1>\n"));
         tally(&mut page, run);
-        if is_shown(&run.judged) {
-            let gates = gate_rows(&run.judged).into_iter();
+        if is_shown(&judged) {
+            let gates = gate_rows(&judged).into_iter();
             let gates: Vec<String> =
                 gates.map(|[gate, word, found]| format!("{gate}: {word}. {found}")).collect();
             list(&mut page, "Gates", &gates);
         }
-        if let Some(against) = &run.judged.against {
+        if let Some(against) = &judged.against {
             let rows: Vec<String> = change_rows(against)
                 .into_iter()
                 .map(|row| row[..6].join(" · "))
@@ -198,10 +200,11 @@ fn failures(page: &mut String, case: &CaseView) {
     for cell in absent {
         put(
             page,
-            &format!("<article><h4>{}</h4>\n<p>{}</p>\n", escape(&cell.name), escape(&reason(&cell.outcome))),
+            &format!("<article><h4>{}</h4>\n<p>{}</p>\n", escape(&cell.name), escape(&cell.outcome.reason())),
         );
         if let Outcome::Failed(failure) = &cell.outcome {
-            for (title, block) in [(kind(failure.kind), &failure.detail), ("worker.log", &failure.log_tail)] {
+            for (title, block) in [(failure.kind.words(), &failure.detail), ("worker.log", &failure.log_tail)]
+            {
                 if !block.trim().is_empty() {
                     put(
                         page,

@@ -6,13 +6,15 @@
 use serde_json::{Map, Value, json};
 
 use super::sweep::{self, Mark, Sweep};
-use super::{CaseView, Report, RunView, kind, preflight};
-use crate::against::{Against, Row};
-use crate::compare::matrix::{Matrix, PairOutcome};
-use crate::compare::metrics::{KlSummary, PairMetrics, PositionIndex, PositionMetrics, Side};
-use crate::results::{Cell, Outcome, SCHEMA_VERSION};
-use crate::timing::Summary;
-use crate::variant::dtype_name;
+use super::{Report, preflight};
+use crate::execute::cell::{Cell, Outcome};
+use crate::judge::against::{Against, Row};
+use crate::judge::gates::Judged;
+use crate::judge::view::{CaseView, RunView};
+use crate::results::SCHEMA_VERSION;
+use compare::matrix::{Matrix, PairOutcome};
+use compare::metrics::{KlSummary, PairMetrics, PositionIndex, PositionMetrics, Side};
+use compare::timing::Summary;
 
 /// About 2 MB of curves.
 const MAX_CURVE_POINTS: usize = 50_000;
@@ -26,15 +28,15 @@ impl Report for Json {
         "summary.json"
     }
 
-    fn render(&self, run: &RunView) -> String {
+    fn render(&self, run: &RunView, judged: &Judged) -> String {
         let tally = run.tally();
         let summary = json!({
             "schema_version": SCHEMA_VERSION,
             "run": run.id,
             "environment": run.environment.iter().cloned().map(|(key, value)| (key, Value::String(value))).collect::<Map<_, _>>(),
             "notes": run.notes,
-            "gates": run.judged.gates,
-            "against": run.judged.against.as_ref().map(against),
+            "gates": judged.gates,
+            "against": judged.against.as_ref().map(against),
             "tally": {
                 "identical": tally.identical,
                 "same_mathematics": tally.same_mathematics,
@@ -126,8 +128,8 @@ fn cell(case: &CaseView, cell: &Cell) -> Value {
             "outcome": "completed",
             "libraries": completed.libraries,
             "notes": completed.notes,
-            "load_ms": super::ms(completed.load_ns),
-            "first_call_ms": super::ms(completed.first_call_ns),
+            "load_ms": compare::units::ms(completed.load_ns),
+            "first_call_ms": compare::units::ms(completed.first_call_ns),
             "peak_bytes": completed.peak_bytes,
             "noise": completed.noise,
             "ignored_keys": completed.ignored_keys,
@@ -144,7 +146,7 @@ fn cell(case: &CaseView, cell: &Cell) -> Value {
         }
         (Outcome::Failed(failure), _) => json!({
             "outcome": "failed",
-            "kind": kind(failure.kind),
+            "kind": failure.kind.words(),
             "reason": failure.reason,
             "detail": failure.detail,
             "log_tail": failure.log_tail,
@@ -223,7 +225,7 @@ fn metrics(pair: &PairMetrics, matrix: &Matrix) -> Value {
         "max_abs": number(pair.max_abs),
         "max_abs_at": pair.max_abs_at.map(|at| json!({ "row": at.at.row, "position": at.at.position, "token": at.token })),
         "max_ulp": pair.max_ulp,
-        "lower_dtype": dtype_name(pair.lower_dtype),
+        "lower_dtype": pair.lower_dtype.name(),
         "rounded": pair.rounded.map(|rounded| json!({ "l2": number(rounded.l2), "max_abs": number(rounded.max_abs) })),
         "worst_position": { "relative_l2": number(pair.worst_position.0), "at": position(pair.worst_position.1) },
         "distribution": pair.distribution.as_ref().map(|distribution| json!({

@@ -2,10 +2,12 @@
 
 use quick_junit::{NonSuccessKind, Report as Document, TestCase, TestCaseStatus, TestSuite};
 
-use super::{Report, RunView, kind, reason};
-use crate::compare::verdict::Decision;
-use crate::gates::GateResult;
-use crate::results::Outcome;
+use super::Report;
+use crate::execute::cell::Outcome;
+use crate::judge::gates::GateResult;
+use crate::judge::gates::Judged;
+use crate::judge::view::RunView;
+use compare::verdict::Decision;
 
 /// Gates that failed are failures, failed cells errors, diverged and incomparable pairs failures; what did not run is skipped.
 #[derive(Clone, Copy, Debug)]
@@ -16,21 +18,21 @@ impl Report for Junit {
         "junit.xml"
     }
 
-    fn render(&self, run: &RunView) -> String {
+    fn render(&self, run: &RunView, judged: &Judged) -> String {
         let mut document = Document::new(format!("tfcheck {}", run.id));
-        if run.judged.is_named {
-            document.add_test_suite(gates(&run.judged.gates));
+        if judged.is_named {
+            document.add_test_suite(gates(&judged.gates));
         }
         for case in &run.cases {
             let mut cells = TestSuite::new(format!("{} cells", case.name));
             for cell in &case.cells {
                 let status = match &cell.outcome {
                     Outcome::Completed(_) => TestCaseStatus::success(),
-                    outcome @ Outcome::Unsupported { .. } => skipped(&reason(outcome)),
+                    outcome @ Outcome::Unsupported { .. } => skipped(&outcome.reason()),
                     Outcome::Failed(failure) => {
                         let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
                         status
-                            .set_type(kind(failure.kind))
+                            .set_type(failure.kind.words())
                             .set_message(failure.reason.clone())
                             .set_description(format!("{}\n{}", failure.detail, failure.log_tail).trim());
                         status

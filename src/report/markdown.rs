@@ -8,11 +8,12 @@ use std::fmt::Write;
 use numbers::{accuracies, choices, first_divergence, matrices, verdicts};
 use speed::{decoding, performance};
 
+use super::Report;
 use super::gates::{CHANGE_HEADER, change_rows, gate_rows, is_shown};
 use super::sweep::Mark;
-use super::{CaseView, Report, RunView, kind};
-use crate::gates::Judged;
-use crate::results::{Cell, Outcome};
+use crate::execute::cell::{Cell, Outcome};
+use crate::judge::gates::Judged;
+use crate::judge::view::{CaseView, RunView};
 
 /// The summary for people.
 #[derive(Clone, Copy, Debug)]
@@ -26,12 +27,12 @@ impl Report for Markdown {
         "summary.md"
     }
 
-    fn render(&self, run: &RunView) -> String {
+    fn render(&self, run: &RunView, judged: &Judged) -> String {
         let mut text = format!("# tfcheck {}\n\n", run.id);
         for (key, value) in &run.environment {
             line(&mut text, &format!("- {key}: {value}"));
         }
-        gates(&mut text, &run.judged);
+        gates(&mut text, &judged);
         sweep(&mut text, run);
         for case in &run.cases {
             line(&mut text, &format!("\n## {}\n", case.name));
@@ -161,7 +162,7 @@ fn failures(text: &mut String, case: &CaseView) {
                 line(text, &format!("\n**{}** — unsupported: {reason}", cell.name));
             }
             Outcome::Failed(failure) => {
-                line(text, &format!("\n**{}** — {}: {}", cell.name, kind(failure.kind), failure.reason));
+                line(text, &format!("\n**{}** — {}: {}", cell.name, failure.kind.words(), failure.reason));
                 for block in
                     [&failure.detail, &failure.log_tail].into_iter().filter(|block| !block.trim().is_empty())
                 {

@@ -1,9 +1,9 @@
 //! What differed between variants before they computed anything: config keys, tokenizers, packages.
 
-use super::{CaseView, RunView};
-use crate::compare::metrics::Side;
-use crate::results::{Outcome, TokenizerParity};
-use crate::variant::Variant;
+use crate::execute::cell::{Outcome, TokenizerParity};
+use crate::judge::view::{CaseView, RunView};
+use crate::spec::variant::Variant;
+use compare::metrics::Side;
 
 /// A config key that some versions list as one they have no use for and others do not.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,11 +1,11 @@
 //! A sweep's verdicts in one table: a row per pair of variants, a column per value of each axis, the worst verdict
 //! of all cells that have that value.
 
-use super::{CaseView, RunView};
-use crate::compare::verdict::{Decision, Verdict};
-use crate::config::Padding;
-use crate::summary::ONE_PASS;
-use crate::variant::{Variant, dtype_name};
+use crate::judge::assess::ONE_PASS;
+use crate::judge::view::{CaseView, RunView};
+use crate::spec::config::Padding;
+use crate::spec::variant::{Variant, dtype_name};
+use compare::verdict::{Decision, Verdict};
 
 /// A collapsed sweep.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,11 +5,13 @@ use std::fmt::Write;
 use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 
 use super::gates::{change_rows, gate_rows, is_shown};
-use super::{CaseView, Report, RunView, bytes, entry, speed_up_text};
-use crate::compare::metrics::{PairMetrics, Side};
-use crate::compare::repeat::times;
-use crate::compare::verdict::{Decision, Verdict};
-use crate::gates::Judged;
+use super::{Report, entry, speed_up_text};
+use crate::judge::gates::Judged;
+use crate::judge::view::{CaseView, RunView};
+use compare::metrics::{PairMetrics, Side};
+use compare::repeat::times;
+use compare::units::bytes;
+use compare::verdict::{Decision, Verdict};
 
 /// Below this many columns nothing is cut any more.
 const NARROWEST: usize = 60;
@@ -29,7 +31,7 @@ impl Report for Terminal {
         "run.log"
     }
 
-    fn render(&self, run: &RunView) -> String {
+    fn render(&self, run: &RunView, judged: &Judged) -> String {
         let terminal = Self { width: self.width.max(NARROWEST), ..*self };
         let mut text = String::new();
         for case in &run.cases {
@@ -45,7 +47,7 @@ impl Report for Terminal {
         let tally = run.tally();
         let pairs = tally.pairs();
         let cells = format!("{} failed, {} unsupported", tally.failed, tally.unsupported);
-        terminal.gates(&mut text, &run.judged);
+        terminal.gates(&mut text, &judged);
         text.push('\n');
         for part in wrap(&format!("pairs: {pairs}; cells: {cells}"), terminal.width) {
             terminal.line(&mut text, &part);
@@ -125,7 +127,7 @@ impl Terminal {
                         cell.name.clone(),
                         time(performance.timing.map(|timing| timing.p50_ms)),
                         time(performance.timing.map(|timing| timing.p90_ms)),
-                        time(Some(super::ms(performance.completed.first_call_ns))),
+                        time(Some(compare::units::ms(performance.completed.first_call_ns))),
                         performance.completed.peak_bytes.map_or_else(|| "—".to_owned(), bytes),
                         speed_up_text(&performance),
                     ]);

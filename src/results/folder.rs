@@ -9,12 +9,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use super::{Case, Cell, Manifest, SCHEMA_VERSION};
-use crate::atomic;
-use crate::localize::Localized;
-use crate::variant::Variant;
+use super::environment::EnvironmentRecord;
+use super::localized::Localized;
+use super::{Case, Manifest, SCHEMA_VERSION};
+use crate::execute::cell::Cell;
+use crate::spec::atomic;
+use crate::spec::variant::Variant;
 
 const MANIFEST: &str = "run.json";
+/// The record of machine and environments.
+const ENVIRONMENT: &str = "environment.json";
 const LOCALIZED: &str = "localized.json";
 const LOCK: &str = ".lock";
 
@@ -143,6 +147,33 @@ impl RunFolder {
         &self.path
     }
 
+    /// Reads `environment.json`; `None` where it is absent or not one.
+    pub fn environment(&self) -> Option<EnvironmentRecord> {
+        read_json(&self.path.join(ENVIRONMENT)).ok()
+    }
+
+    /// Writes `environment.json`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_environment(&self, record: &EnvironmentRecord) -> Result<(), ResultsError> {
+        self.write_json(&self.path.join(ENVIRONMENT), record)
+    }
+
+    /// Writes what a run was folded into as `NAME.json` and `NAME.md`.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_folded(
+        &self,
+        name: &str,
+        folded: &impl Serialize,
+        markdown: &str,
+    ) -> Result<(), ResultsError> {
+        self.write_json(&self.path.join(format!("{name}.json")), folded)?;
+        self.write(format!("{name}.md"), markdown.as_bytes())
+    }
+
     /// Writes `run.json`.
     ///
     /// # Errors
@@ -232,7 +263,7 @@ impl RunFolder {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, relative: impl AsRef<Path>, bytes: &[u8]) -> Result<(), ResultsError> {
-        write_atomically(&self.path.join(relative), bytes)
+        write_file(&self.path.join(relative), bytes)
     }
 
     fn write_json(&self, path: &Path, value: &impl Serialize) -> Result<(), ResultsError> {
@@ -240,7 +271,7 @@ impl RunFolder {
         let mut bytes = serde_json::to_vec_pretty(value)
             .map_err(|source| ResultsError::Record { path: path.to_owned(), source })?;
         bytes.push(b'\n');
-        write_atomically(path, &bytes)
+        write_file(path, &bytes)
     }
 }
 
@@ -249,7 +280,7 @@ impl RunFolder {
 ///
 /// # Errors
 /// When the file system refuses; the temporary file is then removed.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(|source| io_error("create", folder, source))?;
     atomic::write(path, bytes).map_err(|source| io_error("write", path, source))
@@ -283,7 +314,7 @@ mod tests {
         let manifest = Manifest {
             schema_version: SCHEMA_VERSION,
             stamp: "20260801_150000".into(),
-            config: crate::config::Config::default(),
+            config: crate::spec::config::Config::default(),
             folder: PathBuf::new(),
             baseline: None,
             cases: vec![],
@@ -300,12 +331,12 @@ mod tests {
     fn a_failed_write_leaves_the_old_file_and_no_litter() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("record.json");
-        write_atomically(&path, b"old").unwrap();
+        write_file(&path, b"old").unwrap();
         // A directory cannot be replaced by a file: the rename fails after the bytes were written.
         let target = folder.path().join("taken");
         fs::create_dir(&target).unwrap();
         fs::write(target.join("inside"), b"x").unwrap();
-        write_atomically(&target, b"new").unwrap_err();
+        write_file(&target, b"new").unwrap_err();
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use serde_json::{Map, json};
-use tfcheck::checkpoint::{Settings, hub::Environment};
+use tfcheck::spec::checkpoint::{Settings, hub::Environment};
 
 /// A config that passes.
 pub(crate) fn config() -> String {

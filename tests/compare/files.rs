@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use reference::protocol::{Dtype, LOGITS, Positions};
+use compare::logits::{Logits, Mask};
+use compare::matrix::{Entry, Matrix, Options, matrix};
+use compare::metrics::PairMetrics;
+use compare::{Dtype, Positions};
+use reference::protocol::LOGITS;
 use safetensors::tensor::TensorView;
 use tempfile::TempDir;
-use tfcheck::compare::logits::{Logits, Mask};
-use tfcheck::compare::matrix::{Entry, Matrix, Options, matrix};
-use tfcheck::compare::metrics::PairMetrics;
 
 /// Files of a test, and the entries over them.
 pub(crate) struct Files {

@@ -1,11 +1,11 @@
 //! Each metric against numpy, and the laws that it has to obey.
 
+use compare::Dtype;
+use compare::matrix::{Options, PairOutcome, matrix};
+use compare::metrics::{KlSummary, PositionIndex, Side};
 use proptest::prelude::*;
-use reference::protocol::Dtype;
 use reference::{Source, Specification, Versions};
 use serde_json::Value;
-use tfcheck::compare::matrix::{Options, PairOutcome, matrix};
-use tfcheck::compare::metrics::{KlSummary, PositionIndex, Side};
 
 use crate::files::{Files, pair};
 

@@ -1,8 +1,8 @@
 //! Known positives and negatives of every verdict.
 
-use reference::protocol::Dtype;
-use tfcheck::compare::oracle::{Oracles, Origin, accuracies};
-use tfcheck::compare::verdict::{Decision, Tolerances, Verdict, verdicts};
+use compare::Dtype;
+use compare::oracle::{Oracles, Origin, accuracies};
+use compare::verdict::{Decision, Tolerances, Verdict, verdicts};
 
 use crate::files::{Files, added, bf16, noise};
 

@@ -5,10 +5,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use reference::protocol::{Dtype, Failed, FailedKind, Load, Reply, Request};
-use tfcheck::results::FailureKind;
-use tfcheck::runner::{Ended, Runner, Session};
-use tfcheck::worker::Engine;
-use tfcheck::worker::candle::CandleEngine;
+use tfcheck::execute::cell::FailureKind;
+use tfcheck::execute::runner::{Ended, Runner, Session};
+use tfcheck::execute::worker::Engine;
+use tfcheck::execute::worker::candle::CandleEngine;
 
 pub(crate) struct InProcess;
 

@@ -1,16 +1,16 @@
 //! Faults planted in native checkpoints: each class that candle ports and forks have had.
 
 use candle_core::{DType, Device, Tensor};
+use compare::verdict::Decision;
 use reference::protocol::{Dtype, Load, Mode};
 use serde_json::{Value, json};
-use tfcheck::compare::verdict::Decision;
-use tfcheck::localize::{Finding, LocalizeError, Localized, Options};
-use tfcheck::runner::Runner;
+use tfcheck::execute::runner::Runner;
+use tfcheck::hunt::localize::{Finding, LocalizeError, Localized, Options};
 
 use crate::engine::InProcess;
 use crate::setting::{Setting, Tensors, write_inputs};
 
-fn divergence<'a>(name: &str, found: &'a Localized) -> &'a tfcheck::localize::Divergence {
+fn divergence<'a>(name: &str, found: &'a Localized) -> &'a tfcheck::hunt::localize::Divergence {
     match &found.finding {
         Finding::Module(divergence) => divergence,
         other => panic!("{name}: {other:?}: {}", found.sentence),

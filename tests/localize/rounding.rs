@@ -3,15 +3,16 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use compare::logits::{Logits, Mask};
+use compare::matrix::{self, Entry};
+use compare::oracle::{Oracles, Origin};
+use compare::verdict::{Decision, Tolerances, verdicts};
 use models::synthetic::catalogue;
-use reference::protocol::{Attention, Dtype, Forward, Load, Mode, Positions, Request};
-use tfcheck::compare::logits::{Logits, Mask};
-use tfcheck::compare::matrix::{self, Entry};
-use tfcheck::compare::oracle::{Oracles, Origin};
-use tfcheck::compare::verdict::{Decision, Tolerances, verdicts};
-use tfcheck::localize::{Finding, Options};
-use tfcheck::runner::{self, ProcessRunner, Runner, Session};
-use tfcheck::variant::{Variant, attention_name, dtype_name, mode_name};
+use reference::protocol::{Attention, Dtype, Forward, Load, Mode, Request};
+use tfcheck::execute::runner::{self, ProcessRunner, Runner, Session};
+use tfcheck::hunt::localize::{Finding, Options};
+use tfcheck::spec::variant::measured_dtype;
+use tfcheck::spec::variant::{Variant, attention_name, dtype_name, mode_name};
 
 use crate::engine::InProcess;
 use crate::forks::newest;
@@ -28,7 +29,7 @@ struct Cell {
 
 impl Cell {
     fn new(
-        runner: tfcheck::variant::Runner,
+        runner: tfcheck::spec::variant::Runner,
         mode: Mode,
         attention: Option<Attention>,
         dtype: Dtype,
@@ -47,11 +48,11 @@ impl Cell {
     }
 
     fn native(mode: Mode, dtype: Dtype, threads: usize) -> Self {
-        Self::new(tfcheck::variant::Runner::Candle, mode, None, dtype, threads)
+        Self::new(tfcheck::spec::variant::Runner::Candle, mode, None, dtype, threads)
     }
 
     fn transformers(mode: Mode, attention: Attention, dtype: Dtype, threads: usize) -> Self {
-        Self::new(tfcheck::variant::Runner::Transformers, mode, Some(attention), dtype, threads)
+        Self::new(tfcheck::spec::variant::Runner::Transformers, mode, Some(attention), dtype, threads)
     }
 
     fn name(&self) -> String {
@@ -85,7 +86,11 @@ impl Cell {
         let limit = Duration::from_mins(5);
         session.ask(&Request::Load(load), limit).unwrap();
         session.ask(&Request::Forward(Forward::new(path.clone())), limit).unwrap();
-        Entry { name: self.name(), dtype, logits: Ok(Logits::open(&path, Positions::All).unwrap()) }
+        Entry {
+            name: self.name(),
+            dtype: measured_dtype(dtype),
+            logits: Ok(Logits::open(&path, compare::Positions::All).unwrap()),
+        }
     }
 }
 
@@ -95,7 +100,8 @@ impl Cell {
 fn check(setting: &Setting, cells: &[Cell], entries: &[Entry]) -> Vec<Vec<&'static str>> {
     let mask = Mask::open(&setting.inputs()).unwrap();
     let matrix = matrix::matrix(entries, Some(&mask), &matrix::Options::default()).unwrap();
-    let origins: Vec<Origin> = cells.iter().map(|cell| Origin::of(&cell.variant)).collect();
+    let origins: Vec<Origin> =
+        cells.iter().map(|cell| tfcheck::judge::assess::origin(&cell.variant)).collect();
     let judged = verdicts(&matrix, &Oracles::new(&matrix, &origins), &Tolerances::default());
     let dtype = |name: &str| cells.iter().find(|cell| cell.name() == name).unwrap().variant.dtype;
     for verdict in &judged {

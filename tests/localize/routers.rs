@@ -6,8 +6,8 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use reference::protocol::{Dtype, Mode};
 use serde_json::{Value, json};
-use tfcheck::localize::{Finding, Options};
-use tfcheck::runner::Runner;
+use tfcheck::execute::runner::Runner;
+use tfcheck::hunt::localize::{Finding, Options};
 
 use crate::engine::{InProcess, WrongInBf16};
 use crate::setting::{Setting, Tensors};

@@ -6,16 +6,15 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use reference::protocol::{
-    Attention, Dtype, Forward, Load, Mode, PROTOCOL_VERSION, Positions, Request as Ask,
-};
+use compare::logits::{Logits, Mask};
+use compare::matrix::{self, Entry};
+use compare::oracle::{Oracles, Origin};
+use compare::verdict::{Tolerances, Verdict, verdicts};
+use reference::protocol::{Attention, Dtype, Forward, Load, Mode, PROTOCOL_VERSION, Request as Ask};
 use serde_json::Value;
-use tfcheck::compare::logits::{Logits, Mask};
-use tfcheck::compare::matrix::{self, Entry};
-use tfcheck::compare::oracle::{Oracles, Origin};
-use tfcheck::compare::verdict::{Tolerances, Verdict, verdicts};
-use tfcheck::localize::{LocalizeError, Localized, Options, Request, Side, localize};
-use tfcheck::runner::Runner;
+use tfcheck::execute::runner::Runner;
+use tfcheck::hunt::localize::{LocalizeError, Localized, Options, Request, Side, localize};
+use tfcheck::spec::variant::measured_dtype;
 
 use crate::engine::InProcess;
 
@@ -107,8 +106,12 @@ impl Setting {
             for ask in [Ask::Load(load.clone()), Ask::Forward(Forward::new(path.clone()))] {
                 session.ask(&ask, Duration::from_mins(5)).unwrap();
             }
-            let logits = Ok(Logits::open(&path, Positions::All).unwrap());
-            entries.push(Entry { name: format!("{family} {:?}", load.dtype), dtype: load.dtype, logits });
+            let logits = Ok(Logits::open(&path, compare::Positions::All).unwrap());
+            entries.push(Entry {
+                name: format!("{family} {:?}", load.dtype),
+                dtype: measured_dtype(load.dtype),
+                logits,
+            });
             origins.push(Origin { family: family.into(), path: format!("{family} {:?}", load.mode) });
         }
         let mask = Mask::open(&self.inputs()).unwrap();

@@ -6,8 +6,8 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use reference::Environment;
 use reference::protocol::{Dtype, Load, Mode};
 use tfcheck::app::cache_folder;
-use tfcheck::localize::{Finding, Localized, Options};
-use tfcheck::runner::{self, ProcessRunner, Runner};
+use tfcheck::execute::runner::{self, ProcessRunner, Runner};
+use tfcheck::hunt::localize::{Finding, Localized, Options};
 
 use crate::engine::InProcess;
 use crate::forks::{Fork, newest};

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use tfcheck::results::{Cell, FailureKind, Manifest, Outcome, RunFolder};
+use tfcheck::execute::cell::{Cell, FailureKind, Outcome};
+use tfcheck::results::{Manifest, RunFolder};
 
 /// A folder to run in, with its own results.
 pub(crate) struct Sandbox {

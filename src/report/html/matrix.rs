@@ -1,12 +1,12 @@
 //! The matrix as a heat map, and the verdicts below it.
 
-use super::super::CaseView;
 use super::{escape, put, table};
-use crate::compare::matrix::PairOutcome;
-use crate::compare::metrics::Side;
-use crate::compare::repeat::times;
-use crate::compare::verdict::Decision;
-use crate::localize::Localized;
+use crate::judge::view::CaseView;
+use crate::results::localized::Localized;
+use compare::matrix::PairOutcome;
+use compare::metrics::Side;
+use compare::repeat::times;
+use compare::verdict::Decision;
 
 /// L2 in figures, relative L2 as the depth of the colour, the verdict as the cell's mark.
 pub(super) fn heat_map(page: &mut String, case: &CaseView) {

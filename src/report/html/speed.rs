@@ -1,7 +1,9 @@
 //! The tables of times.
 
-use super::super::{CaseView, bytes, ms, speed_up_text};
+use super::super::speed_up_text;
 use super::{escape, put, table};
+use crate::judge::view::CaseView;
+use compare::units::{bytes, ms};
 
 /// Medians as bars, their bootstrap intervals as whiskers, p90 as a tick.
 pub(super) fn timings(page: &mut String, case: &CaseView) {

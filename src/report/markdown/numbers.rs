@@ -1,9 +1,10 @@
 //! The tables of what variants computed: the matrix, the noise, the verdicts and their evidence.
 
-use super::super::{CaseView, entry, reason};
+use super::super::entry;
 use super::{line, table};
-use crate::compare::metrics::Side;
-use crate::compare::repeat::times;
+use crate::judge::view::CaseView;
+use compare::metrics::Side;
+use compare::repeat::times;
 
 pub(super) fn matrices(text: &mut String, case: &CaseView) {
     let matrix = &case.matrix;
@@ -58,7 +59,7 @@ fn square(text: &mut String, case: &CaseView, entry: impl Fn(usize, usize) -> St
         .iter()
         .enumerate()
         .map(|(row, name)| {
-            let absent = case.cells.iter().find(|cell| cell.name == *name).map(|cell| reason(&cell.outcome));
+            let absent = case.cells.iter().find(|cell| cell.name == *name).map(|cell| cell.outcome.reason());
             let label = match absent.filter(|reason| !reason.is_empty()) {
                 Some(reason) => format!("{name} ({reason})"),
                 None => name.clone(),
@@ -117,10 +118,8 @@ pub(super) fn distributions(text: &mut String, case: &CaseView) {
                     || format!("{:.3e}", pair.max_abs),
                     |at| format!("{:.3e} at ({}, {}, {})", pair.max_abs, at.at.row, at.at.position, at.token),
                 ),
-                pair.max_ulp.map_or_else(
-                    || "—".to_owned(),
-                    |ulp| format!("{ulp} ({})", crate::variant::dtype_name(pair.lower_dtype)),
-                ),
+                pair.max_ulp
+                    .map_or_else(|| "—".to_owned(), |ulp| format!("{ulp} ({})", pair.lower_dtype.name())),
                 format!("{:.9}", pair.cosine),
                 format!("{:.3e}", pair.nmse(Side::A)),
             ];

@@ -1,8 +1,10 @@
 //! The tables of times and memory.
 
-use super::super::{CaseView, Performance, bytes, ms, speed_up_text};
+use super::super::speed_up_text;
 use super::{line, table};
-use crate::results::Cell;
+use crate::execute::cell::Cell;
+use crate::judge::view::{CaseView, Performance};
+use compare::units::{bytes, ms};
 
 pub(super) fn performance(text: &mut String, case: &CaseView) {
     line(text, "### Performance Results\n");

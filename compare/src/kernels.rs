@@ -1,0 +1,385 @@
+//! The inner loops of the matrix: plain loops over fixed lanes, compiled for AVX-512 and AVX2 by pulp's
+//! run-time dispatch and for the baseline otherwise.
+//!
+//! Sums go to [`LANES`] partial sums that live across blocks, so a result depends neither on the block's
+//! size nor on the vector width.
+
+#![expect(
+    clippy::inline_always,
+    reason = "a loop gets the dispatched instruction set only where it is inlined"
+)]
+
+use super::Dtype;
+use half::slice::HalfFloatSliceExt;
+use pulp::Simd;
+
+use super::logits::Row;
+
+/// Partial sums per quantity; blocks are padded to a multiple of it with zeros, which add nothing.
+pub(super) const LANES: usize = 16;
+type Lanes = [f64; LANES];
+
+/// Sums of one pair over one row.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PairLanes {
+    /// Σ (a − b)².
+    pub(super) squares: Lanes,
+    /// Σ a·b.
+    pub(super) dot: Lanes,
+    /// max |a − b|, NaN left out.
+    pub(super) max: Lanes,
+    /// Σ eᵃ·(a − b), each side less its row's largest: logits of 10³⁰ would swallow the difference.
+    pub(super) weighted_a: Lanes,
+    /// Σ eᵇ·(a − b), the same.
+    pub(super) weighted_b: Lanes,
+    /// Largest difference of ordinals.
+    pub(super) ulp: u32,
+    /// The same of float64 values.
+    pub(super) ulp_f64: u64,
+    /// Σ (a − b)² after rounding both.
+    pub(super) rounded_squares: Lanes,
+    /// max |a − b| after rounding both.
+    pub(super) rounded_max: Lanes,
+}
+
+/// `a·b + c`, rounded once where the instruction set can; its emulation elsewhere would cost a call.
+#[inline(always)]
+fn multiply_add<S: Simd>(a: f64, b: f64, c: f64) -> f64 {
+    if S::IS_SCALAR { a * b + c } else { a.mul_add(b, c) }
+}
+
+/// Adds the lanes pairwise.
+pub(super) fn total(lanes: &Lanes) -> f64 {
+    let mut sums = *lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            sums[l] += sums[l + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+/// Largest lane.
+pub(super) fn largest(lanes: &Lanes) -> f64 {
+    lanes.iter().copied().fold(0.0, f64::max)
+}
+
+/// Widens `row[from..from + length]` into `out`, zero-padded to the end of `out`.
+#[inline(always)]
+pub(super) fn widen(row: &Row, from: usize, length: usize, out: &mut [f64]) {
+    if row.is_wide {
+        out[..length].copy_from_slice(&row.wide[from..from + length]);
+    } else {
+        for (to, &x) in out[..length].iter_mut().zip(&row.narrow[from..from + length]) {
+            *to = f64::from(x);
+        }
+    }
+    out[length..].fill(0.0);
+}
+
+/// Adds Σ x² of a block.
+#[inline(always)]
+pub(super) fn squares<S: Simd>(x: &[f64], sum: &mut Lanes) {
+    let mut lanes = *sum;
+    for x in x.as_chunks::<LANES>().0 {
+        for l in 0..LANES {
+            lanes[l] = multiply_add::<S>(x[l], x[l], lanes[l]);
+        }
+    }
+    *sum = lanes;
+}
+
+/// Sums of a pair in [`differences`].
+pub(super) const DIFFERENCE_SUMS: usize = 3;
+
+/// The L2 family of `M` pairs over one block, each of `a` with the same `b`: enough sums under way at once that none
+/// waits for the one before.
+#[inline(always)]
+pub(super) fn differences<S: Simd, const M: usize>(a: [&[f64]; M], b: &[f64], to: &mut [PairLanes; M]) {
+    let mut squares = to.each_ref().map(|to| to.squares);
+    let mut dot = to.each_ref().map(|to| to.dot);
+    let mut max = to.each_ref().map(|to| to.max);
+    let a = a.map(|a| &a.as_chunks::<LANES>().0[..b.len() / LANES]);
+    for (i, b) in b.as_chunks::<LANES>().0.iter().enumerate() {
+        for m in 0..M {
+            let a = &a[m][i];
+            for l in 0..LANES {
+                let d = a[l] - b[l];
+                squares[m][l] = multiply_add::<S>(d, d, squares[m][l]);
+                dot[m][l] = multiply_add::<S>(a[l], b[l], dot[m][l]);
+                let size = d.abs();
+                max[m][l] = if size > max[m][l] { size } else { max[m][l] };
+            }
+        }
+    }
+    for m in 0..M {
+        (to[m].squares, to[m].dot, to[m].max) = (squares[m], dot[m], max[m]);
+    }
+}
+
+/// Both divergences' weighted differences of one pair over one block of shifted values.
+#[inline(always)]
+pub(super) fn weighted<S: Simd>(a: &[f64], b: &[f64], exp_a: &[f64], exp_b: &[f64], to: &mut PairLanes) {
+    let (mut weighted_a, mut weighted_b) = (to.weighted_a, to.weighted_b);
+    let values = a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0);
+    let weights = exp_a.as_chunks::<LANES>().0.iter().zip(exp_b.as_chunks::<LANES>().0);
+    for ((a, b), (exp_a, exp_b)) in values.zip(weights) {
+        for l in 0..LANES {
+            let d = a[l] - b[l];
+            weighted_a[l] = multiply_add::<S>(exp_a[l], d, weighted_a[l]);
+            weighted_b[l] = multiply_add::<S>(exp_b[l], d, weighted_b[l]);
+        }
+    }
+    (to.weighted_a, to.weighted_b) = (weighted_a, weighted_b);
+}
+
+/// Largest distance of ordinals of one pair over one block.
+#[inline(always)]
+pub(super) fn ulps(a: &[u32], b: &[u32], to: &mut PairLanes) {
+    // Not `abs_diff`, for which more instructions come out. Of integers the compiler may choose the lanes.
+    let distance = |(a, b): (&u32, &u32)| *a.max(b) - *a.min(b);
+    to.ulp = a.iter().zip(b).map(distance).fold(to.ulp, u32::max);
+}
+
+/// Largest distance of two blocks in representable float64 values, which f64 ordinals could not count.
+#[inline(always)]
+pub(super) fn ulps_f64(a: &[f64], b: &[f64], to: &mut PairLanes) {
+    let distance = |(a, b): (&f64, &f64)| ordinal_64(*a).abs_diff(ordinal_64(*b));
+    to.ulp_f64 = a.iter().zip(b).map(distance).fold(to.ulp_f64, u64::max);
+}
+
+/// L2 and largest difference of one pair of rounded blocks.
+#[inline(always)]
+pub(super) fn rounded_differences<S: Simd>(a: &[f64], b: &[f64], to: &mut PairLanes) {
+    let (mut squares, mut max) = (to.rounded_squares, to.rounded_max);
+    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
+        for l in 0..LANES {
+            let d = a[l] - b[l];
+            squares[l] = multiply_add::<S>(d, d, squares[l]);
+            let size = d.abs();
+            max[l] = if size > max[l] { size } else { max[l] };
+        }
+    }
+    (to.rounded_squares, to.rounded_max) = (squares, max);
+}
+
+/// `shifted = x − max` and `out = e^shifted` over the first `length` elements and 0 after them; adds the
+/// exponentials to `sum`.
+#[inline(always)]
+pub(super) fn exponentials<S: Simd>(
+    x: &[f64],
+    max: f64,
+    length: usize,
+    shifted: &mut [f64],
+    out: &mut [f64],
+    sum: &mut Lanes,
+) {
+    for ((shifted, to), &x) in shifted.iter_mut().zip(out.iter_mut()).zip(x) {
+        *shifted = x - max;
+        *to = exp_negative::<S>(*shifted);
+    }
+    shifted[length..].fill(0.0);
+    out[length..].fill(0.0);
+    let mut lanes = *sum;
+    for e in out.as_chunks::<LANES>().0 {
+        for l in 0..LANES {
+            lanes[l] += e[l];
+        }
+    }
+    *sum = lanes;
+}
+
+/// e^x for x ≤ 0 to about 2 ulp; 0 below −708, NaN for NaN. Branch-free, so that it vectorises.
+///
+/// Argument reduction by fdlibm's split of ln 2 (e_exp.c); Taylor to r¹³, whose rest is below 4e-18 for
+/// |r| ≤ ln 2 / 2, from r² on in Estrin's order: by Horner's thirteen products would wait for one another.
+#[inline(always)]
+fn exp_negative<S: Simd>(x: f64) -> f64 {
+    /// 1.5 · 2⁵²: adding it rounds to an integer, which then stands in the low bits.
+    const ROUND: f64 = 6_755_399_441_055_744.0;
+    const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
+    const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
+    /// 1 / (i + 2)!
+    const TAYLOR: [f64; 12] = [
+        0.5,
+        1.0 / 6.0,
+        1.0 / 24.0,
+        1.0 / 120.0,
+        1.0 / 720.0,
+        1.0 / 5_040.0,
+        1.0 / 40_320.0,
+        1.0 / 362_880.0,
+        1.0 / 3_628_800.0,
+        1.0 / 39_916_800.0,
+        1.0 / 479_001_600.0,
+        1.0 / 6_227_020_800.0,
+    ];
+    let shifted = x * std::f64::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
+    let r2 = r * r;
+    let r4 = r2 * r2;
+    let r8 = r4 * r4;
+    let linear = |i: usize| multiply_add::<S>(TAYLOR[i + 1], r, TAYLOR[i]);
+    let cubic = |i: usize| multiply_add::<S>(linear(i + 2), r2, linear(i));
+    let tail = multiply_add::<S>(cubic(8), r8, multiply_add::<S>(cubic(4), r4, cubic(0)));
+    let sum = multiply_add::<S>(tail, r2, r) + 1.0;
+    let scale = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
+    if x < -708.0 { 0.0 } else { sum * scale }
+}
+
+/// Ordinals (a monotone count of representable values, [`ORDINAL_ZERO`] for ±0) of a block rounded to `dtype`, and the
+/// rounded values where asked for. float64 has no ordinals here, see [`ulps_f64`].
+#[inline(always)]
+pub(super) fn ordinals(x: &[f64], is_wide: bool, dtype: Dtype, out: &mut [u32], rounded: Option<&mut [f64]>) {
+    match dtype {
+        Dtype::F64 => return,
+        Dtype::F32 => {
+            for (to, &x) in out.iter_mut().zip(x) {
+                *to = ordinal((x as f32).to_bits(), 31);
+            }
+        }
+        Dtype::Bf16 if is_wide => {
+            for (to, &x) in out.iter_mut().zip(x) {
+                *to = ordinal(half::bf16::from_f32(to_odd(x)).to_bits().into(), 15);
+            }
+        }
+        Dtype::Bf16 => {
+            for (to, &x) in out.iter_mut().zip(x) {
+                let bits = (x as f32).to_bits();
+                *to = ordinal(bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16, 15);
+            }
+        }
+        Dtype::F16 if is_wide => {
+            for (to, &x) in out.iter_mut().zip(x) {
+                *to = ordinal(half::f16::from_f32(to_odd(x)).to_bits().into(), 15);
+            }
+        }
+        Dtype::F16 => {
+            for (to, x) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0) {
+                let mut halves = [half::f16::ZERO; LANES];
+                halves.convert_from_f32_slice(&x.map(|x| x as f32));
+                *to = halves.map(|half| ordinal(half.to_bits().into(), 15));
+            }
+        }
+    }
+    if let Some(rounded) = rounded {
+        for (to, &ordinal) in rounded.iter_mut().zip(&*out) {
+            *to = value_of(ordinal, dtype);
+        }
+    }
+}
+
+/// The f32 from which rounding to 16 bits gives what rounding `x` itself does: where `x` lies between two, the one whose
+/// last bit is set, which is never a tie of 16 bits. To the nearest f32 a value would be rounded twice, and `half`'s own
+/// conversions drop the lower half of an f64 (2.7.1, `f64_to_bf16`).
+#[inline(always)]
+fn to_odd(x: f64) -> f32 {
+    let near = x as f32;
+    let back = f64::from(near);
+    if x.is_nan() || back.total_cmp(&x).is_eq() {
+        return near;
+    }
+    let below = near.to_bits() - u32::from(back.abs() > x.abs());
+    f32::from_bits(below | 1)
+}
+
+/// The ordinal of zero: those of all 32-bit floats lie around it within a u32, which doubles what a vector holds.
+const ORDINAL_ZERO: u32 = 1 << 31;
+
+/// Ordinal of the bits of a float whose sign is bit `sign`.
+#[inline(always)]
+fn ordinal(bits: u32, sign: u32) -> u32 {
+    let size = bits & ((1 << sign) - 1);
+    if bits >> sign == 1 { ORDINAL_ZERO - size } else { ORDINAL_ZERO + size }
+}
+
+#[inline(always)]
+fn ordinal_64(x: f64) -> i64 {
+    let bits = x.to_bits() as i64;
+    if bits < 0 { i64::MIN.wrapping_sub(bits) } else { bits }
+}
+
+/// The value whose ordinal this is; −0 comes back as 0.
+#[inline(always)]
+fn value_of(ordinal: u32, dtype: Dtype) -> f64 {
+    let size = ordinal.abs_diff(ORDINAL_ZERO);
+    let value = match dtype {
+        Dtype::Bf16 => f64::from(f32::from_bits(size << 16)),
+        Dtype::F16 => half::f16::from_bits(size as u16).to_f64(),
+        Dtype::F32 | Dtype::F64 => f64::from(f32::from_bits(size)),
+    };
+    if ordinal < ORDINAL_ZERO { -value } else { value }
+}
+
+/// What one pass over a row alone finds.
+#[derive(Clone, Debug)]
+pub(super) struct RowScan {
+    /// Largest value, NaN left out; −∞ where there is none.
+    pub(super) max: f64,
+    pub(super) nan: u64,
+    pub(super) infinite: u64,
+    /// Token ids of the `k` largest, largest first, lower id first on a tie.
+    pub(super) top: Vec<u32>,
+}
+
+/// Elements examined together for a new candidate of the top k.
+const SCAN: usize = 64;
+
+/// Finds the largest values and counts the non-finite ones.
+#[inline(always)]
+pub(super) fn scan<T: Copy + Into<f64>>(row: &[T], k: usize) -> RowScan {
+    let mut best: Vec<(f64, u32)> = Vec::with_capacity(k + 1);
+    let (mut nan, mut infinite) = (0, 0);
+    let mut threshold = f64::NEG_INFINITY;
+    for (number, chunk) in row.chunks(SCAN).enumerate() {
+        let mut max = [f64::NEG_INFINITY; LANES];
+        // x·0 is 0 for finite x and NaN otherwise, so one sum tells whether to look closer.
+        let mut marks = [0.0; LANES];
+        let (lanes, rest) = chunk.as_chunks::<LANES>();
+        for lane in lanes {
+            for l in 0..LANES {
+                let x: f64 = lane[l].into();
+                max[l] = if x > max[l] { x } else { max[l] };
+                marks[l] += x * 0.0;
+            }
+        }
+        let mut chunk_max = max.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let mut mark: f64 = marks.iter().sum();
+        for &x in rest {
+            let x: f64 = x.into();
+            chunk_max = chunk_max.max(x);
+            mark += x * 0.0;
+        }
+        if mark.is_nan() {
+            for &x in chunk {
+                let x: f64 = x.into();
+                nan += u64::from(x.is_nan());
+                infinite += u64::from(x.is_infinite());
+            }
+        }
+        if best.len() < k || chunk_max > threshold {
+            for (offset, &x) in chunk.iter().enumerate() {
+                let x: f64 = x.into();
+                if x.is_nan() || (best.len() == k && x <= threshold) {
+                    continue;
+                }
+                // Ids ascend, so an equal value goes behind those that are there.
+                let at = best.partition_point(|&(value, _)| value >= x);
+                best.insert(at, (x, (number * SCAN + offset) as u32));
+                best.truncate(k);
+                if best.len() == k {
+                    threshold = best[k - 1].0;
+                }
+            }
+        }
+    }
+    RowScan {
+        max: best.first().map_or(f64::NEG_INFINITY, |&(value, _)| value),
+        nan,
+        infinite,
+        top: best.into_iter().map(|(_, token)| token).collect(),
+    }
+}

@@ -1,0 +1,56 @@
+//! Compares saved logits: pure functions of files, which never run a model.
+//!
+//! No model, Python or network is involved; variants are known by their names alone.
+//! [`logits`] opens files, [`matrix`] reads all of them once and measures every pair, [`metrics`] says
+//! what each number means, [`oracle`] measures variants against float64, [`verdict`] decides,
+//! [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
+
+mod dtype;
+mod fold;
+mod kernels;
+pub mod logits;
+pub mod matrix;
+pub mod metrics;
+pub mod oracle;
+mod pass;
+pub mod repeat;
+pub mod timing;
+mod tolerances;
+pub mod units;
+pub mod verdict;
+
+pub use dtype::{Dtype, Positions};
+
+use logits::{Logits, LogitsError, Mask, Row};
+
+/// Softmax probability of each of `tokens` at the last real position of each row of the batch, in f64:
+/// `exp(x[token] − max x) / Σ exp(x − max x)`, in `[0, 1]`.
+///
+/// A row gives `None` where it has no real token, where the file lacks its last real position (a
+/// last-position file of a right-padded row), and per token where the id is outside the vocabulary.
+/// A NaN logit makes the row's probabilities NaN.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn choices(
+    logits: &Logits,
+    mask: &Mask,
+    tokens: &[u32],
+) -> Result<Vec<Option<Vec<Option<f64>>>>, LogitsError> {
+    let [batch, seq, _] = logits.shape();
+    let mut row = Row::default();
+    (0..batch.min(mask.batch()))
+        .map(|b| {
+            let Some(position) = mask.last_real(b).and_then(|p| matrix::row_in_file(logits, mask, p)) else {
+                return Ok(None);
+            };
+            logits.read_row(b * seq + position, &mut row)?;
+            let values = row.to_f64();
+            let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = values.iter().map(|value| (value - max).exp()).sum();
+            let probability =
+                |&token: &u32| values.get(token as usize).map(|value| (value - max).exp() / sum);
+            Ok(Some(tokens.iter().map(probability).collect()))
+        })
+        .collect()
+}

@@ -1,0 +1,319 @@
+//! Logits files: where a saved tensor's rows lie on disk, and how one row is read.
+//!
+//! Rows are read with positioned reads rather than through a mapping: a mapping's pages count as this
+//! process's memory, and a file that shrinks under a mapping kills the process instead of failing the read.
+
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::{Dtype, Positions};
+use half::slice::HalfFloatSliceExt;
+use safetensors::tensor::Metadata;
+use safetensors::{Dtype as Stored, SafeTensors};
+use thiserror::Error;
+
+/// The tensor of a logits file, by its name in the worker protocol.
+const LOGITS: &str = "logits";
+/// The mask of an inputs file, by its name in the worker protocol.
+const ATTENTION_MASK: &str = "attention_mask";
+
+/// A header larger than this is not one that a runner wrote (safetensors' own limit is 100 MB).
+const MAX_HEADER: u64 = 100_000_000;
+
+/// Why a logits or inputs file cannot be used.
+#[derive(Debug, Error)]
+pub enum LogitsError {
+    /// The file system refused.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{} {problem}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it: "is truncated: …".
+        problem: String,
+    },
+}
+
+impl LogitsError {
+    /// The file system refused.
+    pub fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+
+    /// The file is not what it should be: "is truncated: …".
+    pub fn invalid(path: &Path, problem: impl Into<String>) -> Self {
+        Self::Invalid { path: path.to_owned(), problem: problem.into() }
+    }
+}
+
+/// An open logits file: `[batch, seq, vocab_size]`, `[batch, 1, vocab_size]` when it holds last positions only.
+#[derive(Debug)]
+pub struct Logits {
+    path: PathBuf,
+    file: File,
+    offset: u64,
+    storage: Dtype,
+    batch: usize,
+    seq: usize,
+    vocab_size: usize,
+    positions: Positions,
+}
+
+/// One row of logits as read, in the widest type that its file needs.
+#[derive(Debug, Default)]
+pub(super) struct Row {
+    bytes: Vec<u8>,
+    pub(super) narrow: Vec<f32>,
+    pub(super) wide: Vec<f64>,
+    pub(super) is_wide: bool,
+}
+
+impl Row {
+    /// The row's values, exactly.
+    pub(super) fn to_f64(&self) -> Vec<f64> {
+        if self.is_wide { self.wide.clone() } else { self.narrow.iter().map(|&x| f64::from(x)).collect() }
+    }
+}
+
+impl Logits {
+    /// Opens a safetensors file with one tensor `logits`.
+    ///
+    /// # Errors
+    /// The file cannot be read, is truncated, or holds no logits of a usable shape and dtype.
+    pub fn open(path: &Path, positions: Positions) -> Result<Self, LogitsError> {
+        let file = File::open(path).map_err(|error| LogitsError::io(path, error))?;
+        let (header, start) = read_header(path, &file)?;
+        let metadata: Metadata = serde_json::from_slice(&header)
+            .map_err(|error| LogitsError::invalid(path, format!("is not a safetensors file: {error}")))?;
+        let info = metadata
+            .info(LOGITS)
+            .ok_or_else(|| LogitsError::invalid(path, format!("has no tensor named {LOGITS}")))?;
+        let storage = match info.dtype {
+            Stored::F64 => Dtype::F64,
+            Stored::F32 => Dtype::F32,
+            Stored::BF16 => Dtype::Bf16,
+            Stored::F16 => Dtype::F16,
+            other => {
+                return Err(LogitsError::invalid(
+                    path,
+                    format!("holds logits of dtype {other:?}, not a float"),
+                ));
+            }
+        };
+        Self::new(path, file, start + info.data_offsets.0 as u64, storage, &info.shape, positions)
+    }
+
+    /// Logits that lie contiguously in a file of another format.
+    ///
+    /// # Errors
+    /// The file cannot be read, is truncated, or the shape is not one of logits.
+    pub fn at(
+        path: &Path,
+        offset: u64,
+        storage: Dtype,
+        shape: &[usize],
+        positions: Positions,
+    ) -> Result<Self, LogitsError> {
+        let file = File::open(path).map_err(|error| LogitsError::io(path, error))?;
+        Self::new(path, file, offset, storage, shape, positions)
+    }
+
+    fn new(
+        path: &Path,
+        file: File,
+        offset: u64,
+        storage: Dtype,
+        shape: &[usize],
+        positions: Positions,
+    ) -> Result<Self, LogitsError> {
+        let (batch, seq, vocab_size, positions) = match *shape {
+            [batch, seq, vocab_size] if positions == Positions::All || seq == 1 => {
+                (batch, seq, vocab_size, positions)
+            }
+            [batch, vocab_size] => (batch, 1, vocab_size, Positions::Last),
+            [vocab_size] => (1, 1, vocab_size, Positions::Last),
+            _ => {
+                let problem = format!("holds logits of shape {shape:?}, not [batch, seq, vocab_size]");
+                return Err(LogitsError::invalid(path, problem));
+            }
+        };
+        let bytes = [batch, seq, vocab_size, storage.size()]
+            .iter()
+            .try_fold(1_u64, |product, &factor| product.checked_mul(factor as u64))
+            .and_then(|bytes| bytes.checked_add(offset))
+            .ok_or_else(|| {
+                LogitsError::invalid(path, format!("claims a shape {shape:?} beyond all memory"))
+            })?;
+        let length = file.metadata().map_err(|error| LogitsError::io(path, error))?.len();
+        if length < bytes {
+            let problem = format!("is truncated: {length} bytes where its header promises {bytes}");
+            return Err(LogitsError::invalid(path, problem));
+        }
+        if batch == 0 || seq == 0 || vocab_size == 0 {
+            return Err(LogitsError::invalid(path, format!("holds empty logits, shape {shape:?}")));
+        }
+        Ok(Self { path: path.to_owned(), file, offset, storage, batch, seq, vocab_size, positions })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `[batch, seq, vocab_size]`, `seq` = 1 for [`Positions::Last`].
+    pub fn shape(&self) -> [usize; 3] {
+        [self.batch, self.seq, self.vocab_size]
+    }
+
+    /// Which positions the file holds.
+    pub fn positions(&self) -> Positions {
+        self.positions
+    }
+
+    /// Element type in the file (not the dtype that the variant computed in).
+    pub fn storage(&self) -> Dtype {
+        self.storage
+    }
+
+    /// Reads the `index`-th row, `index` = batch × seq + position, into `row`.
+    pub(super) fn read_row(&self, index: usize, row: &mut Row) -> Result<(), LogitsError> {
+        self.read_part(index, 0..self.vocab_size, row)
+    }
+
+    /// As [`Logits::read_row`], of these tokens only.
+    pub(super) fn read_part(
+        &self,
+        index: usize,
+        tokens: Range<usize>,
+        row: &mut Row,
+    ) -> Result<(), LogitsError> {
+        let length = tokens.len();
+        let at = self.offset + ((index * self.vocab_size + tokens.start) * self.storage.size()) as u64;
+        let read = |bytes: &mut [u8]| {
+            self.file.read_exact_at(bytes, at).map_err(|error| LogitsError::io(&self.path, error))
+        };
+        row.is_wide = self.storage == Dtype::F64;
+        match self.storage {
+            Dtype::F64 => {
+                row.wide.resize(length, 0.0);
+                read(bytemuck::cast_slice_mut(&mut row.wide))
+            }
+            Dtype::F32 => {
+                row.narrow.resize(length, 0.0);
+                read(bytemuck::cast_slice_mut(&mut row.narrow))
+            }
+            Dtype::Bf16 => {
+                row.bytes.resize(length * 2, 0);
+                read(&mut row.bytes)?;
+                row.narrow.clear();
+                row.narrow.extend(
+                    row.bytes.as_chunks::<2>().0.iter().map(|&b| half::bf16::from_le_bytes(b).to_f32()),
+                );
+                Ok(())
+            }
+            Dtype::F16 => {
+                row.bytes.resize(length * 2, 0);
+                read(&mut row.bytes)?;
+                let halves: Vec<half::f16> =
+                    row.bytes.as_chunks::<2>().0.iter().map(|&b| half::f16::from_le_bytes(b)).collect();
+                row.narrow.resize(length, 0.0);
+                halves.convert_to_f32_slice(&mut row.narrow);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Which positions of the inputs are real tokens, `[batch, seq]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mask {
+    batch: usize,
+    seq: usize,
+    real: Vec<bool>,
+}
+
+impl Mask {
+    /// A mask from its values, row by row; `None` when they do not fill `[batch, seq]`.
+    pub fn new(batch: usize, seq: usize, real: Vec<bool>) -> Option<Self> {
+        (real.len() == batch * seq).then_some(Self { batch, seq, real })
+    }
+
+    /// A mask without padding.
+    pub fn all_real(batch: usize, seq: usize) -> Self {
+        Self { batch, seq, real: vec![true; batch * seq] }
+    }
+
+    /// Reads `attention_mask` of an inputs file.
+    ///
+    /// # Errors
+    /// The file cannot be read or holds no i64 `attention_mask` of `[batch, seq]`.
+    pub fn open(path: &Path) -> Result<Self, LogitsError> {
+        let bytes = std::fs::read(path).map_err(|error| LogitsError::io(path, error))?;
+        let tensors = SafeTensors::deserialize(&bytes)
+            .map_err(|error| LogitsError::invalid(path, format!("is not a safetensors file: {error}")))?;
+        let mask = tensors
+            .tensor(ATTENTION_MASK)
+            .map_err(|_| LogitsError::invalid(path, format!("has no tensor named {ATTENTION_MASK}")))?;
+        match (mask.dtype(), mask.shape()) {
+            (Stored::I64, &[batch, seq]) => {
+                let real =
+                    mask.data().as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b) != 0).collect();
+                Ok(Self { batch, seq, real })
+            }
+            (dtype, shape) => Err(LogitsError::invalid(
+                path,
+                format!("holds an {ATTENTION_MASK} of {dtype:?} {shape:?}, not i64 [batch, seq]"),
+            )),
+        }
+    }
+
+    /// Number of rows.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Positions of each row, padding included.
+    pub fn seq(&self) -> usize {
+        self.seq
+    }
+
+    /// True where `(row, position)` holds a real token.
+    pub fn is_real(&self, row: usize, position: usize) -> bool {
+        self.real[row * self.seq + position]
+    }
+
+    /// The last real position of a row; `None` for a row of padding alone.
+    pub fn last_real(&self, row: usize) -> Option<usize> {
+        (0..self.seq).rev().find(|&position| self.is_real(row, position))
+    }
+}
+
+/// The JSON of a safetensors file, and where its data starts.
+fn read_header(path: &Path, mut file: &File) -> Result<(Vec<u8>, u64), LogitsError> {
+    let mut length = [0; 8];
+    let truncated = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => LogitsError::invalid(path, "is truncated within its header"),
+        _ => LogitsError::io(path, error),
+    };
+    file.read_exact(&mut length).map_err(truncated)?;
+    let json = u64::from_le_bytes(length);
+    if json > MAX_HEADER {
+        return Err(LogitsError::invalid(
+            path,
+            format!("is not a safetensors file: a header of {json} bytes"),
+        ));
+    }
+    let mut header = vec![0; json as usize];
+    file.read_exact(&mut header).map_err(truncated)?;
+    Ok((header, 8 + json))
+}

@@ -1,0 +1,159 @@
+//! Each variant's own error against the same computation in float64.
+
+use super::Dtype;
+
+use super::matrix::Matrix;
+use super::metrics::{PairMetrics, Side};
+
+/// A variant measured against its float64 result; side B of `pair` is the oracle.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Accuracy {
+    /// Index of the variant in the matrix.
+    pub variant: usize,
+    /// Index of its oracle in the matrix.
+    pub oracle: usize,
+    /// `sqrt(mean((oracle − variant)²))`, in units of logits: dynamo's RMSE(fp64, result).
+    pub rmse: f64,
+    /// `‖variant − oracle‖ / ‖oracle‖`.
+    pub relative_l2: f64,
+    /// `max |variant − oracle|`.
+    pub max_abs: f64,
+}
+
+/// Where a variant's numbers come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// What shares one mathematics: a runner and its version.
+    pub family: String,
+    /// What shares one code, whatever the dtype: mode, attention and device too.
+    pub path: String,
+}
+
+impl Origin {
+    /// The same of results that were made another way.
+    #[must_use]
+    pub fn made(self, way: &str) -> Self {
+        Self { family: format!("{way} {}", self.family), path: format!("{way} {}", self.path) }
+    }
+}
+
+/// Which float64 result each variant is measured against.
+///
+/// The oracle of a variant is the float64 variant of its own code, or else one of its family, or else the first that
+/// could be compared with it (then the agreement of the two families cannot be checked, which the verdict's evidence
+/// says).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Oracles {
+    origins: Vec<Origin>,
+    own: Vec<Option<usize>>,
+    any: Option<usize>,
+    near_ties: Vec<(usize, String)>,
+}
+
+impl Oracles {
+    /// Finds the float64 variants that have logits.
+    ///
+    /// # Panics
+    /// When `origins` has not one entry per variant of the matrix.
+    pub fn new(matrix: &Matrix, origins: &[Origin]) -> Self {
+        assert_eq!(matrix.len(), origins.len(), "one origin per variant");
+        let usable: Vec<usize> = (0..matrix.len())
+            .filter(|&i| matrix.dtypes[i] == Dtype::F64 && matrix.compared(i, i).is_some())
+            .collect();
+        let find = |is_it: &dyn Fn(&Origin) -> bool| usable.iter().copied().find(|&i| is_it(&origins[i]));
+        let own = origins
+            .iter()
+            .map(|Origin { family, path }| {
+                find(&|other| other.path == *path).or_else(|| find(&|other| other.family == *family))
+            })
+            .collect();
+        Self { origins: origins.to_vec(), own, any: usable.first().copied(), near_ties: Vec::new() }
+    }
+
+    /// The same, of which `variant` is known to choose other experts at near-ties of routers and to compute nothing else:
+    /// how that is known is `evidence`.
+    #[must_use]
+    pub fn with_near_ties(mut self, variant: usize, evidence: String) -> Self {
+        self.near_ties.push((variant, evidence));
+        self
+    }
+
+    /// How it is known that a variant departs by near-ties of routers alone.
+    pub fn near_ties(&self, variant: usize) -> Option<&str> {
+        self.near_ties.iter().find(|(known, _)| *known == variant).map(|(_, evidence)| evidence.as_str())
+    }
+
+    /// The float64 result of a variant's own family.
+    pub fn own(&self, variant: usize) -> Option<usize> {
+        self.own[variant]
+    }
+
+    /// The float64 result that a variant is measured against: its own, or any.
+    pub fn of(&self, variant: usize) -> Option<usize> {
+        self.own[variant].or(self.any)
+    }
+
+    /// Whether the variant's own code has run in float64: then nothing but rounding is between it and its oracle.
+    pub fn ran(&self, variant: usize) -> bool {
+        self.own[variant].is_some_and(|oracle| self.origins[oracle].path == self.origins[variant].path)
+    }
+
+    /// Variants other than `variant` and of its dtype whose error is rounding and nothing else: those of its own family
+    /// and of `other`'s whose code has run in float64.
+    pub(super) fn references(&self, matrix: &Matrix, variant: usize, other: usize) -> Vec<usize> {
+        let families = [variant, other].map(|index| &self.origins[index].family);
+        (0..matrix.len())
+            .filter(|&index| {
+                index != variant
+                    && matrix.dtypes[index] == matrix.dtypes[variant]
+                    && families.contains(&&self.origins[index].family)
+                    && self.ran(index)
+                    && self.own[index] != Some(index)
+            })
+            .collect()
+    }
+}
+
+/// Measures every variant that has an oracle; float64 variants against other families' oracles are
+/// left to the matrix.
+pub fn accuracies(matrix: &Matrix, oracles: &Oracles) -> Vec<Accuracy> {
+    (0..matrix.len())
+        .filter_map(|variant| {
+            let oracle = oracles.of(variant)?;
+            let (rmse, relative_l2, max_abs) = error(matrix, variant, oracle)?;
+            (variant != oracle).then_some(Accuracy { variant, oracle, rmse, relative_l2, max_abs })
+        })
+        .collect()
+}
+
+fn error(matrix: &Matrix, variant: usize, oracle: usize) -> Option<(f64, f64, f64)> {
+    let pair = matrix.compared(variant, oracle)?;
+    Some((pair.rmse(), relative_to(pair, variant, oracle), pair.max_abs))
+}
+
+/// Relative L2 of a pair with `reference` as the reference.
+pub(super) fn relative_to(pair: &PairMetrics, other: usize, reference: usize) -> f64 {
+    pair.relative_l2(if reference < other { Side::A } else { Side::B })
+}
+
+/// dynamo's rule: `RMSE(fp64, result) ≤ multiplier · RMSE(fp64, reference) + tolerance / 10`
+/// (torch 2.15, torch/_dynamo/utils.py, `same`). False where either is NaN.
+pub fn within_dynamo(
+    result_rmse: f64,
+    reference_rmse: f64,
+    dtype: Dtype,
+    elements: u64,
+    tolerance: f64,
+) -> bool {
+    result_rmse <= multiplier(dtype, elements) * reference_rmse + tolerance / 10.0
+}
+
+/// dynamo's multiplier: 2, and 3 for float16 and bfloat16 ("false alarms" of mixed precision) and for
+/// fewer than 1000 elements, where noise dominates (torch 2.15, torch/_dynamo/utils.py, `get_multiplier`).
+pub(super) fn multiplier(dtype: Dtype, elements: u64) -> f64 {
+    match dtype {
+        Dtype::Bf16 | Dtype::F16 => 3.0,
+        Dtype::F32 | Dtype::F64 if elements < 1000 => 3.0,
+        Dtype::F32 | Dtype::F64 => 2.0,
+    }
+}

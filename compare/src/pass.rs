@@ -1,0 +1,403 @@
+//! One pass over the files of one vocabulary: the rows' tasks and the blocks within a row.
+
+use std::sync::Mutex;
+
+use super::{Dtype, Positions};
+use rayon::prelude::*;
+
+use super::fold::Fold;
+use super::kernels::{self, LANES, PairLanes, RowScan};
+use super::logits::{Logits, LogitsError, Row};
+use super::matrix::{Entry, Frame, MetricSet, Options, row_in_file};
+use super::metrics::{PairMetrics, PositionIndex, lower_dtype};
+
+/// Rows in flight may hold this many bytes of logits altogether.
+const IN_FLIGHT_BYTES: usize = 256 << 20;
+/// Rows between two folds of the results.
+const ROWS_AT_ONCE: usize = 64;
+/// Blocks of all variants together stay within this part of a core's first-level cache.
+const L1_BYTES: usize = 40 << 10;
+/// The same for its second-level cache, which holds the blocks when all metrics are wanted.
+const L2_BYTES: usize = 384 << 10;
+/// Parts of rows of all variants together, as read, stay within this much of it.
+const PART_BYTES: usize = 512 << 10;
+/// Pairs whose sums are under way at once, where their lanes fit into the vector registers.
+const AT_ONCE: usize = 4;
+
+/// One entry rounded to one dtype, for ULP distances and mixed pairs.
+pub(super) struct View {
+    entry: usize,
+    dtype: Dtype,
+    /// A pair of two dtypes uses the rounded values, not the ordinals alone.
+    keeps_values: bool,
+}
+
+pub(super) struct PlannedPair {
+    pub(super) a: usize,
+    pub(super) b: usize,
+    pub(super) view_a: usize,
+    pub(super) view_b: usize,
+    pub(super) mixed: bool,
+}
+
+/// The measuring of the files of one vocabulary. Entries are counted within the class.
+pub(super) struct Pass<'a> {
+    pub(super) files: Vec<&'a Logits>,
+    pub(super) class: &'a [usize],
+    pub(super) frame: &'a Frame,
+    pub(super) pairs: Vec<PlannedPair>,
+    pub(super) views: Vec<View>,
+    pub(super) lower: Vec<Dtype>,
+    pub(super) dtypes: Vec<Dtype>,
+    pub(super) vocab_size: usize,
+    pub(super) all: bool,
+    pub(super) k: usize,
+    pub(super) block: usize,
+    /// Tokens of a row read at a time: all where the largest must be known first.
+    part: usize,
+}
+
+/// Two entries of the matrix, and what was measured where they have a position in common.
+pub(super) type Measured = ((usize, usize), Option<PairMetrics>);
+
+/// One entry over one row.
+pub(super) struct EntryRow {
+    pub(super) squares: f64,
+    pub(super) sum_exp: f64,
+    pub(super) scan: Option<RowScan>,
+}
+
+/// What a task hands back for one position; `None` for entries that do not hold it.
+pub(super) struct RowResult {
+    pub(super) entries: Vec<Option<EntryRow>>,
+    pub(super) pairs: Vec<PairRow>,
+}
+
+/// One pair over one row.
+#[derive(Clone, Copy, Default)]
+pub(super) struct PairRow {
+    pub(super) squares: f64,
+    pub(super) dot: f64,
+    pub(super) max: f64,
+    pub(super) weighted_a: f64,
+    pub(super) weighted_b: f64,
+    pub(super) ulp: u64,
+    pub(super) rounded_squares: f64,
+    pub(super) rounded_max: f64,
+}
+
+#[derive(Default)]
+struct Scratch {
+    rows: Vec<Row>,
+    present: Vec<bool>,
+    scans: Vec<Option<RowScan>>,
+    values: Vec<f64>,
+    shifted: Vec<f64>,
+    exponentials: Vec<f64>,
+    ordinals: Vec<u32>,
+    rounded: Vec<f64>,
+    lanes: Vec<PairLanes>,
+    squares: Vec<[f64; LANES]>,
+    sums: Vec<[f64; LANES]>,
+}
+
+impl<'a> Pass<'a> {
+    pub(super) fn new(entries: &'a [Entry], class: &'a [usize], frame: &'a Frame, options: &Options) -> Self {
+        let files: Vec<&Logits> =
+            class.iter().filter_map(|&index| entries[index].logits.as_ref().ok()).collect();
+        let vocab_size = files[0].shape()[2];
+        let all = options.metrics == MetricSet::All;
+        let mut views: Vec<View> = Vec::new();
+        let mut view = |entry: usize, dtype: Dtype, keeps_values: bool| {
+            if let Some(index) = views.iter().position(|view| view.entry == entry && view.dtype == dtype) {
+                views[index].keeps_values |= keeps_values;
+                return index;
+            }
+            views.push(View { entry, dtype, keeps_values });
+            views.len() - 1
+        };
+        let (mut pairs, mut lower) = (Vec::new(), Vec::new());
+        for b in 0..files.len() {
+            for a in 0..b {
+                let (dtype_a, dtype_b) = (entries[class[a]].dtype, entries[class[b]].dtype);
+                let dtype = lower_dtype(dtype_a, dtype_b);
+                let mixed = dtype_a != dtype_b;
+                let (view_a, view_b) =
+                    if all { (view(a, dtype, mixed), view(b, dtype, mixed)) } else { (0, 0) };
+                pairs.push(PlannedPair { a, b, view_a, view_b, mixed });
+                lower.push(dtype);
+            }
+        }
+        let widest =
+            if all { L2_BYTES / (24 * files.len() + 16 * views.len()) } else { L1_BYTES / (8 * files.len()) };
+        let block = options.block.unwrap_or(widest).clamp(LANES, 4096) / LANES * LANES;
+        let part = PART_BYTES / (4 * files.len());
+        let part = if all { vocab_size } else { part.next_multiple_of(block).min(vocab_size) };
+        let dtypes = class.iter().map(|&index| entries[index].dtype).collect();
+        Self {
+            files,
+            class,
+            frame,
+            pairs,
+            views,
+            lower,
+            dtypes,
+            vocab_size,
+            all,
+            k: options.top_k.clamp(1, vocab_size),
+            block,
+            part,
+        }
+    }
+
+    /// Reads all files once and measures all pairs, the diagonal included.
+    pub(super) fn run(&self) -> Result<Vec<Measured>, LogitsError> {
+        let arch = pulp::Arch::new();
+        let spare: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
+        let rows_at_once =
+            (IN_FLIGHT_BYTES / (self.files.len() * self.vocab_size * 8)).clamp(1, ROWS_AT_ONCE);
+        let mut fold = Fold::new(self);
+        for (number, positions) in self.frame.positions.chunks(rows_at_once).enumerate() {
+            let results: Vec<RowResult> = positions
+                .par_iter()
+                .map(|&at| {
+                    let pool = || spare.lock().expect("no task panics while it holds the lock");
+                    let mut scratch = pool().pop().unwrap_or_default();
+                    let result = self.measure(arch, at, &mut scratch);
+                    pool().push(scratch);
+                    result
+                })
+                .collect::<Result<_, _>>()?;
+            for (offset, result) in results.iter().enumerate() {
+                fold.add(number * rows_at_once + offset, result);
+            }
+        }
+        fold.finish()
+    }
+
+    pub(super) fn holds_last_only(&self, entry: usize) -> bool {
+        self.files[entry].positions() == Positions::Last
+    }
+
+    /// One row of all files, in parts that stay in a core's cache from the reading to the last pair.
+    fn measure(
+        &self,
+        arch: pulp::Arch,
+        at: PositionIndex,
+        scratch: &mut Scratch,
+    ) -> Result<RowResult, LogitsError> {
+        let held: Vec<Option<usize>> = self
+            .files
+            .iter()
+            .map(|logits| {
+                let position = row_in_file(logits, &self.frame.mask, at.position)?;
+                Some(at.row * logits.shape()[1] + position)
+            })
+            .collect();
+        scratch.start(self, &held);
+        for from in (0..self.vocab_size).step_by(self.part) {
+            let tokens = from..self.vocab_size.min(from + self.part);
+            for ((logits, row), held) in self.files.iter().zip(&mut scratch.rows).zip(&held) {
+                if let Some(index) = *held {
+                    logits.read_part(index, tokens.clone(), row)?;
+                }
+            }
+            arch.dispatch(Part { pass: self, scratch, length: tokens.len() });
+        }
+        Ok(scratch.result())
+    }
+}
+
+impl Scratch {
+    /// Makes room for a row, of which nothing is measured yet.
+    fn start(&mut self, pass: &Pass<'_>, held: &[Option<usize>]) {
+        let (n, block) = (pass.files.len(), pass.block);
+        self.rows.resize_with(n, Row::default);
+        self.present.clear();
+        self.present.extend(held.iter().map(Option::is_some));
+        self.scans.clear();
+        self.scans.resize(n, None);
+        self.values.resize(n * block, 0.0);
+        self.shifted.resize(n * block, 0.0);
+        self.exponentials.resize(n * block, 0.0);
+        self.ordinals.resize(pass.views.len() * block, 0);
+        self.rounded.resize(pass.views.len() * block, 0.0);
+        self.lanes.clear();
+        self.lanes.resize(pass.pairs.len(), PairLanes::default());
+        self.squares.clear();
+        self.squares.resize(n, [0.0; LANES]);
+        self.sums.clear();
+        self.sums.resize(n, [0.0; LANES]);
+    }
+
+    fn result(&mut self) -> RowResult {
+        let entry_row = |(entry, scan): (usize, Option<RowScan>)| {
+            self.present[entry].then(|| EntryRow {
+                squares: kernels::total(&self.squares[entry]),
+                sum_exp: kernels::total(&self.sums[entry]),
+                scan,
+            })
+        };
+        let pair_row = |lanes: &PairLanes| PairRow {
+            squares: kernels::total(&lanes.squares),
+            dot: kernels::total(&lanes.dot),
+            max: kernels::largest(&lanes.max),
+            weighted_a: kernels::total(&lanes.weighted_a),
+            weighted_b: kernels::total(&lanes.weighted_b),
+            ulp: lanes.ulp_f64.max(lanes.ulp.into()),
+            rounded_squares: kernels::total(&lanes.rounded_squares),
+            rounded_max: kernels::largest(&lanes.rounded_max),
+        };
+        RowResult {
+            entries: std::mem::take(&mut self.scans).into_iter().enumerate().map(entry_row).collect(),
+            pairs: self.lanes.iter().map(pair_row).collect(),
+        }
+    }
+}
+
+/// All loops over the elements of a part of a row, as one function that is compiled once per instruction set.
+struct Part<'a> {
+    pass: &'a Pass<'a>,
+    scratch: &'a mut Scratch,
+    length: usize,
+}
+
+impl pulp::WithSimd for Part<'_> {
+    type Output = ();
+
+    #[expect(
+        clippy::inline_always,
+        reason = "pulp compiles it once per instruction set only where it is inlined"
+    )]
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        let Self { pass, scratch, length: part } = self;
+        let n = pass.files.len();
+        let block = pass.block;
+        let Scratch {
+            rows,
+            present,
+            scans,
+            values,
+            shifted,
+            exponentials,
+            ordinals,
+            rounded,
+            lanes,
+            squares,
+            sums,
+        } = scratch;
+        if pass.all {
+            for entry in (0..n).filter(|&entry| present[entry]) {
+                let row = &rows[entry];
+                scans[entry] = Some(if row.is_wide {
+                    kernels::scan(&row.wide, pass.k)
+                } else {
+                    kernels::scan(&row.narrow, pass.k)
+                });
+            }
+        }
+
+        let mut from = 0;
+        while from < part {
+            let length = block.min(part - from);
+            let padded = length.next_multiple_of(LANES);
+            for entry in (0..n).filter(|&entry| present[entry]) {
+                let values = &mut values[entry * block..][..padded];
+                kernels::widen(&rows[entry], from, length, values);
+                kernels::squares::<S>(values, &mut squares[entry]);
+                if let Some(scan) = &scans[entry] {
+                    let exponentials = &mut exponentials[entry * block..][..padded];
+                    let shifted = &mut shifted[entry * block..][..padded];
+                    kernels::exponentials::<S>(
+                        values,
+                        scan.max,
+                        length,
+                        shifted,
+                        exponentials,
+                        &mut sums[entry],
+                    );
+                }
+            }
+            if pass.all {
+                for (index, view) in pass.views.iter().enumerate().filter(|(_, view)| present[view.entry]) {
+                    let rounded = view.keeps_values.then(|| &mut rounded[index * block..][..padded]);
+                    let ordinals = &mut ordinals[index * block..][..padded];
+                    let values = &values[view.entry * block..][..padded];
+                    kernels::ordinals(values, rows[view.entry].is_wide, view.dtype, ordinals, rounded);
+                }
+            }
+            let own = |entry: usize| entry * block..entry * block + padded;
+            // A row of the matrix at a time: the pairs of one second entry lie one after the other.
+            let mut rest = &mut lanes[..];
+            for b in 0..n {
+                let (row, below) = rest.split_at_mut(b);
+                rest = below;
+                if present[b] {
+                    let values = |entry: usize| &values[own(entry)];
+                    if S::REGISTER_COUNT >= AT_ONCE * kernels::DIFFERENCE_SUMS * LANES / S::F64_LANES {
+                        row_of_differences::<S, AT_ONCE>(values, b, present, row);
+                    } else {
+                        row_of_differences::<S, 1>(values, b, present, row);
+                    }
+                }
+            }
+            for (pair, lanes) in pass.pairs.iter().zip(&mut *lanes) {
+                if !(present[pair.a] && present[pair.b]) {
+                    continue;
+                }
+                let (a, b) = (own(pair.a), own(pair.b));
+                if pass.all {
+                    let weights = (&exponentials[a.clone()], &exponentials[b.clone()]);
+                    kernels::weighted::<S>(
+                        &shifted[a.clone()],
+                        &shifted[b.clone()],
+                        weights.0,
+                        weights.1,
+                        lanes,
+                    );
+                    let (view_a, view_b) = (own(pair.view_a), own(pair.view_b));
+                    if pass.views[pair.view_a].dtype == Dtype::F64 {
+                        kernels::ulps_f64(&values[a], &values[b], lanes);
+                    } else {
+                        kernels::ulps(&ordinals[view_a.clone()], &ordinals[view_b.clone()], lanes);
+                    }
+                    if pair.mixed {
+                        kernels::rounded_differences::<S>(&rounded[view_a], &rounded[view_b], lanes);
+                    }
+                }
+            }
+            from += length;
+        }
+    }
+}
+
+/// The L2 family of entry `b` beside those before it, `M` at once.
+#[expect(clippy::inline_always, reason = "compiled with the instruction set of the part")]
+#[inline(always)]
+fn row_of_differences<'v, S: pulp::Simd, const M: usize>(
+    values: impl Fn(usize) -> &'v [f64],
+    b: usize,
+    present: &[bool],
+    row: &mut [PairLanes],
+) {
+    for (number, group) in row.chunks_mut(M).enumerate() {
+        let first = number * M;
+        match <&mut [PairLanes; M]>::try_from(&mut *group) {
+            Ok(group) if present[first..first + M].iter().all(|present| *present) => {
+                let a = std::array::from_fn(|index| values(first + index));
+                kernels::differences::<S, M>(a, values(b), group);
+            }
+            _ => {
+                for (index, pair) in group.iter_mut().enumerate().filter(|(index, _)| present[first + index])
+                {
+                    kernels::differences::<S, 1>(
+                        [values(first + index)],
+                        values(b),
+                        std::array::from_mut(pair),
+                    );
+                }
+            }
+        }
+    }
+}

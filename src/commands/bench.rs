@@ -1,0 +1,263 @@
+//! The benchmark: transformers in eager mode, compiled, and compiled with frozen weights, beside candle-transformers'
+//! port and tfcheck's own models in both forms, taking turns in one run.
+//!
+//! It is an ordinary run (its folder, its resumption, its verdicts) over a config of its own, folded into one table.
+
+pub(crate) mod table;
+
+use std::path::Path;
+
+use miette::Result;
+use reference::protocol::{Attention, Dtype, Mode, Positions};
+use serde::Serialize;
+
+use crate::execute::cell::{Completed, Outcome};
+use crate::judge::assess;
+use crate::judge::view::{CaseView, RunView, Timed, side_by_side};
+use crate::results::RunFolder;
+use crate::spec::config::{Candle, Config, Inputs, Run, Version};
+use crate::spec::machine;
+use crate::spec::plan::{Plan, release_order};
+use crate::spec::variant::{Runner, dtype_name};
+use compare::timing::{Interval, speed_up, summarize};
+
+/// Which passes are timed, and how often.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// dtypes, each judged by itself.
+    pub dtypes: Vec<Dtype>,
+    /// Tokens a row.
+    pub lengths: Vec<usize>,
+    /// Rows.
+    pub batch: Vec<usize>,
+    /// Interleaved rounds.
+    pub rounds: usize,
+}
+
+/// Timed passes in each round: enough that the first, which meets caches that another variant filled, is not the median.
+const ITERATIONS: usize = 3;
+
+/// Tokens decoded in each round.
+const DECODED: usize = 8;
+
+/// The config of a benchmark: checkpoints, environment, device, threads and tolerances are those of `base`.
+///
+/// # Errors
+/// When `base` has no transformers version to measure against.
+pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
+    let newest = base.versions.iter().max_by_key(|version| release_order(version)).cloned();
+    let newest = newest.ok_or_else(|| {
+        miette::miette!(
+            help = "list one under [[versions]]",
+            "the config has no transformers version to measure against"
+        )
+    })?;
+    Ok(Config {
+        inputs: Inputs {
+            lengths: Some(choice.lengths.clone()),
+            batch: Some(choice.batch.clone()),
+            text: base.inputs.text.clone(),
+            padding: base.inputs.padding.clone(),
+            seed: base.inputs.seed,
+            ..Inputs::default()
+        },
+        versions: vec![Version { modes: None, attention: None, dtypes: None, ..newest }],
+        candle: Candle { modes: vec![Mode::Eager, Mode::Fused], upstream: true },
+        run: Run {
+            modes: vec![Mode::Eager, Mode::Compiled, Mode::Frozen],
+            attention: vec![Attention::Sdpa],
+            dtypes: choice.dtypes.clone(),
+            warm_up: 1,
+            iterations: ITERATIONS,
+            decode: DECODED,
+            rounds: choice.rounds,
+            trace: false,
+            noise: false,
+            oracle: false,
+            baseline: None,
+            fail_on: Vec::new(),
+            against: None,
+            // All that is compared is to be loaded at once; a fifth is left to the system and the page cache.
+            memory_budget_gb: base.run.memory_budget_gb.or(Some(machine::memory_bytes() as f64 * 0.8e-9)),
+            ..base.run.clone()
+        },
+        ..base.clone()
+    })
+}
+
+/// The cells of a benchmark's config, those of one dtype together: they are what is compared, so they are to be timed
+/// in one group.
+///
+/// # Errors
+/// When the config makes no plan.
+pub fn plan(config: &Config) -> Result<Plan> {
+    let mut plan = Plan::new(config, machine::auto_device())?;
+    plan.cells.sort_by_key(|cell| (cell.case, dtype_order(config, cell.variant.dtype)));
+    Ok(plan)
+}
+
+fn dtype_order(config: &Config, dtype: Dtype) -> Option<usize> {
+    config.run.dtypes.iter().position(|known| *known == dtype)
+}
+
+/// Folds a finished or interrupted run into `bench.md` and `bench.json`, and gives the Markdown.
+///
+/// # Errors
+/// When the run cannot be read or the files cannot be written.
+pub fn write(run: &Path) -> Result<String> {
+    let folder = RunFolder::open(run)?;
+    let bench = fold(&assess::saved(&folder)?);
+    let markdown = table::markdown(&bench);
+    folder.write_folded("bench", &bench, &markdown)?;
+    Ok(markdown)
+}
+
+/// What a run measured, a table for each case, dtype and kind of pass.
+#[derive(Clone, Debug, Serialize)]
+pub struct Bench {
+    /// The run that it was folded from.
+    pub run: String,
+    /// What a reader must know of the machine, in order.
+    pub environment: Vec<(String, String)>,
+    /// The tables.
+    pub tables: Vec<Table>,
+}
+
+/// All variants of one case in one dtype and kind of pass.
+#[derive(Clone, Debug, Serialize)]
+pub struct Table {
+    /// Which checkpoint.
+    pub checkpoint: String,
+    /// Which inputs, in words.
+    pub inputs: String,
+    /// `f32`.
+    pub dtype: String,
+    /// `prefill`, all inputs in one pass, or `decode`, one token of every row after them.
+    pub pass: &'static str,
+    /// A row per variant.
+    pub rows: Vec<Row>,
+    /// Times that are compared: fused with the fastest of transformers, eager with candle-transformers (with the fastest
+    /// of transformers where no port takes part).
+    pub ratios: Vec<Ratio>,
+}
+
+/// One variant's passes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// Its name.
+    pub variant: String,
+    /// Its times, or why there are none.
+    pub measured: std::result::Result<Measured, String>,
+}
+
+/// Milliseconds of one pass, and memory.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    /// Median.
+    pub p50_ms: f64,
+    /// Limits of the median's 95 % interval.
+    pub interval_ms: [f64; 2],
+    /// Least.
+    pub min_ms: f64,
+    /// Passes timed.
+    pub n: usize,
+    /// Largest resident set of the worker (device memory on a GPU) in bytes.
+    pub peak_bytes: Option<u64>,
+    /// Whether the pass gives logits of the last position only, and so computes less.
+    pub is_last_only: bool,
+}
+
+/// The time of one variant over the time of another.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ratio {
+    /// The variant above the line.
+    pub variant: String,
+    /// The variant below the line.
+    pub over: String,
+    /// Median over median; below 1 where `variant` is faster.
+    pub ratio: f64,
+    /// Limits of its 95 % interval over interleaved rounds.
+    pub interval: [f64; 2],
+}
+
+/// The tables of a run.
+pub fn fold(view: &RunView) -> Bench {
+    Bench {
+        run: view.id.clone(),
+        environment: view.environment.clone(),
+        tables: view.cases.iter().flat_map(tables).collect(),
+    }
+}
+
+fn tables(case: &CaseView) -> Vec<Table> {
+    let mut dtypes: Vec<Dtype> = case.cells.iter().map(|cell| cell.variant.dtype).collect();
+    dtypes.sort_unstable();
+    dtypes.dedup();
+    let passes = [Timed::Prefill, Timed::Decode];
+    let all = dtypes.into_iter().flat_map(|dtype| passes.map(|pass| table(case, dtype, pass)));
+    all.filter(|table| table.pass == "prefill" || table.rows.iter().any(|row| row.measured.is_ok())).collect()
+}
+
+/// A variant's name, record and median.
+type Best<'a> = (&'a String, &'a Completed, f64);
+
+fn table(case: &CaseView, dtype: Dtype, pass: Timed) -> Table {
+    let cells = || case.cells.iter().filter(move |cell| cell.variant.dtype == dtype);
+    let best = |wanted: &dyn Fn(Runner, Mode) -> bool| {
+        let timed =
+            cells().filter(|cell| wanted(cell.variant.runner, cell.variant.mode)).filter_map(|cell| {
+                let Outcome::Completed(completed) = &cell.outcome else { return None };
+                Some((&cell.name, completed, summarize(pass.rounds(completed))?.p50_ms))
+            });
+        timed.min_by(|a, b| a.2.total_cmp(&b.2))
+    };
+    let torch = best(&|runner, _| runner == Runner::Transformers);
+    let port = best(&|runner, _| runner == Runner::CandleTransformers);
+    let of = |mode| best(&move |runner, is| runner == Runner::Candle && is == mode);
+    let ratio = |(above, below): (Best<'_>, Best<'_>)| {
+        // Above's median over below's is the speed-up of below against above.
+        let (above_ns, below_ns) = side_by_side(pass, above.1, below.1);
+        let found = speed_up(&above_ns, &below_ns)?;
+        let Interval { low, high } = found.interval;
+        Some(Ratio {
+            variant: above.0.clone(),
+            over: below.0.clone(),
+            ratio: found.ratio,
+            interval: [low, high],
+        })
+    };
+    // Where no port takes part, eager is held against torch too.
+    let has_port = cells().any(|cell| cell.variant.runner == Runner::CandleTransformers);
+    let pairs = [(of(Mode::Fused), torch), (of(Mode::Eager), if has_port { port } else { torch })];
+    Table {
+        checkpoint: case.checkpoint.clone(),
+        inputs: case.inputs.clone(),
+        dtype: dtype_name(dtype).to_owned(),
+        pass: match pass {
+            Timed::Prefill => "prefill",
+            Timed::Decode => "decode",
+        },
+        rows: cells()
+            .map(|cell| Row { variant: cell.name.clone(), measured: measured(&cell.outcome, pass) })
+            .collect(),
+        ratios: pairs.into_iter().filter_map(|(above, below)| ratio((above?, below?))).collect(),
+    }
+}
+
+fn measured(outcome: &Outcome, pass: Timed) -> std::result::Result<Measured, String> {
+    let Outcome::Completed(completed) = outcome else { return Err(outcome.reason()) };
+    let times = summarize(pass.rounds(completed)).ok_or_else(|| {
+        completed.unfinished.as_ref().map_or_else(|| "not timed".to_owned(), |failure| failure.reason.clone())
+    })?;
+    Ok(Measured {
+        p50_ms: times.p50_ms,
+        interval_ms: [times.median_interval_ms.low, times.median_interval_ms.high],
+        min_ms: times.min_ms,
+        n: times.n,
+        peak_bytes: completed.peak_bytes,
+        is_last_only: completed.positions == Positions::Last,
+    })
+}
+
+#[cfg(test)]
+mod tests;

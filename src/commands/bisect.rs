@@ -1,0 +1,404 @@
+//! Which release, or which commit, changed something: a search over revisions, each tested beside the good side.
+//!
+//! A step is an ordinary run of two variants, kept in the bisection's folder; [`search`] decides what is
+//! tested next and [`record`] keeps what was found, so that a stopped bisection goes on where it was.
+
+mod localize;
+mod port;
+mod report;
+mod step;
+mod subject;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use miette::Result;
+
+pub use crate::hunt::bisect::error::BisectError;
+use crate::hunt::bisect::record::{ChangePoint, Log, Over, Phase, Question, Revision};
+use crate::hunt::bisect::search::{Answer, Change, Found, Search, Seen};
+use crate::hunt::bisect::{record, search};
+use step::{Tester, check_ends};
+use subject::Subject;
+
+use crate::execute::progress::Progress;
+use crate::judge::exit_code::ExitCode;
+use crate::results::write_file;
+use crate::spec::config::Config;
+use crate::spec::gate::Gate;
+
+/// Revisions that are made ready beside a step.
+const AHEAD: usize = 2;
+
+/// A bisection that is about to start, or to go on.
+pub struct Order<'a> {
+    /// Where tfcheck keeps environments, clones and working trees.
+    pub cache: &'a Path,
+    /// Set when the user wants to stop.
+    pub stop: &'a AtomicBool,
+    /// What the user sees.
+    pub progress: &'a Progress,
+}
+
+/// Starts a bisection in a new folder below `results`.
+///
+/// # Errors
+/// A question without an answer: sides that are unknown, reversed, or do not differ; a step that cannot be written.
+pub fn begin(order: &Order, question: Question, results: &Path) -> Result<ExitCode> {
+    let stamp = jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string();
+    let folder = (1..=u32::MAX)
+        .map(|attempt| if attempt == 1 { stamp.clone() } else { format!("{stamp}_{attempt}") })
+        .map(|name| results.join(format!("bisect_{name}")))
+        .find(|folder| !folder.exists())
+        .unwrap_or_else(|| results.join("bisect"));
+    let mut log = Log::new(stamp, question);
+    let first = first_phase(&log.question);
+    let (good, bad) = (log.question.good.clone(), log.question.bad.clone());
+    // Before anything is written: most questions that cannot be answered end here.
+    let phase = plan(order, &log.question, &folder, first, &good, &bad)?;
+    log.phases.push(phase);
+    log.write(&folder)?;
+    go_on(order, log, &folder)
+}
+
+/// Completes the bisection in `folder`.
+///
+/// # Errors
+/// A folder without a log, or what [`begin`] fails on.
+pub fn resume(order: &Order, folder: &Path) -> Result<ExitCode> {
+    go_on(order, Log::read(folder)?, folder)
+}
+
+fn go_on(order: &Order, mut log: Log, folder: &Path) -> Result<ExitCode> {
+    order.progress.log_to(&folder.join("run.log"));
+    order.progress.line(&format!("bisection in {}", folder.display()));
+    let mut ended = pursue(order, &mut log, folder);
+    if !matches!(ended, Ok(false)) {
+        // Also where the search for more failed: what was found before stands.
+        let is_whole = localize::changes(order, &mut log, folder)?;
+        ended = ended.map(|_| is_whole);
+    }
+    let is_known = |phase: &Phase| phase.changes.is_some();
+    if log.phases.iter().any(is_known) {
+        // What was found stands, even where the search for more of it failed.
+        order.progress.result(&report::terminal(&log));
+        write_file(&folder.join("bisect.md"), report::markdown(&log).as_bytes())?;
+        order.progress.line(&format!("bisect.md and {} are in {}", record::FILE_NAME, folder.display()));
+    }
+    if !ended? {
+        let path = folder.display();
+        order.progress.line(&format!("interrupted; complete it with: tfcheck bisect --resume {path}"));
+        return Ok(ExitCode::Interrupted);
+    }
+    let is_found = |phase: &Phase| phase.changes.as_ref().is_some_and(|changes| !changes.is_empty());
+    Ok(if log.phases.iter().any(is_found) { ExitCode::Diverged } else { ExitCode::Agree })
+}
+
+/// Runs every phase that has not ended, and plans the next one; false when the user stopped it.
+fn pursue(order: &Order, log: &mut Log, folder: &Path) -> Result<bool> {
+    let mut index = 0;
+    while index < log.phases.len() {
+        if log.phases[index].changes.is_none() {
+            let over = log.phases[index].over;
+            let subject = Subject::new(over, &log.question, order.cache, folder)?;
+            if !(Pursuit { order, folder, subject: &subject, index }.run(log)?) {
+                return Ok(false);
+            }
+        }
+        if let Some(next) = next_phase(order, log, folder)? {
+            log.phases.push(next);
+            log.write(folder)?;
+        }
+        index += 1;
+    }
+    Ok(true)
+}
+
+/// What the first search goes over: commits where the sides are commits.
+fn first_phase(question: &Question) -> Over {
+    if question.port.is_some() {
+        return Over::Port;
+    }
+    // `4540000` may be a commit's name, and `v4.54.0` is a tag.
+    let is_release = |text: &str| {
+        text.starts_with(|c: char| c.is_ascii_digit())
+            && text.contains('.')
+            && text.parse::<pep440_rs::Version>().is_ok()
+    };
+    if question.repository.is_some() && !(is_release(&question.good) && is_release(&question.bad)) {
+        Over::Commits
+    } else {
+        Over::Releases
+    }
+}
+
+/// The commits between the two releases of a bisection that knows a repository.
+fn next_phase(order: &Order, log: &Log, folder: &Path) -> Result<Option<Phase>> {
+    let question = &log.question;
+    let [phase] = log.phases.as_slice() else { return Ok(None) };
+    let change = phase.changes.as_deref().unwrap_or_default().first();
+    let (Over::Releases, Some(_), Some(change), false) =
+        (phase.over, &question.repository, change, question.scan)
+    else {
+        return Ok(None);
+    };
+    let tag = |index: usize| format!("v{}", phase.revisions[index].id);
+    let (good, bad) = (tag(change.found.before), tag(change.found.after));
+    Ok(Some(plan(order, question, folder, Over::Commits, &good, &bad)?))
+}
+
+fn plan(
+    order: &Order,
+    question: &Question,
+    folder: &Path,
+    over: Over,
+    good: &str,
+    bad: &str,
+) -> Result<Phase> {
+    let subject = Subject::new(over, question, order.cache, folder)?;
+    let (revisions, notes) = subject.revisions(question, good, bad)?;
+    let bound = if question.scan { revisions.len() - 1 } else { search::bound(revisions.len()) };
+    let what = match over {
+        Over::Releases => "releases",
+        Over::Commits | Over::Port => "commits",
+    };
+    order.progress.line(&format!(
+        "{} {what} from {good} to {bad}; `{}` against {good}; at most {bound} runs",
+        revisions.len(),
+        question.test.text(),
+    ));
+    Ok(Phase { over, revisions, bound, steps: Vec::new(), changes: None, notes })
+}
+
+/// One phase under way.
+struct Pursuit<'a> {
+    order: &'a Order<'a>,
+    folder: &'a Path,
+    subject: &'a Subject,
+    index: usize,
+}
+
+/// Environments and builds that are made ready beside the steps, by their revision.
+type UnderWay<'scope> = BTreeMap<usize, thread::ScopedJoinHandle<'scope, ()>>;
+
+impl Pursuit<'_> {
+    /// Runs the phase to its end; false when the user stopped it.
+    fn run(&self, log: &mut Log) -> Result<bool> {
+        let question = log.question.clone();
+        let revisions = log.phases[self.index].revisions.clone();
+        let ended = thread::scope(|scope| {
+            let mut under_way = UnderWay::new();
+            let mut begun: Vec<usize> = Vec::new();
+            while let Some(next) = Self::next(&log.phases[self.index], question.scan) {
+                if self.order.stop.load(Ordering::Relaxed) {
+                    return Ok(false);
+                }
+                if let Some(made) = under_way.remove(&next.revision) {
+                    // What went wrong there goes wrong again in the step, which says it.
+                    drop(made.join());
+                }
+                let needed =
+                    [0, next.revision].into_iter().chain(next.previous).chain(next.ahead.iter().copied());
+                self.subject.want(needed.map(|index| &revisions[index]));
+                under_way.retain(|_, made| !made.is_finished());
+                // A build beside a step that is timed would be in its figures.
+                for &ahead in next.ahead.iter().filter(|_| !question.test.is_on_times()) {
+                    if under_way.len() < AHEAD && !begun.contains(&ahead) {
+                        begun.push(ahead);
+                        let (question, revision, subject, cache) =
+                            (&question, &revisions[ahead], self.subject, self.order.cache);
+                        under_way.insert(
+                            ahead,
+                            scope.spawn(move || drop(subject.prepare(question, revision, cache))),
+                        );
+                    }
+                }
+                if !self.step(&question, log, &revisions, &next)? {
+                    return Ok(false);
+                }
+            }
+            Ok::<bool, miette::Report>(true)
+        })?;
+        if ended {
+            let changes = self.changes(&log.phases[self.index], &question)?;
+            log.phases[self.index].changes = Some(changes);
+            log.write(self.folder)?;
+        }
+        Ok(ended)
+    }
+
+    /// Tests one revision and keeps what it said; false when the user stopped it.
+    fn step(&self, question: &Question, log: &mut Log, revisions: &[Revision], next: &Next) -> Result<bool> {
+        let title = self.subject.title(&revisions[next.revision]);
+        let task = self.order.progress.task("bisect", log.phases[self.index].bound as u64);
+        task.at(log.phases[self.index].runs() as u64, &title);
+        let first = log.phases[self.index].steps.iter().find_map(|step| step.run.clone());
+        let tester = Tester {
+            question,
+            subject: self.subject,
+            cache: self.order.cache,
+            runs: self.folder.join("steps"),
+            first: first.as_deref(),
+            stop: self.order.stop,
+        };
+        let Some(tested) = tester.test(revisions, next.revision, next.previous)? else { return Ok(false) };
+        drop(task);
+        let is_first = log.phases[self.index].steps.is_empty();
+        if is_first {
+            if !question.scan {
+                check_ends(&tested, revisions, question)?;
+            } else if let Err(fault) = &tested.good {
+                return Err(fault.error(&revisions[0], question).into());
+            }
+        }
+        let said = match tested.step.answer {
+            Answer::Good => "good",
+            Answer::Bad => "bad",
+            Answer::Skipped => "skipped",
+        };
+        let reason = tested.step.reason.lines().next().unwrap_or_default();
+        let seconds = tested.step.elapsed_ns as f64 / 1e9;
+        self.order.progress.line(&format!("{title}: {said}: {reason} ({seconds:.1} s)"));
+        log.phases[self.index].steps.push(tested.step);
+        log.write(self.folder)?;
+        Ok(true)
+    }
+
+    /// What is tested next; nothing when the phase has ended.
+    fn next(phase: &Phase, is_scan: bool) -> Option<Next> {
+        let last = phase.revisions.len() - 1;
+        if is_scan {
+            let revision = (1..=last).find(|&index| phase.step(index).is_none())?;
+            let tested =
+                |&index: &usize| phase.step(index).is_some_and(|step| step.answer != Answer::Skipped);
+            let previous = (1..revision).rev().find(tested);
+            return Some(Next { revision, previous, ahead: (revision + 1..=last).take(AHEAD).collect() });
+        }
+        let search = searched(phase);
+        if phase.step(last).is_none() {
+            return Some(Next { revision: last, previous: None, ahead: search.next().into_iter().collect() });
+        }
+        search.next().map(|revision| Next { revision, previous: None, ahead: search.ahead() })
+    }
+
+    /// What a phase that has ended found.
+    fn changes(&self, phase: &Phase, question: &Question) -> Result<Vec<ChangePoint>> {
+        let found: Vec<(Found, Change)> = if question.scan {
+            let seen = |index: usize| match phase.step(index) {
+                Some(step) => Seen { answer: step.answer, departs: step.departs },
+                // The good side.
+                None => Seen { answer: Answer::Good, departs: false },
+            };
+            search::change_points(&(0..phase.revisions.len()).map(seen).collect::<Vec<_>>())
+        } else {
+            vec![(searched(phase).found(), Change::Came)]
+        };
+        let change = |(found, change): (Found, Change)| {
+            let sides = [&phase.revisions[found.before], &phase.revisions[found.after]];
+            Ok(ChangePoint {
+                found,
+                change,
+                packages: self.subject.packages(question, sides, self.order.cache),
+                commits: self.subject.commits(&phase.revisions[found.before + 1..=found.after])?,
+                localization: None,
+            })
+        };
+        found.into_iter().map(change).collect()
+    }
+}
+
+/// The next test.
+struct Next {
+    revision: usize,
+    /// In a scan the last revision before it that could be tested.
+    previous: Option<usize>,
+    /// What may come after it.
+    ahead: Vec<usize>,
+}
+
+/// The search as far as a phase's steps have brought it.
+fn searched(phase: &Phase) -> Search {
+    let last = phase.revisions.len() - 1;
+    let mut search = Search::new(phase.revisions.len());
+    for step in phase.steps.iter().filter(|step| step.revision != last) {
+        search.tell(step.revision, step.answer);
+    }
+    search
+}
+
+/// What is asked of a bisection, as it was typed.
+pub struct Asked {
+    /// The good side.
+    pub good: Option<String>,
+    /// The bad side.
+    pub bad: Option<String>,
+    /// A revision is bad where this gate fails.
+    pub test: Gate,
+    /// Whether every revision is tested.
+    pub scan: bool,
+    /// Whether pre-releases count.
+    pub pre: bool,
+    /// Whether withdrawn releases count.
+    pub yanked: bool,
+    /// A transformers repository, whose commits are searched.
+    pub repository: Option<String>,
+    /// The folder of a port in its repository.
+    pub command_repository: Option<PathBuf>,
+    /// Which of the config's commands is the port.
+    pub command: Option<String>,
+    /// What builds the port.
+    pub build: Option<String>,
+}
+
+/// The question of a command line.
+///
+/// # Errors
+/// Arguments that do not go together.
+pub fn question(asked: Asked, config: Config) -> Result<Question, BisectError> {
+    let refuse = |message: &str, hint: &str| {
+        Err(BisectError::Question { message: message.to_owned(), hint: hint.to_owned() })
+    };
+    let (Some(good), Some(bad)) = (&asked.good, &asked.bad) else {
+        return refuse("a bisection has two sides", "name both with --good and --bad");
+    };
+    let port = match (&asked.command, &asked.command_repository) {
+        (_, None) => None,
+        (Some(command), Some(folder)) => Some((command.clone(), folder)),
+        (None, Some(folder)) => match config.commands.as_slice() {
+            [command] => Some((command.name.clone(), folder)),
+            [] => {
+                return refuse(
+                    "--command-repository without a command in the config",
+                    "list the port under [[commands]], as `program` relative to --command-repository",
+                );
+            }
+            _ => return refuse("the config has several commands", "name the port with --command"),
+        },
+    };
+    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let place = |place: &String| {
+        if Path::new(place).is_dir() {
+            absolute(&PathBuf::from(place)).to_string_lossy().into_owned()
+        } else {
+            place.clone()
+        }
+    };
+    Ok(Question {
+        folder: config.folder.clone(),
+        config,
+        good: good.clone(),
+        bad: bad.clone(),
+        test: asked.test,
+        scan: asked.scan,
+        pre: asked.pre,
+        yanked: asked.yanked,
+        repository: asked.repository.as_ref().map(place),
+        port: port.map(|(command, folder)| record::PortQuestion {
+            command,
+            repository: absolute(folder),
+            build: asked.build,
+        }),
+    })
+}

@@ -1,0 +1,119 @@
+//! Where in the model a change is, looked for once: when the search has ended, for the two revisions beside it.
+
+use std::path::Path;
+
+use miette::{IntoDiagnostic, Report, Result};
+
+use super::Order;
+use super::subject::Subject;
+use crate::commands::run::{self, Wanted};
+use crate::execute::progress::Progress;
+use crate::hunt::bisect::record::{ChangePoint, Localization, Log, Over, Phase, Question, Step};
+use crate::hunt::bisect::search::Change;
+use crate::hunt::localize::{LocalizeError, Options, described};
+use crate::spec::machine;
+use crate::spec::plan::Plan;
+
+/// Localises the changes of the last search that found some, unless that was done; false when the user stopped it.
+pub(super) fn changes(order: &Order, log: &mut Log, folder: &Path) -> Result<bool> {
+    let Some(index) = log.phases.iter().rposition(|phase| phase.changes.is_some()) else { return Ok(true) };
+    let question = log.question.clone();
+    let phase = log.phases[index].clone();
+    let changes = phase.changes.as_deref().unwrap_or_default();
+    let is_open = |change: &ChangePoint| !matches!(change.localization, Some(Localization::Localized(_)));
+    if question.test.is_on_times() || !changes.iter().any(is_open) {
+        return Ok(true);
+    }
+    let subject = match phase.over {
+        Over::Port => None,
+        over => Some(Subject::new(over, &question, order.cache, folder)?),
+    };
+    for (number, change) in changes.iter().enumerate().filter(|(_, change)| is_open(change)) {
+        let localization = match &subject {
+            None => Localization::NotLocalized("a program shows no modules, only its logits".to_owned()),
+            Some(subject) => match localize(order, &question, subject, &phase, change) {
+                Some(localization) => localization,
+                None => return Ok(false),
+            },
+        };
+        if let Some(change) = log.phases[index].changes.as_mut().and_then(|all| all.get_mut(number)) {
+            change.localization = Some(localization);
+        }
+        log.write(folder)?;
+    }
+    Ok(true)
+}
+
+/// `None` when the user stopped it.
+fn localize(
+    order: &Order,
+    question: &Question,
+    subject: &Subject,
+    phase: &Phase,
+    change: &ChangePoint,
+) -> Option<Localization> {
+    match between(order, question, subject, phase, change) {
+        Ok(localization) => Some(localization),
+        Err(_) if order.stop.load(std::sync::atomic::Ordering::Relaxed) => None,
+        Err(error) => Some(Localization::NotLocalized(reason(&error))),
+    }
+}
+
+/// Localises the two revisions beside a change, in the case and variant in which it shows most.
+fn between(
+    order: &Order,
+    question: &Question,
+    subject: &Subject,
+    phase: &Phase,
+    change: &ChangePoint,
+) -> Result<Localization> {
+    let [before, after] = [change.found.before, change.found.after].map(|index| &phase.revisions[index]);
+    // The revision that departs from the good side, as the good side's own is in no step.
+    let faulty = if change.change == Change::Went { change.found.before } else { change.found.after };
+    let shown = phase.step(faulty).and_then(Step::worst);
+    let Some(shown) = shown.filter(|pair| pair.verdict.is_some()) else {
+        let name = &phase.revisions[faulty].name;
+        return Ok(Localization::NotLocalized(format!("{name} gives no logits")));
+    };
+    let config = subject.config(question, &[before, after]);
+    let plan = Plan::new(&config, machine::auto_device())?;
+    let note = plan.cells.iter().find(|cell| cell.variant.name() == shown.variant);
+    let note = note.map(|cell| cell.variant.note());
+    let name_of = |version: &str| {
+        let cell = plan
+            .cells
+            .iter()
+            .find(|cell| cell.variant.version == version && Some(cell.variant.note()) == note);
+        cell.map(|cell| cell.variant.name())
+    };
+    let [Some(a), Some(b)] = [&before.name, &after.name].map(|name| name_of(name)) else {
+        return Ok(Localization::NotLocalized(format!("{} is on one side only", shown.variant)));
+    };
+    let text = toml::to_string(&config).into_diagnostic()?;
+    let quiet = Progress::new(true).without_results();
+    let run_order = run::Order {
+        config: &config,
+        text: &text,
+        plan: &plan,
+        cache: order.cache,
+        clean: false,
+        localize: false,
+        stop: order.stop,
+        progress: &quiet,
+        turn: None,
+    };
+    order.progress.line(&format!("{}: localising {a} / {b}", shown.case));
+    let wanted = Wanted { case: Some(&shown.case), variants: [&a, &b], options: &Options::default() };
+    let found = run::localize(&run_order, &wanted, None)?;
+    Ok(found.into_iter().next().map_or_else(
+        || Localization::NotLocalized(format!("{} is on one side only", shown.case)),
+        |localized| Localization::Localized(Box::new(localized)),
+    ))
+}
+
+/// An error and what led to it, in one line.
+fn reason(error: &Report) -> String {
+    error
+        .downcast_ref::<LocalizeError>()
+        .map_or_else(|| error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": "), described)
+}

@@ -1,0 +1,366 @@
+//! The test of one revision: a run of it beside the good side, judged by the question's gate.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use miette::{IntoDiagnostic, Result};
+
+use super::subject::Subject;
+use crate::commands::run::{self, Destination, Order};
+use crate::execute::cell::{Cell, Completed, FailureKind, Outcome};
+use crate::execute::progress::Progress;
+use crate::hunt::bisect::error::BisectError;
+use crate::hunt::bisect::record::{Pair, Question, Revision, Step};
+use crate::hunt::bisect::search::Answer;
+use crate::judge::assess;
+use crate::judge::exit_code::ExitCode;
+use crate::judge::gates::{self, Numbers, Times};
+use crate::judge::view::{CaseView, Timed, side_by_side};
+use crate::results::RunFolder;
+use crate::spec::machine;
+use crate::spec::plan::Plan;
+use compare::matrix::PairOutcome;
+use compare::metrics::Side;
+use compare::timing::{self, Statistic};
+use compare::verdict::Decision;
+
+/// A slow-down that might be noise is timed again, this many times as long.
+const MORE_ROUNDS: usize = 3;
+
+/// Tests revisions of one subject.
+pub(super) struct Tester<'a> {
+    pub(super) question: &'a Question,
+    pub(super) subject: &'a Subject,
+    pub(super) cache: &'a Path,
+    /// Where the runs go.
+    pub(super) runs: PathBuf,
+    /// The phase's first run, which has the good side's results.
+    pub(super) first: Option<&'a str>,
+    pub(super) stop: &'a AtomicBool,
+}
+
+/// A revision's test and the runs behind it.
+pub(super) struct Tested {
+    pub(super) step: Step,
+    /// What the good side says of itself; `Err` where it does not pass.
+    pub(super) good: Result<(), Fault>,
+}
+
+/// Why nothing can be measured against the good side.
+pub(super) enum Fault {
+    /// It fails its own test.
+    Fails(String),
+    /// It does not run.
+    NotRun(String),
+}
+
+impl Fault {
+    /// What the user is told.
+    pub(super) fn error(&self, good: &Revision, question: &Question) -> BisectError {
+        let (Self::Fails(reason) | Self::NotRun(reason)) = self;
+        let reason = reason.clone();
+        match self {
+            Self::NotRun(_) if !question.test.is_loads() => {
+                BisectError::EndNotRun { revision: format!("the good side {}", good.name), reason }
+            }
+            _ => {
+                let test = question.test.text().to_owned();
+                BisectError::GoodFails { good: good.name.clone(), test, reason }
+            }
+        }
+    }
+}
+
+impl Tester<'_> {
+    /// Tests the revision `index` against the good one, and in a scan against the `previous` one. `None` when the
+    /// user stopped it.
+    pub(super) fn test(
+        &self,
+        revisions: &[Revision],
+        index: usize,
+        previous: Option<usize>,
+    ) -> Result<Option<Tested>> {
+        let started = Instant::now();
+        let (good, revision) = (&revisions[0], &revisions[index]);
+        let previous = previous.filter(|&known| known != 0).map(|known| &revisions[known]);
+        let step = |answer, reason: String| Step {
+            revision: index,
+            answer,
+            departs: false,
+            reason,
+            pairs: Vec::new(),
+            run: None,
+            elapsed_ns: started.elapsed().as_nanos() as u64,
+        };
+        let all: Vec<&Revision> = [Some(good), previous, Some(revision)].into_iter().flatten().collect();
+        if let Subject::Port(_) = self.subject {
+            for &one in &all {
+                if let Err(reason) = self.subject.prepare(self.question, one, self.cache) {
+                    let is_good = one.id == good.id;
+                    let good = if is_good { Err(Fault::NotRun(reason.clone())) } else { Ok(()) };
+                    return Ok(Some(Tested { step: step(Answer::Skipped, reason), good }));
+                }
+            }
+        }
+        let mut rounds = 1;
+        loop {
+            let Some((name, cases)) = self.run(&all, rounds)? else { return Ok(None) };
+            let judge = Judge { question: self.question, cases: &cases };
+            let pairs = judge.pairs(good, revision);
+            let is_unsure = pairs.iter().any(|pair| pair.is_bad.is_none() && pair.time.is_some());
+            let is_bad = pairs.iter().any(|pair| pair.is_bad == Some(true));
+            if self.question.test.is_on_times() && is_unsure && !is_bad && rounds == 1 {
+                rounds = MORE_ROUNDS;
+                continue;
+            }
+            let (answer, reason) = match judge.environment_failure(revision) {
+                Some(why) => (Answer::Skipped, why),
+                None => answer(&pairs),
+            };
+            let departs = previous.map_or(answer == Answer::Bad, |previous| {
+                judge.pairs(previous, revision).iter().any(|pair| pair.is_bad == Some(true))
+            });
+            let step = Step { departs, pairs, run: Some(name), ..step(answer, reason) };
+            return Ok(Some(Tested { step, good: judge.good(good) }));
+        }
+    }
+
+    /// Runs the revisions side by side; the run's name and what was found. `None` when the user stopped it.
+    fn run(&self, revisions: &[&Revision], times_rounds: usize) -> Result<Option<(String, Vec<CaseView>)>> {
+        let mut config = self.subject.config(self.question, revisions);
+        config.run.rounds *= times_rounds;
+        let plan = Plan::new(&config, machine::auto_device())?;
+        let text = toml::to_string(&config).into_diagnostic()?;
+        let quiet = Progress::new(true).without_results();
+        let order = Order {
+            config: &config,
+            text: &text,
+            plan: &plan,
+            cache: self.cache,
+            clean: false,
+            // Most steps are not the change that is looked for; that one is localised when it is known.
+            localize: false,
+            stop: self.stop,
+            progress: &quiet,
+            turn: None,
+        };
+        let finished = run::run(&order, self.destination(revisions[0])?)?;
+        if finished.code == ExitCode::Interrupted {
+            return Ok(None);
+        }
+        let view = assess::saved(&RunFolder::open(&finished.folder)?)?;
+        Ok(Some((view.id, view.cases)))
+    }
+}
+
+impl Tester<'_> {
+    /// A new run; where nothing is timed, one in which the good side's results lie already.
+    fn destination(&self, good: &Revision) -> Result<Destination> {
+        let Some(first) = self.first.filter(|_| !self.question.test.is_on_times()) else {
+            return Ok(Destination::New(self.runs.clone()));
+        };
+        let known = RunFolder::open(&self.runs.join(first))?;
+        let manifest = known.manifest()?;
+        let folder =
+            RunFolder::create(&self.runs, &jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string())?;
+        folder.write_manifest(&manifest)?;
+        for case in &manifest.cases {
+            let (from, to) =
+                (known.case_folder(&manifest, &case.name), folder.case_folder(&manifest, &case.name));
+            for part in ["", &good.name] {
+                copy_files(&from.join(part), &to.join(part)).into_diagnostic()?;
+            }
+        }
+        Ok(Destination::Resume(folder))
+    }
+}
+
+/// Links the inputs and results in `from` into `to`, or copies them where the file system has no links. What a run
+/// writes anew is a file of its own and leaves the first one as it is; `worker.log`, which it appends to, is left out.
+fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
+        let text = name.to_string_lossy();
+        let is_wanted = ["inputs", "logits_", "timing_"].iter().any(|prefix| text.starts_with(prefix));
+        if is_wanted && path.is_file() {
+            let target = to.join(&name);
+            std::fs::hard_link(&path, &target).or_else(|_| std::fs::copy(&path, &target).map(drop))?;
+        }
+    }
+    Ok(())
+}
+
+/// One word for a revision, and the reason: a pair that fails counts more than one that could not be judged.
+fn answer(pairs: &[Pair]) -> (Answer, String) {
+    let found = |is_bad| pairs.iter().find(|pair| pair.is_bad == is_bad).map(|pair| pair.evidence.clone());
+    if let Some(reason) = found(Some(true)) {
+        (Answer::Bad, reason)
+    } else if let Some(reason) = found(None) {
+        (Answer::Skipped, reason)
+    } else if let Some(reason) = found(Some(false)) {
+        (Answer::Good, reason)
+    } else {
+        (Answer::Skipped, "the good side did not run beside it".to_owned())
+    }
+}
+
+/// What a run says of two revisions.
+struct Judge<'a> {
+    question: &'a Question,
+    cases: &'a [CaseView],
+}
+
+impl Judge<'_> {
+    /// Each variant of `revision` against the same of `good`; variants that the good side does not have are left out.
+    fn pairs(&self, good: &Revision, revision: &Revision) -> Vec<Pair> {
+        let mut pairs = Vec::new();
+        for case in self.cases {
+            for (b, cell) in case.cells.iter().enumerate() {
+                if cell.variant.version != revision.name || self.is_oracle(cell) {
+                    continue;
+                }
+                let same = |other: &Cell| {
+                    other.variant.version == good.name && other.variant.note() == cell.variant.note()
+                };
+                let a = case.cells.iter().position(same);
+                let a = a.filter(|&a| matches!(case.cells[a].outcome, Outcome::Completed(_)));
+                pairs.extend(a.map(|a| self.pair(case, a, b)));
+            }
+        }
+        pairs
+    }
+
+    /// Why the good side cannot be what others are measured against: it does not run, or fails its own test.
+    fn good(&self, good: &Revision) -> Result<(), Fault> {
+        let cells = || {
+            self.cases.iter().flat_map(|case| &case.cells).filter(|cell| cell.variant.version == good.name)
+        };
+        if !cells().any(|cell| matches!(cell.outcome, Outcome::Completed(_))) {
+            let reason = cells().next().map_or_else(String::new, |cell| cell.outcome.reason());
+            return Err(Fault::NotRun(reason));
+        }
+        let failed = self.pairs(good, good).into_iter().find(|pair| pair.is_bad == Some(true));
+        failed.map_or(Ok(()), |pair| Err(Fault::Fails(format!("{}: {}", pair.variant, pair.evidence))))
+    }
+
+    /// Why a revision could not be installed, which says nothing of what it computes.
+    fn environment_failure(&self, revision: &Revision) -> Option<String> {
+        let mut cells = self.cases.iter().flat_map(|case| &case.cells);
+        cells.find_map(|cell| match &cell.outcome {
+            Outcome::Failed(failure)
+                if failure.kind == FailureKind::Environment && cell.variant.version == revision.name =>
+            {
+                Some(failure.reason.clone())
+            }
+            _ => None,
+        })
+    }
+
+    /// An oracle that is no variant of its own is not timed.
+    fn is_oracle(&self, cell: &Cell) -> bool {
+        self.question.test.is_on_times()
+            && matches!(&cell.outcome, Outcome::Completed(known) if known.rounds_ns.is_empty() && known.unfinished.is_none())
+    }
+
+    fn pair(&self, case: &CaseView, a: usize, b: usize) -> Pair {
+        let (good, cell) = (&case.cells[a], &case.cells[b]);
+        let absent = || match &cell.outcome {
+            Outcome::Completed(_) => "not measured".to_owned(),
+            outcome => outcome.reason(),
+        };
+        let both = completed(good).zip(completed(cell));
+        let compared = match case.matrix.pair(a.min(b), a.max(b)) {
+            PairOutcome::Compared(_) => Ok(case.matrix.oriented(a, b)),
+            PairOutcome::Incomparable(reason) => Err(reason.to_string()),
+            PairOutcome::NotRun(_) => Err(absent()),
+        };
+        let metrics = match &compared {
+            Ok(PairOutcome::Compared(pair)) => Ok(&**pair),
+            Ok(_) => Err(absent()),
+            Err(reason) => Err(reason.clone()),
+        };
+        let identical = Decision::Identical;
+        let decision = if a == b { Some(&identical) } else { decision(case, &good.name, &cell.name) };
+        let timed = both.map(|(good, cell)| side_by_side(Timed::Prefill, good, cell));
+        let timed = timed.filter(|(good, _)| !good.is_empty()).ok_or_else(|| match &cell.outcome {
+            Outcome::Completed(Completed { unfinished: Some(failure), .. }) => failure.reason.clone(),
+            _ => absent(),
+        });
+        let times = timed.as_ref().map_err(Clone::clone);
+        let times = times.map(|(baseline, variant)| Times { baseline, variant, paired: true });
+        let numbers = Numbers {
+            loads: completed(cell).map(drop).ok_or_else(absent),
+            verdict: if metrics.is_ok() { decision.ok_or_else(absent) } else { Err(absent()) },
+            pair: metrics.clone(),
+            times: times.clone(),
+            peak_bytes: both
+                .and_then(|(good, cell)| Some([good.peak_bytes?, cell.peak_bytes?]))
+                .ok_or_else(|| "its peak memory is not known".to_owned()),
+        };
+        let (is_bad, evidence) = match gates::evaluate(&self.question.test, &numbers) {
+            gates::Outcome::Passed => (Some(false), self.passed(case, good, cell)),
+            gates::Outcome::Failed { evidence } => (Some(true), evidence),
+            gates::Outcome::Unknown { reason } => (None, reason),
+        };
+        let change =
+            times.ok().and_then(|times| timing::change(times.baseline, times.variant, Statistic::P50, true));
+        Pair {
+            case: case.name.clone(),
+            good: good.name.clone(),
+            variant: cell.name.clone(),
+            verdict: metrics.is_ok().then(|| decision.map(|decision| decision.word().to_owned())).flatten(),
+            relative_l2: metrics
+                .as_ref()
+                .ok()
+                .map(|pair| pair.relative_l2(Side::A))
+                .filter(|value| value.is_finite()),
+            max_abs: metrics.as_ref().ok().map(|pair| pair.max_abs).filter(|value| value.is_finite()),
+            time: change.map(|change| [change.ratio, change.interval.low, change.interval.high]),
+            is_bad,
+            evidence,
+        }
+    }
+
+    /// What a pair that passes is.
+    fn passed(&self, case: &CaseView, good: &Cell, cell: &Cell) -> String {
+        match decision(case, &good.name, &cell.name) {
+            Some(decision) if !self.question.test.is_on_times() => decision.word().to_owned(),
+            _ => "passes".to_owned(),
+        }
+    }
+}
+
+fn completed(cell: &Cell) -> Option<&Completed> {
+    match &cell.outcome {
+        Outcome::Completed(completed) => Some(completed),
+        _ => None,
+    }
+}
+
+fn decision<'a>(case: &'a CaseView, a: &str, b: &str) -> Option<&'a Decision> {
+    let is_pair = |x: &str, y: &str| (x == a && y == b) || (x == b && y == a);
+    case.verdicts.iter().find(|verdict| is_pair(&verdict.a, &verdict.b)).map(|verdict| &verdict.decision)
+}
+
+/// What the ends of a bisection must be: the good one passes, the bad one fails.
+pub(super) fn check_ends(
+    tested: &Tested,
+    revisions: &[Revision],
+    question: &Question,
+) -> Result<(), BisectError> {
+    let name = |index: usize| revisions[index].name.clone();
+    let bad = tested.step.revision;
+    if let Err(fault) = &tested.good {
+        return Err(fault.error(&revisions[0], question));
+    }
+    match tested.step.answer {
+        Answer::Bad => Ok(()),
+        Answer::Good => Err(BisectError::BadPasses { bad: name(bad), test: question.test.text().to_owned() }),
+        Answer::Skipped => {
+            let revision = format!("the bad side {}", name(bad));
+            Err(BisectError::EndNotRun { revision, reason: tested.step.reason.clone() })
+        }
+    }
+}

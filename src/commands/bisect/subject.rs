@@ -1,0 +1,226 @@
+//! What is searched: releases, commits of transformers, or commits of a port; how one is made ready.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use miette::Result;
+use reference::{Environment, Source};
+
+use super::port::Port;
+use crate::commands::run;
+use crate::hunt::bisect::error::BisectError;
+use crate::hunt::bisect::git::{Commit, Repository};
+use crate::hunt::bisect::index::{self, Choice};
+use crate::hunt::bisect::record::{Over, Question, Revision};
+use crate::spec::config::{Config, PATIENCE_S, Version};
+use crate::spec::machine;
+use crate::spec::plan::Plan;
+
+/// Hexadecimal digits of a commit's name; git's own abbreviation of a repository of transformers' size.
+const SHORT: usize = 12;
+/// Commits that a range of candidates is described with at most.
+const MOST_COMMITS: usize = 20;
+
+/// What a phase goes over.
+pub(super) enum Subject {
+    Releases,
+    Commits { repository: Repository, address: String },
+    Port(Box<Port>),
+}
+
+impl Subject {
+    /// The subject of a phase.
+    pub(super) fn new(
+        over: Over,
+        question: &Question,
+        cache: &Path,
+        folder: &Path,
+    ) -> Result<Self, BisectError> {
+        Ok(match (over, &question.repository, &question.port) {
+            (Over::Commits, Some(place), _) => {
+                let repository = Repository::open(place, cache)?;
+                Self::Commits { address: repository.address()?, repository }
+            }
+            (Over::Port, _, Some(port)) => {
+                Self::Port(Box::new(Port::new(port, &question.config, cache, folder)?))
+            }
+            _ => Self::Releases,
+        })
+    }
+
+    /// The revisions between two sides, and what a person must know of them.
+    pub(super) fn revisions(
+        &self,
+        question: &Question,
+        good: &str,
+        bad: &str,
+    ) -> Result<(Vec<Revision>, Vec<String>), BisectError> {
+        let repository = match self {
+            Self::Releases => {
+                let choice = Choice { pre: question.pre, yanked: question.yanked };
+                let named = |id: String| Revision { name: id.clone(), id };
+                let listed = index::between(&index::releases()?, good, bad, choice)?;
+                return Ok((listed.into_iter().map(named).collect(), Vec::new()));
+            }
+            Self::Commits { repository, .. } => repository,
+            Self::Port(port) => &port.repository,
+        };
+        let named = |id: String| Revision { name: id.chars().take(SHORT).collect(), id };
+        let listed = repository.between(good, bad)?;
+        let mut notes = Vec::new();
+        if repository.is_dirty() {
+            notes.push("the working copy has changes that are in no commit; they are not tested".to_owned());
+        }
+        Ok((listed.into_iter().map(named).collect(), notes))
+    }
+
+    /// The question's config with these revisions as its only variants.
+    pub(super) fn config(&self, question: &Question, revisions: &[&Revision]) -> Config {
+        let mut config = question.config.clone();
+        config.versions.clear();
+        config.commands.clear();
+        config.candle.modes.clear();
+        config.candle.upstream = false;
+        for revision in revisions {
+            match self {
+                Self::Releases => config.versions.push(Version::release(&revision.id)),
+                Self::Commits { address, .. } => {
+                    let source = Source::Git { url: address.clone(), reference: Some(revision.id.clone()) };
+                    let release = Version::release(&revision.name);
+                    config.versions.push(Version { source: Some(source), ..release });
+                }
+                Self::Port(port) => config.commands.extend(port.command(&revision.name, &revision.id)),
+            }
+        }
+        let run = &mut config.run;
+        run.baseline = None;
+        run.against = None;
+        run.fail_on.clear();
+        run.trace = false;
+        run.noise = false;
+        run.decode = 0;
+        if question.test.is_on_times() {
+            run.rounds = if run.rounds == 0 { Config::default().run.rounds } else { run.rounds };
+            run.patience_s.get_or_insert(PATIENCE_S);
+        } else {
+            run.rounds = 0;
+        }
+        config
+    }
+
+    /// Makes a revision ready to run, or finds that it is; why it cannot be otherwise.
+    pub(super) fn prepare(
+        &self,
+        question: &Question,
+        revision: &Revision,
+        cache: &Path,
+    ) -> Result<(), String> {
+        match self {
+            Self::Port(port) => port.prepare(&revision.id),
+            _ => self.environment(question, revision, cache).map(drop),
+        }
+    }
+
+    /// Says which revisions are needed now or soon.
+    pub(super) fn want<'a>(&self, revisions: impl Iterator<Item = &'a Revision>) {
+        if let Self::Port(port) = self {
+            port.want(revisions.map(|revision| revision.id.clone()).collect::<BTreeSet<_>>());
+        }
+    }
+
+    /// The environment of a transformers revision.
+    fn environment(
+        &self,
+        question: &Question,
+        revision: &Revision,
+        cache: &Path,
+    ) -> Result<Environment, String> {
+        let plan = Plan::new(&self.config(question, &[revision]), machine::auto_device())
+            .map_err(|error| error.to_string())?;
+        let environment = plan.environments.first().ok_or("it has no environment")?;
+        reference::prepare(&run::specification(environment), cache, &|_| ())
+            .map_err(|error| format!("{error} ({})", error.hint()))
+    }
+
+    /// The packages that differ between two revisions, as their lock files have them.
+    pub(super) fn packages(
+        &self,
+        question: &Question,
+        sides: [&Revision; 2],
+        cache: &Path,
+    ) -> BTreeMap<String, [Option<String>; 2]> {
+        let lock = |revision: &Revision| match self {
+            Self::Port(port) => port.repository.file(&revision.id, "Cargo.lock"),
+            _ => self.environment(question, revision, cache).ok().map(|environment| environment.lock),
+        };
+        let [before, after] = sides.map(|revision| lock(revision).map(|text| locked(&text)));
+        let (Some(before), Some(after)) = (before, after) else { return BTreeMap::new() };
+        let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+        names
+            .into_iter()
+            .map(|name| (name.clone(), [before.get(name).cloned(), after.get(name).cloned()]))
+            .filter(|(_, [before, after])| before != after)
+            .collect()
+    }
+
+    /// The commits of some revisions; nothing for releases.
+    pub(super) fn commits(&self, revisions: &[Revision]) -> Result<Vec<Commit>, BisectError> {
+        let repository = match self {
+            Self::Releases => return Ok(Vec::new()),
+            Self::Commits { repository, .. } => repository,
+            Self::Port(port) => &port.repository,
+        };
+        revisions.iter().take(MOST_COMMITS).map(|revision| repository.describe(&revision.id)).collect()
+    }
+
+    /// What a person knows a revision by: `4.41.0`, `4f3a… subject`.
+    pub(super) fn title(&self, revision: &Revision) -> String {
+        let repository = match self {
+            Self::Releases => return revision.name.clone(),
+            Self::Commits { repository, .. } => repository,
+            Self::Port(port) => &port.repository,
+        };
+        repository
+            .subject(&revision.id)
+            .map_or_else(|_| revision.name.clone(), |subject| format!("{} {subject}", revision.name))
+    }
+}
+
+/// Package -> version of a `uv.lock` or `Cargo.lock`; of a package that is locked in several versions all of them.
+fn locked(text: &str) -> BTreeMap<String, String> {
+    let document: toml::Table = text.parse().unwrap_or_default();
+    let mut found: BTreeMap<String, String> = BTreeMap::new();
+    for package in document.get("package").and_then(toml::Value::as_array).into_iter().flatten() {
+        let field = |key: &str| package.get(key).and_then(toml::Value::as_str);
+        let Some(name) = field("name") else { continue };
+        let source = package.get("source").and_then(|source| source.get("git")).and_then(toml::Value::as_str);
+        let commit = source.and_then(|source| source.rsplit_once('#')).map(|(_, commit)| commit);
+        let version = commit.or(field("version")).unwrap_or("?");
+        let all = found.entry(name.to_owned()).or_default();
+        if !all.is_empty() {
+            all.push_str(", ");
+        }
+        all.push_str(version);
+    }
+    // The project that tfcheck generates around an environment.
+    found.remove("tfcheck-environment");
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_read_from_either_lock() {
+        let text = "[[package]]\nname = \"tfcheck-environment\"\nversion = \"0\"\n\
+            [[package]]\nname = \"numpy\"\nversion = \"2.1.0\"\nsource = { registry = \"https://pypi.org/simple\" }\n\
+            [[package]]\nname = \"transformers\"\nversion = \"4.0.0\"\nsource = { git = \"file:///x?rev=abc#abc\" }\n\
+            [[package]]\nname = \"half\"\nversion = \"1.0.0\"\n[[package]]\nname = \"half\"\nversion = \"2.0.0\"\n";
+        let found = locked(text);
+        let expected = [("half", "1.0.0, 2.0.0"), ("numpy", "2.1.0"), ("transformers", "abc")];
+        let expected = expected.map(|(name, version)| (name.to_owned(), version.to_owned()));
+        assert_eq!(found, BTreeMap::from(expected));
+        assert!(locked("not a lock").is_empty());
+    }
+}

@@ -1,0 +1,190 @@
+//! `tfcheck compare`: the tables of saved runs, made anew; nothing is run.
+//!
+//! One run of tfcheck's gets its reports written again. Several runs are laid into one matrix wherever
+//! they share checkpoint and inputs. A folder that the older Python framework left has no record of its
+//! inputs: its `logits_<note>.pt` are compared among themselves and, by position, with nothing else.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use reference::protocol::{Mode, Positions};
+
+use crate::execute::cell::{Cell, Completed, Outcome};
+use crate::execute::progress::Progress;
+use crate::judge::assess::{self, Known};
+use crate::judge::exit_code::ExitCode;
+use crate::judge::gates;
+use crate::judge::view::RunView;
+use crate::report;
+use crate::results::{Case, RunFolder, torch_zip};
+use crate::spec::gate::Gate;
+use crate::spec::variant::{Runner, Variant, variant_dtype};
+use compare::logits::{Logits, Mask};
+use compare::matrix::Entry;
+use compare::verdict::Tolerances;
+
+/// Compares the runs and shows their tables. Without `fail_on` a run of its own is held to its config's gates.
+///
+/// # Errors
+/// When a folder holds no run, or what it holds cannot be read.
+pub fn compare(runs: &[PathBuf], fail_on: &[Gate], progress: &Progress) -> Result<ExitCode> {
+    if let [only] = runs
+        && !is_ancestors(only)
+    {
+        let folder = RunFolder::resume(only)?;
+        let mut manifest = folder.manifest()?;
+        if !fail_on.is_empty() {
+            manifest.config.run.fail_on = fail_on.to_vec();
+        }
+        let cells = folder.all_cells(&manifest)?;
+        return report::write(&folder, &manifest, &cells, &manifest.config.tolerances, progress);
+    }
+    let mut tolerances = Tolerances::default();
+    let mut sides = Vec::new();
+    for path in runs {
+        if is_ancestors(path) {
+            sides.push(ancestors(path)?);
+            continue;
+        }
+        let folder = RunFolder::open(path)?;
+        let manifest = folder.manifest()?;
+        tolerances = manifest.config.tolerances;
+        for (case, cells) in manifest.cases.iter().zip(folder.all_cells(&manifest)?) {
+            let files = folder.case_folder(&manifest, &case.name);
+            let logits = cells.iter().map(|cell| assess::entry(cell, &files)).collect();
+            sides.push(Side { run: name(path), case: case.clone(), inputs: Some(files), cells, logits });
+        }
+    }
+    let view = merged(sides, &tolerances)?;
+    let judged = gates::judge(&view, fail_on, None);
+    report::show(&view, &judged, progress);
+    Ok(gates::exit_code(&view, &judged))
+}
+
+/// One case of one run.
+struct Side {
+    run: String,
+    case: Case,
+    /// Folder with `inputs.safetensors`, where the run has them.
+    inputs: Option<PathBuf>,
+    cells: Vec<Cell>,
+    logits: Vec<Entry>,
+}
+
+/// Cases of equal checkpoint and inputs become one.
+fn merged(sides: Vec<Side>, tolerances: &Tolerances) -> Result<RunView> {
+    let mut groups: BTreeMap<(String, String), Vec<Side>> = BTreeMap::new();
+    for side in sides {
+        let key = (side.case.checkpoint_digest.clone(), side.case.inputs_digest.clone());
+        groups.entry(key).or_default().push(side);
+    }
+    let alone = groups.values().all(|group| group.len() == 1) && groups.len() > 1;
+    let cases = groups.into_values().map(|group| one_case(group, tolerances)).collect::<Result<_>>()?;
+    let note = "no two of the runs share checkpoint and inputs, so each stands alone";
+    Ok(RunView {
+        id: "compared runs".to_owned(),
+        environment: Vec::new(),
+        packages: Vec::new(),
+        cases,
+        notes: alone.then(|| note.to_owned()).into_iter().collect(),
+    })
+}
+
+fn one_case(group: Vec<Side>, tolerances: &Tolerances) -> Result<crate::judge::view::CaseView> {
+    let Some(first) = group.first() else { return Err(miette!("a group of no cases")) };
+    let case = first.case.clone();
+    let mask = first.inputs.as_ref().map(|files| Mask::open(&files.join("inputs.safetensors")));
+    let mask = mask.transpose().map_err(|error| miette!("{error}"))?;
+    let several = group.len() > 1;
+    let (mut cells, mut entries) = (Vec::new(), Vec::new());
+    for side in group {
+        for (mut cell, mut entry) in side.cells.into_iter().zip(side.logits) {
+            if several {
+                cell.name = format!("{}@{}", cell.name, side.run);
+                entry.name.clone_from(&cell.name);
+            }
+            cells.push(cell);
+            entries.push(entry);
+        }
+    }
+    assess::case_view((&case, Known::default()), None, cells, &entries, mask.as_ref(), tolerances)
+}
+
+/// Whether the folder is one that the older Python framework left.
+fn is_ancestors(path: &Path) -> bool {
+    !path.join("run.json").is_file() && saved_by_ancestor(path).is_ok_and(|files| !files.is_empty())
+}
+
+/// `<version>/logits_<note>.pt` below a folder, in the order of their names.
+fn saved_by_ancestor(path: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for version in std::fs::read_dir(path)? {
+        let version = version?.path();
+        if !version.is_dir() {
+            continue;
+        }
+        for file in std::fs::read_dir(&version)? {
+            let file = file?.path();
+            let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let is_torch = file.extension().is_some_and(|extension| extension == "pt");
+            if let (true, Some(note)) = (is_torch, stem.strip_prefix("logits_")) {
+                found.push((format!("{}_{note}", name(&version)), file));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn ancestors(path: &Path) -> Result<Side> {
+    let files = saved_by_ancestor(path)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot read {}", path.display()))?;
+    let (mut cells, mut logits) = (Vec::new(), Vec::new());
+    for (name, file) in files {
+        let opened = torch_zip::open(&file);
+        let storage = opened.as_ref().map_or(::compare::Dtype::F32, Logits::storage);
+        let dtype = variant_dtype(storage);
+        let variant = Variant {
+            runner: Runner::Transformers,
+            version: name.split('_').next().unwrap_or_default().to_owned(),
+            mode: if name.contains("compiled") { Mode::Compiled } else { Mode::Eager },
+            attention: None,
+            dtype,
+            device: "unknown".to_owned(),
+            qualified: false,
+        };
+        let completed = Completed {
+            logits: file,
+            shape: opened.as_ref().map_or_else(|_| Vec::new(), |logits| logits.shape().to_vec()),
+            positions: Positions::Last,
+            notes: vec!["saved by the older Python framework; its timings are not read".to_owned()],
+            load_ns: 0,
+            first_call_ns: 0,
+            ..Completed::default()
+        };
+        let cell = Cell::new(&variant, "", Outcome::Completed(completed));
+        cells.push(Cell { name: name.clone(), ..cell });
+        logits.push(Entry { name, dtype: storage, logits: opened.map_err(|error| error.to_string()) });
+    }
+    let run = name(path);
+    let case = Case {
+        name: run.clone(),
+        checkpoint: "not recorded".to_owned(),
+        // Nothing says that two such runs had the same inputs: each stands alone.
+        checkpoint_digest: path.display().to_string(),
+        inputs: "last position, inputs not recorded".to_owned(),
+        inputs_digest: String::new(),
+        choices: Vec::new(),
+        axes: None,
+        tolerances: None,
+        variants: cells.iter().map(|cell| cell.variant.clone()).collect(),
+        notes: Vec::new(),
+    };
+    Ok(Side { run, case, inputs: None, cells, logits })
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}

@@ -1,0 +1,324 @@
+//! `tfcheck gpu-check`: everything that takes a GPU to be seen, in one command within a time limit and without a network.
+//!
+//! First every kernel and every architecture against the CPU, then the timing tables beside the torch that the machine
+//! has. The parts come in order of importance and the last are dropped where time is short, which the result says.
+//! Runs are ordinary ones in a folder that goes when the check ends; what they found is folded into `gpu_check.json` and
+//! `gpu_check.md`. docs/cuda.md says how it is run on a lent machine.
+
+mod budget;
+mod correctness;
+mod items;
+mod kernels;
+mod report;
+mod speed;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use models::cuda::Gpu;
+use models::cuda::driver::{Driver, OpenError, Setting};
+
+use crate::commands::run::{self, Destination, Order};
+use crate::execute::progress::Progress;
+use crate::execute::schedule::Turn;
+use crate::judge::exit_code::ExitCode;
+use crate::spec::config::{Config, Device};
+use crate::spec::machine::{self, Machine};
+use crate::spec::plan::{Plan, glob};
+use budget::{Budget, Stop, Watch, fitting};
+use items::{Item, Work};
+use report::{Done, Found, Report, State};
+
+/// What to check.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// Folder for the result.
+    pub out: PathBuf,
+    /// The interpreter whose torch is timed.
+    pub python: PathBuf,
+    /// What all of it may take.
+    pub limit: Duration,
+    /// Globs over the names of parts; empty for all.
+    pub only: Vec<String>,
+    /// Whether an emulated GPU stands for the real one.
+    pub emulate: bool,
+}
+
+/// A check that has ended.
+#[derive(Debug)]
+pub struct Checked {
+    /// What was found.
+    pub code: ExitCode,
+    /// The result for people.
+    pub text: String,
+}
+
+use crate::execute::worker::EMULATOR;
+
+/// What would run here, and what of it could not.
+///
+/// # Errors
+/// When a pattern names no part.
+pub fn listing(choice: &Choice) -> Result<String> {
+    let setting = setting(choice, None);
+    let state = match Driver::open(0, &setting) {
+        Ok(driver) => format!("GPU: {}\n", driver.description().name),
+        Err(error) => format!("No GPU check can run here: {error}\n"),
+    };
+    let libraries = machine::cuda_versions(&setting.pythons);
+    let libraries = libraries.iter().map(|(library, version)| format!("  {library}: {version}"));
+    let libraries = libraries.collect::<Vec<_>>().join("\n");
+    Ok(format!("{state}CUDA's libraries:\n{libraries}\n{}", plan_text(&chosen(choice)?, choice.limit)))
+}
+
+/// The parts that are wanted.
+fn chosen(choice: &Choice) -> Result<Vec<Item>> {
+    let is_named =
+        |item: &Item| choice.only.iter().any(|pattern| glob(pattern.as_bytes(), item.name.as_bytes()));
+    let mut items = items::all();
+    if let Some(pattern) = choice
+        .only
+        .iter()
+        .find(|pattern| !items.iter().any(|item| glob(pattern.as_bytes(), item.name.as_bytes())))
+    {
+        let known: Vec<&str> = items.iter().map(|item| item.name.as_str()).collect();
+        return Err(miette!(help = format!("there are {}", known.join(", ")), "no part is called {pattern}"));
+    }
+    items.retain(|item| choice.only.is_empty() || is_named(item));
+    Ok(items)
+}
+
+/// The items, with what fits by the estimates.
+fn plan_text(items: &[Item], limit: Duration) -> String {
+    use std::fmt::Write;
+    let estimates: Vec<Duration> = items.iter().map(|item| item.estimate).collect();
+    let fits = fitting(&estimates, Budget::new(limit).left());
+    let mut text =
+        format!("In at most {} s, by estimates for an H200, the last dropped first:\n", limit.as_secs());
+    for (index, item) in items.iter().enumerate() {
+        let dropped = if index < fits { "" } else { " (dropped)" };
+        let _ = writeln!(text, "  {:>4} s  {}: {}{dropped}", item.estimate.as_secs(), item.name, item.about);
+    }
+    text
+}
+
+fn setting(choice: &Choice, cache: Option<&Path>) -> Setting {
+    Setting {
+        pythons: reference::interpreter(&choice.python).into_iter().collect(),
+        cubins: cache.map(|cache| cache.join("cubins")),
+        ..Setting::default()
+    }
+}
+
+/// The device under check.
+struct Subject {
+    gpu: Arc<dyn Gpu>,
+    /// Absent on the emulator.
+    driver: Option<Arc<Driver>>,
+    /// As runs name it.
+    device: &'static str,
+}
+
+impl Subject {
+    fn open(choice: &Choice, cache: &Path) -> std::result::Result<Self, OpenError> {
+        if choice.emulate {
+            let gpu = models::cuda::Emulator::start(models::cuda::Order::Forward);
+            return Ok(Self { gpu, driver: None, device: EMULATOR });
+        }
+        let driver = Driver::open(0, &setting(choice, Some(cache)))?;
+        Ok(Self { gpu: driver.clone(), driver: Some(driver), device: "cuda:0" })
+    }
+}
+
+/// Runs what fits into the time and writes the result.
+///
+/// # Errors
+/// When a pattern names no part, or the result or a run's folder cannot be written.
+pub fn check(choice: &Choice, cache: &Path, stop: &Arc<AtomicBool>, progress: &Progress) -> Result<Checked> {
+    let items = chosen(choice)?;
+    let subject = match Subject::open(choice, cache) {
+        Ok(subject) => subject,
+        Err(error) => {
+            let text = format!(
+                "no GPU check here: {error}\n\n{}\n`tfcheck gpu-check --emulate` checks correctness without a GPU.",
+                plan_text(&items, choice.limit)
+            );
+            return Ok(Checked { code: ExitCode::NoGpu, text });
+        }
+    };
+    std::fs::create_dir_all(&choice.out)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot create {}", choice.out.display()))?;
+    let runs = tempfile::Builder::new().prefix("tfcheck-gpu-").tempdir().into_diagnostic()?;
+    let bench = Bench { choice, cache, user: stop, progress, subject: &subject, runs: runs.path() };
+    let done = bench.all(&items);
+    let report = Report::new(choice, subject.driver.as_deref(), Machine::detect(), done);
+    let text = report.write(&choice.out)?;
+    Ok(Checked { code: report.code(stop.load(Ordering::Relaxed)), text })
+}
+
+/// Everything that items are run with.
+struct Bench<'a> {
+    choice: &'a Choice,
+    cache: &'a Path,
+    user: &'a Arc<AtomicBool>,
+    progress: &'a Progress,
+    subject: &'a Subject,
+    runs: &'a Path,
+}
+
+impl Bench<'_> {
+    fn all(&self, items: &[Item]) -> Vec<Done> {
+        let budget = Budget::new(self.choice.limit);
+        let mut done = Vec::new();
+        while let Some((item, _)) = items[done.len()..].split_first() {
+            let rest = &items[done.len()..];
+            let left = budget.left();
+            let estimates: Vec<Duration> = rest.iter().map(|item| item.estimate).collect();
+            let fits = fitting(&estimates, left);
+            let reason = if self.user.load(Ordering::Relaxed) {
+                Some("stopped".to_owned())
+            } else if self.choice.emulate && matches!(item.work, Work::Speed(_)) {
+                Some("nothing is timed on an emulated GPU".to_owned())
+            } else if fits == 0 && !self.choice.emulate {
+                Some(format!("{} s needed, {} s left", item.estimate.as_secs(), left.as_secs()))
+            } else {
+                None
+            };
+            if let Some(reason) = reason {
+                self.progress.line(&format!("{}: dropped, {reason}", item.name));
+                done.push(Done::new(item, Duration::ZERO, State::Dropped(reason), None));
+                continue;
+            }
+            // What is tuned goes by itself: nothing else waits for it.
+            let is_quick = |item: &&Item| matches!(&item.work, Work::Speed(shape) if !shape.is_tuned());
+            let shapes = rest.iter().take_while(is_quick).count();
+            let now = &rest[..shapes.min(fits).max(1)];
+            let names: Vec<&str> = now.iter().map(|item| item.name.as_str()).collect();
+            let (elapsed, limit) = (budget.elapsed().as_secs(), self.choice.limit.as_secs());
+            self.progress.line(&format!("{} ({elapsed} s of {limit})", names.join(", ")));
+            done.extend(self.side_by_side(now, left));
+        }
+        done
+    }
+
+    /// Compilers of several shapes work together; then one shape is timed after the other.
+    fn side_by_side(&self, items: &[Item], left: Duration) -> Vec<Done> {
+        let run = |item: &Item, turn: Turn| {
+            let begun = std::time::Instant::now();
+            let (state, found) = self.one(item, &turn, left);
+            drop(turn);
+            let seconds = begun.elapsed().as_secs_f64();
+            self.progress.line(&format!("{}: {state} after {seconds:.0} s", item.name));
+            Done::new(item, begun.elapsed(), state, found)
+        };
+        std::thread::scope(|scope| {
+            let (run, turns) = (&run, Turn::all(items.len()));
+            let runs: Vec<_> =
+                items.iter().zip(turns).map(|(item, turn)| scope.spawn(move || run(item, turn))).collect();
+            let ended = |run: std::thread::ScopedJoinHandle<'_, Done>| {
+                run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            runs.into_iter().map(ended).collect()
+        })
+    }
+
+    fn one(&self, item: &Item, turn: &Turn, left: Duration) -> (State, Option<Found>) {
+        let ended = match &item.work {
+            Work::Kernels => return self.kernels(left),
+            Work::Architectures => self.architectures(turn, left),
+            Work::Speed(shape) => self.speed(shape, &item.name, turn, left),
+        };
+        ended.unwrap_or_else(|error| (State::Failed(format!("{error:?}")), None))
+    }
+
+    /// On a thread of its own: a kernel that never ends must not keep the rest from being reported.
+    fn kernels(&self, left: Duration) -> (State, Option<Found>) {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let (gpu, driver) = (Arc::clone(&self.subject.gpu), self.subject.driver.clone());
+        let end = std::time::Instant::now() + left;
+        std::thread::spawn(move || {
+            // What does not compile is said by the check that needs it.
+            let _ = driver.map(|driver| driver.compile_all());
+            kernels::run(&gpu, &mut |check| sender.send(check).is_ok());
+        });
+        let mut checks = Vec::new();
+        let state = loop {
+            let wait =
+                end.saturating_duration_since(std::time::Instant::now()).min(Duration::from_millis(200));
+            match receiver.recv_timeout(wait) {
+                Ok(check) => checks.push(check),
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break State::Done,
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
+                    if self.user.load(Ordering::Relaxed) || std::time::Instant::now() >= end {
+                        break State::Cut;
+                    }
+                }
+            }
+        };
+        (state, Some(Found::Kernels(checks)))
+    }
+
+    fn architectures(&self, turn: &Turn, left: Duration) -> Result<(State, Option<Found>)> {
+        let config = Config {
+            // Its environment may hold CUDA's libraries; none of its cells is left.
+            versions: speed::versions(&self.choice.python),
+            ..correctness::config(&|_, _| true)
+        };
+        let plan = correctness::plan(&config, self.subject.device)?;
+        let (state, folder) = self.run(&config, &plan, "architectures", true, (turn, left))?;
+        Ok((state, Some(Found::Architectures(correctness::read(&folder)?))))
+    }
+
+    fn speed(
+        &self,
+        shape: &items::Shape,
+        name: &str,
+        turn: &Turn,
+        left: Duration,
+    ) -> Result<(State, Option<Found>)> {
+        let config = speed::config(shape, &self.choice.python, Device::Cuda(0));
+        let plan = speed::plan(&config)?;
+        // Not localised: other shapes wait for their turn meanwhile, and torch's modes do differ in 16 bits.
+        let (state, folder) = self.run(&config, &plan, name, false, (turn, left))?;
+        Ok((state, Some(Found::Speed(speed::read(&folder, shape)?))))
+    }
+
+    /// An ordinary run, in a folder of this name, that is stopped at the limit.
+    fn run(
+        &self,
+        config: &Config,
+        plan: &Plan,
+        name: &str,
+        localize: bool,
+        (turn, left): (&Turn, Duration),
+    ) -> Result<(State, PathBuf)> {
+        let stop = Arc::new(Stop::default());
+        let watch = Watch::new(&stop, self.user, left);
+        let text = toml::to_string(config).into_diagnostic().wrap_err("the config as TOML")?;
+        let order = Order {
+            config,
+            text: &text,
+            plan,
+            cache: self.cache,
+            clean: false,
+            localize,
+            stop: &stop.flag,
+            progress: &self.progress.beside(),
+            turn: Some(turn),
+        };
+        let finished = run::run(&order, Destination::New(self.runs.join(name)))?;
+        drop(watch);
+        let state = match finished.code {
+            ExitCode::Interrupted => State::Cut,
+            _ => State::Done,
+        };
+        Ok((state, finished.folder))
+    }
+}
+
+#[cfg(test)]
+mod tests;

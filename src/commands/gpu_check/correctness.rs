@@ -1,0 +1,232 @@
+//! Every architecture's fused form on the GPU against float64 on the CPU.
+//!
+//! It is an ordinary run whose cells are: the eager form on the CPU in float64 (the oracle) and in each dtype (whose
+//! own rounding is the measure), and the fused form on the GPU. Pairs are judged as in every run.
+
+use std::path::Path;
+
+use miette::Result;
+use models::synthetic::catalogue;
+use reference::protocol::{Dtype, Mode};
+use serde::Serialize;
+
+use crate::execute::cell::Outcome;
+use crate::judge::assess;
+use crate::judge::view::{CaseView, RunView};
+use crate::results::RunFolder;
+use crate::spec::config::{Candle, Checkpoint, CheckpointSource, Config, Device, Inputs, Padding, Run};
+use crate::spec::plan::{CellPlan, Plan};
+use crate::spec::variant::{Variant, dtype_name};
+use compare::matrix::PairOutcome;
+use compare::metrics::Side;
+use compare::verdict::Verdict;
+
+/// Tokens a row: past every window, and past the positions from which rope scalings change.
+const LENGTH: usize = 40;
+/// Of these through one pass; the rest go through the cache one by one.
+const PREFILL: usize = 33;
+/// Rows of the padded batch.
+const ROWS: usize = 3;
+
+/// Which checkpoints, by `model_type` and variant.
+pub(super) type Wanted<'a> = &'a dyn Fn(&str, &str) -> bool;
+
+/// The run's config.
+pub(super) fn config(wanted: Wanted<'_>) -> Config {
+    let entries = catalogue().iter().filter(|entry| !entry.bench && wanted(entry.model_type, entry.variant));
+    let checkpoints = entries.map(|entry| {
+        Checkpoint::new(CheckpointSource::Synthetic {
+            model_type: entry.model_type.to_owned(),
+            variant: Some(entry.variant).filter(|variant| !variant.is_empty()).map(str::to_owned),
+        })
+    });
+    Config {
+        checkpoints: checkpoints.collect(),
+        inputs: Inputs {
+            lengths: Some(vec![LENGTH]),
+            batch: Some(vec![1, ROWS]),
+            padding: Some(vec![Padding::Left]),
+            prefill: Some(vec![PREFILL]),
+            ..Inputs::default()
+        },
+        versions: Vec::new(),
+        candle: Candle { modes: vec![Mode::Eager, Mode::Fused], upstream: false },
+        run: Run {
+            dtypes: vec![Dtype::F32, Dtype::Bf16, Dtype::F16],
+            devices: vec![Device::Cpu, Device::Cuda(0)],
+            warm_up: 0,
+            iterations: 1,
+            rounds: 1,
+            trace: false,
+            oracle: true,
+            noise: false,
+            ..Run::default()
+        },
+        ..Config::default()
+    }
+}
+
+/// Its cells. `device` takes the GPU's place: `cuda:0`, or what stands for it.
+///
+/// # Errors
+/// When the config makes no plan.
+pub(super) fn plan(config: &Config, device: &str) -> Result<Plan> {
+    let mut plan = Plan::new(config, "cpu")?;
+    let names: Vec<String> = plan.cases.iter().map(|case| case.name.clone()).collect();
+    plan.cells.retain(|cell| {
+        // Through the cache goes the batch alone, whose rows are of several lengths.
+        let is_one_row_cached =
+            names[cell.case].contains("-prefill") && !names[cell.case].contains(&format!("-b{ROWS}-"));
+        // A classifier's one row is a handful of numbers, of which the CPU's rounding may be small by luck.
+        let is_luck = names[cell.case].contains("classifier")
+            && !names[cell.case].contains(&format!("-b{ROWS}-"))
+            && matches!(cell.variant.dtype, Dtype::Bf16 | Dtype::F16);
+        let is_side = cell.variant.mode == Mode::Fused && is_gpu(&cell.variant)
+            || cell.variant.mode == Mode::Eager && !is_gpu(&cell.variant);
+        // A version is there for the libraries beside it.
+        let is_native = cell.variant.runner == crate::spec::variant::Runner::Candle;
+        is_native && is_side && !is_one_row_cached && !is_luck
+    });
+    for cell in &mut plan.cells {
+        cell.measured = false;
+        if is_gpu(&cell.variant) {
+            device.clone_into(&mut cell.variant.device);
+        }
+    }
+    let first = |cell: &&CellPlan| cell.oracle;
+    plan.baseline = plan.cells.iter().find(first).map(|cell| cell.variant.name()).unwrap_or_default();
+    plan.drop_unused();
+    Ok(plan)
+}
+
+fn is_gpu(variant: &Variant) -> bool {
+    variant.device != "cpu"
+}
+
+/// What was found of all checkpoints.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Architectures {
+    /// A row for each checkpoint, inputs and dtype.
+    pub(super) rows: Vec<Row>,
+}
+
+/// The fused form on the GPU on one checkpoint, inputs and dtype.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Row {
+    /// `synthetic:mistral:head-dim`.
+    pub(super) checkpoint: String,
+    /// The inputs in words.
+    pub(super) inputs: String,
+    /// `bf16`.
+    pub(super) dtype: String,
+    /// The verdict's word on the GPU's fused form and the CPU's eager one in this dtype, both measured against float64;
+    /// `unsupported`, `failed` or `not run`.
+    pub(super) word: String,
+    /// What it rests on.
+    pub(super) evidence: String,
+    /// Against float64.
+    pub(super) relative_l2: Option<f64>,
+    /// The CPU's in this dtype against float64.
+    pub(super) cpu_relative_l2: Option<f64>,
+    /// The first module to depart, where the pair was localised.
+    pub(super) module: Option<String>,
+}
+
+impl Row {
+    /// Whether the mathematics is the same.
+    pub(super) fn agrees(&self) -> bool {
+        ["identical", "same mathematics"].contains(&self.word.as_str())
+    }
+}
+
+/// Reads what a run found.
+///
+/// # Errors
+/// When the run cannot be read.
+pub(super) fn read(run: &Path) -> Result<Architectures> {
+    Ok(fold(&assess::saved(&RunFolder::open(run)?)?))
+}
+
+pub(super) fn fold(view: &RunView) -> Architectures {
+    let gpu = |case: &CaseView| (0..case.cells.len()).filter(|&at| is_gpu(&case.cells[at].variant)).collect();
+    let rows = view.cases.iter().flat_map(|case| {
+        let cells: Vec<usize> = gpu(case);
+        cells.into_iter().map(|index| row(case, index))
+    });
+    Architectures { rows: rows.collect() }
+}
+
+fn row(case: &CaseView, index: usize) -> Row {
+    let cell = &case.cells[index];
+    let on_the_cpu = |dtype: Dtype| {
+        let is_it = |cell: &crate::execute::cell::Cell| !is_gpu(&cell.variant) && cell.variant.dtype == dtype;
+        case.cells.iter().position(is_it)
+    };
+    let (reference, oracle) = (on_the_cpu(cell.variant.dtype), on_the_cpu(Dtype::F64));
+    let relative = |index: usize| match case.matrix.oriented(index, oracle?) {
+        PairOutcome::Compared(pair) => Some(pair.relative_l2(Side::B)),
+        _ => None,
+    };
+    let (word, evidence) = match &cell.outcome {
+        Outcome::Unsupported { reason } => ("unsupported".to_owned(), reason.clone()),
+        Outcome::Failed(failure) => {
+            let is_cut = failure.kind == crate::execute::cell::FailureKind::Interrupted;
+            (if is_cut { "not run" } else { "failed" }.to_owned(), cell.outcome.reason())
+        }
+        Outcome::Completed(_) => judged(case, index, reference.filter(|_| oracle.is_some())),
+    };
+    let module = case.localized.iter().find(|found| [&found.a, &found.b].contains(&&cell.name));
+    Row {
+        checkpoint: case.checkpoint.clone(),
+        inputs: case.inputs.clone(),
+        dtype: dtype_name(cell.variant.dtype).to_owned(),
+        word,
+        evidence,
+        relative_l2: relative(index),
+        cpu_relative_l2: reference.and_then(relative),
+        module: module.map(|found| found.path().map_or_else(|| found.sentence.clone(), str::to_owned)),
+    }
+}
+
+fn judged(case: &CaseView, index: usize, reference: Option<usize>) -> (String, String) {
+    let Some(reference) = reference else {
+        return ("not run".to_owned(), "the CPU gave nothing to judge by".to_owned());
+    };
+    let names = [&case.cells[index].name, &case.cells[reference].name];
+    let of_pair = |verdict: &&Verdict| names.contains(&&verdict.a) && names.contains(&&verdict.b);
+    let Some(verdict) = case.verdicts.iter().find(of_pair) else {
+        return ("not run".to_owned(), "the pair was not judged".to_owned());
+    };
+    (verdict.decision.word().to_owned(), verdict.evidence.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_checkpoint_is_run_in_every_dtype_on_the_gpu_and_in_float64_on_the_cpu() {
+        let config = config(&|_, _| true);
+        let plan = plan(&config, "cuda:0").unwrap();
+        let small = catalogue().iter().filter(|entry| !entry.bench).count();
+        assert_eq!(config.checkpoints.len(), small);
+        // One row, padded rows, and padded rows through the cache.
+        assert_eq!(plan.cases.len(), 3 * small);
+        let first: Vec<String> =
+            plan.cells.iter().filter(|cell| cell.case == 0).map(|cell| cell.variant.name()).collect();
+        assert_eq!(
+            first,
+            [
+                "candle_eager_f32",
+                "candle_eager_bf16",
+                "candle_eager_f16",
+                "candle_fused_f32_cuda0",
+                "candle_fused_bf16_cuda0",
+                "candle_fused_f16_cuda0",
+                "candle_eager_f64",
+            ]
+        );
+        assert!(plan.cells.iter().all(|cell| !cell.measured), "nothing is timed");
+        assert!(plan.environments.is_empty(), "no Python takes part");
+    }
+}

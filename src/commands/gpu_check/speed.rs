@@ -1,0 +1,229 @@
+//! The timing table of one shape: the fused form, and candle's eager one where it was built in, beside torch.
+
+use std::path::Path;
+
+use miette::Result;
+use reference::protocol::Attention;
+use serde::Serialize;
+
+use super::items::Shape;
+use crate::commands::bench::{self, Table};
+use crate::judge::assess;
+use crate::judge::view::RunView;
+use crate::results::RunFolder;
+use crate::spec::config::{Candle, Checkpoint, CheckpointSource, Config, Device, Inputs, Run, Version};
+use crate::spec::machine;
+use crate::spec::plan::Plan;
+use crate::spec::variant::Runner;
+use compare::metrics::Side;
+
+/// Interleaved rounds.
+const ROUNDS: usize = 6;
+
+/// The name of the interpreter's transformers in the tables.
+pub(super) const TORCH: &str = "torch";
+
+/// The run's config.
+pub(super) fn config(shape: &Shape, python: &Path, device: Device) -> Config {
+    use reference::protocol::Mode;
+    // candle's own tensors are on a GPU in a build with that feature only.
+    let is_eager_there = cfg!(feature = "cuda") || device == Device::Cpu;
+    let modes = if is_eager_there { vec![Mode::Eager, Mode::Fused] } else { vec![Mode::Fused] };
+    Config {
+        checkpoints: vec![Checkpoint::new(CheckpointSource::Synthetic {
+            model_type: "llama".to_owned(),
+            variant: Some(shape.checkpoint.to_owned()).filter(|variant| !variant.is_empty()),
+        })],
+        inputs: Inputs { lengths: Some(vec![shape.length]), ..Inputs::default() },
+        versions: versions(python),
+        run: Run {
+            modes: shape.modes.to_vec(),
+            attention: vec![Attention::Sdpa],
+            dtypes: vec![shape.dtype],
+            devices: vec![device],
+            warm_up: 3,
+            iterations: 10,
+            decode: shape.decode,
+            rounds: ROUNDS,
+            // Compilers wait for one core each.
+            first_passes_at_once: shape.modes.len() + modes.len(),
+            trace: false,
+            noise: false,
+            // A worker's memory is the GPU's. All are to be loaded at once.
+            memory_budget_gb: Some(machine::memory_bytes() as f64 * 1e-9),
+            ..Run::default()
+        },
+        candle: Candle { modes, upstream: false },
+        ..Config::default()
+    }
+}
+
+/// The interpreter as a version.
+pub(super) fn versions(python: &Path) -> Vec<Version> {
+    vec![Version {
+        name: TORCH.to_owned(),
+        source: None,
+        python: Some(python.to_owned()),
+        modes: None,
+        attention: None,
+        dtypes: None,
+    }]
+}
+
+/// Its cells.
+///
+/// # Errors
+/// When the config makes no plan.
+pub(super) fn plan(config: &Config) -> Result<Plan> {
+    Ok(Plan::new(config, "cpu")?)
+}
+
+/// What was found of one shape.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Speed {
+    /// Prefill, and decode where it was timed.
+    pub(super) tables: Vec<Table>,
+    /// Prefill and decode, as far as there are any: the wanted and the found ratio of the fused form to the best of
+    /// torch.
+    pub(super) targets: Vec<Target>,
+    /// The fused form and each of torch's modes: the pair, a word, and what it rests on.
+    pub(super) verdicts: Vec<(String, String, String)>,
+    /// Versions of what computed, and what it noted.
+    pub(super) notes: Vec<String>,
+}
+
+/// A ratio that is wanted.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Target {
+    /// `prefill` or `decode`.
+    pub(super) pass: String,
+    /// At most this.
+    pub(super) wanted: f64,
+    /// What was measured; absent where one side was not.
+    pub(super) found: Option<f64>,
+}
+
+impl Speed {
+    /// Whether some pair computes something else.
+    pub(super) fn diverges(&self) -> bool {
+        self.verdicts.iter().any(|(_, word, _)| ["diverged", "incomparable"].contains(&word.as_str()))
+    }
+}
+
+/// Reads what a run found.
+///
+/// # Errors
+/// When the run cannot be read.
+pub(super) fn read(run: &Path, shape: &Shape) -> Result<Speed> {
+    Ok(fold(&assess::saved(&RunFolder::open(run)?)?, shape))
+}
+
+pub(super) fn fold(view: &RunView, shape: &Shape) -> Speed {
+    let tables = bench::fold(view).tables;
+    let targets = ["prefill", "decode"].into_iter().zip(shape.targets).filter_map(|(pass, wanted)| {
+        let table = tables.iter().find(|table| table.pass == pass);
+        let fused = table.and_then(|table| {
+            table.ratios.iter().find(|ratio| ratio.variant.contains("fused") && ratio.over.starts_with(TORCH))
+        });
+        Some(Target { pass: pass.to_owned(), wanted: wanted?, found: fused.map(|ratio| ratio.ratio) })
+    });
+    let targets = targets.collect();
+    let mut verdicts = Vec::new();
+    let mut notes = Vec::new();
+    for case in &view.cases {
+        let of = |runner: Runner| case.cells.iter().filter(move |cell| cell.variant.runner == runner);
+        let native: Vec<&String> = of(Runner::Candle).map(|cell| &cell.name).collect();
+        let torch: Vec<&String> = of(Runner::Transformers).map(|cell| &cell.name).collect();
+        let crosses = |a: &String, b: &String| native.contains(&a) && torch.contains(&b);
+        let relative = |a: &str, b: &str| {
+            let at = |name: &str| case.cells.iter().position(|cell| cell.name == name);
+            case.matrix.compared(at(a)?, at(b)?).map(|pair| pair.relative_l2(Side::B))
+        };
+        let pairs = torch.iter().enumerate().flat_map(|(at, a)| torch[..at].iter().map(move |b| (a, b)));
+        let spread = pairs
+            .filter_map(|(a, b)| relative(a, b))
+            .fold(None, |most: Option<f64>, next| Some(most.map_or(next, |most| most.max(next))));
+        for verdict in &case.verdicts {
+            if crosses(&verdict.a, &verdict.b) || crosses(&verdict.b, &verdict.a) {
+                let (word, evidence) = settled(
+                    (verdict.decision.word(), &verdict.evidence),
+                    relative(&verdict.a, &verdict.b),
+                    spread,
+                );
+                verdicts.push((format!("{} and {}", verdict.a, verdict.b), word, evidence));
+            }
+        }
+        for cell in &case.cells {
+            let crate::execute::cell::Outcome::Completed(completed) = &cell.outcome else { continue };
+            let libraries = completed.libraries.iter().map(|(name, version)| format!("{name} {version}"));
+            let first_s = completed.first_call_ns as f64 * 1e-9;
+            let mut said = vec![
+                format!("{}: {}", cell.name, libraries.collect::<Vec<_>>().join(", ")),
+                format!("loaded in {:.1} s, first pass {first_s:.1} s", completed.load_ns as f64 * 1e-9),
+            ];
+            said.extend(completed.notes.iter().cloned());
+            notes.push(said.join("; "));
+        }
+    }
+    Speed { tables, targets, verdicts, notes }
+}
+
+/// A pair no further apart than rounding takes torch's own modes, twice over.
+const WITHIN: &str = "within twice torch's own spread";
+
+/// A timed shape has no float64 beside it, and the random weights of 30 layers make more of a rounding than the usual
+/// tolerance allows. What torch's own modes make of the same roundings is at hand, though: twice as much is no
+/// divergence (the factor of dynamo's rule, `torch/_dynamo/utils.py`, `same`).
+fn settled((word, evidence): (&str, &str), relative: Option<f64>, spread: Option<f64>) -> (String, String) {
+    match (relative, spread) {
+        (Some(relative), Some(spread)) if word == "diverged" && relative <= 2.0 * spread => (
+            WITHIN.to_owned(),
+            format!("relative L2 {relative:.2e}, where torch's own modes are {spread:.2e} apart"),
+        ),
+        _ => (word.to_owned(), evidence.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::items::{self, Work};
+    use super::*;
+
+    #[test]
+    fn a_pair_is_held_against_the_spread_of_torchs_own_modes() {
+        let word = |relative: f64, spread: Option<f64>| {
+            settled(("diverged", "relative L2 exceeds"), Some(relative), spread).0
+        };
+        assert_eq!(word(0.13, Some(0.12)), WITHIN);
+        assert_eq!(word(0.25, Some(0.12)), "diverged");
+        assert_eq!(word(f64::NAN, Some(0.12)), "diverged");
+        // A single mode of torch has no spread, and bitwise equal ones have none to give.
+        assert_eq!(word(0.13, None), "diverged");
+        assert_eq!(word(0.13, Some(0.0)), "diverged");
+        let other = settled(("incomparable", "shapes"), None, Some(0.12));
+        assert_eq!(other, ("incomparable".to_owned(), "shapes".to_owned()));
+    }
+
+    #[test]
+    fn the_fused_form_takes_turns_with_every_mode_of_the_interpreters_torch() {
+        let items = items::all();
+        let Work::Speed(shape) = &items[2].work else { panic!("no shape") };
+        let config = config(shape, Path::new("python3"), Device::Cuda(0));
+        let plan = plan(&config).unwrap();
+        let names: Vec<String> = plan.cells.iter().map(|cell| cell.variant.name()).collect();
+        let mut expected = vec![
+            "torch_eager_sdpa".to_owned(),
+            "torch_compiled_sdpa".to_owned(),
+            "torch_reduce_overhead_sdpa".to_owned(),
+        ];
+        if cfg!(feature = "cuda") {
+            expected.push("candle_eager".to_owned());
+        }
+        expected.push("candle_fused".to_owned());
+        assert_eq!(names, expected);
+        assert!(plan.cells.iter().all(|cell| cell.variant.device == "cuda:0" && cell.measured));
+        assert_eq!(plan.environments.len(), 1);
+        // A ratio has its interval from the rounds.
+        assert_eq!(config.run.rounds, ROUNDS);
+    }
+}

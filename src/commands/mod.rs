@@ -1,0 +1,10 @@
+//! What each subcommand does, in terms of the layers below.
+
+pub mod bench;
+pub mod bisect;
+pub mod compare;
+pub mod explain;
+pub mod gpu_check;
+pub mod record;
+pub mod run;
+pub mod scoreboard;

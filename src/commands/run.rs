@@ -1,0 +1,434 @@
+//! The main job, in order: checkpoint, inputs, environments, cells, comparison, report.
+
+mod keys;
+mod localize;
+mod prepare;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use miette::{IntoDiagnostic, Result, WrapErr};
+use reference::protocol::{Load, PROTOCOL_VERSION};
+
+use crate::execute::cell::{Cell, FailureKind, Outcome};
+use crate::execute::progress::Progress;
+use crate::execute::runner::{self, Ended, ProcessRunner, Runner, SharedRunner};
+use crate::execute::schedule::{Job, Ran, Schedule, Settings, Turn};
+use crate::judge::assess;
+use crate::judge::exit_code::ExitCode;
+use crate::judge::history::History;
+use crate::report;
+use crate::results::{Manifest, ResultsError, RunFolder};
+use crate::spec::config::Config;
+use crate::spec::machine::{self, Machine};
+use crate::spec::plan::{CellPlan, Plan};
+use crate::spec::variant;
+pub use localize::{Wanted, localize};
+pub(crate) use prepare::specification;
+use prepare::{Preparation, PreparedCase};
+
+/// A run that is about to start, or to go on.
+pub struct Order<'a> {
+    /// What to run.
+    pub config: &'a Config,
+    /// The config's text, kept in the run.
+    pub text: &'a str,
+    /// Its cells.
+    pub plan: &'a Plan,
+    /// Where tfcheck keeps environments, imports and the bridge.
+    pub cache: &'a Path,
+    /// Whether environments are made anew.
+    pub clean: bool,
+    /// Whether pairs that diverge are localised at the end.
+    pub localize: bool,
+    /// Set when the user wants to stop.
+    pub stop: &'a AtomicBool,
+    /// What the user sees.
+    pub progress: &'a Progress,
+    /// Where other runs go on beside this one: whose turn it is to be timed.
+    pub turn: Option<&'a Turn>,
+}
+
+/// Where a run's results go.
+pub enum Destination {
+    /// A new folder below this one.
+    New(PathBuf),
+    /// A run to complete; its finished cells are kept.
+    Resume(RunFolder),
+}
+
+/// A run that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// What was found.
+    pub code: ExitCode,
+    /// The run's folder.
+    pub folder: PathBuf,
+}
+
+/// Runs every cell of the order, compares, reports; the exit code says what was found.
+///
+/// # Errors
+/// When a checkpoint or inputs cannot be prepared, or the run folder cannot be written.
+pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
+    let Preparation { cases, environments } = prepare::prepare(order)?;
+    let machine = Machine::detect();
+    let (folder, manifest) = open(order, destination, &cases)?;
+    order.progress.log_to(&folder.path().join("run.log"));
+    order.progress.line(&format!("results in {}", folder.path().display()));
+    write_records(order, &folder, &manifest, &cases, &machine, &environments)?;
+
+    let runners = Runners::new(order, &environments, machine.fingerprint())?;
+    let settings = settings(order.config);
+    // Nobody else asks what the machine is at its best.
+    let quiet_ns = if settings.patience.is_zero() { None } else { quiet_ns(&folder, &runners) };
+    // The first record that could not be written.
+    let unwritten: Mutex<Option<ResultsError>> = Mutex::new(None);
+    let mut interrupted = false;
+    let mut cells = Vec::new();
+    for (index, prepared) in cases.iter().enumerate() {
+        let case = &manifest.cases[index];
+        let kept = kept(order, &folder, &manifest, index, prepared, &runners)?;
+        let next_round = kept.iter().flat_map(rounds).max().map_or(0, |round| round + 1);
+        let jobs = jobs(order, &folder, &manifest, index, prepared, &runners, &kept);
+        let files = folder.case_folder(&manifest, &case.name);
+        let keep = |cell: &Cell| {
+            folder.write_cell(&manifest, &case.name, cell).map_err(|error| {
+                let words = error.to_string();
+                unwritten.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                words
+            })
+        };
+        let schedule = Schedule {
+            case: &case.name,
+            folder: std::path::absolute(&files).unwrap_or(files),
+            stamp: &manifest.stamp,
+            keep: &keep,
+            settings: &settings,
+            progress: order.progress,
+            stop: order.stop,
+            turn: order.turn,
+            quiet_ns,
+        };
+        let ran = if interrupted { Ran::default() } else { schedule.run(jobs, next_round) };
+        interrupted |= ran.interrupted;
+        cells.push(in_order(case, kept, ran.cells));
+    }
+
+    let code = conclude(order, &folder, &manifest, &cells, &cases, &runners, interrupted);
+    remember(order, &folder, &manifest, &cells, &runners);
+    // While pairs were localised, say; what is finished is kept.
+    interrupted |= order.stop.load(Ordering::Relaxed);
+    if interrupted {
+        let path = folder.path().display();
+        order.progress.line(&format!("interrupted; complete it with: tfcheck run --resume {path}"));
+        return Ok(Finished { code: ExitCode::Interrupted, folder: folder.path().to_owned() });
+    }
+    match (unwritten.into_inner().unwrap_or_else(PoisonError::into_inner), code) {
+        (None, code) => Ok(Finished { code: code?, folder: folder.path().to_owned() }),
+        (Some(error), _) => {
+            Err(error).wrap_err("what was computed is in the tables above, but not all of it is kept")
+        }
+    }
+}
+
+/// Compares, localises what diverged where that is wanted and the user has not stopped the run, and reports.
+fn conclude(
+    order: &Order,
+    folder: &RunFolder,
+    manifest: &Manifest,
+    cells: &[Vec<Cell>],
+    cases: &[PreparedCase],
+    runners: &Runners,
+    interrupted: bool,
+) -> Result<ExitCode> {
+    let is_localized = order.localize && !interrupted;
+    // Of an earlier part of a resumed run, whose cells may have changed since.
+    if is_localized && !folder.localized()?.is_empty() {
+        folder.write_localized(&[])?;
+    }
+    let judge = || assess::view(folder, manifest, cells, &order.config.tolerances);
+    let mut view = judge()?;
+    if is_localized {
+        view = localize::Ended { order, folder, manifest, cases, runners }.localize(view, judge)?;
+    }
+    report::publish(folder, manifest, &view, &order.config.tolerances, order.progress)
+}
+
+/// The best of the yardstick on this machine in the folder's earlier runs. A history that cannot be read is said at the
+/// end, when the run is to be added to it.
+fn quiet_ns(folder: &RunFolder, runners: &Runners) -> Option<u64> {
+    let results = folder.path().parent().unwrap_or(Path::new("."));
+    let history = History::open(results).ok()?;
+    history.yardstick_ns(&runners.fingerprint, runners.threads).ok().flatten()
+}
+
+/// Adds the run to the history of its results folder. The run is whole without it, so that a history which
+/// cannot be written is said and no failure.
+fn remember(order: &Order, folder: &RunFolder, manifest: &Manifest, cells: &[Vec<Cell>], runners: &Runners) {
+    let results = folder.path().parent().unwrap_or(Path::new("."));
+    let name = folder.path().file_name().unwrap_or_default().to_string_lossy();
+    let cases: Vec<_> = manifest.cases.iter().zip(cells.iter().map(Vec::as_slice)).collect();
+    let machine = (runners.fingerprint.as_str(), runners.threads);
+    let kept = History::open(results)
+        .and_then(|mut history| history.record(&name, &manifest.stamp, machine, &cases));
+    if let Err(error) = kept {
+        order.progress.line(&format!("not in the history: {error}"));
+    }
+}
+
+/// Opens the destination. A run that is resumed must still mean the same: its checkpoints and inputs are checked.
+fn open(order: &Order, destination: Destination, cases: &[PreparedCase]) -> Result<(RunFolder, Manifest)> {
+    let described = |stamp: String, notes| prepare::manifest(order, cases, stamp, notes);
+    match destination {
+        Destination::New(results) => {
+            let stamp = jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string();
+            let folder = RunFolder::create(&results, &stamp)?;
+            let manifest = described(stamp, Vec::new());
+            folder.write_manifest(&manifest)?;
+            for (case, prepared) in manifest.cases.iter().zip(cases) {
+                let case_folder = folder.case_folder(&manifest, &case.name);
+                std::fs::create_dir_all(&case_folder).into_diagnostic()?;
+                prepared.inputs.save(&case_folder)?;
+            }
+            Ok((folder, manifest))
+        }
+        Destination::Resume(folder) => {
+            let begun = folder.manifest()?;
+            let manifest = described(begun.stamp.clone(), begun.notes.clone());
+            for (now, then) in manifest.cases.iter().zip(&begun.cases) {
+                if (&now.checkpoint_digest, &now.inputs_digest)
+                    != (&then.checkpoint_digest, &then.inputs_digest)
+                {
+                    miette::bail!(
+                        help = "start a run of its own: numbers of two checkpoints or inputs cannot be mixed",
+                        "{}: the checkpoint or the inputs are no longer those that {} was begun with",
+                        now.name,
+                        folder.path().display()
+                    );
+                }
+            }
+            folder.write_manifest(&manifest)?;
+            Ok((folder, manifest))
+        }
+    }
+}
+
+/// Writes what makes the run self-contained: config, environment, locks.
+fn write_records(
+    order: &Order,
+    folder: &RunFolder,
+    manifest: &Manifest,
+    cases: &[PreparedCase],
+    machine: &Machine,
+    environments: &[prepare::EnvironmentResult],
+) -> Result<()> {
+    folder.write("config.toml", order.text.as_bytes())?;
+    let record = prepare::environment_record(order, machine, environments, cases);
+    folder.write_environment(&record)?;
+    for (plan, environment) in order.plan.environments.iter().zip(environments) {
+        let Ok(environment) = environment else { continue };
+        for (case, version) in
+            manifest.cases.iter().flat_map(|case| plan.versions.iter().map(move |v| (case, v)))
+        {
+            let path = folder.case_folder(manifest, &case.name).join(version).join("uv.lock");
+            crate::results::write_file(&path, environment.lock.as_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// One runner per environment, one per command, and tfcheck's own.
+struct Runners {
+    environments: Vec<Result<Box<dyn Runner>, Ended>>,
+    environment_keys: Vec<String>,
+    environment_notes: Vec<Vec<String>>,
+    commands: Vec<ProcessRunner>,
+    candle: Box<dyn Runner>,
+    upstream: Box<dyn Runner>,
+    threads: usize,
+    /// [`Machine::fingerprint`], part of every key.
+    fingerprint: String,
+}
+
+impl Runners {
+    fn new(order: &Order, environments: &[prepare::EnvironmentResult], fingerprint: String) -> Result<Self> {
+        let threads = order.config.run.threads.unwrap_or_else(machine::physical_cores);
+        // A plan of eager cells of which none is timed may share workers; a compiler's state would outlive its cell, and
+        // a second process is asked for to hold the first one against it.
+        let is_shared = !order.config.run.noise
+            && order
+                .plan
+                .cells
+                .iter()
+                .all(|cell| !is_timed(order.config, cell) && !cell.variant.mode.is_compiled());
+        let boxed = |runner: ProcessRunner| -> Box<dyn Runner> {
+            if is_shared { Box::new(SharedRunner::new(runner)) } else { Box::new(runner) }
+        };
+        let runner = |environment: &prepare::EnvironmentResult| match environment {
+            Ok(environment) => runner::transformers::runner(environment, order.cache, threads)
+                .map(boxed)
+                .map_err(|error| Ended::failed(FailureKind::Environment, format!("the bridge: {error}"))),
+            Err(error) => Err(Ended::failed(FailureKind::Environment, error.clone())),
+        };
+        let commands = &order.config.commands;
+        // Of versions that no cell is left of too: what they bring of CUDA serves the native models as well.
+        let named = order.config.versions.iter().filter_map(|version| {
+            version.python.as_ref().and_then(|python| reference::interpreter(python).ok())
+        });
+        let made = environments.iter().flatten().map(|environment| environment.python.clone());
+        let mut pythons: Vec<PathBuf> = named.chain(made).collect();
+        pythons.dedup();
+        Ok(Self {
+            environments: environments.iter().map(runner).collect(),
+            environment_keys: environments
+                .iter()
+                .map(|environment| {
+                    environment.as_ref().map_or_else(|_| String::new(), |known| known.key.clone())
+                })
+                .collect(),
+            environment_notes: environments
+                .iter()
+                .map(|environment| {
+                    environment.as_ref().map_or_else(|_| Vec::new(), |known| known.notes.clone())
+                })
+                .collect(),
+            commands: commands
+                .iter()
+                .map(|command| runner::command::runner(&command.program, &order.config.folder, threads))
+                .collect(),
+            candle: boxed(runner::candle::runner(threads, &pythons, order.cache).into_diagnostic()?),
+            upstream: boxed(runner::candle_transformers::runner(threads).into_diagnostic()?),
+            threads,
+            fingerprint,
+        })
+    }
+
+    fn of(&self, cell: &CellPlan) -> Result<&dyn Runner, Ended> {
+        let missing = || Ended::failed(FailureKind::Environment, "the plan names no environment or command");
+        match cell.variant.runner {
+            variant::Runner::Transformers => {
+                let index = cell.environment.ok_or_else(missing)?;
+                self.environments[index].as_ref().map(AsRef::as_ref).map_err(Clone::clone)
+            }
+            variant::Runner::Candle => Ok(self.candle.as_ref()),
+            variant::Runner::CandleTransformers => Ok(self.upstream.as_ref()),
+            variant::Runner::Command => {
+                let index = cell.command.ok_or_else(missing)?;
+                Ok(&self.commands[index])
+            }
+        }
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    let run = &config.run;
+    Settings {
+        warm_up: run.warm_up,
+        iterations: run.iterations,
+        decode: run.decode,
+        rounds: run.rounds,
+        patience: Duration::from_secs(run.patience_s()),
+        first_passes_at_once: run.first_passes_at_once,
+        trace: run.trace,
+        noise: run.noise,
+        timeout: Duration::from_secs(run.timeout_s),
+        memory_budget: run
+            .memory_budget_gb
+            .map_or_else(|| machine::memory_bytes() / 2, |gigabytes| (gigabytes * 1e9) as u64),
+    }
+}
+
+/// The cells of a case that need not be run again: finished, under the same key.
+fn kept(
+    order: &Order,
+    folder: &RunFolder,
+    manifest: &Manifest,
+    index: usize,
+    prepared: &PreparedCase,
+    runners: &Runners,
+) -> Result<Vec<Cell>> {
+    let mut kept = folder.cells(manifest, &manifest.cases[index])?;
+    kept.retain(|cell| {
+        let plan = order.plan.cells.iter().find(|plan| plan.case == index && plan.variant == cell.variant);
+        let same = plan.is_some_and(|plan| keys::cell(plan, prepared, runners) == cell.key);
+        let finished = match &cell.outcome {
+            Outcome::Completed(completed) => completed.unfinished.is_none(),
+            Outcome::Unsupported { .. } => true,
+            Outcome::Failed(_) => false,
+        };
+        same && finished
+    });
+    Ok(kept)
+}
+
+fn rounds(cell: &Cell) -> Vec<u32> {
+    match &cell.outcome {
+        Outcome::Completed(completed) => completed.round_numbers.clone(),
+        _ => Vec::new(),
+    }
+}
+
+/// The cells of a case that are to be run; the baseline first, for it is the anchor of every timing group.
+fn jobs<'a>(
+    order: &Order,
+    folder: &RunFolder,
+    manifest: &Manifest,
+    index: usize,
+    prepared: &'a PreparedCase,
+    runners: &'a Runners,
+    kept: &[Cell],
+) -> Vec<Job<'a>> {
+    let case = &manifest.cases[index];
+    let inputs = folder.case_folder(manifest, &case.name).join("inputs.safetensors");
+    let is_open =
+        |cell: &&CellPlan| cell.case == index && !kept.iter().any(|known| known.variant == cell.variant);
+    let mut cells: Vec<&CellPlan> = order.plan.cells.iter().filter(is_open).collect();
+    cells.sort_by_key(|cell| cell.variant.name() != order.plan.baseline);
+    // One variant a version; the versions of one environment have one tokenizer, but notes of their own.
+    let speaks_for_its_version = |cell: &CellPlan| {
+        let same = |other: &&CellPlan| other.case == index && other.variant.version == cell.variant.version;
+        cell.variant.runner == variant::Runner::Transformers
+            && order.plan.cells.iter().find(same).is_some_and(|first| first.variant == cell.variant)
+    };
+    let job = |cell: &CellPlan| Job {
+        variant: cell.variant.clone(),
+        key: keys::cell(cell, prepared, runners),
+        runner: runners.of(cell),
+        load: load(order, prepared, &inputs, runners, cell),
+        is_timed: is_timed(order.config, cell),
+        prefill: order.plan.cases[index].inputs.prefill(),
+        texts: prepared.texts.as_ref().filter(|_| speaks_for_its_version(cell)),
+        notes: cell.environment.map(|index| runners.environment_notes[index].clone()).unwrap_or_default(),
+    };
+    cells.into_iter().map(job).collect()
+}
+
+/// Whether a cell's worker is asked for more than logits.
+fn is_timed(config: &Config, cell: &CellPlan) -> bool {
+    cell.measured && (config.run.rounds > 0 || config.run.trace)
+}
+
+/// What a cell's worker is asked to load.
+fn load(order: &Order, prepared: &PreparedCase, inputs: &Path, runners: &Runners, cell: &CellPlan) -> Load {
+    Load {
+        protocol: PROTOCOL_VERSION,
+        checkpoint: prepared.checkpoint.folder.clone(),
+        inputs: std::path::absolute(inputs).unwrap_or_else(|_| inputs.to_owned()),
+        mode: cell.variant.mode,
+        attention: cell.variant.attention,
+        dtype: cell.variant.dtype,
+        device: cell.variant.device.clone(),
+        threads: runners.threads,
+        seed: order.config.run.seed,
+    }
+}
+
+/// Old and new cells in the manifest's order.
+fn in_order(case: &crate::results::Case, kept: Vec<Cell>, ran: Vec<Cell>) -> Vec<Cell> {
+    let mut cells: Vec<Cell> = ran.into_iter().chain(kept).collect();
+    cells.sort_by_key(|cell| case.variants.iter().position(|variant| *variant == cell.variant));
+    cells
+}

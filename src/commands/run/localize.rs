@@ -1,0 +1,356 @@
+//! Localises pairs of a run's variants: those that diverged at its end, or the pair that somebody names.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use miette::{IntoDiagnostic, Result};
+
+use super::{Order, PreparedCase, Runners, load, prepare};
+use crate::hunt::localize::{self, LocalizeError, Localized, Options, Request, Side};
+use crate::judge::assess::ONE_PASS;
+use crate::judge::view::{CaseView, RunView};
+use crate::results::{Manifest, RunFolder};
+use crate::spec::machine::Machine;
+use crate::spec::nearest::nearest;
+use crate::spec::plan::{CasePlan, CellPlan};
+use crate::spec::variant::{Runner, Variant};
+use compare::verdict::Decision;
+
+/// Pairs that the end of a run localises, a case: each takes as long as a few passes, and one fault shows in many pairs.
+const PAIRS: usize = 3;
+
+/// A pair to localise.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The case; all of the plan's otherwise.
+    pub case: Option<&'a str>,
+    /// Names of the two variants.
+    pub variants: [&'a str; 2],
+    /// How.
+    pub options: &'a Options,
+}
+
+/// Prepares the checkpoints, inputs and environments that a pair needs, and localises it in each case. With `folder`,
+/// the run that the pair is of, what is found is kept in it.
+///
+/// # Errors
+/// When the plan has no such case or variant, or one of them cannot be prepared, run or captured.
+pub fn localize(order: &Order, wanted: &Wanted, folder: Option<&RunFolder>) -> Result<Vec<Localized>> {
+    let mut plan = order.plan.clone();
+    let plan_cases = &order.plan.cases;
+    check_names(order, wanted)?;
+    let names = wanted.variants.map(variant_of);
+    // A variant beside its own one pass: where there is another pass.
+    let is_cached = names[0] == names[1];
+    plan.cells.retain(|cell| {
+        names.contains(&cell.variant.name().as_str())
+            && (!is_cached || plan_cases[cell.case].inputs.prefill().is_some())
+            && wanted.case.is_none_or(|case| case == plan.cases[cell.case].name)
+    });
+    plan.drop_unused();
+    let order = Order { plan: &plan, ..*order };
+    let preparation = prepare::prepare(&order)?;
+    let runners = Runners::new(&order, &preparation.environments, Machine::detect().fingerprint())?;
+    let scratch = order.cache.join("localize");
+    std::fs::create_dir_all(&scratch).into_diagnostic()?;
+    let own = tempfile::tempdir_in(&scratch).into_diagnostic()?;
+    let mut found = Vec::new();
+    for (index, prepared) in preparation.cases.iter().enumerate() {
+        let name = &plan.cases[index].name;
+        if let Some(folder) = folder {
+            check_digests(folder, name, prepared)?;
+        }
+        let files = own.path().join(index.to_string());
+        std::fs::create_dir_all(&files).into_diagnostic()?;
+        prepared.inputs.save(&files)?;
+        let cell = |wanted: &str| {
+            let is_it = |cell: &&CellPlan| cell.case == index && cell.variant.name() == wanted;
+            plan.cells.iter().find(is_it)
+        };
+        let [Some(a), Some(b)] = names.map(cell) else { continue };
+        let pair =
+            Pair { order: &order, prepared, runners: &runners, case: name, logs: &scratch, files: &files };
+        let [first, second] = sides([a, b]);
+        order.progress.line(&format!("{name}: localising {first} / {second}"));
+        found.push(pair.localize([a, b], wanted.options)?);
+    }
+    if let Some(folder) = folder {
+        let mut all = folder.localized()?;
+        all.retain(|known| !found.iter().any(|new| new.is_of_the_pair(known)));
+        all.extend_from_slice(&found);
+        folder.write_localized(&all)?;
+    }
+    Ok(found)
+}
+
+fn check_names(order: &Order, wanted: &Wanted) -> Result<()> {
+    let unknown = |what: &str, name: &str, mut known: Vec<String>| {
+        known.dedup();
+        let names: Vec<&str> = known.iter().map(String::as_str).collect();
+        let meant =
+            nearest(name, &names).map(|meant| format!("did you mean `{meant}`? ")).unwrap_or_default();
+        miette::miette!(
+            help = format!("{meant}there are {}", names.join(", ")),
+            "no {what} is called `{name}`"
+        )
+    };
+    let cases: Vec<String> = order.plan.cases.iter().map(|case| case.name.clone()).collect();
+    if let Some(case) = wanted.case.filter(|case| !cases.iter().any(|known| known == case)) {
+        return Err(unknown("case", case, cases));
+    }
+    let mut variants: Vec<String> = order.plan.cells.iter().map(|cell| cell.variant.name()).collect();
+    variants.sort_unstable();
+    for name in wanted.variants.map(variant_of) {
+        if !variants.iter().any(|known| known == name) {
+            return Err(unknown("variant", name, variants));
+        }
+    }
+    if wanted.variants[0] == wanted.variants[1] {
+        miette::bail!(help = "name two variants", "`{}` is the same on both sides", wanted.variants[0]);
+    }
+    if !wanted.variants.iter().any(|name| name.ends_with(ONE_PASS)) {
+        return Ok(());
+    }
+    let [a, b] = wanted.variants.map(variant_of);
+    if a != b {
+        miette::bail!(
+            help = format!("name `{a}` and `{a}{ONE_PASS}`"),
+            "what goes through the cache is localised beside the one pass of the same variant"
+        );
+    }
+    let is_wanted = |case: &&CasePlan| wanted.case.is_none_or(|name| name == case.name);
+    if !order.plan.cases.iter().filter(is_wanted).any(|case| case.inputs.prefill().is_some()) {
+        miette::bail!(
+            help = "name a case with a prefill, or none; `prefill = [8]` under [inputs] makes some",
+            "no case goes through a cache"
+        );
+    }
+    Ok(())
+}
+
+/// The variant that a name is of, which may be that of its one pass.
+fn variant_of(name: &str) -> &str {
+    name.strip_suffix(ONE_PASS).unwrap_or(name)
+}
+
+/// What the two sides are called: one cell on both is the variant's one pass, and what it gives through its cache.
+fn sides([a, b]: [&CellPlan; 2]) -> [String; 2] {
+    let (first, second) = (a.variant.name(), b.variant.name());
+    [if first == second { format!("{first}{ONE_PASS}") } else { first }, second]
+}
+
+/// The checkpoint and inputs must be those that the run's numbers come from.
+fn check_digests(folder: &RunFolder, name: &str, prepared: &PreparedCase) -> Result<()> {
+    let manifest = folder.manifest()?;
+    let then = manifest.cases.iter().find(|case| case.name == name);
+    let now = (&prepared.checkpoint.digest, &prepared.inputs.digest);
+    if then.is_some_and(|then| (&then.checkpoint_digest, &then.inputs_digest) != now) {
+        miette::bail!(
+            help = "localise with the config instead of --run",
+            "{name}: the checkpoint or the inputs are no longer those of {}",
+            folder.path().display()
+        );
+    }
+    Ok(())
+}
+
+/// A run that has just ended.
+pub(super) struct Ended<'a> {
+    pub(super) order: &'a Order<'a>,
+    pub(super) folder: &'a RunFolder,
+    pub(super) manifest: &'a Manifest,
+    pub(super) cases: &'a [PreparedCase],
+    pub(super) runners: &'a Runners,
+}
+
+/// Which of a run's diverging pairs: what is found of the first ones may say that later ones do not diverge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Pairs of cases that go through no cache.
+    InOnePass,
+    /// What goes through a cache, beside its own one pass.
+    BesideOnePass,
+    /// Other pairs of what goes through a cache.
+    ThroughCaches,
+}
+
+/// Cases and the names of their pairs.
+type Tried = HashSet<(usize, [String; 2])>;
+
+impl Ended<'_> {
+    /// Localises what diverged, as notes where that cannot be done. Where what is found says that a pair does not
+    /// diverge, `judge` makes the verdicts anew.
+    pub(super) fn localize(&self, mut view: RunView, judge: impl Fn() -> Result<RunView>) -> Result<RunView> {
+        let mut tried = Tried::new();
+        for stage in [Stage::InOnePass, Stage::BesideOnePass, Stage::ThroughCaches] {
+            while self.localize_stage(stage, &mut view, &mut tried)? {
+                let notes = view.notes;
+                view = judge()?;
+                view.notes = notes;
+            }
+        }
+        let run = self.folder.path().display();
+        for index in 0..self.cases.len() {
+            let case = &view.cases[index];
+            let left_out = self.pairs(index, case, &tried).len();
+            if left_out > 0 && !self.is_stopped() {
+                view.notes.push(format!(
+                    "{}: {left_out} more diverging pairs are not localised; `tfcheck localize --run {run} A B` does one",
+                    case.name
+                ));
+            }
+        }
+        Ok(view)
+    }
+
+    /// Whether some of it does not diverge.
+    fn localize_stage(&self, stage: Stage, view: &mut RunView, tried: &mut Tried) -> Result<bool> {
+        let mut is_changed = false;
+        for (index, prepared) in self.cases.iter().enumerate() {
+            let case = &mut view.cases[index];
+            let is_cached = self.order.plan.cases[index].inputs.prefill().is_some();
+            if is_cached == (stage == Stage::InOnePass) {
+                continue;
+            }
+            let mut pairs = self.pairs(index, case, tried);
+            pairs.retain(|pair| stage != Stage::BesideOnePass || is_own(pair));
+            let known = tried.iter().filter(|(of, _)| *of == index).count();
+            let excused = case.localized.iter().filter(|found| !found.is_divergence()).count();
+            let room = PAIRS.saturating_sub(known - excused);
+            let files = self.folder.case_folder(self.manifest, &case.name);
+            let pair = Pair {
+                order: self.order,
+                prepared,
+                runners: self.runners,
+                case: &case.name,
+                logs: &files,
+                files: &files,
+            };
+            for cells in pairs.into_iter().take(room) {
+                let names = sides(cells);
+                let [a, b] = &names;
+                self.order.progress.line(&format!("{}: localising {a} / {b}", case.name));
+                match pair.localize(cells, &Options::default()) {
+                    Ok(localized) => {
+                        is_changed |= !localized.is_divergence();
+                        case.localized.push(localized);
+                    }
+                    Err(LocalizeError::Interrupted) => break,
+                    Err(error) => {
+                        view.notes.push(format!(
+                            "{}: {a} / {b} not localised: {}",
+                            case.name,
+                            localize::described(&error)
+                        ));
+                    }
+                }
+                tried.insert((index, names));
+            }
+        }
+        let all: Vec<Localized> = view.cases.iter().flat_map(|case| case.localized.clone()).collect();
+        if !all.is_empty() {
+            self.folder.write_localized(&all)?;
+        }
+        Ok(is_changed)
+    }
+
+    /// The diverging pairs of a case that are worth looking into and were not.
+    fn pairs(&self, index: usize, case: &CaseView, tried: &Tried) -> Vec<[&CellPlan; 2]> {
+        let plan = self.order.plan;
+        let verdicts = case.verdicts.iter().filter(|verdict| verdict.decision == Decision::Diverged);
+        let names: Vec<[&str; 2]> =
+            verdicts.map(|verdict| [verdict.a.as_str(), verdict.b.as_str()]).collect();
+        let cells: Vec<&CellPlan> = plan.cells.iter().filter(|cell| cell.case == index).collect();
+        let mut pairs = chosen(&cells, &names, &plan.baseline);
+        pairs.retain(|pair| !tried.contains(&(index, sides(*pair))));
+        pairs
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.order.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// Of the diverging pairs one for every two kinds of variant (dtypes are one kind, of which pairs in one dtype come first),
+/// those of a variant and its own one pass first, then those with the baseline.
+/// Programs of the user's and upstream's ports show no modules, and two dtypes of one variant are the same modules.
+fn chosen<'a>(cells: &[&'a CellPlan], diverged: &[[&str; 2]], baseline: &str) -> Vec<[&'a CellPlan; 2]> {
+    let cell = |name: &str| cells.iter().find(|cell| cell.variant.name() == name).copied();
+    let kind = |variant: &Variant| (variant.version.clone(), variant.mode, variant.attention);
+    let base = cell(baseline).map(|cell| kind(&cell.variant));
+    let mut pairs: Vec<[&CellPlan; 2]> = Vec::new();
+    let mut found: Vec<[&CellPlan; 2]> = diverged
+        .iter()
+        .filter_map(|names| match names.map(|name| cell(variant_of(name))) {
+            [Some(a), Some(b)] => Some([a, b]),
+            _ => None,
+        })
+        .collect();
+    found.sort_by_key(|[a, b]| a.variant.dtype != b.variant.dtype);
+    for [a, b] in found {
+        let shows = |cell: &CellPlan| matches!(cell.variant.runner, Runner::Transformers | Runner::Candle);
+        let kinds = [kind(&a.variant), kind(&b.variant)];
+        let is_known = pairs.iter().any(|known| {
+            let is_alike = is_own(known) == is_own(&[a, b]);
+            let known = known.map(|cell| kind(&cell.variant));
+            is_alike && (known == kinds || [&known[1], &known[0]] == [&kinds[0], &kinds[1]])
+        });
+        let is_one = kinds[0] == kinds[1] && a.variant.device == b.variant.device;
+        if shows(a) && shows(b) && !is_known && (!is_one || is_own(&[a, b])) {
+            // What the baseline computes is what the other is fed.
+            let is_second = base.as_ref() == Some(&kinds[1]);
+            pairs.push(if is_second { [b, a] } else { [a, b] });
+        }
+    }
+    // A cache's fault shows beside every other variant too, and is closest to it beside its own one pass.
+    pairs.sort_by_key(|pair| (!is_own(pair), base != Some(kind(&pair[0].variant))));
+    pairs
+}
+
+/// Whether a pair is of what a variant gives through its cache and in its own one pass.
+fn is_own([a, b]: &[&CellPlan; 2]) -> bool {
+    a.variant == b.variant
+}
+
+/// Two cells of one case.
+struct Pair<'a> {
+    order: &'a Order<'a>,
+    prepared: &'a PreparedCase,
+    runners: &'a Runners,
+    case: &'a str,
+    /// Where workers log and captured tensors pass through.
+    logs: &'a Path,
+    /// Holds `inputs.safetensors`.
+    files: &'a Path,
+}
+
+impl Pair<'_> {
+    fn localize(&self, cells: [&CellPlan; 2], options: &Options) -> Result<Localized, LocalizeError> {
+        let names = sides(cells);
+        let prefill = self.order.plan.cases[cells[0].case].inputs.prefill();
+        let is_one_pass = |index: usize| index == 0 && cells[0].variant == cells[1].variant;
+        let side = |index: usize| {
+            let cell = cells[index];
+            let refused = |ended| LocalizeError::ended(&cell.variant.name(), self.logs, ended);
+            let runner = self.runners.of(cell).map_err(refused)?;
+            let inputs = self.files.join("inputs.safetensors");
+            let load = load(self.order, self.prepared, &inputs, self.runners, cell);
+            let prefill = prefill.filter(|_| !is_one_pass(index));
+            Ok::<_, LocalizeError>(Side { name: names[index].clone(), runner, load, prefill })
+        };
+        let config = self.order.config;
+        let own = &config.checkpoints[self.order.plan.cases[cells[0].case].checkpoint].tolerances;
+        let tolerances = config.tolerances.with(own.as_ref());
+        localize::localize(&Request {
+            case: self.case,
+            sides: [side(0)?, side(1)?],
+            options,
+            tolerances: &tolerances,
+            folder: self.logs,
+            timeout: Duration::from_secs(self.order.config.run.timeout_s),
+            stop: self.order.stop,
+        })
+    }
+}

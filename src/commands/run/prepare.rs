@@ -1,0 +1,314 @@
+//! What a run needs before its first cell: checkpoints, inputs and environments.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use miette::{Result, WrapErr};
+use reference::{Environment, Python, Source, Specification};
+
+use super::Order;
+use crate::results::environment::{AutoDevice, CheckpointRecord, EnvironmentRecord, PythonEnvironment};
+use crate::results::{Axes, Case, Choice, Manifest, SCHEMA_VERSION};
+use crate::spec::checkpoint::{self, Checkpoint, Step};
+use crate::spec::config::{self, InputsForm, Padding};
+use crate::spec::inputs::{self, Inputs, Prompt, Spec, Texts};
+use crate::spec::machine::{self, Machine};
+use crate::spec::plan::{CasePlan, EnvironmentOrigin, EnvironmentPlan, InputsPlan};
+
+/// An environment, or the message that its cells carry instead.
+pub(super) type EnvironmentResult = Result<Environment, String>;
+
+/// Everything that cells need.
+pub(super) struct Preparation {
+    /// In the plan's order.
+    pub(super) cases: Vec<PreparedCase>,
+    /// In the plan's order.
+    pub(super) environments: Vec<EnvironmentResult>,
+}
+
+/// A case with its files.
+pub(super) struct PreparedCase {
+    pub(super) checkpoint: Checkpoint,
+    pub(super) inputs: Inputs,
+    /// What each version's own tokenizer is held against; in the first case of a checkpoint that has a tokenizer.
+    pub(super) texts: Option<Texts>,
+}
+
+/// Resolves checkpoints and makes inputs while uv works on the environments.
+pub(super) fn prepare(order: &Order) -> Result<Preparation> {
+    std::thread::scope(|scope| {
+        let environments = scope.spawn(|| environments(order));
+        let cases = cases(order);
+        let environments =
+            environments.join().map_err(|_| miette::miette!("the thread of the environments panicked"));
+        Ok(Preparation { cases: cases?, environments: environments?? })
+    })
+}
+
+fn cases(order: &Order) -> Result<Vec<PreparedCase>> {
+    let plans = &order.plan.cases;
+    let mut checkpoints: BTreeMap<usize, Checkpoint> = BTreeMap::new();
+    for case in plans {
+        if let Entry::Vacant(place) = checkpoints.entry(case.checkpoint) {
+            place.insert(resolve(order, &order.config.checkpoints[case.checkpoint])?);
+        }
+    }
+    let mut sources: BTreeMap<usize, inputs::Source<'_>> = BTreeMap::new();
+    let mut cases = Vec::new();
+    for case in plans {
+        let checkpoint = &checkpoints[&case.checkpoint];
+        let of = || format!("inputs of {}", case.name);
+        let is_first = !sources.contains_key(&case.checkpoint);
+        let source = match sources.entry(case.checkpoint) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(inputs::Source::open(checkpoint).wrap_err_with(of)?),
+        };
+        let spec = spec(order.config, case)?;
+        let made = source.make(&spec).wrap_err_with(of)?;
+        let inputs = made
+            .into_iter()
+            .next()
+            .ok_or_else(|| miette::miette!("the spec made no batch"))
+            .wrap_err_with(of)?;
+        // A sweep's cases have one text.
+        let texts = if is_first { source.texts(&spec, &inputs).wrap_err_with(of)? } else { None };
+        cases.push(PreparedCase { checkpoint: checkpoint.clone(), inputs, texts });
+    }
+    Ok(cases)
+}
+
+fn resolve(order: &Order, wanted: &config::Checkpoint) -> Result<Checkpoint> {
+    let source = wanted.source.to_string();
+    let settings = checkpoint::Settings {
+        revision: wanted.revision.clone(),
+        allow_remote_code: wanted.allow_remote_code,
+        seed: order.config.run.seed,
+        ..checkpoint::Settings::new(order.cache)
+    };
+    let task = order.progress.task(&source, 100);
+    let mut percent = 0;
+    let mut show = |step: Step<'_>| {
+        let (what, done, total) = match step {
+            Step::Download { file, done, total } => (format!("downloading {file}"), done, total),
+            Step::Import { tensor, done, total } => (format!("importing {tensor}"), done, total),
+            Step::Hash { file, done, total } => (format!("hashing {file}"), done, total),
+        };
+        let now = done * 100 / total.max(1);
+        if now != percent {
+            percent = now;
+            task.at(now, &what);
+        }
+    };
+    Ok(checkpoint::resolve(&source, &settings, &mut show)?)
+}
+
+fn spec(config: &config::Config, case: &CasePlan) -> Result<Spec> {
+    let side = |padding: Padding| match padding {
+        Padding::Left => inputs::Padding::Left,
+        Padding::Right => inputs::Padding::Right,
+    };
+    Ok(match (case.inputs, config.inputs.form()) {
+        (InputsPlan::Prompts { padding }, InputsForm::Prompts { prompts, chat }) => Spec::Prompts {
+            prompts: prompts
+                .iter()
+                .map(|text| {
+                    if chat {
+                        Prompt::Chat(vec![inputs::Message { role: "user".into(), content: text.clone() }])
+                    } else {
+                        Prompt::Text(text.clone())
+                    }
+                })
+                .collect(),
+            padding: side(padding),
+            choices: config.inputs.choices.clone().unwrap_or_default(),
+        },
+        (InputsPlan::Sweep { length, batch, padding, .. }, InputsForm::Sweep { text, .. }) => Spec::Lengths {
+            lengths: vec![length],
+            batches: vec![batch],
+            paddings: vec![(batch > 1).then(|| side(padding))],
+            text: text.map(ToOwned::to_owned),
+            seed: config.inputs.seed,
+        },
+        _ => miette::bail!("the plan's inputs are not of the config's form"),
+    })
+}
+
+fn environments(order: &Order) -> Result<Vec<EnvironmentResult>> {
+    let plans = &order.plan.environments;
+    let specifications: Vec<Specification> = plans.iter().map(specification).collect();
+    if order.clean {
+        for specification in &specifications {
+            reference::forget(specification, order.cache)
+                .map_err(|error| miette::miette!("--clean: {error}"))?;
+        }
+    }
+    let names: Vec<String> = plans.iter().map(|plan| plan.versions.join(", ")).collect();
+    let task = order.progress.task("environments", specifications.len() as u64);
+    // uv lists every package; that is for the log.
+    let show = |index: usize, line: &str| {
+        if line.trim_start().starts_with(['+', '-', '~']) {
+            order.progress.log(&format!("{}: {line}", names[index]));
+        } else {
+            task.line(&format!("{}: {line}", names[index]));
+        }
+    };
+    let made = reference::prepare_all(&specifications, order.cache, &show);
+    Ok(made.into_iter().map(|environment| environment.map_err(|error| describe(&error))).collect())
+}
+
+/// An environment's failure in one text, its hint included, as the tables show it.
+fn describe(error: &reference::EnvironmentError) -> String {
+    format!("{error} ({})", error.hint())
+}
+
+/// What uv is asked for.
+pub(crate) fn specification(plan: &EnvironmentPlan) -> Specification {
+    match &plan.origin {
+        EnvironmentOrigin::Existing { python, expected } => Specification {
+            python: Python::Existing(python.clone()),
+            ..Specification::new(expected.clone().unwrap_or(Source::Newest))
+        },
+        EnvironmentOrigin::Made { source, torch, torch_backend, requirements, python } => {
+            let defaults = Specification::new(source.clone());
+            Specification {
+                torch: torch.clone(),
+                torch_backend: *torch_backend,
+                extra: requirements.clone(),
+                python: python.clone().map_or(defaults.python.clone(), Python::Request),
+                ..defaults
+            }
+        }
+    }
+}
+
+/// `run.json` of a run over these cases.
+pub(super) fn manifest(order: &Order, cases: &[PreparedCase], stamp: String, notes: Vec<String>) -> Manifest {
+    let plan = order.plan;
+    let case = |(index, (plan_case, prepared)): (usize, (&CasePlan, &PreparedCase))| Case {
+        name: plan_case.name.clone(),
+        checkpoint: prepared.checkpoint.name.clone(),
+        checkpoint_digest: prepared.checkpoint.digest.clone(),
+        inputs: describe_inputs(&prepared.inputs, plan_case.inputs.prefill()),
+        inputs_digest: prepared.inputs.digest.clone(),
+        choices: prepared
+            .inputs
+            .choices
+            .iter()
+            .map(|choice| Choice { text: choice.text.clone(), id: choice.id })
+            .collect(),
+        axes: axes(plan_case.inputs, &prepared.inputs),
+        tolerances: order.config.checkpoints[plan_case.checkpoint].tolerances,
+        variants: plan
+            .cells
+            .iter()
+            .filter(|cell| cell.case == index)
+            .map(|cell| cell.variant.clone())
+            .collect(),
+        notes: prepared.checkpoint.notes.iter().chain(&prepared.inputs.notes).cloned().collect(),
+    };
+    Manifest {
+        schema_version: SCHEMA_VERSION,
+        stamp,
+        config: order.config.clone(),
+        folder: order.config.folder.clone(),
+        baseline: Some(plan.baseline.clone()),
+        cases: plan.cases.iter().zip(cases).enumerate().map(case).collect(),
+        notes,
+    }
+}
+
+fn axes(plan: InputsPlan, inputs: &Inputs) -> Option<Axes> {
+    let InputsPlan::Sweep { length, batch, padding, prefill } = plan else { return None };
+    Some(Axes { length, batch, padding: inputs.padding.map(|_| padding), prefill })
+}
+
+fn describe_inputs(inputs: &Inputs, prefill: Option<usize>) -> String {
+    let padding = match inputs.padding {
+        Some(inputs::Padding::Left) => ", padded left",
+        Some(inputs::Padding::Right) => ", padded right",
+        None => "",
+    };
+    let cached =
+        prefill.map(|n| format!(", {n} prefilled, the rest through the KV cache")).unwrap_or_default();
+    format!("batch {}, {} tokens{padding}{cached}", inputs.batch, inputs.seq)
+}
+
+/// Name to version of what a lock pins: `uv.lock`, or `name==version` lines of an environment that exists.
+fn packages(lock: &str) -> BTreeMap<String, String> {
+    let listed = || lock.lines().filter_map(|line| line.split_once("=="));
+    let parsed: Option<toml::Table> = toml::from_str(lock).ok();
+    let Some(table) = parsed.filter(|table| table.contains_key("package")) else {
+        return listed().map(|(name, version)| (name.to_owned(), version.to_owned())).collect();
+    };
+    let packages = table["package"].as_array().into_iter().flatten();
+    packages
+        // The generated project itself has a version too, which means nothing.
+        .filter(|package| package.get("source").is_none_or(|source| source.get("virtual").is_none()))
+        .filter_map(|package| {
+            Some((package.get("name")?.as_str()?.to_owned(), package.get("version")?.as_str()?.to_owned()))
+        })
+        .collect()
+}
+
+/// `environment.json`.
+pub(super) fn environment_record(
+    order: &Order,
+    machine: &Machine,
+    environments: &[EnvironmentResult],
+    cases: &[PreparedCase],
+) -> EnvironmentRecord {
+    let environment = |(plan, result): (&EnvironmentPlan, &EnvironmentResult)| match result {
+        Ok(known) => PythonEnvironment {
+            versions: plan.versions.clone(),
+            key: Some(known.key.clone()),
+            installed: known.versions.clone().into_iter().collect(),
+            torch_cuda: reference::torch_cuda(&known.python),
+            packages: packages(&known.lock),
+            notes: known.notes.clone(),
+            error: None,
+        },
+        Err(error) => PythonEnvironment {
+            versions: plan.versions.clone(),
+            error: Some(error.clone()),
+            ..PythonEnvironment::default()
+        },
+    };
+    let checkpoint = |prepared: &PreparedCase| {
+        let known = &prepared.checkpoint;
+        CheckpointRecord {
+            name: known.name.clone(),
+            model_type: known.model_type.clone(),
+            revision: known.revision.clone(),
+            digest: known.digest.clone(),
+        }
+    };
+    let is_auto = order.config.run.devices.contains(&config::Device::Auto);
+    EnvironmentRecord {
+        schema_version: SCHEMA_VERSION,
+        machine: machine.clone(),
+        fingerprint: machine.fingerprint(),
+        threads: order.config.run.threads.unwrap_or_else(machine::physical_cores),
+        auto_device: is_auto.then(|| {
+            let (device, reason) = machine::auto();
+            AutoDevice { device: (*device).to_owned(), reason: reason.clone() }
+        }),
+        environments: order.plan.environments.iter().zip(environments).map(environment).collect(),
+        checkpoints: cases.iter().map(checkpoint).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::packages;
+
+    #[test]
+    fn a_lock_of_either_form_tells_its_packages() {
+        let lock = "version = 1\n[[package]]\nname = \"tfcheck-environment\"\nversion = \"0\"\n\
+                    source = { virtual = \".\" }\n[[package]]\nname = \"numpy\"\nversion = \"2.4.1\"\n\
+                    source = { registry = \"https://index.invalid/simple\" }\n";
+        let expected = [("numpy".to_owned(), "2.4.1".to_owned())];
+        assert!(packages(lock).into_iter().eq(expected.clone()));
+        assert!(packages("numpy==2.4.1\n").into_iter().eq(expected));
+        assert!(packages("").is_empty());
+    }
+}

@@ -1,0 +1,290 @@
+//! The scoreboard: every architecture's synthetic checkpoints in tfcheck's own models and in candle-transformers'
+//! ports, each judged against the newest transformers in eager attention.
+//!
+//! It is an ordinary run (its folder, its resumption, its verdicts) over a config of its own, folded into one table.
+
+mod table;
+
+use std::path::Path;
+
+use miette::Result;
+use models::synthetic::catalogue;
+use reference::protocol::{Attention, Dtype, Mode, Positions};
+use serde::Serialize;
+
+use crate::execute::cell::{Completed, FailureKind, Outcome};
+use crate::judge::assess;
+use crate::judge::view::{CaseView, RunView};
+use crate::results::RunFolder;
+use crate::spec::config::{Candle, Checkpoint, CheckpointSource, Config, Inputs, Padding, Run, Version};
+use crate::spec::machine;
+use crate::spec::plan::{Filters, Plan, release_order};
+use crate::spec::variant::{Runner, Variant};
+use compare::matrix::PairOutcome;
+
+/// Tokens of the short row: fewer than any synthetic checkpoint's window, which are 8 keys.
+const SHORT: usize = 6;
+/// Tokens of the long rows: past every window, and past the 32 positions from which rope scalings change.
+const LONG: usize = 40;
+
+/// Which checkpoints are judged.
+#[derive(Clone, Debug, Default)]
+pub struct Choice {
+    /// Model types; all where there is none.
+    pub only: Vec<String>,
+    /// Every variant of a model type and not its default alone.
+    pub all: bool,
+}
+
+/// The config of a scoreboard: transformers, environment, device and tolerances are those of `base`.
+///
+/// # Errors
+/// When a model type is unknown, or `base` has no transformers version to judge by.
+pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
+    let entries = catalogue().iter().filter(|entry| !entry.bench);
+    let mut known: Vec<&str> = entries.clone().map(|entry| entry.model_type).collect();
+    known.dedup();
+    if let Some(unknown) = choice.only.iter().find(|name| !known.contains(&name.as_str())) {
+        miette::bail!(
+            help = format!("there are {}", known.join(", ")),
+            "no synthetic checkpoint is a `{unknown}`"
+        );
+    }
+    let wanted = entries.filter(|entry| {
+        let is_named = choice.only.is_empty() || choice.only.iter().any(|name| name == entry.model_type);
+        is_named && (choice.all || entry.variant.is_empty())
+    });
+    let checkpoints = wanted.map(|entry| {
+        Checkpoint::new(CheckpointSource::Synthetic {
+            model_type: entry.model_type.to_owned(),
+            variant: Some(entry.variant).filter(|variant| !variant.is_empty()).map(str::to_owned),
+        })
+    });
+    let newest = base.versions.iter().max_by_key(|version| release_order(version)).cloned();
+    let newest = newest.ok_or_else(|| {
+        miette::miette!(
+            help = "list one under [[versions]]",
+            "the config has no transformers version to judge by"
+        )
+    })?;
+    Ok(Config {
+        checkpoints: checkpoints.collect(),
+        inputs: Inputs {
+            lengths: Some(vec![SHORT, LONG]),
+            batch: Some(vec![1, 3]),
+            padding: Some(vec![Padding::Left]),
+            seed: base.inputs.seed,
+            ..Inputs::default()
+        },
+        versions: vec![Version { modes: None, attention: None, dtypes: None, ..newest }],
+        candle: Candle { modes: vec![Mode::Eager, Mode::Fused], upstream: true },
+        commands: Vec::new(),
+        run: Run {
+            modes: vec![Mode::Eager],
+            attention: vec![Attention::Eager],
+            dtypes: vec![Dtype::F32, Dtype::Bf16],
+            warm_up: 0,
+            iterations: 1,
+            rounds: 1,
+            trace: false,
+            oracle: true,
+            noise: false,
+            baseline: None,
+            fail_on: Vec::new(),
+            against: None,
+            ..base.run.clone()
+        },
+        ..base.clone()
+    })
+}
+
+/// The cells of a scoreboard's config. Batches are run at the long length only, and nothing is timed.
+///
+/// # Errors
+/// When the config makes no plan.
+pub fn plan(config: &Config) -> Result<Plan> {
+    let skip = vec![format!("*-b3-{SHORT}-left/*")];
+    let mut plan =
+        Plan::new(config, machine::auto_device())?.filtered(&Filters { only: Vec::new(), skip }, config)?;
+    untimed(&mut plan);
+    Ok(plan)
+}
+
+/// Lets each worker go as soon as its logits are written.
+pub fn untimed(plan: &mut Plan) {
+    for cell in &mut plan.cells {
+        cell.measured = false;
+    }
+}
+
+/// Folds a finished or interrupted run into `scoreboard.md` and `scoreboard.json`, and gives the Markdown.
+///
+/// # Errors
+/// When the run cannot be read or the files cannot be written.
+pub fn write(run: &Path) -> Result<String> {
+    let folder = RunFolder::open(run)?;
+    let scoreboard = fold(&assess::saved(&folder)?);
+    let markdown = table::markdown(&scoreboard);
+    folder.write_folded("scoreboard", &scoreboard, &markdown)?;
+    Ok(markdown)
+}
+
+/// One table over all cases of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Scoreboard {
+    /// The run that it was folded from.
+    pub run: String,
+    /// The version that judges.
+    pub reference: String,
+    /// The judged variants.
+    pub variants: Vec<String>,
+    /// A row per checkpoint and inputs.
+    pub rows: Vec<Row>,
+}
+
+/// One checkpoint with one batch of inputs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// `synthetic:mistral:head-dim`.
+    pub checkpoint: String,
+    /// The inputs in words.
+    pub inputs: String,
+    /// One per variant of [`Scoreboard::variants`].
+    pub scores: Vec<Score>,
+}
+
+/// One variant on one checkpoint and inputs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Score {
+    /// The verdict's word on this variant and the reference of the same dtype; `unsupported`, `failed` or `not run`
+    /// where there are no logits.
+    pub word: String,
+    /// What the verdict rests on, or why there are no logits.
+    pub evidence: String,
+    /// `‖variant − oracle‖ / ‖oracle‖` against the reference in float64.
+    pub relative_l2: Option<f64>,
+    /// The same of the reference in the variant's dtype.
+    pub reference_relative_l2: Option<f64>,
+    /// The position with the largest relative L2 against the reference in float64.
+    pub worst: Option<Worst>,
+    /// The first module to depart, or what else was found, where the run localised this pair.
+    pub module: Option<String>,
+    /// Which positions the variant gave.
+    pub positions: Option<Positions>,
+    /// What the worker noted.
+    pub notes: Vec<String>,
+}
+
+/// Where a variant departs most.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Worst {
+    /// Row of the batch.
+    pub row: usize,
+    /// Position in the row, padding counted.
+    pub position: usize,
+    /// Relative L2 of this position.
+    pub relative_l2: f64,
+}
+
+/// The table of a run whose cases all have the same variants.
+pub fn fold(view: &RunView) -> Scoreboard {
+    let judged = |case: &CaseView| -> Vec<usize> {
+        let is_judged = |&index: &usize| case.cells[index].variant.runner != Runner::Transformers;
+        let mut judged: Vec<usize> = (0..case.cells.len()).filter(is_judged).collect();
+        // Whether the mathematics is the same comes first, then what each dtype makes of it.
+        judged.sort_by_key(|&index| case.cells[index].variant.dtype != Dtype::F64);
+        judged
+    };
+    let first = view.cases.first();
+    let names =
+        |case: &CaseView| judged(case).into_iter().map(|index| case.cells[index].name.clone()).collect();
+    let reference = |case: &CaseView| {
+        let version =
+            |variant: &Variant| (variant.runner == Runner::Transformers).then(|| variant.version.clone());
+        case.cells.iter().find_map(|cell| version(&cell.variant))
+    };
+    let row = |case: &CaseView| Row {
+        checkpoint: case.checkpoint.clone(),
+        inputs: case.inputs.clone(),
+        scores: judged(case).into_iter().map(|index| score(case, index)).collect(),
+    };
+    Scoreboard {
+        run: view.id.clone(),
+        reference: first.and_then(reference).unwrap_or_default(),
+        variants: first.map(names).unwrap_or_default(),
+        rows: view.cases.iter().map(row).collect(),
+    }
+}
+
+fn score(case: &CaseView, index: usize) -> Score {
+    let cell = &case.cells[index];
+    let of_reference = |dtype: Dtype| {
+        let is_it = |cell: &crate::execute::cell::Cell| {
+            cell.variant.runner == Runner::Transformers && cell.variant.dtype == dtype
+        };
+        case.cells.iter().position(is_it)
+    };
+    let same_dtype = of_reference(cell.variant.dtype);
+    let oracle = of_reference(Dtype::F64);
+    let relative = |index: usize, oracle: usize| match case.matrix.oriented(index, oracle) {
+        PairOutcome::Compared(pair) => Some(pair.relative_l2(compare::metrics::Side::B)),
+        _ => None,
+    };
+    let worst = oracle.and_then(|oracle| case.matrix.compared(index, oracle)).map(|pair| Worst {
+        row: pair.worst_position.1.row,
+        position: pair.worst_position.1.position,
+        relative_l2: pair.worst_position.0,
+    });
+    let (word, evidence) = match &cell.outcome {
+        Outcome::Unsupported { reason } => ("unsupported".to_owned(), reason.clone()),
+        Outcome::Failed(failure) => {
+            let word = if failure.kind == FailureKind::Interrupted { "not run" } else { "failed" };
+            (word.to_owned(), cell.outcome.reason())
+        }
+        Outcome::Completed(_) => {
+            let names = same_dtype.map(|other| [&cell.name, &case.cells[other].name]);
+            let verdict = names.and_then(|names| {
+                case.verdicts
+                    .iter()
+                    .find(|verdict| names.contains(&&verdict.a) && names.contains(&&verdict.b))
+            });
+            verdict.map_or_else(
+                || ("not judged".to_owned(), "no reference of this dtype".to_owned()),
+                |verdict| (verdict.decision.word().to_owned(), verdict.evidence.clone()),
+            )
+        }
+    };
+    let (positions, notes) = match &cell.outcome {
+        Outcome::Completed(Completed { positions, notes, .. }) => (Some(*positions), notes.clone()),
+        _ => (None, Vec::new()),
+    };
+    Score {
+        word,
+        evidence,
+        relative_l2: oracle.and_then(|oracle| relative(index, oracle)),
+        reference_relative_l2: oracle.zip(same_dtype).and_then(|(oracle, same)| relative(same, oracle)),
+        worst,
+        module: module(case, index),
+        positions,
+        notes,
+    }
+}
+
+/// Where a variant departs first from the reference. One pair is localised for all dtypes of two kinds of variant.
+fn module(case: &CaseView, index: usize) -> Option<String> {
+    let variant = &case.cells[index].variant;
+    let is_kin = |other: &Variant| {
+        (other.runner, &other.version, other.mode) == (variant.runner, &variant.version, variant.mode)
+    };
+    let is_of = |name: &str, is_it: &dyn Fn(&Variant) -> bool| {
+        case.cells.iter().any(|cell| cell.name == name && is_it(&cell.variant))
+    };
+    let is_reference = |other: &Variant| other.runner == Runner::Transformers;
+    let of_pair = |a: &str, b: &str| is_of(a, &is_kin) && is_of(b, &is_reference);
+    let found =
+        case.localized.iter().find(|found| of_pair(&found.a, &found.b) || of_pair(&found.b, &found.a))?;
+    Some(found.path().map_or_else(|| found.sentence.clone(), |path| format!("`{path}`")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! What is judged, and how a run is folded.
+
+use std::collections::HashSet;
+
+use super::*;
+use crate::execute::cell::Cell;
+use crate::spec::variant::measured_dtype;
+use compare::logits::{Logits, Mask};
+use compare::matrix::{self, Entry};
+use compare::oracle::{Oracles, Origin, accuracies};
+use compare::verdict::{Tolerances, verdicts};
+
+#[test]
+fn each_default_checkpoint_is_judged_in_three_shapes() {
+    let config = config(&Config::default(), &Choice::default()).unwrap();
+    let plan = plan(&config).unwrap();
+    let model_types: HashSet<&str> = catalogue().iter().map(|entry| entry.model_type).collect();
+    assert_eq!(plan.cases.len(), 3 * model_types.len());
+    let mistral: Vec<&str> = plan
+        .cases
+        .iter()
+        .map(|case| case.name.as_str())
+        .filter(|name| name.starts_with("mistral-"))
+        .collect();
+    assert_eq!(mistral, ["mistral-6", "mistral-40", "mistral-b3-40-left"]);
+    let variants: HashSet<String> = plan.cells.iter().map(|cell| cell.variant.name()).collect();
+    for name in
+        ["candle_eager_f64", "candle_eager_bf16", "candle_fused_f32", "candle-transformers_eager_bf16"]
+    {
+        assert!(variants.contains(name), "{name} is not in {variants:?}");
+    }
+    assert!(plan.cells.iter().all(|cell| !cell.measured));
+}
+
+#[test]
+fn all_variants_of_one_model_type_can_be_chosen() {
+    let choice = Choice { only: vec!["mistral".into()], all: true };
+    let config = config(&Config::default(), &choice).unwrap();
+    let sources: Vec<String> =
+        config.checkpoints.iter().map(|checkpoint| checkpoint.source.to_string()).collect();
+    assert_eq!(sources, ["synthetic:mistral", "synthetic:mistral:full", "synthetic:mistral:head-dim"]);
+}
+
+#[test]
+fn the_newest_version_judges() {
+    let base = Config { versions: ["5.23.0", "4.54.0"].map(Version::release).to_vec(), ..Config::default() };
+    let config = config(&base, &Choice::default()).unwrap();
+    assert_eq!(config.versions.iter().map(|version| version.name.as_str()).collect::<Vec<_>>(), ["5.23.0"]);
+}
+
+#[test]
+fn an_unknown_model_type_is_an_error_that_lists_the_known() {
+    let choice = Choice { only: vec!["mistrel".into()], all: false };
+    let error = config(&Config::default(), &choice).unwrap_err();
+    assert!(error.help().unwrap().to_string().contains("mistral"), "{error:?}");
+}
+
+#[test]
+fn a_config_of_the_scoreboard_is_one_that_tfcheck_reads() {
+    let config = config(&Config::default(), &Choice::default()).unwrap();
+    let text = toml::to_string(&config).unwrap();
+    assert_eq!(Config::parse(&text, Path::new("tfcheck.toml")).unwrap(), config);
+}
+
+/// A cell whose logits `[1, 2, 4]` are `1..=8` plus `error` at the last position.
+fn cell(folder: &Path, runner: Runner, dtype: Dtype, error: f64) -> (Cell, Entry) {
+    let version = match runner {
+        Runner::Transformers => "5.23.0",
+        Runner::Candle => "candle",
+        _ => "candle-transformers",
+    };
+    let variant = Variant {
+        runner,
+        version: version.into(),
+        mode: Mode::Eager,
+        attention: None,
+        dtype,
+        device: "cpu".into(),
+        qualified: true,
+    };
+    let values: Vec<f64> = (1..=8).map(|n| f64::from(n) + if n == 8 { error } else { 0.0 }).collect();
+    let tensor = candle_core::Tensor::from_vec(values, (1, 2, 4), &candle_core::Device::Cpu).unwrap();
+    let path = folder.join(variant.name());
+    candle_core::safetensors::save(&[(reference::protocol::LOGITS, tensor)].into(), &path).unwrap();
+    let completed = Completed {
+        logits: path.clone(),
+        shape: vec![1, 2, 4],
+        load_ns: 1,
+        first_call_ns: 1,
+        ..Completed::default()
+    };
+    let cell = Cell::new(&variant, "key", Outcome::Completed(completed));
+    let logits = Logits::open(&path, compare::Positions::All).map_err(|error| error.to_string());
+    let entry = Entry { name: cell.name.clone(), dtype: measured_dtype(dtype), logits };
+    (cell, entry)
+}
+
+#[test]
+fn a_departing_port_stands_out_and_a_missing_one_keeps_its_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let (mut cells, mut entries): (Vec<Cell>, Vec<Entry>) = [
+        cell(path, Runner::Transformers, Dtype::F32, 1e-7),
+        cell(path, Runner::Transformers, Dtype::F64, 0.0),
+        cell(path, Runner::Candle, Dtype::F32, 2e-7),
+        cell(path, Runner::Candle, Dtype::F64, 1e-13),
+        cell(path, Runner::CandleTransformers, Dtype::F32, 0.5),
+    ]
+    .into_iter()
+    .unzip();
+    let (mut missing, mut absent) = cell(path, Runner::CandleTransformers, Dtype::Bf16, 0.0);
+    missing.outcome = Outcome::Unsupported { reason: "no such port".into() };
+    absent.logits = Err("no such port".into());
+    cells.push(missing);
+    entries.push(absent);
+    let scoreboard = fold(&view(cells, &entries));
+    assert_eq!(words(&scoreboard), ["same mathematics", "same mathematics", "diverged", "unsupported"]);
+    insta::assert_snapshot!(table::markdown(&scoreboard));
+}
+
+/// A run of one case.
+fn view(cells: Vec<Cell>, entries: &[Entry]) -> RunView {
+    let mask = Mask::all_real(1, 2);
+    let matrix = matrix::matrix(entries, Some(&mask), &matrix::Options::default()).unwrap();
+    let origins: Vec<Origin> = cells.iter().map(|cell| crate::judge::assess::origin(&cell.variant)).collect();
+    let oracles = Oracles::new(&matrix, &origins);
+    RunView {
+        id: "run".into(),
+        environment: Vec::new(),
+        packages: Vec::new(),
+        cases: vec![CaseView {
+            name: "mistral-40".into(),
+            checkpoint: "synthetic:mistral".into(),
+            inputs: "batch 1, 2 tokens".into(),
+            axes: None,
+            baseline: None,
+            verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
+            accuracies: accuracies(&matrix, &oracles),
+            choices: None,
+            localized: Vec::new(),
+            cells,
+            matrix,
+        }],
+        notes: Vec::new(),
+    }
+}
+
+fn words(scoreboard: &Scoreboard) -> Vec<&str> {
+    scoreboard.rows[0].scores.iter().map(|score| score.word.as_str()).collect()
+}
+
+/// The last position is worth 13 and bf16's limit at one position 0.26; 3 times 4 is dynamo's.
+#[test]
+fn a_variant_is_not_blamed_for_what_the_reference_does_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let (cells, entries): (Vec<Cell>, Vec<Entry>) = [
+        cell(path, Runner::Transformers, Dtype::Bf16, 4.0),
+        cell(path, Runner::Transformers, Dtype::F64, 0.0),
+        cell(path, Runner::Candle, Dtype::Bf16, -5.0),
+        cell(path, Runner::CandleTransformers, Dtype::Bf16, -16.0),
+    ]
+    .into_iter()
+    .unzip();
+    assert_eq!(words(&fold(&view(cells, &entries))), ["same mathematics", "diverged"]);
+}
+
+#[test]
+fn where_a_native_model_departs_first_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let (cells, entries): (Vec<Cell>, Vec<Entry>) = [
+        cell(path, Runner::Transformers, Dtype::F32, 0.0),
+        cell(path, Runner::Transformers, Dtype::F64, 0.0),
+        cell(path, Runner::Candle, Dtype::F32, 0.5),
+        cell(path, Runner::CandleTransformers, Dtype::F32, 0.5),
+    ]
+    .into_iter()
+    .unzip();
+    let divergence = crate::hunt::localize::Divergence { path: "model.norm".into(), ..Default::default() };
+    let localized = crate::hunt::localize::Localized {
+        case: "mistral-40".into(),
+        a: cells[0].name.clone(),
+        b: cells[2].name.clone(),
+        dtype: Dtype::F64,
+        threshold: 1e-10,
+        logits: None,
+        finding: crate::hunt::localize::Finding::Module(divergence),
+        sentence: "the norm".into(),
+        modules: 1,
+        captured_bytes: 1,
+        overhead: None,
+        elapsed_ns: 1,
+        capture_changed_nothing: true,
+        is_first_fed: false,
+        notes: Vec::new(),
+    };
+    let mut view = view(cells, &entries);
+    view.cases[0].localized.push(localized);
+    let scoreboard = fold(&view);
+    let modules: Vec<Option<&str>> =
+        scoreboard.rows[0].scores.iter().map(|score| score.module.as_deref()).collect();
+    assert_eq!(modules, [Some("`model.norm`"), None]);
+    assert!(table::markdown(&scoreboard).contains(", first at `model.norm`"));
+}

@@ -1,0 +1,59 @@
+//! What executes a variant: a [`Runner`] starts one worker for one cell and talks to it.
+
+pub mod candle;
+pub mod candle_transformers;
+pub mod command;
+pub mod fake;
+mod process;
+mod shared;
+pub mod transformers;
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use reference::protocol::{Reply, Request};
+
+pub use process::ProcessRunner;
+pub use shared::SharedRunner;
+
+use crate::execute::cell::{Failure, FailureKind};
+
+/// Starts workers of one kind.
+pub trait Runner: Send + Sync {
+    /// Starts the worker of one cell; its output goes to the end of `log`.
+    ///
+    /// # Errors
+    /// When the worker cannot be started.
+    fn start<'a>(&self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended>;
+}
+
+/// A running worker.
+pub trait Session: Send {
+    /// Sends `request` and waits for its reply, at most for `timeout`.
+    ///
+    /// # Errors
+    /// When the worker fails, dies, does not answer in time, or tfcheck is asked to stop.
+    fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, Ended>;
+
+    /// Lets the worker end in good order; what it started is gone when this returns.
+    fn end(self: Box<Self>);
+}
+
+/// Why a worker gave no result.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ended {
+    /// The runner does not have what was asked, and says why.
+    Unsupported(String),
+    /// It failed.
+    Failed(Failure),
+    /// tfcheck was asked to stop.
+    Interrupted,
+}
+
+impl Ended {
+    /// A failure of which no more is known than its reason.
+    pub fn failed(kind: FailureKind, reason: impl Into<String>) -> Self {
+        Self::Failed(Failure { kind, reason: reason.into(), detail: String::new(), log_tail: String::new() })
+    }
+}

@@ -1,0 +1,95 @@
+//! A runner whose workers are processes; the adapters beside this file say only which process.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use reference::protocol::{Failed, Reply, Request};
+use reference::{Launch, Worker};
+
+use super::{Ended, Runner, Session};
+use crate::execute::cell::{Failure, FailureKind};
+
+/// How long a worker may take to end in good order.
+pub(super) const GRACE: Duration = Duration::from_secs(2);
+/// Lines of `worker.log` that a failure keeps.
+const TAIL: usize = 30;
+/// How often candle's own threads look for work before they sleep. Its default of 25000 keeps the cores from its
+/// matmul, whose threads are others: on 2 cores a pass of SmolLM2-135M over 128 tokens in F32 takes half as long again.
+const SPIN_LIMIT: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
+
+/// Starts one process per cell.
+#[derive(Clone, Debug)]
+pub struct ProcessRunner {
+    /// The program and its arguments.
+    pub command: Vec<OsString>,
+    /// The folder it runs in; this process's own when absent.
+    pub folder: Option<PathBuf>,
+    /// Compute threads.
+    pub threads: usize,
+}
+
+impl Runner for ProcessRunner {
+    fn start<'a>(&self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+        Ok(Box::new(ProcessSession { worker: self.worker(log)?, stop }))
+    }
+}
+
+impl ProcessRunner {
+    /// Starts the process.
+    pub(super) fn worker(&self, log: PathBuf) -> Result<Worker, Ended> {
+        let mut launch = Launch::program(self.command.clone(), log, self.threads);
+        launch.folder.clone_from(&self.folder);
+        // candle's matmul and rayon both go by this one.
+        launch.variables.push(("RAYON_NUM_THREADS".into(), self.threads.to_string().into()));
+        if std::env::var_os(SPIN_LIMIT).is_none() {
+            launch.variables.push((SPIN_LIMIT.into(), "1000".into()));
+        }
+        Worker::start(&launch).map_err(|error| Ended::failed(FailureKind::Environment, error.to_string()))
+    }
+}
+
+struct ProcessSession<'a> {
+    worker: Worker,
+    stop: &'a AtomicBool,
+}
+
+impl Session for ProcessSession<'_> {
+    fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, Ended> {
+        ask(&mut self.worker, request, timeout, self.stop)
+    }
+
+    fn end(self: Box<Self>) {
+        self.worker.exit(GRACE);
+    }
+}
+
+/// One request, its failure in the tables' words and with the end of the log.
+pub(super) fn ask(
+    worker: &mut Worker,
+    request: &Request,
+    timeout: Duration,
+    stop: &AtomicBool,
+) -> Result<Reply, Ended> {
+    worker.ask(request, timeout, stop).map_err(|ended| sorted(&ended, &worker.log_tail(TAIL)))
+}
+
+/// The word that the tables have for an ending.
+fn sorted(ended: &reference::Ended, log_tail: &str) -> Ended {
+    let kind = match ended {
+        reference::Ended::Interrupted => return Ended::Interrupted,
+        reference::Ended::Unsupported(Failed { message, .. }) => return Ended::Unsupported(message.clone()),
+        reference::Ended::Exception(_) => FailureKind::Exception,
+        reference::Ended::OutOfMemory(_) => FailureKind::OutOfMemory,
+        reference::Ended::Signalled { .. } | reference::Ended::Exited { .. } => FailureKind::Crashed,
+        reference::Ended::TimedOut { .. } => FailureKind::TimedOut,
+        reference::Ended::NoReply { .. } => FailureKind::MissingResult,
+    };
+    Ended::Failed(Failure {
+        kind,
+        reason: ended.to_string(),
+        detail: ended.traceback().unwrap_or_default().to_owned(),
+        log_tail: log_tail.to_owned(),
+    })
+}

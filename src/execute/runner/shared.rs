@@ -1,0 +1,94 @@
+//! A runner that gives one worker cell after cell.
+//!
+//! Where nothing is timed, what a cell costs is the start of its worker: seconds of imports for a pass of milliseconds.
+//! A worker whose last request failed is not given another cell.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use reference::Worker;
+use reference::protocol::{Forwarded, Reply, Request};
+
+use super::process::{GRACE, ProcessRunner, ask};
+use super::{Ended, Runner, Session};
+use crate::execute::cell::FailureKind;
+
+/// The worker that no cell has at the moment.
+type Idle = Arc<Mutex<Option<Worker>>>;
+
+/// Starts a process for the first cell and hands it on; it ends with the runner.
+#[derive(Debug)]
+pub struct SharedRunner {
+    runner: ProcessRunner,
+    idle: Idle,
+}
+
+impl SharedRunner {
+    /// One whose workers are those of `runner`.
+    pub fn new(runner: ProcessRunner) -> Self {
+        Self { runner, idle: Idle::default() }
+    }
+}
+
+impl Runner for SharedRunner {
+    fn start<'a>(&self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+        let worker = match take(&self.idle) {
+            Some(worker) => {
+                // Where the log would be, which is that of the worker's first cell, the logits will be.
+                log.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(|error| {
+                    Ended::failed(FailureKind::Environment, format!("{}: {error}", log.display()))
+                })?;
+                worker
+            }
+            None => self.runner.worker(log)?,
+        };
+        Ok(Box::new(SharedSession { worker: Some(worker), idle: Arc::clone(&self.idle), stop }))
+    }
+}
+
+impl Drop for SharedRunner {
+    fn drop(&mut self) {
+        if let Some(worker) = take(&self.idle) {
+            worker.exit(GRACE);
+        }
+    }
+}
+
+fn take(idle: &Idle) -> Option<Worker> {
+    idle.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+struct SharedSession<'a> {
+    /// Absent once it has failed.
+    worker: Option<Worker>,
+    idle: Idle,
+    stop: &'a AtomicBool,
+}
+
+impl Session for SharedSession<'_> {
+    fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, Ended> {
+        let Some(worker) = &mut self.worker else {
+            return Err(Ended::failed(FailureKind::Crashed, "the worker has failed before"));
+        };
+        let reply = ask(worker, request, timeout, self.stop);
+        match reply {
+            // The largest resident set so far is that of all cells.
+            Ok(Reply::Forwarded(forwarded)) => {
+                Ok(Reply::Forwarded(Forwarded { peak_bytes: None, ..forwarded }))
+            }
+            Err(ended) => {
+                self.worker = None;
+                Err(ended)
+            }
+            reply => reply,
+        }
+    }
+
+    fn end(self: Box<Self>) {
+        if let Some(worker) = self.worker {
+            *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(worker);
+        }
+    }
+}

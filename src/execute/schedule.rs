@@ -1,0 +1,480 @@
+//! Runs the cells of a case, one worker process each, and keeps each result as it lands.
+//!
+//! Three passes: correctness (load, one forward whose logits are kept), interleaved timing rounds, trace.
+//! Workers stay loaded and idle between rounds, so that a round's variants meet the same machine. When the
+//! loaded ones would outgrow the memory budget they are timed in groups that share one anchor, the first
+//! cell; only one worker ever computes. Where the machine is busy with something else more rounds are timed, while
+//! patience lasts. Last, a cell repeats its forward (`again`): the noise floor.
+
+mod again;
+mod turn;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use reference::protocol::{Forward, Load, Positions, Reply, Request, Time, Timed, Trace};
+
+use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
+use crate::execute::progress::{Progress, Task};
+use crate::execute::quiet::Rounds;
+use crate::execute::runner::{Ended, Runner, Session};
+use crate::spec::inputs::Texts;
+use crate::spec::variant::{Variant, measured_positions};
+use compare::logits::Logits;
+pub use turn::Turn;
+
+/// One cell to run.
+pub struct Job<'a> {
+    /// What to run.
+    pub variant: Variant,
+    /// Digest of everything that its numbers depend on.
+    pub key: String,
+    /// What runs it, or why nothing can.
+    pub runner: Result<&'a dyn Runner, Ended>,
+    /// What its worker is asked to load.
+    pub load: Load,
+    /// Whether it is timed and traced; an oracle is not.
+    pub is_timed: bool,
+    /// Tokens of the prefill, where the rest is decoded through the KV cache; one pass otherwise.
+    pub prefill: Option<usize>,
+    /// What the runner's own tokenizer is held against, where it is.
+    pub texts: Option<&'a Texts>,
+    /// What a person must know about it before it has run.
+    pub notes: Vec<String>,
+}
+
+/// How cells are timed and how long they may take.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Passes before the first timed one.
+    pub warm_up: usize,
+    /// Timed passes per round.
+    pub iterations: usize,
+    /// Tokens decoded one by one and timed per round; 0 for none.
+    pub decode: usize,
+    /// Interleaved rounds; 0 for no timing.
+    pub rounds: usize,
+    /// How long a case may time more rounds than count, because the machine was busy.
+    pub patience: Duration,
+    /// Workers that load and make their first pass together.
+    pub first_passes_at_once: usize,
+    /// Whether each cell leaves a trace.
+    pub trace: bool,
+    /// Whether each cell repeats its forward, in the same process and in a second one.
+    pub noise: bool,
+    /// Longest wait for any one answer.
+    pub timeout: Duration,
+    /// Bytes that loaded workers may hold together.
+    pub memory_budget: u64,
+}
+
+/// One case under way.
+pub struct Schedule<'a> {
+    /// The case's name.
+    pub case: &'a str,
+    /// The case's folder, where workers leave their files. Absolute, for workers are told of it, and a command works
+    /// in a folder of its own.
+    pub folder: PathBuf,
+    /// Part of the names of traces.
+    pub stamp: &'a str,
+    /// Keeps a cell's record as it stands; the error says in words why it could not.
+    pub keep: &'a (dyn Fn(&Cell) -> Result<(), String> + Sync),
+    /// How.
+    pub settings: &'a Settings,
+    /// What the user sees.
+    pub progress: &'a Progress,
+    /// Set when the user wants to stop.
+    pub stop: &'a AtomicBool,
+    /// Where other runs go on beside this one: timing waits for it.
+    pub turn: Option<&'a Turn>,
+    /// The yardstick's best reading of earlier rounds on this machine.
+    pub quiet_ns: Option<u64>,
+}
+
+/// What became of a case.
+#[derive(Debug, Default)]
+pub struct Ran {
+    /// The record of every cell that was begun, whether or not it could be written.
+    pub cells: Vec<Cell>,
+    /// True when the user stopped it.
+    pub interrupted: bool,
+}
+
+/// A worker whose logits are on disk and that waits to be timed.
+struct Live<'a> {
+    job: Job<'a>,
+    session: Box<dyn Session + 'a>,
+    completed: Completed,
+}
+
+/// A worker with its first result, or the job that has none and why.
+type Begun<'a> = Result<Live<'a>, Box<(Job<'a>, Ended)>>;
+
+/// What the worker of this index answered when it was asked to time a round.
+type Answer = (usize, Result<Timed, Ended>);
+
+impl<'a> Schedule<'a> {
+    /// Runs `jobs` in order; the first one is the anchor of every timing group.
+    pub fn run(&self, jobs: Vec<Job<'a>>, first_round: u32) -> Ran {
+        let mut ran = Ran::default();
+        let mut round = first_round;
+        let mut group: Vec<Live> = Vec::new();
+        let cells = self.progress.task(self.case, jobs.len() as u64);
+        let mut jobs = jobs.into_iter();
+        loop {
+            let together: Vec<Job> = jobs.by_ref().take(self.settings.first_passes_at_once.max(1)).collect();
+            if together.is_empty() || self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            if self.is_full(&group, together.len()) {
+                self.time(&mut group, &mut round, &mut ran);
+                for live in group.split_off(1.min(group.len())) {
+                    self.finish(live, &mut ran);
+                }
+            }
+            let names: Vec<String> = together.iter().map(|job| job.variant.name()).collect();
+            cells.doing(&names.join(", "));
+            for begun in self.begin_all(together) {
+                match begun {
+                    Ok(live) => {
+                        let name = live.job.variant.name();
+                        cells.line(&format!(
+                            "{name}: loaded in {}, first call {}",
+                            seconds(live.completed.load_ns),
+                            seconds(live.completed.first_call_ns)
+                        ));
+                        if live.job.is_timed {
+                            let mut landed = live.completed.clone();
+                            landed.unfinished = Some(not_finished());
+                            self.keep(&live.job, Outcome::Completed(landed), &mut ran);
+                            group.push(live);
+                        } else {
+                            self.conclude(live, &mut ran);
+                        }
+                    }
+                    Err(lost) => {
+                        let (job, ended) = *lost;
+                        self.lost(&job, ended, &mut ran);
+                    }
+                }
+                cells.done_one();
+            }
+        }
+        self.time(&mut group, &mut round, &mut ran);
+        for live in group {
+            self.finish(live, &mut ran);
+        }
+        ran.interrupted |= self.stop.load(Ordering::Relaxed);
+        ran
+    }
+
+    /// Whether `more` workers, as large as the largest so far, would outgrow the budget. An anchor alone is never full.
+    fn is_full(&self, group: &[Live], more: usize) -> bool {
+        let bytes = |live: &Live| live.completed.peak_bytes.unwrap_or(0);
+        let held: u64 = group.iter().map(bytes).sum();
+        let next = group.iter().map(bytes).max().unwrap_or(0);
+        group.len() > 1 && held + next * more as u64 > self.settings.memory_budget
+    }
+
+    /// The correctness passes of several jobs, in their order.
+    fn begin_all(&self, jobs: Vec<Job<'a>>) -> Vec<Begun<'a>> {
+        if jobs.len() == 1 {
+            return jobs.into_iter().map(|job| self.begin(job)).collect();
+        }
+        std::thread::scope(|scope| {
+            let begun: Vec<_> =
+                jobs.into_iter().map(|job| scope.spawn(|| self.warm(self.begin(job)))).collect();
+            let joined = |begun: std::thread::ScopedJoinHandle<'_, Begun<'a>>| {
+                begun.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            begun.into_iter().map(joined).collect()
+        })
+    }
+
+    /// Lets a worker compile what its first round will need, while others do.
+    fn warm(&self, begun: Begun<'a>) -> Begun<'a> {
+        begun.map(|mut live| {
+            if live.job.is_timed {
+                let decode = self.settings.decode.min(1);
+                let request = Request::Time(Time { warm_up: 1, iterations: 1, decode, ..Time::default() });
+                // Where it fails, so does the round, which says so.
+                let _ = live.session.ask(&request, self.settings.timeout);
+            }
+            live
+        })
+    }
+
+    /// Correctness pass: start, load, one forward whose logits are verified on disk.
+    fn begin(&self, job: Job<'a>) -> Begun<'a> {
+        let mut session = match self.start(&job) {
+            Ok(session) => session,
+            Err(ended) => return Err(Box::new((job, ended))),
+        };
+        match self.forward(&job, session.as_mut()) {
+            Ok(completed) => Ok(Live { job, session, completed }),
+            Err(ended) => Err(Box::new((job, ended))),
+        }
+    }
+
+    fn start(&self, job: &Job<'a>) -> Result<Box<dyn Session + 'a>, Ended> {
+        job.runner.clone().and_then(|runner| runner.start(self.log_path(job), self.stop))
+    }
+
+    fn forward(&self, job: &Job, session: &mut dyn Session) -> Result<Completed, Ended> {
+        let timeout = self.settings.timeout;
+        let Reply::Ready(ready) = session.ask(&Request::Load(job.load.clone()), timeout)? else {
+            return Err(out_of_turn("load"));
+        };
+        let logits =
+            PathBuf::from(&job.variant.version).join(format!("logits_{}.safetensors", job.variant.note()));
+        let path = self.folder.join(&logits);
+        let request = Forward { logits: path.clone(), prefill: job.prefill };
+        let Reply::Forwarded(forwarded) = session.ask(&Request::Forward(request), timeout)? else {
+            return Err(out_of_turn("forward"));
+        };
+        if forwarded.prefill != job.prefill {
+            return Err(Ended::Unsupported("the worker knows no prefill: it computed one pass".into()));
+        }
+        verify_logits(&path, &forwarded.shape, forwarded.positions)?;
+        let mut notes = job.notes.clone();
+        notes.extend(ready.notes);
+        notes.extend(forwarded.notes);
+        Ok(Completed {
+            logits,
+            shape: forwarded.shape,
+            positions: forwarded.positions,
+            trace: None,
+            libraries: ready.libraries,
+            notes,
+            load_ns: ready.load_ns,
+            first_call_ns: forwarded.elapsed_ns,
+            rounds_ns: Vec::new(),
+            decode_rounds_ns: Vec::new(),
+            round_numbers: Vec::new(),
+            yardstick_ns: Vec::new(),
+            peak_bytes: forwarded.peak_bytes,
+            unfinished: None,
+            noise: None,
+            ignored_keys: ready.ignored_keys,
+            tokenizer: None,
+        })
+    }
+
+    /// Interleaved rounds over a group. The order turns by one each round, so that no variant always follows the same one.
+    fn time(&self, group: &mut Vec<Live<'a>>, round: &mut u32, ran: &mut Ran) {
+        if group.is_empty() {
+            return;
+        }
+        if let Some(turn) = self.turn {
+            turn.take(self.stop);
+        }
+        let mut rounds = Rounds::new(self.settings.rounds, self.settings.patience, self.quiet_ns);
+        let progress = self.progress.task("timing", self.settings.rounds as u64);
+        let mut warm_up = self.settings.warm_up;
+        // Of variants side by side every round counts: a busy machine was busy for all of them, and the location of all
+        // pairs spread less than that of the quietest quarter (0.9 % beside 1.1, 16 runs of examples/slow_down.rs).
+        let is_alone = group.len() == 1;
+        while rounds.wants_more() && !group.is_empty() {
+            let begun = Instant::now();
+            let Some(answers) = self.round(group, warm_up, &rounds, &progress) else {
+                rounds.skip(begun.elapsed());
+                continue;
+            };
+            let (mut lost, mut readings) = (Vec::new(), Vec::new());
+            for (index, answer) in answers {
+                let completed = &mut group[index].completed;
+                match answer {
+                    Ok(timed) => {
+                        completed.rounds_ns.push(timed.samples_ns);
+                        completed.decode_rounds_ns.push(timed.decode_ns);
+                        completed.round_numbers.push(*round);
+                        completed.yardstick_ns.extend(timed.yardstick_ns);
+                        readings.extend(timed.yardstick_ns);
+                        completed.peak_bytes = completed.peak_bytes.max(timed.peak_bytes);
+                    }
+                    Err(ended) => lost.push((index, ended)),
+                }
+            }
+            rounds.count(*round, &readings, begun.elapsed());
+            *round += 1;
+            warm_up = warm_up.min(1);
+            if rounds.len() <= self.settings.rounds {
+                progress.done_one();
+            }
+            lost.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
+            for (index, ended) in lost {
+                self.cut_short(group.remove(index), ended, ran);
+            }
+        }
+        if is_alone {
+            let surplus = rounds.surplus();
+            for live in group.iter_mut() {
+                forget(&mut live.completed, &surplus);
+            }
+        }
+    }
+
+    /// One round: the answers by the group's indices; `None` where the only worker found its cores busy.
+    fn round(
+        &self,
+        group: &mut [Live<'a>],
+        warm_up: usize,
+        before: &Rounds,
+        progress: &Task,
+    ) -> Option<Vec<Answer>> {
+        let Settings { iterations, decode, timeout, .. } = *self.settings;
+        // Variants side by side meet the same machine: of them more rounds say more than quieter ones.
+        let quiet_ns = before.limit_ns().filter(|_| group.len() == 1);
+        let mut answers = Vec::new();
+        let mut order: Vec<usize> = (0..group.len()).collect();
+        order.rotate_left(before.len() % group.len());
+        for index in order {
+            let live = &mut group[index];
+            let (number, rounds) = (before.len() + 1, self.settings.rounds);
+            progress.doing(&format!("round {number}/{rounds}: {}", live.job.variant.name()));
+            // Nobody asks for a reading who would not act on it.
+            let yardstick = if self.settings.patience.is_zero() { 0 } else { live.job.load.threads.max(1) };
+            let time = Time { warm_up, iterations, decode, yardstick, quiet_ns };
+            let answer = match live.session.ask(&Request::Time(time), timeout) {
+                Ok(Reply::Timed(timed)) if quiet_ns.is_some() && timed.samples_ns.is_empty() => {
+                    return None;
+                }
+                Ok(Reply::Timed(timed)) => Ok(timed),
+                Ok(_) => Err(out_of_turn("time")),
+                Err(ended) => Err(ended),
+            };
+            answers.push((index, answer));
+        }
+        Some(answers)
+    }
+
+    /// Trace pass, then the record. A trace that fails is a note: the numbers do not depend on it.
+    fn finish(&self, mut live: Live<'a>, ran: &mut Ran) {
+        if self.stop.load(Ordering::Relaxed) {
+            return self.cut_short(live, Ended::Interrupted, ran);
+        }
+        if self.settings.trace {
+            let trace = PathBuf::from(&live.job.variant.version).join(format!(
+                "trace_{}_{}.json",
+                self.stamp,
+                live.job.variant.name()
+            ));
+            let path = self.folder.join(&trace);
+            match live.session.ask(&Request::Trace(Trace { path: path.clone() }), self.settings.timeout) {
+                Ok(Reply::Traced) if path.is_file() => live.completed.trace = Some(trace),
+                Ok(_) => {
+                    live.completed.notes.push("no trace: the worker said it wrote one, but did not".into());
+                }
+                Err(Ended::Interrupted) => return self.cut_short(live, Ended::Interrupted, ran),
+                Err(Ended::Unsupported(reason)) => live.completed.notes.push(format!("no trace: {reason}")),
+                Err(Ended::Failed(failure)) => {
+                    live.completed.notes.push(format!("no trace: {}", failure.reason));
+                }
+            }
+        }
+        self.conclude(live, ran);
+    }
+
+    /// A worker that was lost after its logits had landed: they are kept, the cell is not finished.
+    fn cut_short(&self, mut live: Live<'a>, ended: Ended, ran: &mut Ran) {
+        let name = live.job.variant.name();
+        live.completed.unfinished = Some(match ended {
+            Ended::Interrupted => not_finished(),
+            Ended::Failed(failure) => failure,
+            Ended::Unsupported(reason) => {
+                let Ended::Failed(failure) = Ended::failed(FailureKind::Exception, reason) else { return };
+                failure
+            }
+        });
+        if let Some(failure) = &live.completed.unfinished {
+            self.progress.line(&format!("{name}: not timed: {}", failure.reason));
+        }
+        drop(live.session);
+        self.keep(&live.job, Outcome::Completed(live.completed), ran);
+    }
+
+    /// A worker that was lost before it had a result.
+    fn lost(&self, job: &Job, ended: Ended, ran: &mut Ran) {
+        let outcome = match ended {
+            Ended::Interrupted => {
+                ran.interrupted = true;
+                return;
+            }
+            Ended::Unsupported(reason) => Outcome::Unsupported { reason },
+            Ended::Failed(failure) => Outcome::Failed(failure),
+        };
+        let (word, reason) = match &outcome {
+            Outcome::Unsupported { reason } => ("unsupported", reason),
+            Outcome::Failed(failure) => ("failed", &failure.reason),
+            Outcome::Completed(_) => return,
+        };
+        self.progress.line(&format!("{}: {word}: {reason}", job.variant.name()));
+        self.keep(job, outcome, ran);
+    }
+
+    /// Records a cell, on disk and in memory: what cannot be written is still reported.
+    fn keep(&self, job: &Job, outcome: Outcome, ran: &mut Ran) {
+        let cell = Cell::new(&job.variant, &job.key, outcome);
+        if let Err(error) = (self.keep)(&cell) {
+            self.progress.line(&format!("{}: record not written: {error}", cell.name));
+        }
+        ran.cells.retain(|known| known.name != cell.name);
+        ran.cells.push(cell);
+    }
+
+    fn log_path(&self, job: &Job) -> PathBuf {
+        self.folder.join(&job.variant.version).join("worker.log")
+    }
+}
+
+/// Leaves rounds out that do not count.
+fn forget(completed: &mut Completed, numbers: &[u32]) {
+    for number in numbers {
+        let Some(at) = completed.round_numbers.iter().position(|known| known == number) else { continue };
+        completed.rounds_ns.remove(at);
+        completed.decode_rounds_ns.remove(at);
+        completed.round_numbers.remove(at);
+        if at < completed.yardstick_ns.len() {
+            completed.yardstick_ns.remove(at);
+        }
+    }
+}
+
+fn not_finished() -> Failure {
+    Failure {
+        kind: FailureKind::Interrupted,
+        reason: "the run ended before this variant was finished".into(),
+        detail: String::new(),
+        log_tail: String::new(),
+    }
+}
+
+fn out_of_turn(request: &str) -> Ended {
+    Ended::failed(FailureKind::MissingResult, format!("the worker answered `{request}` with another reply"))
+}
+
+/// A worker that says it wrote logits must have written logits of that shape, whole.
+fn verify_logits(path: &Path, shape: &[usize], positions: Positions) -> Result<Logits, Ended> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let missing = |reason: String| Ended::failed(FailureKind::MissingResult, reason);
+    let logits = Logits::open(path, measured_positions(positions)).map_err(|error| {
+        let problem = error.to_string();
+        let problem = problem.strip_prefix(&format!("{} ", path.display())).unwrap_or(&problem);
+        missing(format!("the worker said it wrote {name}, but it {problem}"))
+    })?;
+    let [batch, seq, vocab_size] = logits.shape();
+    // One score vector a row has no axis of positions.
+    if shape != [batch, seq, vocab_size] && !(seq == 1 && shape == [batch, vocab_size]) {
+        let found = logits.shape();
+        return Err(missing(format!("{name} holds logits {found:?}, but the worker reported {shape:?}")));
+    }
+    Ok(logits)
+}
+
+fn seconds(ns: u64) -> String {
+    format!("{:.1} s", ns as f64 / 1e9)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+//! What a cell is asked once its numbers are there: its tokenizer's ids, and its forward once more.
+//!
+//! Nothing here can lose a cell: what fails is a note.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use reference::protocol::{Forward, Reply, Request, Tokenize, Tokenized};
+
+use super::{Job, Live, Ran, Schedule, out_of_turn, verify_logits};
+use crate::execute::cell::{Outcome, TokenDifference, TokenizerParity};
+use crate::execute::runner::{Ended, Session};
+use crate::spec::inputs::Texts;
+use compare::logits::{Logits, Mask};
+use compare::repeat::{Noise, Repeat, repeat};
+
+impl<'a> Schedule<'a> {
+    /// The last questions, the worker's end, a second process, then the record.
+    pub(super) fn conclude(&self, live: Live<'a>, ran: &mut Ran) {
+        let Live { job, mut session, mut completed } = live;
+        let begun = Instant::now();
+        let mut noise = Noise::default();
+        let first = self.folder.join(&completed.logits);
+        let second = self.settings.noise.then(|| repeated(&first));
+        let mut interrupted = false;
+        let mut note = |what: &str, ended: Ended| match ended {
+            Ended::Interrupted => interrupted = true,
+            Ended::Unsupported(reason) => completed.notes.push(format!("{what}: {reason}")),
+            Ended::Failed(failure) => completed.notes.push(format!("{what}: {}", failure.reason)),
+        };
+        if let Some(path) = &second {
+            match self.pass(&job, session.as_mut(), path).and_then(|()| compared(&job, &first, path)) {
+                Ok(found) => noise.same_process = Some(found),
+                Err(ended) => note("no second pass in the same process", ended),
+            }
+        }
+        if let Some(texts) = job.texts {
+            match self.parity(&job, session.as_mut(), texts) {
+                Ok(found) => completed.tokenizer = Some(found),
+                Err(ended) => note("its tokenizer was not compared", ended),
+            }
+        }
+        session.end();
+        if let Some(path) = &second {
+            match self.elsewhere(&job, path).and_then(|()| compared(&job, &first, path)) {
+                Ok(found) => noise.second_process = Some(found),
+                Err(ended) => note("no pass in a second process", ended),
+            }
+            let _ = std::fs::remove_file(path);
+            noise.elapsed_ns = begun.elapsed().as_nanos() as u64;
+            completed.notes.extend(noise.said());
+            completed.noise = Some(noise);
+        }
+        if let Some(parity) = completed.tokenizer.as_ref().filter(|parity| parity.difference.is_some()) {
+            completed.notes.push(parity.said());
+        }
+        if interrupted {
+            completed.unfinished = Some(super::not_finished());
+        }
+        self.keep(&job, Outcome::Completed(completed), ran);
+    }
+
+    /// One more forward whose logits go to `path`.
+    fn pass(&self, job: &Job, session: &mut dyn Session, path: &Path) -> Result<(), Ended> {
+        let request = Forward { logits: path.to_owned(), prefill: job.prefill };
+        match session.ask(&Request::Forward(request), self.settings.timeout)? {
+            Reply::Forwarded(forwarded) => {
+                verify_logits(path, &forwarded.shape, forwarded.positions).map(drop)
+            }
+            _ => Err(out_of_turn("forward")),
+        }
+    }
+
+    /// The same in a worker of its own, which is gone when this returns.
+    fn elsewhere(&self, job: &Job<'a>, path: &Path) -> Result<(), Ended> {
+        let mut session = self.start(job)?;
+        match session.ask(&Request::Load(job.load.clone()), self.settings.timeout)? {
+            Reply::Ready(_) => {}
+            _ => return Err(out_of_turn("load")),
+        }
+        self.pass(job, session.as_mut(), path)?;
+        session.end();
+        Ok(())
+    }
+
+    fn parity(&self, job: &Job, session: &mut dyn Session, texts: &Texts) -> Result<TokenizerParity, Ended> {
+        let request = Request::Tokenize(Tokenize {
+            checkpoint: job.load.checkpoint.clone(),
+            texts: texts.texts.clone(),
+            add_special_tokens: texts.add_special_tokens,
+        });
+        match session.ask(&request, self.settings.timeout)? {
+            Reply::Tokenized(tokenized) => Ok(held_against(texts, tokenized)),
+            _ => Err(out_of_turn("tokenize")),
+        }
+    }
+}
+
+/// Where a repetition's logits lie until they are compared.
+fn repeated(first: &Path) -> PathBuf {
+    let name = first.file_name().unwrap_or_default().to_string_lossy();
+    first.with_file_name(format!(".again-{name}"))
+}
+
+fn compared(job: &Job, first: &Path, second: &Path) -> Result<Repeat, Ended> {
+    let failed = |error: compare::logits::LogitsError| {
+        Ended::failed(crate::execute::cell::FailureKind::MissingResult, error.to_string())
+    };
+    let open = |path: &Path| {
+        // A repetition holds the positions that the first pass held: its shape was verified.
+        let all = Logits::open(path, compare::Positions::All);
+        all.map_err(failed)
+    };
+    let (first, second) = (open(first)?, open(second)?);
+    // Padding is no result. A runner that computes last positions only is compared as it is.
+    let mask = Mask::open(&job.load.inputs).ok().filter(|mask| mask.seq() == first.shape()[1]);
+    repeat(&first, &second, mask.as_ref()).map_err(failed)
+}
+
+/// Ids of a runner's tokenizer against those of the run.
+fn held_against(texts: &Texts, found: Tokenized) -> TokenizerParity {
+    let difference = texts.ids.iter().enumerate().find_map(|(text, expected)| {
+        let found = found.ids.get(text).map_or(&[][..], Vec::as_slice);
+        let position = (0..expected.len().max(found.len()))
+            .find(|&position| expected.get(position) != found.get(position))?;
+        Some(TokenDifference {
+            text,
+            position,
+            expected: expected.get(position).copied(),
+            token: texts.tokens[text].get(position).cloned(),
+            found: found.get(position).copied(),
+        })
+    });
+    TokenizerParity { class: found.class, tokens: texts.ids.iter().map(Vec::len).sum(), difference }
+}

@@ -1,0 +1,385 @@
+//! The scheduler against scripted workers: what it asks, in which order, and what it keeps.
+
+use std::sync::{Arc, Mutex};
+
+use candle_core::{DType, Device, Tensor};
+use reference::protocol::{Dtype, LOGITS, Mode, PROTOCOL_VERSION};
+
+use super::*;
+use crate::execute::runner::fake::{FakeRunner, Journal, Script};
+
+struct Stage {
+    results: tempfile::TempDir,
+    journal: Journal,
+    runners: Vec<FakeRunner>,
+    settings: Settings,
+    prefill: Option<usize>,
+    texts: Option<Texts>,
+    stop: AtomicBool,
+    quiet_ns: Option<u64>,
+}
+
+impl Stage {
+    fn new(scripts: Vec<(&str, Script)>) -> Self {
+        let journal: Journal = Arc::new(Mutex::new(Vec::new()));
+        let runners = scripts
+            .into_iter()
+            .map(|(name, script)| FakeRunner { name: name.into(), script, journal: journal.clone() })
+            .collect();
+        Self {
+            results: tempfile::tempdir().unwrap(),
+            journal,
+            runners,
+            settings: Settings {
+                warm_up: 1,
+                iterations: 2,
+                decode: 3,
+                rounds: 2,
+                patience: Duration::ZERO,
+                first_passes_at_once: 1,
+                trace: true,
+                noise: false,
+                timeout: Duration::from_secs(1),
+                memory_budget: 1 << 30,
+            },
+            prefill: None,
+            texts: None,
+            stop: AtomicBool::new(false),
+            quiet_ns: None,
+        }
+    }
+
+    /// Runs every scripted worker as one case; gives what became of it and the records that were kept.
+    fn run(&self) -> (Ran, Vec<Cell>) {
+        let variants: Vec<Variant> = self.runners.iter().map(|runner| variant(&runner.name)).collect();
+        let kept: Mutex<Vec<Cell>> = Mutex::default();
+        let keep = |cell: &Cell| {
+            let mut kept = kept.lock().unwrap();
+            kept.retain(|known| known.name != cell.name);
+            kept.push(cell.clone());
+            Ok(())
+        };
+        let progress = Progress::new(true);
+        let schedule = Schedule {
+            case: "case",
+            folder: self.results.path().to_owned(),
+            stamp: "20260801_150000",
+            keep: &keep,
+            settings: &self.settings,
+            progress: &progress,
+            stop: &self.stop,
+            turn: None,
+            quiet_ns: self.quiet_ns,
+        };
+        let order = variants.clone();
+        let jobs = variants
+            .into_iter()
+            .zip(&self.runners)
+            .map(|(variant, runner)| {
+                std::fs::create_dir_all(self.results.path().join(&variant.version)).unwrap();
+                Job {
+                    load: load(&variant),
+                    variant,
+                    key: "key".into(),
+                    runner: Ok(runner as &dyn Runner),
+                    is_timed: true,
+                    prefill: self.prefill,
+                    texts: self.texts.as_ref(),
+                    notes: vec![],
+                }
+            })
+            .collect();
+        let ran = schedule.run(jobs, 0);
+        let mut cells = kept.into_inner().unwrap();
+        cells.sort_by_key(|cell| order.iter().position(|variant| *variant == cell.variant));
+        (ran, cells)
+    }
+
+    fn journal(&self) -> Vec<String> {
+        self.journal.lock().unwrap().clone()
+    }
+}
+
+fn variant(name: &str) -> Variant {
+    Variant {
+        runner: crate::spec::variant::Runner::Command,
+        version: name.into(),
+        mode: Mode::Eager,
+        attention: None,
+        dtype: Dtype::F32,
+        device: "cpu".into(),
+        qualified: false,
+    }
+}
+
+fn load(variant: &Variant) -> Load {
+    Load {
+        protocol: PROTOCOL_VERSION,
+        checkpoint: "checkpoint".into(),
+        inputs: "inputs".into(),
+        mode: variant.mode,
+        attention: variant.attention,
+        dtype: variant.dtype,
+        device: variant.device.clone(),
+        threads: 1,
+        seed: 0,
+    }
+}
+
+fn good() -> Script {
+    Script { logits: vec![1.0, 2.0], peak_bytes: 1000, ..Script::default() }
+}
+
+fn completed(cell: &Cell) -> &Completed {
+    match &cell.outcome {
+        Outcome::Completed(completed) => completed,
+        other => panic!("{} did not complete: {other:?}", cell.name),
+    }
+}
+
+#[test]
+fn rounds_interleave_and_turn() {
+    let stage = Stage::new(vec![("a", good()), ("b", good())]);
+    let (_, cells) = stage.run();
+    let timed: Vec<_> = stage.journal().into_iter().filter(|line| line.ends_with("time")).collect();
+    assert_eq!(timed, ["a time", "b time", "b time", "a time"]);
+    for cell in &cells {
+        assert_eq!(completed(cell).round_numbers, [0, 1]);
+        assert_eq!(completed(cell).rounds_ns, [[1_000_000, 1_000_000], [1_000_000, 1_000_000]]);
+        assert_eq!(completed(cell).decode_rounds_ns, [[100_000; 3], [100_000; 3]]);
+        assert!(completed(cell).unfinished.is_none() && completed(cell).trace.is_some());
+    }
+}
+
+#[test]
+fn first_passes_are_made_together_where_that_is_asked_for() {
+    let slow = Script { pause: Duration::from_millis(200), ..good() };
+    let boom = Ended::failed(FailureKind::Crashed, "killed by signal 11");
+    let scripts = vec![("a", slow.clone()), ("b", Script { load: Some(boom), ..slow.clone() }), ("c", slow)];
+    let mut stage = Stage::new(scripts);
+    stage.settings.first_passes_at_once = 3;
+    let (_, cells) = stage.run();
+    let mut first = stage.journal()[..3].to_vec();
+    first.sort_unstable();
+    assert_eq!(first, ["a load", "b load", "c load"], "before any of them has made its pass");
+    assert!(matches!(cells[1].outcome, Outcome::Failed(_)));
+    // Rounds are as ever: one computes at a time.
+    let timed: Vec<_> = stage.journal().into_iter().filter(|line| line.ends_with("time")).collect();
+    assert_eq!(timed[2..], ["a time", "c time", "c time", "a time"], "after one of each that warmed up");
+    assert!([0, 2].iter().all(|&at| completed(&cells[at]).unfinished.is_none()));
+}
+
+#[test]
+fn one_bad_cell_never_stops_the_others() {
+    let boom = Ended::failed(FailureKind::Crashed, "killed by signal 11");
+    let stage = Stage::new(vec![
+        ("a", good()),
+        ("b", Script { start: Some(boom.clone()), ..good() }),
+        ("c", Script { load: Some(Ended::Unsupported("no such model_type".into())), ..good() }),
+        ("d", Script { forward: Some(Ended::failed(FailureKind::TimedOut, "no answer")), ..good() }),
+        ("e", Script { forget_logits: true, ..good() }),
+        ("f", good()),
+    ]);
+    let (ran, cells) = stage.run();
+    assert!(!ran.interrupted);
+    let words: Vec<_> = cells
+        .iter()
+        .map(|cell| match &cell.outcome {
+            Outcome::Completed(_) => "completed".to_owned(),
+            Outcome::Unsupported { .. } => "unsupported".to_owned(),
+            Outcome::Failed(failure) => format!("{:?}", failure.kind),
+        })
+        .collect();
+    assert_eq!(words, ["completed", "Crashed", "unsupported", "TimedOut", "MissingResult", "completed"]);
+}
+
+#[test]
+fn logits_of_a_cell_whose_timing_fails_are_kept_and_the_cell_is_unfinished() {
+    let boom = Ended::failed(FailureKind::Crashed, "killed by signal 11");
+    let stage = Stage::new(vec![("a", good()), ("b", Script { time: [None, Some(boom)].into(), ..good() })]);
+    let (_, cells) = stage.run();
+    let b = completed(&cells[1]);
+    assert_eq!(b.rounds_ns.len(), 1);
+    assert_eq!(b.unfinished.as_ref().map(|failure| failure.kind), Some(FailureKind::Crashed));
+    assert_eq!(completed(&cells[0]).rounds_ns.len(), 2);
+}
+
+#[test]
+fn a_failed_trace_is_a_note() {
+    let boom = Ended::failed(FailureKind::Exception, "profiler missing");
+    let stage = Stage::new(vec![("a", Script { trace: Some(boom), ..good() })]);
+    let (_, cells) = stage.run();
+    assert_eq!(completed(&cells[0]).notes, ["no trace: profiler missing"]);
+    assert!(completed(&cells[0]).unfinished.is_none());
+}
+
+#[test]
+fn past_the_memory_budget_groups_share_the_first_cell_as_anchor() {
+    let mut stage = Stage::new(vec![("a", good()), ("b", good()), ("c", good()), ("d", good())]);
+    stage.settings.memory_budget = 2500;
+    stage.settings.rounds = 1;
+    let (_, cells) = stage.run();
+    let numbers: Vec<_> = cells.iter().map(|cell| completed(cell).round_numbers.clone()).collect();
+    assert_eq!(numbers, [vec![0, 1, 2], vec![0], vec![1], vec![2]]);
+    let journal = stage.journal();
+    let at = |line: &str| journal.iter().position(|found| found == line).unwrap();
+    assert!(at("b end") < at("c load"), "b makes room before c is loaded: {journal:?}");
+    assert!(at("a end") > at("d time"), "the anchor stays: {journal:?}");
+}
+
+#[test]
+fn side_by_side_more_rounds_are_timed_on_a_busy_machine_while_patience_lasts() {
+    let reads = |readings: &[u64]| Script { yardstick_ns: readings.iter().copied().collect(), ..good() };
+    let mut stage = Stage::new(vec![("a", reads(&[100, 130])), ("b", reads(&[100, 100, 150]))]);
+    let times = |stage: &Stage| stage.journal().iter().filter(|line| line.ends_with("time")).count();
+    // Nobody waits: nothing is read, and there are two rounds of two.
+    let (_, cells) = stage.run();
+    assert_eq!(times(&stage), 4);
+    assert!(completed(&cells[0]).yardstick_ns.is_empty());
+
+    stage.settings.patience = Duration::from_mins(1);
+    let (_, cells) = stage.run();
+    assert_eq!(times(&stage), 4 + 8, "two more rounds, for one was busy beside a and one beside b");
+    for (cell, readings) in cells.iter().zip([[100, 130, 100, 100], [100, 100, 150, 100]]) {
+        let completed = completed(cell);
+        assert_eq!(completed.yardstick_ns, readings);
+        assert_eq!(completed.round_numbers, [0, 1, 2, 3], "it was busy for both: all of them count");
+        assert_eq!([completed.rounds_ns.len(), completed.decode_rounds_ns.len()], [4, 4]);
+    }
+
+    // Where no reading is as good as the best of an earlier run, patience ends it: the third round uses it up.
+    stage.quiet_ns = Some(1);
+    stage.settings.patience = Duration::from_nanos(1);
+    let (_, cells) = stage.run();
+    assert_eq!(completed(&cells[0]).round_numbers, [0, 1, 2]);
+}
+
+#[test]
+fn alone_a_worker_waits_for_a_quiet_machine() {
+    // The first is timed, for nothing is known yet, and gives way to a quieter one.
+    let readings = [130, 100, 130, 140, 100].into_iter().collect();
+    let mut stage = Stage::new(vec![("a", Script { yardstick_ns: readings, ..good() })]);
+    stage.settings.patience = Duration::from_mins(1);
+    let (_, cells) = stage.run();
+    let completed = completed(&cells[0]);
+    assert_eq!(completed.yardstick_ns, [100, 100]);
+    assert_eq!(completed.round_numbers, [1, 2], "what was not timed is no round");
+    assert!(completed.rounds_ns.iter().all(|round| round.len() == stage.settings.iterations));
+}
+
+#[test]
+fn a_stop_keeps_what_has_landed_as_unfinished() {
+    let stage =
+        Stage::new(vec![("a", good()), ("b", Script { forward: Some(Ended::Interrupted), ..good() })]);
+    let (ran, cells) = stage.run();
+    assert!(ran.interrupted);
+    assert_eq!(cells.len(), 1, "the interrupted cell has no record and will be redone");
+    assert_eq!(cells[0].name, "a_eager");
+}
+
+#[test]
+fn logits_that_are_cut_short_are_a_missing_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("logits.safetensors");
+    let tensor = Tensor::zeros((1, 2, 3), DType::F32, &Device::Cpu).unwrap();
+    candle_core::safetensors::save(&[(LOGITS, tensor)].into(), &path).unwrap();
+    assert_eq!(verify_logits(&path, &[1, 2, 3], Positions::All).map(drop), Ok(()));
+    assert!(verify_logits(&path, &[1, 2, 4], Positions::All).is_err());
+    let bytes = std::fs::read(&path).unwrap();
+    for kept in [bytes.len() - 1, 20, 4, 0] {
+        std::fs::write(&path, &bytes[..kept]).unwrap();
+        let Err(Ended::Failed(failure)) = verify_logits(&path, &[1, 2, 3], Positions::All) else {
+            panic!("{kept} bytes passed")
+        };
+        assert_eq!(failure.kind, FailureKind::MissingResult);
+    }
+}
+
+fn noisy(scripts: Vec<(&str, Script)>) -> Stage {
+    let mut stage = Stage::new(scripts);
+    stage.settings = Settings { noise: true, rounds: 1, trace: false, ..stage.settings };
+    stage
+}
+
+#[test]
+fn a_cell_repeats_itself_in_its_process_and_in_a_second_once_it_is_timed() {
+    let stage = noisy(vec![("a", good())]);
+    let (_, cells) = stage.run();
+    let expected = ["load", "forward", "time", "forward", "end", "load", "forward", "end"];
+    assert_eq!(stage.journal(), expected.map(|what| format!("a {what}")));
+    let a = completed(&cells[0]);
+    let noise = a.noise.as_ref().unwrap();
+    assert_eq!(noise.same_process.map(|repeat| repeat.bitwise), Some(true));
+    assert_eq!(noise.second_process.map(|repeat| repeat.bitwise), Some(true));
+    assert!(a.notes.is_empty() && noise.elapsed_ns > 0 && noise.l2() == Some(0.0));
+    let folder = stage.results.path().join("run_20260801_150000/a");
+    let left: Vec<_> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("again")), "{left:?}");
+}
+
+#[test]
+fn a_worker_that_drifts_is_named_with_how_far() {
+    let stage = noisy(vec![("a", Script { drift: 0.25, ..good() })]);
+    let (_, cells) = stage.run();
+    let a = completed(&cells[0]);
+    let noise = a.noise.as_ref().unwrap();
+    // One of two logits, a quarter further with each forward.
+    assert_eq!(noise.same_process, Some(compare::repeat::Repeat::new(1, 0.25)));
+    assert_eq!(noise.second_process, Some(compare::repeat::Repeat::new(1, 0.5)));
+    assert!(
+        a.notes[0].starts_with("not deterministic: 1 logit differs in the same process"),
+        "{:?}",
+        a.notes
+    );
+    assert!(a.unfinished.is_none());
+}
+
+#[test]
+fn a_repetition_that_fails_is_a_note_and_the_cell_is_kept() {
+    let boom = Ended::failed(FailureKind::Crashed, "killed by signal 11");
+    let stage = noisy(vec![("a", Script { again: Some(boom), ..good() }), ("b", good())]);
+    let (ran, cells) = stage.run();
+    assert!(!ran.interrupted);
+    let a = completed(&cells[0]);
+    assert_eq!(
+        a.notes,
+        [
+            "no second pass in the same process: killed by signal 11",
+            "no pass in a second process: killed by signal 11"
+        ]
+    );
+    assert!(a.unfinished.is_none() && a.noise.as_ref().unwrap().l2().is_none());
+    assert!(completed(&cells[1]).noise.as_ref().unwrap().is_bitwise());
+}
+
+#[test]
+fn a_stop_during_a_repetition_leaves_the_cell_to_be_redone() {
+    let stage = noisy(vec![("a", Script { again: Some(Ended::Interrupted), ..good() })]);
+    let (_, cells) = stage.run();
+    let unfinished = completed(&cells[0]).unfinished.as_ref();
+    assert_eq!(unfinished.map(|failure| failure.kind), Some(FailureKind::Interrupted));
+}
+
+#[test]
+fn a_tokenizer_that_parts_from_the_run_is_named_with_position_and_token() {
+    let texts = Texts {
+        texts: vec!["a b c".into()],
+        ids: vec![vec![5, 6, 7]],
+        tokens: vec![vec!["a".into(), " b".into(), " c".into()]],
+        add_special_tokens: false,
+    };
+    let check = |ids: Option<Vec<i64>>, expected: &[&str]| {
+        let script = Script { ids: ids.map(|ids| vec![ids]), ..good() };
+        let mut stage = Stage::new(vec![("a", script)]);
+        stage.settings.trace = false;
+        stage.texts = Some(texts.clone());
+        let (_, cells) = stage.run();
+        assert_eq!(completed(&cells[0]).notes, expected);
+    };
+    check(Some(vec![5, 6, 7]), &[]);
+    let parts = "FakeTokenizer gives other ids than the run was fed: text 0, position";
+    check(Some(vec![5, 9, 7]), &[&format!("{parts} 1: 9 where the run has 6 (` b`)")]);
+    check(Some(vec![5, 6]), &[&format!("{parts} 2: no token where the run has 7 (` c`)")]);
+    check(Some(vec![5, 6, 7, 2]), &[&format!("{parts} 3: 2 where the run has no token")]);
+    check(None, &["its tokenizer was not compared: no tokenizer"]);
+}

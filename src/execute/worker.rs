@@ -1,0 +1,201 @@
+//! The native side of the worker protocol: what the hidden `tfcheck worker` process does.
+//!
+//! [`serve`] speaks the protocol for any [`Engine`]; `worker/` holds one engine a file.
+
+pub mod candle;
+pub mod candle_transformers;
+mod capture;
+mod chrome_trace;
+mod failure;
+mod place;
+mod tensors;
+
+pub use failure::exception;
+pub(crate) use place::EMULATOR;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::ops::Range;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use models::cuda::driver::Setting;
+use reference::protocol::{
+    Capture, Captured, Failed, FailedKind, Forward, Forwarded, Load, PROTOCOL_VERSION, REPLY_FD_VARIABLE,
+    REQUEST_FD_VARIABLE, Ready, Replay, Replayed, Reply, Request, Time, Timed, Trace,
+};
+use reference::yardstick;
+
+/// What computes inside a worker process. Every method answers one request.
+pub trait Engine {
+    /// Loads the checkpoint and the inputs.
+    ///
+    /// # Errors
+    /// When the engine does not have what was asked, or the files do not hold it.
+    fn load(&mut self, load: &Load) -> Result<Ready, Failed>;
+
+    /// One forward pass, or a prefill and what follows it, the logits written to `forward.logits`.
+    ///
+    /// # Errors
+    /// When the pass fails or the logits cannot be written.
+    fn forward(&mut self, forward: &Forward) -> Result<Forwarded, Failed>;
+
+    /// One forward pass whose result is dropped, finished when this returns.
+    ///
+    /// # Errors
+    /// When the pass fails.
+    fn pass(&mut self) -> Result<(), Failed>;
+
+    /// Nanoseconds of one forward pass whose result is dropped, as the device counts them.
+    ///
+    /// # Errors
+    /// When the pass fails.
+    fn timed_pass(&mut self) -> Result<u64, Failed> {
+        let start = Instant::now();
+        self.pass()?;
+        Ok(start.elapsed().as_nanos() as u64)
+    }
+
+    /// The most memory held so far, in bytes, where it is known.
+    fn peak_bytes(&self) -> Option<u64> {
+        peak_resident_bytes()
+    }
+
+    /// Nanoseconds of each of `tokens` tokens decoded one by one after the inputs; empty where there is no cache.
+    ///
+    /// # Errors
+    /// When a pass fails.
+    fn decode(&mut self, tokens: usize) -> Result<Vec<u64>, Failed>;
+
+    /// One forward pass as a Chrome trace.
+    ///
+    /// # Errors
+    /// When the pass fails or the trace cannot be written.
+    fn trace(&mut self, trace: &Trace) -> Result<(), Failed>;
+
+    /// One forward pass that writes what goes into and comes out of modules.
+    ///
+    /// # Errors
+    /// When the engine exposes no modules, the pass fails or the tensors cannot be written.
+    fn capture(&mut self, _capture: &Capture) -> Result<Captured, Failed> {
+        Err(no_modules())
+    }
+
+    /// One forward pass in which a module is fed a stored tensor.
+    ///
+    /// # Errors
+    /// When the engine exposes no modules, the pass fails, or a file cannot be read or written.
+    fn replay(&mut self, _replay: &Replay) -> Result<Replayed, Failed> {
+        Err(no_modules())
+    }
+}
+
+/// The engine of tfcheck's own models, which opens a GPU with `cuda`, or of candle-transformers' ports.
+pub fn engine(upstream: bool, cuda: Setting) -> Box<dyn Engine> {
+    if upstream {
+        Box::<candle_transformers::PortEngine>::default()
+    } else {
+        Box::new(candle::CandleEngine::new(cuda))
+    }
+}
+
+/// Answers requests until it is told to exit.
+///
+/// # Errors
+/// When the descriptors cannot be opened or written.
+pub fn serve(engine: &mut dyn Engine) -> io::Result<()> {
+    let requests = File::open(descriptor(REQUEST_FD_VARIABLE, 3))?;
+    let mut replies = OpenOptions::new().write(true).open(descriptor(REPLY_FD_VARIABLE, 4))?;
+    for line in lines_until_abandoned(requests) {
+        let reply = match serde_json::from_str(&line) {
+            Ok(Request::Exit) => break,
+            Ok(request) => answer(engine, &request).unwrap_or_else(Reply::Failed),
+            Err(error) => {
+                Reply::Failed(exception(format!("the request is not one that this worker knows: {error}")))
+            }
+        };
+        let mut line = serde_json::to_vec(&reply)?;
+        line.push(b'\n');
+        replies.write_all(&line)?;
+    }
+    Ok(())
+}
+
+/// Where the passes of a prefill and of what follows it begin and end: `[0, prefill)`, then a token each.
+///
+/// # Errors
+/// When there is nothing to prefill, or nothing left to decode.
+pub(crate) fn steps(prefill: usize, seq: usize) -> Result<impl Iterator<Item = Range<usize>>, Failed> {
+    if prefill == 0 || prefill >= seq {
+        return Err(exception(format!("a prefill of {prefill} tokens where rows have {seq}")));
+    }
+    Ok(std::iter::once(0..prefill).chain((prefill..seq).map(|at| at..at + 1)))
+}
+
+fn no_modules() -> Failed {
+    Failed { kind: FailedKind::Unsupported, ..exception("it exposes no modules") }
+}
+
+/// The largest resident set of this process so far, in bytes, where the system tells.
+pub fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+fn answer(engine: &mut dyn Engine, request: &Request) -> Result<Reply, Failed> {
+    match request {
+        Request::Load(load) if load.protocol != PROTOCOL_VERSION => Err(exception(format!(
+            "tfcheck speaks protocol {}, this worker {PROTOCOL_VERSION}",
+            load.protocol
+        ))),
+        Request::Load(load) => engine.load(load).map(Reply::Ready),
+        Request::Forward(forward) => engine.forward(forward).map(Reply::Forwarded),
+        Request::Time(time) => yardstick::beside(time, || timed(engine, time)).map(Reply::Timed),
+        Request::Trace(trace) => engine.trace(trace).map(|()| Reply::Traced),
+        Request::Capture(capture) => engine.capture(capture).map(Reply::Captured),
+        Request::Replay(replay) => engine.replay(replay).map(Reply::Replayed),
+        Request::Tokenize(_) => Err(Failed {
+            kind: FailedKind::Unsupported,
+            ..exception("the native models have no tokenizer of their own")
+        }),
+        Request::Exit => Err(exception("`exit` is not answered")),
+    }
+}
+
+fn timed(engine: &mut dyn Engine, time: &Time) -> Result<Timed, Failed> {
+    for _ in 0..time.warm_up {
+        engine.pass()?;
+    }
+    let mut samples_ns = Vec::with_capacity(time.iterations);
+    for _ in 0..time.iterations {
+        samples_ns.push(engine.timed_pass()?);
+    }
+    let decode_ns = if time.decode == 0 { Vec::new() } else { engine.decode(time.decode)? };
+    Ok(Timed { samples_ns, decode_ns, peak_bytes: engine.peak_bytes(), yardstick_ns: None })
+}
+
+/// The path under which an inherited descriptor can be opened again, without unsafe code.
+fn descriptor(variable: &str, usual: u32) -> String {
+    let number = std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(usual);
+    format!("/dev/fd/{number}")
+}
+
+/// Request lines, read on a thread of their own: end of file means that tfcheck is gone, and then this
+/// process group must not go on computing for nobody.
+fn lines_until_abandoned(requests: File) -> mpsc::IntoIter<String> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(requests).lines() {
+            let Ok(line) = line else { break };
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+        // Where the group cannot be signalled this process still ends, by the closed channel.
+        let _ =
+            rustix::process::kill_process_group(rustix::process::getpgrp(), rustix::process::Signal::KILL);
+    });
+    receiver.into_iter()
+}

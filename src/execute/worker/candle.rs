@@ -1,0 +1,266 @@
+//! The engine of tfcheck's own native models.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::Tensor;
+use models::cuda::driver::Setting;
+use models::{Cache, Form, Loaded, Options};
+use reference::protocol::{
+    Capture, Captured, Failed, Forward, Forwarded, Load, Mode, Positions, Ready, Replay, Replayed, Trace,
+};
+
+use super::capture::{Feeder, Writer, element, same};
+use super::chrome_trace::ChromeTrace;
+use super::failure::{model_failure, not_loaded, tensor_failure, unsupported};
+use super::place::{Accelerator, Place, device};
+use super::tensors::{dtype, inputs, write_logits};
+use super::{Engine, exception, peak_resident_bytes, steps};
+
+/// A native model once it is loaded.
+#[derive(Default)]
+pub struct CandleEngine {
+    /// Where CUDA's libraries are looked for.
+    cuda: Setting,
+    /// The GPU that was opened last: to start it takes longer than most passes.
+    accelerator: Option<Accelerator>,
+    loaded: Option<(Loaded, models::Inputs, Place)>,
+    /// Whether it continues its inputs; an encoder does not.
+    decodes: bool,
+}
+
+impl CandleEngine {
+    /// One that opens a GPU, when it is asked for one, with `cuda`.
+    pub fn new(cuda: Setting) -> Self {
+        Self { cuda, ..Self::default() }
+    }
+
+    /// The GPU of this name, opened if it is not open yet.
+    fn accelerator(&mut self, name: &str) -> Result<Accelerator, Failed> {
+        if let Some(open) = self.accelerator.as_ref().filter(|open| open.is(name)) {
+            return Ok(open.clone());
+        }
+        Ok(self.accelerator.insert(Accelerator::open(name, &self.cuda)?).clone())
+    }
+}
+
+impl Engine for CandleEngine {
+    fn load(&mut self, load: &Load) -> Result<Ready, Failed> {
+        let start = Instant::now();
+        let form = match load.mode {
+            Mode::Eager => Form::Eager,
+            Mode::Fused => Form::Fused,
+            Mode::Compiled | Mode::Frozen | Mode::ReduceOverhead | Mode::MaxAutotune => {
+                return Err(unsupported("candle has no compiled mode: eager and fused are its modes"));
+            }
+        };
+        // What an earlier cell holds of a GPU is given back first.
+        self.loaded = None;
+        let dtype = dtype(load.dtype);
+        let place = if form == Form::Fused && load.device != "cpu" {
+            Place::Gpu(self.accelerator(&load.device)?)
+        } else {
+            Place::Candle(device(&load.device)?)
+        };
+        let loaded = match &place {
+            Place::Gpu(accelerator) => {
+                models::load_on_gpu(&load.checkpoint, dtype, Arc::clone(&accelerator.gpu))
+            }
+            Place::Candle(device) => {
+                models::load(&load.checkpoint, &Options { dtype, device: device.clone(), form })
+            }
+        };
+        let loaded = loaded.map_err(model_failure)?;
+        let mut inputs = inputs(&load.inputs, &place.tensors())?;
+        self.decodes = !is_encoder(&load.checkpoint);
+        if !self.decodes {
+            inputs.position_ids = None;
+        }
+        let mut notes = Vec::new();
+        if !loaded.unread_keys.is_empty() {
+            notes.push(format!(
+                "config keys that the native model does not read: {}",
+                loaded.unread_keys.join(", ")
+            ));
+        }
+        if !loaded.unread_tensors.is_empty() {
+            notes.push(format!(
+                "tensors that the native model does not read: {}",
+                loaded.unread_tensors.join(", ")
+            ));
+        }
+        let mut libraries = BTreeMap::from([
+            ("candle".to_owned(), "0.11.1".to_owned()),
+            ("tfcheck".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ]);
+        if let Place::Gpu(accelerator) = &place {
+            libraries.extend(accelerator.libraries());
+            notes.push(accelerator.note());
+        }
+        place.synchronize()?;
+        let ignored_keys = loaded.unread_keys.clone();
+        self.loaded = Some((loaded, inputs, place));
+        Ok(Ready {
+            libraries,
+            load_ns: start.elapsed().as_nanos() as u64,
+            notes,
+            ignored_keys: Some(ignored_keys),
+        })
+    }
+
+    fn forward(&mut self, forward: &Forward) -> Result<Forwarded, Failed> {
+        let start = Instant::now();
+        let logits = match forward.prefill {
+            None => self.logits()?,
+            Some(prefill) => self.through_the_cache(prefill, None)?,
+        };
+        let elapsed_ns = start.elapsed().as_nanos() as u64;
+        let shape = logits.dims().to_vec();
+        write_logits(&logits, &forward.logits)?;
+        let peak_bytes = self.peak_bytes();
+        let prefill = forward.prefill;
+        Ok(Forwarded { elapsed_ns, shape, positions: Positions::All, prefill, peak_bytes, notes: Vec::new() })
+    }
+
+    fn pass(&mut self) -> Result<(), Failed> {
+        self.timed_pass().map(drop)
+    }
+
+    /// A GPU's logits stay there, as torch's do.
+    fn timed_pass(&mut self) -> Result<u64, Failed> {
+        let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        place.time(&mut || loaded.run(inputs, None, None).map(drop))
+    }
+
+    fn peak_bytes(&self) -> Option<u64> {
+        self.loaded.as_ref().map_or_else(peak_resident_bytes, |(_, _, place)| place.peak_bytes())
+    }
+
+    fn decode(&mut self, tokens: usize) -> Result<Vec<u64>, Failed> {
+        if !self.decodes {
+            return Ok(Vec::new());
+        }
+        let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let mut cache = models::Cache::new();
+        loaded.run(inputs, Some(&mut cache), None).map_err(model_failure)?;
+        // The cache grows for the first one; on a GPU a second one is recorded.
+        let settling = if matches!(place, Place::Gpu(_)) { 3 } else { 1 };
+        let mut step = inputs.clone();
+        let mut samples_ns = Vec::with_capacity(tokens);
+        for index in 0..settling + tokens {
+            step = next(&step).map_err(tensor_failure)?;
+            let took = place.time(&mut || loaded.run(&step, Some(&mut cache), None).map(drop))?;
+            if index >= settling {
+                samples_ns.push(took);
+            }
+        }
+        Ok(samples_ns)
+    }
+
+    fn trace(&mut self, trace: &Trace) -> Result<(), Failed> {
+        let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let mut probe = ChromeTrace::new(place.tensors());
+        loaded.forward_with(inputs, None, Some(&mut probe)).map_err(model_failure)?;
+        crate::spec::atomic::write(&trace.path, &probe.json()).map_err(|error| exception(error.to_string()))
+    }
+
+    fn capture(&mut self, capture: &Capture) -> Result<Captured, Failed> {
+        let start = Instant::now();
+        let plain = match capture.prefill {
+            None => self.logits()?,
+            Some(prefill) => self.through_the_cache(prefill, None)?,
+        };
+        let plain_ns = start.elapsed().as_nanos() as u64;
+        let mut writer = Writer::new(capture, element(plain.dtype()));
+        let start = Instant::now();
+        let logits = if let Some(prefill) = capture.prefill {
+            self.through_the_cache(prefill, Some(&mut writer))?
+        } else {
+            let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+            let logits = loaded.forward_with(inputs, None, Some(&mut writer)).map_err(model_failure)?;
+            place.synchronize()?;
+            logits
+        };
+        let elapsed_ns = start.elapsed().as_nanos() as u64;
+        let (modules, bytes) = writer.finish()?;
+        let unchanged = same(&plain, &logits).map_err(tensor_failure)?;
+        Ok(Captured { modules, unchanged, bytes, elapsed_ns, plain_ns })
+    }
+
+    fn replay(&mut self, replay: &Replay) -> Result<Replayed, Failed> {
+        let (loaded, inputs, _) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let mut feeder = Feeder::new(replay)?;
+        loaded.forward_with(inputs, None, Some(&mut feeder)).map_err(model_failure)?;
+        feeder.finish()
+    }
+}
+
+impl CandleEngine {
+    /// One pass, finished on the device.
+    fn logits(&mut self) -> Result<Tensor, Failed> {
+        let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let logits = loaded.forward(inputs).map_err(model_failure)?;
+        place.synchronize()?;
+        Ok(logits)
+    }
+
+    /// Logits of all positions: of `prefill` tokens in one pass, of each further one in its own.
+    fn through_the_cache(
+        &mut self,
+        prefill: usize,
+        mut probe: Option<&mut Writer<'_>>,
+    ) -> Result<Tensor, Failed> {
+        let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let Some(positions) = &inputs.position_ids else {
+            return Err(unsupported("an encoder has no KV cache"));
+        };
+        let seq = inputs.input_ids.dim(1).map_err(tensor_failure)?;
+        let mut cache = Cache::new();
+        let mut parts = Vec::with_capacity(seq);
+        for step in steps(prefill, seq)? {
+            let part = |tensor: &Tensor, from: usize| {
+                tensor.narrow(1, from, step.end - from).and_then(|part| part.contiguous())
+            };
+            let mask = inputs.attention_mask.as_ref().map(|mask| part(mask, 0)).transpose();
+            let inputs = models::Inputs {
+                input_ids: part(&inputs.input_ids, step.start).map_err(tensor_failure)?,
+                attention_mask: mask.map_err(tensor_failure)?,
+                position_ids: Some(part(positions, step.start).map_err(tensor_failure)?),
+            };
+            let probe = probe.as_mut().map(|probe| &mut **probe as &mut dyn models::Probe);
+            parts.push(loaded.forward_with(&inputs, Some(&mut cache), probe).map_err(model_failure)?);
+        }
+        let logits = Tensor::cat(&parts, 1).map_err(tensor_failure)?;
+        place.synchronize()?;
+        Ok(logits)
+    }
+}
+
+/// The token that follows `inputs`: each row's first token again, one position on, and real.
+fn next(inputs: &models::Inputs) -> candle_core::Result<models::Inputs> {
+    let mask = inputs.attention_mask.as_ref().map(|mask| {
+        let one = mask.narrow(1, 0, 1)?.ones_like()?;
+        Tensor::cat(&[mask, &one], 1)
+    });
+    let positions = inputs.position_ids.as_ref().map(|positions| {
+        let last = positions.narrow(1, positions.dim(1)? - 1, 1)?;
+        &last + &last.ones_like()?
+    });
+    Ok(models::Inputs {
+        input_ids: inputs.input_ids.narrow(1, 0, 1)?,
+        attention_mask: mask.transpose()?,
+        position_ids: positions.transpose()?,
+    })
+}
+
+/// Encoders count positions themselves, BERT from the start of the row and RoBERTa from its first token that is no
+/// padding: nobody passes them any, and the bridge does not either.
+fn is_encoder(folder: &Path) -> bool {
+    let config = std::fs::read(folder.join("config.json")).ok();
+    let config: Option<serde_json::Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let model_type = config.as_ref().and_then(|config| config["model_type"].as_str());
+    model_type
+        .is_some_and(|name| ["bert", "distilbert", "roberta", "xlm-roberta", "modernbert"].contains(&name))
+}

@@ -1,0 +1,361 @@
+//! A row for each text port of candle-transformers 0.11.1.
+//!
+//! Where a port's body hands out the hidden states of every position, its adapter puts the head on them that the
+//! port's own causal model has, so that every position is judged and not the last alone.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Linear, Module};
+use candle_transformers::models::smol::smollm3;
+use candle_transformers::models::{
+    bert, distilbert, falcon, gemma, gemma2, gemma3, glm4_new, granite, helium, llama, mistral, mixtral,
+    modernbert, olmo, olmo2, phi, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, stable_lm, starcoder2,
+    xlm_roberta,
+};
+use reference::protocol::{Failed, Positions};
+
+use super::checkpoint::{Checkpoint, Fill};
+use super::{Batch, Pass, failure};
+use crate::execute::worker::failure::unsupported;
+
+/// How a port is loaded and run.
+pub(super) struct Adapter {
+    pub(super) model_type: &'static str,
+    /// Its module below `candle_transformers::models`.
+    pub(super) module: &'static str,
+    /// Which positions it computes.
+    pub(super) positions: Positions,
+    pub(super) reads_mask: bool,
+    /// Whether a pass can go on from the keys and values of the one before.
+    pub(super) caches: bool,
+    /// Keys that the port's `Config` demands and that a config may lack without meaning anything by it.
+    pub(super) fill: &'static [(&'static str, Fill)],
+    pub(super) load: Load,
+}
+
+impl Adapter {
+    const fn without_cache(self) -> Self {
+        Self { caches: false, ..self }
+    }
+
+    const fn filled(self, fill: &'static [(&'static str, Fill)]) -> Self {
+        Self { fill, ..self }
+    }
+}
+
+const TRAINING: &[(&str, Fill)] =
+    &[("initializer_range", Fill::Inert("0.02")), ("use_cache", Fill::Inert("true"))];
+
+type Load = fn(&Checkpoint) -> std::result::Result<Pass, Failed>;
+
+/// A switch of the port that no published config has.
+const FLASH: &[(&str, Fill)] = &[("use_flash_attn", Fill::Inert("false"))];
+
+/// A causal port that returns the last position only.
+const fn last(model_type: &'static str, module: &'static str, load: Load) -> Adapter {
+    Adapter {
+        model_type,
+        module,
+        positions: Positions::Last,
+        reads_mask: false,
+        caches: true,
+        fill: &[],
+        load,
+    }
+}
+
+/// A causal port that hands out the hidden states of every position.
+const fn all(model_type: &'static str, module: &'static str, load: Load) -> Adapter {
+    Adapter {
+        model_type,
+        module,
+        positions: Positions::All,
+        reads_mask: false,
+        caches: true,
+        fill: &[],
+        load,
+    }
+}
+
+const fn encoder(model_type: &'static str, module: &'static str, load: Load) -> Adapter {
+    Adapter {
+        model_type,
+        module,
+        positions: Positions::All,
+        reads_mask: true,
+        caches: false,
+        fill: &[],
+        load,
+    }
+}
+
+/// The commonest interface: `new(&config, weights)`, `forward(ids, offset)`, `clear_kv_cache()`.
+///
+/// Ports whose `forward` takes no offset count what they have cached themselves.
+macro_rules! decoder {
+    ($checkpoint:ident, $module:ident $(, $flash:literal)?) => {{
+        causal($checkpoint)?;
+        let config: $module::Config = $checkpoint.config()?;
+        let mut model =
+            $module::Model::new($($flash,)? &config, $checkpoint.weights()).map_err(failure)?;
+        run(move |batch, offset| {
+            if offset == 0 {
+                model.clear_kv_cache();
+            }
+            model.forward(&batch.input_ids, offset)
+        })
+    }};
+}
+
+/// A body of hidden states whose cache can only be dropped with the model, which is a handful of pointers to clone.
+macro_rules! body {
+    ($checkpoint:ident, $module:ident) => {{
+        causal($checkpoint)?;
+        let config: $module::Config = $checkpoint.config()?;
+        let model = $module::Model::new(&config, $checkpoint.weights()).map_err(failure)?;
+        let head = head($checkpoint, config.tie_word_embeddings).map_err(failure)?;
+        let mut running = model.clone();
+        run(move |batch, offset| {
+            if offset == 0 {
+                running = model.clone();
+            }
+            head.forward(&running.forward(&batch.input_ids, offset)?)
+        })
+    }};
+}
+
+/// Every port that tfcheck runs.
+pub(super) const ADAPTERS: &[Adapter] = &[
+    last("llama", "llama", |c| load_llama(c)),
+    last("mistral", "mistral", |c| decoder!(c, mistral)),
+    last("mixtral", "mixtral", |c| load_mixtral(c)).filled(FLASH),
+    all("qwen2", "qwen2", |c| load_qwen2(c)),
+    last("qwen2_moe", "qwen2_moe", |c| decoder!(c, qwen2_moe)),
+    all("qwen3", "qwen3", |c| body!(c, qwen3)),
+    all("qwen3_moe", "qwen3_moe", |c| body!(c, qwen3_moe)),
+    last("gemma", "gemma", |c| decoder!(c, gemma, false)),
+    last("gemma2", "gemma2", |c| decoder!(c, gemma2, false)),
+    last("gemma3_text", "gemma3", |c| decoder!(c, gemma3, false)),
+    last("olmo", "olmo", |c| decoder!(c, olmo)),
+    last("olmo2", "olmo2", |c| decoder!(c, olmo2)),
+    last("starcoder2", "starcoder2", |c| decoder!(c, starcoder2)),
+    last("granite", "granite", |c| load_granite(c)),
+    all("smollm3", "smol::smollm3", |c| body!(c, smollm3)),
+    last("helium", "helium", |c| decoder!(c, helium)),
+    last("glm4", "glm4_new", |c| load_glm4(c)),
+    last("phi", "phi", |c| load_phi(c)),
+    last("phi3", "phi3", |c| decoder!(c, phi3)),
+    last("stablelm", "stable_lm", |c| load_stable_lm(c)).without_cache(),
+    last("falcon", "falcon", |c| load_falcon(c)).filled(TRAINING),
+    encoder("bert", "bert", |c| load_bert(c)).filled(TRAINING),
+    encoder("distilbert", "distilbert", |c| load_distilbert(c)).filled(TRAINING),
+    encoder("roberta", "xlm_roberta", |c| load_xlm_roberta(c)),
+    encoder("xlm-roberta", "xlm_roberta", |c| load_xlm_roberta(c)),
+    encoder("modernbert", "modernbert", |c| load_modernbert(c))
+        .filled(&[("layer_norm_eps", Fill::Copy("norm_eps"))]),
+];
+
+#[expect(clippy::unnecessary_wraps, reason = "it is what every loader ends in")]
+fn run(pass: impl FnMut(&Batch, usize) -> Result<Tensor> + 'static) -> std::result::Result<Pass, Failed> {
+    Ok(Box::new(pass))
+}
+
+fn causal(checkpoint: &Checkpoint) -> std::result::Result<(), Failed> {
+    match checkpoint.head() {
+        "ForCausalLM" => Ok(()),
+        other => Err(no_head(other)),
+    }
+}
+
+fn no_head(head: &str) -> Failed {
+    let head = if head.is_empty() { "hidden states" } else { head };
+    unsupported(format!("the port has no `{head}`"))
+}
+
+/// The head that the port's causal model would take.
+fn head(checkpoint: &Checkpoint, is_tied: bool) -> Result<Linear> {
+    let name = if is_tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
+    Ok(Linear::new(checkpoint.weights().get_unchecked(name)?, None))
+}
+
+fn load_llama(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+    causal(checkpoint)?;
+    let config = checkpoint.config::<llama::LlamaConfig>()?.into_config(false);
+    let weights = checkpoint.weights();
+    let empty = llama::Cache::new(true, weights.dtype(), &config, weights.device()).map_err(failure)?;
+    let model = llama::Llama::load(weights, &config).map_err(failure)?;
+    let mut cache = empty.clone();
+    run(move |batch, offset| {
+        if offset == 0 {
+            cache = empty.clone();
+        }
+        model.forward(&batch.input_ids, offset, &mut cache)
+    })
+}
+
+fn load_granite(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+    causal(checkpoint)?;
+    let config = checkpoint.config::<granite::GraniteConfig>()?.into_config(false);
+    let weights = checkpoint.weights();
+    let empty = granite::Cache::new(true, weights.dtype(), &config, weights.device()).map_err(failure)?;
+    let model = granite::Granite::load(weights, &config).map_err(failure)?;
+    let mut cache = empty.clone();
+    run(move |batch, offset| {
+        if offset == 0 {
+            cache = empty.clone();
+        }
+        model.forward(&batch.input_ids, offset, &mut cache)
+    })
+}
+
+/// The port cannot clear its cache: what begins anew runs a clone of the model whose cache is empty.
+fn load_mixtral(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+    causal(checkpoint)?;
+    let config: mixtral::Config = checkpoint.config()?;
+    let model = mixtral::Model::new(&config, checkpoint.weights()).map_err(failure)?;
+    let mut running = model.clone();
+    run(move |batch, offset| {
+        if offset == 0 {
+            running = model.clone();
+        }
+        running.forward(&batch.input_ids, offset)
+    })
+}
+
+/// The port ties the head to the embedding where the checkpoint has no head, whatever the config says.
+fn load_qwen2(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+    causal(checkpoint)?;
+    let config: qwen2::Config = checkpoint.config()?;
+    let weights = checkpoint.weights();
+    let is_tied = !weights.contains_tensor("lm_head.weight");
+    let mut model = qwen2::Model::new(&config, weights).map_err(failure)?;
+    let head = head(checkpoint, is_tied).map_err(failure)?;
+    run(move |batch, offset| {
+        if offset == 0 {
+            model.clear_kv_cache();
+        }
+        head.forward(&model.forward(&batch.input_ids, offset, None)?)
+    })
+}
+
+fn load_glm4(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+    causal(checkpoint)?;
+    let config: glm4_new::Config = checkpoint.config()?;
+    let mut model = glm4_new::ModelForCausalLM::new(&config, checkpoint.weights()).map_err(failure)?;
+    run(move |batch, offset| {
+        if offset == 0 {
+            model.clear_kv_cache();
+        }
+        model.forward(&batch.input_ids, offset)
+    })
+}
+
+fn load_phi(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+    causal(checkpoint)?;
+    let config: phi::Config = checkpoint.config()?;
+    let mut model = phi::Model::new(&config, checkpoint.weights()).map_err(failure)?;
+    run(move |batch, offset| {
+        if offset == 0 {
+            model.clear_kv_cache();
+        }
+        model.forward(&batch.input_ids)
+    })
+}
+
+/// The port can neither clear its cache nor be cloned; it is told to use none.
+fn load_stable_lm(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+    causal(checkpoint)?;
+    let config: stable_lm::Config = checkpoint.config_with(&[("use_cache", false.into())])?;
+    let mut model = stable_lm::Model::new(&config, checkpoint.weights()).map_err(failure)?;
+    run(move |batch, _| model.forward(&batch.input_ids, 0))
+}
+
+fn load_falcon(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+    causal(checkpoint)?;
+    let config: falcon::Config = checkpoint.config()?;
+    config.validate().map_err(|error| unsupported(format!("the port refuses this config.json: {error}")))?;
+    let mut model = falcon::Falcon::load(checkpoint.weights(), config).map_err(failure)?;
+    run(move |batch, offset| {
+        if offset == 0 {
+            model.clear_kv_cache();
+        }
+        model.forward(&batch.input_ids)
+    })
+}
+
+fn load_bert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+    let config: bert::Config = checkpoint.config()?;
+    let weights = checkpoint.weights();
+    match checkpoint.head() {
+        "ForMaskedLM" => {
+            let model = bert::BertForMaskedLM::load(weights, &config).map_err(failure)?;
+            run(move |batch, _| {
+                model.forward(&batch.input_ids, &batch.input_ids.zeros_like()?, Some(&batch.attention_mask))
+            })
+        }
+        "" => {
+            let model = bert::BertModel::load(weights, &config).map_err(failure)?;
+            run(move |batch, _| {
+                model.forward(&batch.input_ids, &batch.input_ids.zeros_like()?, Some(&batch.attention_mask))
+            })
+        }
+        other => Err(no_head(other)),
+    }
+}
+
+/// The port's mask is 1 where a key must not be seen, and has to fit `[batch, heads, seq, seq]`.
+fn load_distilbert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+    let config: distilbert::Config = checkpoint.config()?;
+    let weights = checkpoint.weights();
+    let hidden = |batch: &Batch| batch.attention_mask.eq(0u32)?.unsqueeze(1)?.unsqueeze(1);
+    match checkpoint.head() {
+        "ForMaskedLM" => {
+            let model = distilbert::DistilBertForMaskedLM::load(weights, &config).map_err(failure)?;
+            run(move |batch, _| model.forward(&batch.input_ids, &hidden(batch)?))
+        }
+        "" => {
+            let model = distilbert::DistilBertModel::load(weights, &config).map_err(failure)?;
+            run(move |batch, _| model.forward(&batch.input_ids, &hidden(batch)?))
+        }
+        other => Err(no_head(other)),
+    }
+}
+
+fn load_xlm_roberta(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+    let config: xlm_roberta::Config = checkpoint.config()?;
+    let weights = checkpoint.weights();
+    match checkpoint.head() {
+        "ForMaskedLM" => {
+            let model = xlm_roberta::XLMRobertaForMaskedLM::new(&config, weights).map_err(failure)?;
+            run(move |batch, _| {
+                let types = batch.input_ids.zeros_like()?;
+                model.forward(&batch.input_ids, &batch.attention_mask, &types, None, None, None)
+            })
+        }
+        "ForSequenceClassification" => {
+            let model =
+                xlm_roberta::XLMRobertaForSequenceClassification::new(checkpoint.labels(), &config, weights)
+                    .map_err(failure)?;
+            run(move |batch, _| {
+                model.forward(&batch.input_ids, &batch.attention_mask, &batch.input_ids.zeros_like()?)
+            })
+        }
+        other => Err(no_head(other)),
+    }
+}
+
+fn load_modernbert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+    let config: modernbert::Config = checkpoint.config()?;
+    let weights = checkpoint.weights();
+    match checkpoint.head() {
+        "ForMaskedLM" => {
+            let model = modernbert::ModernBertForMaskedLM::load(weights, &config).map_err(failure)?;
+            run(move |batch, _| model.forward(&batch.input_ids, &batch.attention_mask))
+        }
+        "ForSequenceClassification" => {
+            let model =
+                modernbert::ModernBertForSequenceClassification::load(weights, &config).map_err(failure)?;
+            run(move |batch, _| model.forward(&batch.input_ids, &batch.attention_mask))
+        }
+        other => Err(no_head(other)),
+    }
+}

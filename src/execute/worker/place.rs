@@ -1,0 +1,172 @@
+//! Where a native model computes: on a device of candle's, or in the fused form on a GPU of its own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::Device;
+use models::cuda::driver::{Driver, Setting};
+use models::cuda::{Emulator, Gpu, Order};
+use reference::protocol::Failed;
+
+use super::failure::{model_failure, tensor_failure, unsupported};
+use super::peak_resident_bytes;
+
+/// The device on which an emulator stands in for a GPU.
+pub(crate) const EMULATOR: &str = "emulator";
+
+/// The place of a loaded model.
+#[derive(Clone)]
+pub(super) enum Place {
+    /// candle's tensors: the CPU, or a GPU in a build with that feature.
+    Candle(Device),
+    /// The fused form's own GPU.
+    Gpu(Accelerator),
+}
+
+/// A GPU, or the emulator of one.
+#[derive(Clone)]
+pub(super) struct Accelerator {
+    name: String,
+    pub(super) gpu: Arc<dyn Gpu>,
+    driver: Option<Arc<Driver>>,
+}
+
+impl Accelerator {
+    /// Opens the device that runs call `name`.
+    ///
+    /// # Errors
+    /// Unsupported, with what is missing, where there is no such GPU.
+    pub(super) fn open(name: &str, setting: &Setting) -> Result<Self, Failed> {
+        if name == EMULATOR {
+            return Ok(Self { name: name.to_owned(), gpu: Emulator::start(Order::Forward), driver: None });
+        }
+        let number = number(name)?;
+        let driver =
+            Driver::open(number, setting).map_err(|error| unsupported(format!("{name}: {error}")))?;
+        Ok(Self { name: name.to_owned(), gpu: driver.clone(), driver: Some(driver) })
+    }
+
+    /// Whether it is the device that runs call `name`.
+    pub(super) fn is(&self, name: &str) -> bool {
+        self.name == name
+    }
+
+    /// Versions of what computes there.
+    pub(super) fn libraries(&self) -> BTreeMap<String, String> {
+        let Some(driver) = &self.driver else { return BTreeMap::new() };
+        let known = driver.description();
+        [("cuda_driver", &known.driver_cuda), ("nvrtc", &known.nvrtc), ("cublaslt", &known.cublaslt)]
+            .map(|(name, version)| (name.to_owned(), version.clone()))
+            .into()
+    }
+
+    /// What a reader of its numbers must know.
+    pub(super) fn note(&self) -> String {
+        match &self.driver {
+            Some(driver) => format!(
+                "on {}; TF32 is off: products of f32 matrices are computed in f32, as torch's are by default; times are the GPU's own events between two idle moments",
+                driver.description().name
+            ),
+            None => "on an emulated GPU, whose times say nothing".to_owned(),
+        }
+    }
+}
+
+impl Place {
+    /// Waits until everything asked for is done.
+    pub(super) fn synchronize(&self) -> Result<(), Failed> {
+        match self {
+            Self::Candle(device) => device.synchronize().map_err(tensor_failure),
+            Self::Gpu(accelerator) => accelerator.gpu.synchronize().map_err(model_failure),
+        }
+    }
+
+    /// Nanoseconds that the device works on what `body` asks of it, from idle to idle.
+    pub(super) fn time(&self, body: &mut dyn FnMut() -> models::Result<()>) -> Result<u64, Failed> {
+        if let Self::Gpu(Accelerator { driver: Some(driver), .. }) = self {
+            return driver.time(body).map(|took| took.as_nanos() as u64).map_err(model_failure);
+        }
+        self.synchronize()?;
+        let start = Instant::now();
+        body().map_err(model_failure)?;
+        self.synchronize()?;
+        Ok(start.elapsed().as_nanos() as u64)
+    }
+
+    /// The most memory that was held: of a GPU by the driver's counter, else of this process.
+    pub(super) fn peak_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Gpu(Accelerator { driver: Some(driver), .. }) => {
+                driver.memory().ok().map(|memory| memory.peak)
+            }
+            _ => peak_resident_bytes(),
+        }
+    }
+
+    /// Where the tensors are that a probe is shown.
+    pub(super) fn tensors(&self) -> Device {
+        match self {
+            Self::Candle(device) => device.clone(),
+            Self::Gpu(_) => Device::Cpu,
+        }
+    }
+}
+
+/// candle's device that runs call `name`.
+///
+/// # Errors
+/// Unsupported, with the reason, where there is no such device.
+pub(super) fn device(name: &str) -> Result<Device, Failed> {
+    if name == "cpu" {
+        return Ok(Device::Cpu);
+    }
+    let number = number(name)?;
+    if !cfg!(feature = "cuda") {
+        return Err(unsupported(format!(
+            "candle's own tensors on {name} need a tfcheck built with `--features cuda`; the fused form does without"
+        )));
+    }
+    Device::new_cuda(number).map_err(|error| unsupported(format!("{name}: {error}")))
+}
+
+fn number(name: &str) -> Result<usize, Failed> {
+    let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+    number.ok_or_else(|| unsupported(format!("no such device: {name}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use reference::protocol::FailedKind;
+
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_is_unsupported_and_says_why() {
+        // No machine has so many.
+        let Err(failed) = Accelerator::open("cuda:99", &Setting::default()) else {
+            panic!("there is no such GPU")
+        };
+        assert_eq!(failed.kind, FailedKind::Unsupported);
+        assert!(failed.message.starts_with("cuda:99: "), "{}", failed.message);
+        let failed = device("cuda:99").unwrap_err();
+        assert_eq!(failed.kind, FailedKind::Unsupported);
+        assert!(failed.message.contains("cuda"), "{}", failed.message);
+        assert_eq!(device("tpu").unwrap_err().message, "no such device: tpu");
+    }
+
+    #[test]
+    fn the_emulated_gpu_is_a_place_like_any() {
+        let accelerator = Accelerator::open(EMULATOR, &Setting::default()).unwrap();
+        assert!(accelerator.is(EMULATOR) && !accelerator.is("cuda:0"));
+        let place = Place::Gpu(accelerator);
+        let mut calls = 0;
+        place
+            .time(&mut || {
+                calls += 1;
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(calls, 1);
+    }
+}

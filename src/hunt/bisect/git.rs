@@ -1,0 +1,322 @@
+//! What is asked of git, through its program.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::error::BisectError;
+use crate::spec::machine::hex;
+
+/// Held while working trees are made, moved or removed: `git worktree` reads the records of all others, and fails on
+/// one that another thread's `git worktree add` has only half written.
+static WORKING_TREES: Mutex<()> = Mutex::new(());
+
+/// A repository whose history is bisected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Repository {
+    /// A folder in which git finds it.
+    folder: PathBuf,
+    /// As the user named it.
+    name: String,
+}
+
+/// One commit, as people need it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    /// Its full hash.
+    pub hash: String,
+    /// When it was written, ISO 8601.
+    pub author_date: String,
+    /// First line of its message.
+    pub subject: String,
+    /// What it changed, `M<tab>path` a file.
+    pub files: Vec<String>,
+}
+
+impl Repository {
+    /// The repository around a folder.
+    pub(crate) fn local(folder: &Path) -> Result<Self, BisectError> {
+        let repository = Self { folder: folder.to_owned(), name: folder.display().to_string() };
+        repository.run(&["rev-parse", "--git-dir"])?;
+        Ok(repository)
+    }
+
+    /// A folder, or an address that is cloned into `cache` (history and trees; contents come with the
+    /// environments) and brought up to date.
+    pub(crate) fn open(place: &str, cache: &Path) -> Result<Self, BisectError> {
+        if Path::new(place).is_dir() {
+            return Self::local(Path::new(place));
+        }
+        if !place.contains("://") && !place.contains('@') {
+            return Err(BisectError::Question {
+                message: format!("--repository {place} is no folder"),
+                hint: "name a local clone, or an address such as https://github.com/huggingface/transformers"
+                    .into(),
+            });
+        }
+        let clones = cache.join("repositories");
+        std::fs::create_dir_all(&clones).map_err(|error| failed("clone", &clones, &error.to_string()))?;
+        let folder = clones.join(&hex(&Sha256::digest(place))[..16]);
+        if folder.is_dir() {
+            let known = Self { folder, name: place.to_owned() };
+            known.run(&["fetch", "--quiet", "--tags", "--prune", "--force"])?;
+            return Ok(known);
+        }
+        // Under a name of its own until it is whole: a killed clone is no repository.
+        let partial = folder.with_extension(format!("partial-{}", std::process::id()));
+        let target = partial.to_string_lossy().into_owned();
+        run(&clones, &["clone", "--quiet", "--mirror", "--filter=blob:none", place, &target])?;
+        std::fs::rename(&partial, &folder).map_err(|error| failed("clone", &folder, &error.to_string()))?;
+        Ok(Self { folder, name: place.to_owned() })
+    }
+
+    /// The folder below the repository's top, `` or `ports/llama/`.
+    pub(crate) fn prefix(&self) -> Result<String, BisectError> {
+        self.run(&["rev-parse", "--show-prefix"])
+    }
+
+    /// The address from which uv installs a commit.
+    pub(crate) fn address(&self) -> Result<String, BisectError> {
+        if self.name.contains("://") {
+            return Ok(self.name.clone());
+        }
+        // `git@host:owner/name`, of which the folder is a clone of ours.
+        if let Some((host, path)) = self.name.split_once(':').filter(|(host, _)| host.contains('@')) {
+            return Ok(format!("ssh://{host}/{path}"));
+        }
+        let top = self.run(&["rev-parse", "--path-format=absolute", "--show-toplevel"])?;
+        Ok(format!("file://{top}"))
+    }
+
+    /// The hash of a commit, tag or branch.
+    pub(crate) fn commit(&self, revision: &str) -> Result<String, BisectError> {
+        let unknown =
+            || BisectError::UnknownCommit { revision: revision.to_owned(), repository: self.name.clone() };
+        if revision.starts_with('-') {
+            return Err(unknown());
+        }
+        match self.run(&["rev-parse", "--verify", "--quiet", &format!("{revision}^{{commit}}")]) {
+            Err(BisectError::Git { .. }) => Err(unknown()),
+            hash => hash,
+        }
+    }
+
+    /// The commits from `good` to `bad` in order, both included, along first parents. Where good is no
+    /// ancestor of bad, as a release branch's tag is none of the next release, their common ancestor is the second.
+    pub(crate) fn between(&self, good: &str, bad: &str) -> Result<Vec<String>, BisectError> {
+        let (from, to) = (self.commit(good)?, self.commit(bad)?);
+        let sides = || (good.to_owned(), bad.to_owned());
+        if from == to {
+            let (good, bad) = sides();
+            return Err(BisectError::Same { good, bad });
+        }
+        let base = match self.run(&["merge-base", &from, &to]) {
+            Err(BisectError::Git { .. }) => {
+                let (good, bad) = sides();
+                return Err(BisectError::Unrelated { good, bad });
+            }
+            base => base?,
+        };
+        if base == to {
+            let (good, bad) = sides();
+            return Err(BisectError::Reversed { good, bad });
+        }
+        let mut commits = vec![from.clone()];
+        if base != from {
+            commits.push(base.clone());
+        }
+        let listed = self.run(&["rev-list", "--reverse", "--first-parent", &to, &format!("^{base}")])?;
+        commits.extend(listed.lines().map(str::to_owned));
+        Ok(commits)
+    }
+
+    /// What people need of a commit.
+    pub(crate) fn describe(&self, hash: &str) -> Result<Commit, BisectError> {
+        let head = self.run(&["show", "--no-patch", "--format=%H%n%aI%n%s", hash])?;
+        let files = self.run(&[
+            "diff-tree",
+            "--no-commit-id",
+            "--name-status",
+            "-r",
+            "-m",
+            "--first-parent",
+            "--root",
+            hash,
+        ])?;
+        let mut lines = head.lines();
+        let mut line = || lines.next().unwrap_or_default().to_owned();
+        Ok(Commit {
+            hash: line(),
+            author_date: line(),
+            subject: line(),
+            files: files.lines().map(str::to_owned).collect(),
+        })
+    }
+
+    /// First line of a commit's message.
+    pub(crate) fn subject(&self, hash: &str) -> Result<String, BisectError> {
+        self.run(&["show", "--no-patch", "--format=%s", hash])
+    }
+
+    /// A file as a commit has it; `None` where it has none.
+    pub(crate) fn file(&self, hash: &str, path: &str) -> Option<String> {
+        self.run(&["show", &format!("{hash}:{path}")]).ok()
+    }
+
+    /// Whether the working copy has changes that are in no commit.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.run(&["status", "--porcelain", "--untracked-files=no"]).is_ok_and(|text| !text.is_empty())
+    }
+
+    /// Lays `hash` out in a working tree at `folder`, a new one or one of this repository's that is there already.
+    /// What git ignores, such as a build's outputs, stays there.
+    pub(crate) fn check_out(&self, hash: &str, folder: &Path) -> Result<(), BisectError> {
+        let _turn = WORKING_TREES.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = folder.to_string_lossy();
+        if folder.is_dir() {
+            run(folder, &["checkout", "--quiet", "--force", "--detach", hash])?;
+            run(folder, &["clean", "--quiet", "--force", "-d"])?;
+        } else {
+            self.run(&["worktree", "add", "--quiet", "--force", "--detach", &path, hash])?;
+        }
+        Ok(())
+    }
+
+    /// Removes a working tree that [`Repository::check_out`] made.
+    pub(crate) fn remove(&self, folder: &Path) -> Result<(), BisectError> {
+        let _turn = WORKING_TREES.lock().unwrap_or_else(PoisonError::into_inner);
+        self.run(&["worktree", "remove", "--force", "--force", &folder.to_string_lossy()]).map(drop)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<String, BisectError> {
+        run(&self.folder, arguments)
+    }
+}
+
+/// What git prints, without the last line's end.
+fn run(folder: &Path, arguments: &[&str]) -> Result<String, BisectError> {
+    let output = Command::new("git")
+        .args(arguments)
+        .current_dir(folder)
+        .env("GIT_TERMINAL_PROMPT", "0")
+        .env_remove("GIT_DIR")
+        .env_remove("GIT_WORK_TREE")
+        .env_remove("GIT_INDEX_FILE")
+        .stdin(Stdio::null())
+        .output();
+    let output = match output {
+        Ok(output) => output,
+        Err(_) if !folder.is_dir() => return Err(failed(arguments[0], folder, "there is no such folder")),
+        Err(error) => return Err(BisectError::NoGit { reason: error.to_string() }),
+    };
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said = if said.trim().is_empty() { output.status.to_string() } else { said.trim().to_owned() };
+        return Err(failed(arguments[0], folder, &said));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+}
+
+fn failed(command: &str, folder: &Path, reason: &str) -> BisectError {
+    BisectError::Git { command: command.to_owned(), folder: folder.to_owned(), reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn repository() -> (tempfile::TempDir, Repository) {
+        let folder = tempfile::tempdir().unwrap();
+        run(folder.path(), &["init", "--quiet", "--initial-branch=main"]).unwrap();
+        for (key, value) in [("user.name", "Test"), ("user.email", "test@example.org")] {
+            run(folder.path(), &["config", key, value]).unwrap();
+        }
+        let repository = Repository::local(folder.path()).unwrap();
+        (folder, repository)
+    }
+
+    fn commit(repository: &Repository, subject: &str) -> String {
+        std::fs::write(repository.folder.join("file"), subject).unwrap();
+        repository.run(&["add", "file"]).unwrap();
+        repository.run(&["commit", "--quiet", "-m", subject]).unwrap();
+        repository.commit("HEAD").unwrap()
+    }
+
+    #[test]
+    fn commits_lie_between_a_release_branch_and_the_next_release() {
+        let (_folder, repository) = repository();
+        let one = commit(&repository, "one");
+        let two = commit(&repository, "two");
+        repository.run(&["checkout", "--quiet", "-b", "release"]).unwrap();
+        let patch = commit(&repository, "patch");
+        repository.run(&["tag", "v1.0.1"]).unwrap();
+        repository.run(&["checkout", "--quiet", "main"]).unwrap();
+        let three = commit(&repository, "three");
+        let four = commit(&repository, "four");
+        assert_eq!(repository.between(&one, &three).unwrap(), [&*one, &*two, &*three]);
+        assert_eq!(repository.between("v1.0.1", "main").unwrap(), [&*patch, &*two, &*three, &*four]);
+        let described = repository.describe(&four).unwrap();
+        assert_eq!(
+            (described.subject.as_str(), described.files.as_slice()),
+            ("four", &["M\tfile".to_owned()][..])
+        );
+        assert_eq!(repository.describe(&one).unwrap().files, ["A\tfile"]);
+    }
+
+    #[test]
+    fn a_range_that_is_none_is_named() {
+        let (_folder, repository) = repository();
+        let one = commit(&repository, "one");
+        let two = commit(&repository, "two");
+        assert!(matches!(repository.between(&two, &one), Err(BisectError::Reversed { .. })));
+        assert!(matches!(repository.between(&one, &one), Err(BisectError::Same { .. })));
+        assert!(matches!(repository.between(&one, "v9"), Err(BisectError::UnknownCommit { .. })));
+        assert!(matches!(repository.between("--all", &one), Err(BisectError::UnknownCommit { .. })));
+        repository.run(&["checkout", "--quiet", "--orphan", "other"]).unwrap();
+        let other = commit(&repository, "other");
+        assert!(matches!(repository.between(&other, &two), Err(BisectError::Unrelated { .. })));
+        let nowhere = tempfile::tempdir().unwrap();
+        assert!(matches!(Repository::local(nowhere.path()), Err(BisectError::Git { .. })));
+    }
+
+    #[test]
+    fn working_trees_can_be_made_and_removed_at_the_same_time() {
+        let (_folder, repository) = repository();
+        let one = commit(&repository, "one");
+        let trees = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                let (repository, one, tree) = (&repository, &one, trees.path().join(number.to_string()));
+                scope.spawn(move || {
+                    for _ in 0..10 {
+                        repository.check_out(one, &tree).unwrap();
+                        repository.remove(&tree).unwrap();
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_working_tree_follows_a_commit_and_keeps_what_is_ignored() {
+        let (_folder, repository) = repository();
+        std::fs::write(repository.folder.join(".gitignore"), "built\n").unwrap();
+        repository.run(&["add", ".gitignore"]).unwrap();
+        let one = commit(&repository, "one");
+        let two = commit(&repository, "two");
+        let trees = tempfile::tempdir().unwrap();
+        let tree = trees.path().join("tree");
+        repository.check_out(&one, &tree).unwrap();
+        std::fs::write(tree.join("built"), "output").unwrap();
+        std::fs::write(tree.join("stray"), "litter").unwrap();
+        std::fs::write(tree.join("file"), "changed").unwrap();
+        repository.check_out(&two, &tree).unwrap();
+        assert_eq!(std::fs::read_to_string(tree.join("file")).unwrap(), "two");
+        assert!(tree.join("built").exists() && !tree.join("stray").exists());
+        repository.remove(&tree).unwrap();
+        assert!(!tree.exists() && !repository.run(&["worktree", "list"]).unwrap().contains("tree"));
+    }
+}

@@ -1,0 +1,303 @@
+//! The releases of transformers, as the package index that uv uses lists them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pep440_rs::Version;
+use serde::Deserialize;
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+
+use super::error::BisectError;
+
+/// What is listed.
+const PACKAGE: &str = "transformers";
+/// The index where none is configured.
+const PYPI: &str = "https://pypi.org/simple";
+/// PEP 691's JSON, else the HTML of PEP 503, which every mirror has.
+const ACCEPT: &str =
+    "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1";
+/// Where systems keep the certificates that they trust: Debian, Fedora, OpenSSL's own place and macOS.
+const CERTIFICATES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+/// Longest wait for the whole list.
+const TIMEOUT: Duration = Duration::from_mins(1);
+/// Bytes of a list; PyPI's is 0.2 MB.
+const LARGEST: u64 = 64 << 20;
+
+/// A release with its files' state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Release {
+    pub(crate) version: Version,
+    /// Every file was withdrawn.
+    pub(crate) is_yanked: bool,
+}
+
+/// Which releases count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub(crate) pre: bool,
+    pub(crate) yanked: bool,
+}
+
+/// Every release on the index, oldest first.
+pub(crate) fn releases() -> Result<Vec<Release>, BisectError> {
+    let index = index();
+    let address = format!("{}/{PACKAGE}/", index.trim_end_matches('/'));
+    let failed = |reason: String| BisectError::Index { index: without_credentials(&index), reason };
+    let text = fetch(&address).map_err(failed)?;
+    let found = if text.trim_start().starts_with('{') { from_json(&text) } else { Ok(from_html(&text)) };
+    let found = found.map_err(|error| failed(format!("the list is malformed: {error}")))?;
+    if found.is_empty() {
+        return Err(failed("it lists no file of a release".into()));
+    }
+    Ok(found)
+}
+
+/// The versions from `good` to `bad`, both included whatever `choice` says of them.
+pub(crate) fn between(
+    releases: &[Release],
+    good: &str,
+    bad: &str,
+    choice: Choice,
+) -> Result<Vec<String>, BisectError> {
+    let known = |text: &str| {
+        let version = text.parse::<Version>().ok();
+        let listed =
+            version.as_ref().and_then(|version| releases.iter().find(|known| known.version == *version));
+        listed.map(|known| &known.version).ok_or_else(|| {
+            let nearest = version.as_ref().and_then(|version| {
+                let newer = releases.iter().find(|known| known.version > *version);
+                newer.or(releases.last()).map(|known| known.version.to_string())
+            });
+            BisectError::UnknownRelease {
+                version: text.to_owned(),
+                nearest,
+                hint: "pip index versions transformers lists them; a commit or tag needs --repository".into(),
+            }
+        })
+    };
+    let (from, to) = (known(good)?, known(bad)?);
+    let sides = || (good.to_owned(), bad.to_owned());
+    if from == to {
+        let (good, bad) = sides();
+        return Err(BisectError::Same { good, bad });
+    }
+    if from > to {
+        let (good, bad) = sides();
+        return Err(BisectError::Reversed { good, bad });
+    }
+    let counts = |release: &&Release| {
+        let version = &release.version;
+        let is_end = version == from || version == to;
+        let is_wanted = (choice.pre || !version.any_prerelease()) && (choice.yanked || !release.is_yanked);
+        from <= version && version <= to && (is_end || is_wanted)
+    };
+    Ok(releases.iter().filter(counts).map(|release| release.version.to_string()).collect())
+}
+
+/// The index that uv would ask: its variables, then its configuration files.
+fn index() -> String {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+    variable("UV_DEFAULT_INDEX")
+        .or_else(|| variable("UV_INDEX_URL"))
+        .map(|value| unnamed(&value))
+        .or_else(configured)
+        .unwrap_or_else(|| PYPI.to_owned())
+}
+
+/// `NAME=URL` without its name.
+fn unnamed(index: &str) -> String {
+    match index.split_once('=') {
+        Some((name, url)) if !name.contains(['/', ':']) => url.trim().to_owned(),
+        _ => index.trim().to_owned(),
+    }
+}
+
+/// The default index of uv's configuration, the user's before the system's.
+fn configured() -> Option<String> {
+    let named = std::env::var_os("UV_CONFIG_FILE").map(PathBuf::from);
+    let user = std::env::var_os("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .or_else(|| dirs::home_dir().map(|home| home.join(".config")))
+        .map(|folder| folder.join("uv/uv.toml"));
+    let files = match named {
+        Some(file) => vec![file],
+        None => user.into_iter().chain([PathBuf::from("/etc/uv/uv.toml")]).collect(),
+    };
+    files.iter().find_map(|file| default_index(&std::fs::read_to_string(file).ok()?))
+}
+
+/// What a `uv.toml` says.
+fn default_index(text: &str) -> Option<String> {
+    let document: toml::Table = text.parse().ok()?;
+    let url = |table: &toml::Value, key: &str| table.get(key)?.as_str().map(str::to_owned);
+    let is_default = |table: &&toml::Value| table.get("default").and_then(toml::Value::as_bool) == Some(true);
+    let listed = document.get("index").and_then(toml::Value::as_array);
+    let listed =
+        listed.and_then(|indexes| indexes.iter().find(is_default)).and_then(|index| url(index, "url"));
+    let pip = document.get("pip").and_then(|pip| url(pip, "index-url"));
+    let older = document.get("index-url").and_then(toml::Value::as_str).map(str::to_owned);
+    listed.or(older).or(pip)
+}
+
+fn fetch(address: &str) -> Result<String, String> {
+    let mut config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(true);
+    if let Some(roots) = roots() {
+        config = config.tls_config(TlsConfig::builder().root_certs(roots).build());
+    }
+    let agent = ureq::Agent::new_with_config(config.build());
+    let mut answer = agent.get(address).header("Accept", ACCEPT).call().map_err(|error| error.to_string())?;
+    answer.body_mut().with_config().limit(LARGEST).read_to_string().map_err(|error| error.to_string())
+}
+
+/// The certificates that this system trusts, as uv and pip take them: a mirror may be signed by its owner.
+fn roots() -> Option<RootCerts> {
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let mut files = named.into_iter().chain(CERTIFICATES.map(PathBuf::from));
+    let pem = files.find_map(|file| std::fs::read(file).ok())?;
+    let certificates: Vec<_> = parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    (!certificates.is_empty()).then(|| RootCerts::Specific(Arc::new(certificates)))
+}
+
+fn without_credentials(address: &str) -> String {
+    match address.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.split_once('@')?.1))) {
+        Some((scheme, rest)) => format!("{scheme}://{rest}"),
+        None => address.to_owned(),
+    }
+}
+
+#[derive(Deserialize)]
+struct Listing {
+    files: Vec<File>,
+}
+
+#[derive(Deserialize)]
+struct File {
+    filename: String,
+    /// `false`, `true`, or the reason.
+    #[serde(default)]
+    yanked: serde_json::Value,
+}
+
+fn from_json(text: &str) -> Result<Vec<Release>, serde_json::Error> {
+    let listing: Listing = serde_json::from_str(text)?;
+    Ok(folded(listing.files.iter().map(|file| {
+        let is_yanked = !matches!(file.yanked, serde_json::Value::Null | serde_json::Value::Bool(false));
+        (file.filename.as_str(), is_yanked)
+    })))
+}
+
+/// The anchors of a PEP 503 page.
+fn from_html(text: &str) -> Vec<Release> {
+    let anchors = text.split("<a ").skip(1).filter_map(|rest| {
+        let (attributes, rest) = rest.split_once('>')?;
+        let name = rest.split('<').next()?.trim();
+        Some((name, attributes.contains("data-yanked")))
+    });
+    folded(anchors)
+}
+
+/// The releases of some files; a release is yanked where every file of it is.
+fn folded<'a>(files: impl Iterator<Item = (&'a str, bool)>) -> Vec<Release> {
+    let mut found: BTreeMap<Version, bool> = BTreeMap::new();
+    for (name, is_yanked) in files {
+        if let Some(version) = version_of(name) {
+            *found.entry(version).or_insert(true) &= is_yanked;
+        }
+    }
+    found.into_iter().map(|(version, is_yanked)| Release { version, is_yanked }).collect()
+}
+
+/// The version in a wheel's or source distribution's name.
+fn version_of(file: &str) -> Option<Version> {
+    let rest = file.strip_prefix(PACKAGE)?.strip_prefix('-')?;
+    let version = match rest.strip_suffix(".whl") {
+        Some(wheel) => wheel.split('-').next()?,
+        None => rest.strip_suffix(".tar.gz").or_else(|| rest.strip_suffix(".zip"))?,
+    };
+    version.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JSON: &str = r#"{"meta": {"api-version": "1.3"}, "name": "transformers", "files": [
+        {"filename": "transformers-4.10.0-py3-none-any.whl", "yanked": false},
+        {"filename": "transformers-4.9.2.tar.gz", "yanked": false},
+        {"filename": "transformers-4.11.0-py3-none-any.whl", "yanked": "broken"},
+        {"filename": "transformers-4.11.0.tar.gz", "yanked": true},
+        {"filename": "transformers-4.9.2-py3-none-any.whl", "yanked": "one file alone"},
+        {"filename": "transformers-5.0.0rc1-py3-none-any.whl"},
+        {"filename": "transformers-5.0.0-py3-none-any.whl"},
+        {"filename": "transformers-5.1.0-py3.7.egg"}]}"#;
+
+    fn versions(good: &str, bad: &str, choice: Choice) -> Result<Vec<String>, BisectError> {
+        between(&from_json(JSON).unwrap(), good, bad, choice)
+    }
+
+    #[test]
+    fn releases_are_ordered_as_python_does_and_stable_by_default() {
+        let check = |choice, expected: &[&str]| {
+            assert_eq!(versions("4.9.2", "5.0.0", choice).unwrap(), expected, "{choice:?}");
+        };
+        check(Choice::default(), &["4.9.2", "4.10.0", "5.0.0"]);
+        check(Choice { pre: true, yanked: false }, &["4.9.2", "4.10.0", "5.0.0rc1", "5.0.0"]);
+        check(Choice { pre: true, yanked: true }, &["4.9.2", "4.10.0", "4.11.0", "5.0.0rc1", "5.0.0"]);
+        // An end that was named is meant, pre-release or not.
+        assert_eq!(versions("4.10.0", "5.0.0rc1", Choice::default()).unwrap(), ["4.10.0", "5.0.0rc1"]);
+    }
+
+    #[test]
+    fn a_range_that_is_none_is_named() {
+        let none = Choice::default();
+        assert!(matches!(versions("5.0.0", "4.10.0", none), Err(BisectError::Reversed { .. })));
+        assert!(matches!(versions("4.10", "4.10.0", none), Err(BisectError::Same { .. })));
+        let Err(BisectError::UnknownRelease { nearest, .. }) = versions("4.9.3", "5.0.0", none) else {
+            panic!("4.9.3 is not listed");
+        };
+        assert_eq!(nearest.as_deref(), Some("4.10.0"));
+        assert!(matches!(
+            versions("main", "5.0.0", none),
+            Err(BisectError::UnknownRelease { nearest: None, .. })
+        ));
+    }
+
+    #[test]
+    fn a_mirror_without_json_is_read_too() {
+        let html = r#"<html><body><a href="../../x/transformers-4.9.2.tar.gz#sha256=1">transformers-4.9.2.tar.gz</a>
+            <a href="x" data-yanked="broken">transformers-4.10.0-py3-none-any.whl</a></body></html>"#;
+        let found: Vec<_> = from_html(html)
+            .into_iter()
+            .map(|release| (release.version.to_string(), release.is_yanked))
+            .collect();
+        assert_eq!(found, [("4.9.2".to_owned(), false), ("4.10.0".to_owned(), true)]);
+    }
+
+    #[test]
+    fn the_index_is_the_one_that_uv_is_configured_with() {
+        assert_eq!(unnamed("https://mirror.example/simple?a=b"), "https://mirror.example/simple?a=b");
+        assert_eq!(unnamed("mirror=https://mirror.example/simple"), "https://mirror.example/simple");
+        let check = |text: &str, expected: Option<&str>| {
+            assert_eq!(default_index(text).as_deref(), expected, "{text}");
+        };
+        check(
+            "[[index]]\nurl = \"https://a.example\"\n[[index]]\nurl = \"https://b.example\"\ndefault = true",
+            Some("https://b.example"),
+        );
+        check("index-url = \"https://c.example\"", Some("https://c.example"));
+        check("[[index]]\nurl = \"https://a.example\"", None);
+        assert_eq!(without_credentials("https://me:secret@a.example/simple"), "https://a.example/simple");
+    }
+}

@@ -1,0 +1,222 @@
+//! Modules captured on both sides and measured, and one module replayed on the other side's input.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use reference::protocol::{Capture, Captured, CapturedModule, Dtype, Replay, Reply, Request as Ask};
+use tempfile::TempDir;
+
+use super::LocalizeError;
+use super::cached;
+use super::live::{Found, Live, Open};
+use super::tensor::{self, Difference, Stored};
+use super::walk::{Limit, Measured};
+
+/// A module call that both sides have.
+#[derive(Clone, Debug)]
+pub(super) struct Name {
+    pub(super) path: [String; 2],
+    pub(super) call: usize,
+}
+
+/// The suspect among the modules of one level.
+pub(super) struct Level {
+    /// Holds the captured tensors.
+    pub(super) folder: TempDir,
+    /// Of each side, the captured calls in the order of `measured`.
+    pub(super) calls: Vec<[CapturedModule; 2]>,
+    pub(super) measured: Vec<Measured>,
+    /// The first module whose output departs, by itself or not.
+    pub(super) first: Option<String>,
+}
+
+/// Captures the chosen modules on both sides and measures them.
+pub(super) fn capture(
+    open: &Open,
+    sides: &mut [Live; 2],
+    chosen: &[&Name],
+    found: &mut Found,
+    limit: Limit,
+) -> Result<Level, LocalizeError> {
+    let io = |error| LocalizeError::io(open.scratch, error);
+    let folder = tempfile::Builder::new().prefix("level-").tempdir_in(open.scratch).map_err(io)?;
+    let mut lists: Vec<HashMap<(String, usize), CapturedModule>> = Vec::new();
+    for (index, side) in sides.iter_mut().enumerate() {
+        let own = folder.path().join(index.to_string());
+        std::fs::create_dir(&own).map_err(io)?;
+        let mut modules: Vec<String> = chosen.iter().map(|name| name.path[index].clone()).collect();
+        modules.dedup();
+        let (max_bytes, prefill) = (open.request.options.max_bytes / 2, side.side.prefill);
+        let Reply::Captured(captured) =
+            side.ask(&Ask::Capture(Capture { folder: own.clone(), modules, max_bytes, prefill }))?
+        else {
+            return Err(side.out_of_turn());
+        };
+        account(found, side, &captured);
+        let modules = joined(open, side, captured, &own)?;
+        let calls = modules.into_iter().map(|module| ((module.path.clone(), module.call), module));
+        lists.push(calls.collect());
+    }
+    let mut level = Level { folder, calls: Vec::new(), measured: Vec::new(), first: None };
+    for name in chosen {
+        let call = |index: usize| lists[index].get(&(name.path[index].clone(), name.call)).cloned();
+        let (Some(a), Some(b)) = (call(0), call(1)) else { continue };
+        let mut calls = [a, b];
+        let mut measured = measure(open, level.folder.path(), &calls)?;
+        let departs = |measured: &Measured| limit.is_passed(measured.output);
+        if departs(&measured) {
+            // A set's order is not that of another process: one call may be another on the second side.
+            let others =
+                lists[1].iter().filter(|((path, call), _)| *path == name.path[1] && *call != name.call);
+            for (_, other) in others {
+                let turned = [calls[0].clone(), other.clone()];
+                let again = measure(open, level.folder.path(), &turned)?;
+                if again.output.is_some() && !departs(&again) {
+                    (calls, measured) = (turned, again);
+                    break;
+                }
+            }
+        }
+        let departs = departs(&measured);
+        if departs && level.first.is_none() {
+            level.first = Some(measured.path.clone());
+        }
+        if found.dtype != Dtype::F64 {
+            // Rounding grows from module to module: each is judged on the other side's input.
+            let fed = replay(open, sides, level.folder.path(), &calls)?;
+            measured.input = fed.map(|_| Difference::default()).or(measured.input);
+            measured.is_other_output &= fed.is_none();
+            measured.output = fed.or(measured.output);
+        }
+        level.measured.push(measured);
+        level.calls.push(calls);
+    }
+    found.modules += level.measured.len();
+    Ok(level)
+}
+
+/// A side's modules as those of one pass.
+pub(super) fn joined(
+    open: &Open,
+    side: &Live,
+    captured: Captured,
+    folder: &Path,
+) -> Result<Vec<CapturedModule>, LocalizeError> {
+    match side.side.prefill {
+        None => Ok(captured.modules),
+        Some(prefill) => {
+            cached::joined(&captured.modules, prefill, (open.mask.batch(), open.mask.seq()), folder)
+                .map_err(|error| LocalizeError::io(folder, error))
+        }
+    }
+}
+
+/// Adds what a capture cost and left out.
+pub(super) fn account(found: &mut Found, side: &Live, captured: &Captured) {
+    found.bytes += captured.bytes;
+    found.passes_ns[0] += captured.elapsed_ns;
+    found.passes_ns[1] += captured.plain_ns;
+    if !captured.unchanged {
+        found.unchanged = false;
+        found.notes.push(format!("{}: the captured pass gave other logits than a plain one", side.side.name));
+    }
+    let left_out = |module: &&CapturedModule| {
+        [&module.input, &module.output].into_iter().flatten().any(|tensor| tensor.file.is_none())
+    };
+    let paths: Vec<&str> = captured.modules.iter().filter(left_out).map(|m| m.path.as_str()).collect();
+    if let (Some(first), Some(last)) = (paths.first(), paths.last()) {
+        found.notes.push(format!(
+            "{}: --max-disk left no room for {} of {} modules, {first} to {last}",
+            side.side.name,
+            paths.len(),
+            captured.modules.len()
+        ));
+    }
+}
+
+fn measure(open: &Open, folder: &Path, [a, b]: &[CapturedModule; 2]) -> Result<Measured, LocalizeError> {
+    let io = |error| LocalizeError::io(folder, error);
+    let of = |index: &str, tensor| Stored::open(&folder.join(index), tensor).map_err(io);
+    let inputs = (of("0", a.input.as_ref())?, of("1", b.input.as_ref())?);
+    let outputs = (of("0", a.output.as_ref())?, of("1", b.output.as_ref())?);
+    let apart = |pair: &(Option<Stored>, Option<Stored>)| match pair {
+        (Some(a), Some(b)) => tensor::difference(a, b, open.mask).map_err(io),
+        _ => Ok(None),
+    };
+    let mut measured = Measured {
+        path: a.path.clone(),
+        input: apart(&inputs)?,
+        output: apart(&outputs)?,
+        ..Measured::default()
+    };
+    // A router returns the experts that it chooses behind its scores.
+    for (one, other) in a.more.iter().zip(&b.more).filter(|_| a.more.len() == b.more.len()) {
+        let Some(apart) = apart(&(of("0", Some(one))?, of("1", Some(other))?))? else { continue };
+        if measured.output.is_some_and(|first| apart.relative_l2 > first.relative_l2) {
+            measured.output = Some(apart);
+            measured.is_other_output = true;
+        }
+    }
+    if let (true, (Some(a), Some(b))) = (a.path.ends_with(".softmax"), &inputs) {
+        measured.scores = tensor::scores(a, b, open.mask).map_err(io)?;
+        // Masked scores are any large number.
+        let scores = measured.scores.map(|scores| scores.scores);
+        measured.input = scores.or(measured.input);
+    }
+    Ok(measured)
+}
+
+/// The fed side's output on the other side's input, against that side's output; `None` where the module cannot be fed, or
+/// its output not be compared.
+pub(super) fn replay(
+    open: &Open,
+    sides: &mut [Live; 2],
+    folder: &Path,
+    calls: &[CapturedModule; 2],
+) -> Result<Option<Difference>, LocalizeError> {
+    let io = |error| LocalizeError::io(folder, error);
+    let Some([expected, replayed]) = fed(open, sides, folder, calls)? else { return Ok(None) };
+    tensor::difference(&expected, &replayed, open.mask).map_err(io)
+}
+
+/// The output of the side that is not fed, and what the fed one gives on that side's input; `None` where the module cannot
+/// be fed.
+pub(super) fn fed(
+    open: &Open,
+    sides: &mut [Live; 2],
+    folder: &Path,
+    calls: &[CapturedModule; 2],
+) -> Result<Option<[Stored; 2]>, LocalizeError> {
+    let io = |error| LocalizeError::io(folder, error);
+    let Some(fed) = open.request.fed() else { return Ok(None) };
+    let (from, to) = (&calls[1 - fed], &calls[fed]);
+    let own = folder.join((1 - fed).to_string());
+    let (Some(input), Some(like)) = (&from.input, &to.input) else { return Ok(None) };
+    let Some(expected) = Stored::open(&own, from.output.as_ref()).map_err(io)? else { return Ok(None) };
+    let Some(file) = &input.file else { return Ok(None) };
+    if input.shape.iter().product::<usize>() != like.shape.iter().product::<usize>() {
+        return Ok(None);
+    }
+    let (mut path, other) = (own.join(file), folder.join("input"));
+    let stored = Stored::at(&path, &input.shape).map_err(io)?;
+    if stored.laid_out_as(&like.shape, open.mask, &other).map_err(io)? {
+        path = other;
+    }
+    // Whoever holds what was replayed before goes on reading that.
+    let output = folder.join("replayed");
+    match std::fs::remove_file(&output) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    let side = &mut sides[fed];
+    let ask = Replay {
+        module: to.path.clone(),
+        call: to.call,
+        input: path,
+        shape: like.shape.clone(),
+        output: output.clone(),
+    };
+    let Reply::Replayed(replayed) = side.ask(&Ask::Replay(ask))? else { return Err(side.out_of_turn()) };
+    let replayed = Stored::at(&output, &replayed.shape).map_err(io)?;
+    Ok(Some([expected, replayed]))
+}

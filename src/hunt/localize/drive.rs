@@ -1,0 +1,285 @@
+//! Drives the two workers: which dtype, how deep, and what is said in the end.
+
+use std::time::Instant;
+
+use miette::Diagnostic;
+use reference::protocol::{Dtype, Forward, Load, Mode, Positions, Reply, Request as Ask};
+
+use super::level::{self, Names};
+use super::live::{Found, Live, Open};
+use super::routed;
+use super::{Finding, LocalizeError, Localized, Request, Side};
+use crate::spec::variant::{attention_name, dtype_name, measured_dtype, measured_positions};
+use compare::logits::{Logits, Mask};
+use compare::matrix::{self, Entry, PairOutcome};
+use compare::metrics::Side as MetricSide;
+
+/// Finds the first module at which the pair departs.
+///
+/// # Errors
+/// When a worker cannot be started or fails, when what it wrote cannot be read, when the sides have no module in
+/// common, or when the user stops it.
+pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
+    let started = Instant::now();
+    let inputs = &request.sides[0].load.inputs;
+    let mask = Mask::open(inputs).map_err(|error| {
+        LocalizeError::io(inputs, std::io::Error::new(std::io::ErrorKind::InvalidData, error.to_string()))
+    })?;
+    let scratch = tempfile::Builder::new()
+        .prefix("localize-")
+        .tempdir_in(request.folder)
+        .map_err(|error| LocalizeError::io(request.folder, error))?;
+    let fused = request.sides.iter().find(|side| side.load.mode == Mode::Fused);
+    let mut notes = Vec::new();
+    let wanted = match (request.options.dtype, fused) {
+        (Some(dtype), _) => dtype,
+        (None, Some(side)) => {
+            notes.push(format!("{} has no float64: both sides compute in float32", side.name));
+            Dtype::F32
+        }
+        (None, None) => Dtype::F64,
+    };
+    let is_choice_free = request.options.dtype.is_none();
+    let open = Open { request, mask: &mask, scratch: scratch.path() };
+    let mut found = match open.attempt(wanted, false) {
+        Err(Attempt::Lacking(error)) if is_choice_free && wanted == Dtype::F64 => {
+            notes.push(format!("not in float64 but in float32 on both sides: {error}"));
+            open.attempt(Dtype::F32, false)
+        }
+        other => other,
+    }?;
+    if found.finding == Finding::Nothing {
+        if let Some(execution) = open.execution(&found, &mut notes)? {
+            found.finding = execution;
+        } else if let Some(own) = own_dtype(request).filter(|own| is_choice_free && *own != found.dtype) {
+            notes.push(format!(
+                "in {} both sides agree: what follows is how they compute in {}",
+                dtype_name(found.dtype),
+                dtype_name(own)
+            ));
+            let again = open.attempt(own, true)?;
+            let (bytes, passes_ns) = (found.bytes, found.passes_ns);
+            found = again;
+            found.bytes += bytes;
+            found.passes_ns = std::array::from_fn(|index| found.passes_ns[index] + passes_ns[index]);
+        }
+    }
+    notes.extend(changes(request));
+    if request.sides.iter().any(|side| side.prefill.is_some()) {
+        notes.push(
+            "what a module computes for a prefill and for each token after it was put together; scores, whose keys grow with each token, are not compared".to_owned(),
+        );
+        if request.fed().is_none() {
+            notes.push("no module was fed the other side's input".to_owned());
+        }
+    }
+    notes.extend(found.notes);
+    let [a, b] = request.sides.each_ref().map(|side| side.name.clone());
+    let threshold = threshold(request, found.dtype);
+    let mut localized = Localized {
+        case: request.case.to_owned(),
+        a,
+        b,
+        dtype: found.dtype,
+        threshold,
+        logits: found.logits,
+        finding: found.finding,
+        sentence: String::new(),
+        modules: found.modules,
+        captured_bytes: found.bytes,
+        overhead: (found.passes_ns[1] > 0).then(|| found.passes_ns[0] as f64 / found.passes_ns[1] as f64),
+        elapsed_ns: started.elapsed().as_nanos() as u64,
+        capture_changed_nothing: found.unchanged,
+        is_first_fed: request.fed() == Some(0),
+        notes,
+    };
+    localized.sentence = crate::results::localized::sentence(&localized);
+    Ok(localized)
+}
+
+/// Largest relative L2 that rounding explains: in float64 of the verdict's agreement, otherwise of its dtype.
+pub(super) fn threshold(request: &Request, dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F64 => request.tolerances.f64_agreement,
+        dtype => request.tolerances.relative_l2.of(measured_dtype(dtype)),
+    }
+}
+
+/// The dtype that both variants have, where they have one.
+fn own_dtype(request: &Request) -> Option<Dtype> {
+    let [a, b] = request.sides.each_ref().map(|side| side.load.dtype);
+    (a == b).then_some(a)
+}
+
+/// The load of a side whose modules can be looked into.
+fn twin(load: &Load, dtype: Dtype) -> Load {
+    use reference::protocol::Attention;
+    let mode = if load.mode == Mode::Fused { Mode::Fused } else { Mode::Eager };
+    Load { mode, attention: load.attention.map(|_| Attention::Eager), dtype, ..load.clone() }
+}
+
+/// What was changed for localising, where it is not only the dtype.
+fn changes(request: &Request) -> Vec<String> {
+    let change = |side: &Side| {
+        let twin = twin(&side.load, side.load.dtype);
+        let changed = [
+            (twin.mode != side.load.mode).then(|| "without torch.compile".to_owned()),
+            side.load.attention.filter(|own| Some(*own) != twin.attention).map(|own| {
+                format!("in eager attention instead of {}, whose steps cannot be seen", attention_name(own))
+            }),
+        ];
+        let changed: Vec<String> = changed.into_iter().flatten().collect();
+        (!changed.is_empty()).then(|| format!("{} was looked into {}", side.name, changed.join(" and ")))
+    };
+    request.sides.iter().filter_map(change).collect()
+}
+
+/// Why a dtype shows nothing.
+enum Attempt {
+    /// A side cannot load or run the model in it.
+    Lacking(LocalizeError),
+    Failed(LocalizeError),
+}
+
+impl From<LocalizeError> for Attempt {
+    fn from(error: LocalizeError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Attempt> for LocalizeError {
+    fn from(attempt: Attempt) -> Self {
+        match attempt {
+            Attempt::Lacking(error) | Attempt::Failed(error) => error,
+        }
+    }
+}
+
+/// The failure of a worker before anything was asked of its modules; the user's stop is none.
+fn lacking(error: LocalizeError) -> Attempt {
+    match error {
+        LocalizeError::Worker { .. } => Attempt::Lacking(error),
+        error => Attempt::Failed(error),
+    }
+}
+
+impl<'a> Open<'a> {
+    /// Everything in one dtype; whether the two agree in a wider one.
+    fn attempt(&self, dtype: Dtype, wider_agrees: bool) -> Result<Found, Attempt> {
+        let [a, b] = &self.request.sides;
+        let mut sides = [self.start(a, twin(&a.load, dtype))?, self.start(b, twin(&b.load, dtype))?];
+        let mut files = Vec::new();
+        for (side, name) in sides.iter_mut().zip(["a", "b"]) {
+            let file = format!("logits_{name}_{}", dtype_name(dtype));
+            files.push(self.forward(side, &file).map_err(lacking)?);
+        }
+        let apart = self.apart(&files[0], &files[1], dtype);
+        let logits = apart.map(|(whole, _)| whole);
+        let threshold = threshold(self.request, dtype);
+        // One token that goes to another expert is one position of many.
+        let local = threshold * self.request.tolerances.local_factor;
+        let is_whole_agreed = logits.is_some_and(|whole| whole <= threshold);
+        let is_each_agreed = !wider_agrees || apart.is_some_and(|(_, position)| position <= local);
+        let nothing = Found {
+            dtype,
+            logits,
+            finding: Finding::Nothing,
+            modules: 0,
+            bytes: 0,
+            passes_ns: [0, 0],
+            unchanged: true,
+            notes: Vec::new(),
+        };
+        let found = if is_whole_agreed && is_each_agreed {
+            nothing
+        } else {
+            match level::names(self, &mut sides)? {
+                Names::Hidden(reason) => Found { finding: Finding::Logits { reason }, ..nothing },
+                Names::Common(names, _) if is_whole_agreed && !routed::is_routed(&names) => nothing,
+                Names::Common(names, alone) => {
+                    level::search(self, &mut sides, (&names, &alone), nothing, (threshold, wider_agrees))?
+                }
+            }
+        };
+        for side in sides {
+            side.end();
+        }
+        Ok(found)
+    }
+
+    fn start(&self, side: &'a Side<'a>, load: Load) -> Result<Live<'a>, Attempt> {
+        let failed = |ended| lacking(LocalizeError::worker(side, self.request.folder, ended));
+        let log = self.request.folder.join("worker.log");
+        let session = side.runner.start(log, self.request.stop).map_err(failed)?;
+        let mut live = Live { side, session, request: self.request };
+        live.try_ask(&Ask::Load(load)).map_err(failed)?;
+        Ok(live)
+    }
+
+    /// The logits of one pass.
+    fn forward(&self, side: &mut Live, name: &str) -> Result<(std::path::PathBuf, Positions), LocalizeError> {
+        let path = self.scratch.join(format!("{name}.safetensors"));
+        let ask = Forward { logits: path.clone(), prefill: side.side.prefill };
+        match side.ask(&Ask::Forward(ask))? {
+            Reply::Forwarded(forwarded) => Ok((path, forwarded.positions)),
+            _ => Err(side.out_of_turn()),
+        }
+    }
+
+    /// Relative L2 of two logits files, over all positions and of the worst; `None` where they cannot be compared.
+    fn apart(
+        &self,
+        a: &(std::path::PathBuf, Positions),
+        b: &(std::path::PathBuf, Positions),
+        dtype: Dtype,
+    ) -> Option<(f64, f64)> {
+        let entry = |(path, positions): &(std::path::PathBuf, Positions)| Entry {
+            name: path.display().to_string(),
+            dtype: measured_dtype(dtype),
+            logits: Logits::open(path, measured_positions(*positions)).map_err(|error| error.to_string()),
+        };
+        let options = matrix::Options { metrics: matrix::MetricSet::L2Family, ..matrix::Options::default() };
+        let matrix = matrix::matrix(&[entry(a), entry(b)], Some(self.mask), &options).ok()?;
+        match matrix.oriented(0, 1) {
+            PairOutcome::Compared(pair) => Some((pair.relative_l2(MetricSide::A), pair.worst_position.0)),
+            _ => None,
+        }
+    }
+
+    /// Whether a variant departs from its own twin that agrees with the other side: `torch.compile` or sdpa.
+    fn execution(&self, found: &Found, notes: &mut Vec<String>) -> Result<Option<Finding>, LocalizeError> {
+        for (side, name) in self.request.sides.iter().zip(["a", "b"]) {
+            let asked = Load { dtype: found.dtype, ..side.load.clone() };
+            if asked == twin(&side.load, found.dtype) {
+                continue;
+            }
+            let what = match (side.load.mode, side.load.attention) {
+                (mode, _) if mode.is_compiled() => "torch.compile".to_owned(),
+                (_, Some(attention)) => format!("{} attention", attention_name(attention)),
+                (_, None) => "its execution".to_owned(),
+            };
+            let mut live = match self.start(side, asked) {
+                Ok(live) => live,
+                Err(Attempt::Lacking(error)) => {
+                    notes.push(format!("whether {what} departs is not known: {error}"));
+                    continue;
+                }
+                Err(Attempt::Failed(error)) => return Err(error),
+            };
+            let own = self.forward(&mut live, &format!("logits_{name}_asked"))?;
+            live.end();
+            let dtype = dtype_name(found.dtype);
+            let eager = (self.scratch.join(format!("logits_{name}_{dtype}.safetensors")), own.1);
+            let apart = self.apart(&eager, &own, found.dtype).map(|(whole, _)| whole);
+            if let Some(relative_l2) = apart.filter(|apart| *apart > threshold(self.request, found.dtype)) {
+                return Ok(Some(Finding::Execution { variant: side.name.clone(), what, relative_l2 }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// An error's message with its hint, in one line.
+pub(crate) fn described(error: &LocalizeError) -> String {
+    error.help().map_or_else(|| error.to_string(), |help| format!("{error} ({help})"))
+}

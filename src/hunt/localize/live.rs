@@ -1,0 +1,55 @@
+//! The two workers of a localisation, and what it has found so far.
+
+use reference::protocol::{Dtype, Reply, Request as Ask};
+
+use super::{Finding, LocalizeError, Request, Side};
+use crate::execute::cell::FailureKind;
+use crate::execute::runner::{Ended, Session};
+use compare::logits::Mask;
+
+/// What one dtype shows.
+pub(super) struct Found {
+    pub(super) dtype: Dtype,
+    pub(super) logits: Option<f64>,
+    pub(super) finding: Finding,
+    pub(super) modules: usize,
+    pub(super) bytes: u64,
+    /// Nanoseconds of captured passes, and of as many plain ones.
+    pub(super) passes_ns: [u64; 2],
+    pub(super) unchanged: bool,
+    pub(super) notes: Vec<String>,
+}
+
+/// A worker of one side.
+pub(super) struct Live<'a> {
+    pub(super) side: &'a Side<'a>,
+    pub(super) session: Box<dyn Session + 'a>,
+    pub(super) request: &'a Request<'a>,
+}
+
+impl Live<'_> {
+    pub(super) fn ask(&mut self, ask: &Ask) -> Result<Reply, LocalizeError> {
+        self.try_ask(ask).map_err(|ended| LocalizeError::worker(self.side, self.request.folder, ended))
+    }
+
+    pub(super) fn try_ask(&mut self, ask: &Ask) -> Result<Reply, Ended> {
+        self.session.ask(ask, self.request.timeout)
+    }
+
+    /// The error of a reply to another request.
+    pub(super) fn out_of_turn(&self) -> LocalizeError {
+        let ended = Ended::failed(FailureKind::MissingResult, "it answered with another reply");
+        LocalizeError::worker(self.side, self.request.folder, ended)
+    }
+
+    pub(super) fn end(self) {
+        self.session.end();
+    }
+}
+
+/// A localisation under way.
+pub(super) struct Open<'a> {
+    pub(super) request: &'a Request<'a>,
+    pub(super) mask: &'a Mask,
+    pub(super) scratch: &'a std::path::Path,
+}

@@ -1,0 +1,396 @@
+//! Captured tensors: where the values of a position lie in them, and how far two of them are apart.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use reference::protocol::CapturedTensor;
+
+use super::Worst;
+use compare::logits::Mask;
+
+/// Scores below this are masked: transformers adds the dtype's lowest finite value or −∞, and −65504 is float16's.
+/// Scores of a model are some hundreds at most.
+const MASKED: f64 = -6e4;
+
+/// A captured tensor on the disk.
+pub(super) struct Stored {
+    file: File,
+    pub(super) shape: Vec<usize>,
+    /// Bytes of an element: 8 for f64, 4 for f32.
+    width: usize,
+}
+
+/// How far two tensors are apart over the real positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Difference {
+    /// `‖a − b‖ / ‖a‖`; 0 for equal values, infinite where only one is a number or `a` is zero.
+    pub(super) relative_l2: f64,
+    pub(super) worst: Option<Worst>,
+}
+
+impl Difference {
+    /// Relative L2 of the position that departs most.
+    pub(super) fn at_worst(&self) -> f64 {
+        self.worst.map_or(0.0, |worst| worst.relative_l2)
+    }
+}
+
+/// Where the values of a position lie: `parts` runs of `length` values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Layout {
+    parts: usize,
+    length: usize,
+    row_stride: usize,
+    position_stride: usize,
+    part_stride: usize,
+    heads_first: bool,
+}
+
+impl Stored {
+    /// Opens a captured tensor; `None` where it was left out.
+    pub(super) fn open(folder: &Path, tensor: Option<&CapturedTensor>) -> io::Result<Option<Self>> {
+        let Some((tensor, name)) = tensor.and_then(|tensor| Some((tensor, tensor.file.as_ref()?))) else {
+            return Ok(None);
+        };
+        Self::at(&folder.join(name), &tensor.shape).map(Some)
+    }
+
+    /// Opens a tensor of this shape.
+    pub(super) fn at(path: &Path, shape: &[usize]) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let elements: usize = shape.iter().product();
+        let width = (file.metadata()?.len() as usize).checked_div(elements).unwrap_or(8);
+        if !matches!(width, 4 | 8) {
+            let problem = format!("{width} bytes an element, of shape {shape:?}");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
+        Ok(Self { file, shape: shape.to_vec(), width })
+    }
+
+    fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// `None` for a tensor that has no positions, `[batch, width]` say.
+    fn layout(&self, mask: &Mask) -> Option<Layout> {
+        let (batch, seq) = (mask.batch(), mask.seq());
+        let position_first = |width: usize| Layout {
+            parts: 1,
+            length: width,
+            row_stride: seq * width,
+            position_stride: width,
+            part_stride: width,
+            heads_first: false,
+        };
+        match *self.shape.as_slice() {
+            [rows, positions, ref rest @ ..] if rows == batch && positions == seq => {
+                Some(position_first(rest.iter().product()))
+            }
+            // Experts see tokens without rows.
+            [tokens, width] | [tokens, 1, width] if tokens == batch * seq => Some(position_first(width)),
+            [rows, parts, positions, length] if rows == batch && positions == seq => Some(Layout {
+                parts,
+                length,
+                row_stride: parts * seq * length,
+                position_stride: length,
+                part_stride: seq * length,
+                heads_first: true,
+            }),
+            _ => None,
+        }
+    }
+
+    /// The values of a position; `None` where they do not lie side by side.
+    pub(super) fn at_position(
+        &self,
+        mask: &Mask,
+        row: usize,
+        position: usize,
+    ) -> io::Result<Option<Vec<f64>>> {
+        let Some(layout) = self.layout(mask).filter(|layout| layout.parts == 1) else { return Ok(None) };
+        let mut values = vec![0.0; layout.length];
+        self.read(layout.first(row, position, 0), &mut values)?;
+        Ok(Some(values))
+    }
+
+    fn read(&self, first: usize, values: &mut [f64]) -> io::Result<()> {
+        let mut bytes = vec![0; values.len() * self.width];
+        self.file.read_exact_at(&mut bytes, (first * self.width) as u64)?;
+        if self.width == 8 {
+            for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                *value = f64::from_le_bytes(*bytes);
+            }
+        } else {
+            for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *value = f64::from(f32::from_le_bytes(*bytes));
+            }
+        }
+        Ok(())
+    }
+
+    /// The file laid out as a tensor of `shape` is, written to `path`, where the two differ in the order of heads and
+    /// positions; whether they do.
+    pub(super) fn laid_out_as(&self, shape: &[usize], mask: &Mask, path: &Path) -> io::Result<bool> {
+        let other = Self { file: self.file.try_clone()?, shape: shape.to_vec(), width: self.width };
+        let (Some(from), Some(to)) = (self.layout(mask), other.layout(mask)) else { return Ok(false) };
+        let Some((from, to)) = from.matched(to) else { return Ok(false) };
+        if from.heads_first == to.heads_first || self.elements() != other.elements() {
+            return Ok(false);
+        }
+        let mut bytes = vec![0; self.elements() * self.width];
+        let run = from.length * self.width;
+        for (row, position, part) in from.runs(mask) {
+            let at = to.first(row, position, part) * self.width;
+            self.file.read_exact_at(
+                &mut bytes[at..at + run],
+                (from.first(row, position, part) * self.width) as u64,
+            )?;
+        }
+        fs::write(path, bytes)?;
+        Ok(true)
+    }
+}
+
+impl Layout {
+    /// Both in runs of one length, where they hold the same heads.
+    fn matched(self, other: Self) -> Option<(Self, Self)> {
+        if self.parts * self.length != other.parts * other.length {
+            return None;
+        }
+        let parts = self.parts.max(other.parts);
+        let cut = |layout: Self| {
+            let whole = layout.parts == parts;
+            let length = layout.length * layout.parts / parts;
+            let cut = Self { parts, length, part_stride: length, ..layout };
+            if whole { Some(layout) } else { (layout.parts == 1).then_some(cut) }
+        };
+        Some((cut(self)?, cut(other)?))
+    }
+
+    fn first(&self, row: usize, position: usize, part: usize) -> usize {
+        row * self.row_stride + position * self.position_stride + part * self.part_stride
+    }
+
+    fn runs(self, mask: &Mask) -> impl Iterator<Item = (usize, usize, usize)> {
+        let (batch, seq) = (mask.batch(), mask.seq());
+        (0..batch).flat_map(move |row| {
+            (0..seq).flat_map(move |position| (0..self.parts).map(move |part| (row, position, part)))
+        })
+    }
+}
+
+/// Sums of squares.
+#[derive(Default)]
+struct Sums {
+    difference: f64,
+    norm: f64,
+}
+
+impl Sums {
+    fn add(&mut self, a: f64, b: f64) {
+        // A NaN or an infinity on both sides is the same result.
+        let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+        let difference = if same { 0.0 } else { a - b };
+        self.difference += if difference.is_nan() { f64::INFINITY } else { difference * difference };
+        if a.is_finite() {
+            self.norm += a * a;
+        }
+    }
+
+    fn relative(&self) -> f64 {
+        if self.difference > 0.0 { (self.difference / self.norm).sqrt() } else { 0.0 }
+    }
+}
+
+/// How far `b` is from `a`; `None` where they hold different things. Rotated heads of which one side holds only the
+/// features that are rotated are compared in those.
+pub(super) fn difference(a: &Stored, b: &Stored, mask: &Mask) -> io::Result<Option<Difference>> {
+    let (Some(of_a), Some(of_b)) = (a.layout(mask), b.layout(mask)) else {
+        // Tokens picked by an expert may be padding, which is no result.
+        let by_rows = a.shape.first().is_some_and(|&rows| rows == 1 || rows == mask.batch());
+        let is_padded = (0..mask.batch()).any(|row| (0..mask.seq()).any(|at| !mask.is_real(row, at)));
+        let is_comparable = a.shape == b.shape && (by_rows || !is_padded);
+        return if is_comparable { whole(a, b).map(Some) } else { Ok(None) };
+    };
+    let (of_a, of_b) = match of_a.matched(of_b) {
+        Some(both) => both,
+        None if of_a.heads_first && of_b.heads_first && of_a.parts == of_b.parts => {
+            let length = of_a.length.min(of_b.length);
+            (Layout { length, ..of_a }, Layout { length, ..of_b })
+        }
+        None => return Ok(None),
+    };
+    let (mut left, mut right) = (vec![0.0; of_a.length], vec![0.0; of_a.length]);
+    let mut all = Sums::default();
+    let mut worst: Option<Worst> = None;
+    for row in 0..mask.batch() {
+        for position in (0..mask.seq()).filter(|position| mask.is_real(row, *position)) {
+            let mut here = Sums::default();
+            for part in 0..of_a.parts {
+                a.read(of_a.first(row, position, part), &mut left)?;
+                b.read(of_b.first(row, position, part), &mut right)?;
+                left.iter().zip(&right).for_each(|(a, b)| here.add(*a, *b));
+            }
+            all.difference += here.difference;
+            all.norm += here.norm;
+            note_worst(&mut worst, row, position, here.relative());
+        }
+    }
+    Ok(Some(Difference { relative_l2: all.relative(), worst }))
+}
+
+fn note_worst(worst: &mut Option<Worst>, row: usize, position: usize, relative_l2: f64) {
+    if relative_l2 > worst.map_or(0.0, |worst| worst.relative_l2) {
+        *worst = Some(Worst { row, position, relative_l2 });
+    }
+}
+
+fn whole(a: &Stored, b: &Stored) -> io::Result<Difference> {
+    let (mut left, mut right) = (vec![0.0; a.elements()], vec![0.0; a.elements()]);
+    a.read(0, &mut left)?;
+    b.read(0, &mut right)?;
+    let mut sums = Sums::default();
+    left.iter().zip(&right).for_each(|(a, b)| sums.add(*a, *b));
+    Ok(Difference { relative_l2: sums.relative(), worst: None })
+}
+
+/// What goes into two softmaxes, taken apart.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Scores {
+    /// The keys that are admitted, as ones and zeros.
+    pub(super) mask: Difference,
+    /// The scores of those that both admit.
+    pub(super) scores: Difference,
+}
+
+/// How far two masked scores, `[batch, heads, seq, keys]`, are apart.
+pub(super) fn scores(a: &Stored, b: &Stored, mask: &Mask) -> io::Result<Option<Scores>> {
+    let (Some(of_a), Some(of_b)) = (a.layout(mask), b.layout(mask)) else { return Ok(None) };
+    if a.shape != b.shape || !of_a.heads_first {
+        return Ok(None);
+    }
+    let (mut left, mut right) = (vec![0.0; of_a.length], vec![0.0; of_a.length]);
+    let (mut admitted, mut common) = (Sums::default(), Sums::default());
+    let mut found = Scores::default();
+    for row in 0..mask.batch() {
+        for position in (0..mask.seq()).filter(|position| mask.is_real(row, *position)) {
+            let (mut admitted_here, mut common_here) = (Sums::default(), Sums::default());
+            for part in 0..of_a.parts {
+                a.read(of_a.first(row, position, part), &mut left)?;
+                b.read(of_b.first(row, position, part), &mut right)?;
+                for (a, b) in left.iter().zip(&right) {
+                    let (in_a, in_b) = (*a > MASKED, *b > MASKED);
+                    admitted_here.add(f64::from(in_a), f64::from(in_b));
+                    if in_a && in_b {
+                        common_here.add(*a, *b);
+                    }
+                }
+            }
+            note_worst(&mut found.mask.worst, row, position, admitted_here.relative());
+            note_worst(&mut found.scores.worst, row, position, common_here.relative());
+            for (all, here) in [(&mut admitted, admitted_here), (&mut common, common_here)] {
+                all.difference += here.difference;
+                all.norm += here.norm;
+            }
+        }
+    }
+    found.mask.relative_l2 = admitted.relative();
+    found.scores.relative_l2 = common.relative();
+    Ok(Some(found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(folder: &Path, name: &str, shape: &[usize], values: &[f64]) -> Stored {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        fs::write(folder.join(name), bytes).unwrap();
+        Stored::at(&folder.join(name), shape).unwrap()
+    }
+
+    /// Two rows of three positions, two heads of two features; the value says where it lies.
+    fn value(row: usize, position: usize, head: usize, feature: usize) -> f64 {
+        (row * 1000 + position * 100 + head * 10 + feature) as f64 + 1.0
+    }
+
+    fn ordered(heads_first: bool) -> Vec<f64> {
+        let mut values = Vec::new();
+        for row in 0..2 {
+            for outer in 0..if heads_first { 2 } else { 3 } {
+                for inner in 0..if heads_first { 3 } else { 2 } {
+                    let (position, head) = if heads_first { (inner, outer) } else { (outer, inner) };
+                    values.extend((0..2).map(|feature| value(row, position, head, feature)));
+                }
+            }
+        }
+        values
+    }
+
+    #[test]
+    fn heads_before_or_behind_positions_and_joined_heads_are_one_tensor() {
+        let folder = tempfile::tempdir().unwrap();
+        let mask = Mask::all_real(2, 3);
+        let shapes: [(&[usize], bool); 3] =
+            [(&[2, 3, 4], false), (&[2, 3, 2, 2], false), (&[2, 2, 3, 2], true)];
+        for (a, a_first) in shapes {
+            for (b, b_first) in shapes {
+                let left = stored(folder.path(), "a", a, &ordered(a_first));
+                let right = stored(folder.path(), "b", b, &ordered(b_first));
+                let found = difference(&left, &right, &mask).unwrap().unwrap();
+                assert!(found.relative_l2.abs() <= 0.0, "{a:?} against {b:?}: {found:?}");
+                let path = folder.path().join("c");
+                if left.laid_out_as(b, &mask, &path).unwrap() {
+                    assert_eq!(fs::read(&path).unwrap(), fs::read(folder.path().join("b")).unwrap());
+                } else {
+                    assert_eq!(a_first, b_first);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn padding_does_not_count_and_the_worst_position_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let mask = Mask::new(1, 3, vec![false, true, true]).unwrap();
+        let a = stored(folder.path(), "a", &[1, 3, 1], &[f64::NAN, 3.0, 4.0]);
+        let b = stored(folder.path(), "b", &[1, 3, 1], &[7.0, 3.0, 4.5]);
+        let found = difference(&a, &b, &mask).unwrap().unwrap();
+        assert!((found.relative_l2 - 0.1).abs() < 1e-15, "{found:?}");
+        let worst = found.worst.unwrap();
+        assert_eq!((worst.row, worst.position), (0, 2));
+        assert!((worst.relative_l2 - 0.125).abs() < 1e-15);
+    }
+
+    #[test]
+    fn a_number_against_none_is_infinitely_far_and_none_against_none_is_equal() {
+        let folder = tempfile::tempdir().unwrap();
+        let mask = Mask::all_real(1, 1);
+        let at = |name, value: f64| stored(folder.path(), name, &[1, 1, 2], &[1.0, value]);
+        let apart =
+            |a: f64, b: f64| difference(&at("a", a), &at("b", b), &mask).unwrap().unwrap().relative_l2;
+        assert!(apart(f64::NAN, 1.0).is_infinite());
+        assert!(apart(1.0, f64::NAN).is_infinite());
+        assert!(apart(f64::NAN, f64::NAN).abs() <= 0.0);
+        assert!(apart(f64::INFINITY, f64::INFINITY).abs() <= 0.0);
+    }
+
+    #[test]
+    fn masks_and_scores_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let mask = Mask::all_real(1, 2);
+        let lowest = f64::MIN;
+        let a = stored(folder.path(), "a", &[1, 1, 2, 2], &[1.0, lowest, 2.0, 3.0]);
+        let same = stored(folder.path(), "b", &[1, 1, 2, 2], &[1.0, f64::NEG_INFINITY, 2.0, 3.0]);
+        let found = scores(&a, &same, &mask).unwrap().unwrap();
+        assert!(found.mask.relative_l2.abs() <= 0.0 && found.scores.relative_l2.abs() <= 0.0);
+        let masked = stored(folder.path(), "c", &[1, 1, 2, 2], &[1.0, lowest, lowest, 3.0]);
+        let found = scores(&a, &masked, &mask).unwrap().unwrap();
+        assert!(found.mask.relative_l2 > 0.5 && found.scores.relative_l2.abs() <= 0.0);
+        let scaled = stored(folder.path(), "d", &[1, 1, 2, 2], &[2.0, lowest, 4.0, 6.0]);
+        let found = scores(&a, &scaled, &mask).unwrap().unwrap();
+        assert!(found.mask.relative_l2.abs() <= 0.0 && (found.scores.relative_l2 - 1.0).abs() < 1e-15);
+    }
+}

@@ -1,0 +1,4 @@
+//! Where a divergence lies, and which revision brought it.
+
+pub mod bisect;
+pub mod localize;

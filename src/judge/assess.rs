@@ -1,0 +1,239 @@
+//! From the cells of a run to its view: opens logits, measures pairs, decides.
+
+mod beside_one_pass;
+mod origin;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use compare::logits::{Logits, Mask};
+use compare::matrix::{self, Entry};
+use compare::oracle::{Oracles, accuracies};
+use compare::repeat;
+use compare::verdict::{Tolerances, verdicts};
+use miette::{Result, miette};
+use reference::protocol::Mode;
+
+use super::view::{CaseView, ChoiceRow, ChoicesView, RunView};
+use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
+use crate::results::environment::EnvironmentRecord;
+use crate::results::localized::Localized;
+use crate::results::{Case, Manifest, RunFolder};
+use crate::spec::variant::{Variant, measured_dtype, measured_positions};
+use beside_one_pass::Beside;
+pub use origin::{bears_on, origin};
+
+/// Marks the one pass beside which a prefill and what followed it are judged.
+pub(crate) const ONE_PASS: &str = " in one pass";
+
+/// A saved run as reports see it, under its own tolerances.
+///
+/// # Errors
+/// When the run, or logits that exist, cannot be read.
+pub fn saved(folder: &RunFolder) -> Result<RunView> {
+    let manifest = folder.manifest()?;
+    view(folder, &manifest, &folder.all_cells(&manifest)?, &manifest.config.tolerances)
+}
+
+/// The run as reports see it.
+///
+/// # Errors
+/// When logits that exist cannot be read.
+pub fn view(
+    folder: &RunFolder,
+    manifest: &Manifest,
+    cells: &[Vec<Cell>],
+    tolerances: &Tolerances,
+) -> Result<RunView> {
+    let localized = folder.localized()?;
+    let mut views: BTreeMap<usize, CaseView> = BTreeMap::new();
+    // What is known of a one pass bears on what goes through a cache.
+    let mut order: Vec<usize> = (0..manifest.cases.len()).collect();
+    order.sort_by_key(|&index| beside_one_pass::goes_through_a_cache(&manifest.cases[index]));
+    for index in order {
+        let case = &manifest.cases[index];
+        let files = |case: &Case| folder.case_folder(manifest, &case.name);
+        let own = files(case);
+        let cells: Vec<Cell> = case.variants.iter().map(|variant| cell_of(variant, &cells[index])).collect();
+        let entries: Vec<Entry> = cells.iter().map(|cell| entry(cell, &own)).collect();
+        let mask = Mask::open(&own.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
+        let beside = match beside_one_pass::one_pass(manifest, case) {
+            Some(whole) => beside_one_pass::judge(
+                (case, &cells),
+                &views[&whole],
+                [&own, &files(&manifest.cases[whole])],
+                &localized,
+                &mask,
+                tolerances,
+            )?,
+            None => Vec::new(),
+        };
+        let near_ties: Vec<(String, String)> = beside.iter().filter_map(Beside::near_ties).collect();
+        let known = Known { localized: &localized, near_ties: &near_ties };
+        let mut view =
+            case_view((case, known), manifest.baseline.as_deref(), cells, &entries, Some(&mask), tolerances)?;
+        view.verdicts.extend(beside.into_iter().map(|found| found.verdict));
+        views.insert(index, view);
+    }
+    let record = folder.environment();
+    Ok(RunView {
+        id: folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        environment: record.as_ref().map(EnvironmentRecord::rows).unwrap_or_default(),
+        packages: record.as_ref().map(EnvironmentRecord::packages).unwrap_or_default(),
+        cases: views.into_values().collect(),
+        notes: manifest.notes.clone(),
+    })
+}
+
+/// What tells a choice of experts from another mathematics.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known<'a> {
+    /// First divergences of pairs, of one case or of others.
+    pub localized: &'a [Localized],
+    /// Variants that are known to depart by near-ties of routers alone, and how that is known.
+    pub near_ties: &'a [(String, String)],
+}
+
+/// Measures and judges the cells of a case; `entries` are their logits, in the same order.
+///
+/// # Errors
+/// When logits that exist cannot be read.
+pub fn case_view(
+    (case, known): (&Case, Known<'_>),
+    baseline: Option<&str>,
+    cells: Vec<Cell>,
+    entries: &[Entry],
+    mask: Option<&Mask>,
+    tolerances: &Tolerances,
+) -> Result<CaseView> {
+    let matrix =
+        matrix::matrix(entries, mask, &matrix::Options::default()).map_err(|error| miette!("{error}"))?;
+    let origins: Vec<_> = cells.iter().map(|cell| origin(&cell.variant)).collect();
+    let localized: Vec<Localized> =
+        known.localized.iter().filter(|found| found.case == case.name).cloned().collect();
+    let mut oracles = with_near_ties(Oracles::new(&matrix, &origins), &cells, &localized);
+    for (name, evidence) in known.near_ties {
+        if let Some(index) = cells.iter().position(|cell| cell.name == *name) {
+            oracles = oracles.with_near_ties(index, evidence.clone());
+        }
+    }
+    let tolerances = tolerances.with(case.tolerances.as_ref());
+    let mut judged = verdicts(&matrix, &oracles, &tolerances);
+    let noises: Vec<_> = cells
+        .iter()
+        .map(|cell| match &cell.outcome {
+            Outcome::Completed(completed) => completed.noise.clone(),
+            _ => None,
+        })
+        .collect();
+    repeat::annotate(&mut judged, &matrix, &noises);
+    Ok(CaseView {
+        name: case.name.clone(),
+        checkpoint: case.checkpoint.clone(),
+        inputs: case.inputs.clone(),
+        baseline: baseline.map(str::to_owned),
+        axes: case.axes,
+        verdicts: judged,
+        accuracies: accuracies(&matrix, &oracles),
+        choices: mask.map(|mask| choices(case, entries, mask)).transpose()?.flatten(),
+        localized,
+        cells,
+        matrix,
+    })
+}
+
+/// Fused forms that were fed, module by module, what a variant of their dtype gives whose code ran in float64, and
+/// depart from it by near-ties of routers alone. What is looked into through an eager twin, as a compiled model, is not
+/// known by that.
+fn with_near_ties(oracles: Oracles, cells: &[Cell], localized: &[Localized]) -> Oracles {
+    let mut found = oracles;
+    for localized in localized {
+        let Some(evidence) = localized.near_ties() else { continue };
+        let index = |name: &String| cells.iter().position(|cell| cell.name == *name);
+        let (Some(a), Some(b)) = (index(&localized.a), index(&localized.b)) else { continue };
+        let is_in_it = |index: usize| cells[index].variant.dtype == localized.dtype;
+        let is_fed = found.ran(a) && cells[b].variant.mode == Mode::Fused && is_in_it(a) && is_in_it(b);
+        if is_fed {
+            found = found.with_near_ties(b, evidence);
+        }
+    }
+    found
+}
+
+/// Which of `cells`, some of those of a case of prefill and decoding, are known to depart by near-ties of routers alone,
+/// by what is known of their one pass, and how that is known.
+///
+/// # Errors
+/// When logits that exist cannot be read.
+pub fn near_ties_of_a_cache(
+    folder: &RunFolder,
+    manifest: &Manifest,
+    (case, cells): (&Case, &[Cell]),
+    localized: &[Localized],
+    mask: &Mask,
+) -> Result<Vec<(String, String)>> {
+    let Some(whole) = beside_one_pass::one_pass(manifest, case).map(|index| &manifest.cases[index]) else {
+        return Ok(Vec::new());
+    };
+    if localized.iter().all(Localized::is_divergence) {
+        return Ok(Vec::new());
+    }
+    let files = [case, whole].map(|case| folder.case_folder(manifest, &case.name));
+    let tolerances = &manifest.config.tolerances;
+    let is_needed = |name: &str| {
+        let is_beside = |found: &Localized| found.a == name && cells.iter().any(|cell| cell.name == found.b);
+        cells.iter().any(|cell| cell.name == name) || localized.iter().any(is_beside)
+    };
+    let own: Vec<Cell> =
+        folder.cells(manifest, whole)?.into_iter().filter(|cell| is_needed(&cell.name)).collect();
+    let entries: Vec<Entry> = own.iter().map(|cell| entry(cell, &files[1])).collect();
+    let known = Known { localized, near_ties: &[] };
+    let view = case_view((whole, known), None, own, &entries, Some(mask), tolerances)?;
+    let files = [&*files[0], &*files[1]];
+    let beside = beside_one_pass::judge((case, cells), &view, files, localized, mask, tolerances)?;
+    Ok(beside.iter().filter_map(Beside::near_ties).collect())
+}
+
+/// The record of a variant; one that was never begun has its place in the tables too.
+fn cell_of(variant: &Variant, cells: &[Cell]) -> Cell {
+    let never = || {
+        let failure = Failure {
+            kind: FailureKind::Interrupted,
+            reason: "the run ended before this variant was begun".into(),
+            detail: String::new(),
+            log_tail: String::new(),
+        };
+        Cell::new(variant, "", Outcome::Failed(failure))
+    };
+    cells.iter().find(|cell| cell.variant == *variant).cloned().unwrap_or_else(never)
+}
+
+/// The logits of a cell whose case's files lie in `files`, or why there are none.
+pub fn entry(cell: &Cell, files: &Path) -> Entry {
+    let logits = match &cell.outcome {
+        Outcome::Completed(Completed { logits, positions, .. }) => {
+            Logits::open(&files.join(logits), measured_positions(*positions))
+                .map_err(|error| error.to_string())
+        }
+        outcome => Err(outcome.reason()),
+    };
+    Entry { name: cell.name.clone(), dtype: measured_dtype(cell.variant.dtype), logits }
+}
+
+fn choices(case: &Case, entries: &[Entry], mask: &Mask) -> Result<Option<ChoicesView>> {
+    if case.choices.is_empty() {
+        return Ok(None);
+    }
+    let tokens: Vec<u32> = case.choices.iter().map(|choice| choice.id).collect();
+    let mut rows = Vec::new();
+    for entry in entries {
+        let Ok(logits) = &entry.logits else { continue };
+        let found = compare::choices(logits, mask, &tokens).map_err(|error| miette!("{error}"))?;
+        for (row, probabilities) in found.into_iter().enumerate() {
+            let probabilities = probabilities.unwrap_or_else(|| vec![None; tokens.len()]);
+            rows.push(ChoiceRow { variant: entry.name.clone(), row, probabilities });
+        }
+    }
+    let tokens = case.choices.iter().map(|choice| choice.text.clone()).collect();
+    Ok(Some(ChoicesView { tokens, rows }))
+}

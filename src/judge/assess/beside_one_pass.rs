@@ -1,0 +1,140 @@
+//! A case of prefill and decoding against the one pass over the same inputs, variant by variant.
+
+use std::path::Path;
+
+use miette::{Result, miette};
+use reference::protocol::{Attention, Mode};
+
+use super::origin::{bears_on, origin};
+use super::{ONE_PASS, entry};
+use crate::execute::cell::{Cell, Outcome};
+use crate::judge::view::CaseView;
+use crate::results::localized::Localized;
+use crate::results::{Case, Manifest};
+use crate::spec::variant::Variant;
+use compare::logits::Mask;
+use compare::matrix::{self, Matrix};
+use compare::oracle::Oracles;
+use compare::verdict::{Decision, Tolerances, Verdict, rounding_apart, verdicts};
+
+/// A variant through its cache beside its own one pass.
+pub(super) struct Beside {
+    /// On what it gives through its cache and what it gives in one pass.
+    pub(super) verdict: Verdict,
+    /// How it is known that it departs from float64 by near-ties of routers alone.
+    near_ties: Option<String>,
+}
+
+impl Beside {
+    /// The variant that is known to depart from float64 through its cache by near-ties of routers alone, and how.
+    pub(super) fn near_ties(&self) -> Option<(String, String)> {
+        Some((self.verdict.a.clone(), self.near_ties.clone()?))
+    }
+}
+
+/// The case of the one pass over the inputs of a case of prefill and decoding: `None` where the case is another, or the
+/// run has no such pass.
+pub(super) fn one_pass(manifest: &Manifest, case: &Case) -> Option<usize> {
+    let same = |other: &Case| {
+        (&other.checkpoint_digest, &other.inputs_digest) == (&case.checkpoint_digest, &case.inputs_digest)
+    };
+    let is_it = |other: &Case| !goes_through_a_cache(other) && same(other);
+    manifest.cases.iter().position(is_it).filter(|_| goes_through_a_cache(case))
+}
+
+pub(super) fn goes_through_a_cache(case: &Case) -> bool {
+    case.axes.and_then(|axes| axes.prefill).is_some()
+}
+
+/// Each variant of `decoded`, the cells of `case`, that has its logits in the one pass too, of which `whole` is known.
+/// `files` are the folders of the two cases.
+pub(super) fn judge(
+    (case, decoded): (&Case, &[Cell]),
+    whole: &CaseView,
+    files: [&Path; 2],
+    localized: &[Localized],
+    mask: &Mask,
+    tolerances: &Tolerances,
+) -> Result<Vec<Beside>> {
+    let tolerances = tolerances.with(case.tolerances.as_ref());
+    let mut found = Vec::new();
+    for cell in decoded {
+        let Some(own) = whole.cells.iter().find(|own| own.name == cell.name) else { continue };
+        let variant = &cell.variant;
+        // Each way with what its verdict rests on: that of the same family alone, for it is not about another.
+        let judges = |other: &&Cell| {
+            (other.variant.runner, &other.variant.version) == (variant.runner, &variant.version)
+                && other.name != cell.name
+                && bears_on(&other.variant, [variant, variant])
+                && matches!(other.outcome, Outcome::Completed(_))
+        };
+        let pair = [(cell, 0), (own, 1)];
+        let rest = decoded.iter().filter(judges).map(|other| (other, 0));
+        let rest = rest.chain(whole.cells.iter().filter(judges).map(|other| (other, 1)));
+        let (mut entries, mut origins) = (Vec::new(), Vec::new());
+        for (other, way) in pair.into_iter().chain(rest) {
+            let mut entry = entry(other, files[way]);
+            entry.name.push_str(["", ONE_PASS][way]);
+            entries.push(entry);
+            origins.push(origin(&other.variant).made(["decoded", "one pass"][way]));
+        }
+        if entries[..2].iter().any(|entry| entry.logits.is_err()) {
+            // The cells say why.
+            continue;
+        }
+        let matrix: Matrix = matrix::matrix(&entries, Some(mask), &matrix::Options::default())
+            .map_err(|error| miette!("{error}"))?;
+        let in_one_pass = in_one_pass(whole, variant);
+        let near_ties = match (of_the_cache(localized, case, cell), &in_one_pass) {
+            (Some(own), Some(whole)) => Some(format!("{own}; and in one pass, {whole}")),
+            (Some(own), None) => Some(own),
+            (None, Some(whole)) => rounding_apart(&matrix, (0, 1), &tolerances).map(|apart| {
+                let how = if apart > 0.0 { format!("to {apart:.1e}") } else { "bit for bit".to_owned() };
+                format!("through its cache it gives what it gives in one pass, {how}, and there, {whole}")
+            }),
+            (None, None) => None,
+        };
+        let mut oracles = Oracles::new(&matrix, &origins);
+        for (way, known) in [near_ties.clone(), in_one_pass].into_iter().enumerate() {
+            oracles = known.into_iter().fold(oracles, |oracles, known| oracles.with_near_ties(way, known));
+        }
+        // The first pair is that of the variant and itself.
+        let verdict = verdicts(&matrix, &oracles, &tolerances).swap_remove(0);
+        let near_ties = near_ties.filter(|_| verdict.decision != Decision::Diverged);
+        found.push(Beside { verdict, near_ties });
+    }
+    Ok(found)
+}
+
+/// How it is known that a variant departs in one pass by near-ties alone.
+fn in_one_pass(whole: &CaseView, variant: &Variant) -> Option<String> {
+    let name = variant.name();
+    let same = |localized: &&Localized| {
+        let of_pair = |verdict: &&Verdict| {
+            let names = [&verdict.a, &verdict.b];
+            names.contains(&&localized.a) && names.contains(&&localized.b)
+        };
+        let verdict = whole.verdicts.iter().find(of_pair);
+        verdict.is_some_and(|verdict| verdict.decision == Decision::SameMathematics)
+    };
+    let found = whole.localized.iter().filter(|found| found.b == name && found.dtype == variant.dtype);
+    found.filter(same).find_map(Localized::near_ties)
+}
+
+/// How it is known that what a variant gives through its cache departs from its own one pass by near-ties alone.
+fn of_the_cache(localized: &[Localized], case: &Case, cell: &Cell) -> Option<String> {
+    let Variant { mode, attention, dtype, .. } = &cell.variant;
+    // Others are looked into through a twin.
+    let is_seen_itself = match mode {
+        Mode::Fused => true,
+        Mode::Eager => attention.is_none_or(|attention| attention == Attention::Eager),
+        _ => false,
+    };
+    let is_it = |found: &&Localized| {
+        found.case == case.name
+            && found.a == format!("{}{ONE_PASS}", cell.name)
+            && found.b == cell.name
+            && found.dtype == *dtype
+    };
+    localized.iter().filter(|_| is_seen_itself).filter(is_it).find_map(Localized::near_ties)
+}

@@ -1,0 +1,343 @@
+//! Baselines: runs kept under a name, to compare later ones with.
+//!
+//! A baseline is a run folder of its own under `<results>/baselines`, with what comparing needs: records,
+//! inputs and logits, not traces and reports. It outlives its run. Logits are hard links where the file
+//! system has them, which cost no space while the run exists: tfcheck never writes into a file that is
+//! there, and a digest says so when something else did.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use miette::{Diagnostic, Result};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::execute::cell::Outcome;
+use crate::judge::history::{History, HistoryError, Known};
+use crate::results::{Manifest, ResultsError, RunFolder};
+use crate::spec::atomic;
+use crate::spec::config::is_file_name;
+use crate::spec::machine::{Machine, hex};
+use compare::units::bytes;
+
+/// Where baselines lie in a results folder.
+const FOLDER: &str = "baselines";
+
+/// Why a baseline cannot be saved or used.
+#[derive(Debug, Error, Diagnostic)]
+pub enum BaselineError {
+    /// A name that cannot be a folder's.
+    #[error("`{name}` cannot name a baseline")]
+    #[diagnostic(help("start with a letter or digit and use letters, digits and . _ + - only"))]
+    Name {
+        /// As it was given.
+        name: String,
+    },
+    /// No baseline of that name.
+    #[error("there is no baseline `{name}`")]
+    #[diagnostic(help("{}", there_are(known)))]
+    Unknown {
+        /// As it was given.
+        name: String,
+        /// Those that there are.
+        known: Vec<String>,
+    },
+    /// A results folder without a run.
+    #[error("{} holds no run to save", results.display())]
+    #[diagnostic(help("`tfcheck run` makes one; name a run elsewhere: tfcheck baseline save NAME RUN"))]
+    NoRun {
+        /// The folder.
+        results: PathBuf,
+    },
+    /// A run of which nothing can be compared.
+    #[error("no variant of {} has logits", run.display())]
+    #[diagnostic(help("`tfcheck run --resume` completes an interrupted run"))]
+    Empty {
+        /// The run.
+        run: PathBuf,
+    },
+    /// A file of the baseline is gone or not what was saved.
+    #[error("baseline `{name}`: {} {problem}", path.display())]
+    #[diagnostic(help("save the baseline anew: tfcheck baseline save {name} RUN"))]
+    Damaged {
+        /// The baseline.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The file system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    #[diagnostic(help("check the path and the disk"))]
+    Io {
+        /// `read`, `write`, `remove`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The run cannot be read.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Results(#[from] ResultsError),
+    /// The history cannot be used.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    History(#[from] HistoryError),
+}
+
+fn there_are(known: &[String]) -> String {
+    match known {
+        [] => "`tfcheck baseline save NAME` saves the newest run as one".into(),
+        _ => format!("there are {}", known.join(", ")),
+    }
+}
+
+/// A saved baseline, its files checked.
+#[derive(Debug)]
+pub struct Saved {
+    /// Its name.
+    pub name: String,
+    /// The run that it was saved from.
+    pub run: String,
+    /// Its files, laid out as a run's.
+    pub folder: RunFolder,
+    /// Its manifest.
+    pub manifest: Manifest,
+}
+
+impl Saved {
+    /// Opens the baseline `name` and checks that its logits are those that were saved.
+    ///
+    /// # Errors
+    /// When there is none of that name, or a file is gone or changed.
+    pub fn open(history: &History, results: &Path, name: &str) -> Result<Self, BaselineError> {
+        let known = history.baseline(name)?.ok_or_else(|| unknown(history, name))?;
+        let path = results.join(&known.folder);
+        let damaged = |path: &Path, problem: String| BaselineError::Damaged {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            problem,
+        };
+        let files: BTreeMap<String, String> = serde_json::from_str(&known.files)
+            .map_err(|error| damaged(&path, format!("has no list of files: {error}")))?;
+        for (file, digest) in &files {
+            let file = path.join(file);
+            match sha256(&file) {
+                Ok(found) if found == *digest => {}
+                Ok(_) => return Err(damaged(&file, "is not what was saved".into())),
+                Err(error) => return Err(damaged(&file, format!("cannot be read: {error}"))),
+            }
+        }
+        let folder = RunFolder::open(&path)?;
+        let manifest = folder.manifest()?;
+        Ok(Self { name: name.to_owned(), run: known.run, folder, manifest })
+    }
+}
+
+fn unknown(history: &History, name: &str) -> BaselineError {
+    let known = history.baselines().unwrap_or_default().into_iter().map(|known| known.name).collect();
+    BaselineError::Unknown { name: name.to_owned(), known }
+}
+
+/// Checks that there is a baseline `name`, whole.
+///
+/// # Errors
+/// When there is none, or a file of it is gone or changed.
+pub fn check(results: &Path, name: &str) -> Result<(), BaselineError> {
+    Saved::open(&History::open(results)?, results, name).map(drop)
+}
+
+/// Saves a run, the newest of `results` where none is named, and says in one line what was saved.
+///
+/// # Errors
+/// When the run cannot be read or its files cannot be kept.
+pub fn save(results: &Path, name: &str, run: Option<&Path>) -> Result<String, BaselineError> {
+    if !is_file_name(name) {
+        return Err(BaselineError::Name { name: name.to_owned() });
+    }
+    let run = run.map_or_else(|| newest(results), |run| Ok(run.to_owned()))?;
+    let folder = RunFolder::open(&run)?;
+    let manifest = folder.manifest()?;
+    let mut history = History::open(results)?;
+    let run_name = run.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let relative = Path::new(FOLDER).join(format!("{name}-{}", manifest.stamp));
+    let (relative, target) = vacant(results, &relative)?;
+    let mut copy = Copy { from: run.clone(), to: target.clone(), bytes: 0, logits: BTreeMap::new() };
+    let kept = copy.run(&folder, &manifest);
+    if let Err(error) = kept {
+        // What is half there is of no use; the first error is the one to report.
+        let _ = fs::remove_dir_all(&target);
+        return Err(error);
+    }
+    let known = Known {
+        name: name.to_owned(),
+        run: run_name.clone(),
+        folder: relative.to_string_lossy().into_owned(),
+        saved: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        fingerprint: folder.environment().map(|record| record.fingerprint).unwrap_or_default(),
+        bytes: copy.bytes,
+        files: serde_json::to_string(&copy.logits).unwrap_or_default(),
+    };
+    let before = history.put_baseline(&known)?;
+    if let Some(before) = before {
+        remove_folder(results, &before)?;
+    }
+    let cells = copy.logits.len();
+    Ok(format!("saved {run_name} as baseline `{name}`: {cells} variants with logits, {}", bytes(copy.bytes)))
+}
+
+/// The baselines as a table.
+///
+/// # Errors
+/// When the history cannot be read.
+pub fn list(results: &Path) -> Result<String, BaselineError> {
+    let baselines = History::open(results)?.baselines()?;
+    if baselines.is_empty() {
+        return Ok("no baselines; `tfcheck baseline save NAME` saves the newest run as one".into());
+    }
+    let here = Machine::detect().fingerprint();
+    let rows = baselines.iter().map(|known| {
+        let place = if known.fingerprint == here { "this machine" } else { "another machine" };
+        [known.name.clone(), known.run.clone(), known.saved.clone(), bytes(known.bytes), place.to_owned()]
+    });
+    let header = ["name", "run", "saved", "size", "timed on"].map(str::to_owned);
+    let rows: Vec<[String; 5]> = std::iter::once(header).chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..5).map(width).collect();
+    let line = |row: &[String; 5]| {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    Ok(rows.iter().map(line).collect::<Vec<_>>().join("\n"))
+}
+
+/// Removes a baseline and its files.
+///
+/// # Errors
+/// When there is none of that name, or its files cannot be removed.
+pub fn remove(results: &Path, name: &str) -> Result<String, BaselineError> {
+    let mut history = History::open(results)?;
+    let known = history.take_baseline(name)?.ok_or_else(|| unknown(&history, name))?;
+    remove_folder(results, &known)?;
+    Ok(format!("removed baseline `{name}`, {}", bytes(known.bytes)))
+}
+
+fn remove_folder(results: &Path, known: &Known) -> Result<(), BaselineError> {
+    let path = results.join(&known.folder);
+    match fs::remove_dir_all(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(BaselineError::Io { action: "remove", path, source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The run of the latest time stamp.
+fn newest(results: &Path) -> Result<PathBuf, BaselineError> {
+    let entries = fs::read_dir(results).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let runs = entries.filter(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("run_") && path.join("run.json").is_file()
+    });
+    // `_10` of one second comes after `_9`.
+    let order = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        (name.get(.."run_20260801_150000".len()).map(str::to_owned), name.len(), name)
+    };
+    runs.max_by_key(order).ok_or_else(|| BaselineError::NoRun { results: results.to_owned() })
+}
+
+/// Makes a folder that no other process has.
+fn vacant(results: &Path, relative: &Path) -> Result<(PathBuf, PathBuf), BaselineError> {
+    let io = |path: &Path, source| BaselineError::Io { action: "create", path: path.to_owned(), source };
+    let parent = results.join(FOLDER);
+    fs::create_dir_all(&parent).map_err(|source| io(&parent, source))?;
+    for attempt in 1.. {
+        let relative = match attempt {
+            1 => relative.to_owned(),
+            _ => PathBuf::from(format!("{}_{attempt}", relative.display())),
+        };
+        let target = results.join(&relative);
+        match fs::create_dir(&target) {
+            Ok(()) => return Ok((relative, target)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(io(&target, source)),
+        }
+    }
+    unreachable!("the loop ends by returning")
+}
+
+struct Copy {
+    from: PathBuf,
+    to: PathBuf,
+    bytes: u64,
+    /// SHA-256 by path.
+    logits: BTreeMap<String, String>,
+}
+
+impl Copy {
+    fn run(&mut self, folder: &RunFolder, manifest: &Manifest) -> Result<(), BaselineError> {
+        for name in ["run.json", "environment.json", "config.toml"] {
+            self.file(&self.from.join(name), false)?;
+        }
+        for case in &manifest.cases {
+            let files = folder.case_folder(manifest, &case.name);
+            for name in ["inputs.json", "inputs.safetensors"] {
+                self.file(&files.join(name), false)?;
+            }
+            for cell in folder.cells(manifest, case)? {
+                self.file(&folder.record_path(manifest, &case.name, &cell.variant), false)?;
+                if let Outcome::Completed(completed) = &cell.outcome {
+                    self.file(&files.join(&completed.logits), true)?;
+                }
+            }
+        }
+        if self.logits.is_empty() {
+            return Err(BaselineError::Empty { run: self.from.clone() });
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, path: &Path, is_logits: bool) -> Result<(), BaselineError> {
+        let relative = path.strip_prefix(&self.from).unwrap_or(path);
+        let target = self.to.join(relative);
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| BaselineError::Io { action, path, source }
+        };
+        let folder = target.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).map_err(io("create", folder))?;
+        if is_logits {
+            let digest = sha256(path).map_err(io("read", path))?;
+            self.logits.insert(relative.to_string_lossy().into_owned(), digest);
+            // Another file system, or one without hard links.
+            if fs::hard_link(path, &target).is_err() {
+                fs::copy(path, &target).map_err(io("write", &target))?;
+            }
+            self.bytes += fs::metadata(&target).map_err(io("read", &target))?.len();
+            return Ok(());
+        }
+        let content = fs::read(path).map_err(io("read", path))?;
+        self.bytes += content.len() as u64;
+        atomic::write(&target, &content).map_err(io("write", &target))
+    }
+}
+
+fn sha256(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(hex(&hasher.finalize()));
+        }
+        hasher.update(&buffer[..read]);
+    }
+}

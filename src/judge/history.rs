@@ -1,0 +1,389 @@
+//! The history of a results folder, `history.sqlite`: its baselines, and what each run's times were.
+//!
+//! One file, no server. Several tfcheck processes may write it at once: every change is one immediate
+//! transaction, and who finds the file locked waits. A file of a newer tfcheck, of another program, or one
+//! that is damaged is refused by name, never repaired or overwritten.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use miette::Diagnostic;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
+use thiserror::Error;
+
+use crate::execute::cell::{Cell, Outcome};
+use crate::execute::quiet::{best_ns, readings};
+use crate::results::Case;
+use compare::timing::summarize;
+
+/// Name of the file in the results folder.
+pub const FILE_NAME: &str = "history.sqlite";
+/// Version of the tables, in the file's `user_version`; a reader refuses a newer one.
+pub const SCHEMA_VERSION: i64 = 1;
+/// `tfck`, in the file's `application_id`: what tells it from any other SQLite file.
+const APPLICATION: i64 = 0x7466_636b;
+/// How long one process waits for another's transaction.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const TABLES: &str = "
+    CREATE TABLE baselines (
+        name TEXT PRIMARY KEY,
+        run TEXT NOT NULL,
+        folder TEXT NOT NULL,
+        saved TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        files TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE cells (
+        run TEXT NOT NULL,
+        stamp TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        threads INTEGER NOT NULL,
+        checkpoint_digest TEXT NOT NULL,
+        inputs_digest TEXT NOT NULL,
+        variant TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        p50_ms REAL,
+        peak_bytes INTEGER,
+        PRIMARY KEY (run, checkpoint_digest, inputs_digest, variant)
+    ) STRICT;
+    CREATE INDEX cells_by_variant ON cells (fingerprint, threads, checkpoint_digest, inputs_digest, variant, stamp);
+";
+
+/// Came later; an older tfcheck does not look for it, so that the version stays.
+const YARDSTICK: &str = "
+    CREATE TABLE IF NOT EXISTS yardstick (
+        run TEXT PRIMARY KEY,
+        stamp TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        threads INTEGER NOT NULL,
+        best_ns INTEGER NOT NULL
+    ) STRICT;
+";
+/// Runs that say what a machine is at its best: a machine that has become slower is known to be so after as many.
+const YARDSTICK_RUNS: i64 = 20;
+
+/// Why the history cannot be used.
+#[derive(Debug, Error, Diagnostic)]
+pub enum HistoryError {
+    /// The file is no database.
+    #[error("{} is damaged, or is no history of tfcheck's: {reason}", path.display())]
+    #[diagnostic(help(
+        "move it away: tfcheck makes a new one; the baselines' own files lie beside it in `baselines`"
+    ))]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        reason: String,
+    },
+    /// A newer tfcheck wrote it.
+    #[error("{} has schema version {found}, this tfcheck reads up to {SCHEMA_VERSION}", path.display())]
+    #[diagnostic(help("use the tfcheck that wrote it, or a newer one"))]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+    },
+    /// It cannot be read or written.
+    #[error("cannot use {}: {reason}", path.display())]
+    #[diagnostic(help(
+        "check the folder's owner, mode and free space, and whether another tfcheck holds the file"
+    ))]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        reason: String,
+    },
+}
+
+/// A baseline as the history knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its name.
+    pub name: String,
+    /// The run that it was saved from.
+    pub run: String,
+    /// Its folder, relative to the results folder.
+    pub folder: String,
+    /// When it was saved, RFC 3339 in UTC.
+    pub saved: String,
+    /// Fingerprint of the machine that it was timed on.
+    pub fingerprint: String,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// SHA-256 of each of its logits files by path, as JSON.
+    pub files: String,
+}
+
+/// An open history.
+#[derive(Debug)]
+pub struct History {
+    path: PathBuf,
+    connection: Connection,
+}
+
+impl History {
+    /// Opens the history of a results folder, which is made if need be.
+    ///
+    /// # Errors
+    /// When the file is damaged, newer than this tfcheck, or cannot be used.
+    pub fn open(results: &Path) -> Result<Self, HistoryError> {
+        let path = results.join(FILE_NAME);
+        let unusable = |reason: String| HistoryError::Unusable { path: path.clone(), reason };
+        std::fs::create_dir_all(results).map_err(|error| unusable(error.to_string()))?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection =
+            Connection::open_with_flags(&path, flags).map_err(|error| unusable(error.to_string()))?;
+        let mut history = Self { path, connection };
+        history.prepare()?;
+        Ok(history)
+    }
+
+    /// Makes the tables of a new file; refuses what is not ours.
+    fn prepare(&mut self) -> Result<(), HistoryError> {
+        self.connection.busy_timeout(PATIENCE).map_err(|error| self.error(&error))?;
+        let path = self.path.clone();
+        let named = |error: rusqlite::Error| named(&path, &error);
+        let begun =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(named)?;
+        let number =
+            |name: &str| begun.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map_err(named);
+        let (application, version) = (number("application_id")?, number("user_version")?);
+        let tables: i64 =
+            begun.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(named)?;
+        match (application, version) {
+            (0, 0) if tables == 0 => {
+                begun.execute_batch(TABLES).map_err(named)?;
+                begun.execute_batch(YARDSTICK).map_err(named)?;
+                begun.pragma_update(None, "application_id", APPLICATION).map_err(named)?;
+                begun.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(named)?;
+                begun.commit().map_err(named)
+            }
+            (APPLICATION, SCHEMA_VERSION) => {
+                begun.execute_batch(YARDSTICK).map_err(named)?;
+                begun.commit().map_err(named)
+            }
+            (APPLICATION, found) if found > SCHEMA_VERSION => {
+                Err(HistoryError::Newer { path: path.clone(), found })
+            }
+            // A migration from an older version goes here; 1 is the first.
+            _ => Err(HistoryError::Damaged {
+                path: path.clone(),
+                reason: format!("application id {application:#x}, version {version}"),
+            }),
+        }
+    }
+
+    /// Keeps what a run's cells came to; a run that is recorded again, after a resumption, replaces itself.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn record(
+        &mut self,
+        run: &str,
+        stamp: &str,
+        machine: (&str, usize),
+        cases: &[(&Case, &[Cell])],
+    ) -> Result<(), HistoryError> {
+        let path = self.path.clone();
+        let named = |error: rusqlite::Error| named(&path, &error);
+        let begun =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(named)?;
+        begun.execute("DELETE FROM cells WHERE run = ?1", [run]).map_err(named)?;
+        for (case, cells) in cases {
+            for cell in *cells {
+                let (outcome, p50_ms, peak) = match &cell.outcome {
+                    Outcome::Completed(completed) => {
+                        let p50 = summarize(&completed.rounds_ns).map(|summary| summary.p50_ms);
+                        ("completed", p50, completed.peak_bytes.and_then(|bytes| i64::try_from(bytes).ok()))
+                    }
+                    Outcome::Unsupported { .. } => ("unsupported", None, None),
+                    Outcome::Failed(_) => ("failed", None, None),
+                };
+                let sql = "INSERT OR REPLACE INTO cells VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+                let row = params![
+                    run,
+                    stamp,
+                    machine.0,
+                    machine.1 as i64,
+                    case.checkpoint_digest,
+                    case.inputs_digest,
+                    variant_key(cell),
+                    outcome,
+                    p50_ms,
+                    peak
+                ];
+                begun.execute(sql, row).map_err(named)?;
+            }
+        }
+        let readings = readings(cases.iter().flat_map(|(_, cells)| *cells));
+        if let Some(best_ns) = best_ns(&readings) {
+            let row = params![run, stamp, machine.0, machine.1 as i64, best_ns as i64];
+            begun
+                .execute("INSERT OR REPLACE INTO yardstick VALUES (?1, ?2, ?3, ?4, ?5)", row)
+                .map_err(named)?;
+        }
+        begun.commit().map_err(named)
+    }
+
+    /// The best reading of the yardstick in the newest runs on one machine, in nanoseconds.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn yardstick_ns(&self, fingerprint: &str, threads: usize) -> Result<Option<u64>, HistoryError> {
+        let sql = "SELECT min(best_ns) FROM (SELECT best_ns FROM yardstick
+             WHERE fingerprint = ?1 AND threads = ?2 ORDER BY stamp DESC LIMIT ?3)";
+        let values = params![fingerprint, threads as i64, YARDSTICK_RUNS];
+        let best: Option<i64> =
+            self.connection.query_row(sql, values, |row| row.get(0)).map_err(|error| self.error(&error))?;
+        Ok(best.and_then(|best| u64::try_from(best).ok()))
+    }
+
+    /// Medians in milliseconds of a cell in the newest runs but `run`, on one machine; at most `most`.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn p50s(
+        &self,
+        fingerprint: &str,
+        threads: u64,
+        case: &Case,
+        cell: &Cell,
+        run: &Path,
+        most: usize,
+    ) -> Result<Vec<f64>, HistoryError> {
+        let sql =
+            "SELECT p50_ms FROM cells WHERE fingerprint = ?1 AND threads = ?2 AND checkpoint_digest = ?3
+             AND inputs_digest = ?4 AND variant = ?5 AND run <> ?6 AND p50_ms IS NOT NULL
+             ORDER BY stamp DESC LIMIT ?7";
+        let run = run.file_name().unwrap_or_default().to_string_lossy();
+        let read = || {
+            let mut statement = self.connection.prepare(sql)?;
+            let values = params![
+                fingerprint,
+                threads as i64,
+                case.checkpoint_digest,
+                case.inputs_digest,
+                variant_key(cell),
+                run,
+                most as i64
+            ];
+            statement.query_map(values, |row| row.get(0))?.collect::<Result<Vec<f64>, _>>()
+        };
+        read().map_err(|error| self.error(&error))
+    }
+
+    /// All baselines in the order of their names.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn baselines(&self) -> Result<Vec<Known>, HistoryError> {
+        let read = || {
+            let mut statement = self.connection.prepare(&format!("{SELECT} ORDER BY name"))?;
+            statement.query_map([], known)?.collect::<Result<Vec<_>, _>>()
+        };
+        read().map_err(|error| self.error(&error))
+    }
+
+    /// One baseline.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn baseline(&self, name: &str) -> Result<Option<Known>, HistoryError> {
+        let found = self.connection.query_row(&format!("{SELECT} WHERE name = ?1"), [name], known).optional();
+        found.map_err(|error| self.error(&error))
+    }
+
+    /// Puts a baseline in place of any of its name, which is given back.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn put_baseline(&mut self, baseline: &Known) -> Result<Option<Known>, HistoryError> {
+        let path = self.path.clone();
+        let named = |error: rusqlite::Error| named(&path, &error);
+        let begun =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(named)?;
+        let before = begun
+            .query_row(&format!("{SELECT} WHERE name = ?1"), [&baseline.name], known)
+            .optional()
+            .map_err(named)?;
+        let row = params![
+            baseline.name,
+            baseline.run,
+            baseline.folder,
+            baseline.saved,
+            baseline.fingerprint,
+            baseline.bytes as i64,
+            baseline.files
+        ];
+        begun
+            .execute("INSERT OR REPLACE INTO baselines VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)", row)
+            .map_err(named)?;
+        begun.commit().map_err(named)?;
+        Ok(before)
+    }
+
+    /// Takes a baseline out; gives it back, or nothing where there is none of that name.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn take_baseline(&mut self, name: &str) -> Result<Option<Known>, HistoryError> {
+        let path = self.path.clone();
+        let named = |error: rusqlite::Error| named(&path, &error);
+        let begun =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(named)?;
+        let before =
+            begun.query_row(&format!("{SELECT} WHERE name = ?1"), [name], known).optional().map_err(named)?;
+        begun.execute("DELETE FROM baselines WHERE name = ?1", [name]).map_err(named)?;
+        begun.commit().map_err(named)?;
+        Ok(before)
+    }
+
+    fn error(&self, error: &rusqlite::Error) -> HistoryError {
+        named(&self.path, error)
+    }
+}
+
+const SELECT: &str = "SELECT name, run, folder, saved, fingerprint, bytes, files FROM baselines";
+
+fn known(row: &rusqlite::Row<'_>) -> rusqlite::Result<Known> {
+    Ok(Known {
+        name: row.get(0)?,
+        run: row.get(1)?,
+        folder: row.get(2)?,
+        saved: row.get(3)?,
+        fingerprint: row.get(4)?,
+        bytes: row.get::<_, i64>(5)?.max(0) as u64,
+        files: row.get(6)?,
+    })
+}
+
+/// What of a variant says that two runs ran the same: its name with everything in it.
+fn variant_key(cell: &Cell) -> String {
+    crate::spec::variant::Variant { qualified: true, ..cell.variant.clone() }.name()
+}
+
+fn named(path: &Path, error: &rusqlite::Error) -> HistoryError {
+    let (path, reason) = (path.to_owned(), error.to_string());
+    match error.sqlite_error_code() {
+        Some(
+            ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::ReadOnly
+            | ErrorCode::CannotOpen
+            | ErrorCode::DiskFull
+            | ErrorCode::SystemIoFailure
+            | ErrorCode::PermissionDenied,
+        ) => HistoryError::Unusable { path, reason },
+        _ => HistoryError::Damaged { path, reason },
+    }
+}
+
+#[cfg(test)]
+mod tests;

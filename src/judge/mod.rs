@@ -1,0 +1,9 @@
+//! What the results mean: views of a run, gates, baselines, history.
+
+pub mod against;
+pub mod assess;
+pub mod baseline;
+pub mod exit_code;
+pub mod gates;
+pub mod history;
+pub mod view;

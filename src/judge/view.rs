@@ -1,0 +1,265 @@
+//! A run as reports see it: its cells, their numbers and the verdicts on their pairs.
+
+use std::collections::BTreeMap;
+
+use compare::matrix::Matrix;
+use compare::oracle::Accuracy;
+use compare::repeat::{self, Noise};
+use compare::timing::{SpeedUp, Summary, speed_up, summarize};
+use compare::verdict::{Decision, Verdict};
+
+use crate::execute::cell::{Cell, Completed, Outcome};
+use crate::results::Axes;
+use crate::results::localized::Localized;
+
+/// A whole run, as reports see it.
+#[derive(Clone, Debug)]
+pub struct RunView {
+    /// The run folder's name.
+    pub id: String,
+    /// What a reader must know of the machine, in order: `("CPU", "AMD EPYC, 2 cores")`.
+    pub environment: Vec<(String, String)>,
+    /// The run's cases.
+    pub cases: Vec<CaseView>,
+    /// What each transformers version's environment has, package to version, in the order of the plan.
+    pub packages: Vec<(String, BTreeMap<String, String>)>,
+    /// What holds for the whole run.
+    pub notes: Vec<String>,
+}
+
+/// One checkpoint with one batch of inputs in all variants.
+#[derive(Clone, Debug)]
+pub struct CaseView {
+    /// The case's name.
+    pub name: String,
+    /// Which checkpoint.
+    pub checkpoint: String,
+    /// Which inputs: `2 × 128 tokens, 3 padded`.
+    pub inputs: String,
+    /// Where the case stands in a sweep.
+    pub axes: Option<Axes>,
+    /// All cells, in order of the matrix's rows.
+    pub cells: Vec<Cell>,
+    /// The variant that speed-ups are relative to.
+    pub baseline: Option<String>,
+    /// All pairs; a row per cell.
+    pub matrix: Matrix,
+    /// One verdict per pair.
+    pub verdicts: Vec<Verdict>,
+    /// Errors against float64 results.
+    pub accuracies: Vec<Accuracy>,
+    /// Probabilities of named tokens.
+    pub choices: Option<ChoicesView>,
+    /// Where pairs that diverged depart first.
+    pub localized: Vec<Localized>,
+}
+
+/// Softmax probabilities of named tokens at the last real position.
+#[derive(Clone, Debug)]
+pub struct ChoicesView {
+    /// The tokens as the user named them.
+    pub tokens: Vec<String>,
+    /// A row per variant and row of the batch.
+    pub rows: Vec<ChoiceRow>,
+}
+
+/// One variant's probabilities in one row of the batch.
+#[derive(Clone, Debug)]
+pub struct ChoiceRow {
+    /// The variant's name.
+    pub variant: String,
+    /// Row of the batch.
+    pub row: usize,
+    /// One per token of [`ChoicesView::tokens`]; `None` where it is undefined.
+    pub probabilities: Vec<Option<f64>>,
+}
+
+/// How a run ended, for the exit code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Pairs of identical values.
+    pub identical: usize,
+    /// Pairs that differ by rounding.
+    pub same_mathematics: usize,
+    /// Pairs of which one rounds worse than the rule allows.
+    pub worse_rounding: usize,
+    /// Pairs that compute different things.
+    pub diverged: usize,
+    /// Pairs that cannot be compared.
+    pub incomparable: usize,
+    /// Pairs that lack a side.
+    pub not_run: usize,
+    /// Cells that failed.
+    pub failed: usize,
+    /// Cells that a runner does not support.
+    pub unsupported: usize,
+}
+
+impl Tally {
+    /// `2 identical, 13 same mathematics`; `none` without a pair.
+    pub(crate) fn pairs(&self) -> String {
+        let counts = [
+            (self.identical, "identical"),
+            (self.same_mathematics, "same mathematics"),
+            (self.worse_rounding, "worse rounding"),
+            (self.diverged, "diverged"),
+            (self.incomparable, "incomparable"),
+            (self.not_run, "not run"),
+        ];
+        let said: Vec<String> = counts
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, word)| format!("{count} {word}"))
+            .collect();
+        if said.is_empty() { "none".to_owned() } else { said.join(", ") }
+    }
+}
+
+impl RunView {
+    /// Counts verdicts and failures.
+    pub fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        for case in &self.cases {
+            for verdict in &case.verdicts {
+                *match verdict.decision {
+                    Decision::Identical => &mut tally.identical,
+                    Decision::SameMathematics => &mut tally.same_mathematics,
+                    Decision::WorseRounding { .. } => &mut tally.worse_rounding,
+                    Decision::Diverged => &mut tally.diverged,
+                    Decision::Incomparable { .. } => &mut tally.incomparable,
+                    Decision::NotRun { .. } => &mut tally.not_run,
+                } += 1;
+            }
+            for cell in &case.cells {
+                match &cell.outcome {
+                    Outcome::Completed(completed) if completed.unfinished.is_some() => tally.failed += 1,
+                    Outcome::Completed(_) => {}
+                    Outcome::Unsupported { .. } => tally.unsupported += 1,
+                    Outcome::Failed(_) => tally.failed += 1,
+                }
+            }
+        }
+        tally
+    }
+}
+
+/// A completed cell's numbers.
+pub(crate) struct Performance<'a> {
+    pub(crate) completed: &'a Completed,
+    /// `None` for a cell that was not timed.
+    pub(crate) timing: Option<Summary>,
+    /// `None` for the baseline itself and without one.
+    pub(crate) speed_up: Option<SpeedUp>,
+    pub(crate) is_baseline: bool,
+}
+
+impl CaseView {
+    /// How far the variant of a row is from itself, where it was asked.
+    pub(crate) fn noise(&self, row: usize) -> Option<&Noise> {
+        match &self.cells.get(row)?.outcome {
+            // A cell of which no repetition succeeded says nothing about itself.
+            Outcome::Completed(completed) => completed.noise.as_ref().filter(|noise| noise.l2().is_some()),
+            _ => None,
+        }
+    }
+
+    /// L2 of a pair in units of the noise of its sides; `None` where that is 0 or not known.
+    pub(crate) fn multiple(&self, a: usize, b: usize) -> Option<f64> {
+        let pair = self.matrix.compared(a, b).filter(|_| a != b)?;
+        repeat::multiple(pair.l2, self.noise(a), self.noise(b))
+    }
+
+    /// What a matrix of L2 shows where a variant meets itself: `bitwise`, or the L2 between its repetitions.
+    pub(crate) fn diagonal(&self, row: usize) -> Option<String> {
+        let noise = self.noise(row)?;
+        Some(match noise.l2() {
+            _ if noise.is_bitwise() => "bitwise".to_owned(),
+            l2 => format!("{:.6}", l2.unwrap_or(f64::NAN)),
+        })
+    }
+
+    /// In one sentence what the repetitions showed; `None` where there were none.
+    pub(crate) fn noise_said(&self) -> Option<String> {
+        let known: Vec<&Noise> = (0..self.cells.len()).filter_map(|row| self.noise(row)).collect();
+        if known.is_empty() {
+            return None;
+        }
+        let seconds: f64 = known.iter().map(|noise| noise.elapsed_ns as f64 / 1e9).sum();
+        let loud: Vec<&str> = (0..self.cells.len())
+            .filter(|&row| self.noise(row).is_some_and(|noise| !noise.is_bitwise()))
+            .map(|row| self.cells[row].name.as_str())
+            .collect();
+        let half = known.iter().filter(|n| n.same_process.is_none() || n.second_process.is_none()).count();
+        let half = if half == 0 { String::new() } else { format!(" ({half} of them in one place only)") };
+        let cost = format!("repeating took {seconds:.1} s");
+        Some(if loud.is_empty() {
+            format!(
+                "noise floor 0: {} variants repeat themselves bit for bit, in the same process and in a second one{half}; {cost}",
+                known.len()
+            )
+        } else {
+            format!(
+                "noise floor: {} of {} variants do not repeat themselves bit for bit{half}: {}; {cost}",
+                loud.len(),
+                known.len(),
+                loud.join(", ")
+            )
+        })
+    }
+
+    /// Numbers of one cell, or in one line why there are none.
+    pub(crate) fn performance<'a>(&self, cell: &'a Cell) -> Result<Performance<'a>, String> {
+        self.timed(Timed::Prefill, cell)
+    }
+
+    /// The cells that decoded tokens, with their times of one token.
+    pub(crate) fn decoding(&self) -> Vec<(&Cell, Performance<'_>)> {
+        let timed = |cell| Some((cell, self.timed(Timed::Decode, cell).ok()?));
+        self.cells.iter().filter_map(timed).filter(|(_, performance)| performance.timing.is_some()).collect()
+    }
+
+    fn timed<'a>(&self, what: Timed, cell: &'a Cell) -> Result<Performance<'a>, String> {
+        let completed = match &cell.outcome {
+            Outcome::Completed(completed) => completed,
+            outcome => return Err(outcome.reason()),
+        };
+        let is_baseline = self.baseline.as_ref() == Some(&cell.name);
+        let baseline = self.cells.iter().find_map(|other| match &other.outcome {
+            Outcome::Completed(completed) if self.baseline.as_ref() == Some(&other.name) => Some(completed),
+            _ => None,
+        });
+        let speed_up = baseline.filter(|_| !is_baseline).and_then(|baseline| {
+            let (baseline, variant) = side_by_side(what, baseline, completed);
+            speed_up(&baseline, &variant)
+        });
+        Ok(Performance { completed, timing: summarize(what.rounds(completed)), speed_up, is_baseline })
+    }
+}
+
+/// What is timed in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timed {
+    /// Passes over all inputs.
+    Prefill,
+    /// One token after the inputs.
+    Decode,
+}
+
+impl Timed {
+    /// A cell's rounds of it.
+    pub(crate) fn rounds(self, completed: &Completed) -> &[Vec<u64>] {
+        match self {
+            Self::Prefill => &completed.rounds_ns,
+            Self::Decode => &completed.decode_rounds_ns,
+        }
+    }
+}
+
+/// The rounds in which both were timed: only those may make a ratio.
+pub(crate) fn side_by_side(what: Timed, a: &Completed, b: &Completed) -> (Vec<Vec<u64>>, Vec<Vec<u64>>) {
+    let round = |of: &Completed, number: &u32| {
+        let index = of.round_numbers.iter().position(|known| known == number)?;
+        what.rounds(of).get(index).cloned()
+    };
+    a.round_numbers.iter().filter_map(|number| Some((round(a, number)?, round(b, number)?))).unzip()
+}

@@ -1,0 +1,121 @@
+//! Writes what a run found: one [`RunView`] in, one format per file out.
+
+pub mod csv;
+pub(crate) mod gates;
+pub mod github;
+pub mod html;
+pub mod json;
+pub mod junit;
+pub mod markdown;
+mod preflight;
+mod sweep;
+pub mod terminal;
+
+use compare::matrix::{Matrix, PairOutcome};
+use compare::metrics::PairMetrics;
+use compare::timing::SpeedUp;
+use compare::verdict::Tolerances;
+use console::Term;
+use miette::Result;
+
+use crate::execute::cell::Cell;
+use crate::execute::progress::Progress;
+use crate::judge::exit_code::ExitCode;
+use crate::judge::gates::{self as judge_gates, Judged};
+use crate::judge::view::{Performance, RunView};
+use crate::judge::{against, assess};
+use crate::results::{Manifest, RunFolder};
+use terminal::Terminal;
+
+/// A format.
+pub trait Report {
+    /// The file's name in the run folder.
+    fn file_name(&self) -> &'static str;
+    /// The whole file.
+    fn render(&self, run: &RunView, judged: &Judged) -> String;
+}
+
+/// The formats that every run folder holds.
+pub fn all() -> [&'static dyn Report; 5] {
+    [&markdown::Markdown, &json::Json, &html::Html, &csv::Csv, &junit::Junit]
+}
+
+/// Compares the cells of each case, writes every report into the run and shows the terminal's.
+///
+/// # Errors
+/// When logits cannot be read or a report cannot be written; the terminal's is shown all the same.
+pub fn write(
+    folder: &RunFolder,
+    manifest: &Manifest,
+    cells: &[Vec<Cell>],
+    tolerances: &Tolerances,
+    progress: &Progress,
+) -> Result<ExitCode> {
+    publish(folder, manifest, &assess::view(folder, manifest, cells, tolerances)?, tolerances, progress)
+}
+
+/// Judges a view by the run's gates, writes every report into the run and shows the terminal's.
+///
+/// # Errors
+/// When a report cannot be written; the terminal's is shown all the same.
+pub fn publish(
+    folder: &RunFolder,
+    manifest: &Manifest,
+    view: &RunView,
+    tolerances: &Tolerances,
+    progress: &Progress,
+) -> Result<ExitCode> {
+    let run = &manifest.config.run;
+    let against =
+        run.against.as_ref().map(|name| against::compare(name, folder, manifest, &view.cases, tolerances));
+    // The run's own reports do not depend on the baseline.
+    let (against, lost) = match against.transpose() {
+        Ok(against) => (against, None),
+        Err(error) => (None, Some(error)),
+    };
+    let judged = judge_gates::judge(view, &run.fail_on, against);
+    show(view, &judged, progress);
+    for format in all() {
+        folder.write(format.file_name(), format.render(view, &judged).as_bytes())?;
+    }
+    progress.line(&format!(
+        "{} and report.html are in {}",
+        markdown::Markdown.file_name(),
+        folder.path().display()
+    ));
+    lost.map_or(Ok(judge_gates::exit_code(view, &judged)), Err)
+}
+
+/// Shows a run on the terminal, and to GitHub Actions where it runs there.
+pub fn show(view: &RunView, judged: &Judged, progress: &Progress) {
+    let term = Term::stderr();
+    let width = term.size_checked().map_or(100, |(_, columns)| usize::from(columns));
+    let terminal = Terminal { width, color: console::colors_enabled_stderr() };
+    progress.result(&terminal.render(view, judged));
+    github::publish(view, judged, progress);
+}
+
+/// An entry of a matrix of numbers, or a word that says why there is none.
+pub(crate) fn entry(
+    matrix: &Matrix,
+    row: usize,
+    column: usize,
+    number: impl Fn(&PairMetrics) -> String,
+) -> String {
+    match matrix.oriented(row, column) {
+        PairOutcome::Compared(pair) => number(&pair),
+        PairOutcome::Incomparable(_) => "incomparable".to_owned(),
+        PairOutcome::NotRun(_) => "not run".to_owned(),
+    }
+}
+
+/// `1.52× (1.48–1.56)`.
+pub(crate) fn speed_up_text(performance: &Performance<'_>) -> String {
+    match &performance.speed_up {
+        Some(SpeedUp { ratio, interval }) => {
+            format!("{ratio:.2}× ({:.2}–{:.2})", interval.low, interval.high)
+        }
+        None if performance.is_baseline => "baseline".to_owned(),
+        None => "—".to_owned(),
+    }
+}

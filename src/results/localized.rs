@@ -1,0 +1,285 @@
+//! What a localisation found between two variants, as `localized.json` keeps it, and in one sentence.
+
+use compare::units::bytes;
+use reference::protocol::Dtype;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::spec::variant::dtype_name;
+
+/// The path of the model itself, in which all other modules lie.
+pub const ROOT: &str = "(root)";
+
+/// What was found between two variants.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Localized {
+    /// The case's name.
+    pub case: String,
+    /// The first variant.
+    pub a: String,
+    /// The second.
+    pub b: String,
+    /// dtype that both sides computed in.
+    pub dtype: Dtype,
+    /// Largest relative L2 that counts as agreement.
+    pub threshold: f64,
+    /// Relative L2 of the logits in this dtype, where they can be compared.
+    pub logits: Option<f64>,
+    /// What was found.
+    pub finding: Finding,
+    /// The finding in one sentence.
+    pub sentence: String,
+    /// Module calls that were compared.
+    pub modules: usize,
+    /// Bytes that were written for it, at most the disk limit of them at a time.
+    pub captured_bytes: u64,
+    /// What the captured passes took over what plain ones took; absent where nothing was captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overhead: Option<f64>,
+    /// Nanoseconds of all of it, loading included.
+    pub elapsed_ns: u64,
+    /// Whether the logits of every captured pass were bit for bit those of a pass without capture.
+    pub capture_changed_nothing: bool,
+    /// Whether it is the first side whose modules were fed the second's inputs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_first_fed: bool,
+    /// What a person must know to read it.
+    pub notes: Vec<String>,
+}
+
+impl Localized {
+    /// Whether the two compute different things.
+    pub fn is_divergence(&self) -> bool {
+        !matches!(self.finding, Finding::Nothing | Finding::Spread { near_ties: Some(_), .. })
+    }
+
+    /// What it took, in words.
+    pub fn effort(&self) -> String {
+        let seconds = self.elapsed_ns as f64 / 1e9;
+        let size = bytes(self.captured_bytes);
+        let overhead =
+            self.overhead.map_or_else(String::new, |times| format!(" in {times:.1} times a plain pass"));
+        format!("{} module calls compared, {size} captured{overhead}, {seconds:.1} s", self.modules)
+    }
+
+    /// Why a choice of other experts is rounding, where that is what was found.
+    pub(crate) fn near_ties(&self) -> Option<String> {
+        match &self.finding {
+            Finding::Spread { near_ties: Some(near_ties), .. } => Some(near_ties_in_words(near_ties, self)),
+            _ => None,
+        }
+    }
+
+    /// The variants whose inputs were given, and whose modules were fed them.
+    pub(super) fn source_and_fed(&self) -> [&str; 2] {
+        if self.is_first_fed { [&self.b, &self.a] } else { [&self.a, &self.b] }
+    }
+
+    /// Whether `other` is about the same two variants of the same case.
+    pub fn is_of_the_pair(&self, other: &Self) -> bool {
+        (&self.case, &self.a, &self.b) == (&other.case, &other.a, &other.b)
+    }
+
+    /// The module path that is at fault, where there is one.
+    pub fn path(&self) -> Option<&str> {
+        match &self.finding {
+            Finding::Module(divergence) => Some(&divergence.path),
+            _ => None,
+        }
+    }
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "found", rename_all = "snake_case")]
+pub enum Finding {
+    /// A module, or a step inside one.
+    Module(Divergence),
+    /// Not what the modules compute, but how one variant executes them: `torch.compile`, or sdpa attention.
+    Execution {
+        /// The variant.
+        variant: String,
+        /// What it does that its eager twin does not.
+        what: String,
+        /// Relative L2 of its logits against those of its twin.
+        #[serde(deserialize_with = "absent_is_infinite")]
+        relative_l2: f64,
+    },
+    /// The logits depart, and a side exposes no modules.
+    Logits {
+        /// Why nothing finer is known.
+        reason: String,
+    },
+    /// The logits depart, but no module does so by itself: rounding that grows from module to module.
+    Spread {
+        /// The first module whose output departs.
+        first: String,
+        /// Where it is routers that make it grow.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        near_ties: Option<NearTies>,
+    },
+    /// Both sides agree.
+    Nothing,
+}
+
+/// Tokens that rounding sends to other experts, in two variants of which every module gives the same on the same input, at
+/// every position.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NearTies {
+    /// The first router that chooses other experts.
+    pub router: String,
+    /// Real tokens for which some router does.
+    pub tokens: usize,
+    /// Real tokens.
+    pub of: usize,
+    /// Largest relative L2 of the first router's scores over the tokens for which it does: a choice that so small a
+    /// difference turns was a tie to within it.
+    pub scores: f64,
+    /// Largest relative L2 that a module on the other side's input reaches at one position.
+    pub worst: f64,
+}
+
+/// The first module whose output departs though its input agrees.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Divergence {
+    /// Its path on the first side; below an attention module also the steps `rope_q`, `rope_k`, `scores`, `mask` and
+    /// `softmax`, which are no modules.
+    pub path: String,
+    /// Its path on the second side.
+    pub path_b: String,
+    /// Its class on the first side.
+    pub class_a: String,
+    /// Its class on the second side.
+    pub class_b: String,
+    /// Where the module's children all agree: the children after and before which its own code departs.
+    pub between: Option<Between>,
+    /// Relative L2 of what goes in; `None` where it cannot be compared.
+    pub input: Option<f64>,
+    /// Relative L2 of what comes out; infinite where one side alone has a NaN or an infinity.
+    #[serde(deserialize_with = "absent_is_infinite")]
+    pub output: f64,
+    /// Relative L2 of what comes out of the second side when it is fed the first side's input; `None` where it
+    /// cannot be fed.
+    pub replayed: Option<f64>,
+    /// Position that departs most.
+    pub worst: Option<Worst>,
+}
+
+/// Part of a module's own code.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Between {
+    /// The last child that agrees; `None` at the module's beginning.
+    pub after: Option<String>,
+    /// The first child whose input departs; `None` at the module's end.
+    pub before: Option<String>,
+}
+
+/// A position.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Worst {
+    /// Row of the batch.
+    pub row: usize,
+    /// Position in the row, padding counted.
+    pub position: usize,
+    /// Relative L2 of this position.
+    #[serde(deserialize_with = "absent_is_infinite")]
+    pub relative_l2: f64,
+}
+
+/// JSON has no infinity and is given `null` in its place.
+fn absent_is_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
+}
+
+impl std::fmt::Display for Localized {
+    /// What `tfcheck localize` prints.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(formatter, "{}: {} / {}", self.case, self.a, self.b)?;
+        writeln!(formatter, "  {}", self.sentence)?;
+        writeln!(formatter, "  {}", self.effort())?;
+        self.notes.iter().try_for_each(|note| writeln!(formatter, "  note: {note}"))
+    }
+}
+
+/// A finding in one sentence.
+pub(crate) fn sentence(localized: &Localized) -> String {
+    let Localized { a, b, threshold, .. } = localized;
+    let dtype = dtype_name(localized.dtype);
+    match &localized.finding {
+        Finding::Module(divergence) => module(divergence, localized, dtype),
+        Finding::Execution { variant, what, relative_l2 } => format!(
+            "the modules of {a} and {b} agree in {dtype}; {variant} departs from its own eager pass by {relative_l2:.1e}: the fault lies in {what}"
+        ),
+        Finding::Logits { reason } => {
+            let apart = localized.logits.map_or_else(String::new, |apart| format!(" by {apart:.1e}"));
+            format!("the logits depart{apart} in {dtype}, and no module can be named: {reason}")
+        }
+        Finding::Spread { near_ties: Some(near_ties), .. } => format!(
+            "the mathematics of {a} and {b} is the same in {dtype}: {}",
+            near_ties_in_words(near_ties, localized)
+        ),
+        Finding::Spread { first, near_ties: None } => format!(
+            "no module departs by itself in {dtype}: fed the same input, all agree within {threshold:.1e}; rounding grows until {first}"
+        ),
+        Finding::Nothing => format!("{a} and {b} agree in {dtype} within {threshold:.1e}"),
+    }
+}
+
+/// Why a choice of other experts is rounding.
+fn near_ties_in_words(found: &NearTies, localized: &Localized) -> String {
+    let NearTies { router, tokens, of, scores, worst } = found;
+    let [source, _] = localized.source_and_fed();
+    format!(
+        "fed {source}'s input, every module agrees at every position (to {worst:.1e}), and {tokens} of {of} tokens go to other experts at near-ties of routers: {router} is the first to choose otherwise, where its scores differ by no more than {scores:.1e}"
+    )
+}
+
+fn module(found: &Divergence, localized: &Localized, dtype: &str) -> String {
+    let (threshold, [source, fed]) = (localized.threshold, localized.source_and_fed());
+    let who = if found.path == ROOT { "the model's own code".to_owned() } else { found.path.clone() };
+    let classes = match (found.class_a.as_str(), found.class_b.as_str()) {
+        ("", _) | (_, "") => String::new(),
+        (one, other) if one == other => format!(" ({one})"),
+        (one, other) => format!(" ({one} against {other})"),
+    };
+    let place = found.between.as_ref().map(|between| match (&between.after, &between.before) {
+        (Some(after), Some(before)) => format!(", in its own code between {after} and {before},"),
+        (Some(after), None) => format!(", in its own code after {after},"),
+        (None, Some(before)) => format!(", in its own code before {before},"),
+        (None, None) => String::new(),
+    });
+    let input = match found.input {
+        Some(input) => format!("its input agrees ({input:.1e})"),
+        None => "nothing before it departs".to_owned(),
+    };
+    let worst = found.worst.map_or_else(String::new, |worst| {
+        format!(", most at row {} position {} ({:.1e})", worst.row, worst.position, worst.relative_l2)
+    });
+    let replayed = match found.replayed {
+        Some(replayed) if replayed > threshold => {
+            let whose = if localized.is_first_fed { format!("{source}'s") } else { "its own".to_owned() };
+            format!("; fed {source}'s input, {fed} still departs ({replayed:.1e}): the fault is {whose}")
+        }
+        Some(replayed) => format!(
+            "; fed {source}'s input, {fed} agrees ({replayed:.1e}): it hands on a difference below {threshold:.0e}"
+        ),
+        None => String::new(),
+    };
+    let place = place.unwrap_or_default();
+    format!(
+        "{who}{classes}{place} departs by {:.1e} in {dtype} though {input}{worst}{replayed}",
+        found.output
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_divergence_to_infinity_is_read_back_as_it_was_written() {
+        let worst = Some(Worst { row: 0, position: 3, relative_l2: f64::INFINITY });
+        let found = Finding::Module(Divergence { output: f64::INFINITY, worst, ..Divergence::default() });
+        let text = serde_json::to_string(&found).unwrap();
+        assert_eq!(serde_json::from_str::<Finding>(&text).unwrap(), found, "{text}");
+    }
+}

@@ -1,0 +1,223 @@
+//! A checkpoint: config + weights + tokenizer at one fixed revision, resolved to verified local files.
+//!
+//! Hub ids, folders, GGUF files and synthetic checkpoints all end as a folder in transformers' layout,
+//! so that every variant reads the same weights.
+
+mod digest;
+mod error;
+mod gguf;
+pub mod hub;
+pub(crate) mod preflight;
+mod safetensors_file;
+mod source;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::Value;
+
+pub use error::Error;
+pub use source::{Source, SourceError};
+
+use crate::spec::atomic;
+use digest::Digests;
+
+/// A checkpoint whose files are local, whole and safe to load.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// The source string it was asked for by.
+    pub name: String,
+    /// Where it came from.
+    pub source: Source,
+    /// The commit hash, for hub ids.
+    pub revision: Option<String>,
+    /// Folder with `config.json`, the weights and the tokenizer; ends no component with a link that may move.
+    pub folder: PathBuf,
+    /// `config.json`.
+    pub config: Value,
+    /// The architecture, `config.json`'s `model_type`.
+    pub model_type: String,
+    /// The safetensors files, in the order of their names.
+    pub weights: Vec<PathBuf>,
+    /// `tokenizer.json`, when there is one.
+    pub tokenizer: Option<PathBuf>,
+    /// SHA-256 over the names and contents of config, weights and tokenizer files.
+    pub digest: String,
+    /// How it was made, and what a person must know to read the numbers.
+    pub notes: Vec<String>,
+}
+
+/// What [`resolve`] needs beside the source string.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// tfcheck's own cache: GGUF imports, synthetic checkpoints, digests.
+    pub cache: PathBuf,
+    /// How to reach the hub.
+    pub hub: hub::Environment,
+    /// Branch, tag or commit of a hub id; `None` is `main`.
+    pub revision: Option<String>,
+    /// Accept `auto_map` in configs. tfcheck itself never runs such code.
+    pub allow_remote_code: bool,
+    /// Seed of synthetic checkpoints.
+    pub seed: u64,
+}
+
+impl Settings {
+    /// The defaults over a cache folder, with the hub taken from `HF_*`.
+    pub fn new(cache: impl Into<PathBuf>) -> Self {
+        Self {
+            cache: cache.into(),
+            hub: hub::Environment::from_env(),
+            revision: None,
+            allow_remote_code: false,
+            seed: 0,
+        }
+    }
+}
+
+/// Something that takes a while.
+#[derive(Clone, Copy, Debug)]
+pub enum Step<'a> {
+    /// A file comes from the hub; in bytes.
+    Download {
+        /// The file.
+        file: &'a str,
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// A GGUF file is dequantised; in bytes written.
+    Import {
+        /// The tensor, under transformers' name.
+        tensor: &'a str,
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// A file is hashed; in bytes.
+    Hash {
+        /// The file.
+        file: &'a str,
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+}
+
+/// Where progress is reported to.
+pub type Progress<'a> = &'a mut dyn FnMut(Step<'_>);
+
+/// Turns a source string into verified local files.
+///
+/// # Errors
+/// When the checkpoint cannot be found or fetched, is incomplete, or must not be loaded.
+pub fn resolve(given: &str, settings: &Settings, progress: Progress<'_>) -> Result<Checkpoint, Error> {
+    let source = given.parse::<Source>()?.find()?;
+    if let (Some(revision), false) = (&settings.revision, matches!(source, Source::Hub(_))) {
+        return Err(Error::NoRevisions { given: given.to_owned(), revision: revision.clone() });
+    }
+    let mut digests = Digests::open(&settings.cache);
+    let mut revision = None;
+    let mut notes = Vec::new();
+    let folder = match &source {
+        Source::Hub(id) => {
+            let snapshot = hub::fetch(id, settings.revision.as_deref(), settings, progress)?;
+            notes.extend(snapshot.notes);
+            revision = Some(snapshot.commit);
+            snapshot.folder
+        }
+        Source::Folder(path) => {
+            let path = path.canonicalize().map_err(Error::io("read", path))?;
+            notes.push(format!("local folder {}", path.display()));
+            path
+        }
+        Source::Gguf(path) => {
+            let digest = digests.of(path, progress)?;
+            let imported = gguf::import(path, &digest, &settings.cache, progress)?;
+            notes.extend(imported.notes);
+            imported.folder
+        }
+        Source::Synthetic { model_type, variant } => {
+            notes.push(format!("synthetic weights of seed {}", settings.seed));
+            synthetic(given, model_type, variant.as_deref(), settings)?
+        }
+    };
+    let checked = preflight::check(&folder, settings.allow_remote_code)?;
+    notes.extend(checked.notes);
+
+    let config_path = folder.join("config.json");
+    let mut parts = Vec::new();
+    for path in std::iter::once(&config_path).chain(&checked.weights).chain(&checked.tokenizer_files) {
+        let digest = digests.of(path, progress)?;
+        if revision.is_some() {
+            hub::check_blob(path, &digest)?;
+        }
+        parts.push((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), digest));
+    }
+    digests.keep();
+    Ok(Checkpoint {
+        name: given.to_owned(),
+        source,
+        revision,
+        folder,
+        config: checked.config,
+        model_type: checked.model_type,
+        weights: checked.weights,
+        tokenizer: checked.tokenizer,
+        digest: digest::combine(parts.iter().map(|(name, digest)| (name.as_str(), digest.as_str()))),
+        notes,
+    })
+}
+
+/// Makes a folder under its final name only once it is complete; a second process that is faster wins.
+fn complete_folder(target: &Path, fill: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
+    if target.is_dir() {
+        return Ok(());
+    }
+    let parent = target.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    let temporary = atomic::temporary(target);
+    std::fs::create_dir(&temporary).map_err(Error::io("create", &temporary))?;
+    let filled = fill(&temporary).and_then(|()| {
+        atomic::sync_folder(&temporary).map_err(Error::io("sync", &temporary))?;
+        match std::fs::rename(&temporary, target) {
+            Err(_) if target.is_dir() => Ok(()),
+            renamed => renamed.map_err(Error::io("create", target)),
+        }
+    });
+    if temporary.exists() {
+        let _ = std::fs::remove_dir_all(&temporary);
+    }
+    filled?;
+    atomic::sync_folder(parent).map_err(Error::io("sync", parent))
+}
+
+/// The folder of a synthetic checkpoint, generated when it is not in the cache yet.
+fn synthetic(
+    given: &str,
+    model_type: &str,
+    variant: Option<&str>,
+    settings: &Settings,
+) -> Result<PathBuf, Error> {
+    // Runs side by side in this process want the same one, and need it once.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let name = format!("{model_type}-{}-{}", variant.unwrap_or("default"), settings.seed);
+    let target = settings.cache.join("synthetic").join(name);
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    complete_folder(&target, |folder| write_synthetic(given, model_type, variant, settings.seed, folder))?;
+    Ok(target)
+}
+
+fn write_synthetic(
+    given: &str,
+    model_type: &str,
+    variant: Option<&str>,
+    seed: u64,
+    folder: &Path,
+) -> Result<(), Error> {
+    models::synthetic::write(model_type, variant.unwrap_or_default(), seed, folder)
+        .map_err(|error| Error::Synthetic { given: given.to_owned(), reason: error.to_string() })
+}

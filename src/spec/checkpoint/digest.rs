@@ -1,0 +1,112 @@
+//! SHA-256 of files, remembered by path, size and times, so that a second run does not read the weights again.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{Error, Progress, Step};
+use crate::spec::atomic;
+use crate::spec::machine::hex;
+
+/// Digests of files that were read before.
+pub(crate) struct Digests {
+    file: PathBuf,
+    known: BTreeMap<PathBuf, Known>,
+    changed: bool,
+}
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+struct Known {
+    size: u64,
+    modified_ns: i64,
+    // The change time catches an edit after which the modification time was put back.
+    changed_ns: i64,
+    sha256: String,
+}
+
+impl Digests {
+    /// Reads what `cache` remembers; a damaged or absent file is an empty one.
+    pub(crate) fn open(cache: &Path) -> Self {
+        let file = cache.join("digests.json");
+        let known = std::fs::read(&file)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
+        Self { file, known, changed: false }
+    }
+
+    /// Lower-case hex SHA-256 of `path`'s content.
+    pub(crate) fn of(&mut self, path: &Path, progress: Progress<'_>) -> Result<String, Error> {
+        let path = path.canonicalize().map_err(Error::io("read", path))?;
+        let metadata = path.metadata().map_err(Error::io("read", &path))?;
+        let mut known = Known {
+            size: metadata.size(),
+            modified_ns: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+            changed_ns: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+            sha256: String::new(),
+        };
+        if let Some(before) = self.known.get(&path) {
+            known.sha256.clone_from(&before.sha256);
+            if known == *before {
+                return Ok(known.sha256);
+            }
+        }
+        known.sha256 = sha256(&path, metadata.size(), progress)?;
+        let digest = known.sha256.clone();
+        self.known.insert(path, known);
+        self.changed = true;
+        Ok(digest)
+    }
+
+    /// Keeps what was learnt. Failing to keep it costs time only, so it is not an error.
+    pub(crate) fn keep(self) {
+        if !self.changed {
+            return;
+        }
+        // Another run may have added its own in the meantime; forget files that are gone.
+        let mut all = Self::open(self.file.parent().unwrap_or(Path::new("."))).known;
+        all.extend(self.known);
+        all.retain(|path, _| path.exists());
+        if let Ok(bytes) = serde_json::to_vec(&all) {
+            let _ = self.file.parent().map(std::fs::create_dir_all);
+            let _ = atomic::write(&self.file, &bytes);
+        }
+    }
+}
+
+/// One digest of many files: of their names and digests, in the order of the names.
+pub(crate) fn combine<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let ordered: BTreeMap<_, _> = files.into_iter().collect();
+    let mut hasher = Sha256::new();
+    hasher.update(b"tfcheck checkpoint 1\n");
+    for (name, digest) in ordered {
+        hasher.update(format!("{digest}  {name}\n"));
+    }
+    hex(&hasher.finalize())
+}
+
+fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+}
+
+fn sha256(path: &Path, size: u64, progress: Progress<'_>) -> Result<String, Error> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut done = 0;
+    loop {
+        let read = file.read(&mut buffer).map_err(Error::io("read", path))?;
+        if read == 0 {
+            return Ok(hex(&hasher.finalize()));
+        }
+        hasher.update(&buffer[..read]);
+        done += read as u64;
+        progress(Step::Hash { file: &name, done, total: size });
+    }
+}

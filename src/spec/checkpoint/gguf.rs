@@ -1,0 +1,104 @@
+//! GGUF import: dequantised once to f32 safetensors under transformers' names, with config and tokenizer.
+//!
+//! What transformers itself reads from the file (`gguf_file=`, 5.23) is the reference for weights and config;
+//! the tokenizer follows the file's own description where transformers 5.23 ignores a part of it (see
+//! `tokenizer.rs`).
+
+mod config;
+mod metadata;
+mod names;
+mod tokenizer;
+mod weights;
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use candle_core::quantized::gguf_file::Content;
+use serde_json::Value;
+
+use super::{Error, Progress, complete_folder};
+use crate::spec::atomic;
+use metadata::Metadata;
+use names::Architecture;
+
+/// Part of an import's folder name; raise it when an import would come out differently.
+const IMPORT_VERSION: u32 = 1;
+
+/// A GGUF file as a checkpoint folder.
+#[derive(Debug)]
+pub(crate) struct Imported {
+    pub(crate) folder: PathBuf,
+    pub(crate) notes: Vec<String>,
+}
+
+/// Imports `path`, whose SHA-256 is `digest`, into the cache; a second time it only looks the folder up.
+pub(crate) fn import(
+    path: &Path,
+    digest: &str,
+    cache: &Path,
+    progress: Progress<'_>,
+) -> Result<Imported, Error> {
+    let folder = cache.join("gguf").join(format!("{digest}-{IMPORT_VERSION}"));
+    let notes_path = folder.join("import.json");
+    complete_folder(&folder, |temporary| convert(path, digest, temporary, progress))?;
+    let notes = std::fs::read(&notes_path).map_err(Error::io("read", &notes_path))?;
+    let notes = serde_json::from_slice(&notes).map_err(|error| Error::BadJson {
+        path: notes_path,
+        reason: format!("is not a list of notes: {error}"),
+    })?;
+    Ok(Imported { folder, notes })
+}
+
+fn convert(path: &Path, digest: &str, folder: &Path, progress: Progress<'_>) -> Result<(), Error> {
+    let problem = |(reason, help): (String, String)| Error::Gguf { path: path.to_owned(), reason, help };
+    let mut file = BufReader::new(File::open(path).map_err(Error::io("read", path))?);
+    let content = Content::read(&mut file).map_err(|error| {
+        problem((
+            format!("its header cannot be read: {error}"),
+            "the file is incomplete, or not GGUF version 1 to 3; fetch it again".to_owned(),
+        ))
+    })?;
+    let metadata = Metadata::new(&content.metadata);
+    let name = metadata.text("general.architecture").unwrap_or_default();
+    let architecture = Architecture::named(name).map_err(problem)?;
+    if metadata.integer("split.count").is_some_and(|count| count > 1) {
+        return Err(problem((
+            "it is one part of a split model".to_owned(),
+            "join the parts with `llama-gguf-split --merge` first".to_owned(),
+        )));
+    }
+
+    let mut notes = vec![format!(
+        "imported from {} (sha-256 {digest}), dequantised to f32 under transformers' names",
+        path.file_name().unwrap_or_default().to_string_lossy()
+    )];
+    let plan = weights::plan(architecture, &content, &metadata).map_err(problem)?;
+    let config = config::build(architecture, &content, &metadata, path, &mut notes).map_err(problem)?;
+    let write_json = |name: &str, value: &Value| {
+        let bytes = serde_json::to_vec_pretty(value).unwrap_or_default();
+        atomic::write(&folder.join(name), &bytes).map_err(Error::io("write", &folder.join(name)))
+    };
+    if let Some(tokenizer) = tokenizer::build(architecture, &metadata, &mut notes).map_err(problem)? {
+        atomic::write(&folder.join("tokenizer.json"), &tokenizer.json)
+            .map_err(Error::io("write", &folder.join("tokenizer.json")))?;
+        write_json("tokenizer_config.json", &tokenizer.config)?;
+    } else {
+        notes.push("the GGUF file holds no tokenizer".to_owned());
+    }
+    weights::write(path, &content, &plan, &folder.join(super::preflight::SINGLE), progress)?;
+    write_json("config.json", &config)?;
+    write_json("import.json", &Value::from(notes))
+}
+
+/// What is wrong, and what to do about it.
+type Problem = (String, String);
+
+/// A problem that only another file solves.
+fn damaged(reason: impl Into<String>) -> Problem {
+    (
+        reason.into(),
+        "the file is incomplete or was made by a converter that tfcheck does not know; take another one"
+            .to_owned(),
+    )
+}

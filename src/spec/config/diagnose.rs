@@ -1,0 +1,144 @@
+//! What is wrong with a config, with the line that says it and what to write instead.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use miette::{NamedSource, SourceSpan};
+use toml::de::{DeTable, DeValue};
+
+use super::schema;
+use super::validate::{Part, Problem, Step};
+use crate::spec::nearest::nearest;
+
+/// A config that cannot be used: the first problem, with the others behind it.
+#[derive(Clone, Debug, thiserror::Error, miette::Diagnostic)]
+#[error("{message}")]
+pub struct ConfigError {
+    message: String,
+    #[source_code]
+    file: Arc<NamedSource<String>>,
+    #[label]
+    span: Option<SourceSpan>,
+    #[help]
+    hint: Option<String>,
+    #[related]
+    others: Vec<ConfigError>,
+}
+
+impl ConfigError {
+    /// A file that could not be read at all.
+    pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> Self {
+        let hint = (error.kind() == std::io::ErrorKind::NotFound)
+            .then(|| "`tfcheck init` writes a commented one".to_owned());
+        Self {
+            message: format!("cannot read the config {}: {error}", path.display()),
+            file: Arc::new(NamedSource::new(path.display().to_string(), String::new())),
+            span: None,
+            hint,
+            others: Vec::new(),
+        }
+    }
+
+    /// What the TOML parser or serde has against `text`.
+    pub(super) fn from_toml(error: &toml::de::Error, text: &str, path: &Path) -> Self {
+        let (message, hint) = explain(error.message());
+        Self {
+            message,
+            file: named(text, path),
+            span: error.span().map(SourceSpan::from),
+            hint,
+            others: Vec::new(),
+        }
+    }
+
+    /// All `problems` as one error; `None` where there is none. `text` is empty for a config without a file.
+    pub(super) fn from_problems(problems: Vec<Problem>, text: &str, path: &Path) -> Option<Self> {
+        let file = named(text, path);
+        let document = DeTable::parse(text).ok();
+        let mut errors = problems.into_iter().map(|problem| Self {
+            span: document
+                .as_ref()
+                .and_then(|document| locate(document.get_ref(), &problem.path, problem.part))
+                .map(SourceSpan::from),
+            message: problem.message,
+            file: Arc::clone(&file),
+            hint: problem.hint,
+            others: Vec::new(),
+        });
+        let first = errors.next()?;
+        Some(Self { others: errors.collect(), ..first })
+    }
+}
+
+fn named(text: &str, path: &Path) -> Arc<NamedSource<String>> {
+    Arc::new(NamedSource::new(path.display().to_string(), text.to_owned()))
+}
+
+/// The span of the value at `path`, or of its key; of the nearest parent where the file does not have it.
+fn locate(document: &DeTable<'_>, path: &[Step], part: Part) -> Option<Range<usize>> {
+    let mut found = None;
+    let mut table = Some(document);
+    let mut array = None;
+    for (depth, step) in path.iter().enumerate() {
+        let value = match *step {
+            Step::Key(name) => {
+                let Some((key, value)) = table.and_then(|table| table.get_key_value(name)) else {
+                    break;
+                };
+                let is_last = depth + 1 == path.len();
+                found = Some(if is_last && part == Part::Key { key.span() } else { value.span() });
+                value
+            }
+            Step::Index(index) => {
+                let Some(value) = array.and_then(|array: &toml::de::DeArray<'_>| array.get(index)) else {
+                    break;
+                };
+                found = Some(value.span());
+                value
+            }
+        };
+        (table, array) = match value.get_ref() {
+            DeValue::Table(inner) => (Some(inner), None),
+            DeValue::Array(inner) => (None, Some(inner)),
+            _ => (None, None),
+        };
+    }
+    found
+}
+
+/// Turns serde's list of what it expected into the one name that was probably meant.
+fn explain(message: &str) -> (String, Option<String>) {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let Some(given) = quoted.next() else {
+        return (plain(message), None);
+    };
+    let known: Vec<&str> = quoted.collect();
+    if message.starts_with("unknown field") {
+        let places = schema::sections_with(given);
+        let hint = match nearest(given, &known) {
+            // A field that another section has was put in the wrong place rather than misspelt.
+            _ if !places.is_empty() => format!("`{given}` belongs to {}", places.join(" or ")),
+            Some(name) => format!("did you mean `{name}`? the fields here are {}", known.join(", ")),
+            None => format!("the fields here are {}", known.join(", ")),
+        };
+        return (format!("unknown field `{given}`"), Some(hint));
+    }
+    if message.starts_with("unknown variant") {
+        let hint = match nearest(given, &known) {
+            Some(name) => format!("did you mean \"{name}\"? there are {}", known.join(", ")),
+            None => format!("there are {}", known.join(", ")),
+        };
+        return (format!("\"{given}\" is not known here"), Some(hint));
+    }
+    (plain(message), None)
+}
+
+/// serde names the types of Rust; the file's readers know numbers.
+fn plain(message: &str) -> String {
+    let words = [("usize", "a whole number from 0"), ("u64", "a whole number from 0"), ("f64", "a number")];
+    let replaced = words.iter().find_map(|(rust, plain)| {
+        message.strip_suffix(rust).filter(|rest| rest.ends_with(' ')).map(|rest| format!("{rest}{plain}"))
+    });
+    replaced.unwrap_or_else(|| message.to_owned())
+}

@@ -1,0 +1,414 @@
+//! What the types alone cannot refuse: empty lists, names that clash, fields that contradict each other.
+
+use reference::protocol::Mode;
+
+use super::{
+    Checkpoint, CheckpointSource, Command, Config, Environment, Inputs, Run, Version, VersionSource,
+};
+
+/// One thing that is wrong, and where.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Problem {
+    pub(super) path: Vec<Step>,
+    pub(super) part: Part,
+    pub(super) message: String,
+    pub(super) hint: Option<String>,
+}
+
+impl Problem {
+    /// An argument of the command line that is wrong.
+    pub(super) fn of_argument(message: String) -> Self {
+        Self { path: Vec::new(), part: Part::Value, message, hint: None }
+    }
+}
+
+/// One step from a table to what it holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Step {
+    Key(&'static str),
+    Index(usize),
+}
+
+/// Which side of `key = value` is at fault.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Part {
+    Key,
+    Value,
+}
+
+impl From<&'static str> for Step {
+    fn from(name: &'static str) -> Self {
+        Self::Key(name)
+    }
+}
+
+impl From<usize> for Step {
+    fn from(index: usize) -> Self {
+        Self::Index(index)
+    }
+}
+
+/// A path into the file: `at!["versions", 1, "name"]`.
+macro_rules! at {
+    ($($step:expr),*) => { &[$(Step::from($step)),*] };
+}
+
+/// Names that the native side uses itself.
+const RESERVED: [&str; 2] = ["candle", "candle-transformers"];
+
+/// Everything that is wrong with `config`, in the order of the file's sections.
+pub(super) fn problems(config: &Config) -> Vec<Problem> {
+    let mut found = Found(Vec::new());
+    found.checkpoints(&config.checkpoints);
+    found.inputs(&config.inputs, &config.checkpoints);
+    found.environment(&config.environment);
+    found.versions(&config.versions);
+    let foreign = [Mode::Compiled, Mode::Frozen, Mode::ReduceOverhead, Mode::MaxAutotune];
+    found.modes(at!["candle", "modes"], &config.candle.modes, &foreign, "candle has eager and fused");
+    found.distinct(at!["candle", "modes"], &config.candle.modes);
+    found.commands(&config.commands, &config.versions);
+    found.run(&config.run);
+    found.0
+}
+
+/// True for a name that can be a folder's on every system and needs no quoting in a shell.
+pub(crate) fn is_file_name(name: &str) -> bool {
+    name.len() <= 100
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && !name.ends_with('.')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "._+-".contains(c))
+}
+
+struct Found(Vec<Problem>);
+
+impl Found {
+    fn add(&mut self, part: Part, path: &[Step], message: impl Into<String>, hint: &str) {
+        let hint = (!hint.is_empty()).then(|| hint.to_owned());
+        self.0.push(Problem { path: path.to_vec(), part, message: message.into(), hint });
+    }
+
+    /// The field should not be there.
+    fn field(&mut self, path: &[Step], message: impl Into<String>, hint: &str) {
+        self.add(Part::Key, path, message, hint);
+    }
+
+    /// The field's value is wrong.
+    fn value(&mut self, path: &[Step], message: impl Into<String>, hint: &str) {
+        self.add(Part::Value, path, message, hint);
+    }
+
+    fn checkpoints(&mut self, checkpoints: &[Checkpoint]) {
+        self.not_empty(at!["checkpoints"], checkpoints);
+        for (index, checkpoint) in checkpoints.iter().enumerate() {
+            let source = &checkpoint.source;
+            let revision: &[Step] = at!["checkpoints", index, "revision"];
+            match &checkpoint.revision {
+                Some(_) if !matches!(source, CheckpointSource::Hub(_)) => self.field(
+                    revision,
+                    format!("`{source}` is no hub id, so it has no revision"),
+                    "drop `revision`: local files are pinned by their digests",
+                ),
+                Some(text) if text.trim().is_empty() => {
+                    self.value(
+                        revision,
+                        "an empty revision",
+                        "name a commit, tag or branch, or drop the field",
+                    );
+                }
+                _ => {}
+            }
+            if checkpoint.allow_remote_code
+                && matches!(source, CheckpointSource::Gguf(_) | CheckpointSource::Synthetic { .. })
+            {
+                self.field(
+                    at!["checkpoints", index, "allow_remote_code"],
+                    format!("`{source}` brings no code that could be allowed"),
+                    "drop `allow_remote_code`",
+                );
+            }
+            let name = checkpoint.case_name();
+            if let Some(name) = &checkpoint.name {
+                self.file_name(at!["checkpoints", index, "name"], name);
+            }
+            if checkpoints[..index].iter().any(|other| other.case_name().eq_ignore_ascii_case(&name)) {
+                let field = if checkpoint.name.is_some() { "name" } else { "source" };
+                self.value(
+                    at!["checkpoints", index, field],
+                    format!("a second checkpoint called `{name}`"),
+                    "give each a `name` of its own",
+                );
+            }
+        }
+    }
+
+    fn inputs(&mut self, inputs: &Inputs, checkpoints: &[Checkpoint]) {
+        if let Some(prompts) = &inputs.prompts {
+            for (field, present) in [
+                ("lengths", inputs.lengths.is_some()),
+                ("batch", inputs.batch.is_some()),
+                ("prefill", inputs.prefill.is_some()),
+                ("text", inputs.text.is_some()),
+            ] {
+                if present {
+                    self.field(
+                        at!["inputs", field],
+                        format!("`{field}` together with `prompts`"),
+                        "prompts are one batch of their own; a sweep has `lengths`, `batch` and `text` instead",
+                    );
+                }
+            }
+            if let Some(checkpoint) = checkpoints
+                .iter()
+                .find(|checkpoint| matches!(checkpoint.source, CheckpointSource::Synthetic { .. }))
+            {
+                self.field(
+                    at!["inputs", "prompts"],
+                    format!("`{}` has no tokenizer that could read prompts", checkpoint.source),
+                    "use `lengths`, or list checkpoints that have a tokenizer under [[checkpoints]]",
+                );
+            }
+            self.not_empty(at!["inputs", "prompts"], prompts);
+            for (index, prompt) in prompts.iter().enumerate() {
+                if prompt.trim().is_empty() {
+                    self.value(at!["inputs", "prompts", index], "an empty prompt", "");
+                }
+            }
+        } else {
+            for (field, present) in [("chat", inputs.chat), ("choices", inputs.choices.is_some())] {
+                if present {
+                    self.field(
+                        at!["inputs", field],
+                        format!("`{field}` without `prompts`"),
+                        "add `prompts = [\"…\"]`",
+                    );
+                }
+            }
+        }
+        for (field, numbers) in [("lengths", &inputs.lengths), ("batch", &inputs.batch)] {
+            let Some(numbers) = numbers else { continue };
+            self.list(at!["inputs", field], numbers);
+            for (index, number) in numbers.iter().enumerate() {
+                self.positive(at!["inputs", field, index], *number as f64);
+            }
+        }
+        if let Some(prefill) = &inputs.prefill {
+            self.list(at!["inputs", "prefill"], prefill);
+            let longest = inputs.lengths.as_ref().map_or(Some(128), |lengths| lengths.iter().copied().max());
+            for (index, tokens) in prefill.iter().enumerate() {
+                self.positive(at!["inputs", "prefill", index], *tokens as f64);
+                if longest.is_some_and(|longest| *tokens >= longest) {
+                    self.value(
+                        at!["inputs", "prefill", index],
+                        format!("a prefill of {tokens} tokens, and no length is longer"),
+                        "name fewer tokens than the longest of `lengths`, so that some are left to decode",
+                    );
+                }
+            }
+        }
+        if let Some(choices) = &inputs.choices {
+            self.list(at!["inputs", "choices"], choices);
+            for (index, choice) in choices.iter().enumerate() {
+                if choice.is_empty() {
+                    self.value(at!["inputs", "choices", index], "an empty choice", "");
+                }
+            }
+        }
+        if let Some(padding) = &inputs.padding {
+            self.list(at!["inputs", "padding"], padding);
+        }
+    }
+
+    fn environment(&mut self, environment: &Environment) {
+        let number = |text: &str| {
+            text.starts_with(|c: char| c.is_ascii_digit())
+                && text.chars().all(|c| c.is_ascii_alphanumeric() || ".+-".contains(c))
+        };
+        if !number(&environment.torch) {
+            self.value(
+                at!["environment", "torch"],
+                format!("`{}` is no release of torch", environment.torch),
+                "all versions share one pinned torch: write its number, `torch = \"2.15.0\"`",
+            );
+        }
+        if let Some(python) = environment.python.as_ref().filter(|python| !number(python)) {
+            self.value(
+                at!["environment", "python"],
+                format!("`{python}` is no version of Python"),
+                "write `python = \"3.11\"`; an environment that exists goes to `python` under [[versions]]",
+            );
+        }
+        for (index, requirement) in environment.requirements.iter().enumerate() {
+            let name: String = requirement
+                .trim()
+                .chars()
+                .take_while(|c| c.is_ascii_alphanumeric() || "._-".contains(*c))
+                .collect();
+            let hint = match name.to_ascii_lowercase().as_str() {
+                "" => "write it as pip does: `numpy<3`",
+                "torch" => "`torch` under [environment] pins it",
+                "transformers" => "[[versions]] lists the versions of transformers",
+                _ => continue,
+            };
+            self.value(
+                at!["environment", "requirements", index],
+                format!("`{requirement}` is no requirement to add"),
+                hint,
+            );
+        }
+        self.distinct(at!["environment", "requirements"], &environment.requirements);
+    }
+
+    fn versions(&mut self, versions: &[Version]) {
+        for (index, version) in versions.iter().enumerate() {
+            let name = &version.name;
+            self.program_name(at!["versions", index, "name"], name);
+            if versions[..index].iter().any(|other| other.name.eq_ignore_ascii_case(name)) {
+                self.value(
+                    at!["versions", index, "name"],
+                    format!("a second version called `{name}`"),
+                    "names tell variants apart",
+                );
+            }
+            match (&version.source, &version.python) {
+                (None, None) => self.value(
+                    at!["versions", index],
+                    format!("version `{name}` has neither `source` nor `python`"),
+                    "add `source = \"transformers==…\"`, or the `python` of an environment that exists",
+                ),
+                (Some(source @ (VersionSource::Git { .. } | VersionSource::Editable(_))), Some(_)) => self
+                    .field(
+                        at!["versions", index, "python"],
+                        format!("`python` together with `{source}`, which would have to be installed there"),
+                        "an environment that exists is used as it is: drop `source`, or drop `python`",
+                    ),
+                _ => {}
+            }
+            if let Some(modes) = &version.modes {
+                self.transformers_modes(at!["versions", index, "modes"], modes);
+            }
+            if let Some(attention) = &version.attention {
+                self.list(at!["versions", index, "attention"], attention);
+            }
+            if let Some(dtypes) = &version.dtypes {
+                self.list(at!["versions", index, "dtypes"], dtypes);
+            }
+        }
+    }
+
+    fn commands(&mut self, commands: &[Command], versions: &[Version]) {
+        for (index, command) in commands.iter().enumerate() {
+            let name = &command.name;
+            self.program_name(at!["commands", index, "name"], name);
+            let mut others = commands[..index]
+                .iter()
+                .map(|other| &other.name)
+                .chain(versions.iter().map(|version| &version.name));
+            if others.any(|other| other.eq_ignore_ascii_case(name)) {
+                self.value(
+                    at!["commands", index, "name"],
+                    format!("a second variant called `{name}`"),
+                    "names tell variants apart",
+                );
+            }
+            if command.program.first().is_none_or(String::is_empty) {
+                self.value(
+                    at!["commands", index, "program"],
+                    "no program to start",
+                    "write `program = [\"python3\", \"worker.py\"]`",
+                );
+            }
+        }
+    }
+
+    fn run(&mut self, run: &Run) {
+        self.transformers_modes(at!["run", "modes"], &run.modes);
+        self.list(at!["run", "attention"], &run.attention);
+        self.list(at!["run", "dtypes"], &run.dtypes);
+        self.list(at!["run", "devices"], &run.devices);
+        self.distinct(at!["run", "fail_on"], &run.fail_on);
+        if let Some(name) = &run.against {
+            self.file_name(at!["run", "against"], name);
+        }
+        self.positive(at!["run", "iterations"], run.iterations as f64);
+        self.positive(at!["run", "timeout_s"], run.timeout_s as f64);
+        if let Some(threads) = run.threads {
+            self.positive(at!["run", "threads"], threads as f64);
+        }
+        if let Some(budget) = run.memory_budget_gb {
+            self.positive(at!["run", "memory_budget_gb"], budget);
+        }
+    }
+
+    fn transformers_modes(&mut self, path: &[Step], modes: &[Mode]) {
+        self.modes(
+            path,
+            modes,
+            &[Mode::Fused],
+            "transformers has eager and the modes of torch.compile; fused is one of [candle]'s modes",
+        );
+        self.list(path, modes);
+    }
+
+    fn modes(&mut self, path: &[Step], modes: &[Mode], foreign: &[Mode], hint: &str) {
+        for (index, mode) in modes.iter().enumerate() {
+            if foreign.contains(mode) {
+                let mut path = path.to_vec();
+                path.push(index.into());
+                self.value(
+                    &path,
+                    format!("no \"{}\" mode here", crate::spec::variant::mode_name(*mode)),
+                    hint,
+                );
+            }
+        }
+    }
+
+    fn list<T: PartialEq>(&mut self, path: &[Step], values: &[T]) {
+        self.not_empty(path, values);
+        self.distinct(path, values);
+    }
+
+    fn not_empty<T>(&mut self, path: &[Step], values: &[T]) {
+        if values.is_empty() {
+            self.value(
+                path,
+                "an empty list, so nothing would run",
+                "list at least one, or drop the field for its default",
+            );
+        }
+    }
+
+    fn distinct<T: PartialEq>(&mut self, path: &[Step], values: &[T]) {
+        for (index, value) in values.iter().enumerate() {
+            if values[..index].contains(value) {
+                let mut path = path.to_vec();
+                path.push(index.into());
+                self.value(&path, "listed twice", "each value makes cells of its own: list it once");
+            }
+        }
+    }
+
+    fn positive(&mut self, path: &[Step], number: f64) {
+        if !(number > 0.0 && number.is_finite()) {
+            self.value(path, format!("{number} where a number above 0 is needed"), "");
+        }
+    }
+
+    fn program_name(&mut self, path: &[Step], name: &str) {
+        if RESERVED.contains(&name.to_ascii_lowercase().as_str()) {
+            self.value(path, format!("`{name}` is a name of the native models"), "choose another name");
+        } else {
+            self.file_name(path, name);
+        }
+    }
+
+    fn file_name(&mut self, path: &[Step], name: &str) {
+        if !is_file_name(name) {
+            self.value(
+                path,
+                format!("`{name}` is not safe as a file name"),
+                "start with a letter or digit and use letters, digits and . _ + - only",
+            );
+        }
+    }
+}

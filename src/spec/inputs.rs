@@ -1,0 +1,342 @@
+//! Inputs: prompts turned once into token ids, mask and positions, hashed, and fed identically to every variant.
+
+mod batch;
+mod saved;
+mod sweep;
+mod template;
+
+use std::path::PathBuf;
+
+use miette::Diagnostic;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokenizers::Tokenizer;
+
+use crate::spec::checkpoint::Checkpoint;
+
+pub use saved::{Saved, load};
+pub use template::{Message, TemplateError, render};
+
+/// What to make inputs from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Spec {
+    /// Explicit prompts, one batch.
+    Prompts {
+        /// The rows of the batch.
+        prompts: Vec<Prompt>,
+        /// Where shorter rows are filled up.
+        padding: Padding,
+        /// Answers whose first tokens' probabilities are reported.
+        choices: Vec<String>,
+    },
+    /// Every combination of lengths, batch sizes and paddings, one batch each.
+    Lengths {
+        /// Tokens of the longest row, begin token included.
+        lengths: Vec<usize>,
+        /// Rows.
+        batches: Vec<usize>,
+        /// `None`: rows of equal length. `Some`: rows of different lengths, filled up on that side.
+        paddings: Vec<Option<Padding>>,
+        /// A text file to take tokens from; without, the text that tfcheck brings.
+        text: Option<PathBuf>,
+        /// Seed of the token ids where the checkpoint has no tokenizer.
+        seed: u64,
+    },
+}
+
+/// One row's prompt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prompt {
+    /// Tokenised as it stands, with the tokenizer's begin and end tokens.
+    Text(String),
+    /// Rendered by the checkpoint's chat template, with the generation prompt.
+    Chat(Vec<Message>),
+}
+
+/// The side on which shorter rows are filled up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Padding {
+    /// Before the first real token, as for generation.
+    Left,
+    /// After the last real token.
+    Right,
+}
+
+/// One batch of inputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Inputs {
+    /// What tables and folders call it: `prompts`, `seq128_batch2_left`.
+    pub name: String,
+    /// Token ids, `[batch, seq]`, row after row.
+    #[serde(skip)]
+    pub input_ids: Vec<i64>,
+    /// 1 where a token is real and 0 where it is padding, `[batch, seq]`.
+    #[serde(skip)]
+    pub attention_mask: Vec<i64>,
+    /// Position of each token among its row's real tokens, 0 at padding, `[batch, seq]`.
+    #[serde(skip)]
+    pub position_ids: Vec<i64>,
+    /// Rows.
+    pub batch: usize,
+    /// Tokens of a row, padding included.
+    pub seq: usize,
+    /// Where rows are filled up, when any is.
+    pub padding: Option<Padding>,
+    /// The prompts as they were given; empty for sweeps.
+    pub prompts: Vec<Prompt>,
+    /// The prompts as they were tokenised; empty for sweeps.
+    pub rendered: Vec<String>,
+    /// The text of each token of `input_ids`; empty without a tokenizer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub texts: Vec<String>,
+    /// Answer tokens.
+    pub choices: Vec<Choice>,
+    /// SHA-256 over shape, ids, mask and positions.
+    pub digest: String,
+    /// How they were made, and what a person must know to read the numbers.
+    pub notes: Vec<String>,
+}
+
+/// An answer whose probability is reported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    /// The answer.
+    pub text: String,
+    /// Its first token.
+    pub id: u32,
+    /// Tokens of the whole answer; only the first is looked at.
+    pub tokens: usize,
+}
+
+/// Why inputs cannot be made.
+#[derive(Debug, Error, Diagnostic)]
+pub enum Error {
+    /// There is nothing to tokenise.
+    #[error("{what} is empty")]
+    #[diagnostic(help("give at least one prompt, length and batch size, each with something in it"))]
+    Empty {
+        /// `prompt 2`, `the list of lengths`, …
+        what: String,
+    },
+    /// Text was given, but the checkpoint cannot tokenise.
+    #[error("checkpoint `{checkpoint}` has no tokenizer.json, so {what} cannot be tokenised")]
+    #[diagnostic(help(
+        "sweep over `lengths` instead, which draws token ids, or add a tokenizer.json to the checkpoint"
+    ))]
+    NoTokenizer {
+        /// The checkpoint.
+        checkpoint: String,
+        /// `prompt 1`, …
+        what: String,
+    },
+    /// The tokenizer cannot be loaded or fails.
+    #[error("tokenizer {}: {reason}", path.display())]
+    #[diagnostic(help("the file may be damaged or newer than tfcheck's tokenizers library (0.23)"))]
+    Tokenizer {
+        /// `tokenizer.json`.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An answer has no token.
+    #[error("choice `{choice}` {reason}")]
+    #[diagnostic(help(
+        "a choice is the text of an answer, with the space before it where the model would write one"
+    ))]
+    Choice {
+        /// The answer.
+        choice: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The text has too few tokens, or the vocabulary too few ids.
+    #[error("{what}")]
+    #[diagnostic(help("{help}"))]
+    TooShort {
+        /// What is too short.
+        what: String,
+        /// What to do.
+        help: String,
+    },
+    /// A token id that the model has no embedding for.
+    #[error("{what} holds token {id}, but the model has {vocab_size} of them")]
+    #[diagnostic(help("the tokenizer belongs to another model, or config.json has the wrong `vocab_size`"))]
+    OutOfVocabulary {
+        /// Which row.
+        what: String,
+        /// The id.
+        id: i64,
+        /// `vocab_size` of the config.
+        vocab_size: u64,
+    },
+    /// The chat template cannot be found or rendered.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Template(#[from] TemplateError),
+    /// A saved file is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    #[diagnostic(help("the inputs belong to another run or are damaged; make them again"))]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Reading or writing failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// `read`, `write`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Turns a spec into batches, each ready to be saved.
+///
+/// # Errors
+/// When something is empty, cannot be tokenised or rendered, or does not fit the model's vocabulary.
+pub fn make(spec: &Spec, checkpoint: &Checkpoint) -> Result<Vec<Inputs>, Error> {
+    Source::open(checkpoint)?.make(spec)
+}
+
+/// What a runner's own tokenizer is held against: the run's texts and the ids that it is fed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Texts {
+    /// The texts, as they were tokenised.
+    pub texts: Vec<String>,
+    /// The ids of each.
+    pub ids: Vec<Vec<i64>>,
+    /// Their tokens, as the vocabulary spells them.
+    pub tokens: Vec<Vec<String>>,
+    /// Whether begin and end tokens are among them.
+    pub add_special_tokens: bool,
+}
+
+/// A checkpoint's tokenizer, read once, and the config values that inputs depend on.
+pub struct Source<'a> {
+    checkpoint: &'a Checkpoint,
+    tokenizer: Option<Tokenizer>,
+}
+
+impl<'a> Source<'a> {
+    /// Reads the checkpoint's tokenizer, where it has one.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot be read.
+    pub fn open(checkpoint: &'a Checkpoint) -> Result<Self, Error> {
+        let open = |path: &PathBuf| -> Result<Tokenizer, Error> {
+            let mut tokenizer = Tokenizer::from_file(path)
+                .map_err(|error| Error::Tokenizer { path: path.clone(), reason: error.to_string() })?;
+            // tokenizer.json may carry the padding and truncation of whoever saved it; here both are decided by the spec.
+            tokenizer.with_padding(None);
+            let _ = tokenizer.with_truncation(None);
+            Ok(tokenizer)
+        };
+        Ok(Self { checkpoint, tokenizer: checkpoint.tokenizer.as_ref().map(open).transpose()? })
+    }
+
+    /// Turns a spec into batches, each ready to be saved.
+    ///
+    /// # Errors
+    /// When something is empty, cannot be tokenised or rendered, or does not fit the model's vocabulary.
+    pub fn make(&self, spec: &Spec) -> Result<Vec<Inputs>, Error> {
+        let mut made = match spec {
+            Spec::Prompts { prompts, padding, choices } => {
+                vec![batch::from_prompts(self, prompts, *padding, choices)?]
+            }
+            Spec::Lengths { lengths, batches, paddings, text, seed } => {
+                sweep::from_lengths(self, lengths, batches, paddings, text.as_deref(), *seed)?
+            }
+        };
+        for inputs in &mut made {
+            inputs.texts = self.token_texts(&inputs.input_ids);
+        }
+        Ok(made)
+    }
+
+    /// The texts of a batch made from `spec` with their ids; `None` where the checkpoint has no tokenizer.
+    ///
+    /// # Errors
+    /// When a text cannot be read or tokenised.
+    pub fn texts(&self, spec: &Spec, inputs: &Inputs) -> Result<Option<Texts>, Error> {
+        let Some(tokenizer) = &self.tokenizer else { return Ok(None) };
+        let (texts, add_special_tokens) = match spec {
+            Spec::Prompts { prompts, .. } => {
+                (inputs.rendered.clone(), matches!(prompts.first(), Some(Prompt::Text(_))))
+            }
+            Spec::Lengths { text, .. } => (vec![sweep::read(text.as_deref())?.0], false),
+        };
+        let mut found = Texts { add_special_tokens, ..Texts::default() };
+        for text in texts {
+            let encoding = tokenizer.encode(text.as_str(), add_special_tokens).map_err(|error| {
+                let path = self.checkpoint.tokenizer.clone().unwrap_or_default();
+                Error::Tokenizer { path, reason: error.to_string() }
+            })?;
+            found.ids.push(encoding.get_ids().iter().map(|id| i64::from(*id)).collect());
+            found.tokens.push(encoding.get_tokens().to_vec());
+            found.texts.push(text);
+        }
+        Ok(Some(found))
+    }
+
+    /// What each token stands for, so that a run can be read without its tokenizer; nothing without one.
+    fn token_texts(&self, ids: &[i64]) -> Vec<String> {
+        let Some(tokenizer) = &self.tokenizer else { return Vec::new() };
+        let text = |id: &i64| {
+            let id = u32::try_from(*id).ok()?;
+            tokenizer
+                .decode(&[id], false)
+                .ok()
+                .filter(|text| !text.is_empty())
+                .or_else(|| tokenizer.id_to_token(id))
+        };
+        ids.iter().map(|id| text(id).unwrap_or_default()).collect()
+    }
+
+    fn tokenizer(&self, what: impl Fn() -> String) -> Result<&Tokenizer, Error> {
+        self.tokenizer
+            .as_ref()
+            .ok_or_else(|| Error::NoTokenizer { checkpoint: self.checkpoint.name.clone(), what: what() })
+    }
+
+    fn encode(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        what: impl Fn() -> String,
+    ) -> Result<Vec<i64>, Error> {
+        let encoding = self.tokenizer(what)?.encode_fast(text, add_special_tokens).map_err(|error| {
+            Error::Tokenizer {
+                path: self.checkpoint.tokenizer.clone().unwrap_or_default(),
+                reason: error.to_string(),
+            }
+        })?;
+        Ok(encoding.get_ids().iter().map(|id| i64::from(*id)).collect())
+    }
+
+    /// A number of the config, or of the text part of a multimodal config.
+    fn number(&self, key: &str) -> Option<u64> {
+        let config = &self.checkpoint.config;
+        config.get(key).or_else(|| config.get("text_config")?.get(key)).and_then(serde_json::Value::as_u64)
+    }
+
+    /// Token ids of a config key that holds one id or several.
+    fn ids(&self, key: &str) -> Vec<i64> {
+        match self.checkpoint.config.get(key) {
+            Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(serde_json::Value::as_i64).collect(),
+            Some(id) => id.as_i64().into_iter().collect(),
+            None => Vec::new(),
+        }
+    }
+
+    /// What padding is made of. It is masked, so that any valid id would do; the checkpoint's own is the least surprising.
+    fn pad_id(&self) -> i64 {
+        ["pad_token_id", "eos_token_id"].iter().flat_map(|key| self.ids(key)).find(|id| *id >= 0).unwrap_or(0)
+    }
+}

@@ -1,0 +1,102 @@
+//! A batch on disk: `inputs.safetensors` for the workers, `inputs.json` for people and for resuming.
+
+use std::path::{Path, PathBuf};
+
+use reference::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Inputs, batch};
+use crate::spec::atomic;
+
+/// Where a batch was saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// `inputs.safetensors`.
+    pub safetensors: PathBuf,
+    /// `inputs.json`.
+    pub json: PathBuf,
+}
+
+/// `inputs.json`: everything but the tensors.
+#[derive(Serialize, Deserialize)]
+struct Description {
+    schema_version: u32,
+    inputs: Inputs,
+}
+
+const SCHEMA_VERSION: u32 = 1;
+
+impl Inputs {
+    /// Writes the batch into `folder`, each file whole or not at all.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<Saved, Error> {
+        let saved =
+            Saved { safetensors: folder.join("inputs.safetensors"), json: folder.join("inputs.json") };
+        let shape = vec![self.batch, self.seq];
+        let parts = [
+            (INPUT_IDS, &self.input_ids),
+            (ATTENTION_MASK, &self.attention_mask),
+            (POSITION_IDS, &self.position_ids),
+        ];
+        let bytes = parts.map(|(name, values)| {
+            (name, values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
+        });
+        let damaged = |path: &Path, reason: String| Error::Damaged { path: path.to_owned(), reason };
+        let views = bytes
+            .iter()
+            .map(|(name, bytes)| Ok((*name, TensorView::new(Dtype::I64, shape.clone(), bytes)?)))
+            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+            .and_then(|views| safetensors::serialize(views, None))
+            .map_err(|error| damaged(&saved.safetensors, error.to_string()))?;
+        write(&saved.safetensors, &views)?;
+        let description = Description { schema_version: SCHEMA_VERSION, inputs: self.clone() };
+        let json = serde_json::to_vec_pretty(&description)
+            .map_err(|error| damaged(&saved.json, error.to_string()))?;
+        write(&saved.json, &json)?;
+        Ok(saved)
+    }
+}
+
+/// Reads the batch that [`Inputs::save`] wrote into `folder`, and checks that both files are of the same batch.
+///
+/// # Errors
+/// When a file is absent, unreadable, or does not have the digest that it should have.
+pub fn load(folder: &Path) -> Result<Inputs, Error> {
+    let (json, tensors) = (folder.join("inputs.json"), folder.join("inputs.safetensors"));
+    let damaged = |path: &Path, reason: String| Error::Damaged { path: path.to_owned(), reason };
+    let description: Description = serde_json::from_slice(&read(&json)?)
+        .map_err(|error| damaged(&json, format!("is not a batch of inputs: {error}")))?;
+    let mut inputs = description.inputs;
+    let bytes = read(&tensors)?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&tensors, error.to_string()))?;
+    for (name, values) in [
+        (INPUT_IDS, &mut inputs.input_ids),
+        (ATTENTION_MASK, &mut inputs.attention_mask),
+        (POSITION_IDS, &mut inputs.position_ids),
+    ] {
+        let view = file.tensor(name).map_err(|error| damaged(&tensors, error.to_string()))?;
+        if view.dtype() != Dtype::I64 || view.shape() != [inputs.batch, inputs.seq] {
+            return Err(damaged(&tensors, format!("`{name}` is not i64 [{}, {}]", inputs.batch, inputs.seq)));
+        }
+        let (chunks, _) = view.data().as_chunks::<8>();
+        *values = chunks.iter().map(|chunk| i64::from_le_bytes(*chunk)).collect();
+    }
+    if batch::digest(&inputs) != inputs.digest {
+        return Err(damaged(
+            &tensors,
+            format!("does not have the digest {} that inputs.json states", inputs.digest),
+        ));
+    }
+    Ok(inputs)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    atomic::write(path, bytes).map_err(|source| Error::Io { action: "write", path: path.to_owned(), source })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })
+}

@@ -1,0 +1,11 @@
+//! What is asked: config, checkpoint, inputs, variants, and the plan made of them.
+
+pub(crate) mod atomic;
+pub mod checkpoint;
+pub mod config;
+pub mod gate;
+pub mod inputs;
+pub mod machine;
+pub(crate) mod nearest;
+pub mod plan;
+pub mod variant;

@@ -1,0 +1,184 @@
+//! Lays out the cases, variants, environments and cells of a config.
+
+use std::collections::HashSet;
+
+use reference::protocol::Mode;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::columns::{Column, columns, release_order};
+use super::{CasePlan, CellPlan, EnvironmentOrigin, EnvironmentPlan, InputsPlan, Plan, PlanError};
+use crate::spec::config::{CheckpointSource, Config, InputsForm, Padding, Version};
+use crate::spec::machine::hex;
+use crate::spec::nearest::nearest;
+use crate::spec::variant::Runner;
+
+pub(super) fn build(config: &Config, auto_device: &str) -> Result<Plan, PlanError> {
+    let environments = environments(config);
+    let columns = columns(config, &environments, auto_device);
+    if columns.is_empty() {
+        return Err(PlanError::Empty);
+    }
+    let cases = cases(config);
+    let cells = (0..cases.len())
+        .flat_map(|case| columns.iter().map(move |column| (case, column)))
+        .map(|(case, column)| CellPlan {
+            case,
+            variant: column.variant.clone(),
+            environment: column.environment,
+            command: column.command,
+            // Passes of one token each are compared; nobody's time is that of a sum over all of them.
+            measured: column.measured && cases[case].inputs.prefill().is_none(),
+            oracle: column.oracle,
+            key: key(config, &cases[case], &environments, column),
+        })
+        .collect();
+    let mut plan = Plan { cases, environments, cells, baseline: String::new() };
+    if let Some(name) = &config.run.baseline {
+        let names: Vec<String> = columns.iter().map(|column| column.variant.name()).collect();
+        if !names.contains(name) {
+            return Err(no_such_baseline(name, &names));
+        }
+    }
+    plan.set_baseline(config);
+    let mut names = HashSet::new();
+    for cell in &plan.cells {
+        let name = plan.cell_name(cell);
+        if !names.insert(name.to_lowercase()) {
+            return Err(PlanError::SameName(name));
+        }
+    }
+    Ok(plan)
+}
+
+impl Plan {
+    /// The config's baseline where the plan still has it, else eager mode of the newest transformers, else the first variant.
+    pub(super) fn set_baseline(&mut self, config: &Config) {
+        let named = self.cells.iter().find(|cell| Some(cell.variant.name()) == config.run.baseline);
+        let newest = || {
+            let eager = |cell: &&CellPlan| {
+                cell.measured
+                    && cell.variant.runner == Runner::Transformers
+                    && cell.variant.mode == Mode::Eager
+            };
+            let age = |cell: &&CellPlan| {
+                let version = config.versions.iter().find(|version| version.name == cell.variant.version);
+                version.map(release_order)
+            };
+            // max_by_key keeps the last of equals; the first attention, dtype and device that are listed come first.
+            self.cells.iter().filter(eager).rev().max_by_key(age)
+        };
+        let measured = || self.cells.iter().find(|cell| cell.measured);
+        let chosen = named.or_else(newest).or_else(measured).or(self.cells.first());
+        self.baseline = chosen.map(|cell| cell.variant.name()).unwrap_or_default();
+    }
+}
+
+fn no_such_baseline(name: &str, names: &[String]) -> PlanError {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let meant = nearest(name, &names).map(|meant| format!("did you mean `{meant}`? ")).unwrap_or_default();
+    PlanError::Baseline {
+        name: name.to_owned(),
+        hint: format!("{meant}the variants are {}", names.join(", ")),
+    }
+}
+
+/// Each checkpoint with each batch of inputs.
+fn cases(config: &Config) -> Vec<CasePlan> {
+    let mut cases = Vec::new();
+    for (checkpoint, base) in
+        config.checkpoints.iter().map(crate::spec::config::Checkpoint::case_name).enumerate()
+    {
+        let mut add = |name: &str, rows: usize, inputs: &dyn Fn(Padding) -> InputsPlan| {
+            // One row is its batch's longest, so the sides would make the same case twice.
+            let sides = if rows == 1 { vec![Padding::default()] } else { config.inputs.padding() };
+            for padding in sides {
+                let side = if padding == Padding::Left { "-left" } else { "" };
+                cases.push(CasePlan { name: format!("{name}{side}"), checkpoint, inputs: inputs(padding) });
+            }
+        };
+        match config.inputs.form() {
+            InputsForm::Prompts { prompts, .. } => {
+                add(&base, prompts.len(), &|padding| InputsPlan::Prompts { padding });
+            }
+            InputsForm::Sweep { lengths, batch, prefill, .. } => {
+                for &length in &lengths {
+                    for &batch in &batch {
+                        let rows = if batch == 1 { String::new() } else { format!("-b{batch}") };
+                        let fitting = prefill.iter().filter(|&&tokens| tokens < length);
+                        for prefill in std::iter::once(None).chain(fitting.copied().map(Some)) {
+                            let cached = prefill.map(|n| format!("-prefill{n}")).unwrap_or_default();
+                            let name = format!("{base}{rows}-{length}{cached}");
+                            add(&name, batch, &|padding| InputsPlan::Sweep {
+                                length,
+                                batch,
+                                padding,
+                                prefill,
+                            });
+                        }
+                    }
+                }
+            }
+        }
+    }
+    cases
+}
+
+/// The environments that the versions need, each once.
+fn environments(config: &Config) -> Vec<EnvironmentPlan> {
+    let mut environments: Vec<EnvironmentPlan> = Vec::new();
+    for version in &config.versions {
+        let Some(origin) = origin(config, version) else {
+            continue;
+        };
+        match environments.iter_mut().find(|environment| environment.origin == origin) {
+            Some(environment) => environment.versions.push(version.name.clone()),
+            None => environments.push(EnvironmentPlan { versions: vec![version.name.clone()], origin }),
+        }
+    }
+    environments
+}
+
+/// How the environment of `version` comes to be; `None` for a version with neither source nor python, which no checked config has.
+fn origin(config: &Config, version: &Version) -> Option<EnvironmentOrigin> {
+    match (&version.python, &version.source) {
+        (Some(python), expected) => {
+            Some(EnvironmentOrigin::Existing { python: python.clone(), expected: expected.clone() })
+        }
+        (None, Some(source)) => Some(EnvironmentOrigin::Made {
+            source: source.clone(),
+            torch: config.environment.torch.clone(),
+            torch_backend: config.environment.torch_backend,
+            requirements: config.environment.requirements.clone(),
+            python: config.environment.python.clone(),
+        }),
+        (None, None) => None,
+    }
+}
+
+/// Digest of everything that the config says of a cell, names and limits left out.
+fn key(config: &Config, case: &CasePlan, environments: &[EnvironmentPlan], column: &Column) -> String {
+    let checkpoint = &config.checkpoints[case.checkpoint];
+    let inputs = &config.inputs;
+    let (prompts, chat, text) = match inputs.form() {
+        InputsForm::Prompts { prompts, chat } => (prompts, chat, None),
+        InputsForm::Sweep { text, .. } => (&[][..], false, text),
+    };
+    let revision = match &checkpoint.source {
+        CheckpointSource::Hub(_) => checkpoint.revision.as_deref().or(Some("main")),
+        _ => None,
+    };
+    let variant = &column.variant;
+    let run = &config.run;
+    let passes = column.measured.then_some((run.warm_up, run.iterations, run.rounds, run.trace));
+    let parts = json!({
+        "plan": 1,
+        "checkpoint": [checkpoint.source, revision, checkpoint.allow_remote_code],
+        "inputs": [case.inputs, prompts, chat, text, inputs.seed],
+        "variant": [variant.runner, variant.mode, variant.attention, variant.dtype, variant.device],
+        "environment": column.environment.map(|index| &environments[index].origin),
+        "program": column.command.map(|index| &config.commands[index].program),
+        "run": [run.threads, run.seed, passes, run.noise],
+    });
+    hex(&Sha256::digest(parts.to_string()))
+}

@@ -1,0 +1,165 @@
+//! `--only` and `--skip`: globs over `case/variant`.
+
+use super::{Plan, PlanError};
+use crate::spec::config::Config;
+use crate::spec::nearest::nearest;
+
+/// Which cells of a plan are wanted. A pattern with a `/` is matched against `case/variant`, one without
+/// against the case and the variant apart; `*` stands for any text and `?` for one character.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filters {
+    /// Cells that match one of these are kept; all where there is none.
+    pub only: Vec<String>,
+    /// Cells that match one of these are dropped, whatever `only` says.
+    pub skip: Vec<String>,
+}
+
+/// A filter that leaves no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, miette::Diagnostic)]
+pub enum FilterError {
+    /// The pattern matches nothing.
+    #[error("`{pattern}` matches no cell")]
+    NoMatch {
+        /// As it was given.
+        pattern: String,
+        /// What to write instead.
+        #[help]
+        hint: String,
+    },
+    /// Every cell is ruled out.
+    #[error("the filters leave no cell")]
+    #[diagnostic(help("what --skip drops, --only cannot bring back"))]
+    NothingLeft,
+}
+
+pub(super) fn filtered(plan: &Plan, filters: &Filters, config: &Config) -> Result<Plan, PlanError> {
+    let names: Vec<(&str, String)> =
+        plan.cells.iter().map(|cell| (plan.cases[cell.case].name.as_str(), cell.variant.name())).collect();
+    for pattern in filters.only.iter().chain(&filters.skip) {
+        if !names.iter().any(|(case, variant)| matches(pattern, case, variant)) {
+            return Err(no_match(pattern, &names).into());
+        }
+    }
+    let any = |patterns: &[String], case: &str, variant: &str| {
+        patterns.iter().any(|pattern| matches(pattern, case, variant))
+    };
+    let mut left = plan.clone();
+    let mut wanted = names.iter().map(|(case, variant)| {
+        (filters.only.is_empty() || any(&filters.only, case, variant)) && !any(&filters.skip, case, variant)
+    });
+    left.cells.retain(|_| wanted.next() == Some(true));
+    if left.cells.is_empty() {
+        return Err(FilterError::NothingLeft.into());
+    }
+    left.drop_unused();
+    left.set_baseline(config);
+    Ok(left)
+}
+
+impl Plan {
+    /// Drops the cases and environments that no cell refers to, and renumbers the rest.
+    pub(crate) fn drop_unused(&mut self) {
+        drop_unused(self);
+    }
+}
+
+fn drop_unused(plan: &mut Plan) {
+    let mut cases = Vec::new();
+    let mut environments = Vec::new();
+    for cell in &mut plan.cells {
+        cell.case = renumber(&mut cases, cell.case);
+        cell.environment = cell.environment.map(|old| renumber(&mut environments, old));
+    }
+    plan.cases = cases.into_iter().map(|old| plan.cases[old].clone()).collect();
+    plan.environments = environments.into_iter().map(|old| plan.environments[old].clone()).collect();
+    for (index, environment) in plan.environments.iter_mut().enumerate() {
+        environment.versions.retain(|version| {
+            plan.cells.iter().any(|cell| cell.environment == Some(index) && cell.variant.version == *version)
+        });
+    }
+}
+
+/// The place of `old` among those seen, which grows in the order of first use.
+fn renumber(seen: &mut Vec<usize>, old: usize) -> usize {
+    seen.iter().position(|one| *one == old).unwrap_or_else(|| {
+        seen.push(old);
+        seen.len() - 1
+    })
+}
+
+fn matches(pattern: &str, case: &str, variant: &str) -> bool {
+    match pattern.split_once('/') {
+        Some(_) => glob(pattern.as_bytes(), format!("{case}/{variant}").as_bytes()),
+        None => glob(pattern.as_bytes(), case.as_bytes()) || glob(pattern.as_bytes(), variant.as_bytes()),
+    }
+}
+
+/// Whether `pattern` describes all of `name`; after a mismatch it goes back to the last `*` and lets that take one byte more.
+pub(crate) fn glob(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut p, mut n) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while n < name.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p, n));
+                p += 1;
+            }
+            Some(&c) if c == b'?' || c == name[n] => {
+                p += 1;
+                n += 1;
+            }
+            _ => {
+                let Some((star_p, star_n)) = star else {
+                    return false;
+                };
+                star = Some((star_p, star_n + 1));
+                p = star_p + 1;
+                n = star_n + 1;
+            }
+        }
+    }
+    pattern[p..].iter().all(|c| *c == b'*')
+}
+
+fn no_match(pattern: &str, names: &[(&str, String)]) -> FilterError {
+    let mut known: Vec<String> = Vec::new();
+    for (case, variant) in names {
+        if pattern.contains('/') {
+            known.push(format!("{case}/{variant}"));
+        } else {
+            known.extend([(*case).to_owned(), variant.clone()]);
+        }
+    }
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    // The stars of a pattern are no part of the name that was meant.
+    let hint = match nearest(&pattern.replace(['*', '?'], ""), &known) {
+        Some(name) => format!("did you mean `{name}`? `tfcheck plan` lists all names"),
+        None => "`tfcheck plan` lists the cases and variants; `*` stands for any text".to_owned(),
+    };
+    FilterError::NoMatch { pattern: pattern.to_owned(), hint }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_glob_describes_the_whole_name() {
+        let cases = [
+            ("*", "", true),
+            ("*", "llama-128/candle_eager", true),
+            ("llama*", "llama-128", true),
+            ("llama", "llama-128", false),
+            ("*128", "llama-128", true),
+            ("*12", "llama-128", false),
+            ("l?ama-*8", "llama-128", true),
+            ("?", "", false),
+            ("*a*a*", "llama", true),
+            ("*a*a*a*", "llama", false),
+            ("**e", "candle_eager/fuse", true),
+        ];
+        for (pattern, name, expect) in cases {
+            assert_eq!(glob(pattern.as_bytes(), name.as_bytes()), expect, "{pattern} on {name}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What `tfcheck plan` prints.
+
+use std::fmt::Write;
+
+use super::{CellPlan, EnvironmentOrigin, InputsPlan, Plan};
+use crate::spec::config::{Config, InputsForm, Padding, VersionSource};
+
+pub(super) fn text(plan: &Plan, config: &Config) -> String {
+    let mut out = String::new();
+    let mut variants: Vec<String> = Vec::new();
+    for cell in &plan.cells {
+        let name = cell.variant.name();
+        if !variants.contains(&name) {
+            variants.push(name);
+        }
+    }
+    let digits = plan.cases.len().to_string().len();
+    let labels: Vec<String> = plan
+        .cases
+        .iter()
+        .enumerate()
+        .map(|(index, case)| format!("{:>digits$}  {}", index + 1, case.name))
+        .collect();
+    let width = widest(&labels);
+    line(&mut out, &count(plan.cases.len(), "case"));
+    for (case, label) in plan.cases.iter().zip(&labels) {
+        let checkpoint = &config.checkpoints[case.checkpoint];
+        let revision =
+            checkpoint.revision.as_ref().map(|revision| format!("@{revision}")).unwrap_or_default();
+        line(
+            &mut out,
+            &format!("  {label:width$}  {}{revision}, {}", checkpoint.source, inputs(config, case.inputs)),
+        );
+    }
+
+    line(&mut out, "");
+    let width = widest(&variants);
+    line(&mut out, &count(variants.len(), "variant"));
+    let numbers = columns((1..=plan.cases.len()).map(|number| number.to_string()));
+    line(&mut out, &format!("  {:width$}{numbers}", ""));
+    for name in &variants {
+        let marks = columns((0..plan.cases.len()).map(|case| {
+            let here = |cell: &&CellPlan| cell.case == case && cell.variant.name() == *name;
+            plan.cells.iter().find(here).map_or("·", mark).to_owned()
+        }));
+        let note = if *name == plan.baseline { "  baseline" } else { "" };
+        line(&mut out, &format!("  {name:width$}{marks}{note}"));
+    }
+    if plan.cells.iter().any(|cell| cell.oracle) {
+        line(&mut out, "  x is measured, o is the oracle in f64 (not timed), xo is both");
+    }
+
+    if !plan.environments.is_empty() {
+        line(&mut out, "");
+        let names: Vec<String> =
+            plan.environments.iter().map(|environment| environment.versions.join(", ")).collect();
+        let width = widest(&names);
+        line(&mut out, &count(plan.environments.len(), "environment"));
+        for (environment, name) in plan.environments.iter().zip(&names) {
+            line(&mut out, &format!("  {name:width$}  {}", origin(&environment.origin)));
+        }
+    }
+    line(&mut out, "");
+    line(&mut out, &format!("{} to compute", count(plan.cells.len(), "cell")));
+    out
+}
+
+/// Right-aligned columns, one per case.
+fn columns(entries: impl Iterator<Item = String>) -> String {
+    let mut row = String::new();
+    for entry in entries {
+        // Writing to a String cannot fail.
+        let _ = write!(row, "{entry:>4}");
+    }
+    row
+}
+
+fn mark(cell: &CellPlan) -> &'static str {
+    match (cell.measured, cell.oracle) {
+        (true, true) => "xo",
+        (_, true) => "o",
+        _ => "x",
+    }
+}
+
+fn inputs(config: &Config, inputs: InputsPlan) -> String {
+    match inputs {
+        InputsPlan::Prompts { padding } => {
+            let (prompts, chat) = match config.inputs.form() {
+                InputsForm::Prompts { prompts, chat } => (prompts.len(), chat),
+                InputsForm::Sweep { .. } => (0, false),
+            };
+            let chat = if chat { " through the chat template" } else { "" };
+            format!("{}{chat}{}", count(prompts, "prompt"), side(padding, prompts))
+        }
+        InputsPlan::Sweep { length, batch, padding, prefill } => {
+            let cached = prefill.map(|n| format!(", {n} prefilled, the rest decoded")).unwrap_or_default();
+            format!("{} of {}{}{cached}", count(batch, "row"), count(length, "token"), side(padding, batch))
+        }
+    }
+}
+
+fn side(padding: Padding, rows: usize) -> &'static str {
+    match padding {
+        _ if rows == 1 => "",
+        Padding::Left => ", padded left",
+        Padding::Right => ", padded right",
+    }
+}
+
+fn origin(origin: &EnvironmentOrigin) -> String {
+    match origin {
+        EnvironmentOrigin::Existing { python, expected } => {
+            let expected = expected
+                .as_ref()
+                .map(|source: &VersionSource| format!(", expected to have {source}"))
+                .unwrap_or_default();
+            format!("as it is: {}{expected}", python.display())
+        }
+        EnvironmentOrigin::Made { source, torch, torch_backend, requirements, python } => {
+            let mut parts = vec![source.to_string(), format!("torch {torch} ({torch_backend})")];
+            parts.extend(python.iter().map(|python| format!("Python {python}")));
+            parts.extend(requirements.iter().cloned());
+            parts.join(", ")
+        }
+    }
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+fn widest(names: &[String]) -> usize {
+    names.iter().map(|name| name.chars().count()).max().unwrap_or(0)
+}
+
+fn line(out: &mut String, text: &str) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(out, "{}", text.trim_end());
+}

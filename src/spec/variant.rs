@@ -1,0 +1,115 @@
+//! A variant: runner + version + mode + attention + dtype + device, and the names it goes by.
+
+use reference::protocol::{Attention, Dtype, Mode, Positions};
+use serde::{Deserialize, Serialize};
+
+/// What executes a variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Runner {
+    /// A transformers version in an environment of its own.
+    Transformers,
+    /// tfcheck's own native models.
+    Candle,
+    /// The ports that candle-transformers ships.
+    CandleTransformers,
+    /// Any program that speaks the worker protocol.
+    Command,
+}
+
+/// One way to compute a checkpoint's logits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Variant {
+    /// What executes it.
+    pub runner: Runner,
+    /// Which one: the version's name (`4.54.0`, `transformers-fork`), `candle`, `candle-transformers`, or the command's name. Also the name of its folder in a run.
+    pub version: String,
+    /// How it is executed.
+    pub mode: Mode,
+    /// Attention implementation, where the runner has several.
+    pub attention: Option<Attention>,
+    /// dtype of weights and activations.
+    pub dtype: Dtype,
+    /// `cpu`, `cuda:0`, …
+    pub device: String,
+    /// True where the run has several dtypes or devices, so that the names must say them.
+    pub qualified: bool,
+}
+
+impl Variant {
+    /// The variant without its version, `eager_sdpa`, `fused`, `eager_sdpa_bf16`: the part that file names carry.
+    pub fn note(&self) -> String {
+        let mut note = mode_name(self.mode).to_owned();
+        if let Some(attention) = self.attention {
+            note.push('_');
+            note.push_str(attention_name(attention));
+        }
+        if self.qualified {
+            note.push('_');
+            note.push_str(dtype_name(self.dtype));
+            if self.device != "cpu" {
+                note.push('_');
+                note.push_str(&self.device.replace(':', ""));
+            }
+        }
+        note
+    }
+
+    /// The name by which tables know the variant: `4.54.0_eager_sdpa`, `candle_fused`.
+    pub fn name(&self) -> String {
+        format!("{}_{}", self.version, self.note())
+    }
+}
+
+/// `eager`, `compiled`, `frozen`, `reduce_overhead`, `max_autotune`, `fused`.
+pub fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Eager => "eager",
+        Mode::Compiled => "compiled",
+        Mode::Frozen => "frozen",
+        Mode::ReduceOverhead => "reduce_overhead",
+        Mode::MaxAutotune => "max_autotune",
+        Mode::Fused => "fused",
+    }
+}
+
+/// `eager`, `sdpa`.
+pub fn attention_name(attention: Attention) -> &'static str {
+    match attention {
+        Attention::Eager => "eager",
+        Attention::Sdpa => "sdpa",
+    }
+}
+
+/// `f64`, `f32`, `bf16`, `f16`.
+pub fn dtype_name(dtype: Dtype) -> &'static str {
+    measured_dtype(dtype).name()
+}
+
+/// A dtype as crate `compare` knows it.
+pub fn measured_dtype(dtype: Dtype) -> compare::Dtype {
+    match dtype {
+        Dtype::F64 => compare::Dtype::F64,
+        Dtype::F32 => compare::Dtype::F32,
+        Dtype::Bf16 => compare::Dtype::Bf16,
+        Dtype::F16 => compare::Dtype::F16,
+    }
+}
+
+/// A dtype of crate `compare` as variants have it.
+pub fn variant_dtype(dtype: compare::Dtype) -> Dtype {
+    match dtype {
+        compare::Dtype::F64 => Dtype::F64,
+        compare::Dtype::F32 => Dtype::F32,
+        compare::Dtype::Bf16 => Dtype::Bf16,
+        compare::Dtype::F16 => Dtype::F16,
+    }
+}
+
+/// Positions as crate `compare` knows them.
+pub fn measured_positions(positions: Positions) -> compare::Positions {
+    match positions {
+        Positions::All => compare::Positions::All,
+        Positions::Last => compare::Positions::Last,
+    }
+}
