@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Carries tfcheck to a machine with a GPU and without a network, and runs `tfcheck gpu-check` there. See docs/cuda.md.
+# Packs tfcheck for a machine that has a GPU but no network access, and runs `tfcheck gpu-check` there. See docs/cuda.md.
 #
-#   tools/gpu-check.sh pack            here: builds, strips and compresses the program into .gpu-check/
-#   tools/gpu-check.sh run [OPTIONS]   there: unpacks it and runs `tfcheck gpu-check OPTIONS`
+#   tools/gpu-check.sh pack            on this machine: builds, strips and compresses the program into .gpu-check/
+#   tools/gpu-check.sh run [OPTIONS]   on the GPU machine: unpacks it and runs `tfcheck gpu-check OPTIONS`
 set -euo pipefail
 cd "$(dirname "$0")/.."
 packed=.gpu-check/tfcheck.gz
@@ -14,20 +14,20 @@ pack)
     strip -o .gpu-check/tfcheck "${CARGO_TARGET_DIR:-target}/release/tfcheck"
     bytes="$(stat -c %s .gpu-check/tfcheck)"
     gzip -f .gpu-check/tfcheck
-    echo "$packed: $(stat -c %s "$packed") bytes, $bytes unpacked; carry .gpu-check along"
+    echo "$packed: $(stat -c %s "$packed") bytes, $bytes unpacked; copy .gpu-check with the working tree"
     ;;
 run)
     shift
-    [ -f "$packed" ] || { echo "no $packed: run 'tools/gpu-check.sh pack' where the program is built" >&2; exit 2; }
+    [ -f "$packed" ] || { echo "no $packed: run 'tools/gpu-check.sh pack' on the machine that builds the program" >&2; exit 2; }
     folder="$(mktemp -d)"
     trap 'rm -rf "$folder"' EXIT
     gzip -dc "$packed" > "$folder/tfcheck"
     chmod +x "$folder/tfcheck"
-    "$folder/tfcheck" --version || { echo "the program does not start here: build it on this machine" >&2; exit 5; }
+    "$folder/tfcheck" --version || { echo "the program does not start on this machine: build it here" >&2; exit 5; }
     export TFCHECK_CACHE="$folder/cache" TMPDIR="$folder"
     out="${OUT:-results}"
     mkdir -p "$out"
-    # Whatever it finds, its code is this script's.
+    # The script exits with the program's exit code.
     status=0
     "$folder/tfcheck" gpu-check --out "$out/gpu_check" "$@" 2>&1 | tee "$out/gpu_check.log" || status="${PIPESTATUS[0]}"
     exit "$status"
