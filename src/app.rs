@@ -83,7 +83,7 @@ pub fn cache_folder() -> Result<PathBuf> {
         .map(PathBuf::from)
         .or_else(|| dirs::cache_dir().map(|folder| folder.join("tfcheck")))
         .ok_or_else(|| {
-            miette::miette!(help = "set TFCHECK_CACHE to a folder", "this user has no cache folder")
+            miette::miette!(help = "set TFCHECK_CACHE to a folder", "the user's cache folder is unknown")
         })
 }
 
@@ -143,11 +143,7 @@ fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
     let folder = arguments.run.as_deref().map(RunFolder::resume).transpose()?;
     let (loaded, plan) = match (&folder, config) {
         (Some(_), Some(config)) => {
-            miette::bail!(
-                help = "leave it out",
-                "--run brings its own config, {} is one more",
-                config.display()
-            )
+            miette::bail!(help = "leave it out", "--run uses the run's config; remove {}", config.display())
         }
         (Some(folder), None) => resumed(folder)?,
         (None, config) => planned(&Selection { config, ..Selection::default() })?,

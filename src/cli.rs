@@ -11,26 +11,26 @@ use crate::spec::variant::dtype_name;
 /// Exit codes, as `--help` ends with them.
 const EXIT_CODES: &str = "Exit codes:
   0    everything ran and agrees
-  1    a gate failed: variants diverge or cannot be compared, or one regressed
-  2    the command line or the config is wrong
-  3    a cell failed
-  4    gpu-check: there is no GPU, or something that it needs is missing
-  130  interrupted; what was finished is kept, and `run --resume` completes it";
+  1    a gate failed: variants diverge or cannot be compared, or a result or time regressed
+  2    the command line, the config or the checkpoint is invalid
+  3    a cell failed and no gate did
+  4    gpu-check: there is no GPU, or a required library is missing
+  130  interrupted; finished cells are kept, and `run --resume` completes the run";
 
-/// Who computes what, how fast, and who is wrong: one checkpoint and one frozen input through many variants of a transformer.
+/// Runs one checkpoint on fixed inputs through many variants of a transformer, and reports which logits diverge and how fast each variant is.
 #[derive(Clone, Debug, PartialEq, Parser)]
 #[command(name = "tfcheck", version, after_help = EXIT_CODES, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
-    /// Colours in the output.
+    /// When to colour the output.
     #[arg(long, global = true, help_heading = "Global options", value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
     pub color: Color,
-    /// Say more: each step's command and timing; twice for the workers' output as well.
+    /// Print each step's command and time; given twice, also the workers' output.
     #[arg(short, long, global = true, help_heading = "Global options", action = clap::ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
-    /// Say nothing but the result and errors.
+    /// Print only the result and errors.
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub quiet: bool,
 }
@@ -52,48 +52,48 @@ pub enum Color {
 pub enum Command {
     /// Run every cell of a config, compare the results and report.
     Run(Run),
-    /// Show the cells that a config makes, without running anything.
+    /// List the cells that a config makes, without running anything.
     Plan(Selection),
-    /// Write a commented config that says what happens without one.
+    /// Write a commented config file with all default values.
     Init(Init),
     /// Print the JSON schema of the config.
     Schema,
-    /// Compare saved runs anew; nothing is run.
+    /// Regenerate the comparison of saved runs, without running anything.
     Compare(Compare),
-    /// Name the first module at which two variants depart.
+    /// Find the first module at which two variants diverge.
     Localize(Localize),
-    /// Judge tfcheck's models and candle-transformers' ports on synthetic checkpoints of every architecture.
+    /// Compare tfcheck's models and candle-transformers' ports with transformers on synthetic checkpoints of every architecture.
     Scoreboard(Scoreboard),
-    /// Time transformers (eager, compiled, frozen), candle-transformers and tfcheck's models in turns, with ratios.
+    /// Time transformers (eager, compiled, frozen), candle-transformers and tfcheck's models in interleaved rounds.
     Bench(Bench),
-    /// Check kernels, architectures and speed on the GPU of this machine, without a network.
+    /// Check kernels, architectures and speed on this machine's GPU; needs no network.
     GpuCheck(GpuCheck),
-    /// Find the release or commit that changed something.
+    /// Find the release or commit that changed a result, a speed, or whether a model loads.
     Bisect(Bisect),
-    /// Keep runs under a name, to compare later ones with.
+    /// Save runs under a name, to compare later runs with.
     #[command(subcommand)]
     Baseline(Baseline),
-    /// Tell the story of one pair of variants from a run's folder.
+    /// Print what a finished run contains about one pair of variants.
     Explain(Explain),
-    /// Record upstream's logits, so that a port can be tested against them without Python.
+    /// Record transformers' logits, so that a port can be tested against them without Python.
     Record(Record),
     /// Serve one cell of a native model on the worker descriptors.
     #[command(hide = true)]
     Worker(Worker),
 }
 
-/// Which cells are meant.
+/// Selects cells.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct Selection {
-    /// The config; ./tfcheck.toml otherwise, and a built-in one where there is none.
+    /// Config file. Default: ./tfcheck.toml, or a built-in config if that does not exist.
     pub config: Option<PathBuf>,
-    /// A checkpoint instead of the config's: hub id (or ID@REVISION), folder, GGUF file or synthetic:MODEL_TYPE; repeatable.
+    /// Checkpoint that replaces the config's: hub id (or ID@REVISION), folder, GGUF file or synthetic:MODEL_TYPE; repeatable.
     #[arg(long = "checkpoint", value_name = "SOURCE")]
     pub checkpoints: Vec<String>,
-    /// Keep only the cells that match: a glob over case/variant, or over either; repeatable.
+    /// Run only cells that match this glob over case/variant, case or variant; repeatable.
     #[arg(long, value_name = "PATTERN")]
     pub only: Vec<String>,
-    /// Drop the cells that match, whatever --only says; repeatable.
+    /// Skip cells that match this glob, even if --only selects them; repeatable.
     #[arg(long, value_name = "PATTERN")]
     pub skip: Vec<String>,
 }
@@ -101,25 +101,25 @@ pub struct Selection {
 /// Arguments of `tfcheck run`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct Run {
-    /// Which cells.
+    /// The selected cells.
     #[command(flatten)]
     pub selection: Selection,
-    /// Show what would run, as `tfcheck plan` does, and stop.
+    /// List the cells as `tfcheck plan` does, and stop.
     #[arg(long)]
     pub dry_run: bool,
-    /// Fail (exit code 1) where this holds, `verdict>=diverged`, `p50>5%`, `l2>1e-3`, `loads`; repeatable, in place of the config's.
+    /// Gate: exit with 1 if this condition holds, such as `verdict>=diverged`, `p50>5%`, `l2>1e-3`, `loads`; repeatable; replaces the config's gates.
     #[arg(long = "fail-on", value_name = "GATE")]
     pub fail_on: Vec<Gate>,
     /// Compare the run with this baseline when it ends.
     #[arg(long, value_name = "NAME")]
     pub against: Option<String>,
-    /// Build the config's environments anew, even those that exist already.
+    /// Rebuild the config's environments, even if they exist.
     #[arg(long)]
     pub clean: bool,
-    /// Complete an interrupted run: its own config, its finished cells kept.
+    /// Complete an interrupted run with its own config, keeping its finished cells.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "checkpoints", "only", "skip", "dry_run", "results"])]
     pub resume: Option<PathBuf>,
-    /// Folder in which the run makes its own.
+    /// Folder in which the run folder is created.
     #[arg(long, value_name = "FOLDER", default_value = "results")]
     pub results: PathBuf,
 }
@@ -127,7 +127,7 @@ pub struct Run {
 /// Arguments of `tfcheck init`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Init {
-    /// The file to write; one that exists is left alone.
+    /// File to write; an existing file is not overwritten.
     #[arg(default_value = "tfcheck.toml")]
     pub path: PathBuf,
 }
@@ -135,10 +135,10 @@ pub struct Init {
 /// Arguments of `tfcheck compare`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Compare {
-    /// Run folders; those of the Python framework before tfcheck are read too.
+    /// Run folders, including legacy runs of the Python framework that tfcheck replaces.
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<PathBuf>,
-    /// Fail (exit code 1) where this holds, as in `tfcheck run`; repeatable, in place of the run's own.
+    /// Gate, as in `tfcheck run`: exit with 1 if this condition holds; repeatable; replaces the run's gates.
     #[arg(long = "fail-on", value_name = "GATE")]
     pub fail_on: Vec<Gate>,
 }
@@ -146,45 +146,45 @@ pub struct Compare {
 /// Arguments of `tfcheck bisect`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Bisect {
-    /// The config that says on what; its versions play no part. ./tfcheck.toml otherwise, and a built-in one where there is none.
+    /// Config that supplies checkpoints and inputs; its `versions` are ignored. Default: ./tfcheck.toml, or a built-in config if that does not exist.
     pub config: Option<PathBuf>,
-    /// A checkpoint instead of the config's, as in `tfcheck run`; repeatable.
+    /// Checkpoint that replaces the config's, as in `tfcheck run`; repeatable.
     #[arg(long = "checkpoint", value_name = "SOURCE")]
     pub checkpoints: Vec<String>,
-    /// The good side, against which all others are tested: a release of transformers, or a commit of the repository.
+    /// Good revision, with which all others are compared: a transformers release, or a commit of the repository.
     #[arg(long, value_name = "REVISION", required_unless_present = "resume")]
     pub good: Option<String>,
-    /// The bad side, a newer one that fails the test.
+    /// Bad revision: newer than --good, and failing the test.
     #[arg(long, value_name = "REVISION", required_unless_present = "resume")]
     pub bad: Option<String>,
-    /// A revision is bad where this holds against the good side: `verdict>=diverged`, `rel_l2>1e-5`, `p50>5%`, `loads`.
+    /// A revision is bad if this condition holds against the good revision: `verdict>=diverged`, `rel_l2>1e-5`, `p50>5%`, `loads`.
     #[arg(long, value_name = "GATE", default_value = "verdict>=diverged")]
     pub test: Gate,
-    /// Test every revision and show each change, also one that went again.
+    /// Test every revision and report every change, including changes that were later reverted.
     #[arg(long)]
     pub scan: bool,
-    /// Pre-releases count too.
+    /// Include pre-releases.
     #[arg(long)]
     pub pre: bool,
-    /// Withdrawn releases count too.
+    /// Include yanked releases.
     #[arg(long)]
     pub yanked: bool,
-    /// Then search the commits between the two releases, or those between --good and --bad: a transformers repository.
+    /// Transformers repository in which to search the commits between the two releases found, or between --good and --bad.
     #[arg(long, value_name = "URL|FOLDER")]
     pub repository: Option<String>,
-    /// Search the commits of a native port instead: the folder in its repository where the config's command is built and started.
+    /// Search the commits of a port instead: the folder of its repository in which the config's command is built and started.
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["repository", "pre", "yanked"])]
     pub command_repository: Option<PathBuf>,
-    /// Which of the config's commands is the port, where there are several.
+    /// Which of the config's commands is the port, if there are several.
     #[arg(long, value_name = "NAME", requires = "command_repository")]
     pub command: Option<String>,
-    /// What builds the port, such as 'cargo build --release'; a commit that does not build is skipped.
+    /// Command that builds the port, such as 'cargo build --release'; a commit that does not build is skipped.
     #[arg(long, value_name = "COMMAND", requires = "command_repository")]
     pub build: Option<String>,
-    /// Complete an interrupted bisection: its own question, its finished steps kept.
+    /// Complete an interrupted bisection with its own options, keeping its finished steps.
     #[arg(long, value_name = "BISECTION", conflicts_with_all = ["config", "checkpoints", "good", "bad", "test", "scan", "pre", "yanked", "repository", "command_repository", "command", "build", "results"])]
     pub resume: Option<PathBuf>,
-    /// Folder in which the bisection makes its own.
+    /// Folder in which the bisection folder is created.
     #[arg(long, value_name = "FOLDER", default_value = "results")]
     pub results: PathBuf,
 }
@@ -192,17 +192,17 @@ pub struct Bisect {
 /// What `tfcheck baseline` does.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Baseline {
-    /// Save a run under a name; it may be removed afterwards.
+    /// Save a run under a name; the run may be deleted afterwards.
     Save {
-        /// The baseline's name; one of that name is replaced.
+        /// Name of the baseline; an existing baseline of that name is replaced.
         name: String,
-        /// The run; the newest of the results folder otherwise.
+        /// Run folder. Default: the newest run of the results folder.
         run: Option<PathBuf>,
         /// Folder with the runs, the history and the baselines.
         #[arg(long, value_name = "FOLDER", default_value = "results")]
         results: PathBuf,
     },
-    /// Show the saved baselines.
+    /// List the saved baselines.
     List {
         /// Folder with the runs, the history and the baselines.
         #[arg(long, value_name = "FOLDER", default_value = "results")]
@@ -223,7 +223,7 @@ pub enum Baseline {
 pub struct Explain {
     /// The run's folder.
     pub run: PathBuf,
-    /// The pair: `A..B` or two names, each a variant's name or enough of it; `CASE/A..B` of one case alone.
+    /// Pair: `A..B` or two names, each a variant's name or an unambiguous part of it; `CASE/A..B` selects one case.
     #[arg(required = true, num_args = 1..=2, value_name = "PAIR")]
     pub pair: Vec<String>,
 }
@@ -231,16 +231,16 @@ pub struct Explain {
 /// Arguments of `tfcheck record`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Record {
-    /// What is recorded: one checkpoint with one batch of inputs, in the newest of the config's versions.
+    /// The recorded case: one checkpoint with one batch of inputs, run with the newest of the config's versions.
     #[command(flatten)]
     pub selection: Selection,
-    /// The folder to write the recording into.
+    /// Folder of the new recording.
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
-    /// Keep the logits of this many real positions, spread evenly and with each row's last; all otherwise.
+    /// Number of real positions whose logits are kept, evenly spaced and including each sequence's last. Default: all.
     #[arg(long, value_name = "N")]
     pub positions: Option<usize>,
-    /// Folder in which the run behind the recording makes its own.
+    /// Folder in which the run folder is created.
     #[arg(long, value_name = "FOLDER", default_value = "results")]
     pub results: PathBuf,
 }
@@ -248,22 +248,22 @@ pub struct Record {
 /// Arguments of `tfcheck localize`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Localize {
-    /// The config (./tfcheck.toml otherwise, and a built-in one where there is none), then the two variants as `tfcheck plan` names them.
+    /// Config file (default: ./tfcheck.toml, or a built-in config), then the two variants as `tfcheck plan` lists them.
     #[arg(required = true, num_args = 2..=3, value_names = ["CONFIG", "A", "B"])]
     pub names: Vec<String>,
-    /// The variants of a finished run, whose reports are written anew.
+    /// Take the variants from this finished run, and regenerate its reports.
     #[arg(long, value_name = "RUN")]
     pub run: Option<PathBuf>,
-    /// Only this case; every case otherwise.
+    /// Localise only in this case. Default: every case.
     #[arg(long, value_name = "NAME")]
     pub case: Option<String>,
-    /// Look only into modules whose path matches; repeatable.
+    /// Capture only modules whose path matches; repeatable.
     #[arg(long, value_name = "GLOB")]
     pub modules: Vec<String>,
-    /// dtype of both sides; f64 otherwise, where both have it.
+    /// dtype of both sides. Default: f64 if both sides support it, else f32.
     #[arg(long, value_enum)]
     pub dtype: Option<DtypeName>,
-    /// Disk that captured tensors may take: 512MiB, 2GiB.
+    /// Disk space for captured tensors: 512MiB, 2GiB.
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = size)]
     pub max_disk: u64,
 }
@@ -291,25 +291,25 @@ fn size(text: &str) -> Result<u64, String> {
         "GiB" => 1 << 30,
         unit => return Err(format!("`{unit}` is none of B, KiB, MiB and GiB")),
     };
-    let number: u64 = digits.parse().map_err(|_| format!("`{digits}` is no whole number"))?;
+    let number: u64 = digits.parse().map_err(|_| format!("`{digits}` is not a whole number"))?;
     number.checked_mul(factor).ok_or_else(|| "larger than any disk".to_owned())
 }
 
 /// Arguments of `tfcheck scoreboard`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct Scoreboard {
-    /// The config whose newest version judges; ./tfcheck.toml otherwise, and a built-in one where there is none.
+    /// Config whose newest version is the reference. Default: ./tfcheck.toml, or a built-in config if that does not exist.
     pub config: Option<PathBuf>,
     /// Only this model_type; repeatable.
     #[arg(long, value_name = "MODEL_TYPE")]
     pub only: Vec<String>,
-    /// Every synthetic checkpoint of a model type and not its default alone.
+    /// Run every synthetic checkpoint of a model type, not only its default.
     #[arg(long)]
     pub all: bool,
-    /// Complete an interrupted scoreboard: its finished cells are kept.
+    /// Complete an interrupted scoreboard, keeping its finished cells.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "only", "all", "results"])]
     pub resume: Option<PathBuf>,
-    /// Folder in which the run makes its own.
+    /// Folder in which the run folder is created.
     #[arg(long, value_name = "FOLDER", default_value = "results")]
     pub results: PathBuf,
 }
@@ -317,53 +317,53 @@ pub struct Scoreboard {
 /// Arguments of `tfcheck bench`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Bench {
-    /// The config whose checkpoints and newest version are measured; ./tfcheck.toml otherwise, and a built-in one where there is none.
+    /// Config whose checkpoints and newest version are timed. Default: ./tfcheck.toml, or a built-in config if that does not exist.
     pub config: Option<PathBuf>,
-    /// A checkpoint instead of the config's, as for `run`; repeatable.
+    /// Checkpoint that replaces the config's, as in `tfcheck run`; repeatable.
     #[arg(long = "checkpoint", value_name = "SOURCE")]
     pub checkpoints: Vec<String>,
     /// dtypes of weights and activations.
     #[arg(long, value_name = "DTYPE", value_delimiter = ',', default_value = "f32,bf16", value_parser = dtype)]
     pub dtypes: Vec<Dtype>,
-    /// Tokens a row.
+    /// Sequence lengths in tokens.
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "128,512")]
     pub lengths: Vec<usize>,
-    /// Rows.
-    #[arg(long, value_name = "ROWS", value_delimiter = ',', default_value = "1")]
+    /// Batch sizes.
+    #[arg(long, value_name = "SEQUENCES", value_delimiter = ',', default_value = "1")]
     pub batch: Vec<usize>,
-    /// Interleaved rounds of three passes.
+    /// Interleaved timing rounds of three forward passes each.
     #[arg(long, default_value_t = 6)]
     pub rounds: usize,
-    /// Complete an interrupted benchmark: its finished cells are kept.
+    /// Complete an interrupted benchmark, keeping its finished cells.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "checkpoints", "dtypes", "lengths", "batch", "rounds", "results"])]
     pub resume: Option<PathBuf>,
-    /// Folder in which the run makes its own.
+    /// Folder in which the run folder is created.
     #[arg(long, value_name = "FOLDER", default_value = "results")]
     pub results: PathBuf,
 }
 
-/// Seconds that `tfcheck gpu-check` takes at most: within ten minutes, which is what a lent machine gives a command.
+/// Default time limit of `tfcheck gpu-check`, below ten minutes: remote GPU machines often limit a command to that.
 pub const GPU_CHECK_SECONDS: u64 = 570;
 
 /// Arguments of `tfcheck gpu-check`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct GpuCheck {
-    /// Folder for the result, gpu_check.json and gpu_check.md.
+    /// Folder for gpu_check.json and gpu_check.md.
     #[arg(long, value_name = "FOLDER", default_value = "results/gpu_check")]
     pub out: PathBuf,
-    /// The interpreter whose torch and transformers are timed; a bare name is looked up on PATH.
+    /// Python interpreter whose torch and transformers are timed; a bare name is searched on PATH.
     #[arg(long, value_name = "PYTHON", default_value = "python3")]
     pub python: PathBuf,
-    /// Seconds that all of it may take: what does not fit is dropped from the end and said.
+    /// Time limit in seconds; parts that do not fit are dropped, starting from the last, and listed in the result.
     #[arg(long, value_name = "SECONDS", default_value_t = GPU_CHECK_SECONDS)]
     pub seconds: u64,
-    /// Run only the parts that match, `kernels`, `architectures`, `smollm2-*` and the like; repeatable.
+    /// Run only parts that match this glob, such as `kernels`, `architectures` or `smollm2-*`; repeatable.
     #[arg(long, value_name = "PATTERN")]
     pub only: Vec<String>,
-    /// List what would run, and what of CUDA is missing, and stop.
+    /// List the parts and the missing CUDA libraries, and stop.
     #[arg(long, conflicts_with = "emulate")]
     pub dry_run: bool,
-    /// Check correctness on an emulated GPU, whose kernels this machine's C++ compiler compiles; nothing is timed.
+    /// Check correctness on an emulated GPU: the kernels' sources are compiled by this machine's C++ compiler; nothing is timed.
     #[arg(long)]
     pub emulate: bool,
 }
@@ -380,10 +380,10 @@ fn dtype(text: &str) -> Result<Dtype, String> {
 /// Arguments of the hidden `tfcheck worker`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct Worker {
-    /// Serve candle-transformers' port instead of tfcheck's own model.
+    /// Run the candle-transformers port instead of tfcheck's own model.
     #[arg(long)]
     pub upstream: bool,
-    /// An interpreter in whose environment CUDA's libraries may lie; repeatable.
+    /// Python interpreter whose environment may contain the CUDA libraries; repeatable.
     #[arg(long = "python", value_name = "PYTHON")]
     pub pythons: Vec<PathBuf>,
     /// Folder for kernels compiled for the GPU.

@@ -3,15 +3,15 @@
 //!
 //! Each module imports only modules above it in this list; `tests/layers.rs` holds that.
 
-pub mod app;
-pub mod cli;
-pub mod commands;
-pub mod execute;
-pub mod hunt;
-pub mod judge;
-pub mod report;
-pub mod results;
 pub mod spec;
+pub mod execute;
+pub mod results;
+pub mod judge;
+pub mod hunt;
+pub mod report;
+pub mod commands;
+pub mod cli;
+pub mod app;
 
 /// The test of a port against a recording of `tfcheck record`; crate `tfcheck-assert` has it alone.
 pub use tfcheck_assert::assert_port;

@@ -34,7 +34,7 @@ fn the_program_starts_and_says_what_a_gpu_check_lacks() {
     assert!(!sandbox.path().join("results").exists(), "nothing ran, so nothing is written");
 }
 
-/// Issue 6: what is carried to a lent machine is below 60 MB.
+/// The packed program is copied to GPU machines, so it stays below 60 MB.
 #[test]
 fn the_stripped_program_is_below_60_mb() {
     let folder = tempfile::tempdir().unwrap();

@@ -102,10 +102,7 @@ impl Judge<'_> {
             PairOutcome::Compared(pair) => pair,
             PairOutcome::Incomparable(reason) => return incomparable(reason),
             PairOutcome::NotRun(reason) => {
-                return (
-                    Decision::NotRun { reason: reason.clone() },
-                    format!("there are no logits of {reason}"),
-                );
+                return (Decision::NotRun { reason: reason.clone() }, format!("no logits of {reason}"));
             }
         };
         if pair.identical {
@@ -153,7 +150,7 @@ impl Judge<'_> {
                     format!("in float64, {}", self.non_finite(oracle_a, oracle_b, agreement))
                 } else {
                     format!(
-                        "the float64 results {} and {} differ by relative L2 {difference:.2e} (limit {limit:.0e}), at most {worst:.2e} in row {}, position {}, so the mathematics differs",
+                        "the float64 results {} and {} differ by relative L2 {difference:.2e} (limit {limit:.0e}), at most {worst:.2e} in row {}, position {}, so they compute different functions",
                         names[oracle_a], names[oracle_b], at.row, at.position
                     )
                 };
@@ -172,14 +169,14 @@ impl Judge<'_> {
                 Some(departure) => sides.push((variant, departure)),
             }
             let lacking = if self.oracles.own(variant).is_none() {
-                "has no float64 result of its own"
+                "has no own float64 result"
             } else if self.oracles.ran(variant) {
                 continue;
             } else {
                 "has not run in float64 itself"
             };
             evidence =
-                format!("{evidence}{} {lacking} and is measured against {}; ", names[variant], names[oracle]);
+                format!("{evidence}{} {lacking} and is compared with {}; ", names[variant], names[oracle]);
         }
         for (variant, departure) in &sides {
             if let Departure::Worse(text) = departure {
@@ -225,23 +222,25 @@ impl Judge<'_> {
         Some(match reference {
             Some((index, known)) if self.excess(own, dtype, Some(known)).is_none() => {
                 Departure::Large(format!(
-                    "rounding is large here: {excess}, and {} departs likewise from its own float64 result, by {:.2e}; ",
+                    "rounding is large here: {excess}; {} differs from its own float64 result by {:.2e}; ",
                     names[index],
                     share(known)
                 ))
             }
             Some((index, known)) if ran => Departure::Worse(format!(
-                "{from} has the mathematics of {oracle}, which its own code gave in float64, and rounds worse: {excess}, where {} departs by {:.2e}",
+                "{from} rounds worse: {excess}, while {} differs by {:.2e}; the mathematics is right, because its own code computed {oracle}",
                 names[index],
                 share(known)
             )),
             None if ran => Departure::Large(format!(
-                "rounding is large here, for the code of {from} itself gave {oracle}: {excess}; "
+                "rounding is large here, as the code of {from} itself computed {oracle}: {excess}; "
             )),
             Some(_) | None => match self.oracles.near_ties(variant) {
-                Some(evidence) => Departure::Routed(format!("{excess}, by a choice of experts: {evidence}")),
+                Some(evidence) => {
+                    Departure::Routed(format!("{excess}, caused by the choice of experts: {evidence}"))
+                }
                 None => Departure::Unexplained(format!(
-                    "{from} departs from {whose} {oracle} by more than rounding, and has not run in float64 itself: {excess}"
+                    "{from} differs from {whose} {oracle} by more than rounding, and has not run in float64 itself: {excess}"
                 )),
             },
         })

@@ -22,7 +22,7 @@ use models::{Cache, Error, Form, Inputs, Loaded, Options, load};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// The bounds of the issue on native models.
+/// Limits of native models.
 const F64_BOUND: f64 = 1e-12;
 const F32_BOUND: f64 = 5e-6;
 const OF_TORCH: f64 = 1.5;

@@ -144,7 +144,7 @@ fn f64_logits_are_those_of_transformers() {
         let logits = case.load(DType::F64).forward(&case.inputs()).unwrap();
         let relative = case.relative(&logits, &case.expected["logits"]);
         println!("{}: {relative:e}", case.name);
-        // The bound of the issue on native models.
+        // The limit of native models, as in examples/judge.rs.
         assert!(relative <= 1e-12, "{}: relative L2 {relative:e}", case.name);
     }
 }
@@ -164,7 +164,7 @@ fn smaller_dtypes_err_no_more_than_torch_does() {
             let logits = case.load_form(dtype, form).forward(&case.inputs()).unwrap();
             let ours = case.relative(&logits, &case.expected["logits"]);
             println!("{} {dtype:?} {form:?}: ours {ours:.3e} torch {torch:.3e}", case.name);
-            // The bound of the issue on native models; f32 errors here are a few roundings, where luck decides.
+            // The limit of native models, as in examples/judge.rs; f32 errors here are a few roundings, so their ratio is partly chance.
             let bound = if dtype == DType::F32 { (1.5 * torch).max(5e-6) } else { 1.5 * torch };
             assert!(ours <= bound, "{} {dtype:?} {form:?}: error {ours:e}, torch's {torch:e}", case.name);
         }

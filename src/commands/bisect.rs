@@ -361,7 +361,7 @@ pub fn question(asked: Asked, config: Config) -> Result<Question, BisectError> {
         Err(BisectError::Question { message: message.to_owned(), hint: hint.to_owned() })
     };
     let (Some(good), Some(bad)) = (&asked.good, &asked.bad) else {
-        return refuse("a bisection has two sides", "name both with --good and --bad");
+        return refuse("a bisection needs a good and a bad revision", "name both with --good and --bad");
     };
     let port = match (&asked.command, &asked.command_repository) {
         (_, None) => None,

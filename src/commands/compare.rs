@@ -81,7 +81,7 @@ fn merged(sides: Vec<Side>, tolerances: &Tolerances) -> Result<RunView> {
     }
     let alone = groups.values().all(|group| group.len() == 1) && groups.len() > 1;
     let cases = groups.into_values().map(|group| one_case(group, tolerances)).collect::<Result<_>>()?;
-    let note = "no two of the runs share checkpoint and inputs, so each stands alone";
+    let note = "no two of the runs have the same checkpoint and inputs, so each is compared only with itself";
     Ok(RunView {
         id: "compared runs".to_owned(),
         environment: Vec::new(),
@@ -159,7 +159,7 @@ fn ancestors(path: &Path) -> Result<Side> {
             logits: file,
             shape: opened.as_ref().map_or_else(|_| Vec::new(), |logits| logits.shape().to_vec()),
             positions: Positions::Last,
-            notes: vec!["saved by the older Python framework; its timings are not read".to_owned()],
+            notes: vec!["legacy run of the Python framework; its times are not read".to_owned()],
             load_ns: 0,
             first_call_ns: 0,
             ..Completed::default()

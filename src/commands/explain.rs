@@ -56,7 +56,7 @@ pub fn explain(run: &Path, pair: &[String]) -> Result<String> {
         if a == b {
             return Err(miette!(
                 help = format!("there are {}", names.join(", ")),
-                "`{a}` is both sides of the pair"
+                "both sides of the pair are `{a}`"
             ));
         }
         stories.push(story::tell(&load(&folder, &manifest, case, [a, b])?));
@@ -66,7 +66,8 @@ pub fn explain(run: &Path, pair: &[String]) -> Result<String> {
 
 /// Case, A and B as they were given.
 fn split(pair: &[String]) -> Result<(Option<String>, String, String)> {
-    let form = || miette!(help = "write `A..B`, `CASE/A..B` or two names", "`{}` is no pair", pair.join(" "));
+    let form =
+        || miette!(help = "write `A..B`, `CASE/A..B` or two names", "`{}` is not a pair", pair.join(" "));
     let (a, b) = match pair {
         [one] => one.split_once("..").ok_or_else(form)?,
         [a, b] => (a.as_str(), b.as_str()),
@@ -107,7 +108,7 @@ fn load<'a>(folder: &RunFolder, manifest: &Manifest, case: &'a Case, pair: [&str
     let cells = folder.cells(manifest, case)?;
     let named = |name: &str| -> Result<Cell> {
         cells.iter().find(|cell| cell.name == name).cloned().ok_or_else(|| {
-            miette!(help = "`tfcheck run --resume` completes the run", "`{name}` was never begun in this run")
+            miette!(help = "`tfcheck run --resume` completes the run", "this run has not started `{name}`")
         })
     };
     let mut chosen = vec![named(pair[0])?, named(pair[1])?];

@@ -3,7 +3,7 @@
 //! First every kernel and every architecture against the CPU, then the timing tables beside the torch that the machine
 //! has. The parts come in order of importance and the last are dropped where time is short, which the result says.
 //! Runs are ordinary ones in a folder that goes when the check ends; what they found is folded into `gpu_check.json` and
-//! `gpu_check.md`. docs/cuda.md says how it is run on a lent machine.
+//! `gpu_check.md`. docs/cuda.md describes how to run it on a machine without network access.
 
 mod budget;
 mod correctness;
@@ -96,8 +96,10 @@ fn plan_text(items: &[Item], limit: Duration) -> String {
     use std::fmt::Write;
     let estimates: Vec<Duration> = items.iter().map(|item| item.estimate).collect();
     let fits = fitting(&estimates, Budget::new(limit).left());
-    let mut text =
-        format!("In at most {} s, by estimates for an H200, the last dropped first:\n", limit.as_secs());
+    let mut text = format!(
+        "Parts, limited to {} s (estimates for an H200; parts that do not fit are dropped from the end):\n",
+        limit.as_secs()
+    );
     for (index, item) in items.iter().enumerate() {
         let dropped = if index < fits { "" } else { " (dropped)" };
         let _ = writeln!(text, "  {:>4} s  {}: {}{dropped}", item.estimate.as_secs(), item.name, item.about);

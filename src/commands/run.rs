@@ -129,7 +129,7 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
     match (unwritten.into_inner().unwrap_or_else(PoisonError::into_inner), code) {
         (None, code) => Ok(Finished { code: code?, folder: folder.path().to_owned() }),
         (Some(error), _) => {
-            Err(error).wrap_err("what was computed is in the tables above, but not all of it is kept")
+            Err(error).wrap_err("the tables above are complete, but some results could not be saved")
         }
     }
 }
@@ -203,8 +203,8 @@ fn open(order: &Order, destination: Destination, cases: &[PreparedCase]) -> Resu
                     != (&then.checkpoint_digest, &then.inputs_digest)
                 {
                     miette::bail!(
-                        help = "start a run of its own: numbers of two checkpoints or inputs cannot be mixed",
-                        "{}: the checkpoint or the inputs are no longer those that {} was begun with",
+                        help = "start a new run: results of different checkpoints or inputs cannot be mixed",
+                        "{}: the checkpoint or the inputs have changed since {} started",
                         now.name,
                         folder.path().display()
                     );

@@ -47,7 +47,7 @@ pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
     if let Some(unknown) = choice.only.iter().find(|name| !known.contains(&name.as_str())) {
         miette::bail!(
             help = format!("there are {}", known.join(", ")),
-            "no synthetic checkpoint is a `{unknown}`"
+            "there is no synthetic checkpoint of model type `{unknown}`"
         );
     }
     let wanted = entries.filter(|entry| {
@@ -64,7 +64,7 @@ pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
     let newest = newest.ok_or_else(|| {
         miette::miette!(
             help = "list one under [[versions]]",
-            "the config has no transformers version to judge by"
+            "the config has no transformers version to compare with"
         )
     })?;
     Ok(Config {

@@ -148,7 +148,7 @@ impl TokenizerParity {
         let id = |id: &Option<i64>| id.map_or_else(|| "no token".to_owned(), |id| id.to_string());
         let token = token.as_ref().map(|token| format!(" (`{token}`)")).unwrap_or_default();
         format!(
-            "{} gives other ids than the run was fed: text {text}, position {position}: {} where the run has {}{token}",
+            "{} gives other token ids than the run's inputs: text {text}, position {position}: {} instead of {}{token}",
             self.class,
             id(found),
             id(expected)

@@ -234,7 +234,9 @@ impl<'a> Schedule<'a> {
             return Err(out_of_turn("forward"));
         };
         if forwarded.prefill != job.prefill {
-            return Err(Ended::Unsupported("the worker knows no prefill: it computed one pass".into()));
+            return Err(Ended::Unsupported(
+                "the worker does not support prefill: it computed one full-sequence pass".into(),
+            ));
         }
         verify_logits(&path, &forwarded.shape, forwarded.positions)?;
         let mut notes = job.notes.clone();
@@ -364,7 +366,9 @@ impl<'a> Schedule<'a> {
             match live.session.ask(&Request::Trace(Trace { path: path.clone() }), self.settings.timeout) {
                 Ok(Reply::Traced) if path.is_file() => live.completed.trace = Some(trace),
                 Ok(_) => {
-                    live.completed.notes.push("no trace: the worker said it wrote one, but did not".into());
+                    live.completed
+                        .notes
+                        .push("no trace: the worker reported one, but the file does not exist".into());
                 }
                 Err(Ended::Interrupted) => return self.cut_short(live, Ended::Interrupted, ran),
                 Err(Ended::Unsupported(reason)) => live.completed.notes.push(format!("no trace: {reason}")),
@@ -461,7 +465,7 @@ fn verify_logits(path: &Path, shape: &[usize], positions: Positions) -> Result<L
     let logits = Logits::open(path, measured_positions(positions)).map_err(|error| {
         let problem = error.to_string();
         let problem = problem.strip_prefix(&format!("{} ", path.display())).unwrap_or(&problem);
-        missing(format!("the worker said it wrote {name}, but it {problem}"))
+        missing(format!("the worker reported that it wrote {name}, but it {problem}"))
     })?;
     let [batch, seq, vocab_size] = logits.shape();
     // One score vector a row has no axis of positions.

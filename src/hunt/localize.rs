@@ -90,7 +90,7 @@ impl Default for Options {
 pub enum LocalizeError {
     /// A worker gave no answer.
     #[error("{variant} cannot be captured: {reason}")]
-    #[diagnostic(help("worker.log in {folder} has what the worker said"))]
+    #[diagnostic(help("see worker.log in {folder}"))]
     Worker {
         /// The variant.
         variant: String,

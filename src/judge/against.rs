@@ -264,10 +264,7 @@ fn quiet_rounds(of: &Completed, quiet_ns: Option<u64>, whose: &str) -> Result<Ve
         return Ok(quiet);
     }
     let busy = rounds.len() - quiet.len();
-    Err(format!(
-        "the machine was busy with something else beside {busy} of the {} rounds of {whose}",
-        rounds.len()
-    ))
+    Err(format!("the machine was busy during {busy} of the {} rounds of {whose}", rounds.len()))
 }
 
 fn completed(cell: &Cell) -> Result<&Completed, String> {
@@ -291,14 +288,12 @@ fn noise(change: &Change, now_ms: f64, known: &[f64]) -> Vec<String> {
     let mut notes = Vec::new();
     if change.rounds < 5 {
         notes.push(format!(
-            "{} rounds say little of the noise; `run.rounds = 30` with `run.iterations = 1` says more",
+            "{} rounds are too few to estimate the noise; use `run.rounds = 30` with `run.iterations = 1`",
             change.rounds
         ));
     } else if change.resolution() > 0.05 {
-        notes.push(format!(
-            "noisy: a slow-down below {:.0} % could not have been seen",
-            100.0 * change.resolution()
-        ));
+        notes
+            .push(format!("noisy: a slow-down below {:.0} % is not detectable", 100.0 * change.resolution()));
     }
     let low = known.iter().copied().fold(f64::INFINITY, f64::min);
     let high = known.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -319,7 +314,7 @@ fn common_shift(rows: &[Row]) -> Option<String> {
     let same_way = low > 1.03 || high < 0.97;
     (ratios.len() >= 3 && same_way && high / low < 1.05).then(|| {
         format!(
-            "all {} variants changed alike ({:+.0} % to {:+.0} %): suspect the machine before the code",
+            "all {} variants changed by about the same factor ({:+.0} % to {:+.0} %): the machine is the likelier cause",
             ratios.len(),
             100.0 * (low - 1.0),
             100.0 * (high - 1.0)
@@ -357,7 +352,7 @@ mod tests {
         assert_eq!(quiet(&mixed).unwrap().len(), 5);
         assert_eq!(
             quiet(&mixed[1..]).unwrap_err(),
-            "the machine was busy with something else beside 2 of the 6 rounds of this run"
+            "the machine was busy during 2 of the 6 rounds of this run"
         );
         assert_eq!(quiet(&[100]).unwrap(), [[1000]], "one round is not made more by patience");
         let unread = Completed { yardstick_ns: vec![], ..of(&mixed) };

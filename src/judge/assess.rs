@@ -199,7 +199,7 @@ fn cell_of(variant: &Variant, cells: &[Cell]) -> Cell {
     let never = || {
         let failure = Failure {
             kind: FailureKind::Interrupted,
-            reason: "the run ended before this variant was begun".into(),
+            reason: "the run ended before this variant started".into(),
             detail: String::new(),
             log_tail: String::new(),
         };

@@ -29,7 +29,7 @@ const FOLDER: &str = "baselines";
 #[derive(Debug, Error, Diagnostic)]
 pub enum BaselineError {
     /// A name that cannot be a folder's.
-    #[error("`{name}` cannot name a baseline")]
+    #[error("`{name}` is not a valid baseline name")]
     #[diagnostic(help("start with a letter or digit and use letters, digits and . _ + - only"))]
     Name {
         /// As it was given.
@@ -60,7 +60,7 @@ pub enum BaselineError {
     },
     /// A file of the baseline is gone or not what was saved.
     #[error("baseline `{name}`: {} {problem}", path.display())]
-    #[diagnostic(help("save the baseline anew: tfcheck baseline save {name} RUN"))]
+    #[diagnostic(help("save the baseline again: tfcheck baseline save {name} RUN"))]
     Damaged {
         /// The baseline.
         name: String,

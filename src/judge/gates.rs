@@ -108,12 +108,12 @@ pub fn evaluate(gate: &Gate, numbers: &Numbers<'_>) -> Outcome {
 /// Times fail only where the change is above the limit *and* its bootstrap interval leaves out "no change".
 fn at_times(gate: &Gate, statistic: timing::Statistic, times: &Times<'_>) -> Outcome {
     let Some(change) = timing::change(times.baseline, times.variant, statistic, times.paired) else {
-        return Outcome::Unknown { reason: "the two were not timed in the same rounds".into() };
+        return Outcome::Unknown { reason: "the two variants were not timed in the same rounds".into() };
     };
     let evidence = format!("{} {}", statistic.name(), change.text());
     match at(gate, change.ratio - 1.0, || evidence.clone()) {
         Outcome::Failed { evidence } if change.interval.low <= 1.0 => Outcome::Unknown {
-            reason: format!("{evidence}, which leaves room for no change: time more rounds"),
+            reason: format!("{evidence}; the interval includes \"no change\": time more rounds"),
         },
         outcome => outcome,
     }
@@ -313,7 +313,7 @@ fn of_cell(gate: &Gate, case: &CaseView, anchor: Option<&Cell>, cell: &Cell) -> 
         outcome => Err(format!("{}: {}", cell.name, outcome.reason())),
     };
     let both = anchor
-        .ok_or_else(|| "the run has no baseline variant that was run".to_owned())
+        .ok_or_else(|| "the run's baseline variant did not run".to_owned())
         .and_then(|anchor| Ok((completed(anchor)?, completed(cell)?)));
     let common =
         both.as_ref().map(|(anchor, cell)| side_by_side(Timed::Prefill, anchor, cell)).map_err(Clone::clone);

@@ -68,9 +68,9 @@ const YARDSTICK_RUNS: i64 = 20;
 #[derive(Debug, Error, Diagnostic)]
 pub enum HistoryError {
     /// The file is no database.
-    #[error("{} is damaged, or is no history of tfcheck's: {reason}", path.display())]
+    #[error("{} is damaged or not a tfcheck history: {reason}", path.display())]
     #[diagnostic(help(
-        "move it away: tfcheck makes a new one; the baselines' own files lie beside it in `baselines`"
+        "move it away, and tfcheck creates a new one; the baselines' files are in `baselines` next to it"
     ))]
     Damaged {
         /// The file.

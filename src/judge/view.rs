@@ -194,7 +194,7 @@ impl CaseView {
         let cost = format!("repeating took {seconds:.1} s");
         Some(if loud.is_empty() {
             format!(
-                "noise floor 0: {} variants repeat themselves bit for bit, in the same process and in a second one{half}; {cost}",
+                "noise floor 0: {} variants repeat bit for bit, in the same process and in a second process{half}; {cost}",
                 known.len()
             )
         } else {

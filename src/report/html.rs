@@ -146,7 +146,7 @@ fn preflight(page: &mut String, run: &RunView) {
         .collect();
     table(
         page,
-        "Environments beside their numbers",
+        "Environments and their largest relative L2",
         &["A", "B", "Relative L2, the largest of one mode, attention and dtype", "Packages that differ"],
         &environments,
     );

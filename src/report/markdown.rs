@@ -72,7 +72,7 @@ fn gates(text: &mut String, judged: &Judged) {
     table(text, &CHANGE_HEADER, &rows);
     line(
         text,
-        "\nThe change of the median is this run's over the baseline's; its 95 % bootstrap interval resamples whole rounds. The two were timed at different times.",
+        "\nThe change of the median is this run's over the baseline's; its 95 % bootstrap interval resamples whole rounds. The two runs were not interleaved.",
     );
     for note in &against.notes {
         line(text, &format!("- {note}"));
@@ -84,7 +84,7 @@ fn sweep(text: &mut String, run: &RunView) {
     let Some(sweep) = super::sweep::sweep(run) else { return };
     line(
         text,
-        "\n## Sweep\n\nThe worst verdict of each pair for each value of an axis; 1/4 where one of four is that bad.\n",
+        "\n## Sweep\n\nThe worst verdict of each pair for each value of an axis; 1/4 means that one of four cells has it.\n",
     );
     let titles: Vec<String> = sweep.columns.iter().map(|(axis, value)| format!("{axis} {value}")).collect();
     let header: Vec<&str> =

@@ -63,7 +63,7 @@ pub enum ResultsError {
     },
     /// Another tfcheck writes there.
     #[error("{} is being written by another tfcheck", path.display())]
-    #[diagnostic(help("wait for it to end, or start a run of its own"))]
+    #[diagnostic(help("wait until it ends, or start a new run"))]
     Locked {
         /// The folder.
         path: PathBuf,

@@ -207,18 +207,18 @@ pub(crate) fn sentence(localized: &Localized) -> String {
     match &localized.finding {
         Finding::Module(divergence) => module(divergence, localized, dtype),
         Finding::Execution { variant, what, relative_l2 } => format!(
-            "the modules of {a} and {b} agree in {dtype}; {variant} departs from its own eager pass by {relative_l2:.1e}: the fault lies in {what}"
+            "the modules of {a} and {b} agree in {dtype}; {variant} differs from its own eager pass by {relative_l2:.1e}: the cause is {what}"
         ),
         Finding::Logits { reason } => {
             let apart = localized.logits.map_or_else(String::new, |apart| format!(" by {apart:.1e}"));
-            format!("the logits depart{apart} in {dtype}, and no module can be named: {reason}")
+            format!("the logits differ{apart} in {dtype}, and no module could be found: {reason}")
         }
         Finding::Spread { near_ties: Some(near_ties), .. } => format!(
-            "the mathematics of {a} and {b} is the same in {dtype}: {}",
+            "{a} and {b} compute the same function in {dtype}: {}",
             near_ties_in_words(near_ties, localized)
         ),
         Finding::Spread { first, near_ties: None } => format!(
-            "no module departs by itself in {dtype}: fed the same input, all agree within {threshold:.1e}; rounding grows until {first}"
+            "no module diverges by itself in {dtype}: replayed with the same input, all agree within {threshold:.1e}; rounding accumulates until {first}"
         ),
         Finding::Nothing => format!("{a} and {b} agree in {dtype} within {threshold:.1e}"),
     }
@@ -229,7 +229,7 @@ fn near_ties_in_words(found: &NearTies, localized: &Localized) -> String {
     let NearTies { router, tokens, of, scores, worst } = found;
     let [source, _] = localized.source_and_fed();
     format!(
-        "fed {source}'s input, every module agrees at every position (to {worst:.1e}), and {tokens} of {of} tokens go to other experts at near-ties of routers: {router} is the first to choose otherwise, where its scores differ by no more than {scores:.1e}"
+        "replayed with {source}'s input, every module agrees at every position (to {worst:.1e}); {tokens} of {of} tokens go to other experts at near-ties of routers: {router} is the first to choose differently, where its scores differ by at most {scores:.1e}"
     )
 }
 
@@ -257,16 +257,18 @@ fn module(found: &Divergence, localized: &Localized, dtype: &str) -> String {
     let replayed = match found.replayed {
         Some(replayed) if replayed > threshold => {
             let whose = if localized.is_first_fed { format!("{source}'s") } else { "its own".to_owned() };
-            format!("; fed {source}'s input, {fed} still departs ({replayed:.1e}): the fault is {whose}")
+            format!(
+                "; replayed with {source}'s input, {fed} still differs ({replayed:.1e}): the cause is {whose} code"
+            )
         }
         Some(replayed) => format!(
-            "; fed {source}'s input, {fed} agrees ({replayed:.1e}): it hands on a difference below {threshold:.0e}"
+            "; replayed with {source}'s input, {fed} agrees ({replayed:.1e}): it passes on an input difference below {threshold:.0e}"
         ),
         None => String::new(),
     };
     let place = place.unwrap_or_default();
     format!(
-        "{who}{classes}{place} departs by {:.1e} in {dtype} though {input}{worst}{replayed}",
+        "{who}{classes}{place} differs by {:.1e} in {dtype} although {input}{worst}{replayed}",
         found.output
     )
 }

@@ -38,13 +38,13 @@ pub const PATIENCE_S: u64 = 60;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// What is computed; each checkpoint meets each batch of inputs. Default: `synthetic:llama`.
+    /// The checkpoints; each runs on each batch of inputs. Default: `synthetic:llama`.
     pub checkpoints: Vec<Checkpoint>,
-    /// What it is computed on. Default: one row of 128 tokens of a built-in text.
+    /// The inputs. Default: one sequence of 128 tokens of a built-in text.
     pub inputs: Inputs,
-    /// What all transformers versions have in common.
+    /// Packages that all transformers versions share.
     pub environment: Environment,
-    /// The transformers versions, oldest first by habit. Default: 4.54.0 and the newest one pinned; `versions = []` means none.
+    /// The transformers versions, usually oldest first. Default: 4.54.0 and the newest one pinned; `versions = []` means none.
     pub versions: Vec<Version>,
     /// The native models.
     pub candle: Candle,
@@ -69,13 +69,13 @@ pub struct Checkpoint {
     /// Commit, tag or branch of a hub id; for hub ids only. Default: `main`, resolved to its commit when the run starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
-    /// Names the cases of this checkpoint, so safe as a file name. Default: the last part of the source, in lower case.
+    /// Name of this checkpoint's cases; must be a valid file name. Default: the last part of the source, in lower case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Lets transformers run the Python code that the checkpoint brings (`auto_map`). Default: false, and such a checkpoint is refused.
+    /// Whether transformers may run Python code from the checkpoint (`auto_map`). Default: false; such a checkpoint is then an error.
     #[serde(default)]
     pub allow_remote_code: bool,
-    /// Limits of this checkpoint's verdicts alone; what is not named is that of `[tolerances]`. Default: none.
+    /// Limits for this checkpoint's verdicts; limits not listed come from `[tolerances]`. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerances: Option<Overrides>,
 }
@@ -84,30 +84,30 @@ pub struct Checkpoint {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Inputs {
-    /// Texts that make one batch, a row each; not together with `lengths`. Default: none.
+    /// Texts that make one batch, one sequence per text; excludes `lengths`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompts: Option<Vec<String>>,
-    /// Renders each prompt through the checkpoint's chat template; with `prompts` only. Default: false.
+    /// Whether the checkpoint's chat template is applied to each prompt; only with `prompts`. Default: false.
     pub chat: bool,
-    /// Texts whose probability as the next token is tabled per variant; with `prompts` only. Default: none.
+    /// Texts whose probability as the next token is reported per variant; only with `prompts`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub choices: Option<Vec<String>>,
-    /// Row lengths in tokens, a case each; not together with `prompts`. Default: `[128]`.
+    /// Sequence lengths in tokens, one case each; excludes `prompts`. Default: `[128]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lengths: Option<Vec<usize>>,
-    /// Batch sizes in rows, a case each; with `lengths` only. Default: `[1]`.
+    /// Batch sizes, one case each; only with `lengths`. Default: `[1]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<Vec<usize>>,
-    /// File of UTF-8 text that the rows of a sweep are cut from; with `lengths` only. Default: a built-in text.
+    /// UTF-8 text file from which a sweep cuts its sequences; only with `lengths`. Default: a built-in text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<PathBuf>,
-    /// Sides on which shorter rows are padded, a case each; one row alone has no padding. Default: `["right"]`.
+    /// Padding sides of shorter sequences, one case each; a batch of one has no padding. Default: `["right"]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub padding: Option<Vec<Padding>>,
-    /// Tokens of a prefill, below a row's length: the rest of the row goes through the KV cache token by token. A case each beside the one pass, compared but not timed; with `lengths` only. Default: none.
+    /// Prefill lengths in tokens, smaller than the sequence length; the rest is decoded token by token through the KV cache. Each makes a case in addition to the full-sequence forward pass, compared but not timed; only with `lengths`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefill: Option<Vec<usize>>,
-    /// Seed that picks where rows are cut from the text, and the random tokens of a checkpoint without a tokenizer. Default: 0.
+    /// Seed that selects where the text is cut, or the random token ids of a checkpoint without a tokenizer. Default: 0.
     pub seed: u64,
 }
 
@@ -153,12 +153,12 @@ pub enum Padding {
 pub struct Environment {
     /// The torch release that every environment gets. Default: `2.15.0`.
     pub torch: String,
-    /// Further requirements that every environment gets, as pip writes them (`numpy<3`). Default: none.
+    /// Additional requirements of every environment, in pip's syntax (`numpy<3`). Default: none.
     pub requirements: Vec<String>,
-    /// Where torch comes from: `pypi`, `cpu` or `cu130` and the like (an index of PyTorch's), or `auto`. Default: `auto`, which goes by the GPU found and falls back to PyPI.
+    /// Source of torch: `pypi`, a PyTorch index such as `cpu` or `cu130`, or `auto`. Default: `auto`, which selects an index for the GPU found and falls back to PyPI.
     #[schemars(with = "String")]
     pub torch_backend: TorchBackend,
-    /// The Python that uv is asked for, `3.11`. Default: the one that uv picks.
+    /// Python version of the environments, such as `3.11`. Default: uv's choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub python: Option<String>,
 }
@@ -167,16 +167,16 @@ pub struct Environment {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Version {
-    /// Names the version in tables and its folder in a run, so safe as a file name.
+    /// Name of the version in tables and of its folder in a run; must be a valid file name.
     pub name: String,
-    /// `transformers==4.54.0`, `git+https://…@ref` or `-e transformers-fork/`; may be absent where `python` is given.
+    /// `transformers==4.54.0`, `git+https://…@ref` or `-e transformers-fork/`; optional if `python` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub source: Option<VersionSource>,
-    /// The interpreter of an environment that exists and is used as it is. Default: none, an environment is made.
+    /// Interpreter of an existing environment, which is used unchanged. Default: none; tfcheck creates an environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub python: Option<PathBuf>,
-    /// Modes of this version alone, as in `[run]`. Default: those of `[run]`.
+    /// Modes of this version, as in `[run]`. Default: those of `[run]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<schema::ModeName>>")]
     pub modes: Option<Vec<Mode>>,
@@ -197,7 +197,7 @@ pub struct Candle {
     /// Modes of tfcheck's own models, `eager` and `fused`. Default: both; `modes = []` leaves them out.
     #[schemars(with = "Vec<schema::ModeName>")]
     pub modes: Vec<Mode>,
-    /// Also runs the ports that candle-transformers ships. Default: false.
+    /// Whether the ports of candle-transformers run as well. Default: false.
     pub upstream: bool,
 }
 
@@ -205,7 +205,7 @@ pub struct Candle {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Command {
-    /// Names the program in tables and its folder in a run, so safe as a file name.
+    /// Name of the program in tables and of its folder in a run; must be a valid file name.
     pub name: String,
     /// The program and its arguments; it is started in the folder of this file.
     pub program: Vec<String>,
@@ -230,35 +230,35 @@ pub struct Run {
     /// Compute threads of each worker. Default: the physical cores of the machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
-    /// Passes before the clock counts, in each round. Default: 3.
+    /// Warm-up forward passes in each round, not timed. Default: 3.
     pub warm_up: usize,
     /// Timed passes in each round. Default: 10.
     pub iterations: usize,
-    /// Tokens that each round also decodes one by one through the KV cache, each timed; 0 leaves decoding out. Default: 0.
+    /// Tokens that each round also decodes through the KV cache, each timed; 0 turns decoding off. Default: 0.
     pub decode: usize,
-    /// Timing rounds; within a round the variants take turns, and 0 leaves timing out. Default: 3.
+    /// Timing rounds; each round times every variant; 0 turns timing off. Default: 3.
     pub rounds: usize,
-    /// Seconds that a case may spend on more rounds than `rounds`, where the machine was busy with something else. One variant alone waits, and its quietest rounds count; of several all do. Default: 60 where `fail_on` looks at times or `against` names a baseline, else 0.
+    /// Seconds that a case may spend on rounds beyond `rounds` while the machine is busy. If one variant is timed, only its quietest rounds count; if several are, all rounds count. Default: 60 if `fail_on` has a gate on times or `against` is set, else 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patience_s: Option<u64>,
-    /// Variants of a case that may load and make their first pass at the same time: compilers then share the cores, and what is said of loading and first passes is no measurement. Default: 1.
+    /// Variants of a case that may load and compile at the same time; above 1, load and first-call times are not meaningful, because they share the cores. Default: 1.
     pub first_passes_at_once: usize,
-    /// Also profiles one pass of each variant. Default: true.
+    /// Whether a profiler trace of one forward pass of each variant is written. Default: true.
     pub trace: bool,
-    /// Also computes each case in f64 on both sides, against which every variant's own error is measured. Default: false.
+    /// Whether float64 references of both sides are computed, against which every variant's error is measured. Default: false.
     pub oracle: bool,
-    /// Also repeats each variant's forward, once in the same process and once in a second one, which says how far a variant is from itself; costs that pass, and a start, load and first pass of a worker. Default: true.
+    /// Whether each variant repeats its forward pass, once in the same process and once in a second one, to measure the noise floor; costs one forward pass, plus start, load and first forward pass of a second worker. Default: true.
     pub noise: bool,
-    /// The variant that speed-ups are against, by its name in the tables. Default: eager mode of the newest transformers.
+    /// Variant that speed-ups are relative to, by its name in the tables. Default: eager mode of the newest transformers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<String>,
-    /// Conditions on which the run fails, `verdict>=diverged`, `l2>1e-3`, `p50>5%`, `loads` and the like. Default: `verdict>=worse_rounding`, and with `against` also `p50>3%`.
+    /// Gates: conditions under which the run fails, such as `verdict>=diverged`, `l2>1e-3`, `p50>5%` or `loads`. Default: `verdict>=worse_rounding`, and with `against` also `p50>3%`.
     #[schemars(with = "Vec<String>")]
     pub fail_on: Vec<Gate>,
     /// The saved baseline that the run is compared with when it ends. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub against: Option<String>,
-    /// Seconds that a request to a worker may take; loading and the first pass have limits of their own. Default: 600.
+    /// Time limit of a request to a worker in seconds; loading and the first forward pass have separate limits. Default: 600.
     pub timeout_s: u64,
     /// GB (10^9 bytes) that loaded workers may hold while they wait between rounds. Default: half of the machine's memory.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -36,7 +36,7 @@ enum Comparison {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GateError {
     /// A metric that does not exist.
-    #[error("`{name}` is no metric of a gate{}", meant(nearest.as_deref()))]
+    #[error("`{name}` is not a metric of gates{}", meant(nearest.as_deref()))]
     UnknownMetric {
         /// As it was written.
         name: String,
@@ -44,13 +44,13 @@ pub enum GateError {
         nearest: Option<String>,
     },
     /// A metric without a comparison, or a comparison without a metric.
-    #[error("`{text}` is no gate: write a metric, > >= < or <=, and a limit, as in `l2>1e-3`")]
+    #[error("`{text}` is not a gate: write a metric, > >= < or <=, and a limit, as in `l2>1e-3`")]
     Form {
         /// As it was written.
         text: String,
     },
     /// A limit that does not go with the metric.
-    #[error("`{limit}` is no limit of `{metric}`: {hint}")]
+    #[error("`{limit}` is not a limit for `{metric}`: {hint}")]
     Limit {
         /// The metric.
         metric: String,
@@ -60,7 +60,7 @@ pub enum GateError {
         hint: String,
     },
     /// A comparison that does not go with the metric.
-    #[error("`{metric}` can be gated from above only: write `{example}`")]
+    #[error("`{metric}` supports only upper limits: write `{example}`")]
     Direction {
         /// The metric.
         metric: String,
@@ -102,7 +102,7 @@ impl Gate {
                 Err(GateError::Limit {
                     metric: "loads".into(),
                     limit: rest.trim().into(),
-                    hint: "`loads` stands alone and fails where a variant gives no logits".into(),
+                    hint: "`loads` takes no limit; it fails if a variant produces no logits".into(),
                 })
             };
         }

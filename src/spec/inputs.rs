@@ -115,7 +115,7 @@ pub struct Choice {
 pub enum Error {
     /// There is nothing to tokenise.
     #[error("{what} is empty")]
-    #[diagnostic(help("give at least one prompt, length and batch size, each with something in it"))]
+    #[diagnostic(help("list at least one prompt, or one length and batch size; none may be empty"))]
     Empty {
         /// `prompt 2`, `the list of lengths`, …
         what: String,
@@ -161,7 +161,7 @@ pub enum Error {
         help: String,
     },
     /// A token id that the model has no embedding for.
-    #[error("{what} holds token {id}, but the model has {vocab_size} of them")]
+    #[error("{what} contains token id {id}, but the vocabulary has {vocab_size} tokens")]
     #[diagnostic(help("the tokenizer belongs to another model, or config.json has the wrong `vocab_size`"))]
     OutOfVocabulary {
         /// Which row.
@@ -177,7 +177,7 @@ pub enum Error {
     Template(#[from] TemplateError),
     /// A saved file is not what it should be.
     #[error("{}: {reason}", path.display())]
-    #[diagnostic(help("the inputs belong to another run or are damaged; make them again"))]
+    #[diagnostic(help("the inputs belong to another run or are damaged; start a new run"))]
     Damaged {
         /// The file.
         path: PathBuf,

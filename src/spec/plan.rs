@@ -163,7 +163,7 @@ impl Plan {
 #[derive(Clone, Debug, PartialEq, thiserror::Error, miette::Diagnostic)]
 pub enum PlanError {
     /// The baseline names no variant.
-    #[error("the baseline `{name}` is none of the variants")]
+    #[error("the baseline `{name}` is not one of the variants")]
     Baseline {
         /// As the config has it.
         name: String,

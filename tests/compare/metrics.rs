@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::files::{Files, pair};
 
-/// Equal to 1e-12, relative or absolute: the bar of the issue for sums in f64 of at most 10⁴ terms.
+/// Equal to 1e-12, relative or absolute: the accuracy that f64 sums of at most 10⁴ terms allow.
 pub(crate) fn check(what: &str, got: f64, expected: f64) {
     if expected.is_nan() {
         assert!(got.is_nan(), "{what}: {got}, expected NaN");

@@ -61,7 +61,7 @@ impl Change {
         let word = if self.ratio < 1.0 { "fell" } else { "rose" };
         let change = format!("{word} by {:.1} %", 100.0 * (self.ratio - 1.0).abs());
         match self.rounds {
-            1 => format!("{change} (one round alone has no interval)"),
+            1 => format!("{change} (no interval: only one round)"),
             rounds => format!(
                 "{change} (interval {} to {}, {rounds} rounds)",
                 percent(self.interval.low),

@@ -83,7 +83,7 @@ impl EnvironmentError {
                 "check the version on https://pypi.org/project/transformers/#history, or the ref in the repository"
             }
             Self::Network { .. } => {
-                "check the network, a proxy (HTTPS_PROXY) or a mirror (UV_DEFAULT_INDEX); an environment that was prepared once needs none"
+                "check the network, a proxy (HTTPS_PROXY) or a mirror (UV_DEFAULT_INDEX); an environment that is already prepared needs no network"
             }
             Self::Conflict { .. } => {
                 "choose another torch for all versions under test, or leave out the extra requirement that uv names"
@@ -91,7 +91,7 @@ impl EnvironmentError {
             Self::NoPython { .. } => {
                 "install such a Python, let uv install it (`uv python install`), or set `python` in the config"
             }
-            Self::Uv { .. } => "the end of uv's message names the cause",
+            Self::Uv { .. } => "see the end of uv's message for the cause",
             Self::NoUv { .. } => {
                 "install uv (https://docs.astral.sh/uv/) or name it in the environment variable UV"
             }

@@ -30,7 +30,7 @@ pub(super) fn changes(order: &Order, log: &mut Log, folder: &Path) -> Result<boo
     };
     for (number, change) in changes.iter().enumerate().filter(|(_, change)| is_open(change)) {
         let localization = match &subject {
-            None => Localization::NotLocalized("a program shows no modules, only its logits".to_owned()),
+            None => Localization::NotLocalized("an external program has no modules to capture".to_owned()),
             Some(subject) => match localize(order, &question, subject, &phase, change) {
                 Some(localization) => localization,
                 None => return Ok(false),

@@ -107,7 +107,7 @@ fn sentences(log: &Log, phase: &Phase) -> Vec<String> {
     let mut said = Vec::new();
     let changes = phase.changes.as_deref().unwrap_or_default();
     if log.question.scan && changes.is_empty() {
-        said.push(format!("no change point among {} revisions", phase.revisions.len()));
+        said.push(format!("no change among {} revisions", phase.revisions.len()));
     }
     for change in changes {
         said.extend(about(phase, change));
@@ -115,7 +115,7 @@ fn sentences(log: &Log, phase: &Phase) -> Vec<String> {
             let name = |index: usize| &phase.revisions[index].name;
             let (before, after) = (name(change.found.before), name(change.found.after));
             said.push(format!(
-                "  its commit: the same with --good {before} --bad {after} --repository URL (or the folder of a clone)"
+                "  to find the commit: run again with --good {before} --bad {after} --repository URL (or the folder of a clone)"
             ));
         }
     }
@@ -143,7 +143,7 @@ fn about(phase: &Phase, change: &ChangePoint) -> Vec<String> {
     } else {
         let between = change.found.after - change.found.before - 1;
         format!(
-            "{what} with one of the {} revisions after {before} up to {after}: {between} between could not be tested",
+            "{what} with one of the {} revisions after {before} up to {after}; {between} of them could not be tested",
             between + 1
         )
     }];

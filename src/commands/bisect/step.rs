@@ -202,7 +202,7 @@ fn answer(pairs: &[Pair]) -> (Answer, String) {
     } else if let Some(reason) = found(Some(false)) {
         (Answer::Good, reason)
     } else {
-        (Answer::Skipped, "the good side did not run beside it".to_owned())
+        (Answer::Skipped, "the good revision did not run in the same step".to_owned())
     }
 }
 

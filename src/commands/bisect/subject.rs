@@ -69,7 +69,7 @@ impl Subject {
         let listed = repository.between(good, bad)?;
         let mut notes = Vec::new();
         if repository.is_dirty() {
-            notes.push("the working copy has changes that are in no commit; they are not tested".to_owned());
+            notes.push("the working copy has uncommitted changes; they are not tested".to_owned());
         }
         Ok((listed.into_iter().map(named).collect(), notes))
     }

@@ -111,7 +111,7 @@ fn numbers(text: &mut String, pair: &Pair<'_>, metrics: &PairMetrics) {
             |at| {
                 let (row, position) = (at.row, at.position);
                 format!(
-                    "greedy decoding first departs at row {row}, position {position}, {}",
+                    "greedy decoding first differs at row {row}, position {position}, {}",
                     token(pair, at)
                 )
             },
@@ -152,10 +152,7 @@ fn positions(text: &mut String, pair: &Pair<'_>, metrics: &PairMetrics) {
         let (row, position) = (at.row, at.position);
         line(
             text,
-            &format!(
-                "  the first position that differs at all: row {row}, position {position}; {}",
-                token(pair, at)
-            ),
+            &format!("  first position that differs: row {row}, position {position}; {}", token(pair, at)),
         );
     }
 }
@@ -202,7 +199,7 @@ fn accuracies(text: &mut String, pair: &Pair<'_>) {
         );
     }
     if !found {
-        line(text, "  not known: the run has no float64 result; `oracle = true` under [run] makes one");
+        line(text, "  unknown: the run has no float64 reference; set `oracle = true` under [run]");
     }
 }
 
@@ -266,7 +263,7 @@ fn environment(text: &mut String, pair: &Pair<'_>) {
         differs(name, &version(&packages[0]), &version(&packages[1]));
     }
     if !found {
-        line(text, "  nothing that the run recorded");
+        line(text, "  no recorded difference");
     }
 }
 
@@ -332,13 +329,13 @@ fn next(text: &mut String, pair: &Pair<'_>) {
         format!("tfcheck localize --run {} --case {} {} {}", pair.run, pair.case.name, a.name, b.name);
     let mut steps: Vec<String> = Vec::new();
     match decision(pair).map(|verdict| &verdict.decision) {
-        Some(Decision::Identical) => steps.push("nothing: the numbers are the same".into()),
+        Some(Decision::Identical) => steps.push("nothing to do: the logits are identical".into()),
         Some(Decision::SameMathematics) => {
-            steps.push("nothing about the mathematics: the difference is rounding".into());
+            steps.push("nothing to fix: the difference is rounding".into());
         }
         Some(Decision::WorseRounding { worse }) => {
             steps.push(format!(
-                "look for what {worse} accumulates or stores in a lower precision; `{localize}` shows module by module where its error grows"
+                "check what {worse} accumulates or stores in a lower precision; `{localize}` shows where its error grows, module by module"
             ));
         }
         Some(Decision::Diverged) => {
@@ -349,7 +346,7 @@ fn next(text: &mut String, pair: &Pair<'_>) {
             }
             if pair.view.localized.is_empty() {
                 steps.push(format!(
-                    "`{localize}` finds the first module whose output departs though its input agrees"
+                    "`{localize}` finds the first module whose input agrees and whose output differs"
                 ));
             }
             if both_transformers && a.variant.version != b.variant.version {
@@ -360,17 +357,18 @@ fn next(text: &mut String, pair: &Pair<'_>) {
             }
             if !both_transformers {
                 steps.push(
-                    "read the config keys above: a key that one side ignores is the likeliest cause".into(),
+                    "check the config keys above: a key that one side ignores is the most likely cause"
+                        .into(),
                 );
             }
         }
         Some(Decision::Incomparable { .. }) => {
             steps.push(
-                "give both sides the same inputs and head: what cannot be compared is no verdict".into(),
+                "give both sides the same inputs and head, so that their logits can be compared".into(),
             );
         }
         Some(Decision::NotRun { .. }) | None => {
-            steps.push("mend the cell that has no result (its worker.log is in the run), then `tfcheck run --resume`".into());
+            steps.push("fix the cell that has no result (see its worker.log in the run folder), then run `tfcheck run --resume`".into());
         }
     }
     for step in steps {

@@ -190,7 +190,7 @@ fn row(case: &CaseView, index: usize) -> Row {
 
 fn judged(case: &CaseView, index: usize, reference: Option<usize>) -> (String, String) {
     let Some(reference) = reference else {
-        return ("not run".to_owned(), "the CPU gave nothing to judge by".to_owned());
+        return ("not run".to_owned(), "the CPU produced no reference".to_owned());
     };
     let names = [&case.cells[index].name, &case.cells[reference].name];
     let of_pair = |verdict: &&Verdict| names.contains(&&verdict.a) && names.contains(&&verdict.b);

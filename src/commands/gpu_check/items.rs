@@ -39,7 +39,7 @@ pub(super) struct Shape {
     pub(super) decode: usize,
     /// torch's modes.
     pub(super) modes: &'static [Mode],
-    /// Time of the fused form over that of the best of torch, as issue 6 wants it: prefill, decode.
+    /// Target for the fused backend's time divided by the fastest torch mode's time: prefill, decode.
     pub(super) targets: [Option<f64>; 2],
 }
 
@@ -112,7 +112,7 @@ impl Shape {
         let decode =
             if self.decode == 0 { String::new() } else { format!(" and {} decoded tokens", self.decode) };
         format!(
-            "synthetic:llama:{} in {}, prefill of {} tokens{decode}: the fused form beside torch's {}",
+            "synthetic:llama:{} in {}, prefill of {} tokens{decode}: the fused backend and torch's {}",
             self.checkpoint,
             crate::spec::variant::dtype_name(self.dtype),
             self.length,

@@ -128,7 +128,8 @@ impl Found {
 }
 
 fn row_text(row: &Row) -> String {
-    let module = row.module.as_ref().map(|module| format!("; first departs at {module}")).unwrap_or_default();
+    let module =
+        row.module.as_ref().map(|module| format!("; first diverging module: {module}")).unwrap_or_default();
     format!("{} ({}, {}): {}; {}{module}", row.checkpoint, row.inputs, row.dtype, row.word, row.evidence)
 }
 
@@ -161,10 +162,8 @@ impl Report {
         }
         Self {
             schema_version: SCHEMA_VERSION,
-            gpu: driver.map_or_else(
-                || "none: an emulated GPU stands for it".to_owned(),
-                |driver| driver.description().name.clone(),
-            ),
+            gpu: driver
+                .map_or_else(|| "none (emulated GPU)".to_owned(), |driver| driver.description().name.clone()),
             device,
             machine,
             python: choice.python.display().to_string(),

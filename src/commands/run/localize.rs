@@ -117,14 +117,15 @@ fn check_names(order: &Order, wanted: &Wanted) -> Result<()> {
     if a != b {
         miette::bail!(
             help = format!("name `{a}` and `{a}{ONE_PASS}`"),
-            "what goes through the cache is localised beside the one pass of the same variant"
+            "a cached result can be localised only against the full-sequence pass of the same variant"
         );
     }
     let is_wanted = |case: &&CasePlan| wanted.case.is_none_or(|name| name == case.name);
     if !order.plan.cases.iter().filter(is_wanted).any(|case| case.inputs.prefill().is_some()) {
         miette::bail!(
-            help = "name a case with a prefill, or none; `prefill = [8]` under [inputs] makes some",
-            "no case goes through a cache"
+            help =
+                "give a case with a prefill, or no case; set `prefill = [8]` under [inputs] to create some",
+            "no case has a prefill"
         );
     }
     Ok(())

@@ -17,10 +17,10 @@ pub(super) fn markdown(scoreboard: &Scoreboard) -> String {
         put(&mut rows, &cells);
     }
     let mut text = format!(
-        "# Scoreboard\n\nReference: transformers {}, eager attention; run `{}`. A verdict is about the variant and the \
-         reference in the same dtype; the number is the variant's relative L2 against the reference in float64, \
-         and for bf16 also its ratio to the reference's own. A classifier's ratio, of two or three \
-         numbers a row, is luck. `last`: the port gives the last position only.\n\n",
+        "# Scoreboard\n\nReference: transformers {}, eager attention; run `{}`. A verdict compares a variant with the \
+         reference in the same dtype. The number is the variant's relative L2 against the reference in float64; \
+         for bf16 the ratio in parentheses divides it by the reference's own error. The ratio of a classifier (two or \
+         three numbers per sequence) is mostly chance. `last`: the port returns the logits of the last position only.\n\n",
         scoreboard.reference, scoreboard.run
     );
     counts(&mut text, scoreboard);

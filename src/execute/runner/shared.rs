@@ -70,7 +70,7 @@ struct SharedSession<'a> {
 impl Session for SharedSession<'_> {
     fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, Ended> {
         let Some(worker) = &mut self.worker else {
-            return Err(Ended::failed(FailureKind::Crashed, "the worker has failed before"));
+            return Err(Ended::failed(FailureKind::Crashed, "the worker failed in an earlier cell"));
         };
         let reply = ask(worker, request, timeout, self.stop);
         match reply {

@@ -53,7 +53,7 @@ impl Engine for CandleEngine {
             Mode::Eager => Form::Eager,
             Mode::Fused => Form::Fused,
             Mode::Compiled | Mode::Frozen | Mode::ReduceOverhead | Mode::MaxAutotune => {
-                return Err(unsupported("candle has no compiled mode: eager and fused are its modes"));
+                return Err(unsupported("candle has no compiled mode; its modes are eager and fused"));
             }
         };
         // What an earlier cell holds of a GPU is given back first.

@@ -57,7 +57,7 @@ impl Engine for PortEngine {
         let padding = padding(&batch.attention_mask).map_err(failure)?;
         if padding.ends_a_row && adapter.positions == Positions::Last {
             return Err(unsupported(format!(
-                "the port `{}` gives the last column only, which is padding in a row that is padded on the right",
+                "the port `{}` returns the last column only, which is padding in sequences padded on the right",
                 adapter.module
             )));
         }
@@ -67,7 +67,7 @@ impl Engine for PortEngine {
         }
         let pass = guarded(|| (adapter.load)(&checkpoint))?;
         if padding.exists && !adapter.reads_mask {
-            notes.push("the port takes no padding mask: rows that are padded attend to their padding".into());
+            notes.push("the port takes no padding mask: padded sequences attend to their padding".into());
         }
         let unread = checkpoint.unread();
         if !unread.is_empty() {
@@ -107,7 +107,7 @@ impl Engine for PortEngine {
     }
 
     fn trace(&mut self, _trace: &Trace) -> Result<(), Failed> {
-        Err(unsupported("a port of candle-transformers has no hooks to trace it by"))
+        Err(unsupported("candle-transformers ports cannot be traced: they have no hooks"))
     }
 }
 
@@ -125,7 +125,7 @@ impl PortEngine {
         let Loaded { pass, batch, positions, caches, device } =
             self.loaded.as_mut().ok_or_else(not_loaded)?;
         if !*caches {
-            return Err(unsupported("the port has no KV cache that goes on from a prefill"));
+            return Err(unsupported("the port's KV cache cannot continue after a prefill"));
         }
         let seq = batch.input_ids.dim(1).map_err(failure)?;
         let mut parts = Vec::new();

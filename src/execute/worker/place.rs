@@ -65,10 +65,10 @@ impl Accelerator {
     pub(super) fn note(&self) -> String {
         match &self.driver {
             Some(driver) => format!(
-                "on {}; TF32 is off: products of f32 matrices are computed in f32, as torch's are by default; times are the GPU's own events between two idle moments",
+                "on {}; TF32 is off: f32 matrix products are computed in f32 (torch's default); times are measured by GPU events from idle to idle",
                 driver.description().name
             ),
-            None => "on an emulated GPU, whose times say nothing".to_owned(),
+            None => "on an emulated GPU; its times are not meaningful".to_owned(),
         }
     }
 }
@@ -124,7 +124,7 @@ pub(super) fn device(name: &str) -> Result<Device, Failed> {
     let number = number(name)?;
     if !cfg!(feature = "cuda") {
         return Err(unsupported(format!(
-            "candle's own tensors on {name} need a tfcheck built with `--features cuda`; the fused form does without"
+            "candle's own tensors on {name} need a tfcheck built with `--features cuda`; the fused backend does not"
         )));
     }
     Device::new_cuda(number).map_err(|error| unsupported(format!("{name}: {error}")))

@@ -12,7 +12,7 @@ use crate::results::ResultsError;
 pub enum BisectError {
     /// The fault is on the good side too.
     #[error("the good side {good} already fails `{test}`: {reason}")]
-    #[diagnostic(help("name an older --good, or a --test that it passes"))]
+    #[diagnostic(help("use an older --good, or a --test that it passes"))]
     GoodFails {
         /// The revision.
         good: String,
@@ -24,7 +24,7 @@ pub enum BisectError {
     /// The fault is not on the bad side.
     #[error("the bad side {bad} passes `{test}`, so there is no change to find between the two")]
     #[diagnostic(help(
-        "name a --bad that fails, a stricter --test, or look for a fault that came and went with --scan"
+        "name a --bad that fails, a stricter --test, or use --scan to find changes that were later reverted"
     ))]
     BadPasses {
         /// The revision.
@@ -35,7 +35,7 @@ pub enum BisectError {
     /// An end cannot be tested.
     #[error("{revision} cannot be tested: {reason}")]
     #[diagnostic(help(
-        "both ends must run: name another revision, or find where it stops running with --test loads"
+        "both ends must run: use another revision, or --test loads to find where it stops running"
     ))]
     EndNotRun {
         /// The revision.
@@ -44,7 +44,7 @@ pub enum BisectError {
         reason: String,
     },
     /// A release that is not on the index.
-    #[error("the index has no release {version} of transformers{}", .nearest.as_ref().map(|n| format!("; the nearest is {n}")).unwrap_or_default())]
+    #[error("the package index has no transformers release {version}{}", .nearest.as_ref().map(|n| format!("; the nearest is {n}")).unwrap_or_default())]
     #[diagnostic(help("{hint}"))]
     UnknownRelease {
         /// As it was written.
@@ -68,7 +68,7 @@ pub enum BisectError {
     /// The sides are the wrong way round.
     #[error("the good side {good} is newer than the bad side {bad}")]
     #[diagnostic(help(
-        "a bisection goes from an older --good to a newer --bad; to find where a fault was mended, exchange them: the test is against the side named --good"
+        "a bisection goes from an older --good to a newer --bad; to find where a bug was fixed, swap them: the test compares with --good"
     ))]
     Reversed {
         /// The good side.

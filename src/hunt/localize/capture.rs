@@ -118,7 +118,10 @@ pub(super) fn account(found: &mut Found, side: &Live, captured: &Captured) {
     found.passes_ns[1] += captured.plain_ns;
     if !captured.unchanged {
         found.unchanged = false;
-        found.notes.push(format!("{}: the captured pass gave other logits than a plain one", side.side.name));
+        found.notes.push(format!(
+            "{}: the captured forward pass and a plain one give different logits",
+            side.side.name
+        ));
     }
     let left_out = |module: &&CapturedModule| {
         [&module.input, &module.output].into_iter().flatten().any(|tensor| tensor.file.is_none())
@@ -126,7 +129,7 @@ pub(super) fn account(found: &mut Found, side: &Live, captured: &Captured) {
     let paths: Vec<&str> = captured.modules.iter().filter(left_out).map(|m| m.path.as_str()).collect();
     if let (Some(first), Some(last)) = (paths.first(), paths.last()) {
         found.notes.push(format!(
-            "{}: --max-disk left no room for {} of {} modules, {first} to {last}",
+            "{}: --max-disk is too small for {} of {} modules, {first} to {last}",
             side.side.name,
             paths.len(),
             captured.modules.len()

@@ -34,7 +34,7 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
     let wanted = match (request.options.dtype, fused) {
         (Some(dtype), _) => dtype,
         (None, Some(side)) => {
-            notes.push(format!("{} has no float64: both sides compute in float32", side.name));
+            notes.push(format!("{} does not support float64, so both sides compute in float32", side.name));
             Dtype::F32
         }
         (None, None) => Dtype::F64,
@@ -43,7 +43,7 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
     let open = Open { request, mask: &mask, scratch: scratch.path() };
     let mut found = match open.attempt(wanted, false) {
         Err(Attempt::Lacking(error)) if is_choice_free && wanted == Dtype::F64 => {
-            notes.push(format!("not in float64 but in float32 on both sides: {error}"));
+            notes.push(format!("both sides compute in float32 instead of float64: {error}"));
             open.attempt(Dtype::F32, false)
         }
         other => other,
@@ -53,7 +53,7 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
             found.finding = execution;
         } else if let Some(own) = own_dtype(request).filter(|own| is_choice_free && *own != found.dtype) {
             notes.push(format!(
-                "in {} both sides agree: what follows is how they compute in {}",
+                "in {} both sides agree; the following is in {}",
                 dtype_name(found.dtype),
                 dtype_name(own)
             ));
@@ -67,10 +67,10 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
     notes.extend(changes(request));
     if request.sides.iter().any(|side| side.prefill.is_some()) {
         notes.push(
-            "what a module computes for a prefill and for each token after it was put together; scores, whose keys grow with each token, are not compared".to_owned(),
+            "each module's outputs for the prefill and for each decoded token are concatenated; attention scores are not compared, because their keys grow with each token".to_owned(),
         );
         if request.fed().is_none() {
-            notes.push("no module was fed the other side's input".to_owned());
+            notes.push("no module was replayed with the other side's input".to_owned());
         }
     }
     notes.extend(found.notes);
@@ -125,11 +125,14 @@ fn changes(request: &Request) -> Vec<String> {
         let changed = [
             (twin.mode != side.load.mode).then(|| "without torch.compile".to_owned()),
             side.load.attention.filter(|own| Some(*own) != twin.attention).map(|own| {
-                format!("in eager attention instead of {}, whose steps cannot be seen", attention_name(own))
+                format!(
+                    "with eager attention instead of {}, whose steps cannot be captured",
+                    attention_name(own)
+                )
             }),
         ];
         let changed: Vec<String> = changed.into_iter().flatten().collect();
-        (!changed.is_empty()).then(|| format!("{} was looked into {}", side.name, changed.join(" and ")))
+        (!changed.is_empty()).then(|| format!("{} was captured {}", side.name, changed.join(" and ")))
     };
     request.sides.iter().filter_map(change).collect()
 }
@@ -261,7 +264,7 @@ impl<'a> Open<'a> {
             let mut live = match self.start(side, asked) {
                 Ok(live) => live,
                 Err(Attempt::Lacking(error)) => {
-                    notes.push(format!("whether {what} departs is not known: {error}"));
+                    notes.push(format!("could not check whether {what} diverges: {error}"));
                     continue;
                 }
                 Err(Attempt::Failed(error)) => return Err(error),

@@ -90,7 +90,7 @@ pub(super) fn judge(
             (Some(own), None) => Some(own),
             (None, Some(whole)) => rounding_apart(&matrix, (0, 1), &tolerances).map(|apart| {
                 let how = if apart > 0.0 { format!("to {apart:.1e}") } else { "bit for bit".to_owned() };
-                format!("through its cache it gives what it gives in one pass, {how}, and there, {whole}")
+                format!("its cached result equals its full-sequence pass, {how}; in that pass, {whole}")
             }),
             (None, None) => None,
         };

@@ -60,23 +60,26 @@ fn gates_are_read_with_or_without_spaces() {
 #[test]
 fn what_is_no_gate_says_what_to_write() {
     for (text, expected) in [
-        ("pp50>5%", "`pp50` is no metric of a gate; did you mean `p50`?"),
-        ("verdikt>=diverged", "`verdikt` is no metric of a gate; did you mean `verdict`?"),
-        ("p50", "`p50` is no gate: write a metric, > >= < or <=, and a limit, as in `l2>1e-3`"),
-        ("p50>", "`p50>` is no gate: write a metric, > >= < or <=, and a limit, as in `l2>1e-3`"),
-        (">5%", "`>5%` is no gate: write a metric, > >= < or <=, and a limit, as in `l2>1e-3`"),
-        ("l2==1", "`l2==1` is no gate: write a metric, > >= < or <=, and a limit, as in `l2>1e-3`"),
-        ("p50>5", "`5` is no limit of `p50`: it is judged by its rise: write `p50>5%`"),
-        ("p50<5%", "`p50` can be gated from above only: write `p50>5%`"),
-        ("l2>5%", "`5%` is no limit of `l2`: it is no share, so it has no percentage: write `l2>1e-3`"),
-        ("l2>nan", "`nan` is no limit of `l2`: write a number, `l2>1e-3`"),
+        ("pp50>5%", "`pp50` is not a metric of gates; did you mean `p50`?"),
+        ("verdikt>=diverged", "`verdikt` is not a metric of gates; did you mean `verdict`?"),
+        ("p50", "`p50` is not a gate: write a metric, > >= < or <=, and a limit, as in `l2>1e-3`"),
+        ("p50>", "`p50>` is not a gate: write a metric, > >= < or <=, and a limit, as in `l2>1e-3`"),
+        (">5%", "`>5%` is not a gate: write a metric, > >= < or <=, and a limit, as in `l2>1e-3`"),
+        ("l2==1", "`l2==1` is not a gate: write a metric, > >= < or <=, and a limit, as in `l2>1e-3`"),
+        ("p50>5", "`5` is not a limit for `p50`: only an increase can be limited: write `p50>5%`"),
+        ("p50<5%", "`p50` supports only upper limits: write `p50>5%`"),
+        (
+            "l2>5%",
+            "`5%` is not a limit for `l2`: it is not a share, so its limit is not a percentage: write `l2>1e-3`",
+        ),
+        ("l2>nan", "`nan` is not a limit for `l2`: write a number, `l2>1e-3`"),
         (
             "verdict>=divergd",
-            "`divergd` is no limit of `verdict`: did you mean `diverged`? the verdicts are identical, same_mathematics, worse_rounding, diverged",
+            "`divergd` is not a limit for `verdict`: did you mean `diverged`? the verdicts are identical, same_mathematics, worse_rounding, diverged",
         ),
         (
             "loads>1",
-            "`>1` is no limit of `loads`: `loads` stands alone and fails where a variant gives no logits",
+            "`>1` is not a limit for `loads`: `loads` takes no limit; it fails if a variant produces no logits",
         ),
     ] {
         assert_eq!(Gate::parse(text).unwrap_err().to_string(), expected);

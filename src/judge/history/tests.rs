@@ -170,7 +170,7 @@ fn what_is_not_ours_is_refused_by_name_and_left_as_it_is() {
     foreign.execute_batch("CREATE TABLE theirs (x)").unwrap();
     drop(foreign);
     let error = History::open(folder.path()).unwrap_err();
-    assert!(error.to_string().contains("no history of tfcheck's"), "{error}");
+    assert!(error.to_string().contains("not a tfcheck history"), "{error}");
 
     std::fs::remove_file(&path).unwrap();
     drop(History::open(folder.path()).unwrap());

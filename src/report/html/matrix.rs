@@ -33,7 +33,10 @@ pub(super) fn heat_map(page: &mut String, case: &CaseView) {
     if let Some(said) = case.noise_said() {
         put(
             page,
-            &format!("<p>On the diagonal a variant meets its own repetitions; {}.</p>\n", escape(&said)),
+            &format!(
+                "<p>The diagonal shows the noise floor: each variant against its own repetitions; {}.</p>\n",
+                escape(&said)
+            ),
         );
     }
 }
@@ -130,7 +133,7 @@ pub(super) fn verdicts(page: &mut String, case: &CaseView) {
             .collect()
     };
     let header = ["A", "B", "Verdict", "Evidence"];
-    table(page, "Verdicts that need a look", &header, &rows(&["bad", "warn"]));
+    table(page, "Verdicts to check", &header, &rows(&["bad", "warn"]));
     for (title, classes) in [("agreeing pairs", "good"), ("pairs not run", "none")] {
         let rows = rows(&[classes]);
         if !rows.is_empty() {

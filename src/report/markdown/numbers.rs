@@ -25,7 +25,7 @@ pub(super) fn matrices(text: &mut String, case: &CaseView) {
     let last_only = (0..matrix.len())
         .any(|a| (0..=a).any(|b| matrix.compared(a, b).is_some_and(|pair| pair.last_positions_only)));
     if last_only {
-        line(text, "\n† compared at last positions only, because one of the files holds no others.");
+        line(text, "\n† compared at the last position only, because one side has no other logits.");
     }
     noise(text, case);
     line(text, "\n### Relative L2 Differences (N×N)\n\n‖row − column‖ / ‖row‖: the row is the reference.\n");
@@ -37,14 +37,17 @@ pub(super) fn matrices(text: &mut String, case: &CaseView) {
 /// What the repetitions showed, and where there is noise, every pair in units of it.
 pub(super) fn noise(text: &mut String, case: &CaseView) {
     let Some(said) = case.noise_said() else { return };
-    line(text, &format!("\nOn the diagonal a variant meets its own repetitions; {said}."));
+    line(
+        text,
+        &format!("\nThe diagonal shows the noise floor: each variant against its own repetitions; {said}."),
+    );
     let count = case.matrix.len();
     if !(0..count).any(|a| (0..a).any(|b| case.multiple(a, b).is_some())) {
         return;
     }
     line(
         text,
-        "\n### L2 Differences in Units of the Noise (N×N)\n\n‖row − column‖ over the larger self L2 of the two; — where neither has any.\n",
+        "\n### L2 Differences in Units of the Noise (N×N)\n\n‖row − column‖ divided by the larger self L2 of the two; — if neither variant has noise.\n",
     );
     square(text, case, |row, column| {
         case.multiple(row, column).map_or_else(|| "—".to_owned(), |multiple| format!("{}×", times(multiple)))

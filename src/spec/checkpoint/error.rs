@@ -16,14 +16,14 @@ pub enum Error {
     UnknownSource(#[from] SourceError),
     /// The folder does not exist.
     #[error("checkpoint folder {} does not exist", path.display())]
-    #[diagnostic(help("check the path; a relative one starts where tfcheck was called"))]
+    #[diagnostic(help("check the path; a relative path starts at the working directory"))]
     NoFolder {
         /// The folder.
         path: PathBuf,
     },
     /// The GGUF file does not exist.
     #[error("GGUF file {} does not exist", path.display())]
-    #[diagnostic(help("check the path; a relative one starts where tfcheck was called"))]
+    #[diagnostic(help("check the path; a relative path starts at the working directory"))]
     NoGguf {
         /// The file.
         path: PathBuf,
@@ -251,7 +251,7 @@ pub enum Error {
     },
     /// A synthetic checkpoint cannot be generated.
     #[error("`{given}` cannot be generated: {reason}")]
-    #[diagnostic(help("`synthetic:llama` always exists; `tfcheck models` lists the others"))]
+    #[diagnostic(help("`synthetic:llama` always exists"))]
     Synthetic {
         /// The source string.
         given: String,

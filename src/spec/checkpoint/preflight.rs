@@ -52,9 +52,7 @@ pub(crate) fn check(folder: &Path, allow_remote_code: bool) -> Result<Checked, E
         TOKENIZER_FILES.iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect();
     let tokenizer = Some(folder.join("tokenizer.json")).filter(|path| path.is_file());
     if tokenizer.is_none() && !tokenizer_files.is_empty() {
-        notes.push(
-            "the checkpoint has no tokenizer.json; tfcheck does not read its slow tokenizer".to_owned(),
-        );
+        notes.push("the checkpoint has no tokenizer.json; slow tokenizers are not supported".to_owned());
     }
     Ok(Checked { config, model_type, weights, tokenizer_files, tokenizer, notes })
 }

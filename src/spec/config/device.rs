@@ -29,9 +29,9 @@ impl FromStr for Device {
             "cuda" => Some(0),
             _ => text.strip_prefix("cuda:").and_then(|number| number.parse().ok()),
         };
-        number.map(Self::Cuda).ok_or_else(|| {
-            SourceError(format!("`{text}` is no device; there are auto, cpu and cuda:0 and the like"))
-        })
+        number
+            .map(Self::Cuda)
+            .ok_or_else(|| SourceError(format!("`{text}` is not a device; write auto, cpu or cuda:N")))
     }
 }
 

@@ -11,7 +11,7 @@ use reference::Versions;
 pub enum InitError {
     /// Something is there already.
     #[error("{} exists already", .0.display())]
-    #[diagnostic(help("it was left as it is; name another file, or remove it first"))]
+    #[diagnostic(help("it was not changed; give another file name, or remove it first"))]
     Exists(PathBuf),
     /// The file system refused.
     #[error("cannot write {}", path.display())]
@@ -35,7 +35,7 @@ pub fn init(path: &Path) -> Result<String, InitError> {
     };
     match write() {
         Ok(()) => Ok(format!(
-            "wrote {}: it says what happens without it; change it, then `tfcheck plan` shows what it means\n",
+            "wrote {} with all default values; edit it, then `tfcheck plan` lists its cells\n",
             path.display()
         )),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(InitError::Exists(path.to_owned())),

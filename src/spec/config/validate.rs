@@ -105,7 +105,7 @@ impl Found {
             match &checkpoint.revision {
                 Some(_) if !matches!(source, CheckpointSource::Hub(_)) => self.field(
                     revision,
-                    format!("`{source}` is no hub id, so it has no revision"),
+                    format!("`{source}` is not a hub id, so it has no revision"),
                     "drop `revision`: local files are pinned by their digests",
                 ),
                 Some(text) if text.trim().is_empty() => {
@@ -122,7 +122,7 @@ impl Found {
             {
                 self.field(
                     at!["checkpoints", index, "allow_remote_code"],
-                    format!("`{source}` brings no code that could be allowed"),
+                    format!("`{source}` cannot contain code, so allow_remote_code has no effect"),
                     "drop `allow_remote_code`",
                 );
             }
@@ -134,7 +134,7 @@ impl Found {
                 let field = if checkpoint.name.is_some() { "name" } else { "source" };
                 self.value(
                     at!["checkpoints", index, field],
-                    format!("a second checkpoint called `{name}`"),
+                    format!("two checkpoints are named `{name}`"),
                     "give each a `name` of its own",
                 );
             }
@@ -163,7 +163,7 @@ impl Found {
             {
                 self.field(
                     at!["inputs", "prompts"],
-                    format!("`{}` has no tokenizer that could read prompts", checkpoint.source),
+                    format!("`{}` has no tokenizer, which prompts need", checkpoint.source),
                     "use `lengths`, or list checkpoints that have a tokenizer under [[checkpoints]]",
                 );
             }
@@ -199,8 +199,8 @@ impl Found {
                 if longest.is_some_and(|longest| *tokens >= longest) {
                     self.value(
                         at!["inputs", "prefill", index],
-                        format!("a prefill of {tokens} tokens, and no length is longer"),
-                        "name fewer tokens than the longest of `lengths`, so that some are left to decode",
+                        format!("no length is longer than the prefill of {tokens} tokens"),
+                        "use fewer tokens than the longest of `lengths`, so that tokens remain to be decoded",
                     );
                 }
             }
@@ -226,14 +226,14 @@ impl Found {
         if !number(&environment.torch) {
             self.value(
                 at!["environment", "torch"],
-                format!("`{}` is no release of torch", environment.torch),
+                format!("`{}` is not a torch release", environment.torch),
                 "all versions share one pinned torch: write its number, `torch = \"2.15.0\"`",
             );
         }
         if let Some(python) = environment.python.as_ref().filter(|python| !number(python)) {
             self.value(
                 at!["environment", "python"],
-                format!("`{python}` is no version of Python"),
+                format!("`{python}` is not a Python version"),
                 "write `python = \"3.11\"`; an environment that exists goes to `python` under [[versions]]",
             );
         }
@@ -251,7 +251,7 @@ impl Found {
             };
             self.value(
                 at!["environment", "requirements", index],
-                format!("`{requirement}` is no requirement to add"),
+                format!("`{requirement}` is not a valid additional requirement"),
                 hint,
             );
         }
@@ -265,7 +265,7 @@ impl Found {
             if versions[..index].iter().any(|other| other.name.eq_ignore_ascii_case(name)) {
                 self.value(
                     at!["versions", index, "name"],
-                    format!("a second version called `{name}`"),
+                    format!("two versions are named `{name}`"),
                     "names tell variants apart",
                 );
             }
@@ -278,8 +278,8 @@ impl Found {
                 (Some(source @ (VersionSource::Git { .. } | VersionSource::Editable(_))), Some(_)) => self
                     .field(
                         at!["versions", index, "python"],
-                        format!("`python` together with `{source}`, which would have to be installed there"),
-                        "an environment that exists is used as it is: drop `source`, or drop `python`",
+                        format!("`python` and `source = {source}` exclude each other"),
+                        "tfcheck does not install into an existing environment: remove `source` or `python`",
                     ),
                 _ => {}
             }
@@ -306,7 +306,7 @@ impl Found {
             if others.any(|other| other.eq_ignore_ascii_case(name)) {
                 self.value(
                     at!["commands", index, "name"],
-                    format!("a second variant called `{name}`"),
+                    format!("two variants are named `{name}`"),
                     "names tell variants apart",
                 );
             }
@@ -372,7 +372,7 @@ impl Found {
         if values.is_empty() {
             self.value(
                 path,
-                "an empty list, so nothing would run",
+                "the list is empty, so nothing would run",
                 "list at least one, or drop the field for its default",
             );
         }
@@ -383,7 +383,7 @@ impl Found {
             if values[..index].contains(value) {
                 let mut path = path.to_vec();
                 path.push(index.into());
-                self.value(&path, "listed twice", "each value makes cells of its own: list it once");
+                self.value(&path, "listed twice", "each value makes its own cells: list it once");
             }
         }
     }
@@ -396,7 +396,7 @@ impl Found {
 
     fn program_name(&mut self, path: &[Step], name: &str) {
         if RESERVED.contains(&name.to_ascii_lowercase().as_str()) {
-            self.value(path, format!("`{name}` is a name of the native models"), "choose another name");
+            self.value(path, format!("`{name}` is reserved for the native models"), "choose another name");
         } else {
             self.file_name(path, name);
         }

@@ -118,15 +118,16 @@ impl Metric {
             Self::Time(_) | Self::PeakBytes => share
                 .flatten()
                 .filter(|share| *share >= 0.0)
-                .ok_or_else(|| format!("it is judged by its rise: write `{}`", self.example())),
+                .ok_or_else(|| format!("only an increase can be limited: write `{}`", self.example())),
             Self::Pair(metric) if metric.is_share() => share
                 .unwrap_or_else(|| number(text))
                 .ok_or_else(|| format!("write a number or a percentage, `{}`", self.example())),
-            Self::Pair(_) if share.is_some() => {
-                Err(format!("it is no share, so it has no percentage: write `{}`", self.example()))
-            }
+            Self::Pair(_) if share.is_some() => Err(format!(
+                "it is not a share, so its limit is not a percentage: write `{}`",
+                self.example()
+            )),
             Self::Pair(_) => number(text).ok_or_else(|| format!("write a number, `{}`", self.example())),
-            Self::Loads => Err("`loads` stands alone".into()),
+            Self::Loads => Err("`loads` takes no limit".into()),
         }
     }
 }

@@ -50,9 +50,10 @@ pub(super) fn from_prompts(
     inputs.rendered = rendered;
     inputs.choices = choices.iter().map(|choice| resolve(source, choice)).collect::<Result<_, _>>()?;
     for choice in inputs.choices.iter().filter(|choice| choice.tokens > 1) {
-        inputs
-            .notes
-            .push(format!("choice `{}` has {} tokens; its first stands for it", choice.text, choice.tokens));
+        inputs.notes.push(format!(
+            "choice `{}` has {} tokens; its probability is that of its first token",
+            choice.text, choice.tokens
+        ));
     }
     Ok(inputs)
 }
@@ -98,7 +99,7 @@ pub(super) fn pad(
     inputs.notes.extend(notes);
     if let Some(most) = source.number("max_position_embeddings").filter(|most| inputs.seq as u64 > *most) {
         inputs.notes.push(format!(
-            "{} tokens are more than the {most} positions that the model was made for",
+            "{} tokens exceed the model's {most} positions (max_position_embeddings)",
             inputs.seq
         ));
     }

@@ -114,7 +114,7 @@ fn from_text(source: &Source<'_>, path: Option<&Path>) -> Result<Stream, Error> 
     let ends = source.ids("eos_token_id");
     let prefix =
         source.encode("", true, || name.clone())?.into_iter().filter(|id| !ends.contains(id)).collect();
-    Ok(Stream { prefix, tokens, note: format!("token ids of {name}, rows from different places of it") })
+    Ok(Stream { prefix, tokens, note: format!("token ids of {name}; sequences start at different places") })
 }
 
 /// Ids drawn evenly from the vocabulary without its special ids.
@@ -128,7 +128,7 @@ fn from_seed(source: &Source<'_>, seed: u64, longest: usize) -> Result<Stream, E
         ["bos_token_id", "eos_token_id", "pad_token_id"].iter().flat_map(|key| source.ids(key)).collect();
     let allowed: Vec<i64> = (0..vocab_size as i64).filter(|id| !special.contains(id)).collect();
     if allowed.is_empty() {
-        return Err(too_short(format!("a vocabulary of {vocab_size} has no ids beside the special ones")));
+        return Err(too_short(format!("a vocabulary of {vocab_size} has only special token ids")));
     }
     let mut state = seed;
     let count = longest.max(1024) * 2;

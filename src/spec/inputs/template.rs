@@ -109,9 +109,8 @@ pub fn render(folder: &Path, messages: &[Message]) -> Result<Chat, TemplateError
         .map_err(|error| TemplateError::Fails { path, reason: error.to_string() })?;
     let mut notes = Vec::new();
     if uses_date.load(Ordering::Relaxed) {
-        notes.push(
-            "the chat template writes today's date: the same prompt gives other inputs tomorrow".to_owned(),
-        );
+        notes
+            .push("the chat template inserts the current date: the inputs differ from day to day".to_owned());
     }
     Ok(Chat { text, notes })
 }

@@ -5,7 +5,7 @@ use crate::spec::config::Config;
 use crate::spec::nearest::nearest;
 
 /// Which cells of a plan are wanted. A pattern with a `/` is matched against `case/variant`, one without
-/// against the case and the variant apart; `*` stands for any text and `?` for one character.
+/// against the case and the variant apart; `*` matches any text and `?` for one character.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
     /// Cells that match one of these are kept; all where there is none.
@@ -28,7 +28,7 @@ pub enum FilterError {
     },
     /// Every cell is ruled out.
     #[error("the filters leave no cell")]
-    #[diagnostic(help("what --skip drops, --only cannot bring back"))]
+    #[diagnostic(help("--skip takes precedence over --only"))]
     NothingLeft,
 }
 
@@ -134,7 +134,7 @@ fn no_match(pattern: &str, names: &[(&str, String)]) -> FilterError {
     // The stars of a pattern are no part of the name that was meant.
     let hint = match nearest(&pattern.replace(['*', '?'], ""), &known) {
         Some(name) => format!("did you mean `{name}`? `tfcheck plan` lists all names"),
-        None => "`tfcheck plan` lists the cases and variants; `*` stands for any text".to_owned(),
+        None => "`tfcheck plan` lists the cases and variants; `*` matches any text".to_owned(),
     };
     FilterError::NoMatch { pattern: pattern.to_owned(), hint }
 }

@@ -47,7 +47,7 @@ pub(super) fn text(plan: &Plan, config: &Config) -> String {
         line(&mut out, &format!("  {name:width$}{marks}{note}"));
     }
     if plan.cells.iter().any(|cell| cell.oracle) {
-        line(&mut out, "  x is measured, o is the oracle in f64 (not timed), xo is both");
+        line(&mut out, "  x: run and timed; o: float64 reference (not timed); xo: both");
     }
 
     if !plan.environments.is_empty() {

@@ -29,7 +29,7 @@ pub(super) fn decode<'py>(
     let class = model.get_type().name()?.to_string();
     if loaded.mode.is_compiled() {
         return Err(Stop::unsupported(
-            "a compiled model is not decoded token by token: each length would be compiled anew".into(),
+            "a compiled model is not decoded token by token: each length would be recompiled".into(),
         ));
     }
     let parameters = py

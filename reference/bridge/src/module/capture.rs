@@ -56,7 +56,7 @@ pub(super) fn replay(py: Python<'_>, loaded: &Loaded, request: &Replay) -> Resul
 
 fn module<'py>(py: Python<'py>, loaded: &Loaded) -> Result<Bound<'py, PyModule>, Stop> {
     if loaded.mode.is_compiled() {
-        return Err(Stop::unsupported("a compiled model has no modules to look into".into()));
+        return Err(Stop::unsupported("a compiled model has no modules to capture".into()));
     }
     let code = CString::new(include_str!("capture.py"))
         .map_err(|error| Stop::exception(format!("capture.py: {error}")))?;

@@ -42,7 +42,7 @@ pub(super) fn notes(py: Python<'_>) -> PyResult<Vec<String>> {
     };
     let graphs = count("stats", "unique_graphs")?;
     let mut notes = vec![if graphs == 0 {
-        "torch.compile made no graph: the model ran eagerly".to_owned()
+        "torch.compile created no graph: the model ran in eager mode".to_owned()
     } else {
         format!("torch.compile made {graphs} graphs")
     }];

@@ -12,7 +12,7 @@ use super::failure::Stop;
 use super::forward::within;
 
 /// Said of every model in f64.
-pub(super) const NOTE: &str = "f64 throughout: where transformers asks for float32 (norms, softmax, rope tables), it gets float64; times are not those of plain transformers";
+pub(super) const NOTE: &str = "float64 throughout: transformers' casts to float32 (norms, softmax, rope tables) are widened to float64; times are not those of plain transformers";
 
 /// The context manager under which a model is made and run in float64, where it is wanted.
 pub(super) struct Float64(Option<Py<PyAny>>);

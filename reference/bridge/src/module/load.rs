@@ -58,7 +58,7 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     let ignored_keys = report::ignored_keys(&config_class, &config_object, &translated)?;
     if let Some(keys) = ignored_keys.as_ref().filter(|keys| !keys.is_empty()) {
         let name = config_class.getattr("__name__")?;
-        notes.push(format!("{name} has no field for {}", keys.join(", ")));
+        notes.push(format!("{name} has no field for the config keys {}", keys.join(", ")));
     }
     let is_encoder = is_encoder(py, &config)?;
     let class = auto_class(&config, is_encoder, &mut notes)?;
@@ -131,7 +131,7 @@ fn read_config(checkpoint: &Path) -> Result<Map<String, Value>, Stop> {
 
 /// Said of every model on a GPU. transformers leaves torch's switches alone, and off is torch's own default for
 /// products of matrices.
-const TF32_NOTE: &str = "TF32 is off: products of f32 matrices are computed in f32 (torch's default, and the native models'); times are the GPU's own events between two idle moments";
+const TF32_NOTE: &str = "TF32 is off: f32 matrix products are computed in f32 (torch's default, and the native models'); times are measured by GPU events from idle to idle";
 
 /// Threads, seeds and switches that decide on numbers; what is to be said of them.
 fn settle(py: Python<'_>, torch: &Bound<'_, PyAny>, request: &Load) -> Result<Option<&'static str>, Stop> {
@@ -236,7 +236,7 @@ fn auto_class(
     } else if ends(&["ForSequenceClassification"]) {
         Ok("AutoModelForSequenceClassification")
     } else if ends(&["Model"]) && !ends(&["DoubleHeadsModel"]) {
-        notes.push(format!("{name} has no head: last_hidden_state stands for the logits"));
+        notes.push(format!("{name} has no head: last_hidden_state is compared in place of logits"));
         Ok("AutoModel")
     } else {
         Err(Stop::unsupported(format!(

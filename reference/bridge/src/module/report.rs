@@ -80,7 +80,7 @@ pub(super) fn loading(model: &Bound<'_, PyAny>, info: &Bound<'_, PyAny>) -> Resu
     let (absent, computed) = absent(model, &missing)?;
     if !absent.is_empty() {
         return Err(Stop::exception(format!(
-            "the checkpoint lacks {}: the model would compute with random numbers there",
+            "the checkpoint lacks {}: the model would use random values for it",
             listing(&absent)
         )));
     }
@@ -92,7 +92,7 @@ pub(super) fn loading(model: &Bound<'_, PyAny>, info: &Bound<'_, PyAny>) -> Resu
     let unexpected = names("unexpected_keys")?;
     if !unexpected.is_empty() {
         let list = listing(&unexpected);
-        notes.push(format!("the model does not read these weights of the checkpoint: {list}"));
+        notes.push(format!("weights that the model does not read: {list}"));
     }
     Ok(notes)
 }

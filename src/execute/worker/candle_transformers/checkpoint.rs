@@ -67,9 +67,8 @@ impl Checkpoint {
         for (key, value) in added {
             self.config[key] = value;
         }
-        (!names.is_empty()).then(|| {
-            format!("keys that the port's Config demands and this config.json lacks: {}", names.join(", "))
-        })
+        (!names.is_empty())
+            .then(|| format!("config keys added because the port requires them: {}", names.join(", ")))
     }
 
     /// The port's own config, read as its `Deserialize` reads it.

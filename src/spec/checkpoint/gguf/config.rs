@@ -136,7 +136,7 @@ fn rope_scaling(
     let unknown = |what: &str| {
         (
             format!("its rope scaling ({what}) is not known"),
-            "take the checkpoint's safetensors, whose config says it in full".to_owned(),
+            "use the checkpoint's safetensors, whose config has the full scaling parameters".to_owned(),
         )
     };
     if content.tensor_infos.contains_key("rope_freqs.weight") {
