@@ -183,9 +183,9 @@ fn the_committed_recording_is_upstreams() {
     let out = sandbox.path().join("recording");
     let output = sandbox.tfcheck(&["record", config.to_str().unwrap(), "--out", out.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let now = tfcheck_assert::Recording::open(&out).unwrap();
+    let now = tfcheck_port::Recording::open(&out).unwrap();
     let committed = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/port/tests/recording");
-    let committed = tfcheck_assert::Recording::open(&committed).unwrap();
+    let committed = tfcheck_port::Recording::open(&committed).unwrap();
     assert_eq!(
         (&now.recorded().files, &now.recorded().checkpoint),
         (&committed.recorded().files, &committed.recorded().checkpoint)

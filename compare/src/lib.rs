@@ -1,9 +1,9 @@
-//! Compares saved logits: pure functions of files, which never run a model.
+//! Compares logits, saved or in memory: pure functions, which never run a model.
 //!
 //! No model, Python or network is involved; variants are known by their names alone.
-//! [`logits`] opens files, [`matrix`] reads all of them once and measures every pair, [`metrics`] says
+//! [`logits`] opens files or takes numbers in memory, [`matrix`] reads all of them once and measures every pair, [`metrics`] says
 //! what each number means, [`oracle`] measures variants against float64, [`verdict`] decides,
-//! [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
+//! [`recorded`] decides on a variant against recorded logits, [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
 
 mod dtype;
 mod fold;
@@ -13,6 +13,7 @@ pub mod matrix;
 pub mod metrics;
 pub mod oracle;
 mod pass;
+pub mod recorded;
 pub mod repeat;
 pub mod timing;
 mod tolerances;
