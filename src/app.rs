@@ -22,10 +22,10 @@ use crate::execute::worker;
 use crate::hunt::localize::LocalizeError;
 use crate::judge::baseline;
 use crate::judge::exit_code::ExitCode;
-use crate::results::{Case, ResultsError, RunFolder};
+use crate::results::{ResultsError, RunFolder};
 use crate::spec::config::{self, Config};
 use crate::spec::machine;
-use crate::spec::plan::{Filters, Plan};
+use crate::spec::plan::{CasePlan, CellPlan, Filters, Plan};
 
 /// Runs one command line.
 ///
@@ -93,7 +93,7 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
     let cache = cache_folder()?;
     let (mut loaded, plan, destination) = if let Some(path) = &arguments.resume {
         let folder = RunFolder::resume(path)?;
-        let (loaded, plan) = resumed(&folder)?;
+        let (loaded, plan) = resumed(&folder, |_| ())?;
         (loaded, plan, Destination::Resume(folder))
     } else {
         let (loaded, plan) = planned(&arguments.selection)?;
@@ -145,7 +145,7 @@ fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
         (Some(_), Some(config)) => {
             miette::bail!(help = "leave it out", "--run uses the run's config; remove {}", config.display())
         }
-        (Some(folder), None) => resumed(folder)?,
+        (Some(folder), None) => resumed(folder, |_| ())?,
         (None, config) => planned(&Selection { config, ..Selection::default() })?,
     };
     let order = Order {
@@ -218,7 +218,7 @@ fn bench(cli: &Cli, arguments: &crate::cli::Bench) -> Result<ExitCode> {
 
 /// What a command that makes its own config does besides running it.
 struct Fold {
-    /// What a resumed plan must be told that its config does not say.
+    /// What the plan of a resumed run without a kept plan must be told that its config does not say.
     adapt: fn(&mut Plan),
     /// Folds the run folder into files of its own and gives the text that is shown.
     write: fn(&Path) -> Result<String>,
@@ -237,8 +237,7 @@ fn folded(
     let cache = cache_folder()?;
     let (loaded, plan, destination) = if let Some(path) = resume {
         let folder = RunFolder::resume(path)?;
-        let (loaded, mut plan) = resumed(&folder)?;
-        (fold.adapt)(&mut plan);
+        let (loaded, plan) = resumed(&folder, fold.adapt)?;
         (loaded, plan, Destination::Resume(folder))
     } else {
         let (config, plan) = make()?;
@@ -354,18 +353,27 @@ fn planned(selection: &Selection) -> Result<(config::Loaded, Plan)> {
     Ok((loaded, plan))
 }
 
-/// The config of a run that is resumed, and of its plan the cells that the run was begun with.
-fn resumed(folder: &RunFolder) -> Result<(config::Loaded, Plan)> {
+/// The config and the plan of a run that is resumed. A run of a tfcheck that did not keep its plan has the cells of the
+/// config that `run.json` lists, after `adapt`.
+fn resumed(folder: &RunFolder, adapt: fn(&mut Plan)) -> Result<(config::Loaded, Plan)> {
     let manifest = folder.manifest()?;
     let path = folder.path().join("config.toml");
     let text = std::fs::read_to_string(&path)
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot read {}", path.display()))?;
     let config = Config { folder: manifest.folder.clone(), ..manifest.config.clone() };
-    let names =
-        |case: &Case| case.variants.iter().map(|v| format!("{}/{}", case.name, v.name())).collect::<Vec<_>>();
-    let begun = Filters { only: manifest.cases.iter().flat_map(names).collect(), skip: Vec::new() };
-    let plan = Plan::new(&config, machine::auto_device())?.filtered(&begun, &config)?;
+    let plan = match manifest.plan {
+        Some(plan) => plan.checked(&config)?,
+        None => {
+            let begun = |case: &CasePlan, cell: &CellPlan| {
+                let known = manifest.cases.iter().find(|known| known.name == case.name);
+                known.is_some_and(|known| known.variants.contains(&cell.variant))
+            };
+            let mut plan = Plan::new(&config, machine::auto_device())?.selected(&config, begun)?;
+            adapt(&mut plan);
+            plan
+        }
+    };
     Ok((config::Loaded { config, text, path: Some(path) }, plan))
 }
 

@@ -198,7 +198,7 @@ fn the_committed_recording_is_upstreams() {
     }
     // float64 on another processor sums in another order; the limit of two float64 results is 1e-10.
     let judgement = now.judge_values(&[now.recorded().batch, seq, vocab], &logits, "f64").unwrap();
-    assert!(judgement.verdict.agrees(), "{judgement}");
+    assert!(judgement.verdict.decision.agrees(), "{judgement}");
 }
 
 #[test]

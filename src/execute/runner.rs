@@ -3,7 +3,6 @@
 pub mod candle;
 pub mod candle_transformers;
 pub mod command;
-pub mod fake;
 mod process;
 mod shared;
 pub mod transformers;

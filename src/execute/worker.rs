@@ -26,6 +26,11 @@ use reference::protocol::{
 };
 use reference::yardstick;
 
+/// The candle that this program was built with, as its Cargo.lock pins it.
+const CANDLE: &str = env!("TFCHECK_CANDLE_CORE");
+/// The candle-transformers that this program was built with, as its Cargo.lock pins it.
+const CANDLE_TRANSFORMERS: &str = env!("TFCHECK_CANDLE_TRANSFORMERS");
+
 /// What computes inside a worker process. Every method answers one request.
 pub trait Engine {
     /// Loads the checkpoint and the inputs.
@@ -198,4 +203,21 @@ fn lines_until_abandoned(requests: File) -> mpsc::IntoIter<String> {
             rustix::process::kill_process_group(rustix::process::getpgrp(), rustix::process::Signal::KILL);
     });
     receiver.into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_versions_of_candle_are_those_that_the_lock_pins() {
+        let lock: toml::Table = toml::from_str(include_str!("../../Cargo.lock")).unwrap();
+        let pinned = |name: &str| {
+            let packages = lock["package"].as_array().unwrap();
+            let package = packages.iter().find(|package| package["name"].as_str() == Some(name)).unwrap();
+            package["version"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(CANDLE, pinned("candle-core"));
+        assert_eq!(CANDLE_TRANSFORMERS, pinned("candle-transformers"));
+    }
 }

@@ -317,6 +317,7 @@ mod tests {
             config: crate::spec::config::Config::default(),
             folder: PathBuf::new(),
             baseline: None,
+            plan: None,
             cases: vec![],
             notes: vec![],
         };

@@ -212,6 +212,7 @@ pub(super) fn manifest(order: &Order, cases: &[PreparedCase], stamp: String, not
         config: order.config.clone(),
         folder: order.config.folder.clone(),
         baseline: Some(plan.baseline.clone()),
+        plan: Some(plan.clone()),
         cases: plan.cases.iter().zip(cases).enumerate().map(case).collect(),
         notes,
     }
