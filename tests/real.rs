@@ -150,12 +150,12 @@ fn a_window_of_one_key_more_is_found_between_releases() {
     );
     assert!(run.text("summary.md").contains(mask) && run.text("report.html").contains(mask));
     let config = config.to_str().unwrap();
-    let output = sandbox.tfcheck(&["localize", config, "4.40.2_eager_eager", "candle_eager"]);
+    let output = sandbox.tfcheck(&["localize", "--config", config, "4.40.2_eager_eager", "candle_eager"]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(support::stdout(&output).contains(mask), "{}", support::stdout(&output));
-    let output = sandbox.tfcheck(&["localize", config, "4.54.0_eager_eager", "candle_eager"]);
+    let output = sandbox.tfcheck(&["localize", "--config", config, "4.54.0_eager_eager", "candle_eager"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let output = sandbox.tfcheck(&["localize", config, "4.54_eager_eager", "candle_eager"]);
+    let output = sandbox.tfcheck(&["localize", "--config", config, "4.54_eager_eager", "candle_eager"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("did you mean `4.54.0_eager_eager`"), "{}", stderr(&output));
 }

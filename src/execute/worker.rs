@@ -19,6 +19,7 @@ use std::ops::Range;
 use std::sync::mpsc;
 use std::time::Instant;
 
+use compare::units::count;
 use models::cuda::driver::Setting;
 use reference::protocol::{
     Capture, Captured, Failed, FailedKind, Forward, Forwarded, Load, PROTOCOL_VERSION, REPLY_FD_VARIABLE,
@@ -132,7 +133,7 @@ pub fn serve(engine: &mut dyn Engine) -> io::Result<()> {
 /// When there is nothing to prefill, or nothing left to decode.
 pub(crate) fn steps(prefill: usize, seq: usize) -> Result<impl Iterator<Item = Range<usize>>, Failed> {
     if prefill == 0 || prefill >= seq {
-        return Err(exception(format!("a prefill of {prefill} tokens where rows have {seq}")));
+        return Err(exception(format!("a prefill of {} where rows have {seq}", count(prefill, "token"))));
     }
     Ok(std::iter::once(0..prefill).chain((prefill..seq).map(|at| at..at + 1)))
 }

@@ -1,6 +1,6 @@
 //! What a localisation found between two variants, as `localized.json` keeps it, and in one sentence.
 
-use compare::units::bytes;
+use compare::units::{bytes, count};
 use reference::protocol::Dtype;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -58,7 +58,7 @@ impl Localized {
         let size = bytes(self.captured_bytes);
         let overhead =
             self.overhead.map_or_else(String::new, |times| format!(" in {times:.1} times a plain pass"));
-        format!("{} module calls compared, {size} captured{overhead}, {seconds:.1} s", self.modules)
+        format!("{} compared, {size} captured{overhead}, {seconds:.1} s", count(self.modules, "module call"))
     }
 
     /// Why a choice of other experts is rounding, where that is what was found.

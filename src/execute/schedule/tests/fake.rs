@@ -57,7 +57,7 @@ pub(super) struct FakeRunner {
 }
 
 impl Runner for FakeRunner {
-    fn start<'a>(&self, _log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+    fn start<'a>(&'a self, _log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
         match &self.script.start {
             Some(ended) => Err(ended.clone()),
             None => Ok(Box::new(FakeSession { runner: self.clone(), stop })),
