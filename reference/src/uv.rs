@@ -6,9 +6,9 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
+use crate::Versions;
 use crate::cache::Lock;
-use crate::environment::EnvironmentError;
-use crate::{Versions, environment::tail};
+use crate::failure::{EnvironmentError, tail};
 
 /// A uv that answered to `--version`.
 #[derive(Clone, Debug)]
