@@ -1,6 +1,6 @@
 //! What gates found and what changed since a baseline, as rows that every format shows.
 
-use crate::judge::against::{Against, Row};
+use crate::judge::against::{Against, ComparedCell};
 use crate::judge::gates::Judged;
 use compare::matrix::PairOutcome;
 use compare::metrics::Side;
@@ -28,7 +28,7 @@ pub(crate) fn change_rows(against: &Against) -> Vec<[String; 8]> {
     against.rows.iter().map(change_row).collect()
 }
 
-fn change_row(row: &Row) -> [String; 8] {
+fn change_row(row: &ComparedCell) -> [String; 8] {
     let (l2, relative) = match &row.pair {
         PairOutcome::Compared(pair) => {
             (format!("{:.6}", pair.l2), format!("{:.3e}", pair.relative_l2(Side::A)))
