@@ -7,9 +7,8 @@ use crate::layers::{
     Activation, Attention, Embedding, GatedMlp, Joined, LayerNorm, Linear, Mask, Rope, RopeParameters,
     RotaryEmbedding, Rotation, add, scale,
 };
-use crate::load::{Model, Task};
+use crate::model::{Model, Task, unknown_head};
 use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
 use crate::weights::Weights;
 
 struct Config {

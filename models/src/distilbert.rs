@@ -7,9 +7,8 @@ use crate::layers::{
     Activation, Attention, Embedding, Joined, LayerNorm, Linear, Mask, add, first_position, one_per_row,
     position_ids,
 };
-use crate::load::{Model, Task};
+use crate::model::{Model, Task, unknown_head};
 use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
 use crate::weights::Weights;
 
 struct Config {

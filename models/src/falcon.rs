@@ -8,9 +8,8 @@ use crate::layers::{
     Activation, Alibi, Attention, Embedding, LayerNorm, Linear, Mask, Rope, RopeParameters, RotaryEmbedding,
     UnfusedLinear, add, split_groups,
 };
-use crate::load::{Model, Task};
+use crate::model::{Model, Task, unknown_head};
 use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
 use crate::weights::Weights;
 
 struct Config {

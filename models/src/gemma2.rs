@@ -7,9 +7,8 @@ use crate::layers::{
     Activation, Attention, Embedding, GatedMlp, Joined, LayerType, Linear, Mask, PerLayerType, RmsNorm, Rope,
     RopeParameters, RotaryEmbedding, add, soft_cap,
 };
-use crate::load::{Model, Task};
+use crate::model::{Model, Task, unknown_head};
 use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
 use crate::weights::Weights;
 
 struct Config {

@@ -4,9 +4,8 @@
 use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{Activation, Attention, Embedding, LayerNorm, Linear, Mask, add, position_ids, split};
-use crate::load::{Model, Task};
+use crate::model::{Model, Task, unknown_head};
 use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
 use crate::weights::Weights;
 
 struct Config {

@@ -8,9 +8,8 @@ use crate::layers::{
     Activation, Attention, Embedding, LayerNorm, Linear, Mask, Rope, RopeParameters, RotaryEmbedding, add,
     split_groups,
 };
-use crate::load::{Model, Task};
+use crate::model::{Model, Task, unknown_head};
 use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
 use crate::weights::Weights;
 
 struct Config {

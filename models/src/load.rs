@@ -10,80 +10,10 @@ use crate::config::ConfigReader;
 use crate::cuda::{Dtype, Gpu, PassCounts, Space};
 use crate::error::{Error, Result};
 use crate::fused::{Host, Workspace};
+use crate::model::{Backend, Model, Options, Task};
 use crate::pass::{Inputs, Pass, Probe, Xs};
 use crate::registry;
 use crate::weights::Weights;
-
-/// How the layers compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// Tensor operations one by one, with the semantics of transformers' eager attention.
-    Eager,
-    /// The same mathematics with packed weights and fused kernels: F32 and BF16 on the CPU, and with [`load_on_gpu`]
-    /// also F16. An operation that has no fused form yet runs as in the eager form.
-    Fused,
-}
-
-/// In what form, dtype and place a checkpoint is loaded.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// dtype of weights and activations: F64, F32, BF16 or F16.
-    ///
-    /// In F64 everything is in F64, also what transformers computes in F32 whatever the model's dtype
-    /// (norms, softmax, rope tables): an oracle that rounds to F32 on the way would be none.
-    pub dtype: DType,
-    /// Where to compute.
-    pub device: Device,
-    /// How the layers compute.
-    pub form: Form,
-}
-
-/// What the model ends in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Task {
-    /// Logits of the next token, `[batch, seq, vocab_size]`.
-    CausalLm,
-    /// Logits of the masked token, `[batch, seq, vocab_size]`.
-    MaskedLm,
-    /// Logits of a label, `[batch, num_labels]`.
-    SequenceClassification,
-    /// Hidden states, `[batch, seq, hidden_size]`.
-    HiddenStates,
-}
-
-impl Task {
-    /// The head that `architectures` names; `None` where the config names none.
-    fn read(config: &ConfigReader) -> Result<Option<Self>> {
-        let Some(architectures) = config.optional_strs("architectures")? else {
-            return Ok(None);
-        };
-        let Some(name) = architectures.first() else {
-            return Ok(None);
-        };
-        let task = match name {
-            _ if name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel") => Self::CausalLm,
-            _ if name.ends_with("ForMaskedLM") => Self::MaskedLm,
-            _ if name.ends_with("ForSequenceClassification") => Self::SequenceClassification,
-            _ if name.ends_with("Model") => Self::HiddenStates,
-            _ => {
-                return Err(Error::UnknownValue {
-                    key: "architectures".to_owned(),
-                    value: (*name).to_owned(),
-                });
-            }
-        };
-        Ok(Some(task))
-    }
-}
-
-/// One architecture with its weights.
-pub trait Model: Send + Sync {
-    /// One pass over [`Pass::input_ids`]; what comes out depends on the [`Task`].
-    ///
-    /// # Errors
-    /// If a tensor operation fails.
-    fn forward(&self, pass: &mut Pass) -> Result<Xs>;
-}
 
 /// A checkpoint, ready to run.
 pub struct Loaded {
@@ -105,7 +35,7 @@ pub fn load(folder: &Path, options: &Options) -> Result<Loaded> {
     if !matches!(options.dtype, DType::F64 | DType::F32 | DType::BF16 | DType::F16) {
         return Err(Error::Unsupported(format!("models in dtype {}", options.dtype.as_str())));
     }
-    if options.form == Form::Fused
+    if options.backend == Backend::Fused
         && !(matches!(options.dtype, DType::F32 | DType::BF16) && options.device.is_cpu())
     {
         return Err(Error::Unsupported(format!(
@@ -114,7 +44,7 @@ pub fn load(folder: &Path, options: &Options) -> Result<Loaded> {
             options.device
         )));
     }
-    let workspace = (options.form == Form::Fused).then(|| Workspace::Host(Arc::new(Host::new())));
+    let workspace = (options.backend == Backend::Fused).then(|| Workspace::Host(Arc::new(Host::new())));
     load_in(folder, options, workspace)
 }
 
@@ -127,14 +57,14 @@ pub fn load_on_gpu(folder: &Path, dtype: DType, gpu: Arc<dyn Gpu>) -> Result<Loa
         return Err(Error::Unsupported(format!("the fused form in dtype {} on a GPU", dtype.as_str())));
     };
     // Whatever is a tensor stays on the CPU.
-    let options = Options { dtype, device: Device::Cpu, form: Form::Fused };
+    let options = Options { dtype, device: Device::Cpu, backend: Backend::Fused };
     load_in(folder, &options, Some(Workspace::Gpu(Arc::new(Space::new(gpu, kernels)))))
 }
 
 fn load_in(folder: &Path, options: &Options, workspace: Option<Workspace>) -> Result<Loaded> {
     let config = ConfigReader::open(&folder.join("config.json"))?;
     config.refuse_unless("quantization_config", &serde_json::Value::Null)?;
-    let weights = Weights::open(folder, options, workspace)?;
+    let weights = Weights::open(folder, (options.dtype, options.device.clone()), workspace)?;
     let task = Task::read(&config)?;
     let model = registry::build(&config, &weights, task)?;
     Ok(Loaded {

@@ -10,9 +10,8 @@ use crate::layers::{
     Activation, Attention, Embedding, LayerNorm, LayerType, Linear, Mask, PerLayerType, Rope, RopeParameters,
     RotaryEmbedding, Rotation, add, first_position, mean_of_real_tokens, multiply, one_per_row, split,
 };
-use crate::load::{Model, Task};
+use crate::model::{Model, Task, unknown_head};
 use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
 use crate::weights::Weights;
 
 #[expect(clippy::struct_excessive_bools, reason = "they are the config's")]

@@ -2,7 +2,7 @@
 
 use crate::config::ConfigReader;
 use crate::error::{Error, Result};
-use crate::load::{Model, Task};
+use crate::model::{Model, Task};
 use crate::weights::Weights;
 use crate::{
     bert, cohere, distilbert, falcon, gemma, gemma2, gemma3_text, gpt_neox, gpt2, granite, llama, mistral,
@@ -55,9 +55,4 @@ pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>
         });
     };
     build(config, weights, task)
-}
-
-/// The error of an architecture that lacks a head.
-pub(crate) fn unknown_head(model_type: &str, task: Task) -> Error {
-    Error::UnknownHead { model_type: model_type.to_owned(), task: format!("{task:?}") }
 }

@@ -9,7 +9,6 @@ use candle_core::{DType, Device, Shape, Tensor};
 
 use crate::error::{Error, Result};
 use crate::fused::{Float, Workspace};
-use crate::load::Options;
 use crate::matrices::Matrices;
 
 struct Files {
@@ -17,7 +16,8 @@ struct Files {
     matrices: Matrices,
     names: BTreeSet<String>,
     read: Mutex<BTreeSet<String>>,
-    options: Options,
+    dtype: DType,
+    device: Device,
     workspace: Option<Workspace>,
 }
 
@@ -32,8 +32,13 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` names.
-    pub(crate) fn open(folder: &Path, options: &Options, workspace: Option<Workspace>) -> Result<Self> {
+    /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` names; tensors are read in `dtype` on
+    /// `device`.
+    pub(crate) fn open(
+        folder: &Path,
+        (dtype, device): (DType, Device),
+        workspace: Option<Workspace>,
+    ) -> Result<Self> {
         let paths = shards(folder)?;
         // SAFETY: the map is only read; like every user of safetensors' mapping we rely on nobody
         // truncating the checkpoint's files while a model is loaded from them.
@@ -47,7 +52,8 @@ impl Weights {
                 matrices: Matrices::open(&paths)?,
                 names,
                 read: Mutex::default(),
-                options: options.clone(),
+                dtype,
+                device,
                 workspace,
             }),
             path: String::new(),
@@ -99,12 +105,12 @@ impl Weights {
 
     /// The dtype of weights and activations.
     pub fn dtype(&self) -> DType {
-        self.files.options.dtype
+        self.files.dtype
     }
 
     /// Where the weights live.
     pub fn device(&self) -> &Device {
-        &self.files.options.device
+        &self.files.device
     }
 
     /// What the files call a tensor; old ones name a norm's parameters as `TensorFlow` does (transformers 5.23.0,

@@ -8,7 +8,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor};
-use models::{Cache, Form, Inputs, Loaded, Options, load, synthetic};
+use models::{Backend, Cache, Inputs, Loaded, Options, load, synthetic};
 
 struct Counting;
 
@@ -97,7 +97,7 @@ fn the_second_pass_of_a_shape_allocates_its_output_only() {
         let folder = tempfile::tempdir().unwrap();
         synthetic::write(model_type, variant, 0, folder.path()).unwrap();
         for dtype in [DType::F32, DType::BF16] {
-            let options = Options { dtype, device: Device::Cpu, form: Form::Fused };
+            let options = Options { dtype, device: Device::Cpu, backend: Backend::Fused };
             check(&format!("{name} {dtype:?}"), &mut load(folder.path(), &options).unwrap());
         }
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use models::cuda::driver::Setting;
-use models::{Cache, Form, Loaded, Options};
+use models::{Backend, Cache, Loaded, Options};
 use reference::protocol::{
     ATTENTION_MASK, Capture, Captured, Dtype, Failed, FailedKind, Forward, Forwarded, INPUT_IDS, LOGITS,
     Load, Mode, POSITION_IDS, Positions, Ready, Replay, Replayed, Trace,
@@ -48,9 +48,9 @@ impl CandleEngine {
 impl Engine for CandleEngine {
     fn load(&mut self, load: &Load) -> Result<Ready, Failed> {
         let start = Instant::now();
-        let form = match load.mode {
-            Mode::Eager => Form::Eager,
-            Mode::Fused => Form::Fused,
+        let backend = match load.mode {
+            Mode::Eager => Backend::Eager,
+            Mode::Fused => Backend::Fused,
             Mode::Compiled | Mode::Frozen | Mode::ReduceOverhead | Mode::MaxAutotune => {
                 return Err(unsupported("candle has no compiled mode: eager and fused are its modes"));
             }
@@ -58,7 +58,7 @@ impl Engine for CandleEngine {
         // What an earlier cell holds of a GPU is given back first.
         self.loaded = None;
         let dtype = dtype(load.dtype);
-        let place = if form == Form::Fused && load.device != "cpu" {
+        let place = if backend == Backend::Fused && load.device != "cpu" {
             Place::Gpu(self.accelerator(&load.device)?)
         } else {
             Place::Candle(device(&load.device)?)
@@ -68,7 +68,7 @@ impl Engine for CandleEngine {
                 models::load_on_gpu(&load.checkpoint, dtype, Arc::clone(&accelerator.gpu))
             }
             Place::Candle(device) => {
-                models::load(&load.checkpoint, &Options { dtype, device: device.clone(), form })
+                models::load(&load.checkpoint, &Options { dtype, device: device.clone(), backend })
             }
         };
         let loaded = loaded.map_err(model_failure)?;

@@ -12,7 +12,7 @@ use super::rows::DeviceRows;
 use super::{Graph, Region, Space};
 use crate::error::{Error, Result};
 use crate::fused::{Rows, lock};
-use crate::load::Model;
+use crate::model::Model;
 use crate::pass::{Pass, Value, Xs};
 
 /// Recordings kept at a time; each keeps its output's buffer.
