@@ -89,17 +89,17 @@ impl Linear {
         Ok(Self { path: weights.path().to_owned(), form })
     }
 
-    /// The head of a causal LM: `lm_head.weight`, or the embedding's where the two are tied.
+    /// The head of a causal LM at `weights`; its weight is the embedding's where the two are `tied`, its bias, where
+    /// `bias` says so, is always its own.
     ///
     /// # Errors
-    /// If the head is not tied and its tensor is missing.
-    pub fn lm_head(weights: &Weights, embedding: &Embedding, tied: bool) -> Result<Self> {
-        let weights = weights.pp("lm_head");
+    /// If a tensor is missing or has another shape.
+    pub fn lm_head(weights: &Weights, embedding: &Embedding, tied: bool, bias: bool) -> Result<Self> {
         if tied {
-            return Self::tied(&weights, embedding, false);
+            return Self::tied(weights, embedding, bias);
         }
         let (vocab_size, hidden_size) = embedding.shape();
-        Self::new(&weights, hidden_size, vocab_size, false, Room::Later)
+        Self::new(weights, hidden_size, vocab_size, bias, Room::Later)
     }
 
     /// Goes by another module path than the checkpoint's name for its weight.

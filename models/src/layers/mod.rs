@@ -48,6 +48,7 @@
 mod activation;
 mod alibi;
 mod attention;
+mod decoder;
 mod elementwise;
 mod embedding;
 mod experts;
@@ -68,6 +69,7 @@ mod window;
 pub use activation::Activation;
 pub use alibi::Alibi;
 pub use attention::Attention;
+pub use decoder::{DecoderBody, DecoderEnds, FinalNorm};
 pub use elementwise::{add, divide, multiply, rounded, scale, soft_cap};
 pub use embedding::Embedding;
 pub use experts::{ExpertsConfig, RouterScores, SparseMoe};
