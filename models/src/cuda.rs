@@ -6,10 +6,12 @@
 
 mod attention;
 pub mod driver;
+mod dtype;
 mod emulator;
 mod experts;
 mod gpu;
 mod job;
+mod kernel_id;
 pub mod kernels;
 mod nvrtc;
 mod pass;
@@ -21,9 +23,10 @@ mod tests;
 mod weights;
 
 pub(crate) use attention::{DeviceBias, DeviceCache, DeviceRope, DeviceTable, attend};
+pub use dtype::Dtype;
 pub use emulator::{Emulator, Order};
 pub(crate) use experts::DeviceExperts;
-pub use gpu::{Buffer, Dtype, Gpu, Graph, LaunchShape, MatMul, Number, Region, matmul};
+pub use gpu::{Buffer, Gpu, Graph, LaunchShape, MatMul, Number, Region, matmul};
 pub use nvrtc::{Compiled, Nvrtc};
 pub(crate) use pass::DevicePass;
 pub use replay::PassCounts;

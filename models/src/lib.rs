@@ -52,5 +52,5 @@ pub use error::{Error, Result};
 pub use load::{Loaded, load, load_on_gpu};
 pub use model::{Backend, Model, Options, Task};
 pub use pass::{Inputs, Pass, Probe, Xs};
-pub use registry::model_types;
+pub use registry::{Kind, kind, model_types};
 pub use weights::Weights;

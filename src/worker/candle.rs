@@ -270,8 +270,7 @@ fn is_encoder(folder: &Path) -> bool {
     let config = std::fs::read(folder.join("config.json")).ok();
     let config: Option<serde_json::Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let model_type = config.as_ref().and_then(|config| config["model_type"].as_str());
-    model_type
-        .is_some_and(|name| ["bert", "distilbert", "roberta", "xlm-roberta", "modernbert"].contains(&name))
+    model_type.and_then(models::kind) == Some(models::Kind::Encoder)
 }
 
 pub(super) fn inputs(path: &Path, device: &Device) -> Result<models::Inputs, Failed> {
