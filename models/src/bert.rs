@@ -8,8 +8,9 @@ use crate::layers::{
     position_ids, position_ids_after, token_type_ids,
 };
 use crate::model::{Model, Task, unknown_head};
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 /// Where the positions of a row start.
 #[derive(Clone, Copy)]

@@ -8,8 +8,9 @@ use crate::layers::{
     position_ids,
 };
 use crate::model::{Model, Task, unknown_head};
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 struct Config {
     vocab_size: usize,

@@ -9,8 +9,9 @@ use crate::layers::{
     RotaryEmbedding, UnfusedLinear, add, split_groups,
 };
 use crate::model::{Model, Task};
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 struct Config {
     vocab_size: usize,

@@ -7,16 +7,20 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::cache::Cache;
 use crate::config::ConfigReader;
-use crate::cuda::{Dtype, Gpu, PassCounts, Space};
+use crate::cuda::{Dtype, Gpu, PassCounts, Replays, Space};
 use crate::error::{Error, Result};
 use crate::fused::{Host, Workspace};
+use crate::inputs::Inputs;
 use crate::model::{Backend, Model, Options, Task};
-use crate::pass::{Inputs, Pass, Probe, Xs};
+use crate::pass::{Pass, Probe};
 use crate::registry;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 /// A checkpoint, ready to run.
 pub struct Loaded {
+    /// Passes that a GPU has recorded; dropped before the buffers that they use.
+    replays: Replays,
     model: Box<dyn Model>,
     options: Options,
     workspace: Option<Workspace>,
@@ -39,7 +43,7 @@ pub fn load(folder: &Path, options: &Options) -> Result<Loaded> {
         && !(matches!(options.dtype, DType::F32 | DType::BF16) && options.device.is_cpu())
     {
         return Err(Error::Unsupported(format!(
-            "the fused form in dtype {} on {:?}",
+            "the fused backend in dtype {} on {:?}",
             options.dtype.as_str(),
             options.device
         )));
@@ -48,13 +52,13 @@ pub fn load(folder: &Path, options: &Options) -> Result<Loaded> {
     load_in(folder, options, workspace)
 }
 
-/// As [`load`], in the fused form on a GPU: F32, BF16 and F16.
+/// As [`load`], in the fused backend on a GPU: F32, BF16 and F16.
 ///
 /// # Errors
 /// As [`load`], or if the GPU fails or has too little memory.
 pub fn load_on_gpu(folder: &Path, dtype: DType, gpu: Arc<dyn Gpu>) -> Result<Loaded> {
     let Some(kernels) = Dtype::of(dtype) else {
-        return Err(Error::Unsupported(format!("the fused form in dtype {} on a GPU", dtype.as_str())));
+        return Err(Error::Unsupported(format!("the fused backend in dtype {} on a GPU", dtype.as_str())));
     };
     // Whatever is a tensor stays on the CPU.
     let options = Options { dtype, device: Device::Cpu, backend: Backend::Fused };
@@ -68,6 +72,7 @@ fn load_in(folder: &Path, options: &Options, workspace: Option<Workspace>) -> Re
     let task = Task::read(&config)?;
     let model = registry::build(&config, &weights, task)?;
     Ok(Loaded {
+        replays: Replays::default(),
         model,
         options: options.clone(),
         workspace: weights.workspace().cloned(),
@@ -77,7 +82,7 @@ fn load_in(folder: &Path, options: &Options, workspace: Option<Workspace>) -> Re
 }
 
 impl Loaded {
-    /// Bytes of the packed weights and of the buffers kept between passes; the fused form's.
+    /// Bytes of the packed weights and of the buffers kept between passes; `None` in the eager backend.
     pub fn fused_bytes(&self) -> Option<(usize, usize)> {
         self.workspace.as_ref().map(|workspace| match workspace {
             Workspace::Host(host) => host.bytes(),
@@ -87,10 +92,7 @@ impl Loaded {
 
     /// How many passes the GPU ran one launch at a time, recorded and replayed; absent elsewhere.
     pub fn pass_counts(&self) -> Option<PassCounts> {
-        match &self.workspace {
-            Some(Workspace::Gpu(space)) => Some(space.pass_counts()),
-            _ => None,
-        }
+        matches!(self.workspace, Some(Workspace::Gpu(_))).then(|| self.replays.counts())
     }
 
     /// One pass without a cache: logits of every position, `[batch, seq, vocab_size]`, or what the head gives.
@@ -101,7 +103,7 @@ impl Loaded {
         self.forward_with(inputs, None, None)
     }
 
-    /// One pass that goes on from a cache, is looked on by a probe, or both.
+    /// One pass that continues a cache, is observed by a probe, or both.
     ///
     /// # Errors
     /// If the inputs do not fit each other, the model or the cache.
@@ -134,14 +136,14 @@ impl Loaded {
             probe,
         )?;
         let output = match &self.workspace {
-            Some(Workspace::Gpu(space)) => space.run(&*self.model, &mut pass),
+            Some(Workspace::Gpu(space)) => self.replays.run(space, &*self.model, &mut pass),
             _ => self.model.forward(&mut pass),
         };
         let output = match &self.workspace {
-            // Rows that are owed must not outlive the pass.
+            // Deferred operations must not outlive the pass.
             Some(Workspace::Host(host)) => {
                 let output = output.and_then(Xs::into_tensor).map(Xs::from);
-                host.forget_jobs();
+                host.drop_deferred();
                 output
             }
             _ => output,

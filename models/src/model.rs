@@ -4,7 +4,8 @@ use candle_core::{DType, Device};
 
 use crate::config::ConfigReader;
 use crate::error::{Error, Result};
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
+use crate::xs::Xs;
 
 /// How the layers compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,8 +11,9 @@ use crate::layers::{
     RotaryEmbedding, Rotation, add, first_position, mean_of_real_tokens, multiply, one_per_row, split,
 };
 use crate::model::{Model, Task, unknown_head};
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 #[expect(clippy::struct_excessive_bools, reason = "they are the config's")]
 struct Config {

@@ -6,8 +6,9 @@ use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{Activation, Embedding, LayerNorm, Linear, first_position, one_per_row};
 use crate::model::{Model, Task, unknown_head};
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 /// What stands on the encoder.
 enum Head {

@@ -8,8 +8,9 @@ use crate::layers::{
     PerLayerType, RmsNorm, Rope, RopeParameters, RotaryEmbedding, add,
 };
 use crate::model::{Model, Task};
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 struct Config {
     vocab_size: usize,

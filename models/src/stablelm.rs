@@ -8,8 +8,9 @@ use crate::layers::{
     Rope, RopeParameters, RotaryEmbedding, add,
 };
 use crate::model::{Model, Task};
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 #[expect(clippy::struct_excessive_bools, reason = "the switches of the config by their names")]
 struct Config {

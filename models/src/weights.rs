@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Shape, Tensor};
 
 use crate::error::{Error, Result};
 use crate::fused::{Float, Workspace};
+use crate::lock::lock;
 use crate::matrices::Matrices;
 
 struct Files {
@@ -98,7 +99,7 @@ impl Weights {
         &self.path
     }
 
-    /// The fused form's buffers; absent in the eager form, which is how a layer knows what to build.
+    /// The fused backend's buffers; `None` in the eager backend, which is how a layer knows what to build.
     pub(crate) fn workspace(&self) -> Option<&Workspace> {
         self.files.workspace.as_ref()
     }
@@ -139,7 +140,7 @@ impl Weights {
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
         let name = self.checked(name, shape)?;
         let tensor = self.files.tensors.load(&name, self.device())?.to_dtype(self.dtype())?;
-        self.files.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+        lock(&self.files.read).insert(name);
         Ok(tensor)
     }
 
@@ -169,7 +170,7 @@ impl Weights {
             (rows, columns),
             take,
         )?;
-        self.files.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+        lock(&self.files.read).insert(name);
         Ok(())
     }
 
@@ -193,7 +194,7 @@ impl Weights {
 
     /// Tensors of the checkpoint that no module read.
     pub fn unread(&self) -> Vec<String> {
-        let read = self.files.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = lock(&self.files.read);
         self.files.names.difference(&read).cloned().collect()
     }
 }

@@ -3,8 +3,9 @@
 use super::{Embedding, LayerNorm, Linear, RmsNorm, divide, scale, soft_cap};
 use crate::error::Result;
 use crate::model::{Task, unknown_head};
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 /// The weights of a decoder without its head, and whether it has one.
 pub struct DecoderBody {

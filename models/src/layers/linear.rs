@@ -3,12 +3,14 @@
 use candle_core::{D, DType, Tensor};
 
 use super::embedding::EmbeddingForm;
+use super::packed::Packed;
 use super::split::each;
 use super::{Embedding, accumulation, split};
 use crate::error::Result;
-use crate::fused::{Packed, Room};
-use crate::pass::{Pass, Xs};
+use crate::fused::Room;
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 /// `xs @ weight^T + bias`.
 #[derive(Clone)]
@@ -169,7 +171,7 @@ impl<const N: usize> Joined<N> {
             JoinedForm::Fused(packed, outputs, paths) => {
                 let parts = |xs: &Xs| split(&packed.forward(xs, Room::Now)?, *outputs);
                 let mut out = parts(xs)?;
-                if pass.is_looked_on() {
+                if pass.is_observed() {
                     for (index, path) in paths.iter().enumerate() {
                         let part = out[index].clone();
                         let again = |xs: &Xs| parts(xs).map(|parts| parts[index].clone());

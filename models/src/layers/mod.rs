@@ -59,6 +59,7 @@ mod linear;
 mod mask;
 mod mlp;
 mod norm;
+mod packed;
 mod pooling;
 mod rope;
 mod rope_parameters;
