@@ -1,12 +1,11 @@
 //! Encoders: bert, distilbert, roberta, xlm_roberta, modernbert. The default predicts masked tokens; `classifier` has
 //! three labels for the sequence.
 
-use super::architecture::{Architecture, Variant};
+use super::checkpoints::{Checkpoints, Variant};
 
 const CLASSIFIER_SHOWS: &str = "sequence classification, three labels";
 
-pub(super) const BERT: Architecture = Architecture {
-    model_type: "bert",
+pub(crate) const BERT: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["BertForMaskedLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 144, "num_hidden_layers": 3,
@@ -56,8 +55,7 @@ pub(super) const BERT: Architecture = Architecture {
     ],
 };
 
-pub(super) const DISTILBERT: Architecture = Architecture {
-    model_type: "distilbert",
+pub(crate) const DISTILBERT: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["DistilBertForMaskedLM"],
         "vocab_size": 288, "dim": 64, "hidden_dim": 144, "n_layers": 3, "n_heads": 4, "activation": "gelu",
@@ -138,8 +136,7 @@ const ROBERTA_TENSORS: &str = "
     classifier.out_proj.bias    | 3                        | normal 0 0.5 | id2label
 ";
 
-pub(super) const ROBERTA: Architecture = Architecture {
-    model_type: "roberta",
+pub(crate) const ROBERTA: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["RobertaForMaskedLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 144, "num_hidden_layers": 3,
@@ -158,8 +155,7 @@ pub(super) const ROBERTA: Architecture = Architecture {
     ],
 };
 
-pub(super) const XLM_ROBERTA: Architecture = Architecture {
-    model_type: "xlm-roberta",
+pub(crate) const XLM_ROBERTA: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["XLMRobertaForMaskedLM"],
         "vocab_size": 320, "hidden_size": 64, "intermediate_size": 144, "num_hidden_layers": 4,
@@ -178,8 +174,7 @@ pub(super) const XLM_ROBERTA: Architecture = Architecture {
     ],
 };
 
-pub(super) const MODERNBERT: Architecture = Architecture {
-    model_type: "modernbert",
+pub(crate) const MODERNBERT: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["ModernBertForMaskedLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,

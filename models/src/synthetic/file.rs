@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::Error;
+use super::error::Error;
 use super::fill::fill;
 use super::table::Tensor;
 

@@ -1,6 +1,6 @@
 //! gemma, gemma2 and gemma3_text: norms of `1 + weight`, a scaled embedding, soft caps, windows in some layers.
 
-use super::architecture::{Architecture, Variant};
+use super::checkpoints::{Checkpoints, Variant};
 use super::decoder::{ATTENTION, ATTENTION_BIASES, GATED_MLP};
 
 /// Embedding, which is multiplied by `sqrt(hidden_size)`, and the final norm, whose weight lifts the tied head's logits.
@@ -19,8 +19,7 @@ const FEEDFORWARD_NORMS: &str = "
     model.layers.{num_hidden_layers}.post_feedforward_layernorm.weight  | hidden_size             | normal 0 0.2
 ";
 
-pub(super) const GEMMA: Architecture = Architecture {
-    model_type: "gemma",
+pub(crate) const GEMMA: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["GemmaForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,
@@ -39,8 +38,7 @@ pub(super) const GEMMA: Architecture = Architecture {
     ],
 };
 
-pub(super) const GEMMA2: Architecture = Architecture {
-    model_type: "gemma2",
+pub(crate) const GEMMA2: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["Gemma2ForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 4,
@@ -61,8 +59,7 @@ pub(super) const GEMMA2: Architecture = Architecture {
     ],
 };
 
-pub(super) const GEMMA3_TEXT: Architecture = Architecture {
-    model_type: "gemma3_text",
+pub(crate) const GEMMA3_TEXT: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["Gemma3ForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 4,

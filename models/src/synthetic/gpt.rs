@@ -1,9 +1,8 @@
 //! gpt2, gpt_neox and falcon: fused qkv projections, learned positions, parallel residuals, alibi.
 
-use super::architecture::{Architecture, Variant};
+use super::checkpoints::{Checkpoints, Variant};
 
-pub(super) const GPT2: Architecture = Architecture {
-    model_type: "gpt2",
+pub(crate) const GPT2: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["GPT2LMHeadModel"],
         "vocab_size": 288, "n_positions": 128, "n_ctx": 128, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_inner": 144,
@@ -42,8 +41,7 @@ pub(super) const GPT2: Architecture = Architecture {
     ],
 };
 
-pub(super) const GPT_NEOX: Architecture = Architecture {
-    model_type: "gpt_neox",
+pub(crate) const GPT_NEOX: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["GPTNeoXForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 144, "num_hidden_layers": 3,
@@ -81,8 +79,7 @@ pub(super) const GPT_NEOX: Architecture = Architecture {
     ],
 };
 
-pub(super) const FALCON: Architecture = Architecture {
-    model_type: "falcon",
+pub(crate) const FALCON: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["FalconForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "ffn_hidden_size": 144, "num_hidden_layers": 3,

@@ -1,10 +1,9 @@
 //! llama and what differs from it by little: granite, smollm3, olmo2, cohere.
 
-use super::architecture::{Architecture, Variant};
+use super::checkpoints::{Checkpoints, Variant};
 use super::decoder::{ATTENTION, ATTENTION_BIASES, ENDS, GATED_MLP, GATED_MLP_BIASES, NORMS};
 
-pub(super) const LLAMA: Architecture = Architecture {
-    model_type: "llama",
+pub(crate) const LLAMA: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,
@@ -72,8 +71,7 @@ pub(super) const LLAMA: Architecture = Architecture {
     ],
 };
 
-pub(super) const GRANITE: Architecture = Architecture {
-    model_type: "granite",
+pub(crate) const GRANITE: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["GraniteForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,
@@ -93,8 +91,7 @@ pub(super) const GRANITE: Architecture = Architecture {
     ],
 };
 
-pub(super) const SMOLLM3: Architecture = Architecture {
-    model_type: "smollm3",
+pub(crate) const SMOLLM3: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["SmolLM3ForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 4,
@@ -120,8 +117,7 @@ pub(super) const SMOLLM3: Architecture = Architecture {
     ],
 };
 
-pub(super) const OLMO2: Architecture = Architecture {
-    model_type: "olmo2",
+pub(crate) const OLMO2: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["Olmo2ForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,
@@ -145,8 +141,7 @@ pub(super) const OLMO2: Architecture = Architecture {
     ],
 };
 
-pub(super) const COHERE: Architecture = Architecture {
-    model_type: "cohere",
+pub(crate) const COHERE: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["CohereForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,

@@ -1,10 +1,9 @@
 //! mistral, mixtral and starcoder2: sliding windows in every layer.
 
-use super::architecture::{Architecture, Variant};
+use super::checkpoints::{Checkpoints, Variant};
 use super::decoder::{ATTENTION, ENDS, GATED_MLP, NORM_BIASES, NORMS};
 
-pub(super) const MISTRAL: Architecture = Architecture {
-    model_type: "mistral",
+pub(crate) const MISTRAL: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["MistralForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,
@@ -23,8 +22,7 @@ pub(super) const MISTRAL: Architecture = Architecture {
     ],
 };
 
-pub(super) const MIXTRAL: Architecture = Architecture {
-    model_type: "mixtral",
+pub(crate) const MIXTRAL: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["MixtralForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 3,
@@ -47,8 +45,7 @@ pub(super) const MIXTRAL: Architecture = Architecture {
     ],
 };
 
-pub(super) const STARCODER2: Architecture = Architecture {
-    model_type: "starcoder2",
+pub(crate) const STARCODER2: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["Starcoder2ForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 144, "num_hidden_layers": 3,

@@ -1,10 +1,9 @@
 //! phi, phi3 and stablelm: rope over part of a head, fused projections, long rope.
 
-use super::architecture::{Architecture, Variant};
+use super::checkpoints::{Checkpoints, Variant};
 use super::decoder::{ATTENTION, ENDS, GATED_MLP, NORMS};
 
-pub(super) const PHI: Architecture = Architecture {
-    model_type: "phi",
+pub(crate) const PHI: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["PhiForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 144, "num_hidden_layers": 3,
@@ -47,8 +46,7 @@ pub(super) const PHI: Architecture = Architecture {
     ],
 };
 
-pub(super) const PHI3: Architecture = Architecture {
-    model_type: "phi3",
+pub(crate) const PHI3: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["Phi3ForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,
@@ -97,8 +95,7 @@ pub(super) const PHI3: Architecture = Architecture {
     ],
 };
 
-pub(super) const STABLELM: Architecture = Architecture {
-    model_type: "stablelm",
+pub(crate) const STABLELM: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["StableLmForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,

@@ -1,10 +1,9 @@
 //! qwen2, qwen3 and qwen3_moe: windows from a layer on, biased or normed queries and keys, experts.
 
-use super::architecture::{Architecture, Variant};
+use super::checkpoints::{Checkpoints, Variant};
 use super::decoder::{ATTENTION, ATTENTION_BIASES, ENDS, GATED_MLP, HEAD_NORMS, NORMS};
 
-pub(super) const QWEN2: Architecture = Architecture {
-    model_type: "qwen2",
+pub(crate) const QWEN2: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["Qwen2ForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 4,
@@ -32,8 +31,7 @@ pub(super) const QWEN2: Architecture = Architecture {
     ],
 };
 
-pub(super) const QWEN3: Architecture = Architecture {
-    model_type: "qwen3",
+pub(crate) const QWEN3: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["Qwen3ForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 4,
@@ -57,8 +55,7 @@ pub(super) const QWEN3: Architecture = Architecture {
     ],
 };
 
-pub(super) const QWEN3_MOE: Architecture = Architecture {
-    model_type: "qwen3_moe",
+pub(crate) const QWEN3_MOE: Checkpoints = Checkpoints {
     config: r#"{
         "architectures": ["Qwen3MoeForCausalLM"],
         "vocab_size": 288, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 4,

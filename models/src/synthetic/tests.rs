@@ -20,7 +20,8 @@ fn weights(entry: &Entry, seed: u64) -> Vec<u8> {
 
 fn tensors(entry: &Entry) -> Vec<Tensor> {
     let (architecture, variant) = find(entry.model_type, entry.variant).unwrap();
-    architecture.tensors(&architecture.config(variant).unwrap()).unwrap()
+    let config = architecture.synthetic.config(architecture.model_type, variant).unwrap();
+    architecture.synthetic.tensors(architecture.model_type, &config).unwrap()
 }
 
 #[test]

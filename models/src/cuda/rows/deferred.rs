@@ -1,61 +1,61 @@
-//! A computation on a GPU that has not been launched yet, so that what follows may be folded into it.
+//! An operation on a GPU that has not been launched yet, so that what follows may be folded into it.
 
 use std::sync::Arc;
 
-use super::kernels::{Gemv, GemvEpilogue, Map, MapOp, NormForm};
-use super::rows::DeviceRows;
-use super::weights::{DeviceLinear, DeviceNorm};
-use super::{MatMul, Region, matmul};
+use super::DeviceRows;
+use crate::cuda::gpu::{MatMul, Region, matmul};
+use crate::cuda::kernels::{Gemv, GemvEpilogue, Map, MapOp, NormForm};
+use crate::cuda::weights::{DeviceLinear, DeviceNorm};
 use crate::error::Result;
 use crate::kernels::Epilogue;
 
-/// Work on rows. While a job waits, nobody writes to them: they are lent to it.
+/// An operation on rows. Until it runs, nobody writes to them: the operation holds them.
 #[derive(Clone)]
-pub(super) struct Job {
-    pub(super) work: Work,
-    pub(super) xs: DeviceRows,
+pub(in crate::cuda) struct Deferred {
+    pub(in crate::cuda) operation: Operation,
+    pub(in crate::cuda) xs: DeviceRows,
 }
 
 #[derive(Clone)]
-pub(super) enum Work {
+pub(in crate::cuda) enum Operation {
     Product(Arc<DeviceLinear>, Epilogue),
     Norm(Arc<DeviceNorm>),
 }
 
-impl Job {
+impl Deferred {
     /// Columns of the result.
-    pub(super) fn width(&self) -> usize {
-        match &self.work {
-            Work::Product(weight, _) => weight.n,
-            Work::Norm(_) => self.xs.width,
+    pub(in crate::cuda) fn width(&self) -> usize {
+        match &self.operation {
+            Operation::Product(weight, _) => weight.n,
+            Operation::Norm(_) => self.xs.width,
         }
     }
 
     /// A buffer for the result.
-    pub(super) fn room(&self) -> Result<Arc<Region>> {
-        self.xs.space.lend_elements(self.xs.rows() * self.width())
+    pub(in crate::cuda) fn room(&self) -> Result<Arc<Region>> {
+        self.xs.space.acquire_elements(self.xs.rows() * self.width())
     }
 
-    pub(super) fn run(&self, out: &Region) -> Result<()> {
-        match &self.work {
-            Work::Product(weight, epilogue) => product(weight, *epilogue, &self.xs, out),
-            Work::Norm(norm) => self.xs.norm_to(norm, out, self.xs.width),
+    pub(in crate::cuda) fn run(&self, out: &Region) -> Result<()> {
+        match &self.operation {
+            Operation::Product(weight, epilogue) => product(weight, *epilogue, &self.xs, out),
+            Operation::Norm(norm) => self.xs.norm_to(norm, out, self.xs.width),
         }
     }
 
     /// The factor of a product that can be added as it is computed.
     fn summand(&self) -> Option<(&DeviceLinear, f32)> {
-        match &self.work {
-            Work::Product(weight, Epilogue::Store) => Some((weight, 1.0)),
-            Work::Product(weight, Epilogue::Scale(factor)) if weight.bias.is_none() => {
+        match &self.operation {
+            Operation::Product(weight, Epilogue::Store) => Some((weight, 1.0)),
+            Operation::Product(weight, Epilogue::Scale(factor)) if weight.bias.is_none() => {
                 Some((weight, *factor))
             }
             _ => None,
         }
     }
 
-    /// The result plus `residual` in `out`; false, and nothing done, where that is not one launch.
-    pub(super) fn add(&self, residual: &Region, out: &Region) -> Result<bool> {
+    /// The result plus `residual` in `out`; returns false, and does nothing, where that takes more than one launch.
+    pub(in crate::cuda) fn add(&self, residual: &Region, out: &Region) -> Result<bool> {
         match self.summand() {
             Some((weight, factor)) if Gemv::takes(weight.space.dtype, self.xs.rows(), weight.k) => {
                 gemv(weight, weight.n, GemvEpilogue::Add(factor), &self.xs, out, residual)?;
@@ -65,14 +65,14 @@ impl Job {
         }
     }
 
-    /// Adds the result to `sum`; false, and nothing done, where that cannot be folded in.
-    pub(super) fn add_to(&self, sum: &Region) -> Result<bool> {
-        match &self.work {
-            Work::Product(..) => {
+    /// Adds the result to `sum`; returns false, and does nothing, where that cannot be folded in.
+    pub(in crate::cuda) fn add_to(&self, sum: &Region) -> Result<bool> {
+        match &self.operation {
+            Operation::Product(..) => {
                 let Some((weight, factor)) = self.summand() else { return Ok(false) };
                 product(weight, Epilogue::Add(factor), &self.xs, sum)?;
             }
-            Work::Norm(norm) => {
+            Operation::Norm(norm) => {
                 let xs = &self.xs;
                 let form = NormForm::NormThenAdd;
                 norm.launch(form, [xs.rows(), xs.width], (&*xs.region()?, xs.width), (sum, xs.width))?;
@@ -82,8 +82,9 @@ impl Job {
     }
 }
 
-/// `out = epilogue(xs @ weight^T + bias)`; few rows stream the weight, and do a norm that they are owed on the way.
-pub(super) fn product(
+/// `out = epilogue(xs @ weight^T + bias)`; with few rows the kernel streams the weight, and does a
+/// deferred norm of the rows itself.
+pub(in crate::cuda) fn product(
     weight: &DeviceLinear,
     epilogue: Epilogue,
     xs: &DeviceRows,
@@ -130,7 +131,7 @@ pub(super) fn product(
 }
 
 /// A product of few rows to `n` columns; what is added is added to `residual`.
-pub(super) fn gemv(
+pub(in crate::cuda) fn gemv(
     weight: &DeviceLinear,
     n: usize,
     epilogue: GemvEpilogue,
@@ -138,7 +139,7 @@ pub(super) fn gemv(
     out: &Region,
     residual: &Region,
 ) -> Result<()> {
-    let norm = xs.owed_norm();
+    let norm = xs.pending_norm();
     let source = norm.as_ref().map_or(xs, |(_, source)| source);
     Gemv {
         dtype: weight.space.dtype,

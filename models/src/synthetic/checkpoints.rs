@@ -1,13 +1,12 @@
-//! What describes an architecture: its config, its table of tensors, its variants.
+//! What describes the synthetic checkpoints of an architecture: a config, a table of tensors, variants.
 
 use serde_json::{Map, Value, json};
 
+use super::error::Error;
 use super::table::{self, Tensor};
-use super::{Error, encoders, gemma, gpt, llama, mistral, phi, qwen};
 
-/// One `model_type`, described by data.
-pub(super) struct Architecture {
-    pub(super) model_type: &'static str,
+/// The checkpoints of one `model_type`, described by data.
+pub(crate) struct Checkpoints {
     /// JSON object: the config that the variants start from, `architectures` included.
     pub(super) config: &'static str,
     /// Tables that follow one another, see [`table`].
@@ -16,8 +15,8 @@ pub(super) struct Architecture {
     pub(super) variants: &'static [Variant],
 }
 
-/// A checkpoint of an [`Architecture`].
-pub(super) struct Variant {
+/// One of [`Checkpoints`].
+pub(crate) struct Variant {
     pub(super) name: &'static str,
     pub(super) shows: &'static str,
     /// JSON object: the keys that replace the architecture's.
@@ -37,43 +36,21 @@ impl Variant {
     }
 }
 
-/// Every architecture, in the order of the catalogue.
-pub(super) const ARCHITECTURES: &[&Architecture] = &[
-    &llama::LLAMA,
-    &mistral::MISTRAL,
-    &mistral::MIXTRAL,
-    &qwen::QWEN2,
-    &qwen::QWEN3,
-    &qwen::QWEN3_MOE,
-    &gemma::GEMMA,
-    &gemma::GEMMA2,
-    &gemma::GEMMA3_TEXT,
-    &llama::OLMO2,
-    &mistral::STARCODER2,
-    &llama::GRANITE,
-    &llama::SMOLLM3,
-    &llama::COHERE,
-    &phi::PHI,
-    &phi::PHI3,
-    &phi::STABLELM,
-    &gpt::GPT2,
-    &gpt::GPT_NEOX,
-    &gpt::FALCON,
-    &encoders::BERT,
-    &encoders::DISTILBERT,
-    &encoders::ROBERTA,
-    &encoders::XLM_ROBERTA,
-    &encoders::MODERNBERT,
-];
-
-impl Architecture {
+impl Checkpoints {
     /// The complete config of a variant.
-    pub(super) fn config(&self, variant: &Variant) -> Result<Map<String, Value>, Error> {
+    pub(super) fn config(
+        &self,
+        model_type: &'static str,
+        variant: &Variant,
+    ) -> Result<Map<String, Value>, Error> {
+        let object = |text: &str| {
+            serde_json::from_str(text).map_err(|error| unreadable(model_type, text, error.to_string()))
+        };
         let mut config = Map::new();
-        config.insert("model_type".into(), json!(self.model_type));
+        config.insert("model_type".into(), json!(model_type));
         config.insert("torch_dtype".into(), json!("float32"));
-        config.append(&mut self.object(self.config)?);
-        config.append(&mut self.object(variant.config)?);
+        config.append(&mut object(self.config)?);
+        config.append(&mut object(variant.config)?);
         if let Some(rope_parameters) = rope_parameters(&config) {
             config.insert("rope_parameters".into(), rope_parameters);
         }
@@ -81,24 +58,25 @@ impl Architecture {
     }
 
     /// The tensors of a variant, sorted by name.
-    pub(super) fn tensors(&self, config: &Map<String, Value>) -> Result<Vec<Tensor>, Error> {
+    pub(super) fn tensors(
+        &self,
+        model_type: &'static str,
+        config: &Map<String, Value>,
+    ) -> Result<Vec<Tensor>, Error> {
         let mut tensors = Vec::new();
         for line in
             self.tensors.iter().flat_map(|table| table.lines()).map(str::trim).filter(|line| !line.is_empty())
         {
-            table::expand(line, config, &mut tensors).map_err(|reason| self.error(line, reason))?;
+            table::expand(line, config, &mut tensors)
+                .map_err(|reason| unreadable(model_type, line, reason))?;
         }
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(tensors)
     }
+}
 
-    fn object(&self, text: &str) -> Result<Map<String, Value>, Error> {
-        serde_json::from_str(text).map_err(|error| self.error(text, error.to_string()))
-    }
-
-    fn error(&self, line: &str, reason: String) -> Error {
-        Error::Table { model_type: self.model_type, line: line.into(), reason }
-    }
+fn unreadable(model_type: &'static str, line: &str, reason: String) -> Error {
+    Error::Table { model_type, line: line.into(), reason }
 }
 
 /// The form of transformers 5 of the keys that transformers 4 spells in several ways.

@@ -1,16 +1,18 @@
-//! Weights where they compute, laid out as they are read: packed for the CPU, as they are for a GPU.
+//! Weights of the fused backend in the layout that its kernels read: packed for the CPU, as the checkpoint has them for a
+//! GPU.
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Storage, Tensor};
 use half::bf16;
 
-use super::{Float, Host, Job, Room, Rows, Slot, Work, Workspace};
 use crate::cuda::{DeviceGateUp, DeviceLinear};
 use crate::error::{Error, Result};
+use crate::fused::{Deferred, Float, Host, Operation, Room, Slot, Workspace};
 use crate::kernels::{self, Activation, Epilogue, PackedGateUp, PackedLinear, Packing};
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 /// A weight `[n, k]`, with or without a bias.
 #[derive(Clone)]
@@ -29,7 +31,11 @@ impl Packed {
         bias: Option<&[f32]>,
     ) -> Result<Self> {
         Ok(match (workspace, parts[0].0.dtype()) {
-            (Workspace::Gpu(space), _) => Self::Gpu(Arc::new(DeviceLinear::load(space, parts, k, bias)?)),
+            (Workspace::Gpu(space), _) => {
+                let n = parts.iter().map(|(_, n)| n).sum();
+                let tensors = parts.iter().map(|(weights, n)| weights.get("weight", (*n, k)));
+                Self::Gpu(Arc::new(DeviceLinear::load(space, tensors, (n, k), bias)?))
+            }
             (Workspace::Host(host), DType::BF16) => {
                 Self::Bf16(Arc::clone(host), Arc::new(load(host, parts, k, bias)?))
             }
@@ -57,12 +63,12 @@ impl Packed {
         })
     }
 
-    /// `xs: [.., k]` to `[.., n]`, owed.
+    /// `xs: [.., k]` to `[.., n]`, deferred.
     pub(crate) fn forward(&self, xs: &Xs, room: Room) -> Result<Xs> {
         match self {
             Self::F32(host, weight) => product(host, weight, xs, room),
             Self::Bf16(host, weight) => product(host, weight, xs, room),
-            Self::Gpu(weight) => Ok(Rows::Gpu(weight.forward(xs)?).into_xs()),
+            Self::Gpu(weight) => Ok(weight.forward(&xs.device_rows(weight.space())?)?.into()),
         }
     }
 
@@ -71,7 +77,11 @@ impl Packed {
         match self {
             Self::F32(host, weight) => rows(host, weight, ids, scale),
             Self::Bf16(host, weight) => rows(host, weight, ids, scale),
-            Self::Gpu(weight) => Ok(Rows::Gpu(weight.rows(pass, ids, scale)?).into_xs()),
+            Self::Gpu(weight) => {
+                let (batch, seq) = ids.dims2()?;
+                let ids = pass.device_pass()?.ids(pass, ids, weight.n())?;
+                Ok(weight.rows(&ids, [batch, seq], scale)?.into())
+            }
         }
     }
 }
@@ -94,7 +104,13 @@ impl GateUp {
     ) -> Result<Self> {
         Ok(match (workspace, parts[0].dtype()) {
             (Workspace::Gpu(space), _) => {
-                Self::Gpu(DeviceGateUp::load(space, parts, (n, k), activation, bias)?)
+                let mut biases = Vec::new();
+                for weights in parts.iter().filter(|_| bias) {
+                    biases.extend(weights.vector("bias", n)?);
+                }
+                let tensors = parts.iter().map(|weights| weights.get("weight", (n, k)));
+                let both = DeviceLinear::load(space, tensors, (2 * n, k), bias.then_some(&biases[..]))?;
+                Self::Gpu(DeviceGateUp::new(both, activation))
             }
             (Workspace::Host(host), DType::BF16) => {
                 Self::Bf16(Arc::clone(host), gate_up(host, parts, (n, k), bias)?, activation)
@@ -110,7 +126,7 @@ impl GateUp {
         match self {
             Self::F32(host, weight, activation) => gated(host, weight, *activation, xs),
             Self::Bf16(host, weight, activation) => gated(host, weight, *activation, xs),
-            Self::Gpu(weight) => Ok(Rows::Gpu(weight.forward(xs)?).into_xs()),
+            Self::Gpu(weight) => Ok(weight.forward(&xs.device_rows(weight.space())?)?.into()),
         }
     }
 
@@ -119,7 +135,7 @@ impl GateUp {
         match self {
             Self::F32(host, weight, _) => apart(host, weight, xs),
             Self::Bf16(host, weight, _) => apart(host, weight, xs),
-            Self::Gpu(weight) => Ok(weight.parts(xs)?.map(|part| Rows::Gpu(part).into_xs())),
+            Self::Gpu(weight) => Ok(weight.parts(&xs.device_rows(weight.space())?)?.map(Xs::from)),
         }
     }
 }
@@ -130,14 +146,14 @@ fn gated<T: Float>(
     activation: Activation,
     xs: &Xs,
 ) -> Result<Xs> {
-    let xs = Slot::<T>::of(host, xs)?.whole();
+    let xs = xs.slot::<T>(host)?.whole();
     let out = Slot::<T>::take(host, xs.batch, xs.seq, weight.n());
     weight.forward(&host.pool, &xs.read(), xs.rows(), &mut out.write(), activation);
-    Ok(out.into_xs())
+    Ok(out.into())
 }
 
 fn apart<T: Float>(host: &Arc<Host>, weight: &PackedGateUp<T>, xs: &Xs) -> Result<[Xs; 2]> {
-    let xs = Slot::<T>::of(host, xs)?.whole();
+    let xs = xs.slot::<T>(host)?.whole();
     let (rows, n) = (xs.rows(), weight.n());
     let [mut gate, mut up] = [(); 2].map(|()| vec![T::default(); rows * n]);
     weight.parts(&host.pool, &xs.read(), rows, &mut gate, &mut up);
@@ -191,14 +207,14 @@ fn gate_up<T: Float>(
 }
 
 fn product<T: Float>(host: &Arc<Host>, weight: &Arc<PackedLinear<T>>, xs: &Xs, room: Room) -> Result<Xs> {
-    let xs = Slot::of(host, xs)?.whole();
+    let xs = xs.slot::<T>(host)?.whole();
     // What the input was itself computed from is free to change from here on.
     xs.settle();
     if xs.width != weight.k() {
         return Err(Error::Inputs(format!("{} features where {} are needed", xs.width, weight.k())));
     }
-    let job = Job { work: Work::Product(Arc::clone(weight), Epilogue::Store), xs };
-    Ok(Slot::owed(host, job, room).into_xs())
+    let deferred = Deferred { operation: Operation::Product(Arc::clone(weight), Epilogue::Store), xs };
+    Ok(Slot::deferred(host, deferred, room).into())
 }
 
 fn rows<T: Float>(
@@ -218,5 +234,5 @@ fn rows<T: Float>(
     let out = Slot::<T>::take(host, batch, seq, weight.k());
     kernels::embed(&host.pool, kernels::Embedding::Tied(weight), ids, scale, &mut out.write())
         .map_err(|error| Error::Inputs(error.to_string()))?;
-    Ok(out.into_xs())
+    Ok(out.into())
 }
