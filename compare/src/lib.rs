@@ -6,6 +6,7 @@
 //! [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
 
 mod dtype;
+mod entry;
 mod fold;
 mod kernels;
 pub mod logits;
@@ -13,6 +14,7 @@ pub mod matrix;
 pub mod metrics;
 pub mod oracle;
 mod pass;
+mod plan;
 pub mod repeat;
 pub mod timing;
 mod tolerances;
@@ -41,7 +43,7 @@ pub fn choices(
     let mut row = Row::default();
     (0..batch.min(mask.batch()))
         .map(|b| {
-            let Some(position) = mask.last_real(b).and_then(|p| matrix::row_in_file(logits, mask, p)) else {
+            let Some(position) = mask.last_real(b).and_then(|p| entry::row_in_file(logits, mask, p)) else {
                 return Ok(None);
             };
             logits.read_row(b * seq + position, &mut row)?;

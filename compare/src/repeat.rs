@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::entry::row_in_file;
 use super::logits::{Logits, LogitsError, Mask, Row};
-use super::matrix::{Matrix, row_in_file};
+use super::matrix::Matrix;
 use super::verdict::Verdict;
 
 /// A variant against its own repetitions.
