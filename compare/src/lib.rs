@@ -2,7 +2,7 @@
 //!
 //! No model, Python or network is involved; variants are known by their names alone.
 //! [`logits`] opens files, [`matrix`] reads all of them once and measures every pair, [`metrics`] says
-//! what each number means, [`oracle`] measures variants against float64, [`verdict`] decides,
+//! what each number means, [`metric`] is the table of them, [`oracle`] measures variants against float64, [`verdict`] decides,
 //! [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
 
 mod dtype;
@@ -11,6 +11,7 @@ mod fold;
 mod kernels;
 pub mod logits;
 pub mod matrix;
+pub mod metric;
 pub mod metrics;
 pub mod oracle;
 mod pass;

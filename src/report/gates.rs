@@ -3,6 +3,7 @@
 use crate::judge::against::{Against, Row};
 use crate::judge::gates::Judged;
 use compare::matrix::PairOutcome;
+use compare::metric::{L2, RELATIVE_L2};
 use compare::metrics::Side;
 use compare::units::bytes;
 
@@ -30,9 +31,7 @@ pub(crate) fn change_rows(against: &Against) -> Vec<[String; 8]> {
 
 fn change_row(row: &Row) -> [String; 8] {
     let (l2, relative) = match &row.pair {
-        PairOutcome::Compared(pair) => {
-            (format!("{:.6}", pair.l2), format!("{:.3e}", pair.relative_l2(Side::A)))
-        }
+        PairOutcome::Compared(pair) => (L2.text(pair, Side::A), RELATIVE_L2.text(pair, Side::A)),
         PairOutcome::Incomparable(_) | PairOutcome::NotRun(_) => ("—".to_owned(), "—".to_owned()),
     };
     let time = match (&row.times, row.change()) {

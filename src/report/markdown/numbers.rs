@@ -3,6 +3,7 @@
 use super::super::entry;
 use super::{line, table};
 use crate::judge::view::CaseView;
+use compare::metric::{Group, L2, MAX_ABS, RELATIVE_L2, RMSE, columns};
 use compare::metrics::Side;
 use compare::repeat::times;
 
@@ -19,7 +20,7 @@ pub(super) fn matrices(text: &mut String, case: &CaseView) {
         }
         entry(matrix, row, column, |pair| {
             let mark = if pair.last_positions_only { "†" } else { "" };
-            format!("{:.6}{mark}", pair.l2)
+            format!("{}{mark}", L2.text(pair, Side::A))
         })
     });
     let last_only = (0..matrix.len())
@@ -29,9 +30,7 @@ pub(super) fn matrices(text: &mut String, case: &CaseView) {
     }
     noise(text, case);
     line(text, "\n### Relative L2 Differences (N×N)\n\n‖row − column‖ / ‖row‖: the row is the reference.\n");
-    square(text, case, |row, column| {
-        entry(matrix, row, column, |pair| format!("{:.3e}", pair.relative_l2(Side::A)))
-    });
+    square(text, case, |row, column| entry(matrix, row, column, |pair| RELATIVE_L2.text(pair, Side::A)));
 }
 
 /// What the repetitions showed, and where there is noise, every pair in units of it.
@@ -107,58 +106,21 @@ pub(super) fn first_divergence(text: &mut String, case: &CaseView) {
 
 pub(super) fn distributions(text: &mut String, case: &CaseView) {
     line(text, "\n### Metrics per pair\n");
-    let matrix = &case.matrix;
-    let mut rows = Vec::new();
+    let (matrix, columns) = (&case.matrix, columns());
+    let mut rows: Vec<Vec<String>> = Vec::new();
     for a in 0..matrix.len() {
         for b in a + 1..matrix.len() {
             let Some(pair) = matrix.compared(a, b) else {
                 continue;
             };
-            let mut row = vec![
-                matrix.names[a].clone(),
-                matrix.names[b].clone(),
-                pair.max_abs_at.map_or_else(
-                    || format!("{:.3e}", pair.max_abs),
-                    |at| format!("{:.3e} at ({}, {}, {})", pair.max_abs, at.at.row, at.at.position, at.token),
-                ),
-                pair.max_ulp
-                    .map_or_else(|| "—".to_owned(), |ulp| format!("{ulp} ({})", pair.lower_dtype.name())),
-                format!("{:.9}", pair.cosine),
-                format!("{:.3e}", pair.nmse(Side::A)),
-            ];
-            row.extend(match &pair.distribution {
-                Some(distribution) => [
-                    format!(
-                        "{:.2e} / {:.2e} / {:.2e} / {:.2e}",
-                        distribution.kl.mean,
-                        distribution.kl.median,
-                        distribution.kl.p999,
-                        distribution.kl.max
-                    ),
-                    format!("{:.2} %", 100.0 * distribution.top1_agreement),
-                    format!("{:.2} %", 100.0 * distribution.top_k_agreement),
-                    distribution.first_greedy_divergence.map_or_else(
-                        || "none".to_owned(),
-                        |at| format!("row {}, position {}", at.row, at.position),
-                    ),
-                ],
-                None => ["—", "—", "—", "—"].map(str::to_owned),
+            let numbers = columns.iter().map(|column| {
+                let text = column.text(pair, Side::A, |metric, value| value.text(metric.format));
+                text.unwrap_or_else(|| "—".to_owned())
             });
-            rows.push(row);
+            rows.push([a, b].map(|side| matrix.names[side].clone()).into_iter().chain(numbers).collect());
         }
     }
-    let header = [
-        "A",
-        "B",
-        "Max abs (row, position, token)",
-        "Max ULP",
-        "Cosine",
-        "NMSE",
-        "KL(A‖B) mean / median / 99.9 % / max",
-        "Top-1",
-        "Top-k",
-        "First greedy divergence",
-    ];
+    let header: Vec<&str> = ["A", "B"].into_iter().chain(columns.iter().map(Group::header)).collect();
     table(text, &header, &rows);
 }
 
@@ -175,9 +137,9 @@ pub(super) fn accuracies(text: &mut String, case: &CaseView) {
             vec![
                 names[accuracy.variant].clone(),
                 names[accuracy.oracle].clone(),
-                format!("{:.3e}", accuracy.rmse),
-                format!("{:.3e}", accuracy.relative_l2),
-                format!("{:.3e}", accuracy.max_abs),
+                RMSE.written(accuracy.rmse),
+                RELATIVE_L2.written(accuracy.relative_l2),
+                MAX_ABS.written(accuracy.max_abs),
             ]
         })
         .collect();
