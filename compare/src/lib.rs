@@ -2,11 +2,13 @@
 //!
 //! No model, Python or network is involved; variants are known by their names alone.
 //! [`logits`] opens files, [`matrix`] reads all of them once and measures every pair, [`metrics`] says
-//! what each number means, [`metric`] is the table of them, [`oracle`] measures variants against float64, [`verdict`] decides,
-//! [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
+//! what each number means, [`metric`] is the table of them, [`oracle`] measures variants against float64, [`verdict`]
+//! decides, [`evidence`] holds what a decision rests on, [`repeat`] measures a variant against itself, [`timing`]
+//! summarises samples of time.
 
 mod dtype;
 mod entry;
+pub mod evidence;
 mod fold;
 mod kernels;
 pub mod logits;
