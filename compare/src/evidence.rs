@@ -331,11 +331,7 @@ impl From<Evidence> for Basis {
 /// JSON has no NaN and no infinity: they are the strings `NaN`, `inf` and `-inf`, as everywhere in summary.json.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes the field by reference")]
 fn figure<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    if number.is_finite() {
-        serializer.serialize_f64(*number)
-    } else {
-        serializer.collect_str(number)
-    }
+    if number.is_finite() { serializer.serialize_f64(*number) } else { serializer.collect_str(number) }
 }
 
 #[expect(clippy::ref_option, reason = "serde passes the field by reference")]

@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use super::Dtype;
 use super::evidence::{
-    Basis, Borrowed, ByOracles, ByTolerance, Comparison, Evidence, Excess, Large, NotFinite, Routing, Unsteady,
+    Basis, Borrowed, ByOracles, ByTolerance, Comparison, Evidence, Excess, Large, NotFinite, Routing,
+    Unsteady,
 };
 use super::matrix::{Matrix, PairOutcome};
 use super::metrics::PairMetrics;
@@ -87,11 +88,7 @@ impl Verdict {
 pub fn verdicts(matrix: &Matrix, oracles: &Oracles, tolerances: &Tolerances) -> Vec<Verdict> {
     let judge = Judge { matrix, oracles, tolerances };
     let pairs = (0..matrix.len()).flat_map(|a| (a + 1..matrix.len()).map(move |b| (a, b)));
-    pairs
-        .map(|(a, b)| {
-            Verdict::new([&matrix.names[a], &matrix.names[b]], judge.decide(a, b))
-        })
-        .collect()
+    pairs.map(|(a, b)| Verdict::new([&matrix.names[a], &matrix.names[b]], judge.decide(a, b))).collect()
 }
 
 /// Adds to the evidence of each verdict the sides that do not repeat themselves, and how the pair stands to that.
@@ -136,7 +133,10 @@ impl Judge<'_> {
             PairOutcome::Compared(pair) => pair,
             PairOutcome::Incomparable(reason) => {
                 let reason = reason.to_string();
-                return (Decision::Incomparable { reason: reason.clone() }, Evidence::Incomparable { reason });
+                return (
+                    Decision::Incomparable { reason: reason.clone() },
+                    Evidence::Incomparable { reason },
+                );
             }
             PairOutcome::NotRun(reason) => {
                 let reason = reason.clone();
@@ -275,7 +275,9 @@ impl Judge<'_> {
             }
             None if ran => Departure::Large(Large::OwnCode { excess, variant: name, oracle }),
             Some(_) | None => match self.oracles.near_ties(variant) {
-                Some(routing) => Departure::Routed(ByOracles::Routed { excess, routing: Routing::clone(routing) }),
+                Some(routing) => {
+                    Departure::Routed(ByOracles::Routed { excess, routing: Routing::clone(routing) })
+                }
                 None => {
                     Departure::Unexplained(ByOracles::Unexplained { variant: name, oracle, is_own, excess })
                 }

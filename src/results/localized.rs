@@ -203,10 +203,9 @@ pub(crate) fn sentence(localized: &Localized) -> String {
             let apart = localized.logits.map_or_else(String::new, |apart| format!(" by {apart:.1e}"));
             format!("the logits differ{apart} in {dtype}, and no module could be found: {reason}")
         }
-        Finding::Spread { near_ties: Some(near_ties), .. } => format!(
-            "{a} and {b} compute the same function in {dtype}: {}",
-            localized.replayed(near_ties)
-        ),
+        Finding::Spread { near_ties: Some(near_ties), .. } => {
+            format!("{a} and {b} compute the same function in {dtype}: {}", localized.replayed(near_ties))
+        }
         Finding::Spread { first, near_ties: None } => format!(
             "no module diverges by itself in {dtype}: replayed with the same input, all agree within {threshold:.1e}; rounding accumulates until {first}"
         ),

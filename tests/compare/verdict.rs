@@ -223,7 +223,10 @@ fn what_departs_by_near_ties_of_routers_alone_is_no_other_mathematics() {
     for other in ["b_f64", "b"] {
         let verdict = of(&found, other, "b_fused");
         assert_eq!(verdict.decision, Decision::SameMathematics, "{verdict:?}");
-        assert!(verdict.evidence.contains("caused by the choice of experts: replayed with b's input"), "{verdict:?}");
+        assert!(
+            verdict.evidence.contains("caused by the choice of experts: replayed with b's input"),
+            "{verdict:?}"
+        );
     }
     // Of a variant that was not looked into nothing is known.
     for a in ["b_f64", "b", "b_fused"] {

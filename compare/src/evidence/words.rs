@@ -3,8 +3,8 @@
 use std::fmt::{Display, Formatter, Result};
 
 use super::{
-    Basis, Borrowed, ByOracles, ByTolerance, Comparison, Evidence, Excess, Large, NotFinite, Replayed, Routing,
-    Unsteady,
+    Basis, Borrowed, ByOracles, ByTolerance, Comparison, Evidence, Excess, Large, NotFinite, Replayed,
+    Routing, Unsteady,
 };
 use crate::repeat::times;
 
@@ -136,7 +136,10 @@ impl Display for Large {
                 "rounding is large here: {excess}; {peer} differs from its own float64 result by {peer_relative_l2:.2e}"
             ),
             Self::OwnCode { excess, variant, oracle } => {
-                write!(out, "rounding is large here, as the code of {variant} itself computed {oracle}: {excess}")
+                write!(
+                    out,
+                    "rounding is large here, as the code of {variant} itself computed {oracle}: {excess}"
+                )
             }
         }
     }
