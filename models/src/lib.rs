@@ -6,6 +6,7 @@
 //! architecture. Nothing here touches a network, a process or Python.
 
 mod cache;
+mod checkpoints;
 mod config;
 pub mod cuda;
 mod error;

@@ -1,39 +1,39 @@
 //! The one table of architectures. A row is all that the crate and what is built on it list of an architecture; every
 //! other list of model types is derived from this one, or a test compares it.
 
+use crate::checkpoints::{self, Checkpoints};
 use crate::config::ConfigReader;
 use crate::error::{Error, Result};
 use crate::model::{Model, Task};
-use crate::synthetic::{self, Checkpoints};
 use crate::weights::Weights;
 
-/// Every architecture, decoders by family, then encoders: the order of [`synthetic::catalogue`].
+/// Every architecture, decoders by family, then encoders: the order of [`catalogue`](crate::synthetic::catalogue).
 pub(crate) const ARCHITECTURES: &[Architecture] = &[
-    row("llama", Kind::Decoder, crate::llama::build, &synthetic::llama::LLAMA),
-    row("mistral", Kind::Decoder, crate::mistral::build, &synthetic::mistral::MISTRAL),
-    row("mixtral", Kind::Decoder, crate::mixtral::build, &synthetic::mistral::MIXTRAL),
-    row("qwen2", Kind::Decoder, crate::qwen2::build, &synthetic::qwen::QWEN2),
-    row("qwen3", Kind::Decoder, crate::qwen3::build, &synthetic::qwen::QWEN3),
-    row("qwen3_moe", Kind::Decoder, crate::qwen3_moe::build, &synthetic::qwen::QWEN3_MOE),
-    row("gemma", Kind::Decoder, crate::gemma::build, &synthetic::gemma::GEMMA),
-    row("gemma2", Kind::Decoder, crate::gemma2::build, &synthetic::gemma::GEMMA2),
-    row("gemma3_text", Kind::Decoder, crate::gemma3_text::build, &synthetic::gemma::GEMMA3_TEXT),
-    row("olmo2", Kind::Decoder, crate::olmo2::build, &synthetic::llama::OLMO2),
-    row("starcoder2", Kind::Decoder, crate::starcoder2::build, &synthetic::mistral::STARCODER2),
-    row("granite", Kind::Decoder, crate::granite::build, &synthetic::llama::GRANITE),
-    row("smollm3", Kind::Decoder, crate::smollm3::build, &synthetic::llama::SMOLLM3),
-    row("cohere", Kind::Decoder, crate::cohere::build, &synthetic::llama::COHERE),
-    row("phi", Kind::Decoder, crate::phi::build, &synthetic::phi::PHI),
-    row("phi3", Kind::Decoder, crate::phi3::build, &synthetic::phi::PHI3),
-    row("stablelm", Kind::Decoder, crate::stablelm::build, &synthetic::phi::STABLELM),
-    row("gpt2", Kind::Decoder, crate::gpt2::build, &synthetic::gpt::GPT2),
-    row("gpt_neox", Kind::Decoder, crate::gpt_neox::build, &synthetic::gpt::GPT_NEOX),
-    row("falcon", Kind::Decoder, crate::falcon::build, &synthetic::gpt::FALCON),
-    row("bert", Kind::Encoder, crate::bert::build, &synthetic::encoders::BERT),
-    row("distilbert", Kind::Encoder, crate::distilbert::build, &synthetic::encoders::DISTILBERT),
-    row("roberta", Kind::Encoder, crate::roberta::build, &synthetic::encoders::ROBERTA),
-    row("xlm-roberta", Kind::Encoder, crate::xlm_roberta::build, &synthetic::encoders::XLM_ROBERTA),
-    row("modernbert", Kind::Encoder, crate::modernbert::build, &synthetic::encoders::MODERNBERT),
+    row("llama", Kind::Decoder, crate::llama::build, &checkpoints::llama::LLAMA),
+    row("mistral", Kind::Decoder, crate::mistral::build, &checkpoints::mistral::MISTRAL),
+    row("mixtral", Kind::Decoder, crate::mixtral::build, &checkpoints::mistral::MIXTRAL),
+    row("qwen2", Kind::Decoder, crate::qwen2::build, &checkpoints::qwen::QWEN2),
+    row("qwen3", Kind::Decoder, crate::qwen3::build, &checkpoints::qwen::QWEN3),
+    row("qwen3_moe", Kind::Decoder, crate::qwen3_moe::build, &checkpoints::qwen::QWEN3_MOE),
+    row("gemma", Kind::Decoder, crate::gemma::build, &checkpoints::gemma::GEMMA),
+    row("gemma2", Kind::Decoder, crate::gemma2::build, &checkpoints::gemma::GEMMA2),
+    row("gemma3_text", Kind::Decoder, crate::gemma3_text::build, &checkpoints::gemma::GEMMA3_TEXT),
+    row("olmo2", Kind::Decoder, crate::olmo2::build, &checkpoints::llama::OLMO2),
+    row("starcoder2", Kind::Decoder, crate::starcoder2::build, &checkpoints::mistral::STARCODER2),
+    row("granite", Kind::Decoder, crate::granite::build, &checkpoints::llama::GRANITE),
+    row("smollm3", Kind::Decoder, crate::smollm3::build, &checkpoints::llama::SMOLLM3),
+    row("cohere", Kind::Decoder, crate::cohere::build, &checkpoints::llama::COHERE),
+    row("phi", Kind::Decoder, crate::phi::build, &checkpoints::phi::PHI),
+    row("phi3", Kind::Decoder, crate::phi3::build, &checkpoints::phi::PHI3),
+    row("stablelm", Kind::Decoder, crate::stablelm::build, &checkpoints::phi::STABLELM),
+    row("gpt2", Kind::Decoder, crate::gpt2::build, &checkpoints::gpt::GPT2),
+    row("gpt_neox", Kind::Decoder, crate::gpt_neox::build, &checkpoints::gpt::GPT_NEOX),
+    row("falcon", Kind::Decoder, crate::falcon::build, &checkpoints::gpt::FALCON),
+    row("bert", Kind::Encoder, crate::bert::build, &checkpoints::encoders::BERT),
+    row("distilbert", Kind::Encoder, crate::distilbert::build, &checkpoints::encoders::DISTILBERT),
+    row("roberta", Kind::Encoder, crate::roberta::build, &checkpoints::encoders::ROBERTA),
+    row("xlm-roberta", Kind::Encoder, crate::xlm_roberta::build, &checkpoints::encoders::XLM_ROBERTA),
+    row("modernbert", Kind::Encoder, crate::modernbert::build, &checkpoints::encoders::MODERNBERT),
 ];
 
 /// One architecture.
@@ -42,7 +42,7 @@ pub(crate) struct Architecture {
     pub(crate) model_type: &'static str,
     kind: Kind,
     build: Build,
-    /// The checkpoints that [`synthetic::write`] makes.
+    /// The checkpoints that [`write()`](crate::synthetic::write) makes.
     pub(crate) synthetic: &'static Checkpoints,
 }
 

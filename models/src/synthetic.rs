@@ -6,39 +6,16 @@
 //! `tests/features.py` shows that each does. `synthetic/versions.md` says which transformers versions read them and
 //! which compute the same; `tests/truth.py` makes what a port is judged by.
 
-mod checkpoints;
-mod error;
 mod file;
 mod fill;
-mod table;
-
-// The tables are aligned by hand.
-#[rustfmt::skip]
-mod decoder;
-#[rustfmt::skip]
-pub(crate) mod encoders;
-#[rustfmt::skip]
-pub(crate) mod gemma;
-#[rustfmt::skip]
-pub(crate) mod gpt;
-#[rustfmt::skip]
-pub(crate) mod llama;
-#[rustfmt::skip]
-pub(crate) mod mistral;
-#[rustfmt::skip]
-pub(crate) mod phi;
-#[rustfmt::skip]
-pub(crate) mod qwen;
 
 use std::path::Path;
 use std::sync::LazyLock;
 
 use serde_json::Value;
 
-pub(crate) use checkpoints::Checkpoints;
-use checkpoints::Variant;
-pub use error::Error;
-
+pub use crate::checkpoints::Error;
+use crate::checkpoints::Variant;
 use crate::registry::{ARCHITECTURES, Architecture};
 
 /// One checkpoint that [`write()`] can make.

@@ -5,8 +5,8 @@ use std::fs;
 use safetensors::{SafeTensors, tensor::TensorView};
 
 use super::fill::fill;
-use super::table::Tensor;
 use super::*;
+use crate::checkpoints::Tensor;
 
 fn small() -> impl Iterator<Item = Entry> {
     catalogue().iter().copied().filter(|entry| !entry.bench)

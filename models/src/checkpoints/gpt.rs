@@ -1,6 +1,6 @@
 //! gpt2, gpt_neox and falcon: fused qkv projections, learned positions, parallel residuals, alibi.
 
-use super::checkpoints::{Checkpoints, Variant};
+use super::{Checkpoints, Variant};
 
 pub(crate) const GPT2: Checkpoints = Checkpoints {
     config: r#"{

@@ -1,6 +1,6 @@
 //! llama and what differs from it by little: granite, smollm3, olmo2, cohere.
 
-use super::checkpoints::{Checkpoints, Variant};
+use super::{Checkpoints, Variant};
 use super::decoder::{ATTENTION, ATTENTION_BIASES, ENDS, GATED_MLP, GATED_MLP_BIASES, NORMS};
 
 pub(crate) const LLAMA: Checkpoints = Checkpoints {

@@ -1,6 +1,6 @@
 //! mistral, mixtral and starcoder2: sliding windows in every layer.
 
-use super::checkpoints::{Checkpoints, Variant};
+use super::{Checkpoints, Variant};
 use super::decoder::{ATTENTION, ENDS, GATED_MLP, NORM_BIASES, NORMS};
 
 pub(crate) const MISTRAL: Checkpoints = Checkpoints {

@@ -1,6 +1,6 @@
 //! phi, phi3 and stablelm: rope over part of a head, fused projections, long rope.
 
-use super::checkpoints::{Checkpoints, Variant};
+use super::{Checkpoints, Variant};
 use super::decoder::{ATTENTION, ENDS, GATED_MLP, NORMS};
 
 pub(crate) const PHI: Checkpoints = Checkpoints {

@@ -1,7 +1,7 @@
 //! Encoders: bert, distilbert, roberta, xlm_roberta, modernbert. The default predicts masked tokens; `classifier` has
 //! three labels for the sequence.
 
-use super::checkpoints::{Checkpoints, Variant};
+use super::{Checkpoints, Variant};
 
 const CLASSIFIER_SHOWS: &str = "sequence classification, three labels";
 

@@ -16,16 +16,16 @@ use serde_json::{Map, Value};
 
 /// One tensor of a checkpoint: normally distributed values, `mean + std·x`.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Tensor {
-    pub(super) name: String,
-    pub(super) shape: Vec<usize>,
-    pub(super) mean: f64,
-    pub(super) std: f64,
+pub(crate) struct Tensor {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) mean: f64,
+    pub(crate) std: f64,
 }
 
 impl Tensor {
     /// Number of values.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.shape.iter().product()
     }
 }

@@ -1,6 +1,6 @@
 //! gemma, gemma2 and gemma3_text: norms of `1 + weight`, a scaled embedding, soft caps, windows in some layers.
 
-use super::checkpoints::{Checkpoints, Variant};
+use super::{Checkpoints, Variant};
 use super::decoder::{ATTENTION, ATTENTION_BIASES, GATED_MLP};
 
 /// Embedding, which is multiplied by `sqrt(hidden_size)`, and the final norm, whose weight lifts the tied head's logits.

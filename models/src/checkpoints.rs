@@ -2,43 +2,64 @@
 
 use serde_json::{Map, Value, json};
 
-use super::error::Error;
-use super::table::{self, Tensor};
+mod error;
+mod table;
+
+// The tables are aligned by hand.
+#[rustfmt::skip]
+mod decoder;
+#[rustfmt::skip]
+pub(crate) mod encoders;
+#[rustfmt::skip]
+pub(crate) mod gemma;
+#[rustfmt::skip]
+pub(crate) mod gpt;
+#[rustfmt::skip]
+pub(crate) mod llama;
+#[rustfmt::skip]
+pub(crate) mod mistral;
+#[rustfmt::skip]
+pub(crate) mod phi;
+#[rustfmt::skip]
+pub(crate) mod qwen;
+
+pub use error::Error;
+pub(crate) use table::Tensor;
 
 /// The checkpoints of one `model_type`, described by data.
 pub(crate) struct Checkpoints {
     /// JSON object: the config that the variants start from, `architectures` included.
-    pub(super) config: &'static str,
+    config: &'static str,
     /// Tables that follow one another, see [`table`].
-    pub(super) tensors: &'static [&'static str],
+    tensors: &'static [&'static str],
     /// The first is the default; its name is empty.
-    pub(super) variants: &'static [Variant],
+    pub(crate) variants: &'static [Variant],
 }
 
 /// One of [`Checkpoints`].
 pub(crate) struct Variant {
-    pub(super) name: &'static str,
-    pub(super) shows: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) shows: &'static str,
     /// JSON object: the keys that replace the architecture's.
-    pub(super) config: &'static str,
-    pub(super) bench: bool,
+    config: &'static str,
+    pub(crate) bench: bool,
 }
 
 impl Variant {
     /// A small checkpoint: seconds for a reference, milliseconds for a port.
-    pub(super) const fn small(name: &'static str, shows: &'static str, config: &'static str) -> Self {
+    const fn small(name: &'static str, shows: &'static str, config: &'static str) -> Self {
         Self { name, shows, config, bench: false }
     }
 
     /// A shape to time.
-    pub(super) const fn bench(name: &'static str, shows: &'static str, config: &'static str) -> Self {
+    const fn bench(name: &'static str, shows: &'static str, config: &'static str) -> Self {
         Self { name, shows, config, bench: true }
     }
 }
 
 impl Checkpoints {
     /// The complete config of a variant.
-    pub(super) fn config(
+    pub(crate) fn config(
         &self,
         model_type: &'static str,
         variant: &Variant,
@@ -58,7 +79,7 @@ impl Checkpoints {
     }
 
     /// The tensors of a variant, sorted by name.
-    pub(super) fn tensors(
+    pub(crate) fn tensors(
         &self,
         model_type: &'static str,
         config: &Map<String, Value>,

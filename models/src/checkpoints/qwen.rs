@@ -1,6 +1,6 @@
 //! qwen2, qwen3 and qwen3_moe: windows from a layer on, biased or normed queries and keys, experts.
 
-use super::checkpoints::{Checkpoints, Variant};
+use super::{Checkpoints, Variant};
 use super::decoder::{ATTENTION, ATTENTION_BIASES, ENDS, GATED_MLP, HEAD_NORMS, NORMS};
 
 pub(crate) const QWEN2: Checkpoints = Checkpoints {
