@@ -135,6 +135,39 @@ fn a_resumed_run_redoes_failed_cells_only() {
 }
 
 #[test]
+fn a_resumed_run_has_the_cells_of_its_kept_plan_and_an_older_run_those_that_it_lists() {
+    let sandbox = Sandbox::new();
+    let config = sandbox.workers(&[("one", "good"), ("two", "good")], "iterations = 1\nrounds = 1");
+    assert_eq!(sandbox.run(&config, &["--only", "one*"]).status.code(), Some(0));
+    let run = sandbox.only_run();
+    let path = run.path().join("run.json");
+    let manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let plan = &manifest["plan"];
+    assert_eq!(plan["cells"].as_array().unwrap().len(), 1);
+    assert_eq!(plan["cells"][0]["variant"]["version"], "one");
+    assert_eq!(plan["cases"][0]["inputs"]["length"], manifest["cases"][0]["axes"]["length"]);
+
+    let resume = || sandbox.tfcheck(&["run", "--resume", run.path().to_str().unwrap()]);
+    assert_eq!(resume().status.code(), Some(0), "the config's other cell is not run");
+    assert_eq!(run.cells().len(), 1);
+    let mut older = manifest.clone();
+    older.as_object_mut().unwrap().remove("plan");
+    std::fs::write(&path, older.to_string()).unwrap();
+    let output = resume();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(run.cells().len(), 1);
+    let now: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(now["plan"], *plan, "the plan is kept from now on");
+
+    let mut damaged = manifest.clone();
+    damaged["plan"]["cells"][0]["case"] = 7.into();
+    std::fs::write(&path, damaged.to_string()).unwrap();
+    let output = resume();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("refers to case 8 of 1"), "{}", stderr(&output));
+}
+
+#[test]
 fn a_worker_killed_from_outside_is_a_crash_and_not_a_timeout() {
     let sandbox = Sandbox::new();
     let config = sandbox.workers(&[("hang", "hang"), ("good", "good")], "timeout_s = 60");

@@ -150,12 +150,12 @@ fn a_window_of_one_key_more_is_found_between_releases() {
     );
     assert!(run.text("summary.md").contains(mask) && run.text("report.html").contains(mask));
     let config = config.to_str().unwrap();
-    let output = sandbox.tfcheck(&["localize", config, "4.40.2_eager_eager", "candle_eager"]);
+    let output = sandbox.tfcheck(&["localize", "--config", config, "4.40.2_eager_eager", "candle_eager"]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(support::stdout(&output).contains(mask), "{}", support::stdout(&output));
-    let output = sandbox.tfcheck(&["localize", config, "4.54.0_eager_eager", "candle_eager"]);
+    let output = sandbox.tfcheck(&["localize", "--config", config, "4.54.0_eager_eager", "candle_eager"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let output = sandbox.tfcheck(&["localize", config, "4.54_eager_eager", "candle_eager"]);
+    let output = sandbox.tfcheck(&["localize", "--config", config, "4.54_eager_eager", "candle_eager"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("did you mean `4.54.0_eager_eager`"), "{}", stderr(&output));
 }
@@ -183,9 +183,9 @@ fn the_committed_recording_is_upstreams() {
     let out = sandbox.path().join("recording");
     let output = sandbox.tfcheck(&["record", config.to_str().unwrap(), "--out", out.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let now = tfcheck_assert::Recording::open(&out).unwrap();
+    let now = tfcheck_port::Recording::open(&out).unwrap();
     let committed = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/port/tests/recording");
-    let committed = tfcheck_assert::Recording::open(&committed).unwrap();
+    let committed = tfcheck_port::Recording::open(&committed).unwrap();
     assert_eq!(
         (&now.recorded().files, &now.recorded().checkpoint),
         (&committed.recorded().files, &committed.recorded().checkpoint)
@@ -198,7 +198,7 @@ fn the_committed_recording_is_upstreams() {
     }
     // float64 on another processor sums in another order; the limit of two float64 results is 1e-10.
     let judgement = now.judge_values(&[now.recorded().batch, seq, vocab], &logits, "f64").unwrap();
-    assert!(judgement.verdict.agrees(), "{judgement}");
+    assert!(judgement.verdict.decision.agrees(), "{judgement}");
 }
 
 #[test]

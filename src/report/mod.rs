@@ -91,7 +91,7 @@ pub fn publish(
 pub fn show(view: &RunView, judged: &Judged, progress: &Progress) {
     let term = Term::stderr();
     let width = term.size_checked().map_or(100, |(_, columns)| usize::from(columns));
-    let terminal = Terminal { width, color: console::colors_enabled_stderr() };
+    let terminal = Terminal { width, color: console::colors_enabled() };
     progress.result(&terminal.render(view, judged));
     github::publish(view, judged, progress);
 }

@@ -20,7 +20,7 @@ fn a_pair_of_a_config_or_of_a_run_is_localised() {
 
     // The short case is within the window.
     let port = "candle-transformers_eager";
-    let output = localize(&["tfcheck.toml", "candle_eager", port, "--case", "mistral-6"]);
+    let output = localize(&["--config", "tfcheck.toml", "candle_eager", port, "--case", "mistral-6"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let output = localize(&["candle_eager", port, "--case", "mistral-40", "--max-disk", "1MiB"]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
@@ -31,8 +31,9 @@ fn a_pair_of_a_config_or_of_a_run_is_localised() {
         (&["candle_eager", "candle_eager"], "the same on both sides"),
         (&["candle_eager", "candle_fused", "--case", "mistral-41"], "did you mean `mistral-40`"),
         (&["candle_eager", "candle_fused", "--modules", "encoder.*", "--dtype", "bf16"], ""),
-        (&["none.toml", "candle_eager", "candle_fused"], "none.toml"),
-        (&["candle_eager"], "2"),
+        (&["--config", "none.toml", "candle_eager", "candle_fused"], "none.toml"),
+        (&["tfcheck.toml", "candle_eager", "candle_fused"], "unexpected argument"),
+        (&["candle_eager"], "<B>"),
     ] {
         let output = localize(arguments);
         let said = stderr(&output);

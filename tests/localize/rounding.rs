@@ -129,7 +129,7 @@ fn count(pairs: &[Vec<&'static str>], what: &str, others: &[&str]) -> usize {
     pairs.iter().filter(is_it).count()
 }
 
-fn start<'a>(runner: &dyn Runner, setting: &Setting, stop: &'a AtomicBool) -> Box<dyn Session + 'a> {
+fn start<'a>(runner: &'a dyn Runner, setting: &Setting, stop: &'a AtomicBool) -> Box<dyn Session + 'a> {
     runner.start(setting.folder.path().join("worker.log"), stop).unwrap()
 }
 
@@ -178,7 +178,8 @@ fn native_models_of_one_and_of_two_threads_never_diverge() {
     let mut cells: Vec<Vec<Cell>> = vec![Vec::new(); settings.len()];
     let mut entries: Vec<Vec<Entry>> = settings.iter().map(|_| Vec::new()).collect();
     for threads in [1, 2] {
-        let mut session = start(&runner(threads), &settings[0], &stop);
+        let runner = runner(threads);
+        let mut session = start(&runner, &settings[0], &stop);
         for (index, setting) in settings.iter().enumerate() {
             let mut forms = vec![(Mode::Eager, Dtype::F64)];
             forms.extend(HALVES.map(|dtype| (Mode::Eager, dtype)));

@@ -16,6 +16,7 @@ use crate::spec::machine::Machine;
 use crate::spec::nearest::nearest;
 use crate::spec::plan::{CasePlan, CellPlan};
 use crate::spec::variant::{Runner, Variant};
+use compare::units::count;
 use compare::verdict::Decision;
 
 /// Pairs that the end of a run localises, a case: each takes as long as a few passes, and one fault shows in many pairs.
@@ -163,7 +164,7 @@ pub(super) struct Ended<'a> {
     pub(super) folder: &'a RunFolder,
     pub(super) manifest: &'a Manifest,
     pub(super) cases: &'a [PreparedCase],
-    pub(super) runners: &'a Runners,
+    pub(super) runners: &'a Runners<'a>,
 }
 
 /// Which of a run's diverging pairs: what is found of the first ones may say that later ones do not diverge.
@@ -198,8 +199,9 @@ impl Ended<'_> {
             let left_out = self.pairs(index, case, &tried).len();
             if left_out > 0 && !self.is_stopped() {
                 view.notes.push(format!(
-                    "{}: {left_out} more diverging pairs are not localised; `tfcheck localize --run {run} A B` does one",
-                    case.name
+                    "{}: {} diverging, not localised; `tfcheck localize --run {run} A B` does one",
+                    case.name,
+                    count(left_out, "more pair")
                 ));
             }
         }
@@ -319,7 +321,7 @@ fn is_own([a, b]: &[&CellPlan; 2]) -> bool {
 struct Pair<'a> {
     order: &'a Order<'a>,
     prepared: &'a PreparedCase,
-    runners: &'a Runners,
+    runners: &'a Runners<'a>,
     case: &'a str,
     /// Where workers log and captured tensors pass through.
     logs: &'a Path,

@@ -56,7 +56,7 @@ impl Recording {
         };
         let (model_type, variant) = name.split_once(':').unwrap_or((name, ""));
         let mark: String = recorded.tensors_sha256.chars().take(16).collect();
-        let folder = std::env::temp_dir().join(format!("tfcheck-assert-{mark}"));
+        let folder = std::env::temp_dir().join(format!("tfcheck-port-{mark}"));
         // Another process may make it at the same time, each file whole and with the same bytes.
         if self.verify(&folder).is_err() {
             models::synthetic::write(model_type, variant, seed, &folder)

@@ -13,8 +13,6 @@ use sha2::{Digest, Sha256};
 
 /// Version of the two files; a reader refuses a newer one.
 pub const SCHEMA_VERSION: u32 = 1;
-/// The dtypes that a port may compute in.
-pub const DTYPES: [&str; 4] = ["f64", "f32", "bf16", "f16"];
 
 const JSON: &str = "recording.json";
 const TENSORS: &str = "recording.safetensors";
@@ -44,7 +42,7 @@ pub enum Error {
         problem: String,
     },
     /// The recording was written by a newer tfcheck.
-    #[error("{} has schema version {found}, this tfcheck-assert reads up to {SCHEMA_VERSION}; update it", path.display())]
+    #[error("{} has schema version {found}, this tfcheck-port reads up to {SCHEMA_VERSION}; update it", path.display())]
     Newer {
         /// The file.
         path: PathBuf,

@@ -2,32 +2,33 @@
 //!
 //! ```no_run
 //! # use candle_core::{Result, Tensor};
-//! # fn my_llama(inputs: &tfcheck_assert::Inputs) -> Result<Tensor> { Ok(inputs.input_ids.clone()) }
+//! # fn my_llama(inputs: &tfcheck_port::Inputs) -> Result<Tensor> { Ok(inputs.input_ids.clone()) }
 //! #[test]
 //! fn agrees_with_upstream() {
-//!     tfcheck_assert::assert_port!("tests/llama", |inputs| my_llama(inputs));
+//!     tfcheck_port::assert_port!("tests/llama", |inputs| my_llama(inputs));
 //! }
 //! ```
 //!
-//! The port is judged as `tfcheck run` judges a variant that has no float64 result of its own: it must stay
+//! The port is measured and judged by the code with which `tfcheck run` judges a variant that has no float64 result of its own: it must stay
 //! as near to the recorded float64 logits as its dtype explains, at every position and token, and its error
 //! must not be larger than upstream's own by more than dynamo's rule allows.
 
 mod checkpoint;
 mod judge;
-mod measure;
 mod recording;
 
 use std::fmt::Display;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use compare::Dtype;
+use compare::logits::Values;
 
-pub use judge::{Judgement, Verdict};
-pub use measure::{Element, Metrics, Place, Spike};
+pub use compare::metrics::PairMetrics;
+pub use compare::verdict::{Decision, Verdict};
+pub use judge::Judgement;
 pub use recording::{
-    DTYPES, Error, FileDigests, Inputs, Limits, Recorded, Recording, Reference, SCHEMA_VERSION, Tensors,
-    file_sha256,
+    Error, FileDigests, Inputs, Limits, Recorded, Recording, Reference, SCHEMA_VERSION, Tensors, file_sha256,
 };
 
 /// Panics unless a port agrees with a recording, with the verdict, the metrics and the worst position.
@@ -60,7 +61,7 @@ pub fn assert_port_at<E: Display>(folder: &Path, port: impl FnOnce(&Inputs) -> R
         Err(error) => panic!("the port failed on the inputs of {}: {error}", folder.display()),
     };
     match recording.judge(&logits) {
-        Ok(judgement) if judgement.verdict.agrees() => {}
+        Ok(judgement) if judgement.verdict.decision.agrees() => {}
         Ok(judgement) => panic!("{judgement}"),
         Err(error) => panic!("{error}"),
     }
@@ -73,19 +74,26 @@ impl Recording {
     /// When the logits are no floats, or not of this recording's batch, positions and vocabulary.
     pub fn judge(&self, logits: &Tensor) -> Result<Judgement, Error> {
         let dtype = match logits.dtype() {
-            DType::F64 => "f64",
-            DType::F32 => "f32",
-            DType::BF16 => "bf16",
-            DType::F16 => "f16",
+            DType::F64 => Dtype::F64,
+            DType::F32 => Dtype::F32,
+            DType::BF16 => Dtype::Bf16,
+            DType::F16 => Dtype::F16,
             other => {
                 return Err(Error::Logits { problem: format!("are of dtype {other:?}, which is no float") });
             }
         };
-        let tensor =
-            |error: candle_core::Error| Error::Logits { problem: format!("cannot be read: {error}") };
-        let values =
-            logits.to_device(&Device::Cpu).and_then(|logits| logits.to_dtype(DType::F64)).map_err(tensor)?;
-        let values: Vec<f64> = values.flatten_all().and_then(|values| values.to_vec1()).map_err(tensor)?;
-        self.judge_values(logits.dims(), &values, dtype)
+        let values = |dtype: Dtype| {
+            let logits = logits.to_device(&Device::Cpu)?.flatten_all()?;
+            match dtype {
+                Dtype::F64 => logits.to_vec1().map(Values::F64),
+                Dtype::F32 | Dtype::Bf16 | Dtype::F16 => {
+                    logits.to_dtype(DType::F32)?.to_vec1().map(Values::F32)
+                }
+            }
+        };
+        let values = values(dtype).map_err(|error: candle_core::Error| Error::Logits {
+            problem: format!("cannot be read: {error}"),
+        })?;
+        self.judge_logits(logits.dims(), values, dtype)
     }
 }

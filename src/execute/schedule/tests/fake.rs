@@ -1,4 +1,4 @@
-//! A runner inside this process that answers from a script: what the scheduler is tested with.
+//! A runner inside this process that answers from a script, for the scheduler's tests.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -9,55 +9,55 @@ use std::time::Duration;
 use candle_core::{Device, Tensor};
 use reference::protocol::{Forwarded, LOGITS, Positions, Ready, Reply, Request, Timed, Tokenized};
 
-use super::{Ended, Runner, Session};
+use crate::execute::runner::{Ended, Runner, Session};
 
 /// What a fake worker does when it is asked for the named thing.
 #[derive(Clone, Debug, Default)]
-pub struct Script {
+pub(super) struct Script {
     /// Ends the worker's start.
-    pub start: Option<Ended>,
+    pub(super) start: Option<Ended>,
     /// Ends the answer to `load`.
-    pub load: Option<Ended>,
+    pub(super) load: Option<Ended>,
     /// How long it takes to load.
-    pub pause: Duration,
+    pub(super) pause: Duration,
     /// Ends the answer to `forward`.
-    pub forward: Option<Ended>,
+    pub(super) forward: Option<Ended>,
     /// Ends the answer to every `forward` after this worker's first, and to those of a second worker.
-    pub again: Option<Ended>,
+    pub(super) again: Option<Ended>,
     /// Added to the first logit with each further forward of any worker: what is not deterministic.
-    pub drift: f32,
+    pub(super) drift: f32,
     /// What its tokenizer says; without one, `tokenize` is unsupported.
-    pub ids: Option<Vec<Vec<i64>>>,
+    pub(super) ids: Option<Vec<Vec<i64>>>,
     /// Ends the answer to the n-th `time` request; `None` entries succeed.
-    pub time: VecDeque<Option<Ended>>,
+    pub(super) time: VecDeque<Option<Ended>>,
     /// What it reads off the yardstick beside the n-th round that asks; 100 from then on.
-    pub yardstick_ns: VecDeque<u64>,
+    pub(super) yardstick_ns: VecDeque<u64>,
     /// Ends the answer to `trace`.
-    pub trace: Option<Ended>,
+    pub(super) trace: Option<Ended>,
     /// Claims to have written logits without writing any.
-    pub forget_logits: bool,
+    pub(super) forget_logits: bool,
     /// Logits of a `[1, 1, n]` result.
-    pub logits: Vec<f32>,
+    pub(super) logits: Vec<f32>,
     /// Peak memory that it reports, in bytes.
-    pub peak_bytes: u64,
+    pub(super) peak_bytes: u64,
 }
 
 /// What happened, in order, over all fake workers that share it: `a load`, `a time`, `b end`, …
-pub type Journal = Arc<Mutex<Vec<String>>>;
+pub(super) type Journal = Arc<Mutex<Vec<String>>>;
 
 /// A runner that follows a [`Script`].
 #[derive(Clone, Debug)]
-pub struct FakeRunner {
+pub(super) struct FakeRunner {
     /// Its name in the journal.
-    pub name: String,
+    pub(super) name: String,
     /// What it does.
-    pub script: Script,
+    pub(super) script: Script,
     /// Where it notes what it was asked.
-    pub journal: Journal,
+    pub(super) journal: Journal,
 }
 
 impl Runner for FakeRunner {
-    fn start<'a>(&self, _log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+    fn start<'a>(&'a self, _log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
         match &self.script.start {
             Some(ended) => Err(ended.clone()),
             None => Ok(Box::new(FakeSession { runner: self.clone(), stop })),

@@ -106,7 +106,7 @@ impl EnvironmentError {
     }
 
     /// Sorts uv's message into one of the distinct errors.
-    pub(super) fn from_uv(requirement: &str, torch: &str, message: &str) -> Self {
+    pub(crate) fn from_uv(requirement: &str, torch: &str, message: &str) -> Self {
         let requirement = requirement.to_owned();
         let tail = tail(message, 8);
         // uv wraps its explanations; joined, phrases can be looked for.
