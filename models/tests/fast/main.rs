@@ -1,0 +1,5 @@
+//! What holds for native models on the CPU: `cargo t` runs it.
+
+mod golden;
+mod laws;
+mod load;
