@@ -161,14 +161,17 @@ impl Crate {
 
 /// The nodes from which a path leads back to themselves.
 fn on_circles(graph: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
-    let reached = |from: &String| {
-        let (mut reached, mut open) = (BTreeSet::new(), vec![from]);
+    let mut found = Vec::new();
+    for name in graph.keys() {
+        let (mut reached, mut open) = (BTreeSet::new(), vec![name]);
         while let Some(next) = open.pop() {
             open.extend(graph.get(next).into_iter().flatten().filter(|to| reached.insert(*to)));
         }
-        reached
-    };
-    graph.keys().filter(|name| reached(name).contains(name)).cloned().collect()
+        if reached.contains(name) {
+            found.push(name.clone());
+        }
+    }
+    found
 }
 
 fn joined(module: &[String], name: &str) -> Module {

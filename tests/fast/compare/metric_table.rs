@@ -7,7 +7,7 @@ use tfcheck::spec::gate::Gate;
 
 /// The unit of each name in docs/metrics.md's table.
 fn documented() -> BTreeMap<&'static str, &'static str> {
-    let text = include_str!("../../docs/metrics.md");
+    let text = include_str!("../../../docs/metrics.md");
     let rows = text.lines().skip_while(|line| !line.starts_with("| metric | names | unit |")).skip(2);
     let mut found = BTreeMap::new();
     for row in rows.take_while(|line| line.starts_with("| ")) {
