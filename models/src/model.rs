@@ -13,7 +13,7 @@ pub enum Backend {
     /// Tensor operations one by one, with the semantics of transformers' eager attention.
     Eager,
     /// The same mathematics with packed weights and fused kernels: F32 and BF16 on the CPU, and with [`load_on_gpu`](crate::load_on_gpu)
-    /// also F16. An operation that has no fused form yet runs as in the eager backend.
+    /// also F16. An operation without a fused kernel runs as in the eager backend.
     Fused,
 }
 
