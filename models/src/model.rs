@@ -71,7 +71,7 @@ impl Task {
 
 /// One architecture with its weights.
 pub trait Model: Send + Sync {
-    /// One pass over [`Pass::input_ids`]; what comes out depends on the [`Task`].
+    /// One pass over [`PassInputs::input_ids`](crate::PassInputs::input_ids); the output depends on the [`Task`].
     ///
     /// # Errors
     /// If a tensor operation fails.
