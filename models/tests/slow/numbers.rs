@@ -8,11 +8,7 @@ use super::checkpoints::{Case, Checkpoint, SEQ, relative};
 
 /// Sums in another order differ by a rounding of 6e-8 an operation, a few hundred of them in a row: as in `laws.rs`.
 const F32_BOUND: f64 = 1e-5;
-<<<<<<< HEAD:models/tests/slow/numbers.rs
-/// Of the eager form's error in the same dtype, which follows torch operation by operation.
-=======
-/// Of the eager backend's error in the same dtype, which follows torch operation by operation; the bound on torch's.
->>>>>>> models:models/tests/gpu/numbers.rs
+/// Of the eager backend's error in the same dtype, which follows torch operation by operation.
 const OF_EAGER: f64 = 1.5;
 /// The same where a few numbers a row make the ratio a matter of luck.
 const OF_EAGER_FEW: f64 = 2.0;
