@@ -1,18 +1,23 @@
 //! Compares logits, saved or in memory: pure functions, which never run a model.
 //!
 //! No model, Python or network is involved; variants are known by their names alone.
-//! [`logits`] opens files or takes numbers in memory, [`matrix`] reads all of them once and measures every pair, [`metrics`] says
-//! what each number means, [`oracle`] measures variants against float64, [`verdict`] decides,
-//! [`recorded`] decides on a variant against recorded logits, [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
+//! [`logits`] opens files or takes numbers in memory, [`matrix`] reads all of them once and measures every pair,
+//! [`metrics`] says what each number means, [`metric`] is the table of them, [`oracle`] measures variants against
+//! float64, [`verdict`] decides, [`evidence`] holds what a decision rests on, [`recorded`] decides on a variant against
+//! recorded logits, [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
 
 mod dtype;
+mod entry;
+pub mod evidence;
 mod fold;
 mod kernels;
 pub mod logits;
 pub mod matrix;
+pub mod metric;
 pub mod metrics;
 pub mod oracle;
 mod pass;
+mod plan;
 pub mod recorded;
 pub mod repeat;
 pub mod timing;
@@ -42,7 +47,7 @@ pub fn choices(
     let mut row = Row::default();
     (0..batch.min(mask.batch()))
         .map(|b| {
-            let Some(position) = mask.last_real(b).and_then(|p| matrix::row_in_file(logits, mask, p)) else {
+            let Some(position) = mask.last_real(b).and_then(|p| entry::row_in_file(logits, mask, p)) else {
                 return Ok(None);
             };
             logits.read_row(b * seq + position, &mut row)?;

@@ -1,5 +1,6 @@
 //! The decision on a variant of which only recorded logits are at hand to compare with.
 
+use super::evidence::{ByRecording, Evidence, RecordedRounding};
 use super::matrix::{Matrix, PairOutcome};
 use super::oracle::{Oracles, within_dynamo};
 use super::verdict::{Decision, Judge, Tolerances, Verdict, share};
@@ -14,50 +15,54 @@ use super::verdict::{Decision, Judge, Tolerances, Verdict, share};
 /// # Panics
 /// When the matrix has not two variants.
 pub fn against_recorded(matrix: &Matrix, recorded_rmse: Option<f64>, tolerances: &Tolerances) -> Verdict {
-    let (decision, evidence) = decide(matrix, recorded_rmse, tolerances);
-    Verdict { a: matrix.names[0].clone(), b: matrix.names[1].clone(), decision, evidence }
+    Verdict::new([&matrix.names[0], &matrix.names[1]], decide(matrix, recorded_rmse, tolerances))
 }
 
-fn decide(matrix: &Matrix, recorded_rmse: Option<f64>, tolerances: &Tolerances) -> (Decision, String) {
+fn decide(matrix: &Matrix, recorded_rmse: Option<f64>, tolerances: &Tolerances) -> (Decision, Evidence) {
     let pair = match matrix.pair(0, 1) {
         PairOutcome::Compared(pair) => pair,
         PairOutcome::Incomparable(reason) => {
-            return (Decision::Incomparable { reason: reason.to_string() }, reason.to_string());
+            let reason = reason.to_string();
+            return (Decision::Incomparable { reason: reason.clone() }, Evidence::Incomparable { reason });
         }
         PairOutcome::NotRun(reason) => {
-            return (Decision::NotRun { reason: reason.clone() }, format!("no logits of {reason}"));
+            let reason = reason.clone();
+            return (Decision::NotRun { reason: reason.clone() }, Evidence::NotRun { reason });
         }
     };
     if pair.identical {
-        return (Decision::Identical, format!("all {} compared values are equal", pair.elements));
+        return (Decision::Identical, Evidence::Identical { elements: pair.elements });
     }
     let judge = Judge { matrix, oracles: &Oracles::default(), tolerances };
+    let diverged = |found| (Decision::Diverged, Evidence::Recorded { found });
     if pair.l2.is_nan() {
-        return (Decision::Diverged, judge.non_finite(0, 1, pair));
+        return diverged(ByRecording::NotFinite { sides: judge.not_finite(0, 1, pair) });
     }
     // What was recorded in a low precision has that precision's error itself.
     let dtype = pair.lower_dtype;
     if let Some(excess) = judge.excess(pair, dtype, None) {
-        return (Decision::Diverged, excess);
+        return diverged(ByRecording::Beyond(excess));
     }
-    let within = format!(
-        "relative L2 {:.2e} is within {}'s {:.1e}, and so is every position",
-        share(pair),
-        dtype.name(),
-        tolerances.relative_l2.of(dtype)
-    );
-    let Some(recorded_rmse) = recorded_rmse else { return (Decision::SameMathematics, within) };
     let own = matrix.dtypes[0];
-    let errors = format!(
-        "RMSE is {:.2e} for {} and {recorded_rmse:.2e} for the recorded code in {}",
-        pair.rmse(),
-        matrix.names[0],
-        own.name()
-    );
-    if within_dynamo(pair.rmse(), recorded_rmse, own, pair.elements, tolerances.dynamo.of(own)) {
-        (Decision::SameMathematics, format!("{within}; {errors}, within dynamo's rule"))
-    } else {
-        let worse = matrix.names[0].clone();
-        (Decision::WorseRounding { worse }, format!("{errors}: {} exceeds dynamo's rule", matrix.names[0]))
-    }
+    let rounding = recorded_rmse.map(|recorded_rmse| RecordedRounding {
+        variant: matrix.names[0].clone(),
+        dtype: own,
+        rmse: [pair.rmse(), recorded_rmse],
+        is_within_dynamo: within_dynamo(
+            pair.rmse(),
+            recorded_rmse,
+            own,
+            pair.elements,
+            tolerances.dynamo.of(own),
+        ),
+    });
+    let decision = match &rounding {
+        Some(rounding) if !rounding.is_within_dynamo => {
+            Decision::WorseRounding { worse: matrix.names[0].clone() }
+        }
+        _ => Decision::SameMathematics,
+    };
+    let limit = tolerances.relative_l2.of(dtype);
+    let found = ByRecording::Within { relative_l2: share(pair), dtype, limit, rounding };
+    (decision, Evidence::Recorded { found })
 }

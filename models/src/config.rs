@@ -1,5 +1,5 @@
-//! `config.json` as the architectures read it: typed, and every key that was read is remembered, so
-//! that a key that nobody read can be listed.
+//! `config.json` as the architectures read it: typed, with a record of the keys that were read, so that the others can
+//! be listed.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::lock::lock;
 
-/// Keys that say nothing about what an inference pass computes.
+/// Keys that do not affect what an inference pass computes.
 const NEUTRAL: &[&str] = &[
     "_attn_implementation_autoset",
     "_model_name_or_path",
@@ -133,7 +134,7 @@ impl ConfigReader {
 
     /// The raw value; `null` is `None`.
     pub fn value(&self, key: &str) -> Option<&Value> {
-        self.read.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(self.key(key));
+        lock(&self.read).insert(self.key(key));
         self.map.get(key).filter(|value| !value.is_null())
     }
 
@@ -292,7 +293,7 @@ impl ConfigReader {
         }
     }
 
-    /// Counts a nested object and all in it as read: it says what another key has said.
+    /// Counts a nested object and all in it as read: it repeats another key.
     pub(crate) fn skip_object(&self, key: &str) {
         self.value(key);
         self.value(&format!("{key}.*"));
@@ -315,9 +316,9 @@ impl ConfigReader {
         }
     }
 
-    /// Keys that nobody read and that may mean something, in the config's order; nested ones dotted.
+    /// Keys that the architecture did not read and that may affect the result, in the config's order; nested ones dotted.
     pub fn unread_keys(&self) -> Vec<String> {
-        let read = self.read.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let read = lock(&self.read);
         let mut unread = Vec::new();
         collect_unread(&self.map, "", &read, &mut unread);
         unread

@@ -13,7 +13,8 @@ use crate::judge::gates::Judged;
 use crate::judge::view::{CaseView, RunView};
 use crate::results::SCHEMA_VERSION;
 use compare::matrix::{Matrix, PairOutcome};
-use compare::metrics::{KlSummary, PairMetrics, PositionIndex, PositionMetrics, Side};
+use compare::metric::{self, METRICS};
+use compare::metrics::{PairMetrics, PositionIndex, PositionMetrics, Side};
 use compare::timing::Summary;
 
 /// About 2 MB of curves.
@@ -209,37 +210,51 @@ fn pairs(case: &CaseView) -> Vec<Value> {
 }
 
 fn metrics(pair: &PairMetrics, matrix: &Matrix) -> Value {
-    json!({
-        "status": "compared",
-        "positions": pair.positions,
-        "last_positions_only": pair.last_positions_only,
-        "elements": pair.elements,
-        "identical": pair.identical,
-        "l2": number(pair.l2),
-        "relative_l2_to_a": number(pair.relative_l2(Side::A)),
-        "relative_l2_to_b": number(pair.relative_l2(Side::B)),
-        "rmse": number(pair.rmse()),
-        "nmse_to_a": number(pair.nmse(Side::A)),
-        "nmse_to_b": number(pair.nmse(Side::B)),
-        "cosine": number(pair.cosine),
-        "max_abs": number(pair.max_abs),
-        "max_abs_at": pair.max_abs_at.map(|at| json!({ "row": at.at.row, "position": at.at.position, "token": at.token })),
-        "max_ulp": pair.max_ulp,
-        "lower_dtype": pair.lower_dtype.name(),
-        "rounded": pair.rounded.map(|rounded| json!({ "l2": number(rounded.l2), "max_abs": number(rounded.max_abs) })),
-        "worst_position": { "relative_l2": number(pair.worst_position.0), "at": position(pair.worst_position.1) },
-        "distribution": pair.distribution.as_ref().map(|distribution| json!({
-            "kl_a_b": kl(&distribution.kl),
-            "kl_b_a": kl(&distribution.kl_reversed),
-            "top1_agreement": number(distribution.top1_agreement),
-            "top_k_agreement": number(distribution.top_k_agreement),
-            "k": distribution.k,
-            "first_greedy_divergence": distribution.first_greedy_divergence.map(position),
-            "non_finite_a": { "nan": distribution.non_finite_a.nan, "infinite": distribution.non_finite_a.infinite },
-            "non_finite_b": { "nan": distribution.non_finite_b.nan, "infinite": distribution.non_finite_b.infinite },
-        })),
-        "per_position": per_position(pair, matrix),
-    })
+    let mut found = Map::new();
+    found.insert("status".into(), "compared".into());
+    found.insert("positions".into(), pair.positions.into());
+    found.insert("last_positions_only".into(), pair.last_positions_only.into());
+    found.insert("elements".into(), pair.elements.into());
+    found.insert("identical".into(), pair.identical.into());
+    for metric in METRICS {
+        for (key, side) in metric.json.of(metric) {
+            insert(&mut found, key, (metric.get)(pair, Some(side)));
+        }
+    }
+    found.insert("per_position".into(), per_position(pair, matrix));
+    Value::Object(found)
+}
+
+/// Puts a metric at its place, `/` between the names of nested objects; `null` for an object of which nothing was measured.
+fn insert(object: &mut Map<String, Value>, key: &str, value: Option<metric::Value>) {
+    let Some((outer, inner)) = key.split_once('/') else {
+        object.insert(key.into(), value.map_or(Value::Null, of_metric));
+        return;
+    };
+    let nested = object.entry(outer).or_insert(Value::Null);
+    if value.is_none() {
+        return;
+    }
+    if nested.is_null() {
+        *nested = Value::Object(Map::new());
+    }
+    if let Value::Object(nested) = nested {
+        insert(nested, inner, value);
+    }
+}
+
+fn of_metric(value: metric::Value) -> Value {
+    match value {
+        metric::Value::Number(value) => number(value),
+        metric::Value::Count(count) => count.into(),
+        metric::Value::Word(word) => word.into(),
+        metric::Value::Place(at) => at.map_or(Value::Null, position),
+        metric::Value::Element(at) => at.map_or(
+            Value::Null,
+            |at| json!({ "row": at.at.row, "position": at.at.position, "token": at.token }),
+        ),
+        metric::Value::Undefined => Value::Null,
+    }
 }
 
 /// Why the curves over positions are `null`, where they are.
@@ -303,16 +318,6 @@ fn per_position(pair: &PairMetrics, matrix: &Matrix) -> Value {
         "l2": curve(&|at| at.l2),
         "max_abs": curve(&|at| at.max_abs),
         "kl_a_b": curve(&|at| at.kl),
-    })
-}
-
-fn kl(summary: &KlSummary) -> Value {
-    json!({
-        "mean": number(summary.mean),
-        "median": number(summary.median),
-        "p999": number(summary.p999),
-        "max": number(summary.max),
-        "undefined": summary.undefined,
     })
 }
 

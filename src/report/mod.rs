@@ -1,13 +1,14 @@
 //! Writes what a run found: one [`RunView`] in, one format per file out.
 
 pub mod csv;
-pub(crate) mod gates;
+mod document;
 pub mod github;
 pub mod html;
 pub mod json;
 pub mod junit;
 pub mod markdown;
 mod preflight;
+mod sections;
 mod sweep;
 pub mod terminal;
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use libloading::Library;
 
-use super::gpu::Dtype;
+use super::dtype::Dtype;
 use super::kernels::Source;
 use crate::error::{Error, Result};
 
@@ -20,7 +20,7 @@ pub struct Nvrtc(Library);
 pub struct Compiled {
     /// What the driver loads.
     pub cubin: Vec<u8>,
-    /// What the assembler says of registers, stack and spills, function by function.
+    /// What the assembler reports about registers, stack and spills, function by function.
     pub log: String,
 }
 

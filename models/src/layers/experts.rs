@@ -1,14 +1,17 @@
 //! A mixture of experts: a router picks a few gated feed-forward layers a token.
 
+use std::sync::Arc;
+
 use candle_core::{D, DType, Tensor};
 
 use super::attention::softmax;
 use super::{Activation, Joined, Linear, accumulation, multiply};
-use crate::cuda::{DeviceExperts, DeviceRows};
+use crate::cuda::{self, DeviceExperts, DeviceRows, ExpertsShape, Space};
 use crate::error::Result;
 use crate::fused::{Rows, Workspace};
-use crate::pass::{Pass, Value, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::{Value, Xs};
 
 /// What a router's probabilities become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +55,9 @@ pub struct SparseMoe {
 }
 
 enum Experts {
-    /// One after the other, by the host's choice.
+    /// One after the other, chosen on the host.
     Each(Vec<Expert>),
-    /// All at once, routed where they are.
+    /// All at once, routed on the GPU.
     Gpu(DeviceExperts),
 }
 
@@ -83,7 +86,7 @@ impl SparseMoe {
             })
         };
         let experts = match weights.workspace() {
-            Some(Workspace::Gpu(space)) => Experts::Gpu(DeviceExperts::load(space, weights, config)?),
+            Some(Workspace::Gpu(space)) => Experts::Gpu(load_on_gpu(space, weights, config)?),
             _ => Experts::Each((0..config.num_experts).map(expert).collect::<Result<_>>()?),
         };
         Ok(Self {
@@ -98,8 +101,8 @@ impl SparseMoe {
     }
 
     /// `xs: [batch, seq, hidden_size]`, same shape out. The router's softmax is in F32 (F64 in F64), its choice is
-    /// made on the host but for a GPU's fused form, which sums in F32; each expert's share is rounded to the model's dtype and so is each sum, in the experts'
-    /// order (transformers 5.23.0, the loop of `MixtralExperts` and `Qwen3MoeExperts`).
+    /// made on the host, except on a GPU, which sums in F32; each expert's share is rounded to the model's dtype, and so
+    /// is each sum, in the experts' order (transformers 5.23.0, the loop of `MixtralExperts` and `Qwen3MoeExperts`).
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -107,11 +110,11 @@ impl SparseMoe {
         pass.module(&self.path, xs.clone(), |pass, xs| match (&self.experts, xs.value()) {
             (Experts::Each(experts), _) => self.by_each(pass, experts, &xs),
             (Experts::Gpu(experts), Value::Fused(Rows::Gpu(rows))) => {
-                let tokens = Rows::Gpu(rows.flat()).into_xs();
+                let tokens = Xs::from(rows.flat());
                 let mixed = self.on_gpu(pass, experts, tokens)?;
-                Ok(Rows::Gpu(mixed.shaped_as(rows)).into_xs())
+                Ok(Xs::from(mixed.shaped_as(rows)))
             }
-            // A probe's.
+            // A tensor that a probe has put in.
             (Experts::Gpu(experts), _) => {
                 let dims = xs.tensor()?.dims().to_vec();
                 let tokens = xs.tensor()?.reshape(((), xs.tensor()?.dim(D::Minus1)?))?;
@@ -124,11 +127,11 @@ impl SparseMoe {
     /// `tokens: [tokens, hidden_size]`, same shape out.
     fn on_gpu(&self, pass: &mut Pass, experts: &DeviceExperts, tokens: Xs) -> Result<DeviceRows> {
         let logits = self.gate.forward(pass, &tokens)?;
-        let routing = experts.route(&logits)?;
+        let routing = experts.route(&logits.device_rows(experts.space())?)?;
         let mixed = pass.module(&self.experts_path, tokens, |_, tokens| {
-            Ok(Rows::Gpu(experts.forward(&tokens, &routing)?).into_xs())
+            Ok(experts.forward(&tokens.device_rows(experts.space())?, &routing)?.into())
         })?;
-        experts.rows(&mixed)
+        mixed.device_rows(experts.space())
     }
 
     fn by_each(&self, pass: &mut Pass, experts: &[Expert], xs: &Xs) -> Result<Xs> {
@@ -136,7 +139,7 @@ impl SparseMoe {
         let hidden_size = xs.tensor()?.dim(D::Minus1)?;
         let tokens = Xs::from(xs.tensor()?.reshape(((), hidden_size))?);
         let logits = self.gate.forward(pass, &tokens)?;
-        // The fused form keeps a dimension between tokens and features.
+        // The fused backend keeps a dimension between tokens and features.
         let chosen = self.choose(&logits.tensor()?.reshape(((), experts.len()))?, experts.len())?;
         let mixed = pass.module(&self.experts_path, tokens, |pass, tokens| {
             let mut sum = tokens.tensor()?.zeros_like()?;
@@ -180,6 +183,31 @@ impl SparseMoe {
         }
         Ok(chosen)
     }
+}
+
+/// The projections of `experts.<n>` under `weights`.
+fn load_on_gpu(space: &Arc<Space>, weights: &Weights, config: &ExpertsConfig) -> Result<DeviceExperts> {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let [gate, up, down] = config.names;
+    let get = |expert: usize, name: &str, shape: (usize, usize)| {
+        weights.pp("experts").pp(expert).pp(name).get("weight", shape)
+    };
+    let gate_up =
+        (0..config.num_experts).flat_map(|expert| [gate, up].map(|name| get(expert, name, (inner, hidden))));
+    let shape = ExpertsShape {
+        num_experts: config.num_experts,
+        num_experts_per_tok: config.num_experts_per_tok,
+        hidden_size: hidden,
+        intermediate_size: inner,
+        activation: config.act_fn.kernel().into(),
+        scores: match config.scores {
+            RouterScores::NormalisedWide => cuda::kernels::RouterScores::NormalisedWide,
+            RouterScores::Normalised => cuda::kernels::RouterScores::Normalised,
+            RouterScores::Raw => cuda::kernels::RouterScores::Raw,
+        },
+    };
+    let down = (0..config.num_experts).map(|expert| get(expert, down, (hidden, inner)));
+    DeviceExperts::load(space, shape, gate_up, down)
 }
 
 /// The tokens that chose one expert, and how much each weighs it.

@@ -1,14 +1,15 @@
-//! The gated feed-forward layer of llama and its kin.
+//! The gated feed-forward layer of llama and similar decoders.
 
+use super::packed;
 use super::{Activation, Joined, Linear, multiply};
 use crate::error::Result;
-use crate::fused;
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 /// `down_proj(act_fn(gate_proj(x)) * up_proj(x))`.
 ///
-/// The fused form forms `act_fn(gate) * up` in registers; a probe is shown what gate and up are by themselves.
+/// The fused backend computes `act_fn(gate) * up` in registers; for a probe it computes gate and up separately.
 pub struct GatedMlp {
     path: String,
     gate_up: GateUp,
@@ -17,7 +18,7 @@ pub struct GatedMlp {
 
 enum GateUp {
     Eager { gate_up: Joined<2>, act_path: String, act_fn: Activation },
-    Fused { packed: fused::GateUp, paths: [String; 3], act_fn: Activation },
+    Fused { packed: packed::GateUp, paths: [String; 3], act_fn: Activation },
 }
 
 impl GatedMlp {
@@ -41,7 +42,7 @@ impl GatedMlp {
                 act_fn,
             },
             Some(workspace) => GateUp::Fused {
-                packed: fused::GateUp::load(
+                packed: packed::GateUp::load(
                     workspace,
                     ["gate_proj", "up_proj"].map(|name| weights.pp(name)),
                     (output, input),
@@ -80,15 +81,16 @@ impl GatedMlp {
     }
 }
 
-/// Shows a probe what gate, up and the activation are by themselves; their product, if the probe changed one.
+/// Computes gate, up and the activation separately for a probe, if there is one; returns their product if the probe
+/// replaced an input.
 fn show(
     pass: &mut Pass,
     xs: &Xs,
-    packed: &fused::GateUp,
+    packed: &packed::GateUp,
     [gate_path, up_path, act_path]: &[String; 3],
     act_fn: Activation,
 ) -> Result<Option<Xs>> {
-    if !pass.is_looked_on() {
+    if !pass.is_observed() {
         return Ok(None);
     }
     let before = pass.replaced();

@@ -5,12 +5,13 @@ use candle_core::{D, DType, Tensor};
 use super::accumulation;
 use crate::error::Result;
 use crate::fused::{Norm, NormWeights, Rows};
-use crate::pass::{Pass, Value, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::{Value, Xs};
 
 /// `x / sqrt(mean(x^2) + eps)`, times the weight; over groups of `size` along the last dimension.
 ///
-/// The fused form rounds once, at the end.
+/// The fused backend rounds once, at the end.
 pub struct RmsNorm {
     path: String,
     /// `[size]`, in the model's dtype where the value is rounded before it is multiplied, else in the accumulation
@@ -63,13 +64,13 @@ impl RmsNorm {
 
     /// `xs: [.., n * size]`, same shape out; the mean is taken in F32 (F64 in F64).
     ///
-    /// In the fused form a part of a joined projection is normed in place.
+    /// In the fused backend a part of a joined projection is normed in place.
     ///
     /// # Errors
     /// If the last dimension is no multiple of `size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
         pass.module(&self.path, xs.clone(), |_, xs| match fused(self.fused.as_ref(), &xs) {
-            Some(rows) => rows.map(Rows::into_xs),
+            Some(rows) => rows.map(Xs::from),
             None => Ok(self.apply(xs.tensor()?)?.into()),
         })
     }
@@ -89,7 +90,7 @@ impl RmsNorm {
     }
 }
 
-/// The fused form's norm of a value that is in it.
+/// The norm of a value of the fused backend.
 pub(super) fn fused(norm: Option<&Norm>, xs: &Xs) -> Option<Result<Rows>> {
     match (xs.value(), norm) {
         (Value::Fused(rows), Some(norm)) => norm.forward(rows),

@@ -13,7 +13,8 @@ use std::fmt;
 
 use cudarc::cublaslt::{result, sys};
 
-use crate::cuda::gpu::{Dtype, MatMul};
+use crate::cuda::dtype::Dtype;
+use crate::cuda::gpu::MatMul;
 use crate::error::{Error, Result};
 
 /// What NVIDIA recommends for Hopper; smaller devices use less of it.
@@ -146,7 +147,7 @@ impl Products {
     }
 }
 
-/// What cuBLASLt is told of one shape, and what it proposed.
+/// The descriptors of one shape that cuBLASLt gets, and the algorithms that it proposed.
 struct Plan {
     product: Product,
     weight: Layout,

@@ -2,8 +2,9 @@
 
 use super::elementwise::Activation;
 use super::launch::{Params, int, launch, optional, params};
-use super::{Kernels, kernels, of};
-use crate::cuda::gpu::{Dtype, Region};
+use crate::cuda::dtype::Dtype;
+use crate::cuda::gpu::Region;
+use crate::cuda::kernel_id::{Kernels, kernels, of};
 use crate::error::{Error, Result};
 
 /// By rows: 1, 2, 4, 8.
@@ -110,7 +111,7 @@ impl Gemv<'_> {
     /// Launches.
     ///
     /// # Errors
-    /// If a region is too small, [`Gemv::takes`] says no, or the launch fails.
+    /// If a region is too small, [`Gemv::takes`] is false, or the launch fails.
     pub fn launch(&self) -> Result<()> {
         self.launch_onto(self.out)
     }

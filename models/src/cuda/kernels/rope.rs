@@ -1,9 +1,10 @@
 //! Norms of q and k heads, rotary embedding, and the way into the cache, in one pass over a joined projection.
 
-use super::attention::{CacheRegions, PassState, QkvLayout};
 use super::launch::{Params, int, launch, optional, params};
-use super::{Kernels, kernels, of};
-use crate::cuda::gpu::{Dtype, Region};
+use super::layout::{CacheRegions, PassState, QkvLayout};
+use crate::cuda::dtype::Dtype;
+use crate::cuda::gpu::Region;
+use crate::cuda::kernel_id::{Kernels, kernels, of};
 use crate::error::{Error, Result};
 
 const ROPE: Kernels = kernels!(Rope, "rope_into_cache");
@@ -138,7 +139,7 @@ impl RopeIntoCache<'_> {
             && addresses.iter().all(|address| address.is_multiple_of(16))
     }
 
-    /// What the kernels are told.
+    /// The parameters of the kernels.
     pub(super) fn params(&self) -> Result<RopeParams> {
         let Self { dtype, batch, tokens, layout, cache, rope, q_norm, k_norm, .. } = *self;
         let (size, rows) = (dtype.size(), batch * tokens);

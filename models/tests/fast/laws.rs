@@ -1,0 +1,176 @@
+//! What holds for every decoder on every synthetic checkpoint, whatever its numbers are: a cache, padding, the other
+//! rows of a batch and a probe change nothing, and no config key and no tensor goes unread.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+use models::synthetic::{catalogue, write};
+use models::{Backend, Cache, Inputs, Kind, Loaded, Options, Probe, kind, load};
+
+/// Rows of this many tokens, padded on the left: longer than the windows (8), shorter than the contexts (32) past which
+/// frequencies follow the length of each pass, so that chunks may be compared with one pass.
+const LENGTHS: [usize; 3] = [24, 17, 9];
+const SEQ: usize = 24;
+/// Every synthetic checkpoint has more.
+const VOCAB: u32 = 280;
+
+/// Dtypes and backends, and by how much sums in another order may differ: a rounding of 1e-16 or 6e-8 an operation, a few hundred of
+/// them in a row.
+const EXACT: [(DType, Backend, f64); 2] =
+    [(DType::F64, Backend::Eager, 1e-12), (DType::F32, Backend::Fused, 1e-5)];
+
+/// Calls `law` with every small synthetic decoder.
+fn each_decoder(dtype: DType, backend: Backend, law: impl Fn(&str, Loaded)) {
+    let mut count = 0;
+    for entry in catalogue().iter().filter(|entry| !entry.bench) {
+        let folder = tempfile::tempdir().unwrap();
+        if kind(entry.model_type) != Some(Kind::Decoder) {
+            continue;
+        }
+        write(entry.model_type, entry.variant, 0, folder.path()).unwrap();
+        let name = format!("{}:{} {backend:?}", entry.model_type, entry.variant);
+        let options = Options { dtype, device: Device::Cpu, backend };
+        law(&name, load(folder.path(), &options).unwrap_or_else(|error| panic!("{name}: {error}")));
+        count += 1;
+    }
+    assert!(count > 0);
+}
+
+/// The columns of all rows, padded on the left; what they may attend to starts at column 0.
+fn batch(columns: Range<usize>) -> Inputs {
+    let (mut ids, mut mask, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+    for (row, length) in LENGTHS.into_iter().enumerate() {
+        let padding = SEQ - length;
+        mask.extend((0..columns.end).map(|column| i64::from(column >= padding)));
+        positions.extend(columns.clone().map(|column| column.saturating_sub(padding) as i64));
+        ids.extend(columns.clone().map(|column| token(row, column)));
+    }
+    let shape = (LENGTHS.len(), columns.len());
+    Inputs {
+        input_ids: Tensor::from_vec(ids, shape, &Device::Cpu).unwrap(),
+        attention_mask: Some(Tensor::from_vec(mask, (LENGTHS.len(), columns.end), &Device::Cpu).unwrap()),
+        position_ids: Some(Tensor::from_vec(positions, shape, &Device::Cpu).unwrap()),
+    }
+}
+
+/// Any token, also under padding, where its value must not matter.
+fn token(row: usize, column: usize) -> u32 {
+    ((row as u32 + 3) * 7919 + column as u32 * 104_729) % VOCAB
+}
+
+/// The real tokens of one row, by themselves.
+fn alone(row: usize) -> Tensor {
+    let ids: Vec<u32> = (SEQ - LENGTHS[row]..SEQ).map(|column| token(row, column)).collect();
+    Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap()
+}
+
+fn norm(xs: &Tensor) -> f64 {
+    let xs = xs.to_dtype(DType::F64).unwrap();
+    xs.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
+}
+
+/// Over the real positions of every row.
+fn assert_same(name: &str, result: &Tensor, reference: &Tensor, bound: f64) {
+    for (row, length) in LENGTHS.into_iter().enumerate() {
+        let real = |xs: &Tensor| xs.i((row, SEQ - length..)).unwrap();
+        assert_row_same(name, &real(result), &real(reference), bound);
+    }
+}
+
+fn assert_row_same(name: &str, result: &Tensor, reference: &Tensor, bound: f64) {
+    let relative = norm(&(result - reference).unwrap()) / norm(reference);
+    assert!(relative <= bound, "{name}: relative L2 {relative:e}");
+}
+
+#[test]
+fn prefill_in_chunks_and_token_by_token_equal_one_pass() {
+    for (dtype, backend, bound) in EXACT {
+        each_decoder(dtype, backend, |name, mut loaded| {
+            let whole = loaded.forward(&batch(0..SEQ)).unwrap();
+            for chunk in [1, 5] {
+                let mut cache = Cache::new();
+                let mut parts = Vec::new();
+                for start in (0..SEQ).step_by(chunk) {
+                    let inputs = batch(start..(start + chunk).min(SEQ));
+                    parts.push(loaded.forward_with(&inputs, Some(&mut cache), None).unwrap());
+                }
+                assert_eq!(cache.len(), SEQ);
+                assert_same(&format!("{name} by {chunk}"), &Tensor::cat(&parts, 1).unwrap(), &whole, bound);
+            }
+        });
+    }
+}
+
+#[test]
+fn a_row_gives_the_same_alone_and_in_a_batch_padded_on_either_side() {
+    for (dtype, backend, bound) in EXACT {
+        each_decoder(dtype, backend, |name, mut loaded| {
+            let whole = loaded.forward(&batch(0..SEQ)).unwrap();
+            for (row, length) in LENGTHS.into_iter().enumerate() {
+                let expected = whole.i((row, SEQ - length..)).unwrap();
+                let ids = alone(row);
+                let unpadded = loaded.forward(&Inputs::new(ids.clone())).unwrap().i(0).unwrap();
+                assert_row_same(&format!("{name} row {row} alone"), &unpadded, &expected, bound);
+                let padding = SEQ - length;
+                let right = Inputs {
+                    attention_mask: Some(ids.ones_like().unwrap().pad_with_zeros(1, 0, padding).unwrap()),
+                    input_ids: ids.pad_with_zeros(1, 0, padding).unwrap(),
+                    position_ids: None,
+                };
+                let right = loaded.forward(&right).unwrap().i((0, ..length)).unwrap();
+                assert_row_same(&format!("{name} row {row} padded on the right"), &right, &expected, bound);
+            }
+        });
+    }
+}
+
+#[test]
+fn no_key_or_tensor_is_left_unread() {
+    each_decoder(DType::F32, Backend::Eager, |name, loaded| {
+        assert_eq!(loaded.unread_tensors, [""; 0], "{name}");
+        // The checkpoints have their rope parameters in the old and the new spelling; transformers too reads only one.
+        let twice_said = ["rope_parameters", "rope_parameters.full_attention"];
+        let unread = loaded.unread_keys.iter().filter(|key| !twice_said.contains(&key.as_str()));
+        assert_eq!(unread.collect::<Vec<_>>(), [""; 0], "{name}");
+    });
+}
+
+#[derive(Default)]
+struct Trace {
+    open: Vec<String>,
+    closed: usize,
+}
+
+impl Probe for Trace {
+    fn enter(&mut self, path: &str, _input: &Tensor) {
+        self.open.push(path.to_owned());
+    }
+
+    fn leave(&mut self, path: &str, _output: &Tensor) {
+        assert_eq!(self.open.pop().as_deref(), Some(path));
+        self.closed += 1;
+    }
+}
+
+#[test]
+fn a_probe_changes_nothing() {
+    let runs = [
+        (DType::F64, Backend::Eager),
+        (DType::BF16, Backend::Eager),
+        (DType::F32, Backend::Fused),
+        // Here observing a sum could round it once more.
+        (DType::BF16, Backend::Fused),
+    ];
+    for (dtype, backend) in runs {
+        each_decoder(dtype, backend, |name, mut loaded| {
+            let mut trace = Trace::default();
+            let plain = loaded.forward(&batch(0..SEQ)).unwrap();
+            let probed = loaded.forward_with(&batch(0..SEQ), None, Some(&mut trace)).unwrap();
+            let values = |xs: &Tensor| xs.to_dtype(DType::F64).unwrap().to_vec3::<f64>().unwrap();
+            assert_eq!(values(&plain), values(&probed), "{name} {dtype:?}");
+            assert!(trace.open.is_empty() && trace.closed > 0, "{name}");
+        });
+    }
+}

@@ -1,0 +1,10 @@
+//! The fused backend on the emulated GPU: every synthetic checkpoint in every dtype gives what the CPU gives in F64, with
+//! padding, through a cache, recorded and with a probe.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod checkpoints;
+mod memory;
+mod numbers;
+mod probes;
+mod strict;
