@@ -58,7 +58,7 @@ fn a_pair_of_a_config_or_of_a_run_is_localised() {
     }
     let output = sandbox.tfcheck(&["explain", &path, "mistral-40/candle_eager", port]);
     let story = stdout(&output);
-    assert!(story.contains("First divergence\n  the logits depart by "), "{story}");
+    assert!(story.contains("First divergence\n  the logits differ by "), "{story}");
     assert!(!story.contains("`tfcheck localize"), "what is known needs no looking for: {story}");
 }
 
