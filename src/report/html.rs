@@ -133,8 +133,11 @@ fn list_item(page: &mut String, item: &Item) {
         put(page, &format!(" {}", escape(below)));
     }
     if !item.items.is_empty() {
-        let items: String = item.items.iter().map(|item| format!("<li>{}</li>", escape(item))).collect();
-        put(page, &format!("<ul>{items}</ul>"));
+        put(page, "<ul>");
+        for item in &item.items {
+            put(page, &format!("<li>{}</li>", escape(item)));
+        }
+        put(page, "</ul>");
     }
     put(page, "</li>\n");
 }
