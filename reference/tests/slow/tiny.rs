@@ -226,7 +226,11 @@ pub(crate) struct Outcome {
 
 impl Cell<'_> {
     pub(crate) fn start(&self, folder: &Path) -> Worker {
-        let launch = Launch::transformers(self.environment, &cache(), folder.join("worker.log"), 1).unwrap();
+        let mut launch =
+            Launch::transformers(self.environment, &cache(), folder.join("worker.log"), 1).unwrap();
+        // What is compiled is the same in every run of the tests, and inductor's keys hold all that it depends on.
+        let compiled = Path::new(env!("CARGO_TARGET_TMPDIR")).join("inductor").join(&self.environment.key);
+        launch.variables.push(("TORCHINDUCTOR_CACHE_DIR".into(), compiled.into_os_string()));
         Worker::start(&launch).unwrap()
     }
 
