@@ -3,10 +3,11 @@
 //! No model, Python or network is involved; variants are known by their names alone.
 //! [`logits`] opens files, [`matrix`] reads all of them once and measures every pair, [`metrics`] says
 //! what each number means, [`oracle`] measures variants against float64, [`verdict`] decides,
-//! [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
+//! [`groups`] partitions variants by verdicts, [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
 
 mod dtype;
 mod fold;
+pub mod groups;
 mod kernels;
 pub mod logits;
 pub mod matrix;

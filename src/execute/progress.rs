@@ -14,6 +14,7 @@ pub struct Progress {
     bars: Option<MultiProgress>,
     quiet: bool,
     shows_results: bool,
+    shows_all: bool,
     log: Mutex<Option<File>>,
     started: Instant,
 }
@@ -30,20 +31,38 @@ impl Progress {
     /// Bars when standard error is a terminal, plain lines otherwise, neither when `quiet`.
     pub fn new(quiet: bool) -> Self {
         let bars = (!quiet && std::io::stderr().is_terminal()).then(MultiProgress::new);
-        Self { bars, quiet, shows_results: true, log: Mutex::new(None), started: Instant::now() }
+        Self {
+            bars,
+            quiet,
+            shows_results: true,
+            shows_all: false,
+            log: Mutex::new(None),
+            started: Instant::now(),
+        }
     }
 
     /// One for a run that goes on beside others: lines only, and a `run.log` of its own.
     #[must_use]
     pub fn beside(&self) -> Self {
-        let (quiet, shows_results) = (self.quiet, self.shows_results);
-        Self { bars: None, quiet, shows_results, log: Mutex::new(None), started: self.started }
+        let (quiet, shows_results, shows_all) = (self.quiet, self.shows_results, self.shows_all);
+        Self { bars: None, quiet, shows_results, shows_all, log: Mutex::new(None), started: self.started }
     }
 
     /// The same for a command that shows something else at its end: results go to `run.log` only.
     #[must_use]
     pub fn without_results(self) -> Self {
         Self { shows_results: false, ..self }
+    }
+
+    /// The same with every table of a run's results instead of what fits a screen, where `all` is set.
+    #[must_use]
+    pub fn with_all_tables(self, all: bool) -> Self {
+        Self { shows_all: all, ..self }
+    }
+
+    /// Whether every table of a run's results is shown.
+    pub fn shows_all(&self) -> bool {
+        self.shows_all
     }
 
     /// Keeps every line in `path` too, from now on. A log that cannot be opened is said once and done without.
