@@ -8,7 +8,7 @@ pub mod json;
 pub mod junit;
 pub mod markdown;
 mod preflight;
-mod overview;
+pub mod overview;
 mod sweep;
 pub mod terminal;
 

@@ -14,7 +14,7 @@ use crate::judge::view::RunView;
 use crate::spec::variant::Variant;
 
 /// Lines of the whole overview.
-pub(crate) const MOST_LINES: usize = 40;
+pub const MOST_LINES: usize = 40;
 /// Lines of the grid's variants.
 const MOST_ROWS: usize = 14;
 /// Lines of one finding.
@@ -29,7 +29,7 @@ const MOST_CHANGES: usize = 4;
 const WIDEST_CASE: usize = 14;
 
 /// The overview as lines of at most `width` columns.
-pub(crate) fn render(run: &RunView, judged: &Judged, width: usize, color: bool) -> String {
+pub fn render(run: &RunView, judged: &Judged, width: usize, color: bool) -> String {
     let found = findings(run);
     let mut page = Page { width, color, lines: Vec::new() };
     page.grid(run, &found);
