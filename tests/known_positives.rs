@@ -1,7 +1,7 @@
 //! Each class of bug that candle's ports have had, planted into a model that is right, is flagged by the scoreboard's
 //! judgement, and the first module whose output departs though its input agreed is the one that it was planted in.
 //!
-//! transformers' part is played by our own model in eager form, which the goldens judge; so no Python is needed.
+//! transformers' part is played by our own model in the eager backend, which the goldens judge; so no Python is needed.
 //! A bug is planted as an edit of the checkpoint or of the inputs that makes the right code compute the wrong thing.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
@@ -14,7 +14,7 @@ use compare::logits::{Logits, Mask};
 use compare::matrix::{self, Entry};
 use compare::oracle::{Oracles, Origin, accuracies};
 use compare::verdict::{Tolerances, verdicts};
-use models::{Form, Inputs, Options, Probe};
+use models::{Backend, Inputs, Options, Probe};
 use reference::protocol::{Attention, Dtype, LOGITS, Mode};
 use serde_json::{Value, json};
 use tfcheck::commands::scoreboard::{Score, fold};
@@ -114,8 +114,8 @@ fn load(folder: &Path, mode: Mode, dtype: Dtype) -> models::Loaded {
         Dtype::Bf16 => DType::BF16,
         _ => DType::F32,
     };
-    let form = if mode == Mode::Fused { Form::Fused } else { Form::Eager };
-    models::load(folder, &Options { dtype, device: Device::Cpu, form }).unwrap()
+    let backend = if mode == Mode::Fused { Backend::Fused } else { Backend::Eager };
+    models::load(folder, &Options { dtype, device: Device::Cpu, backend }).unwrap()
 }
 
 fn logits(folder: &Path, inputs: &Inputs, mode: Mode, dtype: Dtype) -> Tensor {

@@ -120,10 +120,20 @@ impl Crate {
         found
     }
 
-    /// Modules of one folder of which each needs the other, directly or through more of that folder; what a module and
-    /// its own children take from one another is none.
+    /// Files of which each needs the other, directly or through more files; what a module and its own children take from one
+    /// another is none.
     fn circles(&self) -> Vec<String> {
-        // Per folder: which of its modules imports which other, whatever lies inside them.
+        let is_parent = |one: &Module, other: &Module| one.starts_with(other) || other.starts_with(one);
+        let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (module, imports) in self.imports() {
+            let others = imports.into_iter().filter(|import| !is_parent(module, import));
+            graph.insert(module.join("/"), others.map(|import| import.join("/")).collect());
+        }
+        on_circles(&graph)
+    }
+
+    /// Modules of one folder of which each needs the other, whatever lies inside them.
+    fn circles_of_folders(&self) -> Vec<String> {
         let mut folders: BTreeMap<Module, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
         for (module, imports) in self.imports() {
             for import in imports {
@@ -134,25 +144,10 @@ impl Crate {
                 }
             }
         }
-        let mut found = Vec::new();
-        for (folder, imports) in &folders {
-            let reached = |from: &String| {
-                let mut reached = BTreeSet::new();
-                let mut open = vec![from];
-                while let Some(next) = open.pop() {
-                    for to in imports.get(next).into_iter().flatten() {
-                        if reached.insert(to) {
-                            open.push(to);
-                        }
-                    }
-                }
-                reached
-            };
-            for name in imports.keys().filter(|name| reached(name).contains(name)) {
-                found.push(joined(folder, name).join("/"));
-            }
-        }
-        found
+        let named = |(folder, graph): (&Module, _)| {
+            on_circles(graph).into_iter().map(|name| joined(folder, &name).join("/")).collect::<Vec<_>>()
+        };
+        folders.iter().flat_map(named).collect()
     }
 
     /// The same crate with `text` at the end of a module.
@@ -162,6 +157,18 @@ impl Crate {
         planted.sources.get_mut(&module).unwrap().push_str(text);
         planted
     }
+}
+
+/// The nodes from which a path leads back to themselves.
+fn on_circles(graph: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+    let reached = |from: &String| {
+        let (mut reached, mut open) = (BTreeSet::new(), vec![from]);
+        while let Some(next) = open.pop() {
+            open.extend(graph.get(next).into_iter().flatten().filter(|to| reached.insert(*to)));
+        }
+        reached
+    };
+    graph.keys().filter(|name| reached(name).contains(name)).cloned().collect()
 }
 
 fn joined(module: &[String], name: &str) -> Module {
@@ -239,11 +246,17 @@ fn each_layer_imports_only_those_before_it() {
 }
 
 #[test]
-fn no_two_modules_import_each_other() {
+fn no_two_files_import_each_other() {
     for source in ["src", "models/src", "compare/src", "reference/src", "reference/bridge/src"] {
         let circles = Crate::read(source).circles();
         assert!(circles.is_empty(), "{source}: {circles:#?}");
     }
+}
+
+#[test]
+fn no_two_folders_of_src_import_each_other() {
+    let circles = Crate::read("src").circles_of_folders();
+    assert!(circles.is_empty(), "{circles:#?}");
 }
 
 #[test]
@@ -266,6 +279,8 @@ fn a_planted_upward_import_is_found() {
 #[test]
 fn a_planted_circle_is_found() {
     let source = Crate::read("src");
-    let circles = source.with(&["judge", "view"], "use super::gates;").circles();
-    assert!(circles.contains(&"judge/view".to_owned()) && circles.contains(&"judge/gates".to_owned()));
+    let planted = source.with(&["judge", "view"], "use super::gates;");
+    for circles in [planted.circles(), planted.circles_of_folders()] {
+        assert!(circles.contains(&"judge/view".to_owned()) && circles.contains(&"judge/gates".to_owned()));
+    }
 }

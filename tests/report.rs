@@ -7,8 +7,8 @@ use std::path::Path;
 use compare::logits::{Logits, Mask};
 use compare::matrix::{Entry, Options, matrix};
 use compare::oracle::{Oracles, Origin, accuracies};
-use compare::repeat::{Noise, Repeat, annotate};
-use compare::verdict::{Tolerances, verdicts};
+use compare::repeat::{Noise, Repeat};
+use compare::verdict::{Tolerances, annotate, verdicts};
 use reference::protocol::{Attention, Dtype, LOGITS, Mode, Positions};
 use safetensors::tensor::TensorView;
 use tfcheck::execute::cell::{

@@ -1,14 +1,14 @@
-//! Adds up the rows of a pass, in order of positions whatever the threads did, into one result per pair.
+//! Adds up the rows of a plan, in order of positions whatever the threads did, into one result per pair.
 
 use rayon::prelude::*;
 
+use super::entry::row_in_file;
 use super::logits::{LogitsError, Row};
-use super::matrix::row_in_file;
 use super::metrics::{
     Distribution, ElementIndex, NonFinite, PairMetrics, PositionIndex, PositionMetrics, Rounded, Spike,
     relative, summarize_kl,
 };
-use super::pass::{EntryRow, Measured, PairRow, Pass, RowResult};
+use super::plan::{EntryRow, Measured, PairRow, Plan, RowResult};
 
 /// A position's largest difference stands out when it exceeds this many RMS of that position's
 /// differences. Gaussian noise reaches 6 in a vocabulary of 10⁸. bf16 grows with the logit: over bf16 results
@@ -16,9 +16,9 @@ use super::pass::{EntryRow, Measured, PairRow, Pass, RowResult};
 /// MiniLM's hidden states and 5.7 on ten synthetic checkpoints (docs/metrics.md); this is three times that.
 const PROMINENT: f64 = 32.0;
 
-/// Running results of all pairs of a pass.
+/// Running results of all pairs of a plan.
 pub(super) struct Fold<'a> {
-    pass: &'a Pass<'a>,
+    plan: &'a Plan<'a>,
     pairs: Vec<PairFold>,
     entries: Vec<EntryFold>,
 }
@@ -55,17 +55,17 @@ struct PairFold {
 }
 
 impl<'a> Fold<'a> {
-    pub(super) fn new(pass: &'a Pass<'a>) -> Self {
+    pub(super) fn new(plan: &'a Plan<'a>) -> Self {
         Self {
-            pass,
-            pairs: vec![PairFold::default(); pass.pairs.len()],
-            entries: vec![EntryFold::default(); pass.files.len()],
+            plan,
+            pairs: vec![PairFold::default(); plan.pairs.len()],
+            entries: vec![EntryFold::default(); plan.files.len()],
         }
     }
 
     /// Adds one position's result.
     pub(super) fn add(&mut self, position: usize, row: &RowResult) {
-        let at = self.pass.frame.positions[position];
+        let at = self.plan.frame.positions[position];
         for (fold, entry) in self.entries.iter_mut().zip(&row.entries) {
             if let Some(entry) = entry {
                 fold.squares += entry.squares;
@@ -73,9 +73,9 @@ impl<'a> Fold<'a> {
                 count(&mut fold.non_finite, entry);
             }
         }
-        for ((fold, planned), pair) in self.pairs.iter_mut().zip(&self.pass.pairs).zip(&row.pairs) {
+        for ((fold, planned), pair) in self.pairs.iter_mut().zip(&self.plan.pairs).zip(&row.pairs) {
             if let (Some(a), Some(b)) = (&row.entries[planned.a], &row.entries[planned.b]) {
-                fold.add(position, at, pair, a, b, self.pass.vocab_size);
+                fold.add(position, at, pair, a, b, self.plan.vocab_size);
             }
         }
     }
@@ -83,17 +83,17 @@ impl<'a> Fold<'a> {
     /// The results, with what needs another look at single rows: where the largest difference lies, and
     /// whether files that hold NaN are equal all the same.
     pub(super) fn finish(self) -> Result<Vec<Measured>, LogitsError> {
-        let Self { pass, pairs, entries } = self;
+        let Self { plan, pairs, entries } = self;
         let mut results: Vec<Measured> = pairs
             .into_par_iter()
             .enumerate()
             .map(|(index, fold)| {
-                let (a, b) = (pass.pairs[index].a, pass.pairs[index].b);
-                Ok(((pass.class[a], pass.class[b]), finish_pair(pass, index, fold)?))
+                let (a, b) = (plan.pairs[index].a, plan.pairs[index].b);
+                Ok(((plan.class[a], plan.class[b]), finish_pair(plan, index, fold)?))
             })
             .collect::<Result<_, LogitsError>>()?;
         for (index, entry) in entries.into_iter().enumerate() {
-            results.push(((pass.class[index], pass.class[index]), diagonal(pass, index, &entry)));
+            results.push(((plan.class[index], plan.class[index]), diagonal(plan, index, &entry)));
         }
         Ok(results)
     }
@@ -176,28 +176,28 @@ fn unless_nan(max: f64, l2: f64) -> f64 {
     if l2.is_nan() { f64::NAN } else { max }
 }
 
-fn finish_pair(pass: &Pass<'_>, index: usize, fold: PairFold) -> Result<Option<PairMetrics>, LogitsError> {
-    let planned = &pass.pairs[index];
+fn finish_pair(plan: &Plan<'_>, index: usize, fold: PairFold) -> Result<Option<PairMetrics>, LogitsError> {
+    let planned = &plan.pairs[index];
     let positions = fold.per_position.len();
     if positions == 0 {
         return Ok(None);
     }
     let undefined = fold.squares.is_nan();
     let max_abs_at = if fold.max > 0.0 && !undefined {
-        Some(find(pass, planned.a, planned.b, fold.max_position, fold.max)?)
+        Some(find(plan, planned.a, planned.b, fold.max_position, fold.max)?)
     } else {
         None
     };
     let identical = fold.max.to_bits() == 0
         && (!undefined
-            || (fold.non_finite_a == fold.non_finite_b && equal(pass, planned.a, planned.b, &fold)?));
+            || (fold.non_finite_a == fold.non_finite_b && equal(plan, planned.a, planned.b, &fold)?));
     let (norm_a, norm_b) = (fold.squares_a.sqrt(), fold.squares_b.sqrt());
     let kl: Vec<f64> = fold.per_position.iter().map(|position| position.kl).collect();
     let has_nan = fold.non_finite_a.nan + fold.non_finite_b.nan > 0;
     Ok(Some(PairMetrics {
         positions,
-        last_positions_only: pass.holds_last_only(planned.a) || pass.holds_last_only(planned.b),
-        elements: (positions * pass.vocab_size) as u64,
+        last_positions_only: plan.holds_last_only(planned.a) || plan.holds_last_only(planned.b),
+        elements: (positions * plan.vocab_size) as u64,
         identical,
         l2: fold.squares.sqrt(),
         norm_a,
@@ -205,18 +205,18 @@ fn finish_pair(pass: &Pass<'_>, index: usize, fold: PairFold) -> Result<Option<P
         cosine: (fold.dot / (norm_a * norm_b)).clamp(-1.0, 1.0),
         max_abs: unless_nan(fold.max, fold.squares),
         max_abs_at,
-        max_ulp: (pass.all && !has_nan).then_some(fold.ulp),
-        lower_dtype: pass.lower[index],
-        rounded: (pass.all && planned.mixed).then(|| Rounded {
+        max_ulp: (plan.all && !has_nan).then_some(fold.ulp),
+        lower_dtype: plan.lower[index],
+        rounded: (plan.all && planned.mixed).then(|| Rounded {
             l2: fold.rounded_squares.sqrt(),
             max_abs: unless_nan(fold.rounded_max, fold.rounded_squares),
         }),
-        distribution: pass.all.then(|| Distribution {
+        distribution: plan.all.then(|| Distribution {
             kl: summarize_kl(&kl),
             kl_reversed: summarize_kl(&fold.kl_reversed),
             top1_agreement: fold.top1 as f64 / positions as f64,
-            top_k_agreement: fold.overlap as f64 / (positions * pass.k) as f64,
-            k: pass.k,
+            top_k_agreement: fold.overlap as f64 / (positions * plan.k) as f64,
+            k: plan.k,
             first_greedy_divergence: fold
                 .first_greedy_divergence
                 .map(|(position, row)| PositionIndex { row, position }),
@@ -230,18 +230,18 @@ fn finish_pair(pass: &Pass<'_>, index: usize, fold: PairFold) -> Result<Option<P
 }
 
 /// A file against itself: zero, or NaN where it holds what is not a number.
-fn diagonal(pass: &Pass<'_>, index: usize, entry: &EntryFold) -> Option<PairMetrics> {
+fn diagonal(plan: &Plan<'_>, index: usize, entry: &EntryFold) -> Option<PairMetrics> {
     let first = *entry.positions.first()?;
     let positions = entry.positions.len();
     let odd =
-        entry.non_finite.nan + entry.non_finite.infinite > 0 || (!pass.all && !entry.squares.is_finite());
+        entry.non_finite.nan + entry.non_finite.infinite > 0 || (!plan.all && !entry.squares.is_finite());
     let zero = if odd { f64::NAN } else { 0.0 };
     let norm = entry.squares.sqrt();
     let kl = summarize_kl(&vec![zero; positions]);
     Some(PairMetrics {
         positions,
-        last_positions_only: pass.holds_last_only(index),
-        elements: (positions * pass.vocab_size) as u64,
+        last_positions_only: plan.holds_last_only(index),
+        elements: (positions * plan.vocab_size) as u64,
         identical: true,
         l2: zero,
         norm_a: norm,
@@ -249,20 +249,20 @@ fn diagonal(pass: &Pass<'_>, index: usize, entry: &EntryFold) -> Option<PairMetr
         cosine: if norm > 0.0 && norm.is_finite() { 1.0 } else { f64::NAN },
         max_abs: zero,
         max_abs_at: None,
-        max_ulp: (pass.all && entry.non_finite.nan == 0).then_some(0),
-        lower_dtype: pass.dtypes[index],
+        max_ulp: (plan.all && entry.non_finite.nan == 0).then_some(0),
+        lower_dtype: plan.dtypes[index],
         rounded: None,
-        distribution: pass.all.then_some(Distribution {
+        distribution: plan.all.then_some(Distribution {
             kl,
             kl_reversed: kl,
             top1_agreement: 1.0,
             top_k_agreement: 1.0,
-            k: pass.k,
+            k: plan.k,
             first_greedy_divergence: None,
             non_finite_a: entry.non_finite,
             non_finite_b: entry.non_finite,
         }),
-        worst_position: (zero, pass.frame.positions[first as usize]),
+        worst_position: (zero, plan.frame.positions[first as usize]),
         spike: Spike::default(),
         per_position: entry
             .positions
@@ -271,25 +271,25 @@ fn diagonal(pass: &Pass<'_>, index: usize, entry: &EntryFold) -> Option<PairMetr
                 position,
                 l2: zero,
                 max_abs: zero,
-                kl: if pass.all { zero } else { f64::NAN },
+                kl: if plan.all { zero } else { f64::NAN },
             })
             .collect(),
     })
 }
 
 /// The first token at which the difference of a position reaches `max`.
-fn find(pass: &Pass<'_>, a: usize, b: usize, position: usize, max: f64) -> Result<ElementIndex, LogitsError> {
-    let at = pass.frame.positions[position];
-    let (a, b) = (read(pass, a, at)?, read(pass, b, at)?);
+fn find(plan: &Plan<'_>, a: usize, b: usize, position: usize, max: f64) -> Result<ElementIndex, LogitsError> {
+    let at = plan.frame.positions[position];
+    let (a, b) = (read(plan, a, at)?, read(plan, b, at)?);
     let token = a.iter().zip(&b).position(|(a, b)| (a - b).abs() >= max);
     Ok(ElementIndex { at, token: token.expect("the pass met this difference in this row") })
 }
 
 /// Whether two files hold the same values, NaN included, at all positions that were compared.
-fn equal(pass: &Pass<'_>, a: usize, b: usize, fold: &PairFold) -> Result<bool, LogitsError> {
+fn equal(plan: &Plan<'_>, a: usize, b: usize, fold: &PairFold) -> Result<bool, LogitsError> {
     for compared in &fold.per_position {
-        let at = pass.frame.positions[compared.position as usize];
-        let (a, b) = (read(pass, a, at)?, read(pass, b, at)?);
+        let at = plan.frame.positions[compared.position as usize];
+        let (a, b) = (read(plan, a, at)?, read(plan, b, at)?);
         let same = |(a, b): (&f64, &f64)| {
             a.partial_cmp(b).is_some_and(std::cmp::Ordering::is_eq) || (a.is_nan() && b.is_nan())
         };
@@ -300,9 +300,9 @@ fn equal(pass: &Pass<'_>, a: usize, b: usize, fold: &PairFold) -> Result<bool, L
     Ok(true)
 }
 
-fn read(pass: &Pass<'_>, entry: usize, at: PositionIndex) -> Result<Vec<f64>, LogitsError> {
-    let logits = pass.files[entry];
-    let position = row_in_file(logits, &pass.frame.mask, at.position).expect("the pass read this row before");
+fn read(plan: &Plan<'_>, entry: usize, at: PositionIndex) -> Result<Vec<f64>, LogitsError> {
+    let logits = plan.files[entry];
+    let position = row_in_file(logits, &plan.frame.mask, at.position).expect("the pass read this row before");
     let mut row = Row::default();
     logits.read_row(at.row * logits.shape()[1] + position, &mut row)?;
     Ok(row.to_f64())

@@ -2,18 +2,23 @@
 //!
 //! No model, Python or network is involved; variants are known by their names alone.
 //! [`logits`] opens files, [`matrix`] reads all of them once and measures every pair, [`metrics`] says
-//! what each number means, [`oracle`] measures variants against float64, [`verdict`] decides,
-//! [`groups`] partitions variants by verdicts, [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
+//! what each number means, [`metric`] is the table of them, [`oracle`] measures variants against float64, [`verdict`]
+//! decides, [`evidence`] holds what a decision rests on, [`groups`] partitions variants by verdicts, [`repeat`] measures a variant against itself, [`timing`]
+//! summarises samples of time.
 
 mod dtype;
+mod entry;
+pub mod evidence;
 mod fold;
 pub mod groups;
 mod kernels;
 pub mod logits;
 pub mod matrix;
+pub mod metric;
 pub mod metrics;
 pub mod oracle;
 mod pass;
+mod plan;
 pub mod repeat;
 pub mod timing;
 mod tolerances;
@@ -42,7 +47,7 @@ pub fn choices(
     let mut row = Row::default();
     (0..batch.min(mask.batch()))
         .map(|b| {
-            let Some(position) = mask.last_real(b).and_then(|p| matrix::row_in_file(logits, mask, p)) else {
+            let Some(position) = mask.last_real(b).and_then(|p| entry::row_in_file(logits, mask, p)) else {
                 return Ok(None);
             };
             logits.read_row(b * seq + position, &mut row)?;

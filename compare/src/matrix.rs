@@ -3,48 +3,13 @@
 //! A task takes one position: it reads that row of every file, then walks the vocabulary in blocks that
 //! stay in the core's cache while all pairs are accumulated. Memory is bounded by the rows in flight.
 
-use super::{Dtype, Positions};
-
-use super::logits::{Logits, LogitsError, Mask};
+use super::Dtype;
+use super::entry::Frame;
+pub use super::entry::{Entry, Incomparable, MetricSet, Options};
+use super::logits::{LogitsError, Mask};
 use super::metrics::{PairMetrics, PositionIndex};
-use super::pass::Pass;
-
-/// One variant's side of the matrix.
-#[derive(Debug)]
-pub struct Entry {
-    /// The variant's name.
-    pub name: String,
-    /// dtype that the variant computed in (its logits file may be wider).
-    pub dtype: Dtype,
-    /// Its logits, or why there are none.
-    pub logits: Result<Logits, String>,
-}
-
-/// How much to measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MetricSet {
-    /// L2, relative L2, NMSE, cosine and the largest difference.
-    L2Family,
-    /// Everything in [`PairMetrics`].
-    All,
-}
-
-/// How to measure.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// How much to measure.
-    pub metrics: MetricSet,
-    /// The `k` of top-k agreement.
-    pub top_k: usize,
-    /// Vocabulary elements per block; by default what fits the cache. Results do not depend on it.
-    pub block: Option<usize>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { metrics: MetricSet::All, top_k: 5, block: None }
-    }
-}
+use super::pass;
+use super::plan::Plan;
 
 /// What became of one pair.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,23 +20,6 @@ pub enum PairOutcome {
     Incomparable(Incomparable),
     /// A side has no logits; says whose and why.
     NotRun(String),
-}
-
-/// Why two files cannot be compared.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Incomparable {
-    /// Different number of rows.
-    #[error("batch sizes differ: {0} and {1}")]
-    Batch(usize, usize),
-    /// Different vocabulary.
-    #[error("vocabulary sizes differ: {0} and {1}")]
-    Vocabulary(usize, usize),
-    /// Different number of positions, or one that the inputs do not have.
-    #[error("sequence lengths differ: {0} and {1}")]
-    Positions(usize, usize),
-    /// No real position is in both files.
-    #[error("no real position is held by both logits files")]
-    NoCommonPosition,
 }
 
 /// All pairs of a case.
@@ -155,13 +103,13 @@ pub fn matrix(entries: &[Entry], mask: Option<&Mask>, options: &Options) -> Resu
             }
         }
         for a in 0..=b {
-            if let Some(outcome) = frame.excluded(&entries[a], entry) {
+            if let Some(outcome) = excluded(&frame, &entries[a], entry) {
                 pairs[pair_index(a, b)] = outcome;
             }
         }
     }
     for class in &classes {
-        let measured = Pass::new(entries, class, &frame, options).run()?;
+        let measured = pass::run(&Plan::new(entries, class, &frame, options))?;
         for ((a, b), pair) in measured {
             if let Some(pair) = pair {
                 pairs[pair_index(a, b)] = PairOutcome::Compared(Box::new(pair));
@@ -176,69 +124,25 @@ pub fn matrix(entries: &[Entry], mask: Option<&Mask>, options: &Options) -> Resu
     })
 }
 
-/// The index in `logits` of a row's position; `None` where the file does not hold it.
-pub(super) fn row_in_file(logits: &Logits, mask: &Mask, position: usize) -> Option<usize> {
-    match logits.positions() {
-        Positions::All => (position < logits.shape()[1]).then_some(position),
-        // A last-position file holds the last column, which in a right-padded row is padding.
-        Positions::Last => (position + 1 == mask.seq()).then_some(0),
+/// The outcome of a pair that is not measured.
+fn excluded(frame: &Frame, a: &Entry, b: &Entry) -> Option<PairOutcome> {
+    let absent =
+        |entry: &Entry| entry.logits.as_ref().err().map(|reason| format!("{}: {reason}", entry.name));
+    if let Some(reason) = absent(a).or_else(|| absent(b)) {
+        return Some(PairOutcome::NotRun(reason));
     }
-}
-
-/// The batch that the files are about.
-pub(super) struct Frame {
-    pub(super) mask: Mask,
-    /// The real ones.
-    pub(super) positions: Vec<PositionIndex>,
-}
-
-impl Frame {
-    fn new(entries: &[Entry], mask: Option<&Mask>) -> Self {
-        let files = || entries.iter().filter_map(|entry| entry.logits.as_ref().ok());
-        let mask = mask.cloned().unwrap_or_else(|| {
-            let whole =
-                files().find(|logits| logits.positions() == Positions::All).or_else(|| files().next());
-            whole.map_or_else(
-                || Mask::all_real(0, 0),
-                |logits| Mask::all_real(logits.shape()[0], logits.shape()[1]),
-            )
-        });
-        let all = (0..mask.batch())
-            .flat_map(|row| (0..mask.seq()).map(move |position| PositionIndex { row, position }));
-        let positions = all.filter(|at| mask.is_real(at.row, at.position)).collect();
-        Self { mask, positions }
-    }
-
-    /// Why a file does not belong to the batch.
-    fn problem(&self, logits: &Logits) -> Option<Incomparable> {
-        let [batch, seq, _] = logits.shape();
-        if batch != self.mask.batch() {
-            return Some(Incomparable::Batch(self.mask.batch(), batch));
-        }
-        let whole = logits.positions() == Positions::All;
-        (whole && seq != self.mask.seq()).then(|| Incomparable::Positions(self.mask.seq(), seq))
-    }
-
-    /// The outcome of a pair that is not measured.
-    fn excluded(&self, a: &Entry, b: &Entry) -> Option<PairOutcome> {
-        let absent =
-            |entry: &Entry| entry.logits.as_ref().err().map(|reason| format!("{}: {reason}", entry.name));
-        if let Some(reason) = absent(a).or_else(|| absent(b)) {
-            return Some(PairOutcome::NotRun(reason));
-        }
-        let (Ok(a), Ok(b)) = (&a.logits, &b.logits) else {
-            unreachable!("absent logits were handled above");
-        };
-        let ([batch_a, seq_a, vocab_a], [batch_b, seq_b, vocab_b]) = (a.shape(), b.shape());
-        let reason = if batch_a != batch_b {
-            Incomparable::Batch(batch_a, batch_b)
-        } else if vocab_a != vocab_b {
-            Incomparable::Vocabulary(vocab_a, vocab_b)
-        } else if a.positions() == b.positions() && seq_a != seq_b {
-            Incomparable::Positions(seq_a, seq_b)
-        } else {
-            self.problem(a).or_else(|| self.problem(b))?
-        };
-        Some(PairOutcome::Incomparable(reason))
-    }
+    let (Ok(a), Ok(b)) = (&a.logits, &b.logits) else {
+        unreachable!("absent logits were handled above");
+    };
+    let ([batch_a, seq_a, vocab_a], [batch_b, seq_b, vocab_b]) = (a.shape(), b.shape());
+    let reason = if batch_a != batch_b {
+        Incomparable::Batch(batch_a, batch_b)
+    } else if vocab_a != vocab_b {
+        Incomparable::Vocabulary(vocab_a, vocab_b)
+    } else if a.positions() == b.positions() && seq_a != seq_b {
+        Incomparable::Positions(seq_a, seq_b)
+    } else {
+        frame.problem(a).or_else(|| frame.problem(b))?
+    };
+    Some(PairOutcome::Incomparable(reason))
 }

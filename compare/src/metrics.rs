@@ -5,6 +5,8 @@
 //! anywhere, or ∞ − ∞); the counts of non-finite values stand beside it. Nothing is ever compared on an
 //! empty set: that is [`super::matrix::Incomparable`].
 
+use serde::Serialize;
+
 use super::Dtype;
 
 /// All metrics of one pair.
@@ -117,7 +119,7 @@ pub struct NonFinite {
 }
 
 /// A position of the inputs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct PositionIndex {
     /// Row of the batch.
     pub row: usize,

@@ -1,7 +1,7 @@
 //! Each variant's own error against the same computation in float64.
 
 use super::Dtype;
-
+use super::evidence::Routing;
 use super::matrix::Matrix;
 use super::metrics::{PairMetrics, Side};
 
@@ -47,7 +47,7 @@ pub struct Oracles {
     origins: Vec<Origin>,
     own: Vec<Option<usize>>,
     any: Option<usize>,
-    near_ties: Vec<(usize, String)>,
+    near_ties: Vec<(usize, Routing)>,
 }
 
 impl Oracles {
@@ -71,16 +71,16 @@ impl Oracles {
     }
 
     /// The same, of which `variant` is known to choose other experts at near-ties of routers and to compute nothing else:
-    /// how that is known is `evidence`.
+    /// `routing` is how that is known.
     #[must_use]
-    pub fn with_near_ties(mut self, variant: usize, evidence: String) -> Self {
-        self.near_ties.push((variant, evidence));
+    pub fn with_near_ties(mut self, variant: usize, routing: Routing) -> Self {
+        self.near_ties.push((variant, routing));
         self
     }
 
     /// How it is known that a variant departs by near-ties of routers alone.
-    pub fn near_ties(&self, variant: usize) -> Option<&str> {
-        self.near_ties.iter().find(|(known, _)| *known == variant).map(|(_, evidence)| evidence.as_str())
+    pub fn near_ties(&self, variant: usize) -> Option<&Routing> {
+        self.near_ties.iter().find(|(known, _)| *known == variant).map(|(_, routing)| routing)
     }
 
     /// The float64 result of a variant's own family.

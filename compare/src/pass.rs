@@ -2,88 +2,73 @@
 
 use std::sync::Mutex;
 
-use super::{Dtype, Positions};
 use rayon::prelude::*;
 
+use super::Dtype;
+use super::entry::row_in_file;
 use super::fold::Fold;
 use super::kernels::{self, LANES, PairLanes, RowScan};
-use super::logits::{Logits, LogitsError, Row};
-use super::matrix::{Entry, Frame, MetricSet, Options, row_in_file};
-use super::metrics::{PairMetrics, PositionIndex, lower_dtype};
+use super::logits::{LogitsError, Row};
+use super::metrics::PositionIndex;
+use super::plan::{EntryRow, Measured, PairRow, Plan, RowResult};
 
 /// Rows in flight may hold this many bytes of logits altogether.
 const IN_FLIGHT_BYTES: usize = 256 << 20;
 /// Rows between two folds of the results.
 const ROWS_AT_ONCE: usize = 64;
-/// Blocks of all variants together stay within this part of a core's first-level cache.
-const L1_BYTES: usize = 40 << 10;
-/// The same for its second-level cache, which holds the blocks when all metrics are wanted.
-const L2_BYTES: usize = 384 << 10;
-/// Parts of rows of all variants together, as read, stay within this much of it.
-const PART_BYTES: usize = 512 << 10;
 /// Pairs whose sums are under way at once, where their lanes fit into the vector registers.
 const AT_ONCE: usize = 4;
 
-/// One entry rounded to one dtype, for ULP distances and mixed pairs.
-pub(super) struct View {
-    entry: usize,
-    dtype: Dtype,
-    /// A pair of two dtypes uses the rounded values, not the ordinals alone.
-    keeps_values: bool,
+/// Reads all files once and measures all pairs, the diagonal included.
+pub(super) fn run(plan: &Plan<'_>) -> Result<Vec<Measured>, LogitsError> {
+    let arch = pulp::Arch::new();
+    let spare: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
+    let rows_at_once = (IN_FLIGHT_BYTES / (plan.files.len() * plan.vocab_size * 8)).clamp(1, ROWS_AT_ONCE);
+    let mut fold = Fold::new(plan);
+    for (number, positions) in plan.frame.positions.chunks(rows_at_once).enumerate() {
+        let results: Vec<RowResult> = positions
+            .par_iter()
+            .map(|&at| {
+                let pool = || spare.lock().expect("no task panics while it holds the lock");
+                let mut scratch = pool().pop().unwrap_or_default();
+                let result = measure(plan, arch, at, &mut scratch);
+                pool().push(scratch);
+                result
+            })
+            .collect::<Result<_, _>>()?;
+        for (offset, result) in results.iter().enumerate() {
+            fold.add(number * rows_at_once + offset, result);
+        }
+    }
+    fold.finish()
 }
 
-pub(super) struct PlannedPair {
-    pub(super) a: usize,
-    pub(super) b: usize,
-    pub(super) view_a: usize,
-    pub(super) view_b: usize,
-    pub(super) mixed: bool,
-}
-
-/// The measuring of the files of one vocabulary. Entries are counted within the class.
-pub(super) struct Pass<'a> {
-    pub(super) files: Vec<&'a Logits>,
-    pub(super) class: &'a [usize],
-    pub(super) frame: &'a Frame,
-    pub(super) pairs: Vec<PlannedPair>,
-    pub(super) views: Vec<View>,
-    pub(super) lower: Vec<Dtype>,
-    pub(super) dtypes: Vec<Dtype>,
-    pub(super) vocab_size: usize,
-    pub(super) all: bool,
-    pub(super) k: usize,
-    pub(super) block: usize,
-    /// Tokens of a row read at a time: all where the largest must be known first.
-    part: usize,
-}
-
-/// Two entries of the matrix, and what was measured where they have a position in common.
-pub(super) type Measured = ((usize, usize), Option<PairMetrics>);
-
-/// One entry over one row.
-pub(super) struct EntryRow {
-    pub(super) squares: f64,
-    pub(super) sum_exp: f64,
-    pub(super) scan: Option<RowScan>,
-}
-
-/// What a task hands back for one position; `None` for entries that do not hold it.
-pub(super) struct RowResult {
-    pub(super) entries: Vec<Option<EntryRow>>,
-    pub(super) pairs: Vec<PairRow>,
-}
-
-/// One pair over one row.
-#[derive(Clone, Copy, Default)]
-pub(super) struct PairRow {
-    pub(super) squares: f64,
-    pub(super) dot: f64,
-    pub(super) max: f64,
-    pub(super) weighted_a: f64,
-    pub(super) weighted_b: f64,
-    pub(super) ulp: u64,
-    pub(super) rounded_squares: f64,
-    pub(super) rounded_max: f64,
+/// One row of all files, in parts that stay in a core's cache from the reading to the last pair.
+fn measure(
+    plan: &Plan<'_>,
+    arch: pulp::Arch,
+    at: PositionIndex,
+    scratch: &mut Scratch,
+) -> Result<RowResult, LogitsError> {
+    let held: Vec<Option<usize>> = plan
+        .files
+        .iter()
+        .map(|logits| {
+            let position = row_in_file(logits, &plan.frame.mask, at.position)?;
+            Some(at.row * logits.shape()[1] + position)
+        })
+        .collect();
+    scratch.start(plan, &held);
+    for from in (0..plan.vocab_size).step_by(plan.part) {
+        let tokens = from..plan.vocab_size.min(from + plan.part);
+        for ((logits, row), held) in plan.files.iter().zip(&mut scratch.rows).zip(&held) {
+            if let Some(index) = *held {
+                logits.read_part(index, tokens.clone(), row)?;
+            }
+        }
+        arch.dispatch(Part { plan, scratch, length: tokens.len() });
+    }
+    Ok(scratch.result())
 }
 
 #[derive(Default)]
@@ -101,117 +86,10 @@ struct Scratch {
     sums: Vec<[f64; LANES]>,
 }
 
-impl<'a> Pass<'a> {
-    pub(super) fn new(entries: &'a [Entry], class: &'a [usize], frame: &'a Frame, options: &Options) -> Self {
-        let files: Vec<&Logits> =
-            class.iter().filter_map(|&index| entries[index].logits.as_ref().ok()).collect();
-        let vocab_size = files[0].shape()[2];
-        let all = options.metrics == MetricSet::All;
-        let mut views: Vec<View> = Vec::new();
-        let mut view = |entry: usize, dtype: Dtype, keeps_values: bool| {
-            if let Some(index) = views.iter().position(|view| view.entry == entry && view.dtype == dtype) {
-                views[index].keeps_values |= keeps_values;
-                return index;
-            }
-            views.push(View { entry, dtype, keeps_values });
-            views.len() - 1
-        };
-        let (mut pairs, mut lower) = (Vec::new(), Vec::new());
-        for b in 0..files.len() {
-            for a in 0..b {
-                let (dtype_a, dtype_b) = (entries[class[a]].dtype, entries[class[b]].dtype);
-                let dtype = lower_dtype(dtype_a, dtype_b);
-                let mixed = dtype_a != dtype_b;
-                let (view_a, view_b) =
-                    if all { (view(a, dtype, mixed), view(b, dtype, mixed)) } else { (0, 0) };
-                pairs.push(PlannedPair { a, b, view_a, view_b, mixed });
-                lower.push(dtype);
-            }
-        }
-        let widest =
-            if all { L2_BYTES / (24 * files.len() + 16 * views.len()) } else { L1_BYTES / (8 * files.len()) };
-        let block = options.block.unwrap_or(widest).clamp(LANES, 4096) / LANES * LANES;
-        let part = PART_BYTES / (4 * files.len());
-        let part = if all { vocab_size } else { part.next_multiple_of(block).min(vocab_size) };
-        let dtypes = class.iter().map(|&index| entries[index].dtype).collect();
-        Self {
-            files,
-            class,
-            frame,
-            pairs,
-            views,
-            lower,
-            dtypes,
-            vocab_size,
-            all,
-            k: options.top_k.clamp(1, vocab_size),
-            block,
-            part,
-        }
-    }
-
-    /// Reads all files once and measures all pairs, the diagonal included.
-    pub(super) fn run(&self) -> Result<Vec<Measured>, LogitsError> {
-        let arch = pulp::Arch::new();
-        let spare: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
-        let rows_at_once =
-            (IN_FLIGHT_BYTES / (self.files.len() * self.vocab_size * 8)).clamp(1, ROWS_AT_ONCE);
-        let mut fold = Fold::new(self);
-        for (number, positions) in self.frame.positions.chunks(rows_at_once).enumerate() {
-            let results: Vec<RowResult> = positions
-                .par_iter()
-                .map(|&at| {
-                    let pool = || spare.lock().expect("no task panics while it holds the lock");
-                    let mut scratch = pool().pop().unwrap_or_default();
-                    let result = self.measure(arch, at, &mut scratch);
-                    pool().push(scratch);
-                    result
-                })
-                .collect::<Result<_, _>>()?;
-            for (offset, result) in results.iter().enumerate() {
-                fold.add(number * rows_at_once + offset, result);
-            }
-        }
-        fold.finish()
-    }
-
-    pub(super) fn holds_last_only(&self, entry: usize) -> bool {
-        self.files[entry].positions() == Positions::Last
-    }
-
-    /// One row of all files, in parts that stay in a core's cache from the reading to the last pair.
-    fn measure(
-        &self,
-        arch: pulp::Arch,
-        at: PositionIndex,
-        scratch: &mut Scratch,
-    ) -> Result<RowResult, LogitsError> {
-        let held: Vec<Option<usize>> = self
-            .files
-            .iter()
-            .map(|logits| {
-                let position = row_in_file(logits, &self.frame.mask, at.position)?;
-                Some(at.row * logits.shape()[1] + position)
-            })
-            .collect();
-        scratch.start(self, &held);
-        for from in (0..self.vocab_size).step_by(self.part) {
-            let tokens = from..self.vocab_size.min(from + self.part);
-            for ((logits, row), held) in self.files.iter().zip(&mut scratch.rows).zip(&held) {
-                if let Some(index) = *held {
-                    logits.read_part(index, tokens.clone(), row)?;
-                }
-            }
-            arch.dispatch(Part { pass: self, scratch, length: tokens.len() });
-        }
-        Ok(scratch.result())
-    }
-}
-
 impl Scratch {
     /// Makes room for a row, of which nothing is measured yet.
-    fn start(&mut self, pass: &Pass<'_>, held: &[Option<usize>]) {
-        let (n, block) = (pass.files.len(), pass.block);
+    fn start(&mut self, plan: &Plan<'_>, held: &[Option<usize>]) {
+        let (n, block) = (plan.files.len(), plan.block);
         self.rows.resize_with(n, Row::default);
         self.present.clear();
         self.present.extend(held.iter().map(Option::is_some));
@@ -220,10 +98,10 @@ impl Scratch {
         self.values.resize(n * block, 0.0);
         self.shifted.resize(n * block, 0.0);
         self.exponentials.resize(n * block, 0.0);
-        self.ordinals.resize(pass.views.len() * block, 0);
-        self.rounded.resize(pass.views.len() * block, 0.0);
+        self.ordinals.resize(plan.views.len() * block, 0);
+        self.rounded.resize(plan.views.len() * block, 0.0);
         self.lanes.clear();
-        self.lanes.resize(pass.pairs.len(), PairLanes::default());
+        self.lanes.resize(plan.pairs.len(), PairLanes::default());
         self.squares.clear();
         self.squares.resize(n, [0.0; LANES]);
         self.sums.clear();
@@ -257,7 +135,7 @@ impl Scratch {
 
 /// All loops over the elements of a part of a row, as one function that is compiled once per instruction set.
 struct Part<'a> {
-    pass: &'a Pass<'a>,
+    plan: &'a Plan<'a>,
     scratch: &'a mut Scratch,
     length: usize,
 }
@@ -271,9 +149,9 @@ impl pulp::WithSimd for Part<'_> {
     )]
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) {
-        let Self { pass, scratch, length: part } = self;
-        let n = pass.files.len();
-        let block = pass.block;
+        let Self { plan, scratch, length: part } = self;
+        let n = plan.files.len();
+        let block = plan.block;
         let Scratch {
             rows,
             present,
@@ -287,13 +165,13 @@ impl pulp::WithSimd for Part<'_> {
             squares,
             sums,
         } = scratch;
-        if pass.all {
+        if plan.all {
             for entry in (0..n).filter(|&entry| present[entry]) {
                 let row = &rows[entry];
                 scans[entry] = Some(if row.is_wide {
-                    kernels::scan(&row.wide, pass.k)
+                    kernels::scan(&row.wide, plan.k)
                 } else {
-                    kernels::scan(&row.narrow, pass.k)
+                    kernels::scan(&row.narrow, plan.k)
                 });
             }
         }
@@ -319,8 +197,8 @@ impl pulp::WithSimd for Part<'_> {
                     );
                 }
             }
-            if pass.all {
-                for (index, view) in pass.views.iter().enumerate().filter(|(_, view)| present[view.entry]) {
+            if plan.all {
+                for (index, view) in plan.views.iter().enumerate().filter(|(_, view)| present[view.entry]) {
                     let rounded = view.keeps_values.then(|| &mut rounded[index * block..][..padded]);
                     let ordinals = &mut ordinals[index * block..][..padded];
                     let values = &values[view.entry * block..][..padded];
@@ -342,12 +220,12 @@ impl pulp::WithSimd for Part<'_> {
                     }
                 }
             }
-            for (pair, lanes) in pass.pairs.iter().zip(&mut *lanes) {
+            for (pair, lanes) in plan.pairs.iter().zip(&mut *lanes) {
                 if !(present[pair.a] && present[pair.b]) {
                     continue;
                 }
                 let (a, b) = (own(pair.a), own(pair.b));
-                if pass.all {
+                if plan.all {
                     let weights = (&exponentials[a.clone()], &exponentials[b.clone()]);
                     kernels::weighted::<S>(
                         &shifted[a.clone()],
@@ -357,7 +235,7 @@ impl pulp::WithSimd for Part<'_> {
                         lanes,
                     );
                     let (view_a, view_b) = (own(pair.view_a), own(pair.view_b));
-                    if pass.views[pair.view_a].dtype == Dtype::F64 {
+                    if plan.views[pair.view_a].dtype == Dtype::F64 {
                         kernels::ulps_f64(&values[a], &values[b], lanes);
                     } else {
                         kernels::ulps(&ordinals[view_a.clone()], &ordinals[view_b.clone()], lanes);

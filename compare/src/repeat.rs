@@ -2,9 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::entry::row_in_file;
 use super::logits::{Logits, LogitsError, Mask, Row};
-use super::matrix::{Matrix, row_in_file};
-use super::verdict::Verdict;
 
 /// A variant against its own repetitions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -100,30 +99,6 @@ pub fn multiple(l2: f64, a: Option<&Noise>, b: Option<&Noise>) -> Option<f64> {
 /// `2.9`, `1.4e6`.
 pub fn times(multiple: f64) -> String {
     if multiple < 1000.0 { format!("{multiple:.1}") } else { format!("{multiple:.1e}") }
-}
-
-/// Names in the evidence of each verdict the sides that do not repeat themselves, and how the pair stands to that.
-/// `noises` has an entry per variant of the matrix.
-pub fn annotate(verdicts: &mut [Verdict], matrix: &Matrix, noises: &[Option<Noise>]) {
-    let index = |name: &String| matrix.names.iter().position(|known| known == name);
-    for verdict in verdicts {
-        let (Some(a), Some(b)) = (index(&verdict.a), index(&verdict.b)) else { continue };
-        let Some(pair) = matrix.compared(a, b) else { continue };
-        let noise = |variant: usize| noises.get(variant).and_then(Option::as_ref);
-        let mut said = Vec::new();
-        for variant in [a, b] {
-            if let Some(words) = noise(variant).and_then(Noise::said) {
-                said.push(format!("{} is {words}", matrix.names[variant]));
-            }
-        }
-        if said.is_empty() {
-            continue;
-        }
-        if let Some(multiple) = multiple(pair.l2, noise(a), noise(b)) {
-            said.push(format!("the pair's L2 is {} times that noise", times(multiple)));
-        }
-        verdict.evidence = format!("{}; {}", verdict.evidence, said.join("; "));
-    }
 }
 
 /// Compares two logits files of one variant.

@@ -7,12 +7,17 @@
 //! a variant of known rounding departs, at every position and every token: otherwise it computes something else. On
 //! what remains dynamo's rule says whose rounding is worse. Without float64 results the dtype's tolerances decide alone.
 
-use super::Dtype;
 use serde::Serialize;
 
-use super::matrix::{Incomparable, Matrix, PairOutcome};
+use super::Dtype;
+use super::evidence::{
+    Basis, Borrowed, ByOracles, ByTolerance, Comparison, Evidence, Excess, Large, NotFinite, Routing,
+    Unsteady,
+};
+use super::matrix::{Matrix, PairOutcome};
 use super::metrics::PairMetrics;
 use super::oracle::{Oracles, multiplier, relative_to, within_dynamo};
+use super::repeat::{Noise, multiple};
 pub use super::tolerances::{Overrides, PartialPerDtype, PerDtype, Tolerances};
 
 /// What a pair is.
@@ -66,20 +71,46 @@ pub struct Verdict {
     /// What the pair is.
     #[serde(flatten)]
     pub decision: Decision,
-    /// One sentence that says on what the decision rests.
+    /// `basis` in one sentence.
     pub evidence: String,
+    /// On what the decision rests: the rule and its numbers.
+    pub basis: Basis,
+}
+
+impl Verdict {
+    fn new([a, b]: [&str; 2], (decision, evidence): (Decision, Evidence)) -> Self {
+        let basis = Basis::from(evidence);
+        Self { a: a.to_owned(), b: b.to_owned(), decision, evidence: basis.to_string(), basis }
+    }
 }
 
 /// Decides on every pair `a < b` of the matrix.
 pub fn verdicts(matrix: &Matrix, oracles: &Oracles, tolerances: &Tolerances) -> Vec<Verdict> {
     let judge = Judge { matrix, oracles, tolerances };
     let pairs = (0..matrix.len()).flat_map(|a| (a + 1..matrix.len()).map(move |b| (a, b)));
-    pairs
-        .map(|(a, b)| {
-            let (decision, evidence) = judge.decide(a, b);
-            Verdict { a: matrix.names[a].clone(), b: matrix.names[b].clone(), decision, evidence }
-        })
-        .collect()
+    pairs.map(|(a, b)| Verdict::new([&matrix.names[a], &matrix.names[b]], judge.decide(a, b))).collect()
+}
+
+/// Adds to the evidence of each verdict the sides that do not repeat themselves, and how the pair stands to that.
+/// `noises` has an entry per variant of the matrix.
+pub fn annotate(verdicts: &mut [Verdict], matrix: &Matrix, noises: &[Option<Noise>]) {
+    let index = |name: &String| matrix.names.iter().position(|known| known == name);
+    for verdict in verdicts {
+        let (Some(a), Some(b)) = (index(&verdict.a), index(&verdict.b)) else { continue };
+        let Some(pair) = matrix.compared(a, b) else { continue };
+        let noise = |variant: usize| noises.get(variant).and_then(Option::as_ref);
+        let unsteady = |variant: usize| noise(variant).filter(|noise| !noise.is_bitwise());
+        let variants: Vec<(String, Noise)> = [a, b]
+            .into_iter()
+            .filter_map(|variant| Some((matrix.names[variant].clone(), unsteady(variant)?.clone())))
+            .collect();
+        if variants.is_empty() {
+            continue;
+        }
+        let multiple = multiple(pair.l2, noise(a), noise(b));
+        verdict.basis.noise = Some(Unsteady { variants, multiple });
+        verdict.evidence = verdict.basis.to_string();
+    }
 }
 
 /// Relative L2 of a pair by itself, against its larger side, where that is no more than its dtype's rounding explains, at
@@ -97,16 +128,23 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn decide(&self, a: usize, b: usize) -> (Decision, String) {
+    fn decide(&self, a: usize, b: usize) -> (Decision, Evidence) {
         let pair = match self.matrix.pair(a, b) {
             PairOutcome::Compared(pair) => pair,
-            PairOutcome::Incomparable(reason) => return incomparable(reason),
+            PairOutcome::Incomparable(reason) => {
+                let reason = reason.to_string();
+                return (
+                    Decision::Incomparable { reason: reason.clone() },
+                    Evidence::Incomparable { reason },
+                );
+            }
             PairOutcome::NotRun(reason) => {
-                return (Decision::NotRun { reason: reason.clone() }, format!("no logits of {reason}"));
+                let reason = reason.clone();
+                return (Decision::NotRun { reason: reason.clone() }, Evidence::NotRun { reason });
             }
         };
         if pair.identical {
-            return (Decision::Identical, format!("all {} compared values are equal", pair.elements));
+            return (Decision::Identical, Evidence::Identical { elements: pair.elements });
         }
         match (self.oracles.of(a), self.oracles.of(b)) {
             (Some(oracle_a), Some(oracle_b)) => self.with_oracles((a, oracle_a), (b, oracle_b), pair),
@@ -114,15 +152,20 @@ impl Judge<'_> {
         }
     }
 
-    fn non_finite(&self, a: usize, b: usize, pair: &PairMetrics) -> String {
+    fn name(&self, variant: usize) -> String {
+        self.matrix.names[variant].clone()
+    }
+
+    /// The counts of `a` and `b`, the sides of `pair`.
+    fn not_finite(&self, a: usize, b: usize, pair: &PairMetrics) -> [NotFinite; 2] {
         let (count_a, count_b) = pair.distribution.as_ref().map_or_else(Default::default, |distribution| {
             (distribution.non_finite_a, distribution.non_finite_b)
         });
-        let names = &self.matrix.names;
-        format!(
-            "logits are not finite: {} has {} NaN and {} infinite, {} has {} and {}",
-            names[a], count_a.nan, count_a.infinite, names[b], count_b.nan, count_b.infinite
-        )
+        [(a, count_a), (b, count_b)].map(|(variant, count)| NotFinite {
+            variant: self.name(variant),
+            nan: count.nan,
+            infinite: count.infinite,
+        })
     }
 
     /// Whether all compared logits of a variant are numbers: ∞ − ∞ is none.
@@ -130,87 +173,82 @@ impl Judge<'_> {
         self.matrix.compared(variant, variant).is_some_and(|itself| !itself.l2.is_nan())
     }
 
-    fn with_oracles(&self, a: (usize, usize), b: (usize, usize), pair: &PairMetrics) -> (Decision, String) {
-        let names = &self.matrix.names;
+    fn with_oracles(&self, a: (usize, usize), b: (usize, usize), pair: &PairMetrics) -> (Decision, Evidence) {
         let ((a, oracle_a), (b, oracle_b)) = (a, b);
-        let mut evidence = String::new();
+        let mut agreement = None;
         if oracle_a != oracle_b {
-            let Some(agreement) = self.matrix.compared(oracle_a, oracle_b) else {
+            let Some(between) = self.matrix.compared(oracle_a, oracle_b) else {
                 return self.by_tolerance((a, b), pair);
             };
             let limit = self.tolerances.f64_agreement;
-            let (worst, at) = agreement.worst_position;
-            let (difference, worst) = if agreement.identical {
+            let (worst, at) = between.worst_position;
+            let (relative_l2, worst) = if between.identical {
                 (0.0, 0.0)
             } else {
-                (relative_to(agreement, oracle_b, oracle_a), worst)
+                (relative_to(between, oracle_b, oracle_a), worst)
             };
-            if !at_most(difference, limit) || !at_most(worst, limit * self.tolerances.local_factor) {
-                let text = if agreement.l2.is_nan() {
-                    format!("in float64, {}", self.non_finite(oracle_a, oracle_b, agreement))
+            if !at_most(relative_l2, limit) || !at_most(worst, limit * self.tolerances.local_factor) {
+                return diverged(if between.l2.is_nan() {
+                    ByOracles::OraclesNotFinite { sides: self.not_finite(oracle_a, oracle_b, between) }
                 } else {
-                    format!(
-                        "the float64 results {} and {} differ by relative L2 {difference:.2e} (limit {limit:.0e}), at most {worst:.2e} in row {}, position {}, so they compute different functions",
-                        names[oracle_a], names[oracle_b], at.row, at.position
-                    )
-                };
-                return (Decision::Diverged, text);
+                    let oracles = [oracle_a, oracle_b].map(|oracle| self.name(oracle));
+                    ByOracles::OraclesDiffer { oracles, relative_l2, limit, worst, at }
+                });
             }
-            evidence = format!("the float64 results agree to {difference:.1e}; ");
+            agreement = Some(relative_l2);
         }
-        let mut sides = Vec::new();
+        let (mut sides, mut compared_with) = (Vec::new(), Vec::new());
         for (variant, other, oracle) in [(a, b, oracle_a), (b, a, oracle_b)] {
             if variant == oracle {
                 continue;
             }
             match self.departure(variant, other, oracle) {
                 None => return self.by_tolerance((a, b), pair),
-                Some(Departure::Unexplained(text)) => return (Decision::Diverged, text),
+                Some(Departure::Unexplained(found)) => return diverged(found),
                 Some(departure) => sides.push((variant, departure)),
             }
-            let lacking = if self.oracles.own(variant).is_none() {
-                "has no own float64 result"
-            } else if self.oracles.ran(variant) {
-                continue;
-            } else {
-                "has not run in float64 itself"
-            };
-            evidence =
-                format!("{evidence}{} {lacking} and is compared with {}; ", names[variant], names[oracle]);
-        }
-        for (variant, departure) in &sides {
-            if let Departure::Worse(text) = departure {
-                let worse = names[*variant].clone();
-                return (Decision::WorseRounding { worse }, format!("{evidence}{text}"));
+            let is_own = self.oracles.own(variant).is_some();
+            if !(is_own && self.oracles.ran(variant)) {
+                compared_with.push(Borrowed {
+                    variant: self.name(variant),
+                    oracle: self.name(oracle),
+                    is_own,
+                });
             }
         }
-        for (_, departure) in &sides {
-            if let Departure::Large(text) = departure {
-                evidence.push_str(text);
+        let evidence = |large, found| Evidence::Oracles { agreement, compared_with, large, found };
+        let (mut large, mut routed) = (Vec::new(), None);
+        for (variant, departure) in sides {
+            match departure {
+                Departure::Worse(found) => {
+                    let worse = self.name(variant);
+                    return (Decision::WorseRounding { worse }, evidence(Vec::new(), found));
+                }
+                Departure::Large(found) => large.push(found),
+                Departure::Routed(found) => routed = routed.or(Some(found)),
+                Departure::Within | Departure::Unexplained(_) => {}
             }
         }
-        for (_, departure) in sides {
-            if let Departure::Routed(text) = departure {
-                // What a token's other experts give says nothing of how well either side rounds.
-                return (Decision::SameMathematics, format!("{evidence}{text}"));
-            }
+        if let Some(found) = routed {
+            // What a token's other experts give says nothing of how well either side rounds.
+            return (Decision::SameMathematics, evidence(large, found));
         }
-        self.rounding((a, oracle_a), (b, oracle_b), &evidence)
+        let (decision, found) = self.rounding((a, oracle_a), (b, oracle_b));
+        (decision, evidence(large, found))
     }
 
     /// How a variant departs from the float64 result that it is measured against; `None` where they cannot be compared.
     fn departure(&self, variant: usize, other: usize, oracle: usize) -> Option<Departure> {
-        let (names, dtype) = (&self.matrix.names, self.matrix.dtypes[variant]);
+        let dtype = self.matrix.dtypes[variant];
         let own = self.matrix.compared(variant, oracle)?;
         let ran = self.oracles.ran(variant);
-        let whose =
-            if self.oracles.own(variant).is_some() { "its float64 result" } else { "the float64 result" };
+        let name = self.name(variant);
         if !own.l2.is_finite() {
-            let text = self.non_finite(variant.min(oracle), variant.max(oracle), own);
+            let sides = self.not_finite(variant.min(oracle), variant.max(oracle), own);
             return Some(if ran && self.is_finite(oracle) {
-                Departure::Worse(format!("{} leaves the range of its dtype: {text}", names[variant]))
+                Departure::Worse(ByOracles::LeavesRange { variant: name, sides })
             } else {
-                Departure::Unexplained(text)
+                Departure::Unexplained(ByOracles::SideNotFinite { sides })
             });
         }
         let Some(excess) = self.excess(own, dtype, None) else { return Some(Departure::Within) };
@@ -218,105 +256,96 @@ impl Judge<'_> {
         let reference = (self.oracles.references(self.matrix, variant, other).into_iter())
             .filter_map(|index| Some((index, self.matrix.compared(index, self.oracles.own(index)?)?)))
             .min_by(|(_, a), (_, b)| share(a).total_cmp(&share(b)));
-        let (from, oracle) = (&names[variant], &names[oracle]);
+        let is_own = self.oracles.own(variant).is_some();
+        let oracle = self.name(oracle);
         Some(match reference {
             Some((index, known)) if self.excess(own, dtype, Some(known)).is_none() => {
-                Departure::Large(format!(
-                    "rounding is large here: {excess}; {} differs from its own float64 result by {:.2e}; ",
-                    names[index],
-                    share(known)
-                ))
+                let (peer, peer_relative_l2) = (self.name(index), share(known));
+                Departure::Large(Large::Peer { excess, peer, peer_relative_l2 })
             }
-            Some((index, known)) if ran => Departure::Worse(format!(
-                "{from} rounds worse: {excess}, while {} differs by {:.2e}; the mathematics is right, because its own code computed {oracle}",
-                names[index],
-                share(known)
-            )),
-            None if ran => Departure::Large(format!(
-                "rounding is large here, as the code of {from} itself computed {oracle}: {excess}; "
-            )),
+            Some((index, known)) if ran => {
+                let (peer, peer_relative_l2) = (self.name(index), share(known));
+                Departure::Worse(ByOracles::RoundsWorse {
+                    variant: name,
+                    oracle,
+                    excess,
+                    peer,
+                    peer_relative_l2,
+                })
+            }
+            None if ran => Departure::Large(Large::OwnCode { excess, variant: name, oracle }),
             Some(_) | None => match self.oracles.near_ties(variant) {
-                Some(evidence) => {
-                    Departure::Routed(format!("{excess}, caused by the choice of experts: {evidence}"))
+                Some(routing) => {
+                    Departure::Routed(ByOracles::Routed { excess, routing: Routing::clone(routing) })
                 }
-                None => Departure::Unexplained(format!(
-                    "{from} differs from {whose} {oracle} by more than rounding, and has not run in float64 itself: {excess}"
-                )),
+                None => {
+                    Departure::Unexplained(ByOracles::Unexplained { variant: name, oracle, is_own, excess })
+                }
             },
         })
     }
 
     /// Both sides are within their dtypes of the oracle: whose rounding is worse.
-    fn rounding(&self, a: (usize, usize), b: (usize, usize), evidence: &str) -> (Decision, String) {
-        let names = &self.matrix.names;
+    fn rounding(&self, a: (usize, usize), b: (usize, usize)) -> (Decision, ByOracles) {
         let rmse = |(variant, oracle): (usize, usize)| {
             self.matrix.compared(variant, oracle).map_or(f64::NAN, PairMetrics::rmse)
         };
         let (rmse_a, rmse_b) = (rmse(a), rmse(b));
+        let found = |comparison| {
+            let sides = [a.0, b.0].map(|variant| self.name(variant));
+            ByOracles::Rounding { sides, rmse: [rmse_a, rmse_b], comparison }
+        };
         let dtype = self.matrix.dtypes[a.0];
-        let errors = format!(
-            "{evidence}RMSE against float64 is {rmse_a:.2e} for {} and {rmse_b:.2e} for {}",
-            names[a.0], names[b.0]
-        );
         if dtype != self.matrix.dtypes[b.0] {
-            return (Decision::SameMathematics, format!("{errors}, each within its dtype"));
+            return (Decision::SameMathematics, found(Comparison::EachWithinItsDtype));
         }
         let (worse, larger, smaller) =
             if rmse_a > rmse_b { (a.0, rmse_a, rmse_b) } else { (b.0, rmse_b, rmse_a) };
         let elements = self.matrix.compared(a.0, b.0).map_or(0, |pair| pair.elements);
         if within_dynamo(larger, smaller, dtype, elements, self.tolerances.dynamo.of(dtype)) {
-            return (Decision::SameMathematics, format!("{errors}, within dynamo's rule"));
+            return (Decision::SameMathematics, found(Comparison::WithinDynamo));
         }
-        let worse = names[worse].clone();
-        let text = format!("{errors}: {worse} exceeds dynamo's rule");
-        (Decision::WorseRounding { worse }, text)
+        let worse = self.name(worse);
+        (Decision::WorseRounding { worse: worse.clone() }, found(Comparison::BeyondDynamo { worse }))
     }
 
-    fn by_tolerance(&self, (a, b): (usize, usize), pair: &PairMetrics) -> (Decision, String) {
-        if pair.l2.is_nan() {
-            return (Decision::Diverged, self.non_finite(a, b, pair));
-        }
+    fn by_tolerance(&self, (a, b): (usize, usize), pair: &PairMetrics) -> (Decision, Evidence) {
         let dtype = pair.lower_dtype;
-        let limit = self.tolerances.relative_l2.of(dtype);
-        if let Some(excess) = self.excess(pair, dtype, None) {
-            return (Decision::Diverged, format!("{excess}; no float64 oracle was run"));
-        }
-        let (overall, name) = (share(pair), dtype.name());
-        let text = format!(
-            "relative L2 {overall:.2e} is within {name}'s {limit:.1e}, and so is every position; no float64 oracle was run"
-        );
-        (Decision::SameMathematics, text)
+        let (decision, found) = if pair.l2.is_nan() {
+            (Decision::Diverged, ByTolerance::NotFinite { sides: self.not_finite(a, b, pair) })
+        } else if let Some(excess) = self.excess(pair, dtype, None) {
+            (Decision::Diverged, ByTolerance::Beyond(excess))
+        } else {
+            let limit = self.tolerances.relative_l2.of(dtype);
+            (Decision::SameMathematics, ByTolerance::Within { relative_l2: share(pair), dtype, limit })
+        };
+        (decision, Evidence::Tolerance { found })
     }
 
     /// By what a pair exceeds the rounding of `dtype`, overall, at one position or at one token: an
     /// average over millions of logits would hide a single wrong one. With `known`, an error of the same dtype that is
     /// rounding, up to dynamo's multiple of each of its measures is rounding too.
-    fn excess(&self, pair: &PairMetrics, dtype: Dtype, known: Option<&PairMetrics>) -> Option<String> {
+    fn excess(&self, pair: &PairMetrics, dtype: Dtype, known: Option<&PairMetrics>) -> Option<Excess> {
         let raised = |limit: f64, measure: fn(&PairMetrics) -> f64| {
             known.map_or(limit, |known| limit.max(multiplier(dtype, pair.elements) * measure(known)))
         };
         let limit = self.tolerances.relative_l2.of(dtype);
         let local = limit * self.tolerances.local_factor;
-        let name = dtype.name();
-        let overall = share(pair);
+        let relative_l2 = share(pair);
         let limit = raised(limit, share);
-        if !at_most(overall, limit) {
-            return Some(format!("relative L2 {overall:.2e} exceeds {name}'s {limit:.1e}"));
+        if !at_most(relative_l2, limit) {
+            return Some(Excess::Overall { relative_l2, dtype, limit });
         }
-        let (worst, at) = pair.worst_position;
+        let (relative_l2, at) = pair.worst_position;
         let limit = raised(local, |known| known.worst_position.0);
-        if !at_most(worst, limit) {
-            return Some(format!(
-                "relative L2 {worst:.2e} in row {}, position {} exceeds {name}'s {limit:.1e} for one position",
-                at.row, at.position
-            ));
+        if !at_most(relative_l2, limit) {
+            return Some(Excess::Position { relative_l2, at, dtype, limit });
         }
         let spike = pair.spike;
-        (spike.relative > raised(local, |known| known.spike.relative)).then(|| {
-            format!(
-                "one logit in row {}, position {} differs by {:.2e} of the row's RMS, {:.0} times the RMS of its neighbours' differences",
-                spike.at.row, spike.at.position, spike.relative, spike.prominence
-            )
+        (spike.relative > raised(local, |known| known.spike.relative)).then_some(Excess::Token {
+            relative: spike.relative,
+            prominence: spike.prominence,
+            at: spike.at,
         })
     }
 }
@@ -325,14 +354,20 @@ impl Judge<'_> {
 enum Departure {
     /// By what its dtype explains.
     Within,
-    /// By more, as rounding does here; says so.
-    Large(String),
+    /// By more, as rounding does here.
+    Large(Large),
     /// By more than rounding does here, though its mathematics is right.
-    Worse(String),
-    /// By what tokens depart that a router's near-ties send to other experts; says how that is known.
-    Routed(String),
+    Worse(ByOracles),
+    /// By what tokens depart that a router's near-ties send to other experts.
+    Routed(ByOracles),
     /// By more than rounding, and nothing says that its mathematics is right.
-    Unexplained(String),
+    Unexplained(ByOracles),
+}
+
+/// Two functions: what else was found does not matter.
+fn diverged(found: ByOracles) -> (Decision, Evidence) {
+    let (agreement, compared_with, large) = (None, Vec::new(), Vec::new());
+    (Decision::Diverged, Evidence::Oracles { agreement, compared_with, large, found })
 }
 
 /// Relative L2 against the larger side: neither is the reference.
@@ -343,8 +378,4 @@ fn share(pair: &PairMetrics) -> f64 {
 /// False for NaN.
 fn at_most(value: f64, limit: f64) -> bool {
     value <= limit
-}
-
-fn incomparable(reason: &Incomparable) -> (Decision, String) {
-    (Decision::Incomparable { reason: reason.to_string() }, reason.to_string())
 }

@@ -4,7 +4,7 @@
 //! (`input_ids`, `attention_mask`, `position_ids`) and `logits_<name>.<dtype>.safetensors` as `tests/truths.py`
 //! writes them, the f64 ones exact. Every figure is a relative L2 against the f64 truth over the positions that are
 //! no padding: ours, torch's own in that dtype, and ours at the worst position. Decoders are also run through a
-//! cache, in chunks of 7 and token by token, and in f32 and bf16 every model in the fused form too. A table of each
+//! cache, in chunks of 7 and token by token, and in f32 and bf16 every model in the fused backend too. A table of each
 //! checkpoint's largest figures ends it. Exits with 1 if a bound is broken or a tensor stays unread.
 //!
 //! The 16-bit bound is a ratio of two rounding errors. Where a folder has `inputs_many`, because a classifier gives two
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use models::{Cache, Error, Form, Inputs, Loaded, Options, load};
+use models::{Backend, Cache, Error, Inputs, Loaded, Options, load};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -29,13 +29,13 @@ const OF_TORCH: f64 = 1.5;
 /// The inputs that a 16-bit bound is asked of, where there are such.
 const MANY: &str = "many";
 
-const RUNS: [(&str, DType, Form); 6] = [
-    ("f64", DType::F64, Form::Eager),
-    ("f32", DType::F32, Form::Eager),
-    ("f32", DType::F32, Form::Fused),
-    ("bf16", DType::BF16, Form::Eager),
-    ("bf16", DType::BF16, Form::Fused),
-    ("f16", DType::F16, Form::Eager),
+const RUNS: [(&str, DType, Backend); 6] = [
+    ("f64", DType::F64, Backend::Eager),
+    ("f32", DType::F32, Backend::Eager),
+    ("f32", DType::F32, Backend::Fused),
+    ("bf16", DType::BF16, Backend::Eager),
+    ("bf16", DType::BF16, Backend::Fused),
+    ("f16", DType::F16, Backend::Eager),
 ];
 
 fn main() -> ExitCode {
@@ -70,11 +70,11 @@ fn judge(folder: &Path, summary: &mut Summary) -> Result<usize> {
         decoder,
     };
     let mut broken = 0;
-    for (dtype_name, dtype, form) in RUNS {
+    for (dtype_name, dtype, backend) in RUNS {
         if !case.truth("b1", dtype_name).exists() {
             continue;
         }
-        let mut loaded = load(folder, &Options { dtype, device: Device::Cpu, form })?;
+        let mut loaded = load(folder, &Options { dtype, device: Device::Cpu, backend })?;
         if dtype == DType::F64 {
             broken += usize::from(!loaded.unread_tensors.is_empty());
             for unread in loaded.unread_keys.iter().chain(&loaded.unread_tensors) {
@@ -82,7 +82,7 @@ fn judge(folder: &Path, summary: &mut Summary) -> Result<usize> {
             }
         }
         for inputs in case.inputs_names()? {
-            let label = if form == Form::Fused { format!("{inputs} fused") } else { inputs.clone() };
+            let label = if backend == Backend::Fused { format!("{inputs} fused") } else { inputs.clone() };
             broken += usize::from(!case.row(&mut loaded, &inputs, &label, dtype_name, None, summary)?);
             if dtype == DType::F64 && decoder {
                 for chunk in [7, 1] {
@@ -161,11 +161,11 @@ impl Case {
             "f32" => error <= F32_BOUND.max(OF_TORCH * torch),
             _ => error <= OF_TORCH * torch,
         };
-        let form = if label.ends_with("fused") { " fused" } else { "" };
+        let backend = if label.ends_with("fused") { " fused" } else { "" };
         match dtype {
             "f64" if chunk.is_some() => summary.note(&self.name, "f64 cached", error),
-            "f64" | "f32" => summary.note(&self.name, &format!("{dtype}{form}"), error),
-            _ if is_asked => summary.note(&self.name, &format!("{dtype}{form} / torch"), error / torch),
+            "f64" | "f32" => summary.note(&self.name, &format!("{dtype}{backend}"), error),
+            _ if is_asked => summary.note(&self.name, &format!("{dtype}{backend} / torch"), error / torch),
             _ => {}
         }
         let (place, worst) = ours.worst(&exact);

@@ -1,11 +1,11 @@
-//! How long a pass takes in both forms, interleaved: prefill (logits of every position, no cache) and one token after
+//! How long a pass takes in both backends, interleaved: prefill (logits of every position, no cache) and one token after
 //! a cache.
 //!
 //! `cargo run --release --example speed -- FOLDER [dtype=f32] [threads=2] [batch=1] [tokens=128] [cached=128]
-//! [rounds=10] [forms=eager,fused] [decode=yes] [plain=no] [driven=no]`. Prints the median and the least milliseconds
-//! and, of the fused form by itself, its memory. With `plain=yes` it also times, beside each prefill, as many multiply-adds
+//! [rounds=10] [backends=eager,fused] [decode=yes] [plain=no] [driven=no]`. Prints the median and the least milliseconds
+//! and, of the fused backend by itself, its memory. With `plain=yes` it also times, beside each prefill, as many multiply-adds
 //! in registers as it has of weights and rows, below which no pass in f32 can go, and beside each decode one plain read of
-//! as many bytes as the fused form's weights have. With `driven=yes` it runs one round for every line on stdin and
+//! as many bytes as the fused backend's weights have. With `driven=yes` it runs one round for every line on stdin and
 //! answers with a line of JSON, so that `tests/speed_torch.py` can take turns with it.
 
 #![expect(clippy::print_stdout, reason = "a command-line program")]
@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use models::kernels::AlignedBuf;
-use models::{Cache, Form, Inputs, Loaded, Options, load};
+use models::{Backend, Cache, Inputs, Loaded, Options, load};
 use rayon::prelude::*;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -36,7 +36,7 @@ struct Arguments {
     tokens: usize,
     cached: usize,
     rounds: usize,
-    forms: Vec<Form>,
+    backends: Vec<Backend>,
     decode: bool,
     plain: bool,
     driven: bool,
@@ -64,7 +64,7 @@ impl Arguments {
             tokens: 128,
             cached: 128,
             rounds: 10,
-            forms: vec![Form::Eager, Form::Fused],
+            backends: vec![Backend::Eager, Backend::Fused],
             decode: true,
             plain: false,
             driven: false,
@@ -78,7 +78,9 @@ impl Arguments {
                 ("tokens", value) => arguments.tokens = value.parse()?,
                 ("cached", value) => arguments.cached = value.parse()?,
                 ("rounds", value) => arguments.rounds = value.parse()?,
-                ("forms", value) => arguments.forms = value.split(',').map(form).collect::<Result<_>>()?,
+                ("backends", value) => {
+                    arguments.backends = value.split(',').map(backend).collect::<Result<_>>()?
+                }
                 ("decode", value) => arguments.decode = value == "yes",
                 ("plain", value) => arguments.plain = value == "yes",
                 ("driven", value) => arguments.driven = value == "yes",
@@ -89,11 +91,11 @@ impl Arguments {
     }
 }
 
-fn form(name: &str) -> Result<Form> {
+fn backend(name: &str) -> Result<Backend> {
     match name {
-        "eager" => Ok(Form::Eager),
-        "fused" => Ok(Form::Fused),
-        _ => Err(format!("unknown form {name}").into()),
+        "eager" => Ok(Backend::Eager),
+        "fused" => Ok(Backend::Fused),
+        _ => Err(format!("unknown backend {name}").into()),
     }
 }
 
@@ -109,20 +111,20 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             .status()?;
         return Ok(ExitCode::from(u8::from(!status.success())));
     }
-    let mut forms = Vec::new();
-    for form in &arguments.forms {
-        let options = Options { dtype: arguments.dtype, device: Device::Cpu, form: *form };
-        forms.push((*form, load(&arguments.folder, &options)?));
+    let mut backends = Vec::new();
+    for backend in &arguments.backends {
+        let options = Options { dtype: arguments.dtype, device: Device::Cpu, backend: *backend };
+        backends.push((*backend, load(&arguments.folder, &options)?));
     }
-    let packed = |(_, loaded): &(Form, Loaded)| loaded.fused_bytes().map(|(packed, _)| packed);
-    let packed = forms.iter().find_map(packed).filter(|_| arguments.plain);
+    let packed = |(_, loaded): &(Backend, Loaded)| loaded.fused_bytes().map(|(packed, _)| packed);
+    let packed = backends.iter().find_map(packed).filter(|_| arguments.plain);
     let as_large = packed.map(|bytes| {
         let mut weights = AlignedBuf::zeroed(bytes / size_of::<f32>());
         // Memory that was never written is one page of zeros, which stays in the cache.
         weights.fill(1.0);
         weights
     });
-    let mut round = || round(arguments, &mut forms, as_large.as_deref());
+    let mut round = || round(arguments, &mut backends, as_large.as_deref());
     // Warms up; a second pass of a shape moves no buffers.
     round()?;
     if arguments.driven {
@@ -145,9 +147,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         samples.sort_by(f64::total_cmp);
         println!("{name:<16} {:>10.2} {:>10.2}", samples[samples.len() / 2], samples[0]);
     }
-    // Beside another form the most that was resident says nothing.
+    // Beside another backend the most that was resident says nothing.
     if !arguments.plain
-        && let [(Form::Fused, loaded)] = forms.as_slice()
+        && let [(Backend::Fused, loaded)] = backends.as_slice()
         && let Some((packed, buffers)) = loaded.fused_bytes()
     {
         let ratio = peak_bytes() as f64 / (packed + buffers) as f64;
@@ -156,20 +158,20 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Milliseconds of each form's prefill and decode, the forms taking turns, and of the plain work that goes with weights
+/// Milliseconds of each backend's prefill and decode, the backends taking turns, and of the plain work that goes with weights
 /// `as_large` where there are any.
 fn round(
     arguments: &Arguments,
-    forms: &mut [(Form, Loaded)],
+    backends: &mut [(Backend, Loaded)],
     as_large: Option<&[f32]>,
 ) -> Result<BTreeMap<String, Vec<f64>>> {
     let mut samples = BTreeMap::new();
     let Arguments { batch, tokens, cached, .. } = *arguments;
     let (prompt, past) = (inputs(batch, tokens)?, inputs(batch, cached)?);
-    for (form, loaded) in forms.iter_mut() {
+    for (backend, loaded) in backends.iter_mut() {
         let start = Instant::now();
         black_box(loaded.forward(&prompt)?);
-        let name = format!("{form:?} prefill").to_lowercase();
+        let name = format!("{backend:?} prefill").to_lowercase();
         samples.insert(name, vec![start.elapsed().as_secs_f64() * 1e3]);
     }
     if let Some(weights) = as_large {
@@ -182,7 +184,7 @@ fn round(
         return Ok(samples);
     }
     let token = inputs(batch, 1)?;
-    for (form, loaded) in forms.iter_mut() {
+    for (backend, loaded) in backends.iter_mut() {
         let mut cache = Cache::new();
         loaded.forward_with(&past, Some(&mut cache), None)?;
         loaded.forward_with(&token, Some(&mut cache), None)?;
@@ -192,7 +194,7 @@ fn round(
             black_box(loaded.forward_with(&token, Some(&mut cache), None)?);
             times.push(start.elapsed().as_secs_f64() * 1e3);
         }
-        samples.insert(format!("{form:?} decode").to_lowercase(), times);
+        samples.insert(format!("{backend:?} decode").to_lowercase(), times);
     }
     if let Some(as_large) = as_large {
         let times = (0..DECODED).map(|_| {

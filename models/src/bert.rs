@@ -1,20 +1,28 @@
 //! BERT: an encoder of post-norm blocks with learned positions and token types
-//! (transformers 5.23.0, `models/bert/modeling_bert.py` and `configuration_bert.py`).
+//! (transformers 5.23.0, `models/bert/modeling_bert.py` and `configuration_bert.py`). `RoBERTa` has the same encoder.
 
 use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{
     Activation, Attention, Embedding, Joined, LayerNorm, Linear, Mask, add, first_position, one_per_row,
-    position_ids, token_type_ids,
+    position_ids, position_ids_after, token_type_ids,
 };
-use crate::load::{Model, Task};
-use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
+use crate::model::{Model, Task, unknown_head};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
-struct Config {
-    vocab_size: usize,
-    hidden_size: usize,
+/// Where the positions of a row start.
+#[derive(Clone, Copy)]
+pub(crate) enum Positions {
+    FromZero,
+    /// At the first real token, after the position of padding.
+    AfterPadding,
+}
+
+pub(crate) struct Config {
+    pub(crate) vocab_size: usize,
+    pub(crate) hidden_size: usize,
     intermediate_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
@@ -22,16 +30,20 @@ struct Config {
     max_position_embeddings: usize,
     type_vocab_size: usize,
     layer_norm_eps: f64,
-    tie_word_embeddings: bool,
+    /// Where positions count from the first real token: the position of padding, after which they start.
+    padding_idx: Option<usize>,
+    pub(crate) tie_word_embeddings: bool,
 }
 
 impl Config {
-    fn read(config: &ConfigReader) -> Result<Self> {
+    /// The two defaults in which the classes differ: the vocabulary's size, and whether positions start after
+    /// `pad_token_id`, by default 1, or at 0.
+    pub(crate) fn read(config: &ConfigReader, vocab_size: usize, positions: Positions) -> Result<Self> {
         config.refuse_unless("is_decoder", &false.into())?;
         // The relative kinds were taken out in transformers 5, which ignores the key.
         config.refuse_unless("position_embedding_type", &"absolute".into())?;
         Ok(Self {
-            vocab_size: config.usize_or("vocab_size", 30522)?,
+            vocab_size: config.usize_or("vocab_size", vocab_size)?,
             hidden_size: config.usize_or("hidden_size", 768)?,
             intermediate_size: config.usize_or("intermediate_size", 3072)?,
             num_hidden_layers: config.usize_or("num_hidden_layers", 12)?,
@@ -40,21 +52,26 @@ impl Config {
             max_position_embeddings: config.usize_or("max_position_embeddings", 512)?,
             type_vocab_size: config.usize_or("type_vocab_size", 2)?,
             layer_norm_eps: config.f64_or("layer_norm_eps", 1e-12)?,
+            padding_idx: match positions {
+                Positions::FromZero => None,
+                Positions::AfterPadding => Some(config.usize_or("pad_token_id", 1)?),
+            },
             tie_word_embeddings: config.bool_or("tie_word_embeddings", true)?,
         })
     }
 
     /// The norm over `hidden_size` that stands at `weights`.
-    fn norm(&self, weights: &Weights) -> Result<LayerNorm> {
+    pub(crate) fn norm(&self, weights: &Weights) -> Result<LayerNorm> {
         LayerNorm::load(weights, self.hidden_size, self.layer_norm_eps, true)
     }
 }
 
 #[expect(clippy::struct_field_names, reason = "fields are named as the checkpoint names them")]
-struct Embeddings {
+pub(crate) struct Embeddings {
     path: String,
-    word_embeddings: Embedding,
+    pub(crate) word_embeddings: Embedding,
     position_embeddings: Embedding,
+    padding_idx: Option<usize>,
     token_type_embeddings: Embedding,
     layer_norm: LayerNorm,
 }
@@ -66,6 +83,7 @@ impl Embeddings {
             path: weights.path().to_owned(),
             word_embeddings: table("word_embeddings", config.vocab_size)?,
             position_embeddings: table("position_embeddings", config.max_position_embeddings)?,
+            padding_idx: config.padding_idx,
             token_type_embeddings: table("token_type_embeddings", config.type_vocab_size)?,
             layer_norm: config.norm(&weights.pp("LayerNorm"))?,
         })
@@ -76,7 +94,10 @@ impl Embeddings {
             let words = self.word_embeddings.forward(pass, &ids)?;
             let types = token_type_ids(pass)?;
             let types = self.token_type_embeddings.forward(pass, &types)?;
-            let positions = position_ids(pass)?;
+            let positions = match self.padding_idx {
+                Some(padding_idx) => position_ids_after(pass, padding_idx)?,
+                None => position_ids(pass)?,
+            };
             let positions = self.position_embeddings.forward(pass, &positions)?;
             self.layer_norm.forward(pass, &add(add(words, types)?, positions)?)
         })
@@ -185,15 +206,15 @@ impl Block {
 
 /// The encoder, up to its last hidden states.
 #[expect(clippy::struct_field_names, reason = "fields are named as the checkpoint names them")]
-struct Encoder {
+pub(crate) struct Encoder {
     path: String,
-    embeddings: Embeddings,
+    pub(crate) embeddings: Embeddings,
     encoder_path: String,
     layer: Vec<Block>,
 }
 
 impl Encoder {
-    fn load(config: &Config, weights: &Weights) -> Result<Self> {
+    pub(crate) fn load(config: &Config, weights: &Weights) -> Result<Self> {
         let encoder = weights.pp("encoder");
         let layer = encoder.pp("layer");
         Ok(Self {
@@ -206,7 +227,7 @@ impl Encoder {
         })
     }
 
-    fn forward(&self, pass: &mut Pass) -> Result<Xs> {
+    pub(crate) fn forward(&self, pass: &mut Pass) -> Result<Xs> {
         let ids = Xs::from(pass.input_ids().clone());
         pass.module(&self.path, ids, |pass, ids| {
             let xs = self.embeddings.forward(pass, &ids)?;
@@ -296,7 +317,7 @@ struct Bert {
 }
 
 pub(crate) fn build(reader: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
-    let config = Config::read(reader)?;
+    let config = Config::read(reader, 30522, Positions::FromZero)?;
     let task = task.unwrap_or(Task::HiddenStates);
     let inner = weights.body("bert", task != Task::HiddenStates);
     let encoder = Encoder::load(&config, &inner)?;

@@ -183,7 +183,7 @@ impl Cache {
 }
 
 fn other_model() -> Error {
-    Error::Inputs("the cache was filled by another model or form".to_owned())
+    Error::Inputs("the cache was filled by another model or backend".to_owned())
 }
 
 /// A cache of `shape` that holds the first `len` tokens of `past`.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::lock::lock;
 
 /// Keys that say nothing about what an inference pass computes.
 const NEUTRAL: &[&str] = &[
@@ -133,7 +134,7 @@ impl ConfigReader {
 
     /// The raw value; `null` is `None`.
     pub fn value(&self, key: &str) -> Option<&Value> {
-        self.read.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(self.key(key));
+        lock(&self.read).insert(self.key(key));
         self.map.get(key).filter(|value| !value.is_null())
     }
 
@@ -317,7 +318,7 @@ impl ConfigReader {
 
     /// Keys that nobody read and that may mean something, in the config's order; nested ones dotted.
     pub fn unread_keys(&self) -> Vec<String> {
-        let read = self.read.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let read = lock(&self.read);
         let mut unread = Vec::new();
         collect_unread(&self.map, "", &read, &mut unread);
         unread

@@ -5,12 +5,15 @@
 //! its functions check every shape against the memory that they are given, so that nothing above is unsafe.
 
 mod attention;
+mod cache;
 pub mod driver;
+mod dtype;
 mod emulator;
 mod experts;
 mod gpu;
-mod job;
+mod kernel_id;
 pub mod kernels;
+mod linear;
 mod nvrtc;
 mod pass;
 mod replay;
@@ -20,14 +23,17 @@ mod space;
 mod tests;
 mod weights;
 
-pub(crate) use attention::{DeviceBias, DeviceCache, DeviceRope, DeviceTable, attend};
+pub(crate) use attention::{DeviceBias, DeviceRope, DeviceTable, Heads, attend};
+pub(crate) use cache::DeviceCache;
+pub use dtype::Dtype;
 pub use emulator::{Emulator, Order};
-pub(crate) use experts::DeviceExperts;
-pub use gpu::{Buffer, Dtype, Gpu, Graph, LaunchShape, MatMul, Number, Region, matmul};
+pub(crate) use experts::{DeviceExperts, ExpertsShape};
+pub use gpu::{Buffer, Gpu, Graph, LaunchShape, MatMul, Number, Region, matmul};
+pub(crate) use linear::DeviceGateUp;
 pub use nvrtc::{Compiled, Nvrtc};
 pub(crate) use pass::DevicePass;
 pub use replay::PassCounts;
-pub(crate) use replay::Shape;
+pub(crate) use replay::Replays;
 pub(crate) use rows::DeviceRows;
 pub(crate) use space::Space;
-pub(crate) use weights::{DeviceGateUp, DeviceLinear, DeviceNorm};
+pub(crate) use weights::{DeviceLinear, DeviceNorm};

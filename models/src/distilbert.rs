@@ -7,10 +7,10 @@ use crate::layers::{
     Activation, Attention, Embedding, Joined, LayerNorm, Linear, Mask, add, first_position, one_per_row,
     position_ids,
 };
-use crate::load::{Model, Task};
-use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
+use crate::model::{Model, Task, unknown_head};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 struct Config {
     vocab_size: usize,

@@ -5,13 +5,13 @@
 use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{
-    Activation, Alibi, Attention, Embedding, LayerNorm, Linear, Mask, Rope, RopeParameters, RotaryEmbedding,
-    UnfusedLinear, add, split_groups,
+    Activation, Alibi, Attention, DecoderBody, DecoderEnds, Embedding, LayerNorm, Mask, Rope, RopeParameters,
+    RotaryEmbedding, UnfusedLinear, add, split_groups,
 };
-use crate::load::{Model, Task};
-use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
+use crate::model::{Model, Task};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 struct Config {
     vocab_size: usize,
@@ -233,64 +233,41 @@ impl Block {
 }
 
 struct Falcon {
-    path: String,
-    word_embeddings: Embedding,
+    ends: DecoderEnds,
     h: Vec<Block>,
-    ln_f: LayerNorm,
-    num_heads: usize,
-    head_dim: usize,
     /// Absent with linear biases.
     rotary_emb: Option<RotaryEmbedding>,
-    lm_head: Option<Linear>,
+    num_heads: usize,
+    head_dim: usize,
 }
 
 pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
     let config = Config::read(config)?;
-    let has_head = match task.unwrap_or(Task::CausalLm) {
-        Task::CausalLm => true,
-        Task::HiddenStates => false,
-        task => return Err(unknown_head("falcon", task)),
-    };
-    let inner = weights.body("transformer", has_head);
+    let body = DecoderBody::new("falcon", "transformer", weights, task)?;
     let word_embeddings =
-        Embedding::load(&inner.pp("word_embeddings"), config.vocab_size, config.hidden_size)?;
-    let lm_head = has_head
-        .then(|| Linear::lm_head(weights, &word_embeddings, config.tie_word_embeddings))
-        .transpose()?;
-    let h = inner.pp("h");
+        Embedding::load(&body.pp("word_embeddings"), config.vocab_size, config.hidden_size)?;
+    let ln_f = LayerNorm::load(&body.pp("ln_f"), config.hidden_size, config.layer_norm_epsilon, true)?;
+    let lm_head = body.lm_head(&word_embeddings, config.tie_word_embeddings)?;
     Ok(Box::new(Falcon {
-        path: inner.path().to_owned(),
-        word_embeddings,
-        h: (0..config.num_hidden_layers)
-            .map(|layer| Block::load(&config, &h.pp(layer), layer))
-            .collect::<Result<_>>()?,
-        ln_f: LayerNorm::load(&inner.pp("ln_f"), config.hidden_size, config.layer_norm_epsilon, true)?,
+        ends: DecoderEnds::new(&body, word_embeddings, ln_f, lm_head),
+        h: body
+            .layers("h", config.num_hidden_layers, |weights, layer| Block::load(&config, weights, layer))?,
+        rotary_emb: config.rope.as_ref().map(|rope| RotaryEmbedding::new(rope.clone(), config.head_dim())),
         num_heads: config.num_attention_heads,
         head_dim: config.head_dim(),
-        rotary_emb: config.rope.as_ref().map(|rope| RotaryEmbedding::new(rope.clone(), config.head_dim())),
-        lm_head,
     }))
 }
 
 impl Model for Falcon {
     fn forward(&self, pass: &mut Pass) -> Result<Xs> {
-        let ids = Xs::from(pass.input_ids().clone());
-        let xs = pass.module(&self.path, ids, |pass, ids| {
-            let mut xs = self.word_embeddings.forward(pass, &ids)?;
+        self.ends.forward(pass, |pass, xs| {
             let positions = match &self.rotary_emb {
                 Some(rotary_emb) => Positions::Rope(rotary_emb.forward(pass)?),
                 None => Positions::Alibi(Alibi::new(pass, self.num_heads, self.head_dim)?),
             };
             let mask = Mask::causal(pass, None)?;
-            for block in &self.h {
-                xs = block.forward(pass, xs, &positions, &mask)?;
-            }
-            self.ln_f.forward(pass, &xs)
-        })?;
-        match &self.lm_head {
-            Some(lm_head) => lm_head.forward(pass, &xs),
-            None => Ok(xs),
-        }
+            self.h.iter().try_fold(xs, |xs, layer| layer.forward(pass, xs, &positions, &mask))
+        })
     }
 }
 

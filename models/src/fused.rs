@@ -1,41 +1,39 @@
-//! Values of the fused form: rows in buffers that a workspace lends, takes back and lends again, so that a
-//! second pass of the same shape allocates none. Rows may still be owed a job: who reads them runs it, and
-//! who would only have changed the result (a sum, a factor, an activation) runs it with that folded in.
+//! Values of the fused backend: rows in buffers of a pool, which passes acquire and return, so that a second pass of the
+//! same shape allocates none. The operation that computes rows may be deferred until they are read; an operation that
+//! would only change the result (a sum, a factor, an activation) is then folded into it.
 //!
-//! Layers call what is here and need not know where it computes: on the CPU in F32 or BF16 (`host.rs`, `slot.rs`), or
-//! on a GPU (`cuda/`).
+//! Layers call what is here and need not know where it computes: on the CPU in F32 or BF16 (`slot.rs`), or on a GPU
+//! (`cuda/`).
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use candle_core::Tensor;
+use candle_core::{Tensor, WithDType};
 use half::bf16;
 
 use crate::cuda::{DeviceRows, Space};
 use crate::error::{Error, Result};
-use crate::kernels::Epilogue;
-use crate::pass::{Value, Xs};
+use crate::inputs::Vectors;
+use crate::kernels::{CacheShape, Element, Epilogue, KvCache, Plain, Pool};
+use crate::lock::lock;
 
-mod host;
-mod job;
+mod buffers;
+mod fold;
 mod norm;
-mod packed;
 mod slot;
 
-use host::{Buffer, read};
-pub(crate) use host::{Float, Host, LayerCache, Vectors, lock};
-pub(crate) use job::{Job, Work};
+use buffers::BufferPool;
 pub(crate) use norm::{Norm, NormWeights};
-pub(crate) use packed::{GateUp, Packed};
-pub(crate) use slot::{Room, Slot};
+pub(crate) use slot::{Deferred, Operation, Room, Slot};
 
-/// Where a checkpoint computes in the fused form, and what it keeps there between passes.
+/// Where a checkpoint computes in the fused backend, and what it keeps there between passes.
 #[derive(Clone)]
 pub(crate) enum Workspace {
     Host(Arc<Host>),
     Gpu(Arc<Space>),
 }
 
-/// A value of the fused form.
+/// A value of the fused backend.
 #[derive(Clone)]
 pub(crate) enum Rows {
     F32(Slot<f32>),
@@ -61,12 +59,13 @@ impl Rows {
         }
     }
 
-    /// The value as a tensor of its own; what is owed is computed for it, and stays owed.
-    pub(crate) fn looked_at(&self) -> Result<Tensor> {
+    /// A copy of the value for a probe. A deferred operation is computed for the copy alone and stays deferred, so that
+    /// observing does not change which kernels run.
+    pub(crate) fn observed(&self) -> Result<Tensor> {
         match self {
-            Self::F32(slot) => Ok(slot.looked_at()),
-            Self::Bf16(slot) => Ok(slot.looked_at()),
-            Self::Gpu(rows) => rows.looked_at(),
+            Self::F32(slot) => Ok(slot.observed()),
+            Self::Bf16(slot) => Ok(slot.observed()),
+            Self::Gpu(rows) => rows.observed(),
         }
     }
 
@@ -87,17 +86,143 @@ impl Rows {
             Self::Gpu(rows) => Self::Gpu(rows.gathered(groups, start, size)),
         }
     }
+}
 
-    pub(crate) fn into_xs(self) -> Xs {
-        Xs::from_value(Value::Fused(self))
+/// An element type of the fused backend on the CPU.
+pub(crate) trait Float: Element + Plain + WithDType {
+    fn slot(rows: &Rows) -> Option<&Slot<Self>>;
+    fn rows(slot: Slot<Self>) -> Rows;
+    fn shelf(host: &Host) -> &Shelf<Self>;
+    fn cache(layer: &mut LayerCache) -> Option<&mut KvCache<Self>>;
+    fn layer_cache(cache: KvCache<Self>) -> LayerCache;
+}
+
+/// A layer's keys and values in the kernels' own layout.
+pub(crate) enum LayerCache {
+    F32(KvCache<f32>),
+    Bf16(KvCache<bf16>),
+}
+
+macro_rules! float {
+    ($float:ty, $variant:ident, $shelf:ident) => {
+        impl Float for $float {
+            fn slot(rows: &Rows) -> Option<&Slot<Self>> {
+                match rows {
+                    Rows::$variant(slot) => Some(slot),
+                    _ => None,
+                }
+            }
+
+            fn rows(slot: Slot<Self>) -> Rows {
+                Rows::$variant(slot)
+            }
+
+            fn shelf(host: &Host) -> &Shelf<Self> {
+                &host.$shelf
+            }
+
+            fn cache(layer: &mut LayerCache) -> Option<&mut KvCache<Self>> {
+                match layer {
+                    LayerCache::$variant(cache) => Some(cache),
+                    _ => None,
+                }
+            }
+
+            fn layer_cache(cache: KvCache<Self>) -> LayerCache {
+                LayerCache::$variant(cache)
+            }
+        }
+    };
+}
+
+float!(f32, F32, f32);
+float!(bf16, Bf16, bf16);
+
+/// What a checkpoint keeps between passes in one element type.
+pub(crate) struct Shelf<T: Float> {
+    buffers: BufferPool<T, Deferred<T>>,
+    /// Keys and values of a layer in a pass without a cache: read in the same layer and never again.
+    passing: Mutex<Option<KvCache<T>>>,
+}
+
+impl<T: Float> Default for Shelf<T> {
+    fn default() -> Self {
+        Self { buffers: BufferPool::default(), passing: Mutex::new(None) }
     }
 }
 
-/// `xs + ys`, in place where nobody else holds `xs`; a product or norm still owed for `ys` adds itself.
+impl<T: Float> Shelf<T> {
+    fn bytes(&self) -> usize {
+        self.buffers.bytes() + lock(&self.passing).as_ref().map_or(0, KvCache::bytes)
+    }
+}
+
+/// The thread pool and the buffers of one loaded checkpoint on the CPU.
+pub(crate) struct Host {
+    pub(crate) pool: Pool,
+    f32: Shelf<f32>,
+    bf16: Shelf<bf16>,
+    vectors: Mutex<Vectors>,
+    /// Of the weights packed for it.
+    packed_bytes: AtomicUsize,
+}
+
+impl Host {
+    /// As many threads as the rest of candle uses.
+    pub(crate) fn new() -> Self {
+        Self {
+            pool: Pool::new(rayon::current_num_threads()),
+            f32: Shelf::default(),
+            bf16: Shelf::default(),
+            vectors: Mutex::default(),
+            packed_bytes: AtomicUsize::new(0),
+        }
+    }
+
+    /// Runs `body` on an empty cache of this shape.
+    pub(crate) fn with_passing_cache<T: Float, U>(
+        &self,
+        shape: CacheShape,
+        body: impl FnOnce(&mut KvCache<T>) -> Result<U>,
+    ) -> Result<U> {
+        let mut passing = lock(&T::shelf(self).passing);
+        let fits = |cache: &KvCache<T>| {
+            let found = cache.shape();
+            found.capacity >= shape.capacity && CacheShape { capacity: shape.capacity, ..found } == shape
+        };
+        let cache = passing.take().filter(fits).unwrap_or_else(|| KvCache::new(shape));
+        body(passing.insert(cache))
+    }
+
+    pub(crate) fn take_vectors(&self) -> Vectors {
+        std::mem::take(&mut lock(&self.vectors))
+    }
+
+    pub(crate) fn keep_vectors(&self, vectors: Vectors) {
+        *lock(&self.vectors) = vectors;
+    }
+
+    /// Drops the operations whose results no layer has read by the end of a pass.
+    pub(crate) fn drop_deferred(&self) {
+        self.f32.buffers.drop_deferred();
+        self.bf16.buffers.drop_deferred();
+    }
+
+    pub(crate) fn count_packed(&self, bytes: usize) {
+        self.packed_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of the packed weights, and of the buffers kept between passes.
+    pub(crate) fn bytes(&self) -> (usize, usize) {
+        (self.packed_bytes.load(Ordering::Relaxed), self.f32.bytes() + self.bf16.bytes())
+    }
+}
+
+/// `xs + ys`, in place where nobody else holds `xs`; a deferred product or norm that computes `ys` adds its result itself.
 pub(crate) fn sum(xs: Rows, ys: &Rows) -> Result<Rows> {
     match (xs, ys) {
-        (Rows::F32(xs), Rows::F32(ys)) => Ok(Rows::F32(job::sum(xs, ys))),
-        (Rows::Bf16(xs), Rows::Bf16(ys)) => Ok(Rows::Bf16(job::sum(xs, ys))),
+        (Rows::F32(xs), Rows::F32(ys)) => Ok(Rows::F32(fold::sum(xs, ys))),
+        (Rows::Bf16(xs), Rows::Bf16(ys)) => Ok(Rows::Bf16(fold::sum(xs, ys))),
         (Rows::Gpu(xs), Rows::Gpu(ys)) => xs.plus(ys).map(Rows::Gpu),
         _ => Err(two_kinds()),
     }
@@ -106,18 +231,18 @@ pub(crate) fn sum(xs: Rows, ys: &Rows) -> Result<Rows> {
 /// `xs * ys`, in place where nobody else holds `xs`.
 pub(crate) fn product(xs: Rows, ys: &Rows) -> Result<Rows> {
     match (xs, ys) {
-        (Rows::F32(xs), Rows::F32(ys)) => Ok(Rows::F32(job::product(xs, ys))),
-        (Rows::Bf16(xs), Rows::Bf16(ys)) => Ok(Rows::Bf16(job::product(xs, ys))),
+        (Rows::F32(xs), Rows::F32(ys)) => Ok(Rows::F32(fold::product(xs, ys))),
+        (Rows::Bf16(xs), Rows::Bf16(ys)) => Ok(Rows::Bf16(fold::product(xs, ys))),
         (Rows::Gpu(xs), Rows::Gpu(ys)) => xs.times(ys).map(Rows::Gpu),
         _ => Err(two_kinds()),
     }
 }
 
-/// `xs` with a factor, an activation or a soft cap: folded into a product that is still owed, else a pass of its own.
+/// `xs` with a factor, an activation or a soft cap: folded into a product that is deferred, else a pass over memory.
 pub(crate) fn finished(xs: Rows, epilogue: Epilogue, room: Room) -> Result<Rows> {
     match xs {
-        Rows::F32(xs) => Ok(Rows::F32(job::finished(xs, epilogue, room))),
-        Rows::Bf16(xs) => Ok(Rows::Bf16(job::finished(xs, epilogue, room))),
+        Rows::F32(xs) => Ok(Rows::F32(fold::finished(xs, epilogue, room))),
+        Rows::Bf16(xs) => Ok(Rows::Bf16(fold::finished(xs, epilogue, room))),
         Rows::Gpu(xs) => xs.finished(epilogue).map(Rows::Gpu),
     }
 }

@@ -4,13 +4,13 @@
 use crate::config::ConfigReader;
 use crate::error::{Error, Result};
 use crate::layers::{
-    Activation, Attention, Embedding, GatedMlp, Joined, LayerType, Linear, Mask, PerLayerType, RmsNorm, Rope,
-    RopeParameters, RotaryEmbedding, add, soft_cap,
+    Activation, Attention, DecoderBody, DecoderEnds, Embedding, GatedMlp, Joined, LayerType, Linear, Mask,
+    PerLayerType, RmsNorm, Rope, RopeParameters, RotaryEmbedding, add,
 };
-use crate::load::{Model, Task};
-use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
+use crate::model::{Model, Task};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 struct Config {
     vocab_size: usize,
@@ -166,61 +166,36 @@ impl Block {
 }
 
 struct Gemma2 {
-    path: String,
-    embed_tokens: Embedding,
+    ends: DecoderEnds,
     layers: Vec<Block>,
-    norm: RmsNorm,
     rotary_emb: RotaryEmbedding,
     sliding_window: Option<usize>,
-    final_logit_softcapping: Option<f64>,
-    lm_head: Option<Linear>,
 }
 
 pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
     let config = Config::read(config)?;
-    let (inner, has_head) = match task.unwrap_or(Task::CausalLm) {
-        Task::CausalLm => (weights.pp("model"), true),
-        Task::HiddenStates => (weights.clone(), false),
-        task => return Err(unknown_head("gemma2", task)),
-    };
-    let embed_tokens = Embedding::load(&inner.pp("embed_tokens"), config.vocab_size, config.hidden_size)?
+    let body = DecoderBody::new("gemma2", "model", weights, task)?;
+    let embed_tokens = Embedding::load(&body.pp("embed_tokens"), config.vocab_size, config.hidden_size)?
         .scaled_by((config.hidden_size as f64).sqrt())?;
-    let lm_head =
-        has_head.then(|| Linear::lm_head(weights, &embed_tokens, config.tie_word_embeddings)).transpose()?;
-    let layers = inner.pp("layers");
+    let norm = RmsNorm::load_offset(&body.pp("norm"), config.hidden_size, config.rms_norm_eps)?;
+    let lm_head = body.lm_head(&embed_tokens, config.tie_word_embeddings)?;
     Ok(Box::new(Gemma2 {
-        path: inner.path().to_owned(),
-        embed_tokens,
-        layers: (0..config.num_hidden_layers)
-            .map(|layer| Block::load(&config, &layers.pp(layer), layer))
-            .collect::<Result<_>>()?,
-        norm: RmsNorm::load_offset(&inner.pp("norm"), config.hidden_size, config.rms_norm_eps)?,
+        ends: DecoderEnds::new(&body, embed_tokens, norm, lm_head)
+            .final_logit_softcapping(config.final_logit_softcapping),
+        layers: body.layers("layers", config.num_hidden_layers, |weights, layer| {
+            Block::load(&config, weights, layer)
+        })?,
         rotary_emb: RotaryEmbedding::new(config.rope, config.head_dim),
         sliding_window: config.sliding_window,
-        final_logit_softcapping: config.final_logit_softcapping,
-        lm_head,
     }))
 }
 
 impl Model for Gemma2 {
     fn forward(&self, pass: &mut Pass) -> Result<Xs> {
-        let ids = Xs::from(pass.input_ids().clone());
-        let xs = pass.module(&self.path, ids, |pass, ids| {
-            let mut xs = self.embed_tokens.forward(pass, &ids)?;
+        self.ends.forward(pass, |pass, xs| {
             let rope = self.rotary_emb.forward(pass)?;
             let masks = PerLayerType::causal(pass, self.sliding_window)?;
-            for layer in &self.layers {
-                xs = layer.forward(pass, xs, &rope, &masks)?;
-            }
-            self.norm.forward(pass, &xs)
-        })?;
-        let Some(lm_head) = &self.lm_head else {
-            return Ok(xs);
-        };
-        let logits = lm_head.forward(pass, &xs)?;
-        match self.final_logit_softcapping {
-            Some(cap) => soft_cap(logits, cap),
-            None => Ok(logits),
-        }
+            self.layers.iter().try_fold(xs, |xs, layer| layer.forward(pass, xs, &rope, &masks))
+        })
     }
 }

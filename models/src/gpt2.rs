@@ -3,11 +3,14 @@
 
 use crate::config::ConfigReader;
 use crate::error::Result;
-use crate::layers::{Activation, Attention, Embedding, LayerNorm, Linear, Mask, add, position_ids, split};
-use crate::load::{Model, Task};
-use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
+use crate::layers::{
+    Activation, Attention, DecoderBody, DecoderEnds, Embedding, LayerNorm, Linear, Mask, add, position_ids,
+    split,
+};
+use crate::model::{Model, Task};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 struct Config {
     vocab_size: usize,
@@ -149,56 +152,33 @@ impl Block {
 }
 
 struct Gpt2 {
-    path: String,
-    /// Tokens.
-    wte: Embedding,
+    ends: DecoderEnds,
+    h: Vec<Block>,
     /// Positions.
     wpe: Embedding,
-    h: Vec<Block>,
-    ln_f: LayerNorm,
-    lm_head: Option<Linear>,
 }
 
 pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
     let config = Config::read(config)?;
-    let has_head = match task.unwrap_or(Task::CausalLm) {
-        Task::CausalLm => true,
-        Task::HiddenStates => false,
-        task => return Err(unknown_head("gpt2", task)),
-    };
-    let inner = weights.body("transformer", has_head);
-    let wte = Embedding::load(&inner.pp("wte"), config.vocab_size, config.n_embd)?;
-    let lm_head = has_head.then(|| Linear::lm_head(weights, &wte, config.tie_word_embeddings)).transpose()?;
-    let h = inner.pp("h");
+    let body = DecoderBody::new("gpt2", "transformer", weights, task)?;
+    let wte = Embedding::load(&body.pp("wte"), config.vocab_size, config.n_embd)?;
+    let ln_f = LayerNorm::load(&body.pp("ln_f"), config.n_embd, config.layer_norm_epsilon, true)?;
+    let lm_head = body.lm_head(&wte, config.tie_word_embeddings)?;
     Ok(Box::new(Gpt2 {
-        path: inner.path().to_owned(),
-        wte,
-        wpe: Embedding::load(&inner.pp("wpe"), config.n_positions, config.n_embd)?,
-        h: (0..config.n_layer)
-            .map(|layer| Block::load(&config, &h.pp(layer), layer))
-            .collect::<Result<_>>()?,
-        ln_f: LayerNorm::load(&inner.pp("ln_f"), config.n_embd, config.layer_norm_epsilon, true)?,
-        lm_head,
+        ends: DecoderEnds::new(&body, wte, ln_f, lm_head),
+        h: body.layers("h", config.n_layer, |weights, layer| Block::load(&config, weights, layer))?,
+        wpe: Embedding::load(&body.pp("wpe"), config.n_positions, config.n_embd)?,
     }))
 }
 
 impl Model for Gpt2 {
     fn forward(&self, pass: &mut Pass) -> Result<Xs> {
-        let ids = Xs::from(pass.input_ids().clone());
-        let xs = pass.module(&self.path, ids, |pass, ids| {
-            let tokens = self.wte.forward(pass, &ids)?;
+        self.ends.forward(pass, |pass, xs| {
             let positions = position_ids(pass)?;
             let positions = self.wpe.forward(pass, &positions)?;
-            let mut xs = add(tokens, positions)?;
+            let xs = add(xs, positions)?;
             let mask = Mask::causal(pass, None)?;
-            for block in &self.h {
-                xs = block.forward(pass, xs, &mask)?;
-            }
-            self.ln_f.forward(pass, &xs)
-        })?;
-        match &self.lm_head {
-            Some(lm_head) => lm_head.forward(pass, &xs),
-            None => Ok(xs),
-        }
+            self.h.iter().try_fold(xs, |xs, layer| layer.forward(pass, xs, &mask))
+        })
     }
 }

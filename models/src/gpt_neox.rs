@@ -5,13 +5,13 @@
 use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{
-    Activation, Attention, Embedding, LayerNorm, Linear, Mask, Rope, RopeParameters, RotaryEmbedding, add,
-    split_groups,
+    Activation, Attention, DecoderBody, DecoderEnds, Embedding, LayerNorm, Linear, Mask, Rope,
+    RopeParameters, RotaryEmbedding, add, split_groups,
 };
-use crate::load::{Model, Task};
-use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
+use crate::model::{Model, Task};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 struct Config {
     vocab_size: usize,
@@ -178,65 +178,37 @@ impl Block {
 }
 
 struct GptNeoX {
-    path: String,
-    embed_in: Embedding,
+    ends: DecoderEnds,
     layers: Vec<Block>,
-    final_layer_norm: LayerNorm,
     rotary_emb: RotaryEmbedding,
-    lm_head: Option<Linear>,
 }
 
 pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
     let config = Config::read(config)?;
-    let has_head = match task.unwrap_or(Task::CausalLm) {
-        Task::CausalLm => true,
-        Task::HiddenStates => false,
-        task => return Err(unknown_head("gpt_neox", task)),
-    };
-    let inner = weights.body("gpt_neox", has_head);
-    let embed_in = Embedding::load(&inner.pp("embed_in"), config.vocab_size, config.hidden_size)?;
+    let body = DecoderBody::new("gpt_neox", "gpt_neox", weights, task)?;
+    let embed_in = Embedding::load(&body.pp("embed_in"), config.vocab_size, config.hidden_size)?;
+    let final_layer_norm =
+        LayerNorm::load(&body.pp("final_layer_norm"), config.hidden_size, config.layer_norm_eps, true)?;
     // Every release before 5 called the head embed_out.
-    let head = weights.pp_or("lm_head", "embed_out");
-    let lm_head = if !has_head {
-        None
-    } else if config.tie_word_embeddings {
-        Some(Linear::tied(&head, &embed_in, false)?)
-    } else {
-        Some(Linear::load(&head, config.hidden_size, config.vocab_size, false)?)
-    };
-    let layers = inner.pp("layers");
+    let lm_head = body
+        .head_or("embed_out")
+        .map(|weights| Linear::lm_head(&weights, &embed_in, config.tie_word_embeddings, false))
+        .transpose()?;
     Ok(Box::new(GptNeoX {
-        path: inner.path().to_owned(),
-        embed_in,
-        layers: (0..config.num_hidden_layers)
-            .map(|layer| Block::load(&config, &layers.pp(layer), layer))
-            .collect::<Result<_>>()?,
-        final_layer_norm: LayerNorm::load(
-            &inner.pp("final_layer_norm"),
-            config.hidden_size,
-            config.layer_norm_eps,
-            true,
-        )?,
+        ends: DecoderEnds::new(&body, embed_in, final_layer_norm, lm_head),
+        layers: body.layers("layers", config.num_hidden_layers, |weights, layer| {
+            Block::load(&config, weights, layer)
+        })?,
         rotary_emb: RotaryEmbedding::new(config.rope.clone(), config.head_dim()),
-        lm_head,
     }))
 }
 
 impl Model for GptNeoX {
     fn forward(&self, pass: &mut Pass) -> Result<Xs> {
-        let ids = Xs::from(pass.input_ids().clone());
-        let xs = pass.module(&self.path, ids, |pass, ids| {
-            let mut xs = self.embed_in.forward(pass, &ids)?;
+        self.ends.forward(pass, |pass, xs| {
             let rope = self.rotary_emb.forward(pass)?;
             let mask = Mask::causal(pass, None)?;
-            for layer in &self.layers {
-                xs = layer.forward(pass, xs, &rope, &mask)?;
-            }
-            self.final_layer_norm.forward(pass, &xs)
-        })?;
-        match &self.lm_head {
-            Some(lm_head) => lm_head.forward(pass, &xs),
-            None => Ok(xs),
-        }
+            self.layers.iter().try_fold(xs, |xs, layer| layer.forward(pass, xs, &rope, &mask))
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! Native transformer models on candle, each with an eager and a fused form.
+//! Native transformer models on candle, each with an eager and a fused backend.
 //!
 //! [`load`] opens a checkpoint folder by its `model_type`; [`Loaded::forward`] gives logits for every
 //! position. One file an architecture, named by `model_type`, reads top to bottom like the paper; what
@@ -6,18 +6,23 @@
 //! architecture. Nothing here touches a network, a process or Python.
 
 mod cache;
+mod checkpoints;
 mod config;
 pub mod cuda;
 mod error;
 mod fused;
+mod inputs;
 pub mod kernels;
 pub mod layers;
 mod load;
+mod lock;
 mod matrices;
+mod model;
 mod pass;
 mod registry;
 pub mod synthetic;
 mod weights;
+mod xs;
 
 mod bert;
 mod cohere;
@@ -48,7 +53,10 @@ mod xlm_roberta;
 pub use cache::Cache;
 pub use config::ConfigReader;
 pub use error::{Error, Result};
-pub use load::{Form, Loaded, Model, Options, Task, load, load_on_gpu};
-pub use pass::{Inputs, Pass, Probe, Xs};
-pub use registry::model_types;
+pub use inputs::{Inputs, PassInputs};
+pub use load::{Loaded, load, load_on_gpu};
+pub use model::{Backend, Model, Options, Task};
+pub use pass::{Pass, Probe};
+pub use registry::{Kind, kind, model_types};
 pub use weights::Weights;
+pub use xs::Xs;

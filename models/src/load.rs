@@ -7,86 +7,20 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::cache::Cache;
 use crate::config::ConfigReader;
-use crate::cuda::{Dtype, Gpu, PassCounts, Space};
+use crate::cuda::{Dtype, Gpu, PassCounts, Replays, Space};
 use crate::error::{Error, Result};
 use crate::fused::{Host, Workspace};
-use crate::pass::{Inputs, Pass, Probe, Xs};
+use crate::inputs::Inputs;
+use crate::model::{Backend, Model, Options, Task};
+use crate::pass::{Pass, Probe};
 use crate::registry;
 use crate::weights::Weights;
-
-/// How the layers compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// Tensor operations one by one, with the semantics of transformers' eager attention.
-    Eager,
-    /// The same mathematics with packed weights and fused kernels: F32 and BF16 on the CPU, and with [`load_on_gpu`]
-    /// also F16. An operation that has no fused form yet runs as in the eager form.
-    Fused,
-}
-
-/// In what form, dtype and place a checkpoint is loaded.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// dtype of weights and activations: F64, F32, BF16 or F16.
-    ///
-    /// In F64 everything is in F64, also what transformers computes in F32 whatever the model's dtype
-    /// (norms, softmax, rope tables): an oracle that rounds to F32 on the way would be none.
-    pub dtype: DType,
-    /// Where to compute.
-    pub device: Device,
-    /// How the layers compute.
-    pub form: Form,
-}
-
-/// What the model ends in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Task {
-    /// Logits of the next token, `[batch, seq, vocab_size]`.
-    CausalLm,
-    /// Logits of the masked token, `[batch, seq, vocab_size]`.
-    MaskedLm,
-    /// Logits of a label, `[batch, num_labels]`.
-    SequenceClassification,
-    /// Hidden states, `[batch, seq, hidden_size]`.
-    HiddenStates,
-}
-
-impl Task {
-    /// The head that `architectures` names; `None` where the config names none.
-    fn read(config: &ConfigReader) -> Result<Option<Self>> {
-        let Some(architectures) = config.optional_strs("architectures")? else {
-            return Ok(None);
-        };
-        let Some(name) = architectures.first() else {
-            return Ok(None);
-        };
-        let task = match name {
-            _ if name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel") => Self::CausalLm,
-            _ if name.ends_with("ForMaskedLM") => Self::MaskedLm,
-            _ if name.ends_with("ForSequenceClassification") => Self::SequenceClassification,
-            _ if name.ends_with("Model") => Self::HiddenStates,
-            _ => {
-                return Err(Error::UnknownValue {
-                    key: "architectures".to_owned(),
-                    value: (*name).to_owned(),
-                });
-            }
-        };
-        Ok(Some(task))
-    }
-}
-
-/// One architecture with its weights.
-pub trait Model: Send + Sync {
-    /// One pass over [`Pass::input_ids`]; what comes out depends on the [`Task`].
-    ///
-    /// # Errors
-    /// If a tensor operation fails.
-    fn forward(&self, pass: &mut Pass) -> Result<Xs>;
-}
+use crate::xs::Xs;
 
 /// A checkpoint, ready to run.
 pub struct Loaded {
+    /// Passes that a GPU has recorded; dropped before the buffers that they use.
+    replays: Replays,
     model: Box<dyn Model>,
     options: Options,
     workspace: Option<Workspace>,
@@ -105,39 +39,40 @@ pub fn load(folder: &Path, options: &Options) -> Result<Loaded> {
     if !matches!(options.dtype, DType::F64 | DType::F32 | DType::BF16 | DType::F16) {
         return Err(Error::Unsupported(format!("models in dtype {}", options.dtype.as_str())));
     }
-    if options.form == Form::Fused
+    if options.backend == Backend::Fused
         && !(matches!(options.dtype, DType::F32 | DType::BF16) && options.device.is_cpu())
     {
         return Err(Error::Unsupported(format!(
-            "the fused form in dtype {} on {:?}",
+            "the fused backend in dtype {} on {:?}",
             options.dtype.as_str(),
             options.device
         )));
     }
-    let workspace = (options.form == Form::Fused).then(|| Workspace::Host(Arc::new(Host::new())));
+    let workspace = (options.backend == Backend::Fused).then(|| Workspace::Host(Arc::new(Host::new())));
     load_in(folder, options, workspace)
 }
 
-/// As [`load`], in the fused form on a GPU: F32, BF16 and F16.
+/// As [`load`], in the fused backend on a GPU: F32, BF16 and F16.
 ///
 /// # Errors
 /// As [`load`], or if the GPU fails or has too little memory.
 pub fn load_on_gpu(folder: &Path, dtype: DType, gpu: Arc<dyn Gpu>) -> Result<Loaded> {
     let Some(kernels) = Dtype::of(dtype) else {
-        return Err(Error::Unsupported(format!("the fused form in dtype {} on a GPU", dtype.as_str())));
+        return Err(Error::Unsupported(format!("the fused backend in dtype {} on a GPU", dtype.as_str())));
     };
     // Whatever is a tensor stays on the CPU.
-    let options = Options { dtype, device: Device::Cpu, form: Form::Fused };
+    let options = Options { dtype, device: Device::Cpu, backend: Backend::Fused };
     load_in(folder, &options, Some(Workspace::Gpu(Arc::new(Space::new(gpu, kernels)))))
 }
 
 fn load_in(folder: &Path, options: &Options, workspace: Option<Workspace>) -> Result<Loaded> {
     let config = ConfigReader::open(&folder.join("config.json"))?;
     config.refuse_unless("quantization_config", &serde_json::Value::Null)?;
-    let weights = Weights::open(folder, options, workspace)?;
+    let weights = Weights::open(folder, (options.dtype, options.device.clone()), workspace)?;
     let task = Task::read(&config)?;
     let model = registry::build(&config, &weights, task)?;
     Ok(Loaded {
+        replays: Replays::default(),
         model,
         options: options.clone(),
         workspace: weights.workspace().cloned(),
@@ -147,7 +82,7 @@ fn load_in(folder: &Path, options: &Options, workspace: Option<Workspace>) -> Re
 }
 
 impl Loaded {
-    /// Bytes of the packed weights and of the buffers kept between passes; the fused form's.
+    /// Bytes of the packed weights and of the buffers kept between passes; `None` in the eager backend.
     pub fn fused_bytes(&self) -> Option<(usize, usize)> {
         self.workspace.as_ref().map(|workspace| match workspace {
             Workspace::Host(host) => host.bytes(),
@@ -157,10 +92,7 @@ impl Loaded {
 
     /// How many passes the GPU ran one launch at a time, recorded and replayed; absent elsewhere.
     pub fn pass_counts(&self) -> Option<PassCounts> {
-        match &self.workspace {
-            Some(Workspace::Gpu(space)) => Some(space.pass_counts()),
-            _ => None,
-        }
+        matches!(self.workspace, Some(Workspace::Gpu(_))).then(|| self.replays.counts())
     }
 
     /// One pass without a cache: logits of every position, `[batch, seq, vocab_size]`, or what the head gives.
@@ -171,7 +103,7 @@ impl Loaded {
         self.forward_with(inputs, None, None)
     }
 
-    /// One pass that goes on from a cache, is looked on by a probe, or both.
+    /// One pass that continues a cache, is observed by a probe, or both.
     ///
     /// # Errors
     /// If the inputs do not fit each other, the model or the cache.
@@ -204,14 +136,14 @@ impl Loaded {
             probe,
         )?;
         let output = match &self.workspace {
-            Some(Workspace::Gpu(space)) => space.run(&*self.model, &mut pass),
+            Some(Workspace::Gpu(space)) => self.replays.run(space, &*self.model, &mut pass),
             _ => self.model.forward(&mut pass),
         };
         let output = match &self.workspace {
-            // Rows that are owed must not outlive the pass.
+            // Deferred operations must not outlive the pass.
             Some(Workspace::Host(host)) => {
                 let output = output.and_then(Xs::into_tensor).map(Xs::from);
-                host.forget_jobs();
+                host.drop_deferred();
                 output
             }
             _ => output,

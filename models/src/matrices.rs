@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use half::{bf16, f16};
 use safetensors::Dtype;
 
 use crate::error::{Error, Result};
 use crate::fused::Float;
+use crate::lock::lock;
 
 /// What is read at a time.
 const BLOCK_BYTES: usize = 4 << 20;
@@ -78,7 +79,7 @@ impl Matrices {
         let rows_at_once = (BLOCK_BYTES / (columns * width)).max(1);
         let mut bytes = vec![0; rows.min(rows_at_once) * columns * width];
         let mut values = Vec::with_capacity(bytes.len() / width);
-        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = lock(file);
         file.seek(SeekFrom::Start(start)).map_err(|error| unreadable(path, error))?;
         for first in (0..rows).step_by(rows_at_once) {
             let bytes = &mut bytes[..rows_at_once.min(rows - first) * columns * width];

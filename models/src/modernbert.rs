@@ -10,10 +10,10 @@ use crate::layers::{
     Activation, Attention, Embedding, LayerNorm, LayerType, Linear, Mask, PerLayerType, Rope, RopeParameters,
     RotaryEmbedding, Rotation, add, first_position, mean_of_real_tokens, multiply, one_per_row, split,
 };
-use crate::load::{Model, Task};
-use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
+use crate::model::{Model, Task, unknown_head};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 #[expect(clippy::struct_excessive_bools, reason = "they are the config's")]
 struct Config {

@@ -4,13 +4,13 @@
 use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{
-    Activation, Attention, Embedding, GatedMlp, Joined, Linear, Mask, RmsNorm, Rope, RopeParameters,
-    RotaryEmbedding, Rotation, add,
+    Activation, Attention, DecoderBody, DecoderEnds, Embedding, GatedMlp, Joined, Linear, Mask, RmsNorm,
+    Rope, RopeParameters, RotaryEmbedding, Rotation, add,
 };
-use crate::load::{Model, Task};
-use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
+use crate::model::{Model, Task};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 struct Config {
     vocab_size: usize,
@@ -140,52 +140,32 @@ impl Block {
 }
 
 struct Olmo2 {
-    path: String,
-    embed_tokens: Embedding,
+    ends: DecoderEnds,
     layers: Vec<Block>,
-    norm: RmsNorm,
     rotary_emb: RotaryEmbedding,
-    lm_head: Option<Linear>,
 }
 
 pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
     let config = Config::read(config)?;
-    let (inner, has_head) = match task.unwrap_or(Task::CausalLm) {
-        Task::CausalLm => (weights.pp("model"), true),
-        Task::HiddenStates => (weights.clone(), false),
-        task => return Err(unknown_head("olmo2", task)),
-    };
-    let embed_tokens = Embedding::load(&inner.pp("embed_tokens"), config.vocab_size, config.hidden_size)?;
-    let lm_head =
-        has_head.then(|| Linear::lm_head(weights, &embed_tokens, config.tie_word_embeddings)).transpose()?;
-    let layers = inner.pp("layers");
+    let body = DecoderBody::new("olmo2", "model", weights, task)?;
+    let embed_tokens = Embedding::load(&body.pp("embed_tokens"), config.vocab_size, config.hidden_size)?;
+    let norm = RmsNorm::load_rounded_once(&body.pp("norm"), config.hidden_size, config.rms_norm_eps)?;
+    let lm_head = body.lm_head(&embed_tokens, config.tie_word_embeddings)?;
     Ok(Box::new(Olmo2 {
-        path: inner.path().to_owned(),
-        embed_tokens,
-        layers: (0..config.num_hidden_layers)
-            .map(|layer| Block::load(&config, &layers.pp(layer), layer))
-            .collect::<Result<_>>()?,
-        norm: RmsNorm::load_rounded_once(&inner.pp("norm"), config.hidden_size, config.rms_norm_eps)?,
+        ends: DecoderEnds::new(&body, embed_tokens, norm, lm_head),
+        layers: body.layers("layers", config.num_hidden_layers, |weights, layer| {
+            Block::load(&config, weights, layer)
+        })?,
         rotary_emb: RotaryEmbedding::new(config.rope, config.head_dim).rotating(Rotation::Wide),
-        lm_head,
     }))
 }
 
 impl Model for Olmo2 {
     fn forward(&self, pass: &mut Pass) -> Result<Xs> {
-        let ids = Xs::from(pass.input_ids().clone());
-        let xs = pass.module(&self.path, ids, |pass, ids| {
-            let mut xs = self.embed_tokens.forward(pass, &ids)?;
+        self.ends.forward(pass, |pass, xs| {
             let rope = self.rotary_emb.forward(pass)?;
             let mask = Mask::causal(pass, None)?;
-            for layer in &self.layers {
-                xs = layer.forward(pass, xs, &rope, &mask)?;
-            }
-            self.norm.forward(pass, &xs)
-        })?;
-        match &self.lm_head {
-            Some(lm_head) => lm_head.forward(pass, &xs),
-            None => Ok(xs),
-        }
+            self.layers.iter().try_fold(xs, |xs, layer| layer.forward(pass, xs, &rope, &mask))
+        })
     }
 }

@@ -4,13 +4,13 @@
 use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{
-    Activation, Attention, Embedding, Joined, LayerNorm, Linear, Mask, Rope, RopeParameters, RotaryEmbedding,
-    add,
+    Activation, Attention, DecoderBody, DecoderEnds, Embedding, Joined, LayerNorm, Linear, Mask, Rope,
+    RopeParameters, RotaryEmbedding, add,
 };
-use crate::load::{Model, Task};
-use crate::pass::{Pass, Xs};
-use crate::registry::unknown_head;
+use crate::model::{Model, Task};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 struct Config {
     vocab_size: usize,
@@ -165,64 +165,37 @@ impl Block {
 }
 
 struct Phi {
-    path: String,
-    embed_tokens: Embedding,
+    ends: DecoderEnds,
     layers: Vec<Block>,
-    final_layernorm: LayerNorm,
     rotary_emb: RotaryEmbedding,
-    lm_head: Option<Linear>,
-}
-
-/// Only the weight may be tied; the bias is the head's own.
-fn lm_head(config: &Config, weights: &Weights, embed_tokens: &Embedding) -> Result<Linear> {
-    if config.tie_word_embeddings {
-        return Linear::tied(weights, embed_tokens, true);
-    }
-    Linear::load(weights, config.hidden_size, config.vocab_size, true)
 }
 
 pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
     let config = Config::read(config)?;
-    let (inner, has_head) = match task.unwrap_or(Task::CausalLm) {
-        Task::CausalLm => (weights.pp("model"), true),
-        Task::HiddenStates => (weights.clone(), false),
-        task => return Err(unknown_head("phi", task)),
-    };
-    let embed_tokens = Embedding::load(&inner.pp("embed_tokens"), config.vocab_size, config.hidden_size)?;
-    let lm_head = has_head.then(|| lm_head(&config, &weights.pp("lm_head"), &embed_tokens)).transpose()?;
-    let layers = inner.pp("layers");
+    let body = DecoderBody::new("phi", "model", weights, task)?;
+    let embed_tokens = Embedding::load(&body.pp("embed_tokens"), config.vocab_size, config.hidden_size)?;
+    let final_layernorm =
+        LayerNorm::load(&body.pp("final_layernorm"), config.hidden_size, config.layer_norm_eps, true)?;
+    // Only the weight may be tied; the bias is the head's own.
+    let lm_head = body
+        .head_or("lm_head")
+        .map(|weights| Linear::lm_head(&weights, &embed_tokens, config.tie_word_embeddings, true))
+        .transpose()?;
     Ok(Box::new(Phi {
-        path: inner.path().to_owned(),
-        embed_tokens,
-        layers: (0..config.num_hidden_layers)
-            .map(|layer| Block::load(&config, &layers.pp(layer), layer))
-            .collect::<Result<_>>()?,
-        final_layernorm: LayerNorm::load(
-            &inner.pp("final_layernorm"),
-            config.hidden_size,
-            config.layer_norm_eps,
-            true,
-        )?,
+        ends: DecoderEnds::new(&body, embed_tokens, final_layernorm, lm_head),
+        layers: body.layers("layers", config.num_hidden_layers, |weights, layer| {
+            Block::load(&config, weights, layer)
+        })?,
         rotary_emb: RotaryEmbedding::new(config.rope, config.head_dim),
-        lm_head,
     }))
 }
 
 impl Model for Phi {
     fn forward(&self, pass: &mut Pass) -> Result<Xs> {
-        let ids = Xs::from(pass.input_ids().clone());
-        let xs = pass.module(&self.path, ids, |pass, ids| {
-            let mut xs = self.embed_tokens.forward(pass, &ids)?;
+        self.ends.forward(pass, |pass, xs| {
             let rope = self.rotary_emb.forward(pass)?;
             let mask = Mask::causal(pass, None)?;
-            for layer in &self.layers {
-                xs = layer.forward(pass, xs, &rope, &mask)?;
-            }
-            self.final_layernorm.forward(pass, &xs)
-        })?;
-        match &self.lm_head {
-            Some(lm_head) => lm_head.forward(pass, &xs),
-            None => Ok(xs),
-        }
+            self.layers.iter().try_fold(xs, |xs, layer| layer.forward(pass, xs, &rope, &mask))
+        })
     }
 }

@@ -1,63 +1,95 @@
-//! Which `model_type` is built by which file.
+//! The one table of architectures. A row is all that the crate and what is built on it list of an architecture; every
+//! other list of model types is derived from this one, or a test compares it.
 
+use crate::checkpoints::{self, Checkpoints};
 use crate::config::ConfigReader;
 use crate::error::{Error, Result};
-use crate::load::{Model, Task};
+use crate::model::{Model, Task};
 use crate::weights::Weights;
-use crate::{
-    bert, cohere, distilbert, falcon, gemma, gemma2, gemma3_text, gpt_neox, gpt2, granite, llama, mistral,
-    mixtral, modernbert, olmo2, phi, phi3, qwen2, qwen3, qwen3_moe, roberta, smollm3, stablelm, starcoder2,
-    xlm_roberta,
-};
 
-/// Builds a model, or says that the architecture lacks the head.
+/// Every architecture, decoders by family, then encoders: the order of [`catalogue`](crate::synthetic::catalogue).
+pub(crate) const ARCHITECTURES: &[Architecture] = &[
+    row("llama", Kind::Decoder, crate::llama::build, &checkpoints::llama::LLAMA),
+    row("mistral", Kind::Decoder, crate::mistral::build, &checkpoints::mistral::MISTRAL),
+    row("mixtral", Kind::Decoder, crate::mixtral::build, &checkpoints::mistral::MIXTRAL),
+    row("qwen2", Kind::Decoder, crate::qwen2::build, &checkpoints::qwen::QWEN2),
+    row("qwen3", Kind::Decoder, crate::qwen3::build, &checkpoints::qwen::QWEN3),
+    row("qwen3_moe", Kind::Decoder, crate::qwen3_moe::build, &checkpoints::qwen::QWEN3_MOE),
+    row("gemma", Kind::Decoder, crate::gemma::build, &checkpoints::gemma::GEMMA),
+    row("gemma2", Kind::Decoder, crate::gemma2::build, &checkpoints::gemma::GEMMA2),
+    row("gemma3_text", Kind::Decoder, crate::gemma3_text::build, &checkpoints::gemma::GEMMA3_TEXT),
+    row("olmo2", Kind::Decoder, crate::olmo2::build, &checkpoints::llama::OLMO2),
+    row("starcoder2", Kind::Decoder, crate::starcoder2::build, &checkpoints::mistral::STARCODER2),
+    row("granite", Kind::Decoder, crate::granite::build, &checkpoints::llama::GRANITE),
+    row("smollm3", Kind::Decoder, crate::smollm3::build, &checkpoints::llama::SMOLLM3),
+    row("cohere", Kind::Decoder, crate::cohere::build, &checkpoints::llama::COHERE),
+    row("phi", Kind::Decoder, crate::phi::build, &checkpoints::phi::PHI),
+    row("phi3", Kind::Decoder, crate::phi3::build, &checkpoints::phi::PHI3),
+    row("stablelm", Kind::Decoder, crate::stablelm::build, &checkpoints::phi::STABLELM),
+    row("gpt2", Kind::Decoder, crate::gpt2::build, &checkpoints::gpt::GPT2),
+    row("gpt_neox", Kind::Decoder, crate::gpt_neox::build, &checkpoints::gpt::GPT_NEOX),
+    row("falcon", Kind::Decoder, crate::falcon::build, &checkpoints::gpt::FALCON),
+    row("bert", Kind::Encoder, crate::bert::build, &checkpoints::encoders::BERT),
+    row("distilbert", Kind::Encoder, crate::distilbert::build, &checkpoints::encoders::DISTILBERT),
+    row("roberta", Kind::Encoder, crate::roberta::build, &checkpoints::encoders::ROBERTA),
+    row("xlm-roberta", Kind::Encoder, crate::xlm_roberta::build, &checkpoints::encoders::XLM_ROBERTA),
+    row("modernbert", Kind::Encoder, crate::modernbert::build, &checkpoints::encoders::MODERNBERT),
+];
+
+/// One architecture.
+pub(crate) struct Architecture {
+    /// `model_type` of its config; its file is called the same.
+    pub(crate) model_type: &'static str,
+    kind: Kind,
+    build: Build,
+    /// The checkpoints that [`write()`](crate::synthetic::write) makes.
+    pub(crate) synthetic: &'static Checkpoints,
+}
+
+/// Builds a model, or returns [`Error::UnknownHead`] if the architecture lacks the head.
 type Build = fn(&ConfigReader, &Weights, Option<Task>) -> Result<Box<dyn Model>>;
 
-const ARCHITECTURES: &[(&str, Build)] = &[
-    ("bert", bert::build),
-    ("cohere", cohere::build),
-    ("distilbert", distilbert::build),
-    ("falcon", falcon::build),
-    ("gemma", gemma::build),
-    ("gemma2", gemma2::build),
-    ("gemma3_text", gemma3_text::build),
-    ("gpt2", gpt2::build),
-    ("gpt_neox", gpt_neox::build),
-    ("granite", granite::build),
-    ("llama", llama::build),
-    ("mistral", mistral::build),
-    ("mixtral", mixtral::build),
-    ("modernbert", modernbert::build),
-    ("olmo2", olmo2::build),
-    ("phi", phi::build),
-    ("phi3", phi3::build),
-    ("qwen2", qwen2::build),
-    ("qwen3", qwen3::build),
-    ("qwen3_moe", qwen3_moe::build),
-    ("roberta", roberta::build),
-    ("smollm3", smollm3::build),
-    ("stablelm", stablelm::build),
-    ("starcoder2", starcoder2::build),
-    ("xlm-roberta", xlm_roberta::build),
-];
+/// How an architecture attends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Each token sees itself and what comes before; the caller may give position ids and a cache.
+    Decoder,
+    /// Each token sees all others; the model counts positions itself and takes no cache.
+    Encoder,
+}
+
+const fn row(
+    model_type: &'static str,
+    kind: Kind,
+    build: Build,
+    synthetic: &'static Checkpoints,
+) -> Architecture {
+    Architecture { model_type, kind, build, synthetic }
+}
+
+fn find(model_type: &str) -> Option<&'static Architecture> {
+    ARCHITECTURES.iter().find(|architecture| architecture.model_type == model_type)
+}
 
 /// Every `model_type` that [`crate::load`] knows, sorted.
 pub fn model_types() -> impl Iterator<Item = &'static str> {
-    ARCHITECTURES.iter().map(|(name, _)| *name)
+    let mut model_types: Vec<_> = ARCHITECTURES.iter().map(|architecture| architecture.model_type).collect();
+    model_types.sort_unstable();
+    model_types.into_iter()
+}
+
+/// Whether a `model_type` is a decoder or an encoder; `None` if [`crate::load`] does not know it.
+pub fn kind(model_type: &str) -> Option<Kind> {
+    find(model_type).map(|architecture| architecture.kind)
 }
 
 pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
     let model_type = config.str_or("model_type", "")?;
-    let Some((_, build)) = ARCHITECTURES.iter().find(|(name, _)| *name == model_type) else {
+    let Some(architecture) = find(model_type) else {
         return Err(Error::UnknownModelType {
             model_type: model_type.to_owned(),
             known: model_types().collect::<Vec<_>>().join(", "),
         });
     };
-    build(config, weights, task)
-}
-
-/// The error of an architecture that lacks a head.
-pub(crate) fn unknown_head(model_type: &str, task: Task) -> Error {
-    Error::UnknownHead { model_type: model_type.to_owned(), task: format!("{task:?}") }
+    (architecture.build)(config, weights, task)
 }

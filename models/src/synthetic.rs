@@ -6,35 +6,17 @@
 //! `tests/features.py` shows that each does. `synthetic/versions.md` says which transformers versions read them and
 //! which compute the same; `tests/truth.py` makes what a port is judged by.
 
-mod architecture;
 mod file;
 mod fill;
-mod table;
 
-// The tables are aligned by hand.
-#[rustfmt::skip]
-mod decoder;
-#[rustfmt::skip]
-mod encoders;
-#[rustfmt::skip]
-mod gemma;
-#[rustfmt::skip]
-mod gpt;
-#[rustfmt::skip]
-mod llama;
-#[rustfmt::skip]
-mod mistral;
-#[rustfmt::skip]
-mod phi;
-#[rustfmt::skip]
-mod qwen;
-
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::LazyLock;
 
 use serde_json::Value;
 
-use architecture::{ARCHITECTURES, Architecture, Variant};
+pub use crate::checkpoints::Error;
+use crate::checkpoints::Variant;
+use crate::registry::{ARCHITECTURES, Architecture};
 
 /// One checkpoint that [`write()`] can make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,49 +31,18 @@ pub struct Entry {
     pub bench: bool,
 }
 
-/// Why a synthetic checkpoint was not written.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No entry of the catalogue has this name.
-    #[error("no synthetic checkpoint `{name}`; there are: {known}")]
-    Unknown {
-        /// `model_type` or `model_type:variant`, as asked for.
-        name: String,
-        /// What may be asked for instead, separated by commas.
-        known: String,
-    },
-    /// A table line that does not make sense.
-    #[error("synthetic {model_type}: {reason} in `{line}`")]
-    Table {
-        /// The architecture that the table belongs to.
-        model_type: &'static str,
-        /// The line, or the JSON text.
-        line: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The file system refused.
-    #[error("cannot write {}", path.display())]
-    Io {
-        /// The file or folder concerned.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
-}
-
 /// Everything that [`write()`] can make, grouped by model type, defaults first.
 pub fn catalogue() -> &'static [Entry] {
     static CATALOGUE: LazyLock<Vec<Entry>> = LazyLock::new(|| {
         let entries = |architecture: &'static Architecture| {
-            architecture.variants.iter().map(|variant| Entry {
+            architecture.synthetic.variants.iter().map(|variant| Entry {
                 model_type: architecture.model_type,
                 variant: variant.name,
                 shows: variant.shows,
                 bench: variant.bench,
             })
         };
-        ARCHITECTURES.iter().copied().flat_map(entries).collect()
+        ARCHITECTURES.iter().flat_map(entries).collect()
     });
     &CATALOGUE
 }
@@ -102,7 +53,7 @@ pub fn catalogue() -> &'static [Entry] {
 /// If the catalogue has no such entry.
 pub fn config(model_type: &str, variant: &str) -> Result<Value, Error> {
     let (architecture, variant) = find(model_type, variant)?;
-    architecture.config(variant).map(Value::Object)
+    architecture.synthetic.config(architecture.model_type, variant).map(Value::Object)
 }
 
 /// Writes `config.json` and `model.safetensors` (f32) of an entry into `folder`, which is created if need be.
@@ -115,8 +66,8 @@ pub fn config(model_type: &str, variant: &str) -> Result<Value, Error> {
 /// If the catalogue has no such entry, or if the folder cannot be written.
 pub fn write(model_type: &str, variant: &str, seed: u64, folder: &Path) -> Result<(), Error> {
     let (architecture, variant) = find(model_type, variant)?;
-    let config = architecture.config(variant)?;
-    let tensors = architecture.tensors(&config)?;
+    let config = architecture.synthetic.config(architecture.model_type, variant)?;
+    let tensors = architecture.synthetic.tensors(architecture.model_type, &config)?;
     std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
     file::write_safetensors(&folder.join("model.safetensors"), &tensors, seed)?;
     file::write_text(&folder.join("config.json"), &format!("{:#}\n", Value::Object(config)))
@@ -124,12 +75,13 @@ pub fn write(model_type: &str, variant: &str, seed: u64, folder: &Path) -> Resul
 
 fn find(model_type: &str, variant: &str) -> Result<(&'static Architecture, &'static Variant), Error> {
     let unknown = |name: String, known: Vec<&str>| Error::Unknown { name, known: known.join(", ") };
-    let architecture =
-        ARCHITECTURES.iter().copied().find(|a| a.model_type == model_type).ok_or_else(|| {
-            unknown(model_type.into(), ARCHITECTURES.iter().map(|a| a.model_type).collect())
-        })?;
-    let variant = architecture.variants.iter().find(|v| v.name == variant).ok_or_else(|| {
-        let known = architecture.variants.iter().map(|v| if v.name.is_empty() { "(none)" } else { v.name });
+    let architecture = ARCHITECTURES
+        .iter()
+        .find(|architecture| architecture.model_type == model_type)
+        .ok_or_else(|| unknown(model_type.into(), ARCHITECTURES.iter().map(|a| a.model_type).collect()))?;
+    let variants = architecture.synthetic.variants;
+    let variant = variants.iter().find(|known| known.name == variant).ok_or_else(|| {
+        let known = variants.iter().map(|v| if v.name.is_empty() { "(none)" } else { v.name });
         unknown(format!("{model_type}:{variant}"), known.collect())
     })?;
     Ok((architecture, variant))

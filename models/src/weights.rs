@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Shape, Tensor};
 
 use crate::error::{Error, Result};
 use crate::fused::{Float, Workspace};
-use crate::load::Options;
+use crate::lock::lock;
 use crate::matrices::Matrices;
 
 struct Files {
@@ -17,7 +17,8 @@ struct Files {
     matrices: Matrices,
     names: BTreeSet<String>,
     read: Mutex<BTreeSet<String>>,
-    options: Options,
+    dtype: DType,
+    device: Device,
     workspace: Option<Workspace>,
 }
 
@@ -32,8 +33,13 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` names.
-    pub(crate) fn open(folder: &Path, options: &Options, workspace: Option<Workspace>) -> Result<Self> {
+    /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` names; tensors are read in `dtype` on
+    /// `device`.
+    pub(crate) fn open(
+        folder: &Path,
+        (dtype, device): (DType, Device),
+        workspace: Option<Workspace>,
+    ) -> Result<Self> {
         let paths = shards(folder)?;
         // SAFETY: the map is only read; like every user of safetensors' mapping we rely on nobody
         // truncating the checkpoint's files while a model is loaded from them.
@@ -47,7 +53,8 @@ impl Weights {
                 matrices: Matrices::open(&paths)?,
                 names,
                 read: Mutex::default(),
-                options: options.clone(),
+                dtype,
+                device,
                 workspace,
             }),
             path: String::new(),
@@ -92,19 +99,19 @@ impl Weights {
         &self.path
     }
 
-    /// The fused form's buffers; absent in the eager form, which is how a layer knows what to build.
+    /// The fused backend's buffers; `None` in the eager backend, which is how a layer knows what to build.
     pub(crate) fn workspace(&self) -> Option<&Workspace> {
         self.files.workspace.as_ref()
     }
 
     /// The dtype of weights and activations.
     pub fn dtype(&self) -> DType {
-        self.files.options.dtype
+        self.files.dtype
     }
 
     /// Where the weights live.
     pub fn device(&self) -> &Device {
-        &self.files.options.device
+        &self.files.device
     }
 
     /// What the files call a tensor; old ones name a norm's parameters as `TensorFlow` does (transformers 5.23.0,
@@ -133,7 +140,7 @@ impl Weights {
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
         let name = self.checked(name, shape)?;
         let tensor = self.files.tensors.load(&name, self.device())?.to_dtype(self.dtype())?;
-        self.files.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+        lock(&self.files.read).insert(name);
         Ok(tensor)
     }
 
@@ -163,7 +170,7 @@ impl Weights {
             (rows, columns),
             take,
         )?;
-        self.files.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+        lock(&self.files.read).insert(name);
         Ok(())
     }
 
@@ -187,7 +194,7 @@ impl Weights {
 
     /// Tensors of the checkpoint that no module read.
     pub fn unread(&self) -> Vec<String> {
-        let read = self.files.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = lock(&self.files.read);
         self.files.names.difference(&read).cloned().collect()
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::config::ConfigReader;
 use crate::error::Result;
-use crate::load::{Model, Task};
+use crate::model::{Model, Task};
 use crate::roberta;
 use crate::weights::Weights;
 

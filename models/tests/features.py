@@ -71,6 +71,22 @@ KEYS = {
     "activation_function": lambda c: GELU[c["activation_function"]],
     "activation": lambda c: GELU[c["activation"]],
 }
+# Config keys that switch nothing: sizes, which the weights' shapes check; the presence of weights, which WEIGHTS changes;
+# what 5.x derives from another key; what inference does not read. A key of a synthetic checkpoint must be in KEYS or here.
+NO_FEATURE = set("""
+    architectures model_type torch_dtype tie_word_embeddings id2label label2id
+    vocab_size type_vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
+    head_dim max_position_embeddings dim hidden_dim n_layers n_heads n_embd n_head n_inner n_layer n_ctx n_positions
+    ffn_hidden_size num_kv_heads multi_query new_decoder_architecture num_ln_in_parallel_attn
+    num_experts num_local_experts moe_intermediate_size mlp_only_layers decoder_sparse_step
+    attention_bias mlp_bias norm_bias bias use_bias use_qkv_bias classifier_bias decoder_bias
+    rope_parameters original_max_position_embeddings global_attn_every_n_layers sliding_window_pattern
+    no_rope_layer_interval norm_type position_embedding_type sinusoidal_pos_embds classifier_activation
+    reorder_and_upcast_attn cache_implementation reference_compile output_router_logits router_jitter_noise
+    bos_token_id eos_token_id cls_token_id sep_token_id
+    attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout dropout embd_pdrop embedding_dropout
+    hidden_dropout hidden_dropout_prob mlp_dropout qa_dropout resid_pdrop residual_dropout seq_classif_dropout
+""".split())
 # What a switched-off key also needs, or where it says nothing.
 ONLY = {
     "pad_token_id": lambda c: "roberta" in c["model_type"],
@@ -117,6 +133,8 @@ def main() -> int:
     weak = 0
     for folder in map(pathlib.Path, sys.argv[1:]):
         config = json.loads((folder / "config.json").read_text())
+        if unknown := config.keys() - KEYS.keys() - NO_FEATURE:
+            sys.exit(f"{folder.name}: {', '.join(sorted(unknown))} in neither KEYS nor NO_FEATURE")
         tensors = load_file(folder / "model.safetensors")
         generator = torch.Generator().manual_seed(1)
         ids = torch.randint(5, config["vocab_size"], (1, 80), generator=generator)

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use models::{Cache, Form, Inputs, Loaded, Options, Probe, load};
+use models::{Backend, Cache, Inputs, Loaded, Options, Probe, load};
 
 /// A case's folder with the weights filled in, and what transformers says of it.
 struct Case {
@@ -83,11 +83,11 @@ impl Case {
     }
 
     fn load(&self, dtype: DType) -> Loaded {
-        self.load_form(dtype, Form::Eager)
+        self.load_backend(dtype, Backend::Eager)
     }
 
-    fn load_form(&self, dtype: DType, form: Form) -> Loaded {
-        let options = Options { dtype, device: Device::Cpu, form };
+    fn load_backend(&self, dtype: DType, backend: Backend) -> Loaded {
+        let options = Options { dtype, device: Device::Cpu, backend };
         load(self.folder.path(), &options).unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
@@ -129,9 +129,10 @@ fn norm(xs: &Tensor) -> f64 {
     xs.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
 }
 
-/// The oracle, and the fused form; sums in another order differ by some 1e-16 and 1e-7 an operation, of which the
+/// The oracle, and the fused backend; sums in another order differ by some 1e-16 and 1e-7 an operation, of which the
 /// widest case here has a few hundred.
-const EXACT: [(DType, Form, f64); 2] = [(DType::F64, Form::Eager, 1e-12), (DType::F32, Form::Fused, 5e-6)];
+const EXACT: [(DType, Backend, f64); 2] =
+    [(DType::F64, Backend::Eager, 1e-12), (DType::F32, Backend::Fused, 5e-6)];
 
 fn assert_same(name: &str, result: &Tensor, reference: &Tensor, bound: f64) {
     let relative = norm(&(result - reference).unwrap()) / norm(reference);
@@ -154,19 +155,19 @@ fn smaller_dtypes_err_no_more_than_torch_does() {
     for case in cases() {
         let errors: Vec<f64> = case.expected["errors"].to_vec1().unwrap();
         let runs = [
-            (DType::F32, Form::Eager, errors[0]),
-            (DType::F32, Form::Fused, errors[0]),
-            (DType::BF16, Form::Eager, errors[1]),
-            (DType::BF16, Form::Fused, errors[1]),
-            (DType::F16, Form::Eager, errors[2]),
+            (DType::F32, Backend::Eager, errors[0]),
+            (DType::F32, Backend::Fused, errors[0]),
+            (DType::BF16, Backend::Eager, errors[1]),
+            (DType::BF16, Backend::Fused, errors[1]),
+            (DType::F16, Backend::Eager, errors[2]),
         ];
-        for (dtype, form, torch) in runs {
-            let logits = case.load_form(dtype, form).forward(&case.inputs()).unwrap();
+        for (dtype, backend, torch) in runs {
+            let logits = case.load_backend(dtype, backend).forward(&case.inputs()).unwrap();
             let ours = case.relative(&logits, &case.expected["logits"]);
-            println!("{} {dtype:?} {form:?}: ours {ours:.3e} torch {torch:.3e}", case.name);
+            println!("{} {dtype:?} {backend:?}: ours {ours:.3e} torch {torch:.3e}", case.name);
             // The limit of native models, as in examples/judge.rs; f32 errors here are a few roundings, so their ratio is partly chance.
             let bound = if dtype == DType::F32 { (1.5 * torch).max(5e-6) } else { 1.5 * torch };
-            assert!(ours <= bound, "{} {dtype:?} {form:?}: error {ours:e}, torch's {torch:e}", case.name);
+            assert!(ours <= bound, "{} {dtype:?} {backend:?}: error {ours:e}, torch's {torch:e}", case.name);
         }
     }
 }
@@ -182,7 +183,7 @@ fn no_key_or_tensor_is_left_unread() {
 
 #[test]
 fn prefill_in_chunks_and_token_by_token_equal_one_pass() {
-    for (case, (dtype, form, bound)) in cases().iter().flat_map(|case| EXACT.map(|exact| (case, exact))) {
+    for (case, (dtype, backend, bound)) in cases().iter().flat_map(|case| EXACT.map(|exact| (case, exact))) {
         if !case.is_decoder() {
             continue;
         }
@@ -190,7 +191,7 @@ fn prefill_in_chunks_and_token_by_token_equal_one_pass() {
         if case.name.contains("dynamic") || case.name.contains("longrope") {
             continue;
         }
-        let mut loaded = case.load_form(dtype, form);
+        let mut loaded = case.load_backend(dtype, backend);
         for row in 0..2 {
             let seq = case.expected["input_ids"].dim(1).unwrap();
             let whole = loaded.forward(&case.slice(row, 0..seq)).unwrap();
@@ -220,7 +221,7 @@ fn an_encoder_refuses_a_cache() {
 
 #[test]
 fn a_row_gives_the_same_alone_unpadded_and_right_padded() {
-    for (case, (dtype, form, bound)) in cases().iter().flat_map(|case| EXACT.map(|exact| (case, exact))) {
+    for (case, (dtype, backend, bound)) in cases().iter().flat_map(|case| EXACT.map(|exact| (case, exact))) {
         if case.is_classifier() {
             continue;
         }
@@ -228,7 +229,7 @@ fn a_row_gives_the_same_alone_unpadded_and_right_padded() {
         if case.name.contains("dynamic") {
             continue;
         }
-        let mut loaded = case.load_form(dtype, form);
+        let mut loaded = case.load_backend(dtype, backend);
         let batch = loaded.forward(&case.inputs()).unwrap();
         let (row, padding) = (1, 3);
         let seq = case.expected["input_ids"].dim(1).unwrap();
@@ -251,11 +252,11 @@ fn a_row_gives_the_same_alone_unpadded_and_right_padded() {
 
 #[test]
 fn a_classifier_gives_a_row_the_same_alone_and_right_padded() {
-    for (case, (dtype, form, bound)) in cases().iter().flat_map(|case| EXACT.map(|exact| (case, exact))) {
+    for (case, (dtype, backend, bound)) in cases().iter().flat_map(|case| EXACT.map(|exact| (case, exact))) {
         if !case.is_classifier() {
             continue;
         }
-        let mut loaded = case.load_form(dtype, form);
+        let mut loaded = case.load_backend(dtype, backend);
         let (row, padding) = (1, 3);
         let cut = |name: &str| case.expected[name].i((row..=row, padding..)).unwrap().contiguous().unwrap();
         let padded = |name: &str| cut(name).pad_with_zeros(1, 0, padding).unwrap();

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use models::synthetic::{catalogue, write};
-use models::{Cache, Form, Inputs, Loaded, Options, Probe, load, model_types};
+use models::{Backend, Cache, Inputs, Kind, Loaded, Options, Probe, kind, load};
 
 /// Rows of this many tokens, padded on the left: longer than the windows (8), shorter than the contexts (32) past which
 /// frequencies follow the length of each pass, so that chunks may be compared with one pass.
@@ -18,22 +18,20 @@ const VOCAB: u32 = 280;
 
 /// The forms, and what sums in another order may differ by: a rounding of 1e-16 or 6e-8 an operation, a few hundred of
 /// them in a row.
-const EXACT: [(DType, Form, f64); 2] = [(DType::F64, Form::Eager, 1e-12), (DType::F32, Form::Fused, 1e-5)];
+const EXACT: [(DType, Backend, f64); 2] =
+    [(DType::F64, Backend::Eager, 1e-12), (DType::F32, Backend::Fused, 1e-5)];
 
-/// Calls `law` with every small synthetic decoder that has an architecture here.
-fn each_decoder(dtype: DType, form: Form, law: impl Fn(&str, Loaded)) {
+/// Calls `law` with every small synthetic decoder.
+fn each_decoder(dtype: DType, backend: Backend, law: impl Fn(&str, Loaded)) {
     let mut count = 0;
     for entry in catalogue().iter().filter(|entry| !entry.bench) {
         let folder = tempfile::tempdir().unwrap();
-        let config = models::synthetic::config(entry.model_type, entry.variant).unwrap();
-        let architecture = config["architectures"][0].as_str().unwrap();
-        let decoder = architecture.ends_with("ForCausalLM") || architecture.ends_with("LMHeadModel");
-        if !decoder || !model_types().any(|known| known == entry.model_type) {
+        if kind(entry.model_type) != Some(Kind::Decoder) {
             continue;
         }
         write(entry.model_type, entry.variant, 0, folder.path()).unwrap();
-        let name = format!("{}:{} {form:?}", entry.model_type, entry.variant);
-        let options = Options { dtype, device: Device::Cpu, form };
+        let name = format!("{}:{} {backend:?}", entry.model_type, entry.variant);
+        let options = Options { dtype, device: Device::Cpu, backend };
         law(&name, load(folder.path(), &options).unwrap_or_else(|error| panic!("{name}: {error}")));
         count += 1;
     }
@@ -88,8 +86,8 @@ fn assert_row_same(name: &str, result: &Tensor, reference: &Tensor, bound: f64) 
 
 #[test]
 fn prefill_in_chunks_and_token_by_token_equal_one_pass() {
-    for (dtype, form, bound) in EXACT {
-        each_decoder(dtype, form, |name, mut loaded| {
+    for (dtype, backend, bound) in EXACT {
+        each_decoder(dtype, backend, |name, mut loaded| {
             let whole = loaded.forward(&batch(0..SEQ)).unwrap();
             for chunk in [1, 5] {
                 let mut cache = Cache::new();
@@ -107,8 +105,8 @@ fn prefill_in_chunks_and_token_by_token_equal_one_pass() {
 
 #[test]
 fn a_row_gives_the_same_alone_and_in_a_batch_padded_on_either_side() {
-    for (dtype, form, bound) in EXACT {
-        each_decoder(dtype, form, |name, mut loaded| {
+    for (dtype, backend, bound) in EXACT {
+        each_decoder(dtype, backend, |name, mut loaded| {
             let whole = loaded.forward(&batch(0..SEQ)).unwrap();
             for (row, length) in LENGTHS.into_iter().enumerate() {
                 let expected = whole.i((row, SEQ - length..)).unwrap();
@@ -130,9 +128,9 @@ fn a_row_gives_the_same_alone_and_in_a_batch_padded_on_either_side() {
 
 #[test]
 fn no_key_or_tensor_is_left_unread() {
-    each_decoder(DType::F32, Form::Eager, |name, loaded| {
+    each_decoder(DType::F32, Backend::Eager, |name, loaded| {
         assert_eq!(loaded.unread_tensors, [""; 0], "{name}");
-        // The checkpoints say their rope in the old and in the new form, and transformers too reads one of them only.
+        // The checkpoints say their rope in the old and in the new backend, and transformers too reads one of them only.
         let twice_said = ["rope_parameters", "rope_parameters.full_attention"];
         let unread = loaded.unread_keys.iter().filter(|key| !twice_said.contains(&key.as_str()));
         assert_eq!(unread.collect::<Vec<_>>(), [""; 0], "{name}");
@@ -159,14 +157,14 @@ impl Probe for Trace {
 #[test]
 fn a_probe_changes_nothing() {
     let forms = [
-        (DType::F64, Form::Eager),
-        (DType::BF16, Form::Eager),
-        (DType::F32, Form::Fused),
+        (DType::F64, Backend::Eager),
+        (DType::BF16, Backend::Eager),
+        (DType::F32, Backend::Fused),
         // Here a sum that is looked at could be rounded once more.
-        (DType::BF16, Form::Fused),
+        (DType::BF16, Backend::Fused),
     ];
-    for (dtype, form) in forms {
-        each_decoder(dtype, form, |name, mut loaded| {
+    for (dtype, backend) in forms {
+        each_decoder(dtype, backend, |name, mut loaded| {
             let mut trace = Trace::default();
             let plain = loaded.forward(&batch(0..SEQ)).unwrap();
             let probed = loaded.forward_with(&batch(0..SEQ), None, Some(&mut trace)).unwrap();

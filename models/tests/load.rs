@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
-use models::{Cache, Form, Inputs, Loaded, Options, Result, load};
+use models::{Backend, Cache, Inputs, Loaded, Options, Result, load};
 use serde_json::{Value, json};
 
 /// A llama of one layer.
@@ -40,7 +40,7 @@ fn try_load(config: &Value, tensors: &HashMap<String, Tensor>) -> Result<Loaded>
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     candle_core::safetensors::save(tensors, folder.path().join("model.safetensors")).unwrap();
-    load(folder.path(), &Options { dtype: DType::F32, device: Device::Cpu, form: Form::Eager })
+    load(folder.path(), &Options { dtype: DType::F32, device: Device::Cpu, backend: Backend::Eager })
 }
 
 fn check(change: impl Fn(&mut Value, &mut HashMap<String, Tensor>), expected: &str) {

@@ -6,11 +6,11 @@ mod origin;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use compare::evidence::Routing;
 use compare::logits::{Logits, Mask};
 use compare::matrix::{self, Entry};
 use compare::oracle::{Oracles, accuracies};
-use compare::repeat;
-use compare::verdict::{Tolerances, verdicts};
+use compare::verdict::{Tolerances, annotate, verdicts};
 use miette::{Result, miette};
 use reference::protocol::Mode;
 
@@ -68,7 +68,7 @@ pub fn view(
             )?,
             None => Vec::new(),
         };
-        let near_ties: Vec<(String, String)> = beside.iter().filter_map(Beside::near_ties).collect();
+        let near_ties: Vec<(String, Routing)> = beside.iter().filter_map(Beside::near_ties).collect();
         let known = Known { localized: &localized, near_ties: &near_ties };
         let mut view =
             case_view((case, known), manifest.baseline.as_deref(), cells, &entries, Some(&mask), tolerances)?;
@@ -91,7 +91,7 @@ pub struct Known<'a> {
     /// First divergences of pairs, of one case or of others.
     pub localized: &'a [Localized],
     /// Variants that are known to depart by near-ties of routers alone, and how that is known.
-    pub near_ties: &'a [(String, String)],
+    pub near_ties: &'a [(String, Routing)],
 }
 
 /// Measures and judges the cells of a case; `entries` are their logits, in the same order.
@@ -112,9 +112,9 @@ pub fn case_view(
     let localized: Vec<Localized> =
         known.localized.iter().filter(|found| found.case == case.name).cloned().collect();
     let mut oracles = with_near_ties(Oracles::new(&matrix, &origins), &cells, &localized);
-    for (name, evidence) in known.near_ties {
+    for (name, routing) in known.near_ties {
         if let Some(index) = cells.iter().position(|cell| cell.name == *name) {
-            oracles = oracles.with_near_ties(index, evidence.clone());
+            oracles = oracles.with_near_ties(index, routing.clone());
         }
     }
     let tolerances = tolerances.with(case.tolerances.as_ref());
@@ -126,7 +126,7 @@ pub fn case_view(
             _ => None,
         })
         .collect();
-    repeat::annotate(&mut judged, &matrix, &noises);
+    annotate(&mut judged, &matrix, &noises);
     Ok(CaseView {
         name: case.name.clone(),
         checkpoint: case.checkpoint.clone(),
@@ -148,13 +148,13 @@ pub fn case_view(
 fn with_near_ties(oracles: Oracles, cells: &[Cell], localized: &[Localized]) -> Oracles {
     let mut found = oracles;
     for localized in localized {
-        let Some(evidence) = localized.near_ties() else { continue };
+        let Some(replayed) = localized.near_ties() else { continue };
         let index = |name: &String| cells.iter().position(|cell| cell.name == *name);
         let (Some(a), Some(b)) = (index(&localized.a), index(&localized.b)) else { continue };
         let is_in_it = |index: usize| cells[index].variant.dtype == localized.dtype;
         let is_fed = found.ran(a) && cells[b].variant.mode == Mode::Fused && is_in_it(a) && is_in_it(b);
         if is_fed {
-            found = found.with_near_ties(b, evidence);
+            found = found.with_near_ties(b, Routing::Replayed(replayed));
         }
     }
     found
@@ -171,7 +171,7 @@ pub fn near_ties_of_a_cache(
     (case, cells): (&Case, &[Cell]),
     localized: &[Localized],
     mask: &Mask,
-) -> Result<Vec<(String, String)>> {
+) -> Result<Vec<(String, Routing)>> {
     let Some(whole) = beside_one_pass::one_pass(manifest, case).map(|index| &manifest.cases[index]) else {
         return Ok(Vec::new());
     };

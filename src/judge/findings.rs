@@ -56,6 +56,25 @@ pub enum Mark {
     NotStarted,
 }
 
+impl Mark {
+    /// Whether it is a member whose rounding error is larger than the rule allows.
+    pub fn rounds_worse(&self) -> bool {
+        matches!(self, Self::Member { rounds_worse: true, .. })
+    }
+
+    /// `A`, `B~`, `!`, `-`, `·`; nothing for a reference.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Member { letter, rounds_worse: false } => letter.clone(),
+            Self::Member { letter, rounds_worse: true } => format!("{letter}~"),
+            Self::Reference => String::new(),
+            Self::Failed => "!".to_owned(),
+            Self::Unsupported => "-".to_owned(),
+            Self::NotStarted => "·".to_owned(),
+        }
+    }
+}
+
 /// One thing to know, told once for all cases that it holds for.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
@@ -289,8 +308,8 @@ fn verdict(case: &CaseView, a: usize, b: usize) -> Option<&Verdict> {
 }
 
 fn rounding(case: &CaseView, found: &CaseGroups, findings: &mut Vec<Finding>) {
-    let is_worse = |mark: &Mark| matches!(mark, Mark::Member { rounds_worse: true, .. });
-    let worse: Vec<usize> = (0..found.marks.len()).filter(|&index| is_worse(&found.marks[index])).collect();
+    let worse: Vec<usize> =
+        (0..found.marks.len()).filter(|&index| found.marks[index].rounds_worse()).collect();
     for index in worse {
         let name = &case.cells[index].name;
         let is_it = |verdict: &&Verdict| matches!(&verdict.decision, Decision::WorseRounding { worse } if worse == name);

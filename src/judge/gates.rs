@@ -1,6 +1,7 @@
 //! What a run's gates find: every gate on every pair or cell that it is about.
 
 use compare::matrix::PairOutcome;
+use compare::metric::Value;
 use compare::metrics::PairMetrics;
 use compare::timing;
 use compare::verdict::{Decision, Verdict};
@@ -87,8 +88,10 @@ pub fn evaluate(gate: &Gate, numbers: &Numbers<'_>) -> Outcome {
         Metric::Pair(metric) => match &numbers.pair {
             Err(reason) => Outcome::Unknown { reason: reason.clone() },
             Ok(pair) => match metric.of(pair) {
-                None => Outcome::Unknown { reason: format!("{} was not measured", metric.name()) },
-                Some(value) => at(gate, value, || format!("{} is {}", metric.name(), metric.written(value))),
+                None => Outcome::Unknown { reason: format!("{} was not measured", metric.name) },
+                Some(value) => at(gate, value, || {
+                    format!("{} is {}", metric.name, Value::Number(value).precise(metric.format))
+                }),
             },
         },
         Metric::Time(statistic) => match &numbers.times {

@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use super::gates::{CHANGE_HEADER, change_rows, gate_rows};
-use super::markdown::{line, table};
-use super::speed_up_text;
+use super::document::Medium;
+use super::markdown::{paragraph, section};
+use super::sections::{Part, document};
 use crate::execute::progress::Progress;
 use crate::judge::gates::Judged;
 use crate::judge::view::RunView;
@@ -26,39 +26,23 @@ pub fn publish(run: &RunView, judged: &Judged, progress: &Progress) {
     }
 }
 
-/// A short Markdown: gates, what changed, verdicts that are not agreement, and times.
+/// A short Markdown: gates, what changed, and times.
 pub fn step_summary(run: &RunView, judged: &Judged) -> String {
     let tally = run.tally();
     let failed = judged.has_failed();
     let mark = if failed || tally.failed > 0 { "❌" } else { "✅" };
-    let mut text = format!("## {mark} tfcheck {}\n\n", run.id);
-    let rows: Vec<Vec<String>> = gate_rows(judged).into_iter().map(Vec::from).collect();
-    table(&mut text, &["Gate", "Outcome", "Findings"], &rows);
-    if let Some(against) = &judged.against {
-        line(&mut text, &format!("\n### Against baseline `{}` ({})\n", against.baseline, against.run));
-        let rows: Vec<Vec<String>> = change_rows(against).into_iter().map(Vec::from).collect();
-        table(&mut text, &CHANGE_HEADER, &rows);
-        for note in &against.notes {
-            line(&mut text, &format!("\n{note}"));
+    let mut text = format!("## {mark} tfcheck {}\n", run.id);
+    for part in document(run, judged, Medium::Step) {
+        match part {
+            Part::Run(content) => section(&mut text, "###", &content),
+            Part::Case(case, contents) => {
+                paragraph(&mut text, &format!("### {}", case.name));
+                paragraph(&mut text, &format!("{}; {}", case.checkpoint, case.inputs));
+                contents.iter().for_each(|content| section(&mut text, "####", content));
+            }
         }
     }
-    for case in &run.cases {
-        line(&mut text, &format!("\n### {}\n\n{}; {}\n", case.name, case.checkpoint, case.inputs));
-        let rows: Vec<Vec<String>> = case
-            .cells
-            .iter()
-            .map(|cell| match case.performance(cell) {
-                Ok(performance) => {
-                    let p50 = performance.timing.map(|timing| format!("{:.2}", timing.p50_ms));
-                    let p50 = p50.unwrap_or_else(|| "not timed".to_owned());
-                    vec![cell.name.clone(), p50, speed_up_text(&performance)]
-                }
-                Err(reason) => vec![cell.name.clone(), reason],
-            })
-            .collect();
-        table(&mut text, &["Variant", "p50 (ms)", "Speed-up"], &rows);
-    }
-    line(&mut text, &format!("\nPairs: {}.\n", tally.pairs()));
+    paragraph(&mut text, &format!("Pairs: {}.\n", tally.pairs()));
     text
 }
 

@@ -9,11 +9,13 @@ use super::sweep::{self, Mark, Sweep};
 use super::{Report, preflight};
 use crate::execute::cell::{Cell, Outcome};
 use crate::judge::against::{Against, Row};
+use crate::judge::findings::{CaseGroups, findings};
 use crate::judge::gates::Judged;
 use crate::judge::view::{CaseView, RunView};
 use crate::results::SCHEMA_VERSION;
 use compare::matrix::{Matrix, PairOutcome};
-use compare::metrics::{KlSummary, PairMetrics, PositionIndex, PositionMetrics, Side};
+use compare::metric::{self, METRICS};
+use compare::metrics::{PairMetrics, PositionIndex, PositionMetrics, Side};
 use compare::timing::Summary;
 
 /// About 2 MB of curves.
@@ -30,6 +32,7 @@ impl Report for Json {
 
     fn render(&self, run: &RunView, judged: &Judged) -> String {
         let tally = run.tally();
+        let found = findings(run);
         let summary = json!({
             "schema_version": SCHEMA_VERSION,
             "run": run.id,
@@ -46,10 +49,12 @@ impl Report for Json {
                 "not_run": tally.not_run,
                 "failed": tally.failed,
                 "unsupported": tally.unsupported,
+                "not_started": tally.not_started,
             },
             "sweep": sweep::sweep(run).as_ref().map(collapsed),
             "preflight": preflight(run),
-            "cases": run.cases.iter().map(case).collect::<Vec<_>>(),
+            "findings": found.findings,
+            "cases": run.cases.iter().zip(&found.cases).map(|(view, groups)| case(view, groups)).collect::<Vec<_>>(),
         });
         format!("{summary:#}\n")
     }
@@ -89,7 +94,23 @@ fn against(against: &Against) -> Value {
     })
 }
 
-fn case(case: &CaseView) -> Value {
+/// The variants that compute the same, by letter; `not_transitive` lists the pairs that the partition tells wrongly.
+fn groups(case: &CaseView, found: &CaseGroups) -> Value {
+    let name = |index: usize| &case.cells[index].name;
+    let rounds_worse = |&member: &usize| found.marks[member].rounds_worse();
+    json!({
+        "reference": found.reference.map(name),
+        "groups": found.groups.groups.iter().zip(&found.letters).map(|(group, letter)| json!({
+            "letter": letter,
+            "leader": name(group.leader),
+            "members": group.members.iter().copied().map(name).collect::<Vec<_>>(),
+            "rounds_worse": group.members.iter().copied().filter(rounds_worse).map(name).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
+        "not_transitive": found.groups.chains.iter().map(|chain| json!([name(chain.a), name(chain.b)])).collect::<Vec<_>>(),
+    })
+}
+
+fn case(case: &CaseView, found: &CaseGroups) -> Value {
     let names = &case.matrix.names;
     json!({
         "name": case.name,
@@ -101,6 +122,7 @@ fn case(case: &CaseView) -> Value {
         "positions": case.matrix.positions.iter().copied().map(position).collect::<Vec<_>>(),
         "curves_left_out": curves_left_out(&case.matrix),
         "pairs": pairs(case),
+        "groups": groups(case, found),
         "verdicts": case.verdicts,
         "localized": case.localized,
         "accuracies": case.accuracies.iter().map(|accuracy| json!({
@@ -209,37 +231,51 @@ fn pairs(case: &CaseView) -> Vec<Value> {
 }
 
 fn metrics(pair: &PairMetrics, matrix: &Matrix) -> Value {
-    json!({
-        "status": "compared",
-        "positions": pair.positions,
-        "last_positions_only": pair.last_positions_only,
-        "elements": pair.elements,
-        "identical": pair.identical,
-        "l2": number(pair.l2),
-        "relative_l2_to_a": number(pair.relative_l2(Side::A)),
-        "relative_l2_to_b": number(pair.relative_l2(Side::B)),
-        "rmse": number(pair.rmse()),
-        "nmse_to_a": number(pair.nmse(Side::A)),
-        "nmse_to_b": number(pair.nmse(Side::B)),
-        "cosine": number(pair.cosine),
-        "max_abs": number(pair.max_abs),
-        "max_abs_at": pair.max_abs_at.map(|at| json!({ "row": at.at.row, "position": at.at.position, "token": at.token })),
-        "max_ulp": pair.max_ulp,
-        "lower_dtype": pair.lower_dtype.name(),
-        "rounded": pair.rounded.map(|rounded| json!({ "l2": number(rounded.l2), "max_abs": number(rounded.max_abs) })),
-        "worst_position": { "relative_l2": number(pair.worst_position.0), "at": position(pair.worst_position.1) },
-        "distribution": pair.distribution.as_ref().map(|distribution| json!({
-            "kl_a_b": kl(&distribution.kl),
-            "kl_b_a": kl(&distribution.kl_reversed),
-            "top1_agreement": number(distribution.top1_agreement),
-            "top_k_agreement": number(distribution.top_k_agreement),
-            "k": distribution.k,
-            "first_greedy_divergence": distribution.first_greedy_divergence.map(position),
-            "non_finite_a": { "nan": distribution.non_finite_a.nan, "infinite": distribution.non_finite_a.infinite },
-            "non_finite_b": { "nan": distribution.non_finite_b.nan, "infinite": distribution.non_finite_b.infinite },
-        })),
-        "per_position": per_position(pair, matrix),
-    })
+    let mut found = Map::new();
+    found.insert("status".into(), "compared".into());
+    found.insert("positions".into(), pair.positions.into());
+    found.insert("last_positions_only".into(), pair.last_positions_only.into());
+    found.insert("elements".into(), pair.elements.into());
+    found.insert("identical".into(), pair.identical.into());
+    for metric in METRICS {
+        for (key, side) in metric.json.of(metric) {
+            insert(&mut found, key, (metric.get)(pair, Some(side)));
+        }
+    }
+    found.insert("per_position".into(), per_position(pair, matrix));
+    Value::Object(found)
+}
+
+/// Puts a metric at its place, `/` between the names of nested objects; `null` for an object of which nothing was measured.
+fn insert(object: &mut Map<String, Value>, key: &str, value: Option<metric::Value>) {
+    let Some((outer, inner)) = key.split_once('/') else {
+        object.insert(key.into(), value.map_or(Value::Null, of_metric));
+        return;
+    };
+    let nested = object.entry(outer).or_insert(Value::Null);
+    if value.is_none() {
+        return;
+    }
+    if nested.is_null() {
+        *nested = Value::Object(Map::new());
+    }
+    if let Value::Object(nested) = nested {
+        insert(nested, inner, value);
+    }
+}
+
+fn of_metric(value: metric::Value) -> Value {
+    match value {
+        metric::Value::Number(value) => number(value),
+        metric::Value::Count(count) => count.into(),
+        metric::Value::Word(word) => word.into(),
+        metric::Value::Place(at) => at.map_or(Value::Null, position),
+        metric::Value::Element(at) => at.map_or(
+            Value::Null,
+            |at| json!({ "row": at.at.row, "position": at.at.position, "token": at.token }),
+        ),
+        metric::Value::Undefined => Value::Null,
+    }
 }
 
 /// Why the curves over positions are `null`, where they are.
@@ -303,16 +339,6 @@ fn per_position(pair: &PairMetrics, matrix: &Matrix) -> Value {
         "l2": curve(&|at| at.l2),
         "max_abs": curve(&|at| at.max_abs),
         "kl_a_b": curve(&|at| at.kl),
-    })
-}
-
-fn kl(summary: &KlSummary) -> Value {
-    json!({
-        "mean": number(summary.mean),
-        "median": number(summary.median),
-        "p999": number(summary.p999),
-        "max": number(summary.max),
-        "undefined": summary.undefined,
     })
 }
 

@@ -1,7 +1,7 @@
 //! Writes what a run found: one [`RunView`] in, one format per file out.
 
 pub mod csv;
-pub(crate) mod gates;
+mod document;
 pub mod github;
 pub mod html;
 pub mod json;
@@ -9,6 +9,7 @@ pub mod junit;
 pub mod markdown;
 mod preflight;
 pub mod overview;
+mod sections;
 mod sweep;
 pub mod terminal;
 

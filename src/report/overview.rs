@@ -5,8 +5,8 @@
 use compare::timing::SpeedUp;
 use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 
-use super::gates::{change_rows, gate_rows, is_shown};
 use super::preflight;
+use super::sections::change_row;
 use super::terminal::wrap;
 use crate::judge::findings::{CaseGroups, Finding, Findings, Mark, What, findings, subject};
 use crate::judge::gates::Judged;
@@ -162,14 +162,15 @@ impl Page {
 
     /// Gates that the run names, and what changed since a baseline.
     fn gates(&mut self, judged: &Judged) {
-        if !is_shown(judged) {
+        // The usual gates alone repeat the verdicts.
+        if !judged.is_named && judged.against.is_none() {
             return;
         }
         if let Some(against) = &judged.against {
             let bold = Style::new().bold();
             let title = format!("against baseline {} ({})", against.baseline, against.run);
             self.wrapped(&title, "  ", 1, Some(&bold));
-            let rows = change_rows(against);
+            let rows: Vec<_> = against.rows.iter().map(change_row).collect();
             for [case, variant, word, l2, _, time, _, notes] in rows.iter().take(MOST_CHANGES) {
                 let notes = if notes.is_empty() { String::new() } else { format!("; {notes}") };
                 let text = format!("  {case}: {variant}: {word}, L2 {l2}; p50 {time}{notes}");
@@ -182,14 +183,14 @@ impl Page {
                 self.wrapped(note, "    ", 2, None);
             }
         }
-        for [gate, word, found] in gate_rows(judged).iter().take(MOST_CHANGES) {
-            let style = match word.as_str() {
+        for gate in judged.gates.iter().take(MOST_CHANGES) {
+            let style = match gate.word() {
                 "failed" => Style::new().red().bold(),
                 "unknown" => Style::new().yellow(),
                 _ => Style::new().green(),
             };
-            let word = self.paint(&style, word);
-            self.wrapped(&format!("gate {gate}: {word}: {found}"), "    ", 2, None);
+            let word = self.paint(&style, gate.word());
+            self.wrapped(&format!("gate {}: {word}: {}", gate.gate, gate.text(1)), "    ", 2, None);
         }
     }
 
@@ -302,21 +303,15 @@ fn rows<'a>(run: &'a RunView, found: &Findings) -> Vec<Row<'a>> {
 /// What the grid shows of a cell.
 fn sign(mark: Option<&Mark>) -> (String, Style) {
     let plain = Style::new();
-    match mark {
-        None | Some(Mark::Reference) => (String::new(), plain),
-        Some(Mark::Member { letter, rounds_worse }) => {
-            let text = if *rounds_worse { format!("{letter}~") } else { letter.clone() };
-            let style = match (letter.as_str(), rounds_worse) {
-                ("A", false) => plain.green(),
-                ("A", true) => plain.yellow(),
-                _ => plain.red().bold(),
-            };
-            (text, style)
-        }
-        Some(Mark::Failed) => ("!".to_owned(), plain.red()),
-        Some(Mark::Unsupported) => ("-".to_owned(), plain.dim()),
-        Some(Mark::NotStarted) => ("·".to_owned(), plain.dim()),
-    }
+    let Some(mark) = mark else { return (String::new(), plain) };
+    let style = match mark {
+        Mark::Member { letter, rounds_worse: false } if letter == "A" => plain.green(),
+        Mark::Member { letter, .. } if letter == "A" => plain.yellow(),
+        Mark::Member { .. } => plain.red().bold(),
+        Mark::Failed => plain.red(),
+        Mark::Reference | Mark::Unsupported | Mark::NotStarted => plain.dim(),
+    };
+    (mark.text(), style)
 }
 
 fn is_plain(case: &CaseGroups) -> bool {

@@ -4,14 +4,11 @@ use std::fmt::Write;
 
 use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 
-use super::gates::{change_rows, gate_rows, is_shown};
-use super::{Report, entry, speed_up_text};
+use super::Report;
+use super::document::{Block, Content, Entry, Medium, Row, Span, Table, Tone};
+use super::sections::{Part, document};
 use crate::judge::gates::Judged;
-use crate::judge::view::{CaseView, RunView};
-use compare::metrics::{PairMetrics, Side};
-use compare::repeat::times;
-use compare::units::bytes;
-use compare::verdict::{Decision, Verdict};
+use crate::judge::view::RunView;
 
 /// Below this many columns nothing is cut any more.
 const NARROWEST: usize = 60;
@@ -34,307 +31,149 @@ impl Report for Terminal {
     fn render(&self, run: &RunView, judged: &Judged) -> String {
         let terminal = Self { width: self.width.max(NARROWEST), ..*self };
         let mut text = String::new();
-        for case in &run.cases {
-            terminal.case(&mut text, case);
-        }
-        terminal.sweep(&mut text, run);
-        terminal.preflight(&mut text, run);
-        for note in &run.notes {
-            for part in wrap(&format!("note: {note}"), terminal.width) {
-                terminal.line(&mut text, &part);
+        for part in document(run, judged, Medium::Terminal) {
+            match part {
+                Part::Run(content) => terminal.section(&mut text, &content, 0),
+                Part::Case(case, contents) => {
+                    let title = format!("{} · {} · {}", case.name, case.checkpoint, case.inputs);
+                    terminal.line(&mut text, &terminal.paint(&Style::new().bold(), &title));
+                    contents.iter().for_each(|content| terminal.section(&mut text, content, 2));
+                }
             }
         }
         let tally = run.tally();
-        let pairs = tally.pairs();
         let cells = format!("{} failed, {} unsupported", tally.failed, tally.unsupported);
-        terminal.gates(&mut text, &judged);
         text.push('\n');
-        for part in wrap(&format!("pairs: {pairs}; cells: {cells}"), terminal.width) {
-            terminal.line(&mut text, &part);
-        }
+        terminal.wrapped(&mut text, &format!("pairs: {}; cells: {cells}", tally.pairs()), 0);
         text
     }
 }
 
 impl Terminal {
-    fn gates(&self, text: &mut String, judged: &Judged) {
-        if !is_shown(judged) {
-            return;
+    /// A section whose paragraphs begin at that column; below a title at 2.
+    fn section(&self, text: &mut String, content: &Content, indent: usize) {
+        let indent = match &content.title {
+            Some(title) => {
+                text.push('\n');
+                self.line(text, &self.paint(&Style::new().bold(), title));
+                2
+            }
+            None => indent,
+        };
+        for block in &content.blocks {
+            match block {
+                Block::Heading(title) => self.line(text, &format!("  {title}")),
+                Block::Text(spans) => self.wrapped(text, &plain(spans), indent),
+                Block::List(items) => {
+                    for item in items {
+                        self.wrapped(text, &format!("- {}", plain(&item.text)), indent);
+                        item.items.iter().for_each(|item| self.wrapped(text, &format!("- {item}"), 4));
+                    }
+                }
+                Block::Table(table) => self.table(text, table),
+                Block::Fitting(tables) => {
+                    let fits = |table: &&Table| self.fits(&Self::cells(table));
+                    if let Some(table) = tables.iter().find(fits).or(tables.last()) {
+                        self.table(text, table);
+                    }
+                }
+                Block::Entries(entries) => entries.iter().for_each(|entry| self.entry(text, entry)),
+                Block::Verbatim { text: log, .. } => {
+                    log.lines().for_each(|part| self.line(text, &format!("    {part}")));
+                }
+                Block::Gap => text.push('\n'),
+                Block::Apart if !text.ends_with("\n\n") => text.push('\n'),
+                Block::Apart => {}
+            }
         }
-        if let Some(against) = &judged.against {
-            let title = format!("against baseline {} ({})", against.baseline, against.run);
-            text.push('\n');
-            self.line(text, &self.paint(&Style::new().bold(), &title));
-            for [case, variant, word, l2, _, time, _, notes] in change_rows(against) {
-                for (index, part) in
-                    wrap(&format!("{case}: {variant}: {word}, L2 {l2}; p50 {time}"), self.width - 4)
-                        .iter()
-                        .enumerate()
-                {
+    }
+
+    fn entry(&self, text: &mut String, entry: &Entry) {
+        for head in &entry.heads {
+            if entry.wraps {
+                for (index, part) in wrap(&plain(head), self.width - 4).iter().enumerate() {
                     self.line(text, &format!("{}{part}", if index == 0 { "  " } else { "    " }));
                 }
-                for part in wrap(&notes, self.width - 4) {
-                    self.line(text, &format!("    {part}"));
-                }
-            }
-            for note in &against.notes {
-                for part in wrap(note, self.width - 2) {
-                    self.line(text, &format!("  {part}"));
-                }
+            } else {
+                let spans: String = head.iter().map(|span| self.span(span)).collect();
+                self.line(text, &format!("  {spans}"));
             }
         }
-        if !text.ends_with("\n\n") {
-            text.push('\n');
-        }
-        for [gate, word, found] in gate_rows(judged) {
-            let style = match word.as_str() {
-                "failed" => Style::new().red().bold(),
-                "unknown" => Style::new().yellow(),
-                _ => Style::new().green(),
-            };
-            self.line(text, &format!("  gate {gate}: {}", self.paint(&style, &word)));
-            for part in wrap(&found, self.width - 4) {
-                self.line(text, &format!("    {part}"));
+        self.wrapped(text, &entry.text, 4);
+    }
+
+    fn span(&self, span: &Span) -> String {
+        match span {
+            Span::Plain(text) => text.clone(),
+            Span::Strong(text) => self.paint(&Style::new().bold(), text),
+            Span::Toned(text, tone) => {
+                let style = match tone {
+                    Tone::Good => Style::new().green(),
+                    Tone::Warn | Tone::Unknown => Style::new().yellow(),
+                    Tone::Bad => Style::new().red().bold(),
+                };
+                self.paint(&style, text)
             }
         }
     }
 
-    fn case(&self, text: &mut String, case: &CaseView) {
-        let title = format!("{} · {} · {}", case.name, case.checkpoint, case.inputs);
-        self.line(text, &self.paint(&Style::new().bold(), &title));
-        self.performance(text, case);
-        self.decoding(text, case);
-        self.differences(text, case);
-        self.verdicts(text, case);
-        for found in &case.localized {
-            self.line(text, &format!("  first divergence  {} / {}", found.a, found.b));
-            for part in wrap(&found.sentence, self.width - 4) {
-                self.line(text, &format!("    {part}"));
-            }
-        }
+    /// The header and the rows; those of a square are numbered.
+    fn cells(table: &Table) -> Vec<Vec<String>> {
+        let columns = table.columns.iter().enumerate();
+        let header = columns.map(|(index, column)| match index {
+            1.. if table.is_square => format!("[{index}]"),
+            _ => column.title.clone(),
+        });
+        let rows = table.rows.iter().enumerate().map(|(row, Row { cells, .. })| {
+            let cells = cells.iter().enumerate().map(|(index, cell)| match index {
+                0 if table.is_square => format!("[{}] {}", row + 1, cell.hover),
+                _ => cell.text.clone(),
+            });
+            cells.collect()
+        });
+        std::iter::once(header.collect()).chain(rows).collect()
     }
 
-    fn performance(&self, text: &mut String, case: &CaseView) {
-        let header =
-            ["variant", "p50 ms", "p90 ms", "first ms", "memory", "speed-up"].map(str::to_owned).to_vec();
-        let mut rows = vec![header];
-        let mut absent = Vec::new();
-        for cell in &case.cells {
-            match case.performance(cell) {
-                Ok(performance) => {
-                    let time = |x: Option<f64>| x.map_or_else(|| "—".to_owned(), |x| format!("{x:.2}"));
-                    rows.push(vec![
-                        cell.name.clone(),
-                        time(performance.timing.map(|timing| timing.p50_ms)),
-                        time(performance.timing.map(|timing| timing.p90_ms)),
-                        time(Some(compare::units::ms(performance.completed.first_call_ns))),
-                        performance.completed.peak_bytes.map_or_else(|| "—".to_owned(), bytes),
-                        speed_up_text(&performance),
-                    ]);
-                }
-                Err(reason) => {
-                    rows.push(vec![cell.name.clone()]);
-                    absent.push((rows.len() - 1, reason));
-                }
-            }
+    fn fits(&self, rows: &[Vec<String>]) -> bool {
+        widths(rows).iter().map(|width| width + 2).sum::<usize>() <= self.width
+    }
+
+    fn table(&self, text: &mut String, table: &Table) {
+        let mut rows = Self::cells(table);
+        // A row that is too short ends in a reason, which widens no column.
+        let mut reasons: Vec<(usize, String)> = Vec::new();
+        for (index, row) in rows.iter_mut().enumerate().filter(|(_, row)| row.len() < table.columns.len()) {
+            reasons.extend(row.pop().map(|reason| (index, reason)));
         }
         // What a narrow terminal can do without, least needed first.
-        for dropped in ["memory", "first ms", "p90 ms"] {
-            let total: usize = widths(&rows).iter().map(|width| width + 2).sum();
-            if total > self.width
-                && let Some(column) = rows[0].iter().position(|title| title == dropped)
-            {
-                for row in rows.iter_mut().filter(|row| row.len() > column) {
-                    row.remove(column);
-                }
+        let mut dropped: Vec<(u8, usize)> = Vec::new();
+        let needs = table.columns.iter().enumerate();
+        let mut needs: Vec<(u8, usize)> =
+            needs.filter_map(|(index, column)| Some((column.need?, index))).collect();
+        needs.sort_unstable();
+        for need in needs {
+            if self.fits(&rows) {
+                break;
             }
+            let column = need.1 - dropped.iter().filter(|other| other.1 < need.1).count();
+            for row in rows.iter_mut().filter(|row| row.len() > column) {
+                row.remove(column);
+            }
+            dropped.push(need);
         }
         let widths = widths(&rows);
-        text.push('\n');
         for (index, row) in rows.iter().enumerate() {
-            match absent.iter().find(|(at, _)| *at == index) {
+            match reasons.iter().find(|(at, _)| *at == index) {
                 Some((_, reason)) => {
-                    let name = pad_str(&row[0], widths[0], Alignment::Left, None);
-                    self.line(text, &format!("  {name}  {}", self.paint(&Style::new().red(), reason)));
+                    let names: Vec<_> = row
+                        .iter()
+                        .zip(&widths)
+                        .map(|(name, &width)| pad_str(name, width, Alignment::Left, None))
+                        .collect();
+                    let reason = self.paint(&Style::new().red(), reason);
+                    self.line(text, &format!("  {}  {reason}", names.join("  ")));
                 }
                 None => self.row(text, row, &widths, index == 0),
-            }
-        }
-    }
-
-    /// Nothing where no variant decoded.
-    fn decoding(&self, text: &mut String, case: &CaseView) {
-        let timed = case.decoding();
-        if timed.is_empty() {
-            return;
-        }
-        let mut rows = vec![["decoding", "p50 ms", "p90 ms", "speed-up"].map(str::to_owned).to_vec()];
-        rows.extend(timed.iter().filter_map(|(cell, performance)| {
-            let timing = performance.timing.as_ref()?;
-            let (p50, p90) = (format!("{:.2}", timing.p50_ms), format!("{:.2}", timing.p90_ms));
-            Some(vec![cell.name.clone(), p50, p90, speed_up_text(performance)])
-        }));
-        let widths = widths(&rows);
-        text.push('\n');
-        for (index, row) in rows.iter().enumerate() {
-            self.row(text, row, &widths, index == 0);
-        }
-    }
-
-    /// The L2 matrix where it fits, else each variant against the baseline.
-    fn differences(&self, text: &mut String, case: &CaseView) {
-        let matrix = &case.matrix;
-        let names = &matrix.names;
-        let l2 = |pair: &PairMetrics| format!("{:.6}", pair.l2);
-        let cell = |row: usize, column: usize, in_noise: bool| {
-            let multiple = case.multiple(row, column).filter(|_| in_noise);
-            let multiple = multiple.map(|multiple| format!(" ({}×)", times(multiple))).unwrap_or_default();
-            let itself = case.diagonal(row).filter(|_| row == column);
-            itself.unwrap_or_else(|| format!("{}{multiple}", entry(matrix, row, column, l2)))
-        };
-        let square = |in_noise: bool| -> Vec<Vec<String>> {
-            let numbers = (1..=names.len()).map(|i| format!("[{i}]"));
-            let mut rows = vec![std::iter::once("L2".to_owned()).chain(numbers).collect()];
-            for (row, name) in names.iter().enumerate() {
-                let label = format!("[{}] {name}", row + 1);
-                let cells = (0..names.len()).map(|column| cell(row, column, in_noise));
-                rows.push(std::iter::once(label).chain(cells).collect());
-            }
-            rows
-        };
-        let fits =
-            |rows: &[Vec<String>]| widths(rows).iter().map(|width| width + 2).sum::<usize>() <= self.width;
-        // Without the multiples where it does not fit with them.
-        let fitting = [true, false].map(square).into_iter().find(|rows| fits(rows));
-        let mut rows = fitting.clone().unwrap_or_default();
-        if fitting.is_none() {
-            let baseline = case
-                .baseline
-                .as_ref()
-                .and_then(|name| names.iter().position(|other| other == name))
-                .unwrap_or(0);
-            let Some(name) = names.get(baseline) else {
-                return;
-            };
-            rows = vec![vec![
-                format!("against {name}"),
-                "L2".to_owned(),
-                "relative".to_owned(),
-                "max abs".to_owned(),
-            ]];
-            for other in (0..names.len()).filter(|&other| other != baseline) {
-                let of = |number: &dyn Fn(&PairMetrics) -> String| entry(matrix, baseline, other, number);
-                rows.push(vec![
-                    names[other].clone(),
-                    cell(baseline, other, true),
-                    of(&|pair| format!("{:.2e}", pair.relative_l2(Side::A))),
-                    of(&|pair| format!("{:.2e}", pair.max_abs)),
-                ]);
-            }
-        }
-        let widths = widths(&rows);
-        text.push('\n');
-        for (index, row) in rows.iter().enumerate() {
-            self.row(text, row, &widths, index == 0);
-        }
-        if let Some(said) = case.noise_said() {
-            for part in wrap(&said, self.width - 2) {
-                self.line(text, &format!("  {part}"));
-            }
-        }
-    }
-
-    /// Every pair of a sweep that does not agree everywhere, or the first of those that do.
-    fn sweep(&self, text: &mut String, run: &RunView) {
-        let Some(sweep) = super::sweep::sweep(run) else { return };
-        let (good, bad): (Vec<_>, Vec<_>) = sweep.rows.iter().partition(|row| row.worst.is_good());
-        text.push('\n');
-        self.line(
-            text,
-            &self.paint(&Style::new().bold(), "sweep: the worst verdict for each value of an axis"),
-        );
-        if bad.is_empty() {
-            let values: Vec<String> =
-                sweep.columns.iter().map(|(axis, value)| format!("{axis} {value}")).collect();
-            let said = format!("all {} pairs agree at {}", good.len(), values.join(", "));
-            for part in wrap(&said, self.width - 2) {
-                self.line(text, &format!("  {part}"));
-            }
-            return;
-        }
-        for row in &bad {
-            self.line(text, &format!("  {} / {}: {}", row.a, row.b, row.worst.text()));
-            let mut axis = "";
-            let mut parts: Vec<String> = Vec::new();
-            for ((name, value), mark) in sweep.columns.iter().zip(&row.marks) {
-                let Some(mark) = mark else { continue };
-                if *name != axis {
-                    axis = name;
-                    parts.push(format!("{name}:"));
-                }
-                parts.push(format!("{value} {};", mark.text()));
-            }
-            for part in wrap(&parts.join(" "), self.width - 4) {
-                self.line(text, &format!("    {part}"));
-            }
-        }
-        if !good.is_empty() {
-            self.line(text, &format!("  {} other pairs agree everywhere", good.len()));
-        }
-    }
-
-    /// Config keys and token ids that are not the same on all sides.
-    fn preflight(&self, text: &mut String, run: &RunView) {
-        let keys = super::preflight::partly_read(run).into_iter().map(|found| {
-            let (ignored, read) = (found.ignored_by.join(", "), found.not_ignored_by.join(", "));
-            format!(
-                "{}: config key {} is ignored by {ignored} and not by {read}",
-                found.checkpoint, found.key
-            )
-        });
-        let tokenizers = super::preflight::tokenizers(run)
-            .into_iter()
-            .filter(|(_, _, found)| found.difference.is_some())
-            .map(|(checkpoint, version, found)| format!("{checkpoint}, {version}: {}", found.said()));
-        for said in keys.chain(tokenizers) {
-            for part in wrap(&format!("preflight: {said}"), self.width) {
-                self.line(text, &part);
-            }
-        }
-    }
-
-    /// Whatever needs a person's eye, with its evidence; agreement is counted at the end.
-    fn verdicts(&self, text: &mut String, case: &CaseView) {
-        let style = |decision: &Decision| match decision {
-            Decision::Identical | Decision::SameMathematics => None,
-            Decision::WorseRounding { .. } | Decision::NotRun { .. } => Some(Style::new().yellow()),
-            Decision::Diverged | Decision::Incomparable { .. } => Some(Style::new().red().bold()),
-        };
-        text.push('\n');
-        // One broken variant diverges from all others for one reason, which is said once.
-        let mut groups: Vec<(&Verdict, Vec<String>)> = Vec::new();
-        for verdict in &case.verdicts {
-            let pair = format!("{} / {}", verdict.a, verdict.b);
-            match groups.iter_mut().find(|(first, _)| first.evidence == verdict.evidence) {
-                Some((_, pairs)) => pairs.push(pair),
-                None => groups.push((verdict, vec![pair])),
-            }
-        }
-        for (verdict, pairs) in groups {
-            if matches!(verdict.decision, Decision::NotRun { .. }) {
-                // The failed cell's own line says why.
-                continue;
-            }
-            let Some(style) = style(&verdict.decision) else {
-                continue;
-            };
-            let word = self.paint(&style, verdict.decision.word());
-            for (index, pair) in pairs.iter().enumerate() {
-                let word = if index == 0 { word.clone() } else { " ".repeat(verdict.decision.word().len()) };
-                self.line(text, &format!("  {word}  {pair}"));
-            }
-            for part in wrap(&verdict.evidence, self.width - 4) {
-                self.line(text, &format!("    {part}"));
             }
         }
     }
@@ -358,6 +197,12 @@ impl Terminal {
         }
     }
 
+    fn wrapped(&self, text: &mut String, content: &str, indent: usize) {
+        for part in wrap(content, self.width - indent) {
+            self.line(text, &format!("{:indent$}{part}", ""));
+        }
+    }
+
     fn paint(&self, style: &Style, text: &str) -> String {
         style.clone().force_styling(self.color).apply_to(text).to_string()
     }
@@ -365,6 +210,13 @@ impl Terminal {
     fn line(&self, text: &mut String, content: &str) {
         writeln!(text, "{}", truncate_str(content, self.width, "…")).expect("a String takes every write");
     }
+}
+
+fn plain(spans: &[Span]) -> String {
+    let one = |span: &Span| match span {
+        Span::Plain(text) | Span::Strong(text) | Span::Toned(text, _) => text.clone(),
+    };
+    spans.iter().map(one).collect()
 }
 
 fn widths(rows: &[Vec<String>]) -> Vec<usize> {

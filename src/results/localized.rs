@@ -1,5 +1,7 @@
 //! What a localisation found between two variants, as `localized.json` keeps it, and in one sentence.
 
+pub use compare::evidence::NearTies;
+use compare::evidence::Replayed;
 use compare::units::bytes;
 use reference::protocol::Dtype;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -62,11 +64,16 @@ impl Localized {
     }
 
     /// Why a choice of other experts is rounding, where that is what was found.
-    pub(crate) fn near_ties(&self) -> Option<String> {
+    pub(crate) fn near_ties(&self) -> Option<Replayed> {
         match &self.finding {
-            Finding::Spread { near_ties: Some(near_ties), .. } => Some(near_ties_in_words(near_ties, self)),
+            Finding::Spread { near_ties: Some(near_ties), .. } => Some(self.replayed(near_ties)),
             _ => None,
         }
+    }
+
+    fn replayed(&self, near_ties: &NearTies) -> Replayed {
+        let [source, _] = self.source_and_fed();
+        Replayed { source: source.to_owned(), near_ties: near_ties.clone() }
     }
 
     /// The variants whose inputs were given, and whose modules were fed them.
@@ -119,23 +126,6 @@ pub enum Finding {
     },
     /// Both sides agree.
     Nothing,
-}
-
-/// Tokens that rounding sends to other experts, in two variants of which every module gives the same on the same input, at
-/// every position.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct NearTies {
-    /// The first router that chooses other experts.
-    pub router: String,
-    /// Real tokens for which some router does.
-    pub tokens: usize,
-    /// Real tokens.
-    pub of: usize,
-    /// Largest relative L2 of the first router's scores over the tokens for which it does: a choice that so small a
-    /// difference turns was a tie to within it.
-    pub scores: f64,
-    /// Largest relative L2 that a module on the other side's input reaches at one position.
-    pub worst: f64,
 }
 
 /// The first module whose output departs though its input agrees.
@@ -213,24 +203,14 @@ pub(crate) fn sentence(localized: &Localized) -> String {
             let apart = localized.logits.map_or_else(String::new, |apart| format!(" by {apart:.1e}"));
             format!("the logits differ{apart} in {dtype}, and no module could be found: {reason}")
         }
-        Finding::Spread { near_ties: Some(near_ties), .. } => format!(
-            "{a} and {b} compute the same function in {dtype}: {}",
-            near_ties_in_words(near_ties, localized)
-        ),
+        Finding::Spread { near_ties: Some(near_ties), .. } => {
+            format!("{a} and {b} compute the same function in {dtype}: {}", localized.replayed(near_ties))
+        }
         Finding::Spread { first, near_ties: None } => format!(
             "no module diverges by itself in {dtype}: replayed with the same input, all agree within {threshold:.1e}; rounding accumulates until {first}"
         ),
         Finding::Nothing => format!("{a} and {b} agree in {dtype} within {threshold:.1e}"),
     }
-}
-
-/// Why a choice of other experts is rounding.
-fn near_ties_in_words(found: &NearTies, localized: &Localized) -> String {
-    let NearTies { router, tokens, of, scores, worst } = found;
-    let [source, _] = localized.source_and_fed();
-    format!(
-        "replayed with {source}'s input, every module agrees at every position (to {worst:.1e}); {tokens} of {of} tokens go to other experts at near-ties of routers: {router} is the first to choose differently, where its scores differ by at most {scores:.1e}"
-    )
 }
 
 fn module(found: &Divergence, localized: &Localized, dtype: &str) -> String {

@@ -3,5 +3,6 @@
 
 mod files;
 mod matrix;
+mod metric_table;
 mod metrics;
 mod verdict;

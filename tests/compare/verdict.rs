@@ -1,6 +1,7 @@
 //! Known positives and negatives of every verdict.
 
 use compare::Dtype;
+use compare::evidence::{NearTies, Replayed, Routing};
 use compare::oracle::{Oracles, Origin, accuracies};
 use compare::verdict::{Decision, Tolerances, Verdict, verdicts};
 
@@ -215,12 +216,17 @@ fn what_departs_by_near_ties_of_routers_alone_is_no_other_mathematics() {
         .add("b_other", Dtype::Bf16, shape, &off(4, 0.6));
     let names = ["b", "b", "b/fused", "b/other"];
     let measured = files.matrix(None);
-    let oracles = Oracles::new(&measured, &origins(&names)).with_near_ties(2, "as b computes it".to_owned());
+    let near_ties = NearTies { router: "mlp.gate".to_owned(), tokens: 1, of: 4, scores: 1e-3, worst: 1e-3 };
+    let routing = Routing::Replayed(Replayed { source: "b".to_owned(), near_ties });
+    let oracles = Oracles::new(&measured, &origins(&names)).with_near_ties(2, routing);
     let found = verdicts(&measured, &oracles, &Tolerances::default());
     for other in ["b_f64", "b"] {
         let verdict = of(&found, other, "b_fused");
         assert_eq!(verdict.decision, Decision::SameMathematics, "{verdict:?}");
-        assert!(verdict.evidence.contains("by a choice of experts: as b computes it"), "{verdict:?}");
+        assert!(
+            verdict.evidence.contains("caused by the choice of experts: replayed with b's input"),
+            "{verdict:?}"
+        );
     }
     // Of a variant that was not looked into nothing is known.
     for a in ["b_f64", "b", "b_fused"] {

@@ -90,6 +90,19 @@ fn verdicts(fork: &Fork, sum: fn(&str) -> String) -> Vec<[(String, String); 2]> 
     cases.iter().map(|case| ["f32", "bf16"].map(|dtype| of(case, dtype))).collect()
 }
 
+/// Architectures whose eager attention sums over keys in another expression than [`FILES`] replaces.
+const ELSEWHERE: [&str; 1] = ["falcon"];
+
+#[test]
+fn every_architecture_has_a_file_or_is_named_as_one_without() {
+    let has_file = |model_type: &str| {
+        FILES.iter().any(|(_, checkpoint, _)| checkpoint.split(':').next() == Some(model_type))
+    };
+    for model_type in models::model_types() {
+        assert!(has_file(model_type) != ELSEWHERE.contains(&model_type), "{model_type}");
+    }
+}
+
 #[test]
 fn sums_in_another_order_and_in_bf16_never_diverge() {
     let fork = Fork::new("rounding");

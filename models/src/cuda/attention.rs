@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use super::kernels::{
-    Attention, AttentionBias, CacheRegions, CopyColumns, QkvLayout, RopeIntoCache, RopeTables,
-};
+use super::cache::DeviceCache;
+use super::gpu::Region;
+use super::kernels::{Attention, AttentionBias, CacheRegions, QkvLayout, RopeIntoCache, RopeTables};
 use super::rows::{DeviceRows, OnColumns};
+use super::space::Space;
 use super::weights::DeviceNorm;
-use super::{Region, Space};
 use crate::error::{Error, Result};
 use crate::kernels::Band;
-use crate::layers;
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
 
 /// Cosines and sines by position.
 #[derive(Debug)]
@@ -51,52 +50,6 @@ pub(crate) struct DeviceBias {
     pub(crate) per_sequence: bool,
 }
 
-/// Keys and values of a layer, `[batch, kv_heads, capacity, head_dim]` each.
-#[derive(Clone)]
-pub(crate) struct DeviceCache {
-    keys: Arc<Region>,
-    values: Arc<Region>,
-    /// Batch, key heads, and features of a head.
-    pub(crate) shape: [usize; 3],
-    pub(crate) capacity: usize,
-}
-
-impl DeviceCache {
-    pub(crate) fn new(space: &Space, shape: [usize; 3], capacity: usize) -> Result<Self> {
-        let len = shape.iter().product::<usize>() * capacity;
-        let room = || Region::room(&space.gpu, space.dtype, len).map(Arc::new);
-        Ok(Self { keys: room()?, values: room()?, shape, capacity })
-    }
-
-    /// For one layer of a pass without a cache.
-    fn passing(space: &Space, shape: [usize; 3], capacity: usize) -> Result<Self> {
-        let len = shape.iter().product::<usize>() * capacity;
-        Ok(Self { keys: space.lend_elements(len)?, values: space.lend_elements(len)?, shape, capacity })
-    }
-
-    /// The same with more room, of which the first `len` slots are kept.
-    pub(crate) fn grown(&self, space: &Space, capacity: usize, len: usize) -> Result<Self> {
-        let [batch, kv_heads, head_dim] = self.shape;
-        let grown = Self::new(space, self.shape, capacity)?;
-        for (from, to) in [(&self.keys, &grown.keys), (&self.values, &grown.values)] {
-            CopyColumns {
-                dtype: space.dtype,
-                rows: batch * kv_heads,
-                groups: 1,
-                size: len * head_dim,
-                from,
-                from_strides: (self.capacity * head_dim, 0),
-                to,
-                to_strides: (capacity * head_dim, 0),
-            }
-            .launch()?;
-        }
-        // Attention of one token reads what was in the cache before it waits for the launch before it.
-        space.gpu.synchronize()?;
-        Ok(grown)
-    }
-}
-
 /// q, k and v side by side, and the norms of their heads that have not run yet.
 struct Projection {
     region: Arc<Region>,
@@ -114,7 +67,7 @@ impl Projection {
             && parts.iter().all(|part| [1, num_kv_heads].contains(&part.groups));
         if !is_joined {
             let layout = QkvLayout::joined(num_heads, num_kv_heads, head_dim);
-            let region = space.lend_elements(q.rows() * layout.row)?;
+            let region = space.acquire_elements(q.rows() * layout.row)?;
             for (part, first) in parts.iter().zip([layout.q_first, layout.k_first, layout.v_first]) {
                 part.whole()?.copy_to(&region, layout.row, first)?;
             }
@@ -134,12 +87,14 @@ impl Projection {
         let (mut q_norm, mut k_norm) = (None, None);
         for ((part, norm), heads) in parts.iter().zip([Some(&mut q_norm), Some(&mut k_norm), None]).zip(heads)
         {
-            match &part.owed {
+            match &part.pending {
                 None => {}
                 // The launch that ropes norms each head of q and k; what is another norm runs by itself.
-                Some(OnColumns::Norm(owed)) => match norm {
-                    Some(norm) if owed.of_heads(heads, head_dim).is_some() => *norm = Some(Arc::clone(owed)),
-                    _ => part.norm_in_place(owed)?,
+                Some(OnColumns::Norm(pending)) => match norm {
+                    Some(norm) if pending.of_heads(heads, head_dim).is_some() => {
+                        *norm = Some(Arc::clone(pending));
+                    }
+                    _ => part.norm_in_place(pending)?,
                 },
                 Some(OnColumns::Activation(_)) => {
                     return Err(Error::Unsupported("attention over activated projections".to_owned()));
@@ -150,19 +105,31 @@ impl Projection {
     }
 }
 
-/// As [`layers::Attention::forward`]: norms of heads, rope and the way into the cache in one launch, then attention.
+/// The heads of one layer's attention and what happens to their scores.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads {
+    /// Index of the layer, for the cache.
+    pub(crate) layer: usize,
+    pub(crate) num_heads: usize,
+    pub(crate) num_kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) scale: f32,
+    pub(crate) soft_cap: Option<f32>,
+    /// Which keys a query sees.
+    pub(crate) band: Band,
+}
+
+/// Attention over projected `[q, k, v]`: norms of heads, rope and the write into the cache in one launch, then the scores
+/// and the mix.
 pub(crate) fn attend(
-    attention: &layers::Attention,
+    heads: Heads,
     pass: &mut Pass,
     space: &Arc<Space>,
-    [q, k, v]: [Xs; 3],
+    parts: [DeviceRows; 3],
     rope: Option<&DeviceRope>,
-    band: Band,
     bias: Option<&DeviceBias>,
 ) -> Result<DeviceRows> {
-    let &layers::Attention { num_heads, num_kv_heads, head_dim, .. } = attention;
-    let parts = [DeviceRows::of(space, &q)?, DeviceRows::of(space, &k)?, DeviceRows::of(space, &v)?];
-    drop((q, k, v));
+    let Heads { layer, num_heads, num_kv_heads, head_dim, scale, soft_cap, band } = heads;
     let heads = [num_heads, num_kv_heads, num_kv_heads];
     if parts.iter().zip(heads).any(|(part, heads)| part.columns() != heads * head_dim) {
         let found = parts.each_ref().map(DeviceRows::columns);
@@ -173,7 +140,7 @@ pub(crate) fn attend(
     let (batch, tokens, dtype) = (pass.batch(), pass.seq(), space.dtype);
     let (shape, slots) = ([batch, num_kv_heads, head_dim], pass.past() + tokens);
     let cache = match pass.cache() {
-        Some(cache) => cache.device(attention.layer, space, shape, slots)?.clone(),
+        Some(cache) => cache.device(layer, space, shape, slots)?.clone(),
         None => DeviceCache::passing(space, shape, tokens)?,
     };
     let regions = CacheRegions { keys: &cache.keys, values: &cache.values, capacity: cache.capacity };
@@ -200,9 +167,9 @@ pub(crate) fn attend(
     };
     let scratch = match Attention::scratch_len(&*space.gpu, batch, tokens, layout, cache.capacity) {
         0 => None,
-        len => Some(space.lend(len * size_of::<f32>())?),
+        len => Some(space.acquire(len * size_of::<f32>())?),
     };
-    let out = space.lend_elements(batch * tokens * num_heads * head_dim)?;
+    let out = space.acquire_elements(batch * tokens * num_heads * head_dim)?;
     Attention {
         dtype,
         batch,
@@ -217,8 +184,8 @@ pub(crate) fn attend(
             row: bias.slots,
             per_sequence: bias.per_sequence,
         }),
-        scale: attention.scale as f32,
-        soft_cap: attention.soft_cap.map(|cap| cap as f32),
+        scale,
+        soft_cap,
         before: band.before,
         after: band.after,
         out: &out,

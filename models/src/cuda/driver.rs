@@ -27,7 +27,8 @@ use description::describe;
 pub use description::{Description, OpenError, device_count, installed};
 pub use libraries::{Missing, Needed};
 
-use crate::cuda::gpu::{Dtype, Gpu, Graph, LaunchShape, MatMul};
+use crate::cuda::dtype::Dtype;
+use crate::cuda::gpu::{Gpu, Graph, LaunchShape, MatMul};
 use crate::cuda::kernels::{KernelId, Source};
 use crate::error::{Error, Result};
 use products::{Places, Products, WORKSPACE_BYTES};

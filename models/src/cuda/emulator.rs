@@ -16,7 +16,7 @@ use std::fmt::{self, Debug};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::gpu::{Gpu, Graph, LaunchShape, MatMul};
-use super::kernels::KernelId;
+use super::kernel_id::KernelId;
 use crate::error::{Error, Result};
 
 /// Bytes of the guard on either side of an allocation.

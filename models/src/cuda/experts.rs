@@ -2,14 +2,25 @@
 
 use std::sync::Arc;
 
+use candle_core::Tensor;
+
+use super::gpu::Region;
 use super::kernels::{Activation, ExpertRows, Gate, GroupedMatMul, MixExperts, Route, RouterScores};
 use super::rows::DeviceRows;
-use super::weights::load_under;
-use super::{Region, Space};
+use super::space::Space;
+use super::weights::upload_under;
 use crate::error::Result;
-use crate::layers;
-use crate::pass::Xs;
-use crate::weights::Weights;
+
+/// Sizes of a layer's experts, and how they are chosen and weighed.
+#[derive(Clone, Copy)]
+pub(crate) struct ExpertsShape {
+    pub(crate) num_experts: usize,
+    pub(crate) num_experts_per_tok: usize,
+    pub(crate) hidden_size: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) activation: Activation,
+    pub(crate) scores: RouterScores,
+}
 
 /// The experts of one layer.
 pub(crate) struct DeviceExperts {
@@ -18,8 +29,7 @@ pub(crate) struct DeviceExperts {
     gate_up: Region,
     /// `[num_experts, hidden_size, intermediate_size]`.
     down: Region,
-    activation: Activation,
-    config: layers::ExpertsConfig,
+    shape: ExpertsShape,
 }
 
 /// Which experts each token goes through, and the tokens of each expert.
@@ -32,56 +42,46 @@ pub(crate) struct Routing {
 }
 
 impl DeviceExperts {
-    /// Loads the projections of `experts.<n>` under `weights`.
+    /// `gate_up`: gate and up of each expert, `[intermediate_size, hidden_size]` each; `down`: of each expert,
+    /// `[hidden_size, intermediate_size]`.
     pub(crate) fn load(
         space: &Arc<Space>,
-        weights: &Weights,
-        config: &layers::ExpertsConfig,
+        shape: ExpertsShape,
+        gate_up: impl Iterator<Item = Result<Tensor>>,
+        down: impl Iterator<Item = Result<Tensor>>,
     ) -> Result<Self> {
-        let (hidden, inner, count) = (config.hidden_size, config.intermediate_size, config.num_experts);
-        let [gate, up, down] = config.names;
-        let parts = |names: &[&str], n: usize| -> Vec<(Weights, usize)> {
-            let expert =
-                |expert| names.iter().map(move |name| (weights.pp("experts").pp(expert).pp(name), n));
-            (0..count).flat_map(expert).collect()
-        };
-        let region = |parts: &[(Weights, usize)], n: usize, k: usize| {
-            let region = space.room(count * n * k)?;
-            load_under(space, parts, k, &region)?;
-            Ok::<_, crate::error::Error>(region)
-        };
-        Ok(Self {
-            gate_up: region(&parts(&[gate, up], inner), 2 * inner, hidden)?,
-            down: region(&parts(&[down], hidden), hidden, inner)?,
-            space: Arc::clone(space),
-            activation: config.act_fn.kernel().into(),
-            config: *config,
-        })
+        let ExpertsShape { num_experts, hidden_size, intermediate_size, .. } = shape;
+        let len = num_experts * hidden_size * intermediate_size;
+        let (both, last) = (space.room(2 * len)?, space.room(len)?);
+        upload_under(space, gate_up, &both)?;
+        upload_under(space, down, &last)?;
+        Ok(Self { space: Arc::clone(space), gate_up: both, down: last, shape })
+    }
+
+    /// Where it lies.
+    pub(crate) fn space(&self) -> &Arc<Space> {
+        &self.space
     }
 
     /// `logits: [tokens, num_experts]`.
-    pub(crate) fn route(&self, logits: &Xs) -> Result<Routing> {
-        let logits = self.rows(logits)?.whole()?;
-        let layers::ExpertsConfig { num_experts, num_experts_per_tok: per_token, .. } = self.config;
+    pub(crate) fn route(&self, logits: &DeviceRows) -> Result<Routing> {
+        let logits = logits.whole()?;
+        let ExpertsShape { num_experts, num_experts_per_tok: per_token, scores, .. } = self.shape;
         let (tokens, assignments) = (logits.rows(), logits.rows() * per_token);
-        let lend = |len: usize| self.space.lend(len * size_of::<i32>());
+        let acquire = |len: usize| self.space.acquire(len * size_of::<i32>());
         let routing = Routing {
-            experts: lend(assignments)?,
-            scores: lend(assignments)?,
-            offsets: lend(num_experts + 1)?,
-            sources: lend(assignments)?,
-            slots: lend(assignments)?,
+            experts: acquire(assignments)?,
+            scores: acquire(assignments)?,
+            offsets: acquire(num_experts + 1)?,
+            sources: acquire(assignments)?,
+            slots: acquire(assignments)?,
         };
         Route {
             dtype: self.space.dtype,
             tokens,
             num_experts,
             per_token,
-            mode: match self.config.scores {
-                layers::RouterScores::NormalisedWide => RouterScores::NormalisedWide,
-                layers::RouterScores::Normalised => RouterScores::Normalised,
-                layers::RouterScores::Raw => RouterScores::Raw,
-            },
+            mode: scores,
             logits: &*logits.region()?,
             experts: &routing.experts,
             scores: &routing.scores,
@@ -99,24 +99,20 @@ impl DeviceExperts {
         Ok(routing)
     }
 
-    /// A value of this layer where it lies.
-    pub(crate) fn rows(&self, xs: &Xs) -> Result<DeviceRows> {
-        DeviceRows::of(&self.space, xs)
-    }
-
     /// `tokens: [tokens, hidden_size]`, same shape out.
-    pub(crate) fn forward(&self, tokens: &Xs, routing: &Routing) -> Result<DeviceRows> {
-        let xs = self.rows(tokens)?.whole()?;
+    pub(crate) fn forward(&self, tokens: &DeviceRows, routing: &Routing) -> Result<DeviceRows> {
+        let xs = tokens.whole()?;
         let (dtype, count) = (self.space.dtype, xs.rows());
-        let layers::ExpertsConfig {
+        let ExpertsShape {
             num_experts,
             num_experts_per_tok: per_token,
             hidden_size: hidden,
             intermediate_size: inner,
+            activation,
             ..
-        } = self.config;
+        } = self.shape;
         let rows = count * per_token;
-        let both = self.space.lend_elements(rows * 2 * inner)?;
+        let both = self.space.acquire_elements(rows * 2 * inner)?;
         GroupedMatMul {
             dtype,
             rows,
@@ -131,10 +127,10 @@ impl DeviceExperts {
             out: &both,
         }
         .launch()?;
-        let gated = self.space.lend_elements(rows * inner)?;
+        let gated = self.space.acquire_elements(rows * inner)?;
         Gate {
             dtype,
-            activation: self.activation,
+            activation,
             rows,
             n: inner,
             xs: &both,
@@ -144,7 +140,7 @@ impl DeviceExperts {
             out_row: inner,
         }
         .launch()?;
-        let ys = self.space.lend_elements(rows * hidden)?;
+        let ys = self.space.acquire_elements(rows * hidden)?;
         GroupedMatMul {
             dtype,
             rows,

@@ -14,62 +14,24 @@ mod embed;
 mod experts;
 mod gemv;
 mod launch;
+mod layout;
 mod norm;
 mod rope;
 
-pub use attention::{Attention, AttentionBias, CacheRegions, PassState, QkvLayout, Visible};
+pub use attention::{Attention, AttentionBias};
 pub use elementwise::{Activation, Cast, CopyColumns, Gate, Map, MapOp, MeanOfRealTokens, Softmax};
 pub use embed::Embed;
 pub use experts::{ExpertRows, GroupedMatMul, MixExperts, Route, RouterScores};
 pub use gemv::{Gemv, GemvEpilogue, RowNorm};
+pub use layout::{CacheRegions, MAX_HEAD_DIM, PassState, QkvLayout, Visible};
 pub use norm::{Norm, NormForm};
 pub use rope::{HeadNorm, RopeIntoCache, RopeTables};
 
-use super::gpu::Dtype;
+pub use super::kernel_id::{KernelId, Source};
 
-/// The most features of a head that attention has kernels for.
-pub const MAX_HEAD_DIM: usize = 256;
-
-/// A translation unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Source {
-    /// `embed.cu`.
-    Embed,
-    /// `norm.cu`.
-    Norm,
-    /// `rope.cu`.
-    Rope,
-    /// `prefill.cu`: 16-bit attention on tensor cores.
-    Prefill,
-    /// `prefill_f32.cu`.
-    PrefillF32,
-    /// `decode.cu`.
-    Decode,
-    /// `gemv.cu`.
-    Gemv,
-    /// `elementwise.cu`.
-    Elementwise,
-    /// `experts.cu`.
-    Experts,
-    /// `grouped.cu`.
-    Grouped,
-}
+use super::dtype::Dtype;
 
 impl Source {
-    /// All of them.
-    pub const ALL: [Self; 10] = [
-        Self::Embed,
-        Self::Norm,
-        Self::Rope,
-        Self::Prefill,
-        Self::PrefillF32,
-        Self::Decode,
-        Self::Gemv,
-        Self::Elementwise,
-        Self::Experts,
-        Self::Grouped,
-    ];
-
     /// The file's name.
     pub const fn name(self) -> &'static str {
         self.parts().0
@@ -153,51 +115,5 @@ impl Source {
     }
 }
 
-/// An entry point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct KernelId {
-    /// Where it is.
-    pub source: Source,
-    /// Its element type: the one that [`Source::text`] must be asked for.
-    pub dtype: Dtype,
-    /// Its `extern "C"` name.
-    pub name: &'static str,
-}
-
 /// Static assertions of structs' layouts.
 type Layouts = &'static [fn() -> String];
-
-/// The kernels of one name, by element type.
-type Kernels = [KernelId; 3];
-
-const fn of(kernels: Kernels, dtype: Dtype) -> KernelId {
-    match dtype {
-        Dtype::F32 => kernels[0],
-        Dtype::Bf16 => kernels[1],
-        Dtype::F16 => kernels[2],
-    }
-}
-
-/// The three kernels `<name>_f32`, `<name>_bf16` and `<name>_f16` of a source.
-macro_rules! kernels {
-    ($source:ident, $name:literal) => {
-        [
-            $crate::cuda::kernels::KernelId {
-                source: $crate::cuda::kernels::Source::$source,
-                dtype: $crate::cuda::gpu::Dtype::F32,
-                name: concat!($name, "_f32"),
-            },
-            $crate::cuda::kernels::KernelId {
-                source: $crate::cuda::kernels::Source::$source,
-                dtype: $crate::cuda::gpu::Dtype::Bf16,
-                name: concat!($name, "_bf16"),
-            },
-            $crate::cuda::kernels::KernelId {
-                source: $crate::cuda::kernels::Source::$source,
-                dtype: $crate::cuda::gpu::Dtype::F16,
-                name: concat!($name, "_f16"),
-            },
-        ]
-    };
-}
-use kernels;

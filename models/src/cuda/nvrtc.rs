@@ -7,7 +7,7 @@ use std::path::Path;
 
 use libloading::Library;
 
-use super::gpu::Dtype;
+use super::dtype::Dtype;
 use super::kernels::Source;
 use crate::error::{Error, Result};
 

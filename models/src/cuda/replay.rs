@@ -1,34 +1,25 @@
 //! Passes that were recorded once and run again on other inputs of the same shape.
 //!
-//! The first pass of a shape runs as it is called and lends its buffers; the second is recorded, without an allocation,
+//! The first pass of a shape runs as it is called and acquires its buffers; the second is recorded, without an allocation,
 //! and every one from then on uploads its inputs and replays. What a recording was not made for (a rope table that has
 //! grown since) runs as a first pass again.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::gpu::{Graph, Region};
 use super::pass::Feeds;
 use super::rows::DeviceRows;
-use super::{Graph, Region, Space};
+use super::space::Space;
 use crate::error::{Error, Result};
-use crate::fused::{Rows, lock};
-use crate::load::Model;
-use crate::pass::{Pass, Value, Xs};
+use crate::fused::Rows;
+use crate::lock::lock;
+use crate::model::Model;
+use crate::pass::{Pass, Shape};
+use crate::xs::{Value, Xs};
 
 /// Recordings kept at a time; each keeps its output's buffer.
 const MOST: usize = 16;
-
-/// What launches and their addresses depend on, besides what is fed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Shape {
-    pub(crate) batch: usize,
-    pub(crate) seq: usize,
-    pub(crate) has_padding: bool,
-    pub(crate) has_holes: bool,
-    pub(crate) has_position_ids: bool,
-    /// Which cache, and its slots.
-    pub(crate) cache: Option<(usize, usize)>,
-}
 
 /// How a shape ran last.
 struct Run {
@@ -57,7 +48,7 @@ impl Recording {
 
 /// The shapes that have run, the latest last.
 #[derive(Default)]
-pub(super) struct Replays {
+pub(crate) struct Replays {
     shapes: Mutex<Vec<(Shape, Run)>>,
     called: AtomicUsize,
     recorded: AtomicUsize,
@@ -75,32 +66,35 @@ pub struct PassCounts {
     pub replayed: usize,
 }
 
-impl Space {
-    pub(crate) fn pass_counts(&self) -> PassCounts {
+impl Replays {
+    pub(crate) fn counts(&self) -> PassCounts {
         let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
-        let Replays { called, recorded, replayed, .. } = &self.replays;
-        PassCounts { called: count(called), recorded: count(recorded), replayed: count(replayed) }
+        PassCounts {
+            called: count(&self.called),
+            recorded: count(&self.recorded),
+            replayed: count(&self.replayed),
+        }
     }
 
-    /// One pass, recorded or replayed where its shape has run before; only called where a probe looks on.
+    /// One pass, recorded or replayed where its shape has run before; never recorded where a probe observes it.
     ///
     /// The output's buffer is written to again by the next pass of its shape.
-    pub(crate) fn run(self: &Arc<Self>, model: &dyn Model, pass: &mut Pass) -> Result<Xs> {
+    pub(crate) fn run(&self, space: &Arc<Space>, model: &dyn Model, pass: &mut Pass) -> Result<Xs> {
         let shape = pass.shape();
-        if pass.is_looked_on() {
+        if pass.is_observed() {
             return Ok(self.call(model, pass)?.0);
         }
-        let mut shapes = lock(&self.replays.shapes);
+        let mut shapes = lock(&self.shapes);
         let place = shapes.iter().position(|(known, _)| *known == shape);
         let known = place.map(|place| shapes.remove(place).1);
         if shapes.len() == MOST {
-            self.release(&shapes.remove(0).1.kept);
+            space.release(&shapes.remove(0).1.kept);
         }
         let recording = match known {
             None => None,
             Some(Run { kept, recording: Some(recording) }) => {
                 let output = match recording.feeds.admit(pass) {
-                    Ok(true) => Some(self.replay(&recording, pass)),
+                    Ok(true) => Some(self.replay(space, &recording, pass)),
                     Ok(false) => None,
                     Err(error) => Some(Err(error)),
                 };
@@ -108,48 +102,48 @@ impl Space {
                     shapes.push((shape, Run { kept, recording: Some(recording) }));
                     return output;
                 }
-                self.release(&kept);
+                space.release(&kept);
                 None
             }
             Some(Run { kept, recording: None }) => {
-                self.release(&kept);
+                space.release(&kept);
                 drop(kept);
                 // Where it fails, something had to be made first, as for the first pass.
-                self.record(model, pass).ok()
+                self.record(space, model, pass).ok()
             }
         };
         let (output, kept) = match &recording {
-            Some(recording) => (self.replay(recording, pass)?, recording.regions()),
+            Some(recording) => (self.replay(space, recording, pass)?, recording.regions()),
             None => self.call(model, pass)?,
         };
         // A pass that makes a cache changes its shape, which will not come again.
         if pass.shape() == shape {
-            self.keep_lent(&kept)?;
+            space.reserve(&kept)?;
             shapes.push((shape, Run { kept, recording }));
         }
         Ok(output)
     }
 
-    fn call(self: &Arc<Self>, model: &dyn Model, pass: &mut Pass) -> Result<(Xs, Vec<Arc<Region>>)> {
+    fn call(&self, model: &dyn Model, pass: &mut Pass) -> Result<(Xs, Vec<Arc<Region>>)> {
         pass.restart_device(false);
-        self.replays.called.fetch_add(1, Ordering::Relaxed);
+        self.called.fetch_add(1, Ordering::Relaxed);
         let output = output(&model.forward(pass)?)?.whole()?;
         let mut kept = pass.device_pass()?.take_feeds().regions();
         kept.push(output.region()?);
-        Ok((Rows::Gpu(output).into_xs(), kept))
+        Ok((output.into(), kept))
     }
 
-    fn record(self: &Arc<Self>, model: &dyn Model, pass: &mut Pass) -> Result<Recording> {
+    fn record(&self, space: &Space, model: &dyn Model, pass: &mut Pass) -> Result<Recording> {
         pass.restart_device(true);
         let mut recorded = None;
-        let graph = self.gpu.record(&mut || {
+        let graph = space.gpu.record(&mut || {
             let output = output(&model.forward(pass)?)?.whole()?;
             recorded = Some((output.region()?, output.batch, output.seq, output.columns(), output.shape()));
             Ok(())
         })?;
         let (region, batch, seq, columns, shape) =
             recorded.ok_or_else(|| Error::Gpu("a recording without an output".to_owned()))?;
-        self.replays.recorded.fetch_add(1, Ordering::Relaxed);
+        self.recorded.fetch_add(1, Ordering::Relaxed);
         Ok(Recording {
             graph,
             feeds: pass.device_pass()?.take_feeds(),
@@ -158,13 +152,13 @@ impl Space {
         })
     }
 
-    fn replay(self: &Arc<Self>, recording: &Recording, pass: &Pass) -> Result<Xs> {
+    fn replay(&self, space: &Arc<Space>, recording: &Recording, pass: &Pass) -> Result<Xs> {
         recording.feeds.upload(pass)?;
         recording.graph.replay()?;
-        self.replays.replayed.fetch_add(1, Ordering::Relaxed);
+        self.replayed.fetch_add(1, Ordering::Relaxed);
         let (shape, is_flat) = recording.shape;
-        let output = DeviceRows::within(self, Arc::clone(&recording.output), shape, is_flat);
-        Ok(Rows::Gpu(output).into_xs())
+        let output = DeviceRows::within(space, Arc::clone(&recording.output), shape, is_flat);
+        Ok(output.into())
     }
 }
 

@@ -1,17 +1,20 @@
-//! Values on a GPU: rows in a lent buffer, or a part of their columns, which may still be owed a job.
+//! Values on a GPU: rows in a buffer of the pool, or a part of their columns, whose computation may be deferred.
 
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use candle_core::{D, Tensor};
 
-use super::job::{Job, Work};
+use super::gpu::Region;
 use super::kernels::{Activation, CopyColumns, Gate, Map, MapOp, MeanOfRealTokens, NormForm};
+use super::space::Space;
 use super::weights::DeviceNorm;
-use super::{Region, Space};
 use crate::error::{Error, Result};
-use crate::fused::{Rows, lock};
 use crate::kernels::Epilogue;
-use crate::pass::{Pass, Value, Xs};
+use crate::lock::lock;
+
+mod deferred;
+
+pub(super) use deferred::{Deferred, Operation, gemv, product};
 
 /// `[batch, seq, groups * size]`: of each row of a buffer some columns, in one group or in several at equal distances.
 #[derive(Clone)]
@@ -28,36 +31,36 @@ pub(crate) struct DeviceRows {
     pub(super) groups: usize,
     /// Columns from one group to the next.
     pub(super) stride: usize,
-    /// What these columns still go through.
-    pub(super) owed: Option<OnColumns>,
+    /// The operation on these columns that has not run yet.
+    pub(super) pending: Option<OnColumns>,
     /// Whether as a tensor it has no dimension of tokens.
     is_flat: bool,
     tensor: OnceLock<Tensor>,
 }
 
-/// What a part of the columns of rows goes through, once somebody reads them.
+/// An operation on a part of the columns of rows, deferred until they are read.
 #[derive(Clone)]
 pub(super) enum OnColumns {
     Norm(Arc<DeviceNorm>),
     Activation(Activation),
 }
 
-/// A buffer that is lent once it is written to.
+/// A buffer that is acquired once it is written to.
 #[derive(Default)]
 pub(super) struct Place {
     region: OnceLock<Arc<Region>>,
-    owed: Mutex<Option<Job>>,
-    /// Norms of these rows that may still be owed: they must run before the rows change.
+    deferred: Mutex<Option<Deferred>>,
+    /// Norms of these rows that may be deferred: they must run before the rows change.
     norms: Mutex<Vec<Weak<Place>>>,
 }
 
 impl Place {
-    /// Its buffer, once the job that it is owed has been called.
+    /// Its buffer, once the deferred operation has been launched.
     fn region(&self) -> Result<Arc<Region>> {
-        let owed = lock(&self.owed).take();
-        if let Some(job) = owed {
-            let region = job.room()?;
-            job.run(&region)?;
+        let deferred = lock(&self.deferred).take();
+        if let Some(deferred) = deferred {
+            let region = deferred.room()?;
+            deferred.run(&region)?;
             self.region.get_or_init(|| region);
         }
         self.region.get().cloned().ok_or_else(|| Error::Gpu("rows that nobody has written".to_owned()))
@@ -76,7 +79,7 @@ impl DeviceRows {
             size: width,
             groups: 1,
             stride: 0,
-            owed: None,
+            pending: None,
             is_flat: false,
             tensor: OnceLock::new(),
         }
@@ -90,31 +93,27 @@ impl DeviceRows {
 
     /// Whole rows of unspecified content, with as many rows as these.
     pub(super) fn beside(&self, width: usize) -> Result<Self> {
-        let region = self.space.lend_elements(self.rows() * width)?;
+        let region = self.space.acquire_elements(self.rows() * width)?;
         Ok(Self::within(&self.space, region, [self.batch, self.seq, width], self.is_flat))
     }
 
-    /// Whole rows, computed when they are read.
-    pub(super) fn owed(job: Job) -> Self {
-        let xs = job.xs.clone();
-        let shape = [xs.batch, xs.seq, job.width()];
-        let owed = Mutex::new(Some(job));
-        let rows = Self::at(&xs.space, Arc::new(Place { owed, ..Place::default() }), shape);
+    /// Whole rows, computed by `deferred` when they are read.
+    pub(super) fn deferred(deferred: Deferred) -> Self {
+        let xs = deferred.xs.clone();
+        let shape = [xs.batch, xs.seq, deferred.width()];
+        let deferred = Mutex::new(Some(deferred));
+        let rows = Self::at(&xs.space, Arc::new(Place { deferred, ..Place::default() }), shape);
         Self { is_flat: xs.is_flat, ..rows }
     }
 
-    /// The value of `xs`, copied to the device only if it is a tensor.
-    pub(super) fn of(space: &Arc<Space>, xs: &Xs) -> Result<Self> {
-        if let Value::Fused(Rows::Gpu(rows)) = xs.value() {
-            return Ok(rows.clone());
-        }
-        let tensor = xs.tensor()?;
+    /// A tensor, copied to the device.
+    pub(crate) fn from_tensor(space: &Arc<Space>, tensor: &Tensor) -> Result<Self> {
         let features = tensor.dim(D::Minus1)?;
         let (batch, seq, is_flat) = match tensor.dims() {
             [batch, seq, _] => (*batch, *seq, false),
             _ => (tensor.elem_count() / features.max(1), 1, true),
         };
-        let region = space.lend_elements(tensor.elem_count())?;
+        let region = space.acquire_elements(tensor.elem_count())?;
         space.upload(tensor, &region)?;
         Ok(Self::within(space, region, [batch, seq, features], is_flat))
     }
@@ -134,7 +133,7 @@ impl DeviceRows {
     }
 
     fn is_whole(&self) -> bool {
-        self.columns() == self.width && self.owed.is_none() && self.groups == 1
+        self.columns() == self.width && self.pending.is_none() && self.groups == 1
     }
 
     /// The buffer with all columns, written.
@@ -149,9 +148,9 @@ impl DeviceRows {
         Ok(region.part(skipped, region.bytes() - skipped))
     }
 
-    /// The job that whole rows are still owed, for a reader who runs another in its place.
-    pub(super) fn job(&self) -> Option<Job> {
-        if self.is_whole() { lock(&self.place.owed).clone() } else { None }
+    /// The operation that still has to compute these whole rows, for a reader who runs another in its place.
+    pub(super) fn pending(&self) -> Option<Deferred> {
+        if self.is_whole() { lock(&self.place.deferred).clone() } else { None }
     }
 
     pub(crate) fn part(&self, first: usize, columns: usize) -> Self {
@@ -181,18 +180,17 @@ impl DeviceRows {
         Ok(Self { seq: 1, width, is_flat: true, tensor: OnceLock::new(), ..rows })
     }
 
-    /// The mean over the real tokens of each sequence.
-    pub(crate) fn mean_of_real_tokens(&self, pass: &Pass) -> Result<Self> {
+    /// The mean over the real tokens of each sequence; `real: [batch, seq]`, u8, is 0 at padding.
+    pub(crate) fn mean_of_real_tokens(&self, real: Option<&Region>) -> Result<Self> {
         let rows = self.whole()?;
-        let real = pass.device_pass()?.real(pass)?;
-        let out = self.space.lend_elements(rows.batch * rows.width)?;
+        let out = self.space.acquire_elements(rows.batch * rows.width)?;
         MeanOfRealTokens {
             dtype: self.space.dtype,
             batch: rows.batch,
             tokens: rows.seq,
             features: rows.width,
             xs: &*rows.region()?,
-            real: real.as_deref(),
+            real,
             out: &out,
         }
         .launch()?;
@@ -206,14 +204,14 @@ impl DeviceRows {
         }
         let out = self.beside(self.columns())?;
         let to = out.region()?;
-        match &self.owed {
+        match &self.pending {
             Some(OnColumns::Norm(norm)) if self.groups == 1 => {
                 self.norm_to(norm, &to, out.width)?;
                 return Ok(out);
             }
             _ => self.copy_to(&to, out.width, 0)?,
         }
-        match &self.owed {
+        match &self.pending {
             None => Ok(out),
             Some(OnColumns::Norm(norm)) => {
                 out.norm_to(norm, &to, out.width)?;
@@ -228,7 +226,7 @@ impl DeviceRows {
 
     /// As a left operand: columns at the start of rows that may be far apart.
     pub(super) fn left(&self) -> Result<Self> {
-        if self.first == 0 && self.groups == 1 && self.owed.is_none() {
+        if self.first == 0 && self.groups == 1 && self.pending.is_none() {
             Ok(self.clone())
         } else {
             self.whole()
@@ -269,24 +267,26 @@ impl DeviceRows {
         Map { dtype: self.space.dtype, op, len, xs: &*self.region()?, other, out: to }.launch()
     }
 
-    /// A norm; owed, so that a sum or a product may take it over, or attention where the rows are a part.
+    /// A norm; deferred, so that a sum or a product may take it over, or attention where the rows are a part.
     pub(crate) fn normed(&self, norm: &Arc<DeviceNorm>) -> Result<Self> {
         norm.checked(self.columns())?;
-        if self.owed.is_none() && !self.is_whole() {
-            let owed = Some(OnColumns::Norm(Arc::clone(norm)));
-            return Ok(Self { owed, tensor: OnceLock::new(), ..self.clone() });
+        if self.pending.is_none() && !self.is_whole() {
+            let pending = Some(OnColumns::Norm(Arc::clone(norm)));
+            return Ok(Self { pending, tensor: OnceLock::new(), ..self.clone() });
         }
         let xs = self.whole()?;
         xs.region()?;
-        let rows = Self::owed(Job { work: Work::Norm(Arc::clone(norm)), xs });
+        let rows = Self::deferred(Deferred { operation: Operation::Norm(Arc::clone(norm)), xs });
         lock(&self.place.norms).push(Arc::downgrade(&rows.place));
         Ok(rows)
     }
 
-    /// A norm that these rows are owed and that a product may do on its way: the norm and its input. It stays owed.
-    pub(super) fn owed_norm(&self) -> Option<(Arc<DeviceNorm>, Self)> {
-        match self.job()? {
-            Job { work: Work::Norm(norm), xs } if norm.heads_of(self.width) == Some(1) => Some((norm, xs)),
+    /// A deferred norm of these rows that a product may do in its own kernel: the norm and its input. It stays deferred.
+    pub(super) fn pending_norm(&self) -> Option<(Arc<DeviceNorm>, Self)> {
+        match self.pending()? {
+            Deferred { operation: Operation::Norm(norm), xs } if norm.heads_of(self.width) == Some(1) => {
+                Some((norm, xs))
+            }
             _ => None,
         }
     }
@@ -298,12 +298,13 @@ impl DeviceRows {
             Epilogue::Activate(activation) => MapOp::Activate(activation.into()),
             Epilogue::Store | Epilogue::Add(_) => return Ok(self),
         };
-        if let Some(Job { work: Work::Product(weight, Epilogue::Store), xs }) = self.job() {
-            return Ok(Self::owed(Job { work: Work::Product(weight, epilogue), xs }));
+        if let Some(Deferred { operation: Operation::Product(weight, Epilogue::Store), xs }) = self.pending()
+        {
+            return Ok(Self::deferred(Deferred { operation: Operation::Product(weight, epilogue), xs }));
         }
-        if let (MapOp::Activate(activation), false, None) = (op, self.is_whole(), &self.owed) {
-            let owed = Some(OnColumns::Activation(activation));
-            return Ok(Self { owed, tensor: OnceLock::new(), ..self });
+        if let (MapOp::Activate(activation), false, None) = (op, self.is_whole(), &self.pending) {
+            let pending = Some(OnColumns::Activation(activation));
+            return Ok(Self { pending, tensor: OnceLock::new(), ..self });
         }
         let xs = self.whole()?;
         let out = xs.beside(xs.width)?;
@@ -312,10 +313,10 @@ impl DeviceRows {
     }
 
     pub(crate) fn times(self, ys: &Self) -> Result<Self> {
-        if let Some(OnColumns::Activation(activation)) = &self.owed
+        if let Some(OnColumns::Activation(activation)) = &self.pending
             && Arc::ptr_eq(&self.place, &ys.place)
             && [self.groups, ys.groups] == [1, 1]
-            && ys.owed.is_none()
+            && ys.pending.is_none()
             && self.size == ys.size
             && self.first < ys.first
         {
@@ -346,17 +347,17 @@ impl DeviceRows {
         // Whoever else holds these rows counts from here on.
         drop(self);
         xs.fits(ys)?;
-        let owed = ys.job();
-        if let Some(job) = &owed {
+        let pending = ys.pending();
+        if let Some(deferred) = &pending {
             // Few rows go to a buffer of their own, so that a norm of the old ones need not run before it is asked for.
             let out = xs.beside(xs.width)?;
-            if job.add(&*xs.region()?, &*out.region()?)? {
+            if deferred.add(&*xs.region()?, &*out.region()?)? {
                 return Ok(out);
             }
         }
         if xs.may_change()? {
             let sum = xs.region()?;
-            if !owed.map_or(Ok(false), |job| job.add_to(&sum))? {
+            if !pending.map_or(Ok(false), |deferred| deferred.add_to(&sum))? {
                 xs.map(MapOp::Add(1.0), Some(&*ys.whole()?.region()?), &sum)?;
             }
             return Ok(Self { tensor: OnceLock::new(), ..xs });
@@ -379,7 +380,7 @@ impl DeviceRows {
         self.region()?;
         for reader in std::mem::take(&mut *lock(&self.place.norms)) {
             if let Some(reader) = reader.upgrade()
-                && lock(&reader.owed).is_some()
+                && lock(&reader.deferred).is_some()
             {
                 reader.region()?;
             }
@@ -396,12 +397,12 @@ impl DeviceRows {
         self.tensor.get().ok_or_else(|| Error::Gpu("a tensor that was not downloaded".to_owned()))
     }
 
-    /// The value as a tensor of its own; what is owed is computed for it, and stays owed.
-    pub(crate) fn looked_at(&self) -> Result<Tensor> {
-        match self.job() {
-            Some(job) if self.tensor.get().is_none() => {
-                let room = job.room()?;
-                job.run(&room)?;
+    /// A copy of the value for a probe. A deferred operation is computed for the copy alone and stays deferred.
+    pub(crate) fn observed(&self) -> Result<Tensor> {
+        match self.pending() {
+            Some(deferred) if self.tensor.get().is_none() => {
+                let room = deferred.room()?;
+                deferred.run(&room)?;
                 self.space.download(&room, &self.shape())
             }
             _ => self.tensor().cloned(),

@@ -1,4 +1,4 @@
-//! The memory of one checkpoint on a GPU: weights, and buffers that a pass lends and gives back.
+//! The memory of one checkpoint on a GPU: weights, and a pool of buffers that passes acquire and return.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,101 +7,93 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
-use super::replay::Replays;
-use super::{Dtype, Gpu, Region};
+use super::dtype::Dtype;
+use super::gpu::{Buffer, Gpu, Region};
 use crate::error::Result;
-use crate::fused::lock;
+use crate::lock::lock;
 
 /// What one loaded checkpoint holds on a device.
 pub(crate) struct Space {
-    /// Dropped before the buffers that its passes use.
-    pub(super) replays: Replays,
     pub(super) gpu: Arc<dyn Gpu>,
     pub(super) dtype: Dtype,
     /// Buffers by length.
-    shelves: Mutex<BTreeMap<usize, Shelf>>,
+    pools: Mutex<BTreeMap<usize, Pool>>,
     weight_bytes: AtomicUsize,
 }
 
-/// Buffers of one length; one is lent while anybody but the shelf holds it.
+/// Buffers of one length; one is in use while anybody but the pool holds it.
 #[derive(Default)]
-struct Shelf {
+struct Pool {
     regions: Vec<Arc<Region>>,
     /// How many of them belong to one shape of passes for good.
     kept: usize,
-    /// How many of the others were ever lent at a time.
+    /// How many of the others were ever in use at a time.
     most: usize,
 }
 
 impl Space {
     pub(crate) fn new(gpu: Arc<dyn Gpu>, dtype: Dtype) -> Self {
-        Self {
-            replays: Replays::default(),
-            gpu,
-            dtype,
-            shelves: Mutex::default(),
-            weight_bytes: AtomicUsize::new(0),
-        }
+        Self { gpu, dtype, pools: Mutex::default(), weight_bytes: AtomicUsize::new(0) }
     }
 
     /// Of the weights, and of the buffers kept between passes.
     pub(crate) fn bytes(&self) -> (usize, usize) {
-        let shelves = lock(&self.shelves);
-        let buffers = shelves.iter().map(|(bytes, shelf)| bytes * shelf.regions.len()).sum();
+        let pools = lock(&self.pools);
+        let buffers = pools.iter().map(|(bytes, pool)| bytes * pool.regions.len()).sum();
         (self.weight_bytes.load(Ordering::Relaxed), buffers)
     }
 
     /// A free buffer of this many bytes or a few more.
     ///
-    /// Buffers are lent to their own class of lengths only and are never freed: so a second pass of a shape is lent
-    /// what the first one was, and a recorded pass keeps its addresses.
-    pub(super) fn lend(&self, bytes: usize) -> Result<Arc<Region>> {
+    /// A buffer serves its own class of lengths only and is never freed: so a second pass of a shape acquires what the
+    /// first one did, and a recorded pass keeps its addresses.
+    pub(super) fn acquire(&self, bytes: usize) -> Result<Arc<Region>> {
         let class = class_of(bytes);
-        let mut shelves = lock(&self.shelves);
-        let shelf = shelves.entry(class).or_default();
+        let mut pools = lock(&self.pools);
+        let pool = pools.entry(class).or_default();
         let is_free = |region: &&Arc<Region>| Arc::strong_count(region) == 1;
-        let lent = match shelf.regions.iter().find(is_free) {
+        let acquired = match pool.regions.iter().find(is_free) {
             Some(free) => Arc::clone(free),
-            None => self.new_buffer(shelf, class)?,
+            None => self.new_buffer(pool, class)?,
         };
-        let free = shelf.regions.iter().filter(is_free).count();
-        shelf.most = shelf.most.max((shelf.regions.len() - free).saturating_sub(shelf.kept));
-        Ok(lent)
+        let free = pool.regions.iter().filter(is_free).count();
+        pool.most = pool.most.max((pool.regions.len() - free).saturating_sub(pool.kept));
+        Ok(acquired)
     }
 
-    fn new_buffer(&self, shelf: &mut Shelf, class: usize) -> Result<Arc<Region>> {
-        let region = Arc::new(super::Buffer::new(&self.gpu, class)?.region());
-        shelf.regions.push(Arc::clone(&region));
+    fn new_buffer(&self, pool: &mut Pool, class: usize) -> Result<Arc<Region>> {
+        let region = Arc::new(Buffer::new(&self.gpu, class)?.region());
+        pool.regions.push(Arc::clone(&region));
         Ok(region)
     }
 
-    /// Lets lent buffers belong to one shape of passes: there will still be as many for all others as there were.
-    pub(super) fn keep_lent(&self, regions: &[Arc<Region>]) -> Result<()> {
-        let mut shelves = lock(&self.shelves);
+    /// Reserves buffers in use for one shape of passes; as many remain for all other shapes as there were.
+    pub(super) fn reserve(&self, regions: &[Arc<Region>]) -> Result<()> {
+        let mut pools = lock(&self.pools);
         for region in regions {
-            shelves.entry(region.bytes()).or_default().kept += 1;
+            pools.entry(region.bytes()).or_default().kept += 1;
         }
         for region in regions {
-            let shelf = shelves.entry(region.bytes()).or_default();
-            while shelf.regions.len() < shelf.kept + shelf.most {
-                self.new_buffer(shelf, region.bytes())?;
+            let pool = pools.entry(region.bytes()).or_default();
+            while pool.regions.len() < pool.kept + pool.most {
+                self.new_buffer(pool, region.bytes())?;
             }
         }
         Ok(())
     }
 
-    /// Takes back what [`Space::keep_lent`] gave away.
+    /// Returns what [`Space::reserve`] reserved.
     pub(super) fn release(&self, regions: &[Arc<Region>]) {
-        let mut shelves = lock(&self.shelves);
+        let mut pools = lock(&self.pools);
         for region in regions {
-            let shelf = shelves.entry(region.bytes()).or_default();
-            shelf.kept = shelf.kept.saturating_sub(1);
+            let pool = pools.entry(region.bytes()).or_default();
+            pool.kept = pool.kept.saturating_sub(1);
         }
     }
 
-    /// As [`Space::lend`], for elements of the checkpoint's dtype.
-    pub(super) fn lend_elements(&self, len: usize) -> Result<Arc<Region>> {
-        self.lend(len * self.dtype.size())
+    /// As [`Space::acquire`], for elements of the checkpoint's dtype.
+    pub(super) fn acquire_elements(&self, len: usize) -> Result<Arc<Region>> {
+        self.acquire(len * self.dtype.size())
     }
 
     /// Keeps a weight in F32.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Float, Job, Room, Rows, Slot, Work, Workspace};
+use super::{Deferred, Float, Operation, Room, Rows, Slot, Workspace};
 use crate::cuda::DeviceNorm;
 use crate::error::Result;
 use crate::kernels;
@@ -44,7 +44,7 @@ impl Norm {
         }
     }
 
-    /// Whole rows are owed, so that a sum may take the norm over; parts of rows are normed where they lie. `None` where
+    /// The norm of whole rows is deferred, so that a sum may take it over; parts of rows are normed in place. `None` where
     /// the rows lie elsewhere.
     pub(crate) fn forward(&self, xs: &Rows) -> Option<Result<Rows>> {
         match (self, xs) {
@@ -74,11 +74,11 @@ fn on_host<T: Float>(norms: &[Arc<kernels::Norm>], xs: &Slot<T>) -> Slot<T> {
 fn one_on_host<T: Float>(norm: &Arc<kernels::Norm>, xs: &Slot<T>) -> Slot<T> {
     if xs.is_whole() && xs.width == norm.size() {
         xs.settle();
-        let job = Job { work: Work::Norm(Arc::clone(norm)), xs: xs.clone() };
-        return Slot::owed(xs.workspace(), job, Room::Now);
+        let deferred = Deferred { operation: Operation::Norm(Arc::clone(norm)), xs: xs.clone() };
+        return Slot::deferred(xs.host(), deferred, Room::Now);
     }
     if xs.is_whole() {
-        let out = Slot::take(xs.workspace(), xs.batch, xs.seq, xs.width);
+        let out = Slot::take(xs.host(), xs.batch, xs.seq, xs.width);
         norm.forward(xs.pool(), &xs.read(), &mut out.write());
         return out;
     }

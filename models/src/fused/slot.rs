@@ -1,17 +1,22 @@
-//! Rows in a lent buffer, or a part of their columns.
+//! Rows in a buffer of the pool, or a part of their columns.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, OnceLock, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, RwLockReadGuard, RwLockWriteGuard};
 
 use candle_core::{Device, Tensor};
 
-use super::{Buffer, Float, Host, Job, lock, read};
+use super::buffers::Buffer;
+use super::{Float, Host};
 use crate::error::Result;
 use crate::kernels::{AlignedBuf, Pool};
-use crate::pass::{Value, Xs};
+use crate::lock::{lock, read, write};
 
-/// Whether rows that are owed get their room at once, or only if they are read after all: logits leave the pass as a
-/// tensor, and a summand is added to something else.
+mod deferred;
+
+pub(crate) use deferred::{Deferred, Operation};
+
+/// Whether the rows of a deferred operation get a buffer at once, or only if they are read after all: logits leave the
+/// pass as a tensor, and a summand is added to something else.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Room {
     Now,
@@ -20,8 +25,8 @@ pub(crate) enum Room {
 
 /// `[batch, seq, columns]`: neighbouring columns of the rows of a buffer.
 pub(crate) struct Slot<T: Float> {
-    workspace: Arc<Host>,
-    buffer: Arc<Buffer<T>>,
+    host: Arc<Host>,
+    buffer: Arc<Buffer<T, Deferred<T>>>,
     pub(crate) batch: usize,
     pub(crate) seq: usize,
     /// Elements from one row of the buffer to the next.
@@ -34,7 +39,7 @@ pub(crate) struct Slot<T: Float> {
 impl<T: Float> Clone for Slot<T> {
     fn clone(&self) -> Self {
         Self {
-            workspace: Arc::clone(&self.workspace),
+            host: Arc::clone(&self.host),
             buffer: Arc::clone(&self.buffer),
             tensor: self.tensor.clone(),
             ..*self
@@ -44,39 +49,33 @@ impl<T: Float> Clone for Slot<T> {
 
 impl<T: Float> Slot<T> {
     /// Whole rows of unspecified content.
-    pub(crate) fn take(workspace: &Arc<Host>, batch: usize, seq: usize, width: usize) -> Self {
-        let buffer = T::shelf(workspace).lend(batch * seq * width);
-        let workspace = Arc::clone(workspace);
-        Self { workspace, buffer, batch, seq, width, first: 0, columns: width, tensor: OnceLock::new() }
+    pub(crate) fn take(host: &Arc<Host>, batch: usize, seq: usize, width: usize) -> Self {
+        let buffer = T::shelf(host).buffers.acquire(batch * seq * width);
+        let host = Arc::clone(host);
+        Self { host, buffer, batch, seq, width, first: 0, columns: width, tensor: OnceLock::new() }
     }
 
-    /// Whole rows as wide as the job's, computed when they are read.
-    pub(crate) fn owed(workspace: &Arc<Host>, job: Job<T>, room: Room) -> Self {
-        let (batch, seq, width) = (job.xs.batch, job.xs.seq, job.width());
-        let slot = Self::take(workspace, batch, if room == Room::Now { seq } else { 0 }, width);
-        *lock(&slot.buffer.job) = Some(job);
+    /// Whole rows, computed by `deferred` when they are read.
+    pub(crate) fn deferred(host: &Arc<Host>, deferred: Deferred<T>, room: Room) -> Self {
+        let (batch, seq, width) = (deferred.xs.batch, deferred.xs.seq, deferred.width());
+        let slot = Self::take(host, batch, if room == Room::Now { seq } else { 0 }, width);
+        *lock(&slot.buffer.deferred) = Some(deferred);
         Self { seq, ..slot }
     }
 
-    /// The job that the rows are still owed, for a reader who runs another in its place.
-    pub(crate) fn job(&self) -> Option<Job<T>> {
-        if self.is_whole() { lock(&self.buffer.job).clone() } else { None }
+    /// The operation that still has to compute these whole rows, for a reader who runs another in its place.
+    pub(crate) fn pending(&self) -> Option<Deferred<T>> {
+        if self.is_whole() { lock(&self.buffer.deferred).clone() } else { None }
     }
 
-    /// The value of `xs`, copied only if it is a tensor; a tensor's last dimension becomes the columns.
-    pub(crate) fn of(workspace: &Arc<Host>, xs: &Xs) -> Result<Self> {
-        if let Value::Fused(rows) = xs.value()
-            && let Some(slot) = T::slot(rows)
-        {
-            return Ok(slot.clone());
-        }
-        let tensor = xs.tensor()?;
+    /// A copy of a tensor, whose last dimension becomes the columns.
+    pub(crate) fn from_tensor(host: &Arc<Host>, tensor: &Tensor) -> Result<Self> {
         let dims = tensor.dims();
         let (batch, seq) = match dims {
             [batch, seq, _] => (*batch, *seq),
             _ => (tensor.elem_count() / dims.last().copied().unwrap_or(1).max(1), 1),
         };
-        let slot = Self::take(workspace, batch, seq, tensor.elem_count() / (batch * seq));
+        let slot = Self::take(host, batch, seq, tensor.elem_count() / (batch * seq));
         slot.write().copy_from_slice(&tensor.to_dtype(T::DTYPE)?.flatten_all()?.to_vec1::<T>()?);
         Ok(slot)
     }
@@ -85,12 +84,12 @@ impl<T: Float> Slot<T> {
         self.batch * self.seq
     }
 
-    /// Runs the job that the rows are owed.
+    /// Runs the deferred operation, if there is one.
     pub(crate) fn settle(&self) {
-        // Taken in a statement of its own: while it runs, the job must not be locked.
-        let job = lock(&self.buffer.job).take();
-        if let Some(job) = job {
-            job.run(&mut self.unsettled());
+        // Taken in a statement of its own: the lock must not be held while the operation runs.
+        let deferred = lock(&self.buffer.deferred).take();
+        if let Some(deferred) = deferred {
+            deferred.run(&mut self.unsettled());
         }
     }
 
@@ -106,16 +105,16 @@ impl<T: Float> Slot<T> {
 
     fn unsettled(&self) -> Writing<'_, T> {
         let len = self.rows() * self.width;
-        let mut rows = self.buffer.rows.write().unwrap_or_else(PoisonError::into_inner);
+        let mut rows = write(&self.buffer.rows);
         if rows.len() < len {
-            // First the old one away, then the new one.
+            // The old memory is freed before the new is allocated.
             *rows = AlignedBuf::zeroed(0);
             *rows = AlignedBuf::zeroed(len);
         }
         Writing { rows, len }
     }
 
-    /// Whether nobody but the shelf and this slot holds the buffer, so that it may be written to.
+    /// Whether nobody but the pool and this slot holds the buffer, so that it may be written to.
     fn is_sole(&self) -> bool {
         Arc::strong_count(&self.buffer) == 2
     }
@@ -158,7 +157,7 @@ impl<T: Float> Slot<T> {
     }
 
     pub(crate) fn copied(&self) -> Self {
-        let copy = Self::take(&self.workspace, self.batch, self.seq, self.columns);
+        let copy = Self::take(&self.host, self.batch, self.seq, self.columns);
         self.copy_to(&mut copy.write(), self.columns, 0);
         copy
     }
@@ -172,25 +171,25 @@ impl<T: Float> Slot<T> {
         })
     }
 
-    /// The value as a tensor of its own; what is owed is computed for it, and stays owed.
-    pub(crate) fn looked_at(&self) -> Tensor {
+    /// As [`Rows::observed`](super::Rows::observed).
+    pub(crate) fn observed(&self) -> Tensor {
         if let Some(tensor) = self.tensor.get() {
             return tensor.clone();
         }
         let mut values = vec![T::default(); self.rows() * self.columns];
-        match self.job() {
-            Some(job) => job.run(&mut values),
+        match self.pending() {
+            Some(deferred) => deferred.run(&mut values),
             None => self.copy_to(&mut values, self.columns, 0),
         }
         self.tensor_of(values)
     }
 
-    /// The value as a tensor; what is still owed is computed straight into it.
+    /// The value as a tensor; a deferred product is computed straight into it.
     pub(crate) fn into_tensor(mut self) -> Tensor {
         if let Some(tensor) = self.tensor.take() {
             return tensor;
         }
-        match self.job().and_then(|job| job.run_new()) {
+        match self.pending().and_then(|deferred| deferred.run_new()) {
             Some(values) => self.tensor_of(values),
             None => self.tensor().clone(),
         }
@@ -201,21 +200,17 @@ impl<T: Float> Slot<T> {
             .expect("as many values as the shape has")
     }
 
-    pub(crate) fn workspace(&self) -> &Arc<Host> {
-        &self.workspace
+    pub(crate) fn host(&self) -> &Arc<Host> {
+        &self.host
     }
 
     pub(crate) fn pool(&self) -> &Pool {
-        &self.workspace.pool
-    }
-
-    pub(crate) fn into_xs(self) -> Xs {
-        T::rows(self).into_xs()
+        &self.host.pool
     }
 
     /// One part of every group, side by side.
     pub(crate) fn gathered(&self, groups: usize, start: usize, size: usize) -> Self {
-        let out = Self::take(&self.workspace, self.batch, self.seq, groups * size);
+        let out = Self::take(&self.host, self.batch, self.seq, groups * size);
         let (from, mut to) = (self.read(), out.write());
         for (from, to) in from.chunks_exact(self.width).zip(to.chunks_exact_mut(groups * size)) {
             let from = &from[self.first..self.first + self.columns];

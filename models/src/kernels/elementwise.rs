@@ -3,8 +3,8 @@
 #![expect(unsafe_code, reason = "tasks write disjoint rows with vector code")]
 
 use super::element::Element;
-use super::linear::PackedLinear;
 use super::math::{self, Activation};
+use super::packing::PackedLinear;
 use super::pool::{Pool, Shards};
 use super::simd::{Op, Simd};
 

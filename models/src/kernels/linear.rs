@@ -3,19 +3,17 @@
 //! rows pass by and the next one is fetched. A level that cannot multiply pairs of bf16 widens each panel once for
 //! many rows and goes on in f32.
 //!
-//! Packing: weights `[n, k]` as checkpoints store them become panels of 32 rows of W, `[n/32][k units][32]`
-//! (a unit is one f32 or two bf16, see [`Element`]). Sums are f32, in chunks of 512 units.
+//! The weights' layout is in `packing.rs`. Sums are f32, in chunks of 512 units.
 
 #![expect(unsafe_code, reason = "tasks write disjoint columns of one output through the register tile")]
 
-use super::arena::{AlignedBuf, ask_for_large_pages};
+use super::arena::ask_for_large_pages;
 use super::element::Element;
 use super::math::{self, Activation};
-use super::packing::{Packing, padded};
+use super::packing::{PackedGateUp, PackedLinear, Panels, padded};
 use super::pool::{Pool, Shards};
 use super::simd::{Op, Simd};
 use super::tile::{Apart, Interleaved, LINE, PANEL, UNROLLED, tile_of};
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// Units summed in registers before they are added to the running total: bounds the growth of rounding
@@ -43,69 +41,7 @@ pub enum Epilogue {
     SoftCap(f32),
 }
 
-/// A weight `[n, k]` (and bias `[n]`), packed.
-pub struct PackedLinear<T: Element> {
-    pub(super) panels: Panels<T>,
-}
-
-/// The gate and up projections `[n, k]` of a gated MLP, packed so that `activation(gate) * up` is formed in
-/// registers and written once.
-pub struct PackedGateUp<T: Element> {
-    pub(super) panels: Panels<T>,
-}
-
-pub(super) struct Panels<T> {
-    pub(super) units: Arc<AlignedBuf<f32>>,
-    pub(super) bias: Option<AlignedBuf<f32>>,
-    /// Columns of the output.
-    pub(super) n: usize,
-    pub(super) k: usize,
-    pub(super) count: usize,
-    pub(super) kind: PhantomData<T>,
-}
-
 impl<T: Element> PackedLinear<T> {
-    /// Packs `parts`, each `[n_i, k]` row-major, one under the other (q, k and v joined, say); `bias` is
-    /// `[sum of n_i]`.
-    ///
-    /// # Panics
-    /// If a part is not a multiple of `k` long, or the bias does not fit.
-    pub fn new(pool: &Pool, parts: &[&[T]], k: usize, bias: Option<&[f32]>) -> Self {
-        let mut packing = Packing::linear(parts.iter().map(|part| part.len() / k).sum(), k);
-        let mut first = 0;
-        for part in parts {
-            packing.fill(pool, first, part);
-            first += part.len() / k;
-        }
-        packing.into_linear(bias)
-    }
-
-    /// The same weight, not copied, with a bias `[n]`.
-    ///
-    /// # Panics
-    /// If the bias does not fit.
-    #[must_use]
-    pub fn with_bias(&self, bias: &[f32]) -> Self {
-        assert_eq!(bias.len(), self.panels.n, "a bias of {} values", self.panels.n);
-        let units = Arc::clone(&self.panels.units);
-        Self { panels: Panels { units, bias: Some(padded(bias, self.panels.count)), ..self.panels } }
-    }
-
-    /// Output columns.
-    pub fn n(&self) -> usize {
-        self.panels.n
-    }
-
-    /// Input columns.
-    pub fn k(&self) -> usize {
-        self.panels.k
-    }
-
-    /// Bytes of the packed weights.
-    pub fn bytes(&self) -> usize {
-        self.panels.units.len() * size_of::<f32>()
-    }
-
     /// `out = epilogue(xs W^T + bias)`. `xs: [m, k]`, `out: [m, n]`; f32 sums, rounded once to `O`.
     ///
     /// # Panics
@@ -148,29 +84,6 @@ impl<T: Element> PackedLinear<T> {
 }
 
 impl<T: Element> PackedGateUp<T> {
-    /// Packs `gate` and `up`, each `[n, k]` row-major, with biases `[n]` (both or none).
-    ///
-    /// # Panics
-    /// If the shapes do not fit.
-    pub fn new(pool: &Pool, gate: &[T], up: &[T], k: usize, bias: Option<(&[f32], &[f32])>) -> Self {
-        assert_eq!(gate.len(), up.len(), "gate and up of one shape");
-        let n = gate.len() / k;
-        let mut packing = Packing::gate_up(n, k);
-        packing.fill(pool, 0, gate);
-        packing.fill(pool, n, up);
-        packing.into_gate_up(bias)
-    }
-
-    /// Output columns (the intermediate size).
-    pub fn n(&self) -> usize {
-        self.panels.n
-    }
-
-    /// Bytes of the packed weights.
-    pub fn bytes(&self) -> usize {
-        self.panels.units.len() * size_of::<f32>()
-    }
-
     /// `out = activation(xs G^T) * (xs U^T)`. `xs: [m, k]`, `out: [m, n]`; f32 until rounded once.
     ///
     /// # Panics

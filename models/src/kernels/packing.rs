@@ -1,5 +1,8 @@
-//! Weights on their way into panels, block by block, so that a checkpoint is packed without a second copy of a
-//! whole matrix in memory.
+//! Packed weights: matrices are filled into panels block by block, so that a checkpoint is packed without a second copy
+//! of a whole matrix in memory.
+//!
+//! Weights `[n, k]` as checkpoints store them become panels of 32 rows of W, `[n/32][k units][32]` (a unit is one f32 or
+//! two bf16, see [`Element`]).
 
 #![expect(unsafe_code, reason = "tasks write disjoint panels")]
 
@@ -8,9 +11,97 @@ use std::sync::Arc;
 
 use super::arena::AlignedBuf;
 use super::element::Element;
-use super::linear::{PackedGateUp, PackedLinear, Panels};
 use super::pool::{Pool, Shards};
 use super::tile::PANEL;
+
+/// A weight `[n, k]` (and bias `[n]`), packed.
+pub struct PackedLinear<T: Element> {
+    pub(super) panels: Panels<T>,
+}
+
+/// The gate and up projections `[n, k]` of a gated MLP, packed so that `activation(gate) * up` is formed in
+/// registers and written once.
+pub struct PackedGateUp<T: Element> {
+    pub(super) panels: Panels<T>,
+}
+
+pub(super) struct Panels<T> {
+    pub(super) units: Arc<AlignedBuf<f32>>,
+    pub(super) bias: Option<AlignedBuf<f32>>,
+    /// Columns of the output.
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) count: usize,
+    pub(super) kind: PhantomData<T>,
+}
+
+impl<T: Element> PackedLinear<T> {
+    /// Packs `parts`, each `[n_i, k]` row-major, one under the other (q, k and v joined, say); `bias` is
+    /// `[sum of n_i]`.
+    ///
+    /// # Panics
+    /// If a part is not a multiple of `k` long, or the bias does not fit.
+    pub fn new(pool: &Pool, parts: &[&[T]], k: usize, bias: Option<&[f32]>) -> Self {
+        let mut packing = Packing::linear(parts.iter().map(|part| part.len() / k).sum(), k);
+        let mut first = 0;
+        for part in parts {
+            packing.fill(pool, first, part);
+            first += part.len() / k;
+        }
+        packing.into_linear(bias)
+    }
+
+    /// The same weight, not copied, with a bias `[n]`.
+    ///
+    /// # Panics
+    /// If the bias does not fit.
+    #[must_use]
+    pub fn with_bias(&self, bias: &[f32]) -> Self {
+        assert_eq!(bias.len(), self.panels.n, "a bias of {} values", self.panels.n);
+        let units = Arc::clone(&self.panels.units);
+        Self { panels: Panels { units, bias: Some(padded(bias, self.panels.count)), ..self.panels } }
+    }
+
+    /// Output columns.
+    pub fn n(&self) -> usize {
+        self.panels.n
+    }
+
+    /// Input columns.
+    pub fn k(&self) -> usize {
+        self.panels.k
+    }
+
+    /// Bytes of the packed weights.
+    pub fn bytes(&self) -> usize {
+        self.panels.units.len() * size_of::<f32>()
+    }
+}
+
+impl<T: Element> PackedGateUp<T> {
+    /// Packs `gate` and `up`, each `[n, k]` row-major, with biases `[n]` (both or none).
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn new(pool: &Pool, gate: &[T], up: &[T], k: usize, bias: Option<(&[f32], &[f32])>) -> Self {
+        assert_eq!(gate.len(), up.len(), "gate and up of one shape");
+        let n = gate.len() / k;
+        let mut packing = Packing::gate_up(n, k);
+        packing.fill(pool, 0, gate);
+        packing.fill(pool, n, up);
+        packing.into_gate_up(bias)
+    }
+
+    /// Output columns (the intermediate size).
+    pub fn n(&self) -> usize {
+        self.panels.n
+    }
+
+    /// Bytes of the packed weights.
+    pub fn bytes(&self) -> usize {
+        self.panels.units.len() * size_of::<f32>()
+    }
+}
 
 /// Panels that are being filled; rows that never come are zero.
 pub struct Packing<T: Element> {

@@ -6,9 +6,10 @@ use serde_json::Value as Json;
 use super::rounded;
 use crate::config::ConfigReader;
 use crate::error::Result;
-use crate::fused::{Room, Rows, finished};
+use crate::fused::{Room, finished};
 use crate::kernels::{self, Epilogue};
-use crate::pass::{Pass, Value, Xs};
+use crate::pass::Pass;
+use crate::xs::{Value, Xs};
 
 /// An activation, as `transformers/activations.py` (5.23.0) defines the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +68,7 @@ impl Activation {
         let epilogue = Epilogue::Activate(self.kernel());
         match xs.value() {
             Value::Tensor(xs) => Ok(self.apply(xs)?.into()),
-            Value::Fused(xs) => finished(xs.clone(), epilogue, Room::Now).map(Rows::into_xs),
+            Value::Fused(xs) => finished(xs.clone(), epilogue, Room::Now).map(Xs::from),
         }
     }
 

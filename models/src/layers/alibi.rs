@@ -5,11 +5,13 @@ use half::bf16;
 
 use super::attention::{softmax, split_heads};
 use super::{Attention, Mask, accumulation, rounded};
-use crate::cuda::{self, DeviceBias};
+use crate::cuda::{self, DeviceBias, Heads};
 use crate::error::{Error, Result};
-use crate::fused::{Rows, Workspace};
+use crate::fused::Workspace;
+use crate::inputs::PassInputs;
 use crate::kernels::Band;
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
+use crate::xs::Xs;
 
 /// The biases of one pass. On the CPU the fused form computes them, and the attention over them, as the eager form does.
 #[derive(Clone, Debug)]
@@ -39,8 +41,8 @@ impl Alibi {
     pub fn new(pass: &Pass, num_heads: usize, head_dim: usize) -> Result<Self> {
         if let Ok(device) = pass.device_pass() {
             let (slots, per_sequence) = (pass.slots(), pass.padding().is_some());
-            let region = device.feed(pass, move |pass| {
-                let (bias, scaled) = biases(pass, num_heads, head_dim, slots)?;
+            let region = device.feed(pass, move |inputs| {
+                let (bias, scaled) = biases(inputs, num_heads, head_dim, slots)?;
                 // As the kernels do, the scores' scale is taken from the heads.
                 let scale = (head_dim as f64).sqrt().recip();
                 let both = ((bias.to_dtype(DType::F32)? * scale)? + scaled.to_dtype(DType::F32)?)?;
@@ -60,8 +62,8 @@ impl Alibi {
 
 /// Of so many keys the biases, `[1 or batch, num_heads, 1, keys]`, and the same scaled as scores are, both in the model's
 /// dtype.
-fn biases(pass: &Pass, num_heads: usize, head_dim: usize, keys: usize) -> Result<(Tensor, Tensor)> {
-    let positions = key_positions(pass, keys);
+fn biases(inputs: &PassInputs, num_heads: usize, head_dim: usize, keys: usize) -> Result<(Tensor, Tensor)> {
+    let positions = key_positions(inputs, keys);
     let rows = positions.len() / keys;
     let mut biases = Vec::with_capacity(rows * num_heads * keys);
     for row in positions.chunks(keys) {
@@ -69,17 +71,17 @@ fn biases(pass: &Pass, num_heads: usize, head_dim: usize, keys: usize) -> Result
             biases.extend(row.iter().map(|position| slope * bf16::from_f64(*position as f64)));
         }
     }
-    let bias = Tensor::from_vec(biases, (rows, num_heads, 1, keys), pass.device())?
+    let bias = Tensor::from_vec(biases, (rows, num_heads, 1, keys), inputs.device())?
         .to_dtype(DType::F32)?
-        .to_dtype(pass.dtype())?;
-    let divisor = Tensor::new((head_dim as f64).sqrt(), pass.device())?;
+        .to_dtype(inputs.dtype())?;
+    let divisor = Tensor::new((head_dim as f64).sqrt(), inputs.device())?;
     let scaled = rounded(&bias, |bias| bias.broadcast_div(&divisor.to_dtype(bias.dtype())?))?;
     Ok((bias, scaled))
 }
 
 /// `[1 or batch, keys]`; keys that are yet to come get any.
-fn key_positions(pass: &Pass, keys: usize) -> Vec<i64> {
-    let Some(padding) = pass.padding() else {
+fn key_positions(inputs: &PassInputs, keys: usize) -> Vec<i64> {
+    let Some(padding) = inputs.padding() else {
         return (0..keys as i64).collect();
     };
     let row = |row: &[bool]| -> Vec<i64> {
@@ -92,7 +94,7 @@ fn key_positions(pass: &Pass, keys: usize) -> Vec<i64> {
             .chain(std::iter::repeat_n(0, keys - row.len()))
             .collect()
     };
-    padding.chunks(pass.past() + pass.seq()).flat_map(row).collect()
+    padding.chunks(inputs.past() + inputs.seq()).flat_map(row).collect()
 }
 
 /// A geometric sequence that starts at its own ratio; for a number of heads that is no power of two, the one of
@@ -122,8 +124,11 @@ impl Attention {
             let (Some(Workspace::Gpu(space)), Form::Gpu(bias)) = (pass.workspace(), &alibi.0) else {
                 return Err(Error::Gpu("biases of another pass".to_owned()));
             };
-            let mixed = cuda::attend(self, pass, &space, [q, k, v], None, Band::CAUSAL, Some(bias))?;
-            return Ok(Rows::Gpu(mixed).into_xs());
+            let parts = [q.device_rows(&space)?, k.device_rows(&space)?, v.device_rows(&space)?];
+            drop((q, k, v));
+            let heads = Heads { soft_cap: None, ..self.heads(Band::CAUSAL) };
+            let mixed = cuda::attend(heads, pass, &space, parts, None, Some(bias))?;
+            return Ok(mixed.into());
         };
         let q = split_heads(q.tensor()?, self.num_heads)?;
         let k = split_heads(k.tensor()?, self.num_kv_heads)?;

@@ -7,11 +7,12 @@ use half::bf16;
 
 use super::elementwise::{scaled, soft_capped};
 use super::{Mask, Rope, accumulation};
-use crate::cuda;
+use crate::cuda::{self, Heads};
 use crate::error::Result;
-use crate::fused::{Float, Host, Rows, Slot, Workspace};
-use crate::kernels::{self, CacheShape, KvCache, QkvLayout, rope_into_cache};
-use crate::pass::{Pass, Xs};
+use crate::fused::{Float, Host, Slot, Workspace};
+use crate::kernels::{self, Band, CacheShape, KvCache, QkvLayout, rope_into_cache};
+use crate::pass::Pass;
+use crate::xs::Xs;
 
 /// Multi-head attention with grouped keys and values, after the projections and before `o_proj`:
 /// rope, cache, scores, mask, softmax, mix.
@@ -55,8 +56,10 @@ impl Attention {
             Some(Workspace::Host(host)) => return self.fused::<f32>(pass, &host, [q, k, v], rope, mask),
             Some(Workspace::Gpu(space)) => {
                 let rope = rope.and_then(Rope::device);
-                let mixed = cuda::attend(self, pass, &space, [q, k, v], rope, mask.band, None)?;
-                return Ok(Rows::Gpu(mixed).into_xs());
+                let parts = [q.device_rows(&space)?, k.device_rows(&space)?, v.device_rows(&space)?];
+                drop((q, k, v));
+                let mixed = cuda::attend(self.heads(mask.band), pass, &space, parts, rope, None)?;
+                return Ok(mixed.into());
             }
         }
         let (mut q, mut k) =
@@ -70,6 +73,19 @@ impl Attention {
         self.mix(pass, &q, &k, &v, mask)
     }
 
+    /// What the GPU needs of the layer.
+    pub(super) fn heads(&self, band: Band) -> Heads {
+        Heads {
+            layer: self.layer,
+            num_heads: self.num_heads,
+            num_kv_heads: self.num_kv_heads,
+            head_dim: self.head_dim,
+            scale: self.scale as f32,
+            soft_cap: self.soft_cap.map(|cap| cap as f32),
+            band,
+        }
+    }
+
     /// As [`Attention::forward`]: rope written straight into the cache, then blocked attention.
     fn fused<T: Float>(
         &self,
@@ -79,7 +95,7 @@ impl Attention {
         rope: Option<&Rope>,
         mask: &Mask,
     ) -> Result<Xs> {
-        let parts = [Slot::<T>::of(host, &q)?, Slot::<T>::of(host, &k)?, Slot::<T>::of(host, &v)?];
+        let parts = [q.slot::<T>(host)?, k.slot::<T>(host)?, v.slot::<T>(host)?];
         drop((q, k, v));
         let qkv = joined(host, &parts);
         let (batch, seq, first_slot) = (pass.batch(), pass.seq(), pass.past());
@@ -107,7 +123,7 @@ impl Attention {
             };
             let out = Slot::<T>::take(host, batch, seq, self.num_heads * self.head_dim);
             kernels::attention(&host.pool, &spec, &qkv.read(), cache, &mut out.write());
-            Ok(out.into_xs())
+            Ok(out.into())
         };
         match cache {
             Some(cache) => run(cache.fused(self.layer, &host.pool, shape)?),

@@ -4,9 +4,9 @@ use candle_core::Tensor;
 
 use super::accumulation;
 use crate::error::Result;
-use crate::fused::{Room, Rows, finished, product, sum};
+use crate::fused::{Room, finished, product, sum};
 use crate::kernels::Epilogue;
-use crate::pass::{Value, Xs};
+use crate::xs::{Value, Xs};
 
 /// Applies `operation` in the accumulation dtype and rounds its result once to `xs`'s dtype, as torch does
 /// for 16-bit dtypes; candle rounds at each step inside an operation. In F32 and F64 it changes nothing.
@@ -30,8 +30,8 @@ pub fn rounded(
 /// If the shapes differ.
 pub fn add(xs: Xs, ys: Xs) -> Result<Xs> {
     match (xs.into_value(), ys.into_value()) {
-        (Value::Fused(xs), Value::Fused(ys)) => sum(xs, &ys).map(Rows::into_xs),
-        (xs, ys) => Ok((Xs::from_value(xs).into_tensor()? + Xs::from_value(ys).into_tensor()?)?.into()),
+        (Value::Fused(xs), Value::Fused(ys)) => sum(xs, &ys).map(Xs::from),
+        (xs, ys) => Ok((Xs::from(xs).into_tensor()? + Xs::from(ys).into_tensor()?)?.into()),
     }
 }
 
@@ -41,8 +41,8 @@ pub fn add(xs: Xs, ys: Xs) -> Result<Xs> {
 /// If the shapes differ.
 pub fn multiply(xs: Xs, ys: Xs) -> Result<Xs> {
     match (xs.into_value(), ys.into_value()) {
-        (Value::Fused(xs), Value::Fused(ys)) => product(xs, &ys).map(Rows::into_xs),
-        (xs, ys) => Ok((Xs::from_value(xs).into_tensor()? * Xs::from_value(ys).into_tensor()?)?.into()),
+        (Value::Fused(xs), Value::Fused(ys)) => product(xs, &ys).map(Xs::from),
+        (xs, ys) => Ok((Xs::from(xs).into_tensor()? * Xs::from(ys).into_tensor()?)?.into()),
     }
 }
 
@@ -53,7 +53,7 @@ pub fn multiply(xs: Xs, ys: Xs) -> Result<Xs> {
 pub fn scale(xs: Xs, factor: f64) -> Result<Xs> {
     match xs.into_value() {
         Value::Tensor(xs) => Ok(scaled(&xs, factor)?.into()),
-        Value::Fused(xs) => finished(xs, Epilogue::Scale(factor as f32), Room::Later).map(Rows::into_xs),
+        Value::Fused(xs) => finished(xs, Epilogue::Scale(factor as f32), Room::Later).map(Xs::from),
     }
 }
 
@@ -64,7 +64,7 @@ pub fn scale(xs: Xs, factor: f64) -> Result<Xs> {
 pub fn divide(xs: Xs, divisor: f64) -> Result<Xs> {
     match xs.into_value() {
         Value::Tensor(xs) => Ok(divided(&xs, divisor)?.into()),
-        xs @ Value::Fused(_) => scale(Xs::from_value(xs), 1.0 / divisor),
+        xs @ Value::Fused(_) => scale(Xs::from(xs), 1.0 / divisor),
     }
 }
 
@@ -75,7 +75,7 @@ pub fn divide(xs: Xs, divisor: f64) -> Result<Xs> {
 pub fn soft_cap(xs: Xs, cap: f64) -> Result<Xs> {
     match xs.into_value() {
         Value::Tensor(xs) => Ok(soft_capped(&xs, cap)?.into()),
-        Value::Fused(xs) => finished(xs, Epilogue::SoftCap(cap as f32), Room::Later).map(Rows::into_xs),
+        Value::Fused(xs) => finished(xs, Epilogue::SoftCap(cap as f32), Room::Later).map(Xs::from),
     }
 }
 

@@ -2,10 +2,11 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use super::packed::Packed;
 use crate::error::Result;
-use crate::fused::Packed;
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 /// A table looked up by id.
 #[derive(Clone)]

@@ -1,14 +1,17 @@
 //! A mixture of experts: a router picks a few gated feed-forward layers a token.
 
+use std::sync::Arc;
+
 use candle_core::{D, DType, Tensor};
 
 use super::attention::softmax;
 use super::{Activation, Joined, Linear, accumulation, multiply};
-use crate::cuda::{DeviceExperts, DeviceRows};
+use crate::cuda::{self, DeviceExperts, DeviceRows, ExpertsShape, Space};
 use crate::error::Result;
 use crate::fused::{Rows, Workspace};
-use crate::pass::{Pass, Value, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::{Value, Xs};
 
 /// What a router's probabilities become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +86,7 @@ impl SparseMoe {
             })
         };
         let experts = match weights.workspace() {
-            Some(Workspace::Gpu(space)) => Experts::Gpu(DeviceExperts::load(space, weights, config)?),
+            Some(Workspace::Gpu(space)) => Experts::Gpu(load_on_gpu(space, weights, config)?),
             _ => Experts::Each((0..config.num_experts).map(expert).collect::<Result<_>>()?),
         };
         Ok(Self {
@@ -107,9 +110,9 @@ impl SparseMoe {
         pass.module(&self.path, xs.clone(), |pass, xs| match (&self.experts, xs.value()) {
             (Experts::Each(experts), _) => self.by_each(pass, experts, &xs),
             (Experts::Gpu(experts), Value::Fused(Rows::Gpu(rows))) => {
-                let tokens = Rows::Gpu(rows.flat()).into_xs();
+                let tokens = Xs::from(rows.flat());
                 let mixed = self.on_gpu(pass, experts, tokens)?;
-                Ok(Rows::Gpu(mixed.shaped_as(rows)).into_xs())
+                Ok(Xs::from(mixed.shaped_as(rows)))
             }
             // A probe's.
             (Experts::Gpu(experts), _) => {
@@ -124,11 +127,11 @@ impl SparseMoe {
     /// `tokens: [tokens, hidden_size]`, same shape out.
     fn on_gpu(&self, pass: &mut Pass, experts: &DeviceExperts, tokens: Xs) -> Result<DeviceRows> {
         let logits = self.gate.forward(pass, &tokens)?;
-        let routing = experts.route(&logits)?;
+        let routing = experts.route(&logits.device_rows(experts.space())?)?;
         let mixed = pass.module(&self.experts_path, tokens, |_, tokens| {
-            Ok(Rows::Gpu(experts.forward(&tokens, &routing)?).into_xs())
+            Ok(experts.forward(&tokens.device_rows(experts.space())?, &routing)?.into())
         })?;
-        experts.rows(&mixed)
+        mixed.device_rows(experts.space())
     }
 
     fn by_each(&self, pass: &mut Pass, experts: &[Expert], xs: &Xs) -> Result<Xs> {
@@ -180,6 +183,31 @@ impl SparseMoe {
         }
         Ok(chosen)
     }
+}
+
+/// The projections of `experts.<n>` under `weights`.
+fn load_on_gpu(space: &Arc<Space>, weights: &Weights, config: &ExpertsConfig) -> Result<DeviceExperts> {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let [gate, up, down] = config.names;
+    let get = |expert: usize, name: &str, shape: (usize, usize)| {
+        weights.pp("experts").pp(expert).pp(name).get("weight", shape)
+    };
+    let gate_up =
+        (0..config.num_experts).flat_map(|expert| [gate, up].map(|name| get(expert, name, (inner, hidden))));
+    let shape = ExpertsShape {
+        num_experts: config.num_experts,
+        num_experts_per_tok: config.num_experts_per_tok,
+        hidden_size: hidden,
+        intermediate_size: inner,
+        activation: config.act_fn.kernel().into(),
+        scores: match config.scores {
+            RouterScores::NormalisedWide => cuda::kernels::RouterScores::NormalisedWide,
+            RouterScores::Normalised => cuda::kernels::RouterScores::Normalised,
+            RouterScores::Raw => cuda::kernels::RouterScores::Raw,
+        },
+    };
+    let down = (0..config.num_experts).map(|expert| get(expert, down, (hidden, inner)));
+    DeviceExperts::load(space, shape, gate_up, down)
 }
 
 /// The tokens that chose one expert, and how much each weighs it.

@@ -3,7 +3,7 @@
 use candle_core::D;
 
 use crate::error::Result;
-use crate::pass::{Value, Xs};
+use crate::xs::{Value, Xs};
 
 /// `xs: [.., groups * sum(sizes)]`, in which each group holds one part of each size, to one
 /// `[.., groups * size]` a part.
@@ -14,7 +14,7 @@ use crate::pass::{Value, Xs};
 /// If the last dimension is not `groups * sum(sizes)`.
 pub fn split_groups<const N: usize>(xs: &Xs, groups: usize, sizes: [usize; N]) -> Result<[Xs; N]> {
     if let Value::Fused(rows) = xs.value() {
-        return Ok(parts_of(sizes).map(|(start, size)| rows.gathered(groups, start, size).into_xs()));
+        return Ok(parts_of(sizes).map(|(start, size)| rows.gathered(groups, start, size).into()));
     }
     let xs = xs.tensor()?;
     let rows = xs.elem_count() / xs.dim(D::Minus1)?;

@@ -3,7 +3,9 @@
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
-use crate::pass::{Pass, Xs};
+use crate::inputs::PassInputs;
+use crate::pass::Pass;
+use crate::xs::Xs;
 
 /// The pass's positions as ids, `[batch, seq]`.
 ///
@@ -14,7 +16,7 @@ pub fn position_ids(pass: &Pass) -> Result<Xs> {
 }
 
 /// `RoBERTa`'s positions, `[batch, seq]`: real tokens count from `padding_idx + 1`, padding stays at
-/// `padding_idx`, and what is padding is told by the token ids, not by the mask (transformers 5.23.0,
+/// `padding_idx`, and the token ids, not the mask, tell what is padding (transformers 5.23.0,
 /// `RobertaEmbeddings.create_position_ids_from_input_ids`). Given position ids are used as they are.
 ///
 /// # Errors
@@ -47,8 +49,8 @@ pub fn token_type_ids(pass: &Pass) -> Result<Xs> {
     ids(pass, |pass| Ok(vec![0; pass.batch() * pass.seq()]))
 }
 
-/// What `compute` gives; on a GPU it is asked again when a recorded pass runs on other inputs.
-fn ids(pass: &Pass, compute: impl Fn(&Pass) -> Result<Vec<u32>> + Send + Sync + 'static) -> Result<Xs> {
+/// What `compute` gives; on a GPU it is called again when a recorded pass runs on other inputs.
+fn ids(pass: &Pass, compute: impl Fn(&PassInputs) -> Result<Vec<u32>> + Send + Sync + 'static) -> Result<Xs> {
     let ids = Tensor::from_vec(compute(pass)?, (pass.batch(), pass.seq()), pass.device())?;
     if let Ok(device) = pass.device_pass() {
         device.know_ids(&ids, compute);

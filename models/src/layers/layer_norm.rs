@@ -5,9 +5,10 @@ use candle_core::{D, Tensor};
 use super::accumulation;
 use super::norm::fused;
 use crate::error::Result;
-use crate::fused::{Norm, NormWeights, Rows};
-use crate::pass::{Pass, Xs};
+use crate::fused::{Norm, NormWeights};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias`, the variance over `size` values without Bessel's
 /// correction; over groups of `size` along the last dimension.
@@ -74,7 +75,7 @@ impl LayerNorm {
     /// If the last dimension is no multiple of `heads * size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
         pass.module(&self.path, xs.clone(), |_, xs| match fused(self.fused.as_ref(), &xs) {
-            Some(rows) => rows.map(Rows::into_xs),
+            Some(rows) => rows.map(Xs::from),
             None => Ok(self.apply(xs.tensor()?)?.into()),
         })
     }

@@ -3,12 +3,14 @@
 use candle_core::{D, DType, Tensor};
 
 use super::embedding::EmbeddingForm;
+use super::packed::Packed;
 use super::split::each;
 use super::{Embedding, accumulation, split};
 use crate::error::Result;
-use crate::fused::{Packed, Room};
-use crate::pass::{Pass, Xs};
+use crate::fused::Room;
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 /// `xs @ weight^T + bias`.
 #[derive(Clone)]
@@ -89,17 +91,17 @@ impl Linear {
         Ok(Self { path: weights.path().to_owned(), form })
     }
 
-    /// The head of a causal LM: `lm_head.weight`, or the embedding's where the two are tied.
+    /// The head of a causal LM at `weights`; its weight is the embedding's where the two are `tied`, its bias, where
+    /// `bias` says so, is always its own.
     ///
     /// # Errors
-    /// If the head is not tied and its tensor is missing.
-    pub fn lm_head(weights: &Weights, embedding: &Embedding, tied: bool) -> Result<Self> {
-        let weights = weights.pp("lm_head");
+    /// If a tensor is missing or has another shape.
+    pub fn lm_head(weights: &Weights, embedding: &Embedding, tied: bool, bias: bool) -> Result<Self> {
         if tied {
-            return Self::tied(&weights, embedding, false);
+            return Self::tied(weights, embedding, bias);
         }
         let (vocab_size, hidden_size) = embedding.shape();
-        Self::new(&weights, hidden_size, vocab_size, false, Room::Later)
+        Self::new(weights, hidden_size, vocab_size, bias, Room::Later)
     }
 
     /// Goes by another module path than the checkpoint's name for its weight.
@@ -169,7 +171,7 @@ impl<const N: usize> Joined<N> {
             JoinedForm::Fused(packed, outputs, paths) => {
                 let parts = |xs: &Xs| split(&packed.forward(xs, Room::Now)?, *outputs);
                 let mut out = parts(xs)?;
-                if pass.is_looked_on() {
+                if pass.is_observed() {
                     for (index, path) in paths.iter().enumerate() {
                         let part = out[index].clone();
                         let again = |xs: &Xs| parts(xs).map(|parts| parts[index].clone());

@@ -91,7 +91,7 @@ fn lowest<T: Copy>(admitted: &[bool], zero: T, min: T) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pass::Inputs;
+    use crate::inputs::Inputs;
     use candle_core::{Device, IndexOp};
 
     fn pass(seq: usize, mask: Option<&[u32]>) -> Pass<'static> {

@@ -1,10 +1,11 @@
 //! The gated feed-forward layer of llama and its kin.
 
+use super::packed;
 use super::{Activation, Joined, Linear, multiply};
 use crate::error::Result;
-use crate::fused;
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 /// `down_proj(act_fn(gate_proj(x)) * up_proj(x))`.
 ///
@@ -17,7 +18,7 @@ pub struct GatedMlp {
 
 enum GateUp {
     Eager { gate_up: Joined<2>, act_path: String, act_fn: Activation },
-    Fused { packed: fused::GateUp, paths: [String; 3], act_fn: Activation },
+    Fused { packed: packed::GateUp, paths: [String; 3], act_fn: Activation },
 }
 
 impl GatedMlp {
@@ -41,7 +42,7 @@ impl GatedMlp {
                 act_fn,
             },
             Some(workspace) => GateUp::Fused {
-                packed: fused::GateUp::load(
+                packed: packed::GateUp::load(
                     workspace,
                     ["gate_proj", "up_proj"].map(|name| weights.pp(name)),
                     (output, input),
@@ -84,11 +85,11 @@ impl GatedMlp {
 fn show(
     pass: &mut Pass,
     xs: &Xs,
-    packed: &fused::GateUp,
+    packed: &packed::GateUp,
     [gate_path, up_path, act_path]: &[String; 3],
     act_fn: Activation,
 ) -> Result<Option<Xs>> {
-    if !pass.is_looked_on() {
+    if !pass.is_observed() {
         return Ok(None);
     }
     let before = pass.replaced();

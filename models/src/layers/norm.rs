@@ -5,8 +5,9 @@ use candle_core::{D, DType, Tensor};
 use super::accumulation;
 use crate::error::Result;
 use crate::fused::{Norm, NormWeights, Rows};
-use crate::pass::{Pass, Value, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::{Value, Xs};
 
 /// `x / sqrt(mean(x^2) + eps)`, times the weight; over groups of `size` along the last dimension.
 ///
@@ -69,7 +70,7 @@ impl RmsNorm {
     /// If the last dimension is no multiple of `size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
         pass.module(&self.path, xs.clone(), |_, xs| match fused(self.fused.as_ref(), &xs) {
-            Some(rows) => rows.map(Rows::into_xs),
+            Some(rows) => rows.map(Xs::from),
             None => Ok(self.apply(xs.tensor()?)?.into()),
         })
     }

@@ -5,7 +5,8 @@ use candle_core::{D, DType, Tensor};
 use super::rounded;
 use crate::error::Result;
 use crate::fused::Rows;
-use crate::pass::{Pass, Value, Xs};
+use crate::pass::Pass;
+use crate::xs::{Value, Xs};
 
 /// `xs: [batch, seq, features]` to the first position's `[batch, features]`, be it padding.
 ///
@@ -13,7 +14,7 @@ use crate::pass::{Pass, Value, Xs};
 /// If a tensor operation fails.
 pub fn first_position(xs: &Xs) -> Result<Xs> {
     if let Value::Fused(Rows::Gpu(rows)) = xs.value() {
-        return Ok(Rows::Gpu(rows.first_position()?).into_xs());
+        return Ok(rows.first_position()?.into());
     }
     Ok(xs.tensor()?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?.into())
 }
@@ -24,7 +25,7 @@ pub fn first_position(xs: &Xs) -> Result<Xs> {
 /// If `xs` does not hold one vector a row.
 pub fn one_per_row(pass: &Pass, xs: &Xs) -> Result<Xs> {
     if let Value::Fused(Rows::Gpu(rows)) = xs.value() {
-        return Ok(Rows::Gpu(rows.flat()).into_xs());
+        return Ok(rows.flat().into());
     }
     let features = xs.tensor()?.dim(D::Minus1)?;
     Ok(xs.tensor()?.reshape((pass.batch(), features))?.into())
@@ -37,7 +38,8 @@ pub fn one_per_row(pass: &Pass, xs: &Xs) -> Result<Xs> {
 /// If a tensor operation fails.
 pub fn mean_of_real_tokens(pass: &Pass, xs: &Xs) -> Result<Xs> {
     if let Value::Fused(Rows::Gpu(rows)) = xs.value() {
-        return Ok(Rows::Gpu(rows.mean_of_real_tokens(pass)?).into_xs());
+        let real = pass.device_pass()?.real(pass)?;
+        return Ok(rows.mean_of_real_tokens(real.as_deref())?.into());
     }
     let xs = xs.tensor()?;
     let (batch, seq, _) = xs.dims3()?;

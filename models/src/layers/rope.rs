@@ -1,6 +1,6 @@
 //! Rotary position embeddings.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use candle_core::{D, DType, Tensor};
 
@@ -9,6 +9,7 @@ use crate::cuda::{DevicePass, DeviceRope, DeviceTable};
 use crate::error::{Error, Result};
 use crate::fused::Workspace;
 use crate::kernels::{Pairing, RopeTable};
+use crate::lock::lock;
 use crate::pass::Pass;
 
 /// Inverse frequencies and how they turn into tables.
@@ -223,7 +224,7 @@ impl RotaryEmbedding {
         known: impl FnOnce(&Known) -> Option<T>,
         make: impl FnOnce() -> Result<(Table, T)>,
     ) -> Result<T> {
-        let mut entry = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entry = lock(&self.known);
         if let Some(found) = entry.as_ref().filter(|entry| entry.is_long == is_long).and_then(known) {
             return Ok(found);
         }

@@ -3,7 +3,7 @@
 use candle_core::D;
 
 use crate::error::Result;
-use crate::pass::{Value, Xs};
+use crate::xs::{Value, Xs};
 
 /// Cuts the last dimension into parts of these sizes, as a projection that joins q, k and v lays them out.
 ///
@@ -14,7 +14,7 @@ pub fn split<const N: usize>(xs: &Xs, sizes: [usize; N]) -> Result<[Xs; N]> {
     each(&sizes, |size| {
         let part = match xs.value() {
             Value::Tensor(tensor) => tensor.narrow(D::Minus1, start, *size)?.contiguous()?.into(),
-            Value::Fused(rows) => rows.part(start, *size).into_xs(),
+            Value::Fused(rows) => rows.part(start, *size).into(),
         };
         start += size;
         Ok(part)

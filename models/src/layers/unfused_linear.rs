@@ -5,8 +5,9 @@ use candle_core::Tensor;
 use super::Linear;
 use super::linear::linear;
 use crate::error::Result;
-use crate::pass::{Pass, Xs};
+use crate::pass::Pass;
 use crate::weights::Weights;
+use crate::xs::Xs;
 
 /// `round(xs @ weight^T) + bias`: falcon was trained without fusing the two, and in 16 bits the rounding
 /// between them shows (transformers 5.23.0, `FalconLinear`).

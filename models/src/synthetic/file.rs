@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::Error;
 use super::fill::fill;
-use super::table::Tensor;
+use crate::checkpoints::Error;
+use crate::checkpoints::Tensor;
 
 /// Values that a thread generates at a time: 1 MiB.
 const PIECE: usize = 1 << 18;

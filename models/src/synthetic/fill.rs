@@ -3,7 +3,7 @@
 //! multiplication and one addition. And because it counts: value `i` of a tensor depends on nothing but `i`, so that a
 //! tensor can be written in pieces.
 
-use super::table::Tensor;
+use crate::checkpoints::Tensor;
 
 /// Step of splitmix64: 2^64 divided by the golden ratio (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
 /// generators").

@@ -5,8 +5,8 @@ use std::fs;
 use safetensors::{SafeTensors, tensor::TensorView};
 
 use super::fill::fill;
-use super::table::Tensor;
 use super::*;
+use crate::checkpoints::Tensor;
 
 fn small() -> impl Iterator<Item = Entry> {
     catalogue().iter().copied().filter(|entry| !entry.bench)
@@ -20,7 +20,8 @@ fn weights(entry: &Entry, seed: u64) -> Vec<u8> {
 
 fn tensors(entry: &Entry) -> Vec<Tensor> {
     let (architecture, variant) = find(entry.model_type, entry.variant).unwrap();
-    architecture.tensors(&architecture.config(variant).unwrap()).unwrap()
+    let config = architecture.synthetic.config(architecture.model_type, variant).unwrap();
+    architecture.synthetic.tensors(architecture.model_type, &config).unwrap()
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{D, DType, Device, IndexOp, Tensor};
 use models::cuda::{Emulator, Gpu, Order};
 use models::synthetic::{Entry, catalogue, config, write};
-use models::{Form, Inputs, Loaded, Options, load, load_on_gpu};
+use models::{Backend, Inputs, Kind, Loaded, Options, kind, load, load_on_gpu};
 
 /// Rows of this many tokens: longer than the windows (8), shorter than the contexts (32) past which frequencies follow
 /// the length of a pass, so that chunks may be compared with one pass.
@@ -32,7 +32,7 @@ impl Checkpoint {
         let architecture = config["architectures"][0].as_str().unwrap();
         Self {
             name: format!("{}:{}", entry.model_type, entry.variant),
-            is_decoder: ["ForCausalLM", "LMHeadModel"].iter().any(|ending| architecture.ends_with(ending)),
+            is_decoder: kind(entry.model_type) == Some(Kind::Decoder),
             is_classifier: architecture.ends_with("ForSequenceClassification"),
             folder,
         }
@@ -55,13 +55,13 @@ impl Checkpoint {
     }
 
     /// On the CPU.
-    pub(crate) fn on_cpu(&self, dtype: DType, form: Form) -> Loaded {
-        load(self.path(), &Options { dtype, device: Device::Cpu, form }).unwrap()
+    pub(crate) fn on_cpu(&self, dtype: DType, backend: Backend) -> Loaded {
+        load(self.path(), &Options { dtype, device: Device::Cpu, backend }).unwrap()
     }
 
     /// The oracle.
     pub(crate) fn exact(&self) -> Loaded {
-        self.on_cpu(DType::F64, Form::Eager)
+        self.on_cpu(DType::F64, Backend::Eager)
     }
 
     pub(crate) fn on_gpu(&self, dtype: DType) -> Loaded {

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use models::cuda::{Emulator, Order};
-use models::{Cache, Error, Form, Inputs, Loaded};
+use models::{Backend, Cache, Error, Inputs, Loaded};
 
 use super::checkpoints::{Case, Checkpoint, SEQ, relative};
 
@@ -33,7 +33,7 @@ impl Checkpoint {
         run: impl Fn(&mut Loaded, &Case) -> Tensor,
     ) -> [f64; 2] {
         let mut squares = [const { Vec::new() }; 2];
-        let (mut exact, mut eager) = (self.exact(), self.on_cpu(dtype, Form::Eager));
+        let (mut exact, mut eager) = (self.exact(), self.on_cpu(dtype, Backend::Eager));
         for case in cases {
             let expected = exact.forward(&case.inputs()).unwrap();
             for (squares, loaded) in squares.iter_mut().zip([&mut *loaded, &mut eager]) {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Tensor};
-use models::{Form, Probe};
+use models::{Backend, Probe};
 
 use super::checkpoints::Checkpoint;
 
@@ -56,7 +56,7 @@ fn a_probe_sees_every_module_as_it_is_and_changes_nothing() {
             checkpoint.exact().forward_with(&inputs, None, Some(&mut exact)).unwrap();
             let exact: HashMap<String, Tensor> = exact.outputs.into_iter().collect();
             let mut fused = Trace::default();
-            checkpoint.on_cpu(dtype, Form::Fused).forward_with(&inputs, None, Some(&mut fused)).unwrap();
+            checkpoint.on_cpu(dtype, Backend::Fused).forward_with(&inputs, None, Some(&mut fused)).unwrap();
             let paths = |trace: &Trace| -> Vec<String> {
                 let paths = trace.outputs.iter().map(|(path, _)| path.clone());
                 // An expert's projections are no modules where all experts run at once, and only tensors have a softmax.

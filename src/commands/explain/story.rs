@@ -8,6 +8,7 @@ use crate::execute::cell::{Cell, Completed, Outcome};
 use crate::judge::view::{Timed, side_by_side};
 use crate::spec::variant::{Runner, dtype_name};
 use compare::matrix::PairOutcome;
+use compare::metric::{self, MAX_ABS, Metric, RELATIVE_L2, RMSE, Value};
 use compare::metrics::{PairMetrics, PositionIndex, PositionMetrics, Side};
 use compare::timing::{Statistic, change, summarize};
 use compare::units::bytes;
@@ -80,46 +81,22 @@ fn numbers(text: &mut String, pair: &Pair<'_>, metrics: &PairMetrics) {
     let [a, b] = sides(pair);
     let last = if metrics.last_positions_only { ", last positions only" } else { "" };
     line(text, &format!("  over {} positions{last}, {} logits", metrics.positions, metrics.elements));
-    line(text, &format!("  L2               {:.6}", metrics.l2));
-    for (side, cell) in [(Side::A, a), (Side::B, b)] {
-        line(text, &format!("  relative L2      {:.3e} of {}", metrics.relative_l2(side), cell.name));
-    }
-    line(text, &format!("  RMSE             {:.3e}", metrics.rmse()));
-    line(text, &format!("  cosine           {:.9}", metrics.cosine));
-    let at = metrics.max_abs_at.map_or_else(String::new, |at| {
-        format!(" at row {}, position {}, vocabulary token {}", at.at.row, at.at.position, at.token)
-    });
-    line(text, &format!("  largest          {:.3e}{at}", metrics.max_abs));
-    if let Some(ulp) = metrics.max_ulp {
-        line(text, &format!("  largest in ULP   {ulp} of {}", metrics.lower_dtype.name()));
-    }
-    if let Some(rounded) = &metrics.rounded {
-        let dtype = metrics.lower_dtype.name();
-        line(text, &format!("  both in {dtype:<9}L2 {:.3e}, largest {:.3e}", rounded.l2, rounded.max_abs));
-    }
-    if let Some(distribution) = &metrics.distribution {
-        let kl = &distribution.kl;
-        line(
-            text,
-            &format!(
-                "  KL(A‖B) in nats  mean {:.2e}, median {:.2e}, 99.9 % {:.2e}, largest {:.2e}",
-                kl.mean, kl.median, kl.p999, kl.max
-            ),
-        );
-        let first = distribution.first_greedy_divergence.map_or_else(
-            || "greedy decoding chooses the same token everywhere".to_owned(),
-            |at| {
-                let (row, position) = (at.row, at.position);
-                format!(
-                    "greedy decoding first differs at row {row}, position {position}, {}",
-                    token(pair, at)
-                )
-            },
-        );
-        line(
-            text,
-            &format!("  same top token   {:.2} % of positions; {first}", 100.0 * distribution.top1_agreement),
-        );
+    // What a place is called, with the input token that stands there.
+    let words = |metric: &Metric, value: Value| {
+        let words = value.words(metric.format);
+        match value {
+            Value::Place(Some(at)) => format!("{words}, {}", token(pair, at)),
+            _ => words,
+        }
+    };
+    for group in metric::lines() {
+        let sides: &[(Side, &Cell)] =
+            if group.is_per_side { &[(Side::A, a), (Side::B, b)] } else { &[(Side::A, a)] };
+        for (side, cell) in sides {
+            let Some(value) = group.text(metrics, *side, words) else { continue };
+            let of = if group.is_per_side { format!(" of {}", cell.name) } else { String::new() };
+            line(text, &format!("  {:<16} {value}{of}", group.title(metrics)));
+        }
     }
 }
 
@@ -189,11 +166,11 @@ fn accuracies(text: &mut String, pair: &Pair<'_>) {
         line(
             text,
             &format!(
-                "  {}: RMSE {:.3e}, relative L2 {:.3e}, largest {:.3e}, against {}",
+                "  {}: RMSE {}, relative L2 {}, largest {}, against {}",
                 names[accuracy.variant],
-                accuracy.rmse,
-                accuracy.relative_l2,
-                accuracy.max_abs,
+                RMSE.written(accuracy.rmse),
+                RELATIVE_L2.written(accuracy.relative_l2),
+                MAX_ABS.written(accuracy.max_abs),
                 names[accuracy.oracle]
             ),
         );

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 use models::cuda::driver::Setting;
-use models::{Cache, Form, Loaded, Options};
+use models::{Backend, Cache, Loaded, Options};
 use reference::protocol::{
     Capture, Captured, Failed, Forward, Forwarded, Load, Mode, Positions, Ready, Replay, Replayed, Trace,
 };
@@ -49,9 +49,9 @@ impl CandleEngine {
 impl Engine for CandleEngine {
     fn load(&mut self, load: &Load) -> Result<Ready, Failed> {
         let start = Instant::now();
-        let form = match load.mode {
-            Mode::Eager => Form::Eager,
-            Mode::Fused => Form::Fused,
+        let backend = match load.mode {
+            Mode::Eager => Backend::Eager,
+            Mode::Fused => Backend::Fused,
             Mode::Compiled | Mode::Frozen | Mode::ReduceOverhead | Mode::MaxAutotune => {
                 return Err(unsupported("candle has no compiled mode; its modes are eager and fused"));
             }
@@ -59,7 +59,7 @@ impl Engine for CandleEngine {
         // What an earlier cell holds of a GPU is given back first.
         self.loaded = None;
         let dtype = dtype(load.dtype);
-        let place = if form == Form::Fused && load.device != "cpu" {
+        let place = if backend == Backend::Fused && load.device != "cpu" {
             Place::Gpu(self.accelerator(&load.device)?)
         } else {
             Place::Candle(device(&load.device)?)
@@ -69,7 +69,7 @@ impl Engine for CandleEngine {
                 models::load_on_gpu(&load.checkpoint, dtype, Arc::clone(&accelerator.gpu))
             }
             Place::Candle(device) => {
-                models::load(&load.checkpoint, &Options { dtype, device: device.clone(), form })
+                models::load(&load.checkpoint, &Options { dtype, device: device.clone(), backend })
             }
         };
         let loaded = loaded.map_err(model_failure)?;
@@ -261,6 +261,5 @@ fn is_encoder(folder: &Path) -> bool {
     let config = std::fs::read(folder.join("config.json")).ok();
     let config: Option<serde_json::Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let model_type = config.as_ref().and_then(|config| config["model_type"].as_str());
-    model_type
-        .is_some_and(|name| ["bert", "distilbert", "roberta", "xlm-roberta", "modernbert"].contains(&name))
+    model_type.and_then(models::kind) == Some(models::Kind::Encoder)
 }

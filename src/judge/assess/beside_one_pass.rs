@@ -12,6 +12,7 @@ use crate::judge::view::CaseView;
 use crate::results::localized::Localized;
 use crate::results::{Case, Manifest};
 use crate::spec::variant::Variant;
+use compare::evidence::{Replayed, Routing};
 use compare::logits::Mask;
 use compare::matrix::{self, Matrix};
 use compare::oracle::Oracles;
@@ -22,12 +23,12 @@ pub(super) struct Beside {
     /// On what it gives through its cache and what it gives in one pass.
     pub(super) verdict: Verdict,
     /// How it is known that it departs from float64 by near-ties of routers alone.
-    near_ties: Option<String>,
+    near_ties: Option<Routing>,
 }
 
 impl Beside {
     /// The variant that is known to depart from float64 through its cache by near-ties of routers alone, and how.
-    pub(super) fn near_ties(&self) -> Option<(String, String)> {
+    pub(super) fn near_ties(&self) -> Option<(String, Routing)> {
         Some((self.verdict.a.clone(), self.near_ties.clone()?))
     }
 }
@@ -86,15 +87,14 @@ pub(super) fn judge(
             .map_err(|error| miette!("{error}"))?;
         let in_one_pass = in_one_pass(whole, variant);
         let near_ties = match (of_the_cache(localized, case, cell), &in_one_pass) {
-            (Some(own), Some(whole)) => Some(format!("{own}; and in one pass, {whole}")),
-            (Some(own), None) => Some(own),
-            (None, Some(whole)) => rounding_apart(&matrix, (0, 1), &tolerances).map(|apart| {
-                let how = if apart > 0.0 { format!("to {apart:.1e}") } else { "bit for bit".to_owned() };
-                format!("its cached result equals its full-sequence pass, {how}; in that pass, {whole}")
-            }),
+            (Some(cached), Some(full)) => Some(Routing::InBoth { cached, full: full.clone() }),
+            (Some(cached), None) => Some(Routing::Replayed(cached)),
+            (None, Some(full)) => rounding_apart(&matrix, (0, 1), &tolerances)
+                .map(|relative_l2| Routing::LikeFull { relative_l2, full: full.clone() }),
             (None, None) => None,
         };
         let mut oracles = Oracles::new(&matrix, &origins);
+        let in_one_pass = in_one_pass.map(Routing::Replayed);
         for (way, known) in [near_ties.clone(), in_one_pass].into_iter().enumerate() {
             oracles = known.into_iter().fold(oracles, |oracles, known| oracles.with_near_ties(way, known));
         }
@@ -107,7 +107,7 @@ pub(super) fn judge(
 }
 
 /// How it is known that a variant departs in one pass by near-ties alone.
-fn in_one_pass(whole: &CaseView, variant: &Variant) -> Option<String> {
+fn in_one_pass(whole: &CaseView, variant: &Variant) -> Option<Replayed> {
     let name = variant.name();
     let same = |localized: &&Localized| {
         let of_pair = |verdict: &&Verdict| {
@@ -122,7 +122,7 @@ fn in_one_pass(whole: &CaseView, variant: &Variant) -> Option<String> {
 }
 
 /// How it is known that what a variant gives through its cache departs from its own one pass by near-ties alone.
-fn of_the_cache(localized: &[Localized], case: &Case, cell: &Cell) -> Option<String> {
+fn of_the_cache(localized: &[Localized], case: &Case, cell: &Cell) -> Option<Replayed> {
     let Variant { mode, attention, dtype, .. } = &cell.variant;
     // Others are looked into through a twin.
     let is_seen_itself = match mode {

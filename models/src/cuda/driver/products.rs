@@ -13,7 +13,8 @@ use std::fmt;
 
 use cudarc::cublaslt::{result, sys};
 
-use crate::cuda::gpu::{Dtype, MatMul};
+use crate::cuda::dtype::Dtype;
+use crate::cuda::gpu::MatMul;
 use crate::error::{Error, Result};
 
 /// What NVIDIA recommends for Hopper; smaller devices use less of it.

@@ -12,7 +12,8 @@ use std::sync::{LazyLock, Mutex};
 use libloading::Library;
 
 use super::lock;
-use crate::cuda::gpu::{Dtype, LaunchShape};
+use crate::cuda::dtype::Dtype;
+use crate::cuda::gpu::LaunchShape;
 use crate::cuda::kernels::{KernelId, Source};
 use crate::error::{Error, Result};
 

@@ -4,7 +4,8 @@
 
 use half::{bf16, f16};
 
-use crate::cuda::gpu::{Dtype, MatMul};
+use crate::cuda::dtype::Dtype;
+use crate::cuda::gpu::MatMul;
 
 /// `out = alpha * xs @ weight^T + bias + beta * out`.
 ///

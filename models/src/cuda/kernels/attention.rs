@@ -1,9 +1,11 @@
 //! Attention over the cache: blocked for many tokens, split along the keys for one.
 
 use super::launch::{Params, int, launch, optional, params};
+use super::layout::{CacheRegions, MAX_HEAD_DIM, PassState, QkvLayout};
 use super::rope::{RopeIntoCache, RopeParams};
-use super::{Kernels, MAX_HEAD_DIM, kernels, of};
-use crate::cuda::gpu::{Dtype, Gpu, Region};
+use crate::cuda::dtype::Dtype;
+use crate::cuda::gpu::{Gpu, Region};
+use crate::cuda::kernel_id::{Kernels, kernels, of};
 use crate::error::{Error, Result};
 
 /// By features of a head, at most 64, 128 and 256. Of F32 the kernels lie in another source.
@@ -115,112 +117,6 @@ params! {
         head_dim: i32,
         splits: i32,
     }
-}
-
-/// Where the heads of a joined projection lie in a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QkvLayout {
-    /// Query heads, a multiple of `kv_heads`.
-    pub q_heads: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// Features of a head.
-    pub head_dim: usize,
-    /// Elements from one token to the next.
-    pub row: usize,
-    /// Column of the first query head, key head and value head.
-    pub q_first: usize,
-    /// See `q_first`.
-    pub k_first: usize,
-    /// See `q_first`.
-    pub v_first: usize,
-    /// Columns from the queries of one key head to those of the next; those of one lie side by side.
-    pub q_group: usize,
-    /// Columns from one key (or value) head to the next.
-    pub kv_head: usize,
-}
-
-impl QkvLayout {
-    /// All queries, then all keys, then all values.
-    pub fn joined(q_heads: usize, kv_heads: usize, head_dim: usize) -> Self {
-        Self {
-            q_heads,
-            kv_heads,
-            head_dim,
-            row: (q_heads + 2 * kv_heads) * head_dim,
-            q_first: 0,
-            k_first: q_heads * head_dim,
-            v_first: (q_heads + kv_heads) * head_dim,
-            q_group: q_heads / kv_heads.max(1) * head_dim,
-            kv_head: head_dim,
-        }
-    }
-
-    /// A group a key head, and in it its queries, its key and its value (gpt_neox, falcon).
-    pub fn grouped(q_heads: usize, kv_heads: usize, head_dim: usize) -> Self {
-        let group = (q_heads / kv_heads.max(1) + 2) * head_dim;
-        Self {
-            k_first: group - 2 * head_dim,
-            v_first: group - head_dim,
-            q_group: group,
-            kv_head: group,
-            ..Self::joined(q_heads, kv_heads, head_dim)
-        }
-    }
-
-    pub(super) fn check(&self) -> Result<()> {
-        let Self { q_heads, kv_heads, head_dim, row, .. } = *self;
-        let fits = kv_heads > 0
-            && head_dim > 0
-            && q_heads.is_multiple_of(kv_heads)
-            && self.q_first + (kv_heads - 1) * self.q_group + q_heads / kv_heads * head_dim <= row
-            && self.k_first.max(self.v_first) + (kv_heads - 1) * self.kv_head + head_dim <= row;
-        if fits { Ok(()) } else { Err(Error::Gpu(format!("heads do not fit their row: {self:?}"))) }
-    }
-}
-
-/// A layer's keys and values, `[batch, kv_heads, capacity, head_dim]` each.
-#[derive(Clone, Copy, Debug)]
-pub struct CacheRegions<'a> {
-    /// Keys.
-    pub keys: &'a Region,
-    /// Values.
-    pub values: &'a Region,
-    /// Slots of a sequence.
-    pub capacity: usize,
-}
-
-impl CacheRegions<'_> {
-    pub(super) fn checked(
-        self,
-        region: &Region,
-        dtype: Dtype,
-        batch: usize,
-        layout: QkvLayout,
-    ) -> Result<u64> {
-        region.checked("cache", batch * layout.kv_heads * self.capacity * layout.head_dim, dtype.size())
-    }
-}
-
-/// Where a pass stands, in device memory: the same regions serve a recorded pass with other values.
-#[derive(Clone, Copy, Debug)]
-pub struct PassState<'a> {
-    /// i32, `[1]`: cache slot of the first new token.
-    pub first_slot: &'a Region,
-    /// i32, `[batch, 2]`: first slot that holds a key, and the slot behind the last. Slots from `capacity` on are
-    /// never read.
-    pub keys: &'a Region,
-    /// Where padding lies inside a range.
-    pub visible: Option<Visible<'a>>,
-}
-
-/// u8, `[batch, row]`: 0 where a slot is padding; slots from `row` on are seen.
-#[derive(Clone, Copy, Debug)]
-pub struct Visible<'a> {
-    /// The flags.
-    pub region: &'a Region,
-    /// Flags of a sequence.
-    pub row: usize,
 }
 
 /// F32, `[1 or batch, q_heads, row]`: added to the scaled score of a head and a key (alibi); keys from `row` on get

@@ -1,8 +1,9 @@
 //! What has no structure: activations, sums, factors, copies of columns, casts, softmax and means.
 
 use super::launch::{Params, int, launch, optional, params};
-use super::{Kernels, kernels, of};
-use crate::cuda::gpu::{Dtype, Region};
+use crate::cuda::dtype::Dtype;
+use crate::cuda::gpu::Region;
+use crate::cuda::kernel_id::{Kernels, kernels, of};
 use crate::error::{Error, Result};
 use crate::kernels;
 

@@ -1,8 +1,9 @@
 //! Rows of a table by id.
 
 use super::launch::{Params, int, launch, params};
-use super::{Kernels, kernels, of};
-use crate::cuda::gpu::{Dtype, Region};
+use crate::cuda::dtype::Dtype;
+use crate::cuda::gpu::Region;
+use crate::cuda::kernel_id::{Kernels, kernels, of};
 use crate::error::Result;
 
 const EMBED: Kernels = kernels!(Embed, "embed");

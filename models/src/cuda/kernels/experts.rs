@@ -1,8 +1,9 @@
 //! A mixture of experts without the host: routing, rows sorted by expert, products of groups, and the weighted sum.
 
 use super::launch::{Params, int, launch, optional, params};
-use super::{KernelId, Kernels, kernels, of};
-use crate::cuda::gpu::{Dtype, Region};
+use crate::cuda::dtype::Dtype;
+use crate::cuda::gpu::Region;
+use crate::cuda::kernel_id::{KernelId, Kernels, kernels, of};
 use crate::error::{Error, Result};
 
 const ROUTE: Kernels = kernels!(Experts, "route");

@@ -2,8 +2,8 @@
 
 #![expect(unsafe_code, reason = "the one place where parameters become bytes")]
 
-use super::KernelId;
 use crate::cuda::gpu::{Gpu, LaunchShape, Region};
+use crate::cuda::kernel_id::KernelId;
 use crate::error::{Error, Result};
 
 /// The argument of a kernel.

@@ -1,8 +1,9 @@
 //! RMS and layer norm, alone or in one pass with the residual stream.
 
 use super::launch::{Params, int, launch, optional, params};
-use super::{Kernels, kernels, of};
-use crate::cuda::gpu::{Dtype, Region};
+use crate::cuda::dtype::Dtype;
+use crate::cuda::gpu::Region;
+use crate::cuda::kernel_id::{Kernels, kernels, of};
 use crate::error::{Error, Result};
 
 const NORM: Kernels = kernels!(Norm, "norm");

@@ -1,9 +1,10 @@
 //! Norms of q and k heads, rotary embedding, and the way into the cache, in one pass over a joined projection.
 
-use super::attention::{CacheRegions, PassState, QkvLayout};
 use super::launch::{Params, int, launch, optional, params};
-use super::{Kernels, kernels, of};
-use crate::cuda::gpu::{Dtype, Region};
+use super::layout::{CacheRegions, PassState, QkvLayout};
+use crate::cuda::dtype::Dtype;
+use crate::cuda::gpu::Region;
+use crate::cuda::kernel_id::{Kernels, kernels, of};
 use crate::error::{Error, Result};
 
 const ROPE: Kernels = kernels!(Rope, "rope_into_cache");

@@ -1,0 +1,209 @@
+//! The inputs of a pass, as the caller gives them and as they are checked and prepared.
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+
+use crate::error::{Error, Result};
+
+/// What the caller gives a pass.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// Token ids, `[batch, seq]`, u32.
+    pub input_ids: Tensor,
+    /// 1 for a real token and 0 for padding, `[batch, past + seq]`, any integer dtype; absent means no padding.
+    pub attention_mask: Option<Tensor>,
+    /// Positions, `[batch, seq]`, any integer dtype; absent means `past..past + seq` in every row,
+    /// whatever the mask says (transformers 5.23.0, `LlamaModel.forward`).
+    pub position_ids: Option<Tensor>,
+}
+
+impl Inputs {
+    /// Inputs without padding.
+    pub fn new(input_ids: Tensor) -> Self {
+        Self { input_ids, attention_mask: None, position_ids: None }
+    }
+
+    /// Batch size and sequence length.
+    pub(crate) fn dims(&self) -> Result<(usize, usize)> {
+        let (batch, seq) = self.input_ids.dims2()?;
+        if batch == 0 || seq == 0 {
+            return Err(Error::Inputs("input_ids is empty".to_owned()));
+        }
+        Ok((batch, seq))
+    }
+}
+
+/// The inputs of one pass, checked against each other, with what follows from them.
+pub struct PassInputs {
+    input_ids: Tensor,
+    batch: usize,
+    seq: usize,
+    past: usize,
+    /// Slots that attention may see: those of the cache, or as many as there are tokens.
+    slots: usize,
+    padding: Option<Vec<bool>>,
+    has_holes: bool,
+    vectors: Vectors,
+    has_position_ids: bool,
+    dtype: DType,
+}
+
+/// The small vectors of a pass, whose memory is kept from one pass to the next.
+#[derive(Default)]
+pub(crate) struct Vectors {
+    positions: Vec<i64>,
+    rows: Vec<u32>,
+    keys: Vec<Range<usize>>,
+}
+
+/// Which keys are real, and the positions of the new ones.
+#[derive(Clone, Copy)]
+pub(crate) struct Keys<'a> {
+    /// From the first real one to the last, per row.
+    pub(crate) ranges: &'a [Range<usize>],
+    /// `[batch, past + seq]`, where padding lies inside a range.
+    pub(crate) visible: Option<&'a [bool]>,
+    /// Positions of the new tokens, `[batch, seq]`.
+    pub(crate) positions: &'a [u32],
+}
+
+impl PassInputs {
+    /// Checks the inputs against each other; `past` tokens and `slots` slots are in the cache.
+    pub(crate) fn new(
+        inputs: &Inputs,
+        dtype: DType,
+        device: &Device,
+        (past, slots): (usize, usize),
+        mut vectors: Vectors,
+    ) -> Result<Self> {
+        let (batch, seq) = inputs.dims()?;
+        let padding = match &inputs.attention_mask {
+            Some(mask) => {
+                expect_dims("attention_mask", mask, batch, past + seq)?;
+                Some(integers(mask)?.into_iter().map(|n| n != 0).collect::<Vec<_>>())
+            }
+            None => None,
+        };
+        vectors.positions.clear();
+        if let Some(positions) = &inputs.position_ids {
+            expect_dims("position_ids", positions, batch, seq)?;
+            vectors.positions.extend(integers(positions)?);
+        } else {
+            let row = past..past + seq;
+            vectors.positions.extend((0..batch).flat_map(|_| row.clone().map(|n| n as i64)));
+        }
+        vectors.rows.clear();
+        vectors.rows.extend(vectors.positions.iter().map(|position| *position as u32));
+        let has_holes = find_keys(padding.as_deref(), batch, past + seq, &mut vectors.keys);
+        Ok(Self {
+            input_ids: inputs.input_ids.to_dtype(DType::U32)?.to_device(device)?.contiguous()?,
+            batch,
+            seq,
+            past,
+            slots: slots.max(past + seq),
+            padding,
+            has_holes,
+            vectors,
+            has_position_ids: inputs.position_ids.is_some(),
+            dtype,
+        })
+    }
+
+    /// Token ids, `[batch, seq]`, u32.
+    pub fn input_ids(&self) -> &Tensor {
+        &self.input_ids
+    }
+
+    /// Batch size.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Sequence length: new tokens per row.
+    pub fn seq(&self) -> usize {
+        self.seq
+    }
+
+    /// Tokens that the cache already holds, per row.
+    pub fn past(&self) -> usize {
+        self.past
+    }
+
+    /// `[batch, past + seq]`, false at padding; absent when there is none.
+    pub fn padding(&self) -> Option<&[bool]> {
+        self.padding.as_deref()
+    }
+
+    /// Positions of the new tokens, `[batch, seq]`.
+    pub fn positions(&self) -> &[i64] {
+        &self.vectors.positions
+    }
+
+    /// Whether [`PassInputs::positions`] are the caller's rather than the default.
+    pub fn has_position_ids(&self) -> bool {
+        self.has_position_ids
+    }
+
+    /// dtype of weights and activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the pass computes.
+    pub fn device(&self) -> &Device {
+        self.input_ids.device()
+    }
+
+    /// Whether padding lies between real tokens.
+    pub(crate) fn has_holes(&self) -> bool {
+        self.has_holes
+    }
+
+    /// Slots that attention may see: those of the cache, or as many as there are tokens.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Which keys are real.
+    pub(crate) fn keys(&self) -> Keys<'_> {
+        let Vectors { keys: ranges, rows: positions, .. } = &self.vectors;
+        Keys { ranges, visible: self.holes(), positions }
+    }
+
+    /// `[batch, past + seq]`, false at padding, where padding lies between real tokens.
+    pub(crate) fn holes(&self) -> Option<&[bool]> {
+        if self.has_holes { self.padding.as_deref() } else { None }
+    }
+
+    pub(crate) fn into_vectors(self) -> Vectors {
+        self.vectors
+    }
+}
+
+fn expect_dims(name: &str, tensor: &Tensor, batch: usize, len: usize) -> Result<()> {
+    if tensor.dims() == [batch, len] {
+        return Ok(());
+    }
+    Err(Error::Inputs(format!("{name} has shape {:?} where [{batch}, {len}] is needed", tensor.dims())))
+}
+
+fn integers(tensor: &Tensor) -> Result<Vec<i64>> {
+    let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
+    Ok(flat.to_dtype(DType::I64)?.i(..)?.to_vec1()?)
+}
+
+/// Finds the real tokens of each row of `len`; whether padding lies inside a range.
+fn find_keys(padding: Option<&[bool]>, batch: usize, len: usize, ranges: &mut Vec<Range<usize>>) -> bool {
+    ranges.clear();
+    let Some(padding) = padding else {
+        ranges.extend((0..batch).map(|_| 0..len));
+        return false;
+    };
+    ranges.extend(padding.chunks_exact(len).map(|real| {
+        let first = real.iter().position(|real| *real).unwrap_or(0);
+        first..real.iter().rposition(|real| *real).map_or(first, |last| last + 1)
+    }));
+    let mut rows = padding.chunks_exact(len).zip(ranges.iter());
+    rows.any(|(real, range)| !real[range.clone()].iter().all(|real| *real))
+}

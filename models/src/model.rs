@@ -1,0 +1,84 @@
+//! What every architecture is written against: the trait of a model, the head that it ends in, and how it is loaded.
+
+use candle_core::{DType, Device};
+
+use crate::config::ConfigReader;
+use crate::error::{Error, Result};
+use crate::pass::Pass;
+use crate::xs::Xs;
+
+/// How the layers compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// Tensor operations one by one, with the semantics of transformers' eager attention.
+    Eager,
+    /// The same mathematics with packed weights and fused kernels: F32 and BF16 on the CPU, and with [`load_on_gpu`](crate::load_on_gpu)
+    /// also F16. An operation that has no fused form yet runs as in the eager backend.
+    Fused,
+}
+
+/// In what backend, dtype and place a checkpoint is loaded.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// dtype of weights and activations: F64, F32, BF16 or F16.
+    ///
+    /// In F64 everything is in F64, also what transformers computes in F32 whatever the model's dtype
+    /// (norms, softmax, rope tables): an oracle that rounds to F32 on the way would be none.
+    pub dtype: DType,
+    /// Where to compute.
+    pub device: Device,
+    /// How the layers compute.
+    pub backend: Backend,
+}
+
+/// What the model ends in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Logits of the next token, `[batch, seq, vocab_size]`.
+    CausalLm,
+    /// Logits of the masked token, `[batch, seq, vocab_size]`.
+    MaskedLm,
+    /// Logits of a label, `[batch, num_labels]`.
+    SequenceClassification,
+    /// Hidden states, `[batch, seq, hidden_size]`.
+    HiddenStates,
+}
+
+impl Task {
+    /// The head that `architectures` names; `None` where the config names none.
+    pub(crate) fn read(config: &ConfigReader) -> Result<Option<Self>> {
+        let Some(architectures) = config.optional_strs("architectures")? else {
+            return Ok(None);
+        };
+        let Some(name) = architectures.first() else {
+            return Ok(None);
+        };
+        let task = match name {
+            _ if name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel") => Self::CausalLm,
+            _ if name.ends_with("ForMaskedLM") => Self::MaskedLm,
+            _ if name.ends_with("ForSequenceClassification") => Self::SequenceClassification,
+            _ if name.ends_with("Model") => Self::HiddenStates,
+            _ => {
+                return Err(Error::UnknownValue {
+                    key: "architectures".to_owned(),
+                    value: (*name).to_owned(),
+                });
+            }
+        };
+        Ok(Some(task))
+    }
+}
+
+/// One architecture with its weights.
+pub trait Model: Send + Sync {
+    /// One pass over [`Pass::input_ids`]; what comes out depends on the [`Task`].
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    fn forward(&self, pass: &mut Pass) -> Result<Xs>;
+}
+
+/// The error of an architecture that lacks a head.
+pub(crate) fn unknown_head(model_type: &str, task: Task) -> Error {
+    Error::UnknownHead { model_type: model_type.to_owned(), task: format!("{task:?}") }
+}

@@ -1,0 +1,124 @@
+//! The sections of a report, in order: what is told of a run, and of each of its cases, in every format for people.
+//!
+//! To add a section is to write its file and to add a row to [`SECTIONS`].
+
+mod accuracies;
+mod against;
+mod case_notes;
+mod choices;
+mod decoding;
+mod differences;
+mod environment;
+mod failures;
+mod findings;
+mod first_divergence;
+mod gates;
+mod groups;
+mod noise;
+mod notes;
+mod pairs;
+mod performance;
+mod preflight;
+mod relative;
+mod sweep;
+mod verdicts;
+
+use super::document::{Content, Medium};
+use crate::judge::findings::{CaseGroups, Findings, findings};
+use crate::judge::gates::Judged;
+use crate::judge::view::{CaseView, RunView};
+use Medium::{Page, Step, Summary, Terminal};
+pub(super) use against::row as change_row;
+pub(super) use differences::heat;
+
+/// What a section is about, and what builds it; `None` where there is nothing to show.
+enum Of {
+    Run(fn(&RunView, &Judged, Medium) -> Option<Content>),
+    Case(fn(&CaseView, Medium) -> Option<Content>),
+    /// The findings of the run.
+    Findings(fn(&RunView, &Findings, Medium) -> Option<Content>),
+    /// The groups of each case.
+    Groups(fn(&CaseView, &CaseGroups, Medium) -> Option<Content>),
+}
+
+struct Section {
+    of: Of,
+    media: &'static [Medium],
+    /// Whether it decides, and so comes last on a terminal.
+    decides: bool,
+}
+
+/// A section of the run.
+const fn run(content: fn(&RunView, &Judged, Medium) -> Option<Content>, media: &'static [Medium]) -> Section {
+    Section { of: Of::Run(content), media, decides: false }
+}
+
+/// A section of each case.
+const fn case(content: fn(&CaseView, Medium) -> Option<Content>, media: &'static [Medium]) -> Section {
+    Section { of: Of::Case(content), media, decides: false }
+}
+
+const FILES: &[Medium] = &[Summary, Page];
+const EVERYWHERE: &[Medium] = &[Summary, Page, Terminal];
+const STEP_TOO: &[Medium] = &[Summary, Page, Terminal, Step];
+
+/// All sections.
+const SECTIONS: &[Section] = &[
+    run(environment::content, FILES),
+    Section { decides: true, ..run(gates::content, STEP_TOO) },
+    Section { decides: true, ..run(against::content, STEP_TOO) },
+    Section { of: Of::Findings(findings::content), media: FILES, decides: false },
+    run(sweep::content, EVERYWHERE),
+    case(performance::content, STEP_TOO),
+    case(decoding::content, EVERYWHERE),
+    case(differences::content, EVERYWHERE),
+    Section { of: Of::Groups(groups::content), media: FILES, decides: false },
+    // A page has both in the colours and hints of the differences.
+    case(noise::content, &[Summary]),
+    case(relative::content, &[Summary]),
+    case(verdicts::content, EVERYWHERE),
+    case(pairs::content, FILES),
+    case(first_divergence::content, EVERYWHERE),
+    case(accuracies::content, FILES),
+    case(choices::content, FILES),
+    case(failures::content, FILES),
+    case(case_notes::content, FILES),
+    run(preflight::content, EVERYWHERE),
+    run(notes::content, EVERYWHERE),
+];
+
+/// A part of a document.
+pub(super) enum Part<'a> {
+    Run(Content),
+    Case(&'a CaseView, Vec<Content>),
+}
+
+/// The document for a format. Files begin with what decides; a terminal, which shows its end, ends with it.
+pub(super) fn document<'a>(run: &'a RunView, judged: &Judged, medium: Medium) -> Vec<Part<'a>> {
+    let found = findings(run);
+    let cases = || {
+        run.cases.iter().zip(&found.cases).map(|(case, groups)| {
+            let of_case = |section: &Section| match section.of {
+                Of::Case(content) if section.media.contains(&medium) => content(case, medium),
+                Of::Groups(content) if section.media.contains(&medium) => content(case, groups, medium),
+                _ => None,
+            };
+            Part::Case(case, SECTIONS.iter().filter_map(of_case).collect())
+        })
+    };
+    let of_run = |section: &Section| match section.of {
+        Of::Run(content) if section.media.contains(&medium) => content(run, judged, medium).map(Part::Run),
+        Of::Findings(content) if section.media.contains(&medium) => {
+            content(run, &found, medium).map(Part::Run)
+        }
+        _ => None,
+    };
+    if medium == Terminal {
+        let rest = SECTIONS.iter().filter(|section| !section.decides).filter_map(of_run);
+        let deciding = SECTIONS.iter().rev().filter(|section| section.decides).filter_map(of_run);
+        return cases().chain(rest).chain(deciding).collect();
+    }
+    let first_case = SECTIONS.iter().position(|section| matches!(section.of, Of::Case(_) | Of::Groups(_)));
+    let (before, after) = SECTIONS.split_at(first_case.unwrap_or(SECTIONS.len()));
+    before.iter().filter_map(of_run).chain(cases()).chain(after.iter().filter_map(of_run)).collect()
+}
