@@ -1,6 +1,11 @@
-//! Records the compiler, which `environment.json` names.
+//! Records what `environment.json` and the cells name: the compiler, and the versions of candle that Cargo.lock pins.
 
+use std::path::Path;
 use std::process::Command;
+
+/// The packages whose versions cells name, and the variables that the sources read them from.
+const LOCKED: [(&str, &str); 2] =
+    [("candle-core", "TFCHECK_CANDLE_CORE"), ("candle-transformers", "TFCHECK_CANDLE_TRANSFORMERS")];
 
 fn main() {
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
@@ -8,4 +13,22 @@ fn main() {
     let version = version.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     println!("cargo::rustc-env=TFCHECK_RUSTC={}", version.unwrap_or_else(|_| "unknown".to_owned()));
     println!("cargo::rerun-if-changed=build.rs");
+
+    // `cargo package` puts the lock into the crate, so that it is there in a workspace and in a published crate.
+    let lock = Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default()).join("Cargo.lock");
+    let text = std::fs::read_to_string(&lock).unwrap_or_default();
+    for (package, variable) in LOCKED {
+        println!("cargo::rustc-env={variable}={}", locked(&text, package).unwrap_or("unknown"));
+    }
+    if lock.is_file() {
+        println!("cargo::rerun-if-changed=Cargo.lock");
+    }
+}
+
+/// The version of a package in the text of a Cargo.lock.
+fn locked<'a>(lock: &'a str, package: &str) -> Option<&'a str> {
+    let quoted = |line: &'a str, key: &str| line.strip_prefix(key)?.strip_prefix(" = \"")?.strip_suffix('"');
+    let mut lines = lock.lines();
+    lines.find(|line| quoted(line, "name") == Some(package))?;
+    quoted(lines.next()?, "version")
 }

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use miette::{IntoDiagnostic, Report, Result, WrapErr};
 
-use crate::cli::{Baseline, Cli, Command, Selection};
+use crate::cli::{Baseline, Cli, Command, List, Selection};
 use crate::commands::bench;
 use crate::commands::bisect;
 use crate::commands::compare;
 use crate::commands::explain;
 use crate::commands::gpu_check;
+use crate::commands::list;
 use crate::commands::record;
 use crate::commands::run::{self, Destination, Order};
 use crate::commands::scoreboard;
@@ -22,10 +23,10 @@ use crate::execute::worker;
 use crate::hunt::localize::LocalizeError;
 use crate::judge::baseline;
 use crate::judge::exit_code::ExitCode;
-use crate::results::{Case, ResultsError, RunFolder};
+use crate::results::{ResultsError, RunFolder};
 use crate::spec::config::{self, Config};
 use crate::spec::machine;
-use crate::spec::plan::{Filters, Plan};
+use crate::spec::plan::{CasePlan, CellPlan, Filters, Plan};
 
 /// Runs one command line.
 ///
@@ -42,11 +43,15 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Plan(selection) => say(&plan_text(selection)?),
         Command::Init(arguments) => say(&config::init(&arguments.path)?),
         Command::Schema => say(&config::schema_text()),
+<<<<<<< HEAD
         Command::Compare(arguments) => compare::compare(
             &arguments.runs,
             &arguments.fail_on,
             &Progress::new(cli.quiet).with_all_tables(arguments.full),
         ),
+=======
+        Command::Compare(arguments) => compare::compare(&arguments.runs, &arguments.fail_on, &progress(cli)),
+>>>>>>> main
         Command::Baseline(arguments) => say(&match arguments {
             Baseline::Save { name, run, results } => baseline::save(results, name, run.as_deref())?,
             Baseline::List { results } => baseline::list(results)?,
@@ -54,6 +59,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         }),
         Command::Explain(arguments) => say(&explain::explain(&arguments.run, &arguments.pair)?),
         Command::Record(arguments) => record(cli, arguments),
+        Command::List(List::Models) => say(&list::models()),
         Command::Localize(arguments) => localize(cli, arguments),
         Command::Worker(arguments) => serve(arguments),
     }
@@ -89,13 +95,22 @@ pub fn cache_folder() -> Result<PathBuf> {
         })
 }
 
+/// What the user sees, as the command line asks.
+fn progress(cli: &Cli) -> Progress {
+    Progress::new(cli.quiet).verbose(cli.verbose)
+}
+
 fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
+<<<<<<< HEAD
     let progress = Progress::new(cli.quiet).with_all_tables(arguments.full);
+=======
+    let progress = progress(cli);
+>>>>>>> main
     let cache = cache_folder()?;
     let (mut loaded, plan, destination) = if let Some(path) = &arguments.resume {
         let folder = RunFolder::resume(path)?;
-        let (loaded, plan) = resumed(&folder)?;
+        let (loaded, plan) = resumed(&folder, |_| ())?;
         (loaded, plan, Destination::Resume(folder))
     } else {
         let (loaded, plan) = planned(&arguments.selection)?;
@@ -135,20 +150,12 @@ fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
     use crate::cli::DtypeName;
     use reference::protocol::Dtype;
     let stop = stop_on_signals()?;
-    let progress = Progress::new(cli.quiet);
+    let progress = progress(cli);
     let cache = cache_folder()?;
-    let (config, [a, b]) = match arguments.names.as_slice() {
-        [a, b] => (None, [a, b]),
-        [config, a, b] => (Some(PathBuf::from(config)), [a, b]),
-        _ => miette::bail!("two variants are needed"),
-    };
     let folder = arguments.run.as_deref().map(RunFolder::resume).transpose()?;
-    let (loaded, plan) = match (&folder, config) {
-        (Some(_), Some(config)) => {
-            miette::bail!(help = "leave it out", "--run uses the run's config; remove {}", config.display())
-        }
-        (Some(folder), None) => resumed(folder)?,
-        (None, config) => planned(&Selection { config, ..Selection::default() })?,
+    let (loaded, plan) = match &folder {
+        Some(folder) => resumed(folder, |_| ())?,
+        None => planned(&Selection { config: arguments.config.clone(), ..Selection::default() })?,
     };
     let order = Order {
         config: &loaded.config,
@@ -171,7 +178,11 @@ fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
         DtypeName::Bf16 => Dtype::Bf16,
         DtypeName::F16 => Dtype::F16,
     });
-    let wanted = run::Wanted { case: arguments.case.as_deref(), variants: [a, b], options: &options };
+    let wanted = run::Wanted {
+        case: arguments.case.as_deref(),
+        variants: [&arguments.a, &arguments.b],
+        options: &options,
+    };
     let found = run::localize(&order, &wanted, folder.as_ref())?;
     if let Some(folder) = folder.map(|folder| folder.path().to_owned()) {
         // The lock is gone with the folder; the comparison takes its own.
@@ -220,7 +231,7 @@ fn bench(cli: &Cli, arguments: &crate::cli::Bench) -> Result<ExitCode> {
 
 /// What a command that makes its own config does besides running it.
 struct Fold {
-    /// What a resumed plan must be told that its config does not say.
+    /// What the plan of a resumed run without a kept plan must be told that its config does not say.
     adapt: fn(&mut Plan),
     /// Folds the run folder into files of its own and gives the text that is shown.
     write: fn(&Path) -> Result<String>,
@@ -235,12 +246,11 @@ fn folded(
     fold: &Fold,
 ) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
-    let progress = Progress::new(cli.quiet).without_results();
+    let progress = progress(cli).without_results();
     let cache = cache_folder()?;
     let (loaded, plan, destination) = if let Some(path) = resume {
         let folder = RunFolder::resume(path)?;
-        let (loaded, mut plan) = resumed(&folder)?;
-        (fold.adapt)(&mut plan);
+        let (loaded, plan) = resumed(&folder, fold.adapt)?;
         (loaded, plan, Destination::Resume(folder))
     } else {
         let (config, plan) = make()?;
@@ -276,7 +286,7 @@ fn check_gpu(cli: &Cli, arguments: &crate::cli::GpuCheck) -> Result<ExitCode> {
         return say(&gpu_check::listing(&choice)?);
     }
     let (cache, stop) = (cache_folder()?, stop_on_signals()?);
-    let checked = gpu_check::check(&choice, &cache, &stop, &Progress::new(cli.quiet).without_results())?;
+    let checked = gpu_check::check(&choice, &cache, &stop, &progress(cli).without_results())?;
     say(&checked.text)?;
     Ok(checked.code)
 }
@@ -284,7 +294,7 @@ fn check_gpu(cli: &Cli, arguments: &crate::cli::GpuCheck) -> Result<ExitCode> {
 /// A search for the revision that changed something.
 fn search(cli: &Cli, arguments: &crate::cli::Bisect) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
-    let progress = Progress::new(cli.quiet);
+    let progress = progress(cli);
     let cache = cache_folder()?;
     let order = bisect::Order { cache: &cache, stop: &stop, progress: &progress };
     if let Some(folder) = &arguments.resume {
@@ -313,7 +323,7 @@ fn search(cli: &Cli, arguments: &crate::cli::Bisect) -> Result<ExitCode> {
 /// A run of one version and its float64 result, kept as a recording.
 fn record(cli: &Cli, arguments: &crate::cli::Record) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
-    let progress = Progress::new(cli.quiet).without_results();
+    let progress = progress(cli).without_results();
     let cache = cache_folder()?;
     let (base, _) =
         planned(&Selection { only: Vec::new(), skip: Vec::new(), ..arguments.selection.clone() })?;
@@ -356,18 +366,27 @@ fn planned(selection: &Selection) -> Result<(config::Loaded, Plan)> {
     Ok((loaded, plan))
 }
 
-/// The config of a run that is resumed, and of its plan the cells that the run was begun with.
-fn resumed(folder: &RunFolder) -> Result<(config::Loaded, Plan)> {
+/// The config and the plan of a run that is resumed. A run of a tfcheck that did not keep its plan has the cells of the
+/// config that `run.json` lists, after `adapt`.
+fn resumed(folder: &RunFolder, adapt: fn(&mut Plan)) -> Result<(config::Loaded, Plan)> {
     let manifest = folder.manifest()?;
     let path = folder.path().join("config.toml");
     let text = std::fs::read_to_string(&path)
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot read {}", path.display()))?;
     let config = Config { folder: manifest.folder.clone(), ..manifest.config.clone() };
-    let names =
-        |case: &Case| case.variants.iter().map(|v| format!("{}/{}", case.name, v.name())).collect::<Vec<_>>();
-    let begun = Filters { only: manifest.cases.iter().flat_map(names).collect(), skip: Vec::new() };
-    let plan = Plan::new(&config, machine::auto_device())?.filtered(&begun, &config)?;
+    let plan = match manifest.plan {
+        Some(plan) => plan.checked(&config)?,
+        None => {
+            let begun = |case: &CasePlan, cell: &CellPlan| {
+                let known = manifest.cases.iter().find(|known| known.name == case.name);
+                known.is_some_and(|known| known.variants.contains(&cell.variant))
+            };
+            let mut plan = Plan::new(&config, machine::auto_device())?.selected(&config, begun)?;
+            adapt(&mut plan);
+            plan
+        }
+    };
     Ok((config::Loaded { config, text, path: Some(path) }, plan))
 }
 

@@ -47,6 +47,32 @@ pub enum Color {
     Never,
 }
 
+impl Color {
+    /// Whether to colour; `None` where the terminal decides.
+    pub fn forced(self) -> Option<bool> {
+        match self {
+            Self::Auto => None,
+            Self::Always => Some(true),
+            Self::Never => Some(false),
+        }
+    }
+
+    /// What the arguments of this process ask for, before they are parsed: help and errors of the command line are
+    /// coloured too.
+    pub fn of_arguments(arguments: impl Iterator<Item = String>) -> Self {
+        let mut named = None;
+        let mut arguments = arguments.take_while(|argument| argument != "--");
+        while let Some(argument) = arguments.next() {
+            match argument.strip_prefix("--color") {
+                Some("") => named = arguments.next(),
+                Some(value) => named = value.strip_prefix('=').map(ToOwned::to_owned).or(named),
+                None => {}
+            }
+        }
+        named.and_then(|name| Self::from_str(&name, false).ok()).unwrap_or_default()
+    }
+}
+
 /// What tfcheck does.
 #[derive(Clone, Debug, PartialEq, Subcommand)]
 pub enum Command {
@@ -62,6 +88,9 @@ pub enum Command {
     Compare(Compare),
     /// Find the first module at which two variants diverge.
     Localize(Localize),
+    /// List what tfcheck has built in.
+    #[command(subcommand)]
+    List(List),
     /// Compare tfcheck's models and candle-transformers' ports with transformers on synthetic checkpoints of every architecture.
     Scoreboard(Scoreboard),
     /// Time transformers (eager, compiled, frozen), candle-transformers and tfcheck's models in interleaved rounds.
@@ -251,12 +280,23 @@ pub struct Record {
     pub results: PathBuf,
 }
 
+/// What `tfcheck list` lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum List {
+    /// The native models by model_type: kind, heads, and the synthetic checkpoints with what each one switches on.
+    Models,
+}
+
 /// Arguments of `tfcheck localize`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Localize {
-    /// Config file (default: ./tfcheck.toml, or a built-in config), then the two variants as `tfcheck plan` lists them.
-    #[arg(required = true, num_args = 2..=3, value_names = ["CONFIG", "A", "B"])]
-    pub names: Vec<String>,
+    /// One variant, as `tfcheck plan` lists it; the other one is replayed with its inputs.
+    pub a: String,
+    /// The other variant.
+    pub b: String,
+    /// Config file. Default: ./tfcheck.toml, or a built-in config if that does not exist.
+    #[arg(long, value_name = "FILE", conflicts_with = "run")]
+    pub config: Option<PathBuf>,
     /// Take the variants from this finished run, and regenerate its reports.
     #[arg(long, value_name = "RUN")]
     pub run: Option<PathBuf>,
@@ -426,12 +466,28 @@ mod tests {
             "baseline",
             "explain",
             "record",
+            "list",
         ];
         for name in names {
             let sub = command.find_subcommand_mut(name).unwrap().clone().term_width(100);
             text = format!("{text}\n=== {name}\n{}", sub.clone().render_help());
         }
         insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn the_colour_is_known_before_the_command_line_is_parsed() {
+        for (words, expected) in [
+            (&["plan"][..], Color::Auto),
+            (&["plan", "--color", "never"], Color::Never),
+            (&["--color=always", "plan"], Color::Always),
+            (&["--color=sometimes"], Color::Auto),
+            (&["plan", "--color"], Color::Auto),
+            (&["plan", "--", "--color=never"], Color::Auto),
+        ] {
+            let words = words.iter().map(|word| (*word).to_owned());
+            assert_eq!(Color::of_arguments(words.clone()), expected, "{:?}", words.collect::<Vec<_>>());
+        }
     }
 
     #[test]

@@ -13,5 +13,5 @@ pub mod commands;
 pub mod cli;
 pub mod app;
 
-/// The test of a port against a recording of `tfcheck record`; crate `tfcheck-assert` has it alone.
-pub use tfcheck_assert::assert_port;
+/// The test of a port against a recording of `tfcheck record`, from the crate `tfcheck-port`.
+pub use tfcheck_port::assert_port;

@@ -2,13 +2,22 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{ColorChoice, CommandFactory, FromArgMatches};
+use miette::MietteHandlerOpts;
 use tfcheck::app;
-use tfcheck::cli::Cli;
+use tfcheck::cli::{Cli, Color};
 use tfcheck::judge::exit_code::ExitCode as Code;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let color = Color::of_arguments(std::env::args_os().map(|word| word.to_string_lossy().into_owned()));
+    apply(color);
+    let choice = match color {
+        Color::Auto => ColorChoice::Auto,
+        Color::Always => ColorChoice::Always,
+        Color::Never => ColorChoice::Never,
+    };
+    let matches = Cli::command().color(choice).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match app::execute(&cli) {
         Ok(code) => code.into(),
         Err(report) => {
@@ -16,4 +25,14 @@ fn main() -> ExitCode {
             app::code_of(&report).unwrap_or(Code::Usage).into()
         }
     }
+}
+
+/// Tells what prints in colour: the tables, the progress and the errors.
+fn apply(color: Color) {
+    let Some(is_coloured) = color.forced() else { return };
+    console::set_colors_enabled(is_coloured);
+    console::set_colors_enabled_stderr(is_coloured);
+    let hook =
+        miette::set_hook(Box::new(move |_| Box::new(MietteHandlerOpts::new().color(is_coloured).build())));
+    hook.expect("nothing has set a hook before main");
 }

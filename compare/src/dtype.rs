@@ -35,6 +35,11 @@ impl Dtype {
             Self::F16 => "f16",
         }
     }
+
+    /// The dtype of a [`Dtype::name`].
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::F64, Self::F32, Self::Bf16, Self::F16].into_iter().find(|dtype| dtype.name() == name)
+    }
 }
 
 /// The positions of a row for which there are logits.

@@ -44,6 +44,11 @@ pub enum Evidence {
         /// What was found.
         found: ByTolerance,
     },
+    /// One side was compared with recorded logits.
+    Recorded {
+        /// What was found.
+        found: ByRecording,
+    },
     /// Each side was compared with a float64 result.
     Oracles {
         /// Relative L2 of the two float64 results; `None` where both sides have the same one, or where they diverge.
@@ -79,6 +84,45 @@ pub enum ByTolerance {
         /// Its limit.
         limit: f64,
     },
+}
+
+/// What the comparison with recorded logits found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum ByRecording {
+    /// Values that are no numbers.
+    NotFinite {
+        /// Both sides' counts.
+        sides: [NotFinite; 2],
+    },
+    /// More than rounding explains.
+    Beyond(Excess),
+    /// No more than rounding explains.
+    Within {
+        /// Against the larger side.
+        #[serde(serialize_with = "figure")]
+        relative_l2: f64,
+        /// The lower dtype of the two.
+        dtype: Dtype,
+        /// Its limit.
+        limit: f64,
+        /// The rounding of both codes; `None` where that of the recorded code is not known.
+        rounding: Option<RecordedRounding>,
+    },
+}
+
+/// The rounding errors of a variant and of recorded code in the same dtype.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RecordedRounding {
+    /// The variant.
+    pub variant: String,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// RMSE of the variant and of the recorded code against the recorded float64 logits.
+    #[serde(serialize_with = "figures")]
+    pub rmse: [f64; 2],
+    /// Whether the variant's is within dynamo's rule.
+    pub is_within_dynamo: bool,
 }
 
 /// What the comparison with float64 found.

@@ -1,4 +1,4 @@
-//! Logits files: where a saved tensor's rows lie on disk, and how one row is read.
+//! Logits: where a saved tensor's rows lie on disk, or numbers in memory, and how one row is read.
 //!
 //! Rows are read with positioned reads rather than through a mapping: a mapping's pages count as this
 //! process's memory, and a file that shrinks under a mapping kills the process instead of failing the read.
@@ -56,12 +56,29 @@ impl LogitsError {
     }
 }
 
-/// An open logits file: `[batch, seq, vocab_size]`, `[batch, 1, vocab_size]` when it holds last positions only.
+/// Logits in memory.
+#[derive(Clone, Debug)]
+pub enum Values {
+    /// Of float64.
+    F64(Vec<f64>),
+    /// Of float32, or of a narrower dtype, which float32 holds exactly.
+    F32(Vec<f32>),
+}
+
+/// Where the rows are.
+#[derive(Debug)]
+enum Source {
+    /// They lie contiguously in a file, from `offset` on.
+    File { file: File, offset: u64 },
+    /// The values of all rows, or of the rows `held`, in ascending order of batch × seq + position.
+    Memory { values: Values, held: Option<Vec<usize>> },
+}
+
+/// An open logits file, or logits in memory: `[batch, seq, vocab_size]`, `[batch, 1, vocab_size]` for last positions only.
 #[derive(Debug)]
 pub struct Logits {
     path: PathBuf,
-    file: File,
-    offset: u64,
+    source: Source,
     storage: Dtype,
     batch: usize,
     seq: usize,
@@ -128,6 +145,68 @@ impl Logits {
         Self::new(path, file, offset, storage, shape, positions)
     }
 
+    /// Logits in memory, row after row; `name` is theirs in messages.
+    ///
+    /// # Errors
+    /// The shape is not one of logits, or the values do not fill it.
+    pub fn from_values(
+        name: &str,
+        values: Values,
+        shape: &[usize],
+        positions: Positions,
+    ) -> Result<Self, LogitsError> {
+        Self::in_memory(name, values, None, shape, positions)
+    }
+
+    /// The logits of some rows in memory: `rows[i]` = batch × seq + position, ascending, is that of the values'
+    /// `i`-th row. Only these rows can be read, so the mask of a comparison must be false at all others.
+    ///
+    /// # Errors
+    /// The shape is not one of logits, the rows do not ascend within it, or the values are not of these rows.
+    pub fn from_rows(
+        name: &str,
+        rows: Vec<usize>,
+        values: Values,
+        shape: &[usize],
+    ) -> Result<Self, LogitsError> {
+        Self::in_memory(name, values, Some(rows), shape, Positions::All)
+    }
+
+    fn in_memory(
+        name: &str,
+        values: Values,
+        held: Option<Vec<usize>>,
+        shape: &[usize],
+        positions: Positions,
+    ) -> Result<Self, LogitsError> {
+        let path = Path::new(name);
+        let (length, storage) = match &values {
+            Values::F64(values) => (values.len(), Dtype::F64),
+            Values::F32(values) => (values.len(), Dtype::F32),
+        };
+        let (batch, seq, vocab_size, positions) = layout(path, shape, positions)?;
+        let most = batch.checked_mul(seq).and_then(|rows| rows.checked_mul(vocab_size).map(|_| rows));
+        let problem = match (&held, most) {
+            (_, None) => Some(format!("claims a shape {shape:?} beyond all memory")),
+            (Some(held), Some(most))
+                if !held.is_sorted_by(|one, next| one < next)
+                    || held.last().is_some_and(|last| *last >= most) =>
+            {
+                Some(format!("holds rows that do not ascend below {most}"))
+            }
+            (held, Some(most)) => {
+                let rows = held.as_ref().map_or(most, Vec::len);
+                (length != rows * vocab_size)
+                    .then(|| format!("holds {length} values, not those of {rows} rows of {vocab_size}"))
+            }
+        };
+        if let Some(problem) = problem {
+            return Err(LogitsError::invalid(path, problem));
+        }
+        let source = Source::Memory { values, held };
+        Ok(Self { path: path.to_owned(), source, storage, batch, seq, vocab_size, positions })
+    }
+
     fn new(
         path: &Path,
         file: File,
@@ -136,17 +215,7 @@ impl Logits {
         shape: &[usize],
         positions: Positions,
     ) -> Result<Self, LogitsError> {
-        let (batch, seq, vocab_size, positions) = match *shape {
-            [batch, seq, vocab_size] if positions == Positions::All || seq == 1 => {
-                (batch, seq, vocab_size, positions)
-            }
-            [batch, vocab_size] => (batch, 1, vocab_size, Positions::Last),
-            [vocab_size] => (1, 1, vocab_size, Positions::Last),
-            _ => {
-                let problem = format!("holds logits of shape {shape:?}, not [batch, seq, vocab_size]");
-                return Err(LogitsError::invalid(path, problem));
-            }
-        };
+        let (batch, seq, vocab_size, positions) = layout(path, shape, positions)?;
         let bytes = [batch, seq, vocab_size, storage.size()]
             .iter()
             .try_fold(1_u64, |product, &factor| product.checked_mul(factor as u64))
@@ -159,13 +228,11 @@ impl Logits {
             let problem = format!("is truncated: {length} bytes where its header promises {bytes}");
             return Err(LogitsError::invalid(path, problem));
         }
-        if batch == 0 || seq == 0 || vocab_size == 0 {
-            return Err(LogitsError::invalid(path, format!("holds empty logits, shape {shape:?}")));
-        }
-        Ok(Self { path: path.to_owned(), file, offset, storage, batch, seq, vocab_size, positions })
+        let source = Source::File { file, offset };
+        Ok(Self { path: path.to_owned(), source, storage, batch, seq, vocab_size, positions })
     }
 
-    /// The file.
+    /// The file; the name of logits in memory.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -185,6 +252,19 @@ impl Logits {
         self.storage
     }
 
+    /// One logit of the `index`-th row, `index` = batch × seq + position.
+    ///
+    /// # Errors
+    /// The row or the token is not held, or the file cannot be read.
+    pub fn value(&self, index: usize, token: usize) -> Result<f64, LogitsError> {
+        if index >= self.batch * self.seq || token >= self.vocab_size {
+            return Err(LogitsError::invalid(&self.path, format!("has no token {token} in row {index}")));
+        }
+        let mut row = Row::default();
+        self.read_part(index, token..token + 1, &mut row)?;
+        Ok(row.to_f64()[0])
+    }
+
     /// Reads the `index`-th row, `index` = batch × seq + position, into `row`.
     pub(super) fn read_row(&self, index: usize, row: &mut Row) -> Result<(), LogitsError> {
         self.read_part(index, 0..self.vocab_size, row)
@@ -198,9 +278,15 @@ impl Logits {
         row: &mut Row,
     ) -> Result<(), LogitsError> {
         let length = tokens.len();
-        let at = self.offset + ((index * self.vocab_size + tokens.start) * self.storage.size()) as u64;
+        let (file, offset) = match &self.source {
+            Source::File { file, offset } => (file, offset),
+            Source::Memory { values, held } => {
+                return self.copy_part(values, held.as_deref(), index, tokens, row);
+            }
+        };
+        let at = offset + ((index * self.vocab_size + tokens.start) * self.storage.size()) as u64;
         let read = |bytes: &mut [u8]| {
-            self.file.read_exact_at(bytes, at).map_err(|error| LogitsError::io(&self.path, error))
+            file.read_exact_at(bytes, at).map_err(|error| LogitsError::io(&self.path, error))
         };
         row.is_wide = self.storage == Dtype::F64;
         match self.storage {
@@ -232,6 +318,58 @@ impl Logits {
             }
         }
     }
+
+    /// What [`Logits::read_part`] does of values in memory.
+    fn copy_part(
+        &self,
+        values: &Values,
+        held: Option<&[usize]>,
+        index: usize,
+        tokens: Range<usize>,
+        row: &mut Row,
+    ) -> Result<(), LogitsError> {
+        let number = held.map_or(Ok(index), |held| held.binary_search(&index));
+        let number = number.map_err(|_| {
+            let at = (index / self.seq, index % self.seq);
+            LogitsError::invalid(&self.path, format!("holds no logits of row {}, position {}", at.0, at.1))
+        })?;
+        let part = number * self.vocab_size + tokens.start..number * self.vocab_size + tokens.end;
+        row.is_wide = matches!(values, Values::F64(_));
+        match values {
+            Values::F64(values) => {
+                row.wide.clear();
+                row.wide.extend_from_slice(&values[part]);
+            }
+            Values::F32(values) => {
+                row.narrow.clear();
+                row.narrow.extend_from_slice(&values[part]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Batch, positions, vocabulary and which positions a shape of logits means; none of them is 0.
+fn layout(
+    path: &Path,
+    shape: &[usize],
+    positions: Positions,
+) -> Result<(usize, usize, usize, Positions), LogitsError> {
+    let (batch, seq, vocab_size, positions) = match *shape {
+        [batch, seq, vocab_size] if positions == Positions::All || seq == 1 => {
+            (batch, seq, vocab_size, positions)
+        }
+        [batch, vocab_size] => (batch, 1, vocab_size, Positions::Last),
+        [vocab_size] => (1, 1, vocab_size, Positions::Last),
+        _ => {
+            let problem = format!("holds logits of shape {shape:?}, not [batch, seq, vocab_size]");
+            return Err(LogitsError::invalid(path, problem));
+        }
+    };
+    if batch == 0 || seq == 0 || vocab_size == 0 {
+        return Err(LogitsError::invalid(path, format!("holds empty logits, shape {shape:?}")));
+    }
+    Ok((batch, seq, vocab_size, positions))
 }
 
 /// Which positions of the inputs are real tokens, `[batch, seq]`.

@@ -59,6 +59,11 @@ impl Decision {
             Self::NotRun { .. } => "not run",
         }
     }
+
+    /// Whether both sides compute the same as well as rounding allows: *identical* or *same mathematics*.
+    pub fn agrees(&self) -> bool {
+        matches!(self, Self::Identical | Self::SameMathematics)
+    }
 }
 
 /// The decision on one pair of variants.
@@ -78,7 +83,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    fn new([a, b]: [&str; 2], (decision, evidence): (Decision, Evidence)) -> Self {
+    pub(super) fn new([a, b]: [&str; 2], (decision, evidence): (Decision, Evidence)) -> Self {
         let basis = Basis::from(evidence);
         Self { a: a.to_owned(), b: b.to_owned(), decision, evidence: basis.to_string(), basis }
     }
@@ -121,10 +126,10 @@ pub fn rounding_apart(matrix: &Matrix, (a, b): (usize, usize), tolerances: &Tole
     judge.excess(pair, pair.lower_dtype, None).is_none().then(|| share(pair))
 }
 
-struct Judge<'a> {
-    matrix: &'a Matrix,
-    oracles: &'a Oracles,
-    tolerances: &'a Tolerances,
+pub(super) struct Judge<'a> {
+    pub(super) matrix: &'a Matrix,
+    pub(super) oracles: &'a Oracles,
+    pub(super) tolerances: &'a Tolerances,
 }
 
 impl Judge<'_> {
@@ -157,7 +162,7 @@ impl Judge<'_> {
     }
 
     /// The counts of `a` and `b`, the sides of `pair`.
-    fn not_finite(&self, a: usize, b: usize, pair: &PairMetrics) -> [NotFinite; 2] {
+    pub(super) fn not_finite(&self, a: usize, b: usize, pair: &PairMetrics) -> [NotFinite; 2] {
         let (count_a, count_b) = pair.distribution.as_ref().map_or_else(Default::default, |distribution| {
             (distribution.non_finite_a, distribution.non_finite_b)
         });
@@ -325,7 +330,12 @@ impl Judge<'_> {
     /// By what a pair exceeds the rounding of `dtype`, overall, at one position or at one token: an
     /// average over millions of logits would hide a single wrong one. With `known`, an error of the same dtype that is
     /// rounding, up to dynamo's multiple of each of its measures is rounding too.
-    fn excess(&self, pair: &PairMetrics, dtype: Dtype, known: Option<&PairMetrics>) -> Option<Excess> {
+    pub(super) fn excess(
+        &self,
+        pair: &PairMetrics,
+        dtype: Dtype,
+        known: Option<&PairMetrics>,
+    ) -> Option<Excess> {
         let raised = |limit: f64, measure: fn(&PairMetrics) -> f64| {
             known.map_or(limit, |known| limit.max(multiplier(dtype, pair.elements) * measure(known)))
         };
@@ -371,7 +381,7 @@ fn diverged(found: ByOracles) -> (Decision, Evidence) {
 }
 
 /// Relative L2 against the larger side: neither is the reference.
-fn share(pair: &PairMetrics) -> f64 {
+pub(super) fn share(pair: &PairMetrics) -> f64 {
     super::metrics::relative(pair.l2, pair.norm_a.max(pair.norm_b))
 }
 

@@ -4,7 +4,6 @@
 //! so that a kill at any moment leaves either a finished environment or one that is made anew.
 
 mod existing;
-mod failure;
 mod inspect;
 mod project;
 mod stamp;
@@ -21,11 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{Lock, write_atomically};
 use crate::digest::short;
+use crate::failure::{EnvironmentError, tail};
 use crate::uv::Uv;
 use crate::{Source, Versions};
 pub use existing::{interpreter, torch_cuda};
-pub use failure::EnvironmentError;
-pub(crate) use failure::tail;
 use inspect::Interpreter;
 use project::Wheels;
 use stamp::Stamp;

@@ -8,6 +8,7 @@ mod cache;
 mod digest;
 mod embedded;
 mod environment;
+mod failure;
 mod source;
 mod uv;
 mod worker;
@@ -16,8 +17,8 @@ pub use bridge::versions::{Dialect, RopeForm, Versions, WrongShapes, release};
 pub use bridge::{protocol, yardstick};
 pub use embedded::bridge_digest;
 pub use environment::{
-    Environment, EnvironmentError, Python, Specification, TorchBackend, forget, interpreter, prepare,
-    prepare_all, torch_cuda,
+    Environment, Python, Specification, TorchBackend, forget, interpreter, prepare, prepare_all, torch_cuda,
 };
+pub use failure::EnvironmentError;
 pub use source::{Source, SourceError};
 pub use worker::{Ended, Launch, Worker};

@@ -6,9 +6,9 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
+use crate::Versions;
 use crate::cache::Lock;
-use crate::environment::EnvironmentError;
-use crate::{Versions, environment::tail};
+use crate::failure::{EnvironmentError, tail};
 
 /// A uv that answered to `--version`.
 #[derive(Clone, Debug)]
@@ -82,8 +82,8 @@ impl Uv {
         }
     }
 
-    /// Runs `uv <arguments>` in `folder`, passing each line of its standard error to `progress`;
-    /// returns standard output.
+    /// Runs `uv <arguments>` in `folder`, passing the command as `$ uv …` and each line of its standard error to
+    /// `progress`; returns standard output.
     pub(crate) fn run(
         &self,
         folder: &Path,
@@ -92,6 +92,7 @@ impl Uv {
         progress: &dyn Fn(&str),
     ) -> Result<String, UvFailure> {
         let failed = |message: String| UvFailure { message };
+        progress(&format!("$ {} {}", self.program.display(), arguments.join(" ")));
         let mut child = Command::new(&self.program)
             .args(arguments)
             .args(["--color", "never", "--no-progress"])

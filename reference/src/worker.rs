@@ -261,7 +261,7 @@ fn log_tail(path: &Path, lines: usize) -> String {
     const WINDOW: usize = 64 << 10;
     let bytes = fs::read(path).unwrap_or_default();
     let window = &bytes[bytes.len().saturating_sub(WINDOW)..];
-    crate::environment::tail(&String::from_utf8_lossy(window), lines)
+    crate::failure::tail(&String::from_utf8_lossy(window), lines)
 }
 
 /// Whether `reply` is of the kind that `request` is answered by.

@@ -28,6 +28,7 @@ use crate::judge::exit_code::ExitCode;
 use crate::results::write_file;
 use crate::spec::config::Config;
 use crate::spec::gate::Gate;
+use compare::units::count;
 
 /// Revisions that are made ready beside a step.
 const AHEAD: usize = 2;
@@ -165,9 +166,10 @@ fn plan(
         Over::Commits | Over::Port => "commits",
     };
     order.progress.line(&format!(
-        "{} {what} from {good} to {bad}; `{}` against {good}; at most {bound} runs",
+        "{} {what} from {good} to {bad}; `{}` against {good}; at most {}",
         revisions.len(),
         question.test.text(),
+        count(bound, "run"),
     ));
     Ok(Phase { over, revisions, bound, steps: Vec::new(), changes: None, notes })
 }

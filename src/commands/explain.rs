@@ -1,5 +1,6 @@
 //! `tfcheck explain`: the story of one pair of variants, read from a run's folder alone.
 
+mod next;
 mod story;
 
 use std::path::Path;
@@ -12,6 +13,7 @@ use crate::judge::assess::{self, Known};
 use crate::judge::view::CaseView;
 use crate::results::environment::EnvironmentRecord;
 use crate::results::{Case, Manifest, RunFolder};
+use crate::spec::config::Config;
 use crate::spec::inputs::{self, Inputs};
 use crate::spec::nearest::nearest;
 use compare::logits::Mask;
@@ -28,6 +30,7 @@ struct Pair<'a> {
     /// `environment.json`.
     environment: Option<EnvironmentRecord>,
     case: &'a Case,
+    config: &'a Config,
 }
 
 /// The story of a pair, `A..B` or two names, in every case of the run that has both; `CASE/A..B` in one.
@@ -59,7 +62,8 @@ pub fn explain(run: &Path, pair: &[String]) -> Result<String> {
                 "both sides of the pair are `{a}`"
             ));
         }
-        stories.push(story::tell(&load(&folder, &manifest, case, [a, b])?));
+        let pair = load(&folder, &manifest, case, [a, b])?;
+        stories.push(story::tell(&pair) + &next::steps(&pair));
     }
     Ok(stories.join("\n"))
 }
@@ -103,12 +107,15 @@ fn find<'name>(given: &str, names: &[&'name str]) -> Result<&'name str> {
 }
 
 /// Measures the pair and what its verdict rests on, and nothing else of the case.
-fn load<'a>(folder: &RunFolder, manifest: &Manifest, case: &'a Case, pair: [&str; 2]) -> Result<Pair<'a>> {
+fn load<'a>(folder: &RunFolder, manifest: &'a Manifest, case: &'a Case, pair: [&str; 2]) -> Result<Pair<'a>> {
     let files = folder.case_folder(manifest, &case.name);
     let cells = folder.cells(manifest, case)?;
     let named = |name: &str| -> Result<Cell> {
         cells.iter().find(|cell| cell.name == name).cloned().ok_or_else(|| {
-            miette!(help = "`tfcheck run --resume` completes the run", "this run has not started `{name}`")
+            miette!(
+                help = "`tfcheck run --resume RUN` completes the run",
+                "this run has not started `{name}`"
+            )
         })
     };
     let mut chosen = vec![named(pair[0])?, named(pair[1])?];
@@ -133,6 +140,7 @@ fn load<'a>(folder: &RunFolder, manifest: &Manifest, case: &'a Case, pair: [&str
         inputs: inputs::load(&files).ok(),
         environment: folder.environment(),
         case,
+        config: &manifest.config,
     })
 }
 

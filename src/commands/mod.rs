@@ -5,6 +5,7 @@ pub mod bisect;
 pub mod compare;
 pub mod explain;
 pub mod gpu_check;
+pub mod list;
 pub mod record;
 pub mod run;
 pub mod scoreboard;

@@ -1,5 +1,5 @@
 //! `tfcheck record`: upstream's logits on one batch of inputs, so that a port can be tested against them
-//! without Python. What is recorded, and how a port is judged by it, is the crate `tfcheck-assert`.
+//! without Python. What is recorded, and how a port is judged by it, is the crate `tfcheck-port`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::path::Path;
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use reference::protocol::{Dtype, LOGITS, Mode, Positions};
 use safetensors::SafeTensors;
-use tfcheck_assert::{Limits, Recorded, Recording, Reference, SCHEMA_VERSION, Tensors, file_sha256};
+use tfcheck_port::{Limits, Recorded, Recording, Reference, SCHEMA_VERSION, Tensors, file_sha256};
 
 use crate::commands::scoreboard;
 use crate::execute::cell::{Cell, Completed, Outcome};
@@ -134,7 +134,7 @@ pub fn write(run: &Path, cache: &Path, out: &Path, positions: Option<usize>) -> 
     };
     let size = Recording::write(out, &recorded, &tensors).into_diagnostic()?;
     Ok(format!(
-        "recorded {} of {} positions of {} in {}: {}, {}\nits test: tfcheck_assert::assert_port!(\"{}\", |inputs| …)",
+        "recorded {} of {} positions of {} in {}: {}, {}\nits test: tfcheck_port::assert_port!(\"{}\", |inputs| …)",
         tensors.places.len(),
         real.len(),
         case.checkpoint,

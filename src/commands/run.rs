@@ -4,6 +4,7 @@ mod keys;
 mod localize;
 mod prepare;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +15,7 @@ use reference::protocol::{Load, PROTOCOL_VERSION};
 
 use crate::execute::cell::{Cell, FailureKind, Outcome};
 use crate::execute::progress::Progress;
-use crate::execute::runner::{self, Ended, ProcessRunner, Runner, SharedRunner};
+use crate::execute::runner::{self, Ended, ObservedRunner, ProcessRunner, Runner, SharedRunner};
 use crate::execute::schedule::{Job, Ran, Schedule, Settings, Turn};
 use crate::judge::assess;
 use crate::judge::exit_code::ExitCode;
@@ -73,7 +74,9 @@ pub struct Finished {
 /// # Errors
 /// When a checkpoint or inputs cannot be prepared, or the run folder cannot be written.
 pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
-    let Preparation { cases, environments } = prepare::prepare(order)?;
+    let prepared =
+        order.progress.timed("preparing checkpoints, inputs and environments", || prepare::prepare(order));
+    let Preparation { cases, environments } = prepared?;
     let machine = Machine::detect();
     let (folder, manifest) = open(order, destination, &cases)?;
     order.progress.log_to(&folder.path().join("run.log"));
@@ -112,12 +115,15 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
             turn: order.turn,
             quiet_ns,
         };
-        let ran = if interrupted { Ran::default() } else { schedule.run(jobs, next_round) };
+        let run = || order.progress.timed(&case.name, || schedule.run(jobs, next_round));
+        let ran = if interrupted { Ran::default() } else { run() };
         interrupted |= ran.interrupted;
         cells.push(in_order(case, kept, ran.cells));
     }
 
-    let code = conclude(order, &folder, &manifest, &cells, &cases, &runners, interrupted);
+    let code = order.progress.timed("comparing, localising and reporting", || {
+        conclude(order, &folder, &manifest, &cells, &cases, &runners, interrupted)
+    });
     remember(order, &folder, &manifest, &cells, &runners);
     // While pairs were localised, say; what is finished is kept.
     interrupted |= order.stop.load(Ordering::Relaxed);
@@ -241,20 +247,24 @@ fn write_records(
 }
 
 /// One runner per environment, one per command, and tfcheck's own.
-struct Runners {
-    environments: Vec<Result<Box<dyn Runner>, Ended>>,
+struct Runners<'a> {
+    environments: Vec<Result<Box<dyn Runner + 'a>, Ended>>,
     environment_keys: Vec<String>,
     environment_notes: Vec<Vec<String>>,
-    commands: Vec<ProcessRunner>,
-    candle: Box<dyn Runner>,
-    upstream: Box<dyn Runner>,
+    commands: Vec<Box<dyn Runner + 'a>>,
+    candle: Box<dyn Runner + 'a>,
+    upstream: Box<dyn Runner + 'a>,
     threads: usize,
     /// [`Machine::fingerprint`], part of every key.
     fingerprint: String,
 }
 
-impl Runners {
-    fn new(order: &Order, environments: &[prepare::EnvironmentResult], fingerprint: String) -> Result<Self> {
+impl<'a> Runners<'a> {
+    fn new(
+        order: &Order<'a>,
+        environments: &[prepare::EnvironmentResult],
+        fingerprint: String,
+    ) -> Result<Self> {
         let threads = order.config.run.threads.unwrap_or_else(machine::physical_cores);
         // A plan of eager cells of which none is timed may share workers; a compiler's state would outlive its cell, and
         // a second process is asked for to hold the first one against it.
@@ -264,8 +274,21 @@ impl Runners {
                 .cells
                 .iter()
                 .all(|cell| !is_timed(order.config, cell) && !cell.variant.mode.is_compiled());
-        let boxed = |runner: ProcessRunner| -> Box<dyn Runner> {
-            if is_shared { Box::new(SharedRunner::new(runner)) } else { Box::new(runner) }
+        let progress = order.progress;
+        let observed = |runner: Box<dyn Runner + 'a>, command: &[OsString]| -> Box<dyn Runner + 'a> {
+            if progress.is_verbose() {
+                Box::new(ObservedRunner::new(runner, command, progress))
+            } else {
+                runner
+            }
+        };
+        let boxed = |runner: ProcessRunner| {
+            let command = runner.command.clone();
+            if is_shared {
+                observed(Box::new(SharedRunner::new(runner)), &command)
+            } else {
+                observed(Box::new(runner), &command)
+            }
         };
         let runner = |environment: &prepare::EnvironmentResult| match environment {
             Ok(environment) => runner::transformers::runner(environment, order.cache, threads)
@@ -298,6 +321,10 @@ impl Runners {
             commands: commands
                 .iter()
                 .map(|command| runner::command::runner(&command.program, &order.config.folder, threads))
+                .map(|runner| {
+                    let command = runner.command.clone();
+                    observed(Box::new(runner), &command)
+                })
                 .collect(),
             candle: boxed(runner::candle::runner(threads, &pythons, order.cache).into_diagnostic()?),
             upstream: boxed(runner::candle_transformers::runner(threads).into_diagnostic()?),
@@ -317,7 +344,7 @@ impl Runners {
             variant::Runner::CandleTransformers => Ok(self.upstream.as_ref()),
             variant::Runner::Command => {
                 let index = cell.command.ok_or_else(missing)?;
-                Ok(&self.commands[index])
+                Ok(self.commands[index].as_ref())
             }
         }
     }

@@ -18,7 +18,7 @@ use crate::judge::view::{CaseView, RunView};
 use crate::results::RunFolder;
 use crate::spec::config::{Candle, Checkpoint, CheckpointSource, Config, Inputs, Padding, Run, Version};
 use crate::spec::machine;
-use crate::spec::plan::{Filters, Plan, release_order};
+use crate::spec::plan::{CasePlan, CellPlan, Plan, release_order};
 use crate::spec::variant::{Runner, Variant};
 use compare::matrix::PairOutcome;
 
@@ -103,9 +103,9 @@ pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
 /// # Errors
 /// When the config makes no plan.
 pub fn plan(config: &Config) -> Result<Plan> {
-    let skip = vec![format!("*-b3-{SHORT}-left/*")];
-    let mut plan =
-        Plan::new(config, machine::auto_device())?.filtered(&Filters { only: Vec::new(), skip }, config)?;
+    let is_wanted =
+        |case: &CasePlan, _: &CellPlan| case.inputs.length() == Some(LONG) || case.inputs.batch() == Some(1);
+    let mut plan = Plan::new(config, machine::auto_device())?.selected(config, is_wanted)?;
     untimed(&mut plan);
     Ok(plan)
 }

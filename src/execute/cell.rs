@@ -8,6 +8,7 @@ use reference::protocol::Positions;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::variant::Variant;
+use compare::units::count;
 
 /// Version of everything that a run folder holds; a reader refuses a newer one.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -150,7 +151,7 @@ impl TokenizerParity {
     /// In words.
     pub fn said(&self) -> String {
         let Some(TokenDifference { text, position, expected, token, found }) = &self.difference else {
-            return format!("{} gives the run's {} token ids", self.class, self.tokens);
+            return format!("{} gives the run's {}", self.class, count(self.tokens, "token id"));
         };
         let id = |id: &Option<i64>| id.map_or_else(|| "no token".to_owned(), |id| id.to_string());
         let token = token.as_ref().map(|token| format!(" (`{token}`)")).unwrap_or_default();

@@ -1,21 +1,30 @@
-//! What a person sees while a run goes on: bars on a terminal, plain lines elsewhere, and `run.log` always.
+//! What a person sees while a run goes on: bars on a terminal, plain lines elsewhere, and `run.log` always; with
+//! `--verbose` also each step's command and time.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{IsTerminal, Write};
-use std::path::Path;
-use std::sync::Mutex;
+use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+/// Bytes of a worker's log that are shown at a time; the log itself holds all.
+const MOST_OUTPUT: u64 = 1 << 20;
 
 /// The progress display of one command.
 #[derive(Debug)]
 pub struct Progress {
     bars: Option<MultiProgress>,
     quiet: bool,
+    /// How often `--verbose` was given.
+    verbose: u8,
     shows_results: bool,
     shows_all: bool,
     log: Mutex<Option<File>>,
+    /// The workers' logs, and how much of each has been shown.
+    followed: Mutex<BTreeMap<PathBuf, u64>>,
     started: Instant,
 }
 
@@ -34,18 +43,45 @@ impl Progress {
         Self {
             bars,
             quiet,
+<<<<<<< HEAD
             shows_results: true,
             shows_all: false,
             log: Mutex::new(None),
             started: Instant::now(),
         }
+=======
+            verbose: 0,
+            shows_results: true,
+            log: Mutex::default(),
+            followed: Mutex::default(),
+            started: Instant::now(),
+        }
+    }
+
+    /// The same that shows each step's command and time, from 2 on also the workers' output.
+    #[must_use]
+    pub fn verbose(self, verbose: u8) -> Self {
+        Self { verbose, ..self }
+>>>>>>> main
     }
 
     /// One for a run that goes on beside others: lines only, and a `run.log` of its own.
     #[must_use]
     pub fn beside(&self) -> Self {
+<<<<<<< HEAD
         let (quiet, shows_results, shows_all) = (self.quiet, self.shows_results, self.shows_all);
         Self { bars: None, quiet, shows_results, shows_all, log: Mutex::new(None), started: self.started }
+=======
+        Self {
+            bars: None,
+            quiet: self.quiet,
+            verbose: self.verbose,
+            shows_results: self.shows_results,
+            log: Mutex::default(),
+            followed: Mutex::default(),
+            started: self.started,
+        }
+>>>>>>> main
     }
 
     /// The same for a command that shows something else at its end: results go to `run.log` only.
@@ -76,6 +112,57 @@ impl Progress {
     /// Says one line.
     pub fn line(&self, line: &str) {
         self.log(line);
+        self.show(line);
+    }
+
+    /// Says one line where `--verbose` was given.
+    pub fn detail(&self, line: &str) {
+        self.log(line);
+        if self.verbose > 0 {
+            self.show(line);
+        }
+    }
+
+    /// Does one step and, with `--verbose`, says how long it took.
+    pub fn timed<T>(&self, step: &str, work: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let done = work();
+        self.detail(&format!("{step} took {:.3} s", begun.elapsed().as_secs_f64()));
+        done
+    }
+
+    /// Whether the workers are to be observed.
+    pub fn is_verbose(&self) -> bool {
+        self.verbose > 0
+    }
+
+    /// Shows from now on what workers append to this log.
+    pub fn follow(&self, log: &Path) {
+        if self.verbose > 1 {
+            let length = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
+            self.followed().entry(log.to_owned()).or_insert(length);
+        }
+    }
+
+    /// Shows what workers have written since this was last asked.
+    pub fn show_output(&self) {
+        for (log, shown) in self.followed().iter_mut() {
+            let Ok(bytes) = read_from(log, *shown) else { continue };
+            *shown += bytes.len() as u64;
+            let version = log.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+            for line in String::from_utf8_lossy(&bytes).lines() {
+                // What a worker writes must not steer the terminal.
+                let text: String = line.chars().filter(|c| *c == '\t' || !c.is_control()).collect();
+                self.show(&format!("{version} | {text}"));
+            }
+        }
+    }
+
+    fn followed(&self) -> MutexGuard<'_, BTreeMap<PathBuf, u64>> {
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show(&self, line: &str) {
         match &self.bars {
             _ if self.quiet => {}
             // A line that cannot be shown is in the log.
@@ -98,7 +185,7 @@ impl Progress {
         if let Some(file) = self.log_file().as_mut() {
             let seconds = self.started.elapsed().as_secs_f64();
             // The log is a convenience: a full disk is reported where results are written.
-            drop(writeln!(file, "{seconds:9.3} {line}"));
+            drop(writeln!(file, "{seconds:9.3} {}", console::strip_ansi_codes(line)));
         }
     }
 
@@ -117,9 +204,17 @@ impl Progress {
         Task { progress: self, bar, name: name.to_owned() }
     }
 
-    fn log_file(&self) -> std::sync::MutexGuard<'_, Option<File>> {
-        self.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn log_file(&self) -> MutexGuard<'_, Option<File>> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn read_from(path: &Path, offset: u64) -> std::io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut bytes = Vec::new();
+    file.take(MOST_OUTPUT).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 impl Task<'_> {

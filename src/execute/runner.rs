@@ -3,7 +3,7 @@
 pub mod candle;
 pub mod candle_transformers;
 pub mod command;
-pub mod fake;
+mod observed;
 mod process;
 mod shared;
 pub mod transformers;
@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use reference::protocol::{Reply, Request};
 
+pub use observed::ObservedRunner;
+pub(crate) use observed::quoted;
 pub use process::ProcessRunner;
 pub use shared::SharedRunner;
 
@@ -25,7 +27,7 @@ pub trait Runner: Send + Sync {
     ///
     /// # Errors
     /// When the worker cannot be started.
-    fn start<'a>(&self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended>;
+    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended>;
 }
 
 /// A running worker.

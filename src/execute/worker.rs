@@ -19,12 +19,18 @@ use std::ops::Range;
 use std::sync::mpsc;
 use std::time::Instant;
 
+use compare::units::count;
 use models::cuda::driver::Setting;
 use reference::protocol::{
     Capture, Captured, Failed, FailedKind, Forward, Forwarded, Load, PROTOCOL_VERSION, REPLY_FD_VARIABLE,
     REQUEST_FD_VARIABLE, Ready, Replay, Replayed, Reply, Request, Time, Timed, Trace,
 };
 use reference::yardstick;
+
+/// The candle that this program was built with, as its Cargo.lock pins it.
+const CANDLE: &str = env!("TFCHECK_CANDLE_CORE");
+/// The candle-transformers that this program was built with, as its Cargo.lock pins it.
+const CANDLE_TRANSFORMERS: &str = env!("TFCHECK_CANDLE_TRANSFORMERS");
 
 /// What computes inside a worker process. Every method answers one request.
 pub trait Engine {
@@ -127,7 +133,7 @@ pub fn serve(engine: &mut dyn Engine) -> io::Result<()> {
 /// When there is nothing to prefill, or nothing left to decode.
 pub(crate) fn steps(prefill: usize, seq: usize) -> Result<impl Iterator<Item = Range<usize>>, Failed> {
     if prefill == 0 || prefill >= seq {
-        return Err(exception(format!("a prefill of {prefill} tokens where rows have {seq}")));
+        return Err(exception(format!("a prefill of {} where rows have {seq}", count(prefill, "token"))));
     }
     Ok(std::iter::once(0..prefill).chain((prefill..seq).map(|at| at..at + 1)))
 }
@@ -198,4 +204,21 @@ fn lines_until_abandoned(requests: File) -> mpsc::IntoIter<String> {
             rustix::process::kill_process_group(rustix::process::getpgrp(), rustix::process::Signal::KILL);
     });
     receiver.into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_versions_of_candle_are_those_that_the_lock_pins() {
+        let lock: toml::Table = toml::from_str(include_str!("../../Cargo.lock")).unwrap();
+        let pinned = |name: &str| {
+            let packages = lock["package"].as_array().unwrap();
+            let package = packages.iter().find(|package| package["name"].as_str() == Some(name)).unwrap();
+            package["version"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(CANDLE, pinned("candle-core"));
+        assert_eq!(CANDLE_TRANSFORMERS, pinned("candle-transformers"));
+    }
 }

@@ -20,7 +20,7 @@ use crate::results::{Manifest, ResultsError, RunFolder};
 use crate::spec::atomic;
 use crate::spec::config::is_file_name;
 use crate::spec::machine::{Machine, hex};
-use compare::units::bytes;
+use compare::units::{bytes, count};
 
 /// Where baselines lie in a results folder.
 const FOLDER: &str = "baselines";
@@ -53,7 +53,7 @@ pub enum BaselineError {
     },
     /// A run of which nothing can be compared.
     #[error("no variant of {} has logits", run.display())]
-    #[diagnostic(help("`tfcheck run --resume` completes an interrupted run"))]
+    #[diagnostic(help("`tfcheck run --resume RUN` completes an interrupted run"))]
     Empty {
         /// The run.
         run: PathBuf,
@@ -187,8 +187,8 @@ pub fn save(results: &Path, name: &str, run: Option<&Path>) -> Result<String, Ba
     if let Some(before) = before {
         remove_folder(results, &before)?;
     }
-    let cells = copy.logits.len();
-    Ok(format!("saved {run_name} as baseline `{name}`: {cells} variants with logits, {}", bytes(copy.bytes)))
+    let cells = count(copy.logits.len(), "variant");
+    Ok(format!("saved {run_name} as baseline `{name}`: {cells} with logits, {}", bytes(copy.bytes)))
 }
 
 /// The baselines as a table.

@@ -11,6 +11,7 @@ use compare::verdict::{Decision, Verdict};
 use crate::execute::cell::{Cell, Completed, Outcome};
 use crate::results::Axes;
 use crate::results::localized::Localized;
+use compare::units::count;
 
 /// A whole run, as reports see it.
 #[derive(Clone, Debug)]
@@ -197,14 +198,15 @@ impl CaseView {
         let cost = format!("repeating took {seconds:.1} s");
         Some(if loud.is_empty() {
             format!(
-                "noise floor 0: {} variants repeat bit for bit, in the same process and in a second process{half}; {cost}",
-                known.len()
+                "noise floor 0: {} repeat{} bit for bit, in the same process and in a second process{half}; {cost}",
+                count(known.len(), "variant"),
+                if known.len() == 1 { "s" } else { "" }
             )
         } else {
             format!(
-                "noise floor: {} of {} variants do not repeat themselves bit for bit{half}: {}; {cost}",
+                "noise floor: {} of {} do not repeat themselves bit for bit{half}: {}; {cost}",
                 loud.len(),
-                known.len(),
+                count(known.len(), "variant"),
                 loud.join(", ")
             )
         })

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::machine::Machine;
+use compare::units::count;
 
 /// The machine, the environments and the checkpoints of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,7 +92,7 @@ impl EnvironmentRecord {
         let machine = &self.machine;
         let gib = machine.memory_bytes as f64 / f64::from(1 << 30);
         let mut rows = vec![
-            ("CPU".to_owned(), format!("{}, {} cores, {gib:.0} GiB", machine.cpu, machine.cores)),
+            ("CPU".to_owned(), format!("{}, {}, {gib:.0} GiB", machine.cpu, count(machine.cores, "core"))),
             ("Threads".to_owned(), self.threads.to_string()),
             ("System".to_owned(), machine.system.clone()),
             ("tfcheck".to_owned(), format!("{}, {}", machine.tfcheck, machine.rustc)),

@@ -73,7 +73,7 @@ pub enum ResultsError {
 fn io_hint(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "free some space, then `tfcheck run --resume` the run: finished cells are kept"
+            "free some space, then complete the run with `tfcheck run --resume RUN`: finished cells are kept"
         }
         io::ErrorKind::PermissionDenied => {
             "check the folder's owner and mode, or name another with --results"
@@ -317,6 +317,7 @@ mod tests {
             config: crate::spec::config::Config::default(),
             folder: PathBuf::new(),
             baseline: None,
+            plan: None,
             cases: vec![],
             notes: vec![],
         };

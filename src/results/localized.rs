@@ -2,7 +2,7 @@
 
 pub use compare::evidence::NearTies;
 use compare::evidence::Replayed;
-use compare::units::bytes;
+use compare::units::{bytes, count};
 use reference::protocol::Dtype;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -60,7 +60,7 @@ impl Localized {
         let size = bytes(self.captured_bytes);
         let overhead =
             self.overhead.map_or_else(String::new, |times| format!(" in {times:.1} times a plain pass"));
-        format!("{} module calls compared, {size} captured{overhead}, {seconds:.1} s", self.modules)
+        format!("{} compared, {size} captured{overhead}, {seconds:.1} s", count(self.modules, "module call"))
     }
 
     /// Why a choice of other experts is rounding, where that is what was found.

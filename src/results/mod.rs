@@ -16,6 +16,7 @@ pub use crate::execute::cell::SCHEMA_VERSION;
 pub use folder::{ResultsError, RunFolder, write_file};
 
 use crate::spec::config::{Config, Padding};
+use crate::spec::plan::Plan;
 use crate::spec::variant::Variant;
 use compare::verdict::Overrides;
 
@@ -33,6 +34,10 @@ pub struct Manifest {
     pub folder: PathBuf,
     /// Name of the variant that speed-ups are measured against.
     pub baseline: Option<String>,
+    /// The cells with the axes, the checkpoint and the environment of each; `None` in runs of a tfcheck that did not
+    /// keep them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
     /// The cases, in order.
     pub cases: Vec<Case>,
     /// What a person must know about the run as a whole.

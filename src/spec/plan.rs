@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::spec::config::{Config, Padding, TorchBackend, VersionSource};
 use crate::spec::variant::Variant;
@@ -13,6 +13,7 @@ use crate::spec::variant::Variant;
 mod build;
 mod columns;
 mod filter;
+mod saved;
 mod text;
 
 pub(crate) use columns::release_order;
@@ -20,7 +21,7 @@ pub(crate) use filter::glob;
 pub use filter::{FilterError, Filters};
 
 /// Everything that a run will do.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// The cases that have cells, in the order of the config.
     pub cases: Vec<CasePlan>,
@@ -33,7 +34,7 @@ pub struct Plan {
 }
 
 /// One checkpoint with one batch of inputs.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CasePlan {
     /// Short and safe as a file name: `llama-128`, `smollm2-135m-b4-512-left`.
     pub name: String,
@@ -44,7 +45,7 @@ pub struct CasePlan {
 }
 
 /// One batch of inputs, still as text and numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "form", rename_all = "snake_case")]
 pub enum InputsPlan {
     /// The config's prompts, a row each.
@@ -61,13 +62,13 @@ pub enum InputsPlan {
         /// Side of shorter rows that is filled up.
         padding: Padding,
         /// Tokens of the prefill, where the rest is decoded through the KV cache; one pass otherwise.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         prefill: Option<usize>,
     },
 }
 
 /// One Python environment; versions of equal content share it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EnvironmentPlan {
     /// Names of the versions that run in it.
     pub versions: Vec<String>,
@@ -76,7 +77,7 @@ pub struct EnvironmentPlan {
 }
 
 /// How an environment comes to be.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "origin", rename_all = "snake_case")]
 pub enum EnvironmentOrigin {
     /// It exists and is used as it is.
@@ -102,7 +103,7 @@ pub enum EnvironmentOrigin {
 }
 
 /// One case in one variant.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CellPlan {
     /// Index into [`Plan::cases`].
     pub case: usize,
@@ -128,6 +129,22 @@ impl InputsPlan {
             Self::Sweep { prefill, .. } => prefill,
         }
     }
+
+    /// Tokens of the longest row; `None` for prompts, whose tokens are not counted yet.
+    pub fn length(self) -> Option<usize> {
+        match self {
+            Self::Prompts { .. } => None,
+            Self::Sweep { length, .. } => Some(length),
+        }
+    }
+
+    /// Batch size; `None` for prompts, a row each.
+    pub fn batch(self) -> Option<usize> {
+        match self {
+            Self::Prompts { .. } => None,
+            Self::Sweep { batch, .. } => Some(batch),
+        }
+    }
 }
 
 impl Plan {
@@ -146,6 +163,34 @@ impl Plan {
     /// A pattern that matches no cell, or nothing left to run.
     pub fn filtered(&self, filters: &Filters, config: &Config) -> Result<Self, PlanError> {
         filter::filtered(self, filters, config)
+    }
+
+    /// The cells for which `is_wanted` holds, without the cases and environments that only the others needed. A baseline
+    /// that is left out gives way to the default one.
+    ///
+    /// # Errors
+    /// Nothing is left to run.
+    pub fn selected(
+        mut self,
+        config: &Config,
+        mut is_wanted: impl FnMut(&CasePlan, &CellPlan) -> bool,
+    ) -> Result<Self, PlanError> {
+        let cases = std::mem::take(&mut self.cases);
+        self.cells.retain(|cell| is_wanted(&cases[cell.case], cell));
+        self.cases = cases;
+        filter::settled(self, config)
+    }
+
+    /// A plan that was read from a run folder, checked: what it refers to exists, in itself and in `config`, and the
+    /// names of its cases are safe as file names.
+    ///
+    /// # Errors
+    /// The plan is not one of `config`.
+    pub fn checked(self, config: &Config) -> Result<Self, PlanError> {
+        match saved::problem(&self, config) {
+            Some(problem) => Err(PlanError::Saved(problem)),
+            None => Ok(self),
+        }
     }
 
     /// The name by which filters know a cell: `llama-128/4.54.0_eager_sdpa`.
@@ -180,6 +225,10 @@ pub enum PlanError {
         "list a version under [[versions]], a mode under [candle] or a program under [[commands]]"
     ))]
     Empty,
+    /// The plan of a run folder does not hold together.
+    #[error("the plan in run.json {0}")]
+    #[diagnostic(help("start a new run: this one cannot be resumed"))]
+    Saved(String),
     /// A filter went wrong.
     #[error(transparent)]
     #[diagnostic(transparent)]

@@ -3,8 +3,8 @@
 use std::fmt::{Display, Formatter, Result};
 
 use super::{
-    Basis, Borrowed, ByOracles, ByTolerance, Comparison, Evidence, Excess, Large, NotFinite, Replayed,
-    Routing, Unsteady,
+    Basis, Borrowed, ByOracles, ByRecording, ByTolerance, Comparison, Evidence, Excess, Large, NotFinite,
+    RecordedRounding, Replayed, Routing, Unsteady,
 };
 use crate::repeat::times;
 
@@ -25,6 +25,7 @@ impl Display for Evidence {
             Self::Incomparable { reason } => write!(out, "{reason}"),
             Self::Identical { elements } => write!(out, "all {elements} compared values are equal"),
             Self::Tolerance { found } => write!(out, "{found}"),
+            Self::Recorded { found } => write!(out, "{found}"),
             Self::Oracles { agreement, compared_with, large, found } => {
                 if let Some(agreement) = agreement {
                     write!(out, "the float64 results agree to {agreement:.1e}; ")?;
@@ -51,6 +52,38 @@ impl Display for ByTolerance {
                 "relative L2 {relative_l2:.2e} is within {}'s {limit:.1e}, and so is every position; no float64 oracle was run",
                 dtype.name()
             ),
+        }
+    }
+}
+
+impl Display for ByRecording {
+    fn fmt(&self, out: &mut Formatter<'_>) -> Result {
+        let (relative_l2, dtype, limit, rounding) = match self {
+            Self::NotFinite { sides } => return not_finite(out, sides),
+            Self::Beyond(excess) => return write!(out, "{excess}"),
+            Self::Within { relative_l2, dtype, limit, rounding } => (relative_l2, dtype, limit, rounding),
+        };
+        if rounding.as_ref().is_none_or(|rounding| rounding.is_within_dynamo) {
+            write!(
+                out,
+                "relative L2 {relative_l2:.2e} is within {}'s {limit:.1e}, and so is every position",
+                dtype.name()
+            )?;
+        }
+        let Some(RecordedRounding { variant, dtype, rmse: [own, recorded], is_within_dynamo }) = rounding
+        else {
+            return Ok(());
+        };
+        let separator = if *is_within_dynamo { "; " } else { "" };
+        write!(
+            out,
+            "{separator}RMSE is {own:.2e} for {variant} and {recorded:.2e} for the recorded code in {}",
+            dtype.name()
+        )?;
+        if *is_within_dynamo {
+            write!(out, ", within dynamo's rule")
+        } else {
+            write!(out, ": {variant} exceeds dynamo's rule")
         }
     }
 }

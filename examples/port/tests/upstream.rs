@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use port::{Bug, Llama};
-use tfcheck_assert::{Recording, assert_port};
+use tfcheck_port::{Recording, assert_port};
 
 /// The checkpoint of the recording. It is synthetic, so its weights are made here; a real one would be
 /// the folder that `PORT_CHECKPOINT` names.

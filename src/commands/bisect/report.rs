@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::hunt::bisect::record::{ChangePoint, Localization, Log, Over, Phase, Step};
 use crate::hunt::bisect::search::{Answer, Change};
+use compare::units::count;
 
 /// Files of a commit that are named.
 const MOST_FILES: usize = 12;
@@ -125,7 +126,11 @@ fn sentences(log: &Log, phase: &Phase) -> Vec<String> {
         several => format!(", {several} revisions could not be tested"),
     };
     let seconds = phase.steps.iter().map(|step| step.elapsed_ns).sum::<u64>() as f64 / 1e9;
-    said.push(format!("{} runs of at most {}{skipped}; {seconds:.0} s in steps", phase.runs(), phase.bound));
+    said.push(format!(
+        "{} of at most {}{skipped}; {seconds:.0} s in steps",
+        count(phase.runs(), "run"),
+        phase.bound
+    ));
     said.extend(phase.notes.iter().map(|note| format!("note: {note}")));
     said
 }
@@ -173,7 +178,7 @@ fn about(phase: &Phase, change: &ChangePoint) -> Vec<String> {
             commit.files.iter().take(MOST_FILES).map(|file| format!("    {}", file.replace('\t', " "))),
         );
         if commit.files.len() > MOST_FILES {
-            said.push(format!("    and {} files more", commit.files.len() - MOST_FILES));
+            said.push(format!("    and {} more", count(commit.files.len() - MOST_FILES, "file")));
         }
     }
     if !change.packages.is_empty() {

@@ -1,4 +1,4 @@
-//! What a story says, section by section.
+//! What a story says, section by section; `next` adds what to do about it.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -11,8 +11,7 @@ use compare::matrix::PairOutcome;
 use compare::metric::{self, MAX_ABS, Metric, RELATIVE_L2, RMSE, Value};
 use compare::metrics::{PairMetrics, PositionIndex, PositionMetrics, Side};
 use compare::timing::{Statistic, change, summarize};
-use compare::units::bytes;
-use compare::verdict::Decision;
+use compare::units::{bytes, count};
 
 /// Positions that are shown, the worst first.
 const WORST: usize = 5;
@@ -42,15 +41,14 @@ pub(super) fn tell(pair: &Pair<'_>) -> String {
     notes(&mut text, pair);
     environment(&mut text, pair);
     times(&mut text, [a, b]);
-    next(&mut text, pair);
     text
 }
 
-fn sides<'a>(pair: &'a Pair<'_>) -> [&'a Cell; 2] {
+pub(super) fn sides<'a>(pair: &'a Pair<'_>) -> [&'a Cell; 2] {
     [&pair.view.cells[0], &pair.view.cells[1]]
 }
 
-fn decision<'a>(pair: &'a Pair<'_>) -> Option<&'a compare::verdict::Verdict> {
+pub(super) fn decision<'a>(pair: &'a Pair<'_>) -> Option<&'a compare::verdict::Verdict> {
     let [a, b] = sides(pair);
     pair.view.verdicts.iter().find(|verdict| verdict.a == a.name && verdict.b == b.name)
 }
@@ -80,7 +78,8 @@ fn numbers(text: &mut String, pair: &Pair<'_>, metrics: &PairMetrics) {
     heading(text, "Numbers");
     let [a, b] = sides(pair);
     let last = if metrics.last_positions_only { ", last positions only" } else { "" };
-    line(text, &format!("  over {} positions{last}, {} logits", metrics.positions, metrics.elements));
+    let (positions, logits) = (count(metrics.positions, "position"), count(metrics.elements, "logit"));
+    line(text, &format!("  over {positions}{last}, {logits}"));
     // What a place is called, with the input token that stands there.
     let words = |metric: &Metric, value: Value| {
         let words = value.words(metric.format);
@@ -296,67 +295,10 @@ fn times(text: &mut String, sides: [&Cell; 2]) {
     }
 }
 
-fn next(text: &mut String, pair: &Pair<'_>) {
-    heading(text, "What to do next");
-    let [a, b] = sides(pair);
-    let both_transformers =
-        a.variant.runner == Runner::Transformers && b.variant.runner == Runner::Transformers;
-    let has_oracle = pair.view.accuracies.iter().any(|accuracy| accuracy.variant < 2);
-    let localize =
-        format!("tfcheck localize --run {} --case {} {} {}", pair.run, pair.case.name, a.name, b.name);
-    let mut steps: Vec<String> = Vec::new();
-    match decision(pair).map(|verdict| &verdict.decision) {
-        Some(Decision::Identical) => steps.push("nothing to do: the logits are identical".into()),
-        Some(Decision::SameMathematics) => {
-            steps.push("nothing to fix: the difference is rounding".into());
-        }
-        Some(Decision::WorseRounding { worse }) => {
-            steps.push(format!(
-                "check what {worse} accumulates or stores in a lower precision; `{localize}` shows where its error grows, module by module"
-            ));
-        }
-        Some(Decision::Diverged) => {
-            if !has_oracle {
-                steps.push(
-                    "run it with `oracle = true` under [run]: float64 tells which side is wrong".into(),
-                );
-            }
-            if pair.view.localized.is_empty() {
-                steps.push(format!(
-                    "`{localize}` finds the first module whose input agrees and whose output differs"
-                ));
-            }
-            if both_transformers && a.variant.version != b.variant.version {
-                steps.push(format!(
-                    "`tfcheck bisect --good {} --bad {}` finds the release, or the commit, that changed it",
-                    a.variant.version, b.variant.version
-                ));
-            }
-            if !both_transformers {
-                steps.push(
-                    "check the config keys above: a key that one side ignores is the most likely cause"
-                        .into(),
-                );
-            }
-        }
-        Some(Decision::Incomparable { .. }) => {
-            steps.push(
-                "give both sides the same inputs and head, so that their logits can be compared".into(),
-            );
-        }
-        Some(Decision::NotRun { .. }) | None => {
-            steps.push("fix the cell that has no result (see its worker.log in the run folder), then run `tfcheck run --resume`".into());
-        }
-    }
-    for step in steps {
-        line(text, &format!("  - {step}"));
-    }
-}
-
-fn heading(text: &mut String, title: &str) {
+pub(super) fn heading(text: &mut String, title: &str) {
     line(text, &format!("\n{title}"));
 }
 
-fn line(text: &mut String, content: &str) {
+pub(super) fn line(text: &mut String, content: &str) {
     writeln!(text, "{content}").expect("a String takes every write");
 }

@@ -72,14 +72,15 @@ pub(super) fn config(wanted: Wanted<'_>) -> Config {
 /// When the config makes no plan.
 pub(super) fn plan(config: &Config, device: &str) -> Result<Plan> {
     let mut plan = Plan::new(config, "cpu")?;
-    let names: Vec<String> = plan.cases.iter().map(|case| case.name.clone()).collect();
+    let cases = plan.cases.clone();
     plan.cells.retain(|cell| {
-        // Through the cache goes the batch alone, whose rows are of several lengths.
-        let is_one_row_cached =
-            names[cell.case].contains("-prefill") && !names[cell.case].contains(&format!("-b{ROWS}-"));
-        // A classifier's one row is a handful of numbers, of which the CPU's rounding may be small by luck.
-        let is_luck = names[cell.case].contains("classifier")
-            && !names[cell.case].contains(&format!("-b{ROWS}-"))
+        let case = &cases[cell.case];
+        let is_one_row = case.inputs.batch() == Some(1);
+        // Only the batch goes through the cache, because its rows are of several lengths.
+        let is_one_row_cached = case.inputs.prefill().is_some() && is_one_row;
+        // A classifier's one row is a handful of numbers, of which the CPU's rounding may be small by chance.
+        let is_luck = is_classifier(&config.checkpoints[case.checkpoint].source)
+            && is_one_row
             && matches!(cell.variant.dtype, Dtype::Bf16 | Dtype::F16);
         let is_side = cell.variant.mode == Mode::Fused && is_gpu(&cell.variant)
             || cell.variant.mode == Mode::Eager && !is_gpu(&cell.variant);
@@ -97,6 +98,15 @@ pub(super) fn plan(config: &Config, device: &str) -> Result<Plan> {
     plan.baseline = plan.cells.iter().find(first).map(|cell| cell.variant.name()).unwrap_or_default();
     plan.drop_unused();
     Ok(plan)
+}
+
+/// Whether a synthetic checkpoint has a classification head, as its config's architecture says.
+fn is_classifier(source: &CheckpointSource) -> bool {
+    let CheckpointSource::Synthetic { model_type, variant } = source else { return false };
+    models::synthetic::config(model_type, variant.as_deref().unwrap_or_default()).is_ok_and(|config| {
+        let architecture = config["architectures"][0].as_str().unwrap_or_default();
+        architecture.ends_with("ForSequenceClassification")
+    })
 }
 
 fn is_gpu(variant: &Variant) -> bool {

@@ -17,7 +17,7 @@ use super::speed::Speed;
 use crate::commands::bench::table;
 use crate::judge::exit_code::ExitCode;
 use crate::spec::machine::Machine;
-use compare::units::bytes;
+use compare::units::{bytes, count};
 
 /// Raised with every change of the JSON's form.
 const SCHEMA_VERSION: u32 = 1;
@@ -220,7 +220,7 @@ impl Report {
                 ),
             );
         }
-        line(&mut text, &format!("- CPU: {}, {} cores", self.machine.cpu, self.machine.cores));
+        line(&mut text, &format!("- CPU: {}, {}", self.machine.cpu, count(self.machine.cores, "core")));
         line(&mut text, &format!("- tfcheck {}, {}", self.machine.tfcheck, self.machine.rustc));
         line(&mut text, &format!("- torch and transformers of `{}`", self.python));
         let policy =

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use miette::Result;
-use reference::protocol::Attention;
+use reference::protocol::{Attention, Mode};
 use serde::Serialize;
 
 use super::items::Shape;
@@ -25,7 +25,6 @@ pub(super) const TORCH: &str = "torch";
 
 /// The run's config.
 pub(super) fn config(shape: &Shape, python: &Path, device: Device) -> Config {
-    use reference::protocol::Mode;
     // candle's own tensors are on a GPU in a build with that feature only.
     let is_eager_there = cfg!(feature = "cuda") || device == Device::Cpu;
     let modes = if is_eager_there { vec![Mode::Eager, Mode::Fused] } else { vec![Mode::Fused] };
@@ -120,11 +119,17 @@ pub(super) fn read(run: &Path, shape: &Shape) -> Result<Speed> {
 
 pub(super) fn fold(view: &RunView, shape: &Shape) -> Speed {
     let tables = bench::fold(view).tables;
+    let variant = |name: &str| {
+        let mut cells = view.cases.iter().flat_map(|case| &case.cells);
+        cells.find(|cell| cell.name == name).map(|cell| &cell.variant)
+    };
+    let is_fused_over_torch = |ratio: &&bench::Ratio| {
+        variant(&ratio.variant).is_some_and(|variant| variant.mode == Mode::Fused)
+            && variant(&ratio.over).is_some_and(|variant| variant.version == TORCH)
+    };
     let targets = ["prefill", "decode"].into_iter().zip(shape.targets).filter_map(|(pass, wanted)| {
         let table = tables.iter().find(|table| table.pass == pass);
-        let fused = table.and_then(|table| {
-            table.ratios.iter().find(|ratio| ratio.variant.contains("fused") && ratio.over.starts_with(TORCH))
-        });
+        let fused = table.and_then(|table| table.ratios.iter().find(is_fused_over_torch));
         Some(Target { pass: pass.to_owned(), wanted: wanted?, found: fused.map(|ratio| ratio.ratio) })
     });
     let targets = targets.collect();

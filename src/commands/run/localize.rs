@@ -17,7 +17,11 @@ use crate::spec::machine::Machine;
 use crate::spec::nearest::nearest;
 use crate::spec::plan::{CasePlan, CellPlan};
 use crate::spec::variant::{Runner, Variant};
+<<<<<<< HEAD
 use compare::groups::Group;
+=======
+use compare::units::count;
+>>>>>>> main
 use compare::verdict::Decision;
 
 /// Pairs of one group that the end of a run tries in vain: where the first cannot be captured another may.
@@ -178,7 +182,7 @@ pub(super) struct Ended<'a> {
     pub(super) folder: &'a RunFolder,
     pub(super) manifest: &'a Manifest,
     pub(super) cases: &'a [PreparedCase],
-    pub(super) runners: &'a Runners,
+    pub(super) runners: &'a Runners<'a>,
 }
 
 /// Which of a run's diverging pairs: what is found of the first ones may say that later ones do not diverge.
@@ -207,6 +211,21 @@ impl Ended<'_> {
                 view.notes = notes;
             }
         }
+<<<<<<< HEAD
+=======
+        let run = self.folder.path().display();
+        for index in 0..self.cases.len() {
+            let case = &view.cases[index];
+            let left_out = self.pairs(index, case, &tried).len();
+            if left_out > 0 && !self.is_stopped() {
+                view.notes.push(format!(
+                    "{}: {} diverging, not localised; `tfcheck localize --run {run} A B` does one",
+                    case.name,
+                    count(left_out, "more pair")
+                ));
+            }
+        }
+>>>>>>> main
         Ok(view)
     }
 
@@ -335,7 +354,7 @@ fn is_own([a, b]: &[&CellPlan; 2]) -> bool {
 struct Pair<'a> {
     order: &'a Order<'a>,
     prepared: &'a PreparedCase,
-    runners: &'a Runners,
+    runners: &'a Runners<'a>,
     case: &'a str,
     /// Where workers log and captured tensors pass through.
     logs: &'a Path,

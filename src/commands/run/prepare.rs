@@ -14,6 +14,7 @@ use crate::spec::config::{self, InputsForm, Padding};
 use crate::spec::inputs::{self, Inputs, Prompt, Spec, Texts};
 use crate::spec::machine::{self, Machine};
 use crate::spec::plan::{CasePlan, EnvironmentOrigin, EnvironmentPlan, InputsPlan};
+use compare::units::count;
 
 /// An environment, or the message that its cells carry instead.
 pub(super) type EnvironmentResult = Result<Environment, String>;
@@ -144,9 +145,11 @@ fn environments(order: &Order) -> Result<Vec<EnvironmentResult>> {
     }
     let names: Vec<String> = plans.iter().map(|plan| plan.versions.join(", ")).collect();
     let task = order.progress.task("environments", specifications.len() as u64);
-    // uv lists every package; that is for the log.
+    // uv lists every package; that is for the log. A line `$ …` is a command.
     let show = |index: usize, line: &str| {
-        if line.trim_start().starts_with(['+', '-', '~']) {
+        if line.starts_with("$ ") {
+            order.progress.detail(&format!("{}: {line}", names[index]));
+        } else if line.trim_start().starts_with(['+', '-', '~']) {
             order.progress.log(&format!("{}: {line}", names[index]));
         } else {
             task.line(&format!("{}: {line}", names[index]));
@@ -212,6 +215,7 @@ pub(super) fn manifest(order: &Order, cases: &[PreparedCase], stamp: String, not
         config: order.config.clone(),
         folder: order.config.folder.clone(),
         baseline: Some(plan.baseline.clone()),
+        plan: Some(plan.clone()),
         cases: plan.cases.iter().zip(cases).enumerate().map(case).collect(),
         notes,
     }
@@ -230,7 +234,7 @@ fn describe_inputs(inputs: &Inputs, prefill: Option<usize>) -> String {
     };
     let cached =
         prefill.map(|n| format!(", {n} prefilled, the rest through the KV cache")).unwrap_or_default();
-    format!("batch {}, {} tokens{padding}{cached}", inputs.batch, inputs.seq)
+    format!("batch {}, {}{padding}{cached}", inputs.batch, count(inputs.seq, "token"))
 }
 
 /// Name to version of what a lock pins: `uv.lock`, or `name==version` lines of an environment that exists.

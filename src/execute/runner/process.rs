@@ -31,7 +31,7 @@ pub struct ProcessRunner {
 }
 
 impl Runner for ProcessRunner {
-    fn start<'a>(&self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
         Ok(Box::new(ProcessSession { worker: self.worker(log)?, stop }))
     }
 }

@@ -33,7 +33,7 @@ impl SharedRunner {
 }
 
 impl Runner for SharedRunner {
-    fn start<'a>(&self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
         let worker = match take(&self.idle) {
             Some(worker) => {
                 // Where the log would be, which is that of the worker's first cell, the logits will be.

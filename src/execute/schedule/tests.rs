@@ -1,12 +1,14 @@
 //! The scheduler against scripted workers: what it asks, in which order, and what it keeps.
 
+mod fake;
+
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor};
 use reference::protocol::{Dtype, LOGITS, Mode, PROTOCOL_VERSION};
 
 use super::*;
-use crate::execute::runner::fake::{FakeRunner, Journal, Script};
+use fake::{FakeRunner, Journal, Script};
 
 struct Stage {
     results: tempfile::TempDir,

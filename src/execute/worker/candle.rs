@@ -92,7 +92,7 @@ impl Engine for CandleEngine {
             ));
         }
         let mut libraries = BTreeMap::from([
-            ("candle".to_owned(), "0.11.1".to_owned()),
+            ("candle".to_owned(), super::CANDLE.to_owned()),
             ("tfcheck".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         ]);
         if let Place::Gpu(accelerator) = &place {

@@ -76,7 +76,7 @@ impl Engine for PortEngine {
         self.loaded =
             Some(Loaded { pass, batch, positions: adapter.positions, caches: adapter.caches, device });
         Ok(Ready {
-            libraries: [("candle-transformers".to_owned(), "0.11.1".to_owned())].into(),
+            libraries: [("candle-transformers".to_owned(), super::CANDLE_TRANSFORMERS.to_owned())].into(),
             load_ns: start.elapsed().as_nanos() as u64,
             notes,
             // serde drops what a port's `Config` has no field for.
@@ -157,7 +157,8 @@ fn with_positions(logits: Tensor, positions: Positions) -> Result<Tensor, Failed
 fn adapter(model_type: &str) -> Result<&'static Adapter, Failed> {
     ADAPTERS.iter().find(|adapter| adapter.model_type == model_type).ok_or_else(|| {
         unsupported(format!(
-            "candle-transformers 0.11.1 has no port of model_type `{model_type}` that tfcheck runs"
+            "candle-transformers {} has no port of model_type `{model_type}` that tfcheck runs",
+            super::CANDLE_TRANSFORMERS
         ))
     })
 }

@@ -2,6 +2,8 @@
 
 use reference::protocol::Mode;
 
+use compare::units::count;
+
 use super::{
     Checkpoint, CheckpointSource, Command, Config, Environment, Inputs, Run, Version, VersionSource,
 };
@@ -199,7 +201,7 @@ impl Found {
                 if longest.is_some_and(|longest| *tokens >= longest) {
                     self.value(
                         at!["inputs", "prefill", index],
-                        format!("no length is longer than the prefill of {tokens} tokens"),
+                        format!("no length is longer than the prefill of {}", count(*tokens, "token")),
                         "use fewer tokens than the longest of `lengths`, so that tokens remain to be decoded",
                     );
                 }

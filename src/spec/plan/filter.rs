@@ -48,6 +48,11 @@ pub(super) fn filtered(plan: &Plan, filters: &Filters, config: &Config) -> Resul
         (filters.only.is_empty() || any(&filters.only, case, variant)) && !any(&filters.skip, case, variant)
     });
     left.cells.retain(|_| wanted.next() == Some(true));
+    settled(left, config)
+}
+
+/// A plan of which cells were dropped.
+pub(super) fn settled(mut left: Plan, config: &Config) -> Result<Plan, PlanError> {
     if left.cells.is_empty() {
         return Err(FilterError::NothingLeft.into());
     }

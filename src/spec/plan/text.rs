@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::{CellPlan, EnvironmentOrigin, InputsPlan, Plan};
 use crate::spec::config::{Config, InputsForm, Padding, VersionSource};
+use compare::units::count;
 
 pub(super) fn text(plan: &Plan, config: &Config) -> String {
     let mut out = String::new();
@@ -124,10 +125,6 @@ fn origin(origin: &EnvironmentOrigin) -> String {
             parts.join(", ")
         }
     }
-}
-
-fn count(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 fn widest(names: &[String]) -> usize {

@@ -6,9 +6,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PySlice};
 
 use super::clock::Clock;
+use super::context::within;
 use super::failure::Stop;
-use super::forward::{logits, within};
 use super::load::Loaded;
+use super::output::logits;
 use crate::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS, Positions};
 
 /// The argument and the field by which every version passes a cache.
@@ -42,7 +43,7 @@ pub(super) fn decode<'py>(
     let ids = required(arguments, INPUT_IDS)?;
     let seq: usize = ids.call_method1("size", (1,))?.extract()?;
     if prefill == 0 || prefill >= seq {
-        return Err(Stop::exception(format!("a prefill of {prefill} tokens where rows have {seq}")));
+        return Err(Stop::exception(format!("a prefill of {prefill} where rows have {seq} tokens")));
     }
     let mut parts = Vec::new();
     let mut past: Option<Bound<'py, PyAny>> = None;

@@ -5,8 +5,9 @@ use std::ffi::CString;
 use pyo3::prelude::*;
 use serde_json::Value;
 
+use super::context::within;
 use super::failure::Stop;
-use super::forward::{self, within};
+use super::forward;
 use super::load::Loaded;
 use crate::protocol::{Capture, Captured, CapturedModule, Dtype, Replay, Replayed};
 

@@ -44,13 +44,14 @@ pub(super) fn notes(py: Python<'_>) -> PyResult<Vec<String>> {
     let mut notes = vec![if graphs == 0 {
         "torch.compile created no graph: the model ran in eager mode".to_owned()
     } else {
-        format!("torch.compile made {graphs} graphs")
+        format!("torch.compile made {graphs} graph{}", if graphs == 1 { "" } else { "s" })
     }];
     if let Some(breaks) = counters.get_item("graph_break")? {
         for item in breaks.call_method0("items")?.try_iter()? {
             let (reason, count): (String, u64) = item?.extract()?;
             let reason = reason.lines().next().unwrap_or_default().to_owned();
-            notes.push(format!("graph broken {count} times: {reason}"));
+            let times = if count == 1 { "once".to_owned() } else { format!("{count} times") };
+            notes.push(format!("graph broken {times}: {reason}"));
         }
     }
     Ok(notes)

@@ -8,8 +8,8 @@ use std::ffi::CString;
 
 use pyo3::prelude::*;
 
+use super::context::within;
 use super::failure::Stop;
-use super::forward::within;
 
 /// Said of every model in f64.
 pub(super) const NOTE: &str = "float64 throughout: transformers' casts to float32 (norms, softmax, rope tables) are widened to float64; times are not those of plain transformers";

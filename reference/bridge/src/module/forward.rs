@@ -10,8 +10,10 @@ use pyo3::types::PyDict;
 use safetensors::tensor::TensorView;
 
 use super::clock::Clock;
+use super::context::within;
 use super::failure::Stop;
 use super::load::Loaded;
+use super::output::logits;
 use super::{cached, compile, dlpack, memory};
 use crate::protocol::{Dtype, Forward, Forwarded, LOGITS, Positions};
 
@@ -68,37 +70,6 @@ pub(super) fn call<'py>(
         Ok((output, clock.stop()?))
     };
     within(&mode, || loaded.float64.within(py, timed))
-}
-
-/// Runs `body` inside a Python context manager, which is left whatever happens.
-pub(super) fn within<T, E: From<PyErr>>(
-    context: &Bound<'_, PyAny>,
-    body: impl FnOnce() -> Result<T, E>,
-) -> Result<T, E> {
-    context.call_method0("__enter__")?;
-    let result = body();
-    let none = context.py().None();
-    let left = context.call_method1("__exit__", (&none, &none, &none));
-    let value = result?;
-    left?;
-    Ok(value)
-}
-
-/// `logits`, or the last hidden states of a model without a head, `[batch, seq, width]`.
-pub(super) fn logits<'py>(output: &Bound<'py, PyAny>) -> Result<(Bound<'py, PyAny>, Positions), Stop> {
-    for name in ["logits", "last_hidden_state"] {
-        let Some(tensor) = output.getattr_opt(name)? else {
-            continue;
-        };
-        let dimensions: usize = tensor.call_method0("dim")?.extract()?;
-        return match dimensions {
-            3 => Ok((tensor, Positions::All)),
-            // One score vector a sequence: a sequence classifier.
-            2 => Ok((tensor.call_method1("unsqueeze", (1,))?, Positions::Last)),
-            other => Err(Stop::exception(format!("{name} has {other} dimensions"))),
-        };
-    }
-    Err(Stop::unsupported(format!("{} has neither logits nor last_hidden_state", output.get_type().name()?)))
 }
 
 /// Writes `logits` as f32 (f64 when that is the dtype) under a temporary name, synced and renamed; its

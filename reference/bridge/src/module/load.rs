@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::failure::Stop;
 use super::float64::{self, Float64};
+use super::report::attention_name;
 use super::{compile, inputs, report};
 use crate::protocol::{Attention, Dtype, Load, Mode, PROTOCOL_VERSION, Ready};
 use crate::translation::{Translated, translate};
@@ -274,14 +275,6 @@ fn keywords<'py>(
         keywords.set_item("ignore_mismatched_sizes", true)?;
     }
     Ok(keywords)
-}
-
-/// As transformers spells it.
-pub(super) fn attention_name(attention: Attention) -> &'static str {
-    match attention {
-        Attention::Eager => "eager",
-        Attention::Sdpa => "sdpa",
-    }
 }
 
 fn libraries(

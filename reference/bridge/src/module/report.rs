@@ -7,7 +7,6 @@ use pyo3::types::PyDict;
 use serde_json::{Map, Value};
 
 use super::failure::Stop;
-use super::load::attention_name;
 use crate::protocol::Attention;
 use crate::translation::rope_thetas;
 
@@ -171,6 +170,14 @@ pub(super) fn attention(model: &Bound<'_, PyAny>, asked: Option<Attention>) -> R
         ))),
         (None, Some(taken)) => Ok(Some(format!("attention {taken}, the model's default"))),
         _ => Ok(None),
+    }
+}
+
+/// As transformers spells it.
+pub(super) fn attention_name(attention: Attention) -> &'static str {
+    match attention {
+        Attention::Eager => "eager",
+        Attention::Sdpa => "sdpa",
     }
 }
 

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict, PyList, PyTuple};
 
+use super::context::within;
 use super::failure::Stop;
+use super::forward;
 use super::load::Loaded;
-use super::{forward, forward::within};
 use crate::protocol::Trace;
 
 /// Profiles one pass, with a range for every module of an eager model.

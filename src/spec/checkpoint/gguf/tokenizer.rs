@@ -70,7 +70,7 @@ pub(super) fn build(
         spelled.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
     if vocabulary.len() != spelled.len() {
         notes.push(format!(
-            "{} tokens of the vocabulary are spelled alike; the last one is used",
+            "tokens of the vocabulary that are spelled like another one: {}; the last one is used",
             spelled.len() - vocabulary.len()
         ));
     }

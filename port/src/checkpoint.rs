@@ -1,0 +1,67 @@
+//! The recorded checkpoint's files: made anew where they are synthetic, else checked.
+
+use std::path::{Path, PathBuf};
+
+use crate::recording::{Error, Recording, file_sha256};
+
+impl Recording {
+    /// Checks that `folder` holds the files that were recorded.
+    ///
+    /// # Errors
+    /// When a file is absent or another one; the message names it.
+    pub fn verify(&self, folder: &Path) -> Result<(), Error> {
+        let checkpoint = &self.recorded.checkpoint;
+        for (name, digest) in &self.recorded.files {
+            if file_sha256(&folder.join(name))? != *digest {
+                let problem = format!("{name} is not that of the recorded checkpoint `{checkpoint}`");
+                return Err(Error::Checkpoint { folder: folder.to_owned(), problem });
+            }
+        }
+        Ok(())
+    }
+
+    /// A folder with the recorded checkpoint: the one that the environment variable `variable` names, or
+    /// else the synthetic one, made below the system's temporary folder once; checked in either case.
+    ///
+    /// # Errors
+    /// When there is neither, or its files are not the recorded ones.
+    pub fn checkpoint(&self, variable: &str) -> Result<PathBuf, Error> {
+        let folder = match std::env::var_os(variable) {
+            Some(folder) => PathBuf::from(folder),
+            None => self.make()?.ok_or_else(|| Error::Checkpoint {
+                folder: self.folder.clone(),
+                problem: format!(
+                    "set {variable} to a folder with `{}`, which is not made here",
+                    self.recorded.checkpoint
+                ),
+            })?,
+        };
+        self.verify(&folder)?;
+        Ok(folder)
+    }
+
+    /// Without the feature `synthetic` nothing can be made.
+    #[cfg(not(feature = "synthetic"))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "the same as with the feature")]
+    fn make(&self) -> Result<Option<PathBuf>, Error> {
+        Ok(None)
+    }
+
+    /// The synthetic checkpoint's folder; `None` where the checkpoint is none.
+    #[cfg(feature = "synthetic")]
+    fn make(&self) -> Result<Option<PathBuf>, Error> {
+        let recorded = &self.recorded;
+        let (Some(name), Some(seed)) = (recorded.checkpoint.strip_prefix("synthetic:"), recorded.seed) else {
+            return Ok(None);
+        };
+        let (model_type, variant) = name.split_once(':').unwrap_or((name, ""));
+        let mark: String = recorded.tensors_sha256.chars().take(16).collect();
+        let folder = std::env::temp_dir().join(format!("tfcheck-port-{mark}"));
+        // Another process may make it at the same time, each file whole and with the same bytes.
+        if self.verify(&folder).is_err() {
+            models::synthetic::write(model_type, variant, seed, &folder)
+                .map_err(|error| Error::Checkpoint { folder: folder.clone(), problem: error.to_string() })?;
+        }
+        Ok(Some(folder))
+    }
+}

@@ -1,0 +1,99 @@
+//! A port's integration test against upstream in one line, from logits that `tfcheck record` wrote.
+//!
+//! ```no_run
+//! # use candle_core::{Result, Tensor};
+//! # fn my_llama(inputs: &tfcheck_port::Inputs) -> Result<Tensor> { Ok(inputs.input_ids.clone()) }
+//! #[test]
+//! fn agrees_with_upstream() {
+//!     tfcheck_port::assert_port!("tests/llama", |inputs| my_llama(inputs));
+//! }
+//! ```
+//!
+//! The port is measured and judged by the code with which `tfcheck run` judges a variant that has no float64 result of its own: it must stay
+//! as near to the recorded float64 logits as its dtype explains, at every position and token, and its error
+//! must not be larger than upstream's own by more than dynamo's rule allows.
+
+mod checkpoint;
+mod judge;
+mod recording;
+
+use std::fmt::Display;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use compare::Dtype;
+use compare::logits::Values;
+
+pub use compare::metrics::PairMetrics;
+pub use compare::verdict::{Decision, Verdict};
+pub use judge::Judgement;
+pub use recording::{
+    Error, FileDigests, Inputs, Limits, Recorded, Recording, Reference, SCHEMA_VERSION, Tensors, file_sha256,
+};
+
+/// Panics unless a port agrees with a recording, with the verdict, the metrics and the worst position.
+///
+/// The recording is a folder that `tfcheck record` wrote, relative to the crate's `Cargo.toml`. The port is
+/// a closure from [`&Inputs`](Inputs) to a `Result` of logits, `[batch, seq, vocab_size]`, or of last
+/// positions, `[batch, 1, vocab_size]` or `[batch, vocab_size]`. Its dtype is that of the logits.
+#[macro_export]
+macro_rules! assert_port {
+    ($recording:expr, $port:expr $(,)?) => {
+        $crate::assert_port_at(
+            &::std::path::Path::new(::core::env!("CARGO_MANIFEST_DIR")).join($recording),
+            $port,
+        )
+    };
+}
+
+/// What [`assert_port!`] does, of a folder wherever it lies.
+///
+/// # Panics
+/// When the recording cannot be read, the port fails, or it does not agree.
+#[track_caller]
+pub fn assert_port_at<E: Display>(folder: &Path, port: impl FnOnce(&Inputs) -> Result<Tensor, E>) {
+    let recording = match Recording::open(folder) {
+        Ok(recording) => recording,
+        Err(error) => panic!("{error}"),
+    };
+    let logits = match port(recording.inputs()) {
+        Ok(logits) => logits,
+        Err(error) => panic!("the port failed on the inputs of {}: {error}", folder.display()),
+    };
+    match recording.judge(&logits) {
+        Ok(judgement) if judgement.verdict.decision.agrees() => {}
+        Ok(judgement) => panic!("{judgement}"),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+impl Recording {
+    /// Measures and judges a port's logits.
+    ///
+    /// # Errors
+    /// When the logits are no floats, or not of this recording's batch, positions and vocabulary.
+    pub fn judge(&self, logits: &Tensor) -> Result<Judgement, Error> {
+        let dtype = match logits.dtype() {
+            DType::F64 => Dtype::F64,
+            DType::F32 => Dtype::F32,
+            DType::BF16 => Dtype::Bf16,
+            DType::F16 => Dtype::F16,
+            other => {
+                return Err(Error::Logits { problem: format!("are of dtype {other:?}, which is no float") });
+            }
+        };
+        let values = |dtype: Dtype| {
+            let logits = logits.to_device(&Device::Cpu)?.flatten_all()?;
+            match dtype {
+                Dtype::F64 => logits.to_vec1().map(Values::F64),
+                Dtype::F32 | Dtype::Bf16 | Dtype::F16 => {
+                    logits.to_dtype(DType::F32)?.to_vec1().map(Values::F32)
+                }
+            }
+        };
+        let values = values(dtype).map_err(|error: candle_core::Error| Error::Logits {
+            problem: format!("cannot be read: {error}"),
+        })?;
+        self.judge_logits(logits.dims(), values, dtype)
+    }
+}

@@ -1,0 +1,321 @@
+//! A recording: `recording.json` says what was recorded, `recording.safetensors` holds inputs and logits.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// Version of the two files; a reader refuses a newer one.
+pub const SCHEMA_VERSION: u32 = 1;
+
+const JSON: &str = "recording.json";
+const TENSORS: &str = "recording.safetensors";
+
+/// SHA-256 in hex of each of a checkpoint's files, by name.
+pub type FileDigests = BTreeMap<String, String>;
+
+/// Why a port cannot be judged.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read or written.
+    #[error("cannot {action} {}: {source}; `tfcheck record --out FOLDER` makes a recording", path.display())]
+    Io {
+        /// `read`, `write`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{} {problem}; record it anew with `tfcheck record`", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The recording was written by a newer tfcheck.
+    #[error("{} has schema version {found}, this tfcheck-port reads up to {SCHEMA_VERSION}; update it", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// The port's logits are not about the recording's inputs.
+    #[error("the port's logits {problem}")]
+    Logits {
+        /// What is wrong with them.
+        problem: String,
+    },
+    /// The checkpoint is not the recorded one.
+    #[error("{}: {problem}", folder.display())]
+    Checkpoint {
+        /// Its folder.
+        folder: PathBuf,
+        /// What differs, and what to do.
+        problem: String,
+    },
+}
+
+/// What `recording.json` holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recorded {
+    /// [`SCHEMA_VERSION`] of the writer.
+    pub schema_version: u32,
+    /// The checkpoint as the config named it, `synthetic:llama:tiny`.
+    pub checkpoint: String,
+    /// Seed of a synthetic checkpoint.
+    pub seed: Option<u64>,
+    /// The checkpoint's files.
+    pub files: FileDigests,
+    /// Rows of the inputs.
+    pub batch: usize,
+    /// Tokens of a row, padding included.
+    pub seq: usize,
+    /// Logits of a position.
+    pub vocab_size: usize,
+    /// Real positions of the inputs; the recording may hold fewer.
+    pub real_positions: usize,
+    /// The variant whose logits are recorded.
+    pub reference: Reference,
+    /// Upstream's own error against the recorded logits in other dtypes: RMSE, in units of logits.
+    pub reference_rmse: BTreeMap<String, f64>,
+    /// What a port in each dtype is held to.
+    pub limits: BTreeMap<String, Limits>,
+    /// Where the limits come from.
+    pub limits_from: String,
+    /// The tfcheck that recorded.
+    pub tfcheck: String,
+    /// SHA-256 in hex of `recording.safetensors`.
+    pub tensors_sha256: String,
+}
+
+/// What was recorded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reference {
+    /// The variant's name, `5.23.0_eager_sdpa_f64`.
+    pub variant: String,
+    /// Its dtype: `f64`, or the first one that it could be run in.
+    pub dtype: String,
+    /// Versions of what computed.
+    pub libraries: BTreeMap<String, String>,
+}
+
+/// What a port in one dtype is held to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Largest relative L2 over all positions.
+    pub relative_l2: f64,
+    /// How many times that a single position or token may reach.
+    pub local_factor: f64,
+    /// `tol` of dynamo's rule, in units of logits.
+    pub dynamo: f64,
+}
+
+/// What `recording.safetensors` holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tensors {
+    /// Token ids, `[batch, seq]`.
+    pub input_ids: Vec<i64>,
+    /// 1 where a token is real, `[batch, seq]`.
+    pub attention_mask: Vec<i64>,
+    /// Each real token's position in its row, `[batch, seq]`.
+    pub position_ids: Vec<i64>,
+    /// Row and position of each recorded row of logits.
+    pub places: Vec<[i64; 2]>,
+    /// The recorded logits, `[places, vocab_size]`.
+    pub logits: Vec<f64>,
+}
+
+/// The inputs as a port takes them, on the CPU.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// Token ids, u32 `[batch, seq]`.
+    pub input_ids: Tensor,
+    /// 1 where a token is real and 0 where it is padding, u32 `[batch, seq]`.
+    pub attention_mask: Tensor,
+    /// The position of each token among its row's real tokens, u32 `[batch, seq]`.
+    pub position_ids: Tensor,
+}
+
+/// A recording, ready to judge ports.
+#[derive(Clone, Debug)]
+pub struct Recording {
+    pub(crate) folder: PathBuf,
+    pub(crate) recorded: Recorded,
+    pub(crate) tensors: Tensors,
+    inputs: Inputs,
+}
+
+impl Recording {
+    /// Reads the recording in `folder` and checks that both files belong together.
+    ///
+    /// # Errors
+    /// When a file is absent, damaged or newer than this crate.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let (json, file) = (folder.join(JSON), folder.join(TENSORS));
+        let damaged = |path: &Path, problem: String| Error::Damaged { path: path.to_owned(), problem };
+        let recorded: serde_json::Value = serde_json::from_slice(&read(&json)?)
+            .map_err(|error| damaged(&json, format!("is no recording: {error}")))?;
+        if let Some(found) =
+            recorded["schema_version"].as_u64().filter(|found| *found > u64::from(SCHEMA_VERSION))
+        {
+            return Err(Error::Newer { path: json, found: found as u32 });
+        }
+        let recorded: Recorded = serde_json::from_value(recorded)
+            .map_err(|error| damaged(&json, format!("is no recording: {error}")))?;
+        let bytes = read(&file)?;
+        if hex(&Sha256::digest(&bytes)) != recorded.tensors_sha256 {
+            return Err(damaged(&file, "does not have the digest that recording.json states".into()));
+        }
+        let tensors = Tensors::read(&bytes, &recorded).map_err(|problem| damaged(&file, problem))?;
+        let inputs = tensors
+            .inputs(recorded.batch, recorded.seq)
+            .map_err(|error| damaged(&file, format!("holds no inputs: {error}")))?;
+        Ok(Self { folder: folder.to_owned(), recorded, tensors, inputs })
+    }
+
+    /// Writes a recording into `folder`, which is made if need be; gives the bytes written.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write(folder: &Path, recorded: &Recorded, tensors: &Tensors) -> Result<u64, Error> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { action: "write", path, source }
+        };
+        std::fs::create_dir_all(folder).map_err(io(folder))?;
+        let (json, file) = (folder.join(JSON), folder.join(TENSORS));
+        let bytes =
+            tensors.bytes(recorded).map_err(|error| Error::Damaged { path: file.clone(), problem: error })?;
+        let recorded = Recorded { tensors_sha256: hex(&Sha256::digest(&bytes)), ..recorded.clone() };
+        let mut text = serde_json::to_vec_pretty(&recorded)
+            .map_err(|error| Error::Damaged { path: json.clone(), problem: error.to_string() })?;
+        text.push(b'\n');
+        std::fs::write(&file, &bytes).map_err(io(&file))?;
+        std::fs::write(&json, &text).map_err(io(&json))?;
+        Ok((bytes.len() + text.len()) as u64)
+    }
+
+    /// What was recorded.
+    pub fn recorded(&self) -> &Recorded {
+        &self.recorded
+    }
+
+    /// The recorded logits and their places, and the inputs as numbers.
+    pub fn tensors(&self) -> &Tensors {
+        &self.tensors
+    }
+
+    /// The inputs as a port takes them.
+    pub fn inputs(&self) -> &Inputs {
+        &self.inputs
+    }
+}
+
+impl Tensors {
+    fn bytes(&self, recorded: &Recorded) -> Result<Vec<u8>, String> {
+        let integers =
+            |values: &[i64]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        let logits: Vec<u8> = self.logits.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let grid = vec![recorded.batch, recorded.seq];
+        let places = self.places.len();
+        let parts = [
+            ("input_ids", Dtype::I64, grid.clone(), integers(&self.input_ids)),
+            ("attention_mask", Dtype::I64, grid.clone(), integers(&self.attention_mask)),
+            ("position_ids", Dtype::I64, grid, integers(&self.position_ids)),
+            ("places", Dtype::I64, vec![places, 2], integers(self.places.as_flattened())),
+            ("logits", Dtype::F64, vec![places, recorded.vocab_size], logits),
+        ];
+        let views = parts
+            .iter()
+            .map(|(name, dtype, shape, bytes)| Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?)))
+            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
+        views.and_then(|views| safetensors::serialize(views, None)).map_err(|error| error.to_string())
+    }
+
+    fn read(bytes: &[u8], recorded: &Recorded) -> Result<Self, String> {
+        let file =
+            SafeTensors::deserialize(bytes).map_err(|error| format!("is no safetensors file: {error}"))?;
+        let words = |name: &str, dtype: Dtype, shape: &[usize]| -> Result<Vec<[u8; 8]>, String> {
+            let view = file.tensor(name).map_err(|_| format!("has no tensor {name}"))?;
+            if view.dtype() != dtype || view.shape() != shape {
+                return Err(format!(
+                    "holds a {name} of {:?} {:?}, not {dtype:?} {shape:?}",
+                    view.dtype(),
+                    view.shape()
+                ));
+            }
+            Ok(view.data().as_chunks::<8>().0.to_vec())
+        };
+        let integers = |name: &str, shape: &[usize]| -> Result<Vec<i64>, String> {
+            Ok(words(name, Dtype::I64, shape)?.into_iter().map(i64::from_le_bytes).collect())
+        };
+        let grid = [recorded.batch, recorded.seq];
+        let count =
+            file.tensor("places").map_err(|_| "has no tensor places")?.shape().first().copied().unwrap_or(0);
+        let places = integers("places", &[count, 2])?;
+        let places: Vec<[i64; 2]> = places.as_chunks::<2>().0.to_vec();
+        let is_inside = |[row, position]: &[i64; 2]| {
+            (0..recorded.batch as i64).contains(row) && (0..recorded.seq as i64).contains(position)
+        };
+        if places.is_empty() || !places.iter().all(is_inside) {
+            return Err("holds places outside its inputs, or none".into());
+        }
+        let logits = words("logits", Dtype::F64, &[count, recorded.vocab_size])?;
+        Ok(Self {
+            input_ids: integers("input_ids", &grid)?,
+            attention_mask: integers("attention_mask", &grid)?,
+            position_ids: integers("position_ids", &grid)?,
+            places,
+            logits: logits.into_iter().map(f64::from_le_bytes).collect(),
+        })
+    }
+
+    fn inputs(&self, batch: usize, seq: usize) -> candle_core::Result<Inputs> {
+        let tensor = |values: &[i64]| {
+            let values: Vec<u32> = values.iter().map(|&value| value as u32).collect();
+            Tensor::from_vec(values, (batch, seq), &Device::Cpu)
+        };
+        Ok(Inputs {
+            input_ids: tensor(&self.input_ids)?,
+            attention_mask: tensor(&self.attention_mask)?,
+            position_ids: tensor(&self.position_ids)?,
+        })
+    }
+}
+
+/// SHA-256 of a file, in hex.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn file_sha256(path: &Path) -> Result<String, Error> {
+    let io = |source| Error::Io { action: "read", path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(io)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = file.read(&mut buffer).map_err(io)?;
+        if read == 0 {
+            return Ok(hex(&hasher.finalize()));
+        }
+        hasher.update(&buffer[..read]);
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}

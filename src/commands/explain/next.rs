@@ -1,0 +1,145 @@
+//! What a person can do about a pair: each verdict's next steps, with commands to paste.
+
+use std::cmp::Ordering;
+
+use super::Pair;
+use super::story::{decision, heading, line, sides};
+use crate::execute::runner::quoted;
+use crate::spec::config::{Config, Version};
+use crate::spec::plan::release_order;
+use crate::spec::variant::{Runner, Variant};
+use compare::verdict::Decision;
+
+/// What to do about a pair, as the last section of its story.
+pub(super) fn steps(pair: &Pair<'_>) -> String {
+    let mut text = String::new();
+    heading(&mut text, "What to do next");
+    let [a, b] = sides(pair);
+    let both_transformers =
+        a.variant.runner == Runner::Transformers && b.variant.runner == Runner::Transformers;
+    let has_oracle = pair.view.accuracies.iter().any(|accuracy| accuracy.variant < 2);
+    let [run, case, name_a, name_b] = [&pair.run, &pair.case.name, &a.name, &b.name].map(|word| quoted(word));
+    let localize = format!("tfcheck localize --run {run} --case {case} {name_a} {name_b}");
+    let mut steps: Vec<String> = Vec::new();
+    match decision(pair).map(|verdict| &verdict.decision) {
+        Some(Decision::Identical) => steps.push("nothing to do: the logits are identical".into()),
+        Some(Decision::SameMathematics) => {
+            steps.push("nothing to fix: the difference is rounding".into());
+        }
+        Some(Decision::WorseRounding { worse }) => {
+            steps.push(format!(
+                "check what {worse} accumulates or stores in a lower precision; `{localize}` shows where its error grows, module by module"
+            ));
+        }
+        Some(Decision::Diverged) => {
+            if !has_oracle {
+                steps.push(
+                    "run it with `oracle = true` under [run]: float64 tells which side is wrong".into(),
+                );
+            }
+            if pair.view.localized.is_empty() {
+                steps.push(format!(
+                    "`{localize}` finds the first module whose input agrees and whose output differs"
+                ));
+            }
+            if let Some([good, bad]) = releases(pair.config, [&a.variant, &b.variant]) {
+                steps.push(format!(
+                    "`tfcheck bisect --good {good} --bad {bad}` finds the release, or the commit, that changed it"
+                ));
+            }
+            if !both_transformers {
+                steps.push(
+                    "check the config keys above: a key that one side ignores is the most likely cause"
+                        .into(),
+                );
+            }
+        }
+        Some(Decision::Incomparable { .. }) => {
+            steps.push(
+                "give both sides the same inputs and head, so that their logits can be compared".into(),
+            );
+        }
+        Some(Decision::NotRun { .. }) | None => {
+            steps.push("fix the cell that has no result (see its worker.log in the run folder), then complete the run with `tfcheck run --resume RUN`".into());
+        }
+    }
+    for step in steps {
+        line(&mut text, &format!("  - {step}"));
+    }
+    text
+}
+
+/// The releases of two transformers versions, the older one first, as `tfcheck bisect` takes them; `None` where a side is
+/// no release, or both are the same one.
+fn releases<'a>(config: &'a Config, variants: [&Variant; 2]) -> Option<[&'a str; 2]> {
+    let of = |variant: &Variant| {
+        let is_it = |version: &&Version| version.name == variant.version;
+        let version =
+            config.versions.iter().filter(|_| variant.runner == Runner::Transformers).find(is_it)?;
+        Some((release_order(version), version.source.as_ref()?.release()?))
+    };
+    let [a, b] = variants.map(of);
+    let (a, b) = (a?, b?);
+    match a.0.cmp(&b.0) {
+        Ordering::Less => Some([a.1, b.1]),
+        Ordering::Greater => Some([b.1, a.1]),
+        Ordering::Equal => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use reference::protocol::{Attention, Dtype, Mode};
+
+    use super::*;
+    use crate::spec::config::VersionSource;
+
+    fn variant(runner: Runner, version: &str) -> Variant {
+        Variant {
+            runner,
+            version: version.to_owned(),
+            mode: Mode::Eager,
+            attention: Some(Attention::Eager),
+            dtype: Dtype::F32,
+            device: "cpu".to_owned(),
+            qualified: false,
+        }
+    }
+
+    #[test]
+    fn a_bisection_is_suggested_from_the_older_release_to_the_newer_one() {
+        let version = |name: &str, source: VersionSource| Version {
+            name: name.to_owned(),
+            source: Some(source),
+            python: None,
+            modes: None,
+            attention: None,
+            dtypes: None,
+        };
+        let release = |number: &str| VersionSource::Release(number.to_owned());
+        let config = Config {
+            versions: vec![
+                version("new", release("5.23.0")),
+                version("4.9.0", release("4.9.0")),
+                version("4.40.2", release("4.40.2")),
+                version("fork", VersionSource::Editable("fork".into())),
+            ],
+            ..Config::default()
+        };
+        let of = |names: [&str; 2]| {
+            let sides = names.map(|name| variant(Runner::Transformers, name));
+            releases(&config, [&sides[0], &sides[1]])
+        };
+        for names in [["4.40.2", "new"], ["new", "4.40.2"]] {
+            let [good, bad] = of(names).unwrap();
+            assert_eq!([good, bad], ["4.40.2", "5.23.0"], "good is the older release");
+            let words = ["tfcheck", "bisect", "--good", good, "--bad", bad];
+            assert!(crate::cli::Cli::try_parse_from(words).is_ok());
+        }
+        assert_eq!(of(["4.40.2", "4.9.0"]), Some(["4.9.0", "4.40.2"]), "4.9 is older than 4.40");
+        assert_eq!(of(["fork", "new"]), None, "a folder has no place among the releases");
+        let candle = variant(Runner::Candle, "new");
+        assert_eq!(releases(&config, [&candle, &variant(Runner::Transformers, "4.9.0")]), None);
+    }
+}

@@ -1,0 +1,65 @@
+//! `tfcheck list`: what the native models are, and the synthetic checkpoints that tfcheck can write for each.
+
+use std::fmt::Write;
+
+use models::synthetic::{Entry, catalogue, config};
+
+/// Every `model_type` that tfcheck's own models compute, what it is, its heads, and its synthetic checkpoints.
+pub fn models() -> String {
+    let mut text = String::from(
+        "Native models by model_type: their kind, the heads of their synthetic checkpoints, and these checkpoints\n\
+         with what each one switches on. `--checkpoint synthetic:MODEL_TYPE[:VARIANT]` selects one.\n",
+    );
+    for model_type in models::model_types() {
+        let entries: Vec<&Entry> =
+            catalogue().iter().filter(|entry| entry.model_type == model_type).collect();
+        let mut heads: Vec<String> = Vec::new();
+        for head in entries.iter().filter_map(|entry| head(entry)) {
+            if !heads.contains(&head) {
+                heads.push(head);
+            }
+        }
+        let is_decoder = heads.iter().any(|head| head.ends_with("ForCausalLM"));
+        let kind = if is_decoder { "decoder" } else { "encoder" };
+        let _ = writeln!(text, "\n{model_type}: {kind}; {}", heads.join(", "));
+        let width = entries.iter().map(|entry| name(entry).len()).max().unwrap_or_default();
+        for entry in entries {
+            let size = if entry.bench { " (a shape to time; large)" } else { "" };
+            let _ = writeln!(text, "  {:width$}  {}{size}", name(entry), entry.shows);
+        }
+    }
+    text
+}
+
+/// `synthetic:mistral:head-dim`.
+fn name(entry: &Entry) -> String {
+    match entry.variant {
+        "" => format!("synthetic:{}", entry.model_type),
+        variant => format!("synthetic:{}:{variant}", entry.model_type),
+    }
+}
+
+/// The architecture that a checkpoint's config names, `LlamaForCausalLM`.
+fn head(entry: &Entry) -> Option<String> {
+    let config = config(entry.model_type, entry.variant).ok()?;
+    config["architectures"][0].as_str().map(ToOwned::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_native_model_is_listed_with_its_kind_heads_and_synthetic_checkpoints() {
+        let text = models();
+        for model_type in models::model_types() {
+            assert!(text.contains(&format!("\n{model_type}: ")), "{model_type}:\n{text}");
+        }
+        for entry in catalogue() {
+            let line = text.lines().find(|line| line.split_whitespace().next() == Some(&name(entry)));
+            assert!(line.is_some_and(|line| line.contains(entry.shows)), "{}:\n{text}", name(entry));
+        }
+        assert!(text.contains("\nllama: decoder; LlamaForCausalLM\n"), "{text}");
+        assert!(text.contains("\nbert: encoder; BertForMaskedLM, BertForSequenceClassification\n"), "{text}");
+    }
+}

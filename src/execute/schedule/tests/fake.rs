@@ -1,0 +1,180 @@
+//! A runner inside this process that answers from a script, for the scheduler's tests.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use candle_core::{Device, Tensor};
+use reference::protocol::{Forwarded, LOGITS, Positions, Ready, Reply, Request, Timed, Tokenized};
+
+use crate::execute::runner::{Ended, Runner, Session};
+
+/// What a fake worker does when it is asked for the named thing.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Script {
+    /// Ends the worker's start.
+    pub(super) start: Option<Ended>,
+    /// Ends the answer to `load`.
+    pub(super) load: Option<Ended>,
+    /// How long it takes to load.
+    pub(super) pause: Duration,
+    /// Ends the answer to `forward`.
+    pub(super) forward: Option<Ended>,
+    /// Ends the answer to every `forward` after this worker's first, and to those of a second worker.
+    pub(super) again: Option<Ended>,
+    /// Added to the first logit with each further forward of any worker: what is not deterministic.
+    pub(super) drift: f32,
+    /// What its tokenizer says; without one, `tokenize` is unsupported.
+    pub(super) ids: Option<Vec<Vec<i64>>>,
+    /// Ends the answer to the n-th `time` request; `None` entries succeed.
+    pub(super) time: VecDeque<Option<Ended>>,
+    /// What it reads off the yardstick beside the n-th round that asks; 100 from then on.
+    pub(super) yardstick_ns: VecDeque<u64>,
+    /// Ends the answer to `trace`.
+    pub(super) trace: Option<Ended>,
+    /// Claims to have written logits without writing any.
+    pub(super) forget_logits: bool,
+    /// Logits of a `[1, 1, n]` result.
+    pub(super) logits: Vec<f32>,
+    /// Peak memory that it reports, in bytes.
+    pub(super) peak_bytes: u64,
+}
+
+/// What happened, in order, over all fake workers that share it: `a load`, `a time`, `b end`, …
+pub(super) type Journal = Arc<Mutex<Vec<String>>>;
+
+/// A runner that follows a [`Script`].
+#[derive(Clone, Debug)]
+pub(super) struct FakeRunner {
+    /// Its name in the journal.
+    pub(super) name: String,
+    /// What it does.
+    pub(super) script: Script,
+    /// Where it notes what it was asked.
+    pub(super) journal: Journal,
+}
+
+impl Runner for FakeRunner {
+    fn start<'a>(&'a self, _log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+        match &self.script.start {
+            Some(ended) => Err(ended.clone()),
+            None => Ok(Box::new(FakeSession { runner: self.clone(), stop })),
+        }
+    }
+}
+
+struct FakeSession<'a> {
+    runner: FakeRunner,
+    stop: &'a AtomicBool,
+}
+
+impl FakeSession<'_> {
+    /// How often workers of this name were asked for it.
+    fn count(&self, what: &str) -> usize {
+        let journal = self.runner.journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let line = format!("{} {what}", self.runner.name);
+        journal.iter().filter(|known| **known == line).count()
+    }
+
+    fn note(&self, what: &str) {
+        let mut journal = self.runner.journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        journal.push(format!("{} {what}", self.runner.name));
+    }
+}
+
+fn or_end(ended: Option<Ended>, reply: Reply) -> Result<Reply, Ended> {
+    ended.map_or(Ok(reply), Err)
+}
+
+impl Session for FakeSession<'_> {
+    fn ask(&mut self, request: &Request, _timeout: Duration) -> Result<Reply, Ended> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Ended::Interrupted);
+        }
+        let script = &mut self.runner.script;
+        match request {
+            Request::Load(_) => {
+                let ended = script.load.clone();
+                self.note("load");
+                std::thread::sleep(self.runner.script.pause);
+                or_end(ended, Reply::Ready(Ready::default()))
+            }
+            Request::Forward(forward) => {
+                let (ended, forget) = (script.forward.clone(), script.forget_logits);
+                let (mut logits, peak_bytes) = (script.logits.clone(), script.peak_bytes);
+                let (again, drift) = (script.again.clone(), script.drift);
+                let before = self.count("forward");
+                self.note("forward");
+                let ended = if before > 0 { ended.or(again) } else { ended };
+                if let Some(first) = logits.first_mut() {
+                    *first += drift * before as f32;
+                }
+                let shape = vec![1, 1, logits.len()];
+                if ended.is_none() && !forget {
+                    write_logits(&logits, &forward.logits).map_err(|error| {
+                        Ended::failed(crate::execute::cell::FailureKind::Exception, error)
+                    })?;
+                }
+                or_end(
+                    ended,
+                    Reply::Forwarded(Forwarded {
+                        elapsed_ns: 5_000_000,
+                        shape,
+                        positions: Positions::All,
+                        prefill: forward.prefill,
+                        peak_bytes: Some(peak_bytes),
+                        notes: Vec::new(),
+                    }),
+                )
+            }
+            Request::Time(time) => {
+                let ended = script.time.pop_front().flatten();
+                let reading = script.yardstick_ns.pop_front().unwrap_or(100);
+                let yardstick_ns = (time.yardstick > 0).then_some(reading);
+                let is_busy = yardstick_ns.zip(time.quiet_ns).is_some_and(|(now, quiet)| now > quiet);
+                let samples = |n: usize| if is_busy { 0 } else { n };
+                let reply = Timed {
+                    samples_ns: vec![1_000_000; samples(time.iterations)],
+                    decode_ns: vec![100_000; samples(time.decode)],
+                    peak_bytes: None,
+                    yardstick_ns,
+                };
+                self.note("time");
+                or_end(ended, Reply::Timed(reply))
+            }
+            Request::Trace(trace) => {
+                let ended = script.trace.clone();
+                self.note("trace");
+                if ended.is_none() {
+                    std::fs::write(&trace.path, "{\"traceEvents\":[]}").map_err(|error| {
+                        Ended::failed(crate::execute::cell::FailureKind::Exception, error.to_string())
+                    })?;
+                }
+                or_end(ended, Reply::Traced)
+            }
+            Request::Capture(_) | Request::Replay(_) => {
+                Err(Ended::Unsupported("it exposes no modules".to_owned()))
+            }
+            Request::Tokenize(_) => {
+                let ids = script.ids.clone();
+                self.note("tokenize");
+                let unsupported = || Ended::Unsupported("no tokenizer".into());
+                let ids = ids.ok_or_else(unsupported)?;
+                Ok(Reply::Tokenized(Tokenized { ids, class: "FakeTokenizer".into() }))
+            }
+            Request::Exit => Ok(Reply::Traced),
+        }
+    }
+
+    fn end(self: Box<Self>) {
+        self.note("end");
+    }
+}
+
+fn write_logits(logits: &[f32], path: &std::path::Path) -> Result<(), String> {
+    let tensor =
+        Tensor::from_slice(logits, (1, 1, logits.len()), &Device::Cpu).map_err(|error| error.to_string())?;
+    candle_core::safetensors::save(&[(LOGITS, tensor)].into(), path).map_err(|error| error.to_string())
+}

@@ -1,0 +1,87 @@
+//! Checks a plan that was read from a run folder before anything follows its indices and names.
+
+use std::path::{Component, Path};
+
+use super::Plan;
+use crate::spec::config::Config;
+use crate::spec::variant::Runner;
+
+/// What is wrong with a plan of `config`: "refers to case 3 of 2".
+pub(super) fn problem(plan: &Plan, config: &Config) -> Option<String> {
+    if plan.cells.is_empty() {
+        return Some("has no cells".to_owned());
+    }
+    let beyond = |what: &str, index: usize, of: usize| {
+        (index >= of).then(|| format!("refers to {what} {} of {of}", index.saturating_add(1)))
+    };
+    for case in &plan.cases {
+        if !is_file_name(&case.name) {
+            return Some(format!("has a case `{}`, which is not a file name", case.name.escape_default()));
+        }
+        if let Some(problem) = beyond("checkpoint", case.checkpoint, config.checkpoints.len()) {
+            return Some(problem);
+        }
+    }
+    plan.cells.iter().find_map(|cell| {
+        let environment = cell.environment.map(|index| ("environment", index, plan.environments.len()));
+        let command = cell.command.map(|index| ("command", index, config.commands.len()));
+        let needs = match cell.variant.runner {
+            Runner::Transformers if environment.is_none() => Some("an environment"),
+            Runner::Command if command.is_none() => Some("a command"),
+            _ => None,
+        };
+        if let Some(needs) = needs {
+            return Some(format!("has a cell {} without {needs}", cell.variant.name().escape_default()));
+        }
+        if !is_file_name(&cell.variant.name()) || !is_file_name(&cell.variant.version) {
+            let name = cell.variant.name();
+            return Some(format!("has a variant `{}`, which is not a file name", name.escape_default()));
+        }
+        let case = Some(("case", cell.case, plan.cases.len()));
+        [case, environment, command]
+            .into_iter()
+            .flatten()
+            .find_map(|(what, index, of)| beyond(what, index, of))
+    })
+}
+
+/// Whether a name is one component of a path.
+fn is_file_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    let is_normal = matches!(components.next(), Some(Component::Normal(component)) if component == name);
+    is_normal && components.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::plan::PlanError;
+
+    /// A saved plan in which `change` altered the JSON.
+    fn check(change: impl FnOnce(&mut serde_json::Value), expected: &str) {
+        let config = Config::default();
+        let plan = Plan::new(&config, "cpu").unwrap();
+        let mut saved = serde_json::to_value(&plan).unwrap();
+        change(&mut saved);
+        let read: Plan = serde_json::from_value(saved).unwrap();
+        match read.checked(&config) {
+            Ok(read) => assert_eq!((read, expected), (plan, "")),
+            Err(PlanError::Saved(problem)) => {
+                assert!(!expected.is_empty() && problem.contains(expected), "{problem}")
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn a_saved_plan_is_the_plan_and_a_damaged_one_is_refused() {
+        check(|_| (), "");
+        check(|plan| plan["cells"][0]["case"] = 7.into(), "refers to case 8 of");
+        check(|plan| plan["cells"][0]["environment"] = 9.into(), "refers to environment 10 of");
+        check(|plan| plan["cells"][0]["environment"] = serde_json::Value::Null, "without an environment");
+        check(|plan| plan["cases"][0]["checkpoint"] = 5.into(), "refers to checkpoint 6 of");
+        check(|plan| plan["cases"][0]["name"] = "../elsewhere".into(), "which is not a file name");
+        check(|plan| plan["cells"][0]["variant"]["version"] = "..".into(), "which is not a file name");
+        check(|plan| plan["cells"] = serde_json::json!([]), "has no cells");
+    }
+}

@@ -1,0 +1,237 @@
+//! Which positions and files are compared, and that the blocked pass equals plain loops.
+
+use std::path::Path;
+
+use compare::choices;
+use compare::logits::{Logits, LogitsError, Mask};
+use compare::matrix::{Entry, Incomparable, MetricSet, Options, PairOutcome, matrix};
+use compare::{Dtype, Positions};
+use tfcheck::results::torch_zip;
+
+use super::files::{Files, bf16, noise, pair, write};
+use super::metrics::check;
+
+/// The plain loop that the blocked pass has to equal.
+fn brute_l2(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (f64::from(*a as f32) - f64::from(*b as f32)).powi(2)).sum::<f64>().sqrt()
+}
+
+#[test]
+fn matrix_equals_the_pairwise_brute_force_and_does_not_depend_on_the_block() {
+    let shape = [2, 3, 1003];
+    let n = shape.iter().product();
+    let mut files = Files::new();
+    // Enough that some pairs are measured in groups and some alone; 6 holds the last positions only.
+    let values: Vec<Vec<f64>> = (0..11).map(|seed| noise(seed + 1, n)).collect();
+    let last = |values: &[f64]| [&values[2 * 1003..3 * 1003], &values[5 * 1003..]].concat();
+    for (index, values) in values.iter().enumerate() {
+        let dtype = if index == 4 { Dtype::Bf16 } else { Dtype::F32 };
+        if index == 6 {
+            files.add(&index.to_string(), dtype, [2, 1, 1003], &last(values));
+        } else {
+            files.add(&index.to_string(), dtype, shape, values);
+        }
+    }
+    let whole = files.matrix(None);
+    for a in 0..11 {
+        for b in 0..11 {
+            let expected = if a == 6 || b == 6 {
+                brute_l2(&last(&values[a]), &last(&values[b]))
+            } else {
+                brute_l2(&values[a], &values[b])
+            };
+            check(&format!("({a}, {b})"), pair(&whole, a, b).l2, expected);
+        }
+    }
+    for block in [16, 48, 1008, 4096] {
+        let options = Options { block: Some(block), ..Options::default() };
+        // Bit for bit: the lanes' partial sums do not know where a block ends.
+        assert_eq!(matrix(&files.entries, None, &options).unwrap(), whole, "block {block}");
+    }
+    let family =
+        matrix(&files.entries, None, &Options { metrics: MetricSet::L2Family, ..Options::default() })
+            .unwrap();
+    for (a, b) in [(0, 1), (2, 4), (3, 3)] {
+        let (fast, full) = (pair(&family, a, b), pair(&whole, a, b));
+        assert_eq!((fast.l2, fast.cosine, fast.max_abs), (full.l2, full.cosine, full.max_abs));
+        assert_eq!(fast.distribution, None);
+    }
+}
+
+#[test]
+fn padding_is_not_compared() {
+    let shape = [2, 4, 8];
+    let base = noise(1, 64);
+    let mut other = base.clone();
+    // Row 0 is padded on the left, row 1 on the right; only padding differs.
+    other[..16].fill(f64::NAN);
+    other[(4 + 3) * 8..].fill(1e6);
+    let real = vec![false, false, true, true, true, true, true, false];
+    let mask = Mask::new(2, 4, real).unwrap();
+    let mut files = Files::new();
+    files.add("a", Dtype::F32, shape, &base).add("b", Dtype::F32, shape, &other);
+    let measured = files.matrix(Some(&mask));
+    assert!(pair(&measured, 0, 1).identical);
+    assert_eq!(pair(&measured, 0, 1).positions, 5);
+    assert!(!pair(&files.matrix(None), 0, 1).identical);
+}
+
+#[test]
+fn a_file_of_last_positions_is_compared_where_the_last_column_is_real() {
+    let base = noise(3, 2 * 3 * 8);
+    let last: Vec<f64> = [&base[16..24], &base[40..48]].concat();
+    let mut files = Files::new();
+    files.add("all", Dtype::F32, [2, 3, 8], &base).add("last", Dtype::F32, [2, 1, 8], &last);
+    let measured = files.matrix(None);
+    let whole = pair(&measured, 0, 1);
+    assert!(whole.identical && whole.last_positions_only);
+    assert_eq!(whole.positions, 2);
+
+    // The second row ends in padding, of which the file of last positions holds the logits.
+    let mask = Mask::new(2, 3, vec![true, true, true, true, true, false]).unwrap();
+    let measured = files.matrix(Some(&mask));
+    assert_eq!(pair(&measured, 0, 1).positions, 1);
+
+    let mask = Mask::new(2, 3, vec![true, false, false, true, true, false]).unwrap();
+    let outcome = PairOutcome::Incomparable(Incomparable::NoCommonPosition);
+    assert_eq!(files.matrix(Some(&mask)).pair(0, 1), &outcome);
+}
+
+#[test]
+fn mismatched_files_are_incomparable_and_the_others_still_compare() {
+    let mut files = Files::new();
+    files
+        .add("base", Dtype::F32, [1, 3, 8], &noise(1, 24))
+        .add("same", Dtype::F32, [1, 3, 8], &noise(2, 24))
+        .add("vocabulary", Dtype::F32, [1, 3, 7], &noise(3, 21))
+        .add("longer", Dtype::F32, [1, 4, 8], &noise(4, 32))
+        .add("batch", Dtype::F32, [2, 3, 8], &noise(5, 48));
+    files.entries.push(Entry {
+        name: "dead".to_owned(),
+        dtype: Dtype::F32,
+        logits: Err("crashed".to_owned()),
+    });
+    let measured = files.matrix(None);
+    let check = |b: usize, reason: Incomparable| {
+        assert_eq!(measured.pair(0, b), &PairOutcome::Incomparable(reason));
+    };
+    pair(&measured, 0, 1);
+    check(2, Incomparable::Vocabulary(8, 7));
+    check(3, Incomparable::Positions(3, 4));
+    check(4, Incomparable::Batch(1, 2));
+    assert_eq!(measured.pair(0, 5), &PairOutcome::NotRun("dead: crashed".to_owned()));
+    assert_eq!(measured.pair(5, 5), &PairOutcome::NotRun("dead: crashed".to_owned()));
+}
+
+#[test]
+fn pairs_of_two_dtypes_are_also_compared_after_rounding() {
+    let exact = noise(9, 3 * 300);
+    let mut files = Files::new();
+    files.add("f32", Dtype::F32, [1, 3, 300], &exact).add("bf16", Dtype::Bf16, [1, 3, 300], &bf16(&exact));
+    let measured = files.matrix(None);
+    let mixed = pair(&measured, 0, 1);
+    assert!(mixed.l2 > 0.0);
+    assert_eq!(mixed.lower_dtype, Dtype::Bf16);
+    let rounded = mixed.rounded.unwrap();
+    // Rounding f32's value instead of f64's may meet a tie once in 2¹⁵; this sequence has none.
+    assert_eq!((rounded.l2, rounded.max_abs, mixed.max_ulp), (0.0, 0.0, Some(0)));
+}
+
+#[test]
+fn ulps_are_counted_in_the_dtype_of_the_variants() {
+    for (dtype, next) in [
+        (Dtype::F64, 1.0 + f64::EPSILON),
+        (Dtype::F32, 1.0 + f64::from(f32::EPSILON)),
+        (Dtype::Bf16, half::bf16::from_bits(half::bf16::ONE.to_bits() + 1).to_f64()),
+        (Dtype::F16, half::f16::from_bits(half::f16::ONE.to_bits() + 1).to_f64()),
+    ] {
+        let mut files = Files::new();
+        files.add("a", dtype, [1, 2, 3], &[1.0; 6]).add(
+            "b",
+            dtype,
+            [1, 2, 3],
+            &[1.0, 1.0, next, 1.0, -0.0, 1.0],
+        );
+        let one_and_zero = files.matrix(None);
+        assert!(pair(&one_and_zero, 0, 1).max_ulp.unwrap() > 1, "{dtype:?}: 1 and −0 are far apart");
+        files.add("c", dtype, [1, 2, 3], &[1.0, 1.0, next, 1.0, 1.0, 1.0]);
+        assert_eq!(pair(&files.matrix(None), 0, 2).max_ulp, Some(1), "{dtype:?}");
+    }
+}
+
+#[test]
+fn equal_nan_is_identical_but_its_difference_is_not_zero() {
+    let mut values = noise(4, 12);
+    values[5] = f64::NAN;
+    let mut files = Files::new();
+    files.add("a", Dtype::F32, [1, 3, 4], &values).add("b", Dtype::F32, [1, 3, 4], &values);
+    let measured = files.matrix(None);
+    assert!(pair(&measured, 0, 1).identical);
+    assert!(pair(&measured, 0, 1).l2.is_nan() && pair(&measured, 0, 0).l2.is_nan());
+    values[7] += 1.0;
+    files.add("c", Dtype::F32, [1, 3, 4], &values);
+    assert!(!pair(&files.matrix(None), 0, 2).identical);
+}
+
+fn fixture(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+#[test]
+fn logits_of_the_ancestor_are_read_without_unpickling_code() {
+    let mut files = Files::new();
+    let values: Vec<f64> = (0..12).map(|i| f64::from(i) / 8.0 - 0.5).collect();
+    files.add("written", Dtype::F32, [1, 1, 12], &values);
+    for (name, dtype) in [("bf16", Dtype::Bf16), ("f32", Dtype::F32), ("f16", Dtype::F16)] {
+        let logits = torch_zip::open(&fixture(&format!("logits_{name}.pt"))).unwrap();
+        assert_eq!(
+            (logits.shape(), logits.positions(), logits.storage()),
+            ([1, 1, 12], Positions::Last, dtype)
+        );
+        files.entries.push(Entry { name: name.to_owned(), dtype, logits: Ok(logits) });
+    }
+    let measured = files.matrix(None);
+    for index in 1..4 {
+        assert!(pair(&measured, 0, index).identical, "{}", measured.names[index]);
+    }
+}
+
+#[test]
+fn damaged_files_are_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("logits.safetensors");
+    let open = |path: &Path| match path.extension() {
+        Some(extension) if extension == "pt" => torch_zip::open(path),
+        _ => Logits::open(path, Positions::All),
+    };
+    let check = |path: &Path, expected: &str| {
+        let error: LogitsError = open(path).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    };
+    write(&path, Dtype::F32, [1, 2, 8], &noise(1, 16));
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    check(&path, "is truncated");
+    std::fs::write(&path, &whole[..20]).unwrap();
+    check(&path, "is truncated within its header");
+    std::fs::write(&path, b"not a tensor at all, but long enough").unwrap();
+    check(&path, "is not a safetensors file");
+    check(&fixture("not_one_tensor.pt"), "not one tensor");
+    check(&fixture("absent.safetensors"), "cannot read");
+}
+
+#[test]
+fn choices_are_probabilities_at_the_last_real_position() {
+    let mut values = vec![0.0; 2 * 3 * 4];
+    values[2 * 4] = 3.0_f64.ln();
+    values[(3 + 1) * 4 + 1] = f64::from(2000.0_f32);
+    let mask = Mask::new(2, 3, vec![true, true, true, true, true, false]).unwrap();
+    let mut files = Files::new();
+    files.add("a", Dtype::F64, [2, 3, 4], &values);
+    let found = choices(files.entries[0].logits.as_ref().unwrap(), &mask, &[0, 1, 9]).unwrap();
+    let first = found[0].as_ref().unwrap();
+    check("three of six", first[0].unwrap(), 0.5);
+    check("one of six", first[1].unwrap(), 1.0 / 6.0);
+    assert_eq!(first[2], None, "token 9 is outside the vocabulary");
+    assert_eq!(found[1].as_ref().unwrap()[1], Some(1.0), "a large logit does not overflow");
+}

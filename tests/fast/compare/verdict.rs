@@ -1,0 +1,269 @@
+//! Known positives and negatives of every verdict.
+
+use compare::Dtype;
+use compare::evidence::{NearTies, Replayed, Routing};
+use compare::oracle::{Oracles, Origin, accuracies};
+use compare::verdict::{Decision, Tolerances, Verdict, verdicts};
+
+use super::files::{Files, added, bf16, noise};
+
+/// `family` for its plain code, `family/path` for another.
+fn origins(names: &[&str]) -> Vec<Origin> {
+    let origin =
+        |name: &&str| Origin { family: name.split('/').next().unwrap().to_owned(), path: (*name).to_owned() };
+    names.iter().map(origin).collect()
+}
+
+fn judged(files: &Files, names: &[&str]) -> Vec<Verdict> {
+    let measured = files.matrix(None);
+    verdicts(&measured, &Oracles::new(&measured, &origins(names)), &Tolerances::default())
+}
+
+fn of<'a>(verdicts: &'a [Verdict], a: &str, b: &str) -> &'a Verdict {
+    verdicts.iter().find(|verdict| verdict.a == a && verdict.b == b).unwrap()
+}
+
+/// One pair without an oracle.
+fn verdict_of(dtype: Dtype, shape: [usize; 3], a: &[f64], b: &[f64]) -> Decision {
+    let mut files = Files::new();
+    files.add("a", dtype, shape, a).add("b", dtype, shape, b);
+    judged(&files, &["x", "y"]).remove(0).decision
+}
+
+const WIDE: [usize; 3] = [1, 4, 49152];
+const WIDE_LENGTH: usize = 4 * 49152;
+
+#[test]
+fn rounding_is_never_a_divergence() {
+    for seed in 0..20 {
+        let exact: Vec<f64> = noise(seed + 100, WIDE_LENGTH).iter().map(|x| 12.0 * x * x * x).collect();
+        // Two bf16 paths: errors of some bf16 epsilons (2⁻⁸) relative to the row, then bf16 logits.
+        let path = |salt: u64| bf16(&added(&exact, &noise(seed + salt, WIDE_LENGTH), 0.05));
+        assert_eq!(
+            verdict_of(Dtype::Bf16, WIDE, &path(1), &path(2)),
+            Decision::SameMathematics,
+            "bf16 {seed}"
+        );
+        let path = |salt: u64| added(&exact, &noise(seed + salt, WIDE_LENGTH), 1e-5);
+        assert_eq!(verdict_of(Dtype::F32, WIDE, &path(3), &path(4)), Decision::SameMathematics, "f32 {seed}");
+        // One last bit of one logit.
+        let mut last_bit = exact.clone();
+        last_bit[1000] = f64::from((exact[1000] as f32).next_up());
+        assert_eq!(
+            verdict_of(Dtype::F32, WIDE, &exact, &last_bit),
+            Decision::SameMathematics,
+            "one ulp {seed}"
+        );
+    }
+}
+
+#[test]
+fn a_single_wrong_row_of_a_huge_vocabulary_does_not_pass() {
+    let exact: Vec<f64> = noise(7, WIDE_LENGTH).iter().map(|x| 5.0 * x).collect();
+    for (dtype, spread, change) in [(Dtype::F32, 1e-5, 0.01), (Dtype::Bf16, 0.02, 3.0)] {
+        let round = |values: Vec<f64>| {
+            if dtype == Dtype::Bf16 { bf16(&values) } else { values }
+        };
+        let mut wrong = added(&exact, &noise(8, WIDE_LENGTH), spread);
+        for position in 0..4 {
+            wrong[position * 49152 + 40000] += change;
+        }
+        let right = round(added(&exact, &noise(9, WIDE_LENGTH), spread));
+        let decision = verdict_of(dtype, WIDE, &right, &round(wrong));
+        assert_eq!(decision, Decision::Diverged, "{dtype:?}: one token of 49152");
+    }
+}
+
+#[test]
+fn a_single_wrong_position_among_many_does_not_pass() {
+    let shape = [1, 512, 256];
+    let exact: Vec<f64> = noise(7, 512 * 256).iter().map(|x| 5.0 * x).collect();
+    let mut wrong = added(&exact, &noise(8, 512 * 256), 0.02);
+    // The window is off by one at the last position only: its logits move by a third.
+    for (x, moved) in wrong[511 * 256..].iter_mut().zip(noise(10, 256)) {
+        *x += 2.5 * moved;
+    }
+    assert_eq!(verdict_of(Dtype::Bf16, shape, &bf16(&exact), &bf16(&wrong)), Decision::Diverged);
+}
+
+#[test]
+fn without_an_oracle_the_evidence_says_so() {
+    let mut files = Files::new();
+    files.add("a", Dtype::F32, [1, 2, 8], &[1.0; 16]).add("b", Dtype::F32, [1, 2, 8], &[1.000_001; 16]);
+    let verdict = judged(&files, &["x", "y"]).remove(0);
+    assert_eq!(verdict.decision, Decision::SameMathematics);
+    assert!(verdict.evidence.contains("no float64 oracle was run"), "{}", verdict.evidence);
+}
+
+#[test]
+fn float64_tells_a_bug_that_bfloat16_hides_from_rounding() {
+    let shape = [1, 4, 2000];
+    let exact: Vec<f64> = noise(1, 8000).iter().map(|x| 5.0 * x).collect();
+    let mut files = Files::new();
+    // Another epsilon in the norm: 1e-4, far below bf16's rounding.
+    let wrong: Vec<f64> = exact.iter().map(|x| x * (1.0 + 1e-4)).collect();
+    files
+        .add("a_bf16", Dtype::Bf16, shape, &bf16(&added(&exact, &noise(2, 8000), 0.02)))
+        .add("b_bf16", Dtype::Bf16, shape, &bf16(&added(&wrong, &noise(3, 8000), 0.02)))
+        .add("a_f64", Dtype::F64, shape, &exact);
+    let found = judged(&files, &["a", "b", "a"]);
+    assert_eq!(found[0].decision, Decision::SameMathematics);
+    assert!(found[0].evidence.contains("no float64 result of its own"), "{}", found[0].evidence);
+    files.add("b_f64", Dtype::F64, shape, &wrong);
+    let found = judged(&files, &["a", "b", "a", "b"]);
+    assert_eq!(found[0].decision, Decision::Diverged, "{}", found[0].evidence);
+}
+
+#[test]
+fn with_agreeing_oracles_the_worse_rounding_is_named_and_a_broken_fast_path_diverges() {
+    let shape = [1, 4, 2000];
+    let exact: Vec<f64> = noise(1, 8000).iter().map(|x| 5.0 * x).collect();
+    let mut files = Files::new();
+    files
+        .add("a_f64", Dtype::F64, shape, &exact)
+        .add("b_f64", Dtype::F64, shape, &added(&exact, &noise(5, 8000), 1e-13))
+        .add("a", Dtype::Bf16, shape, &bf16(&added(&exact, &noise(2, 8000), 0.01)))
+        .add("b", Dtype::Bf16, shape, &bf16(&added(&exact, &noise(3, 8000), 0.01)))
+        .add("b_sloppy", Dtype::Bf16, shape, &bf16(&added(&exact, &noise(4, 8000), 0.2)))
+        .add("b_broken", Dtype::Bf16, shape, &bf16(&added(&exact, &noise(6, 8000), 1.0)))
+        .add("b_f32", Dtype::F32, shape, &added(&exact, &noise(8, 8000), 1e-5));
+    let names = ["a", "b", "a", "b", "b/fast", "b/fast", "b"];
+    let found = judged(&files, &names);
+    let decision = |a: &str, b: &str| of(&found, a, b);
+    assert_eq!(decision("a_f64", "b_f64").decision, Decision::SameMathematics);
+    assert_eq!(decision("a", "b").decision, Decision::SameMathematics);
+    let sloppy = Decision::WorseRounding { worse: "b_sloppy".to_owned() };
+    assert_eq!(decision("a", "b_sloppy").decision, sloppy);
+    let broken = decision("a", "b_broken");
+    assert_eq!(broken.decision, Decision::Diverged);
+    assert!(broken.evidence.contains("has not run in float64 itself"), "{}", broken.evidence);
+    assert_eq!(
+        decision("b", "b_f32").decision,
+        Decision::SameMathematics,
+        "another dtype is not a worse one"
+    );
+
+    let measured = files.matrix(None);
+    let oracles = Oracles::new(&measured, &origins(&names));
+    let errors = accuracies(&measured, &oracles);
+    let error = |variant: usize| errors.iter().find(|accuracy| accuracy.variant == variant).unwrap();
+    assert_eq!(error(3).oracle, 1);
+    // Uniform noise of ±0.2 has an RMS of 0.2/√3; bf16's own rounding adds a little.
+    assert!((error(4).rmse - 0.2 / 3.0_f64.sqrt()).abs() < 5e-3, "{}", error(4).rmse);
+}
+
+/// A mixture of experts whose router has near-ties: in bf16 each side sends some tokens elsewhere, by 0.1 of the whole.
+#[test]
+fn where_the_float64_results_agree_rounding_is_no_divergence_however_large() {
+    let shape = [1, 4, 2000];
+    let exact: Vec<f64> = noise(1, 8000).iter().map(|x| 5.0 * x).collect();
+    let off = |seed: u64, by: f64| bf16(&added(&exact, &noise(seed, 8000), by));
+    let mut files = Files::new();
+    files
+        .add("a_f64", Dtype::F64, shape, &exact)
+        .add("b_f64", Dtype::F64, shape, &added(&exact, &noise(5, 8000), 1e-13))
+        .add("a", Dtype::Bf16, shape, &off(2, 0.5))
+        .add("b", Dtype::Bf16, shape, &off(3, 0.5))
+        .add("b_fused", Dtype::Bf16, shape, &off(4, 0.6))
+        .add("b_broken", Dtype::Bf16, shape, &off(6, 2.5))
+        .add("b_coarse", Dtype::F16, shape, &off(7, 0.5))
+        .add("c", Dtype::Bf16, shape, &off(8, 0.5))
+        .add("d_f64", Dtype::F64, shape, &exact)
+        .add("d", Dtype::Bf16, shape, &off(9, 3.0))
+        .add("e_f64", Dtype::F64, shape, &added(&exact, &noise(10, 8000), 1e-7))
+        .add("e", Dtype::Bf16, shape, &off(12, 0.5));
+    let names = ["a", "b", "a", "b", "b/fused", "b/fused", "b/fused", "c", "d", "d", "e", "e"];
+    let found = judged(&files, &names);
+    let same = |a: &str, b: &str, evidence: &str| {
+        let verdict = of(&found, a, b);
+        assert_eq!(verdict.decision, Decision::SameMathematics, "{verdict:?}");
+        assert!(verdict.evidence.contains(evidence), "{verdict:?}");
+    };
+    // Against its own float64 result there is nothing to be worse than.
+    same("a_f64", "a", "rounding is large here, for the code of a itself gave a_f64");
+    same("a", "b", "b departs likewise from its own float64 result");
+    same("b_f64", "a", "the float64 results agree");
+    // What cannot run in float64 is held against what can.
+    same("a", "b_fused", "b_fused has not run in float64 itself and is measured against b_f64");
+    same("a", "c", "c has no float64 result of its own and is measured against a_f64");
+    let diverged = |a: &str, b: &str, evidence: &str| {
+        let verdict = of(&found, a, b);
+        assert_eq!(verdict.decision, Decision::Diverged, "{verdict:?}");
+        assert!(verdict.evidence.contains(evidence), "{verdict:?}");
+    };
+    diverged("a", "b_broken", "b_broken departs from its float64 result b_f64 by more than rounding");
+    // No variant of its dtype says how large rounding is.
+    diverged("a", "b_coarse", "has not run in float64 itself");
+    // float64 tells a bug, whatever bf16 shows.
+    diverged("a", "e", "differ by relative L2");
+    // The mathematics is right, and the rounding worse than others': a table of positions in bf16, say.
+    let verdict = of(&found, "a", "d");
+    assert_eq!(verdict.decision, Decision::WorseRounding { worse: "d".to_owned() }, "{verdict:?}");
+    assert!(verdict.evidence.contains("d has the mathematics of d_f64"), "{verdict:?}");
+}
+
+/// What a fused form departs by that was fed a known variant's inputs, module by module, and agreed in each.
+#[test]
+fn what_departs_by_near_ties_of_routers_alone_is_no_other_mathematics() {
+    let shape = [1, 4, 2000];
+    let exact: Vec<f64> = noise(1, 8000).iter().map(|x| 5.0 * x).collect();
+    let off = |seed: u64, by: f64| bf16(&added(&exact, &noise(seed, 8000), by));
+    let mut files = Files::new();
+    files
+        .add("b_f64", Dtype::F64, shape, &exact)
+        .add("b", Dtype::Bf16, shape, &off(2, 0.02))
+        .add("b_fused", Dtype::Bf16, shape, &off(3, 0.6))
+        .add("b_other", Dtype::Bf16, shape, &off(4, 0.6));
+    let names = ["b", "b", "b/fused", "b/other"];
+    let measured = files.matrix(None);
+    let near_ties = NearTies { router: "mlp.gate".to_owned(), tokens: 1, of: 4, scores: 1e-3, worst: 1e-3 };
+    let routing = Routing::Replayed(Replayed { source: "b".to_owned(), near_ties });
+    let oracles = Oracles::new(&measured, &origins(&names)).with_near_ties(2, routing);
+    let found = verdicts(&measured, &oracles, &Tolerances::default());
+    for other in ["b_f64", "b"] {
+        let verdict = of(&found, other, "b_fused");
+        assert_eq!(verdict.decision, Decision::SameMathematics, "{verdict:?}");
+        assert!(
+            verdict.evidence.contains("caused by the choice of experts: replayed with b's input"),
+            "{verdict:?}"
+        );
+    }
+    // Of a variant that was not looked into nothing is known.
+    for a in ["b_f64", "b", "b_fused"] {
+        assert_eq!(of(&found, a, "b_other").decision, Decision::Diverged, "{a}");
+    }
+}
+
+#[test]
+fn a_result_beyond_its_dtypes_range_is_worse_rounding_only_where_float64_says_so() {
+    let shape = [1, 4, 200];
+    let exact: Vec<f64> = noise(1, 800).iter().map(|x| 5.0 * x).collect();
+    let mut beyond = exact.clone();
+    beyond[7] = f64::INFINITY;
+    let mut files = Files::new();
+    files
+        .add("a_f64", Dtype::F64, shape, &exact)
+        .add("a", Dtype::F16, shape, &exact)
+        .add("b_f64", Dtype::F64, shape, &exact)
+        .add("b", Dtype::F16, shape, &beyond)
+        .add("b_fused", Dtype::F16, shape, &beyond);
+    let found = judged(&files, &["a", "a", "b", "b", "b/fused"]);
+    let verdict = of(&found, "a", "b");
+    assert_eq!(verdict.decision, Decision::WorseRounding { worse: "b".to_owned() }, "{verdict:?}");
+    assert!(verdict.evidence.contains("leaves the range of its dtype"), "{verdict:?}");
+    assert_eq!(of(&found, "a", "b_fused").decision, Decision::Diverged);
+    // Without float64 nobody knows.
+    assert_eq!(verdict_of(Dtype::F16, shape, &exact, &beyond), Decision::Diverged);
+}
+
+#[test]
+fn a_config_overrides_single_tolerances_and_misspelt_ones_are_refused() {
+    let defaults = Tolerances::default();
+    let tolerances: Tolerances = toml::from_str("f64_agreement = 1e-9\n[relative_l2]\nf32 = 1e-3").unwrap();
+    let mut expected = defaults;
+    expected.f64_agreement = 1e-9;
+    expected.relative_l2.f32 = 1e-3;
+    assert_eq!(tolerances, expected);
+    assert_eq!(toml::from_str::<Tolerances>("").unwrap(), defaults);
+    assert!(toml::from_str::<Tolerances>("[relative_l2]\nfp32 = 1e-3").is_err());
+}

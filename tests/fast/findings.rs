@@ -1,0 +1,111 @@
+//! Every finding in candle's ports has a reproduction in `results/findings/`, and it still shows what it should.
+
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crate::support::{Run, Sandbox, stderr};
+use tfcheck::execute::cell::Outcome;
+use tfcheck::spec::config::Config;
+use tfcheck::spec::plan::Plan;
+use tfcheck::spec::variant::Runner;
+
+fn reproductions() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("results/findings");
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(!paths.is_empty());
+    paths
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+#[test]
+fn every_reproduction_plans_our_model_and_the_port_and_is_written_up() {
+    let written = Path::new(env!("CARGO_MANIFEST_DIR")).join("results/findings.md");
+    let written = std::fs::read_to_string(written).unwrap();
+    for path in reproductions() {
+        let config = Config::load(Some(&path)).unwrap().config;
+        let plan = Plan::new(&config, "cpu").unwrap();
+        for runner in [Runner::Transformers, Runner::Candle, Runner::CandleTransformers] {
+            assert!(plan.cells.iter().any(|cell| cell.variant.runner == runner), "{}", name(&path));
+        }
+        assert!(written.contains(&format!("(findings/{})", name(&path))), "{}", name(&path));
+    }
+    assert_eq!(written.matches("](findings/").count(), reproductions().len(), "a link leads nowhere");
+}
+
+/// A test for each file, so that they run side by side; `-` is `_` here.
+macro_rules! reproductions {
+    ($($name:ident)*) => {
+        const TESTED: &[&str] = &[$(stringify!($name)),*];
+
+        mod every_reproduction_shows_its_finding {
+            $(
+                #[test]
+                fn $name() {
+                    super::shows_its_finding(stringify!($name));
+                }
+            )*
+        }
+    };
+}
+
+reproductions! {
+    bert_tied distilbert_bf16 distilbert_gelu falcon_alibi falcon_ffn_size falcon_new_decoder falcon_one_norm
+    gemma2_scale gemma2_window gemma3_cache gemma3_scale gemma3_window gemma_two_activations granite_multipliers
+    granite_tied llama_attention_bias llama_head_dim llama_mlp_bias llama_padding llama_rope_dynamic
+    llama_rope_linear llama_rope_yarn mistral_window mixtral_bf16 mixtral_null_window mixtral_window
+    modernbert_bf16 modernbert_bias modernbert_labels phi3_longrope phi3_longrope_short phi3_su phi3_window
+    phi_bf16 phi_qk_norm qwen2_window_layers qwen2_window_off qwen2_yarn qwen3_moe_dense_layers qwen3_window
+    qwen3_yarn roberta_head_bias smollm3_window smollm3_yarn stablelm_parallel stablelm_qk_norm
+    starcoder2_untied starcoder2_window xlm_roberta_head_bias
+}
+
+#[test]
+fn every_reproduction_has_its_test() {
+    let files: Vec<String> =
+        reproductions().iter().map(|path| name(path).replace('-', "_").replace(".toml", "")).collect();
+    let (files, tested): (BTreeSet<&str>, BTreeSet<&str>) =
+        (files.iter().map(String::as_str).collect(), TESTED.iter().copied().collect());
+    assert_eq!(files, tested);
+}
+
+/// Our own model stands for transformers, which it equals in float64; so no Python is needed.
+fn shows_its_finding(test: &str) {
+    let file = format!("results/findings/{}.toml", test.replace('_', "-"));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    let sandbox = Sandbox::new();
+    let output = sandbox.run(&path, &["--only", "*/candle*"]);
+    let run = sandbox.only_run();
+    let message = format!("{}: {}", name(&path), stderr(&output));
+    let cells = run.cells();
+    let port = cells.iter().find(|cell| cell.variant.runner == Runner::CandleTransformers).unwrap();
+    match &port.outcome {
+        Outcome::Completed(_) => assert_eq!(port_verdict(&run), "diverged", "{message}"),
+        Outcome::Unsupported { reason } => println!("{}: unsupported: {reason}", name(&path)),
+        Outcome::Failed(failure) => println!("{}: failed: {}", name(&path), failure.reason),
+    }
+    let ours = cells.iter().filter(|cell| cell.variant.runner == Runner::Candle);
+    assert!(ours.clone().all(|cell| matches!(cell.outcome, Outcome::Completed(_))), "{message}");
+}
+
+/// The verdict on the port and our model in the same dtype.
+fn port_verdict(run: &Run) -> String {
+    let summary = run.json("summary.json");
+    let verdicts = summary["cases"][0]["verdicts"].as_array().unwrap();
+    let names = |verdict: &serde_json::Value| {
+        [&verdict["a"], &verdict["b"]].map(|name| name.as_str().unwrap().to_owned())
+    };
+    let is_port = |name: &String| name.starts_with("candle-transformers");
+    let is_it = |verdict: &&serde_json::Value| {
+        let names = names(verdict);
+        names.iter().any(is_port) && names.iter().any(|name| !is_port(name) && !name.ends_with("f64"))
+    };
+    let verdict = verdicts.iter().find(is_it).unwrap();
+    verdict["verdict"].as_str().unwrap().to_owned()
+}

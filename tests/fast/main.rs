@@ -1,0 +1,33 @@
+//! Tests that need no Python package, no emulated GPU and no real model: `cargo t` runs them.
+//!
+//! One executable for all of them, because linking one costs seconds. Scripted workers run under a plain `python3`.
+
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
+mod bisect;
+mod checkpoint_errors;
+mod checkpoint_files;
+mod checkpoint_gguf;
+mod checkpoint_hub;
+mod commands;
+mod compare;
+#[path = "../support/localize/engine.rs"]
+mod engine;
+mod faults;
+mod findings;
+mod gates;
+mod gpu_check;
+mod hub_server;
+mod inputs_batches;
+mod known_positives;
+mod layers;
+mod localize;
+mod overview;
+mod pipeline;
+mod recording;
+mod report;
+#[path = "../support/localize/setting.rs"]
+mod setting;
+mod shared_worker;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,103 @@
+//! Every kernel of the fused path on a GPU compiles for every architecture that it is meant for. NVRTC needs no GPU;
+//! the library is the one that torch's wheel brings into transformers' environment.
+//!
+//! `TFCHECK_TEST_ENVS=/folder` names a folder of environments, `<folder>/<version>/bin/python`; without it the release
+//! is prepared through uv. What the kernels compute is tested in `models/src/cuda/tests`, on an emulator.
+
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use models::cuda::kernels::Source;
+use models::cuda::{Compiled, Dtype, Nvrtc};
+use reference::{Python, Source as Release, Specification, prepare};
+
+const NEWEST: &str = "5.23.0";
+
+/// The oldest that the kernels' instructions allow, and the one that the targets are set for.
+const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90"];
+
+/// Bytes that a thread may keep in memory for want of registers: a few dozen, once a pass over the keys, in the
+/// kernels for 256 features. More is an array that was meant to be in registers.
+const SPILL: usize = 64;
+
+fn nvrtc() -> Nvrtc {
+    let mut specification = Specification::new(Release::Release(NEWEST.to_owned()));
+    if let Some(folder) = std::env::var_os("TFCHECK_TEST_ENVS") {
+        specification.python = Python::Existing(Path::new(&folder).join(NEWEST));
+    }
+    let cache = tfcheck::app::cache_folder().unwrap();
+    let environment = prepare(&specification, &cache, &|line| eprintln!("{line}")).unwrap();
+    let script = "import sysconfig; print(sysconfig.get_path('purelib'))";
+    let output = Command::new(&environment.python).args(["-c", script]).output().unwrap();
+    let packages = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
+    let library = library(&packages).unwrap_or_else(|| {
+        panic!("{} has no libnvrtc: torch there is no CUDA build; PyPI's is", packages.display())
+    });
+    Nvrtc::open(&library).unwrap()
+}
+
+/// `nvidia/<part>/lib/libnvrtc.so.<version>`.
+fn library(packages: &Path) -> Option<PathBuf> {
+    let entries =
+        |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_nvrtc = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libnvrtc.so"))
+    };
+    entries(&packages.join("nvidia"))
+        .flat_map(|part| entries(&part.join("lib")).collect::<Vec<_>>())
+        .find(is_nvrtc)
+}
+
+/// The number before `what` in the lines on a function.
+fn number(log: &str, function: &str, what: &str) -> usize {
+    let lines = log.split(&format!("Function properties for {function}\n")).nth(1).unwrap_or_default();
+    let before = lines.split(what).next().unwrap_or_default().trim_end();
+    let digits = before.rsplit(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    digits.parse().unwrap_or_else(|_| panic!("{function} has no {what:?} in\n{log}"))
+}
+
+fn check(source: Source, dtype: Dtype, architecture: &str, compiled: &Compiled) {
+    assert_eq!(compiled.cubin.get(..4), Some(&b"\x7fELF"[..]), "{source:?} for {architecture}");
+    for kernel in source.kernels().filter(|kernel| kernel.dtype == dtype) {
+        let symbol = compiled.cubin.windows(kernel.name.len()).any(|bytes| bytes == kernel.name.as_bytes());
+        assert!(symbol, "{} is not in the cubin for {architecture}", kernel.name);
+        let spilled = number(&compiled.log, kernel.name, " bytes spill stores");
+        assert!(spilled <= SPILL, "{} for {architecture} spills {spilled} bytes", kernel.name);
+    }
+}
+
+#[test]
+fn every_kernel_compiles_for_every_architecture_and_keeps_to_its_registers() {
+    let nvrtc = nvrtc();
+    let mut work: Vec<_> = Source::ALL
+        .into_iter()
+        .flat_map(|source| Dtype::ALL.map(|dtype| (source, dtype)))
+        .filter(|(source, dtype)| source.kernels().any(|kernel| kernel.dtype == *dtype))
+        .flat_map(|(source, dtype)| ARCHITECTURES.map(|architecture| (source, dtype, architecture)))
+        .collect();
+    assert!(work.len() >= 50, "{} units", work.len());
+    // The longest ones first.
+    work.sort_by_key(|(source, ..)| matches!(source, Source::Decode | Source::Gemv | Source::Prefill));
+    let work = Mutex::new(work);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let next = work.lock().unwrap().pop();
+                    let Some((source, dtype, architecture)) = next else { break };
+                    let compiled = nvrtc.compile(source, dtype, architecture).unwrap();
+                    check(source, dtype, architecture, &compiled);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn what_does_not_compile_says_why() {
+    let error = nvrtc().compile(Source::Norm, Dtype::Bf16, "sm_9000").unwrap_err().to_string();
+    assert!(error.contains("NVRTC cannot compile norm.cu for sm_9000"), "{error}");
+}

@@ -1,0 +1,218 @@
+//! Bugs planted in an editable fork of transformers, run as a user runs one: `tfcheck run` of the release, the fork and
+//! the native model. Each must be called diverged and be localised by the run itself.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use reference::{Environment, Source, Specification, prepare};
+use serde_json::Value;
+use tfcheck::app::cache_folder;
+
+use super::plants::{BRANCHES, Branch, Plant};
+use crate::support::{Run, Sandbox, stderr};
+
+pub(crate) const NEWEST: &str = "5.23.0";
+/// A checkpoint whose modeling file no branch touches.
+const UNTOUCHED: &str = "xlm-roberta";
+
+pub(crate) fn newest() -> Environment {
+    let specification = Specification::new(Source::Release(NEWEST.to_owned()));
+    prepare(&specification, &cache_folder().unwrap(), &|line| eprintln!("{line}")).unwrap()
+}
+
+/// A git working copy of the release, made once: what is installed of it, under a project file of its own.
+pub(crate) struct Fork(pub(crate) PathBuf);
+
+impl Fork {
+    /// The working copy of a test, which no other test may change.
+    pub(crate) fn new(test: &str) -> Self {
+        let fork = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fork-{test}-{NEWEST}"));
+        if !fork.exists() {
+            let begun = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+            let copy = Self(begun.path().join("fork"));
+            copy.fill();
+            fs::rename(&copy.0, &fork).unwrap();
+        }
+        let fork = Self(fork);
+        fork.reset();
+        fork
+    }
+
+    pub(crate) fn environment(&self) -> Environment {
+        let specification = Specification::new(Source::Editable(self.0.clone()));
+        prepare(&specification, &cache_folder().unwrap(), &|line| eprintln!("{line}")).unwrap()
+    }
+
+    fn fill(&self) {
+        let packages = site_packages(&newest().python);
+        copy(&packages.join("transformers"), &self.0.join("src/transformers"));
+        let metadata = packages.join(format!("transformers-{NEWEST}.dist-info/METADATA"));
+        let metadata = fs::read_to_string(metadata).unwrap();
+        let required = metadata.lines().filter_map(|line| line.strip_prefix("Requires-Dist: "));
+        let required: Vec<&str> = required.filter(|line| !line.contains("extra ==")).collect();
+        let project = format!(
+            "[project]\nname = \"transformers\"\nversion = \"{NEWEST}\"\ndependencies = {required:?}\n\
+             [tool.setuptools.packages.find]\nwhere = [\"src\"]\n"
+        );
+        fs::write(self.0.join("pyproject.toml"), project).unwrap();
+        fs::write(self.0.join(".gitignore"), "__pycache__/\n*.egg-info/\n").unwrap();
+        self.git(&["init", "--quiet"]);
+        self.git(&["-c", "core.compression=0", "add", "."]);
+        self.git(&["-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", NEWEST]);
+    }
+
+    fn git(&self, arguments: &[&str]) -> String {
+        let output = Command::new("git").current_dir(&self.0).args(arguments).output().unwrap();
+        assert!(output.status.success(), "git {arguments:?}: {}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    pub(crate) fn reset(&self) {
+        self.git(&["checkout", "--quiet", "--force", "HEAD"]);
+    }
+
+    /// Edits the working copy, and names its commit.
+    pub(crate) fn plant(&self, branch: &[Plant]) -> String {
+        self.reset();
+        for plant in branch {
+            let name = plant.file;
+            let path = self.0.join(format!("src/transformers/models/{name}/modeling_{name}.py"));
+            let mut text = fs::read_to_string(&path).unwrap();
+            for (old, new) in plant.edits {
+                assert!(text.contains(old), "{}: {name} does not have: {old}", plant.class);
+                text = text.replace(old, new);
+            }
+            fs::write(&path, text).unwrap();
+        }
+        self.git(&["rev-parse", "HEAD"])
+    }
+}
+
+fn site_packages(python: &Path) -> PathBuf {
+    let lib = python.parent().unwrap().parent().unwrap().join("lib");
+    let mut versions = fs::read_dir(lib).unwrap().map(|entry| entry.unwrap().path());
+    versions.find(|path| path.join("site-packages").is_dir()).unwrap().join("site-packages")
+}
+
+/// Copies a folder with its times, so that compiled modules stay valid.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), &target).unwrap();
+            let times = entry.metadata().unwrap().modified().unwrap();
+            fs::File::options().write(true).open(&target).unwrap().set_modified(times).unwrap();
+        }
+    }
+}
+
+/// One run of all checkpoints of a branch, with the native model in it or not.
+fn run(fork: &Fork, branch: Branch, has_native: bool) -> (Sandbox, Run) {
+    let sandbox = Sandbox::new();
+    let checkpoint = |name: &str, checkpoint: &str| {
+        format!("[[checkpoints]]\nname = \"{name}\"\nsource = \"synthetic:{checkpoint}\"\n")
+    };
+    let checkpoints: String = branch.iter().map(|plant| checkpoint(plant.class, plant.checkpoint)).collect();
+    let config = format!(
+        "{checkpoints}{}[inputs]\nlengths = [40]\nbatch = [2]\npadding = [\"left\"]\n\
+         [[versions]]\nname = \"{NEWEST}\"\nsource = \"transformers=={NEWEST}\"\n\
+         [[versions]]\nname = \"fork\"\nsource = \"-e {}\"\n\
+         [candle]\nmodes = [{}]\n\
+         [run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\ndtypes = [\"f32\"]\noracle = true\nrounds = 0\n\
+         trace = false\nnoise = false\nthreads = 1\n",
+        checkpoint("untouched", UNTOUCHED),
+        fork.0.display(),
+        if has_native { "\"eager\"" } else { "" },
+    );
+    let config = sandbox.write("tfcheck.toml", &config);
+    let output = sandbox.run(&config, &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let run = sandbox.only_run();
+    (sandbox, run)
+}
+
+/// The verdict on two variants of a case, and its evidence.
+pub(crate) fn verdict(case: &Value, a: &str, b: &str) -> (String, String) {
+    let verdicts = case["verdicts"].as_array().unwrap();
+    let found = verdicts.iter().find(|verdict| verdict["a"] == a && verdict["b"] == b);
+    let found = found.unwrap_or_else(|| panic!("no verdict on {a} and {b}"));
+    let text = |key: &str| found[key].as_str().unwrap().to_owned();
+    (text("verdict"), text("evidence"))
+}
+
+/// What is wrong with the verdicts on a bug: the fork diverges from the release, and from the native model.
+fn judged(plant: &Plant, case: &Value, has_native: bool) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut expect = |a: &str, b: &str, words: &[&str]| {
+        let (word, evidence) = verdict(case, a, b);
+        if !words.contains(&word.as_str()) {
+            wrong.push(format!("{}: {a} and {b} are {word}: {evidence}", plant.class));
+        }
+    };
+    for dtype in ["", "_f64"] {
+        let [release, own] = [NEWEST, "fork"].map(|version| format!("{version}_eager_eager{dtype}"));
+        expect(&release, &own, &["diverged"]);
+        if has_native {
+            let native = format!("candle_eager{dtype}");
+            expect(&own, &native, &["diverged"]);
+            expect(&release, &native, &["identical", "same_mathematics"]);
+        }
+    }
+    wrong
+}
+
+/// What is wrong with the localisations of a bug, which the run did by itself.
+fn localized(plant: &Plant, case: &Value, has_native: bool) -> Vec<String> {
+    let localized = case["localized"].as_array().unwrap();
+    let mut expected = vec![(["5.23.0_eager_eager", "fork_eager_eager"], plant.path)];
+    if has_native {
+        let path = if plant.native.is_empty() { plant.path } else { plant.native };
+        expected.push((["fork_eager_eager", "candle_eager"], path));
+    }
+    if localized.len() != expected.len() {
+        return vec![format!("{}: {} pairs are localised", plant.class, localized.len())];
+    }
+    let mut wrong = Vec::new();
+    for (found, ([a, b], path)) in localized.iter().zip(expected) {
+        let has_note = b != "fork_eager_eager" || found["notes"].to_string().contains(plant.note);
+        let is_sound = found["dtype"] == "f64" && found["capture_changed_nothing"] == true;
+        if !(found["a"] == a && found["b"] == b && found["finding"]["path"] == path && is_sound && has_note) {
+            wrong.push(format!("{}: {} ({})", plant.class, found["sentence"], found["notes"]));
+        }
+    }
+    wrong
+}
+
+#[test]
+fn bugs_in_an_editable_fork_diverge_and_the_run_names_the_module() {
+    let fork = Fork::new("bugs");
+    let mut wrong = Vec::new();
+    let mut keys = Vec::new();
+    for (branch, has_native) in BRANCHES.into_iter().zip([false, true]) {
+        let commit = fork.plant(branch);
+        let (_sandbox, run) = run(&fork, branch, has_native);
+        // The working copy is named by its commit and by what is changed in it.
+        let environments = run.json("environment.json")["environments"].clone();
+        assert!(environments[1]["notes"].to_string().contains(&format!("{commit}+")), "{environments}");
+        keys.push(environments[1]["key"].clone());
+        let summary = run.json("summary.json");
+        let cases = summary["cases"].as_array().unwrap();
+        assert_eq!(cases.len(), branch.len() + 1);
+        for (plant, case) in branch.iter().zip(cases) {
+            wrong.extend(judged(plant, case, has_native));
+            wrong.extend(localized(plant, case, has_native));
+        }
+        // What is not touched is the release, bit for bit.
+        let (word, evidence) = verdict(&cases[branch.len()], "5.23.0_eager_eager", "fork_eager_eager");
+        assert_eq!(word, "identical", "{evidence}");
+    }
+    fork.reset();
+    assert_ne!(keys[0], keys[1], "each state of the working copy has results of its own");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(BRANCHES.iter().map(|branch| branch.len()).sum::<usize>() >= 20);
+}

@@ -1,0 +1,89 @@
+//! Variants that are looked into through another run of theirs: decoding from a cache beside the one pass, a compiled
+//! model beside its eager twin. Both faults stand in one editable fork, in files of their own.
+
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use reference::Environment;
+use reference::protocol::{Dtype, Load, Mode};
+use tfcheck::app::cache_folder;
+use tfcheck::execute::runner::{self, ProcessRunner, Runner};
+use tfcheck::hunt::localize::{Finding, Localized, Options};
+
+use super::forks::{Fork, newest};
+use super::plants::{Branch, NONE, Plant};
+use crate::engine::InProcess;
+use crate::setting::Setting;
+
+const FAULTS: Branch = &[
+    Plant {
+        class: "position-restarts-in-decoding",
+        file: "llama",
+        edits: &[("position_ids=position_ids)", "position_ids=position_ids * (hidden_states.shape[1] > 1))")],
+        ..NONE
+    },
+    Plant {
+        class: "softmax-over-queries",
+        file: "qwen3",
+        edits: &[("softmax(attn_weights, dim=-1", "softmax(attn_weights, dim=-2")],
+        ..NONE
+    },
+];
+
+fn fork() -> &'static Environment {
+    static FORK: LazyLock<Environment> = LazyLock::new(|| {
+        let fork = Fork::new("twins");
+        fork.plant(FAULTS);
+        fork.environment()
+    });
+    &FORK
+}
+
+fn runner(environment: &Environment) -> ProcessRunner {
+    runner::transformers::runner(environment, &cache_folder().unwrap(), 2).unwrap()
+}
+
+/// One Python process at a time: each holds a gigabyte.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn localized(setting: &Setting, a: &Load, b: (&ProcessRunner, Load)) -> Localized {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    setting.localize_with((&InProcess, a.clone()), (b.0, b.1), &Options::default()).unwrap()
+}
+
+/// What `b`'s cache gives after a prefill, against its own one pass.
+fn cached(setting: &Setting, (runner, load): (&ProcessRunner, Load), prefill: usize) -> Localized {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let sides = ((runner as &dyn Runner, load.clone(), None), (runner as &dyn Runner, load, Some(prefill)));
+    setting.localize_through_caches(sides.0, sides.1, &Options::default()).unwrap()
+}
+
+#[test]
+fn a_fault_of_the_cache_alone_is_localised_beside_the_variant_s_own_one_pass() {
+    let setting = Setting::new("llama:tiny");
+    let (fork, right) = (runner(fork()), setting.load(Mode::Eager, Dtype::F32));
+    let found = localized(&setting, &right, (&fork, setting.transformers()));
+    assert_eq!(found.finding, Finding::Nothing, "one pass has no decoded token: {}", found.sentence);
+    let found = cached(&setting, (&fork, setting.transformers()), 20);
+    let Finding::Module(divergence) = &found.finding else { panic!("{}", found.sentence) };
+    assert_eq!(divergence.path, "model.rotary_emb", "{}", found.sentence);
+    assert!(divergence.worst.unwrap().position >= 20 && found.capture_changed_nothing, "{}", found.sentence);
+    assert!(found.notes.iter().any(|note| note.contains("put together")), "{:?}", found.notes);
+}
+
+#[test]
+fn a_compiled_variant_is_looked_into_through_its_eager_twin() {
+    let setting = Setting::new("qwen3");
+    let right = setting.load(Mode::Eager, Dtype::F32);
+    // A fault of the model's is found without compiling anything.
+    let frozen = Load { mode: Mode::Frozen, ..setting.transformers() };
+    let found = localized(&setting, &right, (&runner(fork()), frozen));
+    let Finding::Module(divergence) = &found.finding else { panic!("{}", found.sentence) };
+    assert_eq!(divergence.path, "model.layers.0.self_attn.softmax", "{}", found.sentence);
+    let note = "wrong was looked into without torch.compile";
+    assert!(found.notes.iter().any(|known| known.starts_with(note)), "{:?}", found.notes);
+    // Where the twins agree the compiled model itself is run, and held against its twin.
+    let compiled = Load { mode: Mode::Compiled, ..setting.transformers() };
+    let found = localized(&setting, &right, (&runner(&newest()), compiled));
+    assert_eq!(found.finding, Finding::Nothing, "{} {:?}", found.sentence, found.notes);
+    assert!(!found.notes.iter().any(|note| note.contains("is not known")), "{:?}", found.notes);
+}

@@ -1,0 +1,17 @@
+//! Tests that need transformers, torch or real models, or that take minutes: `cargo test --release --workspace` runs them.
+
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
+mod bisect_real;
+mod checkpoint_real_models;
+mod cuda_kernels;
+#[path = "../support/localize/engine.rs"]
+mod engine;
+mod expected_metrics;
+mod localize;
+mod program_size;
+mod real;
+#[path = "../support/localize/setting.rs"]
+mod setting;
+#[path = "../support/mod.rs"]
+mod support;

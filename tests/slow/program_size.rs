@@ -1,0 +1,17 @@
+//! The size of the program, which is what the release profile makes of it.
+
+/// The packed program is copied to GPU machines, so it stays below 60 MB.
+#[test]
+fn the_stripped_program_is_below_60_mb() {
+    let folder = tempfile::tempdir().unwrap();
+    let stripped = folder.path().join("tfcheck");
+    let status = std::process::Command::new("strip")
+        .arg("-o")
+        .arg(&stripped)
+        .arg(env!("CARGO_BIN_EXE_tfcheck"))
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let bytes = std::fs::metadata(&stripped).unwrap().len();
+    assert!(bytes < 60_000_000, "{bytes} bytes");
+}

@@ -1,0 +1,59 @@
+//! tfcheck's own models as workers inside this process.
+
+// Each test binary uses its own part of this.
+#![allow(dead_code, reason = "shared by two test binaries")]
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use reference::protocol::{Dtype, Failed, FailedKind, Load, Reply, Request};
+use tfcheck::execute::cell::FailureKind;
+use tfcheck::execute::runner::{Ended, Runner, Session};
+use tfcheck::execute::worker::Engine;
+use tfcheck::execute::worker::candle::CandleEngine;
+
+pub(crate) struct InProcess;
+
+impl Runner for InProcess {
+    fn start<'a>(&self, _: PathBuf, _: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+        Ok(Box::<InSession>::default())
+    }
+}
+
+/// The same, whose code is another in bf16 alone, as a kernel's may be: there it is that of another checkpoint.
+pub(crate) struct WrongInBf16(pub(crate) PathBuf);
+
+impl Runner for WrongInBf16 {
+    fn start<'a>(&self, _: PathBuf, _: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+        Ok(Box::new(InSession { wrong_in_bf16: Some(self.0.clone()), ..InSession::default() }))
+    }
+}
+
+#[derive(Default)]
+struct InSession {
+    engine: CandleEngine,
+    wrong_in_bf16: Option<PathBuf>,
+}
+
+impl Session for InSession {
+    fn ask(&mut self, request: &Request, _: Duration) -> Result<Reply, Ended> {
+        let reply = match request {
+            Request::Load(load) => {
+                let wrong = self.wrong_in_bf16.clone().filter(|_| load.dtype == Dtype::Bf16);
+                let checkpoint = wrong.unwrap_or_else(|| load.checkpoint.clone());
+                self.engine.load(&Load { checkpoint, ..load.clone() }).map(Reply::Ready)
+            }
+            Request::Forward(forward) => self.engine.forward(forward).map(Reply::Forwarded),
+            Request::Capture(capture) => self.engine.capture(capture).map(Reply::Captured),
+            Request::Replay(replay) => self.engine.replay(replay).map(Reply::Replayed),
+            other => panic!("{other:?} is not asked here"),
+        };
+        reply.map_err(|Failed { kind, message, .. }| match kind {
+            FailedKind::Unsupported => Ended::Unsupported(message),
+            _ => Ended::failed(FailureKind::Exception, message),
+        })
+    }
+
+    fn end(self: Box<Self>) {}
+}
