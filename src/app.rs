@@ -43,15 +43,11 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Plan(selection) => say(&plan_text(selection)?),
         Command::Init(arguments) => say(&config::init(&arguments.path)?),
         Command::Schema => say(&config::schema_text()),
-<<<<<<< HEAD
         Command::Compare(arguments) => compare::compare(
             &arguments.runs,
             &arguments.fail_on,
-            &Progress::new(cli.quiet).with_all_tables(arguments.full),
+            &progress(cli).with_all_tables(arguments.full),
         ),
-=======
-        Command::Compare(arguments) => compare::compare(&arguments.runs, &arguments.fail_on, &progress(cli)),
->>>>>>> main
         Command::Baseline(arguments) => say(&match arguments {
             Baseline::Save { name, run, results } => baseline::save(results, name, run.as_deref())?,
             Baseline::List { results } => baseline::list(results)?,
@@ -102,11 +98,7 @@ fn progress(cli: &Cli) -> Progress {
 
 fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
-<<<<<<< HEAD
-    let progress = Progress::new(cli.quiet).with_all_tables(arguments.full);
-=======
-    let progress = progress(cli);
->>>>>>> main
+    let progress = progress(cli).with_all_tables(arguments.full);
     let cache = cache_folder()?;
     let (mut loaded, plan, destination) = if let Some(path) = &arguments.resume {
         let folder = RunFolder::resume(path)?;

@@ -1,17 +1,10 @@
 //! Compares logits, saved or in memory: pure functions, which never run a model.
 //!
 //! No model, Python or network is involved; variants are known by their names alone.
-<<<<<<< HEAD
-//! [`logits`] opens files, [`matrix`] reads all of them once and measures every pair, [`metrics`] says
-//! what each number means, [`metric`] is the table of them, [`oracle`] measures variants against float64, [`verdict`]
-//! decides, [`evidence`] holds what a decision rests on, [`groups`] partitions variants by verdicts, [`repeat`] measures a variant against itself, [`timing`]
-//! summarises samples of time.
-=======
 //! [`logits`] opens files or takes numbers in memory, [`matrix`] reads all of them once and measures every pair,
 //! [`metrics`] says what each number means, [`metric`] is the table of them, [`oracle`] measures variants against
 //! float64, [`verdict`] decides, [`evidence`] holds what a decision rests on, [`recorded`] decides on a variant against
-//! recorded logits, [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
->>>>>>> main
+//! recorded logits, [`groups`] partitions variants by verdicts, [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
 
 mod dtype;
 mod entry;

@@ -43,15 +43,9 @@ impl Progress {
         Self {
             bars,
             quiet,
-<<<<<<< HEAD
-            shows_results: true,
-            shows_all: false,
-            log: Mutex::new(None),
-            started: Instant::now(),
-        }
-=======
             verbose: 0,
             shows_results: true,
+            shows_all: false,
             log: Mutex::default(),
             followed: Mutex::default(),
             started: Instant::now(),
@@ -62,26 +56,21 @@ impl Progress {
     #[must_use]
     pub fn verbose(self, verbose: u8) -> Self {
         Self { verbose, ..self }
->>>>>>> main
     }
 
     /// One for a run that goes on beside others: lines only, and a `run.log` of its own.
     #[must_use]
     pub fn beside(&self) -> Self {
-<<<<<<< HEAD
-        let (quiet, shows_results, shows_all) = (self.quiet, self.shows_results, self.shows_all);
-        Self { bars: None, quiet, shows_results, shows_all, log: Mutex::new(None), started: self.started }
-=======
         Self {
             bars: None,
             quiet: self.quiet,
             verbose: self.verbose,
             shows_results: self.shows_results,
+            shows_all: self.shows_all,
             log: Mutex::default(),
             followed: Mutex::default(),
             started: self.started,
         }
->>>>>>> main
     }
 
     /// The same for a command that shows something else at its end: results go to `run.log` only.

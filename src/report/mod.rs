@@ -92,17 +92,12 @@ pub fn publish(
 pub fn show(view: &RunView, judged: &Judged, progress: &Progress) {
     let term = Term::stderr();
     let width = term.size_checked().map_or(100, |(_, columns)| usize::from(columns));
-<<<<<<< HEAD
-    let terminal = Terminal { width, color: console::colors_enabled_stderr() };
+    let terminal = Terminal { width, color: console::colors_enabled() };
     progress.result(&if progress.shows_all() {
         terminal.render(view, judged)
     } else {
         overview::render(view, judged, width, terminal.color)
     });
-=======
-    let terminal = Terminal { width, color: console::colors_enabled() };
-    progress.result(&terminal.render(view, judged));
->>>>>>> main
     github::publish(view, judged, progress);
 }
 

@@ -17,11 +17,7 @@ use crate::spec::machine::Machine;
 use crate::spec::nearest::nearest;
 use crate::spec::plan::{CasePlan, CellPlan};
 use crate::spec::variant::{Runner, Variant};
-<<<<<<< HEAD
 use compare::groups::Group;
-=======
-use compare::units::count;
->>>>>>> main
 use compare::verdict::Decision;
 
 /// Pairs of one group that the end of a run tries in vain: where the first cannot be captured another may.
@@ -211,21 +207,6 @@ impl Ended<'_> {
                 view.notes = notes;
             }
         }
-<<<<<<< HEAD
-=======
-        let run = self.folder.path().display();
-        for index in 0..self.cases.len() {
-            let case = &view.cases[index];
-            let left_out = self.pairs(index, case, &tried).len();
-            if left_out > 0 && !self.is_stopped() {
-                view.notes.push(format!(
-                    "{}: {} diverging, not localised; `tfcheck localize --run {run} A B` does one",
-                    case.name,
-                    count(left_out, "more pair")
-                ));
-            }
-        }
->>>>>>> main
         Ok(view)
     }
 
