@@ -79,7 +79,7 @@ impl Arguments {
                 ("cached", value) => arguments.cached = value.parse()?,
                 ("rounds", value) => arguments.rounds = value.parse()?,
                 ("backends", value) => {
-                    arguments.backends = value.split(',').map(backend).collect::<Result<_>>()?
+                    arguments.backends = value.split(',').map(backend).collect::<Result<_>>()?;
                 }
                 ("decode", value) => arguments.decode = value == "yes",
                 ("plain", value) => arguments.plain = value == "yes",
@@ -147,7 +147,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         samples.sort_by(f64::total_cmp);
         println!("{name:<16} {:>10.2} {:>10.2}", samples[samples.len() / 2], samples[0]);
     }
-    // Beside another backend the most that was resident says nothing.
+    // Beside another backend the most that was resident means nothing.
     if !arguments.plain
         && let [(Backend::Fused, loaded)] = backends.as_slice()
         && let Some((packed, buffers)) = loaded.fused_bytes()
@@ -256,7 +256,7 @@ fn inputs(batch: usize, seq: usize) -> Result<Inputs> {
     Ok(Inputs::new(Tensor::from_vec(ids, (batch, seq), &Device::Cpu)?))
 }
 
-/// The most memory that this process has had resident, 0 where the system does not say (`VmHWM` of Linux).
+/// The most memory that this process has had resident, 0 where the system does not report it (`VmHWM` of Linux).
 fn peak_bytes() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

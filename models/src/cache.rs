@@ -1,4 +1,4 @@
-//! Keys and values of the tokens that went before.
+//! Keys and values of earlier tokens.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::fused::{Float, LayerCache};
 use crate::kernels::{CacheShape, KvCache, Pool, QkvLayout, rope_into_cache};
 
-/// The keys and values that earlier passes left, per layer; what makes prefill in chunks, or token
-/// by token, give the same numbers as one pass. A cache belongs to the checkpoint that first filled it.
+/// The keys and values of earlier passes, per layer, with which prefill in chunks, or token by token, gives the same
+/// numbers as one full-sequence pass. A cache belongs to the checkpoint that first filled it.
 pub struct Cache {
     layers: Vec<Option<Layer>>,
     batch: Option<usize>,
@@ -40,7 +40,7 @@ impl Cache {
         Self::default()
     }
 
-    /// An empty cache with room for `tokens` a row, past which it grows; the eager form makes room as it goes.
+    /// An empty cache with room for `tokens` a row, beyond which it grows; the eager backend allocates as it appends.
     pub fn with_capacity(tokens: usize) -> Self {
         static CACHES: AtomicUsize = AtomicUsize::new(0);
         let id = CACHES.fetch_add(1, Ordering::Relaxed);
@@ -76,7 +76,7 @@ impl Cache {
 
     /// Appends one layer's `[batch, num_kv_heads, seq, head_dim]` and returns what the layer may now attend to.
     ///
-    /// Anything beyond `self.len` is the leaving of a pass that failed half-way, and is dropped.
+    /// Anything beyond `self.len` was left by a pass that failed half-way, and is dropped.
     pub(crate) fn append(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)> {
         let len = self.len;
         let entry = self.layer(layer);
@@ -118,7 +118,7 @@ impl Cache {
                 if found.capacity >= shape.capacity {
                     cache
                 } else {
-                    // Twice what is needed, so that decoding copies seldom.
+                    // The capacity doubles, so that decoding copies seldom.
                     let shape = CacheShape { capacity: 2 * shape.capacity, ..shape };
                     T::layer_cache(grown(pool, past, shape, len))
                 }
@@ -154,7 +154,7 @@ impl Cache {
             if let Layer::Gpu(cache) = layer
                 && cache.capacity < slots
             {
-                // Twice what is needed, so that decoding copies seldom.
+                // The capacity doubles, so that decoding copies seldom.
                 *cache = cache.grown(space, 2 * slots, len)?;
             }
         }
@@ -170,7 +170,7 @@ impl Cache {
         self.layers.iter().flatten().find_map(slots).unwrap_or(0)
     }
 
-    /// Tells caches apart.
+    /// Distinguishes caches.
     pub(crate) fn id(&self) -> usize {
         self.id
     }

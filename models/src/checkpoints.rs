@@ -100,10 +100,10 @@ fn unreadable(model_type: &'static str, line: &str, reason: String) -> Error {
     Error::Table { model_type, line: line.into(), reason }
 }
 
-/// The form of transformers 5 of the keys that transformers 4 spells in several ways.
+/// The spelling of transformers 5 for the keys that transformers 4 spells in several ways.
 ///
-/// Both forms stand in the config: 4.x does not read the new one, and 5.x lets the old keys through to it, so that
-/// either version finds what it looks for.
+/// The config has both spellings: 4.x does not read the new one, and 5.x copies the old keys to it, so that either
+/// version finds its keys.
 fn rope_parameters(config: &Map<String, Value>) -> Option<Value> {
     let first = |keys: &[&str]| keys.iter().find_map(|key| config.get(*key)).cloned();
     let theta = first(&["rope_theta", "rotary_emb_base", "global_rope_theta"])?;

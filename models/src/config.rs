@@ -1,5 +1,5 @@
-//! `config.json` as the architectures read it: typed, and every key that was read is remembered, so
-//! that a key that nobody read can be listed.
+//! `config.json` as the architectures read it: typed, with a record of the keys that were read, so that the others can
+//! be listed.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 
-/// Keys that say nothing about what an inference pass computes.
+/// Keys that do not affect what an inference pass computes.
 const NEUTRAL: &[&str] = &[
     "_attn_implementation_autoset",
     "_model_name_or_path",
@@ -293,7 +293,7 @@ impl ConfigReader {
         }
     }
 
-    /// Counts a nested object and all in it as read: it says what another key has said.
+    /// Counts a nested object and all in it as read: it repeats another key.
     pub(crate) fn skip_object(&self, key: &str) {
         self.value(key);
         self.value(&format!("{key}.*"));
@@ -316,7 +316,7 @@ impl ConfigReader {
         }
     }
 
-    /// Keys that nobody read and that may mean something, in the config's order; nested ones dotted.
+    /// Keys that the architecture did not read and that may affect the result, in the config's order; nested ones dotted.
     pub fn unread_keys(&self) -> Vec<String> {
         let read = lock(&self.read);
         let mut unread = Vec::new();

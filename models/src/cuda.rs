@@ -23,7 +23,7 @@ mod space;
 mod tests;
 mod weights;
 
-pub(crate) use attention::{DeviceBias, DeviceRope, DeviceTable, Heads, attend};
+pub(crate) use attention::{AttentionShape, DeviceBias, DeviceRope, DeviceTable, attend};
 pub(crate) use cache::DeviceCache;
 pub use dtype::Dtype;
 pub use emulator::{Emulator, Order};

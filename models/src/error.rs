@@ -60,7 +60,7 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// A file that is not what its name says.
+    /// A file whose content does not match its name.
     #[error("cannot parse {path}: {reason}")]
     Parse {
         /// Which file.
@@ -71,7 +71,7 @@ pub enum Error {
     /// Inputs that do not fit each other, the model or the cache.
     #[error("inputs: {0}")]
     Inputs(String),
-    /// What was asked for is not there in this form or dtype.
+    /// The backend or dtype does not support the request.
     #[error("not supported: {0}")]
     Unsupported(String),
     /// A GPU, its driver or the emulator of one failed, or was asked for what does not fit its memory.

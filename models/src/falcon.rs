@@ -29,7 +29,7 @@ struct Config {
     tie_word_embeddings: bool,
 }
 
-/// Which norms a block has and what they feed.
+/// Which norms a block has and which modules read them.
 #[derive(Clone, Copy)]
 enum Order {
     /// Attention, then the MLP over its result.

@@ -92,7 +92,7 @@ impl Rows {
 pub(crate) trait Float: Element + Plain + WithDType {
     fn slot(rows: &Rows) -> Option<&Slot<Self>>;
     fn rows(slot: Slot<Self>) -> Rows;
-    fn shelf(host: &Host) -> &Shelf<Self>;
+    fn buffers(host: &Host) -> &HostBuffers<Self>;
     fn cache(layer: &mut LayerCache) -> Option<&mut KvCache<Self>>;
     fn layer_cache(cache: KvCache<Self>) -> LayerCache;
 }
@@ -104,7 +104,7 @@ pub(crate) enum LayerCache {
 }
 
 macro_rules! float {
-    ($float:ty, $variant:ident, $shelf:ident) => {
+    ($float:ty, $variant:ident, $buffers:ident) => {
         impl Float for $float {
             fn slot(rows: &Rows) -> Option<&Slot<Self>> {
                 match rows {
@@ -117,8 +117,8 @@ macro_rules! float {
                 Rows::$variant(slot)
             }
 
-            fn shelf(host: &Host) -> &Shelf<Self> {
-                &host.$shelf
+            fn buffers(host: &Host) -> &HostBuffers<Self> {
+                &host.$buffers
             }
 
             fn cache(layer: &mut LayerCache) -> Option<&mut KvCache<Self>> {
@@ -139,29 +139,29 @@ float!(f32, F32, f32);
 float!(bf16, Bf16, bf16);
 
 /// What a checkpoint keeps between passes in one element type.
-pub(crate) struct Shelf<T: Float> {
-    buffers: BufferPool<T, Deferred<T>>,
+pub(crate) struct HostBuffers<T: Float> {
+    pool: BufferPool<T, Deferred<T>>,
     /// Keys and values of a layer in a pass without a cache: read in the same layer and never again.
     passing: Mutex<Option<KvCache<T>>>,
 }
 
-impl<T: Float> Default for Shelf<T> {
+impl<T: Float> Default for HostBuffers<T> {
     fn default() -> Self {
-        Self { buffers: BufferPool::default(), passing: Mutex::new(None) }
+        Self { pool: BufferPool::default(), passing: Mutex::new(None) }
     }
 }
 
-impl<T: Float> Shelf<T> {
+impl<T: Float> HostBuffers<T> {
     fn bytes(&self) -> usize {
-        self.buffers.bytes() + lock(&self.passing).as_ref().map_or(0, KvCache::bytes)
+        self.pool.bytes() + lock(&self.passing).as_ref().map_or(0, KvCache::bytes)
     }
 }
 
 /// The thread pool and the buffers of one loaded checkpoint on the CPU.
 pub(crate) struct Host {
     pub(crate) pool: Pool,
-    f32: Shelf<f32>,
-    bf16: Shelf<bf16>,
+    f32: HostBuffers<f32>,
+    bf16: HostBuffers<bf16>,
     vectors: Mutex<Vectors>,
     /// Of the weights packed for it.
     packed_bytes: AtomicUsize,
@@ -172,8 +172,8 @@ impl Host {
     pub(crate) fn new() -> Self {
         Self {
             pool: Pool::new(rayon::current_num_threads()),
-            f32: Shelf::default(),
-            bf16: Shelf::default(),
+            f32: HostBuffers::default(),
+            bf16: HostBuffers::default(),
             vectors: Mutex::default(),
             packed_bytes: AtomicUsize::new(0),
         }
@@ -185,7 +185,7 @@ impl Host {
         shape: CacheShape,
         body: impl FnOnce(&mut KvCache<T>) -> Result<U>,
     ) -> Result<U> {
-        let mut passing = lock(&T::shelf(self).passing);
+        let mut passing = lock(&T::buffers(self).passing);
         let fits = |cache: &KvCache<T>| {
             let found = cache.shape();
             found.capacity >= shape.capacity && CacheShape { capacity: shape.capacity, ..found } == shape
@@ -204,8 +204,8 @@ impl Host {
 
     /// Drops the operations whose results no layer has read by the end of a pass.
     pub(crate) fn drop_deferred(&self) {
-        self.f32.buffers.drop_deferred();
-        self.bf16.buffers.drop_deferred();
+        self.f32.pool.drop_deferred();
+        self.bf16.pool.drop_deferred();
     }
 
     pub(crate) fn count_packed(&self, bytes: usize) {

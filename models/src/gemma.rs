@@ -51,7 +51,7 @@ impl Config {
 }
 
 /// `gelu` is a legacy value of the official checkpoints that means the tanh form (`GemmaConfig.__post_init__`).
-/// `hidden_activation` is what releases of v4 read instead and 5.23.0 ignores, so both have to say the same.
+/// `hidden_activation` is what releases of v4 read instead and 5.23.0 ignores, so both must have the same value.
 fn hidden_act(config: &ConfigReader) -> Result<Activation> {
     let act = match Activation::read(config, "hidden_act", "gelu_pytorch_tanh")? {
         Activation::Gelu if config.str_or("hidden_act", "")? == "gelu" => Activation::GeluTanh,

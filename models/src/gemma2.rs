@@ -66,7 +66,7 @@ impl Config {
     }
 }
 
-/// `hidden_act` is what the first releases with the architecture read and 5.23.0 ignores, so both have to say the same.
+/// `hidden_act` is what the first releases with the architecture read and 5.23.0 ignores, so both must have the same value.
 fn hidden_activation(config: &ConfigReader) -> Result<Activation> {
     let act = Activation::read(config, "hidden_activation", "gelu_pytorch_tanh")?;
     match config.optional_str("hidden_act")? {

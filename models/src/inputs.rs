@@ -14,7 +14,7 @@ pub struct Inputs {
     /// 1 for a real token and 0 for padding, `[batch, past + seq]`, any integer dtype; absent means no padding.
     pub attention_mask: Option<Tensor>,
     /// Positions, `[batch, seq]`, any integer dtype; absent means `past..past + seq` in every row,
-    /// whatever the mask says (transformers 5.23.0, `LlamaModel.forward`).
+    /// regardless of the mask (transformers 5.23.0, `LlamaModel.forward`).
     pub position_ids: Option<Tensor>,
 }
 

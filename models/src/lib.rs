@@ -1,8 +1,8 @@
 //! Native transformer models on candle, each with an eager and a fused backend.
 //!
 //! [`load`] opens a checkpoint folder by its `model_type`; [`Loaded::forward`] gives logits for every
-//! position. One file an architecture, named by `model_type`, reads top to bottom like the paper; what
-//! several share lies in [`layers`], each layer with both forms. [`layers`] also says how to add an
+//! position. Each architecture is one file, named by `model_type`, that reads top to bottom like the
+//! paper; what several share is in [`layers`], each layer with both backends. [`layers`] also explains how to add an
 //! architecture. Nothing here touches a network, a process or Python.
 
 mod cache;

@@ -95,7 +95,7 @@ impl Loaded {
         matches!(self.workspace, Some(Workspace::Gpu(_))).then(|| self.replays.counts())
     }
 
-    /// One pass without a cache: logits of every position, `[batch, seq, vocab_size]`, or what the head gives.
+    /// A full-sequence forward pass without a cache: logits of every position, `[batch, seq, vocab_size]`, or what the head gives.
     ///
     /// # Errors
     /// If the inputs do not fit each other or the model.

@@ -1,5 +1,5 @@
-//! Locks whose poison is ignored: it says that an earlier pass panicked, and what that pass left is overwritten before
-//! it is read.
+//! Locks whose poison is ignored: a lock is poisoned when an earlier pass panicked, and what that pass left is
+//! overwritten before it is read.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

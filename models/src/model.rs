@@ -13,7 +13,7 @@ pub enum Backend {
     /// Tensor operations one by one, with the semantics of transformers' eager attention.
     Eager,
     /// The same mathematics with packed weights and fused kernels: F32 and BF16 on the CPU, and with [`load_on_gpu`](crate::load_on_gpu)
-    /// also F16. An operation that has no fused form yet runs as in the eager backend.
+    /// also F16. An operation without a fused kernel runs as in the eager backend.
     Fused,
 }
 
@@ -71,7 +71,7 @@ impl Task {
 
 /// One architecture with its weights.
 pub trait Model: Send + Sync {
-    /// One pass over [`Pass::input_ids`]; what comes out depends on the [`Task`].
+    /// One pass over [`PassInputs::input_ids`](crate::PassInputs::input_ids); the output depends on the [`Task`].
     ///
     /// # Errors
     /// If a tensor operation fails.

@@ -354,14 +354,14 @@ pub(crate) fn build(reader: &ConfigReader, weights: &Weights, task: Option<Task>
 }
 
 /// A windowed layer may leave a padded position no key to see. transformers' lowest finite mask then mixes all
-/// keys evenly, as the eager form does and the fused kernel does not; a classifier that reads such a position is refused.
+/// keys evenly, as the eager backend does and the fused kernel does not; a classifier that reads such a position is refused.
 fn refuse_padded_first_position(pass: &Pass) -> Result<()> {
     let is_padded = pass
         .padding()
         .is_some_and(|padding| padding.chunks(pass.seq()).any(|row| row.first() == Some(&false)));
     if pass.workspace().is_some() && is_padded {
         return Err(Error::Unsupported(
-            "modernbert's cls pooling over left padding in the fused form; pad on the right".to_owned(),
+            "modernbert's cls pooling over left padding in the fused backend; pad on the right".to_owned(),
         ));
     }
     Ok(())

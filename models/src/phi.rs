@@ -158,8 +158,8 @@ impl Block {
         pass.module(&self.path, xs, |pass, xs| {
             let h = self.input_layernorm.forward(pass, &xs)?;
             let attended = self.self_attn.forward(pass, &h, rope, mask)?;
-            let fed = self.mlp.forward(pass, &h)?;
-            add(add(attended, fed)?, xs)
+            let h = self.mlp.forward(pass, &h)?;
+            add(add(attended, h)?, xs)
         })
     }
 }

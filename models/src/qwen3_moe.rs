@@ -41,7 +41,7 @@ impl Config {
         let sliding_window = config.nullable_usize("sliding_window", 4096)?;
         let windowed = config.bool_or("use_sliding_window", false)?;
         if !windowed {
-            // 5.23.0 never reads the key, earlier releases do; where there is no window it says nothing.
+            // 5.23.0 never reads the key, earlier releases do; without a window it has no effect.
             let _ = config.value("max_window_layers");
         }
         // `attribute_map` of `Qwen3MoeConfig`: one attribute by two names.

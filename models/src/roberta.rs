@@ -43,7 +43,7 @@ impl MaskedLm {
     fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
         pass.module(&self.path, xs.clone(), |pass, xs| {
             let h = self.dense.forward(pass, &xs)?;
-            // Whatever hidden_act says.
+            // Regardless of hidden_act.
             let h = Activation::Gelu.inline(&h)?;
             let h = self.layer_norm.forward(pass, &h)?;
             self.decoder.forward(pass, &h)

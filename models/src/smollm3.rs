@@ -23,7 +23,7 @@ struct Config {
     hidden_act: Activation,
     rms_norm_eps: f64,
     rope: RopeParameters,
-    /// Whether a layer rotates; upstream's name says the opposite of what it holds.
+    /// Whether a layer rotates; upstream's name means the opposite.
     no_rope_layers: Vec<bool>,
     sliding_window: Option<usize>,
     layer_types: Vec<LayerType>,

@@ -151,8 +151,8 @@ impl Block {
                 Some(norm) => norm.forward(pass, &xs)?,
                 None => h,
             };
-            let fed = self.mlp.forward(pass, &h)?;
-            add(xs, fed)
+            let h = self.mlp.forward(pass, &h)?;
+            add(xs, h)
         })
     }
 }

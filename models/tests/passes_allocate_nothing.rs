@@ -1,4 +1,4 @@
-//! Of a whole pass in the fused form only its output is new memory: the second pass of a shape runs under a counting
+//! A pass in the fused backend allocates nothing but its output: the second pass of a shape runs under a counting
 //! allocator, and may allocate as often as making a tensor of the output's shape does.
 
 #![expect(unsafe_code, reason = "a global allocator")]
@@ -75,7 +75,7 @@ fn check(name: &str, loaded: &mut Loaded) {
     assert_eq!(counts.into_iter().min(), Some(output(&shape)), "{name}: a token after a cache");
 }
 
-/// Made of tensors in the fused form too, in part: routers, biases of attention that follow the pass, frequencies that
+/// Checkpoints whose passes use tensors in the fused backend too: routers, biases of attention that follow the pass, frequencies that
 /// follow its length, and the lookup of learned positions.
 const TENSORS: [&str; 5] = ["mixtral:", "qwen3_moe:", "falcon:alibi", "llama:dynamic", "gpt2:"];
 

@@ -89,7 +89,7 @@ impl Projection {
         {
             match &part.pending {
                 None => {}
-                // The launch that ropes norms each head of q and k; what is another norm runs by itself.
+                // The launch that ropes norms each head of q and k; any other norm runs by itself.
                 Some(OnColumns::Norm(pending)) => match norm {
                     Some(norm) if pending.of_heads(heads, head_dim).is_some() => {
                         *norm = Some(Arc::clone(pending));
@@ -107,7 +107,7 @@ impl Projection {
 
 /// The heads of one layer's attention and what happens to their scores.
 #[derive(Clone, Copy)]
-pub(crate) struct Heads {
+pub(crate) struct AttentionShape {
     /// Index of the layer, for the cache.
     pub(crate) layer: usize,
     pub(crate) num_heads: usize,
@@ -122,21 +122,21 @@ pub(crate) struct Heads {
 /// Attention over projected `[q, k, v]`: norms of heads, rope and the write into the cache in one launch, then the scores
 /// and the mix.
 pub(crate) fn attend(
-    heads: Heads,
+    shape: AttentionShape,
     pass: &mut Pass,
     space: &Arc<Space>,
-    parts: [DeviceRows; 3],
+    parts: &[DeviceRows; 3],
     rope: Option<&DeviceRope>,
     bias: Option<&DeviceBias>,
 ) -> Result<DeviceRows> {
-    let Heads { layer, num_heads, num_kv_heads, head_dim, scale, soft_cap, band } = heads;
+    let AttentionShape { layer, num_heads, num_kv_heads, head_dim, scale, soft_cap, band } = shape;
     let heads = [num_heads, num_kv_heads, num_kv_heads];
     if parts.iter().zip(heads).any(|(part, heads)| part.columns() != heads * head_dim) {
         let found = parts.each_ref().map(DeviceRows::columns);
         return Err(Error::Inputs(format!("{found:?} features for {heads:?} heads of {head_dim}")));
     }
     let Projection { region: qkv, layout, norms: [q_norm, k_norm] } =
-        Projection::new(space, &parts, heads, head_dim)?;
+        Projection::new(space, parts, heads, head_dim)?;
     let (batch, tokens, dtype) = (pass.batch(), pass.seq(), space.dtype);
     let (shape, slots) = ([batch, num_kv_heads, head_dim], pass.past() + tokens);
     let cache = match pass.cache() {

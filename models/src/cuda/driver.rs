@@ -60,9 +60,9 @@ pub struct Memory {
     pub used: u64,
     /// The most that they ever held.
     pub peak: u64,
-    /// Free for anybody.
+    /// Free for any process.
     pub free: u64,
-    /// There is.
+    /// Memory of the device.
     pub total: u64,
 }
 
@@ -73,13 +73,13 @@ pub struct Driver {
     products: Mutex<Products>,
     workspace: u64,
     pool: sys::CUmemoryPool,
-    /// Memory that was given back while a pass was recorded.
-    owed: Mutex<Vec<u64>>,
+    /// Memory whose release had to wait because a pass was being recorded.
+    to_free: Mutex<Vec<u64>>,
     is_recording: AtomicBool,
     /// Whether a kernel may begin while the one before still runs; what it reads of that one it waits for.
     overlaps: bool,
-    /// Whether a kernel of ours was called last: it says itself when the next may begin. What is launched beside
-    /// cuBLASLt's gains nothing by asking.
+    /// Whether the last launch was a kernel of ours, which signals when the next may begin. A launch next to a kernel of
+    /// cuBLASLt gains nothing from that.
     follows_kernel: AtomicBool,
     cubins: Option<PathBuf>,
     description: Description,
@@ -108,7 +108,7 @@ impl Driver {
     /// Opens device `number`.
     ///
     /// # Errors
-    /// [`OpenError`] says what is missing.
+    /// [`OpenError`] names what is missing.
     pub fn open(number: usize, setting: &Setting) -> std::result::Result<Arc<Self>, OpenError> {
         let found = device_count()?;
         Needed::ALL.into_iter().try_for_each(|library| libraries::open(library, &setting.pythons))?;
@@ -146,7 +146,7 @@ impl Driver {
             products: Mutex::new(Products::new().map_err(|error| OpenError::Failed(error.to_string()))?),
             workspace,
             pool,
-            owed: Mutex::default(),
+            to_free: Mutex::default(),
             is_recording: AtomicBool::new(false),
             overlaps: description.capability >= OVERLAPPING && !setting.is_serial,
             follows_kernel: AtomicBool::new(false),
@@ -164,7 +164,7 @@ impl Driver {
     /// Its memory now, by the driver's counters.
     ///
     /// # Errors
-    /// If the driver does not say.
+    /// If the driver does not report it.
     pub fn memory(&self) -> Result<Memory> {
         self.bind()?;
         let (free, total) = result::mem_get_info().map_err(gpu("its memory"))?;
@@ -268,10 +268,10 @@ impl Driver {
         Ok(known.function.cu_function())
     }
 
-    /// Gives back what could not be while a pass was recorded.
+    /// Frees the memory whose release had to wait for the end of a recording.
     fn settle(&self) {
-        for address in lock(&self.owed).drain(..) {
-            // SAFETY: `free` was called on it, and it was not given back then.
+        for address in lock(&self.to_free).drain(..) {
+            // SAFETY: `free` was called on it, and has not freed it yet.
             let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
         }
     }
@@ -299,11 +299,11 @@ impl Gpu for Driver {
 
     unsafe fn free(&self, address: u64, _bytes: usize) {
         if self.is_recording.load(Ordering::Relaxed) {
-            lock(&self.owed).push(address);
+            lock(&self.to_free).push(address);
             return;
         }
         if self.bind_for_other().is_ok() {
-            // SAFETY: the caller's promise. An error here is one of an earlier operation, which says so itself.
+            // SAFETY: the caller's promise. An error here belongs to an earlier operation, which reports it itself.
             let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
         }
     }
@@ -450,7 +450,7 @@ impl Graph for Recorded {
     }
 }
 
-/// What failed, and what CUDA says of it: `a copy: CUDA_ERROR_INVALID_VALUE (invalid argument)`.
+/// What failed, and CUDA's error: `a copy: CUDA_ERROR_INVALID_VALUE (invalid argument)`.
 fn message(what: &str, error: DriverError) -> String {
     let name = error.error_name().map(|name| name.to_string_lossy().into_owned());
     let text = error.error_string().map(|text| text.to_string_lossy().into_owned());
@@ -464,7 +464,7 @@ fn gpu(what: &'static str) -> impl FnOnce(DriverError) -> Error {
     move |error| Error::Gpu(message(what, error))
 }
 
-/// A poisoned lock says that an earlier call panicked; what it left is a cache.
+/// A lock is poisoned when an earlier call panicked; what it left is a cache.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

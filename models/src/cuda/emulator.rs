@@ -3,7 +3,7 @@
 //! `kernels/emulated.h` stands in for `kernels/device.cuh`: threads of a block are fibers, tensor-core products follow
 //! the fragments of the PTX manual, asynchronous copies happen when they are waited for. Memory and shared memory start
 //! as NaN and lie between guards that are checked after every launch. Products are the CPU's own, in F32.
-//! It is for tests, and says nothing about speed. Nothing else in this crate starts a process: here it is the compiler,
+//! It is for tests; its speed has no meaning. Nothing else in this crate starts a process: here it is the compiler,
 //! once a source, and only when a kernel is first launched on an emulated device.
 
 #![expect(unsafe_code, reason = "memory by address, and functions of a library that was compiled here")]
@@ -89,7 +89,7 @@ impl Debug for Emulator {
     }
 }
 
-/// A poisoned lock says that another test panicked; memory stays as valid as it was.
+/// A lock is poisoned when another test panicked; memory stays as valid as it was.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

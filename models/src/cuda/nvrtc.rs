@@ -20,7 +20,7 @@ pub struct Nvrtc(Library);
 pub struct Compiled {
     /// What the driver loads.
     pub cubin: Vec<u8>,
-    /// What the assembler says of registers, stack and spills, function by function.
+    /// What the assembler reports about registers, stack and spills, function by function.
     pub log: String,
 }
 

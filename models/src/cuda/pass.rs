@@ -20,12 +20,12 @@ type Ids = Arc<dyn Fn(&PassInputs) -> Result<Vec<u32>> + Send + Sync>;
 
 /// What has to happen before a recorded pass runs again.
 #[derive(Default)]
-pub(super) struct Feeds {
+pub(super) struct DeviceInputs {
     uploads: Vec<(Arc<Region>, Upload)>,
     requirements: Vec<Requirement>,
 }
 
-impl Feeds {
+impl DeviceInputs {
     /// Whether the recorded pass may run on the inputs of `pass`.
     pub(super) fn admit(&self, inputs: &PassInputs) -> Result<bool> {
         for requirement in &self.requirements {
@@ -51,7 +51,7 @@ pub(crate) struct DevicePass {
     pub(super) space: Arc<Space>,
     /// Whether launches are recorded, so that nothing may be uploaded.
     recording: Cell<bool>,
-    feeds: RefCell<Feeds>,
+    device_inputs: RefCell<DeviceInputs>,
     /// Ids that layers made of the inputs, by the tensor that holds them.
     ids: RefCell<Vec<(TensorId, Ids)>>,
     common: OnceCell<Common>,
@@ -71,7 +71,7 @@ impl DevicePass {
         Self {
             space: Arc::clone(space),
             recording: Cell::new(false),
-            feeds: RefCell::default(),
+            device_inputs: RefCell::default(),
             ids: RefCell::default(),
             common: OnceCell::new(),
         }
@@ -83,13 +83,13 @@ impl DevicePass {
         self.recording.set(recording);
     }
 
-    pub(super) fn take_feeds(&self) -> Feeds {
-        self.feeds.take()
+    pub(super) fn take_inputs(&self) -> DeviceInputs {
+        self.device_inputs.take()
     }
 
     /// Device memory that holds what `compute` gives for the inputs of the pass, in this pass and in each that runs a
     /// recording of it. There must always be equally many values.
-    pub(crate) fn feed<T: Number>(
+    pub(crate) fn input<T: Number>(
         &self,
         inputs: &PassInputs,
         compute: impl Fn(&PassInputs) -> Result<Vec<T>> + Send + 'static,
@@ -100,13 +100,13 @@ impl DevicePass {
             region.upload(&values)?;
         }
         let upload = move |inputs: &PassInputs, region: &Region| region.upload(&compute(inputs)?);
-        self.feeds.borrow_mut().uploads.push((Arc::clone(&region), Box::new(upload)));
+        self.device_inputs.borrow_mut().uploads.push((Arc::clone(&region), Box::new(upload)));
         Ok(region)
     }
 
     /// Something that inputs must fulfil for a recording of this pass to be theirs.
     pub(crate) fn require(&self, requirement: impl Fn(&PassInputs) -> Result<bool> + Send + 'static) {
-        self.feeds.borrow_mut().requirements.push(Box::new(requirement));
+        self.device_inputs.borrow_mut().requirements.push(Box::new(requirement));
     }
 
     /// Registers how the ids of a tensor follow from the inputs.
@@ -147,7 +147,7 @@ impl DevicePass {
         if is_input {
             return Ok(self.common(inputs)?.input_ids.clone());
         }
-        Ok(Region::clone(&*self.feed(inputs, move |inputs| known(inputs))?))
+        Ok(Region::clone(&*self.input(inputs, move |inputs| known(inputs))?))
     }
 
     /// u32, `[batch, seq]`: the pass's positions.
@@ -160,7 +160,7 @@ impl DevicePass {
         let real = |inputs: &PassInputs| {
             Ok(inputs.padding().unwrap_or_default().iter().map(|real| u8::from(*real)).collect())
         };
-        inputs.padding().map(|_| self.feed(inputs, real)).transpose()
+        inputs.padding().map(|_| self.input(inputs, real)).transpose()
     }
 
     /// Where the pass stands.
@@ -183,7 +183,7 @@ impl DevicePass {
 
     fn new_common(&self, inputs: &PassInputs) -> Result<Common> {
         let (batch, rows) = (inputs.batch(), inputs.batch() * inputs.seq());
-        let all = self.feed(inputs, |inputs| {
+        let all = self.input(inputs, |inputs| {
             let mut values = vec![inputs.past() as u32];
             values.extend(inputs.keys().ranges.iter().flat_map(|keys| [keys.start as u32, keys.end as u32]));
             values.extend_from_slice(inputs.keys().positions);
@@ -203,7 +203,7 @@ impl DevicePass {
             Ok(flags)
         };
         let visible =
-            inputs.holes().map(|_| self.feed(inputs, flags).map(|flags| (flags, row))).transpose()?;
+            inputs.holes().map(|_| self.input(inputs, flags).map(|flags| (flags, row))).transpose()?;
         Ok(Common {
             first_slot: part(0, 1),
             keys: part(1, 2 * batch),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::gpu::{Graph, Region};
-use super::pass::Feeds;
+use super::pass::DeviceInputs;
 use super::rows::DeviceRows;
 use super::space::Space;
 use crate::error::{Error, Result};
@@ -31,16 +31,16 @@ struct Run {
 
 struct Recording {
     graph: Box<dyn Graph>,
-    feeds: Feeds,
+    device_inputs: DeviceInputs,
     output: Arc<Region>,
     /// Batch, seq and columns of the output, and whether it has no dimension of tokens.
     shape: ([usize; 3], bool),
 }
 
 impl Recording {
-    /// What it reads first and writes last.
+    /// The buffers that it reads first and writes last.
     fn regions(&self) -> Vec<Arc<Region>> {
-        let mut regions = self.feeds.regions();
+        let mut regions = self.device_inputs.regions();
         regions.push(Arc::clone(&self.output));
         regions
     }
@@ -93,7 +93,7 @@ impl Replays {
         let recording = match known {
             None => None,
             Some(Run { kept, recording: Some(recording) }) => {
-                let output = match recording.feeds.admit(pass) {
+                let output = match recording.device_inputs.admit(pass) {
                     Ok(true) => Some(self.replay(space, &recording, pass)),
                     Ok(false) => None,
                     Err(error) => Some(Err(error)),
@@ -128,7 +128,7 @@ impl Replays {
         pass.restart_device(false);
         self.called.fetch_add(1, Ordering::Relaxed);
         let output = output(&model.forward(pass)?)?.whole()?;
-        let mut kept = pass.device_pass()?.take_feeds().regions();
+        let mut kept = pass.device_pass()?.take_inputs().regions();
         kept.push(output.region()?);
         Ok((output.into(), kept))
     }
@@ -146,14 +146,14 @@ impl Replays {
         self.recorded.fetch_add(1, Ordering::Relaxed);
         Ok(Recording {
             graph,
-            feeds: pass.device_pass()?.take_feeds(),
+            device_inputs: pass.device_pass()?.take_inputs(),
             output: region,
             shape: ([batch, seq, columns], shape.len() == 2),
         })
     }
 
     fn replay(&self, space: &Arc<Space>, recording: &Recording, pass: &Pass) -> Result<Xs> {
-        recording.feeds.upload(pass)?;
+        recording.device_inputs.upload(pass)?;
         recording.graph.replay()?;
         self.replayed.fetch_add(1, Ordering::Relaxed);
         let (shape, is_flat) = recording.shape;

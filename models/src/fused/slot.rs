@@ -50,7 +50,7 @@ impl<T: Float> Clone for Slot<T> {
 impl<T: Float> Slot<T> {
     /// Whole rows of unspecified content.
     pub(crate) fn take(host: &Arc<Host>, batch: usize, seq: usize, width: usize) -> Self {
-        let buffer = T::shelf(host).buffers.acquire(batch * seq * width);
+        let buffer = T::buffers(host).pool.acquire(batch * seq * width);
         let host = Arc::clone(host);
         Self { host, buffer, batch, seq, width, first: 0, columns: width, tensor: OnceLock::new() }
     }

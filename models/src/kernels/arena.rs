@@ -27,7 +27,7 @@ impl Plain for f32 {}
 impl Plain for bf16 {}
 
 mod sealed {
-    /// Only this module says what is plain: the buffers rely on it.
+    /// Only this module implements the trait: the buffers rely on it.
     pub trait Sealed {}
     impl Sealed for f32 {}
     impl Sealed for half::bf16 {}

@@ -115,7 +115,7 @@ impl Pool {
             }
             return;
         }
-        // A poisoned lock only says that an earlier body panicked; the state word is whole again by then.
+        // A lock is poisoned when an earlier body panicked; the state word is whole again by then.
         let _one_job_at_a_time = self.dispatch.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
         // SAFETY: the previous job is closed and empty (waited for below), so no worker reads the cell.

@@ -72,7 +72,7 @@ impl Activation {
         }
     }
 
-    /// The kernel of the fused form; in F32 the cut-off constant of `gelu_fast` makes no difference.
+    /// The kernel of the fused backend; in F32 the cut-off constant of `gelu_fast` makes no difference.
     pub(crate) fn kernel(self) -> kernels::Activation {
         match self {
             Self::Silu => kernels::Activation::Silu,

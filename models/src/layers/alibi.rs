@@ -5,7 +5,7 @@ use half::bf16;
 
 use super::attention::{softmax, split_heads};
 use super::{Attention, Mask, accumulation, rounded};
-use crate::cuda::{self, DeviceBias, Heads};
+use crate::cuda::{self, AttentionShape, DeviceBias};
 use crate::error::{Error, Result};
 use crate::fused::Workspace;
 use crate::inputs::PassInputs;
@@ -13,12 +13,12 @@ use crate::kernels::Band;
 use crate::pass::Pass;
 use crate::xs::Xs;
 
-/// The biases of one pass. On the CPU the fused form computes them, and the attention over them, as the eager form does.
+/// The biases of one pass. On the CPU the fused backend computes them, and the attention over them, as the eager backend does.
 #[derive(Clone, Debug)]
-pub struct Alibi(Form);
+pub struct Alibi(Biases);
 
 #[derive(Clone, Debug)]
-enum Form {
+enum Biases {
     Tensors {
         /// `slope * position` of each head and key, `[1 or batch, num_heads, 1, past + seq]`, in the model's dtype.
         bias: Tensor,
@@ -41,14 +41,14 @@ impl Alibi {
     pub fn new(pass: &Pass, num_heads: usize, head_dim: usize) -> Result<Self> {
         if let Ok(device) = pass.device_pass() {
             let (slots, per_sequence) = (pass.slots(), pass.padding().is_some());
-            let region = device.feed(pass, move |inputs| {
+            let region = device.input(pass, move |inputs| {
                 let (bias, scaled) = biases(inputs, num_heads, head_dim, slots)?;
                 // As the kernels do, the scores' scale is taken from the heads.
                 let scale = (head_dim as f64).sqrt().recip();
                 let both = ((bias.to_dtype(DType::F32)? * scale)? + scaled.to_dtype(DType::F32)?)?;
                 Ok(both.flatten_all()?.to_vec1::<f32>()?)
             })?;
-            return Ok(Self(Form::Gpu(DeviceBias { region, slots, per_sequence })));
+            return Ok(Self(Biases::Gpu(DeviceBias { region, slots, per_sequence })));
         }
         let (bias, scaled) = biases(pass, num_heads, head_dim, pass.past() + pass.seq())?;
         let mask = match Mask::causal_bias(pass)? {
@@ -56,7 +56,7 @@ impl Alibi {
             Some(mask) => mask.broadcast_add(&scaled)?,
             None => scaled,
         };
-        Ok(Self(Form::Tensors { bias, mask }))
+        Ok(Self(Biases::Tensors { bias, mask }))
     }
 }
 
@@ -120,14 +120,14 @@ impl Attention {
     /// # Errors
     /// If the shapes do not fit.
     pub fn forward_alibi(&self, pass: &mut Pass, [q, k, v]: [Xs; 3], alibi: &Alibi) -> Result<Xs> {
-        let Form::Tensors { bias, mask } = &alibi.0 else {
-            let (Some(Workspace::Gpu(space)), Form::Gpu(bias)) = (pass.workspace(), &alibi.0) else {
+        let Biases::Tensors { bias, mask } = &alibi.0 else {
+            let (Some(Workspace::Gpu(space)), Biases::Gpu(bias)) = (pass.workspace(), &alibi.0) else {
                 return Err(Error::Gpu("biases of another pass".to_owned()));
             };
             let parts = [q.device_rows(&space)?, k.device_rows(&space)?, v.device_rows(&space)?];
             drop((q, k, v));
-            let heads = Heads { soft_cap: None, ..self.heads(Band::CAUSAL) };
-            let mixed = cuda::attend(heads, pass, &space, parts, None, Some(bias))?;
+            let shape = AttentionShape { soft_cap: None, ..self.shape(Band::CAUSAL) };
+            let mixed = cuda::attend(shape, pass, &space, &parts, None, Some(bias))?;
             return Ok(mixed.into());
         };
         let q = split_heads(q.tensor()?, self.num_heads)?;

@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::elementwise::{scaled, soft_capped};
 use super::{Mask, Rope, accumulation};
-use crate::cuda::{self, Heads};
+use crate::cuda::{self, AttentionShape};
 use crate::error::Result;
 use crate::fused::{Float, Host, Slot, Workspace};
 use crate::kernels::{self, Band, CacheShape, KvCache, QkvLayout, rope_into_cache};
@@ -58,7 +58,7 @@ impl Attention {
                 let rope = rope.and_then(Rope::device);
                 let parts = [q.device_rows(&space)?, k.device_rows(&space)?, v.device_rows(&space)?];
                 drop((q, k, v));
-                let mixed = cuda::attend(self.heads(mask.band), pass, &space, parts, rope, None)?;
+                let mixed = cuda::attend(self.shape(mask.band), pass, &space, &parts, rope, None)?;
                 return Ok(mixed.into());
             }
         }
@@ -74,8 +74,8 @@ impl Attention {
     }
 
     /// What the GPU needs of the layer.
-    pub(super) fn heads(&self, band: Band) -> Heads {
-        Heads {
+    pub(super) fn shape(&self, band: Band) -> AttentionShape {
+        AttentionShape {
             layer: self.layer,
             num_heads: self.num_heads,
             num_kv_heads: self.num_kv_heads,

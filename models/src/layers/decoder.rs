@@ -87,7 +87,7 @@ impl From<LayerNorm> for FinalNorm {
 
 /// What happens to the logits after the head; named by the config key.
 #[derive(Clone, Copy, Debug)]
-enum Logits {
+enum AfterHead {
     Unchanged,
     /// Multiplied.
     LogitScale(f64),
@@ -104,7 +104,7 @@ pub struct DecoderEnds {
     embedding_multiplier: Option<f64>,
     norm: FinalNorm,
     lm_head: Option<Linear>,
-    logits: Logits,
+    after_head: AfterHead,
 }
 
 impl DecoderEnds {
@@ -121,7 +121,7 @@ impl DecoderEnds {
             embedding_multiplier: None,
             norm: norm.into(),
             lm_head,
-            logits: Logits::Unchanged,
+            after_head: AfterHead::Unchanged,
         }
     }
 
@@ -134,19 +134,19 @@ impl DecoderEnds {
     /// Multiplies the logits (transformers 5.23.0, `CohereForCausalLM`).
     #[must_use]
     pub fn logit_scale(self, factor: f64) -> Self {
-        Self { logits: Logits::LogitScale(factor), ..self }
+        Self { after_head: AfterHead::LogitScale(factor), ..self }
     }
 
     /// Divides the logits (transformers 5.23.0, `GraniteForCausalLM`).
     #[must_use]
     pub fn logits_scaling(self, divisor: f64) -> Self {
-        Self { logits: Logits::LogitsScaling(divisor), ..self }
+        Self { after_head: AfterHead::LogitsScaling(divisor), ..self }
     }
 
     /// Caps the logits softly, if the config has a cap (transformers 5.23.0, `Gemma2ForCausalLM`).
     #[must_use]
     pub fn final_logit_softcapping(self, cap: Option<f64>) -> Self {
-        Self { logits: cap.map_or(Logits::Unchanged, Logits::FinalLogitSoftcapping), ..self }
+        Self { after_head: cap.map_or(AfterHead::Unchanged, AfterHead::FinalLogitSoftcapping), ..self }
     }
 
     /// From the pass's token ids to logits, `[batch, seq, vocab_size]`, or hidden states, `[batch, seq, hidden_size]`;
@@ -171,11 +171,11 @@ impl DecoderEnds {
             return Ok(xs);
         };
         let logits = lm_head.forward(pass, &xs)?;
-        match self.logits {
-            Logits::Unchanged => Ok(logits),
-            Logits::LogitScale(factor) => scale(logits, factor),
-            Logits::LogitsScaling(divisor) => divide(logits, divisor),
-            Logits::FinalLogitSoftcapping(cap) => soft_cap(logits, cap),
+        match self.after_head {
+            AfterHead::Unchanged => Ok(logits),
+            AfterHead::LogitScale(factor) => scale(logits, factor),
+            AfterHead::LogitsScaling(divisor) => divide(logits, divisor),
+            AfterHead::FinalLogitSoftcapping(cap) => soft_cap(logits, cap),
         }
     }
 }

@@ -24,7 +24,7 @@ pub fn rounded(
 
 /// `xs + ys`, the residual connection. Shapes equal.
 ///
-/// In the fused form a product or norm that is still owed for `ys` adds itself to `xs`, and is not rounded before.
+/// In the fused backend a deferred product or norm that computes `ys` adds its result to `xs` without rounding it first.
 ///
 /// # Errors
 /// If the shapes differ.
@@ -57,7 +57,7 @@ pub fn scale(xs: Xs, factor: f64) -> Result<Xs> {
     }
 }
 
-/// `xs / divisor`, the divisor not rounded to a 16-bit dtype; in the fused form times its reciprocal.
+/// `xs / divisor`, the divisor not rounded to a 16-bit dtype; in the fused backend multiplied by its reciprocal.
 ///
 /// # Errors
 /// If a tensor operation fails.
@@ -68,7 +68,7 @@ pub fn divide(xs: Xs, divisor: f64) -> Result<Xs> {
     }
 }
 
-/// `cap * tanh(xs / cap)`, each step rounded to the dtype of `xs`, in the fused form only the last.
+/// `cap * tanh(xs / cap)`, each step rounded to the dtype of `xs`, in the fused backend only the last.
 ///
 /// # Errors
 /// If a tensor operation fails.

@@ -12,7 +12,7 @@ use crate::xs::Xs;
 #[derive(Clone)]
 pub struct Embedding {
     path: String,
-    form: EmbeddingForm,
+    backend: EmbeddingBackend,
     vocab_size: usize,
     hidden_size: usize,
     dtype: DType,
@@ -21,7 +21,7 @@ pub struct Embedding {
 }
 
 #[derive(Clone)]
-pub(super) enum EmbeddingForm {
+pub(super) enum EmbeddingBackend {
     /// `[vocab_size, hidden_size]`.
     Eager(Tensor),
     /// Packed like a linear layer, so that a tied head shares it.
@@ -34,16 +34,16 @@ impl Embedding {
     /// # Errors
     /// If the tensor is missing or has another shape.
     pub fn load(weights: &Weights, vocab_size: usize, hidden_size: usize) -> Result<Self> {
-        let form = match weights.workspace() {
-            None => EmbeddingForm::Eager(weights.get("weight", (vocab_size, hidden_size))?),
+        let backend = match weights.workspace() {
+            None => EmbeddingBackend::Eager(weights.get("weight", (vocab_size, hidden_size))?),
             Some(workspace) => {
                 let packed = Packed::load(workspace, &[(weights.clone(), vocab_size)], hidden_size, None)?;
-                EmbeddingForm::Fused(packed)
+                EmbeddingBackend::Fused(packed)
             }
         };
         Ok(Self {
             path: weights.path().to_owned(),
-            form,
+            backend,
             vocab_size,
             hidden_size,
             dtype: weights.dtype(),
@@ -57,9 +57,9 @@ impl Embedding {
     /// # Errors
     /// If a tensor operation fails.
     pub fn scaled_by(mut self, scale: f64) -> Result<Self> {
-        let device = match &self.form {
-            EmbeddingForm::Eager(weight) => weight.device(),
-            EmbeddingForm::Fused(_) => &Device::Cpu,
+        let device = match &self.backend {
+            EmbeddingBackend::Eager(weight) => weight.device(),
+            EmbeddingBackend::Fused(_) => &Device::Cpu,
         };
         let scale = Tensor::new(scale, device)?.to_dtype(self.dtype)?;
         let value = scale.to_dtype(DType::F32)?.to_scalar()?;
@@ -72,8 +72,8 @@ impl Embedding {
         (self.vocab_size, self.hidden_size)
     }
 
-    pub(super) fn form(&self) -> &EmbeddingForm {
-        &self.form
+    pub(super) fn backend(&self) -> &EmbeddingBackend {
+        &self.backend
     }
 
     /// `ids: [batch, seq]` to `[batch, seq, hidden_size]`.
@@ -81,8 +81,8 @@ impl Embedding {
     /// # Errors
     /// If an id is not in the vocabulary.
     pub fn forward(&self, pass: &mut Pass, ids: &Xs) -> Result<Xs> {
-        pass.module(&self.path, ids.clone(), |pass, ids| match &self.form {
-            EmbeddingForm::Eager(weight) => {
+        pass.module(&self.path, ids.clone(), |pass, ids| match &self.backend {
+            EmbeddingBackend::Eager(weight) => {
                 let ids = ids.tensor()?;
                 let mut dims = ids.dims().to_vec();
                 dims.push(self.hidden_size);
@@ -92,7 +92,7 @@ impl Embedding {
                     None => xs.into(),
                 })
             }
-            EmbeddingForm::Fused(packed) => {
+            EmbeddingBackend::Fused(packed) => {
                 let scale = self.scale.as_ref().map(|(_, value)| *value);
                 packed.rows(pass, ids.tensor()?, scale)
             }

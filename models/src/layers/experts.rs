@@ -55,9 +55,9 @@ pub struct SparseMoe {
 }
 
 enum Experts {
-    /// One after the other, by the host's choice.
+    /// One after the other, chosen on the host.
     Each(Vec<Expert>),
-    /// All at once, routed where they are.
+    /// All at once, routed on the GPU.
     Gpu(DeviceExperts),
 }
 
@@ -101,8 +101,8 @@ impl SparseMoe {
     }
 
     /// `xs: [batch, seq, hidden_size]`, same shape out. The router's softmax is in F32 (F64 in F64), its choice is
-    /// made on the host but for a GPU's fused form, which sums in F32; each expert's share is rounded to the model's dtype and so is each sum, in the experts'
-    /// order (transformers 5.23.0, the loop of `MixtralExperts` and `Qwen3MoeExperts`).
+    /// made on the host, except on a GPU, which sums in F32; each expert's share is rounded to the model's dtype, and so
+    /// is each sum, in the experts' order (transformers 5.23.0, the loop of `MixtralExperts` and `Qwen3MoeExperts`).
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -114,7 +114,7 @@ impl SparseMoe {
                 let mixed = self.on_gpu(pass, experts, tokens)?;
                 Ok(Xs::from(mixed.shaped_as(rows)))
             }
-            // A probe's.
+            // A tensor that a probe has put in.
             (Experts::Gpu(experts), _) => {
                 let dims = xs.tensor()?.dims().to_vec();
                 let tokens = xs.tensor()?.reshape(((), xs.tensor()?.dim(D::Minus1)?))?;
@@ -139,7 +139,7 @@ impl SparseMoe {
         let hidden_size = xs.tensor()?.dim(D::Minus1)?;
         let tokens = Xs::from(xs.tensor()?.reshape(((), hidden_size))?);
         let logits = self.gate.forward(pass, &tokens)?;
-        // The fused form keeps a dimension between tokens and features.
+        // The fused backend keeps a dimension between tokens and features.
         let chosen = self.choose(&logits.tensor()?.reshape(((), experts.len()))?, experts.len())?;
         let mixed = pass.module(&self.experts_path, tokens, |pass, tokens| {
             let mut sum = tokens.tensor()?.zeros_like()?;

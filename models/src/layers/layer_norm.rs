@@ -24,7 +24,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// torch's `nn.LayerNorm`: `weight`, `[size]`, and, where `bias` says so, `bias`, `[size]`.
+    /// torch's `nn.LayerNorm`: `weight`, `[size]`, and, if `bias`, `bias`, `[size]`.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape.

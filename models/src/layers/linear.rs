@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::embedding::EmbeddingForm;
+use super::embedding::EmbeddingBackend;
 use super::packed::Packed;
 use super::split::each;
 use super::{Embedding, accumulation, split};
@@ -16,18 +16,18 @@ use crate::xs::Xs;
 #[derive(Clone)]
 pub struct Linear {
     path: String,
-    form: LinearForm,
+    backend: LinearBackend,
 }
 
 #[derive(Clone)]
-enum LinearForm {
+enum LinearBackend {
     /// `[in, out]` and `[out]`.
     Eager(Tensor, Option<Tensor>),
     Fused(Packed, Room),
 }
 
 impl Linear {
-    /// Loads `weight`, `[out, in]`, and, where `bias` says so, `bias`, `[out]`.
+    /// Loads `weight`, `[out, in]`, and, if `bias`, `bias`, `[out]`.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape.
@@ -41,58 +41,58 @@ impl Linear {
     /// If a tensor is missing or has another shape.
     pub fn load_transposed(weights: &Weights, input: usize, output: usize) -> Result<Self> {
         let weight = weights.get("weight", (input, output))?;
-        let form = match weights.workspace() {
-            None => LinearForm::Eager(weight, Some(weights.get("bias", output)?)),
+        let backend = match weights.workspace() {
+            None => LinearBackend::Eager(weight, Some(weights.get("bias", output)?)),
             Some(workspace) => {
                 let weight = weight.t()?.contiguous()?;
                 let packed = Packed::of(workspace, &weight, Some(&weights.vector("bias", output)?))?;
-                LinearForm::Fused(packed, Room::Now)
+                LinearBackend::Fused(packed, Room::Now)
             }
         };
-        Ok(Self { path: weights.path().to_owned(), form })
+        Ok(Self { path: weights.path().to_owned(), backend })
     }
 
     fn new(weights: &Weights, input: usize, output: usize, bias: bool, room: Room) -> Result<Self> {
-        let form = match weights.workspace() {
+        let backend = match weights.workspace() {
             // candle packs a weight anew at each product, which takes as long as the arithmetic where it has to
             // transpose it too.
-            None => LinearForm::Eager(
+            None => LinearBackend::Eager(
                 weights.get("weight", (output, input))?.t()?.contiguous()?,
                 bias.then(|| weights.get("bias", output)).transpose()?,
             ),
             Some(workspace) => {
                 let bias = bias.then(|| weights.vector("bias", output)).transpose()?;
                 let packed = Packed::load(workspace, &[(weights.clone(), output)], input, bias.as_deref())?;
-                LinearForm::Fused(packed, room)
+                LinearBackend::Fused(packed, room)
             }
         };
-        Ok(Self { path: weights.path().to_owned(), form })
+        Ok(Self { path: weights.path().to_owned(), backend })
     }
 
-    /// A layer that shares the embedding's weight; where `bias` says so, with a `bias` of its own, `[vocab_size]`.
+    /// A layer that shares the embedding's weight; if `bias`, with a `bias` of its own, `[vocab_size]`.
     ///
     /// # Errors
     /// If the bias is missing or has another shape.
     pub fn tied(weights: &Weights, embedding: &Embedding, bias: bool) -> Result<Self> {
         let (vocab_size, _) = embedding.shape();
-        let form = match embedding.form() {
+        let backend = match embedding.backend() {
             // Shared, not copied: a head's weight is the largest of all.
-            EmbeddingForm::Eager(weight) => {
-                LinearForm::Eager(weight.t()?, bias.then(|| weights.get("bias", vocab_size)).transpose()?)
+            EmbeddingBackend::Eager(weight) => {
+                LinearBackend::Eager(weight.t()?, bias.then(|| weights.get("bias", vocab_size)).transpose()?)
             }
-            EmbeddingForm::Fused(packed) => {
+            EmbeddingBackend::Fused(packed) => {
                 let packed = match bias.then(|| weights.vector("bias", vocab_size)).transpose()? {
                     Some(bias) => packed.with_bias(&bias)?,
                     None => packed.clone(),
                 };
-                LinearForm::Fused(packed, Room::Later)
+                LinearBackend::Fused(packed, Room::Later)
             }
         };
-        Ok(Self { path: weights.path().to_owned(), form })
+        Ok(Self { path: weights.path().to_owned(), backend })
     }
 
-    /// The head of a causal LM at `weights`; its weight is the embedding's where the two are `tied`, its bias, where
-    /// `bias` says so, is always its own.
+    /// The head of a causal LM at `weights`; its weight is the embedding's where the two are `tied`, its bias, if
+    /// `bias`, is always its own.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape.
@@ -116,23 +116,23 @@ impl Linear {
     /// # Errors
     /// If the last dimension of `xs` is not `in`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs.clone(), |_, xs| match &self.form {
-            LinearForm::Eager(weight, bias) => Ok(linear(xs.tensor()?, weight, bias.as_ref())?.into()),
-            LinearForm::Fused(packed, room) => packed.forward(&xs, *room),
+        pass.module(&self.path, xs.clone(), |_, xs| match &self.backend {
+            LinearBackend::Eager(weight, bias) => Ok(linear(xs.tensor()?, weight, bias.as_ref())?.into()),
+            LinearBackend::Fused(packed, room) => packed.forward(&xs, *room),
         })
     }
 }
 
 /// Several linear layers that read the same input: q, k and v, or gate and up.
 ///
-/// The fused form multiplies once by all of them.
+/// The fused backend multiplies once by all of them.
 #[derive(Clone)]
 pub struct Joined<const N: usize> {
-    form: JoinedForm<N>,
+    backend: JoinedBackend<N>,
 }
 
 #[derive(Clone)]
-enum JoinedForm<const N: usize> {
+enum JoinedBackend<const N: usize> {
     Eager([Linear; N]),
     /// Outputs and path of each part.
     Fused(Packed, [usize; N], [String; N]),
@@ -148,7 +148,7 @@ impl<const N: usize> Joined<N> {
             let load = |(name, output)| Linear::load(&weights.pp(name), input, output, bias);
             let parts = parts.into_iter().map(load).collect::<Result<Vec<_>>>()?;
             let parts = parts.try_into().unwrap_or_else(|_| unreachable!("there are N parts"));
-            return Ok(Self { form: JoinedForm::Eager(parts) });
+            return Ok(Self { backend: JoinedBackend::Eager(parts) });
         };
         let mut biases = Vec::new();
         for (name, output) in parts.into_iter().filter(|_| bias) {
@@ -158,7 +158,7 @@ impl<const N: usize> Joined<N> {
         let paths = parts.map(|(name, _)| weights.pp(name).path().to_owned());
         let parts = parts.map(|(name, output)| (weights.pp(name), output));
         let packed = Packed::load(workspace, &parts, input, bias.then_some(&biases))?;
-        Ok(Self { form: JoinedForm::Fused(packed, outputs, paths) })
+        Ok(Self { backend: JoinedBackend::Fused(packed, outputs, paths) })
     }
 
     /// `xs: [.., in]` to one `[.., out]` a part.
@@ -166,9 +166,9 @@ impl<const N: usize> Joined<N> {
     /// # Errors
     /// If the last dimension of `xs` is not `in`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<[Xs; N]> {
-        match &self.form {
-            JoinedForm::Eager(parts) => each(parts, |part| part.forward(pass, xs)),
-            JoinedForm::Fused(packed, outputs, paths) => {
+        match &self.backend {
+            JoinedBackend::Eager(parts) => each(parts, |part| part.forward(pass, xs)),
+            JoinedBackend::Fused(packed, outputs, paths) => {
                 let parts = |xs: &Xs| split(&packed.forward(xs, Room::Now)?, *outputs);
                 let mut out = parts(xs)?;
                 if pass.is_observed() {

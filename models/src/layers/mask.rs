@@ -13,7 +13,7 @@ pub struct Mask {
     /// What is added to the scores: 0 where a key is admitted, the dtype's lowest finite value where not,
     /// `[1 or batch, 1, seq, past + seq]`; absent where every key is admitted.
     pub(super) bias: Option<Tensor>,
-    /// The fused form's.
+    /// The same for the fused kernels.
     pub(super) band: Band,
 }
 
@@ -47,7 +47,7 @@ impl Mask {
         Ok(Self { bias, band })
     }
 
-    /// [`Mask::causal`]'s bias in either form, for a layer that adds to it.
+    /// [`Mask::causal`]'s bias in either backend, for a layer that adds to it.
     pub(super) fn causal_bias(pass: &Pass) -> Result<Option<Tensor>> {
         bias(pass, Band::CAUSAL, pass.seq() == 1)
     }

@@ -1,4 +1,4 @@
-//! The gated feed-forward layer of llama and its kin.
+//! The gated feed-forward layer of llama and similar decoders.
 
 use super::packed;
 use super::{Activation, Joined, Linear, multiply};
@@ -9,7 +9,7 @@ use crate::xs::Xs;
 
 /// `down_proj(act_fn(gate_proj(x)) * up_proj(x))`.
 ///
-/// The fused form forms `act_fn(gate) * up` in registers; a probe is shown what gate and up are by themselves.
+/// The fused backend computes `act_fn(gate) * up` in registers; for a probe it computes gate and up separately.
 pub struct GatedMlp {
     path: String,
     gate_up: GateUp,
@@ -81,7 +81,8 @@ impl GatedMlp {
     }
 }
 
-/// Shows a probe what gate, up and the activation are by themselves; their product, if the probe changed one.
+/// Computes gate, up and the activation separately for a probe, if there is one; returns their product if the probe
+/// replaced an input.
 fn show(
     pass: &mut Pass,
     xs: &Xs,

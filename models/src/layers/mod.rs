@@ -1,49 +1,50 @@
-//! What several architectures share. Each layer has both forms; a model file is written once.
+//! What several architectures share. Each layer has both backends, so that a model file is written once.
 //!
 //! # Adding an architecture
-//! 1. `src/<model_type>.rs`, in the order Config, Attention, Mlp, Block, Model; `llama.rs` is the plain
-//!    example, `gemma3_text.rs` the one with several layer types. Add the `mod` line in `lib.rs` and the
-//!    row in `registry.rs`, both sorted.
-//! 2. `Config::read(&ConfigReader)`: transformers' defaults for absent keys, cited by file and version;
-//!    an unknown value is an error ([`ConfigReader::unknown`](crate::ConfigReader::unknown)). Do not read
-//!    a key that you do not use: unread keys are listed in the run. A key that would change the
-//!    computation in a way that you leave out is refused with `refuse_unless`.
-//! 3. Load every layer with [`Weights::pp`](crate::Weights::pp) under the checkpoint's own names; a layer
-//!    keeps `weights.path()` as its module path. [`Weights::body`](crate::Weights::body) finds what lies under a
-//!    head, saved with the head or without. Wrap your own modules' `forward` in
-//!    [`Pass::module`](crate::Pass::module), so that a probe sees every boundary under transformers' path.
-//! 4. `Model::forward`: embed [`Pass::input_ids`](crate::Pass::input_ids); make rope tables
-//!    ([`RotaryEmbedding::forward`]) and masks ([`Mask::causal`], [`Mask::bidirectional`]) once a pass
-//!    and per layer type; run the blocks; norm; head.
-//!    A block takes its `xs` by value and gives it to [`add`], so that the fused form may add in place.
-//! 5. [`Xs`](crate::Xs) is opaque: use layers, and [`add`], [`scale`], [`soft_cap`], [`multiply`] between
-//!    them. If you need another operation, add a layer for it here (its eager form with [`rounded`], so
-//!    that 16-bit dtypes round once an operation as torch does), never tensor code in the model file.
+//! 1. Write `src/<model_type>.rs` in the order Config, Attention, Mlp, Block, Model; `llama.rs` is the plain example,
+//!    `gemma3_text.rs` the one with several layer types. Add its `mod` line to `lib.rs`, its synthetic checkpoints to a
+//!    table of `checkpoints/`, and its row to `registry.rs`. Every other list is derived from that row, or a test of
+//!    `tests/lists.rs` fails until the list has the architecture.
+//! 2. `Config::read(&ConfigReader)` takes transformers' defaults for absent keys, cited by file and version; an unknown
+//!    value is an error ([`ConfigReader::unknown`](crate::ConfigReader::unknown)). Do not read a key that you do not use:
+//!    the run lists unread keys. Refuse a key that would change the computation in a way that you leave out
+//!    (`refuse_unless`).
+//! 3. Load every layer with [`Weights::pp`](crate::Weights::pp) under the checkpoint's own names; a layer keeps
+//!    `weights.path()` as its module path. [`Weights::body`](crate::Weights::body) finds the weights of the model under a
+//!    head, whether the checkpoint was saved with the head or without. Wrap your own modules' `forward` in
+//!    [`Pass::module`](crate::Pass::module), so that a probe observes every boundary under transformers' path.
+//! 4. A decoder loads through [`DecoderBody`], and [`DecoderEnds::forward`] runs embedding, your layers, final norm and
+//!    head. Make rope tables ([`RotaryEmbedding::forward`]) and masks ([`Mask::causal`], [`Mask::bidirectional`]) once
+//!    per pass and layer type. A block takes its `xs` by value and gives it to [`add`], so that the fused backend may add
+//!    in place.
+//! 5. [`Xs`](crate::Xs) is opaque: use layers, and [`add`], [`scale`], [`soft_cap`], [`multiply`] between them. If you need
+//!    another operation, add a layer for it here (in the eager backend with [`rounded`], so that 16-bit dtypes round once
+//!    per operation as torch does), never tensor code in the model file.
 //! 6. Repeat a layer before you add an option to a shared one.
-//! 7. Goldens: `tests/golden/make.py` writes tiny checkpoints and the logits of transformers; add a
-//!    case there. `tests/laws.rs` takes every decoder that [`synthetic`](crate::synthetic) has.
-//! 8. `cargo run --release --example judge -- FOLDER...` compares checkpoints with what `tests/truth.py`
-//!    says of them. Then flip a feature of your file, and see that it says so.
+//! 7. `tests/golden/make.py` writes tiny checkpoints and transformers' logits for them; add a case there. `tests/laws.rs`
+//!    tests every decoder that [`synthetic`](crate::synthetic) has; `tests/features.py` needs an entry for each new
+//!    config key.
+//! 8. `cargo run --release --example judge -- FOLDER...` compares checkpoints with the outputs that `tests/truth.py` wrote
+//!    for them. Then change one feature of your file and check that the comparison fails.
 //!
-//! # The fused form
-//! `Weights::workspace` is present in it and absent in the eager form. A layer that has a
-//! fused form packs its weights at load and works on slots of the workspace (`fused.rs`) with `kernels`; one
-//! that has none reads [`Xs::tensor`](crate::Xs::tensor) and gives a tensor, which costs a copy and is
-//! right: the next fused layer adopts it. So a new layer is right in both forms from its eager form alone.
+//! # The fused backend
+//! `Weights::workspace` is present in the fused backend and absent in the eager one. A layer with fused kernels packs its
+//! weights at load and works on buffers of the workspace (`fused.rs`); a layer without them reads
+//! [`Xs::tensor`](crate::Xs::tensor) and returns a tensor, which costs a copy and is correct: the next fused layer copies
+//! it into a buffer. So the eager code of a new layer is enough for both backends.
 //!
-//! What a [`Linear`] or a norm of whole rows gives is computed only when it is read. [`add`] does not read it but has
-//! it added to the residual stream as it is computed, and [`scale`], [`soft_cap`] and an activation likewise change
-//! what is written; so a block is written as in the paper and runs without passes between its layers.
+//! The output of a [`Linear`] or of a norm of whole rows is deferred until it is read. [`add`] does not read it: the
+//! deferred operation adds its result to the residual stream itself. [`scale`], [`soft_cap`] and an activation are folded
+//! into it too. So a block is written as in the paper and runs without extra passes over memory.
 //!
-//! Most layers need not know where the fused form computes: `fused.rs` sends each operation to the CPU's kernels or to
-//! `cuda/`. On a GPU a pass may be recorded and run again on other inputs, so nothing may be read back within it, and
-//! what a layer computes on the host from the pass (ids, tables, biases) goes through `DevicePass::feed`, which computes
-//! it anew for every pass. A layer that reads a tensor there is right, but its model's passes are not recorded.
+//! Most layers need not know where the fused backend computes: `fused.rs` sends each operation to the CPU's kernels or to
+//! `cuda/`. On a GPU a pass may be recorded and run again on other inputs. Therefore nothing may be read back within it,
+//! and what a layer computes on the host from the pass (ids, tables, biases) goes through `DevicePass::input`, which
+//! computes it for every pass. A layer that reads a tensor there is correct, but its model's passes are not recorded.
 //!
 //! # dtypes
-//! In F64 everything is F64 (the oracle). In F32, BF16 and F16 the operations follow transformers
-//! 5.23.0's eager code: norms, softmax and rope tables in F32, the rest in the model's dtype, one
-//! rounding an operation.
+//! In F64 everything is F64 (the oracle). In F32, BF16 and F16 the operations follow transformers 5.23.0's eager code:
+//! norms, softmax and rope tables in F32, the rest in the model's dtype, one rounding per operation.
 
 mod activation;
 mod alibi;

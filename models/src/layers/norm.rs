@@ -11,7 +11,7 @@ use crate::xs::{Value, Xs};
 
 /// `x / sqrt(mean(x^2) + eps)`, times the weight; over groups of `size` along the last dimension.
 ///
-/// The fused form rounds once, at the end.
+/// The fused backend rounds once, at the end.
 pub struct RmsNorm {
     path: String,
     /// `[size]`, in the model's dtype where the value is rounded before it is multiplied, else in the accumulation
@@ -64,7 +64,7 @@ impl RmsNorm {
 
     /// `xs: [.., n * size]`, same shape out; the mean is taken in F32 (F64 in F64).
     ///
-    /// In the fused form a part of a joined projection is normed in place.
+    /// In the fused backend a part of a joined projection is normed in place.
     ///
     /// # Errors
     /// If the last dimension is no multiple of `size`.
@@ -90,7 +90,7 @@ impl RmsNorm {
     }
 }
 
-/// The fused form's norm of a value that is in it.
+/// The norm of a value of the fused backend.
 pub(super) fn fused(norm: Option<&Norm>, xs: &Xs) -> Option<Result<Rows>> {
     match (xs.value(), norm) {
         (Value::Fused(rows), Some(norm)) => norm.forward(rows),

@@ -86,7 +86,7 @@ impl Packed {
     }
 }
 
-/// Gate and up, each `[n, k]`, and what the gate goes through.
+/// Gate and up, each `[n, k]`, and the activation of the gate.
 pub(crate) enum GateUp {
     F32(Arc<Host>, PackedGateUp<f32>, Activation),
     Bf16(Arc<Host>, PackedGateUp<bf16>, Activation),
@@ -94,7 +94,7 @@ pub(crate) enum GateUp {
 }
 
 impl GateUp {
-    /// Packs `[gate, up]`, each `weight`, `[n, k]`, and where `bias` says so `bias`, `[n]`.
+    /// Packs `[gate, up]`, each `weight`, `[n, k]`, and if `bias`, `bias`, `[n]`.
     pub(crate) fn load(
         workspace: &Workspace,
         parts: [Weights; 2],

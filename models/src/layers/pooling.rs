@@ -8,7 +8,7 @@ use crate::fused::Rows;
 use crate::pass::Pass;
 use crate::xs::{Value, Xs};
 
-/// `xs: [batch, seq, features]` to the first position's `[batch, features]`, be it padding.
+/// `xs: [batch, seq, features]` to the first position's `[batch, features]`, even if that is padding.
 ///
 /// # Errors
 /// If a tensor operation fails.
@@ -19,7 +19,8 @@ pub fn first_position(xs: &Xs) -> Result<Xs> {
     Ok(xs.tensor()?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?.into())
 }
 
-/// What was computed from one vector a row, to `[batch, features]`: the fused form keeps a position's dimension.
+/// What was computed from one vector per row, reshaped to `[batch, features]`: the fused backend keeps the dimension of
+/// positions.
 ///
 /// # Errors
 /// If `xs` does not hold one vector a row.

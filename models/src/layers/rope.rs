@@ -26,7 +26,7 @@ pub struct RotaryEmbedding {
     known: Arc<Mutex<Option<Known>>>,
 }
 
-/// The fused form's table of the last passes, a row a position.
+/// The fused backend's table of the last passes, a row a position.
 #[derive(Debug)]
 struct Known {
     /// Whether a pass is longer than the context that the frequencies were made for, where they depend on that.
@@ -58,10 +58,10 @@ pub enum Rotation {
 
 /// The tables of one pass.
 #[derive(Clone)]
-pub struct Rope(RopeForm);
+pub struct Rope(RopeTables);
 
 #[derive(Clone)]
-enum RopeForm {
+enum RopeTables {
     Eager {
         /// `[batch, seq, rotary_dim / 2]`, in the dtype that the rotation is computed in.
         cos: Tensor,
@@ -129,19 +129,22 @@ impl RotaryEmbedding {
                 Rotation::Wide => table,
             })
         };
-        Ok(Rope(RopeForm::Eager { cos: table(cos)?, sin: table(sin)?, interleaved: self.interleaved }))
+        Ok(Rope(RopeTables::Eager { cos: table(cos)?, sin: table(sin)?, interleaved: self.interleaved }))
     }
 
     /// A table of every position so far serves all passes, so that decoding makes none; where the frequencies follow
     /// the length of each pass, and for positions far off, it is a row a token.
-    fn fused(&self, workspace: &Workspace, pass: &Pass) -> Result<RopeForm> {
+    fn fused(&self, workspace: &Workspace, pass: &Pass) -> Result<RopeTables> {
         let positions = pass.positions();
         let shared = self.shared_up_to(positions);
         match workspace {
             Workspace::Host(_) => {
                 let Some((is_long, len)) = shared else {
                     let table = self.host_table(positions, len_of(positions));
-                    return Ok(RopeForm::Host(Arc::new(table), Some((0..positions.len() as u32).collect())));
+                    return Ok(RopeTables::Host(
+                        Arc::new(table),
+                        Some((0..positions.len() as u32).collect()),
+                    ));
                 };
                 let known = |known: &Known| match &known.table {
                     Table::Host(table) if table.positions() as i64 >= len => Some(Arc::clone(table)),
@@ -152,11 +155,11 @@ impl RotaryEmbedding {
                     let table = Arc::new(self.host_table(&all, len));
                     Ok((Table::Host(Arc::clone(&table)), table))
                 };
-                Ok(RopeForm::Host(self.known_or(is_long, known, make)?, None))
+                Ok(RopeTables::Host(self.known_or(is_long, known, make)?, None))
             }
             Workspace::Gpu(space) => {
                 let device = pass.device_pass()?;
-                let Some((is_long, len)) = shared else { return self.fed(device, pass) };
+                let Some((is_long, len)) = shared else { return self.per_pass(device, pass) };
                 let known = |known: &Known| match &known.table {
                     Table::Gpu(table) if table.rows as i64 >= len => Some(Arc::clone(table)),
                     _ => None,
@@ -177,21 +180,21 @@ impl RotaryEmbedding {
                     let shared = this.shared_up_to(pass.positions());
                     Ok(shared.is_some_and(|(long, len)| long == is_long && len <= rows))
                 });
-                Ok(RopeForm::Gpu(DeviceRope { table, rows: device.positions(pass)? }))
+                Ok(RopeTables::Gpu(DeviceRope { table, rows: device.positions(pass)? }))
             }
         }
     }
 
     /// A row a token on a GPU, made anew for each pass.
-    fn fed(&self, device: &DevicePass, pass: &Pass) -> Result<RopeForm> {
+    fn per_pass(&self, device: &DevicePass, pass: &Pass) -> Result<RopeTables> {
         let table = |is_cos: bool| {
             let this = self.clone();
-            device.feed(pass, move |pass| {
+            device.input(pass, move |pass| {
                 let (cos, sin) = this.single_tables(pass.positions(), len_of(pass.positions()));
                 Ok(if is_cos { cos } else { sin })
             })
         };
-        let rows = device.feed(pass, |pass| Ok((0..pass.positions().len() as u32).collect()))?;
+        let rows = device.input(pass, |pass| Ok((0..pass.positions().len() as u32).collect()))?;
         let table = DeviceTable {
             cos: table(true)?.as_ref().clone(),
             sin: table(false)?.as_ref().clone(),
@@ -199,7 +202,7 @@ impl RotaryEmbedding {
             pairs: self.rotary_dim.div_ceil(2),
             interleaved: self.interleaved,
         };
-        Ok(RopeForm::Gpu(DeviceRope { table: Arc::new(table), rows: rows.as_ref().clone() }))
+        Ok(RopeTables::Gpu(DeviceRope { table: Arc::new(table), rows: rows.as_ref().clone() }))
     }
 
     /// Where passes share a table: whether they are longer than the context that the frequencies were made for, and
@@ -348,8 +351,8 @@ impl Rope {
     /// `xs: [batch, heads, seq, head_dim]`, contiguous; rotates the first `rotary_dim` features of each head
     /// in the dtype of the tables, where each product and sum is rounded as torch rounds them.
     pub(super) fn apply(&self, xs: &Tensor) -> Result<Tensor> {
-        let RopeForm::Eager { cos, sin, interleaved } = &self.0 else {
-            return Err(Error::Unsupported("rope on a tensor in the fused form".to_owned()));
+        let RopeTables::Eager { cos, sin, interleaved } = &self.0 else {
+            return Err(Error::Unsupported("rope on a tensor in the fused backend".to_owned()));
         };
         let rotary_dim = 2 * cos.dim(D::Minus1)?;
         let head_dim = xs.dim(D::Minus1)?;
@@ -373,10 +376,10 @@ impl Rope {
 }
 
 impl Rope {
-    /// The fused form's table, and the rows that the tokens take, by default their positions.
+    /// The fused backend's table, and the rows that the tokens take, by default their positions.
     pub(super) fn fused<'a>(&'a self, positions: &'a [u32]) -> Option<(&'a RopeTable, &'a [u32])> {
         match &self.0 {
-            RopeForm::Host(table, rows) => Some((table, rows.as_deref().unwrap_or(positions))),
+            RopeTables::Host(table, rows) => Some((table, rows.as_deref().unwrap_or(positions))),
             _ => None,
         }
     }
@@ -384,7 +387,7 @@ impl Rope {
     /// The GPU's table, and the rows that the tokens take.
     pub(super) fn device(&self) -> Option<&DeviceRope> {
         match &self.0 {
-            RopeForm::Gpu(rope) => Some(rope),
+            RopeTables::Gpu(rope) => Some(rope),
             _ => None,
         }
     }

@@ -1,4 +1,4 @@
-//! What a config says about rotary embeddings, in transformers' v4 form (`rope_theta`, `rope_scaling`)
+//! The rotary embeddings of a config, in transformers' v4 form (`rope_theta`, `rope_scaling`)
 //! and v5 form (`rope_parameters`).
 
 use serde_json::Value;
@@ -67,7 +67,7 @@ pub struct RopeParameters {
     pub theta: f64,
     /// How frequencies are stretched.
     pub scaling: RopeScaling,
-    /// The share of a head that rotates, where the config says so and the `rope_type` heeds it; the default
+    /// The share of a head that rotates, where the config has it and the `rope_type` uses it; the default
     /// `rope_type` heeds it in few architectures, which read the key themselves.
     pub partial_rotary_factor: f64,
     /// `max_position_embeddings`.
@@ -86,7 +86,7 @@ impl RopeParameters {
 
     /// Reads `rope_scaling` of `config`, or else `key` of `new_form`. A config may have both, so that old and new
     /// versions can read it; then v4's counts (`convert_rope_params_to_dict`), and the other is listed as unread
-    /// where it says something else.
+    /// where it differs.
     ///
     /// # Errors
     /// If a key is missing or its value unknown.

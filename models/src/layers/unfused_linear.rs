@@ -12,12 +12,12 @@ use crate::xs::Xs;
 /// `round(xs @ weight^T) + bias`: falcon was trained without fusing the two, and in 16 bits the rounding
 /// between them shows (transformers 5.23.0, `FalconLinear`).
 ///
-/// The fused form rounds once, as any other linear layer.
+/// The fused backend rounds once, as any other linear layer.
 #[derive(Clone)]
-pub struct UnfusedLinear(Form);
+pub struct UnfusedLinear(Backend);
 
 #[derive(Clone)]
-enum Form {
+enum Backend {
     Eager {
         path: String,
         /// `[in, out]`, as in [`Linear`].
@@ -29,15 +29,15 @@ enum Form {
 }
 
 impl UnfusedLinear {
-    /// Loads `weight`, `[out, in]`, and, where `bias` says so, `bias`, `[out]`.
+    /// Loads `weight`, `[out, in]`, and, if `bias`, `bias`, `[out]`.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape.
     pub fn load(weights: &Weights, input: usize, output: usize, bias: bool) -> Result<Self> {
         if weights.workspace().is_some() {
-            return Ok(Self(Form::Fused(Linear::load(weights, input, output, bias)?)));
+            return Ok(Self(Backend::Fused(Linear::load(weights, input, output, bias)?)));
         }
-        Ok(Self(Form::Eager {
+        Ok(Self(Backend::Eager {
             path: weights.path().to_owned(),
             weight: weights.get("weight", (output, input))?.t()?.contiguous()?,
             bias: bias.then(|| weights.get("bias", output)).transpose()?,
@@ -50,8 +50,8 @@ impl UnfusedLinear {
     /// If the last dimension of `xs` is not `in`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
         let (path, weight, bias) = match &self.0 {
-            Form::Eager { path, weight, bias } => (path, weight, bias),
-            Form::Fused(linear) => return linear.forward(pass, xs),
+            Backend::Eager { path, weight, bias } => (path, weight, bias),
+            Backend::Fused(linear) => return linear.forward(pass, xs),
         };
         pass.module(path, xs.clone(), |_, xs| {
             let ys = linear(xs.tensor()?, weight, None)?;

@@ -17,7 +17,7 @@ pub enum LayerType {
 }
 
 impl LayerType {
-    /// Reads `layer_types`; where it is absent, `default` says what each layer is.
+    /// Reads `layer_types`; where it is absent, `default` gives the type of each layer.
     ///
     /// # Errors
     /// If a type is unknown or there is not one a layer.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, IndexOp, Tensor};
 use models::{Backend, Cache, Inputs, Loaded, Options, Probe, load};
 
-/// A case's folder with the weights filled in, and what transformers says of it.
+/// A case's folder with the weights filled in, and the outputs of transformers.
 struct Case {
     name: String,
     /// `architectures` of the config.
@@ -111,7 +111,7 @@ impl Case {
         }
     }
 
-    /// Relative L2 of `result` to `reference` where the mask says that a token is real.
+    /// Relative L2 of `result` to `reference` over the tokens that the mask marks as real.
     fn relative(&self, result: &Tensor, reference: &Tensor) -> f64 {
         let mask = self.expected["attention_mask"].to_dtype(DType::F64).unwrap().unsqueeze(2).unwrap();
         let norm = |xs: &Tensor| {

@@ -16,7 +16,7 @@ const SEQ: usize = 24;
 /// Every synthetic checkpoint has more.
 const VOCAB: u32 = 280;
 
-/// The forms, and what sums in another order may differ by: a rounding of 1e-16 or 6e-8 an operation, a few hundred of
+/// Dtypes and backends, and by how much sums in another order may differ: a rounding of 1e-16 or 6e-8 an operation, a few hundred of
 /// them in a row.
 const EXACT: [(DType, Backend, f64); 2] =
     [(DType::F64, Backend::Eager, 1e-12), (DType::F32, Backend::Fused, 1e-5)];
@@ -130,7 +130,7 @@ fn a_row_gives_the_same_alone_and_in_a_batch_padded_on_either_side() {
 fn no_key_or_tensor_is_left_unread() {
     each_decoder(DType::F32, Backend::Eager, |name, loaded| {
         assert_eq!(loaded.unread_tensors, [""; 0], "{name}");
-        // The checkpoints say their rope in the old and in the new backend, and transformers too reads one of them only.
+        // The checkpoints have their rope parameters in the old and the new spelling; transformers too reads only one.
         let twice_said = ["rope_parameters", "rope_parameters.full_attention"];
         let unread = loaded.unread_keys.iter().filter(|key| !twice_said.contains(&key.as_str()));
         assert_eq!(unread.collect::<Vec<_>>(), [""; 0], "{name}");
@@ -156,14 +156,14 @@ impl Probe for Trace {
 
 #[test]
 fn a_probe_changes_nothing() {
-    let forms = [
+    let runs = [
         (DType::F64, Backend::Eager),
         (DType::BF16, Backend::Eager),
         (DType::F32, Backend::Fused),
-        // Here a sum that is looked at could be rounded once more.
+        // Here observing a sum could round it once more.
         (DType::BF16, Backend::Fused),
     ];
-    for (dtype, backend) in forms {
+    for (dtype, backend) in runs {
         each_decoder(dtype, backend, |name, mut loaded| {
             let mut trace = Trace::default();
             let plain = loaded.forward(&batch(0..SEQ)).unwrap();

@@ -29,7 +29,7 @@ fn small() -> usize {
 fn the_readme_lists_every_architecture_as_what_it_is_and_counts_them() {
     let readme = read("../README.md");
     let count = format!("{} architectures", model_types().count());
-    let start = readme.find(&count).unwrap_or_else(|| panic!("README.md does not say `{count}`"));
+    let start = readme.find(&count).unwrap_or_else(|| panic!("README.md lacks `{count}`"));
     let paragraph = &readme[start..];
     let paragraph = &paragraph[..paragraph.find("`synthetic:").unwrap()];
     let (decoders, encoders) = paragraph.split_once("encoders").unwrap();
@@ -51,7 +51,7 @@ fn texts_count_the_synthetic_checkpoints() {
         (readme, "README.md", format!("{} synthetic checkpoints", small())),
         (scoreboard, "docs/scoreboard.md", format!("{} checkpoints, {} cases", small(), 3 * small())),
     ] {
-        assert!(text.contains(&count), "{name} does not say `{count}`");
+        assert!(text.contains(&count), "{name} lacks `{count}`");
     }
 }
 

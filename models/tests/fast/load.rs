@@ -1,4 +1,4 @@
-//! A checkpoint that is not what its config says is refused, and the error names what is at fault.
+//! A checkpoint that does not match its config is refused, and the error names the key or tensor at fault.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot write its fixtures has failed")]
 

@@ -1,4 +1,4 @@
-//! The synthetic checkpoints, and what they are fed.
+//! The synthetic checkpoints and their inputs.
 
 use std::ops::Range;
 use std::path::Path;
@@ -82,7 +82,7 @@ impl Checkpoint {
             self.case("without padding", 3, all),
             self.case("without padding", 4, all).row(1),
         ];
-        // The fused forms refuse it.
+        // The fused backends refuse it.
         cases.retain(|case| !(self.name == "modernbert:classifier-cls" && case.name == "padded on the left"));
         cases
     }
@@ -92,7 +92,7 @@ impl Checkpoint {
         self.case("padded on the left", 0, |row, column| column >= SEQ - LENGTHS[row])
     }
 
-    /// Rows of which `is_real` says what is no padding; `seed` chooses the tokens.
+    /// Rows whose real tokens `is_real` selects; `seed` chooses the tokens.
     pub(crate) fn case(&self, name: &'static str, seed: u32, is_real: impl Fn(usize, usize) -> bool) -> Case {
         let real: Vec<Vec<bool>> =
             (0..LENGTHS.len()).map(|row| (0..SEQ).map(|column| is_real(row, column)).collect()).collect();
@@ -105,13 +105,13 @@ impl Checkpoint {
     }
 }
 
-/// What a model is fed.
+/// Inputs of a model.
 #[derive(Clone)]
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     ids: Tensor,
     real: Vec<Vec<bool>>,
-    /// Nobody gives an encoder positions.
+    /// Encoders get no positions.
     has_positions: bool,
 }
 
@@ -159,7 +159,7 @@ impl Case {
         pairs.zip(self.real.iter().flatten()).filter(|(_, real)| **real).map(|(pair, _)| pair).collect()
     }
 
-    /// Relative L2 over what is no padding.
+    /// Relative L2 over real tokens.
     pub(crate) fn relative(&self, result: &Tensor, exact: &Tensor) -> f64 {
         relative(&self.squares(result, exact))
     }

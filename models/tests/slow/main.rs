@@ -1,5 +1,5 @@
-//! The fused form on a GPU, which is the emulated one: every synthetic checkpoint in every dtype gives what the CPU gives
-//! in F64, whatever is padding, cached, recorded or looked at.
+//! The fused backend on the emulated GPU: every synthetic checkpoint in every dtype gives what the CPU gives in F64, with
+//! padding, through a cache, recorded and with a probe.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 

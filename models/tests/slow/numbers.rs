@@ -8,13 +8,13 @@ use super::checkpoints::{Case, Checkpoint, SEQ, relative};
 
 /// Sums in another order differ by a rounding of 6e-8 an operation, a few hundred of them in a row: as in `laws.rs`.
 const F32_BOUND: f64 = 1e-5;
-/// Of the eager form's error in the same dtype, which follows torch operation by operation.
+/// Of the eager backend's error in the same dtype, which follows torch operation by operation.
 const OF_EAGER: f64 = 1.5;
 /// The same where a few numbers a row make the ratio a matter of luck.
 const OF_EAGER_FEW: f64 = 2.0;
 
 impl Checkpoint {
-    /// How large the error may be where the eager form's is `eager`.
+    /// How large the error may be where the eager backend's is `eager`.
     fn bound(&self, dtype: DType, eager: f64) -> f64 {
         match dtype {
             DType::F32 => F32_BOUND,
@@ -23,7 +23,7 @@ impl Checkpoint {
         }
     }
 
-    /// Errors over all cases together, of `loaded` and of the eager form in the same dtype: of a mixture of experts in
+    /// Errors over all cases together, of `loaded` and of the eager backend in the same dtype: of a mixture of experts in
     /// 16 bits the median token's, for a router's near-tie moves some tokens whole.
     fn errors(
         &self,
@@ -202,7 +202,7 @@ fn a_bug_in_a_kernel_shows() {
         let exact = checkpoint.exact().forward(&case.inputs()).unwrap();
         let ours = checkpoint.on(DType::F32, Emulator::planted(from, to)).forward(&case.inputs()).unwrap();
         let relative = case.relative(&ours, &exact);
-        // A hundred times what is let pass.
+        // A hundred times the bound.
         assert!(relative > 100.0 * F32_BOUND, "{from} for {to} in {}: {relative:e}", checkpoint.name);
     }
 }

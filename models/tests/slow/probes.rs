@@ -1,4 +1,4 @@
-//! Who looks on sees what the CPU shows, changes nothing, and may feed a module another input.
+//! A probe observes on the GPU what it observes on the CPU, changes nothing, and may replace a module's input.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ struct Trace {
     inputs: HashMap<String, Tensor>,
     outputs: Vec<(String, Tensor)>,
     /// Fed to the modules instead of their inputs.
-    fed: HashMap<String, Tensor>,
+    replacements: HashMap<String, Tensor>,
 }
 
 impl Probe for Trace {
@@ -26,7 +26,7 @@ impl Probe for Trace {
     }
 
     fn replace_input(&mut self, path: &str, input: &Tensor) -> Option<Tensor> {
-        self.fed.get(path).map(|fed| fed.to_dtype(input.dtype()).unwrap())
+        self.replacements.get(path).map(|input_there| input_there.to_dtype(input.dtype()).unwrap())
     }
 }
 
@@ -75,12 +75,12 @@ fn a_probe_sees_every_module_as_it_is_and_changes_nothing() {
 }
 
 #[test]
-fn every_module_fed_the_oracles_input_gives_the_oracles_output() {
+fn every_module_replayed_with_the_oracles_input_gives_the_oracles_output() {
     for checkpoint in Checkpoint::all() {
         let inputs = checkpoint.case("without padding", 0, |_, _| true).inputs();
         let mut exact = Trace::default();
         checkpoint.exact().forward_with(&inputs, None, Some(&mut exact)).unwrap();
-        let mut trace = Trace { fed: exact.inputs, ..Trace::default() };
+        let mut trace = Trace { replacements: exact.inputs, ..Trace::default() };
         checkpoint.on_gpu(DType::F32).forward_with(&inputs, None, Some(&mut trace)).unwrap();
         let exact: HashMap<String, Tensor> = exact.outputs.into_iter().collect();
         for (path, output) in &trace.outputs {

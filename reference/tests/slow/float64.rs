@@ -83,7 +83,7 @@ fn f64_is_exact_and_f32_is_untouched() {
                 assert!(release < [4, 46, 0], "{name}");
             }
             let notes = exact.ready.notes.join("\n");
-            assert!(notes.contains("f64 throughout"), "{notes}");
+            assert!(notes.contains("float64 throughout"), "{notes}");
             // The same process goes on in float32.
             assert!(run(Dtype::F32).logits == f32, "{name}, after f64");
         }

@@ -302,7 +302,7 @@ fn config_keys_that_a_version_does_not_read_are_named() {
         let outcome = case.cell(environment, Mode::Eager, Attention::Sdpa).run().unwrap();
         let notes = outcome.ready.notes.join("\n");
         let line = notes.lines().find(|line| line.contains("has no field for")).unwrap_or_default();
-        assert!(line.ends_with("has no field for logit_scale_of_another_model"), "{notes}");
+        assert!(line.ends_with("has no field for the config keys logit_scale_of_another_model"), "{notes}");
     }
 }
 

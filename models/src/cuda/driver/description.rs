@@ -26,7 +26,7 @@ pub enum OpenError {
         wanted: usize,
     },
     /// The device is older than the kernels.
-    #[error("{name} has compute capability {}.{}, and the fused form needs {}.{}", found[0], found[1], OLDEST[0], OLDEST[1])]
+    #[error("{name} has compute capability {}.{}, and the fused backend needs {}.{}", found[0], found[1], OLDEST[0], OLDEST[1])]
     TooOld {
         /// The device.
         name: String,
@@ -52,7 +52,7 @@ pub fn device_count() -> std::result::Result<usize, OpenError> {
     Ok(CudaContext::device_count().map_err(failed)? as usize)
 }
 
-/// The versions of the libraries that the fused form needs: of CUDA that the driver knows, of NVRTC, of cuBLASLt.
+/// The versions of the libraries that the fused backend needs: of CUDA that the driver knows, of NVRTC, of cuBLASLt.
 pub fn installed(pythons: &[PathBuf]) -> Vec<(Needed, std::result::Result<String, Missing>)> {
     let version = |library| {
         libraries::open(library, pythons)?;

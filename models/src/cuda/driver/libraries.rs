@@ -1,7 +1,7 @@
 //! NVIDIA's libraries, found and opened while the program runs, so that it starts where there are none.
 //!
 //! The driver's own library lies where the system's loader finds it. NVRTC and cuBLASLt come with a CUDA toolkit or
-//! with PyPI's torch, in `site-packages/nvidia/*/lib`, where no loader looks: what is found there is opened by its
+//! with PyPI's torch, in `site-packages/nvidia/*/lib`, where no loader searches: what is found there is opened by its
 //! path and kept, after which the loader knows it by its name too.
 
 #![expect(unsafe_code, reason = "opening a library runs its initialisers")]
@@ -68,7 +68,7 @@ fn versioned(name: &str) -> Vec<String> {
 pub struct Missing {
     /// Which one.
     pub library: Needed,
-    /// Folders that were looked into beside the loader's own.
+    /// Folders that were searched besides the loader's own.
     pub folders: Vec<PathBuf>,
 }
 
@@ -85,10 +85,10 @@ impl Missing {
     }
 }
 
-/// Opens a library for good, or says that it is missing.
+/// Opens a library for good, or reports that it is missing.
 ///
 /// `pythons` are interpreters whose environments may hold it; what the environment variables of a CUDA toolkit and
-/// `python3` on the path name is looked into as well.
+/// `python3` on the path name is searched as well.
 ///
 /// # Errors
 /// [`Missing`] where it is not found.

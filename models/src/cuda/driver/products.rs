@@ -147,7 +147,7 @@ impl Products {
     }
 }
 
-/// What cuBLASLt is told of one shape, and what it proposed.
+/// The descriptors of one shape that cuBLASLt gets, and the algorithms that it proposed.
 struct Plan {
     product: Product,
     weight: Layout,

@@ -111,7 +111,7 @@ impl Gemv<'_> {
     /// Launches.
     ///
     /// # Errors
-    /// If a region is too small, [`Gemv::takes`] says no, or the launch fails.
+    /// If a region is too small, [`Gemv::takes`] is false, or the launch fails.
     pub fn launch(&self) -> Result<()> {
         self.launch_onto(self.out)
     }

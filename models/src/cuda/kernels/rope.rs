@@ -139,7 +139,7 @@ impl RopeIntoCache<'_> {
             && addresses.iter().all(|address| address.is_multiple_of(16))
     }
 
-    /// What the kernels are told.
+    /// The parameters of the kernels.
     pub(super) fn params(&self) -> Result<RopeParams> {
         let Self { dtype, batch, tokens, layout, cache, rope, q_norm, k_norm, .. } = *self;
         let (size, rows) = (dtype.size(), batch * tokens);

@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(super) struct Avx2;
 
-/// AVX-512; `BF16` says whether `vdpbf16ps` and its conversions are there.
+/// AVX-512; `BF16` tells whether `vdpbf16ps` and its conversions are there.
 #[derive(Clone, Copy)]
 pub(super) struct Avx512<const BF16: bool>;
 
