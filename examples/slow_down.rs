@@ -15,7 +15,7 @@ use std::time::Instant;
 use miette::{IntoDiagnostic, Result, miette};
 use reference::protocol::{Failed, Forward, Forwarded, LOGITS, Load, Positions, Ready, Trace};
 use safetensors::tensor::TensorView;
-use tfcheck::commands::run::{Destination, Order, run};
+use tfcheck::commands::run::{Destination, RunRequest, run};
 use tfcheck::execute::progress::Progress;
 use tfcheck::execute::worker::{Engine, serve};
 use tfcheck::judge::baseline;
@@ -99,7 +99,7 @@ fn once(results: &Path, variants: &[(&str, usize)], repeats: usize, more: &str) 
     ]);
     let config = Config::parse(&text, Path::new("tfcheck.toml"))?;
     let plan = Plan::new(&config, "cpu")?;
-    let order = Order {
+    let request = RunRequest {
         config: &config,
         text: &text,
         plan: &plan,
@@ -110,7 +110,7 @@ fn once(results: &Path, variants: &[(&str, usize)], repeats: usize, more: &str) 
         progress: &Progress::new(true).without_results(),
         turn: None,
     };
-    let finished = run(&order, Destination::New(results.to_owned()))?;
+    let finished = run(&request, Destination::New(results.to_owned()))?;
     match finished.code {
         ExitCode::Agree | ExitCode::Diverged => Ok(finished.code),
         other => Err(miette!("the run in {} ended with {other:?}", finished.folder.display())),

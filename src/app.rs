@@ -16,7 +16,7 @@ use crate::commands::explain;
 use crate::commands::gpu_check;
 use crate::commands::list;
 use crate::commands::record;
-use crate::commands::run::{self, Destination, Order};
+use crate::commands::run::{self, Destination, RunRequest};
 use crate::commands::scoreboard;
 use crate::execute::progress::Progress;
 use crate::execute::worker;
@@ -36,7 +36,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Run(arguments) if arguments.dry_run => say(&plan_text(&arguments.selection)?),
         Command::Run(arguments) => run(cli, arguments),
-        Command::Scoreboard(arguments) => judge(cli, arguments),
+        Command::Scoreboard(arguments) => scoreboard(cli, arguments),
         Command::Bench(arguments) => bench(cli, arguments),
         Command::GpuCheck(arguments) => check_gpu(cli, arguments),
         Command::Bisect(arguments) => search(cli, arguments),
@@ -123,7 +123,7 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
         };
         baseline::check(results, name)?;
     }
-    let order = Order {
+    let request = RunRequest {
         config: &loaded.config,
         text: &loaded.text,
         plan: &plan,
@@ -134,7 +134,7 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
         progress: &progress,
         turn: None,
     };
-    Ok(run::run(&order, destination)?.code)
+    Ok(run::run(&request, destination)?.code)
 }
 
 /// The first module at which two variants depart, case by case.
@@ -149,7 +149,7 @@ fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
         Some(folder) => resumed(folder, |_| ())?,
         None => planned(&Selection { config: arguments.config.clone(), ..Selection::default() })?,
     };
-    let order = Order {
+    let request = RunRequest {
         config: &loaded.config,
         text: &loaded.text,
         plan: &plan,
@@ -175,7 +175,7 @@ fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
         variants: [&arguments.a, &arguments.b],
         options: &options,
     };
-    let found = run::localize(&order, &wanted, folder.as_ref())?;
+    let found = run::localize(&request, &wanted, folder.as_ref())?;
     if let Some(folder) = folder.map(|folder| folder.path().to_owned()) {
         // The lock is gone with the folder; the comparison takes its own.
         compare::compare(&[folder], &[], &Progress::new(true).without_results())?;
@@ -188,11 +188,11 @@ fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
 }
 
 /// A run over the synthetic checkpoints, folded into one table.
-fn judge(cli: &Cli, arguments: &crate::cli::Scoreboard) -> Result<ExitCode> {
+fn scoreboard(cli: &Cli, arguments: &crate::cli::Scoreboard) -> Result<ExitCode> {
     let make = || {
         let base = Config::load(arguments.config.as_deref())?.config.absolute();
-        let choice = scoreboard::Choice { only: arguments.only.clone(), all: arguments.all };
-        let config = scoreboard::config(&base, &choice)?;
+        let options = scoreboard::ScoreboardOptions { only: arguments.only.clone(), all: arguments.all };
+        let config = scoreboard::config(&base, &options)?;
         let plan = scoreboard::plan(&config)?;
         Ok((config, plan))
     };
@@ -207,13 +207,13 @@ fn bench(cli: &Cli, arguments: &crate::cli::Bench) -> Result<ExitCode> {
         if !arguments.checkpoints.is_empty() {
             base = base.with_checkpoints(&arguments.checkpoints)?;
         }
-        let choice = bench::Choice {
+        let options = bench::BenchOptions {
             dtypes: arguments.dtypes.clone(),
             lengths: arguments.lengths.clone(),
             batch: arguments.batch.clone(),
             rounds: arguments.rounds,
         };
-        let config = bench::config(&base.absolute(), &choice)?;
+        let config = bench::config(&base.absolute(), &options)?;
         let plan = bench::plan(&config)?;
         Ok((config, plan))
     };
@@ -249,7 +249,7 @@ fn folded(
         let text = toml::to_string(&config).into_diagnostic().wrap_err("the config as TOML")?;
         (config::Loaded { config, text, path: None }, plan, Destination::New(results.to_owned()))
     };
-    let order = Order {
+    let request = RunRequest {
         config: &loaded.config,
         text: &loaded.text,
         plan: &plan,
@@ -260,14 +260,14 @@ fn folded(
         progress: &progress,
         turn: None,
     };
-    let finished = run::run(&order, destination)?;
+    let finished = run::run(&request, destination)?;
     say(&(fold.write)(&finished.folder)?)?;
     Ok(finished.code)
 }
 
 /// Everything that takes a GPU to be seen.
 fn check_gpu(cli: &Cli, arguments: &crate::cli::GpuCheck) -> Result<ExitCode> {
-    let choice = gpu_check::Choice {
+    let options = gpu_check::GpuCheckOptions {
         out: arguments.out.clone(),
         python: arguments.python.clone(),
         limit: Duration::from_secs(arguments.seconds),
@@ -275,10 +275,10 @@ fn check_gpu(cli: &Cli, arguments: &crate::cli::GpuCheck) -> Result<ExitCode> {
         emulate: arguments.emulate,
     };
     if arguments.dry_run {
-        return say(&gpu_check::listing(&choice)?);
+        return say(&gpu_check::listing(&options)?);
     }
     let (cache, stop) = (cache_folder()?, stop_on_signals()?);
-    let checked = gpu_check::check(&choice, &cache, &stop, &progress(cli).without_results())?;
+    let checked = gpu_check::check(&options, &cache, &stop, &progress(cli).without_results())?;
     say(&checked.text)?;
     Ok(checked.code)
 }
@@ -288,15 +288,15 @@ fn search(cli: &Cli, arguments: &crate::cli::Bisect) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
     let progress = progress(cli);
     let cache = cache_folder()?;
-    let order = bisect::Order { cache: &cache, stop: &stop, progress: &progress };
+    let context = bisect::Context { cache: &cache, stop: &stop, progress: &progress };
     if let Some(folder) = &arguments.resume {
-        return bisect::resume(&order, folder);
+        return bisect::resume(&context, folder);
     }
     let mut config = Config::load(arguments.config.as_deref())?.config;
     if !arguments.checkpoints.is_empty() {
         config = config.with_checkpoints(&arguments.checkpoints)?;
     }
-    let asked = bisect::Asked {
+    let asked = bisect::BisectOptions {
         good: arguments.good.clone(),
         bad: arguments.bad.clone(),
         test: arguments.test.clone(),
@@ -309,7 +309,7 @@ fn search(cli: &Cli, arguments: &crate::cli::Bisect) -> Result<ExitCode> {
         build: arguments.build.clone(),
     };
     let question = bisect::question(asked, config.absolute())?;
-    bisect::begin(&order, question, &arguments.results)
+    bisect::begin(&context, question, &arguments.results)
 }
 
 /// A run of one version and its float64 result, kept as a recording.
@@ -323,7 +323,7 @@ fn record(cli: &Cli, arguments: &crate::cli::Record) -> Result<ExitCode> {
     let text = toml::to_string(&config).into_diagnostic().wrap_err("the recording's config as TOML")?;
     let filters = Filters { only: arguments.selection.only.clone(), skip: arguments.selection.skip.clone() };
     let plan = record::plan(&config, &filters)?;
-    let order = Order {
+    let request = RunRequest {
         config: &config,
         text: &text,
         plan: &plan,
@@ -334,7 +334,7 @@ fn record(cli: &Cli, arguments: &crate::cli::Record) -> Result<ExitCode> {
         progress: &progress,
         turn: None,
     };
-    let finished = run::run(&order, Destination::New(arguments.results.clone()))?;
+    let finished = run::run(&request, Destination::New(arguments.results.clone()))?;
     if finished.code == ExitCode::Interrupted {
         return Ok(finished.code);
     }

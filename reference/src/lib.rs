@@ -21,4 +21,4 @@ pub use environment::{
 };
 pub use failure::EnvironmentError;
 pub use source::{Source, SourceError};
-pub use worker::{Ended, Launch, Worker};
+pub use worker::{Launch, Worker, WorkerEnd};

@@ -23,7 +23,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::protocol::{
     Failed, FailedKind, Forward, Forwarded, Load, Ready, Reply, Request, Time, Timed, Trace,
 };
-pub use ending::Ended;
+pub use ending::WorkerEnd;
 use group::Group;
 pub use launch::Launch;
 use memory::OomKills;
@@ -85,11 +85,16 @@ impl Worker {
     ///
     /// # Errors
     /// Every way a request can end without its reply; a worker that failed but answered
-    /// ([`Ended::Exception`], [`Ended::Unsupported`], [`Ended::OutOfMemory`] by reply) still runs and may
+    /// ([`WorkerEnd::Exception`], [`WorkerEnd::Unsupported`], [`WorkerEnd::OutOfMemory`] by reply) still runs and may
     /// be asked to exit, any other is dead.
-    pub fn ask(&mut self, request: &Request, timeout: Duration, stop: &AtomicBool) -> Result<Reply, Ended> {
+    pub fn ask(
+        &mut self,
+        request: &Request,
+        timeout: Duration,
+        stop: &AtomicBool,
+    ) -> Result<Reply, WorkerEnd> {
         let deadline = Instant::now().checked_add(timeout);
-        let mut line = serde_json::to_vec(request).map_err(|error| Ended::NoReply {
+        let mut line = serde_json::to_vec(request).map_err(|error| WorkerEnd::NoReply {
             reason: format!("the request could not be written as JSON: {error}"),
         })?;
         line.push(b'\n');
@@ -104,14 +109,14 @@ impl Worker {
         let line = self.line(deadline, timeout, stop)?;
         let reply = serde_json::from_slice(&line).map_err(|error| {
             self.group.kill(GRACE);
-            Ended::NoReply { reason: format!("`{}` is not a reply: {error}", excerpt(&line)) }
+            WorkerEnd::NoReply { reason: format!("`{}` is not a reply: {error}", excerpt(&line)) }
         })?;
         match reply {
-            Reply::Failed(failed) => Err(Ended::from(failed)),
+            Reply::Failed(failed) => Err(WorkerEnd::from(failed)),
             reply if answers(request, &reply) => Ok(reply),
             other => {
                 self.group.kill(GRACE);
-                Err(Ended::NoReply { reason: format!("{other:?} does not answer {request:?}") })
+                Err(WorkerEnd::NoReply { reason: format!("{other:?} does not answer {request:?}") })
             }
         }
     }
@@ -120,10 +125,10 @@ impl Worker {
     ///
     /// # Errors
     /// As [`ask`](Self::ask).
-    pub fn load(&mut self, load: Load, timeout: Duration, stop: &AtomicBool) -> Result<Ready, Ended> {
+    pub fn load(&mut self, load: Load, timeout: Duration, stop: &AtomicBool) -> Result<Ready, WorkerEnd> {
         match self.ask(&Request::Load(load), timeout, stop)? {
             Reply::Ready(ready) => Ok(ready),
-            other => Err(Ended::unexpected(&other)),
+            other => Err(WorkerEnd::unexpected(&other)),
         }
     }
 
@@ -136,10 +141,10 @@ impl Worker {
         forward: Forward,
         timeout: Duration,
         stop: &AtomicBool,
-    ) -> Result<Forwarded, Ended> {
+    ) -> Result<Forwarded, WorkerEnd> {
         match self.ask(&Request::Forward(forward), timeout, stop)? {
             Reply::Forwarded(forwarded) => Ok(forwarded),
-            other => Err(Ended::unexpected(&other)),
+            other => Err(WorkerEnd::unexpected(&other)),
         }
     }
 
@@ -147,10 +152,10 @@ impl Worker {
     ///
     /// # Errors
     /// As [`ask`](Self::ask).
-    pub fn time(&mut self, time: Time, timeout: Duration, stop: &AtomicBool) -> Result<Timed, Ended> {
+    pub fn time(&mut self, time: Time, timeout: Duration, stop: &AtomicBool) -> Result<Timed, WorkerEnd> {
         match self.ask(&Request::Time(time), timeout, stop)? {
             Reply::Timed(timed) => Ok(timed),
-            other => Err(Ended::unexpected(&other)),
+            other => Err(WorkerEnd::unexpected(&other)),
         }
     }
 
@@ -158,10 +163,10 @@ impl Worker {
     ///
     /// # Errors
     /// As [`ask`](Self::ask).
-    pub fn trace(&mut self, trace: Trace, timeout: Duration, stop: &AtomicBool) -> Result<(), Ended> {
+    pub fn trace(&mut self, trace: Trace, timeout: Duration, stop: &AtomicBool) -> Result<(), WorkerEnd> {
         match self.ask(&Request::Trace(trace), timeout, stop)? {
             Reply::Traced => Ok(()),
-            other => Err(Ended::unexpected(&other)),
+            other => Err(WorkerEnd::unexpected(&other)),
         }
     }
 
@@ -188,7 +193,7 @@ impl Worker {
         deadline: Option<Instant>,
         timeout: Duration,
         stop: &AtomicBool,
-    ) -> Result<Vec<u8>, Ended> {
+    ) -> Result<Vec<u8>, WorkerEnd> {
         loop {
             if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
                 let rest = self.pending.split_off(end + 1);
@@ -198,7 +203,7 @@ impl Worker {
             }
             if self.pending.len() > LONGEST_REPLY {
                 self.group.kill(GRACE);
-                return Err(Ended::NoReply {
+                return Err(WorkerEnd::NoReply {
                     reason: format!("more than {LONGEST_REPLY} bytes without a line end"),
                 });
             }
@@ -217,11 +222,11 @@ impl Worker {
             }
             if stop.load(Ordering::Relaxed) {
                 self.group.kill(GRACE);
-                return Err(Ended::Interrupted);
+                return Err(WorkerEnd::Interrupted);
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 self.group.kill(GRACE);
-                return Err(Ended::TimedOut { after: timeout });
+                return Err(WorkerEnd::TimedOut { after: timeout });
             }
         }
     }
@@ -234,7 +239,7 @@ impl Worker {
     }
 
     /// The worker closed a pipe: it is dead, about to be, or has left the protocol.
-    fn gone(&mut self, deadline: Option<Instant>, stop: &AtomicBool) -> Ended {
+    fn gone(&mut self, deadline: Option<Instant>, stop: &AtomicBool) -> WorkerEnd {
         let last_wait = Instant::now() + Duration::from_secs(2);
         while !self.group.has_exited() {
             let now = Instant::now();
@@ -243,15 +248,15 @@ impl Worker {
                 || stop.load(Ordering::Relaxed)
             {
                 self.group.kill(GRACE);
-                return Ended::NoReply {
+                return WorkerEnd::NoReply {
                     reason: "the worker closed its pipes but went on running".to_owned(),
                 };
             }
             std::thread::sleep(Duration::from_millis(2));
         }
         match self.group.kill(Duration::ZERO) {
-            Some(status) => Ended::from_status(status, self.oom_kills, &excerpt(&self.pending)),
-            None => Ended::NoReply { reason: "the worker's exit status could not be read".to_owned() },
+            Some(status) => WorkerEnd::from_status(status, self.oom_kills, &excerpt(&self.pending)),
+            None => WorkerEnd::NoReply { reason: "the worker's exit status could not be read".to_owned() },
         }
     }
 }
@@ -284,7 +289,7 @@ fn excerpt(line: &[u8]) -> String {
     text.trim_end().to_owned()
 }
 
-impl From<Failed> for Ended {
+impl From<Failed> for WorkerEnd {
     fn from(failed: Failed) -> Self {
         match failed.kind {
             FailedKind::Unsupported => Self::Unsupported(failed),

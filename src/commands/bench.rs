@@ -15,7 +15,7 @@ use crate::execute::cell::{Completed, Outcome};
 use crate::judge::assess;
 use crate::judge::view::{CaseView, RunView, Timed, side_by_side};
 use crate::results::RunFolder;
-use crate::spec::config::{Candle, Config, Inputs, Run, Version};
+use crate::spec::config::{Candle, Config, InputsConfig, Run, Version};
 use crate::spec::machine;
 use crate::spec::plan::{Plan, release_order};
 use crate::spec::variant::{Runner, dtype_name};
@@ -23,7 +23,7 @@ use compare::timing::{Interval, speed_up, summarize};
 
 /// Which passes are timed, and how often.
 #[derive(Clone, Debug)]
-pub struct Choice {
+pub struct BenchOptions {
     /// dtypes, each judged by itself.
     pub dtypes: Vec<Dtype>,
     /// Tokens a row.
@@ -44,7 +44,7 @@ const DECODED: usize = 8;
 ///
 /// # Errors
 /// When `base` has no transformers version to measure against.
-pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
+pub fn config(base: &Config, options: &BenchOptions) -> Result<Config> {
     let newest = base.versions.iter().max_by_key(|version| release_order(version)).cloned();
     let newest = newest.ok_or_else(|| {
         miette::miette!(
@@ -53,24 +53,24 @@ pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
         )
     })?;
     Ok(Config {
-        inputs: Inputs {
-            lengths: Some(choice.lengths.clone()),
-            batch: Some(choice.batch.clone()),
+        inputs: InputsConfig {
+            lengths: Some(options.lengths.clone()),
+            batch: Some(options.batch.clone()),
             text: base.inputs.text.clone(),
             padding: base.inputs.padding.clone(),
             seed: base.inputs.seed,
-            ..Inputs::default()
+            ..InputsConfig::default()
         },
         versions: vec![Version { modes: None, attention: None, dtypes: None, ..newest }],
         candle: Candle { modes: vec![Mode::Eager, Mode::Fused], upstream: true },
         run: Run {
             modes: vec![Mode::Eager, Mode::Compiled, Mode::Frozen],
             attention: vec![Attention::Sdpa],
-            dtypes: choice.dtypes.clone(),
+            dtypes: options.dtypes.clone(),
             warm_up: 1,
             iterations: ITERATIONS,
             decode: DECODED,
-            rounds: choice.rounds,
+            rounds: options.rounds,
             trace: false,
             noise: false,
             oracle: false,
@@ -135,7 +135,7 @@ pub struct Table {
     /// `prefill`, all inputs in one pass, or `decode`, one token of every row after them.
     pub pass: &'static str,
     /// A row per variant.
-    pub rows: Vec<Row>,
+    pub rows: Vec<TimedVariant>,
     /// Times that are compared: fused with the fastest of transformers, eager with candle-transformers (with the fastest
     /// of transformers where no port takes part).
     pub ratios: Vec<Ratio>,
@@ -143,7 +143,7 @@ pub struct Table {
 
 /// One variant's passes.
 #[derive(Clone, Debug, Serialize)]
-pub struct Row {
+pub struct TimedVariant {
     /// Its name.
     pub variant: String,
     /// Its times, or why there are none.
@@ -238,7 +238,7 @@ fn table(case: &CaseView, dtype: Dtype, pass: Timed) -> Table {
             Timed::Decode => "decode",
         },
         rows: cells()
-            .map(|cell| Row { variant: cell.name.clone(), measured: measured(&cell.outcome, pass) })
+            .map(|cell| TimedVariant { variant: cell.name.clone(), measured: measured(&cell.outcome, pass) })
             .collect(),
         ratios: pairs.into_iter().filter_map(|(above, below)| ratio((above?, below?))).collect(),
     }

@@ -33,8 +33,8 @@ use compare::units::count;
 /// Revisions that are made ready beside a step.
 const AHEAD: usize = 2;
 
-/// A bisection that is about to start, or to go on.
-pub struct Order<'a> {
+/// What every part of a bisection needs.
+pub struct Context<'a> {
     /// Where tfcheck keeps environments, clones and working trees.
     pub cache: &'a Path,
     /// Set when the user wants to stop.
@@ -47,7 +47,7 @@ pub struct Order<'a> {
 ///
 /// # Errors
 /// A question without an answer: sides that are unknown, reversed, or do not differ; a step that cannot be written.
-pub fn begin(order: &Order, question: Question, results: &Path) -> Result<ExitCode> {
+pub fn begin(context: &Context, question: Question, results: &Path) -> Result<ExitCode> {
     let stamp = jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string();
     let folder = (1..=u32::MAX)
         .map(|attempt| if attempt == 1 { stamp.clone() } else { format!("{stamp}_{attempt}") })
@@ -58,39 +58,39 @@ pub fn begin(order: &Order, question: Question, results: &Path) -> Result<ExitCo
     let first = first_phase(&log.question);
     let (good, bad) = (log.question.good.clone(), log.question.bad.clone());
     // Before anything is written: most questions that cannot be answered end here.
-    let phase = plan(order, &log.question, &folder, first, &good, &bad)?;
+    let phase = plan(context, &log.question, &folder, first, &good, &bad)?;
     log.phases.push(phase);
     log.write(&folder)?;
-    go_on(order, log, &folder)
+    go_on(context, log, &folder)
 }
 
 /// Completes the bisection in `folder`.
 ///
 /// # Errors
 /// A folder without a log, or what [`begin`] fails on.
-pub fn resume(order: &Order, folder: &Path) -> Result<ExitCode> {
-    go_on(order, Log::read(folder)?, folder)
+pub fn resume(context: &Context, folder: &Path) -> Result<ExitCode> {
+    go_on(context, Log::read(folder)?, folder)
 }
 
-fn go_on(order: &Order, mut log: Log, folder: &Path) -> Result<ExitCode> {
-    order.progress.log_to(&folder.join("run.log"));
-    order.progress.line(&format!("bisection in {}", folder.display()));
-    let mut ended = pursue(order, &mut log, folder);
+fn go_on(context: &Context, mut log: Log, folder: &Path) -> Result<ExitCode> {
+    context.progress.log_to(&folder.join("run.log"));
+    context.progress.line(&format!("bisection in {}", folder.display()));
+    let mut ended = pursue(context, &mut log, folder);
     if !matches!(ended, Ok(false)) {
         // Also where the search for more failed: what was found before stands.
-        let is_whole = localize::changes(order, &mut log, folder)?;
+        let is_whole = localize::changes(context, &mut log, folder)?;
         ended = ended.map(|_| is_whole);
     }
     let is_known = |phase: &Phase| phase.changes.is_some();
     if log.phases.iter().any(is_known) {
         // What was found stands, even where the search for more of it failed.
-        order.progress.result(&report::terminal(&log));
+        context.progress.result(&report::terminal(&log));
         write_file(&folder.join("bisect.md"), report::markdown(&log).as_bytes())?;
-        order.progress.line(&format!("bisect.md and {} are in {}", record::FILE_NAME, folder.display()));
+        context.progress.line(&format!("bisect.md and {} are in {}", record::FILE_NAME, folder.display()));
     }
     if !ended? {
         let path = folder.display();
-        order.progress.line(&format!("interrupted; complete it with: tfcheck bisect --resume {path}"));
+        context.progress.line(&format!("interrupted; complete it with: tfcheck bisect --resume {path}"));
         return Ok(ExitCode::Interrupted);
     }
     let is_found = |phase: &Phase| phase.changes.as_ref().is_some_and(|changes| !changes.is_empty());
@@ -98,17 +98,17 @@ fn go_on(order: &Order, mut log: Log, folder: &Path) -> Result<ExitCode> {
 }
 
 /// Runs every phase that has not ended, and plans the next one; false when the user stopped it.
-fn pursue(order: &Order, log: &mut Log, folder: &Path) -> Result<bool> {
+fn pursue(context: &Context, log: &mut Log, folder: &Path) -> Result<bool> {
     let mut index = 0;
     while index < log.phases.len() {
         if log.phases[index].changes.is_none() {
             let over = log.phases[index].over;
-            let subject = Subject::new(over, &log.question, order.cache, folder)?;
-            if !(Pursuit { order, folder, subject: &subject, index }.run(log)?) {
+            let subject = Subject::new(over, &log.question, context.cache, folder)?;
+            if !(Pursuit { context, folder, subject: &subject, index }.run(log)?) {
                 return Ok(false);
             }
         }
-        if let Some(next) = next_phase(order, log, folder)? {
+        if let Some(next) = next_phase(context, log, folder)? {
             log.phases.push(next);
             log.write(folder)?;
         }
@@ -136,7 +136,7 @@ fn first_phase(question: &Question) -> Over {
 }
 
 /// The commits between the two releases of a bisection that knows a repository.
-fn next_phase(order: &Order, log: &Log, folder: &Path) -> Result<Option<Phase>> {
+fn next_phase(context: &Context, log: &Log, folder: &Path) -> Result<Option<Phase>> {
     let question = &log.question;
     let [phase] = log.phases.as_slice() else { return Ok(None) };
     let change = phase.changes.as_deref().unwrap_or_default().first();
@@ -147,25 +147,25 @@ fn next_phase(order: &Order, log: &Log, folder: &Path) -> Result<Option<Phase>> 
     };
     let tag = |index: usize| format!("v{}", phase.revisions[index].id);
     let (good, bad) = (tag(change.found.before), tag(change.found.after));
-    Ok(Some(plan(order, question, folder, Over::Commits, &good, &bad)?))
+    Ok(Some(plan(context, question, folder, Over::Commits, &good, &bad)?))
 }
 
 fn plan(
-    order: &Order,
+    context: &Context,
     question: &Question,
     folder: &Path,
     over: Over,
     good: &str,
     bad: &str,
 ) -> Result<Phase> {
-    let subject = Subject::new(over, question, order.cache, folder)?;
+    let subject = Subject::new(over, question, context.cache, folder)?;
     let (revisions, notes) = subject.revisions(question, good, bad)?;
     let bound = if question.scan { revisions.len() - 1 } else { search::bound(revisions.len()) };
     let what = match over {
         Over::Releases => "releases",
         Over::Commits | Over::Port => "commits",
     };
-    order.progress.line(&format!(
+    context.progress.line(&format!(
         "{} {what} from {good} to {bad}; `{}` against {good}; at most {}",
         revisions.len(),
         question.test.text(),
@@ -176,7 +176,7 @@ fn plan(
 
 /// One phase under way.
 struct Pursuit<'a> {
-    order: &'a Order<'a>,
+    context: &'a Context<'a>,
     folder: &'a Path,
     subject: &'a Subject,
     index: usize,
@@ -194,7 +194,7 @@ impl Pursuit<'_> {
             let mut under_way = UnderWay::new();
             let mut begun: Vec<usize> = Vec::new();
             while let Some(next) = Self::next(&log.phases[self.index], question.scan) {
-                if self.order.stop.load(Ordering::Relaxed) {
+                if self.context.stop.load(Ordering::Relaxed) {
                     return Ok(false);
                 }
                 if let Some(made) = under_way.remove(&next.revision) {
@@ -210,7 +210,7 @@ impl Pursuit<'_> {
                     if under_way.len() < AHEAD && !begun.contains(&ahead) {
                         begun.push(ahead);
                         let (question, revision, subject, cache) =
-                            (&question, &revisions[ahead], self.subject, self.order.cache);
+                            (&question, &revisions[ahead], self.subject, self.context.cache);
                         under_way.insert(
                             ahead,
                             scope.spawn(move || drop(subject.prepare(question, revision, cache))),
@@ -234,16 +234,16 @@ impl Pursuit<'_> {
     /// Tests one revision and keeps what it said; false when the user stopped it.
     fn step(&self, question: &Question, log: &mut Log, revisions: &[Revision], next: &Next) -> Result<bool> {
         let title = self.subject.title(&revisions[next.revision]);
-        let task = self.order.progress.task("bisect", log.phases[self.index].bound as u64);
+        let task = self.context.progress.task("bisect", log.phases[self.index].bound as u64);
         task.at(log.phases[self.index].runs() as u64, &title);
         let first = log.phases[self.index].steps.iter().find_map(|step| step.run.clone());
         let tester = Tester {
             question,
             subject: self.subject,
-            cache: self.order.cache,
+            cache: self.context.cache,
             runs: self.folder.join("steps"),
             first: first.as_deref(),
-            stop: self.order.stop,
+            stop: self.context.stop,
         };
         let Some(tested) = tester.test(revisions, next.revision, next.previous)? else { return Ok(false) };
         drop(task);
@@ -262,7 +262,7 @@ impl Pursuit<'_> {
         };
         let reason = tested.step.reason.lines().next().unwrap_or_default();
         let seconds = tested.step.elapsed_ns as f64 / 1e9;
-        self.order.progress.line(&format!("{title}: {said}: {reason} ({seconds:.1} s)"));
+        self.context.progress.line(&format!("{title}: {said}: {reason} ({seconds:.1} s)"));
         log.phases[self.index].steps.push(tested.step);
         log.write(self.folder)?;
         Ok(true)
@@ -302,7 +302,7 @@ impl Pursuit<'_> {
             Ok(ChangePoint {
                 found,
                 change,
-                packages: self.subject.packages(question, sides, self.order.cache),
+                packages: self.subject.packages(question, sides, self.context.cache),
                 commits: self.subject.commits(&phase.revisions[found.before + 1..=found.after])?,
                 localization: None,
             })
@@ -331,7 +331,7 @@ fn searched(phase: &Phase) -> Search {
 }
 
 /// What is asked of a bisection, as it was typed.
-pub struct Asked {
+pub struct BisectOptions {
     /// The good side.
     pub good: Option<String>,
     /// The bad side.
@@ -358,7 +358,7 @@ pub struct Asked {
 ///
 /// # Errors
 /// Arguments that do not go together.
-pub fn question(asked: Asked, config: Config) -> Result<Question, BisectError> {
+pub fn question(asked: BisectOptions, config: Config) -> Result<Question, BisectError> {
     let refuse = |message: &str, hint: &str| {
         Err(BisectError::Question { message: message.to_owned(), hint: hint.to_owned() })
     };

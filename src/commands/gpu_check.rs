@@ -21,7 +21,7 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use models::cuda::Gpu;
 use models::cuda::driver::{Driver, OpenError, Setting};
 
-use crate::commands::run::{self, Destination, Order};
+use crate::commands::run::{self, Destination, RunRequest};
 use crate::execute::progress::Progress;
 use crate::execute::schedule::Turn;
 use crate::judge::exit_code::ExitCode;
@@ -34,7 +34,7 @@ use report::{Done, Found, Report, State};
 
 /// What to check.
 #[derive(Clone, Debug)]
-pub struct Choice {
+pub struct GpuCheckOptions {
     /// Folder for the result.
     pub out: PathBuf,
     /// The interpreter whose torch is timed.
@@ -62,8 +62,8 @@ use crate::execute::worker::EMULATOR;
 ///
 /// # Errors
 /// When a pattern names no part.
-pub fn listing(choice: &Choice) -> Result<String> {
-    let setting = setting(choice, None);
+pub fn listing(options: &GpuCheckOptions) -> Result<String> {
+    let setting = setting(options, None);
     let state = match Driver::open(0, &setting) {
         Ok(driver) => format!("GPU: {}\n", driver.description().name),
         Err(error) => format!("No GPU check can run here: {error}\n"),
@@ -71,15 +71,15 @@ pub fn listing(choice: &Choice) -> Result<String> {
     let libraries = machine::cuda_versions(&setting.pythons);
     let libraries = libraries.iter().map(|(library, version)| format!("  {library}: {version}"));
     let libraries = libraries.collect::<Vec<_>>().join("\n");
-    Ok(format!("{state}CUDA's libraries:\n{libraries}\n{}", plan_text(&chosen(choice)?, choice.limit)))
+    Ok(format!("{state}CUDA's libraries:\n{libraries}\n{}", plan_text(&chosen(options)?, options.limit)))
 }
 
 /// The parts that are wanted.
-fn chosen(choice: &Choice) -> Result<Vec<Item>> {
+fn chosen(options: &GpuCheckOptions) -> Result<Vec<Item>> {
     let is_named =
-        |item: &Item| choice.only.iter().any(|pattern| glob(pattern.as_bytes(), item.name.as_bytes()));
+        |item: &Item| options.only.iter().any(|pattern| glob(pattern.as_bytes(), item.name.as_bytes()));
     let mut items = items::all();
-    if let Some(pattern) = choice
+    if let Some(pattern) = options
         .only
         .iter()
         .find(|pattern| !items.iter().any(|item| glob(pattern.as_bytes(), item.name.as_bytes())))
@@ -87,7 +87,7 @@ fn chosen(choice: &Choice) -> Result<Vec<Item>> {
         let known: Vec<&str> = items.iter().map(|item| item.name.as_str()).collect();
         return Err(miette!(help = format!("there are {}", known.join(", ")), "no part is called {pattern}"));
     }
-    items.retain(|item| choice.only.is_empty() || is_named(item));
+    items.retain(|item| options.only.is_empty() || is_named(item));
     Ok(items)
 }
 
@@ -107,9 +107,9 @@ fn plan_text(items: &[Item], limit: Duration) -> String {
     text
 }
 
-fn setting(choice: &Choice, cache: Option<&Path>) -> Setting {
+fn setting(options: &GpuCheckOptions, cache: Option<&Path>) -> Setting {
     Setting {
-        pythons: reference::interpreter(&choice.python).into_iter().collect(),
+        pythons: reference::interpreter(&options.python).into_iter().collect(),
         cubins: cache.map(|cache| cache.join("cubins")),
         ..Setting::default()
     }
@@ -125,12 +125,12 @@ struct Subject {
 }
 
 impl Subject {
-    fn open(choice: &Choice, cache: &Path) -> std::result::Result<Self, OpenError> {
-        if choice.emulate {
+    fn open(options: &GpuCheckOptions, cache: &Path) -> std::result::Result<Self, OpenError> {
+        if options.emulate {
             let gpu = models::cuda::Emulator::start(models::cuda::Order::Forward);
             return Ok(Self { gpu, driver: None, device: EMULATOR });
         }
-        let driver = Driver::open(0, &setting(choice, Some(cache)))?;
+        let driver = Driver::open(0, &setting(options, Some(cache)))?;
         Ok(Self { gpu: driver.clone(), driver: Some(driver), device: "cuda:0" })
     }
 }
@@ -139,32 +139,37 @@ impl Subject {
 ///
 /// # Errors
 /// When a pattern names no part, or the result or a run's folder cannot be written.
-pub fn check(choice: &Choice, cache: &Path, stop: &Arc<AtomicBool>, progress: &Progress) -> Result<Checked> {
-    let items = chosen(choice)?;
-    let subject = match Subject::open(choice, cache) {
+pub fn check(
+    options: &GpuCheckOptions,
+    cache: &Path,
+    stop: &Arc<AtomicBool>,
+    progress: &Progress,
+) -> Result<Checked> {
+    let items = chosen(options)?;
+    let subject = match Subject::open(options, cache) {
         Ok(subject) => subject,
         Err(error) => {
             let text = format!(
                 "no GPU check here: {error}\n\n{}\n`tfcheck gpu-check --emulate` checks correctness without a GPU.",
-                plan_text(&items, choice.limit)
+                plan_text(&items, options.limit)
             );
             return Ok(Checked { code: ExitCode::NoGpu, text });
         }
     };
-    std::fs::create_dir_all(&choice.out)
+    std::fs::create_dir_all(&options.out)
         .into_diagnostic()
-        .wrap_err_with(|| format!("cannot create {}", choice.out.display()))?;
+        .wrap_err_with(|| format!("cannot create {}", options.out.display()))?;
     let runs = tempfile::Builder::new().prefix("tfcheck-gpu-").tempdir().into_diagnostic()?;
-    let bench = Bench { choice, cache, user: stop, progress, subject: &subject, runs: runs.path() };
+    let bench = Bench { options, cache, user: stop, progress, subject: &subject, runs: runs.path() };
     let done = bench.all(&items);
-    let report = Report::new(choice, subject.driver.as_deref(), Machine::detect(), done);
-    let text = report.write(&choice.out)?;
+    let report = Report::new(options, subject.driver.as_deref(), Machine::detect(), done);
+    let text = report.write(&options.out)?;
     Ok(Checked { code: report.code(stop.load(Ordering::Relaxed)), text })
 }
 
 /// Everything that items are run with.
 struct Bench<'a> {
-    choice: &'a Choice,
+    options: &'a GpuCheckOptions,
     cache: &'a Path,
     user: &'a Arc<AtomicBool>,
     progress: &'a Progress,
@@ -174,7 +179,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn all(&self, items: &[Item]) -> Vec<Done> {
-        let budget = Budget::new(self.choice.limit);
+        let budget = Budget::new(self.options.limit);
         let mut done = Vec::new();
         while let Some((item, _)) = items[done.len()..].split_first() {
             let rest = &items[done.len()..];
@@ -183,9 +188,9 @@ impl Bench<'_> {
             let fits = fitting(&estimates, left);
             let reason = if self.user.load(Ordering::Relaxed) {
                 Some("stopped".to_owned())
-            } else if self.choice.emulate && matches!(item.work, Work::Speed(_)) {
+            } else if self.options.emulate && matches!(item.work, Work::Speed(_)) {
                 Some("nothing is timed on an emulated GPU".to_owned())
-            } else if fits == 0 && !self.choice.emulate {
+            } else if fits == 0 && !self.options.emulate {
                 Some(format!("{} s needed, {} s left", item.estimate.as_secs(), left.as_secs()))
             } else {
                 None
@@ -200,7 +205,7 @@ impl Bench<'_> {
             let shapes = rest.iter().take_while(is_quick).count();
             let now = &rest[..shapes.min(fits).max(1)];
             let names: Vec<&str> = now.iter().map(|item| item.name.as_str()).collect();
-            let (elapsed, limit) = (budget.elapsed().as_secs(), self.choice.limit.as_secs());
+            let (elapsed, limit) = (budget.elapsed().as_secs(), self.options.limit.as_secs());
             self.progress.line(&format!("{} ({elapsed} s of {limit})", names.join(", ")));
             done.extend(self.side_by_side(now, left));
         }
@@ -267,7 +272,7 @@ impl Bench<'_> {
     fn architectures(&self, turn: &Turn, left: Duration) -> Result<(State, Option<Found>)> {
         let config = Config {
             // Its environment may hold CUDA's libraries; none of its cells is left.
-            versions: speed::versions(&self.choice.python),
+            versions: speed::versions(&self.options.python),
             ..correctness::config(&|_, _| true)
         };
         let plan = correctness::plan(&config, self.subject.device)?;
@@ -282,7 +287,7 @@ impl Bench<'_> {
         turn: &Turn,
         left: Duration,
     ) -> Result<(State, Option<Found>)> {
-        let config = speed::config(shape, &self.choice.python, Device::Cuda(0));
+        let config = speed::config(shape, &self.options.python, Device::Cuda(0));
         let plan = speed::plan(&config)?;
         // Not localised: other shapes wait for their turn meanwhile, and torch's modes do differ in 16 bits.
         let (state, folder) = self.run(&config, &plan, name, false, (turn, left))?;
@@ -301,7 +306,7 @@ impl Bench<'_> {
         let stop = Arc::new(Stop::default());
         let watch = Watch::new(&stop, self.user, left);
         let text = toml::to_string(config).into_diagnostic().wrap_err("the config as TOML")?;
-        let order = Order {
+        let request = RunRequest {
             config,
             text: &text,
             plan,
@@ -312,7 +317,7 @@ impl Bench<'_> {
             progress: &self.progress.beside(),
             turn: Some(turn),
         };
-        let finished = run::run(&order, Destination::New(self.runs.join(name)))?;
+        let finished = run::run(&request, Destination::New(self.runs.join(name)))?;
         drop(watch);
         let state = match finished.code {
             ExitCode::Interrupted => State::Cut,

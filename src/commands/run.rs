@@ -15,7 +15,7 @@ use reference::protocol::{Load, PROTOCOL_VERSION};
 
 use crate::execute::cell::{Cell, FailureKind, Outcome};
 use crate::execute::progress::Progress;
-use crate::execute::runner::{self, Ended, ObservedRunner, ProcessRunner, Runner, SharedRunner};
+use crate::execute::runner::{self, NoResult, ObservedRunner, ProcessRunner, Runner, SharedRunner};
 use crate::execute::schedule::{Job, Ran, Schedule, Settings, Turn};
 use crate::judge::assess;
 use crate::judge::exit_code::ExitCode;
@@ -31,7 +31,7 @@ pub(crate) use prepare::specification;
 use prepare::{Preparation, PreparedCase};
 
 /// A run that is about to start, or to go on.
-pub struct Order<'a> {
+pub struct RunRequest<'a> {
     /// What to run.
     pub config: &'a Config,
     /// The config's text, kept in the run.
@@ -69,22 +69,23 @@ pub struct Finished {
     pub folder: PathBuf,
 }
 
-/// Runs every cell of the order, compares, reports; the exit code says what was found.
+/// Runs every cell of the request, compares, reports; the exit code says what was found.
 ///
 /// # Errors
 /// When a checkpoint or inputs cannot be prepared, or the run folder cannot be written.
-pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
-    let prepared =
-        order.progress.timed("preparing checkpoints, inputs and environments", || prepare::prepare(order));
+pub fn run(request: &RunRequest, destination: Destination) -> Result<Finished> {
+    let prepared = request
+        .progress
+        .timed("preparing checkpoints, inputs and environments", || prepare::prepare(request));
     let Preparation { cases, environments } = prepared?;
     let machine = Machine::detect();
-    let (folder, manifest) = open(order, destination, &cases)?;
-    order.progress.log_to(&folder.path().join("run.log"));
-    order.progress.line(&format!("results in {}", folder.path().display()));
-    write_records(order, &folder, &manifest, &cases, &machine, &environments)?;
+    let (folder, manifest) = open(request, destination, &cases)?;
+    request.progress.log_to(&folder.path().join("run.log"));
+    request.progress.line(&format!("results in {}", folder.path().display()));
+    write_records(request, &folder, &manifest, &cases, &machine, &environments)?;
 
-    let runners = Runners::new(order, &environments, machine.fingerprint())?;
-    let settings = settings(order.config);
+    let runners = Runners::new(request, &environments, machine.fingerprint())?;
+    let settings = settings(request.config);
     // Nobody else asks what the machine is at its best.
     let quiet_ns = if settings.patience.is_zero() { None } else { quiet_ns(&folder, &runners) };
     // The first record that could not be written.
@@ -93,9 +94,9 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
     let mut cells = Vec::new();
     for (index, prepared) in cases.iter().enumerate() {
         let case = &manifest.cases[index];
-        let kept = kept(order, &folder, &manifest, index, prepared, &runners)?;
+        let kept = kept(request, &folder, &manifest, index, prepared, &runners)?;
         let next_round = kept.iter().flat_map(rounds).max().map_or(0, |round| round + 1);
-        let jobs = jobs(order, &folder, &manifest, index, prepared, &runners, &kept);
+        let jobs = jobs(request, &folder, &manifest, index, prepared, &runners, &kept);
         let files = folder.case_folder(&manifest, &case.name);
         let keep = |cell: &Cell| {
             folder.write_cell(&manifest, &case.name, cell).map_err(|error| {
@@ -110,26 +111,26 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
             stamp: &manifest.stamp,
             keep: &keep,
             settings: &settings,
-            progress: order.progress,
-            stop: order.stop,
-            turn: order.turn,
+            progress: request.progress,
+            stop: request.stop,
+            turn: request.turn,
             quiet_ns,
         };
-        let run = || order.progress.timed(&case.name, || schedule.run(jobs, next_round));
+        let run = || request.progress.timed(&case.name, || schedule.run(jobs, next_round));
         let ran = if interrupted { Ran::default() } else { run() };
         interrupted |= ran.interrupted;
         cells.push(in_order(case, kept, ran.cells));
     }
 
-    let code = order.progress.timed("comparing, localising and reporting", || {
-        conclude(order, &folder, &manifest, &cells, &cases, &runners, interrupted)
+    let code = request.progress.timed("comparing, localising and reporting", || {
+        conclude(request, &folder, &manifest, &cells, &cases, &runners, interrupted)
     });
-    remember(order, &folder, &manifest, &cells, &runners);
+    remember(request, &folder, &manifest, &cells, &runners);
     // While pairs were localised, say; what is finished is kept.
-    interrupted |= order.stop.load(Ordering::Relaxed);
+    interrupted |= request.stop.load(Ordering::Relaxed);
     if interrupted {
         let path = folder.path().display();
-        order.progress.line(&format!("interrupted; complete it with: tfcheck run --resume {path}"));
+        request.progress.line(&format!("interrupted; complete it with: tfcheck run --resume {path}"));
         return Ok(Finished { code: ExitCode::Interrupted, folder: folder.path().to_owned() });
     }
     match (unwritten.into_inner().unwrap_or_else(PoisonError::into_inner), code) {
@@ -142,7 +143,7 @@ pub fn run(order: &Order, destination: Destination) -> Result<Finished> {
 
 /// Compares, localises what diverged where that is wanted and the user has not stopped the run, and reports.
 fn conclude(
-    order: &Order,
+    request: &RunRequest,
     folder: &RunFolder,
     manifest: &Manifest,
     cells: &[Vec<Cell>],
@@ -150,17 +151,17 @@ fn conclude(
     runners: &Runners,
     interrupted: bool,
 ) -> Result<ExitCode> {
-    let is_localized = order.localize && !interrupted;
+    let is_localized = request.localize && !interrupted;
     // Of an earlier part of a resumed run, whose cells may have changed since.
     if is_localized && !folder.localized()?.is_empty() {
         folder.write_localized(&[])?;
     }
-    let judge = || assess::view(folder, manifest, cells, &order.config.tolerances);
+    let judge = || assess::view(folder, manifest, cells, &request.config.tolerances);
     let mut view = judge()?;
     if is_localized {
-        view = localize::Ended { order, folder, manifest, cases, runners }.localize(view, judge)?;
+        view = localize::EndOfRun { request, folder, manifest, cases, runners }.localize(view, judge)?;
     }
-    report::publish(folder, manifest, &view, &order.config.tolerances, order.progress)
+    report::publish(folder, manifest, &view, &request.config.tolerances, request.progress)
 }
 
 /// The best of the yardstick on this machine in the folder's earlier runs. A history that cannot be read is said at the
@@ -173,7 +174,13 @@ fn quiet_ns(folder: &RunFolder, runners: &Runners) -> Option<u64> {
 
 /// Adds the run to the history of its results folder. The run is whole without it, so that a history which
 /// cannot be written is said and no failure.
-fn remember(order: &Order, folder: &RunFolder, manifest: &Manifest, cells: &[Vec<Cell>], runners: &Runners) {
+fn remember(
+    request: &RunRequest,
+    folder: &RunFolder,
+    manifest: &Manifest,
+    cells: &[Vec<Cell>],
+    runners: &Runners,
+) {
     let results = folder.path().parent().unwrap_or(Path::new("."));
     let name = folder.path().file_name().unwrap_or_default().to_string_lossy();
     let cases: Vec<_> = manifest.cases.iter().zip(cells.iter().map(Vec::as_slice)).collect();
@@ -181,13 +188,17 @@ fn remember(order: &Order, folder: &RunFolder, manifest: &Manifest, cells: &[Vec
     let kept = History::open(results)
         .and_then(|mut history| history.record(&name, &manifest.stamp, machine, &cases));
     if let Err(error) = kept {
-        order.progress.line(&format!("not in the history: {error}"));
+        request.progress.line(&format!("not in the history: {error}"));
     }
 }
 
 /// Opens the destination. A run that is resumed must still mean the same: its checkpoints and inputs are checked.
-fn open(order: &Order, destination: Destination, cases: &[PreparedCase]) -> Result<(RunFolder, Manifest)> {
-    let described = |stamp: String, notes| prepare::manifest(order, cases, stamp, notes);
+fn open(
+    request: &RunRequest,
+    destination: Destination,
+    cases: &[PreparedCase],
+) -> Result<(RunFolder, Manifest)> {
+    let described = |stamp: String, notes| prepare::manifest(request, cases, stamp, notes);
     match destination {
         Destination::New(results) => {
             let stamp = jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string();
@@ -224,17 +235,17 @@ fn open(order: &Order, destination: Destination, cases: &[PreparedCase]) -> Resu
 
 /// Writes what makes the run self-contained: config, environment, locks.
 fn write_records(
-    order: &Order,
+    request: &RunRequest,
     folder: &RunFolder,
     manifest: &Manifest,
     cases: &[PreparedCase],
     machine: &Machine,
     environments: &[prepare::EnvironmentResult],
 ) -> Result<()> {
-    folder.write("config.toml", order.text.as_bytes())?;
-    let record = prepare::environment_record(order, machine, environments, cases);
+    folder.write("config.toml", request.text.as_bytes())?;
+    let record = prepare::environment_record(request, machine, environments, cases);
     folder.write_environment(&record)?;
-    for (plan, environment) in order.plan.environments.iter().zip(environments) {
+    for (plan, environment) in request.plan.environments.iter().zip(environments) {
         let Ok(environment) = environment else { continue };
         for (case, version) in
             manifest.cases.iter().flat_map(|case| plan.versions.iter().map(move |v| (case, v)))
@@ -248,7 +259,7 @@ fn write_records(
 
 /// One runner per environment, one per command, and tfcheck's own.
 struct Runners<'a> {
-    environments: Vec<Result<Box<dyn Runner + 'a>, Ended>>,
+    environments: Vec<Result<Box<dyn Runner + 'a>, NoResult>>,
     environment_keys: Vec<String>,
     environment_notes: Vec<Vec<String>>,
     commands: Vec<Box<dyn Runner + 'a>>,
@@ -261,20 +272,20 @@ struct Runners<'a> {
 
 impl<'a> Runners<'a> {
     fn new(
-        order: &Order<'a>,
+        request: &RunRequest<'a>,
         environments: &[prepare::EnvironmentResult],
         fingerprint: String,
     ) -> Result<Self> {
-        let threads = order.config.run.threads.unwrap_or_else(machine::physical_cores);
+        let threads = request.config.run.threads.unwrap_or_else(machine::physical_cores);
         // A plan of eager cells of which none is timed may share workers; a compiler's state would outlive its cell, and
         // a second process is asked for to hold the first one against it.
-        let is_shared = !order.config.run.noise
-            && order
+        let is_shared = !request.config.run.noise
+            && request
                 .plan
                 .cells
                 .iter()
-                .all(|cell| !is_timed(order.config, cell) && !cell.variant.mode.is_compiled());
-        let progress = order.progress;
+                .all(|cell| !is_timed(request.config, cell) && !cell.variant.mode.is_compiled());
+        let progress = request.progress;
         let observed = |runner: Box<dyn Runner + 'a>, command: &[OsString]| -> Box<dyn Runner + 'a> {
             if progress.is_verbose() {
                 Box::new(ObservedRunner::new(runner, command, progress))
@@ -291,14 +302,14 @@ impl<'a> Runners<'a> {
             }
         };
         let runner = |environment: &prepare::EnvironmentResult| match environment {
-            Ok(environment) => runner::transformers::runner(environment, order.cache, threads)
+            Ok(environment) => runner::transformers::runner(environment, request.cache, threads)
                 .map(boxed)
-                .map_err(|error| Ended::failed(FailureKind::Environment, format!("the bridge: {error}"))),
-            Err(error) => Err(Ended::failed(FailureKind::Environment, error.clone())),
+                .map_err(|error| NoResult::failed(FailureKind::Environment, format!("the bridge: {error}"))),
+            Err(error) => Err(NoResult::failed(FailureKind::Environment, error.clone())),
         };
-        let commands = &order.config.commands;
+        let commands = &request.config.commands;
         // Of versions that no cell is left of too: what they bring of CUDA serves the native models as well.
-        let named = order.config.versions.iter().filter_map(|version| {
+        let named = request.config.versions.iter().filter_map(|version| {
             version.python.as_ref().and_then(|python| reference::interpreter(python).ok())
         });
         let made = environments.iter().flatten().map(|environment| environment.python.clone());
@@ -320,21 +331,22 @@ impl<'a> Runners<'a> {
                 .collect(),
             commands: commands
                 .iter()
-                .map(|command| runner::command::runner(&command.program, &order.config.folder, threads))
+                .map(|command| runner::command::runner(&command.program, &request.config.folder, threads))
                 .map(|runner| {
                     let command = runner.command.clone();
                     observed(Box::new(runner), &command)
                 })
                 .collect(),
-            candle: boxed(runner::candle::runner(threads, &pythons, order.cache).into_diagnostic()?),
+            candle: boxed(runner::candle::runner(threads, &pythons, request.cache).into_diagnostic()?),
             upstream: boxed(runner::candle_transformers::runner(threads).into_diagnostic()?),
             threads,
             fingerprint,
         })
     }
 
-    fn of(&self, cell: &CellPlan) -> Result<&dyn Runner, Ended> {
-        let missing = || Ended::failed(FailureKind::Environment, "the plan names no environment or command");
+    fn of(&self, cell: &CellPlan) -> Result<&dyn Runner, NoResult> {
+        let missing =
+            || NoResult::failed(FailureKind::Environment, "the plan names no environment or command");
         match cell.variant.runner {
             variant::Runner::Transformers => {
                 let index = cell.environment.ok_or_else(missing)?;
@@ -370,7 +382,7 @@ fn settings(config: &Config) -> Settings {
 
 /// The cells of a case that need not be run again: finished, under the same key.
 fn kept(
-    order: &Order,
+    request: &RunRequest,
     folder: &RunFolder,
     manifest: &Manifest,
     index: usize,
@@ -379,7 +391,7 @@ fn kept(
 ) -> Result<Vec<Cell>> {
     let mut kept = folder.cells(manifest, &manifest.cases[index])?;
     kept.retain(|cell| {
-        let plan = order.plan.cells.iter().find(|plan| plan.case == index && plan.variant == cell.variant);
+        let plan = request.plan.cells.iter().find(|plan| plan.case == index && plan.variant == cell.variant);
         let same = plan.is_some_and(|plan| keys::cell(plan, prepared, runners) == cell.key);
         let finished = match &cell.outcome {
             Outcome::Completed(completed) => completed.unfinished.is_none(),
@@ -400,7 +412,7 @@ fn rounds(cell: &Cell) -> Vec<u32> {
 
 /// The cells of a case that are to be run; the baseline first, for it is the anchor of every timing group.
 fn jobs<'a>(
-    order: &Order,
+    request: &RunRequest,
     folder: &RunFolder,
     manifest: &Manifest,
     index: usize,
@@ -412,21 +424,21 @@ fn jobs<'a>(
     let inputs = folder.case_folder(manifest, &case.name).join("inputs.safetensors");
     let is_open =
         |cell: &&CellPlan| cell.case == index && !kept.iter().any(|known| known.variant == cell.variant);
-    let mut cells: Vec<&CellPlan> = order.plan.cells.iter().filter(is_open).collect();
-    cells.sort_by_key(|cell| cell.variant.name() != order.plan.baseline);
+    let mut cells: Vec<&CellPlan> = request.plan.cells.iter().filter(is_open).collect();
+    cells.sort_by_key(|cell| cell.variant.name() != request.plan.baseline);
     // One variant a version; the versions of one environment have one tokenizer, but notes of their own.
     let speaks_for_its_version = |cell: &CellPlan| {
         let same = |other: &&CellPlan| other.case == index && other.variant.version == cell.variant.version;
         cell.variant.runner == variant::Runner::Transformers
-            && order.plan.cells.iter().find(same).is_some_and(|first| first.variant == cell.variant)
+            && request.plan.cells.iter().find(same).is_some_and(|first| first.variant == cell.variant)
     };
     let job = |cell: &CellPlan| Job {
         variant: cell.variant.clone(),
         key: keys::cell(cell, prepared, runners),
         runner: runners.of(cell),
-        load: load(order, prepared, &inputs, runners, cell),
-        is_timed: is_timed(order.config, cell),
-        prefill: order.plan.cases[index].inputs.prefill(),
+        load: load(request, prepared, &inputs, runners, cell),
+        is_timed: is_timed(request.config, cell),
+        prefill: request.plan.cases[index].inputs.prefill(),
         texts: prepared.texts.as_ref().filter(|_| speaks_for_its_version(cell)),
         notes: cell.environment.map(|index| runners.environment_notes[index].clone()).unwrap_or_default(),
     };
@@ -439,7 +451,13 @@ fn is_timed(config: &Config, cell: &CellPlan) -> bool {
 }
 
 /// What a cell's worker is asked to load.
-fn load(order: &Order, prepared: &PreparedCase, inputs: &Path, runners: &Runners, cell: &CellPlan) -> Load {
+fn load(
+    request: &RunRequest,
+    prepared: &PreparedCase,
+    inputs: &Path,
+    runners: &Runners,
+    cell: &CellPlan,
+) -> Load {
     Load {
         protocol: PROTOCOL_VERSION,
         checkpoint: prepared.checkpoint.folder.clone(),
@@ -449,7 +467,7 @@ fn load(order: &Order, prepared: &PreparedCase, inputs: &Path, runners: &Runners
         dtype: cell.variant.dtype,
         device: cell.variant.device.clone(),
         threads: runners.threads,
-        seed: order.config.run.seed,
+        seed: request.config.run.seed,
     }
 }
 

@@ -16,7 +16,9 @@ use crate::execute::cell::{Completed, FailureKind, Outcome};
 use crate::judge::assess;
 use crate::judge::view::{CaseView, RunView};
 use crate::results::RunFolder;
-use crate::spec::config::{Candle, Checkpoint, CheckpointSource, Config, Inputs, Padding, Run, Version};
+use crate::spec::config::{
+    Candle, Checkpoint, CheckpointSource, Config, InputsConfig, Padding, Run, Version,
+};
 use crate::spec::machine;
 use crate::spec::plan::{CasePlan, CellPlan, Plan, release_order};
 use crate::spec::variant::{Runner, Variant};
@@ -29,7 +31,7 @@ const LONG: usize = 40;
 
 /// Which checkpoints are judged.
 #[derive(Clone, Debug, Default)]
-pub struct Choice {
+pub struct ScoreboardOptions {
     /// Model types; all where there is none.
     pub only: Vec<String>,
     /// Every variant of a model type and not its default alone.
@@ -40,19 +42,19 @@ pub struct Choice {
 ///
 /// # Errors
 /// When a model type is unknown, or `base` has no transformers version to judge by.
-pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
+pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
     let entries = catalogue().iter().filter(|entry| !entry.bench);
     let mut known: Vec<&str> = entries.clone().map(|entry| entry.model_type).collect();
     known.dedup();
-    if let Some(unknown) = choice.only.iter().find(|name| !known.contains(&name.as_str())) {
+    if let Some(unknown) = options.only.iter().find(|name| !known.contains(&name.as_str())) {
         miette::bail!(
             help = format!("there are {}", known.join(", ")),
             "there is no synthetic checkpoint of model type `{unknown}`"
         );
     }
     let wanted = entries.filter(|entry| {
-        let is_named = choice.only.is_empty() || choice.only.iter().any(|name| name == entry.model_type);
-        is_named && (choice.all || entry.variant.is_empty())
+        let is_named = options.only.is_empty() || options.only.iter().any(|name| name == entry.model_type);
+        is_named && (options.all || entry.variant.is_empty())
     });
     let checkpoints = wanted.map(|entry| {
         Checkpoint::new(CheckpointSource::Synthetic {
@@ -69,12 +71,12 @@ pub fn config(base: &Config, choice: &Choice) -> Result<Config> {
     })?;
     Ok(Config {
         checkpoints: checkpoints.collect(),
-        inputs: Inputs {
+        inputs: InputsConfig {
             lengths: Some(vec![SHORT, LONG]),
             batch: Some(vec![1, 3]),
             padding: Some(vec![Padding::Left]),
             seed: base.inputs.seed,
-            ..Inputs::default()
+            ..InputsConfig::default()
         },
         versions: vec![Version { modes: None, attention: None, dtypes: None, ..newest }],
         candle: Candle { modes: vec![Mode::Eager, Mode::Fused], upstream: true },
@@ -139,12 +141,12 @@ pub struct Scoreboard {
     /// The judged variants.
     pub variants: Vec<String>,
     /// A row per checkpoint and inputs.
-    pub rows: Vec<Row>,
+    pub rows: Vec<ScoreboardRow>,
 }
 
 /// One checkpoint with one batch of inputs.
 #[derive(Clone, Debug, Serialize)]
-pub struct Row {
+pub struct ScoreboardRow {
     /// `synthetic:mistral:head-dim`.
     pub checkpoint: String,
     /// The inputs in words.
@@ -203,7 +205,7 @@ pub fn fold(view: &RunView) -> Scoreboard {
             |variant: &Variant| (variant.runner == Runner::Transformers).then(|| variant.version.clone());
         case.cells.iter().find_map(|cell| version(&cell.variant))
     };
-    let row = |case: &CaseView| Row {
+    let row = |case: &CaseView| ScoreboardRow {
         checkpoint: case.checkpoint.clone(),
         inputs: case.inputs.clone(),
         scores: judged(case).into_iter().map(|index| score(case, index)).collect(),

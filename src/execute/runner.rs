@@ -27,7 +27,7 @@ pub trait Runner: Send + Sync {
     ///
     /// # Errors
     /// When the worker cannot be started.
-    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended>;
+    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult>;
 }
 
 /// A running worker.
@@ -36,7 +36,7 @@ pub trait Session: Send {
     ///
     /// # Errors
     /// When the worker fails, dies, does not answer in time, or tfcheck is asked to stop.
-    fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, Ended>;
+    fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, NoResult>;
 
     /// Lets the worker end in good order; what it started is gone when this returns.
     fn end(self: Box<Self>);
@@ -44,7 +44,7 @@ pub trait Session: Send {
 
 /// Why a worker gave no result.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Ended {
+pub enum NoResult {
     /// The runner does not have what was asked, and says why.
     Unsupported(String),
     /// It failed.
@@ -53,7 +53,7 @@ pub enum Ended {
     Interrupted,
 }
 
-impl Ended {
+impl NoResult {
     /// A failure of which no more is known than its reason.
     pub fn failed(kind: FailureKind, reason: impl Into<String>) -> Self {
         Self::Failed(Failure { kind, reason: reason.into(), detail: String::new(), log_tail: String::new() })

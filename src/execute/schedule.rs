@@ -18,7 +18,7 @@ use reference::protocol::{Forward, Load, Positions, Reply, Request, Time, Timed,
 use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::execute::progress::{Progress, Task};
 use crate::execute::quiet::Rounds;
-use crate::execute::runner::{Ended, Runner, Session};
+use crate::execute::runner::{NoResult, Runner, Session};
 use crate::spec::inputs::Texts;
 use crate::spec::variant::{Variant, measured_positions};
 use compare::logits::Logits;
@@ -31,7 +31,7 @@ pub struct Job<'a> {
     /// Digest of everything that its numbers depend on.
     pub key: String,
     /// What runs it, or why nothing can.
-    pub runner: Result<&'a dyn Runner, Ended>,
+    pub runner: Result<&'a dyn Runner, NoResult>,
     /// What its worker is asked to load.
     pub load: Load,
     /// Whether it is timed and traced; an oracle is not.
@@ -109,10 +109,10 @@ struct Live<'a> {
 }
 
 /// A worker with its first result, or the job that has none and why.
-type Begun<'a> = Result<Live<'a>, Box<(Job<'a>, Ended)>>;
+type Begun<'a> = Result<Live<'a>, Box<(Job<'a>, NoResult)>>;
 
 /// What the worker of this index answered when it was asked to time a round.
-type Answer = (usize, Result<Timed, Ended>);
+type Answer = (usize, Result<Timed, NoResult>);
 
 impl<'a> Schedule<'a> {
     /// Runs `jobs` in order; the first one is the anchor of every timing group.
@@ -217,11 +217,11 @@ impl<'a> Schedule<'a> {
         }
     }
 
-    fn start(&self, job: &Job<'a>) -> Result<Box<dyn Session + 'a>, Ended> {
+    fn start(&self, job: &Job<'a>) -> Result<Box<dyn Session + 'a>, NoResult> {
         job.runner.clone().and_then(|runner| runner.start(self.log_path(job), self.stop))
     }
 
-    fn forward(&self, job: &Job, session: &mut dyn Session) -> Result<Completed, Ended> {
+    fn forward(&self, job: &Job, session: &mut dyn Session) -> Result<Completed, NoResult> {
         let timeout = self.settings.timeout;
         let Reply::Ready(ready) = session.ask(&Request::Load(job.load.clone()), timeout)? else {
             return Err(out_of_turn("load"));
@@ -234,7 +234,7 @@ impl<'a> Schedule<'a> {
             return Err(out_of_turn("forward"));
         };
         if forwarded.prefill != job.prefill {
-            return Err(Ended::Unsupported(
+            return Err(NoResult::Unsupported(
                 "the worker does not support prefill: it computed one full-sequence pass".into(),
             ));
         }
@@ -354,7 +354,7 @@ impl<'a> Schedule<'a> {
     /// Trace pass, then the record. A trace that fails is a note: the numbers do not depend on it.
     fn finish(&self, mut live: Live<'a>, ran: &mut Ran) {
         if self.stop.load(Ordering::Relaxed) {
-            return self.cut_short(live, Ended::Interrupted, ran);
+            return self.cut_short(live, NoResult::Interrupted, ran);
         }
         if self.settings.trace {
             let trace = PathBuf::from(&live.job.variant.version).join(format!(
@@ -370,9 +370,11 @@ impl<'a> Schedule<'a> {
                         .notes
                         .push("no trace: the worker reported one, but the file does not exist".into());
                 }
-                Err(Ended::Interrupted) => return self.cut_short(live, Ended::Interrupted, ran),
-                Err(Ended::Unsupported(reason)) => live.completed.notes.push(format!("no trace: {reason}")),
-                Err(Ended::Failed(failure)) => {
+                Err(NoResult::Interrupted) => return self.cut_short(live, NoResult::Interrupted, ran),
+                Err(NoResult::Unsupported(reason)) => {
+                    live.completed.notes.push(format!("no trace: {reason}"))
+                }
+                Err(NoResult::Failed(failure)) => {
                     live.completed.notes.push(format!("no trace: {}", failure.reason));
                 }
             }
@@ -381,13 +383,15 @@ impl<'a> Schedule<'a> {
     }
 
     /// A worker that was lost after its logits had landed: they are kept, the cell is not finished.
-    fn cut_short(&self, mut live: Live<'a>, ended: Ended, ran: &mut Ran) {
+    fn cut_short(&self, mut live: Live<'a>, ended: NoResult, ran: &mut Ran) {
         let name = live.job.variant.name();
         live.completed.unfinished = Some(match ended {
-            Ended::Interrupted => not_finished(),
-            Ended::Failed(failure) => failure,
-            Ended::Unsupported(reason) => {
-                let Ended::Failed(failure) = Ended::failed(FailureKind::Exception, reason) else { return };
+            NoResult::Interrupted => not_finished(),
+            NoResult::Failed(failure) => failure,
+            NoResult::Unsupported(reason) => {
+                let NoResult::Failed(failure) = NoResult::failed(FailureKind::Exception, reason) else {
+                    return;
+                };
                 failure
             }
         });
@@ -399,14 +403,14 @@ impl<'a> Schedule<'a> {
     }
 
     /// A worker that was lost before it had a result.
-    fn lost(&self, job: &Job, ended: Ended, ran: &mut Ran) {
+    fn lost(&self, job: &Job, ended: NoResult, ran: &mut Ran) {
         let outcome = match ended {
-            Ended::Interrupted => {
+            NoResult::Interrupted => {
                 ran.interrupted = true;
                 return;
             }
-            Ended::Unsupported(reason) => Outcome::Unsupported { reason },
-            Ended::Failed(failure) => Outcome::Failed(failure),
+            NoResult::Unsupported(reason) => Outcome::Unsupported { reason },
+            NoResult::Failed(failure) => Outcome::Failed(failure),
         };
         let (word, reason) = match &outcome {
             Outcome::Unsupported { reason } => ("unsupported", reason),
@@ -454,14 +458,17 @@ fn not_finished() -> Failure {
     }
 }
 
-fn out_of_turn(request: &str) -> Ended {
-    Ended::failed(FailureKind::MissingResult, format!("the worker answered `{request}` with another reply"))
+fn out_of_turn(request: &str) -> NoResult {
+    NoResult::failed(
+        FailureKind::MissingResult,
+        format!("the worker answered `{request}` with another reply"),
+    )
 }
 
 /// A worker that says it wrote logits must have written logits of that shape, whole.
-fn verify_logits(path: &Path, shape: &[usize], positions: Positions) -> Result<Logits, Ended> {
+fn verify_logits(path: &Path, shape: &[usize], positions: Positions) -> Result<Logits, NoResult> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let missing = |reason: String| Ended::failed(FailureKind::MissingResult, reason);
+    let missing = |reason: String| NoResult::failed(FailureKind::MissingResult, reason);
     let logits = Logits::open(path, measured_positions(positions)).map_err(|error| {
         let problem = error.to_string();
         let problem = problem.strip_prefix(&format!("{} ", path.display())).unwrap_or(&problem);

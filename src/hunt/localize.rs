@@ -24,7 +24,7 @@ pub(crate) use drive::described;
 pub use drive::localize;
 use reference::protocol::{Dtype, Load};
 
-use crate::execute::runner::{Ended, Runner};
+use crate::execute::runner::{NoResult, Runner};
 pub use crate::results::localized::{Between, Divergence, Finding, Localized, NearTies, Worst};
 use compare::verdict::Tolerances;
 
@@ -123,15 +123,15 @@ pub enum LocalizeError {
 }
 
 impl LocalizeError {
-    fn worker(side: &Side, folder: &Path, ended: Ended) -> Self {
+    fn worker(side: &Side, folder: &Path, ended: NoResult) -> Self {
         Self::ended(&side.name, folder, ended)
     }
 
-    pub(crate) fn ended(variant: &str, folder: &Path, ended: Ended) -> Self {
+    pub(crate) fn ended(variant: &str, folder: &Path, ended: NoResult) -> Self {
         let reason = match ended {
-            Ended::Interrupted => return Self::Interrupted,
-            Ended::Unsupported(reason) => reason,
-            Ended::Failed(failure) => failure.reason,
+            NoResult::Interrupted => return Self::Interrupted,
+            NoResult::Unsupported(reason) => reason,
+            NoResult::Failed(failure) => failure.reason,
         };
         Self::Worker { variant: variant.to_owned(), reason, folder: folder.display().to_string() }
     }

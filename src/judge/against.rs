@@ -38,14 +38,14 @@ pub struct Against {
     /// The run that it was saved from.
     pub run: String,
     /// One per variant that both have.
-    pub rows: Vec<Row>,
+    pub rows: Vec<ComparedCell>,
     /// What is in one of the two only, and why times are not compared where they are not.
     pub notes: Vec<String>,
 }
 
 /// One variant of one case, then and now.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub struct ComparedCell {
     /// The case.
     pub case: String,
     /// The variant.
@@ -62,7 +62,7 @@ pub struct Row {
     pub notes: Vec<String>,
 }
 
-impl Row {
+impl ComparedCell {
     /// How the median pass changed.
     pub fn change(&self) -> Option<Change> {
         let [baseline, variant] = self.times.as_ref().ok()?;
@@ -192,7 +192,7 @@ struct Sides<'a> {
 
 impl Sides<'_> {
     /// One variant then and now, with what of both sides its verdict rests on.
-    fn row(&self, old: &Cell, cell: &Cell, is_comparable: &Result<(), String>) -> Result<Row> {
+    fn row(&self, old: &Cell, cell: &Cell, is_comparable: &Result<(), String>) -> Result<ComparedCell> {
         let is_needed = |other: &&Cell, of: &Cell| {
             bears_on(&other.variant, [&of.variant, &of.variant]) && other.variant != of.variant
         };
@@ -227,7 +227,7 @@ impl Sides<'_> {
         let verdict = view.verdicts.iter().find(|verdict| (&verdict.a, &verdict.b) == names).cloned();
         let verdict = verdict.ok_or_else(|| miette!("{}: no verdict on {}", self.before.name, cell.name))?;
         let both = completed(old).and_then(|old| Ok((old, completed(cell)?)));
-        Ok(Row {
+        Ok(ComparedCell {
             case: self.case.name.clone(),
             variant: cell.name.clone(),
             verdict,
@@ -307,8 +307,8 @@ fn noise(change: &Change, now_ms: f64, known: &[f64]) -> Vec<String> {
 }
 
 /// All variants moving alike is the machine's doing, or that of something that all of them share.
-fn common_shift(rows: &[Row]) -> Option<String> {
-    let ratios: Vec<f64> = rows.iter().filter_map(Row::change).map(|change| change.ratio).collect();
+fn common_shift(rows: &[ComparedCell]) -> Option<String> {
+    let ratios: Vec<f64> = rows.iter().filter_map(ComparedCell::change).map(|change| change.ratio).collect();
     let low = ratios.iter().copied().fold(f64::INFINITY, f64::min);
     let high = ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let same_way = low > 1.03 || high < 0.97;

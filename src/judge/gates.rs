@@ -7,7 +7,7 @@ use compare::timing;
 use compare::verdict::{Decision, Verdict};
 use serde::Serialize;
 
-use super::against::{Against, Row};
+use super::against::{Against, ComparedCell};
 use super::exit_code::ExitCode;
 use super::view::{CaseView, RunView, Timed, side_by_side};
 use crate::execute::cell::{self, Cell};
@@ -252,7 +252,7 @@ pub fn judge(run: &RunView, gates: &[Gate], against: Option<Against>) -> Judged 
     Judged { gates: gates.iter().map(result).collect(), is_named, against }
 }
 
-fn of_row(gate: &Gate, row: &Row) -> Finding {
+fn of_row(gate: &Gate, row: &ComparedCell) -> Finding {
     let pair = match &row.pair {
         PairOutcome::Compared(pair) => Ok(&**pair),
         PairOutcome::Incomparable(reason) => Err(reason.to_string()),

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::sweep::{self, Mark, Sweep};
 use super::{Report, preflight};
 use crate::execute::cell::{Cell, Outcome};
-use crate::judge::against::{Against, Row};
+use crate::judge::against::{Against, ComparedCell};
 use crate::judge::findings::{CaseGroups, findings};
 use crate::judge::gates::Judged;
 use crate::judge::view::{CaseView, RunView};
@@ -61,7 +61,7 @@ impl Report for Json {
 }
 
 fn against(against: &Against) -> Value {
-    let row = |row: &Row| {
+    let row = |row: &ComparedCell| {
         let (status, l2, relative) = match &row.pair {
             PairOutcome::Compared(pair) => {
                 ("compared", Some(number(pair.l2)), Some(number(pair.relative_l2(Side::A))))

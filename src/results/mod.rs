@@ -65,7 +65,7 @@ pub struct Case {
     pub inputs_digest: String,
     /// Answer tokens whose probability the summary shows.
     #[serde(default)]
-    pub choices: Vec<Choice>,
+    pub choices: Vec<AnswerToken>,
     /// Where the case stands in a sweep; `None` for prompts, and in runs of a tfcheck that did not keep it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub axes: Option<Axes>,
@@ -95,7 +95,7 @@ pub struct Axes {
 
 /// An answer token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Choice {
+pub struct AnswerToken {
     /// As the user wrote it.
     pub text: String,
     /// Its token id.

@@ -41,7 +41,7 @@ pub struct Config {
     /// The checkpoints; each runs on each batch of inputs. Default: `synthetic:llama`.
     pub checkpoints: Vec<Checkpoint>,
     /// The inputs. Default: one sequence of 128 tokens of a built-in text.
-    pub inputs: Inputs,
+    pub inputs: InputsConfig,
     /// Packages that all transformers versions share.
     pub environment: Environment,
     /// The transformers versions, usually oldest first. Default: 4.54.0 and the newest one pinned; `versions = []` means none.
@@ -83,7 +83,8 @@ pub struct Checkpoint {
 /// The inputs: either `prompts` (one batch, a row each) or `lengths` (a sweep over token counts).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Inputs {
+#[serde(rename = "Inputs")]
+pub struct InputsConfig {
     /// Texts that make one batch, one sequence per text; excludes `lengths`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompts: Option<Vec<String>>,
@@ -111,7 +112,7 @@ pub struct Inputs {
     pub seed: u64,
 }
 
-/// Which of the two forms [`Inputs`] has.
+/// Which of the two forms [`InputsConfig`] has.
 #[derive(Clone, Debug, PartialEq)]
 pub enum InputsForm<'config> {
     /// One batch, a row per prompt.
@@ -274,7 +275,7 @@ impl Default for Config {
                 model_type: "llama".to_owned(),
                 variant: None,
             })],
-            inputs: Inputs::default(),
+            inputs: InputsConfig::default(),
             environment: Environment::default(),
             versions: Versions::known().default.iter().map(|number| Version::release(number)).collect(),
             candle: Candle::default(),
@@ -384,7 +385,7 @@ impl Version {
     }
 }
 
-impl Inputs {
+impl InputsConfig {
     /// The form that the inputs have, defaults filled in.
     pub fn form(&self) -> InputsForm<'_> {
         match &self.prompts {

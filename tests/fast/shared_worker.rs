@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use reference::protocol::{Dtype, Forward, Load, Mode, PROTOCOL_VERSION, Request};
-use tfcheck::execute::runner::{Ended, ProcessRunner, Runner, SharedRunner};
+use tfcheck::execute::runner::{NoResult, ProcessRunner, Runner, SharedRunner};
 
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -41,7 +41,7 @@ fn cell(
     checkpoint: &Path,
     dtype: Dtype,
     folder: &Path,
-) -> Result<Vec<Vec<Vec<f64>>>, Ended> {
+) -> Result<Vec<Vec<Vec<f64>>>, NoResult> {
     let stop = AtomicBool::new(false);
     let mut session = runner.start(folder.join("worker.log"), &stop)?;
     let load = Load {

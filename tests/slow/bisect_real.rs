@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::LazyLock;
 
 use crate::support::{Sandbox, fixture, stderr, stdout};
 use serde_json::Value;
@@ -17,24 +19,39 @@ fn mistral() -> Sandbox {
     sandbox
 }
 
-/// A fork of transformers with a commit per letter of `history`, see `fork.py`.
+/// What lasts from one run of the tests to the next: forks, and the environments of their commits.
+static KEPT: LazyLock<PathBuf> = LazyLock::new(|| {
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bisect");
+    let (cache, uv) = (kept.join("cache"), tfcheck::app::cache_folder().unwrap().join("uv"));
+    std::fs::create_dir_all(&uv).unwrap();
+    std::fs::create_dir_all(&cache).unwrap();
+    if !cache.join("uv").exists() {
+        std::os::unix::fs::symlink(uv, cache.join("uv")).unwrap();
+    }
+    kept
+});
+
+/// A fork of transformers with a commit per letter of `history`, see `fork.py`, as `fork` in the sandbox. It lies in one
+/// place and has the same commits in every run of the tests, so that the environments of its commits are found again.
 fn fork(sandbox: &Sandbox, history: &str) -> PathBuf {
-    let fork = sandbox.path().join("fork");
-    let status =
-        Command::new("python3").arg(fixture("bisect/fork.py")).arg(&fork).arg(history).status().unwrap();
-    assert!(status.success(), "the release that is forked could not be fetched from PyPI");
+    let script = fixture("bisect/fork.py");
+    let mut hasher = DefaultHasher::new();
+    (std::fs::read(&script).unwrap(), history).hash(&mut hasher);
+    let fork = KEPT.join(format!("fork-{:016x}", hasher.finish()));
+    if !fork.exists() {
+        let begun = tempfile::tempdir_in(&*KEPT).unwrap();
+        let made = begun.path().join("fork");
+        let status = Command::new("python3").arg(script).arg(&made).arg(history).status().unwrap();
+        assert!(status.success(), "the release that is forked could not be fetched from PyPI");
+        std::fs::rename(made, &fork).unwrap();
+    }
+    std::os::unix::fs::symlink(&fork, sandbox.path().join("fork")).unwrap();
     fork
 }
 
-/// A cache of its own, for the environments of a fork's commits are of no use to anyone; uv is the usual one's.
+/// With a cache of its own, for the environments of a fork's commits are of no use to anyone; uv is the usual one's.
 fn bisect(sandbox: &Sandbox, arguments: &[&str]) -> Output {
-    let cache = sandbox.path().join("cache");
-    let uv = tfcheck::app::cache_folder().unwrap().join("uv");
-    std::fs::create_dir_all(&uv).unwrap();
-    if !cache.exists() {
-        std::fs::create_dir_all(&cache).unwrap();
-        std::os::unix::fs::symlink(uv, cache.join("uv")).unwrap();
-    }
+    let cache = KEPT.join("cache");
     sandbox.command(&[&["bisect"], arguments].concat()).env("TFCHECK_CACHE", cache).output().unwrap()
 }
 
@@ -102,7 +119,8 @@ fn two_releases_are_followed_by_the_commits_between_their_tags_at_an_address() {
     let sandbox = mistral();
     let fork = fork(&sandbox, "..x.");
     for (tag, commit) in [("v4.41.2", "c1"), ("v4.42.0", "c3")] {
-        let tagged = Command::new("git").args(["tag", tag, commit]).current_dir(&fork).status().unwrap();
+        let tagged =
+            Command::new("git").args(["tag", "--force", tag, commit]).current_dir(&fork).status().unwrap();
         assert!(tagged.success());
     }
     let address = format!("file://{}", fork.display());
@@ -120,7 +138,7 @@ fn two_releases_are_followed_by_the_commits_between_their_tags_at_an_address() {
     assert_eq!(change["commits"][0]["subject"], "masks: tidy the window");
     let [_, _, module] = &changes(&phases[1])[0];
     assert!(module.starts_with("model.layers.0.self_attn"), "{module}");
-    assert!(sandbox.path().join("cache/repositories").read_dir().unwrap().next().is_some(), "a clone");
+    assert!(KEPT.join("cache/repositories").read_dir().unwrap().next().is_some(), "a clone");
     let text = stdout(&output);
     for part in
         ["the fault came with 4.42.0; 4.41.2 is the last one before", "first module that diverges", "M src/"]

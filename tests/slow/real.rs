@@ -47,7 +47,7 @@ fn real_checkpoint(file: &str, lengths: &str) {
     let model = real_models().join(file);
     let config = format!(
         "[[checkpoints]]\nsource = \"{}\"\n[inputs]\nlengths = [{lengths}]\n\
-         [run]\nmodes = [\"eager\"]\nrounds = 1\niterations = 1\nwarm_up = 0\ntrace = false\n",
+         [run]\nmodes = [\"eager\"]\nrounds = 1\niterations = 1\nwarm_up = 0\ntrace = false\nnoise = false\n",
         model.display()
     );
     let config = sandbox.write("tfcheck.toml", &config);
@@ -103,7 +103,7 @@ fn minilm_gives_the_hidden_states_of_transformers() {
         "[[versions]]\nname = \"5.23.0\"\nsource = \"transformers==5.23.0\"\n\
          [[checkpoints]]\nsource = \"{}\"\n[inputs]\nlengths = [64]\nbatch = [1, 3]\npadding = [\"left\"]\n\
          [candle]\nmodes = [\"eager\", \"fused\"]\n\
-         [run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\nrounds = 0\noracle = true\ntrace = false\n",
+         [run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\nrounds = 0\noracle = true\ntrace = false\nnoise = false\n",
         model.display()
     );
     let config = sandbox.write("tfcheck.toml", &config);
@@ -125,7 +125,7 @@ fn a_window_of_one_key_more_is_found_between_releases() {
         .concat();
     let config = format!(
         "{versions}[[checkpoints]]\nsource = \"synthetic:mistral\"\n[inputs]\nlengths = [48]\n[candle]\nmodes = [\"eager\"]\n\
-         [run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\nrounds = 0\ntrace = false\n"
+         [run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\nrounds = 0\ntrace = false\nnoise = false\n"
     );
     let config = sandbox.write("tfcheck.toml", &config);
     let output = sandbox.run(&config, &[]);
@@ -163,7 +163,7 @@ fn a_version_that_does_not_exist_fails_its_cells_and_no_others() {
     let sandbox = Sandbox::new();
     let config = "[[versions]]\nname = \"future\"\nsource = \"transformers==999.0.0\"\n\
         [[checkpoints]]\nsource = \"synthetic:llama:tiny\"\n[inputs]\nlengths = [16]\n\
-        [run]\nmodes = [\"eager\"]\nrounds = 0\ntrace = false\n";
+        [run]\nmodes = [\"eager\"]\nrounds = 0\ntrace = false\nnoise = false\n";
     let config = sandbox.write("tfcheck.toml", config);
     let output = sandbox.run(&config, &[]);
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));

@@ -9,7 +9,7 @@ use crate::protocol::{Failed, FailedKind, Reply};
 
 /// Why a request was not answered. Every variant is something that a report can show.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum Ended {
+pub enum WorkerEnd {
     /// The worker raised an exception and said so.
     #[error("{}", line(.0))]
     Exception(Failed),
@@ -54,7 +54,7 @@ pub enum Ended {
     Interrupted,
 }
 
-impl Ended {
+impl WorkerEnd {
     /// The traceback or cause chain, where the worker sent one.
     pub fn traceback(&self) -> Option<&str> {
         match self {

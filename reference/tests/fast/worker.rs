@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use reference::protocol::{Dtype, Load, Mode, PROTOCOL_VERSION, Ready, Request};
-use reference::{Ended, Launch, Worker};
+use reference::{Launch, Worker, WorkerEnd};
 
 /// Far above what a reply takes on a busy machine, far below the fake worker's 60 s of sleep.
 const AMPLE: Duration = Duration::from_secs(20);
@@ -43,7 +43,7 @@ fn load() -> Load {
 }
 
 impl Fake {
-    fn ask(&mut self, timeout: Duration) -> Result<Ready, Ended> {
+    fn ask(&mut self, timeout: Duration) -> Result<Ready, WorkerEnd> {
         self.worker.load(load(), timeout, &GO_ON)
     }
 
@@ -98,7 +98,7 @@ fn the_environment_of_a_worker_is_scrubbed() {
 
 #[test]
 fn every_failure_that_a_worker_tells_keeps_its_kind_and_traceback() {
-    let check = |kind: &str, expect: fn(&Ended) -> bool| {
+    let check = |kind: &str, expect: fn(&WorkerEnd) -> bool| {
         let mut fake = start(&[kind]);
         let ended = fake.ask(AMPLE).unwrap_err();
         assert!(expect(&ended), "{kind}: {ended:?}");
@@ -108,16 +108,16 @@ fn every_failure_that_a_worker_tells_keeps_its_kind_and_traceback() {
         assert!(fake.ask(AMPLE).is_err_and(|again| expect(&again)));
         fake.worker.exit(AMPLE);
     };
-    check("exception", |ended| matches!(ended, Ended::Exception(_)));
-    check("unsupported", |ended| matches!(ended, Ended::Unsupported(_)));
-    check("out_of_memory", |ended| matches!(ended, Ended::OutOfMemory(_)));
+    check("exception", |ended| matches!(ended, WorkerEnd::Exception(_)));
+    check("unsupported", |ended| matches!(ended, WorkerEnd::Unsupported(_)));
+    check("out_of_memory", |ended| matches!(ended, WorkerEnd::OutOfMemory(_)));
 }
 
 #[test]
 fn a_crash_names_its_signal() {
     let check = |signal: &str, words: &[&str]| {
         let ended = start(&["signal", signal]).ask(AMPLE).unwrap_err();
-        assert!(matches!(ended, Ended::Signalled { .. }), "{ended:?}");
+        assert!(matches!(ended, WorkerEnd::Signalled { .. }), "{ended:?}");
         for word in words {
             assert!(ended.to_string().contains(word), "{ended}");
         }
@@ -132,12 +132,12 @@ fn a_crash_names_its_signal() {
 fn an_exit_names_its_code() {
     let check = |code: i32| {
         let ended = start(&["exit", &code.to_string()]).ask(AMPLE).unwrap_err();
-        assert_eq!(ended, Ended::Exited { code, written: String::new() });
+        assert_eq!(ended, WorkerEnd::Exited { code, written: String::new() });
     };
     check(0);
     check(7);
     let ended = start(&["half a line"]).ask(AMPLE).unwrap_err();
-    assert_eq!(ended, Ended::Exited { code: 3, written: "{\"is\": \"rea".into() });
+    assert_eq!(ended, WorkerEnd::Exited { code: 3, written: "{\"is\": \"rea".into() });
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn a_timeout_kills_the_whole_group() {
     // The fake needs its own start and its grandchild's within the limit.
     let limit = Duration::from_secs(3);
     let ended = fake.ask(limit).unwrap_err();
-    assert_eq!(ended, Ended::TimedOut { after: limit });
+    assert_eq!(ended, WorkerEnd::TimedOut { after: limit });
     assert!(begun.elapsed() >= limit && begun.elapsed() < AMPLE);
     assert!(is_gone(&fake.grandchild()), "the grandchild outlived its group");
 }
@@ -162,7 +162,7 @@ fn a_raised_flag_interrupts_the_wait() {
         let raised = Instant::now();
         stop.store(true, Ordering::Relaxed);
         let (result, ended) = asking.join().unwrap();
-        assert_eq!(result.unwrap_err(), Ended::Interrupted);
+        assert_eq!(result.unwrap_err(), WorkerEnd::Interrupted);
         // One slice of 20 ms, the grace of 300 ms, and room for a busy machine.
         assert!(ended - raised < Duration::from_secs(3));
     });
@@ -173,7 +173,7 @@ fn a_raised_flag_interrupts_the_wait() {
 fn what_is_no_reply_says_what_came_instead() {
     let check = |behaviour: &str, word: &str| {
         let ended = start(&[behaviour]).ask(AMPLE).unwrap_err();
-        assert!(matches!(ended, Ended::NoReply { .. }), "{ended:?}");
+        assert!(matches!(ended, WorkerEnd::NoReply { .. }), "{ended:?}");
         assert!(ended.to_string().contains(word), "{ended}");
     };
     check("garbage", "Loading weights");
@@ -187,7 +187,7 @@ fn a_reply_written_before_death_still_counts() {
     let mut fake = start(&["reply and die"]);
     assert!(fake.ask(AMPLE).is_ok());
     let ended = fake.ask(AMPLE).unwrap_err();
-    assert!(matches!(ended, Ended::Signalled { signal: 9, .. }), "{ended:?}");
+    assert!(matches!(ended, WorkerEnd::Signalled { signal: 9, .. }), "{ended:?}");
 }
 
 #[test]

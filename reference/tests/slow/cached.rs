@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use reference::Ended;
+use reference::WorkerEnd;
 use reference::protocol::{Attention, Mode, Reply, Request, Tokenize};
 use serde_json::json;
 
@@ -35,7 +35,8 @@ fn what_cannot_be_decoded_says_so() {
     let case = case(|_| ());
     let check = |mode: Mode, prefill: usize, expected: &str| {
         let cell = case.cell(newest(), mode, Attention::Sdpa);
-        let Err(Ended::Unsupported(failed) | Ended::Exception(failed)) = cell.run_with(Some(prefill)) else {
+        let Err(WorkerEnd::Unsupported(failed) | WorkerEnd::Exception(failed)) = cell.run_with(Some(prefill))
+        else {
             panic!("{expected}")
         };
         assert!(failed.message.contains(expected), "{}", failed.message);

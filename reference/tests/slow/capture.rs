@@ -7,7 +7,7 @@ use std::time::Duration;
 use reference::protocol::{
     Attention, Capture, Captured, CapturedModule, Dtype, Mode, Replay, Reply, Request,
 };
-use reference::{Ended, Worker};
+use reference::{Worker, WorkerEnd};
 
 use crate::tiny::{self, Cell, HIDDEN, LIMIT, environments, version};
 use crate::{LONG, case, newest};
@@ -125,7 +125,8 @@ fn a_module_that_is_not_there_cannot_be_fed_and_a_compiled_one_not_seen() {
         };
         let ended = worker.ask(&Request::Replay(replay), LIMIT, &stop).unwrap_err();
         assert!(
-            matches!(ended, Ended::Exception(_) | Ended::Unsupported(_)) && ended.to_string().contains(word),
+            matches!(ended, WorkerEnd::Exception(_) | WorkerEnd::Unsupported(_))
+                && ended.to_string().contains(word),
             "{ended}"
         );
         worker.exit(Duration::from_secs(10));

@@ -18,7 +18,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use reference::protocol::{Attention, Dtype, Forward, Load, Mode, Positions, Time, Trace};
-use reference::{Ended, Environment, Launch};
+use reference::{Environment, Launch, WorkerEnd};
 use serde_json::json;
 use tiny::{Cell, LIMIT, distance, environments, version};
 
@@ -236,14 +236,17 @@ fn what_a_version_does_not_have_is_unsupported() {
     let check = |change: fn(&mut serde_json::Value), word: &str| {
         let case = case(change);
         let ended = case.cell(newest(), Mode::Eager, Attention::Sdpa).run().err().unwrap();
-        assert!(matches!(ended, Ended::Unsupported(_)), "{ended:?}");
+        assert!(matches!(ended, WorkerEnd::Unsupported(_)), "{ended:?}");
         assert!(ended.to_string().contains(word), "{ended}");
     };
     check(|config| config["model_type"] = "llama99".into(), "llama99");
     check(|config| config["auto_map"] = json!({ "AutoModel": "code.Model" }), "auto_map");
     check(|config| config["architectures"] = json!(["LlamaForQuestionAnswering"]), "QuestionAnswering");
     let case = case(|_| ());
-    assert!(matches!(case.cell(newest(), Mode::Fused, Attention::Sdpa).run(), Err(Ended::Unsupported(_))));
+    assert!(matches!(
+        case.cell(newest(), Mode::Fused, Attention::Sdpa).run(),
+        Err(WorkerEnd::Unsupported(_))
+    ));
 }
 
 #[test]
@@ -271,7 +274,7 @@ fn weights_that_are_missing_are_an_error_and_superfluous_ones_a_note() {
     for environment in [&environments()[0], newest()] {
         let name = "model.layers.1.mlp.up_proj.weight";
         let ended = run(environment, false, &|shapes| drop(shapes.remove(name))).err().unwrap();
-        assert!(matches!(ended, Ended::Exception(_)), "{ended:?}");
+        assert!(matches!(ended, WorkerEnd::Exception(_)), "{ended:?}");
         assert!(ended.to_string().contains(name), "{ended}");
         let untied = run(environment, false, &|shapes| drop(shapes.remove("lm_head.weight")));
         assert!(untied.err().unwrap().to_string().contains("lm_head.weight"));
@@ -380,7 +383,7 @@ fn a_gpu_that_is_not_there_is_unsupported_and_says_why() {
     let mut worker = cell.start(case.folder.path());
     // No machine has so many.
     let load = Load { device: "cuda:99".into(), ..cell.load() };
-    let Err(Ended::Unsupported(failed)) = worker.load(load, LIMIT, &stop) else {
+    let Err(WorkerEnd::Unsupported(failed)) = worker.load(load, LIMIT, &stop) else {
         panic!("there is no such GPU")
     };
     assert!(failed.message.contains("cuda:99"), "{}", failed.message);

@@ -11,7 +11,7 @@ use reference::protocol::{
     PROTOCOL_VERSION, Ready,
 };
 use reference::{
-    Ended, Environment, Launch, Source, Specification, Versions, Worker, prepare, prepare_all, release,
+    Environment, Launch, Source, Specification, Versions, Worker, WorkerEnd, prepare, prepare_all, release,
 };
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as Element, TensorView};
@@ -226,7 +226,11 @@ pub(crate) struct Outcome {
 
 impl Cell<'_> {
     pub(crate) fn start(&self, folder: &Path) -> Worker {
-        let launch = Launch::transformers(self.environment, &cache(), folder.join("worker.log"), 1).unwrap();
+        let mut launch =
+            Launch::transformers(self.environment, &cache(), folder.join("worker.log"), 1).unwrap();
+        // What is compiled is the same in every run of the tests, and inductor's keys hold all that it depends on.
+        let compiled = Path::new(env!("CARGO_TARGET_TMPDIR")).join("inductor").join(&self.environment.key);
+        launch.variables.push(("TORCHINDUCTOR_CACHE_DIR".into(), compiled.into_os_string()));
         Worker::start(&launch).unwrap()
     }
 
@@ -246,12 +250,12 @@ impl Cell<'_> {
 
     /// Loads and runs one pass. Eager cells of one environment share a worker, which spares the tests
     /// seconds of imports each; compiled ones get their own.
-    pub(crate) fn run(&self) -> Result<Outcome, Ended> {
+    pub(crate) fn run(&self) -> Result<Outcome, WorkerEnd> {
         self.run_with(None)
     }
 
     /// The same, through the KV cache after a prefill.
-    pub(crate) fn run_with(&self, prefill: Option<usize>) -> Result<Outcome, Ended> {
+    pub(crate) fn run_with(&self, prefill: Option<usize>) -> Result<Outcome, WorkerEnd> {
         static IDLE: Mutex<BTreeMap<PathBuf, Vec<Worker>>> = Mutex::new(BTreeMap::new());
         let _turn = turn();
         let folder = tempfile::tempdir().unwrap();

@@ -8,13 +8,13 @@ use crate::spec::config::Config;
 use crate::spec::variant::Variant;
 use compare::matrix::{self, Entry};
 
-fn choice() -> Choice {
-    Choice { dtypes: vec![Dtype::F32], lengths: vec![128, 512], batch: vec![1, 4], rounds: 6 }
+fn options() -> BenchOptions {
+    BenchOptions { dtypes: vec![Dtype::F32], lengths: vec![128, 512], batch: vec![1, 4], rounds: 6 }
 }
 
 #[test]
 fn all_of_torchs_modes_meet_the_port_and_both_forms() {
-    let config = config(&Config::default(), &choice()).unwrap();
+    let config = config(&Config::default(), &options()).unwrap();
     let plan = plan(&config).unwrap();
     let first: Vec<String> =
         plan.cells.iter().filter(|cell| cell.case == 0).map(|cell| cell.variant.name()).collect();
@@ -28,8 +28,8 @@ fn all_of_torchs_modes_meet_the_port_and_both_forms() {
 
 #[test]
 fn variants_of_one_dtype_stand_together() {
-    let choice = Choice { dtypes: vec![Dtype::F32, Dtype::Bf16], ..choice() };
-    let plan = plan(&config(&Config::default(), &choice).unwrap()).unwrap();
+    let options = BenchOptions { dtypes: vec![Dtype::F32, Dtype::Bf16], ..options() };
+    let plan = plan(&config(&Config::default(), &options).unwrap()).unwrap();
     let dtypes: Vec<(usize, Dtype)> = plan.cells.iter().map(|cell| (cell.case, cell.variant.dtype)).collect();
     let mut changes = dtypes.clone();
     changes.dedup();
@@ -39,7 +39,7 @@ fn variants_of_one_dtype_stand_together() {
 
 #[test]
 fn a_config_of_the_benchmark_is_one_that_tfcheck_reads() {
-    let config = config(&Config::default(), &choice()).unwrap();
+    let config = config(&Config::default(), &options()).unwrap();
     let text = toml::to_string(&config).unwrap();
     assert_eq!(Config::parse(&text, Path::new("tfcheck.toml")).unwrap(), config);
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use miette::{IntoDiagnostic, Report, Result};
 
-use super::Order;
+use super::Context;
 use super::subject::Subject;
 use crate::commands::run::{self, Wanted};
 use crate::execute::progress::Progress;
@@ -15,7 +15,7 @@ use crate::spec::machine;
 use crate::spec::plan::Plan;
 
 /// Localises the changes of the last search that found some, unless that was done; false when the user stopped it.
-pub(super) fn changes(order: &Order, log: &mut Log, folder: &Path) -> Result<bool> {
+pub(super) fn changes(context: &Context, log: &mut Log, folder: &Path) -> Result<bool> {
     let Some(index) = log.phases.iter().rposition(|phase| phase.changes.is_some()) else { return Ok(true) };
     let question = log.question.clone();
     let phase = log.phases[index].clone();
@@ -26,12 +26,12 @@ pub(super) fn changes(order: &Order, log: &mut Log, folder: &Path) -> Result<boo
     }
     let subject = match phase.over {
         Over::Port => None,
-        over => Some(Subject::new(over, &question, order.cache, folder)?),
+        over => Some(Subject::new(over, &question, context.cache, folder)?),
     };
     for (number, change) in changes.iter().enumerate().filter(|(_, change)| is_open(change)) {
         let localization = match &subject {
             None => Localization::NotLocalized("an external program has no modules to capture".to_owned()),
-            Some(subject) => match localize(order, &question, subject, &phase, change) {
+            Some(subject) => match localize(context, &question, subject, &phase, change) {
                 Some(localization) => localization,
                 None => return Ok(false),
             },
@@ -46,22 +46,22 @@ pub(super) fn changes(order: &Order, log: &mut Log, folder: &Path) -> Result<boo
 
 /// `None` when the user stopped it.
 fn localize(
-    order: &Order,
+    context: &Context,
     question: &Question,
     subject: &Subject,
     phase: &Phase,
     change: &ChangePoint,
 ) -> Option<Localization> {
-    match between(order, question, subject, phase, change) {
+    match between(context, question, subject, phase, change) {
         Ok(localization) => Some(localization),
-        Err(_) if order.stop.load(std::sync::atomic::Ordering::Relaxed) => None,
+        Err(_) if context.stop.load(std::sync::atomic::Ordering::Relaxed) => None,
         Err(error) => Some(Localization::NotLocalized(reason(&error))),
     }
 }
 
 /// Localises the two revisions beside a change, in the case and variant in which it shows most.
 fn between(
-    order: &Order,
+    context: &Context,
     question: &Question,
     subject: &Subject,
     phase: &Phase,
@@ -91,20 +91,20 @@ fn between(
     };
     let text = toml::to_string(&config).into_diagnostic()?;
     let quiet = Progress::new(true).without_results();
-    let run_order = run::Order {
+    let request = run::RunRequest {
         config: &config,
         text: &text,
         plan: &plan,
-        cache: order.cache,
+        cache: context.cache,
         clean: false,
         localize: false,
-        stop: order.stop,
+        stop: context.stop,
         progress: &quiet,
         turn: None,
     };
-    order.progress.line(&format!("{}: localising {a} / {b}", shown.case));
+    context.progress.line(&format!("{}: localising {a} / {b}", shown.case));
     let wanted = Wanted { case: Some(&shown.case), variants: [&a, &b], options: &Options::default() };
-    let found = run::localize(&run_order, &wanted, None)?;
+    let found = run::localize(&request, &wanted, None)?;
     Ok(found.into_iter().next().map_or_else(
         || Localization::NotLocalized(format!("{} is on one side only", shown.case)),
         |localized| Localization::Localized(Box::new(localized)),

@@ -7,7 +7,7 @@ use std::time::Instant;
 use miette::{IntoDiagnostic, Result};
 
 use super::subject::Subject;
-use crate::commands::run::{self, Destination, Order};
+use crate::commands::run::{self, Destination, RunRequest};
 use crate::execute::cell::{Cell, Completed, FailureKind, Outcome};
 use crate::execute::progress::Progress;
 use crate::hunt::bisect::error::BisectError;
@@ -106,7 +106,7 @@ impl Tester<'_> {
         let mut rounds = 1;
         loop {
             let Some((name, cases)) = self.run(&all, rounds)? else { return Ok(None) };
-            let judge = Judge { question: self.question, cases: &cases };
+            let judge = RevisionJudge { question: self.question, cases: &cases };
             let pairs = judge.pairs(good, revision);
             let is_unsure = pairs.iter().any(|pair| pair.is_bad.is_none() && pair.time.is_some());
             let is_bad = pairs.iter().any(|pair| pair.is_bad == Some(true));
@@ -133,7 +133,7 @@ impl Tester<'_> {
         let plan = Plan::new(&config, machine::auto_device())?;
         let text = toml::to_string(&config).into_diagnostic()?;
         let quiet = Progress::new(true).without_results();
-        let order = Order {
+        let request = RunRequest {
             config: &config,
             text: &text,
             plan: &plan,
@@ -145,7 +145,7 @@ impl Tester<'_> {
             progress: &quiet,
             turn: None,
         };
-        let finished = run::run(&order, self.destination(revisions[0])?)?;
+        let finished = run::run(&request, self.destination(revisions[0])?)?;
         if finished.code == ExitCode::Interrupted {
             return Ok(None);
         }
@@ -207,12 +207,12 @@ fn answer(pairs: &[Pair]) -> (Answer, String) {
 }
 
 /// What a run says of two revisions.
-struct Judge<'a> {
+struct RevisionJudge<'a> {
     question: &'a Question,
     cases: &'a [CaseView],
 }
 
-impl Judge<'_> {
+impl RevisionJudge<'_> {
     /// Each variant of `revision` against the same of `good`; variants that the good side does not have are left out.
     fn pairs(&self, good: &Revision, revision: &Revision) -> Vec<Pair> {
         let mut pairs = Vec::new();

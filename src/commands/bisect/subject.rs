@@ -10,7 +10,7 @@ use super::port::Port;
 use crate::commands::run;
 use crate::hunt::bisect::error::BisectError;
 use crate::hunt::bisect::git::{Commit, Repository};
-use crate::hunt::bisect::index::{self, Choice};
+use crate::hunt::bisect::index::{self, ReleaseKinds};
 use crate::hunt::bisect::record::{Over, Question, Revision};
 use crate::spec::config::{Config, PATIENCE_S, Version};
 use crate::spec::machine;
@@ -57,9 +57,9 @@ impl Subject {
     ) -> Result<(Vec<Revision>, Vec<String>), BisectError> {
         let repository = match self {
             Self::Releases => {
-                let choice = Choice { pre: question.pre, yanked: question.yanked };
+                let kinds = ReleaseKinds { pre: question.pre, yanked: question.yanked };
                 let named = |id: String| Revision { name: id.clone(), id };
-                let listed = index::between(&index::releases()?, good, bad, choice)?;
+                let listed = index::between(&index::releases()?, good, bad, kinds)?;
                 return Ok((listed.into_iter().map(named).collect(), Vec::new()));
             }
             Self::Commits { repository, .. } => repository,

@@ -14,7 +14,7 @@ use crate::execute::cell::Outcome;
 use crate::judge::assess;
 use crate::judge::view::{CaseView, RunView};
 use crate::results::RunFolder;
-use crate::spec::config::{Candle, Checkpoint, CheckpointSource, Config, Device, Inputs, Padding, Run};
+use crate::spec::config::{Candle, Checkpoint, CheckpointSource, Config, Device, InputsConfig, Padding, Run};
 use crate::spec::plan::{CellPlan, Plan};
 use crate::spec::variant::{Variant, dtype_name};
 use compare::matrix::PairOutcome;
@@ -42,12 +42,12 @@ pub(super) fn config(wanted: Wanted<'_>) -> Config {
     });
     Config {
         checkpoints: checkpoints.collect(),
-        inputs: Inputs {
+        inputs: InputsConfig {
             lengths: Some(vec![LENGTH]),
             batch: Some(vec![1, ROWS]),
             padding: Some(vec![Padding::Left]),
             prefill: Some(vec![PREFILL]),
-            ..Inputs::default()
+            ..InputsConfig::default()
         },
         versions: Vec::new(),
         candle: Candle { modes: vec![Mode::Eager, Mode::Fused], upstream: false },
@@ -117,12 +117,12 @@ fn is_gpu(variant: &Variant) -> bool {
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Architectures {
     /// A row for each checkpoint, inputs and dtype.
-    pub(super) rows: Vec<Row>,
+    pub(super) rows: Vec<ArchitectureRow>,
 }
 
 /// The fused form on the GPU on one checkpoint, inputs and dtype.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Row {
+pub(super) struct ArchitectureRow {
     /// `synthetic:mistral:head-dim`.
     pub(super) checkpoint: String,
     /// The inputs in words.
@@ -142,7 +142,7 @@ pub(super) struct Row {
     pub(super) module: Option<String>,
 }
 
-impl Row {
+impl ArchitectureRow {
     /// Whether the mathematics is the same.
     pub(super) fn agrees(&self) -> bool {
         ["identical", "same mathematics"].contains(&self.word.as_str())
@@ -166,7 +166,7 @@ pub(super) fn fold(view: &RunView) -> Architectures {
     Architectures { rows: rows.collect() }
 }
 
-fn row(case: &CaseView, index: usize) -> Row {
+fn row(case: &CaseView, index: usize) -> ArchitectureRow {
     let cell = &case.cells[index];
     let on_the_cpu = |dtype: Dtype| {
         let is_it = |cell: &crate::execute::cell::Cell| !is_gpu(&cell.variant) && cell.variant.dtype == dtype;
@@ -186,7 +186,7 @@ fn row(case: &CaseView, index: usize) -> Row {
         Outcome::Completed(_) => judged(case, index, reference.filter(|_| oracle.is_some())),
     };
     let module = case.localized.iter().find(|found| [&found.a, &found.b].contains(&&cell.name));
-    Row {
+    ArchitectureRow {
         checkpoint: case.checkpoint.clone(),
         inputs: case.inputs.clone(),
         dtype: dtype_name(cell.variant.dtype).to_owned(),

@@ -9,8 +9,8 @@ use miette::{IntoDiagnostic, Result, WrapErr};
 use models::cuda::driver::Driver;
 use serde::Serialize;
 
-use super::Choice;
-use super::correctness::{Architectures, Row};
+use super::GpuCheckOptions;
+use super::correctness::{ArchitectureRow, Architectures};
 use super::items::Item;
 use super::kernels::KernelCheck;
 use super::speed::Speed;
@@ -93,8 +93,9 @@ impl Found {
                 checks.iter().filter(|check| !check.passed).map(KernelCheck::text).collect()
             }
             Self::Architectures(found) => {
-                let wrong =
-                    |row: &&Row| !row.agrees() && !["unsupported", "not run"].contains(&row.word.as_str());
+                let wrong = |row: &&ArchitectureRow| {
+                    !row.agrees() && !["unsupported", "not run"].contains(&row.word.as_str())
+                };
                 found.rows.iter().filter(wrong).map(row_text).collect()
             }
             Self::Speed(speed) if speed.diverges() => {
@@ -112,7 +113,8 @@ impl Found {
             Self::Kernels(checks) if checks.is_empty() => vec!["no kernel was checked".to_owned()],
             Self::Kernels(_) => Vec::new(),
             Self::Architectures(found) => {
-                let lacking = |row: &&Row| ["unsupported", "not run"].contains(&row.word.as_str());
+                let lacking =
+                    |row: &&ArchitectureRow| ["unsupported", "not run"].contains(&row.word.as_str());
                 found.rows.iter().filter(lacking).map(row_text).collect()
             }
             Self::Speed(speed) => {
@@ -127,7 +129,7 @@ impl Found {
     }
 }
 
-fn row_text(row: &Row) -> String {
+fn row_text(row: &ArchitectureRow) -> String {
     let module =
         row.module.as_ref().map(|module| format!("; first diverging module: {module}")).unwrap_or_default();
     format!("{} ({}, {}): {}; {}{module}", row.checkpoint, row.inputs, row.dtype, row.word, row.evidence)
@@ -147,7 +149,12 @@ impl Done {
 }
 
 impl Report {
-    pub(super) fn new(choice: &Choice, driver: Option<&Driver>, machine: Machine, items: Vec<Done>) -> Self {
+    pub(super) fn new(
+        options: &GpuCheckOptions,
+        driver: Option<&Driver>,
+        machine: Machine,
+        items: Vec<Done>,
+    ) -> Self {
         let mut device = BTreeMap::new();
         if let Some(driver) = driver {
             let known = driver.description();
@@ -166,8 +173,8 @@ impl Report {
                 .map_or_else(|| "none (emulated GPU)".to_owned(), |driver| driver.description().name.clone()),
             device,
             machine,
-            python: choice.python.display().to_string(),
-            limit_s: choice.limit.as_secs(),
+            python: options.python.display().to_string(),
+            limit_s: options.limit.as_secs(),
             items,
         }
     }
@@ -315,8 +322,9 @@ fn architectures(text: &mut String, found: &Architectures) {
             match worst {
                 Some(row) => {
                     // What a model has not, as an encoder has no cache, is listed below the table.
-                    let is_meant = |row: &&Row| row.word != "unsupported";
-                    let mark = if rows().filter(is_meant).all(Row::agrees) { "" } else { " **!**" };
+                    let is_meant = |row: &&ArchitectureRow| row.word != "unsupported";
+                    let mark =
+                        if rows().filter(is_meant).all(ArchitectureRow::agrees) { "" } else { " **!**" };
                     format!(
                         "{:.1e} / {:.1e}{mark}",
                         row.relative_l2.unwrap_or(f64::NAN),

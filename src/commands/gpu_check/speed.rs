@@ -11,7 +11,7 @@ use crate::commands::bench::{self, Table};
 use crate::judge::assess;
 use crate::judge::view::RunView;
 use crate::results::RunFolder;
-use crate::spec::config::{Candle, Checkpoint, CheckpointSource, Config, Device, Inputs, Run, Version};
+use crate::spec::config::{Candle, Checkpoint, CheckpointSource, Config, Device, InputsConfig, Run, Version};
 use crate::spec::machine;
 use crate::spec::plan::Plan;
 use crate::spec::variant::Runner;
@@ -33,7 +33,7 @@ pub(super) fn config(shape: &Shape, python: &Path, device: Device) -> Config {
             model_type: "llama".to_owned(),
             variant: Some(shape.checkpoint.to_owned()).filter(|variant| !variant.is_empty()),
         })],
-        inputs: Inputs { lengths: Some(vec![shape.length]), ..Inputs::default() },
+        inputs: InputsConfig { lengths: Some(vec![shape.length]), ..InputsConfig::default() },
         versions: versions(python),
         run: Run {
             modes: shape.modes.to_vec(),

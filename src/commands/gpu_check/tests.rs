@@ -1,15 +1,15 @@
 use serde_json::Value;
 
-use super::correctness::{Architectures, Row};
+use super::correctness::{ArchitectureRow, Architectures};
 use super::items::Shape;
 use super::kernels::KernelCheck;
 use super::report::{Done, Found, Report, State};
 use super::speed::{Speed, Target};
 use super::*;
-use crate::commands::bench::{Measured, Ratio, Row as Timing, Table};
+use crate::commands::bench::{Measured, Ratio, Table, TimedVariant};
 
-fn choice() -> Choice {
-    Choice {
+fn options() -> GpuCheckOptions {
+    GpuCheckOptions {
         out: PathBuf::from("out"),
         python: PathBuf::from("python3"),
         limit: Duration::from_secs(570),
@@ -41,8 +41,8 @@ fn machine() -> Machine {
     }
 }
 
-fn row(dtype: &str, word: &str) -> Row {
-    Row {
+fn row(dtype: &str, word: &str) -> ArchitectureRow {
+    ArchitectureRow {
         checkpoint: "synthetic:llama".to_owned(),
         inputs: "batch 1, 40 tokens".to_owned(),
         dtype: dtype.to_owned(),
@@ -76,7 +76,7 @@ fn speed(found: Option<f64>, word: &str) -> Speed {
             is_last_only: false,
         })
     };
-    let timing = |variant: &str, measured| Timing { variant: variant.to_owned(), measured };
+    let timing = |variant: &str, measured| TimedVariant { variant: variant.to_owned(), measured };
     Speed {
         tables: vec![Table {
             checkpoint: "llama-smollm2-135m".to_owned(),
@@ -118,7 +118,7 @@ fn report(found: Vec<Found>) -> Report {
         Done::new(item, Duration::ZERO, State::Dropped("75 s needed, 12 s left".to_owned()), None)
     };
     let items: Vec<Done> = items::all().iter().map(done).collect();
-    Report::new(&choice(), None, machine(), items)
+    Report::new(&options(), None, machine(), items)
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn what_would_run_is_listed_with_what_does_not_fit() {
 fn parts_are_chosen_by_name_and_an_unknown_name_lists_them() {
     let chosen = |only: &[&str]| {
         let only = only.iter().map(|&pattern| pattern.to_owned()).collect();
-        super::chosen(&Choice { only, ..choice() })
+        super::chosen(&GpuCheckOptions { only, ..options() })
     };
     let names =
         |only: &[&str]| -> Vec<String> { chosen(only).unwrap().into_iter().map(|item| item.name).collect() };

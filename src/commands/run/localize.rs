@@ -7,7 +7,7 @@ use std::time::Duration;
 use miette::{IntoDiagnostic, Result};
 use reference::protocol::{Attention, Mode};
 
-use super::{Order, PreparedCase, Runners, load, prepare};
+use super::{PreparedCase, RunRequest, Runners, load, prepare};
 use crate::hunt::localize::{self, LocalizeError, Localized, Options, Request, Side};
 use crate::judge::assess::ONE_PASS;
 use crate::judge::findings::case_groups;
@@ -52,10 +52,10 @@ pub struct Wanted<'a> {
 ///
 /// # Errors
 /// When the plan has no such case or variant, or one of them cannot be prepared, run or captured.
-pub fn localize(order: &Order, wanted: &Wanted, folder: Option<&RunFolder>) -> Result<Vec<Localized>> {
-    let mut plan = order.plan.clone();
-    let plan_cases = &order.plan.cases;
-    check_names(order, wanted)?;
+pub fn localize(request: &RunRequest, wanted: &Wanted, folder: Option<&RunFolder>) -> Result<Vec<Localized>> {
+    let mut plan = request.plan.clone();
+    let plan_cases = &request.plan.cases;
+    check_names(request, wanted)?;
     let names = wanted.variants.map(variant_of);
     // A variant beside its own one pass: where there is another pass.
     let is_cached = names[0] == names[1];
@@ -65,10 +65,10 @@ pub fn localize(order: &Order, wanted: &Wanted, folder: Option<&RunFolder>) -> R
             && wanted.case.is_none_or(|case| case == plan.cases[cell.case].name)
     });
     plan.drop_unused();
-    let order = Order { plan: &plan, ..*order };
-    let preparation = prepare::prepare(&order)?;
-    let runners = Runners::new(&order, &preparation.environments, Machine::detect().fingerprint())?;
-    let scratch = order.cache.join("localize");
+    let request = RunRequest { plan: &plan, ..*request };
+    let preparation = prepare::prepare(&request)?;
+    let runners = Runners::new(&request, &preparation.environments, Machine::detect().fingerprint())?;
+    let scratch = request.cache.join("localize");
     std::fs::create_dir_all(&scratch).into_diagnostic()?;
     let own = tempfile::tempdir_in(&scratch).into_diagnostic()?;
     let mut found = Vec::new();
@@ -85,10 +85,16 @@ pub fn localize(order: &Order, wanted: &Wanted, folder: Option<&RunFolder>) -> R
             plan.cells.iter().find(is_it)
         };
         let [Some(a), Some(b)] = names.map(cell) else { continue };
-        let pair =
-            Pair { order: &order, prepared, runners: &runners, case: name, logs: &scratch, files: &files };
+        let pair = Pair {
+            request: &request,
+            prepared,
+            runners: &runners,
+            case: name,
+            logs: &scratch,
+            files: &files,
+        };
         let [first, second] = sides([a, b]);
-        order.progress.line(&format!("{name}: localising {first} / {second}"));
+        request.progress.line(&format!("{name}: localising {first} / {second}"));
         found.push(pair.localize([a, b], wanted.options)?);
     }
     if let Some(folder) = folder {
@@ -100,7 +106,7 @@ pub fn localize(order: &Order, wanted: &Wanted, folder: Option<&RunFolder>) -> R
     Ok(found)
 }
 
-fn check_names(order: &Order, wanted: &Wanted) -> Result<()> {
+fn check_names(request: &RunRequest, wanted: &Wanted) -> Result<()> {
     let unknown = |what: &str, name: &str, mut known: Vec<String>| {
         known.dedup();
         let names: Vec<&str> = known.iter().map(String::as_str).collect();
@@ -111,11 +117,11 @@ fn check_names(order: &Order, wanted: &Wanted) -> Result<()> {
             "no {what} is called `{name}`"
         )
     };
-    let cases: Vec<String> = order.plan.cases.iter().map(|case| case.name.clone()).collect();
+    let cases: Vec<String> = request.plan.cases.iter().map(|case| case.name.clone()).collect();
     if let Some(case) = wanted.case.filter(|case| !cases.iter().any(|known| known == case)) {
         return Err(unknown("case", case, cases));
     }
-    let mut variants: Vec<String> = order.plan.cells.iter().map(|cell| cell.variant.name()).collect();
+    let mut variants: Vec<String> = request.plan.cells.iter().map(|cell| cell.variant.name()).collect();
     variants.sort_unstable();
     for name in wanted.variants.map(variant_of) {
         if !variants.iter().any(|known| known == name) {
@@ -136,7 +142,7 @@ fn check_names(order: &Order, wanted: &Wanted) -> Result<()> {
         );
     }
     let is_wanted = |case: &&CasePlan| wanted.case.is_none_or(|name| name == case.name);
-    if !order.plan.cases.iter().filter(is_wanted).any(|case| case.inputs.prefill().is_some()) {
+    if !request.plan.cases.iter().filter(is_wanted).any(|case| case.inputs.prefill().is_some()) {
         miette::bail!(
             help =
                 "give a case with a prefill, or no case; set `prefill = [8]` under [inputs] to create some",
@@ -173,8 +179,8 @@ fn check_digests(folder: &RunFolder, name: &str, prepared: &PreparedCase) -> Res
 }
 
 /// A run that has just ended.
-pub(super) struct Ended<'a> {
-    pub(super) order: &'a Order<'a>,
+pub(super) struct EndOfRun<'a> {
+    pub(super) request: &'a RunRequest<'a>,
     pub(super) folder: &'a RunFolder,
     pub(super) manifest: &'a Manifest,
     pub(super) cases: &'a [PreparedCase],
@@ -195,7 +201,7 @@ enum Stage {
 /// Cases and the names of their pairs.
 type Tried = HashSet<(usize, [String; 2])>;
 
-impl Ended<'_> {
+impl EndOfRun<'_> {
     /// Localises what diverged, as notes where that cannot be done. Where what is found says that a pair does not
     /// diverge, `judge` makes the verdicts anew.
     pub(super) fn localize(&self, mut view: RunView, judge: impl Fn() -> Result<RunView>) -> Result<RunView> {
@@ -215,7 +221,7 @@ impl Ended<'_> {
         let mut is_changed = false;
         for (index, prepared) in self.cases.iter().enumerate() {
             let case = &mut view.cases[index];
-            let is_cached = self.order.plan.cases[index].inputs.prefill().is_some();
+            let is_cached = self.request.plan.cases[index].inputs.prefill().is_some();
             if is_cached == (stage == Stage::InOnePass) {
                 continue;
             }
@@ -223,7 +229,7 @@ impl Ended<'_> {
             pairs.retain(|pair| stage != Stage::BesideOnePass || is_own(pair));
             let files = self.folder.case_folder(self.manifest, &case.name);
             let pair = Pair {
-                order: self.order,
+                request: self.request,
                 prepared,
                 runners: self.runners,
                 case: &case.name,
@@ -233,7 +239,7 @@ impl Ended<'_> {
             for cells in pairs {
                 let names = sides(cells);
                 let [a, b] = &names;
-                self.order.progress.line(&format!("{}: localising {a} / {b}", case.name));
+                self.request.progress.line(&format!("{}: localising {a} / {b}", case.name));
                 match pair.localize(cells, &Options::default()) {
                     Ok(localized) => {
                         is_changed |= !localized.is_divergence();
@@ -261,7 +267,8 @@ impl Ended<'_> {
     /// What is to be localised in a case and was not: each cached variant that diverges from its own full-sequence pass,
     /// then one member of each group beside one of group A.
     fn pairs(&self, index: usize, case: &CaseView, tried: &Tried) -> Vec<[&CellPlan; 2]> {
-        let cells: Vec<&CellPlan> = self.order.plan.cells.iter().filter(|cell| cell.case == index).collect();
+        let cells: Vec<&CellPlan> =
+            self.request.plan.cells.iter().filter(|cell| cell.case == index).collect();
         let cell = |name: &str| cells.iter().find(|cell| cell.variant.name() == name).copied();
         let diverged = case.verdicts.iter().filter(|verdict| verdict.decision == Decision::Diverged);
         let own = diverged.filter(|verdict| verdict.a.ends_with(ONE_PASS) || verdict.b.ends_with(ONE_PASS));
@@ -333,7 +340,7 @@ fn is_own([a, b]: &[&CellPlan; 2]) -> bool {
 
 /// Two cells of one case.
 struct Pair<'a> {
-    order: &'a Order<'a>,
+    request: &'a RunRequest<'a>,
     prepared: &'a PreparedCase,
     runners: &'a Runners<'a>,
     case: &'a str,
@@ -346,19 +353,19 @@ struct Pair<'a> {
 impl Pair<'_> {
     fn localize(&self, cells: [&CellPlan; 2], options: &Options) -> Result<Localized, LocalizeError> {
         let names = sides(cells);
-        let prefill = self.order.plan.cases[cells[0].case].inputs.prefill();
+        let prefill = self.request.plan.cases[cells[0].case].inputs.prefill();
         let is_one_pass = |index: usize| index == 0 && cells[0].variant == cells[1].variant;
         let side = |index: usize| {
             let cell = cells[index];
             let refused = |ended| LocalizeError::ended(&cell.variant.name(), self.logs, ended);
             let runner = self.runners.of(cell).map_err(refused)?;
             let inputs = self.files.join("inputs.safetensors");
-            let load = load(self.order, self.prepared, &inputs, self.runners, cell);
+            let load = load(self.request, self.prepared, &inputs, self.runners, cell);
             let prefill = prefill.filter(|_| !is_one_pass(index));
             Ok::<_, LocalizeError>(Side { name: names[index].clone(), runner, load, prefill })
         };
-        let config = self.order.config;
-        let own = &config.checkpoints[self.order.plan.cases[cells[0].case].checkpoint].tolerances;
+        let config = self.request.config;
+        let own = &config.checkpoints[self.request.plan.cases[cells[0].case].checkpoint].tolerances;
         let tolerances = config.tolerances.with(own.as_ref());
         localize::localize(&Request {
             case: self.case,
@@ -366,8 +373,8 @@ impl Pair<'_> {
             options,
             tolerances: &tolerances,
             folder: self.logs,
-            timeout: Duration::from_secs(self.order.config.run.timeout_s),
-            stop: self.order.stop,
+            timeout: Duration::from_secs(self.request.config.run.timeout_s),
+            stop: self.request.stop,
         })
     }
 }

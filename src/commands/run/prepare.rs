@@ -6,9 +6,9 @@ use std::collections::btree_map::Entry;
 use miette::{Result, WrapErr};
 use reference::{Environment, Python, Source, Specification};
 
-use super::Order;
+use super::RunRequest;
 use crate::results::environment::{AutoDevice, CheckpointRecord, EnvironmentRecord, PythonEnvironment};
-use crate::results::{Axes, Case, Choice, Manifest, SCHEMA_VERSION};
+use crate::results::{AnswerToken, Axes, Case, Manifest, SCHEMA_VERSION};
 use crate::spec::checkpoint::{self, Checkpoint, Step};
 use crate::spec::config::{self, InputsForm, Padding};
 use crate::spec::inputs::{self, Inputs, Prompt, Spec, Texts};
@@ -36,22 +36,22 @@ pub(super) struct PreparedCase {
 }
 
 /// Resolves checkpoints and makes inputs while uv works on the environments.
-pub(super) fn prepare(order: &Order) -> Result<Preparation> {
+pub(super) fn prepare(request: &RunRequest) -> Result<Preparation> {
     std::thread::scope(|scope| {
-        let environments = scope.spawn(|| environments(order));
-        let cases = cases(order);
+        let environments = scope.spawn(|| environments(request));
+        let cases = cases(request);
         let environments =
             environments.join().map_err(|_| miette::miette!("the thread of the environments panicked"));
         Ok(Preparation { cases: cases?, environments: environments?? })
     })
 }
 
-fn cases(order: &Order) -> Result<Vec<PreparedCase>> {
-    let plans = &order.plan.cases;
+fn cases(request: &RunRequest) -> Result<Vec<PreparedCase>> {
+    let plans = &request.plan.cases;
     let mut checkpoints: BTreeMap<usize, Checkpoint> = BTreeMap::new();
     for case in plans {
         if let Entry::Vacant(place) = checkpoints.entry(case.checkpoint) {
-            place.insert(resolve(order, &order.config.checkpoints[case.checkpoint])?);
+            place.insert(resolve(request, &request.config.checkpoints[case.checkpoint])?);
         }
     }
     let mut sources: BTreeMap<usize, inputs::Source<'_>> = BTreeMap::new();
@@ -64,7 +64,7 @@ fn cases(order: &Order) -> Result<Vec<PreparedCase>> {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => place.insert(inputs::Source::open(checkpoint).wrap_err_with(of)?),
         };
-        let spec = spec(order.config, case)?;
+        let spec = spec(request.config, case)?;
         let made = source.make(&spec).wrap_err_with(of)?;
         let inputs = made
             .into_iter()
@@ -78,15 +78,15 @@ fn cases(order: &Order) -> Result<Vec<PreparedCase>> {
     Ok(cases)
 }
 
-fn resolve(order: &Order, wanted: &config::Checkpoint) -> Result<Checkpoint> {
+fn resolve(request: &RunRequest, wanted: &config::Checkpoint) -> Result<Checkpoint> {
     let source = wanted.source.to_string();
     let settings = checkpoint::Settings {
         revision: wanted.revision.clone(),
         allow_remote_code: wanted.allow_remote_code,
-        seed: order.config.run.seed,
-        ..checkpoint::Settings::new(order.cache)
+        seed: request.config.run.seed,
+        ..checkpoint::Settings::new(request.cache)
     };
-    let task = order.progress.task(&source, 100);
+    let task = request.progress.task(&source, 100);
     let mut percent = 0;
     let mut show = |step: Step<'_>| {
         let (what, done, total) = match step {
@@ -134,28 +134,28 @@ fn spec(config: &config::Config, case: &CasePlan) -> Result<Spec> {
     })
 }
 
-fn environments(order: &Order) -> Result<Vec<EnvironmentResult>> {
-    let plans = &order.plan.environments;
+fn environments(request: &RunRequest) -> Result<Vec<EnvironmentResult>> {
+    let plans = &request.plan.environments;
     let specifications: Vec<Specification> = plans.iter().map(specification).collect();
-    if order.clean {
+    if request.clean {
         for specification in &specifications {
-            reference::forget(specification, order.cache)
+            reference::forget(specification, request.cache)
                 .map_err(|error| miette::miette!("--clean: {error}"))?;
         }
     }
     let names: Vec<String> = plans.iter().map(|plan| plan.versions.join(", ")).collect();
-    let task = order.progress.task("environments", specifications.len() as u64);
+    let task = request.progress.task("environments", specifications.len() as u64);
     // uv lists every package; that is for the log. A line `$ …` is a command.
     let show = |index: usize, line: &str| {
         if line.starts_with("$ ") {
-            order.progress.detail(&format!("{}: {line}", names[index]));
+            request.progress.detail(&format!("{}: {line}", names[index]));
         } else if line.trim_start().starts_with(['+', '-', '~']) {
-            order.progress.log(&format!("{}: {line}", names[index]));
+            request.progress.log(&format!("{}: {line}", names[index]));
         } else {
             task.line(&format!("{}: {line}", names[index]));
         }
     };
-    let made = reference::prepare_all(&specifications, order.cache, &show);
+    let made = reference::prepare_all(&specifications, request.cache, &show);
     Ok(made.into_iter().map(|environment| environment.map_err(|error| describe(&error))).collect())
 }
 
@@ -185,8 +185,13 @@ pub(crate) fn specification(plan: &EnvironmentPlan) -> Specification {
 }
 
 /// `run.json` of a run over these cases.
-pub(super) fn manifest(order: &Order, cases: &[PreparedCase], stamp: String, notes: Vec<String>) -> Manifest {
-    let plan = order.plan;
+pub(super) fn manifest(
+    request: &RunRequest,
+    cases: &[PreparedCase],
+    stamp: String,
+    notes: Vec<String>,
+) -> Manifest {
+    let plan = request.plan;
     let case = |(index, (plan_case, prepared)): (usize, (&CasePlan, &PreparedCase))| Case {
         name: plan_case.name.clone(),
         checkpoint: prepared.checkpoint.name.clone(),
@@ -197,10 +202,10 @@ pub(super) fn manifest(order: &Order, cases: &[PreparedCase], stamp: String, not
             .inputs
             .choices
             .iter()
-            .map(|choice| Choice { text: choice.text.clone(), id: choice.id })
+            .map(|choice| AnswerToken { text: choice.text.clone(), id: choice.id })
             .collect(),
         axes: axes(plan_case.inputs, &prepared.inputs),
-        tolerances: order.config.checkpoints[plan_case.checkpoint].tolerances,
+        tolerances: request.config.checkpoints[plan_case.checkpoint].tolerances,
         variants: plan
             .cells
             .iter()
@@ -212,8 +217,8 @@ pub(super) fn manifest(order: &Order, cases: &[PreparedCase], stamp: String, not
     Manifest {
         schema_version: SCHEMA_VERSION,
         stamp,
-        config: order.config.clone(),
-        folder: order.config.folder.clone(),
+        config: request.config.clone(),
+        folder: request.config.folder.clone(),
         baseline: Some(plan.baseline.clone()),
         plan: Some(plan.clone()),
         cases: plan.cases.iter().zip(cases).enumerate().map(case).collect(),
@@ -256,7 +261,7 @@ fn packages(lock: &str) -> BTreeMap<String, String> {
 
 /// `environment.json`.
 pub(super) fn environment_record(
-    order: &Order,
+    request: &RunRequest,
     machine: &Machine,
     environments: &[EnvironmentResult],
     cases: &[PreparedCase],
@@ -286,17 +291,17 @@ pub(super) fn environment_record(
             digest: known.digest.clone(),
         }
     };
-    let is_auto = order.config.run.devices.contains(&config::Device::Auto);
+    let is_auto = request.config.run.devices.contains(&config::Device::Auto);
     EnvironmentRecord {
         schema_version: SCHEMA_VERSION,
         machine: machine.clone(),
         fingerprint: machine.fingerprint(),
-        threads: order.config.run.threads.unwrap_or_else(machine::physical_cores),
+        threads: request.config.run.threads.unwrap_or_else(machine::physical_cores),
         auto_device: is_auto.then(|| {
             let (device, reason) = machine::auto();
             AutoDevice { device: (*device).to_owned(), reason: reason.clone() }
         }),
-        environments: order.plan.environments.iter().zip(environments).map(environment).collect(),
+        environments: request.plan.environments.iter().zip(environments).map(environment).collect(),
         checkpoints: cases.iter().map(checkpoint).collect(),
     }
 }

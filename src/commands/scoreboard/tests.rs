@@ -12,7 +12,7 @@ use compare::verdict::{Tolerances, verdicts};
 
 #[test]
 fn each_default_checkpoint_is_judged_in_three_shapes() {
-    let config = config(&Config::default(), &Choice::default()).unwrap();
+    let config = config(&Config::default(), &ScoreboardOptions::default()).unwrap();
     let plan = plan(&config).unwrap();
     let model_types: HashSet<&str> = catalogue().iter().map(|entry| entry.model_type).collect();
     assert_eq!(plan.cases.len(), 3 * model_types.len());
@@ -34,8 +34,8 @@ fn each_default_checkpoint_is_judged_in_three_shapes() {
 
 #[test]
 fn all_variants_of_one_model_type_can_be_chosen() {
-    let choice = Choice { only: vec!["mistral".into()], all: true };
-    let config = config(&Config::default(), &choice).unwrap();
+    let options = ScoreboardOptions { only: vec!["mistral".into()], all: true };
+    let config = config(&Config::default(), &options).unwrap();
     let sources: Vec<String> =
         config.checkpoints.iter().map(|checkpoint| checkpoint.source.to_string()).collect();
     assert_eq!(sources, ["synthetic:mistral", "synthetic:mistral:full", "synthetic:mistral:head-dim"]);
@@ -44,20 +44,20 @@ fn all_variants_of_one_model_type_can_be_chosen() {
 #[test]
 fn the_newest_version_judges() {
     let base = Config { versions: ["5.23.0", "4.54.0"].map(Version::release).to_vec(), ..Config::default() };
-    let config = config(&base, &Choice::default()).unwrap();
+    let config = config(&base, &ScoreboardOptions::default()).unwrap();
     assert_eq!(config.versions.iter().map(|version| version.name.as_str()).collect::<Vec<_>>(), ["5.23.0"]);
 }
 
 #[test]
 fn an_unknown_model_type_is_an_error_that_lists_the_known() {
-    let choice = Choice { only: vec!["mistrel".into()], all: false };
-    let error = config(&Config::default(), &choice).unwrap_err();
+    let options = ScoreboardOptions { only: vec!["mistrel".into()], all: false };
+    let error = config(&Config::default(), &options).unwrap_err();
     assert!(error.help().unwrap().to_string().contains("mistral"), "{error:?}");
 }
 
 #[test]
 fn a_config_of_the_scoreboard_is_one_that_tfcheck_reads() {
-    let config = config(&Config::default(), &Choice::default()).unwrap();
+    let config = config(&Config::default(), &ScoreboardOptions::default()).unwrap();
     let text = toml::to_string(&config).unwrap();
     assert_eq!(Config::parse(&text, Path::new("tfcheck.toml")).unwrap(), config);
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use reference::protocol::{Load, Reply, Request};
 
-use super::{Ended, Runner, Session};
+use super::{NoResult, Runner, Session};
 use crate::execute::progress::Progress;
 use crate::spec::variant::{attention_name, dtype_name, mode_name};
 
@@ -28,7 +28,7 @@ impl<'p> ObservedRunner<'p> {
 }
 
 impl Runner for ObservedRunner<'_> {
-    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
         self.progress.follow(&log);
         let version = log.parent().and_then(Path::file_name).unwrap_or_default();
         let name = version.to_string_lossy().into_owned();
@@ -46,7 +46,7 @@ struct ObservedSession<'a> {
 }
 
 impl Session for ObservedSession<'_> {
-    fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, Ended> {
+    fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, NoResult> {
         if let Request::Load(load) = request {
             self.name = format!("{} {}", self.name, loaded(load));
         }

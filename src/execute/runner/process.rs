@@ -8,7 +8,7 @@ use std::time::Duration;
 use reference::protocol::{Failed, Reply, Request};
 use reference::{Launch, Worker};
 
-use super::{Ended, Runner, Session};
+use super::{NoResult, Runner, Session};
 use crate::execute::cell::{Failure, FailureKind};
 
 /// How long a worker may take to end in good order.
@@ -31,14 +31,14 @@ pub struct ProcessRunner {
 }
 
 impl Runner for ProcessRunner {
-    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
         Ok(Box::new(ProcessSession { worker: self.worker(log)?, stop }))
     }
 }
 
 impl ProcessRunner {
     /// Starts the process.
-    pub(super) fn worker(&self, log: PathBuf) -> Result<Worker, Ended> {
+    pub(super) fn worker(&self, log: PathBuf) -> Result<Worker, NoResult> {
         let mut launch = Launch::program(self.command.clone(), log, self.threads);
         launch.folder.clone_from(&self.folder);
         // candle's matmul and rayon both go by this one.
@@ -46,7 +46,7 @@ impl ProcessRunner {
         if std::env::var_os(SPIN_LIMIT).is_none() {
             launch.variables.push((SPIN_LIMIT.into(), "1000".into()));
         }
-        Worker::start(&launch).map_err(|error| Ended::failed(FailureKind::Environment, error.to_string()))
+        Worker::start(&launch).map_err(|error| NoResult::failed(FailureKind::Environment, error.to_string()))
     }
 }
 
@@ -56,7 +56,7 @@ struct ProcessSession<'a> {
 }
 
 impl Session for ProcessSession<'_> {
-    fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, Ended> {
+    fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, NoResult> {
         ask(&mut self.worker, request, timeout, self.stop)
     }
 
@@ -71,22 +71,24 @@ pub(super) fn ask(
     request: &Request,
     timeout: Duration,
     stop: &AtomicBool,
-) -> Result<Reply, Ended> {
+) -> Result<Reply, NoResult> {
     worker.ask(request, timeout, stop).map_err(|ended| sorted(&ended, &worker.log_tail(TAIL)))
 }
 
 /// The word that the tables have for an ending.
-fn sorted(ended: &reference::Ended, log_tail: &str) -> Ended {
+fn sorted(ended: &reference::WorkerEnd, log_tail: &str) -> NoResult {
     let kind = match ended {
-        reference::Ended::Interrupted => return Ended::Interrupted,
-        reference::Ended::Unsupported(Failed { message, .. }) => return Ended::Unsupported(message.clone()),
-        reference::Ended::Exception(_) => FailureKind::Exception,
-        reference::Ended::OutOfMemory(_) => FailureKind::OutOfMemory,
-        reference::Ended::Signalled { .. } | reference::Ended::Exited { .. } => FailureKind::Crashed,
-        reference::Ended::TimedOut { .. } => FailureKind::TimedOut,
-        reference::Ended::NoReply { .. } => FailureKind::MissingResult,
+        reference::WorkerEnd::Interrupted => return NoResult::Interrupted,
+        reference::WorkerEnd::Unsupported(Failed { message, .. }) => {
+            return NoResult::Unsupported(message.clone());
+        }
+        reference::WorkerEnd::Exception(_) => FailureKind::Exception,
+        reference::WorkerEnd::OutOfMemory(_) => FailureKind::OutOfMemory,
+        reference::WorkerEnd::Signalled { .. } | reference::WorkerEnd::Exited { .. } => FailureKind::Crashed,
+        reference::WorkerEnd::TimedOut { .. } => FailureKind::TimedOut,
+        reference::WorkerEnd::NoReply { .. } => FailureKind::MissingResult,
     };
-    Ended::Failed(Failure {
+    NoResult::Failed(Failure {
         kind,
         reason: ended.to_string(),
         detail: ended.traceback().unwrap_or_default().to_owned(),

@@ -12,7 +12,7 @@ use reference::Worker;
 use reference::protocol::{Forwarded, Reply, Request};
 
 use super::process::{GRACE, ProcessRunner, ask};
-use super::{Ended, Runner, Session};
+use super::{NoResult, Runner, Session};
 use crate::execute::cell::FailureKind;
 
 /// The worker that no cell has at the moment.
@@ -33,12 +33,12 @@ impl SharedRunner {
 }
 
 impl Runner for SharedRunner {
-    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
         let worker = match take(&self.idle) {
             Some(worker) => {
                 // Where the log would be, which is that of the worker's first cell, the logits will be.
                 log.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(|error| {
-                    Ended::failed(FailureKind::Environment, format!("{}: {error}", log.display()))
+                    NoResult::failed(FailureKind::Environment, format!("{}: {error}", log.display()))
                 })?;
                 worker
             }
@@ -68,9 +68,9 @@ struct SharedSession<'a> {
 }
 
 impl Session for SharedSession<'_> {
-    fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, Ended> {
+    fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, NoResult> {
         let Some(worker) = &mut self.worker else {
-            return Err(Ended::failed(FailureKind::Crashed, "the worker failed in an earlier cell"));
+            return Err(NoResult::failed(FailureKind::Crashed, "the worker failed in an earlier cell"));
         };
         let reply = ask(worker, request, timeout, self.stop);
         match reply {

@@ -9,7 +9,7 @@ use reference::protocol::{Forward, Reply, Request, Tokenize, Tokenized};
 
 use super::{Job, Live, Ran, Schedule, out_of_turn, verify_logits};
 use crate::execute::cell::{Outcome, TokenDifference, TokenizerParity};
-use crate::execute::runner::{Ended, Session};
+use crate::execute::runner::{NoResult, Session};
 use crate::spec::inputs::Texts;
 use compare::logits::{Logits, Mask};
 use compare::repeat::{Noise, Repeat, repeat};
@@ -23,10 +23,10 @@ impl<'a> Schedule<'a> {
         let first = self.folder.join(&completed.logits);
         let second = self.settings.noise.then(|| repeated(&first));
         let mut interrupted = false;
-        let mut note = |what: &str, ended: Ended| match ended {
-            Ended::Interrupted => interrupted = true,
-            Ended::Unsupported(reason) => completed.notes.push(format!("{what}: {reason}")),
-            Ended::Failed(failure) => completed.notes.push(format!("{what}: {}", failure.reason)),
+        let mut note = |what: &str, ended: NoResult| match ended {
+            NoResult::Interrupted => interrupted = true,
+            NoResult::Unsupported(reason) => completed.notes.push(format!("{what}: {reason}")),
+            NoResult::Failed(failure) => completed.notes.push(format!("{what}: {}", failure.reason)),
         };
         if let Some(path) = &second {
             match self.pass(&job, session.as_mut(), path).and_then(|()| compared(&job, &first, path)) {
@@ -61,7 +61,7 @@ impl<'a> Schedule<'a> {
     }
 
     /// One more forward whose logits go to `path`.
-    fn pass(&self, job: &Job, session: &mut dyn Session, path: &Path) -> Result<(), Ended> {
+    fn pass(&self, job: &Job, session: &mut dyn Session, path: &Path) -> Result<(), NoResult> {
         let request = Forward { logits: path.to_owned(), prefill: job.prefill };
         match session.ask(&Request::Forward(request), self.settings.timeout)? {
             Reply::Forwarded(forwarded) => {
@@ -72,7 +72,7 @@ impl<'a> Schedule<'a> {
     }
 
     /// The same in a worker of its own, which is gone when this returns.
-    fn elsewhere(&self, job: &Job<'a>, path: &Path) -> Result<(), Ended> {
+    fn elsewhere(&self, job: &Job<'a>, path: &Path) -> Result<(), NoResult> {
         let mut session = self.start(job)?;
         match session.ask(&Request::Load(job.load.clone()), self.settings.timeout)? {
             Reply::Ready(_) => {}
@@ -83,7 +83,12 @@ impl<'a> Schedule<'a> {
         Ok(())
     }
 
-    fn parity(&self, job: &Job, session: &mut dyn Session, texts: &Texts) -> Result<TokenizerParity, Ended> {
+    fn parity(
+        &self,
+        job: &Job,
+        session: &mut dyn Session,
+        texts: &Texts,
+    ) -> Result<TokenizerParity, NoResult> {
         let request = Request::Tokenize(Tokenize {
             checkpoint: job.load.checkpoint.clone(),
             texts: texts.texts.clone(),
@@ -102,9 +107,9 @@ fn repeated(first: &Path) -> PathBuf {
     first.with_file_name(format!(".again-{name}"))
 }
 
-fn compared(job: &Job, first: &Path, second: &Path) -> Result<Repeat, Ended> {
+fn compared(job: &Job, first: &Path, second: &Path) -> Result<Repeat, NoResult> {
     let failed = |error: compare::logits::LogitsError| {
-        Ended::failed(crate::execute::cell::FailureKind::MissingResult, error.to_string())
+        NoResult::failed(crate::execute::cell::FailureKind::MissingResult, error.to_string())
     };
     let open = |path: &Path| {
         // A repetition holds the positions that the first pass held: its shape was verified.

@@ -156,7 +156,7 @@ fn rounds_interleave_and_turn() {
 #[test]
 fn first_passes_are_made_together_where_that_is_asked_for() {
     let slow = Script { pause: Duration::from_millis(200), ..good() };
-    let boom = Ended::failed(FailureKind::Crashed, "killed by signal 11");
+    let boom = NoResult::failed(FailureKind::Crashed, "killed by signal 11");
     let scripts = vec![("a", slow.clone()), ("b", Script { load: Some(boom), ..slow.clone() }), ("c", slow)];
     let mut stage = Stage::new(scripts);
     stage.settings.first_passes_at_once = 3;
@@ -173,12 +173,12 @@ fn first_passes_are_made_together_where_that_is_asked_for() {
 
 #[test]
 fn one_bad_cell_never_stops_the_others() {
-    let boom = Ended::failed(FailureKind::Crashed, "killed by signal 11");
+    let boom = NoResult::failed(FailureKind::Crashed, "killed by signal 11");
     let stage = Stage::new(vec![
         ("a", good()),
         ("b", Script { start: Some(boom.clone()), ..good() }),
-        ("c", Script { load: Some(Ended::Unsupported("no such model_type".into())), ..good() }),
-        ("d", Script { forward: Some(Ended::failed(FailureKind::TimedOut, "no answer")), ..good() }),
+        ("c", Script { load: Some(NoResult::Unsupported("no such model_type".into())), ..good() }),
+        ("d", Script { forward: Some(NoResult::failed(FailureKind::TimedOut, "no answer")), ..good() }),
         ("e", Script { forget_logits: true, ..good() }),
         ("f", good()),
     ]);
@@ -197,7 +197,7 @@ fn one_bad_cell_never_stops_the_others() {
 
 #[test]
 fn logits_of_a_cell_whose_timing_fails_are_kept_and_the_cell_is_unfinished() {
-    let boom = Ended::failed(FailureKind::Crashed, "killed by signal 11");
+    let boom = NoResult::failed(FailureKind::Crashed, "killed by signal 11");
     let stage = Stage::new(vec![("a", good()), ("b", Script { time: [None, Some(boom)].into(), ..good() })]);
     let (_, cells) = stage.run();
     let b = completed(&cells[1]);
@@ -208,7 +208,7 @@ fn logits_of_a_cell_whose_timing_fails_are_kept_and_the_cell_is_unfinished() {
 
 #[test]
 fn a_failed_trace_is_a_note() {
-    let boom = Ended::failed(FailureKind::Exception, "profiler missing");
+    let boom = NoResult::failed(FailureKind::Exception, "profiler missing");
     let stage = Stage::new(vec![("a", Script { trace: Some(boom), ..good() })]);
     let (_, cells) = stage.run();
     assert_eq!(completed(&cells[0]).notes, ["no trace: profiler missing"]);
@@ -272,7 +272,7 @@ fn alone_a_worker_waits_for_a_quiet_machine() {
 #[test]
 fn a_stop_keeps_what_has_landed_as_unfinished() {
     let stage =
-        Stage::new(vec![("a", good()), ("b", Script { forward: Some(Ended::Interrupted), ..good() })]);
+        Stage::new(vec![("a", good()), ("b", Script { forward: Some(NoResult::Interrupted), ..good() })]);
     let (ran, cells) = stage.run();
     assert!(ran.interrupted);
     assert_eq!(cells.len(), 1, "the interrupted cell has no record and will be redone");
@@ -290,7 +290,7 @@ fn logits_that_are_cut_short_are_a_missing_result() {
     let bytes = std::fs::read(&path).unwrap();
     for kept in [bytes.len() - 1, 20, 4, 0] {
         std::fs::write(&path, &bytes[..kept]).unwrap();
-        let Err(Ended::Failed(failure)) = verify_logits(&path, &[1, 2, 3], Positions::All) else {
+        let Err(NoResult::Failed(failure)) = verify_logits(&path, &[1, 2, 3], Positions::All) else {
             panic!("{kept} bytes passed")
         };
         assert_eq!(failure.kind, FailureKind::MissingResult);
@@ -338,7 +338,7 @@ fn a_worker_that_drifts_is_named_with_how_far() {
 
 #[test]
 fn a_repetition_that_fails_is_a_note_and_the_cell_is_kept() {
-    let boom = Ended::failed(FailureKind::Crashed, "killed by signal 11");
+    let boom = NoResult::failed(FailureKind::Crashed, "killed by signal 11");
     let stage = noisy(vec![("a", Script { again: Some(boom), ..good() }), ("b", good())]);
     let (ran, cells) = stage.run();
     assert!(!ran.interrupted);
@@ -356,7 +356,7 @@ fn a_repetition_that_fails_is_a_note_and_the_cell_is_kept() {
 
 #[test]
 fn a_stop_during_a_repetition_leaves_the_cell_to_be_redone() {
-    let stage = noisy(vec![("a", Script { again: Some(Ended::Interrupted), ..good() })]);
+    let stage = noisy(vec![("a", Script { again: Some(NoResult::Interrupted), ..good() })]);
     let (_, cells) = stage.run();
     let unfinished = completed(&cells[0]).unfinished.as_ref();
     assert_eq!(unfinished.map(|failure| failure.kind), Some(FailureKind::Interrupted));

@@ -40,7 +40,7 @@ pub(crate) struct Release {
 
 /// Which releases count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Choice {
+pub(crate) struct ReleaseKinds {
     pub(crate) pre: bool,
     pub(crate) yanked: bool,
 }
@@ -64,7 +64,7 @@ pub(crate) fn between(
     releases: &[Release],
     good: &str,
     bad: &str,
-    choice: Choice,
+    kinds: ReleaseKinds,
 ) -> Result<Vec<String>, BisectError> {
     let known = |text: &str| {
         let version = text.parse::<Version>().ok();
@@ -95,7 +95,7 @@ pub(crate) fn between(
     let counts = |release: &&Release| {
         let version = &release.version;
         let is_end = version == from || version == to;
-        let is_wanted = (choice.pre || !version.any_prerelease()) && (choice.yanked || !release.is_yanked);
+        let is_wanted = (kinds.pre || !version.any_prerelease()) && (kinds.yanked || !release.is_yanked);
         from <= version && version <= to && (is_end || is_wanted)
     };
     Ok(releases.iter().filter(counts).map(|release| release.version.to_string()).collect())
@@ -243,25 +243,25 @@ mod tests {
         {"filename": "transformers-5.0.0-py3-none-any.whl"},
         {"filename": "transformers-5.1.0-py3.7.egg"}]}"#;
 
-    fn versions(good: &str, bad: &str, choice: Choice) -> Result<Vec<String>, BisectError> {
-        between(&from_json(JSON).unwrap(), good, bad, choice)
+    fn versions(good: &str, bad: &str, kinds: ReleaseKinds) -> Result<Vec<String>, BisectError> {
+        between(&from_json(JSON).unwrap(), good, bad, kinds)
     }
 
     #[test]
     fn releases_are_ordered_as_python_does_and_stable_by_default() {
-        let check = |choice, expected: &[&str]| {
-            assert_eq!(versions("4.9.2", "5.0.0", choice).unwrap(), expected, "{choice:?}");
+        let check = |kinds, expected: &[&str]| {
+            assert_eq!(versions("4.9.2", "5.0.0", kinds).unwrap(), expected, "{kinds:?}");
         };
-        check(Choice::default(), &["4.9.2", "4.10.0", "5.0.0"]);
-        check(Choice { pre: true, yanked: false }, &["4.9.2", "4.10.0", "5.0.0rc1", "5.0.0"]);
-        check(Choice { pre: true, yanked: true }, &["4.9.2", "4.10.0", "4.11.0", "5.0.0rc1", "5.0.0"]);
+        check(ReleaseKinds::default(), &["4.9.2", "4.10.0", "5.0.0"]);
+        check(ReleaseKinds { pre: true, yanked: false }, &["4.9.2", "4.10.0", "5.0.0rc1", "5.0.0"]);
+        check(ReleaseKinds { pre: true, yanked: true }, &["4.9.2", "4.10.0", "4.11.0", "5.0.0rc1", "5.0.0"]);
         // An end that was named is meant, pre-release or not.
-        assert_eq!(versions("4.10.0", "5.0.0rc1", Choice::default()).unwrap(), ["4.10.0", "5.0.0rc1"]);
+        assert_eq!(versions("4.10.0", "5.0.0rc1", ReleaseKinds::default()).unwrap(), ["4.10.0", "5.0.0rc1"]);
     }
 
     #[test]
     fn a_range_that_is_none_is_named() {
-        let none = Choice::default();
+        let none = ReleaseKinds::default();
         assert!(matches!(versions("5.0.0", "4.10.0", none), Err(BisectError::Reversed { .. })));
         assert!(matches!(versions("4.10", "4.10.0", none), Err(BisectError::Same { .. })));
         let Err(BisectError::UnknownRelease { nearest, .. }) = versions("4.9.3", "5.0.0", none) else {

@@ -10,7 +10,7 @@ use super::pair::pairs;
 use super::routed::{self, Sifted};
 use super::walk::{Limit, Suspect, ancestors, is_coarse, is_in, suspect};
 use super::{Between, Divergence, Finding, LocalizeError};
-use crate::execute::runner::Ended;
+use crate::execute::runner::NoResult;
 use crate::spec::plan::glob;
 
 use crate::results::localized::ROOT;
@@ -44,7 +44,7 @@ pub(super) fn names(open: &Open, sides: &mut [Live; 2]) -> Result<Names, Localiz
         match side.try_ask(&ask) {
             Ok(Reply::Captured(captured)) => lists.push(joined(open, side, captured, open.scratch)?),
             Ok(_) => return Err(side.out_of_turn()),
-            Err(Ended::Unsupported(reason)) => {
+            Err(NoResult::Unsupported(reason)) => {
                 return Ok(Names::Hidden(format!("{}: {reason}", side.side.name)));
             }
             Err(ended) => return Err(LocalizeError::worker(side.side, open.request.folder, ended)),

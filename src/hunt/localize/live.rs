@@ -4,7 +4,7 @@ use reference::protocol::{Dtype, Reply, Request as Ask};
 
 use super::{Finding, LocalizeError, Request, Side};
 use crate::execute::cell::FailureKind;
-use crate::execute::runner::{Ended, Session};
+use crate::execute::runner::{NoResult, Session};
 use compare::logits::Mask;
 
 /// What one dtype shows.
@@ -32,13 +32,13 @@ impl Live<'_> {
         self.try_ask(ask).map_err(|ended| LocalizeError::worker(self.side, self.request.folder, ended))
     }
 
-    pub(super) fn try_ask(&mut self, ask: &Ask) -> Result<Reply, Ended> {
+    pub(super) fn try_ask(&mut self, ask: &Ask) -> Result<Reply, NoResult> {
         self.session.ask(ask, self.request.timeout)
     }
 
     /// The error of a reply to another request.
     pub(super) fn out_of_turn(&self) -> LocalizeError {
-        let ended = Ended::failed(FailureKind::MissingResult, "it answered with another reply");
+        let ended = NoResult::failed(FailureKind::MissingResult, "it answered with another reply");
         LocalizeError::worker(self.side, self.request.folder, ended)
     }
 

@@ -1,6 +1,6 @@
 //! What changed since a saved baseline.
 
-use crate::judge::against::Row as Change;
+use crate::judge::against::ComparedCell as Change;
 use crate::judge::gates::Judged;
 use crate::judge::view::RunView;
 use crate::report::document::{Block, Content, Entry, Medium, Row, Span, Table};

@@ -251,7 +251,7 @@ pub enum Error {
     },
     /// A synthetic checkpoint cannot be generated.
     #[error("`{given}` cannot be generated: {reason}")]
-    #[diagnostic(help("`synthetic:llama` always exists"))]
+    #[diagnostic(help("`tfcheck list models` lists every synthetic checkpoint"))]
     Synthetic {
         /// The source string.
         given: String,

@@ -5,7 +5,7 @@ use reference::protocol::Mode;
 use compare::units::count;
 
 use super::{
-    Checkpoint, CheckpointSource, Command, Config, Environment, Inputs, Run, Version, VersionSource,
+    Checkpoint, CheckpointSource, Command, Config, Environment, InputsConfig, Run, Version, VersionSource,
 };
 
 /// One thing that is wrong, and where.
@@ -143,7 +143,7 @@ impl Found {
         }
     }
 
-    fn inputs(&mut self, inputs: &Inputs, checkpoints: &[Checkpoint]) {
+    fn inputs(&mut self, inputs: &InputsConfig, checkpoints: &[Checkpoint]) {
         if let Some(prompts) = &inputs.prompts {
             for (field, present) in [
                 ("lengths", inputs.lengths.is_some()),

@@ -5,3 +5,19 @@ mod planted_rounding;
 mod plants;
 mod rounding;
 mod twins;
+
+use std::path::Path;
+
+use reference::Environment;
+use tfcheck::app::cache_folder;
+use tfcheck::execute::runner::{self, ProcessRunner};
+
+/// transformers of an environment. tfcheck gives each worker an empty compiler cache, because it measures compilation;
+/// these tests do not, so theirs lasts from one run to the next.
+fn transformers(environment: &Environment) -> ProcessRunner {
+    let mut runner = runner::transformers::runner(environment, &cache_folder().unwrap(), 2).unwrap();
+    let compiled = Path::new(env!("CARGO_TARGET_TMPDIR")).join("inductor").join(&environment.key);
+    let variable = format!("TORCHINDUCTOR_CACHE_DIR={}", compiled.display());
+    runner.command.splice(0..0, ["/usr/bin/env".into(), variable.into()]);
+    runner
+}

@@ -203,8 +203,7 @@ fn native_models_of_one_and_of_two_threads_never_diverge() {
 fn attention_threads_and_compilation_of_transformers_never_diverge() {
     let stop = AtomicBool::new(false);
     let environment = newest();
-    let cache = tfcheck::app::cache_folder().unwrap();
-    let runner = runner::transformers::runner(&environment, &cache, 2).unwrap();
+    let runner = super::transformers(&environment);
     let settings: Vec<Setting> =
         ["llama:tiny", "mistral", "qwen3", "gpt2", "mixtral"].map(Setting::new).into_iter().collect();
     let mut pairs = Vec::new();
@@ -251,8 +250,7 @@ fn a_release_that_is_right_has_nothing_to_localise_and_sdpa_is_told_from_eager()
     let setting = Setting::new("falcon:alibi");
     let right = setting.load(Mode::Eager, Dtype::F32);
     let environment = newest();
-    let cache = tfcheck::app::cache_folder().unwrap();
-    let runner = runner::SharedRunner::new(runner::transformers::runner(&environment, &cache, 2).unwrap());
+    let runner = runner::SharedRunner::new(super::transformers(&environment));
     let localized = |load: Load| {
         setting.localize_with((&InProcess, right.clone()), (&runner, load), &Options::default()).unwrap()
     };

@@ -5,8 +5,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 use reference::Environment;
 use reference::protocol::{Dtype, Load, Mode};
-use tfcheck::app::cache_folder;
-use tfcheck::execute::runner::{self, ProcessRunner, Runner};
+use tfcheck::execute::runner::{ProcessRunner, Runner};
 use tfcheck::hunt::localize::{Finding, Localized, Options};
 
 use super::forks::{Fork, newest};
@@ -39,7 +38,7 @@ fn fork() -> &'static Environment {
 }
 
 fn runner(environment: &Environment) -> ProcessRunner {
-    runner::transformers::runner(environment, &cache_folder().unwrap(), 2).unwrap()
+    super::transformers(environment)
 }
 
 /// One Python process at a time: each holds a gigabyte.

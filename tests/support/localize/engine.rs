@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use reference::protocol::{Dtype, Failed, FailedKind, Load, Reply, Request};
 use tfcheck::execute::cell::FailureKind;
-use tfcheck::execute::runner::{Ended, Runner, Session};
+use tfcheck::execute::runner::{NoResult, Runner, Session};
 use tfcheck::execute::worker::Engine;
 use tfcheck::execute::worker::candle::CandleEngine;
 
 pub(crate) struct InProcess;
 
 impl Runner for InProcess {
-    fn start<'a>(&self, _: PathBuf, _: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+    fn start<'a>(&self, _: PathBuf, _: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
         Ok(Box::<InSession>::default())
     }
 }
@@ -25,7 +25,7 @@ impl Runner for InProcess {
 pub(crate) struct WrongInBf16(pub(crate) PathBuf);
 
 impl Runner for WrongInBf16 {
-    fn start<'a>(&self, _: PathBuf, _: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+    fn start<'a>(&self, _: PathBuf, _: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
         Ok(Box::new(InSession { wrong_in_bf16: Some(self.0.clone()), ..InSession::default() }))
     }
 }
@@ -37,7 +37,7 @@ struct InSession {
 }
 
 impl Session for InSession {
-    fn ask(&mut self, request: &Request, _: Duration) -> Result<Reply, Ended> {
+    fn ask(&mut self, request: &Request, _: Duration) -> Result<Reply, NoResult> {
         let reply = match request {
             Request::Load(load) => {
                 let wrong = self.wrong_in_bf16.clone().filter(|_| load.dtype == Dtype::Bf16);
@@ -50,8 +50,8 @@ impl Session for InSession {
             other => panic!("{other:?} is not asked here"),
         };
         reply.map_err(|Failed { kind, message, .. }| match kind {
-            FailedKind::Unsupported => Ended::Unsupported(message),
-            _ => Ended::failed(FailureKind::Exception, message),
+            FailedKind::Unsupported => NoResult::Unsupported(message),
+            _ => NoResult::failed(FailureKind::Exception, message),
         })
     }
 

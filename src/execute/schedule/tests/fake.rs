@@ -9,31 +9,31 @@ use std::time::Duration;
 use candle_core::{Device, Tensor};
 use reference::protocol::{Forwarded, LOGITS, Positions, Ready, Reply, Request, Timed, Tokenized};
 
-use crate::execute::runner::{Ended, Runner, Session};
+use crate::execute::runner::{NoResult, Runner, Session};
 
 /// What a fake worker does when it is asked for the named thing.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Script {
     /// Ends the worker's start.
-    pub(super) start: Option<Ended>,
+    pub(super) start: Option<NoResult>,
     /// Ends the answer to `load`.
-    pub(super) load: Option<Ended>,
+    pub(super) load: Option<NoResult>,
     /// How long it takes to load.
     pub(super) pause: Duration,
     /// Ends the answer to `forward`.
-    pub(super) forward: Option<Ended>,
+    pub(super) forward: Option<NoResult>,
     /// Ends the answer to every `forward` after this worker's first, and to those of a second worker.
-    pub(super) again: Option<Ended>,
+    pub(super) again: Option<NoResult>,
     /// Added to the first logit with each further forward of any worker: what is not deterministic.
     pub(super) drift: f32,
     /// What its tokenizer says; without one, `tokenize` is unsupported.
     pub(super) ids: Option<Vec<Vec<i64>>>,
     /// Ends the answer to the n-th `time` request; `None` entries succeed.
-    pub(super) time: VecDeque<Option<Ended>>,
+    pub(super) time: VecDeque<Option<NoResult>>,
     /// What it reads off the yardstick beside the n-th round that asks; 100 from then on.
     pub(super) yardstick_ns: VecDeque<u64>,
     /// Ends the answer to `trace`.
-    pub(super) trace: Option<Ended>,
+    pub(super) trace: Option<NoResult>,
     /// Claims to have written logits without writing any.
     pub(super) forget_logits: bool,
     /// Logits of a `[1, 1, n]` result.
@@ -57,7 +57,7 @@ pub(super) struct FakeRunner {
 }
 
 impl Runner for FakeRunner {
-    fn start<'a>(&'a self, _log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, Ended> {
+    fn start<'a>(&'a self, _log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
         match &self.script.start {
             Some(ended) => Err(ended.clone()),
             None => Ok(Box::new(FakeSession { runner: self.clone(), stop })),
@@ -84,14 +84,14 @@ impl FakeSession<'_> {
     }
 }
 
-fn or_end(ended: Option<Ended>, reply: Reply) -> Result<Reply, Ended> {
+fn or_end(ended: Option<NoResult>, reply: Reply) -> Result<Reply, NoResult> {
     ended.map_or(Ok(reply), Err)
 }
 
 impl Session for FakeSession<'_> {
-    fn ask(&mut self, request: &Request, _timeout: Duration) -> Result<Reply, Ended> {
+    fn ask(&mut self, request: &Request, _timeout: Duration) -> Result<Reply, NoResult> {
         if self.stop.load(Ordering::Relaxed) {
-            return Err(Ended::Interrupted);
+            return Err(NoResult::Interrupted);
         }
         let script = &mut self.runner.script;
         match request {
@@ -114,7 +114,7 @@ impl Session for FakeSession<'_> {
                 let shape = vec![1, 1, logits.len()];
                 if ended.is_none() && !forget {
                     write_logits(&logits, &forward.logits).map_err(|error| {
-                        Ended::failed(crate::execute::cell::FailureKind::Exception, error)
+                        NoResult::failed(crate::execute::cell::FailureKind::Exception, error)
                     })?;
                 }
                 or_end(
@@ -149,18 +149,18 @@ impl Session for FakeSession<'_> {
                 self.note("trace");
                 if ended.is_none() {
                     std::fs::write(&trace.path, "{\"traceEvents\":[]}").map_err(|error| {
-                        Ended::failed(crate::execute::cell::FailureKind::Exception, error.to_string())
+                        NoResult::failed(crate::execute::cell::FailureKind::Exception, error.to_string())
                     })?;
                 }
                 or_end(ended, Reply::Traced)
             }
             Request::Capture(_) | Request::Replay(_) => {
-                Err(Ended::Unsupported("it exposes no modules".to_owned()))
+                Err(NoResult::Unsupported("it exposes no modules".to_owned()))
             }
             Request::Tokenize(_) => {
                 let ids = script.ids.clone();
                 self.note("tokenize");
-                let unsupported = || Ended::Unsupported("no tokenizer".into());
+                let unsupported = || NoResult::Unsupported("no tokenizer".into());
                 let ids = ids.ok_or_else(unsupported)?;
                 Ok(Reply::Tokenized(Tokenized { ids, class: "FakeTokenizer".into() }))
             }
