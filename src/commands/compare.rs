@@ -30,7 +30,7 @@ use compare::verdict::Tolerances;
 /// When a folder holds no run, or what it holds cannot be read.
 pub fn compare(runs: &[PathBuf], fail_on: &[Gate], progress: &Progress) -> Result<ExitCode> {
     if let [only] = runs
-        && !is_ancestors(only)
+        && !is_legacy(only)
     {
         let folder = RunFolder::resume(only)?;
         let mut manifest = folder.manifest()?;
@@ -43,8 +43,8 @@ pub fn compare(runs: &[PathBuf], fail_on: &[Gate], progress: &Progress) -> Resul
     let mut tolerances = Tolerances::default();
     let mut sides = Vec::new();
     for path in runs {
-        if is_ancestors(path) {
-            sides.push(ancestors(path)?);
+        if is_legacy(path) {
+            sides.push(legacy_run(path)?);
             continue;
         }
         let folder = RunFolder::open(path)?;
@@ -112,12 +112,12 @@ fn one_case(group: Vec<Side>, tolerances: &Tolerances) -> Result<crate::judge::v
 }
 
 /// Whether the folder is one that the older Python framework left.
-fn is_ancestors(path: &Path) -> bool {
-    !path.join("run.json").is_file() && saved_by_ancestor(path).is_ok_and(|files| !files.is_empty())
+fn is_legacy(path: &Path) -> bool {
+    !path.join("run.json").is_file() && saved_by_legacy_run(path).is_ok_and(|files| !files.is_empty())
 }
 
 /// `<version>/logits_<note>.pt` below a folder, in the order of their names.
-fn saved_by_ancestor(path: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
+fn saved_by_legacy_run(path: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     for version in std::fs::read_dir(path)? {
         let version = version?.path();
@@ -137,8 +137,8 @@ fn saved_by_ancestor(path: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-fn ancestors(path: &Path) -> Result<Side> {
-    let files = saved_by_ancestor(path)
+fn legacy_run(path: &Path) -> Result<Side> {
+    let files = saved_by_legacy_run(path)
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot read {}", path.display()))?;
     let (mut cells, mut logits) = (Vec::new(), Vec::new());

@@ -38,7 +38,9 @@ pub fn step_summary(run: &RunView, judged: &Judged) -> String {
             Part::Case(case, contents) => {
                 paragraph(&mut text, &format!("### {}", case.name));
                 paragraph(&mut text, &format!("{}; {}", case.checkpoint, case.inputs));
-                contents.iter().for_each(|content| section(&mut text, "####", content));
+                for content in &contents {
+                    section(&mut text, "####", content);
+                }
             }
         }
     }

@@ -46,7 +46,9 @@ impl Report for Html {
                             escape(&case.inputs)
                         ),
                     );
-                    contents.iter().for_each(|content| section(&mut page, content));
+                    for content in &contents {
+                        section(&mut page, content);
+                    }
                     put(&mut page, "</section>\n");
                 }
             }
@@ -85,14 +87,22 @@ fn section(page: &mut String, content: &Content) {
             Block::Text(spans) => put(page, &format!("<p>{}</p>\n", inline(spans))),
             Block::List(items) => {
                 put(page, "<ul>\n");
-                items.iter().for_each(|item| list_item(page, item));
+                for item in items {
+                    list_item(page, item);
+                }
                 put(page, "</ul>\n");
             }
             Block::Table(one) => table(page, one),
-            Block::Fitting(tables) => tables.first().into_iter().for_each(|one| table(page, one)),
+            Block::Fitting(tables) => {
+                if let Some(one) = tables.first() {
+                    table(page, one);
+                }
+            }
             Block::Entries(entries) => {
                 put(page, "<ul>\n");
-                entries.iter().for_each(|entry| list_entry(page, entry));
+                for entry in entries {
+                    list_entry(page, entry);
+                }
                 put(page, "</ul>\n");
             }
             Block::Verbatim { title, text } => put(
@@ -123,8 +133,11 @@ fn list_item(page: &mut String, item: &Item) {
         put(page, &format!(" {}", escape(below)));
     }
     if !item.items.is_empty() {
-        let items: String = item.items.iter().map(|item| format!("<li>{}</li>", escape(item))).collect();
-        put(page, &format!("<ul>{items}</ul>"));
+        put(page, "<ul>");
+        for item in &item.items {
+            put(page, &format!("<li>{}</li>", escape(item)));
+        }
+        put(page, "</ul>");
     }
     put(page, "</li>\n");
 }

@@ -49,7 +49,9 @@ pub(super) fn section(text: &mut String, level: &str, content: &Content) {
             Block::Text(spans) => paragraph(text, &inline(spans)),
             Block::List(items) => {
                 text.push('\n');
-                items.iter().for_each(|item| list_item(text, item));
+                for item in items {
+                    list_item(text, item);
+                }
             }
             Block::Table(one) => {
                 text.push('\n');
@@ -63,7 +65,9 @@ pub(super) fn section(text: &mut String, level: &str, content: &Content) {
             }
             Block::Entries(entries) => {
                 text.push('\n');
-                entries.iter().for_each(|entry| list_entry(text, entry));
+                for entry in entries {
+                    list_entry(text, entry);
+                }
             }
             Block::Verbatim { text: log, .. } => {
                 let lines: Vec<&str> = log.lines().collect();

@@ -37,7 +37,9 @@ impl Report for Terminal {
                 Part::Case(case, contents) => {
                     let title = format!("{} · {} · {}", case.name, case.checkpoint, case.inputs);
                     terminal.line(&mut text, &terminal.paint(&Style::new().bold(), &title));
-                    contents.iter().for_each(|content| terminal.section(&mut text, content, 2));
+                    for content in &contents {
+                        terminal.section(&mut text, content, 2);
+                    }
                 }
             }
         }
@@ -67,7 +69,9 @@ impl Terminal {
                 Block::List(items) => {
                     for item in items {
                         self.wrapped(text, &format!("- {}", plain(&item.text)), indent);
-                        item.items.iter().for_each(|item| self.wrapped(text, &format!("- {item}"), 4));
+                        for item in &item.items {
+                            self.wrapped(text, &format!("- {item}"), 4);
+                        }
                     }
                 }
                 Block::Table(table) => self.table(text, table),
@@ -77,9 +81,15 @@ impl Terminal {
                         self.table(text, table);
                     }
                 }
-                Block::Entries(entries) => entries.iter().for_each(|entry| self.entry(text, entry)),
+                Block::Entries(entries) => {
+                    for entry in entries {
+                        self.entry(text, entry);
+                    }
+                }
                 Block::Verbatim { text: log, .. } => {
-                    log.lines().for_each(|part| self.line(text, &format!("    {part}")));
+                    for part in log.lines() {
+                        self.line(text, &format!("    {part}"));
+                    }
                 }
                 Block::Gap => text.push('\n'),
                 Block::Apart if !text.ends_with("\n\n") => text.push('\n'),

@@ -3,12 +3,28 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code, reason = "shared by several test binaries")]
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use tfcheck::execute::cell::{Cell, FailureKind, Outcome};
 use tfcheck::results::{Manifest, RunFolder};
+
+/// The search path with the interpreter itself in front: a version manager's `python3` is a wrapper that starts a shell,
+/// which takes three times as long as a scripted worker.
+static PATH: LazyLock<OsString> = LazyLock::new(|| {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let executable =
+        Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
+    let made = folder.join(format!("python3-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::os::unix::fs::symlink(stdout(&executable).trim(), &made).unwrap();
+    std::fs::rename(made, folder.join("python3")).unwrap();
+    std::env::join_paths(std::iter::once(folder).chain(std::env::split_paths(&path))).unwrap()
+});
 
 /// A folder to run in, with its own results.
 pub(crate) struct Sandbox {
@@ -53,6 +69,7 @@ impl Sandbox {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tfcheck"));
         command
             .args(arguments)
+            .env("PATH", &*PATH)
             .current_dir(self.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

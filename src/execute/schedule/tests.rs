@@ -379,9 +379,9 @@ fn a_tokenizer_that_parts_from_the_run_is_named_with_position_and_token() {
         assert_eq!(completed(&cells[0]).notes, expected);
     };
     check(Some(vec![5, 6, 7]), &[]);
-    let parts = "FakeTokenizer gives other ids than the run was fed: text 0, position";
-    check(Some(vec![5, 9, 7]), &[&format!("{parts} 1: 9 where the run has 6 (` b`)")]);
-    check(Some(vec![5, 6]), &[&format!("{parts} 2: no token where the run has 7 (` c`)")]);
-    check(Some(vec![5, 6, 7, 2]), &[&format!("{parts} 3: 2 where the run has no token")]);
+    let parts = "FakeTokenizer gives other token ids than the run's inputs: text 0, position";
+    check(Some(vec![5, 9, 7]), &[&format!("{parts} 1: 9 instead of 6 (` b`)")]);
+    check(Some(vec![5, 6]), &[&format!("{parts} 2: no token instead of 7 (` c`)")]);
+    check(Some(vec![5, 6, 7, 2]), &[&format!("{parts} 3: 2 instead of no token")]);
     check(None, &["its tokenizer was not compared: no tokenizer"]);
 }

@@ -178,7 +178,7 @@ fn fixture(name: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn logits_of_the_ancestor_are_read_without_unpickling_code() {
+fn logits_of_a_legacy_run_are_read_without_unpickling_code() {
     let mut files = Files::new();
     let values: Vec<f64> = (0..12).map(|i| f64::from(i) / 8.0 - 0.5).collect();
     files.add("written", Dtype::F32, [1, 1, 12], &values);

@@ -108,7 +108,7 @@ fn float64_tells_a_bug_that_bfloat16_hides_from_rounding() {
         .add("a_f64", Dtype::F64, shape, &exact);
     let found = judged(&files, &["a", "b", "a"]);
     assert_eq!(found[0].decision, Decision::SameMathematics);
-    assert!(found[0].evidence.contains("no float64 result of its own"), "{}", found[0].evidence);
+    assert!(found[0].evidence.contains("has no own float64 result"), "{}", found[0].evidence);
     files.add("b_f64", Dtype::F64, shape, &wrong);
     let found = judged(&files, &["a", "b", "a", "b"]);
     assert_eq!(found[0].decision, Decision::Diverged, "{}", found[0].evidence);
@@ -180,18 +180,18 @@ fn where_the_float64_results_agree_rounding_is_no_divergence_however_large() {
         assert!(verdict.evidence.contains(evidence), "{verdict:?}");
     };
     // Against its own float64 result there is nothing to be worse than.
-    same("a_f64", "a", "rounding is large here, for the code of a itself gave a_f64");
-    same("a", "b", "b departs likewise from its own float64 result");
+    same("a_f64", "a", "rounding is large here, as the code of a itself computed a_f64");
+    same("a", "b", "b differs from its own float64 result");
     same("b_f64", "a", "the float64 results agree");
     // What cannot run in float64 is held against what can.
-    same("a", "b_fused", "b_fused has not run in float64 itself and is measured against b_f64");
-    same("a", "c", "c has no float64 result of its own and is measured against a_f64");
+    same("a", "b_fused", "b_fused has not run in float64 itself and is compared with b_f64");
+    same("a", "c", "c has no own float64 result and is compared with a_f64");
     let diverged = |a: &str, b: &str, evidence: &str| {
         let verdict = of(&found, a, b);
         assert_eq!(verdict.decision, Decision::Diverged, "{verdict:?}");
         assert!(verdict.evidence.contains(evidence), "{verdict:?}");
     };
-    diverged("a", "b_broken", "b_broken departs from its float64 result b_f64 by more than rounding");
+    diverged("a", "b_broken", "b_broken differs from its float64 result b_f64 by more than rounding");
     // No variant of its dtype says how large rounding is.
     diverged("a", "b_coarse", "has not run in float64 itself");
     // float64 tells a bug, whatever bf16 shows.
@@ -199,7 +199,34 @@ fn where_the_float64_results_agree_rounding_is_no_divergence_however_large() {
     // The mathematics is right, and the rounding worse than others': a table of positions in bf16, say.
     let verdict = of(&found, "a", "d");
     assert_eq!(verdict.decision, Decision::WorseRounding { worse: "d".to_owned() }, "{verdict:?}");
-    assert!(verdict.evidence.contains("d has the mathematics of d_f64"), "{verdict:?}");
+    assert!(verdict.evidence.contains("because its own code computed d_f64"), "{verdict:?}");
+}
+
+#[test]
+fn the_basis_of_a_verdict_is_its_evidence_as_data() {
+    let shape = [1, 4, 200];
+    let exact: Vec<f64> = noise(1, 800).iter().map(|x| 5.0 * x).collect();
+    let mut nan = exact.clone();
+    nan[3] = f64::NAN;
+    let mut files = Files::new();
+    files
+        .add("a_f64", Dtype::F64, shape, &exact)
+        .add("a", Dtype::Bf16, shape, &bf16(&added(&exact, &noise(2, 800), 0.02)))
+        .add("b", Dtype::Bf16, shape, &nan);
+    let found = judged(&files, &["a", "a", "b"]);
+    for verdict in &found {
+        assert_eq!(verdict.evidence, verdict.basis.to_string());
+    }
+    let json = |a: &str, b: &str| serde_json::to_value(of(&found, a, b)).unwrap();
+    let rounding = json("a_f64", "a");
+    let basis = &rounding["basis"];
+    assert_eq!((&basis["rule"], &basis["found"]["is"]), (&"oracles".into(), &"rounding".into()), "{basis}");
+    assert_eq!(basis["found"]["rmse"][0], 0.0, "{basis}");
+    assert_eq!(basis["found"]["comparison"]["rule"], "each_within_its_dtype", "{basis}");
+    assert!(rounding["evidence"].is_string() && basis["noise"].is_null(), "{rounding}");
+    let broken = json("a", "b");
+    assert_eq!(broken["basis"]["found"]["is"], "side_not_finite", "{broken}");
+    assert_eq!(broken["basis"]["found"]["sides"][1]["nan"], 1, "{broken}");
 }
 
 /// What a fused form departs by that was fed a known variant's inputs, module by module, and agreed in each.

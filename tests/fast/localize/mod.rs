@@ -2,4 +2,3 @@
 
 mod cli;
 mod native;
-mod routers;

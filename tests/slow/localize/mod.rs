@@ -4,6 +4,7 @@ mod forks;
 mod planted_rounding;
 mod plants;
 mod rounding;
+mod routers;
 mod twins;
 
 use std::path::Path;
