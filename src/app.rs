@@ -43,7 +43,11 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Plan(selection) => say(&plan_text(selection)?),
         Command::Init(arguments) => say(&config::init(&arguments.path)?),
         Command::Schema => say(&config::schema_text()),
-        Command::Compare(arguments) => compare::compare(&arguments.runs, &arguments.fail_on, &progress(cli)),
+        Command::Compare(arguments) => compare::compare(
+            &arguments.runs,
+            &arguments.fail_on,
+            &progress(cli).with_all_tables(arguments.full),
+        ),
         Command::Baseline(arguments) => say(&match arguments {
             Baseline::Save { name, run, results } => baseline::save(results, name, run.as_deref())?,
             Baseline::List { results } => baseline::list(results)?,
@@ -94,7 +98,7 @@ fn progress(cli: &Cli) -> Progress {
 
 fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
-    let progress = progress(cli);
+    let progress = progress(cli).with_all_tables(arguments.full);
     let cache = cache_folder()?;
     let (mut loaded, plan, destination) = if let Some(path) = &arguments.resume {
         let folder = RunFolder::resume(path)?;

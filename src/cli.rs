@@ -145,6 +145,9 @@ pub struct Run {
     /// Rebuild the config's environments, even if they exist.
     #[arg(long)]
     pub clean: bool,
+    /// Print every table of the results instead of what fits a screen.
+    #[arg(long)]
+    pub full: bool,
     /// Complete an interrupted run with its own config, keeping its finished cells.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "checkpoints", "only", "skip", "dry_run", "results"])]
     pub resume: Option<PathBuf>,
@@ -170,6 +173,9 @@ pub struct Compare {
     /// Gate, as in `tfcheck run`: exit with 1 if this condition holds; repeatable; replaces the run's gates.
     #[arg(long = "fail-on", value_name = "GATE")]
     pub fail_on: Vec<Gate>,
+    /// Print every table of the results instead of what fits a screen.
+    #[arg(long)]
+    pub full: bool,
 }
 
 /// Arguments of `tfcheck bisect`.

@@ -4,12 +4,13 @@
 //! [`logits`] opens files or takes numbers in memory, [`matrix`] reads all of them once and measures every pair,
 //! [`metrics`] says what each number means, [`metric`] is the table of them, [`oracle`] measures variants against
 //! float64, [`verdict`] decides, [`evidence`] holds what a decision rests on, [`recorded`] decides on a variant against
-//! recorded logits, [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
+//! recorded logits, [`groups`] partitions variants by verdicts, [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
 
 mod dtype;
 mod entry;
 pub mod evidence;
 mod fold;
+pub mod groups;
 mod kernels;
 pub mod logits;
 pub mod matrix;

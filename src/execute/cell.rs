@@ -39,6 +39,13 @@ impl Cell {
             outcome,
         }
     }
+
+    /// Whether the run ended before the cell was begun: such a cell has no key.
+    pub fn is_not_started(&self) -> bool {
+        let is_interrupted =
+            matches!(&self.outcome, Outcome::Failed(Failure { kind: FailureKind::Interrupted, .. }));
+        is_interrupted && self.key.is_empty()
+    }
 }
 
 /// How a cell ended.

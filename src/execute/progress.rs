@@ -21,6 +21,7 @@ pub struct Progress {
     /// How often `--verbose` was given.
     verbose: u8,
     shows_results: bool,
+    shows_all: bool,
     log: Mutex<Option<File>>,
     /// The workers' logs, and how much of each has been shown.
     followed: Mutex<BTreeMap<PathBuf, u64>>,
@@ -44,6 +45,7 @@ impl Progress {
             quiet,
             verbose: 0,
             shows_results: true,
+            shows_all: false,
             log: Mutex::default(),
             followed: Mutex::default(),
             started: Instant::now(),
@@ -64,6 +66,7 @@ impl Progress {
             quiet: self.quiet,
             verbose: self.verbose,
             shows_results: self.shows_results,
+            shows_all: self.shows_all,
             log: Mutex::default(),
             followed: Mutex::default(),
             started: self.started,
@@ -74,6 +77,17 @@ impl Progress {
     #[must_use]
     pub fn without_results(self) -> Self {
         Self { shows_results: false, ..self }
+    }
+
+    /// The same with every table of a run's results instead of what fits a screen, where `all` is set.
+    #[must_use]
+    pub fn with_all_tables(self, all: bool) -> Self {
+        Self { shows_all: all, ..self }
+    }
+
+    /// Whether every table of a run's results is shown.
+    pub fn shows_all(&self) -> bool {
+        self.shows_all
     }
 
     /// Keeps every line in `path` too, from now on. A log that cannot be opened is said once and done without.

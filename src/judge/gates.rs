@@ -178,7 +178,7 @@ impl Judged {
 pub fn exit_code(run: &RunView, judged: &Judged) -> ExitCode {
     if judged.has_failed() {
         ExitCode::Diverged
-    } else if run.tally().failed > 0 {
+    } else if run.tally().failed + run.tally().not_started > 0 {
         ExitCode::CellFailed
     } else {
         ExitCode::Agree

@@ -4,6 +4,7 @@ pub mod against;
 pub mod assess;
 pub mod baseline;
 pub mod exit_code;
+pub mod findings;
 pub mod gates;
 pub mod history;
 pub mod view;

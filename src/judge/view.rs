@@ -94,6 +94,8 @@ pub struct Tally {
     pub failed: usize,
     /// Cells that a runner does not support.
     pub unsupported: usize,
+    /// Cells that were not begun before the run ended.
+    pub not_started: usize,
 }
 
 impl Tally {
@@ -133,6 +135,7 @@ impl RunView {
             }
             for cell in &case.cells {
                 match &cell.outcome {
+                    _ if cell.is_not_started() => tally.not_started += 1,
                     Outcome::Completed(completed) if completed.unfinished.is_some() => tally.failed += 1,
                     Outcome::Completed(_) => {}
                     Outcome::Unsupported { .. } => tally.unsupported += 1,

@@ -9,6 +9,7 @@ use super::sweep::{self, Mark, Sweep};
 use super::{Report, preflight};
 use crate::execute::cell::{Cell, Outcome};
 use crate::judge::against::{Against, ComparedCell};
+use crate::judge::findings::{CaseGroups, findings};
 use crate::judge::gates::Judged;
 use crate::judge::view::{CaseView, RunView};
 use crate::results::SCHEMA_VERSION;
@@ -31,6 +32,7 @@ impl Report for Json {
 
     fn render(&self, run: &RunView, judged: &Judged) -> String {
         let tally = run.tally();
+        let found = findings(run);
         let summary = json!({
             "schema_version": SCHEMA_VERSION,
             "run": run.id,
@@ -47,10 +49,12 @@ impl Report for Json {
                 "not_run": tally.not_run,
                 "failed": tally.failed,
                 "unsupported": tally.unsupported,
+                "not_started": tally.not_started,
             },
             "sweep": sweep::sweep(run).as_ref().map(collapsed),
             "preflight": preflight(run),
-            "cases": run.cases.iter().map(case).collect::<Vec<_>>(),
+            "findings": found.findings,
+            "cases": run.cases.iter().zip(&found.cases).map(|(view, groups)| case(view, groups)).collect::<Vec<_>>(),
         });
         format!("{summary:#}\n")
     }
@@ -90,7 +94,23 @@ fn against(against: &Against) -> Value {
     })
 }
 
-fn case(case: &CaseView) -> Value {
+/// The variants that compute the same, by letter; `not_transitive` lists the pairs that the partition tells wrongly.
+fn groups(case: &CaseView, found: &CaseGroups) -> Value {
+    let name = |index: usize| &case.cells[index].name;
+    let rounds_worse = |&member: &usize| found.marks[member].rounds_worse();
+    json!({
+        "reference": found.reference.map(name),
+        "groups": found.groups.groups.iter().zip(&found.letters).map(|(group, letter)| json!({
+            "letter": letter,
+            "leader": name(group.leader),
+            "members": group.members.iter().copied().map(name).collect::<Vec<_>>(),
+            "rounds_worse": group.members.iter().copied().filter(rounds_worse).map(name).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
+        "not_transitive": found.groups.chains.iter().map(|chain| json!([name(chain.a), name(chain.b)])).collect::<Vec<_>>(),
+    })
+}
+
+fn case(case: &CaseView, found: &CaseGroups) -> Value {
     let names = &case.matrix.names;
     json!({
         "name": case.name,
@@ -102,6 +122,7 @@ fn case(case: &CaseView) -> Value {
         "positions": case.matrix.positions.iter().copied().map(position).collect::<Vec<_>>(),
         "curves_left_out": curves_left_out(&case.matrix),
         "pairs": pairs(case),
+        "groups": groups(case, found),
         "verdicts": case.verdicts,
         "localized": case.localized,
         "accuracies": case.accuracies.iter().map(|accuracy| json!({

@@ -8,6 +8,7 @@ pub mod json;
 pub mod junit;
 pub mod markdown;
 mod preflight;
+pub mod overview;
 mod sections;
 mod sweep;
 pub mod terminal;
@@ -92,7 +93,11 @@ pub fn show(view: &RunView, judged: &Judged, progress: &Progress) {
     let term = Term::stderr();
     let width = term.size_checked().map_or(100, |(_, columns)| usize::from(columns));
     let terminal = Terminal { width, color: console::colors_enabled() };
-    progress.result(&terminal.render(view, judged));
+    progress.result(&if progress.shows_all() {
+        terminal.render(view, judged)
+    } else {
+        overview::render(view, judged, width, terminal.color)
+    });
     github::publish(view, judged, progress);
 }
 

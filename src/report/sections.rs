@@ -12,8 +12,10 @@ mod decoding;
 mod differences;
 mod environment;
 mod failures;
+mod findings;
 mod first_divergence;
 mod gates;
+mod groups;
 mod noise;
 mod notes;
 mod pairs;
@@ -24,15 +26,21 @@ mod sweep;
 mod verdicts;
 
 use super::document::{Content, Medium};
+use crate::judge::findings::{CaseGroups, Findings, findings};
 use crate::judge::gates::Judged;
 use crate::judge::view::{CaseView, RunView};
 use Medium::{Page, Step, Summary, Terminal};
+pub(super) use against::row as change_row;
 pub(super) use differences::heat;
 
 /// What a section is about, and what builds it; `None` where there is nothing to show.
 enum Of {
     Run(fn(&RunView, &Judged, Medium) -> Option<Content>),
     Case(fn(&CaseView, Medium) -> Option<Content>),
+    /// The findings of the run.
+    Findings(fn(&RunView, &Findings, Medium) -> Option<Content>),
+    /// The groups of each case.
+    Groups(fn(&CaseView, &CaseGroups, Medium) -> Option<Content>),
 }
 
 struct Section {
@@ -61,10 +69,12 @@ const SECTIONS: &[Section] = &[
     run(environment::content, FILES),
     Section { decides: true, ..run(gates::content, STEP_TOO) },
     Section { decides: true, ..run(against::content, STEP_TOO) },
+    Section { of: Of::Findings(findings::content), media: FILES, decides: false },
     run(sweep::content, EVERYWHERE),
     case(performance::content, STEP_TOO),
     case(decoding::content, EVERYWHERE),
     case(differences::content, EVERYWHERE),
+    Section { of: Of::Groups(groups::content), media: FILES, decides: false },
     // A page has both in the colours and hints of the differences.
     case(noise::content, &[Summary]),
     case(relative::content, &[Summary]),
@@ -87,10 +97,12 @@ pub(super) enum Part<'a> {
 
 /// The document for a format. Files begin with what decides; a terminal, which shows its end, ends with it.
 pub(super) fn document<'a>(run: &'a RunView, judged: &Judged, medium: Medium) -> Vec<Part<'a>> {
+    let found = findings(run);
     let cases = || {
-        run.cases.iter().map(|case| {
+        run.cases.iter().zip(&found.cases).map(|(case, groups)| {
             let of_case = |section: &Section| match section.of {
                 Of::Case(content) if section.media.contains(&medium) => content(case, medium),
+                Of::Groups(content) if section.media.contains(&medium) => content(case, groups, medium),
                 _ => None,
             };
             Part::Case(case, SECTIONS.iter().filter_map(of_case).collect())
@@ -98,6 +110,9 @@ pub(super) fn document<'a>(run: &'a RunView, judged: &Judged, medium: Medium) ->
     };
     let of_run = |section: &Section| match section.of {
         Of::Run(content) if section.media.contains(&medium) => content(run, judged, medium).map(Part::Run),
+        Of::Findings(content) if section.media.contains(&medium) => {
+            content(run, &found, medium).map(Part::Run)
+        }
         _ => None,
     };
     if medium == Terminal {
@@ -105,7 +120,7 @@ pub(super) fn document<'a>(run: &'a RunView, judged: &Judged, medium: Medium) ->
         let deciding = SECTIONS.iter().rev().filter(|section| section.decides).filter_map(of_run);
         return cases().chain(rest).chain(deciding).collect();
     }
-    let first_case = SECTIONS.iter().position(|section| matches!(section.of, Of::Case(_)));
+    let first_case = SECTIONS.iter().position(|section| matches!(section.of, Of::Case(_) | Of::Groups(_)));
     let (before, after) = SECTIONS.split_at(first_case.unwrap_or(SECTIONS.len()));
     before.iter().filter_map(of_run).chain(cases()).chain(after.iter().filter_map(of_run)).collect()
 }

@@ -243,7 +243,7 @@ fn widths(rows: &[Vec<String>]) -> Vec<usize> {
 }
 
 /// Words in lines of at most `width` columns.
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         match lines.last_mut() {

@@ -22,6 +22,7 @@ mod inputs_batches;
 mod known_positives;
 mod layers;
 mod localize;
+mod overview;
 mod pipeline;
 mod recording;
 mod report;

@@ -2,25 +2,39 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result};
+use reference::protocol::{Attention, Mode};
 
 use super::{PreparedCase, RunRequest, Runners, load, prepare};
 use crate::hunt::localize::{self, LocalizeError, Localized, Options, Request, Side};
 use crate::judge::assess::ONE_PASS;
+use crate::judge::findings::case_groups;
 use crate::judge::view::{CaseView, RunView};
 use crate::results::{Manifest, RunFolder};
 use crate::spec::machine::Machine;
 use crate::spec::nearest::nearest;
 use crate::spec::plan::{CasePlan, CellPlan};
 use crate::spec::variant::{Runner, Variant};
-use compare::units::count;
+use compare::groups::Group;
 use compare::verdict::Decision;
 
-/// Pairs that the end of a run localises, a case: each takes as long as a few passes, and one fault shows in many pairs.
-const PAIRS: usize = 3;
+/// Pairs of one group that the end of a run tries in vain: where the first cannot be captured another may.
+const MOST_FAILURES: usize = 2;
+
+/// What became of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tries {
+    /// It was not localised yet.
+    Open,
+    /// Its first divergence is known.
+    Localised,
+    /// It was localised and does not diverge.
+    Excused,
+    /// It could not be localised.
+    Failed,
+}
 
 /// A pair to localise.
 #[derive(Clone, Copy, Debug)]
@@ -199,18 +213,6 @@ impl EndOfRun<'_> {
                 view.notes = notes;
             }
         }
-        let run = self.folder.path().display();
-        for index in 0..self.cases.len() {
-            let case = &view.cases[index];
-            let left_out = self.pairs(index, case, &tried).len();
-            if left_out > 0 && !self.is_stopped() {
-                view.notes.push(format!(
-                    "{}: {} diverging, not localised; `tfcheck localize --run {run} A B` does one",
-                    case.name,
-                    count(left_out, "more pair")
-                ));
-            }
-        }
         Ok(view)
     }
 
@@ -225,9 +227,6 @@ impl EndOfRun<'_> {
             }
             let mut pairs = self.pairs(index, case, tried);
             pairs.retain(|pair| stage != Stage::BesideOnePass || is_own(pair));
-            let known = tried.iter().filter(|(of, _)| *of == index).count();
-            let excused = case.localized.iter().filter(|found| !found.is_divergence()).count();
-            let room = PAIRS.saturating_sub(known - excused);
             let files = self.folder.case_folder(self.manifest, &case.name);
             let pair = Pair {
                 request: self.request,
@@ -237,7 +236,7 @@ impl EndOfRun<'_> {
                 logs: &files,
                 files: &files,
             };
-            for cells in pairs.into_iter().take(room) {
+            for cells in pairs {
                 let names = sides(cells);
                 let [a, b] = &names;
                 self.request.progress.line(&format!("{}: localising {a} / {b}", case.name));
@@ -265,57 +264,73 @@ impl EndOfRun<'_> {
         Ok(is_changed)
     }
 
-    /// The diverging pairs of a case that are worth looking into and were not.
+    /// What is to be localised in a case and was not: each cached variant that diverges from its own full-sequence pass,
+    /// then one member of each group beside one of group A.
     fn pairs(&self, index: usize, case: &CaseView, tried: &Tried) -> Vec<[&CellPlan; 2]> {
-        let plan = self.request.plan;
-        let verdicts = case.verdicts.iter().filter(|verdict| verdict.decision == Decision::Diverged);
-        let names: Vec<[&str; 2]> =
-            verdicts.map(|verdict| [verdict.a.as_str(), verdict.b.as_str()]).collect();
-        let cells: Vec<&CellPlan> = plan.cells.iter().filter(|cell| cell.case == index).collect();
-        let mut pairs = chosen(&cells, &names, &plan.baseline);
-        pairs.retain(|pair| !tried.contains(&(index, sides(*pair))));
-        pairs
-    }
+        let cells: Vec<&CellPlan> =
+            self.request.plan.cells.iter().filter(|cell| cell.case == index).collect();
+        let cell = |name: &str| cells.iter().find(|cell| cell.variant.name() == name).copied();
+        let diverged = case.verdicts.iter().filter(|verdict| verdict.decision == Decision::Diverged);
+        let own = diverged.filter(|verdict| verdict.a.ends_with(ONE_PASS) || verdict.b.ends_with(ONE_PASS));
+        let mut pairs: Vec<[&CellPlan; 2]> =
+            own.filter_map(|verdict| cell(variant_of(&verdict.a))).map(|cell| [cell, cell]).collect();
+        pairs.retain(|pair| sees_modules(pair[0]) && !tried.contains(&(index, sides(*pair))));
 
-    fn is_stopped(&self) -> bool {
-        self.request.stop.load(Ordering::Relaxed)
+        let groups = case_groups(case).groups.groups;
+        let planned = |group: &Group| -> Vec<&CellPlan> {
+            group.members.iter().filter_map(|&member| cell(&case.cells[member].name)).collect()
+        };
+        let Some((first, others)) = groups.split_first() else { return pairs };
+        let state = |pair: [&CellPlan; 2]| {
+            let names = sides(pair);
+            let is_it = |found: &&Localized| names == [found.a.as_str(), found.b.as_str()];
+            match case.localized.iter().find(is_it) {
+                Some(found) if found.is_divergence() => Tries::Localised,
+                Some(_) => Tries::Excused,
+                None if tried.contains(&(index, names)) => Tries::Failed,
+                None => Tries::Open,
+            }
+        };
+        for group in others {
+            pairs.extend(representatives(&planned(first), &planned(group), state));
+        }
+        pairs
     }
 }
 
-/// Of the diverging pairs one for every two kinds of variant (dtypes are one kind, of which pairs in one dtype come first),
-/// those of a variant and its own one pass first, then those with the baseline.
-/// Programs of the user's and upstream's ports show no modules, and two dtypes of one variant are the same modules.
-fn chosen<'a>(cells: &[&'a CellPlan], diverged: &[[&str; 2]], baseline: &str) -> Vec<[&'a CellPlan; 2]> {
-    let cell = |name: &str| cells.iter().find(|cell| cell.variant.name() == name).copied();
-    let kind = |variant: &Variant| (variant.version.clone(), variant.mode, variant.attention);
-    let base = cell(baseline).map(|cell| kind(&cell.variant));
+/// The pair of a member of group A and one of another group whose modules can be compared best: in one dtype, in eager mode
+/// and attention. `None` where no pair shows its modules, one was localised, or enough of them failed.
+fn representatives<'a>(
+    first: &[&'a CellPlan],
+    group: &[&'a CellPlan],
+    state: impl Fn([&CellPlan; 2]) -> Tries,
+) -> Option<[&'a CellPlan; 2]> {
+    let kind = |cell: &CellPlan| {
+        let Variant { version, mode, attention, device, .. } = &cell.variant;
+        (version.clone(), *mode, *attention, device.clone())
+    };
     let mut pairs: Vec<[&CellPlan; 2]> = Vec::new();
-    let mut found: Vec<[&CellPlan; 2]> = diverged
-        .iter()
-        .filter_map(|names| match names.map(|name| cell(variant_of(name))) {
-            [Some(a), Some(b)] => Some([a, b]),
-            _ => None,
-        })
-        .collect();
-    found.sort_by_key(|[a, b]| a.variant.dtype != b.variant.dtype);
-    for [a, b] in found {
-        let shows = |cell: &CellPlan| matches!(cell.variant.runner, Runner::Transformers | Runner::Candle);
-        let kinds = [kind(&a.variant), kind(&b.variant)];
-        let is_known = pairs.iter().any(|known| {
-            let is_alike = is_own(known) == is_own(&[a, b]);
-            let known = known.map(|cell| kind(&cell.variant));
-            is_alike && (known == kinds || [&known[1], &known[0]] == [&kinds[0], &kinds[1]])
-        });
-        let is_one = kinds[0] == kinds[1] && a.variant.device == b.variant.device;
-        if shows(a) && shows(b) && !is_known && (!is_one || is_own(&[a, b])) {
-            // What the baseline computes is what the other is fed.
-            let is_second = base.as_ref() == Some(&kinds[1]);
-            pairs.push(if is_second { [b, a] } else { [a, b] });
-        }
+    for &a in first {
+        // Two dtypes of one variant are the same modules.
+        let fitting = group.iter().filter(|b| sees_modules(a) && sees_modules(b) && kind(a) != kind(b));
+        pairs.extend(fitting.map(|&b| [a, b]));
     }
-    // A cache's fault shows beside every other variant too, and is closest to it beside its own one pass.
-    pairs.sort_by_key(|pair| (!is_own(pair), base != Some(kind(&pair[0].variant))));
-    pairs
+    let plain = |cell: &CellPlan| {
+        let Variant { mode, attention, .. } = &cell.variant;
+        usize::from(*mode != Mode::Eager) + usize::from(*attention == Some(Attention::Sdpa))
+    };
+    // The order of the cells, the reference's first, decides among equals.
+    pairs.sort_by_key(|[a, b]| (a.variant.dtype != b.variant.dtype, plain(a) + plain(b)));
+    let count = |wanted: Tries| pairs.iter().filter(|pair| state(**pair) == wanted).count();
+    if count(Tries::Localised) > 0 || count(Tries::Failed) >= MOST_FAILURES {
+        return None;
+    }
+    pairs.into_iter().find(|pair| state(*pair) == Tries::Open)
+}
+
+/// Whether the runner shows a cell's modules: programs of the user's and candle-transformers' ports do not.
+fn sees_modules(cell: &CellPlan) -> bool {
+    matches!(cell.variant.runner, Runner::Transformers | Runner::Candle)
 }
 
 /// Whether a pair is of what a variant gives through its cache and in its own one pass.

@@ -45,7 +45,8 @@ pub(super) fn content(_: &RunView, judged: &Judged, medium: Medium) -> Option<Co
     Some(Content::titled(format!("Against baseline `{name}`"), blocks))
 }
 
-fn row(row: &Change) -> [String; 8] {
+/// One variant then and now, in the order of [`COLUMNS`].
+pub(in crate::report) fn row(row: &Change) -> [String; 8] {
     let (l2, relative) = match &row.pair {
         PairOutcome::Compared(pair) => (L2.text(pair, Side::A), RELATIVE_L2.text(pair, Side::A)),
         PairOutcome::Incomparable(_) | PairOutcome::NotRun(_) => ("—".to_owned(), "—".to_owned()),

@@ -75,7 +75,11 @@ fn a_variant_is_localised_beside_its_own_one_pass_in_the_cases_with_a_prefill() 
     for (arguments, words) in [
         (
             &["candle_fused", "candle_eager in one pass"][..],
+<<<<<<< HEAD
             "only against the full-sequence pass of",
+=======
+            "against the full-sequence pass of the same variant",
+>>>>>>> groups
         ),
         (&["candle_eager", "candle_eager in one pass", "--case", "mistral-12"], "no case has a prefill"),
     ] {

@@ -1,0 +1,437 @@
+//! What a person should know about a run: per case the groups of variants that compute the same, and each distinct
+//! finding once, with the cases that it holds for.
+
+use std::collections::BTreeMap;
+
+use compare::groups::{Group, Groups, Relation, groups};
+use compare::verdict::{Decision, Verdict};
+use reference::protocol::Dtype;
+use serde::Serialize;
+
+use super::assess::ONE_PASS;
+use super::view::{CaseView, RunView};
+use crate::execute::cell::{Cell, Outcome};
+use crate::results::localized::{self, Localized};
+use crate::spec::variant::{Runner, Variant};
+
+/// The groups of every case, and the findings across them.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    /// One per case of the run, in its order.
+    pub cases: Vec<CaseGroups>,
+    /// Divergences first, then other findings on numbers, then failures.
+    pub findings: Vec<Finding>,
+}
+
+/// The variants of one case in groups.
+#[derive(Clone, Debug, Default)]
+pub struct CaseGroups {
+    /// Index of the variant that group A holds: the baseline, or what stands in for it; `None` where nothing ran.
+    pub reference: Option<usize>,
+    /// The partition of the cells that have logits, float64 references left out.
+    pub groups: Groups,
+    /// The letter of each group: A for the first, then one per leader, the same in every case of the run.
+    pub letters: Vec<String>,
+    /// One per cell.
+    pub marks: Vec<Mark>,
+}
+
+/// What the grid shows of a cell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// A member of a group.
+    Member {
+        /// The group's letter.
+        letter: String,
+        /// Whether its rounding error is larger than the rule allows beside another member of its group.
+        rounds_worse: bool,
+    },
+    /// A float64 reference: evidence, and no variant of its own.
+    Reference,
+    /// The cell failed.
+    Failed,
+    /// The runner does not support it.
+    Unsupported,
+    /// The run ended before the cell was begun.
+    NotStarted,
+}
+
+impl Mark {
+    /// Whether it is a member whose rounding error is larger than the rule allows.
+    pub fn rounds_worse(&self) -> bool {
+        matches!(self, Self::Member { rounds_worse: true, .. })
+    }
+
+    /// `A`, `B~`, `!`, `-`, `·`; nothing for a reference.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Member { letter, rounds_worse: false } => letter.clone(),
+            Self::Member { letter, rounds_worse: true } => format!("{letter}~"),
+            Self::Reference => String::new(),
+            Self::Failed => "!".to_owned(),
+            Self::Unsupported => "-".to_owned(),
+            Self::NotStarted => "·".to_owned(),
+        }
+    }
+}
+
+/// One thing to know, told once for all cases that it holds for.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Finding {
+    /// What was found.
+    #[serde(flatten)]
+    pub what: What,
+    /// The variants that it is about.
+    pub variants: Vec<String>,
+    /// The variants in short: `4.40.2 (eager, sdpa)`.
+    pub subject: String,
+    /// The cases that it holds for.
+    pub cases: Vec<String>,
+}
+
+/// Kinds of finding.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "finding", rename_all = "snake_case")]
+pub enum What {
+    /// A group that computes something else than group A.
+    Diverges {
+        /// The group's letter.
+        letter: String,
+        /// Largest relative L2 between its leader and group A's over the cases; `None` where they cannot be compared.
+        relative_l2: Option<f64>,
+        /// Why they cannot be compared.
+        incomparable: Option<String>,
+        /// The first module that diverges, or what else the localisation names.
+        place: Option<String>,
+        /// The localisation in one sentence.
+        localized: Option<String>,
+    },
+    /// Members of a group whose rounding error is larger than the rule allows.
+    RoundsWorse {
+        /// On what that rests, of one pair.
+        evidence: String,
+    },
+    /// "The same" is not transitive.
+    Chain {
+        /// The pair, and how the verdict on it and the groups disagree.
+        sentence: String,
+    },
+    /// A variant through its KV cache beside its own full-sequence pass.
+    Cache {
+        /// On what that rests.
+        evidence: String,
+        /// The first module that diverges.
+        place: Option<String>,
+    },
+    /// Cells that failed.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// Cells that a runner does not support.
+    Unsupported {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Groups the variants of every case and collects what is to be told.
+pub fn findings(run: &RunView) -> Findings {
+    let mut letters = Letters::default();
+    let mut found = Findings::default();
+    for case in &run.cases {
+        let groups = group_case(case, &mut letters);
+        divergences(case, &groups, &mut found.findings);
+        found.cases.push(groups);
+    }
+    for (case, groups) in run.cases.iter().zip(&found.cases) {
+        rounding(case, groups, &mut found.findings);
+        chains(case, groups, &mut found.findings);
+        caches(case, &mut found.findings);
+    }
+    for case in &run.cases {
+        failures(case, &mut found.findings);
+    }
+    found
+}
+
+/// Letters of groups by the names of their leaders.
+#[derive(Default)]
+struct Letters {
+    leaders: Vec<String>,
+}
+
+impl Letters {
+    /// The letter of a group that is not group A.
+    fn of(&mut self, leader: &str) -> String {
+        let at = self.leaders.iter().position(|known| known == leader).unwrap_or_else(|| {
+            self.leaders.push(leader.to_owned());
+            self.leaders.len() - 1
+        });
+        letter(at + 1)
+    }
+}
+
+/// A, B, …, Z, AA, AB, …
+fn letter(index: usize) -> String {
+    let last = char::from(b'A' + (index % 26) as u8);
+    if index < 26 { last.to_string() } else { format!("{}{last}", letter(index / 26 - 1)) }
+}
+
+/// The groups of one case by itself.
+pub fn case_groups(case: &CaseView) -> CaseGroups {
+    group_case(case, &mut Letters::default())
+}
+
+fn group_case(case: &CaseView, letters: &mut Letters) -> CaseGroups {
+    let reference = reference(case);
+    let mut order: Vec<usize> = (0..case.cells.len()).filter(|&index| is_member(case, index)).collect();
+    order.sort_by_key(|&index| Some(index) != reference);
+    let verdicts: BTreeMap<(&str, &str), &Decision> =
+        case.verdicts.iter().map(|verdict| ((&*verdict.a, &*verdict.b), &verdict.decision)).collect();
+    let decision = |a: usize, b: usize| {
+        let (a, b) = (case.cells[a].name.as_str(), case.cells[b].name.as_str());
+        verdicts.get(&(a, b)).or_else(|| verdicts.get(&(b, a))).copied()
+    };
+    let relation = |a: usize, b: usize| match decision(a, b) {
+        Some(Decision::Identical | Decision::SameMathematics | Decision::WorseRounding { .. }) => {
+            Relation::Same
+        }
+        _ => Relation::Different,
+    };
+    let groups = groups(&order, relation);
+    let letters: Vec<String> = groups
+        .groups
+        .iter()
+        .enumerate()
+        .map(|(at, group)| if at == 0 { letter(0) } else { letters.of(&case.cells[group.leader].name) })
+        .collect();
+    let rounds_worse = |index: usize| {
+        let Some(own) = groups.of(index) else { return false };
+        groups.groups[own].members.iter().any(|&other| {
+            matches!(decision(index, other), Some(Decision::WorseRounding { worse }) if *worse == case.cells[index].name)
+        })
+    };
+    let mark = |(index, cell): (usize, &Cell)| match (groups.of(index), &cell.outcome) {
+        (Some(group), _) => {
+            Mark::Member { letter: letters[group].clone(), rounds_worse: rounds_worse(index) }
+        }
+        (None, Outcome::Completed(_)) if is_evidence(case, index) => Mark::Reference,
+        (None, Outcome::Unsupported { .. }) => Mark::Unsupported,
+        _ if cell.is_not_started() => Mark::NotStarted,
+        (None, _) if is_evidence(case, index) => Mark::Reference,
+        (None, _) => Mark::Failed,
+    };
+    let marks = case.cells.iter().enumerate().map(mark).collect();
+    CaseGroups { reference, groups, letters, marks }
+}
+
+/// Whether a cell has logits and is a variant of its own.
+fn is_member(case: &CaseView, index: usize) -> bool {
+    case.matrix.compared(index, index).is_some() && !is_evidence(case, index)
+}
+
+/// Whether a cell is the float64 reference of others: in a run of float64 alone it is a variant like any.
+fn is_evidence(case: &CaseView, index: usize) -> bool {
+    case.cells[index].variant.dtype == Dtype::F64
+        && case.cells.iter().any(|cell| cell.variant.dtype != Dtype::F64)
+}
+
+/// The baseline where it ran; else the newest transformers in eager mode that ran, else the first variant that did.
+fn reference(case: &CaseView) -> Option<usize> {
+    let ran: Vec<usize> = (0..case.cells.len()).filter(|&index| is_member(case, index)).collect();
+    let named = ran.iter().find(|&&index| Some(&case.cells[index].name) == case.baseline.as_ref());
+    let upstream = ran.iter().filter(|&&index| case.cells[index].variant.runner == Runner::Transformers);
+    let newest = upstream.max_by(|&&a, &&b| {
+        let [a, b] = [a, b].map(|index| &case.cells[index].variant);
+        let age = |variant: &Variant| {
+            (variant.mode == reference::protocol::Mode::Eager, variant.dtype == Dtype::F32)
+        };
+        release(&a.version).cmp(&release(&b.version)).then(age(a).cmp(&age(b)))
+    });
+    named.or(newest).or(ran.first()).copied()
+}
+
+/// The numbers of a release's name; none of any other name, which then is older than every release.
+fn release(version: &str) -> Vec<u64> {
+    version.split('.').map_while(|part| part.parse().ok()).collect()
+}
+
+fn divergences(case: &CaseView, found: &CaseGroups, findings: &mut Vec<Finding>) {
+    let Some(first) = found.groups.groups.first() else { return };
+    for (group, letter) in found.groups.groups.iter().zip(&found.letters).skip(1) {
+        let pair = case.matrix.compared(first.leader, group.leader);
+        let relative_l2 = pair.map(|pair| compare::metrics::relative(pair.l2, pair.norm_a.max(pair.norm_b)));
+        let incomparable =
+            verdict(case, first.leader, group.leader).and_then(|verdict| match &verdict.decision {
+                Decision::Incomparable { reason } => Some(reason.clone()),
+                _ => None,
+            });
+        let localized = localized(case, first, group);
+        let what = What::Diverges {
+            letter: letter.clone(),
+            relative_l2,
+            incomparable,
+            place: localized.and_then(place),
+            localized: localized.map(|found| found.sentence.clone()),
+        };
+        add(findings, case, &group.members, what);
+    }
+}
+
+/// The localisation of a member of group A beside a member of this one.
+fn localized<'a>(case: &'a CaseView, first: &Group, group: &Group) -> Option<&'a Localized> {
+    let is_in =
+        |name: &str, group: &Group| group.members.iter().any(|&member| case.cells[member].name == name);
+    let is_of = |found: &&Localized| {
+        is_in(&found.a, first) && is_in(&found.b, group) || is_in(&found.b, first) && is_in(&found.a, group)
+    };
+    case.localized.iter().filter(is_of).max_by_key(|found| found.path().is_some())
+}
+
+/// Where a localisation says that two variants diverge first.
+fn place(found: &Localized) -> Option<String> {
+    match &found.finding {
+        localized::Finding::Module(divergence) => Some(divergence.path.clone()),
+        localized::Finding::Execution { what, .. } => Some(what.clone()),
+        localized::Finding::Logits { .. }
+        | localized::Finding::Spread { .. }
+        | localized::Finding::Nothing => None,
+    }
+}
+
+fn verdict(case: &CaseView, a: usize, b: usize) -> Option<&Verdict> {
+    let names = [&case.cells[a].name, &case.cells[b].name];
+    case.verdicts
+        .iter()
+        .find(|verdict| [&verdict.a, &verdict.b] == names || [&verdict.b, &verdict.a] == names)
+}
+
+fn rounding(case: &CaseView, found: &CaseGroups, findings: &mut Vec<Finding>) {
+    let worse: Vec<usize> =
+        (0..found.marks.len()).filter(|&index| found.marks[index].rounds_worse()).collect();
+    for index in worse {
+        let name = &case.cells[index].name;
+        let is_it = |verdict: &&Verdict| matches!(&verdict.decision, Decision::WorseRounding { worse } if worse == name);
+        let evidence = case.verdicts.iter().find(is_it).map(|verdict| verdict.evidence.to_string());
+        add(findings, case, &[index], What::RoundsWorse { evidence: evidence.unwrap_or_default() });
+    }
+}
+
+fn chains(case: &CaseView, found: &CaseGroups, findings: &mut Vec<Finding>) {
+    for chain in &found.groups.chains {
+        let [a, b] = [chain.a, chain.b].map(|index| &case.cells[index].name);
+        let letter = |index: usize| found.groups.of(index).map_or("", |group| &found.letters[group]);
+        let sentence = match chain.relation {
+            Relation::Same => format!(
+                "{a} (group {}) and {b} (group {}) agree, though their groups do not",
+                letter(chain.a),
+                letter(chain.b)
+            ),
+            Relation::Different => format!(
+                "{a} and {b} both agree with the leader of group {}, but not with each other",
+                letter(chain.a)
+            ),
+        };
+        add(findings, case, &[chain.a, chain.b], What::Chain { sentence });
+    }
+}
+
+fn caches(case: &CaseView, findings: &mut Vec<Finding>) {
+    for verdict in case.verdicts.iter().filter(|verdict| verdict.decision == Decision::Diverged) {
+        let names = [&verdict.a, &verdict.b];
+        if !names.iter().any(|name| name.ends_with(ONE_PASS)) {
+            continue;
+        }
+        let index = case.cells.iter().position(|cell| names.contains(&&cell.name));
+        let is_it = |found: &&Localized| names.contains(&&found.a) && names.contains(&&found.b);
+        let place = case.localized.iter().find(is_it).and_then(place);
+        if let Some(index) = index {
+            add(findings, case, &[index], What::Cache { evidence: verdict.evidence.to_string(), place });
+        }
+    }
+}
+
+fn failures(case: &CaseView, findings: &mut Vec<Finding>) {
+    for (index, cell) in case.cells.iter().enumerate() {
+        let what = match &cell.outcome {
+            _ if cell.is_not_started() => continue,
+            Outcome::Completed(completed) => match &completed.unfinished {
+                Some(failure) => What::Failed { reason: format!("not timed: {}", failure.reason) },
+                None => continue,
+            },
+            Outcome::Unsupported { reason } => What::Unsupported { reason: reason.clone() },
+            Outcome::Failed(failure) => {
+                What::Failed { reason: format!("{}: {}", failure.kind.words(), failure.reason) }
+            }
+        };
+        add(findings, case, &[index], what);
+    }
+}
+
+/// Adds what was found in a case: the same finding in another case, or of another variant of this one, becomes one.
+fn add(findings: &mut Vec<Finding>, case: &CaseView, members: &[usize], what: What) {
+    let variants: Vec<String> = members.iter().map(|&member| case.cells[member].name.clone()).collect();
+    let known = findings.iter_mut().find(|known| match (&known.what, &what) {
+        (
+            What::Diverges { letter: a, place: at, incomparable: why, .. },
+            What::Diverges { letter: b, place, incomparable, .. },
+        ) => (a, at, why, &known.variants) == (b, place, incomparable, &variants),
+        (What::RoundsWorse { .. }, What::RoundsWorse { .. }) => known.variants == variants,
+        (What::Cache { place: at, .. }, What::Cache { place, .. }) => at == place,
+        (What::Chain { sentence: a }, What::Chain { sentence: b }) => a == b,
+        (What::Failed { reason: a }, What::Failed { reason: b })
+        | (What::Unsupported { reason: a }, What::Unsupported { reason: b }) => a == b,
+        _ => false,
+    });
+    let Some(known) = known else {
+        let subject = subject(members.iter().map(|&member| &case.cells[member].variant));
+        findings.push(Finding { what, variants, subject, cases: vec![case.name.clone()] });
+        return;
+    };
+    if !known.cases.contains(&case.name) {
+        known.cases.push(case.name.clone());
+    }
+    if let (
+        What::Diverges { relative_l2: most, localized: sentence, .. },
+        What::Diverges { relative_l2, localized, .. },
+    ) = (&mut known.what, what)
+    {
+        *most = [*most, relative_l2].into_iter().flatten().reduce(f64::max);
+        *sentence = sentence.take().or(localized);
+    }
+    if variants.iter().any(|name| !known.variants.contains(name)) {
+        known.variants.extend(variants);
+        known.variants.dedup();
+        let is_known = |cell: &&Cell| known.variants.contains(&cell.name);
+        known.subject = subject(case.cells.iter().filter(is_known).map(|cell| &cell.variant));
+    }
+}
+
+/// Variants in short, by version: `4.40.2 (eager, sdpa), candle (eager, fused)`.
+pub fn subject<'a>(variants: impl Iterator<Item = &'a Variant>) -> String {
+    let mut versions: Vec<(&str, Vec<String>)> = Vec::new();
+    for variant in variants {
+        let note = variant.note();
+        // Of transformers' eager mode the attention is what tells variants apart.
+        let note = note.strip_prefix("eager_").map_or(note.clone(), str::to_owned).replace('_', " ");
+        match versions.iter_mut().find(|(version, _)| *version == variant.version) {
+            Some((_, notes)) if notes.contains(&note) => {}
+            Some((_, notes)) => notes.push(note),
+            None => versions.push((&variant.version, vec![note])),
+        }
+    }
+    let words: Vec<String> =
+        versions.iter().map(|(version, notes)| format!("{version} ({})", notes.join(", "))).collect();
+    words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letters_go_on_after_z() {
+        assert_eq!([0, 1, 25, 26, 27, 52].map(letter), ["A", "B", "Z", "AA", "AB", "BA"]);
+    }
+}

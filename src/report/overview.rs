@@ -1,0 +1,434 @@
+//! What a run says on one screen: a grid of variants × cases, then each finding once, then failures, then speed.
+//!
+//! At most [`MOST_LINES`] lines whatever the run's size; the report has everything.
+
+use compare::timing::SpeedUp;
+use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
+
+use super::preflight;
+use super::sections::change_row;
+use super::terminal::wrap;
+use crate::judge::findings::{CaseGroups, Finding, Findings, Mark, What, findings, subject};
+use crate::judge::gates::Judged;
+use crate::judge::view::RunView;
+use crate::spec::variant::Variant;
+
+/// Lines of the whole overview.
+pub const MOST_LINES: usize = 40;
+/// Lines of the grid's variants.
+const MOST_ROWS: usize = 14;
+/// Lines of one finding.
+const MOST_OF_A_FINDING: usize = 3;
+/// Names of cases that a finding lists.
+const MOST_NAMES: usize = 3;
+/// Lines of speed.
+const MOST_OF_SPEED: usize = 4;
+/// Changes since a baseline, and gates, that are shown.
+const MOST_CHANGES: usize = 4;
+/// Columns of a case's name in the grid.
+const WIDEST_CASE: usize = 14;
+
+/// The overview as lines of at most `width` columns.
+pub fn render(run: &RunView, judged: &Judged, width: usize, color: bool) -> String {
+    let found = findings(run);
+    let mut page = Page { width, color, lines: Vec::new() };
+    page.grid(run, &found);
+    // What follows the findings keeps its place, however many findings there are.
+    let mut rest = Page { width, color, lines: Vec::new() };
+    rest.gates(judged);
+    rest.wrapped(&speed(run), "  ", MOST_OF_SPEED, None);
+    rest.last(run);
+    page.findings(run, &found, MOST_LINES.saturating_sub(rest.lines.len()));
+    page.lines.append(&mut rest.lines);
+    page.lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// Lines under way.
+struct Page {
+    width: usize,
+    color: bool,
+    lines: Vec<String>,
+}
+
+impl Page {
+    fn paint(&self, style: &Style, text: &str) -> String {
+        style.clone().force_styling(self.color).apply_to(text).to_string()
+    }
+
+    /// Adds a text in lines of the page's width, at most `most` of them.
+    fn wrapped(&mut self, text: &str, indent: &str, most: usize, style: Option<&Style>) {
+        let mut parts = wrap(text, self.width.saturating_sub(indent.len()));
+        if parts.len() > most {
+            parts.truncate(most);
+            if let Some(last) = parts.last_mut() {
+                *last = truncate_str(&format!("{last} …"), self.width.saturating_sub(indent.len()), "…")
+                    .into_owned();
+            }
+        }
+        for (at, part) in parts.iter().enumerate() {
+            let part = match style.filter(|_| at == 0) {
+                Some(style) => self.paint(style, part),
+                None => part.clone(),
+            };
+            let indent = if at == 0 { "" } else { indent };
+            self.lines.push(format!("{indent}{part}"));
+        }
+    }
+
+    /// A row per variant, equal rows of one version as one; a column per case.
+    fn grid(&mut self, run: &RunView, found: &Findings) {
+        let rows = rows(run, found);
+        let labels: Vec<String> = rows.iter().map(|row| row.label.clone()).collect();
+        let label_width =
+            labels.iter().map(|label| measure_text_width(label)).max().unwrap_or(0).min(self.width / 2);
+        let columns: Vec<usize> = (0..run.cases.len()).collect();
+        let room = self.width.saturating_sub(label_width + 2);
+        let longest = run.cases.iter().map(|case| measure_text_width(&case.name)).max().unwrap_or(1);
+        let column_width = longest.min(WIDEST_CASE).max(2);
+        let is_named = columns.len() * (column_width + 2) <= room;
+        let column_width = if is_named { column_width } else { 3 };
+        let shown = columns.len().min(room / (column_width + 1 + usize::from(is_named)));
+        // Cases in which variants differ come first where not all fit.
+        let mut columns = columns;
+        if shown < columns.len() {
+            columns.sort_by_key(|&case| is_plain(&found.cases[case]));
+            columns.truncate(shown);
+            columns.sort_unstable();
+        }
+        let head: Vec<String> = columns
+            .iter()
+            .map(|&case| {
+                let name = if is_named { run.cases[case].name.clone() } else { (case + 1).to_string() };
+                let name = truncate_str(&name, column_width, "…").into_owned();
+                pad_str(&name, column_width, Alignment::Center, None).into_owned()
+            })
+            .collect();
+        let gap = if is_named { "  " } else { " " };
+        let bold = Style::new().bold();
+        let title = pad_str("", label_width, Alignment::Left, None).into_owned();
+        let head = self.paint(&bold, &head.join(gap));
+        self.lines.push(format!("{title}  {head}"));
+        let mut rows = rows;
+        let left_out = rows.len().saturating_sub(MOST_ROWS);
+        if left_out > 0 {
+            rows.sort_by_key(|row| row.is_plain());
+            rows.truncate(MOST_ROWS - 1);
+        }
+        for row in &rows {
+            let label = truncate_str(&row.label, label_width, "…").into_owned();
+            let label = pad_str(&label, label_width, Alignment::Left, None).into_owned();
+            let cells: Vec<String> = columns
+                .iter()
+                .map(|&case| {
+                    let (text, style) = sign(row.marks[case].as_ref());
+                    self.paint(&style, &pad_str(&text, column_width, Alignment::Center, None))
+                })
+                .collect();
+            self.lines.push(format!("{label}  {}", cells.join(gap)).trim_end().to_owned());
+        }
+        if left_out > 0 {
+            self.lines.push(format!("{} more rows like these are in the report", left_out + 1));
+        }
+        let mut legend = Vec::new();
+        if !is_named {
+            let names: Vec<String> =
+                columns.iter().map(|&case| format!("{} {}", case + 1, run.cases[case].name)).collect();
+            self.wrapped(&names.join(", "), "", 3, None);
+        }
+        if shown < run.cases.len() {
+            legend.push(format!("{} more cases are in the report", run.cases.len() - shown));
+        }
+        let marks: Vec<&Mark> = rows.iter().flat_map(|row| row.marks.iter().flatten()).collect();
+        let any = |is_it: &dyn Fn(&Mark) -> bool| marks.iter().any(|mark| is_it(mark));
+        if any(&|mark| matches!(mark, Mark::Member { .. })) {
+            legend.push("same letter: computes the same".to_owned());
+        }
+        if any(&|mark| matches!(mark, Mark::Member { rounds_worse: true, .. })) {
+            legend.push("~ rounds worse".to_owned());
+        }
+        for (mark, words) in [
+            (Mark::Failed, "! failed"),
+            (Mark::Unsupported, "- unsupported"),
+            (Mark::NotStarted, "· not started"),
+        ] {
+            if any(&|other| *other == mark) {
+                legend.push(words.to_owned());
+            }
+        }
+        let dim = Style::new().dim();
+        self.wrapped(&legend.join("; "), "  ", 2, Some(&dim));
+        self.lines.push(String::new());
+    }
+
+    /// Gates that the run names, and what changed since a baseline.
+    fn gates(&mut self, judged: &Judged) {
+        // The usual gates alone repeat the verdicts.
+        if !judged.is_named && judged.against.is_none() {
+            return;
+        }
+        if let Some(against) = &judged.against {
+            let bold = Style::new().bold();
+            let title = format!("against baseline {} ({})", against.baseline, against.run);
+            self.wrapped(&title, "  ", 1, Some(&bold));
+            let rows: Vec<_> = against.rows.iter().map(change_row).collect();
+            for [case, variant, word, l2, _, time, _, notes] in rows.iter().take(MOST_CHANGES) {
+                let notes = if notes.is_empty() { String::new() } else { format!("; {notes}") };
+                let text = format!("  {case}: {variant}: {word}, L2 {l2}; p50 {time}{notes}");
+                self.wrapped(&text, "    ", 2, None);
+            }
+            if rows.len() > MOST_CHANGES {
+                self.lines.push(format!("  {} more variants: see summary.md", rows.len() - MOST_CHANGES));
+            }
+            for note in against.notes.iter().take(2) {
+                self.wrapped(note, "    ", 2, None);
+            }
+        }
+        for gate in judged.gates.iter().take(MOST_CHANGES) {
+            let style = match gate.word() {
+                "failed" => Style::new().red().bold(),
+                "unknown" => Style::new().yellow(),
+                _ => Style::new().green(),
+            };
+            let word = self.paint(&style, gate.word());
+            self.wrapped(&format!("gate {}: {word}: {}", gate.gate, gate.text(1)), "    ", 2, None);
+        }
+    }
+
+    /// Counts of pairs and cells.
+    fn last(&mut self, run: &RunView) {
+        let tally = run.tally();
+        let not_started = match tally.not_started {
+            0 => String::new(),
+            count => format!(", {count} not started"),
+        };
+        let text = format!(
+            "pairs: {}; cells: {} failed, {} unsupported{not_started}",
+            tally.pairs(),
+            tally.failed,
+            tally.unsupported
+        );
+        self.wrapped(&text, "  ", 2, None);
+    }
+
+    /// Findings in their order, as many as leave the page below `most` lines.
+    fn findings(&mut self, run: &RunView, found: &Findings, most: usize) {
+        let numbers = found.findings.iter().filter(|finding| !is_absence(finding));
+        let absences = found.findings.iter().filter(|finding| is_absence(finding));
+        let paragraphs: Vec<(String, Style)> = numbers
+            .map(|finding| (sentence(finding, run), style(finding)))
+            .chain(notes(run).into_iter().map(|note| (note, Style::new())))
+            .chain(absences.map(|finding| (sentence(finding, run), style(finding))))
+            .collect();
+        if found.cases.iter().all(is_plain) && found.findings.is_empty() {
+            let green = Style::new().green();
+            self.wrapped("All variants compute the same.", "  ", 1, Some(&green));
+        }
+        let all = paragraphs.len();
+        for (at, (text, style)) in paragraphs.into_iter().enumerate() {
+            let room = most.saturating_sub(self.lines.len());
+            // One line stays for what does not fit.
+            if room <= 1 + usize::from(at + 1 < all) {
+                self.lines.push(format!("… and {} more findings: see summary.md", all - at));
+                return;
+            }
+            self.wrapped(&text, "    ", MOST_OF_A_FINDING.min(room - 1), Some(&style));
+        }
+    }
+}
+
+/// Variants with the same marks in every case.
+struct Row<'a> {
+    variants: Vec<&'a Variant>,
+    label: String,
+    /// One per case; `None` where the case has no such variant.
+    marks: Vec<Option<Mark>>,
+}
+
+impl Row<'_> {
+    /// Whether there is nothing to see but group A.
+    fn is_plain(&self) -> bool {
+        self.marks
+            .iter()
+            .flatten()
+            .all(|mark| matches!(mark, Mark::Member { letter, rounds_worse: false } if letter == "A"))
+    }
+}
+
+fn rows<'a>(run: &'a RunView, found: &Findings) -> Vec<Row<'a>> {
+    let mut variants: Vec<&Variant> = Vec::new();
+    for case in &run.cases {
+        for cell in &case.cells {
+            if !variants.iter().any(|known| known.name() == cell.variant.name()) {
+                variants.push(&cell.variant);
+            }
+        }
+    }
+    let mut rows: Vec<Row> = Vec::new();
+    for variant in variants {
+        let name = variant.name();
+        let marks: Vec<Option<Mark>> = run
+            .cases
+            .iter()
+            .zip(&found.cases)
+            .map(|(case, groups)| {
+                let at = case.cells.iter().position(|cell| cell.variant.name() == name)?;
+                Some(groups.marks[at].clone())
+            })
+            .collect();
+        if marks.iter().flatten().all(|mark| *mark == Mark::Reference) {
+            continue;
+        }
+        let alike = |row: &&mut Row| {
+            row.marks == marks && row.variants.iter().all(|known| known.version == variant.version)
+        };
+        match rows.iter_mut().find(alike) {
+            Some(row) => row.variants.push(variant),
+            None => rows.push(Row { variants: vec![variant], label: String::new(), marks }),
+        }
+    }
+    // Of a version in one row its name says enough.
+    let versions: Vec<&str> = rows.iter().map(|row| row.variants[0].version.as_str()).collect();
+    let is_whole = |version: &str| versions.iter().filter(|known| **known == version).count() == 1;
+    let whole: Vec<bool> = rows.iter().map(|row| is_whole(&row.variants[0].version)).collect();
+    for (row, is_whole) in rows.iter_mut().zip(whole) {
+        row.label = if is_whole && row.variants.len() > 1 {
+            format!("{} (all {})", row.variants[0].version, row.variants.len())
+        } else {
+            subject(row.variants.iter().copied())
+        };
+    }
+    rows
+}
+
+/// What the grid shows of a cell.
+fn sign(mark: Option<&Mark>) -> (String, Style) {
+    let plain = Style::new();
+    let Some(mark) = mark else { return (String::new(), plain) };
+    let style = match mark {
+        Mark::Member { letter, rounds_worse: false } if letter == "A" => plain.green(),
+        Mark::Member { letter, .. } if letter == "A" => plain.yellow(),
+        Mark::Member { .. } => plain.red().bold(),
+        Mark::Failed => plain.red(),
+        Mark::Reference | Mark::Unsupported | Mark::NotStarted => plain.dim(),
+    };
+    (mark.text(), style)
+}
+
+fn is_plain(case: &CaseGroups) -> bool {
+    case.groups.groups.len() < 2 && case.marks.iter().all(|mark| !matches!(mark, Mark::Failed))
+}
+
+fn is_absence(finding: &Finding) -> bool {
+    matches!(finding.what, What::Failed { .. } | What::Unsupported { .. })
+}
+
+fn style(finding: &Finding) -> Style {
+    match finding.what {
+        What::Diverges { .. } | What::Cache { .. } | What::Failed { .. } => Style::new().red(),
+        What::RoundsWorse { .. } | What::Chain { .. } => Style::new().yellow(),
+        What::Unsupported { .. } => Style::new().dim(),
+    }
+}
+
+/// A finding as the terminal tells it.
+pub(crate) fn sentence(finding: &Finding, run: &RunView) -> String {
+    let subject = &finding.subject;
+    let cases = cases(finding, run);
+    match &finding.what {
+        What::Diverges { letter, relative_l2, incomparable, place, .. } => {
+            let apart = match (relative_l2, incomparable) {
+                (_, Some(reason)) => format!("cannot be compared with A: {reason}"),
+                (Some(relative_l2), None) => {
+                    let several = if finding.cases.len() > 1 { "up to " } else { "" };
+                    format!("diverges from A by {several}{relative_l2:.1e}")
+                }
+                (None, None) => "diverges from A".to_owned(),
+            };
+            let place = place.as_ref().map(|place| format!(", first at {place}")).unwrap_or_default();
+            format!("{letter} = {subject}{cases}: {apart}{place}")
+        }
+        What::RoundsWorse { evidence } => format!("~ {subject}{cases}: rounds worse: {evidence}"),
+        What::Chain { sentence } => format!("not transitive{cases}: {sentence}"),
+        What::Cache { evidence, place } => {
+            let place = place.as_ref().map(|place| format!(", first at {place}")).unwrap_or_default();
+            format!(
+                "{subject}{cases}: cached decoding diverges from the full-sequence pass{place}: {evidence}"
+            )
+        }
+        What::Failed { reason } => format!("failed: {subject}{cases}: {reason}"),
+        What::Unsupported { reason } => format!("unsupported: {subject}{cases}: {reason}"),
+    }
+}
+
+/// ` in mistral_sw, 2 of 7 cases`; nothing where the run has one case.
+fn cases(finding: &Finding, run: &RunView) -> String {
+    let all = run.cases.len();
+    let of = finding.cases.len();
+    if all < 2 {
+        return String::new();
+    }
+    if of == all {
+        return format!(" in all {all} cases");
+    }
+    let names = finding.cases.iter().take(MOST_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let more = if of > MOST_NAMES { " …" } else { "" };
+    if of == 1 { format!(" in {names}") } else { format!(" in {names}{more} ({of} of {all} cases)") }
+}
+
+/// Config keys and token ids that are not the same for all, and what holds for the whole run.
+fn notes(run: &RunView) -> Vec<String> {
+    let keys = preflight::partly_read(run).into_iter().map(|found| {
+        let (ignored, read) = (found.ignored_by.join(", "), found.not_ignored_by.join(", "));
+        format!("{}: config key {} is ignored by {ignored} and not by {read}", found.checkpoint, found.key)
+    });
+    let tokenizers = preflight::tokenizers(run)
+        .into_iter()
+        .filter(|(_, _, found)| found.difference.is_some())
+        .map(|(checkpoint, version, found)| format!("{checkpoint}, {version}: {}", found.said()));
+    keys.chain(tokenizers).chain(run.notes.iter().map(|note| format!("note: {note}"))).collect()
+}
+
+/// Each variant's speed against the baseline's, over all cases, fastest first; empty where nothing was timed.
+fn speed(run: &RunView) -> String {
+    let mut ratios: Vec<(&Variant, Vec<&SpeedUp>)> = Vec::new();
+    let performances: Vec<_> = run
+        .cases
+        .iter()
+        .flat_map(|case| case.cells.iter().filter_map(|cell| Some((cell, case.performance(cell).ok()?))))
+        .collect();
+    for (cell, performance) in &performances {
+        let Some(speed_up) = &performance.speed_up else { continue };
+        match ratios.iter_mut().find(|(known, _)| known.name() == cell.name) {
+            Some((_, known)) => known.push(speed_up),
+            None => ratios.push((&cell.variant, vec![speed_up])),
+        }
+    }
+    let Some(baseline) =
+        run.cases.iter().find_map(|case| case.baseline.as_ref()).filter(|_| !ratios.is_empty())
+    else {
+        return String::new();
+    };
+    // The geometric mean: a ratio of 2 and one of 1/2 make no difference.
+    let mean = |known: &[&SpeedUp]| {
+        (known.iter().map(|speed_up| speed_up.ratio.ln()).sum::<f64>() / known.len() as f64).exp()
+    };
+    ratios.sort_by(|a, b| mean(&b.1).total_cmp(&mean(&a.1)));
+    let words: Vec<String> = ratios
+        .iter()
+        .map(|(variant, known)| match known.as_slice() {
+            [only] => format!(
+                "{} {:.2}× ({:.2}–{:.2})",
+                variant.name(),
+                only.ratio,
+                only.interval.low,
+                only.interval.high
+            ),
+            several => {
+                let low = several.iter().map(|known| known.ratio).fold(f64::INFINITY, f64::min);
+                let high = several.iter().map(|known| known.ratio).fold(0.0, f64::max);
+                format!("{} {:.2}× ({low:.2}–{high:.2} by case)", variant.name(), mean(several))
+            }
+        })
+        .collect();
+    format!("speed beside {baseline}: {}", words.join(", "))
+}

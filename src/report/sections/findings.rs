@@ -1,0 +1,68 @@
+//! Which variants compute the same, case by case, and each finding once.
+
+use crate::judge::findings::{Finding, Findings, Mark, What};
+use crate::judge::view::RunView;
+use crate::report::document::{Block, Cell, Content, Medium, Row, Table, Tone};
+use crate::report::overview::sentence;
+
+/// A grid of variants × cases and the findings; of a run of one case the case's own groups say as much.
+pub(super) fn content(run: &RunView, found: &Findings, _: Medium) -> Option<Content> {
+    let mut blocks = Vec::new();
+    if run.cases.len() > 1 {
+        blocks.push(Block::Table(grid(run, found)));
+        blocks.push(Block::text(
+            "Variants with the same letter in a case compute the same; A holds the reference. `~` marks a member that rounds worse, `!` a cell that failed, `-` one that is not supported, `·` one that was not started.",
+        ));
+    }
+    if !found.findings.is_empty() {
+        blocks.push(Block::list(found.findings.iter().map(|finding| told(finding, run))));
+    }
+    (!blocks.is_empty()).then(|| Content::titled("Findings", blocks))
+}
+
+/// A finding with the sentence of its localisation.
+fn told(finding: &Finding, run: &RunView) -> String {
+    let text = sentence(finding, run);
+    match &finding.what {
+        What::Diverges { localized: Some(localized), .. } => format!("{text}. {localized}"),
+        _ => text,
+    }
+}
+
+fn grid(run: &RunView, found: &Findings) -> Table {
+    let mut names: Vec<&String> = Vec::new();
+    for case in &run.cases {
+        for cell in &case.cells {
+            if !names.contains(&&cell.name) {
+                names.push(&cell.name);
+            }
+        }
+    }
+    let mark = |name: &String, at: usize| {
+        let index = run.cases[at].cells.iter().position(|cell| cell.name == *name)?;
+        Some(&found.cases[at].marks[index])
+    };
+    let rows = names.into_iter().filter_map(|name| {
+        let marks: Vec<_> = (0..run.cases.len()).map(|at| mark(name, at)).collect();
+        let is_evidence = marks.iter().flatten().all(|mark| **mark == Mark::Reference);
+        let cells = marks.into_iter().map(|mark| mark.map_or_else(Cell::default, sign));
+        (!is_evidence).then(|| std::iter::once(Cell::from(name.clone())).chain(cells).collect::<Row>())
+    });
+    let columns = std::iter::once("Variant".to_owned()).chain(run.cases.iter().map(|case| case.name.clone()));
+    Table::new(columns, rows.collect::<Vec<_>>())
+}
+
+fn sign(mark: &Mark) -> Cell {
+    match mark {
+        Mark::Member { letter, rounds_worse } => {
+            let tone = match (letter.as_str(), rounds_worse) {
+                ("A", false) => Tone::Good,
+                ("A", true) => Tone::Warn,
+                _ => Tone::Bad,
+            };
+            Cell::toned(mark.text(), tone)
+        }
+        Mark::Failed => Cell::toned(mark.text(), Tone::Bad),
+        Mark::Reference | Mark::Unsupported | Mark::NotStarted => Cell::toned(mark.text(), Tone::Unknown),
+    }
+}
