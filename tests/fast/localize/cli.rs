@@ -73,10 +73,7 @@ fn a_variant_is_localised_beside_its_own_one_pass_in_the_cases_with_a_prefill() 
     assert!(said.contains("candle_eager in one pass / candle_eager\n"), "{said}");
     assert_eq!(said.lines().filter(|line| line.starts_with("mistral-")).count(), 1, "{said}");
     for (arguments, words) in [
-        (
-            &["candle_fused", "candle_eager in one pass"][..],
-            "only against the full-sequence pass of",
-        ),
+        (&["candle_fused", "candle_eager in one pass"][..], "only against the full-sequence pass of"),
         (&["candle_eager", "candle_eager in one pass", "--case", "mistral-12"], "no case has a prefill"),
     ] {
         let output = sandbox.tfcheck(&[&["localize"], arguments].concat());
