@@ -367,17 +367,16 @@ fn resumed(folder: &RunFolder, adapt: fn(&mut Plan)) -> Result<(config::Loaded, 
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot read {}", path.display()))?;
     let config = Config { folder: manifest.folder.clone(), ..manifest.config.clone() };
-    let plan = match manifest.plan {
-        Some(plan) => plan.checked(&config)?,
-        None => {
-            let begun = |case: &CasePlan, cell: &CellPlan| {
-                let known = manifest.cases.iter().find(|known| known.name == case.name);
-                known.is_some_and(|known| known.variants.contains(&cell.variant))
-            };
-            let mut plan = Plan::new(&config, machine::auto_device())?.selected(&config, begun)?;
-            adapt(&mut plan);
-            plan
-        }
+    let plan = if let Some(plan) = manifest.plan {
+        plan.checked(&config)?
+    } else {
+        let begun = |case: &CasePlan, cell: &CellPlan| {
+            let known = manifest.cases.iter().find(|known| known.name == case.name);
+            known.is_some_and(|known| known.variants.contains(&cell.variant))
+        };
+        let mut plan = Plan::new(&config, machine::auto_device())?.selected(&config, begun)?;
+        adapt(&mut plan);
+        plan
     };
     Ok((config::Loaded { config, text, path: Some(path) }, plan))
 }

@@ -372,7 +372,7 @@ impl<'a> Schedule<'a> {
                 }
                 Err(NoResult::Interrupted) => return self.cut_short(live, NoResult::Interrupted, ran),
                 Err(NoResult::Unsupported(reason)) => {
-                    live.completed.notes.push(format!("no trace: {reason}"))
+                    live.completed.notes.push(format!("no trace: {reason}"));
                 }
                 Err(NoResult::Failed(failure)) => {
                     live.completed.notes.push(format!("no trace: {}", failure.reason));

@@ -67,7 +67,7 @@ mod tests {
         match read.checked(&config) {
             Ok(read) => assert_eq!((read, expected), (plan, "")),
             Err(PlanError::Saved(problem)) => {
-                assert!(!expected.is_empty() && problem.contains(expected), "{problem}")
+                assert!(!expected.is_empty() && problem.contains(expected), "{problem}");
             }
             Err(other) => panic!("{other}"),
         }
