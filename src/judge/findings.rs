@@ -57,6 +57,11 @@ pub enum Mark {
 }
 
 impl Mark {
+    /// Whether it is a member of group A that rounds as well as it should.
+    pub fn is_plain(&self) -> bool {
+        matches!(self, Self::Member { letter, rounds_worse: false } if letter == "A")
+    }
+
     /// Whether it is a member whose rounding error is larger than the rule allows.
     pub fn rounds_worse(&self) -> bool {
         matches!(self, Self::Member { rounds_worse: true, .. })
@@ -313,7 +318,7 @@ fn rounding(case: &CaseView, found: &CaseGroups, findings: &mut Vec<Finding>) {
     for index in worse {
         let name = &case.cells[index].name;
         let is_it = |verdict: &&Verdict| matches!(&verdict.decision, Decision::WorseRounding { worse } if worse == name);
-        let evidence = case.verdicts.iter().find(is_it).map(|verdict| verdict.evidence.to_string());
+        let evidence = case.verdicts.iter().find(is_it).map(|verdict| verdict.evidence.clone());
         add(findings, case, &[index], What::RoundsWorse { evidence: evidence.unwrap_or_default() });
     }
 }
@@ -347,13 +352,21 @@ fn caches(case: &CaseView, findings: &mut Vec<Finding>) {
         let is_it = |found: &&Localized| names.contains(&&found.a) && names.contains(&&found.b);
         let place = case.localized.iter().find(is_it).and_then(place);
         if let Some(index) = index {
-            add(findings, case, &[index], What::Cache { evidence: verdict.evidence.to_string(), place });
+            add(findings, case, &[index], What::Cache { evidence: verdict.evidence.clone(), place });
         }
     }
 }
 
 fn failures(case: &CaseView, findings: &mut Vec<Finding>) {
+    let has_no_logits = |index: usize| case.matrix.compared(index, index).is_none();
     for (index, cell) in case.cells.iter().enumerate() {
+        // A float64 reference that fails as its version's own variants do is no further finding.
+        let is_alike = |other: usize| {
+            !is_evidence(case, other) && version(&case.cells[other]) == version(cell) && has_no_logits(other)
+        };
+        if is_evidence(case, index) && (0..case.cells.len()).any(is_alike) {
+            continue;
+        }
         let what = match &cell.outcome {
             _ if cell.is_not_started() => continue,
             Outcome::Completed(completed) => match &completed.unfinished {
@@ -379,13 +392,13 @@ fn add(findings: &mut Vec<Finding>, case: &CaseView, members: &[usize], what: Wh
         ) => (a, at, why, &known.variants) == (b, place, incomparable, &variants),
         (What::RoundsWorse { .. }, What::RoundsWorse { .. }) => known.variants == variants,
         (What::Cache { place: at, .. }, What::Cache { place, .. }) => at == place,
-        (What::Chain { sentence: a }, What::Chain { sentence: b }) => a == b,
-        (What::Failed { reason: a }, What::Failed { reason: b })
+        (What::Chain { sentence: a }, What::Chain { sentence: b })
+        | (What::Failed { reason: a }, What::Failed { reason: b })
         | (What::Unsupported { reason: a }, What::Unsupported { reason: b }) => a == b,
         _ => false,
     });
     let Some(known) = known else {
-        let subject = subject(members.iter().map(|&member| &case.cells[member].variant));
+        let subject = subject(members.iter().map(|&member| &case.cells[member]));
         findings.push(Finding { what, variants, subject, cases: vec![case.name.clone()] });
         return;
     };
@@ -404,21 +417,28 @@ fn add(findings: &mut Vec<Finding>, case: &CaseView, members: &[usize], what: Wh
         known.variants.extend(variants);
         known.variants.dedup();
         let is_known = |cell: &&Cell| known.variants.contains(&cell.name);
-        known.subject = subject(case.cells.iter().filter(is_known).map(|cell| &cell.variant));
+        known.subject = subject(case.cells.iter().filter(is_known));
     }
 }
 
-/// Variants in short, by version: `4.40.2 (eager, sdpa), candle (eager, fused)`.
-pub fn subject<'a>(variants: impl Iterator<Item = &'a Variant>) -> String {
-    let mut versions: Vec<(&str, Vec<String>)> = Vec::new();
-    for variant in variants {
-        let note = variant.note();
+/// The version that a cell is of, and the run where cells of several are compared: `4.40.2`, `4.40.2@run_2`.
+pub fn version(cell: &Cell) -> String {
+    let run = cell.name.strip_prefix(&cell.variant.name()).unwrap_or_default();
+    format!("{}{run}", cell.variant.version)
+}
+
+/// Cells in short, by version: `4.40.2 (eager, sdpa), candle (eager, fused)`.
+pub fn subject<'a>(cells: impl Iterator<Item = &'a Cell>) -> String {
+    let mut versions: Vec<(String, Vec<String>)> = Vec::new();
+    for cell in cells {
+        let note = cell.variant.note();
         // Of transformers' eager mode the attention is what tells variants apart.
         let note = note.strip_prefix("eager_").map_or(note.clone(), str::to_owned).replace('_', " ");
-        match versions.iter_mut().find(|(version, _)| *version == variant.version) {
+        let own = version(cell);
+        match versions.iter_mut().find(|(known, _)| *known == own) {
             Some((_, notes)) if notes.contains(&note) => {}
             Some((_, notes)) => notes.push(note),
-            None => versions.push((&variant.version, vec![note])),
+            None => versions.push((own, vec![note])),
         }
     }
     let words: Vec<String> =

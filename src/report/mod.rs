@@ -2,6 +2,7 @@
 
 pub mod csv;
 mod document;
+mod finding;
 pub mod github;
 pub mod html;
 pub mod json;
@@ -12,6 +13,7 @@ pub mod overview;
 mod sections;
 mod sweep;
 pub mod terminal;
+mod wrap;
 
 use compare::matrix::{Matrix, PairOutcome};
 use compare::metrics::PairMetrics;

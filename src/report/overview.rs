@@ -5,10 +5,12 @@
 use compare::timing::SpeedUp;
 use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 
+use super::finding::sentence;
 use super::preflight;
 use super::sections::change_row;
-use super::terminal::wrap;
-use crate::judge::findings::{CaseGroups, Finding, Findings, Mark, What, findings, subject};
+use super::wrap::wrap;
+use crate::execute::cell::Cell;
+use crate::judge::findings::{CaseGroups, Finding, Findings, Mark, What, findings, subject, version};
 use crate::judge::gates::Judged;
 use crate::judge::view::RunView;
 use crate::spec::variant::Variant;
@@ -19,8 +21,6 @@ pub const MOST_LINES: usize = 40;
 const MOST_ROWS: usize = 14;
 /// Lines of one finding.
 const MOST_OF_A_FINDING: usize = 3;
-/// Names of cases that a finding lists.
-const MOST_NAMES: usize = 3;
 /// Lines of speed.
 const MOST_OF_SPEED: usize = 4;
 /// Changes since a baseline, and gates, that are shown.
@@ -40,7 +40,8 @@ pub fn render(run: &RunView, judged: &Judged, width: usize, color: bool) -> Stri
     rest.last(run);
     page.findings(run, &found, MOST_LINES.saturating_sub(rest.lines.len()));
     page.lines.append(&mut rest.lines);
-    page.lines.iter().map(|line| format!("{line}\n")).collect()
+    page.lines.push(String::new());
+    page.lines.join("\n")
 }
 
 /// Lines under way.
@@ -84,7 +85,7 @@ impl Page {
         let columns: Vec<usize> = (0..run.cases.len()).collect();
         let room = self.width.saturating_sub(label_width + 2);
         let longest = run.cases.iter().map(|case| measure_text_width(&case.name)).max().unwrap_or(1);
-        let column_width = longest.min(WIDEST_CASE).max(2);
+        let column_width = longest.clamp(2, WIDEST_CASE);
         let is_named = columns.len() * (column_width + 2) <= room;
         let column_width = if is_named { column_width } else { 3 };
         let shown = columns.len().min(room / (column_width + 1 + usize::from(is_named)));
@@ -111,7 +112,7 @@ impl Page {
         let mut rows = rows;
         let left_out = rows.len().saturating_sub(MOST_ROWS);
         if left_out > 0 {
-            rows.sort_by_key(|row| row.is_plain());
+            rows.sort_by_key(Row::is_plain);
             rows.truncate(MOST_ROWS - 1);
         }
         for row in &rows {
@@ -238,7 +239,7 @@ impl Page {
 
 /// Variants with the same marks in every case.
 struct Row<'a> {
-    variants: Vec<&'a Variant>,
+    cells: Vec<&'a Cell>,
     label: String,
     /// One per case; `None` where the case has no such variant.
     marks: Vec<Option<Mark>>,
@@ -247,54 +248,46 @@ struct Row<'a> {
 impl Row<'_> {
     /// Whether there is nothing to see but group A.
     fn is_plain(&self) -> bool {
-        self.marks
-            .iter()
-            .flatten()
-            .all(|mark| matches!(mark, Mark::Member { letter, rounds_worse: false } if letter == "A"))
+        self.marks.iter().flatten().all(Mark::is_plain)
     }
 }
 
 fn rows<'a>(run: &'a RunView, found: &Findings) -> Vec<Row<'a>> {
-    let mut variants: Vec<&Variant> = Vec::new();
-    for case in &run.cases {
-        for cell in &case.cells {
-            if !variants.iter().any(|known| known.name() == cell.variant.name()) {
-                variants.push(&cell.variant);
-            }
+    let mut cells: Vec<&Cell> = Vec::new();
+    for cell in run.cases.iter().flat_map(|case| &case.cells) {
+        if !cells.iter().any(|known| known.name == cell.name) {
+            cells.push(cell);
         }
     }
     let mut rows: Vec<Row> = Vec::new();
-    for variant in variants {
-        let name = variant.name();
+    for cell in cells {
         let marks: Vec<Option<Mark>> = run
             .cases
             .iter()
             .zip(&found.cases)
             .map(|(case, groups)| {
-                let at = case.cells.iter().position(|cell| cell.variant.name() == name)?;
+                let at = case.cells.iter().position(|other| other.name == cell.name)?;
                 Some(groups.marks[at].clone())
             })
             .collect();
         if marks.iter().flatten().all(|mark| *mark == Mark::Reference) {
             continue;
         }
-        let alike = |row: &&mut Row| {
-            row.marks == marks && row.variants.iter().all(|known| known.version == variant.version)
-        };
-        match rows.iter_mut().find(alike) {
-            Some(row) => row.variants.push(variant),
-            None => rows.push(Row { variants: vec![variant], label: String::new(), marks }),
+        let of_version = |other: &Cell| version(other) == version(cell);
+        match rows.iter_mut().find(|row| row.marks == marks && of_version(row.cells[0])) {
+            Some(row) => row.cells.push(cell),
+            None => rows.push(Row { cells: vec![cell], label: String::new(), marks }),
         }
     }
-    // Of a version in one row its name says enough.
-    let versions: Vec<&str> = rows.iter().map(|row| row.variants[0].version.as_str()).collect();
-    let is_whole = |version: &str| versions.iter().filter(|known| **known == version).count() == 1;
-    let whole: Vec<bool> = rows.iter().map(|row| is_whole(&row.variants[0].version)).collect();
-    for (row, is_whole) in rows.iter_mut().zip(whole) {
-        row.label = if is_whole && row.variants.len() > 1 {
-            format!("{} (all {})", row.variants[0].version, row.variants.len())
+    // A version in one row needs no more than its name.
+    let versions: Vec<String> = rows.iter().map(|row| version(row.cells[0])).collect();
+    for row in &mut rows {
+        let own = version(row.cells[0]);
+        let is_whole = versions.iter().filter(|known| **known == own).count() == 1;
+        row.label = if is_whole && row.cells.len() > 1 {
+            format!("{own} (all {})", row.cells.len())
         } else {
-            subject(row.variants.iter().copied())
+            subject(row.cells.iter().copied())
         };
     }
     rows
@@ -305,7 +298,7 @@ fn sign(mark: Option<&Mark>) -> (String, Style) {
     let plain = Style::new();
     let Some(mark) = mark else { return (String::new(), plain) };
     let style = match mark {
-        Mark::Member { letter, rounds_worse: false } if letter == "A" => plain.green(),
+        mark if mark.is_plain() => plain.green(),
         Mark::Member { letter, .. } if letter == "A" => plain.yellow(),
         Mark::Member { .. } => plain.red().bold(),
         Mark::Failed => plain.red(),
@@ -330,51 +323,6 @@ fn style(finding: &Finding) -> Style {
     }
 }
 
-/// A finding as the terminal tells it.
-pub(crate) fn sentence(finding: &Finding, run: &RunView) -> String {
-    let subject = &finding.subject;
-    let cases = cases(finding, run);
-    match &finding.what {
-        What::Diverges { letter, relative_l2, incomparable, place, .. } => {
-            let apart = match (relative_l2, incomparable) {
-                (_, Some(reason)) => format!("cannot be compared with A: {reason}"),
-                (Some(relative_l2), None) => {
-                    let several = if finding.cases.len() > 1 { "up to " } else { "" };
-                    format!("diverges from A by {several}{relative_l2:.1e}")
-                }
-                (None, None) => "diverges from A".to_owned(),
-            };
-            let place = place.as_ref().map(|place| format!(", first at {place}")).unwrap_or_default();
-            format!("{letter} = {subject}{cases}: {apart}{place}")
-        }
-        What::RoundsWorse { evidence } => format!("~ {subject}{cases}: rounds worse: {evidence}"),
-        What::Chain { sentence } => format!("not transitive{cases}: {sentence}"),
-        What::Cache { evidence, place } => {
-            let place = place.as_ref().map(|place| format!(", first at {place}")).unwrap_or_default();
-            format!(
-                "{subject}{cases}: cached decoding diverges from the full-sequence pass{place}: {evidence}"
-            )
-        }
-        What::Failed { reason } => format!("failed: {subject}{cases}: {reason}"),
-        What::Unsupported { reason } => format!("unsupported: {subject}{cases}: {reason}"),
-    }
-}
-
-/// ` in mistral_sw, 2 of 7 cases`; nothing where the run has one case.
-fn cases(finding: &Finding, run: &RunView) -> String {
-    let all = run.cases.len();
-    let of = finding.cases.len();
-    if all < 2 {
-        return String::new();
-    }
-    if of == all {
-        return format!(" in all {all} cases");
-    }
-    let names = finding.cases.iter().take(MOST_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
-    let more = if of > MOST_NAMES { " …" } else { "" };
-    if of == 1 { format!(" in {names}") } else { format!(" in {names}{more} ({of} of {all} cases)") }
-}
-
 /// Config keys and token ids that are not the same for all, and what holds for the whole run.
 fn notes(run: &RunView) -> Vec<String> {
     let keys = preflight::partly_read(run).into_iter().map(|found| {
@@ -385,7 +333,11 @@ fn notes(run: &RunView) -> Vec<String> {
         .into_iter()
         .filter(|(_, _, found)| found.difference.is_some())
         .map(|(checkpoint, version, found)| format!("{checkpoint}, {version}: {}", found.said()));
-    keys.chain(tokenizers).chain(run.notes.iter().map(|note| format!("note: {note}"))).collect()
+    let noisy = run.cases.iter().filter(|case| {
+        (0..case.cells.len()).any(|row| case.noise(row).is_some_and(|noise| !noise.is_bitwise()))
+    });
+    let noise = noisy.filter_map(|case| Some(format!("{}: {}", case.name, case.noise_said()?)));
+    keys.chain(tokenizers).chain(noise).chain(run.notes.iter().map(|note| format!("note: {note}"))).collect()
 }
 
 /// Each variant's speed against the baseline's, over all cases, fastest first; empty where nothing was timed.

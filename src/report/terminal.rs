@@ -7,6 +7,7 @@ use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 use super::Report;
 use super::document::{Block, Content, Entry, Medium, Row, Span, Table, Tone};
 use super::sections::{Part, document};
+use super::wrap::wrap;
 use crate::judge::gates::Judged;
 use crate::judge::view::RunView;
 
@@ -240,19 +241,4 @@ fn widths(rows: &[Vec<String>]) -> Vec<usize> {
                 .unwrap_or(0)
         })
         .collect()
-}
-
-/// Words in lines of at most `width` columns.
-pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if measure_text_width(line) + 1 + measure_text_width(word) <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
-    lines
 }

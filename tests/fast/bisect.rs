@@ -115,7 +115,7 @@ fn a_port_s_commit_is_found_around_those_that_do_not_build() {
     let builds = std::fs::read_dir(folder.join("builds")).unwrap().count();
     assert!(builds > steps.len() + 1, "{builds} builds of {} steps and the good side", steps.len());
     let place = &log["phases"][0]["changes"][0]["localization"];
-    assert_eq!(place["not_localized"], "a program shows no modules, only its logits");
+    assert_eq!(place["not_localized"], "an external program has no modules to capture");
     // No working tree is left, neither on the disk nor in git's list.
     assert!(!sandbox.path().join("cache/worktrees").read_dir().is_ok_and(|mut left| left.next().is_some()));
     let listed = Command::new("git")
@@ -373,7 +373,7 @@ fn releases_are_listed_where_uv_looks_for_them() {
         assert_eq!(output.status.code(), Some(2));
         assert!(!sandbox.results().exists(), "nothing is left of a question that has no answer");
     };
-    check("9.40.5", "9.42.0", "no release 9.40.5 of transformers; the nearest is 9.41.0");
+    check("9.40.5", "9.42.0", "the package index has no transformers release 9.40.5; the nearest is 9.41.0");
     check("9.42.0", "9.41.0", "the good side 9.42.0 is newer than the bad side 9.41.0");
     check("9.41.0", "9.41", "the same revision");
     check("main", "9.42.0", "no release main of transformers");

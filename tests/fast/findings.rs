@@ -87,8 +87,8 @@ fn shows_its_finding(test: &str) {
     let port = cells.iter().find(|cell| cell.variant.runner == Runner::CandleTransformers).unwrap();
     match &port.outcome {
         Outcome::Completed(_) => assert_eq!(port_verdict(&run), "diverged", "{message}"),
-        Outcome::Unsupported { reason } => println!("{}: unsupported: {reason}", name(&path)),
-        Outcome::Failed(failure) => println!("{}: failed: {}", name(&path), failure.reason),
+        Outcome::Unsupported { reason } => eprintln!("{}: unsupported: {reason}", name(&path)),
+        Outcome::Failed(failure) => eprintln!("{}: failed: {}", name(&path), failure.reason),
     }
     let ours = cells.iter().filter(|cell| cell.variant.runner == Runner::Candle);
     assert!(ours.clone().all(|cell| matches!(cell.outcome, Outcome::Completed(_))), "{message}");

@@ -97,7 +97,7 @@ fn a_gate_that_is_none_is_refused_before_anything_runs() {
     let config = sandbox.workers(&[("one", "good")], "fail_on = [\"l2>5%\"]\n");
     let (code, _, err) = run(&sandbox, &config, &[]);
     assert_eq!(code, Some(2));
-    assert!(err.contains("no share") && err.contains("tfcheck.toml:"), "{err}");
+    assert!(err.contains("not a share") && err.contains("tfcheck.toml:"), "{err}");
     let config = fixture("agree").join("tfcheck.toml");
     let (code, _, err) = run(&sandbox, &config, &["--against", "nobody"]);
     assert_eq!(code, Some(2));
@@ -205,7 +205,7 @@ fn a_pair_is_explained_from_its_folder() {
         "  RMSE  ",
         "Worst positions\n  row 0, position ",
         "input token ",
-        "Error against float64\n  not known",
+        "Error against float64\n  unknown",
         "What differs in the environment",
         "Time and memory",
         "`oracle = true`",

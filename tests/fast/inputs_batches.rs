@@ -74,14 +74,17 @@ fn prompts_become_one_batch_with_masks_and_positions() {
         inputs.choices.iter().map(|choice| (choice.id, choice.tokens)).collect::<Vec<_>>(),
         [(8, 1), (7, 2)]
     );
-    assert_eq!(inputs.notes, ["choice `small lamp` has 2 tokens; its first stands for it"]);
+    assert_eq!(
+        inputs.notes,
+        ["choice `small lamp` has 2 tokens; its probability is that of its first token"]
+    );
 }
 
 #[test]
 fn more_tokens_than_positions_are_noted() {
     let inputs =
         make(&prompts(&["the the the the the the the the"], Padding::Right, &[]), true).unwrap().remove(0);
-    assert_eq!(inputs.notes, ["9 tokens are more than the 8 positions that the model was made for"]);
+    assert_eq!(inputs.notes, ["9 tokens exceed the model's 8 positions (max_position_embeddings)"]);
     assert_eq!(inputs.padding, None);
 }
 
@@ -107,7 +110,7 @@ fn what_cannot_be_made_says_why() {
     let mut small = checkpoint(folder.path(), true);
     small.config["vocab_size"] = json!(8);
     let error = inputs::make(&prompts(&["the lamp"], Padding::Left, &[]), &small).unwrap_err();
-    assert_eq!(error.to_string(), "row 1 of `prompts` holds token 8, but the model has 8 of them");
+    assert_eq!(error.to_string(), "row 1 of `prompts` contains token id 8, but the vocabulary has 8 tokens");
     let error = inputs::make(&prompts(&["the"], Padding::Left, &["lamp"]), &small).unwrap_err();
     assert_eq!(error.to_string(), "choice `lamp` starts with a token that the model does not have");
 }

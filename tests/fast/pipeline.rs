@@ -75,7 +75,7 @@ fn saved_runs_lie_side_by_side_in_one_matrix() {
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let text = crate::support::stdout(&output);
     for run in &runs {
-        let name = format!("one_eager@{}", run.file_name().unwrap().to_string_lossy());
+        let name = format!("one@{}", run.file_name().unwrap().to_string_lossy());
         assert!(text.contains(&name), "{name} is not in {text}");
     }
 }
@@ -104,7 +104,7 @@ fn logits_of_the_framework_before_are_read_into_a_matrix() {
     let output = sandbox.tfcheck(&["compare", "old"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = crate::support::stdout(&output);
-    assert!(text.contains("4.54.0_eager_sdpa") && text.contains("1 identical"), "{text}");
+    assert!(text.contains("4.54.0") && text.contains("1 identical"), "{text}");
 }
 
 #[test]
@@ -217,9 +217,11 @@ fn a_sweep_finds_what_only_the_cache_shows_and_collapses_into_one_table() {
     assert_eq!(row("wrong_eager", "wrong_eager in one pass")[7], "diverged 2/2");
     assert_eq!(row("right_eager", "right_eager in one pass")[7], "identical 2/2");
     assert_eq!(row("right_eager", "old_eager")[7], "not_run 2/2");
-    for text in [run.text("summary.md"), run.text("report.html"), crate::support::stdout(&output)] {
+    for text in [run.text("summary.md"), run.text("report.html")] {
         assert!(text.contains("diverged 2/4"), "{text}");
     }
+    let text = crate::support::stdout(&output).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains("cached decoding diverges from the full-sequence pass"), "{text}");
     let cells = run.cells();
     let timed = cells.iter().filter_map(|cell| match &cell.outcome {
         tfcheck::execute::cell::Outcome::Completed(completed) => Some(completed.rounds_ns.len()),

@@ -32,7 +32,7 @@ fn the_readme_lists_every_architecture_as_what_it_is_and_counts_them() {
     let start = readme.find(&count).unwrap_or_else(|| panic!("README.md lacks `{count}`"));
     let paragraph = &readme[start..];
     let paragraph = &paragraph[..paragraph.find("`synthetic:").unwrap()];
-    let (decoders, encoders) = paragraph.split_once("encoders").unwrap();
+    let (decoders, encoders) = paragraph.split_once("Encoders").unwrap();
     let (decoders, encoders) = (words(decoders), words(encoders));
     for model_type in model_types() {
         let listed = if kind(model_type) == Some(Kind::Decoder) { &decoders } else { &encoders };

@@ -3,7 +3,7 @@
 use crate::judge::findings::{Finding, Findings, Mark, What};
 use crate::judge::view::RunView;
 use crate::report::document::{Block, Cell, Content, Medium, Row, Table, Tone};
-use crate::report::overview::sentence;
+use crate::report::finding::sentence;
 
 /// A grid of variants × cases and the findings; of a run of one case the case's own groups say as much.
 pub(super) fn content(run: &RunView, found: &Findings, _: Medium) -> Option<Content> {

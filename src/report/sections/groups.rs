@@ -9,7 +9,7 @@ use compare::metric::RELATIVE_L2;
 pub(super) fn content(case: &CaseView, found: &CaseGroups, _: Medium) -> Option<Content> {
     let first = found.groups.groups.first()?;
     let rows = found.groups.groups.iter().zip(&found.letters).map(|(group, letter)| -> Row {
-        let members = subject(group.members.iter().map(|&member| &case.cells[member].variant));
+        let members = subject(group.members.iter().map(|&member| &case.cells[member]));
         let apart = match case.matrix.compared(first.leader, group.leader) {
             _ if group.leader == first.leader => "reference".to_owned(),
             Some(pair) => {

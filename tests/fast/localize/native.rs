@@ -294,7 +294,11 @@ fn the_fused_form_is_looked_into_in_f32() {
         assert_eq!(divergence(key, &found).path, path, "{}", found.sentence);
         assert_eq!(found.dtype, Dtype::F32);
         assert!(found.capture_changed_nothing, "{}", found.sentence);
-        assert!(found.notes.iter().any(|note| note.contains("no float64")), "{:?}", found.notes);
+        assert!(
+            found.notes.iter().any(|note| note.contains("does not support float64")),
+            "{:?}",
+            found.notes
+        );
     }
     let setting = Setting::new("llama:mlp-bias");
     for module in ["gate_proj", "up_proj"] {
@@ -332,7 +336,7 @@ fn disk_is_bounded_and_what_is_left_out_is_said() {
     let found = setting.localize_with(sides.0, sides.1, &options).unwrap();
     // Two levels of both sides at most, one at a time.
     assert!(found.captured_bytes <= 2 * max_bytes, "{}", found.captured_bytes);
-    assert!(found.notes.iter().any(|note| note.contains("--max-disk left no room")), "{:?}", found.notes);
+    assert!(found.notes.iter().any(|note| note.contains("--max-disk is too small")), "{:?}", found.notes);
     let leftovers = std::fs::read_dir(setting.folder.path()).unwrap();
     let leftovers = leftovers
         .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("localize-"));

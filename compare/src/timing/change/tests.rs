@@ -127,7 +127,7 @@ fn one_round_calls_nothing() {
     let change = change(&[vec![1_000_000; 50]], &[vec![2_000_000; 50]], Statistic::P50, true).unwrap();
     assert!((change.ratio - 2.0).abs() < 1e-12);
     assert!(!change.is_slower_by(0.05), "{change:?}");
-    assert_eq!(change.text(), "rose by 100.0 % (one round alone has no interval)");
+    assert_eq!(change.text(), "rose by 100.0 % (no interval: only one round)");
 }
 
 #[test]
