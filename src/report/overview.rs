@@ -107,7 +107,7 @@ impl Page {
         let gap = if is_named { "  " } else { " " };
         let bold = Style::new().bold();
         let title = pad_str("", label_width, Alignment::Left, None).into_owned();
-        let head = self.paint(&bold, &head.join(gap));
+        let head = self.paint(&bold, head.join(gap).trim_end());
         self.lines.push(format!("{title}  {head}"));
         let mut rows = rows;
         let left_out = rows.len().saturating_sub(MOST_ROWS);

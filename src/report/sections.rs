@@ -69,7 +69,7 @@ const SECTIONS: &[Section] = &[
     run(environment::content, FILES),
     Section { decides: true, ..run(gates::content, STEP_TOO) },
     Section { decides: true, ..run(against::content, STEP_TOO) },
-    Section { of: Of::Findings(findings::content), media: FILES, decides: false },
+    Section { of: Of::Findings(findings::of_several_cases), media: FILES, decides: false },
     run(sweep::content, EVERYWHERE),
     case(performance::content, STEP_TOO),
     case(decoding::content, EVERYWHERE),
@@ -85,6 +85,7 @@ const SECTIONS: &[Section] = &[
     case(choices::content, FILES),
     case(failures::content, FILES),
     case(case_notes::content, FILES),
+    Section { of: Of::Findings(findings::of_one_case), media: FILES, decides: false },
     run(preflight::content, EVERYWHERE),
     run(notes::content, EVERYWHERE),
 ];

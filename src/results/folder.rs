@@ -325,7 +325,15 @@ mod tests {
         assert!(matches!(RunFolder::resume(run.path()), Err(ResultsError::Locked { .. })));
         let path = run.path().to_owned();
         drop(run);
-        assert_eq!(RunFolder::resume(&path).unwrap().manifest().unwrap(), manifest);
+        // A process that another test forks holds the lock too, until its program starts.
+        let resumed = (0..500).find_map(|_| {
+            let resumed = RunFolder::resume(&path).ok();
+            if resumed.is_none() {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            resumed
+        });
+        assert_eq!(resumed.unwrap().manifest().unwrap(), manifest);
     }
 
     #[test]

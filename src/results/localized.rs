@@ -229,7 +229,7 @@ fn module(found: &Divergence, localized: &Localized, dtype: &str) -> String {
     });
     let input = match found.input {
         Some(input) => format!("its input agrees ({input:.1e})"),
-        None => "nothing before it departs".to_owned(),
+        None => "nothing before it differs".to_owned(),
     };
     let worst = found.worst.map_or_else(String::new, |worst| {
         format!(", most at row {} position {} ({:.1e})", worst.row, worst.position, worst.relative_l2)

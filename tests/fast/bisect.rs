@@ -376,5 +376,5 @@ fn releases_are_listed_where_uv_looks_for_them() {
     check("9.40.5", "9.42.0", "the package index has no transformers release 9.40.5; the nearest is 9.41.0");
     check("9.42.0", "9.41.0", "the good side 9.42.0 is newer than the bad side 9.41.0");
     check("9.41.0", "9.41", "the same revision");
-    check("main", "9.42.0", "no release main of transformers");
+    check("main", "9.42.0", "the package index has no transformers release main");
 }

@@ -210,7 +210,7 @@ fn a_scan_of_releases_reports_what_the_documentation_shows() {
 fn is_in_the_documentation(output: &Output) {
     let docs = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/bisect.md")).unwrap();
     let is_finding =
-        |line: &&str| line.contains("fault") || line.starts_with("  4.") || line.starts_with("  5.");
+        |line: &&str| line.contains("differs by") || line.starts_with("  4.") || line.starts_with("  5.");
     for line in stdout(output).lines().filter(is_finding) {
         // Runs are named by their time.
         let line = line.split(" (steps/").next().unwrap();

@@ -5,19 +5,26 @@ use crate::judge::view::RunView;
 use crate::report::document::{Block, Cell, Content, Medium, Row, Table, Tone};
 use crate::report::finding::sentence;
 
-/// A grid of variants × cases and the findings; of a run of one case the case's own groups say as much.
-pub(super) fn content(run: &RunView, found: &Findings, _: Medium) -> Option<Content> {
-    let mut blocks = Vec::new();
-    if run.cases.len() > 1 {
-        blocks.push(Block::Table(grid(run, found)));
-        blocks.push(Block::text(
-            "Variants with the same letter in a case compute the same; A holds the reference. `~` marks a member that rounds worse, `!` a cell that failed, `-` one that is not supported, `·` one that was not started.",
-        ));
+/// A grid of variants × cases and the findings, ahead of the cases.
+pub(super) fn of_several_cases(run: &RunView, found: &Findings, _: Medium) -> Option<Content> {
+    if run.cases.len() < 2 {
+        return None;
     }
-    if !found.findings.is_empty() {
-        blocks.push(Block::list(found.findings.iter().map(|finding| told(finding, run))));
-    }
-    (!blocks.is_empty()).then(|| Content::titled("Findings", blocks))
+    let legend = "Variants with the same letter in a case compute the same; A holds the reference. `~` marks a member that rounds worse, `!` a cell that failed, `-` one that is not supported, `·` one that was not started.";
+    let mut blocks = vec![Block::Table(grid(run, found)), Block::text(legend)];
+    blocks.extend(list(run, found));
+    Some(Content::titled("Findings", blocks))
+}
+
+/// The findings of a run of one case, whose groups have a table of their own.
+pub(super) fn of_one_case(run: &RunView, found: &Findings, _: Medium) -> Option<Content> {
+    let list = list(run, found).filter(|_| run.cases.len() == 1)?;
+    Some(Content::titled("Findings", vec![list]))
+}
+
+fn list(run: &RunView, found: &Findings) -> Option<Block> {
+    let told = found.findings.iter().map(|finding| told(finding, run));
+    (!found.findings.is_empty()).then(|| Block::list(told))
 }
 
 /// A finding with the sentence of its localisation.

@@ -133,6 +133,12 @@ fn run(fork: &Fork, branch: Branch, has_native: bool) -> (Sandbox, Run) {
     let output = sandbox.run(&config, &[]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let run = sandbox.only_run();
+    if has_native {
+        // The run localises the fork beside the release; the native model is in the release's group.
+        let folder = run.path().to_str().unwrap();
+        let output = sandbox.tfcheck(&["localize", "--run", folder, "fork_eager_eager", "candle_eager"]);
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    }
     (sandbox, run)
 }
 
@@ -166,7 +172,7 @@ fn judged(plant: &Plant, case: &Value, has_native: bool) -> Vec<String> {
     wrong
 }
 
-/// What is wrong with the localisations of a bug, which the run did by itself.
+/// What is wrong with the localisations of a bug: the run's own, and beside a native model the one that was asked for.
 fn localized(plant: &Plant, case: &Value, has_native: bool) -> Vec<String> {
     let localized = case["localized"].as_array().unwrap();
     let mut expected = vec![(["5.23.0_eager_eager", "fork_eager_eager"], plant.path)];
