@@ -43,7 +43,7 @@ fn what_cannot_be_decoded_says_so() {
     };
     check(Mode::Compiled, 3, "not decoded token by token");
     check(Mode::Eager, LONG, "where rows have 12");
-    check(Mode::Eager, 0, "a prefill of 0 tokens");
+    check(Mode::Eager, 0, "a prefill of 0");
 }
 
 #[test]
