@@ -221,10 +221,9 @@ fn group_case(case: &CaseView, letters: &mut Letters) -> CaseGroups {
         (Some(group), _) => {
             Mark::Member { letter: letters[group].clone(), rounds_worse: rounds_worse(index) }
         }
-        (None, Outcome::Completed(_)) if is_evidence(case, index) => Mark::Reference,
+        _ if is_evidence(case, index) => Mark::Reference,
         (None, Outcome::Unsupported { .. }) => Mark::Unsupported,
         _ if cell.is_not_started() => Mark::NotStarted,
-        (None, _) if is_evidence(case, index) => Mark::Reference,
         (None, _) => Mark::Failed,
     };
     let marks = case.cells.iter().enumerate().map(mark).collect();

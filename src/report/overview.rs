@@ -323,12 +323,41 @@ fn style(finding: &Finding) -> Style {
     }
 }
 
+/// Keys that the same versions ignore: the versions, those that do not, and each key with its checkpoints.
+struct IgnoredKeys {
+    by: String,
+    not_by: String,
+    keys: Vec<(String, Vec<String>)>,
+}
+
+/// Config keys that some versions ignore and others do not, once for the versions: `config keys that 4.40.2 ignores and
+/// not 5.23.0: head_dim (synthetic:llama, synthetic:mistral)`.
+fn ignored_keys(run: &RunView) -> Vec<String> {
+    let mut sides: Vec<IgnoredKeys> = Vec::new();
+    for found in preflight::partly_read(run) {
+        let (by, not_by) = (found.ignored_by.join(", "), found.not_ignored_by.join(", "));
+        let at = sides.iter().position(|known| (&known.by, &known.not_by) == (&by, &not_by));
+        let at = at.unwrap_or_else(|| {
+            sides.push(IgnoredKeys { by, not_by, keys: Vec::new() });
+            sides.len() - 1
+        });
+        let keys = &mut sides[at].keys;
+        match keys.iter_mut().find(|(key, _)| *key == found.key) {
+            Some((_, checkpoints)) => checkpoints.push(found.checkpoint),
+            None => keys.push((found.key, vec![found.checkpoint])),
+        }
+    }
+    let told = |IgnoredKeys { by, not_by, keys }: IgnoredKeys| {
+        let keys: Vec<String> =
+            keys.iter().map(|(key, checkpoints)| format!("{key} ({})", checkpoints.join(", "))).collect();
+        format!("config keys that {by} ignores and not {not_by}: {}", keys.join(", "))
+    };
+    sides.into_iter().map(told).collect()
+}
+
 /// Config keys and token ids that are not the same for all, and what holds for the whole run.
 fn notes(run: &RunView) -> Vec<String> {
-    let keys = preflight::partly_read(run).into_iter().map(|found| {
-        let (ignored, read) = (found.ignored_by.join(", "), found.not_ignored_by.join(", "));
-        format!("{}: config key {} is ignored by {ignored} and not by {read}", found.checkpoint, found.key)
-    });
+    let keys = ignored_keys(run);
     let tokenizers = preflight::tokenizers(run)
         .into_iter()
         .filter(|(_, _, found)| found.difference.is_some())
@@ -337,7 +366,11 @@ fn notes(run: &RunView) -> Vec<String> {
         (0..case.cells.len()).any(|row| case.noise(row).is_some_and(|noise| !noise.is_bitwise()))
     });
     let noise = noisy.filter_map(|case| Some(format!("{}: {}", case.name, case.noise_said()?)));
-    keys.chain(tokenizers).chain(noise).chain(run.notes.iter().map(|note| format!("note: {note}"))).collect()
+    keys.into_iter()
+        .chain(tokenizers)
+        .chain(noise)
+        .chain(run.notes.iter().map(|note| format!("note: {note}")))
+        .collect()
 }
 
 /// Each variant's speed against the baseline's, over all cases, fastest first; empty where nothing was timed.

@@ -72,8 +72,12 @@ pub(crate) fn partly_read(run: &RunView) -> Vec<PartlyRead> {
         for key in keys {
             let names = |ignores: bool| -> Vec<String> {
                 let side = told.iter().filter(|(_, keys)| keys.contains(key) == ignores);
-                let mut names: Vec<String> = side.map(|(name, _)| (*name).clone()).collect();
-                names.dedup();
+                let mut names: Vec<String> = Vec::new();
+                for (name, _) in side {
+                    if !names.contains(name) {
+                        names.push((*name).clone());
+                    }
+                }
                 names
             };
             let (ignored_by, not_ignored_by) = (names(true), names(false));
