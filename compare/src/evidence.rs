@@ -47,7 +47,9 @@ pub enum Evidence {
     /// One side was compared with recorded logits.
     Recorded {
         /// What was found.
-        found: ByRecording,
+        found: ByTolerance,
+        /// The rounding of both codes; `None` where that of the recorded code is not known or does not matter.
+        rounding: Option<RecordedRounding>,
     },
     /// Each side was compared with a float64 result.
     Oracles {
@@ -83,31 +85,6 @@ pub enum ByTolerance {
         dtype: Dtype,
         /// Its limit.
         limit: f64,
-    },
-}
-
-/// What the comparison with recorded logits found.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "is", rename_all = "snake_case")]
-pub enum ByRecording {
-    /// Values that are no numbers.
-    NotFinite {
-        /// Both sides' counts.
-        sides: [NotFinite; 2],
-    },
-    /// More than rounding explains.
-    Beyond(Excess),
-    /// No more than rounding explains.
-    Within {
-        /// Against the larger side.
-        #[serde(serialize_with = "figure")]
-        relative_l2: f64,
-        /// The lower dtype of the two.
-        dtype: Dtype,
-        /// Its limit.
-        limit: f64,
-        /// The rounding of both codes; `None` where that of the recorded code is not known.
-        rounding: Option<RecordedRounding>,
     },
 }
 

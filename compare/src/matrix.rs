@@ -79,7 +79,7 @@ fn pair_index(a: usize, b: usize) -> usize {
 /// Measures all pairs of the entries over the real positions of `mask` (all positions without one).
 ///
 /// A pair of which one file holds last positions only is compared at the last position of those rows
-/// that end in a real token; [`PairMetrics::last_positions_only`] says so.
+/// that end in a real token; [`PairMetrics::last_positions_only`] reports it.
 ///
 /// # Errors
 /// A file that could be opened cannot be read.

@@ -1,6 +1,6 @@
 //! The decision on a variant of which only recorded logits are at hand to compare with.
 
-use super::evidence::{ByRecording, Evidence, RecordedRounding};
+use super::evidence::{ByTolerance, Evidence, RecordedRounding};
 use super::matrix::{Matrix, PairOutcome};
 use super::oracle::{Oracles, within_dynamo};
 use super::verdict::{Decision, Judge, Tolerances, Verdict, share};
@@ -34,14 +34,14 @@ fn decide(matrix: &Matrix, recorded_rmse: Option<f64>, tolerances: &Tolerances) 
         return (Decision::Identical, Evidence::Identical { elements: pair.elements });
     }
     let judge = Judge { matrix, oracles: &Oracles::default(), tolerances };
-    let diverged = |found| (Decision::Diverged, Evidence::Recorded { found });
+    let diverged = |found| (Decision::Diverged, Evidence::Recorded { found, rounding: None });
     if pair.l2.is_nan() {
-        return diverged(ByRecording::NotFinite { sides: judge.not_finite(0, 1, pair) });
+        return diverged(ByTolerance::NotFinite { sides: judge.not_finite(0, 1, pair) });
     }
     // What was recorded in a low precision has that precision's error itself.
     let dtype = pair.lower_dtype;
     if let Some(excess) = judge.excess(pair, dtype, None) {
-        return diverged(ByRecording::Beyond(excess));
+        return diverged(ByTolerance::Beyond(excess));
     }
     let own = matrix.dtypes[0];
     let rounding = recorded_rmse.map(|recorded_rmse| RecordedRounding {
@@ -63,6 +63,6 @@ fn decide(matrix: &Matrix, recorded_rmse: Option<f64>, tolerances: &Tolerances) 
         _ => Decision::SameMathematics,
     };
     let limit = tolerances.relative_l2.of(dtype);
-    let found = ByRecording::Within { relative_l2: share(pair), dtype, limit, rounding };
-    (decision, Evidence::Recorded { found })
+    let found = ByTolerance::Within { relative_l2: share(pair), dtype, limit };
+    (decision, Evidence::Recorded { found, rounding })
 }

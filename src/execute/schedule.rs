@@ -198,7 +198,7 @@ impl<'a> Schedule<'a> {
             if live.job.is_timed {
                 let decode = self.settings.decode.min(1);
                 let request = Request::Time(Time { warm_up: 1, iterations: 1, decode, ..Time::default() });
-                // Where it fails, so does the round, which says so.
+                // If it fails, so does the round, which reports the failure.
                 let _ = live.session.ask(&request, self.settings.timeout);
             }
             live

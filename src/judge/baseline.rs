@@ -3,7 +3,7 @@
 //! A baseline is a run folder of its own under `<results>/baselines`, with what comparing needs: records,
 //! inputs and logits, not traces and reports. It outlives its run. Logits are hard links where the file
 //! system has them, which cost no space while the run exists: tfcheck never writes into a file that is
-//! there, and a digest says so when something else did.
+//! there, and a digest shows when something else did.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

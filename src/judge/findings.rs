@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use compare::groups::{Group, Groups, Relation, groups};
+use compare::metric::RELATIVE_L2;
 use compare::verdict::{Decision, Verdict};
 use reference::protocol::Dtype;
 use serde::Serialize;
@@ -12,6 +13,7 @@ use super::assess::ONE_PASS;
 use super::view::{CaseView, RunView};
 use crate::execute::cell::{Cell, Outcome};
 use crate::results::localized::{self, Localized};
+use crate::spec::plan::release_numbers;
 use crate::spec::variant::{Runner, Variant};
 
 /// The groups of every case, and the findings across them.
@@ -140,6 +142,26 @@ pub enum What {
     },
 }
 
+impl Findings {
+    /// Each cell of the run by its name, with its mark in every case, `None` where the case lacks it. What is a float64
+    /// reference in all of them is left out.
+    pub fn grid<'a>(&'a self, run: &'a RunView) -> Vec<(&'a Cell, Vec<Option<&'a Mark>>)> {
+        let mut rows: Vec<(&Cell, Vec<Option<&Mark>>)> = Vec::new();
+        for (at, (case, groups)) in run.cases.iter().zip(&self.cases).enumerate() {
+            for (cell, mark) in case.cells.iter().zip(&groups.marks) {
+                let known = rows.iter().position(|(known, _)| known.name == cell.name);
+                let row = known.unwrap_or_else(|| {
+                    rows.push((cell, vec![None; run.cases.len()]));
+                    rows.len() - 1
+                });
+                rows[row].1[at] = Some(mark);
+            }
+        }
+        rows.retain(|(_, marks)| marks.iter().flatten().any(|mark| **mark != Mark::Reference));
+        rows
+    }
+}
+
 /// Groups the variants of every case and collects what is to be told.
 pub fn findings(run: &RunView) -> Findings {
     let mut letters = Letters::default();
@@ -251,21 +273,16 @@ fn reference(case: &CaseView) -> Option<usize> {
         let age = |variant: &Variant| {
             (variant.mode == reference::protocol::Mode::Eager, variant.dtype == Dtype::F32)
         };
-        release(&a.version).cmp(&release(&b.version)).then(age(a).cmp(&age(b)))
+        release_numbers(&a.version).cmp(&release_numbers(&b.version)).then(age(a).cmp(&age(b)))
     });
     named.or(newest).or(ran.first()).copied()
-}
-
-/// The numbers of a release's name; none of any other name, which then is older than every release.
-fn release(version: &str) -> Vec<u64> {
-    version.split('.').map_while(|part| part.parse().ok()).collect()
 }
 
 fn divergences(case: &CaseView, found: &CaseGroups, findings: &mut Vec<Finding>) {
     let Some(first) = found.groups.groups.first() else { return };
     for (group, letter) in found.groups.groups.iter().zip(&found.letters).skip(1) {
         let pair = case.matrix.compared(first.leader, group.leader);
-        let relative_l2 = pair.map(|pair| compare::metrics::relative(pair.l2, pair.norm_a.max(pair.norm_b)));
+        let relative_l2 = pair.and_then(|pair| RELATIVE_L2.of(pair));
         let incomparable =
             verdict(case, first.leader, group.leader).and_then(|verdict| match &verdict.decision {
                 Decision::Incomparable { reason } => Some(reason.clone()),
@@ -413,8 +430,8 @@ fn add(findings: &mut Vec<Finding>, case: &CaseView, members: &[usize], what: Wh
         *sentence = sentence.take().or(localized);
     }
     if variants.iter().any(|name| !known.variants.contains(name)) {
-        known.variants.extend(variants);
-        known.variants.dedup();
+        let known_before = known.variants.clone();
+        known.variants.extend(variants.into_iter().filter(|name| !known_before.contains(name)));
         let is_known = |cell: &&Cell| known.variants.contains(&cell.name);
         known.subject = subject(case.cells.iter().filter(is_known));
     }

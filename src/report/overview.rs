@@ -78,11 +78,11 @@ impl Page {
 
     /// A row per variant, equal rows of one version as one; a column per case.
     fn grid(&mut self, run: &RunView, found: &Findings) {
-        let rows = rows(run, found);
+        let mut rows = rows(run, found);
         let labels: Vec<String> = rows.iter().map(|row| row.label.clone()).collect();
         let label_width =
             labels.iter().map(|label| measure_text_width(label)).max().unwrap_or(0).min(self.width / 2);
-        let columns: Vec<usize> = (0..run.cases.len()).collect();
+        let mut columns: Vec<usize> = (0..run.cases.len()).collect();
         let room = self.width.saturating_sub(label_width + 2);
         let longest = run.cases.iter().map(|case| measure_text_width(&case.name)).max().unwrap_or(1);
         let column_width = longest.clamp(2, WIDEST_CASE);
@@ -90,7 +90,6 @@ impl Page {
         let column_width = if is_named { column_width } else { 3 };
         let shown = columns.len().min(room / (column_width + 1 + usize::from(is_named)));
         // Cases in which variants differ come first where not all fit.
-        let mut columns = columns;
         if shown < columns.len() {
             columns.sort_by_key(|&case| is_plain(&found.cases[case]));
             columns.truncate(shown);
@@ -109,7 +108,6 @@ impl Page {
         let title = pad_str("", label_width, Alignment::Left, None).into_owned();
         let head = self.paint(&bold, head.join(gap).trim_end());
         self.lines.push(format!("{title}  {head}"));
-        let mut rows = rows;
         let left_out = rows.len().saturating_sub(MOST_ROWS);
         if left_out > 0 {
             rows.sort_by_key(Row::is_plain);
@@ -121,7 +119,7 @@ impl Page {
             let cells: Vec<String> = columns
                 .iter()
                 .map(|&case| {
-                    let (text, style) = sign(row.marks[case].as_ref());
+                    let (text, style) = sign(row.marks[case]);
                     self.paint(&style, &pad_str(&text, column_width, Alignment::Center, None))
                 })
                 .collect();
@@ -139,7 +137,7 @@ impl Page {
         if shown < run.cases.len() {
             legend.push(format!("{} more cases are in the report", run.cases.len() - shown));
         }
-        let marks: Vec<&Mark> = rows.iter().flat_map(|row| row.marks.iter().flatten()).collect();
+        let marks: Vec<&Mark> = rows.iter().flat_map(|row| row.marks.iter().flatten().copied()).collect();
         let any = |is_it: &dyn Fn(&Mark) -> bool| marks.iter().any(|mark| is_it(mark));
         if any(&|mark| matches!(mark, Mark::Member { .. })) {
             legend.push("same letter: computes the same".to_owned());
@@ -242,37 +240,19 @@ struct Row<'a> {
     cells: Vec<&'a Cell>,
     label: String,
     /// One per case; `None` where the case has no such variant.
-    marks: Vec<Option<Mark>>,
+    marks: Vec<Option<&'a Mark>>,
 }
 
 impl Row<'_> {
     /// Whether there is nothing to see but group A.
     fn is_plain(&self) -> bool {
-        self.marks.iter().flatten().all(Mark::is_plain)
+        self.marks.iter().flatten().all(|mark| mark.is_plain())
     }
 }
 
-fn rows<'a>(run: &'a RunView, found: &Findings) -> Vec<Row<'a>> {
-    let mut cells: Vec<&Cell> = Vec::new();
-    for cell in run.cases.iter().flat_map(|case| &case.cells) {
-        if !cells.iter().any(|known| known.name == cell.name) {
-            cells.push(cell);
-        }
-    }
+fn rows<'a>(run: &'a RunView, found: &'a Findings) -> Vec<Row<'a>> {
     let mut rows: Vec<Row> = Vec::new();
-    for cell in cells {
-        let marks: Vec<Option<Mark>> = run
-            .cases
-            .iter()
-            .zip(&found.cases)
-            .map(|(case, groups)| {
-                let at = case.cells.iter().position(|other| other.name == cell.name)?;
-                Some(groups.marks[at].clone())
-            })
-            .collect();
-        if marks.iter().flatten().all(|mark| *mark == Mark::Reference) {
-            continue;
-        }
+    for (cell, marks) in found.grid(run) {
         let of_version = |other: &Cell| version(other) == version(cell);
         match rows.iter_mut().find(|row| row.marks == marks && of_version(row.cells[0])) {
             Some(row) => row.cells.push(cell),

@@ -16,7 +16,7 @@ mod filter;
 mod saved;
 mod text;
 
-pub(crate) use columns::release_order;
+pub(crate) use columns::{release_numbers, release_order};
 pub(crate) use filter::glob;
 pub use filter::{FilterError, Filters};
 

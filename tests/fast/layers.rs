@@ -268,7 +268,7 @@ fn a_planted_upward_import_is_found() {
     for planted in [
         "use crate::commands::run;",
         "use crate::{report::{self, html::Html}, results::Case};",
-        "fn planted() { crate::hunt::localize::localize(todo!()); }",
+        "fn planted() { crate::hunt::localize::localize(request); }",
         "use super::super::report;",
     ] {
         let upward = source.with(&["judge", "gates"], planted).upward(&layers());

@@ -3,7 +3,7 @@
 use std::fmt::{Display, Formatter, Result};
 
 use super::{
-    Basis, Borrowed, ByOracles, ByRecording, ByTolerance, Comparison, Evidence, Excess, Large, NotFinite,
+    Basis, Borrowed, ByOracles, ByTolerance, Comparison, Evidence, Excess, Large, NotFinite,
     RecordedRounding, Replayed, Routing, Unsteady,
 };
 use crate::repeat::times;
@@ -24,8 +24,14 @@ impl Display for Evidence {
             Self::NotRun { reason } => write!(out, "no logits of {reason}"),
             Self::Incomparable { reason } => write!(out, "{reason}"),
             Self::Identical { elements } => write!(out, "all {elements} compared values are equal"),
-            Self::Tolerance { found } => write!(out, "{found}"),
-            Self::Recorded { found } => write!(out, "{found}"),
+            Self::Tolerance { found: found @ ByTolerance::NotFinite { .. } }
+            | Self::Recorded { found, rounding: None } => write!(out, "{found}"),
+            Self::Tolerance { found } => write!(out, "{found}; no float64 oracle was run"),
+            // Worse rounding is what decides: that it is within the tolerance adds nothing.
+            Self::Recorded { rounding: Some(rounding), .. } if !rounding.is_within_dynamo => {
+                write!(out, "{rounding}")
+            }
+            Self::Recorded { found, rounding: Some(rounding) } => write!(out, "{found}; {rounding}"),
             Self::Oracles { agreement, compared_with, large, found } => {
                 if let Some(agreement) = agreement {
                     write!(out, "the float64 results agree to {agreement:.1e}; ")?;
@@ -46,40 +52,21 @@ impl Display for ByTolerance {
     fn fmt(&self, out: &mut Formatter<'_>) -> Result {
         match self {
             Self::NotFinite { sides } => not_finite(out, sides),
-            Self::Beyond(excess) => write!(out, "{excess}; no float64 oracle was run"),
+            Self::Beyond(excess) => write!(out, "{excess}"),
             Self::Within { relative_l2, dtype, limit } => write!(
                 out,
-                "relative L2 {relative_l2:.2e} is within {}'s {limit:.1e}, and so is every position; no float64 oracle was run",
+                "relative L2 {relative_l2:.2e} is within {}'s {limit:.1e}, and so is every position",
                 dtype.name()
             ),
         }
     }
 }
 
-impl Display for ByRecording {
+impl Display for RecordedRounding {
     fn fmt(&self, out: &mut Formatter<'_>) -> Result {
-        let (relative_l2, dtype, limit, rounding) = match self {
-            Self::NotFinite { sides } => return not_finite(out, sides),
-            Self::Beyond(excess) => return write!(out, "{excess}"),
-            Self::Within { relative_l2, dtype, limit, rounding } => (relative_l2, dtype, limit, rounding),
-        };
-        if rounding.as_ref().is_none_or(|rounding| rounding.is_within_dynamo) {
-            write!(
-                out,
-                "relative L2 {relative_l2:.2e} is within {}'s {limit:.1e}, and so is every position",
-                dtype.name()
-            )?;
-        }
-        let Some(RecordedRounding { variant, dtype, rmse: [own, recorded], is_within_dynamo }) = rounding
-        else {
-            return Ok(());
-        };
-        let separator = if *is_within_dynamo { "; " } else { "" };
-        write!(
-            out,
-            "{separator}RMSE is {own:.2e} for {variant} and {recorded:.2e} for the recorded code in {}",
-            dtype.name()
-        )?;
+        let Self { variant, dtype, rmse: [own, recorded], is_within_dynamo } = self;
+        let dtype = dtype.name();
+        write!(out, "RMSE is {own:.2e} for {variant} and {recorded:.2e} for the recorded code in {dtype}")?;
         if *is_within_dynamo {
             write!(out, ", within dynamo's rule")
         } else {

@@ -37,23 +37,9 @@ fn told(finding: &Finding, run: &RunView) -> String {
 }
 
 fn grid(run: &RunView, found: &Findings) -> Table {
-    let mut names: Vec<&String> = Vec::new();
-    for case in &run.cases {
-        for cell in &case.cells {
-            if !names.contains(&&cell.name) {
-                names.push(&cell.name);
-            }
-        }
-    }
-    let mark = |name: &String, at: usize| {
-        let index = run.cases[at].cells.iter().position(|cell| cell.name == *name)?;
-        Some(&found.cases[at].marks[index])
-    };
-    let rows = names.into_iter().filter_map(|name| {
-        let marks: Vec<_> = (0..run.cases.len()).map(|at| mark(name, at)).collect();
-        let is_evidence = marks.iter().flatten().all(|mark| **mark == Mark::Reference);
+    let rows = found.grid(run).into_iter().map(|(cell, marks)| -> Row {
         let cells = marks.into_iter().map(|mark| mark.map_or_else(Cell::default, sign));
-        (!is_evidence).then(|| std::iter::once(Cell::from(name.clone())).chain(cells).collect::<Row>())
+        std::iter::once(Cell::from(cell.name.clone())).chain(cells).collect()
     });
     let columns = std::iter::once("Variant".to_owned()).chain(run.cases.iter().map(|case| case.name.clone()));
     Table::new(columns, rows.collect::<Vec<_>>())

@@ -128,6 +128,10 @@ fn add_oracle(
 /// Orders versions by release; those that are no release are older than any, since nothing says how new they are.
 pub(crate) fn release_order(version: &Version) -> Vec<u64> {
     let number = version.source.as_ref().map_or(Some(version.name.as_str()), |source| source.release());
-    let parts = number.unwrap_or_default().split('.');
-    parts.map_while(|part| part.parse().ok()).collect()
+    release_numbers(number.unwrap_or_default())
+}
+
+/// The numbers of a release's name; none of any other name, which then is older than every release.
+pub(crate) fn release_numbers(name: &str) -> Vec<u64> {
+    name.split('.').map_while(|part| part.parse().ok()).collect()
 }

@@ -51,7 +51,7 @@ impl Checkpoint {
         })
     }
 
-    /// Adds the keys that the config lacks, and says so.
+    /// Adds the keys that the config lacks; returns a note that lists them.
     pub(super) fn fill(&mut self, fill: &[(&str, Fill)]) -> Option<String> {
         let absent = fill.iter().filter(|(key, _)| self.config.get(key).is_none());
         let added: Vec<(String, Value)> = absent
