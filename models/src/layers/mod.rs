@@ -4,7 +4,7 @@
 //! 1. Write `src/<model_type>.rs` in the order Config, Attention, Mlp, Block, Model; `llama.rs` is the plain example,
 //!    `gemma3_text.rs` the one with several layer types. Add its `mod` line to `lib.rs`, its synthetic checkpoints to a
 //!    table of `checkpoints/`, and its row to `registry.rs`. Every other list is derived from that row, or a test of
-//!    `tests/lists.rs` fails until the list has the architecture.
+//!    `tests/fast/lists.rs` fails until the list has the architecture.
 //! 2. `Config::read(&ConfigReader)` takes transformers' defaults for absent keys, cited by file and version; an unknown
 //!    value is an error ([`ConfigReader::unknown`](crate::ConfigReader::unknown)). Do not read a key that you do not use:
 //!    the run lists unread keys. Refuse a key that would change the computation in a way that you leave out
@@ -21,7 +21,7 @@
 //!    another operation, add a layer for it here (in the eager backend with [`rounded`], so that 16-bit dtypes round once
 //!    per operation as torch does), never tensor code in the model file.
 //! 6. Repeat a layer before you add an option to a shared one.
-//! 7. `tests/golden/make.py` writes tiny checkpoints and transformers' logits for them; add a case there. `tests/laws.rs`
+//! 7. `tests/golden/make.py` writes tiny checkpoints and transformers' logits for them; add a case there. `tests/fast/laws.rs`
 //!    tests every decoder that [`synthetic`](crate::synthetic) has; `tests/features.py` needs an entry for each new
 //!    config key.
 //! 8. `cargo run --release --example judge -- FOLDER...` compares checkpoints with the outputs that `tests/truth.py` wrote
