@@ -179,6 +179,7 @@ impl Engine for Work {
             prefill: None,
             positions: Positions::All,
             peak_bytes: None,
+            graphs: None,
             notes: Vec::new(),
         })
     }

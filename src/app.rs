@@ -18,6 +18,7 @@ use crate::commands::list;
 use crate::commands::record;
 use crate::commands::run::{self, Destination, RunRequest};
 use crate::commands::scoreboard;
+use crate::execute::foreseen;
 use crate::execute::progress::Progress;
 use crate::execute::worker;
 use crate::hunt::localize::LocalizeError;
@@ -343,7 +344,7 @@ fn record(cli: &Cli, arguments: &crate::cli::Record) -> Result<ExitCode> {
 
 fn plan_text(selection: &Selection) -> Result<String> {
     let (loaded, plan) = planned(selection)?;
-    Ok(plan.text(&loaded.config))
+    Ok(plan.text(&loaded.config, &foreseen::unsupported(&plan, &loaded.config)))
 }
 
 fn planned(selection: &Selection) -> Result<(config::Loaded, Plan)> {

@@ -153,6 +153,7 @@ fn legacy_run(path: &Path) -> Result<Side> {
             attention: None,
             dtype,
             device: "unknown".to_owned(),
+            auto_dtype: false,
             qualified: false,
         };
         let completed = Completed {

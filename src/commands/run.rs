@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
-use reference::protocol::{Load, PROTOCOL_VERSION};
+use reference::protocol::{Dtype, Load, PROTOCOL_VERSION};
 
 use crate::execute::cell::{Cell, FailureKind, Outcome};
 use crate::execute::progress::Progress;
@@ -24,7 +24,7 @@ use crate::report;
 use crate::results::{Manifest, ResultsError, RunFolder};
 use crate::spec::config::Config;
 use crate::spec::machine::{self, Machine};
-use crate::spec::plan::{CellPlan, Plan};
+use crate::spec::plan::{CasePlan, CellPlan, Plan};
 use crate::spec::variant;
 pub use localize::{Wanted, localize};
 pub(crate) use prepare::specification;
@@ -78,6 +78,13 @@ pub fn run(request: &RunRequest, destination: Destination) -> Result<Finished> {
         .progress
         .timed("preparing checkpoints, inputs and environments", || prepare::prepare(request));
     let Preparation { cases, environments } = prepared?;
+    let dtype_of = |checkpoint: usize| {
+        let cases = request.plan.cases.iter().zip(&cases);
+        let of_it = |(plan, _): &(&CasePlan, &PreparedCase)| plan.checkpoint == checkpoint;
+        cases.into_iter().find(of_it).map_or(Dtype::F32, |(_, prepared)| prepared.checkpoint.dtype())
+    };
+    let plan = request.plan.clone().with_dtypes(dtype_of);
+    let request = &RunRequest { plan: &plan, ..*request };
     let machine = Machine::detect();
     let (folder, manifest) = open(request, destination, &cases)?;
     request.progress.log_to(&folder.path().join("run.log"));
@@ -468,6 +475,9 @@ fn load(
         device: cell.variant.device.clone(),
         threads: runners.threads,
         seed: request.config.run.seed,
+        own_positions: prepared.inputs.own_positions,
+        as_is: !request.config.checkpoints[request.plan.cases[cell.case].checkpoint].translate,
+        auto_dtype: cell.variant.auto_dtype,
     }
 }
 

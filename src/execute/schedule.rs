@@ -259,6 +259,9 @@ impl<'a> Schedule<'a> {
             unfinished: None,
             noise: None,
             ignored_keys: ready.ignored_keys,
+            translated: ready.translated,
+            unread_tensors: ready.unread_tensors,
+            graphs: forwarded.graphs,
             tokenizer: None,
         })
     }

@@ -5,8 +5,9 @@
 
 use serde_json::{Map, Value, json};
 
+use super::Report;
+use super::preflight::{self, Part};
 use super::sweep::{self, Mark, Sweep};
-use super::{Report, preflight};
 use crate::execute::cell::{Cell, Outcome};
 use crate::judge::against::{Against, ComparedCell};
 use crate::judge::findings::{CaseGroups, findings};
@@ -155,6 +156,9 @@ fn cell(case: &CaseView, cell: &Cell) -> Value {
             "peak_bytes": completed.peak_bytes,
             "noise": completed.noise,
             "ignored_keys": completed.ignored_keys,
+            "translated": completed.translated,
+            "unread_tensors": completed.unread_tensors,
+            "graphs": completed.graphs,
             "tokenizer": completed.tokenizer,
             "timing": performance.timing.as_ref().map(timing),
             "decode": timed_decoding(case, cell),
@@ -304,11 +308,22 @@ fn collapsed(sweep: &Sweep) -> Value {
 
 fn preflight(run: &RunView) -> Value {
     json!({
-        "config_keys": preflight::partly_read(run).iter().map(|found| json!({
+        "config_keys": preflight::partly_read(run, Part::ConfigKey).iter().map(|found| json!({
             "checkpoint": found.checkpoint,
-            "key": found.key,
+            "key": found.name,
             "ignored_by": found.ignored_by,
             "not_ignored_by": found.not_ignored_by,
+        })).collect::<Vec<_>>(),
+        "tensors": preflight::partly_read(run, Part::Tensor).iter().map(|found| json!({
+            "checkpoint": found.checkpoint,
+            "tensor": found.name,
+            "not_read_by": found.ignored_by,
+            "read_by": found.not_ignored_by,
+        })).collect::<Vec<_>>(),
+        "translated": preflight::translated(run).iter().map(|found| json!({
+            "checkpoints": found.checkpoints,
+            "versions": found.versions,
+            "values": found.values,
         })).collect::<Vec<_>>(),
         "tokenizers": preflight::tokenizers(run).iter().map(|(checkpoint, version, parity)| json!({
             "checkpoint": checkpoint,

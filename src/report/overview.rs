@@ -6,14 +6,13 @@ use compare::timing::SpeedUp;
 use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 
 use super::finding::sentence;
-use super::preflight;
-use super::sections::change_row;
+use super::preflight::{self, Part};
+use super::sections::{change_row, graph_breaks};
 use super::wrap::wrap;
 use crate::execute::cell::Cell;
 use crate::judge::findings::{CaseGroups, Finding, Findings, Mark, What, findings, subject, version};
 use crate::judge::gates::Judged;
 use crate::judge::view::RunView;
-use crate::spec::variant::Variant;
 
 /// Lines of the whole overview.
 pub const MOST_LINES: usize = 40;
@@ -303,41 +302,54 @@ fn style(finding: &Finding) -> Style {
     }
 }
 
-/// Keys that the same versions ignore: the versions, those that do not, and each key with its checkpoints.
-struct IgnoredKeys {
+/// Config keys or tensors that the same versions leave unread: the versions, those that do not, and each name with its
+/// checkpoints.
+struct Unread {
     by: String,
     not_by: String,
     keys: Vec<(String, Vec<String>)>,
 }
 
-/// Config keys that some versions ignore and others do not, once for the versions: `config keys that 4.40.2 ignores and
-/// not 5.23.0: head_dim (synthetic:llama, synthetic:mistral)`.
-fn ignored_keys(run: &RunView) -> Vec<String> {
-    let mut sides: Vec<IgnoredKeys> = Vec::new();
-    for found in preflight::partly_read(run) {
+/// Config keys or tensors that some versions leave unread and others do not, once for the versions: `config keys that
+/// 4.40.2 ignores and not 5.23.0: head_dim (synthetic:llama, synthetic:mistral)`.
+fn unread(run: &RunView, part: Part) -> Vec<String> {
+    let mut sides: Vec<Unread> = Vec::new();
+    for found in preflight::partly_read(run, part) {
         let (by, not_by) = (found.ignored_by.join(", "), found.not_ignored_by.join(", "));
         let at = sides.iter().position(|known| (&known.by, &known.not_by) == (&by, &not_by));
         let at = at.unwrap_or_else(|| {
-            sides.push(IgnoredKeys { by, not_by, keys: Vec::new() });
+            sides.push(Unread { by, not_by, keys: Vec::new() });
             sides.len() - 1
         });
         let keys = &mut sides[at].keys;
-        match keys.iter_mut().find(|(key, _)| *key == found.key) {
+        match keys.iter_mut().find(|(key, _)| *key == found.name) {
             Some((_, checkpoints)) => checkpoints.push(found.checkpoint),
-            None => keys.push((found.key, vec![found.checkpoint])),
+            None => keys.push((found.name, vec![found.checkpoint])),
         }
     }
-    let told = |IgnoredKeys { by, not_by, keys }: IgnoredKeys| {
+    let told = |Unread { by, not_by, keys }: Unread| {
         let keys: Vec<String> =
             keys.iter().map(|(key, checkpoints)| format!("{key} ({})", checkpoints.join(", "))).collect();
-        format!("config keys that {by} ignores and not {not_by}: {}", keys.join(", "))
+        let (what, keys) = (part.plural(), keys.join(", "));
+        match part {
+            Part::ConfigKey => format!("{what} that {by} ignores and not {not_by}: {keys}"),
+            Part::Tensor => format!("{what} that {by} does not read and {not_by} reads: {keys}"),
+        }
     };
     sides.into_iter().map(told).collect()
 }
 
-/// Config keys and token ids that are not the same for all, and what holds for the whole run.
+/// Config keys, tensors and token ids that are not the same for all, and what holds for the whole run.
 fn notes(run: &RunView) -> Vec<String> {
-    let keys = ignored_keys(run);
+    let keys = [Part::Tensor, Part::ConfigKey].into_iter().flat_map(|part| unread(run, part));
+    let translated = preflight::translated(run).into_iter().map(|found| {
+        format!(
+            "{} alone would read the config of {} otherwise, so tfcheck translated it: {}",
+            found.versions.join(", "),
+            found.checkpoints.join(", "),
+            found.values.join("; ")
+        )
+    });
     let tokenizers = preflight::tokenizers(run)
         .into_iter()
         .filter(|(_, _, found)| found.difference.is_some())
@@ -346,8 +358,8 @@ fn notes(run: &RunView) -> Vec<String> {
         (0..case.cells.len()).any(|row| case.noise(row).is_some_and(|noise| !noise.is_bitwise()))
     });
     let noise = noisy.filter_map(|case| Some(format!("{}: {}", case.name, case.noise_said()?)));
-    keys.into_iter()
-        .chain(tokenizers)
+    keys.chain(tokenizers)
+        .chain(translated)
         .chain(noise)
         .chain(run.notes.iter().map(|note| format!("note: {note}")))
         .collect()
@@ -355,7 +367,7 @@ fn notes(run: &RunView) -> Vec<String> {
 
 /// Each variant's speed against the baseline's, over all cases, fastest first; empty where nothing was timed.
 fn speed(run: &RunView) -> String {
-    let mut ratios: Vec<(&Variant, Vec<&SpeedUp>)> = Vec::new();
+    let mut ratios: Vec<(&Cell, Vec<&SpeedUp>)> = Vec::new();
     let performances: Vec<_> = run
         .cases
         .iter()
@@ -363,9 +375,9 @@ fn speed(run: &RunView) -> String {
         .collect();
     for (cell, performance) in &performances {
         let Some(speed_up) = &performance.speed_up else { continue };
-        match ratios.iter_mut().find(|(known, _)| known.name() == cell.name) {
+        match ratios.iter_mut().find(|(known, _)| known.name == cell.name) {
             Some((_, known)) => known.push(speed_up),
-            None => ratios.push((&cell.variant, vec![speed_up])),
+            None => ratios.push((cell, vec![speed_up])),
         }
     }
     let Some(baseline) =
@@ -380,18 +392,19 @@ fn speed(run: &RunView) -> String {
     ratios.sort_by(|a, b| mean(&b.1).total_cmp(&mean(&a.1)));
     let words: Vec<String> = ratios
         .iter()
-        .map(|(variant, known)| match known.as_slice() {
-            [only] => format!(
-                "{} {:.2}× ({:.2}–{:.2})",
-                variant.name(),
-                only.ratio,
-                only.interval.low,
-                only.interval.high
-            ),
-            several => {
-                let low = several.iter().map(|known| known.ratio).fold(f64::INFINITY, f64::min);
-                let high = several.iter().map(|known| known.ratio).fold(0.0, f64::max);
-                format!("{} {:.2}× ({low:.2}–{high:.2} by case)", variant.name(), mean(several))
+        .map(|(cell, known)| {
+            let breaks = graph_breaks(cell).map(|breaks| format!(", {breaks}")).unwrap_or_default();
+            let name = &cell.name;
+            match known.as_slice() {
+                [only] => {
+                    let interval = &only.interval;
+                    format!("{name} {:.2}× ({:.2}–{:.2}{breaks})", only.ratio, interval.low, interval.high)
+                }
+                several => {
+                    let low = several.iter().map(|known| known.ratio).fold(f64::INFINITY, f64::min);
+                    let high = several.iter().map(|known| known.ratio).fold(0.0, f64::max);
+                    format!("{name} {:.2}× ({low:.2}–{high:.2} by case{breaks})", mean(several))
+                }
             }
         })
         .collect();

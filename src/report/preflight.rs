@@ -1,15 +1,44 @@
 //! What differed between variants before they computed anything: config keys, tokenizers, packages.
 
-use crate::execute::cell::{Outcome, TokenizerParity};
+use crate::execute::cell::{Completed, Outcome, TokenizerParity};
 use crate::judge::view::{CaseView, RunView};
 use crate::spec::variant::Variant;
 use compare::metrics::Side;
 
-/// A config key that some versions list as one they have no use for and others do not.
+/// A part of a checkpoint that a variant may leave unread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    ConfigKey,
+    Tensor,
+}
+
+impl Part {
+    pub(crate) const ALL: [Self; 2] = [Self::ConfigKey, Self::Tensor];
+
+    /// `config keys`, `tensors`.
+    pub(crate) fn plural(self) -> &'static str {
+        match self {
+            Self::ConfigKey => "config keys",
+            Self::Tensor => "tensors",
+        }
+    }
+
+    /// Those that a variant leaves unread; `None` where it cannot tell.
+    fn unread(self, completed: &Completed) -> Option<&Vec<String>> {
+        match self {
+            Self::ConfigKey => completed.ignored_keys.as_ref(),
+            Self::Tensor => completed.unread_tensors.as_ref(),
+        }
+    }
+}
+
+/// A part of a checkpoint that some versions leave unread and others do not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PartlyRead {
+    pub(crate) part: Part,
     pub(crate) checkpoint: String,
-    pub(crate) key: String,
+    /// The key or the tensor.
+    pub(crate) name: String,
     pub(crate) ignored_by: Vec<String>,
     pub(crate) not_ignored_by: Vec<String>,
 }
@@ -50,18 +79,16 @@ impl EnvironmentPair {
     }
 }
 
-/// The keys of each checkpoint's config that one side ignores and another does not list, by version. Runners that
-/// cannot tell are not counted, and ids of special tokens are left out: no logit depends on them.
-pub(crate) fn partly_read(run: &RunView) -> Vec<PartlyRead> {
+/// The config keys or tensors of each checkpoint that one side leaves unread and another does not, by version. Runners
+/// that cannot tell are not counted, and ids of special tokens are left out: no logit depends on them.
+pub(crate) fn partly_read(run: &RunView, part: Part) -> Vec<PartlyRead> {
     let mut found: Vec<PartlyRead> = Vec::new();
     for case in &run.cases {
         let told: Vec<(&String, &Vec<String>)> = case
             .cells
             .iter()
             .filter_map(|cell| match &cell.outcome {
-                Outcome::Completed(completed) => {
-                    Some((&cell.variant.version, completed.ignored_keys.as_ref()?))
-                }
+                Outcome::Completed(completed) => Some((&cell.variant.version, part.unread(completed)?)),
                 _ => None,
             })
             .collect();
@@ -83,15 +110,60 @@ pub(crate) fn partly_read(run: &RunView) -> Vec<PartlyRead> {
             let (ignored_by, not_ignored_by) = (names(true), names(false));
             // The cases of one checkpoint say the same.
             let is_known =
-                found.iter().any(|known| (&known.checkpoint, &known.key) == (&case.checkpoint, key));
+                found.iter().any(|known| (&known.checkpoint, &known.name) == (&case.checkpoint, key));
             if !not_ignored_by.is_empty() && !is_known {
                 found.push(PartlyRead {
+                    part,
                     checkpoint: case.checkpoint.clone(),
-                    key: key.clone(),
+                    name: key.clone(),
                     ignored_by,
                     not_ignored_by,
                 });
             }
+        }
+    }
+    found
+}
+
+/// Versions that would have read the config otherwise without translation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Translated {
+    pub(crate) versions: Vec<String>,
+    pub(crate) checkpoints: Vec<String>,
+    /// `rope_theta 500000.0 (untranslated: 10000.0)`.
+    pub(crate) values: Vec<String>,
+}
+
+/// Every translation of a config that changed what a version read, the same one of several checkpoints and versions once.
+pub(crate) fn translated(run: &RunView) -> Vec<Translated> {
+    let mut of_checkpoints: Vec<Translated> = Vec::new();
+    for case in &run.cases {
+        for cell in &case.cells {
+            let Outcome::Completed(completed) = &cell.outcome else { continue };
+            if completed.translated.is_empty() {
+                continue;
+            }
+            let is_same = |known: &&mut Translated| {
+                known.checkpoints[0] == case.checkpoint && known.values == completed.translated
+            };
+            let version = &cell.variant.version;
+            match of_checkpoints.iter_mut().find(is_same) {
+                Some(known) if known.versions.contains(version) => {}
+                Some(known) => known.versions.push(version.clone()),
+                None => of_checkpoints.push(Translated {
+                    versions: vec![version.clone()],
+                    checkpoints: vec![case.checkpoint.clone()],
+                    values: completed.translated.clone(),
+                }),
+            }
+        }
+    }
+    let mut found: Vec<Translated> = Vec::new();
+    for one in of_checkpoints {
+        match found.iter_mut().find(|known| (&known.versions, &known.values) == (&one.versions, &one.values))
+        {
+            Some(known) => known.checkpoints.extend(one.checkpoints),
+            None => found.push(one),
         }
     }
     found

@@ -32,6 +32,7 @@ use crate::judge::view::{CaseView, RunView};
 use Medium::{Page, Step, Summary, Terminal};
 pub(super) use against::row as change_row;
 pub(super) use differences::heat;
+pub(super) use performance::graph_breaks;
 
 /// What a section is about, and what builds it; `None` where there is nothing to show.
 enum Of {

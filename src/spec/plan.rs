@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use reference::protocol::Dtype;
+
 use crate::spec::config::{Config, Padding, TorchBackend, VersionSource};
 use crate::spec::variant::Variant;
 
@@ -48,10 +50,15 @@ pub struct CasePlan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "form", rename_all = "snake_case")]
 pub enum InputsPlan {
-    /// The config's prompts, a row each.
+    /// The config's prompts, a sequence each.
     Prompts {
-        /// Side of shorter rows that is filled up.
-        padding: Padding,
+        /// The padding that the config asks for; absent where shorter sequences are padded on the right.
+        padding: Option<Padding>,
+    },
+    /// The config's token ids.
+    TokenIds {
+        /// As for prompts.
+        padding: Option<Padding>,
     },
     /// Rows cut from the text.
     Sweep {
@@ -59,7 +66,7 @@ pub enum InputsPlan {
         length: usize,
         /// Rows.
         batch: usize,
-        /// Side of shorter rows that is filled up.
+        /// The padding of the batch.
         padding: Padding,
         /// Tokens of the prefill, where the rest is decoded through the KV cache; one pass otherwise.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -125,23 +132,32 @@ impl InputsPlan {
     /// Tokens of the prefill, where the rest is decoded through the KV cache.
     pub fn prefill(self) -> Option<usize> {
         match self {
-            Self::Prompts { .. } => None,
+            Self::Prompts { .. } | Self::TokenIds { .. } => None,
             Self::Sweep { prefill, .. } => prefill,
         }
     }
 
-    /// Tokens of the longest row; `None` for prompts, whose tokens are not counted yet.
+    /// Whether the config asks for padding on one side.
+    pub fn is_padded(self) -> bool {
+        let padding = match self {
+            Self::Prompts { padding } | Self::TokenIds { padding } => padding,
+            Self::Sweep { padding, .. } => Some(padding),
+        };
+        matches!(padding, Some(Padding::Left | Padding::Right))
+    }
+
+    /// Tokens of the longest row; `None` for prompts and token ids.
     pub fn length(self) -> Option<usize> {
         match self {
-            Self::Prompts { .. } => None,
+            Self::Prompts { .. } | Self::TokenIds { .. } => None,
             Self::Sweep { length, .. } => Some(length),
         }
     }
 
-    /// Batch size; `None` for prompts, a row each.
+    /// Batch size; `None` for prompts and token ids, a sequence each.
     pub fn batch(self) -> Option<usize> {
         match self {
-            Self::Prompts { .. } => None,
+            Self::Prompts { .. } | Self::TokenIds { .. } => None,
             Self::Sweep { batch, .. } => Some(batch),
         }
     }
@@ -154,6 +170,16 @@ impl Plan {
     /// A baseline that is no variant, two variants of one name, or nothing to run.
     pub fn new(config: &Config, auto_device: &str) -> Result<Self, PlanError> {
         build::build(config, auto_device)
+    }
+
+    /// The plan with the dtypes that `auto` stands for. `of` tells the dtype of the checkpoint with this index into
+    /// [`Config::checkpoints`].
+    #[must_use]
+    pub fn with_dtypes(mut self, of: impl Fn(usize) -> Dtype) -> Self {
+        for cell in self.cells.iter_mut().filter(|cell| cell.variant.auto_dtype) {
+            cell.variant.dtype = of(self.cases[cell.case].checkpoint);
+        }
+        self
     }
 
     /// The plan without the cells that `filters` rule out, nor the cases and environments that only those needed.
@@ -198,9 +224,10 @@ impl Plan {
         format!("{}/{}", self.cases[cell.case].name, cell.variant.name())
     }
 
-    /// What `tfcheck plan` prints. `config` is the one that the plan was made of.
-    pub fn text(&self, config: &Config) -> String {
-        text::text(self, config)
+    /// What `tfcheck plan` prints. `config` is the one that the plan was made of; `unsupported` has, for each cell, the
+    /// reason for which its runner will not support it, where one is known.
+    pub fn text(&self, config: &Config, unsupported: &[Option<String>]) -> String {
+        text::text(self, config, unsupported)
     }
 }
 

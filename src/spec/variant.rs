@@ -28,8 +28,11 @@ pub struct Variant {
     pub mode: Mode,
     /// Attention implementation, where the runner has several.
     pub attention: Option<Attention>,
-    /// dtype of weights and activations.
+    /// dtype of weights and activations; where [`Self::auto_dtype`] is set, of no meaning before the checkpoint is known.
     pub dtype: Dtype,
+    /// Whether the dtype is the checkpoint's, selected by transformers itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub auto_dtype: bool,
     /// `cpu`, `cuda:0`, …
     pub device: String,
     /// True where the run has several dtypes or devices, so that the names must say them.
@@ -44,9 +47,13 @@ impl Variant {
             note.push('_');
             note.push_str(attention_name(attention));
         }
-        if self.qualified {
+        if self.auto_dtype {
+            note.push_str("_auto");
+        } else if self.qualified {
             note.push('_');
             note.push_str(dtype_name(self.dtype));
+        }
+        if self.qualified {
             if self.device != "cpu" {
                 note.push('_');
                 note.push_str(&self.device.replace(':', ""));
@@ -73,11 +80,12 @@ pub fn mode_name(mode: Mode) -> &'static str {
     }
 }
 
-/// `eager`, `sdpa`.
+/// `eager`, `sdpa`, `default`.
 pub fn attention_name(attention: Attention) -> &'static str {
     match attention {
         Attention::Eager => "eager",
         Attention::Sdpa => "sdpa",
+        Attention::Default => "default",
     }
 }
 

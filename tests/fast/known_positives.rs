@@ -131,6 +131,7 @@ fn cell(folder: &Path, runner: Runner, version: &str, mode: Mode, dtype: Dtype, 
         attention: (runner == Runner::Transformers).then_some(Attention::Eager),
         dtype,
         device: "cpu".into(),
+        auto_dtype: false,
         qualified: true,
     };
     let path = folder.join(variant.name());

@@ -28,6 +28,7 @@ fn variant(version: &str, attention: Attention, dtype: Dtype) -> Variant {
         attention: Some(attention),
         dtype,
         device: "cpu".to_owned(),
+        auto_dtype: false,
         qualified: dtype != Dtype::F32,
     }
 }

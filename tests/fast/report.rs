@@ -34,6 +34,7 @@ fn variant(runner: Runner, version: &str, mode: Mode, dtype: Dtype) -> Variant {
         attention,
         dtype,
         device: "cpu".to_owned(),
+        auto_dtype: false,
         qualified: true,
     }
 }
@@ -60,6 +61,9 @@ fn completed(first_ms: u64, rounds_ms: &[&[u64]], notes: &[&str]) -> Outcome {
         peak_bytes: Some(1_288_490_188),
         noise: None,
         ignored_keys: None,
+        translated: Vec::new(),
+        unread_tensors: None,
+        graphs: None,
         tokenizer: None,
     })
 }

@@ -70,6 +70,16 @@ pub struct Load {
     pub threads: usize,
     /// Seed of every random generator that the worker has.
     pub seed: u64,
+    /// Whether the model counts positions itself: a model that can is given no [`POSITION_IDS`]; for any other, the file
+    /// has 0 to the last token, padding included.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_positions: bool,
+    /// Whether config.json is read as it is, without translation into the form that the release reads.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub as_is: bool,
+    /// Whether the runner selects the dtype by itself, from the checkpoint; [`Self::dtype`] is the expected one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub auto_dtype: bool,
 }
 
 /// How a model is executed.
@@ -108,6 +118,8 @@ pub enum Attention {
     Eager,
     /// `torch.nn.functional.scaled_dot_product_attention`.
     Sdpa,
+    /// What transformers selects if it is given none.
+    Default,
 }
 
 /// Element types of weights and activations.
@@ -244,6 +256,13 @@ pub struct Ready {
     /// Keys of config.json that the loaded model has no use for; `None` where the runner cannot tell.
     #[serde(default)]
     pub ignored_keys: Option<Vec<String>>,
+    /// Values that the release would have read otherwise from config.json without translation: `rope_theta 500000
+    /// (untranslated: 10000)`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub translated: Vec<String>,
+    /// Tensors of the checkpoint that the loaded model does not read; `None` where the runner cannot tell.
+    #[serde(default)]
+    pub unread_tensors: Option<Vec<String>>,
 }
 
 /// Token ids of texts.
@@ -269,9 +288,21 @@ pub struct Forwarded {
     pub prefill: Option<usize>,
     /// Largest resident set (CPU) or allocated device memory so far, in bytes; `None` where unknown.
     pub peak_bytes: Option<u64>,
+    /// What `torch.compile` made of the model; `None` for a model that is not compiled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graphs: Option<Graphs>,
     /// What a person must know about this pass: graph breaks and fall-backs of a compiled model.
     #[serde(default)]
     pub notes: Vec<String>,
+}
+
+/// The graphs of a compiled model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Graphs {
+    /// How many there are; 0 for a model that ran in eager mode throughout.
+    pub count: u64,
+    /// How often tracing broke off and began a new graph.
+    pub breaks: u64,
 }
 
 /// Which positions a logits file holds.

@@ -245,6 +245,9 @@ impl Cell<'_> {
             device: "cpu".into(),
             threads: 1,
             seed: 0,
+            own_positions: false,
+            as_is: false,
+            auto_dtype: false,
         }
     }
 

@@ -53,6 +53,7 @@ fn cell(runner: Runner, version: &str, mode: Mode, dtype: Dtype, ms: u64) -> Cel
         attention: None,
         dtype,
         device: "cpu".into(),
+        auto_dtype: false,
         qualified: true,
     };
     let completed = Completed {
@@ -76,6 +77,9 @@ fn cell(runner: Runner, version: &str, mode: Mode, dtype: Dtype, ms: u64) -> Cel
         unfinished: None,
         noise: None,
         ignored_keys: None,
+        translated: Vec::new(),
+        unread_tensors: None,
+        graphs: None,
         tokenizer: None,
     };
     Cell::new(&variant, "key", Outcome::Completed(completed))

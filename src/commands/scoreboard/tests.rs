@@ -76,6 +76,7 @@ fn cell(folder: &Path, runner: Runner, dtype: Dtype, error: f64) -> (Cell, Entry
         attention: None,
         dtype,
         device: "cpu".into(),
+        auto_dtype: false,
         qualified: true,
     };
     let values: Vec<f64> = (1..=8).map(|n| f64::from(n) + if n == 8 { error } else { 0.0 }).collect();

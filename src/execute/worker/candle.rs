@@ -101,12 +101,15 @@ impl Engine for CandleEngine {
         }
         place.synchronize()?;
         let ignored_keys = loaded.unread_keys.clone();
+        let unread_tensors = loaded.unread_tensors.clone();
         self.loaded = Some((loaded, inputs, place));
         Ok(Ready {
             libraries,
             load_ns: start.elapsed().as_nanos() as u64,
             notes,
             ignored_keys: Some(ignored_keys),
+            translated: Vec::new(),
+            unread_tensors: Some(unread_tensors),
         })
     }
 
@@ -121,7 +124,15 @@ impl Engine for CandleEngine {
         write_logits(&logits, &forward.logits)?;
         let peak_bytes = self.peak_bytes();
         let prefill = forward.prefill;
-        Ok(Forwarded { elapsed_ns, shape, positions: Positions::All, prefill, peak_bytes, notes: Vec::new() })
+        Ok(Forwarded {
+            elapsed_ns,
+            shape,
+            positions: Positions::All,
+            prefill,
+            peak_bytes,
+            graphs: None,
+            notes: Vec::new(),
+        })
     }
 
     fn pass(&mut self) -> Result<(), Failed> {

@@ -81,6 +81,8 @@ impl Engine for PortEngine {
             notes,
             // serde drops what a port's `Config` has no field for.
             ignored_keys: None,
+            translated: Vec::new(),
+            unread_tensors: Some(unread),
         })
     }
 
@@ -94,7 +96,7 @@ impl Engine for PortEngine {
         let shape = logits.dims().to_vec();
         write_logits(&logits, &forward.logits)?;
         let (prefill, peak_bytes) = (forward.prefill, peak_resident_bytes());
-        Ok(Forwarded { elapsed_ns, shape, positions, prefill, peak_bytes, notes: Vec::new() })
+        Ok(Forwarded { elapsed_ns, shape, positions, prefill, peak_bytes, graphs: None, notes: Vec::new() })
     }
 
     fn pass(&mut self) -> Result<(), Failed> {
@@ -154,8 +156,25 @@ fn with_positions(logits: Tensor, positions: Positions) -> Result<Tensor, Failed
     if drops_axis { logits.unsqueeze(1).map_err(failure) } else { Ok(logits) }
 }
 
+/// What is known of a port before it is loaded.
+pub(crate) struct Port {
+    /// Which positions it computes.
+    pub(crate) positions: Positions,
+    /// Whether it decodes through a KV cache.
+    pub(crate) caches: bool,
+}
+
+/// The port of an architecture, if tfcheck runs one.
+pub(crate) fn port(model_type: &str) -> Option<Port> {
+    find(model_type).map(|adapter| Port { positions: adapter.positions, caches: adapter.caches })
+}
+
+fn find(model_type: &str) -> Option<&'static Adapter> {
+    ADAPTERS.iter().find(|adapter| adapter.model_type == model_type)
+}
+
 fn adapter(model_type: &str) -> Result<&'static Adapter, Failed> {
-    ADAPTERS.iter().find(|adapter| adapter.model_type == model_type).ok_or_else(|| {
+    find(model_type).ok_or_else(|| {
         unsupported(format!(
             "candle-transformers {} has no port of model_type `{model_type}` that tfcheck runs",
             super::CANDLE_TRANSFORMERS

@@ -1,11 +1,11 @@
 //! Times and memory of each variant.
 
-use crate::execute::cell::Cell as Variant;
+use crate::execute::cell::{Cell as Variant, Outcome};
 use crate::judge::view::{CaseView, Performance};
 use crate::report::document::{Bar, Block, Cell, Column, Content, Medium, Row, Table};
 use crate::report::speed_up_text;
 use compare::timing::Summary;
-use compare::units::{bytes, ms};
+use compare::units::{bytes, count, ms};
 
 const COLUMNS: [&str; 11] = [
     "Variant",
@@ -30,7 +30,11 @@ pub(super) fn content(case: &CaseView, medium: Medium) -> Option<Content> {
     let timed = case.cells.iter().filter_map(|cell| case.performance(cell).ok()?.timing);
     let longest = timed.map(|timing| timing.p90_ms.max(timing.median_interval_ms.high)).fold(0.0, f64::max);
     let rows = case.cells.iter().map(|cell| -> Row {
-        let names = [cell.variant.version.clone(), cell.variant.note()].map(Cell::from);
+        let note = match graph_breaks(cell) {
+            Some(breaks) => format!("{} ({breaks})", cell.variant.note()),
+            None => cell.variant.note(),
+        };
+        let names = [cell.variant.version.clone(), note].map(Cell::from);
         let numbers = match case.performance(cell) {
             Err(reason) => vec![reason.into()],
             Ok(performance) => numbers(&performance, longest),
@@ -87,6 +91,17 @@ pub(super) fn percentiles(performance: &Performance<'_>) -> Vec<Cell> {
     }
 }
 
+/// `2 graph breaks`, `not compiled`; `None` for a variant that is one graph, or that should not be compiled.
+pub(in crate::report) fn graph_breaks(cell: &Variant) -> Option<String> {
+    let Outcome::Completed(completed) = &cell.outcome else { return None };
+    let graphs = completed.graphs?;
+    match (graphs.count, graphs.breaks) {
+        (0, _) => Some("not compiled".to_owned()),
+        (_, 0) => None,
+        (_, breaks) => Some(count(breaks as usize, "graph break")),
+    }
+}
+
 /// For a terminal.
 fn brief(case: &CaseView) -> Table {
     let column = |title: &str, need| Column { title: title.to_owned(), need };
@@ -102,7 +117,10 @@ fn brief(case: &CaseView) -> Table {
     let row = |cell: &Variant| -> Row {
         match case.performance(cell) {
             Ok(performance) => [
-                cell.name.clone(),
+                match graph_breaks(cell) {
+                    Some(breaks) => format!("{} ({breaks})", cell.name),
+                    None => cell.name.clone(),
+                },
                 time(performance.timing.map(|timing| timing.p50_ms)),
                 time(performance.timing.map(|timing| timing.p90_ms)),
                 time(Some(ms(performance.completed.first_call_ns))),

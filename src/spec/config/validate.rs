@@ -159,6 +159,13 @@ impl Found {
                     );
                 }
             }
+            if inputs.token_ids.is_some() {
+                self.field(
+                    at!["inputs", "token_ids"],
+                    "`token_ids` together with `prompts`",
+                    "each of them is the whole batch: keep one",
+                );
+            }
             if let Some(checkpoint) = checkpoints
                 .iter()
                 .find(|checkpoint| matches!(checkpoint.source, CheckpointSource::Synthetic { .. }))
@@ -176,6 +183,9 @@ impl Found {
                 }
             }
         } else {
+            if let Some(sequences) = &inputs.token_ids {
+                self.token_ids(inputs, sequences);
+            }
             for (field, present) in [("chat", inputs.chat), ("choices", inputs.choices.is_some())] {
                 if present {
                     self.field(
@@ -217,6 +227,29 @@ impl Found {
         }
         if let Some(padding) = &inputs.padding {
             self.list(at!["inputs", "padding"], padding);
+        }
+    }
+
+    fn token_ids(&mut self, inputs: &InputsConfig, sequences: &[Vec<u32>]) {
+        for (field, present) in [
+            ("lengths", inputs.lengths.is_some()),
+            ("batch", inputs.batch.is_some()),
+            ("prefill", inputs.prefill.is_some()),
+            ("text", inputs.text.is_some()),
+        ] {
+            if present {
+                self.field(
+                    at!["inputs", field],
+                    format!("`{field}` together with `token_ids`"),
+                    "token ids are one batch of their own; a sweep has `lengths`, `batch` and `text` instead",
+                );
+            }
+        }
+        self.not_empty(at!["inputs", "token_ids"], sequences);
+        for (index, sequence) in sequences.iter().enumerate() {
+            if sequence.is_empty() {
+                self.value(at!["inputs", "token_ids", index], "a sequence without tokens", "");
+            }
         }
     }
 

@@ -23,13 +23,19 @@ pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Res
     let (logits, positions, elapsed) = compute(py, loaded, request.prefill)?;
     let peak_bytes = memory::peak_bytes(torch, &loaded.device)?;
     let shape = store(torch, &logits, loaded.dtype, &request.logits)?;
-    let notes = if loaded.mode.is_compiled() { compile::notes(py)? } else { Vec::new() };
+    let (graphs, notes) = if loaded.mode.is_compiled() {
+        let (graphs, notes) = compile::graphs(py)?;
+        (Some(graphs), notes)
+    } else {
+        (None, Vec::new())
+    };
     Ok(Forwarded {
         elapsed_ns: elapsed.as_nanos() as u64,
         shape,
         positions,
         prefill: request.prefill,
         peak_bytes,
+        graphs,
         notes,
     })
 }

@@ -18,7 +18,7 @@ pub(super) fn arguments<'py>(
     py: Python<'py>,
     torch: &Bound<'py, PyAny>,
     model: &Bound<'py, PyAny>,
-    is_encoder: bool,
+    counts_positions: bool,
     path: &Path,
     device: &str,
 ) -> Result<(Bound<'py, PyDict>, Vec<String>), Stop> {
@@ -50,7 +50,7 @@ pub(super) fn arguments<'py>(
         }
         notes.push(format!("{class} takes no attention_mask"));
     }
-    if is_encoder {
+    if counts_positions {
         notes.push(format!("{class} counts positions itself"));
     } else if takes(POSITION_IDS)? {
         arguments.set_item(POSITION_IDS, positions.call_method1("to", (device,))?)?;

@@ -125,6 +125,7 @@ impl Session for FakeSession<'_> {
                         positions: Positions::All,
                         prefill: forward.prefill,
                         peak_bytes: Some(peak_bytes),
+                        graphs: None,
                         notes: Vec::new(),
                     }),
                 )

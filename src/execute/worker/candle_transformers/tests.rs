@@ -51,6 +51,9 @@ impl Case {
             device: "cpu".into(),
             threads: 1,
             seed: 0,
+            own_positions: false,
+            as_is: false,
+            auto_dtype: false,
         }
     }
 
