@@ -1,10 +1,10 @@
-//! Compares logits, saved or in memory: pure functions, which never run a model.
+//! Compares logits, saved in files or held in memory; no model, Python or network is involved.
 //!
-//! No model, Python or network is involved; variants are known by their names alone.
-//! [`logits`] opens files or takes numbers in memory, [`matrix`] reads all of them once and measures every pair,
-//! [`metrics`] says what each number means, [`metric`] is the table of them, [`oracle`] measures variants against
-//! float64, [`verdict`] decides, [`evidence`] holds what a decision rests on, [`recorded`] decides on a variant against
-//! recorded logits, [`groups`] partitions variants by verdicts, [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
+//! [`logits`] opens files or takes values in memory, [`matrix`] reads all of them once and measures every pair,
+//! [`metrics`] defines each metric, [`metric`] is the table of metrics, [`oracle`] compares variants with float64 results,
+//! [`verdict`] decides on each pair, [`evidence`] holds the rule and the numbers of a decision, [`recorded`] decides on a
+//! variant and recorded logits, [`groups`] partitions variants by verdicts, [`repeat`] compares a variant with its own
+//! repetitions, [`timing`] summarises times.
 
 mod dtype;
 mod entry;
@@ -33,9 +33,8 @@ use logits::{Logits, LogitsError, Mask, Row};
 /// Softmax probability of each of `tokens` at the last real position of each row of the batch, in f64:
 /// `exp(x[token] − max x) / Σ exp(x − max x)`, in `[0, 1]`.
 ///
-/// A row gives `None` where it has no real token, where the file lacks its last real position (a
-/// last-position file of a right-padded row), and per token where the id is outside the vocabulary.
-/// A NaN logit makes the row's probabilities NaN.
+/// A row is `None` if it has no real token or the file lacks its last real position (a last-position file of a
+/// right-padded row). A token is `None` if its id is outside the vocabulary. A NaN logit makes the row's probabilities NaN.
 ///
 /// # Errors
 /// The file cannot be read.

@@ -1,4 +1,4 @@
-//! What differed between variants before they computed anything: config keys, tokenizers, packages.
+//! Differences between variants before any forward pass: config keys, tokenizers, packages.
 
 use crate::execute::cell::{Completed, Outcome, TokenizerParity};
 use crate::judge::view::{CaseView, RunView};
@@ -43,14 +43,14 @@ pub(crate) struct PartlyRead {
     pub(crate) not_ignored_by: Vec<String>,
 }
 
-/// Two versions' environments, and what the versions made of it.
+/// The environments of two versions, and how far the logits of the two versions differ.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct EnvironmentPair {
     pub(crate) a: String,
     pub(crate) b: String,
-    /// The largest relative L2 between their variants of one mode, attention and dtype, A being the reference.
+    /// The largest relative L2 between their variants of equal mode, attention and dtype; A is the reference.
     pub(crate) relative_l2: Option<f64>,
-    /// Name, version in A, version in B of what is not the same.
+    /// The packages that differ.
     pub(crate) packages: Vec<Package>,
 }
 
@@ -108,7 +108,7 @@ pub(crate) fn partly_read(run: &RunView, part: Part) -> Vec<PartlyRead> {
                 names
             };
             let (ignored_by, not_ignored_by) = (names(true), names(false));
-            // The cases of one checkpoint say the same.
+            // All cases of one checkpoint give the same result.
             let is_known =
                 found.iter().any(|known| (&known.checkpoint, &known.name) == (&case.checkpoint, key));
             if !not_ignored_by.is_empty() && !is_known {
@@ -183,7 +183,7 @@ pub(crate) fn tokenizers(run: &RunView) -> Vec<(&str, &str, &TokenizerParity)> {
         .collect()
 }
 
-/// Every two versions whose environments are known, in order.
+/// Every pair of versions whose environments are known, in order.
 pub(crate) fn environments(run: &RunView) -> Vec<EnvironmentPair> {
     let mut pairs = Vec::new();
     for (index, (b, packages_b)) in run.packages.iter().enumerate() {

@@ -135,7 +135,7 @@ fn brief(case: &CaseView) -> Table {
     Table::new(columns, case.cells.iter().map(row))
 }
 
-/// For a step summary.
+/// The table for GitHub's step summary.
 fn briefest(case: &CaseView) -> Table {
     let row = |cell: &Variant| -> Row {
         match case.performance(cell) {

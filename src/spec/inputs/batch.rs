@@ -1,4 +1,4 @@
-//! Rows of token ids to a padded batch with mask and positions.
+//! Pads sequences of token ids to one batch with mask and positions.
 
 use sha2::{Digest, Sha256};
 
@@ -170,7 +170,7 @@ pub(super) fn lay_out(name: String, rows: &[Vec<i64>], seq: usize, padding: Padd
     inputs
 }
 
-/// SHA-256 over everything that a model sees.
+/// SHA-256 over everything that a model receives.
 pub(super) fn digest(inputs: &Inputs) -> String {
     let mut hasher = Sha256::new();
     hasher.update(format!("tfcheck inputs 1\n{} {}\n", inputs.batch, inputs.seq));

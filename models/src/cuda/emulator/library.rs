@@ -1,4 +1,4 @@
-//! Sources compiled for the host: one shared library a source, made once and kept beside the running program.
+//! Compiles kernel sources for the host: one shared library per source, cached next to the running executable.
 
 #![expect(unsafe_code, reason = "functions of a library that was compiled here, from our own sources")]
 
@@ -19,8 +19,8 @@ use crate::cuda::gpu::LaunchShape;
 use crate::cuda::kernels::{KernelId, Source};
 use crate::error::{Error, Result};
 
-/// `-O1` halves the time to compile; contraction would make host and device differ in ways that nobody asked for.
-/// Libraries of one source share no variables: hidden, and not unique in the process.
+/// `-O1` halves the compile time. Contraction to fused multiply-adds is off, so that the compiler does not change the
+/// rounding. Hidden visibility and `-fno-gnu-unique` keep the variables of libraries of one source separate.
 const FLAGS: [&str; 9] = [
     "-std=c++17",
     "-O1",
@@ -45,7 +45,7 @@ static COMPILED: LazyLock<Mutex<Compiled>> = LazyLock::new(Mutex::default);
 /// static variables; threads that launch at the same time each use a copy of their own.
 static IDLE: LazyLock<Mutex<HashMap<PathBuf, Vec<Library>>>> = LazyLock::new(Mutex::default);
 
-/// Runs a grid.
+/// Runs all blocks of a launch.
 ///
 /// # Safety
 /// As [`crate::cuda::Gpu::launch`].
@@ -67,8 +67,8 @@ pub(super) unsafe fn launch(
         *to = u64::from_ne_bytes(bytes);
     }
     let missing = |error: libloading::Error| Error::Gpu(format!("{}: {error}", kernel.name));
-    // SAFETY: the library was compiled from our sources, where both functions have these types; the caller vouches
-    // for the parameters; the lock keeps others out of the library's static variables.
+    // SAFETY: the library was compiled from our sources, where both functions have these types; the caller guarantees
+    // the parameters; the lock guards the library's static variables.
     let failure = unsafe {
         let run = library.get::<Run>(b"emulator_launch").map_err(missing)?;
         let entry = library.get::<Kernel>(kernel.name.as_bytes()).map_err(missing)?;
@@ -116,12 +116,12 @@ fn load(path: &Path) -> Result<Library> {
     library.map_err(|error| cannot(&error))
 }
 
-/// The library of a text, compiled unless it lies there from an earlier run.
+/// Path of the library compiled from `text`; reuses the file of an earlier run.
 fn compile(source: Source, text: &str) -> Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
     (text, FLAGS).hash(&mut hasher);
     let io = |error: std::io::Error| Error::Gpu(format!("cannot compile {}: {error}", source.name()));
-    // Beside the program, which whoever runs it trusts already.
+    // Next to the executable: whoever can write there can already replace the program.
     let folder = std::env::current_exe().map_err(io)?.with_file_name("emulated-kernels");
     std::fs::create_dir_all(&folder).map_err(io)?;
     let name = format!("{}-{:016x}", source.name(), hasher.finish());

@@ -1,4 +1,4 @@
-//! `torch.compile`, and what it did.
+//! `torch.compile`, and notes on its graphs.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -13,7 +13,8 @@ pub(super) fn compile<'py>(
     torch.call_method1("compile", (model,))
 }
 
-/// The same with weights as constants of the graph (`TORCHINDUCTOR_FREEZING=1`), which holds for the whole process.
+/// Like `compile`, with weights as constants of the graph (`TORCHINDUCTOR_FREEZING=1`, which applies to the
+/// whole process).
 pub(super) fn compile_frozen<'py>(
     torch: &Bound<'py, PyAny>,
     model: &Bound<'py, PyAny>,
@@ -22,7 +23,7 @@ pub(super) fn compile_frozen<'py>(
     compile(torch, model)
 }
 
-/// `model` through `torch.compile` in the mode of this name.
+/// `model` through `torch.compile` with this `mode`.
 pub(super) fn compile_as<'py>(
     torch: &Bound<'py, PyAny>,
     model: &Bound<'py, PyAny>,

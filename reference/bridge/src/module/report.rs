@@ -1,4 +1,4 @@
-//! What loading did that a person must know, and what makes a loaded model worthless.
+//! Checks and notes after loading: what the user must know, and which models must be refused.
 
 use std::collections::BTreeSet;
 
@@ -10,14 +10,14 @@ use super::failure::Stop;
 use crate::protocol::Attention;
 use crate::translation::rope_thetas;
 
-/// The keys of `config` that the version's config class has no field for; `None` where it does not tell.
+/// The keys of `config` that the version's config class has no field for; `None` if that is unknown.
 pub(super) fn ignored_keys(
     class: &Bound<'_, PyAny>,
     object: &Bound<'_, PyAny>,
     config: &Map<String, Value>,
 ) -> Result<Option<Vec<String>>, Stop> {
-    // A config stores whatever key it is given; only a fresh one tells which keys it has by itself.
-    // A class that cannot be made without arguments tells nothing.
+    // A config object stores any key it is given, so the known keys are read from a default object. A class
+    // that requires arguments gives no answer.
     let Ok(fresh) = class.call0() else {
         return Ok(None);
     };
@@ -42,7 +42,7 @@ pub(super) fn ignored_keys(
             || aliases.contains(key)?
             || parameters.contains(key)?
             || fresh.hasattr(key.as_str())?
-            // Version 5 turns these into rope_parameters.
+            // Version 5 converts these keys to `rope_parameters`.
             || known.contains("rope_parameters")
                 && (key.starts_with("rope_") || key == "partial_rotary_factor");
         if !read {
@@ -62,7 +62,7 @@ pub(super) fn loading(
         if found.is_none() {
             return Ok(BTreeSet::new());
         }
-        // Lists of names up to 4.x, sets in 5.x; mismatches are tuples that begin with the name.
+        // Lists of names up to 4.x, sets in 5.x; shape mismatches are tuples that begin with the name.
         found
             .try_iter()?
             .map(|item| {
@@ -99,7 +99,8 @@ pub(super) fn loading(
     Ok((unexpected.into_iter().collect(), notes))
 }
 
-/// Of the `missing` names, those of parameters that share no memory with a loaded one, and buffers.
+/// Those of the `missing` names that are parameters without shared (tied) memory of a loaded one, and those
+/// that are buffers.
 fn absent(
     model: &Bound<'_, PyAny>,
     missing: &BTreeSet<String>,
@@ -213,7 +214,7 @@ pub(super) fn lost_rope(
     let taken = rope_thetas(&config);
     let lost: Vec<String> = asked
         .iter()
-        // Both sides read the same decimal text, so that equality is exact.
+        // Both values are parsed from the same decimal text, so the comparison is exact.
         .filter(|theta| !taken.iter().any(|other| other.total_cmp(theta).is_eq()))
         .map(f64::to_string)
         .collect();
@@ -222,7 +223,8 @@ pub(super) fn lost_rope(
     }))
 }
 
-/// Refuses another attention than the one asked for; notes the one taken when none was.
+/// Fails if the attention implementation differs from the requested one; without a request, returns a note on
+/// the one used.
 pub(super) fn attention(model: &Bound<'_, PyAny>, asked: Option<Attention>) -> Result<Option<String>, Stop> {
     let config = model.getattr("config")?;
     let taken: Option<String> = match config.getattr_opt("_attn_implementation")? {
@@ -239,7 +241,7 @@ pub(super) fn attention(model: &Bound<'_, PyAny>, asked: Option<Attention>) -> R
     }
 }
 
-/// As transformers spells it.
+/// The implementation's name in transformers.
 pub(super) fn attention_name(attention: Attention) -> &'static str {
     match attention {
         Attention::Eager => "eager",
@@ -248,7 +250,7 @@ pub(super) fn attention_name(attention: Attention) -> &'static str {
     }
 }
 
-/// The first few of `names`.
+/// The first names, at most six, and the number of the others.
 fn listing(names: &BTreeSet<String>) -> String {
     const SHOWN: usize = 6;
     let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();
