@@ -164,13 +164,16 @@ fn a_sweep_makes_every_combination_once() {
     let sides = [None, Some(Padding::Left), Some(Padding::Right)];
     let made = make(&lengths(&[4, 6], &[1, 3], &sides), true).unwrap();
     let names: Vec<_> = made.iter().map(|inputs| inputs.name.as_str()).collect();
-    let expected = ["seq4_batch1", "seq4_batch3", "seq4_batch3_left", "seq4_batch3_right"];
-    assert_eq!(names[..4], expected);
-    assert_eq!(names[4..], expected.map(|name| name.replace("seq4", "seq6")));
+    let expected =
+        ["1", "1_left", "1_right", "3", "3_left", "3_right"].map(|name| format!("seq4_batch{name}"));
+    assert_eq!(names[..6], expected);
+    assert_eq!(names[6..], expected.map(|name| name.replace("seq4", "seq6")));
     for inputs in &made {
         let rows: Vec<i64> = inputs.attention_mask.chunks(inputs.seq).map(|row| row.iter().sum()).collect();
         let expected: Vec<i64> = match (inputs.seq, inputs.batch, inputs.padding) {
             (seq, batch, None) => vec![seq as i64; batch],
+            // A quarter of the length, rounded down, and at least one token.
+            (seq, 1, Some(_)) => vec![seq as i64 - 1],
             (4, ..) => vec![4, 4, 3],
             _ => vec![6, 5, 4],
         };
@@ -278,7 +281,7 @@ fn a_chat_prompt_gets_no_second_begin_token() {
     let message = Message { role: "user".to_owned(), content: "one lamp".to_owned() };
     let spec = Spec::Prompts {
         prompts: vec![Prompt::Chat(vec![message])],
-        fill: Fill::Always(Padding::Left),
+        fill: Fill::AsNeeded,
         choices: Vec::new(),
     };
     let inputs = inputs::make(&spec, &checkpoint).unwrap().remove(0);

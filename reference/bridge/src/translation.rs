@@ -16,13 +16,6 @@ pub(crate) struct Translated {
     pub(crate) rope_thetas: Vec<f64>,
 }
 
-impl Translated {
-    /// `config` without translation.
-    pub(crate) fn as_is(config: &Map<String, Value>) -> Self {
-        Self { config: config.clone(), notes: Vec::new(), rope_thetas: rope_thetas(config) }
-    }
-}
-
 /// Translates `config` for `version`.
 ///
 /// # Errors

@@ -127,6 +127,7 @@ fn from_seed(source: &Source<'_>, seed: u64, longest: usize) -> Result<Stream, E
     let too_short =
         |what: String| Error::TooShort { what, help: "correct `vocab_size` in config.json".to_owned() };
     let vocab_size = source
+        .checkpoint
         .number("vocab_size")
         .ok_or_else(|| too_short("config.json has no `vocab_size` to draw token ids from".to_owned()))?;
     let special: BTreeSet<i64> =

@@ -33,7 +33,7 @@ source = "synthetic:mistral:window"
 [inputs]
 lengths = [128, 512]
 batch = [1, 4]
-padding = ["right", "left"]
+padding = ["none", "left"]
 [environment]
 requirements = ["numpy<3"]
 [[versions]]

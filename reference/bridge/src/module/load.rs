@@ -15,7 +15,7 @@ use super::float64::{self, Float64};
 use super::report::attention_name;
 use super::{compile, inputs, report};
 use crate::protocol::{Attention, Dtype, Load, Mode, PROTOCOL_VERSION, Ready};
-use crate::translation::{Translated, translate};
+use crate::translation::{Translated, rope_thetas, translate};
 use crate::versions::{Versions, WrongShapes};
 
 /// A loaded model and everything that a forward pass needs.
@@ -52,7 +52,7 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     let transformers = py.import("transformers")?.into_any();
     let version: String = transformers.getattr("__version__")?.extract()?;
     let Translated { config: translated, mut notes, rope_thetas } = if request.as_is {
-        Translated::as_is(&config)
+        Translated { config: config.clone(), notes: Vec::new(), rope_thetas: rope_thetas(&config) }
     } else {
         translate(&config, &version).map_err(Stop::unsupported)?
     };

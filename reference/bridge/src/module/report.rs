@@ -142,18 +142,15 @@ pub(super) fn read_otherwise(
 ) -> Result<Vec<String>, Stop> {
     let py = class.py();
     let json = py.import("json")?;
-    let dict = json.call_method1("loads", (Value::Object(config.clone()).to_string(),))?;
-    let untranslated = match class.call_method1("from_dict", (dict,)) {
+    let plain = json.call_method1("loads", (Value::Object(config.clone()).to_string(),))?;
+    let untranslated = match class.call_method1("from_dict", (plain,)) {
         Ok(object) => object,
         Err(error) => {
             let name = class.getattr("__name__")?;
             return Ok(vec![format!("{name} refuses the config without translation: {}", error.value(py))]);
         }
     };
-    let values = |object: &Bound<'_, PyAny>| -> PyResult<Bound<'_, PyDict>> {
-        Ok(object.call_method0("to_dict")?.cast_into::<PyDict>()?)
-    };
-    let (translated, untranslated) = (values(translated)?, values(&untranslated)?);
+    let (translated, untranslated) = (dict(translated)?, dict(&untranslated)?);
     let mut otherwise = Vec::new();
     for (key, value) in translated {
         let name: String = key.extract()?;
@@ -170,6 +167,10 @@ pub(super) fn read_otherwise(
         }
     }
     Ok(otherwise)
+}
+
+fn dict<'py>(config: &Bound<'py, PyAny>) -> Result<Bound<'py, PyDict>, Stop> {
+    Ok(config.call_method0("to_dict")?.cast_into::<PyDict>().map_err(PyErr::from)?)
 }
 
 /// Replaces a `pad_token_id` outside the vocabulary by 0: torch refuses to make such an embedding, and padding is masked.
