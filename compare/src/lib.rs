@@ -4,7 +4,7 @@
 //! [`logits`] opens files or takes numbers in memory, [`matrix`] reads all of them once and measures every pair,
 //! [`metrics`] says what each number means, [`metric`] is the table of them, [`oracle`] measures variants against
 //! float64, [`verdict`] decides, [`evidence`] holds what a decision rests on, [`recorded`] decides on a variant against
-//! recorded logits, [`groups`] partitions variants by verdicts, [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
+//! recorded logits, [`groups`] partitions variants by verdicts, [`repeat`] and [`mapped`] measure a variant against itself, [`timing`] summarises samples of time.
 
 mod dtype;
 mod entry;
@@ -13,6 +13,7 @@ mod fold;
 pub mod groups;
 mod kernels;
 pub mod logits;
+pub mod mapped;
 pub mod matrix;
 pub mod metric;
 pub mod metrics;

@@ -6,14 +6,14 @@
 //! it was handed. Both sides compute in float64 where they can: there, what differs by more than
 //! [`Tolerances::f64_agreement`] is no rounding.
 
-mod cached;
+pub(super) mod cached;
 mod capture;
 mod drive;
 mod level;
 mod live;
 mod pair;
 mod routed;
-mod tensor;
+pub(super) mod tensor;
 mod walk;
 
 use std::path::Path;

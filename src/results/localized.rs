@@ -176,7 +176,7 @@ pub struct Worst {
 }
 
 /// JSON has no infinity and is given `null` in its place.
-fn absent_is_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+pub(super) fn absent_is_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
 }
 

@@ -14,7 +14,7 @@ use tokenizers::Tokenizer;
 
 use crate::spec::checkpoint::Checkpoint;
 
-pub use saved::{Saved, load};
+pub use saved::{Saved, load, write_tensors};
 pub use template::{Message, TemplateError, render};
 
 /// What to make inputs from.
@@ -328,15 +328,25 @@ impl<'a> Source<'a> {
 
     /// Token ids of a config key that holds one id or several.
     fn ids(&self, key: &str) -> Vec<i64> {
-        match self.checkpoint.config.get(key) {
-            Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(serde_json::Value::as_i64).collect(),
-            Some(id) => id.as_i64().into_iter().collect(),
-            None => Vec::new(),
-        }
+        token_ids(&self.checkpoint.config, key)
     }
 
-    /// What padding is made of. It is masked, so that any valid id would do; the checkpoint's own is the least surprising.
     fn pad_id(&self) -> i64 {
-        ["pad_token_id", "eos_token_id"].iter().flat_map(|key| self.ids(key)).find(|id| *id >= 0).unwrap_or(0)
+        pad_token_id(&self.checkpoint.config)
     }
+}
+
+/// Token ids of a config key that holds one id or several.
+fn token_ids(config: &serde_json::Value, key: &str) -> Vec<i64> {
+    match config.get(key) {
+        Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(serde_json::Value::as_i64).collect(),
+        Some(id) => id.as_i64().into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+/// What padding is made of. It is masked, so that any valid id would do; the checkpoint's own is the least surprising.
+pub(crate) fn pad_token_id(config: &serde_json::Value) -> i64 {
+    let keys = ["pad_token_id", "eos_token_id"];
+    keys.iter().flat_map(|key| token_ids(config, key)).find(|id| *id >= 0).unwrap_or(0)
 }

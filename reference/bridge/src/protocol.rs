@@ -10,6 +10,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+mod again;
+
+pub use again::{Generate, Generated, NewInputs, TakenInputs, forward_passes};
+
 /// Version of this protocol; a worker refuses a [`Load`] that carries another.
 pub const PROTOCOL_VERSION: u32 = 2;
 
@@ -45,6 +49,10 @@ pub enum Request {
     Replay(Replay),
     /// Texts through the checkpoint's tokenizer; answered by [`Reply::Tokenized`].
     Tokenize(Tokenize),
+    /// Other inputs for the loaded model; answered by [`Reply::Taken`].
+    Inputs(NewInputs),
+    /// Greedy generation after the inputs; answered by [`Reply::Generated`].
+    Generate(Generate),
     /// End in good order; not answered.
     Exit,
 }
@@ -134,12 +142,21 @@ pub struct Forward {
     /// written, position after position, as if there had been one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill: Option<usize>,
+    /// Lengths of several forward passes through the KV cache, which together cover the sequence: `[5, 1, 6]` are three
+    /// forward passes over 12 tokens. Empty, unless `prefill` is absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chunks: Vec<usize>,
 }
 
 impl Forward {
     /// One pass over all tokens.
     pub fn new(logits: PathBuf) -> Self {
-        Self { logits, prefill: None }
+        Self { logits, prefill: None, chunks: Vec::new() }
+    }
+
+    /// A prefill of so many tokens and a pass for each further one, or one pass over all tokens.
+    pub fn prefilled(logits: PathBuf, prefill: Option<usize>) -> Self {
+        Self { prefill, ..Self::new(logits) }
     }
 }
 
@@ -192,6 +209,9 @@ pub struct Capture {
     /// As in [`Forward::prefill`]: a module is then called once for the prefill and once for each further token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill: Option<usize>,
+    /// As in [`Forward::chunks`]: a module is then called once for each of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chunks: Vec<usize>,
 }
 
 /// Asks for one forward pass in which one call of a module is fed a stored tensor in place of the first tensor among
@@ -228,6 +248,10 @@ pub enum Reply {
     Replayed(Replayed),
     /// The texts have been tokenised.
     Tokenized(Tokenized),
+    /// The loaded model has the new inputs.
+    Taken(TakenInputs),
+    /// Tokens were generated.
+    Generated(Generated),
     /// The request could not be carried out; the worker may be asked to [`Request::Exit`] only.
     Failed(Failed),
 }
@@ -267,6 +291,9 @@ pub struct Forwarded {
     /// [`Forward::prefill`] as it was carried out, so that a worker which does not know it is told from one that does.
     #[serde(default)]
     pub prefill: Option<usize>,
+    /// [`Forward::chunks`] as they were carried out, for the same reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chunks: Vec<usize>,
     /// Largest resident set (CPU) or allocated device memory so far, in bytes; `None` where unknown.
     pub peak_bytes: Option<u64>,
     /// What a person must know about this pass: graph breaks and fall-backs of a compiled model.

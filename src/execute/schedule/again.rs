@@ -62,7 +62,7 @@ impl<'a> Schedule<'a> {
 
     /// One more forward whose logits go to `path`.
     fn pass(&self, job: &Job, session: &mut dyn Session, path: &Path) -> Result<(), NoResult> {
-        let request = Forward { logits: path.to_owned(), prefill: job.prefill };
+        let request = Forward::prefilled(path.to_owned(), job.prefill);
         match session.ask(&Request::Forward(request), self.settings.timeout)? {
             Reply::Forwarded(forwarded) => {
                 verify_logits(path, &forwarded.shape, forwarded.positions).map(drop)

@@ -1,4 +1,4 @@
-//! A pass through the KV cache, token by token, put together as if it had been one.
+//! Forward passes through a cache, put together as if there had been one.
 
 use std::collections::HashMap;
 use std::fs;
@@ -7,16 +7,16 @@ use std::path::Path;
 
 use reference::protocol::{CapturedModule, CapturedTensor};
 
-/// The modules of a prefill of `prefill` tokens and of a pass for each further one of `seq`, in `batch` rows, their
-/// tensors joined along the positions. A module that some passes call and others do not, as an expert, is left out, and
+/// The modules of forward passes over so many tokens each, `lengths`, in `batch` rows, their tensors joined along the
+/// positions. A module that some passes call and others do not, as an expert, is left out, and
 /// so is a tensor that grows otherwise, as attention's scores do.
-pub(super) fn joined(
+pub(in crate::hunt) fn joined(
     modules: &[CapturedModule],
-    prefill: usize,
-    (batch, seq): (usize, usize),
+    lengths: &[usize],
+    batch: usize,
     folder: &Path,
 ) -> io::Result<Vec<CapturedModule>> {
-    let passes = seq - prefill + 1;
+    let passes = lengths.len();
     let mut calls: HashMap<&str, Vec<&CapturedModule>> = HashMap::new();
     for module in modules {
         calls.entry(&module.path).or_default().push(module);
@@ -32,7 +32,7 @@ pub(super) fn joined(
         let join = |name: &str, of: fn(&CapturedModule) -> Option<&CapturedTensor>| {
             let parts: Option<Vec<&CapturedTensor>> = parts.iter().map(|part| of(part)).collect();
             let name = format!("{name}_{:06}", found.len());
-            parts.map_or(Ok(None), |parts| tensor(&parts, (batch, prefill), folder, name))
+            parts.map_or(Ok(None), |parts| tensor(&parts, (batch, lengths), folder, name))
         };
         let input = join("input", |module| module.input.as_ref())?;
         let output = join("output", |module| module.output.as_ref())?;
@@ -44,11 +44,11 @@ pub(super) fn joined(
 /// The parts of a tensor along its positions, written as `name`; `None` where it has none.
 fn tensor(
     parts: &[&CapturedTensor],
-    (batch, prefill): (usize, usize),
+    (batch, lengths): (usize, &[usize]),
     folder: &Path,
     name: String,
 ) -> io::Result<Option<CapturedTensor>> {
-    let Some((rows, axis)) = rows_and_axis(parts, batch, prefill) else { return Ok(None) };
+    let Some((rows, axis)) = rows_and_axis(parts, batch, lengths) else { return Ok(None) };
     let mut shape = parts[0].shape.clone();
     shape[axis] = parts.iter().map(|part| part.shape[axis]).sum();
     let files: Option<Vec<&String>> = parts.iter().map(|part| part.file.as_ref()).collect();
@@ -74,23 +74,23 @@ fn tensor(
     Ok(Some(CapturedTensor { shape, file, ..parts[0].clone() }))
 }
 
-/// The axis of the positions, `prefill` long in the first part and one in the others, which are alike otherwise; and how
+/// The axis of the positions, as long in each part as the pass has tokens, while the parts are alike otherwise; and how
 /// many runs of positions a part has one after the other.
-fn rows_and_axis(parts: &[&CapturedTensor], batch: usize, prefill: usize) -> Option<(usize, usize)> {
+fn rows_and_axis(parts: &[&CapturedTensor], batch: usize, lengths: &[usize]) -> Option<(usize, usize)> {
     let first = &parts[0].shape;
-    let grows = |axis: usize, from: usize, by: usize| {
-        let others = |shape: &[usize]| {
-            shape.len() == first.len()
-                && (0..shape.len()).all(|at| shape[at] == if at == axis { by } else { first[at] })
+    let grows = |axis: usize, times: usize| {
+        let is_of = |shape: &[usize], length: usize| {
+            let expected = |at: usize| if at == axis { times * length } else { first[at] };
+            shape.len() == first.len() && (0..shape.len()).all(|at| shape[at] == expected(at))
         };
-        first.get(axis) == Some(&from) && parts[1..].iter().all(|part| others(&part.shape))
+        axis < first.len() && parts.iter().zip(lengths).all(|(part, &length)| is_of(&part.shape, length))
     };
     // Rows come first, but for tokens that were brought into one row, as experts see them, and for what all rows share.
-    let behind_rows = (1..first.len()).find(|&axis| grows(axis, prefill, 1));
+    let behind_rows = (1..first.len()).find(|&axis| grows(axis, 1));
     behind_rows
         .map(|axis| (first[..axis].iter().product(), axis))
-        .or_else(|| grows(0, batch * prefill, batch).then_some((batch, 0)))
-        .or_else(|| grows(0, prefill, 1).then_some((1, 0)))
+        .or_else(|| grows(0, batch).then_some((batch, 0)))
+        .or_else(|| grows(0, 1).then_some((1, 0)))
 }
 
 #[cfg(test)]
@@ -142,7 +142,7 @@ mod tests {
             call(folder, "gate", 1, &[2, 1], 10.0),
             call(folder, "tables", 1, &[1, 2], 10.0),
         ];
-        let found = joined(&calls, 2, (2, 3), folder).unwrap();
+        let found = joined(&calls, &[2, 1], 2, folder).unwrap();
         let names: Vec<(&str, usize)> = found.iter().map(|module| (&*module.path, module.call)).collect();
         let expected =
             [("mlp", 0), ("rope_q", 0), ("norm", 0), ("norm", 1), ("softmax", 0), ("gate", 0), ("tables", 0)];

@@ -9,17 +9,25 @@ use reference::protocol::CapturedTensor;
 
 use super::Worst;
 use compare::logits::Mask;
+use compare::mapped::{self, At, Mapped};
 
 /// Scores below this are masked: transformers adds the dtype's lowest finite value or −∞, and −65504 is float16's.
 /// Scores of a model are some hundreds at most.
 const MASKED: f64 = -6e4;
 
 /// A captured tensor on the disk.
-pub(super) struct Stored {
+pub(in crate::hunt) struct Stored {
     file: File,
     pub(super) shape: Vec<usize>,
     /// Bytes of an element: 8 for f64, 4 for f32.
     width: usize,
+}
+
+/// The shape of a run's inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::hunt) struct Extent {
+    pub(in crate::hunt) batch: usize,
+    pub(in crate::hunt) seq: usize,
 }
 
 /// How far two tensors are apart over the real positions.
@@ -50,7 +58,7 @@ struct Layout {
 
 impl Stored {
     /// Opens a captured tensor; `None` where it was left out.
-    pub(super) fn open(folder: &Path, tensor: Option<&CapturedTensor>) -> io::Result<Option<Self>> {
+    pub(in crate::hunt) fn open(folder: &Path, tensor: Option<&CapturedTensor>) -> io::Result<Option<Self>> {
         let Some((tensor, name)) = tensor.and_then(|tensor| Some((tensor, tensor.file.as_ref()?))) else {
             return Ok(None);
         };
@@ -75,7 +83,10 @@ impl Stored {
 
     /// `None` for a tensor that has no positions, `[batch, width]` say.
     fn layout(&self, mask: &Mask) -> Option<Layout> {
-        let (batch, seq) = (mask.batch(), mask.seq());
+        self.layout_in(Extent { batch: mask.batch(), seq: mask.seq() })
+    }
+
+    fn layout_in(&self, Extent { batch, seq }: Extent) -> Option<Layout> {
         let position_first = |width: usize| Layout {
             parts: 1,
             length: width,
@@ -239,6 +250,32 @@ pub(super) fn difference(a: &Stored, b: &Stored, mask: &Mask) -> io::Result<Opti
         }
     }
     Ok(Some(Difference { relative_l2: all.relative(), worst }))
+}
+
+/// How far two tensors of runs over different inputs are apart at corresponding positions; `None` where they have no
+/// positions, or hold different things.
+pub(in crate::hunt) fn mapped(
+    (a, extent_a): (&Stored, Extent),
+    (b, extent_b): (&Stored, Extent),
+    pairs: &[(At, At)],
+) -> io::Result<Option<Mapped>> {
+    let (Some(of_a), Some(of_b)) = (a.layout_in(extent_a), b.layout_in(extent_b)) else { return Ok(None) };
+    // Scores have a key for each token, which other inputs have more of.
+    if of_a.length != of_b.length || of_a.parts != of_b.parts {
+        return Ok(None);
+    }
+    let (mut left, mut right) = (vec![0.0; of_a.length], vec![0.0; of_a.length]);
+    let mut sum = mapped::Sum::default();
+    for &(at_a, at_b) in pairs {
+        let mut here = mapped::Squares::default();
+        for part in 0..of_a.parts {
+            a.read(of_a.first(at_a.0, at_a.1, part), &mut left)?;
+            b.read(of_b.first(at_b.0, at_b.1, part), &mut right)?;
+            left.iter().zip(&right).for_each(|(a, b)| here.add(*a, *b));
+        }
+        sum.add(at_a, at_b, here);
+    }
+    Ok(Some(sum.finish()))
 }
 
 fn note_worst(worst: &mut Option<Worst>, row: usize, position: usize, relative_l2: f64) {

@@ -14,7 +14,7 @@ use super::failure::Stop;
 use super::float64::{self, Float64};
 use super::report::attention_name;
 use super::{compile, inputs, report};
-use crate::protocol::{Attention, Dtype, Load, Mode, PROTOCOL_VERSION, Ready};
+use crate::protocol::{Attention, Dtype, Load, Mode, NewInputs, PROTOCOL_VERSION, Ready, TakenInputs};
 use crate::translation::{Translated, translate};
 use crate::versions::{Versions, WrongShapes};
 
@@ -107,6 +107,25 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     };
     let ready = Ready { libraries, load_ns: begun.elapsed().as_nanos() as u64, notes, ignored_keys };
     Ok((loaded, ready))
+}
+
+/// Other inputs for a loaded model.
+pub(super) fn take_inputs(
+    py: Python<'_>,
+    loaded: &mut Loaded,
+    request: &NewInputs,
+) -> Result<TakenInputs, Stop> {
+    let (torch, model) = (loaded.torch.bind(py), loaded.model.bind(py));
+    let (arguments, _) =
+        inputs::arguments(py, torch, model, loaded.is_encoder, &request.inputs, &loaded.device)?;
+    let mut unused = Vec::new();
+    for name in inputs::names(&request.inputs)? {
+        if !arguments.contains(&name)? {
+            unused.push(name);
+        }
+    }
+    loaded.arguments = arguments.unbind();
+    Ok(TakenInputs { unused })
 }
 
 /// Reads `config.json` and refuses what would run code of the checkpoint's.
