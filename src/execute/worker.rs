@@ -22,9 +22,9 @@ use std::time::Instant;
 
 use models::cuda::driver::Setting;
 use reference::protocol::{
-    Capture, Captured, Failed, Forward, Forwarded, Generate, Generated, Load, NewInputs,
-    PROTOCOL_VERSION, REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE, Ready, Replay, Replayed, Reply, Request,
-    TakenInputs, Time, Timed, Trace, forward_passes,
+    Capture, Captured, Failed, Forward, Forwarded, Generate, Generated, Load, NewInputs, PROTOCOL_VERSION,
+    REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE, Ready, Replay, Replayed, Reply, Request, TakenInputs, Time,
+    Timed, Trace, forward_passes,
 };
 use reference::yardstick;
 

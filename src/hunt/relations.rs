@@ -24,21 +24,21 @@ use measure::Bench;
 pub use process::Processes;
 
 /// The relations of one cell.
-pub struct Request<'a> {
+pub struct Request<'r, 'a> {
     /// What runs the variant.
     pub runner: &'a dyn Runner,
     /// The same with one thread; `None` where the run has one thread anyway.
     pub one_thread: Option<&'a dyn Runner>,
     /// What its workers are asked to load; the inputs are replaced.
-    pub load: &'a Load,
+    pub load: &'r Load,
     /// What the trials are made of.
-    pub material: &'a Material,
+    pub material: &'r Material,
     /// The relations that are measured.
-    pub relations: &'a [&'static Relation],
+    pub relations: &'r [&'static Relation],
     /// What rounding explains.
-    pub tolerances: &'a Tolerances,
+    pub tolerances: &'r Tolerances,
     /// Where workers log; inputs and logits lie in a folder of their own in it and are removed.
-    pub folder: &'a Path,
+    pub folder: &'r Path,
     /// Longest wait for any one answer.
     pub timeout: Duration,
     /// Set when the user wants to stop.
@@ -59,13 +59,11 @@ struct Shown {
 ///
 /// # Errors
 /// When the user stops it, or the scratch folder cannot be written.
-pub fn measure<'a>(
-    request: &Request<'a>,
-    processes: &mut Processes<'a>,
-) -> Result<Vec<Held>, NoResult> {
-    let scratch = tempfile::Builder::new().prefix("relations-").tempdir_in(request.folder).map_err(|error| {
-        NoResult::failed(FailureKind::Environment, format!("{}: {error}", request.folder.display()))
-    })?;
+pub fn measure<'a>(request: &Request<'_, 'a>, processes: &mut Processes<'a>) -> Result<Vec<Held>, NoResult> {
+    let scratch =
+        tempfile::Builder::new().prefix("relations-").tempdir_in(request.folder).map_err(|error| {
+            NoResult::failed(FailureKind::Environment, format!("{}: {error}", request.folder.display()))
+        })?;
     let mut bench = Bench::new(request, processes, scratch.path());
     let own = request.load.dtype;
     let mut first = Vec::new();
@@ -97,7 +95,8 @@ pub fn measure<'a>(
 fn excluded(relation: &Relation, request: &Request) -> Option<String> {
     let of_config = relation.excluded(&request.material.traits);
     of_config.or_else(|| {
-        let changes_shape = request.material.traits.is_compiled && !relation.keeps_the_shape(request.material);
+        let changes_shape =
+            request.material.traits.is_compiled && !relation.keeps_the_shape(request.material);
         changes_shape.then(|| "a compiled model would be compiled anew for each shape of inputs".to_owned())
     })
 }
@@ -120,7 +119,8 @@ fn judged(
     };
     known.proof = proof.as_ref().map(|proof| &proof.mapped);
     let mut what = own.what.as_str();
-    let is_proven = proof.as_ref().is_some_and(|proof| is_above(&proof.mapped, Dtype::F64, request.tolerances));
+    let is_proven =
+        proof.as_ref().is_some_and(|proof| is_above(&proof.mapped, Dtype::F64, request.tolerances));
     if let Some(proof) = proof.as_ref().filter(|_| is_proven) {
         what = &proof.what;
     }

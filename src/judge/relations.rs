@@ -77,7 +77,10 @@ pub fn evidence(known: Known<'_>, what: &str, tolerances: &Tolerances) -> String
     let change = format!("{place} change by {most:.1e} {what}");
     if !is_above(own, dtype, tolerances) {
         let bound = bound(tolerances, dtype);
-        return format!("{change}; rounding in {dtype_words} explains {bound:.1e} over all positions ({:.1e})", own.relative_l2);
+        return format!(
+            "{change}; rounding in {dtype_words} explains {bound:.1e} over all positions ({:.1e})",
+            own.relative_l2
+        );
     }
     let proof = match proof {
         _ if dtype == Dtype::F64 => String::new(),

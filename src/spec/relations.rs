@@ -241,9 +241,7 @@ impl Relation {
     pub fn holds_for_words(&self) -> String {
         match self.holds_for {
             [] => "every model".to_owned(),
-            conditions => {
-                conditions.iter().map(|condition| condition.words()).collect::<Vec<_>>().join("; ")
-            }
+            conditions => conditions.iter().map(|condition| condition.words()).collect::<Vec<_>>().join("; "),
         }
     }
 
@@ -253,7 +251,9 @@ impl Relation {
             Drive::Trials(trials) => {
                 let base = material.alone();
                 let is_alike = |step: &Step| {
-                    step.passes == Passes::Whole && step.batch.has_the_shape_of(&base) && step.batch.has_mask()
+                    step.passes == Passes::Whole
+                        && step.batch.has_the_shape_of(&base)
+                        && step.batch.has_mask()
                 };
                 let trials = trials(material);
                 trials.iter().all(|trial| is_alike(&trial.base) && is_alike(&trial.varied))
@@ -282,12 +282,8 @@ mod tests {
     fn the_docs_list_every_relation_with_its_definition_and_conditions() {
         let docs = include_str!("../../docs/relations.md");
         for relation in RELATIONS {
-            let line = format!(
-                "| `{}` | {} | {} |",
-                relation.name,
-                relation.definition,
-                relation.holds_for_words()
-            );
+            let line =
+                format!("| `{}` | {} | {} |", relation.name, relation.definition, relation.holds_for_words());
             assert!(docs.contains(&line), "docs/relations.md lacks the line\n{line}");
         }
         for bound in [Bound::Logits, Bound::Tokens] {

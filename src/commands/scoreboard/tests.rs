@@ -141,6 +141,7 @@ fn view(cells: Vec<Cell>, entries: &[Entry]) -> RunView {
             cells,
             matrix,
         }],
+        relations: Vec::new(),
         notes: Vec::new(),
     }
 }

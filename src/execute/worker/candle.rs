@@ -218,7 +218,8 @@ impl Engine for CandleEngine {
         let (loaded, inputs, _) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let mut step = inputs.clone();
         let mut cache = Cache::new();
-        let mut ids = vec![Vec::with_capacity(generate.tokens); step.input_ids.dim(0).map_err(tensor_failure)?];
+        let mut ids =
+            vec![Vec::with_capacity(generate.tokens); step.input_ids.dim(0).map_err(tensor_failure)?];
         for _ in 0..generate.tokens {
             let logits = loaded.forward_with(&step, Some(&mut cache), None).map_err(model_failure)?;
             let chosen = best_tokens(&logits).map_err(tensor_failure)?;

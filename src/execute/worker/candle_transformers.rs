@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use reference::protocol::{
-    ATTENTION_MASK, Failed, Forward, Forwarded, Load, Mode, NewInputs, POSITION_IDS, Positions, Ready, TakenInputs,
-    Trace,
+    ATTENTION_MASK, Failed, Forward, Forwarded, Load, Mode, NewInputs, POSITION_IDS, Positions, Ready,
+    TakenInputs, Trace,
 };
 
 use super::failure::{not_loaded, unsupported};

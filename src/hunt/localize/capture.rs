@@ -47,8 +47,13 @@ pub(super) fn capture(
         let mut modules: Vec<String> = chosen.iter().map(|name| name.path[index].clone()).collect();
         modules.dedup();
         let (max_bytes, prefill) = (open.request.options.max_bytes / 2, side.side.prefill);
-        let Reply::Captured(captured) =
-            side.ask(&Ask::Capture(Capture { folder: own.clone(), modules, max_bytes, prefill, chunks: Vec::new() }))?
+        let Reply::Captured(captured) = side.ask(&Ask::Capture(Capture {
+            folder: own.clone(),
+            modules,
+            max_bytes,
+            prefill,
+            chunks: Vec::new(),
+        }))?
         else {
             return Err(side.out_of_turn());
         };

@@ -17,7 +17,7 @@ const GENERATED: usize = 8;
 
 /// The workers of a cell, and the results that relations share.
 pub(super) struct Bench<'b, 'a> {
-    pub(super) request: &'b Request<'a>,
+    pub(super) request: &'b Request<'b, 'a>,
     processes: &'b mut Processes<'a>,
     scratch: &'b Path,
     files: usize,
@@ -39,12 +39,16 @@ struct Fresh {
 }
 
 impl<'b, 'a> Bench<'b, 'a> {
-    pub(super) fn new(
-        request: &'b Request<'a>,
-        processes: &'b mut Processes<'a>,
-        scratch: &'b Path,
-    ) -> Self {
-        Self { request, processes, scratch, files: 0, runs: Vec::new(), fresh: Vec::new(), unused: Vec::new() }
+    pub(super) fn new(request: &'b Request<'b, 'a>, processes: &'b mut Processes<'a>, scratch: &'b Path) -> Self {
+        Self {
+            request,
+            processes,
+            scratch,
+            files: 0,
+            runs: Vec::new(),
+            fresh: Vec::new(),
+            unused: Vec::new(),
+        }
     }
 
     /// Why a relation does not hold for a model that has no argument for some of the inputs.
@@ -78,9 +82,9 @@ impl<'b, 'a> Bench<'b, 'a> {
                 let load = Load { threads: 1, ..self.loading(&self.base(), dtype)? };
                 let other = {
                     let request = self.request;
-                    let runner = request.one_thread.ok_or_else(|| {
-                        NoResult::Unsupported("the run has one thread".to_owned())
-                    })?;
+                    let runner = request
+                        .one_thread
+                        .ok_or_else(|| NoResult::Unsupported("the run has one thread".to_owned()))?;
                     let mut live = Live { process: &mut self.processes.one_thread, runner, request };
                     live.load(&load)?;
                     live.forward(&Passes::Whole, path)?

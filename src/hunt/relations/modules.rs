@@ -43,8 +43,8 @@ pub(super) fn first(
         let a = Stored::open(base_folder, module.output.as_ref()).map_err(io)?;
         let b = Stored::open(varied_folder, other.output.as_ref()).map_err(io)?;
         let (Some(a), Some(b)) = (a, b) else { continue };
-        let found: Option<Mapped> = mapped((&a, extent(&trial.base)), (&b, extent(&trial.varied)), &pairs(trial))
-            .map_err(io)?;
+        let found: Option<Mapped> =
+            mapped((&a, extent(&trial.base)), (&b, extent(&trial.varied)), &pairs(trial)).map_err(io)?;
         if let Some(found) = found.filter(|found| is_above(found, dtype, bench.request.tolerances)) {
             differing.push((module, found.relative_l2));
         }
@@ -60,9 +60,8 @@ pub(super) fn first(
 fn innermost<'a>(differing: &[(&'a CapturedModule, f64)]) -> Option<(&'a CapturedModule, f64)> {
     let mut found = *differing.first()?;
     loop {
-        let inside = |path: &str| {
-            path.strip_prefix(found.0.path.as_str()).is_some_and(|rest| rest.starts_with('.'))
-        };
+        let inside =
+            |path: &str| path.strip_prefix(found.0.path.as_str()).is_some_and(|rest| rest.starts_with('.'));
         match differing.iter().find(|(module, _)| inside(&module.path)) {
             Some(next) => found = *next,
             None => return Some(found),

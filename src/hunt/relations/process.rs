@@ -46,7 +46,7 @@ pub(super) struct Process<'a> {
 pub(super) struct Live<'p, 'a> {
     pub(super) process: &'p mut Process<'a>,
     pub(super) runner: &'a dyn Runner,
-    pub(super) request: &'p Request<'a>,
+    pub(super) request: &'p Request<'p, 'a>,
 }
 
 impl Live<'_, '_> {
@@ -106,7 +106,8 @@ impl Live<'_, '_> {
             return Err(out_of_turn());
         };
         if (forwarded.prefill, &forwarded.chunks) != (ask.prefill, &ask.chunks) {
-            let what = "the worker runs no forward passes through a cache: it computed one full-sequence pass";
+            let what =
+                "the worker runs no forward passes through a cache: it computed one full-sequence pass";
             return Err(NoResult::Unsupported(what.into()));
         }
         Logits::open(&path, measured_positions(forwarded.positions))
@@ -163,8 +164,14 @@ fn parts(passes: &Passes) -> (Option<usize>, Vec<usize>) {
 /// Writes the inputs of a step where a worker reads them.
 pub(super) fn write_inputs(batch: &Batch, path: &Path) -> Result<(), NoResult> {
     let Batch { input_ids, attention_mask, position_ids, .. } = batch;
-    inputs::write_tensors(path, (batch.rows(), batch.seq()), input_ids, attention_mask.as_deref(), position_ids)
-        .map_err(|error| NoResult::failed(FailureKind::Environment, error.to_string()))
+    inputs::write_tensors(
+        path,
+        (batch.rows(), batch.seq()),
+        input_ids,
+        attention_mask.as_deref(),
+        position_ids,
+    )
+    .map_err(|error| NoResult::failed(FailureKind::Environment, error.to_string()))
 }
 
 /// The positions of a step's logits that stand for its inputs; of last positions alone, the last one of each row.

@@ -58,11 +58,8 @@ pub fn write_tensors(
     attention_mask: Option<&[i64]>,
     position_ids: &[i64],
 ) -> Result<(), Error> {
-    let parts = [
-        (INPUT_IDS, Some(input_ids)),
-        (ATTENTION_MASK, attention_mask),
-        (POSITION_IDS, Some(position_ids)),
-    ];
+    let parts =
+        [(INPUT_IDS, Some(input_ids)), (ATTENTION_MASK, attention_mask), (POSITION_IDS, Some(position_ids))];
     let given = parts.into_iter().filter_map(|(name, values)| Some((name, values?)));
     let bytes: Vec<(&str, Vec<u8>)> = given
         .map(|(name, values)| (name, values.iter().flat_map(|value| value.to_le_bytes()).collect()))

@@ -90,9 +90,7 @@ impl Batch {
     #[must_use]
     pub fn padded(&self, left: usize, right: usize, pad: i64) -> Self {
         let fill = |values: &[i64], filler: i64| -> Vec<i64> {
-            let row = |row: &[i64]| {
-                [vec![filler; left], row.to_vec(), vec![filler; right]].concat()
-            };
+            let row = |row: &[i64]| [vec![filler; left], row.to_vec(), vec![filler; right]].concat();
             values.chunks_exact(self.seq).flat_map(row).collect()
         };
         let mask = self.attention_mask.clone().unwrap_or_else(|| vec![1; self.input_ids.len()]);
@@ -125,7 +123,9 @@ impl Batch {
     #[must_use]
     pub fn changed_from(&self, from: usize) -> Self {
         let mut changed = self.clone();
-        for (row, before) in changed.input_ids.chunks_exact_mut(self.seq).zip(self.input_ids.chunks_exact(self.seq)) {
+        for (row, before) in
+            changed.input_ids.chunks_exact_mut(self.seq).zip(self.input_ids.chunks_exact(self.seq))
+        {
             for at in from..self.seq {
                 let following = before.iter().cycle().skip(at + 1).take(self.seq);
                 let other = following.copied().find(|id| *id != before[at]);

@@ -69,8 +69,15 @@ pub enum Condition {
 
 /// Config keys of rotary positions, as transformers 4.40 to 5.23 spell them.
 const ROTARY_KEYS: [&str; 9] = [
-    "rope_theta", "rope_parameters", "rope_scaling", "rotary_pct", "rotary_emb_base", "rotary_dim",
-    "partial_rotary_factor", "global_rope_theta", "rotary_value",
+    "rope_theta",
+    "rope_parameters",
+    "rope_scaling",
+    "rotary_pct",
+    "rotary_emb_base",
+    "rotary_dim",
+    "partial_rotary_factor",
+    "global_rope_theta",
+    "rotary_value",
 ];
 /// Models that know differences of positions, and whose config does not say so.
 const RELATIVE: [&str; 8] = ["bloom", "mpt", "roformer", "mamba", "mamba2", "falcon_mamba", "rwkv", "xlnet"];
@@ -79,16 +86,61 @@ const ROTARY: [&str; 2] = ["gptj", "codegen"];
 /// Models with a masked-language-modelling head (`MODEL_FOR_MASKED_LM_MAPPING_NAMES` of transformers 4.40 to 5.23): they
 /// are causal only where `is_decoder` is set.
 const ENCODERS: [&str; 40] = [
-    "albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert",
-    "electra", "ernie", "ernie_m", "esm", "eurobert", "flaubert", "fnet", "funnel", "ibert", "layoutlm", "longformer",
-    "luke", "megatron-bert", "mobilebert", "modernbert", "mpnet", "mra", "nezha", "nystromformer", "qdqbert", "rembert",
-    "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl",
-    "xmod", "yoso",
+    "albert",
+    "bert",
+    "big_bird",
+    "camembert",
+    "convbert",
+    "data2vec-text",
+    "deberta",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "ernie",
+    "ernie_m",
+    "esm",
+    "eurobert",
+    "flaubert",
+    "fnet",
+    "funnel",
+    "ibert",
+    "layoutlm",
+    "longformer",
+    "luke",
+    "megatron-bert",
+    "mobilebert",
+    "modernbert",
+    "mpnet",
+    "mra",
+    "nezha",
+    "nystromformer",
+    "qdqbert",
+    "rembert",
+    "roberta",
+    "roberta-prelayernorm",
+    "roc_bert",
+    "roformer",
+    "squeezebert",
+    "xlm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+    "yoso",
 ];
 /// Models that count positions from the token ids that are no padding (`create_position_ids_from_input_ids`).
 const COUNTS_FROM_IDS: [&str; 12] = [
-    "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
-    "xlm-roberta", "xlm-roberta-xl", "xmod",
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
 ];
 /// Decoders that count positions from the attention_mask themselves (`OPTLearnedPositionalEmbedding`).
 const COUNTS_FROM_MASK: [&str; 3] = ["opt", "biogpt", "galactica"];
@@ -231,7 +283,8 @@ mod tests {
         assert!(!traits(&bert).is_causal);
         let head = json!({ "model_type": "bert", "architectures": ["BertLMHeadModel"] });
         assert!(!traits(&head).is_causal, "its mask is causal only with is_decoder");
-        let decoder = json!({ "model_type": "roformer", "architectures": ["RoFormerForCausalLM"], "is_decoder": true });
+        let decoder =
+            json!({ "model_type": "roformer", "architectures": ["RoFormerForCausalLM"], "is_decoder": true });
         assert!(traits(&decoder).is_causal);
         assert_eq!(traits(&decoder).scheme, Scheme::Relative);
         assert!(traits(&json!({ "model_type": "llama", "architectures": ["LlamaForCausalLM"] })).is_causal);

@@ -125,9 +125,8 @@ fn against_alone(what: impl Into<String>, material: &Material, varied: Batch, ro
 pub(super) fn batch_equal(material: &Material) -> Vec<Trial> {
     let row = material.ids.as_slice();
     let varied = Batch::of_rows(&[row, row, row]);
-    let at = |row: usize| {
-        against_alone(format!("as row {row} of 3 equal ones"), material, varied.clone(), row)
-    };
+    let at =
+        |row: usize| against_alone(format!("as row {row} of 3 equal ones"), material, varied.clone(), row);
     vec![at(0), at(2)]
 }
 
@@ -146,7 +145,9 @@ pub(super) fn row_order(material: &Material) -> Vec<Trial> {
     let pairs = order
         .iter()
         .enumerate()
-        .flat_map(|(row, &from)| base.real(from).zip(varied.real(row)).map(|(a, b)| [a, b]).collect::<Vec<_>>())
+        .flat_map(|(row, &from)| {
+            base.real(from).zip(varied.real(row)).map(|(a, b)| [a, b]).collect::<Vec<_>>()
+        })
         .collect();
     vec![trial("when the rows are reordered", Step::whole(base), Step::whole(varied), pairs)]
 }
@@ -169,7 +170,8 @@ fn padding(material: &Material, is_left: bool) -> Vec<Trial> {
         })
         .collect();
     if let Some(&more) = material.pads().last() {
-        let longer: Vec<i64> = material.others[0].iter().cycle().take(material.ids.len() + more).copied().collect();
+        let longer: Vec<i64> =
+            material.others[0].iter().cycle().take(material.ids.len() + more).copied().collect();
         let varied = Batch::padded_to_the_longest(&[&longer, &material.ids], is_left, pad);
         let what = format!("padded on the {side} beside a sequence that is {more} tokens longer");
         trials.push(against_alone(what, material, varied, 1));
@@ -208,7 +210,9 @@ fn through_the_cache(batch: &Batch, ways: Vec<Passes>) -> Vec<Trial> {
     let of_way = |passes: Passes| {
         let what = match &passes {
             Passes::Whole => "in one forward pass".to_owned(),
-            Passes::Prefill(prefill) => format!("with {prefill} tokens prefilled and the rest decoded one by one"),
+            Passes::Prefill(prefill) => {
+                format!("with {prefill} tokens prefilled and the rest decoded one by one")
+            }
             Passes::Chunks(chunks) => format!("in forward passes of {chunks:?} tokens"),
         };
         let varied = Step { batch: batch.clone(), passes };
@@ -259,7 +263,8 @@ pub(super) fn cached_padding(material: &Material) -> Vec<Trial> {
 }
 
 pub(super) fn position_shift(material: &Material) -> Vec<Trial> {
-    let room = material.traits.max_positions.map_or(usize::MAX, |most| most.saturating_sub(material.ids.len()));
+    let room =
+        material.traits.max_positions.map_or(usize::MAX, |most| most.saturating_sub(material.ids.len()));
     let base = material.alone();
     let by = |by: usize| {
         let what = format!("with {by} added to all position_ids");

@@ -46,7 +46,8 @@ pub(super) fn decode<'py>(
         .call_method1("signature", (model.getattr("forward")?,))?
         .getattr("parameters")?;
     let mut names = CACHES.into_iter().filter(|name| parameters.contains(name).unwrap_or(false));
-    let cache = names.next().filter(|_| !loaded.is_encoder && parameters.contains("use_cache").unwrap_or(false));
+    let cache =
+        names.next().filter(|_| !loaded.is_encoder && parameters.contains("use_cache").unwrap_or(false));
     let cache = cache.ok_or_else(|| Stop::unsupported(format!("{class} has no KV cache")))?;
     let takes_position = cache != KV_CACHE && parameters.contains(CACHE_POSITION)?;
     let ids = required(arguments, INPUT_IDS)?;
@@ -133,7 +134,8 @@ fn own_cache<'py>(
             let keywords = PyDict::new(py);
             keywords.set_item("dtype", loaded.torch.bind(py).getattr(dtype)?)?;
             keywords.set_item("device", &loaded.device)?;
-            let made = source.getattr(class.as_str())?.call((model.getattr("config")?, batch), Some(&keywords));
+            let made =
+                source.getattr(class.as_str())?.call((model.getattr("config")?, batch), Some(&keywords));
             return Ok(made.ok());
         }
     }

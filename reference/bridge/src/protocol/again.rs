@@ -60,7 +60,8 @@ pub fn forward_passes(
             let mut passes = Vec::new();
             for &length in chunks {
                 let end = at.checked_add(length).filter(|&end| length > 0 && end <= seq);
-                let end = end.ok_or_else(|| format!("chunks {chunks:?} where sequences have {seq} tokens"))?;
+                let end =
+                    end.ok_or_else(|| format!("chunks {chunks:?} where sequences have {seq} tokens"))?;
                 passes.push(at..end);
                 at = end;
             }
