@@ -67,10 +67,14 @@ pub fn measure<'a>(request: &Request<'_, 'a>, processes: &mut Processes<'a>) -> 
     let mut bench = Bench::new(request, processes, scratch.path());
     let own = request.load.dtype;
     let mut first = Vec::new();
+    // What cannot be loaded or run at all is not tried relation by relation.
+    let lost = bench.runs_at_all(own).err();
     for relation in request.relations {
-        first.push(match excluded(relation, request) {
-            Some(reason) => Err(held(relation, Outcome::Excluded, reason)),
-            None => match bench.measure(relation, own) {
+        first.push(match (excluded(relation, request), &lost) {
+            (_, Some(NoResult::Interrupted)) => return Err(NoResult::Interrupted),
+            (Some(reason), _) => Err(held(relation, Outcome::Excluded, reason)),
+            (None, Some(ended)) => Err(without_result(relation, ended.clone())),
+            (None, None) => match bench.measure(relation, own) {
                 Err(NoResult::Interrupted) => return Err(NoResult::Interrupted),
                 Err(ended) => Err(without_result(relation, ended)),
                 // Which arguments the model has is known only once it was given some.

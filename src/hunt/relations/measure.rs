@@ -39,7 +39,11 @@ struct Fresh {
 }
 
 impl<'b, 'a> Bench<'b, 'a> {
-    pub(super) fn new(request: &'b Request<'b, 'a>, processes: &'b mut Processes<'a>, scratch: &'b Path) -> Self {
+    pub(super) fn new(
+        request: &'b Request<'b, 'a>,
+        processes: &'b mut Processes<'a>,
+        scratch: &'b Path,
+    ) -> Self {
         Self {
             request,
             processes,
@@ -140,6 +144,11 @@ impl<'b, 'a> Bench<'b, 'a> {
             }
         };
         self.fresh[at].1.as_ref().map_err(Clone::clone)
+    }
+
+    /// Whether the base input can be run.
+    pub(super) fn runs_at_all(&mut self, dtype: Dtype) -> Result<(), NoResult> {
+        self.fresh(dtype).map(drop)
     }
 
     fn run_fresh(&mut self, dtype: Dtype) -> Result<Fresh, NoResult> {

@@ -7,8 +7,10 @@ use crate::results::relations::{CellRelations, Held, Outcome};
 use crate::spec::relations::RELATIONS;
 use crate::spec::variant::Variant;
 
-/// Variants that a reason lists by name.
+/// Cells that a reason lists by name.
 const MOST_NAMES: usize = 4;
+/// Relations of one outcome that a cell lists by name.
+const MOST_RELATIONS: usize = 6;
 
 pub(super) fn content(run: &RunView, _: &Judged, medium: Medium) -> Option<Content> {
     if run.relations.is_empty() {
@@ -83,7 +85,9 @@ fn summary(found: &CellRelations) -> Cell {
     let mut words = Vec::new();
     for outcome in [Outcome::Broken, Outcome::Unproven, Outcome::Failed] {
         let names = named(outcome);
-        if !names.is_empty() {
+        if names.len() > MOST_RELATIONS {
+            words.push(format!("{}: {} relations", outcome.word(), names.len()));
+        } else if !names.is_empty() {
             words.push(format!("{}: {}", outcome.word(), names.join(", ")));
         }
     }
@@ -138,41 +142,58 @@ fn cell(held: &Held) -> Cell {
     }
 }
 
-/// Each reason once, with the cases and variants that it is about; what the docs say of a model is no reason to list.
+/// A reason, the relations and the cells that it is about.
+struct Reason<'a> {
+    held: &'a Held,
+    relations: Vec<&'a str>,
+    cells: Vec<String>,
+}
+
+/// Each reason once, with the relations and cells that it is about; what the docs say of a model is no reason to list.
 fn reasons(run: &RunView) -> Vec<String> {
-    let mut found: Vec<(&Held, Vec<String>)> = Vec::new();
+    let mut found: Vec<Reason> = Vec::new();
     for record in &run.relations {
         for held in &record.relations {
             if matches!(held.outcome, Outcome::Bitwise | Outcome::Rounding | Outcome::Excluded) {
                 continue;
             }
-            let name = format!("{}/{}", record.case, record.variant.name());
-            let is_same = |known: &&mut (&Held, Vec<String>)| {
-                (known.0.outcome, &known.0.relation, &known.0.evidence)
-                    == (held.outcome, &held.relation, &held.evidence)
+            let cell = format!("{}/{}", record.case, record.variant.name());
+            let is_same = |known: &&mut Reason| {
+                (known.held.outcome, &known.held.evidence) == (held.outcome, &held.evidence)
             };
-            match found.iter_mut().find(is_same) {
-                Some((_, names)) => names.push(name),
-                None => found.push((held, vec![name])),
+            let at = found.iter_mut().find(is_same);
+            match at {
+                Some(known) => {
+                    if !known.relations.contains(&held.relation.as_str()) {
+                        known.relations.push(&held.relation);
+                    }
+                    if !known.cells.contains(&cell) {
+                        known.cells.push(cell);
+                    }
+                }
+                None => found.push(Reason { held, relations: vec![&held.relation], cells: vec![cell] }),
             }
         }
     }
-    found.sort_by_key(|(held, _)| held.outcome);
-    let told = |(held, names): (&Held, Vec<String>)| {
-        let more = names.len().saturating_sub(MOST_NAMES);
+    found.sort_by_key(|reason| reason.held.outcome);
+    found.iter().map(Reason::told).collect()
+}
+
+impl Reason<'_> {
+    fn told(&self) -> String {
+        let Self { held, relations, cells } = self;
+        let more = cells.len().saturating_sub(MOST_NAMES);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let names: Vec<String> = names.into_iter().take(MOST_NAMES).collect();
+        let cells = cells.iter().take(MOST_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let relations = if relations.len() > MOST_RELATIONS {
+            format!("{} relations", relations.len())
+        } else {
+            relations.join(", ")
+        };
         let place = held.first_module.as_ref().map(|module| {
             format!("; first at {} ({}, {:.1e})", module.path, module.class, module.relative_l2)
         });
-        format!(
-            "{} {}: {}{} ({}{more})",
-            held.relation,
-            held.outcome.word(),
-            held.evidence,
-            place.unwrap_or_default(),
-            names.join(", ")
-        )
-    };
-    found.into_iter().map(told).collect()
+        let place = place.unwrap_or_default();
+        format!("{relations} {}: {}{place} ({cells}{more})", held.outcome.word(), held.evidence)
+    }
 }

@@ -1,7 +1,10 @@
 //! The pairs of forward passes by which relations are measured, as pure functions of the base input.
 
 use super::batch::{Batch, Place};
-use super::traits::{Scheme, Traits};
+use super::traits::Traits;
+
+/// How many times longer than the base input an input may be.
+const LONGEST: usize = 16;
 
 /// What trials are made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,12 +91,8 @@ impl Material {
             let more: Vec<i64> = self.others[0].iter().cycle().take(more).copied().collect();
             self.alone().followed_by(&more)
         };
-        // Frequencies that change are known by their config, or nothing is: a length beyond any table of them will do.
-        let limit = traits.rope_changes_above.or(traits.max_positions);
-        match limit {
-            Some(limit) if traits.scheme == Scheme::Rotary && seq <= limit && limit <= 4 * seq => {
-                longer(limit + seq / 2 - seq + 1)
-            }
+        match traits.rope_changes_above {
+            Some(limit) if seq <= limit && limit <= LONGEST * seq => longer(limit + seq / 2 - seq + 1),
             _ => Batch::of_rows(&[&self.others[0][..seq.div_ceil(2)]]),
         }
     }

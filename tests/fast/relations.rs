@@ -1,0 +1,110 @@
+//! Relations: every planted break is found under its own name, and clean native models break none.
+
+use std::collections::BTreeSet;
+
+use reference::protocol::{Dtype, Mode};
+use tfcheck::results::relations::{Held, Outcome};
+use tfcheck::spec::relations::Relation;
+
+use crate::engine::InProcess;
+use crate::planted_relations::{Fault, Faulty, Synthetic, assert_clean};
+
+const F32: (Mode, Dtype) = (Mode::Eager, Dtype::F32);
+
+fn broken(found: &[Held]) -> BTreeSet<&str> {
+    let broken = found.iter().filter(|held| held.outcome == Outcome::Broken);
+    broken.map(|held| held.relation.as_str()).collect()
+}
+
+#[test]
+fn every_planted_break_is_found_under_its_own_name_and_nothing_else_is() {
+    let llama = Synthetic::new("llama", "tiny");
+    let batch = ["batch_equal", "batch_other"];
+    let cases: [(Fault, &[&str]); 13] = [
+        (Fault::BatchLeak, &[&batch[..], &["padding_left", "padding_right"]].concat()),
+        (Fault::RowNumber, &[&batch[..], &["row_order", "padding_left", "padding_right"]].concat()),
+        (Fault::PaddingLeak, &["padding_left", "padding_right"]),
+        (Fault::MaskPath, &["mask_of_ones"]),
+        (Fault::NonCausal, &["causality", "padding_right", "generate"]),
+        (Fault::CacheBug, &["chunked_prefill", "cached_decoding", "cached_padding"]),
+        (Fault::CachedPadding, &["cached_padding"]),
+        // Every relation whose runs are of several lengths sees it.
+        (Fault::StateLeak, &["two_inputs"]),
+        (Fault::AbsolutePositions, &["position_shift"]),
+        (Fault::Drift, &["repeat"]),
+        (Fault::ByProcess, &["second_process", "threads", "two_inputs"]),
+        (Fault::OneThread, &["threads"]),
+        (Fault::OtherToken, &["generate"]),
+    ];
+    for (fault, expected) in cases {
+        let all = llama.all(&Faulty::new(Some(fault)), F32);
+        let found = broken(&all);
+        let expected: BTreeSet<&str> = expected.iter().copied().collect();
+        match fault {
+            Fault::StateLeak | Fault::Drift => {
+                assert!(expected.is_subset(&found), "{fault:?}: {found:?}");
+            }
+            // A causal model's generation may agree by chance; what matters is that causality is named.
+            Fault::NonCausal => assert!(found.contains("causality"), "{found:?}"),
+            _ => assert_eq!(found, expected, "{fault:?}"),
+        }
+        for held in all.iter().filter(|held| held.outcome == Outcome::Broken && held.relation != "generate") {
+            let proof = held.proof.as_ref().unwrap();
+            assert_eq!(proof.dtype, Dtype::F64, "{fault:?} {}", held.relation);
+            assert!(proof.relative_l2 > 1e-3, "{fault:?} {}: {proof:?}", held.relation);
+        }
+    }
+}
+
+#[test]
+fn clean_native_models_break_no_relation_in_either_backend() {
+    for model_type in models::model_types() {
+        // The default llama is larger than the others.
+        let variant = if model_type == "llama" { "tiny" } else { "" };
+        let checkpoint = Synthetic::new(model_type, variant);
+        for mode in [Mode::Eager, Mode::Fused] {
+            let name = format!("{model_type} {mode:?}");
+            let found = checkpoint.all(&InProcess, (mode, Dtype::F32));
+            assert_clean(&name, &found);
+            let measured = found.iter().filter(|held| held.measured.is_some()).count();
+            let is_decoder = models::kind(model_type) == Some(models::Kind::Decoder);
+            assert!(
+                measured >= if is_decoder { 14 } else { 8 },
+                "{name}: {measured} relations were measured"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_first_module_of_a_model_that_is_not_causal_is_its_attention() {
+    let bert = Synthetic::new("bert", "");
+    let mut material = bert.material(12);
+    // An encoder that is taken for a decoder.
+    material.traits.is_causal = true;
+    let causality = Relation::named("causality").unwrap();
+    let found = bert.measure(&InProcess, F32, &material, &[causality]);
+    let [held] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(held.outcome, Outcome::Broken, "{}", held.evidence);
+    let module = held.first_module.as_ref().expect("its modules are seen");
+    assert!(module.path.starts_with("bert.encoder.layer.0.attention.self"), "{module:?}");
+    assert!(
+        held.evidence.contains("when token") && held.evidence.contains("in float64"),
+        "{}",
+        held.evidence
+    );
+}
+
+#[test]
+fn a_difference_without_a_float64_result_is_broken_only_far_above_rounding() {
+    // The fused backend has no float64.
+    let llama = Synthetic::new("llama", "tiny");
+    let found = llama.all(&Faulty::new(Some(Fault::PaddingLeak)), (Mode::Fused, Dtype::F32));
+    let held = found.iter().find(|held| held.relation == "padding_left").unwrap();
+    assert_eq!(held.outcome, Outcome::Broken);
+    assert!(
+        held.proof.is_none() && held.evidence.contains("there is no float64 result"),
+        "{}",
+        held.evidence
+    );
+}
