@@ -114,7 +114,7 @@ fn judged(
 ) -> Result<Held, NoResult> {
     let request = bench.request;
     let has_routers = request.material.traits.has_routers;
-    let mut known = Known { own: &own.mapped, dtype, proof: None, has_routers };
+    let mut known = Known { own: &own.mapped, dtype, proof: None, has_routers, bound: relation.bound };
     let needs_proof = dtype != Dtype::F64 && is_above(&own.mapped, dtype, request.tolerances);
     let proof = match needs_proof.then(|| bench.measure(relation, Dtype::F64)) {
         Some(Err(NoResult::Interrupted)) => return Err(NoResult::Interrupted),

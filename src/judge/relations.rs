@@ -5,6 +5,7 @@ use compare::verdict::Tolerances;
 use reference::protocol::Dtype;
 
 use crate::results::relations::Outcome;
+use crate::spec::relations::Bound;
 use crate::spec::variant::{dtype_name, measured_dtype};
 
 /// Without a float64 result, a difference of more bounds than this is no rounding of a model without routers. In f32 it is
@@ -23,6 +24,8 @@ pub struct Known<'a> {
     pub proof: Option<&'a Mapped>,
     /// Whether routers may choose other experts by rounding.
     pub has_routers: bool,
+    /// What the number is.
+    pub bound: Bound,
 }
 
 /// The largest relative L2 that counts as rounding in a dtype.
@@ -41,7 +44,7 @@ pub fn is_above(found: &Mapped, dtype: Dtype, tolerances: &Tolerances) -> bool {
 /// What became of a relation. A difference that rounding in the own dtype does not explain breaks it only where float64
 /// shows a difference as well: rounding there is 1e-15, and what is above `f64_agreement` is none.
 pub fn outcome(known: Known<'_>, tolerances: &Tolerances) -> Outcome {
-    let Known { own, dtype, proof, has_routers } = known;
+    let Known { own, dtype, proof, has_routers, .. } = known;
     let is_certain = || own.relative_l2 > CERTAIN * bound(tolerances, dtype) && !has_routers;
     if own.is_bitwise() {
         Outcome::Bitwise
@@ -61,7 +64,10 @@ pub fn outcome(known: Known<'_>, tolerances: &Tolerances) -> Outcome {
 
 /// In one sentence on what the outcome rests; `what` is the variation: `when token 7 changes`.
 pub fn evidence(known: Known<'_>, what: &str, tolerances: &Tolerances) -> String {
-    let Known { own, dtype, proof, has_routers } = known;
+    let Known { own, dtype, proof, has_routers, bound: kind } = known;
+    if own.is_bitwise() && kind == Bound::Tokens {
+        return format!("each of {} generated tokens has the largest logit", own.positions);
+    }
     if own.is_bitwise() {
         return format!("all values of {} positions have the same bits", own.positions);
     }
@@ -74,7 +80,15 @@ pub fn evidence(known: Known<'_>, what: &str, tolerances: &Tolerances) -> String
         },
     );
     let most = own.worst.map_or(own.relative_l2, |worst| worst.relative_l2);
-    let change = format!("{place} change by {most:.1e} {what}");
+    let change = match kind {
+        Bound::Logits => format!("{place} change by {most:.1e} {what}"),
+        Bound::Tokens => {
+            let position = own.worst.map_or(0, |worst| worst.a.1);
+            format!(
+                "the token generated after position {position} is {most:.1e} below the largest logit there, in units of the logits' RMS,"
+            )
+        }
+    };
     if !is_above(own, dtype, tolerances) {
         let bound = bound(tolerances, dtype);
         return format!(
@@ -112,7 +126,8 @@ mod tests {
 
     fn of(own: f64, proof: Option<f64>, has_routers: bool) -> Outcome {
         let (own, proof) = (found(own), proof.map(found));
-        let known = Known { own: &own, dtype: Dtype::F32, proof: proof.as_ref(), has_routers };
+        let known =
+            Known { own: &own, dtype: Dtype::F32, proof: proof.as_ref(), has_routers, bound: Bound::Logits };
         outcome(known, &Tolerances::default())
     }
 
@@ -132,7 +147,13 @@ mod tests {
     #[test]
     fn evidence_reads_as_a_sentence() {
         let (own, proof) = (found(0.12), found(0.13));
-        let known = Known { own: &own, dtype: Dtype::F32, proof: Some(&proof), has_routers: false };
+        let known = Known {
+            own: &own,
+            dtype: Dtype::F32,
+            proof: Some(&proof),
+            has_routers: false,
+            bound: Bound::Logits,
+        };
         assert_eq!(
             evidence(known, "when token 7 changes", &Tolerances::default()),
             "the logits of position 3 change by 1.2e-1 when token 7 changes in f32, 1.3e-1 in float64"

@@ -25,7 +25,7 @@ fn every_planted_break_is_found_under_its_own_name_and_nothing_else_is() {
         (Fault::RowNumber, &[&batch[..], &["row_order", "padding_left", "padding_right"]].concat()),
         (Fault::PaddingLeak, &["padding_left", "padding_right"]),
         (Fault::MaskPath, &["mask_of_ones"]),
-        (Fault::NonCausal, &["causality", "padding_right", "generate"]),
+        (Fault::NonCausal, &["causality"]),
         (Fault::CacheBug, &["chunked_prefill", "cached_decoding", "cached_padding"]),
         (Fault::CachedPadding, &["cached_padding"]),
         // Every relation whose runs are of several lengths sees it.
@@ -38,14 +38,17 @@ fn every_planted_break_is_found_under_its_own_name_and_nothing_else_is() {
     ];
     for (fault, expected) in cases {
         let all = llama.all(&Faulty::new(Some(fault)), F32);
-        let found = broken(&all);
+        let mut found = broken(&all);
+        // The tokens are those of the model without the fault, and so not what faulty logits ask for.
+        if fault != Fault::OtherToken {
+            found.remove("generate");
+        }
         let expected: BTreeSet<&str> = expected.iter().copied().collect();
         match fault {
-            Fault::StateLeak | Fault::Drift => {
+            // Padding on the right is another last token.
+            Fault::StateLeak | Fault::Drift | Fault::NonCausal => {
                 assert!(expected.is_subset(&found), "{fault:?}: {found:?}");
             }
-            // A causal model's generation may agree by chance; what matters is that causality is named.
-            Fault::NonCausal => assert!(found.contains("causality"), "{found:?}"),
             _ => assert_eq!(found, expected, "{fault:?}"),
         }
         for held in all.iter().filter(|held| held.outcome == Outcome::Broken && held.relation != "generate") {

@@ -313,7 +313,7 @@ impl<'b, 'a> Bench<'b, 'a> {
         let worst = mapped.worst.map_or(0.0, |worst| worst.relative_l2);
         // The gap of one token is a quantity of one position.
         let relative_l2 = worst / self.request.tolerances.local_factor;
-        let what = "below the largest logit for a generated token (in units of their RMS)".to_owned();
+        let what = "greedily generated tokens".to_owned();
         Ok(Shown { mapped: Mapped { relative_l2, ..mapped }, what, trial: None, trials: ids.len() })
     }
 
