@@ -19,7 +19,7 @@ use crate::execute::cell::FailureKind;
 use crate::execute::runner::{NoResult, Runner};
 use crate::judge::relations::{Known, bound, evidence, is_above, outcome};
 use crate::results::relations::{Held, Measured, Outcome, WorstPosition};
-use crate::spec::relations::{Condition, Material, Relation, Trial};
+use crate::spec::relations::{Condition, Drive, Material, Relation, Trial};
 use measure::Bench;
 pub use process::Processes;
 
@@ -86,11 +86,21 @@ pub fn measure<'a>(request: &Request<'_, 'a>, processes: &mut Processes<'a>) -> 
         });
     }
     let mut all = Vec::new();
+    // A variant that does not repeat itself differs from itself whatever is varied.
+    let mut noise = None;
     for (relation, shown) in request.relations.iter().zip(first) {
-        all.push(match shown {
+        let mut held = match shown {
             Err(known) => known,
             Ok(shown) => judged(&mut bench, relation, &shown, own)?,
-        });
+        };
+        if let Some(noise) = noise.filter(|_| held.outcome == Outcome::Broken) {
+            held.outcome = Outcome::Unproven;
+            held.evidence = format!("{}; the variant does not repeat itself ({noise:.1e})", held.evidence);
+        }
+        if matches!(relation.drive, Drive::Again) && held.outcome == Outcome::Broken {
+            noise = held.measured.as_ref().map(|measured| measured.relative_l2);
+        }
+        all.push(held);
     }
     Ok(all)
 }

@@ -38,7 +38,8 @@ pub(super) fn sentence(finding: &Finding, run: &RunView) -> String {
         What::Relation { relation, evidence, place } => {
             let broken = Relation::named(relation).map_or(relation.as_str(), |relation| relation.broken);
             let place = place.as_ref().map(|place| format!("; first at {place}")).unwrap_or_default();
-            format!("{subject}{cases} {broken} ({relation}): {evidence}{place}")
+            let each = if finding.variants.len() > 1 { "each of " } else { "" };
+            format!("{each}{subject}{cases} {broken} ({relation}): {evidence}{place}")
         }
         What::Failed { reason } => format!("failed: {subject}{cases}: {reason}"),
         What::Unsupported { reason } => format!("unsupported: {subject}{cases}: {reason}"),

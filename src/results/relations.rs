@@ -55,7 +55,7 @@ pub enum Outcome {
     Rounding,
     /// It does not hold.
     Broken,
-    /// The difference is above the bound, and without a float64 result rounding cannot be ruled out.
+    /// The difference is above the bound, but nothing rules out rounding, or that the variant does not repeat itself.
     Unproven,
     /// The model is one that it does not hold for.
     Excluded,

@@ -11,7 +11,7 @@ use reference::protocol::{Dtype, Mode};
 
 /// 5.9.0 to 5.17.0 do not mask later tokens in decoders of the BERT family, and 5.0.0 to 5.12.1 keep the rotary
 /// frequencies of an earlier, longer input.
-const BROKEN: &str = "5.9.0";
+const BROKEN: &str = "5.10.4";
 const FIXED: &str = "5.23.0";
 
 fn outcome<'a>(summary: &'a Value, case: &str, version: &str, relation: &str) -> &'a Value {
@@ -38,7 +38,7 @@ fn a_release_whose_decoder_is_not_causal_and_whose_rope_keeps_state_is_found() {
         |number: &str| format!("[[versions]]\nname = \"{number}\"\nsource = \"transformers=={number}\"\n");
     let config = format!(
         "[[checkpoints]]\nsource = \"./roformer\"\n[[checkpoints]]\nsource = \"synthetic:llama:dynamic\"\n\
-         [inputs]\nlengths = [24]\n{}{}[candle]\nmodes = []\n[run]\nmodes = [\"eager\"]\n\
+         [inputs]\nlengths = [24]\n{}{}[candle]\nmodes = []\n[run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\n\
          [relations]\nonly = [\"repeat\", \"causality\", \"two_inputs\"]\n",
         version(BROKEN),
         version(FIXED)

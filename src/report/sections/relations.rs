@@ -21,7 +21,7 @@ pub(super) fn content(run: &RunView, _: &Judged, medium: Medium) -> Option<Conte
         return Some(Content::titled("Relations", blocks));
     }
     blocks.push(Block::text(
-        "A relation is an invariant of one variant by itself (docs/relations.md). `holds` counts the relations that hold bit for bit or up to rounding; broken ones are listed by name. `unproven`: above what rounding explains in its dtype, and there is no float64 result; `—`: nothing was measured.",
+        "A relation is an invariant of one variant by itself (docs/relations.md). `holds` counts the relations that hold bit for bit or up to rounding; broken ones are listed by name. `unproven`: above what rounding explains in its dtype, but there is no float64 result or the variant does not repeat itself; `—`: nothing was measured.",
     ));
     for case in cases(run) {
         blocks.push(Block::Heading(format!("Relations of {case}")));
