@@ -8,7 +8,7 @@ use tfcheck::spec::relations::Relation;
 
 use crate::engine::InProcess;
 use crate::planted_relations::{Fault, Faulty, Synthetic, assert_clean};
-use crate::support::{Run, Sandbox, stderr};
+use crate::support::{Run, Sandbox, stderr, stdout};
 
 const F32: (Mode, Dtype) = (Mode::Eager, Dtype::F32);
 
@@ -126,7 +126,7 @@ fn a_program_is_checked_as_far_as_its_protocol_goes_and_a_break_is_told_once() {
     };
     let output = run(&["--only", "*/good*"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let text = stderr(&output);
+    let text = stdout(&output);
     assert!(text.contains("No relation is broken."), "{text}");
 
     let output = run(&[]);
