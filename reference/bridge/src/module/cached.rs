@@ -49,7 +49,9 @@ pub(super) fn decode<'py>(
     let cache =
         names.next().filter(|_| !loaded.is_encoder && parameters.contains("use_cache").unwrap_or(false));
     let cache = cache.ok_or_else(|| Stop::unsupported(format!("{class} has no KV cache")))?;
-    let takes_position = cache != KV_CACHE && parameters.contains(CACHE_POSITION)?;
+    let takes_position = parameters.contains(CACHE_POSITION)?;
+    // Whether the cache has a size, so that the places of new tokens in it must be told.
+    let mut is_fixed = false;
     let ids = required(arguments, INPUT_IDS)?;
     let seq: usize = ids.call_method1("size", (1,))?.extract()?;
     let passes = forward_passes(prefill, chunks, seq).map_err(Stop::exception)?.unwrap_or_default();
@@ -68,10 +70,9 @@ pub(super) fn decode<'py>(
         if start > 0 && cache != KV_CACHE {
             // States hold what was real; `prepare_inputs_for_generation` of `modeling_mamba.py` drops the mask as well.
             step.del_item(ATTENTION_MASK).ok();
-            if takes_position {
-                let positions = torch.call_method1("arange", (start, end))?;
-                step.set_item(CACHE_POSITION, positions.call_method1("to", (&loaded.device,))?)?;
-            }
+        }
+        if takes_position && (is_fixed || start > 0 && cache != KV_CACHE) {
+            step.set_item(CACHE_POSITION, places(loaded, torch, start, end)?)?;
         }
         let is_first = past.is_none();
         if let Some(past) = past.take() {
@@ -92,6 +93,18 @@ pub(super) fn decode<'py>(
             && let Some(empty) = own_cache(py, loaded, &ids)?
         {
             step.set_item(cache, &empty)?;
+            (output, took) = within(&mode, || loaded.float64.within(py, run))?;
+            past = kept(&output)?;
+        }
+        if is_first
+            && let Some(made) = &past
+            && let Some(larger) = with_room(py, loaded, made, &ids, seq)?
+        {
+            is_fixed = true;
+            step.set_item(cache, &larger)?;
+            if takes_position {
+                step.set_item(CACHE_POSITION, places(loaded, torch, start, end)?)?;
+            }
             (output, took) = within(&mode, || loaded.float64.within(py, run))?;
             past = kept(&output)?;
         }
@@ -125,21 +138,64 @@ fn own_cache<'py>(
         let class: String = class.extract()?;
         if class.contains("Hybrid") && class.ends_with("Cache") {
             let batch: usize = ids.call_method1("size", (0,))?.extract()?;
-            let dtype = match loaded.dtype {
-                Dtype::F64 => "float64",
-                Dtype::F32 => "float32",
-                Dtype::Bf16 => "bfloat16",
-                Dtype::F16 => "float16",
-            };
-            let keywords = PyDict::new(py);
-            keywords.set_item("dtype", loaded.torch.bind(py).getattr(dtype)?)?;
-            keywords.set_item("device", &loaded.device)?;
+            let keywords = tensors_like(py, loaded)?;
             let made =
                 source.getattr(class.as_str())?.call((model.getattr("config")?, batch), Some(&keywords));
             return Ok(made.ok());
         }
     }
     Ok(None)
+}
+
+/// A cache like `made` with room for `seq` tokens, where that one has none: gemma2 and gemma3 of 4.42 to 4.52 make a
+/// `HybridCache` of the prefill's length by themselves. `None` for a cache that grows.
+fn with_room<'py>(
+    py: Python<'py>,
+    loaded: &Loaded,
+    made: &Bound<'py, PyAny>,
+    ids: &Bound<'py, PyAny>,
+    seq: usize,
+) -> Result<Option<Bound<'py, PyAny>>, Stop> {
+    let class = made.get_type();
+    let parameters = py.import("inspect")?.call_method1("signature", (&class,))?.getattr("parameters")?;
+    if !parameters.contains("max_cache_len")? {
+        return Ok(None);
+    }
+    // The second name is that of 4.42 to 4.46.
+    let most = ["get_max_cache_shape", "get_max_length"]
+        .into_iter()
+        .find_map(|name| made.call_method0(name).ok()?.extract::<Option<usize>>().ok().flatten());
+    if most.is_none_or(|most| most >= seq) {
+        return Ok(None);
+    }
+    let batch: usize = ids.call_method1("size", (0,))?.extract()?;
+    let keywords = tensors_like(py, loaded)?;
+    let config = loaded.model.bind(py).getattr("config")?;
+    Ok(Some(class.call((config, batch, seq), Some(&keywords))?))
+}
+
+/// The dtype and device of what a cache holds, as arguments.
+fn tensors_like<'py>(py: Python<'py>, loaded: &Loaded) -> PyResult<Bound<'py, PyDict>> {
+    let dtype = match loaded.dtype {
+        Dtype::F64 => "float64",
+        Dtype::F32 => "float32",
+        Dtype::Bf16 => "bfloat16",
+        Dtype::F16 => "float16",
+    };
+    let keywords = PyDict::new(py);
+    keywords.set_item("dtype", loaded.torch.bind(py).getattr(dtype)?)?;
+    keywords.set_item("device", &loaded.device)?;
+    Ok(keywords)
+}
+
+/// `from..end` on the model's device.
+fn places<'py>(
+    loaded: &Loaded,
+    torch: &Bound<'py, PyAny>,
+    from: usize,
+    end: usize,
+) -> PyResult<Bound<'py, PyAny>> {
+    torch.call_method1("arange", (from, end))?.call_method1("to", (&loaded.device,))
 }
 
 fn required<'py>(arguments: &Bound<'py, PyDict>, name: &str) -> Result<Bound<'py, PyAny>, Stop> {
