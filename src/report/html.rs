@@ -1,4 +1,4 @@
-//! `report.html`: one file without scripts or fetched parts, in light and dark.
+//! `report.html`: one self-contained file without scripts, with a light and a dark theme.
 
 mod table;
 

@@ -1,4 +1,4 @@
-//! Writes what a run found: one [`RunView`] in, one format per file out.
+//! Writes the reports of a run: each format renders one [`RunView`] into one file.
 
 pub mod csv;
 mod document;
@@ -31,7 +31,7 @@ use crate::judge::{against, assess};
 use crate::results::{Manifest, RunFolder};
 use terminal::Terminal;
 
-/// A format.
+/// A report format.
 pub trait Report {
     /// The file's name in the run folder.
     fn file_name(&self) -> &'static str;
@@ -44,10 +44,10 @@ pub fn all() -> [&'static dyn Report; 5] {
     [&markdown::Markdown, &json::Json, &html::Html, &csv::Csv, &junit::Junit]
 }
 
-/// Compares the cells of each case, writes every report into the run and shows the terminal's.
+/// Compares the cells of each case, writes every report into the run folder and prints the terminal report.
 ///
 /// # Errors
-/// When logits cannot be read or a report cannot be written; the terminal's is shown all the same.
+/// When logits cannot be read or a report cannot be written; the terminal report is still printed if a file report fails.
 pub fn write(
     folder: &RunFolder,
     manifest: &Manifest,
@@ -58,10 +58,10 @@ pub fn write(
     publish(folder, manifest, &assess::view(folder, manifest, cells, tolerances)?, tolerances, progress)
 }
 
-/// Judges a view by the run's gates, writes every report into the run and shows the terminal's.
+/// Evaluates the run's gates on a view, writes every report into the run folder and prints the terminal report.
 ///
 /// # Errors
-/// When a report cannot be written; the terminal's is shown all the same.
+/// When a report cannot be written; the terminal report is still printed.
 pub fn publish(
     folder: &RunFolder,
     manifest: &Manifest,
@@ -90,7 +90,7 @@ pub fn publish(
     lost.map_or(Ok(judge_gates::exit_code(view, &judged)), Err)
 }
 
-/// Shows a run on the terminal, and to GitHub Actions where it runs there.
+/// Prints the terminal report, and publishes to GitHub Actions when it runs there.
 pub fn show(view: &RunView, judged: &Judged, progress: &Progress) {
     let term = Term::stderr();
     let width = term.size_checked().map_or(100, |(_, columns)| usize::from(columns));
@@ -103,7 +103,7 @@ pub fn show(view: &RunView, judged: &Judged, progress: &Progress) {
     github::publish(view, judged, progress);
 }
 
-/// An entry of a matrix of numbers, or a word that says why there is none.
+/// An entry of a matrix of numbers, or a word that gives the reason for a missing number.
 pub(crate) fn entry(
     matrix: &Matrix,
     row: usize,

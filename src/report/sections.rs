@@ -1,6 +1,6 @@
-//! The sections of a report, in order: what is told of a run, and of each of its cases, in every format for people.
+//! The sections of a report on a run and on each of its cases, in order, for every format that people read.
 //!
-//! To add a section is to write its file and to add a row to [`SECTIONS`].
+//! To add a section, write its file and add a row to [`SECTIONS`].
 
 #![expect(clippy::unnecessary_wraps, reason = "a section may have nothing to show, and some always have")]
 
@@ -34,7 +34,7 @@ use Medium::{Page, Step, Summary, Terminal};
 pub(super) use against::row as change_row;
 pub(super) use differences::heat;
 
-/// What a section is about, and what builds it; `None` where there is nothing to show.
+/// The subject of a section and the function that builds it, which returns `None` if there is nothing to show.
 enum Of {
     Run(fn(&RunView, &Judged, Medium) -> Option<Content>),
     Case(fn(&CaseView, Medium) -> Option<Content>),
@@ -47,7 +47,7 @@ enum Of {
 struct Section {
     of: Of,
     media: &'static [Medium],
-    /// Whether it decides, and so comes last on a terminal.
+    /// Whether the section decides the result, and so comes last on a terminal.
     decides: bool,
 }
 
@@ -76,7 +76,7 @@ const SECTIONS: &[Section] = &[
     case(decoding::content, EVERYWHERE),
     case(differences::content, EVERYWHERE),
     Section { of: Of::Groups(groups::content), media: FILES, decides: false },
-    // A page has both in the colours and hints of the differences.
+    // HTML shows both in the colours and tooltips of the differences.
     case(noise::content, &[Summary]),
     case(relative::content, &[Summary]),
     case(verdicts::content, EVERYWHERE),
@@ -98,7 +98,8 @@ pub(super) enum Part<'a> {
     Case(&'a CaseView, Vec<Content>),
 }
 
-/// The document for a format. Files begin with what decides; a terminal, which shows its end, ends with it.
+/// The document for a format. Files begin with the deciding sections; a terminal, which shows the end of its output,
+/// ends with them.
 pub(super) fn document<'a>(run: &'a RunView, judged: &Judged, medium: Medium) -> Vec<Part<'a>> {
     let found = findings(run);
     let cases = || {

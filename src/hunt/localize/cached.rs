@@ -41,7 +41,7 @@ pub(in crate::hunt) fn joined(
     Ok(found)
 }
 
-/// The parts of a tensor along its positions, written as `name`; `None` where it has none.
+/// Concatenates `parts` along their positions into the file `name`; `None` if they have no axis of positions.
 fn tensor(
     parts: &[&CapturedTensor],
     (batch, lengths): (usize, &[usize]),
@@ -65,7 +65,7 @@ fn tensor(
                 .map(|(part, at)| row(part, at))
                 .collect();
             fs::write(folder.join(&name), whole.concat())?;
-            // What is joined is not needed twice.
+            // The parts' files are no longer needed.
             files.iter().try_for_each(|file| fs::remove_file(folder.join(file)))?;
             Some(name)
         }
@@ -97,7 +97,7 @@ fn rows_and_axis(parts: &[&CapturedTensor], batch: usize, lengths: &[usize]) -> 
 mod tests {
     use super::*;
 
-    /// A call of a module whose output has this shape and counts on from `from`.
+    /// A captured module call whose output has this shape and the values `from`, `from + 1`, …
     fn call(folder: &Path, path: &str, call: usize, shape: &[usize], from: f64) -> CapturedModule {
         let file = format!("{path}-{call}");
         let count: usize = shape.iter().product();
@@ -121,10 +121,11 @@ mod tests {
     }
 
     #[test]
-    fn the_tokens_of_each_row_follow_its_prefill() {
+    fn the_tokens_of_each_sequence_follow_its_prefill() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
-        // Two rows of three tokens, of which two are the prefill; heads in front of positions; grouped twice a pass.
+        // Two sequences of three tokens, two of them in the prefill. `rope_q` has heads before positions; `norm` is
+        // called twice per forward pass.
         let calls = [
             call(folder, "mlp", 0, &[2, 2, 1], 0.0),
             call(folder, "rope_q", 0, &[2, 2, 2, 1], 0.0),

@@ -4,7 +4,8 @@ use super::{class, escape, put};
 use crate::report::document::{Bar, Cell, Column, Row, Table};
 use crate::report::sections::heat;
 
-/// Nothing without rows; folded rows follow, each kind under its summary.
+/// Renders a table: unfolded rows first, then each kind of folded rows under its summary. An empty table renders
+/// nothing.
 pub(super) fn table(page: &mut String, table: &Table) {
     let open: Vec<&Row> = table.rows.iter().filter(|row| row.folded.is_none()).collect();
     if !open.is_empty() {
@@ -74,7 +75,7 @@ fn of_rows(page: &mut String, table: &Table, rows: &[&Row]) {
     put(page, "</tbody></table></div>\n");
 }
 
-/// A column's title, or its number where the rows have the same names.
+/// A column's title, or its number if the rows have the same names.
 fn heading(table: &Table, index: usize, column: &Column) -> String {
     if table.is_square && index > 0 {
         format!("<th scope=\"col\" title=\"{}\">{index}</th>", escape(&column.title))

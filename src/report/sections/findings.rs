@@ -1,11 +1,11 @@
-//! Which variants compute the same, case by case, and each finding once.
+//! Which variants compute the same function in each case, and each finding once.
 
 use crate::judge::findings::{Finding, Findings, Mark, What};
 use crate::judge::view::RunView;
 use crate::report::document::{Block, Cell, Content, Medium, Row, Table, Tone};
 use crate::report::finding::sentence;
 
-/// A grid of variants × cases and the findings, ahead of the cases.
+/// A grid of variants × cases and the findings, before the cases.
 pub(super) fn of_several_cases(run: &RunView, found: &Findings, _: Medium) -> Option<Content> {
     if run.cases.len() < 2 {
         return None;
@@ -16,7 +16,7 @@ pub(super) fn of_several_cases(run: &RunView, found: &Findings, _: Medium) -> Op
     Some(Content::titled("Findings", blocks))
 }
 
-/// The findings of a run of one case, whose groups have a table of their own.
+/// The findings of a run of one case; its groups have a table of their own.
 pub(super) fn of_one_case(run: &RunView, found: &Findings, _: Medium) -> Option<Content> {
     let list = list(run, found).filter(|_| run.cases.len() == 1)?;
     Some(Content::titled("Findings", vec![list]))
@@ -27,7 +27,7 @@ fn list(run: &RunView, found: &Findings) -> Option<Block> {
     (!found.findings.is_empty()).then(|| Block::list(told))
 }
 
-/// A finding with the sentence of its localisation.
+/// A finding as text, with the sentence of its localisation.
 fn told(finding: &Finding, run: &RunView) -> String {
     let text = sentence(finding, run);
     match &finding.what {
