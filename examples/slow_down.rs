@@ -177,6 +177,7 @@ impl Engine for Work {
             elapsed_ns: 1,
             shape: SHAPE.to_vec(),
             prefill: None,
+            chunks: Vec::new(),
             positions: Positions::All,
             peak_bytes: None,
             graphs: None,

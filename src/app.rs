@@ -37,6 +37,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Run(arguments) if arguments.dry_run => say(&plan_text(&arguments.selection)?),
         Command::Run(arguments) => run(cli, arguments),
+        Command::Relations(arguments) => relations(cli, arguments),
         Command::Scoreboard(arguments) => scoreboard(cli, arguments),
         Command::Bench(arguments) => bench(cli, arguments),
         Command::GpuCheck(arguments) => check_gpu(cli, arguments),
@@ -136,6 +137,36 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
         turn: None,
     };
     Ok(run::run(&request, destination)?.code)
+}
+
+/// The relations of each variant by itself.
+fn relations(cli: &Cli, arguments: &crate::cli::Relations) -> Result<ExitCode> {
+    let stop = stop_on_signals()?;
+    let progress = progress(cli).with_all_tables(arguments.full);
+    let cache = cache_folder()?;
+    let (mut loaded, plan, destination) = if let Some(path) = &arguments.resume {
+        let folder = RunFolder::resume(path)?;
+        let (loaded, plan) = resumed(&folder, |_| ())?;
+        (loaded, plan, Destination::Resume(folder))
+    } else {
+        let (loaded, plan) = planned(&arguments.selection)?;
+        (loaded, plan, Destination::New(arguments.results.clone()))
+    };
+    if !arguments.relations.is_empty() {
+        loaded.config = loaded.config.with_relations(&arguments.relations)?;
+    }
+    let request = RunRequest {
+        config: &loaded.config,
+        text: &loaded.text,
+        plan: &plan,
+        cache: &cache,
+        clean: false,
+        localize: false,
+        stop: &stop,
+        progress: &progress,
+        turn: None,
+    };
+    Ok(run::relations(&request, destination)?.code)
 }
 
 /// The first module at which two variants depart, case by case.

@@ -78,6 +78,8 @@ impl Color {
 pub enum Command {
     /// Run every cell of a config, compare the results and report.
     Run(Run),
+    /// Check relations: invariants that each variant must keep by itself, such as causality, padding, batch and cache.
+    Relations(Relations),
     /// List the cells that a config makes, without running anything.
     Plan(Selection),
     /// Write a commented config file with all default values.
@@ -151,6 +153,26 @@ pub struct Run {
     /// Complete an interrupted run with its own config, keeping its finished cells.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "checkpoints", "only", "skip", "dry_run", "results"])]
     pub resume: Option<PathBuf>,
+    /// Folder in which the run folder is created.
+    #[arg(long, value_name = "FOLDER", default_value = "results")]
+    pub results: PathBuf,
+}
+
+/// Arguments of `tfcheck relations`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct Relations {
+    /// The selected cells.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Check only this relation (docs/relations.md); repeatable; replaces the config's list.
+    #[arg(long = "relation", value_name = "NAME")]
+    pub relations: Vec<String>,
+    /// Complete an interrupted run with its own config, keeping its finished cells.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "checkpoints", "only", "skip", "relations", "results"])]
+    pub resume: Option<PathBuf>,
+    /// Print every table of the results instead of what fits a screen.
+    #[arg(long)]
+    pub full: bool,
     /// Folder in which the run folder is created.
     #[arg(long, value_name = "FOLDER", default_value = "results")]
     pub results: PathBuf,
@@ -455,6 +477,7 @@ mod tests {
         let mut text = command.render_help().to_string();
         let names = [
             "run",
+            "relations",
             "plan",
             "init",
             "schema",

@@ -308,6 +308,8 @@ fn answers(request: &Request, reply: &Reply) -> bool {
             | (Request::Capture(_), Reply::Captured(_))
             | (Request::Replay(_), Reply::Replayed(_))
             | (Request::Tokenize(_), Reply::Tokenized(_))
+            | (Request::Inputs(_), Reply::Taken(_))
+            | (Request::Generate(_), Reply::Generated(_))
     )
 }
 

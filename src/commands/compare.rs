@@ -88,6 +88,7 @@ fn merged(sides: Vec<Side>, tolerances: &Tolerances) -> Result<RunView> {
         environment: Vec::new(),
         packages: Vec::new(),
         cases,
+        relations: Vec::new(),
         notes: alone.then(|| note.to_owned()).into_iter().collect(),
     })
 }

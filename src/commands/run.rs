@@ -3,6 +3,7 @@
 mod keys;
 mod localize;
 mod prepare;
+mod relations;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use crate::spec::variant;
 pub use localize::{Wanted, localize};
 pub(crate) use prepare::specification;
 use prepare::{Preparation, PreparedCase};
+pub use relations::relations;
 
 /// A run to start or to resume.
 pub struct RunRequest<'a> {
@@ -129,6 +131,10 @@ pub fn run(request: &RunRequest, destination: Destination) -> Result<Finished> {
         cells.push(in_order(case, kept, ran.cells));
     }
 
+    if request.config.relations.enabled && !interrupted {
+        let check = relations::Check { request, folder: &folder, manifest: &manifest, cases: &cases };
+        interrupted |= request.progress.timed("checking relations", || check.run(&environments, &machine))?;
+    }
     let code = request.progress.timed("comparing, localising and reporting", || {
         conclude(request, &folder, &manifest, &cells, &cases, &runners, interrupted)
     });
@@ -283,15 +289,25 @@ impl<'a> Runners<'a> {
         environments: &[prepare::EnvironmentResult],
         fingerprint: String,
     ) -> Result<Self> {
-        let threads = request.config.run.threads.unwrap_or_else(machine::physical_cores);
-        // Cells of an untimed plan without compiled cells share workers. A compiler's state would outlive its
-        // cell, and `noise` compares two processes, so those plans get one worker per cell.
+        // A plan of eager cells of which none is timed may share workers; a compiler's state would outlive its cell, and
+        // a second process is asked for to hold the first one against it.
         let is_shared = !request.config.run.noise
             && request
                 .plan
                 .cells
                 .iter()
                 .all(|cell| !is_timed(request.config, cell) && !cell.variant.mode.is_compiled());
+        let threads = request.config.run.threads.unwrap_or_else(machine::physical_cores);
+        Self::with(request, environments, fingerprint, (threads, is_shared))
+    }
+
+    /// Runners of so many threads, whose workers go from cell to cell where they are shared.
+    fn with(
+        request: &RunRequest<'a>,
+        environments: &[prepare::EnvironmentResult],
+        fingerprint: String,
+        (threads, is_shared): (usize, bool),
+    ) -> Result<Self> {
         let progress = request.progress;
         let observed = |runner: Box<dyn Runner + 'a>, command: &[OsString]| -> Box<dyn Runner + 'a> {
             if progress.is_verbose() {

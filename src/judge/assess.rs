@@ -81,6 +81,7 @@ pub fn view(
         environment: record.as_ref().map(EnvironmentRecord::rows).unwrap_or_default(),
         packages: record.as_ref().map(EnvironmentRecord::packages).unwrap_or_default(),
         cases: views.into_values().collect(),
+        relations: folder.relations(manifest)?,
         notes: manifest.notes.clone(),
     })
 }

@@ -1,6 +1,8 @@
 //! The findings of a run: per case the groups of variants that compute the same function, and each distinct finding
 //! once, with the cases that it applies to.
 
+mod relations;
+
 use std::collections::BTreeMap;
 
 use compare::groups::{Group, Groups, Relation, groups};
@@ -123,7 +125,16 @@ pub enum What {
         /// The pair, and how its verdict contradicts the groups.
         sentence: String,
     },
-    /// A variant with its KV cache diverges from its own full-sequence forward pass.
+    /// A relation that variants break by themselves.
+    Relation {
+        /// Its name.
+        relation: String,
+        /// On what that rests, of the variant that differs most.
+        evidence: String,
+        /// The first module whose output differs.
+        place: Option<String>,
+    },
+    /// A variant through its KV cache beside its own full-sequence pass.
     Cache {
         /// The evidence.
         evidence: String,
@@ -176,6 +187,7 @@ pub fn findings(run: &RunView) -> Findings {
         chains(case, groups, &mut found.findings);
         caches(case, &mut found.findings);
     }
+    relations::add(&run.relations, &mut found.findings);
     for case in &run.cases {
         failures(case, &mut found.findings);
     }

@@ -7,4 +7,5 @@ pub mod exit_code;
 pub mod findings;
 pub mod gates;
 pub mod history;
+pub mod relations;
 pub mod view;

@@ -11,6 +11,7 @@ use compare::verdict::{Decision, Verdict};
 use crate::execute::cell::{Cell, Completed, Outcome};
 use crate::results::Axes;
 use crate::results::localized::Localized;
+use crate::results::relations::{self, CellRelations};
 use compare::units::count;
 
 /// The view of a whole run.
@@ -24,7 +25,9 @@ pub struct RunView {
     pub cases: Vec<CaseView>,
     /// Packages of each transformers version's environment (package to version), in the order of the plan.
     pub packages: Vec<(String, BTreeMap<String, String>)>,
-    /// Notes on the whole run.
+    /// What the relations of variants by themselves showed; empty where none was checked.
+    pub relations: Vec<CellRelations>,
+    /// What holds for the whole run.
     pub notes: Vec<String>,
 }
 
@@ -119,6 +122,27 @@ impl Tally {
 }
 
 impl RunView {
+    /// Whether variants were compared with one another; a run of relations alone has no cells.
+    pub(crate) fn has_cells(&self) -> bool {
+        self.relations.is_empty() || self.cases.iter().any(|case| !case.cells.is_empty())
+    }
+
+    /// Relations of each outcome, in the order of [`relations::Outcome::ALL`], without those that do not occur.
+    pub(crate) fn relation_counts(&self) -> Vec<(relations::Outcome, usize)> {
+        let all = || self.relations.iter().flat_map(|found| &found.relations);
+        let count = |outcome| (outcome, all().filter(|held| held.outcome == outcome).count());
+        relations::Outcome::ALL.into_iter().map(count).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Relations that could not be measured because the variant failed.
+    pub(crate) fn failed_relations(&self) -> usize {
+        let counts = self.relation_counts();
+        counts
+            .iter()
+            .find(|(outcome, _)| *outcome == relations::Outcome::Failed)
+            .map_or(0, |(_, count)| *count)
+    }
+
     /// Counts verdicts and failures.
     pub fn tally(&self) -> Tally {
         let mut tally = Tally::default();

@@ -55,6 +55,7 @@ impl Report for Json {
             "sweep": sweep::sweep(run).as_ref().map(collapsed),
             "preflight": preflight(run),
             "findings": found.findings,
+            "relations": run.relations,
             "cases": run.cases.iter().zip(&found.cases).map(|(view, groups)| case(view, groups)).collect::<Vec<_>>(),
         });
         format!("{summary:#}\n")

@@ -31,8 +31,10 @@ const WIDEST_CASE: usize = 14;
 pub fn render(run: &RunView, judged: &Judged, width: usize, color: bool) -> String {
     let found = findings(run);
     let mut page = Page { width, color, lines: Vec::new() };
-    page.grid(run, &found);
-    // Rendered first, so that the findings get only the lines that remain.
+    if run.has_cells() {
+        page.grid(run, &found);
+    }
+    // What follows the findings keeps its place, however many findings there are.
     let mut rest = Page { width, color, lines: Vec::new() };
     rest.gates(judged);
     rest.wrapped(&speed(run), "  ", MOST_OF_SPEED, None);
@@ -194,6 +196,15 @@ impl Page {
 
     /// Counts of pairs and cells.
     fn last(&mut self, run: &RunView) {
+        let counts = run.relation_counts();
+        if !counts.is_empty() {
+            let words: Vec<String> =
+                counts.iter().map(|(outcome, count)| format!("{count} {}", outcome.word())).collect();
+            self.wrapped(&format!("relations: {}", words.join(", ")), "  ", 2, None);
+        }
+        if !run.has_cells() {
+            return;
+        }
         let tally = run.tally();
         let not_started = match tally.not_started {
             0 => String::new(),
@@ -217,7 +228,12 @@ impl Page {
             .chain(notes(run).into_iter().map(|note| (note, Style::new())))
             .chain(absences.map(|finding| (sentence(finding, run), style(finding))))
             .collect();
-        if found.cases.iter().all(is_plain) && found.findings.is_empty() {
+        if !run.has_cells() {
+            if found.findings.is_empty() {
+                let green = Style::new().green();
+                self.wrapped("No relation is broken.", "  ", 1, Some(&green));
+            }
+        } else if found.cases.iter().all(is_plain) && found.findings.is_empty() {
             let green = Style::new().green();
             self.wrapped("All variants compute the same.", "  ", 1, Some(&green));
         }
@@ -296,7 +312,9 @@ fn is_absence(finding: &Finding) -> bool {
 
 fn style(finding: &Finding) -> Style {
     match finding.what {
-        What::Diverges { .. } | What::Cache { .. } | What::Failed { .. } => Style::new().red(),
+        What::Diverges { .. } | What::Cache { .. } | What::Relation { .. } | What::Failed { .. } => {
+            Style::new().red()
+        }
         What::RoundsWorse { .. } | What::Chain { .. } => Style::new().yellow(),
         What::Unsupported { .. } => Style::new().dim(),
     }

@@ -21,6 +21,7 @@ mod notes;
 mod pairs;
 mod performance;
 mod preflight;
+mod relations;
 mod relative;
 mod sweep;
 mod verdicts;
@@ -87,6 +88,7 @@ const SECTIONS: &[Section] = &[
     case(failures::content, FILES),
     case(case_notes::content, FILES),
     Section { of: Of::Findings(findings::of_one_case), media: FILES, decides: false },
+    run(relations::content, STEP_TOO),
     run(preflight::content, EVERYWHERE),
     run(notes::content, EVERYWHERE),
 ];

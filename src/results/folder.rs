@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use super::environment::EnvironmentRecord;
 use super::localized::Localized;
+use super::relations::CellRelations;
 use super::{Case, Manifest, SCHEMA_VERSION};
 use crate::execute::cell::Cell;
 use crate::spec::atomic;
@@ -258,7 +259,41 @@ impl RunFolder {
         self.write_json(&self.path.join(LOCALIZED), &all)
     }
 
-    /// Writes a file of the run atomically.
+    fn relations_path(&self, manifest: &Manifest, case: &str, variant: &Variant) -> PathBuf {
+        let file = format!("relations_{}_{}.json", manifest.stamp, variant.name());
+        self.case_folder(manifest, case).join(&variant.version).join(file)
+    }
+
+    /// Writes what the relations of a cell showed.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_relations(&self, manifest: &Manifest, found: &CellRelations) -> Result<(), ResultsError> {
+        self.write_json(&self.relations_path(manifest, &found.case, &found.variant), found)
+    }
+
+    /// What the relations of the plan's cells showed, in its order; nothing of cells that were not checked.
+    ///
+    /// # Errors
+    /// When a record is malformed or newer than this tfcheck.
+    pub fn relations(&self, manifest: &Manifest) -> Result<Vec<CellRelations>, ResultsError> {
+        let Some(plan) = &manifest.plan else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for cell in &plan.cells {
+            let Some(case) = plan.cases.get(cell.case) else { continue };
+            let path = self.relations_path(manifest, &case.name, &cell.variant);
+            if path.is_file() {
+                let record: CellRelations = read_json(&path)?;
+                if record.schema_version > SCHEMA_VERSION {
+                    return Err(ResultsError::Newer { path, found: record.schema_version });
+                }
+                found.push(record);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Writes a file of the run whole or not at all.
     ///
     /// # Errors
     /// When the file cannot be written.

@@ -176,8 +176,8 @@ pub struct Worst {
     pub relative_l2: f64,
 }
 
-/// JSON has no infinity; `null` is written instead.
-fn absent_is_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+/// JSON has no infinity and is given `null` in its place.
+pub(super) fn absent_is_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
 }
 

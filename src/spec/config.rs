@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::gate::Gate;
+use crate::spec::relations::Relations;
 use compare::verdict::{Overrides, Tolerances};
 
 mod device;
@@ -54,6 +55,8 @@ pub struct Config {
     pub commands: Vec<Command>,
     /// How the cells are run.
     pub run: Run,
+    /// Invariants of each variant by itself.
+    pub relations: Relations,
     /// Limits of the verdicts.
     pub tolerances: Tolerances,
     /// Folder of the file that this was read from; empty when that is the working directory or there is no file.
@@ -293,6 +296,7 @@ impl Default for Config {
             candle: Candle::default(),
             commands: Vec::new(),
             run: Run::default(),
+            relations: Relations::default(),
             tolerances: Tolerances::default(),
             folder: PathBuf::new(),
         }

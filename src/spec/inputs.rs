@@ -14,7 +14,7 @@ use tokenizers::Tokenizer;
 
 use crate::spec::checkpoint::Checkpoint;
 
-pub use saved::{Saved, load};
+pub use saved::{Saved, load, write_tensors};
 pub use template::{Message, TemplateError, render};
 
 /// The source of a run's inputs.
@@ -372,25 +372,35 @@ impl<'a> Source<'a> {
 
     /// Token ids of a config key that holds one id or several.
     fn ids(&self, key: &str) -> Vec<i64> {
-        match self.checkpoint.config.get(key) {
-            Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(serde_json::Value::as_i64).collect(),
-            Some(id) => id.as_i64().into_iter().collect(),
-            None => Vec::new(),
-        }
+        token_ids(&self.checkpoint.config, key)
     }
 
-    /// The token id of padding and a note if the checkpoint's own cannot be used. Padding is masked, so any id of the
-    /// vocabulary would do; the checkpoint's own is the least surprising.
+    /// The token id of padding and a note if the checkpoint's own cannot be used.
     fn pad_id(&self) -> (i64, Option<String>) {
-        let own = ["pad_token_id", "eos_token_id"].iter().flat_map(|key| self.ids(key)).find(|id| *id >= 0);
-        match (own, self.checkpoint.number("vocab_size")) {
-            (Some(id), Some(vocab_size)) if id.unsigned_abs() >= vocab_size => {
-                let note = format!(
-                    "padding is token 0: pad_token_id {id} is outside the vocabulary of {vocab_size} tokens"
-                );
-                (0, Some(note))
-            }
-            (own, _) => (own.unwrap_or(0), None),
-        }
+        let config = &self.checkpoint.config;
+        let id = pad_token_id(config);
+        let outside = PADDING.iter().flat_map(|key| self.ids(key)).find(|own| *own >= 0).filter(|own| *own != id);
+        let note = outside.map(|own| format!("padding is token 0: pad_token_id {own} is outside the vocabulary"));
+        (id, note)
     }
+}
+
+/// Token ids of a config key that holds one id or several.
+fn token_ids(config: &serde_json::Value, key: &str) -> Vec<i64> {
+    match config.get(key) {
+        Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(serde_json::Value::as_i64).collect(),
+        Some(id) => id.as_i64().into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+/// Config keys of the token that pads, in the order of preference.
+const PADDING: [&str; 2] = ["pad_token_id", "eos_token_id"];
+
+/// The token id of padding: the checkpoint's own, or 0 if it has none or one outside its vocabulary. Padding is masked, so
+/// any id of the vocabulary would do; the checkpoint's own is the least surprising.
+pub(crate) fn pad_token_id(config: &serde_json::Value) -> i64 {
+    let own = PADDING.iter().flat_map(|key| token_ids(config, key)).find(|id| *id >= 0);
+    let vocab_size = config.get("vocab_size").or_else(|| config.get("text_config")?.get("vocab_size"));
+    own.filter(|id| vocab_size.and_then(serde_json::Value::as_i64).is_none_or(|size| *id < size)).unwrap_or(0)
 }

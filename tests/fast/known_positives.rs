@@ -184,6 +184,7 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
         environment: Vec::new(),
         packages: Vec::new(),
         cases: vec![case],
+        relations: Vec::new(),
         notes: Vec::new(),
     };
     fold(&view).rows.remove(0).scores

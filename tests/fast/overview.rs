@@ -83,7 +83,14 @@ fn case(name: &str, specs: &[Spec]) -> CaseView {
 }
 
 fn run(cases: Vec<CaseView>) -> RunView {
-    RunView { id: "run".to_owned(), environment: Vec::new(), packages: Vec::new(), cases, notes: Vec::new() }
+    RunView {
+        id: "run".to_owned(),
+        environment: Vec::new(),
+        packages: Vec::new(),
+        cases,
+        relations: Vec::new(),
+        notes: Vec::new(),
+    }
 }
 
 fn lines(run: &RunView, width: usize) -> Vec<String> {

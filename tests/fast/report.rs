@@ -221,6 +221,7 @@ fn run() -> RunView {
             packages("5.23.0", &[("transformers", "5.23.0"), ("numpy", "2.4.1"), ("regex", "2026.2.1")]),
         ],
         cases: vec![case],
+        relations: Vec::new(),
         notes: vec!["PyTorch's index cannot be reached; PyPI's torch is used".to_owned()],
     }
 }

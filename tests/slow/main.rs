@@ -9,8 +9,11 @@ mod cuda_kernels;
 mod engine;
 mod expected_metrics;
 mod localize;
+#[path = "../support/relations.rs"]
+mod planted_relations;
 mod program_size;
 mod real;
+mod relations_real;
 #[path = "../support/localize/setting.rs"]
 mod setting;
 #[path = "../support/mod.rs"]

@@ -10,7 +10,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol; a worker refuses a [`Load`] with another version.
+mod again;
+
+pub use again::{Generate, Generated, NewInputs, TakenInputs, forward_passes};
+
+/// Version of this protocol; a worker refuses a [`Load`] that carries another.
 pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Environment variable with the number of the descriptor for requests.
@@ -47,7 +51,11 @@ pub enum Request {
     Replay(Replay),
     /// Tokenise texts with the checkpoint's tokenizer; answered by [`Reply::Tokenized`].
     Tokenize(Tokenize),
-    /// Exit normally; not answered.
+    /// Other inputs for the loaded model; answered by [`Reply::Taken`].
+    Inputs(NewInputs),
+    /// Greedy generation after the inputs; answered by [`Reply::Generated`].
+    Generate(Generate),
+    /// End in good order; not answered.
     Exit,
 }
 
@@ -149,12 +157,21 @@ pub struct Forward {
     /// its own. The logits of all forward passes are written as one tensor in the order of the positions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill: Option<usize>,
+    /// Lengths of several forward passes through the KV cache, which together cover the sequence: `[5, 1, 6]` are three
+    /// forward passes over 12 tokens. Empty, unless `prefill` is absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chunks: Vec<usize>,
 }
 
 impl Forward {
     /// A full-sequence forward pass.
     pub fn new(logits: PathBuf) -> Self {
-        Self { logits, prefill: None }
+        Self { logits, prefill: None, chunks: Vec::new() }
+    }
+
+    /// A prefill of so many tokens and a pass for each further one, or one pass over all tokens.
+    pub fn prefilled(logits: PathBuf, prefill: Option<usize>) -> Self {
+        Self { prefill, ..Self::new(logits) }
     }
 }
 
@@ -210,6 +227,9 @@ pub struct Capture {
     /// token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill: Option<usize>,
+    /// As in [`Forward::chunks`]: a module is then called once for each of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chunks: Vec<usize>,
 }
 
 /// Requests one forward pass in which one call of a module gets a stored tensor instead of the first tensor
@@ -246,7 +266,11 @@ pub enum Reply {
     Replayed(Replayed),
     /// The texts have been tokenised.
     Tokenized(Tokenized),
-    /// The request failed; the worker accepts only [`Request::Exit`] after it.
+    /// The loaded model has the new inputs.
+    Taken(TakenInputs),
+    /// Tokens were generated.
+    Generated(Generated),
+    /// The request could not be carried out; the worker may be asked to [`Request::Exit`] only.
     Failed(Failed),
 }
 
@@ -295,7 +319,10 @@ pub struct Forwarded {
     /// one that supports it.
     #[serde(default)]
     pub prefill: Option<usize>,
-    /// Peak resident set (CPU) or peak allocated device memory so far, in bytes; `None` if unknown.
+    /// [`Forward::chunks`] as they were carried out, for the same reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chunks: Vec<usize>,
+    /// Largest resident set (CPU) or allocated device memory so far, in bytes; `None` where unknown.
     pub peak_bytes: Option<u64>,
     /// What `torch.compile` made of the model; `None` for a model that is not compiled.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -106,7 +106,14 @@ fn view(cells: Vec<Cell>) -> RunView {
         cells,
     };
     let environment = vec![("CPU".to_owned(), "a machine of 2 cores".to_owned())];
-    RunView { id: "run_1".into(), environment, packages: Vec::new(), cases: vec![case], notes: Vec::new() }
+    RunView {
+        id: "run_1".into(),
+        environment,
+        packages: Vec::new(),
+        cases: vec![case],
+        relations: Vec::new(),
+        notes: Vec::new(),
+    }
 }
 
 #[test]

@@ -142,6 +142,7 @@ fn view(cells: Vec<Cell>, entries: &[Entry]) -> RunView {
             cells,
             matrix,
         }],
+        relations: Vec::new(),
         notes: Vec::new(),
     }
 }

@@ -47,8 +47,13 @@ pub(super) fn capture(
         let mut modules: Vec<String> = chosen.iter().map(|name| name.path[index].clone()).collect();
         modules.dedup();
         let (max_bytes, prefill) = (open.request.options.max_bytes / 2, side.side.prefill);
-        let Reply::Captured(captured) =
-            side.ask(&Ask::Capture(Capture { folder: own.clone(), modules, max_bytes, prefill }))?
+        let Reply::Captured(captured) = side.ask(&Ask::Capture(Capture {
+            folder: own.clone(),
+            modules,
+            max_bytes,
+            prefill,
+            chunks: Vec::new(),
+        }))?
         else {
             return Err(side.out_of_turn());
         };
@@ -106,7 +111,9 @@ pub(super) fn joined(
     match side.side.prefill {
         None => Ok(captured.modules),
         Some(prefill) => {
-            cached::joined(&captured.modules, prefill, (open.mask.batch(), open.mask.seq()), folder)
+            let decoded = open.mask.seq() - prefill;
+            let lengths: Vec<usize> = std::iter::once(prefill).chain((0..decoded).map(|_| 1)).collect();
+            cached::joined(&captured.modules, &lengths, open.mask.batch(), folder)
                 .map_err(|error| LocalizeError::io(folder, error))
         }
     }

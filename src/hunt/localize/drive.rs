@@ -222,7 +222,7 @@ impl<'a> Open<'a> {
     /// The file of the logits of one forward of the inputs, and their positions.
     fn forward(&self, side: &mut Live, name: &str) -> Result<(std::path::PathBuf, Positions), LocalizeError> {
         let path = self.scratch.join(format!("{name}.safetensors"));
-        let ask = Forward { logits: path.clone(), prefill: side.side.prefill };
+        let ask = Forward::prefilled(path.clone(), side.side.prefill);
         match side.ask(&Ask::Forward(ask))? {
             Reply::Forwarded(forwarded) => Ok((path, forwarded.positions)),
             _ => Err(side.out_of_turn()),

@@ -40,6 +40,7 @@ pub(super) fn names(open: &Open, sides: &mut [Live; 2]) -> Result<Names, Localiz
             modules: vec!["*".into()],
             max_bytes: 0,
             prefill: side.side.prefill,
+            chunks: Vec::new(),
         });
         match side.try_ask(&ask) {
             Ok(Reply::Captured(captured)) => lists.push(joined(open, side, captured, open.scratch)?),

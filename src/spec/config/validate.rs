@@ -4,6 +4,9 @@ use reference::protocol::Mode;
 
 use compare::units::count;
 
+use crate::spec::nearest::nearest;
+use crate::spec::relations::{RELATIONS, Relations};
+
 use super::{
     Checkpoint, CheckpointSource, Command, Config, Environment, InputsConfig, Run, Version, VersionSource,
 };
@@ -70,6 +73,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     found.distinct(at!["candle", "modes"], &config.candle.modes);
     found.commands(&config.commands, &config.versions);
     found.run(&config.run);
+    found.relations(&config.relations);
     found.0
 }
 
@@ -371,6 +375,20 @@ impl Found {
         }
         if let Some(budget) = run.memory_budget_gb {
             self.positive(at!["run", "memory_budget_gb"], budget);
+        }
+    }
+
+    fn relations(&mut self, relations: &Relations) {
+        let Some(only) = &relations.only else { return };
+        self.list(at!["relations", "only"], only);
+        let known: Vec<&str> = RELATIONS.iter().map(|relation| relation.name).collect();
+        for (index, name) in only.iter().enumerate().filter(|(_, name)| !known.contains(&name.as_str())) {
+            let meant = nearest(name, &known).map(|meant| format!("did you mean \"{meant}\"? "));
+            self.value(
+                at!["relations", "only", index],
+                format!("no relation is called \"{name}\""),
+                &format!("{}there are {}", meant.unwrap_or_default(), known.join(", ")),
+            );
         }
     }
 

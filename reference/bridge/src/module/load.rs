@@ -14,7 +14,7 @@ use super::failure::Stop;
 use super::float64::{self, Float64};
 use super::report::attention_name;
 use super::{compile, inputs, report};
-use crate::protocol::{Attention, Dtype, Load, Mode, PROTOCOL_VERSION, Ready};
+use crate::protocol::{Attention, Dtype, Load, Mode, NewInputs, PROTOCOL_VERSION, Ready, TakenInputs};
 use crate::translation::{Translated, rope_thetas, translate};
 use crate::versions::{Versions, WrongShapes};
 
@@ -28,6 +28,8 @@ pub(super) struct Loaded {
     pub(super) arguments: Py<PyDict>,
     /// Whether the model runs as an encoder, which has no KV cache.
     pub(super) is_encoder: bool,
+    /// Whether the model gets no position ids.
+    pub(super) counts_positions: bool,
     pub(super) mode: Mode,
     pub(super) dtype: Dtype,
     pub(super) float64: Float64,
@@ -102,11 +104,12 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     }
     // BERT with a causal head is run as a decoder.
     let is_encoder = is_encoder && class != CAUSAL;
+    let counts_positions = is_encoder || request.own_positions;
     let (arguments, said) = inputs::arguments(
         py,
         &torch,
         &model,
-        is_encoder || request.own_positions,
+        counts_positions,
         &request.inputs,
         &request.device,
     )?;
@@ -125,6 +128,7 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
         callable: callable.unbind(),
         arguments: arguments.unbind(),
         is_encoder,
+        counts_positions,
         mode: request.mode,
         dtype: request.dtype,
         float64,
@@ -141,7 +145,26 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     Ok((loaded, ready))
 }
 
-/// Reads `config.json`; refuses a config that would run code from the checkpoint.
+/// Other inputs for a loaded model.
+pub(super) fn take_inputs(
+    py: Python<'_>,
+    loaded: &mut Loaded,
+    request: &NewInputs,
+) -> Result<TakenInputs, Stop> {
+    let (torch, model) = (loaded.torch.bind(py), loaded.model.bind(py));
+    let (arguments, _) =
+        inputs::arguments(py, torch, model, loaded.counts_positions, &request.inputs, &loaded.device)?;
+    let mut unused = Vec::new();
+    for name in inputs::names(&request.inputs)? {
+        if !arguments.contains(&name)? {
+            unused.push(name);
+        }
+    }
+    loaded.arguments = arguments.unbind();
+    Ok(TakenInputs { unused })
+}
+
+/// Reads `config.json` and refuses what would run code of the checkpoint's.
 fn read_config(checkpoint: &Path) -> Result<Map<String, Value>, Stop> {
     let path = checkpoint.join("config.json");
     let fail = |reason: String| Stop::exception(format!("{}: {reason}", path.display()));
