@@ -2,10 +2,11 @@
 //!
 //! No model, Python or network is involved; variants are known by their names alone.
 //! [`logits`] opens files or takes numbers in memory, [`matrix`] reads all of them once and measures every pair,
-//! [`metrics`] says what each number means, [`metric`] is the table of them, [`oracle`] measures variants against
+//! [`metrics`] says what each number means, [`details`] looks closer at chosen pairs, [`metric`] is the table of them, [`oracle`] measures variants against
 //! float64, [`verdict`] decides, [`evidence`] holds what a decision rests on, [`recorded`] decides on a variant against
 //! recorded logits, [`groups`] partitions variants by verdicts, [`repeat`] measures a variant against itself, [`timing`] summarises samples of time.
 
+pub mod details;
 mod dtype;
 mod entry;
 pub mod evidence;

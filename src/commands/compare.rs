@@ -13,10 +13,12 @@ use reference::protocol::{Mode, Positions};
 use crate::execute::cell::{Cell, Completed, Outcome};
 use crate::execute::progress::Progress;
 use crate::judge::assess::{self, Known};
+use crate::judge::details::Details;
 use crate::judge::exit_code::ExitCode;
+use crate::judge::findings::findings;
 use crate::judge::gates;
 use crate::judge::view::RunView;
-use crate::report;
+use crate::report::{self, Source};
 use crate::results::{Case, RunFolder, torch_zip};
 use crate::spec::gate::Gate;
 use crate::spec::variant::{Runner, Variant, variant_dtype};
@@ -58,7 +60,8 @@ pub fn compare(runs: &[PathBuf], fail_on: &[Gate], progress: &Progress) -> Resul
     }
     let view = merged(sides, &tolerances)?;
     let judged = gates::judge(&view, fail_on, None);
-    report::show(&view, &judged, progress);
+    let (found, details) = (findings(&view), Details::default());
+    report::show(&Source { run: &view, found: &found, judged: &judged, details: &details }, progress);
     Ok(gates::exit_code(&view, &judged))
 }
 

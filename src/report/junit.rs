@@ -2,11 +2,9 @@
 
 use quick_junit::{NonSuccessKind, Report as Document, TestCase, TestCaseStatus, TestSuite};
 
-use super::Report;
+use super::{Report, Source};
 use crate::execute::cell::Outcome;
 use crate::judge::gates::GateResult;
-use crate::judge::gates::Judged;
-use crate::judge::view::RunView;
 use compare::verdict::Decision;
 
 /// Gates that failed are failures, failed cells errors, diverged and incomparable pairs failures; what did not run is skipped.
@@ -18,7 +16,8 @@ impl Report for Junit {
         "junit.xml"
     }
 
-    fn render(&self, run: &RunView, judged: &Judged) -> String {
+    fn render(&self, source: &Source<'_>) -> String {
+        let Source { run, judged, .. } = *source;
         let mut document = Document::new(format!("tfcheck {}", run.id));
         if judged.is_named {
             document.add_test_suite(gates(&judged.gates));

@@ -150,6 +150,7 @@ fn releases() -> RunView {
             capture_changed_nothing: true,
             is_first_fed: false,
             notes: Vec::new(),
+            profile: Vec::new(),
         });
         found
     };

@@ -194,6 +194,7 @@ fn where_a_native_model_departs_first_is_said() {
         capture_changed_nothing: true,
         is_first_fed: false,
         notes: Vec::new(),
+        profile: Vec::new(),
     };
     let mut view = view(cells, &entries);
     view.cases[0].localized.push(localized);

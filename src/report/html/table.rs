@@ -1,15 +1,34 @@
 //! Tables of a page: plain ones, heat maps, numbers with bars, folded rows.
 
-use super::{class, escape, put};
+use super::blocks::class;
+use super::{Limits, escape, put};
 use crate::report::document::{Bar, Cell, Column, Row, Table};
 use crate::report::sections::heat;
 
-/// Nothing without rows; folded rows follow, each kind under its summary.
-pub(super) fn table(page: &mut String, table: &Table) {
+/// Nothing without rows; folded rows follow, each kind under its summary. A page of many pairs leaves out what grows with
+/// their number, and says where it is.
+pub(super) fn table(page: &mut String, table: &Table, limits: Limits) {
+    if limits.is_large && table.is_square {
+        put(
+            page,
+            "<p class=\"omitted\">This page has too many pairs to list this matrix as text; matrix.csv in the run's folder lists it.</p>\n",
+        );
+        return;
+    }
+    if table.is_square {
+        put(page, "<div class=\"square\">\n");
+    }
+    rows(page, table, limits);
+    if table.is_square {
+        put(page, "</div>\n");
+    }
+}
+
+fn rows(page: &mut String, table: &Table, limits: Limits) {
     let open: Vec<&Row> = table.rows.iter().filter(|row| row.folded.is_none()).collect();
     if !open.is_empty() {
         match table.folded {
-            Some(summary) => folded(page, table, summary, &open),
+            Some(summary) => folded(page, table, summary, &open, limits),
             None => of_rows(page, table, &open),
         }
     }
@@ -18,14 +37,19 @@ pub(super) fn table(page: &mut String, table: &Table) {
     summaries.dedup();
     for summary in summaries {
         let rows: Vec<&Row> = table.rows.iter().filter(|row| row.folded == Some(summary)).collect();
-        folded(page, table, summary, &rows);
+        folded(page, table, summary, &rows, limits);
     }
     if table.rows.iter().flat_map(|row| &row.cells).any(|cell| cell.heat.is_some()) {
         legend(page);
     }
 }
 
-fn folded(page: &mut String, table: &Table, summary: &str, rows: &[&Row]) {
+fn folded(page: &mut String, table: &Table, summary: &str, rows: &[&Row], limits: Limits) {
+    if limits.is_large {
+        let text = "the matrix above has their numbers, summary.md in the run's folder every sentence";
+        put(page, &format!("<p class=\"omitted\">{} {summary}: {text}.</p>\n", rows.len()));
+        return;
+    }
     put(page, &format!("<details><summary>{} {summary}</summary>\n", rows.len()));
     of_rows(page, table, rows);
     put(page, "</details>\n");
