@@ -23,8 +23,10 @@ use super::sections::{Part, document};
 use super::{Report, Source};
 use crate::judge::details::CaseDetails;
 use crate::judge::view::RunView;
-use blocks::{class, section};
+pub(super) use blocks::class;
+use blocks::section;
 use case::CasePage;
+pub(super) use grid::{tone, words};
 use pack::Budget;
 
 /// The report as a page.
@@ -70,8 +72,11 @@ impl Report for Html {
             })
             .collect();
         let script = script();
-        let mut page = head(&format!("tfcheck {}", run.id), &script);
-        put(&mut page, &format!("<header>\n<h1>tfcheck <span class=\"id\">{}</span></h1>\n", escape(&run.id)));
+        let mut page = head(&format!("tfcheck {}", run.id), Some(&script));
+        put(
+            &mut page,
+            &format!("<header>\n<h1>tfcheck <span class=\"id\">{}</span></h1>\n", escape(&run.id)),
+        );
         tally(&mut page, run);
         put(&mut page, "</header>\n");
         grid::grid(&mut page, run, found);
@@ -109,10 +114,11 @@ impl Report for Html {
 }
 
 /// Everything up to the page's content. Nothing may be loaded, and no script but this one may run.
-pub(super) fn head(title: &str, script: &str) -> String {
-    let digest = pack::base64(&Sha256::digest(script));
+pub(super) fn head(title: &str, script: Option<&str>) -> String {
+    let digest = script.map(|script| format!("'sha256-{}'", pack::base64(&Sha256::digest(script))));
     let policy = format!(
-        "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+        "default-src 'none'; style-src 'unsafe-inline'; script-src {}; base-uri 'none'; form-action 'none'",
+        digest.as_deref().unwrap_or("'none'")
     );
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta http-equiv=\"Content-Security-Policy\" content=\"{policy}\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta name=\"referrer\" content=\"no-referrer\">\n<title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n",
@@ -146,7 +152,7 @@ fn tally(page: &mut String, run: &RunView) {
 }
 
 /// A text in HTML, also within an attribute.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -162,7 +168,7 @@ fn escape(text: &str) -> String {
 }
 
 /// A text as the value of a link's key: `#case=…`.
-fn fragment(text: &str) -> String {
+pub(super) fn fragment(text: &str) -> String {
     let mut fragment = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
@@ -174,6 +180,6 @@ fn fragment(text: &str) -> String {
     fragment
 }
 
-fn put(page: &mut String, text: &str) {
+pub(super) fn put(page: &mut String, text: &str) {
     page.write_str(text).expect("a String takes every write");
 }

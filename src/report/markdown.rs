@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use super::{Report, Source};
 use super::document::{Block, Content, Entry, Item, Medium, Row, Span, Table};
 use super::sections::{Part, document};
+use super::{Report, Source};
 
 /// The summary for people.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,6 @@
 //! Writes what a run found: one [`RunView`] in, one format per file out.
 
+pub mod changes;
 pub mod csv;
 mod document;
 mod finding;
@@ -25,10 +26,10 @@ use miette::Result;
 
 use crate::execute::cell::Cell;
 use crate::execute::progress::Progress;
-use crate::judge::exit_code::ExitCode;
-use crate::judge::gates::{self as judge_gates, Judged};
 use crate::judge::details::{self, Details};
+use crate::judge::exit_code::ExitCode;
 use crate::judge::findings::{Findings, findings};
+use crate::judge::gates::{self as judge_gates, Judged};
 use crate::judge::view::{Performance, RunView};
 use crate::judge::{against, assess};
 use crate::results::{Manifest, RunFolder};

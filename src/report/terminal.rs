@@ -4,10 +4,10 @@ use std::fmt::Write;
 
 use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 
-use super::{Report, Source};
 use super::document::{Block, Content, Entry, Medium, Row, Span, Table, Tone};
 use super::sections::{Part, document};
 use super::wrap::wrap;
+use super::{Report, Source};
 
 /// Below this many columns nothing is cut any more.
 const NARROWEST: usize = 60;

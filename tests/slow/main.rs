@@ -9,6 +9,9 @@ mod cuda_kernels;
 mod engine;
 mod expected_metrics;
 mod localize;
+#[path = "../support/made_run.rs"]
+mod made_run;
+mod page;
 mod program_size;
 mod real;
 #[path = "../support/localize/setting.rs"]

@@ -211,8 +211,11 @@ impl<'a> Open<'a> {
                         (threshold, wider_agrees),
                     )?;
                     // Levels were captured one after the other; the names are in call order.
-                    let order: HashMap<(&str, usize), usize> =
-                        names.iter().enumerate().map(|(at, name)| ((&*name.path[0], name.call), at)).collect();
+                    let order: HashMap<(&str, usize), usize> = names
+                        .iter()
+                        .enumerate()
+                        .map(|(at, name)| ((&*name.path[0], name.call), at))
+                        .collect();
                     found.profile.sort_by_key(|module| order.get(&(&*module.path, module.call)).copied());
                     found
                 }

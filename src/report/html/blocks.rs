@@ -75,7 +75,7 @@ fn list_entry(page: &mut String, entry: &Entry) {
     put(page, &format!("<li>{}: {}</li>\n", heads.join(", "), escape(&entry.text)));
 }
 
-pub(super) fn class(tone: Tone) -> &'static str {
+pub(in crate::report) fn class(tone: Tone) -> &'static str {
     match tone {
         Tone::Good => "good",
         Tone::Warn => "warn",

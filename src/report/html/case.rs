@@ -93,7 +93,8 @@ impl<'a> CasePage<'a> {
             let tone = if letter == "A" { "good" } else { "bad" };
             format!("<b class=\"{tone}\">{}</b> × {}", escape(letter), group.members.len())
         });
-        let absent = [(Mark::Failed, "failed"), (Mark::Unsupported, "unsupported"), (Mark::NotStarted, "not started")];
+        let absent =
+            [(Mark::Failed, "failed"), (Mark::Unsupported, "unsupported"), (Mark::NotStarted, "not started")];
         let absent = absent.into_iter().filter_map(|(mark, word)| {
             let count = self.groups.marks.iter().filter(|other| **other == mark).count();
             (count > 0).then(|| format!("{count} {word}"))
@@ -104,7 +105,10 @@ impl<'a> CasePage<'a> {
     /// A row per variant, with the command that repeats it.
     fn variants(&self, page: &mut String) {
         let case = self.case;
-        put(page, "<div class=\"scroll\"><table class=\"variants\">\n<thead><tr><th>#</th><th>Group</th><th>Variant</th><th class=\"number\">p50 (ms)</th><th class=\"number\">Error</th><th>Command that repeats it</th></tr></thead>\n<tbody>\n");
+        put(
+            page,
+            "<div class=\"scroll\"><table class=\"variants\">\n<thead><tr><th>#</th><th>Group</th><th>Variant</th><th class=\"number\">p50 (ms)</th><th class=\"number\">Error</th><th>Command that repeats it</th></tr></thead>\n<tbody>\n",
+        );
         for (at, &index) in self.order.iter().enumerate() {
             let (cell, mark) = (&case.cells[index], &self.groups.marks[index]);
             let time = match &self.performances[index] {
@@ -113,7 +117,9 @@ impl<'a> CasePage<'a> {
                 Err(_) => "—".to_owned(),
             };
             let error = match &cell.outcome {
-                Outcome::Completed(_) => self.error(index).map_or_else(|| "—".to_owned(), |e| RELATIVE_L2.written(e)),
+                Outcome::Completed(_) => {
+                    self.error(index).map_or_else(|| "—".to_owned(), |e| RELATIVE_L2.written(e))
+                }
                 outcome => outcome.reason(),
             };
             let command = format!(
@@ -254,12 +260,17 @@ impl<'a> CasePage<'a> {
     fn metric(&self, metric: &Metric) -> Value {
         let of = |side: Side| -> Vec<Value> {
             let pairs = (0..self.case.cells.len()).flat_map(|b| (0..b).map(move |a| (a, b)));
-            pairs.map(|(a, b)| self.case.matrix.compared(a, b).map_or(Value::Null, |pair| value(metric, pair, side))).collect()
+            pairs
+                .map(|(a, b)| {
+                    self.case.matrix.compared(a, b).map_or(Value::Null, |pair| value(metric, pair, side))
+                })
+                .collect()
         };
         let (there, back) = (of(Side::A), of(Side::B));
         let mut found = Map::new();
         found.insert("name".into(), metric.name.into());
-        let title = if metric.title.is_empty() { metric.name.replace('_', " ") } else { metric.title.to_owned() };
+        let title =
+            if metric.title.is_empty() { metric.name.replace('_', " ") } else { metric.title.to_owned() };
         found.insert("title".into(), title.into());
         found.insert("unit".into(), metric.unit.into());
         let (kind, digits) = match metric.format {

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
-use plotters::prelude::{
-    Cartesian2d, ChartBuilder, ChartContext, Circle, Cross, DrawingArea, IntoDrawingArea, IntoFont, PathElement,
-    RGBColor, Rectangle, SVGBackend, ShapeStyle, Text, TextStyle, TriangleMarker,
-};
 use plotters::element::{Drawable, PointCollection};
+use plotters::prelude::{
+    Cartesian2d, ChartBuilder, ChartContext, Circle, Cross, DrawingArea, IntoDrawingArea, IntoFont,
+    PathElement, RGBColor, Rectangle, SVGBackend, ShapeStyle, Text, TextStyle, TriangleMarker,
+};
 use plotters::style::Color;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -59,7 +59,12 @@ pub(super) struct Chart<'a, 'b> {
 }
 
 /// An SVG of the axes `x` and `y` on which `draw` draws. plotters writes to a text, which takes every write.
-pub(super) fn drawn(size: Size, x: Range<f64>, y: Range<f64>, draw: impl FnOnce(&mut Chart<'_, '_>)) -> String {
+pub(super) fn drawn(
+    size: Size,
+    x: Range<f64>,
+    y: Range<f64>,
+    draw: impl FnOnce(&mut Chart<'_, '_>),
+) -> String {
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, (size.width, size.height)).into_drawing_area();
@@ -85,7 +90,11 @@ fn themed(svg: &str) -> String {
         themed = themed.replace(&format!("\"#{red:02X}{green:02X}{blue:02X}\""), &format!("\"{variable}\""));
     }
     // What every chart repeats; the page's style sheet says it once.
-    themed.replace(" font-family=\"sans-serif\"", "").replace(" opacity=\"1\"", "").replace(">\n", ">").replace("\n<", "<")
+    themed
+        .replace(" font-family=\"sans-serif\"", "")
+        .replace(" opacity=\"1\"", "")
+        .replace(">\n", ">")
+        .replace("\n<", "<")
 }
 
 /// What a point looks like.
@@ -208,7 +217,8 @@ impl Decades {
     /// At most nine powers of ten, and the lanes.
     pub(super) fn ticks(self) -> Vec<(f64, String)> {
         let step = ((self.high - self.low) as usize).div_ceil(8).max(1);
-        let decades = (self.low..=self.high).step_by(step).map(|power| (f64::from(power), format!("1e{power}")));
+        let decades =
+            (self.low..=self.high).step_by(step).map(|power| (f64::from(power), format!("1e{power}")));
         let zero = self.has_zero.then(|| (f64::from(self.low - 1), "0".to_owned()));
         let lost = (!self.is_finite).then(|| (f64::from(self.high + 1), "NaN, ∞".to_owned()));
         zero.into_iter().chain(decades).chain(lost).collect()
@@ -228,7 +238,10 @@ mod tests {
             chart.line(&[(0.0, 0.0), (1.0, 1.0)], FIRST, 2);
             chart.mark((0.5, 0.5), Marker::Cross, 4, WRONG);
         });
-        assert!(svg.starts_with("<svg") && svg.contains("var(--first)") && svg.contains("var(--bad)"), "{svg}");
+        assert!(
+            svg.starts_with("<svg") && svg.contains("var(--first)") && svg.contains("var(--bad)"),
+            "{svg}"
+        );
         assert!(!svg.contains("<script") && svg.contains("&lt;script"), "{svg}");
         assert!(!svg.contains("#0"), "a colour without a role: {svg}");
     }

@@ -42,7 +42,12 @@ impl Look {
 
 /// Relative errors on a logarithmic axis along tokens or modules. `breaks` are where a new row of the batch begins, with
 /// its label, and `marked` is a place that is pointed at.
-pub(super) fn errors(series: &[Series], breaks: &[(usize, String)], marked: Option<usize>, title: &str) -> String {
+pub(super) fn errors(
+    series: &[Series],
+    breaks: &[(usize, String)],
+    marked: Option<usize>,
+    title: &str,
+) -> String {
     let length = series.iter().map(|one| one.values.len()).max().unwrap_or(0);
     if length == 0 {
         return String::new();
@@ -204,7 +209,11 @@ fn ticks(start: f64, end: f64, most: usize) -> Vec<(f64, String)> {
     let step = step.unwrap_or(rough);
     let decimals = (-step.log10().floor()).max(0.0) as usize;
     let first = (start / step).ceil() as i64;
-    (first..).map(|n| n as f64 * step).take_while(|x| *x <= end).map(|x| (x, format!("{x:.decimals$}"))).collect()
+    (first..)
+        .map(|n| n as f64 * step)
+        .take_while(|x| *x <= end)
+        .map(|x| (x, format!("{x:.decimals$}")))
+        .collect()
 }
 
 /// The text, cut in its middle where it has more characters than `most`.
@@ -255,10 +264,11 @@ pub(super) fn trade(points: &[Trade], title: &str) -> String {
         }
         for (x, y, label) in placed {
             let width = label.len() as i32 * 7;
-            let free = [(x + 8, y - 7), (x - 8 - width, y - 7), (x - width / 2, y - 21), (x - width / 2, y + 7)]
-                .into_iter()
-                .map(|(left, top)| [left, top, left + width, top + 14])
-                .find(|own| !taken.iter().any(|other| is_overlapping(*own, *other)));
+            let free =
+                [(x + 8, y - 7), (x - 8 - width, y - 7), (x - width / 2, y - 21), (x - width / 2, y + 7)]
+                    .into_iter()
+                    .map(|(left, top)| [left, top, left + width, top + 14])
+                    .find(|own| !taken.iter().any(|other| is_overlapping(*own, *other)));
             if let Some(own) = free {
                 chart.text(&label, (own[0], own[1]), HPos::Left, VPos::Top);
                 taken.push(own);

@@ -7,7 +7,7 @@ use crate::judge::view::RunView;
 use crate::report::document::Tone;
 
 /// What a mark means for a reader.
-pub(super) fn tone(mark: &Mark) -> Tone {
+pub(in crate::report) fn tone(mark: &Mark) -> Tone {
     match mark {
         Mark::Member { letter, rounds_worse: false } if letter == "A" => Tone::Good,
         Mark::Member { letter, .. } if letter == "A" => Tone::Warn,
@@ -17,7 +17,7 @@ pub(super) fn tone(mark: &Mark) -> Tone {
 }
 
 /// What a mark means in words.
-pub(super) fn words(mark: &Mark) -> String {
+pub(in crate::report) fn words(mark: &Mark) -> String {
     match mark {
         Mark::Member { letter, rounds_worse } => {
             let worse = if *rounds_worse { ", rounds worse than the rule allows" } else { "" };
@@ -46,7 +46,10 @@ pub(super) fn grid(page: &mut String, run: &RunView, found: &Findings) {
         page,
         "<p>Variants with the same letter in a case compute the same; A holds the reference. <b class=\"warn\">~</b> rounds worse, <b class=\"bad\">!</b> failed, <b>-</b> not supported, <b>·</b> not started. A cell leads to its case; arrow keys move between cells.</p>\n",
     );
-    put(page, "<p class=\"controls\" hidden><label><input type=\"checkbox\" id=\"differences\"> only rows with differences</label></p>\n");
+    put(
+        page,
+        "<p class=\"controls\" hidden><label><input type=\"checkbox\" id=\"differences\"> only rows with differences</label></p>\n",
+    );
     put(page, &format!("<div class=\"scroll tall\"><table class=\"grid\">\n<thead><tr><th>{corner}</th>"));
     for name in across {
         put(page, &format!("<th scope=\"col\"><span>{}</span></th>", escape(name)));
@@ -79,10 +82,13 @@ pub(super) fn grid(page: &mut String, run: &RunView, found: &Findings) {
                         escape(variant),
                         escape(case),
                         escape(&words(mark)),
-                        escape(match mark {
-                            Mark::Reference => "f64".to_owned(),
-                            mark => mark.text(),
-                        }.as_str())
+                        escape(
+                            match mark {
+                                Mark::Reference => "f64".to_owned(),
+                                mark => mark.text(),
+                            }
+                            .as_str()
+                        )
                     ),
                 ),
             }

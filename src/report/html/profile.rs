@@ -14,7 +14,10 @@ pub(super) fn profile(page: &mut String, found: &Localized) {
     }
     // A module that holds others would show the error of all that it holds at the place of its first one.
     let holds = |path: &str| {
-        found.profile.iter().any(|other| other.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+        found
+            .profile
+            .iter()
+            .any(|other| other.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
     };
     let leaves: Vec<&ModuleError> = found.profile.iter().filter(|module| !holds(&module.path)).collect();
     let suspect = found.path().unwrap_or_default();
@@ -41,8 +44,15 @@ pub(super) fn profile(page: &mut String, found: &Localized) {
             "<figure class=\"depth\"><figcaption>Depth profile of {names}: relative L2 after each module. <span class=\"key first\">output</span> <span class=\"key second\">input</span> <span class=\"key third\">replayed with the other side's input</span>{mark}</figcaption>{svg}\n"
         ),
     );
-    put(page, &format!("<details><summary>{} module calls</summary><div class=\"scroll\"><table class=\"numbers\"><thead><tr><th>#</th><th>Module</th><th>Input</th><th>Output</th><th>Replayed</th></tr></thead><tbody>\n", found.profile.len()));
-    let number = |value: Option<f64>| value.map_or_else(|| "—".to_owned(), |value| RELATIVE_L2.written(value));
+    put(
+        page,
+        &format!(
+            "<details><summary>{} module calls</summary><div class=\"scroll\"><table class=\"numbers\"><thead><tr><th>#</th><th>Module</th><th>Input</th><th>Output</th><th>Replayed</th></tr></thead><tbody>\n",
+            found.profile.len()
+        ),
+    );
+    let number =
+        |value: Option<f64>| value.map_or_else(|| "—".to_owned(), |value| RELATIVE_L2.written(value));
     for module in &found.profile {
         let index = leaves.iter().position(|leaf| std::ptr::eq(*leaf, module));
         let class = if index.is_some() && index == marked { " class=\"marked\"" } else { "" };
