@@ -1,9 +1,9 @@
-//! What a page shows of a case beyond its view: the input tokens, and a closer look at the pairs that matter most.
+//! What a page shows of a case beyond its view: the texts of tokens, and a closer look at the pairs that matter most.
 //!
 //! Kept are each variant against the reference of its case, each leader of a group against each other, and what the
 //! errors against float64 rest on is in the matrix anyway.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use compare::details::{PairDetails, details};
 use compare::logits::Mask;
@@ -30,6 +30,8 @@ pub struct Details {
 pub struct CaseDetails {
     /// The inputs with the text of each token; absent where the files are not readable.
     pub inputs: Option<Inputs>,
+    /// The text of each token id that a side of a pair predicts, where the run knows it.
+    pub predicted: BTreeMap<u32, String>,
     /// The pairs that were looked at, the most important first.
     pub pairs: Vec<PairDetails>,
 }
@@ -40,13 +42,21 @@ pub struct CaseDetails {
 /// When logits that the view was made from cannot be read any more.
 pub fn of_run(folder: &RunFolder, manifest: &Manifest, run: &RunView, found: &Findings) -> Result<Details> {
     let mut cases = Vec::new();
-    for (case, groups) in run.cases.iter().zip(&found.cases) {
+    let mut vocabularies: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for ((case, groups), planned) in run.cases.iter().zip(&found.cases).zip(&manifest.cases) {
         let files = folder.case_folder(manifest, &case.name);
         let entries: Vec<Entry> = case.cells.iter().map(|cell| entry(cell, &files)).collect();
         let mask = Mask::open(&files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
         let pairs = details(&entries, Some(&mask), &case.matrix, &wanted(case, groups))
             .map_err(|error| miette!("{error}"))?;
-        cases.push(CaseDetails { inputs: inputs::load(&files).ok(), pairs });
+        let digest = planned.checkpoint_digest.as_str();
+        let vocabulary = vocabularies.entry(digest).or_insert_with(|| folder.vocabulary(digest));
+        let ids = pairs.iter().flat_map(|pair| &pair.worst).flat_map(|worst| worst.top.iter().flatten());
+        let predicted = ids
+            .filter_map(|found| Some((found.token, vocabulary.get(found.token as usize)?.clone())))
+            .filter(|(_, text)| !text.is_empty())
+            .collect();
+        cases.push(CaseDetails { inputs: inputs::load(&files).ok(), predicted, pairs });
     }
     Ok(Details { run: folder.path().display().to_string(), cases })
 }

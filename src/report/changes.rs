@@ -27,12 +27,13 @@ pub fn page(changes: &Changes) -> String {
     put(
         &mut page,
         &format!(
-            "<header>\n<h1>tfcheck <span class=\"id\">{} → {}</span></h1>\n</header>\n",
+            "<header>\n<h1>tfcheck <span class=\"id\">{} → {}</span></h1>\n",
             escape(before),
             escape(after)
         ),
     );
     summary(&mut page, changes);
+    put(&mut page, "</header>\n");
     environment(&mut page, changes);
     put(&mut page, "<section>\n<h2>Variants</h2>\n");
     put(

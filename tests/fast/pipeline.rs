@@ -108,7 +108,8 @@ fn the_command_of_a_cell_in_the_report_runs_that_cell_again() {
     let repeated = crate::support::Run::open(&folder);
     let names: Vec<String> = repeated.cells().into_iter().map(|cell| cell.name).collect();
     assert_eq!(names, ["two_eager"]);
-    let logits = |run: &crate::support::Run| std::fs::read(run.path().join("two/logits_eager.safetensors")).unwrap();
+    let logits =
+        |run: &crate::support::Run| std::fs::read(run.path().join("two/logits_eager.safetensors")).unwrap();
     assert!(logits(&run) == logits(&repeated), "the same cell gives the same logits");
 }
 

@@ -6,10 +6,12 @@ use reference::protocol::{Attention, Dtype, LOGITS, Mode, Positions};
 use safetensors::tensor::TensorView;
 use sha2::{Digest, Sha256};
 use tfcheck::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
+use tfcheck::results::environment::{EnvironmentRecord, PythonEnvironment};
 use tfcheck::results::localized::{Divergence, Finding, Localized, ModuleError};
 use tfcheck::results::{Case, Manifest, RunFolder, SCHEMA_VERSION};
 use tfcheck::spec::config::Config;
 use tfcheck::spec::inputs::Inputs;
+use tfcheck::spec::machine::Machine;
 use tfcheck::spec::variant::{Runner, Variant};
 
 /// Tokens of a row, rows, vocabulary.
@@ -41,17 +43,19 @@ pub(crate) fn made_run(results: &Path, cases: usize, variants: usize, slower: f6
         notes: vec!["a note with <b>markup</b> & more".into()],
     };
     folder.write_manifest(&manifest).unwrap();
+    folder.write_environment(&record(slower)).unwrap();
     let mut localized = Vec::new();
     for (number, case) in manifest.cases.iter().enumerate() {
         let files = folder.case_folder(&manifest, &case.name);
         std::fs::create_dir_all(&files).unwrap();
         inputs(number).save(&files).unwrap();
         for (index, variant) in all.iter().enumerate() {
-            let cell = Cell::new(variant, "key", outcome(number, index, variant, &files, slower));
+            let is_apart = number % 3 == 0 && variant.version == apart_version(&all);
+            let cell = Cell::new(variant, "key", outcome((number, index), variant, &files, slower, is_apart));
             folder.write_cell(&manifest, &case.name, &cell).unwrap();
         }
         if number % 3 == 0 && variants > 2 {
-            let apart = all.iter().rfind(|variant| variant.version == apart_version(&all)).unwrap();
+            let apart = all.iter().find(|variant| variant.version == apart_version(&all)).unwrap();
             localized.push(found(&case.name, &all[0].name(), &apart.name()));
         }
     }
@@ -59,7 +63,26 @@ pub(crate) fn made_run(results: &Path, cases: usize, variants: usize, slower: f6
     folder.path().to_owned()
 }
 
-/// Versions in f32 and bf16, eager and sdpa; the last one is the float64 reference.
+/// The same machine in all runs; the slower ones have another numpy.
+fn record(slower: f64) -> EnvironmentRecord {
+    let numpy = if slower > 1.0 { "2.4.2" } else { "2.4.1" };
+    let environment = PythonEnvironment {
+        versions: vec![VERSIONS[0].to_owned()],
+        packages: [("numpy".to_owned(), numpy.to_owned())].into(),
+        ..PythonEnvironment::default()
+    };
+    EnvironmentRecord {
+        schema_version: SCHEMA_VERSION,
+        machine: Machine::detect(),
+        fingerprint: "the machine of all made runs".to_owned(),
+        threads: 2,
+        auto_device: None,
+        environments: vec![environment],
+        checkpoints: Vec::new(),
+    }
+}
+
+/// Versions in f32 and bf16, eager and sdpa; the last two are the float64 references of the newest and of the oldest.
 fn variants_of(count: usize) -> Vec<Variant> {
     let variant = |version: &str, attention, dtype| Variant {
         runner: Runner::Transformers,
@@ -78,14 +101,16 @@ fn variants_of(count: usize) -> Vec<Variant> {
             );
         }
     }
-    all.truncate(count - 1);
+    all.truncate(count - 2);
+    let oldest = all[count - 3].version.clone();
     all.push(variant(VERSIONS[0], Attention::Eager, Dtype::F64));
+    all.push(variant(&oldest, Attention::Eager, Dtype::F64));
     all
 }
 
 /// The oldest version of the run.
 fn apart_version(all: &[Variant]) -> &str {
-    &all[all.len() - 2].version
+    &all[all.len() - 1].version
 }
 
 fn case(number: usize, variants: &[Variant]) -> Case {
@@ -132,7 +157,13 @@ fn inputs(number: usize) -> Inputs {
     }
 }
 
-fn outcome(number: usize, index: usize, variant: &Variant, files: &Path, slower: f64) -> Outcome {
+fn outcome(
+    (number, index): (usize, usize),
+    variant: &Variant,
+    files: &Path,
+    slower: f64,
+    is_apart: bool,
+) -> Outcome {
     if number % 5 == 4 && index == 2 {
         return Outcome::Failed(Failure {
             kind: FailureKind::Exception,
@@ -142,7 +173,7 @@ fn outcome(number: usize, index: usize, variant: &Variant, files: &Path, slower:
         });
     }
     let name = PathBuf::from(format!("{}/logits_{}.safetensors", variant.version, variant.note()));
-    let values = logits(number, index, variant);
+    let values = logits((number, index), variant, is_apart);
     let bytes: Vec<u8> = match variant.dtype {
         Dtype::F64 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         _ => values.iter().flat_map(|value| (*value as f32).to_le_bytes()).collect(),
@@ -181,15 +212,13 @@ fn random(a: usize, b: usize, c: usize) -> f64 {
     (z >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
 }
 
-fn logits(number: usize, index: usize, variant: &Variant) -> Vec<f64> {
+fn logits((number, index): (usize, usize), variant: &Variant, is_apart: bool) -> Vec<f64> {
     // Rounding of the dtype, twice as much of eager attention; nothing of float64.
     let rounding = match variant.dtype {
         Dtype::F64 => 0.0,
         Dtype::F32 => 2e-7,
         _ => 4e-3,
     };
-    let is_apart = number % 3 == 0 && index > 0 && variant.version == VERSIONS[VERSIONS.len().min(index / 4)];
-    let is_apart = is_apart && index >= 4;
     (0..BATCH * SEQ * VOCAB)
         .map(|at| {
             let exact = 3.0 * random(number, 1000, at);

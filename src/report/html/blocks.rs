@@ -6,6 +6,18 @@ use crate::report::document::{Block, Content, Entry, Item, Span, Tone};
 
 /// A section with its heading.
 pub(super) fn section(page: &mut String, content: &Content, limits: Limits) {
+    // The script's own matrix takes the place of a section about one.
+    let has_square = content.blocks.iter().any(|block| matches!(block, Block::Table(one) if one.is_square));
+    if has_square {
+        put(page, "<div class=\"square\">\n");
+    }
+    blocks(page, content, limits);
+    if has_square {
+        put(page, "</div>\n");
+    }
+}
+
+fn blocks(page: &mut String, content: &Content, limits: Limits) {
     if let Some(title) = &content.title {
         put(page, &format!("<h3>{}</h3>\n", escape(title)));
     }

@@ -248,6 +248,7 @@ impl<'a> CasePage<'a> {
             "verdicts": of_pairs.iter().map(|verdict| verdict.map(|verdict| verdict.decision.word())).collect::<Vec<_>>(),
             "evidence": of_pairs.iter().map(|verdict| verdict.map(|verdict| &verdict.evidence)).collect::<Vec<_>>(),
             "absent": pairs().map(reason).collect::<Vec<_>>(),
+            "noise": case.noise_said(),
             "diagonal": (0..all).map(|row| case.diagonal(row)).collect::<Vec<_>>(),
             "metrics": metrics.collect::<Vec<_>>(),
             "positions": case.matrix.positions.iter().map(|at| [at.row, at.position]).collect::<Vec<_>>(),

@@ -199,28 +199,44 @@ impl Decades {
         found
     }
 
+    /// Decades from one label to the next.
+    fn step(self) -> i32 {
+        ((self.high - self.low) as u32).div_ceil(8).max(1) as i32
+    }
+
+    /// The lane of 0, a label below the decades.
+    fn zero(self) -> f64 {
+        f64::from(self.low - self.step())
+    }
+
+    /// The lane of what is not a number, a label above the last one.
+    fn lost(self) -> f64 {
+        let labelled = (self.high - self.low) / self.step() * self.step();
+        f64::from((self.low + labelled + self.step()).max(self.high + 1))
+    }
+
     pub(super) fn range(self) -> Range<f64> {
-        let low = self.low - i32::from(self.has_zero);
-        let high = self.high + i32::from(!self.is_finite);
-        f64::from(low)..f64::from(high) + 0.15
+        let low = if self.has_zero { self.zero() } else { f64::from(self.low) };
+        let high = if self.is_finite { f64::from(self.high) } else { self.lost() };
+        low..high + 0.15 * f64::from(self.step())
     }
 
     /// Where a value lies; whether it is a number.
     pub(super) fn place(self, value: f64) -> (f64, bool) {
         if !value.is_finite() {
-            return (f64::from(self.high + 1), false);
+            return (self.lost(), false);
         }
-        let place = if value > 0.0 { value.log10() } else { f64::from(self.low - 1) };
+        let place = if value > 0.0 { value.log10() } else { self.zero() };
         (place, true)
     }
 
     /// At most nine powers of ten, and the lanes.
     pub(super) fn ticks(self) -> Vec<(f64, String)> {
-        let step = ((self.high - self.low) as usize).div_ceil(8).max(1);
+        let step = self.step() as usize;
         let decades =
             (self.low..=self.high).step_by(step).map(|power| (f64::from(power), format!("1e{power}")));
-        let zero = self.has_zero.then(|| (f64::from(self.low - 1), "0".to_owned()));
-        let lost = (!self.is_finite).then(|| (f64::from(self.high + 1), "NaN, ∞".to_owned()));
+        let zero = self.has_zero.then(|| (self.zero(), "0".to_owned()));
+        let lost = (!self.is_finite).then(|| (self.lost(), "NaN, ∞".to_owned()));
         zero.into_iter().chain(decades).chain(lost).collect()
     }
 }

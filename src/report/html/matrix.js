@@ -80,7 +80,8 @@ function matrix(data, pick) {
   draw();
   const controls = make("p", { class: "controls" }, make("label", {}, "Metric ", select), make("span", { class: "choice", role: "group", "aria-label": "colour scale" }, ...scales));
   const hint = make("p", {}, "The row is the reference. The colour is the metric, the line below a number the verdict. A cell opens the pair; arrow keys move, Enter opens, Esc goes back.");
-  return make("section", { class: "matrix" }, make("h4", {}, "Matrix"), hint, controls, make("div", { class: "scroll tall" }, table), legend);
+  const noise = data.noise ? make("p", {}, `The diagonal: ${data.noise}.`) : null;
+  return make("section", { class: "matrix" }, make("h4", {}, "Matrix"), hint, controls, make("div", { class: "scroll tall" }, table), legend, noise);
 }
 
 function choose(change) {

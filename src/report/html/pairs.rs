@@ -99,9 +99,14 @@ fn rows(page: &CasePage<'_>) -> Vec<(usize, String)> {
 
 /// What the run knows of how token ids are spelled: its vocabulary, or at least its inputs.
 fn spelled<'a>(page: &CasePage<'a>) -> HashMap<i64, &'a str> {
-    let Some(inputs) = &page.details.inputs else { return HashMap::new() };
-    let known = inputs.input_ids.iter().copied().zip(inputs.texts.iter().map(String::as_str));
-    known.filter(|(_, text)| !text.is_empty()).collect()
+    let inputs = page.details.inputs.iter();
+    let inputs = inputs.flat_map(|inputs| inputs.input_ids.iter().copied().zip(&inputs.texts));
+    let predicted = page.details.predicted.iter().map(|(id, text)| (i64::from(*id), text));
+    inputs
+        .chain(predicted)
+        .filter(|(_, text)| !text.is_empty())
+        .map(|(id, text)| (id, text.as_str()))
+        .collect()
 }
 
 /// `62.1 % of 524288 logits are equal, 99.0 % within 4 ULP of f32; largest distance ≥ 2^9`.

@@ -5,6 +5,12 @@ use super::{Limits, escape, put};
 use crate::report::document::{Bar, Cell, Column, Row, Table};
 use crate::report::sections::heat;
 
+/// Rows about pairs that a page of many pairs lists in a table.
+const MOST_OPEN: usize = 20;
+/// Where the others are.
+const ELSEWHERE: &str =
+    "the matrix above has their numbers and verdicts, summary.md in the run's folder lists them";
+
 /// Nothing without rows; folded rows follow, each kind under its summary. A page of many pairs leaves out what grows with
 /// their number, and says where it is.
 pub(super) fn table(page: &mut String, table: &Table, limits: Limits) {
@@ -15,22 +21,20 @@ pub(super) fn table(page: &mut String, table: &Table, limits: Limits) {
         );
         return;
     }
-    if table.is_square {
-        put(page, "<div class=\"square\">\n");
+    let mut open: Vec<&Row> = table.rows.iter().filter(|row| row.folded.is_none()).collect();
+    let left_out = open.len().saturating_sub(MOST_OPEN);
+    let has_folds = open.len() < table.rows.len() || table.folded.is_some();
+    if limits.is_large && has_folds && left_out > 0 {
+        open.truncate(MOST_OPEN);
     }
-    rows(page, table, limits);
-    if table.is_square {
-        put(page, "</div>\n");
-    }
-}
-
-fn rows(page: &mut String, table: &Table, limits: Limits) {
-    let open: Vec<&Row> = table.rows.iter().filter(|row| row.folded.is_none()).collect();
     if !open.is_empty() {
         match table.folded {
             Some(summary) => folded(page, table, summary, &open, limits),
             None => of_rows(page, table, &open),
         }
+    }
+    if limits.is_large && has_folds && left_out > 0 {
+        put(page, &format!("<p class=\"omitted\">{left_out} more: {ELSEWHERE}.</p>\n"));
     }
     let mut summaries: Vec<&'static str> = table.rows.iter().filter_map(|row| row.folded).collect();
     summaries.sort_unstable();
@@ -46,8 +50,7 @@ fn rows(page: &mut String, table: &Table, limits: Limits) {
 
 fn folded(page: &mut String, table: &Table, summary: &str, rows: &[&Row], limits: Limits) {
     if limits.is_large {
-        let text = "the matrix above has their numbers, summary.md in the run's folder every sentence";
-        put(page, &format!("<p class=\"omitted\">{} {summary}: {text}.</p>\n", rows.len()));
+        put(page, &format!("<p class=\"omitted\">{} {summary}: {ELSEWHERE}.</p>\n", rows.len()));
         return;
     }
     put(page, &format!("<details><summary>{} {summary}</summary>\n", rows.len()));
