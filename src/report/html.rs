@@ -16,6 +16,7 @@ mod table;
 use std::fmt::Write;
 
 use rayon::prelude::*;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::document::{Medium, Tone};
@@ -23,7 +24,6 @@ use super::sections::{Part, document};
 use super::{Report, Source};
 use crate::judge::details::CaseDetails;
 use crate::judge::view::RunView;
-pub(super) use blocks::class;
 use blocks::section;
 use case::CasePage;
 pub(super) use grid::{tone, words};
@@ -149,6 +149,22 @@ fn tally(page: &mut String, run: &RunView) {
         put(page, &format!("<li class=\"{}\"><b>{count}</b> {word}</li>\n", class(tone)));
     }
     put(page, "</ul>\n");
+}
+
+/// The style of what a word or a cell means.
+pub(super) fn class(tone: Tone) -> &'static str {
+    match tone {
+        Tone::Good => "good",
+        Tone::Warn => "warn",
+        Tone::Bad => "bad",
+        Tone::Unknown => "none",
+    }
+}
+
+/// A number in four digits, as JSON; `NaN`, `inf` for what is not one.
+fn number(value: f64) -> Value {
+    let rounded = format!("{value:.3e}").parse().ok().and_then(serde_json::Number::from_f64);
+    rounded.map_or_else(|| value.to_string().into(), Value::Number)
 }
 
 /// A text in HTML, also within an attribute.

@@ -13,7 +13,7 @@ use tfcheck::judge::assess::origin;
 use tfcheck::judge::details::Details;
 use tfcheck::judge::findings::{Findings, What, findings};
 use tfcheck::judge::gates::Judged;
-use tfcheck::judge::view::{CaseView, RunView};
+use tfcheck::judge::view::{CaseView, RunView, Times};
 use tfcheck::report::Source;
 use tfcheck::report::overview::{self, MOST_LINES};
 use tfcheck::results::localized::{Divergence, Finding, Localized};
@@ -78,6 +78,7 @@ fn case(name: &str, specs: &[Spec]) -> CaseView {
         accuracies: Vec::new(),
         choices: None,
         localized: Vec::new(),
+        times: Times::default(),
         cells,
         matrix,
     }

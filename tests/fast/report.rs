@@ -17,7 +17,7 @@ use tfcheck::execute::cell::{
 use tfcheck::judge::details::Details;
 use tfcheck::judge::findings::findings;
 use tfcheck::judge::gates::Judged;
-use tfcheck::judge::view::{CaseView, ChoiceRow, ChoicesView, RunView};
+use tfcheck::judge::view::{CaseView, ChoiceRow, ChoicesView, RunView, Times};
 use tfcheck::report::{
     Report, Source, csv::Csv, html::Html, json::Json, junit::Junit, markdown::Markdown, terminal::Terminal,
 };
@@ -208,6 +208,7 @@ fn run() -> RunView {
             }],
         }),
         localized: Vec::new(),
+        times: Times::default(),
         cells,
         matrix,
     };

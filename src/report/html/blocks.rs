@@ -1,8 +1,8 @@
 //! The blocks of a document as HTML.
 
 use super::table::table;
-use super::{Limits, escape, put};
-use crate::report::document::{Block, Content, Entry, Item, Span, Tone};
+use super::{Limits, class, escape, put};
+use crate::report::document::{Block, Content, Entry, Item, Span};
 
 /// A section with its heading.
 pub(super) fn section(page: &mut String, content: &Content, limits: Limits) {
@@ -85,13 +85,4 @@ fn list_item(page: &mut String, item: &Item) {
 fn list_entry(page: &mut String, entry: &Entry) {
     let heads: Vec<String> = entry.heads.iter().map(|head| inline(head)).collect();
     put(page, &format!("<li>{}: {}</li>\n", heads.join(", "), escape(&entry.text)));
-}
-
-pub(in crate::report) fn class(tone: Tone) -> &'static str {
-    match tone {
-        Tone::Good => "good",
-        Tone::Warn => "warn",
-        Tone::Bad => "bad",
-        Tone::Unknown => "none",
-    }
 }

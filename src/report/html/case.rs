@@ -8,10 +8,10 @@ use compare::timing::quantile;
 use compare::units::ms;
 use serde_json::{Map, Value, json};
 
-use super::blocks::{class, section};
+use super::blocks::section;
 use super::charts::{Times, Trade, times, trade};
 use super::grid::{tone, words};
-use super::{Limits, escape, fragment, pairs, profile, put};
+use super::{Limits, class, escape, fragment, number, pairs, profile, put};
 use crate::execute::cell::Outcome;
 use crate::execute::runner::quoted;
 use crate::judge::details::CaseDetails;
@@ -252,7 +252,7 @@ impl<'a> CasePage<'a> {
             "diagonal": (0..all).map(|row| case.diagonal(row)).collect::<Vec<_>>(),
             "metrics": metrics.collect::<Vec<_>>(),
             "positions": case.matrix.positions.iter().map(|at| [at.row, at.position]).collect::<Vec<_>>(),
-            "tokens": pairs::tokens(self),
+            "tokens": pairs::tokens(case, self.details),
             "charts": charts.into_iter().map(|(title, svg)| json!({ "title": title, "svg": svg })).collect::<Vec<_>>(),
             "profiles": profiles.collect::<Vec<_>>(),
         })
@@ -292,7 +292,7 @@ impl<'a> CasePage<'a> {
 
     /// The pairs that were looked at, the most important first.
     pub(super) fn pairs(&self) -> Vec<Value> {
-        self.details.pairs.iter().map(|pair| pairs::pair(self, pair)).collect()
+        self.details.pairs.iter().map(|pair| pairs::pair(self.case, self.details, pair)).collect()
     }
 }
 
@@ -302,12 +302,6 @@ fn value(metric: &Metric, pair: &PairMetrics, side: Side) -> Value {
         return u8::from(metric.direction == Direction::LargerIsCloser).into();
     }
     (metric.get)(pair, Some(side)).map_or(Value::Null, |value| number(value.number()))
-}
-
-/// A number in four digits; `NaN`, `inf` for what is not one.
-pub(super) fn number(value: f64) -> Value {
-    let rounded = format!("{value:.3e}").parse().ok().and_then(serde_json::Number::from_f64);
-    rounded.map_or_else(|| value.to_string().into(), Value::Number)
 }
 
 /// The median of a round, in milliseconds.

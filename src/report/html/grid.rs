@@ -1,7 +1,6 @@
 //! The grid of variants × cases; each cell leads to its case. The longer side runs down the page.
 
-use super::blocks::class;
-use super::{escape, fragment, put};
+use super::{class, escape, fragment, put};
 use crate::judge::findings::{Findings, Mark};
 use crate::judge::view::RunView;
 use crate::report::document::Tone;

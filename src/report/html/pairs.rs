@@ -7,12 +7,14 @@ use compare::metrics::PairMetrics;
 use compare::units::count;
 use serde_json::{Value, json};
 
-use super::case::{CasePage, number};
 use super::charts::{Look, Series, class_label, errors, ulps};
+use super::number;
+use crate::judge::details::CaseDetails;
+use crate::judge::view::CaseView;
 
 /// The text of the input token at each position of the case, or its id; `null` where the run does not know it.
-pub(super) fn tokens(page: &CasePage<'_>) -> Vec<Value> {
-    let Some(inputs) = &page.details.inputs else { return Vec::new() };
+pub(super) fn tokens(case: &CaseView, known: &CaseDetails) -> Vec<Value> {
+    let Some(inputs) = &known.inputs else { return Vec::new() };
     let token = |at: &compare::metrics::PositionIndex| {
         let index = at.row * inputs.seq + at.position;
         match (inputs.texts.get(index), inputs.input_ids.get(index)) {
@@ -20,12 +22,11 @@ pub(super) fn tokens(page: &CasePage<'_>) -> Vec<Value> {
             (_, id) => json!(id),
         }
     };
-    page.case.matrix.positions.iter().map(token).collect()
+    case.matrix.positions.iter().map(token).collect()
 }
 
 /// What is kept of one pair.
-pub(super) fn pair(page: &CasePage<'_>, details: &PairDetails) -> Value {
-    let case = page.case;
+pub(super) fn pair(case: &CaseView, known: &CaseDetails, details: &PairDetails) -> Value {
     let names = &case.matrix.names;
     let (a, b) = (details.a, details.b);
     let Some(pair) = case.matrix.compared(a, b) else { return Value::Null };
@@ -39,8 +40,8 @@ pub(super) fn pair(page: &CasePage<'_>, details: &PairDetails) -> Value {
     };
     let own = along(pair);
     let against_float64 = |variant: usize| -> Vec<Option<f64>> {
-        let known = case.accuracies.iter().find(|accuracy| accuracy.variant == variant);
-        let pair = known.and_then(|known| case.matrix.compared(variant, known.oracle));
+        let accuracy = case.accuracies.iter().find(|accuracy| accuracy.variant == variant);
+        let pair = accuracy.and_then(|accuracy| case.matrix.compared(variant, accuracy.oracle));
         pair.map(along).unwrap_or_default()
     };
     let series = [
@@ -51,13 +52,13 @@ pub(super) fn pair(page: &CasePage<'_>, details: &PairDetails) -> Value {
     let keys = ["difference of the two", "first against float64", "second against float64"];
     let shown = series.iter().zip(keys).filter(|(one, _)| !one.values.is_empty());
     let keys: Vec<&str> = shown.map(|(_, key)| key).collect();
-    let rows = rows(page);
+    let rows = rows(case);
     let what = if rows.len() > 1 { "rows of the batch, token by token" } else { "token" };
-    let known = spelled(page);
+    let spelled = spelled(known);
     let predictions = |side: &[Prediction]| -> Vec<Value> {
         side.iter()
             .map(|found| {
-                let text = known.get(&i64::from(found.token));
+                let text = spelled.get(&i64::from(found.token));
                 json!([found.token, text, number(found.logit), number(found.probability)])
             })
             .collect()
@@ -84,8 +85,8 @@ pub(super) fn pair(page: &CasePage<'_>, details: &PairDetails) -> Value {
 }
 
 /// Where each row of the batch begins among the positions.
-fn rows(page: &CasePage<'_>) -> Vec<(usize, String)> {
-    let positions = page.case.matrix.positions.iter().enumerate();
+fn rows(case: &CaseView) -> Vec<(usize, String)> {
+    let positions = case.matrix.positions.iter().enumerate();
     let mut rows: Vec<(usize, String)> = Vec::new();
     let mut last = None;
     for (index, at) in positions {
@@ -98,10 +99,10 @@ fn rows(page: &CasePage<'_>) -> Vec<(usize, String)> {
 }
 
 /// What the run knows of how token ids are spelled: its vocabulary, or at least its inputs.
-fn spelled<'a>(page: &CasePage<'a>) -> HashMap<i64, &'a str> {
-    let inputs = page.details.inputs.iter();
+fn spelled(known: &CaseDetails) -> HashMap<i64, &str> {
+    let inputs = known.inputs.iter();
     let inputs = inputs.flat_map(|inputs| inputs.input_ids.iter().copied().zip(&inputs.texts));
-    let predicted = page.details.predicted.iter().map(|(id, text)| (i64::from(*id), text));
+    let predicted = known.predicted.iter().map(|(id, text)| (i64::from(*id), text));
     inputs
         .chain(predicted)
         .filter(|(_, text)| !text.is_empty())

@@ -1,7 +1,6 @@
 //! Tables of a page: plain ones, heat maps, numbers with bars, folded rows.
 
-use super::blocks::class;
-use super::{Limits, escape, put};
+use super::{Limits, class, escape, put};
 use crate::report::document::{Bar, Cell, Column, Row, Table};
 use crate::report::sections::heat;
 

@@ -193,15 +193,15 @@ fn five_hundred_cells_weigh_less_than_two_megabytes() {
         // Two float64 references of each case are no row of the grid.
         assert_eq!(browser.value("document.querySelectorAll('table.grid td a').length"), 460);
         browser.screenshot(&shots().join("large.png"), false);
-        browser.open(&file, "#case=llama-32&pair=5.24.0_eager_sdpa_f32..4.51.3_eager_eager_bf16");
+        browser.open(&file, "#case=llama-32&pair=5.24.0_eager_sdpa_f32..4.51.3_eager_sdpa_bf16");
         browser.wait_for("document.querySelector('.pair h4') !== null");
         browser.screenshot(&shots().join("large-pair.png"), false);
         browser.key("Escape");
         browser.wait_for("document.querySelectorAll('table.heat td[data-at]').length === 25 * 24");
         browser.screenshot(&shots().join("large-matrix.png"), false);
         check_commands(browser, 500);
-        // A pair beside which there was no room, and one that was never compared.
-        browser.open(&file, "#case=qwen3-34&pair=4.51.3_eager_eager_bf16..4.54.0_eager_eager_bf16");
+        // A pair of which nothing is kept: neither is the reference or a leader.
+        browser.open(&file, "#case=qwen3-34&pair=4.51.3_eager_sdpa_bf16..4.54.0_eager_eager_bf16");
         browser.wait_for("document.querySelector('.pair .omitted') !== null");
         assert_eq!(browser.complaints(), Vec::<String>::new());
     });
