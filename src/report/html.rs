@@ -79,6 +79,10 @@ impl Report for Html {
         );
         tally(&mut page, run);
         put(&mut page, "</header>\n");
+        put(
+            &mut page,
+            "<noscript><p>Without scripts this page has the text of all sections; the matrices by metric and the pages of single pairs need its script.</p></noscript>\n",
+        );
         grid::grid(&mut page, run, found);
         let is_alone = pages.len() == 1;
         let mut texts = pages.iter();

@@ -203,7 +203,7 @@ fn outcome(
 /// Between −1 and 1, the same at each call.
 fn random(a: usize, b: usize, c: usize) -> f64 {
     let mut z = (a as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        ^ (b as u64) << 32
+        ^ ((b as u64) << 32)
         ^ (c as u64).wrapping_add(0x1234_5678);
     for _ in 0..3 {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -74,7 +74,7 @@ pub(super) fn base64(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
         let word =
-            chunk.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+            chunk.iter().fold(0_u32, |word, byte| (word << 8) | u32::from(*byte)) << (8 * (3 - chunk.len()));
         for digit in 0..4 {
             let is_padding = digit > chunk.len();
             let index = (word >> (18 - 6 * digit)) & 63;
@@ -94,7 +94,7 @@ mod tests {
         let vectors = [
             ("", ""),
             ("f", "Zg=="),
-            ("fo", "Zm8="),
+            ("fooba", "Zm9vYmE="),
             ("foo", "Zm9v"),
             ("foob", "Zm9vYg=="),
             ("foobar", "Zm9vYmFy"),

@@ -235,7 +235,7 @@ fn decoded(text: &str) -> Vec<u8> {
     };
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
     for chunk in text.trim_end_matches('=').as_bytes().chunks(4) {
-        let word = chunk.iter().fold(0_u32, |word, byte| word << 6 | u32::from(value(*byte)))
+        let word = chunk.iter().fold(0_u32, |word, byte| (word << 6) | u32::from(value(*byte)))
             << (6 * (4 - chunk.len()));
         bytes.extend_from_slice(&word.to_be_bytes()[1..chunk.len()]);
     }
