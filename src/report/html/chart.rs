@@ -218,7 +218,8 @@ impl Decades {
     pub(super) fn range(self) -> Range<f64> {
         let low = if self.has_zero { self.zero() } else { f64::from(self.low) };
         let high = if self.is_finite { f64::from(self.high) } else { self.lost() };
-        low..high + 0.15 * f64::from(self.step())
+        let margin = 0.25 * f64::from(self.step());
+        low - margin..high + margin
     }
 
     /// Where a value lies; whether it is a number.

@@ -248,6 +248,8 @@ pub(super) fn trade(points: &[Trade], title: &str) -> String {
     drawn(size, 0.0..most.max(f64::MIN_POSITIVE), decades.range(), |chart| {
         chart.rows(&decades.ticks());
         chart.columns(&ticks(0.0, most, 8), title);
+        // Labels of the axis lie below.
+        let floor = chart.pixel(0.0, decades.range().start).1 + 4;
         let mut taken: Vec<[i32; 4]> = Vec::new();
         let mut placed = Vec::new();
         for point in points {
@@ -268,7 +270,7 @@ pub(super) fn trade(points: &[Trade], title: &str) -> String {
                 [(x + 8, y - 7), (x - 8 - width, y - 7), (x - width / 2, y - 21), (x - width / 2, y + 7)]
                     .into_iter()
                     .map(|(left, top)| [left, top, left + width, top + 14])
-                    .find(|own| !taken.iter().any(|other| is_overlapping(*own, *other)));
+                    .find(|own| own[3] <= floor && !taken.iter().any(|other| is_overlapping(*own, *other)));
             if let Some(own) = free {
                 chart.text(&label, (own[0], own[1]), HPos::Left, VPos::Top);
                 taken.push(own);
@@ -311,8 +313,8 @@ mod tests {
     #[test]
     fn numbers_of_a_scatter_do_not_overlap() {
         let point = |number| Trade { number, ms: 5.0, error: 1e-7, is_first: true };
-        let svg = trade(&(1..=9).map(point).collect::<Vec<_>>(), "ms");
-        let shown = (1..=9).filter(|number| svg.contains(&format!(">{number}</text>"))).count();
+        let svg = trade(&(11..=19).map(point).collect::<Vec<_>>(), "ms");
+        let shown = (11..=19).filter(|number| svg.contains(&format!(">{number}</text>"))).count();
         assert_eq!(shown, 4, "four places around one point: {svg}");
     }
 }
