@@ -1,9 +1,10 @@
-//! Records what `environment.json` and the cells name: the compiler, and the versions of candle that Cargo.lock pins.
+//! Records what `environment.json` and the cells report: the compiler, and the versions of candle pinned in
+//! Cargo.lock.
 
 use std::path::Path;
 use std::process::Command;
 
-/// The packages whose versions cells name, and the variables that the sources read them from.
+/// The packages whose versions are reported, and the environment variables that the sources read them from.
 const LOCKED: [(&str, &str); 2] =
     [("candle-core", "TFCHECK_CANDLE_CORE"), ("candle-transformers", "TFCHECK_CANDLE_TRANSFORMERS")];
 
@@ -14,7 +15,8 @@ fn main() {
     println!("cargo::rustc-env=TFCHECK_RUSTC={}", version.unwrap_or_else(|_| "unknown".to_owned()));
     println!("cargo::rerun-if-changed=build.rs");
 
-    // `cargo package` puts the lock into the crate, so that it is there in a workspace and in a published crate.
+    // `cargo package` adds Cargo.lock to the crate, so that it exists in the workspace and in the published
+    // crate.
     let lock = Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default()).join("Cargo.lock");
     let text = std::fs::read_to_string(&lock).unwrap_or_default();
     for (package, variable) in LOCKED {

@@ -1,4 +1,4 @@
-//! The matrix over N variants at a small vocabulary: `cargo bench --bench matrix`.
+//! Benchmarks the matrix over N variants with a small vocabulary: `cargo bench --bench matrix`.
 
 use std::hint::black_box;
 use std::path::Path;

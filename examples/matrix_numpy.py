@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the matrix costs in numpy, on the files of examples/matrix_scale.rs and with the arrays already in memory:
+"""Measures the metric matrix in numpy, on the files of examples/matrix_scale.rs with the arrays already in memory:
 
     matrix_numpy.py FOLDER [ROUNDS=3]
 
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def logits(path):
-    """The one f32 tensor of a safetensors file."""
+    """The f32 tensor `logits` of a safetensors file."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])

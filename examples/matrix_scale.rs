@@ -1,8 +1,8 @@
-//! Generates logits of N variants and measures the matrix over them against one read of the files:
+//! Generates logits of N variants and compares the time of the metric matrix with one read of the files:
 //!
 //! `cargo run --release --example matrix_scale -- FOLDER [N] [SEQ] [VOCAB] [l2|all]`
 //!
-//! Files that exist are used as they are. Prints seconds, and the peak resident set (`VmHWM`) in MiB.
+//! Existing files are reused. Prints seconds, and the peak resident set (`VmHWM`) in MiB.
 #![expect(clippy::print_stdout, reason = "what it measures is its output")]
 
 use std::fs::File;
@@ -68,7 +68,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Logits of a common base plus noise of 1e-5, so that pairs look like variants of one model.
+/// Writes logits `[1, seq, vocab]`: a common base plus noise of 1e-5, so that pairs resemble variants of one
+/// model.
 fn generate(path: &Path, seed: u64, seq: usize, vocab: usize) -> std::io::Result<()> {
     let header = format!(
         r#"{{"logits":{{"dtype":"F32","shape":[1,{seq},{vocab}],"data_offsets":[0,{}]}}}}"#,

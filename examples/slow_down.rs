@@ -1,10 +1,10 @@
-//! Measures how often a slow-down of 5 % is called, and how often one is called where there is none.
+//! Measures how often a slow-down of 5 % is detected, and how often one is reported without a slow-down.
 //!
-//! `cargo run --release --example slow_down [RUNS]`, with nothing else running. Two variants do the same fixed work,
-//! a loop of small matrix products of about 25 ms, one of them 5 % more of it. They are timed by an ordinary run:
-//! workers in processes of their own, interleaved rounds, the gate `p50>3%`. First side by side in one run,
-//! then one variant against a baseline that was saved from an earlier run. About three minutes for 10 runs on a quiet
-//! machine; one whose cores are shared with others is waited for.
+//! `cargo run --release --example slow_down [RUNS]`, with nothing else running. Two variants run the same
+//! fixed work (a loop of small matrix products, about 25 ms); one does 5 % more of it. An ordinary run times
+//! them: separate worker processes, interleaved rounds, the gate `p50>3%`. First both variants are in one
+//! run, then one variant is compared with a baseline saved from an earlier run. 10 runs take about three
+//! minutes on a quiet machine; on a loaded machine the run waits for a quiet one.
 
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
@@ -24,11 +24,11 @@ use tfcheck::results;
 use tfcheck::spec::config::Config;
 use tfcheck::spec::plan::Plan;
 
-/// Tokens of the inputs and logits a position: what is compared is all zeros.
+/// Shape of the inputs and logits, all zeros: batch size, sequence length, logits per position.
 const SHAPE: [usize; 3] = [1, 12, 8];
 /// Side of the matrices.
 const SIDE: usize = 96;
-/// Units of work in a pass; the slower variant does 5 % more.
+/// Units of work per forward pass; the slower variant does 5 % more.
 const UNITS: usize = 100;
 
 fn main() -> Result<()> {
@@ -46,7 +46,7 @@ fn main() -> Result<()> {
 
 fn measure(runs: usize) -> Result<()> {
     let repeats = calibrated();
-    // One project: its history knows what the machine is at its best.
+    // One results folder, so that its history has the calibration loop's best time.
     let results = tempfile::tempdir().into_diagnostic()?;
     println!("{UNITS} units of {repeats} products of {SIDE} by {SIDE} a pass");
     let ways: [(&str, Way); 2] = [("side by side", side_by_side), ("against a baseline", against_a_baseline)];
@@ -66,7 +66,7 @@ fn measure(runs: usize) -> Result<()> {
     Ok(())
 }
 
-/// One run, or two: whether the slow-down of a variant that does so many units is called.
+/// Whether a slow-down is reported for a variant that does this many units.
 type Way = fn(&Path, usize, usize) -> Result<bool>;
 
 /// Both variants in one run.
@@ -75,7 +75,7 @@ fn side_by_side(results: &Path, units: usize, repeats: usize) -> Result<bool> {
     Ok(finished == ExitCode::Diverged)
 }
 
-/// One variant, saved, and the same variant in a later run.
+/// One variant, saved as a baseline, and the same variant with `units` units in a later run.
 fn against_a_baseline(results: &Path, units: usize, repeats: usize) -> Result<bool> {
     once(results, &[("one", UNITS)], repeats, "")?;
     baseline::save(results, "before", None)?;
@@ -117,7 +117,7 @@ fn once(results: &Path, variants: &[(&str, usize)], repeats: usize, more: &str) 
     }
 }
 
-/// Products a unit, so that a pass takes about 25 ms here.
+/// Matrix products per unit, so that a forward pass takes about 25 ms on this machine.
 fn calibrated() -> usize {
     let mut work = Work { units: UNITS, repeats: 1, ..Work::default() };
     let pass = |work: &mut Work| {
@@ -129,7 +129,7 @@ fn calibrated() -> usize {
     ((0.025 / fastest).round() as usize).max(1)
 }
 
-/// A worker whose pass is a fixed amount of arithmetic.
+/// A worker whose forward pass is a fixed amount of arithmetic.
 struct Work {
     units: usize,
     repeats: usize,
@@ -153,7 +153,7 @@ impl Work {
                     out.iter_mut().zip(b).for_each(|(out, &b)| *out += x * b);
                 }
             }
-            // Keeps the numbers from growing into infinity, and the loop from being folded into one.
+            // Keeps the values finite, and prevents the compiler from folding the loop.
             for x in std::hint::black_box(&mut self.c) {
                 *x *= 0.5;
             }

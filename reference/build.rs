@@ -1,7 +1,7 @@
 //! Builds the bridge as a Python extension module, for `src/embedded.rs` to embed.
 //!
-//! A nested cargo with a target folder of its own: the outer build holds the lock of its own folder,
-//! and the module must not share pyo3's feature with the rlib that the CLI links.
+//! Runs a nested cargo with its own target folder: the outer build holds the lock of its folder, and the
+//! module must not share pyo3's features with the rlib that the CLI links.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -22,13 +22,14 @@ fn main() {
         .arg(bridge.join("Cargo.toml"))
         .arg("--target-dir")
         .arg(&target_folder)
-        // The module is loaded by any Python from 3.10 on, so it is built against none.
+        // Any Python from 3.10 on loads the module (abi3), so it is built without an interpreter.
         .env("PYO3_NO_PYTHON", "1")
         .env("PYO3_BUILD_EXTENSION_MODULE", "1")
         .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
         .env_remove("CARGO_TARGET_DIR")
         .env_remove("CARGO_BUILD_TARGET");
-    // Clippy and the like wrap the compiler of workspace members; this build is not theirs to check.
+    // Clippy and similar tools wrap the compiler of workspace members; the nested build must not be checked
+    // by them.
     for name in [
         "RUSTC_WORKSPACE_WRAPPER",
         "CLIPPY_ARGS",
@@ -38,7 +39,7 @@ fn main() {
     ] {
         cargo.env_remove(name);
     }
-    // What cargo tells this script about its own package is not true of the bridge.
+    // These variables describe the package of this script, not the bridge.
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();
         if name.starts_with("CARGO_FEATURE_") || name.starts_with("CARGO_CFG_") {
@@ -53,7 +54,7 @@ fn main() {
     built.push("release");
     let apple = target.contains("apple");
     if apple {
-        // Python's own symbols are found when the module is loaded.
+        // Python's symbols are resolved when the module is loaded.
         cargo.args(["--", "-Clink-arg=-undefined", "-Clink-arg=dynamic_lookup"]);
     }
     let status =

@@ -1,4 +1,4 @@
-//! Alone in its process, so that the process's peak is the comparison's.
+//! A test that is the only one in its process, so that the process's peak memory is the comparison's.
 
 use std::io::Write;
 
@@ -6,7 +6,7 @@ use compare::logits::Logits;
 use compare::matrix::{Entry, Options, matrix};
 use compare::{Dtype, Positions};
 
-/// 1.2 GB of logits; sparse files, so that neither disk nor time is spent on writing them.
+/// 1.2 GB of logits, in sparse files, which take neither disk space nor time to write.
 #[test]
 fn twelve_variants_of_512_by_49152_are_compared_within_a_gibibyte() {
     let folder = tempfile::tempdir().unwrap();
@@ -21,7 +21,7 @@ fn twelve_variants_of_512_by_49152_are_compared_within_a_gibibyte() {
             let mut file = std::fs::File::create(&path).unwrap();
             file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
             file.write_all(header.as_bytes()).unwrap();
-            // One logit of its own per file, so that no two are identical.
+            // One logit differs per file, so that no two files are identical.
             file.write_all(&(index as f32).to_le_bytes()).unwrap();
             file.set_len((8 + header.len() + bytes) as u64).unwrap();
             let logits = Logits::open(&path, Positions::All).map_err(|error| error.to_string());

@@ -1,4 +1,4 @@
-//! What a logits file holds: numbers of which dtype, for which positions.
+//! The dtype and the positions of a logits file.
 
 use serde::{Deserialize, Serialize};
 
@@ -42,11 +42,11 @@ impl Dtype {
     }
 }
 
-/// The positions of a row for which there are logits.
+/// The positions of a sequence for which there are logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Positions {
-    /// Every one.
+    /// All positions.
     All,
-    /// The last one only.
+    /// The last position only.
     Last,
 }

@@ -1,4 +1,4 @@
-//! What a matrix is made from: the variants' files, how much to measure, and the positions that they share.
+//! Inputs of a matrix: the variants' logits, the metrics to measure, and the positions of the batch.
 
 use thiserror::Error;
 
@@ -6,18 +6,18 @@ use super::logits::{Logits, Mask};
 use super::metrics::PositionIndex;
 use super::{Dtype, Positions};
 
-/// One variant's side of the matrix.
+/// One variant of the matrix.
 #[derive(Debug)]
 pub struct Entry {
     /// The variant's name.
     pub name: String,
-    /// dtype that the variant computed in (its logits file may be wider).
+    /// dtype that the variant computed in; its logits file may have a wider one.
     pub dtype: Dtype,
-    /// Its logits, or why there are none.
+    /// Its logits, or the reason why there are none.
     pub logits: Result<Logits, String>,
 }
 
-/// How much to measure.
+/// The set of metrics to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricSet {
     /// L2, relative L2, NMSE, cosine and the largest difference.
@@ -26,14 +26,14 @@ pub enum MetricSet {
     All,
 }
 
-/// How to measure.
+/// Options of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How much to measure.
+    /// The set of metrics to measure.
     pub metrics: MetricSet,
     /// The `k` of top-k agreement.
     pub top_k: usize,
-    /// Vocabulary elements per block; by default what fits the cache. Results do not depend on it.
+    /// Vocabulary elements per block; `None` chooses a size that fits the cache. Results do not depend on it.
     pub block: Option<usize>,
 }
 
@@ -43,16 +43,16 @@ impl Default for Options {
     }
 }
 
-/// Why two files cannot be compared.
+/// Reason why two variants' logits cannot be compared.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Incomparable {
-    /// Different number of rows.
+    /// Different batch sizes.
     #[error("batch sizes differ: {0} and {1}")]
     Batch(usize, usize),
-    /// Different vocabulary.
+    /// Different vocabulary sizes.
     #[error("vocabulary sizes differ: {0} and {1}")]
     Vocabulary(usize, usize),
-    /// Different number of positions, or one that the inputs do not have.
+    /// Different sequence lengths, or one that differs from that of the inputs.
     #[error("sequence lengths differ: {0} and {1}")]
     Positions(usize, usize),
     /// No real position is in both files.
@@ -60,10 +60,10 @@ pub enum Incomparable {
     NoCommonPosition,
 }
 
-/// The batch that the files are about.
+/// The batch of inputs that the files were computed on.
 pub(super) struct Frame {
     pub(super) mask: Mask,
-    /// The real ones.
+    /// The real (unpadded) positions.
     pub(super) positions: Vec<PositionIndex>,
 }
 
@@ -84,7 +84,7 @@ impl Frame {
         Self { mask, positions }
     }
 
-    /// Why a file does not belong to the batch.
+    /// The mismatch between a file and the batch; `None` if the file belongs to it.
     pub(super) fn problem(&self, logits: &Logits) -> Option<Incomparable> {
         let [batch, seq, _] = logits.shape();
         if batch != self.mask.batch() {
@@ -95,11 +95,11 @@ impl Frame {
     }
 }
 
-/// The index in `logits` of a row's position; `None` where the file does not hold it.
+/// The index along the `seq` axis of `logits` that holds `position`; `None` if the file does not hold it.
 pub(super) fn row_in_file(logits: &Logits, mask: &Mask, position: usize) -> Option<usize> {
     match logits.positions() {
         Positions::All => (position < logits.shape()[1]).then_some(position),
-        // A last-position file holds the last column, which in a right-padded row is padding.
+        // A last-position file holds the last column, which is padding in a right-padded row.
         Positions::Last => (position + 1 == mask.seq()).then_some(0),
     }
 }

@@ -1,6 +1,6 @@
-//! On what a verdict rests: the rule that decided and its numbers, as data for programs and in one sentence for people.
+//! The evidence of a verdict: the rule that decided it and the rule's numbers, as data for programs and as one sentence.
 //!
-//! The sentences are written here and nowhere else.
+//! All evidence sentences are produced in this module.
 
 mod words;
 
@@ -10,13 +10,13 @@ use super::Dtype;
 use super::metrics::PositionIndex;
 use super::repeat::Noise;
 
-/// On what a decision rests; its `Display` is the verdict's evidence.
+/// The evidence of a verdict; its `Display` is the sentence in [`super::verdict::Verdict::evidence`].
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Basis {
     /// The rule that decided, with its numbers.
     #[serde(flatten)]
     pub evidence: Evidence,
-    /// Sides that do not repeat themselves bit for bit; `None` where both do or nothing is known.
+    /// Sides whose repeated runs differ in at least one bit; `None` if neither side's do or no repetition was made.
     pub noise: Option<Unsteady>,
 }
 
@@ -26,62 +26,62 @@ pub struct Basis {
 pub enum Evidence {
     /// A side has no logits.
     NotRun {
-        /// Whose, and why.
+        /// The variant and the reason why it has no logits.
         reason: String,
     },
-    /// Both have logits that are not about the same thing.
+    /// Both sides have logits, but their shapes or positions do not match.
     Incomparable {
-        /// What differs.
+        /// The mismatch, for example `batch sizes differ: 2 and 3`.
         reason: String,
     },
-    /// Every value is equal.
+    /// Every compared value is equal.
     Identical {
-        /// Values that were compared.
+        /// Number of compared values.
         elements: u64,
     },
     /// The two sides were compared with each other, because there is no float64 result.
     Tolerance {
-        /// What was found.
+        /// Outcome of the comparison.
         found: ByTolerance,
     },
     /// One side was compared with recorded logits.
     Recorded {
-        /// What was found.
+        /// Outcome of the comparison.
         found: ByTolerance,
-        /// The rounding of both codes; `None` where that of the recorded code is not known or does not matter.
+        /// Rounding errors of both sides; `None` if that of the recorded code is unknown or the pair diverges anyway.
         rounding: Option<RecordedRounding>,
     },
     /// Each side was compared with a float64 result.
     Oracles {
-        /// Relative L2 of the two float64 results; `None` where both sides have the same one, or where they diverge.
+        /// Relative L2 of the two float64 results; `None` if both sides share one float64 result or the pair diverges.
         #[serde(serialize_with = "optional")]
         agreement: Option<f64>,
-        /// Sides whose own code has not run in float64.
+        /// Sides compared with a float64 result that their own code did not compute.
         compared_with: Vec<Borrowed>,
-        /// Sides whose error is beyond their dtype's limit, and is rounding all the same.
+        /// Sides whose error exceeds their dtype's limit but is known to be rounding.
         large: Vec<Large>,
-        /// What was found.
+        /// Outcome of the comparison.
         found: ByOracles,
     },
 }
 
-/// What the comparison of two sides with each other found.
+/// Outcome of comparing two sides with each other.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub enum ByTolerance {
-    /// Values that are no numbers.
+    /// The difference is NaN because a side holds NaN or infinite values.
     NotFinite {
-        /// Both sides' counts.
+        /// Counts of NaN and infinite values per side.
         sides: [NotFinite; 2],
     },
-    /// More than rounding explains.
+    /// The difference exceeds the limit of the dtype.
     Beyond(Excess),
-    /// No more than rounding explains.
+    /// The difference is within the limit of the dtype.
     Within {
-        /// Against the larger side.
+        /// `‖a − b‖ / max(‖a‖, ‖b‖)`.
         #[serde(serialize_with = "figure")]
         relative_l2: f64,
-        /// The lower dtype of the two.
+        /// The less precise of the two dtypes.
         dtype: Dtype,
         /// Its limit.
         limit: f64,
@@ -95,40 +95,40 @@ pub struct RecordedRounding {
     pub variant: String,
     /// Its dtype.
     pub dtype: Dtype,
-    /// RMSE of the variant and of the recorded code against the recorded float64 logits.
+    /// RMSE of the variant and of the recorded code against the recorded float64 logits, in units of logits.
     #[serde(serialize_with = "figures")]
     pub rmse: [f64; 2],
-    /// Whether the variant's is within dynamo's rule.
+    /// Whether the variant's RMSE satisfies dynamo's rule, [`super::oracle::within_dynamo`].
     pub is_within_dynamo: bool,
 }
 
-/// What the comparison with float64 found.
+/// Outcome of comparing each side with a float64 result.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub enum ByOracles {
-    /// The float64 results hold values that are no numbers.
+    /// The difference of the float64 results is NaN: one of them holds NaN or infinite values.
     OraclesNotFinite {
-        /// Their counts.
+        /// Counts of NaN and infinite values per float64 result.
         sides: [NotFinite; 2],
     },
-    /// The float64 results differ: two functions.
+    /// The float64 results differ by more than the limit: the two sides compute different functions.
     OraclesDiffer {
-        /// The float64 results.
+        /// Names of the two float64 variants.
         oracles: [String; 2],
         /// Relative L2 over all positions.
         #[serde(serialize_with = "figure")]
         relative_l2: f64,
         /// Its limit.
         limit: f64,
-        /// The largest of one position.
+        /// The largest relative L2 of a single position.
         #[serde(serialize_with = "figure")]
         worst: f64,
         /// That position.
         at: PositionIndex,
     },
-    /// A side and its float64 result differ by values that are no numbers, and nothing shows that its function is right.
+    /// A side and its float64 result differ by NaN or infinite values, and its own code has no finite float64 result.
     SideNotFinite {
-        /// The counts.
+        /// Counts of NaN and infinite values of the side and of its float64 result.
         sides: [NotFinite; 2],
     },
     /// A side differs from float64 by more than rounding, and its own code has not run in float64.
@@ -137,47 +137,47 @@ pub enum ByOracles {
         variant: String,
         /// The float64 result.
         oracle: String,
-        /// Whether that is of the side's own family.
+        /// Whether the float64 result belongs to the side's own family.
         is_own: bool,
         /// By how much.
         excess: Excess,
     },
-    /// The function is right and the values leave the range of the dtype.
+    /// The side's own code is finite in float64, but overflows or gives NaN in the side's dtype.
     LeavesRange {
         /// The side.
         variant: String,
-        /// The counts.
+        /// Counts of NaN and infinite values of the side and of its float64 result.
         sides: [NotFinite; 2],
     },
-    /// The function is right and the rounding worse than a peer's.
+    /// The side computes the same function as its float64 result, but its rounding error is larger than a peer's.
     RoundsWorse {
         /// The side.
         variant: String,
-        /// The float64 result that its own code gave.
+        /// The float64 result of its own code.
         oracle: String,
-        /// By how much it differs.
+        /// The limit that its error exceeds.
         excess: Excess,
-        /// The peer.
+        /// A variant of the same dtype whose error is known to be rounding.
         peer: String,
         /// Relative L2 of the peer against its float64 result.
         #[serde(serialize_with = "figure")]
         peer_relative_l2: f64,
     },
-    /// A side differs by tokens that near-ties of routers send to other experts.
+    /// A side differs because its routers choose other experts at near-ties, see [`NearTies`].
     Routed {
         /// By how much.
         excess: Excess,
-        /// How it is known.
+        /// The replay that shows it.
         routing: Routing,
     },
-    /// Both errors are within their limits: their sizes decide.
+    /// Both errors are within their limits or known to be rounding; their sizes decide.
     Rounding {
         /// The sides.
         sides: [String; 2],
         /// Their RMSE against float64.
         #[serde(serialize_with = "figures")]
         rmse: [f64; 2],
-        /// What follows from it.
+        /// Result of comparing the two RMSEs.
         comparison: Comparison,
     },
 }
@@ -186,49 +186,49 @@ pub enum ByOracles {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "rule", rename_all = "snake_case")]
 pub enum Comparison {
-    /// The dtypes differ, so that each is within its own.
+    /// The dtypes differ, so each error is judged by the limit of its own dtype only.
     EachWithinItsDtype,
-    /// Within dynamo's rule.
+    /// The larger RMSE satisfies dynamo's rule, [`super::oracle::within_dynamo`].
     WithinDynamo,
-    /// Beyond it.
+    /// The larger RMSE violates dynamo's rule.
     BeyondDynamo {
         /// The side with the larger error.
         worse: String,
     },
 }
 
-/// By what a pair exceeds the rounding of a dtype.
+/// The measure by which a pair exceeds the rounding of a dtype.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "where", rename_all = "snake_case")]
 pub enum Excess {
     /// Over all positions.
     Overall {
-        /// Against the larger side.
+        /// `‖a − b‖ / max(‖a‖, ‖b‖)`.
         #[serde(serialize_with = "figure")]
         relative_l2: f64,
-        /// Whose limit it is.
+        /// The dtype whose limit applies.
         dtype: Dtype,
         /// The limit.
         limit: f64,
     },
     /// At one position.
     Position {
-        /// The largest of one position.
+        /// The largest relative L2 of a single position.
         #[serde(serialize_with = "figure")]
         relative_l2: f64,
         /// That position.
         at: PositionIndex,
-        /// Whose limit it is.
+        /// The dtype whose limit applies.
         dtype: Dtype,
         /// The limit.
         limit: f64,
     },
     /// At one token.
     Token {
-        /// Over the RMS of the larger side's logits at the position.
+        /// Largest difference over the RMS of the larger side's logits at the position.
         #[serde(serialize_with = "figure")]
         relative: f64,
-        /// Over the RMS of the differences there.
+        /// Largest difference over the RMS of the differences at the position.
         #[serde(serialize_with = "figure")]
         prominence: f64,
         /// The position.
@@ -236,7 +236,7 @@ pub enum Excess {
     },
 }
 
-/// Counts of one side's values that are no numbers.
+/// Counts of one side's NaN and infinite values.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NotFinite {
     /// The side.
@@ -247,32 +247,32 @@ pub struct NotFinite {
     pub infinite: u64,
 }
 
-/// A side that is compared with a float64 result which its own code did not give.
+/// A side that is compared with a float64 result that its own code did not compute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Borrowed {
     /// The side.
     pub variant: String,
     /// The float64 result.
     pub oracle: String,
-    /// Whether that is of its own family.
+    /// Whether the float64 result belongs to the side's own family.
     pub is_own: bool,
 }
 
-/// An error beyond the limit of its dtype that is rounding.
+/// An error that exceeds the limit of its dtype but is known to be rounding.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "because", rename_all = "snake_case")]
 pub enum Large {
-    /// A peer of known rounding reaches it too.
+    /// A peer whose error is known to be rounding has an error of similar size (within dynamo's multiple).
     Peer {
         /// By how much.
         excess: Excess,
-        /// The peer.
+        /// A variant of the same dtype whose error is known to be rounding.
         peer: String,
         /// Relative L2 of the peer against its own float64 result.
         #[serde(serialize_with = "figure")]
         peer_relative_l2: f64,
     },
-    /// The side's own code gave the float64 result.
+    /// The side's own code computed the float64 result, so that the difference is rounding.
     OwnCode {
         /// By how much.
         excess: Excess,
@@ -283,62 +283,62 @@ pub enum Large {
     },
 }
 
-/// Tokens that rounding sends to other experts, in two variants of which every module gives the same on the same input, at
-/// every position.
+/// Near-ties (two router scores closer than rounding explains) that send tokens to different experts in two variants, whose
+/// modules otherwise give the same output on the same input at every position.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NearTies {
-    /// The first router that chooses other experts.
+    /// The first router whose chosen experts differ.
     pub router: String,
-    /// Real tokens for which some router does.
+    /// Number of real (unpadded) tokens for which at least one router's chosen experts differ.
     pub tokens: usize,
-    /// Real tokens.
+    /// Number of real tokens.
     pub of: usize,
-    /// Largest relative L2 of the first router's scores over the tokens for which it does: a choice that so small a
-    /// difference turns was a tie to within it.
+    /// Largest relative L2 of the first router's scores over the tokens whose chosen experts differ there; the scores were
+    /// tied to within this difference.
     pub scores: f64,
-    /// Largest relative L2 that a module on the other side's input reaches at one position.
+    /// Largest relative L2 at one position of a module replayed with the other side's input.
     pub worst: f64,
 }
 
 /// Near-ties that a localisation found by replaying every module with one side's input.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Replayed {
-    /// The side whose input it was.
+    /// The side whose inputs were used.
     pub source: String,
-    /// What was found.
+    /// Outcome of the comparison.
     #[serde(flatten)]
     pub near_ties: NearTies,
 }
 
-/// How it is known that a variant differs from float64 by near-ties of routers alone.
+/// Evidence that a variant differs from float64 only by near-ties of routers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "shown", rename_all = "snake_case")]
 pub enum Routing {
-    /// Module by module.
+    /// Every module was replayed.
     Replayed(Replayed),
-    /// Module by module through its KV cache, and in its full-sequence pass.
+    /// Every module was replayed through the KV cache and in the full-sequence forward pass.
     InBoth {
-        /// Through the cache.
+        /// Replay through the KV cache.
         cached: Replayed,
-        /// In the full-sequence pass.
+        /// Replay of the full-sequence forward pass.
         full: Replayed,
     },
-    /// Through its cache it gives what its full-sequence pass gives, where it is known module by module.
+    /// The logits through the KV cache match those of the full-sequence forward pass, whose modules were replayed.
     LikeFull {
-        /// Relative L2 between the two; 0 where they are equal bit for bit.
+        /// Relative L2 between the two; 0 if they are bitwise equal.
         #[serde(serialize_with = "figure")]
         relative_l2: f64,
-        /// In the full-sequence pass.
+        /// Replay of the full-sequence forward pass.
         full: Replayed,
     },
 }
 
-/// Sides that do not repeat themselves bit for bit.
+/// Sides whose repeated runs differ in at least one bit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Unsteady {
-    /// Which, with their repetitions.
+    /// Name of each such side and how its repetitions differ.
     pub variants: Vec<(String, Noise)>,
-    /// The pair's L2 over the larger self L2; `None` where that is 0 or not known.
+    /// The pair's L2 over the larger self L2 of its sides; `None` if that is 0 or unknown, or the L2 is NaN.
     #[serde(serialize_with = "optional")]
     pub multiple: Option<f64>,
 }
@@ -349,7 +349,7 @@ impl From<Evidence> for Basis {
     }
 }
 
-/// JSON has no NaN and no infinity: they are the strings `NaN`, `inf` and `-inf`, as everywhere in summary.json.
+/// JSON has no NaN and no infinity: summary.json holds the strings `NaN`, `inf` and `-inf` instead.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes the field by reference")]
 fn figure<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     if number.is_finite() { serializer.serialize_f64(*number) } else { serializer.collect_str(number) }

@@ -1,4 +1,4 @@
-//! Adds up the rows of a plan, in order of positions whatever the threads did, into one result per pair.
+//! Accumulates the rows of a plan into one result per pair, in order of positions, so that threads do not affect it.
 
 use rayon::prelude::*;
 
@@ -10,10 +10,10 @@ use super::metrics::{
 };
 use super::plan::{EntryRow, Measured, PairRow, Plan, RowResult};
 
-/// A position's largest difference stands out when it exceeds this many RMS of that position's
-/// differences. Gaussian noise reaches 6 in a vocabulary of 10⁸. bf16 grows with the logit: over bf16 results
-/// against each other and against float64 it reached 11.3 on SmolLM2-135M, 8.7 on gemma-3-270m, 8.3 on
-/// MiniLM's hidden states and 5.7 on ten synthetic checkpoints (docs/metrics.md); this is three times that.
+/// A position's largest difference is a spike if it exceeds this multiple of the RMS of that position's differences.
+/// Gaussian noise reaches 6 in a vocabulary of 10⁸. bf16 errors grow with the logit: bf16 results compared with each other
+/// and with float64 reached 11.3 on SmolLM2-135M, 8.7 on gemma-3-270m, 8.3 on MiniLM's hidden states and 5.7 on ten
+/// synthetic checkpoints (docs/metrics.md). The limit is about three times the largest of these.
 const PROMINENT: f64 = 32.0;
 
 /// Running results of all pairs of a plan.
@@ -63,7 +63,7 @@ impl<'a> Fold<'a> {
         }
     }
 
-    /// Adds one position's result.
+    /// Adds the result of the row at index `position` of the real positions.
     pub(super) fn add(&mut self, position: usize, row: &RowResult) {
         let at = self.plan.frame.positions[position];
         for (fold, entry) in self.entries.iter_mut().zip(&row.entries) {
@@ -80,8 +80,8 @@ impl<'a> Fold<'a> {
         }
     }
 
-    /// The results, with what needs another look at single rows: where the largest difference lies, and
-    /// whether files that hold NaN are equal all the same.
+    /// The results. Reads single rows again to find the token of the largest difference, and to check whether files that
+    /// hold NaN are equal.
     pub(super) fn finish(self) -> Result<Vec<Measured>, LogitsError> {
         let Self { plan, pairs, entries } = self;
         let mut results: Vec<Measured> = pairs
@@ -122,7 +122,7 @@ impl PairFold {
 
         let larger = a.squares.max(b.squares);
         let share = relative(pair.squares.sqrt(), larger.sqrt());
-        // A NaN is worse than any number and stays.
+        // A NaN counts as worse than any number, and the first one is kept.
         if share > self.worst || (share.is_nan() && !self.worst.is_nan()) {
             (self.worst, self.worst_at) = (share, at);
         }
@@ -140,7 +140,7 @@ impl PairFold {
             let finite = scan_a.nan + scan_a.infinite + scan_b.nan + scan_b.infinite == 0;
             let mut reversed = f64::NAN;
             if finite {
-                // ln Σeᵃ − ln Σeᵇ, each less its largest logit as the weighted differences are.
+                // ln Σeᵃ − ln Σeᵇ, where each side's largest logit is subtracted, as in the weighted differences.
                 let normalizers = a.sum_exp.ln() - b.sum_exp.ln();
                 kl = (pair.weighted_a / a.sum_exp - normalizers).max(0.0);
                 reversed = (normalizers - pair.weighted_b / b.sum_exp).max(0.0);
@@ -172,7 +172,7 @@ fn count(to: &mut NonFinite, entry: &EntryRow) {
     }
 }
 
-/// The largest difference, NaN where a difference was.
+/// The largest difference, or NaN if a difference was NaN, which makes `l2` NaN.
 fn unless_nan(max: f64, l2: f64) -> f64 {
     if l2.is_nan() { f64::NAN } else { max }
 }
@@ -230,7 +230,7 @@ fn finish_pair(plan: &Plan<'_>, index: usize, fold: PairFold) -> Result<Option<P
     }))
 }
 
-/// A file against itself: zero, or NaN where it holds what is not a number.
+/// A file compared with itself: every difference is 0, or NaN if the file holds NaN or infinite values.
 fn diagonal(plan: &Plan<'_>, index: usize, entry: &EntryFold) -> Option<PairMetrics> {
     let first = *entry.positions.first()?;
     let positions = entry.positions.len();
@@ -279,7 +279,7 @@ fn diagonal(plan: &Plan<'_>, index: usize, entry: &EntryFold) -> Option<PairMetr
     })
 }
 
-/// The first token at which the difference of a position reaches `max`.
+/// The first token at which the absolute difference of a position reaches `max`.
 fn find(plan: &Plan<'_>, a: usize, b: usize, position: usize, max: f64) -> Result<ElementIndex, LogitsError> {
     let at = plan.frame.positions[position];
     let (a, b) = (read(plan, a, at)?, read(plan, b, at)?);

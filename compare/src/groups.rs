@@ -1,28 +1,28 @@
-//! Groups of variants that compute the same: one case's variants, partitioned by the verdicts on their pairs.
+//! Partitions one case's variants into groups that compute the same function, by the verdicts on their pairs.
 //!
-//! Each group has a leader, its first member in the given order; a variant belongs to the first group whose leader it
-//! computes the same as. "The same" need not be transitive where no float64 result decides: a chain of small steps can
-//! lead from one group into another. Such pairs are listed as [`Chain`]s instead of being hidden by the partition.
+//! The first member of a group in the given order is its leader; a variant joins the first group whose leader computes
+//! the same function. Without float64 results this relation need not be transitive: a chain of small differences can lead
+//! from one group into another. Pairs on which the partition contradicts the verdict are listed as [`Chain`]s.
 
-/// What the verdict on a pair says about its two variants.
+/// Relation of two variants according to the verdict on their pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Relation {
-    /// They compute the same, whatever their rounding.
+    /// They compute the same function; their rounding may differ.
     Same,
-    /// They compute different things, or things that cannot be compared.
+    /// They compute different functions, or their logits cannot be compared.
     Different,
 }
 
 /// The partition of a case's variants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Groups {
-    /// In the order of their leaders; the first one holds the reference.
+    /// The groups in the order of their leaders; the first one holds the reference.
     pub groups: Vec<Group>,
     /// Pairs on which the partition and the verdict disagree.
     pub chains: Vec<Chain>,
 }
 
-/// Variants that compute the same as their leader.
+/// Variants that compute the same function as their leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// Index of the first member.
@@ -31,18 +31,18 @@ pub struct Group {
     pub members: Vec<usize>,
 }
 
-/// A pair that the partition tells wrongly, because "the same" is not transitive here.
+/// A pair on which the partition contradicts the verdict, because [`Relation::Same`] is not transitive here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chain {
     /// The member that comes first in the given order.
     pub a: usize,
-    /// The other one.
+    /// The other member.
     pub b: usize,
-    /// The verdict: [`Relation::Same`] for members of two groups, [`Relation::Different`] for members of one.
+    /// The verdict: [`Relation::Same`] for members of different groups, [`Relation::Different`] for members of one group.
     pub relation: Relation,
 }
 
-/// Partitions `order`, indices of variants with the reference first, by what `relation` says of two of them.
+/// Partitions `order` (indices of variants, the reference first) by the `relation` of their pairs.
 pub fn groups(order: &[usize], relation: impl Fn(usize, usize) -> Relation) -> Groups {
     let mut groups: Vec<Group> = Vec::new();
     for &variant in order {
@@ -92,13 +92,13 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_named_and_not_hidden() {
-        // 0 ~ 1 ~ 2, but 0 and 2 are too far apart.
+    fn a_chain_is_listed_and_not_hidden() {
+        // 0 ~ 1 ~ 2, but 0 and 2 differ too much.
         let near = |a: usize, b: usize| if a.abs_diff(b) < 2 { Relation::Same } else { Relation::Different };
         let found = groups(&[0, 1, 2], near);
         assert_eq!(found.groups.len(), 2);
         assert_eq!(found.chains, [Chain { a: 1, b: 2, relation: Relation::Same }]);
-        // 1 and 2 both agree with 0 and not with each other.
+        // 1 and 2 both agree with 0, but not with each other.
         let star = |a: usize, b: usize| if a == 0 || b == 0 { Relation::Same } else { Relation::Different };
         let found = groups(&[0, 1, 2], star);
         assert_eq!(found.groups.len(), 1);

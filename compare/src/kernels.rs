@@ -1,8 +1,8 @@
-//! The inner loops of the matrix: plain loops over fixed lanes, compiled for AVX-512 and AVX2 by pulp's
-//! run-time dispatch and for the baseline otherwise.
+//! The inner loops of the matrix: plain loops over fixed lanes, which pulp's run-time dispatch compiles for AVX-512,
+//! AVX2 and the baseline.
 //!
-//! Sums go to [`LANES`] partial sums that live across blocks, so a result depends neither on the block's
-//! size nor on the vector width.
+//! Each sum is kept in [`LANES`] partial sums across blocks, so that a result depends neither on the block's size nor
+//! on the vector width.
 
 #![expect(
     clippy::inline_always,
@@ -15,7 +15,7 @@ use pulp::Simd;
 
 use super::logits::Row;
 
-/// Partial sums per quantity; blocks are padded to a multiple of it with zeros, which add nothing.
+/// Partial sums per quantity; blocks are padded with zeros to a multiple of it.
 pub(super) const LANES: usize = 16;
 type Lanes = [f64; LANES];
 
@@ -26,23 +26,23 @@ pub(super) struct PairLanes {
     pub(super) squares: Lanes,
     /// Σ a·b.
     pub(super) dot: Lanes,
-    /// max |a − b|, NaN left out.
+    /// max |a − b|, NaN ignored.
     pub(super) max: Lanes,
-    /// Σ eᵃ·(a − b), each side less its row's largest: logits of 10³⁰ would swallow the difference.
+    /// Σ eᵃ·(a − b), each side minus its row's largest logit: logits near 10³⁰ would absorb the difference.
     pub(super) weighted_a: Lanes,
-    /// Σ eᵇ·(a − b), the same.
+    /// Σ eᵇ·(a − b), shifted in the same way.
     pub(super) weighted_b: Lanes,
-    /// Largest difference of ordinals.
+    /// Largest difference of ordinals, see [`ordinals`].
     pub(super) ulp: u32,
-    /// The same of float64 values.
+    /// The same for float64 values.
     pub(super) ulp_f64: u64,
-    /// Σ (a − b)² after rounding both.
+    /// Σ (a − b)² after rounding both sides to the lower dtype.
     pub(super) rounded_squares: Lanes,
-    /// max |a − b| after rounding both.
+    /// max |a − b| after rounding both sides to the lower dtype.
     pub(super) rounded_max: Lanes,
 }
 
-/// `a·b + c`, rounded once where the instruction set can; its emulation elsewhere would cost a call.
+/// `a·b + c`, fused if the instruction set has it; without it, emulating the fusion would cost a function call.
 #[inline(always)]
 fn multiply_add<S: Simd>(a: f64, b: f64, c: f64) -> f64 {
     if S::IS_SCALAR { a * b + c } else { a.mul_add(b, c) }
@@ -94,8 +94,8 @@ pub(super) fn squares<S: Simd>(x: &[f64], sum: &mut Lanes) {
 /// Sums of a pair in [`differences`].
 pub(super) const DIFFERENCE_SUMS: usize = 3;
 
-/// The L2 family of `M` pairs over one block, each of `a` with the same `b`: enough sums under way at once that none
-/// waits for the one before.
+/// The L2 family of `M` pairs over one block, each of `a` with the same `b`. `M` pairs at once hide the latency of the
+/// dependent additions.
 #[inline(always)]
 pub(super) fn differences<S: Simd, const M: usize>(a: [&[f64]; M], b: &[f64], to: &mut [PairLanes; M]) {
     let mut squares = to.each_ref().map(|to| to.squares);
@@ -119,7 +119,7 @@ pub(super) fn differences<S: Simd, const M: usize>(a: [&[f64]; M], b: &[f64], to
     }
 }
 
-/// Both divergences' weighted differences of one pair over one block of shifted values.
+/// Adds the weighted differences of both KL divergences of one pair over one block of shifted values.
 #[inline(always)]
 pub(super) fn weighted<S: Simd>(a: &[f64], b: &[f64], exp_a: &[f64], exp_b: &[f64], to: &mut PairLanes) {
     let (mut weighted_a, mut weighted_b) = (to.weighted_a, to.weighted_b);
@@ -135,15 +135,15 @@ pub(super) fn weighted<S: Simd>(a: &[f64], b: &[f64], exp_a: &[f64], exp_b: &[f6
     (to.weighted_a, to.weighted_b) = (weighted_a, weighted_b);
 }
 
-/// Largest distance of ordinals of one pair over one block.
+/// Largest distance between the ordinals of one pair over one block.
 #[inline(always)]
 pub(super) fn ulps(a: &[u32], b: &[u32], to: &mut PairLanes) {
-    // Not `abs_diff`, for which more instructions come out. Of integers the compiler may choose the lanes.
+    // `abs_diff` compiles to more instructions. Integer maxima need no fixed lanes: their order does not matter.
     let distance = |(a, b): (&u32, &u32)| *a.max(b) - *a.min(b);
     to.ulp = a.iter().zip(b).map(distance).fold(to.ulp, u32::max);
 }
 
-/// Largest distance of two blocks in representable float64 values, which f64 ordinals could not count.
+/// Largest distance of two blocks in representable float64 values, which [`ordinals`] (u32) cannot count.
 #[inline(always)]
 pub(super) fn ulps_f64(a: &[f64], b: &[f64], to: &mut PairLanes) {
     to.ulp_f64 = a.iter().zip(b).map(|(a, b)| ulp_f64(*a, *b)).fold(to.ulp_f64, u64::max);
@@ -155,7 +155,7 @@ pub(super) fn ulp_f64(a: f64, b: f64) -> u64 {
     ordinal_64(a).abs_diff(ordinal_64(b))
 }
 
-/// L2 and largest difference of one pair of rounded blocks.
+/// Squared differences and largest difference of one pair of rounded blocks.
 #[inline(always)]
 pub(super) fn rounded_differences<S: Simd>(a: &[f64], b: &[f64], to: &mut PairLanes) {
     let (mut squares, mut max) = (to.rounded_squares, to.rounded_max);
@@ -170,7 +170,7 @@ pub(super) fn rounded_differences<S: Simd>(a: &[f64], b: &[f64], to: &mut PairLa
     (to.rounded_squares, to.rounded_max) = (squares, max);
 }
 
-/// `shifted = x − max` and `out = e^shifted` over the first `length` elements and 0 after them; adds the
+/// Writes `shifted = x − max` and `out = e^shifted` for the first `length` elements and 0 after them; adds the
 /// exponentials to `sum`.
 #[inline(always)]
 pub(super) fn exponentials<S: Simd>(
@@ -198,11 +198,11 @@ pub(super) fn exponentials<S: Simd>(
 
 /// e^x for x ≤ 0 to about 2 ulp; 0 below −708, NaN for NaN. Branch-free, so that it vectorises.
 ///
-/// Argument reduction by fdlibm's split of ln 2 (e_exp.c); Taylor to r¹³, whose rest is below 4e-18 for
-/// |r| ≤ ln 2 / 2, from r² on in Estrin's order: by Horner's thirteen products would wait for one another.
+/// Argument reduction uses fdlibm's split of ln 2 (e_exp.c). The Taylor series ends at r¹³; its remainder is below 4e-18
+/// for |r| ≤ ln 2 / 2. From r² on it is evaluated by Estrin's scheme; Horner's is a chain of 13 dependent products.
 #[inline(always)]
 fn exp_negative<S: Simd>(x: f64) -> f64 {
-    /// 1.5 · 2⁵²: adding it rounds to an integer, which then stands in the low bits.
+    /// 1.5 · 2⁵²: adding it rounds to an integer, which is then in the low bits.
     const ROUND: f64 = 6_755_399_441_055_744.0;
     const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
     const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
@@ -235,8 +235,8 @@ fn exp_negative<S: Simd>(x: f64) -> f64 {
     if x < -708.0 { 0.0 } else { sum * scale }
 }
 
-/// Ordinals (a monotone count of representable values, [`ORDINAL_ZERO`] for ±0) of a block rounded to `dtype`, and the
-/// rounded values where asked for. float64 has no ordinals here, see [`ulps_f64`].
+/// Ordinals of a block rounded to `dtype`, and the rounded values if `rounded` is given. An ordinal is a monotone count
+/// of representable values, [`ORDINAL_ZERO`] for ±0. Does nothing for float64, see [`ulps_f64`].
 #[inline(always)]
 pub(super) fn ordinals(x: &[f64], is_wide: bool, dtype: Dtype, out: &mut [u32], rounded: Option<&mut [f64]>) {
     match dtype {
@@ -277,9 +277,9 @@ pub(super) fn ordinals(x: &[f64], is_wide: bool, dtype: Dtype, out: &mut [u32], 
     }
 }
 
-/// The f32 from which rounding to 16 bits gives what rounding `x` itself does: where `x` lies between two, the one whose
-/// last bit is set, which is never a tie of 16 bits. To the nearest f32 a value would be rounded twice, and `half`'s own
-/// conversions drop the lower half of an f64 (2.7.1, `f64_to_bf16`).
+/// Rounds to odd: the f32 whose rounding to 16 bits equals the rounding of `x` itself. If `x` lies between two f32, this
+/// is the one whose last bit is set, which is never halfway between two 16-bit values. Rounding to the nearest f32 first
+/// would round twice, and `half`'s own conversions drop the lower half of an f64 (half 2.7.1, `f64_to_bf16`).
 #[inline(always)]
 fn to_odd(x: f64) -> f32 {
     let near = x as f32;
@@ -291,7 +291,7 @@ fn to_odd(x: f64) -> f32 {
     f32::from_bits(below | 1)
 }
 
-/// The ordinal of zero: those of all 32-bit floats lie around it within a u32, which doubles what a vector holds.
+/// The ordinal of zero. Around it the ordinals of all 32-bit floats fit a u32, so that a vector holds twice as many.
 const ORDINAL_ZERO: u32 = 1 << 31;
 
 /// Ordinal of the bits of a float whose sign is bit `sign`.
@@ -319,10 +319,10 @@ fn value_of(ordinal: u32, dtype: Dtype) -> f64 {
     if ordinal < ORDINAL_ZERO { -value } else { value }
 }
 
-/// What one pass over a row alone finds.
+/// Result of [`scan`] for one row of one entry.
 #[derive(Clone, Debug)]
 pub(super) struct RowScan {
-    /// Largest value, NaN left out; −∞ where there is none.
+    /// Largest value, NaN ignored; −∞ if there is none.
     pub(super) max: f64,
     pub(super) nan: u64,
     pub(super) infinite: u64,
@@ -341,7 +341,7 @@ pub(super) fn scan<T: Copy + Into<f64>>(row: &[T], k: usize) -> RowScan {
     let mut threshold = f64::NEG_INFINITY;
     for (number, chunk) in row.chunks(SCAN).enumerate() {
         let mut max = [f64::NEG_INFINITY; LANES];
-        // x·0 is 0 for finite x and NaN otherwise, so one sum tells whether to look closer.
+        // x·0 is 0 for finite x and NaN otherwise, so the sum is NaN if the chunk holds a non-finite value.
         let mut marks = [0.0; LANES];
         let (lanes, rest) = chunk.as_chunks::<LANES>();
         for lane in lanes {
@@ -371,7 +371,7 @@ pub(super) fn scan<T: Copy + Into<f64>>(row: &[T], k: usize) -> RowScan {
                 if x.is_nan() || (best.len() == k && x <= threshold) {
                     continue;
                 }
-                // Ids ascend, so an equal value goes behind those that are there.
+                // Ids ascend, so a tie keeps the lower id first.
                 let at = best.partition_point(|&(value, _)| value >= x);
                 best.insert(at, (x, (number * SCAN + offset) as u32));
                 best.truncate(k);

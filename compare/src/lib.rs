@@ -1,4 +1,4 @@
-//! Compares logits, saved or in memory: pure functions, which never run a model.
+//! Compares logits, saved in files or held in memory; no model, Python or network is involved.
 //!
 //! No model, Python or network is involved; variants are known by their names alone.
 //! [`logits`] opens files or takes numbers in memory, [`matrix`] reads all of them once and measures every pair,
@@ -34,9 +34,8 @@ use logits::{Logits, LogitsError, Mask, Row};
 /// Softmax probability of each of `tokens` at the last real position of each row of the batch, in f64:
 /// `exp(x[token] − max x) / Σ exp(x − max x)`, in `[0, 1]`.
 ///
-/// A row gives `None` where it has no real token, where the file lacks its last real position (a
-/// last-position file of a right-padded row), and per token where the id is outside the vocabulary.
-/// A NaN logit makes the row's probabilities NaN.
+/// A row is `None` if it has no real token or the file lacks its last real position (a last-position file of a
+/// right-padded row). A token is `None` if its id is outside the vocabulary. A NaN logit makes the row's probabilities NaN.
 ///
 /// # Errors
 /// The file cannot be read.

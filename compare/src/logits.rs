@@ -1,7 +1,7 @@
-//! Logits: where a saved tensor's rows lie on disk, or numbers in memory, and how one row is read.
+//! Logits of a variant, in a file or in memory, read one row (the `vocab_size` logits of one position) at a time.
 //!
-//! Rows are read with positioned reads rather than through a mapping: a mapping's pages count as this
-//! process's memory, and a file that shrinks under a mapping kills the process instead of failing the read.
+//! Rows are read with positioned reads, not through a memory mapping: mapped pages count as this process's memory, and
+//! truncating a mapped file kills the process instead of failing the read.
 
 use std::fs::File;
 use std::io::Read;
@@ -15,42 +15,42 @@ use safetensors::tensor::Metadata;
 use safetensors::{Dtype as Stored, SafeTensors};
 use thiserror::Error;
 
-/// The tensor of a logits file, by its name in the worker protocol.
+/// Name of the logits tensor in the worker protocol.
 const LOGITS: &str = "logits";
-/// The mask of an inputs file, by its name in the worker protocol.
+/// Name of the mask tensor in the worker protocol.
 const ATTENTION_MASK: &str = "attention_mask";
 
-/// A header larger than this is not one that a runner wrote (safetensors' own limit is 100 MB).
+/// Largest accepted header in bytes; safetensors has the same limit.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// Why a logits or inputs file cannot be used.
+/// Error of opening or reading a logits or inputs file.
 #[derive(Debug, Error)]
 pub enum LogitsError {
-    /// The file system refused.
+    /// An I/O operation failed.
     #[error("cannot read {}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// The file is not what it should be.
+    /// The file's content is invalid.
     #[error("{} {problem}", path.display())]
     Invalid {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it: "is truncated: …".
+        /// The problem, as a predicate of the file: "is truncated: …".
         problem: String,
     },
 }
 
 impl LogitsError {
-    /// The file system refused.
+    /// An I/O operation failed.
     pub fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }
 
-    /// The file is not what it should be: "is truncated: …".
+    /// The file's content is invalid; `problem` is a predicate of the file, such as "is truncated: …".
     pub fn invalid(path: &Path, problem: impl Into<String>) -> Self {
         Self::Invalid { path: path.to_owned(), problem: problem.into() }
     }
@@ -59,22 +59,22 @@ impl LogitsError {
 /// Logits in memory.
 #[derive(Clone, Debug)]
 pub enum Values {
-    /// Of float64.
+    /// float64 values.
     F64(Vec<f64>),
-    /// Of float32, or of a narrower dtype, which float32 holds exactly.
+    /// float32 values, or values of a narrower dtype, which float32 holds exactly.
     F32(Vec<f32>),
 }
 
-/// Where the rows are.
+/// Storage of the rows.
 #[derive(Debug)]
 enum Source {
-    /// They lie contiguously in a file, from `offset` on.
+    /// Contiguous in a file, starting at byte `offset`.
     File { file: File, offset: u64 },
-    /// The values of all rows, or of the rows `held`, in ascending order of batch × seq + position.
+    /// The values of all rows, or only of the rows `held`; `held` ascends and counts rows as `batch_row * seq + position`.
     Memory { values: Values, held: Option<Vec<usize>> },
 }
 
-/// An open logits file, or logits in memory: `[batch, seq, vocab_size]`, `[batch, 1, vocab_size]` for last positions only.
+/// An open logits file, or logits in memory: `[batch, seq, vocab_size]`, with `seq` = 1 for last positions only.
 #[derive(Debug)]
 pub struct Logits {
     path: PathBuf,
@@ -86,7 +86,7 @@ pub struct Logits {
     positions: Positions,
 }
 
-/// One row of logits as read, in the widest type that its file needs.
+/// One row of logits: f64 values in `wide` for a float64 file, otherwise f32 values in `narrow`.
 #[derive(Debug, Default)]
 pub(super) struct Row {
     bytes: Vec<u8>,
@@ -96,7 +96,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// The row's values, exactly.
+    /// The row's values, widened without rounding.
     pub(super) fn to_f64(&self) -> Vec<f64> {
         if self.is_wide { self.wide.clone() } else { self.narrow.iter().map(|&x| f64::from(x)).collect() }
     }
@@ -106,7 +106,7 @@ impl Logits {
     /// Opens a safetensors file with one tensor `logits`.
     ///
     /// # Errors
-    /// The file cannot be read, is truncated, or holds no logits of a usable shape and dtype.
+    /// The file cannot be read, is truncated, or holds no tensor `logits` of a floating dtype and a supported shape.
     pub fn open(path: &Path, positions: Positions) -> Result<Self, LogitsError> {
         let file = File::open(path).map_err(|error| LogitsError::io(path, error))?;
         let (header, start) = read_header(path, &file)?;
@@ -130,10 +130,10 @@ impl Logits {
         Self::new(path, file, start + info.data_offsets.0 as u64, storage, &info.shape, positions)
     }
 
-    /// Logits that lie contiguously in a file of another format.
+    /// Opens logits that lie contiguously from byte `offset` on in a file of another format.
     ///
     /// # Errors
-    /// The file cannot be read, is truncated, or the shape is not one of logits.
+    /// The file cannot be read or is truncated, or the shape is not one of logits.
     pub fn at(
         path: &Path,
         offset: u64,
@@ -145,7 +145,7 @@ impl Logits {
         Self::new(path, file, offset, storage, shape, positions)
     }
 
-    /// Logits in memory, row after row; `name` is theirs in messages.
+    /// Logits in memory, row after row; error messages call them `name`.
     ///
     /// # Errors
     /// The shape is not one of logits, or the values do not fill it.
@@ -158,11 +158,11 @@ impl Logits {
         Self::in_memory(name, values, None, shape, positions)
     }
 
-    /// The logits of some rows in memory: `rows[i]` = batch × seq + position, ascending, is that of the values'
-    /// `i`-th row. Only these rows can be read, so the mask of a comparison must be false at all others.
+    /// Logits in memory of the given rows only: `rows[i]` = `batch_row * seq + position` is the index of the values' `i`-th
+    /// row, ascending. Other rows cannot be read, so the mask of a comparison must be false there.
     ///
     /// # Errors
-    /// The shape is not one of logits, the rows do not ascend within it, or the values are not of these rows.
+    /// The shape is not one of logits, the rows do not ascend or exceed it, or the number of values does not match.
     pub fn from_rows(
         name: &str,
         rows: Vec<usize>,
@@ -232,7 +232,7 @@ impl Logits {
         Ok(Self { path: path.to_owned(), source, storage, batch, seq, vocab_size, positions })
     }
 
-    /// The file; the name of logits in memory.
+    /// Path of the file, or the name of logits in memory.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -252,7 +252,7 @@ impl Logits {
         self.storage
     }
 
-    /// One logit of the `index`-th row, `index` = batch × seq + position.
+    /// One logit of row `index` = `batch_row * seq + position`.
     ///
     /// # Errors
     /// The row or the token is not held, or the file cannot be read.
@@ -265,12 +265,12 @@ impl Logits {
         Ok(row.to_f64()[0])
     }
 
-    /// Reads the `index`-th row, `index` = batch × seq + position, into `row`.
+    /// Reads row `index` = `batch_row * seq + position` into `row`.
     pub(super) fn read_row(&self, index: usize, row: &mut Row) -> Result<(), LogitsError> {
         self.read_part(index, 0..self.vocab_size, row)
     }
 
-    /// As [`Logits::read_row`], of these tokens only.
+    /// Like [`Logits::read_row`], but reads only the logits of `tokens`.
     pub(super) fn read_part(
         &self,
         index: usize,
@@ -319,7 +319,7 @@ impl Logits {
         }
     }
 
-    /// What [`Logits::read_part`] does of values in memory.
+    /// [`Logits::read_part`] for values in memory.
     fn copy_part(
         &self,
         values: &Values,
@@ -349,7 +349,7 @@ impl Logits {
     }
 }
 
-/// Batch, positions, vocabulary and which positions a shape of logits means; none of them is 0.
+/// `(batch, seq, vocab_size, positions)` of a shape of logits; the sizes are not 0.
 fn layout(
     path: &Path,
     shape: &[usize],
@@ -381,7 +381,7 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// A mask from its values, row by row; `None` when they do not fill `[batch, seq]`.
+    /// A mask from its values in row-major order; `None` if their number is not `batch * seq`.
     pub fn new(batch: usize, seq: usize, real: Vec<bool>) -> Option<Self> {
         (real.len() == batch * seq).then_some(Self { batch, seq, real })
     }
@@ -415,12 +415,12 @@ impl Mask {
         }
     }
 
-    /// Number of rows.
+    /// Batch size.
     pub fn batch(&self) -> usize {
         self.batch
     }
 
-    /// Positions of each row, padding included.
+    /// Sequence length, padding included.
     pub fn seq(&self) -> usize {
         self.seq
     }
@@ -430,13 +430,13 @@ impl Mask {
         self.real[row * self.seq + position]
     }
 
-    /// The last real position of a row; `None` for a row of padding alone.
+    /// The last real position of a row; `None` if the row is all padding.
     pub fn last_real(&self, row: usize) -> Option<usize> {
         (0..self.seq).rev().find(|&position| self.is_real(row, position))
     }
 }
 
-/// The JSON of a safetensors file, and where its data starts.
+/// The JSON header of a safetensors file and the byte offset of its data.
 fn read_header(path: &Path, mut file: &File) -> Result<(Vec<u8>, u64), LogitsError> {
     let mut length = [0; 8];
     let truncated = |error: std::io::Error| match error.kind() {

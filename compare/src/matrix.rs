@@ -1,7 +1,7 @@
-//! Every pair of N logits files, measured in one pass that reads each file once.
+//! Metrics of every pair of N logits files; each file is read once.
 //!
-//! A task takes one position: it reads that row of every file, then walks the vocabulary in blocks that
-//! stay in the core's cache while all pairs are accumulated. Memory is bounded by the rows in flight.
+//! One task handles one position: it reads that row of every file, then walks the vocabulary in blocks that stay in the
+//! core's cache while it accumulates all pairs. Memory use is bounded by the rows in flight.
 
 use super::Dtype;
 use super::entry::Frame;
@@ -11,14 +11,14 @@ use super::metrics::{PairMetrics, PositionIndex};
 use super::pass;
 use super::plan::Plan;
 
-/// What became of one pair.
+/// Outcome of one pair.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PairOutcome {
     /// It was measured.
     Compared(Box<PairMetrics>),
-    /// Both files exist but are not about the same thing.
+    /// Both sides have logits, but their shapes or positions do not match.
     Incomparable(Incomparable),
-    /// A side has no logits; says whose and why.
+    /// A side has no logits; holds its name and the reason.
     NotRun(String),
 }
 
@@ -40,21 +40,21 @@ impl Matrix {
         self.names.len()
     }
 
-    /// True without a variant.
+    /// Whether there are no variants.
     pub fn is_empty(&self) -> bool {
         self.names.is_empty()
     }
 
-    /// The pair of variants `a ≤ b`, side A being `a`; [`Matrix::oriented`] takes any order.
+    /// The pair of variants `a ≤ b`, with `a` as side A; [`Matrix::oriented`] takes any order.
     ///
     /// # Panics
-    /// When `a > b` or `b` is not a variant.
+    /// If `a > b` or `b` is not a variant.
     pub fn pair(&self, a: usize, b: usize) -> &PairOutcome {
         assert!(a <= b && b < self.len(), "pair ({a}, {b}) of {} variants", self.len());
         &self.pairs[pair_index(a, b)]
     }
 
-    /// The pair with `a` as side A whatever the order.
+    /// The pair with `a` as side A, in either order of `a` and `b`.
     pub fn oriented(&self, a: usize, b: usize) -> PairOutcome {
         match self.pair(a.min(b), a.max(b)) {
             PairOutcome::Compared(pair) if a > b => PairOutcome::Compared(Box::new(pair.reversed())),
@@ -62,7 +62,7 @@ impl Matrix {
         }
     }
 
-    /// A measured pair in either order (symmetric metrics only).
+    /// The metrics of a pair in either order, if it was measured. Side A is the smaller index.
     pub fn compared(&self, a: usize, b: usize) -> Option<&PairMetrics> {
         match self.pair(a.min(b), a.max(b)) {
             PairOutcome::Compared(pair) => Some(pair),
@@ -71,18 +71,18 @@ impl Matrix {
     }
 }
 
-/// Pairs `a ≤ b` in order (0,0) (0,1) (1,1) (0,2) …
+/// Index of the pair `a ≤ b` in the order (0,0) (0,1) (1,1) (0,2) …
 fn pair_index(a: usize, b: usize) -> usize {
     b * (b + 1) / 2 + a
 }
 
-/// Measures all pairs of the entries over the real positions of `mask` (all positions without one).
+/// Measures all pairs of the entries over the real positions of `mask`, or over all positions if `mask` is `None`.
 ///
-/// A pair of which one file holds last positions only is compared at the last position of those rows
-/// that end in a real token; [`PairMetrics::last_positions_only`] reports it.
+/// If one file of a pair holds last positions only, the pair is compared at the last position of those rows that end in a
+/// real token, and [`PairMetrics::last_positions_only`] is true.
 ///
 /// # Errors
-/// A file that could be opened cannot be read.
+/// Reading an opened file fails.
 pub fn matrix(entries: &[Entry], mask: Option<&Mask>, options: &Options) -> Result<Matrix, LogitsError> {
     let frame = Frame::new(entries, mask);
     let n = entries.len();
@@ -124,7 +124,7 @@ pub fn matrix(entries: &[Entry], mask: Option<&Mask>, options: &Options) -> Resu
     })
 }
 
-/// The outcome of a pair that is not measured.
+/// The outcome of a pair that cannot be measured; `None` if it can.
 fn excluded(frame: &Frame, a: &Entry, b: &Entry) -> Option<PairOutcome> {
     let absent =
         |entry: &Entry| entry.logits.as_ref().err().map(|reason| format!("{}: {reason}", entry.name));

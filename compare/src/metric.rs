@@ -1,7 +1,7 @@
-//! The table of metrics: a row per number of a pair, with its names, unit, format and the function that gives it.
+//! The table of metrics: a row per number of a pair, with its names, unit, format and getter.
 //!
-//! Gates, JSON, CSV, Markdown, HTML, the terminal and `explain` iterate over [`METRICS`]: to add a metric is to
-//! compute it ([`super::metrics::PairMetrics`]) and to add a row here and in docs/metrics.md.
+//! Gates, JSON, CSV, Markdown, HTML, the terminal and `explain` iterate over [`METRICS`]. To add a metric, compute it in
+//! [`super::metrics::PairMetrics`] and add a row here and in docs/metrics.md.
 
 mod layout;
 mod value;
@@ -13,61 +13,61 @@ pub use value::{Format, Value};
 /// One number of a pair.
 #[derive(Clone, Copy, Debug)]
 pub struct Metric {
-    /// What gates, JSON and CSV call it, where `json` and `csv` give no other key.
+    /// Key in gates; also in JSON and CSV unless `json` or `csv` gives another one.
     pub name: &'static str,
     /// Other names that gates accept.
     pub aliases: &'static [&'static str],
-    /// What people read where `column` and `line` give no other title.
+    /// Title in tables and text unless `column` or `line` gives another one.
     pub title: &'static str,
-    /// `logits`, `nats`; empty for a number without a unit.
+    /// `logits`, `nats` or `ULP`; empty for a number without a unit.
     pub unit: &'static str,
-    /// How people read it.
+    /// How tables and text show the value.
     pub format: Format,
-    /// Which end of the range is agreement.
+    /// Whether a smaller or a larger value means that the sides are closer.
     pub direction: Direction,
-    /// Whether a percentage of it makes sense.
+    /// Whether it can be given as a percentage.
     pub is_share: bool,
-    /// Whether a gate can be on it.
+    /// Whether a gate can test it.
     pub is_gate: bool,
     /// Its keys in summary.json; `/` separates the names of nested objects.
     pub json: Keys,
     /// Its columns in matrix.csv; a place adds `_row`, `_position` and `_token`.
     pub csv: Keys,
-    /// Where the table "Metrics per pair" shows it.
+    /// Place in the table "Metrics per pair".
     pub column: Shown,
-    /// Where `tfcheck explain` shows it.
+    /// Place in the output of `tfcheck explain`.
     pub line: Shown,
-    /// The value: relative to that side, or with that side first; `None` favours neither and takes the larger norm, or
-    /// the larger of the two divergences. Gives `None` where it was not measured.
+    /// Gets the value with the given side as the reference (for KL, as the first operand). With side `None` it takes the
+    /// larger norm, or the larger of the two divergences. Returns `None` if the metric was not measured.
     pub get: fn(&PairMetrics, Option<Side>) -> Option<Value>,
 }
 
 /// Which values mean that two sides are closer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// 0 where they are identical.
+    /// Identical sides give 0.
     SmallerIsCloser,
-    /// 1 where they are identical.
+    /// Identical sides give 1.
     LargerIsCloser,
 }
 
-/// What a format for programs calls a metric.
+/// Keys of a metric in JSON or CSV.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keys {
-    /// Its name.
+    /// [`Metric::name`].
     Name,
     /// The format lacks it.
     None,
-    /// These, each relative to a side.
+    /// These keys, each with the side that is the reference.
     Of(&'static [(&'static str, Side)]),
 }
 
-/// Where people read a metric among others.
+/// Place of a metric among the columns of a table or the lines of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shown {
-    /// Nowhere.
+    /// Not shown.
     No,
-    /// By itself, under its title, after all that have a place.
+    /// In a group of its own, under its title, after all groups that have a place.
     Alone,
     /// First of a group.
     First {
@@ -75,17 +75,17 @@ pub enum Shown {
         place: u8,
         /// Title of the group; `{dtype}` becomes the pair's lower dtype.
         title: &'static str,
-        /// What is ahead of the number.
+        /// Text before the number.
         before: &'static str,
     },
-    /// In the group of the metric above.
+    /// In the group of the preceding row of [`METRICS`].
     Joined {
-        /// Between the number above and this one.
+        /// Text between the preceding number and this one.
         before: &'static str,
-        /// After the number.
+        /// Text after the number.
         after: &'static str,
     },
-    /// Once for each side as the reference.
+    /// In a group that is shown once with each side as the reference.
     PerSide {
         /// Place among the groups.
         place: u8,
@@ -103,7 +103,7 @@ impl Keys {
     }
 }
 
-/// Two metrics are the same row of the table where they have the same name.
+/// Metrics are equal if their names are equal.
 impl PartialEq for Metric {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
@@ -111,7 +111,7 @@ impl PartialEq for Metric {
 }
 
 impl Metric {
-    /// What a row has where it says nothing else: shown everywhere, a gate, closer where smaller.
+    /// Default of a row: shown everywhere, usable in gates, smaller is closer.
     const ROW: Self = Self {
         name: "",
         aliases: &[],
@@ -128,15 +128,15 @@ impl Metric {
         get: |_, _| None,
     };
 
-    /// The row that a gate calls `name`.
+    /// The row whose name or alias is `name`, if gates can test it.
     pub fn named(name: &str) -> Option<&'static Self> {
         METRICS
             .iter()
             .find(|metric| metric.is_gate && (metric.name == name || metric.aliases.contains(&name)))
     }
 
-    /// The number as gates compare it; `None` where it was not measured. Neither side is the reference; identical values
-    /// (NaN included, which makes every sum NaN) differ by nothing; NaN where it is not defined.
+    /// The number that gates compare; neither side is the reference. `None` if it was not measured, NaN if it is not
+    /// defined. An identical pair gives 0 (1 where larger is closer), even if it holds NaN.
     pub fn of(&self, pair: &PairMetrics) -> Option<f64> {
         if pair.identical {
             return Some(match self.direction {
@@ -147,12 +147,12 @@ impl Metric {
         Some((self.get)(pair, None)?.number())
     }
 
-    /// The value as tables show it, relative to a side; `—` where it was not measured.
+    /// The value as tables show it, with `side` as the reference; `—` if it was not measured.
     pub fn text(&self, pair: &PairMetrics, side: Side) -> String {
         (self.get)(pair, Some(side)).map_or_else(|| "—".to_owned(), |value| value.text(self.format))
     }
 
-    /// A number of this metric as tables show it.
+    /// `number` in this metric's format.
     pub fn written(&self, number: f64) -> String {
         Value::Number(number).text(self.format)
     }
@@ -161,7 +161,7 @@ impl Metric {
 const LOGITS: &str = "logits";
 const NATS: &str = "nats";
 
-/// The norm of the difference.
+/// `‖a − b‖`.
 pub const L2: Metric = Metric {
     name: "l2",
     title: "L2",
@@ -173,7 +173,7 @@ pub const L2: Metric = Metric {
     ..Metric::ROW
 };
 
-/// The norm of the difference over that of a side.
+/// `‖a − b‖` over the norm of a side.
 pub const RELATIVE_L2: Metric = Metric {
     name: "relative_l2",
     aliases: &["rel_l2"],
@@ -252,7 +252,7 @@ pub static METRICS: &[Metric] = &[
         format: Format::Count,
         column: Shown::First { place: 1, title: "Max ULP", before: "" },
         line: Shown::First { place: 5, title: "largest in ULP", before: "" },
-        // A gate on it fails where a NaN was compared.
+        // Undefined, not absent, so that a gate on it fails if a NaN was compared.
         get: |pair, _| Some(pair.max_ulp.map_or(Value::Undefined, Value::Count)),
         ..Metric::ROW
     },
@@ -444,7 +444,7 @@ pub static METRICS: &[Metric] = &[
     },
 ];
 
-/// What the counts of values that are not finite have in common.
+/// Defaults of the rows that count non-finite values.
 const NON_FINITE: Metric =
     Metric { format: Format::Count, is_gate: false, column: Shown::No, line: Shown::No, ..Metric::ROW };
 

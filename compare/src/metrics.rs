@@ -1,9 +1,8 @@
-//! What each number of a comparison is: one definition each.
+//! Definition of each number that a comparison measures.
 //!
-//! `a` and `b` are the compared logits of two variants (real positions × vocabulary), `d = a − b`, all
-//! sums in f64 over f64 values. Unless said otherwise a metric is NaN when an operand makes it so (a NaN
-//! anywhere, or ∞ − ∞); the counts of non-finite values stand beside it. Nothing is ever compared on an
-//! empty set: that is [`super::matrix::Incomparable`].
+//! `a` and `b` are the compared logits of two variants, `[real positions, vocab_size]`; `d = a − b`. All sums are f64
+//! sums of f64 values. Unless its definition states otherwise, a metric is NaN if an operand is NaN or `d` is ∞ − ∞;
+//! [`NonFinite`] counts such values. An empty set is never compared: the pair is [`super::matrix::Incomparable`].
 
 use serde::Serialize;
 
@@ -12,44 +11,44 @@ use super::Dtype;
 /// All metrics of one pair.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PairMetrics {
-    /// Rows compared: every real position that both files hold.
+    /// Number of compared positions: every real position that both files hold.
     pub positions: usize,
-    /// True where a file holds last positions only, so that only those were compared.
+    /// True if a file holds last positions only, so that only those were compared.
     pub last_positions_only: bool,
     /// Elements compared, `positions × vocab_size`.
     pub elements: u64,
     /// Every compared element has the same value on both sides (NaN equal to NaN, −0 equal to 0).
     pub identical: bool,
-    /// `sqrt(Σ d²)`, in units of logits, `[0, ∞]`; ∞ also where `d²` overflows (|d| > 1.3e154).
+    /// `sqrt(Σ d²)`, in units of logits, `[0, ∞]`; also ∞ if `d²` overflows (|d| > 1.3e154).
     pub l2: f64,
     /// `sqrt(Σ a²)` over the compared elements.
     pub norm_a: f64,
     /// `sqrt(Σ b²)` over the compared elements.
     pub norm_b: f64,
-    /// `Σ a·b / (norm_a · norm_b)`, `[−1, 1]`; NaN where a norm is 0.
+    /// `Σ a·b / (norm_a · norm_b)`, `[−1, 1]`; NaN if a norm is 0.
     pub cosine: f64,
     /// `max |d|`, in units of logits, `[0, ∞]`.
     pub max_abs: f64,
-    /// Where `max |d|` is first reached; `None` where it is 0 or NaN.
+    /// The first element that reaches `max |d|`; `None` if that is 0 or NaN.
     pub max_abs_at: Option<ElementIndex>,
-    /// Largest distance in representable values between the two sides, both rounded to
-    /// [`PairMetrics::lower_dtype`]; `None` where a NaN was compared. Large near zero by nature.
+    /// Largest distance in representable values between the two sides, both rounded to [`PairMetrics::lower_dtype`]; `None`
+    /// if a NaN was compared. Values near zero give large distances, because representable values are dense there.
     pub max_ulp: Option<u64>,
     /// The less precise of the two variants' dtypes.
     pub lower_dtype: Dtype,
     /// For variants of two dtypes: the comparison after rounding both sides to the lower one.
     pub rounded: Option<Rounded>,
-    /// What depends on the next-token distribution.
+    /// Metrics of the next-token distributions; `None` for [`super::matrix::MetricSet::L2Family`].
     pub distribution: Option<Distribution>,
-    /// Largest over positions of `‖d‖ / max(‖a‖, ‖b‖)` of that position, and the position.
+    /// Largest `‖d‖ / max(‖a‖, ‖b‖)` of a single position, and that position.
     pub worst_position: (f64, PositionIndex),
-    /// The position whose largest `|d|` stands out most from that position's other differences.
+    /// The element with the largest [`Spike::relative`] among positions whose prominence exceeds 32.
     pub spike: Spike,
     /// One entry per compared position, in order of [`super::matrix::Matrix::positions`].
     pub per_position: Vec<PositionMetrics>,
 }
 
-/// A pair at one position.
+/// Metrics of a pair at one position.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PositionMetrics {
     /// Index into [`super::matrix::Matrix::positions`].
@@ -60,7 +59,7 @@ pub struct PositionMetrics {
     pub relative_l2: f64,
     /// `max |d|` over the vocabulary.
     pub max_abs: f64,
-    /// `KL(softmax a ‖ softmax b)` in nats; NaN where it was not asked for or a logit is not finite.
+    /// `KL(softmax a ‖ softmax b)` in nats; NaN if it was not measured or a logit is not finite.
     pub kl: f64,
 }
 
@@ -80,8 +79,8 @@ pub struct Distribution {
     pub kl: KlSummary,
     /// `KL(q ‖ p)`.
     pub kl_reversed: KlSummary,
-    /// Share of positions whose largest logit is the same token (lowest id on a tie), `[0, 1]`; NaN logits
-    /// never are the largest, and a row of nothing else agrees with none.
+    /// Share of positions whose largest logit is the same token (lowest id on a tie), `[0, 1]`. A NaN logit is never the
+    /// largest; a position whose logits are all NaN does not agree.
     pub top1_agreement: f64,
     /// Mean over positions of `|top_k(a) ∩ top_k(b)| / k`, `[0, 1]`; ties in favour of the lower id.
     pub top_k_agreement: f64,
@@ -99,7 +98,7 @@ pub struct Distribution {
 /// about 1e-14 are f64 rounding; a negative one by rounding is 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KlSummary {
-    /// Mean over the defined positions; NaN where none is.
+    /// Mean over the defined positions; NaN if there is none.
     pub mean: f64,
     /// Median, Hyndman–Fan type 7.
     pub median: f64,
@@ -125,27 +124,27 @@ pub struct NonFinite {
 pub struct PositionIndex {
     /// Row of the batch.
     pub row: usize,
-    /// Position in the row, padding counted.
+    /// Position in the row, padding included.
     pub position: usize,
 }
 
 /// One logit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ElementIndex {
-    /// Where in the inputs.
+    /// Position in the inputs.
     pub at: PositionIndex,
     /// Token id.
     pub token: usize,
 }
 
-/// How far one element stands out of its position's differences.
+/// How far the largest difference of a position exceeds that position's other differences.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Spike {
     /// `max |d|` of the position, relative to the RMS of the larger side's logits there.
     pub relative: f64,
-    /// `max |d|` over the RMS of `d` at the position, `[1, sqrt(vocab_size)]`; bf16 reached 11.3 where it was measured.
+    /// `max |d|` over the RMS of `d` at the position, `[1, sqrt(vocab_size)]`; measured bf16 variants reached 11.3.
     pub prominence: f64,
-    /// Where.
+    /// The position.
     pub at: PositionIndex,
 }
 
@@ -159,13 +158,13 @@ pub enum Side {
 }
 
 impl PairMetrics {
-    /// `l2 / ‖reference‖`, `[0, ∞]`; 0 where both are 0, ∞ where only the reference is.
+    /// `l2 / ‖reference‖`, `[0, ∞]`; 0 if both are 0, ∞ if only the norm is.
     pub fn relative_l2(&self, reference: Side) -> f64 {
         relative(self.l2, self.norm(reference))
     }
 
-    /// `mean(d²) / mean(reference²)` = the square of [`PairMetrics::relative_l2`] (llama.cpp's
-    /// test-backend-ops `nmse`; its other NMSE divides by the variance).
+    /// `mean(d²) / mean(reference²)`, the square of [`PairMetrics::relative_l2`]; equals `nmse` of llama.cpp's
+    /// test-backend-ops (llama.cpp's other NMSE divides by the variance).
     pub fn nmse(&self, reference: Side) -> f64 {
         self.relative_l2(reference).powi(2)
     }
@@ -183,7 +182,7 @@ impl PairMetrics {
         }
     }
 
-    /// Both sides of the pair exchanged.
+    /// The metrics with sides A and B exchanged.
     #[must_use]
     pub fn reversed(&self) -> Self {
         let mut reversed = self.clone();
@@ -196,12 +195,12 @@ impl PairMetrics {
     }
 }
 
-/// `difference / reference`, 0 for 0/0: equal zeros do not differ.
+/// `difference / reference`; 0 if `difference` is 0, whatever `reference` is.
 pub fn relative(difference: f64, reference: f64) -> f64 {
     if difference == 0.0 { 0.0 } else { difference / reference }
 }
 
-/// Significand bits, hidden bit included: what orders dtypes by precision.
+/// Significand bits, hidden bit included; dtypes are ordered by it.
 pub(super) fn precision(dtype: Dtype) -> u32 {
     match dtype {
         Dtype::F64 => f64::MANTISSA_DIGITS,

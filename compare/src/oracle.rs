@@ -1,4 +1,4 @@
-//! Each variant's own error against the same computation in float64.
+//! Each variant's error against the float64 result (the oracle) of the same computation.
 
 use super::Dtype;
 use super::evidence::Routing;
@@ -20,28 +20,28 @@ pub struct Accuracy {
     pub max_abs: f64,
 }
 
-/// Where a variant's numbers come from.
+/// Identifies the code that computed a variant's logits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// What shares one mathematics: a runner and its version.
+    /// Runner and version: variants of one family compute the same function.
     pub family: String,
-    /// What shares one code, whatever the dtype: mode, attention and device too.
+    /// Family plus mode, attention and device: variants of one path run the same code, whatever their dtype.
     pub path: String,
 }
 
 impl Origin {
-    /// The same of results that were made another way.
+    /// Prefixes family and path with `way`, for results of the same code that were computed in another way.
     #[must_use]
     pub fn made(self, way: &str) -> Self {
         Self { family: format!("{way} {}", self.family), path: format!("{way} {}", self.path) }
     }
 }
 
-/// Which float64 result each variant is measured against.
+/// Assigns each variant the float64 result that it is compared with.
 ///
-/// The oracle of a variant is the float64 variant of its own code, or else one of its family, or else the first that
-/// could be compared with it (then the agreement of the two families cannot be checked, which the verdict's evidence
-/// says).
+/// The oracle of a variant is the float64 variant of its own path, or else of its family, or else the first float64
+/// variant that has logits. In the last case the agreement of the two families cannot be checked, and the verdict's
+/// evidence states it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Oracles {
     origins: Vec<Origin>,
@@ -54,7 +54,7 @@ impl Oracles {
     /// Finds the float64 variants that have logits.
     ///
     /// # Panics
-    /// When `origins` has not one entry per variant of the matrix.
+    /// If `origins` does not have one entry per variant of the matrix.
     pub fn new(matrix: &Matrix, origins: &[Origin]) -> Self {
         assert_eq!(matrix.len(), origins.len(), "one origin per variant");
         let usable: Vec<usize> = (0..matrix.len())
@@ -70,15 +70,15 @@ impl Oracles {
         Self { origins: origins.to_vec(), own, any: usable.first().copied(), near_ties: Vec::new() }
     }
 
-    /// The same, of which `variant` is known to choose other experts at near-ties of routers and to compute nothing else:
-    /// `routing` is how that is known.
+    /// Records that `variant` is known to differ only because its routers choose other experts at near-ties (two router
+    /// scores closer than rounding explains); `routing` is the evidence.
     #[must_use]
     pub fn with_near_ties(mut self, variant: usize, routing: Routing) -> Self {
         self.near_ties.push((variant, routing));
         self
     }
 
-    /// How it is known that a variant departs by near-ties of routers alone.
+    /// The evidence that a variant differs only by near-ties of routers.
     pub fn near_ties(&self, variant: usize) -> Option<&Routing> {
         self.near_ties.iter().find(|(known, _)| *known == variant).map(|(_, routing)| routing)
     }
@@ -88,18 +88,18 @@ impl Oracles {
         self.own[variant]
     }
 
-    /// The float64 result that a variant is measured against: its own, or any.
+    /// The float64 result that a variant is compared with: its own, or else the first of any family.
     pub fn of(&self, variant: usize) -> Option<usize> {
         self.own[variant].or(self.any)
     }
 
-    /// Whether the variant's own code has run in float64: then nothing but rounding is between it and its oracle.
+    /// Whether the variant's own code has run in float64, so that it differs from its oracle only by rounding.
     pub fn ran(&self, variant: usize) -> bool {
         self.own[variant].is_some_and(|oracle| self.origins[oracle].path == self.origins[variant].path)
     }
 
-    /// Variants other than `variant` and of its dtype whose error is rounding and nothing else: those of its own family
-    /// and of `other`'s whose code has run in float64.
+    /// Variants whose error is known to be rounding, for comparison with `variant`: other variants of its dtype, of its own
+    /// family or of `other`'s, whose code has run in float64.
     pub(super) fn references(&self, matrix: &Matrix, variant: usize, other: usize) -> Vec<usize> {
         let families = [variant, other].map(|index| &self.origins[index].family);
         (0..matrix.len())
@@ -114,8 +114,7 @@ impl Oracles {
     }
 }
 
-/// Measures every variant that has an oracle; float64 variants against other families' oracles are
-/// left to the matrix.
+/// Measures every variant against its oracle; variants without one and the oracles themselves are omitted.
 pub fn accuracies(matrix: &Matrix, oracles: &Oracles) -> Vec<Accuracy> {
     (0..matrix.len())
         .filter_map(|variant| {

@@ -1,4 +1,4 @@
-//! One pass over the files of one vocabulary: the rows' tasks and the blocks within a row.
+//! Reads the files of one vocabulary size once and measures all pairs: one task per row, in blocks within a row.
 
 use std::sync::Mutex;
 
@@ -12,11 +12,11 @@ use super::logits::{LogitsError, Row};
 use super::metrics::PositionIndex;
 use super::plan::{EntryRow, Measured, PairRow, Plan, RowResult};
 
-/// Rows in flight may hold this many bytes of logits altogether.
+/// Largest total size in bytes of the logits of the rows in flight.
 const IN_FLIGHT_BYTES: usize = 256 << 20;
-/// Rows between two folds of the results.
+/// Largest number of rows between two folds of the results.
 const ROWS_AT_ONCE: usize = 64;
-/// Pairs whose sums are under way at once, where their lanes fit into the vector registers.
+/// Pairs accumulated at once if their lanes fit into the vector registers.
 const AT_ONCE: usize = 4;
 
 /// Reads all files once and measures all pairs, the diagonal included.
@@ -43,7 +43,7 @@ pub(super) fn run(plan: &Plan<'_>) -> Result<Vec<Measured>, LogitsError> {
     fold.finish()
 }
 
-/// One row of all files, in parts that stay in a core's cache from the reading to the last pair.
+/// Measures one row of all files, in parts that stay in a core's cache from the read to the last pair.
 fn measure(
     plan: &Plan<'_>,
     arch: pulp::Arch,
@@ -87,7 +87,7 @@ struct Scratch {
 }
 
 impl Scratch {
-    /// Makes room for a row, of which nothing is measured yet.
+    /// Resizes the buffers for a row and resets all sums.
     fn start(&mut self, plan: &Plan<'_>, held: &[Option<usize>]) {
         let (n, block) = (plan.files.len(), plan.block);
         self.rows.resize_with(n, Row::default);
@@ -133,7 +133,7 @@ impl Scratch {
     }
 }
 
-/// All loops over the elements of a part of a row, as one function that is compiled once per instruction set.
+/// All loops over the elements of a part of a row, in one function that pulp compiles once per instruction set.
 struct Part<'a> {
     plan: &'a Plan<'a>,
     scratch: &'a mut Scratch,
@@ -206,7 +206,7 @@ impl pulp::WithSimd for Part<'_> {
                 }
             }
             let own = |entry: usize| entry * block..entry * block + padded;
-            // A row of the matrix at a time: the pairs of one second entry lie one after the other.
+            // The pairs of one second entry `b` are contiguous in `lanes`.
             let mut rest = &mut lanes[..];
             for b in 0..n {
                 let (row, below) = rest.split_at_mut(b);
@@ -250,7 +250,7 @@ impl pulp::WithSimd for Part<'_> {
     }
 }
 
-/// The L2 family of entry `b` beside those before it, `M` at once.
+/// The L2 family of entry `b` paired with every entry before it, `M` pairs at once.
 #[expect(clippy::inline_always, reason = "compiled with the instruction set of the part")]
 #[inline(always)]
 fn row_of_differences<'v, S: pulp::Simd, const M: usize>(

@@ -1,4 +1,4 @@
-//! What a pass measures: the files of one vocabulary, their pairs and dtypes; and what one row of them gives.
+//! The plan of a measurement (the files of one vocabulary size, their pairs and dtypes) and the results of one row.
 
 use super::entry::{Entry, Frame, MetricSet, Options};
 use super::kernels::{LANES, RowScan};
@@ -6,18 +6,18 @@ use super::logits::Logits;
 use super::metrics::{PairMetrics, lower_dtype};
 use super::{Dtype, Positions};
 
-/// Blocks of all variants together stay within this part of a core's first-level cache.
+/// Largest total size of all variants' blocks: a part of a core's first-level cache.
 const L1_BYTES: usize = 40 << 10;
-/// The same for its second-level cache, which holds the blocks when all metrics are wanted.
+/// The same for the second-level cache, which holds the blocks if all metrics are measured.
 const L2_BYTES: usize = 384 << 10;
-/// Parts of rows of all variants together, as read, stay within this much of it.
+/// Largest total size of the parts of rows of all variants, as read.
 const PART_BYTES: usize = 512 << 10;
 
 /// One entry rounded to one dtype, for ULP distances and mixed pairs.
 pub(super) struct View {
     pub(super) entry: usize,
     pub(super) dtype: Dtype,
-    /// A pair of two dtypes uses the rounded values, not the ordinals alone.
+    /// Whether a pair of two dtypes needs the rounded values in addition to the ordinals.
     pub(super) keeps_values: bool,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct PlannedPair {
     pub(super) mixed: bool,
 }
 
-/// The measuring of the files of one vocabulary. Entries are counted within the class.
+/// The plan for the files of one vocabulary size. Entry indices count within `class`.
 pub(super) struct Plan<'a> {
     pub(super) files: Vec<&'a Logits>,
     pub(super) class: &'a [usize],
@@ -42,27 +42,27 @@ pub(super) struct Plan<'a> {
     pub(super) all: bool,
     pub(super) k: usize,
     pub(super) block: usize,
-    /// Tokens of a row read at a time: all where the largest must be known first.
+    /// Tokens of a row read at a time: the whole row if all metrics are measured, which need its largest logit first.
     pub(super) part: usize,
 }
 
-/// Two entries of the matrix, and what was measured where they have a position in common.
+/// Two entries of the matrix, and their metrics if they have a position in common.
 pub(super) type Measured = ((usize, usize), Option<PairMetrics>);
 
-/// One entry over one row.
+/// Results of one entry over one row.
 pub(super) struct EntryRow {
     pub(super) squares: f64,
     pub(super) sum_exp: f64,
     pub(super) scan: Option<RowScan>,
 }
 
-/// What a task hands back for one position; `None` for entries that do not hold it.
+/// Results of a task for one position; `None` for entries that do not hold it.
 pub(super) struct RowResult {
     pub(super) entries: Vec<Option<EntryRow>>,
     pub(super) pairs: Vec<PairRow>,
 }
 
-/// One pair over one row.
+/// Results of one pair over one row.
 #[derive(Clone, Copy, Default)]
 pub(super) struct PairRow {
     pub(super) squares: f64,

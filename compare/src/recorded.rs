@@ -1,19 +1,19 @@
-//! The decision on a variant of which only recorded logits are at hand to compare with.
+//! Decides on a variant that can be compared with recorded logits only.
 
 use super::evidence::{ByTolerance, Evidence, RecordedRounding};
 use super::matrix::{Matrix, PairOutcome};
 use super::oracle::{Oracles, within_dynamo};
 use super::verdict::{Decision, Judge, Tolerances, Verdict, share};
 
-/// Decides on the first variant of `matrix` against its second one, the recorded logits.
+/// Decides on the first variant of `matrix`, compared with the second one, the recorded logits.
 ///
-/// It is the rule of [`super::verdict::verdicts`] for a variant without a float64 result of its own: it must stay as near to
-/// the recorded logits as rounding explains in the less precise dtype of the two, overall, at every position and at
-/// every token. `recorded_rmse` is the error of the recorded side's own code in the variant's dtype, in units of
-/// logits; where it is known, dynamo's rule decides whether the variant rounds worse.
+/// The rule is that of [`super::verdict::verdicts`] for a variant without a float64 result of its own: the difference must
+/// be within the rounding of the less precise dtype of the two, overall, at every position and at every token.
+/// `recorded_rmse` is the error of the recorded side's own code in the variant's dtype, in units of logits; if it is
+/// given, dynamo's rule decides whether the variant rounds worse.
 ///
 /// # Panics
-/// When the matrix has not two variants.
+/// If the matrix has fewer than two variants.
 pub fn against_recorded(matrix: &Matrix, recorded_rmse: Option<f64>, tolerances: &Tolerances) -> Verdict {
     Verdict::new([&matrix.names[0], &matrix.names[1]], decide(matrix, recorded_rmse, tolerances))
 }
@@ -38,7 +38,7 @@ fn decide(matrix: &Matrix, recorded_rmse: Option<f64>, tolerances: &Tolerances) 
     if pair.l2.is_nan() {
         return diverged(ByTolerance::NotFinite { sides: judge.not_finite(0, 1, pair) });
     }
-    // What was recorded in a low precision has that precision's error itself.
+    // Logits recorded in a lower precision contain that precision's rounding error.
     let dtype = pair.lower_dtype;
     if let Some(excess) = judge.excess(pair, dtype, None) {
         return diverged(ByTolerance::Beyond(excess));

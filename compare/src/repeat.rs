@@ -1,35 +1,34 @@
-//! The noise floor: how far a variant is from itself when it computes the same once more.
+//! The noise floor: how much a variant's logits differ when it repeats the same forward pass.
 
 use serde::{Deserialize, Serialize};
 
 use super::entry::row_in_file;
 use super::logits::{Logits, LogitsError, Mask, Row};
 
-/// A variant against its own repetitions.
+/// A variant compared with its own repetitions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Noise {
-    /// Against another pass of the same process, after its timed passes; `None` where there is none.
+    /// Comparison with another forward pass of the same process, after its timed passes; `None` if it was not made.
     pub same_process: Option<Repeat>,
-    /// Against the first pass of a second process.
+    /// Comparison with the first forward pass of a second process; `None` if it was not made.
     pub second_process: Option<Repeat>,
-    /// Nanoseconds that the repetitions took: a pass, and a worker's start, load and first pass.
+    /// Nanoseconds that the repetitions took: a forward pass, and a second worker's start, load and first forward pass.
     pub elapsed_ns: u64,
 }
 
-/// Two results of one variant over the real positions that both hold.
+/// Comparison of two results of one variant over the real positions that both hold.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Stored", into = "Stored")]
 pub struct Repeat {
-    /// Every value has the same bits, NaN and the sign of zero included.
+    /// Whether every value has the same bits, NaN and the sign of zero included.
     pub bitwise: bool,
     /// Values whose bits differ.
     pub differing: u64,
-    /// `sqrt(Σ (a − b)²)` over the values whose bits differ, in units of logits, `[0, ∞]`; NaN where a NaN or two
-    /// infinities of one sign meet another value.
+    /// `sqrt(Σ (a − b)²)` over the values whose bits differ, in units of logits, `[0, ∞]`; NaN if one of them is NaN.
     pub l2: f64,
 }
 
-/// JSON has no NaN and no infinity: such an L2 is absent.
+/// The JSON representation of [`Repeat`]. JSON has no NaN and no infinity; such an L2 is `null`.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     bitwise: bool,
@@ -54,25 +53,25 @@ impl From<Repeat> for Stored {
 }
 
 impl Repeat {
-    /// `differing` values, and the L2 of the differences.
+    /// A comparison with `differing` differing values, whose differences have this L2.
     pub fn new(differing: u64, l2: f64) -> Self {
         Self { bitwise: differing == 0, differing, l2 }
     }
 }
 
 impl Noise {
-    /// The larger self L2 of the repetitions that were made, NaN where one is; `None` where none was made.
+    /// The larger L2 of the repetitions, NaN if either is NaN; `None` if no repetition was made.
     pub fn l2(&self) -> Option<f64> {
         let both = self.same_process.iter().chain(&self.second_process).map(|repeat| repeat.l2);
         both.reduce(|a, b| if a.is_nan() || a > b { a } else { b })
     }
 
-    /// True where every repetition that was made has the same bits.
+    /// Whether every repetition that was made is bitwise equal.
     pub fn is_bitwise(&self) -> bool {
         self.same_process.iter().chain(&self.second_process).all(|repeat| repeat.bitwise)
     }
 
-    /// In words what does not repeat itself; `None` where everything does.
+    /// A sentence part that lists the repetitions that differ; `None` if all are bitwise equal.
     pub fn said(&self) -> Option<String> {
         let part = |repeat: &Option<Repeat>, place: &str| {
             repeat.filter(|repeat| !repeat.bitwise).map(|repeat| {
@@ -89,14 +88,14 @@ impl Noise {
     }
 }
 
-/// L2 of a pair in units of the noise: over the larger self L2 of its sides. `None` where neither side's noise is
-/// known, or the noise is 0 and there is nothing to count in, or the L2 is NaN.
+/// L2 of a pair over the larger self L2 of its sides. `None` if neither side's noise is known, the noise is 0, or `l2`
+/// is NaN.
 pub fn multiple(l2: f64, a: Option<&Noise>, b: Option<&Noise>) -> Option<f64> {
     let noise = a.and_then(Noise::l2).into_iter().chain(b.and_then(Noise::l2)).fold(0.0, f64::max);
     (noise > 0.0 && !l2.is_nan()).then(|| l2 / noise)
 }
 
-/// `2.9`, `1.4e6`.
+/// Formats a multiple: `2.9`, `1.4e6`.
 pub fn times(multiple: f64) -> String {
     if multiple < 1000.0 { format!("{multiple:.1}") } else { format!("{multiple:.1e}") }
 }
@@ -104,7 +103,7 @@ pub fn times(multiple: f64) -> String {
 /// Compares two logits files of one variant.
 ///
 /// # Errors
-/// A file cannot be read, or the two are of different shapes.
+/// A file cannot be read, or the shapes differ.
 pub fn repeat(a: &Logits, b: &Logits, mask: Option<&Mask>) -> Result<Repeat, LogitsError> {
     if (a.shape(), a.positions()) != (b.shape(), b.positions()) {
         let problem = format!("holds logits {:?} where the first pass gave {:?}", b.shape(), a.shape());
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_multiple_needs_a_noise_to_count_in() {
+    fn a_multiple_needs_a_nonzero_noise() {
         let (still, loud) = (noise(Some((0, 0.0)), None), noise(Some((1, 0.25)), None));
         assert_eq!(multiple(1.0, Some(&still), Some(&still)), None);
         assert_eq!(multiple(1.0, None, None), None);
@@ -160,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_json_cannot_hold_survives_a_record() {
+    fn nan_l2_survives_a_json_round_trip() {
         for l2 in [0.0, 0.125, f64::NAN] {
             let before = Repeat::new(u64::from(l2.to_bits() != 0), l2);
             let text = serde_json::to_string(&before).unwrap();

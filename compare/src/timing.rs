@@ -1,17 +1,17 @@
-//! Samples of a cell's steady passes turned into percentiles, intervals and ratios.
+//! Percentiles, confidence intervals and ratios of the times of a cell's steady forward passes.
 //!
-//! Passes of one round share the machine's state, so a bootstrap that resampled single passes would take
-//! n dependent samples for n independent ones. Whole rounds are resampled first, passes within them second.
+//! Forward passes of one round share the machine's state, so a bootstrap over single passes would treat dependent samples
+//! as independent. The bootstrap therefore resamples whole rounds first, and passes within each round second.
 
 mod change;
 
 pub use change::{Change, Statistic, change};
 
-/// Resamples of a bootstrap; percentile limits of a 95 % interval are stable to about 1 % of its width.
+/// Resamples of a bootstrap: the limits of a 95 % percentile interval are then stable to about 1 % of its width.
 const RESAMPLES: usize = 2000;
 /// Confidence of every interval.
 pub const CONFIDENCE: f64 = 0.95;
-/// Fixed, so that a saved run always gives the same intervals.
+/// Seed of every bootstrap; fixed, so that a saved run always gives the same intervals.
 const SEED: u64 = 0x7463_6865_636b_0001;
 
 /// An interval of confidence [`CONFIDENCE`].
@@ -23,12 +23,12 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// Samples summarised; times in milliseconds.
+/// Summary of a cell's samples; times in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
     /// Number of samples.
     pub n: usize,
-    /// Number of interleaved rounds that they came in.
+    /// Number of interleaved rounds.
     pub rounds: usize,
     /// Arithmetic mean.
     pub mean_ms: f64,
@@ -48,16 +48,16 @@ pub struct Summary {
     pub outliers: usize,
 }
 
-/// How many times as fast as a baseline a variant is.
+/// Speed-up of a variant over a baseline.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SpeedUp {
-    /// Baseline's median over the variant's median; above 1 where the variant is faster.
+    /// Baseline's median over the variant's median; above 1 if the variant is faster.
     pub ratio: f64,
     /// Bootstrap interval of the ratio over paired rounds.
     pub interval: Interval,
 }
 
-/// Summarises the rounds of one cell; `None` without a sample.
+/// Summarises the rounds of one cell, in nanoseconds; `None` if there is no sample.
 pub fn summarize(rounds_ns: &[Vec<u64>]) -> Option<Summary> {
     let rounds = to_ms(rounds_ns);
     let sorted = sorted(rounds.concat());
@@ -81,8 +81,8 @@ pub fn summarize(rounds_ns: &[Vec<u64>]) -> Option<Summary> {
     })
 }
 
-/// Speed-up of a variant against a baseline that was timed in the same interleaved rounds; rounds that
-/// only one of them has are left out. `None` where no round is common.
+/// Speed-up of a variant over a baseline that was timed in the same interleaved rounds. Rounds without a sample of both
+/// are ignored; `None` if no round has samples of both.
 pub fn speed_up(baseline_ns: &[Vec<u64>], variant_ns: &[Vec<u64>]) -> Option<SpeedUp> {
     let common = |index: &usize| !baseline_ns[*index].is_empty() && !variant_ns[*index].is_empty();
     let indices: Vec<usize> = (0..baseline_ns.len().min(variant_ns.len())).filter(common).collect();
@@ -114,12 +114,12 @@ pub fn quantile(sorted: &[f64], q: f64) -> f64 {
     if share == 0.0 { low } else { low + (high - low) * share }
 }
 
-/// Which rounds a resample takes. A single round has no rounds to vary over.
+/// Draws `rounds` round indices with replacement.
 fn pick_rounds(rounds: usize, random: &mut Random) -> Vec<usize> {
     (0..rounds).map(|_| random.below(rounds)).collect()
 }
 
-/// Median of as many samples as the picked rounds have, drawn with replacement within each.
+/// Median of samples drawn with replacement within each picked round, as many per round as it has.
 fn median_of(rounds: &[Vec<f64>], picked: &[usize], random: &mut Random) -> f64 {
     let mut drawn = Vec::new();
     for &round in picked {
@@ -162,7 +162,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Uniform below `bound` (by the high product; its bias of `bound`/2⁶⁴ is immaterial here).
+    /// Uniform below `bound`, from the high half of a product; its bias of `bound`/2⁶⁴ is negligible here.
     fn below(&mut self, bound: usize) -> usize {
         ((u128::from(self.next()) * bound as u128) >> 64) as usize
     }
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn ten_samples_do_not_make_p90_and_p99_the_largest() {
-        // The older framework reported the maximum of ten for both.
+        // The Python framework that tfcheck replaces reported the maximum of ten for both.
         let rounds: Vec<Vec<u64>> = vec![(1..=10).map(|ms| ms * 1_000_000).collect()];
         let summary = summarize(&rounds).unwrap();
         assert!(close(summary.p50_ms, 5.5) && close(summary.p90_ms, 9.1) && close(summary.p99_ms, 9.91));
@@ -209,14 +209,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_summarised_from_nothing() {
+    fn empty_rounds_have_no_summary() {
         assert_eq!(summarize(&[]), None);
         assert_eq!(summarize(&[vec![], vec![]]), None);
         assert_eq!(speed_up(&[vec![1]], &[]), None);
         assert_eq!(speed_up(&[vec![1], vec![]], &[vec![], vec![1]]), None);
     }
 
-    /// Samples of `center` ± 5 % in `rounds` rounds of five; each round is slower by its `drift`.
+    /// Rounds of five samples of `center` ± 5 % milliseconds, multiplied by the round's `drift`.
     fn rounds(center: f64, drift: &[f64], seed: u64) -> Vec<Vec<u64>> {
         let mut random = Random(seed);
         let mut sample =
@@ -238,14 +238,14 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_of_the_median_holds_the_true_median_about_as_often_as_it_says() {
+    fn the_median_interval_covers_the_true_median_in_about_95_percent_of_runs() {
         let hits = (0..200)
             .filter(|&seed| {
                 let interval = summarize(&rounds(10.0, &[1.0; 8], seed)).unwrap().median_interval_ms;
                 interval.low <= 10.0 && 10.0 <= interval.high
             })
             .count();
-        // 95 % of 200 is 190; the percentile bootstrap over 8 rounds of 5 is known to be a little off.
+        // 95 % of 200 is 190; the percentile bootstrap over 8 rounds of 5 is only approximate.
         assert!((176..=200).contains(&hits), "{hits} of 200");
     }
 
@@ -262,7 +262,7 @@ mod tests {
         }
 
         #[test]
-        fn a_variant_against_itself_is_as_fast_as_itself(samples in prop::collection::vec(1_u64..1_000_000, 1..20)) {
+        fn a_variant_against_itself_has_a_speed_up_of_1(samples in prop::collection::vec(1_u64..1_000_000, 1..20)) {
             let rounds = [samples];
             prop_assert!(close(speed_up(&rounds, &rounds).unwrap().ratio, 1.0));
         }

@@ -1,13 +1,13 @@
-//! Quantities as people read them.
+//! Formats quantities for people.
 
-/// Milliseconds of nanoseconds.
+/// Converts nanoseconds to milliseconds.
 pub fn ms(ns: u64) -> f64 {
     ns as f64 / 1e6
 }
 
 /// `1 graph`, `2 graphs`.
 pub fn count(number: impl TryInto<u64>, what: &str) -> String {
-    // What does not fit into u64 is many.
+    // A number that does not fit into u64 is plural.
     let number = number.try_into().unwrap_or(u64::MAX);
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

@@ -1,11 +1,11 @@
 //! One decision per pair, with its evidence in one sentence.
 //!
-//! With float64 results of both sides the question "same mathematics?" is answered where rounding does not reach: two
-//! float64 results that differ by more than 1e-10 are two computations, and where they agree, what remains of a variant
-//! whose own code ran in float64 is rounding, however large. A variant whose code has no float64 (a fused kernel,
-//! `torch.compile`, another attention) must stay near the float64 result, by as much as its dtype explains or as
-//! a variant of known rounding departs, at every position and every token: otherwise it computes something else. On
-//! what remains dynamo's rule says whose rounding is worse. Without float64 results the dtype's tolerances decide alone.
+//! If both sides have float64 results, these are compared first: results that differ by more than
+//! [`Tolerances::f64_agreement`] come from different functions. If they agree, the error of a variant whose own code ran
+//! in float64 is rounding, however large. A variant whose code has no float64 mode (a fused kernel, `torch.compile`, another
+//! attention) must stay as close to the float64 result as its dtype, or a variant whose error is known to be rounding,
+//! explains, at every position and every token; otherwise it diverges. Dynamo's rule then decides whether one side's
+//! rounding is worse. Without float64 results only the dtype's tolerances decide.
 
 use serde::Serialize;
 
@@ -20,29 +20,29 @@ use super::oracle::{Oracles, multiplier, relative_to, within_dynamo};
 use super::repeat::{Noise, multiple};
 pub use super::tolerances::{Overrides, PartialPerDtype, PerDtype, Tolerances};
 
-/// What a pair is.
+/// The verdict on a pair.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 pub enum Decision {
-    /// Every value is equal.
+    /// Every compared value is equal.
     Identical,
     /// They differ by no more than rounding explains.
     SameMathematics,
-    /// The same mathematics, but one side's rounding error is larger than the rule allows.
+    /// Both compute the same function, but one side's rounding error is larger than its limit.
     WorseRounding {
         /// The variant whose error is larger.
         worse: String,
     },
-    /// They compute different things.
+    /// They compute different functions.
     Diverged,
-    /// Both have logits that are not about the same thing.
+    /// Both sides have logits, but their shapes or positions do not match.
     Incomparable {
-        /// What differs.
+        /// The mismatch, for example `batch sizes differ: 2 and 3`.
         reason: String,
     },
     /// A side has no logits.
     NotRun {
-        /// Whose, and why.
+        /// The variant and the reason why it has no logits.
         reason: String,
     },
 }
@@ -60,7 +60,7 @@ impl Decision {
         }
     }
 
-    /// Whether both sides compute the same as well as rounding allows: *identical* or *same mathematics*.
+    /// Whether the verdict is *identical* or *same mathematics*.
     pub fn agrees(&self) -> bool {
         matches!(self, Self::Identical | Self::SameMathematics)
     }
@@ -73,12 +73,12 @@ pub struct Verdict {
     pub a: String,
     /// Second variant.
     pub b: String,
-    /// What the pair is.
+    /// The verdict.
     #[serde(flatten)]
     pub decision: Decision,
-    /// `basis` in one sentence.
+    /// [`Verdict::basis`] as one sentence.
     pub evidence: String,
-    /// On what the decision rests: the rule and its numbers.
+    /// The rule that decided and its numbers.
     pub basis: Basis,
 }
 
@@ -96,7 +96,7 @@ pub fn verdicts(matrix: &Matrix, oracles: &Oracles, tolerances: &Tolerances) -> 
     pairs.map(|(a, b)| Verdict::new([&matrix.names[a], &matrix.names[b]], judge.decide(a, b))).collect()
 }
 
-/// Adds to the evidence of each verdict the sides that do not repeat themselves, and how the pair stands to that.
+/// Adds to each verdict's evidence the sides whose repeated runs differ, and the pair's L2 as a multiple of that noise.
 /// `noises` has an entry per variant of the matrix.
 pub fn annotate(verdicts: &mut [Verdict], matrix: &Matrix, noises: &[Option<Noise>]) {
     let index = |name: &String| matrix.names.iter().position(|known| known == name);
@@ -118,8 +118,8 @@ pub fn annotate(verdicts: &mut [Verdict], matrix: &Matrix, noises: &[Option<Nois
     }
 }
 
-/// Relative L2 of a pair by itself, against its larger side, where that is no more than its dtype's rounding explains, at
-/// every position and every token.
+/// Relative L2 of a pair against its larger side, or `None` if the pair exceeds the rounding of its lower dtype overall,
+/// at one position or at one token. Float64 results are not used.
 pub fn rounding_apart(matrix: &Matrix, (a, b): (usize, usize), tolerances: &Tolerances) -> Option<f64> {
     let pair = matrix.compared(a, b)?;
     let judge = Judge { matrix, oracles: &Oracles::default(), tolerances };
@@ -173,7 +173,7 @@ impl Judge<'_> {
         })
     }
 
-    /// Whether all compared logits of a variant are numbers: ∞ − ∞ is none.
+    /// Whether all compared logits of a variant are finite: the diagonal's L2 is NaN otherwise.
     fn is_finite(&self, variant: usize) -> bool {
         self.matrix.compared(variant, variant).is_some_and(|itself| !itself.l2.is_nan())
     }
@@ -235,14 +235,14 @@ impl Judge<'_> {
             }
         }
         if let Some(found) = routed {
-            // What a token's other experts give says nothing of how well either side rounds.
+            // The outputs of other experts are no measure of rounding, so dynamo's rule is not applied.
             return (Decision::SameMathematics, evidence(large, found));
         }
         let (decision, found) = self.rounding((a, oracle_a), (b, oracle_b));
         (decision, evidence(large, found))
     }
 
-    /// How a variant departs from the float64 result that it is measured against; `None` where they cannot be compared.
+    /// Classifies a variant's difference from its float64 result; `None` if the two cannot be compared.
     fn departure(&self, variant: usize, other: usize, oracle: usize) -> Option<Departure> {
         let dtype = self.matrix.dtypes[variant];
         let own = self.matrix.compared(variant, oracle)?;
@@ -257,7 +257,7 @@ impl Judge<'_> {
             });
         }
         let Some(excess) = self.excess(own, dtype, None) else { return Some(Departure::Within) };
-        // Of the variants whose error is known to be rounding the best.
+        // The variant with the smallest error among those whose error is known to be rounding.
         let reference = (self.oracles.references(self.matrix, variant, other).into_iter())
             .filter_map(|index| Some((index, self.matrix.compared(index, self.oracles.own(index)?)?)))
             .min_by(|(_, a), (_, b)| share(a).total_cmp(&share(b)));
@@ -290,7 +290,7 @@ impl Judge<'_> {
         })
     }
 
-    /// Both sides are within their dtypes of the oracle: whose rounding is worse.
+    /// Decides whether one side rounds worse, when both differ from the oracle by rounding only.
     fn rounding(&self, a: (usize, usize), b: (usize, usize)) -> (Decision, ByOracles) {
         let rmse = |(variant, oracle): (usize, usize)| {
             self.matrix.compared(variant, oracle).map_or(f64::NAN, PairMetrics::rmse)
@@ -327,9 +327,9 @@ impl Judge<'_> {
         (decision, Evidence::Tolerance { found })
     }
 
-    /// By what a pair exceeds the rounding of `dtype`, overall, at one position or at one token: an
-    /// average over millions of logits would hide a single wrong one. With `known`, an error of the same dtype that is
-    /// rounding, up to dynamo's multiple of each of its measures is rounding too.
+    /// The first measure by which a pair exceeds the rounding of `dtype`: overall, at one position or at one token (an
+    /// average over millions of logits would hide a single wrong one). `known` is an error of the same dtype that is known
+    /// to be rounding; it raises each limit to dynamo's multiple of its own measure.
     pub(super) fn excess(
         &self,
         pair: &PairMetrics,
@@ -360,32 +360,32 @@ impl Judge<'_> {
     }
 }
 
-/// How a variant departs from float64.
+/// How a variant differs from its float64 result.
 enum Departure {
-    /// By what its dtype explains.
+    /// Within the limits of its dtype.
     Within,
-    /// By more, as rounding does here.
+    /// Beyond the limits, but known to be rounding.
     Large(Large),
-    /// By more than rounding does here, though its mathematics is right.
+    /// Computes the same function, but rounds worse than a peer or leaves the dtype's range.
     Worse(ByOracles),
-    /// By what tokens depart that a router's near-ties send to other experts.
+    /// Only because routers choose other experts at near-ties.
     Routed(ByOracles),
-    /// By more than rounding, and nothing says that its mathematics is right.
+    /// By more than rounding, and its own code did not run in float64.
     Unexplained(ByOracles),
 }
 
-/// Two functions: what else was found does not matter.
+/// The verdict *diverged*; the evidence omits everything but `found`.
 fn diverged(found: ByOracles) -> (Decision, Evidence) {
     let (agreement, compared_with, large) = (None, Vec::new(), Vec::new());
     (Decision::Diverged, Evidence::Oracles { agreement, compared_with, large, found })
 }
 
-/// Relative L2 against the larger side: neither is the reference.
+/// `‖a − b‖ / max(‖a‖, ‖b‖)`: neither side is the reference.
 pub(super) fn share(pair: &PairMetrics) -> f64 {
     super::metrics::relative(pair.l2, pair.norm_a.max(pair.norm_b))
 }
 
-/// False for NaN.
+/// `value <= limit`; false if either is NaN.
 fn at_most(value: f64, limit: f64) -> bool {
     value <= limit
 }

@@ -12,11 +12,11 @@ use crate::pass::Pass;
 use crate::weights::Weights;
 use crate::xs::Xs;
 
-/// Where the positions of a row start.
+/// Where the positions of a sequence start.
 #[derive(Clone, Copy)]
 pub(crate) enum Positions {
     FromZero,
-    /// At the first real token, after the position of padding.
+    /// At `pad_token_id + 1` for the first real token; padding has the position `pad_token_id`.
     AfterPadding,
 }
 
@@ -30,17 +30,17 @@ pub(crate) struct Config {
     max_position_embeddings: usize,
     type_vocab_size: usize,
     layer_norm_eps: f64,
-    /// Where positions count from the first real token: the position of padding, after which they start.
+    /// The position of padding, if real tokens count from the position after it; `None` if positions count from 0.
     padding_idx: Option<usize>,
     pub(crate) tie_word_embeddings: bool,
 }
 
 impl Config {
-    /// The two defaults in which the classes differ: the vocabulary's size, and whether positions start after
-    /// `pad_token_id`, by default 1, or at 0.
+    /// `vocab_size` is the default of that key. With [`Positions::AfterPadding`], `pad_token_id` is read, 1 by
+    /// default.
     pub(crate) fn read(config: &ConfigReader, vocab_size: usize, positions: Positions) -> Result<Self> {
         config.refuse_unless("is_decoder", &false.into())?;
-        // The relative kinds were taken out in transformers 5, which ignores the key.
+        // transformers 5 has no relative position embeddings and ignores the key.
         config.refuse_unless("position_embedding_type", &"absolute".into())?;
         Ok(Self {
             vocab_size: config.usize_or("vocab_size", vocab_size)?,
@@ -60,7 +60,7 @@ impl Config {
         })
     }
 
-    /// The norm over `hidden_size` that stands at `weights`.
+    /// The norm over `hidden_size` with the weights `weights`.
     pub(crate) fn norm(&self, weights: &Weights) -> Result<LayerNorm> {
         LayerNorm::load(weights, self.hidden_size, self.layer_norm_eps, true)
     }
@@ -136,7 +136,7 @@ impl SelfAttention {
     }
 }
 
-/// The end of either half of a block: a projection, the residual, the norm.
+/// The output of each half of a block: a projection, the residual addition, the norm.
 struct Output {
     path: String,
     dense: Linear,
@@ -204,7 +204,7 @@ impl Block {
     }
 }
 
-/// The encoder, up to its last hidden states.
+/// The encoder; its output is the last hidden states.
 #[expect(clippy::struct_field_names, reason = "fields are named as the checkpoint names them")]
 pub(crate) struct Encoder {
     path: String,
@@ -239,7 +239,7 @@ impl Encoder {
     }
 }
 
-/// What stands on the encoder.
+/// The head, by task.
 enum Head {
     MaskedLm(MaskedLm),
     SequenceClassification(SequenceClassification),
@@ -270,7 +270,7 @@ impl MaskedLm {
             act_path: transform.pp("transform_act_fn").path().to_owned(),
             transform_act_fn: config.hidden_act,
             layer_norm: config.norm(&transform.pp("LayerNorm"))?,
-            // The bias is tied along with the weight, to a parameter of its own.
+            // With tied weights the decoder still has its own bias.
             decoder: if config.tie_word_embeddings {
                 Linear::tied(&predictions.pp_as("decoder", ""), words, true)?
             } else {

@@ -1,4 +1,4 @@
-//! Keys and values of earlier tokens.
+//! The key-value cache of a model.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,15 +9,15 @@ use crate::error::{Error, Result};
 use crate::fused::{Float, LayerCache};
 use crate::kernels::{CacheShape, KvCache, Pool, QkvLayout, rope_into_cache};
 
-/// The keys and values of earlier passes, per layer, with which prefill in chunks, or token by token, gives the same
-/// numbers as one full-sequence pass. A cache belongs to the checkpoint that first filled it.
+/// The keys and values of earlier forward passes, per layer. Prefill in chunks or token by token gives the same
+/// numbers as one full-sequence forward pass. A cache belongs to the checkpoint that first filled it.
 pub struct Cache {
     layers: Vec<Option<Layer>>,
     batch: Option<usize>,
     len: usize,
-    /// Slots that a layer is made with at least.
+    /// Minimum number of slots that a layer is allocated with.
     capacity: usize,
-    /// No other cache of the process has it.
+    /// A number that is unique within the process.
     id: usize,
 }
 
@@ -40,29 +40,30 @@ impl Cache {
         Self::default()
     }
 
-    /// An empty cache with room for `tokens` a row, beyond which it grows; the eager backend allocates as it appends.
+    /// An empty cache with room for `tokens` per sequence. It grows when needed; the eager backend ignores the
+    /// capacity and allocates as it appends.
     pub fn with_capacity(tokens: usize) -> Self {
         static CACHES: AtomicUsize = AtomicUsize::new(0);
         let id = CACHES.fetch_add(1, Ordering::Relaxed);
         Self { layers: Vec::new(), batch: None, len: 0, capacity: tokens, id }
     }
 
-    /// Forgets all but the first `len` tokens of each row, so that another pass may go on from there.
+    /// Removes all but the first `len` tokens of each sequence, so that a forward pass can continue from there.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
 
-    /// How many tokens it holds, per row.
+    /// Number of tokens in the cache, per sequence.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it holds no tokens.
+    /// Whether the cache holds no tokens.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The batch size that it was filled with.
+    /// The batch size that the cache was filled with.
     pub(crate) fn batch(&self) -> Option<usize> {
         self.batch
     }
@@ -74,9 +75,10 @@ impl Cache {
         &mut self.layers[layer]
     }
 
-    /// Appends one layer's `[batch, num_kv_heads, seq, head_dim]` and returns what the layer may now attend to.
+    /// Appends one layer's keys and values, each `[batch, num_kv_heads, seq, head_dim]`, and returns all keys and
+    /// values that the layer may attend to.
     ///
-    /// Anything beyond `self.len` was left by a pass that failed half-way, and is dropped.
+    /// Slots beyond `self.len` were written by a failed forward pass and are dropped.
     pub(crate) fn append(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)> {
         let len = self.len;
         let entry = self.layer(layer);
@@ -93,7 +95,8 @@ impl Cache {
         Ok((keys, values))
     }
 
-    /// One layer's cache in the kernels' layout with room for `shape.capacity` tokens, what it holds kept.
+    /// One layer's cache in the layout of the CPU kernels, with room for `shape.capacity` tokens; its tokens are kept
+    /// when it grows.
     pub(crate) fn fused<T: Float>(
         &mut self,
         layer: usize,
@@ -118,7 +121,7 @@ impl Cache {
                 if found.capacity >= shape.capacity {
                     cache
                 } else {
-                    // The capacity doubles, so that decoding copies seldom.
+                    // The capacity doubles, so that decoding rarely copies.
                     let shape = CacheShape { capacity: 2 * shape.capacity, ..shape };
                     T::layer_cache(grown(pool, past, shape, len))
                 }
@@ -128,7 +131,8 @@ impl Cache {
         T::cache(cache).ok_or_else(other_model)
     }
 
-    /// One layer's cache on a GPU, `[batch, kv_heads, head_dim]`, with room for `slots` tokens, what it holds kept.
+    /// One layer's cache on a GPU, `[batch, kv_heads, head_dim]`, allocated on first use. It must already have room
+    /// for `slots` tokens (see [`Cache::make_room`]).
     pub(crate) fn device(
         &mut self,
         layer: usize,
@@ -147,21 +151,22 @@ impl Cache {
         Ok(cache)
     }
 
-    /// Makes room for `slots` tokens in the layers that are on a GPU, so that the pass that needs it makes none.
+    /// Grows the layers on a GPU to at least `slots` tokens before a forward pass, because the forward pass itself
+    /// must not allocate. The cache's tokens are kept.
     pub(crate) fn make_room(&mut self, space: &Space, slots: usize) -> Result<()> {
         let len = self.len;
         for layer in self.layers.iter_mut().flatten() {
             if let Layer::Gpu(cache) = layer
                 && cache.capacity < slots
             {
-                // The capacity doubles, so that decoding copies seldom.
+                // The capacity doubles, so that decoding rarely copies.
                 *cache = cache.grown(space, 2 * slots, len)?;
             }
         }
         Ok(())
     }
 
-    /// Slots of the layers on a GPU; 0 before there are any.
+    /// Slots of each layer on a GPU; 0 before the first layer is allocated.
     pub(crate) fn slots(&self) -> usize {
         let slots = |layer: &Layer| match layer {
             Layer::Gpu(cache) => Some(cache.capacity),
@@ -170,12 +175,12 @@ impl Cache {
         self.layers.iter().flatten().find_map(slots).unwrap_or(0)
     }
 
-    /// Distinguishes caches.
+    /// A number that is unique within the process.
     pub(crate) fn id(&self) -> usize {
         self.id
     }
 
-    /// Takes in the `seq` tokens that a whole pass has appended.
+    /// Counts the `seq` tokens that a complete forward pass has appended.
     pub(crate) fn advance(&mut self, batch: usize, seq: usize) {
         self.batch = Some(batch);
         self.len += seq;

@@ -1,4 +1,4 @@
-//! What describes the synthetic checkpoints of an architecture: a config, a table of tensors, variants.
+//! The data from which the synthetic checkpoints of an architecture are made: a config, a table of tensors, variants.
 
 use serde_json::{Map, Value, json};
 
@@ -28,9 +28,9 @@ pub(crate) use table::Tensor;
 
 /// The checkpoints of one `model_type`, described by data.
 pub(crate) struct Checkpoints {
-    /// JSON object: the config that the variants start from, `architectures` included.
+    /// JSON object: the config shared by the variants, including `architectures`.
     config: &'static str,
-    /// Tables that follow one another, see [`table`].
+    /// Tables that are read in this order, see [`table`].
     tensors: &'static [&'static str],
     /// The first is the default; its name is empty.
     pub(crate) variants: &'static [Variant],
@@ -40,18 +40,18 @@ pub(crate) struct Checkpoints {
 pub(crate) struct Variant {
     pub(crate) name: &'static str,
     pub(crate) shows: &'static str,
-    /// JSON object: the keys that replace the architecture's.
+    /// JSON object: keys that replace those of the shared config.
     config: &'static str,
     pub(crate) bench: bool,
 }
 
 impl Variant {
-    /// A small checkpoint: seconds for a reference, milliseconds for a port.
+    /// A small checkpoint, which a reference implementation runs in seconds.
     const fn small(name: &'static str, shows: &'static str, config: &'static str) -> Self {
         Self { name, shows, config, bench: false }
     }
 
-    /// A shape to time.
+    /// A checkpoint with the shape of a real model, for timing.
     const fn bench(name: &'static str, shows: &'static str, config: &'static str) -> Self {
         Self { name, shows, config, bench: true }
     }
@@ -100,10 +100,10 @@ fn unreadable(model_type: &'static str, line: &str, reason: String) -> Error {
     Error::Table { model_type, line: line.into(), reason }
 }
 
-/// The spelling of transformers 5 for the keys that transformers 4 spells in several ways.
+/// The `rope_parameters` object of transformers 5, from the separate keys of transformers 4.
 ///
-/// The config has both spellings: 4.x does not read the new one, and 5.x copies the old keys to it, so that either
-/// version finds its keys.
+/// The written config has both: transformers 4 does not read `rope_parameters`, and transformers 5 copies the old
+/// keys to it.
 fn rope_parameters(config: &Map<String, Value>) -> Option<Value> {
     let first = |keys: &[&str]| keys.iter().find_map(|key| config.get(*key)).cloned();
     let theta = first(&["rope_theta", "rotary_emb_base", "global_rope_theta"])?;

@@ -1,5 +1,5 @@
-//! Cohere (Command R): attention and MLP side by side after one layer norm without bias, neighbours rotated, scaled
-//! logits (transformers 5.23.0, `models/cohere/modeling_cohere.py` and `configuration_cohere.py`).
+//! Cohere (Command R): attention and MLP in parallel after one layer norm without bias, rope on neighbouring
+//! dimensions, scaled logits (transformers 5.23.0, `models/cohere/modeling_cohere.py` and `configuration_cohere.py`).
 
 use crate::config::ConfigReader;
 use crate::error::Result;
@@ -56,9 +56,9 @@ impl Config {
 struct SelfAttention {
     path: String,
     qkv: Joined<3>,
-    /// One a query head.
+    /// One norm per query head.
     q_norm: Option<LayerNorm>,
-    /// One a key head.
+    /// One norm per key head.
     k_norm: Option<LayerNorm>,
     attention: Attention,
     o_proj: Linear,

@@ -1,5 +1,5 @@
-//! `config.json` as the architectures read it: typed, with a record of the keys that were read, so that the others can
-//! be listed.
+//! Typed access to `config.json`. It records the keys that an architecture reads, so that the unread ones can be
+//! listed.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,12 +10,12 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 
-/// Keys that do not affect what an inference pass computes.
+/// Keys that do not affect the result of a forward pass.
 const NEUTRAL: &[&str] = &[
     "_attn_implementation_autoset",
     "_model_name_or_path",
     "_name_or_path",
-    // What transformers 5 derived `layer_types` from.
+    // transformers 5 saves the value from which it derived `layer_types`.
     "_sliding_window_pattern",
     "add_cross_attention",
     "architectures",
@@ -102,7 +102,7 @@ const NEUTRAL: &[&str] = &[
 
 /// A typed view of a JSON object that remembers which keys were read.
 ///
-/// A key whose value is `null` counts as absent, as it does for transformers' `getattr(config, key, None) or default`.
+/// A key whose value is `null` counts as absent, as in transformers' `getattr(config, key, None) or default`.
 #[derive(Clone, Debug)]
 pub struct ConfigReader {
     map: Map<String, Value>,
@@ -138,7 +138,7 @@ impl ConfigReader {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    /// Whether the key is there, be it `null`: an explicit `null` can differ from transformers' default.
+    /// Whether the key is present, even as `null`: an explicit `null` can differ from transformers' default.
     pub fn has(&self, key: &str) -> bool {
         self.map.contains_key(key)
     }
@@ -173,7 +173,7 @@ impl ConfigReader {
         self.require(key, value)
     }
 
-    /// A non-negative integer, or transformers' default.
+    /// A non-negative integer, or `default`, which is transformers', if the key is absent.
     ///
     /// # Errors
     /// If the value is of another type.
@@ -198,7 +198,7 @@ impl ConfigReader {
         self.require(key, value)
     }
 
-    /// A number, or transformers' default.
+    /// A number, or `default`, which is transformers', if the key is absent.
     ///
     /// # Errors
     /// If the value is of another type.
@@ -206,7 +206,7 @@ impl ConfigReader {
         Ok(self.optional_f64(key)?.unwrap_or(default))
     }
 
-    /// A non-negative integer; transformers' default where the key is absent, none where it is `null`.
+    /// A non-negative integer; `default`, which is transformers', if the key is absent, and `None` if it is `null`.
     ///
     /// # Errors
     /// If the value is of another type.
@@ -215,7 +215,7 @@ impl ConfigReader {
         Ok(if self.has(key) { value } else { Some(default) })
     }
 
-    /// A number; transformers' default where the key is absent, none where it is `null`.
+    /// A number; `default`, which is transformers', if the key is absent, and `None` if it is `null`.
     ///
     /// # Errors
     /// If the value is of another type.
@@ -224,7 +224,7 @@ impl ConfigReader {
         Ok(if self.has(key) { value } else { Some(default) })
     }
 
-    /// A boolean, or transformers' default.
+    /// A boolean, or `default`, which is transformers', if the key is absent.
     ///
     /// # Errors
     /// If the value is of another type.
@@ -240,7 +240,7 @@ impl ConfigReader {
         self.typed(key, Value::as_str)
     }
 
-    /// A string, or transformers' default.
+    /// A string, or `default`, which is transformers', if the key is absent.
     ///
     /// # Errors
     /// If the value is of another type.
@@ -264,7 +264,7 @@ impl ConfigReader {
         self.typed(key, |value| value.as_array()?.iter().map(Value::as_f64).collect())
     }
 
-    /// A nested object, if present; its keys are remembered as `key.nested`.
+    /// A nested object, if present; its keys are recorded as `key.nested`.
     ///
     /// # Errors
     /// If the value is of another type.
@@ -277,8 +277,8 @@ impl ConfigReader {
         }))
     }
 
-    /// How many labels a classifier has: those of `id2label`, else `num_labels`, else 2
-    /// (transformers 5.23.0, `PreTrainedConfig.__post_init__`).
+    /// Number of labels of a classifier: the length of `id2label`, else `num_labels`, else 2 (transformers 5.23.0,
+    /// `PreTrainedConfig.__post_init__`).
     ///
     /// # Errors
     /// If a value is of another type or the two keys disagree.
@@ -293,19 +293,19 @@ impl ConfigReader {
         }
     }
 
-    /// Counts a nested object and all in it as read: it repeats another key.
+    /// Marks a nested object and its keys as read, because it repeats another key.
     pub(crate) fn skip_object(&self, key: &str) {
         self.value(key);
         self.value(&format!("{key}.*"));
     }
 
-    /// A nested object, if present, none of whose keys counts as read.
+    /// A nested object, if present, without marking any of its keys as read.
     pub(crate) fn peek_object(&self, key: &str) -> Option<Self> {
         let map = self.map.get(key)?.as_object()?.clone();
         Some(Self { map, prefix: format!("{}{key}.", self.prefix), read: Arc::default() })
     }
 
-    /// Refuses a key whose value would change the computation in a way that the architecture does not have.
+    /// Rejects a key whose value would change the computation in a way that the architecture does not implement.
     ///
     /// # Errors
     /// If the key is present with any value but `harmless` (or `null`).
@@ -316,7 +316,8 @@ impl ConfigReader {
         }
     }
 
-    /// Keys that the architecture did not read and that may affect the result, in the config's order; nested ones dotted.
+    /// Keys that the architecture did not read and that may affect the result, in the config's order; nested keys are
+    /// joined with a dot.
     pub fn unread_keys(&self) -> Vec<String> {
         let read = lock(&self.read);
         let mut unread = Vec::new();
@@ -351,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_nobody_read_are_listed_and_neutral_ones_are_not() {
+    fn unread_keys_are_listed_except_neutral_ones() {
         let config = reader(
             r#"{"hidden_size": 8, "torch_dtype": "f", "resid_dropout": 0.1, "odd": 1,
                 "rope_scaling": {"factor": 2.0, "odder": 3}, "none": null}"#,
@@ -363,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_counted_by_their_names_and_a_count_that_disagrees_is_an_error() {
+    fn num_labels_is_the_length_of_id2label_and_must_agree() {
         let named = r#""id2label": {"0": "a", "1": "b", "2": "c"}"#;
         assert_eq!(reader("{}").num_labels().unwrap(), 2);
         assert_eq!(reader(r#"{"num_labels": 5}"#).num_labels().unwrap(), 5);
@@ -380,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn absent_means_the_default_and_null_means_none_where_transformers_tells_them_apart() {
+    fn nullable_key_is_default_if_absent_and_none_if_null() {
         let config = reader(r#"{"null": null, "given": 8}"#);
         assert_eq!(config.nullable_usize("absent", 4).unwrap(), Some(4));
         assert_eq!(config.nullable_usize("null", 4).unwrap(), None);

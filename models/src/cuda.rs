@@ -1,8 +1,8 @@
-//! The fused path on a GPU, provable without one.
+//! The fused backend on a GPU, testable on a machine without one.
 //!
-//! [`Gpu`] is all that the path asks of a device. The CUDA driver implements it, and so does [`Emulator`], which
-//! compiles the same kernel sources (`kernels/*.cu`) with the machine's C++ compiler. [`kernels`] launches them;
-//! its functions check every shape against the memory that they are given, so that nothing above is unsafe.
+//! [`Gpu`] is the device interface. [`driver::Driver`] implements it for CUDA, and [`Emulator`] implements it on the
+//! CPU by compiling the same kernel sources (`kernels/*.cu`) with the machine's C++ compiler. [`kernels`] launches the
+//! kernels; each launch checks that every region is large enough for its shape, so that callers need no `unsafe`.
 
 mod attention;
 mod cache;

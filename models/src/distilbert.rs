@@ -1,5 +1,5 @@
-//! DistilBERT: BERT's encoder without token types and under other names; the norms' eps is fixed
-//! (transformers 5.23.0, `models/distilbert/modeling_distilbert.py` and `configuration_distilbert.py`).
+//! DistilBERT: BERT's encoder without token types, with different module names and a fixed norm eps (transformers
+//! 5.23.0, `models/distilbert/modeling_distilbert.py` and `configuration_distilbert.py`).
 
 use crate::config::ConfigReader;
 use crate::error::Result;
@@ -37,7 +37,7 @@ impl Config {
         })
     }
 
-    /// The norm over `dim` that stands at `weights`; its eps is in the code, not in the config.
+    /// The norm over `dim` with the weights `weights`; its eps is a constant in transformers' code, not a config key.
     fn norm(&self, weights: &Weights) -> Result<LayerNorm> {
         LayerNorm::load(weights, self.dim, 1e-12, true)
     }
@@ -164,7 +164,7 @@ impl Block {
     }
 }
 
-/// The encoder, up to its last hidden states.
+/// The encoder; its output is the last hidden states.
 struct Encoder {
     path: String,
     embeddings: Embeddings,
@@ -198,7 +198,7 @@ impl Encoder {
     }
 }
 
-/// What stands on the encoder; its modules have no common parent.
+/// The head, by task; its modules have no common parent.
 enum Head {
     MaskedLm {
         vocab_transform: Linear,

@@ -1,71 +1,71 @@
-//! What can go wrong in loading or running a model, each naming the key, tensor or shape at fault.
+//! Errors of loading or running a model; each contains the key, tensor or shape that caused it.
 
 use std::path::PathBuf;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No architecture goes by this `model_type`.
+    /// No architecture has this `model_type`.
     #[error("unknown model_type {model_type:?}; known are {known}")]
     UnknownModelType {
-        /// As config.json has it.
+        /// The `model_type` in `config.json`.
         model_type: String,
-        /// The known ones, comma separated.
+        /// The known model types, separated by commas.
         known: String,
     },
-    /// The architecture exists but not with this head.
+    /// The architecture does not have this head.
     #[error("{model_type} has no {task} head")]
     UnknownHead {
-        /// As config.json has it.
+        /// The `model_type` in `config.json`.
         model_type: String,
-        /// The head that was asked for.
+        /// The requested head.
         task: String,
     },
-    /// A config value that the architecture does not know.
+    /// A config value that the architecture does not support.
     #[error("config key {key} has the unknown value {value}")]
     UnknownValue {
-        /// The key, dotted where it is nested.
+        /// The key; nested keys are joined with a dot.
         key: String,
         /// The value as JSON.
         value: String,
     },
-    /// A config key without which the architecture is not defined.
+    /// A required config key is missing.
     #[error("config key {key} is missing")]
     MissingKey {
-        /// The key, dotted where it is nested.
+        /// The key; nested keys are joined with a dot.
         key: String,
     },
-    /// A tensor that the architecture needs and no file has.
+    /// A tensor that the architecture needs and that no file contains.
     #[error("the checkpoint has no tensor {name}")]
     MissingTensor {
         /// Its full name.
         name: String,
     },
-    /// A tensor whose shape does not follow from the config.
+    /// A tensor whose shape differs from the one that the config implies.
     #[error("tensor {name} has shape {found:?} where the config asks for {expected:?}")]
     ShapeMismatch {
         /// The tensor's full name.
         name: String,
-        /// What the config implies.
+        /// The shape that the config implies.
         expected: Vec<usize>,
-        /// What the file has.
+        /// The shape in the file.
         found: Vec<usize>,
     },
     /// A file that cannot be read.
     #[error("cannot read {path}")]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// A file whose content does not match its name.
+    /// A file whose content is not in the expected format.
     #[error("cannot parse {path}: {reason}")]
     Parse {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the content.
         reason: String,
     },
     /// Inputs that do not fit each other, the model or the cache.
@@ -74,7 +74,7 @@ pub enum Error {
     /// The backend or dtype does not support the request.
     #[error("not supported: {0}")]
     Unsupported(String),
-    /// A GPU, its driver or the emulator of one failed, or was asked for what does not fit its memory.
+    /// A GPU, its driver or its emulator failed, or the request does not fit into its memory.
     #[error("gpu: {0}")]
     Gpu(String),
     /// A tensor operation failed.

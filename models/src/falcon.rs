@@ -1,6 +1,6 @@
-//! Falcon: queries, keys and values in one projection ordered by key head, one norm or two before attention and MLP
-//! side by side, or the two in turn; rope or linear biases
-//! (transformers 5.23.0, `models/falcon/modeling_falcon.py` and `configuration_falcon.py`).
+//! Falcon: one projection for queries, keys and values, grouped by key head. Attention and MLP run in parallel after
+//! one norm or two, or one after the other; positions enter through rope or linear biases (transformers 5.23.0,
+//! `models/falcon/modeling_falcon.py` and `configuration_falcon.py`).
 
 use crate::config::ConfigReader;
 use crate::error::Result;
@@ -22,7 +22,7 @@ struct Config {
     num_kv_heads: usize,
     activation: Activation,
     layer_norm_epsilon: f64,
-    /// Absent with `alibi`.
+    /// `None` with `alibi`.
     rope: Option<RopeParameters>,
     bias: bool,
     order: Order,
@@ -32,11 +32,11 @@ struct Config {
 /// Which norms a block has and which modules read them.
 #[derive(Clone, Copy)]
 enum Order {
-    /// Attention, then the MLP over its result.
+    /// The MLP follows attention; each has its own norm.
     Sequential,
-    /// Attention and MLP over one norm's output.
+    /// Attention and MLP in parallel, both on the output of one norm.
     OneNorm,
-    /// Attention and MLP over a norm's output each.
+    /// Attention and MLP in parallel, each on the output of its own norm.
     TwoNorms,
 }
 
@@ -62,7 +62,7 @@ impl Config {
                 (true, _) => num_kv_heads,
                 (false, true) => 1,
                 (false, false) if num_kv_heads == num_attention_heads => num_kv_heads,
-                // The projection is shaped for a key head a query head, and transformers fails to take it apart.
+                // The projection has as many key heads as query heads, and transformers fails to split it.
                 (false, false) => return Err(config.unknown("num_kv_heads", &num_kv_heads.into())),
             },
             activation: Activation::read(config, "activation", "gelu")?,
@@ -80,7 +80,7 @@ impl Config {
 }
 
 impl Order {
-    /// `FalconDecoderLayer.__init__` and `forward`; the combinations refused here fail there as well.
+    /// `FalconDecoderLayer.__init__` and `forward`; transformers also fails for the combinations rejected here.
     fn read(config: &ConfigReader, new_decoder: bool) -> Result<Self> {
         let norms = config.optional_usize("num_ln_in_parallel_attn")?;
         let parallel_attn = config.bool_or("parallel_attn", true)?;
@@ -94,7 +94,7 @@ impl Order {
     }
 }
 
-/// What tells positions apart in one pass.
+/// How a forward pass encodes positions.
 enum Positions {
     Rope(Rope),
     Alibi(Alibi),
@@ -102,7 +102,7 @@ enum Positions {
 
 struct SelfAttention {
     path: String,
-    /// A key head's queries, then its key, then its value, after the other key head's.
+    /// For each key head: its queries, its key, its value.
     query_key_value: UnfusedLinear,
     attention: Attention,
     dense: UnfusedLinear,
@@ -235,7 +235,7 @@ impl Block {
 struct Falcon {
     ends: DecoderEnds,
     h: Vec<Block>,
-    /// Absent with linear biases.
+    /// `None` with linear biases.
     rotary_emb: Option<RotaryEmbedding>,
     num_heads: usize,
     head_dim: usize,

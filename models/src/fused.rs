@@ -1,9 +1,9 @@
-//! Values of the fused backend: rows in buffers of a pool, which passes acquire and return, so that a second pass of the
-//! same shape allocates none. The operation that computes rows may be deferred until they are read; an operation that
-//! would only change the result (a sum, a factor, an activation) is then folded into it.
+//! Values of the fused backend: rows in buffers of a pool, which forward passes acquire and return, so that a second
+//! forward pass of the same shape allocates none. The operation that computes rows may be deferred until they are
+//! read; an operation that would only change the result (a sum, a factor, an activation) is then folded into it.
 //!
-//! Layers call what is here and need not know where it computes: on the CPU in F32 or BF16 (`slot.rs`), or on a GPU
-//! (`cuda/`).
+//! Layers call these functions on every device: on the CPU they compute in F32 or BF16 (`slot.rs`), on a GPU in
+//! `cuda/`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,7 +26,7 @@ use buffers::BufferPool;
 pub(crate) use norm::{Norm, NormWeights};
 pub(crate) use slot::{Deferred, Operation, Room, Slot};
 
-/// Where a checkpoint computes in the fused backend, and what it keeps there between passes.
+/// The device on which a checkpoint computes in the fused backend, with the buffers kept between forward passes.
 #[derive(Clone)]
 pub(crate) enum Workspace {
     Host(Arc<Host>),
@@ -78,7 +78,7 @@ impl Rows {
         }
     }
 
-    /// Of each of `groups` neighbouring groups of columns the `size` columns from `start` on, side by side.
+    /// The `size` columns from `start` on of each of `groups` neighbouring groups of columns, concatenated.
     pub(crate) fn gathered(&self, groups: usize, start: usize, size: usize) -> Self {
         match self {
             Self::F32(slot) => Self::F32(slot.gathered(groups, start, size)),
@@ -97,7 +97,7 @@ pub(crate) trait Float: Element + Plain + WithDType {
     fn layer_cache(cache: KvCache<Self>) -> LayerCache;
 }
 
-/// A layer's keys and values in the kernels' own layout.
+/// A layer's keys and values in the layout of the kernels.
 pub(crate) enum LayerCache {
     F32(KvCache<f32>),
     Bf16(KvCache<bf16>),
@@ -138,10 +138,10 @@ macro_rules! float {
 float!(f32, F32, f32);
 float!(bf16, Bf16, bf16);
 
-/// What a checkpoint keeps between passes in one element type.
+/// The buffers that a checkpoint keeps between forward passes, for one element type.
 pub(crate) struct HostBuffers<T: Float> {
     pool: BufferPool<T, Deferred<T>>,
-    /// Keys and values of a layer in a pass without a cache: read in the same layer and never again.
+    /// Keys and values of one layer in a forward pass without a cache; no other layer reads them.
     passing: Mutex<Option<KvCache<T>>>,
 }
 
@@ -163,12 +163,12 @@ pub(crate) struct Host {
     f32: HostBuffers<f32>,
     bf16: HostBuffers<bf16>,
     vectors: Mutex<Vectors>,
-    /// Of the weights packed for it.
+    /// Bytes of the packed weights.
     packed_bytes: AtomicUsize,
 }
 
 impl Host {
-    /// As many threads as the rest of candle uses.
+    /// A host with as many threads as candle uses.
     pub(crate) fn new() -> Self {
         Self {
             pool: Pool::new(rayon::current_num_threads()),
@@ -202,7 +202,7 @@ impl Host {
         *lock(&self.vectors) = vectors;
     }
 
-    /// Drops the operations whose results no layer has read by the end of a pass.
+    /// Drops the deferred operations whose results no layer has read by the end of a forward pass.
     pub(crate) fn drop_deferred(&self) {
         self.f32.pool.drop_deferred();
         self.bf16.pool.drop_deferred();
@@ -212,13 +212,14 @@ impl Host {
         self.packed_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes of the packed weights, and of the buffers kept between passes.
+    /// Bytes of the packed weights, and of the buffers kept between forward passes.
     pub(crate) fn bytes(&self) -> (usize, usize) {
         (self.packed_bytes.load(Ordering::Relaxed), self.f32.bytes() + self.bf16.bytes())
     }
 }
 
-/// `xs + ys`, in place where nobody else holds `xs`; a deferred product or norm that computes `ys` adds its result itself.
+/// `xs + ys`, in place if nothing else holds `xs`; a deferred product or norm that computes `ys` adds its result
+/// itself.
 pub(crate) fn sum(xs: Rows, ys: &Rows) -> Result<Rows> {
     match (xs, ys) {
         (Rows::F32(xs), Rows::F32(ys)) => Ok(Rows::F32(fold::sum(xs, ys))),
@@ -228,7 +229,7 @@ pub(crate) fn sum(xs: Rows, ys: &Rows) -> Result<Rows> {
     }
 }
 
-/// `xs * ys`, in place where nobody else holds `xs`.
+/// `xs * ys`, in place if nothing else holds `xs`.
 pub(crate) fn product(xs: Rows, ys: &Rows) -> Result<Rows> {
     match (xs, ys) {
         (Rows::F32(xs), Rows::F32(ys)) => Ok(Rows::F32(fold::product(xs, ys))),
@@ -238,7 +239,8 @@ pub(crate) fn product(xs: Rows, ys: &Rows) -> Result<Rows> {
     }
 }
 
-/// `xs` with a factor, an activation or a soft cap: folded into a product that is deferred, else a pass over memory.
+/// `xs` with a factor, an activation or a soft cap: folded into the deferred product that computes `xs`, else applied
+/// in a separate loop over memory.
 pub(crate) fn finished(xs: Rows, epilogue: Epilogue, room: Room) -> Result<Rows> {
     match xs {
         Rows::F32(xs) => Ok(Rows::F32(fold::finished(xs, epilogue, room))),

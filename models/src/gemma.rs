@@ -1,5 +1,5 @@
-//! Gemma: llama with norms around one, scaled embeddings and a wide head dimension
-//! (transformers 5.23.0, `models/gemma/modeling_gemma.py` and `configuration_gemma.py`).
+//! Gemma: llama with norm weights stored as an offset from 1, scaled embeddings and its own `head_dim` (transformers
+//! 5.23.0, `models/gemma/modeling_gemma.py` and `configuration_gemma.py`).
 
 use crate::config::ConfigReader;
 use crate::error::Result;
@@ -50,8 +50,9 @@ impl Config {
     }
 }
 
-/// `gelu` is a legacy value of the official checkpoints that means the tanh form (`GemmaConfig.__post_init__`).
-/// `hidden_activation` is what releases of v4 read instead and 5.23.0 ignores, so both must have the same value.
+/// `gelu` is a legacy value in the official checkpoints and means the tanh approximation
+/// (`GemmaConfig.__post_init__`). Releases of transformers 4 read `hidden_activation` instead, which 5.23.0 ignores,
+/// so both keys must have the same value.
 fn hidden_act(config: &ConfigReader) -> Result<Activation> {
     let act = match Activation::read(config, "hidden_act", "gelu_pytorch_tanh")? {
         Activation::Gelu if config.str_or("hidden_act", "")? == "gelu" => Activation::GeluTanh,
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn two_activations_that_contradict_each_other_are_refused() {
+    fn two_different_activations_are_rejected() {
         let error = read(r#"{"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh"}"#).unwrap_err();
         assert_eq!(
             error.to_string(),

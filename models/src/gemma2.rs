@@ -1,5 +1,6 @@
-//! Gemma 2: norms around both halves of a block, windowed and full layers in turn, soft-capped scores and logits,
-//! scaled embeddings (transformers 5.23.0, `models/gemma2/modeling_gemma2.py` and `configuration_gemma2.py`).
+//! Gemma 2: norms before and after both halves of a block, alternating windowed and full layers, soft-capped scores
+//! and logits, scaled embeddings (transformers 5.23.0, `models/gemma2/modeling_gemma2.py` and
+//! `configuration_gemma2.py`).
 
 use crate::config::ConfigReader;
 use crate::error::{Error, Result};
@@ -66,7 +67,8 @@ impl Config {
     }
 }
 
-/// `hidden_act` is what the first releases with the architecture read and 5.23.0 ignores, so both must have the same value.
+/// The first releases with this architecture read `hidden_act`, which 5.23.0 ignores, so both keys must have the same
+/// value.
 fn hidden_activation(config: &ConfigReader) -> Result<Activation> {
     let act = Activation::read(config, "hidden_activation", "gelu_pytorch_tanh")?;
     match config.optional_str("hidden_act")? {

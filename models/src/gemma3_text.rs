@@ -1,6 +1,6 @@
-//! Gemma 3, text: norms around both halves of a block and over each head of q and k, windowed and full layers
-//! each with a rope base of their own, scaled embeddings
-//! (transformers 5.23.0, `models/gemma3/modeling_gemma3.py` and `configuration_gemma3.py`).
+//! Gemma 3, text: norms before and after both halves of a block and over each head of q and k, windowed and full
+//! layers that each have their own rope base, scaled embeddings (transformers 5.23.0,
+//! `models/gemma3/modeling_gemma3.py` and `configuration_gemma3.py`).
 
 use crate::config::ConfigReader;
 use crate::error::Result;
@@ -36,7 +36,7 @@ impl Config {
     fn read(config: &ConfigReader) -> Result<Self> {
         config.refuse_unless("use_bidirectional_attention", &false.into())?;
         let num_hidden_layers = config.usize_or("num_hidden_layers", 26)?;
-        // Older configs name the period of full attention instead of the types.
+        // Older configs give the period of full-attention layers instead of `layer_types`.
         let pattern = config.usize_or("sliding_window_pattern", 6)?;
         let layer_types = LayerType::read(config, num_hidden_layers, |layer| {
             if (layer + 1) % pattern == 0 { LayerType::Full } else { LayerType::Sliding }
@@ -64,8 +64,8 @@ impl Config {
     }
 }
 
-/// v5: one object a layer type. v4: `rope_theta` and `rope_scaling` for full attention, `rope_local_base_freq`
-/// for the window (`Gemma3TextConfig.convert_rope_params_to_dict`).
+/// transformers 5 has one object per layer type. transformers 4 has `rope_theta` and `rope_scaling` for full
+/// attention and `rope_local_base_freq` for windowed attention (`Gemma3TextConfig.convert_rope_params_to_dict`).
 fn ropes(config: &ConfigReader) -> Result<PerLayerType<RopeParameters>> {
     let max = config.usize_or("max_position_embeddings", 131_072)?;
     let full_theta = config.f64_or("rope_theta", 1_000_000.0)?;
@@ -82,9 +82,9 @@ fn ropes(config: &ConfigReader) -> Result<PerLayerType<RopeParameters>> {
 struct SelfAttention {
     path: String,
     qkv: Joined<3>,
-    /// Over `head_dim`.
+    /// Normalises each head over `head_dim`.
     q_norm: RmsNorm,
-    /// Over `head_dim`.
+    /// Normalises each head over `head_dim`.
     k_norm: RmsNorm,
     attention: Attention,
     o_proj: Linear,

@@ -28,7 +28,7 @@ struct Config {
 
 impl Config {
     fn read(config: &ConfigReader) -> Result<Self> {
-        // Scores in F32 whatever the dtype: another arithmetic in 16 bits.
+        // With this key, scores are computed in F32 for every dtype, which gives other results in 16 bits.
         config.refuse_unless("reorder_and_upcast_attn", &false.into())?;
         let n_embd = config.usize_or("n_embd", 768)?;
         Ok(Self {
@@ -46,7 +46,7 @@ impl Config {
         })
     }
 
-    /// What the scores of a layer are multiplied by.
+    /// The factor by which a layer's scores are multiplied.
     fn scale(&self, layer: usize) -> f64 {
         let head_dim = (self.n_embd / self.n_head) as f64;
         let scale = if self.scale_attn_weights { head_dim.powf(-0.5) } else { 1.0 };
@@ -57,7 +57,7 @@ impl Config {
 struct SelfAttention {
     path: String,
     n_embd: usize,
-    /// q, k and v side by side.
+    /// q, k and v, concatenated along the output dimension.
     c_attn: Linear,
     attention: Attention,
     c_proj: Linear,
@@ -154,7 +154,7 @@ impl Block {
 struct Gpt2 {
     ends: DecoderEnds,
     h: Vec<Block>,
-    /// Positions.
+    /// The position embeddings.
     wpe: Embedding,
 }
 

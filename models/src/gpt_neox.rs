@@ -1,6 +1,6 @@
-//! GPT-NeoX: attention and MLP beside or after each other, queries, keys and values in one projection ordered by
-//! head, rope over a part of each head
-//! (transformers 5.23.0, `models/gpt_neox/modeling_gpt_neox.py` and `configuration_gpt_neox.py`).
+//! GPT-NeoX: attention and MLP in parallel or one after the other, one projection for queries, keys and values
+//! grouped by head, rope on a part of each head (transformers 5.23.0, `models/gpt_neox/modeling_gpt_neox.py` and
+//! `configuration_gpt_neox.py`).
 
 use crate::config::ConfigReader;
 use crate::error::Result;
@@ -49,8 +49,9 @@ impl Config {
     }
 }
 
-/// v4 names base and share `rotary_emb_base` and `rotary_pct`; what stands in the object of v5, or in
-/// `rope_scaling`, wins, and every `rope_type` heeds the share (`GPTNeoXConfig.convert_rope_params_to_dict`).
+/// transformers 4 calls the base `rotary_emb_base` and the rotated share `rotary_pct`. Values in `rope_scaling`, or
+/// in the object of transformers 5, take precedence, and the share applies to every `rope_type`
+/// (`GPTNeoXConfig.convert_rope_params_to_dict`).
 fn rope(config: &ConfigReader) -> Result<RopeParameters> {
     let theta = config.f64_or("rotary_emb_base", 10_000.0)?;
     let rotary_pct = config.f64_or("rotary_pct", 0.25)?;
@@ -70,7 +71,7 @@ struct SelfAttention {
     path: String,
     num_heads: usize,
     head_dim: usize,
-    /// One head's q, k and v after the other's.
+    /// For each head: its q, k and v.
     query_key_value: Linear,
     attention: Attention,
     dense: Linear,
@@ -189,7 +190,7 @@ pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>
     let embed_in = Embedding::load(&body.pp("embed_in"), config.vocab_size, config.hidden_size)?;
     let final_layer_norm =
         LayerNorm::load(&body.pp("final_layer_norm"), config.hidden_size, config.layer_norm_eps, true)?;
-    // Every release before 5 called the head embed_out.
+    // Releases before transformers 5 call the head `embed_out`.
     let lm_head = body
         .head_or("embed_out")
         .map(|weights| Linear::lm_head(&weights, &embed_in, config.tie_word_embeddings, false))

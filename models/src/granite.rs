@@ -26,10 +26,10 @@ struct Config {
     attention_bias: bool,
     mlp_bias: bool,
     embedding_multiplier: f64,
-    /// What logits are divided by.
+    /// The divisor of the logits.
     logits_scaling: f64,
     residual_multiplier: f64,
-    /// What scores are multiplied by.
+    /// The factor by which scores are multiplied.
     attention_multiplier: f64,
     tie_word_embeddings: bool,
 }

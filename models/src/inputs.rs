@@ -1,4 +1,4 @@
-//! The inputs of a pass, as the caller gives them and as they are checked and prepared.
+//! The inputs of a forward pass: as the caller gives them, and after validation.
 
 use std::ops::Range;
 
@@ -6,15 +6,15 @@ use candle_core::{DType, Device, IndexOp, Tensor};
 
 use crate::error::{Error, Result};
 
-/// What the caller gives a pass.
+/// The caller's inputs of a forward pass.
 #[derive(Clone, Debug)]
 pub struct Inputs {
     /// Token ids, `[batch, seq]`, u32.
     pub input_ids: Tensor,
-    /// 1 for a real token and 0 for padding, `[batch, past + seq]`, any integer dtype; absent means no padding.
+    /// 1 for a real token and 0 for padding, `[batch, past + seq]`, any integer dtype; `None` means no padding.
     pub attention_mask: Option<Tensor>,
-    /// Positions, `[batch, seq]`, any integer dtype; absent means `past..past + seq` in every row,
-    /// regardless of the mask (transformers 5.23.0, `LlamaModel.forward`).
+    /// Positions, `[batch, seq]`, any integer dtype; `None` means `past..past + seq` for every sequence, regardless
+    /// of the mask (transformers 5.23.0, `LlamaModel.forward`).
     pub position_ids: Option<Tensor>,
 }
 
@@ -34,13 +34,13 @@ impl Inputs {
     }
 }
 
-/// The inputs of one pass, checked against each other, with what follows from them.
+/// The inputs of one forward pass, validated against each other, and the values derived from them.
 pub struct PassInputs {
     input_ids: Tensor,
     batch: usize,
     seq: usize,
     past: usize,
-    /// Slots that attention may see: those of the cache, or as many as there are tokens.
+    /// Number of slots that attention covers: the cache's slots, or without a cache the number of tokens.
     slots: usize,
     padding: Option<Vec<bool>>,
     has_holes: bool,
@@ -49,7 +49,7 @@ pub struct PassInputs {
     dtype: DType,
 }
 
-/// The small vectors of a pass, whose memory is kept from one pass to the next.
+/// The small vectors of a forward pass; the next forward pass reuses their memory.
 #[derive(Default)]
 pub(crate) struct Vectors {
     positions: Vec<i64>,
@@ -57,12 +57,12 @@ pub(crate) struct Vectors {
     keys: Vec<Range<usize>>,
 }
 
-/// Which keys are real, and the positions of the new ones.
+/// The keys that are not padding, and the positions of the new tokens.
 #[derive(Clone, Copy)]
 pub(crate) struct Keys<'a> {
-    /// From the first real one to the last, per row.
+    /// For each sequence, the range from the first real key to the last.
     pub(crate) ranges: &'a [Range<usize>],
-    /// `[batch, past + seq]`, where padding lies inside a range.
+    /// `[batch, past + seq]`, false at padding; `None` if no padding lies inside a range.
     pub(crate) visible: Option<&'a [bool]>,
     /// Positions of the new tokens, `[batch, seq]`.
     pub(crate) positions: &'a [u32],
@@ -120,17 +120,17 @@ impl PassInputs {
         self.batch
     }
 
-    /// Sequence length: new tokens per row.
+    /// Sequence length: new tokens per sequence.
     pub fn seq(&self) -> usize {
         self.seq
     }
 
-    /// Tokens that the cache already holds, per row.
+    /// Tokens that the cache already holds, per sequence.
     pub fn past(&self) -> usize {
         self.past
     }
 
-    /// `[batch, past + seq]`, false at padding; absent when there is none.
+    /// `[batch, past + seq]`, false at padding; `None` if the caller gave no mask.
     pub fn padding(&self) -> Option<&[bool]> {
         self.padding.as_deref()
     }
@@ -150,7 +150,7 @@ impl PassInputs {
         self.dtype
     }
 
-    /// Where the pass computes.
+    /// The device of the forward pass.
     pub fn device(&self) -> &Device {
         self.input_ids.device()
     }
@@ -160,18 +160,18 @@ impl PassInputs {
         self.has_holes
     }
 
-    /// Slots that attention may see: those of the cache, or as many as there are tokens.
+    /// Number of slots that attention covers: the cache's slots, or without a cache the number of tokens.
     pub(crate) fn slots(&self) -> usize {
         self.slots
     }
 
-    /// Which keys are real.
+    /// The keys that are not padding, and the positions of the new tokens.
     pub(crate) fn keys(&self) -> Keys<'_> {
         let Vectors { keys: ranges, rows: positions, .. } = &self.vectors;
         Keys { ranges, visible: self.holes(), positions }
     }
 
-    /// `[batch, past + seq]`, false at padding, where padding lies between real tokens.
+    /// `[batch, past + seq]`, false at padding; `None` if no padding lies between real tokens.
     pub(crate) fn holes(&self) -> Option<&[bool]> {
         if self.has_holes { self.padding.as_deref() } else { None }
     }
@@ -193,7 +193,8 @@ fn integers(tensor: &Tensor) -> Result<Vec<i64>> {
     Ok(flat.to_dtype(DType::I64)?.i(..)?.to_vec1()?)
 }
 
-/// Finds the real tokens of each row of `len`; whether padding lies inside a range.
+/// Writes the range of real tokens of each sequence of length `len` to `ranges`; returns whether padding lies inside
+/// a range.
 fn find_keys(padding: Option<&[bool]>, batch: usize, len: usize, ranges: &mut Vec<Range<usize>>) -> bool {
     ranges.clear();
     let Some(padding) = padding else {

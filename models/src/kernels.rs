@@ -1,12 +1,13 @@
-//! CPU kernels of the fused path: plain slices in, plain slices out, f32 or bf16 ([`Element`]).
+//! CPU kernels of the fused backend. They read and write plain slices of f32 or bf16 ([`Element`]).
 //!
-//! A pass holds one [`Pool`] and one [`Arena`]; weights are packed once at load ([`PackedLinear`],
-//! [`PackedGateUp`]), keys and values live in a [`KvCache`] laid out for the attention kernel. After a first
-//! pass of a shape nothing here allocates. Every kernel is written once over the vector trait of `simd.rs`
-//! and runs at the level that the machine has: AVX-512 with or without bf16, AVX2, or portable.
+//! A forward pass uses one [`Pool`] and one [`Arena`]. Weights are packed once at load ([`PackedLinear`],
+//! [`PackedGateUp`]); keys and values are stored in a [`KvCache`] in the layout that the attention kernel reads.
+//! After the first forward pass of a shape the kernels allocate nothing. Every kernel is written once over the vector
+//! trait of `simd.rs` and runs at the instruction level that the machine has: AVX-512 with or without bf16, AVX2, or
+//! portable.
 //!
-//! Sums are f32 in all kernels; a result is rounded once to the element type. With `vdpbf16ps` subnormal
-//! numbers count as zero.
+//! Sums are f32 in all kernels; a result is rounded once to the element type. `vdpbf16ps` treats subnormal numbers as
+//! zero.
 
 #![expect(
     clippy::inline_always,

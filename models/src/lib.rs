@@ -1,9 +1,9 @@
 //! Native transformer models on candle, each with an eager and a fused backend.
 //!
-//! [`load`] opens a checkpoint folder by its `model_type`; [`Loaded::forward`] gives logits for every
-//! position. Each architecture is one file, named by `model_type`, that reads top to bottom like the
-//! paper; what several share is in [`layers`], each layer with both backends. [`layers`] also explains how to add an
-//! architecture. Nothing here touches a network, a process or Python.
+//! [`load`] opens a checkpoint folder by its `model_type`; [`Loaded::forward`] returns logits for every position.
+//! Each architecture is one file, named after its `model_type`, that reads from top to bottom. [`layers`] holds the
+//! layers that several architectures share, each with both backends, and explains how to add an architecture. This
+//! crate uses no network, no subprocess and no Python.
 
 mod cache;
 mod checkpoints;

@@ -19,12 +19,12 @@ use crate::xs::Xs;
 
 /// A checkpoint, ready to run.
 pub struct Loaded {
-    /// Passes that a GPU has recorded; dropped before the buffers that they use.
+    /// Captured CUDA graphs; the field is dropped before the buffers that they use.
     replays: Replays,
     model: Box<dyn Model>,
     options: Options,
     workspace: Option<Workspace>,
-    /// Config keys that may mean something and that the architecture did not read.
+    /// Config keys that the architecture did not read and that may affect the result.
     pub unread_keys: Vec<String>,
     /// Tensors of the checkpoint that the architecture did not read.
     pub unread_tensors: Vec<String>,
@@ -33,8 +33,8 @@ pub struct Loaded {
 /// Loads a checkpoint folder: `config.json` and `model.safetensors`, single or sharded.
 ///
 /// # Errors
-/// If a file cannot be read, the `model_type`, head or a config value is unknown, or a tensor is
-/// missing or of another shape.
+/// If a file cannot be read; if the `model_type`, the head or a config value is unknown; or if a tensor is missing or
+/// has another shape.
 pub fn load(folder: &Path, options: &Options) -> Result<Loaded> {
     if !matches!(options.dtype, DType::F64 | DType::F32 | DType::BF16 | DType::F16) {
         return Err(Error::Unsupported(format!("models in dtype {}", options.dtype.as_str())));
@@ -60,7 +60,7 @@ pub fn load_on_gpu(folder: &Path, dtype: DType, gpu: Arc<dyn Gpu>) -> Result<Loa
     let Some(kernels) = Dtype::of(dtype) else {
         return Err(Error::Unsupported(format!("the fused backend in dtype {} on a GPU", dtype.as_str())));
     };
-    // Whatever is a tensor stays on the CPU.
+    // Candle tensors stay on the CPU.
     let options = Options { dtype, device: Device::Cpu, backend: Backend::Fused };
     load_in(folder, &options, Some(Workspace::Gpu(Arc::new(Space::new(gpu, kernels)))))
 }
@@ -82,7 +82,7 @@ fn load_in(folder: &Path, options: &Options, workspace: Option<Workspace>) -> Re
 }
 
 impl Loaded {
-    /// Bytes of the packed weights and of the buffers kept between passes; `None` in the eager backend.
+    /// Bytes of the packed weights and of the buffers kept between forward passes; `None` in the eager backend.
     pub fn fused_bytes(&self) -> Option<(usize, usize)> {
         self.workspace.as_ref().map(|workspace| match workspace {
             Workspace::Host(host) => host.bytes(),
@@ -90,12 +90,14 @@ impl Loaded {
         })
     }
 
-    /// How many passes the GPU ran one launch at a time, recorded and replayed; absent elsewhere.
+    /// How many forward passes the GPU ran as single launches, as graph captures and as graph launches; `None` if the
+    /// model does not run on a GPU.
     pub fn pass_counts(&self) -> Option<PassCounts> {
         matches!(self.workspace, Some(Workspace::Gpu(_))).then(|| self.replays.counts())
     }
 
-    /// A full-sequence forward pass without a cache: logits of every position, `[batch, seq, vocab_size]`, or what the head gives.
+    /// A full-sequence forward pass without a cache. Returns logits for every position, `[batch, seq, vocab_size]`,
+    /// or the output of the model's [`Task`](crate::Task).
     ///
     /// # Errors
     /// If the inputs do not fit each other or the model.
@@ -103,7 +105,7 @@ impl Loaded {
         self.forward_with(inputs, None, None)
     }
 
-    /// One pass that continues a cache, is observed by a probe, or both.
+    /// A forward pass that continues a cache, is observed by a probe, or both.
     ///
     /// # Errors
     /// If the inputs do not fit each other, the model or the cache.
@@ -116,8 +118,9 @@ impl Loaded {
         self.run(inputs, cache, probe)?.into_tensor()
     }
 
-    /// As [`Loaded::forward_with`], but a GPU's output stays there, and the pass may still be running: what the device
-    /// does between two synchronisations around this is the pass. The output holds until the next pass of its shape.
+    /// As [`Loaded::forward_with`], but on a GPU the output stays in device memory and the forward pass may still be
+    /// running when this returns. To time it, synchronise the device before and after this call. The output is valid
+    /// until the next forward pass of the same shape.
     ///
     /// # Errors
     /// As [`Loaded::forward_with`].
@@ -140,7 +143,7 @@ impl Loaded {
             _ => self.model.forward(&mut pass),
         };
         let output = match &self.workspace {
-            // Deferred operations must not outlive the pass.
+            // Deferred operations must not outlive the forward pass.
             Some(Workspace::Host(host)) => {
                 let output = output.and_then(Xs::into_tensor).map(Xs::from);
                 host.drop_deferred();

@@ -1,5 +1,5 @@
-//! Locks whose poison is ignored: a lock is poisoned when an earlier pass panicked, and what that pass left is
-//! overwritten before it is read.
+//! Locks that ignore poisoning: a lock is poisoned if an earlier forward pass panicked, and the values that it left
+//! are overwritten before they are read.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

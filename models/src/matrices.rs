@@ -1,5 +1,5 @@
-//! Matrices read from safetensors files block by block: a mapped file counts as memory of the process once it
-//! is read, and beside packed weights that would be the checkpoint a second time.
+//! Matrices read from safetensors files block by block. A mapped file counts as memory of the process once it is
+//! read, so mapping it while packing weights would double the memory of the checkpoint.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,17 +14,17 @@ use crate::error::{Error, Result};
 use crate::fused::Float;
 use crate::lock::lock;
 
-/// What is read at a time.
+/// Bytes that are read at a time.
 const BLOCK_BYTES: usize = 4 << 20;
 
-/// The files of a checkpoint and where in them each tensor lies.
+/// The files of a checkpoint and the place of each tensor in them.
 pub(crate) struct Matrices {
     files: Vec<(PathBuf, Mutex<File>)>,
-    /// File and byte.
+    /// For each tensor name, the index of the file and the byte offset of the data.
     places: BTreeMap<String, (usize, u64)>,
 }
 
-/// Appends little-endian values of a file's dtype.
+/// Converts little-endian values of a file's dtype and appends them.
 type Convert<T> = fn(&[u8], &mut Vec<T>);
 
 impl Matrices {
@@ -35,7 +35,7 @@ impl Matrices {
             let mut len = [0; 8];
             file.read_exact(&mut len).map_err(|error| unreadable(path, error))?;
             let len = u64::from_le_bytes(len);
-            // The mapping has checked the header, its length included.
+            // The mapping has already validated the header and its length.
             let mut header = vec![0; len as usize];
             file.read_exact(&mut header).map_err(|error| unreadable(path, error))?;
             let header: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&header)
@@ -50,7 +50,8 @@ impl Matrices {
         Ok(Self { files, places })
     }
 
-    /// Hands the rows of a tensor to `take`, converted as candle's `to_dtype` does.
+    /// Passes the rows of a tensor to `take` in blocks, converted as candle's `to_dtype` does; `take` also gets the
+    /// number of the block's first row.
     pub(crate) fn each_block<T: Float>(
         &self,
         name: &str,
@@ -104,7 +105,7 @@ mod tests {
 
     use super::*;
 
-    /// Of a matrix longer than a block in every dtype.
+    /// The matrix is longer than a block in every dtype.
     #[test]
     fn blocks_hold_what_candle_converts_to() {
         let (rows, columns) = (700, 2053);

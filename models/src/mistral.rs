@@ -1,5 +1,5 @@
-//! Mistral: llama without biases, every layer seeing a sliding window of keys
-//! (transformers 5.23.0, `models/mistral/modeling_mistral.py` and `configuration_mistral.py`).
+//! Mistral: llama without biases, with a sliding window in every layer (transformers 5.23.0,
+//! `models/mistral/modeling_mistral.py` and `configuration_mistral.py`).
 
 use crate::config::ConfigReader;
 use crate::error::Result;
@@ -23,7 +23,7 @@ struct Config {
     hidden_act: Activation,
     rms_norm_eps: f64,
     rope: RopeParameters,
-    /// `W`: a query sees itself and the `W - 1` keys before it; absent, all before it.
+    /// `W`: a query attends to itself and the `W - 1` keys before it; `None` means to all keys before it.
     sliding_window: Option<usize>,
     tie_word_embeddings: bool,
 }

@@ -1,5 +1,5 @@
-//! Mixtral: mistral with a mixture of experts for the MLP
-//! (transformers 5.23.0, `models/mixtral/modeling_mixtral.py` and `configuration_mixtral.py`).
+//! Mixtral: mistral with a mixture of experts instead of the MLP (transformers 5.23.0,
+//! `models/mixtral/modeling_mixtral.py` and `configuration_mixtral.py`).
 
 use crate::config::ConfigReader;
 use crate::error::Result;
@@ -21,7 +21,7 @@ struct Config {
     head_dim: usize,
     rms_norm_eps: f64,
     rope: RopeParameters,
-    /// Every layer's, where there is one.
+    /// The window of every layer; `None` means full attention.
     sliding_window: Option<usize>,
     experts: ExpertsConfig,
     tie_word_embeddings: bool,
@@ -32,7 +32,7 @@ impl Config {
         let hidden_size = config.usize_or("hidden_size", 4096)?;
         let num_attention_heads = config.usize_or("num_attention_heads", 32)?;
         let max_position_embeddings = config.usize_or("max_position_embeddings", 131_072)?;
-        // `attribute_map` of `MixtralConfig`: one attribute by two names.
+        // `attribute_map` of `MixtralConfig` maps one key name to the other.
         let num_experts = match config.optional_usize("num_experts")? {
             Some(num_experts) => num_experts,
             None => config.usize_or("num_local_experts", 8)?,
@@ -119,7 +119,7 @@ impl Block {
             input_layernorm: norm("input_layernorm")?,
             self_attn: SelfAttention::load(config, &weights.pp("self_attn"), layer)?,
             post_attention_layernorm: norm("post_attention_layernorm")?,
-            // The module's name since transformers 5; checkpoints keep the older one.
+            // transformers 5 renamed the module; checkpoints keep the older name.
             mlp: SparseMoe::load(&weights.pp("block_sparse_moe"), weights.pp("mlp").path(), &config.experts)?,
         })
     }

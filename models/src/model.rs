@@ -1,4 +1,4 @@
-//! What every architecture is written against: the trait of a model, the head that it ends in, and how it is loaded.
+//! The interface of an architecture: the model trait, the task of its head, and the options for loading.
 
 use candle_core::{DType, Device};
 
@@ -10,42 +10,43 @@ use crate::xs::Xs;
 /// How the layers compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// Tensor operations one by one, with the semantics of transformers' eager attention.
+    /// One tensor operation at a time, with the semantics of transformers' eager attention.
     Eager,
-    /// The same mathematics with packed weights and fused kernels: F32 and BF16 on the CPU, and with [`load_on_gpu`](crate::load_on_gpu)
-    /// also F16. An operation without a fused kernel runs as in the eager backend.
+    /// Computes the same function with packed weights and fused kernels: F32 and BF16 on the CPU, and with
+    /// [`load_on_gpu`](crate::load_on_gpu) also F16. An operation without a fused kernel runs as in the eager
+    /// backend.
     Fused,
 }
 
-/// In what backend, dtype and place a checkpoint is loaded.
+/// Backend, dtype and device with which a checkpoint is loaded.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// dtype of weights and activations: F64, F32, BF16 or F16.
     ///
-    /// In F64 everything is in F64, also what transformers computes in F32 whatever the model's dtype
-    /// (norms, softmax, rope tables): an oracle that rounds to F32 on the way would be none.
+    /// With F64 every operation is in F64, including those that transformers always computes in F32 (norms, softmax,
+    /// rope tables), because the F64 model is the float64 reference.
     pub dtype: DType,
-    /// Where to compute.
+    /// The device that computes.
     pub device: Device,
     /// How the layers compute.
     pub backend: Backend,
 }
 
-/// What the model ends in.
+/// The output of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
     /// Logits of the next token, `[batch, seq, vocab_size]`.
     CausalLm,
     /// Logits of the masked token, `[batch, seq, vocab_size]`.
     MaskedLm,
-    /// Logits of a label, `[batch, num_labels]`.
+    /// Logits of each label, `[batch, num_labels]`.
     SequenceClassification,
     /// Hidden states, `[batch, seq, hidden_size]`.
     HiddenStates,
 }
 
 impl Task {
-    /// The head that `architectures` names; `None` where the config names none.
+    /// The head given by `architectures`; `None` if the config has none.
     pub(crate) fn read(config: &ConfigReader) -> Result<Option<Self>> {
         let Some(architectures) = config.optional_strs("architectures")? else {
             return Ok(None);
@@ -71,14 +72,15 @@ impl Task {
 
 /// One architecture with its weights.
 pub trait Model: Send + Sync {
-    /// One pass over [`PassInputs::input_ids`](crate::PassInputs::input_ids); the output depends on the [`Task`].
+    /// One forward pass over [`PassInputs::input_ids`](crate::PassInputs::input_ids); the output depends on the
+    /// [`Task`].
     ///
     /// # Errors
     /// If a tensor operation fails.
     fn forward(&self, pass: &mut Pass) -> Result<Xs>;
 }
 
-/// The error of an architecture that lacks a head.
+/// The error for an architecture that lacks a head.
 pub(crate) fn unknown_head(model_type: &str, task: Task) -> Error {
     Error::UnknownHead { model_type: model_type.to_owned(), task: format!("{task:?}") }
 }

@@ -1,6 +1,6 @@
-//! ModernBERT: an encoder of pre-norm blocks, windowed and full layers each with a rope base of their own, gated MLP
-//! from one projection, norms without bias
-//! (transformers 5.23.0, `models/modernbert/modeling_modernbert.py` and `configuration_modernbert.py`).
+//! ModernBERT: an encoder of pre-norm blocks, with windowed and full layers that each have their own rope base, one
+//! projection for gate and up of the MLP, and norms without bias (transformers 5.23.0,
+//! `models/modernbert/modeling_modernbert.py` and `configuration_modernbert.py`).
 
 use serde_json::Value;
 
@@ -28,7 +28,7 @@ struct Config {
     mlp_bias: bool,
     layer_types: Vec<LayerType>,
     ropes: PerLayerType<RopeParameters>,
-    /// How far a windowed layer sees to either side.
+    /// Distance in tokens to which a windowed layer attends on either side.
     sliding_window: usize,
     decoder_bias: bool,
     classifier_bias: bool,
@@ -39,7 +39,7 @@ struct Config {
 impl Config {
     fn read(config: &ConfigReader) -> Result<Self> {
         let num_hidden_layers = config.usize_or("num_hidden_layers", 22)?;
-        // Older configs name the period of full attention instead of the types.
+        // Older configs give the period of full-attention layers instead of `layer_types`.
         let period = config.usize_or("global_attn_every_n_layers", 3)?.max(1);
         let layer_types = LayerType::read(config, num_hidden_layers, |layer| {
             if layer % period == 0 { LayerType::Full } else { LayerType::Sliding }
@@ -68,14 +68,15 @@ impl Config {
         self.hidden_size / self.num_attention_heads
     }
 
-    /// The norm over `hidden_size` that stands at `weights`.
+    /// The norm over `hidden_size` with the weights `weights`.
     fn norm(&self, weights: &Weights) -> Result<LayerNorm> {
         LayerNorm::load(weights, self.hidden_size, self.norm_eps, self.norm_bias)
     }
 }
 
-/// v5: one object a layer type. v4: `global_rope_theta` and `local_rope_theta`
-/// (`ModernBertConfig.convert_rope_params_to_dict`). A `rope_scaling`, which would be merged into both, is refused.
+/// transformers 5 has one object per layer type; transformers 4 has `global_rope_theta` and `local_rope_theta`
+/// (`ModernBertConfig.convert_rope_params_to_dict`). `rope_scaling`, which transformers would merge into both, is
+/// rejected.
 fn ropes(config: &ConfigReader) -> Result<PerLayerType<RopeParameters>> {
     config.refuse_unless("rope_scaling", &Value::Null)?;
     let max = config.usize_or("max_position_embeddings", 8192)?;
@@ -94,7 +95,7 @@ fn ropes(config: &ConfigReader) -> Result<PerLayerType<RopeParameters>> {
 struct SelfAttention {
     path: String,
     size: usize,
-    /// q, k and v side by side.
+    /// q, k and v, concatenated along the output dimension.
     wqkv: Linear,
     attention: Attention,
     wo: Linear,
@@ -132,7 +133,7 @@ struct Mlp {
     path: String,
     act_path: String,
     size: usize,
-    /// What the activation is applied to and the gate side by side.
+    /// The input of the activation and the gate, concatenated along the output dimension.
     wi: Linear,
     act: Activation,
     wo: Linear,
@@ -163,7 +164,7 @@ impl Mlp {
 struct Block {
     path: String,
     layer_type: LayerType,
-    /// Absent in the first layer, whose input the embeddings have normed.
+    /// `None` in the first layer, whose input the embeddings have already normalised.
     attn_norm: Option<LayerNorm>,
     attn: SelfAttention,
     mlp_norm: LayerNorm,
@@ -204,7 +205,7 @@ impl Block {
     }
 }
 
-/// The encoder, up to its last hidden states.
+/// The encoder; its output is the last hidden states.
 struct Encoder {
     path: String,
     embeddings_path: String,
@@ -266,7 +267,7 @@ impl Encoder {
     }
 }
 
-/// What both heads begin with.
+/// The layers with which both heads begin.
 struct PredictionHead {
     path: String,
     act_path: String,
@@ -296,7 +297,7 @@ impl PredictionHead {
     }
 }
 
-/// How a classifier makes one vector of a sequence.
+/// How a classifier reduces a sequence to one vector.
 #[derive(Clone, Copy)]
 enum Pooling {
     Cls,
@@ -313,7 +314,7 @@ impl Pooling {
     }
 }
 
-/// What stands on the encoder.
+/// The head, by task.
 enum Head {
     MaskedLm { head: PredictionHead, decoder: Linear },
     SequenceClassification { pooling: Pooling, head: PredictionHead, classifier: Linear },
@@ -328,7 +329,7 @@ struct ModernBert {
 pub(crate) fn build(reader: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
     let config = Config::read(reader)?;
     let task = task.unwrap_or(Task::HiddenStates);
-    // Read whatever the head, so that it is not listed as a key without effect.
+    // The key is read for every head, so that it is never listed as unread.
     let pooling = Pooling::read(reader)?;
     let encoder = Encoder::load(&config, &weights.body("model", task != Task::HiddenStates))?;
     let size = config.hidden_size;
@@ -353,8 +354,9 @@ pub(crate) fn build(reader: &ConfigReader, weights: &Weights, task: Option<Task>
     Ok(Box::new(ModernBert { encoder, head }))
 }
 
-/// A windowed layer may leave a padded position no key to see. transformers' lowest finite mask then mixes all
-/// keys evenly, as the eager backend does and the fused kernel does not; a classifier that reads such a position is refused.
+/// In a windowed layer, a padded position may attend to no key. transformers' lowest finite mask then averages all
+/// keys; the eager backend does the same, but the fused kernel does not. A classifier that reads such a position is
+/// rejected.
 fn refuse_padded_first_position(pass: &Pass) -> Result<()> {
     let is_padded = pass
         .padding()

@@ -1,4 +1,4 @@
-//! `OLMo` 2: no norm before but one after each half of a block, and norms over all heads of q and k together
+//! `OLMo` 2: norms after instead of before each half of a block, and norms over all heads of q and k together
 //! (transformers 5.23.0, `models/olmo2/modeling_olmo2.py` and `configuration_olmo2.py`).
 
 use crate::config::ConfigReader;
@@ -52,9 +52,9 @@ impl Config {
 struct SelfAttention {
     path: String,
     qkv: Joined<3>,
-    /// Over all query heads.
+    /// Normalises over all query heads together.
     q_norm: RmsNorm,
-    /// Over all key heads.
+    /// Normalises over all key heads together.
     k_norm: RmsNorm,
     attention: Attention,
     o_proj: Linear,

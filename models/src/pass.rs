@@ -11,9 +11,9 @@ use crate::fused::Workspace;
 use crate::inputs::{Inputs, Keys, PassInputs, Vectors};
 use crate::xs::Xs;
 
-/// Observes every module boundary of a pass. Paths are transformers' module paths; below an attention module the
-/// eager backend also has its steps `rope_q`, `rope_k` and `softmax`, whose input is the masked scores, each
-/// `[batch, heads, seq, ..]`. Observing changes no number.
+/// Observes every module boundary of a forward pass. Paths are transformers' module paths. Below an attention module
+/// the eager backend also has the steps `rope_q`, `rope_k` and `softmax` (whose input is the masked scores), each
+/// `[batch, heads, seq, ..]`. Observing does not change any value.
 pub trait Probe {
     /// A module is about to run on `input`.
     fn enter(&mut self, path: &str, input: &Tensor);
@@ -21,13 +21,14 @@ pub trait Probe {
     /// A module has run.
     fn leave(&mut self, path: &str, output: &Tensor);
 
-    /// The tensor that the module takes instead of its input, if any; called after [`Probe::enter`].
+    /// The tensor that replaces the module's input, or `None` to keep the input; called after [`Probe::enter`].
     fn replace_input(&mut self, _path: &str, _input: &Tensor) -> Option<Tensor> {
         None
     }
 }
 
-/// What launches and their addresses depend on in a pass on a GPU, besides what is uploaded for it.
+/// The key of a captured CUDA graph: everything that determines the launches and their addresses, except the uploaded
+/// inputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     batch: usize,
@@ -35,18 +36,18 @@ pub(crate) struct Shape {
     has_padding: bool,
     has_holes: bool,
     has_position_ids: bool,
-    /// Which cache, and its slots.
+    /// The cache's id, and its number of slots.
     cache: Option<(usize, usize)>,
 }
 
-/// One forward pass; reads as its inputs.
+/// One forward pass; it dereferences to its inputs.
 pub struct Pass<'a> {
     inputs: PassInputs,
     workspace: Option<Workspace>,
     device: Option<DevicePass>,
     cache: Option<&'a mut Cache>,
     probe: Option<&'a mut dyn Probe>,
-    /// Paths of the modules that are running, where there is a probe.
+    /// Paths of the modules that are running; only filled if there is a probe.
     running: Vec<String>,
     /// Inputs that the probe has replaced so far.
     replaced: usize,
@@ -91,7 +92,7 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// Whether the pass continues a cache, even an empty one.
+    /// Whether the forward pass has a cache, even an empty one.
     pub fn has_cache(&self) -> bool {
         self.cache.is_some()
     }
@@ -99,7 +100,7 @@ impl<'a> Pass<'a> {
     /// Runs one module; a probe, if there is one, observes its input and output.
     ///
     /// # Errors
-    /// Whatever the module returns.
+    /// The error of the module.
     pub fn module(
         &mut self,
         path: &str,
@@ -183,19 +184,19 @@ impl<'a> Pass<'a> {
         self.workspace.clone()
     }
 
-    /// The GPU's side of the pass.
+    /// The state of the forward pass on the GPU.
     pub(crate) fn device_pass(&self) -> Result<&DevicePass> {
         self.device.as_ref().ok_or_else(|| Error::Gpu("a pass that is not on a GPU".to_owned()))
     }
 
-    /// Drops what layers have uploaded for this pass, to run them again.
+    /// Drops the inputs that layers have uploaded for this forward pass, so that the layers can run again.
     pub(crate) fn restart_device(&mut self, recording: bool) {
         if let Some(device) = &mut self.device {
             device.restart(recording);
         }
     }
 
-    /// What a recording of this pass on a GPU depends on.
+    /// The key of a captured CUDA graph of this forward pass.
     pub(crate) fn shape(&self) -> Shape {
         Shape {
             batch: self.batch(),
@@ -212,12 +213,13 @@ impl<'a> Pass<'a> {
         self.cache.as_deref_mut()
     }
 
-    /// Which keys are real, and the cache, if there is one.
+    /// The keys that are not padding, and the cache, if there is one.
     pub(crate) fn keys_and_cache(&mut self) -> (Keys<'_>, Option<&mut Cache>) {
         (self.inputs.keys(), self.cache.as_deref_mut())
     }
 
-    /// Appends a layer's keys and values to the cache, if there is one, and returns all that it may attend to.
+    /// Appends a layer's keys and values to the cache, if there is one, and returns all keys and values that the
+    /// layer may attend to.
     pub(crate) fn append(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)> {
         match self.cache.as_deref_mut() {
             Some(cache) => cache.append(layer, keys, values),
@@ -225,7 +227,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Ends the pass: the cache, if there is one, counts the new tokens.
+    /// Ends the forward pass: the cache, if there is one, counts the new tokens.
     pub(crate) fn finish(self) {
         if let Some(cache) = self.cache {
             cache.advance(self.inputs.batch(), self.inputs.seq());

@@ -1,4 +1,4 @@
-//! Phi: attention and MLP side by side after one layer norm, biases everywhere, a part of each head rotated
+//! Phi: attention and MLP in parallel after one layer norm, biases in every layer, rope on a part of each head
 //! (transformers 5.23.0, `models/phi/modeling_phi.py` and `configuration_phi.py`).
 
 use crate::config::ConfigReader;
@@ -52,9 +52,9 @@ impl Config {
 struct SelfAttention {
     path: String,
     qkv: Joined<3>,
-    /// Over `head_dim`.
+    /// Normalises each head over `head_dim`.
     q_layernorm: Option<LayerNorm>,
-    /// Over `head_dim`.
+    /// Normalises each head over `head_dim`.
     k_layernorm: Option<LayerNorm>,
     attention: Attention,
     dense: Linear,
@@ -176,7 +176,7 @@ pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>
     let embed_tokens = Embedding::load(&body.pp("embed_tokens"), config.vocab_size, config.hidden_size)?;
     let final_layernorm =
         LayerNorm::load(&body.pp("final_layernorm"), config.hidden_size, config.layer_norm_eps, true)?;
-    // Only the weight may be tied; the bias is the head's own.
+    // Only the weight may be tied; the head always has its own bias.
     let lm_head = body
         .head_or("lm_head")
         .map(|weights| Linear::lm_head(&weights, &embed_tokens, config.tie_word_embeddings, true))

@@ -23,7 +23,7 @@ struct Config {
     hidden_act: Activation,
     rms_norm_eps: f64,
     rope: RopeParameters,
-    /// Every layer's, where there is one.
+    /// The window of every layer; `None` means full attention.
     sliding_window: Option<usize>,
     tie_word_embeddings: bool,
 }
@@ -51,8 +51,8 @@ impl Config {
     }
 }
 
-/// `default`, or long-context factors under any of the names that they have had (`Phi3Config`). The length of the
-/// pretraining is the top-level key, whose default wins over a nested one.
+/// Reads `default` rope, or long-context factors under any of their past names (`Phi3Config`). The pretraining
+/// context length is the top-level key; its default takes precedence over a nested key.
 fn rope(config: &ConfigReader, head_dim: usize) -> Result<RopeParameters> {
     let max = config.usize_or("max_position_embeddings", 4096)?;
     let original = config.usize_or("original_max_position_embeddings", 4096)?;
@@ -91,7 +91,7 @@ fn rope(config: &ConfigReader, head_dim: usize) -> Result<RopeParameters> {
 struct SelfAttention {
     path: String,
     qkv_proj: Linear,
-    /// Features of q, k and v.
+    /// Number of features of q, k and v.
     sizes: [usize; 3],
     attention: Attention,
     o_proj: Linear,

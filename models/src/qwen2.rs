@@ -1,4 +1,4 @@
-//! Qwen2: llama with biases on q, k and v, and a sliding window from some layer on
+//! Qwen2: llama with biases on q, k and v, and a sliding window in the layers from `max_window_layers` on
 //! (transformers 5.23.0, `models/qwen2/modeling_qwen2.py` and `configuration_qwen2.py`).
 
 use crate::config::ConfigReader;

@@ -1,4 +1,4 @@
-//! Qwen3: llama with a norm over each head of q and k, and a sliding window from some layer on
+//! Qwen3: llama with a norm over each head of q and k, and a sliding window in the layers from `max_window_layers` on
 //! (transformers 5.23.0, `models/qwen3/modeling_qwen3.py` and `configuration_qwen3.py`).
 
 use crate::config::ConfigReader;
@@ -67,9 +67,9 @@ impl Config {
 struct SelfAttention {
     path: String,
     qkv: Joined<3>,
-    /// Over `head_dim`.
+    /// Normalises each head over `head_dim`.
     q_norm: RmsNorm,
-    /// Over `head_dim`.
+    /// Normalises each head over `head_dim`.
     k_norm: RmsNorm,
     attention: Attention,
     o_proj: Linear,

@@ -1,4 +1,4 @@
-//! Qwen3 with experts: a norm over each head of q and k, and in most layers a mixture of experts for the MLP
+//! Qwen3 with experts: a norm over each head of q and k, and in most layers a mixture of experts instead of the MLP
 //! (transformers 5.23.0, `models/qwen3_moe/modeling_qwen3_moe.py` and `configuration_qwen3_moe.py`).
 
 use crate::config::ConfigReader;
@@ -24,7 +24,7 @@ struct Config {
     rms_norm_eps: f64,
     rope: RopeParameters,
     attention_bias: bool,
-    /// Every layer's, where there is one.
+    /// The window of every layer; `None` means full attention.
     sliding_window: Option<usize>,
     experts: ExpertsConfig,
     decoder_sparse_step: usize,
@@ -41,10 +41,10 @@ impl Config {
         let sliding_window = config.nullable_usize("sliding_window", 4096)?;
         let windowed = config.bool_or("use_sliding_window", false)?;
         if !windowed {
-            // 5.23.0 never reads the key, earlier releases do; without a window it has no effect.
+            // transformers 5.23.0 does not read the key, earlier releases do; without a window it has no effect.
             let _ = config.value("max_window_layers");
         }
-        // `attribute_map` of `Qwen3MoeConfig`: one attribute by two names.
+        // `attribute_map` of `Qwen3MoeConfig` maps one key name to the other.
         let num_experts = match config.optional_usize("num_local_experts")? {
             Some(num_experts) => num_experts,
             None => config.usize_or("num_experts", 128)?,
@@ -85,9 +85,9 @@ impl Config {
 struct SelfAttention {
     path: String,
     qkv: Joined<3>,
-    /// Over `head_dim`.
+    /// Normalises each head over `head_dim`.
     q_norm: RmsNorm,
-    /// Over `head_dim`.
+    /// Normalises each head over `head_dim`.
     k_norm: RmsNorm,
     attention: Attention,
     o_proj: Linear,

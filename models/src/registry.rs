@@ -1,5 +1,4 @@
-//! The one table of architectures. A row is all that the crate and what is built on it list of an architecture; every
-//! other list of model types is derived from this one, or a test compares it.
+//! The table of all architectures. Every other list of model types is derived from this one, or a test compares it.
 
 use crate::checkpoints::{self, Checkpoints};
 use crate::config::ConfigReader;
@@ -7,7 +6,8 @@ use crate::error::{Error, Result};
 use crate::model::{Model, Task};
 use crate::weights::Weights;
 
-/// Every architecture, decoders by family, then encoders: the order of [`catalogue`](crate::synthetic::catalogue).
+/// Every architecture: decoders by family, then encoders. [`catalogue`](crate::synthetic::catalogue) has the same
+/// order.
 pub(crate) const ARCHITECTURES: &[Architecture] = &[
     row("llama", Kind::Decoder, crate::llama::build, &checkpoints::llama::LLAMA),
     row("mistral", Kind::Decoder, crate::mistral::build, &checkpoints::mistral::MISTRAL),
@@ -38,7 +38,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
 
 /// One architecture.
 pub(crate) struct Architecture {
-    /// `model_type` of its config; its file is called the same.
+    /// `model_type` in its config, which is also the name of its source file.
     pub(crate) model_type: &'static str,
     kind: Kind,
     build: Build,
@@ -49,12 +49,12 @@ pub(crate) struct Architecture {
 /// Builds a model, or returns [`Error::UnknownHead`] if the architecture lacks the head.
 type Build = fn(&ConfigReader, &Weights, Option<Task>) -> Result<Box<dyn Model>>;
 
-/// How an architecture attends.
+/// Whether attention is causal or bidirectional.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Each token sees itself and what comes before; the caller may give position ids and a cache.
+    /// Each token attends to itself and the tokens before it; the caller may give position ids and a cache.
     Decoder,
-    /// Each token sees all others; the model counts positions itself and takes no cache.
+    /// Each token attends to all tokens; the model counts positions itself and takes no cache.
     Encoder,
 }
 

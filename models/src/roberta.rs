@@ -1,5 +1,5 @@
-//! `RoBERTa`: BERT's encoder with positions that count from the padding id, and other heads
-//! (transformers 5.23.0, `models/roberta/modeling_roberta.py` and `configuration_roberta.py`).
+//! `RoBERTa`: BERT's encoder with positions that start after the padding id, and different heads (transformers
+//! 5.23.0, `models/roberta/modeling_roberta.py` and `configuration_roberta.py`).
 
 use crate::bert::{Config, Encoder, Positions};
 use crate::config::ConfigReader;
@@ -10,7 +10,7 @@ use crate::pass::Pass;
 use crate::weights::Weights;
 use crate::xs::Xs;
 
-/// What stands on the encoder.
+/// The head, by task.
 enum Head {
     MaskedLm(MaskedLm),
     SequenceClassification(SequenceClassification),
@@ -31,7 +31,7 @@ impl MaskedLm {
             path: weights.path().to_owned(),
             dense: Linear::load(&weights.pp("dense"), size, size, true)?,
             layer_norm: config.norm(&weights.pp("layer_norm"))?,
-            // The bias is tied along with the weight, to a parameter of its own.
+            // With tied weights the decoder still has its own bias.
             decoder: if config.tie_word_embeddings {
                 Linear::tied(&weights.pp_as("decoder", ""), words, true)?
             } else {
@@ -43,7 +43,7 @@ impl MaskedLm {
     fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
         pass.module(&self.path, xs.clone(), |pass, xs| {
             let h = self.dense.forward(pass, &xs)?;
-            // Regardless of hidden_act.
+            // `RobertaLMHead` uses the exact gelu whatever `hidden_act` is.
             let h = Activation::Gelu.inline(&h)?;
             let h = self.layer_norm.forward(pass, &h)?;
             self.decoder.forward(pass, &h)
@@ -85,7 +85,7 @@ pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>
     build_as("roberta", 50265, config, weights, task)
 }
 
-/// What `xlm-roberta` shares: all but its name and a default.
+/// Builds the model for `roberta` and `xlm-roberta`, which differ only in their name and the default vocabulary size.
 pub(crate) fn build_as(
     model_type: &str,
     default_vocab_size: usize,

@@ -1,5 +1,5 @@
-//! `SmolLM3`: llama whose every n-th layer does not rotate and may see a sliding window
-//! (transformers 5.23.0, `models/smollm3/modeling_smollm3.py` and `configuration_smollm3.py`).
+//! `SmolLM3`: llama in which every n-th layer has no rope and may have a sliding window (transformers 5.23.0,
+//! `models/smollm3/modeling_smollm3.py` and `configuration_smollm3.py`).
 
 use crate::config::ConfigReader;
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ struct Config {
     hidden_act: Activation,
     rms_norm_eps: f64,
     rope: RopeParameters,
-    /// Whether a layer rotates; upstream's name means the opposite.
+    /// For each layer, whether it uses rope. transformers' name suggests the opposite.
     no_rope_layers: Vec<bool>,
     sliding_window: Option<usize>,
     layer_types: Vec<LayerType>,
@@ -70,7 +70,8 @@ impl Config {
     }
 }
 
-/// `no_rope_layers` (1 rotates, 0 does not), else every `no_rope_layer_interval`-th layer does not rotate.
+/// For each layer, whether it uses rope: `no_rope_layers` (1 with rope, 0 without); if that key is absent, every
+/// layer except each `no_rope_layer_interval`-th.
 fn no_rope_layers(config: &ConfigReader, num_hidden_layers: usize) -> Result<Vec<bool>> {
     let interval = config.usize_or("no_rope_layer_interval", 4)?;
     let Some(layers) = config.optional_f64s("no_rope_layers")? else {
@@ -208,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_fourth_layer_does_not_rotate_unless_the_config_says_which() {
+    fn every_fourth_layer_has_no_rope_unless_no_rope_layers_is_set() {
         let read = |json: &str| {
             let config = ConfigReader::new(serde_json::from_str(json).unwrap());
             no_rope_layers(&config, 5)

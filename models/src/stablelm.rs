@@ -1,4 +1,4 @@
-//! `StableLM`: llama with layer norms, a part of each head rotated, and blocks that may run both halves side by side
+//! `StableLM`: llama with layer norms, rope on a part of each head, and attention and MLP optionally in parallel
 //! (transformers 5.23.0, `models/stablelm/modeling_stablelm.py` and `configuration_stablelm.py`).
 
 use crate::config::ConfigReader;
@@ -35,7 +35,7 @@ impl Config {
         let hidden_size = config.usize_or("hidden_size", 2560)?;
         let num_attention_heads = config.usize_or("num_attention_heads", 32)?;
         let max_position_embeddings = config.usize_or("max_position_embeddings", 4096)?;
-        // Attention takes no other, but the rope of 5.23.0 would follow the key.
+        // In 5.23.0 attention ignores the key, but rope would use it.
         config.refuse_unless("head_dim", &(hidden_size / num_attention_heads).into())?;
         Ok(Self {
             vocab_size: config.usize_or("vocab_size", 50304)?,
@@ -59,9 +59,9 @@ impl Config {
 struct SelfAttention {
     path: String,
     qkv: Joined<3>,
-    /// One a query head.
+    /// One norm per query head.
     q_layernorm: Option<LayerNorm>,
-    /// One a key head.
+    /// One norm per key head.
     k_layernorm: Option<LayerNorm>,
     attention: Attention,
     o_proj: Linear,
@@ -116,7 +116,7 @@ struct Block {
     path: String,
     input_layernorm: LayerNorm,
     self_attn: SelfAttention,
-    /// None where attention and MLP run side by side.
+    /// `None` if attention and MLP run in parallel.
     post_attention_layernorm: Option<LayerNorm>,
     mlp: GatedMlp,
 }

@@ -1,5 +1,5 @@
-//! `StarCoder2`: llama with layer norms, biases, an MLP without gate and a sliding window
-//! (transformers 5.23.0, `models/starcoder2/modeling_starcoder2.py` and `configuration_starcoder2.py`).
+//! `StarCoder2`: llama with layer norms, biases, an MLP without gate, and a sliding window (transformers 5.23.0,
+//! `models/starcoder2/modeling_starcoder2.py` and `configuration_starcoder2.py`).
 
 use crate::config::ConfigReader;
 use crate::error::Result;
@@ -23,16 +23,17 @@ struct Config {
     hidden_act: Activation,
     norm_epsilon: f64,
     rope: RopeParameters,
-    /// Every layer's, where there is one.
+    /// The window of every layer; `None` means full attention.
     sliding_window: Option<usize>,
-    /// Of every linear layer but the head.
+    /// Whether every linear layer except the head has a bias.
     use_bias: bool,
     tie_word_embeddings: bool,
 }
 
 impl Config {
     fn read(config: &ConfigReader) -> Result<Self> {
-        // Keys of the first configs, which no release reads; they name what there is.
+        // The first configs have these keys, which no release reads. Only the values that match this architecture are
+        // accepted.
         config.refuse_unless("norm_type", &"layer_norm".into())?;
         config.refuse_unless("mlp_type", &"default".into())?;
         let hidden_size = config.usize_or("hidden_size", 3072)?;

@@ -1,10 +1,11 @@
-//! Seeded checkpoints for every architecture, made here and read by transformers: `config.json` and an f32
-//! `model.safetensors`, no tokenizer and no download.
+//! Seeded checkpoints for every architecture in a format that transformers reads: `config.json` and an f32
+//! `model.safetensors`, without tokenizer or download.
 //!
-//! Their numbers are random, but not degenerate: activations stay near one, attention is sharply uneven, biases and
-//! norms are uneven too, so that a wrong mask, window, rope table, scale or epsilon moves the logits visibly;
-//! `tests/features.py` shows that each does. `synthetic/versions.md` says which transformers versions read them and
-//! which compute the same; `tests/truth.py` makes what a port is judged by.
+//! The values are random but not degenerate: activations stay near one, attention is concentrated on few keys, and
+//! biases and norm weights vary, so that a wrong mask, window, rope table, scale or epsilon changes the logits
+//! measurably; `tests/features.py` tests this for each feature. `synthetic/versions.md` lists the transformers
+//! versions that read the checkpoints and whether they compute the same; `tests/truth.py` writes the float64
+//! references.
 
 mod file;
 mod fill;
@@ -21,17 +22,17 @@ use crate::registry::{ARCHITECTURES, Architecture};
 /// One checkpoint that [`write()`] can make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// `model_type` of its config.
+    /// `model_type` in its config.
     pub model_type: &'static str,
     /// Name within the model type; empty for the default.
     pub variant: &'static str,
     /// The features that it switches on.
     pub shows: &'static str,
-    /// Too large to be written in a test or for a port: a shape to time.
+    /// Whether the checkpoint has the shape of a real model, for timing; it is too large for tests.
     pub bench: bool,
 }
 
-/// Everything that [`write()`] can make, grouped by model type, defaults first.
+/// All checkpoints that [`write()`] can make, grouped by model type, the default variant first.
 pub fn catalogue() -> &'static [Entry] {
     static CATALOGUE: LazyLock<Vec<Entry>> = LazyLock::new(|| {
         let entries = |architecture: &'static Architecture| {
@@ -56,11 +57,12 @@ pub fn config(model_type: &str, variant: &str) -> Result<Value, Error> {
     architecture.synthetic.config(architecture.model_type, variant).map(Value::Object)
 }
 
-/// Writes `config.json` and `model.safetensors` (f32) of an entry into `folder`, which is created if need be.
+/// Writes `config.json` and `model.safetensors` (f32) of an entry into `folder`, which is created if it does not
+/// exist.
 ///
 /// The same seed gives the same bytes on every platform. Each file is written under a temporary name, synced and
-/// renamed, the config last: a folder with a `config.json` is complete. The weights are streamed, so that the memory
-/// used does not grow with the model.
+/// renamed; the config is written last, so a folder with a `config.json` is complete. The weights are streamed, so
+/// that memory use does not grow with the model.
 ///
 /// # Errors
 /// If the catalogue has no such entry, or if the folder cannot be written.

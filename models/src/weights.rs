@@ -1,4 +1,4 @@
-//! The tensors of a checkpoint, mapped from safetensors, read by name under a module path.
+//! The tensors of a checkpoint, memory-mapped from safetensors files and read by name under a module path.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -26,15 +26,15 @@ struct Files {
 #[derive(Clone)]
 pub struct Weights {
     files: Arc<Files>,
-    /// Where the module stands in the model.
+    /// Path of the module in the model.
     path: String,
-    /// What the files call it.
+    /// Path of the module in the files.
     saved: String,
 }
 
 impl Weights {
-    /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` names; tensors are read in `dtype` on
-    /// `device`.
+    /// Maps `model.safetensors`, or the shards listed in `model.safetensors.index.json`; tensors are read in `dtype`
+    /// on `device`.
     pub(crate) fn open(
         folder: &Path,
         (dtype, device): (DType, Device),
@@ -62,7 +62,7 @@ impl Weights {
         })
     }
 
-    /// The weights one module further down: `weights.pp("self_attn").pp("q_proj")`.
+    /// The weights of the submodule `name`: `weights.pp("self_attn").pp("q_proj")`.
     #[must_use]
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
         let name = name.to_string();
@@ -75,15 +75,15 @@ impl Weights {
         self.pp_as(name, if self.has_module(old) { old } else { name })
     }
 
-    /// The weights of a model's body: the module `name` under a head, and without one the model itself. The
-    /// checkpoint may have been saved with the head or without; like transformers, either is taken
-    /// (5.23.0, `PreTrainedModel.base_model_prefix`).
+    /// The weights of a model's body: the module `name` if the model has a head, else the model itself. The
+    /// checkpoint may have been saved with or without the head, as in transformers (5.23.0,
+    /// `PreTrainedModel.base_model_prefix`).
     #[must_use]
     pub fn body(&self, name: &str, has_head: bool) -> Self {
         self.pp_as(if has_head { name } else { "" }, if self.has_module(name) { name } else { "" })
     }
 
-    /// The weights of the module `name`, whose tensors the files keep under `saved`.
+    /// The weights of the module `name`, whose tensors are stored under `saved` in the files.
     #[must_use]
     pub fn pp_as(&self, name: &str, saved: &str) -> Self {
         Self { files: Arc::clone(&self.files), path: join(&self.path, name), saved: join(&self.saved, saved) }
@@ -94,12 +94,12 @@ impl Weights {
         self.files.names.range(prefix.clone()..).next().is_some_and(|first| first.starts_with(&prefix))
     }
 
-    /// The module path, `model.layers.3.self_attn`.
+    /// The module path, for example `model.layers.3.self_attn`.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// The fused backend's buffers; `None` in the eager backend, which is how a layer knows what to build.
+    /// The fused backend's buffers; `None` in the eager backend. A layer uses it to decide which backend to build.
     pub(crate) fn workspace(&self) -> Option<&Workspace> {
         self.files.workspace.as_ref()
     }
@@ -109,13 +109,13 @@ impl Weights {
         self.files.dtype
     }
 
-    /// Where the weights live.
+    /// The device of the weights.
     pub fn device(&self) -> &Device {
         &self.files.device
     }
 
-    /// What the files call a tensor; old ones name a norm's parameters as `TensorFlow` does (transformers 5.23.0,
-    /// `conversion_mapping.py`, "legacy").
+    /// The tensor's name in the files; old checkpoints name a norm's parameters as `TensorFlow` does (transformers
+    /// 5.23.0, `conversion_mapping.py`, "legacy").
     fn name(&self, name: &str) -> String {
         let name = join(&self.saved, name);
         let legacy = match name.strip_suffix("LayerNorm.weight") {
@@ -152,8 +152,8 @@ impl Weights {
         Ok(self.get(name, len)?.to_dtype(DType::F32)?.to_vec1()?)
     }
 
-    /// Hands the rows of a matrix of this module, `[rows, columns]`, to `take` in blocks, each with the number of
-    /// its first row, so that no copy of the whole is ever in memory.
+    /// Passes the rows of a matrix of this module, `[rows, columns]`, to `take` in blocks, each with the number of
+    /// its first row, so that the whole matrix is never copied to memory.
     ///
     /// # Errors
     /// If it is missing, has another shape, or cannot be read.
@@ -174,7 +174,7 @@ impl Weights {
         Ok(())
     }
 
-    /// The full name of a tensor that is there and has this shape.
+    /// Checks that a tensor exists and has this shape, and returns its full name.
     fn checked(&self, name: &str, shape: impl Into<Shape>) -> Result<String> {
         let name = self.name(name);
         let shape: Shape = shape.into();

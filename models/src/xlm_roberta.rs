@@ -1,5 +1,6 @@
-//! XLM-RoBERTa: `RoBERTa` over another vocabulary; code, module names and all defaults but the vocabulary's size are
-//! `RoBERTa`'s (transformers 5.23.0, `models/xlm_roberta/modeling_xlm_roberta.py` and `configuration_xlm_roberta.py`).
+//! XLM-RoBERTa: `RoBERTa` with another vocabulary. Code, module names and all defaults except the vocabulary size are
+//! `RoBERTa`'s (transformers 5.23.0, `models/xlm_roberta/modeling_xlm_roberta.py` and
+//! `configuration_xlm_roberta.py`).
 
 use crate::config::ConfigReader;
 use crate::error::Result;

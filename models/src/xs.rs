@@ -10,21 +10,21 @@ use crate::fused::{Float, Host, Rows, Slot};
 
 /// The value that flows between layers, `[batch, seq, features]`.
 ///
-/// Model files pass it on and never read it; layers know what is inside.
+/// Model files pass the value between layers and never read it; only layers access its contents.
 #[derive(Clone)]
 pub struct Xs(Value);
 
-/// What is inside.
+/// The contents of an [`Xs`].
 #[derive(Clone)]
 pub(crate) enum Value {
-    /// The eager backend's.
+    /// The eager backend's value.
     Tensor(Tensor),
-    /// The fused backend's.
+    /// The fused backend's value.
     Fused(Rows),
 }
 
 impl Xs {
-    /// The value as a tensor; in the fused backend it is copied once, from a GPU downloaded.
+    /// The value as a tensor. The fused backend copies it at most once, from a GPU by a download.
     ///
     /// # Errors
     /// If a GPU fails.

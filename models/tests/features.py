@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""That each feature of the synthetic checkpoints shows: switching it off in the config (or in the weights, for biases
-and norms) must move transformers' float64 logits.
+"""Checks that each feature of the synthetic checkpoints has an effect: switching it off in the config (or in the weights,
+for biases and norms) must change transformers' float64 logits.
 
     features.py CHECKPOINT...
 
-Prints one line a feature, the relative L2 over real positions for 80 tokens, and ends with 1 if one of them is below
-1e-3. A checkpoint is a folder with config.json and model.safetensors. GELU's two forms differ by less than that
-whatever the weights, so they answer for 1e-5 only.
+Prints the relative L2 over real positions for 80 tokens per feature, and exits with 1 if one of them is below 1e-3. A
+checkpoint is a folder with config.json and model.safetensors. The exact GELU and its tanh approximation differ by less
+than 1e-3 for all weights, so their limit is 1e-5.
 """
 
 import copy
@@ -71,8 +71,9 @@ KEYS = {
     "activation_function": lambda c: GELU[c["activation_function"]],
     "activation": lambda c: GELU[c["activation"]],
 }
-# Config keys that switch nothing: sizes, which the weights' shapes check; the presence of weights, which WEIGHTS changes;
-# what 5.x derives from another key; what inference does not read. A key of a synthetic checkpoint must be in KEYS or here.
+# Config keys that are not switched off: sizes, which the weights' shapes check; the presence of weights, which WEIGHTS
+# changes; keys that 5.x derives from another one; keys that inference does not read. Every other config key of a synthetic
+# checkpoint must be in KEYS.
 NO_FEATURE = set("""
     architectures model_type torch_dtype tie_word_embeddings id2label label2id
     vocab_size type_vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
@@ -87,17 +88,17 @@ NO_FEATURE = set("""
     attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout dropout embd_pdrop embedding_dropout
     hidden_dropout hidden_dropout_prob mlp_dropout qa_dropout resid_pdrop residual_dropout seq_classif_dropout
 """.split())
-# What a switched-off key also needs, or where it says nothing.
+# Conditions under which a key has an effect.
 ONLY = {
     "pad_token_id": lambda c: "roberta" in c["model_type"],
     "max_window_layers": lambda c: c.get("use_sliding_window"),
     "sliding_window": lambda c: c.get("use_sliding_window", True),
-    # Attention and MLP side by side have one norm in stablelm and falcon, so that switching it off lacks weights.
+    # Parallel attention and MLP share one norm in stablelm and falcon, so the sequential order would lack weights.
     "use_parallel_residual": lambda c: c["model_type"] == "gpt_neox",
     "parallel_attn": lambda c: False,
     "classifier_pooling": lambda c: "id2label" in c,
     "rope_theta": lambda c: not c.get("alibi"),
-    # gemma takes every "gelu" for the tanh form; gemma2 has both keys and reads the second.
+    # gemma replaces "gelu" by its tanh approximation; gemma2 has both keys and reads the second.
     "hidden_act": lambda c: c["hidden_act"] in GELU and c["model_type"] not in ("gemma", "gemma2"),
     "hidden_activation": lambda c: c["model_type"] != "gemma",
     "layer_types": lambda c: "sliding_attention" in c["layer_types"],
@@ -110,7 +111,7 @@ WEIGHTS = {
 
 
 def without(config: dict, key: str) -> dict:
-    """The config with one feature off, in its old keys alone: 5.x reads them where `rope_parameters` is missing."""
+    """The config with one feature off, in the old keys only: 5.x reads them if `rope_parameters` is missing."""
     changed = copy.deepcopy(config)
     changed.pop("rope_parameters", None)
     changed[key] = KEYS[key](config)

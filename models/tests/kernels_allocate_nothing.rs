@@ -1,5 +1,5 @@
-//! A pass allocates nothing once its shape has been seen: every kernel runs twice under a counting
-//! allocator, and the second run must not reach it from any thread.
+//! Kernels allocate nothing for a shape that they have run before: every kernel runs repeatedly under a counting
+//! allocator, and a repetition must make no allocation from any thread.
 
 #![expect(unsafe_code, reason = "a global allocator")]
 
@@ -16,16 +16,16 @@ struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: everything is passed on to the system allocator.
+// SAFETY: every call is forwarded to the system allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's contract.
+        // SAFETY: the caller upholds the same contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
-        // SAFETY: the caller's contract.
+        // SAFETY: the caller upholds the same contract.
         unsafe { System.dealloc(p, layout) }
     }
 }
@@ -66,7 +66,7 @@ impl<T: Element> Layer<T> {
         }
     }
 
-    /// Every kernel once on `tokens` tokens from slot `first` on.
+    /// Runs every kernel once on `tokens` tokens, starting at cache slot `first`.
     fn run(
         &mut self,
         first: usize,
@@ -114,10 +114,10 @@ fn check<T: Element>(threads: usize) {
     let mut buffers = [HIDDEN, HIDDEN, QKV, HIDDEN].map(|width| ones::<T>(TOKENS * width));
     let ids: Vec<u32> = (0..TOKENS as u32).collect();
     let positions: Vec<u32> = (0..2000).collect();
-    // A prefill, and a token over so many keys that attention is split and merged.
+    // A prefill, and one token over so many keys that attention is split among threads and merged.
     for (first, tokens) in [(0, TOKENS), (1500, 1)] {
         layer.run(first, tokens, &mut buffers, &ids, &positions);
-        // What a kernel allocates it allocates every time; the queue of a pool of threads takes a block now and then.
+        // The minimum of five: a kernel's allocation occurs every time, one by the thread pool's queue only occasionally.
         let count = (0..5)
             .map(|_| {
                 let before = ALLOCATIONS.load(Ordering::SeqCst);

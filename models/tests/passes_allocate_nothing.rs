@@ -1,5 +1,5 @@
-//! A pass in the fused backend allocates nothing but its output: the second pass of a shape runs under a counting
-//! allocator, and may allocate as often as making a tensor of the output's shape does.
+//! A repeated forward pass of the fused backend allocates only its output: under a counting allocator it makes as many
+//! allocations as constructing a tensor of the output's shape.
 
 #![expect(unsafe_code, reason = "a global allocator")]
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
@@ -14,16 +14,16 @@ struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: everything is passed on to the system allocator.
+// SAFETY: every call is forwarded to the system allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's contract.
+        // SAFETY: the caller upholds the same contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
-        // SAFETY: the caller's contract.
+        // SAFETY: the caller upholds the same contract.
         unsafe { System.dealloc(p, layout) }
     }
 }
@@ -31,7 +31,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// From any thread, until the result is there; it is dropped afterwards.
+/// Number of allocations by any thread while `body` runs; its result is dropped after counting.
 fn allocations<T>(body: impl FnOnce() -> T) -> usize {
     let before = ALLOCATIONS.load(Ordering::SeqCst);
     let result = body();
@@ -40,7 +40,7 @@ fn allocations<T>(body: impl FnOnce() -> T) -> usize {
     count
 }
 
-/// What an output of this shape costs by itself.
+/// Number of allocations that a tensor of this shape needs.
 fn output(shape: &[usize]) -> usize {
     let &[batch, seq, vocab] = shape else { panic!("{shape:?}") };
     allocations(|| {
@@ -56,17 +56,17 @@ fn ids(batch: usize, seq: usize) -> Inputs {
 fn check(name: &str, loaded: &mut Loaded) {
     for (batch, seq) in [(1, 40), (3, 7), (1, 1)] {
         let inputs = ids(batch, seq);
-        // The first pass of a shape may still move buffers between lengths.
+        // The first pass of a shape may still resize buffers.
         let shape = loaded.forward(&inputs).unwrap().dims().to_vec();
         loaded.forward(&inputs).unwrap();
-        // The least of a few, because a worker thread may still be starting.
+        // The minimum of three counts, because a worker thread may still be starting.
         let counts = [(); 3].map(|()| allocations(|| loaded.forward(&inputs).unwrap()));
         assert_eq!(counts.into_iter().min(), Some(output(&shape)), "{name}: {batch} rows of {seq}");
     }
     let token = ids(1, 1);
     let shape = loaded.forward(&token).unwrap().dims().to_vec();
     let mut cache = Cache::new();
-    // The first token makes room for as many again.
+    // The first token after the prefill doubles the cache's capacity.
     for seq in [40, 1, 1] {
         loaded.forward_with(&ids(1, seq), Some(&mut cache), None).unwrap();
     }
@@ -75,11 +75,11 @@ fn check(name: &str, loaded: &mut Loaded) {
     assert_eq!(counts.into_iter().min(), Some(output(&shape)), "{name}: a token after a cache");
 }
 
-/// Checkpoints whose passes use tensors in the fused backend too: routers, biases of attention that follow the pass, frequencies that
-/// follow its length, and the lookup of learned positions.
+/// Checkpoints that allocate tensors in the fused backend: routers, attention biases and rope frequencies that depend on
+/// the forward pass, and the lookup of learned positions.
 const TENSORS: [&str; 5] = ["mixtral:", "qwen3_moe:", "falcon:alibi", "llama:dynamic", "gpt2:"];
 
-// One test, so that the harness starts no other thread that allocates meanwhile.
+// A single test, so that the harness starts no other thread that allocates at the same time.
 #[test]
 fn the_second_pass_of_a_shape_allocates_its_output_only() {
     for entry in synthetic::catalogue().iter().filter(|entry| !entry.bench) {

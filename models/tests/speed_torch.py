@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""How long transformers needs for what examples/speed.rs times, the two taking turns.
+"""Times transformers on the forward passes that examples/speed.rs times, interleaved with it.
 
     speed_torch.py CHECKPOINT [--dtype f32] [--threads 2] [--batch 1] [--tokens 128] [--cached 128] [--rounds 10]
                    [--variants eager compiled frozen] [--passes prefill decode] [--native target/release/examples/speed]
 
-One process a variant, all loaded and warm, one computing at a time: each round asks every variant once, and the next
-round starts with the next variant. eager is transformers as it is, compiled is torch.compile, frozen is that with
-TORCHINDUCTOR_FREEZING=1, which inlines the weights; all with sdpa attention and no gradients. Prefill gives the logits
-of every position without a cache; decode is one token after a cache, in a dynamic and in a static one, compiled each
-for its own. Prints medians, least values, and fused divided by the best of torch's medians, with the interval of
-ratios over rounds. A variant that fails to run is named with its error and left out.
+Each variant has its own process; all are loaded and warm, and one computes at a time. A round runs every variant once,
+and the next round starts with the next variant. eager is unmodified transformers, compiled is torch.compile, frozen is
+torch.compile with TORCHINDUCTOR_FREEZING=1, which inlines the weights; all use sdpa attention and no gradients. Prefill
+computes the logits of every position without a cache. Decode computes one token with a dynamic and with a static KV
+cache, each compiled separately. Prints medians, minima, and the native fused backend's time over the lowest torch median,
+with the interval of ratios over rounds. A variant that fails is reported with its error and omitted.
 """
 
 import argparse
@@ -22,10 +22,10 @@ import subprocess
 import sys
 import time
 
-# As in speed.rs: tokens timed after a cache, and one before them that is not.
+# As in speed.rs: number of timed decode steps; one untimed step precedes them.
 DECODED = 8
-# Seconds before each turn, for what the turn before may leave running: on two cores of a Xeon one run without them took a
-# quarter longer than one with them, torch's passes as the native ones. What it is was not found.
+# Seconds to wait before each variant. On two cores of a Xeon, a run without the wait measured times 25 % longer, for torch
+# and for the native backend; the cause is unknown.
 PAUSE = 0.1
 
 
@@ -43,7 +43,7 @@ def arguments():
 
 
 def ids(batch, seq):
-    """The same as in speed.rs."""
+    """Token ids, [batch, seq]; the same as in speed.rs."""
     import torch
 
     return (torch.arange(batch * seq) * 37 % 1000).reshape(batch, seq)
@@ -108,13 +108,13 @@ class Worker:
                 continue
             try:
                 samples[f"torch {self.args.worker} {name}"] = part()
-            except Exception as error:  # A variant that does not run is a result, not the end of the others.
+            except Exception as error:  # A failed variant must not stop the others.
                 self.failed[name] = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
                 print(f"{self.args.worker} {name}: {self.failed[name]}", file=sys.stderr)
         return samples
 
     def serve(self):
-        # Compiles; the second time for what inductor does on a second call.
+        # The first round compiles; inductor may compile again on the second call.
         self.round()
         self.round()
         print("ready", flush=True)
@@ -123,7 +123,7 @@ class Worker:
 
 
 def start(args, variant):
-    """A process that answers every line with a round."""
+    """A process that runs one round per line on its standard input."""
     if variant == "native":
         command = [args.native, args.checkpoint, f"dtype={args.dtype}", "driven=yes"]
         command += ["plain=yes", f"decode={'yes' if 'decode' in args.passes else 'no'}"]
@@ -143,7 +143,7 @@ def ask(process):
 
 
 def interval(ratios):
-    """95 %, by bootstrap of the median."""
+    """95 % bootstrap interval of the median."""
     draw = random.Random(0)
     medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(2000))
     return medians[50], medians[-51]
@@ -155,12 +155,12 @@ def main():
         Worker(args).serve()
         return
     variants = args.variants + (["native"] if args.native else [])
-    # Side by side: most of the wait is for torch's compiler.
+    # Started in parallel, because most of the time is spent in torch's compiler.
     processes = [start(args, variant) for variant in variants]
     for variant, process in zip(variants, processes):
         if process.stdout.readline().strip() != "ready":
             raise SystemExit(f"{variant} did not start")
-    # Each round's median of each name.
+    # The median of each name in each round.
     rounds = []
     samples = {}
     for number in range(args.rounds):
@@ -186,7 +186,7 @@ def main():
             ratios = [answers[native] / answers[best] for answers in rounds]
             low, high = interval(ratios)
             print(f"{native} / {best}: {statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]")
-    # Rounds in which the machine was slow, or not, are so for both.
+    # Ratios within a round, because a slow phase of the machine affects both.
     for name, plain in [("fused prefill", "plain arithmetic"), ("fused decode", "plain read")]:
         if name in samples and plain in samples:
             ratios = [answers[name] / answers[plain] for answers in rounds]

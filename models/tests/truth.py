@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""What transformers computes for a checkpoint: logits (or hidden states) for every position.
+"""Computes the logits (or hidden states) of transformers for a checkpoint, for every position.
 
     truth.py CHECKPOINT INPUTS OUT --dtype f64 --attention eager [--device cpu]
 
-INPUTS is a safetensors file with `input_ids` and `attention_mask`, int64, [batch, seq], and perhaps `position_ids`
+INPUTS is a safetensors file with `input_ids` and `attention_mask`, int64, [batch, seq], and optionally `position_ids`
 (by default each row counts from its first real token, as `generate` does). OUT gets `logits`, f64 or f32, of shape
-[batch, seq, vocab_size], or [batch, labels] of a classifier, or `last_hidden_state` of a bare encoder. Padded
-positions mean nothing; ignore them.
+[batch, seq, vocab_size], or [batch, labels] for a classifier, or `last_hidden_state` for a bare encoder. Values at
+padded positions are undefined.
 
-f32 and bf16 are transformers as it is. f64 is not: transformers casts to float32 inside norms, softmax and rope
-whatever the dtype, so that its own float64 is good to 1e-7 only. Here those casts go to float64 as well, and the
-result is the exact function to about 1e-14.
+f32 and bf16 are unmodified transformers. f64 is modified: transformers casts to float32 inside norms, softmax and rope
+in every dtype, so that its float64 results are accurate to 1e-7 only. Here those casts go to float64 as well, and the
+result is accurate to about 1e-14.
 """
 
 import argparse
@@ -35,7 +35,7 @@ DTYPES = {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f
 
 
 class Float64(TorchFunctionMode):
-    """Turns every float32 that is asked for into float64, and the dtype that is not asked for as well."""
+    """Replaces float32 by float64 in every torch call, and makes float64 the default dtype."""
 
     def __enter__(self):
         torch.set_default_dtype(torch.float64)
@@ -54,7 +54,7 @@ class Float64(TorchFunctionMode):
 
 
 def auto_class(config):
-    """The auto class of the config's `architectures`; a bare encoder if it names no head."""
+    """The auto class of the config's `architectures`; `AutoModel` if they name no head."""
     kinds = {
         "ForCausalLM": transformers.AutoModelForCausalLM,
         "LMHeadModel": transformers.AutoModelForCausalLM,
@@ -66,14 +66,14 @@ def auto_class(config):
 
 
 def plain(model):
-    """The model ready to run, its experts in a loop: the grouped product that 5.x prefers knows no float64."""
+    """The model in eval mode, with experts in a loop: the grouped product that 5.x prefers does not support float64."""
     if hasattr(model, "set_experts_implementation") and model._can_set_experts_implementation():
         model.set_experts_implementation("eager")
     return model.eval()
 
 
 def load(checkpoint: pathlib.Path, dtype: torch.dtype, attention: str):
-    """The model, and what loading it had to say: nothing, if every weight found its place."""
+    """The model and the loading info that is not empty, such as missing or unexpected weights."""
     model, info = auto_class(transformers.AutoConfig.from_pretrained(checkpoint)).from_pretrained(
         checkpoint,
         torch_dtype=dtype,
@@ -86,10 +86,10 @@ def load(checkpoint: pathlib.Path, dtype: torch.dtype, attention: str):
 
 
 def widen(model, checkpoint: pathlib.Path, attention: str):
-    """The same model built anew under `Float64`, so that what it computes at construction (inverse frequencies) is
-    float64 as well, with the parameters of `model`, which are exact."""
+    """A copy of the model constructed under `Float64`, so that values computed at construction (inverse frequencies) are
+    float64 as well. Its parameters are those of `model`, which float32 holds exactly."""
     config = transformers.AutoConfig.from_pretrained(checkpoint)
-    # Random weights would be overwritten; and 4.57.6 fails to make those of a layer norm without bias (stablelm).
+    # Initial weights are overwritten anyway, and 4.57.6 fails to initialise a layer norm without bias (stablelm).
     with unittest.mock.patch.object(transformers.PreTrainedModel, "init_weights", lambda self: None):
         wide = auto_class(config).from_config(config, torch_dtype=torch.float64, attn_implementation=attention)
     wide = wide.double()
@@ -102,13 +102,13 @@ def widen(model, checkpoint: pathlib.Path, attention: str):
 
 
 def default_position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
-    """[batch, seq]: 0 at the first real token of each row and wherever the row is padded before it."""
+    """Position ids, [batch, seq]: 0 at the first real token of each row and at the padding before it."""
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def arguments(model, inputs: dict) -> dict:
-    """What the model's forward accepts. Only decoders are given position ids: nobody passes them to an encoder, which
-    counts from the start of the row (BERT) or from its first real token (RoBERTa)."""
+    """The inputs that the model's forward accepts. Only decoders get position ids; an encoder counts from the start of the
+    row (BERT) or from its first real token (RoBERTa)."""
     accepted = inspect.signature(model.forward).parameters
     passed = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
     decoder = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
@@ -120,7 +120,7 @@ def arguments(model, inputs: dict) -> dict:
 
 
 def chunked(model, inputs: dict, chunk: int):
-    """The logits of a decoder that is fed through its cache, `chunk` tokens at a time."""
+    """The logits of a decoder that processes the inputs through its KV cache, `chunk` tokens at a time."""
     cache, logits = transformers.DynamicCache(config=model.config), []
     for start in range(0, inputs["input_ids"].shape[1], chunk):
         end = start + chunk
@@ -135,8 +135,8 @@ def chunked(model, inputs: dict, chunk: int):
 
 @torch.no_grad()
 def compute(checkpoint, inputs: dict, dtype: str, attention="eager", device="cpu", whole=True, chunk=None):
-    """Name and values of the output, on the CPU, in f64 or f32. If `whole`, every weight must find its place. With
-    `chunk`, a decoder goes through its cache so many tokens at a time."""
+    """Name and values of the output, on the CPU, in f64 or f32. If `whole`, missing or unexpected weights are an error.
+    With `chunk`, a decoder processes that many tokens at a time through its KV cache."""
     model, info = load(checkpoint, torch.float32 if dtype == "f64" else DTYPES[dtype], attention)
     if info and whole:
         raise SystemExit(f"{checkpoint} does not load whole: {json.dumps(info)}")

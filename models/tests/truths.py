@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Inputs and truths of many checkpoints in one process, for `examples/judge.rs`.
+"""Writes inputs and reference logits of many checkpoints in one process, for `examples/judge.rs`.
 
     truths.py FOLDER...
 
-Each FOLDER holds a checkpoint, such as `models::synthetic::write` makes them. It gets `inputs_<shape>.safetensors`,
-seeded, and for each of them `logits_<shape>.<dtype>.safetensors` as `truth.py` computes them. What exists is left.
+Each FOLDER holds a checkpoint, for example one written by `models::synthetic::write`. It gets seeded inputs,
+`inputs_<shape>.safetensors`, and for each of them `logits_<shape>.<dtype>.safetensors`, computed by `truth.py`. Existing
+files are kept.
 
-The shapes: one row; three rows padded on the left, and on the right; one row well past every window. Where a 16-bit
-error is luck, because a classifier gives two or three numbers a row or because a router's near-tie sends a token to
-another expert, a batch of 64 rows is judged as well. Where frequencies follow the length of each pass, what a cache
-gives is not what one pass gives, and `logits_<shape>_by_<chunk>.f64.safetensors` is computed chunk by chunk.
+The shapes: one row; three rows padded on the left, and on the right; one row longer than every window. A batch of 64 rows
+is added for models whose 16-bit error varies by chance: classifiers, which give two or three numbers per row, and mixtures
+of experts, whose near-ties (router scores closer than rounding explains) send tokens to other experts. If rope frequencies
+depend on the length of the forward pass, decoding from a KV cache differs from a full-sequence forward pass, and
+`logits_<shape>_by_<chunk>.f64.safetensors` is computed chunk by chunk.
 """
 
 import json
@@ -21,14 +23,14 @@ import transformers
 import truth
 from safetensors.torch import load_file, save_file
 
-# Name, lengths of the rows, width, whether padding is on the left.
+# Name, sequence lengths, padded length, whether padding is on the left.
 SHAPES = [
     ("b1", [48], 48, True),
     ("b3", [48, 37, 21], 48, True),
     ("long", [80], 80, True),
     ("right", [48, 37, 21], 48, False),
 ]
-# No padding: a classifier that pools the first position would look at it.
+# Without padding, because a classifier that pools the first position would read it.
 MANY = ("many", [48] * 64, 48, True)
 
 
@@ -43,7 +45,7 @@ def make_inputs(folder: pathlib.Path):
         mask = torch.zeros(len(lengths), width, dtype=torch.int64)
         for row, length in enumerate(lengths):
             where = slice(width - length, width) if left else slice(0, length)
-            # Below 5 lie the special tokens of every synthetic vocabulary.
+            # Ids below 5 are the special tokens of every synthetic vocabulary.
             ids[row, where] = torch.randint(5, config["vocab_size"], (length,), generator=generator)
             mask[row, where] = 1
         path = folder / f"inputs_{name}.safetensors"
@@ -83,7 +85,7 @@ def main():
         try:
             make_truths(folder)
             print(folder.name, flush=True)
-        except Exception as error:  # What this release does not load has no truth; the others go on.
+        except Exception as error:  # A checkpoint that this release does not load is skipped.
             print(f"{folder.name}: {error}", flush=True)
 
 

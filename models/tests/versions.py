@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Which transformers versions read the synthetic checkpoints, and which compute the same.
+"""Reports which transformers versions read the synthetic checkpoints, and which compute the same float64 output.
 
     <environment>/bin/python versions.py run OUT.json CHECKPOINT...
     versions.py table OUT.json... > ../src/synthetic/versions.md
 
 `run` loads each checkpoint (no missing, unexpected or mismatched weights), runs it in f32 for 1 and 3 rows (the latter
-padded on the left), 48 and 64 tokens, and compares its float64 output for 80 tokens and for the padded rows with the
-`logits_{long,b3}.f64.safetensors` beside it, where those exist, by relative L2 over real positions.
+padded on the left), 48 and 64 tokens, and compares its float64 output for 80 tokens and for the padded rows with
+`logits_{long,b3}.f64.safetensors` of the same folder, if they exist, by relative L2 over real positions.
 """
 
 import json

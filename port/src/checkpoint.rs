@@ -1,14 +1,14 @@
-//! The recorded checkpoint's files: made anew where they are synthetic, else checked.
+//! The files of the recorded checkpoint: generated if it is synthetic, otherwise checked.
 
 use std::path::{Path, PathBuf};
 
 use crate::recording::{Error, Recording, file_sha256};
 
 impl Recording {
-    /// Checks that `folder` holds the files that were recorded.
+    /// Checks that the files in `folder` are the recorded ones.
     ///
     /// # Errors
-    /// When a file is absent or another one; the message names it.
+    /// When a file is missing or differs; the message contains its name.
     pub fn verify(&self, folder: &Path) -> Result<(), Error> {
         let checkpoint = &self.recorded.checkpoint;
         for (name, digest) in &self.recorded.files {
@@ -20,11 +20,12 @@ impl Recording {
         Ok(())
     }
 
-    /// A folder with the recorded checkpoint: the one that the environment variable `variable` names, or
-    /// else the synthetic one, made below the system's temporary folder once; checked in either case.
+    /// A folder with the recorded checkpoint: the value of the environment variable `variable`, or else the
+    /// synthetic checkpoint, generated once below the system's temporary folder. The files are checked in
+    /// both cases.
     ///
     /// # Errors
-    /// When there is neither, or its files are not the recorded ones.
+    /// When there is neither, or its files differ from the recorded ones.
     pub fn checkpoint(&self, variable: &str) -> Result<PathBuf, Error> {
         let folder = match std::env::var_os(variable) {
             Some(folder) => PathBuf::from(folder),
@@ -40,14 +41,14 @@ impl Recording {
         Ok(folder)
     }
 
-    /// Without the feature `synthetic` nothing can be made.
+    /// Without the feature `synthetic` no checkpoint can be generated.
     #[cfg(not(feature = "synthetic"))]
     #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "the same as with the feature")]
     fn make(&self) -> Result<Option<PathBuf>, Error> {
         Ok(None)
     }
 
-    /// The synthetic checkpoint's folder; `None` where the checkpoint is none.
+    /// The synthetic checkpoint's folder; `None` if the checkpoint is not synthetic.
     #[cfg(feature = "synthetic")]
     fn make(&self) -> Result<Option<PathBuf>, Error> {
         let recorded = &self.recorded;
@@ -57,7 +58,8 @@ impl Recording {
         let (model_type, variant) = name.split_once(':').unwrap_or((name, ""));
         let mark: String = recorded.tensors_sha256.chars().take(16).collect();
         let folder = std::env::temp_dir().join(format!("tfcheck-port-{mark}"));
-        // Another process may make it at the same time, each file whole and with the same bytes.
+        // Another process may generate it at the same time; each file is written atomically with the same
+        // bytes.
         if self.verify(&folder).is_err() {
             models::synthetic::write(model_type, variant, seed, &folder)
                 .map_err(|error| Error::Checkpoint { folder: folder.clone(), problem: error.to_string() })?;

@@ -1,4 +1,4 @@
-//! The verdict on a port, measured and decided by tfcheck's own code, and how a failed test words it.
+//! The verdict on a port, by tfcheck's own metrics and rules, and the message of a failed test.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,40 +12,40 @@ use compare::{Dtype, Positions};
 
 use crate::recording::{Error, Recorded, Recording};
 
-/// A port, measured and judged. Its display is the message of a failed test.
+/// The metrics and the verdict of a port. `Display` writes the message of a failed test.
 #[derive(Clone, Debug)]
 pub struct Judgement {
-    /// The verdict on the port, side A, against the recorded logits, side B.
+    /// The verdict on the port (side A) and the recorded logits (side B).
     pub verdict: Verdict,
-    /// The numbers, of the same two sides.
+    /// The metrics of the same two sides.
     pub metrics: PairMetrics,
     /// The port's dtype.
     pub dtype: Dtype,
     context: Context,
 }
 
-/// What the message says of the recording.
+/// Context of the message.
 #[derive(Clone, Debug)]
 struct Context {
     recorded: Recorded,
-    /// The largest difference, and the port's and the recorded logit there.
+    /// The element with the largest absolute difference, with the port's and the recorded logit.
     largest: Option<(ElementIndex, f64, f64)>,
-    /// Token ids up to the worst position and with it, the last few.
+    /// At most four token ids, up to and including the worst position.
     before: Vec<i64>,
 }
 
 impl Recording {
-    /// Measures and judges logits given as numbers: `shape` is `[batch, seq, vocab_size]`, or for last
-    /// positions `[batch, 1, vocab_size]` or `[batch, vocab_size]`; `dtype` is what the port computes in.
+    /// Compares logits with the recording. `shape` is `[batch, seq, vocab_size]`, or for last positions
+    /// `[batch, 1, vocab_size]` or `[batch, vocab_size]`; `dtype` is the one that the port computes in.
     ///
     /// # Errors
-    /// When the shape is not that of this recording, or the dtype is not known.
+    /// When the shape does not match the recording, or it has no limits for `dtype`.
     pub fn judge_values(&self, shape: &[usize], logits: &[f64], dtype: &str) -> Result<Judgement, Error> {
         let known = Dtype::named(dtype).ok_or_else(|| self.no_limits(dtype))?;
         self.judge_logits(shape, Values::F64(logits.to_vec()), known)
     }
 
-    /// As [`Recording::judge_values`], of logits as they come.
+    /// [`Recording::judge_values`] for logits in their own dtype.
     pub(crate) fn judge_logits(
         &self,
         shape: &[usize],
@@ -58,7 +58,7 @@ impl Recording {
         let (batch, seq, vocab_size) = (recorded.batch, recorded.seq, recorded.vocab_size);
         let positions = match *shape {
             [b, s, v] if (b, s, v) == (batch, seq, vocab_size) => Positions::All,
-            // The only position of a row is its last one.
+            // With `seq` 1, the only position of a sequence is its last one.
             [b, v] if (b, 1, v) == (batch, seq, vocab_size) => Positions::All,
             [b, 1, v] | [b, v] if (b, v) == (batch, vocab_size) => Positions::Last,
             _ => {
@@ -117,7 +117,7 @@ impl Recording {
         Ok(Judgement { verdict, metrics: *metrics, dtype, context })
     }
 
-    /// The recorded limits of a port that computes in `dtype`; a dtype that is not recorded keeps tfcheck's own.
+    /// The recorded limits for a port that computes in `dtype`; other dtypes keep tfcheck's defaults.
     fn tolerances(&self, dtype: Dtype) -> Result<Tolerances, Error> {
         let limits = &self.recorded.limits;
         let own = limits.get(dtype.name()).ok_or_else(|| self.no_limits(dtype.name()))?;
@@ -206,7 +206,7 @@ mod tests {
     use super::*;
     use crate::recording::{Limits, Reference, SCHEMA_VERSION, Tensors};
 
-    /// Two rows of three tokens over four logits; the second row is padded on the left.
+    /// Two sequences of three tokens over four logits; the second one is padded on the left.
     fn recording(folder: &std::path::Path) -> Recording {
         let limits = |relative_l2| Limits { relative_l2, local_factor: 4.0, dynamo: 1e-4 };
         let places = vec![[0, 0], [0, 1], [0, 2], [1, 1], [1, 2]];
@@ -242,7 +242,7 @@ mod tests {
         Recording::open(folder).unwrap()
     }
 
-    /// The recorded logits laid out as a port gives them; padding holds what nothing may look at.
+    /// The recorded logits in a port's layout; padding is NaN, because nothing may read it.
     fn port(recording: &Recording) -> Vec<f64> {
         let mut logits = vec![f64::NAN; 24];
         for (place, row) in recording.tensors.places.iter().zip(recording.tensors.logits.chunks_exact(4)) {
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn last_positions_are_judged_where_they_are_real() {
+    fn last_positions_are_compared_where_they_are_real() {
         let folder = tempfile::tempdir().unwrap();
         let recording = recording(folder.path());
         let all = port(&recording);
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn the_message_says_what_where_and_against_whom() {
+    fn the_message_has_verdict_position_and_upstream_variant() {
         let folder = tempfile::tempdir().unwrap();
         let recording = recording(folder.path());
         let mut logits = port(&recording);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_and_newer_recordings_are_named() {
+    fn damaged_and_newer_recordings_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         recording(folder.path());
         let (json, file) =

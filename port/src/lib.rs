@@ -1,4 +1,4 @@
-//! A port's integration test against upstream in one line, from logits that `tfcheck record` wrote.
+//! Tests a port against transformers in one line, with logits that `tfcheck record` wrote.
 //!
 //! ```no_run
 //! # use candle_core::{Result, Tensor};
@@ -9,9 +9,9 @@
 //! }
 //! ```
 //!
-//! The port is measured and judged by the code with which `tfcheck run` judges a variant that has no float64 result of its own: it must stay
-//! as near to the recorded float64 logits as its dtype explains, at every position and token, and its error
-//! must not be larger than upstream's own by more than dynamo's rule allows.
+//! The port is compared by the code with which `tfcheck run` compares a variant without a float64 result of
+//! its own: at every position and token its difference from the recorded float64 logits must be explained by
+//! its dtype, and its error must not exceed transformers' own by more than dynamo's rule allows.
 
 mod checkpoint;
 mod judge;
@@ -31,7 +31,8 @@ pub use recording::{
     Error, FileDigests, Inputs, Limits, Recorded, Recording, Reference, SCHEMA_VERSION, Tensors, file_sha256,
 };
 
-/// Panics unless a port agrees with a recording, with the verdict, the metrics and the worst position.
+/// Panics unless a port agrees with a recording; the message has the verdict, the metrics and the worst
+/// position.
 ///
 /// The recording is a folder that `tfcheck record` wrote, relative to the crate's `Cargo.toml`. The port is
 /// a closure from [`&Inputs`](Inputs) to a `Result` of logits, `[batch, seq, vocab_size]`, or of last
@@ -46,7 +47,7 @@ macro_rules! assert_port {
     };
 }
 
-/// What [`assert_port!`] does, of a folder wherever it lies.
+/// [`assert_port!`] for a folder at any path.
 ///
 /// # Panics
 /// When the recording cannot be read, the port fails, or it does not agree.
@@ -68,10 +69,11 @@ pub fn assert_port_at<E: Display>(folder: &Path, port: impl FnOnce(&Inputs) -> R
 }
 
 impl Recording {
-    /// Measures and judges a port's logits.
+    /// Compares a port's logits with the recording.
     ///
     /// # Errors
-    /// When the logits are no floats, or not of this recording's batch, positions and vocabulary.
+    /// When the logits are not floating-point, or differ from the recording in batch size, positions or
+    /// vocabulary.
     pub fn judge(&self, logits: &Tensor) -> Result<Judgement, Error> {
         let dtype = match logits.dtype() {
             DType::F64 => Dtype::F64,

@@ -1,4 +1,4 @@
-//! A recording: `recording.json` says what was recorded, `recording.safetensors` holds inputs and logits.
+//! A recording: `recording.json` has the metadata, `recording.safetensors` the inputs and logits.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,7 +20,7 @@ const TENSORS: &str = "recording.safetensors";
 /// SHA-256 in hex of each of a checkpoint's files, by name.
 pub type FileDigests = BTreeMap<String, String>;
 
-/// Why a port cannot be judged.
+/// Why a port cannot be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read or written.
@@ -30,15 +30,15 @@ pub enum Error {
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A file is not what it should be.
+    /// A file is invalid.
     #[error("{} {problem}; record it anew with `tfcheck record`", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         problem: String,
     },
     /// The recording was written by a newer tfcheck.
@@ -49,10 +49,10 @@ pub enum Error {
         /// Its version.
         found: u32,
     },
-    /// The port's logits are not about the recording's inputs.
+    /// The shape or dtype of the port's logits does not match the recording.
     #[error("the port's logits {problem}")]
     Logits {
-        /// What is wrong with them.
+        /// The problem.
         problem: String,
     },
     /// The checkpoint is not the recorded one.
@@ -60,93 +60,93 @@ pub enum Error {
     Checkpoint {
         /// Its folder.
         folder: PathBuf,
-        /// What differs, and what to do.
+        /// What differs, and the remedy.
         problem: String,
     },
 }
 
-/// What `recording.json` holds.
+/// The content of `recording.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recorded {
     /// [`SCHEMA_VERSION`] of the writer.
     pub schema_version: u32,
-    /// The checkpoint as the config named it, `synthetic:llama:tiny`.
+    /// The checkpoint as written in the config, such as `synthetic:llama:tiny`.
     pub checkpoint: String,
     /// Seed of a synthetic checkpoint.
     pub seed: Option<u64>,
     /// The checkpoint's files.
     pub files: FileDigests,
-    /// Rows of the inputs.
+    /// Batch size of the inputs.
     pub batch: usize,
-    /// Tokens of a row, padding included.
+    /// Sequence length, padding included.
     pub seq: usize,
-    /// Logits of a position.
+    /// Number of logits per position.
     pub vocab_size: usize,
     /// Real positions of the inputs; the recording may hold fewer.
     pub real_positions: usize,
     /// The variant whose logits are recorded.
     pub reference: Reference,
-    /// Upstream's own error against the recorded logits in other dtypes: RMSE, in units of logits.
+    /// transformers' own error against the recorded logits in other dtypes: RMSE, in units of logits.
     pub reference_rmse: BTreeMap<String, f64>,
-    /// What a port in each dtype is held to.
+    /// Limits for a port, by its dtype.
     pub limits: BTreeMap<String, Limits>,
     /// Where the limits come from.
     pub limits_from: String,
-    /// The tfcheck that recorded.
+    /// Version of the tfcheck that wrote the recording.
     pub tfcheck: String,
     /// SHA-256 in hex of `recording.safetensors`.
     pub tensors_sha256: String,
 }
 
-/// What was recorded.
+/// The recorded variant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reference {
     /// The variant's name, `5.23.0_eager_sdpa_f64`.
     pub variant: String,
-    /// Its dtype: `f64`, or the first one that it could be run in.
+    /// Its dtype: `f64`, or the most precise one that ran.
     pub dtype: String,
-    /// Versions of what computed.
+    /// Versions of the libraries that computed.
     pub libraries: BTreeMap<String, String>,
 }
 
-/// What a port in one dtype is held to.
+/// Limits for a port in one dtype.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
     /// Largest relative L2 over all positions.
     pub relative_l2: f64,
-    /// How many times that a single position or token may reach.
+    /// Factor on `relative_l2` that a single position or token may reach.
     pub local_factor: f64,
     /// `tol` of dynamo's rule, in units of logits.
     pub dynamo: f64,
 }
 
-/// What `recording.safetensors` holds.
+/// The content of `recording.safetensors`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tensors {
     /// Token ids, `[batch, seq]`.
     pub input_ids: Vec<i64>,
     /// 1 where a token is real, `[batch, seq]`.
     pub attention_mask: Vec<i64>,
-    /// Each real token's position in its row, `[batch, seq]`.
+    /// Each real token's position in its sequence, `[batch, seq]`.
     pub position_ids: Vec<i64>,
-    /// Row and position of each recorded row of logits.
+    /// Sequence index and position of each recorded vector of logits.
     pub places: Vec<[i64; 2]>,
     /// The recorded logits, `[places, vocab_size]`.
     pub logits: Vec<f64>,
 }
 
-/// The inputs as a port takes them, on the CPU.
+/// The inputs of a port, on the CPU.
 #[derive(Clone, Debug)]
 pub struct Inputs {
     /// Token ids, u32 `[batch, seq]`.
     pub input_ids: Tensor,
     /// 1 where a token is real and 0 where it is padding, u32 `[batch, seq]`.
     pub attention_mask: Tensor,
-    /// The position of each token among its row's real tokens, u32 `[batch, seq]`.
+    /// The position of each token among the real tokens of its sequence, u32 `[batch, seq]`.
     pub position_ids: Tensor,
 }
 
-/// A recording, ready to judge ports.
+/// A recording, ready to compare ports with.
 #[derive(Clone, Debug)]
 pub struct Recording {
     pub(crate) folder: PathBuf,
@@ -156,10 +156,10 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// Reads the recording in `folder` and checks that both files belong together.
+    /// Reads the recording in `folder` and checks that the two files belong together.
     ///
     /// # Errors
-    /// When a file is absent, damaged or newer than this crate.
+    /// When a file is missing, damaged or newer than this crate.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let (json, file) = (folder.join(JSON), folder.join(TENSORS));
         let damaged = |path: &Path, problem: String| Error::Damaged { path: path.to_owned(), problem };
@@ -183,7 +183,7 @@ impl Recording {
         Ok(Self { folder: folder.to_owned(), recorded, tensors, inputs })
     }
 
-    /// Writes a recording into `folder`, which is made if need be; gives the bytes written.
+    /// Writes a recording into `folder`, creating it if necessary; returns the number of bytes written.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -205,17 +205,17 @@ impl Recording {
         Ok((bytes.len() + text.len()) as u64)
     }
 
-    /// What was recorded.
+    /// The metadata.
     pub fn recorded(&self) -> &Recorded {
         &self.recorded
     }
 
-    /// The recorded logits and their places, and the inputs as numbers.
+    /// The recorded logits with their places, and the inputs as integers.
     pub fn tensors(&self) -> &Tensors {
         &self.tensors
     }
 
-    /// The inputs as a port takes them.
+    /// The inputs for a port.
     pub fn inputs(&self) -> &Inputs {
         &self.inputs
     }

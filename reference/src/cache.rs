@@ -1,4 +1,4 @@
-//! The cache folder: atomic writes, and locks that two tfcheck processes share.
+//! The cache folder: atomic writes, and locks shared between tfcheck processes.
 //!
 //! ```text
 //! <cache>/uv/<version>/              a bootstrapped uv
@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
-/// Writes `bytes` so that `path` holds either what it held before or all of them, even after a kill.
+/// Writes `bytes` atomically: even after a kill, `path` holds either its previous content or all of `bytes`.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
     fs::create_dir_all(folder)?;

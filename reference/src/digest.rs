@@ -1,4 +1,4 @@
-//! SHA-256 over parts, so that neighbouring parts never run into each other.
+//! SHA-256 over length-prefixed parts, so that moving bytes between neighbouring parts changes the digest.
 
 use std::fmt::Write as _;
 
@@ -17,7 +17,7 @@ pub(crate) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     })
 }
 
-/// The first 16 digits of [`digest`]: enough to name a folder, short enough to read.
+/// The first 16 hex digits of [`digest`], short enough for a folder name.
 pub(crate) fn short<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hex = digest(parts);
     hex.truncate(16);
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_do_not_run_into_each_other() {
+    fn moving_bytes_between_parts_changes_the_digest() {
         assert_ne!(digest([b"ab".as_slice(), b"c"]), digest([b"a".as_slice(), b"bc"]));
         assert_eq!(short([b"ab".as_slice()]).len(), 16);
     }

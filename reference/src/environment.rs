@@ -1,7 +1,7 @@
-//! From a specification to an installed environment: a generated project, `uv lock`, `uv sync --frozen`.
+//! Turns a specification into an installed environment: a generated project, `uv lock`, `uv sync --frozen`.
 //!
-//! Finding a finished environment again reads one stamp and starts no process. Everything is written
-//! so that a kill at any moment leaves either a finished environment or one that is made anew.
+//! Finding a finished environment again reads one stamp and starts no process. The order of writes ensures
+//! that after a kill at any moment an environment is either finished or installed again.
 
 mod existing;
 mod inspect;
@@ -29,7 +29,7 @@ use project::Wheels;
 use stamp::Stamp;
 pub use torch_backend::TorchBackend;
 
-/// What an environment is to contain.
+/// The content of an environment to install.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Specification {
     /// Where transformers comes from.
@@ -44,13 +44,13 @@ pub struct Specification {
     pub python: Python,
 }
 
-/// The interpreter of an environment.
+/// The Python interpreter of an environment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Python {
     /// A request that uv resolves, `3.11` or `>=3.11,<3.13`.
     Request(String),
-    /// An interpreter (or the folder of a virtual environment) that has transformers and torch already;
-    /// nothing is installed into it. A pinned release is checked against what it has.
+    /// An interpreter (or the folder of a virtual environment) that already has transformers and torch;
+    /// nothing is installed into it. A pinned release must equal the installed one.
     Existing(PathBuf),
 }
 
@@ -66,7 +66,7 @@ impl Specification {
         }
     }
 
-    /// Names the specification in the cache.
+    /// Digest that identifies the specification in the cache.
     fn digest(&self) -> Result<String, EnvironmentError> {
         let text = serde_json::to_vec(self).map_err(std::io::Error::other)?;
         let newest = Versions::known().newest.as_bytes();
@@ -74,7 +74,7 @@ impl Specification {
         let mut parts = vec![schema.as_slice(), &text, newest];
         let folder;
         if let Source::Editable(path) = &self.source {
-            // The same relative path means another working copy from another folder.
+            // The same relative path means a different working copy in a different current folder.
             folder = project::working_copy(path)?;
             parts.push(folder.as_os_str().as_encoded_bytes());
         }
@@ -87,23 +87,24 @@ impl Specification {
 pub struct Environment {
     /// The interpreter to start.
     pub python: PathBuf,
-    /// Digest of everything that decides what is installed; part of every result's key.
+    /// Digest of everything that determines what is installed; part of every result's key.
     pub key: String,
-    /// Text of `uv.lock`; for an existing interpreter `name==version` of what it has, one a line.
+    /// Text of `uv.lock`; for an existing interpreter, `name==version` of each installed package, one per
+    /// line.
     pub lock: String,
     /// `{"transformers": "4.54.0", "torch": "2.15.0", "python": "3.11.7"}`.
     pub versions: BTreeMap<String, String>,
-    /// What a person must know: fall-backs, pinned refs, working copies.
+    /// Notes for the user: fall-backs, pinned refs, working copies.
     pub notes: Vec<String>,
 }
 
-/// Prepares the environment of `specification` in `cache`, or finds it there.
+/// Returns the environment of `specification` from `cache`, installing it first if necessary.
 ///
-/// `progress` is called with lines for a person, from this thread.
+/// `progress` is called on this thread with lines for the user.
 ///
 /// # Errors
-/// [`EnvironmentError`] tells a version that does not exist, a network out of reach, a conflict with
-/// torch and the rest apart.
+/// [`EnvironmentError`] distinguishes a version that does not exist, an unreachable network, a conflict with
+/// torch and other failures.
 pub fn prepare(
     specification: &Specification,
     cache: &Path,
@@ -118,9 +119,9 @@ pub fn prepare(
     }
 }
 
-/// [`prepare`] for several specifications at once; results come in their order.
+/// [`prepare`] for several specifications in parallel; results are in the order of the specifications.
 ///
-/// `progress` is called with the index of the specification and a line for a person.
+/// `progress` is called with the index of the specification and a line for the user.
 pub fn prepare_all(
     specifications: &[Specification],
     cache: &Path,
@@ -145,8 +146,8 @@ pub fn prepare_all(
     })
 }
 
-/// Drops what the cache holds for `specification`, so that [`prepare`] locks and installs it anew; an
-/// interpreter that is somebody else's is left alone.
+/// Removes the cached environment of `specification`, so that [`prepare`] locks and installs it again. An
+/// existing interpreter is not changed.
 ///
 /// # Errors
 /// When the cache cannot be changed.
@@ -162,7 +163,7 @@ pub fn forget(specification: &Specification, cache: &Path) -> Result<(), Environ
     Ok(())
 }
 
-/// The stamp first; else lock and sync under a lock of the specification.
+/// Looks for the stamp first; otherwise locks and syncs while holding the specification's lock file.
 fn install(
     specification: &Specification,
     request: &str,
@@ -197,7 +198,7 @@ fn install(
     Ok(environment)
 }
 
-/// The commit and the changes of a working copy; nothing for any other source.
+/// State of a working copy; `None` for any other source.
 fn working_copy_state(specification: &Specification) -> Option<String> {
     match &specification.source {
         Source::Editable(folder) => Some(working_copy::state(folder)),
@@ -205,7 +206,7 @@ fn working_copy_state(specification: &Specification) -> Option<String> {
     }
 }
 
-/// A working copy has one stamp per state.
+/// The stamp's name; a working copy has one stamp per state.
 fn stamp_name(name: &str, state: Option<&str>) -> String {
     match state {
         Some(state) => short([name.as_bytes(), state.as_bytes()]),
@@ -262,7 +263,7 @@ impl Build<'_> {
             })
     }
 
-    /// Decides on the wheels and writes `uv.lock`; its text, and notes.
+    /// Selects the wheels and writes `uv.lock`; returns its text and notes.
     fn lock(&self, base: &Path, release: [u64; 2]) -> Result<(String, Vec<String>), EnvironmentError> {
         let fallen_back = || vec!["torch from PyPI: PyTorch's own index cannot be reached".to_owned()];
         let wheels = match self.specification.torch_backend {
@@ -276,7 +277,7 @@ impl Build<'_> {
                 let backend = if torch_backend::gpu_found() { "cu130" } else { "cpu" };
                 return match self.lock_for(base, release, Wheels::Index(backend)) {
                     Ok(lock) => Ok((lock, vec![format!("torch from PyTorch's index, {backend}")])),
-                    // Whichever host it was: if PyPI is out of reach too, the next error says so.
+                    // The unreachable host may be any; if PyPI is unreachable too, the next error reports it.
                     Err(EnvironmentError::Network { .. }) => {
                         Ok((self.lock_for(base, release, Wheels::Pypi)?, fallen_back()))
                     }
@@ -296,16 +297,16 @@ impl Build<'_> {
         Ok(fs::read_to_string(self.project.join("uv.lock"))?)
     }
 
-    /// Installs what is locked into `folder`, unless that was done before.
+    /// Installs the locked packages into `folder`, unless the installation is complete.
     fn sync(&self, base: &Path, folder: &Path, key: &str) -> Result<(), EnvironmentError> {
-        // Two specifications can come to the same lock (`transformers` and its newest release).
+        // Two specifications can have the same lock (`transformers` and its newest release).
         let _lock = Lock::take(self.cache, &format!("environment-{key}"), || {
             (self.progress)("waiting for another tfcheck that installs the same environment");
         })?;
         if stamp::is_complete(folder) {
             return Ok(());
         }
-        // What a killed sync left may lack files that its metadata promises.
+        // An interrupted sync may have left metadata of files that are missing.
         if folder.exists() {
             fs::remove_dir_all(folder)?;
         }
@@ -318,7 +319,7 @@ impl Build<'_> {
         Ok(stamp::complete(folder)?)
     }
 
-    /// Runs uv with what its cache holds, and with the network only when that is not enough.
+    /// Runs uv on its cache only, and with the network if that fails.
     fn offline_first(
         &self,
         arguments: &[&str],
@@ -338,7 +339,7 @@ impl Build<'_> {
     }
 }
 
-/// Says to which commit a git source is pinned, from the text of `uv.lock`.
+/// A note with the commit to which a git source is pinned, from the text of `uv.lock`.
 fn pinned_ref(lock: &str) -> Option<String> {
     let document: toml::Table = lock.parse().ok()?;
     let transformers = document

@@ -1,9 +1,9 @@
-//! Why an environment could not be prepared, told apart by what uv said.
+//! Errors of preparing an environment, classified by uv's messages.
 
 use std::io;
 use std::path::PathBuf;
 
-/// An environment that could not be prepared. Messages carry the tail of uv's own.
+/// An environment that could not be prepared. Messages include the end of uv's own message.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvironmentError {
     /// The index knows the package but not the version, or the repository not the ref.
@@ -40,7 +40,7 @@ pub enum EnvironmentError {
         /// The end of uv's message.
         tail: String,
     },
-    /// Anything else that uv refused.
+    /// Any other failure of uv.
     #[error("uv failed for {requirement}: {tail}")]
     Uv {
         /// The requirement asked for.
@@ -48,18 +48,18 @@ pub enum EnvironmentError {
         /// The end of uv's message.
         tail: String,
     },
-    /// There is no uv and none could be installed.
+    /// uv is not installed and could not be installed.
     #[error("uv was not found: {reason}")]
     NoUv {
         /// What was tried.
         reason: String,
     },
-    /// An interpreter that the config names cannot serve.
+    /// An interpreter named in the config cannot be used.
     #[error("{} cannot serve as an environment: {reason}", python.display())]
     Unusable {
         /// The interpreter.
         python: PathBuf,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
     /// The folder of an editable source is not a package.
@@ -67,7 +67,7 @@ pub enum EnvironmentError {
     WorkingCopy {
         /// The folder.
         folder: PathBuf,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
     /// A file of the cache could not be read or written.
@@ -76,7 +76,7 @@ pub enum EnvironmentError {
 }
 
 impl EnvironmentError {
-    /// What to do about it.
+    /// The remedy.
     pub fn hint(&self) -> &'static str {
         match self {
             Self::NoSuchVersion { .. } => {
@@ -105,11 +105,11 @@ impl EnvironmentError {
         }
     }
 
-    /// Sorts uv's message into one of the distinct errors.
+    /// Classifies uv's message.
     pub(crate) fn from_uv(requirement: &str, torch: &str, message: &str) -> Self {
         let requirement = requirement.to_owned();
         let tail = tail(message, 8);
-        // uv wraps its explanations; joined, phrases can be looked for.
+        // uv wraps its messages; phrases are searched in the joined text.
         let joined = message.split_whitespace().collect::<Vec<_>>().join(" ");
         let says = |phrases: &[&str]| phrases.iter().any(|phrase| joined.contains(phrase));
         if says(&[
@@ -131,7 +131,7 @@ impl EnvironmentError {
     }
 }
 
-/// Phrases by which uv 0.13 and git tell that a host was not reached.
+/// Phrases of uv 0.13 and git that mean that a host could not be reached.
 const NETWORK: [&str; 10] = [
     "error sending request",
     "Failed to fetch",
@@ -145,7 +145,7 @@ const NETWORK: [&str; 10] = [
     "network was disabled",
 ];
 
-/// The last `lines` lines of `text` that say something.
+/// The last `lines` non-empty lines of `text`.
 pub(crate) fn tail(text: &str, lines: usize) -> String {
     let said: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     said[said.len().saturating_sub(lines)..].join("\n")

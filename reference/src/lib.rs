@@ -1,8 +1,8 @@
 //! uv environments, one per transformers version, and the worker processes that run in them.
 //!
-//! [`Source`] is what a person asks for, [`Specification`] adds torch and Python, [`prepare`] turns it
-//! into an [`Environment`] by driving uv, and [`Worker`] runs the bridge (or any program that speaks
-//! [`protocol`]) in a process group of its own.
+//! [`Source`] is the user's requirement, [`Specification`] adds torch and Python, [`prepare`] turns it into
+//! an [`Environment`] with uv, and [`Worker`] runs the bridge (or any program that implements [`protocol`])
+//! in its own process group.
 
 mod cache;
 mod digest;

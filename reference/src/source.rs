@@ -1,4 +1,4 @@
-//! Where a transformers comes from: the requirement grammar of `tfcheck.toml`.
+//! The source of a transformers version: the requirement grammar of `tfcheck.toml`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Versions;
 
-/// One transformers to install.
+/// One transformers version to install.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Source {
@@ -18,7 +18,7 @@ pub enum Source {
     Release(String),
     /// `git+https://host/repository@ref`.
     Git {
-        /// What follows `git+`, without the ref: `https://host/repository`.
+        /// The URL after `git+`, without the ref: `https://host/repository`.
         url: String,
         /// Branch, tag or commit; the repository's default branch when absent.
         reference: Option<String>,
@@ -36,7 +36,7 @@ pub struct SourceError {
 }
 
 impl SourceError {
-    /// What may be written instead.
+    /// The accepted spellings.
     pub fn hint(&self) -> &'static str {
         "write `transformers==4.54.0`, `transformers` (newest), `git+https://host/repository@ref` or `-e path/`"
     }
@@ -101,7 +101,7 @@ impl FromStr for Source {
     }
 }
 
-/// Parses what follows `git+`.
+/// Parses the part after `git+`.
 fn git(address: &str) -> Result<Source, &'static str> {
     let Some((scheme, rest)) = address.split_once("://") else {
         return Err("a git address has a scheme: git+https://, git+ssh:// or git+file://");
@@ -112,7 +112,8 @@ fn git(address: &str) -> Result<Source, &'static str> {
     if address.contains(char::is_whitespace) || address.contains('#') {
         return Err("a git address has no blanks and no fragment");
     }
-    // An `@` in the host part is a user name (`ssh://git@host/…`); only one after it starts the ref.
+    // An `@` before the first slash belongs to a user name (`ssh://git@host/…`); only a later one starts the
+    // ref.
     let path_start = rest.find('/').unwrap_or(rest.len());
     let (path, reference) = match rest[path_start..].split_once('@') {
         Some((_, "")) => return Err("a branch, tag or commit follows `@`"),
@@ -150,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requirements_parse_and_print_alike() {
+    fn requirements_round_trip_through_display() {
         let check = |text: &str, expect: Source| {
             let parsed: Source = text.parse().unwrap();
             assert_eq!(parsed, expect, "{text}");
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused_with_its_reason() {
+    fn an_invalid_requirement_is_refused_with_a_reason() {
         let check = |text: &str, reason: &str| {
             let error = text.parse::<Source>().unwrap_err();
             assert!(error.to_string().contains(reason), "{text}: {error}");

@@ -1,4 +1,4 @@
-//! Finding uv and running it.
+//! Finds uv and runs it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,13 +10,13 @@ use crate::Versions;
 use crate::cache::Lock;
 use crate::failure::{EnvironmentError, tail};
 
-/// A uv that answered to `--version`.
+/// A uv program that ran `--version` successfully.
 #[derive(Clone, Debug)]
 pub(crate) struct Uv {
     program: PathBuf,
 }
 
-/// A uv command that ended without success.
+/// A uv command that failed.
 #[derive(Debug)]
 pub(crate) struct UvFailure {
     /// Everything that uv wrote to standard error.
@@ -24,7 +24,7 @@ pub(crate) struct UvFailure {
 }
 
 impl Uv {
-    /// Takes `$UV`, else uv on the PATH, else the cache's own, else installs one into the cache.
+    /// Uses `$UV`, else uv on PATH, else the one in the cache, else installs one into the cache.
     pub(crate) fn find(cache: &Path, progress: &dyn Fn(&str)) -> Result<Self, EnvironmentError> {
         if let Some(named) = std::env::var_os("UV").filter(|value| !value.is_empty()) {
             let program = PathBuf::from(named);
@@ -45,7 +45,7 @@ impl Uv {
         Self::bootstrap(cache, progress)
     }
 
-    /// Installs the PyPI wheel of uv into the cache, with nothing but `python3` and its pip.
+    /// Installs uv's PyPI wheel into the cache; needs only `python3` and its pip.
     fn bootstrap(cache: &Path, progress: &dyn Fn(&str)) -> Result<Self, EnvironmentError> {
         let version = &Versions::known().uv;
         let folder = own_folder(cache);
@@ -57,7 +57,7 @@ impl Uv {
             return Ok(Self { program });
         }
         progress(&format!("installing uv {version} into the cache"));
-        // An unfinished folder of a killed bootstrap holds no uv that answers; start over.
+        // A killed bootstrap left a folder without a working uv; start over.
         if folder.exists() {
             fs::remove_dir_all(&folder)?;
         }
@@ -106,8 +106,8 @@ impl Uv {
             .map_err(|error| failed(format!("{}: {error}", self.program.display())))?;
         let mut message = String::new();
         let mut output = String::new();
-        // What these commands print to stdout is one path at most, so reading it after stderr
-        // cannot fill its pipe.
+        // These commands print at most one path to stdout, so reading stdout after stderr cannot block on a
+        // full pipe.
         if let Some(stderr) = child.stderr.take() {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 progress(line.trim());
@@ -135,7 +135,7 @@ fn answers(program: &Path) -> bool {
         .is_ok_and(|output| output.status.success() && output.stdout.starts_with(b"uv "))
 }
 
-/// uv says why it failed, except when it was killed.
+/// uv's message, or its exit status if it was killed and wrote none.
 fn with_status(message: String, status: ExitStatus) -> String {
     if message.trim().is_empty() { format!("uv ended with {status}") } else { message }
 }

@@ -1,10 +1,9 @@
-//! One worker: a process group that answers requests on a pair of pipes.
+//! A worker: a process group that answers requests on a pair of pipes.
 //!
-//! The worker gets requests on descriptor 3 and replies on descriptor 4 (also named by the variables
-//! of [`protocol`](crate::protocol)); stdin is empty, stdout and stderr go to its log. Whatever way a
-//! worker ends, its whole process group is killed with it. When tfcheck itself is killed, the worker
-//! sees end of file on its request descriptor and has to end its own group: the bridge does, and a
-//! `command` program must.
+//! The worker reads requests on descriptor 3 and writes replies on descriptor 4 (variables of
+//! [`protocol`](crate::protocol) name both); stdin is empty, stdout and stderr go to its log. When a worker
+//! ends, its whole process group is killed. When tfcheck itself is killed, the worker reads end of file on
+//! its request descriptor and must end its own group: the bridge does, and a `command` program must.
 
 mod ending;
 mod group;
@@ -28,11 +27,11 @@ use group::Group;
 pub use launch::Launch;
 use memory::OomKills;
 
-/// How long a wait goes on before it looks at the stop flag and at the process again.
+/// Interval at which a wait checks the stop flag and the process.
 const SLICE: Duration = Duration::from_millis(20);
-/// What SIGTERM may take before SIGKILL follows.
+/// Time between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_millis(300);
-/// A longer reply is noise on the wrong descriptor.
+/// Bytes; a longer reply is other output on the wrong descriptor.
 const LONGEST_REPLY: usize = 16 << 20;
 
 /// A running worker. Dropping it kills its process group.
@@ -41,11 +40,11 @@ pub struct Worker {
     group: Group,
     requests: Option<PipeWriter>,
     replies: PipeReader,
-    /// Bytes that arrived and belong to no complete line yet.
+    /// Received bytes that do not form a complete line yet.
     pending: Vec<u8>,
     log: PathBuf,
     oom_kills: OomKills,
-    /// Folders that live as long as the worker: cold caches of its compiler.
+    /// Temporary folder for the compiler's caches, removed with the worker.
     _scratch: tempfile::TempDir,
 }
 
@@ -53,14 +52,14 @@ impl Worker {
     /// Starts the program of `launch`.
     ///
     /// # Errors
-    /// The log or the pipes could not be made, or the program could not be started.
+    /// When the log or the pipes cannot be created, or the program cannot be started.
     pub fn start(launch: &Launch) -> io::Result<Self> {
         let (request_read, requests) = io::pipe()?;
         let (replies, reply_write) = io::pipe()?;
         let scratch = tempfile::Builder::new().prefix("tfcheck-").tempdir()?;
         let mut command = launch.command(scratch.path(), request_read.into(), reply_write.into())?;
         let oom_kills = OomKills::now();
-        // `command` owns the child's ends of the pipes: they close here with it.
+        // Dropping `command` closes the child's ends of the pipes in this process.
         let group = Group::spawn(&mut command).map_err(|error| {
             let program = command.get_program().to_string_lossy();
             io::Error::new(error.kind(), format!("{program} could not be started: {error}"))
@@ -76,7 +75,7 @@ impl Worker {
         })
     }
 
-    /// Process id of the worker, and of its group.
+    /// Process id of the worker and of its group.
     pub fn id(&self) -> u32 {
         self.group.id()
     }
@@ -84,9 +83,9 @@ impl Worker {
     /// Sends `request` and waits for its reply, for at most `timeout` and only while `stop` is false.
     ///
     /// # Errors
-    /// Every way a request can end without its reply; a worker that failed but answered
-    /// ([`WorkerEnd::Exception`], [`WorkerEnd::Unsupported`], [`WorkerEnd::OutOfMemory`] by reply) still runs and may
-    /// be asked to exit, any other is dead.
+    /// Every way in which a request ends without its reply. A worker that replied with a failure
+    /// ([`WorkerEnd::Exception`], [`WorkerEnd::Unsupported`], or [`WorkerEnd::OutOfMemory`] by reply) still
+    /// runs and accepts an exit request; any other is dead.
     pub fn ask(
         &mut self,
         request: &Request,
@@ -103,7 +102,7 @@ impl Worker {
             None => Err(io::ErrorKind::BrokenPipe.into()),
         };
         if sent.is_err() {
-            // The pipe is broken only when the worker closed it: find out how it went.
+            // A write fails only when the worker closed the pipe; find out how it ended.
             return Err(self.gone(deadline, stop));
         }
         let line = self.line(deadline, timeout, stop)?;
@@ -170,12 +169,13 @@ impl Worker {
         }
     }
 
-    /// Asks the worker to exit, gives it `grace`, and kills what is left of its group.
+    /// Asks the worker to exit, waits for `grace`, and kills the rest of its group.
     pub fn exit(mut self, grace: Duration) {
         if let (Some(mut pipe), Ok(mut line)) = (self.requests.take(), serde_json::to_vec(&Request::Exit)) {
             line.push(b'\n');
             if pipe.write_all(&line).is_ok() {
-                // The pipe stays open meanwhile: its end would read as tfcheck's death.
+                // The pipe stays open during the wait, because the worker treats end of file as the death of
+                // tfcheck.
                 self.group.wait(grace);
             }
         }
@@ -207,7 +207,7 @@ impl Worker {
                     reason: format!("more than {LONGEST_REPLY} bytes without a line end"),
                 });
             }
-            // Looked at before reading: what a process wrote before it ended is in the pipe by then.
+            // Checked before reading: anything a process wrote before it exited is in the pipe by then.
             let exited = self.group.has_exited();
             if self.readable(if exited { Duration::ZERO } else { SLICE }) {
                 let mut block = [0; 8192];
@@ -234,11 +234,11 @@ impl Worker {
     fn readable(&self, wait: Duration) -> bool {
         let mut descriptors = [PollFd::from_borrowed_fd(self.replies.as_fd(), PollFlags::IN)];
         let wait = Timespec { tv_sec: 0, tv_nsec: wait.as_nanos() as i64 };
-        // An interrupted poll is one slice that ended early.
+        // An interrupted poll counts as a shorter interval.
         poll(&mut descriptors, Some(&wait)).is_ok_and(|ready| ready > 0)
     }
 
-    /// The worker closed a pipe: it is dead, about to be, or has left the protocol.
+    /// The worker closed a pipe: it is dead, about to exit, or has violated the protocol.
     fn gone(&mut self, deadline: Option<Instant>, stop: &AtomicBool) -> WorkerEnd {
         let last_wait = Instant::now() + Duration::from_secs(2);
         while !self.group.has_exited() {
@@ -269,7 +269,7 @@ fn log_tail(path: &Path, lines: usize) -> String {
     crate::failure::tail(&String::from_utf8_lossy(window), lines)
 }
 
-/// Whether `reply` is of the kind that `request` is answered by.
+/// Whether `reply` is of the kind that answers `request`.
 fn answers(request: &Request, reply: &Reply) -> bool {
     matches!(
         (request, reply),
@@ -283,7 +283,7 @@ fn answers(request: &Request, reply: &Reply) -> bool {
     )
 }
 
-/// The beginning of a line that was no reply.
+/// The first 200 bytes of a line that is not a reply.
 fn excerpt(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(&line[..line.len().min(200)]);
     text.trim_end().to_owned()

@@ -1,4 +1,4 @@
-"""A worker without a model: answers or misbehaves as its argument says. Also the protocol's shortest example."""
+"""A worker without a model that answers or misbehaves as its argument selects; also a minimal example of the protocol."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def failed(kind):
 
 
 def grandchild():
-    # Deaf to SIGTERM, so that only SIGKILL to the whole group ends it.
+    # Ignores SIGTERM, so that only SIGKILL to the whole group ends it.
     child = subprocess.Popen(
         [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"],
         stdout=subprocess.PIPE,

@@ -1,7 +1,8 @@
-//! The benchmark: transformers in eager mode, compiled, and compiled with frozen weights, beside candle-transformers'
-//! port and tfcheck's own models in both forms, taking turns in one run.
+//! The benchmark: transformers in eager mode, compiled, and compiled with frozen weights, next to
+//! candle-transformers' port and tfcheck's native models in both backends, in interleaved rounds of one run.
 //!
-//! It is an ordinary run (its folder, its resumption, its verdicts) over a config of its own, folded into one table.
+//! It is an ordinary run (with a run folder, resumption and verdicts) over a generated config, aggregated
+//! into one table.
 
 pub(crate) mod table;
 
@@ -21,29 +22,30 @@ use crate::spec::plan::{Plan, release_order};
 use crate::spec::variant::{Runner, dtype_name};
 use compare::timing::{Interval, speed_up, summarize};
 
-/// Which passes are timed, and how often.
+/// Which forward passes are timed, and how often.
 #[derive(Clone, Debug)]
 pub struct BenchOptions {
-    /// dtypes, each judged by itself.
+    /// dtypes; variants are compared within one dtype only.
     pub dtypes: Vec<Dtype>,
-    /// Tokens a row.
+    /// Sequence lengths.
     pub lengths: Vec<usize>,
-    /// Rows.
+    /// Batch sizes.
     pub batch: Vec<usize>,
     /// Interleaved rounds.
     pub rounds: usize,
 }
 
-/// Timed passes in each round: enough that the first, which meets caches that another variant filled, is not the median.
+/// Timed forward passes per round: enough that the first, which runs on caches filled by another variant, is
+/// not the median.
 const ITERATIONS: usize = 3;
 
 /// Tokens decoded in each round.
 const DECODED: usize = 8;
 
-/// The config of a benchmark: checkpoints, environment, device, threads and tolerances are those of `base`.
+/// The config of a benchmark; checkpoints, environment, device, threads and tolerances come from `base`.
 ///
 /// # Errors
-/// When `base` has no transformers version to measure against.
+/// When `base` has no transformers version to compare with.
 pub fn config(base: &Config, options: &BenchOptions) -> Result<Config> {
     let newest = base.versions.iter().max_by_key(|version| release_order(version)).cloned();
     let newest = newest.ok_or_else(|| {
@@ -77,7 +79,8 @@ pub fn config(base: &Config, options: &BenchOptions) -> Result<Config> {
             baseline: None,
             fail_on: Vec::new(),
             against: None,
-            // All that is compared is to be loaded at once; a fifth is left to the system and the page cache.
+            // All compared variants are loaded at once; 20 % of memory is left to the system and the page
+            // cache.
             memory_budget_gb: base.run.memory_budget_gb.or(Some(machine::memory_bytes() as f64 * 0.8e-9)),
             ..base.run.clone()
         },
@@ -85,11 +88,11 @@ pub fn config(base: &Config, options: &BenchOptions) -> Result<Config> {
     })
 }
 
-/// The cells of a benchmark's config, those of one dtype together: they are what is compared, so they are to be timed
-/// in one group.
+/// The cells of a benchmark's config, sorted by dtype within a case: cells of one dtype are compared, so they
+/// must be timed in one group.
 ///
 /// # Errors
-/// When the config makes no plan.
+/// When no plan can be made from the config.
 pub fn plan(config: &Config) -> Result<Plan> {
     let mut plan = Plan::new(config, machine::auto_device())?;
     plan.cells.sort_by_key(|cell| (cell.case, dtype_order(config, cell.variant.dtype)));
@@ -100,7 +103,7 @@ fn dtype_order(config: &Config, dtype: Dtype) -> Option<usize> {
     config.run.dtypes.iter().position(|known| *known == dtype)
 }
 
-/// Folds a finished or interrupted run into `bench.md` and `bench.json`, and gives the Markdown.
+/// Aggregates a finished or interrupted run into `bench.md` and `bench.json`; returns the Markdown.
 ///
 /// # Errors
 /// When the run cannot be read or the files cannot be written.
@@ -112,71 +115,71 @@ pub fn write(run: &Path) -> Result<String> {
     Ok(markdown)
 }
 
-/// What a run measured, a table for each case, dtype and kind of pass.
+/// The measurements of a run: a table for each case, dtype and kind of forward pass.
 #[derive(Clone, Debug, Serialize)]
 pub struct Bench {
-    /// The run that it was folded from.
+    /// The run that was aggregated.
     pub run: String,
-    /// What a reader must know of the machine, in order.
+    /// Properties of the machine that affect the times, in order.
     pub environment: Vec<(String, String)>,
     /// The tables.
     pub tables: Vec<Table>,
 }
 
-/// All variants of one case in one dtype and kind of pass.
+/// All variants of one case in one dtype and kind of forward pass.
 #[derive(Clone, Debug, Serialize)]
 pub struct Table {
-    /// Which checkpoint.
+    /// The checkpoint's name.
     pub checkpoint: String,
-    /// Which inputs, in words.
+    /// The inputs, described in words.
     pub inputs: String,
     /// `f32`.
     pub dtype: String,
-    /// `prefill`, all inputs in one pass, or `decode`, one token of every row after them.
+    /// `prefill` (all inputs in one forward pass) or `decode` (one token per sequence after them).
     pub pass: &'static str,
     /// A row per variant.
     pub rows: Vec<TimedVariant>,
-    /// Times that are compared: fused with the fastest of transformers, eager with candle-transformers (with the fastest
-    /// of transformers where no port takes part).
+    /// Compared times: fused with the fastest transformers variant, eager with candle-transformers (or with
+    /// the fastest transformers variant if there is no port).
     pub ratios: Vec<Ratio>,
 }
 
-/// One variant's passes.
+/// One variant's forward passes.
 #[derive(Clone, Debug, Serialize)]
 pub struct TimedVariant {
-    /// Its name.
+    /// The variant's name.
     pub variant: String,
-    /// Its times, or why there are none.
+    /// The times, or why there are none.
     pub measured: std::result::Result<Measured, String>,
 }
 
-/// Milliseconds of one pass, and memory.
+/// Milliseconds per forward pass, and memory.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measured {
     /// Median.
     pub p50_ms: f64,
-    /// Limits of the median's 95 % interval.
+    /// Bounds of the median's 95 % interval.
     pub interval_ms: [f64; 2],
-    /// Least.
+    /// Minimum.
     pub min_ms: f64,
-    /// Passes timed.
+    /// Number of timed forward passes.
     pub n: usize,
     /// Largest resident set of the worker (device memory on a GPU) in bytes.
     pub peak_bytes: Option<u64>,
-    /// Whether the pass gives logits of the last position only, and so computes less.
+    /// Whether the forward pass computes logits of the last position only, and so does less work.
     pub is_last_only: bool,
 }
 
 /// The time of one variant over the time of another.
 #[derive(Clone, Debug, Serialize)]
 pub struct Ratio {
-    /// The variant above the line.
+    /// The variant in the numerator.
     pub variant: String,
-    /// The variant below the line.
+    /// The variant in the denominator.
     pub over: String,
-    /// Median over median; below 1 where `variant` is faster.
+    /// Ratio of the medians; below 1 if `variant` is faster.
     pub ratio: f64,
-    /// Limits of its 95 % interval over interleaved rounds.
+    /// Bounds of the ratio's 95 % interval over interleaved rounds.
     pub interval: [f64; 2],
 }
 
@@ -215,7 +218,7 @@ fn table(case: &CaseView, dtype: Dtype, pass: Timed) -> Table {
     let port = best(&|runner, _| runner == Runner::CandleTransformers);
     let of = |mode| best(&move |runner, is| runner == Runner::Candle && is == mode);
     let ratio = |(above, below): (Best<'_>, Best<'_>)| {
-        // Above's median over below's is the speed-up of below against above.
+        // The ratio of `above` over `below` is the speed-up of `below` relative to `above`.
         let (above_ns, below_ns) = side_by_side(pass, above.1, below.1);
         let found = speed_up(&above_ns, &below_ns)?;
         let Interval { low, high } = found.interval;
@@ -226,7 +229,7 @@ fn table(case: &CaseView, dtype: Dtype, pass: Timed) -> Table {
             interval: [low, high],
         })
     };
-    // Where no port takes part, eager is held against torch too.
+    // Without a port, eager is compared with torch too.
     let has_port = cells().any(|cell| cell.variant.runner == Runner::CandleTransformers);
     let pairs = [(of(Mode::Fused), torch), (of(Mode::Eager), if has_port { port } else { torch })];
     Table {

@@ -1,7 +1,8 @@
-//! Which release, or which commit, changed something: a search over revisions, each tested beside the good side.
+//! `tfcheck bisect`: searches for the release or commit that changed a result, testing each revision in one
+//! run with the good side.
 //!
-//! A step is an ordinary run of two variants, kept in the bisection's folder; [`search`] decides what is
-//! tested next and [`record`] keeps what was found, so that a stopped bisection goes on where it was.
+//! A step is an ordinary run of two variants, kept in the bisection's folder; [`search`] chooses the next
+//! revision and [`record`] stores the results, so that a stopped bisection can be resumed.
 
 mod localize;
 mod port;
@@ -30,23 +31,23 @@ use crate::spec::config::Config;
 use crate::spec::gate::Gate;
 use compare::units::count;
 
-/// Revisions that are made ready beside a step.
+/// Revisions that are prepared in the background during a step.
 const AHEAD: usize = 2;
 
-/// What every part of a bisection needs.
+/// Shared parameters of a bisection.
 pub struct Context<'a> {
     /// Where tfcheck keeps environments, clones and working trees.
     pub cache: &'a Path,
-    /// Set when the user wants to stop.
+    /// Set when the user asks to stop.
     pub stop: &'a AtomicBool,
-    /// What the user sees.
+    /// Where progress and results are shown.
     pub progress: &'a Progress,
 }
 
 /// Starts a bisection in a new folder below `results`.
 ///
 /// # Errors
-/// A question without an answer: sides that are unknown, reversed, or do not differ; a step that cannot be written.
+/// When the good and bad sides are unknown, reversed or do not differ, or a step cannot be written.
 pub fn begin(context: &Context, question: Question, results: &Path) -> Result<ExitCode> {
     let stamp = jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string();
     let folder = (1..=u32::MAX)
@@ -57,7 +58,7 @@ pub fn begin(context: &Context, question: Question, results: &Path) -> Result<Ex
     let mut log = Log::new(stamp, question);
     let first = first_phase(&log.question);
     let (good, bad) = (log.question.good.clone(), log.question.bad.clone());
-    // Before anything is written: most questions that cannot be answered end here.
+    // Planning comes before any file is written, because most invalid questions fail here.
     let phase = plan(context, &log.question, &folder, first, &good, &bad)?;
     log.phases.push(phase);
     log.write(&folder)?;
@@ -67,7 +68,7 @@ pub fn begin(context: &Context, question: Question, results: &Path) -> Result<Ex
 /// Completes the bisection in `folder`.
 ///
 /// # Errors
-/// A folder without a log, or what [`begin`] fails on.
+/// When the folder has no log, or for the reasons of [`begin`].
 pub fn resume(context: &Context, folder: &Path) -> Result<ExitCode> {
     go_on(context, Log::read(folder)?, folder)
 }
@@ -77,13 +78,13 @@ fn go_on(context: &Context, mut log: Log, folder: &Path) -> Result<ExitCode> {
     context.progress.line(&format!("bisection in {}", folder.display()));
     let mut ended = pursue(context, &mut log, folder);
     if !matches!(ended, Ok(false)) {
-        // Also where the search for more failed: what was found before stands.
+        // Runs even if the later search failed: changes found before remain valid.
         let is_whole = localize::changes(context, &mut log, folder)?;
         ended = ended.map(|_| is_whole);
     }
     let is_known = |phase: &Phase| phase.changes.is_some();
     if log.phases.iter().any(is_known) {
-        // What was found stands, even where the search for more of it failed.
+        // Changes found before are reported even if a later search failed.
         context.progress.result(&report::terminal(&log));
         write_file(&folder.join("bisect.md"), report::markdown(&log).as_bytes())?;
         context.progress.line(&format!("bisect.md and {} are in {}", record::FILE_NAME, folder.display()));
@@ -97,7 +98,7 @@ fn go_on(context: &Context, mut log: Log, folder: &Path) -> Result<ExitCode> {
     Ok(if log.phases.iter().any(is_found) { ExitCode::Diverged } else { ExitCode::Agree })
 }
 
-/// Runs every phase that has not ended, and plans the next one; false when the user stopped it.
+/// Runs every unfinished phase and plans the next one; false when the user stopped it.
 fn pursue(context: &Context, log: &mut Log, folder: &Path) -> Result<bool> {
     let mut index = 0;
     while index < log.phases.len() {
@@ -117,12 +118,12 @@ fn pursue(context: &Context, log: &mut Log, folder: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// What the first search goes over: commits where the sides are commits.
+/// What the first search covers: commits if the sides are commits.
 fn first_phase(question: &Question) -> Over {
     if question.port.is_some() {
         return Over::Port;
     }
-    // `4540000` may be a commit's name, and `v4.54.0` is a tag.
+    // `4540000` may be a commit hash, and `v4.54.0` is a tag.
     let is_release = |text: &str| {
         text.starts_with(|c: char| c.is_ascii_digit())
             && text.contains('.')
@@ -135,7 +136,7 @@ fn first_phase(question: &Question) -> Over {
     }
 }
 
-/// The commits between the two releases of a bisection that knows a repository.
+/// The phase over commits between the two releases found, if the bisection has a repository.
 fn next_phase(context: &Context, log: &Log, folder: &Path) -> Result<Option<Phase>> {
     let question = &log.question;
     let [phase] = log.phases.as_slice() else { return Ok(None) };
@@ -174,7 +175,7 @@ fn plan(
     Ok(Phase { over, revisions, bound, steps: Vec::new(), changes: None, notes })
 }
 
-/// One phase under way.
+/// A running phase.
 struct Pursuit<'a> {
     context: &'a Context<'a>,
     folder: &'a Path,
@@ -182,7 +183,7 @@ struct Pursuit<'a> {
     index: usize,
 }
 
-/// Environments and builds that are made ready beside the steps, by their revision.
+/// Background preparation of environments and builds, by revision index.
 type UnderWay<'scope> = BTreeMap<usize, thread::ScopedJoinHandle<'scope, ()>>;
 
 impl Pursuit<'_> {
@@ -198,14 +199,14 @@ impl Pursuit<'_> {
                     return Ok(false);
                 }
                 if let Some(made) = under_way.remove(&next.revision) {
-                    // What went wrong there goes wrong again in the step, which says it.
+                    // A failed preparation fails again in the step, which reports it.
                     drop(made.join());
                 }
                 let needed =
                     [0, next.revision].into_iter().chain(next.previous).chain(next.ahead.iter().copied());
                 self.subject.want(needed.map(|index| &revisions[index]));
                 under_way.retain(|_, made| !made.is_finished());
-                // A build beside a step that is timed would be in its figures.
+                // A build during a timed step would distort its times.
                 for &ahead in next.ahead.iter().filter(|_| !question.test.is_on_times()) {
                     if under_way.len() < AHEAD && !begun.contains(&ahead) {
                         begun.push(ahead);
@@ -231,7 +232,7 @@ impl Pursuit<'_> {
         Ok(ended)
     }
 
-    /// Tests one revision and keeps what it said; false when the user stopped it.
+    /// Tests one revision and records the result; false when the user stopped it.
     fn step(&self, question: &Question, log: &mut Log, revisions: &[Revision], next: &Next) -> Result<bool> {
         let title = self.subject.title(&revisions[next.revision]);
         let task = self.context.progress.task("bisect", log.phases[self.index].bound as u64);
@@ -268,7 +269,7 @@ impl Pursuit<'_> {
         Ok(true)
     }
 
-    /// What is tested next; nothing when the phase has ended.
+    /// The next test; `None` when the phase has ended.
     fn next(phase: &Phase, is_scan: bool) -> Option<Next> {
         let last = phase.revisions.len() - 1;
         if is_scan {
@@ -285,12 +286,12 @@ impl Pursuit<'_> {
         search.next().map(|revision| Next { revision, previous: None, ahead: search.ahead() })
     }
 
-    /// What a phase that has ended found.
+    /// The changes that a finished phase found.
     fn changes(&self, phase: &Phase, question: &Question) -> Result<Vec<ChangePoint>> {
         let found: Vec<(Found, Change)> = if question.scan {
             let seen = |index: usize| match phase.step(index) {
                 Some(step) => Seen { answer: step.answer, departs: step.departs },
-                // The good side.
+                // The good side has no step.
                 None => Seen { answer: Answer::Good, departs: false },
             };
             search::change_points(&(0..phase.revisions.len()).map(seen).collect::<Vec<_>>())
@@ -314,13 +315,13 @@ impl Pursuit<'_> {
 /// The next test.
 struct Next {
     revision: usize,
-    /// In a scan the last revision before it that could be tested.
+    /// In a scan, the last earlier revision that was not skipped.
     previous: Option<usize>,
-    /// What may come after it.
+    /// Candidates for the following tests, to prepare in the background.
     ahead: Vec<usize>,
 }
 
-/// The search as far as a phase's steps have brought it.
+/// The search state after all steps of a phase.
 fn searched(phase: &Phase) -> Search {
     let last = phase.revisions.len() - 1;
     let mut search = Search::new(phase.revisions.len());
@@ -330,34 +331,34 @@ fn searched(phase: &Phase) -> Search {
     search
 }
 
-/// What is asked of a bisection, as it was typed.
+/// The options of a bisection as given on the command line.
 pub struct BisectOptions {
     /// The good side.
     pub good: Option<String>,
     /// The bad side.
     pub bad: Option<String>,
-    /// A revision is bad where this gate fails.
+    /// The gate; a revision is bad if it fails.
     pub test: Gate,
     /// Whether every revision is tested.
     pub scan: bool,
-    /// Whether pre-releases count.
+    /// Whether pre-releases are included.
     pub pre: bool,
-    /// Whether withdrawn releases count.
+    /// Whether yanked releases are included.
     pub yanked: bool,
-    /// A transformers repository, whose commits are searched.
+    /// A transformers repository whose commits are searched.
     pub repository: Option<String>,
-    /// The folder of a port in its repository.
+    /// The port's folder in its repository.
     pub command_repository: Option<PathBuf>,
-    /// Which of the config's commands is the port.
+    /// Name of the config's command that is the port.
     pub command: Option<String>,
-    /// What builds the port.
+    /// The build command of the port.
     pub build: Option<String>,
 }
 
-/// The question of a command line.
+/// Makes the question from the command line's options.
 ///
 /// # Errors
-/// Arguments that do not go together.
+/// When options contradict each other or a required one is missing.
 pub fn question(asked: BisectOptions, config: Config) -> Result<Question, BisectError> {
     let refuse = |message: &str, hint: &str| {
         Err(BisectError::Question { message: message.to_owned(), hint: hint.to_owned() })

@@ -1,8 +1,8 @@
-//! `tfcheck compare`: the tables of saved runs, made anew; nothing is run.
+//! `tfcheck compare`: regenerates the tables of saved runs without running anything.
 //!
-//! One run of tfcheck's gets its reports written again. Several runs are laid into one matrix wherever
-//! they share checkpoint and inputs. A folder that the older Python framework left has no record of its
-//! inputs: its `logits_<note>.pt` are compared among themselves and, by position, with nothing else.
+//! For a single tfcheck run the reports are written again. For several runs, cases with the same checkpoint
+//! and inputs are merged into one matrix. A legacy run (written by the Python framework that tfcheck
+//! replaces) has no record of its inputs: its `logits_<note>.pt` are compared with each other only.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,10 +27,11 @@ use compare::logits::{Logits, Mask};
 use compare::matrix::Entry;
 use compare::verdict::Tolerances;
 
-/// Compares the runs and shows their tables. Without `fail_on` a run of its own is held to its config's gates.
+/// Compares the runs and prints their tables. If `fail_on` is empty, a single tfcheck run is checked against
+/// its config's gates.
 ///
 /// # Errors
-/// When a folder holds no run, or what it holds cannot be read.
+/// When a folder holds no run, or its files cannot be read.
 pub fn compare(runs: &[PathBuf], fail_on: &[Gate], progress: &Progress) -> Result<ExitCode> {
     if let [only] = runs
         && !is_legacy(only)
@@ -87,13 +88,13 @@ pub fn changes(runs: &[PathBuf], file: &Path) -> Result<String> {
 struct Side {
     run: String,
     case: Case,
-    /// Folder with `inputs.safetensors`, where the run has them.
+    /// Folder with `inputs.safetensors`, if the run recorded its inputs.
     inputs: Option<PathBuf>,
     cells: Vec<Cell>,
     logits: Vec<Entry>,
 }
 
-/// Cases of equal checkpoint and inputs become one.
+/// Merges cases of equal checkpoint and inputs.
 fn merged(sides: Vec<Side>, tolerances: &Tolerances) -> Result<RunView> {
     let mut groups: BTreeMap<(String, String), Vec<Side>> = BTreeMap::new();
     for side in sides {
@@ -132,7 +133,7 @@ fn one_case(group: Vec<Side>, tolerances: &Tolerances) -> Result<crate::judge::v
     assess::case_view((&case, Known::default()), None, cells, &entries, mask.as_ref(), tolerances)
 }
 
-/// Whether the folder is one that the older Python framework left.
+/// Whether the folder is a legacy run.
 fn is_legacy(path: &Path) -> bool {
     !path.join("run.json").is_file() && saved_by_legacy_run(path).is_ok_and(|files| !files.is_empty())
 }
@@ -193,7 +194,7 @@ fn legacy_run(path: &Path) -> Result<Side> {
     let case = Case {
         name: run.clone(),
         checkpoint: "not recorded".to_owned(),
-        // Nothing says that two such runs had the same inputs: each stands alone.
+        // Nothing shows that two legacy runs had the same inputs, so each is a case of its own.
         checkpoint_digest: path.display().to_string(),
         inputs: "last position, inputs not recorded".to_owned(),
         inputs_digest: String::new(),

@@ -1,4 +1,5 @@
-//! `tfcheck explain`: the story of one pair of variants, read from a run's folder alone.
+//! `tfcheck explain`: describes one pair of variants from the files of a run folder, without running
+//! anything.
 
 mod next;
 mod story;
@@ -19,13 +20,13 @@ use crate::spec::nearest::nearest;
 use compare::logits::Mask;
 use compare::matrix::Entry;
 
-/// One case's pair: what a story is told of.
+/// The pair of variants of one case that the description is about.
 struct Pair<'a> {
-    /// The run folder as it was named.
+    /// The run folder's path, as given on the command line.
     run: String,
-    /// The two variants first and in order, then what their verdict rests on.
+    /// The two variants first, in the order given, then the cells that their verdict depends on.
     view: CaseView,
-    /// What was recorded of the inputs; absent where the file is not readable.
+    /// The recorded inputs; absent if the file cannot be read.
     inputs: Option<Inputs>,
     /// `environment.json`.
     environment: Option<EnvironmentRecord>,
@@ -33,10 +34,11 @@ struct Pair<'a> {
     config: &'a Config,
 }
 
-/// The story of a pair, `A..B` or two names, in every case of the run that has both; `CASE/A..B` in one.
+/// Describes a pair, given as `A..B` or as two names, in every case of the run that has both variants;
+/// `CASE/A..B` restricts it to one case.
 ///
 /// # Errors
-/// When the folder holds no run, or a name is none of its variants.
+/// When the folder holds no run, or a name matches none of its variants.
 pub fn explain(run: &Path, pair: &[String]) -> Result<String> {
     let folder = RunFolder::open(run)?;
     let manifest = folder.manifest()?;
@@ -68,7 +70,7 @@ pub fn explain(run: &Path, pair: &[String]) -> Result<String> {
     Ok(stories.join("\n"))
 }
 
-/// Case, A and B as they were given.
+/// Case, A and B as given on the command line.
 fn split(pair: &[String]) -> Result<(Option<String>, String, String)> {
     let form =
         || miette!(help = "write `A..B`, `CASE/A..B` or two names", "`{}` is not a pair", pair.join(" "));
@@ -87,7 +89,7 @@ fn split(pair: &[String]) -> Result<(Option<String>, String, String)> {
     Ok((case, a.to_owned(), b.to_owned()))
 }
 
-/// The variant that is called `given`, or the only one whose name holds it.
+/// The variant named `given`, or the only one whose name contains it.
 fn find<'name>(given: &str, names: &[&'name str]) -> Result<&'name str> {
     if let Some(name) = names.iter().find(|name| **name == given) {
         return Ok(name);
@@ -106,7 +108,7 @@ fn find<'name>(given: &str, names: &[&'name str]) -> Result<&'name str> {
     }
 }
 
-/// Measures the pair and what its verdict rests on, and nothing else of the case.
+/// Measures the pair and the cells that its verdict depends on; other cells of the case are not read.
 fn load<'a>(folder: &RunFolder, manifest: &'a Manifest, case: &'a Case, pair: [&str; 2]) -> Result<Pair<'a>> {
     let files = folder.case_folder(manifest, &case.name);
     let cells = folder.cells(manifest, case)?;
@@ -164,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn enough_of_a_name_is_the_name() {
+    fn a_unique_substring_selects_a_variant() {
         let names = ["4.54.0_eager_sdpa", "5.23.0_eager_sdpa", "candle_eager", "candle_eager_f64"];
         assert_eq!(find("5.23", &names).unwrap(), "5.23.0_eager_sdpa");
         assert_eq!(

@@ -1,9 +1,11 @@
-//! `tfcheck gpu-check`: everything that takes a GPU to be seen, in one command within a time limit and without a network.
+//! `tfcheck gpu-check`: all checks that need a GPU, in one command with a time limit and without network
+//! access.
 //!
-//! First every kernel and every architecture against the CPU, then the timing tables beside the torch that the machine
-//! has. The parts come in order of importance and the last are dropped where time is short, which the result says.
-//! Runs are ordinary ones in a folder that goes when the check ends; what they found is folded into `gpu_check.json` and
-//! `gpu_check.md`. docs/cuda.md describes how to run it on a machine without network access.
+//! First every kernel and every architecture is compared with the CPU, then the timing tables are measured
+//! against the installed torch. The parts run in order of importance; the last ones are dropped when time is
+//! short, and the result lists them. Runs are ordinary ones in a folder that is deleted when the check ends;
+//! their results are aggregated into `gpu_check.json` and `gpu_check.md`. docs/cuda.md describes the use on a
+//! remote machine without network access.
 
 mod budget;
 mod correctness;
@@ -32,36 +34,36 @@ use budget::{Budget, Stop, Watch, fitting};
 use items::{Item, Work};
 use report::{Done, Found, Report, State};
 
-/// What to check.
+/// Options of a check.
 #[derive(Clone, Debug)]
 pub struct GpuCheckOptions {
     /// Folder for the result.
     pub out: PathBuf,
     /// The interpreter whose torch is timed.
     pub python: PathBuf,
-    /// What all of it may take.
+    /// Time limit of the whole check.
     pub limit: Duration,
     /// Globs over the names of parts; empty for all.
     pub only: Vec<String>,
-    /// Whether an emulated GPU stands for the real one.
+    /// Whether an emulated GPU replaces the real one.
     pub emulate: bool,
 }
 
 /// A check that has ended.
 #[derive(Debug)]
 pub struct Checked {
-    /// What was found.
+    /// The outcome.
     pub code: ExitCode,
-    /// The result for people.
+    /// The result as Markdown.
     pub text: String,
 }
 
 use crate::execute::worker::EMULATOR;
 
-/// What would run here, and what of it could not.
+/// Lists the parts that would run on this machine, and those that would not fit.
 ///
 /// # Errors
-/// When a pattern names no part.
+/// When a pattern matches no part.
 pub fn listing(options: &GpuCheckOptions) -> Result<String> {
     let setting = setting(options, None);
     let state = match Driver::open(0, &setting) {
@@ -74,7 +76,7 @@ pub fn listing(options: &GpuCheckOptions) -> Result<String> {
     Ok(format!("{state}CUDA's libraries:\n{libraries}\n{}", plan_text(&chosen(options)?, options.limit)))
 }
 
-/// The parts that are wanted.
+/// The parts that the options select.
 fn chosen(options: &GpuCheckOptions) -> Result<Vec<Item>> {
     let is_named =
         |item: &Item| options.only.iter().any(|pattern| glob(pattern.as_bytes(), item.name.as_bytes()));
@@ -91,7 +93,7 @@ fn chosen(options: &GpuCheckOptions) -> Result<Vec<Item>> {
     Ok(items)
 }
 
-/// The items, with what fits by the estimates.
+/// The items, marked by whether their estimates fit into the limit.
 fn plan_text(items: &[Item], limit: Duration) -> String {
     use std::fmt::Write;
     let estimates: Vec<Duration> = items.iter().map(|item| item.estimate).collect();
@@ -115,12 +117,12 @@ fn setting(options: &GpuCheckOptions, cache: Option<&Path>) -> Setting {
     }
 }
 
-/// The device under check.
+/// The GPU under check.
 struct Subject {
     gpu: Arc<dyn Gpu>,
     /// Absent on the emulator.
     driver: Option<Arc<Driver>>,
-    /// As runs name it.
+    /// The device's name in runs, such as `cuda:0`.
     device: &'static str,
 }
 
@@ -135,10 +137,10 @@ impl Subject {
     }
 }
 
-/// Runs what fits into the time and writes the result.
+/// Runs the parts that fit into the time limit and writes the result.
 ///
 /// # Errors
-/// When a pattern names no part, or the result or a run's folder cannot be written.
+/// When a pattern matches no part, or the result or a run's folder cannot be written.
 pub fn check(
     options: &GpuCheckOptions,
     cache: &Path,
@@ -167,7 +169,7 @@ pub fn check(
     Ok(Checked { code: report.code(stop.load(Ordering::Relaxed)), text })
 }
 
-/// Everything that items are run with.
+/// Shared parameters of all items.
 struct Bench<'a> {
     options: &'a GpuCheckOptions,
     cache: &'a Path,
@@ -200,7 +202,7 @@ impl Bench<'_> {
                 done.push(Done::new(item, Duration::ZERO, State::Dropped(reason), None));
                 continue;
             }
-            // What is tuned goes by itself: nothing else waits for it.
+            // A tuned shape runs separately, so that nothing else waits for its tuning.
             let is_quick = |item: &&Item| matches!(&item.work, Work::Speed(shape) if !shape.is_tuned());
             let shapes = rest.iter().take_while(is_quick).count();
             let now = &rest[..shapes.min(fits).max(1)];
@@ -212,7 +214,7 @@ impl Bench<'_> {
         done
     }
 
-    /// Compilers of several shapes work together; then one shape is timed after the other.
+    /// Runs several shapes at the same time: their compilers work in parallel, but each shape is timed alone.
     fn side_by_side(&self, items: &[Item], left: Duration) -> Vec<Done> {
         let run = |item: &Item, turn: Turn| {
             let begun = std::time::Instant::now();
@@ -242,13 +244,14 @@ impl Bench<'_> {
         ended.unwrap_or_else(|error| (State::Failed(format!("{error:?}")), None))
     }
 
-    /// On a thread of its own: a kernel that never ends must not keep the rest from being reported.
+    /// Checks the kernels on a thread of their own, so that a kernel that never ends does not block the
+    /// report.
     fn kernels(&self, left: Duration) -> (State, Option<Found>) {
         let (sender, receiver) = std::sync::mpsc::channel();
         let (gpu, driver) = (Arc::clone(&self.subject.gpu), self.subject.driver.clone());
         let end = std::time::Instant::now() + left;
         std::thread::spawn(move || {
-            // What does not compile is said by the check that needs it.
+            // A compile error is reported by the check that needs the kernel.
             let _ = driver.map(|driver| driver.compile_all());
             kernels::run(&gpu, &mut |check| sender.send(check).is_ok());
         });
@@ -271,7 +274,7 @@ impl Bench<'_> {
 
     fn architectures(&self, turn: &Turn, left: Duration) -> Result<(State, Option<Found>)> {
         let config = Config {
-            // Its environment may hold CUDA's libraries; none of its cells is left.
+            // The environment may contain CUDA's libraries; the plan keeps none of its cells.
             versions: speed::versions(&self.options.python),
             ..correctness::config(&|_, _| true)
         };
@@ -289,12 +292,13 @@ impl Bench<'_> {
     ) -> Result<(State, Option<Found>)> {
         let config = speed::config(shape, &self.options.python, Device::Cuda(0));
         let plan = speed::plan(&config)?;
-        // Not localised: other shapes wait for their turn meanwhile, and torch's modes do differ in 16 bits.
+        // Not localised: other shapes wait for the timing lock meanwhile, and torch's modes differ in 16-bit
+        // dtypes anyway.
         let (state, folder) = self.run(&config, &plan, name, false, (turn, left))?;
         Ok((state, Some(Found::Speed(speed::read(&folder, shape)?))))
     }
 
-    /// An ordinary run, in a folder of this name, that is stopped at the limit.
+    /// Runs an ordinary run in a folder of this name, which is stopped at the limit.
     fn run(
         &self,
         config: &Config,

@@ -1,10 +1,10 @@
-//! `tfcheck list`: what the native models are, and the synthetic checkpoints that tfcheck can write for each.
+//! `tfcheck list`: the native models, and the synthetic checkpoints that tfcheck can write for each.
 
 use std::fmt::Write;
 
 use models::synthetic::{Entry, catalogue, config};
 
-/// Every `model_type` that tfcheck's own models compute, what it is, its heads, and its synthetic checkpoints.
+/// Lists every `model_type` of the native models with its kind, its heads and its synthetic checkpoints.
 pub fn models() -> String {
     let mut text = String::from(
         "Native models by model_type: their kind, the heads of their synthetic checkpoints, and these checkpoints\n\
@@ -39,7 +39,7 @@ fn name(entry: &Entry) -> String {
     }
 }
 
-/// The architecture that a checkpoint's config names, `LlamaForCausalLM`.
+/// The first entry of `architectures` in a checkpoint's config, such as `LlamaForCausalLM`.
 fn head(entry: &Entry) -> Option<String> {
     let config = config(entry.model_type, entry.variant).ok()?;
     config["architectures"][0].as_str().map(ToOwned::to_owned)

@@ -1,4 +1,4 @@
-//! What each subcommand does, in terms of the layers below.
+//! One module per subcommand.
 
 pub mod bench;
 pub mod bisect;

@@ -1,5 +1,5 @@
-//! `tfcheck record`: upstream's logits on one batch of inputs, so that a port can be tested against them
-//! without Python. What is recorded, and how a port is judged by it, is the crate `tfcheck-port`.
+//! `tfcheck record`: writes transformers' logits on one batch of inputs, so that a port can be tested against
+//! them without Python. The crate `tfcheck-port` defines the file format and the verdict on a port.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::spec::variant::dtype_name;
 use compare::units::bytes;
 use compare::verdict::Tolerances;
 
-/// The config of the run behind a recording: the newest version of `base` alone, in eager mode, and its
+/// The config of the run behind a recording: only the newest version of `base`, in eager mode, and its
 /// float64 result.
 ///
 /// # Errors
@@ -51,10 +51,10 @@ pub fn config(base: &Config) -> Result<Config> {
     })
 }
 
-/// The plan of `config`, untimed.
+/// The plan of `config`; nothing is timed.
 ///
 /// # Errors
-/// When the filters are wrong, or there is more than one case.
+/// When a filter is invalid, or more than one case is left.
 pub fn plan(config: &Config, filters: &Filters) -> Result<Plan> {
     let mut plan = Plan::new(config, machine::auto_device())?.filtered(filters, config)?;
     if plan.cases.len() > 1 {
@@ -70,10 +70,10 @@ pub fn plan(config: &Config, filters: &Filters) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Writes the recording of a finished run of [`config`], and says in a few lines what it holds.
+/// Writes the recording of a finished run of [`config`]; returns a summary of a few lines.
 ///
 /// # Errors
-/// When nothing ran, or a file cannot be read or written.
+/// When no cell has logits, or a file cannot be read or written.
 pub fn write(run: &Path, cache: &Path, out: &Path, positions: Option<usize>) -> Result<String> {
     let folder = RunFolder::open(run)?;
     let manifest = folder.manifest()?;
@@ -145,7 +145,7 @@ pub fn write(run: &Path, cache: &Path, out: &Path, positions: Option<usize>) -> 
     ))
 }
 
-/// The float64 result; where there is none, the most precise one that there is.
+/// Of the results that cover all positions: the float64 one, or else the most precise one.
 fn reference(cells: &[Cell]) -> Result<(&Cell, &Completed)> {
     let mut usable: Vec<(&Cell, &Completed)> = cells
         .iter()
@@ -163,7 +163,7 @@ fn reference(cells: &[Cell]) -> Result<(&Cell, &Completed)> {
     })
 }
 
-/// All places, or `most` of them: each row's last one, and the rest spread evenly.
+/// All places, or `most` of them: the last one of each sequence, and the others evenly spaced.
 fn chosen(real: &[[i64; 2]], most: Option<usize>) -> Vec<[i64; 2]> {
     let Some(most) = most.filter(|most| *most < real.len()) else { return real.to_vec() };
     let is_last = |index: &usize| real.get(index + 1).is_none_or(|next| next[0] != real[*index][0]);
@@ -194,7 +194,7 @@ fn read_logits(path: &Path) -> Result<Vec<f64>> {
     }
 }
 
-/// The checkpoint's name without what belongs to this machine, and its files' digests.
+/// The checkpoint's name without machine-specific paths, and the digests of its files.
 fn digests(
     wanted: &crate::spec::config::Checkpoint,
     cache: &Path,
@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chosen_positions_spread_and_hold_every_rows_last() {
+    fn chosen_positions_include_the_last_of_each_sequence() {
         let real: Vec<[i64; 2]> =
             (0..2).flat_map(|row| (0..10).map(move |position| [row, position])).collect();
         let picked = chosen(&real, Some(6));

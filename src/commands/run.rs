@@ -1,4 +1,4 @@
-//! The main job, in order: checkpoint, inputs, environments, cells, comparison, report.
+//! `tfcheck run`, in order: checkpoints, inputs, environments, cells, comparison, report.
 
 mod keys;
 mod localize;
@@ -30,25 +30,25 @@ pub use localize::{Wanted, localize};
 pub(crate) use prepare::specification;
 use prepare::{Preparation, PreparedCase};
 
-/// A run that is about to start, or to go on.
+/// A run to start or to resume.
 pub struct RunRequest<'a> {
     /// What to run.
     pub config: &'a Config,
-    /// The config's text, kept in the run.
+    /// The config's text, which is copied into the run folder.
     pub text: &'a str,
-    /// Its cells.
+    /// The cells to run.
     pub plan: &'a Plan,
     /// Where tfcheck keeps environments, imports and the bridge.
     pub cache: &'a Path,
-    /// Whether environments are made anew.
+    /// Whether environments are reinstalled.
     pub clean: bool,
-    /// Whether pairs that diverge are localised at the end.
+    /// Whether diverging pairs are localised at the end.
     pub localize: bool,
-    /// Set when the user wants to stop.
+    /// Set when the user asks to stop.
     pub stop: &'a AtomicBool,
-    /// What the user sees.
+    /// Where progress and results are shown.
     pub progress: &'a Progress,
-    /// Where other runs go on beside this one: whose turn it is to be timed.
+    /// The timing lock, if several runs go on at the same time.
     pub turn: Option<&'a Turn>,
 }
 
@@ -63,13 +63,13 @@ pub enum Destination {
 /// A run that has ended.
 #[derive(Debug)]
 pub struct Finished {
-    /// What was found.
+    /// The outcome.
     pub code: ExitCode,
     /// The run's folder.
     pub folder: PathBuf,
 }
 
-/// Runs every cell of the request, compares, reports; the exit code says what was found.
+/// Runs every cell of the request, compares them and writes the report; the exit code gives the outcome.
 ///
 /// # Errors
 /// When a checkpoint or inputs cannot be prepared, or the run folder cannot be written.
@@ -86,7 +86,7 @@ pub fn run(request: &RunRequest, destination: Destination) -> Result<Finished> {
 
     let runners = Runners::new(request, &environments, machine.fingerprint())?;
     let settings = settings(request.config);
-    // Nobody else asks what the machine is at its best.
+    // Only a run that waits for a quiet machine needs the calibration loop's best time.
     let quiet_ns = if settings.patience.is_zero() { None } else { quiet_ns(&folder, &runners) };
     // The first record that could not be written.
     let unwritten: Mutex<Option<ResultsError>> = Mutex::new(None);
@@ -126,7 +126,7 @@ pub fn run(request: &RunRequest, destination: Destination) -> Result<Finished> {
         conclude(request, &folder, &manifest, &cells, &cases, &runners, interrupted)
     });
     remember(request, &folder, &manifest, &cells, &runners);
-    // While pairs were localised, say; what is finished is kept.
+    // The user may also have stopped the run during localisation; finished cells are kept.
     interrupted |= request.stop.load(Ordering::Relaxed);
     if interrupted {
         let path = folder.path().display();
@@ -141,7 +141,7 @@ pub fn run(request: &RunRequest, destination: Destination) -> Result<Finished> {
     }
 }
 
-/// Compares, localises what diverged where that is wanted and the user has not stopped the run, and reports.
+/// Compares, localises the diverging pairs (if requested and the run was not interrupted), and reports.
 fn conclude(
     request: &RunRequest,
     folder: &RunFolder,
@@ -152,7 +152,7 @@ fn conclude(
     interrupted: bool,
 ) -> Result<ExitCode> {
     let is_localized = request.localize && !interrupted;
-    // Of an earlier part of a resumed run, whose cells may have changed since.
+    // These localisations are from an earlier part of a resumed run, whose cells may have changed since.
     if is_localized && !folder.localized()?.is_empty() {
         folder.write_localized(&[])?;
     }
@@ -164,16 +164,16 @@ fn conclude(
     report::publish(folder, manifest, &view, &request.config.tolerances, request.progress)
 }
 
-/// The best of the yardstick on this machine in the folder's earlier runs. A history that cannot be read is said at the
-/// end, when the run is to be added to it.
+/// The calibration loop's best time on this machine in earlier runs of the results folder, nanoseconds. An
+/// unreadable history is not reported here but at the end, when the run is added to it.
 fn quiet_ns(folder: &RunFolder, runners: &Runners) -> Option<u64> {
     let results = folder.path().parent().unwrap_or(Path::new("."));
     let history = History::open(results).ok()?;
     history.yardstick_ns(&runners.fingerprint, runners.threads).ok().flatten()
 }
 
-/// Adds the run to the history of its results folder. The run is whole without it, so that a history which
-/// cannot be written is said and no failure.
+/// Adds the run to the history of its results folder. A failure to write the history is reported but does not
+/// fail the run.
 fn remember(
     request: &RunRequest,
     folder: &RunFolder,
@@ -192,7 +192,7 @@ fn remember(
     }
 }
 
-/// Opens the destination. A run that is resumed must still mean the same: its checkpoints and inputs are checked.
+/// Opens the destination. For a resumed run, checks that its checkpoints and inputs are unchanged.
 fn open(
     request: &RunRequest,
     destination: Destination,
@@ -260,7 +260,7 @@ fn write_records(
     Ok(())
 }
 
-/// One runner per environment, one per command, and tfcheck's own.
+/// One runner per environment, one per command, and the native runner.
 struct Runners<'a> {
     environments: Vec<Result<Box<dyn Runner + 'a>, NoResult>>,
     environment_keys: Vec<String>,
@@ -280,8 +280,8 @@ impl<'a> Runners<'a> {
         fingerprint: String,
     ) -> Result<Self> {
         let threads = request.config.run.threads.unwrap_or_else(machine::physical_cores);
-        // A plan of eager cells of which none is timed may share workers; a compiler's state would outlive its cell, and
-        // a second process is asked for to hold the first one against it.
+        // Cells of an untimed plan without compiled cells share workers. A compiler's state would outlive its
+        // cell, and `noise` compares two processes, so those plans get one worker per cell.
         let is_shared = !request.config.run.noise
             && request
                 .plan
@@ -311,7 +311,8 @@ impl<'a> Runners<'a> {
             Err(error) => Err(NoResult::failed(FailureKind::Environment, error.clone())),
         };
         let commands = &request.config.commands;
-        // Of versions that no cell is left of too: what they bring of CUDA serves the native models as well.
+        // Versions whose cells were all filtered out are included: the native models can use the CUDA
+        // libraries installed there.
         let named = request.config.versions.iter().filter_map(|version| {
             version.python.as_ref().and_then(|python| reference::interpreter(python).ok())
         });
@@ -383,7 +384,7 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
-/// The cells of a case that need not be run again: finished, under the same key.
+/// The finished cells of a case whose key is unchanged; they are not run again.
 fn kept(
     request: &RunRequest,
     folder: &RunFolder,
@@ -413,7 +414,8 @@ fn rounds(cell: &Cell) -> Vec<u32> {
     }
 }
 
-/// The cells of a case that are to be run; the baseline first, for it is the anchor of every timing group.
+/// The cells of a case that are to be run; the baseline comes first because every timing group is compared
+/// with it.
 fn jobs<'a>(
     request: &RunRequest,
     folder: &RunFolder,
@@ -429,7 +431,8 @@ fn jobs<'a>(
         |cell: &&CellPlan| cell.case == index && !kept.iter().any(|known| known.variant == cell.variant);
     let mut cells: Vec<&CellPlan> = request.plan.cells.iter().filter(is_open).collect();
     cells.sort_by_key(|cell| cell.variant.name() != request.plan.baseline);
-    // One variant a version; the versions of one environment have one tokenizer, but notes of their own.
+    // One variant per version tokenises the texts: versions in one environment share a tokenizer but have
+    // separate notes.
     let speaks_for_its_version = |cell: &CellPlan| {
         let same = |other: &&CellPlan| other.case == index && other.variant.version == cell.variant.version;
         cell.variant.runner == variant::Runner::Transformers
@@ -448,12 +451,12 @@ fn jobs<'a>(
     cells.into_iter().map(job).collect()
 }
 
-/// Whether a cell's worker is asked for more than logits.
+/// Whether a cell's worker is asked for times or a trace in addition to logits.
 fn is_timed(config: &Config, cell: &CellPlan) -> bool {
     cell.measured && (config.run.rounds > 0 || config.run.trace)
 }
 
-/// What a cell's worker is asked to load.
+/// The load request of a cell's worker.
 fn load(
     request: &RunRequest,
     prepared: &PreparedCase,
@@ -474,7 +477,7 @@ fn load(
     }
 }
 
-/// Old and new cells in the manifest's order.
+/// Kept and new cells in the manifest's order.
 fn in_order(case: &crate::results::Case, kept: Vec<Cell>, ran: Vec<Cell>) -> Vec<Cell> {
     let mut cells: Vec<Cell> = ran.into_iter().chain(kept).collect();
     cells.sort_by_key(|cell| case.variants.iter().position(|variant| *variant == cell.variant));

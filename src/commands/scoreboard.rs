@@ -1,7 +1,8 @@
-//! The scoreboard: every architecture's synthetic checkpoints in tfcheck's own models and in candle-transformers'
-//! ports, each judged against the newest transformers in eager attention.
+//! The scoreboard: every architecture's synthetic checkpoints in tfcheck's own models and in
+//! candle-transformers' ports, each compared with the newest transformers in eager attention.
 //!
-//! It is an ordinary run (its folder, its resumption, its verdicts) over a config of its own, folded into one table.
+//! It is an ordinary run (with a run folder, resumption and verdicts) over a generated config, aggregated
+//! into one table.
 
 mod table;
 
@@ -24,24 +25,25 @@ use crate::spec::plan::{CasePlan, CellPlan, Plan, release_order};
 use crate::spec::variant::{Runner, Variant};
 use compare::matrix::PairOutcome;
 
-/// Tokens of the short row: fewer than any synthetic checkpoint's window, which are 8 keys.
+/// Sequence length of the short input: shorter than the window of every synthetic checkpoint (8 keys).
 const SHORT: usize = 6;
-/// Tokens of the long rows: past every window, and past the 32 positions from which rope scalings change.
+/// Sequence length of the long inputs: longer than every window, and than the 32 positions after which rope
+/// scalings change.
 const LONG: usize = 40;
 
-/// Which checkpoints are judged.
+/// Which checkpoints are compared.
 #[derive(Clone, Debug, Default)]
 pub struct ScoreboardOptions {
-    /// Model types; all where there is none.
+    /// Model types; empty for all.
     pub only: Vec<String>,
-    /// Every variant of a model type and not its default alone.
+    /// Whether to include every variant of a model type, not only its default.
     pub all: bool,
 }
 
-/// The config of a scoreboard: transformers, environment, device and tolerances are those of `base`.
+/// The config of a scoreboard; transformers, environment, device and tolerances come from `base`.
 ///
 /// # Errors
-/// When a model type is unknown, or `base` has no transformers version to judge by.
+/// When a model type is unknown, or `base` has no transformers version to compare with.
 pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
     let entries = catalogue().iter().filter(|entry| !entry.bench);
     let mut known: Vec<&str> = entries.clone().map(|entry| entry.model_type).collect();
@@ -100,10 +102,11 @@ pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
     })
 }
 
-/// The cells of a scoreboard's config. Batches are run at the long length only, and nothing is timed.
+/// The cells of a scoreboard's config. Batches larger than one run at the long length only, and nothing is
+/// timed.
 ///
 /// # Errors
-/// When the config makes no plan.
+/// When no plan can be made from the config.
 pub fn plan(config: &Config) -> Result<Plan> {
     let is_wanted =
         |case: &CasePlan, _: &CellPlan| case.inputs.length() == Some(LONG) || case.inputs.batch() == Some(1);
@@ -112,14 +115,14 @@ pub fn plan(config: &Config) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Lets each worker go as soon as its logits are written.
+/// Marks all cells as untimed, so that each worker exits as soon as its logits are written.
 pub fn untimed(plan: &mut Plan) {
     for cell in &mut plan.cells {
         cell.measured = false;
     }
 }
 
-/// Folds a finished or interrupted run into `scoreboard.md` and `scoreboard.json`, and gives the Markdown.
+/// Aggregates a finished or interrupted run into `scoreboard.md` and `scoreboard.json`; returns the Markdown.
 ///
 /// # Errors
 /// When the run cannot be read or the files cannot be written.
@@ -134,11 +137,11 @@ pub fn write(run: &Path) -> Result<String> {
 /// One table over all cases of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Scoreboard {
-    /// The run that it was folded from.
+    /// The run that was aggregated.
     pub run: String,
-    /// The version that judges.
+    /// The transformers version that the variants are compared with.
     pub reference: String,
-    /// The judged variants.
+    /// The compared variants.
     pub variants: Vec<String>,
     /// A row per checkpoint and inputs.
     pub rows: Vec<ScoreboardRow>,
@@ -149,7 +152,7 @@ pub struct Scoreboard {
 pub struct ScoreboardRow {
     /// `synthetic:mistral:head-dim`.
     pub checkpoint: String,
-    /// The inputs in words.
+    /// The inputs, described in words.
     pub inputs: String,
     /// One per variant of [`Scoreboard::variants`].
     pub scores: Vec<Score>,
@@ -158,31 +161,31 @@ pub struct ScoreboardRow {
 /// One variant on one checkpoint and inputs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Score {
-    /// The verdict's word on this variant and the reference of the same dtype; `unsupported`, `failed` or `not run`
-    /// where there are no logits.
+    /// The verdict on this variant and the reference of the same dtype; `unsupported`, `failed` or `not run`
+    /// if there are no logits.
     pub word: String,
-    /// What the verdict rests on, or why there are no logits.
+    /// The evidence of the verdict, or why there are no logits.
     pub evidence: String,
-    /// `‖variant − oracle‖ / ‖oracle‖` against the reference in float64.
+    /// `‖variant − oracle‖ / ‖oracle‖`, where the oracle is the reference in float64.
     pub relative_l2: Option<f64>,
-    /// The same of the reference in the variant's dtype.
+    /// The same for the reference in the variant's dtype.
     pub reference_relative_l2: Option<f64>,
-    /// The position with the largest relative L2 against the reference in float64.
+    /// The position with the largest relative L2 against the float64 reference.
     pub worst: Option<Worst>,
-    /// The first module to depart, or what else was found, where the run localised this pair.
+    /// The first diverging module or another localisation result, if the run localised this pair.
     pub module: Option<String>,
-    /// Which positions the variant gave.
+    /// Which positions the variant's logits cover.
     pub positions: Option<Positions>,
-    /// What the worker noted.
+    /// Notes reported by the worker.
     pub notes: Vec<String>,
 }
 
-/// Where a variant departs most.
+/// The position at which a variant differs most.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Worst {
-    /// Row of the batch.
+    /// Index of the sequence in the batch.
     pub row: usize,
-    /// Position in the row, padding counted.
+    /// Position in the sequence, padding included.
     pub position: usize,
     /// Relative L2 of this position.
     pub relative_l2: f64,
@@ -193,7 +196,7 @@ pub fn fold(view: &RunView) -> Scoreboard {
     let judged = |case: &CaseView| -> Vec<usize> {
         let is_judged = |&index: &usize| case.cells[index].variant.runner != Runner::Transformers;
         let mut judged: Vec<usize> = (0..case.cells.len()).filter(is_judged).collect();
-        // Whether the mathematics is the same comes first, then what each dtype makes of it.
+        // The float64 variant first: whether the function is the same precedes the effect of each dtype.
         judged.sort_by_key(|&index| case.cells[index].variant.dtype != Dtype::F64);
         judged
     };
@@ -272,7 +275,8 @@ fn score(case: &CaseView, index: usize) -> Score {
     }
 }
 
-/// Where a variant departs first from the reference. One pair is localised for all dtypes of two kinds of variant.
+/// The first module that diverges from the reference. A run localises one pair for all dtypes of two kinds of
+/// variant.
 fn module(case: &CaseView, index: usize) -> Option<String> {
     let variant = &case.cells[index].variant;
     let is_kin = |other: &Variant| {

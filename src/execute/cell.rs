@@ -1,4 +1,4 @@
-//! The record of one cell: what ran, how it ended, and what it left.
+//! The record of one cell: its variant, its outcome and its output files.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,26 +10,27 @@ use serde::{Deserialize, Serialize};
 use crate::spec::variant::Variant;
 use compare::units::count;
 
-/// Version of everything that a run folder holds; a reader refuses a newer one.
+/// Version of the format of run folders; a reader refuses a newer one.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// One cell's record, `timing_<stamp>_<variant>.json`; written last, so its presence means that the cell is finished.
+/// One cell's record, `timing_<stamp>_<variant>.json`. It is written last, so its presence means that the cell is
+/// finished.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
-    /// [`SCHEMA_VERSION`] of the writer.
+    /// [`SCHEMA_VERSION`] of the tfcheck that wrote it.
     pub schema_version: u32,
     /// The variant's name, [`Variant::name`].
     pub name: String,
-    /// What ran.
+    /// The variant that ran.
     pub variant: Variant,
     /// Digest of everything that the cell's numbers depend on.
     pub key: String,
-    /// How it ended.
+    /// How the cell ended.
     pub outcome: Outcome,
 }
 
 impl Cell {
-    /// The record of `variant` under its own name.
+    /// The record of `variant`.
     pub fn new(variant: &Variant, key: &str, outcome: Outcome) -> Self {
         Self {
             schema_version: SCHEMA_VERSION,
@@ -40,7 +41,7 @@ impl Cell {
         }
     }
 
-    /// Whether the run ended before the cell was begun: such a cell has no key.
+    /// Whether the run ended before the cell was started: such a cell has no key.
     pub fn is_not_started(&self) -> bool {
         let is_interrupted =
             matches!(&self.outcome, Outcome::Failed(Failure { kind: FailureKind::Interrupted, .. }));
@@ -55,12 +56,12 @@ impl Cell {
 pub enum Outcome {
     /// Logits and timings exist.
     Completed(Completed),
-    /// The runner does not have what was asked.
+    /// The runner does not support the cell.
     Unsupported {
         /// What is missing.
         reason: String,
     },
-    /// The cell was tried and did not finish.
+    /// The cell was started and did not finish.
     Failed(Failure),
 }
 
@@ -75,7 +76,7 @@ impl Outcome {
     }
 }
 
-/// What a finished cell left.
+/// The results of a completed cell.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Completed {
     /// Logits file, relative to the case's folder.
@@ -86,69 +87,71 @@ pub struct Completed {
     pub positions: Positions,
     /// Chrome trace, relative to the case's folder.
     pub trace: Option<PathBuf>,
-    /// Versions of what computed.
+    /// Versions of the libraries that computed.
     pub libraries: BTreeMap<String, String>,
-    /// What a person must know to read the numbers.
+    /// Notes that a reader needs to interpret the numbers.
     pub notes: Vec<String>,
     /// Nanoseconds to load the model.
     pub load_ns: u64,
-    /// Nanoseconds of the first pass, compilation included.
+    /// Nanoseconds of the first forward pass, including compilation.
     pub first_call_ns: u64,
-    /// Nanoseconds of each steady pass, one list per interleaved round.
+    /// Nanoseconds of each timed forward pass, one list per interleaved round.
     pub rounds_ns: Vec<Vec<u64>>,
-    /// Nanoseconds of each token decoded alone, one list per round of `rounds_ns`; empty ones where none was.
+    /// Nanoseconds of each decode step of one token, one list per round of `rounds_ns`; a list is empty if none was
+    /// timed.
     #[serde(default)]
     pub decode_rounds_ns: Vec<Vec<u64>>,
-    /// The run-wide number of each round of `rounds_ns`; variants that share a number were timed side by side.
+    /// The run-wide number of each round of `rounds_ns`; variants with equal numbers were timed in the same round.
     #[serde(default)]
     pub round_numbers: Vec<u32>,
-    /// What the yardstick read beside rounds of `rounds_ns`, nanoseconds, one a round; empty where it was not read.
+    /// Calibration-loop reading next to each round of `rounds_ns`, in nanoseconds; empty if it was not measured.
     #[serde(default)]
     pub yardstick_ns: Vec<u64>,
-    /// Largest resident set or device memory, bytes.
+    /// Peak resident set or device memory in bytes.
     pub peak_bytes: Option<u64>,
-    /// Why timing did not finish, though the logits are good; the cell then counts as failed and a resumed run redoes it.
+    /// Why timing did not finish although the logits are valid; the cell then counts as failed, and a resumed run redoes
+    /// it.
     #[serde(default)]
     pub unfinished: Option<Failure>,
-    /// How far the variant is from itself; `None` where it was not asked to repeat itself.
+    /// Difference between repeated forward passes of this variant; `None` if the pass was not repeated.
     #[serde(default)]
     pub noise: Option<Noise>,
-    /// Keys of config.json that the variant has no use for; `None` where it cannot tell.
+    /// Keys of `config.json` that the variant ignores; `None` if it cannot tell.
     #[serde(default)]
     pub ignored_keys: Option<Vec<String>>,
-    /// The runner's own tokenizer against the ids that the run was fed; of one variant a version.
+    /// The runner's own tokenizer compared with the run's ids; set for one variant per version.
     #[serde(default)]
     pub tokenizer: Option<TokenizerParity>,
 }
 
-/// A runner's own tokenizer against the ids of the run.
+/// Comparison of a runner's own tokenizer with the run's token ids.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenizerParity {
     /// The tokenizer's class.
     pub class: String,
-    /// Tokens that were compared.
+    /// Number of tokens compared.
     pub tokens: usize,
-    /// The first place where they part.
+    /// The first difference; `None` if all ids are equal.
     pub difference: Option<TokenDifference>,
 }
 
-/// Where two tokenizers part.
+/// A position at which two tokenizers give different ids.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenDifference {
-    /// Which of the run's texts, from 0.
+    /// Index of the text among the run's texts.
     pub text: usize,
-    /// Which of its tokens, from 0.
+    /// Index of the token in that text.
     pub position: usize,
-    /// The run's id there; `None` past its end.
+    /// The run's id there; `None` past its last token.
     pub expected: Option<i64>,
-    /// The run's token there, as its vocabulary spells it.
+    /// The run's token there, as the vocabulary writes it.
     pub token: Option<String>,
-    /// The runner's id there; `None` past its end.
+    /// The runner's id there; `None` past its last token.
     pub found: Option<i64>,
 }
 
 impl TokenizerParity {
-    /// In words.
+    /// The comparison in one sentence.
     pub fn said(&self) -> String {
         let Some(TokenDifference { text, position, expected, token, found }) = &self.difference else {
             return format!("{} gives the run's {}", self.class, count(self.tokens, "token id"));
@@ -167,11 +170,11 @@ impl TokenizerParity {
 /// Why a cell did not finish.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
-    /// What sort of failure it is.
+    /// The kind of failure.
     pub kind: FailureKind,
-    /// One line that says what went wrong.
+    /// The reason in one line.
     pub reason: String,
-    /// Traceback or cause chain, where there is one.
+    /// Traceback or chain of causes; empty if there is none.
     #[serde(default)]
     pub detail: String,
     /// The end of `worker.log`.
@@ -179,23 +182,23 @@ pub struct Failure {
     pub log_tail: String,
 }
 
-/// Sorts of failure, each its own word in the tables.
+/// Kinds of failure; each has its own word in the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
-    /// The environment could not be made.
+    /// The environment could not be created.
     Environment,
     /// The worker raised an exception or returned an error.
     Exception,
     /// The worker died of a signal or an unexpected exit.
     Crashed,
-    /// The worker was killed, or refused an allocation, for want of memory.
+    /// The worker ran out of memory: it was killed, or an allocation failed.
     OutOfMemory,
-    /// The worker did not answer in time.
+    /// The worker did not reply before the timeout.
     TimedOut,
-    /// The worker answered, but what it should have left is absent or unreadable.
+    /// The worker replied, but its output is missing or unreadable.
     MissingResult,
-    /// The run ended first.
+    /// The run ended before the cell finished.
     Interrupted,
 }
 

@@ -1,4 +1,4 @@
-//! What computes: runners start workers, the scheduler drives them, each cell leaves a record.
+//! Execution: runners start workers, the scheduler drives them, and each cell gets a record.
 
 pub mod cell;
 pub mod progress;

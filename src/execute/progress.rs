@@ -1,5 +1,5 @@
-//! What a person sees while a run goes on: bars on a terminal, plain lines elsewhere, and `run.log` always; with
-//! `--verbose` also each step's command and time.
+//! Progress of a run: bars on a terminal, plain lines elsewhere, and always `run.log`; with `--verbose` also each step's
+//! command and time.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// Bytes of a worker's log that are shown at a time; the log itself holds all.
+/// Limit on the bytes of a worker's log that are shown at a time; the log file itself is complete.
 const MOST_OUTPUT: u64 = 1 << 20;
 
 /// The progress display of one command.
@@ -23,12 +23,12 @@ pub struct Progress {
     shows_results: bool,
     shows_all: bool,
     log: Mutex<Option<File>>,
-    /// The workers' logs, and how much of each has been shown.
+    /// The workers' logs, and how many bytes of each have been shown.
     followed: Mutex<BTreeMap<PathBuf, u64>>,
     started: Instant,
 }
 
-/// One thing under way; its bar goes when it is dropped.
+/// One task in progress; its bar is removed when this is dropped.
 #[derive(Debug)]
 pub struct Task<'a> {
     progress: &'a Progress,
@@ -37,7 +37,7 @@ pub struct Task<'a> {
 }
 
 impl Progress {
-    /// Bars when standard error is a terminal, plain lines otherwise, neither when `quiet`.
+    /// Shows bars if standard error is a terminal, plain lines otherwise, and neither if `quiet`.
     pub fn new(quiet: bool) -> Self {
         let bars = (!quiet && std::io::stderr().is_terminal()).then(MultiProgress::new);
         Self {
@@ -52,13 +52,13 @@ impl Progress {
         }
     }
 
-    /// The same that shows each step's command and time, from 2 on also the workers' output.
+    /// Also shows each step's command and time; from 2 on also the workers' output.
     #[must_use]
     pub fn verbose(self, verbose: u8) -> Self {
         Self { verbose, ..self }
     }
 
-    /// One for a run that goes on beside others: lines only, and a `run.log` of its own.
+    /// A display for a run that goes on in parallel with others: lines only, with its own `run.log`.
     #[must_use]
     pub fn beside(&self) -> Self {
         Self {
@@ -73,13 +73,13 @@ impl Progress {
         }
     }
 
-    /// The same for a command that shows something else at its end: results go to `run.log` only.
+    /// Writes results to `run.log` only, for a command that prints something else at its end.
     #[must_use]
     pub fn without_results(self) -> Self {
         Self { shows_results: false, ..self }
     }
 
-    /// The same with every table of a run's results instead of what fits a screen, where `all` is set.
+    /// If `all` is set, shows every table of a run's results instead of one screen.
     #[must_use]
     pub fn with_all_tables(self, all: bool) -> Self {
         Self { shows_all: all, ..self }
@@ -90,7 +90,7 @@ impl Progress {
         self.shows_all
     }
 
-    /// Keeps every line in `path` too, from now on. A log that cannot be opened is said once and done without.
+    /// Also appends every later line to `path`. If the file cannot be opened, one line reports it and the run continues.
     pub fn log_to(&self, path: &Path) {
         match File::options().create(true).append(true).open(path) {
             Ok(file) => *self.log_file() = Some(file),
@@ -98,13 +98,13 @@ impl Progress {
         }
     }
 
-    /// Says one line.
+    /// Shows and logs one line.
     pub fn line(&self, line: &str) {
         self.log(line);
         self.show(line);
     }
 
-    /// Says one line where `--verbose` was given.
+    /// Logs one line, and shows it with `--verbose`.
     pub fn detail(&self, line: &str) {
         self.log(line);
         if self.verbose > 0 {
@@ -112,7 +112,7 @@ impl Progress {
         }
     }
 
-    /// Does one step and, with `--verbose`, says how long it took.
+    /// Runs one step, and logs its duration (with `--verbose` also shows it).
     pub fn timed<T>(&self, step: &str, work: impl FnOnce() -> T) -> T {
         let begun = Instant::now();
         let done = work();
@@ -120,12 +120,12 @@ impl Progress {
         done
     }
 
-    /// Whether the workers are to be observed.
+    /// Whether `--verbose` was given, so that workers are observed.
     pub fn is_verbose(&self) -> bool {
         self.verbose > 0
     }
 
-    /// Shows from now on what workers append to this log.
+    /// From now on shows what workers append to this log.
     pub fn follow(&self, log: &Path) {
         if self.verbose > 1 {
             let length = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
@@ -133,14 +133,14 @@ impl Progress {
         }
     }
 
-    /// Shows what workers have written since this was last asked.
+    /// Shows the workers' output since the last call.
     pub fn show_output(&self) {
         for (log, shown) in self.followed().iter_mut() {
             let Ok(bytes) = read_from(log, *shown) else { continue };
             *shown += bytes.len() as u64;
             let version = log.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
             for line in String::from_utf8_lossy(&bytes).lines() {
-                // What a worker writes must not steer the terminal.
+                // Control characters in a worker's output must not reach the terminal.
                 let text: String = line.chars().filter(|c| *c == '\t' || !c.is_control()).collect();
                 self.show(&format!("{version} | {text}"));
             }
@@ -154,31 +154,31 @@ impl Progress {
     fn show(&self, line: &str) {
         match &self.bars {
             _ if self.quiet => {}
-            // A line that cannot be shown is in the log.
+            // A line that cannot be shown is still in the log.
             Some(bars) => drop(bars.println(line)),
             None => drop(writeln!(std::io::stderr(), "{line}")),
         }
     }
 
-    /// Shows what was asked for: on standard output, even when quiet, once every bar is gone.
+    /// Logs the requested result and prints it on standard output, even if `quiet`.
     pub fn result(&self, text: &str) {
         self.log(text);
         if self.shows_results {
-            // A reader that went away is no failure.
+            // A closed standard output is not an error.
             drop(std::io::stdout().write_all(text.as_bytes()));
         }
     }
 
-    /// Keeps one line in `run.log` only.
+    /// Writes one line to `run.log` only.
     pub fn log(&self, line: &str) {
         if let Some(file) = self.log_file().as_mut() {
             let seconds = self.started.elapsed().as_secs_f64();
-            // The log is a convenience: a full disk is reported where results are written.
+            // A log line that cannot be written is not an error; a full disk is reported when results are written.
             drop(writeln!(file, "{seconds:9.3} {}", console::strip_ansi_codes(line)));
         }
     }
 
-    /// Begins something that takes `steps` steps.
+    /// Starts a task of `steps` steps.
     pub fn task(&self, name: &str, steps: u64) -> Task<'_> {
         let bar = match &self.bars {
             Some(bars) => bars.add(ProgressBar::new(steps)),
@@ -207,13 +207,13 @@ fn read_from(path: &Path, offset: u64) -> std::io::Result<Vec<u8>> {
 }
 
 impl Task<'_> {
-    /// Says what is being done now, without counting it as done.
+    /// Shows the current activity without counting a step.
     pub fn doing(&self, what: &str) {
         self.bar.set_message(what.to_owned());
         self.progress.log(&format!("{}: {what}", self.name));
     }
 
-    /// Shows that `steps` steps are done and what is being done now.
+    /// Sets the number of finished steps and the current activity.
     pub fn at(&self, steps: u64, what: &str) {
         self.bar.set_position(steps);
         self.bar.set_message(what.to_owned());
@@ -224,7 +224,7 @@ impl Task<'_> {
         self.bar.inc(1);
     }
 
-    /// Says a line about this task that stays on the screen.
+    /// Shows a line about this task that stays on the screen.
     pub fn line(&self, line: &str) {
         self.progress.line(&format!("{}: {line}", self.name));
     }

@@ -1,4 +1,4 @@
-//! What executes a variant: a [`Runner`] starts one worker for one cell and talks to it.
+//! The [`Runner`] trait: it starts one worker for one cell and exchanges requests and replies with it.
 
 pub mod candle;
 pub mod candle_transformers;
@@ -23,7 +23,7 @@ use crate::execute::cell::{Failure, FailureKind};
 
 /// Starts workers of one kind.
 pub trait Runner: Send + Sync {
-    /// Starts the worker of one cell; its output goes to the end of `log`.
+    /// Starts the worker of one cell; the worker's output is appended to `log`.
     ///
     /// # Errors
     /// When the worker cannot be started.
@@ -38,23 +38,23 @@ pub trait Session: Send {
     /// When the worker fails, dies, does not answer in time, or tfcheck is asked to stop.
     fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, NoResult>;
 
-    /// Lets the worker end in good order; what it started is gone when this returns.
+    /// Asks the worker to exit and waits for it; every process that it started has ended when this returns.
     fn end(self: Box<Self>);
 }
 
 /// Why a worker gave no result.
 #[derive(Clone, Debug, PartialEq)]
 pub enum NoResult {
-    /// The runner does not have what was asked, and says why.
+    /// The runner does not support the request, for this reason.
     Unsupported(String),
-    /// It failed.
+    /// The worker failed.
     Failed(Failure),
     /// tfcheck was asked to stop.
     Interrupted,
 }
 
 impl NoResult {
-    /// A failure of which no more is known than its reason.
+    /// A failure of kind `kind` without traceback or log.
     pub fn failed(kind: FailureKind, reason: impl Into<String>) -> Self {
         Self::Failed(Failure { kind, reason: reason.into(), detail: String::new(), log_tail: String::new() })
     }

@@ -1,10 +1,11 @@
-//! Runs the cells of a case, one worker process each, and keeps each result as it lands.
+//! Runs the cells of a case, one worker process each, and writes each result as soon as it exists.
 //!
-//! Three passes: correctness (load, one forward whose logits are kept), interleaved timing rounds, trace.
-//! Workers stay loaded and idle between rounds, so that a round's variants meet the same machine. When the
-//! loaded ones would outgrow the memory budget they are timed in groups that share one anchor, the first
-//! cell; only one worker ever computes. Where the machine is busy with something else more rounds are timed, while
-//! patience lasts. Last, a cell repeats its forward (`again`): the noise floor.
+//! There are three phases: correctness (load, then one forward pass whose logits are kept), interleaved timing rounds,
+//! and the trace. Workers stay loaded and idle between rounds, so that the variants of a round run under the same
+//! conditions. If the loaded workers would exceed the memory budget, they are timed in groups that share the first cell
+//! as anchor. Only one worker computes at a time, except in the first phase if `first_passes_at_once` is above 1. On a
+//! loaded machine more rounds are timed for up to `patience`. At the end a cell repeats its forward pass (`again`), which
+//! gives the noise floor.
 
 mod again;
 mod turn;
@@ -28,90 +29,91 @@ pub use turn::Turn;
 pub struct Job<'a> {
     /// What to run.
     pub variant: Variant,
-    /// Digest of everything that its numbers depend on.
+    /// Digest of everything that the cell's numbers depend on.
     pub key: String,
-    /// What runs it, or why nothing can.
+    /// The runner, or the reason why there is none.
     pub runner: Result<&'a dyn Runner, NoResult>,
-    /// What its worker is asked to load.
+    /// The load request for its worker.
     pub load: Load,
-    /// Whether it is timed and traced; an oracle is not.
+    /// Whether the cell is timed and traced; an oracle is not.
     pub is_timed: bool,
-    /// Tokens of the prefill, where the rest is decoded through the KV cache; one pass otherwise.
+    /// Tokens of the prefill, after which the other tokens are decoded through the KV cache; `None` for one full-sequence
+    /// pass.
     pub prefill: Option<usize>,
-    /// What the runner's own tokenizer is held against, where it is.
+    /// Texts and ids to compare the runner's own tokenizer with; `None` to skip that comparison.
     pub texts: Option<&'a Texts>,
-    /// What a person must know about it before it has run.
+    /// Notes for the reader that are known before the cell runs.
     pub notes: Vec<String>,
 }
 
 /// How cells are timed and how long they may take.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Passes before the first timed one.
+    /// Untimed forward passes before the first timed one.
     pub warm_up: usize,
-    /// Timed passes per round.
+    /// Timed forward passes per round.
     pub iterations: usize,
     /// Tokens decoded one by one and timed per round; 0 for none.
     pub decode: usize,
     /// Interleaved rounds; 0 for no timing.
     pub rounds: usize,
-    /// How long a case may time more rounds than count, because the machine was busy.
+    /// How long a case may wait for a quiet machine and time extra rounds.
     pub patience: Duration,
-    /// Workers that load and make their first pass together.
+    /// Number of workers that load and run their first forward pass in parallel.
     pub first_passes_at_once: usize,
     /// Whether each cell leaves a trace.
     pub trace: bool,
-    /// Whether each cell repeats its forward, in the same process and in a second one.
+    /// Whether each cell repeats its forward pass, in the same process and in a second one.
     pub noise: bool,
-    /// Longest wait for any one answer.
+    /// Longest wait for one reply.
     pub timeout: Duration,
-    /// Bytes that loaded workers may hold together.
+    /// Bytes that the loaded workers may hold in total.
     pub memory_budget: u64,
 }
 
-/// One case under way.
+/// The schedule of one case.
 pub struct Schedule<'a> {
     /// The case's name.
     pub case: &'a str,
-    /// The case's folder, where workers leave their files. Absolute, for workers are told of it, and a command works
-    /// in a folder of its own.
+    /// The case's folder, to which workers write their files. It is absolute because a command's worker runs in another
+    /// working directory.
     pub folder: PathBuf,
-    /// Part of the names of traces.
+    /// Time stamp of the run; part of each trace's file name.
     pub stamp: &'a str,
-    /// Keeps a cell's record as it stands; the error says in words why it could not.
+    /// Writes a cell's record in its current state; the error is the reason as text.
     pub keep: &'a (dyn Fn(&Cell) -> Result<(), String> + Sync),
-    /// How.
+    /// How cells are timed, and their limits.
     pub settings: &'a Settings,
-    /// What the user sees.
+    /// The progress display.
     pub progress: &'a Progress,
-    /// Set when the user wants to stop.
+    /// Set when the user asks to stop.
     pub stop: &'a AtomicBool,
-    /// Where other runs go on beside this one: timing waits for it.
+    /// The timing lock, if other runs go on in parallel.
     pub turn: Option<&'a Turn>,
-    /// The yardstick's best reading of earlier rounds on this machine.
+    /// The best calibration-loop reading of earlier rounds on this machine, in nanoseconds.
     pub quiet_ns: Option<u64>,
 }
 
-/// What became of a case.
+/// The result of a case.
 #[derive(Debug, Default)]
 pub struct Ran {
-    /// The record of every cell that was begun, whether or not it could be written.
+    /// The record of every cell that was started, even if the record could not be written.
     pub cells: Vec<Cell>,
     /// True when the user stopped it.
     pub interrupted: bool,
 }
 
-/// A worker whose logits are on disk and that waits to be timed.
+/// A worker whose logits are on disk and that is ready to be timed.
 struct Live<'a> {
     job: Job<'a>,
     session: Box<dyn Session + 'a>,
     completed: Completed,
 }
 
-/// A worker with its first result, or the job that has none and why.
+/// A worker with its first result, or the job without one and the reason.
 type Begun<'a> = Result<Live<'a>, Box<(Job<'a>, NoResult)>>;
 
-/// What the worker of this index answered when it was asked to time a round.
+/// A worker's index in its group and its reply to the request to time a round.
 type Answer = (usize, Result<Timed, NoResult>);
 
 impl<'a> Schedule<'a> {
@@ -169,7 +171,8 @@ impl<'a> Schedule<'a> {
         ran
     }
 
-    /// Whether `more` workers, as large as the largest so far, would outgrow the budget. An anchor alone is never full.
+    /// Whether `more` further workers, each as large as the largest so far, would exceed the memory budget. A group with
+    /// only the anchor is never full.
     fn is_full(&self, group: &[Live], more: usize) -> bool {
         let bytes = |live: &Live| live.completed.peak_bytes.unwrap_or(0);
         let held: u64 = group.iter().map(bytes).sum();
@@ -177,7 +180,7 @@ impl<'a> Schedule<'a> {
         group.len() > 1 && held + next * more as u64 > self.settings.memory_budget
     }
 
-    /// The correctness passes of several jobs, in their order.
+    /// Runs the correctness phase of the jobs in parallel; results are in the jobs' order.
     fn begin_all(&self, jobs: Vec<Job<'a>>) -> Vec<Begun<'a>> {
         if jobs.len() == 1 {
             return jobs.into_iter().map(|job| self.begin(job)).collect();
@@ -192,20 +195,20 @@ impl<'a> Schedule<'a> {
         })
     }
 
-    /// Lets a worker compile what its first round will need, while others do.
+    /// Lets a worker compile what its first round needs, in parallel with the other workers.
     fn warm(&self, begun: Begun<'a>) -> Begun<'a> {
         begun.map(|mut live| {
             if live.job.is_timed {
                 let decode = self.settings.decode.min(1);
                 let request = Request::Time(Time { warm_up: 1, iterations: 1, decode, ..Time::default() });
-                // If it fails, so does the round, which reports the failure.
+                // If this fails, the first round fails too and reports it.
                 let _ = live.session.ask(&request, self.settings.timeout);
             }
             live
         })
     }
 
-    /// Correctness pass: start, load, one forward whose logits are verified on disk.
+    /// Correctness phase of one job: start, load, one forward pass whose logits on disk are verified.
     fn begin(&self, job: Job<'a>) -> Begun<'a> {
         let mut session = match self.start(&job) {
             Ok(session) => session,
@@ -263,7 +266,8 @@ impl<'a> Schedule<'a> {
         })
     }
 
-    /// Interleaved rounds over a group. The order turns by one each round, so that no variant always follows the same one.
+    /// Times a group in interleaved rounds. The order rotates by one each round, so that no variant always follows the
+    /// same one.
     fn time(&self, group: &mut Vec<Live<'a>>, round: &mut u32, ran: &mut Ran) {
         if group.is_empty() {
             return;
@@ -274,8 +278,8 @@ impl<'a> Schedule<'a> {
         let mut rounds = Rounds::new(self.settings.rounds, self.settings.patience, self.quiet_ns);
         let progress = self.progress.task("timing", self.settings.rounds as u64);
         let mut warm_up = self.settings.warm_up;
-        // Of variants side by side every round counts: a busy machine was busy for all of them, and the location of all
-        // pairs spread less than that of the quietest quarter (0.9 % beside 1.1, 16 runs of examples/slow_down.rs).
+        // With several variants every round counts: a loaded machine slows all of them, and the location of all pairs
+        // varied less than that of the quietest quarter (0.9 % against 1.1 %, 16 runs of examples/slow_down.rs).
         let is_alone = group.len() == 1;
         while rounds.wants_more() && !group.is_empty() {
             let begun = Instant::now();
@@ -317,7 +321,7 @@ impl<'a> Schedule<'a> {
         }
     }
 
-    /// One round: the answers by the group's indices; `None` where the only worker found its cores busy.
+    /// Times one round: replies with the group's indices; `None` if a group's only worker found the machine loaded.
     fn round(
         &self,
         group: &mut [Live<'a>],
@@ -326,7 +330,7 @@ impl<'a> Schedule<'a> {
         progress: &Task,
     ) -> Option<Vec<Answer>> {
         let Settings { iterations, decode, timeout, .. } = *self.settings;
-        // Variants side by side meet the same machine: of them more rounds say more than quieter ones.
+        // With several variants all are slowed alike, so more rounds reduce the error more than waiting for quiet ones.
         let quiet_ns = before.limit_ns().filter(|_| group.len() == 1);
         let mut answers = Vec::new();
         let mut order: Vec<usize> = (0..group.len()).collect();
@@ -335,7 +339,7 @@ impl<'a> Schedule<'a> {
             let live = &mut group[index];
             let (number, rounds) = (before.len() + 1, self.settings.rounds);
             progress.doing(&format!("round {number}/{rounds}: {}", live.job.variant.name()));
-            // Nobody asks for a reading who would not act on it.
+            // Without `patience` the reading is not used, so the calibration loop is not run.
             let yardstick = if self.settings.patience.is_zero() { 0 } else { live.job.load.threads.max(1) };
             let time = Time { warm_up, iterations, decode, yardstick, quiet_ns };
             let answer = match live.session.ask(&Request::Time(time), timeout) {
@@ -351,7 +355,7 @@ impl<'a> Schedule<'a> {
         Some(answers)
     }
 
-    /// Trace pass, then the record. A trace that fails is a note: the numbers do not depend on it.
+    /// Writes the trace, then the record. A failed trace becomes a note because the numbers do not depend on it.
     fn finish(&self, mut live: Live<'a>, ran: &mut Ran) {
         if self.stop.load(Ordering::Relaxed) {
             return self.cut_short(live, NoResult::Interrupted, ran);
@@ -382,7 +386,7 @@ impl<'a> Schedule<'a> {
         self.conclude(live, ran);
     }
 
-    /// A worker that was lost after its logits had landed: they are kept, the cell is not finished.
+    /// Records a worker that failed after its logits were written: the logits are kept, the cell counts as unfinished.
     fn cut_short(&self, mut live: Live<'a>, ended: NoResult, ran: &mut Ran) {
         let name = live.job.variant.name();
         live.completed.unfinished = Some(match ended {
@@ -402,7 +406,7 @@ impl<'a> Schedule<'a> {
         self.keep(&live.job, Outcome::Completed(live.completed), ran);
     }
 
-    /// A worker that was lost before it had a result.
+    /// Records a worker that failed before it had a result.
     fn lost(&self, job: &Job, ended: NoResult, ran: &mut Ran) {
         let outcome = match ended {
             NoResult::Interrupted => {
@@ -421,7 +425,7 @@ impl<'a> Schedule<'a> {
         self.keep(job, outcome, ran);
     }
 
-    /// Records a cell, on disk and in memory: what cannot be written is still reported.
+    /// Records a cell on disk and in memory; a record that cannot be written to disk is still reported.
     fn keep(&self, job: &Job, outcome: Outcome, ran: &mut Ran) {
         let cell = Cell::new(&job.variant, &job.key, outcome);
         if let Err(error) = (self.keep)(&cell) {
@@ -436,7 +440,7 @@ impl<'a> Schedule<'a> {
     }
 }
 
-/// Leaves rounds out that do not count.
+/// Removes the rounds with these numbers.
 fn forget(completed: &mut Completed, numbers: &[u32]) {
     for number in numbers {
         let Some(at) = completed.round_numbers.iter().position(|known| known == number) else { continue };
@@ -465,7 +469,7 @@ fn out_of_turn(request: &str) -> NoResult {
     )
 }
 
-/// A worker that says it wrote logits must have written logits of that shape, whole.
+/// Checks that the logits file exists, is complete and has the shape that the worker reported.
 fn verify_logits(path: &Path, shape: &[usize], positions: Positions) -> Result<Logits, NoResult> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let missing = |reason: String| NoResult::failed(FailureKind::MissingResult, reason);
@@ -475,7 +479,7 @@ fn verify_logits(path: &Path, shape: &[usize], positions: Positions) -> Result<L
         missing(format!("the worker reported that it wrote {name}, but it {problem}"))
     })?;
     let [batch, seq, vocab_size] = logits.shape();
-    // One score vector a row has no axis of positions.
+    // A classifier's logits, `[batch, labels]`, have no sequence axis.
     if shape != [batch, seq, vocab_size] && !(seq == 1 && shape == [batch, vocab_size]) {
         let found = logits.shape();
         return Err(missing(format!("{name} holds logits {found:?}, but the worker reported {shape:?}")));

@@ -1,6 +1,6 @@
-//! The native side of the worker protocol: what the hidden `tfcheck worker` process does.
+//! The native side of the worker protocol: the hidden `tfcheck worker` process.
 //!
-//! [`serve`] speaks the protocol for any [`Engine`]; `worker/` holds one engine a file.
+//! [`serve`] speaks the protocol for any [`Engine`]; `worker/` holds one engine per file.
 
 pub mod candle;
 pub mod candle_transformers;
@@ -27,32 +27,32 @@ use reference::protocol::{
 };
 use reference::yardstick;
 
-/// The candle that this program was built with, as its Cargo.lock pins it.
+/// Version of candle in this program, as `Cargo.lock` pins it.
 const CANDLE: &str = env!("TFCHECK_CANDLE_CORE");
-/// The candle-transformers that this program was built with, as its Cargo.lock pins it.
+/// Version of candle-transformers in this program, as `Cargo.lock` pins it.
 const CANDLE_TRANSFORMERS: &str = env!("TFCHECK_CANDLE_TRANSFORMERS");
 
-/// What computes inside a worker process. Every method answers one request.
+/// The computation inside a worker process. Every method answers one request.
 pub trait Engine {
     /// Loads the checkpoint and the inputs.
     ///
     /// # Errors
-    /// When the engine does not have what was asked, or the files do not hold it.
+    /// When the engine does not support the request, or a file lacks what it needs.
     fn load(&mut self, load: &Load) -> Result<Ready, Failed>;
 
-    /// One forward pass, or a prefill and what follows it, the logits written to `forward.logits`.
+    /// One full-sequence forward pass, or a prefill with decode steps; the logits are written to `forward.logits`.
     ///
     /// # Errors
     /// When the pass fails or the logits cannot be written.
     fn forward(&mut self, forward: &Forward) -> Result<Forwarded, Failed>;
 
-    /// One forward pass whose result is dropped, finished when this returns.
+    /// One forward pass whose result is dropped; it is complete when this returns.
     ///
     /// # Errors
     /// When the pass fails.
     fn pass(&mut self) -> Result<(), Failed>;
 
-    /// Nanoseconds of one forward pass whose result is dropped, as the device counts them.
+    /// Nanoseconds of one forward pass whose result is dropped, measured on the device if it has a clock.
     ///
     /// # Errors
     /// When the pass fails.
@@ -62,12 +62,12 @@ pub trait Engine {
         Ok(start.elapsed().as_nanos() as u64)
     }
 
-    /// The most memory held so far, in bytes, where it is known.
+    /// Peak memory so far in bytes; `None` if unknown.
     fn peak_bytes(&self) -> Option<u64> {
         peak_resident_bytes()
     }
 
-    /// Nanoseconds of each of `tokens` tokens decoded one by one after the inputs; empty where there is no cache.
+    /// Nanoseconds of each of `tokens` tokens that are decoded one by one after the inputs; empty without a KV cache.
     ///
     /// # Errors
     /// When a pass fails.
@@ -79,7 +79,7 @@ pub trait Engine {
     /// When the pass fails or the trace cannot be written.
     fn trace(&mut self, trace: &Trace) -> Result<(), Failed>;
 
-    /// One forward pass that writes what goes into and comes out of modules.
+    /// One forward pass that writes inputs and outputs of modules.
     ///
     /// # Errors
     /// When the engine exposes no modules, the pass fails or the tensors cannot be written.
@@ -87,7 +87,7 @@ pub trait Engine {
         Err(no_modules())
     }
 
-    /// One forward pass in which a module is fed a stored tensor.
+    /// One forward pass in which one module is replayed with a stored input.
     ///
     /// # Errors
     /// When the engine exposes no modules, the pass fails, or a file cannot be read or written.
@@ -96,7 +96,8 @@ pub trait Engine {
     }
 }
 
-/// The engine of tfcheck's own models, which opens a GPU with `cuda`, or of candle-transformers' ports.
+/// The engine of candle-transformers' ports if `upstream`, otherwise that of tfcheck's own models, which opens a GPU with
+/// `cuda`.
 pub fn engine(upstream: bool, cuda: Setting) -> Box<dyn Engine> {
     if upstream {
         Box::<candle_transformers::PortEngine>::default()
@@ -105,7 +106,7 @@ pub fn engine(upstream: bool, cuda: Setting) -> Box<dyn Engine> {
     }
 }
 
-/// Answers requests until it is told to exit.
+/// Answers requests until `exit` or the end of the request stream.
 ///
 /// # Errors
 /// When the descriptors cannot be opened or written.
@@ -127,10 +128,10 @@ pub fn serve(engine: &mut dyn Engine) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the passes of a prefill and of what follows it begin and end: `[0, prefill)`, then a token each.
+/// Token ranges of the forward passes of a prefill and its decode steps: `0..prefill`, then one token each.
 ///
 /// # Errors
-/// When there is nothing to prefill, or nothing left to decode.
+/// When `prefill` is 0, or leaves no token to decode.
 pub(crate) fn steps(prefill: usize, seq: usize) -> Result<impl Iterator<Item = Range<usize>>, Failed> {
     if prefill == 0 || prefill >= seq {
         return Err(exception(format!("a prefill of {} where rows have {seq}", count(prefill, "token"))));
@@ -142,7 +143,7 @@ fn no_modules() -> Failed {
     Failed { kind: FailedKind::Unsupported, ..exception("it exposes no modules") }
 }
 
-/// The largest resident set of this process so far, in bytes, where the system tells.
+/// Peak resident set of this process so far in bytes; `None` if the system does not report it.
 pub fn peak_resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -182,14 +183,14 @@ fn timed(engine: &mut dyn Engine, time: &Time) -> Result<Timed, Failed> {
     Ok(Timed { samples_ns, decode_ns, peak_bytes: engine.peak_bytes(), yardstick_ns: None })
 }
 
-/// The path under which an inherited descriptor can be opened again, without unsafe code.
+/// The path that reopens an inherited descriptor without unsafe code.
 fn descriptor(variable: &str, usual: u32) -> String {
     let number = std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(usual);
     format!("/dev/fd/{number}")
 }
 
-/// Request lines, read on a thread of their own: end of file means that tfcheck is gone, and then this
-/// process group must not go on computing for nobody.
+/// Request lines, read on a separate thread. The end of the stream means that tfcheck has exited, so this process group
+/// is killed at once.
 fn lines_until_abandoned(requests: File) -> mpsc::IntoIter<String> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
@@ -199,7 +200,7 @@ fn lines_until_abandoned(requests: File) -> mpsc::IntoIter<String> {
                 return;
             }
         }
-        // Where the group cannot be signalled this process still ends, by the closed channel.
+        // If the group cannot be signalled, the closed channel still ends this process.
         let _ =
             rustix::process::kill_process_group(rustix::process::getpgrp(), rustix::process::Signal::KILL);
     });

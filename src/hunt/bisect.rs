@@ -1,4 +1,4 @@
-//! The search for the revision that changed something: what it goes over, what it asks next, what it found.
+//! Bisection: the searched revisions, the choice of the next one to test, and the log of the results.
 //!
 //! `commands/bisect` runs the steps.
 

@@ -1,10 +1,9 @@
-//! First divergence: the first module whose output departs though its input agrees.
+//! First divergence: the first module whose output differs although its input agrees.
 //!
-//! Two workers run the same inputs and write what goes into and comes out of their modules, coarse modules
-//! first and then those below the suspect. Modules are paired by path and walked in call order; the suspect
-//! is then run on the second side with the first side's input, which tells a fault of its own from one that
-//! it was handed. Both sides compute in float64 where they can: there, what differs by more than
-//! [`Tolerances::f64_agreement`] is no rounding.
+//! Two workers run the same inputs and capture the inputs and outputs of their modules: coarse modules first, then
+//! those inside the suspect. Modules are paired by path and walked in call order. The suspect is then replayed on the
+//! second side with the first side's input, which distinguishes its own error from one in its input. Both sides
+//! compute in float64 if they can; a difference above [`Tolerances::f64_agreement`] is then more than rounding.
 
 mod cached;
 mod capture;
@@ -32,36 +31,37 @@ use compare::verdict::Tolerances;
 pub struct Side<'a> {
     /// The variant's name.
     pub name: String,
-    /// What runs it.
+    /// The runner of its worker.
     pub runner: &'a dyn Runner,
-    /// What a run asks its worker to load; mode, attention and dtype are changed for localising.
+    /// The load request of a run; localisation changes mode, attention and dtype.
     pub load: Load,
-    /// Tokens of a prefill after which each further one has a pass of its own, through the KV cache; absent for one pass.
+    /// Number of prefill tokens; each further token has a forward pass of its own through the KV cache. `None` for
+    /// one full-sequence forward pass.
     pub prefill: Option<usize>,
 }
 
-/// What is localised, and within which bounds.
+/// The pair to localise, and the bounds.
 pub struct Request<'a> {
     /// The case's name.
     pub case: &'a str,
-    /// The pair; what the first computes is what the second is fed, or the other way round where the second goes
-    /// through a cache and the first does not.
+    /// The pair. The second side is replayed with the first side's inputs, or the other way round if only the second
+    /// side uses a KV cache.
     pub sides: [Side<'a>; 2],
-    /// How.
+    /// Bounds of the localisation.
     pub options: &'a Options,
-    /// What rounding explains.
+    /// Differences that rounding explains.
     pub tolerances: &'a Tolerances,
-    /// Where workers log; captured tensors lie in a folder of their own in it and are removed.
+    /// Folder of the workers' log; captured tensors go to a temporary folder in it, which is removed.
     pub folder: &'a Path,
-    /// Longest wait for any one answer.
+    /// Timeout of each request to a worker.
     pub timeout: Duration,
-    /// Set when the user wants to stop.
+    /// Set when the user interrupts.
     pub stop: &'a AtomicBool,
 }
 
 impl Request<'_> {
-    /// The side whose modules are fed what the other's got: one that computes all positions in one pass, for a module
-    /// that a cache calls token by token has no input of the whole.
+    /// The side whose modules are replayed with the other side's input: one with a full-sequence forward pass,
+    /// because a module that is called token by token has no input for the whole sequence.
     fn fed(&self) -> Option<usize> {
         [1, 0].into_iter().find(|&side| self.sides[side].prefill.is_none())
     }
@@ -70,12 +70,12 @@ impl Request<'_> {
 /// Bounds of a localisation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// Globs over module paths; only these are captured.
+    /// Globs over module paths; only matching modules are captured.
     pub modules: Vec<String>,
-    /// dtype on both sides; float64 otherwise, float32 where a side has none, and the sides' own where float64 shows
-    /// nothing.
+    /// dtype of both sides. `None` selects float64, float32 if a side does not support float64, and the sides' own
+    /// dtype if they agree in that one.
     pub dtype: Option<Dtype>,
-    /// Bytes that the captured tensors of both sides may take on the disk.
+    /// Maximum bytes of the captured tensors of both sides on disk.
     pub max_bytes: u64,
 }
 
@@ -85,30 +85,30 @@ impl Default for Options {
     }
 }
 
-/// Why nothing could be localised.
+/// Why a localisation failed.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum LocalizeError {
-    /// A worker gave no answer.
+    /// A worker failed or did not answer.
     #[error("{variant} cannot be captured: {reason}")]
     #[diagnostic(help("see worker.log in {folder}"))]
     Worker {
         /// The variant.
         variant: String,
-        /// What became of it.
+        /// How it failed.
         reason: String,
-        /// Where its log lies.
+        /// Folder of its log.
         folder: String,
     },
-    /// The user stopped it.
+    /// The user interrupted it.
     #[error("interrupted")]
     Interrupted,
-    /// What a worker wrote cannot be read.
+    /// A file of a worker cannot be read or written.
     #[error("{path}: {source}")]
     #[diagnostic(help("check the disk, or lower --max-disk"))]
     Io {
         /// The file.
         path: String,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// The two sides have no module in common.

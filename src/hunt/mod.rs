@@ -1,4 +1,4 @@
-//! Where a divergence lies, and which revision brought it.
+//! Localises a divergence in the model, and finds the revision that introduced it.
 
 pub mod bisect;
 pub mod localize;

@@ -1,8 +1,8 @@
-//! A run against a saved baseline: what changed since, variant by variant.
+//! Compares a run with a saved baseline, variant by variant.
 //!
-//! Numbers are compared wherever checkpoint and inputs are the same, whatever the machine. Times are
-//! compared only between equal machines with equal threads; the two were not timed side by side, so that
-//! what the machine did in between is in the ratio too, and the history says how much that may be.
+//! Numbers are compared if checkpoint and inputs are equal, on any machine. Times are compared only between equal
+//! machines with equal numbers of threads. The two runs were not timed interleaved, so the ratio includes changes of
+//! the machine between them; the history shows their size.
 
 use std::path::Path;
 
@@ -21,13 +21,13 @@ use compare::matrix::{Entry, PairOutcome};
 use compare::timing::{Change, Statistic, change, summarize};
 use compare::verdict::{Tolerances, Verdict};
 
-/// Runs of the history that a time is seen beside.
+/// Number of earlier runs in the history that a time is compared with.
 const REMEMBERED: usize = 10;
 
-/// Quiet rounds that a median is taken from, at least: fewer have hardly an interval.
+/// Minimum number of quiet rounds for a median; fewer give no useful interval.
 const FEWEST_QUIET: usize = 5;
 
-/// Rounds in nanoseconds, the baseline's and the run's.
+/// Times in nanoseconds per round, of the baseline and of the run.
 pub type BothRounds = [Vec<Vec<u64>>; 2];
 
 /// A run compared with a baseline.
@@ -39,31 +39,31 @@ pub struct Against {
     pub run: String,
     /// One per variant that both have.
     pub rows: Vec<ComparedCell>,
-    /// What is in one of the two only, and why times are not compared where they are not.
+    /// Variants and cases that only one of the two has, and the reason if times are not compared.
     pub notes: Vec<String>,
 }
 
-/// One variant of one case, then and now.
+/// One variant of one case, in the baseline and in the run.
 #[derive(Clone, Debug)]
 pub struct ComparedCell {
     /// The case.
     pub case: String,
     /// The variant.
     pub variant: String,
-    /// What the baseline and the run are to each other.
+    /// The verdict on the pair of baseline and run.
     pub verdict: Verdict,
     /// Their metrics; side A is the baseline.
     pub pair: PairOutcome,
-    /// Both sides' times, or why they are not compared.
+    /// Both sides' times, or the reason why they are not compared.
     pub times: Result<BothRounds, String>,
-    /// Peak memory then and now, or why it is not compared.
+    /// Peak memory in bytes of the baseline and of the run, or the reason why it is not compared.
     pub peak_bytes: Result<[u64; 2], String>,
-    /// What makes the times hard to read.
+    /// Caveats on the times.
     pub notes: Vec<String>,
 }
 
 impl ComparedCell {
-    /// How the median pass changed.
+    /// Change of the median forward pass.
     pub fn change(&self) -> Option<Change> {
         let [baseline, variant] = self.times.as_ref().ok()?;
         change(baseline, variant, Statistic::P50, false)
@@ -73,7 +73,7 @@ impl ComparedCell {
 /// Compares a run, whose cases are `cases`, with the baseline `name` of the same results folder.
 ///
 /// # Errors
-/// When there is no such baseline, its files are not what was saved, or logits cannot be read.
+/// When there is no such baseline, its files are missing or changed, or logits cannot be read.
 pub fn compare(
     name: &str,
     folder: &RunFolder,
@@ -167,7 +167,7 @@ pub fn beside(
     Ok(against)
 }
 
-/// Where and how a run was timed.
+/// The machine and the number of threads of a run's timing.
 struct Place {
     fingerprint: String,
     threads: u64,
@@ -204,12 +204,13 @@ struct Sides<'a> {
     view: &'a CaseView,
     files: std::path::PathBuf,
     tolerances: &'a Tolerances,
-    /// The yardstick of a quiet machine.
+    /// Calibration loop's time on the quiet machine.
     quiet_ns: Option<u64>,
 }
 
 impl Sides<'_> {
-    /// One variant then and now, with what of both sides its verdict rests on.
+    /// Compares one variant of the baseline with that of the run, together with the cells of both that the verdict
+    /// depends on.
     fn row(&self, old: &Cell, cell: &Cell, is_comparable: &Result<(), String>) -> Result<ComparedCell> {
         let is_needed = |other: &&Cell, of: &Cell| {
             bears_on(&other.variant, [&of.variant, &of.variant]) && other.variant != of.variant
@@ -222,7 +223,7 @@ impl Sides<'_> {
         for old in then {
             let mut renamed = old.clone();
             renamed.name.push_str(&mark);
-            // A family of its own: each side is measured against its own float64 result.
+            // The baseline gets a family of its own, so that each side is compared with its own float64 reference.
             renamed.variant.version.push_str(&mark);
             entries.push(Entry { name: renamed.name.clone(), ..assess::entry(old, &self.files_before) });
             cells.push(renamed);
@@ -269,7 +270,8 @@ impl Sides<'_> {
     }
 }
 
-/// The rounds of a cell that were timed on a quiet machine; all where nothing was read beside them.
+/// The rounds of a cell that were timed on a quiet machine; all rounds if the calibration loop was not timed with
+/// them.
 fn quiet_rounds(of: &Completed, quiet_ns: Option<u64>, whose: &str) -> Result<Vec<Vec<u64>>, String> {
     let rounds = &of.rounds_ns;
     let Some(quiet_ns) = quiet_ns.filter(|_| of.yardstick_ns.len() == rounds.len()) else {
@@ -301,7 +303,7 @@ pub(crate) fn is_same_variant(a: &Variant, b: &Variant) -> bool {
     Variant { qualified: false, ..a.clone() } == Variant { qualified: false, ..b.clone() }
 }
 
-/// What makes a change hard to believe.
+/// Reasons to doubt a change.
 fn noise(change: &Change, now_ms: f64, known: &[f64]) -> Vec<String> {
     let mut notes = Vec::new();
     if change.rounds < 5 {
@@ -324,7 +326,7 @@ fn noise(change: &Change, now_ms: f64, known: &[f64]) -> Vec<String> {
     notes
 }
 
-/// All variants moving alike is the machine's doing, or that of something that all of them share.
+/// If all variants change by the same factor, the cause is the machine or something that all of them share.
 fn common_shift(rows: &[ComparedCell]) -> Option<String> {
     let ratios: Vec<f64> = rows.iter().filter_map(ComparedCell::change).map(|change| change.ratio).collect();
     let low = ratios.iter().copied().fold(f64::INFINITY, f64::min);
@@ -350,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_last_runs_did_too_is_said() {
+    fn a_time_within_the_range_of_the_last_runs_is_noted() {
         let notes = noise(&of(1.1, 10), 10.5, &[10.0, 10.2, 11.0]);
         assert_eq!(notes, ["its median of 10.50 ms is within the 10.00 to 11.00 ms of the last 3 runs here"]);
         assert!(noise(&of(1.1, 10), 11.5, &[10.0, 10.2, 11.0]).is_empty());
@@ -359,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn rounds_of_a_busy_machine_are_not_compared() {
+    fn rounds_on_a_loaded_machine_are_not_compared() {
         let of = |readings: &[u64]| Completed {
             rounds_ns: readings.iter().map(|reading| vec![10 * reading]).collect(),
             yardstick_ns: readings.to_vec(),
@@ -378,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_compared_on_equal_machines_with_equal_threads_only() {
+    fn times_are_compared_only_on_equal_machines_with_equal_threads() {
         let place = |fingerprint: &str, threads| Place { fingerprint: fingerprint.into(), threads };
         assert_eq!(place("a", 2).is_comparable(&place("a", 2)), Ok(()));
         assert!(place("a", 2).is_comparable(&place("b", 2)).unwrap_err().contains("another machine"));

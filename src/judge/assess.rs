@@ -1,4 +1,4 @@
-//! From the cells of a run to its view: opens logits, measures pairs, decides.
+//! Builds the view of a run from its cells: opens logits, measures pairs, decides verdicts.
 
 mod beside_one_pass;
 mod origin;
@@ -23,10 +23,10 @@ use crate::spec::variant::{Variant, measured_dtype, measured_positions};
 use beside_one_pass::Beside;
 pub use origin::{bears_on, origin};
 
-/// Marks the one pass beside which a prefill and what followed it are judged.
+/// Name suffix of the full-sequence forward pass that prefill and decoding are compared with.
 pub(crate) const ONE_PASS: &str = " in one pass";
 
-/// A saved run as reports see it, under its own tolerances.
+/// The view of a saved run, with the tolerances of its config.
 ///
 /// # Errors
 /// When the run, or logits that exist, cannot be read.
@@ -35,7 +35,7 @@ pub fn saved(folder: &RunFolder) -> Result<RunView> {
     view(folder, &manifest, &folder.all_cells(&manifest)?, &manifest.config.tolerances)
 }
 
-/// The run as reports see it.
+/// The view of a run.
 ///
 /// # Errors
 /// When logits that exist cannot be read.
@@ -47,7 +47,7 @@ pub fn view(
 ) -> Result<RunView> {
     let localized = folder.localized()?;
     let mut views: BTreeMap<usize, CaseView> = BTreeMap::new();
-    // What is known of a one pass bears on what goes through a cache.
+    // Cases with a KV cache come last, because they use the results of full-sequence forward passes.
     let mut order: Vec<usize> = (0..manifest.cases.len()).collect();
     order.sort_by_key(|&index| beside_one_pass::goes_through_a_cache(&manifest.cases[index]));
     for index in order {
@@ -85,16 +85,17 @@ pub fn view(
     })
 }
 
-/// What tells a choice of experts from another mathematics.
+/// Evidence that distinguishes a routing near-tie from a different function.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Known<'a> {
-    /// First divergences of pairs, of one case or of others.
+    /// Localisations of pairs, of any number of cases.
     pub localized: &'a [Localized],
-    /// Variants that are known to depart by near-ties of routers alone, and how that is known.
+    /// Variants whose differences are known to come only from routing near-ties, with the evidence.
     pub near_ties: &'a [(String, Routing)],
 }
 
-/// Measures and judges the cells of a case; `entries` are their logits, in the same order.
+/// Measures the pairs of a case's cells and decides their verdicts; `entries` are the cells' logits, in the same
+/// order.
 ///
 /// # Errors
 /// When logits that exist cannot be read.
@@ -143,9 +144,9 @@ pub fn case_view(
     })
 }
 
-/// Fused forms that were fed, module by module, what a variant of their dtype gives whose code ran in float64, and
-/// depart from it by near-ties of routers alone. What is looked into through an eager twin, as a compiled model, is not
-/// known by that.
+/// Marks fused variants whose modules were replayed with the inputs of a variant of the same dtype whose code also
+/// ran in float64, and that differ only by routing near-ties. A variant that was captured through an eager twin (a
+/// compiled model) is not marked.
 fn with_near_ties(oracles: Oracles, cells: &[Cell], localized: &[Localized]) -> Oracles {
     let mut found = oracles;
     for localized in localized {
@@ -161,8 +162,8 @@ fn with_near_ties(oracles: Oracles, cells: &[Cell], localized: &[Localized]) -> 
     found
 }
 
-/// Which of `cells`, some of those of a case of prefill and decoding, are known to depart by near-ties of routers alone,
-/// by what is known of their one pass, and how that is known.
+/// The variants among `cells` (of a case of prefill and decoding) that are known to differ only by routing near-ties,
+/// from the results of their full-sequence forward pass, with the evidence.
 ///
 /// # Errors
 /// When logits that exist cannot be read.
@@ -195,7 +196,7 @@ pub fn near_ties_of_a_cache(
     Ok(beside.iter().filter_map(Beside::near_ties).collect())
 }
 
-/// The record of a variant; one that was never begun has its place in the tables too.
+/// The cell of a variant; a variant that was never started gets a failed cell.
 fn cell_of(variant: &Variant, cells: &[Cell]) -> Cell {
     let never = || {
         let failure = Failure {
@@ -209,7 +210,7 @@ fn cell_of(variant: &Variant, cells: &[Cell]) -> Cell {
     cells.iter().find(|cell| cell.variant == *variant).cloned().unwrap_or_else(never)
 }
 
-/// The logits of a cell whose case's files lie in `files`, or why there are none.
+/// The logits of a cell, from the case folder `files`, or the reason why there are none.
 pub fn entry(cell: &Cell, files: &Path) -> Entry {
     let logits = match &cell.outcome {
         Outcome::Completed(Completed { logits, positions, .. }) => {

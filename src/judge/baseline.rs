@@ -1,9 +1,9 @@
-//! Baselines: runs kept under a name, to compare later ones with.
+//! Baselines: runs saved under a name, to compare later runs with.
 //!
-//! A baseline is a run folder of its own under `<results>/baselines`, with what comparing needs: records,
-//! inputs and logits, not traces and reports. It outlives its run. Logits are hard links where the file
-//! system has them, which cost no space while the run exists: tfcheck never writes into a file that is
-//! there, and a digest shows when something else did.
+//! A baseline is a run folder under `<results>/baselines` with the files that a comparison needs: records, inputs and
+//! logits, but no traces or reports. It outlives its run. Logits are hard-linked where the file system supports it;
+//! they take extra space only after the run is deleted. tfcheck never writes into an existing file, and a digest
+//! detects changes by other programs.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,43 +22,43 @@ use crate::spec::config::is_file_name;
 use crate::spec::machine::{Machine, hex};
 use compare::units::{bytes, count};
 
-/// Where baselines lie in a results folder.
+/// Folder of the baselines in a results folder.
 const FOLDER: &str = "baselines";
 
 /// Why a baseline cannot be saved or used.
 #[derive(Debug, Error, Diagnostic)]
 pub enum BaselineError {
-    /// A name that cannot be a folder's.
+    /// The name is not a valid folder name.
     #[error("`{name}` is not a valid baseline name")]
     #[diagnostic(help("start with a letter or digit and use letters, digits and . _ + - only"))]
     Name {
-        /// As it was given.
+        /// The name that the user gave.
         name: String,
     },
-    /// No baseline of that name.
+    /// There is no baseline of that name.
     #[error("there is no baseline `{name}`")]
     #[diagnostic(help("{}", there_are(known)))]
     Unknown {
-        /// As it was given.
+        /// The name that the user gave.
         name: String,
-        /// Those that there are.
+        /// The existing baselines.
         known: Vec<String>,
     },
-    /// A results folder without a run.
+    /// The results folder holds no run.
     #[error("{} holds no run to save", results.display())]
     #[diagnostic(help("`tfcheck run` makes one; name a run elsewhere: tfcheck baseline save NAME RUN"))]
     NoRun {
         /// The folder.
         results: PathBuf,
     },
-    /// A run of which nothing can be compared.
+    /// The run has no logits.
     #[error("no variant of {} has logits", run.display())]
     #[diagnostic(help("`tfcheck run --resume RUN` completes an interrupted run"))]
     Empty {
         /// The run.
         run: PathBuf,
     },
-    /// A file of the baseline is gone or not what was saved.
+    /// A file of the baseline is missing or changed.
     #[error("baseline `{name}`: {} {problem}", path.display())]
     #[diagnostic(help("save the baseline again: tfcheck baseline save {name} RUN"))]
     Damaged {
@@ -69,7 +69,7 @@ pub enum BaselineError {
         /// What is wrong with it.
         problem: String,
     },
-    /// The file system refused.
+    /// A file operation failed.
     #[error("cannot {action} {}: {source}", path.display())]
     #[diagnostic(help("check the path and the disk"))]
     Io {
@@ -77,7 +77,7 @@ pub enum BaselineError {
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The run cannot be read.
@@ -97,14 +97,14 @@ fn there_are(known: &[String]) -> String {
     }
 }
 
-/// A saved baseline, its files checked.
+/// A saved baseline whose files were verified.
 #[derive(Debug)]
 pub struct Saved {
     /// Its name.
     pub name: String,
     /// The run that it was saved from.
     pub run: String,
-    /// Its files, laid out as a run's.
+    /// Its files, in the layout of a run folder.
     pub folder: RunFolder,
     /// Its manifest.
     pub manifest: Manifest,
@@ -157,7 +157,7 @@ fn unknown(history: &History, name: &str) -> BaselineError {
     BaselineError::Unknown { name: name.to_owned(), known }
 }
 
-/// Checks that there is a baseline `name`, whole.
+/// Checks that the baseline `name` exists and is complete.
 ///
 /// # Errors
 /// When there is none, or a file of it is gone or changed.
@@ -165,7 +165,7 @@ pub fn check(results: &Path, name: &str) -> Result<(), BaselineError> {
     Saved::open(&History::open(results)?, results, name).map(drop)
 }
 
-/// Saves a run, the newest of `results` where none is named, and says in one line what was saved.
+/// Saves a run (the newest of `results` by default) and returns a one-line message.
 ///
 /// # Errors
 /// When the run cannot be read or its files cannot be kept.
@@ -183,7 +183,7 @@ pub fn save(results: &Path, name: &str, run: Option<&Path>) -> Result<String, Ba
     let mut copy = Copy { from: run.clone(), to: target.clone(), bytes: 0, logits: BTreeMap::new() };
     let kept = copy.run(&folder, &manifest);
     if let Err(error) = kept {
-        // What is half there is of no use; the first error is the one to report.
+        // An incomplete copy is useless; the first error is the one to report.
         let _ = fs::remove_dir_all(&target);
         return Err(error);
     }
@@ -251,14 +251,14 @@ fn remove_folder(results: &Path, known: &Known) -> Result<(), BaselineError> {
     }
 }
 
-/// The run of the latest time stamp.
+/// The run with the latest time stamp.
 fn newest(results: &Path) -> Result<PathBuf, BaselineError> {
     let entries = fs::read_dir(results).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let runs = entries.filter(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         name.starts_with("run_") && path.join("run.json").is_file()
     });
-    // `_10` of one second comes after `_9`.
+    // Of runs of the same second, `_10` comes after `_9`.
     let order = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         (name.get(.."run_20260801_150000".len()).map(str::to_owned), name.len(), name)
@@ -266,7 +266,7 @@ fn newest(results: &Path) -> Result<PathBuf, BaselineError> {
     runs.max_by_key(order).ok_or_else(|| BaselineError::NoRun { results: results.to_owned() })
 }
 
-/// Makes a folder that no other process has.
+/// Creates a folder that no other process uses.
 fn vacant(results: &Path, relative: &Path) -> Result<(PathBuf, PathBuf), BaselineError> {
     let io = |path: &Path, source| BaselineError::Io { action: "create", path: path.to_owned(), source };
     let parent = results.join(FOLDER);
@@ -329,7 +329,7 @@ impl Copy {
         if is_logits {
             let digest = sha256(path).map_err(io("read", path))?;
             self.logits.insert(relative.to_string_lossy().into_owned(), digest);
-            // Another file system, or one without hard links.
+            // Copies on another file system, or one without hard links.
             if fs::hard_link(path, &target).is_err() {
                 fs::copy(path, &target).map_err(io("write", &target))?;
             }

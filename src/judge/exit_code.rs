@@ -1,19 +1,19 @@
 //! tfcheck's exit codes.
 
-/// What the process tells its caller.
+/// The exit status of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitCode {
-    /// Everything ran and agrees.
+    /// 0: everything ran and agrees.
     Agree,
-    /// A gate failed: variants diverge, or one regressed.
+    /// 1: a gate failed, because variants diverge or one regressed.
     Diverged,
-    /// The command line or the config is wrong.
+    /// 2: the command line or the config is wrong.
     Usage,
-    /// A cell failed.
+    /// 3: a cell failed.
     CellFailed,
-    /// There is no GPU, or something that the GPU check needs is missing.
+    /// 4: there is no GPU, or a prerequisite of the GPU check is missing.
     NoGpu,
-    /// The user stopped it.
+    /// 130: the user interrupted it.
     Interrupted,
 }
 

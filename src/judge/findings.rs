@@ -1,5 +1,5 @@
-//! What a person should know about a run: per case the groups of variants that compute the same, and each distinct
-//! finding once, with the cases that it holds for.
+//! The findings of a run: per case the groups of variants that compute the same function, and each distinct finding
+//! once, with the cases that it applies to.
 
 use std::collections::BTreeMap;
 
@@ -28,9 +28,9 @@ pub struct Findings {
 /// The variants of one case in groups.
 #[derive(Clone, Debug, Default)]
 pub struct CaseGroups {
-    /// Index of the variant that group A holds: the baseline, or what stands in for it; `None` where nothing ran.
+    /// Index of the variant that leads group A: the baseline, or its replacement; `None` if nothing ran.
     pub reference: Option<usize>,
-    /// The partition of the cells that have logits, float64 references left out.
+    /// The partition of the cells that have logits, without float64 references.
     pub groups: Groups,
     /// The letter of each group: A for the first, then one per leader, the same in every case of the run.
     pub letters: Vec<String>,
@@ -38,23 +38,23 @@ pub struct CaseGroups {
     pub marks: Vec<Mark>,
 }
 
-/// What the grid shows of a cell.
+/// The grid's mark of a cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mark {
     /// A member of a group.
     Member {
         /// The group's letter.
         letter: String,
-        /// Whether its rounding error is larger than the rule allows beside another member of its group.
+        /// Whether its rounding error is larger than the rule allows, compared with another member of its group.
         rounds_worse: bool,
     },
-    /// A float64 reference: evidence, and no variant of its own.
+    /// A float64 reference, which is evidence and not a variant under test.
     Reference,
     /// The cell failed.
     Failed,
     /// The runner does not support it.
     Unsupported,
-    /// The run ended before the cell was begun.
+    /// The run ended before the cell started.
     NotStarted,
 }
 
@@ -69,7 +69,7 @@ impl Mark {
         matches!(self, Self::Member { rounds_worse: true, .. })
     }
 
-    /// `A`, `B~`, `!`, `-`, `·`; nothing for a reference.
+    /// `A`, `B~`, `!`, `-`, `·`; empty for a reference.
     pub fn text(&self) -> String {
         match self {
             Self::Member { letter, rounds_worse: false } => letter.clone(),
@@ -82,17 +82,17 @@ impl Mark {
     }
 }
 
-/// One thing to know, told once for all cases that it holds for.
+/// A finding, reported once for all cases that it applies to.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
-    /// What was found.
+    /// The kind of finding and its details.
     #[serde(flatten)]
     pub what: What,
-    /// The variants that it is about.
+    /// The affected variants.
     pub variants: Vec<String>,
     /// The variants in short: `4.40.2 (eager, sdpa)`.
     pub subject: String,
-    /// The cases that it holds for.
+    /// The cases that it applies to.
     pub cases: Vec<String>,
 }
 
@@ -100,51 +100,51 @@ pub struct Finding {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "finding", rename_all = "snake_case")]
 pub enum What {
-    /// A group that computes something else than group A.
+    /// A group that computes another function than group A.
     Diverges {
         /// The group's letter.
         letter: String,
-        /// Largest relative L2 between its leader and group A's over the cases; `None` where they cannot be compared.
+        /// Largest relative L2 over the cases between its leader and group A's; `None` if they cannot be compared.
         relative_l2: Option<f64>,
         /// Why they cannot be compared.
         incomparable: Option<String>,
-        /// The first module that diverges, or what else the localisation names.
+        /// The first diverging module, or the feature that the localisation reports, such as `torch.compile`.
         place: Option<String>,
         /// The localisation in one sentence.
         localized: Option<String>,
     },
     /// Members of a group whose rounding error is larger than the rule allows.
     RoundsWorse {
-        /// On what that rests, of one pair.
+        /// The evidence, of one pair.
         evidence: String,
     },
-    /// "The same" is not transitive.
+    /// Agreement is not transitive in these variants.
     Chain {
-        /// The pair, and how the verdict on it and the groups disagree.
+        /// The pair, and how its verdict contradicts the groups.
         sentence: String,
     },
-    /// A variant through its KV cache beside its own full-sequence pass.
+    /// A variant with its KV cache diverges from its own full-sequence forward pass.
     Cache {
-        /// On what that rests.
+        /// The evidence.
         evidence: String,
-        /// The first module that diverges.
+        /// The first diverging module.
         place: Option<String>,
     },
     /// Cells that failed.
     Failed {
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// Cells that a runner does not support.
     Unsupported {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
 impl Findings {
-    /// Each cell of the run by its name, with its mark in every case, `None` where the case lacks it. What is a float64
-    /// reference in all of them is left out.
+    /// Each cell of the run by name, with its mark in every case (`None` if the case lacks it). Cells that are
+    /// float64 references in all cases are left out.
     pub fn grid<'a>(&'a self, run: &'a RunView) -> Vec<(&'a Cell, Vec<Option<&'a Mark>>)> {
         let mut rows: Vec<(&Cell, Vec<Option<&Mark>>)> = Vec::new();
         for (at, (case, groups)) in run.cases.iter().zip(&self.cases).enumerate() {
@@ -162,7 +162,7 @@ impl Findings {
     }
 }
 
-/// Groups the variants of every case and collects what is to be told.
+/// Groups the variants of every case and collects the findings.
 pub fn findings(run: &RunView) -> Findings {
     let mut letters = Letters::default();
     let mut found = Findings::default();
@@ -252,18 +252,19 @@ fn group_case(case: &CaseView, letters: &mut Letters) -> CaseGroups {
     CaseGroups { reference, groups, letters, marks }
 }
 
-/// Whether a cell has logits and is a variant of its own.
+/// Whether a cell has logits and is a variant under test.
 fn is_member(case: &CaseView, index: usize) -> bool {
     case.matrix.compared(index, index).is_some() && !is_evidence(case, index)
 }
 
-/// Whether a cell is the float64 reference of others: in a run of float64 alone it is a variant like any.
+/// Whether a cell is a float64 reference for others. In a run of only float64, every cell is a variant under test.
 fn is_evidence(case: &CaseView, index: usize) -> bool {
     case.cells[index].variant.dtype == Dtype::F64
         && case.cells.iter().any(|cell| cell.variant.dtype != Dtype::F64)
 }
 
-/// The baseline where it ran; else the newest transformers in eager mode that ran, else the first variant that did.
+/// The baseline if it ran; else the newest transformers that ran, eager mode preferred; else the first variant that
+/// ran.
 fn reference(case: &CaseView) -> Option<usize> {
     let ran: Vec<usize> = (0..case.cells.len()).filter(|&index| is_member(case, index)).collect();
     let named = ran.iter().find(|&&index| Some(&case.cells[index].name) == case.baseline.as_ref());
@@ -300,7 +301,7 @@ fn divergences(case: &CaseView, found: &CaseGroups, findings: &mut Vec<Finding>)
     }
 }
 
-/// The localisation of a member of group A beside a member of this one.
+/// The localisation of a pair of a member of group A and a member of `group`.
 fn localized<'a>(case: &'a CaseView, first: &Group, group: &Group) -> Option<&'a Localized> {
     let is_in =
         |name: &str, group: &Group| group.members.iter().any(|&member| case.cells[member].name == name);
@@ -310,7 +311,7 @@ fn localized<'a>(case: &'a CaseView, first: &Group, group: &Group) -> Option<&'a
     case.localized.iter().filter(is_of).max_by_key(|found| found.path().is_some())
 }
 
-/// Where a localisation says that two variants diverge first.
+/// The place that a localisation reports: the first diverging module, or `torch.compile` or the attention.
 fn place(found: &Localized) -> Option<String> {
     match &found.finding {
         localized::Finding::Module(divergence) => Some(divergence.path.clone()),
@@ -376,7 +377,7 @@ fn caches(case: &CaseView, findings: &mut Vec<Finding>) {
 fn failures(case: &CaseView, findings: &mut Vec<Finding>) {
     let has_no_logits = |index: usize| case.matrix.compared(index, index).is_none();
     for (index, cell) in case.cells.iter().enumerate() {
-        // A float64 reference that fails as its version's own variants do is no further finding.
+        // A float64 reference that fails like another variant of its version is not a separate finding.
         let is_alike = |other: usize| {
             !is_evidence(case, other) && version(&case.cells[other]) == version(cell) && has_no_logits(other)
         };
@@ -398,7 +399,7 @@ fn failures(case: &CaseView, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Adds what was found in a case: the same finding in another case, or of another variant of this one, becomes one.
+/// Adds a finding of a case; equal findings of other cases or other variants are merged.
 fn add(findings: &mut Vec<Finding>, case: &CaseView, members: &[usize], what: What) {
     let variants: Vec<String> = members.iter().map(|&member| case.cells[member].name.clone()).collect();
     let known = findings.iter_mut().find(|known| match (&known.what, &what) {
@@ -437,7 +438,7 @@ fn add(findings: &mut Vec<Finding>, case: &CaseView, members: &[usize], what: Wh
     }
 }
 
-/// The version that a cell is of, and the run where cells of several are compared: `4.40.2`, `4.40.2@run_2`.
+/// A cell's version, with the run if cells of several runs are compared: `4.40.2`, `4.40.2@run_2`.
 pub fn version(cell: &Cell) -> String {
     let run = cell.name.strip_prefix(&cell.variant.name()).unwrap_or_default();
     format!("{}{run}", cell.variant.version)
@@ -448,7 +449,7 @@ pub fn subject<'a>(cells: impl Iterator<Item = &'a Cell>) -> String {
     let mut versions: Vec<(String, Vec<String>)> = Vec::new();
     for cell in cells {
         let note = cell.variant.note();
-        // Of transformers' eager mode the attention is what tells variants apart.
+        // In transformers' eager mode the attention alone distinguishes variants.
         let note = note.strip_prefix("eager_").map_or(note.clone(), str::to_owned).replace('_', " ");
         let own = version(cell);
         match versions.iter_mut().find(|(known, _)| *known == own) {
@@ -467,7 +468,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn letters_go_on_after_z() {
+    fn letters_continue_with_aa_after_z() {
         assert_eq!([0, 1, 25, 26, 27, 52].map(letter), ["A", "B", "Z", "AA", "AB", "BA"]);
     }
 }

@@ -1,4 +1,4 @@
-//! What a run's gates find: every gate on every pair or cell that it is about.
+//! Evaluates a run's gates on every pair or cell that they apply to.
 
 use compare::matrix::PairOutcome;
 use compare::metric::Value;
@@ -13,7 +13,7 @@ use super::view::{CaseView, RunView, Timed, side_by_side};
 use crate::execute::cell::{self, Cell};
 use crate::spec::gate::{Gate, Metric, rank};
 
-/// What a gate found.
+/// The result of a gate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome {
@@ -21,40 +21,40 @@ pub enum Outcome {
     Passed,
     /// The condition holds.
     Failed {
-        /// The number that it rests on, in words.
+        /// The evidence, with its number.
         evidence: String,
     },
-    /// There is nothing to judge, or too little.
+    /// The run cannot decide the gate.
     Unknown {
         /// What is missing.
         reason: String,
     },
 }
 
-/// What a gate is evaluated on: two variants, the second judged against the first. What there is not
-/// says why, which then is the gate's [`Outcome::Unknown`].
+/// The data that a gate is evaluated on: two variants, the second compared with the first. A missing value holds the
+/// reason, which becomes the gate's [`Outcome::Unknown`].
 #[derive(Clone, Debug)]
 pub struct Numbers<'a> {
-    /// `Err` where the judged variant gave no logits.
+    /// `Err` if the evaluated variant gave no logits.
     pub loads: Result<(), String>,
     /// The verdict on the pair.
     pub verdict: Result<&'a Decision, String>,
     /// The pair's metrics.
     pub pair: Result<&'a PairMetrics, String>,
-    /// Both sides' times.
+    /// Times of both variants.
     pub times: Result<Times<'a>, String>,
-    /// Peak memory in bytes, the baseline's and the judged variant's.
+    /// Peak memory in bytes of the baseline and of the evaluated variant.
     pub peak_bytes: Result<[u64; 2], String>,
 }
 
-/// Times of two variants, a list per round.
+/// Times of two variants, one list per round.
 #[derive(Clone, Copy, Debug)]
 pub struct Times<'a> {
-    /// The baseline's passes in nanoseconds.
+    /// The baseline's forward passes in nanoseconds.
     pub baseline: &'a [Vec<u64>],
-    /// The judged variant's passes in nanoseconds.
+    /// The evaluated variant's forward passes in nanoseconds.
     pub variant: &'a [Vec<u64>],
-    /// Whether round i of one was timed beside round i of the other.
+    /// Whether round i of both sides was timed interleaved.
     pub paired: bool,
 }
 
@@ -72,7 +72,7 @@ impl Default for Numbers<'_> {
     }
 }
 
-/// What the gate says of one variant against another.
+/// Evaluates a gate on one variant against another.
 pub fn evaluate(gate: &Gate, numbers: &Numbers<'_>) -> Outcome {
     match gate.metric() {
         Metric::Loads => match &numbers.loads {
@@ -81,7 +81,7 @@ pub fn evaluate(gate: &Gate, numbers: &Numbers<'_>) -> Outcome {
         },
         Metric::Verdict => match &numbers.verdict {
             Err(reason) | Ok(Decision::NotRun { reason }) => Outcome::Unknown { reason: reason.clone() },
-            // Both have logits, and not about the same thing: that is a finding whatever the limit.
+            // Both have logits, of different inputs or shapes: the gate fails at any limit.
             Ok(Decision::Incomparable { reason }) => Outcome::Failed { evidence: reason.clone() },
             Ok(decision) => at(gate, rank(decision), || format!("the verdict is {}", decision.word())),
         },
@@ -108,7 +108,7 @@ pub fn evaluate(gate: &Gate, numbers: &Numbers<'_>) -> Outcome {
     }
 }
 
-/// Times fail only where the change is above the limit *and* its bootstrap interval leaves out "no change".
+/// A time gate fails only if the change is above the limit *and* its bootstrap interval excludes "no change".
 fn at_times(gate: &Gate, statistic: timing::Statistic, times: &Times<'_>) -> Outcome {
     let Some(change) = timing::change(times.baseline, times.variant, statistic, times.paired) else {
         return Outcome::Unknown { reason: "the two variants were not timed in the same rounds".into() };
@@ -131,38 +131,38 @@ fn percent(change: f64) -> String {
     format!("{:+.1} %", 100.0 * change)
 }
 
-/// A slow-down against a saved baseline that fails a run which names no gates: half of it again is what two
-/// runs of the same variant on a quiet machine may differ by.
+/// Default gate against a saved baseline: its limit is larger than the difference that two runs of the same variant
+/// on a quiet machine may show.
 const SLOW_DOWN: &str = "p50>3%";
-/// What fails a run which names no gates.
+/// Default gate of every run.
 const VERDICT: &str = "verdict>=worse_rounding";
 
-/// What the gates of a run found.
+/// The results of a run's gates.
 #[derive(Clone, Debug, Default)]
 pub struct Judged {
     /// One per gate.
     pub gates: Vec<GateResult>,
-    /// True where the run names its gates; else these are the usual ones.
+    /// Whether the run sets its own gates; otherwise these are the default ones.
     pub is_named: bool,
-    /// The comparison with a saved baseline, where one was asked for.
+    /// The comparison with a saved baseline, if requested.
     pub against: Option<Against>,
 }
 
-/// What one gate found.
+/// The results of one gate.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GateResult {
-    /// The gate as it was written.
+    /// The gate's text.
     pub gate: String,
-    /// One per pair or cell that it is about.
+    /// One per pair or cell that it applies to.
     pub findings: Vec<Finding>,
 }
 
-/// What one gate found on one pair or cell.
+/// The result of one gate on one pair or cell.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
-    /// Which: `llama-128: a / b`.
+    /// The pair or cell: `llama-128: a / b`.
     pub subject: String,
-    /// What.
+    /// The result.
     #[serde(flatten)]
     pub outcome: Outcome,
 }
@@ -174,7 +174,7 @@ impl Judged {
     }
 }
 
-/// What the process should tell its caller; a gate that failed counts more than a cell that is missing.
+/// The exit code of a run; a failed gate has precedence over a failed cell.
 pub fn exit_code(run: &RunView, judged: &Judged) -> ExitCode {
     if judged.has_failed() {
         ExitCode::Diverged
@@ -194,7 +194,7 @@ impl GateResult {
         })
     }
 
-    /// The subjects of which nothing can be said, with the reason.
+    /// The subjects that are unknown, with the reason.
     pub fn unknown(&self) -> impl Iterator<Item = (&str, &str)> {
         self.findings.iter().filter_map(|finding| match &finding.outcome {
             Outcome::Unknown { reason } => Some((finding.subject.as_str(), reason.as_str())),
@@ -213,7 +213,7 @@ impl GateResult {
         }
     }
 
-    /// `2 of 6 failed: llama-128: a / b: l2 is 3.0e-1; …`; at most `most` subjects are named.
+    /// `2 of 6 failed: llama-128: a / b: l2 is 3.0e-1; …`, with at most `most` subjects.
     pub fn text(&self, most: usize) -> String {
         let all = self.findings.len();
         let named = |word: &str, found: Vec<(&str, &str)>| {
@@ -231,8 +231,9 @@ impl GateResult {
     }
 }
 
-/// Evaluates `gates`, or the usual ones where there are none. Without a baseline a gate is on the run's own
-/// pairs, its times and memory on each variant against the run's anchor; with one it is on what changed since.
+/// Evaluates `gates`, or the default ones if empty. Without a baseline, gates apply to the run's own pairs, and time
+/// and memory gates to each variant against the run's baseline variant. With a baseline, they apply to the changes
+/// since it.
 pub fn judge(run: &RunView, gates: &[Gate], against: Option<Against>) -> Judged {
     let is_named = !gates.is_empty();
     let usual: Vec<Gate> = [Some(VERDICT), against.is_some().then_some(SLOW_DOWN)]
@@ -244,7 +245,7 @@ pub fn judge(run: &RunView, gates: &[Gate], against: Option<Against>) -> Judged 
     let result = |gate: &Gate| GateResult {
         gate: gate.text().to_owned(),
         findings: match &against {
-            // Whether a variant loads is said of the run alone.
+            // `loads` applies to the run alone, even with a baseline.
             Some(against) if !gate.is_loads() => against.rows.iter().map(|row| of_row(gate, row)).collect(),
             _ => run.cases.iter().flat_map(|case| of_case(gate, case)).collect(),
         },
@@ -289,7 +290,7 @@ fn of_case(gate: &Gate, case: &CaseView) -> Vec<Finding> {
     }
     let anchor = case.cells.iter().find(|cell| Some(&cell.name) == case.baseline.as_ref());
     let judged = case.cells.iter().filter(|cell| Some(&cell.name) != case.baseline.as_ref());
-    // An oracle is there for its numbers alone.
+    // Oracles are not timed, and so have no time gate.
     let timed = judged.filter(
         |cell| !matches!(&cell.outcome, cell::Outcome::Completed(known) if known.rounds_ns.is_empty()),
     );

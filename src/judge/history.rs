@@ -1,8 +1,8 @@
-//! The history of a results folder, `history.sqlite`: its baselines, and what each run's times were.
+//! The history of a results folder, `history.sqlite`: its baselines and the times of its runs.
 //!
-//! One file, no server. Several tfcheck processes may write it at once: every change is one immediate
-//! transaction, and who finds the file locked waits. A file of a newer tfcheck, of another program, or one
-//! that is damaged is refused by name, never repaired or overwritten.
+//! Several tfcheck processes may write it at once: every change is one immediate transaction, and a process waits
+//! while the file is locked. A file of a newer tfcheck or of another program, and a damaged file, is refused with an
+//! error, never repaired or overwritten.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use compare::timing::summarize;
 pub const FILE_NAME: &str = "history.sqlite";
 /// Version of the tables, in the file's `user_version`; a reader refuses a newer one.
 pub const SCHEMA_VERSION: i64 = 1;
-/// `tfck`, in the file's `application_id`: what tells it from any other SQLite file.
+/// `tfck`, in the file's `application_id`: distinguishes it from other SQLite files.
 const APPLICATION: i64 = 0x7466_636b;
 /// How long one process waits for another's transaction.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -51,7 +51,7 @@ const TABLES: &str = "
     CREATE INDEX cells_by_variant ON cells (fingerprint, threads, checkpoint_digest, inputs_digest, variant, stamp);
 ";
 
-/// Came later; an older tfcheck does not look for it, so that the version stays.
+/// Added after version 1; an older tfcheck ignores this table, so the version is unchanged.
 const YARDSTICK: &str = "
     CREATE TABLE IF NOT EXISTS yardstick (
         run TEXT PRIMARY KEY,
@@ -61,13 +61,14 @@ const YARDSTICK: &str = "
         best_ns INTEGER NOT NULL
     ) STRICT;
 ";
-/// Runs that say what a machine is at its best: a machine that has become slower is known to be so after as many.
+/// Number of newest runs that give a machine's best calibration time: a machine that has become slower is recognised
+/// after as many runs.
 const YARDSTICK_RUNS: i64 = 20;
 
 /// Why the history cannot be used.
 #[derive(Debug, Error, Diagnostic)]
 pub enum HistoryError {
-    /// The file is no database.
+    /// The file is not a tfcheck database.
     #[error("{} is damaged or not a tfcheck history: {reason}", path.display())]
     #[diagnostic(help(
         "move it away, and tfcheck creates a new one; the baselines' files are in `baselines` next to it"
@@ -75,10 +76,10 @@ pub enum HistoryError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What SQLite said.
+        /// SQLite's error.
         reason: String,
     },
-    /// A newer tfcheck wrote it.
+    /// A newer tfcheck wrote the file.
     #[error("{} has schema version {found}, this tfcheck reads up to {SCHEMA_VERSION}", path.display())]
     #[diagnostic(help("use the tfcheck that wrote it, or a newer one"))]
     Newer {
@@ -87,7 +88,7 @@ pub enum HistoryError {
         /// Its version.
         found: i64,
     },
-    /// It cannot be read or written.
+    /// The file cannot be read or written.
     #[error("cannot use {}: {reason}", path.display())]
     #[diagnostic(help(
         "check the folder's owner, mode and free space, and whether another tfcheck holds the file"
@@ -95,12 +96,12 @@ pub enum HistoryError {
     Unusable {
         /// The file.
         path: PathBuf,
-        /// What SQLite said.
+        /// SQLite's error.
         reason: String,
     },
 }
 
-/// A baseline as the history knows it.
+/// A baseline's row in the history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     /// Its name.
@@ -127,7 +128,7 @@ pub struct History {
 }
 
 impl History {
-    /// Opens the history of a results folder, which is made if need be.
+    /// Opens the history of a results folder, and creates it if it does not exist.
     ///
     /// # Errors
     /// When the file is damaged, newer than this tfcheck, or cannot be used.
@@ -145,7 +146,7 @@ impl History {
         Ok(history)
     }
 
-    /// Makes the tables of a new file; refuses what is not ours.
+    /// Creates the tables of a new file; refuses a file of another program.
     fn prepare(&mut self) -> Result<(), HistoryError> {
         self.connection.busy_timeout(PATIENCE).map_err(|error| self.error(&error))?;
         let path = self.path.clone();
@@ -180,7 +181,8 @@ impl History {
         }
     }
 
-    /// Keeps what a run's cells came to; a run that is recorded again, after a resumption, replaces itself.
+    /// Records the outcomes of a run's cells. A run that is recorded again after `--resume` replaces its earlier
+    /// record.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -232,7 +234,8 @@ impl History {
         begun.commit().map_err(named)
     }
 
-    /// The best reading of the yardstick in the newest runs on one machine, in nanoseconds.
+    /// The shortest time of the calibration loop in the newest `YARDSTICK_RUNS` runs on one machine, in
+    /// nanoseconds.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -245,7 +248,7 @@ impl History {
         Ok(best.and_then(|best| u64::try_from(best).ok()))
     }
 
-    /// Medians in milliseconds of a cell in the newest runs but `run`, on one machine; at most `most`.
+    /// Medians in milliseconds of a cell in the at most `most` newest runs on one machine, without `run`.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -279,7 +282,7 @@ impl History {
         read().map_err(|error| self.error(&error))
     }
 
-    /// All baselines in the order of their names.
+    /// All baselines, in the order of their names.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -291,7 +294,7 @@ impl History {
         read().map_err(|error| self.error(&error))
     }
 
-    /// One baseline.
+    /// The baseline `name`, if it exists.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -300,7 +303,7 @@ impl History {
         found.map_err(|error| self.error(&error))
     }
 
-    /// Puts a baseline in place of any of its name, which is given back.
+    /// Inserts a baseline; replaces and returns one of the same name.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -329,7 +332,7 @@ impl History {
         Ok(before)
     }
 
-    /// Takes a baseline out; gives it back, or nothing where there is none of that name.
+    /// Deletes a baseline and returns it; `None` if there is none of that name.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -364,7 +367,7 @@ fn known(row: &rusqlite::Row<'_>) -> rusqlite::Result<Known> {
     })
 }
 
-/// What of a variant says that two runs ran the same: its name with everything in it.
+/// The key of a variant across runs: its fully qualified name.
 fn variant_key(cell: &Cell) -> String {
     crate::spec::variant::Variant { qualified: true, ..cell.variant.clone() }.name()
 }

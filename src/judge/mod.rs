@@ -1,4 +1,4 @@
-//! What the results mean: views of a run, gates, baselines, history.
+//! Interpretation of results: views of a run, gates, baselines, history.
 
 pub mod against;
 pub mod assess;

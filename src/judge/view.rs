@@ -1,4 +1,4 @@
-//! A run as reports see it: its cells, their numbers and the verdicts on their pairs.
+//! The view of a run that reports render: its cells, their numbers and the verdicts on their pairs.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -15,18 +15,18 @@ use crate::results::Axes;
 use crate::results::localized::Localized;
 use compare::units::count;
 
-/// A whole run, as reports see it.
+/// The view of a whole run.
 #[derive(Clone, Debug)]
 pub struct RunView {
     /// The run folder's name.
     pub id: String,
-    /// What a reader must know of the machine, in order: `("CPU", "AMD EPYC, 2 cores")`.
+    /// Properties of the machine, in order: `("CPU", "AMD EPYC, 2 cores")`.
     pub environment: Vec<(String, String)>,
     /// The run's cases.
     pub cases: Vec<CaseView>,
-    /// What each transformers version's environment has, package to version, in the order of the plan.
+    /// Packages of each transformers version's environment (package to version), in the order of the plan.
     pub packages: Vec<(String, BTreeMap<String, String>)>,
-    /// What holds for the whole run.
+    /// Notes on the whole run.
     pub notes: Vec<String>,
 }
 
@@ -35,25 +35,25 @@ pub struct RunView {
 pub struct CaseView {
     /// The case's name.
     pub name: String,
-    /// Which checkpoint.
+    /// The checkpoint.
     pub checkpoint: String,
-    /// Which inputs: `2 × 128 tokens, 3 padded`.
+    /// The inputs: `2 × 128 tokens, 3 padded`.
     pub inputs: String,
-    /// Where the case stands in a sweep.
+    /// The case's values on the axes of a sweep.
     pub axes: Option<Axes>,
     /// All cells, in order of the matrix's rows.
     pub cells: Vec<Cell>,
     /// The variant that speed-ups are relative to.
     pub baseline: Option<String>,
-    /// All pairs; a row per cell.
+    /// The metrics of all pairs; one row per cell.
     pub matrix: Matrix,
     /// One verdict per pair.
     pub verdicts: Vec<Verdict>,
-    /// Errors against float64 results.
+    /// Errors against the float64 reference.
     pub accuracies: Vec<Accuracy>,
-    /// Probabilities of named tokens.
+    /// Probabilities of the tokens that the config lists.
     pub choices: Option<ChoicesView>,
-    /// Where pairs that diverged depart first.
+    /// Localisations of the first divergence of pairs.
     pub localized: Vec<Localized>,
     /// The cells' times, once a report has asked for them.
     pub times: Times,
@@ -69,43 +69,43 @@ type Timing = (Option<Summary>, Option<SpeedUp>);
 /// Softmax probabilities of named tokens at the last real position.
 #[derive(Clone, Debug)]
 pub struct ChoicesView {
-    /// The tokens as the user named them.
+    /// The tokens as the config writes them.
     pub tokens: Vec<String>,
-    /// A row per variant and row of the batch.
+    /// One row per variant and sequence of the batch.
     pub rows: Vec<ChoiceRow>,
 }
 
-/// One variant's probabilities in one row of the batch.
+/// One variant's probabilities for one sequence of the batch.
 #[derive(Clone, Debug)]
 pub struct ChoiceRow {
     /// The variant's name.
     pub variant: String,
-    /// Row of the batch.
+    /// Index of the sequence in the batch.
     pub row: usize,
-    /// One per token of [`ChoicesView::tokens`]; `None` where it is undefined.
+    /// One per token of [`ChoicesView::tokens`]; `None` if undefined.
     pub probabilities: Vec<Option<f64>>,
 }
 
-/// How a run ended, for the exit code.
+/// Counts of verdicts and outcomes, for the exit code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Pairs of identical values.
+    /// Pairs with identical values.
     pub identical: usize,
     /// Pairs that differ by rounding.
     pub same_mathematics: usize,
-    /// Pairs of which one rounds worse than the rule allows.
+    /// Pairs in which one variant's rounding error is larger than the rule allows.
     pub worse_rounding: usize,
-    /// Pairs that compute different things.
+    /// Pairs that compute different functions.
     pub diverged: usize,
     /// Pairs that cannot be compared.
     pub incomparable: usize,
-    /// Pairs that lack a side.
+    /// Pairs in which a variant has no logits.
     pub not_run: usize,
     /// Cells that failed.
     pub failed: usize,
     /// Cells that a runner does not support.
     pub unsupported: usize,
-    /// Cells that were not begun before the run ended.
+    /// Cells that had not started when the run ended.
     pub not_started: usize,
 }
 
@@ -169,22 +169,22 @@ pub(crate) struct Performance<'a> {
 }
 
 impl CaseView {
-    /// How far the variant of a row is from itself, where it was asked.
+    /// The noise of a row's variant: the difference between its repetitions; `None` if not measured.
     pub(crate) fn noise(&self, row: usize) -> Option<&Noise> {
         match &self.cells.get(row)?.outcome {
-            // A cell of which no repetition succeeded says nothing about itself.
+            // A cell without a successful repetition has no noise estimate.
             Outcome::Completed(completed) => completed.noise.as_ref().filter(|noise| noise.l2().is_some()),
             _ => None,
         }
     }
 
-    /// L2 of a pair in units of the noise of its sides; `None` where that is 0 or not known.
+    /// L2 of a pair in multiples of its sides' noise; `None` if the noise is 0 or unknown.
     pub(crate) fn multiple(&self, a: usize, b: usize) -> Option<f64> {
         let pair = self.matrix.compared(a, b).filter(|_| a != b)?;
         repeat::multiple(pair.l2, self.noise(a), self.noise(b))
     }
 
-    /// What a matrix of L2 shows where a variant meets itself: `bitwise`, or the L2 between its repetitions.
+    /// The diagonal entry of an L2 matrix: `bitwise`, or the L2 between the variant's repetitions.
     pub(crate) fn diagonal(&self, row: usize) -> Option<String> {
         let noise = self.noise(row)?;
         Some(match noise.l2() {
@@ -193,7 +193,7 @@ impl CaseView {
         })
     }
 
-    /// In one sentence what the repetitions showed; `None` where there were none.
+    /// The result of the repetitions in one sentence; `None` without repetitions.
     pub(crate) fn noise_said(&self) -> Option<String> {
         let known: Vec<&Noise> = (0..self.cells.len()).filter_map(|row| self.noise(row)).collect();
         if known.is_empty() {
@@ -223,12 +223,12 @@ impl CaseView {
         })
     }
 
-    /// Numbers of one cell, or in one line why there are none.
+    /// Numbers of one cell, or the reason in one line why there are none.
     pub(crate) fn performance<'a>(&self, cell: &'a Cell) -> Result<Performance<'a>, String> {
         self.timed(Timed::Prefill, cell)
     }
 
-    /// The cells that decoded tokens, with their times of one token.
+    /// The cells that decoded tokens, with their times per token.
     pub(crate) fn decoding(&self) -> Vec<(&Cell, Performance<'_>)> {
         let timed = |cell| Some((cell, self.timed(Timed::Decode, cell).ok()?));
         self.cells.iter().filter_map(timed).filter(|(_, performance)| performance.timing.is_some()).collect()
@@ -264,12 +264,12 @@ impl CaseView {
     }
 }
 
-/// What is timed in a round.
+/// The operation that is timed in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timed {
-    /// Passes over all inputs.
+    /// Forward passes over all inputs.
     Prefill,
-    /// One token after the inputs.
+    /// One decoded token after the inputs.
     Decode,
 }
 
@@ -285,7 +285,7 @@ impl Timed {
     }
 }
 
-/// The rounds in which both were timed: only those may make a ratio.
+/// The rounds in which both cells were timed; only those may form a ratio.
 pub(crate) fn side_by_side(what: Timed, a: &Completed, b: &Completed) -> (Vec<Vec<u64>>, Vec<Vec<u64>>) {
     let round = |of: &Completed, number: &u32| {
         let index = of.round_numbers.iter().position(|known| known == number)?;

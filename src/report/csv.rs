@@ -5,13 +5,13 @@ use compare::matrix::PairOutcome;
 use compare::metric::{Format, METRICS, Value};
 use compare::metrics::PairMetrics;
 
-/// Pairs as comma-separated values (RFC 4180); numbers with all their digits, an empty field where there is none.
+/// Pairs as comma-separated values (RFC 4180); numbers with all their digits, an empty field for a missing number.
 #[derive(Clone, Copy, Debug)]
 pub struct Csv;
 
-/// What is ahead of the metrics.
+/// Columns before the metrics.
 const PAIR: &str = "case,a,b,status,verdict,reason,positions,last_positions_only";
-/// What follows them.
+/// Columns after the metrics.
 const NOISE: &str = "noise_a,noise_b,noise_multiple";
 
 /// All columns: the pair, its metrics, its noise.
@@ -26,7 +26,7 @@ fn header() -> Vec<String> {
     fixed(PAIR).chain(metrics).chain(fixed(NOISE)).collect()
 }
 
-/// The fields of all metrics of a pair; empty where one was not measured.
+/// The fields of all metrics of a pair; empty for a metric that was not measured.
 fn metrics(pair: &PairMetrics) -> impl Iterator<Item = String> {
     METRICS.iter().flat_map(|metric| {
         let keys = metric.csv.of(metric).into_iter();

@@ -1,9 +1,9 @@
-//! What people read of a run, whatever the format: sections of paragraphs, lists and tables.
+//! The format-independent document of a run: sections of paragraphs, lists and tables.
 //!
-//! Sections build it, `markdown`, `html` and `terminal` render it. What one format does beyond the others (colours of a
-//! heat map, bars, columns that a narrow terminal leaves out) are hints on cells, rows and columns.
+//! `sections` builds it; `markdown`, `html` and `terminal` render it. Features of one format (heat-map colours, bars,
+//! columns that a narrow terminal drops) are hints on cells, rows and columns.
 
-/// For which format a section is built.
+/// The format that a section is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Medium {
     /// `summary.md`.
@@ -12,14 +12,14 @@ pub(crate) enum Medium {
     Page,
     /// A few lines on a terminal.
     Terminal,
-    /// GitHub's step summary: what decides.
+    /// GitHub's step summary, which holds the sections that decide the result.
     Step,
 }
 
 /// A section.
 #[derive(Debug, Default)]
 pub(crate) struct Content {
-    /// Its heading; without one it follows what is above.
+    /// Its heading; `None` continues the section above.
     pub(crate) title: Option<String>,
     pub(crate) blocks: Vec<Block>,
 }
@@ -42,18 +42,18 @@ pub(crate) enum Block {
     Text(Vec<Span>),
     List(Vec<Item>),
     Table(Table),
-    /// The same table in several sizes, of which a terminal shows the first that fits, or else the last.
+    /// The same table in several sizes; a terminal shows the first that fits, or else the last.
     Fitting(Vec<Table>),
     /// Findings, each with its explanation.
     Entries(Vec<Entry>),
-    /// What a program wrote, such as a log; the summary shows its end.
+    /// Program output, such as a log; the summary shows its last lines.
     Verbatim {
         title: String,
         text: String,
     },
     /// An empty line on a terminal.
     Gap,
-    /// An empty line on a terminal where there is none yet.
+    /// An empty line on a terminal unless the previous line is empty.
     Apart,
 }
 
@@ -77,7 +77,7 @@ pub(crate) enum Span {
     Toned(String, Tone),
 }
 
-/// What a word or a cell means.
+/// The meaning of a word or a cell, which selects its colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tone {
     Good,
@@ -99,9 +99,9 @@ pub(crate) struct Item {
 /// A finding.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// A line each.
+    /// One line per head.
     pub(crate) heads: Vec<Vec<Span>>,
-    /// Whether a head that is too long for a terminal goes on below; else it is cut.
+    /// Whether a head that is wider than the terminal wraps; otherwise it is truncated.
     pub(crate) wraps: bool,
     /// The explanation.
     pub(crate) text: String,
@@ -111,9 +111,9 @@ pub(crate) struct Entry {
 pub(crate) struct Table {
     pub(crate) columns: Vec<Column>,
     pub(crate) rows: Vec<Row>,
-    /// Rows and columns are the same names, which a page and a terminal number.
+    /// Whether rows and columns have the same names; HTML and terminal then number the columns.
     pub(crate) is_square: bool,
-    /// What a page folds the table under.
+    /// Summary line under which HTML folds the table.
     pub(crate) folded: Option<&'static str>,
 }
 
@@ -133,7 +133,7 @@ impl Table {
 #[derive(Clone, Debug)]
 pub(crate) struct Column {
     pub(crate) title: String,
-    /// The lower, the sooner a narrow terminal leaves the column out.
+    /// Priority: a narrow terminal drops the columns with the lowest values first; `None` is never dropped.
     pub(crate) need: Option<u8>,
 }
 
@@ -149,11 +149,11 @@ impl From<String> for Column {
     }
 }
 
-/// A row; one that is too short ends in a reason instead of numbers.
+/// A row; a row with fewer cells than columns ends in a reason instead of numbers.
 #[derive(Debug, Default)]
 pub(crate) struct Row {
     pub(crate) cells: Vec<Cell>,
-    /// What a page folds the row under: `agreeing pairs`.
+    /// Summary line under which HTML folds the row, for example `agreeing pairs`.
     pub(crate) folded: Option<&'static str>,
 }
 
@@ -167,13 +167,13 @@ impl<C: Into<Cell>> FromIterator<C> for Row {
 pub(crate) struct Cell {
     pub(crate) text: String,
     pub(crate) tone: Option<Tone>,
-    /// A share from 0 to 1, which a page shows as the depth of a colour.
+    /// A share from 0 to 1, which HTML shows as colour intensity.
     pub(crate) heat: Option<f64>,
-    /// What a page shows where the pointer rests.
+    /// Tooltip in HTML.
     pub(crate) hover: String,
-    /// What a page draws ahead of the number.
+    /// Bar that HTML draws before the number.
     pub(crate) bar: Option<Bar>,
-    /// Whether it says why there is no number.
+    /// Whether the text is the reason for a missing number.
     pub(crate) is_absent: bool,
 }
 

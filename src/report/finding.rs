@@ -3,10 +3,10 @@
 use crate::judge::findings::{Finding, What};
 use crate::judge::view::RunView;
 
-/// Names of cases that a finding lists.
+/// Maximum number of case names that a finding lists.
 const MOST_NAMES: usize = 3;
 
-/// A finding in one sentence, with the cases that it holds for.
+/// A finding in one sentence, with the cases that it applies to.
 pub(super) fn sentence(finding: &Finding, run: &RunView) -> String {
     let subject = &finding.subject;
     let cases = cases(finding, run);
@@ -39,7 +39,7 @@ pub(super) fn sentence(finding: &Finding, run: &RunView) -> String {
     }
 }
 
-/// ` in mistral_sw, 2 of 7 cases`; nothing where the run has one case.
+/// ` in mistral_sw, 2 of 7 cases`; empty for a run of one case.
 fn cases(finding: &Finding, run: &RunView) -> String {
     let all = run.cases.len();
     let of = finding.cases.len();

@@ -1,4 +1,4 @@
-//! What a run tells GitHub Actions: a step summary, and an annotation for each gate that failed.
+//! Output for GitHub Actions: a step summary, and an annotation for each gate that failed.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -11,7 +11,7 @@ use crate::execute::progress::Progress;
 use crate::judge::gates::Judged;
 use crate::judge::view::RunView;
 
-/// Subjects that an annotation names; GitHub shows a few lines of it.
+/// Maximum number of subjects in an annotation; GitHub shows only a few lines of it.
 const NAMED: usize = 3;
 
 /// Appends to the file that `GITHUB_STEP_SUMMARY` names, and annotates where `GITHUB_ACTIONS` is `true`.
@@ -50,8 +50,7 @@ pub fn step_summary(source: &Source<'_>) -> String {
     text
 }
 
-/// Workflow commands: `::error` for a gate that failed or a cell that did, `::warning` for a gate of which
-/// nothing can be said.
+/// Workflow commands: `::error` for a failed gate or cell, `::warning` for a gate that is unknown.
 pub fn annotations(run: &RunView, judged: &Judged) -> String {
     let mut text = String::new();
     let mut say = |level: &str, title: &str, message: &str| {
@@ -78,12 +77,12 @@ pub fn annotations(run: &RunView, judged: &Judged) -> String {
     text
 }
 
-/// As GitHub's toolkit escapes a message (`@actions/core`, command.ts, `escapeData`).
+/// Escapes a message as GitHub's toolkit does (`@actions/core`, command.ts, `escapeData`).
 fn data(text: &str) -> String {
     text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
-/// As it escapes a property.
+/// Escapes a property as GitHub's toolkit does (`escapeProperty`).
 fn property(text: &str) -> String {
     data(text).replace(':', "%3A").replace(',', "%2C")
 }

@@ -17,7 +17,7 @@ use compare::metric::{self, METRICS};
 use compare::metrics::{PairMetrics, PositionIndex, PositionMetrics, Side};
 use compare::timing::Summary;
 
-/// About 2 MB of curves.
+/// Maximum number of curve points in the file, about 2 MB.
 const MAX_CURVE_POINTS: usize = 50_000;
 
 /// The summary as JSON.
@@ -93,7 +93,8 @@ fn against(against: &Against) -> Value {
     })
 }
 
-/// The variants that compute the same, by letter; `not_transitive` lists the pairs that the partition tells wrongly.
+/// The variants that compute the same function, by letter; `not_transitive` lists the pairs for which the grouping is
+/// wrong, because agreement is not transitive.
 fn groups(case: &CaseView, found: &CaseGroups) -> Value {
     let name = |index: usize| &case.cells[index].name;
     let rounds_worse = |&member: &usize| found.marks[member].rounds_worse();
@@ -195,7 +196,7 @@ fn timing(timing: &Summary) -> Value {
     })
 }
 
-/// `null` where the cell decoded nothing.
+/// Decoding times of a cell; `null` if it decoded nothing.
 fn timed_decoding(case: &CaseView, cell: &Cell) -> Value {
     let decoded = case.decoding();
     let found = decoded.iter().find(|(other, _)| other.name == cell.name);
@@ -245,7 +246,7 @@ fn metrics(pair: &PairMetrics, matrix: &Matrix) -> Value {
     Value::Object(found)
 }
 
-/// Puts a metric at its place, `/` between the names of nested objects; `null` for an object of which nothing was measured.
+/// Inserts a metric; `/` in its key separates nested objects. An object without any measured metric is `null`.
 fn insert(object: &mut Map<String, Value>, key: &str, value: Option<metric::Value>) {
     let Some((outer, inner)) = key.split_once('/') else {
         object.insert(key.into(), value.map_or(Value::Null, of_metric));
@@ -277,7 +278,7 @@ fn of_metric(value: metric::Value) -> Value {
     }
 }
 
-/// Why the curves over positions are `null`, where they are.
+/// The reason why per-position curves are `null`; `None` if they are written.
 fn curves_left_out(matrix: &Matrix) -> Option<String> {
     let points = matrix.positions.len() * matrix.len() * matrix.len();
     (points > MAX_CURVE_POINTS).then(|| {
@@ -325,7 +326,7 @@ fn preflight(run: &RunView) -> Value {
     })
 }
 
-/// Curves over the positions, in the case's order; `null` where all pairs' curves would swamp the file.
+/// Per-position curves, in the case's order; `null` if the case's pairs exceed [`MAX_CURVE_POINTS`].
 fn per_position(pair: &PairMetrics, matrix: &Matrix) -> Value {
     if curves_left_out(matrix).is_some() {
         return Value::Null;

@@ -7,7 +7,8 @@ use crate::execute::cell::Outcome;
 use crate::judge::gates::GateResult;
 use compare::verdict::Decision;
 
-/// Gates that failed are failures, failed cells errors, diverged and incomparable pairs failures; what did not run is skipped.
+/// A failed gate and a diverged or incomparable pair are failures, a failed cell is an error, and whatever did not
+/// run is skipped.
 #[derive(Clone, Copy, Debug)]
 pub struct Junit;
 
@@ -67,7 +68,7 @@ impl Report for Junit {
     }
 }
 
-/// A test per gate. One of which nothing can be said is skipped, as it fails no run.
+/// One test per gate. An unknown gate is skipped, because it does not fail the run.
 fn gates(gates: &[GateResult]) -> TestSuite {
     let mut suite = TestSuite::new("gates");
     for gate in gates {

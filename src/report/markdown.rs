@@ -6,7 +6,7 @@ use super::document::{Block, Content, Entry, Item, Medium, Row, Span, Table};
 use super::sections::{Part, document};
 use super::{Report, Source};
 
-/// The summary for people.
+/// The summary for human readers.
 #[derive(Clone, Copy, Debug)]
 pub struct Markdown;
 
@@ -36,7 +36,7 @@ impl Report for Markdown {
     }
 }
 
-/// A section below a heading of that level; an empty line ahead of each block.
+/// Renders a section under a heading of `level`, with an empty line before each block.
 pub(super) fn section(text: &mut String, level: &str, content: &Content) {
     if let Some(title) = &content.title {
         paragraph(text, &format!("{level} {title}"));
@@ -70,7 +70,7 @@ pub(super) fn section(text: &mut String, level: &str, content: &Content) {
             Block::Verbatim { text: log, .. } => {
                 let lines: Vec<&str> = log.lines().collect();
                 let tail = &lines[lines.len().saturating_sub(LOG_LINES)..];
-                // A fence longer than any in the log cannot be closed by it.
+                // The fence is longer than any fence in the log, so the log cannot close it.
                 paragraph(text, &format!("`````text\n{}\n`````", tail.join("\n")));
             }
             Block::Gap | Block::Apart => {}

@@ -1,4 +1,4 @@
-//! Writes what a run found: one [`RunView`] in, one format per file out.
+//! Writes the reports of a run: each format renders one [`RunView`] into one file.
 
 pub mod changes;
 pub mod csv;
@@ -35,7 +35,7 @@ use crate::judge::{against, assess};
 use crate::results::{Manifest, RunFolder};
 use terminal::Terminal;
 
-/// A format.
+/// A report format.
 pub trait Report {
     /// The file's name in the run folder.
     fn file_name(&self) -> &'static str;
@@ -61,10 +61,10 @@ pub fn all() -> [&'static dyn Report; 5] {
     [&markdown::Markdown, &json::Json, &html::Html, &csv::Csv, &junit::Junit]
 }
 
-/// Compares the cells of each case, writes every report into the run and shows the terminal's.
+/// Compares the cells of each case, writes every report into the run folder and prints the terminal report.
 ///
 /// # Errors
-/// When logits cannot be read or a report cannot be written; the terminal's is shown all the same.
+/// When logits cannot be read or a report cannot be written; the terminal report is still printed if a file report fails.
 pub fn write(
     folder: &RunFolder,
     manifest: &Manifest,
@@ -75,10 +75,10 @@ pub fn write(
     publish(folder, manifest, &assess::view(folder, manifest, cells, tolerances)?, tolerances, progress)
 }
 
-/// Judges a view by the run's gates, writes every report into the run and shows the terminal's.
+/// Evaluates the run's gates on a view, writes every report into the run folder and prints the terminal report.
 ///
 /// # Errors
-/// When a report cannot be written; the terminal's is shown all the same.
+/// When a report cannot be written; the terminal report is still printed.
 pub fn publish(
     folder: &RunFolder,
     manifest: &Manifest,
@@ -127,7 +127,7 @@ pub fn show(source: &Source<'_>, progress: &Progress) {
     github::publish(source, progress);
 }
 
-/// An entry of a matrix of numbers, or a word that says why there is none.
+/// An entry of a matrix of numbers, or a word that gives the reason for a missing number.
 pub(crate) fn entry(
     matrix: &Matrix,
     row: usize,

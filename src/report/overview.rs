@@ -1,6 +1,6 @@
-//! What a run says on one screen: a grid of variants × cases, then each finding once, then failures, then speed.
+//! The one-screen overview of a run: a grid of variants × cases, then each finding once, then failures, then speed.
 //!
-//! At most [`MOST_LINES`] lines whatever the run's size; the report has everything.
+//! At most [`MOST_LINES`] lines for any run size; the report files hold everything.
 
 use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 
@@ -15,17 +15,17 @@ use crate::judge::findings::{CaseGroups, Finding, Findings, Mark, What, subject,
 use crate::judge::gates::Judged;
 use crate::judge::view::RunView;
 
-/// Lines of the whole overview.
+/// Maximum number of lines of the whole overview.
 pub const MOST_LINES: usize = 40;
-/// Lines of the grid's variants.
+/// Maximum number of variant lines in the grid.
 const MOST_ROWS: usize = 14;
-/// Lines of one finding.
+/// Maximum number of lines per finding.
 const MOST_OF_A_FINDING: usize = 3;
-/// Lines of speed.
+/// Maximum number of lines on speed.
 const MOST_OF_SPEED: usize = 4;
-/// Changes since a baseline, and gates, that are shown.
+/// Maximum number of changes since a baseline, and of gates.
 const MOST_CHANGES: usize = 4;
-/// Columns of a case's name in the grid.
+/// Maximum width of a case's name in the grid, in terminal columns.
 const WIDEST_CASE: usize = 14;
 
 /// The overview as lines of at most `width` columns.
@@ -44,7 +44,7 @@ pub fn render(source: &Source<'_>, width: usize, color: bool) -> String {
     page.lines.join("\n")
 }
 
-/// Lines under way.
+/// The overview under construction.
 struct Page {
     width: usize,
     color: bool,
@@ -56,7 +56,7 @@ impl Page {
         style.clone().force_styling(self.color).apply_to(text).to_string()
     }
 
-    /// Adds a text in lines of the page's width, at most `most` of them.
+    /// Adds `text`, wrapped to the page's width and cut after `most` lines.
     fn wrapped(&mut self, text: &str, indent: &str, most: usize, style: Option<&Style>) {
         let mut parts = wrap(text, self.width.saturating_sub(indent.len()));
         if parts.len() > most {
@@ -76,7 +76,7 @@ impl Page {
         }
     }
 
-    /// A row per variant, equal rows of one version as one; a column per case.
+    /// One row per variant and one column per case; variants of one version with equal rows share a row.
     fn grid(&mut self, run: &RunView, found: &Findings) {
         let mut rows = rows(run, found);
         let labels: Vec<String> = rows.iter().map(|row| row.label.clone()).collect();
@@ -89,7 +89,7 @@ impl Page {
         let is_named = columns.len() * (column_width + 2) <= room;
         let column_width = if is_named { column_width } else { 3 };
         let shown = columns.len().min(room / (column_width + 1 + usize::from(is_named)));
-        // Cases in which variants differ come first where not all fit.
+        // If not all cases fit, cases in which variants differ come first.
         if shown < columns.len() {
             columns.sort_by_key(|&case| is_plain(&found.cases[case]));
             columns.truncate(shown);
@@ -159,9 +159,9 @@ impl Page {
         self.lines.push(String::new());
     }
 
-    /// Gates that the run names, and what changed since a baseline.
+    /// Gates that the run sets, and changes since a baseline.
     fn gates(&mut self, judged: &Judged) {
-        // The usual gates alone repeat the verdicts.
+        // The default gates only repeat the verdicts.
         if !judged.is_named && judged.against.is_none() {
             return;
         }
@@ -209,7 +209,7 @@ impl Page {
         self.wrapped(&text, "  ", 2, None);
     }
 
-    /// Findings in their order, as many as leave the page below `most` lines.
+    /// Adds findings in order while the page has fewer than `most` lines.
     fn findings(&mut self, run: &RunView, found: &Findings, most: usize) {
         let numbers = found.findings.iter().filter(|finding| !is_absence(finding));
         let absences = found.findings.iter().filter(|finding| is_absence(finding));
@@ -225,7 +225,7 @@ impl Page {
         let all = paragraphs.len();
         for (at, (text, style)) in paragraphs.into_iter().enumerate() {
             let room = most.saturating_sub(self.lines.len());
-            // One line stays for what does not fit.
+            // One line is reserved for the count of findings that do not fit.
             if room <= 1 + usize::from(at + 1 < all) {
                 self.lines.push(format!("… and {} more findings: see summary.md", all - at));
                 return;
@@ -239,12 +239,12 @@ impl Page {
 struct Row<'a> {
     cells: Vec<&'a Cell>,
     label: String,
-    /// One per case; `None` where the case has no such variant.
+    /// One per case; `None` if the case has no such variant.
     marks: Vec<Option<&'a Mark>>,
 }
 
 impl Row<'_> {
-    /// Whether there is nothing to see but group A.
+    /// Whether every mark is plain, that is, in group A.
     fn is_plain(&self) -> bool {
         self.marks.iter().flatten().all(|mark| mark.is_plain())
     }
@@ -259,7 +259,7 @@ fn rows<'a>(run: &'a RunView, found: &'a Findings) -> Vec<Row<'a>> {
             None => rows.push(Row { cells: vec![cell], label: String::new(), marks }),
         }
     }
-    // A version in one row needs no more than its name.
+    // The version alone labels a row if it has only one row.
     let versions: Vec<String> = rows.iter().map(|row| version(row.cells[0])).collect();
     for row in &mut rows {
         let own = version(row.cells[0]);
@@ -273,7 +273,7 @@ fn rows<'a>(run: &'a RunView, found: &'a Findings) -> Vec<Row<'a>> {
     rows
 }
 
-/// What the grid shows of a cell.
+/// The grid's symbol for a cell, and its style.
 fn sign(mark: Option<&Mark>) -> (String, Style) {
     let plain = Style::new();
     let Some(mark) = mark else { return (String::new(), plain) };
@@ -303,15 +303,16 @@ fn style(finding: &Finding) -> Style {
     }
 }
 
-/// Keys that the same versions ignore: the versions, those that do not, and each key with its checkpoints.
+/// Config keys that the same set of versions ignores: those versions, the versions that read the keys, and each key
+/// with its checkpoints.
 struct IgnoredKeys {
     by: String,
     not_by: String,
     keys: Vec<(String, Vec<String>)>,
 }
 
-/// Config keys that some versions ignore and others do not, once for the versions: `config keys that 4.40.2 ignores and
-/// not 5.23.0: head_dim (synthetic:llama, synthetic:mistral)`.
+/// One line per set of versions for config keys that some versions ignore and others do not: `config keys that 4.40.2
+/// ignores and not 5.23.0: head_dim (synthetic:llama, synthetic:mistral)`.
 fn ignored_keys(run: &RunView) -> Vec<String> {
     let mut sides: Vec<IgnoredKeys> = Vec::new();
     for found in preflight::partly_read(run) {
@@ -335,7 +336,7 @@ fn ignored_keys(run: &RunView) -> Vec<String> {
     sides.into_iter().map(told).collect()
 }
 
-/// Config keys and token ids that are not the same for all, and what holds for the whole run.
+/// Config keys and token ids that differ between versions, and the notes on the whole run.
 fn notes(run: &RunView) -> Vec<String> {
     let keys = ignored_keys(run);
     let tokenizers = preflight::tokenizers(run)

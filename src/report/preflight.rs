@@ -1,11 +1,11 @@
-//! What differed between variants before they computed anything: config keys, tokenizers, packages.
+//! Differences between variants before any forward pass: config keys, tokenizers, packages.
 
 use crate::execute::cell::{Outcome, TokenizerParity};
 use crate::judge::view::{CaseView, RunView};
 use crate::spec::variant::Variant;
 use compare::metrics::Side;
 
-/// A config key that some versions list as one they have no use for and others do not.
+/// A config key that some versions report as ignored and other versions do not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PartlyRead {
     pub(crate) checkpoint: String,
@@ -14,14 +14,14 @@ pub(crate) struct PartlyRead {
     pub(crate) not_ignored_by: Vec<String>,
 }
 
-/// Two versions' environments, and what the versions made of it.
+/// The environments of two versions, and how far the logits of the two versions differ.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct EnvironmentPair {
     pub(crate) a: String,
     pub(crate) b: String,
-    /// The largest relative L2 between their variants of one mode, attention and dtype, A being the reference.
+    /// The largest relative L2 between their variants of equal mode, attention and dtype; A is the reference.
     pub(crate) relative_l2: Option<f64>,
-    /// Name, version in A, version in B of what is not the same.
+    /// The packages that differ.
     pub(crate) packages: Vec<Package>,
 }
 
@@ -50,8 +50,8 @@ impl EnvironmentPair {
     }
 }
 
-/// The keys of each checkpoint's config that one side ignores and another does not list, by version. Runners that
-/// cannot tell are not counted, and ids of special tokens are left out: no logit depends on them.
+/// The keys of each checkpoint's config that one version ignores and another does not. Runners that cannot report
+/// ignored keys are not counted. Ids of special tokens are left out, because no logit depends on them.
 pub(crate) fn partly_read(run: &RunView) -> Vec<PartlyRead> {
     let mut found: Vec<PartlyRead> = Vec::new();
     for case in &run.cases {
@@ -81,7 +81,7 @@ pub(crate) fn partly_read(run: &RunView) -> Vec<PartlyRead> {
                 names
             };
             let (ignored_by, not_ignored_by) = (names(true), names(false));
-            // The cases of one checkpoint say the same.
+            // All cases of one checkpoint give the same result.
             let is_known =
                 found.iter().any(|known| (&known.checkpoint, &known.key) == (&case.checkpoint, key));
             if !not_ignored_by.is_empty() && !is_known {
@@ -97,7 +97,7 @@ pub(crate) fn partly_read(run: &RunView) -> Vec<PartlyRead> {
     found
 }
 
-/// Every tokenizer that was held against the run's ids: checkpoint, version, finding.
+/// Every tokenizer that was compared with the run's token ids: checkpoint, version, result.
 pub(crate) fn tokenizers(run: &RunView) -> Vec<(&str, &str, &TokenizerParity)> {
     let cells = run.cases.iter().flat_map(|case| case.cells.iter().map(move |cell| (case, cell)));
     cells
@@ -111,7 +111,7 @@ pub(crate) fn tokenizers(run: &RunView) -> Vec<(&str, &str, &TokenizerParity)> {
         .collect()
 }
 
-/// Every two versions whose environments are known, in order.
+/// Every pair of versions whose environments are known, in order.
 pub(crate) fn environments(run: &RunView) -> Vec<EnvironmentPair> {
     let mut pairs = Vec::new();
     for (index, (b, packages_b)) in run.packages.iter().enumerate() {

@@ -1,6 +1,6 @@
-//! The sections of a report, in order: what is told of a run, and of each of its cases, in every format for people.
+//! The sections of a report on a run and on each of its cases, in order, for every format that people read.
 //!
-//! To add a section is to write its file and to add a row to [`SECTIONS`].
+//! To add a section, write its file and add a row to [`SECTIONS`].
 
 #![expect(clippy::unnecessary_wraps, reason = "a section may have nothing to show, and some always have")]
 
@@ -35,7 +35,7 @@ use Medium::{Page, Step, Summary, Terminal};
 pub(super) use against::row as change_row;
 pub(super) use differences::heat;
 
-/// What a section is about, and what builds it; `None` where there is nothing to show.
+/// The subject of a section and the function that builds it, which returns `None` if there is nothing to show.
 enum Of {
     Run(fn(&RunView, &Judged, Medium) -> Option<Content>),
     Case(fn(&CaseView, Medium) -> Option<Content>),
@@ -48,7 +48,7 @@ enum Of {
 struct Section {
     of: Of,
     media: &'static [Medium],
-    /// Whether it decides, and so comes last on a terminal.
+    /// Whether the section decides the result, and so comes last on a terminal.
     decides: bool,
     /// Whether it is what a reader looks up, and so comes last on a page.
     is_background: bool,

@@ -15,14 +15,14 @@ pub(crate) struct Sweep {
     pub(crate) rows: Vec<Row>,
 }
 
-/// One pair of variants, dtypes left out.
+/// One pair of variants, without their dtypes.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Row {
     pub(crate) a: String,
     pub(crate) b: String,
-    /// Over everything.
+    /// The worst verdict over all columns.
     pub(crate) worst: Mark,
-    /// One per column; `None` where the pair has no verdict there.
+    /// One per column; `None` if the pair has no verdict there.
     pub(crate) marks: Vec<Option<Mark>>,
 }
 
@@ -30,7 +30,7 @@ pub(crate) struct Row {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Mark {
     pub(crate) decision: Decision,
-    /// How many of them are that bad.
+    /// The number of verdicts that equal the worst.
     pub(crate) count: usize,
     pub(crate) of: usize,
 }
@@ -63,7 +63,7 @@ impl Mark {
     }
 }
 
-/// From good to bad. What was not run is worse than rounding, for nothing is known of it.
+/// Rank of a verdict, 0 is best. "Not run" ranks worse than rounding, because nothing is known about it.
 fn rank(decision: &Decision) -> u8 {
     match decision {
         Decision::Identical => 0,
@@ -75,7 +75,7 @@ fn rank(decision: &Decision) -> u8 {
     }
 }
 
-/// The run's verdicts as one table; `None` where there is one case in one dtype, whose own table says it all.
+/// The run's verdicts as one table; `None` for one case in one dtype, because the case's own table shows the same.
 pub(crate) fn sweep(run: &RunView) -> Option<Sweep> {
     let placed: Vec<Placed> = run
         .cases
@@ -96,7 +96,7 @@ pub(crate) fn sweep(run: &RunView) -> Option<Sweep> {
             columns.extend(values.into_iter().map(|value| (axis, value)));
         }
     }
-    // An oracle adds f64 to any run.
+    // Any run has f64 from its oracle.
     let dtypes =
         columns.iter().filter(|(axis, value)| *axis == "dtype" && value != "f64" && value != "mixed");
     if columns.is_empty() || run.cases.len() == 1 && dtypes.count() < 2 {

@@ -1,4 +1,4 @@
-//! The summary on a terminal: short, aligned, in colour only where the caller has a terminal.
+//! The summary on a terminal: short, aligned, in colour only if the output is a terminal.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ use super::sections::{Part, document};
 use super::wrap::wrap;
 use super::{Report, Source};
 
-/// Below this many columns nothing is cut any more.
+/// Terminal width, in columns, below which nothing is truncated.
 const NARROWEST: usize = 60;
 
 /// The summary as text for a terminal.
@@ -22,7 +22,7 @@ pub struct Terminal {
 }
 
 impl Report for Terminal {
-    /// Terminal text is kept in the log when it is kept at all.
+    /// Terminal text is kept only in the log.
     fn file_name(&self) -> &'static str {
         "run.log"
     }
@@ -51,7 +51,7 @@ impl Report for Terminal {
 }
 
 impl Terminal {
-    /// A section whose paragraphs begin at that column; below a title at 2.
+    /// Renders a section whose paragraphs are indented by `indent` columns, or by 2 under a title.
     fn section(&self, text: &mut String, content: &Content, indent: usize) {
         let indent = match &content.title {
             Some(title) => {
@@ -126,7 +126,7 @@ impl Terminal {
         }
     }
 
-    /// The header and the rows; those of a square are numbered.
+    /// The header and the rows; a square table numbers them.
     fn cells(table: &Table) -> Vec<Vec<String>> {
         let columns = table.columns.iter().enumerate();
         let header = columns.map(|(index, column)| match index {
@@ -149,12 +149,12 @@ impl Terminal {
 
     fn table(&self, text: &mut String, table: &Table) {
         let mut rows = Self::cells(table);
-        // A row that is too short ends in a reason, which widens no column.
+        // A row with fewer cells than columns ends in a reason, which does not widen its column.
         let mut reasons: Vec<(usize, String)> = Vec::new();
         for (index, row) in rows.iter_mut().enumerate().filter(|(_, row)| row.len() < table.columns.len()) {
             reasons.extend(row.pop().map(|reason| (index, reason)));
         }
-        // What a narrow terminal can do without, least needed first.
+        // Columns that a narrow terminal drops, lowest `need` first.
         let mut dropped: Vec<(u8, usize)> = Vec::new();
         let needs = table.columns.iter().enumerate();
         let mut needs: Vec<(u8, usize)> =

@@ -2,7 +2,7 @@
 
 use console::measure_text_width;
 
-/// Words in lines of at most `width` columns.
+/// Wraps words into lines of at most `width` terminal columns.
 pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {

@@ -1,4 +1,5 @@
-//! `environment.json`: on what a run ran. Written before the first cell; the only place that knows its keys.
+//! `environment.json`: the machine and software of a run. It is written before the first cell; only this file knows its
+//! keys.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +11,15 @@ use compare::units::count;
 /// The machine, the environments and the checkpoints of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EnvironmentRecord {
-    /// [`super::SCHEMA_VERSION`] of the writer.
+    /// [`super::SCHEMA_VERSION`] of the tfcheck that wrote it.
     pub schema_version: u32,
     /// The machine and the tools.
     pub machine: Machine,
-    /// [`Machine::fingerprint`]: times are comparable between equal ones only.
+    /// [`Machine::fingerprint`]: times are comparable only if it is equal.
     pub fingerprint: String,
-    /// Threads of every worker.
+    /// Compute threads of every worker.
     pub threads: usize,
-    /// What `auto` meant; absent where the config names its devices.
+    /// The device chosen for `auto`; absent if the config lists its devices.
     #[serde(default)]
     pub auto_device: Option<AutoDevice>,
     /// One per environment of the plan.
@@ -29,36 +30,36 @@ pub struct EnvironmentRecord {
     pub checkpoints: Vec<CheckpointRecord>,
 }
 
-/// The device that was taken for `auto`.
+/// The device chosen for `auto`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AutoDevice {
     /// `cpu`, `cuda:0`.
     pub device: String,
-    /// Why.
+    /// Why it was chosen.
     pub reason: String,
 }
 
 /// The environment of one or more transformers versions, or why there is none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PythonEnvironment {
-    /// The versions that run in it, by their names.
+    /// Names of the versions that run in it.
     pub versions: Vec<String>,
-    /// Digest of what it is made of.
+    /// Digest of the plan that it is built from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
     /// The packages that results depend on, as imported: name to version.
     #[serde(default)]
     pub installed: BTreeMap<String, String>,
-    /// CUDA that its torch was built for.
+    /// CUDA version that its torch was built for.
     #[serde(default)]
     pub torch_cuda: Option<String>,
     /// Every package of its lock: name to version.
     #[serde(default)]
     pub packages: BTreeMap<String, String>,
-    /// What a person must know about it.
+    /// Notes about the environment.
     #[serde(default)]
     pub notes: Vec<String>,
-    /// Why it could not be made.
+    /// Why it could not be created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -66,11 +67,11 @@ pub struct PythonEnvironment {
 /// The checkpoint of a case.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointRecord {
-    /// As a person knows it.
+    /// The checkpoint's source, as shown to the user.
     pub name: String,
     /// `model_type` of its config.
     pub model_type: String,
-    /// The revision that was resolved; absent where it has none.
+    /// The resolved revision; absent if the checkpoint has none.
     #[serde(default)]
     pub revision: Option<String>,
     /// Digest of its files.
@@ -78,7 +79,7 @@ pub struct CheckpointRecord {
 }
 
 impl EnvironmentRecord {
-    /// What each version's environment has, package to version, in the order of the plan.
+    /// Packages of each version's environment, name to version, in the order of the plan.
     pub fn packages(&self) -> Vec<(String, BTreeMap<String, String>)> {
         let made = self.environments.iter().filter(|environment| environment.error.is_none());
         made.flat_map(|environment| {
@@ -87,7 +88,7 @@ impl EnvironmentRecord {
         .collect()
     }
 
-    /// The machine and the environments in the words of a table.
+    /// Label and text of each row of a table of the machine and the environments.
     pub fn rows(&self) -> Vec<(String, String)> {
         let machine = &self.machine;
         let gib = machine.memory_bytes as f64 / f64::from(1 << 30);

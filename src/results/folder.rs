@@ -1,4 +1,4 @@
-//! The files of a run folder: where each lies, and how it gets there whole.
+//! The files of a run folder: their paths, and writing them atomically.
 
 use std::fs::{self, File};
 use std::io;
@@ -29,20 +29,20 @@ pub enum ResultsError {
     #[error("cannot {action} {}: {source}", path.display())]
     #[diagnostic(help("{}", io_hint(source)))]
     Io {
-        /// What was tried: `write`, `read`, `create`.
+        /// The operation that failed: `write`, `read`, `create`.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// A file of the run is not what it should be.
+    /// A file of the run does not follow the format.
     #[error("{} is not a readable record: {source}", path.display())]
     #[diagnostic(help("remove the file and resume the run: the cell that it records is then redone"))]
     Record {
         /// The file.
         path: PathBuf,
-        /// Where it departs from the format.
+        /// Where it violates the format.
         source: serde_json::Error,
     },
     /// The run was written by a newer tfcheck.
@@ -51,7 +51,7 @@ pub enum ResultsError {
     Newer {
         /// The file.
         path: PathBuf,
-        /// Its version.
+        /// Its schema version.
         found: u32,
     },
     /// The folder is not a run.
@@ -61,7 +61,7 @@ pub enum ResultsError {
         /// The folder.
         path: PathBuf,
     },
-    /// Another tfcheck writes there.
+    /// Another tfcheck process writes to the folder.
     #[error("{} is being written by another tfcheck", path.display())]
     #[diagnostic(help("wait until it ends, or start a new run"))]
     Locked {
@@ -82,16 +82,16 @@ fn io_hint(source: &io::Error) -> &'static str {
     }
 }
 
-/// A run folder: read by anyone, written by the one process that holds its lock.
+/// A run folder. Any process may read it; only the process that holds its lock writes it.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    /// Held for as long as this process may write; the system drops it with the process, however that ends.
+    /// The lock, held while this process may write; the system releases it when the process ends.
     lock: Option<File>,
 }
 
 impl RunFolder {
-    /// Creates `results/run_<stamp>`, or `run_<stamp>_2`, … when that exists; never reuses a folder.
+    /// Creates `results/run_<stamp>`, or `run_<stamp>_2`, … if that exists; a folder is never reused.
     ///
     /// # Errors
     /// When the folder cannot be created or locked.
@@ -112,10 +112,10 @@ impl RunFolder {
         unreachable!("the loop ends by returning")
     }
 
-    /// Opens a run to complete it.
+    /// Opens and locks a run to complete it.
     ///
     /// # Errors
-    /// When the folder holds no run or another tfcheck writes it.
+    /// When the folder holds no run or another tfcheck process writes to it.
     pub fn resume(path: &Path) -> Result<Self, ResultsError> {
         Self::open(path)?;
         Self::lock(path.to_owned())
@@ -147,7 +147,7 @@ impl RunFolder {
         &self.path
     }
 
-    /// Reads `environment.json`; `None` where it is absent or not one.
+    /// Reads `environment.json`; `None` if it is missing or invalid.
     pub fn environment(&self) -> Option<EnvironmentRecord> {
         read_json(&self.path.join(ENVIRONMENT)).ok()
     }
@@ -160,7 +160,7 @@ impl RunFolder {
         self.write_json(&self.path.join(ENVIRONMENT), record)
     }
 
-    /// Writes what a run was folded into as `NAME.json` and `NAME.md`.
+    /// Writes the run's summary as `NAME.json` and `NAME.md`.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -195,12 +195,12 @@ impl RunFolder {
         Ok(manifest)
     }
 
-    /// Where a case's files lie: the run folder itself when it is the only case.
+    /// The folder of a case's files: the run folder itself if it has only one case.
     pub fn case_folder(&self, manifest: &Manifest, case: &str) -> PathBuf {
         if manifest.cases.len() == 1 { self.path.clone() } else { self.path.join(case) }
     }
 
-    /// Where the record of a cell lies.
+    /// The path of a cell's record.
     pub fn record_path(&self, manifest: &Manifest, case: &str, variant: &Variant) -> PathBuf {
         let file = format!("timing_{}_{}.json", manifest.stamp, variant.name());
         self.case_folder(manifest, case).join(&variant.version).join(file)
@@ -282,7 +282,7 @@ impl RunFolder {
         self.write_json(&self.path.join(LOCALIZED), &all)
     }
 
-    /// Writes a file of the run whole or not at all.
+    /// Writes a file of the run atomically.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -299,8 +299,8 @@ impl RunFolder {
     }
 }
 
-/// Writes `bytes` to a temporary name beside `path`, syncs them, and renames them into place, so that a
-/// reader sees the old file or the new one and never a part.
+/// Writes `bytes` to a temporary name next to `path`, syncs them and renames the file, so that a reader sees the old file
+/// or the new one and never a part.
 ///
 /// # Errors
 /// When the file system refuses; the temporary file is then removed.
@@ -349,7 +349,7 @@ mod tests {
         assert!(matches!(RunFolder::resume(run.path()), Err(ResultsError::Locked { .. })));
         let path = run.path().to_owned();
         drop(run);
-        // A process that another test forks holds the lock too, until its program starts.
+        // A process that another test forks holds the lock too, until its exec.
         let resumed = (0..500).find_map(|_| {
             let resumed = RunFolder::resume(&path).ok();
             if resumed.is_none() {
@@ -365,7 +365,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("record.json");
         write_file(&path, b"old").unwrap();
-        // A directory cannot be replaced by a file: the rename fails after the bytes were written.
+        // A file cannot replace a directory: the rename fails after the bytes were written.
         let target = folder.path().join("taken");
         fs::create_dir(&target).unwrap();
         fs::write(target.join("inside"), b"x").unwrap();

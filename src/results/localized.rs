@@ -1,4 +1,4 @@
-//! What a localisation found between two variants, as `localized.json` keeps it, and in one sentence.
+//! The result of localising a divergence between two variants, stored in `localized.json`, and its sentence.
 
 pub use compare::evidence::NearTies;
 use compare::evidence::Replayed;
@@ -8,43 +8,43 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::spec::variant::dtype_name;
 
-/// The path of the model itself, in which all other modules lie.
+/// The path of the whole model, which contains all other modules.
 pub const ROOT: &str = "(root)";
 
-/// What was found between two variants.
+/// The result of localising the divergence between two variants of a case.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Localized {
     /// The case's name.
     pub case: String,
     /// The first variant.
     pub a: String,
-    /// The second.
+    /// The second variant.
     pub b: String,
-    /// dtype that both sides computed in.
+    /// dtype of both sides' computation.
     pub dtype: Dtype,
     /// Largest relative L2 that counts as agreement.
     pub threshold: f64,
-    /// Relative L2 of the logits in this dtype, where they can be compared.
+    /// Relative L2 of the logits in this dtype; `None` if they cannot be compared.
     pub logits: Option<f64>,
-    /// What was found.
+    /// The finding.
     pub finding: Finding,
     /// The finding in one sentence.
     pub sentence: String,
-    /// Module calls that were compared.
+    /// Number of module calls that were compared.
     pub modules: usize,
-    /// Bytes that were written for it, at most the disk limit of them at a time.
+    /// Total bytes of captured tensors; at most the disk limit of them exist at a time.
     pub captured_bytes: u64,
-    /// What the captured passes took over what plain ones took; absent where nothing was captured.
+    /// Time of the captured forward passes divided by that of plain ones; `None` if nothing was captured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overhead: Option<f64>,
-    /// Nanoseconds of all of it, loading included.
+    /// Nanoseconds of the whole localisation, including loading.
     pub elapsed_ns: u64,
-    /// Whether the logits of every captured pass were bit for bit those of a pass without capture.
+    /// Whether the logits of every captured forward pass were bitwise equal to those of a plain one.
     pub capture_changed_nothing: bool,
-    /// Whether it is the first side whose modules were fed the second's inputs.
+    /// Whether the first side's modules were replayed with the second side's inputs, instead of the reverse.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_first_fed: bool,
-    /// What a person must know to read it.
+    /// Notes that a reader needs to interpret the result.
     pub notes: Vec<String>,
     /// Each module call that was compared, in call order; empty in runs of a tfcheck that did not keep it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -70,12 +70,12 @@ pub struct ModuleError {
 }
 
 impl Localized {
-    /// Whether the two compute different things.
+    /// Whether the two variants compute different functions.
     pub fn is_divergence(&self) -> bool {
         !matches!(self.finding, Finding::Nothing | Finding::Spread { near_ties: Some(_), .. })
     }
 
-    /// What it took, in words.
+    /// What the localisation cost, as text.
     pub fn effort(&self) -> String {
         let seconds = self.elapsed_ns as f64 / 1e9;
         let size = bytes(self.captured_bytes);
@@ -84,7 +84,8 @@ impl Localized {
         format!("{} compared, {size} captured{overhead}, {seconds:.1} s", count(self.modules, "module call"))
     }
 
-    /// Why a choice of other experts is rounding, where that is what was found.
+    /// The near-ties (router scores closer than rounding explains) that explain a different choice of experts; `None` for
+    /// other findings.
     pub(crate) fn near_ties(&self) -> Option<Replayed> {
         match &self.finding {
             Finding::Spread { near_ties: Some(near_ties), .. } => Some(self.replayed(near_ties)),
@@ -97,17 +98,17 @@ impl Localized {
         Replayed { source: source.to_owned(), near_ties: near_ties.clone() }
     }
 
-    /// The variants whose inputs were given, and whose modules were fed them.
+    /// The variant that supplied inputs, then the variant whose modules were replayed with them.
     pub(super) fn source_and_fed(&self) -> [&str; 2] {
         if self.is_first_fed { [&self.b, &self.a] } else { [&self.a, &self.b] }
     }
 
-    /// Whether `other` is about the same two variants of the same case.
+    /// Whether `other` concerns the same two variants of the same case.
     pub fn is_of_the_pair(&self, other: &Self) -> bool {
         (&self.case, &self.a, &self.b) == (&other.case, &other.a, &other.b)
     }
 
-    /// The module path that is at fault, where there is one.
+    /// Path of the first diverging module; `None` for other findings.
     pub fn path(&self) -> Option<&str> {
         match &self.finding {
             Finding::Module(divergence) => Some(&divergence.path),
@@ -116,32 +117,32 @@ impl Localized {
     }
 }
 
-/// What was found.
+/// What a localisation found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "found", rename_all = "snake_case")]
 pub enum Finding {
     /// A module, or a step inside one.
     Module(Divergence),
-    /// Not what the modules compute, but how one variant executes them: `torch.compile`, or sdpa attention.
+    /// The modules agree, but one variant executes them differently: `torch.compile`, or sdpa attention.
     Execution {
         /// The variant.
         variant: String,
-        /// What it does that its eager twin does not.
+        /// How its execution differs from that of its eager counterpart.
         what: String,
-        /// Relative L2 of its logits against those of its twin.
+        /// Relative L2 between its logits and those of its eager counterpart.
         #[serde(deserialize_with = "absent_is_infinite")]
         relative_l2: f64,
     },
-    /// The logits depart, and a side exposes no modules.
+    /// The logits differ, and at least one side exposes no modules.
     Logits {
-        /// Why nothing finer is known.
+        /// Why no module can be given.
         reason: String,
     },
-    /// The logits depart, but no module does so by itself: rounding that grows from module to module.
+    /// The logits differ, but no module has agreeing inputs and differing outputs: rounding grows from module to module.
     Spread {
-        /// The first module whose output departs.
+        /// The first module whose output differs.
         first: String,
-        /// Where it is routers that make it grow.
+        /// Set if routers' near-ties make the rounding grow.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         near_ties: Option<NearTies>,
     },
@@ -149,11 +150,11 @@ pub enum Finding {
     Nothing,
 }
 
-/// The first module whose output departs though its input agrees.
+/// The first diverging module: its output differs although its input agrees.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Divergence {
-    /// Its path on the first side; below an attention module also the steps `rope_q`, `rope_k`, `scores`, `mask` and
-    /// `softmax`, which are no modules.
+    /// Its path on the first side; inside an attention module also the steps `rope_q`, `rope_k`, `scores`, `mask` and
+    /// `softmax`, which are not modules.
     pub path: String,
     /// Its path on the second side.
     pub path_b: String,
@@ -161,42 +162,42 @@ pub struct Divergence {
     pub class_a: String,
     /// Its class on the second side.
     pub class_b: String,
-    /// Where the module's children all agree: the children after and before which its own code departs.
+    /// If all children of the module agree: the children between which the module's own code diverges.
     pub between: Option<Between>,
-    /// Relative L2 of what goes in; `None` where it cannot be compared.
+    /// Relative L2 of the inputs; `None` if they cannot be compared.
     pub input: Option<f64>,
-    /// Relative L2 of what comes out; infinite where one side alone has a NaN or an infinity.
+    /// Relative L2 of the outputs; infinite if only one side has a NaN or an infinity.
     #[serde(deserialize_with = "absent_is_infinite")]
     pub output: f64,
-    /// Relative L2 of what comes out of the second side when it is fed the first side's input; `None` where it
-    /// cannot be fed.
+    /// Relative L2 of the outputs when the second side is replayed with the first side's input; `None` if it cannot be
+    /// replayed.
     pub replayed: Option<f64>,
-    /// Position that departs most.
+    /// The position with the largest difference.
     pub worst: Option<Worst>,
 }
 
-/// Part of a module's own code.
+/// A part of a module's own code, between two of its children.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Between {
-    /// The last child that agrees; `None` at the module's beginning.
+    /// The last child that agrees; `None` at the start of the module.
     pub after: Option<String>,
-    /// The first child whose input departs; `None` at the module's end.
+    /// The first child whose input differs; `None` at the end of the module.
     pub before: Option<String>,
 }
 
-/// A position.
+/// A position in the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Worst {
-    /// Row of the batch.
+    /// Index of the sequence in the batch.
     pub row: usize,
-    /// Position in the row, padding counted.
+    /// Position in the sequence, counting padding.
     pub position: usize,
     /// Relative L2 of this position.
     #[serde(deserialize_with = "absent_is_infinite")]
     pub relative_l2: f64,
 }
 
-/// JSON has no infinity and is given `null` in its place.
+/// JSON has no infinity; `null` is written instead.
 fn absent_is_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
 }
@@ -234,7 +235,7 @@ impl std::fmt::Display for Localized {
     }
 }
 
-/// A finding in one sentence.
+/// Formats a finding as one sentence.
 pub(crate) fn sentence(localized: &Localized) -> String {
     let Localized { a, b, threshold, .. } = localized;
     let dtype = dtype_name(localized.dtype);

@@ -20,27 +20,26 @@ use crate::spec::plan::Plan;
 use crate::spec::variant::Variant;
 use compare::verdict::Overrides;
 
-/// `run.json`: what the run set out to do, written before the first cell.
+/// `run.json`: the plan of the run, written before the first cell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`SCHEMA_VERSION`] of the writer.
+    /// [`SCHEMA_VERSION`] of the tfcheck that wrote it.
     pub schema_version: u32,
     /// UTC time stamp of the run, `20260801_150000`; part of its files' names.
     pub stamp: String,
-    /// What was asked for, defaults filled in.
+    /// The config, with defaults filled in.
     pub config: Config,
-    /// Where the config's programs are started.
+    /// Working directory of the config's commands.
     #[serde(default, skip_serializing_if = "path_is_empty")]
     pub folder: PathBuf,
     /// Name of the variant that speed-ups are measured against.
     pub baseline: Option<String>,
-    /// The cells with the axes, the checkpoint and the environment of each; `None` in runs of a tfcheck that did not
-    /// keep them.
+    /// The planned cells with axes, checkpoint and environment of each; `None` in runs of older tfcheck versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
     /// The cases, in order.
     pub cases: Vec<Case>,
-    /// What a person must know about the run as a whole.
+    /// Notes about the run as a whole.
     #[serde(default)]
     pub notes: Vec<String>,
 }
@@ -53,28 +52,28 @@ fn path_is_empty(path: &PathBuf) -> bool {
 /// A checkpoint with one batch of inputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Case {
-    /// Short name, also its folder's when the run has several cases.
+    /// Short name; also the name of its folder if the run has several cases.
     pub name: String,
-    /// The checkpoint as a person knows it.
+    /// The checkpoint's source, as shown to the user.
     pub checkpoint: String,
     /// Digest of the checkpoint's files.
     pub checkpoint_digest: String,
-    /// The inputs in words: `batch 1, 128 tokens`.
+    /// The inputs as text: `batch 1, 128 tokens`.
     pub inputs: String,
     /// Digest of the inputs.
     pub inputs_digest: String,
     /// Answer tokens whose probability the summary shows.
     #[serde(default)]
     pub choices: Vec<AnswerToken>,
-    /// Where the case stands in a sweep; `None` for prompts, and in runs of a tfcheck that did not keep it.
+    /// The case's place in a sweep; `None` for prompts and in runs of older tfcheck versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub axes: Option<Axes>,
-    /// What the config's checkpoint says of its own tolerances.
+    /// The tolerances that the config sets for the checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerances: Option<Overrides>,
-    /// Every variant that the case should be run in, in order.
+    /// Every variant planned for the case, in order.
     pub variants: Vec<Variant>,
-    /// What a person must know to read the case's numbers.
+    /// Notes that a reader needs to interpret the case's numbers.
     #[serde(default)]
     pub notes: Vec<String>,
 }
@@ -82,13 +81,13 @@ pub struct Case {
 /// A case's values on the axes of a sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Axes {
-    /// Tokens of the longest row.
+    /// Sequence length in tokens; of the longest sequence if there is padding.
     pub length: usize,
-    /// Rows.
+    /// Batch size.
     pub batch: usize,
-    /// Side on which shorter rows are filled up; `None` where there is only one row.
+    /// Side on which shorter sequences are padded; `None` for batch size 1.
     pub padding: Option<Padding>,
-    /// Tokens of the prefill, where the rest was decoded through the KV cache; `None` for one pass.
+    /// Tokens of the prefill before decoding through the KV cache; `None` for one full-sequence forward pass.
     #[serde(default)]
     pub prefill: Option<usize>,
 }

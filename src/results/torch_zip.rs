@@ -1,7 +1,7 @@
-//! Where the one tensor of an older framework's `logits_<note>.pt` lies, without unpickling any code.
+//! Finds the tensor in a legacy run's `logits_<note>.pt` without executing pickled code.
 //!
-//! `torch.save` writes a zip whose members are stored, not compressed. candle's pickle reader turns
-//! `data.pkl` into plain objects (it can build no others), which name the storage's member and layout.
+//! `torch.save` writes a zip whose members are stored, not compressed. candle's pickle reader turns `data.pkl` into plain
+//! objects only; they give the storage's member and layout.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -12,10 +12,10 @@ use candle_core::pickle::{Object, Stack, TensorInfo};
 use compare::logits::{Logits, LogitsError};
 use compare::{Dtype, Positions};
 
-/// Opens the contiguous float tensor that the archive holds, as logits of last positions.
+/// Opens the archive's one contiguous float tensor as logits of the last position.
 ///
 /// # Errors
-/// The file cannot be read, or is no archive of one such tensor.
+/// When the file cannot be read, or is not an archive of one such tensor.
 pub fn open(path: &Path) -> Result<Logits, LogitsError> {
     let invalid = |problem: String| LogitsError::invalid(path, problem);
     let file = File::open(path).map_err(|error| LogitsError::io(path, error))?;
@@ -59,8 +59,8 @@ pub fn open(path: &Path) -> Result<Logits, LogitsError> {
     Logits::at(path, start + skipped as u64, storage, info.layout.dims(), Positions::Last)
 }
 
-/// Reads the pickle; `None` where its object is not a tensor. candle names the storage's member by the
-/// pickle's folder.
+/// Reads the pickle; `None` if its object is not a tensor. candle derives the storage's member name from the pickle's
+/// folder.
 fn tensor_info(mut pickle: impl std::io::BufRead, folder: &Path) -> candle_core::Result<Option<TensorInfo>> {
     let mut stack = Stack::empty();
     stack.read_loop(&mut pickle)?;

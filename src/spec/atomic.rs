@@ -1,4 +1,4 @@
-//! Files that are either whole or absent: written to a temporary name, synced, renamed.
+//! Atomic file writes: to a temporary name, synced, then renamed.
 
 use std::fs::File;
 use std::io::Write;
@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
-/// A name beside `path` that no other process or thread uses.
+/// A temporary name next to `path` that no other process or thread uses.
 pub(crate) fn temporary(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
     path.with_file_name(format!(".{name}.{}-{count}.tmp", std::process::id()))
 }
 
-/// Writes `bytes` to `path`, so that a reader sees the old file or the new one and nothing between.
+/// Writes `bytes` to `path` atomically: a reader sees the old file or the new one.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = temporary(path);
     let written = (|| {
@@ -30,7 +30,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     written
 }
 
-/// Makes a rename in `folder` survive a power cut.
+/// Syncs `folder`, so that a rename in it survives a power failure.
 pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     File::open(folder)?.sync_all()

@@ -1,7 +1,7 @@
-//! A checkpoint: config + weights + tokenizer at one fixed revision, resolved to verified local files.
+//! A checkpoint: config, weights and tokenizer at one fixed revision, resolved to verified local files.
 //!
-//! Hub ids, folders, GGUF files and synthetic checkpoints all end as a folder in transformers' layout,
-//! so that every variant reads the same weights.
+//! Hub ids, folders, GGUF files and synthetic checkpoints all become a folder in transformers' layout, so that every
+//! variant reads the same weights.
 
 mod digest;
 mod error;
@@ -22,16 +22,16 @@ pub use source::{Source, SourceError};
 use crate::spec::atomic;
 use digest::Digests;
 
-/// A checkpoint whose files are local, whole and safe to load.
+/// A checkpoint whose files are local, complete and safe to load.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
-    /// The source string it was asked for by.
+    /// The source string as given.
     pub name: String,
-    /// Where it came from.
+    /// The parsed source.
     pub source: Source,
     /// The commit hash, for hub ids.
     pub revision: Option<String>,
-    /// Folder with `config.json`, the weights and the tokenizer; ends no component with a link that may move.
+    /// Folder with `config.json`, the weights and the tokenizer.
     pub folder: PathBuf,
     /// `config.json`.
     pub config: Value,
@@ -43,11 +43,11 @@ pub struct Checkpoint {
     pub tokenizer: Option<PathBuf>,
     /// SHA-256 over the names and contents of config, weights and tokenizer files.
     pub digest: String,
-    /// How it was made, and what a person must know to read the numbers.
+    /// How the checkpoint was made, and what a reader needs to interpret the numbers.
     pub notes: Vec<String>,
 }
 
-/// What [`resolve`] needs beside the source string.
+/// Settings of [`resolve`] besides the source string.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// tfcheck's own cache: GGUF imports, synthetic checkpoints, digests.
@@ -56,14 +56,14 @@ pub struct Settings {
     pub hub: hub::Environment,
     /// Branch, tag or commit of a hub id; `None` is `main`.
     pub revision: Option<String>,
-    /// Accept `auto_map` in configs. tfcheck itself never runs such code.
+    /// Accept `auto_map` in configs. tfcheck itself never runs the code that it refers to.
     pub allow_remote_code: bool,
     /// Seed of synthetic checkpoints.
     pub seed: u64,
 }
 
 impl Settings {
-    /// The defaults over a cache folder, with the hub taken from `HF_*`.
+    /// The defaults with this cache folder; the hub's settings come from `HF_*`.
     pub fn new(cache: impl Into<PathBuf>) -> Self {
         Self {
             cache: cache.into(),
@@ -75,45 +75,45 @@ impl Settings {
     }
 }
 
-/// Something that takes a while.
+/// Progress of a step that can take long.
 #[derive(Clone, Copy, Debug)]
 pub enum Step<'a> {
-    /// A file comes from the hub; in bytes.
+    /// Download of a file from the hub.
     Download {
         /// The file.
         file: &'a str,
         /// Bytes so far.
         done: u64,
-        /// Bytes in all.
+        /// Total bytes.
         total: u64,
     },
-    /// A GGUF file is dequantised; in bytes written.
+    /// Dequantisation of a GGUF file, in bytes written.
     Import {
-        /// The tensor, under transformers' name.
+        /// The tensor's name in transformers.
         tensor: &'a str,
         /// Bytes so far.
         done: u64,
-        /// Bytes in all.
+        /// Total bytes.
         total: u64,
     },
-    /// A file is hashed; in bytes.
+    /// Hashing of a file.
     Hash {
         /// The file.
         file: &'a str,
         /// Bytes so far.
         done: u64,
-        /// Bytes in all.
+        /// Total bytes.
         total: u64,
     },
 }
 
-/// Where progress is reported to.
+/// A callback for progress.
 pub type Progress<'a> = &'a mut dyn FnMut(Step<'_>);
 
-/// Turns a source string into verified local files.
+/// Resolves a source string to verified local files.
 ///
 /// # Errors
-/// When the checkpoint cannot be found or fetched, is incomplete, or must not be loaded.
+/// When the checkpoint cannot be found or downloaded, is incomplete, or is not safe to load.
 pub fn resolve(given: &str, settings: &Settings, progress: Progress<'_>) -> Result<Checkpoint, Error> {
     let source = given.parse::<Source>()?.find()?;
     if let (Some(revision), false) = (&settings.revision, matches!(source, Source::Hub(_))) {
@@ -172,7 +172,8 @@ pub fn resolve(given: &str, settings: &Settings, progress: Progress<'_>) -> Resu
     })
 }
 
-/// Makes a folder under its final name only once it is complete; a second process that is faster wins.
+/// Fills a temporary folder and renames it to `target` once it is complete. If another process creates `target` first,
+/// its folder is used.
 fn complete_folder(target: &Path, fill: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
     if target.is_dir() {
         return Ok(());
@@ -195,14 +196,14 @@ fn complete_folder(target: &Path, fill: impl FnOnce(&Path) -> Result<(), Error>)
     atomic::sync_folder(parent).map_err(Error::io("sync", parent))
 }
 
-/// The folder of a synthetic checkpoint, generated when it is not in the cache yet.
+/// The folder of a synthetic checkpoint, generated if the cache does not have it.
 fn synthetic(
     given: &str,
     model_type: &str,
     variant: Option<&str>,
     settings: &Settings,
 ) -> Result<PathBuf, Error> {
-    // Runs side by side in this process want the same one, and need it once.
+    // Parallel runs in this process need the same checkpoint; it is generated only once.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let name = format!("{model_type}-{}-{}", variant.unwrap_or("default"), settings.seed);
     let target = settings.cache.join("synthetic").join(name);

@@ -1,7 +1,6 @@
-//! Gates: conditions on which a run fails, `verdict>=diverged`, `p50>5%`, `l2>1e-3`.
+//! Gates: conditions under which a run fails, `verdict>=diverged`, `p50>5%`, `l2>1e-3`.
 //!
-//! A gate names what must *not* be: `l2>1e-3` fails where L2 is above 1e-3. `loads` alone is the one that
-//! names what must be: it fails where a variant gives no logits.
+//! `l2>1e-3` fails if L2 is above 1e-3. Only `loads` states a requirement instead: it fails if a variant gives no logits.
 
 mod metric;
 
@@ -13,7 +12,7 @@ use crate::spec::nearest::nearest;
 use metric::VERDICTS;
 pub(crate) use metric::{Metric, rank};
 
-/// One condition on which a run fails.
+/// One condition under which a run fails.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Gate {
@@ -23,7 +22,7 @@ pub struct Gate {
     limit: f64,
 }
 
-/// How a gate compares; the comparison that holds is the failure.
+/// The comparison of a gate; the gate fails if it is true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Comparison {
     Above,
@@ -32,39 +31,39 @@ enum Comparison {
     AtMost,
 }
 
-/// Why a text is no gate. The message carries the remedy.
+/// Why a text is not a gate. The message includes the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GateError {
     /// A metric that does not exist.
     #[error("`{name}` is not a metric of gates{}", meant(nearest.as_deref()))]
     UnknownMetric {
-        /// As it was written.
+        /// The metric as written.
         name: String,
-        /// What was probably meant.
+        /// The closest known metric.
         nearest: Option<String>,
     },
     /// A metric without a comparison, or a comparison without a metric.
     #[error("`{text}` is not a gate: write a metric, > >= < or <=, and a limit, as in `l2>1e-3`")]
     Form {
-        /// As it was written.
+        /// The gate as written.
         text: String,
     },
-    /// A limit that does not go with the metric.
+    /// A limit that the metric does not accept.
     #[error("`{limit}` is not a limit for `{metric}`: {hint}")]
     Limit {
         /// The metric.
         metric: String,
-        /// As it was written.
+        /// The limit as written.
         limit: String,
-        /// What to write.
+        /// The remedy.
         hint: String,
     },
-    /// A comparison that does not go with the metric.
+    /// A comparison that the metric does not accept.
     #[error("`{metric}` supports only upper limits: write `{example}`")]
     Direction {
         /// The metric.
         metric: String,
-        /// What to write.
+        /// The remedy.
         example: String,
     },
 }
@@ -76,14 +75,14 @@ fn meant(nearest: Option<&str>) -> String {
     }
 }
 
-/// A limit is finite, so that every gate equals itself.
+/// Equality is total because a limit is always finite.
 impl Eq for Gate {}
 
 impl Gate {
-    /// Reads `METRIC COMPARISON LIMIT`, or `loads`; spaces are free.
+    /// Parses `METRIC COMPARISON LIMIT`, or `loads`; spaces are ignored.
     ///
     /// # Errors
-    /// A text that is no gate; the error says what to write.
+    /// When the text is not a gate; the error includes the remedy.
     pub fn parse(text: &str) -> Result<Self, GateError> {
         let form = || GateError::Form { text: text.trim().to_owned() };
         let at = text.find(['<', '>', '=', '!']).unwrap_or(text.len());
@@ -135,12 +134,12 @@ impl Gate {
         })
     }
 
-    /// What it is on.
+    /// The metric that the gate limits.
     pub(crate) fn metric(&self) -> Metric {
         self.metric
     }
 
-    /// Whether the gate fails at `value`; NaN fails every gate, for nothing can be said for it.
+    /// Whether the gate fails at `value`; NaN fails every gate.
     pub fn fails_at(&self, value: f64) -> bool {
         value.is_nan()
             || match self.comparison {
@@ -151,22 +150,22 @@ impl Gate {
             }
     }
 
-    /// The gate as it was written, without spaces.
+    /// The gate as written, without spaces.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// Whether the gate is on a pair's logits.
+    /// Whether the gate limits a metric of a pair's logits.
     pub fn is_on_pairs(&self) -> bool {
         matches!(self.metric, Metric::Verdict | Metric::Pair(_))
     }
 
-    /// Whether the gate is on times.
+    /// Whether the gate limits times.
     pub fn is_on_times(&self) -> bool {
         matches!(self.metric, Metric::Time(_))
     }
 
-    /// Whether the gate asks for logits and nothing more.
+    /// Whether the gate only requires that logits exist.
     pub fn is_loads(&self) -> bool {
         self.metric == Metric::Loads
     }
@@ -211,7 +210,7 @@ impl std::fmt::Display for Gate {
     }
 }
 
-/// The verdicts' words as gates write them, from the best to the worst.
+/// The verdicts' names in gates, from best to worst.
 pub fn verdict_words() -> [&'static str; 4] {
     VERDICTS
 }

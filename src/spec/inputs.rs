@@ -1,4 +1,4 @@
-//! Inputs: prompts turned once into token ids, mask and positions, hashed, and fed identically to every variant.
+//! Inputs: prompts converted once to token ids, mask and positions, hashed, and passed identically to every variant.
 
 mod batch;
 mod saved;
@@ -17,44 +17,44 @@ use crate::spec::checkpoint::Checkpoint;
 pub use saved::{Saved, load};
 pub use template::{Message, TemplateError, render};
 
-/// What to make inputs from.
+/// The source of a run's inputs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Spec {
     /// Explicit prompts, one batch.
     Prompts {
-        /// The rows of the batch.
+        /// One prompt per sequence of the batch.
         prompts: Vec<Prompt>,
-        /// Where shorter rows are filled up.
+        /// The side on which shorter sequences are padded.
         padding: Padding,
         /// Answers whose first tokens' probabilities are reported.
         choices: Vec<String>,
     },
     /// Every combination of lengths, batch sizes and paddings, one batch each.
     Lengths {
-        /// Tokens of the longest row, begin token included.
+        /// Sequence lengths in tokens, begin token included.
         lengths: Vec<usize>,
-        /// Rows.
+        /// Batch sizes.
         batches: Vec<usize>,
-        /// `None`: rows of equal length. `Some`: rows of different lengths, filled up on that side.
+        /// `None`: sequences of equal length. `Some`: sequences of different lengths, padded on that side.
         paddings: Vec<Option<Padding>>,
-        /// A text file to take tokens from; without, the text that tfcheck brings.
+        /// A text file to take tokens from; `None` for the text that tfcheck includes.
         text: Option<PathBuf>,
-        /// Seed of the token ids where the checkpoint has no tokenizer.
+        /// Seed of the random token ids, used if the checkpoint has no tokenizer.
         seed: u64,
     },
 }
 
-/// One row's prompt.
+/// The prompt of one sequence.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prompt {
-    /// Tokenised as it stands, with the tokenizer's begin and end tokens.
+    /// Tokenised unchanged, with the tokenizer's begin and end tokens.
     Text(String),
     /// Rendered by the checkpoint's chat template, with the generation prompt.
     Chat(Vec<Message>),
 }
 
-/// The side on which shorter rows are filled up.
+/// The side on which shorter sequences are padded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Padding {
@@ -67,26 +67,26 @@ pub enum Padding {
 /// One batch of inputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Inputs {
-    /// What tables and folders call it: `prompts`, `seq128_batch2_left`.
+    /// Name in tables and folders: `prompts`, `seq128_batch2_left`.
     pub name: String,
-    /// Token ids, `[batch, seq]`, row after row.
+    /// Token ids, `[batch, seq]`, row-major.
     #[serde(skip)]
     pub input_ids: Vec<i64>,
-    /// 1 where a token is real and 0 where it is padding, `[batch, seq]`.
+    /// 1 at real tokens and 0 at padding, `[batch, seq]`.
     #[serde(skip)]
     pub attention_mask: Vec<i64>,
-    /// Position of each token among its row's real tokens, 0 at padding, `[batch, seq]`.
+    /// Position of each token among the real tokens of its sequence, 0 at padding, `[batch, seq]`.
     #[serde(skip)]
     pub position_ids: Vec<i64>,
-    /// Rows.
+    /// Batch size.
     pub batch: usize,
-    /// Tokens of a row, padding included.
+    /// Sequence length in tokens, padding included.
     pub seq: usize,
-    /// Where rows are filled up, when any is.
+    /// Side of the padding; `None` if no sequence is padded.
     pub padding: Option<Padding>,
-    /// The prompts as they were given; empty for sweeps.
+    /// The prompts as given; empty for sweeps.
     pub prompts: Vec<Prompt>,
-    /// The prompts as they were tokenised; empty for sweeps.
+    /// The prompts as tokenised; empty for sweeps.
     pub rendered: Vec<String>,
     /// The text of each token of `input_ids`; empty without a tokenizer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -95,7 +95,7 @@ pub struct Inputs {
     pub choices: Vec<Choice>,
     /// SHA-256 over shape, ids, mask and positions.
     pub digest: String,
-    /// How they were made, and what a person must know to read the numbers.
+    /// How the inputs were made, and what a reader needs to interpret the numbers.
     pub notes: Vec<String>,
 }
 
@@ -106,11 +106,11 @@ pub struct Choice {
     pub text: String,
     /// Its first token.
     pub id: u32,
-    /// Tokens of the whole answer; only the first is looked at.
+    /// Number of tokens of the whole answer; only the first token's probability is reported.
     pub tokens: usize,
 }
 
-/// Why inputs cannot be made.
+/// Why inputs cannot be created.
 #[derive(Debug, Error, Diagnostic)]
 pub enum Error {
     /// There is nothing to tokenise.
@@ -120,7 +120,7 @@ pub enum Error {
         /// `prompt 2`, `the list of lengths`, …
         what: String,
     },
-    /// Text was given, but the checkpoint cannot tokenise.
+    /// The checkpoint has no tokenizer to tokenise a text with.
     #[error("checkpoint `{checkpoint}` has no tokenizer.json, so {what} cannot be tokenised")]
     #[diagnostic(help(
         "sweep over `lengths` instead, which draws token ids, or add a tokenizer.json to the checkpoint"
@@ -140,7 +140,7 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// An answer has no token.
+    /// An answer has no tokens.
     #[error("choice `{choice}` {reason}")]
     #[diagnostic(help(
         "a choice is the text of an answer, with the space before it where the model would write one"
@@ -157,14 +157,14 @@ pub enum Error {
     TooShort {
         /// What is too short.
         what: String,
-        /// What to do.
+        /// The remedy.
         help: String,
     },
-    /// A token id that the model has no embedding for.
+    /// A token id is not below the model's `vocab_size`.
     #[error("{what} contains token id {id}, but the vocabulary has {vocab_size} tokens")]
     #[diagnostic(help("the tokenizer belongs to another model, or config.json has the wrong `vocab_size`"))]
     OutOfVocabulary {
-        /// Which row.
+        /// Which sequence.
         what: String,
         /// The id.
         id: i64,
@@ -175,7 +175,7 @@ pub enum Error {
     #[error(transparent)]
     #[diagnostic(transparent)]
     Template(#[from] TemplateError),
-    /// A saved file is not what it should be.
+    /// A saved file does not follow the format.
     #[error("{}: {reason}", path.display())]
     #[diagnostic(help("the inputs belong to another run or are damaged; start a new run"))]
     Damaged {
@@ -197,7 +197,7 @@ pub enum Error {
     },
 }
 
-/// Turns a spec into batches, each ready to be saved.
+/// Creates the batches of a spec, each ready to be saved.
 ///
 /// # Errors
 /// When something is empty, cannot be tokenised or rendered, or does not fit the model's vocabulary.
@@ -205,16 +205,16 @@ pub fn make(spec: &Spec, checkpoint: &Checkpoint) -> Result<Vec<Inputs>, Error> 
     Source::open(checkpoint)?.make(spec)
 }
 
-/// What a runner's own tokenizer is held against: the run's texts and the ids that it is fed.
+/// The run's texts and token ids, to compare with a runner's own tokenizer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Texts {
-    /// The texts, as they were tokenised.
+    /// The texts as tokenised.
     pub texts: Vec<String>,
-    /// The ids of each.
+    /// Token ids of each text.
     pub ids: Vec<Vec<i64>>,
-    /// Their tokens, as the vocabulary spells them.
+    /// Tokens of each text, as the vocabulary writes them.
     pub tokens: Vec<Vec<String>>,
-    /// Whether begin and end tokens are among them.
+    /// Whether the ids include begin and end tokens.
     pub add_special_tokens: bool,
 }
 
@@ -225,7 +225,7 @@ pub struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// Reads the checkpoint's tokenizer, where it has one.
+    /// Reads the checkpoint's tokenizer, if it has one.
     ///
     /// # Errors
     /// When the tokenizer cannot be read.
@@ -233,7 +233,7 @@ impl<'a> Source<'a> {
         let open = |path: &PathBuf| -> Result<Tokenizer, Error> {
             let mut tokenizer = Tokenizer::from_file(path)
                 .map_err(|error| Error::Tokenizer { path: path.clone(), reason: error.to_string() })?;
-            // tokenizer.json may carry the padding and truncation of whoever saved it; here both are decided by the spec.
+            // A `tokenizer.json` may contain the padding and truncation of its author; here the spec decides both.
             tokenizer.with_padding(None);
             let _ = tokenizer.with_truncation(None);
             Ok(tokenizer)
@@ -241,7 +241,7 @@ impl<'a> Source<'a> {
         Ok(Self { checkpoint, tokenizer: checkpoint.tokenizer.as_ref().map(open).transpose()? })
     }
 
-    /// Turns a spec into batches, each ready to be saved.
+    /// Creates the batches of a spec, each ready to be saved.
     ///
     /// # Errors
     /// When something is empty, cannot be tokenised or rendered, or does not fit the model's vocabulary.
@@ -260,7 +260,7 @@ impl<'a> Source<'a> {
         Ok(made)
     }
 
-    /// The texts of a batch made from `spec` with their ids; `None` where the checkpoint has no tokenizer.
+    /// The texts of a batch of `spec` with their ids; `None` if the checkpoint has no tokenizer.
     ///
     /// # Errors
     /// When a text cannot be read or tokenised.
@@ -326,7 +326,7 @@ impl<'a> Source<'a> {
         Ok(encoding.get_ids().iter().map(|id| i64::from(*id)).collect())
     }
 
-    /// A number of the config, or of the text part of a multimodal config.
+    /// A number in the config, or in the `text_config` of a multimodal config.
     fn number(&self, key: &str) -> Option<u64> {
         let config = &self.checkpoint.config;
         config.get(key).or_else(|| config.get("text_config")?.get(key)).and_then(serde_json::Value::as_u64)
@@ -341,7 +341,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// What padding is made of. It is masked, so that any valid id would do; the checkpoint's own is the least surprising.
+    /// The token id of padding. Any valid id would do because padding is masked; the checkpoint's own id is preferred.
     fn pad_id(&self) -> i64 {
         ["pad_token_id", "eos_token_id"].iter().flat_map(|key| self.ids(key)).find(|id| *id >= 0).unwrap_or(0)
     }

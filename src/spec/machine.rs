@@ -1,4 +1,4 @@
-//! The machine and the tools of a run, as `environment.json` keeps them.
+//! The machine and the tools of a run, stored in `environment.json`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
-/// What a run ran on. Times are comparable only between equal [`Machine::fingerprint`]s.
+/// The machine of a run. Times are comparable only if [`Machine::fingerprint`] is equal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// Processor model.
@@ -20,27 +20,27 @@ pub struct Machine {
     pub cores: usize,
     /// Hardware threads.
     pub hardware_threads: usize,
-    /// Installed memory, bytes.
+    /// Installed memory in bytes.
     pub memory_bytes: u64,
     /// Operating system with version, and kernel.
     pub system: String,
-    /// GPU names and drivers, one an entry; empty without a GPU.
+    /// Name and driver of each GPU; empty without a GPU.
     pub gpus: Vec<String>,
-    /// What the driver's own tool says of each GPU.
+    /// What `nvidia-smi` reports for each GPU.
     #[serde(default)]
     pub gpu_details: Vec<Gpu>,
-    /// Versions of CUDA's libraries, or what of them is missing; empty without a GPU.
+    /// Versions of the CUDA libraries, or why one is missing; empty without a GPU.
     #[serde(default)]
     pub cuda: BTreeMap<String, String>,
     /// tfcheck's version.
     pub tfcheck: String,
     /// The compiler that built tfcheck.
     pub rustc: String,
-    /// Commit of the folder that tfcheck was started in, `-dirty` when it has changes; absent outside git.
+    /// Git commit of the working directory, with `-dirty` if it has changes; `None` outside a git repository.
     pub git: Option<String>,
 }
 
-/// One GPU, in the words and units of `nvidia-smi`.
+/// One GPU, with values and units as `nvidia-smi` prints them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Gpu {
     /// Model.
@@ -51,18 +51,18 @@ pub struct Gpu {
     pub driver: String,
     /// Compute capability, `9.0`.
     pub compute_capability: String,
-    /// Clock of the multiprocessors when looked at, and the highest, `345 MHz of 1980 MHz`.
+    /// Current and maximum clock of the multiprocessors, `345 MHz of 1980 MHz`.
     pub clock: String,
-    /// Clock of the memory when looked at, and the highest.
+    /// Current and maximum clock of the memory.
     pub memory_clock: String,
-    /// The power that it may take, `700.00 W`.
+    /// Power limit, `700.00 W`.
     pub power_limit: String,
 }
 
 impl Gpu {
     const QUERY: &str = "name,memory.total,driver_version,compute_cap,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit";
 
-    /// One line of `nvidia-smi --query-gpu --format=csv,noheader`.
+    /// Parses one line of `nvidia-smi --query-gpu --format=csv,noheader`.
     fn parse(line: &str) -> Option<Self> {
         let fields: Vec<&str> = line.split(',').map(str::trim).collect();
         let [name, memory, driver, capability, clock, most, memory_clock, most_memory, power] = fields[..]
@@ -82,7 +82,7 @@ impl Gpu {
 }
 
 impl Machine {
-    /// Looks at this machine.
+    /// Reads the properties of this machine.
     pub fn detect() -> Self {
         let gpu_details = gpus();
         let system = look(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()));
@@ -106,37 +106,37 @@ impl Machine {
         }
     }
 
-    /// Digest of what times depend on: processor, cores, memory and GPU.
+    /// Digest of the properties that affect times: processor, cores, memory and GPUs.
     pub fn fingerprint(&self) -> String {
         let parts = (&self.cpu, self.cores, self.hardware_threads, self.memory_bytes >> 30, &self.gpus);
         hex(&Sha256::digest(format!("{parts:?}")))[..16].to_owned()
     }
 }
 
-/// Physical cores, or hardware threads where the system does not tell them apart.
+/// Number of physical cores; of hardware threads if the system does not distinguish them.
 pub fn physical_cores() -> usize {
     System::physical_core_count()
         .or_else(|_| std::thread::available_parallelism().map(usize::from))
         .unwrap_or(1)
 }
 
-/// Installed memory in bytes; 0 where the system does not tell.
+/// Installed memory in bytes; 0 if the system does not report it.
 pub fn memory_bytes() -> u64 {
     look(RefreshKind::nothing().with_memory(MemoryRefreshKind::everything()))
         .map_or(0, |system| system.total_memory())
 }
 
-/// What the system tells of `what`; nothing where sysinfo does not know the system.
+/// The system's properties in `what`; `None` on systems that sysinfo does not support.
 fn look(what: RefreshKind) -> Option<System> {
     System::new_with_specifics(what).ok()
 }
 
-/// What `auto` means on this machine: the first GPU when there is one, else the CPU.
+/// The device that `auto` selects on this machine: the first GPU if there is one, otherwise the CPU.
 pub fn auto_device() -> &'static str {
     auto().0
 }
 
-/// [`auto_device`], and why.
+/// [`auto_device`] and the reason for it.
 pub fn auto() -> &'static (&'static str, String) {
     static AUTO: OnceLock<(&str, String)> = OnceLock::new();
     AUTO.get_or_init(|| match device_count() {
@@ -147,7 +147,7 @@ pub fn auto() -> &'static (&'static str, String) {
     })
 }
 
-/// Versions of CUDA's libraries, or what of them is missing.
+/// Versions of the CUDA libraries, or why one is missing, by name.
 pub fn cuda_versions(pythons: &[PathBuf]) -> BTreeMap<String, String> {
     let name = |library| match library {
         Needed::Driver => "driver",
@@ -161,13 +161,13 @@ pub fn cuda_versions(pythons: &[PathBuf]) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Lower-case hexadecimal.
+/// Bytes as lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
-/// What the NVIDIA driver's tool lists; without it nothing is known of a GPU but what CUDA says.
+/// The GPUs that `nvidia-smi` lists; empty if it is missing or fails.
 pub fn gpus() -> Vec<Gpu> {
     let query = format!("--query-gpu={}", Gpu::QUERY);
     let listed = lines("nvidia-smi", &[&query, "--format=csv,noheader"]).unwrap_or_default();
@@ -181,7 +181,7 @@ fn git_state(folder: &Path) -> Option<String> {
     Some(if changes.is_empty() { head } else { format!("{head}-dirty") })
 }
 
-/// A program's output by lines, when it exists and succeeds.
+/// Lines of a program's output; `None` if it does not exist or fails.
 fn lines(program: &str, arguments: &[&str]) -> Option<Vec<String>> {
     let output = Command::new(program).args(arguments).stdin(std::process::Stdio::null()).output().ok()?;
     output
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fingerprint_follows_the_processor_and_not_the_commit() {
+    fn the_fingerprint_depends_on_the_processor_and_not_on_the_commit() {
         let machine = Machine::detect();
         let moved = Machine { git: Some("0123".into()), tfcheck: "9.9.9".into(), ..machine.clone() };
         let other = Machine { cpu: "another processor".into(), ..machine.clone() };
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_is_read_from_the_drivers_tool() {
+    fn a_gpu_is_parsed_from_a_line_of_nvidia_smi() {
         let line = "NVIDIA H100 80GB HBM3, 81559 MiB, 580.159.04, 9.0, 345 MHz, 1980 MHz, 2619 MHz, 2619 MHz, 700.00 W";
         let gpu = Gpu::parse(line).unwrap();
         assert_eq!(gpu.clock, "345 MHz of 1980 MHz");
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn auto_is_the_cpu_where_there_is_no_gpu_and_says_why() {
+    fn auto_is_the_cpu_without_a_gpu_and_gives_the_reason() {
         let (device, reason) = auto();
         assert_eq!(*device, auto_device());
         assert!(!reason.is_empty());

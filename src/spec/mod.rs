@@ -1,4 +1,4 @@
-//! What is asked: config, checkpoint, inputs, variants, and the plan made of them.
+//! What a run computes: config, checkpoint, inputs, variants, and the plan made from them.
 
 pub(crate) mod atomic;
 pub mod checkpoint;

@@ -1,6 +1,6 @@
-//! Which of several names a person probably meant.
+//! Finds the name that a person probably meant.
 
-/// The name closest to `given`, if any is close enough to have been meant.
+/// The name closest to `given`; `None` if none is close enough.
 pub(crate) fn nearest<'name>(given: &str, names: &[&'name str]) -> Option<&'name str> {
     names
         .iter()

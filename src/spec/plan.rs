@@ -1,7 +1,6 @@
-//! Config -> the cases, environments and cells of a run, keyed by content.
+//! Turns a config into the cases, environments and cells of a run, with a digest for each cell.
 //!
-//! A plan is made without touching the network, the disk or a model, so `tfcheck plan` shows what a
-//! run would do at once.
+//! Planning uses neither the network nor the disk nor a model, so `tfcheck plan` prints a run's plan at once.
 
 use std::path::PathBuf;
 
@@ -20,16 +19,16 @@ pub(crate) use columns::{release_numbers, release_order};
 pub(crate) use filter::glob;
 pub use filter::{FilterError, Filters};
 
-/// Everything that a run will do.
+/// Everything that a run computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// The cases that have cells, in the order of the config.
     pub cases: Vec<CasePlan>,
-    /// The environments that cells need, each once.
+    /// The environments that cells need, without duplicates.
     pub environments: Vec<EnvironmentPlan>,
     /// The cells: case by case, variants in the same order in each.
     pub cells: Vec<CellPlan>,
-    /// Name of the variant that speed-ups are against.
+    /// Name of the variant that speed-ups are relative to.
     pub baseline: String,
 }
 
@@ -44,85 +43,86 @@ pub struct CasePlan {
     pub inputs: InputsPlan,
 }
 
-/// One batch of inputs, still as text and numbers.
+/// One batch of inputs before tokenisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "form", rename_all = "snake_case")]
 pub enum InputsPlan {
-    /// The config's prompts, a row each.
+    /// The config's prompts, one per sequence.
     Prompts {
-        /// Side of shorter rows that is filled up.
+        /// Side on which shorter sequences are padded.
         padding: Padding,
     },
-    /// Rows cut from the text.
+    /// Sequences cut from the text.
     Sweep {
-        /// Tokens of the longest row.
+        /// Sequence length in tokens; of the longest sequence if there is padding.
         length: usize,
-        /// Rows.
+        /// Batch size.
         batch: usize,
-        /// Side of shorter rows that is filled up.
+        /// Side on which shorter sequences are padded.
         padding: Padding,
-        /// Tokens of the prefill, where the rest is decoded through the KV cache; one pass otherwise.
+        /// Tokens of the prefill before decoding through the KV cache; `None` for one full-sequence forward pass.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         prefill: Option<usize>,
     },
 }
 
-/// One Python environment; versions of equal content share it.
+/// One Python environment; versions with equal content share it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EnvironmentPlan {
     /// Names of the versions that run in it.
     pub versions: Vec<String>,
-    /// How it comes to be.
+    /// How the environment is obtained.
     pub origin: EnvironmentOrigin,
 }
 
-/// How an environment comes to be.
+/// How an environment is obtained.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "origin", rename_all = "snake_case")]
 pub enum EnvironmentOrigin {
-    /// It exists and is used as it is.
+    /// An existing environment is used unchanged.
     Existing {
         /// Its interpreter.
         python: PathBuf,
-        /// What the config says of its transformers; to be verified.
+        /// The transformers version that the config expects in it; it is verified later.
         expected: Option<VersionSource>,
     },
-    /// uv locks and syncs it.
+    /// uv locks and installs it.
     Made {
-        /// Its transformers.
+        /// Source of transformers.
         source: VersionSource,
-        /// Its torch release.
+        /// torch release.
         torch: String,
         /// Where torch comes from.
         torch_backend: TorchBackend,
-        /// Further requirements.
+        /// Additional requirements.
         requirements: Vec<String>,
-        /// The Python that uv is asked for.
+        /// The Python version requested from uv.
         python: Option<String>,
     },
 }
 
-/// One case in one variant.
+/// One case computed by one variant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CellPlan {
     /// Index into [`Plan::cases`].
     pub case: usize,
-    /// What computes it.
+    /// The variant that computes the case.
     pub variant: Variant,
-    /// Index into [`Plan::environments`], for transformers.
+    /// Index into [`Plan::environments`], for the transformers runner.
     pub environment: Option<usize>,
     /// Index into [`Config::commands`], for a command.
     pub command: Option<usize>,
-    /// True where the cell is timed and traced; false for one that is there as oracle alone.
+    /// Whether the cell is timed and traced; false if it serves only as oracle.
     pub measured: bool,
-    /// True where the cell is the f64 oracle of its side ([`crate::spec::config::Run::oracle`]).
+    /// Whether the cell is its side's float64 reference ([`crate::spec::config::Run::oracle`]).
     pub oracle: bool,
-    /// SHA-256, in hex, of all that the config says of the cell. What the config only points to (weights, locked packages, a text file) is not in it.
+    /// SHA-256 in hex of everything in the config that determines the cell's results. Content that the config only refers
+    /// to (weights, locked packages, a text file) is not included.
     pub key: String,
 }
 
 impl InputsPlan {
-    /// Tokens of the prefill, where the rest is decoded through the KV cache.
+    /// Tokens of the prefill before decoding through the KV cache; `None` for one full-sequence forward pass.
     pub fn prefill(self) -> Option<usize> {
         match self {
             Self::Prompts { .. } => None,
@@ -130,7 +130,7 @@ impl InputsPlan {
         }
     }
 
-    /// Tokens of the longest row; `None` for prompts, whose tokens are not counted yet.
+    /// Sequence length in tokens; `None` for prompts, which are not tokenised yet.
     pub fn length(self) -> Option<usize> {
         match self {
             Self::Prompts { .. } => None,
@@ -138,7 +138,7 @@ impl InputsPlan {
         }
     }
 
-    /// Batch size; `None` for prompts, a row each.
+    /// Batch size; `None` for prompts, which have one sequence each.
     pub fn batch(self) -> Option<usize> {
         match self {
             Self::Prompts { .. } => None,
@@ -148,28 +148,28 @@ impl InputsPlan {
 }
 
 impl Plan {
-    /// The cells that `config` asks for. `auto_device` is what `auto` means on this machine: `cpu`, `cuda:0`.
+    /// Plans the cells of `config`. `auto_device` is the device that `auto` selects on this machine: `cpu`, `cuda:0`.
     ///
     /// # Errors
-    /// A baseline that is no variant, two variants of one name, or nothing to run.
+    /// When the baseline is not a variant, two variants have the same name, or there is nothing to run.
     pub fn new(config: &Config, auto_device: &str) -> Result<Self, PlanError> {
         build::build(config, auto_device)
     }
 
-    /// The plan without the cells that `filters` rule out, nor the cases and environments that only those needed.
-    /// A baseline that is ruled out gives way to the default one.
+    /// Removes the cells that `filters` exclude, and the cases and environments that only they needed. A baseline that is
+    /// removed is replaced by the default one.
     ///
     /// # Errors
-    /// A pattern that matches no cell, or nothing left to run.
+    /// When a pattern matches no cell, or nothing is left to run.
     pub fn filtered(&self, filters: &Filters, config: &Config) -> Result<Self, PlanError> {
         filter::filtered(self, filters, config)
     }
 
-    /// The cells for which `is_wanted` holds, without the cases and environments that only the others needed. A baseline
-    /// that is left out gives way to the default one.
+    /// Keeps the cells for which `is_wanted` returns true; removes the cases and environments that only the others
+    /// needed. A baseline that is removed is replaced by the default one.
     ///
     /// # Errors
-    /// Nothing is left to run.
+    /// When nothing is left to run.
     pub fn selected(
         mut self,
         config: &Config,
@@ -181,11 +181,11 @@ impl Plan {
         filter::settled(self, config)
     }
 
-    /// A plan that was read from a run folder, checked: what it refers to exists, in itself and in `config`, and the
-    /// names of its cases are safe as file names.
+    /// Checks a plan from a run folder: every index must exist in the plan and in `config`, and the names of its cases
+    /// must be safe as file names.
     ///
     /// # Errors
-    /// The plan is not one of `config`.
+    /// When the plan is not a plan of `config`.
     pub fn checked(self, config: &Config) -> Result<Self, PlanError> {
         match saved::problem(&self, config) {
             Some(problem) => Err(PlanError::Saved(problem)),
@@ -193,43 +193,43 @@ impl Plan {
         }
     }
 
-    /// The name by which filters know a cell: `llama-128/4.54.0_eager_sdpa`.
+    /// The cell's name in filters: `llama-128/4.54.0_eager_sdpa`.
     pub fn cell_name(&self, cell: &CellPlan) -> String {
         format!("{}/{}", self.cases[cell.case].name, cell.variant.name())
     }
 
-    /// What `tfcheck plan` prints. `config` is the one that the plan was made of.
+    /// The text that `tfcheck plan` prints. `config` must be the one that the plan was made from.
     pub fn text(&self, config: &Config) -> String {
         text::text(self, config)
     }
 }
 
-/// Why there is no plan.
+/// Why a plan cannot be made.
 #[derive(Clone, Debug, PartialEq, thiserror::Error, miette::Diagnostic)]
 pub enum PlanError {
-    /// The baseline names no variant.
+    /// The baseline is not a variant.
     #[error("the baseline `{name}` is not one of the variants")]
     Baseline {
-        /// As the config has it.
+        /// The baseline as written in the config.
         name: String,
-        /// What to write instead.
+        /// The remedy.
         #[help]
         hint: String,
     },
-    /// Two cells would bear one name.
+    /// Two cells would have the same name.
     #[error("two cells are called `{0}`")]
     SameName(String),
-    /// Nothing to run.
+    /// There is nothing to run.
     #[error("the config asks for no variant at all")]
     #[diagnostic(help(
         "list a version under [[versions]], a mode under [candle] or a program under [[commands]]"
     ))]
     Empty,
-    /// The plan of a run folder does not hold together.
+    /// The plan of a run folder is inconsistent.
     #[error("the plan in run.json {0}")]
     #[diagnostic(help("start a new run: this one cannot be resumed"))]
     Saved(String),
-    /// A filter went wrong.
+    /// A filter was refused.
     #[error(transparent)]
     #[diagnostic(transparent)]
     Filter(#[from] FilterError),

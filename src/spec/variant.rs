@@ -1,13 +1,13 @@
-//! A variant: runner + version + mode + attention + dtype + device, and the names it goes by.
+//! A variant (runner, version, mode, attention, dtype and device) and its names.
 
 use reference::protocol::{Attention, Dtype, Mode, Positions};
 use serde::{Deserialize, Serialize};
 
-/// What executes a variant.
+/// The kind of program that executes a variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Runner {
-    /// A transformers version in an environment of its own.
+    /// A transformers version in its own environment.
     Transformers,
     /// tfcheck's own native models.
     Candle,
@@ -20,24 +20,25 @@ pub enum Runner {
 /// One way to compute a checkpoint's logits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Variant {
-    /// What executes it.
+    /// What executes the variant.
     pub runner: Runner,
-    /// Which one: the version's name (`4.54.0`, `transformers-fork`), `candle`, `candle-transformers`, or the command's name. Also the name of its folder in a run.
+    /// The version's name (`4.54.0`, `transformers-fork`), `candle`, `candle-transformers`, or the command's name; also
+    /// the name of its folder in a run.
     pub version: String,
-    /// How it is executed.
+    /// The execution mode.
     pub mode: Mode,
-    /// Attention implementation, where the runner has several.
+    /// Attention implementation; `None` if the runner has only one.
     pub attention: Option<Attention>,
     /// dtype of weights and activations.
     pub dtype: Dtype,
     /// `cpu`, `cuda:0`, …
     pub device: String,
-    /// True where the run has several dtypes or devices, so that the names must say them.
+    /// True if the run has several dtypes or devices, so that names must include them.
     pub qualified: bool,
 }
 
 impl Variant {
-    /// The variant without its version, `eager_sdpa`, `fused`, `eager_sdpa_bf16`: the part that file names carry.
+    /// The name without the version, `eager_sdpa`, `fused`, `eager_sdpa_bf16`; file names contain it.
     pub fn note(&self) -> String {
         let mut note = mode_name(self.mode).to_owned();
         if let Some(attention) = self.attention {
@@ -55,7 +56,7 @@ impl Variant {
         note
     }
 
-    /// The name by which tables know the variant: `4.54.0_eager_sdpa`, `candle_fused`.
+    /// The variant's name in tables: `4.54.0_eager_sdpa`, `candle_fused`.
     pub fn name(&self) -> String {
         format!("{}_{}", self.version, self.note())
     }
@@ -86,7 +87,7 @@ pub fn dtype_name(dtype: Dtype) -> &'static str {
     measured_dtype(dtype).name()
 }
 
-/// A dtype as crate `compare` knows it.
+/// Converts a protocol dtype to one of the crate `compare`.
 pub fn measured_dtype(dtype: Dtype) -> compare::Dtype {
     match dtype {
         Dtype::F64 => compare::Dtype::F64,
@@ -96,7 +97,7 @@ pub fn measured_dtype(dtype: Dtype) -> compare::Dtype {
     }
 }
 
-/// A dtype of crate `compare` as variants have it.
+/// Converts a dtype of the crate `compare` to one of the protocol.
 pub fn variant_dtype(dtype: compare::Dtype) -> Dtype {
     match dtype {
         compare::Dtype::F64 => Dtype::F64,
@@ -106,7 +107,7 @@ pub fn variant_dtype(dtype: compare::Dtype) -> Dtype {
     }
 }
 
-/// Positions as crate `compare` knows them.
+/// Converts protocol positions to those of the crate `compare`.
 pub fn measured_positions(positions: Positions) -> compare::Positions {
     match positions {
         Positions::All => compare::Positions::All,

@@ -1,4 +1,5 @@
-//! Bisections over the commits of a port, in Python and in Rust, made for the test, and over an index served for it.
+//! Bisections over the commits of Python and Rust ports made for the test, and over releases from a package index that the
+//! test serves.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
@@ -12,7 +13,8 @@ use crate::support::{Sandbox, fixture, stderr, stdout, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// A port's repository with a commit per letter of `history`, see `port.py`, and a config that names the port.
+/// A sandbox with a port's repository, which has a commit per letter of `history` (see `port.py`), and a config with the
+/// port.
 fn port(history: &str, run: &str) -> Sandbox {
     let sandbox = Sandbox::new();
     let script = fixture("bisect/port.py");
@@ -55,7 +57,7 @@ fn log(folder: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(folder.join("bisect.json")).unwrap()).unwrap()
 }
 
-/// `[before, after, change]` of each change of the only phase.
+/// `(before, after, change)` of each change of the only phase.
 fn changes(log: &Value) -> Vec<(u64, u64, String)> {
     let changes = log["phases"][0]["changes"].as_array().unwrap();
     let number = |change: &Value, key: &str| change[key].as_u64().unwrap();
@@ -68,7 +70,7 @@ fn runs(folder: &Path) -> usize {
     entries.filter(|entry| entry.as_ref().unwrap().path().is_dir()).count()
 }
 
-/// 50 commits, the change at 31; the three that do not build lie where the search looks.
+/// 50 commits with the change at 31; the search tests the three that do not build.
 fn fifty() -> String {
     let letter = |number| match number {
         31 => 'x',
@@ -79,7 +81,7 @@ fn fifty() -> String {
 }
 
 #[test]
-fn a_port_s_commit_is_found_around_those_that_do_not_build() {
+fn the_changing_commit_is_found_despite_commits_that_do_not_build() {
     let sandbox = port(&fifty(), "trace = false");
     let output = bisect(&sandbox, "c0", "c49", &[]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
@@ -94,7 +96,7 @@ fn a_port_s_commit_is_found_around_those_that_do_not_build() {
         .collect();
     assert_eq!(skipped, [25, 37, 28], "the search meets all three");
     assert!(steps[1]["reason"].as_str().unwrap().contains("planted"), "{}", steps[1]);
-    // ceil(log2 50) + 1; what does not build is not run.
+    // At most ceil(log2 50) + 1 = 7 steps besides the commits that do not build, which are not run.
     assert!(steps.len() - skipped.len() <= 7 && runs(&folder) <= 7, "{steps:?}");
     let commit = &log["phases"][0]["changes"][0]["commits"][0];
     assert_eq!(commit["subject"], "change 31");
@@ -111,12 +113,12 @@ fn a_port_s_commit_is_found_around_those_that_do_not_build() {
     }
     let report = std::fs::read_to_string(folder.join("bisect.md")).unwrap();
     assert!(report.contains("change 31") && report.contains("| skipped |"), "{report}");
-    // What may come next was built while a step ran: more commits than were tested, for each step has two ways on.
+    // Both possible next commits are built while a step runs, so more commits are built than tested.
     let builds = std::fs::read_dir(folder.join("builds")).unwrap().count();
     assert!(builds > steps.len() + 1, "{builds} builds of {} steps and the good side", steps.len());
     let place = &log["phases"][0]["changes"][0]["localization"];
     assert_eq!(place["not_localized"], "an external program has no modules to capture");
-    // No working tree is left, neither on the disk nor in git's list.
+    // No worktree is left, neither on disk nor in git's list.
     assert!(!sandbox.path().join("cache/worktrees").read_dir().is_ok_and(|mut left| left.next().is_some()));
     let listed = Command::new("git")
         .args(["worktree", "list"])
@@ -126,7 +128,7 @@ fn a_port_s_commit_is_found_around_those_that_do_not_build() {
 }
 
 #[test]
-fn a_stopped_bisection_goes_on_where_it_was() {
+fn a_stopped_bisection_resumes_at_its_next_step() {
     let sandbox = port("......x...", "trace = false");
     let output = bisect(&sandbox, "c0", "c9", &[]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
@@ -134,7 +136,7 @@ fn a_stopped_bisection_goes_on_where_it_was() {
     let whole = log(&folder);
     assert_eq!(changes(&whole), [(5, 6, "came".to_owned())]);
     let before = runs(&folder);
-    // As it was when its last two steps had not been made.
+    // Restores the log to its state before the last two steps.
     let mut stopped = whole.clone();
     stopped["phases"][0]["changes"] = Value::Null;
     let steps = stopped["phases"][0]["steps"].as_array_mut().unwrap();
@@ -147,10 +149,10 @@ fn a_stopped_bisection_goes_on_where_it_was() {
 }
 
 #[test]
-fn ctrl_c_keeps_the_steps_that_were_made_and_leaves_no_working_tree() {
+fn ctrl_c_keeps_finished_steps_and_leaves_no_worktree() {
     let sandbox = port("......x...", "trace = false");
     let results = sandbox.results();
-    // So slow that more than one step is to come when the first one is in the log.
+    // The build is slow, so that more than one step remains when the first one is in the log.
     let build = "sleep 0.5; sh build.sh";
     let child = bisection(&sandbox, build, "c0", "c9", &[]).spawn().unwrap();
     let steps = |log: &Value| log["phases"][0]["steps"].as_array().unwrap().clone();
@@ -180,7 +182,7 @@ fn ctrl_c_keeps_the_steps_that_were_made_and_leaves_no_working_tree() {
 }
 
 #[test]
-fn a_scan_shows_a_fault_that_came_and_went_and_nothing_else() {
+fn a_scan_reports_a_change_and_its_revert_and_nothing_else() {
     let sandbox = port("...x..!o....", "trace = false");
     let output = bisect(&sandbox, "c0", "c11", &["--scan"]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
@@ -191,7 +193,7 @@ fn a_scan_shows_a_fault_that_came_and_went_and_nothing_else() {
 }
 
 #[test]
-fn a_scan_tells_a_second_fault_from_the_first() {
+fn a_scan_distinguishes_a_second_fault_from_the_first() {
     let sandbox = port(".x.y.", "trace = false");
     bisect(&sandbox, "c0", "c4", &["--scan"]);
     let found = changes(&log(&folder(&sandbox)));
@@ -204,7 +206,7 @@ fn a_scan_tells_a_second_fault_from_the_first() {
 
 #[test]
 fn a_slow_down_and_a_port_that_stops_loading_are_found() {
-    // 10 ms against 30 ms of sleep; 60 % lies far from both 0 and the planted 200 %.
+    // The port sleeps 10 ms, then 30 ms: a limit of 60 % is between 0 and the planted 200 %.
     let sandbox = port("....s...", "rounds = 4\niterations = 3\nwarm_up = 0");
     let output = bisect(&sandbox, "c0", "c7", &["--test", "p50>60%"]);
     let slow = log(&folder(&sandbox));
@@ -221,7 +223,7 @@ fn a_slow_down_and_a_port_that_stops_loading_are_found() {
 }
 
 #[test]
-fn a_question_without_an_answer_says_why() {
+fn a_bisection_without_an_answer_reports_the_reason() {
     let check = |history: &str, good: &str, bad: &str, more: &[&str], expected: &[&str]| {
         let output = bisect(&port(history, "trace = false"), good, bad, more);
         assert_eq!(output.status.code(), Some(2), "{expected:?}: {}", stdout(&output));
@@ -266,7 +268,7 @@ fn a_rust_port_is_built_by_cargo_at_each_commit() {
     let wrong = right.replace("SHIFT: f64 = 0.0", "SHIFT: f64 = 1.0");
     assert_ne!(right, wrong);
     let broken = format!("{wrong}\nfn planted() -> usize {{ \"no number\" }}\n");
-    // The one that does not compile lies where the search looks first.
+    // The commit that does not compile is the one that the search tests first.
     let history = [&right, &right, &wrong, &broken, &wrong, &wrong];
     for (number, source) in history.into_iter().enumerate() {
         let version = if number < 2 { "0.1.0" } else { "0.2.0" };
@@ -288,7 +290,7 @@ fn a_rust_port_is_built_by_cargo_at_each_commit() {
     let output = sandbox
         .command(&[&arguments[..], &["--good", "c0", "--bad", "c5"]].concat())
         .env("TFCHECK_CACHE", sandbox.path().join("cache"))
-        // A target folder of the user's would be one for all commits.
+        // A target folder from the user's environment would be shared by all commits.
         .env_remove("CARGO_TARGET_DIR")
         .output()
         .unwrap();
@@ -304,8 +306,8 @@ fn a_rust_port_is_built_by_cargo_at_each_commit() {
     assert_eq!(*packages, serde_json::json!({"port": ["0.1.0", "0.2.0"]}));
 }
 
-/// Serves a PEP 691 list of transformers, of which 9.41.1 is withdrawn, and no file; its address. There are
-/// no such releases, so that nobody has their environments already.
+/// Serves a PEP 691 index of fictitious transformers releases without files, of which 9.41.1 is yanked; returns its address.
+/// As the releases do not exist, no environment of them can be cached.
 fn index() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}/simple", listener.local_addr().unwrap());
@@ -329,13 +331,13 @@ fn index() -> String {
             "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.pypi.simple.v1+json\r\nConnection: close";
         write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
     };
-    // A client that goes away is no fault of the index.
+    // A client that disconnects is not an error.
     std::thread::spawn(move || listener.incoming().flatten().for_each(|stream| drop(answer(stream))));
     address
 }
 
 #[test]
-fn pre_releases_and_withdrawn_ones_count_where_they_are_asked_for() {
+fn pre_releases_and_yanked_releases_are_listed_only_on_request() {
     let address = index();
     let check = |more: &[&str], expected: &[&str]| {
         let sandbox = Sandbox::new();
@@ -344,7 +346,7 @@ fn pre_releases_and_withdrawn_ones_count_where_they_are_asked_for() {
             .env("UV_DEFAULT_INDEX", &address)
             .output()
             .unwrap();
-        // This index has no file to install: the question is kept, and answered by why it cannot be tested.
+        // The index has no file to install, so the bisection is saved and reports that the sides cannot be tested.
         assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
         let log = log(&folder(&sandbox));
         let revisions = log["phases"][0]["revisions"].as_array().unwrap();
@@ -358,7 +360,7 @@ fn pre_releases_and_withdrawn_ones_count_where_they_are_asked_for() {
 }
 
 #[test]
-fn releases_are_listed_where_uv_looks_for_them() {
+fn releases_are_listed_from_the_index_that_uv_uses() {
     let address = index();
     let check = |good: &str, bad: &str, expected: &str| {
         let sandbox = Sandbox::new();

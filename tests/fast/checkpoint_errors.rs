@@ -1,4 +1,4 @@
-//! Every way in which a checkpoint folder can be unusable, with the message that people read.
+//! Tests the error message for every way in which a checkpoint folder can be unusable.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
@@ -13,7 +13,7 @@ fn resolve(root: &Path, given: &str) -> Result<Checkpoint, Error> {
     checkpoint::resolve(given, &settings(root), &mut |_| ())
 }
 
-/// The folder's error, with the temporary path taken out, and its help.
+/// Fills a folder and asserts the message (without the temporary path) and the help of the resulting error.
 fn check(fill: impl FnOnce(&Path), message: &str, help: &str) {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().canonicalize().unwrap().join("model");
@@ -72,7 +72,7 @@ fn a_second_run_reads_no_weights() {
 }
 
 #[test]
-fn folders_that_cannot_be_loaded_say_why() {
+fn folders_that_cannot_be_loaded_give_the_reason() {
     check(|_| (), "model has no config.json", "as `save_pretrained` writes them");
     check(
         |f| write(&f.join("m.gguf"), "GGUF"),
@@ -154,7 +154,7 @@ fn code_in_a_config_is_refused_wherever_it_hides() {
 }
 
 #[test]
-fn allowed_remote_code_is_noted_and_built_in_attention_is_harmless() {
+fn allowed_remote_code_is_reported_and_built_in_attention_is_accepted() {
     let root = tempfile::tempdir().unwrap();
     whole(root.path());
     let config = json!({"model_type": "llama", "auto_map": {}, "_attn_implementation": "sdpa", "_attn_implementation_autoset": true});
@@ -165,7 +165,7 @@ fn allowed_remote_code_is_noted_and_built_in_attention_is_harmless() {
 }
 
 #[test]
-fn damaged_weights_say_which_file_and_how_long_it_should_be() {
+fn damaged_weights_report_the_file_and_its_expected_length() {
     let with = |bytes: Vec<u8>| {
         move |f: &Path| {
             whole(f);
@@ -247,7 +247,7 @@ fn an_index_must_agree_with_its_shards() {
 }
 
 #[test]
-fn sources_that_name_nothing_say_what_would() {
+fn sources_that_match_nothing_give_the_reason() {
     let root = tempfile::tempdir().unwrap();
     for (given, message) in [
         (

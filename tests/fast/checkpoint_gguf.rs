@@ -1,4 +1,4 @@
-//! GGUF import on tiny files that the tests write themselves.
+//! Tests GGUF import on tiny files that the tests write.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
@@ -19,14 +19,14 @@ const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const HEAD_DIM: usize = 16;
 
-/// A GGUF file in the making.
+/// A builder of GGUF files.
 struct Gguf {
     metadata: Vec<(String, Value)>,
     tensors: Vec<(String, Tensor, GgmlDType)>,
 }
 
 fn tensor(rows: usize, columns: usize) -> Tensor {
-    // Every value differs from its neighbours, so that any mix-up of rows or columns shows.
+    // Neighbouring values differ, so that exchanged rows or columns are detected.
     let values: Vec<f32> = (0..rows * columns).map(|i| (i as f32 * 0.37).sin()).collect();
     Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
 }
@@ -169,7 +169,7 @@ fn llama_projections_come_back_in_the_order_that_rope_expects() {
     assert_eq!(values(&imported.tensor("model.layers.0.self_attn.q_proj.weight")), values(&query));
     assert_eq!(values(&imported.tensor("model.layers.0.self_attn.k_proj.weight")), values(&key));
     assert_eq!(values(&imported.tensor("model.layers.0.self_attn.q_proj.bias")), values(&bias));
-    // Known positive: the test would see it if nothing were undone.
+    // Known positive: the permutation changes the tensor, so an import that does not undo it would fail the test.
     assert_ne!(values(&permute(&query, HEADS)), values(&query));
     assert_eq!(imported.checkpoint.config["attention_bias"], json!(true));
 }
@@ -202,7 +202,7 @@ fn a_llama_file_becomes_a_folder_that_transformers_would_write() {
 #[test]
 fn quantised_rows_equal_the_whole_tensor_dequantised() {
     let mut gguf = Gguf::new("llama");
-    // More rows than one chunk of 8 MiB holds, and a projection whose rows move.
+    // More rows than one chunk of 8 MiB holds, and projections whose rows are permuted.
     let vocab = gguf.tokens().len();
     gguf.add("token_embd.weight", tensor(vocab, HIDDEN));
     for (_, _, dtype) in
@@ -233,7 +233,7 @@ fn gemma3() -> Gguf {
     for name in ["attn_q_norm", "attn_k_norm"] {
         gguf.add(&format!("blk.0.{name}.weight"), norm(HEAD_DIM));
     }
-    // llama.cpp's sentencepiece vocabulary of a gemma: no merges, real spaces in the runs.
+    // llama.cpp's sentencepiece vocabulary of a gemma: it has no merges, and runs of spaces are literal spaces.
     let tokens =
         ["<pad>", "<eos>", "<bos>", "<unk>", "▁", "  ", "   ", "h", "e", "he", "▁h", "▁he", "<0x41>", "e▁"];
     let types = [3, 3, 3, 2, 1, 4, 4, 1, 1, 1, 1, 1, 6, 1];
@@ -274,7 +274,7 @@ fn a_gemma_vocabulary_without_merges_is_merged_in_its_own_order() {
     let tokens = |text: &str| tokenizer.encode(text, true).unwrap().get_tokens().to_vec();
     assert_eq!(tokens("he"), ["<bos>", "he"]);
     assert_eq!(tokens(" he"), ["<bos>", "▁he"]);
-    // The run of spaces is found under its respelled name, and `<eos>` in text is one token.
+    // A run of spaces is spelled with `▁` in the imported vocabulary, and `<eos>` in text is one token.
     assert_eq!(tokens("   <eos>"), ["<bos>", "▁▁▁", "<eos>"]);
     assert_eq!(tokens("A"), ["<bos>", "<0x41>"]);
     assert_eq!(tokens("Z"), ["<bos>", "<unk>"]);
@@ -286,7 +286,7 @@ fn smollm_splits_digits_before_anything_else() {
     let tokenizer = Tokenizer::from_file(imported.checkpoint.tokenizer.as_ref().unwrap()).unwrap();
     let tokens = |text: &str| tokenizer.encode(text, true).unwrap().get_tokens().to_vec();
     assert_eq!(tokens("he he<|end|>"), ["he", "Ġhe", "<|end|>"]);
-    // transformers 5.23 reads the same file as Ġ Ġ 1 2, against the model's own tokenizer.json.
+    // transformers 5.23 reads the same file as Ġ Ġ 1 2, which differs from the model's own tokenizer.json.
     assert_eq!(tokens("  12"), ["ĠĠ", "1", "2"]);
 }
 
@@ -318,7 +318,7 @@ fn two_imports_of_one_file_are_the_same_to_the_byte() {
 }
 
 #[test]
-fn files_that_cannot_be_imported_say_why() {
+fn files_that_cannot_be_imported_give_the_reason() {
     let check = |gguf: Gguf, message: &str| {
         let Err(error) = gguf.import() else { panic!("imported, where `{message}` was due") };
         let told = error.to_string();

@@ -1,4 +1,4 @@
-//! Hub ids against a hub on loopback.
+//! Tests checkpoints given by hub id, with a hub on loopback.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
@@ -70,7 +70,7 @@ fn a_renamed_model_is_found_by_its_old_name() {
 }
 
 #[test]
-fn offline_the_cache_serves_what_it_has_whole() {
+fn offline_only_complete_cached_models_are_used() {
     let (root, hub) = (tempfile::tempdir().unwrap(), sharded());
     let online = settings(root.path(), &hub.endpoint);
     let fetched = resolve("owner/model", &online).unwrap();
@@ -97,7 +97,7 @@ fn offline_the_cache_serves_what_it_has_whole() {
 }
 
 #[test]
-fn a_hub_that_is_away_is_an_error_only_without_a_copy() {
+fn an_unreachable_hub_is_an_error_only_without_a_cached_copy() {
     let (root, hub) = (tempfile::tempdir().unwrap(), sharded());
     let mut settings = settings(root.path(), &hub.endpoint);
     resolve("owner/model", &settings).unwrap();
@@ -113,7 +113,7 @@ fn a_hub_that_is_away_is_an_error_only_without_a_copy() {
 }
 
 #[test]
-fn a_broken_download_goes_on_where_it_stopped() {
+fn a_broken_download_resumes_where_it_stopped() {
     let (root, hub) = (tempfile::tempdir().unwrap(), sharded());
     hub.state().cut_once = Some(3000);
     let checkpoint = resolve("owner/model", &settings(root.path(), &hub.endpoint)).unwrap();
@@ -143,7 +143,7 @@ fn content_that_is_not_what_the_hub_lists_is_refused() {
 }
 
 #[test]
-fn refusals_of_the_hub_are_told_apart() {
+fn refusals_of_the_hub_are_distinguished() {
     let (root, hub) = (tempfile::tempdir().unwrap(), sharded());
     let endpoint = hub.endpoint.clone();
     let check = |refuse, token: Option<&str>, message: &str, help: &str| {

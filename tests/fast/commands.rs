@@ -1,4 +1,4 @@
-//! Every `tfcheck …` command that help, hints, messages and documents show is one that the command line takes.
+//! Tests that the command line accepts every `tfcheck …` command in help, hints, messages and documents.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The commands in a text: code spans that begin with `tfcheck`, and what follows `: tfcheck`.
+/// The commands in a text: code spans that begin with `tfcheck`, and the rest of a line after `: tfcheck`.
 fn commands(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for line in text.lines() {
@@ -58,7 +58,7 @@ fn of_document(text: &str) -> Vec<String> {
     found
 }
 
-/// The words of a shell's line.
+/// Splits a command line into words, as a shell does.
 fn words(command: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut quote = None;
@@ -67,7 +67,7 @@ fn words(command: &str) -> Vec<String> {
             ('\'' | '"', None) => quote = Some(c),
             (c, Some(open)) if c == open => quote = None,
             (' ', None) => words.push(String::new()),
-            // What may be left out.
+            // Brackets mark an optional part.
             ('[' | ']', None) => {}
             _ => words.last_mut().unwrap().push(c),
         }
@@ -76,7 +76,7 @@ fn words(command: &str) -> Vec<String> {
     words
 }
 
-/// Why the command line does not take a command. A command's name alone speaks of the command.
+/// The reason why the command line does not accept a command. A bare name, such as `tfcheck run`, is accepted.
 fn problem(command: &str) -> Option<String> {
     let words = words(command);
     let mut known = Cli::command();
@@ -93,7 +93,7 @@ fn problem(command: &str) -> Option<String> {
 }
 
 #[test]
-fn every_command_in_the_documents_is_taken() {
+fn every_command_in_the_documents_is_accepted() {
     let mut documents = files(&root().join("docs"), "md");
     documents.extend(["README.md", "CONTRIBUTING.md"].map(|name| root().join(name)));
     let mut count = 0;
@@ -107,7 +107,7 @@ fn every_command_in_the_documents_is_taken() {
     assert!(count > 40, "only {count} commands were found");
 }
 
-/// The strings of a source file, its tests left out; what a format string inserts is one word.
+/// The strings of a source file without its tests; each placeholder of a format string becomes one word.
 #[derive(Default)]
 struct Strings {
     found: Vec<String>,
@@ -150,7 +150,7 @@ impl<'ast> Visit<'ast> for Strings {
     fn visit_attribute(&mut self, attribute: &'ast syn::Attribute) {
         match &attribute.meta {
             syn::Meta::List(list) => self.tokens(list.tokens.clone()),
-            // Of documentation, which is help for clap, only the code spans are commands.
+            // Doc comments can be clap's help text; only their code spans are commands.
             syn::Meta::NameValue(value) if value.path.is_ident("doc") => {
                 if let syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. }) = &value.value {
                     let text = text.value();
@@ -181,7 +181,7 @@ impl Strings {
 }
 
 #[test]
-fn every_command_in_help_hints_and_messages_is_taken() {
+fn every_command_in_help_hints_and_messages_is_accepted() {
     let mut count = 0;
     for folder in ["src", "port/src", "models/src", "reference/src", "compare/src"] {
         for path in files(&root().join(folder), "rs") {

@@ -1,4 +1,4 @@
-//! Faults injected into a running tfcheck: signals, full disks, broken files.
+//! Injects faults into a running tfcheck: signals, full disks, broken files.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
@@ -13,7 +13,7 @@ fn kill(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal).unwrap();
 }
 
-/// Waits for the grandchild that a hanging worker leaves a note of.
+/// Waits for a hanging worker to write its grandchild's process id, and returns it.
 fn hanging_grandchild(sandbox: &Sandbox) -> u32 {
     wait_for("the worker's hang", SOON, || {
         let run = sandbox.runs().into_iter().next()?;
@@ -47,8 +47,8 @@ fn a_killed_tfcheck_leaves_no_worker_and_a_run_that_can_be_resumed() {
     });
     child.kill().unwrap();
     child.wait().unwrap();
-    // The good worker idles on its request pipe and ends at its end of file; the hanging one sleeps
-    // without reading, as a careless program does, and is the user's own to end.
+    // The good worker waits on its request pipe and exits at end of file. The hanging one sleeps without reading the pipe,
+    // so the test has to end it.
     let workers = || workers_of(&sandbox);
     wait_for("the idle worker's end", SOON, || (workers().len() <= 1).then_some(()));
     for pid in workers() {
@@ -63,7 +63,7 @@ fn a_killed_tfcheck_leaves_no_worker_and_a_run_that_can_be_resumed() {
     assert!(run.cells().iter().all(|cell| word(&cell.outcome) == "completed"));
 }
 
-/// A good worker and one whose fault is read from the file `fault` at each start.
+/// A config with a good worker and one that reads its fault from the file `fault` at each start.
 fn with_switchable_worker(sandbox: &Sandbox, fault: &str, run: &str) -> std::path::PathBuf {
     let worker = std::fs::read_to_string(crate::support::fixture("worker.py")).unwrap();
     let switchable =
@@ -79,7 +79,7 @@ fn with_switchable_worker(sandbox: &Sandbox, fault: &str, run: &str) -> std::pat
     config
 }
 
-/// The live workers that run in this sandbox.
+/// Process ids of the live workers in this sandbox.
 fn workers_of(sandbox: &Sandbox) -> Vec<u32> {
     let marker = sandbox.path().to_str().unwrap().to_owned();
     processes_with("worker.py").into_iter().filter(|pid| cwd_is(*pid, &marker)).collect()
@@ -184,7 +184,7 @@ fn a_worker_killed_from_outside_is_a_crash_and_not_a_timeout() {
 }
 
 #[test]
-fn a_full_disk_is_named_and_what_was_computed_is_reported() {
+fn a_full_disk_is_reported_with_a_hint() {
     let sandbox = Sandbox::new();
     let results = sandbox.results();
     std::fs::create_dir(&results).unwrap();
@@ -228,7 +228,7 @@ fn a_config_with_a_wrong_key_names_the_line_and_the_nearest_key() {
     assert!(!sandbox.results().exists(), "nothing is started on a bad config");
 }
 
-/// A checkpoint folder with a config of our choice and no weights worth loading.
+/// A checkpoint folder with the given config and dummy weights.
 fn checkpoint(sandbox: &Sandbox, config: &str) -> std::path::PathBuf {
     sandbox.write("model/config.json", config);
     let tensors =

@@ -1,4 +1,4 @@
-//! Every finding in candle's ports has a reproduction in `results/findings/`, and it still shows what it should.
+//! Tests that every finding in candle's ports has a reproduction in `results/findings/` that still shows the finding.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
@@ -39,7 +39,7 @@ fn every_reproduction_plans_our_model_and_the_port_and_is_written_up() {
     assert_eq!(written.matches("](findings/").count(), reproductions().len(), "a link leads nowhere");
 }
 
-/// A test for each file, so that they run side by side; `-` is `_` here.
+/// Defines one test per file, so that they run in parallel; `-` in a file name is `_` here.
 macro_rules! reproductions {
     ($($name:ident)*) => {
         const TESTED: &[&str] = &[$(stringify!($name)),*];
@@ -75,7 +75,7 @@ fn every_reproduction_has_its_test() {
     assert_eq!(files, tested);
 }
 
-/// Our own model stands for transformers, which it equals in float64; so no Python is needed.
+/// The native model replaces transformers, with which it agrees in float64, so that no Python is needed.
 fn shows_its_finding(test: &str) {
     let file = format!("results/findings/{}.toml", test.replace('_', "-"));
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
@@ -94,7 +94,7 @@ fn shows_its_finding(test: &str) {
     assert!(ours.clone().all(|cell| matches!(cell.outcome, Outcome::Completed(_))), "{message}");
 }
 
-/// The verdict on the port and our model in the same dtype.
+/// The verdict on the port and the native model in the same dtype.
 fn port_verdict(run: &Run) -> String {
     let summary = run.json("summary.json");
     let verdicts = summary["cases"][0]["verdicts"].as_array().unwrap();

@@ -1,4 +1,4 @@
-//! Gates, baselines and `explain`, through the built program.
+//! Tests gates, baselines and `explain` through the built program.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
@@ -8,14 +8,14 @@ use crate::support::{Sandbox, fixture, stderr, stdout};
 
 const FAST: &str = "iterations = 2\nrounds = 5\ntrace = false\n";
 
-/// The arguments of `tfcheck run CONFIG --results …` with more.
+/// Runs `tfcheck run CONFIG --results …` with more arguments; returns exit code, stdout and stderr.
 fn run(sandbox: &Sandbox, config: &Path, more: &[&str]) -> (Option<i32>, String, String) {
     let output = sandbox.run(config, more);
     (output.status.code(), stdout(&output), stderr(&output))
 }
 
 fn newest(sandbox: &Sandbox) -> crate::support::Run {
-    // `run_X_2` was made after `run_X`.
+    // By creation time, because `run_X_2` is created after `run_X`.
     let newest = sandbox.runs().into_iter().max_by_key(|path| path.metadata().unwrap().created().unwrap());
     crate::support::Run::open(&newest.unwrap())
 }
@@ -40,7 +40,7 @@ fn a_gate_decides_in_place_of_the_verdicts() {
 }
 
 #[test]
-fn every_format_and_github_hear_of_a_failed_gate() {
+fn every_report_format_and_github_list_a_failed_gate() {
     let sandbox = Sandbox::new();
     let config = sandbox.workers(
         &[("one", "good"), ("two", "good"), ("three", "exception")],
@@ -88,7 +88,7 @@ fn every_format_and_github_hear_of_a_failed_gate() {
 }
 
 #[test]
-fn a_gate_that_is_none_is_refused_before_anything_runs() {
+fn an_invalid_gate_is_refused_before_anything_runs() {
     let sandbox = Sandbox::new();
     let config = fixture("agree").join("tfcheck.toml");
     let (code, _, err) = run(&sandbox, &config, &["--fail-on", "pp50>5%"]);
@@ -119,7 +119,7 @@ fn a_baseline_outlives_its_run_and_finds_what_changed() {
     let listed = stdout(&sandbox.tfcheck(&["baseline", "list"]));
     assert!(listed.contains("main") && listed.contains("this machine"), "{listed}");
 
-    // The same again: nothing changed. Only the steady worker's times say anything.
+    // The same run again: nothing changed. Only the steady worker reports constant times.
     let only = ["--against", "main", "--only", "*/one_eager"];
     let (code, out, err) = run(&sandbox, &steady("0.0"), &only);
     assert_eq!(code, Some(0), "{out}{err}");
@@ -129,14 +129,14 @@ fn a_baseline_outlives_its_run_and_finds_what_changed() {
     );
     assert!(out.contains("two_eager is in the baseline only"), "{out}");
 
-    // A tenth slower, with the same numbers.
+    // 10 % slower, with the same logits.
     let (code, out, err) = run(&sandbox, &steady("0.1"), &only);
     assert_eq!(code, Some(1), "{out}{err}");
     assert!(out.contains("gate p50>3%: failed") && out.contains("p50 rose by 10.0 %"), "{out}");
     let (code, out, _) = run(&sandbox, &steady("0.1"), &[&only[..], &["--fail-on", "p50>15%"]].concat());
     assert_eq!(code, Some(0), "{out}");
 
-    // Other numbers under the same name.
+    // A variant of the same name with other logits.
     let changed = sandbox.workers(&[("two", "good 0.5")], FAST);
     let (code, out, _) = run(&sandbox, &changed, &["--against", "main", "--fail-on", "verdict>=diverged"]);
     assert_eq!(code, Some(1), "{out}");

@@ -1,4 +1,4 @@
-//! The GPU path where there is no GPU: the program starts, says what is missing, and runs what it can.
+//! Tests the GPU code path on a machine without a GPU: the program reports what is missing and runs the other cells.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
@@ -7,13 +7,13 @@ use models::cuda::driver::device_count;
 use serde_json::Value;
 use tfcheck::execute::cell::Outcome;
 
-/// Whether this machine can be asked what one without a GPU says.
+/// Whether this machine has a GPU, on which these tests do not apply.
 fn has_gpu() -> bool {
     device_count().is_ok_and(|found| found > 0)
 }
 
 #[test]
-fn the_program_starts_and_says_what_a_gpu_check_lacks() {
+fn gpu_check_reports_what_the_machine_lacks() {
     let sandbox = Sandbox::new();
     assert!(sandbox.tfcheck(&["--version"]).status.success());
     let listed = sandbox.tfcheck(&["gpu-check", "--dry-run"]);
@@ -33,7 +33,7 @@ fn the_program_starts_and_says_what_a_gpu_check_lacks() {
 }
 
 #[test]
-fn a_gpu_that_is_not_there_leaves_its_cells_with_the_reason_and_auto_takes_the_cpu() {
+fn a_missing_gpu_makes_its_cells_unsupported_and_auto_uses_the_cpu() {
     if has_gpu() {
         return;
     }
@@ -56,7 +56,7 @@ fn a_gpu_that_is_not_there_leaves_its_cells_with_the_reason_and_auto_takes_the_c
             (outcome, device) => panic!("{} on {device}: {outcome:?}", cell.name),
         }
     }
-    // What is not there is no failure of the variants that are.
+    // A missing GPU does not fail the run.
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let environment: Value = serde_json::from_str(&run.text("environment.json")).unwrap();
     assert_eq!(environment["auto_device"]["device"], "cpu");

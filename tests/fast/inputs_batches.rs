@@ -1,4 +1,4 @@
-//! Prompts, templates and sweeps to frozen batches.
+//! Tests how prompts, templates and sweeps become frozen batches.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tfcheck::spec::checkpoint::{Checkpoint, Source};
 use tfcheck::spec::inputs::{self, Error, Inputs, Message, Padding, Prompt, Spec};
 
-/// A checkpoint with a tokenizer of one token a word, `<s>` in front.
+/// A checkpoint whose tokenizer gives one token per word, preceded by `<s>`.
 fn checkpoint(folder: &Path, tokenizer: bool) -> Checkpoint {
     let vocab = json!({"<s>": 0, "</s>": 1, "<unk>": 2, "the": 3, "light": 4, "of": 5, "one": 6, "small": 7, "lamp": 8});
     let path = folder.join("tokenizer.json");
@@ -66,7 +66,7 @@ fn prompts_become_one_batch_with_masks_and_positions() {
         .unwrap()
         .remove(0);
     assert_eq!((inputs.batch, inputs.seq, inputs.padding), (2, 5, Some(Padding::Left)));
-    // Padding is the end token: the config names no padding token.
+    // The end token is the padding, because the config has no padding token.
     assert_eq!(inputs.input_ids, [0, 3, 4, 5, 6, 1, 1, 1, 0, 8]);
     assert_eq!(inputs.attention_mask, [1, 1, 1, 1, 1, 0, 0, 0, 1, 1]);
     assert_eq!(inputs.position_ids, [0, 1, 2, 3, 4, 0, 0, 0, 0, 1]);
@@ -81,7 +81,7 @@ fn prompts_become_one_batch_with_masks_and_positions() {
 }
 
 #[test]
-fn more_tokens_than_positions_are_noted() {
+fn more_tokens_than_positions_are_reported() {
     let inputs =
         make(&prompts(&["the the the the the the the the"], Padding::Right, &[]), true).unwrap().remove(0);
     assert_eq!(inputs.notes, ["9 tokens exceed the model's 8 positions (max_position_embeddings)"]);
@@ -89,7 +89,7 @@ fn more_tokens_than_positions_are_noted() {
 }
 
 #[test]
-fn what_cannot_be_made_says_why() {
+fn inputs_that_cannot_be_made_give_the_reason() {
     let check = |spec: Spec, tokenizer: bool, message: &str| {
         assert_eq!(make(&spec, tokenizer).unwrap_err().to_string(), message);
     };
@@ -131,7 +131,7 @@ fn a_sweep_makes_every_combination_once() {
             _ => vec![6, 5, 4],
         };
         assert_eq!(rows, expected, "{}", inputs.name);
-        // Every row begins with the begin token, padded on the left or not.
+        // The first real token of every row is the begin token, with padding on either side.
         for (ids, positions) in
             inputs.input_ids.chunks(inputs.seq).zip(inputs.position_ids.chunks(inputs.seq))
         {
@@ -151,7 +151,7 @@ fn without_a_tokenizer_ids_are_drawn_from_the_seed_and_never_special() {
     assert_eq!(a, b);
     assert_ne!(a[0].digest, c[0].digest);
     assert_ne!(a[0].input_ids[..512], a[0].input_ids[512..], "rows differ");
-    // Ids 0 and 1 begin and end; the other seven all occur.
+    // Ids 0 and 1 are the special begin and end tokens; the other seven all occur.
     for id in 0..9 {
         assert_eq!(a[0].input_ids.contains(&id), id > 1, "{id}");
     }

@@ -1,8 +1,8 @@
-//! Each class of bug that candle's ports have had, planted into a model that is right, is flagged by the scoreboard's
-//! judgement, and the first module whose output departs though its input agreed is the one that it was planted in.
+//! Plants each class of bug found in candle's ports into a correct model. The scoreboard must flag it, and the first module
+//! whose output differs on equal inputs must be the one that the bug was planted in.
 //!
-//! transformers' part is played by our own model in the eager backend, which the goldens judge; so no Python is needed.
-//! A bug is planted as an edit of the checkpoint or of the inputs that makes the right code compute the wrong thing.
+//! The native model in the eager backend replaces transformers, so that no Python is needed; the golden tests compare the
+//! two. A bug is planted by editing the checkpoint or the inputs of one side.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
@@ -24,19 +24,19 @@ use tfcheck::spec::variant::{Runner, Variant};
 
 type Tensors = HashMap<String, Tensor>;
 
-/// Where a bug is planted.
+/// The edit that plants a bug.
 enum Edit {
     Config(fn(&mut Value)),
     Weights(fn(&mut Tensors)),
     Inputs(fn(&mut Inputs)),
 }
 
-/// Rows of these many tokens, padded on the left: past every window (8), and rows of unequal length.
+/// Sequence lengths of a batch padded on the left: unequal, and longer than every sliding window (8).
 const LENGTHS: [usize; 3] = [40, 31, 17];
-/// Long enough for positions that bf16, with 8 bits, cannot hold.
+/// Sequence length with positions above 256, which bf16 (8 significand bits) cannot represent.
 const LONG: [usize; 1] = [300];
 
-/// Plants `edit` into a synthetic checkpoint; the port must be flagged, and first at `module`.
+/// Plants `edit` into a synthetic checkpoint; the port must be flagged, and `module` must be the first diverging module.
 fn check(source: (&str, &str), lengths: &[usize], edit: &Edit, module: &str) {
     let folder = tempfile::tempdir().unwrap();
     let [right, wrong] = ["right", "wrong"].map(|name| folder.path().join(name));
@@ -65,7 +65,7 @@ fn check(source: (&str, &str), lengths: &[usize], edit: &Edit, module: &str) {
         let [control, port] = &scores(cells.to_vec(), &inputs)[..] else { panic!("two are judged") };
         let found = port.relative_l2.unwrap();
         assert!(["identical", "same mathematics"].contains(&control.word.as_str()), "{control:?}");
-        // What is smaller than bf16's own rounding, 2^-9 an operation, cannot be told there.
+        // A difference smaller than bf16's rounding (2^-9 per operation) is not flagged in bf16.
         if dtype == Dtype::F32 || found > 0.2 {
             assert_eq!(port.word, "diverged", "{dtype:?}: {port:?}");
         }
@@ -145,7 +145,7 @@ fn cell(folder: &Path, runner: Runner, version: &str, mode: Mode, dtype: Dtype, 
     Cell::new(&variant, "key", Outcome::Completed(completed))
 }
 
-/// What the scoreboard says of every cell that is not transformers'.
+/// The scoreboard's scores of every cell except transformers'.
 fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
     let entry = |cell: &Cell| {
         let Outcome::Completed(completed) = &cell.outcome else { panic!("every cell has logits") };
@@ -189,10 +189,10 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
     fold(&view).rows.remove(0).scores
 }
 
-/// Steps inside an attention, which are no modules; the tests of `tfcheck localize` look into them.
+/// Steps inside an attention module, which are ignored here; the tests of `tfcheck localize` cover them.
 const STEPS: [&str; 5] = [".rope_q", ".rope_k", ".scores", ".mask", ".softmax"];
 
-/// What went into each module and what came out, in the order of their ends.
+/// Input and output of each module, in the order in which modules return.
 #[derive(Default)]
 struct Recorded {
     open: Vec<Tensor>,
@@ -212,7 +212,7 @@ impl Probe for Recorded {
     }
 }
 
-/// The first module to end with another output on the same input, in float64.
+/// The first module to return a different output on the same input, in float64; empty if there is none.
 fn first_departure(models: [(&PathBuf, &Inputs); 2]) -> String {
     let mask = models[0].1.attention_mask.clone().unwrap().to_dtype(DType::F64).unwrap();
     let [right, wrong] = models.map(|(folder, inputs)| {
@@ -220,7 +220,7 @@ fn first_departure(models: [(&PathBuf, &Inputs); 2]) -> String {
         load(folder, Mode::Eager, Dtype::F64).forward_with(inputs, None, Some(&mut recorded)).unwrap();
         recorded.modules
     });
-    // Sums in another order differ by 1e-15 or so, and every planted bug by more than 1e-6.
+    // A different summation order changes outputs by about 1e-15, every planted bug by more than 1e-6.
     let departs = |a: &Tensor, b: &Tensor| a.dims() != b.dims() || relative_l2(a, b, &mask) > 1e-9;
     let departed = right.iter().zip(&wrong).find(|((path, a), (other, b))| {
         assert_eq!(path, other, "the same modules run");
@@ -229,7 +229,7 @@ fn first_departure(models: [(&PathBuf, &Inputs); 2]) -> String {
     departed.map(|((path, _), _)| path.clone()).unwrap_or_default()
 }
 
-/// `‖a − b‖ / ‖b‖` at the positions that are no padding.
+/// `‖a − b‖ / ‖b‖` at real (unpadded) positions.
 fn relative_l2(a: &Tensor, b: &Tensor, mask: &Tensor) -> f64 {
     let norm = |xs: &Tensor| {
         let xs =
@@ -241,14 +241,14 @@ fn relative_l2(a: &Tensor, b: &Tensor, mask: &Tensor) -> f64 {
 }
 
 #[test]
-fn an_epsilon_that_is_not_the_configs() {
+fn a_wrong_epsilon_is_flagged() {
     let edit = Edit::Config(|config| config["rms_norm_eps"] = json!(1e-6));
     check(("mistral", ""), &LENGTHS, &edit, "model.layers.0.input_layernorm");
 }
 
-/// Rotating neighbours is rotating halves of a projection whose rows are so ordered.
+/// Reordering the rows of `q_proj` and `k_proj` makes the half-split rotation equal to an interleaved one.
 #[test]
-fn an_interleaved_rope() {
+fn an_interleaved_rope_is_flagged() {
     let edit = Edit::Weights(|tensors| {
         for (name, tensor) in tensors.iter_mut() {
             if name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") {
@@ -261,9 +261,9 @@ fn an_interleaved_rope() {
     check(("mistral", ""), &LENGTHS, &edit, "model.layers.0.self_attn.q_proj");
 }
 
-/// The positions of a table that was made in bf16.
+/// Rounds the positions to bf16, as a rope table built in bf16 does.
 #[test]
-fn a_rope_table_in_bf16() {
+fn a_rope_table_in_bf16_is_flagged() {
     let edit = Edit::Inputs(|inputs| {
         let positions = inputs.position_ids.as_ref().unwrap();
         let rounded = positions.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
@@ -273,38 +273,38 @@ fn a_rope_table_in_bf16() {
 }
 
 #[test]
-fn a_window_of_one_key_more() {
+fn a_window_of_one_key_more_is_flagged() {
     let edit = Edit::Config(|config| config["sliding_window"] = json!(9));
     check(("mistral", ""), &LENGTHS, &edit, "model.layers.0.self_attn");
 }
 
 #[test]
-fn a_window_of_one_key_less() {
+fn a_window_of_one_key_less_is_flagged() {
     let edit = Edit::Config(|config| config["sliding_window"] = json!(7));
     check(("mistral", ""), &LENGTHS, &edit, "model.layers.0.self_attn");
 }
 
 #[test]
-fn a_missing_scale_of_the_scores() {
+fn a_missing_scale_of_the_scores_is_flagged() {
     let edit = Edit::Config(|config| config["query_pre_attn_scalar"] = config["head_dim"].clone());
     check(("gemma2", ""), &LENGTHS, &edit, "model.layers.0.self_attn");
 }
 
 #[test]
-fn a_missing_scale_of_the_logits() {
+fn a_missing_scale_of_the_logits_is_flagged() {
     let edit = Edit::Config(|config| config["logits_scaling"] = json!(1.0));
-    // The scale stands behind the head, under no module of its own.
+    // The scale is applied after `lm_head`, in no module of its own.
     check(("granite", ""), &LENGTHS, &edit, "");
 }
 
 #[test]
-fn a_tanh_for_the_exact_gelu() {
+fn a_tanh_gelu_for_the_exact_one_is_flagged() {
     let edit = Edit::Config(|config| config["hidden_act"] = json!("gelu_pytorch_tanh"));
     check(("gpt_neox", ""), &LENGTHS, &edit, "gpt_neox.layers.0.mlp.act");
 }
 
 #[test]
-fn swapped_norms() {
+fn swapped_norms_are_flagged() {
     let edit = Edit::Weights(|tensors| {
         let norms: Vec<String> =
             tensors.keys().filter(|name| name.contains("input_layernorm")).cloned().collect();
@@ -319,29 +319,29 @@ fn swapped_norms() {
 }
 
 #[test]
-fn a_batch_without_its_mask() {
+fn a_batch_without_its_mask_is_flagged() {
     let edit = Edit::Inputs(|inputs| {
         inputs.attention_mask = Some(inputs.input_ids.ones_like().unwrap());
     });
     check(("mistral", "full"), &LENGTHS, &edit, "model.layers.0.self_attn");
 }
 
-/// Rows padded on the other side than the port believes: every position is off by the padding.
+/// Without `position_ids`, the positions of left-padded rows are off by their padding.
 #[test]
-fn positions_that_count_padding() {
+fn positions_that_count_padding_are_flagged() {
     let edit = Edit::Inputs(|inputs| inputs.position_ids = None);
-    // Rotations know only distances; learned positions tell. `wpe` itself is given other positions.
+    // Rope depends on distances only, so this needs learned positions. `wpe` gets a different input, so its caller diverges.
     check(("gpt2", ""), &LENGTHS, &edit, "transformer");
 }
 
 #[test]
-fn a_head_that_is_wrongly_tied() {
+fn a_wrongly_tied_head_is_flagged() {
     let edit = Edit::Config(|config| config["tie_word_embeddings"] = json!(true));
     check(("starcoder2", "untied"), &LENGTHS, &edit, "lm_head");
 }
 
 #[test]
-fn a_rope_scaling_that_is_absent() {
+fn a_missing_rope_scaling_is_flagged() {
     let edit = Edit::Config(|config| {
         config["rope_scaling"] = Value::Null;
         config.as_object_mut().unwrap().remove("rope_parameters");
@@ -350,7 +350,7 @@ fn a_rope_scaling_that_is_absent() {
 }
 
 #[test]
-fn one_rope_base_for_all_layers() {
+fn one_rope_base_for_all_layers_is_flagged() {
     let edit = Edit::Config(|config| {
         config["rope_local_base_freq"] = config["rope_theta"].clone();
         config.as_object_mut().unwrap().remove("rope_parameters");
@@ -359,7 +359,7 @@ fn one_rope_base_for_all_layers() {
 }
 
 #[test]
-fn biases_that_are_not_read() {
+fn unread_biases_are_flagged() {
     let edit = Edit::Config(|config| config["attention_bias"] = json!(false));
     check(("llama", "bias"), &LENGTHS, &edit, "model.layers.0.self_attn.q_proj");
 }

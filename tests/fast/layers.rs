@@ -1,4 +1,4 @@
-//! The layers of the crate: which module may import which, read from the sources' `use` lines and paths.
+//! Tests the layering of the crate: which module may import which, by the `use` lines and paths in the sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::Path;
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemUse, Meta, UseTree};
 
-/// A module by the names on its path below the crate: `judge`, `gates`.
+/// A module's path below the crate, for example `["judge", "gates"]`.
 type Module = Vec<String>;
 
 /// The modules of one crate, each with its source text.
@@ -48,7 +48,7 @@ impl Crate {
         }
     }
 
-    /// The modules that each module names, itself excluded.
+    /// The modules that each module refers to, without itself.
     fn imports(&self) -> BTreeMap<&Module, BTreeSet<&Module>> {
         let of = |(module, text): (_, &String)| {
             let file = syn::parse_file(text).unwrap_or_else(|error| panic!("{module:?}: {error}"));
@@ -60,7 +60,7 @@ impl Crate {
         self.sources.iter().map(of).collect()
     }
 
-    /// The module in which a path of `module` ends; `None` where it leads out of the crate.
+    /// The module that a path used in `module` refers to; `None` if it is outside the crate.
     fn resolve(&self, module: &Module, path: &[String]) -> Option<&Module> {
         let mut names = path.iter().map(String::as_str).peekable();
         let mut at: Module = match names.peek().copied()? {
@@ -120,8 +120,8 @@ impl Crate {
         found
     }
 
-    /// Files of which each needs the other, directly or through more files; what a module and its own children take from one
-    /// another is none.
+    /// Files that import each other, directly or through other files. Imports between a module and its own children are
+    /// ignored.
     fn circles(&self) -> Vec<String> {
         let is_parent = |one: &Module, other: &Module| one.starts_with(other) || other.starts_with(one);
         let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -132,7 +132,7 @@ impl Crate {
         on_circles(&graph)
     }
 
-    /// Modules of one folder of which each needs the other, whatever lies inside them.
+    /// Modules of one folder that import each other, including imports by the files inside them.
     fn circles_of_folders(&self) -> Vec<String> {
         let mut folders: BTreeMap<Module, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
         for (module, imports) in self.imports() {
@@ -150,7 +150,7 @@ impl Crate {
         folders.iter().flat_map(named).collect()
     }
 
-    /// The same crate with `text` at the end of a module.
+    /// A copy of the crate with `text` appended to a module.
     fn with(&self, module: &[&str], text: &str) -> Self {
         let mut planted = self.clone();
         let module: Module = module.iter().map(|name| (*name).to_owned()).collect();
@@ -159,7 +159,7 @@ impl Crate {
     }
 }
 
-/// The nodes from which a path leads back to themselves.
+/// The nodes that lie on a cycle of the graph.
 fn on_circles(graph: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
     let mut found = Vec::new();
     for name in graph.keys() {
@@ -178,7 +178,7 @@ fn joined(module: &[String], name: &str) -> Module {
     module.iter().cloned().chain([name.to_owned()]).collect()
 }
 
-/// Every path that a file names outside of its tests.
+/// Every path that a file uses outside its tests.
 #[derive(Default)]
 struct Paths {
     found: Vec<Vec<String>>,
@@ -229,7 +229,7 @@ impl<'ast> Visit<'ast> for Paths {
     }
 }
 
-/// The modules of `src/lib.rs` in its order.
+/// The modules of `src/lib.rs`, in its order.
 fn layers() -> Vec<String> {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
     let name = |line: &str| Some(line.strip_prefix("pub mod ")?.strip_suffix(';')?.to_owned());
@@ -237,7 +237,7 @@ fn layers() -> Vec<String> {
 }
 
 #[test]
-fn lib_lists_the_layers_from_what_is_asked_to_how_it_is_told() {
+fn lib_lists_the_layers_in_their_import_order() {
     let folders = ["spec", "execute", "results", "judge", "hunt", "report", "commands"];
     assert_eq!(layers(), [&folders[..], &["cli", "app"]].concat());
 }

@@ -1,4 +1,4 @@
-//! What a run says on one screen: groups of variants, each finding once, and never more lines than fit.
+//! Tests the overview of a run: groups of variants, each finding once, and no more lines than fit on one screen.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use tfcheck::report::overview::{self, MOST_LINES};
 use tfcheck::results::localized::{Divergence, Finding, Localized};
 use tfcheck::spec::variant::{Runner, Variant, measured_dtype};
 
-/// A cell: version, attention, dtype, and what it adds to every third logit; `Err` for a cell that failed.
+/// A cell: version, attention, dtype, and the offset of every third logit; `Err` for a cell that failed.
 type Spec<'a> = (&'a str, Attention, Dtype, Result<f64, &'a str>);
 
 fn variant(version: &str, attention: Attention, dtype: Dtype) -> Variant {
@@ -96,7 +96,7 @@ fn lines(run: &RunView, width: usize) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// Groups of one case as letters, a cell each.
+/// The letter of each cell's group in one case.
 fn letters(found: &Findings, case: usize) -> Vec<String> {
     use tfcheck::judge::findings::Mark;
     let letter = |mark: &Mark| match mark {
@@ -110,7 +110,7 @@ const EAGER: Attention = Attention::Eager;
 const SDPA: Attention = Attention::Sdpa;
 const F32: Dtype = Dtype::F32;
 
-/// Two cases alike, one with a variant that stands alone, one with a failure.
+/// A case in which all variants agree, two in which 4.40.2 is a group of its own, and one in which 4.40.2 failed.
 fn releases() -> RunView {
     let alike = |name| {
         case(
@@ -190,10 +190,10 @@ fn a_release_that_stands_alone_is_told_once_with_its_module() {
 }
 
 #[test]
-fn float64_references_are_no_rows_and_no_groups_beside_other_variants() {
+fn float64_references_are_neither_rows_nor_groups() {
     let text = lines(&releases(), 100).join("\n");
     assert!(!text.contains("f64"), "{text}");
-    // In a run of float64 alone they are variants like any.
+    // In a run of float64 only they are ordinary variants.
     let alone = run(vec![case(
         "llama",
         &[("5.24.0", EAGER, Dtype::F64, Ok(0.0)), ("4.40.2", EAGER, Dtype::F64, Ok(0.5))],
@@ -202,7 +202,7 @@ fn float64_references_are_no_rows_and_no_groups_beside_other_variants() {
 }
 
 #[test]
-fn the_newest_release_that_ran_stands_in_for_a_baseline_that_did_not() {
+fn the_newest_release_that_ran_replaces_a_failed_baseline() {
     let view = run(vec![case(
         "llama",
         &[
@@ -218,8 +218,8 @@ fn the_newest_release_that_ran_stands_in_for_a_baseline_that_did_not() {
 }
 
 #[test]
-fn without_float64_a_chain_of_small_steps_is_named() {
-    // Each step is below float32's limit of 1.04e-5, two of them are not.
+fn without_float64_a_chain_of_small_steps_is_listed() {
+    // Each step is below float32's limit of 1.04e-5, the sum of two is not.
     let view = run(vec![case(
         "llama",
         &[

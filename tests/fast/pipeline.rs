@@ -1,4 +1,4 @@
-//! The whole pipeline in miniature: `fixtures/<case>/tfcheck.toml` in, what `expected.json` says out.
+//! Runs the whole pipeline on `fixtures/<case>/tfcheck.toml` and compares the results with the case's `expected.json`.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
@@ -60,12 +60,12 @@ fn a_bias_in_one_program_is_found() {
 }
 
 #[test]
-fn every_fault_has_its_own_word_and_stops_nobody_else() {
+fn every_fault_has_its_own_outcome_and_stops_no_other_cell() {
     check("faults");
 }
 
 #[test]
-fn saved_runs_lie_side_by_side_in_one_matrix() {
+fn saved_runs_are_compared_in_one_matrix() {
     let sandbox = Sandbox::new();
     for case in ["agree", "diverge"] {
         sandbox.run(&fixture(case).join("tfcheck.toml"), &[]);
@@ -81,7 +81,7 @@ fn saved_runs_lie_side_by_side_in_one_matrix() {
 }
 
 #[test]
-fn a_compared_run_has_its_reports_written_anew() {
+fn compare_regenerates_the_reports_of_a_run() {
     let sandbox = Sandbox::new();
     sandbox.run(&fixture("agree").join("tfcheck.toml"), &[]);
     let run = sandbox.only_run();
@@ -158,7 +158,7 @@ fn a_dry_run_starts_nothing() {
 }
 
 #[test]
-fn a_worker_that_is_not_deterministic_is_named_wherever_it_is_compared() {
+fn a_nondeterministic_worker_is_reported_in_every_comparison() {
     let sandbox = Sandbox::new();
     let workers = [("still", "good"), ("drifter", "drifts"), ("reborn", "differs_by_process")];
     let config = sandbox.workers(&workers, "rounds = 1\niterations = 1\nwarm_up = 0\ntrace = false");
@@ -179,7 +179,8 @@ fn a_worker_that_is_not_deterministic_is_named_wherever_it_is_compared() {
         let is_it = |pair: &&serde_json::Value| pair["a"] == a && pair["b"] == b;
         pair.clone().find(is_it).unwrap()["noise_multiple"].clone()
     };
-    // The drifter's timed pass comes between: pass 3 is 0.002 from pass 1, and pass 1 is 0.001 from no drift.
+    // The drifter's passes drift by 0.001 each. Its repetition is pass 3, because pass 2 is timed: the self difference is
+    // 0.002, and the difference of its pass 1 from the worker without drift is 0.001.
     let times = multiple("still_eager", "drifter_eager").as_f64().unwrap();
     assert!((times - 0.5).abs() < 1e-3, "{times}");
     let verdicts = case["verdicts"].as_array().unwrap();
@@ -199,7 +200,7 @@ fn a_worker_that_is_not_deterministic_is_named_wherever_it_is_compared() {
 }
 
 #[test]
-fn a_sweep_finds_what_only_the_cache_shows_and_collapses_into_one_table() {
+fn a_sweep_finds_a_fault_of_the_cache_and_gives_one_table() {
     let sandbox = Sandbox::new();
     let workers = [("right", "good"), ("wrong", "cache"), ("old", "no_prefill")];
     let config = sandbox.workers(&workers, "rounds = 1\niterations = 1\nwarm_up = 0\nnoise = false");
@@ -252,7 +253,7 @@ fn a_sweep_finds_what_only_the_cache_shows_and_collapses_into_one_table() {
             "diverged 2/2"
         ]
     );
-    // Against itself in one pass: the fault is the cache's, and the other's cache is right.
+    // Compared with its own full-sequence forward pass, only the wrong worker's cache diverges.
     assert_eq!(row("wrong_eager", "wrong_eager in one pass")[7], "diverged 2/2");
     assert_eq!(row("right_eager", "right_eager in one pass")[7], "identical 2/2");
     assert_eq!(row("right_eager", "old_eager")[7], "not_run 2/2");
@@ -276,7 +277,7 @@ fn a_checkpoint_has_tolerances_of_its_own() {
         let workers = [("one", "good"), ("two", "good")];
         let config = sandbox.workers(&workers, "rounds = 0\nnoise = false");
         let text = std::fs::read_to_string(&config).unwrap();
-        // A bias of 1e-3 a token: far beyond what f32 explains.
+        // A bias of 1e-3 per token exceeds f32's tolerance.
         let text = text.replacen("\"good\"]", "\"good\", \"0.001\"]", 1);
         let source = "source = \"synthetic:llama:tiny\"\n";
         std::fs::write(&config, text.replace(source, &format!("{source}{tolerances}"))).unwrap();

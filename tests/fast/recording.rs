@@ -1,4 +1,4 @@
-//! `tfcheck-port` judges a port in memory as `compare` judges a variant's files: the same verdict from the same numbers.
+//! Tests that `tfcheck-port` gives the same metrics and verdict on a port's logits in memory as `compare` on files.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -17,7 +17,7 @@ const BATCH: usize = 2;
 const SEQ: usize = 6;
 const VOCAB: usize = 2048;
 
-/// Uniform in ±1, the same everywhere.
+/// A reproducible sequence of uniform values in ±1.
 fn noise(seed: u64) -> impl FnMut() -> f64 {
     let mut state = seed;
     move || {
@@ -46,7 +46,7 @@ fn limits(tolerances: &Tolerances) -> [(String, Limits); 2] {
     ]
 }
 
-/// One port, judged by both.
+/// Compares a port by both crates and asserts that they agree.
 fn check(what: &str, change: impl Fn(usize, f64) -> f64, expected: &str) {
     let folder = tempfile::tempdir().unwrap();
     let mut next = noise(1);
@@ -54,7 +54,7 @@ fn check(what: &str, change: impl Fn(usize, f64) -> f64, expected: &str) {
     let mut next = noise(2);
     let upstream: Vec<f64> = oracle.iter().map(|x| x + 1e-6 * next()).collect();
     let port: Vec<f64> = oracle.iter().enumerate().map(|(i, &x)| f64::from(change(i, x) as f32)).collect();
-    // The second row is padded on the left by two.
+    // The second row is padded on the left by two positions.
     let real: Vec<bool> = (0..BATCH * SEQ).map(|i| !(SEQ..SEQ + 2).contains(&i)).collect();
     let mask = Mask::new(BATCH, SEQ, real.clone()).unwrap();
     let entries = [
@@ -108,13 +108,13 @@ fn check(what: &str, change: impl Fn(usize, f64) -> f64, expected: &str) {
 
     let words = (judgement.verdict.decision.word(), verdict.decision.word());
     assert_eq!(words, (expected, expected), "{what}: {judgement}\ncompare: {}", verdict.evidence);
-    // Every number is the same one to the last bit; as text, because NaN equals nothing.
+    // Every metric must be bitwise equal; compared as text, because NaN is unequal to itself.
     let pair = matrix.compared(0, 1).unwrap();
     assert_eq!(format!("{:?}", judgement.metrics), format!("{pair:?}"), "{what}");
 }
 
 #[test]
-fn a_port_in_memory_is_measured_and_judged_as_a_variants_files_are() {
+fn a_port_in_memory_gets_the_metrics_and_verdict_of_files() {
     let at = |index: usize, row: usize, position: usize| index / VOCAB == row * SEQ + position;
     check("rounding alone", |_, x| x, "same mathematics");
     check(

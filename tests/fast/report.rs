@@ -1,4 +1,4 @@
-//! What people and programs read, as snapshots over one run that holds every sort of cell.
+//! Snapshots of all report formats for one run that contains every kind of cell.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
@@ -84,7 +84,7 @@ fn packages(version: &str, list: &[(&str, &str)]) -> (String, BTreeMap<String, S
     (version.to_owned(), list.collect())
 }
 
-/// The second variant repeats itself, the third does not; both tell which keys they ignore.
+/// The second variant repeats bitwise, the third does not; both report the config keys that they ignore.
 fn preflight(completed: &mut Completed, index: usize) {
     let noise = |differing, l2| {
         let second_process = Some(Repeat::new(differing, l2));
@@ -114,7 +114,7 @@ fn preflight(completed: &mut Completed, index: usize) {
     }
 }
 
-/// Agreement, rounding, divergence, NaN, last positions, unsupported, failed.
+/// A run with agreement, rounding, divergence, NaN, last positions only, and unsupported and failed cells.
 fn run() -> RunView {
     let folder = tempfile::tempdir().unwrap();
     let exact: Vec<f64> = (0..36_i32).map(|i| f64::from(i * 37 % 36) / 4.0 - 4.0).collect();

@@ -1,4 +1,4 @@
-//! One worker for cell after cell gives what a worker of its own gives each cell.
+//! Tests that a worker that runs several cells gives the same logits as a separate worker per cell.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
@@ -20,7 +20,7 @@ fn native() -> ProcessRunner {
     }
 }
 
-/// Synthetic checkpoints with inputs, a folder each.
+/// Writes a synthetic checkpoint with inputs into a folder of its own.
 fn checkpoint(folder: &Path, model_type: &str) -> PathBuf {
     let folder = folder.join(model_type);
     models::synthetic::write(model_type, "", 0, &folder).unwrap();
@@ -35,7 +35,7 @@ fn checkpoint(folder: &Path, model_type: &str) -> PathBuf {
     folder
 }
 
-/// The logits of one cell, in a folder of its own.
+/// Runs one cell in `folder` and returns its logits.
 fn cell(
     runner: &dyn Runner,
     checkpoint: &Path,
@@ -64,7 +64,7 @@ fn cell(
 }
 
 #[test]
-fn cells_of_one_worker_are_those_of_their_own() {
+fn a_shared_worker_gives_the_logits_of_separate_workers() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = ["mistral", "gpt2"].map(|model_type| checkpoint(folder.path(), model_type));
     let (shared, own) = (SharedRunner::new(native()), native());
@@ -76,7 +76,7 @@ fn cells_of_one_worker_are_those_of_their_own() {
         let one = cell(&shared, checkpoint, dtype, &at("shared")).unwrap();
         let other = cell(&own, checkpoint, dtype, &at("own")).unwrap();
         assert_eq!(one, other, "cell {number}");
-        // Only the process of the first cell was started.
+        // Only the first cell started a process.
         assert_eq!(at("shared").join("worker.log").exists(), number == 0);
     }
 }

@@ -1,4 +1,4 @@
-//! Bisections over releases of transformers and over commits of it, in a small fork made for the test. Slow ones.
+//! Slow tests of bisections over releases of transformers, and over commits of a small fork made for the test.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use crate::support::{Sandbox, fixture, stderr, stdout};
 use serde_json::Value;
 
-/// A sandbox whose config is one pass of a mistral with a window of eight keys.
+/// A sandbox whose config runs the synthetic mistral, with a window of eight keys, on one batch.
 fn mistral() -> Sandbox {
     let sandbox = Sandbox::new();
     let config = "[[checkpoints]]\nsource = \"synthetic:mistral\"\n[inputs]\nlengths = [48]\n\
@@ -19,7 +19,7 @@ fn mistral() -> Sandbox {
     sandbox
 }
 
-/// What lasts from one run of the tests to the next: forks, and the environments of their commits.
+/// Folder kept between runs of the tests, with forks and the environments of their commits.
 static KEPT: LazyLock<PathBuf> = LazyLock::new(|| {
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bisect");
     let (cache, uv) = (kept.join("cache"), tfcheck::app::cache_folder().unwrap().join("uv"));
@@ -31,8 +31,8 @@ static KEPT: LazyLock<PathBuf> = LazyLock::new(|| {
     kept
 });
 
-/// A fork of transformers with a commit per letter of `history`, see `fork.py`, as `fork` in the sandbox. It lies in one
-/// place and has the same commits in every run of the tests, so that the environments of its commits are found again.
+/// Links a fork of transformers with a commit per letter of `history` (see `fork.py`) into the sandbox as `fork`. Its path
+/// and commits are the same in every run of the tests, so that the environments of its commits are reused.
 fn fork(sandbox: &Sandbox, history: &str) -> PathBuf {
     let script = fixture("bisect/fork.py");
     let mut hasher = DefaultHasher::new();
@@ -49,7 +49,8 @@ fn fork(sandbox: &Sandbox, history: &str) -> PathBuf {
     fork
 }
 
-/// With a cache of its own, for the environments of a fork's commits are of no use to anyone; uv is the usual one's.
+/// Runs `tfcheck bisect` with a separate cache, because only these tests use the environments of a fork's commits. uv's
+/// cache is shared with the user's.
 fn bisect(sandbox: &Sandbox, arguments: &[&str]) -> Output {
     let cache = KEPT.join("cache");
     sandbox.command(&[&["bisect"], arguments].concat()).env("TFCHECK_CACHE", cache).output().unwrap()
@@ -63,7 +64,7 @@ fn log(folder: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(folder.join("bisect.json")).unwrap()).unwrap()
 }
 
-/// `[before, after]` by name, and the module, of each change of a phase.
+/// `[before, after, module]` of each change of a phase: names of the revisions, and the first diverging module.
 fn changes(phase: &Value) -> Vec<[String; 3]> {
     let name = |index: &Value| {
         phase["revisions"][index.as_u64().unwrap() as usize]["name"].as_str().unwrap().to_owned()
@@ -78,7 +79,7 @@ fn changes(phase: &Value) -> Vec<[String; 3]> {
 #[test]
 fn a_window_moved_by_one_key_is_found_in_a_fork_of_fifty_commits() {
     let sandbox = mistral();
-    // Those that do not import lie where the search looks first, so that it has to go around them.
+    // The commits that do not import are those that the search tests first, so that it must skip them.
     let letter = |number| match number {
         31 => 'x',
         25 | 28 | 37 => '!',
@@ -101,12 +102,12 @@ fn a_window_moved_by_one_key_is_found_in_a_fork_of_fifty_commits() {
     // ceil(log2 50) + 1 = 7 runs.
     assert!(of("good") + of("bad") <= 7, "{steps:?}");
     let bad = steps.iter().find(|step| step["revision"] == 31).unwrap();
-    // A key more in a window of eight: 0.3 and above, where rounding in f32 is 1e-6.
+    // One key more in a window of eight changes the logits by a relative L2 of 0.3 or more; f32 rounding is 1e-6.
     assert!(bad["pairs"][0]["relative_l2"].as_f64().unwrap() > 0.1, "{bad}");
     let [_, _, module] = &changes(phase)[0];
     assert!(module.starts_with("model.layers.0.self_attn"), "{module}");
     assert_eq!(stderr(&output).matches("localising").count(), 1, "only the culprit is: {}", stderr(&output));
-    // What is known of a bisection that has ended is not looked for again.
+    // Resuming a finished bisection prints the saved result and localises nothing.
     let again = bisect(&sandbox, &["--resume", folder.to_str().unwrap()]);
     assert_eq!(again.status.code(), Some(1), "{}", stderr(&again));
     assert_eq!(stdout(&again), stdout(&output));
@@ -130,7 +131,7 @@ fn two_releases_are_followed_by_the_commits_between_their_tags_at_an_address() {
     let phases = log["phases"].as_array().unwrap();
     let over: Vec<&Value> = phases.iter().map(|phase| &phase["over"]).collect();
     assert_eq!(over, ["releases", "commits"], "{}", stderr(&output));
-    // The releases' own change is not localised, for the commit's is the closer one.
+    // The change between releases is not localised, because the change between commits is localised instead.
     assert_eq!(changes(&phases[0]), [["4.41.2", "4.42.0", ""]]);
     assert_eq!(phases[1]["revisions"].as_array().unwrap().len(), 3, "c1 to c3: {}", phases[1]["revisions"]);
     let change = &phases[1]["changes"][0];
@@ -148,7 +149,7 @@ fn two_releases_are_followed_by_the_commits_between_their_tags_at_an_address() {
 }
 
 #[test]
-fn a_scan_of_a_fork_shows_where_in_the_model_a_fault_came_and_went() {
+fn a_scan_of_a_fork_localises_a_change_and_its_revert() {
     let sandbox = mistral();
     fork(&sandbox, ".x.o.");
     let output = bisect(&sandbox, &["--scan", "--repository", "fork", "--good", "c0", "--bad", "c4"]);
@@ -166,7 +167,7 @@ fn a_scan_of_a_fork_shows_where_in_the_model_a_fault_came_and_went() {
     }
 }
 
-/// The question that the documentation begins with, over every stable release since the first of the sides.
+/// The first example of docs/bisect.md, over every stable release from the good side to the bad side.
 #[test]
 fn the_release_that_changed_mistral_s_window_is_found_within_the_bound() {
     let sandbox = mistral();
@@ -206,13 +207,13 @@ fn a_scan_of_releases_reports_what_the_documentation_shows() {
     is_in_the_documentation(&output);
 }
 
-/// Whether `docs/bisect.md` shows the steps and the change that were found.
+/// Asserts that `docs/bisect.md` shows the same steps and change.
 fn is_in_the_documentation(output: &Output) {
     let docs = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/bisect.md")).unwrap();
     let is_finding =
         |line: &&str| line.contains("differs by") || line.starts_with("  4.") || line.starts_with("  5.");
     for line in stdout(output).lines().filter(is_finding) {
-        // Runs are named by their time.
+        // The name of a run contains its time, so the line is compared without it.
         let line = line.split(" (steps/").next().unwrap();
         assert!(docs.contains(line.trim_end()), "`{line}` is not in docs/bisect.md");
     }

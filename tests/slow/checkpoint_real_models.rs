@@ -1,4 +1,4 @@
-//! Real GGUF files; the expected numbers are transformers 5.23's own reading of them (`gguf_file=`).
+//! Imports real GGUF files; the expected values are what transformers 5.23 reads from them (`gguf_file=`).
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 #![expect(clippy::unreadable_literal, reason = "token ids and fingerprints as Python prints them")]
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tfcheck::spec::checkpoint::{self, Checkpoint, Settings};
 use tfcheck::spec::inputs::{self, Message, Padding, Prompt, Spec};
 
-/// Text that a wrong normaliser, pre-tokenizer or merge order gets wrong.
+/// Texts whose token ids change with a wrong normaliser, pre-tokenizer or merge order.
 const TEXTS: [&str; 6] = [
     "Hello, world! It's 2026.",
     "def f(x):\n    return x ** 2  # naïve\n\n\n\treturn",
@@ -31,13 +31,13 @@ fn file(part: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("no file is named like `{part}`"))
 }
 
-/// What transformers reads: token ids of [`TEXTS`], and shape and fingerprint of some weights.
+/// What transformers reads: token ids of [`TEXTS`], and the shape and fingerprint of a few weights.
 struct Expected {
     ids: [&'static [i64]; 6],
     weights: &'static [(&'static str, [usize; 2], u64)],
 }
 
-/// Wrapping sum of every value's bits times its place, so that neither a value nor an order can change unseen.
+/// Wrapping sum of every value's bits times its place, so that a changed value or order changes the sum.
 fn fingerprint(bytes: &[u8]) -> u64 {
     let (chunks, _) = bytes.as_chunks::<4>();
     let place =

@@ -1,8 +1,8 @@
-//! Every kernel of the fused path on a GPU compiles for every architecture that it is meant for. NVRTC needs no GPU;
-//! the library is the one that torch's wheel brings into transformers' environment.
+//! Compiles every CUDA kernel of the fused backend for every supported architecture with NVRTC, which needs no GPU. The
+//! NVRTC library comes with torch's wheel in transformers' environment.
 //!
 //! `TFCHECK_TEST_ENVS=/folder` names a folder of environments, `<folder>/<version>/bin/python`; without it the release
-//! is prepared through uv. What the kernels compute is tested in `models/src/cuda/tests`, on an emulator.
+//! is prepared through uv. `models/src/cuda/tests` tests the kernels' results on an emulator.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
@@ -16,11 +16,11 @@ use reference::{Python, Source as Release, Specification, prepare};
 
 const NEWEST: &str = "5.23.0";
 
-/// The oldest that the kernels' instructions allow, and the one that the targets are set for.
+/// The oldest architecture whose instructions the kernels can use, and the one that performance targets refer to.
 const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90"];
 
-/// Bytes that a thread may keep in memory for want of registers: a few dozen, once a pass over the keys, in the
-/// kernels for 256 features. More is an array that was meant to be in registers.
+/// Largest register spill per thread in bytes. The kernels for 256 features spill a few dozen bytes once per loop over the
+/// keys; a larger spill means that an array is not kept in registers.
 const SPILL: usize = 64;
 
 fn nvrtc() -> Nvrtc {
@@ -39,7 +39,7 @@ fn nvrtc() -> Nvrtc {
     Nvrtc::open(&library).unwrap()
 }
 
-/// `nvidia/<part>/lib/libnvrtc.so.<version>`.
+/// Path of `nvidia/<part>/lib/libnvrtc.so.<version>` below `packages`.
 fn library(packages: &Path) -> Option<PathBuf> {
     let entries =
         |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -51,7 +51,7 @@ fn library(packages: &Path) -> Option<PathBuf> {
         .find(is_nvrtc)
 }
 
-/// The number before `what` in the lines on a function.
+/// The number before `what` in the log's lines about `function`.
 fn number(log: &str, function: &str, what: &str) -> usize {
     let lines = log.split(&format!("Function properties for {function}\n")).nth(1).unwrap_or_default();
     let before = lines.split(what).next().unwrap_or_default().trim_end();
@@ -79,7 +79,7 @@ fn every_kernel_compiles_for_every_architecture_and_keeps_to_its_registers() {
         .flat_map(|(source, dtype)| ARCHITECTURES.map(|architecture| (source, dtype, architecture)))
         .collect();
     assert!(work.len() >= 50, "{} units", work.len());
-    // The longest ones first.
+    // `pop` takes the last elements first: the units that take longest to compile.
     work.sort_by_key(|(source, ..)| matches!(source, Source::Decode | Source::Gemv | Source::Prefill));
     let work = Mutex::new(work);
     std::thread::scope(|scope| {
@@ -97,7 +97,7 @@ fn every_kernel_compiles_for_every_architecture_and_keeps_to_its_registers() {
 }
 
 #[test]
-fn what_does_not_compile_says_why() {
+fn a_compile_error_names_the_source_and_the_architecture() {
     let error = nvrtc().compile(Source::Norm, Dtype::Bf16, "sm_9000").unwrap_err().to_string();
     assert!(error.contains("NVRTC cannot compile norm.cu for sm_9000"), "{error}");
 }

@@ -1,11 +1,11 @@
-//! The expected values of `fast/compare/metrics.rs`.
+//! Checks the expected values of `fast/compare/metrics.rs`.
 
 use reference::{Source, Specification, Versions};
 
-/// The vectors in `fixtures/metrics.json` are numpy's and committed; here they are computed anew, by the numpy and torch of the newest
-/// transformers' environment. `TFCHECK_TEST_PYTHON` names another Python, which may have scipy.
+/// numpy computed the committed values in `fixtures/metrics.json`. This test recomputes them with numpy and torch of the
+/// newest transformers' environment, or with the Python that `TFCHECK_TEST_PYTHON` names, which may have scipy.
 #[test]
-fn the_expected_metrics_are_what_numpy_and_torch_say_today() {
+fn the_expected_metrics_equal_those_of_numpy_and_torch() {
     let python = std::env::var_os("TFCHECK_TEST_PYTHON").unwrap_or_else(|| {
         let specification = Specification::new(Source::Release(Versions::known().newest.clone()));
         let cache = tfcheck::app::cache_folder().unwrap();

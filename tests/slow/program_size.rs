@@ -1,6 +1,6 @@
-//! The size of the program, which is what the release profile makes of it.
+//! Checks the size of the program in the release profile.
 
-/// The packed program is copied to GPU machines, so it stays below 60 MB.
+/// The program is copied to GPU machines, so it must stay below 60 MB.
 #[test]
 fn the_stripped_program_is_below_60_mb() {
     let folder = tempfile::tempdir().unwrap();

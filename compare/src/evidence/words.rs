@@ -1,4 +1,4 @@
-//! Evidence in one sentence.
+//! Writes each kind of evidence as one sentence.
 
 use std::fmt::{Display, Formatter, Result};
 
@@ -27,7 +27,7 @@ impl Display for Evidence {
             Self::Tolerance { found: found @ ByTolerance::NotFinite { .. } }
             | Self::Recorded { found, rounding: None } => write!(out, "{found}"),
             Self::Tolerance { found } => write!(out, "{found}; no float64 oracle was run"),
-            // Worse rounding is what decides: that it is within the tolerance adds nothing.
+            // Worse rounding decided the verdict, so the sentence omits that the pair is within the tolerance.
             Self::Recorded { rounding: Some(rounding), .. } if !rounding.is_within_dynamo => {
                 write!(out, "{rounding}")
             }

@@ -1,4 +1,4 @@
-//! How metrics stand beside each other where people read them: the columns of a table, the lines of a story.
+//! Groups metrics into the columns of the table "Metrics per pair" and the lines of `tfcheck explain`.
 
 use super::{METRICS, Metric, Shown, Value};
 use crate::metrics::{PairMetrics, Side};
@@ -52,12 +52,12 @@ impl Group {
         self.title.replace("{dtype}", pair.lower_dtype.name())
     }
 
-    /// The title where it depends on no pair.
+    /// The title with its `{dtype}` placeholder, for use without a pair.
     pub fn header(&self) -> &'static str {
         self.title
     }
 
-    /// All its values for a pair; `None` where the first was not measured or is not defined.
+    /// All values of the group for a pair; `None` if the first one was not measured or is not defined.
     pub fn text(
         &self,
         pair: &PairMetrics,

@@ -1,8 +1,8 @@
-//! What a metric gives, and how people read it.
+//! The value of a metric and its text formats.
 
 use crate::metrics::{ElementIndex, PositionIndex};
 
-/// What a metric gives for one pair.
+/// The value of a metric for one pair.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Value {
     /// A number, NaN and infinities included.
@@ -11,26 +11,26 @@ pub enum Value {
     Count(u64),
     /// A word, such as a dtype.
     Word(&'static str),
-    /// A position; `None` where there is none.
+    /// A position; `None` if there is none.
     Place(Option<PositionIndex>),
-    /// A logit; `None` where there is none.
+    /// A logit; `None` if there is none.
     Element(Option<ElementIndex>),
-    /// It is not defined for these values.
+    /// The metric is not defined for this pair.
     Undefined,
 }
 
-/// How people read a value.
+/// Text format of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// `0.000014`: so many decimals.
+    /// Fixed number of decimals: `0.000014`.
     Decimals(usize),
-    /// `1.054e-6`: so many digits after the first.
+    /// Scientific, with this number of digits after the first: `1.054e-6`.
     Digits(usize),
-    /// `96.00 %` of a share.
+    /// A share as a percentage: `96.00 %`.
     Percent,
     /// A whole number.
     Count,
-    /// As it is.
+    /// The word unchanged.
     Word,
     /// `row 0, position 2`.
     Place,
@@ -39,7 +39,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// What is appended to the name of a column of matrix.csv: a place has several.
+    /// Suffixes of the metric's column names in matrix.csv, one per column: a place has several columns.
     pub fn csv_suffixes(self) -> &'static [&'static str] {
         match self {
             Self::Place => &["_row", "_position"],
@@ -50,7 +50,7 @@ impl Format {
 }
 
 impl Value {
-    /// As gates compare it; NaN where it is no number.
+    /// The number that gates compare; NaN if the value is not a number.
     pub fn number(self) -> f64 {
         match self {
             Self::Number(number) => number,
@@ -59,7 +59,7 @@ impl Value {
         }
     }
 
-    /// As tables show it: `—` where it is not defined.
+    /// Text for tables; `—` if the value is not defined.
     pub fn text(self, format: Format) -> String {
         match (self, format) {
             (Self::Number(number), Format::Decimals(decimals)) => format!("{number:.decimals$}"),
@@ -75,7 +75,7 @@ impl Value {
         }
     }
 
-    /// As a narrow table shows it: one digit fewer.
+    /// Text for narrow tables: one digit fewer in scientific format.
     pub fn narrow(self, format: Format) -> String {
         match format {
             Format::Digits(digits) => self.text(Format::Digits(digits.saturating_sub(1))),
@@ -83,7 +83,7 @@ impl Value {
         }
     }
 
-    /// As the evidence of a gate shows it: with digits where a small number would be all zeros.
+    /// Text for a gate's evidence: at least three digits, so that a small number is not shown as zeros.
     pub fn precise(self, format: Format) -> String {
         match format {
             Format::Decimals(decimals) if decimals < 9 => self.text(Format::Digits(3)),
@@ -92,7 +92,7 @@ impl Value {
         }
     }
 
-    /// As a sentence shows it.
+    /// Text for use in a sentence.
     pub fn words(self, format: Format) -> String {
         match self {
             Self::Place(Some(at)) => format!("first differs at row {}, position {}", at.row, at.position),
@@ -104,7 +104,7 @@ impl Value {
         }
     }
 
-    /// The fields of matrix.csv, as many as [`Format::csv_suffixes`]: all digits, empty where there is nothing.
+    /// The fields of matrix.csv, as many as [`Format::csv_suffixes`]; numbers in full precision, empty if undefined.
     pub fn csv(self, format: Format) -> Vec<String> {
         let mut fields = match self {
             // The shortest text that reads back as the same number, `1.5e-9`, `NaN`, `inf`.
@@ -121,7 +121,7 @@ impl Value {
         fields
     }
 
-    /// Whether there is something to join to the number above it.
+    /// False for an undefined value and for the absence of an element.
     pub(super) fn is_something(self) -> bool {
         !matches!(self, Self::Element(None) | Self::Undefined)
     }

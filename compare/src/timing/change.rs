@@ -1,13 +1,13 @@
-//! How much slower one variant is than another, and whether that can be told from noise.
+//! How much slower one variant is than another, and whether the difference is distinguishable from noise.
 //!
-//! The unit is the round: one figure per round and variant (its median, say), whose logarithms are
-//! subtracted. Where rounds were interleaved the subtraction is within each round, so that what slows a
-//! whole round down cancels. The location of the differences is Hodges and Lehmann's, the median of all
-//! pairwise means, which a burst of noise in one round hardly moves and which needs few rounds.
+//! Each round gives one statistic per variant, for example the median; the change is the difference of their logarithms.
+//! If the rounds were interleaved, the logarithms are subtracted within each round, so that load during a whole round
+//! cancels. The differences are averaged by the Hodges–Lehmann estimator (the median of all pairwise means), which is
+//! robust to a burst of noise in one round and needs few rounds.
 
 use super::{CONFIDENCE, Interval, RESAMPLES, Random, SEED, quantile, sorted, to_ms};
 
-/// What of a round's passes is compared.
+/// The statistic of a round's times that is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Statistic {
     /// The median.
@@ -23,12 +23,12 @@ pub enum Statistic {
 /// A variant's time over a baseline's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Change {
-    /// Above 1 where the variant is slower.
+    /// Variant's time over the baseline's; above 1 if the variant is slower.
     pub ratio: f64,
-    /// Bootstrap interval of the ratio, of confidence [`CONFIDENCE`]; `[0, ∞]` of a single round, which
-    /// says nothing of how rounds differ.
+    /// Bootstrap interval of the ratio, of confidence [`CONFIDENCE`]; `[0, ∞]` for a single round, from which the
+    /// variation between rounds cannot be estimated.
     pub interval: Interval,
-    /// Rounds that it rests on: the smaller side's where they were not interleaved.
+    /// Number of rounds compared; if they were not interleaved, the smaller side's number.
     pub rounds: usize,
 }
 
@@ -70,24 +70,25 @@ impl Change {
         }
     }
 
-    /// Whether the variant is slower by more than `minimum` (0.05 for 5 %), and not by chance.
+    /// Whether the variant is slower by more than `minimum` (0.05 for 5 %) and the interval excludes 1.
     pub fn is_slower_by(&self, minimum: f64) -> bool {
         self.ratio - 1.0 > minimum && self.interval.low > 1.0
     }
 
-    /// Whether the variant is faster by more than `minimum`, and not by chance.
+    /// Whether the variant is faster by more than `minimum` (0.05 for 5 %) and the interval excludes 1.
     pub fn is_faster_by(&self, minimum: f64) -> bool {
         1.0 - self.ratio > minimum && self.interval.high < 1.0
     }
 
-    /// The smallest slow-down that these rounds could have shown, 0.05 for 5 %: the reach of the interval.
+    /// The smallest slow-down that these rounds can distinguish from noise, 0.05 for 5 %: the interval's lower half-width.
     pub fn resolution(&self) -> f64 {
         self.ratio / self.interval.low - 1.0
     }
 }
 
-/// Compares a variant's rounds with a baseline's. `paired` says that round i of one was timed beside round
-/// i of the other; else they are two samples. `None` where there is no (common) round with a sample.
+/// Compares a variant's rounds with a baseline's, in nanoseconds. If `paired`, round i of both was interleaved and only
+/// rounds with samples of both count; otherwise the rounds are two independent samples. `None` if no round remains or
+/// the ratio is not finite.
 pub fn change(
     baseline_ns: &[Vec<u64>],
     variant_ns: &[Vec<u64>],
@@ -141,7 +142,7 @@ pub fn change(
     Some(Change { ratio: estimate.exp(), interval, rounds })
 }
 
-/// The logarithm of the statistic of each picked round, its passes drawn with replacement.
+/// The logarithm of the statistic of each picked round, whose samples are redrawn with replacement.
 fn redrawn(rounds: &[Vec<f64>], picked: &[usize], statistic: Statistic, random: &mut Random) -> Vec<f64> {
     let figure = |&round: &usize| {
         let samples = &rounds[round];
@@ -151,7 +152,7 @@ fn redrawn(rounds: &[Vec<f64>], picked: &[usize], statistic: Statistic, random: 
     picked.iter().map(figure).collect()
 }
 
-/// Logarithm of the ratio of the two sides.
+/// Logarithm of the ratio variant / baseline, from the logarithms of each round's statistic.
 fn location(paired: bool, baseline: &[f64], variant: &[f64]) -> f64 {
     if paired {
         let differences: Vec<f64> = variant.iter().zip(baseline).map(|(b, a)| b - a).collect();
@@ -160,14 +161,14 @@ fn location(paired: bool, baseline: &[f64], variant: &[f64]) -> f64 {
     hodges_lehmann(variant) - hodges_lehmann(baseline)
 }
 
-/// Median of the means of all pairs, each value with itself included (Hodges and Lehmann, 1963); NaN of none.
+/// Median of the means of all pairs, each value with itself included (Hodges and Lehmann, 1963); NaN for an empty slice.
 fn hodges_lehmann(values: &[f64]) -> f64 {
     let pairs = (0..values.len()).flat_map(|i| (0..=i).map(move |j| (i, j)));
     let mut means: Vec<f64> = pairs.map(|(i, j)| f64::midpoint(values[i], values[j])).collect();
     if means.is_empty() {
         return f64::NAN;
     }
-    // Selected, not sorted: a hundred rounds have five thousand pairs in each of the resamples.
+    // Selection instead of sorting, because 100 rounds have about 5000 pairs in each resample.
     let (middle, is_even) = (means.len() / 2, means.len().is_multiple_of(2));
     let (below, &mut upper, _) = means.select_nth_unstable_by(middle, f64::total_cmp);
     if is_even {
@@ -177,7 +178,7 @@ fn hodges_lehmann(values: &[f64]) -> f64 {
     }
 }
 
-/// By how much a percentile interval of few values is too narrow: Student's t over the normal's 1.96, times
+/// Factor by which a percentile interval of few values is too narrow: Student's t over the normal's 1.96, times
 /// sqrt(n / (n − 1)) (Hesterberg 2015, "What teachers should know about the bootstrap", on small samples).
 fn stretch(rounds: usize) -> f64 {
     /// 97.5 % quantiles of Student's t for 1 to 10 degrees of freedom.
@@ -185,7 +186,7 @@ fn stretch(rounds: usize) -> f64 {
     const NORMAL: f64 = 1.960;
     let n = rounds as f64;
     let freedom = rounds.saturating_sub(1).max(1);
-    // Cornish and Fisher's first term, right to 0.4 % beyond ten degrees of freedom.
+    // First term of the Cornish–Fisher expansion, accurate to 0.4 % above ten degrees of freedom.
     let t =
         T.get(freedom - 1).copied().unwrap_or(NORMAL + (NORMAL.powi(3) + NORMAL) / (4.0 * freedom as f64));
     t / NORMAL * (n / (n - 1.0)).sqrt()

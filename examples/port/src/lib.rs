@@ -1,6 +1,6 @@
-//! A small port of Llama to candle, as anyone would write it: this crate shows how to test one.
+//! A small port of Llama to candle, as an example of how to test a port.
 //!
-//! `tests/upstream.rs` holds the test against transformers; `tests/recording` is what it needs.
+//! `tests/upstream.rs` is the test against transformers; `tests/recording` holds its data.
 
 use std::path::Path;
 
@@ -10,14 +10,14 @@ use candle_nn::{
 };
 use serde::Deserialize;
 
-/// A mistake that ports of Llama have really made; the tests plant one and expect to hear of it.
+/// A mistake that real ports of Llama have made; the tests plant one and expect a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
-    /// Rotary embeddings turn neighbouring elements instead of the two halves of a head.
+    /// Rotary embeddings rotate neighbouring elements instead of the two halves of a head.
     InterleavedRope,
     /// `rms_norm_eps` is not read from the config.
     FixedEpsilon,
-    /// A query sees the key after its own.
+    /// A query attends to the key after its own.
     MaskOffByOne,
 }
 
@@ -66,7 +66,7 @@ impl Llama {
         Self::load_with(folder, None)
     }
 
-    /// The same with a mistake in it.
+    /// Loads the checkpoint with a planted mistake.
     ///
     /// # Errors
     /// When a file is absent or does not hold a Llama.
@@ -92,7 +92,8 @@ impl Llama {
         })
     }
 
-    /// Logits of every position: `input_ids` u32 `[batch, seq]` to f32 `[batch, seq, vocab_size]`. Rows have no padding.
+    /// Logits of every position: `input_ids` u32 `[batch, seq]` to f32 `[batch, seq, vocab_size]`. Inputs
+    /// must not be padded.
     ///
     /// # Errors
     /// When a tensor operation fails.
@@ -111,7 +112,7 @@ impl Llama {
         self.lm_head.forward(&self.norm.forward(&xs)?)
     }
 
-    /// `xs: [batch, seq, hidden_size]`, normalised.
+    /// Attention of the normalised `xs: [batch, seq, hidden_size]`, same shape out.
     fn attend(
         &self,
         block: &Block,
@@ -139,7 +140,8 @@ impl Llama {
         block.o_proj.forward(&mixed)
     }
 
-    /// Each key head once for every query head of its group: `[batch, kv_heads, seq, head_dim]` to `[batch, heads, seq, head_dim]`.
+    /// Repeats each key head for every query head of its group: `[batch, kv_heads, seq, head_dim]` to
+    /// `[batch, heads, seq, head_dim]`.
     fn repeat(&self, xs: &Tensor) -> Result<Tensor> {
         let groups = self.config.num_attention_heads / self.config.num_key_value_heads;
         let (batch, heads, seq, head_dim) = xs.dims4()?;
@@ -164,7 +166,7 @@ impl Llama {
         Ok((table(f64::cos)?, table(f64::sin)?))
     }
 
-    /// What is added to the scores, `[seq, seq]`: −∞ where a query must not see a key.
+    /// The additive mask, `[seq, seq]`: −∞ where a query must not attend to a key.
     fn mask(&self, seq: usize) -> Result<Tensor> {
         let beyond = usize::from(self.bug == Some(Bug::MaskOffByOne));
         let values: Vec<f32> = (0..seq)

@@ -1,4 +1,4 @@
-//! The port against transformers, from `recording/`, and proof that the test hears of mistakes.
+//! Tests the port against transformers with `recording/`, and checks that planted mistakes fail the test.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -8,8 +8,8 @@ use std::process::Command;
 use port::{Bug, Llama};
 use tfcheck_port::{Recording, assert_port};
 
-/// The checkpoint of the recording. It is synthetic, so its weights are made here; a real one would be
-/// the folder that `PORT_CHECKPOINT` names.
+/// The checkpoint of the recording. It is synthetic, so its weights are generated; for a real checkpoint, the
+/// environment variable `PORT_CHECKPOINT` gives its folder.
 fn checkpoint() -> PathBuf {
     let recording = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recording");
     Recording::open(&recording).unwrap().checkpoint("PORT_CHECKPOINT").unwrap()
@@ -21,7 +21,7 @@ fn the_port_agrees_with_upstream() {
     assert_port!("tests/recording", |inputs| llama.forward(&inputs.input_ids));
 }
 
-/// The same test where no program can be found and no variable points at one; nor is an interpreter a part of it.
+/// Runs the test again without PATH and without environment variables.
 #[test]
 fn the_test_needs_no_python() {
     let test = std::env::current_exe().unwrap();
@@ -34,9 +34,9 @@ fn the_test_needs_no_python() {
     }
 }
 
-/// A port that gives last positions only, as most of candle's do, is judged on those.
+/// A port that returns last positions only, as most of candle's models do.
 #[test]
-fn a_port_of_last_positions_is_judged_on_those() {
+fn a_port_of_last_positions_is_compared_at_those() {
     let llama = Llama::load(&checkpoint()).unwrap();
     assert_port!("tests/recording", |inputs| {
         let logits = llama.forward(&inputs.input_ids)?;
@@ -44,7 +44,7 @@ fn a_port_of_last_positions_is_judged_on_those() {
     });
 }
 
-/// What the test says of a port with a mistake in it.
+/// The test's failure message for a port with a planted mistake.
 fn hears(bug: Bug) -> String {
     let llama = Llama::load_with(&checkpoint(), Some(bug)).unwrap();
     let test = || assert_port!("tests/recording", |inputs| llama.forward(&inputs.input_ids));

@@ -1,6 +1,6 @@
 //! Parts of tables that many decoders share.
 
-/// Embedding, final norm and, unless tied, the head.
+/// Embedding, final norm and, if the embedding is not tied, the head.
 pub(super) const ENDS: &str = "
     model.embed_tokens.weight                                         | vocab_size, hidden_size                   | normal 0 0.3
     model.norm.weight                                                 | hidden_size                               | normal 1 0.2
@@ -13,14 +13,14 @@ pub(super) const NORMS: &str = "
     model.layers.{num_hidden_layers}.post_attention_layernorm.weight  | hidden_size                               | normal 1 0.2
 ";
 
-/// Biases of those norms and of the final one, where they are layer norms.
+/// Biases of those norms and of the final norm, if they are layer norms.
 pub(super) const NORM_BIASES: &str = "
     model.layers.{num_hidden_layers}.input_layernorm.bias             | hidden_size                               | normal 0 0.2
     model.layers.{num_hidden_layers}.post_attention_layernorm.bias    | hidden_size                               | normal 0 0.2
     model.norm.bias                                                   | hidden_size                               | normal 0 0.2
 ";
 
-/// Attention. The gains make the scores spread by about 2, hence a few keys win.
+/// Attention. The gains give the scores a standard deviation of about 2, so that few keys dominate.
 pub(super) const ATTENTION: &str = "
     model.layers.{num_hidden_layers}.self_attn.q_proj.weight          | num_attention_heads*head_dim, hidden_size | linear 1.5
     model.layers.{num_hidden_layers}.self_attn.k_proj.weight          | num_key_value_heads*head_dim, hidden_size | linear 1.5
@@ -28,7 +28,7 @@ pub(super) const ATTENTION: &str = "
     model.layers.{num_hidden_layers}.self_attn.o_proj.weight          | hidden_size, num_attention_heads*head_dim | linear 1
 ";
 
-/// Biases of the attention where the config asks for them.
+/// Biases of the attention, if the config has them.
 pub(super) const ATTENTION_BIASES: &str = "
     model.layers.{num_hidden_layers}.self_attn.q_proj.bias            | num_attention_heads*head_dim              | normal 0 0.5 | attention_bias
     model.layers.{num_hidden_layers}.self_attn.k_proj.bias            | num_key_value_heads*head_dim              | normal 0 0.5 | attention_bias
@@ -36,7 +36,7 @@ pub(super) const ATTENTION_BIASES: &str = "
     model.layers.{num_hidden_layers}.self_attn.o_proj.bias            | hidden_size                               | normal 0 0.3 | attention_bias
 ";
 
-/// The per-head norms of queries and keys. They set the scores' spread, about 2 again.
+/// The per-head norms of queries and keys. They also give the scores a standard deviation of about 2.
 pub(super) const HEAD_NORMS: &str = "
     model.layers.{num_hidden_layers}.self_attn.q_norm.weight          | head_dim                                  | normal 1.5 0.3
     model.layers.{num_hidden_layers}.self_attn.k_norm.weight          | head_dim                                  | normal 1.5 0.3
@@ -49,7 +49,7 @@ pub(super) const GATED_MLP: &str = "
     model.layers.{num_hidden_layers}.mlp.down_proj.weight             | hidden_size, intermediate_size            | linear 1.5
 ";
 
-/// Its biases where the config asks for them.
+/// Biases of the gated MLP, if the config has them.
 pub(super) const GATED_MLP_BIASES: &str = "
     model.layers.{num_hidden_layers}.mlp.gate_proj.bias               | intermediate_size                         | normal 0 0.3 | mlp_bias
     model.layers.{num_hidden_layers}.mlp.up_proj.bias                 | intermediate_size                         | normal 0 0.3 | mlp_bias

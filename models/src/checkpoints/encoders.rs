@@ -1,5 +1,5 @@
-//! Encoders: bert, distilbert, roberta, xlm_roberta, modernbert. The default predicts masked tokens; `classifier` has
-//! three labels for the sequence.
+//! Encoders: bert, distilbert, roberta, xlm_roberta, modernbert. The default variant predicts masked tokens;
+//! `classifier` has three labels for the sequence.
 
 use super::{Checkpoints, Variant};
 

@@ -8,9 +8,9 @@ pub enum Error {
     /// No entry of the catalogue has this name.
     #[error("no synthetic checkpoint `{name}`; there are: {known}")]
     Unknown {
-        /// `model_type` or `model_type:variant`, as asked for.
+        /// The requested `model_type` or `model_type:variant`.
         name: String,
-        /// What may be asked for instead, separated by commas.
+        /// The available names, separated by commas.
         known: String,
     },
     /// A line of a table that cannot be read.
@@ -26,7 +26,7 @@ pub enum Error {
     /// A file or folder cannot be written.
     #[error("cannot write {}", path.display())]
     Io {
-        /// The file or folder concerned.
+        /// The file or folder.
         path: PathBuf,
         /// The cause.
         source: std::io::Error,

@@ -3,7 +3,8 @@
 use super::{Checkpoints, Variant};
 use super::decoder::{ATTENTION, ATTENTION_BIASES, GATED_MLP};
 
-/// Embedding, which is multiplied by `sqrt(hidden_size)`, and the final norm, whose weight lifts the tied head's logits.
+/// The embedding, which the model multiplies by `sqrt(hidden_size)`, and the final norm, whose weight enlarges the
+/// logits of the tied head.
 const ENDS: &str = "
     model.embed_tokens.weight                                           | vocab_size, hidden_size | normal 0 0.1
     model.norm.weight                                                   | hidden_size             | normal 1.5 0.3

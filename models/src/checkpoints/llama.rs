@@ -1,4 +1,4 @@
-//! llama and what differs from it by little: granite, smollm3, olmo2, cohere.
+//! llama and similar architectures: granite, smollm3, olmo2, cohere.
 
 use super::{Checkpoints, Variant};
 use super::decoder::{ATTENTION, ATTENTION_BIASES, ENDS, GATED_MLP, GATED_MLP_BIASES, NORMS};

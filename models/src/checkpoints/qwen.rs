@@ -1,4 +1,5 @@
-//! qwen2, qwen3 and qwen3_moe: windows from a layer on, biased or normed queries and keys, experts.
+//! qwen2, qwen3 and qwen3_moe: windows in the layers from some index on, queries and keys with biases or norms,
+//! experts.
 
 use super::{Checkpoints, Variant};
 use super::decoder::{ATTENTION, ATTENTION_BIASES, ENDS, GATED_MLP, HEAD_NORMS, NORMS};

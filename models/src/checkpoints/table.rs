@@ -1,4 +1,4 @@
-//! The lines of an architecture's table of tensors, and what they mean.
+//! The syntax of an architecture's table of tensors.
 //!
 //! ```text
 //! model.layers.{num_hidden_layers}.self_attn.q_proj.bias | num_attention_heads*head_dim | normal 0 0.5 | attention_bias
@@ -32,7 +32,7 @@ impl Tensor {
 
 type Config = Map<String, Value>;
 
-/// Appends the tensors that a line stands for.
+/// Appends the tensors that a line describes.
 pub(super) fn expand(line: &str, config: &Config, tensors: &mut Vec<Tensor>) -> Result<(), String> {
     let fields: Vec<&str> = line.split('|').map(str::trim).collect();
     let (name, shape, fill, condition) = match fields[..] {
@@ -50,7 +50,7 @@ pub(super) fn expand(line: &str, config: &Config, tensors: &mut Vec<Tensor>) -> 
     Ok(())
 }
 
-/// The names that a pattern stands for, each with the value of its first counter.
+/// The names that a pattern expands to, each with the value of its first counter.
 fn names(pattern: &str, config: &Config) -> Result<Vec<(String, usize)>, String> {
     let Some((before, rest)) = pattern.split_once('{') else {
         return Ok(vec![(pattern.to_owned(), 0)]);
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_stands_for_its_tensors() {
+    fn a_line_expands_to_its_tensors() {
         check("a | hidden | normal 1 0.5", Ok(&[("a", &[16], 1.0, 0.5)]));
         check("a | 3, hidden | linear 2", Ok(&[("a", &[3, 16], 0.0, 0.5)]));
         check("a | hidden, 3 | conv1d 2", Ok(&[("a", &[16, 3], 0.0, 0.5)]));
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_line_says_what_is_wrong() {
+    fn an_invalid_line_reports_its_error() {
         check("a | 1", Err("2 fields instead of 3 or 4"));
         check("a | width | normal 0 1", Err("no integer `width` in the config"));
         check("a | 1 | uniform 1", Err("an unknown fill `uniform 1`"));

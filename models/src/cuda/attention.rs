@@ -1,4 +1,4 @@
-//! Attention on a GPU: from projected queries, keys and values through the cache to mixed values.
+//! Attention on a GPU: projected queries, keys and values go through the cache to the attention output.
 
 use std::sync::Arc;
 
@@ -35,14 +35,14 @@ impl DeviceTable {
     }
 }
 
-/// A table and, u32, `[batch, seq]`, its rows that the tokens take.
+/// A table and the positions of the tokens: its row indices, u32, `[batch, seq]`.
 #[derive(Clone)]
 pub(crate) struct DeviceRope {
     pub(crate) table: Arc<DeviceTable>,
     pub(crate) rows: Region,
 }
 
-/// F32, `[1 or batch, num_heads, slots]`: added to the scores of each key.
+/// F32, `[1 or batch, num_heads, slots]`: added to the attention scores.
 #[derive(Clone, Debug)]
 pub(crate) struct DeviceBias {
     pub(crate) region: Arc<Region>,
@@ -50,7 +50,7 @@ pub(crate) struct DeviceBias {
     pub(crate) per_sequence: bool,
 }
 
-/// q, k and v side by side, and the norms of their heads that have not run yet.
+/// q, k and v in one buffer, and the deferred norms of the q and k heads.
 struct Projection {
     region: Arc<Region>,
     layout: QkvLayout,
@@ -58,7 +58,7 @@ struct Projection {
 }
 
 impl Projection {
-    /// Where the parts lie in one buffer already, that buffer.
+    /// Uses the buffer of q, k and v if they share one, else copies them into a new one.
     fn new(space: &Arc<Space>, parts: &[DeviceRows; 3], heads: [usize; 3], head_dim: usize) -> Result<Self> {
         let [num_heads, num_kv_heads, _] = heads;
         let [q, k, v] = parts;
@@ -89,7 +89,7 @@ impl Projection {
         {
             match &part.pending {
                 None => {}
-                // The launch that ropes norms each head of q and k; any other norm runs by itself.
+                // The rope kernel norms each head of q and k; any other norm is launched separately.
                 Some(OnColumns::Norm(pending)) => match norm {
                     Some(norm) if pending.of_heads(heads, head_dim).is_some() => {
                         *norm = Some(Arc::clone(pending));
@@ -105,7 +105,7 @@ impl Projection {
     }
 }
 
-/// The heads of one layer's attention and what happens to their scores.
+/// The heads of one layer's attention and how their scores are scaled, capped and masked.
 #[derive(Clone, Copy)]
 pub(crate) struct AttentionShape {
     /// Index of the layer, for the cache.
@@ -119,8 +119,8 @@ pub(crate) struct AttentionShape {
     pub(crate) band: Band,
 }
 
-/// Attention over projected `[q, k, v]`: norms of heads, rope and the write into the cache in one launch, then the scores
-/// and the mix.
+/// Attention over projected `[q, k, v]`: norms the heads, applies rope and writes to the cache in one launch, then
+/// computes attention over the cache.
 pub(crate) fn attend(
     shape: AttentionShape,
     pass: &mut Pass,

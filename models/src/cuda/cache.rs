@@ -1,4 +1,4 @@
-//! A layer's keys and values on a GPU.
+//! A layer's KV cache on a GPU.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::error::Result;
 pub(crate) struct DeviceCache {
     pub(super) keys: Arc<Region>,
     pub(super) values: Arc<Region>,
-    /// Batch, key heads, and features of a head.
+    /// Batch size, key heads, features per head.
     pub(crate) shape: [usize; 3],
     pub(crate) capacity: usize,
 }
@@ -24,13 +24,13 @@ impl DeviceCache {
         Ok(Self { keys: room()?, values: room()?, shape, capacity })
     }
 
-    /// For one layer of a pass without a cache.
+    /// Temporary keys and values of one layer, in a forward pass without a KV cache.
     pub(super) fn passing(space: &Space, shape: [usize; 3], capacity: usize) -> Result<Self> {
         let len = shape.iter().product::<usize>() * capacity;
         Ok(Self { keys: space.acquire_elements(len)?, values: space.acquire_elements(len)?, shape, capacity })
     }
 
-    /// The same with more room, of which the first `len` slots are kept.
+    /// A copy with a larger capacity; the first `len` slots are copied.
     pub(crate) fn grown(&self, space: &Space, capacity: usize, len: usize) -> Result<Self> {
         let [batch, kv_heads, head_dim] = self.shape;
         let grown = Self::new(space, self.shape, capacity)?;
@@ -47,7 +47,8 @@ impl DeviceCache {
             }
             .launch()?;
         }
-        // Attention of one token reads what was in the cache before it waits for the launch before it.
+        // Decode attention reads older cache slots before it waits for the previous launch to end, so the copies must
+        // have finished.
         space.gpu.synchronize()?;
         Ok(grown)
     }

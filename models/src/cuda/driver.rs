@@ -1,8 +1,8 @@
-//! A real GPU behind [`Gpu`]: CUDA's driver, NVRTC and cuBLASLt, opened while the program runs.
+//! [`Gpu`] for a CUDA device. The driver, NVRTC and cuBLASLt are loaded at run time.
 //!
-//! One private stream, in whose order everything happens; cudarc's own tracking by events is off, for it would break
-//! the recording of a pass, and there is no second stream to wait for. Memory comes from the device's pool, whose
-//! counters say how much is in use and how much ever was.
+//! All operations run in one private stream. cudarc's event tracking is off: it would break graph capture, and there is
+//! no second stream to wait for. Memory comes from the device's default pool, whose counters report the current and the
+//! peak use.
 
 #![expect(unsafe_code, reason = "the driver is a C library that works on addresses")]
 
@@ -33,53 +33,55 @@ use crate::cuda::kernels::{KernelId, Source};
 use crate::error::{Error, Result};
 use products::{Places, Products, WORKSPACE_BYTES};
 
-/// Dynamic shared memory that a block gets without being asked for more.
+/// Dynamic shared memory in bytes that a block may use without a function attribute.
 const USUAL_SHARED_BYTES: u32 = 48 << 10;
 
-/// The oldest compute capability with the instructions that the kernels use.
+/// Minimum compute capability: the oldest one with the instructions that the kernels use.
 const OLDEST: [u32; 2] = [8, 0];
 
-/// The oldest at which kernels wait for what they read by themselves (`wait_for_previous` in `device.cuh`).
+/// Minimum compute capability for programmatic dependent launch, in which a kernel itself waits for the previous one
+/// (`wait_for_previous` in `device.cuh`).
 const OVERLAPPING: [u32; 2] = [9, 0];
 
-/// What a driver is opened with.
+/// Options of [`Driver::open`].
 #[derive(Clone, Debug, Default)]
 pub struct Setting {
-    /// Interpreters in whose environments NVRTC and cuBLASLt may lie, beside the usual places.
+    /// Python interpreters whose environments are searched for NVRTC and cuBLASLt, in addition to the default folders.
     pub pythons: Vec<PathBuf>,
-    /// Where compiled kernels are kept; absent, each process compiles them anew.
+    /// Cache folder for compiled kernels; if `None`, each process compiles them.
     pub cubins: Option<PathBuf>,
-    /// Whether a kernel begins only once the one before has ended, as on devices before 9.0.
+    /// Disables programmatic dependent launch: a kernel begins after the previous one has ended, as on devices below
+    /// compute capability 9.0.
     pub is_serial: bool,
 }
 
 /// Memory of a device in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Held by this process' allocations.
+    /// Allocated by this process from the device's pool.
     pub used: u64,
-    /// The most that they ever held.
+    /// Peak of `used`.
     pub peak: u64,
     /// Free for any process.
     pub free: u64,
-    /// Memory of the device.
+    /// Total memory of the device.
     pub total: u64,
 }
 
-/// One GPU with its stream, kernels and algorithms.
+/// One GPU with its stream, loaded kernels and cuBLASLt algorithms.
 pub struct Driver {
-    // Dropped in this order: what lies on the device before its stream.
+    // Fields are dropped in this order: device objects before the stream.
     kernels: Mutex<Kernels>,
     products: Mutex<Products>,
     workspace: u64,
     pool: sys::CUmemoryPool,
-    /// Memory whose release had to wait because a pass was being recorded.
+    /// Addresses freed during capture; they are released when capture ends.
     to_free: Mutex<Vec<u64>>,
     is_recording: AtomicBool,
-    /// Whether a kernel may begin while the one before still runs; what it reads of that one it waits for.
+    /// Whether a kernel may begin while the previous one still runs (programmatic dependent launch).
     overlaps: bool,
-    /// Whether the last launch was a kernel of ours, which signals when the next may begin. A launch next to a kernel of
-    /// cuBLASLt gains nothing from that.
+    /// Whether the last operation was one of our kernels, which signals when the next one may begin. cuBLASLt's kernels
+    /// do not, so the launch after one does not overlap.
     follows_kernel: AtomicBool,
     cubins: Option<PathBuf>,
     description: Description,
@@ -88,7 +90,7 @@ pub struct Driver {
 
 // SAFETY: the one raw handle, the device's pool, is the driver's own and belongs to no thread.
 unsafe impl Send for Driver {}
-// SAFETY: as above; what changes lies behind a mutex.
+// SAFETY: as above; mutable state is in mutexes and atomics.
 unsafe impl Sync for Driver {}
 
 #[derive(Default)]
@@ -100,7 +102,7 @@ struct Kernels {
 #[derive(Clone)]
 struct Function {
     function: CudaFunction,
-    /// Dynamic shared memory that it may have, bytes.
+    /// Limit of its dynamic shared memory in bytes.
     shared: u32,
 }
 
@@ -108,7 +110,7 @@ impl Driver {
     /// Opens device `number`.
     ///
     /// # Errors
-    /// [`OpenError`] names what is missing.
+    /// See [`OpenError`].
     pub fn open(number: usize, setting: &Setting) -> std::result::Result<Arc<Self>, OpenError> {
         let found = device_count()?;
         Needed::ALL.into_iter().try_for_each(|library| libraries::open(library, &setting.pythons))?;
@@ -128,8 +130,8 @@ impl Driver {
         let pool = unsafe { result::device::get_default_mem_pool(context.cu_device()) }
             .map_err(failed("the GPU's memory pool"))?;
         let keep = u64::MAX;
-        // SAFETY: the attribute is a u64. Memory that is given back stays with the process, so that taking it
-        // again costs no call into the system.
+        // SAFETY: the attribute is a u64. The pool keeps freed memory, so that allocating it again needs no system
+        // call.
         unsafe {
             result::mem_pool::set_attribute(
                 pool,
@@ -156,12 +158,12 @@ impl Driver {
         }))
     }
 
-    /// What the device is.
+    /// Description of the device.
     pub fn description(&self) -> &Description {
         &self.description
     }
 
-    /// Its memory now, by the driver's counters.
+    /// Current memory use, from the driver's counters.
     ///
     /// # Errors
     /// If the driver does not report it.
@@ -183,11 +185,11 @@ impl Driver {
         })
     }
 
-    /// Compiles every kernel that is not kept yet, on all cores, so that later passes wait for none; without a folder to
-    /// keep them in, nothing.
+    /// Compiles every kernel that is not in the cache folder, on all cores, so that later forward passes need not wait.
+    /// Does nothing without a cache folder.
     ///
     /// # Errors
-    /// If one does not compile.
+    /// If a kernel does not compile.
     pub fn compile_all(&self) -> Result<()> {
         let Some(folder) = self.cubins.as_deref() else { return Ok(()) };
         let units: Vec<_> =
@@ -200,10 +202,11 @@ impl Driver {
             })
     }
 
-    /// How long the device works on what `body` calls, from idle to idle, by its own events.
+    /// Device time of the operations that `body` calls, measured with CUDA events; waits until the device is idle
+    /// before and after.
     ///
     /// # Errors
-    /// What `body` returns, or if the device fails.
+    /// The error of `body`, or if the device fails.
     pub fn time(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
         let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
         let event = || self.stream.context().new_event(flags).map_err(gpu("an event"));
@@ -217,12 +220,12 @@ impl Driver {
         Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
     }
 
-    /// Makes the device the calling thread's.
+    /// Makes the device's context current in the calling thread.
     fn bind(&self) -> Result<()> {
         self.stream.context().bind_to_thread().map_err(gpu("its context"))
     }
 
-    /// As [`Driver::bind`], for what is no kernel of ours.
+    /// As [`Driver::bind`], before an operation that is not one of our kernels.
     fn bind_for_other(&self) -> Result<()> {
         self.follows_kernel.store(false, Ordering::Relaxed);
         self.bind()
@@ -247,7 +250,7 @@ impl Driver {
         Ok(module)
     }
 
-    /// The kernel, allowed that much dynamic shared memory.
+    /// Loads the kernel and raises its limit of dynamic shared memory to at least `shared` bytes.
     fn function(&self, kernel: KernelId, shared: u32) -> Result<sys::CUfunction> {
         let mut kernels = lock(&self.kernels);
         if !kernels.functions.contains_key(&kernel) {
@@ -268,10 +271,10 @@ impl Driver {
         Ok(known.function.cu_function())
     }
 
-    /// Frees the memory whose release had to wait for the end of a recording.
+    /// Releases the memory that was freed during capture.
     fn settle(&self) {
         for address in lock(&self.to_free).drain(..) {
-            // SAFETY: `free` was called on it, and has not freed it yet.
+            // SAFETY: `free` was called on the address but has not released it yet.
             let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
         }
     }
@@ -289,7 +292,7 @@ impl Gpu for Driver {
     fn alloc(&self, bytes: usize) -> Result<u64> {
         self.refuse_while_recording("memory is taken")?;
         self.bind_for_other()?;
-        // The driver gives nothing for no bytes. Its pools give multiples of 512.
+        // The driver refuses to allocate 0 bytes. Its pools allocate multiples of 512 bytes.
         let allocated = unsafe {
             // SAFETY: the stream belongs to the current context.
             result::malloc_async(self.stream.cu_stream(), bytes.max(1))
@@ -303,7 +306,7 @@ impl Gpu for Driver {
             return;
         }
         if self.bind_for_other().is_ok() {
-            // SAFETY: the caller's promise. An error here belongs to an earlier operation, which reports it itself.
+            // SAFETY: the caller's contract. An error here belongs to an earlier operation, which reports it itself.
             let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
         }
     }
@@ -314,7 +317,7 @@ impl Gpu for Driver {
             return Ok(());
         }
         self.bind_for_other()?;
-        // SAFETY: the caller's promise. From memory that is not pinned the driver has copied before it returns.
+        // SAFETY: the caller's contract. The driver copies from pageable memory before it returns.
         unsafe { result::memcpy_htod_async(to, bytes, self.stream.cu_stream()) }.map_err(gpu("an upload"))
     }
 
@@ -322,7 +325,7 @@ impl Gpu for Driver {
         self.refuse_while_recording("a download")?;
         self.bind_for_other()?;
         if !bytes.is_empty() {
-            // SAFETY: the caller's promise; the stream is waited for below, while `bytes` lives.
+            // SAFETY: the caller's contract; the stream is synchronised below, while `bytes` is alive.
             unsafe { result::memcpy_dtoh_async(bytes, from, self.stream.cu_stream()) }
                 .map_err(gpu("a download"))?;
         }
@@ -334,7 +337,7 @@ impl Gpu for Driver {
             return Ok(());
         }
         self.bind_for_other()?;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's contract.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(gpu("a copy"))
     }
 
@@ -343,7 +346,7 @@ impl Gpu for Driver {
             return Ok(());
         }
         self.bind_for_other()?;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's contract.
         unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }.map_err(gpu("zeros"))
     }
 
@@ -382,7 +385,7 @@ impl Gpu for Driver {
         self.bind_for_other()?;
         let stream = self.stream.cu_stream().cast();
         let places = Places { xs, weight, bias, out, workspace: self.workspace, stream };
-        // SAFETY: the caller's promise; products run one after the other in the stream, so they share a workspace.
+        // SAFETY: the caller's contract; products run one after the other in the stream, so they share a workspace.
         unsafe { lock(&self.products).run(spec, &places) }
     }
 
@@ -402,7 +405,7 @@ impl Gpu for Driver {
             Ok(()) => body(),
             Err(error) => Err(Error::Gpu(message("recording", error))),
         };
-        // Ended in any case: a stream that still records refuses everything else.
+        // Capture is ended even after an error: a capturing stream refuses other operations.
         let ended = begun.and_then(|()| self.stream.end_capture(sys::CUgraphInstantiate_flags(0)));
         self.is_recording.store(false, Ordering::Relaxed);
         self.follows_kernel.store(false, Ordering::Relaxed);
@@ -420,7 +423,7 @@ impl Drop for Driver {
         self.settle();
         if self.bind_for_other().is_ok() {
             let _ = self.stream.synchronize();
-            // SAFETY: allocated in `open`; nothing runs any more.
+            // SAFETY: allocated in `open`; no operation is running.
             let _ = unsafe { result::free_async(self.workspace, self.stream.cu_stream()) };
         }
     }
@@ -432,10 +435,10 @@ impl fmt::Debug for Driver {
     }
 }
 
-/// A recorded pass.
+/// A captured CUDA graph.
 struct Recorded(cudarc::driver::CudaGraph);
 
-// SAFETY: a graph belongs to no thread; it must not be used by two at once, and whoever holds it holds it alone.
+// SAFETY: a graph is not bound to a thread. Two threads must not use it at once; each graph has one owner.
 unsafe impl Send for Recorded {}
 
 impl fmt::Debug for Recorded {
@@ -450,7 +453,7 @@ impl Graph for Recorded {
     }
 }
 
-/// What failed, and CUDA's error: `a copy: CUDA_ERROR_INVALID_VALUE (invalid argument)`.
+/// The failed operation and CUDA's error, for example `a copy: CUDA_ERROR_INVALID_VALUE (invalid argument)`.
 fn message(what: &str, error: DriverError) -> String {
     let name = error.error_name().map(|name| name.to_string_lossy().into_owned());
     let text = error.error_string().map(|text| text.to_string_lossy().into_owned());
@@ -464,7 +467,7 @@ fn gpu(what: &'static str) -> impl FnOnce(DriverError) -> Error {
     move |error| Error::Gpu(message(what, error))
 }
 
-/// A lock is poisoned when an earlier call panicked; what it left is a cache.
+/// Ignores poisoning by an earlier panic: the mutexes hold caches, which stay valid.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -474,8 +477,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn opening_a_gpu_says_what_is_missing_or_opens_it() {
-        // Where there is no driver this is the message that a user gets; where there is one, it opens or says why not.
+    fn opening_a_gpu_succeeds_or_reports_why_not() {
+        // Without a driver the error lists the missing library; with one, the device opens or the error has a message.
         match Driver::open(0, &Setting::default()) {
             Err(OpenError::Missing(missing)) => {
                 assert!(missing.to_string().contains("is missing"), "{missing}");

@@ -14,7 +14,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// All of them.
+    /// All element types.
     pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::F16];
 
     /// Bytes of an element.
@@ -25,7 +25,7 @@ impl Dtype {
         }
     }
 
-    /// As kernel names end.
+    /// Suffix of kernel names.
     pub const fn suffix(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -34,7 +34,7 @@ impl Dtype {
         }
     }
 
-    /// The same of candle's; absent where kernels have none.
+    /// The element type for candle's `dtype`; `None` if there are no kernels for it.
     pub const fn of(dtype: DType) -> Option<Self> {
         match dtype {
             DType::F32 => Some(Self::F32),

@@ -1,10 +1,11 @@
-//! A GPU without one: the kernels' own sources, compiled by the machine's C++ compiler and run thread by thread.
+//! A GPU emulator: compiles the kernel sources with the machine's C++ compiler and runs them thread by thread on the
+//! CPU.
 //!
-//! `kernels/emulated.h` stands in for `kernels/device.cuh`: threads of a block are fibers, tensor-core products follow
-//! the fragments of the PTX manual, asynchronous copies happen when they are waited for. Memory and shared memory start
-//! as NaN and lie between guards that are checked after every launch. Products are the CPU's own, in F32.
-//! It is for tests; its speed has no meaning. Nothing else in this crate starts a process: here it is the compiler,
-//! once a source, and only when a kernel is first launched on an emulated device.
+//! `kernels/emulated.h` replaces `kernels/device.cuh`: threads of a block are fibers, tensor-core products use the
+//! fragment layouts of the PTX manual, and asynchronous copies take effect when they are waited for. Device and shared
+//! memory start as NaN; allocations have guards that are checked after every launch. Matrix products run in F32 on the
+//! CPU. The emulator is for tests; its speed means nothing. It is the only part of this crate that starts a process:
+//! the compiler, once per source, when a kernel is first launched on an emulated device.
 
 #![expect(unsafe_code, reason = "memory by address, and functions of a library that was compiled here")]
 
@@ -21,13 +22,13 @@ use crate::error::{Error, Result};
 
 /// Bytes of the guard on either side of an allocation.
 const GUARD: usize = 256;
-/// What guards and fresh memory hold: NaN in every element type.
+/// Byte value of guards and new memory: NaN in every element type.
 const POISON: u8 = 0xff;
 
-/// In which order threads that could run do run. What is right in one order only lacks a barrier.
+/// Order in which ready threads run. A kernel whose result depends on it lacks a barrier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// By index.
+    /// By ascending index.
     Forward,
     /// Last thread, warp and block first.
     Reversed,
@@ -40,20 +41,20 @@ pub struct Emulator {
 
 struct Shared {
     order: Order,
-    /// Text to look for in the sources, and what to put in its place: planted bugs.
+    /// Text to replace in the sources and its replacement: a planted bug.
     change: Option<(String, String)>,
     memory: Mutex<HashMap<u64, Memory>>,
     recorded: Mutex<Option<Vec<Operation>>>,
 }
 
-/// An allocation between its guards.
+/// An allocation with a guard before and after it.
 struct Memory {
-    /// Vectors of 16 bytes, so that the bytes are aligned.
+    /// In units of 256 bytes, so that the data are aligned.
     bytes: Vec<Unit>,
     len: usize,
 }
 
-/// As long as the alignment that the driver promises.
+/// 256 bytes: the alignment that [`Gpu::alloc`] guarantees, and the size of a guard.
 #[derive(Clone, Copy)]
 #[repr(align(256))]
 struct Unit([u8; GUARD]);
@@ -67,12 +68,13 @@ enum Operation {
 }
 
 impl Emulator {
-    /// A device whose threads run in this order.
+    /// Creates a device whose threads run in this order.
     pub fn start(order: Order) -> Arc<dyn Gpu> {
         Self::build(order, None)
     }
 
-    /// The same with a change of the sources: `from` becomes `to` wherever it stands. For tests of tests.
+    /// A device with a planted bug: every `from` in the sources becomes `to`. It verifies that the tests detect the
+    /// bug.
     pub fn planted(from: &str, to: &str) -> Arc<dyn Gpu> {
         Self::build(Order::Forward, Some((from.to_owned(), to.to_owned())))
     }
@@ -89,7 +91,7 @@ impl Debug for Emulator {
     }
 }
 
-/// A lock is poisoned when another test panicked; memory stays as valid as it was.
+/// Ignores poisoning by another test's panic: the data stay valid.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -104,7 +106,7 @@ impl Memory {
         self.bytes.as_ptr() as u64 + GUARD as u64
     }
 
-    /// Whether nobody wrote before the start or behind the end.
+    /// Whether the guards are unchanged.
     fn is_whole(&self) -> bool {
         let (before, after) = (self.bytes[0].0, self.bytes[self.bytes.len() - 1].0);
         let tail = self.len % GUARD;
@@ -163,7 +165,7 @@ impl Emulator {
             recorded.push(operation);
             return Ok(());
         }
-        // SAFETY: passed on.
+        // SAFETY: the caller's contract.
         unsafe { self.shared.run(&operation) }
     }
 
@@ -197,7 +199,7 @@ impl Gpu for Emulator {
 
     unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
         self.refuse_while_recording("an upload")?;
-        // SAFETY: the place is allocated, and nobody else uses device memory but through the one stream.
+        // SAFETY: the caller's contract; device memory is accessed only in the order of the one stream.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
         Ok(())
     }
@@ -210,22 +212,22 @@ impl Gpu for Emulator {
     }
 
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
-        // SAFETY: passed on.
+        // SAFETY: the caller's contract.
         unsafe { self.run_or_record(Operation::Copy(from, to, bytes)) }
     }
 
     unsafe fn zero(&self, at: u64, bytes: usize) -> Result<()> {
-        // SAFETY: passed on.
+        // SAFETY: the caller's contract.
         unsafe { self.run_or_record(Operation::Zero(at, bytes)) }
     }
 
     unsafe fn launch(&self, kernel: KernelId, shape: LaunchShape, params: &[u8]) -> Result<()> {
-        // SAFETY: passed on.
+        // SAFETY: the caller's contract.
         unsafe { self.run_or_record(Operation::Launch(kernel, shape, params.to_vec())) }
     }
 
     unsafe fn matmul(&self, spec: &MatMul, xs: u64, weight: u64, bias: u64, out: u64) -> Result<()> {
-        // SAFETY: passed on.
+        // SAFETY: the caller's contract.
         unsafe { self.run_or_record(Operation::MatMul(*spec, [xs, weight, bias, out])) }
     }
 
@@ -257,7 +259,7 @@ impl Debug for Recording {
 impl Graph for Recording {
     fn replay(&self) -> Result<()> {
         for operation in &self.operations {
-            // SAFETY: recorded through the methods of `Gpu`, whose callers promise that the memory stays.
+            // SAFETY: recorded by the methods of `Gpu`, whose callers guarantee that the memory stays allocated.
             unsafe { self.shared.run(operation)? };
         }
         Ok(())

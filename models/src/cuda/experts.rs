@@ -1,4 +1,4 @@
-//! A mixture of experts on a GPU, routed there: no number of a router comes back to the host.
+//! A mixture of experts on a GPU. Routing runs on the device; no router score is downloaded.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::space::Space;
 use super::weights::upload_under;
 use crate::error::Result;
 
-/// Sizes of a layer's experts, and how they are chosen and weighed.
+/// Sizes of a layer's experts, and how they are chosen and weighted.
 #[derive(Clone, Copy)]
 pub(crate) struct ExpertsShape {
     pub(crate) num_experts: usize,
@@ -25,14 +25,14 @@ pub(crate) struct ExpertsShape {
 /// The experts of one layer.
 pub(crate) struct DeviceExperts {
     space: Arc<Space>,
-    /// `[num_experts, 2 * intermediate_size, hidden_size]`, gate over up.
+    /// `[num_experts, 2 * intermediate_size, hidden_size]`, the gate's rows first.
     gate_up: Region,
     /// `[num_experts, hidden_size, intermediate_size]`.
     down: Region,
     shape: ExpertsShape,
 }
 
-/// Which experts each token goes through, and the tokens of each expert.
+/// The experts and scores of each token, and the token assignments sorted by expert.
 pub(crate) struct Routing {
     experts: Arc<Region>,
     scores: Arc<Region>,
@@ -42,7 +42,7 @@ pub(crate) struct Routing {
 }
 
 impl DeviceExperts {
-    /// `gate_up`: gate and up of each expert, `[intermediate_size, hidden_size]` each; `down`: of each expert,
+    /// For each expert, `gate_up` yields gate and up, `[intermediate_size, hidden_size]` each, and `down` yields
     /// `[hidden_size, intermediate_size]`.
     pub(crate) fn load(
         space: &Arc<Space>,
@@ -58,12 +58,12 @@ impl DeviceExperts {
         Ok(Self { space: Arc::clone(space), gate_up: both, down: last, shape })
     }
 
-    /// Where it lies.
+    /// The checkpoint's device memory.
     pub(crate) fn space(&self) -> &Arc<Space> {
         &self.space
     }
 
-    /// `logits: [tokens, num_experts]`.
+    /// Chooses the experts of each token from `logits: [tokens, num_experts]`.
     pub(crate) fn route(&self, logits: &DeviceRows) -> Result<Routing> {
         let logits = logits.whole()?;
         let ExpertsShape { num_experts, num_experts_per_tok: per_token, scores, .. } = self.shape;
@@ -99,7 +99,7 @@ impl DeviceExperts {
         Ok(routing)
     }
 
-    /// `tokens: [tokens, hidden_size]`, same shape out.
+    /// `tokens: [tokens, hidden_size]`; returns the same shape.
     pub(crate) fn forward(&self, tokens: &DeviceRows, routing: &Routing) -> Result<DeviceRows> {
         let xs = tokens.whole()?;
         let (dtype, count) = (self.space.dtype, xs.rows());

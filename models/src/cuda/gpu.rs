@@ -1,4 +1,4 @@
-//! What the fused path asks of a GPU: memory, launches, products, and recorded passes, all in one stream's order.
+//! Device interface of the fused backend: memory, launches, products and CUDA graphs, all ordered by one stream.
 
 #![expect(
     unsafe_code,
@@ -19,7 +19,7 @@ pub struct LaunchShape {
     pub grid: [u32; 3],
     /// Threads of a block, along x only.
     pub block: u32,
-    /// Bytes of dynamic shared memory; above 48 KiB a driver must opt in (`MAX_DYNAMIC_SHARED_SIZE_BYTES`).
+    /// Bytes of dynamic shared memory; above 48 KiB the driver must opt in (`MAX_DYNAMIC_SHARED_SIZE_BYTES`).
     pub shared: u32,
 }
 
@@ -40,60 +40,60 @@ pub struct MatMul {
     pub xs_row: usize,
     /// Elements from one row of `out` to the next.
     pub out_row: usize,
-    /// Of `xs` and `weight`.
+    /// Element type of `xs` and `weight`.
     pub dtype: Dtype,
-    /// Of `out` and `bias`: `dtype` or F32.
+    /// Element type of `out` and `bias`: `dtype` or F32.
     pub out_dtype: Dtype,
     /// Factor of the product.
     pub alpha: f32,
-    /// Factor of what `out` held; 0 does not read it, so it may be uninitialised.
+    /// Factor of the previous content of `out`; if 0, `out` is not read and may be uninitialised.
     pub beta: f32,
 }
 
-/// A pass that was recorded and can run again.
+/// A captured sequence of operations that can be launched again.
 pub trait Graph: Send + Debug {
-    /// Runs every recorded operation in order, with the addresses and values that it was recorded with.
+    /// Runs every captured operation in order, with the addresses and values at capture time.
     ///
     /// # Errors
     /// If a launch fails.
     fn replay(&self) -> Result<()>;
 }
 
-/// A device with one stream: operations run in the order in which they are called, and may return before they ran.
+/// A device with one stream: operations run in call order; a call may return before its operation has run.
 ///
-/// Addresses are device addresses of live allocations; [`Region`] and [`kernels`](super::kernels) keep to that.
+/// Addresses are device addresses of live allocations; [`Region`] and [`kernels`](super::kernels) guarantee that.
 pub trait Gpu: Send + Sync + Debug {
-    /// What the device calls itself.
+    /// Model name of the device.
     fn name(&self) -> String;
 
-    /// Multiprocessors, by which work is split.
+    /// Number of multiprocessors; kernels choose their grids by it.
     fn multiprocessors(&self) -> usize;
 
-    /// New memory of unspecified content, aligned to 256 bytes; `bytes` may be 0.
+    /// Allocates memory of unspecified content, aligned to 256 bytes; `bytes` may be 0.
     ///
     /// # Errors
-    /// If there is not enough.
+    /// If the device has not enough free memory.
     fn alloc(&self, bytes: usize) -> Result<u64>;
 
-    /// Gives memory back, once what was called before has run.
+    /// Frees memory after all earlier operations have run.
     ///
     /// # Safety
     /// `address` came from [`Gpu::alloc`] of this device with `bytes`, and nothing uses it hereafter.
     unsafe fn free(&self, address: u64, bytes: usize);
 
-    /// Copies to the device. Not allowed while recording.
+    /// Copies to the device. Not allowed during capture.
     ///
     /// # Errors
-    /// If the copy fails or the device records.
+    /// If the copy fails or a capture is in progress.
     ///
     /// # Safety
     /// The bytes at `to` are allocated.
     unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Copies from the device, and waits for it. Not allowed while recording.
+    /// Copies from the device and waits for the copy. Not allowed during capture.
     ///
     /// # Errors
-    /// If the copy or anything before it fails, or the device records.
+    /// If the copy or an earlier operation fails, or a capture is in progress.
     ///
     /// # Safety
     /// The bytes at `from` are allocated.
@@ -126,7 +126,7 @@ pub trait Gpu: Send + Sync + Debug {
     /// `params` is the kernel's own struct, and what it points at is allocated as the kernel expects it.
     unsafe fn launch(&self, kernel: KernelId, shape: LaunchShape, params: &[u8]) -> Result<()>;
 
-    /// Multiplies; see [`MatMul`]. `bias` is 0 where there is none.
+    /// Computes a product; see [`MatMul`]. `bias` is 0 for no bias.
     ///
     /// # Errors
     /// If no algorithm is found or the launch fails.
@@ -135,21 +135,21 @@ pub trait Gpu: Send + Sync + Debug {
     /// What the addresses point at is allocated for the shape of `spec`.
     unsafe fn matmul(&self, spec: &MatMul, xs: u64, weight: u64, bias: u64, out: u64) -> Result<()>;
 
-    /// Waits until everything called so far has run.
+    /// Waits until all earlier operations have run.
     ///
     /// # Errors
-    /// If any of it failed.
+    /// If one of them failed.
     fn synchronize(&self) -> Result<()>;
 
-    /// Records what `body` calls instead of running it. Kernels and workspaces must have been used once before,
-    /// so that recording allocates nothing.
+    /// Captures the operations that `body` calls as a graph, without running them. Kernels and workspaces must have
+    /// been used once before, so that capture allocates nothing.
     ///
     /// # Errors
-    /// What `body` returns; if it uploads, downloads or waits; if recording fails.
+    /// The error of `body`; if it uploads, downloads or waits; if capture fails.
     fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>>;
 }
 
-/// Memory of a device; given back when dropped.
+/// Device memory, freed when dropped.
 pub struct Buffer {
     gpu: Arc<dyn Gpu>,
     address: u64,
@@ -157,26 +157,26 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// New memory of unspecified content.
+    /// Allocates memory of unspecified content.
     ///
     /// # Errors
-    /// If there is not enough.
+    /// If the device has not enough free memory.
     pub fn new(gpu: &Arc<dyn Gpu>, bytes: usize) -> Result<Arc<Self>> {
         let address = gpu.alloc(bytes)?;
         Ok(Arc::new(Self { gpu: Arc::clone(gpu), address, bytes }))
     }
 
-    /// Its device.
+    /// The device.
     pub fn gpu(&self) -> &Arc<dyn Gpu> {
         &self.gpu
     }
 
-    /// Its length.
+    /// Length in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// All of it.
+    /// The whole buffer as a region.
     pub fn region(self: &Arc<Self>) -> Region {
         Region { buffer: Arc::clone(self), offset: 0, bytes: self.bytes }
     }
@@ -184,7 +184,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // SAFETY: allocated by this device in `new`; nobody else holds it any more.
+        // SAFETY: allocated by this device in `new`; no other reference to it exists.
         unsafe { self.gpu.free(self.address, self.bytes) };
     }
 }
@@ -200,7 +200,7 @@ pub trait Number: bytes::Bytes {}
 impl<T: bytes::Bytes> Number for T {}
 
 mod bytes {
-    /// Types without padding for which every bit pattern is a value; only this module says which.
+    /// Types without padding for which every bit pattern is a value. Sealed: only this module implements it.
     pub trait Bytes: Copy + Default + Send + Sync + 'static {}
     impl Bytes for f32 {}
     impl Bytes for i32 {}
@@ -210,7 +210,7 @@ mod bytes {
     impl Bytes for half::f16 {}
 }
 
-/// A part of a buffer, which it keeps alive.
+/// A part of a buffer; keeps the buffer alive.
 #[derive(Clone, Debug)]
 pub struct Region {
     buffer: Arc<Buffer>,
@@ -219,50 +219,51 @@ pub struct Region {
 }
 
 impl Region {
-    /// New memory that holds `values`.
+    /// Allocates memory and uploads `values`.
     ///
     /// # Errors
-    /// If there is not enough.
+    /// If the device has not enough free memory.
     pub fn of<T: Number>(gpu: &Arc<dyn Gpu>, values: &[T]) -> Result<Self> {
         let region = Buffer::new(gpu, size_of_val(values))?.region();
         region.upload(values)?;
         Ok(region)
     }
 
-    /// New memory for `len` elements, of unspecified content.
+    /// Allocates memory for `len` elements, of unspecified content.
     ///
     /// # Errors
-    /// If there is not enough.
+    /// If the device has not enough free memory.
     pub fn room(gpu: &Arc<dyn Gpu>, dtype: Dtype, len: usize) -> Result<Self> {
         Ok(Buffer::new(gpu, len * dtype.size())?.region())
     }
 
-    /// `bytes` bytes from `offset` on.
+    /// The `bytes` bytes from `offset` (bytes) on.
     ///
     /// # Panics
-    /// If they pass the end.
+    /// If they exceed the region.
     #[must_use]
     pub fn part(&self, offset: usize, bytes: usize) -> Self {
         assert!(offset + bytes <= self.bytes, "{bytes} bytes from {offset} on of {}", self.bytes);
         Self { buffer: Arc::clone(&self.buffer), offset: self.offset + offset, bytes }
     }
 
-    /// Its length.
+    /// Length in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Its device.
+    /// The device.
     pub fn gpu(&self) -> &Arc<dyn Gpu> {
         &self.buffer.gpu
     }
 
-    /// Where it lies on the device.
+    /// Device address.
     pub fn address(&self) -> u64 {
         self.buffer.address + self.offset as u64
     }
 
-    /// Where it lies on the device, if it has room for `len` elements of `size` bytes.
+    /// Device address, if the region has room for `len` elements of `size` bytes and is aligned to them; `what` names
+    /// it in the error.
     pub(super) fn checked(&self, what: &str, len: usize, size: usize) -> Result<u64> {
         if len * size > self.bytes {
             return Err(Error::Gpu(format!(
@@ -276,7 +277,7 @@ impl Region {
         Ok(self.address())
     }
 
-    /// Copies `values` to its start.
+    /// Copies `values` to the start of the region.
     ///
     /// # Errors
     /// If they do not fit or the copy fails.
@@ -289,10 +290,10 @@ impl Region {
         }
     }
 
-    /// The first `len` values, once what was called before has run.
+    /// Waits for earlier operations and returns the first `len` values.
     ///
     /// # Errors
-    /// If there are not so many, or the copy or anything before it fails.
+    /// If the region is shorter, or the copy or an earlier operation fails.
     pub fn download<T: Number>(&self, len: usize) -> Result<Vec<T>> {
         let from = self.checked("download", len, size_of::<T>())?;
         let mut values = vec![T::default(); len];
@@ -304,7 +305,7 @@ impl Region {
         Ok(values)
     }
 
-    /// Copies all of it to the start of `to`.
+    /// Copies the whole region to the start of `to`.
     ///
     /// # Errors
     /// If `to` is too short, overlaps, or the copy fails.
@@ -317,7 +318,7 @@ impl Region {
         unsafe { self.gpu().copy(from, start, self.bytes) }
     }
 
-    /// Sets all of it to zero.
+    /// Sets the whole region to zero.
     ///
     /// # Errors
     /// If that fails.
@@ -327,7 +328,7 @@ impl Region {
     }
 }
 
-/// Multiplies regions; see [`MatMul`].
+/// Computes a product of regions; see [`MatMul`].
 ///
 /// # Errors
 /// If a region is too small for its shape, or the product fails.

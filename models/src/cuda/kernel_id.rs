@@ -1,8 +1,8 @@
-//! What a kernel is called: its source, its element type, its name.
+//! Kernel identifiers: source file, element type, name.
 
 use super::dtype::Dtype;
 
-/// A translation unit.
+/// A translation unit: one `.cu` file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Source {
     /// `embed.cu`.
@@ -28,7 +28,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// All of them.
+    /// All sources.
     pub const ALL: [Self; 10] = [
         Self::Embed,
         Self::Norm,
@@ -46,15 +46,15 @@ impl Source {
 /// An entry point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KernelId {
-    /// Where it is.
+    /// Its source file.
     pub source: Source,
-    /// Its element type: the one that [`Source::text`] must be asked for.
+    /// Its element type, which [`Source::text`] must include.
     pub dtype: Dtype,
     /// Its `extern "C"` name.
     pub name: &'static str,
 }
 
-/// The kernels of one name, by element type.
+/// The kernels of one name: F32, BF16, F16.
 pub(super) type Kernels = [KernelId; 3];
 
 pub(super) const fn of(kernels: Kernels, dtype: Dtype) -> KernelId {

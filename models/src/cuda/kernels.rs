@@ -1,12 +1,12 @@
-//! The kernels of the fused path and their launches.
+//! The CUDA kernels of the fused backend and their launches.
 //!
-//! A kernel takes one struct by value, whose layout here and in its `.cu` file is compared by static assertions in
-//! every compilation ([`Source::text`]). The launching types below hold regions and shapes; `launch` checks that each
-//! region has room for its shape. What changes from pass to pass (slots, positions, ranges of keys) lies in device
-//! memory, so that a recorded pass can run again with other values.
+//! A kernel takes one struct by value. [`Source::text`] adds static assertions that its layouts in Rust and in the
+//! `.cu` file are equal. Each launch type below holds regions and shapes; `launch` checks that each region has room for
+//! its shape. Values that change between forward passes (slots, positions, ranges of keys) are in device memory, so
+//! that a captured CUDA graph can be launched again with other values.
 //!
-//! Weights lie as checkpoints have them, `[n, k]` row-major. The cache of a layer is two regions
-//! `[batch, kv_heads, capacity, head_dim]`. Weights of norms are F32, gemma's with the 1 added.
+//! Weights are `[n, k]` row-major, as in checkpoints. The cache of a layer is two regions
+//! `[batch, kv_heads, capacity, head_dim]`. Norm weights are F32; gemma's include the added 1.
 
 mod attention;
 mod elementwise;
@@ -32,18 +32,18 @@ pub use super::kernel_id::{KernelId, Source};
 use super::dtype::Dtype;
 
 impl Source {
-    /// The file's name.
+    /// The file name.
     pub const fn name(self) -> &'static str {
         self.parts().0
     }
 
-    /// All that a CUDA compiler needs for the kernels of these element types: no header has to be found. One type at
-    /// a time compiles in a third of the time.
+    /// Complete CUDA source for the kernels of these element types; it includes no header files. Compiling one type at
+    /// a time takes a third of the time.
     pub fn text(self, dtypes: &[Dtype]) -> String {
         self.text_after(include_str!("kernels/device.cuh"), dtypes)
     }
 
-    /// The same behind another set of the functions of `device.cuh`.
+    /// As [`Source::text`], with `device` in place of `device.cuh`.
     pub(super) fn text_after(self, device: &str, dtypes: &[Dtype]) -> String {
         let (name, text, layouts) = self.parts();
         let mut all = String::new();
@@ -61,7 +61,7 @@ impl Source {
         all
     }
 
-    /// Name, text, and what states the layouts of its structs.
+    /// File name, text, and layout assertions of its structs.
     const fn parts(self) -> (&'static str, &'static str, Layouts) {
         match self {
             Self::Embed => ("embed.cu", include_str!("kernels/embed.cu"), embed::LAYOUTS),
@@ -99,7 +99,7 @@ impl Source {
         }
     }
 
-    /// The entry points of this file.
+    /// The kernels of this file.
     pub fn kernels(self) -> impl Iterator<Item = KernelId> {
         let groups: [&[[KernelId; 3]]; 8] = [
             embed::KERNELS,
@@ -115,5 +115,5 @@ impl Source {
     }
 }
 
-/// Static assertions of structs' layouts.
+/// Functions that return C++ static assertions of struct layouts.
 type Layouts = &'static [fn() -> String];

@@ -1,4 +1,4 @@
-//! Products of weights on a GPU, and rows of them.
+//! Products with weights on a GPU, and embedding lookups in them.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{self, Epilogue};
 
 impl DeviceLinear {
-    /// The rows of `xs` as a product reads them: a deferred norm stays deferred where the product does it.
+    /// `xs` as the left operand of a product; a deferred norm stays deferred if the product's kernel fuses it.
     fn input(&self, xs: &DeviceRows) -> Result<DeviceRows> {
         let xs = xs.left()?;
         if xs.columns() != self.k {
@@ -30,7 +30,8 @@ impl DeviceLinear {
         Ok(DeviceRows::deferred(Deferred { operation, xs: self.input(xs)? }))
     }
 
-    /// Rows `ids`, `[batch, seq]`, each below `n`, of the weight times `scale`, `[batch, seq, k]`.
+    /// Embedding lookup: rows `ids` (`[batch, seq]`, each below `n`) of the weight times `scale`; returns
+    /// `[batch, seq, k]`.
     pub(crate) fn rows(
         &self,
         ids: &Region,
@@ -54,14 +55,14 @@ impl DeviceLinear {
     }
 }
 
-/// Gate over up, and the activation of the gate.
+/// Gate and up projections of a gated MLP in one weight, and the gate's activation.
 pub(crate) struct DeviceGateUp {
     both: Arc<DeviceLinear>,
     activation: Activation,
 }
 
 impl DeviceGateUp {
-    /// `both: [2 * n, k]`, gate over up.
+    /// `both: [2 * n, k]`, the gate's rows first.
     pub(crate) fn new(both: DeviceLinear, activation: kernels::Activation) -> Self {
         Self { both: Arc::new(both), activation: activation.into() }
     }
@@ -74,7 +75,7 @@ impl DeviceGateUp {
         self.both.n / 2
     }
 
-    /// `activation(gate) * up`.
+    /// `xs: [.., k]` to `activation(gate(xs)) * up(xs)`, `[.., n]`.
     pub(crate) fn forward(&self, xs: &DeviceRows) -> Result<DeviceRows> {
         let (xs, n, dtype) = (self.both.input(xs)?, self.n(), self.both.space.dtype);
         let out = xs.beside(n)?;
@@ -100,7 +101,7 @@ impl DeviceGateUp {
         Ok(out)
     }
 
-    /// Gate and up without activation and product.
+    /// `[gate(xs), up(xs)]`, `[.., n]` each, without the activation.
     pub(crate) fn parts(&self, xs: &DeviceRows) -> Result<[DeviceRows; 2]> {
         let (rows, n) = (self.both.forward(xs)?, self.n());
         Ok([rows.part(0, n), rows.part(n, n)])

@@ -1,4 +1,4 @@
-//! NVIDIA's run-time compiler, from a library file: needs neither a GPU nor a toolkit.
+//! NVIDIA's run-time compiler NVRTC, loaded from a library file. It needs neither a GPU nor a CUDA toolkit.
 
 #![expect(unsafe_code, reason = "a C library that is loaded by path")]
 
@@ -18,21 +18,21 @@ pub struct Nvrtc(Library);
 /// A source compiled for one architecture.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// What the driver loads.
+    /// Machine code for the driver.
     pub cubin: Vec<u8>,
-    /// What the assembler reports about registers, stack and spills, function by function.
+    /// The assembler's report of registers, stack and spills per function.
     pub log: String,
 }
 
 type Program = *mut c_void;
 
 impl Nvrtc {
-    /// Loads a library, as `nvidia-cuda-nvrtc` or torch's wheel brings it.
+    /// Loads a library, for example from PyPI's `nvidia-cuda-nvrtc` or torch.
     ///
     /// # Errors
-    /// If there is none at `path`.
+    /// If `path` cannot be loaded.
     pub fn open(path: &Path) -> Result<Self> {
-        // SAFETY: NVRTC has no initialisers with conditions.
+        // SAFETY: NVRTC's initialisers have no preconditions.
         unsafe { Library::new(path) }
             .map(Self)
             .map_err(|error| Error::Gpu(format!("cannot load {}: {error}", path.display())))
@@ -87,7 +87,7 @@ impl Nvrtc {
     }
 
     /// # Safety
-    /// The program is one of this library.
+    /// `program` was created by this library and not destroyed; both functions exist with the types below.
     unsafe fn output(&self, program: Program, size: &[u8], get: &[u8]) -> Result<Vec<u8>> {
         type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
         type Get = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
@@ -104,7 +104,7 @@ impl Nvrtc {
     }
 
     /// # Safety
-    /// The function has this type.
+    /// The function called `name` has type `T`.
     unsafe fn get<T: Copy>(&self, name: &[u8]) -> Result<T> {
         // SAFETY: the caller's contract.
         let symbol = unsafe { self.0.get::<T>(name) };

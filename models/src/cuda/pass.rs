@@ -1,5 +1,5 @@
-//! What one pass uploads to a GPU: a recorded pass runs again on other inputs, so everything that depends on them lies in
-//! device memory, together with the function that computes it for other inputs.
+//! What one forward pass uploads to a GPU. A captured CUDA graph is launched again on other inputs, so every value that
+//! depends on the inputs is stored in device memory, together with the function that recomputes it for new inputs.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use super::{Number, Region, Space};
 use crate::error::{Error, Result};
 use crate::inputs::PassInputs;
 
-/// Computes and uploads one input.
+/// Computes one value from the inputs and uploads it.
 type Upload = Box<dyn Fn(&PassInputs, &Region) -> Result<()> + Send>;
-/// Whether a recorded pass may run on these inputs; an error is the inputs' fault.
+/// Whether the captured graph may run on these inputs; an error means that the inputs are invalid.
 type Requirement = Box<dyn Fn(&PassInputs) -> Result<bool> + Send>;
-/// Ids that follow from the inputs.
+/// Computes token ids from the inputs.
 type Ids = Arc<dyn Fn(&PassInputs) -> Result<Vec<u32>> + Send + Sync>;
 
-/// What has to happen before a recorded pass runs again.
+/// Checks and uploads that precede each launch of a captured graph.
 #[derive(Default)]
 pub(super) struct DeviceInputs {
     uploads: Vec<(Arc<Region>, Upload)>,
@@ -26,7 +26,7 @@ pub(super) struct DeviceInputs {
 }
 
 impl DeviceInputs {
-    /// Whether the recorded pass may run on the inputs of `pass`.
+    /// Whether the captured graph may run on `inputs`.
     pub(super) fn admit(&self, inputs: &PassInputs) -> Result<bool> {
         for requirement in &self.requirements {
             if !requirement(inputs)? {
@@ -36,7 +36,7 @@ impl DeviceInputs {
         Ok(true)
     }
 
-    /// The buffers that are uploaded to.
+    /// The destination buffers of the uploads.
     pub(super) fn regions(&self) -> Vec<Arc<Region>> {
         self.uploads.iter().map(|(region, _)| Arc::clone(region)).collect()
     }
@@ -46,18 +46,18 @@ impl DeviceInputs {
     }
 }
 
-/// The GPU's side of a inputs.
+/// The device memory of one forward pass.
 pub(crate) struct DevicePass {
     pub(super) space: Arc<Space>,
-    /// Whether launches are recorded, so that nothing may be uploaded.
+    /// True while a CUDA graph is captured; uploads are not allowed then.
     recording: Cell<bool>,
     device_inputs: RefCell<DeviceInputs>,
-    /// Ids that layers made of the inputs, by the tensor that holds them.
+    /// How to recompute ids that layers derived from the inputs, by the tensor that holds them.
     ids: RefCell<Vec<(TensorId, Ids)>>,
     common: OnceCell<Common>,
 }
 
-/// What nearly every pass needs, in one buffer: `[1 + 2 * batch + 2 * batch * seq]` of 4 bytes.
+/// Inputs that nearly every forward pass needs, in one buffer of `1 + 2 * batch + 2 * batch * seq` elements of 4 bytes.
 struct Common {
     first_slot: Region,
     keys: Region,
@@ -77,7 +77,7 @@ impl DevicePass {
         }
     }
 
-    /// Drops what has been uploaded so far.
+    /// Drops the uploaded inputs; `recording` states whether the next forward pass is captured as a graph.
     pub(crate) fn restart(&mut self, recording: bool) {
         *self = Self::new(&Arc::clone(&self.space));
         self.recording.set(recording);
@@ -87,8 +87,8 @@ impl DevicePass {
         self.device_inputs.take()
     }
 
-    /// Device memory that holds what `compute` gives for the inputs of the pass, in this pass and in each that runs a
-    /// recording of it. There must always be equally many values.
+    /// Device memory that holds the result of `compute(inputs)`, in this forward pass and in each launch of a graph
+    /// captured from it. `compute` must always return the same number of values.
     pub(crate) fn input<T: Number>(
         &self,
         inputs: &PassInputs,
@@ -104,12 +104,12 @@ impl DevicePass {
         Ok(region)
     }
 
-    /// Something that inputs must fulfil for a recording of this pass to be theirs.
+    /// Adds a condition that inputs must fulfil before a graph captured from this forward pass may run on them.
     pub(crate) fn require(&self, requirement: impl Fn(&PassInputs) -> Result<bool> + Send + 'static) {
         self.device_inputs.borrow_mut().requirements.push(Box::new(requirement));
     }
 
-    /// Registers how the ids of a tensor follow from the inputs.
+    /// Registers how to recompute the ids in `tensor` from the inputs.
     pub(crate) fn know_ids(
         &self,
         tensor: &Tensor,
@@ -118,7 +118,7 @@ impl DevicePass {
         self.ids.borrow_mut().push((tensor.id(), Arc::new(compute)));
     }
 
-    /// The ids of a tensor, each below `vocab`.
+    /// u32 ids of a tensor on the device; an id of `vocab` or above is an error.
     pub(crate) fn ids(&self, inputs: &PassInputs, ids: &Tensor, vocab: usize) -> Result<Region> {
         let known =
             self.ids.borrow().iter().find(|(id, _)| *id == ids.id()).map(|(_, known)| Arc::clone(known));
@@ -128,7 +128,8 @@ impl DevicePass {
                 Arc::new(|inputs: &PassInputs| Ok(inputs.input_ids().flatten_all()?.to_vec1()?))
             }
             Some(known) => known,
-            // A probe's, or some other tensor, whose recording is good for it alone.
+            // The ids do not follow from the inputs (for example a probe's tensor), so a graph with them must not run
+            // again.
             None => {
                 let values: Vec<u32> = ids.flatten_all()?.to_vec1()?;
                 self.require(|_| Ok(false));
@@ -150,12 +151,12 @@ impl DevicePass {
         Ok(Region::clone(&*self.input(inputs, move |inputs| known(inputs))?))
     }
 
-    /// u32, `[batch, seq]`: the pass's positions.
+    /// Positions, u32, `[batch, seq]`.
     pub(crate) fn positions(&self, inputs: &PassInputs) -> Result<Region> {
         Ok(self.common(inputs)?.positions.clone())
     }
 
-    /// u8, `[batch, seq]`: 0 at padding; absent where the pass has no mask.
+    /// u8, `[batch, seq]`: 0 at padding; `None` if the inputs have no mask.
     pub(crate) fn real(&self, inputs: &PassInputs) -> Result<Option<Arc<Region>>> {
         let real = |inputs: &PassInputs| {
             Ok(inputs.padding().unwrap_or_default().iter().map(|real| u8::from(*real)).collect())
@@ -163,7 +164,7 @@ impl DevicePass {
         inputs.padding().map(|_| self.input(inputs, real)).transpose()
     }
 
-    /// Where the pass stands.
+    /// Cache slots and key ranges of this forward pass.
     pub(super) fn state(&self, inputs: &PassInputs) -> Result<PassState<'_>> {
         let common = self.common(inputs)?;
         Ok(PassState {

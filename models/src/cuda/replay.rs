@@ -1,8 +1,8 @@
-//! Passes that were recorded once and run again on other inputs of the same shape.
+//! CUDA graphs: a forward pass is captured once and launched again on other inputs of the same shape.
 //!
-//! The first pass of a shape runs as it is called and acquires its buffers; the second is recorded, without an allocation,
-//! and every one from then on uploads its inputs and replays. What a recording was not made for (a rope table that has
-//! grown since) runs as a first pass again.
+//! The first forward pass of a shape launches its kernels one by one and acquires its buffers. The second is captured,
+//! without an allocation. Each later one uploads its inputs and launches the graph. If the graph does not admit the
+//! inputs (for example because a rope table has grown), the shape starts again with an uncaptured forward pass.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,13 +18,13 @@ use crate::model::Model;
 use crate::pass::{Pass, Shape};
 use crate::xs::{Value, Xs};
 
-/// Recordings kept at a time; each keeps its output's buffer.
+/// Most shapes kept at a time; each one keeps its input and output buffers.
 const MOST: usize = 16;
 
-/// How a shape ran last.
+/// State of one input shape.
 struct Run {
-    /// Its inputs and its output, which a recording needs to itself; kept from the first pass on, so that recording
-    /// finds as many buffers as that did.
+    /// Input and output buffers, which a captured graph does not share. They are reserved from the first forward pass
+    /// on, so that capture finds as many free buffers as that did.
     kept: Vec<Arc<Region>>,
     recording: Option<Recording>,
 }
@@ -33,12 +33,12 @@ struct Recording {
     graph: Box<dyn Graph>,
     device_inputs: DeviceInputs,
     output: Arc<Region>,
-    /// Batch, seq and columns of the output, and whether it has no dimension of tokens.
+    /// Batch size, sequence length and columns of the output, and whether its tensor shape is `[rows, columns]`.
     shape: ([usize; 3], bool),
 }
 
 impl Recording {
-    /// The buffers that it reads first and writes last.
+    /// The input buffers and the output buffer.
     fn regions(&self) -> Vec<Arc<Region>> {
         let mut regions = self.device_inputs.regions();
         regions.push(Arc::clone(&self.output));
@@ -46,7 +46,7 @@ impl Recording {
     }
 }
 
-/// The shapes that have run, the latest last.
+/// The shapes that have run, the most recent last.
 #[derive(Default)]
 pub(crate) struct Replays {
     shapes: Mutex<Vec<(Shape, Run)>>,
@@ -55,14 +55,14 @@ pub(crate) struct Replays {
     replayed: AtomicUsize,
 }
 
-/// How many passes ran how.
+/// Number of forward passes by how they ran.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassCounts {
-    /// Launched one by one.
+    /// Forward passes whose kernels were launched one by one.
     pub called: usize,
-    /// Recorded.
+    /// Forward passes captured as a CUDA graph.
     pub recorded: usize,
-    /// Replayed, those included that were recorded just before.
+    /// Launches of a captured graph, including the launch right after its capture.
     pub replayed: usize,
 }
 
@@ -76,9 +76,10 @@ impl Replays {
         }
     }
 
-    /// One pass, recorded or replayed where its shape has run before; never recorded where a probe observes it.
+    /// Runs one forward pass: captured or launched as a graph if its shape has run before. A pass that a probe observes
+    /// is never captured.
     ///
-    /// The output's buffer is written to again by the next pass of its shape.
+    /// The next forward pass of the same shape overwrites the output buffer.
     pub(crate) fn run(&self, space: &Arc<Space>, model: &dyn Model, pass: &mut Pass) -> Result<Xs> {
         let shape = pass.shape();
         if pass.is_observed() {
@@ -108,7 +109,7 @@ impl Replays {
             Some(Run { kept, recording: None }) => {
                 space.release(&kept);
                 drop(kept);
-                // Where it fails, something had to be made first, as for the first pass.
+                // Capture fails if something must be allocated first; this forward pass then runs uncaptured.
                 self.record(space, model, pass).ok()
             }
         };
@@ -116,7 +117,7 @@ impl Replays {
             Some(recording) => (self.replay(space, recording, pass)?, recording.regions()),
             None => self.call(model, pass)?,
         };
-        // A pass that makes a cache changes its shape, which will not come again.
+        // A forward pass that creates a KV cache changes its shape; the old shape does not occur again.
         if pass.shape() == shape {
             space.reserve(&kept)?;
             shapes.push((shape, Run { kept, recording }));
@@ -162,7 +163,7 @@ impl Replays {
     }
 }
 
-/// A model's output where it lies.
+/// A model's output on the device.
 fn output(xs: &Xs) -> Result<DeviceRows> {
     match xs.value() {
         Value::Fused(Rows::Gpu(rows)) => Ok(rows.clone()),

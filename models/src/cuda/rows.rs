@@ -1,4 +1,4 @@
-//! Values on a GPU: rows in a buffer of the pool, or a part of their columns, whose computation may be deferred.
+//! Values on a GPU: rows in a pool buffer, or some of their columns. Their computation may be deferred.
 
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
@@ -16,46 +16,47 @@ mod deferred;
 
 pub(super) use deferred::{Deferred, Operation, gemv, product};
 
-/// `[batch, seq, groups * size]`: of each row of a buffer some columns, in one group or in several at equal distances.
+/// A view `[batch, seq, groups * size]` of a buffer: in each row, `groups` groups of `size` columns, `stride` columns
+/// apart.
 #[derive(Clone)]
 pub(crate) struct DeviceRows {
     pub(super) space: Arc<Space>,
     pub(super) place: Arc<Place>,
     pub(super) batch: usize,
     pub(super) seq: usize,
-    /// Elements from one row of the buffer to the next.
+    /// Row stride of the buffer in elements.
     pub(super) width: usize,
     pub(super) first: usize,
-    /// Columns of a group.
+    /// Columns per group.
     pub(super) size: usize,
     pub(super) groups: usize,
     /// Columns from one group to the next.
     pub(super) stride: usize,
     /// The operation on these columns that has not run yet.
     pub(super) pending: Option<OnColumns>,
-    /// Whether as a tensor it has no dimension of tokens.
+    /// Whether the tensor shape is `[rows, columns]` instead of `[batch, seq, columns]`.
     is_flat: bool,
     tensor: OnceLock<Tensor>,
 }
 
-/// An operation on a part of the columns of rows, deferred until they are read.
+/// An operation on some columns of the rows, deferred until they are read.
 #[derive(Clone)]
 pub(super) enum OnColumns {
     Norm(Arc<DeviceNorm>),
     Activation(Activation),
 }
 
-/// A buffer that is acquired once it is written to.
+/// A buffer that is acquired from the pool when it is first written to.
 #[derive(Default)]
 pub(super) struct Place {
     region: OnceLock<Arc<Region>>,
     deferred: Mutex<Option<Deferred>>,
-    /// Norms of these rows that may be deferred: they must run before the rows change.
+    /// Possibly deferred norms of these rows; they must run before the rows change.
     norms: Mutex<Vec<Weak<Place>>>,
 }
 
 impl Place {
-    /// Its buffer, once the deferred operation has been launched.
+    /// Returns the buffer; launches the deferred operation first, if there is one.
     fn region(&self) -> Result<Arc<Region>> {
         let deferred = lock(&self.deferred).take();
         if let Some(deferred) = deferred {
@@ -85,13 +86,13 @@ impl DeviceRows {
         }
     }
 
-    /// Whole rows in a buffer.
+    /// All columns of the rows in `region`.
     pub(super) fn within(space: &Arc<Space>, region: Arc<Region>, shape: [usize; 3], is_flat: bool) -> Self {
         let place = Place { region: OnceLock::from(region), ..Place::default() };
         Self { is_flat, ..Self::at(space, Arc::new(place), shape) }
     }
 
-    /// Whole rows of unspecified content, with as many rows as these.
+    /// A new buffer with as many rows as `self` and `width` columns; the content is unspecified.
     pub(super) fn beside(&self, width: usize) -> Result<Self> {
         let region = self.space.acquire_elements(self.rows() * width)?;
         Ok(Self::within(&self.space, region, [self.batch, self.seq, width], self.is_flat))
@@ -106,7 +107,7 @@ impl DeviceRows {
         Self { is_flat: xs.is_flat, ..rows }
     }
 
-    /// A tensor, copied to the device.
+    /// Copies a tensor to the device.
     pub(crate) fn from_tensor(space: &Arc<Space>, tensor: &Tensor) -> Result<Self> {
         let features = tensor.dim(D::Minus1)?;
         let (batch, seq, is_flat) = match tensor.dims() {
@@ -126,7 +127,7 @@ impl DeviceRows {
         self.groups * self.size
     }
 
-    /// As a tensor.
+    /// The shape as a tensor.
     pub(super) fn shape(&self) -> Vec<usize> {
         let columns = self.columns();
         if self.is_flat { vec![self.rows(), columns] } else { vec![self.batch, self.seq, columns] }
@@ -136,19 +137,20 @@ impl DeviceRows {
         self.columns() == self.width && self.pending.is_none() && self.groups == 1
     }
 
-    /// The buffer with all columns, written.
+    /// The buffer with all columns; a deferred operation runs first.
     pub(super) fn region(&self) -> Result<Arc<Region>> {
         self.place.region()
     }
 
-    /// The buffer from the first of these columns on.
+    /// The part of the buffer that starts at the first column of this view.
     fn at_first(&self) -> Result<Region> {
         let region = self.region()?;
         let skipped = self.first * self.space.dtype.size();
         Ok(region.part(skipped, region.bytes() - skipped))
     }
 
-    /// The operation that still has to compute these whole rows, for a reader who runs another in its place.
+    /// The deferred operation that computes these rows, for a caller that fuses it into another one. `None` for partial
+    /// columns.
     pub(super) fn pending(&self) -> Option<Deferred> {
         if self.is_whole() { lock(&self.place.deferred).clone() } else { None }
     }
@@ -162,12 +164,12 @@ impl DeviceRows {
         Self { first: self.first + start, size, groups, stride, tensor: OnceLock::new(), ..self.clone() }
     }
 
-    /// Rows of one position each, which as a tensor are `[rows, columns]`.
+    /// The same values with the tensor shape `[rows, columns]`.
     pub(crate) fn flat(&self) -> Self {
         Self { batch: self.rows(), seq: 1, is_flat: true, tensor: OnceLock::new(), ..self.clone() }
     }
 
-    /// In the shape of rows of which there are as many.
+    /// The same values with the batch size and sequence length of `rows`, whose number of rows must be equal.
     pub(crate) fn shaped_as(&self, rows: &Self) -> Self {
         let (batch, seq, is_flat) = (rows.batch, rows.seq, rows.is_flat);
         Self { batch, seq, is_flat, tensor: OnceLock::new(), ..self.clone() }
@@ -197,7 +199,8 @@ impl DeviceRows {
         Ok(Self::within(&self.space, out, [rows.batch, 1, rows.width], true))
     }
 
-    /// The columns as whole rows, copied only if they are a part.
+    /// The columns as contiguous rows, copied only if the view does not cover the whole buffer or an operation is
+    /// pending.
     pub(super) fn whole(&self) -> Result<Self> {
         if self.is_whole() {
             return Ok(self.clone());
@@ -224,7 +227,7 @@ impl DeviceRows {
         }
     }
 
-    /// As a left operand: columns at the start of rows that may be far apart.
+    /// The left operand of a product: columns from column 0 on, with any row stride. Copies if necessary.
     pub(super) fn left(&self) -> Result<Self> {
         if self.first == 0 && self.groups == 1 && self.pending.is_none() {
             Ok(self.clone())
@@ -233,7 +236,8 @@ impl DeviceRows {
         }
     }
 
-    /// Copies the columns, as they lie, to `to`, rows of `width` elements, from column `first` on.
+    /// Copies the columns to `to`, whose rows have `width` elements, starting at column `first`. A pending operation is
+    /// not applied.
     pub(super) fn copy_to(&self, to: &Region, width: usize, first: usize) -> Result<()> {
         let skipped = first * self.space.dtype.size();
         CopyColumns {
@@ -249,15 +253,15 @@ impl DeviceRows {
         .launch()
     }
 
-    /// Norms the columns, which are one group, as they lie, to the start of rows of `width` elements; it may be where
-    /// they come from.
+    /// Applies `norm` to the columns, which must be one group, and writes them to the start of the rows of `to`, which
+    /// have `width` elements. May run in place. A pending operation is not applied.
     pub(super) fn norm_to(&self, norm: &DeviceNorm, to: &Region, width: usize) -> Result<()> {
         norm.checked(self.columns())?;
         let from = self.at_first()?;
         norm.launch(NormForm::Norm, [self.rows(), self.columns()], (&from, self.width), (to, width))
     }
 
-    /// Norms the columns, which are one group, where they lie.
+    /// Applies `norm` to the columns in place; they must be one group.
     pub(super) fn norm_in_place(&self, norm: &DeviceNorm) -> Result<()> {
         self.norm_to(norm, &self.at_first()?, self.width)
     }
@@ -267,7 +271,7 @@ impl DeviceRows {
         Map { dtype: self.space.dtype, op, len, xs: &*self.region()?, other, out: to }.launch()
     }
 
-    /// A norm; deferred, so that a sum or a product may take it over, or attention where the rows are a part.
+    /// A norm, deferred so that a sum or a product can fuse it, or attention if this is a view of some columns.
     pub(crate) fn normed(&self, norm: &Arc<DeviceNorm>) -> Result<Self> {
         norm.checked(self.columns())?;
         if self.pending.is_none() && !self.is_whole() {
@@ -281,7 +285,8 @@ impl DeviceRows {
         Ok(rows)
     }
 
-    /// A deferred norm of these rows that a product may do in its own kernel: the norm and its input. It stays deferred.
+    /// The deferred norm of these rows and its input, for a product that fuses the norm into its kernel. It stays
+    /// deferred.
     pub(super) fn pending_norm(&self) -> Option<(Arc<DeviceNorm>, Self)> {
         match self.pending()? {
             Deferred { operation: Operation::Norm(norm), xs } if norm.heads_of(self.width) == Some(1) => {
@@ -344,12 +349,12 @@ impl DeviceRows {
 
     pub(crate) fn plus(self, ys: &Self) -> Result<Self> {
         let xs = self.whole()?;
-        // Whoever else holds these rows counts from here on.
+        // `self` must not count as a reader of these rows in `may_change`.
         drop(self);
         xs.fits(ys)?;
         let pending = ys.pending();
         if let Some(deferred) = &pending {
-            // Few rows go to a buffer of their own, so that a norm of the old ones need not run before it is asked for.
+            // A sum fused into a GEMV goes to a new buffer, so that deferred norms of the old rows can stay deferred.
             let out = xs.beside(xs.width)?;
             if deferred.add(&*xs.region()?, &*out.region()?)? {
                 return Ok(out);
@@ -374,8 +379,7 @@ impl DeviceRows {
         Err(Error::Inputs(format!("values of shapes {:?} and {:?}", self.shape(), other.shape())))
     }
 
-    /// Whether nobody else will read these whole rows, so that they may be written to; norms of them that somebody may
-    /// yet ask for run before.
+    /// Whether these rows have no other reader, so that they may be overwritten. Runs their deferred norms first.
     fn may_change(&self) -> Result<bool> {
         self.region()?;
         for reader in std::mem::take(&mut *lock(&self.place.norms)) {
@@ -388,7 +392,7 @@ impl DeviceRows {
         Ok(Arc::strong_count(&self.place) == 1)
     }
 
-    /// The value as a tensor; made once.
+    /// The value as a tensor on the CPU; downloaded once.
     pub(crate) fn tensor(&self) -> Result<&Tensor> {
         if self.tensor.get().is_none() {
             let tensor = self.space.download(&*self.whole()?.region()?, &self.shape())?;
@@ -397,7 +401,8 @@ impl DeviceRows {
         self.tensor.get().ok_or_else(|| Error::Gpu("a tensor that was not downloaded".to_owned()))
     }
 
-    /// A copy of the value for a probe. A deferred operation is computed for the copy alone and stays deferred.
+    /// A copy of the value for a probe. A deferred operation runs only for the copy and stays deferred, so that
+    /// observing does not change which kernels run.
     pub(crate) fn observed(&self) -> Result<Tensor> {
         match self.pending() {
             Some(deferred) if self.tensor.get().is_none() => {

@@ -1,4 +1,4 @@
-//! The memory of one checkpoint on a GPU: weights, and a pool of buffers that passes acquire and return.
+//! The memory of one checkpoint on a GPU: weights, and a buffer pool for forward passes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,22 +12,22 @@ use super::gpu::{Buffer, Gpu, Region};
 use crate::error::Result;
 use crate::lock::lock;
 
-/// What one loaded checkpoint holds on a device.
+/// Device memory of one loaded checkpoint.
 pub(crate) struct Space {
     pub(super) gpu: Arc<dyn Gpu>,
     pub(super) dtype: Dtype,
-    /// Buffers by length.
+    /// Buffers by length in bytes.
     pools: Mutex<BTreeMap<usize, Pool>>,
     weight_bytes: AtomicUsize,
 }
 
-/// Buffers of one length; one is in use while anybody but the pool holds it.
+/// Buffers of one length; a buffer is in use while a reference exists outside the pool.
 #[derive(Default)]
 struct Pool {
     regions: Vec<Arc<Region>>,
-    /// How many of them belong to one shape of passes for good.
+    /// Number of buffers reserved for one input shape each.
     kept: usize,
-    /// How many of the others were ever in use at a time.
+    /// Peak number of other buffers in use at the same time.
     most: usize,
 }
 
@@ -36,17 +36,17 @@ impl Space {
         Self { gpu, dtype, pools: Mutex::default(), weight_bytes: AtomicUsize::new(0) }
     }
 
-    /// Of the weights, and of the buffers kept between passes.
+    /// Bytes of the weights, and bytes of the pool's buffers.
     pub(crate) fn bytes(&self) -> (usize, usize) {
         let pools = lock(&self.pools);
         let buffers = pools.iter().map(|(bytes, pool)| bytes * pool.regions.len()).sum();
         (self.weight_bytes.load(Ordering::Relaxed), buffers)
     }
 
-    /// A free buffer of this many bytes or a few more.
+    /// Acquires a free buffer of at least `bytes` bytes, at most 25 % more (and at least 256 bytes).
     ///
-    /// A buffer serves its own class of lengths only and is never freed: so a second pass of a shape acquires what the
-    /// first one did, and a recorded pass keeps its addresses.
+    /// A buffer serves only its own length class and is never freed, so that a second forward pass of a shape finds the
+    /// buffers of the first one, and the addresses in a captured graph stay valid.
     pub(super) fn acquire(&self, bytes: usize) -> Result<Arc<Region>> {
         let class = class_of(bytes);
         let mut pools = lock(&self.pools);
@@ -67,7 +67,8 @@ impl Space {
         Ok(region)
     }
 
-    /// Reserves buffers in use for one shape of passes; as many remain for all other shapes as there were.
+    /// Reserves buffers in use for one input shape and allocates replacements, so that other shapes find as many
+    /// buffers as before.
     pub(super) fn reserve(&self, regions: &[Arc<Region>]) -> Result<()> {
         let mut pools = lock(&self.pools);
         for region in regions {
@@ -82,7 +83,7 @@ impl Space {
         Ok(())
     }
 
-    /// Returns what [`Space::reserve`] reserved.
+    /// Returns buffers reserved by [`Space::reserve`] to the pool.
     pub(super) fn release(&self, regions: &[Arc<Region>]) {
         let mut pools = lock(&self.pools);
         for region in regions {
@@ -96,21 +97,21 @@ impl Space {
         self.acquire(len * self.dtype.size())
     }
 
-    /// Keeps a weight in F32.
+    /// Uploads a weight in F32.
     pub(super) fn keep(&self, values: &[f32]) -> Result<Region> {
         let region = Region::of(&self.gpu, values)?;
         self.weight_bytes.fetch_add(region.bytes(), Ordering::Relaxed);
         Ok(region)
     }
 
-    /// Keeps a weight in the checkpoint's dtype.
+    /// Uploads a weight, rounded to the checkpoint's dtype.
     pub(super) fn keep_rounded(&self, values: &[f32]) -> Result<Region> {
         let region = self.room(values.len())?;
         self.upload(&Tensor::new(values, &Device::Cpu)?, &region)?;
         Ok(region)
     }
 
-    /// Room for a weight in the checkpoint's dtype.
+    /// Allocates a weight of `len` elements in the checkpoint's dtype, of unspecified content.
     pub(super) fn room(&self, len: usize) -> Result<Region> {
         let region = Region::room(&self.gpu, self.dtype, len)?;
         self.weight_bytes.fetch_add(region.bytes(), Ordering::Relaxed);
@@ -127,7 +128,7 @@ impl Space {
         }
     }
 
-    /// The first elements of a region, in this shape.
+    /// Copies the first elements of a region to a CPU tensor of this shape.
     pub(super) fn download(&self, from: &Region, shape: &[usize]) -> Result<Tensor> {
         let len = shape.iter().product();
         Ok(match self.dtype {
@@ -138,7 +139,7 @@ impl Space {
     }
 }
 
-/// A length rounded up by at most a quarter, so that the classes are few.
+/// The length class: `bytes` rounded up by at most 25 %, at least 256.
 fn class_of(bytes: usize) -> usize {
     let bytes = bytes.max(256);
     bytes.next_multiple_of((1 << bytes.ilog2()) / 4)
@@ -149,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn classes_are_aligned_few_and_at_most_a_quarter_too_long() {
+    fn length_classes_are_aligned_few_and_at_most_25_percent_larger() {
         for bytes in 0..5000 {
             let class = class_of(bytes);
             assert!(class >= bytes && class.is_multiple_of(64) && 4 * class <= 5 * bytes.max(256), "{bytes}");

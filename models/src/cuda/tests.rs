@@ -1,6 +1,6 @@
-//! Every kernel's own source, run by the emulator, against the CPU kernels' scalar f64 references.
+//! Runs every kernel's source in the emulator and compares it with the CPU kernels' scalar f64 references.
 //!
-//! Each case runs with threads in both orders and must give the same bits: what lacks a barrier does not.
+//! Each case runs with both thread orders and must give the same bits, which detects missing barriers.
 
 mod attention;
 mod device;
@@ -21,7 +21,7 @@ use crate::kernels::tests::Noise;
 /// Unit roundoff of F32.
 const U32: f64 = 1.0 / (1 << 24) as f64;
 
-/// Unit roundoff of what is stored as `dtype`.
+/// Unit roundoff of `dtype`.
 fn roundoff(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F32 => U32,
@@ -30,17 +30,17 @@ fn roundoff(dtype: Dtype) -> f64 {
     }
 }
 
-/// By how much a value may be off for being stored as `dtype`; F16's smallest numbers have an absolute unit.
+/// Error bound of rounding a value to `dtype`; F16's subnormals have an absolute bound.
 fn stored(dtype: Dtype, value: f64) -> f64 {
     let smallest = if dtype == Dtype::F16 { 1.0 / f64::from(1 << 25) } else { 0.0 };
     roundoff(dtype) * value.abs() + smallest
 }
 
-/// The devices that a case runs on.
+/// Emulated devices with both thread orders.
 static GPUS: LazyLock<[Arc<dyn Gpu>; 2]> =
     LazyLock::new(|| [Order::Forward, Order::Reversed].map(Emulator::start));
 
-/// Runs a case on both devices, which must agree to the bit.
+/// Runs a case on both devices, which must return identical bits.
 #[track_caller]
 fn on_both(case: impl Fn(&Arc<dyn Gpu>) -> Vec<f64>) -> Vec<f64> {
     let [forward, reversed] = GPUS.each_ref().map(case);
@@ -52,7 +52,7 @@ fn on_both(case: impl Fn(&Arc<dyn Gpu>) -> Vec<f64>) -> Vec<f64> {
     forward
 }
 
-/// A value as `dtype` has it.
+/// A value rounded to `dtype`.
 fn rounded(dtype: Dtype, value: f32) -> f64 {
     f64::from(match dtype {
         Dtype::F32 => value,
@@ -61,12 +61,12 @@ fn rounded(dtype: Dtype, value: f32) -> f64 {
     })
 }
 
-/// Noise in `-scale..scale`, as `dtype` has it.
+/// Noise in `-scale..scale`, rounded to `dtype`.
 fn noise(noise: &mut Noise, dtype: Dtype, len: usize, scale: f32) -> Vec<f64> {
     (0..len).map(|_| rounded(dtype, noise.next() * scale)).collect()
 }
 
-/// Values that `dtype` has exactly, on the device.
+/// Uploads values that `dtype` represents exactly.
 fn put(gpu: &Arc<dyn Gpu>, dtype: Dtype, values: &[f64]) -> Region {
     let single = values.iter().map(|value| *value as f32);
     match dtype {
@@ -77,7 +77,7 @@ fn put(gpu: &Arc<dyn Gpu>, dtype: Dtype, values: &[f64]) -> Region {
     .unwrap()
 }
 
-/// The first `len` values.
+/// Downloads the first `len` values.
 fn get(region: &Region, dtype: Dtype, len: usize) -> Vec<f64> {
     match dtype {
         Dtype::F32 => region.download::<f32>(len).unwrap().into_iter().map(f64::from).collect(),
@@ -90,7 +90,7 @@ fn get(region: &Region, dtype: Dtype, len: usize) -> Vec<f64> {
     }
 }
 
-/// Every element within its own tolerance (and so no NaN).
+/// Asserts that every element is within its own tolerance, which also excludes NaN.
 #[track_caller]
 fn close(what: &str, got: &[f64], want: &[f64], tolerance: impl Fn(usize) -> f64) {
     assert_eq!(got.len(), want.len(), "{what}: lengths");

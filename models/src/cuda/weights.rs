@@ -1,4 +1,4 @@
-//! Weights on a GPU, laid out as checkpoints have them.
+//! Weights on a GPU, in the layout of the checkpoint.
 
 use std::sync::Arc;
 
@@ -20,7 +20,8 @@ pub(crate) struct DeviceLinear {
 }
 
 impl DeviceLinear {
-    /// Tensors `[n_i, k]`, one under the other, together `[n, k]`; each is loaded when the one before is uploaded.
+    /// Loads tensors `[n_i, k]` and concatenates them along the rows to `[n, k]`. Each is loaded after the previous one
+    /// is uploaded, which bounds host memory.
     pub(crate) fn load(
         space: &Arc<Space>,
         tensors: impl Iterator<Item = Result<Tensor>>,
@@ -33,7 +34,7 @@ impl DeviceLinear {
         Ok(Self { space: Arc::clone(space), weight, bias, n, k })
     }
 
-    /// A tensor, `[n, k]`.
+    /// Uploads `weight: [n, k]`.
     pub(crate) fn of(space: &Arc<Space>, weight: &Tensor, bias: Option<&[f32]>) -> Result<Self> {
         let (n, k) = weight.dims2()?;
         let region = space.room(n * k)?;
@@ -42,24 +43,24 @@ impl DeviceLinear {
         Ok(Self { space: Arc::clone(space), weight: region, bias, n, k })
     }
 
-    /// The same weight, not copied, with a bias.
+    /// The same weight with a bias; the weight is shared, not copied.
     pub(crate) fn with_bias(&self, bias: &[f32]) -> Result<Self> {
         let bias = Some(self.space.keep_rounded(bias)?);
         Ok(Self { space: Arc::clone(&self.space), weight: self.weight.clone(), bias, ..*self })
     }
 
-    /// Where it lies.
+    /// The checkpoint's device memory.
     pub(crate) fn space(&self) -> &Arc<Space> {
         &self.space
     }
 
-    /// Columns of the output.
+    /// Output features.
     pub(crate) fn n(&self) -> usize {
         self.n
     }
 }
 
-/// Copies tensors to `region`, one under the other.
+/// Copies tensors to `region`, concatenated along the rows.
 pub(super) fn upload_under(
     space: &Space,
     tensors: impl Iterator<Item = Result<Tensor>>,
@@ -75,13 +76,13 @@ pub(super) fn upload_under(
     Ok(())
 }
 
-/// A norm of neighbouring groups of columns.
+/// A norm of adjacent groups of `size` columns.
 #[derive(Debug)]
 pub(crate) struct DeviceNorm {
-    /// F32, one row, or one a group.
+    /// F32, `[weights, size]`: one row for all groups, or one row per group.
     weight: Region,
     weights: usize,
-    /// F32, as long as a row of `weight`.
+    /// F32, `[size]`.
     bias: Option<Region>,
     size: usize,
     eps: f32,
@@ -90,7 +91,7 @@ pub(crate) struct DeviceNorm {
 }
 
 impl DeviceNorm {
-    /// One weight for all groups, or one for each.
+    /// `weights`: one weight for all groups, or one per group.
     pub(crate) fn new(
         space: &Space,
         weights: &[Vec<f32>],
@@ -109,7 +110,7 @@ impl DeviceNorm {
         })
     }
 
-    /// How many groups so many columns are.
+    /// The number of groups in `columns` columns; `None` if the size or the number of weights does not fit.
     pub(super) fn heads_of(&self, columns: usize) -> Option<usize> {
         let heads = columns.checked_div(self.size)?;
         (heads * self.size == columns && [1, heads].contains(&self.weights)).then_some(heads)
@@ -122,7 +123,8 @@ impl DeviceNorm {
         })
     }
 
-    /// `form` on `[rows, columns]`, each operand with the distance of its rows; what adds, adds to `out`.
+    /// Launches the norm on `[rows, columns]`; each operand comes with its row stride. Modes that add a residual add to
+    /// `out`.
     pub(super) fn launch(
         &self,
         form: NormForm,
@@ -150,12 +152,13 @@ impl DeviceNorm {
         .launch()
     }
 
-    /// For a product that norms its own rows.
+    /// The norm as a parameter of a GEMV that fuses it.
     pub(super) fn of_rows(&self) -> RowNorm<'_> {
         RowNorm { weight: Some(&self.weight), bias: self.bias.as_ref(), centred: self.centred, eps: self.eps }
     }
 
-    /// For attention that norms its own heads: one weight for all, or one a head, and no bias.
+    /// The norm as a parameter of attention that fuses it; `None` if there is a bias or the weight does not fit the
+    /// heads.
     pub(super) fn of_heads(&self, heads: usize, head_dim: usize) -> Option<HeadNorm<'_>> {
         let fits = self.size == head_dim && [1, heads].contains(&self.weights) && self.bias.is_none();
         fits.then_some(HeadNorm {

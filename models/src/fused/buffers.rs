@@ -1,11 +1,12 @@
-//! A pool of buffers on the CPU that passes acquire and return, so that a second pass of the same shape allocates none.
+//! A pool of buffers on the CPU that forward passes acquire and return, so that a second forward pass of the same
+//! shape allocates none.
 
 use std::sync::{Arc, Mutex, RwLock};
 
 use crate::kernels::{AlignedBuf, Plain};
 use crate::lock::{lock, read};
 
-/// Rows of `T`, in use while anybody but the pool holds them.
+/// Rows of `T`, in use while anything but the pool holds them.
 pub(super) struct Buffer<T: Plain, Deferred> {
     pub(super) rows: RwLock<AlignedBuf<T>>,
     /// The operation that computes the rows and has not run yet.
@@ -29,7 +30,7 @@ impl<T: Plain, Deferred> BufferPool<T, Deferred> {
         let mut buffers = lock(&self.buffers);
         let mut best: Option<(&Arc<Buffer<T, Deferred>>, usize)> = None;
         for buffer in buffers.iter().filter(|buffer| Arc::strong_count(buffer) == 1) {
-            // An operation whose result nobody read would keep its input in use.
+            // A deferred operation whose result was not read would keep its input in use.
             drop(lock(&buffer.deferred).take());
             let found = read(&buffer.rows).len();
             let is_better = best.is_none_or(|(_, best)| {
@@ -48,7 +49,7 @@ impl<T: Plain, Deferred> BufferPool<T, Deferred> {
         buffer
     }
 
-    /// Drops the deferred operations whose results nobody read.
+    /// Drops the deferred operations whose results were not read.
     pub(super) fn drop_deferred(&self) {
         for buffer in lock(&self.buffers).iter() {
             drop(lock(&buffer.deferred).take());

@@ -1,4 +1,5 @@
-//! Operations that are folded into the deferred operation of their input, or pass over memory where there is none.
+//! Operations that are folded into the deferred operation of their input, or computed in a separate loop over memory
+//! if there is none.
 
 use super::{Deferred, Float, Operation, Room, Slot};
 use crate::kernels::{self, Epilogue};

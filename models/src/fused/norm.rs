@@ -7,7 +7,7 @@ use crate::cuda::DeviceNorm;
 use crate::error::Result;
 use crate::kernels;
 
-/// What a norm multiplies by and adds.
+/// The weights and biases of a norm.
 pub(crate) struct NormWeights {
     /// One weight for each group of a row, or one for all.
     pub(crate) weights: Vec<Vec<f32>>,
@@ -17,7 +17,7 @@ pub(crate) struct NormWeights {
     pub(crate) centred: bool,
 }
 
-/// A norm where it computes.
+/// A norm on its device.
 #[derive(Clone, Debug)]
 pub(crate) enum Norm {
     Host(Vec<Arc<kernels::Norm>>),
@@ -44,8 +44,8 @@ impl Norm {
         }
     }
 
-    /// The norm of whole rows is deferred, so that a sum may take it over; parts of rows are normed in place. `None` where
-    /// the rows lie elsewhere.
+    /// The norm of whole rows is deferred, so that a sum can compute it; parts of rows are normalised in place.
+    /// `None` if the rows are on another device.
     pub(crate) fn forward(&self, xs: &Rows) -> Option<Result<Rows>> {
         match (self, xs) {
             (Self::Host(norms), Rows::F32(xs)) => Some(Ok(Rows::F32(on_host(norms, xs)))),

@@ -15,8 +15,8 @@ mod deferred;
 
 pub(crate) use deferred::{Deferred, Operation};
 
-/// Whether the rows of a deferred operation get a buffer at once, or only if they are read after all: logits leave the
-/// pass as a tensor, and a summand is added to something else.
+/// Whether the rows of a deferred operation get a buffer immediately, or only if they are read: logits become a
+/// tensor, and a summand is added to other rows, without a buffer of their own.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Room {
     Now,
@@ -63,7 +63,7 @@ impl<T: Float> Slot<T> {
         Self { seq, ..slot }
     }
 
-    /// The operation that still has to compute these whole rows, for a reader who runs another in its place.
+    /// The deferred operation of these whole rows, for a caller that folds it into another.
     pub(crate) fn pending(&self) -> Option<Deferred<T>> {
         if self.is_whole() { lock(&self.buffer.deferred).clone() } else { None }
     }
@@ -86,7 +86,7 @@ impl<T: Float> Slot<T> {
 
     /// Runs the deferred operation, if there is one.
     pub(crate) fn settle(&self) {
-        // Taken in a statement of its own: the lock must not be held while the operation runs.
+        // A separate statement takes the operation, because the lock must not be held while the operation runs.
         let deferred = lock(&self.buffer.deferred).take();
         if let Some(deferred) = deferred {
             deferred.run(&mut self.unsettled());
@@ -114,7 +114,7 @@ impl<T: Float> Slot<T> {
         Writing { rows, len }
     }
 
-    /// Whether nobody but the pool and this slot holds the buffer, so that it may be written to.
+    /// Whether only the pool and this slot hold the buffer, so that it may be written to.
     fn is_sole(&self) -> bool {
         Arc::strong_count(&self.buffer) == 2
     }
@@ -123,7 +123,7 @@ impl<T: Float> Slot<T> {
         self.columns == self.width
     }
 
-    /// Whether `next` are the columns behind these in the same rows.
+    /// Whether `next` are the columns after these in the same rows.
     pub(crate) fn is_before(&self, next: &Self) -> bool {
         Arc::ptr_eq(&self.buffer, &next.buffer) && self.first + self.columns == next.first
     }
@@ -133,7 +133,7 @@ impl<T: Float> Slot<T> {
         Self { first: self.first + first, columns, tensor: OnceLock::new(), ..self.clone() }
     }
 
-    /// The same place, its content having changed.
+    /// The same columns as a new value, after their content has changed.
     pub(crate) fn changed(self) -> Self {
         Self { tensor: OnceLock::new(), ..self }
     }
@@ -146,12 +146,12 @@ impl<T: Float> Slot<T> {
         }
     }
 
-    /// The columns as whole rows, copied only if they are a part.
+    /// The columns as whole rows, copied only if they are a part of wider rows.
     pub(crate) fn whole(&self) -> Self {
         if self.is_whole() { self.clone() } else { self.copied() }
     }
 
-    /// The columns as whole rows that may be written to: in place where nobody else holds them.
+    /// The columns as whole rows that may be written to: in place if nothing else holds them.
     pub(crate) fn owned(self) -> Self {
         if self.is_whole() && self.is_sole() { self.changed() } else { self.copied() }
     }
@@ -184,7 +184,7 @@ impl<T: Float> Slot<T> {
         self.tensor_of(values)
     }
 
-    /// The value as a tensor; a deferred product is computed straight into it.
+    /// The value as a tensor; a deferred product writes directly to it.
     pub(crate) fn into_tensor(mut self) -> Tensor {
         if let Some(tensor) = self.tensor.take() {
             return tensor;
@@ -208,7 +208,7 @@ impl<T: Float> Slot<T> {
         &self.host.pool
     }
 
-    /// One part of every group, side by side.
+    /// One part of every group, concatenated.
     pub(crate) fn gathered(&self, groups: usize, start: usize, size: usize) -> Self {
         let out = Self::take(&self.host, self.batch, self.seq, groups * size);
         let (from, mut to) = (self.read(), out.write());

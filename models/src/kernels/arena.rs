@@ -1,5 +1,5 @@
-//! Aligned zeroed memory, and an arena that hands out disjoint slots of it by offset, so that a pass
-//! allocates nothing.
+//! Aligned zeroed memory, and an arena that divides one allocation into disjoint slots by offset, so that a forward
+//! pass allocates nothing.
 
 #![expect(unsafe_code, reason = "aligned allocation and disjoint slots of one buffer")]
 
@@ -11,12 +11,12 @@ use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-/// Cache line and widest vector.
+/// Alignment in bytes: one cache line, which is also the width of the widest vector.
 const LINE: usize = 64;
-/// From this size on a buffer is mapped, in large pages where the system has them: weights that are streamed past
-/// one token otherwise wait for address translation.
+/// Buffers of at least this many bytes are memory-mapped, with large pages if the system supports them. Otherwise,
+/// reading all weights for a single token waits for address translation.
 const MAPPED_BYTES: usize = 4 << 20;
-/// Where the system has them, large pages begin at multiples of this.
+/// Size and alignment of a large page, in bytes.
 #[cfg(target_os = "linux")]
 const LARGE_PAGE: usize = 2 << 20;
 
@@ -37,7 +37,7 @@ mod sealed {
 pub struct AlignedBuf<T: Plain> {
     start: NonNull<T>,
     len: usize,
-    /// Where the memory is mapped; else it is the allocator's.
+    /// The mapping that holds the memory; `None` if the memory comes from the allocator.
     map: Option<MmapMut>,
 }
 
@@ -63,7 +63,7 @@ impl<T: Plain> AlignedBuf<T> {
     }
 
     fn within(len: usize, mut map: MmapMut) -> Self {
-        // A map is aligned to pages and as long as was asked for.
+        // A mapping is aligned to pages and has the requested length.
         let start = NonNull::new(map.as_mut_ptr().cast()).expect("a map has an address");
         Self { start, len, map: Some(map) }
     }
@@ -98,20 +98,21 @@ impl<T: Plain> DerefMut for AlignedBuf<T> {
     }
 }
 
-/// Zeroed pages, if so many bytes are better mapped and the system gives them.
+/// Mapped zeroed pages; `None` if `bytes` is below `MAPPED_BYTES` or the system refuses the mapping.
 fn mapped(bytes: usize) -> Option<MmapMut> {
     if bytes < MAPPED_BYTES {
         return None;
     }
     let map = MmapMut::map_anon(bytes).ok()?;
-    // A system without large pages, or with them switched off, gives small ones.
+    // If the system has no large pages, or they are switched off, the mapping uses small pages.
     #[cfg(target_os = "linux")]
     let _ = map.advise(memmap2::Advice::HugePage);
     Some(map)
 }
 
-/// Asks for large pages under memory that was not yet written, from a size on at which the faults of small ones cost
-/// a good part of a pass: the logits of a vocabulary of 262144 take 134 MB for 128 tokens.
+/// Asks the system for large pages under memory that has not been written yet, from `MAPPED_BYTES` on. With small
+/// pages the page faults take a considerable part of a forward pass: the logits of a vocabulary of 262144 take 134 MB
+/// for 128 tokens.
 pub(super) fn ask_for_large_pages<T>(memory: &mut [MaybeUninit<T>]) {
     #[cfg(target_os = "linux")]
     if size_of_val(memory) >= MAPPED_BYTES {
@@ -154,7 +155,7 @@ impl<T> Slot<T> {
         self.len == 0
     }
 
-    /// The first `len` values of the slot, for a pass smaller than the shape planned.
+    /// The first `len` values of the slot, for a forward pass smaller than the planned shape.
     ///
     /// # Panics
     /// If the slot is shorter.
@@ -172,7 +173,7 @@ pub struct ArenaPlan {
 }
 
 impl ArenaPlan {
-    /// Reserves `len` values on cache lines of their own.
+    /// Reserves `len` values that share no cache line with another slot.
     pub fn slot<T: Plain>(&mut self, len: usize) -> Slot<T> {
         let offset = self.bytes;
         self.bytes += (len * size_of::<T>()).next_multiple_of(LINE);
@@ -190,7 +191,7 @@ impl ArenaPlan {
     }
 }
 
-/// The buffers of one pass.
+/// The buffers of one forward pass.
 pub struct Arena {
     memory: AlignedBuf<f32>,
 }

@@ -1,9 +1,9 @@
 //! Blocked attention over the cache with an online softmax (Dao et al. 2022), for causal, windowed and
 //! bidirectional masks, grouped queries, soft-capping and padding on either side.
 //!
-//! A task takes the queries of a few tokens for all heads that share a kv head, and passes over the keys in
-//! blocks of 128; blocks outside the band are never touched. Scores, maximum, sum and output are f32; in
-//! bf16 the probabilities are rounded to bf16 for the product with the values, and so is what they sum to.
+//! A task computes a few tokens' queries for all heads that share a key head, and reads the keys in blocks of 128.
+//! Blocks that the mask excludes completely are skipped. Scores, maximum, sum and output are f32; in bf16 the
+//! probabilities are rounded to bf16 before they are summed and multiplied by the values.
 
 #![expect(unsafe_code, reason = "tiles on raw pointers; tasks write disjoint places")]
 
@@ -17,22 +17,22 @@ use std::ops::Range;
 
 /// Keys in a block.
 const BLOCK: usize = 4 * PANEL;
-/// Distance of the rows of queries and scores in scratch; past a multiple of 4 KiB, so that the rows of a
-/// tile do not fall into the same sets of the first-level cache.
+/// Floats from one row of queries or scores to the next in scratch memory. The 16 added floats keep the distance from
+/// being a multiple of 4 KiB, so that the rows of a tile do not fall into the same sets of the first-level cache.
 const QUERY_ROW: usize = MAX_HEAD_DIM + 16;
 const SCORE_ROW: usize = BLOCK + 16;
-/// No level has more rows in a tile.
+/// Upper bound on the rows of a tile at every instruction level.
 const MOST_ROWS: usize = 16;
-/// A single token's keys are split among threads in runs of at least this many.
+/// Minimum number of keys per part when a task's keys are split among threads.
 const SPLIT: usize = 256;
 
-/// Which keys a query sees by distance: from `before` slots before its own to `after` behind it, both
-/// included; `None` is no limit.
+/// The keys that a query attends to, by distance in slots: from `before` slots before the query to `after` slots
+/// after it, both included; `None` means no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Band {
     /// Slots before the query.
     pub before: Option<usize>,
-    /// Slots behind the query.
+    /// Slots after the query.
     pub after: Option<usize>,
 }
 
@@ -42,7 +42,7 @@ impl Band {
     /// Every key.
     pub const FULL: Self = Self { before: None, after: None };
 
-    /// The last `window` keys, the query's own among them: transformers' `sliding_window`.
+    /// The last `window` keys including the query's own: transformers' `sliding_window`.
     pub const fn causal_window(window: usize) -> Self {
         Self { before: Some(window.saturating_sub(1)), after: Some(0) }
     }
@@ -54,7 +54,7 @@ impl Band {
     }
 }
 
-/// What attention needs to know beyond the cache.
+/// Parameters of an attention call, apart from the cache.
 #[derive(Clone, Debug)]
 pub struct Attention<'a> {
     /// Query tokens per sequence.
@@ -65,25 +65,26 @@ pub struct Attention<'a> {
     pub q_row: usize,
     /// Cache slot of the first query token.
     pub first_slot: usize,
-    /// Factor on the scores, `1 / sqrt(head_dim)` as a rule.
+    /// Factor by which scores are multiplied, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
     /// `cap * tanh(score / cap)` after scaling.
     pub softcap: Option<f32>,
-    /// Keys by distance.
+    /// The keys that a query attends to, by distance.
     pub band: Band,
-    /// Per sequence the slots that hold keys: `[batch]`. Left padding raises the start, right padding lowers
-    /// the end.
+    /// For each sequence, the range of slots that hold real keys: `[batch]`. Left padding raises the start, right
+    /// padding lowers the end.
     pub keys: &'a [Range<usize>],
-    /// Slots that may be seen, `[batch, n]` with `n` past every key, for padding in the middle (a right-padded batch that
-    /// goes on); `None` is all.
+    /// `[batch, n]`, false for slots that no query attends to; `n` is at least every key's slot plus one. Needed for
+    /// padding between real tokens (a right-padded batch that is continued); `None` masks no slot.
     pub visible: Option<&'a [bool]>,
 }
 
-/// `out[b, t, h] = softmax(scale * q k^T + mask) v`. `q: [batch, tokens, q_row]` with the heads first in each
-/// row, `out: [batch, tokens, q_heads * head_dim]`. A query that sees no key gives zeros.
+/// `out[b, t, h] = softmax(scale * q k^T + mask) v`. `q: [batch, tokens, q_row]`, where the query heads are the first
+/// elements of each row; `out: [batch, tokens, q_heads * head_dim]`. The output is zero for a query that may attend
+/// to no key.
 ///
 /// # Panics
-/// If a shape does not fit or a range of keys passes the cache's end.
+/// If a shape does not fit or a range of keys exceeds the cache.
 pub fn attention<T: Element>(pool: &Pool, spec: &Attention, q: &[T], cache: &KvCache<T>, out: &mut [T]) {
     let shape = cache.shape();
     let &Attention { tokens, q_heads, q_row, .. } = spec;
@@ -108,17 +109,19 @@ pub fn attention<T: Element>(pool: &Pool, spec: &Attention, q: &[T], cache: &KvC
     }
     let group = q_heads / shape.kv_heads;
     let tile_rows = pool.isa().tile_rows();
-    // A group larger than a tile is cut into pieces of heads; a smaller one takes several tokens.
+    // If the query heads of a key head exceed a tile, they are split into pieces; otherwise a task takes several
+    // tokens.
     let pieces = group.div_ceil(tile_rows);
     let heads = group.div_ceil(pieces);
     let token_blocks = tokens.div_ceil(tile_rows / heads);
     let units = shape.batch * shape.kv_heads * pieces * token_blocks;
-    // Few tasks over many keys (one token, one kv head) are split along the keys and merged.
+    // If there are few tasks and many keys (one token, one key head), the keys are split and the partial results
+    // merged.
     let longest = spec.keys.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
     let reach = spec.band.before.map_or(longest, |n| longest.min(n + tokens));
     let splits = if units >= 2 * pool.threads() { 1 } else { (reach / SPLIT).clamp(1, 2 * pool.threads()) };
     let value_row = shape.value_row();
-    // Per thread: queries, scores, output. Per split task: its output with maximum and sum.
+    // Scratch memory. Per thread: queries, scores, output. Per part of a split task: its output, maximum and sum.
     let part_row = value_row + 2;
     let per_thread = MOST_ROWS * (QUERY_ROW + SCORE_ROW + value_row);
     let parts_at = pool.threads() * per_thread;
@@ -141,7 +144,7 @@ pub fn attention<T: Element>(pool: &Pool, spec: &Attention, q: &[T], cache: &KvC
         }
     };
     pool.run(units * splits, |i, thread| {
-        // Later tokens see more keys, so they go first and the short tasks fill the end.
+        // Later tokens attend to more keys, so their tasks run first and the short tasks fill the end.
         let (unit, split) = (units - 1 - i / splits, i % splits);
         let task = task_of(unit);
         let mine = thread * per_thread;
@@ -175,7 +178,7 @@ pub fn attention<T: Element>(pool: &Pool, spec: &Attention, q: &[T], cache: &KvC
     }
 }
 
-/// Joins the partial softmaxes of one row.
+/// Merges the partial softmaxes of one row.
 fn merge<T: Element>(parts: &[f32], distance: usize, row: usize, value_row: usize, to: &mut [T]) {
     let rows = || parts.chunks_exact(distance).map(|p| &p[row..row + value_row + 2]);
     let top = rows().map(|p| p[value_row]).fold(f32::NEG_INFINITY, f32::max);
@@ -233,7 +236,7 @@ impl<T: Element> Op for TaskOp<'_, T> {
         let shape = self.cache.shape;
         let rows = task.rows();
         let allowed = &spec.keys[task.batch];
-        // The keys that any row of the task sees; both ends grow with the token.
+        // The keys that any row of the task attends to; both ends grow with the token.
         let first = spec.band.keys(spec.first_slot + task.first_token, allowed);
         let last = spec.band.keys(spec.first_slot + task.end_token - 1, allowed);
         let (start, end) = part_of(first.start..last.end.max(first.end), self.split);
@@ -282,7 +285,7 @@ impl<T: Element> Op for TaskOp<'_, T> {
     }
 }
 
-/// The `split.0`-th of `split.1` parts of a range, cut at panels.
+/// Part `split.0` of `split.1` parts of a range; parts end at panel borders.
 #[inline(always)]
 fn part_of(range: Range<usize>, split: (usize, usize)) -> (usize, usize) {
     if split.1 == 1 || range.is_empty() {
@@ -306,14 +309,14 @@ impl<T: Element> TaskOp<'_, T> {
             unsafe {
                 let from = self.q.add(token * self.spec.q_row + head * dim);
                 let to = self.queries.add(r * QUERY_ROW);
-                // The last unit of an odd bf16 head has an empty half.
+                // With an odd bf16 `head_dim` the high half of the last unit is zero.
                 *to.add(dim.div_ceil(T::PER_UNIT) - 1) = 0.0;
                 std::ptr::copy_nonoverlapping(from, to.cast::<T>(), dim);
             }
         }
     }
 
-    /// Scales and caps a row of scores and sets what is not seen to minus infinity.
+    /// Scales and caps a row of scores and sets masked keys to minus infinity.
     #[inline(always)]
     unsafe fn mask<S: Simd>(&self, row: *mut f32, block: usize, width: usize, seen: &Range<usize>) {
         // SAFETY: the row has `width` scores, a multiple of every level's lanes.
@@ -347,7 +350,7 @@ impl<T: Element> TaskOp<'_, T> {
         }
     }
 
-    /// Divides by the sums and writes the output, or leaves the parts for merging.
+    /// Divides by the sums and writes the output, or stores the partial results for `merge`.
     #[inline(always)]
     unsafe fn finish<S: Simd>(&self, rows: usize, top: &[f32; MOST_ROWS], total: &[f32; MOST_ROWS]) {
         let shape = self.cache.shape;
@@ -378,8 +381,8 @@ impl<T: Element> TaskOp<'_, T> {
     }
 }
 
-/// One step of the online softmax of a row: scores become probabilities relative to the new maximum, as
-/// units of `T`; the running sum and output are brought to the same maximum.
+/// One step of the online softmax of a row: replaces scores by probabilities relative to the new maximum, as units of
+/// `T`, and rescales the running sum and output to that maximum.
 #[inline(always)]
 unsafe fn softmax_step<S: Simd, T: Element>(
     row: *mut f32,
@@ -399,7 +402,7 @@ unsafe fn softmax_step<S: Simd, T: Element>(
             i += S::LANES;
         }
         let new = S::max_lane(highest).max(*top);
-        // No key yet: subtracting minus infinity would give NaN where zero is meant.
+        // If no key was admitted yet, subtracting minus infinity would give NaN instead of zero.
         let base = if new == f32::NEG_INFINITY { 0.0 } else { new };
         let mut sum = S::splat(0.0);
         let to = row.cast::<T>();

@@ -1,15 +1,15 @@
-//! The key-value cache of one layer, in the layout that attention multiplies with.
+//! The key-value cache of one layer, in the layout that the attention kernel reads.
 //!
-//! Keys: `[batch, kv_head, slots/32, head_dim units, 32]`, panels of 32 keys, a unit being one f32 or two
-//! bf16 along head_dim. Values: `[batch, kv_head, slots units, head_dim padded to 32]`, a unit being one f32
-//! or the bf16 of two neighbouring slots. Both are right operands of `tile.rs` as they lie.
+//! Keys: `[batch, kv_head, slots/32, head_dim units, 32]`, panels of 32 keys; a unit is one f32 or two bf16 along
+//! `head_dim`. Values: `[batch, kv_head, slots units, head_dim padded to 32]`; a unit is one f32 or the bf16 of two
+//! neighbouring slots. `tile.rs` reads both as right operands without repacking.
 
 use super::arena::AlignedBuf;
 use super::element::Element;
 use super::tile::PANEL;
 use std::marker::PhantomData;
 
-/// The widest head that attention's scratch has room for.
+/// The largest `head_dim` that attention's scratch memory has room for.
 pub const MAX_HEAD_DIM: usize = 512;
 
 /// Keys and values of one layer. Slots are token positions in the cache, padding included.
@@ -50,7 +50,7 @@ impl<T: Element> KvCache<T> {
         }
     }
 
-    /// Sizes, with the capacity as rounded.
+    /// The sizes, with the rounded capacity.
     pub fn shape(&self) -> CacheShape {
         self.shape
     }
@@ -60,7 +60,7 @@ impl<T: Element> KvCache<T> {
         (self.keys.len() + self.values.len()) * size_of::<f32>()
     }
 
-    /// The key in a slot, into `out: [head_dim]`; for tests and for showing a cache.
+    /// Copies the key in a slot to `out: [head_dim]`; for tests and for inspecting a cache.
     pub fn key(&self, batch: usize, head: usize, slot: usize, out: &mut [T]) {
         let base = self.shape.key_at::<T>(batch, head, slot);
         for (d, x) in out.iter_mut().enumerate().take(self.shape.head_dim) {
@@ -68,7 +68,7 @@ impl<T: Element> KvCache<T> {
         }
     }
 
-    /// The value in a slot, into `out: [head_dim]`.
+    /// Copies the value in a slot to `out: [head_dim]`.
     pub fn value(&self, batch: usize, head: usize, slot: usize, out: &mut [T]) {
         let base = self.shape.value_at::<T>(batch, head, slot);
         for (d, x) in out.iter_mut().enumerate().take(self.shape.head_dim) {
@@ -88,13 +88,13 @@ impl CacheShape {
         self.head_dim.next_multiple_of(PANEL)
     }
 
-    /// Index of the first unit of a key; the following ones are `PANEL` apart.
+    /// Index of the first unit of a key; its other units follow at a distance of `PANEL`.
     pub(crate) fn key_at<T: Element>(&self, batch: usize, head: usize, slot: usize) -> usize {
         let units = self.key_units::<T>();
         (batch * self.kv_heads + head) * self.capacity * units + slot / PANEL * PANEL * units + slot % PANEL
     }
 
-    /// Index of the first unit of a value; the following ones are neighbours.
+    /// Index of the first unit of a value; its other units follow contiguously.
     pub(crate) fn value_at<T: Element>(&self, batch: usize, head: usize, slot: usize) -> usize {
         let head = batch * self.kv_heads + head;
         (head * self.capacity + slot) / T::PER_UNIT * self.value_row()

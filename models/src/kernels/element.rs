@@ -1,4 +1,4 @@
-//! The two element types of the kernels, f32 and bf16, and how each one lies in a packed operand.
+//! The two element types of the kernels, f32 and bf16, and their layout in a packed operand.
 
 #![expect(unsafe_code, reason = "vector loads and stores")]
 
@@ -7,8 +7,8 @@ use half::bf16;
 
 /// f32 or bf16. Arithmetic is f32 for both; bf16 is widened exactly and rounded once to nearest even.
 ///
-/// Packed operands consist of 32-bit units stored as `f32`: one f32, or two bf16 that are neighbours along
-/// the dimension summed over (even element in the low half), which is what `vdpbf16ps` multiplies.
+/// Packed operands consist of 32-bit units stored as `f32`: one f32, or two bf16 that are neighbours along the summed
+/// dimension (even element in the low half), as `vdpbf16ps` multiplies them.
 pub trait Element: Copy + Default + PartialEq + std::fmt::Debug + Send + Sync + 'static {
     /// Elements in one 32-bit unit.
     const PER_UNIT: usize;
@@ -19,20 +19,20 @@ pub trait Element: Copy + Default + PartialEq + std::fmt::Debug + Send + Sync + 
     fn from_f32(x: f32) -> Self;
     /// The unit `i` of `row`; an element past the end counts as zero.
     fn unit(row: &[Self], i: usize) -> f32;
-    /// The element at place `i % PER_UNIT` of a unit.
+    /// Element `i % PER_UNIT` of a unit.
     fn from_unit(unit: f32, i: usize) -> Self;
 
-    /// The first `min(n, LANES)` elements from `p`, widened; zeros above.
+    /// The first `min(n, LANES)` elements from `p`, widened; the other lanes are zero.
     ///
     /// # Safety
-    /// [`Simd`]'s contract; `p` is readable for them.
+    /// [`Simd`]'s contract; `p` is readable for that many elements.
     unsafe fn load<S: Simd>(p: *const Self, n: usize) -> S::F;
     /// Rounds and stores the first `min(n, LANES)` lanes.
     ///
     /// # Safety
-    /// [`Simd`]'s contract; `p` is writable for them.
+    /// [`Simd`]'s contract; `p` is writable for that many elements.
     unsafe fn store<S: Simd>(p: *mut Self, v: S::F, n: usize);
-    /// `acc` plus the product of units.
+    /// `acc` plus the products of the elements of `a` and `b`.
     ///
     /// # Safety
     /// [`Simd`]'s contract.

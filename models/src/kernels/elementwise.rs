@@ -1,4 +1,4 @@
-//! What has neither weights nor structure: embedding rows, sums, soft-capping, softmax.
+//! Kernels without packed weights: embedding rows, sums, products, activations, soft-capping, softmax.
 
 #![expect(unsafe_code, reason = "tasks write disjoint rows with vector code")]
 
@@ -21,17 +21,17 @@ pub struct TokenOutOfRange {
     pub vocab: usize,
 }
 
-/// Where embedding rows come from.
+/// Source of embedding rows.
 #[derive(Clone, Copy)]
 pub enum Embedding<'a, T: Element> {
     /// `[vocab, hidden]`, row-major.
     Table(&'a [T]),
-    /// The packed head that shares its weight with the embedding.
+    /// The packed head of the model, which shares its weight with the embedding.
     Tied(&'a PackedLinear<T>),
 }
 
-/// `out[i] = table[ids[i]] * scale`, the scale (gemma's `sqrt(hidden)`) already rounded as the model does;
-/// the product is rounded to `T`. `ids: [rows]`, `out: [rows, hidden]`.
+/// `out[i] = table[ids[i]] * scale`, the product rounded to `T`. The caller has already rounded `scale` (gemma's
+/// `sqrt(hidden)`) as the model does. `ids: [rows]`, `out: [rows, hidden]`.
 ///
 /// # Errors
 /// [`TokenOutOfRange`], before anything is written.
@@ -111,11 +111,10 @@ pub fn activate<T: Element>(pool: &Pool, xs: &mut [T], activation: Activation) {
     each(pool, xs, None, Map::Activate(activation));
 }
 
-/// `xs = softmax(xs)` over rows of `row_len` in place; f32 sums. A row of nothing but minus infinity becomes
-/// zeros.
+/// `xs = softmax(xs)` over rows of `row_len` in place; f32 sums. A row that holds only minus infinity becomes zeros.
 ///
 /// # Panics
-/// If `xs` is not whole rows.
+/// If the length of `xs` is not a multiple of `row_len`.
 pub fn softmax<T: Element>(pool: &Pool, xs: &mut [T], row_len: usize) {
     assert!(row_len > 0 && xs.len().is_multiple_of(row_len), "xs: [rows, {row_len}]");
     let rows = xs.len() / row_len;

@@ -1,9 +1,9 @@
-//! Linear layers over weights packed once at load: matrix product with an epilogue, at any number of rows.
-//! One to four rows stream the packed weights at memory bandwidth; with more, each panel stays in L2 while the
-//! rows pass by and the next one is fetched. A level that cannot multiply pairs of bf16 widens each panel once for
-//! many rows and goes on in f32.
+//! Linear layers over weights packed once at load: matrix product with an epilogue, for any number of rows. For one
+//! to four rows the packed weights are read at memory bandwidth. For more rows each panel stays in L2 while all rows
+//! are multiplied by it, and the next panel is prefetched. At a level that does not multiply pairs of bf16, each
+//! panel is widened once for many rows and the product is computed in f32.
 //!
-//! The weights' layout is in `packing.rs`. Sums are f32, in chunks of 512 units.
+//! `packing.rs` describes the weights' layout. Sums are f32, in chunks of 512 units.
 
 #![expect(unsafe_code, reason = "tasks write disjoint columns of one output through the register tile")]
 
@@ -16,17 +16,17 @@ use super::simd::{Op, Simd};
 use super::tile::{Apart, Interleaved, LINE, PANEL, UNROLLED, tile_of};
 use std::sync::Arc;
 
-/// Units summed in registers before they are added to the running total: bounds the growth of rounding
-/// error with k, and the part of a panel that a tile walks through.
+/// Units summed in registers before they are added to the running total. The chunk bounds the growth of rounding
+/// error with k and the part of a panel that a tile reads at a time.
 const CHUNK: usize = 512;
-/// Up to this many rows the input is read in place instead of being interleaved first.
+/// Up to this many rows, the input is read in place instead of being interleaved first.
 const FEW_ROWS: usize = 4;
-/// A task that streams panels past few rows takes about this much.
+/// Approximate bytes of weights that one task reads when the input has few rows.
 const GROUP_BYTES: usize = 384 << 10;
-/// No level has a taller tile.
+/// Upper bound on the rows of a tile at every instruction level.
 const MOST_ROWS: usize = 16;
 
-/// What happens to the sums (bias included, f32) before they are rounded and written.
+/// Operation on the sums (f32, bias included) before they are rounded and written.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Epilogue {
     /// `out = y`.
@@ -52,10 +52,10 @@ impl<T: Element> PackedLinear<T> {
         unsafe { self.panels.forward(pool, xs, m, out.as_mut_ptr(), Finish::Plain(epilogue)) };
     }
 
-    /// As [`PackedLinear::forward`] into new memory that is never zeroed first.
+    /// As [`PackedLinear::forward`] into newly allocated memory that is not zeroed first.
     ///
     /// # Panics
-    /// If `xs` does not have its shape, or the epilogue adds to what is there.
+    /// If `xs` does not have its shape, or the epilogue is [`Epilogue::Add`].
     pub fn forward_new<O: Element>(&self, pool: &Pool, xs: &[T], m: usize, epilogue: Epilogue) -> Vec<O> {
         assert!(!matches!(epilogue, Epilogue::Add(_)), "nothing is there to add to");
         let len = m * self.panels.n;
@@ -69,7 +69,7 @@ impl<T: Element> PackedLinear<T> {
         out
     }
 
-    /// Row `j` of the weight, unpacked into `out: [k]`: the embedding of a tied head.
+    /// Unpacks row `j` of the weight into `out: [k]`: the embedding of a token if the head is tied.
     ///
     /// # Panics
     /// If there is no such row or `out` is not `k` long.
@@ -101,7 +101,7 @@ impl<T: Element> PackedGateUp<T> {
     pub fn parts(&self, pool: &Pool, xs: &[T], m: usize, gate: &mut [T], up: &mut [T]) {
         let (n, half, columns) = (self.panels.n, PANEL / 2, self.panels.count * PANEL);
         assert!(gate.len() == m * n && up.len() == m * n, "gate and up: [{m}, {n}]");
-        // The same panels as a linear layer, whose columns are 16 of gate and 16 of up by turns.
+        // The panels are those of a linear layer whose columns alternate between 16 of gate and 16 of up.
         let bias = self.panels.bias.as_ref().map(|bias| padded(bias, self.panels.count));
         let units = Arc::clone(&self.panels.units);
         let both = PackedLinear { panels: Panels { units, bias, n: columns, ..self.panels } };
@@ -142,13 +142,13 @@ impl<T: Element> Panels<T> {
         }
         let units = self.k.div_ceil(T::PER_UNIT);
         let blocks = m.div_ceil(pool.isa().tile_rows());
-        // Blocks of equal height: 128 rows are ten of 13 or 12, not nine of 14 and one of 2.
+        // Blocks have nearly equal heights: 128 rows become ten blocks of 13 or 12, not nine of 14 and one of 2.
         let block = |i: usize| (i * m / blocks, (i + 1) * m / blocks);
-        // Few rows are read in place, as whole units.
+        // Up to `FEW_ROWS` rows are read in place if they consist of whole units.
         let in_place = m <= FEW_ROWS && self.k.is_multiple_of(T::PER_UNIT);
         let widens = !in_place && T::PER_UNIT > 1 && pool.isa().widens(m);
         let steps = if widens { units * T::PER_UNIT } else { units };
-        // The interleaved rows, and each thread's widened panel.
+        // Scratch memory: the interleaved rows, then one widened panel per thread.
         let panels_at = if in_place { 0 } else { (m * steps).next_multiple_of(PANEL) };
         let widened = if widens { steps * PANEL } else { 0 };
         let mut scratch = pool.scratch(panels_at + pool.threads() * widened);
@@ -168,7 +168,8 @@ impl<T: Element> Panels<T> {
         }
         let a = if in_place { xs.as_ptr().cast::<f32>() } else { memory.at(0) };
         let a = ConstPtr(a);
-        // Few rows stream the panels, best in long runs; with many, single panels divide most evenly.
+        // For few rows, long runs of panels are read fastest; for many rows, single panels divide the work most
+        // evenly.
         let group = if in_place {
             let long = GROUP_BYTES / (units * PANEL * size_of::<f32>());
             (self.count / (pool.threads() * 16)).min(long).max(1)
@@ -212,7 +213,7 @@ impl ConstPtr {
     }
 }
 
-/// Rows `[_, k]` to units `[step][row]`, 16 steps of every row at a time; a unit is `per_unit` elements of a row.
+/// Converts rows `[_, k]` to units `[step][row]`, 16 steps of every row at a time; a unit is `per_unit` elements.
 fn interleave<T: Element>(
     xs: &[T],
     k: usize,
@@ -244,13 +245,13 @@ struct Group<'a, T, O> {
     panels: &'a Panels<T>,
     first: usize,
     end: usize,
-    /// Of a tile: one a unit of a row, or one an element of widened panels.
+    /// Steps of a tile: one per unit of a row, or one per element if panels are widened.
     steps: usize,
     widened: *mut f32,
     m: usize,
     blocks: usize,
     in_place: bool,
-    /// The panel that this thread will likely take next is so many further on.
+    /// Distance in panels to the one that this thread will probably multiply next.
     ahead: usize,
     a: *const f32,
     out: *mut O,
@@ -274,7 +275,7 @@ impl<T: Element, O: Element> Op for Group<'_, T, O> {
                 unsafe { widen::<S>(panel_at, units, self.widened) };
                 panel_at = self.widened;
             }
-            // The tiles of a panel share the fetching of the next one, a few lines each turn of their loops.
+            // Each tile of a panel prefetches a share of the next panel, `lines` cache lines per iteration.
             let across = PANEL / (2 * S::LANES);
             let turns = self.blocks * across * (self.steps / UNROLLED);
             let lines = (panel_len / LINE).div_ceil(turns.max(1));
@@ -310,7 +311,7 @@ impl<T: Element, O: Element> Op for Group<'_, T, O> {
     }
 }
 
-/// The tile for rows read in place; apart from `tile_of` so that only four heights are compiled.
+/// The tile for rows read in place; separate from `tile_of` so that only four heights are compiled.
 #[inline(always)]
 unsafe fn few<S: Simd, T: Element>(
     rows: usize,
@@ -326,10 +327,10 @@ unsafe fn few<S: Simd, T: Element>(
     unsafe { tile_of::<S, T, _>(rows.min(FEW_ROWS), steps, a, apart, b, PANEL, sums, PANEL, add) };
 }
 
-/// Panels `[unit][column]` of bf16 pairs to f32 `[element][column]`.
+/// Widens a panel `[unit][column]` of bf16 pairs to f32 `[element][column]`.
 ///
 /// # Safety
-/// [`Simd`]'s contract; `units` units a column are readable at `from`, and twice as many writable at `to`.
+/// [`Simd`]'s contract; `units` units per column are readable at `from`, and twice as many values writable at `to`.
 #[inline(always)]
 unsafe fn widen<S: Simd>(from: *const f32, units: usize, to: *mut f32) {
     for unit in 0..units {
@@ -387,7 +388,7 @@ impl<T: Element, O: Element> Group<'_, T, O> {
         }
     }
 
-    /// A vector of a tile, bias added.
+    /// One vector of a tile's sums, bias added.
     #[inline(always)]
     unsafe fn sum<S: Simd>(&self, panel: usize, sums: *const f32, r: usize, c: usize) -> S::F {
         // SAFETY: the caller's `c` is inside the tile; biases are padded to whole panels.

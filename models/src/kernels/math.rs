@@ -1,4 +1,4 @@
-//! Vector exp, tanh, erf and the activations made of them. Bounds are stated per function and tested
+//! Vector exp, tanh, erf and the activations built from them. Each function states its error bound, which is tested
 //! against f64 over the whole range.
 
 #![expect(unsafe_code, reason = "generic vector code")]
@@ -6,12 +6,12 @@
 use super::simd::Simd;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
 
-/// An MLP activation, by the names of transformers' `ACT2FN` (5.23.0, activations.py).
+/// An MLP activation; the names in parentheses are those of transformers' `ACT2FN` (5.23.0, activations.py).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// `x * sigmoid(x)` (`silu`, `swish`).
     Silu,
-    /// The tanh form (`gelu_new`, `gelu_pytorch_tanh`, `gelu_fast`).
+    /// The tanh approximation (`gelu_new`, `gelu_pytorch_tanh`, `gelu_fast`).
     GeluTanh,
     /// `x / 2 * (1 + erf(x / sqrt 2))` (`gelu`).
     GeluErf,
@@ -55,8 +55,8 @@ impl Activation {
     }
 }
 
-/// `e^x`, relative error below 2.5e-7 (about 2 ulp) where the result is normal; 0 below ln 2^-126,
-/// saturating at e^88.37 above; NaN stays NaN.
+/// `e^x`, relative error below 2.5e-7 (about 2 ulp) if the result is normal; 0 below ln 2^-126, e^88.37 above x =
+/// 88.37; NaN stays NaN.
 ///
 /// Cody-Waite reduction by ln 2 in two parts, then a Chebyshev fit of degree 6 (2.6e-9 in exact arithmetic).
 #[inline(always)]
@@ -92,7 +92,7 @@ unsafe fn sigmoid<S: Simd>(x: S::F) -> S::F {
     }
 }
 
-/// `tanh x`, relative error below 4e-7: a fit of degree 11 below 0.6, `1 - 2 / (e^2x + 1)` above.
+/// `tanh x`, relative error below 4e-7: a polynomial fit of degree 11 below 0.6, `1 - 2 / (e^2x + 1)` above.
 #[inline(always)]
 pub(crate) unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
     // SAFETY: `Simd`'s contract is passed on.
@@ -111,8 +111,8 @@ pub(crate) unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
     }
 }
 
-/// `erf x`, relative error below 3e-7: a fit of degree 13 below 1; above, one minus `erfc` by the
-/// Chebyshev form of Numerical Recipes (3rd ed., 6.2.2, fractional error 1.2e-7).
+/// `erf x`, relative error below 3e-7: a polynomial fit of degree 13 below 1; above, `1 - erfc x` with the Chebyshev
+/// approximation of Numerical Recipes (3rd ed., 6.2.2, fractional error 1.2e-7).
 #[inline(always)]
 unsafe fn erf<S: Simd>(x: S::F) -> S::F {
     const NEAR: [f32; 7] = [

@@ -1,5 +1,5 @@
-//! RMS and layer norm, alone or in one pass with the residual stream. Statistics and arithmetic are f32;
-//! the variance is taken in two passes, so that a large mean does not cancel it away.
+//! RMS and layer norm, optionally combined with the residual addition. Statistics and arithmetic are f32. The
+//! variance is computed from differences to the mean in a second loop, so that a large mean does not cancel it.
 
 #![expect(unsafe_code, reason = "tasks work on disjoint rows with vector code")]
 
@@ -7,7 +7,7 @@ use super::element::Element;
 use super::pool::{Pool, Shards};
 use super::simd::{Op, Simd};
 
-/// A task works on at least this many elements: less does not pay for waking a thread.
+/// Minimum elements per task: a smaller task costs less than waking a thread.
 const ELEMENTS_PER_TASK: usize = 8 << 10;
 
 /// The weights of a norm over the last dimension.
@@ -35,7 +35,7 @@ impl Norm {
         Self { weight, bias, eps, centred: true }
     }
 
-    /// Elements that are normalised together.
+    /// Number of elements that are normalised together.
     pub fn size(&self) -> usize {
         self.weight.len()
     }
@@ -57,8 +57,8 @@ impl Norm {
         });
     }
 
-    /// `residual += xs; out = norm(residual)`, all `[rows, size]`: the sum is rounded to `T` before it is
-    /// normalised, as it is when the two steps run apart.
+    /// `residual += xs; out = norm(residual)`, all `[rows, size]`: the sum is rounded to `T` before it is normalised,
+    /// as when the two operations run separately.
     ///
     /// # Panics
     /// If a slice does not have its shape.
@@ -75,7 +75,7 @@ impl Norm {
         });
     }
 
-    /// `residual += norm(xs)`, both `[rows, size]`: a norm behind the layer (gemma 2 and 3, olmo 2).
+    /// `residual += norm(xs)`, both `[rows, size]`: a norm after the layer (gemma 2 and 3, olmo 2).
     ///
     /// # Panics
     /// If a slice does not have its shape.
@@ -92,9 +92,9 @@ impl Norm {
         });
     }
 
-    /// Normalises `heads` neighbouring groups of `size` elements in place in every row of `xs: [rows,
-    /// row_len]`, from column `first` on: the q and k norms inside a joined projection (`heads` = 1 and the
-    /// whole width for a norm across heads).
+    /// Normalises `heads` neighbouring groups of `size` elements in place in every row of `xs: [rows, row_len]`, from
+    /// column `first` on: the q and k norms inside a joined projection (for a norm across all heads, `heads` is 1 and
+    /// `size` the whole width).
     ///
     /// # Panics
     /// If the groups do not lie inside a row.
@@ -205,7 +205,7 @@ unsafe fn total<S: Simd, T: Element>(x: *const T, n: usize, mean: Option<f32>) -
                 S::add(sums[which], v)
             } else {
                 let d = S::sub(v, centre);
-                // Lanes past the end hold zero, whose distance from the mean must not count.
+                // Lanes past the end are zero; their difference to the mean must not be summed.
                 let d = if n - i < S::LANES { first_lanes::<S>(d, n - i) } else { d };
                 S::fma(d, d, sums[which])
             };

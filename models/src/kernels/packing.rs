@@ -1,7 +1,7 @@
-//! Packed weights: matrices are filled into panels block by block, so that a checkpoint is packed without a second copy
-//! of a whole matrix in memory.
+//! Packed weights. Matrices are packed into panels block by block, so that no second copy of a whole matrix is in
+//! memory.
 //!
-//! Weights `[n, k]` as checkpoints store them become panels of 32 rows of W, `[n/32][k units][32]` (a unit is one f32 or
+//! A weight `[n, k]`, as checkpoints store it, becomes panels of 32 rows, `[n/32][k units][32]` (a unit is one f32 or
 //! two bf16, see [`Element`]).
 
 #![expect(unsafe_code, reason = "tasks write disjoint panels")]
@@ -19,7 +19,7 @@ pub struct PackedLinear<T: Element> {
     pub(super) panels: Panels<T>,
 }
 
-/// The gate and up projections `[n, k]` of a gated MLP, packed so that `activation(gate) * up` is formed in
+/// The gate and up projections `[n, k]` of a gated MLP, packed so that `activation(gate) * up` is computed in
 /// registers and written once.
 pub struct PackedGateUp<T: Element> {
     pub(super) panels: Panels<T>,
@@ -36,8 +36,8 @@ pub(super) struct Panels<T> {
 }
 
 impl<T: Element> PackedLinear<T> {
-    /// Packs `parts`, each `[n_i, k]` row-major, one under the other (q, k and v joined, say); `bias` is
-    /// `[sum of n_i]`.
+    /// Packs `parts`, each `[n_i, k]` row-major, concatenated along n (for example q, k and v); `bias` is `[sum of
+    /// n_i]`.
     ///
     /// # Panics
     /// If a part is not a multiple of `k` long, or the bias does not fit.
@@ -51,7 +51,7 @@ impl<T: Element> PackedLinear<T> {
         packing.into_linear(bias)
     }
 
-    /// The same weight, not copied, with a bias `[n]`.
+    /// A layer that shares this weight without a copy and adds a bias `[n]`.
     ///
     /// # Panics
     /// If the bias does not fit.
@@ -103,24 +103,25 @@ impl<T: Element> PackedGateUp<T> {
     }
 }
 
-/// Panels that are being filled; rows that never come are zero.
+/// Panels that are being packed; rows that are never packed stay zero.
 pub struct Packing<T: Element> {
     units: AlignedBuf<f32>,
     /// Columns of the output.
     n: usize,
     k: usize,
-    /// Rows of one source in a panel: all 32 for a linear layer, 16 of gate in front of 16 of up.
+    /// Rows of one matrix in a panel: 32 for a linear layer; 16 for gate and up, where 16 rows of gate precede 16 of
+    /// up.
     share: usize,
     kind: PhantomData<T>,
 }
 
 impl<T: Element> Packing<T> {
-    /// Room for a weight `[n, k]`.
+    /// Allocates panels for a weight `[n, k]`.
     pub fn linear(n: usize, k: usize) -> Self {
         Self::new(n, k, PANEL)
     }
 
-    /// Room for gate and up, each `[n, k]`: rows `0..n` are the gate's, `n..2 n` are up's.
+    /// Allocates panels for gate and up, each `[n, k]`: rows `0..n` are the gate's, `n..2 n` are up's.
     pub fn gate_up(n: usize, k: usize) -> Self {
         Self::new(n, k, PANEL / 2)
     }
@@ -131,10 +132,10 @@ impl<T: Element> Packing<T> {
         Self { units, n, k, share, kind: PhantomData }
     }
 
-    /// Packs `rows: [_, k]` as the rows from `first` on; never across the border of gate and up.
+    /// Packs `rows: [_, k]` as the rows from `first` on; a call must not contain rows of both gate and up.
     ///
     /// # Panics
-    /// If there is no room for them, or they are not whole rows.
+    /// If the rows exceed the weight, or their length is not a multiple of `k`.
     pub fn fill(&mut self, pool: &Pool, first: usize, rows: &[T]) {
         let (n, k, share) = (self.n, self.k, self.share);
         let count = rows.len() / k;
@@ -152,7 +153,7 @@ impl<T: Element> Packing<T> {
             // SAFETY: this task alone writes the panel.
             let to = unsafe { shards.slice(panel * steps * PANEL, steps * PANEL) };
             let mine = first.max(panel * share)..(first + count).min((panel + 1) * share);
-            // 16 units of every row at a time, so that what is written stays in L1.
+            // 16 units of every row at a time, so that the written part stays in L1.
             for step in (0..steps).step_by(16) {
                 for row in mine.clone() {
                     let from = &rows[(row - first) * k..][..k];

@@ -1,8 +1,9 @@
-//! One fork-join thread pool for a pass. The caller takes part; workers spin briefly after a job, since a
-//! pass issues the next one within microseconds, and park between passes. A dispatch allocates nothing.
+//! A fork-join thread pool for forward passes. The calling thread also works. After a job, workers spin briefly,
+//! since a forward pass starts the next job within microseconds; between forward passes they park. Starting a job
+//! allocates nothing.
 //!
-//! A worker that wakes late finds the job closed and does not hold up the caller: on a busy machine the
-//! caller does the work alone instead of waiting for a thread that is not scheduled.
+//! A worker that wakes late finds the job closed and does not delay the caller: on a machine loaded by other
+//! processes the caller does the work alone instead of waiting for a thread that is not scheduled.
 
 #![expect(unsafe_code, reason = "a borrowed job crosses to worker threads, held back until they are done")]
 
@@ -15,11 +16,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-/// How long a worker waits for the next job before it parks.
+/// Time that a worker waits for the next job before it parks.
 const SPIN: Duration = Duration::from_micros(100);
 
-// The state word: job number from bit 32 up, OPEN while workers may join, QUIT at the end, and in the low
-// bits the number of workers inside.
+// The state word: the job number from bit 32 up, OPEN while workers may join, QUIT when the pool is dropped, and in
+// the low bits the number of workers that run the job.
 const OPEN: u64 = 1 << 31;
 const QUIT: u64 = 1 << 30;
 const INSIDE: u64 = QUIT - 1;
@@ -47,7 +48,7 @@ unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
-/// A pool of `threads`, the caller's among them, bound to an instruction level.
+/// A pool of threads, including the caller's, that runs kernels at one instruction level.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<(JoinHandle<()>, Thread)>,
@@ -57,18 +58,18 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of `threads` (at least one) at the machine's best level.
+    /// A pool of `threads` (at least one, including the caller's) at the machine's best instruction level.
     ///
     /// # Panics
-    /// If the system refuses a thread.
+    /// If the system cannot start a thread.
     pub fn new(threads: usize) -> Self {
         Self::with_isa(threads, Isa::detect())
     }
 
-    /// As [`Pool::new`] at a weaker level: how tests and benches reach the fall-backs.
+    /// As [`Pool::new`] at a given level; tests and benches use it to run the weaker levels.
     ///
     /// # Panics
-    /// If the machine lacks the level, or the system refuses a thread.
+    /// If the machine lacks the level, or the system cannot start a thread.
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
         assert!(isa <= Isa::detect(), "this machine does not have {isa:?}");
         let helpers = threads.max(1) - 1;
@@ -103,8 +104,9 @@ impl Pool {
         self.isa
     }
 
-    /// Calls `body(task, thread)` for each task below `tasks`, in no particular order, and returns when all
-    /// are done. `thread` is below [`Pool::threads`], and no two running calls have the same. Not reentrant.
+    /// Calls `body(task, thread)` for each task below `tasks`, in no particular order, and returns when all calls
+    /// have returned. `thread` is below [`Pool::threads`], and no two concurrent calls have the same `thread`. Not
+    /// reentrant.
     ///
     /// # Panics
     /// If `body` panics.
@@ -115,7 +117,7 @@ impl Pool {
             }
             return;
         }
-        // A lock is poisoned when an earlier body panicked; the state word is whole again by then.
+        // An earlier panic in a body poisons the lock; the state word is valid again by then.
         let _one_job_at_a_time = self.dispatch.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
         // SAFETY: the previous job is closed and empty (waited for below), so no worker reads the cell.
@@ -125,7 +127,8 @@ impl Pool {
         shared.next_task.store(0, Ordering::Relaxed);
         let number = (shared.state.load(Ordering::Relaxed) & !(JOB - 1)).wrapping_add(JOB);
         shared.state.store(number | OPEN, Ordering::Release);
-        // Pairs with the fence in `wait_for_job`: either the worker sees the job or we see it asleep.
+        // Pairs with the fence in `wait_for_job`: either the worker sees the job or this thread sees that the worker
+        // is asleep.
         fence(Ordering::SeqCst);
         for (asleep, (_, thread)) in shared.asleep.iter().zip(&self.workers).take(tasks - 1) {
             if asleep.load(Ordering::Relaxed) && asleep.swap(false, Ordering::Relaxed) {
@@ -148,7 +151,7 @@ impl Pool {
         let mut spins = 0_u32;
         while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
             spins += 1;
-            // On a machine with more runnable threads than cores the worker needs this core.
+            // If more threads are runnable than the machine has cores, the worker needs this core.
             if spins > 20_000 { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
         if let Err(panic) = outcome {
@@ -157,8 +160,8 @@ impl Pool {
         assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a kernel task panicked on a worker thread");
     }
 
-    /// At least `len` floats of scratch memory, contents unspecified; grows on first use only. Held by one
-    /// kernel at a time.
+    /// At least `len` floats of scratch memory with unspecified contents; it grows if `len` exceeds all earlier
+    /// requests. One kernel at a time holds it.
     pub(crate) fn scratch(&self, len: usize) -> MutexGuard<'_, AlignedBuf<f32>> {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         if scratch.len() < len {
@@ -168,7 +171,7 @@ impl Pool {
     }
 }
 
-/// Calls the closure that a job erased.
+/// Calls a job's type-erased closure.
 ///
 /// # Safety
 /// `closure` points to a live `F`.
@@ -210,7 +213,7 @@ impl Shared {
         }
     }
 
-    /// Waits for a job that this worker has not done yet and enters it; `None` at the end of the pool.
+    /// Waits for a job that this worker has not run yet and joins it; `None` when the pool is dropped.
     fn join_job(&self, index: usize, last: &mut u64) -> Option<Job> {
         let mut state = self.wait_for_job(index, *last);
         loop {
@@ -260,7 +263,7 @@ impl Shared {
     }
 }
 
-/// A mutable slice that tasks of one job write at disjoint places.
+/// A mutable slice to whose disjoint parts the tasks of one job write.
 pub(crate) struct Shards<T> {
     start: *mut T,
     len: usize,
@@ -276,12 +279,12 @@ impl<T> Shards<T> {
         Self { start: slice.as_mut_ptr(), len: slice.len() }
     }
 
-    /// As [`Shards::new`] over memory that may not be initialised yet; good for [`Shards::at`] only.
+    /// As [`Shards::new`] over memory that may be uninitialised; only [`Shards::at`] may be used.
     pub(crate) fn raw(start: *mut T, len: usize) -> Self {
         Self { start, len }
     }
 
-    /// A pointer to element `at`, good up to the end of the slice.
+    /// A pointer to element `at`, valid up to the end of the slice.
     pub(crate) fn at(&self, at: usize) -> *mut T {
         debug_assert!(at <= self.len, "{at} is past a slice of {}", self.len);
         // `wrapping_add` is safe; every use checks its own bounds by shape.

@@ -1,5 +1,5 @@
-//! Rotary position embedding (Su et al. 2021) of a joined q/k/v projection: q is rotated in place, k is
-//! rotated on its way into the cache, v is copied there. Tables and arithmetic are f32.
+//! Rotary position embedding (Su et al. 2021) of a joined q/k/v projection: q is rotated in place, k is rotated while
+//! it is copied to the cache, v is copied to the cache. Tables and arithmetic are f32.
 
 #![expect(unsafe_code, reason = "tasks write disjoint slots of the cache, rows are rotated by vector code")]
 
@@ -18,7 +18,7 @@ pub enum Pairing {
     Interleaved,
 }
 
-/// Cosines and sines by position, with any attention factor of the scaling already in them.
+/// Cosines and sines by position, already multiplied by the attention factor of the rope scaling, if any.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
     cos: Vec<f32>,
@@ -28,11 +28,11 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// `cos` and `sin` are `[positions, pairs]`; `2 * pairs` leading elements of a head are rotated, the rest
-    /// are left as they are (partial rotary).
+    /// `cos` and `sin` are `[positions, pairs]`; the leading `2 * pairs` elements of a head are rotated, the others
+    /// are unchanged (partial rotary).
     ///
     /// # Panics
-    /// If the tables are not whole rows of equal number.
+    /// If the tables differ in length or do not consist of whole rows.
     pub fn new(cos: Vec<f32>, sin: Vec<f32>, pairs: usize, pairing: Pairing) -> Self {
         assert!(
             pairs > 0 && cos.len() == sin.len() && cos.len().is_multiple_of(pairs),
@@ -47,7 +47,7 @@ impl RopeTable {
     }
 }
 
-/// The joined projection and where it goes.
+/// The shape of the joined projection and its place in the cache.
 #[derive(Clone, Copy, Debug)]
 pub struct QkvLayout {
     /// New tokens per sequence; `qkv` is `[batch, tokens, (q_heads + 2 kv_heads) * head_dim]`.
@@ -59,9 +59,9 @@ pub struct QkvLayout {
 }
 
 /// Rotates q in place and writes k (rotated) and v into `cache` at slots `first_slot..first_slot + tokens`.
-/// `positions: [batch, tokens]` are rows of the table; with no `rope` nothing is rotated.
+/// `positions: [batch, tokens]` are rows of the table; without `rope` nothing is rotated.
 ///
-/// Slots must be filled in order: a bf16 value in an even slot clears the odd slot beside it.
+/// Slots must be filled in order: writing a bf16 value to an even slot clears the odd slot after it.
 ///
 /// # Panics
 /// If a shape does not fit, a position is outside the table, or the cache is full.
@@ -86,7 +86,8 @@ pub fn rope_into_cache<T: Element>(
         let last = positions.iter().max().map_or(0, |p| *p as usize);
         assert!(tokens == 0 || last < table.positions(), "position {last} of {}", table.positions());
     }
-    // A task takes the slots of one panel of keys: they share cache lines, and pairs of bf16 values units.
+    // A task takes the slots of one panel of keys, because they share cache lines, and pairs of bf16 values share
+    // units.
     let panels = (first_slot + tokens).div_ceil(PANEL) - first_slot / PANEL;
     let qkv = Shards::new(qkv);
     let keys = Shards::new(&mut cache.keys);

@@ -1,8 +1,8 @@
-//! One vector vocabulary, four instruction levels. A kernel is written once against [`Simd`] as an `Op`
-//! and `Isa::run` calls it inside a function compiled for the level, into which everything inlines.
+//! One vector trait for all instruction levels. A kernel is written once against [`Simd`] as an `Op`; `Isa::run`
+//! calls it inside a function compiled for the level, into which the whole kernel is inlined.
 //!
-//! Rule for kernels: no closures and no calls to functions that are not `#[inline(always)]` inside an
-//! `Op`, since neither inherits the level's target features.
+//! An `Op` must not use closures or call functions that are not `#[inline(always)]`, since neither inherits the
+//! level's target features.
 
 #![expect(unsafe_code, reason = "vector intrinsics are unsafe to call; the level is proven by `Isa::detect`")]
 
@@ -15,13 +15,13 @@ mod x86;
 /// An instruction level. Levels are ordered: each contains the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// Plain Rust, four lanes; LLVM turns it into SSE2 or NEON.
+    /// Plain Rust, four lanes; LLVM compiles it to SSE2 or NEON.
     Portable,
     /// AVX2 and FMA, eight lanes.
     Avx2,
     /// AVX-512 F, BW, DQ and VL, sixteen lanes.
     Avx512,
-    /// AVX-512 with a `vdpbf16ps` that takes as long as four multiply-adds, and does the work of two: Intel's.
+    /// AVX-512 on Intel, where `vdpbf16ps` takes as long as four multiply-adds and does the work of two.
     Avx512SlowBf16,
     /// AVX-512 with `vdpbf16ps`.
     Avx512Bf16,
@@ -55,7 +55,7 @@ impl Isa {
         Self::Portable
     }
 
-    /// The most rows that one tile of the matrix product holds in registers at this level.
+    /// The largest number of rows of a tile of the matrix product whose sums fit the registers at this level.
     pub(crate) fn tile_rows(self) -> usize {
         match self {
             Self::Portable => portable::Portable::TILE_ROWS,
@@ -68,9 +68,9 @@ impl Isa {
         }
     }
 
-    /// Whether so many rows of bf16 are better multiplied in f32, for which each panel of weights is widened once: a
-    /// Xeon's `vdpbf16ps` took 0.76 ns where a multiply-add took 0.19, and 128 rows 1.5 times as long as widened, but 12
-    /// rows, a single tile, no longer.
+    /// Whether `rows` rows of bf16 are multiplied in f32, after each panel of weights is widened once. On a Xeon
+    /// `vdpbf16ps` took 0.76 ns and a multiply-add 0.19 ns. With `vdpbf16ps` 128 rows took 1.5 times as long as with
+    /// widening; for 12 rows, a single tile, there was no difference.
     pub(crate) fn widens(self, rows: usize) -> bool {
         match self {
             Self::Portable | Self::Avx2 | Self::Avx512 => true,
@@ -107,36 +107,37 @@ pub(crate) trait Op {
     /// What the kernel returns.
     type Output;
 
-    /// The body.
+    /// Runs the kernel.
     ///
     /// # Safety
-    /// Only through `Isa::run`: the caller is compiled for `S`. Pointers held by `self` are valid.
+    /// Only `Isa::run` may call it, because the caller must be compiled for `S`. Pointers held by `self` are valid.
     unsafe fn call<S: Simd>(self) -> Self::Output;
 }
 
-/// A vector of f32 lanes and what the kernels do with it. Bit patterns of bf16 pairs travel in the same
-/// registers: a lane then holds the even element in its low half and the odd one in its high half.
+/// A vector of f32 lanes and its operations. The same vectors hold bf16 pairs: the even element is in the low half of
+/// a lane, the odd one in the high half.
 ///
 /// # Safety of every method
-/// The surrounding function is compiled for the level, and pointers are valid for the lanes they name.
+/// The calling function is compiled for the level, and pointers are valid for the accessed lanes.
 #[expect(clippy::missing_safety_doc, reason = "one contract for all methods, stated on the trait")]
 pub trait Simd: Copy + 'static {
-    /// The vector.
+    /// The vector type.
     type F: Copy;
-    /// One truth value per lane.
+    /// The mask type: one boolean per lane.
     type M: Copy;
     /// Number of f32 lanes.
     const LANES: usize;
-    /// Whether [`Simd::dot_bf16`] is one instruction; elsewhere it is six, and many products are better made in f32.
+    /// Whether [`Simd::dot_bf16`] is one instruction. At other levels it is six, and products with many rows are
+    /// faster in f32.
     const MULTIPLIES_PAIRS: bool;
-    /// Rows of a tile of two vectors that fit the register file (see `tile.rs`).
+    /// Rows of a tile of two vectors whose sums fit the registers (see `tile.rs`).
     const TILE_ROWS: usize;
 
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self::F;
     /// `LANES` values from `p`, unaligned.
     unsafe fn load(p: *const f32) -> Self::F;
-    /// The first `n < LANES` values from `p`, zeros above.
+    /// The first `n < LANES` values from `p`; the other lanes are zero.
     unsafe fn load_n(p: *const f32, n: usize) -> Self::F;
     /// Stores `LANES` values.
     unsafe fn store(p: *mut f32, v: Self::F);
@@ -144,7 +145,7 @@ pub trait Simd: Copy + 'static {
     unsafe fn store_n(p: *mut f32, v: Self::F, n: usize);
     /// `LANES` bf16 values, widened.
     unsafe fn load_bf16(p: *const bf16) -> Self::F;
-    /// The first `n < LANES` bf16 values, widened, zeros above.
+    /// The first `n < LANES` bf16 values, widened; the other lanes are zero.
     unsafe fn load_bf16_n(p: *const bf16, n: usize) -> Self::F;
     /// Rounds to nearest even and stores `LANES` bf16 values.
     unsafe fn store_bf16(p: *mut bf16, v: Self::F);
@@ -158,17 +159,17 @@ pub trait Simd: Copy + 'static {
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     /// `a / b`.
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
-    /// `a * b + c`, rounded once where the level has it.
+    /// `a * b + c`, rounded once if the level has a fused multiply-add.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// The larger; `b` where either is NaN.
+    /// The larger; `b` if either is NaN.
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
-    /// The smaller; `b` where either is NaN.
+    /// The smaller; `b` if either is NaN.
     unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
     /// `|a|`.
     unsafe fn abs(a: Self::F) -> Self::F;
     /// `|a|` with the sign of `s`.
     unsafe fn copy_sign(a: Self::F, s: Self::F) -> Self::F;
-    /// To the nearest integer, ties to even.
+    /// Rounds to the nearest integer, ties to even.
     unsafe fn round(a: Self::F) -> Self::F;
     /// `2^n` for integral `n` in -126..=127.
     unsafe fn exp2i(n: Self::F) -> Self::F;
@@ -180,7 +181,7 @@ pub trait Simd: Copy + 'static {
     unsafe fn sum(a: Self::F) -> f32;
     /// Largest lane (unspecified with a NaN).
     unsafe fn max_lane(a: Self::F) -> f32;
-    /// Asks for the cache line at `p` in L2; any address is allowed.
+    /// Prefetches the cache line at `p` into L2; any address is allowed.
     #[inline(always)]
     unsafe fn prefetch(_: *const f32) {}
     /// The low bf16 of each lane, widened.

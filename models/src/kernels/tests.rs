@@ -20,12 +20,12 @@ const U32: f64 = 1.0 / (1 << 24) as f64;
 /// Unit roundoff of bf16 (8 significant bits).
 const U_BF16: f64 = 1.0 / (1 << 8) as f64;
 
-/// Roundoff of a result stored as `T`; f32 results carry the roundoff of their last operations anyway.
+/// Unit roundoff of a result stored as `T`.
 fn roundoff<T: Element>() -> f64 {
     if T::PER_UNIT == 2 { U_BF16 } else { U32 }
 }
 
-/// A pool of one to three threads at each level that this machine has.
+/// Pools of one to three threads at each level that this machine has.
 fn pools() -> Vec<Pool> {
     let levels = Isa::ALL.into_iter().filter(|level| *level <= Isa::detect());
     levels.enumerate().map(|(i, level)| Pool::with_isa(1 + i % 3, level)).collect()
@@ -55,7 +55,7 @@ fn wide<T: Element>(xs: &[T]) -> Vec<f64> {
     xs.iter().map(|x| f64::from(x.to_f32())).collect()
 }
 
-/// Every element within its own tolerance (and so no NaN).
+/// Asserts that every element is within its own tolerance; a NaN fails.
 #[track_caller]
 fn close<T: Element>(what: &str, got: &[T], want: &[f64], tolerance: impl Fn(usize) -> f64) {
     assert_eq!(got.len(), want.len(), "{what}: lengths");

@@ -1,6 +1,6 @@
-//! The register tile under both the matrix product and attention: a few rows times 32 columns, summed over
-//! 32-bit units (one f32, or a pair of bf16). The right operand is a *panel*: for each step 32 consecutive
-//! units, one per column.
+//! The GEMM micro-kernel of both the matrix product and attention: a few rows times 32 columns, summed over 32-bit
+//! units (one f32, or a pair of bf16). The right operand is a *panel*: for each step, 32 consecutive units, one per
+//! column.
 
 #![expect(unsafe_code, reason = "the innermost loop runs on raw pointers")]
 #![expect(clippy::needless_range_loop, reason = "counted loops over registers, which must unroll whole")]
@@ -11,22 +11,22 @@ use super::simd::Simd;
 /// Columns of a panel: two AVX-512 vectors.
 pub(crate) const PANEL: usize = 32;
 
-/// Steps of a turn of the innermost loop: what a turn costs beside its products counts on a core that is shared.
+/// Steps per iteration of the innermost loop. Unrolling reduces the loop's overhead, which matters on a shared core.
 pub(crate) const UNROLLED: usize = 4;
 /// Floats of a cache line.
 pub(crate) const LINE: usize = 16;
 
-/// Where unit `step` of row `row` of the left operand lies.
+/// Index of unit `step` of row `row` of the left operand.
 pub(crate) trait Rows: Copy {
     fn at<const R: usize>(self, row: usize, step: usize) -> usize;
 
-    /// Asks for a part of what is used later; once a turn.
+    /// Prefetches a part of the data used later; called once per iteration.
     #[inline(always)]
     unsafe fn prefetch<S: Simd>(&mut self) {}
 }
 
-/// Units interleaved over the tile's rows, `[step][row]`. While a tile is summed, `lines` cache lines a turn of what
-/// lies at `next` come into L2: the panel that this thread needs next would otherwise be waited for.
+/// Units interleaved over the tile's rows, `[step][row]`. Each iteration also prefetches `lines` cache lines from
+/// `next`, the panel that this thread needs next, into L2.
 #[derive(Clone, Copy)]
 pub(crate) struct Interleaved {
     pub(crate) next: *const f32,
@@ -49,7 +49,7 @@ impl Rows for Interleaved {
     }
 }
 
-/// Rows at a distance known at run time; good for few rows, whose addresses stay in registers.
+/// Rows at a distance known at run time; suited to few rows, whose addresses stay in registers.
 #[derive(Clone, Copy)]
 pub(crate) struct Apart(pub(crate) usize);
 
@@ -60,7 +60,7 @@ impl Rows for Apart {
     }
 }
 
-/// Rows at a fixed distance, which the instruction encodes.
+/// Rows at a distance known at compile time, which the instruction encodes.
 #[derive(Clone, Copy)]
 pub(crate) struct Every<const N: usize>;
 
@@ -71,9 +71,9 @@ impl<const N: usize> Rows for Every<N> {
     }
 }
 
-/// `out[r][c] (+)= sum over steps of a[r] . b[c]` for `R` rows and 32 columns, `V` vectors of columns at a time, with
-/// `U` interleaved sums per element so that a tile of few rows still hides the latency of the multiply-add. `U` divides
-/// [`UNROLLED`]: otherwise the sums leave the registers.
+/// `out[r][c] (+)= sum over steps of a[r] . b[c]` for `R` rows and 32 columns, `V` vectors of columns at a time. Each
+/// element has `U` interleaved sums, so that a tile of few rows still hides the latency of the multiply-add. `U`
+/// divides [`UNROLLED`]; otherwise the sums do not stay in registers.
 ///
 /// # Safety
 /// `Simd`'s contract; `a` is readable at `rows.at(r, s)`, `b` at `s * b_step..+32`, `out` writable (and with
@@ -174,8 +174,8 @@ pub(crate) unsafe fn tile_of<S: Simd, T: Element, A: Rows>(
                 $($n if $n <= S::TILE_ROWS => {
                     // SAFETY: the caller's contract.
                     unsafe {
-                        // Only the level with 32 registers has room for more sums. The others read a panel's rows whole
-                        // where they can, in one stream from memory.
+                        // Only the level with 32 registers has room for more sums. The others read a panel's rows
+                        // whole if possible, in one stream from memory.
                         if S::LANES == 16 {
                             tile::<S, T, A, $n, 2, $wide>(steps, a, rows, b, b_step, out, out_row, add);
                         } else {

@@ -20,7 +20,7 @@ pub enum Activation {
     Gelu,
     /// `gelu_pytorch_tanh`, `gelu_python_tanh`, `gelu_new`, `gelu_accurate`: `x / 2 * (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
     GeluTanh,
-    /// `gelu_fast`: the same with `sqrt(2/pi)` cut off at ten digits.
+    /// `gelu_fast`: the same with `sqrt(2/pi)` truncated to ten digits.
     GeluFast,
     /// `quick_gelu`: `x / (1 + exp(-1.702 x))`.
     QuickGelu,
@@ -33,7 +33,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// Reads `key`, or takes transformers' default for it.
+    /// Reads the activation's name from `key`, or from `default` if the key is absent.
     ///
     /// # Errors
     /// If the name is unknown.
@@ -52,7 +52,7 @@ impl Activation {
         })
     }
 
-    /// Applies it, under the module path `path`.
+    /// Applies the activation as the module `path`.
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -60,7 +60,7 @@ impl Activation {
         pass.module(path, xs.clone(), |_, xs| self.inline(&xs))
     }
 
-    /// Applies it where transformers calls a function and there is no module.
+    /// Applies the activation without a module, as transformers does where it calls a function.
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -72,7 +72,7 @@ impl Activation {
         }
     }
 
-    /// The kernel of the fused backend; in F32 the cut-off constant of `gelu_fast` makes no difference.
+    /// The kernel of the fused backend; in F32 the truncated constant of `gelu_fast` makes no difference.
     pub(crate) fn kernel(self) -> kernels::Activation {
         match self {
             Self::Silu => kernels::Activation::Silu,
@@ -85,7 +85,7 @@ impl Activation {
         }
     }
 
-    /// Applies it to any shape; computed in F32 for 16-bit dtypes and rounded once.
+    /// Applies the activation to a tensor of any shape; computed in F32 for 16-bit dtypes and rounded once.
     pub(super) fn apply(self, xs: &Tensor) -> Result<Tensor> {
         rounded(xs, |xs| match self {
             Self::Silu => xs.silu(),

@@ -1,4 +1,4 @@
-//! Attention with linear biases instead of rope (Press et al. 2021), as falcon has it.
+//! Attention with linear biases instead of rope (ALiBi, Press et al. 2021), for falcon.
 
 use candle_core::{DType, Tensor};
 use half::bf16;
@@ -13,7 +13,8 @@ use crate::kernels::Band;
 use crate::pass::Pass;
 use crate::xs::Xs;
 
-/// The biases of one pass. On the CPU the fused backend computes them, and the attention over them, as the eager backend does.
+/// The biases of one forward pass. On the CPU the fused backend computes the biases and the attention as the eager
+/// backend does.
 #[derive(Clone, Debug)]
 pub struct Alibi(Biases);
 
@@ -22,16 +23,17 @@ enum Biases {
     Tensors {
         /// `slope * position` of each head and key, `[1 or batch, num_heads, 1, past + seq]`, in the model's dtype.
         bias: Tensor,
-        /// The scaled biases where the causal mask admits a key, the dtype's lowest value where not,
-        /// `[1 or batch, num_heads, seq, past + seq]`.
+        /// The scaled biases if the causal mask admits a key, else the dtype's lowest value, `[1 or batch, num_heads,
+        /// seq, past + seq]`.
         mask: Tensor,
     },
-    /// Both times they are added, in one; the mask is the kernels'.
+    /// The sum of the two biases that attention adds. The kernels apply the mask.
     Gpu(DeviceBias),
 }
 
 impl Alibi {
-    /// Biases for heads of `head_dim` features. Keys count from each row's first real token, padding is 0.
+    /// Biases for heads of `head_dim` features. Positions count from each sequence's first real token; padding has
+    /// position 0.
     ///
     /// Slopes, positions and their products are rounded to BF16 whatever the model's dtype, F64 included
     /// (transformers 5.23.0, `build_alibi_tensor` of `modeling_falcon.py`).
@@ -43,7 +45,7 @@ impl Alibi {
             let (slots, per_sequence) = (pass.slots(), pass.padding().is_some());
             let region = device.input(pass, move |inputs| {
                 let (bias, scaled) = biases(inputs, num_heads, head_dim, slots)?;
-                // As the kernels do, the scores' scale is taken from the heads.
+                // The kernels derive the scale of the scores from `head_dim`; the bias uses the same scale.
                 let scale = (head_dim as f64).sqrt().recip();
                 let both = ((bias.to_dtype(DType::F32)? * scale)? + scaled.to_dtype(DType::F32)?)?;
                 Ok(both.flatten_all()?.to_vec1::<f32>()?)
@@ -52,7 +54,8 @@ impl Alibi {
         }
         let (bias, scaled) = biases(pass, num_heads, head_dim, pass.past() + pass.seq())?;
         let mask = match Mask::causal_bias(pass)? {
-            // 0 + bias where admitted; the lowest value, plus a bias that is not negative and vanishes beside it.
+            // An admitted key gets 0 + bias. For other keys the bias is not negative and vanishes next to the lowest
+            // value.
             Some(mask) => mask.broadcast_add(&scaled)?,
             None => scaled,
         };
@@ -60,8 +63,8 @@ impl Alibi {
     }
 }
 
-/// Of so many keys the biases, `[1 or batch, num_heads, 1, keys]`, and the same scaled as scores are, both in the model's
-/// dtype.
+/// The biases of `keys` keys, `[1 or batch, num_heads, 1, keys]`, unscaled and multiplied by the scores' scale, both
+/// in the model's dtype.
 fn biases(inputs: &PassInputs, num_heads: usize, head_dim: usize, keys: usize) -> Result<(Tensor, Tensor)> {
     let positions = key_positions(inputs, keys);
     let rows = positions.len() / keys;
@@ -79,7 +82,7 @@ fn biases(inputs: &PassInputs, num_heads: usize, head_dim: usize, keys: usize) -
     Ok((bias, scaled))
 }
 
-/// `[1 or batch, keys]`; keys that are yet to come get any.
+/// Position of each key, `[1 or batch, keys]`: 0 for padding, unspecified for keys after the current tokens.
 fn key_positions(inputs: &PassInputs, keys: usize) -> Vec<i64> {
     let Some(padding) = inputs.padding() else {
         return (0..keys as i64).collect();
@@ -97,8 +100,8 @@ fn key_positions(inputs: &PassInputs, keys: usize) -> Vec<i64> {
     padding.chunks(inputs.past() + inputs.seq()).flat_map(row).collect()
 }
 
-/// A geometric sequence that starts at its own ratio; for a number of heads that is no power of two, the one of
-/// the next lower power, then every other member of the one of the next higher power.
+/// One slope per head: a geometric sequence whose first term is its ratio. If `num_heads` is not a power of two, the
+/// slopes are those of the next lower power, then every other slope of the next higher power.
 fn slopes(num_heads: usize) -> Vec<bf16> {
     let power = 1_usize << num_heads.ilog2();
     let base = |heads: usize| 2_f64.powf(-8.0 / heads as f64);
@@ -108,14 +111,14 @@ fn slopes(num_heads: usize) -> Vec<bf16> {
 }
 
 impl Attention {
-    /// As [`Attention::forward`], with linear biases for positions and without a soft cap:
-    /// `q: [batch, seq, num_heads * head_dim]`, `k` and `v`: `[batch, seq, num_kv_heads * head_dim]`,
-    /// to `[batch, seq, num_heads * head_dim]`.
+    /// As [`Attention::forward`], with linear biases instead of positions and without a soft cap: `q: [batch, seq,
+    /// num_heads * head_dim]`, `k` and `v`: `[batch, seq, num_kv_heads * head_dim]`, to `[batch, seq, num_heads *
+    /// head_dim]`.
     ///
-    /// The biases are added twice, once before and once after the scaling, because transformers 5.23.0's eager
-    /// attention does so: `FalconModel.forward` merges them into the mask, `FalconAttention.forward` adds them again.
-    /// Its sdpa, and its eager attention in 4.40.2, add them once. Scores become F32 in 16-bit dtypes until
-    /// the softmax's input is rounded.
+    /// The biases are added twice, before and after the scaling, as in transformers 5.23.0's eager attention:
+    /// `FalconModel.forward` merges them into the mask and `FalconAttention.forward` adds them again. Its sdpa
+    /// attention, and the eager attention of 4.40.2, add them once. In 16-bit dtypes scores are F32 until the
+    /// softmax's input is rounded.
     ///
     /// # Errors
     /// If the shapes do not fit.
@@ -164,7 +167,7 @@ mod tests {
     fn slopes_are_those_of_the_paper_and_of_transformers_beyond_powers_of_two() {
         let values = |heads| -> Vec<f32> { slopes(heads).into_iter().map(bf16::to_f32).collect() };
         assert_eq!(values(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015_625, 0.007_812_5, 0.003_906_25]);
-        // Four heads' 2^-2, 2^-4, ..., then the odd members of eight heads' 2^-1, 2^-2, ...
+        // The slopes of four heads, 2^-2, 2^-4, ..., then the odd members of those of eight heads, 2^-1, 2^-2, ...
         assert_eq!(values(6), [0.25, 0.0625, 0.015_625, 0.003_906_25, 0.5, 0.125]);
     }
 }

@@ -1,4 +1,4 @@
-//! The core of attention: from projected queries, keys and values to mixed values.
+//! The core of attention: computes the mixed values from projected queries, keys and values.
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ use crate::kernels::{self, Band, CacheShape, KvCache, QkvLayout, rope_into_cache
 use crate::pass::Pass;
 use crate::xs::Xs;
 
-/// Multi-head attention with grouped keys and values, after the projections and before `o_proj`:
-/// rope, cache, scores, mask, softmax, mix.
+/// Multi-head attention with grouped keys and values, between the projections and `o_proj`: rope, cache, scores,
+/// mask, softmax, weighted sum of values.
 #[derive(Clone, Debug)]
 pub struct Attention {
-    /// Index of the layer, for the cache.
+    /// Index of the layer in the cache.
     pub layer: usize,
     /// Query heads.
     pub num_heads: usize,
@@ -26,9 +26,9 @@ pub struct Attention {
     pub num_kv_heads: usize,
     /// Features of a head.
     pub head_dim: usize,
-    /// What scores are multiplied by.
+    /// The factor by which scores are multiplied.
     pub scale: f64,
-    /// `cap * tanh(scores / cap)` before the mask.
+    /// The cap in `cap * tanh(scores / cap)`, applied before the mask; `None` means no cap.
     pub soft_cap: Option<f64>,
 }
 
@@ -36,8 +36,8 @@ impl Attention {
     /// `q: [batch, seq, num_heads * head_dim]`, `k` and `v`: `[batch, seq, num_kv_heads * head_dim]`,
     /// to `[batch, seq, num_heads * head_dim]`.
     ///
-    /// Scores are in the model's dtype, the softmax in F32 (F64 in F64) and rounded
-    /// (transformers 5.23.0, `eager_attention_forward` of `modeling_llama.py` and `modeling_gemma3.py`).
+    /// Scores are in the model's dtype; the softmax is in F32 (F64 in F64) and its result is rounded to the model's
+    /// dtype (transformers 5.23.0, `eager_attention_forward` of `modeling_llama.py` and `modeling_gemma3.py`).
     ///
     /// # Errors
     /// If the shapes do not fit.
@@ -73,7 +73,7 @@ impl Attention {
         self.mix(pass, &q, &k, &v, mask)
     }
 
-    /// What the GPU needs of the layer.
+    /// The layer's parameters for the GPU kernels.
     pub(super) fn shape(&self, band: Band) -> AttentionShape {
         AttentionShape {
             layer: self.layer,
@@ -86,7 +86,8 @@ impl Attention {
         }
     }
 
-    /// As [`Attention::forward`]: rope written straight into the cache, then blocked attention.
+    /// As [`Attention::forward`] in the fused backend on the CPU: rope writes to the cache, then blocked attention
+    /// reads it.
     fn fused<T: Float>(
         &self,
         pass: &mut Pass,
@@ -135,7 +136,7 @@ impl Attention {
     fn mix(&self, pass: &mut Pass, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask) -> Result<Xs> {
         let (batch, _, seq, _) = q.dims4()?;
         let keys = k.dim(2)?;
-        // The query heads of one key head are rows of one product, so that keys need no repetition.
+        // The query heads of one key head are rows of one matrix product, so that keys need not be repeated.
         let rows = self.num_heads / self.num_kv_heads * seq;
         let q = q.reshape((batch, self.num_kv_heads, rows, self.head_dim))?;
         let scores = q.matmul(&k.t()?)?.reshape((batch, self.num_heads, seq, keys))?;
@@ -163,14 +164,15 @@ pub(super) fn split_heads(xs: &Tensor, heads: usize) -> Result<Tensor> {
     Ok(xs.reshape((batch, seq, heads, features / heads))?.transpose(1, 2)?.contiguous()?)
 }
 
-/// Over the last dimension; in F32 for 16-bit dtypes, because candle's own sums in the dtype it is given.
+/// Softmax over the last dimension; in F32 for 16-bit dtypes, because candle's own softmax sums in the dtype of its
+/// input.
 pub(super) fn softmax(scores: &Tensor) -> Result<Tensor> {
     let dtype = scores.dtype();
     let wide = scores.to_dtype(accumulation(dtype))?;
     Ok(candle_nn::ops::softmax_last_dim(&wide)?.to_dtype(dtype)?)
 }
 
-/// q, k and v side by side: where they lie that way already, the buffer itself.
+/// q, k and v concatenated; if they already are parts of one buffer, that buffer.
 fn joined<T: Float>(host: &Arc<Host>, parts: &[Slot<T>; 3]) -> Slot<T> {
     let [q, k, v] = parts;
     let width = q.columns + k.columns + v.columns;

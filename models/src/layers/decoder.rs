@@ -1,4 +1,4 @@
-//! What every decoder has around its layers: the token embedding, the final norm, the head, and what happens to logits.
+//! The parts of a decoder around its layers: the token embedding, the final norm, the head, and operations on logits.
 
 use super::{Embedding, LayerNorm, Linear, RmsNorm, divide, scale, soft_cap};
 use crate::error::Result;
@@ -7,7 +7,7 @@ use crate::pass::Pass;
 use crate::weights::Weights;
 use crate::xs::Xs;
 
-/// The weights of a decoder without its head, and whether it has one.
+/// The weights of a decoder without its head, and whether the model has a head.
 pub struct DecoderBody {
     checkpoint: Weights,
     weights: Weights,
@@ -15,10 +15,10 @@ pub struct DecoderBody {
 }
 
 impl DecoderBody {
-    /// The body that a causal LM keeps under `name` (transformers' `base_model_prefix`).
+    /// The body of a causal LM, stored under `name` (transformers' `base_model_prefix`).
     ///
     /// # Errors
-    /// If the task is another than next-token logits or hidden states.
+    /// If the task is neither next-token logits nor hidden states.
     pub fn new(model_type: &str, name: &str, weights: &Weights, task: Option<Task>) -> Result<Self> {
         let has_head = match task.unwrap_or(Task::CausalLm) {
             Task::CausalLm => true,
@@ -37,7 +37,7 @@ impl DecoderBody {
     /// Loads the modules `<name>.0` to `<name>.<count - 1>`.
     ///
     /// # Errors
-    /// The first that `load` returns.
+    /// The first error that `load` returns.
     pub fn layers<Block>(
         &self,
         name: &str,
@@ -48,14 +48,14 @@ impl DecoderBody {
         (0..count).map(|layer| load(&layers.pp(layer), layer)).collect()
     }
 
-    /// The weights of the head, which older checkpoints call `old`; absent where the model ends in hidden states.
+    /// The weights of the head, which older checkpoints call `old`; `None` if the model's output is hidden states.
     #[must_use]
     pub fn head_or(&self, old: &str) -> Option<Weights> {
         self.has_head.then(|| self.checkpoint.pp_or("lm_head", old))
     }
 
-    /// The head `lm_head`, without a bias; its weight is the embedding's where `tie_word_embeddings`. Absent where the
-    /// model ends in hidden states.
+    /// The head `lm_head`, without a bias; with `tie_word_embeddings` it uses the embedding's weight. `None` if the
+    /// model's output is hidden states.
     ///
     /// # Errors
     /// If the head is not tied and its tensor is missing.
@@ -67,9 +67,9 @@ impl DecoderBody {
 
 /// The norm after the last layer.
 pub enum FinalNorm {
-    /// Without a mean.
+    /// A root-mean-square norm.
     Rms(RmsNorm),
-    /// With a mean.
+    /// A layer norm.
     Layer(LayerNorm),
 }
 
@@ -85,19 +85,19 @@ impl From<LayerNorm> for FinalNorm {
     }
 }
 
-/// What happens to the logits after the head; named by the config key.
+/// The operation on the logits after the head, named after its config key.
 #[derive(Clone, Copy, Debug)]
 enum AfterHead {
     Unchanged,
-    /// Multiplied.
+    /// The logits are multiplied by the value.
     LogitScale(f64),
-    /// Divided.
+    /// The logits are divided by the value.
     LogitsScaling(f64),
     /// `cap * tanh(logits / cap)`.
     FinalLogitSoftcapping(f64),
 }
 
-/// The ends of a decoder.
+/// The parts of a decoder before and after its layers.
 pub struct DecoderEnds {
     path: String,
     embed_tokens: Embedding,
@@ -108,7 +108,7 @@ pub struct DecoderEnds {
 }
 
 impl DecoderEnds {
-    /// The ends of `body`; without `lm_head` the model gives hidden states.
+    /// The ends of `body`; without `lm_head` the model's output is hidden states.
     pub fn new(
         body: &DecoderBody,
         embed_tokens: Embedding,
@@ -143,14 +143,15 @@ impl DecoderEnds {
         Self { after_head: AfterHead::LogitsScaling(divisor), ..self }
     }
 
-    /// Caps the logits softly, if the config has a cap (transformers 5.23.0, `Gemma2ForCausalLM`).
+    /// Applies `cap * tanh(logits / cap)` if the config has a cap (transformers 5.23.0, `Gemma2ForCausalLM`).
     #[must_use]
     pub fn final_logit_softcapping(self, cap: Option<f64>) -> Self {
         Self { after_head: cap.map_or(AfterHead::Unchanged, AfterHead::FinalLogitSoftcapping), ..self }
     }
 
-    /// From the pass's token ids to logits, `[batch, seq, vocab_size]`, or hidden states, `[batch, seq, hidden_size]`;
-    /// `layers` is what lies between embedding and final norm, same shape out.
+    /// Computes logits, `[batch, seq, vocab_size]`, or hidden states, `[batch, seq, hidden_size]`, from the forward
+    /// pass's token ids. `layers` runs the layers between embedding and final norm and returns the shape of its
+    /// input.
     ///
     /// # Errors
     /// If a tensor operation fails.

@@ -1,4 +1,4 @@
-//! Operations between layers, element by element.
+//! Elementwise operations between layers.
 
 use candle_core::Tensor;
 
@@ -8,8 +8,8 @@ use crate::fused::{Room, finished, product, sum};
 use crate::kernels::Epilogue;
 use crate::xs::{Value, Xs};
 
-/// Applies `operation` in the accumulation dtype and rounds its result once to `xs`'s dtype, as torch does
-/// for 16-bit dtypes; candle rounds at each step inside an operation. In F32 and F64 it changes nothing.
+/// Applies `operation` in the accumulation dtype and rounds its result once to the dtype of `xs`, as torch does for
+/// 16-bit dtypes; candle would round at each step inside the operation. In F32 and F64 this changes nothing.
 ///
 /// # Errors
 /// If a tensor operation fails.
@@ -46,7 +46,7 @@ pub fn multiply(xs: Xs, ys: Xs) -> Result<Xs> {
     }
 }
 
-/// `xs * factor`, the factor not rounded to a 16-bit dtype (torch's multiplication by a Python float).
+/// `xs * factor`. The factor is not rounded to a 16-bit dtype, as in torch's multiplication by a Python float.
 ///
 /// # Errors
 /// If a tensor operation fails.
@@ -57,7 +57,7 @@ pub fn scale(xs: Xs, factor: f64) -> Result<Xs> {
     }
 }
 
-/// `xs / divisor`, the divisor not rounded to a 16-bit dtype; in the fused backend multiplied by its reciprocal.
+/// `xs / divisor`. The divisor is not rounded to a 16-bit dtype; the fused backend multiplies by its reciprocal.
 ///
 /// # Errors
 /// If a tensor operation fails.
@@ -68,7 +68,7 @@ pub fn divide(xs: Xs, divisor: f64) -> Result<Xs> {
     }
 }
 
-/// `cap * tanh(xs / cap)`, each step rounded to the dtype of `xs`, in the fused backend only the last.
+/// `cap * tanh(xs / cap)`. The eager backend rounds each step to the dtype of `xs`, the fused backend only the last.
 ///
 /// # Errors
 /// If a tensor operation fails.
@@ -83,7 +83,7 @@ pub(super) fn scaled(xs: &Tensor, factor: f64) -> Result<Tensor> {
     rounded(xs, |xs| xs.affine(factor, 0.0))
 }
 
-/// A division, not a multiplication by the reciprocal: they differ in the last bit.
+/// Divides instead of multiplying by the reciprocal, because the two differ in the last bit.
 fn divided(xs: &Tensor, divisor: f64) -> Result<Tensor> {
     let divisor = Tensor::new(divisor, xs.device())?;
     rounded(xs, |xs| xs.broadcast_div(&divisor.to_dtype(xs.dtype())?))

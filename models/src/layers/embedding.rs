@@ -8,7 +8,7 @@ use crate::pass::Pass;
 use crate::weights::Weights;
 use crate::xs::Xs;
 
-/// A table looked up by id.
+/// An embedding table: returns the row of each id.
 #[derive(Clone)]
 pub struct Embedding {
     path: String,
@@ -16,7 +16,7 @@ pub struct Embedding {
     vocab_size: usize,
     hidden_size: usize,
     dtype: DType,
-    /// 0-dimensional, in the model's dtype; and its value.
+    /// The scale as a 0-dimensional tensor in the model's dtype, and as a number.
     scale: Option<(Tensor, f32)>,
 }
 
@@ -24,7 +24,7 @@ pub struct Embedding {
 pub(super) enum EmbeddingBackend {
     /// `[vocab_size, hidden_size]`.
     Eager(Tensor),
-    /// Packed like a linear layer, so that a tied head shares it.
+    /// Packed like a linear layer, so that a tied head can share it.
     Fused(Packed),
 }
 
@@ -51,8 +51,8 @@ impl Embedding {
         })
     }
 
-    /// Multiplies what is looked up by `scale`, itself rounded to the model's dtype
-    /// (transformers 5.23.0, `Gemma3TextScaledWordEmbedding`).
+    /// Multiplies the embeddings by `scale`, which is first rounded to the model's dtype (transformers 5.23.0,
+    /// `Gemma3TextScaledWordEmbedding`).
     ///
     /// # Errors
     /// If a tensor operation fails.

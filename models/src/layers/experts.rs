@@ -1,4 +1,4 @@
-//! A mixture of experts: a router picks a few gated feed-forward layers a token.
+//! A mixture of experts: a router selects a few gated feed-forward layers for each token.
 
 use std::sync::Arc;
 
@@ -13,34 +13,34 @@ use crate::pass::Pass;
 use crate::weights::Weights;
 use crate::xs::{Value, Xs};
 
-/// What a router's probabilities become.
+/// How a router's probabilities become scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouterScores {
-    /// Divided by their sum and left in F32, so that an expert's product is rounded from F32
+    /// Divided by their sum and kept in F32, so that the product of score and expert output is rounded from F32
     /// (transformers 5.23.0, `MixtralTopKRouter`).
     NormalisedWide,
     /// Divided by their sum and rounded to the model's dtype (`Qwen3MoeTopKRouter`, `norm_topk_prob`).
     Normalised,
-    /// As they are, rounded to the model's dtype (`Qwen3MoeTopKRouter` without it).
+    /// Unchanged and rounded to the model's dtype (`Qwen3MoeTopKRouter` without `norm_topk_prob`).
     Raw,
 }
 
-/// How the experts of a checkpoint are named and shaped.
+/// The names and shapes of a checkpoint's experts.
 #[derive(Clone, Copy, Debug)]
 pub struct ExpertsConfig {
-    /// How many there are.
+    /// Number of experts.
     pub num_experts: usize,
-    /// How many a token goes through.
+    /// Number of experts per token.
     pub num_experts_per_tok: usize,
-    /// Features of a token.
+    /// Number of features of a token.
     pub hidden_size: usize,
-    /// Features inside an expert.
+    /// Number of features inside an expert.
     pub intermediate_size: usize,
     /// The names of the gate, up and down projections.
     pub names: [&'static str; 3],
-    /// Between gate and product.
+    /// The activation of the gate.
     pub act_fn: Activation,
-    /// How the router weighs the experts.
+    /// How the router's probabilities become scores.
     pub scores: RouterScores,
 }
 
@@ -55,9 +55,9 @@ pub struct SparseMoe {
 }
 
 enum Experts {
-    /// One after the other, chosen on the host.
+    /// The experts run one after the other; the host chooses the tokens of each.
     Each(Vec<Expert>),
-    /// All at once, routed on the GPU.
+    /// All experts run together; the GPU routes the tokens.
     Gpu(DeviceExperts),
 }
 
@@ -68,9 +68,9 @@ struct Expert {
 }
 
 impl SparseMoe {
-    /// Loads `gate`, `[num_experts, hidden_size]`, and `experts.<n>`, each a gated layer without biases.
-    /// The module goes by `path`, whatever the checkpoint calls it; the experts' projections, which are no modules
-    /// of their own since transformers 5, go by the checkpoint's names.
+    /// Loads `gate`, `[num_experts, hidden_size]`, and `experts.<n>`, each a gated layer without biases. The module
+    /// path is `path`, whatever the checkpoint calls the module. Since transformers 5 the experts' projections are
+    /// not modules of their own; their paths use the checkpoint's names.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape.
@@ -100,9 +100,10 @@ impl SparseMoe {
         })
     }
 
-    /// `xs: [batch, seq, hidden_size]`, same shape out. The router's softmax is in F32 (F64 in F64), its choice is
-    /// made on the host, except on a GPU, which sums in F32; each expert's share is rounded to the model's dtype, and so
-    /// is each sum, in the experts' order (transformers 5.23.0, the loop of `MixtralExperts` and `Qwen3MoeExperts`).
+    /// `xs: [batch, seq, hidden_size]`, same shape out. The router's softmax is in F32 (F64 in F64), and the host
+    /// selects the experts. Each expert's weighted output is rounded to the model's dtype, and so is each partial
+    /// sum, in the order of the experts (transformers 5.23.0, the loop of `MixtralExperts` and `Qwen3MoeExperts`). A
+    /// GPU selects the experts itself and sums in F32.
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -114,7 +115,7 @@ impl SparseMoe {
                 let mixed = self.on_gpu(pass, experts, tokens)?;
                 Ok(Xs::from(mixed.shaped_as(rows)))
             }
-            // A tensor that a probe has put in.
+            // The input is a tensor if a probe replaced it.
             (Experts::Gpu(experts), _) => {
                 let dims = xs.tensor()?.dims().to_vec();
                 let tokens = xs.tensor()?.reshape(((), xs.tensor()?.dim(D::Minus1)?))?;
@@ -139,7 +140,7 @@ impl SparseMoe {
         let hidden_size = xs.tensor()?.dim(D::Minus1)?;
         let tokens = Xs::from(xs.tensor()?.reshape(((), hidden_size))?);
         let logits = self.gate.forward(pass, &tokens)?;
-        // The fused backend keeps a dimension between tokens and features.
+        // The fused backend has a dimension between tokens and features.
         let chosen = self.choose(&logits.tensor()?.reshape(((), experts.len()))?, experts.len())?;
         let mixed = pass.module(&self.experts_path, tokens, |pass, tokens| {
             let mut sum = tokens.tensor()?.zeros_like()?;
@@ -153,7 +154,8 @@ impl SparseMoe {
         Ok(mixed.tensor()?.reshape(dims)?.into())
     }
 
-    /// `logits: [tokens, num_experts]` to the tokens that each expert gets, ties going to the earlier expert.
+    /// Computes the tokens of each expert from `logits: [tokens, num_experts]`; of equal scores the earlier expert
+    /// wins.
     fn choose(&self, logits: &Tensor, num_experts: usize) -> Result<Vec<Chosen>> {
         let dtype = logits.dtype();
         let wide = accumulation(dtype);
@@ -185,7 +187,7 @@ impl SparseMoe {
     }
 }
 
-/// The projections of `experts.<n>` under `weights`.
+/// Loads the projections of `experts.<n>` under `weights`.
 fn load_on_gpu(space: &Arc<Space>, weights: &Weights, config: &ExpertsConfig) -> Result<DeviceExperts> {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let [gate, up, down] = config.names;
@@ -210,7 +212,7 @@ fn load_on_gpu(space: &Arc<Space>, weights: &Weights, config: &ExpertsConfig) ->
     DeviceExperts::load(space, shape, gate_up, down)
 }
 
-/// The tokens that chose one expert, and how much each weighs it.
+/// The tokens routed to one expert, and the expert's score for each.
 #[derive(Clone, Debug, Default)]
 struct Chosen {
     rows: Vec<u32>,
@@ -218,7 +220,7 @@ struct Chosen {
 }
 
 impl Expert {
-    /// Adds this expert's share to the rows of `sum` that chose it; both `[tokens, hidden_size]`.
+    /// Adds this expert's weighted output to the rows of `sum` that are routed to it; `sum: [tokens, hidden_size]`.
     fn add_share(&self, pass: &mut Pass, tokens: &Xs, chosen: &Chosen, sum: &Tensor) -> Result<Tensor> {
         let tokens = tokens.tensor()?;
         let dtype = tokens.dtype();

@@ -1,14 +1,14 @@
-//! One value cut into several, group by group.
+//! Splits a value whose features are grouped, for example by key head.
 
 use candle_core::D;
 
 use crate::error::Result;
 use crate::xs::{Value, Xs};
 
-/// `xs: [.., groups * sum(sizes)]`, in which each group holds one part of each size, to one
-/// `[.., groups * size]` a part.
+/// Splits `xs: [.., groups * sum(sizes)]`, in which each group holds one part of each size, into one value `[..,
+/// groups * size]` per size.
 ///
-/// A group a key head, and in it its queries, its key and its value, is the order of `gpt_neox` and `falcon`.
+/// `gpt_neox` and `falcon` use this order: one group per key head with its queries, its key and its value.
 ///
 /// # Errors
 /// If the last dimension is not `groups * sum(sizes)`.
@@ -32,7 +32,7 @@ pub fn split_groups<const N: usize>(xs: &Xs, groups: usize, sizes: [usize; N]) -
     Ok(parts.try_into().unwrap_or_else(|_| unreachable!("N sizes make N parts")))
 }
 
-/// Where in a group each part starts, and its size.
+/// The start of each part in a group, and its size.
 fn parts_of<const N: usize>(sizes: [usize; N]) -> [(usize, usize); N] {
     let mut start = 0;
     sizes.map(|size| {
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_group_gives_its_share_to_each_part_in_order() {
+    fn split_groups_keeps_the_order_of_groups() {
         let xs = Xs::from(Tensor::arange(0_u32, 8, &Device::Cpu).unwrap().reshape((1, 1, 8)).unwrap());
         let [queries, keys] = split_groups(&xs, 2, [3, 1]).unwrap();
         let values = |xs: &Xs| xs.tensor().unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();

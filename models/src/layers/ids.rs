@@ -1,4 +1,4 @@
-//! Ids that a model looks up besides the tokens: positions and token types.
+//! Ids for embedding tables other than the token embedding: positions and token types.
 
 use candle_core::Tensor;
 
@@ -7,7 +7,7 @@ use crate::inputs::PassInputs;
 use crate::pass::Pass;
 use crate::xs::Xs;
 
-/// The pass's positions as ids, `[batch, seq]`.
+/// The forward pass's positions as ids, `[batch, seq]`.
 ///
 /// # Errors
 /// If a position is negative.
@@ -15,9 +15,9 @@ pub fn position_ids(pass: &Pass) -> Result<Xs> {
     ids(pass, |pass| pass.positions().iter().copied().map(id).collect())
 }
 
-/// `RoBERTa`'s positions, `[batch, seq]`: real tokens count from `padding_idx + 1`, padding stays at
-/// `padding_idx`, and the token ids, not the mask, tell what is padding (transformers 5.23.0,
-/// `RobertaEmbeddings.create_position_ids_from_input_ids`). Given position ids are used as they are.
+/// `RoBERTa`'s positions, `[batch, seq]`: real tokens count from `padding_idx + 1`, padding has the position
+/// `padding_idx`. The token ids, not the mask, decide which tokens are padding (transformers 5.23.0,
+/// `RobertaEmbeddings.create_position_ids_from_input_ids`). Position ids from the caller are used unchanged.
 ///
 /// # Errors
 /// If a tensor operation fails.
@@ -41,7 +41,7 @@ pub fn position_ids_after(pass: &Pass, padding_idx: usize) -> Result<Xs> {
     })
 }
 
-/// Token types, `[batch, seq]`: all 0, as transformers takes them when none are given.
+/// Token types, `[batch, seq]`: all 0, transformers' default.
 ///
 /// # Errors
 /// If the tensor cannot be made.
@@ -49,7 +49,7 @@ pub fn token_type_ids(pass: &Pass) -> Result<Xs> {
     ids(pass, |pass| Ok(vec![0; pass.batch() * pass.seq()]))
 }
 
-/// What `compute` gives; on a GPU it is called again when a recorded pass runs on other inputs.
+/// The ids that `compute` returns; on a GPU it is called again when a captured graph is launched on other inputs.
 fn ids(pass: &Pass, compute: impl Fn(&PassInputs) -> Result<Vec<u32>> + Send + Sync + 'static) -> Result<Xs> {
     let ids = Tensor::from_vec(compute(pass)?, (pass.batch(), pass.seq()), pass.device())?;
     if let Ok(device) = pass.device_pass() {

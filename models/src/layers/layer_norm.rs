@@ -10,14 +10,14 @@ use crate::pass::Pass;
 use crate::weights::Weights;
 use crate::xs::Xs;
 
-/// `(x - mean) / sqrt(variance + eps) * weight + bias`, the variance over `size` values without Bessel's
-/// correction; over groups of `size` along the last dimension.
+/// `(x - mean) / sqrt(variance + eps) * weight + bias` over groups of `size` values along the last dimension; the
+/// variance is without Bessel's correction.
 #[derive(Clone, Debug)]
 pub struct LayerNorm {
     path: String,
-    /// `[heads, size]`, one row for each group of a value, in the accumulation dtype.
+    /// `[heads, size]`, one row for each group, in the accumulation dtype.
     weight: Tensor,
-    /// As `weight`.
+    /// Same shape and dtype as `weight`.
     bias: Option<Tensor>,
     eps: f64,
     fused: Option<Norm>,
@@ -68,11 +68,11 @@ impl LayerNorm {
         Self::new(weights, &Tensor::stack(&rows, 0)?, None, eps)
     }
 
-    /// `xs: [.., heads * size]`, same shape out; mean and variance are taken in F32 (F64 in F64), the variance
+    /// `xs: [.., heads * size]`, same shape out. Mean and variance are computed in F32 (F64 in F64), the variance
     /// from differences to the mean, and the result is rounded once.
     ///
     /// # Errors
-    /// If the last dimension is no multiple of `heads * size`.
+    /// If the last dimension is not a multiple of `heads * size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
         pass.module(&self.path, xs.clone(), |_, xs| match fused(self.fused.as_ref(), &xs) {
             Some(rows) => rows.map(Xs::from),
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mean_of_a_thousand_costs_no_precision() {
+    fn a_mean_of_a_thousand_does_not_cancel_the_variance() {
         let xs = Tensor::new(&[1000.5f64, 1001.25, 998.0, 1003.75], &Device::Cpu).unwrap();
         let exact: Vec<f64> = norm(DType::F64).apply(&xs).unwrap().to_vec1().unwrap();
         let single = norm(DType::F32).apply(&xs.to_dtype(DType::F32).unwrap()).unwrap();
@@ -124,7 +124,7 @@ mod tests {
         // mean 1000.875, variance 4.203125
         assert!((exact[0] - (1.0 + 0.5 * -0.375 / (4.203_125_f64 + 1e-3).sqrt())).abs() < 1e-13);
         for (single, exact) in single.into_iter().zip(exact) {
-            // All sums are exact in F32; E[x^2] - mean^2 would be off by a tenth.
+            // All sums are exact in F32; E[x^2] - mean^2 would have an error of about 0.1.
             assert!((f64::from(single) - exact).abs() < 1e-6, "{single} {exact}");
         }
     }

@@ -21,7 +21,7 @@ pub struct Linear {
 
 #[derive(Clone)]
 enum LinearBackend {
-    /// `[in, out]` and `[out]`.
+    /// Weight `[in, out]` and bias `[out]`.
     Eager(Tensor, Option<Tensor>),
     Fused(Packed, Room),
 }
@@ -35,7 +35,7 @@ impl Linear {
         Self::new(weights, input, output, bias, Room::Now)
     }
 
-    /// Loads `weight` the other way round, `[in, out]`, and `bias`, `[out]` (transformers' `Conv1D`).
+    /// Loads `weight`, stored transposed as `[in, out]`, and `bias`, `[out]` (transformers' `Conv1D`).
     ///
     /// # Errors
     /// If a tensor is missing or has another shape.
@@ -54,8 +54,8 @@ impl Linear {
 
     fn new(weights: &Weights, input: usize, output: usize, bias: bool, room: Room) -> Result<Self> {
         let backend = match weights.workspace() {
-            // candle packs a weight anew at each product, which takes as long as the arithmetic where it has to
-            // transpose it too.
+            // candle packs a weight again for each product. If it must also transpose the weight, packing takes as
+            // long as the arithmetic.
             None => LinearBackend::Eager(
                 weights.get("weight", (output, input))?.t()?.contiguous()?,
                 bias.then(|| weights.get("bias", output)).transpose()?,
@@ -69,14 +69,14 @@ impl Linear {
         Ok(Self { path: weights.path().to_owned(), backend })
     }
 
-    /// A layer that shares the embedding's weight; if `bias`, with a `bias` of its own, `[vocab_size]`.
+    /// A layer that shares the embedding's weight; if `bias`, it has its own `bias`, `[vocab_size]`.
     ///
     /// # Errors
     /// If the bias is missing or has another shape.
     pub fn tied(weights: &Weights, embedding: &Embedding, bias: bool) -> Result<Self> {
         let (vocab_size, _) = embedding.shape();
         let backend = match embedding.backend() {
-            // Shared, not copied: a head's weight is the largest of all.
+            // The weight is shared, not copied, because the head's weight is the largest of all.
             EmbeddingBackend::Eager(weight) => {
                 LinearBackend::Eager(weight.t()?, bias.then(|| weights.get("bias", vocab_size)).transpose()?)
             }
@@ -91,8 +91,8 @@ impl Linear {
         Ok(Self { path: weights.path().to_owned(), backend })
     }
 
-    /// The head of a causal LM at `weights`; its weight is the embedding's where the two are `tied`, its bias, if
-    /// `bias`, is always its own.
+    /// The head of a causal LM at `weights`. If `tied`, it uses the embedding's weight; if `bias`, it always has its
+    /// own bias.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape.
@@ -104,7 +104,7 @@ impl Linear {
         Self::new(weights, hidden_size, vocab_size, bias, Room::Later)
     }
 
-    /// Goes by another module path than the checkpoint's name for its weight.
+    /// Sets a module path that differs from the checkpoint's name for the weight.
     #[must_use]
     pub fn named(mut self, path: &str) -> Self {
         path.clone_into(&mut self.path);
@@ -125,7 +125,7 @@ impl Linear {
 
 /// Several linear layers that read the same input: q, k and v, or gate and up.
 ///
-/// The fused backend multiplies once by all of them.
+/// The fused backend multiplies by all of them at once.
 #[derive(Clone)]
 pub struct Joined<const N: usize> {
     backend: JoinedBackend<N>,
@@ -134,7 +134,7 @@ pub struct Joined<const N: usize> {
 #[derive(Clone)]
 enum JoinedBackend<const N: usize> {
     Eager([Linear; N]),
-    /// Outputs and path of each part.
+    /// Output features and module path of each part.
     Fused(Packed, [usize; N], [String; N]),
 }
 
@@ -161,7 +161,7 @@ impl<const N: usize> Joined<N> {
         Ok(Self { backend: JoinedBackend::Fused(packed, outputs, paths) })
     }
 
-    /// `xs: [.., in]` to one `[.., out]` a part.
+    /// `xs: [.., in]` to one `[.., out]` for each part.
     ///
     /// # Errors
     /// If the last dimension of `xs` is not `in`.

@@ -1,4 +1,4 @@
-//! Which keys a query may attend to.
+//! Attention masks.
 
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
@@ -7,19 +7,20 @@ use crate::error::{Error, Result};
 use crate::kernels::Band;
 use crate::pass::Pass;
 
-/// The mask of one layer type, made once a pass (transformers 5.23.0, `masking_utils.py`, `eager_mask`).
+/// The mask of one layer type, computed once per forward pass (transformers 5.23.0, `masking_utils.py`,
+/// `eager_mask`).
 #[derive(Clone, Debug)]
 pub struct Mask {
-    /// What is added to the scores: 0 where a key is admitted, the dtype's lowest finite value where not,
-    /// `[1 or batch, 1, seq, past + seq]`; absent where every key is admitted.
+    /// The bias added to the scores, `[1 or batch, 1, seq, past + seq]`: 0 for an admitted key, else the dtype's
+    /// lowest finite value; `None` if every key is admitted.
     pub(super) bias: Option<Tensor>,
-    /// The same for the fused kernels.
+    /// The same mask for the fused kernels.
     pub(super) band: Band,
 }
 
 impl Mask {
-    /// Each query sees itself and what comes before; with a window of `w`, the last `w` keys, itself
-    /// among them. Padding is never seen. Distances count tokens in the row, not position ids.
+    /// Each query attends to itself and the tokens before it; with a window of `w`, to the last `w` keys including
+    /// itself. Padding is never attended to. Distances count tokens in the sequence, not position ids.
     ///
     /// # Errors
     /// If the tensor cannot be made.
@@ -28,11 +29,12 @@ impl Mask {
         Self::build(pass, band, pass.seq() == 1 && window.is_none())
     }
 
-    /// Each query sees every token that is not padding; with a window of `w`, those at most `w` away
-    /// (transformers 5.23.0, `sliding_window_bidirectional_overlay`).
+    /// Each query attends to every token that is not padding; with a window of `w`, to those at a distance of at most
+    /// `w` (transformers 5.23.0, `sliding_window_bidirectional_overlay`).
     ///
     /// # Errors
-    /// If the pass has a cache: what came before would have to see what comes now. If the tensor cannot be made.
+    /// If the forward pass has a cache, because earlier tokens would have to attend to later ones, or if the tensor
+    /// cannot be made.
     pub fn bidirectional(pass: &Pass, window: Option<usize>) -> Result<Self> {
         if pass.has_cache() {
             return Err(Error::Inputs(
@@ -47,7 +49,7 @@ impl Mask {
         Ok(Self { bias, band })
     }
 
-    /// [`Mask::causal`]'s bias in either backend, for a layer that adds to it.
+    /// The bias of [`Mask::causal`] in either backend, for a layer that adds to it.
     pub(super) fn causal_bias(pass: &Pass) -> Result<Option<Tensor>> {
         bias(pass, Band::CAUSAL, pass.seq() == 1)
     }
@@ -103,7 +105,7 @@ mod tests {
         Pass::new(&inputs, DType::F64, &device, None, None, None).unwrap()
     }
 
-    /// The keys that each query sees.
+    /// The keys that each query attends to.
     fn admitted(mask: &Mask) -> Vec<Vec<usize>> {
         let bias: Vec<Vec<f64>> = mask.bias.as_ref().unwrap().i((0, 0)).unwrap().to_vec2().unwrap();
         bias.iter().map(|row| (0..row.len()).filter(|key| row[*key].abs() <= 0.0).collect()).collect()

@@ -9,7 +9,7 @@ use crate::xs::Xs;
 
 /// `down_proj(act_fn(gate_proj(x)) * up_proj(x))`.
 ///
-/// The fused backend computes `act_fn(gate) * up` in registers; for a probe it computes gate and up separately.
+/// The fused backend computes `act_fn(gate) * up` in registers; only for a probe it computes gate and up separately.
 pub struct GatedMlp {
     path: String,
     gate_up: GateUp,

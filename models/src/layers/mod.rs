@@ -1,4 +1,4 @@
-//! What several architectures share. Each layer has both backends, so that a model file is written once.
+//! The layers that several architectures share. Each layer has both backends, so that a model file is written once.
 //!
 //! # Adding an architecture
 //! 1. Write `src/<model_type>.rs` in the order Config, Attention, Mlp, Block, Model; `llama.rs` is the plain example,
@@ -37,10 +37,11 @@
 //! deferred operation adds its result to the residual stream itself. [`scale`], [`soft_cap`] and an activation are folded
 //! into it too. So a block is written as in the paper and runs without extra passes over memory.
 //!
-//! Most layers need not know where the fused backend computes: `fused.rs` sends each operation to the CPU's kernels or to
-//! `cuda/`. On a GPU a pass may be recorded and run again on other inputs. Therefore nothing may be read back within it,
-//! and what a layer computes on the host from the pass (ids, tables, biases) goes through `DevicePass::input`, which
-//! computes it for every pass. A layer that reads a tensor there is correct, but its model's passes are not recorded.
+//! Most layers do not depend on the device: `fused.rs` dispatches each operation to the CPU kernels or to `cuda/`. On
+//! a GPU a forward pass may be captured as a CUDA graph and launched again on other inputs. Therefore a layer must
+//! not read values back from the GPU during the forward pass, and values that it computes on the host from the pass
+//! (ids, tables, biases) go through `DevicePass::input`, which recomputes them for every forward pass. A layer that
+//! reads a tensor on a GPU is correct, but its model's forward passes are not captured.
 //!
 //! # dtypes
 //! In F64 everything is F64 (the oracle). In F32, BF16 and F16 the operations follow transformers 5.23.0's eager code:

@@ -1,4 +1,4 @@
-//! Normalisation layers.
+//! RMS normalisation.
 
 use candle_core::{D, DType, Tensor};
 
@@ -9,13 +9,13 @@ use crate::pass::Pass;
 use crate::weights::Weights;
 use crate::xs::{Value, Xs};
 
-/// `x / sqrt(mean(x^2) + eps)`, times the weight; over groups of `size` along the last dimension.
+/// `x / sqrt(mean(x^2) + eps) * weight`, over groups of `size` values along the last dimension.
 ///
 /// The fused backend rounds once, at the end.
 pub struct RmsNorm {
     path: String,
-    /// `[size]`, in the model's dtype where the value is rounded before it is multiplied, else in the accumulation
-    /// dtype; for [`RmsNorm::load_offset`] with the 1 added.
+    /// `[size]`, in the model's dtype if the normalised value is rounded before it is multiplied, else in the
+    /// accumulation dtype; for [`RmsNorm::load_offset`] the 1 is already added.
     weight: Tensor,
     eps: f64,
     rounds_before_weight: bool,
@@ -62,12 +62,12 @@ impl RmsNorm {
         Ok(Self { path: weights.path().to_owned(), weight, eps, rounds_before_weight, fused })
     }
 
-    /// `xs: [.., n * size]`, same shape out; the mean is taken in F32 (F64 in F64).
+    /// `xs: [.., n * size]`, same shape out; the mean is computed in F32 (F64 in F64).
     ///
-    /// In the fused backend a part of a joined projection is normed in place.
+    /// The fused backend normalises a part of a joined projection in place.
     ///
     /// # Errors
-    /// If the last dimension is no multiple of `size`.
+    /// If the last dimension is not a multiple of `size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
         pass.module(&self.path, xs.clone(), |_, xs| match fused(self.fused.as_ref(), &xs) {
             Some(rows) => rows.map(Xs::from),
@@ -90,7 +90,7 @@ impl RmsNorm {
     }
 }
 
-/// The norm of a value of the fused backend.
+/// The norm of a value in the fused backend; `None` if the value must be normalised as a tensor.
 pub(super) fn fused(norm: Option<&Norm>, xs: &Xs) -> Option<Result<Rows>> {
     match (xs.value(), norm) {
         (Value::Fused(rows), Some(norm)) => norm.forward(rows),

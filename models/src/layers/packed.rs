@@ -1,5 +1,4 @@
-//! Weights of the fused backend in the layout that its kernels read: packed for the CPU, as the checkpoint has them for a
-//! GPU.
+//! Weights of the fused backend in the layout that its kernels read: packed for the CPU, unchanged for a GPU.
 
 use std::sync::Arc;
 
@@ -23,7 +22,7 @@ pub(crate) enum Packed {
 }
 
 impl Packed {
-    /// Packs `weight`, `[n_i, k]`, of each module, one under the other.
+    /// Packs `weight`, `[n_i, k]`, of each module, concatenated along n.
     pub(crate) fn load(
         workspace: &Workspace,
         parts: &[(Weights, usize)],
@@ -54,7 +53,7 @@ impl Packed {
         })
     }
 
-    /// The same weight, not copied, with a bias.
+    /// A layer that shares this weight without a copy and adds a bias.
     pub(crate) fn with_bias(&self, bias: &[f32]) -> Result<Self> {
         Ok(match self {
             Self::F32(host, weight) => Self::F32(Arc::clone(host), Arc::new(weight.with_bias(bias))),
@@ -72,7 +71,7 @@ impl Packed {
         }
     }
 
-    /// Rows `ids`, `[batch, seq]`, of the weight times `scale`, `[batch, seq, k]`.
+    /// Rows `ids`, `[batch, seq]`, of the weight, multiplied by `scale`: `[batch, seq, k]`.
     pub(crate) fn rows(&self, pass: &Pass, ids: &Tensor, scale: Option<f32>) -> Result<Xs> {
         match self {
             Self::F32(host, weight) => rows(host, weight, ids, scale),
@@ -94,7 +93,7 @@ pub(crate) enum GateUp {
 }
 
 impl GateUp {
-    /// Packs `[gate, up]`, each `weight`, `[n, k]`, and if `bias`, `bias`, `[n]`.
+    /// Packs `[gate, up]`, each with a `weight`, `[n, k]`, and if `bias` a `bias`, `[n]`.
     pub(crate) fn load(
         workspace: &Workspace,
         parts: [Weights; 2],
@@ -130,7 +129,7 @@ impl GateUp {
         }
     }
 
-    /// Gate and up without activation and product.
+    /// Gate and up separately, without activation and product.
     pub(crate) fn parts(&self, xs: &Xs) -> Result<[Xs; 2]> {
         match self {
             Self::F32(host, weight, _) => apart(host, weight, xs),
@@ -225,7 +224,7 @@ fn rows<T: Float>(
 ) -> Result<Xs> {
     let (batch, seq) = ids.dims2()?;
     let ids = ids.to_dtype(DType::U32)?.contiguous()?;
-    // The ids where they lie.
+    // The ids are read without a copy.
     let (storage, layout) = ids.storage_and_layout();
     let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
         return Err(Error::Unsupported("ids that lie off the CPU".to_owned()));

@@ -1,4 +1,4 @@
-//! One vector of a sequence.
+//! Pooling: reduces a sequence to one vector.
 
 use candle_core::{D, DType, Tensor};
 
@@ -8,7 +8,7 @@ use crate::fused::Rows;
 use crate::pass::Pass;
 use crate::xs::{Value, Xs};
 
-/// `xs: [batch, seq, features]` to the first position's `[batch, features]`, even if that is padding.
+/// `xs: [batch, seq, features]` to the first position, `[batch, features]`, even if that is padding.
 ///
 /// # Errors
 /// If a tensor operation fails.
@@ -19,11 +19,11 @@ pub fn first_position(xs: &Xs) -> Result<Xs> {
     Ok(xs.tensor()?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?.into())
 }
 
-/// What was computed from one vector per row, reshaped to `[batch, features]`: the fused backend keeps the dimension of
-/// positions.
+/// Reshapes a value with one vector per sequence to `[batch, features]`, because the fused backend keeps the position
+/// dimension.
 ///
 /// # Errors
-/// If `xs` does not hold one vector a row.
+/// If `xs` does not hold one vector per sequence.
 pub fn one_per_row(pass: &Pass, xs: &Xs) -> Result<Xs> {
     if let Value::Fused(Rows::Gpu(rows)) = xs.value() {
         return Ok(rows.flat().into());
@@ -32,8 +32,8 @@ pub fn one_per_row(pass: &Pass, xs: &Xs) -> Result<Xs> {
     Ok(xs.tensor()?.reshape((pass.batch(), features))?.into())
 }
 
-/// `xs: [batch, seq, features]` to the mean over real tokens, `[batch, features]`; summed in F32 for 16-bit
-/// dtypes, sum and quotient rounded (transformers 5.23.0, `ModernBertForSequenceClassification`).
+/// `xs: [batch, seq, features]` to the mean over real tokens, `[batch, features]`; for 16-bit dtypes the sum is in
+/// F32, and both the sum and the quotient are rounded (transformers 5.23.0, `ModernBertForSequenceClassification`).
 ///
 /// # Errors
 /// If a tensor operation fails.

@@ -12,11 +12,11 @@ use crate::kernels::{Pairing, RopeTable};
 use crate::lock::lock;
 use crate::pass::Pass;
 
-/// Inverse frequencies and how they turn into tables.
+/// The parameters from which the tables of cosines and sines are computed.
 ///
-/// The tables are computed in F32 as torch does, whatever 16-bit dtype the model has, and in F64 for an F64
-/// model. Each F32 operation is done in F64 and rounded, which for products and quotients is the same
-/// and for `pow`, `cos` and `sin` is within torch's own last bit.
+/// The tables are computed in F32, as in torch, for every 16-bit dtype and F32, and in F64 for an F64 model. Each F32
+/// operation is computed in F64 and rounded; for products and quotients the result is the same, for `pow`, `cos` and
+/// `sin` it is within one unit of torch's last bit.
 #[derive(Clone, Debug)]
 pub struct RotaryEmbedding {
     parameters: RopeParameters,
@@ -26,10 +26,10 @@ pub struct RotaryEmbedding {
     known: Arc<Mutex<Option<Known>>>,
 }
 
-/// The fused backend's table of the last passes, a row a position.
+/// The table that the fused backend keeps between forward passes, one row per position.
 #[derive(Debug)]
 struct Known {
-    /// Whether a pass is longer than the context that the frequencies were made for, where they depend on that.
+    /// Whether the table is for sequences longer than the original context, if the frequencies depend on that.
     is_long: bool,
     table: Table,
 }
@@ -40,43 +40,43 @@ enum Table {
     Gpu(Arc<DeviceTable>),
 }
 
-/// Positions from here on get no table that starts at 0.
+/// The largest number of rows of a shared table: positions from here on get a table per forward pass.
 const MOST_POSITIONS: i64 = 1 << 17;
-/// A GPU's table has so many rows from the start, if the model has as many positions: a few megabytes.
+/// Number of rows that a GPU's table has from the start, unless the model has fewer positions.
 const DEVICE_POSITIONS: usize = 1 << 13;
 
-/// Where a rotation rounds in a 16-bit model; in F32 and F64 all are the same.
+/// How a rotation rounds in a 16-bit model; in F32 and F64 all variants are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rotation {
-    /// Tables rounded to the model's dtype, and each product and sum (llama).
+    /// Tables, products and sums are each rounded to the model's dtype (llama).
     Rounded,
-    /// Tables rounded to the model's dtype, products and sums in F32 and the result rounded once (cohere).
+    /// Tables are rounded to the model's dtype; products and sums are F32, and the result is rounded once (cohere).
     RoundedTables,
-    /// Tables, products and sums in F32, the result rounded once (olmo2).
+    /// Tables, products and sums are F32, and the result is rounded once (olmo2).
     Wide,
 }
 
-/// The tables of one pass.
+/// The tables of one forward pass.
 #[derive(Clone)]
 pub struct Rope(RopeTables);
 
 #[derive(Clone)]
 enum RopeTables {
     Eager {
-        /// `[batch, seq, rotary_dim / 2]`, in the dtype that the rotation is computed in.
+        /// `[batch, seq, rotary_dim / 2]`, in the dtype of the rotation.
         cos: Tensor,
-        /// As `cos`.
+        /// Same shape and dtype as `cos`.
         sin: Tensor,
         interleaved: bool,
     },
-    /// The rows of the table that the tokens take are the pass's positions, or these.
+    /// The table, and the row of each token; `None` means that the rows are the forward pass's positions.
     Host(Arc<RopeTable>, Option<Arc<[u32]>>),
     Gpu(DeviceRope),
 }
 
 impl RotaryEmbedding {
-    /// Rotates the first `head_dim * partial_rotary_factor` features of a head, dimension `i` paired with
-    /// `i + rotary_dim / 2`.
+    /// Rotates the first `head_dim * partial_rotary_factor` features of a head and pairs dimension `i` with `i +
+    /// rotary_dim / 2`.
     pub fn new(parameters: RopeParameters, head_dim: usize) -> Self {
         let rotary_dim = (head_dim as f64 * parameters.partial_rotary_factor) as usize;
         Self {
@@ -88,21 +88,21 @@ impl RotaryEmbedding {
         }
     }
 
-    /// Pairs neighbours, dimension `2 i` with `2 i + 1`, instead of halves.
+    /// Pairs dimension `2 i` with `2 i + 1` instead of pairing halves.
     #[must_use]
     pub fn interleaved(mut self) -> Self {
         self.interleaved = true;
         self
     }
 
-    /// Rounds as `rotation` says.
+    /// Sets how the rotation rounds.
     #[must_use]
     pub fn rotating(mut self, rotation: Rotation) -> Self {
         self.rotation = rotation;
         self
     }
 
-    /// The tables for this pass's positions.
+    /// The tables for the forward pass's positions.
     ///
     /// # Errors
     /// If the tensors cannot be made.
@@ -115,7 +115,7 @@ impl RotaryEmbedding {
         let (cos, sin) = self.tables(arithmetic, pass.positions(), len);
         let table = |values: Vec<f64>| -> Result<Tensor> {
             let shape = (pass.batch(), pass.seq(), self.rotary_dim.div_ceil(2));
-            // Through F32 first: a 16-bit table is torch's F32 table rounded.
+            // The values become F32 first, because torch rounds its F32 table to 16 bits.
             let table = match arithmetic {
                 Arithmetic::Double => Tensor::from_vec(values, shape, pass.device())?,
                 Arithmetic::Single => {
@@ -132,8 +132,9 @@ impl RotaryEmbedding {
         Ok(Rope(RopeTables::Eager { cos: table(cos)?, sin: table(sin)?, interleaved: self.interleaved }))
     }
 
-    /// A table of every position so far serves all passes, so that decoding makes none; where the frequencies follow
-    /// the length of each pass, and for positions far off, it is a row a token.
+    /// All forward passes share one table of every position so far, so that decoding computes none. If the
+    /// frequencies depend on the length of each sequence, or a position is negative or at least `MOST_POSITIONS`, the
+    /// table has one row per token.
     fn fused(&self, workspace: &Workspace, pass: &Pass) -> Result<RopeTables> {
         let positions = pass.positions();
         let shared = self.shared_up_to(positions);
@@ -165,7 +166,7 @@ impl RotaryEmbedding {
                     _ => None,
                 };
                 let make = || {
-                    // Making it again would interrupt passes that are replayed.
+                    // The table is large from the start, because growing it would invalidate captured graphs.
                     let most = self.parameters.max_position_embeddings.min(DEVICE_POSITIONS) as i64;
                     let rows = (len.max(most) as u64).next_power_of_two() as i64;
                     let all: Vec<i64> = (0..rows).collect();
@@ -185,7 +186,7 @@ impl RotaryEmbedding {
         }
     }
 
-    /// A row a token on a GPU, made anew for each pass.
+    /// A table on a GPU with one row per token, computed for each forward pass.
     fn per_pass(&self, device: &DevicePass, pass: &Pass) -> Result<RopeTables> {
         let table = |is_cos: bool| {
             let this = self.clone();
@@ -205,8 +206,8 @@ impl RotaryEmbedding {
         Ok(RopeTables::Gpu(DeviceRope { table: Arc::new(table), rows: rows.as_ref().clone() }))
     }
 
-    /// Where passes share a table: whether they are longer than the context that the frequencies were made for, and
-    /// how many of its rows these positions need.
+    /// Whether the sequence is longer than the original context, and how many rows of the shared table the positions
+    /// need; `None` if the forward pass needs its own table.
     fn shared_up_to(&self, positions: &[i64]) -> Option<(bool, i64)> {
         let len = len_of(positions);
         let is_near = positions.iter().all(|position| (0..MOST_POSITIONS).contains(position));
@@ -220,7 +221,7 @@ impl RotaryEmbedding {
         is_near.then_some((is_long, len))
     }
 
-    /// The table that is known, or a new one.
+    /// The kept table if it fits, else a new one, which is kept.
     fn known_or<T>(
         &self,
         is_long: bool,
@@ -264,8 +265,8 @@ impl RotaryEmbedding {
         (cos, sin)
     }
 
-    /// Inverse frequencies for a sequence that ends at position `len - 1`, and the factor of cos and sin
-    /// (transformers 5.23.0, `modeling_rope_utils.py`, function by function and operation by operation).
+    /// Inverse frequencies for a sequence that ends at position `len - 1`, and the factor of cos and sin (as in
+    /// transformers 5.23.0, `modeling_rope_utils.py`, with the same order of operations).
     fn inv_freq(&self, arithmetic: Arithmetic, len: i64) -> (Vec<f64>, f64) {
         let round = |value: f64| arithmetic.round(value);
         let theta = self.parameters.theta;
@@ -348,8 +349,8 @@ impl RotaryEmbedding {
 }
 
 impl Rope {
-    /// `xs: [batch, heads, seq, head_dim]`, contiguous; rotates the first `rotary_dim` features of each head
-    /// in the dtype of the tables, where each product and sum is rounded as torch rounds them.
+    /// `xs: [batch, heads, seq, head_dim]`, contiguous, same shape out. Rotates the first `rotary_dim` features of
+    /// each head in the dtype of the tables; each product and sum is rounded as in torch.
     pub(super) fn apply(&self, xs: &Tensor) -> Result<Tensor> {
         let RopeTables::Eager { cos, sin, interleaved } = &self.0 else {
             return Err(Error::Unsupported("rope on a tensor in the fused backend".to_owned()));
@@ -369,14 +370,14 @@ impl Rope {
             return Ok(rotate(xs)?);
         }
         let turned = rotate(&xs.narrow(D::Minus1, 0, rotary_dim)?.contiguous()?)?;
-        // Contiguous, because candle lays out what it joins from anything else transposed.
+        // Both parts are contiguous, because candle otherwise returns a concatenation with transposed strides.
         let kept = xs.narrow(D::Minus1, rotary_dim, head_dim - rotary_dim)?.contiguous()?;
         Ok(Tensor::cat(&[&turned, &kept], D::Minus1)?)
     }
 }
 
 impl Rope {
-    /// The fused backend's table, and the rows that the tokens take, by default their positions.
+    /// The fused backend's table on the CPU, and the row of each token, by default its position.
     pub(super) fn fused<'a>(&'a self, positions: &'a [u32]) -> Option<(&'a RopeTable, &'a [u32])> {
         match &self.0 {
             RopeTables::Host(table, rows) => Some((table, rows.as_deref().unwrap_or(positions))),
@@ -384,7 +385,7 @@ impl Rope {
         }
     }
 
-    /// The GPU's table, and the rows that the tokens take.
+    /// The GPU's table, and the row of each token.
     pub(super) fn device(&self) -> Option<&DeviceRope> {
         match &self.0 {
             RopeTables::Gpu(rope) => Some(rope),
@@ -393,12 +394,12 @@ impl Rope {
     }
 }
 
-/// Where a sequence with these positions ends.
+/// One more than the largest of these positions.
 fn len_of(positions: &[i64]) -> i64 {
     positions.iter().max().map_or(0, |max| max + 1)
 }
 
-/// What each operation on the tables rounds to.
+/// The precision to which each operation on the tables is rounded.
 #[derive(Clone, Copy, Debug)]
 enum Arithmetic {
     Single,

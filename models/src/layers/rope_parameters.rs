@@ -1,61 +1,61 @@
-//! The rotary embeddings of a config, in transformers' v4 form (`rope_theta`, `rope_scaling`)
-//! and v5 form (`rope_parameters`).
+//! The rotary embeddings of a config, with the keys of transformers 4 (`rope_theta`, `rope_scaling`) or of
+//! transformers 5 (`rope_parameters`).
 
 use serde_json::Value;
 
 use crate::config::ConfigReader;
 use crate::error::{Error, Result};
 
-/// How the inverse frequencies are stretched (transformers 5.23.0, `modeling_rope_utils.py`).
+/// How the inverse frequencies are scaled (transformers 5.23.0, `modeling_rope_utils.py`).
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// As in the paper.
+    /// Frequencies are not scaled.
     Default,
-    /// Every frequency divided by `factor`.
+    /// Every frequency is divided by `factor`.
     Linear {
-        /// How much longer the context is to be.
+        /// Factor by which the context length is extended.
         factor: f64,
     },
-    /// The base grows with the sequence once it is longer than `max_position_embeddings`.
+    /// The base grows with the sequence length beyond `max_position_embeddings`.
     Dynamic {
-        /// How much longer the context is to be.
+        /// Factor by which the context length is extended.
         factor: f64,
     },
-    /// Interpolation of the low frequencies, extrapolation of the high ones.
+    /// Low frequencies are interpolated, high ones are extrapolated.
     Yarn {
-        /// How much longer the context is to be.
+        /// Factor by which the context length is extended.
         factor: f64,
-        /// What cos and sin are multiplied by.
+        /// Factor by which cos and sin are multiplied.
         attention_factor: f64,
-        /// Rotations over the original context above which a frequency is kept.
+        /// A frequency with more rotations than this over the original context is kept.
         beta_fast: f64,
-        /// Rotations below which a frequency is interpolated.
+        /// A frequency with fewer rotations than this is interpolated.
         beta_slow: f64,
-        /// Context length of the pretraining.
+        /// Context length in pretraining, in tokens.
         original: usize,
         /// Whether the bounds are rounded to whole dimensions.
         truncate: bool,
     },
-    /// A factor a frequency, one set up to the original context and one beyond.
+    /// One factor per frequency, with one set of factors up to the original context and one beyond it.
     Longrope {
-        /// What cos and sin are multiplied by.
+        /// Factor by which cos and sin are multiplied.
         attention_factor: f64,
-        /// Up to the original context.
+        /// Factors up to the original context.
         short: Vec<f64>,
-        /// Beyond it.
+        /// Factors beyond the original context.
         long: Vec<f64>,
-        /// Context length of the pretraining.
+        /// Context length in pretraining, in tokens.
         original: usize,
     },
-    /// llama 3.1's smooth step between kept and divided frequencies.
+    /// A smooth transition between kept and divided frequencies (llama 3.1).
     Llama3 {
-        /// How much longer the context is to be.
+        /// Factor by which the context length is extended.
         factor: f64,
-        /// Wavelengths above `original / low_freq_factor` are stretched.
+        /// Wavelengths above `original / low_freq_factor` are multiplied by `factor`.
         low_freq_factor: f64,
         /// Wavelengths below `original / high_freq_factor` are kept.
         high_freq_factor: f64,
-        /// Context length of the pretraining.
+        /// Context length in pretraining, in tokens.
         original: usize,
     },
 }
@@ -63,19 +63,19 @@ pub enum RopeScaling {
 /// The rotary embedding of one layer type.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeParameters {
-    /// The base wavelength.
+    /// The base of the frequencies, `rope_theta`.
     pub theta: f64,
-    /// How frequencies are stretched.
+    /// How the frequencies are scaled.
     pub scaling: RopeScaling,
-    /// The share of a head that rotates, where the config has it and the `rope_type` uses it; the default
-    /// `rope_type` heeds it in few architectures, which read the key themselves.
+    /// The share of a head that is rotated, if the config has it and the `rope_type` uses it. With the default
+    /// `rope_type` few architectures use it, and those read the key themselves.
     pub partial_rotary_factor: f64,
     /// `max_position_embeddings`.
     pub max_position_embeddings: usize,
 }
 
 impl RopeParameters {
-    /// Reads the one embedding of a model whose layers all rotate alike.
+    /// Reads the rotary embedding of a model in which all layers use the same one.
     ///
     /// # Errors
     /// If a key is missing or its value unknown.
@@ -84,9 +84,9 @@ impl RopeParameters {
         Self::read_either(config, config, "rope_parameters", theta, max_position_embeddings)
     }
 
-    /// Reads `rope_scaling` of `config`, or else `key` of `new_form`. A config may have both, so that old and new
-    /// versions can read it; then v4's counts (`convert_rope_params_to_dict`), and the other is listed as unread
-    /// where it differs.
+    /// Reads `rope_scaling` of `config`, or, if that is absent, `key` of `new_form`. If a config has both, for old
+    /// and new versions, `rope_scaling` is used (`convert_rope_params_to_dict`), and the other key is listed as
+    /// unread if it differs.
     ///
     /// # Errors
     /// If a key is missing or its value unknown.
@@ -111,8 +111,8 @@ impl RopeParameters {
         Ok(old)
     }
 
-    /// As [`RopeParameters::read`], for an architecture that rotates a share of each head whatever the `rope_type`:
-    /// `partial_rotary_factor`, nested or not, else `default_factor`.
+    /// As [`RopeParameters::read`], for an architecture that rotates a share of each head with every `rope_type`: the
+    /// nested or top-level `partial_rotary_factor`, else `default_factor`.
     ///
     /// # Errors
     /// If a key is missing or its value unknown.
@@ -133,7 +133,7 @@ impl RopeParameters {
         })
     }
 
-    /// Reads one embedding from the object that describes it; `theta` is what counts where it names none.
+    /// Reads one embedding from the object that describes it; `theta` is the default of `rope_theta`.
     ///
     /// # Errors
     /// If a key is missing or its value unknown.
@@ -168,8 +168,8 @@ impl RopeParameters {
     }
 }
 
-/// The object that describes the embedding: v4's `rope_scaling` wins over `rope_parameters`
-/// (`RotaryEmbeddingConfigMixin.convert_rope_params_to_dict`).
+/// The object that describes the embedding: `rope_scaling` (transformers 4), which takes precedence, or
+/// `rope_parameters` (`RotaryEmbeddingConfigMixin.convert_rope_params_to_dict`).
 pub(crate) fn described(config: &ConfigReader) -> Result<Option<ConfigReader>> {
     match config.optional_object("rope_scaling")? {
         Some(rope) => Ok(Some(rope)),
@@ -186,7 +186,7 @@ fn read_scaling(
         Some(rope_type) => ("rope_type", rope_type),
         None => ("type", rope.str_or("type", "default")?),
     };
-    // The top-level key wins (`standardize_rope_params`): phi3 saves it there.
+    // The top-level key takes precedence (`standardize_rope_params`), because phi3 saves it there.
     let original = || -> Result<usize> {
         let nested = rope.optional_usize("original_max_position_embeddings")?;
         let top = config.optional_usize("original_max_position_embeddings")?;
@@ -209,7 +209,7 @@ fn read_scaling(
             RopeScaling::Yarn {
                 factor,
                 attention_factor: yarn_attention_factor(rope, factor)?,
-                // `or`: a zero means the default too.
+                // transformers uses `or` here, so 0 also selects the default.
                 beta_fast: nonzero(rope.optional_f64("beta_fast")?).unwrap_or(32.0),
                 beta_slow: nonzero(rope.optional_f64("beta_slow")?).unwrap_or(1.0),
                 original,
@@ -221,7 +221,7 @@ fn read_scaling(
     })
 }
 
-/// `_compute_longrope_parameters`.
+/// Reads the factors as `_compute_longrope_parameters` does.
 pub(crate) fn read_longrope(
     rope: &ConfigReader,
     original: usize,
@@ -248,7 +248,8 @@ fn nonzero(value: Option<f64>) -> Option<f64> {
     value.filter(|value| value.abs() > 0.0)
 }
 
-/// `_compute_yarn_parameters`: the given factor, or one derived from `mscale`, or from `factor` alone.
+/// The factor of cos and sin as in `_compute_yarn_parameters`: the config's, else one derived from `mscale`, else one
+/// derived from `factor`.
 fn yarn_attention_factor(rope: &ConfigReader, factor: f64) -> Result<f64> {
     if let Some(given) = rope.optional_f64("attention_factor")? {
         return Ok(given);

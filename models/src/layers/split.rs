@@ -1,11 +1,11 @@
-//! One value cut into several.
+//! Splits a value along the last dimension.
 
 use candle_core::D;
 
 use crate::error::Result;
 use crate::xs::{Value, Xs};
 
-/// Cuts the last dimension into parts of these sizes, as a projection that joins q, k and v lays them out.
+/// Splits the last dimension into parts of these sizes, as a projection that joins q, k and v concatenates them.
 ///
 /// # Errors
 /// If the last dimension is shorter than their sum.
@@ -21,7 +21,7 @@ pub fn split<const N: usize>(xs: &Xs, sizes: [usize; N]) -> Result<[Xs; N]> {
     })
 }
 
-/// `f` of each item, or the first error; without a list on the heap.
+/// Applies `f` to each item and returns the results or the first error, without a heap allocation.
 pub(super) fn each<T, U, const N: usize>(
     items: &[T; N],
     mut f: impl FnMut(&T) -> Result<U>,

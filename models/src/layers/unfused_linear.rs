@@ -1,4 +1,4 @@
-//! A linear layer that rounds before its bias.
+//! A linear layer that rounds its product before it adds the bias.
 
 use candle_core::Tensor;
 
@@ -9,10 +9,10 @@ use crate::pass::Pass;
 use crate::weights::Weights;
 use crate::xs::Xs;
 
-/// `round(xs @ weight^T) + bias`: falcon was trained without fusing the two, and in 16 bits the rounding
-/// between them shows (transformers 5.23.0, `FalconLinear`).
+/// `round(xs @ weight^T) + bias`: falcon was trained without fusing the two operations, which makes a difference in
+/// 16-bit dtypes (transformers 5.23.0, `FalconLinear`).
 ///
-/// The fused backend rounds once, as any other linear layer.
+/// The fused backend rounds once, as for any other linear layer.
 #[derive(Clone)]
 pub struct UnfusedLinear(Backend);
 
@@ -20,7 +20,7 @@ pub struct UnfusedLinear(Backend);
 enum Backend {
     Eager {
         path: String,
-        /// `[in, out]`, as in [`Linear`].
+        /// Weight `[in, out]`, as in [`Linear`].
         weight: Tensor,
         /// `[out]`.
         bias: Option<Tensor>,

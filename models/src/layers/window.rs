@@ -1,4 +1,4 @@
-//! Which layers see a window of keys.
+//! Which layers use sliding-window attention.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use crate::config::ConfigReader;
 use crate::error::{Error, Result};
 use crate::pass::Pass;
 
-/// Whether a layer attends to everything before it or to a window (`config.layer_types`).
+/// Whether a layer attends to all tokens or to a window (`config.layer_types`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerType {
     /// `full_attention`.
@@ -17,10 +17,10 @@ pub enum LayerType {
 }
 
 impl LayerType {
-    /// Reads `layer_types`; where it is absent, `default` gives the type of each layer.
+    /// Reads `layer_types`; if it is absent, `default` returns the type of each layer.
     ///
     /// # Errors
-    /// If a type is unknown or there is not one a layer.
+    /// If a type is unknown, or the number of types differs from the number of layers.
     pub fn read(
         config: &ConfigReader,
         num_hidden_layers: usize,
@@ -46,17 +46,17 @@ impl LayerType {
     }
 }
 
-/// One value a layer type: a mask, a rotary embedding.
+/// One value per layer type, for example a mask or a rotary embedding.
 #[derive(Clone, Debug)]
 pub struct PerLayerType<T> {
-    /// For full attention.
+    /// The value for full attention.
     pub full: T,
-    /// For sliding attention.
+    /// The value for sliding attention.
     pub sliding: T,
 }
 
 impl<T> PerLayerType<T> {
-    /// The value of one type.
+    /// The value for one layer type.
     pub fn get(&self, layer_type: LayerType) -> &T {
         match layer_type {
             LayerType::Full => &self.full,
@@ -66,7 +66,7 @@ impl<T> PerLayerType<T> {
 }
 
 impl PerLayerType<Mask> {
-    /// The causal masks of a pass; without a window both are the same.
+    /// The causal masks of a forward pass; without a window both are the same.
     ///
     /// # Errors
     /// If a mask cannot be made.

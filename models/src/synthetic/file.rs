@@ -1,4 +1,4 @@
-//! Writes the files of a checkpoint: under a temporary name, synced, renamed.
+//! Writes the files of a checkpoint: each is written under a temporary name, synced and renamed.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -12,9 +12,10 @@ use super::fill::fill;
 use crate::checkpoints::Error;
 use crate::checkpoints::Tensor;
 
-/// Values that a thread generates at a time: 1 MiB.
+/// Number of values that a thread generates at a time: 1 MiB.
 const PIECE: usize = 1 << 18;
-/// Files begun by this process: tests make the same checkpoint in several threads.
+/// Number of files that this process has begun to write. It makes temporary names unique, because tests write the
+/// same checkpoint in several threads.
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 /// Streams f32 tensors, which must be sorted by name, into a safetensors file.
@@ -58,7 +59,7 @@ fn write(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Resu
     })
 }
 
-/// Length and header: `format: pt` is what transformers asks for; spaces align the data to eight bytes.
+/// The header with its length. transformers requires `format: pt`; spaces align the data to eight bytes.
 fn header(tensors: &[Tensor]) -> Vec<u8> {
     let mut entries = Map::new();
     entries.insert("__metadata__".into(), json!({ "format": "pt" }));

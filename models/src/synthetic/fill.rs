@@ -1,7 +1,7 @@
-//! The random values. A generator of our own rather than rand_chacha with Box–Muller, because it must give the same
-//! bytes everywhere: Box–Muller needs `ln` and `cos`, whose last bit is the platform's, while this uses integers, one
-//! multiplication and one addition. And because it counts: value `i` of a tensor depends on nothing but `i`, so that a
-//! tensor can be written in pieces.
+//! The random values. This crate has its own generator instead of rand_chacha with Box–Muller, for two reasons. It
+//! must give the same bytes on every platform: Box–Muller needs `ln` and `cos`, whose last bit depends on the
+//! platform, while this generator uses integers, one multiplication and one addition. And value `i` of a tensor
+//! depends only on `i`, so that a tensor can be written in pieces.
 
 use crate::checkpoints::Tensor;
 
@@ -17,8 +17,8 @@ pub(super) fn splitmix64(seed: u64, counter: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Seed of a tensor: FNV-1a of its name, mixed with the checkpoint's seed. It leaves out shape and variant, so that
-/// variants which differ in the config alone share their weights.
+/// Seed of a tensor: FNV-1a of its name, mixed with the checkpoint's seed. It does not depend on shape and variant,
+/// so that variants with the same tensors share their weights.
 pub(super) fn tensor_seed(seed: u64, name: &str) -> u64 {
     let name = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -26,8 +26,8 @@ pub(super) fn tensor_seed(seed: u64, name: &str) -> u64 {
     splitmix64(seed, name)
 }
 
-/// Standard normal, near enough: the sum of four uniform 16-bit numbers (Irwin–Hall), centred and scaled. Its kurtosis
-/// is 2.7 instead of 3 and it ends at ±3.46.
+/// Approximately standard normal: the sum of four uniform 16-bit numbers (Irwin–Hall), centred and scaled. Its
+/// kurtosis is 2.7 instead of 3 and its range is ±3.46.
 fn normal(bits: u64) -> f64 {
     const MEAN: f64 = 4.0 * 65535.0 / 2.0;
     // 1 / sqrt(4 (65536² - 1) / 12)

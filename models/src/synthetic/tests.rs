@@ -1,4 +1,4 @@
-//! What is claimed of every entry of the catalogue.
+//! Properties of every entry of the catalogue.
 
 use std::fs;
 
@@ -52,7 +52,7 @@ fn threads_may_make_one_checkpoint_at_the_same_time() {
 
 #[test]
 fn bytes_do_not_change_with_platform_or_release() {
-    // FNV-1a of the file. If the tables change on purpose, so does this number; nothing else may change it.
+    // FNV-1a of the file. An intended change of the tables changes this number; no other change may.
     let bytes = weights(&find_entry("llama", "tiny"), 0);
     let digest = bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
@@ -142,7 +142,7 @@ fn values_have_the_mean_and_deviation_asked_for() {
 }
 
 #[test]
-fn unknown_names_say_what_there_is() {
+fn unknown_names_list_the_available_ones() {
     let folder = tempfile::tempdir().unwrap();
     let error = |model_type, variant| write(model_type, variant, 0, folder.path()).unwrap_err().to_string();
     assert!(error("lama", "").contains("llama"), "{}", error("lama", ""));

@@ -1,5 +1,5 @@
-//! Every tiny checkpoint of `tests/golden/` gives the logits that transformers 5.23.0 gives, in every dtype, and the
-//! laws that no golden needs: a cache, padding, a batch and a probe change nothing.
+//! Compares every tiny checkpoint of `tests/golden/` with the logits of transformers 5.23.0 in every dtype, and tests that
+//! a KV cache, padding, batching and a probe do not change results.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its fixtures has failed")]
 
@@ -55,7 +55,7 @@ fn case(golden: &Path) -> Case {
     }
 }
 
-/// The values that `make.py` gives the tensor of this name.
+/// The values of the tensor `name`, computed as in `make.py`.
 fn weights(name: &str, count: usize) -> Vec<f32> {
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |seed, byte| {
         (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -77,7 +77,7 @@ impl Case {
         ["ForCausalLM", "LMHeadModel"].iter().any(|ending| self.architecture.ends_with(ending))
     }
 
-    /// Whether it gives one vector a row; with left padding a classifier may look at padding, in transformers too.
+    /// Whether the model gives one vector per row. With left padding a classifier may read padding, as in transformers.
     fn is_classifier(&self) -> bool {
         self.architecture.ends_with("ForSequenceClassification")
     }
@@ -99,7 +99,7 @@ impl Case {
         }
     }
 
-    /// The inputs of `rows` and `columns` alone, with the mask from the first column on.
+    /// The inputs of one row and of `columns`, with the attention mask of all columns up to their end.
     fn slice(&self, row: usize, columns: std::ops::Range<usize>) -> Inputs {
         let cut = |name: &str, start: usize| {
             self.expected[name].i((row..=row, start..columns.end)).unwrap().contiguous().unwrap()
@@ -129,8 +129,8 @@ fn norm(xs: &Tensor) -> f64 {
     xs.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
 }
 
-/// The oracle, and the fused backend; sums in another order differ by some 1e-16 and 1e-7 an operation, of which the
-/// widest case here has a few hundred.
+/// Dtypes and backends with the largest accepted relative L2: a rounding of about 1e-16 (F64) or 1e-7 (F32) per
+/// operation, over a few hundred operations in the widest case.
 const EXACT: [(DType, Backend, f64); 2] =
     [(DType::F64, Backend::Eager, 1e-12), (DType::F32, Backend::Fused, 5e-6)];
 
@@ -145,7 +145,7 @@ fn f64_logits_are_those_of_transformers() {
         let logits = case.load(DType::F64).forward(&case.inputs()).unwrap();
         let relative = case.relative(&logits, &case.expected["logits"]);
         println!("{}: {relative:e}", case.name);
-        // The limit of native models, as in examples/judge.rs.
+        // The limit of native models in float64, as in examples/judge.rs.
         assert!(relative <= 1e-12, "{}: relative L2 {relative:e}", case.name);
     }
 }
@@ -165,7 +165,7 @@ fn smaller_dtypes_err_no_more_than_torch_does() {
             let logits = case.load_backend(dtype, backend).forward(&case.inputs()).unwrap();
             let ours = case.relative(&logits, &case.expected["logits"]);
             println!("{} {dtype:?} {backend:?}: ours {ours:.3e} torch {torch:.3e}", case.name);
-            // The limit of native models, as in examples/judge.rs; f32 errors here are a few roundings, so their ratio is partly chance.
+            // The limit of native models, as in examples/judge.rs. f32 errors are a few roundings, so their ratio varies.
             let bound = if dtype == DType::F32 { (1.5 * torch).max(5e-6) } else { 1.5 * torch };
             assert!(ours <= bound, "{} {dtype:?} {backend:?}: error {ours:e}, torch's {torch:e}", case.name);
         }
@@ -182,12 +182,12 @@ fn no_key_or_tensor_is_left_unread() {
 }
 
 #[test]
-fn prefill_in_chunks_and_token_by_token_equal_one_pass() {
+fn prefill_in_chunks_and_token_by_token_equal_a_full_sequence_pass() {
     for (case, (dtype, backend, bound)) in cases().iter().flat_map(|case| EXACT.map(|exact| (case, exact))) {
         if !case.is_decoder() {
             continue;
         }
-        // Frequencies of these ropes follow the length of each pass, in transformers too.
+        // The frequencies of these ropes depend on the length of each forward pass, as in transformers.
         if case.name.contains("dynamic") || case.name.contains("longrope") {
             continue;
         }
@@ -225,7 +225,7 @@ fn a_row_gives_the_same_alone_unpadded_and_right_padded() {
         if case.is_classifier() {
             continue;
         }
-        // Frequencies of the dynamic rope follow the longest row of the batch, in transformers too.
+        // The frequencies of the dynamic rope depend on the longest row of the batch, as in transformers.
         if case.name.contains("dynamic") {
             continue;
         }
@@ -323,7 +323,7 @@ fn a_probe_sees_every_module_and_changes_nothing() {
         assert!(trace.open.is_empty());
         let seen = |path: &str| trace.closed.iter().any(|closed| closed == path);
         for path in &case.modules {
-            // transformers 5 renamed gpt_neox's head and mixtral's mlp; a norm a head, or an expert, is a part here.
+            // transformers 5 renamed gpt_neox's head and mixtral's mlp. Norms per head and experts are not modules here.
             let path = &path.replace("embed_out", "lm_head").replace("block_sparse_moe", "mlp");
             let is_part = [".norms.", ".experts"].iter().any(|part| path.contains(part));
             assert!(is_part || seen(path), "{}: no {path}", case.name);

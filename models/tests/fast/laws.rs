@@ -1,5 +1,5 @@
-//! What holds for every decoder on every synthetic checkpoint, whatever its numbers are: a cache, padding, the other
-//! rows of a batch and a probe change nothing, and no config key and no tensor goes unread.
+//! Laws of every decoder on every synthetic checkpoint: a KV cache, padding, the other rows of a batch and a probe do not
+//! change results, and every config key and tensor is read.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -9,15 +9,15 @@ use candle_core::{DType, Device, IndexOp, Tensor};
 use models::synthetic::{catalogue, write};
 use models::{Backend, Cache, Inputs, Kind, Loaded, Options, Probe, kind, load};
 
-/// Rows of this many tokens, padded on the left: longer than the windows (8), shorter than the contexts (32) past which
-/// frequencies follow the length of each pass, so that chunks may be compared with one pass.
+/// Sequence length, padded on the left: longer than the windows (8), and shorter than the contexts (32) past which rope
+/// frequencies depend on the length of the forward pass, so that a chunked prefill equals a full-sequence forward pass.
 const LENGTHS: [usize; 3] = [24, 17, 9];
 const SEQ: usize = 24;
-/// Every synthetic checkpoint has more.
+/// Bound of the token ids; every synthetic checkpoint's vocabulary is larger.
 const VOCAB: u32 = 280;
 
-/// Dtypes and backends, and by how much sums in another order may differ: a rounding of 1e-16 or 6e-8 an operation, a few hundred of
-/// them in a row.
+/// Dtypes and backends with the largest accepted relative L2: a rounding of 1e-16 (F64) or 6e-8 (F32) per operation over
+/// a chain of a few hundred operations.
 const EXACT: [(DType, Backend, f64); 2] =
     [(DType::F64, Backend::Eager, 1e-12), (DType::F32, Backend::Fused, 1e-5)];
 
@@ -38,7 +38,7 @@ fn each_decoder(dtype: DType, backend: Backend, law: impl Fn(&str, Loaded)) {
     assert!(count > 0);
 }
 
-/// The columns of all rows, padded on the left; what they may attend to starts at column 0.
+/// The inputs of `columns` of all rows, padded on the left; the attention mask starts at column 0.
 fn batch(columns: Range<usize>) -> Inputs {
     let (mut ids, mut mask, mut positions) = (Vec::new(), Vec::new(), Vec::new());
     for (row, length) in LENGTHS.into_iter().enumerate() {
@@ -55,12 +55,12 @@ fn batch(columns: Range<usize>) -> Inputs {
     }
 }
 
-/// Any token, also under padding, where its value must not matter.
+/// The token id of a column; padding has ids too, which must not affect results.
 fn token(row: usize, column: usize) -> u32 {
     ((row as u32 + 3) * 7919 + column as u32 * 104_729) % VOCAB
 }
 
-/// The real tokens of one row, by themselves.
+/// The real tokens of one row, without padding.
 fn alone(row: usize) -> Tensor {
     let ids: Vec<u32> = (SEQ - LENGTHS[row]..SEQ).map(|column| token(row, column)).collect();
     Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap()
@@ -71,7 +71,7 @@ fn norm(xs: &Tensor) -> f64 {
     xs.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
 }
 
-/// Over the real positions of every row.
+/// Asserts the bound on the relative L2 over the real positions of each row.
 fn assert_same(name: &str, result: &Tensor, reference: &Tensor, bound: f64) {
     for (row, length) in LENGTHS.into_iter().enumerate() {
         let real = |xs: &Tensor| xs.i((row, SEQ - length..)).unwrap();
@@ -85,7 +85,7 @@ fn assert_row_same(name: &str, result: &Tensor, reference: &Tensor, bound: f64) 
 }
 
 #[test]
-fn prefill_in_chunks_and_token_by_token_equal_one_pass() {
+fn prefill_in_chunks_and_token_by_token_equal_a_full_sequence_pass() {
     for (dtype, backend, bound) in EXACT {
         each_decoder(dtype, backend, |name, mut loaded| {
             let whole = loaded.forward(&batch(0..SEQ)).unwrap();
@@ -130,7 +130,7 @@ fn a_row_gives_the_same_alone_and_in_a_batch_padded_on_either_side() {
 fn no_key_or_tensor_is_left_unread() {
     each_decoder(DType::F32, Backend::Eager, |name, loaded| {
         assert_eq!(loaded.unread_tensors, [""; 0], "{name}");
-        // The checkpoints have their rope parameters in the old and the new spelling; transformers too reads only one.
+        // The checkpoints have their rope parameters in the old and the new spelling; only one is read, as in transformers.
         let twice_said = ["rope_parameters", "rope_parameters.full_attention"];
         let unread = loaded.unread_keys.iter().filter(|key| !twice_said.contains(&key.as_str()));
         assert_eq!(unread.collect::<Vec<_>>(), [""; 0], "{name}");
@@ -160,7 +160,7 @@ fn a_probe_changes_nothing() {
         (DType::F64, Backend::Eager),
         (DType::BF16, Backend::Eager),
         (DType::F32, Backend::Fused),
-        // Here observing a sum could round it once more.
+        // In this mode an observed sum might be rounded once more than an unobserved one.
         (DType::BF16, Backend::Fused),
     ];
     for (dtype, backend) in runs {

@@ -1,5 +1,5 @@
-//! What is listed by hand outside the crate's table of architectures names each of them: the README, the goldens, the
-//! table of versions, the features that `features.py` switches off.
+//! Tests that hand-written lists cover every architecture of the crate's table: the README, the golden tests, the table of
+//! versions, and the features that `features.py` switches off.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its files has failed")]
 
@@ -17,7 +17,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap()
 }
 
-/// What a text may call a `model_type`: words of letters, digits, `_` and `-`.
+/// The words of a text that may be a `model_type`: letters, digits, `_` and `-`.
 fn words(text: &str) -> BTreeSet<&str> {
     text.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '-')).collect()
 }
@@ -28,7 +28,7 @@ fn small() -> usize {
 }
 
 #[test]
-fn the_readme_lists_every_architecture_as_what_it_is_and_counts_them() {
+fn the_readme_lists_and_counts_decoders_and_encoders() {
     let readme = read("../README.md");
     let count = format!("{} architectures", model_types().count());
     let start = readme.find(&count).unwrap_or_else(|| panic!("README.md lacks `{count}`"));

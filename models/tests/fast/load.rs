@@ -1,4 +1,4 @@
-//! A checkpoint that does not match its config is refused, and the error names the key or tensor at fault.
+//! A checkpoint that does not match its config is refused, and the error names the config key or tensor.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot write its fixtures has failed")]
 
@@ -51,7 +51,7 @@ fn check(change: impl Fn(&mut Value, &mut HashMap<String, Tensor>), expected: &s
 }
 
 #[test]
-fn what_is_unknown_missing_or_of_another_shape_is_an_error() {
+fn unknown_missing_or_misshapen_keys_and_tensors_are_errors() {
     check(|config, _| config["model_type"] = json!("llama9"), "unknown model_type \"llama9\"");
     check(
         |config, _| config["hidden_act"] = json!("swosh"),
@@ -89,7 +89,7 @@ fn surplus_keys_and_tensors_are_listed() {
 }
 
 #[test]
-fn a_rope_in_both_forms_is_read_once_and_a_contradiction_is_listed() {
+fn a_rope_in_both_spellings_is_read_once_and_a_contradiction_is_listed() {
     let rope = |factor: f64| json!({"rope_type": "linear", "factor": factor, "rope_theta": 100.0});
     let mut config = config();
     config["rope_scaling"] = rope(2.0);

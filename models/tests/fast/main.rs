@@ -1,4 +1,4 @@
-//! What holds for native models on the CPU: `cargo t` runs it.
+//! Tests of the native models on the CPU; `cargo t` runs them.
 
 mod golden;
 mod laws;

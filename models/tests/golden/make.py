@@ -1,4 +1,4 @@
-"""Writes what a golden test needs of each case: what transformers computes for a tiny checkpoint.
+"""Writes the files of each golden test: a tiny checkpoint's config and shapes, and the logits of transformers.
 
     <env>/bin/python make.py FOLDER [CASE ...]        # with transformers 5.23.0, torch 2.15.0 and numpy
 
@@ -6,9 +6,9 @@ FOLDER/<case>/ gets config.json, tensors.json (name to shape; the values follow 
 expected.safetensors: input_ids, attention_mask, position_ids, `logits` of eager attention in f64 for every position,
 and `errors`, the relative L2 at real positions of transformers' own f32, bf16 and f16 logits against them.
 
-The f64 logits are computed with every float32 island widened: transformers computes norms, softmax and rope tables in
-float32 whatever the model's dtype. Such an oracle would differ between any two programs by 1e-7, and with left padding
-it is NaN: float64's lowest value, added to the scores of a row that sees no key, is -inf in the float32 softmax.
+The f64 logits are computed with every cast to float32 replaced by one to float64, because transformers computes norms,
+softmax and rope tables in float32 in every dtype. Unmodified, the oracle would be accurate to 1e-7 only, and NaN with left
+padding: float64's lowest value, added to the scores of a row that attends to no key, is -inf in the float32 softmax.
 """
 
 import inspect
@@ -30,16 +30,16 @@ NO_LLAMA = dict(num_key_value_heads=None, rms_norm_eps=None)
 GPT2 = dict(NO_LLAMA, model_type="gpt2", intermediate_size=None, n_inner=36, layer_norm_epsilon=1e-3)
 NEOX = dict(NO_LLAMA, model_type="gpt_neox", layer_norm_eps=1e-3)
 FALCON = dict(NO_LLAMA, model_type="falcon", intermediate_size=None, ffn_hidden_size=36, layer_norm_epsilon=1e-3)
-# Classifiers have many labels, because the error of a few numbers is luck.
+# Classifiers have many labels, because the error of a few numbers varies by chance.
 BERT = dict(NO_LLAMA, layer_norm_eps=1e-3, auto="AutoModelForMaskedLM")
-# Ids of real tokens differ from pad_token_id, and positions count from it, as the model does where none are given.
+# Ids of real tokens differ from pad_token_id, and positions count from it, as the model's own positions do.
 ROBERTA = dict(BERT, model_type="roberta", pad_token_id=1, max_position_embeddings=66)
 DISTILBERT = dict(NO_LLAMA, model_type="distilbert", intermediate_size=None, hidden_dim=36)
 MODERNBERT = dict(
     NO_LLAMA, model_type="modernbert", norm_eps=1e-3, local_attention=6, num_hidden_layers=4, global_rope_theta=500.0,
     local_rope_theta=50.0, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
 )
-# Takes away the key of `SIZES` that such an architecture does not have.
+# Removes the key of `SIZES` that an architecture with layer norm lacks.
 LAYER_NORM = dict(rms_norm_eps=None)
 CASES = {
     "gpt2": dict(GPT2),
@@ -49,7 +49,7 @@ CASES = {
     "falcon": dict(FALCON),
     "falcon_new_decoder": dict(FALCON, new_decoder_architecture=True, num_kv_heads=2),
     "falcon_one_norm": dict(FALCON, new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1, bias=True),
-    # Six heads: their slopes are no one geometric sequence.
+    # With six heads (not a power of two) the slopes are not a single geometric sequence.
     "falcon_alibi": dict(FALCON, alibi=True, multi_query=False, parallel_attn=False, bias=True, num_attention_heads=6),
     "bert": dict(BERT, model_type="bert"),
     "bert_classifier": dict(BERT, model_type="bert", auto="AutoModelForSequenceClassification", num_labels=24),
@@ -124,7 +124,7 @@ CASES = {
 
 
 class Widen(TorchFunctionMode):
-    """Every request for float32 is answered in float64."""
+    """Replaces float32 by float64 in every torch call."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.Tensor.float:
@@ -134,10 +134,10 @@ class Widen(TorchFunctionMode):
 
 
 def weights(name, shape):
-    """Uniform values that follow from the tensor's name alone; tests/golden.rs computes the same ones.
+    """Uniform values that depend only on the tensor's name; tests/fast/golden.rs computes the same ones.
 
-    FNV-1a of the name seeds splitmix64, whose 24 high bits make a number in [-1, 1). Matrices are drawn wide enough
-    that attention is far from uniform, vectors so that no bias is 0 and no norm weight 1.
+    FNV-1a of the name seeds splitmix64, whose 24 high bits give a number in [-1, 1), which is halved. The range is wide
+    enough that attention is not uniform; biases are not 0 and norm weights are not 1.
     """
     seed = 0xCBF29CE484222325
     for byte in name.encode():
@@ -153,10 +153,10 @@ def weights(name, shape):
 
 
 def logits(auto, folder, dtype, inputs):
-    """All positions, on the CPU, without a cache."""
+    """The output at all positions, on the CPU, without a cache."""
     model = auto.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
     if model._can_set_experts_implementation():
-        # The grouped product that 5.x prefers knows no float64.
+        # The grouped product that 5.x prefers does not support float64.
         model.set_experts_implementation("eager")
     accepted = inspect.signature(model.forward).parameters
     with torch.no_grad():
@@ -198,7 +198,7 @@ def make(folder, case):
     auto = getattr(transformers, settings.pop("auto", "AutoModelForCausalLM"))
     model = auto.from_config(transformers.AutoConfig.for_model(**settings))
     model.save_pretrained(folder)
-    # Under the names of the file: transformers 5 holds experts together that a checkpoint keeps apart.
+    # Names as in the file, because transformers 5 stacks experts that a checkpoint stores separately.
     tensors = load_file(folder / "model.safetensors")
     tensors = {name: weights(name, tensor.shape) for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata=dict(format="pt"))
@@ -215,7 +215,7 @@ def make(folder, case):
         folder / "expected.safetensors",
     )
     tensors = load_file(folder / "model.safetensors")
-    # Nothing here depends on a bare encoder's pooler, nor on the bias that an untied roberta keeps beside its decoder's.
+    # The outputs depend neither on a bare encoder's pooler nor on the second bias of an untied roberta's head.
     unused = ["pooler.dense.weight", "pooler.dense.bias"]
     if "roberta" in model.config.model_type and not model.config.tie_word_embeddings:
         unused.append("lm_head.bias")

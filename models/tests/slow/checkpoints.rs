@@ -9,11 +9,11 @@ use models::cuda::{Emulator, Gpu, Order};
 use models::synthetic::{Entry, catalogue, config, write};
 use models::{Backend, Inputs, Kind, Loaded, Options, kind, load, load_on_gpu};
 
-/// Rows of this many tokens: longer than the windows (8), shorter than the contexts (32) past which frequencies follow
-/// the length of a pass, so that chunks may be compared with one pass.
+/// Sequence length: longer than the windows (8), and shorter than the contexts (32) past which rope frequencies depend on
+/// the length of the forward pass, so that a chunked prefill equals a full-sequence forward pass.
 pub(crate) const SEQ: usize = 14;
 const LENGTHS: [usize; 2] = [14, 9];
-/// Every synthetic checkpoint has more.
+/// Bound of the token ids; every synthetic checkpoint's vocabulary is larger.
 const VOCAB: u32 = 280;
 
 /// A checkpoint on disk.
@@ -38,7 +38,7 @@ impl Checkpoint {
         }
     }
 
-    /// All of them that are small; not the llama of a larger vocabulary, beside which the emulator is slow.
+    /// All small checkpoints, except the llama with a larger vocabulary, on which the emulator is slow.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let is_small = |entry: &&Entry| !entry.bench && (entry.model_type, entry.variant) != ("llama", "");
         catalogue().iter().filter(is_small).map(Self::new)
@@ -54,12 +54,11 @@ impl Checkpoint {
         self.folder.path()
     }
 
-    /// On the CPU.
     pub(crate) fn on_cpu(&self, dtype: DType, backend: Backend) -> Loaded {
         load(self.path(), &Options { dtype, device: Device::Cpu, backend }).unwrap()
     }
 
-    /// The oracle.
+    /// The oracle: the eager backend in float64.
     pub(crate) fn exact(&self) -> Loaded {
         self.on_cpu(DType::F64, Backend::Eager)
     }
@@ -72,7 +71,7 @@ impl Checkpoint {
         load_on_gpu(self.path(), dtype, gpu).unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
-    /// The cases of one pass, each with two rows or one.
+    /// The cases of a full-sequence forward pass, with a batch size of 2 or 1.
     pub(crate) fn cases(&self) -> Vec<Case> {
         let all = |_: usize, _: usize| true;
         let mut cases = vec![
@@ -82,17 +81,17 @@ impl Checkpoint {
             self.case("without padding", 3, all),
             self.case("without padding", 4, all).row(1),
         ];
-        // The fused backends refuse it.
+        // The fused backends do not support this case.
         cases.retain(|case| !(self.name == "modernbert:classifier-cls" && case.name == "padded on the left"));
         cases
     }
 
-    /// Padded on the left.
+    /// The batch padded on the left.
     pub(crate) fn padded(&self) -> Case {
         self.case("padded on the left", 0, |row, column| column >= SEQ - LENGTHS[row])
     }
 
-    /// Rows whose real tokens `is_real` selects; `seed` chooses the tokens.
+    /// A batch whose real tokens are where `is_real(row, column)`; `seed` chooses the token ids.
     pub(crate) fn case(&self, name: &'static str, seed: u32, is_real: impl Fn(usize, usize) -> bool) -> Case {
         let real: Vec<Vec<bool>> =
             (0..LENGTHS.len()).map(|row| (0..SEQ).map(|column| is_real(row, column)).collect()).collect();
@@ -105,18 +104,18 @@ impl Checkpoint {
     }
 }
 
-/// Inputs of a model.
+/// A batch of inputs.
 #[derive(Clone)]
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     ids: Tensor,
     real: Vec<Vec<bool>>,
-    /// Encoders get no positions.
+    /// False for encoders, which get no `position_ids`.
     has_positions: bool,
 }
 
 impl Case {
-    /// One row of it.
+    /// The case with only one of its rows.
     fn row(self, row: usize) -> Self {
         Self { ids: self.ids.i(row..=row).unwrap(), real: vec![self.real[row].clone()], ..self }
     }
@@ -125,7 +124,7 @@ impl Case {
         self.columns(0..SEQ)
     }
 
-    /// Some columns, which go on from those before.
+    /// The inputs of some columns, as a continuation of the columns before.
     pub(crate) fn columns(&self, columns: Range<usize>) -> Inputs {
         let rows = self.real.len();
         let tensor =
@@ -143,8 +142,7 @@ impl Case {
         }
     }
 
-    /// Squares of the difference to `exact`, and of `exact`, of each token that is no padding; of each row where a row
-    /// has one result.
+    /// Squared norms of the difference to `exact` and of `exact`, per real token, or per row for a classifier.
     pub(crate) fn squares(&self, result: &Tensor, exact: &Tensor) -> Vec<[f64; 2]> {
         assert_eq!(result.dims(), exact.dims(), "{}", self.name);
         let sums = |xs: &Tensor| {
@@ -155,7 +153,7 @@ impl Case {
         if exact.rank() == 2 {
             return pairs.collect();
         }
-        // Positions that are padding may be NaN.
+        // Padded positions may be NaN.
         pairs.zip(self.real.iter().flatten()).filter(|(_, real)| **real).map(|(pair, _)| pair).collect()
     }
 
@@ -165,7 +163,7 @@ impl Case {
     }
 }
 
-/// Relative L2 over all of them.
+/// Relative L2 over all given tokens.
 pub(crate) fn relative(squares: &[[f64; 2]]) -> f64 {
     let [difference, exact] = [0, 1].map(|of| squares.iter().map(|pair| pair[of]).sum::<f64>());
     (difference / exact).sqrt()

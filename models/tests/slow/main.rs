@@ -1,5 +1,5 @@
-//! The fused backend on the emulated GPU: every synthetic checkpoint in every dtype gives what the CPU gives in F64, with
-//! padding, through a cache, recorded and with a probe.
+//! Tests the fused backend on the emulated GPU: every synthetic checkpoint in every dtype matches the CPU in F64, with
+//! padding, through a cache, with graph capture and with a probe.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -1,4 +1,4 @@
-//! Nothing is allocated, and nothing waits, where a pass has run before.
+//! A repeated forward pass on the GPU allocates nothing, and graph capture involves no transfer and no wait.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -30,13 +30,13 @@ fn the_second_pass_of_a_shape_allocates_nothing_and_is_recorded_without_a_transf
 }
 
 #[test]
-fn decoding_allocates_nothing_uploads_once_a_token_and_launches_from_the_recording() {
+fn decoding_allocates_nothing_and_launches_only_the_captured_graph() {
     for checkpoint in Checkpoint::all().filter(|checkpoint| checkpoint.is_decoder) {
         let strict = Strict::start();
         let mut gpu = checkpoint.on(DType::F32, Arc::clone(&strict) as _);
         let case = checkpoint.case("without padding", 0, |_, _| true);
         let mut cache = Cache::with_capacity(SEQ);
-        // The prompt, a token that is called, and one that is recorded.
+        // The prompt, a token that runs without a graph, and one whose pass is captured.
         for columns in [0..8, 8..9, 9..10] {
             gpu.forward_with(&case.columns(columns), Some(&mut cache), None).unwrap();
         }
@@ -46,11 +46,11 @@ fn decoding_allocates_nothing_uploads_once_a_token_and_launches_from_the_recordi
             let before = counts();
             gpu.forward_with(&case.columns(column..column + 1), Some(&mut cache), None).unwrap();
             let [allocations, uploads, launches] = [0, 1, 2].map(|i| counts()[i] - before[i]);
-            // Learned positions, biases of attention and rows of a rope that follows the pass are inputs of their own.
+            // Learned positions, attention biases and the rope rows of length-dependent frequencies are separate uploads.
             assert!(uploads <= 4, "{}: {uploads} uploads", checkpoint.name);
             assert_eq!((allocations, launches), (0, 0), "{}", checkpoint.name);
         }
-        // Again from the prompt on.
+        // Decoding starts again after the prompt.
         cache.truncate(8);
         let before = counts();
         gpu.forward_with(&case.columns(8..9), Some(&mut cache), None).unwrap();
@@ -65,7 +65,7 @@ fn bytes_are_those_of_the_weights_and_of_the_buffers() {
     let mut gpu = checkpoint.on(DType::F32, Arc::clone(&strict) as _);
     let (weights, buffers) = gpu.fused_bytes().unwrap();
     let file = std::fs::metadata(checkpoint.path().join("model.safetensors")).unwrap().len() as usize;
-    // All but the file's header.
+    // The weights fill the file except for its header.
     assert!(weights <= file && weights + 8192 > file, "{weights} of {file}");
     assert_eq!(buffers, 0);
     gpu.forward(&checkpoint.cases()[0].inputs()).unwrap();

@@ -1,4 +1,4 @@
-//! What comes out.
+//! Compares the fused backend on the emulated GPU with the oracle, and its errors with the eager backend's.
 
 use candle_core::{DType, Device, Tensor};
 use models::cuda::{Emulator, Order};
@@ -6,15 +6,15 @@ use models::{Backend, Cache, Error, Inputs, Loaded};
 
 use super::checkpoints::{Case, Checkpoint, SEQ, relative};
 
-/// Sums in another order differ by a rounding of 6e-8 an operation, a few hundred of them in a row: as in `laws.rs`.
+/// Largest relative L2 in f32: a rounding of 6e-8 per operation over a chain of a few hundred operations, as in `laws.rs`.
 const F32_BOUND: f64 = 1e-5;
-/// Of the eager backend's error in the same dtype, which follows torch operation by operation.
+/// Largest error as a multiple of the eager backend's in the same dtype, which rounds after each operation as torch does.
 const OF_EAGER: f64 = 1.5;
-/// The same where a few numbers a row make the ratio a matter of luck.
+/// The same for classifiers: the ratio varies more, because they give only a few numbers per row.
 const OF_EAGER_FEW: f64 = 2.0;
 
 impl Checkpoint {
-    /// How large the error may be where the eager backend's is `eager`.
+    /// Largest accepted relative L2 if the eager backend's is `eager`.
     fn bound(&self, dtype: DType, eager: f64) -> f64 {
         match dtype {
             DType::F32 => F32_BOUND,
@@ -23,8 +23,8 @@ impl Checkpoint {
         }
     }
 
-    /// Errors over all cases together, of `loaded` and of the eager backend in the same dtype: of a mixture of experts in
-    /// 16 bits the median token's, for a router's near-tie moves some tokens whole.
+    /// Relative L2 over all cases of `loaded` and of the eager backend in the same dtype. For a mixture of experts in
+    /// 16 bits it is the median token's, because router near-ties send a few tokens to other experts.
     fn errors(
         &self,
         loaded: &mut Loaded,
@@ -79,16 +79,16 @@ fn every_checkpoint_is_right_in_f32() {
 }
 
 #[test]
-fn every_checkpoint_errs_no_more_than_the_eager_form_in_bf16() {
+fn every_checkpoint_stays_within_its_multiple_of_the_eager_error_in_bf16() {
     check_all(DType::BF16);
 }
 
 #[test]
-fn every_checkpoint_errs_no_more_than_the_eager_form_in_f16() {
+fn every_checkpoint_stays_within_its_multiple_of_the_eager_error_in_f16() {
     check_all(DType::F16);
 }
 
-/// A case through a cache that starts with room for `room` tokens: some at once, the others `chunk` at a time.
+/// Runs a case through a cache with capacity `room`: the first `first` tokens at once, the others `chunk` at a time.
 fn cached(loaded: &mut Loaded, case: &Case, (first, chunk): (usize, usize), room: usize) -> Tensor {
     let mut cache = Cache::with_capacity(room);
     let starts = std::iter::once(0).chain((first..SEQ).step_by(chunk));
@@ -100,12 +100,12 @@ fn cached(loaded: &mut Loaded, case: &Case, (first, chunk): (usize, usize), room
 }
 
 #[test]
-fn a_cache_gives_what_one_pass_gives() {
+fn decoding_from_a_cache_equals_a_full_sequence_pass() {
     for checkpoint in Checkpoint::all().filter(|checkpoint| checkpoint.is_decoder) {
         let cases = [checkpoint.padded()];
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             let mut gpu = checkpoint.on_gpu(dtype);
-            // With room for all, where tokens are recorded, and growing.
+            // A cache with room for all tokens, whose decoding passes are captured as graphs, and one that grows.
             let runs: &[_] =
                 if dtype == DType::F32 { &[((9, 1), SEQ), ((6, 3), 0)] } else { &[((9, 1), SEQ)] };
             for (steps, room) in runs {
@@ -115,7 +115,7 @@ fn a_cache_gives_what_one_pass_gives() {
                 println!("{name}: ours {ours:.2e} eager {eager:.2e}");
                 assert!(ours <= checkpoint.bound(dtype, eager), "{name}: {ours:e}, eager {eager:e}");
             }
-            // Five tokens, of which the first is called.
+            // Five single tokens, of which the first runs without a graph.
             let replayed = gpu.pass_counts().unwrap().replayed;
             assert!(replayed >= 4, "{} {dtype:?}: {replayed}", checkpoint.name);
         }
@@ -123,7 +123,7 @@ fn a_cache_gives_what_one_pass_gives() {
 }
 
 #[test]
-fn a_recorded_pass_is_right_on_other_inputs_of_its_shape() {
+fn a_captured_graph_is_right_on_other_inputs_of_its_shape() {
     for checkpoint in Checkpoint::all() {
         let (mut gpu, mut exact) = (checkpoint.on_gpu(DType::F32), checkpoint.exact());
         for (seed, lengths) in [[14, 9], [11, 14], [14, 3], [1, 13]].into_iter().enumerate() {
@@ -138,8 +138,8 @@ fn a_recorded_pass_is_right_on_other_inputs_of_its_shape() {
 }
 
 #[test]
-fn what_a_recording_does_not_fit_is_called_again() {
-    // Frequencies that depend on whether a pass goes past position 32.
+fn a_pass_that_does_not_fit_its_graph_runs_without_one() {
+    // The rope frequencies depend on whether a forward pass goes past position 32.
     let checkpoint = Checkpoint::of("phi3", "longrope");
     let (mut gpu, mut exact) = (checkpoint.on_gpu(DType::F32), checkpoint.exact());
     let case = checkpoint.case("without padding", 0, |_, _| true);
@@ -156,7 +156,7 @@ fn what_a_recording_does_not_fit_is_called_again() {
 }
 
 #[test]
-fn an_id_outside_the_vocabulary_is_an_error_also_of_a_recorded_pass() {
+fn an_id_outside_the_vocabulary_is_an_error_also_in_a_captured_graph() {
     let mut gpu = Checkpoint::of("llama", "tiny").on_gpu(DType::F32);
     let ids = |id: u32| Inputs::new(Tensor::new(&[[1, id]], &Device::Cpu).unwrap());
     for _ in 0..3 {
@@ -181,7 +181,7 @@ fn the_order_of_threads_changes_nothing() {
                 let logits = checkpoint.on(dtype, Emulator::start(order)).forward(&case.inputs()).unwrap();
                 logits.to_dtype(DType::F64).unwrap()
             };
-            // Exactly: the order in which threads run is none in which anything is summed.
+            // Bitwise equal, because no sum depends on the order in which threads run.
             let relative = case.relative(&logits(Order::Reversed), &logits(Order::Forward));
             assert!(relative <= 0.0, "{} {dtype:?}: {relative:e}", checkpoint.name);
         }
@@ -189,8 +189,8 @@ fn the_order_of_threads_changes_nothing() {
 }
 
 #[test]
-fn a_bug_in_a_kernel_shows() {
-    // The last key of a causal row left out, an epsilon forgotten, and one window for another.
+fn a_planted_kernel_bug_exceeds_100_times_the_bound() {
+    // The last key of a causal row is left out, the epsilon is omitted, and the window is one key wider.
     let bugs = [
         ("slot + p.after + 1", "slot + p.after", "llama", "tiny"),
         ("/ p.size + p.eps", "/ p.size", "bert", ""),
@@ -202,7 +202,6 @@ fn a_bug_in_a_kernel_shows() {
         let exact = checkpoint.exact().forward(&case.inputs()).unwrap();
         let ours = checkpoint.on(DType::F32, Emulator::planted(from, to)).forward(&case.inputs()).unwrap();
         let relative = case.relative(&ours, &exact);
-        // A hundred times the bound.
         assert!(relative > 100.0 * F32_BOUND, "{from} for {to} in {}: {relative:e}", checkpoint.name);
     }
 }

@@ -1,4 +1,4 @@
-//! A probe observes on the GPU what it observes on the CPU, changes nothing, and may replace a module's input.
+//! A probe observes the same modules on the GPU as on the CPU, does not change results, and may replace a module's input.
 
 use std::collections::HashMap;
 
@@ -7,12 +7,12 @@ use models::{Backend, Probe};
 
 use super::checkpoints::Checkpoint;
 
-/// What goes into modules and comes out, in order.
+/// Inputs of modules by path, and outputs in the order in which modules return.
 #[derive(Default)]
 struct Trace {
     inputs: HashMap<String, Tensor>,
     outputs: Vec<(String, Tensor)>,
-    /// Fed to the modules instead of their inputs.
+    /// Inputs that replace those of the modules, by path.
     replacements: HashMap<String, Tensor>,
 }
 
@@ -59,14 +59,14 @@ fn a_probe_sees_every_module_as_it_is_and_changes_nothing() {
             checkpoint.on_cpu(dtype, Backend::Fused).forward_with(&inputs, None, Some(&mut fused)).unwrap();
             let paths = |trace: &Trace| -> Vec<String> {
                 let paths = trace.outputs.iter().map(|(path, _)| path.clone());
-                // An expert's projections are no modules where all experts run at once, and only tensors have a softmax.
+                // The GPU runs all experts at once, so an expert's projections are not observed; neither is the softmax.
                 paths.filter(|path| !path.contains(".experts.") && !path.ends_with(".softmax")).collect()
             };
             assert_eq!(paths(&trace), paths(&fused), "{}", checkpoint.name);
             for (path, output) in &trace.outputs {
                 let exact = &exact[path];
                 assert_eq!(output.dims(), exact.dims(), "{} {path}", checkpoint.name);
-                // A module's output carries what all before it have rounded.
+                // A module's output includes the rounding of all modules before it.
                 let relative = relative(output, exact);
                 assert!(relative <= 1e-4, "{} {path}: {relative:e}", checkpoint.name);
             }

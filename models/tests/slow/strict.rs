@@ -1,4 +1,4 @@
-//! A GPU that counts allocations, and refuses within a recorded pass whatever a CUDA graph could not hold.
+//! A GPU that counts allocations, uploads and launches, and refuses during graph capture what a CUDA graph cannot contain.
 
 #![expect(unsafe_code, reason = "everything is passed on to the emulator")]
 
@@ -57,7 +57,7 @@ impl Gpu for Strict {
     }
 
     unsafe fn free(&self, address: u64, bytes: usize) {
-        // SAFETY: passed on, as in all that follows.
+        // SAFETY: the caller upholds the same contract, here and in all calls below.
         unsafe { self.inner.free(address, bytes) }
     }
 

@@ -1,8 +1,8 @@
-//! The seam between the tfcheck process and the programs that compute.
+//! The interface between the tfcheck process and its workers.
 //!
-//! [`protocol`] is what both sides speak, [`yardstick`] what both time beside their passes. With the feature
-//! `module` this crate is also the PyO3 extension module `tfcheck_bridge` that an environment's own Python loads
-//! to speak it.
+//! [`protocol`] defines the messages, [`yardstick`] the calibration loop that workers time before and after
+//! their forward passes. With the feature `module` this crate is also the PyO3 extension module
+//! `tfcheck_bridge`, which an environment's Python loads to serve the protocol.
 
 pub mod protocol;
 pub mod versions;

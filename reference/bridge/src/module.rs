@@ -23,7 +23,7 @@ mod trace;
 
 use pyo3::prelude::*;
 
-/// Serves the protocol until it is told to exit.
+/// Serves the protocol until an exit request arrives.
 #[pyfunction]
 fn main(py: Python<'_>) -> PyResult<()> {
     serve::serve(py)

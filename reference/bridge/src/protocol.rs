@@ -1,66 +1,68 @@
-//! The worker protocol: one JSON object a line, requests on one descriptor, replies on another.
+//! The worker protocol: one JSON object per line, requests on one descriptor, replies on another.
 //!
-//! A worker serves one cell. It reads [`Request`]s from descriptor `TFCHECK_REQUEST_FD` (3) and answers
-//! each with exactly one [`Reply`] on descriptor `TFCHECK_REPLY_FD` (4); standard output and standard
-//! error are noise that tfcheck keeps in `worker.log`. End of file on the request descriptor means that
-//! tfcheck is gone: the worker ends itself and everything that it started.
+//! A worker serves one cell. It reads [`Request`]s from descriptor `TFCHECK_REQUEST_FD` (3) and answers each
+//! with exactly one [`Reply`] on descriptor `TFCHECK_REPLY_FD` (4); tfcheck stores its standard output and
+//! standard error in `worker.log`. End of file on the request descriptor means that tfcheck is gone: the
+//! worker must end itself and everything that it started.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol; a worker refuses a [`Load`] that carries another.
+/// Version of this protocol; a worker refuses a [`Load`] with another version.
 pub const PROTOCOL_VERSION: u32 = 2;
 
-/// Environment variable that names the descriptor requests arrive on.
+/// Environment variable with the number of the descriptor for requests.
 pub const REQUEST_FD_VARIABLE: &str = "TFCHECK_REQUEST_FD";
-/// Environment variable that names the descriptor replies leave by.
+/// Environment variable with the number of the descriptor for replies.
 pub const REPLY_FD_VARIABLE: &str = "TFCHECK_REPLY_FD";
 
 /// The tensor name under which logits are stored in a logits file, `[batch, seq, vocab_size]`.
 pub const LOGITS: &str = "logits";
 /// Tensor of an inputs file: token ids, i64 `[batch, seq]`.
 pub const INPUT_IDS: &str = "input_ids";
-/// Tensor of an inputs file: 1 where a token is real and 0 where it is padding, i64 `[batch, seq]`.
+/// Tensor of an inputs file: 1 for a real token and 0 for padding, i64 `[batch, seq]`.
 pub const ATTENTION_MASK: &str = "attention_mask";
-/// Tensor of an inputs file: the position of each token among its row's real tokens, i64 `[batch, seq]`.
+/// Tensor of an inputs file: the position of each token among the real tokens of its sequence, i64 `[batch,
+/// seq]`.
 pub const POSITION_IDS: &str = "position_ids";
 
-/// What tfcheck asks of a worker.
+/// A request from tfcheck to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Request {
     /// Load the checkpoint and the inputs; answered by [`Reply::Ready`].
     Load(Load),
-    /// Logits of the inputs, computed as asked and written; answered by [`Reply::Forwarded`].
+    /// Compute the logits of the inputs and write them to a file; answered by [`Reply::Forwarded`].
     Forward(Forward),
     /// Timed forward passes whose results are dropped; answered by [`Reply::Timed`].
     Time(Time),
     /// One profiled forward pass; answered by [`Reply::Traced`].
     Trace(Trace),
-    /// One forward pass that writes what goes into and comes out of modules; answered by [`Reply::Captured`].
+    /// One forward pass that writes the inputs and outputs of modules; answered by [`Reply::Captured`].
     Capture(Capture),
-    /// One forward pass in which one module is fed a stored tensor; answered by [`Reply::Replayed`].
+    /// One forward pass in which one module is replayed with a stored tensor; answered by
+    /// [`Reply::Replayed`].
     Replay(Replay),
-    /// Texts through the checkpoint's tokenizer; answered by [`Reply::Tokenized`].
+    /// Tokenise texts with the checkpoint's tokenizer; answered by [`Reply::Tokenized`].
     Tokenize(Tokenize),
-    /// End in good order; not answered.
+    /// Exit normally; not answered.
     Exit,
 }
 
-/// Everything a worker needs to become one variant of one checkpoint.
+/// The variant and checkpoint that a worker loads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Load {
-    /// [`PROTOCOL_VERSION`] of the asking side.
+    /// [`PROTOCOL_VERSION`] of the sender.
     pub protocol: u32,
     /// Folder with `config.json` and one or more `*.safetensors` (with `model.safetensors.index.json` when sharded).
     pub checkpoint: PathBuf,
     /// Safetensors file with [`INPUT_IDS`], [`ATTENTION_MASK`] and [`POSITION_IDS`].
     pub inputs: PathBuf,
-    /// How the model is executed.
+    /// Execution mode.
     pub mode: Mode,
-    /// Attention implementation, for runners that have several.
+    /// Attention implementation; `None` for runners that have only one.
     pub attention: Option<Attention>,
     /// dtype of weights and activations.
     pub dtype: Dtype,
@@ -76,22 +78,23 @@ pub struct Load {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// One operation after the other, as the model's source says.
+    /// Operation by operation, as in the model's source.
     Eager,
     /// Through `torch.compile`.
     Compiled,
-    /// Through `torch.compile` with its weights frozen, so that inductor may prepack them.
+    /// Through `torch.compile` with frozen weights, which inductor may prepack.
     Frozen,
-    /// Through `torch.compile(mode="reduce-overhead")`: on a GPU its kernels are replayed as CUDA graphs.
+    /// Through `torch.compile(mode="reduce-overhead")`: on a GPU its kernels are launched as CUDA graphs.
     ReduceOverhead,
-    /// Through `torch.compile(mode="max-autotune")`: the same, with kernels chosen by measurement.
+    /// Through `torch.compile(mode="max-autotune")`: like `ReduceOverhead`, with kernels chosen by
+    /// measurement.
     MaxAutotune,
     /// Native Rust with packed weights and fused kernels.
     Fused,
 }
 
 impl Mode {
-    /// Whether it is one of `torch.compile`'s.
+    /// Whether the mode uses `torch.compile`.
     pub fn is_compiled(self) -> bool {
         match self {
             Self::Compiled | Self::Frozen | Self::ReduceOverhead | Self::MaxAutotune => true,
@@ -114,7 +117,7 @@ pub enum Attention {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dtype {
-    /// IEEE binary64, the oracle's.
+    /// IEEE binary64, the oracle's dtype.
     F64,
     /// IEEE binary32.
     F32,
@@ -124,26 +127,26 @@ pub enum Dtype {
     F16,
 }
 
-/// Asks for logits that are kept.
+/// Requests logits that are written to a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Forward {
-    /// Where to write the logits: safetensors, one tensor [`LOGITS`], f32 (f64 when the dtype is f64).
+    /// The file for the logits: safetensors, one tensor [`LOGITS`], f32 (f64 if the dtype is f64).
     pub logits: PathBuf,
-    /// Absent for one pass over all tokens. Otherwise this many tokens of each row, padding counted, go through one
-    /// pass that fills a KV cache, and each further token through a pass of its own; the logits of all passes are
-    /// written, position after position, as if there had been one.
+    /// `None` for a full-sequence forward pass. Otherwise this many tokens of each sequence (padding
+    /// included) go through a prefill that fills a KV cache, and each later token through a forward pass of
+    /// its own. The logits of all forward passes are written as one tensor in the order of the positions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill: Option<usize>,
 }
 
 impl Forward {
-    /// One pass over all tokens.
+    /// A full-sequence forward pass.
     pub fn new(logits: PathBuf) -> Self {
         Self { logits, prefill: None }
     }
 }
 
-/// Asks for the token ids of texts by the runner's own tokenizer.
+/// Requests the token ids of texts from the runner's own tokenizer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tokenize {
     /// Folder of the checkpoint, with its tokenizer's files.
@@ -154,63 +157,66 @@ pub struct Tokenize {
     pub add_special_tokens: bool,
 }
 
-/// Asks for one round of timed forward passes.
+/// Requests one round of timed forward passes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Time {
-    /// Passes before the clock counts.
+    /// Untimed forward passes before the timed ones.
     pub warm_up: usize,
-    /// Passes that are timed, each synchronised with the device.
+    /// Timed forward passes, each synchronised with the device.
     pub iterations: usize,
-    /// Tokens that are timed one by one after those passes, each the only new one of every row; the cache holds the
-    /// inputs and the tokens before it. 0 for none.
+    /// Tokens to decode and time after those passes, one per sequence and forward pass; the cache holds the
+    /// inputs and the tokens decoded before. 0 for none.
     #[serde(default)]
     pub decode: usize,
-    /// Threads that read the [`crate::yardstick`] before and after all that; 0 for no reading.
+    /// Threads that run the calibration loop ([`crate::yardstick`]) before and after the timed passes; 0 for
+    /// no reading.
     #[serde(default)]
     pub yardstick: usize,
-    /// Where the first reading is above so many nanoseconds, no pass is made, and the answer has no samples.
+    /// If the first reading exceeds this many nanoseconds, no forward pass is run and the reply has no
+    /// samples.
     #[serde(default)]
     pub quiet_ns: Option<u64>,
 }
 
-/// Asks for one profiled forward pass.
+/// Requests one profiled forward pass.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trace {
-    /// Where to write the Chrome trace (JSON object format, `traceEvents`).
+    /// The file for the Chrome trace (JSON object format, `traceEvents`).
     pub path: PathBuf,
 }
 
-/// Asks for a forward pass that writes what goes into and comes out of modules, each as soon as it is known.
+/// Requests a forward pass that writes the inputs and outputs of modules, each as soon as it is known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Capture {
     /// An empty folder for the tensors.
     pub folder: PathBuf,
-    /// Globs over module paths (`*` any text, `?` one character); a module is captured where one fits.
+    /// Globs over module paths (`*` any text, `?` one character); a module is captured if one matches.
     pub modules: Vec<String>,
-    /// Bytes that may be written; what would go beyond is listed without a file.
+    /// Limit of the bytes written; a tensor that would exceed it is listed without a file.
     pub max_bytes: u64,
-    /// As in [`Forward::prefill`]: a module is then called once for the prefill and once for each further token.
+    /// As in [`Forward::prefill`]: a module is then called once for the prefill and once for each later
+    /// token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill: Option<usize>,
 }
 
-/// Asks for one forward pass in which one call of a module is fed a stored tensor in place of the first tensor among
-/// its arguments.
+/// Requests one forward pass in which one call of a module gets a stored tensor instead of the first tensor
+/// among its arguments.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Replay {
     /// The module's path, as captured.
     pub module: String,
-    /// Which call of it, from 0.
+    /// Index of the call to this module, from 0.
     pub call: usize,
-    /// The stored tensor's file, in the form of [`CapturedTensor::file`].
+    /// The stored tensor's file, in the format of [`CapturedTensor::file`].
     pub input: PathBuf,
     /// The stored tensor's shape.
     pub shape: Vec<usize>,
-    /// Where to write what comes out, in the same form.
+    /// The file for the module's output, in the same format.
     pub output: PathBuf,
 }
 
-/// What a worker answers.
+/// A worker's reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub enum Reply {
@@ -218,7 +224,7 @@ pub enum Reply {
     Ready(Ready),
     /// The forward pass is done and its logits are on disk.
     Forwarded(Forwarded),
-    /// The timed passes are done.
+    /// The timed forward passes are done.
     Timed(Timed),
     /// The trace is on disk.
     Traced,
@@ -228,20 +234,22 @@ pub enum Reply {
     Replayed(Replayed),
     /// The texts have been tokenised.
     Tokenized(Tokenized),
-    /// The request could not be carried out; the worker may be asked to [`Request::Exit`] only.
+    /// The request failed; the worker accepts only [`Request::Exit`] after it.
     Failed(Failed),
 }
 
 /// A loaded model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ready {
-    /// Versions of what computes: `{"transformers": "4.54.0", "torch": "2.15.0", "python": "3.11.7"}`.
+    /// Versions of the libraries that compute: `{"transformers": "4.54.0", "torch": "2.15.0", "python":
+    /// "3.11.7"}`.
     pub libraries: BTreeMap<String, String>,
     /// Nanoseconds from the request to the loaded model.
     pub load_ns: u64,
-    /// What a person must know to read the numbers: translations of the config, ignored keys, fall-backs.
+    /// Notes that the user needs to interpret the numbers: translations of the config, ignored keys,
+    /// fall-backs.
     pub notes: Vec<String>,
-    /// Keys of config.json that the loaded model has no use for; `None` where the runner cannot tell.
+    /// Keys of config.json that the loaded model does not use; `None` if the runner cannot tell.
     #[serde(default)]
     pub ignored_keys: Option<Vec<String>>,
 }
@@ -255,21 +263,22 @@ pub struct Tokenized {
     pub class: String,
 }
 
-/// One finished forward pass.
+/// A finished forward pass.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Forwarded {
-    /// Nanoseconds of this pass; compilation included when it is the first.
+    /// Nanoseconds of this forward pass; includes compilation if it is the first.
     pub elapsed_ns: u64,
-    /// `[batch, seq, vocab_size]` as written.
+    /// Shape of the written logits, `[batch, seq, vocab_size]`.
     pub shape: Vec<usize>,
     /// Which positions of the inputs the logits belong to.
     pub positions: Positions,
-    /// [`Forward::prefill`] as it was carried out, so that a worker which does not know it is told from one that does.
+    /// The [`Forward::prefill`] that was carried out. It distinguishes a worker that ignores the field from
+    /// one that supports it.
     #[serde(default)]
     pub prefill: Option<usize>,
-    /// Largest resident set (CPU) or allocated device memory so far, in bytes; `None` where unknown.
+    /// Peak resident set (CPU) or peak allocated device memory so far, in bytes; `None` if unknown.
     pub peak_bytes: Option<u64>,
-    /// What a person must know about this pass: graph breaks and fall-backs of a compiled model.
+    /// Notes about this forward pass: graph breaks and fall-backs of a compiled model.
     #[serde(default)]
     pub notes: Vec<String>,
 }
@@ -285,17 +294,18 @@ pub enum Positions {
     Last,
 }
 
-/// One finished round of timed passes.
+/// One finished round of timed forward passes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timed {
-    /// Nanoseconds of each timed pass, in order.
+    /// Nanoseconds of each timed forward pass, in order.
     pub samples_ns: Vec<u64>,
-    /// Nanoseconds of each decoded token, in order; empty where none was asked or the model keeps no cache.
+    /// Nanoseconds of each decoded token, in order; empty if none was requested or the model has no cache.
     #[serde(default)]
     pub decode_ns: Vec<u64>,
     /// As in [`Forwarded::peak_bytes`].
     pub peak_bytes: Option<u64>,
-    /// The slower of both readings of the yardstick, nanoseconds; absent where none was asked for or the worker has none.
+    /// The slower of the two readings of the calibration loop, nanoseconds; absent if none was requested or
+    /// the worker has no calibration loop.
     #[serde(default)]
     pub yardstick_ns: Option<u64>,
 }
@@ -303,33 +313,33 @@ pub struct Timed {
 /// One finished capture.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Captured {
-    /// Calls of the modules that were asked for, in the order in which they begin.
+    /// Calls of the matching modules, in the order in which they begin.
     pub modules: Vec<CapturedModule>,
-    /// Whether the pass gave bit for bit the logits of a pass without capture.
+    /// Whether the logits are bitwise equal to those of a forward pass without capture.
     pub unchanged: bool,
     /// Bytes written.
     pub bytes: u64,
-    /// Nanoseconds of the captured pass.
+    /// Nanoseconds of the captured forward pass.
     pub elapsed_ns: u64,
-    /// Nanoseconds of a pass without capture.
+    /// Nanoseconds of a forward pass without capture.
     pub plain_ns: u64,
 }
 
-/// One call of a module, or of a step inside an attention module: `rope_q` and `rope_k`, which rotate, and `softmax`,
-/// whose input is the masked scores.
+/// One call of a module, or of a step inside an attention module: `rope_q` and `rope_k` (rotary embedding)
+/// and `softmax` (its input is the masked scores).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CapturedModule {
-    /// Its path, `model.layers.0.self_attn.q_proj`; a step's is its module's with its name.
+    /// Path, `model.layers.0.self_attn.q_proj`; for a step, its module's path and the step's name.
     pub path: String,
-    /// Which call of it, from 0.
+    /// Index of the call to this module, from 0.
     pub call: usize,
     /// Its class.
     pub class: String,
-    /// The first tensor among its arguments.
+    /// The first tensor among the arguments.
     pub input: Option<CapturedTensor>,
-    /// The first tensor of what it returns.
+    /// The first tensor of the output.
     pub output: Option<CapturedTensor>,
-    /// The other tensors of what it returns, where it returns several.
+    /// The other tensors of the output, if there are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more: Vec<CapturedTensor>,
 }
@@ -339,43 +349,43 @@ pub struct CapturedModule {
 pub struct CapturedTensor {
     /// Its shape.
     pub shape: Vec<usize>,
-    /// Its dtype in the runner's own words.
+    /// Its dtype as the runner spells it.
     pub dtype: String,
-    /// Its file in [`Capture::folder`]: elements in C order, little-endian f64 for a model in f64 and f32 otherwise;
-    /// `None` where it was left out for want of room.
+    /// Its file in [`Capture::folder`]: elements in C order, little-endian f64 for a model in f64 and f32
+    /// otherwise; `None` if [`Capture::max_bytes`] did not allow it.
     pub file: Option<String>,
 }
 
 /// One finished replay.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Replayed {
-    /// Shape of what came out.
+    /// Shape of the module's output.
     pub shape: Vec<usize>,
 }
 
-/// Why a request could not be carried out.
+/// A request that failed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Failed {
-    /// What sort of failure it is.
+    /// Kind of the failure.
     pub kind: FailedKind,
-    /// The error's type, `ValueError`; empty where the runner has none.
+    /// The error's type, such as `ValueError`; empty if the runner has none.
     #[serde(default)]
     pub error: String,
-    /// One line that says what went wrong.
+    /// One line that describes the error.
     pub message: String,
     /// The traceback or cause chain.
     #[serde(default)]
     pub traceback: String,
 }
 
-/// Sorts of [`Failed`].
+/// Kinds of [`Failed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailedKind {
-    /// The runner does not have what was asked: model_type, dtype, attention, device.
+    /// The runner does not support the request: model_type, dtype, attention, device.
     Unsupported,
     /// An exception or error of the runner.
     Exception,
-    /// An allocation was refused.
+    /// An allocation failed.
     OutOfMemory,
 }

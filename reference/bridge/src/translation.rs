@@ -1,25 +1,25 @@
-//! `config.json` in the form that a version of transformers reads.
+//! Translates `config.json` into the spelling that a version of transformers reads.
 //!
-//! Version 5 writes rotary positions as `rope_parameters` and the dtype as `dtype`; version 4 ignores
-//! both in silence and computes with `rope_theta` 10000. Whatever is translated here is said in a note.
+//! Version 5 writes rotary positions as `rope_parameters` and the dtype as `dtype`; version 4 silently
+//! ignores both and computes with `rope_theta` 10000. Every translation is reported in a note.
 
 use serde_json::{Map, Value, json};
 
 use crate::versions::{Dialect, RopeForm, Versions};
 
-/// A config as one version reads it.
+/// A config translated for one version.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Translated {
     pub(crate) config: Map<String, Value>,
     pub(crate) notes: Vec<String>,
-    /// The rotary bases that the checkpoint asks for, to be compared with what the model took.
+    /// The rope bases of the checkpoint, to compare with those of the loaded model.
     pub(crate) rope_thetas: Vec<f64>,
 }
 
 /// Translates `config` for `version`.
 ///
 /// # Errors
-/// What the version cannot express.
+/// When the version cannot express the config.
 pub(crate) fn translate(config: &Map<String, Value>, version: &str) -> Result<Translated, String> {
     let dialect = Versions::known().dialect(version);
     let mut translation = Translation { config: config.clone(), notes: Vec::new(), version, dialect };
@@ -35,7 +35,7 @@ pub(crate) fn translate(config: &Map<String, Value>, version: &str) -> Result<Tr
     Ok(Translated { config: translation.config, notes: translation.notes, rope_thetas })
 }
 
-/// Every rotary base that a config of either form names, sorted.
+/// All rope bases of a config in either spelling, sorted.
 pub(crate) fn rope_thetas(config: &Map<String, Value>) -> Vec<f64> {
     let flat =
         ["rope_theta", "rotary_emb_base", "rope_local_base_freq", "global_rope_theta", "local_rope_theta"];
@@ -70,7 +70,7 @@ impl Translation<'_> {
         self.notes.push(note);
     }
 
-    /// `dtype` <-> `torch_dtype`. The dtype of a cell is always passed, so no number hangs on this key.
+    /// `dtype` <-> `torch_dtype`. A cell always passes its dtype, so this key affects no result.
     fn dtype(&mut self) {
         let wanted = self.dialect.config_dtype.as_str();
         let other = if wanted == "dtype" { "torch_dtype" } else { "dtype" };
@@ -80,7 +80,7 @@ impl Translation<'_> {
         }
     }
 
-    /// Version 5 reads version 4's keys itself; that it did is checked on the loaded config.
+    /// Version 5 reads version 4's keys; the loaded config is checked afterwards.
     fn rope_to_version_5(&mut self) {
         if self.config.contains_key("rope_parameters") {
             return;
@@ -106,8 +106,8 @@ impl Translation<'_> {
         Ok(())
     }
 
-    /// Splits one rope per layer type into the keys that version 4 had for it; what remains is the flat
-    /// form of the full attention.
+    /// Converts one rope per layer type to version 4's keys; the remaining parameters are those of full
+    /// attention.
     fn nested(&mut self, parameters: &Map<String, Value>) -> Result<Map<String, Value>, String> {
         let of = |kind: &str| parameters.get(kind).and_then(Value::as_object).cloned();
         let (full, sliding) = (of("full_attention"), of("sliding_attention"));
@@ -145,7 +145,7 @@ impl Translation<'_> {
 
     /// `rope_parameters` -> `rope_theta`, `partial_rotary_factor` and `rope_scaling`.
     fn flat(&mut self, mut parameters: Map<String, Value>) {
-        // GPT-NeoX kept names of its own until 5.0 (its `configuration_gpt_neox.py`).
+        // GPT-NeoX used its own names until 5.0 (`configuration_gpt_neox.py`).
         let neox = self.model_type().starts_with("gpt_neox");
         let (theta, partial) =
             if neox { ("rotary_emb_base", "rotary_pct") } else { ("rope_theta", "partial_rotary_factor") };
@@ -165,8 +165,8 @@ impl Translation<'_> {
         }
     }
 
-    /// Phi-3 takes exactly `type` and its two lists of factors, and the original length beside them
-    /// (`_rope_scaling_validation` of transformers 4.57 `configuration_phi3.py`).
+    /// Phi-3 accepts exactly `type` and its two lists of factors in `rope_scaling`, and the original length
+    /// as a separate key (`_rope_scaling_validation` of transformers 4.57 `configuration_phi3.py`).
     fn phi3_rope_scaling(&mut self, parameters: &mut Map<String, Value>) {
         const LENGTH: &str = "original_max_position_embeddings";
         if let Some(kind) = parameters.shift_remove("rope_type") {
@@ -198,13 +198,13 @@ impl Translation<'_> {
                 }
                 Ok(())
             }
-            // Its own families' types (Phi-3's `su`) are left to the model.
+            // Types of single model families (Phi-3's `su`) are checked by the model.
             _ if scaling.contains_key("type") && !scaling.contains_key("rope_type") => Ok(()),
             kind => Err(self.refusal(&format!("rope_type {kind}"))),
         }
     }
 
-    /// Gemma 3 and Cohere 2 named the layers with a window by their period before `layer_types` came.
+    /// Before `layer_types`, Gemma 3 and Cohere 2 gave the sliding-window layers by their period.
     fn sliding_window_pattern(&mut self) -> Result<(), String> {
         const KEY: &str = "sliding_window_pattern";
         if !["gemma3_text", "cohere2"].contains(&self.model_type()) || self.config.contains_key(KEY) {
@@ -214,7 +214,7 @@ impl Translation<'_> {
             return Ok(());
         };
         let is_full = |layer: &Value| layer == "full_attention";
-        // All layers sliding: a period longer than the model.
+        // If all layers slide, the period is larger than the number of layers.
         let period = layers.iter().position(is_full).unwrap_or(layers.len()) + 1;
         let periodic =
             layers.iter().enumerate().all(|(index, layer)| is_full(layer) == ((index + 1) % period == 0));

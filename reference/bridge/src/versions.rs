@@ -1,7 +1,6 @@
-//! What differs between versions of transformers, and the versions used when nobody says otherwise.
+//! Differences between versions of transformers, and the default versions.
 //!
-//! The facts are rows of `versions.json`, not code; `tests/torch.rs` holds them against real
-//! environments.
+//! The facts are rows of `versions.json`, not code; tests compare them with real environments.
 
 use std::sync::LazyLock;
 
@@ -11,22 +10,22 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Versions {
-    /// What the requirement `transformers` without a version stands for.
+    /// The version used for the requirement `transformers` without a version.
     pub newest: String,
-    /// The versions compared when a config names none.
+    /// The versions compared if a config lists none.
     pub default: Vec<String>,
-    /// The torch that all versions under test share.
+    /// The torch version of all environments.
     pub torch: String,
-    /// The Python that environments are made for, as uv spells a request.
+    /// The Python version of new environments, in uv's request syntax.
     pub python: String,
-    /// The uv that is bootstrapped where none is found.
+    /// The uv version that is installed if none is found.
     pub uv: String,
-    /// Where PyTorch publishes wheels by backend; `/cpu` or `/cu130` is appended.
+    /// Base URL of PyTorch's wheel indexes; `/cpu` or `/cu130` is appended.
     pub pytorch_index: String,
     dialects: Vec<Dialect>,
 }
 
-/// What a range of versions understands.
+/// What a range of transformers versions accepts.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dialect {
@@ -38,18 +37,19 @@ pub struct Dialect {
     pub config_dtype: String,
     /// How `config.json` spells rotary positions.
     pub rope: RopeForm,
-    /// What `from_pretrained` does about a weight of another shape than the model's.
+    /// What `from_pretrained` does if a weight's shape differs from the model's.
     pub wrong_shapes: WrongShapes,
 }
 
-/// What `from_pretrained` does about a weight of another shape than the model's.
+/// What `from_pretrained` does if a weight's shape differs from the model's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WrongShapes {
-    /// It raises an error that names the weight. Asked to ignore shapes it would draw all weights at random
-    /// first (`_initialize_missing_keys` of 4.54 `modeling_utils.py`), which takes long and can fail.
+    /// It raises an error that contains the weight's name. With `ignore_mismatched_sizes` it would first
+    /// initialise all weights at random (`_initialize_missing_keys` of 4.54 `modeling_utils.py`), which takes
+    /// long and can fail.
     Raised,
-    /// It logs the name and raises an error without it.
+    /// It logs the weight's name and raises an error without it.
     Logged,
 }
 
@@ -67,7 +67,7 @@ pub enum RopeForm {
 }
 
 impl Versions {
-    /// The facts that this build carries.
+    /// The facts compiled into this build.
     ///
     /// # Panics
     /// Never in a build whose tests pass: the file is part of the build and a test parses it.
@@ -79,7 +79,7 @@ impl Versions {
         &KNOWN
     }
 
-    /// What `version` of transformers understands; development versions count as their release.
+    /// The dialect of `version`; a development version counts as its release.
     pub fn dialect(&self, version: &str) -> &Dialect {
         let asked = release(version);
         self.dialects

@@ -1,26 +1,29 @@
-//! A fixed piece of arithmetic that a worker times beside its passes: it says whether its cores are busy with something
-//! else.
+//! The calibration loop: fixed arithmetic that a worker times before and after its forward passes, to detect
+//! whether its cores are loaded by other processes or by another guest.
 //!
-//! A core of a virtual machine is often half of a physical one. What the other half does makes passes a third slower for
-//! seconds at a time (on a guest of two such halves for half of the time and more), and nothing that a process can read of
-//! its own machine tells. A product of small matrices, which waits for nothing but its core, does.
+//! A core of a virtual machine is often one hardware thread of a physical core. Load on the other thread
+//! makes forward passes a third slower for seconds at a time (for half of the time and more on a guest with
+//! two such cores), and no counter that a process can read shows it. A product of small matrices depends on
+//! its core only, so its time does.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use crate::protocol::{Time, Timed};
 
-/// Side of the matrices, of which three fit into a first-level cache, and how often they are multiplied: for two to three
-/// milliseconds, since the readings of a fifth of one spread by 12 % on a quiet core.
+/// Side of the matrices, three of which fit into the L1 cache, and number of products: 2 to 3 ms, because
+/// readings of a fifth of that vary by 12 % on a quiet core.
 const SIDE: usize = 48;
 const PRODUCTS: usize = 288;
-/// Until threads that wait for their next loop no longer turn on the spot, as those of OpenMP do for some milliseconds.
+/// Wait until idle threads of other libraries stop spinning, which OpenMP's do for some milliseconds after a
+/// loop.
 const SETTLED: Duration = Duration::from_millis(10);
 
-/// Answers `time` by `passes`, between two readings where those are wanted; without them where the first is too slow.
+/// Runs `passes` between two readings of the calibration loop if `time` asks for them; skips `passes` if the
+/// first reading is above `time.quiet_ns`.
 ///
 /// # Errors
-/// What `passes` fails with.
+/// The errors of `passes`.
 pub fn beside<E>(time: &Time, passes: impl FnOnce() -> Result<Timed, E>) -> Result<Timed, E> {
     let reading = || (time.yardstick > 0).then(|| read(time.yardstick));
     let before = reading();
@@ -31,8 +34,8 @@ pub fn beside<E>(time: &Time, passes: impl FnOnce() -> Result<Timed, E>) -> Resu
     Ok(Timed { yardstick_ns: before.max(reading()), ..timed })
 }
 
-/// Nanoseconds that the arithmetic takes now on the slowest of `threads` threads, this one among them, each of which does
-/// it once unseen, for caches and clock, then twice and counts the better time.
+/// Time of the calibration loop in nanoseconds on the slowest of `threads` threads (this one included). Each
+/// thread runs it once as a warm-up, then twice, and reports the better time.
 fn read(threads: usize) -> u64 {
     std::thread::sleep(SETTLED);
     std::thread::scope(|scope| {
@@ -69,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reading_takes_some_milliseconds() {
+    fn a_reading_takes_between_200_us_and_100_ms() {
         let best = (0..20).map(|_| read(2)).min().unwrap();
         assert!((200_000..100_000_000).contains(&best), "{best} ns");
     }

@@ -1,4 +1,4 @@
-//! An interpreter that the user names and keeps: checked, described, never changed.
+//! An existing interpreter named by the user: it is checked and described, but never changed.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,7 +10,8 @@ use super::{Environment, EnvironmentError, Specification, working_copy};
 use crate::Source;
 use crate::digest::short;
 
-/// Describes the interpreter at `path` as an environment, after seeing it import what workers need.
+/// Describes the interpreter at `path` as an environment, after checking that it can import the packages a
+/// worker needs.
 pub(super) fn adopt(
     specification: &Specification,
     path: &Path,
@@ -60,11 +61,11 @@ pub(super) fn adopt(
     Ok(environment)
 }
 
-/// `path`, `path/bin/python` of a virtual environment, or what a bare name is on PATH. Links are kept: through them
-/// Python finds the environment that it belongs to.
+/// Resolves `path`: an interpreter, a virtual environment's folder (`path/bin/python`), or a bare name on
+/// PATH. Symbolic links are kept, because Python finds its environment through them.
 ///
 /// # Errors
-/// Where there is no such file.
+/// When there is no such file.
 pub fn interpreter(path: &Path) -> Result<PathBuf, EnvironmentError> {
     let path = match on_path(path, std::env::var_os("PATH").as_deref()) {
         Some(found) => found,
@@ -78,15 +79,15 @@ pub fn interpreter(path: &Path) -> Result<PathBuf, EnvironmentError> {
     }
 }
 
-/// The program that a name without a folder stands for.
+/// The program on PATH that a name without a folder refers to.
 fn on_path(name: &Path, path: Option<&OsStr>) -> Option<PathBuf> {
     let is_bare = name.components().count() == 1 && !name.is_dir();
     let folders = path.filter(|_| is_bare).map(std::env::split_paths);
     folders.into_iter().flatten().map(|folder| folder.join(name)).find(|program| program.is_file())
 }
 
-/// The CUDA that an interpreter's torch was built for, `13.0`, as torch's own `version.py` says; nothing where it is
-/// a build for the CPU, or where torch is not beside the interpreter.
+/// The CUDA version that an interpreter's torch was built for (`13.0`), from torch's `version.py`; `None` for
+/// a CPU build, or if torch is not installed in the interpreter's environment.
 pub fn torch_cuda(python: &Path) -> Option<String> {
     let environment = python.parent()?.parent()?;
     let folders =
@@ -97,7 +98,7 @@ pub fn torch_cuda(python: &Path) -> Option<String> {
     built_for(&text)
 }
 
-/// Of `cuda: Optional[str] = '13.0'`.
+/// Parses a line such as `cuda: Optional[str] = '13.0'`.
 fn built_for(version_py: &str) -> Option<String> {
     let line = version_py.lines().find(|line| line.starts_with("cuda"))?;
     let (_, value) = line.split_once('=')?;

@@ -1,4 +1,4 @@
-//! Asking an interpreter what it is and what it has, without importing any of it.
+//! Asks an interpreter for its version and installed packages without importing any of them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,7 +27,7 @@ json.dump({
 }, sys.stdout)
 "#;
 
-/// What an interpreter says of itself.
+/// An interpreter's description of itself.
 #[derive(Debug, Deserialize)]
 pub(super) struct Interpreter {
     /// `3.11.7`.
@@ -38,12 +38,12 @@ pub(super) struct Interpreter {
     pub(super) platform: String,
     /// Installed distributions, name to version.
     pub(super) packages: BTreeMap<String, String>,
-    /// `direct_url.json` of transformers (PEP 610), where it was not installed from an index.
+    /// `direct_url.json` of transformers (PEP 610), if it was not installed from an index.
     pub(super) direct: Option<serde_json::Value>,
 }
 
 impl Interpreter {
-    /// Starts `python` in isolated mode and lets it describe itself.
+    /// Starts `python` in isolated mode and reads its description.
     pub(super) fn inspect(python: &Path) -> Result<Self, EnvironmentError> {
         let text = run(python, SCRIPT)?;
         serde_json::from_str(&text).map_err(|error| EnvironmentError::Unusable {
@@ -52,13 +52,13 @@ impl Interpreter {
         })
     }
 
-    /// `[3, 11]`.
+    /// `[major, minor]`, such as `[3, 11]`.
     pub(super) fn release(&self) -> [u64; 2] {
         let [major, minor, _] = crate::release(&self.version);
         [major, minor]
     }
 
-    /// The versions that matter to a result.
+    /// The versions that affect a result: transformers, torch and Python.
     pub(super) fn versions(&self) -> BTreeMap<String, String> {
         let mut versions: BTreeMap<String, String> = ["transformers", "torch"]
             .into_iter()
@@ -68,7 +68,7 @@ impl Interpreter {
         versions
     }
 
-    /// The working copy that transformers is imported from, where it is installed editable.
+    /// The working copy that transformers is imported from, if it is installed editable.
     pub(super) fn editable(&self) -> Option<&Path> {
         let direct = self.direct.as_ref()?;
         let editable = direct.pointer("/dir_info/editable")?.as_bool()?;
@@ -76,7 +76,7 @@ impl Interpreter {
         editable.then(|| url.strip_prefix("file://").map(Path::new)).flatten()
     }
 
-    /// `name==version` of everything installed, one a line.
+    /// `name==version` of every installed distribution, one per line.
     pub(super) fn listing(&self) -> String {
         let lines: Vec<String> =
             self.packages.iter().map(|(name, version)| format!("{name}=={version}")).collect();
@@ -84,7 +84,7 @@ impl Interpreter {
     }
 }
 
-/// Runs `script` in isolated mode; its standard output.
+/// Runs `script` in isolated mode; returns its standard output.
 pub(super) fn run(python: &Path, script: &str) -> Result<String, EnvironmentError> {
     let refuse = |reason: String| EnvironmentError::Unusable { python: python.to_owned(), reason };
     let output = Command::new(python)

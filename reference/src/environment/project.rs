@@ -1,4 +1,4 @@
-//! The generated project whose lock is one environment.
+//! The generated Python project whose lock file defines one environment.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::EnvironmentError;
 use crate::{Source, Specification, Versions};
 
-/// Which wheels of torch an environment takes, once `auto` is decided.
+/// The source of an environment's torch wheels, once `auto` is resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wheels {
     Pypi,
@@ -58,7 +58,7 @@ struct Index {
     explicit: bool,
 }
 
-/// `pyproject.toml` of `specification` for a Python of the release `[major, minor]`.
+/// The `pyproject.toml` of `specification` for Python `[major, minor]`.
 pub(super) fn pyproject(
     specification: &Specification,
     wheels: Wheels,
@@ -77,7 +77,7 @@ pub(super) fn pyproject(
     };
     let mut index = Vec::new();
     if let Wheels::Index(backend) = wheels {
-        // `explicit`: nothing but torch is ever looked up there.
+        // With `explicit`, uv uses this index for torch only.
         sources.insert("torch", Origin::Index { index: "pytorch" });
         index.push(Index {
             name: "pytorch",
@@ -102,7 +102,7 @@ pub(super) fn pyproject(
     })
 }
 
-/// The absolute folder of an editable source, if a package lies there.
+/// The absolute folder of an editable source, if it contains a package.
 pub(super) fn working_copy(folder: &Path) -> Result<PathBuf, EnvironmentError> {
     let refuse = |reason: String| EnvironmentError::WorkingCopy { folder: folder.to_owned(), reason };
     let path = folder.canonicalize().map_err(|error| refuse(error.to_string()))?;
@@ -113,7 +113,7 @@ pub(super) fn working_copy(folder: &Path) -> Result<PathBuf, EnvironmentError> {
     }
 }
 
-/// Resolving for this platform alone spares uv the wheels of all others.
+/// Restricts the lock to this platform, so that uv does not fetch wheel metadata of all others.
 fn platform_marker() -> String {
     let system = match std::env::consts::OS {
         "macos" => "darwin",

@@ -1,4 +1,4 @@
-//! What is remembered of a finished environment, so that finding it again costs one file read.
+//! The record of a finished environment, so that finding it again costs one file read.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,17 +10,17 @@ use serde::{Deserialize, Serialize};
 use crate::Environment;
 use crate::cache::write_atomically;
 
-/// Counts changes of the cache's layout and of how environments are made.
+/// Raised with every change of the cache's layout or of how environments are installed.
 pub(super) const SCHEMA: u32 = 1;
-/// Written into an environment's folder after everything else.
+/// Name of the file that is written into an environment's folder last.
 const COMPLETE: &str = "tfcheck-complete";
 
-/// A finished environment as it is kept in `<cache>/stamps`.
+/// A finished environment as stored in `<cache>/stamps`.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Stamp {
     schema: u32,
     key: String,
-    /// The environment's folder in the cache; absent where the interpreter is somebody else's.
+    /// The environment's folder in the cache; absent for an existing interpreter of the user's.
     folder: Option<PathBuf>,
     python: PathBuf,
     lock: String,
@@ -29,7 +29,7 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    /// The environment that the stamp `name` remembers, if it is still there and complete.
+    /// The environment recorded in the stamp `name`, if its folder still exists and is complete.
     pub(super) fn find(cache: &Path, name: &str) -> Option<Environment> {
         let text = fs::read(path(cache, name)).ok()?;
         let stamp: Self = serde_json::from_slice(&text).ok()?;
@@ -45,7 +45,7 @@ impl Stamp {
         })
     }
 
-    /// Forgets the environment that the stamp `name` remembers, and that its folder is complete.
+    /// Removes the stamp `name` and the completion mark of its folder.
     pub(super) fn forget(cache: &Path, name: &str) -> io::Result<()> {
         let stamp = path(cache, name);
         let Ok(text) = fs::read(&stamp) else { return Ok(()) };
@@ -58,7 +58,7 @@ impl Stamp {
         fs::remove_file(stamp)
     }
 
-    /// Remembers `environment` under `name`.
+    /// Records `environment` under `name`.
     pub(super) fn keep(
         cache: &Path,
         name: &str,
@@ -82,12 +82,12 @@ fn path(cache: &Path, name: &str) -> PathBuf {
     cache.join("stamps").join(format!("{name}.json"))
 }
 
-/// Whether the environment at `folder` was installed to its end.
+/// Whether the installation of the environment at `folder` was completed.
 pub(super) fn is_complete(folder: &Path) -> bool {
     folder.join(COMPLETE).exists() && folder.join("bin/python").exists()
 }
 
-/// Says that the environment at `folder` is installed to its end.
+/// Marks the installation of the environment at `folder` as complete.
 pub(super) fn complete(folder: &Path) -> io::Result<()> {
     write_atomically(&folder.join(COMPLETE), b"")
 }

@@ -1,6 +1,6 @@
 use super::*;
 
-/// Lays a finished environment into `cache` by hand.
+/// Writes a finished environment into `cache` without uv.
 fn finished(cache: &Path, specification: &Specification) -> PathBuf {
     let folder = cache.join("environments/abc");
     fs::create_dir_all(folder.join("bin")).unwrap();
@@ -31,7 +31,7 @@ fn a_finished_environment_is_found_without_starting_a_process() {
 }
 
 #[test]
-fn an_environment_whose_installation_was_cut_off_is_not_found() {
+fn an_interrupted_installation_is_not_found() {
     let cache = tempfile::tempdir().unwrap();
     let specification = Specification::new(Source::Newest);
     let name = specification.digest().unwrap();
@@ -62,7 +62,7 @@ fn every_part_of_a_specification_changes_its_digest() {
 }
 
 #[test]
-fn messages_of_uv_are_told_apart() {
+fn uv_messages_map_to_distinct_errors() {
     let sort = |message: &str| EnvironmentError::from_uv("transformers==9.9.9", "2.15.0", message);
     let missing = sort(
         "  × No solution found when resolving dependencies:\n  ╰─▶ Because there is no version of\n      transformers==9.9.9 and your project depends on transformers==9.9.9, …",
@@ -80,7 +80,7 @@ fn messages_of_uv_are_told_apart() {
 }
 
 #[test]
-fn a_git_source_says_its_commit() {
+fn a_git_source_reports_its_commit() {
     let lock = "version = 1\n[[package]]\nname = \"transformers\"\nversion = \"5.0\"\nsource = { git = \"https://host/x?rev=main#0123abcd\" }\n";
     assert_eq!(pinned_ref(lock).unwrap(), "transformers pinned to commit 0123abcd");
     let release = lock.replace("git = \"https://host/x?rev=main#0123abcd\"", "registry = \"https://host\"");
@@ -88,7 +88,7 @@ fn a_git_source_says_its_commit() {
 }
 
 #[test]
-fn an_interpreter_that_is_not_there_is_unusable() {
+fn a_missing_interpreter_is_unusable() {
     let cache = tempfile::tempdir().unwrap();
     let mut specification = Specification::new(Source::Newest);
     specification.python = Python::Existing(cache.path().join("nowhere"));

@@ -1,4 +1,4 @@
-//! Which wheels of torch an environment takes.
+//! The source of an environment's torch wheels.
 
 use std::fmt;
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Versions;
 
-/// Where torch's wheels come from.
+/// Source of the torch wheels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TorchBackend {
@@ -22,7 +22,7 @@ pub enum TorchBackend {
     Cpu,
     /// PyTorch's CUDA 13.0 wheels.
     Cu130,
-    /// `cu130` where an NVIDIA GPU is found, else `cpu`; PyPI's where PyTorch's index is out of reach.
+    /// `cu130` if an NVIDIA GPU is found, else `cpu`; PyPI if PyTorch's index cannot be reached.
     #[default]
     Auto,
 }
@@ -54,7 +54,7 @@ impl fmt::Display for TorchBackend {
 
 /// Whether this machine has an NVIDIA GPU with a driver.
 pub(super) fn gpu_found() -> bool {
-    // The driver's folder costs microseconds, nvidia-smi up to a second.
+    // Reading the driver's folder takes microseconds, nvidia-smi up to a second.
     Path::new("/proc/driver/nvidia/version").exists()
         || Command::new("nvidia-smi")
             .arg("-L")
@@ -65,7 +65,7 @@ pub(super) fn gpu_found() -> bool {
 
 /// Whether the host of PyTorch's index accepts a connection within two seconds.
 pub(super) fn pytorch_index_answers() -> bool {
-    // Behind a proxy only uv can tell.
+    // Behind a proxy only uv can test the connection.
     if ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]
         .iter()
         .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
@@ -80,7 +80,7 @@ pub(super) fn pytorch_index_answers() -> bool {
         .unwrap_or_default()
         .to_owned();
     let (sender, receiver) = mpsc::channel();
-    // Looking up a name has no time limit of its own; a thread that hangs is left behind.
+    // Name resolution has no time limit, so it runs on a thread that is abandoned if it hangs.
     std::thread::spawn(move || {
         let reached = (host.as_str(), 443)
             .to_socket_addrs()

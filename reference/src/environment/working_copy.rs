@@ -1,4 +1,4 @@
-//! What an editable source contains right now: git HEAD and the digest of everything uncommitted.
+//! The current content of an editable source: git HEAD and a digest of all uncommitted changes.
 
 use std::fs;
 use std::path::Path;
@@ -6,12 +6,13 @@ use std::process::{Command, Stdio};
 
 use crate::digest::digest;
 
-/// What setuptools writes beside the package when it is installed editable: no change of the package.
+/// Suffix of the folder that setuptools writes next to an editable package; it is not a change of the
+/// package.
 const LEFT_BY_INSTALLING: &str = ".egg-info";
 
-/// A name for the present content of `folder`: `<HEAD>`, or `<HEAD>+<digest of what is uncommitted>`.
+/// Identifies the content of `folder`: `<HEAD>`, or `<HEAD>+<digest of the uncommitted changes>`.
 pub(super) fn state(folder: &Path) -> String {
-    // A repository around the folder may ignore it, and then sees none of its changes.
+    // A repository that contains the folder may ignore it and then reports none of its changes.
     let is_top =
         git(folder, &["rev-parse", "--show-prefix"]).is_some_and(|prefix| prefix.trim_ascii().is_empty());
     let head = if is_top { git(folder, &["rev-parse", "HEAD"]) } else { None };
@@ -42,7 +43,7 @@ fn git(folder: &Path, arguments: &[&str]) -> Option<Vec<u8>> {
     output.status.success().then_some(output.stdout)
 }
 
-/// Digest of the names, sizes and times of a folder that is no git work tree.
+/// Digest of the names, sizes and modification times of the files in a folder that is not a git worktree.
 fn files(folder: &Path) -> String {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
@@ -97,11 +98,11 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_without_git_is_told_by_its_files() {
+    fn a_folder_without_git_is_identified_by_its_files() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("ignored");
         fs::create_dir(&folder).unwrap();
-        // A parent that is a git work tree does not answer for the folder.
+        // A parent folder that is a git worktree must not determine the folder's state.
         fs::write(parent.path().join(".gitignore"), "ignored\n").unwrap();
         for arguments in [
             &["init", "-q"][..],

@@ -1,4 +1,4 @@
-//! The ways a request ends without its reply.
+//! The ways in which a request ends without its reply.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
@@ -7,34 +7,34 @@ use std::time::Duration;
 use super::memory::OomKills;
 use crate::protocol::{Failed, FailedKind, Reply};
 
-/// Why a request was not answered. Every variant is something that a report can show.
+/// Why a request was not answered. Reports show every variant.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum WorkerEnd {
-    /// The worker raised an exception and said so.
+    /// The worker raised an exception and replied with it.
     #[error("{}", line(.0))]
     Exception(Failed),
-    /// The worker does not have what was asked and said so.
+    /// The worker replied that it does not support the request.
     #[error("unsupported: {}", .0.message)]
     Unsupported(Failed),
-    /// An allocation was refused, or the kernel killed the worker for its memory.
+    /// An allocation failed, or the kernel's out-of-memory killer ended the worker.
     #[error("out of memory: {}", line(.0))]
     OutOfMemory(Failed),
-    /// The worker was ended by a signal.
+    /// A signal ended the worker.
     #[error("killed by signal {signal} ({name}){note}")]
     Signalled {
         /// The signal's number.
         signal: i32,
         /// The signal's name.
         name: &'static str,
-        /// What the signal often means; empty, or beginning with a comma.
+        /// The signal's usual cause; empty, or text that begins with a comma.
         note: &'static str,
     },
-    /// The worker exited of its own accord.
+    /// The worker exited by itself.
     #[error("exited with code {code} before it answered{}", partial(.written))]
     Exited {
         /// The exit code.
         code: i32,
-        /// What it had written of a reply.
+        /// The incomplete reply that it had written.
         written: String,
     },
     /// The time limit passed; the worker's process group was killed.
@@ -43,10 +43,10 @@ pub enum WorkerEnd {
         /// The limit.
         after: Duration,
     },
-    /// The worker lives outside the protocol: no reply, or one that is none.
+    /// The worker violated the protocol: it sent no reply or an invalid one.
     #[error("no valid reply: {reason}")]
     NoReply {
-        /// What came instead.
+        /// What it sent instead.
         reason: String,
     },
     /// The stop flag was raised.
@@ -55,7 +55,7 @@ pub enum WorkerEnd {
 }
 
 impl WorkerEnd {
-    /// The traceback or cause chain, where the worker sent one.
+    /// The traceback or cause chain, if the worker sent one.
     pub fn traceback(&self) -> Option<&str> {
         match self {
             Self::Exception(failed) | Self::Unsupported(failed) | Self::OutOfMemory(failed) => {
@@ -65,12 +65,12 @@ impl WorkerEnd {
         }
     }
 
-    /// A reply of another kind than the request's; [`super::Worker::ask`] rules it out before.
+    /// A reply of another kind than the request's; [`super::Worker::ask`] rejects it earlier.
     pub(super) fn unexpected(reply: &Reply) -> Self {
         Self::NoReply { reason: format!("{reply:?} answers another request") }
     }
 
-    /// The ending of a worker that exited with `status` without a kill of ours.
+    /// The ending of a worker that exited with `status` and was not killed by tfcheck.
     pub(super) fn from_status(status: ExitStatus, before: OomKills, written: &str) -> Self {
         let Some(signal) = status.signal() else {
             return Self::Exited { code: status.code().unwrap_or(-1), written: written.to_owned() };

@@ -1,4 +1,4 @@
-//! A child in a process group of its own, killed as a group.
+//! A child process that leads its own process group and is killed with the group.
 
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 pub(super) struct Group {
     child: Child,
     pid: Pid,
-    /// Set once the child was reaped; its process group was killed before.
+    /// Set once the child was reaped; its process group was killed before that.
     ended: Option<ExitStatus>,
 }
 
@@ -27,15 +27,15 @@ impl Group {
         self.child.id()
     }
 
-    /// Whether the leader has exited. It is left unreaped: as long as it is, its number, which names
-    /// the group too, cannot pass to a stranger.
+    /// Whether the leader has exited. It is not reaped here: while it is a zombie, the kernel cannot reuse
+    /// its process id, which is also the group's.
     pub(super) fn has_exited(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
         self.ended.is_some()
             || !matches!(waitid(WaitId::Pid(self.pid), options), Ok(None) | Err(rustix::io::Errno::INTR))
     }
 
-    /// Waits for the leader's exit; false after `limit`.
+    /// Waits for the leader's exit; returns false after `limit`.
     pub(super) fn wait(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         while !self.has_exited() {
@@ -47,14 +47,14 @@ impl Group {
         true
     }
 
-    /// Ends the whole group: SIGTERM, up to `grace`, SIGKILL. The leader's exit status.
+    /// Ends the whole group: SIGTERM, then SIGKILL after at most `grace`. Returns the leader's exit status.
     pub(super) fn kill(&mut self, grace: Duration) -> Option<ExitStatus> {
         if self.ended.is_none() {
             if !grace.is_zero() && !self.has_exited() {
                 let _ = kill_process_group(self.pid, Signal::TERM);
                 self.wait(grace);
             }
-            // Grandchildren that ignored SIGTERM or outlived the leader end here.
+            // SIGKILL ends grandchildren that ignored SIGTERM or outlived the leader.
             let _ = kill_process_group(self.pid, Signal::KILL);
             self.ended = self.child.wait().ok();
         }

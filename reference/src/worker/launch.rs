@@ -1,4 +1,4 @@
-//! The command line, descriptors and variables that a worker starts with.
+//! The command line, file descriptors and environment variables that a worker starts with.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -12,9 +12,9 @@ use command_fds::{CommandFdExt as _, FdMapping};
 use crate::protocol::{REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE};
 use crate::{Environment, embedded};
 
-/// Descriptor that requests arrive on.
+/// File descriptor from which the worker reads requests.
 const REQUEST_FD: i32 = 3;
-/// Descriptor that replies leave by.
+/// File descriptor to which the worker writes replies.
 const REPLY_FD: i32 = 4;
 
 /// How to start a worker.
@@ -22,29 +22,29 @@ const REPLY_FD: i32 = 4;
 pub struct Launch {
     /// The program and its arguments.
     pub command: Vec<OsString>,
-    /// The folder it runs in; this process's own when absent.
+    /// The working folder; this process's own if absent.
     pub folder: Option<PathBuf>,
-    /// Where its stdout and stderr are appended.
+    /// File to which stdout and stderr are appended.
     pub log: PathBuf,
     /// Compute threads.
     pub threads: usize,
-    /// Variables set over the scrubbed environment.
+    /// Variables that are set in addition to the filtered environment.
     pub variables: Vec<(OsString, OsString)>,
 }
 
 impl Launch {
-    /// Any program that speaks the protocol.
+    /// Launches any program that implements the protocol.
     ///
-    /// It must end itself and everything that it started when the request descriptor reads end of file:
-    /// that is how it learns that tfcheck was killed.
+    /// When its request descriptor reaches end of file, tfcheck is gone, and the program must end itself and
+    /// all processes that it started.
     pub fn program(command: Vec<OsString>, log: PathBuf, threads: usize) -> Self {
         Self { command, folder: None, log, threads, variables: Vec::new() }
     }
 
-    /// The bridge in `environment`; its module is written into `cache` when it is not there yet.
+    /// Launches the bridge in `environment`; writes its module into `cache` if it is not there yet.
     ///
     /// # Errors
-    /// The cache cannot be written.
+    /// When the cache cannot be written.
     pub fn transformers(
         environment: &Environment,
         cache: &Path,
@@ -58,9 +58,9 @@ impl Launch {
         );
         let command = vec![
             environment.python.clone().into_os_string(),
-            // Isolated: neither PYTHON* variables nor the user's site-packages take part.
+            // Isolated mode: PYTHON* variables and the user's site-packages are ignored.
             "-I".into(),
-            // A crash in native code leaves its Python stack in the log.
+            // A crash in native code writes its Python stack to the log.
             "-X".into(),
             "faulthandler".into(),
             "-c".into(),
@@ -69,7 +69,7 @@ impl Launch {
         Ok(Self::program(command, log, threads))
     }
 
-    /// The command, with its descriptors and variables; `scratch` takes its compiler's caches.
+    /// The command with its descriptors and variables; compiler caches go below `scratch`.
     pub(super) fn command(&self, scratch: &Path, requests: OwnedFd, replies: OwnedFd) -> io::Result<Command> {
         let (program, arguments) = self
             .command
@@ -91,7 +91,7 @@ impl Launch {
             .env("TOKENIZERS_PARALLELISM", "false")
             .env("OMP_NUM_THREADS", self.threads.to_string())
             .env("MKL_NUM_THREADS", self.threads.to_string())
-            // A warm cache of an earlier run would pass for a fast compiler.
+            // With the cache of an earlier run, compilation would appear faster than it is.
             .env("TORCHINDUCTOR_CACHE_DIR", scratch.join("inductor"))
             .env("TRITON_CACHE_DIR", scratch.join("triton"))
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
@@ -109,8 +109,8 @@ impl Launch {
     }
 }
 
-/// Whether a variable of this process reaches a worker. Old versions of transformers run on purpose, so
-/// no token or secret is within their reach: only what finding programs, libraries and GPUs takes.
+/// Whether a worker inherits this variable. Old versions of transformers may be insecure, so workers get no
+/// tokens or secrets, only what is needed to find programs, libraries and GPUs.
 fn passes(name: &OsStr) -> bool {
     const NAMES: [&str; 14] = [
         "PATH",

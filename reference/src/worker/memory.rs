@@ -1,9 +1,9 @@
-//! Whether the kernel's out-of-memory killer struck.
+//! Detects kills by the kernel's out-of-memory killer.
 
 use std::fs;
 use std::path::PathBuf;
 
-/// How often the out-of-memory killer has struck, in this cgroup and on this machine.
+/// Number of out-of-memory kills, in this cgroup and on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OomKills {
     cgroup: Option<u64>,
@@ -11,7 +11,7 @@ pub(super) struct OomKills {
 }
 
 impl OomKills {
-    /// The counters as they stand.
+    /// The current counters.
     pub(super) fn now() -> Self {
         Self {
             cgroup: cgroup_events()
@@ -21,7 +21,7 @@ impl OomKills {
         }
     }
 
-    /// Whether a counter stands higher now.
+    /// Whether one of the counters has increased since.
     pub(super) fn have_risen(self) -> bool {
         let now = Self::now();
         let rose = |before: Option<u64>, now: Option<u64>| matches!((before, now), (Some(before), Some(now)) if now > before);
@@ -29,12 +29,12 @@ impl OomKills {
     }
 }
 
-/// The line `oom_kill N`, spelled alike in memory.events, memory.oom_control and vmstat.
+/// Parses the line `oom_kill N`, which memory.events, memory.oom_control and vmstat share.
 fn counter(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|count| count.trim().parse().ok())
 }
 
-/// The events file of the memory cgroup that this process, and so its workers, are in.
+/// The events file of this process's memory cgroup, which its workers inherit.
 fn cgroup_events() -> Option<PathBuf> {
     let text = fs::read_to_string("/proc/self/cgroup").ok()?;
     text.lines().find_map(|line| {
@@ -42,7 +42,7 @@ fn cgroup_events() -> Option<PathBuf> {
         let (_, controllers, group) = (fields.next()?, fields.next()?, fields.next()?);
         let group = group.trim_start_matches('/');
         let candidates = if controllers.is_empty() {
-            // Within a container the group's own path may be mounted as the root.
+            // In a container, the cgroup's own path may be mounted as the root.
             [
                 PathBuf::from("/sys/fs/cgroup").join(group).join("memory.events"),
                 PathBuf::from("/sys/fs/cgroup/memory.events"),

@@ -1,3 +1,3 @@
-//! What needs no environment, only a plain `python3`: `cargo t` runs it.
+//! Tests that need no environment, only a plain `python3`; `cargo t` runs them.
 
 mod worker;

@@ -1,4 +1,4 @@
-//! Every way in which a worker can end, against a small fake one.
+//! All ways in which a worker can end, tested with a small fake worker.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use reference::protocol::{Dtype, Load, Mode, PROTOCOL_VERSION, Ready, Request};
 use reference::{Launch, Worker, WorkerEnd};
 
-/// Far above what a reply takes on a busy machine, far below the fake worker's 60 s of sleep.
+/// Far above the time of a reply on a loaded machine, far below the fake worker's 60 s of sleep.
 const AMPLE: Duration = Duration::from_secs(20);
 static GO_ON: AtomicBool = AtomicBool::new(false);
 
@@ -47,7 +47,7 @@ impl Fake {
         self.worker.load(load(), timeout, &GO_ON)
     }
 
-    /// The grandchild that the log names.
+    /// The `/proc` folder of the grandchild whose process id the log contains.
     fn grandchild(&self) -> PathBuf {
         let log = std::fs::read_to_string(&self.log).unwrap();
         let line = log.lines().find_map(|line| line.strip_prefix("grandchild ")).unwrap();
@@ -55,7 +55,7 @@ impl Fake {
     }
 }
 
-/// Whether the process of a `/proc` folder is gone (a zombie that waits for init is) within a second.
+/// Whether the process of a `/proc` folder is gone, or a zombie that init has not reaped, within a second.
 fn is_gone(process: &Path) -> bool {
     (0..100).any(|_| {
         let state = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
@@ -91,20 +91,20 @@ fn the_environment_of_a_worker_is_scrubbed() {
     ] {
         assert_eq!(variables[name], value);
     }
-    // cargo's own variables of this test process stand for all that has no business there.
+    // cargo's variables in this test process are examples of variables that must not be inherited.
     assert!(!variables.keys().any(|name| name.starts_with("CARGO")));
     assert!(!variables.contains_key("HF_TOKEN") && !variables.contains_key("PYTHONPATH"));
 }
 
 #[test]
-fn every_failure_that_a_worker_tells_keeps_its_kind_and_traceback() {
+fn a_reported_failure_keeps_its_kind_and_traceback() {
     let check = |kind: &str, expect: fn(&WorkerEnd) -> bool| {
         let mut fake = start(&[kind]);
         let ended = fake.ask(AMPLE).unwrap_err();
         assert!(expect(&ended), "{kind}: {ended:?}");
         assert_eq!(ended.traceback(), Some("Traceback: no luck"));
         assert!(ended.to_string().contains("no luck"));
-        // It lives, and can be asked to exit.
+        // The worker still runs and accepts an exit request.
         assert!(fake.ask(AMPLE).is_err_and(|again| expect(&again)));
         fake.worker.exit(AMPLE);
     };
@@ -114,7 +114,7 @@ fn every_failure_that_a_worker_tells_keeps_its_kind_and_traceback() {
 }
 
 #[test]
-fn a_crash_names_its_signal() {
+fn a_crash_reports_its_signal() {
     let check = |signal: &str, words: &[&str]| {
         let ended = start(&["signal", signal]).ask(AMPLE).unwrap_err();
         assert!(matches!(ended, WorkerEnd::Signalled { .. }), "{ended:?}");
@@ -124,12 +124,12 @@ fn a_crash_names_its_signal() {
     };
     check("11", &["signal 11", "SIGSEGV"]);
     check("6", &["signal 6", "SIGABRT"]);
-    // Nobody's memory ran out, so that a kill is only likely to have been for memory.
+    // The out-of-memory counter has not risen, so the message only gives the usual cause.
     check("9", &["signal 9", "SIGKILL", "often the out-of-memory killer"]);
 }
 
 #[test]
-fn an_exit_names_its_code() {
+fn an_exit_reports_its_code() {
     let check = |code: i32| {
         let ended = start(&["exit", &code.to_string()]).ask(AMPLE).unwrap_err();
         assert_eq!(ended, WorkerEnd::Exited { code, written: String::new() });
@@ -144,7 +144,7 @@ fn an_exit_names_its_code() {
 fn a_timeout_kills_the_whole_group() {
     let mut fake = start(&["hang"]);
     let begun = Instant::now();
-    // The fake needs its own start and its grandchild's within the limit.
+    // The limit covers the start of the fake worker and of its grandchild.
     let limit = Duration::from_secs(3);
     let ended = fake.ask(limit).unwrap_err();
     assert_eq!(ended, WorkerEnd::TimedOut { after: limit });
@@ -163,14 +163,14 @@ fn a_raised_flag_interrupts_the_wait() {
         stop.store(true, Ordering::Relaxed);
         let (result, ended) = asking.join().unwrap();
         assert_eq!(result.unwrap_err(), WorkerEnd::Interrupted);
-        // One slice of 20 ms, the grace of 300 ms, and room for a busy machine.
+        // One interval of 20 ms, the grace of 300 ms, and a margin for a loaded machine.
         assert!(ended - raised < Duration::from_secs(3));
     });
     assert!(is_gone(&fake.grandchild()));
 }
 
 #[test]
-fn what_is_no_reply_says_what_came_instead() {
+fn an_invalid_reply_is_quoted() {
     let check = |behaviour: &str, word: &str| {
         let ended = start(&[behaviour]).ask(AMPLE).unwrap_err();
         assert!(matches!(ended, WorkerEnd::NoReply { .. }), "{ended:?}");
@@ -207,7 +207,7 @@ fn dropping_and_exiting_kill_the_whole_group() {
 }
 
 #[test]
-fn a_program_that_is_not_there_is_named() {
+fn a_missing_program_is_reported_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let launch = Launch::program(vec!["no-such-program".into()], folder.path().join("log"), 1);
     let error = Worker::start(&launch).unwrap_err();
@@ -215,7 +215,7 @@ fn a_program_that_is_not_there_is_named() {
 }
 
 #[test]
-fn a_request_to_a_dead_worker_tells_how_it_died() {
+fn a_request_to_a_dead_worker_reports_the_same_ending() {
     let mut fake = start(&["exit", "5"]);
     let first = fake.worker.ask(&Request::Load(load()), AMPLE, &GO_ON).unwrap_err();
     let second = fake.worker.ask(&Request::Load(load()), AMPLE, &GO_ON).unwrap_err();

@@ -10,19 +10,20 @@ use crate::tiny::{self, LIMIT, distance, environments, version};
 use crate::{LONG, both_rows, case, newest};
 
 #[test]
-fn the_cache_of_every_version_gives_what_one_pass_gives() {
+fn cached_logits_equal_full_sequence_logits_in_every_version() {
     let case = case(|_| ());
     for environment in environments() {
         for attention in [Attention::Eager, Attention::Sdpa] {
             let cell = case.cell(environment, Mode::Eager, attention);
             let whole = both_rows(&cell.run().unwrap().logits);
-            // The first row's padding on the left is 5 columns: a prefill within it, and one beyond it.
+            // The first sequence has 5 positions of padding on the left: some prefills end within it, others
+            // beyond it.
             for prefill in [1, 3, 8, LONG - 1] {
                 let outcome = cell.run_with(Some(prefill)).unwrap();
                 assert_eq!(outcome.forwarded.prefill, Some(prefill));
                 assert_eq!(outcome.forwarded.shape, [2, LONG, tiny::VOCABULARY]);
                 let decoded = both_rows(&outcome.logits);
-                // The same sums in f32 in another order, as between eager and sdpa.
+                // The same f32 sums in another order, as between eager and sdpa.
                 let found = distance(&decoded, &whole);
                 assert!(found < 1e-5, "{} {attention:?} prefill {prefill}: {found:e}", version(environment));
             }
@@ -31,7 +32,7 @@ fn the_cache_of_every_version_gives_what_one_pass_gives() {
 }
 
 #[test]
-fn what_cannot_be_decoded_says_so() {
+fn an_unsupported_decode_has_a_reason() {
     let case = case(|_| ());
     let check = |mode: Mode, prefill: usize, expected: &str| {
         let cell = case.cell(newest(), mode, Attention::Sdpa);
@@ -47,7 +48,7 @@ fn what_cannot_be_decoded_says_so() {
 }
 
 #[test]
-fn every_version_reads_the_checkpoints_tokenizer_itself() {
+fn every_version_loads_the_checkpoint_tokenizer() {
     let case = case(|_| ());
     let vocabulary = ["<unk>", "<s>", "</s>", "the", "cat", "sat"];
     let numbered: serde_json::Map<_, _> =

@@ -1,4 +1,4 @@
-//! Modules are captured and fed anew at every version, and being captured changes nothing.
+//! Every version captures and replays modules, and capture does not change the logits.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -28,7 +28,7 @@ fn module<'a>(captured: &'a Captured, path: &str) -> &'a CapturedModule {
 }
 
 #[test]
-fn every_version_shows_modules_and_steps_and_computes_the_same_meanwhile() {
+fn capture_records_modules_and_steps_and_changes_no_logits() {
     let case = case(|_| ());
     for environment in environments() {
         let name = version(environment);
@@ -66,7 +66,8 @@ fn every_version_shows_modules_and_steps_and_computes_the_same_meanwhile() {
             assert_eq!((shape(&found.input), shape(&found.output)), (input, output), "{name}: {path}");
         }
 
-        // A module that is fed what it was fed gives what it gave; fed something else, something else.
+        // A module replayed with its own captured input gives its captured output; replayed with zeros, it
+        // gives another.
         for path in ["model.layers.1", layer, &format!("{layer}.softmax"), &format!("{layer}.rope_k")] {
             let found = module(&all, path);
             let (input, output) = (found.input.as_ref().unwrap(), found.output.as_ref().unwrap());
@@ -106,7 +107,7 @@ fn every_version_shows_modules_and_steps_and_computes_the_same_meanwhile() {
 }
 
 #[test]
-fn a_module_that_is_not_there_cannot_be_fed_and_a_compiled_one_not_seen() {
+fn replaying_an_absent_module_or_a_compiled_model_fails() {
     let case = case(|_| ());
     let _turn = tiny::turn();
     let stop = AtomicBool::new(false);

@@ -1,4 +1,4 @@
-//! Environments through the real uv: slow, and in need of PyPI (or of uv's cache).
+//! Environments installed by the real uv: slow, and needs PyPI or uv's cache.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::tiny::cache;
 use reference::{EnvironmentError, Source, Specification, TorchBackend, Versions, prepare, prepare_all};
 
-/// A cache of its own, for environments that are of no use to anyone else; only uv is the shared cache's.
+/// A separate cache for environments that no other test uses; only uv comes from the shared cache.
 fn own_cache() -> tempfile::TempDir {
     let uv = cache().join("uv");
     fs::create_dir_all(&uv).unwrap();
@@ -20,7 +20,7 @@ fn own_cache() -> tempfile::TempDir {
 }
 
 #[test]
-fn two_versions_prepare_side_by_side_and_are_found_again_at_once() {
+fn two_versions_prepare_in_parallel_and_are_found_within_100_ms() {
     let specifications: Vec<_> = (Versions::known().default.iter())
         .map(|version| Specification::new(Source::Release(version.clone())))
         .collect();
@@ -41,18 +41,18 @@ fn two_versions_prepare_side_by_side_and_are_found_again_at_once() {
     let begun = Instant::now();
     let again = prepare_all(&specifications, &cache(), &|_, line| panic!("nothing is to be done: {line}"));
     let elapsed = begun.elapsed();
-    // The promise is 100 ms for two; reading two stamps takes one.
+    // The documented limit for finding two environments is 100 ms; reading two stamps takes about 1 ms.
     assert!(elapsed < Duration::from_millis(100), "{elapsed:?}");
     for (again, first) in again.into_iter().zip(&first) {
         assert_eq!(again.unwrap(), *first);
     }
-    // `transformers` is the newest release by another name: the same environment.
+    // `transformers` without a version is the newest release, so its environment is the same.
     let newest = prepare(&Specification::new(Source::Newest), &cache(), &|_| ()).unwrap();
     assert_eq!(newest.key, first[1].key);
 }
 
 #[test]
-fn what_cannot_be_installed_says_why() {
+fn a_failed_installation_has_a_reason() {
     let cache = own_cache();
     let fail = |source: &str, change: fn(&mut Specification)| {
         let mut specification = Specification::new(source.parse().unwrap());
@@ -75,7 +75,7 @@ fn what_cannot_be_installed_says_why() {
     assert!(matches!(no_python, EnvironmentError::NoPython { .. }), "{no_python:?}");
 }
 
-/// A package named transformers that is small enough for a test to write.
+/// Writes a minimal package named transformers.
 fn package(folder: &Path) {
     fs::create_dir_all(folder.join("transformers")).unwrap();
     let project = "[project]\nname = \"transformers\"\nversion = \"99.1\"\n";
@@ -108,7 +108,7 @@ fn a_working_copy_is_run_as_it_is_and_every_edit_changes_the_key() {
     let clean = prepare();
     assert_eq!(clean.versions["transformers"], "99.1");
     assert_eq!(ask(&clean.python), "1");
-    // Nor does installing it leave anything in it that would pass for an edit.
+    // Installing the working copy leaves no file that counts as an edit.
     assert_eq!(prepare().key, clean.key);
     let commit = git(folder.path(), &["rev-parse", "HEAD"]);
     let says = |notes: &[String], end: &str| notes.iter().any(|note| note.ends_with(end));
@@ -138,7 +138,7 @@ fn a_git_reference_is_pinned_to_the_commit_that_it_names() {
     assert_eq!(ask(&found.python), "1");
     assert!(found.lock.contains(&commit), "{}", found.lock);
     assert!(found.notes.iter().any(|note| note.ends_with(&commit)), "{:?}", found.notes);
-    // The branch moves on and the environment does not, until it is forgotten.
+    // When the branch moves, the environment stays the same until it is forgotten.
     git(folder.path(), &["branch", "-f", "fix", "HEAD"]);
     assert_eq!(prepare(&specification, cache.path(), &|_| ()).unwrap(), found);
     reference::forget(&specification, cache.path()).unwrap();

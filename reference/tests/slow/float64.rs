@@ -1,4 +1,4 @@
-//! A cell in f64 is float64 throughout, and one in f32 is transformers as it is.
+//! A cell in f64 computes in float64 throughout, and a cell in f32 equals unmodified transformers.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,8 @@ use crate::tiny::{self, Cell, distance, environments, version};
 use crate::truth::{Truth, truth};
 use crate::{case, newest, real};
 
-/// Llama, mistral with a window that the rows exceed, and gemma3 with its two bases.
+/// Configs with the first version that supports each: llama, mistral with a window shorter than the
+/// sequences, and gemma3 with two rope bases.
 fn configs() -> Vec<(Value, [u64; 3])> {
     let mut mistral = tiny::config();
     mistral["architectures"] = json!(["MistralForCausalLM"]);
@@ -31,7 +32,7 @@ fn configs() -> Vec<(Value, [u64; 3])> {
     ] {
         gemma3[key] = value;
     }
-    // With the first version of each.
+    // The first version that supports each config.
     vec![(tiny::config(), [0; 3]), (mistral, [0; 3]), (gemma3, [4, 50, 0])]
 }
 
@@ -72,11 +73,12 @@ fn f64_is_exact_and_f32_is_untouched() {
             assert!(run(Dtype::F32).logits == f32, "{name}");
             let exact = run(Dtype::F64);
             assert!(exact.logits == f64, "{name}: {}", distance(&exact.logits, &f64));
-            // Plain float64 fails on the padded row: the smallest float64, which the mask holds, is no
-            // float32, so that softmax gives NaN (and 4.40.2 refuses to make mistral's mask).
+            // Unmodified transformers fails on the padded sequence in float64: the mask holds the smallest
+            // float64, which float32 cannot represent, so that softmax gives NaN (and 4.40.2 cannot build
+            // mistral's mask).
             if let Some(plain) = plain {
                 assert!(real(&plain, 0, true).iter().all(|value| value.is_nan()), "{name}");
-                // What float32 inside (6e-8 a rounding) does to the other row.
+                // The other sequence shows the effect of float32 inside the model (6e-8 per rounding).
                 let apart = distance(&real(&plain, 1, true), &real(&f64, 1, true));
                 assert!(apart > 1e-9 && apart < 1e-5, "{name}: {apart}");
             } else {
@@ -84,7 +86,7 @@ fn f64_is_exact_and_f32_is_untouched() {
             }
             let notes = exact.ready.notes.join("\n");
             assert!(notes.contains("float64 throughout"), "{notes}");
-            // The same process goes on in float32.
+            // The same process then computes in float32.
             assert!(run(Dtype::F32).logits == f32, "{name}, after f64");
         }
     }
@@ -99,6 +101,6 @@ fn a_compiled_model_in_f64_is_exact_too() {
     };
     let apart =
         distance(&crate::both_rows(&run(Mode::Compiled).logits), &crate::both_rows(&run(Mode::Eager).logits));
-    // A float32 anywhere would show as 1e-8 or more; float64 rounds at 1e-16.
+    // A float32 operation anywhere would differ by 1e-8 or more; float64 rounds at 1e-16.
     assert!(apart < 1e-13, "{apart}");
 }

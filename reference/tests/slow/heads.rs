@@ -1,4 +1,4 @@
-//! Encoders and heads other than a causal language model's.
+//! Encoders, and heads other than the causal language model's.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,13 +25,14 @@ fn config(model_type: &str, architecture: &str) -> Value {
         "type_vocab_size": 2,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-12,
-        // Row 0 is padded with this token, by which RoBERTa tells padding.
+        // Sequence 0 is padded with this token, which RoBERTa uses to find padding.
         "pad_token_id": 0,
         "id2label": { "0": "a", "1": "b", "2": "c" },
     })
 }
 
-/// The weights of an encoder under `prefix`, and of `linear` (name, outputs) and `norms` beside it.
+/// Shapes of an encoder's weights under `prefix`, and of the extra `linear` layers (name, outputs) and
+/// `norms`.
 fn shapes(prefix: &str, linear: &[(&str, usize)], norms: &[&str]) -> BTreeMap<String, Vec<usize>> {
     let mut shapes = BTreeMap::new();
     for (name, rows) in [("word", VOCABULARY), ("position", 64), ("token_type", 2)] {
@@ -70,7 +71,7 @@ fn shapes(prefix: &str, linear: &[(&str, usize)], norms: &[&str]) -> BTreeMap<St
     shapes
 }
 
-/// Writes an encoder with each head: its folder, its width, and which positions it has.
+/// Writes an encoder with each head; returns folder, width of the output and which positions it covers.
 fn checkpoints(folder: &Path) -> Vec<(PathBuf, usize, Positions)> {
     let masked = |mut shapes: BTreeMap<String, Vec<usize>>, bias: &str| {
         shapes.insert(bias.to_owned(), vec![VOCABULARY]);
@@ -99,10 +100,10 @@ fn checkpoints(folder: &Path) -> Vec<(PathBuf, usize, Positions)> {
 }
 
 #[test]
-fn every_head_of_an_encoder_gives_three_dimensions_and_counts_positions_itself() {
+fn every_encoder_head_gives_three_dimensions_and_ignores_position_ids() {
     let case = case(|_| ());
     let (ids, mask, positions) = padded(true);
-    // Other positions than any encoder counts: one that took them would differ.
+    // Position ids that no encoder counts itself: an encoder that used them would give other logits.
     let spread: Vec<Vec<i64>> =
         positions.iter().map(|row| row.iter().map(|position| 3 * position + 1).collect()).collect();
     tiny::inputs(&case.inputs, &ids, &mask, &spread);

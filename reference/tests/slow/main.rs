@@ -1,7 +1,7 @@
-//! The bridge against real environments: every version loads the same tiny llama and says the same.
+//! The bridge in real environments: every version loads the same tiny llama and computes the same logits.
 //!
-//! `TFCHECK_TEST_ENVS=/folder` names a folder of environments, `<folder>/<version>/bin/python`; without
-//! it the default pair of versions is prepared through uv.
+//! `TFCHECK_TEST_ENVS=/folder` sets a folder of environments, `<folder>/<version>/bin/python`; without it uv
+//! installs the default pair of versions.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod cached;
@@ -28,7 +28,8 @@ struct Case {
     inputs: PathBuf,
 }
 
-/// The tiny llama with `change` made to its config, and a batch of two rows whose first is left-padded.
+/// The tiny llama with `change` applied to its config, and a batch of two sequences, the first one
+/// left-padded.
 fn case(change: impl FnOnce(&mut serde_json::Value)) -> Case {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = folder.path().join("checkpoint");
@@ -46,7 +47,7 @@ type Shapes = BTreeMap<String, Vec<usize>>;
 const LONG: usize = 12;
 const SHORT: usize = 7;
 
-/// Ids, mask and positions of two rows of 7 and 12 tokens, the first padded to the left or right.
+/// Ids, mask and positions of two sequences of 7 and 12 tokens, the first one padded on the left or right.
 fn padded(left: bool) -> (Rows, Rows, Rows) {
     let row = |tokens: Vec<i64>, fill: i64| {
         let padding = vec![fill; LONG - tokens.len()];
@@ -72,7 +73,7 @@ impl Case {
     }
 }
 
-/// The values of one row's real positions in logits of the batch of [`padded`].
+/// The logits of one sequence's real positions, from those of the batch of [`padded`].
 fn real(logits: &[f64], row: usize, left: bool) -> Vec<f64> {
     let length = if row == 0 { SHORT } else { LONG };
     let first = row * LONG + if row == 0 && left { LONG - SHORT } else { 0 };
@@ -97,34 +98,34 @@ fn all_versions_agree_bit_for_bit_in_eager_mode() {
             let outcome = case.cell(environment, Mode::Eager, attention).run().unwrap();
             let name = version(environment);
             assert_eq!(outcome.ready.libraries["transformers"], name);
-            // Metadata leaves out the local part, `+cu130`.
+            // The package metadata lacks the local part of the version, `+cu130`.
             assert!(outcome.ready.libraries["torch"].starts_with(&environment.versions["torch"]));
             assert_eq!(outcome.forwarded.positions, Positions::All);
             assert_eq!(outcome.forwarded.shape, [2, LONG, tiny::VOCABULARY]);
             assert!(outcome.forwarded.peak_bytes.unwrap() > 100 << 20, "torch alone is larger");
-            // Padding positions are no result: versions mask them differently.
+            // Padding positions are not compared: versions mask them differently.
             let logits = both_rows(&outcome.logits);
             let first = first.get_or_insert_with(|| logits.clone());
             assert!(logits == *first, "{name} {attention:?}: {}", distance(&logits, first));
         }
         by_attention.push(first.unwrap());
     }
-    // The same computation in another order of f32 additions: dot products of at most 64 terms, each
+    // The same computation with f32 additions in another order: dot products of at most 64 terms, each
     // rounded to 6e-8, through two layers.
     assert!(distance(&by_attention[0], &by_attention[1]) < 1e-5);
 }
 
 #[test]
-fn a_compiled_model_computes_what_the_eager_one_does() {
+fn compiled_logits_match_eager_logits() {
     let case = case(|_| ());
-    // Compiling takes half a minute a version.
+    // Compilation takes half a minute per version.
     let default = &reference::Versions::known().default;
     for environment in environments().iter().filter(|found| default.iter().any(|name| name == version(found)))
     {
         let eager = case.cell(environment, Mode::Eager, Attention::Sdpa).run().unwrap();
         let compiled = case.cell(environment, Mode::Compiled, Attention::Sdpa).run().unwrap();
         let apart = distance(&both_rows(&compiled.logits), &both_rows(&eager.logits));
-        // As above: inductor fuses and reorders f32 arithmetic.
+        // inductor fuses and reorders f32 arithmetic; the limit is that of the first test.
         assert!(apart < 1e-5, "{}: {apart}", version(environment));
         let notes = compiled.forwarded.notes.join("\n");
         assert!(notes.contains("torch.compile made"), "{notes}");
@@ -134,7 +135,7 @@ fn a_compiled_model_computes_what_the_eager_one_does() {
 }
 
 #[test]
-fn a_version_5_config_means_the_same_to_every_version() {
+fn a_version_5_config_gives_equal_logits_in_every_version() {
     let theta = 500_000.0;
     let old = case(|config| config["rope_theta"] = theta.into());
     let new = case(|config| {
@@ -153,7 +154,8 @@ fn a_version_5_config_means_the_same_to_every_version() {
             let logits = both_rows(&outcome.logits);
             let first = first.get_or_insert_with(|| logits.clone());
             assert!(logits == *first, "{}: {}", version(environment), distance(&logits, first));
-            // The base matters here: a version that fell back to 10000 would be seen.
+            // The rope base must affect the logits, so that a version that uses 10000 instead fails this
+            // test.
             assert!(distance(&logits, &both_rows(&base.logits)) > 1e-3);
             let is_5 = reference::release(version(environment))[0] >= 5;
             let notes = outcome.ready.notes.join("\n");
@@ -164,7 +166,7 @@ fn a_version_5_config_means_the_same_to_every_version() {
 }
 
 #[test]
-fn padded_rows_equal_their_unpadded_selves() {
+fn padded_sequences_match_unpadded_ones() {
     let case = case(|_| ());
     let alone: Vec<Vec<f64>> = [(0, SHORT), (1, LONG)]
         .into_iter()
@@ -184,7 +186,7 @@ fn padded_rows_equal_their_unpadded_selves() {
                 let cell = Cell { inputs: &inputs, ..case.cell(environment, Mode::Eager, attention) };
                 let logits = cell.run().unwrap().logits;
                 for (row, alone) in alone.iter().enumerate() {
-                    // Another batch shape takes another GEMM kernel; see the first test for the scale.
+                    // Another batch shape uses another GEMM kernel; the limit is that of the first test.
                     let apart = distance(&real(&logits, row, left), alone);
                     assert!(apart < 1e-5, "{} {attention:?} left {left}: {apart}", version(environment));
                 }
@@ -194,7 +196,7 @@ fn padded_rows_equal_their_unpadded_selves() {
 }
 
 #[test]
-fn position_ids_are_honoured_alike() {
+fn position_ids_are_used_by_every_version() {
     let case = case(|_| ());
     let run = |environment, spread: i64| {
         let inputs = case.folder.path().join("spread.safetensors");
@@ -205,7 +207,7 @@ fn position_ids_are_honoured_alike() {
     };
     let default = run(newest(), 1);
     let spread = run(newest(), 3);
-    // Rotary positions are relative: only their spacing shows that they are read at all.
+    // Rotary positions are relative, so only a changed spacing shows that position ids are read.
     assert!(distance(&spread, &default) > 1e-3);
     for environment in environments() {
         let logits = run(environment, 3);
@@ -222,8 +224,8 @@ fn dtypes_reach_the_weights() {
             both_rows(&cell.run().unwrap().logits)
         };
         let oracle = run(Dtype::F64);
-        // Unit round-off of the type (2^-24, 2^-11, 2^-8), times what two layers amplify it by, and
-        // above a hundredth of it: a better figure would mean another type.
+        // Unit round-off of the type (2^-24, 2^-11, 2^-8) times the amplification by two layers. The lower
+        // limit is a hundredth of it: a smaller difference would mean another type.
         for (dtype, round_off) in [(Dtype::F32, 6e-8), (Dtype::F16, 4.9e-4), (Dtype::Bf16, 3.9e-3)] {
             let apart = distance(&run(dtype), &oracle);
             assert!(apart < 50.0 * round_off && apart > round_off / 100.0, "{dtype:?}: {apart}");
@@ -232,7 +234,7 @@ fn dtypes_reach_the_weights() {
 }
 
 #[test]
-fn what_a_version_does_not_have_is_unsupported() {
+fn an_option_that_a_version_lacks_is_unsupported() {
     let check = |change: fn(&mut serde_json::Value), word: &str| {
         let case = case(change);
         let ended = case.cell(newest(), Mode::Eager, Attention::Sdpa).run().err().unwrap();
@@ -250,7 +252,7 @@ fn what_a_version_does_not_have_is_unsupported() {
 }
 
 #[test]
-fn weights_that_are_missing_are_an_error_and_superfluous_ones_a_note() {
+fn missing_weights_are_an_error_and_superfluous_ones_a_note() {
     let folder = tempfile::tempdir().unwrap();
     let inputs = folder.path().join("inputs.safetensors");
     tiny::plain(&inputs, &tiny::tokens(0, 5));
@@ -291,7 +293,8 @@ fn weights_that_are_missing_are_an_error_and_superfluous_ones_a_note() {
         .err()
         .unwrap();
         let said = ended.to_string();
-        // The bridge's words for 5.x, and transformers' own for 4.x, which name the layer's kind and the shapes.
+        // Either the bridge's message for 5.x, or transformers' own for 4.x, which contains the layer's kind
+        // and the shapes.
         let named = said.contains("another shape") && said.contains(name);
         let shapes = said.contains("size mismatch") && said.contains("[3, ");
         assert!(named || shapes, "{said}");
@@ -299,7 +302,7 @@ fn weights_that_are_missing_are_an_error_and_superfluous_ones_a_note() {
 }
 
 #[test]
-fn config_keys_that_a_version_does_not_read_are_named() {
+fn unread_config_keys_are_listed() {
     let case = case(|config| config["logit_scale_of_another_model"] = 2.into());
     for environment in [&environments()[0], newest()] {
         let outcome = case.cell(environment, Mode::Eager, Attention::Sdpa).run().unwrap();
@@ -315,10 +318,10 @@ fn tokens_are_decoded_one_by_one_in_every_version_and_mode() {
     let stop = AtomicBool::new(false);
     for environment in environments() {
         let _turn = tiny::turn();
-        // Compiling takes half a minute a version.
+        // Compilation takes half a minute per version.
         let is_newest = version(environment) == version(newest());
         let modes: &[Mode] = if is_newest {
-            // The last one decodes through a static cache.
+            // `ReduceOverhead` decodes through a static cache.
             &[Mode::Eager, Mode::Frozen, Mode::ReduceOverhead]
         } else {
             &[Mode::Eager]
@@ -332,7 +335,7 @@ fn tokens_are_decoded_one_by_one_in_every_version_and_mode() {
             worker.forward(Forward::new(path.clone()), LIMIT, &stop).unwrap();
             let logits = both_rows(&tiny::read(&path).0);
             let eager = eager.get_or_insert_with(|| logits.clone());
-            // As above: inductor fuses and reorders f32 arithmetic.
+            // inductor fuses and reorders f32 arithmetic; the limit is that of the first test.
             assert!(distance(&logits, eager) < 1e-5, "{} {mode:?}", version(environment));
             let timed =
                 worker.time(Time { iterations: 1, decode: 4, ..Time::default() }, LIMIT, &stop).unwrap();
@@ -343,7 +346,7 @@ fn tokens_are_decoded_one_by_one_in_every_version_and_mode() {
 }
 
 #[test]
-fn passes_are_timed_and_a_trace_names_the_modules() {
+fn passes_are_timed_and_a_trace_contains_the_module_names() {
     let case = case(|_| ());
     let _turn = tiny::turn();
     let cell = case.cell(newest(), Mode::Eager, Attention::Sdpa);
@@ -368,20 +371,20 @@ fn passes_are_timed_and_a_trace_names_the_modules() {
         assert!(events.iter().any(|event| event["name"] == name), "{name}");
     }
     assert!(events.iter().any(|event| !event["args"]["Input Dims"].is_null()), "shapes are recorded");
-    // Profiling leaves no hook behind that later passes would pay for.
+    // Profiling removes its hooks, which would slow down later forward passes.
     let logits = case.folder.path().join("logits.safetensors");
     worker.forward(Forward::new(logits), LIMIT, &stop).unwrap();
     worker.exit(Duration::from_secs(10));
 }
 
 #[test]
-fn a_gpu_that_is_not_there_is_unsupported_and_says_why() {
+fn an_absent_gpu_is_unsupported_with_a_reason() {
     let case = case(|_| ());
     let _turn = tiny::turn();
     let cell = case.cell(newest(), Mode::Eager, Attention::Sdpa);
     let stop = AtomicBool::new(false);
     let mut worker = cell.start(case.folder.path());
-    // No machine has so many.
+    // No machine has 100 GPUs.
     let load = Load { device: "cuda:99".into(), ..cell.load() };
     let Err(WorkerEnd::Unsupported(failed)) = worker.load(load, LIMIT, &stop) else {
         panic!("there is no such GPU")
@@ -396,7 +399,7 @@ fn a_worker_ends_itself_when_tfcheck_is_killed() {
     let _turn = tiny::turn();
     let log = case.folder.path().join("worker.log");
     let launch = Launch::transformers(newest(), &tiny::cache(), log, 1).unwrap();
-    // Stands for tfcheck: starts the bridge with its pipes in a group of its own, and hangs.
+    // Replaces tfcheck: starts the bridge with its pipes in its own group, and hangs.
     let parent = r#"
 import os, subprocess, sys, time
 requests, replies = os.pipe(), os.pipe()

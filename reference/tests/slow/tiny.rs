@@ -1,4 +1,4 @@
-//! A tiny llama and its inputs, written by the test, and the environments that run it.
+//! A tiny llama and its inputs, written by the tests, and the environments that run it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,13 +17,13 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as Element, TensorView};
 use serde_json::{Value, json};
 
-/// Four heads of 16: their scale 1/4 is exact. Eager attention of 4.46.3 divides by sqrt(head_dim), of 4.51.3
-/// multiplies by head_dim^-0.5 (`modeling_llama.py`); at head_dim 8 that is 4e-7 apart in f32.
+/// Four heads of 16, whose scale 1/4 is exact. Eager attention of 4.46.3 divides by sqrt(head_dim), that of
+/// 4.51.3 multiplies by head_dim^-0.5 (`modeling_llama.py`); with head_dim 8 they differ by 4e-7 in f32.
 pub(crate) const HIDDEN: usize = 64;
 const INTERMEDIATE: usize = 64;
 const LAYERS: usize = 2;
 pub(crate) const VOCABULARY: usize = 97;
-/// Cold compilation on a busy machine took 90 s.
+/// Compilation without a cache took 90 s on a loaded machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(580);
 
 /// tfcheck's own cache, so that all tests and tfcheck itself share one set of environments.
@@ -32,16 +32,16 @@ pub(crate) fn cache() -> PathBuf {
     named.unwrap_or_else(|| dirs::cache_dir().unwrap().join("tfcheck"))
 }
 
-/// Workers that may run at once: each holds 0.8 GB and computes with one thread.
+/// Number of workers that may run at once: each uses 0.8 GB and one thread.
 const WORKERS: usize = 2;
 
-/// A place among the running workers, free again when dropped.
+/// A slot for a running worker, released when dropped.
 pub(crate) struct Turn(());
 
 static RUNNING: Mutex<usize> = Mutex::new(0);
 static ENDED: Condvar = Condvar::new();
 
-/// Waits until fewer than [`WORKERS`] workers run. A test must not take a second turn while it has one.
+/// Waits until fewer than [`WORKERS`] workers run. A test must not take a second slot while it holds one.
 pub(crate) fn turn() -> Turn {
     let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
     let free = ENDED.wait_while(running, |running| *running >= WORKERS);
@@ -56,8 +56,8 @@ impl Drop for Turn {
     }
 }
 
-/// The environments to hold against each other, oldest first: those of `$TFCHECK_TEST_ENVS`, or the
-/// default pair, prepared here.
+/// The environments to compare, oldest first: those of `$TFCHECK_TEST_ENVS`, or the default pair, installed
+/// if necessary.
 pub(crate) fn environments() -> &'static [Environment] {
     static FOUND: LazyLock<Vec<Environment>> = LazyLock::new(|| {
         let Some(folder) = std::env::var_os("TFCHECK_TEST_ENVS") else {
@@ -87,7 +87,7 @@ pub(crate) fn version(environment: &Environment) -> &str {
     &environment.versions["transformers"]
 }
 
-/// The config in version 4's form, which every version reads.
+/// The config in version 4's spelling, which every version reads.
 pub(crate) fn config() -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"],
@@ -109,7 +109,7 @@ pub(crate) fn config() -> Value {
     })
 }
 
-/// Every weight of the tiny llama, name to shape.
+/// Name and shape of every weight of the tiny llama.
 pub(crate) fn shapes() -> BTreeMap<String, Vec<usize>> {
     let mut shapes = BTreeMap::from([
         ("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, HIDDEN]),
@@ -160,12 +160,12 @@ pub(crate) fn checkpoint(folder: &Path, config: &Value, shapes: &BTreeMap<String
     let views = data
         .iter()
         .map(|(name, shape, bytes)| (name, TensorView::new(Element::F32, shape.clone(), bytes).unwrap()));
-    // transformers 4 refuses a file whose metadata does not name a format.
+    // transformers 4 refuses a file whose metadata has no `format`.
     let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
     safetensors::serialize_to_file(views, metadata, &folder.join("model.safetensors")).unwrap();
 }
 
-/// Inputs of rows of equal length; 0 in `mask` is padding.
+/// Writes inputs of equal sequence length; 0 in `mask` is padding.
 pub(crate) fn inputs(path: &Path, ids: &[Vec<i64>], mask: &[Vec<i64>], positions: &[Vec<i64>]) {
     let shape = vec![ids.len(), ids[0].len()];
     let bytes = |rows: &[Vec<i64>]| -> Vec<u8> {
@@ -178,12 +178,12 @@ pub(crate) fn inputs(path: &Path, ids: &[Vec<i64>], mask: &[Vec<i64>], positions
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
-/// `length` token ids, different for each `row`.
+/// `length` token ids, which differ for each `row`.
 pub(crate) fn tokens(row: usize, length: usize) -> Vec<i64> {
     (0..length).map(|index| 3 + ((index * 31 + row * 17) % (VOCABULARY - 3)) as i64).collect()
 }
 
-/// Inputs of one unpadded row.
+/// Writes inputs of one unpadded sequence.
 pub(crate) fn plain(path: &Path, ids: &[i64]) {
     let length = ids.len();
     inputs(path, &[ids.to_vec()], &[vec![1; length]], &[(0..length as i64).collect()]);
@@ -228,7 +228,8 @@ impl Cell<'_> {
     pub(crate) fn start(&self, folder: &Path) -> Worker {
         let mut launch =
             Launch::transformers(self.environment, &cache(), folder.join("worker.log"), 1).unwrap();
-        // What is compiled is the same in every run of the tests, and inductor's keys hold all that it depends on.
+        // Compiled code is shared between test runs; inductor's cache keys contain everything that it depends
+        // on.
         let compiled = Path::new(env!("CARGO_TARGET_TMPDIR")).join("inductor").join(&self.environment.key);
         launch.variables.push(("TORCHINDUCTOR_CACHE_DIR".into(), compiled.into_os_string()));
         Worker::start(&launch).unwrap()
@@ -248,13 +249,13 @@ impl Cell<'_> {
         }
     }
 
-    /// Loads and runs one pass. Eager cells of one environment share a worker, which spares the tests
-    /// seconds of imports each; compiled ones get their own.
+    /// Loads the model and runs a full-sequence forward pass. Eager cells of one environment share a worker,
+    /// which saves seconds of imports each; compiled cells get their own.
     pub(crate) fn run(&self) -> Result<Outcome, WorkerEnd> {
         self.run_with(None)
     }
 
-    /// The same, through the KV cache after a prefill.
+    /// [`run`](Self::run) through the KV cache, if `prefill` is set.
     pub(crate) fn run_with(&self, prefill: Option<usize>) -> Result<Outcome, WorkerEnd> {
         static IDLE: Mutex<BTreeMap<PathBuf, Vec<Worker>>> = Mutex::new(BTreeMap::new());
         let _turn = turn();

@@ -1,4 +1,4 @@
-//! What transformers itself computes, through the script that the native models are judged by.
+//! Reference logits from transformers itself, computed by the script that the native models' tests use.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,13 +7,13 @@ use reference::Environment;
 
 use crate::tiny;
 
-/// The logits of one checkpoint, flattened.
+/// Reference logits of one checkpoint, flattened.
 pub(crate) struct Truth {
-    /// float64 throughout, as `models/tests/truth.py` computes it.
+    /// In float64 throughout, as `models/tests/truth.py` computes it.
     pub(crate) f64: Vec<f64>,
-    /// transformers as it is, in float64; absent where that fails (mistral's mask overflows in 4.40.2).
+    /// Unmodified transformers in float64; absent if that fails (mistral's mask overflows in 4.40.2).
     pub(crate) plain: Option<Vec<f64>>,
-    /// transformers as it is, in float32.
+    /// Unmodified transformers in float32.
     pub(crate) f32: Vec<f64>,
 }
 
@@ -41,7 +41,7 @@ for folder in map(pathlib.Path, sys.argv[3:]):
             raise
 "#;
 
-/// Eager attention on one thread, for each of `checkpoints`.
+/// Reference logits of each of `checkpoints`, by eager attention on one thread.
 pub(crate) fn truth(environment: &Environment, checkpoints: &[&Path], inputs: &Path) -> Vec<Truth> {
     let _turn = tiny::turn();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests");

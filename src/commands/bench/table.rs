@@ -21,7 +21,7 @@ pub(super) fn markdown(bench: &Bench) -> String {
     text
 }
 
-/// A table below a heading of that level.
+/// Writes one table below a heading of the given level.
 pub(crate) fn one(text: &mut String, level: &str, table: &Table) {
     let _ =
         writeln!(text, "\n{level} {}, {}, {}: {}\n", table.checkpoint, table.inputs, table.dtype, table.pass);

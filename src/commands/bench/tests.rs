@@ -1,4 +1,4 @@
-//! Which variants are timed, and what their times become.
+//! Which variants are timed, and how their times are aggregated.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ fn options() -> BenchOptions {
 }
 
 #[test]
-fn all_of_torchs_modes_meet_the_port_and_both_forms() {
+fn all_torch_modes_run_with_the_port_and_both_backends() {
     let config = config(&Config::default(), &options()).unwrap();
     let plan = plan(&config).unwrap();
     let first: Vec<String> =
@@ -27,7 +27,7 @@ fn all_of_torchs_modes_meet_the_port_and_both_forms() {
 }
 
 #[test]
-fn variants_of_one_dtype_stand_together() {
+fn variants_of_one_dtype_are_adjacent() {
     let options = BenchOptions { dtypes: vec![Dtype::F32, Dtype::Bf16], ..options() };
     let plan = plan(&config(&Config::default(), &options).unwrap()).unwrap();
     let dtypes: Vec<(usize, Dtype)> = plan.cells.iter().map(|cell| (cell.case, cell.variant.dtype)).collect();
@@ -38,13 +38,13 @@ fn variants_of_one_dtype_stand_together() {
 }
 
 #[test]
-fn a_config_of_the_benchmark_is_one_that_tfcheck_reads() {
+fn the_benchmark_config_parses_as_a_tfcheck_config() {
     let config = config(&Config::default(), &options()).unwrap();
     let text = toml::to_string(&config).unwrap();
     assert_eq!(Config::parse(&text, Path::new("tfcheck.toml")).unwrap(), config);
 }
 
-/// A cell timed in three rounds, each slower than the one before by as much for all.
+/// A cell timed in three rounds; each round is slower than the previous one by the same factor for all cells.
 fn cell(runner: Runner, version: &str, mode: Mode, dtype: Dtype, ms: u64) -> Cell {
     let variant = Variant {
         runner,
@@ -135,7 +135,7 @@ fn fused_is_held_against_the_fastest_of_torch_in_its_own_dtype() {
         ("candle_fused_bf16", "5.23.0_eager_bf16", 0.75),
     ];
     assert_eq!(ratios, expected);
-    // Rounds drift threefold, but alike for both sides of a ratio.
+    // Rounds drift threefold, equally for both sides of a ratio.
     assert!(bench.tables[0].ratios[0].interval[0] > 0.1 && bench.tables[0].ratios[0].interval[1] < 2.0);
     let decode = &bench.tables[1];
     assert_eq!((decode.pass, decode.ratios.len()), ("decode", 1), "the port decodes nothing");

@@ -1,4 +1,4 @@
-//! Where in the model a change is, looked for once: when the search has ended, for the two revisions beside it.
+//! Localises a change in the model, once the search has ended, from the two revisions on either side of it.
 
 use std::path::Path;
 
@@ -14,7 +14,8 @@ use crate::hunt::localize::{LocalizeError, Options, described};
 use crate::spec::machine;
 use crate::spec::plan::Plan;
 
-/// Localises the changes of the last search that found some, unless that was done; false when the user stopped it.
+/// Localises the changes of the last phase that has ended, unless that was done; false when the user stopped
+/// it.
 pub(super) fn changes(context: &Context, log: &mut Log, folder: &Path) -> Result<bool> {
     let Some(index) = log.phases.iter().rposition(|phase| phase.changes.is_some()) else { return Ok(true) };
     let question = log.question.clone();
@@ -44,7 +45,7 @@ pub(super) fn changes(context: &Context, log: &mut Log, folder: &Path) -> Result
     Ok(true)
 }
 
-/// `None` when the user stopped it.
+/// The localisation of one change; `None` when the user stopped it.
 fn localize(
     context: &Context,
     question: &Question,
@@ -59,7 +60,7 @@ fn localize(
     }
 }
 
-/// Localises the two revisions beside a change, in the case and variant in which it shows most.
+/// Localises the revisions before and after a change, in the case and variant with the largest difference.
 fn between(
     context: &Context,
     question: &Question,
@@ -68,7 +69,7 @@ fn between(
     change: &ChangePoint,
 ) -> Result<Localization> {
     let [before, after] = [change.found.before, change.found.after].map(|index| &phase.revisions[index]);
-    // The revision that departs from the good side, as the good side's own is in no step.
+    // The revision that diverges from the good side; the good side itself has no step.
     let faulty = if change.change == Change::Went { change.found.before } else { change.found.after };
     let shown = phase.step(faulty).and_then(Step::worst);
     let Some(shown) = shown.filter(|pair| pair.verdict.is_some()) else {
@@ -111,7 +112,7 @@ fn between(
     ))
 }
 
-/// An error and what led to it, in one line.
+/// An error and its causes, in one line.
 fn reason(error: &Report) -> String {
     error
         .downcast_ref::<LocalizeError>()

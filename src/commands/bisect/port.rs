@@ -1,4 +1,4 @@
-//! Revisions of a native port: each is laid out in a working tree of its own and built there.
+//! Revisions of a native port: each one is checked out into a git worktree and built there.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ use crate::hunt::bisect::git::Repository;
 use crate::hunt::bisect::record::PortQuestion;
 use crate::spec::config;
 
-/// Last lines of a build's output that a reason shows.
+/// Lines of a build's output that an error shows, from its end.
 const TAIL: usize = 4;
 
-/// A port under search. Its working trees are used again, so that a build finds what the last one left.
+/// The port under search. Its worktrees are reused, so that a build is incremental.
 pub(super) struct Port {
     pub(super) repository: Repository,
-    /// Below the repository's top, where it is built and started.
+    /// Path below the repository's top in which the port is built and started.
     prefix: String,
     program: Vec<String>,
     build: Option<String>,
@@ -28,19 +28,19 @@ pub(super) struct Port {
 #[derive(Default)]
 struct State {
     trees: Vec<Tree>,
-    /// Commits that are needed now or soon.
+    /// Commits that are needed for this or the next steps.
     wanted: BTreeSet<String>,
 }
 
 struct Tree {
     folder: PathBuf,
     commit: String,
-    /// `None` while it is being built.
+    /// `None` during the build.
     built: Option<Result<(), String>>,
 }
 
 impl Port {
-    /// The port of a question, with working trees in `cache` and builds' outputs in `folder`.
+    /// The port of a question; worktrees go below `cache`, build logs below `folder`.
     pub(super) fn new(
         question: &PortQuestion,
         config: &config::Config,
@@ -68,12 +68,12 @@ impl Port {
         })
     }
 
-    /// Says which commits are needed now or soon; the trees of all others may be used for another.
+    /// Declares which commits are needed for this and the next steps; worktrees of all others may be reused.
     pub(super) fn want(&self, commits: BTreeSet<String>) {
         self.state().wanted = commits;
     }
 
-    /// Lays a commit out and builds it, unless that was done; why it cannot be built otherwise.
+    /// Checks out and builds a commit unless that was done; the error is the reason why it cannot be built.
     pub(super) fn prepare(&self, commit: &str) -> Result<(), String> {
         let (index, folder) = {
             let mut state = self.state();
@@ -96,12 +96,12 @@ impl Port {
         built
     }
 
-    /// The command of a commit that is built.
+    /// The command of a built commit.
     pub(super) fn command(&self, name: &str, commit: &str) -> Option<config::Command> {
         let state = self.state();
         let tree = state.trees.iter().find(|tree| tree.commit == commit)?;
         let folder = tree.folder.join(&self.prefix).to_string_lossy().into_owned();
-        // A run starts all its commands in one folder; each of these needs its own.
+        // A run starts all its commands in one folder, but each commit needs its own.
         let mut program: Vec<String> = ["sh", "-c", "cd \"$0\" && exec \"$@\""].map(str::to_owned).to_vec();
         program.push(folder);
         program.extend(self.program.iter().cloned());
@@ -118,7 +118,7 @@ impl Port {
         let output = Command::new("sh").args(["-c", build]).current_dir(&place).stdin(Stdio::null()).output();
         let output = output.map_err(|error| format!("`{build}` cannot be started: {error}"))?;
         let said = [output.stdout, output.stderr].concat();
-        // The log is a convenience; the reason has its end.
+        // A log that cannot be written is ignored: the error message contains its last lines.
         drop(std::fs::create_dir_all(&self.logs));
         drop(std::fs::write(self.logs.join(format!("{commit}.log")), &said));
         if output.status.success() {
@@ -136,7 +136,7 @@ impl Port {
 }
 
 impl Drop for Port {
-    /// Removes the working trees. What cannot be removed is left to `git worktree prune`.
+    /// Removes the worktrees; those that cannot be removed are left to `git worktree prune`.
     fn drop(&mut self) {
         for tree in &self.state().trees {
             drop(self.repository.remove(&tree.folder));

@@ -1,4 +1,4 @@
-//! What a bisection found, for people.
+//! The report of a bisection, for terminal and file.
 
 use std::fmt::Write;
 
@@ -6,10 +6,10 @@ use crate::hunt::bisect::record::{ChangePoint, Localization, Log, Over, Phase, S
 use crate::hunt::bisect::search::{Answer, Change};
 use compare::units::count;
 
-/// Files of a commit that are named.
+/// Files of a commit that are listed at most.
 const MOST_FILES: usize = 12;
 
-/// The report on a terminal.
+/// The report for a terminal.
 pub(super) fn terminal(log: &Log) -> String {
     let mut text = String::new();
     for phase in &log.phases {
@@ -18,7 +18,7 @@ pub(super) fn terminal(log: &Log) -> String {
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths = [width(0), width(1), width(2), width(3)];
         for row in &rows {
-            // A column that says nothing, as times where none were taken, is left out.
+            // A column without content is left out, such as times if nothing was timed.
             let cells: Vec<String> = row
                 .iter()
                 .zip(widths)
@@ -35,7 +35,7 @@ pub(super) fn terminal(log: &Log) -> String {
     text
 }
 
-/// The report as a file.
+/// The report as Markdown.
 pub(super) fn markdown(log: &Log) -> String {
     let mut text = String::from("# Bisection\n");
     for phase in &log.phases {
@@ -44,7 +44,7 @@ pub(super) fn markdown(log: &Log) -> String {
             let item = sentence.trim_start();
             let _ = match sentence.len() - item.len() {
                 0 => writeln!(text, "\n{sentence}\n"),
-                // Two blanks a level.
+                // Two blanks per level.
                 blanks => writeln!(text, "{}- {item}", &sentence[2..blanks]),
             };
         }
@@ -74,7 +74,7 @@ fn title(log: &Log, phase: &Phase) -> String {
     )
 }
 
-/// The tested revisions in the order of their history.
+/// The tested revisions in the order of the history.
 fn in_order(phase: &Phase) -> impl Iterator<Item = &Step> {
     (0..phase.revisions.len()).filter_map(|index| phase.step(index))
 }
@@ -92,7 +92,7 @@ fn row(phase: &Phase, step: &Step) -> [String; 5] {
     [phase.revisions[step.revision].name.clone(), answer.to_owned(), l2, time, reason]
 }
 
-/// `5.87e-1`, and `0` for nothing.
+/// `5.87e-1`; zero is `0`.
 fn number(value: f64) -> String {
     if value == 0.0 { "0".to_owned() } else { format!("{value:.2e}") }
 }
@@ -103,7 +103,7 @@ fn percent([ratio, low, high]: [f64; 3]) -> String {
     format!("{:+.1} % ({:+.1} to {:+.1})", percent(ratio), percent(low), percent(high))
 }
 
-/// What was found; a line that begins with blanks belongs to the one before.
+/// The findings, one line each; a line that begins with blanks is an item of the line before it.
 fn sentences(log: &Log, phase: &Phase) -> Vec<String> {
     let mut said = Vec::new();
     let changes = phase.changes.as_deref().unwrap_or_default();
@@ -192,7 +192,7 @@ fn about(phase: &Phase, change: &ChangePoint) -> Vec<String> {
     said
 }
 
-/// Where in the model a change is.
+/// Where in the model a change is located.
 fn place(localization: &Localization) -> Vec<String> {
     let localized = match localization {
         Localization::Localized(localized) => localized,

@@ -1,4 +1,4 @@
-//! The test of one revision: a run of it beside the good side, judged by the question's gate.
+//! The test of one revision: a run of it together with the good side, decided by the question's gate.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -25,7 +25,7 @@ use compare::metrics::Side;
 use compare::timing::{self, Statistic};
 use compare::verdict::Decision;
 
-/// A slow-down that might be noise is timed again, this many times as long.
+/// Factor on the number of rounds when a slow-down that may be noise is timed again.
 const MORE_ROUNDS: usize = 3;
 
 /// Tests revisions of one subject.
@@ -33,30 +33,30 @@ pub(super) struct Tester<'a> {
     pub(super) question: &'a Question,
     pub(super) subject: &'a Subject,
     pub(super) cache: &'a Path,
-    /// Where the runs go.
+    /// Folder of the runs.
     pub(super) runs: PathBuf,
     /// The phase's first run, which has the good side's results.
     pub(super) first: Option<&'a str>,
     pub(super) stop: &'a AtomicBool,
 }
 
-/// A revision's test and the runs behind it.
+/// The test of a revision.
 pub(super) struct Tested {
     pub(super) step: Step,
-    /// What the good side says of itself; `Err` where it does not pass.
+    /// The good side's own test; `Err` if it does not pass.
     pub(super) good: Result<(), Fault>,
 }
 
-/// Why nothing can be measured against the good side.
+/// Why the good side cannot serve as a reference.
 pub(super) enum Fault {
-    /// It fails its own test.
+    /// It fails its own gate.
     Fails(String),
     /// It does not run.
     NotRun(String),
 }
 
 impl Fault {
-    /// What the user is told.
+    /// The error shown to the user.
     pub(super) fn error(&self, good: &Revision, question: &Question) -> BisectError {
         let (Self::Fails(reason) | Self::NotRun(reason)) = self;
         let reason = reason.clone();
@@ -73,8 +73,8 @@ impl Fault {
 }
 
 impl Tester<'_> {
-    /// Tests the revision `index` against the good one, and in a scan against the `previous` one. `None` when the
-    /// user stopped it.
+    /// Tests the revision `index` against the good one, and in a scan also against the `previous` one. `None`
+    /// when the user stopped it.
     pub(super) fn test(
         &self,
         revisions: &[Revision],
@@ -126,7 +126,7 @@ impl Tester<'_> {
         }
     }
 
-    /// Runs the revisions side by side; the run's name and what was found. `None` when the user stopped it.
+    /// Runs the revisions together; returns the run's name and its cases. `None` when the user stopped it.
     fn run(&self, revisions: &[&Revision], times_rounds: usize) -> Result<Option<(String, Vec<CaseView>)>> {
         let mut config = self.subject.config(self.question, revisions);
         config.run.rounds *= times_rounds;
@@ -139,7 +139,7 @@ impl Tester<'_> {
             plan: &plan,
             cache: self.cache,
             clean: false,
-            // Most steps are not the change that is looked for; that one is localised when it is known.
+            // Most steps are not the change; the change is localised when the search has ended.
             localize: false,
             stop: self.stop,
             progress: &quiet,
@@ -155,7 +155,7 @@ impl Tester<'_> {
 }
 
 impl Tester<'_> {
-    /// A new run; where nothing is timed, one in which the good side's results lie already.
+    /// A new run; if the test is not on times, one that already contains the good side's results.
     fn destination(&self, good: &Revision) -> Result<Destination> {
         let Some(first) = self.first.filter(|_| !self.question.test.is_on_times()) else {
             return Ok(Destination::New(self.runs.clone()));
@@ -176,8 +176,9 @@ impl Tester<'_> {
     }
 }
 
-/// Links the inputs and results in `from` into `to`, or copies them where the file system has no links. What a run
-/// writes anew is a file of its own and leaves the first one as it is; `worker.log`, which it appends to, is left out.
+/// Hard-links the inputs and results in `from` into `to`, or copies them if linking fails. A run replaces
+/// these files instead of modifying them, so the originals stay unchanged; `worker.log`, which a run appends
+/// to, is left out.
 fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
@@ -192,7 +193,8 @@ fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// One word for a revision, and the reason: a pair that fails counts more than one that could not be judged.
+/// The answer for a revision, and the reason. A failing pair takes precedence over one that could not be
+/// decided.
 fn answer(pairs: &[Pair]) -> (Answer, String) {
     let found = |is_bad| pairs.iter().find(|pair| pair.is_bad == is_bad).map(|pair| pair.evidence.clone());
     if let Some(reason) = found(Some(true)) {
@@ -206,14 +208,15 @@ fn answer(pairs: &[Pair]) -> (Answer, String) {
     }
 }
 
-/// What a run says of two revisions.
+/// Decides pairs of revisions from a run.
 struct RevisionJudge<'a> {
     question: &'a Question,
     cases: &'a [CaseView],
 }
 
 impl RevisionJudge<'_> {
-    /// Each variant of `revision` against the same of `good`; variants that the good side does not have are left out.
+    /// Each variant of `revision` paired with the same variant of `good`; variants that the good side lacks
+    /// are left out.
     fn pairs(&self, good: &Revision, revision: &Revision) -> Vec<Pair> {
         let mut pairs = Vec::new();
         for case in self.cases {
@@ -232,7 +235,7 @@ impl RevisionJudge<'_> {
         pairs
     }
 
-    /// Why the good side cannot be what others are measured against: it does not run, or fails its own test.
+    /// Why the good side cannot serve as a reference: it does not run, or fails its own gate.
     fn good(&self, good: &Revision) -> Result<(), Fault> {
         let cells = || {
             self.cases.iter().flat_map(|case| &case.cells).filter(|cell| cell.variant.version == good.name)
@@ -245,7 +248,7 @@ impl RevisionJudge<'_> {
         failed.map_or(Ok(()), |pair| Err(Fault::Fails(format!("{}: {}", pair.variant, pair.evidence))))
     }
 
-    /// Why a revision could not be installed, which says nothing of what it computes.
+    /// Why a revision could not be installed; such a failure does not count as bad.
     fn environment_failure(&self, revision: &Revision) -> Option<String> {
         let mut cells = self.cases.iter().flat_map(|case| &case.cells);
         cells.find_map(|cell| match &cell.outcome {
@@ -258,7 +261,7 @@ impl RevisionJudge<'_> {
         })
     }
 
-    /// An oracle that is no variant of its own is not timed.
+    /// Whether the cell is an oracle that is not itself a variant: it is not timed.
     fn is_oracle(&self, cell: &Cell) -> bool {
         self.question.test.is_on_times()
             && matches!(&cell.outcome, Outcome::Completed(known) if known.rounds_ns.is_empty() && known.unfinished.is_none())
@@ -323,7 +326,7 @@ impl RevisionJudge<'_> {
         }
     }
 
-    /// What a pair that passes is.
+    /// The evidence of a pair that passes.
     fn passed(&self, case: &CaseView, good: &Cell, cell: &Cell) -> String {
         match decision(case, &good.name, &cell.name) {
             Some(decision) if !self.question.test.is_on_times() => decision.word().to_owned(),
@@ -344,7 +347,7 @@ fn decision<'a>(case: &'a CaseView, a: &str, b: &str) -> Option<&'a Decision> {
     case.verdicts.iter().find(|verdict| is_pair(&verdict.a, &verdict.b)).map(|verdict| &verdict.decision)
 }
 
-/// What the ends of a bisection must be: the good one passes, the bad one fails.
+/// Checks the ends of a bisection: the good one must pass, the bad one must fail.
 pub(super) fn check_ends(
     tested: &Tested,
     revisions: &[Revision],

@@ -1,4 +1,5 @@
-//! What is searched: releases, commits of transformers, or commits of a port; how one is made ready.
+//! The revisions that are searched (releases, commits of transformers, or commits of a port) and how one is
+//! prepared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -16,12 +17,12 @@ use crate::spec::config::{Config, PATIENCE_S, Version};
 use crate::spec::machine;
 use crate::spec::plan::Plan;
 
-/// Hexadecimal digits of a commit's name; git's own abbreviation of a repository of transformers' size.
+/// Hexadecimal digits of an abbreviated commit; git uses 12 for a repository of transformers' size.
 const SHORT: usize = 12;
-/// Commits that a range of candidates is described with at most.
+/// Commits listed at most for a range of candidates.
 const MOST_COMMITS: usize = 20;
 
-/// What a phase goes over.
+/// What a phase searches.
 pub(super) enum Subject {
     Releases,
     Commits { repository: Repository, address: String },
@@ -48,7 +49,7 @@ impl Subject {
         })
     }
 
-    /// The revisions between two sides, and what a person must know of them.
+    /// The revisions between two sides, and notes for the user.
     pub(super) fn revisions(
         &self,
         question: &Question,
@@ -108,7 +109,7 @@ impl Subject {
         config
     }
 
-    /// Makes a revision ready to run, or finds that it is; why it cannot be otherwise.
+    /// Prepares a revision unless it is ready; the error is the reason why it cannot be prepared.
     pub(super) fn prepare(
         &self,
         question: &Question,
@@ -121,7 +122,7 @@ impl Subject {
         }
     }
 
-    /// Says which revisions are needed now or soon.
+    /// Declares which revisions are needed for this and the next steps.
     pub(super) fn want<'a>(&self, revisions: impl Iterator<Item = &'a Revision>) {
         if let Self::Port(port) = self {
             port.want(revisions.map(|revision| revision.id.clone()).collect::<BTreeSet<_>>());
@@ -142,7 +143,7 @@ impl Subject {
             .map_err(|error| format!("{error} ({})", error.hint()))
     }
 
-    /// The packages that differ between two revisions, as their lock files have them.
+    /// The packages whose versions differ between the lock files of two revisions.
     pub(super) fn packages(
         &self,
         question: &Question,
@@ -163,7 +164,7 @@ impl Subject {
             .collect()
     }
 
-    /// The commits of some revisions; nothing for releases.
+    /// The commits of the revisions; empty for releases.
     pub(super) fn commits(&self, revisions: &[Revision]) -> Result<Vec<Commit>, BisectError> {
         let repository = match self {
             Self::Releases => return Ok(Vec::new()),
@@ -173,7 +174,7 @@ impl Subject {
         revisions.iter().take(MOST_COMMITS).map(|revision| repository.describe(&revision.id)).collect()
     }
 
-    /// What a person knows a revision by: `4.41.0`, `4f3a… subject`.
+    /// The revision's title: `4.41.0`, or `4f3a… subject`.
     pub(super) fn title(&self, revision: &Revision) -> String {
         let repository = match self {
             Self::Releases => return revision.name.clone(),
@@ -186,7 +187,7 @@ impl Subject {
     }
 }
 
-/// Package -> version of a `uv.lock` or `Cargo.lock`; of a package that is locked in several versions all of them.
+/// Package to version of a `uv.lock` or `Cargo.lock`; all versions of a package that is locked in several.
 fn locked(text: &str) -> BTreeMap<String, String> {
     let document: toml::Table = text.parse().unwrap_or_default();
     let mut found: BTreeMap<String, String> = BTreeMap::new();
@@ -202,7 +203,7 @@ fn locked(text: &str) -> BTreeMap<String, String> {
         }
         all.push_str(version);
     }
-    // The project that tfcheck generates around an environment.
+    // The project that tfcheck generates for an environment.
     found.remove("tfcheck-environment");
     found
 }
@@ -212,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packages_are_read_from_either_lock() {
+    fn packages_are_read_from_uv_lock_and_cargo_lock() {
         let text = "[[package]]\nname = \"tfcheck-environment\"\nversion = \"0\"\n\
             [[package]]\nname = \"numpy\"\nversion = \"2.1.0\"\nsource = { registry = \"https://pypi.org/simple\" }\n\
             [[package]]\nname = \"transformers\"\nversion = \"4.0.0\"\nsource = { git = \"file:///x?rev=abc#abc\" }\n\

@@ -1,4 +1,4 @@
-//! What a person can do about a pair: each verdict's next steps, with commands to paste.
+//! Next steps for a pair by its verdict, with commands to paste.
 
 use std::cmp::Ordering;
 
@@ -10,7 +10,7 @@ use crate::spec::plan::release_order;
 use crate::spec::variant::{Runner, Variant};
 use compare::verdict::Decision;
 
-/// What to do about a pair, as the last section of its story.
+/// The next steps for a pair, the last section of its description.
 pub(super) fn steps(pair: &Pair<'_>) -> String {
     let mut text = String::new();
     heading(&mut text, "What to do next");
@@ -69,8 +69,8 @@ pub(super) fn steps(pair: &Pair<'_>) -> String {
     text
 }
 
-/// The releases of two transformers versions, the older one first, as `tfcheck bisect` takes them; `None` where a side is
-/// no release, or both are the same one.
+/// The releases of two transformers versions, older one first, as `tfcheck bisect` takes them; `None` if a
+/// side is not a release or both are the same release.
 fn releases<'a>(config: &'a Config, variants: [&Variant; 2]) -> Option<[&'a str; 2]> {
     let of = |variant: &Variant| {
         let is_it = |version: &&Version| version.name == variant.version;

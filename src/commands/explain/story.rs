@@ -1,4 +1,4 @@
-//! What a story says, section by section; `next` adds what to do about it.
+//! The sections of the description that `tfcheck explain` prints; `next` adds the next steps.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -13,12 +13,12 @@ use compare::metrics::{PairMetrics, PositionIndex, PositionMetrics, Side};
 use compare::timing::{Statistic, change, summarize};
 use compare::units::{bytes, count};
 
-/// Positions that are shown, the worst first.
+/// Positions that are listed, largest difference first.
 const WORST: usize = 5;
-/// Lines of a failed side's log that are shown.
+/// Lines of a failed variant's log that are shown.
 const LOG_LINES: usize = 12;
 
-/// The whole story of the pair that `pair.view`'s first two cells are.
+/// The whole description of the pair formed by the first two cells of `pair.view`.
 pub(super) fn tell(pair: &Pair<'_>) -> String {
     let mut text = String::new();
     let [a, b] = sides(pair);
@@ -80,7 +80,7 @@ fn numbers(text: &mut String, pair: &Pair<'_>, metrics: &PairMetrics) {
     let last = if metrics.last_positions_only { ", last positions only" } else { "" };
     let (positions, logits) = (count(metrics.positions, "position"), count(metrics.elements, "logit"));
     line(text, &format!("  over {positions}{last}, {logits}"));
-    // What a place is called, with the input token that stands there.
+    // A place and the input token at it.
     let words = |metric: &Metric, value: Value| {
         let words = value.words(metric.format);
         match value {
@@ -105,7 +105,7 @@ fn positions(text: &mut String, pair: &Pair<'_>, metrics: &PairMetrics) {
     }
     heading(text, "Worst positions");
     let mut worst: Vec<&PositionMetrics> = metrics.per_position.iter().collect();
-    // NaN is worse than any number.
+    // NaN sorts before every number.
     worst.sort_by(|a, b| b.l2.is_nan().cmp(&a.l2.is_nan()).then(b.l2.total_cmp(&a.l2)));
     for position in worst.iter().take(WORST) {
         let at = pair.view.matrix.positions[position.position as usize];
@@ -133,7 +133,7 @@ fn positions(text: &mut String, pair: &Pair<'_>, metrics: &PairMetrics) {
     }
 }
 
-/// What localising the pair has found, where somebody or the run itself did.
+/// What localisation found for the pair, if the run or `tfcheck localize` localised it.
 fn divergence(text: &mut String, pair: &Pair<'_>) {
     for found in &pair.view.localized {
         heading(text, "First divergence");
@@ -145,7 +145,7 @@ fn divergence(text: &mut String, pair: &Pair<'_>) {
     }
 }
 
-/// The input token of a position, as text where the run knows it.
+/// The input token at a position, as text if the run recorded its text.
 fn token(pair: &Pair<'_>, at: PositionIndex) -> String {
     let Some(inputs) = &pair.inputs else { return "input token unknown".to_owned() };
     let index = at.row * inputs.seq + at.position;
@@ -243,7 +243,7 @@ fn environment(text: &mut String, pair: &Pair<'_>) {
     }
 }
 
-/// What a side computed with: what its worker said, and what was installed in its environment.
+/// Versions that a side computed with: those its worker reported and those installed in its environment.
 fn packages(pair: &Pair<'_>, cell: &Cell) -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = match &cell.outcome {
         Outcome::Completed(completed) => completed.libraries.clone().into_iter().collect(),

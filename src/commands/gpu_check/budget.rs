@@ -1,11 +1,11 @@
-//! What fits into the time that there is.
+//! Decides which items fit into the remaining time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Left to the comparison of what was cut short, and to the report.
+/// Time kept for comparing interrupted work and for the report.
 const RESERVE: Duration = Duration::from_secs(10);
 
 /// A time limit of the whole check.
@@ -23,13 +23,13 @@ impl Budget {
         self.begun.elapsed()
     }
 
-    /// What work may still take.
+    /// Time left for work.
     pub(super) fn left(&self) -> Duration {
         self.total.saturating_sub(RESERVE).saturating_sub(self.elapsed())
     }
 }
 
-/// How many of the coming items, the first ones, fit into `left` by their estimates: it is the last that are dropped.
+/// How many items fit into `left` by their estimates, counted from the first; later ones are dropped.
 pub(super) fn fitting(estimates: &[Duration], left: Duration) -> usize {
     let mut needed = Duration::ZERO;
     estimates
@@ -41,18 +41,18 @@ pub(super) fn fitting(estimates: &[Duration], left: Duration) -> usize {
         .count()
 }
 
-/// Raises a flag once its time is over; gone when dropped.
+/// Raises a flag when its time is over; stops watching when dropped.
 pub(super) struct Watch {
     cancel: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// The flag of work under a limit, and who raised it.
+/// The stop flag of work under a time limit, and what raised it.
 #[derive(Default)]
 pub(super) struct Stop {
-    /// Raised by either.
+    /// Raised by the limit or by the user.
     pub(super) flag: AtomicBool,
-    /// Raised by the limit alone.
+    /// Raised by the limit only.
     pub(super) is_late: AtomicBool,
 }
 
@@ -113,14 +113,15 @@ mod tests {
         check(180, 3);
         check(179, 2);
         check(80, 2);
-        // A small one that would fit does not pass a large one that does not: what comes first matters more.
+        // A short item that would fit is not run before a longer one that does not: the order is the
+        // importance.
         assert_eq!(fitting(&seconds(&[20, 600, 5]), Duration::from_secs(100)), 1);
         check(19, 0);
         assert_eq!(fitting(&[], Duration::ZERO), 0);
     }
 
     #[test]
-    fn a_limit_raises_the_flag_and_says_that_it_was_the_limit() {
+    fn a_limit_raises_the_flag_and_marks_it_as_late() {
         let (stop, user) = (Arc::new(Stop::default()), Arc::new(AtomicBool::new(false)));
         drop(Watch::new(&stop, &user, Duration::from_mins(1)));
         assert!(!stop.flag.load(Ordering::Relaxed), "cancelled in time");
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_report_has_time_left() {
+    fn the_budget_reserves_time_for_the_report() {
         let budget = Budget::new(Duration::from_mins(1));
         assert!(budget.left() <= Duration::from_secs(50) && budget.left() > Duration::from_secs(45));
         assert_eq!(Budget::new(Duration::from_secs(5)).left(), Duration::ZERO);

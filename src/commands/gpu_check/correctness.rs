@@ -1,7 +1,8 @@
-//! Every architecture's fused form on the GPU against float64 on the CPU.
+//! Compares every architecture's fused backend on the GPU with float64 on the CPU.
 //!
-//! It is an ordinary run whose cells are: the eager form on the CPU in float64 (the oracle) and in each dtype (whose
-//! own rounding is the measure), and the fused form on the GPU. Pairs are judged as in every run.
+//! It is an ordinary run. Its cells are the eager backend on the CPU in float64 (the oracle) and in each
+//! dtype (whose rounding error is the scale), and the fused backend on the GPU. Verdicts are those of every
+//! run.
 
 use std::path::Path;
 
@@ -21,17 +22,17 @@ use compare::matrix::PairOutcome;
 use compare::metrics::Side;
 use compare::verdict::Verdict;
 
-/// Tokens a row: past every window, and past the positions from which rope scalings change.
+/// Sequence length: longer than every window, and than the positions after which rope scalings change.
 const LENGTH: usize = 40;
-/// Of these through one pass; the rest go through the cache one by one.
+/// Tokens of the prefill; the others are decoded one by one through the KV cache.
 const PREFILL: usize = 33;
-/// Rows of the padded batch.
+/// Batch size of the padded inputs.
 const ROWS: usize = 3;
 
-/// Which checkpoints, by `model_type` and variant.
+/// Selects checkpoints by `model_type` and variant.
 pub(super) type Wanted<'a> = &'a dyn Fn(&str, &str) -> bool;
 
-/// The run's config.
+/// The config of the run.
 pub(super) fn config(wanted: Wanted<'_>) -> Config {
     let entries = catalogue().iter().filter(|entry| !entry.bench && wanted(entry.model_type, entry.variant));
     let checkpoints = entries.map(|entry| {
@@ -66,25 +67,26 @@ pub(super) fn config(wanted: Wanted<'_>) -> Config {
     }
 }
 
-/// Its cells. `device` takes the GPU's place: `cuda:0`, or what stands for it.
+/// The cells of the run. `device` is the GPU's name in them: `cuda:0`, or the emulator's.
 ///
 /// # Errors
-/// When the config makes no plan.
+/// When no plan can be made from the config.
 pub(super) fn plan(config: &Config, device: &str) -> Result<Plan> {
     let mut plan = Plan::new(config, "cpu")?;
     let cases = plan.cases.clone();
     plan.cells.retain(|cell| {
         let case = &cases[cell.case];
         let is_one_row = case.inputs.batch() == Some(1);
-        // Only the batch goes through the cache, because its rows are of several lengths.
+        // Only the batch is decoded through the cache, because its sequences differ in length.
         let is_one_row_cached = case.inputs.prefill().is_some() && is_one_row;
-        // A classifier's one row is a handful of numbers, of which the CPU's rounding may be small by chance.
+        // A classifier on one sequence gives a few numbers, on which the CPU's rounding error may be small by
+        // chance.
         let is_luck = is_classifier(&config.checkpoints[case.checkpoint].source)
             && is_one_row
             && matches!(cell.variant.dtype, Dtype::Bf16 | Dtype::F16);
         let is_side = cell.variant.mode == Mode::Fused && is_gpu(&cell.variant)
             || cell.variant.mode == Mode::Eager && !is_gpu(&cell.variant);
-        // A version is there for the libraries beside it.
+        // The transformers version is listed only for the CUDA libraries in its environment.
         let is_native = cell.variant.runner == crate::spec::variant::Runner::Candle;
         is_native && is_side && !is_one_row_cached && !is_luck
     });
@@ -100,7 +102,7 @@ pub(super) fn plan(config: &Config, device: &str) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Whether a synthetic checkpoint has a classification head, as its config's architecture says.
+/// Whether a synthetic checkpoint has a classification head, by the `architectures` of its config.
 fn is_classifier(source: &CheckpointSource) -> bool {
     let CheckpointSource::Synthetic { model_type, variant } = source else { return false };
     models::synthetic::config(model_type, variant.as_deref().unwrap_or_default()).is_ok_and(|config| {
@@ -113,43 +115,43 @@ fn is_gpu(variant: &Variant) -> bool {
     variant.device != "cpu"
 }
 
-/// What was found of all checkpoints.
+/// Results of all checkpoints.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Architectures {
     /// A row for each checkpoint, inputs and dtype.
     pub(super) rows: Vec<ArchitectureRow>,
 }
 
-/// The fused form on the GPU on one checkpoint, inputs and dtype.
+/// Result of the fused backend on the GPU for one checkpoint, inputs and dtype.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct ArchitectureRow {
     /// `synthetic:mistral:head-dim`.
     pub(super) checkpoint: String,
-    /// The inputs in words.
+    /// The inputs, described in words.
     pub(super) inputs: String,
     /// `bf16`.
     pub(super) dtype: String,
-    /// The verdict's word on the GPU's fused form and the CPU's eager one in this dtype, both measured against float64;
-    /// `unsupported`, `failed` or `not run`.
+    /// The verdict on the GPU's fused backend and the CPU's eager backend in this dtype, both compared with
+    /// float64; or `unsupported`, `failed`, `not run`.
     pub(super) word: String,
-    /// What it rests on.
+    /// The evidence of the verdict.
     pub(super) evidence: String,
-    /// Against float64.
+    /// Relative L2 of the GPU against float64.
     pub(super) relative_l2: Option<f64>,
-    /// The CPU's in this dtype against float64.
+    /// Relative L2 of the CPU in this dtype against float64.
     pub(super) cpu_relative_l2: Option<f64>,
-    /// The first module to depart, where the pair was localised.
+    /// The first diverging module, if the pair was localised.
     pub(super) module: Option<String>,
 }
 
 impl ArchitectureRow {
-    /// Whether the mathematics is the same.
+    /// Whether both sides compute the same function.
     pub(super) fn agrees(&self) -> bool {
         ["identical", "same mathematics"].contains(&self.word.as_str())
     }
 }
 
-/// Reads what a run found.
+/// Reads the results of a run.
 ///
 /// # Errors
 /// When the run cannot be read.
@@ -220,7 +222,7 @@ mod tests {
         let plan = plan(&config, "cuda:0").unwrap();
         let small = catalogue().iter().filter(|entry| !entry.bench).count();
         assert_eq!(config.checkpoints.len(), small);
-        // One row, padded rows, and padded rows through the cache.
+        // One sequence, padded sequences, and padded sequences through the cache.
         assert_eq!(plan.cases.len(), 3 * small);
         let first: Vec<String> =
             plan.cells.iter().filter(|cell| cell.case == 0).map(|cell| cell.variant.name()).collect();

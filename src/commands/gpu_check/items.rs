@@ -1,4 +1,4 @@
-//! What a check consists of, the most important first.
+//! The parts of a check, most important first.
 
 use std::time::Duration;
 
@@ -9,49 +9,50 @@ use reference::protocol::{Dtype, Mode};
 pub(super) struct Item {
     /// Its name.
     pub(super) name: String,
-    /// What it does, for people.
+    /// Description of the part.
     pub(super) about: String,
-    /// How long it is expected to take on a machine with an H200 and 16 cores, of a shape: beside those before it, with
-    /// which its compilers work. What is over early gives its time to what follows.
+    /// Expected duration on a machine with an H200 and 16 cores; for a shape, the time it adds to those
+    /// before it, while the compilers of all run in parallel. Time that an item does not use is left to the
+    /// following ones.
     pub(super) estimate: Duration,
     pub(super) work: Work,
 }
 
 #[derive(Clone, Debug)]
 pub(super) enum Work {
-    /// Every kernel against the CPU.
+    /// Compares every kernel with the CPU.
     Kernels,
-    /// Every synthetic checkpoint against float64 on the CPU.
+    /// Compares every synthetic checkpoint with float64 on the CPU.
     Architectures,
-    /// One shape, timed.
+    /// Times one shape.
     Speed(Shape),
 }
 
-/// What is timed beside torch.
+/// A shape that is timed against torch.
 #[derive(Clone, Debug)]
 pub(super) struct Shape {
-    /// The synthetic llama of this name.
+    /// Variant of the synthetic llama checkpoint.
     pub(super) checkpoint: &'static str,
     pub(super) dtype: Dtype,
     /// Tokens of the prefill.
     pub(super) length: usize,
-    /// Tokens decoded after it in each round.
+    /// Tokens decoded after the prefill in each round.
     pub(super) decode: usize,
-    /// torch's modes.
+    /// Modes of torch that are timed.
     pub(super) modes: &'static [Mode],
     /// Target for the fused backend's time divided by the fastest torch mode's time: prefill, decode.
     pub(super) targets: [Option<f64>; 2],
 }
 
 const UNTUNED: &[Mode] = &[Mode::Eager, Mode::Compiled, Mode::ReduceOverhead];
-/// Tuning every product of a prefill and of a decode took more than four minutes beside other compilers on an H200: it
-/// comes last, by itself, so that nothing waits for it.
+/// Tuning all matrix products of prefill and decode took more than four minutes on an H200 with other
+/// compilers running, so tuned shapes come last and run separately.
 const TUNED: &[Mode] = &[Mode::ReduceOverhead, Mode::MaxAutotune];
 
 const SMOLLM2: &str = "smollm2-135m";
 const LLAMA_3B: &str = "3b";
 
-/// Everything, in order.
+/// All parts, in order.
 pub(super) fn all() -> Vec<Item> {
     let seconds = Duration::from_secs;
     let mut items = vec![
@@ -96,13 +97,13 @@ pub(super) fn all() -> Vec<Item> {
 }
 
 impl Shape {
-    /// `smollm2-135m-bf16-512`, and where torch tunes its products, `smollm2-135m-bf16-128-tuned`.
+    /// `smollm2-135m-bf16-512`; with `max-autotune`, `smollm2-135m-bf16-128-tuned`.
     fn name(&self) -> String {
         let tuned = if self.is_tuned() { "-tuned" } else { "" };
         format!("{}-{}-{}{tuned}", self.checkpoint, crate::spec::variant::dtype_name(self.dtype), self.length)
     }
 
-    /// Whether torch tunes its products, which takes minutes.
+    /// Whether torch tunes its matrix products (`max-autotune`), which takes minutes.
     pub(super) fn is_tuned(&self) -> bool {
         self.modes.contains(&Mode::MaxAutotune)
     }
@@ -138,7 +139,7 @@ mod tests {
                 entry.model_type == "llama" && entry.variant == shape.checkpoint
             };
             assert!(catalogue().iter().any(|entry| exists(&entry)), "{}", shape.checkpoint);
-            // The best of torch includes its graphs.
+            // The fastest torch mode must include CUDA graphs.
             assert!(shape.modes.contains(&Mode::ReduceOverhead));
         }
         names.sort_unstable();

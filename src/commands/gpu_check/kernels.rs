@@ -1,5 +1,5 @@
-//! Every kernel against float64 on the CPU, with the references written out anew: a mistake in what the kernels and
-//! their own tests share would show here.
+//! Compares every kernel with float64 on the CPU. The references are separate implementations, so that an
+//! error shared by the kernels and their unit tests shows here.
 
 mod attention;
 mod experts;
@@ -15,17 +15,17 @@ use serde::Serialize;
 /// One kernel on one shape.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct KernelCheck {
-    /// What was computed.
+    /// Name of the case.
     pub(super) name: String,
     /// `bf16`.
     pub(super) dtype: String,
-    /// Relative L2 against float64; NaN where the kernel did not run.
+    /// Relative L2 against float64; NaN if the kernel did not run.
     pub(super) error: f64,
-    /// What rounding in this dtype explains.
+    /// Largest relative L2 that rounding in this dtype explains.
     pub(super) limit: f64,
-    /// Whether it is within, and every element near what it should be.
+    /// Whether the error is within the limit and every element is close to its reference.
     pub(super) passed: bool,
-    /// Why it did not run, or which element is off.
+    /// Why the kernel did not run, or which element is wrong.
     pub(super) failure: Option<String>,
 }
 
@@ -39,10 +39,10 @@ impl KernelCheck {
     }
 }
 
-/// What a kernel gave, and what it should have given.
+/// A kernel's output and its float64 reference.
 type Outcome = Result<(Vec<f64>, Vec<f64>)>;
 
-/// A name, and what computes one dtype.
+/// A name, and the function that computes the case in one dtype.
 type Case = (&'static str, fn(&Bench) -> Outcome);
 
 /// A device and a dtype.
@@ -51,7 +51,7 @@ struct Bench {
     dtype: Dtype,
 }
 
-/// Runs them all; `say` gets each as soon as it is known and says whether to go on.
+/// Runs all cases; `say` receives each result as soon as it is known and returns whether to continue.
 pub(super) fn run(gpu: &Arc<dyn Gpu>, say: &mut dyn FnMut(KernelCheck) -> bool) {
     for (name, case) in cases() {
         for dtype in Dtype::ALL {
@@ -67,17 +67,19 @@ fn cases() -> impl Iterator<Item = Case> {
     rows::CASES.iter().chain(attention::CASES).chain(experts::CASES).copied()
 }
 
-/// Half a unit in the last place is what one rounding costs at most; an F32 sum of a thousand terms costs some dozen.
+/// One rounding costs at most half a unit in the last place; an F32 sum of a thousand terms costs a few dozen
+/// units.
 fn limit(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F32 => 2e-6,
-        // Attention rounds its probabilities too.
+        // Attention rounds its probabilities as well.
         Dtype::Bf16 => 1.0 / 256.0,
         Dtype::F16 => 1.0 / 2048.0,
     }
 }
 
-/// How far one element may be off, in limits: of its own size, or of the root mean square where it is smaller.
+/// Largest error of one element, in multiples of `limit` times the larger of its magnitude and the root mean
+/// square.
 const ONE: f64 = 8.0;
 
 fn judge(name: &str, dtype: Dtype, outcome: Outcome) -> KernelCheck {
@@ -119,12 +121,12 @@ fn text(error: &Error) -> String {
 }
 
 impl Bench {
-    /// Numbers in `-scale..scale`, as the dtype has them; the same for the same `seed`.
+    /// Numbers in `-scale..scale`, rounded to the dtype; equal for equal `seed`.
     fn noise(&self, seed: u64, len: usize, scale: f64) -> Vec<f64> {
         numbers(seed, len, scale).into_iter().map(|value| round(self.dtype, value)).collect()
     }
 
-    /// Values that the dtype has exactly, on the device.
+    /// Copies values that the dtype represents exactly to the device.
     fn put(&self, values: &[f64]) -> Result<Region> {
         self.put_as(self.dtype, values)
     }
@@ -155,7 +157,7 @@ fn get_as(dtype: Dtype, region: &Region, len: usize) -> Result<Vec<f64>> {
     })
 }
 
-/// A value as `dtype` has it.
+/// A value rounded to `dtype`.
 fn round(dtype: Dtype, value: f64) -> f64 {
     match dtype {
         Dtype::F32 => f64::from(value as f32),
@@ -164,7 +166,7 @@ fn round(dtype: Dtype, value: f64) -> f64 {
     }
 }
 
-/// SplitMix64 (Steele, Lea and Flood, 2014), uniform in `-scale..scale`, as F32 has them.
+/// SplitMix64 (Steele, Lea and Flood, 2014), uniform in `-scale..scale`, rounded to F32.
 fn numbers(seed: u64, len: usize, scale: f64) -> Vec<f64> {
     let mut state = seed.wrapping_mul(0x5851_f42d_4c95_7f2d);
     let next = || {
@@ -200,7 +202,7 @@ mod tests {
         assert!(!judge("test", Dtype::F32, Err(Error::Gpu("no".to_owned()))).passed);
     }
 
-    /// The list on the emulated GPU: what the real one is asked, without one.
+    /// All cases on the emulated GPU.
     #[test]
     fn every_kernel_passes_on_the_emulated_gpu() {
         let gpu = Emulator::start(Order::Forward);

@@ -1,4 +1,4 @@
-//! What a check found, as JSON and Markdown.
+//! The result of a check as JSON and Markdown.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -19,19 +19,19 @@ use crate::judge::exit_code::ExitCode;
 use crate::spec::machine::Machine;
 use compare::units::{bytes, count};
 
-/// Raised with every change of the JSON's form.
+/// Version of the JSON's layout; raised with every change.
 const SCHEMA_VERSION: u32 = 1;
 
-/// Lines of a list that people are shown.
+/// Lines of a list that the Markdown shows.
 const SHOWN: usize = 20;
 
 /// The whole result.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     schema_version: u32,
-    /// The GPU's name, or that of what stood for it.
+    /// Name of the GPU or of the emulator.
     gpu: String,
-    /// What the driver says of it: memory, clocks, versions.
+    /// Properties reported by the driver: memory, clocks, versions.
     device: BTreeMap<&'static str, String>,
     machine: Machine,
     /// The interpreter whose torch was timed.
@@ -51,15 +51,15 @@ pub(super) struct Done {
     found: Option<Found>,
 }
 
-/// How an item ended.
+/// State in which an item ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", content = "reason", rename_all = "snake_case")]
 pub(super) enum State {
-    /// All of it ran.
+    /// The whole item ran.
     Done,
-    /// The time was over, or the user stopped it; what was finished counts.
+    /// The time limit or the user interrupted it; finished parts count.
     Cut,
-    /// It was not begun.
+    /// It was not started.
     Dropped(String),
     /// It could not be run.
     Failed(String),
@@ -76,7 +76,7 @@ impl fmt::Display for State {
     }
 }
 
-/// What an item found.
+/// Result of an item.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Found {
@@ -86,7 +86,7 @@ pub(super) enum Found {
 }
 
 impl Found {
-    /// What is not as it should be, in words.
+    /// Descriptions of failed comparisons.
     fn faults(&self) -> Vec<String> {
         match self {
             Self::Kernels(checks) => {
@@ -107,7 +107,7 @@ impl Found {
         }
     }
 
-    /// What could not be run, in words.
+    /// Descriptions of what could not be run.
     fn lacking(&self) -> Vec<String> {
         match self {
             Self::Kernels(checks) if checks.is_empty() => vec!["no kernel was checked".to_owned()],
@@ -179,7 +179,7 @@ impl Report {
         }
     }
 
-    /// What the process should tell its caller.
+    /// The exit code of the process.
     pub(super) fn code(&self, is_interrupted: bool) -> ExitCode {
         let found = || self.items.iter().filter_map(|item| item.found.as_ref());
         if found().any(|found| !found.faults().is_empty()) {
@@ -197,7 +197,7 @@ impl Report {
         }
     }
 
-    /// Writes both files, and gives the Markdown.
+    /// Writes both files and returns the Markdown.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -321,7 +321,7 @@ fn architectures(text: &mut String, found: &Architectures) {
             });
             match worst {
                 Some(row) => {
-                    // What a model has not, as an encoder has no cache, is listed below the table.
+                    // A case that a model does not have (an encoder has no cache) is listed below the table.
                     let is_meant = |row: &&ArchitectureRow| row.word != "unsupported";
                     let mark =
                         if rows().filter(is_meant).all(ArchitectureRow::agrees) { "" } else { " **!**" };

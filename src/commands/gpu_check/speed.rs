@@ -1,4 +1,5 @@
-//! The timing table of one shape: the fused form, and candle's eager one where it was built in, beside torch.
+//! The timing table of one shape: the fused backend, the eager backend (in a build with candle's CUDA), and
+//! torch.
 
 use std::path::Path;
 
@@ -20,12 +21,12 @@ use compare::metrics::Side;
 /// Interleaved rounds.
 const ROUNDS: usize = 6;
 
-/// The name of the interpreter's transformers in the tables.
+/// The name of the interpreter's transformers version in the tables.
 pub(super) const TORCH: &str = "torch";
 
-/// The run's config.
+/// The config of the run.
 pub(super) fn config(shape: &Shape, python: &Path, device: Device) -> Config {
-    // candle's own tensors are on a GPU in a build with that feature only.
+    // candle's own tensors run on a GPU only in a build with the feature `cuda`.
     let is_eager_there = cfg!(feature = "cuda") || device == Device::Cpu;
     let modes = if is_eager_there { vec![Mode::Eager, Mode::Fused] } else { vec![Mode::Fused] };
     Config {
@@ -44,11 +45,11 @@ pub(super) fn config(shape: &Shape, python: &Path, device: Device) -> Config {
             iterations: 10,
             decode: shape.decode,
             rounds: ROUNDS,
-            // Compilers wait for one core each.
+            // A compiler mostly uses one core, so all variants compile at the same time.
             first_passes_at_once: shape.modes.len() + modes.len(),
             trace: false,
             noise: false,
-            // A worker's memory is the GPU's. All are to be loaded at once.
+            // Workers hold their memory on the GPU, and all of them are loaded at once.
             memory_budget_gb: Some(machine::memory_bytes() as f64 * 1e-9),
             ..Run::default()
         },
@@ -57,7 +58,7 @@ pub(super) fn config(shape: &Shape, python: &Path, device: Device) -> Config {
     }
 }
 
-/// The interpreter as a version.
+/// The interpreter as a transformers version.
 pub(super) fn versions(python: &Path) -> Vec<Version> {
     vec![Version {
         name: TORCH.to_owned(),
@@ -69,47 +70,47 @@ pub(super) fn versions(python: &Path) -> Vec<Version> {
     }]
 }
 
-/// Its cells.
+/// The cells of the run.
 ///
 /// # Errors
-/// When the config makes no plan.
+/// When no plan can be made from the config.
 pub(super) fn plan(config: &Config) -> Result<Plan> {
     Ok(Plan::new(config, "cpu")?)
 }
 
-/// What was found of one shape.
+/// Results of one shape.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Speed {
-    /// Prefill, and decode where it was timed.
+    /// Tables of prefill and, if it was timed, decode.
     pub(super) tables: Vec<Table>,
-    /// Prefill and decode, as far as there are any: the wanted and the found ratio of the fused form to the best of
-    /// torch.
+    /// Target and measured ratio of the fused backend's time to the fastest torch mode's, for prefill and
+    /// decode if there is a target.
     pub(super) targets: Vec<Target>,
-    /// The fused form and each of torch's modes: the pair, a word, and what it rests on.
+    /// Verdicts on the fused backend and each of torch's modes: pair, verdict and evidence.
     pub(super) verdicts: Vec<(String, String, String)>,
-    /// Versions of what computed, and what it noted.
+    /// Library versions and notes of the workers.
     pub(super) notes: Vec<String>,
 }
 
-/// A ratio that is wanted.
+/// Target for a ratio of times.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Target {
     /// `prefill` or `decode`.
     pub(super) pass: String,
-    /// At most this.
+    /// The upper limit.
     pub(super) wanted: f64,
-    /// What was measured; absent where one side was not.
+    /// The measured ratio; absent if one side was not measured.
     pub(super) found: Option<f64>,
 }
 
 impl Speed {
-    /// Whether some pair computes something else.
+    /// Whether a pair diverged or is incomparable.
     pub(super) fn diverges(&self) -> bool {
         self.verdicts.iter().any(|(_, word, _)| ["diverged", "incomparable"].contains(&word.as_str()))
     }
 }
 
-/// Reads what a run found.
+/// Reads the results of a run.
 ///
 /// # Errors
 /// When the run cannot be read.
@@ -173,12 +174,12 @@ pub(super) fn fold(view: &RunView, shape: &Shape) -> Speed {
     Speed { tables, targets, verdicts, notes }
 }
 
-/// A pair no further apart than rounding takes torch's own modes, twice over.
+/// Verdict on a pair whose difference is at most twice the one among torch's own modes.
 const WITHIN: &str = "within twice torch's own spread";
 
-/// A timed shape has no float64 beside it, and the random weights of 30 layers make more of a rounding than the usual
-/// tolerance allows. What torch's own modes make of the same roundings is at hand, though: twice as much is no
-/// divergence (the factor of dynamo's rule, `torch/_dynamo/utils.py`, `same`).
+/// A timed shape has no float64 reference, and 30 layers of random weights amplify rounding beyond the usual
+/// tolerance. A difference of at most twice the largest one among torch's own modes is therefore no
+/// divergence (the factor is that of dynamo's rule, `torch/_dynamo/utils.py`, `same`).
 fn settled((word, evidence): (&str, &str), relative: Option<f64>, spread: Option<f64>) -> (String, String) {
     match (relative, spread) {
         (Some(relative), Some(spread)) if word == "diverged" && relative <= 2.0 * spread => (
@@ -195,14 +196,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pair_is_held_against_the_spread_of_torchs_own_modes() {
+    fn a_pair_is_compared_with_the_spread_of_torch_modes() {
         let word = |relative: f64, spread: Option<f64>| {
             settled(("diverged", "relative L2 exceeds"), Some(relative), spread).0
         };
         assert_eq!(word(0.13, Some(0.12)), WITHIN);
         assert_eq!(word(0.25, Some(0.12)), "diverged");
         assert_eq!(word(f64::NAN, Some(0.12)), "diverged");
-        // A single mode of torch has no spread, and bitwise equal ones have none to give.
+        // One mode has no spread, and bitwise equal modes have a spread of 0.
         assert_eq!(word(0.13, None), "diverged");
         assert_eq!(word(0.13, Some(0.0)), "diverged");
         let other = settled(("incomparable", "shapes"), None, Some(0.12));
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fused_form_takes_turns_with_every_mode_of_the_interpreters_torch() {
+    fn the_fused_backend_is_interleaved_with_every_torch_mode() {
         let items = items::all();
         let Work::Speed(shape) = &items[2].work else { panic!("no shape") };
         let config = config(shape, Path::new("python3"), Device::Cuda(0));
@@ -228,7 +229,7 @@ mod tests {
         assert_eq!(names, expected);
         assert!(plan.cells.iter().all(|cell| cell.variant.device == "cuda:0" && cell.measured));
         assert_eq!(plan.environments.len(), 1);
-        // A ratio has its interval from the rounds.
+        // The rounds give a ratio its interval.
         assert_eq!(config.run.rounds, ROUNDS);
     }
 }

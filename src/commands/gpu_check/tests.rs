@@ -108,7 +108,7 @@ fn speed(found: Option<f64>, word: &str) -> Speed {
     }
 }
 
-/// A result of these parts; what is missing was dropped.
+/// A report of these results; the items after them are dropped.
 fn report(found: Vec<Found>) -> Report {
     let mut found = found.into_iter();
     let done = |item: &Item| {
@@ -142,7 +142,7 @@ fn the_result_says_what_agrees_what_does_not_and_what_was_dropped() {
 }
 
 #[test]
-fn the_exit_code_follows_what_was_found() {
+fn the_exit_code_depends_on_the_results() {
     let good = || {
         vec![
             Found::Kernels(vec![kernel("softmax", true)]),
@@ -152,7 +152,7 @@ fn the_exit_code_follows_what_was_found() {
     let check = |found: Vec<Found>, is_interrupted: bool, expect: ExitCode| {
         assert_eq!(report(found).code(is_interrupted), expect);
     };
-    // What was dropped for want of time is said, and no failure.
+    // Items dropped for lack of time are listed and are not a failure.
     check(good(), false, ExitCode::Agree);
     check(good(), true, ExitCode::Interrupted);
     let mut wrong = good();
@@ -163,14 +163,14 @@ fn the_exit_code_follows_what_was_found() {
     let mut diverged = good();
     diverged.push(Found::Speed(speed(Some(0.5), "diverged")));
     check(diverged, false, ExitCode::Diverged);
-    // One of torch's modes gave nothing.
+    // One of torch's modes has no result.
     let mut lacking = good();
     lacking.push(Found::Speed(speed(None, "same mathematics")));
     check(lacking, false, ExitCode::CellFailed);
 }
 
 #[test]
-fn what_would_run_is_listed_with_what_does_not_fit() {
+fn the_listing_marks_parts_that_do_not_fit() {
     let items = items::all();
     let text = plan_text(&items, Duration::from_mins(2));
     assert!(text.contains("kernels: every kernel") && text.contains("(dropped)"), "{text}");

@@ -7,7 +7,7 @@ use super::prepare::PreparedCase;
 use crate::spec::machine::hex;
 use crate::spec::plan::CellPlan;
 
-/// The key of a cell. Equal keys mean that a saved result stands for a new one.
+/// The key of a cell. A saved result with an equal key is reused.
 pub(super) fn cell(plan: &CellPlan, prepared: &PreparedCase, runners: &Runners) -> String {
     let environment = plan.environment.map(|index| runners.environment_keys[index].as_str());
     let parts = (
@@ -23,7 +23,7 @@ pub(super) fn cell(plan: &CellPlan, prepared: &PreparedCase, runners: &Runners) 
     hex(&Sha256::digest(format!("{parts:?}")))
 }
 
-/// This program's version and build, told apart by size and time of its file.
+/// This program's version, and its build as size and modification time of the executable.
 fn program() -> String {
     let built = std::env::current_exe().and_then(std::fs::metadata);
     let built = built.map(|metadata| (metadata.len(), metadata.modified().ok()));

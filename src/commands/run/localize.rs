@@ -1,4 +1,5 @@
-//! Localises pairs of a run's variants: those that diverged at its end, or the pair that somebody names.
+//! Localises pairs of a run's variants: the diverging ones at the end of a run, or one pair that the user
+//! names.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -20,35 +21,36 @@ use crate::spec::variant::{Runner, Variant};
 use compare::groups::Group;
 use compare::verdict::Decision;
 
-/// Pairs of one group that the end of a run tries in vain: where the first cannot be captured another may.
+/// Failed pairs of one group after which the end of a run gives up; if one pair cannot be captured, another
+/// may be.
 const MOST_FAILURES: usize = 2;
 
-/// What became of a pair.
+/// State of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tries {
-    /// It was not localised yet.
+    /// Not localised yet.
     Open,
     /// Its first divergence is known.
     Localised,
-    /// It was localised and does not diverge.
+    /// Localised, and found not to diverge.
     Excused,
-    /// It could not be localised.
+    /// Localisation failed.
     Failed,
 }
 
 /// A pair to localise.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
-    /// The case; all of the plan's otherwise.
+    /// The case; `None` for all of the plan's.
     pub case: Option<&'a str>,
     /// Names of the two variants.
     pub variants: [&'a str; 2],
-    /// How.
+    /// Options of the localisation.
     pub options: &'a Options,
 }
 
-/// Prepares the checkpoints, inputs and environments that a pair needs, and localises it in each case. With `folder`,
-/// the run that the pair is of, what is found is kept in it.
+/// Prepares the checkpoints, inputs and environments that a pair needs, and localises it in each case. If
+/// `folder`, the pair's run, is given, the results are stored in it.
 ///
 /// # Errors
 /// When the plan has no such case or variant, or one of them cannot be prepared, run or captured.
@@ -57,7 +59,7 @@ pub fn localize(request: &RunRequest, wanted: &Wanted, folder: Option<&RunFolder
     let plan_cases = &request.plan.cases;
     check_names(request, wanted)?;
     let names = wanted.variants.map(variant_of);
-    // A variant beside its own one pass: where there is another pass.
+    // A variant compared with its own full-sequence forward pass: only in cases that use a cache.
     let is_cached = names[0] == names[1];
     plan.cells.retain(|cell| {
         names.contains(&cell.variant.name().as_str())
@@ -152,18 +154,19 @@ fn check_names(request: &RunRequest, wanted: &Wanted) -> Result<()> {
     Ok(())
 }
 
-/// The variant that a name is of, which may be that of its one pass.
+/// The variant's name without the suffix of its full-sequence forward pass.
 fn variant_of(name: &str) -> &str {
     name.strip_suffix(ONE_PASS).unwrap_or(name)
 }
 
-/// What the two sides are called: one cell on both is the variant's one pass, and what it gives through its cache.
+/// Names of the two sides. If both are the same cell, the first is its full-sequence forward pass and the
+/// second its cached run.
 fn sides([a, b]: [&CellPlan; 2]) -> [String; 2] {
     let (first, second) = (a.variant.name(), b.variant.name());
     [if first == second { format!("{first}{ONE_PASS}") } else { first }, second]
 }
 
-/// The checkpoint and inputs must be those that the run's numbers come from.
+/// Checks that the checkpoint and inputs are the ones that the run's numbers come from.
 fn check_digests(folder: &RunFolder, name: &str, prepared: &PreparedCase) -> Result<()> {
     let manifest = folder.manifest()?;
     let then = manifest.cases.iter().find(|case| case.name == name);
@@ -178,7 +181,7 @@ fn check_digests(folder: &RunFolder, name: &str, prepared: &PreparedCase) -> Res
     Ok(())
 }
 
-/// A run that has just ended.
+/// A run whose cells have all ended.
 pub(super) struct EndOfRun<'a> {
     pub(super) request: &'a RunRequest<'a>,
     pub(super) folder: &'a RunFolder,
@@ -187,23 +190,24 @@ pub(super) struct EndOfRun<'a> {
     pub(super) runners: &'a Runners<'a>,
 }
 
-/// Which of a run's diverging pairs: what is found of the first ones may say that later ones do not diverge.
+/// Which diverging pairs are localised; results of an earlier stage may show that pairs of a later one do not
+/// diverge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Pairs of cases that go through no cache.
+    /// Pairs of cases without a KV cache.
     InOnePass,
-    /// What goes through a cache, beside its own one pass.
+    /// A cached variant and its own full-sequence forward pass.
     BesideOnePass,
-    /// Other pairs of what goes through a cache.
+    /// Other pairs of cases with a KV cache.
     ThroughCaches,
 }
 
-/// Cases and the names of their pairs.
+/// Case index and variant names of the pairs that were tried.
 type Tried = HashSet<(usize, [String; 2])>;
 
 impl EndOfRun<'_> {
-    /// Localises what diverged, as notes where that cannot be done. Where what is found says that a pair does not
-    /// diverge, `judge` makes the verdicts anew.
+    /// Localises diverging pairs; a failure becomes a note. If a result shows that a pair does not diverge,
+    /// `judge` re-evaluates the verdicts.
     pub(super) fn localize(&self, mut view: RunView, judge: impl Fn() -> Result<RunView>) -> Result<RunView> {
         let mut tried = Tried::new();
         for stage in [Stage::InOnePass, Stage::BesideOnePass, Stage::ThroughCaches] {
@@ -216,7 +220,7 @@ impl EndOfRun<'_> {
         Ok(view)
     }
 
-    /// Whether some of it does not diverge.
+    /// Returns whether a localised pair turned out not to diverge.
     fn localize_stage(&self, stage: Stage, view: &mut RunView, tried: &mut Tried) -> Result<bool> {
         let mut is_changed = false;
         for (index, prepared) in self.cases.iter().enumerate() {
@@ -264,8 +268,8 @@ impl EndOfRun<'_> {
         Ok(is_changed)
     }
 
-    /// What is to be localised in a case and was not: each cached variant that diverges from its own full-sequence pass,
-    /// then one member of each group beside one of group A.
+    /// The pairs of a case still to be localised: each cached variant that diverges from its own
+    /// full-sequence forward pass, then one member of each group with one of group A.
     fn pairs(&self, index: usize, case: &CaseView, tried: &Tried) -> Vec<[&CellPlan; 2]> {
         let cells: Vec<&CellPlan> =
             self.request.plan.cells.iter().filter(|cell| cell.case == index).collect();
@@ -298,8 +302,9 @@ impl EndOfRun<'_> {
     }
 }
 
-/// The pair of a member of group A and one of another group whose modules can be compared best: in one dtype, in eager mode
-/// and attention. `None` where no pair shows its modules, one was localised, or enough of them failed.
+/// The pair of a member of group A and one of another group whose modules compare best: preferably one dtype,
+/// eager mode and eager attention. `None` if no pair can be captured, one was localised, or [`MOST_FAILURES`]
+/// failed.
 fn representatives<'a>(
     first: &[&'a CellPlan],
     group: &[&'a CellPlan],
@@ -311,7 +316,7 @@ fn representatives<'a>(
     };
     let mut pairs: Vec<[&CellPlan; 2]> = Vec::new();
     for &a in first {
-        // Two dtypes of one variant are the same modules.
+        // Two dtypes of one variant run the same modules.
         let fitting = group.iter().filter(|b| sees_modules(a) && sees_modules(b) && kind(a) != kind(b));
         pairs.extend(fitting.map(|&b| [a, b]));
     }
@@ -319,7 +324,7 @@ fn representatives<'a>(
         let Variant { mode, attention, .. } = &cell.variant;
         usize::from(*mode != Mode::Eager) + usize::from(*attention == Some(Attention::Sdpa))
     };
-    // The order of the cells, the reference's first, decides among equals.
+    // The sort is stable: among equals the order of the cells decides, in which the reference comes first.
     pairs.sort_by_key(|[a, b]| (a.variant.dtype != b.variant.dtype, plain(a) + plain(b)));
     let count = |wanted: Tries| pairs.iter().filter(|pair| state(**pair) == wanted).count();
     if count(Tries::Localised) > 0 || count(Tries::Failed) >= MOST_FAILURES {
@@ -328,12 +333,12 @@ fn representatives<'a>(
     pairs.into_iter().find(|pair| state(*pair) == Tries::Open)
 }
 
-/// Whether the runner shows a cell's modules: programs of the user's and candle-transformers' ports do not.
+/// Whether the runner can capture a cell's modules; external programs and candle-transformers' ports cannot.
 fn sees_modules(cell: &CellPlan) -> bool {
     matches!(cell.variant.runner, Runner::Transformers | Runner::Candle)
 }
 
-/// Whether a pair is of what a variant gives through its cache and in its own one pass.
+/// Whether a pair is a variant's cached run and its own full-sequence forward pass.
 fn is_own([a, b]: &[&CellPlan; 2]) -> bool {
     a.variant == b.variant
 }
@@ -344,9 +349,9 @@ struct Pair<'a> {
     prepared: &'a PreparedCase,
     runners: &'a Runners<'a>,
     case: &'a str,
-    /// Where workers log and captured tensors pass through.
+    /// Folder for worker logs and temporary captured tensors.
     logs: &'a Path,
-    /// Holds `inputs.safetensors`.
+    /// Folder with `inputs.safetensors`.
     files: &'a Path,
 }
 

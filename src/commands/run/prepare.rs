@@ -1,4 +1,4 @@
-//! What a run needs before its first cell: checkpoints, inputs and environments.
+//! Prepares what a run needs before its first cell: checkpoints, inputs and environments.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -16,10 +16,10 @@ use crate::spec::machine::{self, Machine};
 use crate::spec::plan::{CasePlan, EnvironmentOrigin, EnvironmentPlan, InputsPlan};
 use compare::units::count;
 
-/// An environment, or the message that its cells carry instead.
+/// An environment, or the error message that its cells report.
 pub(super) type EnvironmentResult = Result<Environment, String>;
 
-/// Everything that cells need.
+/// Prepared cases and environments.
 pub(super) struct Preparation {
     /// In the plan's order.
     pub(super) cases: Vec<PreparedCase>,
@@ -31,7 +31,8 @@ pub(super) struct Preparation {
 pub(super) struct PreparedCase {
     pub(super) checkpoint: Checkpoint,
     pub(super) inputs: Inputs,
-    /// What each version's own tokenizer is held against; in the first case of a checkpoint that has a tokenizer.
+    /// Texts to compare with each version's own tokenizer; present in the first case of a checkpoint that has
+    /// a tokenizer.
     pub(super) texts: Option<Texts>,
     /// The text of every token id; in the first case of a checkpoint that has a tokenizer.
     pub(super) vocabulary: Vec<String>,
@@ -73,7 +74,7 @@ fn cases(request: &RunRequest) -> Result<Vec<PreparedCase>> {
             .next()
             .ok_or_else(|| miette::miette!("the spec made no batch"))
             .wrap_err_with(of)?;
-        // A sweep's cases have one text.
+        // All cases of a sweep use the same text, so only the first one carries it.
         let texts = if is_first { source.texts(&spec, &inputs).wrap_err_with(of)? } else { None };
         let vocabulary = if is_first { source.vocabulary() } else { Vec::new() };
         cases.push(PreparedCase { checkpoint: checkpoint.clone(), inputs, texts, vocabulary });
@@ -148,7 +149,7 @@ fn environments(request: &RunRequest) -> Result<Vec<EnvironmentResult>> {
     }
     let names: Vec<String> = plans.iter().map(|plan| plan.versions.join(", ")).collect();
     let task = request.progress.task("environments", specifications.len() as u64);
-    // uv lists every package; that is for the log. A line `$ …` is a command.
+    // uv lists every package, which goes to the log only. A line `$ …` is a command.
     let show = |index: usize, line: &str| {
         if line.starts_with("$ ") {
             request.progress.detail(&format!("{}: {line}", names[index]));
@@ -162,12 +163,12 @@ fn environments(request: &RunRequest) -> Result<Vec<EnvironmentResult>> {
     Ok(made.into_iter().map(|environment| environment.map_err(|error| describe(&error))).collect())
 }
 
-/// An environment's failure in one text, its hint included, as the tables show it.
+/// An environment's failure and its hint in one line, as the tables show it.
 fn describe(error: &reference::EnvironmentError) -> String {
     format!("{error} ({})", error.hint())
 }
 
-/// What uv is asked for.
+/// The specification that uv is asked to install.
 pub(crate) fn specification(plan: &EnvironmentPlan) -> Specification {
     match &plan.origin {
         EnvironmentOrigin::Existing { python, expected } => Specification {
@@ -187,7 +188,7 @@ pub(crate) fn specification(plan: &EnvironmentPlan) -> Specification {
     }
 }
 
-/// `run.json` of a run over these cases.
+/// The content of `run.json` for these cases.
 pub(super) fn manifest(
     request: &RunRequest,
     cases: &[PreparedCase],
@@ -245,7 +246,7 @@ fn describe_inputs(inputs: &Inputs, prefill: Option<usize>) -> String {
     format!("batch {}, {}{padding}{cached}", inputs.batch, count(inputs.seq, "token"))
 }
 
-/// Name to version of what a lock pins: `uv.lock`, or `name==version` lines of an environment that exists.
+/// Package name to version from a lock: `uv.lock`, or the `name==version` lines of an existing environment.
 fn packages(lock: &str) -> BTreeMap<String, String> {
     let listed = || lock.lines().filter_map(|line| line.split_once("=="));
     let parsed: Option<toml::Table> = toml::from_str(lock).ok();
@@ -254,7 +255,7 @@ fn packages(lock: &str) -> BTreeMap<String, String> {
     };
     let packages = table["package"].as_array().into_iter().flatten();
     packages
-        // The generated project itself has a version too, which means nothing.
+        // The generated project has a version too, which is meaningless.
         .filter(|package| package.get("source").is_none_or(|source| source.get("virtual").is_none()))
         .filter_map(|package| {
             Some((package.get("name")?.as_str()?.to_owned(), package.get("version")?.as_str()?.to_owned()))
@@ -262,7 +263,7 @@ fn packages(lock: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// `environment.json`.
+/// The content of `environment.json`.
 pub(super) fn environment_record(
     request: &RunRequest,
     machine: &Machine,
@@ -314,7 +315,7 @@ mod tests {
     use super::packages;
 
     #[test]
-    fn a_lock_of_either_form_tells_its_packages() {
+    fn packages_are_read_from_uv_lock_and_from_a_listing() {
         let lock = "version = 1\n[[package]]\nname = \"tfcheck-environment\"\nversion = \"0\"\n\
                     source = { virtual = \".\" }\n[[package]]\nname = \"numpy\"\nversion = \"2.4.1\"\n\
                     source = { registry = \"https://index.invalid/simple\" }\n";

@@ -6,7 +6,7 @@ use reference::protocol::Positions;
 
 use super::{Score, Scoreboard};
 
-/// Counts first, then a row per checkpoint and inputs, then the reasons of what has no numbers.
+/// Counts first, then a row per checkpoint and inputs, then the reasons for cells without numbers.
 pub(super) fn markdown(scoreboard: &Scoreboard) -> String {
     let mut reasons: Vec<&str> = Vec::new();
     let mut rows = String::new();
@@ -65,7 +65,7 @@ fn put(text: &mut String, cells: &[String]) {
     let _ = writeln!(text, "| {} |", cells.join(" | "));
 }
 
-/// One score; a reason is named by its number.
+/// One score; a reason is printed as its number in the list below the table.
 fn cell<'a>(score: &'a Score, reasons: &mut Vec<&'a str>) -> String {
     let Some(relative) = score.relative_l2 else {
         let number = reasons.iter().position(|reason| *reason == score.evidence).unwrap_or_else(|| {
@@ -80,7 +80,7 @@ fn cell<'a>(score: &'a Score, reasons: &mut Vec<&'a str>) -> String {
     } else {
         format!("{} {relative:.1e}", score.word)
     };
-    // Below bf16's rounding a ratio says how lucky a sum was.
+    // Below bf16's rounding the ratio reflects chance in the order of summation.
     if let Some(own) = score.reference_relative_l2.filter(|own| *own > 1e-4) {
         let _ = write!(text, " ({:.2}×)", relative / own);
     }

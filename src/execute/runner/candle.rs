@@ -1,12 +1,12 @@
-//! tfcheck's own native models: this very program as a worker process.
+//! tfcheck's own native models: the `tfcheck` program itself as a worker process.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::ProcessRunner;
 
-/// The runner of tfcheck's own models. On a GPU they look for CUDA's libraries in the environments of `pythons` too, and
-/// keep what they compile in `cache`.
+/// The runner of tfcheck's own models. On a GPU its workers also search the environments of `pythons` for the CUDA
+/// libraries, and keep compiled kernels in `cache`.
 ///
 /// # Errors
 /// When this program's own path cannot be found.

@@ -1,4 +1,4 @@
-//! The ports that candle-transformers ships: this very program as a worker process.
+//! The ports that candle-transformers ships: the `tfcheck` program itself as a worker process.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! A runner whose workers are observed: `--verbose` shows their commands, the time of each request and, given twice,
+//! A runner whose workers are observed: `--verbose` shows their commands and the time of each request; given twice, also
 //! their output.
 
 use std::ffi::OsString;
@@ -12,7 +12,7 @@ use super::{NoResult, Runner, Session};
 use crate::execute::progress::Progress;
 use crate::spec::variant::{attention_name, dtype_name, mode_name};
 
-/// Shows what the workers of another runner are asked.
+/// Shows the requests to another runner's workers.
 pub struct ObservedRunner<'p> {
     runner: Box<dyn Runner + 'p>,
     command: String,
@@ -20,7 +20,7 @@ pub struct ObservedRunner<'p> {
 }
 
 impl<'p> ObservedRunner<'p> {
-    /// One whose workers are those of `runner`, which starts `command`.
+    /// Observes the workers of `runner`, which are started with `command`.
     pub fn new(runner: Box<dyn Runner + 'p>, command: &[OsString], progress: &'p Progress) -> Self {
         let words: Vec<String> = command.iter().map(|word| quoted(&word.to_string_lossy())).collect();
         Self { runner, command: words.join(" "), progress }
@@ -40,7 +40,7 @@ impl Runner for ObservedRunner<'_> {
 
 struct ObservedSession<'a> {
     session: Box<dyn Session + 'a>,
-    /// The version, and what it has loaded.
+    /// The version and the model that it has loaded.
     name: String,
     progress: &'a Progress,
 }
@@ -85,7 +85,7 @@ fn word(request: &Request) -> &'static str {
     }
 }
 
-/// A word of a command as a shell takes it.
+/// Quotes one word of a command for a shell.
 pub(crate) fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {

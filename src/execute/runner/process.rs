@@ -1,4 +1,4 @@
-//! A runner whose workers are processes; the adapters beside this file say only which process.
+//! A runner whose workers are processes; the other files of this folder choose the command.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,12 +11,12 @@ use reference::{Launch, Worker};
 use super::{NoResult, Runner, Session};
 use crate::execute::cell::{Failure, FailureKind};
 
-/// How long a worker may take to end in good order.
+/// How long a worker may take to exit when asked to.
 pub(super) const GRACE: Duration = Duration::from_secs(2);
 /// Lines of `worker.log` that a failure keeps.
 const TAIL: usize = 30;
-/// How often candle's own threads look for work before they sleep. Its default of 25000 keeps the cores from its
-/// matmul, whose threads are others: on 2 cores a pass of SmolLM2-135M over 128 tokens in F32 takes half as long again.
+/// candle's limit on how often its own threads poll for work before they sleep. The default of 25000 takes cores from the
+/// matmul, which uses other threads: on 2 cores a forward pass of SmolLM2-135M over 128 tokens in F32 takes 50 % longer.
 const SPIN_LIMIT: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
 
 /// Starts one process per cell.
@@ -24,7 +24,7 @@ const SPIN_LIMIT: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
 pub struct ProcessRunner {
     /// The program and its arguments.
     pub command: Vec<OsString>,
-    /// The folder it runs in; this process's own when absent.
+    /// The working directory; that of this process if `None`.
     pub folder: Option<PathBuf>,
     /// Compute threads.
     pub threads: usize,
@@ -41,7 +41,7 @@ impl ProcessRunner {
     pub(super) fn worker(&self, log: PathBuf) -> Result<Worker, NoResult> {
         let mut launch = Launch::program(self.command.clone(), log, self.threads);
         launch.folder.clone_from(&self.folder);
-        // candle's matmul and rayon both go by this one.
+        // candle's matmul and rayon both read this variable.
         launch.variables.push(("RAYON_NUM_THREADS".into(), self.threads.to_string().into()));
         if std::env::var_os(SPIN_LIMIT).is_none() {
             launch.variables.push((SPIN_LIMIT.into(), "1000".into()));
@@ -65,7 +65,7 @@ impl Session for ProcessSession<'_> {
     }
 }
 
-/// One request, its failure in the tables' words and with the end of the log.
+/// Sends one request; a failure gets its [`FailureKind`] and the end of the log.
 pub(super) fn ask(
     worker: &mut Worker,
     request: &Request,
@@ -75,7 +75,7 @@ pub(super) fn ask(
     worker.ask(request, timeout, stop).map_err(|ended| sorted(&ended, &worker.log_tail(TAIL)))
 }
 
-/// The word that the tables have for an ending.
+/// Converts the end of a worker to the result that the tables show.
 fn sorted(ended: &reference::WorkerEnd, log_tail: &str) -> NoResult {
     let kind = match ended {
         reference::WorkerEnd::Interrupted => return NoResult::Interrupted,

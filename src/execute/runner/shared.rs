@@ -1,7 +1,7 @@
-//! A runner that gives one worker cell after cell.
+//! A runner that reuses one worker for several cells.
 //!
-//! Where nothing is timed, what a cell costs is the start of its worker: seconds of imports for a pass of milliseconds.
-//! A worker whose last request failed is not given another cell.
+//! Without timing, a cell's cost is mostly the start of its worker: seconds of imports for a forward pass of
+//! milliseconds. A worker whose last request failed is not reused.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -15,10 +15,10 @@ use super::process::{GRACE, ProcessRunner, ask};
 use super::{NoResult, Runner, Session};
 use crate::execute::cell::FailureKind;
 
-/// The worker that no cell has at the moment.
+/// The worker, while no cell uses it.
 type Idle = Arc<Mutex<Option<Worker>>>;
 
-/// Starts a process for the first cell and hands it on; it ends with the runner.
+/// Starts a process for the first cell and reuses it for the next ones; the process ends with the runner.
 #[derive(Debug)]
 pub struct SharedRunner {
     runner: ProcessRunner,
@@ -26,7 +26,7 @@ pub struct SharedRunner {
 }
 
 impl SharedRunner {
-    /// One whose workers are those of `runner`.
+    /// Starts its worker with `runner`.
     pub fn new(runner: ProcessRunner) -> Self {
         Self { runner, idle: Idle::default() }
     }
@@ -36,7 +36,8 @@ impl Runner for SharedRunner {
     fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
         let worker = match take(&self.idle) {
             Some(worker) => {
-                // Where the log would be, which is that of the worker's first cell, the logits will be.
+                // The log belongs to the worker's first cell, but the logits of this cell go to the same folder as its
+                // log would.
                 log.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(|error| {
                     NoResult::failed(FailureKind::Environment, format!("{}: {error}", log.display()))
                 })?;
@@ -61,7 +62,7 @@ fn take(idle: &Idle) -> Option<Worker> {
 }
 
 struct SharedSession<'a> {
-    /// Absent once it has failed.
+    /// `None` once the worker has failed.
     worker: Option<Worker>,
     idle: Idle,
     stop: &'a AtomicBool,
@@ -74,7 +75,7 @@ impl Session for SharedSession<'_> {
         };
         let reply = ask(worker, request, timeout, self.stop);
         match reply {
-            // The largest resident set so far is that of all cells.
+            // The worker's peak resident set covers all its cells, so it is not reported for one cell.
             Ok(Reply::Forwarded(forwarded)) => {
                 Ok(Reply::Forwarded(Forwarded { peak_bytes: None, ..forwarded }))
             }

@@ -1,4 +1,4 @@
-//! transformers in an environment of its own: that environment's Python with the bridge on its path.
+//! transformers in its own environment: the environment's Python with the bridge on its import path.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use reference::{Environment, Launch};
 
 use super::ProcessRunner;
 
-/// The runner of one environment; the bridge is written to `cache` when it is not there yet.
+/// The runner of one environment; the bridge is written to `cache` if it is not there yet.
 ///
 /// # Errors
 /// When the cache cannot be written.

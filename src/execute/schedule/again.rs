@@ -1,6 +1,7 @@
-//! What a cell is asked once its numbers are there: its tokenizer's ids, and its forward once more.
+//! The last requests to a cell whose logits exist: its tokenizer's ids, and a repeated forward pass in the same and in a
+//! second process.
 //!
-//! Nothing here can lose a cell: what fails is a note.
+//! A failure here becomes a note and never discards the cell.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,7 +16,7 @@ use compare::logits::{Logits, Mask};
 use compare::repeat::{Noise, Repeat, repeat};
 
 impl<'a> Schedule<'a> {
-    /// The last questions, the worker's end, a second process, then the record.
+    /// Sends the last requests, ends the worker, repeats the pass in a second process, then writes the record.
     pub(super) fn conclude(&self, live: Live<'a>, ran: &mut Ran) {
         let Live { job, mut session, mut completed } = live;
         let begun = Instant::now();
@@ -60,7 +61,7 @@ impl<'a> Schedule<'a> {
         self.keep(&job, Outcome::Completed(completed), ran);
     }
 
-    /// One more forward whose logits go to `path`.
+    /// Runs one more forward pass and has the worker write its logits to `path`.
     fn pass(&self, job: &Job, session: &mut dyn Session, path: &Path) -> Result<(), NoResult> {
         let request = Forward { logits: path.to_owned(), prefill: job.prefill };
         match session.ask(&Request::Forward(request), self.settings.timeout)? {
@@ -71,7 +72,7 @@ impl<'a> Schedule<'a> {
         }
     }
 
-    /// The same in a worker of its own, which is gone when this returns.
+    /// As [`Self::pass`], in a new worker process that has ended when this returns.
     fn elsewhere(&self, job: &Job<'a>, path: &Path) -> Result<(), NoResult> {
         let mut session = self.start(job)?;
         match session.ask(&Request::Load(job.load.clone()), self.settings.timeout)? {
@@ -101,7 +102,7 @@ impl<'a> Schedule<'a> {
     }
 }
 
-/// Where a repetition's logits lie until they are compared.
+/// The path of the repeated logits until they are compared.
 fn repeated(first: &Path) -> PathBuf {
     let name = first.file_name().unwrap_or_default().to_string_lossy();
     first.with_file_name(format!(".again-{name}"))
@@ -112,17 +113,17 @@ fn compared(job: &Job, first: &Path, second: &Path) -> Result<Repeat, NoResult> 
         NoResult::failed(crate::execute::cell::FailureKind::MissingResult, error.to_string())
     };
     let open = |path: &Path| {
-        // A repetition holds the positions that the first pass held: its shape was verified.
+        // The repeated logits hold the same positions as the first ones: `verify_logits` has checked their shape.
         let all = Logits::open(path, compare::Positions::All);
         all.map_err(failed)
     };
     let (first, second) = (open(first)?, open(second)?);
-    // Padding is no result. A runner that computes last positions only is compared as it is.
+    // Padding positions are not compared. Logits of the last position only do not fit the mask; they are compared whole.
     let mask = Mask::open(&job.load.inputs).ok().filter(|mask| mask.seq() == first.shape()[1]);
     repeat(&first, &second, mask.as_ref()).map_err(failed)
 }
 
-/// Ids of a runner's tokenizer against those of the run.
+/// Compares the ids of a runner's tokenizer with those of the run.
 fn held_against(texts: &Texts, found: Tokenized) -> TokenizerParity {
     let difference = texts.ids.iter().enumerate().find_map(|(text, expected)| {
         let found = found.ids.get(text).map_or(&[][..], Vec::as_slice);

@@ -1,4 +1,4 @@
-//! The scheduler against scripted workers: what it asks, in which order, and what it keeps.
+//! The scheduler with scripted workers: which requests it sends, in which order, and which records it keeps.
 
 mod fake;
 
@@ -51,7 +51,7 @@ impl Stage {
         }
     }
 
-    /// Runs every scripted worker as one case; gives what became of it and the records that were kept.
+    /// Runs every scripted worker as one case; returns the result and the records that were kept.
     fn run(&self) -> (Ran, Vec<Cell>) {
         let variants: Vec<Variant> = self.runners.iter().map(|runner| variant(&runner.name)).collect();
         let kept: Mutex<Vec<Cell>> = Mutex::default();
@@ -140,7 +140,7 @@ fn completed(cell: &Cell) -> &Completed {
 }
 
 #[test]
-fn rounds_interleave_and_turn() {
+fn rounds_interleave_and_rotate_the_order() {
     let stage = Stage::new(vec![("a", good()), ("b", good())]);
     let (_, cells) = stage.run();
     let timed: Vec<_> = stage.journal().into_iter().filter(|line| line.ends_with("time")).collect();
@@ -154,7 +154,7 @@ fn rounds_interleave_and_turn() {
 }
 
 #[test]
-fn first_passes_are_made_together_where_that_is_asked_for() {
+fn first_passes_run_in_parallel_on_request() {
     let slow = Script { pause: Duration::from_millis(200), ..good() };
     let boom = NoResult::failed(FailureKind::Crashed, "killed by signal 11");
     let scripts = vec![("a", slow.clone()), ("b", Script { load: Some(boom), ..slow.clone() }), ("c", slow)];
@@ -165,7 +165,7 @@ fn first_passes_are_made_together_where_that_is_asked_for() {
     first.sort_unstable();
     assert_eq!(first, ["a load", "b load", "c load"], "before any of them has made its pass");
     assert!(matches!(cells[1].outcome, Outcome::Failed(_)));
-    // Rounds are as ever: one computes at a time.
+    // The rounds are unchanged: one worker computes at a time.
     let timed: Vec<_> = stage.journal().into_iter().filter(|line| line.ends_with("time")).collect();
     assert_eq!(timed[2..], ["a time", "c time", "c time", "a time"], "after one of each that warmed up");
     assert!([0, 2].iter().all(|&at| completed(&cells[at]).unfinished.is_none()));
@@ -230,11 +230,11 @@ fn past_the_memory_budget_groups_share_the_first_cell_as_anchor() {
 }
 
 #[test]
-fn side_by_side_more_rounds_are_timed_on_a_busy_machine_while_patience_lasts() {
+fn several_variants_are_timed_in_more_rounds_on_a_loaded_machine() {
     let reads = |readings: &[u64]| Script { yardstick_ns: readings.iter().copied().collect(), ..good() };
     let mut stage = Stage::new(vec![("a", reads(&[100, 130])), ("b", reads(&[100, 100, 150]))]);
     let times = |stage: &Stage| stage.journal().iter().filter(|line| line.ends_with("time")).count();
-    // Nobody waits: nothing is read, and there are two rounds of two.
+    // Without patience no reading is requested, and two workers are timed in two rounds.
     let (_, cells) = stage.run();
     assert_eq!(times(&stage), 4);
     assert!(completed(&cells[0]).yardstick_ns.is_empty());
@@ -249,7 +249,7 @@ fn side_by_side_more_rounds_are_timed_on_a_busy_machine_while_patience_lasts() {
         assert_eq!([completed.rounds_ns.len(), completed.decode_rounds_ns.len()], [4, 4]);
     }
 
-    // Where no reading is as good as the best of an earlier run, patience ends it: the third round uses it up.
+    // No reading is as good as the best of an earlier run, so patience sets the end: the third round uses it up.
     stage.quiet_ns = Some(1);
     stage.settings.patience = Duration::from_nanos(1);
     let (_, cells) = stage.run();
@@ -257,8 +257,8 @@ fn side_by_side_more_rounds_are_timed_on_a_busy_machine_while_patience_lasts() {
 }
 
 #[test]
-fn alone_a_worker_waits_for_a_quiet_machine() {
-    // The first is timed, for nothing is known yet, and gives way to a quieter one.
+fn a_single_worker_waits_for_a_quiet_machine() {
+    // The first round is timed because no reading exists yet, and is later replaced by a quieter one.
     let readings = [130, 100, 130, 140, 100].into_iter().collect();
     let mut stage = Stage::new(vec![("a", Script { yardstick_ns: readings, ..good() })]);
     stage.settings.patience = Duration::from_mins(1);
@@ -270,7 +270,7 @@ fn alone_a_worker_waits_for_a_quiet_machine() {
 }
 
 #[test]
-fn a_stop_keeps_what_has_landed_as_unfinished() {
+fn a_stop_keeps_finished_logits_as_an_unfinished_cell() {
     let stage =
         Stage::new(vec![("a", good()), ("b", Script { forward: Some(NoResult::Interrupted), ..good() })]);
     let (ran, cells) = stage.run();
@@ -280,7 +280,7 @@ fn a_stop_keeps_what_has_landed_as_unfinished() {
 }
 
 #[test]
-fn logits_that_are_cut_short_are_a_missing_result() {
+fn truncated_logits_are_a_missing_result() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("logits.safetensors");
     let tensor = Tensor::zeros((1, 2, 3), DType::F32, &Device::Cpu).unwrap();
@@ -304,7 +304,7 @@ fn noisy(scripts: Vec<(&str, Script)>) -> Stage {
 }
 
 #[test]
-fn a_cell_repeats_itself_in_its_process_and_in_a_second_once_it_is_timed() {
+fn a_timed_cell_repeats_its_forward_in_the_same_and_in_a_second_process() {
     let stage = noisy(vec![("a", good())]);
     let (_, cells) = stage.run();
     let expected = ["load", "forward", "time", "forward", "end", "load", "forward", "end"];
@@ -320,12 +320,12 @@ fn a_cell_repeats_itself_in_its_process_and_in_a_second_once_it_is_timed() {
 }
 
 #[test]
-fn a_worker_that_drifts_is_named_with_how_far() {
+fn a_nondeterministic_worker_is_reported_with_its_difference() {
     let stage = noisy(vec![("a", Script { drift: 0.25, ..good() })]);
     let (_, cells) = stage.run();
     let a = completed(&cells[0]);
     let noise = a.noise.as_ref().unwrap();
-    // One of two logits, a quarter further with each forward.
+    // The first of two logits grows by 0.25 with each forward pass.
     assert_eq!(noise.same_process, Some(compare::repeat::Repeat::new(1, 0.25)));
     assert_eq!(noise.second_process, Some(compare::repeat::Repeat::new(1, 0.5)));
     assert!(
@@ -363,7 +363,7 @@ fn a_stop_during_a_repetition_leaves_the_cell_to_be_redone() {
 }
 
 #[test]
-fn a_tokenizer_that_parts_from_the_run_is_named_with_position_and_token() {
+fn a_tokenizer_that_differs_is_reported_with_position_and_token() {
     let texts = Texts {
         texts: vec!["a b c".into()],
         ids: vec![vec![5, 6, 7]],

@@ -1,16 +1,16 @@
-//! Runs that go on side by side, of which one at a time computes against the clock.
+//! The timing lock between runs that go on in parallel: only one run measures times at any moment.
 //!
-//! What comes before the clock (compilers, mostly) is done by all of them together. The first turn is given once all are
-//! ready for theirs; whoever has it keeps it to its end.
+//! Work before the timing (mostly compilation) happens in all runs in parallel. The lock is first given out when every
+//! run is ready for it, and a run keeps it until it ends.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How often one who waits looks whether it is to stop.
+/// How often a waiting run checks `stop`.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// One run's place among those that take turns.
+/// One run's handle on the timing lock.
 #[derive(Debug)]
 pub struct Turn {
     shared: Arc<Shared>,
@@ -26,7 +26,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Runs that are not ready for their turn yet.
+    /// Number of runs that do not wait for the lock yet.
     unready: usize,
     is_taken: bool,
 }
@@ -38,7 +38,7 @@ impl Shared {
 }
 
 impl Turn {
-    /// As many places as there are runs.
+    /// One handle for each of `runs` runs.
     pub fn all(runs: usize) -> Vec<Self> {
         let state = Mutex::new(State { unready: runs, is_taken: false });
         let shared = Arc::new(Shared { state, changed: Condvar::new() });
@@ -50,8 +50,8 @@ impl Turn {
         (0..runs).map(|_| place()).collect()
     }
 
-    /// Waits until all are ready and nobody else has the turn, which then is this one's until it is dropped; or until
-    /// `stop` is set.
+    /// Blocks until every run is ready and the lock is free, then holds it until this handle is dropped. Returns without
+    /// the lock once `stop` is set.
     pub fn take(&self, stop: &AtomicBool) {
         let mut state = self.shared.state();
         self.ready(&mut state);
@@ -75,7 +75,7 @@ impl Turn {
 }
 
 impl Drop for Turn {
-    /// One that never took it keeps nobody waiting.
+    /// Releases the lock; a handle that never took it is counted as ready, so that the other runs do not wait for it.
     fn drop(&mut self) {
         let mut state = self.shared.state();
         self.ready(&mut state);
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_at_a_time_has_the_turn_and_none_before_all_are_ready() {
+    fn one_run_at_a_time_holds_the_lock_and_none_before_all_are_ready() {
         let (ready, inside, stop) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
         std::thread::scope(|scope| {
             for (index, turn) in Turn::all(3).into_iter().enumerate() {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn who_fails_before_its_turn_or_is_stopped_keeps_nobody_waiting() {
+    fn a_run_that_fails_or_is_stopped_does_not_block_the_others() {
         let [first, second, third]: [Turn; 3] = Turn::all(3).try_into().unwrap();
         let (stop, go) = (AtomicBool::new(true), AtomicBool::new(false));
         first.take(&stop);

@@ -19,25 +19,25 @@ use super::place::{Accelerator, Place, device};
 use super::tensors::{dtype, inputs, write_logits};
 use super::{Engine, exception, peak_resident_bytes, steps};
 
-/// A native model once it is loaded.
+/// The engine that runs native models.
 #[derive(Default)]
 pub struct CandleEngine {
-    /// Where CUDA's libraries are looked for.
+    /// Where to find the CUDA libraries.
     cuda: Setting,
-    /// The GPU that was opened last: to start it takes longer than most passes.
+    /// The GPU that was opened last; it stays open because opening one takes longer than most forward passes.
     accelerator: Option<Accelerator>,
     loaded: Option<(Loaded, models::Inputs, Place)>,
-    /// Whether it continues its inputs; an encoder does not.
+    /// Whether the model can decode further tokens; an encoder cannot.
     decodes: bool,
 }
 
 impl CandleEngine {
-    /// One that opens a GPU, when it is asked for one, with `cuda`.
+    /// An engine that opens GPUs with the setting `cuda`.
     pub fn new(cuda: Setting) -> Self {
         Self { cuda, ..Self::default() }
     }
 
-    /// The GPU of this name, opened if it is not open yet.
+    /// The GPU of this name; opened on first use.
     fn accelerator(&mut self, name: &str) -> Result<Accelerator, Failed> {
         if let Some(open) = self.accelerator.as_ref().filter(|open| open.is(name)) {
             return Ok(open.clone());
@@ -56,7 +56,7 @@ impl Engine for CandleEngine {
                 return Err(unsupported("candle has no compiled mode; its modes are eager and fused"));
             }
         };
-        // What an earlier cell holds of a GPU is given back first.
+        // Free the GPU memory of the previous cell before loading.
         self.loaded = None;
         let dtype = dtype(load.dtype);
         let place = if backend == Backend::Fused && load.device != "cpu" {
@@ -128,7 +128,7 @@ impl Engine for CandleEngine {
         self.timed_pass().map(drop)
     }
 
-    /// A GPU's logits stay there, as torch's do.
+    /// The logits stay on the GPU, as with torch.
     fn timed_pass(&mut self) -> Result<u64, Failed> {
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         place.time(&mut || loaded.run(inputs, None, None).map(drop))
@@ -145,7 +145,7 @@ impl Engine for CandleEngine {
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let mut cache = models::Cache::new();
         loaded.run(inputs, Some(&mut cache), None).map_err(model_failure)?;
-        // The cache grows for the first one; on a GPU a second one is recorded.
+        // The first step grows the cache; on a GPU a second one captures the CUDA graph. These steps are not timed.
         let settling = if matches!(place, Place::Gpu(_)) { 3 } else { 1 };
         let mut step = inputs.clone();
         let mut samples_ns = Vec::with_capacity(tokens);
@@ -198,7 +198,7 @@ impl Engine for CandleEngine {
 }
 
 impl CandleEngine {
-    /// One pass, finished on the device.
+    /// One full-sequence forward pass, complete on the device: `[batch, seq, vocab_size]`.
     fn logits(&mut self) -> Result<Tensor, Failed> {
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let logits = loaded.forward(inputs).map_err(model_failure)?;
@@ -206,7 +206,8 @@ impl CandleEngine {
         Ok(logits)
     }
 
-    /// Logits of all positions: of `prefill` tokens in one pass, of each further one in its own.
+    /// Logits of all positions, `[batch, seq, vocab_size]`: `prefill` tokens in one forward pass, then one token per
+    /// pass.
     fn through_the_cache(
         &mut self,
         prefill: usize,
@@ -238,7 +239,7 @@ impl CandleEngine {
     }
 }
 
-/// The token that follows `inputs`: each row's first token again, one position on, and real.
+/// Inputs of one decode step: each sequence's first token again, at the next position, not masked.
 fn next(inputs: &models::Inputs) -> candle_core::Result<models::Inputs> {
     let mask = inputs.attention_mask.as_ref().map(|mask| {
         let one = mask.narrow(1, 0, 1)?.ones_like()?;
@@ -255,8 +256,8 @@ fn next(inputs: &models::Inputs) -> candle_core::Result<models::Inputs> {
     })
 }
 
-/// Encoders count positions themselves, BERT from the start of the row and RoBERTa from its first token that is no
-/// padding: nobody passes them any, and the bridge does not either.
+/// Encoders count positions themselves (BERT from the start of the sequence, RoBERTa from the first token that is not
+/// padding), so no `position_ids` are passed, as in the Python bridge.
 fn is_encoder(folder: &Path) -> bool {
     let config = std::fs::read(folder.join("config.json")).ok();
     let config: Option<serde_json::Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());

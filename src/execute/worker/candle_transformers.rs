@@ -1,7 +1,8 @@
 //! The engine of the ports that candle-transformers ships.
 //!
-//! A port is run as its own examples run it: one pass from an empty cache, or a prefill and a pass for each further
-//! token, and a padding mask only where its `forward` takes one. `adapters` has a row for each port; `checkpoint` is what the rows load from.
+//! A port runs as in its own examples: one full-sequence forward pass from an empty cache, or a prefill and one pass per
+//! further token; it gets a padding mask only if its `forward` takes one. `adapters` has one entry per port, which loads
+//! from a `checkpoint`.
 
 mod adapters;
 mod checkpoint;
@@ -19,7 +20,7 @@ use super::{Engine, exception, peak_resident_bytes, steps};
 use adapters::{ADAPTERS, Adapter};
 use checkpoint::Checkpoint;
 
-/// What a port is fed.
+/// The inputs of a port.
 struct Batch {
     /// Token ids, `[batch, seq]`, u32.
     input_ids: Tensor,
@@ -27,7 +28,7 @@ struct Batch {
     attention_mask: Tensor,
 }
 
-/// A port with its weights: one pass over a batch that begins at this position; 0 empties the cache first.
+/// One forward pass of a loaded port over a batch whose first token has this position; 0 empties the cache first.
 type Pass = Box<dyn FnMut(&Batch, usize) -> candle_core::Result<Tensor>>;
 
 struct Loaded {
@@ -38,7 +39,7 @@ struct Loaded {
     device: Device,
 }
 
-/// A port once it is loaded.
+/// The engine that runs ports.
 #[derive(Default)]
 pub struct PortEngine {
     loaded: Option<Loaded>,
@@ -79,7 +80,7 @@ impl Engine for PortEngine {
             libraries: [("candle-transformers".to_owned(), super::CANDLE_TRANSFORMERS.to_owned())].into(),
             load_ns: start.elapsed().as_nanos() as u64,
             notes,
-            // serde drops what a port's `Config` has no field for.
+            // Unknown because serde silently drops keys that a port's `Config` does not have.
             ignored_keys: None,
         })
     }
@@ -102,7 +103,7 @@ impl Engine for PortEngine {
     }
 
     fn decode(&mut self, _tokens: usize) -> Result<Vec<u64>, Failed> {
-        // The ports' caches have no common interface, and an adapter gives its port a new one each pass.
+        // Decoding is not timed: the ports' caches have no common interface.
         Ok(Vec::new())
     }
 
@@ -112,7 +113,8 @@ impl Engine for PortEngine {
 }
 
 impl PortEngine {
-    /// One pass, finished on the device: `[batch, seq, vocab_size]`, or `[batch, 1, vocab_size]` of the last position.
+    /// One forward pass, complete on the device: `[batch, seq, vocab_size]`, or `[batch, 1, vocab_size]` for the last
+    /// position only.
     fn logits(&mut self) -> Result<(Tensor, Positions), Failed> {
         let Loaded { pass, batch, positions, device, .. } = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let logits = guarded(|| pass(batch, 0).map_err(failure))?;
@@ -120,7 +122,7 @@ impl PortEngine {
         Ok((with_positions(logits, *positions)?, *positions))
     }
 
-    /// As [`Self::logits`], of `prefill` tokens in one pass and of each further one in its own.
+    /// As [`Self::logits`], with `prefill` tokens in one forward pass and then one token per pass.
     fn through_the_cache(&mut self, prefill: usize) -> Result<(Tensor, Positions), Failed> {
         let Loaded { pass, batch, positions, caches, device } =
             self.loaded.as_mut().ok_or_else(not_loaded)?;
@@ -148,7 +150,7 @@ impl PortEngine {
     }
 }
 
-/// `[batch, seq, vocab_size]`: some ports drop the axis of the one position that they compute.
+/// Restores the sequence axis that ports drop if they compute one position only: `[batch, seq, vocab_size]`.
 fn with_positions(logits: Tensor, positions: Positions) -> Result<Tensor, Failed> {
     let drops_axis = positions == Positions::Last && logits.rank() == 2;
     if drops_axis { logits.unsqueeze(1).map_err(failure) } else { Ok(logits) }
@@ -184,7 +186,7 @@ fn padding(mask: &Tensor) -> candle_core::Result<Padding> {
     })
 }
 
-/// Ports unwrap here and there; the panic's message is then the reason that the tables show.
+/// Runs code of a port, which may panic; the panic's message becomes the reason that the tables show.
 fn guarded<T>(run: impl FnOnce() -> Result<T, Failed>) -> Result<T, Failed> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str);
@@ -198,7 +200,7 @@ fn guarded<T>(run: impl FnOnce() -> Result<T, Failed>) -> Result<T, Failed> {
     })
 }
 
-/// A candle error brings its backtrace along where RUST_BACKTRACE is set; the tables need its first line.
+/// The first line of a candle error; with `RUST_BACKTRACE` set, a backtrace follows it.
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err passes")]
 fn failure(error: candle_core::Error) -> Failed {
     let text = error.to_string();

@@ -1,4 +1,4 @@
-//! A native pass that writes what goes into and comes out of modules, or feeds one a stored tensor.
+//! A native forward pass that writes the inputs and outputs of modules, or replays one module with a stored input.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,14 +11,14 @@ use reference::protocol::{Capture, CapturedModule, CapturedTensor, Failed, Repla
 use super::failure::exception;
 use crate::spec::plan::glob;
 
-/// Writes tensors of the modules that fit a glob, for as long as there is room.
+/// Writes inputs and outputs of the modules that match a glob, until the byte limit is reached.
 pub(super) struct Writer<'a> {
     request: &'a Capture,
     /// The dtype in which tensors are stored.
     element: DType,
     records: Vec<CapturedModule>,
     calls: HashMap<String, usize>,
-    /// Indices of the records whose output is still to come.
+    /// Indices of the records that have no output yet.
     open: Vec<usize>,
     files: usize,
     bytes: u64,
@@ -39,7 +39,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// What was captured, and its bytes.
+    /// The captured modules and the bytes written.
     pub(super) fn finish(self) -> Result<(Vec<CapturedModule>, u64), Failed> {
         self.failed.map_or(Ok((self.records, self.bytes)), Err)
     }
@@ -81,7 +81,7 @@ impl Probe for Writer<'_> {
         self.records.push(CapturedModule {
             path: path.to_owned(),
             call: *calls,
-            // The native models have no classes; an architecture's file says what a path is.
+            // The native models have no classes.
             class: "native".to_owned(),
             input: Some(input),
             output: None,
@@ -101,7 +101,7 @@ impl Probe for Writer<'_> {
     }
 }
 
-/// Feeds one call of a module a stored tensor and writes what comes out.
+/// Replays one call of a module with a stored input and writes its output.
 pub(super) struct Feeder<'a> {
     request: &'a Replay,
     stored: Vec<u8>,
@@ -160,7 +160,7 @@ impl Probe for Feeder<'_> {
     }
 }
 
-/// Whether two tensors hold the same bits, any NaN being as good as another.
+/// Whether two tensors have equal bits; any NaN equals any other NaN.
 pub(super) fn same(a: &Tensor, b: &Tensor) -> candle_core::Result<bool> {
     let values = |tensor: &Tensor| tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
     let (a, b) = (values(a)?, values(b)?);
@@ -173,7 +173,7 @@ pub(super) fn element(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
-/// Elements in C order, little-endian.
+/// Writes the elements in C order, little-endian.
 fn write(tensor: &Tensor, element: DType, path: &Path) -> Result<(), Failed> {
     let flat = tensor.to_dtype(element).and_then(|tensor| tensor.flatten_all());
     let bytes = flat.and_then(|flat| {

@@ -1,4 +1,4 @@
-//! A pass as a Chrome trace, one complete event per module: the format that torch's profiler exports.
+//! One forward pass as a Chrome trace with one complete event per module, the format that torch's profiler exports.
 
 use std::time::Instant;
 
@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use models::Probe;
 use serde_json::json;
 
-/// Collects a span per module, under transformers' module path, with the shapes in and out.
+/// Records one span per module, named by its transformers module path, with input and output shapes.
 #[derive(Debug)]
 pub(super) struct ChromeTrace {
     device: Device,
@@ -16,14 +16,14 @@ pub(super) struct ChromeTrace {
 }
 
 impl ChromeTrace {
-    /// A trace that begins now. Each span ends when `device` has finished its work.
+    /// A trace that starts now. Each span ends when `device` has finished its work.
     pub(super) fn new(device: Device) -> Self {
         Self { device, start: Instant::now(), open: Vec::new(), events: Vec::new() }
     }
 
     /// The trace in the JSON object format.
     pub(super) fn json(mut self) -> Vec<u8> {
-        // A viewer nests spans by time; the order of the file is for people.
+        // A viewer nests spans by time; the order in the file only helps people who read it.
         self.events
             .sort_by(|a, b| a["ts"].as_f64().unwrap_or(0.0).total_cmp(&b["ts"].as_f64().unwrap_or(0.0)));
         let process = json!({"name": "process_name", "ph": "M", "pid": std::process::id(), "tid": 0, "args": {"name": "candle"}});
@@ -32,7 +32,7 @@ impl ChromeTrace {
     }
 
     fn microseconds(&self) -> f64 {
-        // A device that cannot be waited for shows in the pass itself.
+        // If the device fails here, the forward pass reports it.
         let _ = self.device.synchronize();
         self.start.elapsed().as_nanos() as f64 / 1e3
     }

@@ -1,8 +1,8 @@
-//! Failures as the protocol has them.
+//! Converts errors to the protocol's `Failed`.
 
 use reference::protocol::{Failed, FailedKind};
 
-/// A failure of which no more is known than its message.
+/// A failure with a message only.
 pub fn exception(message: impl Into<String>) -> Failed {
     Failed {
         kind: FailedKind::Exception,
@@ -40,7 +40,7 @@ pub(super) fn model_failure(error: models::Error) -> Failed {
     }
     let kind = match error {
         _ if unsupported => FailedKind::Unsupported,
-        // The driver's name for it.
+        // The CUDA driver's error name.
         models::Error::Gpu(reason) if reason.contains("CUDA_ERROR_OUT_OF_MEMORY") => FailedKind::OutOfMemory,
         _ => FailedKind::Exception,
     };

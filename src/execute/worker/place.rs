@@ -1,4 +1,4 @@
-//! Where a native model computes: on a device of candle's, or in the fused form on a GPU of its own.
+//! Where a native model computes: on a candle device, or on a GPU that the fused backend drives itself.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,15 +12,15 @@ use reference::protocol::Failed;
 use super::failure::{model_failure, tensor_failure, unsupported};
 use super::peak_resident_bytes;
 
-/// The device on which an emulator stands in for a GPU.
+/// The device name that selects an emulated GPU.
 pub(crate) const EMULATOR: &str = "emulator";
 
-/// The place of a loaded model.
+/// The device of a loaded model.
 #[derive(Clone)]
 pub(super) enum Place {
     /// candle's tensors: the CPU, or a GPU in a build with that feature.
     Candle(Device),
-    /// The fused form's own GPU.
+    /// The fused backend's own GPU.
     Gpu(Accelerator),
 }
 
@@ -33,10 +33,10 @@ pub(super) struct Accelerator {
 }
 
 impl Accelerator {
-    /// Opens the device that runs call `name`.
+    /// Opens the device of this name, such as `cuda:0`.
     ///
     /// # Errors
-    /// Unsupported, with what is missing, where there is no such GPU.
+    /// Unsupported, with the missing part, if there is no such GPU.
     pub(super) fn open(name: &str, setting: &Setting) -> Result<Self, Failed> {
         if name == EMULATOR {
             return Ok(Self { name: name.to_owned(), gpu: Emulator::start(Order::Forward), driver: None });
@@ -47,12 +47,12 @@ impl Accelerator {
         Ok(Self { name: name.to_owned(), gpu: driver.clone(), driver: Some(driver) })
     }
 
-    /// Whether it is the device that runs call `name`.
+    /// Whether this is the device of this name.
     pub(super) fn is(&self, name: &str) -> bool {
         self.name == name
     }
 
-    /// Versions of what computes there.
+    /// Versions of the libraries that compute on this GPU; empty for the emulator.
     pub(super) fn libraries(&self) -> BTreeMap<String, String> {
         let Some(driver) = &self.driver else { return BTreeMap::new() };
         let known = driver.description();
@@ -61,7 +61,7 @@ impl Accelerator {
             .into()
     }
 
-    /// What a reader of its numbers must know.
+    /// A note that explains how its numbers were made.
     pub(super) fn note(&self) -> String {
         match &self.driver {
             Some(driver) => format!(
@@ -74,7 +74,7 @@ impl Accelerator {
 }
 
 impl Place {
-    /// Waits until everything asked for is done.
+    /// Waits until all submitted work is done.
     pub(super) fn synchronize(&self) -> Result<(), Failed> {
         match self {
             Self::Candle(device) => device.synchronize().map_err(tensor_failure),
@@ -82,7 +82,7 @@ impl Place {
         }
     }
 
-    /// Nanoseconds that the device works on what `body` asks of it, from idle to idle.
+    /// Nanoseconds that the device takes for the work that `body` submits, from idle to idle.
     pub(super) fn time(&self, body: &mut dyn FnMut() -> models::Result<()>) -> Result<u64, Failed> {
         if let Self::Gpu(Accelerator { driver: Some(driver), .. }) = self {
             return driver.time(body).map(|took| took.as_nanos() as u64).map_err(model_failure);
@@ -94,7 +94,7 @@ impl Place {
         Ok(start.elapsed().as_nanos() as u64)
     }
 
-    /// The most memory that was held: of a GPU by the driver's counter, else of this process.
+    /// Peak memory in bytes: of a GPU by the driver's counter, otherwise the resident set of this process.
     pub(super) fn peak_bytes(&self) -> Option<u64> {
         match self {
             Self::Gpu(Accelerator { driver: Some(driver), .. }) => {
@@ -104,7 +104,7 @@ impl Place {
         }
     }
 
-    /// Where the tensors are that a probe is shown.
+    /// The candle device of the tensors that a probe receives.
     pub(super) fn tensors(&self) -> Device {
         match self {
             Self::Candle(device) => device.clone(),
@@ -113,10 +113,10 @@ impl Place {
     }
 }
 
-/// candle's device that runs call `name`.
+/// The candle device of this name.
 ///
 /// # Errors
-/// Unsupported, with the reason, where there is no such device.
+/// Unsupported, with the reason, if there is no such device.
 pub(super) fn device(name: &str) -> Result<Device, Failed> {
     if name == "cpu" {
         return Ok(Device::Cpu);
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_that_is_not_there_is_unsupported_and_says_why() {
+    fn a_missing_device_is_unsupported_with_the_reason() {
         // No machine has so many.
         let Err(failed) = Accelerator::open("cuda:99", &Setting::default()) else {
             panic!("there is no such GPU")
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_emulated_gpu_is_a_place_like_any() {
+    fn the_emulated_gpu_opens_and_runs_a_timed_body() {
         let accelerator = Accelerator::open(EMULATOR, &Setting::default()).unwrap();
         assert!(accelerator.is(EMULATOR) && !accelerator.is("cuda:0"));
         let place = Place::Gpu(accelerator);

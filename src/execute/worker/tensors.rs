@@ -1,4 +1,4 @@
-//! Inputs and logits as files, between the protocol and candle.
+//! Reads inputs from files and writes logits to files, as candle tensors.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ pub(super) fn inputs(path: &Path, device: &Device) -> Result<models::Inputs, Fai
     })
 }
 
-/// Writes logits as f32, those of an f64 model as f64, whole or not at all.
+/// Writes logits as f32 (f64 for an f64 model); the file appears complete or not at all.
 pub(super) fn write_logits(logits: &Tensor, path: &Path) -> Result<(), Failed> {
     let kept = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let logits =

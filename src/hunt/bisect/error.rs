@@ -1,4 +1,4 @@
-//! Why there is no bisection.
+//! Errors of a bisection.
 
 use std::path::PathBuf;
 
@@ -7,10 +7,10 @@ use thiserror::Error;
 
 use crate::results::ResultsError;
 
-/// Why a bisection cannot begin, or cannot go on.
+/// Why a bisection cannot start or continue.
 #[derive(Debug, Error, Diagnostic)]
 pub enum BisectError {
-    /// The fault is on the good side too.
+    /// The good side fails the test too.
     #[error("the good side {good} already fails `{test}`: {reason}")]
     #[diagnostic(help("use an older --good, or a --test that it passes"))]
     GoodFails {
@@ -21,7 +21,7 @@ pub enum BisectError {
         /// Its evidence.
         reason: String,
     },
-    /// The fault is not on the bad side.
+    /// The bad side passes the test.
     #[error("the bad side {bad} passes `{test}`, so there is no change to find between the two")]
     #[diagnostic(help(
         "name a --bad that fails, a stricter --test, or use --scan to find changes that were later reverted"
@@ -32,7 +32,7 @@ pub enum BisectError {
         /// The test.
         test: String,
     },
-    /// An end cannot be tested.
+    /// The good or the bad side cannot be tested.
     #[error("{revision} cannot be tested: {reason}")]
     #[diagnostic(help(
         "both ends must run: use another revision, or --test loads to find where it stops running"
@@ -43,29 +43,29 @@ pub enum BisectError {
         /// Why.
         reason: String,
     },
-    /// A release that is not on the index.
+    /// The release is not on the package index.
     #[error("the package index has no transformers release {version}{}", .nearest.as_ref().map(|n| format!("; the nearest is {n}")).unwrap_or_default())]
     #[diagnostic(help("{hint}"))]
     UnknownRelease {
-        /// As it was written.
+        /// The text that the user gave.
         version: String,
-        /// A listed one beside it.
+        /// The next newer release on the index, or else the newest.
         nearest: Option<String>,
-        /// What may be missing.
+        /// The remedy.
         hint: String,
     },
-    /// A commit or tag that the repository does not have.
+    /// The repository does not have the commit or tag.
     #[error("{repository} has no commit `{revision}`")]
     #[diagnostic(help(
         "name a commit, tag or branch of the repository; releases are looked up as their tags, v4.54.0"
     ))]
     UnknownCommit {
-        /// As it was written.
+        /// The text that the user gave.
         revision: String,
         /// Where.
         repository: String,
     },
-    /// The sides are the wrong way round.
+    /// The good side is newer than the bad side.
     #[error("the good side {good} is newer than the bad side {bad}")]
     #[diagnostic(help(
         "a bisection goes from an older --good to a newer --bad; to find where a bug was fixed, swap them: the test compares with --good"
@@ -76,7 +76,7 @@ pub enum BisectError {
         /// The bad side.
         bad: String,
     },
-    /// Nothing lies between the sides.
+    /// Both sides are the same revision.
     #[error("{good} and {bad} are the same revision")]
     #[diagnostic(help("name two different ones"))]
     Same {
@@ -85,7 +85,7 @@ pub enum BisectError {
         /// The bad side.
         bad: String,
     },
-    /// Two commits without a common ancestor.
+    /// The two commits have no common ancestor.
     #[error("{good} and {bad} have no common history")]
     #[diagnostic(help(
         "name two commits of one branch, or fetch the history of a shallow clone: git fetch --unshallow"
@@ -96,14 +96,14 @@ pub enum BisectError {
         /// The bad side.
         bad: String,
     },
-    /// There is no git program.
+    /// The git program cannot be started.
     #[error("git cannot be started: {reason}")]
     #[diagnostic(help("install git; a bisection over PyPI releases alone needs none"))]
     NoGit {
-        /// What the system said.
+        /// The operating system's error.
         reason: String,
     },
-    /// git refused.
+    /// A git command failed.
     #[error("git {command} failed in {}: {reason}", folder.display())]
     #[diagnostic(help("name a folder inside a git repository, or an address that git can clone"))]
     Git {
@@ -111,36 +111,36 @@ pub enum BisectError {
         command: String,
         /// Where.
         folder: PathBuf,
-        /// What git said.
+        /// git's standard error, or its exit status.
         reason: String,
     },
-    /// The index gave no list.
+    /// The list of releases cannot be fetched from the index.
     #[error("the releases of transformers cannot be listed at {index}: {reason}")]
     #[diagnostic(help(
         "check the network and a proxy (HTTPS_PROXY), or name a mirror in UV_DEFAULT_INDEX; it must serve the simple index, PEP 503 or 691"
     ))]
     Index {
-        /// The index, without its credentials.
+        /// The index's URL, without its credentials.
         index: String,
         /// What went wrong.
         reason: String,
     },
-    /// The arguments or the config do not go together.
+    /// The arguments or the config contradict each other.
     #[error("{message}")]
     #[diagnostic(help("{hint}"))]
     Question {
         /// What is wrong.
         message: String,
-        /// What to write.
+        /// The remedy.
         hint: String,
     },
-    /// A log that cannot be read.
+    /// The log cannot be read.
     #[error("{} holds no bisection that this tfcheck can resume: {reason}", folder.display())]
     #[diagnostic(help("name a folder such as results/bisect_20260801_150000"))]
     Log {
         /// The bisection's folder.
         folder: PathBuf,
-        /// Why not.
+        /// Why it cannot be read.
         reason: String,
     },
     /// A file of the bisection cannot be written.

@@ -1,4 +1,4 @@
-//! What is asked of git, through its program.
+//! Queries and working trees of a git repository, through the `git` program.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,20 +10,20 @@ use sha2::{Digest, Sha256};
 use super::error::BisectError;
 use crate::spec::machine::hex;
 
-/// Held while working trees are made, moved or removed: `git worktree` reads the records of all others, and fails on
-/// one that another thread's `git worktree add` has only half written.
+/// Held while working trees are added, moved or removed: `git worktree` reads the records of all working trees, and
+/// fails on one that another thread's `git worktree add` has only partly written.
 static WORKING_TREES: Mutex<()> = Mutex::new(());
 
 /// A repository whose history is bisected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Repository {
-    /// A folder in which git finds it.
+    /// A folder inside the repository.
     folder: PathBuf,
-    /// As the user named it.
+    /// The folder or address that the user gave.
     name: String,
 }
 
-/// One commit, as people need it.
+/// One commit, for display.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Commit {
     /// Its full hash.
@@ -32,20 +32,20 @@ pub struct Commit {
     pub author_date: String,
     /// First line of its message.
     pub subject: String,
-    /// What it changed, `M<tab>path` a file.
+    /// The changed files, each as `M<tab>path`.
     pub files: Vec<String>,
 }
 
 impl Repository {
-    /// The repository around a folder.
+    /// The repository that contains `folder`.
     pub(crate) fn local(folder: &Path) -> Result<Self, BisectError> {
         let repository = Self { folder: folder.to_owned(), name: folder.display().to_string() };
         repository.run(&["rev-parse", "--git-dir"])?;
         Ok(repository)
     }
 
-    /// A folder, or an address that is cloned into `cache` (history and trees; contents come with the
-    /// environments) and brought up to date.
+    /// Opens a folder, or clones an address into `cache` and fetches its updates. The clone holds commits and trees;
+    /// git fetches file contents on demand.
     pub(crate) fn open(place: &str, cache: &Path) -> Result<Self, BisectError> {
         if Path::new(place).is_dir() {
             return Self::local(Path::new(place));
@@ -65,7 +65,7 @@ impl Repository {
             known.run(&["fetch", "--quiet", "--tags", "--prune", "--force"])?;
             return Ok(known);
         }
-        // Under a name of its own until it is whole: a killed clone is no repository.
+        // Clones under a temporary name, so that an interrupted clone is never taken for a repository.
         let partial = folder.with_extension(format!("partial-{}", std::process::id()));
         let target = partial.to_string_lossy().into_owned();
         run(&clones, &["clone", "--quiet", "--mirror", "--filter=blob:none", place, &target])?;
@@ -73,7 +73,7 @@ impl Repository {
         Ok(Self { folder, name: place.to_owned() })
     }
 
-    /// The folder below the repository's top, `` or `ports/llama/`.
+    /// The folder's path relative to the repository's top: empty, or `ports/llama/`.
     pub(crate) fn prefix(&self) -> Result<String, BisectError> {
         self.run(&["rev-parse", "--show-prefix"])
     }
@@ -83,7 +83,7 @@ impl Repository {
         if self.name.contains("://") {
             return Ok(self.name.clone());
         }
-        // `git@host:owner/name`, of which the folder is a clone of ours.
+        // For `git@host:owner/name`, the folder is tfcheck's own clone.
         if let Some((host, path)) = self.name.split_once(':').filter(|(host, _)| host.contains('@')) {
             return Ok(format!("ssh://{host}/{path}"));
         }
@@ -104,8 +104,8 @@ impl Repository {
         }
     }
 
-    /// The commits from `good` to `bad` in order, both included, along first parents. Where good is no
-    /// ancestor of bad, as a release branch's tag is none of the next release, their common ancestor is the second.
+    /// The commits from `good` to `bad` in order, both included, along first parents. If `good` is not an ancestor of
+    /// `bad` (for example a tag on a release branch), their common ancestor is the second entry.
     pub(crate) fn between(&self, good: &str, bad: &str) -> Result<Vec<String>, BisectError> {
         let (from, to) = (self.commit(good)?, self.commit(bad)?);
         let sides = || (good.to_owned(), bad.to_owned());
@@ -133,7 +133,7 @@ impl Repository {
         Ok(commits)
     }
 
-    /// What people need of a commit.
+    /// A commit's date, subject and changed files.
     pub(crate) fn describe(&self, hash: &str) -> Result<Commit, BisectError> {
         let head = self.run(&["show", "--no-patch", "--format=%H%n%aI%n%s", hash])?;
         let files = self.run(&[
@@ -161,18 +161,18 @@ impl Repository {
         self.run(&["show", "--no-patch", "--format=%s", hash])
     }
 
-    /// A file as a commit has it; `None` where it has none.
+    /// The content of a file at a commit; `None` if the commit does not have it.
     pub(crate) fn file(&self, hash: &str, path: &str) -> Option<String> {
         self.run(&["show", &format!("{hash}:{path}")]).ok()
     }
 
-    /// Whether the working copy has changes that are in no commit.
+    /// Whether the working copy has uncommitted changes to tracked files.
     pub(crate) fn is_dirty(&self) -> bool {
         self.run(&["status", "--porcelain", "--untracked-files=no"]).is_ok_and(|text| !text.is_empty())
     }
 
-    /// Lays `hash` out in a working tree at `folder`, a new one or one of this repository's that is there already.
-    /// What git ignores, such as a build's outputs, stays there.
+    /// Checks out `hash` in a working tree at `folder`, which is added if it does not exist. Ignored files, such as
+    /// build outputs, are kept.
     pub(crate) fn check_out(&self, hash: &str, folder: &Path) -> Result<(), BisectError> {
         let _turn = WORKING_TREES.lock().unwrap_or_else(PoisonError::into_inner);
         let path = folder.to_string_lossy();
@@ -185,7 +185,7 @@ impl Repository {
         Ok(())
     }
 
-    /// Removes a working tree that [`Repository::check_out`] made.
+    /// Removes a working tree that [`Repository::check_out`] added.
     pub(crate) fn remove(&self, folder: &Path) -> Result<(), BisectError> {
         let _turn = WORKING_TREES.lock().unwrap_or_else(PoisonError::into_inner);
         self.run(&["worktree", "remove", "--force", "--force", &folder.to_string_lossy()]).map(drop)
@@ -196,7 +196,7 @@ impl Repository {
     }
 }
 
-/// What git prints, without the last line's end.
+/// Runs git in `folder` and returns its standard output without trailing white space.
 fn run(folder: &Path, arguments: &[&str]) -> Result<String, BisectError> {
     let output = Command::new("git")
         .args(arguments)
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn commits_lie_between_a_release_branch_and_the_next_release() {
+    fn commits_from_a_release_branch_to_the_next_release_include_the_common_ancestor() {
         let (_folder, repository) = repository();
         let one = commit(&repository, "one");
         let two = commit(&repository, "two");
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_is_none_is_named() {
+    fn an_invalid_commit_range_is_refused() {
         let (_folder, repository) = repository();
         let one = commit(&repository, "one");
         let two = commit(&repository, "two");
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn working_trees_can_be_made_and_removed_at_the_same_time() {
+    fn working_trees_can_be_added_and_removed_concurrently() {
         let (_folder, repository) = repository();
         let one = commit(&repository, "one");
         let trees = tempfile::tempdir().unwrap();
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_working_tree_follows_a_commit_and_keeps_what_is_ignored() {
+    fn check_out_replaces_files_and_keeps_ignored_ones() {
         let (_folder, repository) = repository();
         std::fs::write(repository.folder.join(".gitignore"), "built\n").unwrap();
         repository.run(&["add", ".gitignore"]).unwrap();

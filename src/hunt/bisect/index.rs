@@ -1,4 +1,4 @@
-//! The releases of transformers, as the package index that uv uses lists them.
+//! The releases of transformers on the package index that uv uses.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,14 +11,14 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
 use super::error::BisectError;
 
-/// What is listed.
+/// The package whose releases are listed.
 const PACKAGE: &str = "transformers";
-/// The index where none is configured.
+/// The index if none is configured.
 const PYPI: &str = "https://pypi.org/simple";
-/// PEP 691's JSON, else the HTML of PEP 503, which every mirror has.
+/// Prefers PEP 691's JSON over the HTML of PEP 503, which every mirror serves.
 const ACCEPT: &str =
     "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1";
-/// Where systems keep the certificates that they trust: Debian, Fedora, OpenSSL's own place and macOS.
+/// Files of trusted certificates on Debian, Fedora, SUSE and macOS.
 const CERTIFICATES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -27,18 +27,18 @@ const CERTIFICATES: [&str; 4] = [
 ];
 /// Longest wait for the whole list.
 const TIMEOUT: Duration = Duration::from_mins(1);
-/// Bytes of a list; PyPI's is 0.2 MB.
+/// Maximum size of a list in bytes; PyPI's is 0.2 MB.
 const LARGEST: u64 = 64 << 20;
 
-/// A release with its files' state.
+/// A release and whether it was yanked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Release {
     pub(crate) version: Version,
-    /// Every file was withdrawn.
+    /// Whether every file was yanked.
     pub(crate) is_yanked: bool,
 }
 
-/// Which releases count.
+/// Which kinds of releases to include besides stable ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReleaseKinds {
     pub(crate) pre: bool,
@@ -59,7 +59,7 @@ pub(crate) fn releases() -> Result<Vec<Release>, BisectError> {
     Ok(found)
 }
 
-/// The versions from `good` to `bad`, both included whatever `choice` says of them.
+/// The versions from `good` to `bad`, oldest first. Both ends are included even if `kinds` excludes them.
 pub(crate) fn between(
     releases: &[Release],
     good: &str,
@@ -101,7 +101,7 @@ pub(crate) fn between(
     Ok(releases.iter().filter(counts).map(|release| release.version.to_string()).collect())
 }
 
-/// The index that uv would ask: its variables, then its configuration files.
+/// The index that uv would use: its environment variables, then its configuration files.
 fn index() -> String {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
     variable("UV_DEFAULT_INDEX")
@@ -111,7 +111,7 @@ fn index() -> String {
         .unwrap_or_else(|| PYPI.to_owned())
 }
 
-/// `NAME=URL` without its name.
+/// The URL of `NAME=URL` or `URL`.
 fn unnamed(index: &str) -> String {
     match index.split_once('=') {
         Some((name, url)) if !name.contains(['/', ':']) => url.trim().to_owned(),
@@ -119,7 +119,7 @@ fn unnamed(index: &str) -> String {
     }
 }
 
-/// The default index of uv's configuration, the user's before the system's.
+/// The default index of uv's configuration; the user's file has precedence over the system's.
 fn configured() -> Option<String> {
     let named = std::env::var_os("UV_CONFIG_FILE").map(PathBuf::from);
     let user = std::env::var_os("XDG_CONFIG_HOME")
@@ -133,7 +133,7 @@ fn configured() -> Option<String> {
     files.iter().find_map(|file| default_index(&std::fs::read_to_string(file).ok()?))
 }
 
-/// What a `uv.toml` says.
+/// The default index in the text of a `uv.toml`.
 fn default_index(text: &str) -> Option<String> {
     let document: toml::Table = text.parse().ok()?;
     let url = |table: &toml::Value, key: &str| table.get(key)?.as_str().map(str::to_owned);
@@ -156,7 +156,8 @@ fn fetch(address: &str) -> Result<String, String> {
     answer.body_mut().with_config().limit(LARGEST).read_to_string().map_err(|error| error.to_string())
 }
 
-/// The certificates that this system trusts, as uv and pip take them: a mirror may be signed by its owner.
+/// The certificates that this system trusts. uv and pip use the same ones, because a mirror may have a private
+/// certificate authority.
 fn roots() -> Option<RootCerts> {
     let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
     let mut files = named.into_iter().chain(CERTIFICATES.map(PathBuf::from));
@@ -198,7 +199,7 @@ fn from_json(text: &str) -> Result<Vec<Release>, serde_json::Error> {
     })))
 }
 
-/// The anchors of a PEP 503 page.
+/// The releases behind the anchors of a PEP 503 page.
 fn from_html(text: &str) -> Vec<Release> {
     let anchors = text.split("<a ").skip(1).filter_map(|rest| {
         let (attributes, rest) = rest.split_once('>')?;
@@ -208,7 +209,7 @@ fn from_html(text: &str) -> Vec<Release> {
     folded(anchors)
 }
 
-/// The releases of some files; a release is yanked where every file of it is.
+/// Groups files by release, oldest first. A release is yanked if all of its files are.
 fn folded<'a>(files: impl Iterator<Item = (&'a str, bool)>) -> Vec<Release> {
     let mut found: BTreeMap<Version, bool> = BTreeMap::new();
     for (name, is_yanked) in files {
@@ -219,7 +220,7 @@ fn folded<'a>(files: impl Iterator<Item = (&'a str, bool)>) -> Vec<Release> {
     found.into_iter().map(|(version, is_yanked)| Release { version, is_yanked }).collect()
 }
 
-/// The version in a wheel's or source distribution's name.
+/// The version in the file name of a wheel or source distribution.
 fn version_of(file: &str) -> Option<Version> {
     let rest = file.strip_prefix(PACKAGE)?.strip_prefix('-')?;
     let version = match rest.strip_suffix(".whl") {
@@ -248,19 +249,19 @@ mod tests {
     }
 
     #[test]
-    fn releases_are_ordered_as_python_does_and_stable_by_default() {
+    fn releases_follow_pep_440_order_and_are_stable_by_default() {
         let check = |kinds, expected: &[&str]| {
             assert_eq!(versions("4.9.2", "5.0.0", kinds).unwrap(), expected, "{kinds:?}");
         };
         check(ReleaseKinds::default(), &["4.9.2", "4.10.0", "5.0.0"]);
         check(ReleaseKinds { pre: true, yanked: false }, &["4.9.2", "4.10.0", "5.0.0rc1", "5.0.0"]);
         check(ReleaseKinds { pre: true, yanked: true }, &["4.9.2", "4.10.0", "4.11.0", "5.0.0rc1", "5.0.0"]);
-        // An end that was named is meant, pre-release or not.
+        // An end that the user gives is included, pre-release or not.
         assert_eq!(versions("4.10.0", "5.0.0rc1", ReleaseKinds::default()).unwrap(), ["4.10.0", "5.0.0rc1"]);
     }
 
     #[test]
-    fn a_range_that_is_none_is_named() {
+    fn an_invalid_release_range_is_refused() {
         let none = ReleaseKinds::default();
         assert!(matches!(versions("5.0.0", "4.10.0", none), Err(BisectError::Reversed { .. })));
         assert!(matches!(versions("4.10", "4.10.0", none), Err(BisectError::Same { .. })));
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mirror_without_json_is_read_too() {
+    fn releases_are_read_from_an_html_index() {
         let html = r#"<html><body><a href="../../x/transformers-4.9.2.tar.gz#sha256=1">transformers-4.9.2.tar.gz</a>
             <a href="x" data-yanked="broken">transformers-4.10.0-py3-none-any.whl</a></body></html>"#;
         let found: Vec<_> = from_html(html)
@@ -286,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_index_is_the_one_that_uv_is_configured_with() {
+    fn the_index_follows_the_uv_configuration() {
         assert_eq!(unnamed("https://mirror.example/simple?a=b"), "https://mirror.example/simple?a=b");
         assert_eq!(unnamed("mirror=https://mirror.example/simple"), "https://mirror.example/simple");
         let check = |text: &str, expected: Option<&str>| {

@@ -1,4 +1,5 @@
-//! The log of a bisection, `bisect.json`: written anew after each step, and all that a resumed one needs.
+//! The log of a bisection, `bisect.json`. It is rewritten after each step and holds all that a resumed bisection
+//! needs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,12 +19,12 @@ pub const FILE_NAME: &str = "bisect.json";
 /// Version of the log; a reader refuses a newer one.
 const SCHEMA_VERSION: u32 = 1;
 
-/// What is asked.
+/// The settings of a bisection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Question {
-    /// Checkpoints, inputs and how they are run; its versions and native models play no part.
+    /// Supplies checkpoints, inputs and run settings; its versions and native models are ignored.
     pub config: Config,
-    /// Folder of the config, in which a command is started.
+    /// Folder of the config; commands are started in it.
     pub folder: PathBuf,
     /// The good side: a release, or a commit of a repository.
     pub good: String,
@@ -33,9 +34,9 @@ pub struct Question {
     pub test: Gate,
     /// Whether every revision is tested.
     pub scan: bool,
-    /// Whether pre-releases count.
+    /// Whether pre-releases are included.
     pub pre: bool,
-    /// Whether withdrawn releases count.
+    /// Whether yanked releases are included.
     pub yanked: bool,
     /// Address or folder of a transformers repository.
     pub repository: Option<String>,
@@ -50,7 +51,7 @@ pub struct PortQuestion {
     pub command: String,
     /// The folder in which it is built and started, in a git repository.
     pub repository: PathBuf,
-    /// What builds it.
+    /// The build command.
     pub build: Option<String>,
 }
 
@@ -59,17 +60,17 @@ pub struct PortQuestion {
 pub struct Log {
     /// The writer's version of the format.
     pub schema_version: u32,
-    /// The tfcheck that wrote it.
+    /// Version of the tfcheck that wrote it.
     pub tfcheck: String,
-    /// UTC time stamp of its beginning.
+    /// UTC time stamp of its start.
     pub stamp: String,
-    /// What is asked.
+    /// The settings.
     pub question: Question,
-    /// The searches: over releases, then over the commits between two of them; or one of the two.
+    /// The searches: over releases, over commits, or over releases and then over the commits between two of them.
     pub phases: Vec<Phase>,
 }
 
-/// What a search goes over.
+/// The kind of revisions that a search covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Over {
@@ -84,24 +85,24 @@ pub enum Over {
 /// One search.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Phase {
-    /// Over what.
+    /// The kind of its revisions.
     pub over: Over,
     /// The revisions, from the good side to the bad one.
     pub revisions: Vec<Revision>,
-    /// Most runs that the search takes; of a scan the number of revisions.
+    /// Upper bound of the number of runs; for a scan, the number of revisions.
     pub bound: usize,
-    /// What was tested, in order.
+    /// The tested revisions, in order of testing.
     pub steps: Vec<Step>,
-    /// What was found, once it has ended: one change, or those of a scan.
+    /// The changes found; `None` until the search has ended. A scan may find several.
     pub changes: Option<Vec<ChangePoint>>,
-    /// What a person must know to read it.
+    /// Notes for the reader of the report.
     pub notes: Vec<String>,
 }
 
 /// A release or a commit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revision {
-    /// The release's number or the commit's whole hash.
+    /// The release's number or the commit's full hash.
     pub id: String,
     /// Its name in tables and folders.
     pub name: String,
@@ -112,21 +113,21 @@ pub struct Revision {
 pub struct Step {
     /// Index into [`Phase::revisions`].
     pub revision: usize,
-    /// What it said.
+    /// The result of the test.
     pub answer: Answer,
     /// In a scan, whether the test holds against the last revision before it that could be tested.
     pub departs: bool,
-    /// On what that rests.
+    /// The evidence.
     pub reason: String,
-    /// The numbers of each pair, the good side first.
+    /// The differences of each pair; the good side is the first of a pair.
     pub pairs: Vec<Pair>,
-    /// The run behind it, in the bisection's folder `steps`.
+    /// The run of this test, in the bisection's folder `steps`.
     pub run: Option<String>,
-    /// Nanoseconds that it took.
+    /// Duration in nanoseconds.
     pub elapsed_ns: u64,
 }
 
-/// The good side and a revision in one variant.
+/// The good side compared with a revision, in one variant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pair {
     /// The case's name.
@@ -135,56 +136,58 @@ pub struct Pair {
     pub good: String,
     /// The revision's variant.
     pub variant: String,
-    /// The verdict's word; absent where the revision gave no logits.
+    /// The verdict's name; absent if the revision gave no logits.
     pub verdict: Option<String>,
     /// Relative L2 against the good side.
     pub relative_l2: Option<f64>,
-    /// Largest difference of a logit.
+    /// Largest absolute difference of a logit.
     pub max_abs: Option<f64>,
-    /// The revision's median time over the good side's, with its interval, where both were timed.
+    /// Ratio of the revision's median time to the good side's, and the bounds of its interval; absent unless both
+    /// were timed.
     pub time: Option<[f64; 3]>,
-    /// Whether the test holds, so that the revision is bad; absent where that cannot be said.
+    /// Whether the test holds, so that the revision is bad; absent if unknown.
     pub is_bad: Option<bool>,
-    /// On what that rests.
+    /// The evidence.
     pub evidence: String,
 }
 
-/// A change and what is known of it.
+/// A change and its details.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChangePoint {
-    /// Between which revisions.
+    /// The revisions before and after it.
     #[serde(flatten)]
     pub found: Found,
-    /// What changed.
+    /// The kind of change.
     pub change: Change,
-    /// Packages that differ between the two environments: before and after, absent where there is none.
+    /// Packages that differ between the two environments: versions before and after, `None` if a package is not
+    /// installed.
     pub packages: BTreeMap<String, [Option<String>; 2]>,
-    /// The commits that may have made it, the culprit alone where it is known.
+    /// The commits that may have caused it; only one if the search is exact.
     pub commits: Vec<Commit>,
-    /// Where in the model the two revisions depart; absent before that was looked for, and where times are tested.
+    /// First diverging module of the two revisions; absent before localisation, and for timing tests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub localization: Option<Localization>,
 }
 
-/// Where in the model the last revision before a change and the first one after it depart.
+/// Localisation of the difference between the last revision before a change and the first one after it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Localization {
-    /// What was found; the revision before the change is its first side.
+    /// The result; the revision before the change is the first side.
     Localized(Box<Localized>),
-    /// Why nothing was.
+    /// Why nothing was localised.
     NotLocalized(String),
 }
 
 impl ChangePoint {
-    /// Whether the revision that made it is known.
+    /// Whether the revision that caused it is known.
     pub fn is_exact(&self) -> bool {
         self.found.before + 1 == self.found.after
     }
 }
 
 impl Step {
-    /// The pair that says most: one that fails, else the one that differs most.
+    /// The failing pair with the largest relative L2, or the pair with the largest one if none fails.
     pub fn worst(&self) -> Option<&Pair> {
         let difference = |pair: &&Pair| pair.relative_l2.unwrap_or(-1.0);
         let failing = self.pairs.iter().filter(|pair| pair.is_bad == Some(true));
@@ -194,24 +197,24 @@ impl Step {
 }
 
 impl Phase {
-    /// The step of a revision.
+    /// The step that tested a revision.
     pub fn step(&self, revision: usize) -> Option<&Step> {
         self.steps.iter().find(|step| step.revision == revision)
     }
 
-    /// Runs that gave an answer; both ends take one together.
+    /// The number of runs that gave an answer; the two ends share one run.
     pub fn runs(&self) -> usize {
         self.steps.iter().filter(|step| step.revision != 0 && step.answer != Answer::Skipped).count()
     }
 
-    /// Revisions that could not be tested.
+    /// The number of revisions that could not be tested.
     pub fn skipped(&self) -> usize {
         self.steps.iter().filter(|step| step.answer == Answer::Skipped).count()
     }
 }
 
 impl Log {
-    /// The log of a bisection that begins.
+    /// The log of a new bisection.
     pub fn new(stamp: String, question: Question) -> Self {
         Self {
             schema_version: SCHEMA_VERSION,
@@ -239,7 +242,7 @@ impl Log {
         Ok(log)
     }
 
-    /// Writes the log whole.
+    /// Writes the whole log.
     ///
     /// # Errors
     /// When the file system refuses.

@@ -1,24 +1,23 @@
-//! Where a change came: the search over revisions, apart from what a test of one is.
+//! The search over revisions for a change, independent of how a revision is tested.
 //!
-//! Revisions are numbered from the good side, 0, to the bad one. The search always takes the middle of
-//! those that were not tried yet, so that each answer halves what is left whichever ones turn out not to
-//! run: a revision that cannot be tested costs its own try and no more.
+//! Revisions are numbered from the good side, 0, to the bad side. The search always tests the middle of the untested
+//! revisions, so that each answer halves their number. A revision that cannot be tested costs only its own attempt.
 
 use serde::{Deserialize, Serialize};
 
-/// What the test of one revision said.
+/// The result of the test of one revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// As the good side.
+    /// It passes the test.
     Good,
-    /// It has the fault.
+    /// It fails the test.
     Bad,
     /// It could not be tested.
     Skipped,
 }
 
-/// A bisection under way: the first revision is known to be good, the last one to be bad.
+/// A bisection in progress: the first revision is good, the last one is bad.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Search {
     answers: Vec<Option<Answer>>,
@@ -26,20 +25,21 @@ pub struct Search {
     bad: usize,
 }
 
-/// Two revisions between which something changed, and nothing between them that could be tested.
+/// Two revisions between which something changed, without a testable revision in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
     /// The last revision before the change.
     pub before: usize,
-    /// The first revision after it; where the two are not neighbours, any of those between may be at fault.
+    /// The first revision after it. If the two are not neighbours, any revision from `before + 1` to `after` may be
+    /// the cause.
     pub after: usize,
 }
 
 impl Search {
-    /// A search over `revisions` of which the ends are known.
+    /// A search over `revisions` revisions whose ends are known.
     ///
     /// # Panics
-    /// With fewer than two revisions there are no two ends.
+    /// If `revisions < 2`.
     pub fn new(revisions: usize) -> Self {
         assert!(revisions >= 2, "a search has a good side and a bad one");
         let mut answers = vec![None; revisions];
@@ -55,7 +55,7 @@ impl Search {
         open.get(open.len() / 2).copied()
     }
 
-    /// What may be tested after [`Search::next`], whichever way that one goes: at most two.
+    /// The revisions that may follow [`Search::next`], one for each of its answers: at most two.
     pub fn ahead(&self) -> Vec<usize> {
         let Some(next) = self.next() else { return Vec::new() };
         let after = |answer| {
@@ -66,7 +66,7 @@ impl Search {
         [Answer::Bad, Answer::Good].into_iter().filter_map(after).collect()
     }
 
-    /// Takes the answer of a revision that lies between the ends.
+    /// Records the answer of a revision between the current ends.
     pub fn tell(&mut self, index: usize, answer: Answer) {
         debug_assert!(self.good < index && index < self.bad, "{index} is decided already");
         self.answers[index] = Some(answer);
@@ -77,40 +77,40 @@ impl Search {
         }
     }
 
-    /// The change as closely as it is known.
+    /// The narrowest known range of the change.
     pub fn found(&self) -> Found {
         Found { before: self.good, after: self.bad }
     }
 }
 
-/// Most runs that a bisection of `revisions` takes, the one of its two ends included: ⌈log₂ n⌉ + 1. What
-/// cannot be tested is not counted.
+/// Upper bound of the number of runs of a bisection, including the run of its two ends: ⌈log₂ n⌉ + 1. Revisions that
+/// cannot be tested are not counted.
 pub fn bound(revisions: usize) -> usize {
     revisions.next_power_of_two().trailing_zeros() as usize + 1
 }
 
-/// What a scan saw of one revision.
+/// The result of a scan for one revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// The revision against the good side.
+    /// The revision compared with the good side.
     pub answer: Answer,
-    /// Whether it fails the test against the last revision before it that could be tested.
+    /// Whether it fails the test against the previous revision that could be tested.
     pub departs: bool,
 }
 
-/// What happened at a change point.
+/// The kind of a change point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
-    /// The fault came.
+    /// From good to bad.
     Came,
-    /// The fault went.
+    /// From bad to good.
     Went,
-    /// There was a fault before, and there is another one now.
+    /// From bad to bad, with a different result.
     Another,
 }
 
-/// Where a scan's revisions change: a fault that came and went again makes two.
+/// The change points of a scan; a change that was later reverted gives two.
 pub fn change_points(seen: &[Seen]) -> Vec<(Found, Change)> {
     let mut points = Vec::new();
     let mut last: Option<(usize, Answer)> = None;
@@ -138,8 +138,8 @@ mod tests {
 
     use super::*;
 
-    /// Searches where revisions from `first_bad` on are bad and those of `broken` cannot be tested: what was
-    /// found, the tests that answered, and all tries.
+    /// Runs a search in which revisions from `first_bad` on are bad and those of `broken` cannot be tested. Returns
+    /// the range found, the number of runs that gave an answer, and all answers.
     fn search(n: usize, first_bad: usize, broken: &[bool]) -> (Found, usize, Vec<Option<Answer>>) {
         let mut search = Search::new(n);
         let mut answered = 1;
@@ -156,14 +156,14 @@ mod tests {
     }
 
     #[test]
-    fn the_bound_is_that_of_the_issue() {
+    fn the_bound_is_log2_of_the_revisions_plus_one() {
         for (n, expected) in [(2, 2), (3, 3), (4, 3), (50, 7), (64, 7), (65, 8), (100, 8)] {
             assert_eq!(bound(n), expected, "{n}");
         }
     }
 
     #[test]
-    fn every_place_of_a_change_is_found_within_the_bound() {
+    fn a_change_at_any_revision_is_found_within_the_bound() {
         for n in 2..70 {
             for first_bad in 1..n {
                 let (found, answered, _) = search(n, first_bad, &vec![false; n]);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_that_came_and_went_makes_two_points() {
+    fn a_reverted_change_gives_two_change_points() {
         let seen = |text: &str| -> Vec<Seen> {
             text.chars()
                 .map(|c| Seen {
@@ -204,14 +204,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_change_is_found_whatever_cannot_run(
+        fn a_change_is_found_for_any_set_of_untestable_revisions(
             (n, first_bad, broken) in (2_usize..200).prop_flat_map(|n| (
                 Just(n), 1..n, prop::collection::vec(prop::bool::weighted(0.3), n)))
         ) {
             let (found, answered, answers) = search(n, first_bad, &broken);
             prop_assert!(answered <= bound(n), "{answered} tests of {n}");
             prop_assert!(found.before < first_bad && first_bad <= found.after);
-            // Both ends were tested and gave the answer that they are named for, all between was tried in vain.
+            // Both ends were tested and gave their expected answer; all revisions between were tried and skipped.
             prop_assert_eq!(answers[found.before], Some(Answer::Good));
             prop_assert_eq!(answers[found.after], Some(Answer::Bad));
             for index in found.before + 1..found.after {
@@ -221,7 +221,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_made_ahead_is_what_comes_next(
+        fn ahead_contains_the_next_revision_for_either_answer(
             (n, answers) in (3_usize..100).prop_flat_map(|n| (Just(n), prop::collection::vec(any::<bool>(), n)))
         ) {
             let mut search = Search::new(n);
@@ -234,10 +234,10 @@ mod tests {
         }
 
         #[test]
-        fn a_scan_names_the_planted_changes_and_no_other(
+        fn a_scan_finds_exactly_the_planted_changes(
             kinds in prop::collection::vec(0_u8..3, 1..60), broken in prop::collection::vec(prop::bool::weighted(0.2), 60)
         ) {
-            // Kind 0 is the good side's; each other kind departs from every other one.
+            // Kind 0 is the good side's result; all kinds differ from each other.
             let kinds: Vec<u8> = std::iter::once(0).chain(kinds).collect();
             let tested: Vec<usize> = (0..kinds.len()).filter(|&index| index == 0 || !broken[index]).collect();
             let seen: Vec<Seen> = (0..kinds.len()).map(|index| {

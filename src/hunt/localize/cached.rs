@@ -1,4 +1,4 @@
-//! A pass through the KV cache, token by token, put together as if it had been one.
+//! Joins the captures of a prefill and of single-token forward passes into those of one full-sequence forward pass.
 
 use std::collections::HashMap;
 use std::fs;
@@ -7,9 +7,10 @@ use std::path::Path;
 
 use reference::protocol::{CapturedModule, CapturedTensor};
 
-/// The modules of a prefill of `prefill` tokens and of a pass for each further one of `seq`, in `batch` rows, their
-/// tensors joined along the positions. A module that some passes call and others do not, as an expert, is left out, and
-/// so is a tensor that grows otherwise, as attention's scores do.
+/// Joins the modules of a prefill of `prefill` tokens with those of a forward pass for each of the remaining `seq -
+/// prefill` tokens, for a batch of `batch` sequences; tensors are concatenated along the positions. Modules that only
+/// some of the forward passes call (experts) are left out, and so are tensors that grow along another axis (attention
+/// scores).
 pub(super) fn joined(
     modules: &[CapturedModule],
     prefill: usize,
@@ -41,7 +42,7 @@ pub(super) fn joined(
     Ok(found)
 }
 
-/// The parts of a tensor along its positions, written as `name`; `None` where it has none.
+/// Concatenates `parts` along their positions into the file `name`; `None` if they have no axis of positions.
 fn tensor(
     parts: &[&CapturedTensor],
     (batch, prefill): (usize, usize),
@@ -65,7 +66,7 @@ fn tensor(
                 .map(|(part, at)| row(part, at))
                 .collect();
             fs::write(folder.join(&name), whole.concat())?;
-            // What is joined is not needed twice.
+            // The parts' files are no longer needed.
             files.iter().try_for_each(|file| fs::remove_file(folder.join(file)))?;
             Some(name)
         }
@@ -74,8 +75,8 @@ fn tensor(
     Ok(Some(CapturedTensor { shape, file, ..parts[0].clone() }))
 }
 
-/// The axis of the positions, `prefill` long in the first part and one in the others, which are alike otherwise; and how
-/// many runs of positions a part has one after the other.
+/// The axis of positions (`prefill` long in the first part, 1 in the others, which are otherwise alike), and the
+/// product of the axes before it.
 fn rows_and_axis(parts: &[&CapturedTensor], batch: usize, prefill: usize) -> Option<(usize, usize)> {
     let first = &parts[0].shape;
     let grows = |axis: usize, from: usize, by: usize| {
@@ -85,7 +86,8 @@ fn rows_and_axis(parts: &[&CapturedTensor], batch: usize, prefill: usize) -> Opt
         };
         first.get(axis) == Some(&from) && parts[1..].iter().all(|part| others(&part.shape))
     };
-    // Rows come first, but for tokens that were brought into one row, as experts see them, and for what all rows share.
+    // The batch axis comes first, except for tokens flattened to `[batch * seq, width]` (experts' view) and for
+    // tensors that all sequences share.
     let behind_rows = (1..first.len()).find(|&axis| grows(axis, prefill, 1));
     behind_rows
         .map(|axis| (first[..axis].iter().product(), axis))
@@ -97,7 +99,7 @@ fn rows_and_axis(parts: &[&CapturedTensor], batch: usize, prefill: usize) -> Opt
 mod tests {
     use super::*;
 
-    /// A call of a module whose output has this shape and counts on from `from`.
+    /// A captured module call whose output has this shape and the values `from`, `from + 1`, …
     fn call(folder: &Path, path: &str, call: usize, shape: &[usize], from: f64) -> CapturedModule {
         let file = format!("{path}-{call}");
         let count: usize = shape.iter().product();
@@ -121,10 +123,11 @@ mod tests {
     }
 
     #[test]
-    fn the_tokens_of_each_row_follow_its_prefill() {
+    fn the_tokens_of_each_sequence_follow_its_prefill() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
-        // Two rows of three tokens, of which two are the prefill; heads in front of positions; grouped twice a pass.
+        // Two sequences of three tokens, two of them in the prefill. `rope_q` has heads before positions; `norm` is
+        // called twice per forward pass.
         let calls = [
             call(folder, "mlp", 0, &[2, 2, 1], 0.0),
             call(folder, "rope_q", 0, &[2, 2, 2, 1], 0.0),

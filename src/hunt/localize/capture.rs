@@ -1,4 +1,4 @@
-//! Modules captured on both sides and measured, and one module replayed on the other side's input.
+//! Captures modules on both sides, measures their differences, and replays one module with the other side's input.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -20,14 +20,14 @@ pub(super) struct Name {
     pub(super) call: usize,
 }
 
-/// The suspect among the modules of one level.
+/// Captured and measured modules of one level of the module tree.
 pub(super) struct Level {
     /// Holds the captured tensors.
     pub(super) folder: TempDir,
-    /// Of each side, the captured calls in the order of `measured`.
+    /// The captured calls of both sides, in the order of `measured`.
     pub(super) calls: Vec<[CapturedModule; 2]>,
     pub(super) measured: Vec<Measured>,
-    /// The first module whose output departs, by itself or not.
+    /// The first module whose output differs, whatever its input.
     pub(super) first: Option<String>,
 }
 
@@ -66,7 +66,8 @@ pub(super) fn capture(
         let mut measured = measure(open, level.folder.path(), &calls)?;
         let departs = |measured: &Measured| limit.is_passed(measured.output);
         if departs(&measured) {
-            // A set's order is not that of another process: one call may be another on the second side.
+            // Calls may follow the order of a set, which differs between processes, so this call may match another
+            // call of the second side.
             let others =
                 lists[1].iter().filter(|((path, call), _)| *path == name.path[1] && *call != name.call);
             for (_, other) in others {
@@ -91,7 +92,7 @@ pub(super) fn capture(
             replayed: None,
         };
         if found.dtype != Dtype::F64 {
-            // Rounding grows from module to module: each is judged on the other side's input.
+            // Rounding errors grow from module to module, so each module is replayed with the other side's input.
             let fed = replay(open, sides, level.folder.path(), &calls)?;
             module.replayed = apart(fed);
             measured.input = fed.map(|_| Difference::default()).or(measured.input);
@@ -106,7 +107,7 @@ pub(super) fn capture(
     Ok(level)
 }
 
-/// A side's modules as those of one pass.
+/// A side's modules in the layout of one full-sequence forward pass.
 pub(super) fn joined(
     open: &Open,
     side: &Live,
@@ -122,7 +123,7 @@ pub(super) fn joined(
     }
 }
 
-/// Adds what a capture cost and left out.
+/// Adds the cost of a capture to `found`, and notes on tensors that were not captured.
 pub(super) fn account(found: &mut Found, side: &Live, captured: &Captured) {
     found.bytes += captured.bytes;
     found.passes_ns[0] += captured.elapsed_ns;
@@ -163,7 +164,7 @@ fn measure(open: &Open, folder: &Path, [a, b]: &[CapturedModule; 2]) -> Result<M
         output: apart(&outputs)?,
         ..Measured::default()
     };
-    // A router returns the experts that it chooses behind its scores.
+    // A router returns its chosen experts after its scores.
     for (one, other) in a.more.iter().zip(&b.more).filter(|_| a.more.len() == b.more.len()) {
         let Some(apart) = apart(&(of("0", Some(one))?, of("1", Some(other))?))? else { continue };
         if measured.output.is_some_and(|first| apart.relative_l2 > first.relative_l2) {
@@ -173,15 +174,15 @@ fn measure(open: &Open, folder: &Path, [a, b]: &[CapturedModule; 2]) -> Result<M
     }
     if let (true, (Some(a), Some(b))) = (a.path.ends_with(".softmax"), &inputs) {
         measured.scores = tensor::scores(a, b, open.mask).map_err(io)?;
-        // Masked scores are any large number.
+        // The value of a masked score is arbitrary, so the input is compared without masked scores.
         let scores = measured.scores.map(|scores| scores.scores);
         measured.input = scores.or(measured.input);
     }
     Ok(measured)
 }
 
-/// The fed side's output on the other side's input, against that side's output; `None` where the module cannot be fed, or
-/// its output not be compared.
+/// Difference between the replayed module's output and the output of the side that supplied its input; `None` if the
+/// module cannot be replayed or its output cannot be compared.
 pub(super) fn replay(
     open: &Open,
     sides: &mut [Live; 2],
@@ -193,8 +194,8 @@ pub(super) fn replay(
     tensor::difference(&expected, &replayed, open.mask).map_err(io)
 }
 
-/// The output of the side that is not fed, and what the fed one gives on that side's input; `None` where the module cannot
-/// be fed.
+/// Replays a module with the other side's input. Returns that side's output and the replayed output; `None` if the
+/// module cannot be replayed.
 pub(super) fn fed(
     open: &Open,
     sides: &mut [Live; 2],
@@ -216,7 +217,7 @@ pub(super) fn fed(
     if stored.laid_out_as(&like.shape, open.mask, &other).map_err(io)? {
         path = other;
     }
-    // Whoever holds what was replayed before goes on reading that.
+    // The old file is removed, not overwritten, so that an open handle to it stays valid.
     let output = folder.join("replayed");
     match std::fs::remove_file(&output) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),

@@ -1,4 +1,4 @@
-//! Drives the two workers: which dtype, how deep, and what is said in the end.
+//! Drives the two workers: chooses the dtype and the depth, and assembles the result.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use compare::logits::{Logits, Mask};
 use compare::matrix::{self, Entry, PairOutcome};
 use compare::metrics::Side as MetricSide;
 
-/// Finds the first module at which the pair departs.
+/// Finds the first module at which the pair diverges.
 ///
 /// # Errors
 /// When a worker cannot be started or fails, when what it wrote cannot be read, when the sides have no module in
@@ -99,7 +99,7 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
     Ok(localized)
 }
 
-/// Largest relative L2 that rounding explains: in float64 of the verdict's agreement, otherwise of its dtype.
+/// Largest relative L2 that rounding explains: `f64_agreement` for float64, the tolerance of the dtype otherwise.
 pub(super) fn threshold(request: &Request, dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F64 => request.tolerances.f64_agreement,
@@ -107,20 +107,20 @@ pub(super) fn threshold(request: &Request, dtype: Dtype) -> f64 {
     }
 }
 
-/// The dtype that both variants have, where they have one.
+/// The common dtype of both variants, if they have one.
 fn own_dtype(request: &Request) -> Option<Dtype> {
     let [a, b] = request.sides.each_ref().map(|side| side.load.dtype);
     (a == b).then_some(a)
 }
 
-/// The load of a side whose modules can be looked into.
+/// The load of the same variant with modules that can be captured: without `torch.compile`, with eager attention.
 fn twin(load: &Load, dtype: Dtype) -> Load {
     use reference::protocol::Attention;
     let mode = if load.mode == Mode::Fused { Mode::Fused } else { Mode::Eager };
     Load { mode, attention: load.attention.map(|_| Attention::Eager), dtype, ..load.clone() }
 }
 
-/// What was changed for localising, where it is not only the dtype.
+/// Notes on the mode and attention that were changed for the capture.
 fn changes(request: &Request) -> Vec<String> {
     let change = |side: &Side| {
         let twin = twin(&side.load, side.load.dtype);
@@ -139,7 +139,7 @@ fn changes(request: &Request) -> Vec<String> {
     request.sides.iter().filter_map(change).collect()
 }
 
-/// Why a dtype shows nothing.
+/// Why a dtype gives no result.
 enum Attempt {
     /// A side cannot load or run the model in it.
     Lacking(LocalizeError),
@@ -160,7 +160,7 @@ impl From<Attempt> for LocalizeError {
     }
 }
 
-/// The failure of a worker before anything was asked of its modules; the user's stop is none.
+/// Classifies a failure before any capture: a worker's failure is [`Attempt::Lacking`], an interruption is not.
 fn lacking(error: LocalizeError) -> Attempt {
     match error {
         LocalizeError::Worker { .. } => Attempt::Lacking(error),
@@ -169,7 +169,7 @@ fn lacking(error: LocalizeError) -> Attempt {
 }
 
 impl<'a> Open<'a> {
-    /// Everything in one dtype; whether the two agree in a wider one.
+    /// Localises in one dtype; `wider_agrees` tells whether the two agree in a wider one.
     fn attempt(&self, dtype: Dtype, wider_agrees: bool) -> Result<Found, Attempt> {
         let [a, b] = &self.request.sides;
         let mut sides = [self.start(a, twin(&a.load, dtype))?, self.start(b, twin(&b.load, dtype))?];
@@ -181,7 +181,7 @@ impl<'a> Open<'a> {
         let apart = self.apart(&files[0], &files[1], dtype);
         let logits = apart.map(|(whole, _)| whole);
         let threshold = threshold(self.request, dtype);
-        // One token that goes to another expert is one position of many.
+        // A token that is routed to another expert changes only one of many positions.
         let local = threshold * self.request.tolerances.local_factor;
         let is_whole_agreed = logits.is_some_and(|whole| whole <= threshold);
         let is_each_agreed = !wider_agrees || apart.is_some_and(|(_, position)| position <= local);
@@ -236,7 +236,7 @@ impl<'a> Open<'a> {
         Ok(live)
     }
 
-    /// The logits of one pass.
+    /// The file of the logits of one forward of the inputs, and their positions.
     fn forward(&self, side: &mut Live, name: &str) -> Result<(std::path::PathBuf, Positions), LocalizeError> {
         let path = self.scratch.join(format!("{name}.safetensors"));
         let ask = Forward { logits: path.clone(), prefill: side.side.prefill };
@@ -246,7 +246,7 @@ impl<'a> Open<'a> {
         }
     }
 
-    /// Relative L2 of two logits files, over all positions and of the worst; `None` where they cannot be compared.
+    /// Relative L2 of two logits files, over all positions and at the worst one; `None` if they cannot be compared.
     fn apart(
         &self,
         a: &(std::path::PathBuf, Positions),
@@ -266,7 +266,8 @@ impl<'a> Open<'a> {
         }
     }
 
-    /// Whether a variant departs from its own twin that agrees with the other side: `torch.compile` or sdpa.
+    /// Whether `torch.compile` or the attention implementation makes a variant differ from its eager twin, which
+    /// agrees with the other side.
     fn execution(&self, found: &Found, notes: &mut Vec<String>) -> Result<Option<Finding>, LocalizeError> {
         for (side, name) in self.request.sides.iter().zip(["a", "b"]) {
             let asked = Load { dtype: found.dtype, ..side.load.clone() };
@@ -299,7 +300,7 @@ impl<'a> Open<'a> {
     }
 }
 
-/// An error's message with its hint, in one line.
+/// An error's message and its hint in one line.
 pub(crate) fn described(error: &LocalizeError) -> String {
     error.help().map_or_else(|| error.to_string(), |help| format!("{error} ({help})"))
 }

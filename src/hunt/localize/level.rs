@@ -1,4 +1,4 @@
-//! One level of modules after another: captured on both sides, measured, and the suspect of the last one fed anew.
+//! Descends level by level through the modules: captures and measures both sides, then replays the deepest suspect.
 
 use std::collections::HashSet;
 
@@ -15,11 +15,11 @@ use crate::spec::plan::glob;
 
 use crate::results::localized::{ModuleError, ROOT};
 
-/// Modules that both sides have.
+/// The modules of the two sides.
 pub(super) enum Names {
-    /// A side exposes none, and says why.
+    /// A side does not expose its modules, for this reason.
     Hidden(String),
-    /// In the first side's order, and what only one side runs.
+    /// Common modules in the first side's order, and modules that only one side runs.
     Common(Vec<Name>, Vec<Alone>),
 }
 
@@ -67,7 +67,7 @@ pub(super) fn names(open: &Open, sides: &mut [Live; 2]) -> Result<Names, Localiz
     let alone = |side: usize| {
         let others: HashSet<&str> = common.iter().map(|name| name.path[side].as_str()).collect();
         let is_alone = move |module: &&CapturedModule| {
-            // What does nothing in a pass that trains nothing is no difference.
+            // Dropout and Identity do nothing at inference, so a missing one is not a difference.
             let does_nothing = ["Dropout", "Identity"].iter().any(|word| module.class.contains(word));
             !others.contains(module.path.as_str()) && !does_nothing
         };
@@ -78,7 +78,8 @@ pub(super) fn names(open: &Open, sides: &mut [Live; 2]) -> Result<Names, Localiz
     Ok(Names::Common(common, alone))
 }
 
-/// Goes down from the coarse modules to the deepest suspect. Where `wider_agrees`, the two agree in a wider dtype.
+/// Descends from the coarse modules to the deepest suspect. With `wider_agrees`, the two sides agree in a wider
+/// dtype.
 pub(super) fn search(
     open: &Open,
     sides: &mut [Live; 2],
@@ -94,7 +95,7 @@ pub(super) fn search(
         chosen = names.iter().collect();
     }
     if wider_agrees && routed::is_routed(names) {
-        // A token that goes to another expert is one position of many.
+        // A token that is routed to another expert changes only one of many positions.
         limit.position = threshold;
         match routed::sift(open, sides, names, &mut found, limit)? {
             Sifted::Departs(path) => {
@@ -144,7 +145,7 @@ pub(super) fn search(
     }
 }
 
-/// What only one side runs inside of a module.
+/// A note on the modules that only one side runs inside `module`.
 fn said(open: &Open, alone: &[Alone], module: &str) -> Option<String> {
     let inside: Vec<&Alone> = alone.iter().filter(|alone| is_in(&alone.path, module)).collect();
     let of = |side: usize| -> Option<String> {
@@ -158,7 +159,7 @@ fn said(open: &Open, alone: &[Alone], module: &str) -> Option<String> {
     (!both.is_empty()).then(|| both.join("; "))
 }
 
-/// The suspect, fed the other side's input.
+/// Replays the suspect with the other side's input and describes the divergence.
 fn confirmed(
     open: &Open,
     sides: &mut [Live; 2],
@@ -170,8 +171,7 @@ fn confirmed(
         return Ok(Divergence { between: suspect.between.clone(), ..outside(level, logits) });
     };
     let (calls, measured) = (&level.calls[index], &level.measured[index]);
-    // Token ids and tables of positions are no input that another one could stand for; and what is fed anew is asked
-    // for its first output.
+    // Token ids and position tables cannot be replaced by the other side's. A replay returns only the first output.
     let replayed =
         if measured.is_other_output { None } else { replay(open, sides, level.folder.path(), calls)? };
     let shown = suspect.step.map_or(measured.output, |(_, difference)| Some(difference));
@@ -192,7 +192,7 @@ fn confirmed(
     })
 }
 
-/// The model's code outside of all modules.
+/// A divergence in the model's code outside of all its modules.
 fn outside(level: &Level, logits: Option<f64>) -> Divergence {
     let last = level.measured.iter().rfind(|module| ancestors(&module.path).next().is_none());
     Divergence {

@@ -1,4 +1,4 @@
-//! The two workers of a localisation, and what it has found so far.
+//! The two workers of a localisation, and its results so far.
 
 use reference::protocol::{Dtype, Reply, Request as Ask};
 
@@ -8,14 +8,14 @@ use crate::execute::runner::{NoResult, Session};
 use crate::results::localized::ModuleError;
 use compare::logits::Mask;
 
-/// What one dtype shows.
+/// The result in one dtype.
 pub(super) struct Found {
     pub(super) dtype: Dtype,
     pub(super) logits: Option<f64>,
     pub(super) finding: Finding,
     pub(super) modules: usize,
     pub(super) bytes: u64,
-    /// Nanoseconds of captured passes, and of as many plain ones.
+    /// Nanoseconds of the captured forward passes, and of as many plain ones.
     pub(super) passes_ns: [u64; 2],
     pub(super) unchanged: bool,
     pub(super) notes: Vec<String>,
@@ -37,7 +37,7 @@ impl Found {
     }
 }
 
-/// A worker of one side.
+/// The running worker of one side.
 pub(super) struct Live<'a> {
     pub(super) side: &'a Side<'a>,
     pub(super) session: Box<dyn Session + 'a>,
@@ -53,7 +53,7 @@ impl Live<'_> {
         self.session.ask(ask, self.request.timeout)
     }
 
-    /// The error of a reply to another request.
+    /// The error for a reply of an unexpected kind.
     pub(super) fn out_of_turn(&self) -> LocalizeError {
         let ended = NoResult::failed(FailureKind::MissingResult, "it answered with another reply");
         LocalizeError::worker(self.side, self.request.folder, ended)
@@ -64,7 +64,7 @@ impl Live<'_> {
     }
 }
 
-/// A localisation under way.
+/// A localisation in progress.
 pub(super) struct Open<'a> {
     pub(super) request: &'a Request<'a>,
     pub(super) mask: &'a Mask,

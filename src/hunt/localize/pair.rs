@@ -1,14 +1,14 @@
-//! Which module of one side is which of the other.
+//! Pairs the modules of the two sides.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use reference::protocol::CapturedModule;
 
-/// Leading segments that one side may have where the other has others: `model.language_model.` for `model.`.
+/// Maximum number of leading path segments that may differ, for example `model.language_model.` for `model.`.
 const PREFIX: usize = 3;
 
-/// Pairs of indices, in the order of `a`: the same path and call; where transformers moved the modules of one side,
-/// the same path behind another beginning.
+/// Pairs of indices, in the order of `a`, of modules with the same path and call. If transformers moved the modules
+/// of one side, the paths may differ in their prefix.
 pub(super) fn pairs(a: &[CapturedModule], b: &[CapturedModule]) -> Vec<(usize, usize)> {
     let by_name: HashMap<(&str, usize), usize> =
         b.iter().enumerate().map(|(index, module)| ((module.path.as_str(), module.call), index)).collect();
@@ -30,10 +30,10 @@ pub(super) fn pairs(a: &[CapturedModule], b: &[CapturedModule]) -> Vec<(usize, u
     a.iter().enumerate().filter_map(pair).collect()
 }
 
-/// The beginnings, of `a` and of `b`, that turn most of the paths that only one side has into each other.
+/// The prefixes of `a` and of `b` whose exchange maps most of the paths that only one side has onto each other.
 fn moved(a: &HashSet<&str>, b: &HashSet<&str>) -> Option<(String, String)> {
     let only_b: HashSet<&str> = b.difference(a).copied().collect();
-    // What is left of each of b's paths behind each beginning.
+    // Prefixes of b's paths by the rest of the path.
     let mut rests: HashMap<&str, Vec<&str>> = HashMap::new();
     for path in &only_b {
         for (beginning, rest) in beginnings(path) {
@@ -48,15 +48,15 @@ fn moved(a: &HashSet<&str>, b: &HashSet<&str>) -> Option<(String, String)> {
             }
         }
     }
-    // Of equally good ones the shortest.
+    // Among equal counts, the shortest prefixes win.
     let length = |(from, to): (&str, &str)| from.len() + to.len();
     let best = counts.into_iter().max_by_key(|(names, count)| (*count, std::cmp::Reverse(length(*names))));
-    // One module alone may be another of the same name.
+    // A single match may be an unrelated module of the same name.
     let enough = (a.difference(b).count().min(only_b.len()) / 2).max(2);
     best.filter(|(_, count)| *count >= enough).map(|((from, to), _)| (from.to_owned(), to.to_owned()))
 }
 
-/// A path cut behind none to [`PREFIX`] of its segments, the dot going to the beginning.
+/// All splits of a path after 0 to [`PREFIX`] segments; the dot belongs to the prefix.
 fn beginnings(path: &str) -> impl Iterator<Item = (&str, &str)> {
     let dots = path.match_indices('.').map(|(at, _)| at + 1);
     std::iter::once(0).chain(dots.take(PREFIX)).map(|at| path.split_at(at))
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_both_have_are_pairs_in_the_first_sides_order() {
+    fn common_paths_pair_in_the_first_sides_order() {
         check(
             &["model", "model.norm", "lm_head"],
             &["lm_head", "model", "model.norm", "model.rotary_emb"],
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn modules_that_moved_are_found_behind_their_new_beginning() {
+    fn moved_modules_pair_across_different_prefixes() {
         check(
             &["model", "model.layers.0", "model.layers.0.mlp", "lm_head"],
             &[
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_call_is_not_the_first() {
+    fn calls_pair_only_with_the_same_call_number() {
         let mut left = modules(&["rotary_emb", "rotary_emb"]);
         left[1].call = 1;
         assert_eq!(pairs(&left, &left), [(0, 0), (1, 1)]);

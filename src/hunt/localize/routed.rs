@@ -1,6 +1,7 @@
-//! Models with routers, in a dtype that rounds. At a near-tie of a router's scores rounding sends a token to another
-//! expert, so that a block departs though nothing in it does by itself. That is told from a router, or experts, that
-//! compute something else: on the same input their scores depart, or tokens that go to the same experts do.
+//! Mixtures of experts in a dtype that rounds. At a near-tie (two router scores closer than rounding explains),
+//! rounding sends a token to another expert, so that a block differs although each of its modules computes the same
+//! function. A router or expert that computes another function is distinguished by a replay with the same input: the
+//! scores differ, or the outputs of tokens that go to the same experts do.
 
 use std::collections::HashSet;
 use std::io;
@@ -15,29 +16,29 @@ use super::walk::{Limit, Measured, ancestors, is_coarse, is_in, suspect};
 use super::{Finding, LocalizeError, NearTies};
 use compare::logits::Mask;
 
-/// Rows and positions.
+/// Tokens as (row of the batch, position).
 type Tokens = HashSet<(usize, usize)>;
 
-/// What the coarse modules show.
+/// The result of sorting the coarse modules.
 pub(super) enum Sifted {
-    /// One of them departs by itself.
+    /// This module differs on the same input.
     Departs(String),
-    /// None does.
+    /// None differs on the same input, except by near-ties.
     Spread(Finding),
 }
 
-/// Whether there is a mixture of experts among the modules.
+/// Whether the modules contain a mixture of experts.
 pub(super) fn is_routed(names: &[Name]) -> bool {
     names.iter().any(|name| mixture(&name.path[0]).is_some())
 }
 
-/// The module that holds a router and its experts, of the path of the experts.
+/// The module that holds a router and its experts, given the path of the experts.
 fn mixture(path: &str) -> Option<&str> {
     path.strip_suffix(".experts")
 }
 
-/// Sorts the coarse modules that depart on the first side's input into those that do so by themselves, and blocks in
-/// which a router passes on what its input was rounded to otherwise.
+/// Sorts the coarse modules that differ on the first side's input: modules that compute another function, and blocks
+/// in which a router only passes on a rounding difference of its input.
 pub(super) fn sift(
     open: &Open,
     sides: &mut [Live; 2],
@@ -48,7 +49,7 @@ pub(super) fn sift(
     let coarse: Vec<&Name> = names.iter().filter(|name| is_coarse(&name.path[0])).collect();
     let level = capture(open, sides, &coarse, found, limit)?;
     let mut worst = 0.0_f64;
-    // What was left out of the capture is not known to agree.
+    // Modules left out of the capture may differ.
     let mut is_known = open.request.options.modules == ["*"];
     for measured in level.measured.iter().filter(|module| !holds(&level.measured, &module.path)) {
         let path = &measured.path;
@@ -72,7 +73,8 @@ pub(super) fn sift(
             }
         }
         let whole = parts.measured.iter().position(|part| part.path == *path);
-        // Its own code, which is that of the wider dtype, behind parts that all agree.
+        // The difference is in the block's own code after children that all agree; that code agrees in the wider
+        // dtype.
         let is_passed_on = suspect(&parts.measured, whole, limit).is_some_and(|suspect| {
             let is_behind_all = suspect.between.is_some_and(|between| between.before.is_none());
             suspect.module == whole && suspect.step.is_none() && is_behind_all
@@ -90,8 +92,8 @@ pub(super) fn sift(
     Ok(Sifted::Spread(Finding::Spread { first, near_ties }))
 }
 
-/// How far a mixture departs on the same input but for the tokens that its router sends elsewhere there, whose scores
-/// agree; `None` where it is no mixture, or the scores of such a token depart.
+/// Difference of a mixture on the same input, without the tokens that its router sends elsewhere although their
+/// scores agree; `None` if it is not a mixture or the scores of such a token differ.
 fn without_ties(
     open: &Open,
     sides: &mut [Live; 2],
@@ -125,7 +127,7 @@ fn without_ties(
     }
 }
 
-/// Whether other modules of the level lie in this one.
+/// Whether the level has other modules inside this one.
 fn holds(modules: &[Measured], path: &str) -> bool {
     modules.iter().any(|other| other.path != path && is_in(&other.path, path))
 }
@@ -134,8 +136,8 @@ fn is_or_is_child(path: &str, module: &str) -> bool {
     path == module || ancestors(path).next() == Some(module)
 }
 
-/// The tokens that routers send elsewhere; `None` where none does, or where the first router that does is given scores
-/// that differ by more than rounding.
+/// Counts the tokens that routers send to other experts; `None` if there are none, or if the scores of the first such
+/// router differ by more than rounding.
 fn near_ties(
     open: &Open,
     sides: &mut [Live; 2],
@@ -169,7 +171,7 @@ fn near_ties(
     }
     let positions = (0..open.mask.batch()).flat_map(|row| (0..open.mask.seq()).map(move |at| (row, at)));
     let of = positions.filter(|(row, at)| open.mask.is_real(*row, *at)).count();
-    // Scores are no module's on the same input, but come out of all the model before them.
+    // These scores are not from a replay, so they carry the rounding of the whole model before them.
     let local = limit.overall * open.request.tolerances.local_factor;
     let is_a_tie = |(router, scores): (String, f64)| {
         (scores <= local).then_some(NearTies { router, tokens: moved.len(), of, scores, worst })
@@ -177,8 +179,8 @@ fn near_ties(
     Ok(first.and_then(is_a_tie))
 }
 
-/// The tokens for which the second scores choose other experts, and the largest relative L2 of the scores of such a one;
-/// `None` where scores do not lie token by token.
+/// The tokens for which the two scores choose different experts, and the largest relative L2 of the scores of such a
+/// token; `None` if scores are not stored per token.
 fn moved(mask: &Mask, [a, b]: &[Stored; 2], chosen: usize) -> io::Result<Option<(Tokens, f64)>> {
     let (mut moved, mut largest) = (Tokens::new(), 0.0_f64);
     for row in 0..mask.batch() {
@@ -196,7 +198,7 @@ fn moved(mask: &Mask, [a, b]: &[Stored; 2], chosen: usize) -> io::Result<Option<
     Ok(Some((moved, largest)))
 }
 
-/// The experts with the largest scores, in their own order.
+/// Indices of the `chosen` largest scores, ascending.
 fn best(scores: &[f64], chosen: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
@@ -205,7 +207,7 @@ fn best(scores: &[f64], chosen: usize) -> Vec<usize> {
     order
 }
 
-/// How many experts a token goes through, by the checkpoint's config.
+/// Number of experts per token, from the checkpoint's config.
 fn experts_of_a_token(open: &Open) -> Option<usize> {
     let path = open.request.sides[0].load.checkpoint.join("config.json");
     let config: Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;

@@ -1,4 +1,4 @@
-//! Captured tensors: where the values of a position lie in them, and how far two of them are apart.
+//! Captured tensors: the layout of their positions, and the difference of two tensors.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,11 +10,11 @@ use reference::protocol::CapturedTensor;
 use super::Worst;
 use compare::logits::Mask;
 
-/// Scores below this are masked: transformers adds the dtype's lowest finite value or −∞, and −65504 is float16's.
-/// Scores of a model are some hundreds at most.
+/// Scores below this are masked: transformers adds the dtype's lowest finite value or −∞, and float16's lowest is
+/// −65504. Unmasked scores are at most in the hundreds.
 const MASKED: f64 = -6e4;
 
-/// A captured tensor on the disk.
+/// A captured tensor on disk.
 pub(super) struct Stored {
     file: File,
     pub(super) shape: Vec<usize>,
@@ -22,22 +22,22 @@ pub(super) struct Stored {
     width: usize,
 }
 
-/// How far two tensors are apart over the real positions.
+/// Difference of two tensors over the real (unpadded) positions.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Difference {
-    /// `‖a − b‖ / ‖a‖`; 0 for equal values, infinite where only one is a number or `a` is zero.
+    /// `‖a − b‖ / ‖a‖`; 0 for equal values, infinite if only one is finite or if `a` is zero and `b` is not.
     pub(super) relative_l2: f64,
     pub(super) worst: Option<Worst>,
 }
 
 impl Difference {
-    /// Relative L2 of the position that departs most.
+    /// Relative L2 of the position that differs most.
     pub(super) fn at_worst(&self) -> f64 {
         self.worst.map_or(0.0, |worst| worst.relative_l2)
     }
 }
 
-/// Where the values of a position lie: `parts` runs of `length` values.
+/// Location of the values of a position: `parts` runs of `length` values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Layout {
     parts: usize,
@@ -49,7 +49,7 @@ struct Layout {
 }
 
 impl Stored {
-    /// Opens a captured tensor; `None` where it was left out.
+    /// Opens a captured tensor; `None` if it was not captured.
     pub(super) fn open(folder: &Path, tensor: Option<&CapturedTensor>) -> io::Result<Option<Self>> {
         let Some((tensor, name)) = tensor.and_then(|tensor| Some((tensor, tensor.file.as_ref()?))) else {
             return Ok(None);
@@ -73,7 +73,7 @@ impl Stored {
         self.shape.iter().product()
     }
 
-    /// `None` for a tensor that has no positions, `[batch, width]` say.
+    /// `None` for a tensor without positions, such as `[batch, width]`.
     fn layout(&self, mask: &Mask) -> Option<Layout> {
         let (batch, seq) = (mask.batch(), mask.seq());
         let position_first = |width: usize| Layout {
@@ -88,7 +88,7 @@ impl Stored {
             [rows, positions, ref rest @ ..] if rows == batch && positions == seq => {
                 Some(position_first(rest.iter().product()))
             }
-            // Experts see tokens without rows.
+            // Experts get tokens flattened over the batch.
             [tokens, width] | [tokens, 1, width] if tokens == batch * seq => Some(position_first(width)),
             [rows, parts, positions, length] if rows == batch && positions == seq => Some(Layout {
                 parts,
@@ -102,7 +102,7 @@ impl Stored {
         }
     }
 
-    /// The values of a position; `None` where they do not lie side by side.
+    /// The values of a position; `None` if they are not contiguous.
     pub(super) fn at_position(
         &self,
         mask: &Mask,
@@ -130,8 +130,8 @@ impl Stored {
         Ok(())
     }
 
-    /// The file laid out as a tensor of `shape` is, written to `path`, where the two differ in the order of heads and
-    /// positions; whether they do.
+    /// If this tensor and one of `shape` differ in the order of heads and positions, writes it to `path` in the
+    /// layout of `shape` and returns true.
     pub(super) fn laid_out_as(&self, shape: &[usize], mask: &Mask, path: &Path) -> io::Result<bool> {
         let other = Self { file: self.file.try_clone()?, shape: shape.to_vec(), width: self.width };
         let (Some(from), Some(to)) = (self.layout(mask), other.layout(mask)) else { return Ok(false) };
@@ -154,7 +154,7 @@ impl Stored {
 }
 
 impl Layout {
-    /// Both in runs of one length, where they hold the same heads.
+    /// Splits both into runs of equal length; `None` if that is impossible.
     fn matched(self, other: Self) -> Option<(Self, Self)> {
         if self.parts * self.length != other.parts * other.length {
             return None;
@@ -190,7 +190,7 @@ struct Sums {
 
 impl Sums {
     fn add(&mut self, a: f64, b: f64) {
-        // A NaN or an infinity on both sides is the same result.
+        // NaN on both sides, or the same infinity, counts as equal.
         let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
         let difference = if same { 0.0 } else { a - b };
         self.difference += if difference.is_nan() { f64::INFINITY } else { difference * difference };
@@ -204,11 +204,11 @@ impl Sums {
     }
 }
 
-/// How far `b` is from `a`; `None` where they hold different things. Rotated heads of which one side holds only the
-/// features that are rotated are compared in those.
+/// Difference of `b` relative to `a`; `None` if the layouts do not match. If the heads of the two sides have
+/// different lengths, only the features that both hold (the rotated ones) are compared.
 pub(super) fn difference(a: &Stored, b: &Stored, mask: &Mask) -> io::Result<Option<Difference>> {
     let (Some(of_a), Some(of_b)) = (a.layout(mask), b.layout(mask)) else {
-        // Tokens picked by an expert may be padding, which is no result.
+        // An expert's tokens may be padding, which is not compared.
         let by_rows = a.shape.first().is_some_and(|&rows| rows == 1 || rows == mask.batch());
         let is_padded = (0..mask.batch()).any(|row| (0..mask.seq()).any(|at| !mask.is_real(row, at)));
         let is_comparable = a.shape == b.shape && (by_rows || !is_padded);
@@ -256,16 +256,16 @@ fn whole(a: &Stored, b: &Stored) -> io::Result<Difference> {
     Ok(Difference { relative_l2: sums.relative(), worst: None })
 }
 
-/// What goes into two softmaxes, taken apart.
+/// Differences of the inputs of two softmaxes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Scores {
-    /// The keys that are admitted, as ones and zeros.
+    /// The mask: admitted keys as ones, masked keys as zeros.
     pub(super) mask: Difference,
-    /// The scores of those that both admit.
+    /// The scores of the keys that both sides admit.
     pub(super) scores: Difference,
 }
 
-/// How far two masked scores, `[batch, heads, seq, keys]`, are apart.
+/// Differences of two masked scores `[batch, heads, seq, keys]`; `None` for other layouts.
 pub(super) fn scores(a: &Stored, b: &Stored, mask: &Mask) -> io::Result<Option<Scores>> {
     let (Some(of_a), Some(of_b)) = (a.layout(mask), b.layout(mask)) else { return Ok(None) };
     if a.shape != b.shape || !of_a.heads_first {
@@ -311,7 +311,7 @@ mod tests {
         Stored::at(&folder.join(name), shape).unwrap()
     }
 
-    /// Two rows of three positions, two heads of two features; the value says where it lies.
+    /// Two sequences of three positions, two heads of two features; the value encodes its location.
     fn value(row: usize, position: usize, head: usize, feature: usize) -> f64 {
         (row * 1000 + position * 100 + head * 10 + feature) as f64 + 1.0
     }
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_before_or_behind_positions_and_joined_heads_are_one_tensor() {
+    fn layouts_with_heads_first_heads_last_and_joined_heads_are_equal() {
         let folder = tempfile::tempdir().unwrap();
         let mask = Mask::all_real(2, 3);
         let shapes: [(&[usize], bool); 3] =
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_does_not_count_and_the_worst_position_is_named() {
+    fn padding_is_ignored_and_the_worst_position_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let mask = Mask::new(1, 3, vec![false, true, true]).unwrap();
         let a = stored(folder.path(), "a", &[1, 3, 1], &[f64::NAN, 3.0, 4.0]);
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_against_none_is_infinitely_far_and_none_against_none_is_equal() {
+    fn nan_against_a_number_is_infinite_and_nan_against_nan_is_zero() {
         let folder = tempfile::tempdir().unwrap();
         let mask = Mask::all_real(1, 1);
         let at = |name, value: f64| stored(folder.path(), name, &[1, 1, 2], &[1.0, value]);
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn masks_and_scores_are_told_apart() {
+    fn masks_and_scores_are_measured_separately() {
         let folder = tempfile::tempdir().unwrap();
         let mask = Mask::all_real(1, 2);
         let lowest = f64::MIN;

@@ -1,4 +1,5 @@
-//! From measured modules to the one at fault: down into the first module whose output departs though its input agrees.
+//! Finds the suspect among measured modules: descends into the first module whose output differs although its input
+//! agrees.
 
 use std::collections::HashMap;
 
@@ -10,32 +11,32 @@ use super::tensor::{Difference, Scores};
 pub(super) struct Measured {
     /// Path on the first side.
     pub(super) path: String,
-    /// `None` where it cannot be compared.
+    /// `None` if it cannot be compared.
     pub(super) input: Option<Difference>,
-    /// `None` where it cannot be compared.
+    /// `None` if it cannot be compared.
     pub(super) output: Option<Difference>,
-    /// Of a softmax.
+    /// Only for a softmax.
     pub(super) scores: Option<Scores>,
-    /// Whether what departs most is not the first tensor that it returns.
+    /// Whether the output with the largest difference is not the first returned tensor.
     pub(super) is_other_output: bool,
 }
 
-/// What rounding explains, as relative L2.
+/// Largest differences that rounding explains, as relative L2.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Limit {
     /// Over all positions.
     pub(super) overall: f64,
-    /// At the worst of them.
+    /// At the worst position.
     pub(super) position: f64,
 }
 
 impl Limit {
-    /// One that looks at no single position.
+    /// A limit without a bound for single positions.
     pub(super) fn overall(overall: f64) -> Self {
         Self { overall, position: f64::INFINITY }
     }
 
-    /// Whether a difference is more; what cannot be compared is not.
+    /// Whether a difference exceeds the limit; false if it cannot be compared.
     pub(super) fn is_passed(&self, difference: Option<Difference>) -> bool {
         difference.is_some_and(|difference| {
             difference.relative_l2 > self.overall || difference.at_worst() > self.position
@@ -43,19 +44,19 @@ impl Limit {
     }
 }
 
-/// What is at fault.
+/// The first diverging module, step or stretch of code.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Suspect {
     /// Index of the module; `None` for the model outside of all its modules.
     pub(super) module: Option<usize>,
-    /// A step of the module that is not captured by itself: `mask` or `scores`.
+    /// A step of the module that has no capture of its own: `mask` or `scores`.
     pub(super) step: Option<(&'static str, Difference)>,
-    /// Where the module's own code is at fault.
+    /// The stretch of the module's own code that diverges.
     pub(super) between: Option<Between>,
 }
 
-/// The suspect among `modules`, in call order, `None` where no output departs; `scope` is the index of a module that
-/// is already known to depart by itself.
+/// The suspect among `modules`, which are in call order; `None` if no output differs. `scope` is the index of a
+/// module that is known to differ on the same input.
 pub(super) fn suspect(modules: &[Measured], scope: Option<usize>, limit: Limit) -> Option<Suspect> {
     let children = children(modules);
     if scope.is_none() && !modules.iter().any(|module| limit.is_passed(module.output)) {
@@ -94,7 +95,7 @@ fn between(after: Option<&str>, before: Option<&str>) -> Option<Between> {
     Some(Between { after: after.map(str::to_owned), before: before.map(str::to_owned) })
 }
 
-/// What of a softmax's input departs.
+/// The part of a softmax's input that differs.
 fn unequal_scores(measured: &Measured, threshold: f64) -> Option<(&'static str, Difference)> {
     let scores = measured.scores?;
     [("mask", scores.mask), ("scores", scores.scores)]
@@ -102,7 +103,7 @@ fn unequal_scores(measured: &Measured, threshold: f64) -> Option<(&'static str, 
         .find(|(_, difference)| difference.relative_l2 > threshold)
 }
 
-/// The modules directly below each, in call order; those without one above are below `None`.
+/// The direct children of each module, in call order; modules without a parent are under `None`.
 fn children(modules: &[Measured]) -> HashMap<Option<usize>, Vec<usize>> {
     let mut latest: HashMap<&str, usize> = HashMap::new();
     let mut children: HashMap<Option<usize>, Vec<usize>> = HashMap::new();
@@ -114,7 +115,7 @@ fn children(modules: &[Measured]) -> HashMap<Option<usize>, Vec<usize>> {
     children
 }
 
-/// Whether a path lies in no numbered module, as the blocks are: `model`, `model.layers.3`, `lm_head`.
+/// Whether a path is not inside a numbered module (a block): `model`, `model.layers.3`, `lm_head`.
 pub(super) fn is_coarse(path: &str) -> bool {
     !ancestors(path).any(|above| {
         above.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()))
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_deepest_module_that_departs_by_itself_is_found() {
+    fn the_deepest_module_that_differs_on_equal_input_is_found() {
         let modules = [
             measured("model", 0.0, 0.3),
             measured("model.embed_tokens", 0.0, 0.0),
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn code_between_modules_is_their_parents() {
+    fn a_difference_between_modules_belongs_to_their_parent() {
         let scaled = [
             measured("model", 0.0, 0.3),
             measured("model.embed_tokens", 0.0, 0.0),
@@ -183,12 +184,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_found_where_no_output_departs() {
+    fn no_suspect_without_a_differing_output() {
         assert_eq!(suspect(&[measured("model", 0.1, 0.0)], None, LIMIT), None);
     }
 
     #[test]
-    fn a_mask_is_found_before_the_scores_and_the_softmax_that_follow_it() {
+    fn mask_comes_before_scores_and_softmax() {
         let mut softmax = measured("self_attn.softmax", 0.5, 0.5);
         let apart = |relative_l2| Difference { relative_l2, worst: None };
         softmax.scores = Some(Scores { mask: apart(0.1), scores: apart(0.2) });

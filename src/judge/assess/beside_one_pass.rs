@@ -1,4 +1,5 @@
-//! A case of prefill and decoding against the one pass over the same inputs, variant by variant.
+//! Compares a case of prefill and decoding with the full-sequence forward pass over the same inputs, variant by
+//! variant.
 
 use std::path::Path;
 
@@ -18,23 +19,23 @@ use compare::matrix::{self, Matrix};
 use compare::oracle::Oracles;
 use compare::verdict::{Decision, Tolerances, Verdict, rounding_apart, verdicts};
 
-/// A variant through its cache beside its own one pass.
+/// A variant with its KV cache, compared with its own full-sequence forward pass.
 pub(super) struct Beside {
-    /// On what it gives through its cache and what it gives in one pass.
+    /// The verdict on decoded logits and full-sequence logits.
     pub(super) verdict: Verdict,
-    /// How it is known that it departs from float64 by near-ties of routers alone.
+    /// Evidence that it differs from float64 only by routing near-ties.
     near_ties: Option<Routing>,
 }
 
 impl Beside {
-    /// The variant that is known to depart from float64 through its cache by near-ties of routers alone, and how.
+    /// The variant, if it is known to differ from float64 only by routing near-ties, with the evidence.
     pub(super) fn near_ties(&self) -> Option<(String, Routing)> {
         Some((self.verdict.a.clone(), self.near_ties.clone()?))
     }
 }
 
-/// The case of the one pass over the inputs of a case of prefill and decoding: `None` where the case is another, or the
-/// run has no such pass.
+/// Index of the case with the full-sequence forward pass over the inputs of a case of prefill and decoding; `None` if
+/// `case` does not decode or the run has no such pass.
 pub(super) fn one_pass(manifest: &Manifest, case: &Case) -> Option<usize> {
     let same = |other: &Case| {
         (&other.checkpoint_digest, &other.inputs_digest) == (&case.checkpoint_digest, &case.inputs_digest)
@@ -47,8 +48,8 @@ pub(super) fn goes_through_a_cache(case: &Case) -> bool {
     case.axes.and_then(|axes| axes.prefill).is_some()
 }
 
-/// Each variant of `decoded`, the cells of `case`, that has its logits in the one pass too, of which `whole` is known.
-/// `files` are the folders of the two cases.
+/// Compares each variant of `decoded` (the cells of `case`) that also has full-sequence logits; `whole` is the view
+/// of that case, `files` are the folders of the two cases.
 pub(super) fn judge(
     (case, decoded): (&Case, &[Cell]),
     whole: &CaseView,
@@ -62,7 +63,7 @@ pub(super) fn judge(
     for cell in decoded {
         let Some(own) = whole.cells.iter().find(|own| own.name == cell.name) else { continue };
         let variant = &cell.variant;
-        // Each way with what its verdict rests on: that of the same family alone, for it is not about another.
+        // Each side with the cells that its verdict depends on, of the same family only.
         let judges = |other: &&Cell| {
             (other.variant.runner, &other.variant.version) == (variant.runner, &variant.version)
                 && other.name != cell.name
@@ -80,7 +81,7 @@ pub(super) fn judge(
             origins.push(origin(&other.variant).made(["decoded", "one pass"][way]));
         }
         if entries[..2].iter().any(|entry| entry.logits.is_err()) {
-            // The cells say why.
+            // The cells hold the reason.
             continue;
         }
         let matrix: Matrix = matrix::matrix(&entries, Some(mask), &matrix::Options::default())
@@ -98,7 +99,7 @@ pub(super) fn judge(
         for (way, known) in [near_ties.clone(), in_one_pass].into_iter().enumerate() {
             oracles = known.into_iter().fold(oracles, |oracles, known| oracles.with_near_ties(way, known));
         }
-        // The first pair is that of the variant and itself.
+        // The first pair is the variant's decoded and full-sequence logits.
         let verdict = verdicts(&matrix, &oracles, &tolerances).swap_remove(0);
         let near_ties = near_ties.filter(|_| verdict.decision != Decision::Diverged);
         found.push(Beside { verdict, near_ties });
@@ -106,7 +107,7 @@ pub(super) fn judge(
     Ok(found)
 }
 
-/// How it is known that a variant departs in one pass by near-ties alone.
+/// Evidence that a variant's full-sequence forward pass differs only by routing near-ties.
 fn in_one_pass(whole: &CaseView, variant: &Variant) -> Option<Replayed> {
     let name = variant.name();
     let same = |localized: &&Localized| {
@@ -121,10 +122,10 @@ fn in_one_pass(whole: &CaseView, variant: &Variant) -> Option<Replayed> {
     found.filter(same).find_map(Localized::near_ties)
 }
 
-/// How it is known that what a variant gives through its cache departs from its own one pass by near-ties alone.
+/// Evidence that a variant's decoded logits differ from its own full-sequence ones only by routing near-ties.
 fn of_the_cache(localized: &[Localized], case: &Case, cell: &Cell) -> Option<Replayed> {
     let Variant { mode, attention, dtype, .. } = &cell.variant;
-    // Others are looked into through a twin.
+    // Other variants are captured through a twin.
     let is_seen_itself = match mode {
         Mode::Fused => true,
         Mode::Eager => attention.is_none_or(|attention| attention == Attention::Eager),

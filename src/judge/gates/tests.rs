@@ -1,4 +1,4 @@
-//! What a gate reads, refuses and finds.
+//! Parsing and evaluation of gates.
 
 use super::*;
 use compare::Dtype;
@@ -58,7 +58,7 @@ fn gates_are_read_with_or_without_spaces() {
 }
 
 #[test]
-fn what_is_no_gate_says_what_to_write() {
+fn an_invalid_gate_is_refused_with_a_suggestion() {
     for (text, expected) in [
         ("pp50>5%", "`pp50` is not a metric of gates; did you mean `p50`?"),
         ("verdikt>=diverged", "`verdikt` is not a metric of gates; did you mean `verdict`?"),
@@ -87,12 +87,12 @@ fn what_is_no_gate_says_what_to_write() {
 }
 
 #[test]
-fn numbers_of_a_pair_are_held_against_the_limit() {
+fn numbers_of_a_pair_are_compared_with_the_limit() {
     let (pair, decision) = (pair(2.0), Decision::SameMathematics);
     let numbers = on_pair(&pair, &decision);
     check("l2>2", &numbers, "passed");
     check("l2>=2", &numbers, "failed: l2 is 2.000e0");
-    // Relative to the larger side, 20.
+    // Relative to the larger side, whose norm is 20.
     check("rel_l2>=10%", &numbers, "failed: relative_l2 is 1.000e-1");
     check("rel_l2>0.1", &numbers, "passed");
     check("cosine<0.9", &numbers, "failed: cosine is 0.500000000");
@@ -104,20 +104,20 @@ fn numbers_of_a_pair_are_held_against_the_limit() {
 }
 
 #[test]
-fn a_number_that_is_nan_passes_no_gate() {
+fn a_nan_passes_no_gate() {
     let (pair, decision) = (pair(f64::NAN), Decision::Diverged);
     let numbers = on_pair(&pair, &decision);
     for gate in ["l2>1e9", "l2<1e9", "rel_l2>1e9", "rmse>1e9"] {
         assert!(matches!(evaluate(&Gate::parse(gate).unwrap(), &numbers), Outcome::Failed { .. }), "{gate}");
     }
-    // Equal NaN on both sides differ by nothing.
+    // Equal NaN on both sides count as no difference.
     let same = PairMetrics { identical: true, ..pair.clone() };
     check("l2>0", &on_pair(&same, &Decision::Identical), "passed");
     check("cosine<1", &on_pair(&same, &Decision::Identical), "passed");
 }
 
 #[test]
-fn what_was_not_compared_is_unknown_and_not_passed() {
+fn a_pair_that_was_not_compared_is_unknown() {
     let reason = "one has no logits".to_owned();
     let decision = Decision::NotRun { reason: reason.clone() };
     let numbers = Numbers {
@@ -133,7 +133,7 @@ fn what_was_not_compared_is_unknown_and_not_passed() {
 }
 
 #[test]
-fn a_slow_down_needs_its_size_and_its_interval() {
+fn a_slow_down_fails_only_if_size_and_interval_exceed() {
     let rounds = |ms: [u64; 5]| ms.map(|ms| vec![ms * 100_000; 5]).to_vec();
     let baseline = rounds([100, 101, 100, 99, 100]);
     let numbers = |variant| Numbers {
@@ -157,7 +157,7 @@ fn a_slow_down_needs_its_size_and_its_interval() {
 }
 
 #[test]
-fn memory_is_judged_by_its_rise() {
+fn peak_memory_fails_by_its_relative_increase() {
     let numbers = Numbers { peak_bytes: Ok([100, 111]), ..Numbers::default() };
     check("peak_bytes>10%", &numbers, "failed: peak memory changed by +11.0 %");
     check("peak_bytes>11.1%", &numbers, "passed");

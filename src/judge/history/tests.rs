@@ -1,4 +1,4 @@
-//! What a history keeps, whom it lets write, and what it refuses.
+//! The history's records, concurrent writers, and refused files.
 
 use super::*;
 use crate::execute::cell::{Completed, Failure, FailureKind};
@@ -78,7 +78,7 @@ fn the_last_medians_of_one_variant_on_one_machine_are_found() {
     ] {
         history.record(run, &run[4..], (machine, 2), &[(&case(), &[cell(p50)])]).unwrap();
     }
-    // A resumed run replaces itself.
+    // A resumed run replaces its earlier record.
     history.record("run_4", "4", ("here", 2), &[(&case(), &[cell(Some(13))])]).unwrap();
     let found = |threads, run: &str, most| {
         history.p50s("here", threads, &case(), &cell(None), Path::new(run), most).unwrap()
@@ -90,14 +90,14 @@ fn the_last_medians_of_one_variant_on_one_machine_are_found() {
 }
 
 #[test]
-fn a_baseline_replaces_its_namesake_and_gives_it_back() {
+fn a_baseline_replaces_and_returns_one_of_the_same_name() {
     let folder = tempfile::tempdir().unwrap();
     let mut history = History::open(folder.path()).unwrap();
     assert_eq!(history.put_baseline(&baseline("main")).unwrap(), None);
     let newer = Known { run: "run_2".into(), ..baseline("main") };
     assert_eq!(history.put_baseline(&newer).unwrap(), Some(baseline("main")));
     history.put_baseline(&baseline("before")).unwrap();
-    // What one process wrote, another reads.
+    // Another process reads the written rows.
     let mut other = History::open(folder.path()).unwrap();
     assert_eq!(other.baselines().unwrap(), [baseline("before"), newer.clone()]);
     assert_eq!(other.take_baseline("main").unwrap(), Some(newer));
@@ -105,10 +105,10 @@ fn a_baseline_replaces_its_namesake_and_gives_it_back() {
 }
 
 #[test]
-fn the_best_of_the_yardstick_is_that_of_the_last_runs_of_one_machine() {
+fn the_best_calibration_time_is_of_the_last_runs_on_one_machine() {
     let folder = tempfile::tempdir().unwrap();
     let history = History::open(folder.path()).unwrap();
-    // As a tfcheck left it that knew no yardstick.
+    // The state that a tfcheck without the `yardstick` table leaves.
     history.connection.execute_batch("DROP TABLE yardstick").unwrap();
     drop(history);
     let mut history = History::open(folder.path()).unwrap();
@@ -140,7 +140,7 @@ fn the_best_of_the_yardstick_is_that_of_the_last_runs_of_one_machine() {
 }
 
 #[test]
-fn writers_side_by_side_lose_nothing() {
+fn concurrent_writers_lose_no_row() {
     let folder = tempfile::tempdir().unwrap();
     std::thread::scope(|scope| {
         for writer in 0..6 {
@@ -157,7 +157,7 @@ fn writers_side_by_side_lose_nothing() {
 }
 
 #[test]
-fn what_is_not_ours_is_refused_by_name_and_left_as_it_is() {
+fn a_foreign_file_is_refused_and_left_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(FILE_NAME);
     let garbage = b"this is a text, and not a short one: more than the hundred bytes of a header, so that it is read as one".repeat(3);
@@ -179,7 +179,7 @@ fn what_is_not_ours_is_refused_by_name_and_left_as_it_is() {
 }
 
 #[test]
-fn a_file_cut_short_is_damaged() {
+fn a_truncated_file_is_reported_as_damaged() {
     let folder = tempfile::tempdir().unwrap();
     let mut history = History::open(folder.path()).unwrap();
     history.put_baseline(&baseline("main")).unwrap();

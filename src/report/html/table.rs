@@ -100,7 +100,7 @@ fn of_rows(page: &mut String, table: &Table, rows: &[&Row]) {
     put(page, "</tbody></table></div>\n");
 }
 
-/// A column's title, or its number where the rows have the same names.
+/// A column's title, or its number if the rows have the same names.
 fn heading(table: &Table, index: usize, column: &Column) -> String {
     if table.is_square && index > 0 {
         format!("<th scope=\"col\" title=\"{}\">{index}</th>", escape(&column.title))

@@ -45,7 +45,7 @@ pub(super) fn content(_: &RunView, judged: &Judged, medium: Medium) -> Option<Co
     Some(Content::titled(format!("Against baseline `{name}`"), blocks))
 }
 
-/// One variant then and now, in the order of [`COLUMNS`].
+/// One variant in the baseline and in this run, in the order of [`COLUMNS`].
 pub(in crate::report) fn row(row: &Change) -> [String; 8] {
     let (l2, relative) = match &row.pair {
         PairOutcome::Compared(pair) => (L2.text(pair, Side::A), RELATIVE_L2.text(pair, Side::A)),

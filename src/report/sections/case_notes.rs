@@ -1,4 +1,4 @@
-//! What the variants reported.
+//! Notes that the variants reported.
 
 use crate::execute::cell::Outcome;
 use crate::judge::view::CaseView;

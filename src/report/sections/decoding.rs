@@ -6,7 +6,7 @@ use crate::judge::view::{CaseView, Performance};
 use crate::report::document::{Block, Cell, Content, Medium, Row, Table};
 use crate::report::speed_up_text;
 
-/// Nothing where no variant decoded.
+/// The section, or `None` if no variant decoded.
 pub(super) fn content(case: &CaseView, medium: Medium) -> Option<Content> {
     let timed = case.decoding();
     if timed.is_empty() {

@@ -1,4 +1,4 @@
-//! The matrix of L2 differences: each variant by each, on the diagonal its own repetitions.
+//! The matrix of L2 differences between all variants; the diagonal compares a variant's own repetitions.
 
 use super::verdicts::tone;
 use crate::judge::view::CaseView;
@@ -41,7 +41,7 @@ pub(super) fn content(case: &CaseView, medium: Medium) -> Option<Content> {
     Some(Content::titled("Logit L2 Differences (N×N)", blocks))
 }
 
-/// A table of all variants by all variants.
+/// A square table with all variants as rows and as columns.
 pub(super) fn square<C: Into<Cell>>(
     case: &CaseView,
     corner: &str,
@@ -83,7 +83,7 @@ fn in_noise(case: &CaseView, row: usize, column: usize) -> String {
     case.multiple(row, column).map(|multiple| format!(" ({}×)", times(multiple))).unwrap_or_default()
 }
 
-/// L2 in figures, relative L2 as the depth of the colour, the verdict as the cell's mark.
+/// A cell for HTML: L2 as its text, relative L2 as its colour intensity, the verdict as its mark.
 fn page_cell(case: &CaseView, row: usize, column: usize) -> Cell {
     let names = &case.matrix.names;
     let title = format!("{} / {}", names[row], names[column]);
@@ -120,7 +120,7 @@ fn page_cell(case: &CaseView, row: usize, column: usize) -> Cell {
     }
 }
 
-/// How a pair stands to the noise.
+/// Tooltip that compares a pair's difference with the noise.
 fn noise_title(case: &CaseView, row: usize, column: usize) -> String {
     let (Some(a), Some(b)) = (case.noise(row), case.noise(column)) else { return String::new() };
     match case.multiple(row, column) {
@@ -131,13 +131,13 @@ fn noise_title(case: &CaseView, row: usize, column: usize) -> String {
     }
 }
 
-/// 0 at a relative L2 of 1e-9 and below, 1 at 1 and above; full for what is not a number.
+/// Colour intensity: 0 for a relative L2 of at most 1e-9, 1 for at least 1, logarithmic between; 1 for NaN.
 pub(in crate::report) fn heat(relative: f64) -> f64 {
     if relative.is_nan() { 1.0 } else { ((relative.max(1e-300).log10() + 9.0) / 9.0).clamp(0.0, 1.0) }
 }
 
-/// The matrix where it fits a terminal, without the multiples of the noise where it does not fit with them, else each
-/// variant against the baseline.
+/// The matrix if it fits the terminal, with the multiples of the noise if they fit too; otherwise each variant
+/// against the baseline.
 fn brief(case: &CaseView) -> Option<Vec<Block>> {
     let (matrix, names) = (&case.matrix, &case.matrix.names);
     let cell = |row: usize, column: usize, has_multiple: bool| {

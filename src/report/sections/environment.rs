@@ -9,7 +9,7 @@ pub(super) fn content(run: &RunView, _: &Judged, medium: Medium) -> Option<Conte
         return None;
     }
     let list = Block::list(run.environment.iter().map(|(key, value)| format!("{key}: {value}")));
-    // The summary's own title is its heading.
+    // The summary's own title serves as the heading.
     let title = (medium != Medium::Summary).then(|| "Environment".to_owned());
     Some(Content { title, blocks: vec![list] })
 }

@@ -1,4 +1,4 @@
-//! Which variants compute the same, case by case, and each finding once.
+//! Which variants compute the same function in each case, and each finding once.
 
 use crate::judge::findings::{Finding, Findings, Mark, What};
 use crate::judge::view::RunView;
@@ -20,7 +20,7 @@ pub(super) fn of_several_cases(run: &RunView, found: &Findings, medium: Medium) 
     Some(Content::titled("Findings", blocks))
 }
 
-/// The findings of a run of one case, whose groups have a table of their own.
+/// The findings of a run of one case; its groups have a table of their own.
 pub(super) fn of_one_case(run: &RunView, found: &Findings, _: Medium) -> Option<Content> {
     let list = list(run, found).filter(|_| run.cases.len() == 1)?;
     Some(Content::titled("Findings", vec![list]))
@@ -31,7 +31,7 @@ fn list(run: &RunView, found: &Findings) -> Option<Block> {
     (!found.findings.is_empty()).then(|| Block::list(told))
 }
 
-/// A finding with the sentence of its localisation.
+/// A finding as text, with the sentence of its localisation.
 fn told(finding: &Finding, run: &RunView) -> String {
     let text = sentence(finding, run);
     match &finding.what {

@@ -1,4 +1,4 @@
-//! Where a pair diverges first, where that was localised.
+//! The first diverging module of each pair that was localised.
 
 use crate::judge::view::CaseView;
 use crate::report::document::{Block, Content, Entry, Item, Medium, Span};

@@ -1,14 +1,14 @@
-//! What the run's gates found.
+//! The results of the run's gates.
 
 use crate::judge::gates::Judged;
 use crate::judge::view::RunView;
 use crate::report::document::{Block, Cell, Content, Entry, Medium, Row, Span, Table, Tone};
 
-/// Subjects that a finding lists; the files for programs have all.
+/// Maximum number of subjects that a gate lists; the machine-readable files list all.
 const LISTED: usize = 5;
 
 pub(super) fn content(_: &RunView, judged: &Judged, medium: Medium) -> Option<Content> {
-    // The usual gates alone repeat the verdicts.
+    // The default gates only repeat the verdicts.
     let is_shown = judged.is_named || judged.against.is_some();
     if !is_shown && medium != Medium::Step {
         return None;

@@ -1,4 +1,4 @@
-//! The variants of one case in groups that compute the same.
+//! The variants of one case, in groups that compute the same function.
 
 use crate::judge::findings::{CaseGroups, subject};
 use crate::judge::view::CaseView;

@@ -1,4 +1,4 @@
-//! The differences in units of the noise, where there is noise.
+//! The differences in multiples of the noise, if noise was measured.
 
 use super::differences::square;
 use crate::judge::view::CaseView;

@@ -1,4 +1,4 @@
-//! What holds for the whole run.
+//! Notes on the whole run.
 
 use crate::judge::gates::Judged;
 use crate::judge::view::RunView;

@@ -87,7 +87,7 @@ pub(super) fn percentiles(performance: &Performance<'_>) -> Vec<Cell> {
     }
 }
 
-/// For a terminal.
+/// The table for a terminal.
 fn brief(case: &CaseView) -> Table {
     let column = |title: &str, need| Column { title: title.to_owned(), need };
     let columns = [
@@ -117,7 +117,7 @@ fn brief(case: &CaseView) -> Table {
     Table::new(columns, case.cells.iter().map(row))
 }
 
-/// For a step summary.
+/// The table for GitHub's step summary.
 fn briefest(case: &CaseView) -> Table {
     let row = |cell: &Variant| -> Row {
         match case.performance(cell) {

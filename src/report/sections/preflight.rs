@@ -1,4 +1,4 @@
-//! What differed before anything was computed: config keys, tokenizers, environments.
+//! Differences before any forward pass: config keys, tokenizers, environments.
 
 use crate::judge::gates::Judged;
 use crate::judge::view::RunView;
@@ -43,7 +43,7 @@ pub(super) fn content(run: &RunView, _: &Judged, medium: Medium) -> Option<Conte
     (!blocks.is_empty()).then(|| Content::titled("Preflight", blocks))
 }
 
-/// Config keys and token ids that are not the same on all sides.
+/// Config keys and token ids that differ between versions.
 fn brief(run: &RunView) -> Vec<Block> {
     let keys = preflight::partly_read(run).into_iter().map(|found| {
         let (ignored, read) = (found.ignored_by.join(", "), found.not_ignored_by.join(", "));

@@ -1,4 +1,4 @@
-//! The differences relative to the row.
+//! The differences relative to the norm of the row's logits.
 
 use super::differences::square;
 use crate::judge::view::CaseView;

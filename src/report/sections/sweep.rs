@@ -23,7 +23,7 @@ pub(super) fn content(run: &RunView, _: &Judged, medium: Medium) -> Option<Conte
     Some(Content::titled("Sweep", vec![Block::text(text), Block::Table(table)]))
 }
 
-/// Every pair that does not agree everywhere, and how many do.
+/// Every pair that does not agree in every case, and the number of pairs that do.
 fn brief(sweep: &Sweep) -> Vec<Block> {
     let (good, bad): (Vec<_>, Vec<_>) = sweep.rows.iter().partition(|row| row.worst.is_good());
     if bad.is_empty() {

@@ -16,7 +16,8 @@ pub(super) fn content(case: &CaseView, medium: Medium) -> Option<Content> {
             Cell::toned(verdict.decision.word(), tone),
             verdict.evidence.clone().into(),
         ];
-        // What needs a person's eye is open; agreement, which grows with the square of the variants, is folded.
+        // HTML folds agreeing pairs, whose number grows with the square of the number of variants, and pairs that did
+        // not run.
         let folded = match tone {
             Tone::Good => Some("agreeing pairs"),
             Tone::Unknown => Some("pairs not run"),
@@ -37,9 +38,9 @@ pub(super) fn tone(decision: &Decision) -> Tone {
     }
 }
 
-/// Whatever needs a person's eye; agreement is counted at the end, and a failed cell's own line gives its reason.
+/// The pairs with a warning or bad verdict; pairs with equal evidence share one entry.
 fn brief(case: &CaseView) -> Vec<Entry> {
-    // One broken variant diverges from all others for one reason, which is told once.
+    // One broken variant diverges from all others for one reason, which is reported once.
     let mut groups: Vec<(&Verdict, Vec<String>)> = Vec::new();
     for verdict in &case.verdicts {
         let pair = format!("{} / {}", verdict.a, verdict.b);

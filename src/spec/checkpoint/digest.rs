@@ -1,4 +1,4 @@
-//! SHA-256 of files, remembered by path, size and times, so that a second run does not read the weights again.
+//! SHA-256 of files, cached by path, size and times, so that a second run does not read the weights again.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -24,13 +24,13 @@ pub(crate) struct Digests {
 struct Known {
     size: u64,
     modified_ns: i64,
-    // The change time catches an edit after which the modification time was put back.
+    // The change time reveals an edit after which the modification time was reset.
     changed_ns: i64,
     sha256: String,
 }
 
 impl Digests {
-    /// Reads what `cache` remembers; a damaged or absent file is an empty one.
+    /// Reads the digests in `cache`; a damaged or missing file counts as empty.
     pub(crate) fn open(cache: &Path) -> Self {
         let file = cache.join("digests.json");
         let known = std::fs::read(&file)
@@ -63,12 +63,12 @@ impl Digests {
         Ok(digest)
     }
 
-    /// Keeps what was learnt. Failing to keep it costs time only, so it is not an error.
+    /// Saves new digests. A failure to save costs only time, so it is not an error.
     pub(crate) fn keep(self) {
         if !self.changed {
             return;
         }
-        // Another run may have added its own in the meantime; forget files that are gone.
+        // Another run may have added digests in the meantime; those of deleted files are dropped.
         let mut all = Self::open(self.file.parent().unwrap_or(Path::new("."))).known;
         all.extend(self.known);
         all.retain(|path, _| path.exists());
@@ -79,7 +79,7 @@ impl Digests {
     }
 }
 
-/// One digest of many files: of their names and digests, in the order of the names.
+/// One digest over the names and digests of many files, ordered by name.
 pub(crate) fn combine<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let ordered: BTreeMap<_, _> = files.into_iter().collect();
     let mut hasher = Sha256::new();

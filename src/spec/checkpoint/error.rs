@@ -1,4 +1,4 @@
-//! What can be wrong with a checkpoint: each message says what and where, each help what to do.
+//! Errors of checkpoints: each message gives the problem and its location, each help the remedy.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use super::SourceError;
 /// Why a checkpoint cannot be used.
 #[derive(Debug, Error, Diagnostic)]
 pub enum Error {
-    /// The source string has none of the known forms.
+    /// The source string does not follow any known syntax.
     #[error(transparent)]
     #[diagnostic(help("a folder is `./name`"))]
     UnknownSource(#[from] SourceError),
@@ -28,7 +28,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// A revision was given for something that has none.
+    /// A revision was given for a source that has no revisions.
     #[error("checkpoint `{given}` has no revisions, but revision `{revision}` was asked for")]
     #[diagnostic(help("only hub ids have revisions; remove `revision`"))]
     NoRevisions {
@@ -43,10 +43,10 @@ pub enum Error {
     NoConfig {
         /// The folder.
         folder: PathBuf,
-        /// What to do, by what the folder holds instead.
+        /// The remedy, which depends on the folder's content.
         help: String,
     },
-    /// A JSON file is not what it should be.
+    /// A JSON file is invalid.
     #[error("{}: {reason}", path.display())]
     #[diagnostic(help("fetch the file again, or compare it with the one on the hub"))]
     BadJson {
@@ -55,7 +55,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// `config.json` does not say which architecture it is.
+    /// `config.json` has no `model_type`.
     #[error("{} has no `model_type`", path.display())]
     #[diagnostic(help(
         "add the architecture's name as transformers spells it, such as \"model_type\": \"llama\""
@@ -64,7 +64,7 @@ pub enum Error {
         /// The config.
         path: PathBuf,
     },
-    /// The checkpoint brings its own Python code.
+    /// The checkpoint contains its own Python code.
     #[error("{} asks for remote code (`{key}`)", path.display())]
     #[diagnostic(help(
         "tfcheck runs no code from checkpoints; read that code first, then set `allow_remote_code = true` for this checkpoint"
@@ -72,7 +72,7 @@ pub enum Error {
     RemoteCode {
         /// The file.
         path: PathBuf,
-        /// The key in it.
+        /// The key that refers to it.
         key: String,
     },
     /// A config key that makes some transformers version load and run code.
@@ -86,7 +86,7 @@ pub enum Error {
         /// Its value.
         value: String,
     },
-    /// There are weights, but only in formats that can run code.
+    /// There are weights, but only in formats that can execute code.
     #[error("{} holds its weights only as pickles: {}", folder.display(), files.join(", "))]
     #[diagnostic(help(
         "tfcheck reads safetensors only; convert them (safetensors.torch.save_file in a sandbox) or take a revision that has them"
@@ -103,16 +103,16 @@ pub enum Error {
     NoWeights {
         /// The folder, or the hub id.
         folder: PathBuf,
-        /// What to do.
+        /// The remedy.
         help: String,
     },
-    /// A weight file is shorter or longer than its header says.
+    /// A weight file is shorter or longer than its header requires.
     #[error("{} should be {expected} bytes by its header, but is {found}", path.display())]
     #[diagnostic(help("the file is incomplete or damaged; delete it and fetch it again"))]
     WrongLength {
         /// The file.
         path: PathBuf,
-        /// Bytes by the header.
+        /// Bytes according to the header.
         expected: u64,
         /// Bytes on disk.
         found: u64,
@@ -126,7 +126,7 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// The index names files that are not there.
+    /// The index lists files that do not exist.
     #[error("{} names files that are missing: {}", index.display(), missing.join(", "))]
     #[diagnostic(help("fetch the missing shards, or take a complete copy of the checkpoint"))]
     MissingShards {
@@ -135,7 +135,7 @@ pub enum Error {
         /// The files.
         missing: Vec<String>,
     },
-    /// A shard lacks tensors that the index places in it.
+    /// A shard lacks a tensor that the index assigns to it.
     #[error("{} places `{tensor}` in {shard}, which does not hold it", index.display())]
     #[diagnostic(help("the index and the shards belong to different revisions; fetch both again"))]
     WrongIndex {
@@ -146,7 +146,7 @@ pub enum Error {
         /// The shard.
         shard: String,
     },
-    /// The hub knows no such model.
+    /// The hub has no such model.
     #[error("{endpoint} has no model `{id}`")]
     #[diagnostic(help("check the spelling; a private model needs HF_TOKEN"))]
     HubNotFound {
@@ -163,12 +163,12 @@ pub enum Error {
         id: String,
         /// The hub.
         endpoint: String,
-        /// What the hub said.
+        /// The hub's answer.
         reason: String,
-        /// What to do.
+        /// The remedy.
         help: String,
     },
-    /// The model exists, the revision does not.
+    /// The model exists, but the revision does not.
     #[error("`{id}` has no revision `{revision}`")]
     #[diagnostic(help("give a branch, a tag or a full commit hash"))]
     HubRevision {
@@ -200,10 +200,10 @@ pub enum Error {
         id: String,
         /// The hub.
         endpoint: String,
-        /// What went wrong.
+        /// The cause.
         reason: String,
     },
-    /// The hub answered something unexpected.
+    /// The hub returned an unexpected answer.
     #[error("{endpoint} answered {status} for `{id}`{}", if message.is_empty() { String::new() } else { format!(": {message}") })]
     #[diagnostic(help("try again later; if it persists, see the hub's status page"))]
     HubStatus {
@@ -213,10 +213,10 @@ pub enum Error {
         endpoint: String,
         /// The HTTP status.
         status: u16,
-        /// What the hub said.
+        /// The hub's answer.
         message: String,
     },
-    /// One file could not be fetched.
+    /// A file could not be downloaded.
     #[error("{file} of `{id}` cannot be fetched: {reason}")]
     #[diagnostic(help("run again: what has arrived is kept and the download goes on from there"))]
     HubDownload {
@@ -224,16 +224,16 @@ pub enum Error {
         id: String,
         /// The file.
         file: String,
-        /// What went wrong.
+        /// The cause.
         reason: String,
     },
-    /// A cached file is not what the hub has under that digest.
+    /// A cached file does not match the hub's digest.
     #[error("{} has sha-256 {found}, but the hub lists {expected}", path.display())]
     #[diagnostic(help("the file is damaged; delete it and run again"))]
     WrongDigest {
         /// The file.
         path: PathBuf,
-        /// Digest by the hub.
+        /// Digest according to the hub.
         expected: String,
         /// Digest of the file.
         found: String,
@@ -246,7 +246,7 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong.
         reason: String,
-        /// What to do.
+        /// The remedy.
         help: String,
     },
     /// A synthetic checkpoint cannot be generated.
@@ -272,7 +272,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Adds what was tried and where to an I/O error.
+    /// Adds the action and the path to an I/O error.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }

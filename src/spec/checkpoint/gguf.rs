@@ -1,8 +1,7 @@
-//! GGUF import: dequantised once to f32 safetensors under transformers' names, with config and tokenizer.
+//! GGUF import: dequantised once to f32 safetensors with transformers' names, config and tokenizer.
 //!
-//! What transformers itself reads from the file (`gguf_file=`, 5.23) is the reference for weights and config;
-//! the tokenizer follows the file's own description where transformers 5.23 ignores a part of it (see
-//! `tokenizer.rs`).
+//! The reference for weights and config is what transformers 5.23 reads with `gguf_file=`; the tokenizer also uses
+//! metadata of the file that transformers 5.23 ignores (see `tokenizer.rs`).
 
 mod config;
 mod metadata;
@@ -22,17 +21,17 @@ use crate::spec::atomic;
 use metadata::Metadata;
 use names::Architecture;
 
-/// Part of an import's folder name; raise it when an import would come out differently.
+/// Part of an import's folder name; increase it when the output of an import changes.
 const IMPORT_VERSION: u32 = 1;
 
-/// A GGUF file as a checkpoint folder.
+/// A GGUF file imported as a checkpoint folder.
 #[derive(Debug)]
 pub(crate) struct Imported {
     pub(crate) folder: PathBuf,
     pub(crate) notes: Vec<String>,
 }
 
-/// Imports `path`, whose SHA-256 is `digest`, into the cache; a second time it only looks the folder up.
+/// Imports `path`, whose SHA-256 is `digest`, into the cache; a later call finds the folder there.
 pub(crate) fn import(
     path: &Path,
     digest: &str,
@@ -91,10 +90,10 @@ fn convert(path: &Path, digest: &str, folder: &Path, progress: Progress<'_>) -> 
     write_json("import.json", &Value::from(notes))
 }
 
-/// What is wrong, and what to do about it.
+/// The problem and its remedy.
 type Problem = (String, String);
 
-/// A problem that only another file solves.
+/// A problem of a damaged file, which only another file solves.
 fn damaged(reason: impl Into<String>) -> Problem {
     (
         reason.into(),

@@ -1,4 +1,5 @@
-//! Models on the hub: revision pinned to a commit, only the files that are needed, into the cache that huggingface_hub shares.
+//! Models on the hub: the revision is pinned to a commit, and only the needed files are downloaded, into
+//! huggingface_hub's cache.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,17 +12,17 @@ use hf_hub::{Cache, Repo, RepoType};
 use super::preflight::{self, INDEX, SINGLE, TOKENIZER_FILES};
 use super::{Error, Progress, Settings, Step};
 
-/// Pauses between the attempts at one file.
+/// Pauses between the attempts to download a file.
 const WAITS: [Duration; 3] = [Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(3)];
 
-/// How to reach the hub, as `huggingface_hub` reads it from the environment.
+/// The hub's settings, as `huggingface_hub` reads them from the environment.
 #[derive(Clone)]
 pub struct Environment {
     /// `HF_HUB_CACHE`, or `hub` under `HF_HOME`.
     pub cache: PathBuf,
     /// `HF_ENDPOINT`.
     pub endpoint: String,
-    /// `HF_TOKEN`, or the file `token` under `HF_HOME`. Never shown, never handed to a worker.
+    /// `HF_TOKEN`, or the content of `token` under `HF_HOME`. It is never shown and never passed to a worker.
     pub token: Option<String>,
     /// `HF_HUB_OFFLINE`.
     pub offline: bool,
@@ -44,7 +45,7 @@ impl Environment {
         Self::from_variables(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    /// The same from any source of variables; defaults as in huggingface_hub's `constants.py`.
+    /// Reads the same variables from any source; defaults as in huggingface_hub's `constants.py`.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
         let home = variable("HF_HOME").map_or_else(
             || {
@@ -79,13 +80,13 @@ pub(crate) struct Snapshot {
     pub(crate) notes: Vec<String>,
 }
 
-/// What the hub says about a revision, or why it says nothing.
+/// The hub's information about a revision, or why the hub cannot be reached.
 enum Answer {
     Info(RepoInfo),
     Unreachable(String),
 }
 
-/// Finds or fetches `id` at `revision`.
+/// Finds `id` at `revision` in the cache, or downloads it.
 pub(crate) fn fetch(
     id: &str,
     revision: Option<&str>,
@@ -110,7 +111,7 @@ pub(crate) fn fetch(
     let info = match ask(&api, id, revision, hub)? {
         Answer::Info(info) => info,
         Answer::Unreachable(reason) => {
-            // As huggingface_hub does: a copy that exists serves while the hub is away.
+            // As in huggingface_hub, a cached copy is used if the hub cannot be reached.
             let Some((folder, commit)) = cached(&cache, id, revision) else {
                 return Err(unreachable(id, hub, reason));
             };
@@ -123,17 +124,17 @@ pub(crate) fn fetch(
     };
     let commit = info.sha.clone();
     let folder = download(&api, &cache, id, &info, settings, progress)?;
-    // Lets this revision's name be found again offline.
+    // The ref lets this revision's name be resolved offline.
     let named = cache.repo(Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned()));
     named.create_ref(&commit).map_err(Error::io("write the refs of", &folder))?;
     Ok(Snapshot { folder, notes: vec![note(&commit)], commit })
 }
 
-/// Refuses a file of the cache whose name says another SHA-256 than its content has.
+/// Refuses a cached file whose name is a SHA-256 other than `digest`, that of its content.
 pub(crate) fn check_blob(path: &Path, digest: &str) -> Result<(), Error> {
     let blob = path.canonicalize().map_err(Error::io("read", path))?;
     let name = blob.file_name().unwrap_or_default().to_string_lossy();
-    // Large files' ETags are their SHA-256; small files have git's SHA-1, 40 digits.
+    // The ETag of a large file is its SHA-256; that of a small file is git's SHA-1 with 40 digits.
     if name.len() == 64 && name.chars().all(|c| c.is_ascii_hexdigit()) && name != digest {
         return Err(Error::WrongDigest { expected: name.into_owned(), path: blob, found: digest.to_owned() });
     }
@@ -149,10 +150,10 @@ fn api(cache: &Cache, hub: &Environment) -> Result<Api, ApiError> {
         .build()
 }
 
-/// Asks for the commit and the file names of a revision.
+/// Requests the commit and the file names of a revision.
 fn ask(api: &Api, id: &str, revision: &str, hub: &Environment) -> Result<Answer, Error> {
     let repo = api.repo(Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned()));
-    // hf-hub's own `info` drops the headers of a refusal, and only they tell its kinds apart.
+    // hf-hub's own `info` drops the headers of an error reply, and only they distinguish its kinds.
     let asked = repo
         .info_request()
         .config()
@@ -179,7 +180,7 @@ fn ask(api: &Api, id: &str, revision: &str, hub: &Environment) -> Result<Answer,
             status,
             message: format!("not a model's description: {error}"),
         })?;
-        // The commit becomes a folder's name.
+        // The commit is used as a folder's name, so it is checked.
         if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) {
             return Err(Error::HubStatus {
                 id: id.to_owned(),
@@ -206,8 +207,8 @@ fn ask(api: &Api, id: &str, revision: &str, hub: &Environment) -> Result<Answer,
     })
 }
 
-/// Fetches what is missing of one commit and returns its folder. Configs come first, so that a checkpoint which
-/// must not be loaded costs no download of weights.
+/// Downloads the missing files of a commit and returns its folder. Configs come first, so that a checkpoint that is not
+/// safe to load costs no download of weights.
 fn download(
     api: &Api,
     cache: &Cache,
@@ -264,10 +265,10 @@ fn download(
     Ok(folder)
 }
 
-/// Fetches one file unless the cache has it, going on from what an earlier attempt left.
+/// Downloads one file unless the cache has it, resuming an earlier attempt.
 ///
-/// hf-hub's own retries are not used: they take the position in a file that was opened for appending, which is 0, and
-/// so add the whole file to the part that was there.
+/// hf-hub's own retries are not used: they read the position of a file opened for appending, which is 0, and so append
+/// the whole file to the existing part.
 #[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename the arguments")]
 fn fetch_file(
     api: &Api,
@@ -290,7 +291,7 @@ fn fetch_file(
             return Err(refused(id, hub, format!("{file}: {reason}")));
         }
         if status == Some(416) || matches!(error, ApiError::InvalidResume) {
-            // The part is already whole (the process ended before its rename), or longer than that.
+            // The part is complete (the process ended before its rename) or too long.
             if let Ok(metadata) = api.metadata(&repo.url(&file)) {
                 let part = cache.repo(pinned.clone()).blob_path(metadata.etag()).with_extension("part");
                 let _ = std::fs::remove_file(part);
@@ -306,7 +307,7 @@ fn fetch_file(
     Ok(())
 }
 
-/// The status in ureq's message; its error type is not re-exported by hf-hub.
+/// The HTTP status in ureq's message; hf-hub does not re-export ureq's error type.
 fn status_in(reason: &str) -> Option<u16> {
     let (_, after) = reason.split_once("http status: ")?;
     after.get(..3)?.parse().ok()
@@ -331,10 +332,10 @@ fn unreachable(id: &str, hub: &Environment, reason: String) -> Error {
     Error::HubUnreachable { id: id.to_owned(), endpoint: hub.endpoint.clone(), reason }
 }
 
-/// The folder and commit of a revision whose config and weights are all in the cache.
+/// The folder and commit of a revision if the cache has its config and all its weights.
 fn cached(cache: &Cache, id: &str, revision: &str) -> Option<(PathBuf, String)> {
     let repo = cache.repo(Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned()));
-    // `get` follows refs/<revision>; a full commit hash names its folder itself.
+    // `get` follows refs/<revision>; a full commit hash is itself the folder's name.
     let config = repo
         .get("config.json")
         .or_else(|| Some(repo.pointer_path(revision).join("config.json")).filter(|path| path.exists()))?;
@@ -348,7 +349,7 @@ fn cached(cache: &Cache, id: &str, revision: &str) -> Option<(PathBuf, String)> 
     complete.then_some((folder, commit))
 }
 
-/// Turns hf-hub's calls into [`Step::Download`].
+/// Converts hf-hub's callbacks to [`Step::Download`].
 struct Reporter<'a> {
     report: Progress<'a>,
     file: &'a str,

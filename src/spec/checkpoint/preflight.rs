@@ -1,4 +1,4 @@
-//! Looks at a checkpoint's files before anything loads them, and refuses what cannot or must not be run.
+//! Checks a checkpoint's files before anything loads them, and refuses what cannot be run or is not safe.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -8,28 +8,28 @@ use serde_json::Value;
 use super::Error;
 use super::safetensors_file::{self, TensorNames};
 
-/// The file that names a sharded checkpoint's files.
+/// The index of a sharded checkpoint.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
-/// The one file of a checkpoint that is not sharded.
+/// The weight file of a checkpoint that is not sharded.
 pub(crate) const SINGLE: &str = "model.safetensors";
 
 const LAYOUT: &str = "a checkpoint folder holds config.json, model.safetensors and tokenizer.json, as `save_pretrained` writes them";
 
 const PICKLES: [&str; 7] = ["bin", "pt", "pth", "pkl", "pickle", "ckpt", "joblib"];
 
-/// A checkpoint folder that passed.
+/// A checkpoint folder that passed the checks.
 #[derive(Debug)]
 pub(crate) struct Checked {
     pub(crate) config: Value,
     pub(crate) model_type: String,
     pub(crate) weights: Vec<PathBuf>,
-    /// Files beside config and weights that decide token ids.
+    /// Files that determine token ids, besides config and weights.
     pub(crate) tokenizer_files: Vec<PathBuf>,
     pub(crate) tokenizer: Option<PathBuf>,
     pub(crate) notes: Vec<String>,
 }
 
-/// Files that decide token ids and chat templates, under the names that transformers gives them.
+/// Files that determine token ids and chat templates, by transformers' names.
 pub(crate) const TOKENIZER_FILES: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -44,7 +44,7 @@ pub(crate) const TOKENIZER_FILES: [&str; 11] = [
     "chat_template.json",
 ];
 
-/// Checks the folder as transformers lays it out.
+/// Checks a folder in transformers' layout.
 pub(crate) fn check(folder: &Path, allow_remote_code: bool) -> Result<Checked, Error> {
     let (config, model_type, mut notes) = check_config(folder, allow_remote_code)?;
     let weights = check_weights(folder)?;
@@ -89,7 +89,7 @@ pub(crate) fn check_config(
     }
 }
 
-/// Reads a JSON file that must hold an object.
+/// Reads a JSON file whose top level must be an object.
 pub(crate) fn read_object(path: &Path) -> Result<Value, Error> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     let bad = |reason: String| Error::BadJson { path: path.to_owned(), reason };
@@ -112,7 +112,7 @@ pub(crate) fn read_object(path: &Path) -> Result<Value, Error> {
     }
 }
 
-/// Refuses every key by which a config makes transformers import code that came with the checkpoint or from the hub.
+/// Refuses every config key that makes transformers import code from the checkpoint or the hub.
 fn check_code(path: &Path, config: &Value, allow: bool, notes: &mut Vec<String>) -> Result<(), Error> {
     let mut found = Vec::new();
     walk("", config, &mut found);
@@ -131,7 +131,7 @@ fn check_code(path: &Path, config: &Value, allow: bool, notes: &mut Vec<String>)
     Ok(())
 }
 
-/// Collects the keys that matter, wherever they are nested: sub-configs are configs too.
+/// Collects such keys at any depth, because sub-configs are configs too.
 fn walk<'a>(prefix: &str, value: &'a Value, found: &mut Vec<(String, &'a Value)>) {
     match value {
         Value::Object(map) => {
@@ -152,10 +152,10 @@ fn walk<'a>(prefix: &str, value: &'a Value, found: &mut Vec<(String, &'a Value)>
 fn is_code_key(key: &str, value: &Value) -> bool {
     match key {
         "auto_map" | "custom_pipelines" => true,
-        // configuration_utils.py before 5.3 sets any attribute named in the file, and these two are the
-        // storage behind the checked properties (CVE-2026-4372).
+        // configuration_utils.py before 5.3 sets any attribute in the file, and these two are behind the checked
+        // properties (CVE-2026-4372).
         "_attn_implementation_internal" | "_experts_implementation_internal" => !value.is_null(),
-        // A value with a slash names a repository of kernels; plain names are built in.
+        // A value with a slash refers to a repository of kernels; plain names are built in.
         key if key.ends_with("attn_implementation") || key.ends_with("experts_implementation") => {
             any_string(value, &|text| text.contains(['/', ':', '@', '|']))
         }
@@ -176,7 +176,7 @@ fn any_string(value: &Value, test: &dyn Fn(&str) -> bool) -> bool {
 
 fn check_weights(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let single = folder.join(SINGLE);
-    // transformers prefers the single file where both exist (`_get_resolved_checkpoint_files`).
+    // transformers prefers the single file if both exist (`_get_resolved_checkpoint_files`).
     if single.is_file() {
         safetensors_file::check(&single)?;
         return Ok(vec![single]);
@@ -219,7 +219,7 @@ fn check_shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(weights)
 }
 
-/// The shards that an index names, each with the tensors that it places there.
+/// The shards of an index, each with the tensors that it assigns to them.
 pub(crate) fn shards_of(path: &Path, index: &Value) -> Result<BTreeMap<String, BTreeSet<String>>, Error> {
     let bad = |reason: String| Error::BadJson { path: path.to_owned(), reason };
     let map = index
@@ -229,7 +229,7 @@ pub(crate) fn shards_of(path: &Path, index: &Value) -> Result<BTreeMap<String, B
     let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (tensor, shard) in map {
         let shard = shard.as_str().unwrap_or_default();
-        // A shard is a file of the same folder; anything else would read outside the checkpoint.
+        // A shard must be a file in the same folder; any other path would read outside the checkpoint.
         if !shard.ends_with(".safetensors") || shard.contains(['/', '\\']) || shard.starts_with('.') {
             return Err(bad(format!(
                 "places `{tensor}` in `{shard}`, which is not a safetensors file of this folder"

@@ -1,4 +1,5 @@
-//! A safetensors file's header against the file's length: finds truncated and damaged weights without reading them.
+//! Compares a safetensors file's header with the file's length, which finds truncated and damaged weights without reading
+//! them.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -15,7 +16,8 @@ pub(crate) type TensorNames = BTreeSet<String>;
 /// safetensors 0.8 refuses longer headers (`MAX_HEADER_SIZE`).
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// Checks that the header is whole, that the tensors fill the rest without gaps, and that the file is as long as they need.
+/// Checks that the header is complete, that the tensors fill the rest without gaps, and that the file has the length that
+/// they need.
 pub(crate) fn check(path: &Path) -> Result<TensorNames, Error> {
     let bad = |reason: String| Error::BadSafetensors { path: path.to_owned(), reason };
     let mut file = File::open(path).map_err(Error::io("read", path))?;
@@ -65,7 +67,7 @@ pub(crate) fn check(path: &Path) -> Result<TensorNames, Error> {
     Ok(ranges.into_iter().map(|(_, _, name)| name.clone()).collect())
 }
 
-/// The byte range of one header entry, when its shape and dtype need exactly that many bytes.
+/// The byte range of a header entry; `None` unless its length fits the entry's shape and dtype.
 fn range(tensor: &Value) -> Option<(u64, u64)> {
     let offsets = tensor.get("data_offsets")?.as_array()?;
     let (begin, end) = (offsets.first()?.as_u64()?, offsets.get(1)?.as_u64()?);

@@ -1,4 +1,4 @@
-//! The forms that a checkpoint's source string can have.
+//! The syntax of a checkpoint's source string.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 
-/// A string that does not follow its grammar.
+/// A source string that does not follow the syntax.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SourceError(pub(crate) String);
 
-/// Where a checkpoint comes from, as it is written; whether it is there, `Source::find` says.
+/// Where a checkpoint comes from, as written; `Source::find` checks whether it exists.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Source {
@@ -27,17 +27,17 @@ pub enum Source {
     Synthetic {
         /// transformers' `model_type`.
         model_type: String,
-        /// Which of the model_type's synthetic configs; the plain one when absent.
+        /// Which synthetic config of the `model_type`; the default one if `None`.
         variant: Option<String>,
     },
 }
 
 impl Source {
-    /// The same, on this machine's disk: a folder that exists wins over a hub id of the same spelling, as in
-    /// transformers.
+    /// Finds the source on this machine's disk: an existing folder takes precedence over a hub id of the same spelling,
+    /// as in transformers.
     ///
     /// # Errors
-    /// When it names a folder or file that does not exist.
+    /// When the folder or file does not exist.
     pub(super) fn find(self) -> Result<Self, Error> {
         match self {
             Self::Hub(id) if Path::new(&id).is_dir() => Ok(Self::Folder(PathBuf::from(id))),

@@ -1,4 +1,4 @@
-//! The grammar of `device`.
+//! The syntax of `device` in the config.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use super::SourceError;
 
-/// A device as the config names it.
+/// A device as written in the config.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Device {
-    /// The first GPU found, else the CPU.
+    /// The first GPU if there is one, otherwise the CPU.
     Auto,
     /// The CPU.
     Cpu,
-    /// The CUDA device of this number.
+    /// The CUDA device with this index.
     Cuda(usize),
 }
 

@@ -1,4 +1,4 @@
-//! What is wrong with a config, with the line that says it and what to write instead.
+//! Errors of a config: the problem, its line, and what to write instead.
 
 use std::ops::Range;
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::schema;
 use super::validate::{Part, Problem, Step};
 use crate::spec::nearest::nearest;
 
-/// A config that cannot be used: the first problem, with the others behind it.
+/// A config that cannot be used: the first problem, followed by the others.
 #[derive(Clone, Debug, thiserror::Error, miette::Diagnostic)]
 #[error("{message}")]
 pub struct ConfigError {
@@ -27,7 +27,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// A file that could not be read at all.
+    /// A config file that cannot be read.
     pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> Self {
         let hint = (error.kind() == std::io::ErrorKind::NotFound)
             .then(|| "`tfcheck init` writes a commented one".to_owned());
@@ -40,7 +40,7 @@ impl ConfigError {
         }
     }
 
-    /// What the TOML parser or serde has against `text`.
+    /// A syntax error or an unknown field that the TOML parser or serde found in `text`.
     pub(super) fn from_toml(error: &toml::de::Error, text: &str, path: &Path) -> Self {
         let (message, hint) = explain(error.message());
         Self {
@@ -52,7 +52,7 @@ impl ConfigError {
         }
     }
 
-    /// All `problems` as one error; `None` where there is none. `text` is empty for a config without a file.
+    /// All `problems` as one error; `None` if there are none. `text` is empty for a config without a file.
     pub(super) fn from_problems(problems: Vec<Problem>, text: &str, path: &Path) -> Option<Self> {
         let file = named(text, path);
         let document = DeTable::parse(text).ok();
@@ -75,7 +75,7 @@ fn named(text: &str, path: &Path) -> Arc<NamedSource<String>> {
     Arc::new(NamedSource::new(path.display().to_string(), text.to_owned()))
 }
 
-/// The span of the value at `path`, or of its key; of the nearest parent where the file does not have it.
+/// The span of the value at `path`, or of its key; of the nearest parent if the file does not contain it.
 fn locate(document: &DeTable<'_>, path: &[Step], part: Part) -> Option<Range<usize>> {
     let mut found = None;
     let mut table = Some(document);
@@ -107,7 +107,7 @@ fn locate(document: &DeTable<'_>, path: &[Step], part: Part) -> Option<Range<usi
     found
 }
 
-/// Turns serde's list of what it expected into the one name that was probably meant.
+/// Finds the name that was probably meant in serde's list of expected names.
 fn explain(message: &str) -> (String, Option<String>) {
     let mut quoted = message.split('`').skip(1).step_by(2);
     let Some(given) = quoted.next() else {
@@ -117,7 +117,7 @@ fn explain(message: &str) -> (String, Option<String>) {
     if message.starts_with("unknown field") {
         let places = schema::sections_with(given);
         let hint = match nearest(given, &known) {
-            // A field that another section has was put in the wrong place rather than misspelt.
+            // A field that another section has is misplaced rather than misspelt.
             _ if !places.is_empty() => format!("`{given}` belongs to {}", places.join(" or ")),
             Some(name) => format!("did you mean `{name}`? the fields here are {}", known.join(", ")),
             None => format!("the fields here are {}", known.join(", ")),
@@ -134,7 +134,7 @@ fn explain(message: &str) -> (String, Option<String>) {
     (plain(message), None)
 }
 
-/// serde names the types of Rust; the file's readers know numbers.
+/// Replaces Rust's type names in serde's message with plain words.
 fn plain(message: &str) -> String {
     let words = [("usize", "a whole number from 0"), ("u64", "a whole number from 0"), ("f64", "a number")];
     let replaced = words.iter().find_map(|(rust, plain)| {

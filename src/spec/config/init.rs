@@ -1,4 +1,4 @@
-//! `tfcheck init`: a commented `tfcheck.toml` that says what happens without one.
+//! `tfcheck init`: writes a commented `tfcheck.toml` with the defaults.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -9,24 +9,24 @@ use reference::Versions;
 /// Why no file was written.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum InitError {
-    /// Something is there already.
+    /// The file already exists.
     #[error("{} exists already", .0.display())]
     #[diagnostic(help("it was not changed; give another file name, or remove it first"))]
     Exists(PathBuf),
-    /// The file system refused.
+    /// The file cannot be written.
     #[error("cannot write {}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
 }
 
-/// Writes the commented file to `path` and returns what to tell the user.
+/// Writes the commented file to `path` and returns a message for the user.
 ///
 /// # Errors
-/// A file that exists, or that cannot be written.
+/// When the file exists or cannot be written.
 pub fn init(path: &Path) -> Result<String, InitError> {
     let write = || {
         let mut file = File::create_new(path)?;

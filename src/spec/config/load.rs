@@ -1,4 +1,4 @@
-//! Reading `tfcheck.toml`, and what the command line puts in its place.
+//! Reads `tfcheck.toml` and applies the options of the command line that replace parts of it.
 
 use std::path::{Path, PathBuf};
 
@@ -7,22 +7,23 @@ use super::{
     Checkpoint, CheckpointSource, Config, ConfigError, FILE_NAME, SourceError, VersionSource, init_text,
 };
 
-/// A config with the text that says it.
+/// A config with its text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loaded {
     /// The config.
     pub config: Config,
-    /// The file's text, or that of `tfcheck init` where there is no file; a run keeps it.
+    /// The file's text, or that of `tfcheck init` if there is no file; a run stores it.
     pub text: String,
-    /// The file, where there is one.
+    /// The file's path; `None` for the default config.
     pub path: Option<PathBuf>,
 }
 
 impl Config {
-    /// Reads the config at `path`; without one, `tfcheck.toml` of the working directory, and where there is none, the default.
+    /// Reads the config at `path`. If `path` is `None`, reads `tfcheck.toml` of the working directory, or returns the
+    /// default config if that does not exist.
     ///
     /// # Errors
-    /// A file that cannot be read, is not TOML, has an unknown field or contradicts itself.
+    /// When the file cannot be read, is not TOML, has an unknown field or contradicts itself.
     pub fn load(path: Option<&Path>) -> Result<Loaded, ConfigError> {
         let path = match path {
             Some(path) => path,
@@ -35,10 +36,10 @@ impl Config {
         Ok(Loaded { config: Self::parse(&text, path)?, text, path: Some(path.to_owned()) })
     }
 
-    /// Reads `text` as the content of the file at `path`, which need not exist.
+    /// Parses `text` as the content of the file at `path`, which need not exist.
     ///
     /// # Errors
-    /// Text that is not TOML, has an unknown field or contradicts itself.
+    /// When the text is not TOML, has an unknown field or contradicts itself.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let mut config: Self =
             toml::from_str(text).map_err(|error| ConfigError::from_toml(&error, text, path))?;
@@ -49,10 +50,11 @@ impl Config {
         Ok(config)
     }
 
-    /// The same with other checkpoints, as `--checkpoint` writes them: a source, for hub ids also `id@revision`.
+    /// Replaces the checkpoints with those of `--checkpoint`: a source each, for hub ids also `id@revision`. An empty
+    /// list changes nothing.
     ///
     /// # Errors
-    /// A source that does not follow its grammar, or does not go with the rest.
+    /// When a source does not follow its grammar or contradicts the rest of the config.
     pub fn with_checkpoints(mut self, sources: &[String]) -> Result<Self, ConfigError> {
         if sources.is_empty() {
             return Ok(self);
@@ -71,7 +73,7 @@ impl Config {
         ConfigError::from_problems(problems, "", Path::new("--checkpoint")).map_or(Ok(self), Err)
     }
 
-    /// The same with absolute paths, so that it means the same from any working directory.
+    /// Makes all paths absolute, so that the config does not depend on the working directory.
     #[must_use]
     pub fn absolute(mut self) -> Self {
         let Ok(here) = std::path::absolute(".") else { return self };
@@ -81,7 +83,7 @@ impl Config {
         self
     }
 
-    /// Makes relative paths relative to `folder`.
+    /// Resolves relative paths against `folder`.
     fn set_folder(&mut self, folder: &Path) {
         for checkpoint in &mut self.checkpoints {
             if let CheckpointSource::Folder(path) | CheckpointSource::Gguf(path) = &mut checkpoint.source {
@@ -92,7 +94,7 @@ impl Config {
             if let Some(VersionSource::Editable(path)) = &mut version.source {
                 *path = folder.join(&path);
             }
-            // A bare name, `python3`, is looked up on PATH.
+            // A bare name, such as `python3`, is looked up on PATH.
             if let Some(path) = &mut version.python
                 && path.components().count() > 1
             {
@@ -107,7 +109,7 @@ impl Config {
 }
 
 impl Checkpoint {
-    /// A source, or `id@revision` of the hub.
+    /// Parses a source, or `id@revision` for the hub.
     fn from_argument(text: &str) -> Result<Self, SourceError> {
         match text.split_once('@') {
             Some((id, revision)) if matches!(id.parse(), Ok(CheckpointSource::Hub(_))) => {

@@ -14,7 +14,7 @@ pub fn schema_text() -> String {
     format!("{:#}\n", schema_for!(Config).as_value())
 }
 
-/// The sections that have `field`, as the file writes them: `[run]`, `[[versions]]`.
+/// The sections that have `field`, as written in the file: `[run]`, `[[versions]]`.
 pub(super) fn sections_with(field: &str) -> Vec<String> {
     let schema = schema_for!(Config);
     let root = schema.as_value();
@@ -37,7 +37,7 @@ pub(super) fn sections_with(field: &str) -> Vec<String> {
     found
 }
 
-/// Schemas of the protocol's enums, whose crate has no use for schemars.
+/// Schemas of the protocol's enums, whose crate does not depend on schemars.
 macro_rules! names {
     ($($schema:ident of $title:literal: $name:path, [$($variant:expr),*];)*) => {$(
         pub(super) struct $schema;

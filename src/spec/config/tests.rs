@@ -16,7 +16,7 @@ fn render(error: &dyn Diagnostic) -> String {
     out.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
-/// `[section]` of a config that is otherwise the default.
+/// A config that sets `[section]` and is otherwise the default.
 const BAD: &[(&str, &str)] = &[
     ("not TOML", "[run\nmodes = 1"),
     ("a misspelt field", "[run]\nwarm_upp = 3"),
@@ -105,7 +105,7 @@ fn a_bad_config_is_refused_at_its_line_with_a_hint() {
 }
 
 #[test]
-fn a_config_that_is_not_there_is_named_with_a_hint() {
+fn a_missing_config_is_refused_with_its_path_and_a_hint() {
     let error = Config::load(Some(Path::new("no/such.toml"))).unwrap_err();
     insta::assert_snapshot!(render(&error), @"
       × cannot read the config no/such.toml: No such file or directory (os error 2)
@@ -114,13 +114,13 @@ fn a_config_that_is_not_there_is_named_with_a_hint() {
 }
 
 #[test]
-fn what_init_writes_is_the_default() {
+fn init_writes_the_default_config() {
     assert_eq!(parse(&init_text()).unwrap(), Config::default());
     assert_eq!(parse("").unwrap(), Config::default());
 }
 
 #[test]
-fn each_line_that_init_comments_out_can_be_commented_in() {
+fn each_commented_setting_of_init_is_valid_when_uncommented() {
     let text = init_text();
     let lines: Vec<&str> = text.lines().collect();
     let is_setting = |line: &&str| {
@@ -153,7 +153,7 @@ fn init_mentions_every_field_of_the_schema() {
 }
 
 #[test]
-fn init_leaves_a_file_that_exists_alone() {
+fn init_does_not_overwrite_an_existing_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(FILE_NAME);
     init(&path).unwrap();
@@ -163,7 +163,7 @@ fn init_leaves_a_file_that_exists_alone() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
 }
 
-/// Every section and field at once.
+/// A config with every section and field.
 const FULL: &str = r#"
 [[checkpoints]]
 source = "HuggingFaceTB/SmolLM2-135M"
@@ -249,7 +249,7 @@ fn relative_paths_start_at_the_folder_of_the_file() {
 }
 
 #[test]
-fn a_checkpoint_of_the_command_line_takes_the_place_of_the_configs() {
+fn checkpoints_of_the_command_line_replace_those_of_the_config() {
     let sources = ["owner/model@v1.0", "./folder@2", "synthetic:gpt2"].map(str::to_owned);
     let config = Config::default().with_checkpoints(&sources).unwrap();
     let read: Vec<_> =

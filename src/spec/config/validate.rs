@@ -1,4 +1,4 @@
-//! What the types alone cannot refuse: empty lists, names that clash, fields that contradict each other.
+//! Checks that the types cannot express: empty lists, duplicate names, fields that contradict each other.
 
 use reference::protocol::Mode;
 
@@ -8,7 +8,7 @@ use super::{
     Checkpoint, CheckpointSource, Command, Config, Environment, InputsConfig, Run, Version, VersionSource,
 };
 
-/// One thing that is wrong, and where.
+/// One problem and its location in the file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Problem {
     pub(super) path: Vec<Step>,
@@ -18,20 +18,20 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    /// An argument of the command line that is wrong.
+    /// A problem with an argument of the command line.
     pub(super) fn of_argument(message: String) -> Self {
         Self { path: Vec::new(), part: Part::Value, message, hint: None }
     }
 }
 
-/// One step from a table to what it holds.
+/// One step of a path into the file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Step {
     Key(&'static str),
     Index(usize),
 }
 
-/// Which side of `key = value` is at fault.
+/// Which side of `key = value` has the problem.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Part {
     Key,
@@ -55,10 +55,10 @@ macro_rules! at {
     ($($step:expr),*) => { &[$(Step::from($step)),*] };
 }
 
-/// Names that the native side uses itself.
+/// Names of the native runners, which a config must not use.
 const RESERVED: [&str; 2] = ["candle", "candle-transformers"];
 
-/// Everything that is wrong with `config`, in the order of the file's sections.
+/// All problems of `config`, in the order of the file's sections.
 pub(super) fn problems(config: &Config) -> Vec<Problem> {
     let mut found = Found(Vec::new());
     found.checkpoints(&config.checkpoints);
@@ -73,7 +73,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     found.0
 }
 
-/// True for a name that can be a folder's on every system and needs no quoting in a shell.
+/// Whether a name is valid as a folder name on every system and needs no quoting in a shell.
 pub(crate) fn is_file_name(name: &str) -> bool {
     name.len() <= 100
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())

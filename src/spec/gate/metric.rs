@@ -1,14 +1,14 @@
-//! What a gate can be on: each metric's name, its limits, and how it is read from a pair.
+//! The metrics of gates: each metric's name, its limits, and how to read it from a pair.
 
 use crate::spec::nearest::nearest;
 use compare::metric::{METRICS, Metric as PairMetric};
 use compare::timing::Statistic;
 use compare::verdict::Decision;
 
-/// Verdicts from the best to the worst; a pair that was not compared has no place among them.
+/// Verdicts from best to worst; a pair that was not compared has none of them.
 pub(crate) const VERDICTS: [&str; 4] = ["identical", "same_mathematics", "worse_rounding", "diverged"];
 
-/// The place of a verdict in [`VERDICTS`]; NaN for one that has none.
+/// Index of a verdict in [`VERDICTS`]; NaN for a pair that was not compared.
 pub(crate) fn rank(decision: &Decision) -> f64 {
     match decision {
         Decision::Identical => 0.0,
@@ -19,7 +19,7 @@ pub(crate) fn rank(decision: &Decision) -> f64 {
     }
 }
 
-/// What a gate is on.
+/// The metric that a gate limits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Metric {
     Loads,
@@ -29,7 +29,7 @@ pub(crate) enum Metric {
     PeakBytes,
 }
 
-/// What is no number of a pair, by name; those are in [`METRICS`].
+/// Names of the metrics that are not numbers of a pair; those are in [`METRICS`].
 const OTHERS: &[(&str, Metric)] = &[
     ("verdict", Metric::Verdict),
     ("loads", Metric::Loads),
@@ -46,7 +46,7 @@ impl Metric {
         other.or_else(|| PairMetric::named(name).map(Self::Pair))
     }
 
-    /// One name of each.
+    /// The name of each metric.
     pub(crate) fn names() -> Vec<&'static str> {
         let (verdicts, times) = OTHERS.split_at(2);
         let others = |others: &'static [(&'static str, Self)]| others.iter().map(|(name, _)| *name);
@@ -54,12 +54,12 @@ impl Metric {
         others(verdicts).chain(pairs).chain(others(times)).collect()
     }
 
-    /// Whether a gate from below makes sense: of times and memory only a rise is looked for.
+    /// Whether a gate may set a lower limit; for times and memory only an increase can be limited.
     pub(crate) fn is_two_sided(self) -> bool {
         matches!(self, Self::Verdict | Self::Pair(_))
     }
 
-    /// A gate on this metric.
+    /// An example of a gate on this metric.
     pub(crate) fn example(self) -> String {
         match self {
             Self::Loads => "loads".into(),
@@ -70,7 +70,7 @@ impl Metric {
         }
     }
 
-    /// Reads a limit of this metric; the error is what to write instead.
+    /// Parses a limit of this metric; the error says what to write instead.
     pub(crate) fn limit(self, text: &str) -> Result<f64, String> {
         let number = |text: &str| text.trim().parse::<f64>().ok().filter(|number| number.is_finite());
         let share = text.strip_suffix('%').map(|text| number(text).map(|number| number / 100.0));

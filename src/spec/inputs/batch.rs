@@ -1,4 +1,4 @@
-//! Rows of token ids to a padded batch with mask and positions.
+//! Pads sequences of token ids to one batch with mask and positions.
 
 use sha2::{Digest, Sha256};
 
@@ -74,7 +74,7 @@ fn resolve(source: &Source<'_>, choice: &str) -> Result<Choice, Error> {
     Ok(Choice { text: choice.to_owned(), id, tokens: ids.len() })
 }
 
-/// Fills rows up to the longest and checks them against the model.
+/// Pads sequences to the longest one and checks the ids against the model's vocabulary.
 pub(super) fn pad(
     source: &Source<'_>,
     name: String,
@@ -106,9 +106,9 @@ pub(super) fn pad(
     Ok(inputs)
 }
 
-/// Fills rows up to the longest. Positions count a row's real tokens from 0 and are 0 at padding, as `generate` of
-/// transformers 5.10 and later computes them (generation/utils.py, `cumsum(-1) - 1`, padding filled with 0; versions
-/// up to 5.0 fill with 1, which no real token can see).
+/// Pads sequences to the longest one. Positions count the real tokens of a sequence from 0 and are 0 at padding, as
+/// `generate` of transformers 5.10 and later computes them (generation/utils.py, `cumsum(-1) - 1`, padding filled with 0;
+/// versions up to 5.0 fill with 1, which no real token attends to).
 pub(super) fn lay_out(name: String, rows: &[Vec<i64>], padding: Padding, pad_id: i64) -> Inputs {
     let seq = rows.iter().map(Vec::len).max().unwrap_or_default();
     let mut input_ids = Vec::with_capacity(rows.len() * seq);
@@ -149,7 +149,7 @@ pub(super) fn lay_out(name: String, rows: &[Vec<i64>], padding: Padding, pad_id:
     inputs
 }
 
-/// SHA-256 over everything that a model sees.
+/// SHA-256 over everything that a model receives.
 pub(super) fn digest(inputs: &Inputs) -> String {
     let mut hasher = Sha256::new();
     hasher.update(format!("tfcheck inputs 1\n{} {}\n", inputs.batch, inputs.seq));
@@ -198,7 +198,7 @@ mod tests {
         }
 
         #[test]
-        fn the_digest_tells_sides_and_ids_apart(rows in rows()) {
+        fn the_digest_distinguishes_sides_and_ids(rows in rows()) {
             let left = lay_out(String::new(), &rows, Padding::Left, 0);
             let right = lay_out(String::new(), &rows, Padding::Right, 0);
             prop_assert_eq!(left.digest == right.digest, left.padding.is_none());

@@ -18,7 +18,7 @@ pub struct Saved {
     pub json: PathBuf,
 }
 
-/// `inputs.json`: everything but the tensors.
+/// `inputs.json`: all of a batch except the tensors.
 #[derive(Serialize, Deserialize)]
 struct Description {
     schema_version: u32,
@@ -28,7 +28,7 @@ struct Description {
 const SCHEMA_VERSION: u32 = 1;
 
 impl Inputs {
-    /// Writes the batch into `folder`, each file whole or not at all.
+    /// Writes the batch into `folder`, each file atomically.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -60,10 +60,10 @@ impl Inputs {
     }
 }
 
-/// Reads the batch that [`Inputs::save`] wrote into `folder`, and checks that both files are of the same batch.
+/// Reads the batch that [`Inputs::save`] wrote into `folder`, and checks that both files belong to the same batch.
 ///
 /// # Errors
-/// When a file is absent, unreadable, or does not have the digest that it should have.
+/// When a file is missing, unreadable, or does not have the expected digest.
 pub fn load(folder: &Path) -> Result<Inputs, Error> {
     let (json, tensors) = (folder.join("inputs.json"), folder.join("inputs.safetensors"));
     let damaged = |path: &Path, reason: String| Error::Damaged { path: path.to_owned(), reason };

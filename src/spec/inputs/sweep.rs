@@ -1,23 +1,23 @@
-//! Batches of given lengths and sizes, from real text or, without a tokenizer, from seeded token ids.
+//! Batches of given lengths and sizes, from a text or, without a tokenizer, from seeded token ids.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::{Error, Inputs, Padding, Source, batch};
 
-/// English prose written for this purpose, so that a sweep over lengths needs no file.
+/// English prose written for this purpose, so that a sweep over lengths needs no other file.
 const TEXT: &str = include_str!("text.txt");
 
-/// Where rows are taken from.
+/// The tokens that sequences are cut from.
 struct Stream {
-    /// What every row begins with, the begin token where the tokenizer has one.
+    /// The begin tokens of every sequence; empty if the tokenizer adds none.
     prefix: Vec<i64>,
-    /// Tokens to take rows from, as a ring.
+    /// Tokens in a ring, from which sequences are cut.
     tokens: Vec<i64>,
     note: String,
 }
 
-/// Every combination once.
+/// One batch for every combination.
 pub(super) fn from_lengths(
     source: &Source<'_>,
     lengths: &[usize],
@@ -52,7 +52,7 @@ pub(super) fn from_lengths(
         for &rows in batches {
             for &padding in paddings {
                 let inputs = one(source, &stream, length, rows, padding)?;
-                // One row has nothing to be filled up to, so that its paddings coincide.
+                // One sequence is never padded, so all paddings give the same batch.
                 if made.iter().all(|before| before.name != inputs.name) {
                     made.push(inputs);
                 }
@@ -77,7 +77,7 @@ fn one(
         notes.push(format!("the text's {total} tokens are repeated to fill {length}"));
     }
     let taken = (0..rows).map(|row| {
-        // With padding, the last row is about half as long as the first.
+        // With padding, the lengths decrease: the last sequence has about half the length for large batches.
         let length = if padding.is_some() { length - row * length / (2 * rows) } else { length };
         let start = row * total / rows;
         let tokens = stream.tokens.iter().cycle().skip(start);
@@ -92,7 +92,7 @@ fn one(
     batch::pad(source, name, &taken.collect::<Vec<_>>(), padding.unwrap_or(Padding::Right), notes)
 }
 
-/// The text that rows are cut from, and what it is called.
+/// The text that sequences are cut from, and its name in notes.
 pub(super) fn read(path: Option<&Path>) -> Result<(String, String), Error> {
     let Some(path) = path else { return Ok((TEXT.to_owned(), "tfcheck's own text".to_owned())) };
     let text = std::fs::read_to_string(path).map_err(|error| Error::Io {
@@ -109,15 +109,15 @@ fn from_text(source: &Source<'_>, path: Option<&Path>) -> Result<Stream, Error> 
     if tokens.is_empty() {
         return Err(Error::Empty { what: name });
     }
-    // What the tokenizer puts around an empty text is what it puts before a full one; an end token is left out,
-    // as the rows are cut from the middle of a text.
+    // The special tokens around an empty text are those before a full one; an end token is left out because sequences are
+    // cut from the middle of a text.
     let ends = source.ids("eos_token_id");
     let prefix =
         source.encode("", true, || name.clone())?.into_iter().filter(|id| !ends.contains(id)).collect();
     Ok(Stream { prefix, tokens, note: format!("token ids of {name}; sequences start at different places") })
 }
 
-/// Ids drawn evenly from the vocabulary without its special ids.
+/// Token ids drawn uniformly from the vocabulary without its special ids.
 fn from_seed(source: &Source<'_>, seed: u64, longest: usize) -> Result<Stream, Error> {
     let too_short =
         |what: String| Error::TooShort { what, help: "correct `vocab_size` in config.json".to_owned() };
@@ -133,7 +133,7 @@ fn from_seed(source: &Source<'_>, seed: u64, longest: usize) -> Result<Stream, E
     let mut state = seed;
     let count = longest.max(1024) * 2;
     let tokens = (0..count).map(|_| {
-        // Multiply-shift: even over the ids to within 2^-40 for any real vocabulary.
+        // Multiply-shift: uniform over the ids to within 2^-40 for any real vocabulary.
         let index = (u128::from(split_mix(&mut state)) * allowed.len() as u128) >> 64;
         allowed[index as usize]
     });
@@ -157,7 +157,7 @@ mod tests {
     use super::{TEXT, split_mix};
 
     #[test]
-    fn split_mix_gives_its_published_numbers() {
+    fn split_mix_matches_its_published_test_vector() {
         // First outputs for seed 1234567 (Rosetta Code's test vector of splitmix64.c).
         let mut state = 1_234_567;
         let drawn: Vec<_> = (0..3).map(|_| split_mix(&mut state)).collect();
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn the_text_is_long_enough_for_a_thousand_tokens() {
-        // English prose has at least one token a word.
+        // English prose has at least one token per word.
         assert!(TEXT.split_whitespace().count() >= 1100);
     }
 }

@@ -1,4 +1,4 @@
-//! Chat templates, rendered once as `apply_chat_template` renders them.
+//! Chat templates, rendered once in the same way as `apply_chat_template`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,21 +13,21 @@ use serde_json::Value;
 use serde_json::ser::{Formatter, Serializer};
 use thiserror::Error;
 
-/// One turn of a conversation.
+/// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// `system`, `user`, `assistant`.
     pub role: String,
-    /// What is said.
+    /// The message's text.
     pub content: String,
 }
 
 /// A rendered conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chat {
-    /// Text to tokenise without adding special tokens.
+    /// The text, to be tokenised without adding special tokens.
     pub text: String,
-    /// What a person must know about it.
+    /// Notes for the reader.
     pub notes: Vec<String>,
 }
 
@@ -41,7 +41,7 @@ pub enum TemplateError {
         /// The checkpoint's folder.
         folder: PathBuf,
     },
-    /// The file that should hold it cannot be read.
+    /// The file with the template cannot be read.
     #[error("{}: {reason}", path.display())]
     #[diagnostic(help("fetch the file again"))]
     Unreadable {
@@ -56,7 +56,7 @@ pub enum TemplateError {
         "the message is the template's own or names the line; change the conversation, or write the prompt as plain text"
     ))]
     Fails {
-        /// The file that it came from.
+        /// The template's file.
         path: PathBuf,
         /// What is wrong.
         reason: String,
@@ -115,7 +115,7 @@ pub fn render(folder: &Path, messages: &[Message]) -> Result<Chat, TemplateError
     Ok(Chat { text, notes })
 }
 
-/// The template and the file that it came from; a file of its own wins, as in transformers.
+/// The template and its file; a separate template file takes precedence, as in transformers.
 fn find(folder: &Path, config_path: &Path, config: &Value) -> Result<(PathBuf, String), TemplateError> {
     let jinja = folder.join("chat_template.jinja");
     if jinja.is_file() {
@@ -146,7 +146,7 @@ fn read(path: &Path) -> Result<Value, TemplateError> {
     serde_json::from_slice(&bytes).map_err(|error| unreadable(format!("is not JSON: {error}")))
 }
 
-/// A special token's text; absent ones are undefined in the template, as in transformers.
+/// A special token's text; a missing one is undefined in the template, as in transformers.
 fn special_token(config: &Value, name: &str) -> Jinja {
     let text = config.get(name).and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
     text.map_or(Jinja::UNDEFINED, Jinja::from)
@@ -207,7 +207,7 @@ fn to_json(value: &Jinja, options: Kwargs) -> Result<Jinja, minijinja::Error> {
     Ok(Jinja::from_safe_string(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// A template's value as JSON.
+/// Converts a template's value to JSON.
 fn plain(value: &Jinja) -> Result<Value, minijinja::Error> {
     Ok(match value.kind() {
         ValueKind::None => Value::Null,
@@ -230,7 +230,7 @@ fn plain(value: &Jinja) -> Result<Value, minijinja::Error> {
     })
 }
 
-/// `", "` and `": "`, as `json.dumps` writes them.
+/// Formats JSON with `", "` and `": "`, as `json.dumps` does.
 struct PythonSeparators;
 
 impl Formatter for PythonSeparators {

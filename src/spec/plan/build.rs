@@ -1,4 +1,4 @@
-//! Lays out the cases, variants, environments and cells of a config.
+//! Creates the cases, variants, environments and cells of a config.
 
 use std::collections::HashSet;
 
@@ -27,7 +27,7 @@ pub(super) fn build(config: &Config, auto_device: &str) -> Result<Plan, PlanErro
             variant: column.variant.clone(),
             environment: column.environment,
             command: column.command,
-            // Passes of one token each are compared; nobody's time is that of a sum over all of them.
+            // A prefill with decode steps is compared but not timed: the sum over all its passes is not a useful time.
             measured: column.measured && cases[case].inputs.prefill().is_none(),
             oracle: column.oracle,
             key: key(config, &cases[case], &environments, column),
@@ -52,7 +52,8 @@ pub(super) fn build(config: &Config, auto_device: &str) -> Result<Plan, PlanErro
 }
 
 impl Plan {
-    /// The config's baseline where the plan still has it, else eager mode of the newest transformers, else the first variant.
+    /// Chooses the baseline: the config's one if the plan still has it, otherwise eager mode of the newest transformers,
+    /// otherwise the first variant.
     pub(super) fn set_baseline(&mut self, config: &Config) {
         let named = self.cells.iter().find(|cell| Some(cell.variant.name()) == config.run.baseline);
         let newest = || {
@@ -65,7 +66,7 @@ impl Plan {
                 let version = config.versions.iter().find(|version| version.name == cell.variant.version);
                 version.map(release_order)
             };
-            // max_by_key keeps the last of equals; the first attention, dtype and device that are listed come first.
+            // `max_by_key` returns the last of equal elements, so the order is reversed to get the first listed variant.
             self.cells.iter().filter(eager).rev().max_by_key(age)
         };
         let measured = || self.cells.iter().find(|cell| cell.measured);
@@ -90,7 +91,7 @@ fn cases(config: &Config) -> Vec<CasePlan> {
         config.checkpoints.iter().map(crate::spec::config::Checkpoint::case_name).enumerate()
     {
         let mut add = |name: &str, rows: usize, inputs: &dyn Fn(Padding) -> InputsPlan| {
-            // One row is its batch's longest, so the sides would make the same case twice.
+            // With one sequence nothing is padded, so both sides would give the same case.
             let sides = if rows == 1 { vec![Padding::default()] } else { config.inputs.padding() };
             for padding in sides {
                 let side = if padding == Padding::Left { "-left" } else { "" };
@@ -124,7 +125,7 @@ fn cases(config: &Config) -> Vec<CasePlan> {
     cases
 }
 
-/// The environments that the versions need, each once.
+/// The environments that the versions need, without duplicates.
 fn environments(config: &Config) -> Vec<EnvironmentPlan> {
     let mut environments: Vec<EnvironmentPlan> = Vec::new();
     for version in &config.versions {
@@ -139,7 +140,7 @@ fn environments(config: &Config) -> Vec<EnvironmentPlan> {
     environments
 }
 
-/// How the environment of `version` comes to be; `None` for a version with neither source nor python, which no checked config has.
+/// The origin of the environment of `version`; `None` if it has neither source nor python, which `validate` refuses.
 fn origin(config: &Config, version: &Version) -> Option<EnvironmentOrigin> {
     match (&version.python, &version.source) {
         (Some(python), expected) => {
@@ -156,7 +157,7 @@ fn origin(config: &Config, version: &Version) -> Option<EnvironmentOrigin> {
     }
 }
 
-/// Digest of everything that the config says of a cell, names and limits left out.
+/// Digest of everything in the config that determines a cell's results; names and limits are excluded.
 fn key(config: &Config, case: &CasePlan, environments: &[EnvironmentPlan], column: &Column) -> String {
     let checkpoint = &config.checkpoints[case.checkpoint];
     let inputs = &config.inputs;

@@ -1,4 +1,4 @@
-//! The variants of a run: what each case is computed with, in the order of the tables.
+//! The variants of a run, in the order of the tables.
 
 use reference::protocol::{Attention, Dtype, Mode};
 
@@ -6,7 +6,7 @@ use super::EnvironmentPlan;
 use crate::spec::config::{Config, Device, Version};
 use crate::spec::variant::{Runner, Variant};
 
-/// One column of the run: a variant and what it needs.
+/// One column of the run: a variant and what it needs to run.
 pub(super) struct Column {
     pub(super) variant: Variant,
     pub(super) environment: Option<usize>,
@@ -85,7 +85,7 @@ pub(super) fn columns(config: &Config, environments: &[EnvironmentPlan], auto_de
         column.variant.qualified = several;
     }
     if run.oracle {
-        // Each version its own: a fork that departs by less than a dtype's rounding is a fork that departs.
+        // Each version has its own oracle, so that a difference below a dtype's rounding is still found.
         for version in &config.versions {
             add_oracle(
                 &mut columns,
@@ -102,7 +102,8 @@ pub(super) fn columns(config: &Config, environments: &[EnvironmentPlan], auto_de
     columns
 }
 
-/// Marks the variant that serves as oracle, or adds it. Its name always says f64, so that the others keep theirs.
+/// Marks the variant that serves as oracle, or adds it. Its name always contains `f64`, so that the other names do not
+/// change.
 fn add_oracle(
     columns: &mut Vec<Column>,
     runner: Runner,
@@ -125,13 +126,13 @@ fn add_oracle(
     }
 }
 
-/// Orders versions by release; those that are no release are older than any, since nothing says how new they are.
+/// Sort key by release number; versions that are not a release sort before all releases.
 pub(crate) fn release_order(version: &Version) -> Vec<u64> {
     let number = version.source.as_ref().map_or(Some(version.name.as_str()), |source| source.release());
     release_numbers(number.unwrap_or_default())
 }
 
-/// The numbers of a release's name; none of any other name, which then is older than every release.
+/// The numbers of a release's name; empty for other names, which thus sort before every release.
 pub(crate) fn release_numbers(name: &str) -> Vec<u64> {
     name.split('.').map_while(|part| part.parse().ok()).collect()
 }

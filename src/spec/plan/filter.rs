@@ -4,29 +4,29 @@ use super::{Plan, PlanError};
 use crate::spec::config::Config;
 use crate::spec::nearest::nearest;
 
-/// Which cells of a plan are wanted. A pattern with a `/` is matched against `case/variant`, one without
-/// against the case and the variant apart; `*` matches any text and `?` for one character.
+/// Selects cells of a plan. A pattern with a `/` is matched against `case/variant`, one without against the case and the
+/// variant separately; `*` matches any text and `?` one character.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
-    /// Cells that match one of these are kept; all where there is none.
+    /// Only cells that match one of these are kept; if empty, all cells are kept.
     pub only: Vec<String>,
-    /// Cells that match one of these are dropped, whatever `only` says.
+    /// Cells that match one of these are dropped, even if `only` keeps them.
     pub skip: Vec<String>,
 }
 
-/// A filter that leaves no sense.
+/// Why a filter is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, miette::Diagnostic)]
 pub enum FilterError {
-    /// The pattern matches nothing.
+    /// The pattern matches no cell.
     #[error("`{pattern}` matches no cell")]
     NoMatch {
-        /// As it was given.
+        /// The pattern as given.
         pattern: String,
-        /// What to write instead.
+        /// The remedy.
         #[help]
         hint: String,
     },
-    /// Every cell is ruled out.
+    /// The filters drop every cell.
     #[error("the filters leave no cell")]
     #[diagnostic(help("--skip takes precedence over --only"))]
     NothingLeft,
@@ -51,7 +51,7 @@ pub(super) fn filtered(plan: &Plan, filters: &Filters, config: &Config) -> Resul
     settled(left, config)
 }
 
-/// A plan of which cells were dropped.
+/// Cleans up a plan after cells were dropped: unused parts are removed and the baseline is set again.
 pub(super) fn settled(mut left: Plan, config: &Config) -> Result<Plan, PlanError> {
     if left.cells.is_empty() {
         return Err(FilterError::NothingLeft.into());
@@ -84,7 +84,7 @@ fn drop_unused(plan: &mut Plan) {
     }
 }
 
-/// The place of `old` among those seen, which grows in the order of first use.
+/// Index of `old` in `seen`; appends it at its first use.
 fn renumber(seen: &mut Vec<usize>, old: usize) -> usize {
     seen.iter().position(|one| *one == old).unwrap_or_else(|| {
         seen.push(old);
@@ -99,7 +99,7 @@ fn matches(pattern: &str, case: &str, variant: &str) -> bool {
     }
 }
 
-/// Whether `pattern` describes all of `name`; after a mismatch it goes back to the last `*` and lets that take one byte more.
+/// Whether the glob `pattern` matches all of `name`. After a mismatch, the last `*` takes one more byte.
 pub(crate) fn glob(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
@@ -136,7 +136,7 @@ fn no_match(pattern: &str, names: &[(&str, String)]) -> FilterError {
         }
     }
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
-    // The stars of a pattern are no part of the name that was meant.
+    // `*` is ignored when looking for the name that was meant.
     let hint = match nearest(&pattern.replace(['*', '?'], ""), &known) {
         Some(name) => format!("did you mean `{name}`? `tfcheck plan` lists all names"),
         None => "`tfcheck plan` lists the cases and variants; `*` matches any text".to_owned(),
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_glob_describes_the_whole_name() {
+    fn a_glob_matches_the_whole_name() {
         let cases = [
             ("*", "", true),
             ("*", "llama-128/candle_eager", true),

@@ -1,4 +1,4 @@
-//! Checks a plan that was read from a run folder before anything follows its indices and names.
+//! Checks a plan from a run folder before its indices and names are used.
 
 use std::path::{Component, Path};
 
@@ -6,7 +6,7 @@ use super::Plan;
 use crate::spec::config::Config;
 use crate::spec::variant::Runner;
 
-/// What is wrong with a plan of `config`: "refers to case 3 of 2".
+/// The first problem of a plan of `config`, such as "refers to case 3 of 2"; `None` if it is valid.
 pub(super) fn problem(plan: &Plan, config: &Config) -> Option<String> {
     if plan.cells.is_empty() {
         return Some("has no cells".to_owned());
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
     use crate::spec::plan::PlanError;
 
-    /// A saved plan in which `change` altered the JSON.
+    /// Checks a saved plan whose JSON `change` altered; an empty `expected` means that it is valid.
     fn check(change: impl FnOnce(&mut serde_json::Value), expected: &str) {
         let config = Config::default();
         let plan = Plan::new(&config, "cpu").unwrap();
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_plan_is_the_plan_and_a_damaged_one_is_refused() {
+    fn a_saved_plan_reads_back_unchanged_and_a_damaged_one_is_refused() {
         check(|_| (), "");
         check(|plan| plan["cells"][0]["case"] = 7.into(), "refers to case 8 of");
         check(|plan| plan["cells"][0]["environment"] = 9.into(), "refers to environment 10 of");

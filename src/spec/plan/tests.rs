@@ -153,7 +153,7 @@ fn a_key_changes_with_what_is_computed_and_not_with_names_or_limits() {
 }
 
 #[test]
-fn auto_is_the_machines_device_and_is_not_run_twice() {
+fn auto_is_replaced_by_the_machines_device_and_not_run_twice() {
     let config = config("[run]\ndevices = [\"auto\", \"cuda:0\"]");
     let variants = |device| {
         let plan = Plan::new(&config, device).unwrap();
@@ -165,7 +165,7 @@ fn auto_is_the_machines_device_and_is_not_run_twice() {
 }
 
 #[test]
-fn the_oracle_leaves_the_other_names_alone_and_is_not_timed() {
+fn the_oracle_keeps_the_other_variants_names_and_is_not_timed() {
     let config = config("[run]\noracle = true");
     let plan = plan(&config);
     let oracles: Vec<_> =
@@ -176,7 +176,7 @@ fn the_oracle_leaves_the_other_names_alone_and_is_not_timed() {
 }
 
 #[test]
-fn an_oracle_that_is_measured_anyway_runs_once() {
+fn an_oracle_that_is_also_a_measured_variant_runs_once() {
     let config = config("[run]\noracle = true\ndtypes = [\"f32\", \"f64\"]\nattention = [\"eager\"]");
     let plan = plan(&config);
     let oracles: Vec<_> = plan.cells.iter().filter(|cell| cell.oracle && cell.measured).collect();
@@ -185,7 +185,7 @@ fn an_oracle_that_is_measured_anyway_runs_once() {
 }
 
 #[test]
-fn speed_ups_are_against_eager_of_the_newest_release() {
+fn the_default_baseline_is_eager_of_the_newest_release() {
     for (text, baseline) in [
         ("", "5.23.0_eager_sdpa"),
         ("[run]\nattention = [\"sdpa\", \"eager\"]", "5.23.0_eager_sdpa"),
@@ -205,7 +205,7 @@ fn speed_ups_are_against_eager_of_the_newest_release() {
 }
 
 #[test]
-fn a_plan_without_variants_or_with_one_name_twice_is_refused() {
+fn a_plan_without_variants_or_with_duplicate_names_is_refused() {
     let empty = config("versions = []\n[candle]\nmodes = []");
     assert_eq!(Plan::new(&empty, "cpu"), Err(PlanError::Empty));
     let text = "inputs.batch = [1, 4]\ncheckpoints = [{ source = \"./m\" }, { source = \"./m-b4\" }]";
@@ -216,7 +216,7 @@ fn a_plan_without_variants_or_with_one_name_twice_is_refused() {
 }
 
 #[test]
-fn a_pattern_that_matches_nothing_names_the_nearest() {
+fn a_pattern_that_matches_nothing_suggests_the_nearest() {
     let config = Config::default();
     let hint = |pattern: &str| match plan(&config).filtered(&filters(&[], &[pattern]), &config) {
         Err(PlanError::Filter(FilterError::NoMatch { hint, .. })) => hint,
@@ -255,7 +255,7 @@ proptest! {
         let skip = left(filters(&[], &patterns));
         prop_assert!(only.is_disjoint(&skip));
         prop_assert_eq!(&(&only | &skip), &names(&all));
-        // Filtering twice changes nothing more.
+        // Filtering a second time changes nothing.
         if !only.is_empty() {
             let once = all.filtered(&filters(&patterns, &[]), &config).unwrap();
             prop_assert_eq!(&once.filtered(&filters(&patterns, &[]), &config).unwrap(), &once);

@@ -1,4 +1,4 @@
-//! What `tfcheck plan` prints.
+//! The text that `tfcheck plan` prints.
 
 use std::fmt::Write;
 

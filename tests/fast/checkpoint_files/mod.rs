@@ -1,4 +1,4 @@
-//! Small checkpoint files for tests.
+//! Writes small checkpoint files for tests.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, json};
 use tfcheck::spec::checkpoint::{Settings, hub::Environment};
 
-/// A config that passes.
+/// A valid config.
 pub(crate) fn config() -> String {
     json!({"model_type": "llama", "vocab_size": 32, "max_position_embeddings": 64, "eos_token_id": 2})
         .to_string()
@@ -32,7 +32,7 @@ pub(crate) fn write(path: &Path, content: impl AsRef<[u8]>) {
     std::fs::write(path, content).unwrap();
 }
 
-/// Settings that touch nothing but `root` and reach no hub.
+/// Settings whose cache is in `root` and whose hub is unreachable.
 pub(crate) fn settings(root: &Path) -> Settings {
     let hub = Environment {
         cache: root.join("hub"),

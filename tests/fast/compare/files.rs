@@ -1,4 +1,4 @@
-//! Logits files that the tests write, and sequences to fill them with.
+//! Writes logits files for tests and generates values for them.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use reference::protocol::LOGITS;
 use safetensors::tensor::TensorView;
 use tempfile::TempDir;
 
-/// Files of a test, and the entries over them.
+/// The logits files of a test and the entries that describe them.
 pub(crate) struct Files {
     folder: TempDir,
     pub(crate) entries: Vec<Entry>,
@@ -35,7 +35,7 @@ impl Files {
     }
 }
 
-/// Logits as a worker writes them: f64 for f64, f32 for all else.
+/// Writes logits as a worker does: f64 for a float64 variant, otherwise f32.
 pub(crate) fn write(path: &Path, dtype: Dtype, shape: [usize; 3], values: &[f64]) {
     let (stored, bytes): (_, Vec<u8>) = match dtype {
         Dtype::F64 => (safetensors::Dtype::F64, values.iter().flat_map(|x| x.to_le_bytes()).collect()),

@@ -1,4 +1,4 @@
-//! Which positions and files are compared, and that the blocked pass equals plain loops.
+//! Tests which positions and files are compared, and that the blocked loops equal plain loops.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use tfcheck::results::torch_zip;
 use super::files::{Files, bf16, noise, pair, write};
 use super::metrics::check;
 
-/// The plain loop that the blocked pass has to equal.
+/// The plain loop that the blocked loops must equal.
 fn brute_l2(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (f64::from(*a as f32) - f64::from(*b as f32)).powi(2)).sum::<f64>().sqrt()
 }
@@ -21,7 +21,7 @@ fn matrix_equals_the_pairwise_brute_force_and_does_not_depend_on_the_block() {
     let shape = [2, 3, 1003];
     let n = shape.iter().product();
     let mut files = Files::new();
-    // Enough that some pairs are measured in groups and some alone; 6 holds the last positions only.
+    // Enough entries that pairs are measured both in groups and singly; entry 6 holds the last positions only.
     let values: Vec<Vec<f64>> = (0..11).map(|seed| noise(seed + 1, n)).collect();
     let last = |values: &[f64]| [&values[2 * 1003..3 * 1003], &values[5 * 1003..]].concat();
     for (index, values) in values.iter().enumerate() {
@@ -45,7 +45,7 @@ fn matrix_equals_the_pairwise_brute_force_and_does_not_depend_on_the_block() {
     }
     for block in [16, 48, 1008, 4096] {
         let options = Options { block: Some(block), ..Options::default() };
-        // Bit for bit: the lanes' partial sums do not know where a block ends.
+        // Bitwise equal, because the lanes' partial sums continue across blocks.
         assert_eq!(matrix(&files.entries, None, &options).unwrap(), whole, "block {block}");
     }
     let family =
@@ -77,7 +77,7 @@ fn padding_is_not_compared() {
 }
 
 #[test]
-fn a_file_of_last_positions_is_compared_where_the_last_column_is_real() {
+fn a_last_position_file_is_compared_only_in_rows_that_end_in_a_real_token() {
     let base = noise(3, 2 * 3 * 8);
     let last: Vec<f64> = [&base[16..24], &base[40..48]].concat();
     let mut files = Files::new();
@@ -87,7 +87,7 @@ fn a_file_of_last_positions_is_compared_where_the_last_column_is_real() {
     assert!(whole.identical && whole.last_positions_only);
     assert_eq!(whole.positions, 2);
 
-    // The second row ends in padding, of which the file of last positions holds the logits.
+    // The second row ends in padding; the last-position file holds the logits of that padding.
     let mask = Mask::new(2, 3, vec![true, true, true, true, true, false]).unwrap();
     let measured = files.matrix(Some(&mask));
     assert_eq!(pair(&measured, 0, 1).positions, 1);
@@ -133,7 +133,7 @@ fn pairs_of_two_dtypes_are_also_compared_after_rounding() {
     assert!(mixed.l2 > 0.0);
     assert_eq!(mixed.lower_dtype, Dtype::Bf16);
     let rounded = mixed.rounded.unwrap();
-    // Rounding f32's value instead of f64's may meet a tie once in 2¹⁵; this sequence has none.
+    // Rounding the f32 value instead of the f64 one can differ at a tie, once in about 2¹⁵ values; here are none.
     assert_eq!((rounded.l2, rounded.max_abs, mixed.max_ulp), (0.0, 0.0, Some(0)));
 }
 

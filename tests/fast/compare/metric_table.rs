@@ -1,4 +1,4 @@
-//! The table of metrics against its documentation and against itself.
+//! Tests that the table of metrics matches docs/metrics.md and is consistent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +25,7 @@ fn the_documentation_has_the_names_and_units_of_the_table() {
     let documented = documented();
     let names: BTreeSet<&str> = METRICS.iter().map(|metric| metric.name).collect();
     assert_eq!(documented.keys().copied().collect::<BTreeSet<_>>(), names);
-    // A place or a word beside a number has no unit.
+    // A place or a word that is joined to a number has no unit.
     for metric in METRICS.iter().filter(|metric| metric.is_gate || !metric.unit.is_empty()) {
         assert_eq!(documented[metric.name], metric.unit, "{}", metric.name);
     }

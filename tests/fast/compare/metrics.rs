@@ -1,4 +1,4 @@
-//! Each metric against numpy, and the laws that it has to obey.
+//! Tests each metric against numpy, and the laws that it must obey.
 
 use compare::Dtype;
 use compare::matrix::{Options, PairOutcome, matrix};
@@ -122,7 +122,7 @@ proptest! {
         }
         let m = files.matrix(None);
         let (ab, bc, ac) = (pair(&m, 0, 1), pair(&m, 1, 2), pair(&m, 0, 2));
-        // Rounding of sums of 63 terms is below 1e-14 of them.
+        // The relative rounding error of a sum of 63 terms is below 1e-14.
         prop_assert!(ac.l2 <= (ab.l2 + bc.l2) * (1.0 + 1e-14), "triangle");
         prop_assert!(pair(&m, 0, 0).l2 == 0.0 && pair(&m, 0, 0).identical, "identity");
         prop_assert!(ab.max_abs <= ab.l2 * (1.0 + 1e-14), "max is a lower bound of L2");

@@ -1,4 +1,4 @@
-//! Known positives and negatives of every verdict.
+//! Tests known positives and negatives of every verdict.
 
 use compare::Dtype;
 use compare::evidence::{NearTies, Replayed, Routing};
@@ -7,7 +7,7 @@ use compare::verdict::{Decision, Tolerances, Verdict, verdicts};
 
 use super::files::{Files, added, bf16, noise};
 
-/// `family` for its plain code, `family/path` for another.
+/// Parses names: `family` for the family's plain code, `family/path` for another path.
 fn origins(names: &[&str]) -> Vec<Origin> {
     let origin =
         |name: &&str| Origin { family: name.split('/').next().unwrap().to_owned(), path: (*name).to_owned() };
@@ -23,7 +23,7 @@ fn of<'a>(verdicts: &'a [Verdict], a: &str, b: &str) -> &'a Verdict {
     verdicts.iter().find(|verdict| verdict.a == a && verdict.b == b).unwrap()
 }
 
-/// One pair without an oracle.
+/// The decision on one pair without an oracle.
 fn verdict_of(dtype: Dtype, shape: [usize; 3], a: &[f64], b: &[f64]) -> Decision {
     let mut files = Files::new();
     files.add("a", dtype, shape, a).add("b", dtype, shape, b);
@@ -37,7 +37,7 @@ const WIDE_LENGTH: usize = 4 * 49152;
 fn rounding_is_never_a_divergence() {
     for seed in 0..20 {
         let exact: Vec<f64> = noise(seed + 100, WIDE_LENGTH).iter().map(|x| 12.0 * x * x * x).collect();
-        // Two bf16 paths: errors of some bf16 epsilons (2⁻⁸) relative to the row, then bf16 logits.
+        // Two bf16 paths: errors of a few bf16 epsilons (2⁻⁸) relative to the row, then rounding of the logits to bf16.
         let path = |salt: u64| bf16(&added(&exact, &noise(seed + salt, WIDE_LENGTH), 0.05));
         assert_eq!(
             verdict_of(Dtype::Bf16, WIDE, &path(1), &path(2)),
@@ -46,7 +46,7 @@ fn rounding_is_never_a_divergence() {
         );
         let path = |salt: u64| added(&exact, &noise(seed + salt, WIDE_LENGTH), 1e-5);
         assert_eq!(verdict_of(Dtype::F32, WIDE, &path(3), &path(4)), Decision::SameMathematics, "f32 {seed}");
-        // One last bit of one logit.
+        // One logit differs in its last bit.
         let mut last_bit = exact.clone();
         last_bit[1000] = f64::from((exact[1000] as f32).next_up());
         assert_eq!(
@@ -79,7 +79,7 @@ fn a_single_wrong_position_among_many_does_not_pass() {
     let shape = [1, 512, 256];
     let exact: Vec<f64> = noise(7, 512 * 256).iter().map(|x| 5.0 * x).collect();
     let mut wrong = added(&exact, &noise(8, 512 * 256), 0.02);
-    // The window is off by one at the last position only: its logits move by a third.
+    // Simulates a window that is off by one at the last position only: its logits change by a third.
     for (x, moved) in wrong[511 * 256..].iter_mut().zip(noise(10, 256)) {
         *x += 2.5 * moved;
     }
@@ -87,7 +87,7 @@ fn a_single_wrong_position_among_many_does_not_pass() {
 }
 
 #[test]
-fn without_an_oracle_the_evidence_says_so() {
+fn evidence_without_an_oracle_states_that_none_was_run() {
     let mut files = Files::new();
     files.add("a", Dtype::F32, [1, 2, 8], &[1.0; 16]).add("b", Dtype::F32, [1, 2, 8], &[1.000_001; 16]);
     let verdict = judged(&files, &["x", "y"]).remove(0);
@@ -96,11 +96,11 @@ fn without_an_oracle_the_evidence_says_so() {
 }
 
 #[test]
-fn float64_tells_a_bug_that_bfloat16_hides_from_rounding() {
+fn float64_detects_a_bug_that_bfloat16_rounding_hides() {
     let shape = [1, 4, 2000];
     let exact: Vec<f64> = noise(1, 8000).iter().map(|x| 5.0 * x).collect();
     let mut files = Files::new();
-    // Another epsilon in the norm: 1e-4, far below bf16's rounding.
+    // Simulates a wrong epsilon in the norm: a change of 1e-4, well below bf16's rounding (2⁻⁸).
     let wrong: Vec<f64> = exact.iter().map(|x| x * (1.0 + 1e-4)).collect();
     files
         .add("a_bf16", Dtype::Bf16, shape, &bf16(&added(&exact, &noise(2, 8000), 0.02)))
@@ -115,7 +115,7 @@ fn float64_tells_a_bug_that_bfloat16_hides_from_rounding() {
 }
 
 #[test]
-fn with_agreeing_oracles_the_worse_rounding_is_named_and_a_broken_fast_path_diverges() {
+fn with_agreeing_oracles_worse_rounding_is_reported_and_a_broken_fast_path_diverges() {
     let shape = [1, 4, 2000];
     let exact: Vec<f64> = noise(1, 8000).iter().map(|x| 5.0 * x).collect();
     let mut files = Files::new();
@@ -152,9 +152,9 @@ fn with_agreeing_oracles_the_worse_rounding_is_named_and_a_broken_fast_path_dive
     assert!((error(4).rmse - 0.2 / 3.0_f64.sqrt()).abs() < 5e-3, "{}", error(4).rmse);
 }
 
-/// A mixture of experts whose router has near-ties: in bf16 each side sends some tokens elsewhere, by 0.1 of the whole.
+/// Simulates a mixture of experts whose router has near-ties: in bf16 both sides differ from float64 by about 10 %.
 #[test]
-fn where_the_float64_results_agree_rounding_is_no_divergence_however_large() {
+fn large_rounding_is_no_divergence_if_the_float64_results_agree() {
     let shape = [1, 4, 2000];
     let exact: Vec<f64> = noise(1, 8000).iter().map(|x| 5.0 * x).collect();
     let off = |seed: u64, by: f64| bf16(&added(&exact, &noise(seed, 8000), by));
@@ -179,11 +179,11 @@ fn where_the_float64_results_agree_rounding_is_no_divergence_however_large() {
         assert_eq!(verdict.decision, Decision::SameMathematics, "{verdict:?}");
         assert!(verdict.evidence.contains(evidence), "{verdict:?}");
     };
-    // Against its own float64 result there is nothing to be worse than.
+    // No peer's rounding is available for a variant that is compared with its own float64 result.
     same("a_f64", "a", "rounding is large here, as the code of a itself computed a_f64");
     same("a", "b", "b differs from its own float64 result");
     same("b_f64", "a", "the float64 results agree");
-    // What cannot run in float64 is held against what can.
+    // A variant that cannot run in float64 is compared with a float64 result of other code.
     same("a", "b_fused", "b_fused has not run in float64 itself and is compared with b_f64");
     same("a", "c", "c has no own float64 result and is compared with a_f64");
     let diverged = |a: &str, b: &str, evidence: &str| {
@@ -192,11 +192,11 @@ fn where_the_float64_results_agree_rounding_is_no_divergence_however_large() {
         assert!(verdict.evidence.contains(evidence), "{verdict:?}");
     };
     diverged("a", "b_broken", "b_broken differs from its float64 result b_f64 by more than rounding");
-    // No variant of its dtype says how large rounding is.
+    // No variant of its dtype has an error that is known to be rounding.
     diverged("a", "b_coarse", "has not run in float64 itself");
-    // float64 tells a bug, whatever bf16 shows.
+    // The float64 results differ, so it is a bug, however small the difference in bf16.
     diverged("a", "e", "differ by relative L2");
-    // The mathematics is right, and the rounding worse than others': a table of positions in bf16, say.
+    // The same function with worse rounding than its peers, for example a rope table in bf16.
     let verdict = of(&found, "a", "d");
     assert_eq!(verdict.decision, Decision::WorseRounding { worse: "d".to_owned() }, "{verdict:?}");
     assert!(verdict.evidence.contains("because its own code computed d_f64"), "{verdict:?}");
@@ -229,9 +229,9 @@ fn the_basis_of_a_verdict_is_its_evidence_as_data() {
     assert_eq!(broken["basis"]["found"]["sides"][1]["nan"], 1, "{broken}");
 }
 
-/// What a fused form departs by that was fed a known variant's inputs, module by module, and agreed in each.
+/// The fused variant's modules were replayed with a known variant's inputs, and all of them agreed.
 #[test]
-fn what_departs_by_near_ties_of_routers_alone_is_no_other_mathematics() {
+fn near_ties_of_routers_alone_are_no_divergence() {
     let shape = [1, 4, 2000];
     let exact: Vec<f64> = noise(1, 8000).iter().map(|x| 5.0 * x).collect();
     let off = |seed: u64, by: f64| bf16(&added(&exact, &noise(seed, 8000), by));
@@ -255,14 +255,14 @@ fn what_departs_by_near_ties_of_routers_alone_is_no_other_mathematics() {
             "{verdict:?}"
         );
     }
-    // Of a variant that was not looked into nothing is known.
+    // A variant that was not replayed has no evidence of near-ties.
     for a in ["b_f64", "b", "b_fused"] {
         assert_eq!(of(&found, a, "b_other").decision, Decision::Diverged, "{a}");
     }
 }
 
 #[test]
-fn a_result_beyond_its_dtypes_range_is_worse_rounding_only_where_float64_says_so() {
+fn overflow_is_worse_rounding_only_if_the_same_code_is_finite_in_float64() {
     let shape = [1, 4, 200];
     let exact: Vec<f64> = noise(1, 800).iter().map(|x| 5.0 * x).collect();
     let mut beyond = exact.clone();
@@ -279,7 +279,7 @@ fn a_result_beyond_its_dtypes_range_is_worse_rounding_only_where_float64_says_so
     assert_eq!(verdict.decision, Decision::WorseRounding { worse: "b".to_owned() }, "{verdict:?}");
     assert!(verdict.evidence.contains("leaves the range of its dtype"), "{verdict:?}");
     assert_eq!(of(&found, "a", "b_fused").decision, Decision::Diverged);
-    // Without float64 nobody knows.
+    // Without float64 results an infinity cannot be distinguished from a bug.
     assert_eq!(verdict_of(Dtype::F16, shape, &exact, &beyond), Decision::Diverged);
 }
 

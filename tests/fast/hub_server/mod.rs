@@ -1,4 +1,4 @@
-//! A hub on loopback: as much of the hub's HTTP as hf-hub uses, with faults on request.
+//! A Hugging Face hub on loopback: the part of its HTTP interface that hf-hub uses, with optional faults.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -18,9 +18,9 @@ pub(crate) struct State {
     pub(crate) refuse: Option<(u16, &'static str)>,
     /// Break the connection after this many bytes of a large file, once.
     pub(crate) cut_once: Option<usize>,
-    /// Send another content than the digest promises.
+    /// Send content that does not match the digest.
     pub(crate) corrupt: bool,
-    /// `METHOD path range authorization`, in order.
+    /// Requests as `METHOD path range authorization`, in order.
     pub(crate) log: Vec<String>,
 }
 
@@ -49,7 +49,7 @@ impl Hub {
         self.state.lock().unwrap()
     }
 
-    /// Paths that were asked for since the last call.
+    /// Requests since the last call.
     pub(crate) fn take_log(&self) -> Vec<String> {
         std::mem::take(&mut self.state().log)
     }
@@ -95,7 +95,7 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, endpoint: &str) {
     }
     let sent = &answer.body[..answer.cut.unwrap_or(answer.body.len()).min(answer.body.len())];
     let mut writer = stream;
-    // A client that has seen enough may hang up first.
+    // A client may close the connection early.
     let _ = writer
         .write_all(head.as_bytes())
         .and_then(|()| writer.write_all(b"\r\n"))
@@ -112,7 +112,7 @@ fn answer(state: &mut State, path: &str, range: Option<&str>, endpoint: &str) ->
             "",
         );
     }
-    // A renamed repository, or one of the oldest, which had no owner: the hub answers with a relative redirect.
+    // The hub answers with a relative redirect for a renamed repository, and for an old name without an owner.
     let moved = ["owner/old-name", "gpt0"].iter().find_map(|name| path.split_once(name));
     if let Some((before, after)) = moved {
         return plain(307, vec![("Location", format!("{before}owner/model{after}"))], "");
@@ -159,7 +159,7 @@ fn answer(state: &mut State, path: &str, range: Option<&str>, endpoint: &str) ->
     Answer { status: 206, headers, body, cut }
 }
 
-/// Bytes as lower-case hexadecimal.
+/// Formats bytes as lower-case hexadecimal.
 struct Hex<'a>(&'a [u8]);
 
 impl std::fmt::LowerHex for Hex<'_> {

@@ -1,8 +1,8 @@
-//! The command and the end of a run, on variants that need no Python.
+//! `tfcheck localize` and the localisation at the end of a run, on variants that need no Python.
 
 use crate::support::{Sandbox, stderr, stdout};
 
-/// Ours and upstream's port, whose window admits a key too many.
+/// The native model and candle-transformers' port, whose sliding window admits one key too many.
 const CONFIG: &str = "versions = []\n[[checkpoints]]\nsource = \"synthetic:mistral\"\n[inputs]\nlengths = [6, 40]\n\
     [candle]\nmodes = [\"eager\", \"fused\"]\nupstream = true\n\
     [run]\ndtypes = [\"f32\"]\nrounds = 0\ntrace = false\n";
@@ -18,7 +18,7 @@ fn a_pair_of_a_config_or_of_a_run_is_localised() {
     assert!(stdout(&output).contains("candle_eager and candle_fused agree in f32"), "{}", stdout(&output));
     assert_eq!(stdout(&output).lines().filter(|line| line.starts_with("mistral-")).count(), 2, "both cases");
 
-    // The short case is within the window.
+    // The short case is within the window, so only the long one diverges.
     let port = "candle-transformers_eager";
     let output = localize(&["--config", "tfcheck.toml", "candle_eager", port, "--case", "mistral-6"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -45,7 +45,7 @@ fn a_pair_of_a_config_or_of_a_run_is_localised() {
     let output = sandbox.run(&config, &[]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let run = sandbox.only_run();
-    // Upstream's ports show no modules, so that a run does not try.
+    // candle-transformers' ports expose no modules, so a run does not try to localise.
     assert!(!run.path().join("localized.json").exists());
     let path = run.path().to_str().unwrap().to_owned();
     let output = localize(&["--run", &path, "candle_eager", port, "--case", "mistral-40"]);
@@ -63,7 +63,7 @@ fn a_pair_of_a_config_or_of_a_run_is_localised() {
 }
 
 #[test]
-fn a_variant_is_localised_beside_its_own_one_pass_in_the_cases_with_a_prefill() {
+fn a_variant_with_a_prefill_is_localised_against_its_own_full_sequence_pass() {
     let sandbox = Sandbox::new();
     let config = CONFIG.replace("lengths = [6, 40]", "lengths = [12]\nprefill = [4]");
     sandbox.write("tfcheck.toml", &config.replace("upstream = true", "upstream = false"));

@@ -1,4 +1,4 @@
-//! First divergence: bugs planted in native checkpoints are localised to the right module, and rounding is never one.
+//! First divergence: bugs planted in native checkpoints are localised to the right module.
 
 mod cli;
 mod native;

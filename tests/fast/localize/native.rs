@@ -1,4 +1,4 @@
-//! Faults planted in native checkpoints: each class that candle ports and forks have had.
+//! Plants bugs in native checkpoints, of each class found in candle's ports and forks, and localises them.
 
 use candle_core::{DType, Device, Tensor};
 use compare::verdict::Decision;
@@ -17,7 +17,8 @@ fn divergence<'a>(name: &str, found: &'a Localized) -> &'a tfcheck::hunt::locali
     }
 }
 
-/// The fault is at `path`, which the sentence names; `between` where it is the module's own code.
+/// Asserts that the first diverging module is `path`. `between` holds the neighbouring submodules if the bug is in the
+/// module's own code.
 fn assert_found(name: &str, found: &Localized, path: &str, between: Option<[Option<&str>; 2]>) {
     let divergence = divergence(name, found);
     assert_eq!(divergence.path, path, "{name}: {}", found.sentence);
@@ -25,14 +26,14 @@ fn assert_found(name: &str, found: &Localized, path: &str, between: Option<[Opti
     assert_eq!(places, between, "{name}: {}", found.sentence);
     assert!(divergence.output > found.threshold, "{name}: {}", found.sentence);
     assert!(divergence.input.is_none_or(|input| input <= found.threshold), "{name}: {}", found.sentence);
-    // Fed the right input, a module at fault is still wrong.
+    // Replayed with the other side's input, the first diverging module still differs.
     assert!(divergence.replayed.is_none_or(|apart| apart > found.threshold), "{name}: {}", found.sentence);
     assert!(found.capture_changed_nothing, "{name}");
     assert!(found.is_divergence() && found.modules > 0 && found.captured_bytes > 0);
     assert_eq!(found.dtype, Dtype::F64, "{name}: {:?}", found.notes);
 }
 
-/// A bug is diverged by the verdict, in the dtype of its loads, and found at `path`.
+/// Asserts that the verdict on the two loads is *diverged* and that the bug is localised to `path`.
 fn assert_bug(
     name: &str,
     setting: &Setting,
@@ -45,7 +46,7 @@ fn assert_bug(
     assert_found(name, &setting.localize(right, wrong), path, between);
 }
 
-/// `key` of the config set to `value` on the wrong side.
+/// Sets `key` of the wrong side's config to `value` and asserts that the bug is localised to `path`.
 fn config_fault(checkpoint: &str, key: &str, value: &Value, path: &str) {
     config_fault_between(checkpoint, key, value, path, None);
 }
@@ -62,7 +63,7 @@ fn config_fault_between(
         |config| {
             assert_ne!(config[key], *value, "{checkpoint}: {key} is no fault");
             config[key] = value.clone();
-            // The new form of the same keys, which would count.
+            // `rope_parameters` holds the same settings in the newer spelling and would take precedence.
             config.as_object_mut().unwrap().remove("rope_parameters");
         },
         |_| (),
@@ -81,7 +82,7 @@ fn weight_fault(checkpoint: &str, weights: impl FnOnce(&mut Tensors), path: &str
 }
 
 #[test]
-fn a_wrong_epsilon_is_in_the_first_norm() {
+fn a_wrong_epsilon_is_localised_to_the_first_norm() {
     config_fault("llama:tiny", "rms_norm_eps", &json!(1e-6), "model.layers.0.input_layernorm");
     config_fault("gpt2", "layer_norm_epsilon", &json!(1e-5), "transformer.h.0.ln_1");
     config_fault("bert", "layer_norm_eps", &json!(1e-12), "bert.embeddings.LayerNorm");
@@ -89,21 +90,21 @@ fn a_wrong_epsilon_is_in_the_first_norm() {
 }
 
 #[test]
-fn a_wrong_rotation_is_in_the_first_layers_queries() {
+fn a_wrong_rotation_is_localised_to_the_first_layers_queries() {
     let rope = "model.layers.0.self_attn.rope_q";
     config_fault("llama:tiny", "rope_theta", &json!(10_000.0), rope);
     for scaled in ["llama:linear", "llama:dynamic", "llama:yarn", "llama:llama3"] {
         config_fault(scaled, "rope_scaling", &Value::Null, rope);
     }
     config_fault("phi", "partial_rotary_factor", &json!(1.0), rope);
-    // One base for all layers.
+    // One rope base for all layers.
     config_fault("gemma3_text", "rope_local_base_freq", &json!(50_000.0), rope);
     config_fault("gemma3_text", "rope_theta", &json!(500.0), "model.layers.1.self_attn.rope_q");
     config_fault("gpt_neox", "rotary_pct", &json!(0.5), "gpt_neox.layers.0.attention.rope_q");
 }
 
 #[test]
-fn a_window_of_another_width_is_in_the_first_windowed_layers_mask() {
+fn a_wrong_window_is_localised_to_the_first_windowed_layers_mask() {
     let mask = "model.layers.0.self_attn.mask";
     for window in [json!(7), json!(9), Value::Null] {
         config_fault("mistral", "sliding_window", &window, mask);
@@ -113,7 +114,7 @@ fn a_window_of_another_width_is_in_the_first_windowed_layers_mask() {
 }
 
 #[test]
-fn padding_that_is_attended_to_is_in_the_mask() {
+fn attended_padding_is_localised_to_the_mask() {
     let setting = Setting::new("llama:tiny");
     let inputs = setting.folder.path().join("unmasked.safetensors");
     write_inputs(&inputs, false);
@@ -128,25 +129,25 @@ fn padding_that_is_attended_to_is_in_the_mask() {
 }
 
 #[test]
-fn a_wrong_scale_or_soft_cap_is_in_the_scores() {
+fn a_wrong_scale_or_soft_cap_is_localised_to_the_scores() {
     config_fault("granite", "attention_multiplier", &json!(0.25), "model.layers.0.self_attn.scores");
     config_fault("gemma2", "attn_logit_softcapping", &json!(50.0), "model.layers.0.self_attn.scores");
     config_fault("gemma2", "query_pre_attn_scalar", &json!(24), "model.layers.0.self_attn.scores");
     config_fault("gpt2", "scale_attn_weights", &json!(false), "transformer.h.0.attn.scores");
     config_fault("gpt2", "scale_attn_by_inverse_layer_idx", &json!(true), "transformer.h.1.attn.scores");
-    // Layer 1 has no rotation on one side, and the scores are the first that both have.
+    // Layer 1 has no rotation on one side, so the scores are the first step that both sides have.
     config_fault("smollm3", "no_rope_layers", &json!([1, 1, 1, 0]), "model.layers.1.self_attn.scores");
 }
 
 #[test]
-fn a_wrong_activation_is_in_it() {
+fn a_wrong_activation_is_localised_to_the_activation() {
     config_fault("llama:tiny", "hidden_act", &json!("gelu"), "model.layers.0.mlp.act_fn");
     config_fault("starcoder2", "hidden_act", &json!("gelu"), "model.layers.0.mlp.act");
     config_fault("gpt2", "activation_function", &json!("gelu"), "transformer.h.0.mlp.act");
 }
 
 #[test]
-fn a_missing_multiplier_is_in_the_code_around_the_modules() {
+fn a_missing_multiplier_is_localised_to_the_code_between_the_modules() {
     let first = "model.layers.0";
     config_fault_between(
         "granite",
@@ -176,7 +177,7 @@ fn a_missing_multiplier_is_in_the_code_around_the_modules() {
 }
 
 #[test]
-fn a_wrong_choice_of_experts_is_in_them() {
+fn a_wrong_choice_of_experts_is_localised_to_the_experts() {
     config_fault("mixtral", "num_experts_per_tok", &json!(1), "model.layers.0.mlp.experts");
     config_fault_between(
         "qwen3_moe",
@@ -188,7 +189,7 @@ fn a_wrong_choice_of_experts_is_in_them() {
 }
 
 #[test]
-fn a_wrong_weight_is_in_its_module() {
+fn a_wrong_weight_is_localised_to_its_module() {
     let swapped = |tensors: &mut Tensors| {
         let [a, b] = ["input_layernorm", "post_attention_layernorm"]
             .map(|name| format!("model.layers.1.{name}.weight"));
@@ -220,7 +221,7 @@ fn a_wrong_weight_is_in_its_module() {
     };
     weight_fault("llama:tiny", tied, "lm_head");
     let reversed = |tensors: &mut Tensors| {
-        // Key heads in another order: each query attends to another group.
+        // Key heads in another order: each query attends to another key head.
         let name = "model.layers.0.self_attn.k_proj.weight";
         let heads = tensors[name].chunk(2, 0).unwrap();
         let swapped = Tensor::cat(&[&heads[1], &heads[0]], 0).unwrap();
@@ -236,8 +237,8 @@ fn a_wrong_weight_is_in_its_module() {
 }
 
 #[test]
-fn an_interleaved_rotation_is_in_the_projection_whose_rows_are_so_ordered() {
-    // Rotating neighbours is rotating halves of rows in another order.
+fn an_interleaved_rotation_is_localised_to_the_query_projection() {
+    // Reordering the rows of the projections makes the half-split rotation equal to an interleaved one.
     let interleaved = |tensors: &mut Tensors| {
         for (name, tensor) in tensors.iter_mut() {
             if name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") {
@@ -250,7 +251,7 @@ fn an_interleaved_rotation_is_in_the_projection_whose_rows_are_so_ordered() {
     weight_fault("mistral", interleaved, "model.layers.0.self_attn.q_proj");
 }
 
-/// Both sides far into their contexts; the wrong one is given `wrong` of each position.
+/// Shifts all positions by `first`; the wrong side gets `wrong(position)` instead of each position.
 fn position_fault(checkpoint: &str, first: i64, wrong: impl Fn(i64) -> i64, path: &str) {
     let setting = Setting::new(checkpoint);
     let mut tensors = candle_core::safetensors::load(setting.inputs(), &Device::Cpu).unwrap();
@@ -269,19 +270,19 @@ fn position_fault(checkpoint: &str, first: i64, wrong: impl Fn(i64) -> i64, path
 }
 
 #[test]
-fn positions_that_bf16_cannot_hold_are_in_the_rotation() {
-    // A table of rotations that was made in bf16, whose 8 bits hold whole numbers up to 256.
+fn positions_rounded_to_bf16_are_localised_to_the_rotation() {
+    // Simulates a rope table built in bf16, whose 8 significand bits represent integers exactly up to 256 only.
     let rounded = |at: i64| half::bf16::from_f64(at as f64).to_f64() as i64;
     position_fault("llama:tiny", 300, rounded, "model.layers.0.self_attn.rope_q");
     position_fault("qwen3", 300, rounded, "model.layers.0.self_attn.rope_q");
 }
 
 #[test]
-fn the_fused_form_is_looked_into_in_f32() {
+fn the_fused_backend_is_localised_in_f32() {
     for (checkpoint, key, value, path) in [
         ("llama:tiny", "hidden_act", json!("gelu"), "model.layers.0.mlp.act_fn"),
         ("llama:tiny", "rms_norm_eps", json!(1e-6), "model.layers.0.input_layernorm"),
-        // Rotation and softmax have no boundary in the fused form.
+        // The fused backend has no probe points for rotation and softmax.
         ("mistral", "sliding_window", json!(9), "model.layers.0.self_attn"),
     ] {
         let setting = Setting::new(checkpoint);
@@ -325,7 +326,7 @@ fn the_fused_form_is_looked_into_in_f32() {
 }
 
 #[test]
-fn disk_is_bounded_and_what_is_left_out_is_said() {
+fn captured_bytes_are_bounded_and_omissions_are_reported() {
     let setting = Setting::new("llama:tiny");
     let changed = setting.changed(|config| config["rms_norm_eps"] = json!(1e-6), |_| ());
     let right = setting.load(Mode::Eager, Dtype::F32);
@@ -334,7 +335,7 @@ fn disk_is_bounded_and_what_is_left_out_is_said() {
     let options = Options { max_bytes, ..Options::default() };
     let sides = ((&InProcess as _, right.clone()), (&InProcess as _, wrong.clone()));
     let found = setting.localize_with(sides.0, sides.1, &options).unwrap();
-    // Two levels of both sides at most, one at a time.
+    // At most two captures of `max_bytes` exist at a time.
     assert!(found.captured_bytes <= 2 * max_bytes, "{}", found.captured_bytes);
     assert!(found.notes.iter().any(|note| note.contains("--max-disk is too small")), "{:?}", found.notes);
     let leftovers = std::fs::read_dir(setting.folder.path()).unwrap();
@@ -352,7 +353,7 @@ fn disk_is_bounded_and_what_is_left_out_is_said() {
 }
 
 #[test]
-fn what_goes_through_a_cache_is_localised_beside_one_pass_and_beside_another_cache() {
+fn decoding_from_a_cache_is_localised_against_a_full_pass_and_against_another_cache() {
     let setting = Setting::new("mistral");
     let right = setting.load(Mode::Eager, Dtype::F32);
     let localize = |b: &Load, prefills: [Option<usize>; 2]| {
@@ -360,10 +361,10 @@ fn what_goes_through_a_cache_is_localised_beside_one_pass_and_beside_another_cac
         let [a, b] = sides.map(|(load, prefill)| (&InProcess as &dyn Runner, load, prefill));
         setting.localize_through_caches(a, b, &Options::default()).unwrap()
     };
-    // The rows are 40 tokens, the window is 8.
+    // The sequence length is 40, the sliding window 8.
     let found = localize(&right, [None, Some(20)]);
     assert_eq!(found.finding, Finding::Nothing, "{}", found.sentence);
-    // The token at 30 is rotated as if it were at 31: met by the cache's pass of that token.
+    // The token at 30 is rotated as if it were at 31; with a prefill of 20 it is processed through the cache.
     let inputs = setting.folder.path().join("shifted.safetensors");
     let mut tensors = candle_core::safetensors::load(setting.inputs(), &Device::Cpu).unwrap();
     let mut positions = tensors["position_ids"].to_vec2::<i64>().unwrap();

@@ -1,5 +1,5 @@
-//! Bugs planted in an editable fork of transformers, run as a user runs one: `tfcheck run` of the release, the fork and
-//! the native model. Each must be called diverged and be localised by the run itself.
+//! Plants bugs in an editable fork of transformers and runs `tfcheck run` on the release, the fork and the native model.
+//! The verdict on each must be *diverged*, and the run itself must localise it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,11 +21,11 @@ pub(crate) fn newest() -> Environment {
     prepare(&specification, &cache_folder().unwrap(), &|line| eprintln!("{line}")).unwrap()
 }
 
-/// A git working copy of the release, made once: what is installed of it, under a project file of its own.
+/// A git working copy of the release: its installed files with a project file. It is made once and kept.
 pub(crate) struct Fork(pub(crate) PathBuf);
 
 impl Fork {
-    /// The working copy of a test, which no other test may change.
+    /// The working copy of `test`; no other test uses it.
     pub(crate) fn new(test: &str) -> Self {
         let fork = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fork-{test}-{NEWEST}"));
         if !fork.exists() {
@@ -72,7 +72,7 @@ impl Fork {
         self.git(&["checkout", "--quiet", "--force", "HEAD"]);
     }
 
-    /// Edits the working copy, and names its commit.
+    /// Resets the working copy, plants the bugs in it and returns its commit.
     pub(crate) fn plant(&self, branch: &[Plant]) -> String {
         self.reset();
         for plant in branch {
@@ -111,7 +111,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// One run of all checkpoints of a branch, with the native model in it or not.
+/// One run of all checkpoints of a branch, with the native model if `has_native`.
 fn run(fork: &Fork, branch: Branch, has_native: bool) -> (Sandbox, Run) {
     let sandbox = Sandbox::new();
     let checkpoint = |name: &str, checkpoint: &str| {
@@ -134,7 +134,7 @@ fn run(fork: &Fork, branch: Branch, has_native: bool) -> (Sandbox, Run) {
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let run = sandbox.only_run();
     if has_native {
-        // The run localises the fork beside the release; the native model is in the release's group.
+        // The run localises the fork against the release only, because the native model is in the release's group.
         let folder = run.path().to_str().unwrap();
         let output = sandbox.tfcheck(&["localize", "--run", folder, "fork_eager_eager", "candle_eager"]);
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
@@ -151,7 +151,7 @@ pub(crate) fn verdict(case: &Value, a: &str, b: &str) -> (String, String) {
     (text("verdict"), text("evidence"))
 }
 
-/// What is wrong with the verdicts on a bug: the fork diverges from the release, and from the native model.
+/// Problems with the verdicts on a bug: the fork must diverge from the release and from the native model.
 fn judged(plant: &Plant, case: &Value, has_native: bool) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut expect = |a: &str, b: &str, words: &[&str]| {
@@ -172,7 +172,7 @@ fn judged(plant: &Plant, case: &Value, has_native: bool) -> Vec<String> {
     wrong
 }
 
-/// What is wrong with the localisations of a bug: the run's own, and beside a native model the one that was asked for.
+/// Problems with the localisations of a bug: the run's own and, if `has_native`, that of `tfcheck localize`.
 fn localized(plant: &Plant, case: &Value, has_native: bool) -> Vec<String> {
     let localized = case["localized"].as_array().unwrap();
     let mut expected = vec![(["5.23.0_eager_eager", "fork_eager_eager"], plant.path)];
@@ -202,7 +202,7 @@ fn bugs_in_an_editable_fork_diverge_and_the_run_names_the_module() {
     for (branch, has_native) in BRANCHES.into_iter().zip([false, true]) {
         let commit = fork.plant(branch);
         let (_sandbox, run) = run(&fork, branch, has_native);
-        // The working copy is named by its commit and by what is changed in it.
+        // The working copy is identified by its commit and its uncommitted changes.
         let environments = run.json("environment.json")["environments"].clone();
         assert!(environments[1]["notes"].to_string().contains(&format!("{commit}+")), "{environments}");
         keys.push(environments[1]["key"].clone());
@@ -213,7 +213,7 @@ fn bugs_in_an_editable_fork_diverge_and_the_run_names_the_module() {
             wrong.extend(judged(plant, case, has_native));
             wrong.extend(localized(plant, case, has_native));
         }
-        // What is not touched is the release, bit for bit.
+        // A model whose file is unchanged is bitwise equal to the release.
         let (word, evidence) = verdict(&cases[branch.len()], "5.23.0_eager_eager", "fork_eager_eager");
         assert_eq!(word, "identical", "{evidence}");
     }

@@ -1,4 +1,4 @@
-//! First divergence: bugs planted in a fork of transformers are localised to the right module, and rounding is never one.
+//! First divergence: bugs planted in a fork of transformers are localised to the right module; rounding never diverges.
 
 mod forks;
 mod planted_rounding;
@@ -13,8 +13,8 @@ use reference::Environment;
 use tfcheck::app::cache_folder;
 use tfcheck::execute::runner::{self, ProcessRunner};
 
-/// transformers of an environment. tfcheck gives each worker an empty compiler cache, because it measures compilation;
-/// these tests do not, so theirs lasts from one run to the next.
+/// A runner for the transformers of an environment. tfcheck gives each worker an empty compiler cache, because it measures
+/// compilation; these tests do not measure it and keep the cache between runs.
 fn transformers(environment: &Environment) -> ProcessRunner {
     let mut runner = runner::transformers::runner(environment, &cache_folder().unwrap(), 2).unwrap();
     let compiled = Path::new(env!("CARGO_TARGET_TMPDIR")).join("inductor").join(&environment.key);

@@ -1,11 +1,11 @@
-//! Changes that only round otherwise, planted in an editable fork of transformers as bugs are: attention's sum over keys in
-//! another order, and in bf16. None may be called diverged.
+//! Plants changes that affect rounding only in an editable fork of transformers: attention's sum over keys in another order,
+//! and in bf16. The verdict must never be *diverged*.
 
 use super::forks::{Fork, NEWEST, verdict};
 use super::plants::{NONE, Plant};
 use crate::support::{Sandbox, stderr};
 
-/// Modeling files, a synthetic checkpoint of each, and what eager attention calls what it sums over.
+/// Modeling file, synthetic checkpoint, and the name of the values tensor in its eager attention.
 const FILES: [(&str, &str, &str); 24] = [
     ("bert", "bert", "value"),
     ("cohere", "cohere", "value_states"),
@@ -33,25 +33,25 @@ const FILES: [(&str, &str, &str); 24] = [
     ("xlm_roberta", "xlm-roberta", "value"),
 ];
 
-/// The sum in another order.
+/// Python code of the sum over keys in reverse order.
 fn reversed(value: &str) -> String {
     format!("torch.matmul(attn_weights.flip(-1), {value}.flip(-2))")
 }
 
-/// The sum in bf16, as `torch.set_float32_matmul_precision("medium")` allows it; in float64 as it was.
+/// Python code of the sum in bf16, as `torch.set_float32_matmul_precision("medium")` allows it; float64 is unchanged.
 fn coarse(value: &str) -> String {
     let [wide, narrow] = ["", ".bfloat16()"].map(|to| format!("torch.matmul(attn_weights{to}, {value}{to})"));
     format!("{wide} if {value}.dtype == torch.float64 else {narrow}.to({value}.dtype)")
 }
 
-/// Plants `sum` into every file, runs the release beside the fork, and gives the verdicts on each checkpoint in f32 and in
+/// Plants `sum` into every file, runs the release and the fork, and returns the verdicts on each checkpoint in f32 and in
 /// bf16, with their evidence.
 fn verdicts(fork: &Fork, sum: fn(&str) -> String) -> Vec<[(String, String); 2]> {
     let plants: Vec<Plant> = FILES
         .iter()
         .map(|(file, checkpoint, value)| {
             let edit = (format!("torch.matmul(attn_weights, {value})"), sum(value));
-            // Plants are constants elsewhere; a test's few strings may stay.
+            // `Plant` holds static strings, so the test leaks these few.
             let edits = vec![(&*edit.0.leak(), &*edit.1.leak())].leak();
             Plant { class: file, checkpoint, file, edits, ..NONE }
         })
@@ -90,11 +90,11 @@ fn verdicts(fork: &Fork, sum: fn(&str) -> String) -> Vec<[(String, String); 2]> 
     cases.iter().map(|case| ["f32", "bf16"].map(|dtype| of(case, dtype))).collect()
 }
 
-/// Architectures whose eager attention sums over keys in another expression than [`FILES`] replaces.
+/// Architectures whose eager attention sums over keys in an expression that [`FILES`] does not match.
 const ELSEWHERE: [&str; 1] = ["falcon"];
 
 #[test]
-fn every_architecture_has_a_file_or_is_named_as_one_without() {
+fn every_architecture_has_a_file_or_is_listed_without_one() {
     let has_file = |model_type: &str| {
         FILES.iter().any(|(_, checkpoint, _)| checkpoint.split(':').next() == Some(model_type))
     };
@@ -112,7 +112,7 @@ fn sums_in_another_order_and_in_bf16_never_diverge() {
     assert!(same >= 20, "{same} sums in another order round otherwise, and are one mathematics: {turned:?}");
     let coarse = verdicts(&fork, coarse);
     fork.reset();
-    // In f32 it shows and is named; in bf16 nothing is changed.
+    // In f32 the coarser sum is reported as worse rounding; in bf16 it changes nothing.
     let worse = coarse.iter().filter(|[f32, _]| is(f32, "worse_rounding")).count();
     assert!(worse >= 20, "{worse} sums in bf16 round worse: {coarse:?}");
     assert!(coarse.iter().all(|[_, bf16]| is(bf16, "identical")), "{coarse:?}");

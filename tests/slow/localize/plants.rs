@@ -1,30 +1,30 @@
-//! Bugs for a fork of transformers 5.23.0: edits of a modeling file, what shows them, and where they must be found.
+//! Bugs for a fork of transformers 5.23.0: edits of a modeling file, a checkpoint that exposes them, and the module to find.
 
 /// One bug.
 pub(crate) struct Plant {
-    /// The bug, which also names its case.
+    /// Name of the bug and of its case.
     pub(crate) class: &'static str,
     /// Synthetic checkpoint.
     pub(crate) checkpoint: &'static str,
-    /// `gemma3` of `models/gemma3/modeling_gemma3.py`.
+    /// Name of the modeling file: `gemma3` for `models/gemma3/modeling_gemma3.py`.
     pub(crate) file: &'static str,
-    /// Text and what stands in its place, wherever it stands.
+    /// Pairs of text and replacement; every occurrence is replaced.
     pub(crate) edits: &'static [(&'static str, &'static str)],
-    /// The module at fault, as the release and the fork have it.
+    /// The first diverging module, by its path in transformers.
     pub(crate) path: &'static str,
-    /// As the native model has it, where its modules are others; the native model is in the second branch alone.
+    /// The same by its path in the native model, if it differs. Only the second branch runs the native model.
     pub(crate) native: &'static str,
-    /// Words of a note of the localisation.
+    /// Text that the localisation's notes must contain.
     pub(crate) note: &'static str,
 }
 
 pub(crate) const NONE: Plant =
     Plant { class: "", checkpoint: "", file: "", edits: &[], path: "", native: "", note: "" };
 
-/// A working copy with one bug a modeling file, so that each checkpoint meets one.
+/// The bugs of one working copy: at most one per modeling file, so that each checkpoint meets one bug.
 pub(crate) type Branch = &'static [Plant];
 
-/// Each class of bug that candle's ports have had, and others of their kind.
+/// Each class of bug found in candle's ports, and similar ones.
 pub(crate) const BRANCHES: [Branch; 2] = [FIRST, SECOND];
 
 const FIRST: Branch = &[

@@ -1,4 +1,4 @@
-//! Changes that only round otherwise: never diverged by the verdict, and nothing to localise.
+//! Changes that affect rounding only: the verdict is never *diverged*, and localisation finds nothing.
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::setting::{Setting, Tensors};
 
 const HALVES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::F16];
 
-/// What computes, and everything about it that only rounds otherwise.
+/// A variant and its number of threads; cells of one checkpoint differ in rounding only.
 #[derive(Clone)]
 struct Cell {
     variant: Variant,
@@ -65,7 +65,7 @@ impl Cell {
         self.variant.dtype == Dtype::F64
     }
 
-    /// What differs between two cells, in words.
+    /// Names of the settings in which two cells differ.
     fn differences(&self, other: &Self) -> Vec<&'static str> {
         let (a, b) = (&self.variant, &other.variant);
         [
@@ -94,9 +94,9 @@ impl Cell {
     }
 }
 
-/// Every pair must be one mathematics; gives what differs between the sides of each pair. In half precision a mixture's
-/// token that a near-tie sends elsewhere on one side may be called its worse rounding, which depends on the machine
-/// (README, Limits).
+/// Asserts that every pair computes the same function; returns the settings in which the sides of each pair differ. In
+/// half precision the verdict *worse rounding* is accepted for a mixture of experts, because a token that a near-tie sends
+/// to another expert can cause it, depending on the machine (README, Limits).
 fn check(setting: &Setting, cells: &[Cell], entries: &[Entry]) -> Vec<Vec<&'static str>> {
     let mask = Mask::open(&setting.inputs()).unwrap();
     let matrix = matrix::matrix(entries, Some(&mask), &matrix::Options::default()).unwrap();
@@ -121,7 +121,7 @@ fn check(setting: &Setting, cells: &[Cell], entries: &[Entry]) -> Vec<Vec<&'stat
         .collect()
 }
 
-/// Pairs that differ in `what` and in nothing else, or in the dtype too.
+/// Number of pairs that differ in `what` and, apart from it, at most in `others`.
 fn count(pairs: &[Vec<&'static str>], what: &str, others: &[&str]) -> usize {
     let is_it = |pair: &&Vec<&'static str>| {
         pair.contains(&what) && pair.iter().all(|other| *other == what || others.contains(other))
@@ -143,7 +143,7 @@ fn other_kernels_and_other_dtypes_never_diverge() {
         if config["architectures"][0].as_str().is_some_and(|name| name.ends_with("SequenceClassification")) {
             continue;
         }
-        // The experts of a mixture are chosen by near-ties: there, too, rounding is no other mathematics.
+        // Mixtures are included: their routers have near-ties, which must not be reported as divergence either.
         let cells: Vec<Cell> = [
             (Mode::Eager, Dtype::F64),
             (Mode::Eager, Dtype::F32),
@@ -163,7 +163,7 @@ fn other_kernels_and_other_dtypes_never_diverge() {
     assert!(count(&pairs, "dtype", &["mode"]) >= 150, "other dtypes");
 }
 
-/// Chunks of the work, and with them the order of sums, follow the threads.
+/// The number of threads determines how work is divided, and thereby the order of sums.
 #[test]
 fn native_models_of_one_and_of_two_threads_never_diverge() {
     let stop = AtomicBool::new(false);
@@ -198,7 +198,7 @@ fn native_models_of_one_and_of_two_threads_never_diverge() {
     assert!(count(&pairs, "threads", &[]) >= 20, "{}", count(&pairs, "threads", &[]));
 }
 
-/// One process for everything eager, and one that compiles: a compiler's state outlives its model.
+/// Eager variants run in one process and compiled ones in another, because the compiler's state outlives its model.
 #[test]
 fn attention_threads_and_compilation_of_transformers_never_diverge() {
     let stop = AtomicBool::new(false);
@@ -240,13 +240,13 @@ fn attention_threads_and_compilation_of_transformers_never_diverge() {
     }
 }
 
-/// Each compilation takes seconds; every one makes four pairs of its dtype.
+/// Number of settings that are compiled: each compilation takes seconds and adds four pairs of its dtype.
 const COMPILED: usize = 2;
 
-/// Eager attention of falcon adds the biases of positions twice, sdpa once (`FalconModel.forward` and
-/// `FalconAttention.forward` of 5.23.0): what a variant computes that its eager twin does not is its execution.
+/// Falcon's eager attention adds the position biases twice, sdpa once (`FalconModel.forward` and `FalconAttention.forward`
+/// of transformers 5.23.0). A difference between a variant and its eager twin is reported as [`Finding::Execution`].
 #[test]
-fn a_release_that_is_right_has_nothing_to_localise_and_sdpa_is_told_from_eager() {
+fn a_correct_release_has_nothing_to_localise_and_sdpa_is_distinguished_from_eager() {
     let setting = Setting::new("falcon:alibi");
     let right = setting.load(Mode::Eager, Dtype::F32);
     let environment = newest();
@@ -263,7 +263,7 @@ fn a_release_that_is_right_has_nothing_to_localise_and_sdpa_is_told_from_eager()
 
 #[test]
 fn sums_in_another_order_are_nothing_to_localise() {
-    // The rows and columns of the MLP between two layers in another order: the same function, other sums.
+    // Permuting the MLP's hidden features computes the same function with sums in another order.
     let mut others = 0;
     for checkpoint in [
         "llama:tiny",

@@ -1,5 +1,5 @@
-//! Mixtures of experts in bf16: a token that a router's near-tie sends to another expert is rounding, and experts that
-//! compute something else are a bug.
+//! Mixtures of experts in bf16: a token that a router's near-tie (two scores closer than rounding explains) sends to another
+//! expert is rounding, but a wrong router or expert is a bug.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::engine::{InProcess, WrongInBf16};
 use crate::setting::{Setting, Tensors};
 use crate::support::{Sandbox, stderr, stdout};
 
-/// Rows of several lengths whose router meets near-ties; which do is the CPU's, so that there are many.
+/// A config with many inputs, because which tokens meet near-ties depends on the CPU.
 fn config(seed: u64) -> String {
     format!(
         "versions = []\n[[checkpoints]]\nsource = \"synthetic:mixtral\"\n[[checkpoints]]\nsource = \"synthetic:qwen3_moe\"\n\
@@ -45,11 +45,11 @@ fn a_token_that_a_near_tie_sends_to_another_expert_is_no_divergence() {
                 }
             }
         }
-        // What is known of a run is kept with it.
+        // The run folder keeps the evidence, so that `compare` gives the same verdicts.
         let path = run.path().to_str().unwrap();
         let again = || stdout(&sandbox.tfcheck(&["compare", path]));
         assert!(!again().contains("diverged"), "{}", again());
-        // And holds for a cache only as long as that gives what its one pass gives.
+        // The evidence holds for a cached variant only if its logits match those of its full-sequence forward pass.
         let Some(case) = cached else { continue };
         let pair = [format!("{case}/candle_eager_bf16"), "candle_fused_bf16".to_owned()];
         let explain = || stdout(&sandbox.tfcheck(&["explain", path, &pair[0], &pair[1]]));
@@ -61,7 +61,7 @@ fn a_token_that_a_near_tie_sends_to_another_expert_is_no_divergence() {
     assert!(in_one_pass > 0 && through_a_cache > 0, "no router met a near-tie: other seeds are needed");
 }
 
-/// The sign of the last quarter of a file of logits.
+/// Flips the sign of the last quarter of a file of f32 logits.
 fn turn_the_last_logits(path: &Path) {
     let mut bytes = std::fs::read(path).unwrap();
     let from = bytes.len() - bytes.len() / 16 * 4;
@@ -69,9 +69,10 @@ fn turn_the_last_logits(path: &Path) {
     std::fs::write(path, bytes).unwrap();
 }
 
-/// The eager form multiplies one row otherwise than many, so that its cache meets near-ties that its one pass does not.
+/// The eager backend rounds the product of one row differently from that of many, so that decoding through the cache meets
+/// near-ties that the full-sequence forward pass does not.
 #[test]
-fn a_near_tie_of_the_cache_alone_is_told_by_feeding_the_one_pass() {
+fn a_near_tie_of_the_cache_alone_is_shown_by_replaying_the_full_sequence_pass() {
     let mut excused = 0;
     for seed in [1, 2] {
         let sandbox = Sandbox::new();
@@ -85,8 +86,9 @@ fn a_near_tie_of_the_cache_alone_is_told_by_feeding_the_one_pass() {
     assert!(excused > 0, "no cache met a near-tie: other seeds are needed");
 }
 
-/// What departs first in the fused form in bf16, whose code is that of the changed checkpoint in that dtype alone: in one
-/// pass beside the eager form, and through its cache beside the right code's one pass.
+/// Asserts that `path` is the first diverging module of a fused variant that uses the changed checkpoint in bf16 only. It is
+/// compared in the full-sequence forward pass with the eager backend, and through its cache with the unchanged fused
+/// backend's full-sequence forward pass.
 fn check(checkpoint: &str, config: impl FnOnce(&mut Value), weights: impl FnOnce(&mut Tensors), path: &str) {
     let setting = Setting::new(checkpoint);
     let wrong = WrongInBf16(setting.changed(config, weights));
@@ -101,7 +103,7 @@ fn check(checkpoint: &str, config: impl FnOnce(&mut Value), weights: impl FnOnce
     }
 }
 
-/// The first tensor takes the second's place, and the other way round.
+/// Exchanges two tensors.
 fn exchanged(names: [String; 2]) -> impl FnOnce(&mut Tensors) {
     move |tensors| {
         let [a, b] = names.each_ref().map(|name| tensors[name].clone());
@@ -114,7 +116,7 @@ fn exchanged(names: [String; 2]) -> impl FnOnce(&mut Tensors) {
 #[test]
 fn a_wrong_router_or_expert_of_one_dtype_is_no_near_tie() {
     let unchanged = |_: &mut Value| ();
-    // Tokens go to the wrong one of two experts.
+    // Exchanging two rows of the gate sends tokens to the wrong one of two experts.
     let turned = |tensors: &mut Tensors| {
         let name = "model.layers.1.mlp.gate.weight";
         let rows: Vec<u32> = (0..tensors[name].dim(0).unwrap() as u32)
@@ -129,7 +131,7 @@ fn a_wrong_router_or_expert_of_one_dtype_is_no_near_tie() {
         [a, b].map(|expert| format!("model.layers.{layer}.mlp.experts.{expert}.down_proj.weight"))
     };
     check("qwen3_moe:raw-topk", unchanged, exchanged(experts([2, 3], 1)), "model.layers.1.mlp.experts");
-    // One expert of six alone.
+    // Only one expert of six is wrong.
     let one = |tensors: &mut Tensors| {
         let [from, to] = experts([4, 5], 2);
         let weight = tensors[&from].clone();
@@ -139,7 +141,7 @@ fn a_wrong_router_or_expert_of_one_dtype_is_no_near_tie() {
     // A choice of one expert instead of two.
     let fewer = |config: &mut Value| config["num_experts_per_tok"] = json!(1);
     check("mixtral", fewer, |_| (), "model.layers.0.mlp.experts");
-    // What is no router departs as it does without one.
+    // In a mixture, a bug outside the router diverges as in other models.
     let wider = |config: &mut Value| config["sliding_window"] = json!(9);
     check("mixtral:window", wider, |_| (), "model.layers.0.self_attn");
 }

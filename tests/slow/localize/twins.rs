@@ -1,5 +1,5 @@
-//! Variants that are looked into through another run of theirs: decoding from a cache beside the one pass, a compiled
-//! model beside its eager twin. Both faults stand in one editable fork, in files of their own.
+//! Variants that are localised with a second run of themselves: decoding from a cache is compared with the full-sequence
+//! forward pass, a compiled model is traced through its eager twin. One editable fork has both bugs, in separate files.
 
 use std::sync::{LazyLock, Mutex, PoisonError};
 
@@ -41,7 +41,7 @@ fn runner(environment: &Environment) -> ProcessRunner {
     super::transformers(environment)
 }
 
-/// One Python process at a time: each holds a gigabyte.
+/// Serialises the tests' Python processes, because each uses about 1 GB of memory.
 static TURN: Mutex<()> = Mutex::new(());
 
 fn localized(setting: &Setting, a: &Load, b: (&ProcessRunner, Load)) -> Localized {
@@ -49,7 +49,7 @@ fn localized(setting: &Setting, a: &Load, b: (&ProcessRunner, Load)) -> Localize
     setting.localize_with((&InProcess, a.clone()), (b.0, b.1), &Options::default()).unwrap()
 }
 
-/// What `b`'s cache gives after a prefill, against its own one pass.
+/// Localises a variant's decoding from a cache after a prefill against its own full-sequence forward pass.
 fn cached(setting: &Setting, (runner, load): (&ProcessRunner, Load), prefill: usize) -> Localized {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let sides = ((runner as &dyn Runner, load.clone(), None), (runner as &dyn Runner, load, Some(prefill)));
@@ -57,7 +57,7 @@ fn cached(setting: &Setting, (runner, load): (&ProcessRunner, Load), prefill: us
 }
 
 #[test]
-fn a_fault_of_the_cache_alone_is_localised_beside_the_variant_s_own_one_pass() {
+fn a_fault_of_the_cache_alone_is_localised_against_the_full_sequence_pass() {
     let setting = Setting::new("llama:tiny");
     let (fork, right) = (runner(fork()), setting.load(Mode::Eager, Dtype::F32));
     let found = localized(&setting, &right, (&fork, setting.transformers()));
@@ -70,17 +70,17 @@ fn a_fault_of_the_cache_alone_is_localised_beside_the_variant_s_own_one_pass() {
 }
 
 #[test]
-fn a_compiled_variant_is_looked_into_through_its_eager_twin() {
+fn a_compiled_variant_is_traced_through_its_eager_twin() {
     let setting = Setting::new("qwen3");
     let right = setting.load(Mode::Eager, Dtype::F32);
-    // A fault of the model's is found without compiling anything.
+    // A bug in the model is found without compiling.
     let frozen = Load { mode: Mode::Frozen, ..setting.transformers() };
     let found = localized(&setting, &right, (&runner(fork()), frozen));
     let Finding::Module(divergence) = &found.finding else { panic!("{}", found.sentence) };
     assert_eq!(divergence.path, "model.layers.0.self_attn.softmax", "{}", found.sentence);
     let note = "wrong was captured without torch.compile";
     assert!(found.notes.iter().any(|known| known.starts_with(note)), "{:?}", found.notes);
-    // Where the twins agree the compiled model itself is run, and held against its twin.
+    // If the eager twin agrees, the compiled model itself is run and compared with its twin.
     let compiled = Load { mode: Mode::Compiled, ..setting.transformers() };
     let found = localized(&setting, &right, (&runner(&newest()), compiled));
     assert_eq!(found.finding, Finding::Nothing, "{} {:?}", found.sentence, found.notes);

@@ -1,6 +1,6 @@
-//! tfcheck's own models as workers inside this process.
+//! Runs tfcheck's native models as workers inside this process.
 
-// Each test binary uses its own part of this.
+// Each test binary uses a part of this module.
 #![allow(dead_code, reason = "shared by two test binaries")]
 
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ impl Runner for InProcess {
     }
 }
 
-/// The same, whose code is another in bf16 alone, as a kernel's may be: there it is that of another checkpoint.
+/// Like [`InProcess`], but loads another checkpoint in bf16, which simulates a kernel that is wrong in one dtype only.
 pub(crate) struct WrongInBf16(pub(crate) PathBuf);
 
 impl Runner for WrongInBf16 {

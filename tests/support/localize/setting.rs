@@ -1,6 +1,6 @@
-//! A checkpoint and its inputs, and changes made to a copy of either.
+//! A synthetic checkpoint with inputs, and changed copies of them.
 
-// Each test binary uses its own part of this.
+// Each test binary uses a part of this module.
 #![allow(dead_code, reason = "shared by two test binaries")]
 
 use std::collections::HashMap;
@@ -21,10 +21,10 @@ use tfcheck::spec::variant::measured_dtype;
 
 use crate::engine::InProcess;
 
-/// Two rows, the second padded on the left: longer than the windows of 8 and the contexts of 32.
+/// Sequence lengths of the batch, padded on the left: the longer one exceeds the windows of 8 and the contexts of 32.
 const LENGTHS: [usize; 2] = [40, 25];
 
-/// Nobody stops a test.
+/// A stop flag that is never set.
 static NEVER: AtomicBool = AtomicBool::new(false);
 
 pub(crate) type Tensors = HashMap<String, Tensor>;
@@ -36,7 +36,7 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
-    /// A synthetic checkpoint, `llama:tiny`.
+    /// Writes the synthetic checkpoint `name`, for example `llama:tiny`, and its inputs.
     pub(crate) fn new(name: &str) -> Self {
         let (model_type, variant) = name.split_once(':').unwrap_or((name, ""));
         let folder = tempfile::tempdir().unwrap();
@@ -50,7 +50,7 @@ impl Setting {
         self.folder.path().join("checkpoint")
     }
 
-    /// Whether its tokens are routed to experts.
+    /// Whether the model is a mixture of experts.
     pub(crate) fn is_mixture(&self) -> bool {
         let config = models::synthetic::config(&self.model_type, &self.variant).unwrap();
         config["num_experts_per_tok"].is_u64()
@@ -97,7 +97,7 @@ impl Setting {
         Load { attention: Some(Attention::Eager), ..self.load(Mode::Eager, Dtype::F32) }
     }
 
-    /// The verdict on `a` and `b`, each beside its own eager form in float64.
+    /// The verdict on `a` and `b`; the oracle of each is its own checkpoint in the eager backend in float64.
     pub(crate) fn verdict(&self, a: &Load, b: &Load) -> Verdict {
         let mut session = InProcess.start(self.folder.path().join("worker.log"), &NEVER).unwrap();
         let (mut entries, mut origins) = (Vec::new(), Vec::new());
@@ -136,7 +136,7 @@ impl Setting {
         self.localize_through_caches((a.0, a.1, None), (b.0, b.1, None), options)
     }
 
-    /// The same, of a side that has a prefill what its cache gives.
+    /// Like [`Setting::localize_with`]; a side with a prefill length is run through its KV cache after that prefill.
     pub(crate) fn localize_through_caches(
         &self,
         a: (&dyn Runner, Load, Option<usize>),
@@ -156,13 +156,13 @@ impl Setting {
     }
 }
 
-/// Writes the inputs, with padding or with padding that is said to be real.
+/// Writes the inputs; without `is_masked` the attention mask marks the padding as real.
 pub(crate) fn write_inputs(path: &Path, is_masked: bool) {
     let seq = LENGTHS[0];
     let (mut ids, mut mask, mut positions) = (Vec::new(), Vec::new(), Vec::new());
     for (row, length) in LENGTHS.into_iter().enumerate() {
         let padding = seq - length;
-        // Token 1 is roberta's padding, which counts no position.
+        // Token 1 is roberta's padding token, which it skips when it counts positions.
         ids.extend(
             (0..seq).map(
                 |at| {

@@ -1,29 +1,28 @@
-//! Power and false alarms on simulated noise, and what the estimate is made of.
+//! Detection rate and false alarms on simulated noise, and properties of the estimate.
 
 use super::*;
 
-/// Passes of a machine under load, with everything that makes timings hard: rounds drift together, each
-/// turn of a variant has an offset of its own, passes scatter to the right, and now and then a burst
-/// slows a whole turn down.
+/// Simulated times of a loaded machine. Both variants of a round share a drift, each variant's turn (its passes in one
+/// round) has an offset of its own, each pass has an exponential delay, and occasionally a burst slows a whole turn down.
 struct Machine {
     random: Random,
-    /// Standard deviation of what both variants of a round share.
+    /// Standard deviation of the drift that both variants of a round share, on a log scale.
     drift: f64,
-    /// Standard deviation of what one variant's turn has alone.
+    /// Standard deviation of the offset of one variant's turn, on a log scale.
     turn: f64,
-    /// Mean of a pass's exponential delay.
+    /// Mean of a pass's exponential delay, as a share of its time.
     pass: f64,
-    /// Probability that a turn is slowed down by a tenth.
+    /// Probability that a turn is slowed down by 10 %.
     burst: f64,
 }
 
 impl Machine {
-    /// Two cores of a server without other load: 1 % drift, 0.5 % a turn, 1 % a pass.
+    /// Two cores of a server without other load: 1 % drift, 0.5 % per turn, 1 % per pass.
     fn quiet(seed: u64) -> Self {
         Self { random: Random(seed), drift: 0.01, turn: 0.005, pass: 0.01, burst: 0.0 }
     }
 
-    /// A shared one: 10 % drift, 2 % a turn, 5 % a pass, a burst in one turn of ten.
+    /// A shared machine: 10 % drift, 2 % per turn, 5 % per pass, a burst in one turn of ten.
     fn shared(seed: u64) -> Self {
         Self { random: Random(seed), drift: 0.1, turn: 0.02, pass: 0.05, burst: 0.1 }
     }
@@ -32,7 +31,7 @@ impl Machine {
         (self.random.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// Irwin–Hall of 12, near enough to the standard normal for a test.
+    /// Irwin–Hall sum of 12 uniforms, which approximates the standard normal.
     fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
     }
@@ -47,7 +46,7 @@ impl Machine {
         (0..passes).map(|_| pass(self)).collect()
     }
 
-    /// `rounds` interleaved rounds of `passes` passes of 30 ms and of `slower` times that.
+    /// `rounds` interleaved rounds of a baseline of 30 ms and of a variant of `slower` × 30 ms, `passes` passes each.
     fn time(&mut self, slower: f64, rounds: usize, passes: usize) -> [Vec<Vec<u64>>; 2] {
         let mut both = [Vec::new(), Vec::new()];
         for _ in 0..rounds {
@@ -59,7 +58,7 @@ impl Machine {
     }
 }
 
-/// How many of `runs` simulated runs call the second variant slower by more than 3 %.
+/// Number of `runs` simulated runs in which the second variant is reported slower by more than 3 %.
 fn called(machine: fn(u64) -> Machine, slower: f64, rounds: usize, runs: u64) -> u64 {
     let is_called = |seed: &u64| {
         let [baseline, variant] = machine(*seed).time(slower, rounds, 5);
@@ -69,23 +68,23 @@ fn called(machine: fn(u64) -> Machine, slower: f64, rounds: usize, runs: u64) ->
 }
 
 #[test]
-fn five_per_cent_are_found_on_a_quiet_machine_and_nothing_is_where_nothing_is() {
+fn a_slow_down_of_5_percent_is_detected_on_a_quiet_machine_without_false_alarms() {
     assert!(called(Machine::quiet, 1.05, 10, 100) >= 99, "power");
     assert_eq!(called(Machine::quiet, 1.0, 10, 200), 0, "false alarms");
-    // The default of three rounds.
+    // tfcheck's default is three rounds.
     assert!(called(Machine::quiet, 1.05, 3, 100) >= 90, "power of three rounds");
     assert_eq!(called(Machine::quiet, 1.0, 3, 200), 0, "false alarms of three rounds");
 }
 
 #[test]
-fn a_shared_machine_hides_a_slow_down_but_invents_none() {
-    // 2.5 % of 400 is what the interval alone allows; the minimum effect must not make it more.
+fn a_shared_machine_causes_at_most_2_5_percent_false_alarms() {
+    // A one-sided error of 2.5 % of 400 runs is expected of the interval; the minimum effect must not add to it.
     assert!(called(Machine::shared, 1.0, 10, 400) <= 10, "false alarms");
     assert!(called(Machine::shared, 1.15, 10, 100) >= 90, "a large slow-down is still found");
 }
 
 #[test]
-fn the_interval_holds_the_truth_about_as_often_as_it_says() {
+fn the_interval_covers_the_true_ratio_in_about_95_percent_of_runs() {
     for rounds in [3, 5, 10] {
         let holds = |seed: &u64| {
             let [baseline, variant] = Machine::quiet(1000 + seed).time(1.05, rounds, 5);
@@ -93,14 +92,14 @@ fn the_interval_holds_the_truth_about_as_often_as_it_says() {
             interval.low <= 1.05 && 1.05 <= interval.high
         };
         let held = (0..200).filter(holds).count();
-        // 95 % of 200 is 190, four standard deviations of the count are 12; more is only caution: passes
-        // are redrawn although the rounds' figures hold their scatter already.
+        // 95 % of 200 is 190, and four standard deviations of the count are 12. A larger count is expected: passes are
+        // redrawn although the rounds' statistics already contain their scatter.
         assert!(held >= 178, "{held} of 200 with {rounds} rounds");
     }
 }
 
 #[test]
-fn what_slows_a_whole_round_down_cancels() {
+fn load_during_a_whole_round_cancels() {
     let steady = |ms: u64| vec![ms * 1_000_000; 4];
     let baseline: Vec<_> = [10, 17, 11, 30, 12].map(steady).into();
     let variant: Vec<_> = [20, 34, 22, 60, 24].map(steady).into();
@@ -111,7 +110,7 @@ fn what_slows_a_whole_round_down_cancels() {
 }
 
 #[test]
-fn rounds_that_only_one_side_has_pair_with_nothing() {
+fn rounds_without_samples_of_both_sides_are_ignored() {
     let of = |ms: &[u64]| -> Vec<Vec<u64>> { ms.iter().map(|&ms| vec![ms * 1_000_000]).collect() };
     let mut variant = of(&[11, 99, 11]);
     variant[1].clear();
@@ -123,7 +122,7 @@ fn rounds_that_only_one_side_has_pair_with_nothing() {
 }
 
 #[test]
-fn one_round_calls_nothing() {
+fn one_round_never_reports_a_slow_down() {
     let change = change(&[vec![1_000_000; 50]], &[vec![2_000_000; 50]], Statistic::P50, true).unwrap();
     assert!((change.ratio - 2.0).abs() < 1e-12);
     assert!(!change.is_slower_by(0.05), "{change:?}");
@@ -131,9 +130,9 @@ fn one_round_calls_nothing() {
 }
 
 #[test]
-fn few_rounds_stretch_the_interval() {
-    // t of 2 degrees of freedom, 4.303, over 1.96, times sqrt(3/2).
+fn few_rounds_widen_the_interval() {
+    // Student's t for 2 degrees of freedom, 4.303, over 1.96, times sqrt(3/2).
     assert!((stretch(3) - 2.689).abs() < 1e-3);
-    // t of 30 degrees of freedom is 2.0423 (tables).
+    // Student's t for 30 degrees of freedom is 2.0423 (tables).
     assert!((stretch(31) * 1.960 * (30.0_f64 / 31.0).sqrt() - 2.0423).abs() < 0.004 * 2.0423);
 }

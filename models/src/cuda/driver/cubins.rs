@@ -1,4 +1,4 @@
-//! Kernels compiled by NVRTC for the device at hand, kept on disk.
+//! Kernels compiled by NVRTC for the present device, cached on disk.
 
 #![expect(unsafe_code, reason = "NVRTC is a C library")]
 
@@ -14,27 +14,27 @@ use crate::cuda::kernels::Source;
 use crate::cuda::{Dtype, Nvrtc};
 use crate::error::{Error, Result};
 
-/// Part of every key: raise it when [`Nvrtc::compile`] gives the compiler other options.
+/// Part of every cache key. Increment it when the compiler options in [`Nvrtc::compile`] change.
 const SCHEMA: u32 = 1;
 
-/// Names a compiled text: the same text for another device or by another NVRTC is another one.
+/// Cache key: hash of the source text, the architecture and NVRTC's version.
 fn key(text: &str, architecture: &str, version: [u32; 2]) -> String {
     let mut digest = Sha256::new();
     digest.update(format!("{SCHEMA} {version:?} {architecture} {}\n", text.len()));
     digest.update(text);
     let mut name = String::new();
     for byte in digest.finalize().iter().take(16) {
-        // Writing into a text cannot fail.
+        // Writing to a `String` cannot fail.
         let _ = write!(name, "{byte:02x}");
     }
     name
 }
 
-/// The machine code of a source's kernels of one element type for a device of this compute capability; from `folder`
-/// where it was compiled before.
+/// The machine code of a source's kernels of one element type for a device of this compute capability; read from the
+/// cache `folder` if it was compiled before.
 ///
 /// # Errors
-/// With NVRTC's log, where the text does not compile.
+/// If the text does not compile; the message contains NVRTC's log.
 pub(super) fn cubin(
     source: Source,
     dtype: Dtype,
@@ -50,7 +50,8 @@ pub(super) fn cubin(
     })
 }
 
-/// What `make` makes, kept under `key`. A folder that cannot be read or written costs time and nothing else.
+/// The result of `make`, cached under `key`. If the folder cannot be read or written, `make` runs each time; that is
+/// not an error.
 fn cached(folder: Option<&Path>, key: &str, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
     let Some(folder) = folder else { return make() };
     let path: PathBuf = folder.join(format!("{key}.cubin"));
@@ -64,7 +65,7 @@ fn cached(folder: Option<&Path>, key: &str, make: impl FnOnce() -> Result<Vec<u8
     Ok(made)
 }
 
-/// Under another name first: a second process must never read half of it.
+/// Writes to a temporary name and renames, so that another process never reads a partial file.
 fn keep(folder: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     let partial = path.with_extension(format!("partial-{}", std::process::id()));
@@ -77,7 +78,7 @@ fn keep(folder: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 /// NVRTC's version, `[13, 0]`.
 pub(super) fn version() -> Result<[u32; 2]> {
     let (mut major, mut minor) = (0, 0);
-    // SAFETY: both places are written to before it returns.
+    // SAFETY: both pointers are valid for writes during the call.
     unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }
         .result()
         .map_err(|error| Error::Gpu(format!("NVRTC: {:?}", error.0)))?;
@@ -89,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_changes_the_code_changes_its_name() {
+    fn every_compiler_input_changes_the_cache_key() {
         let base = key("text", "sm_90", [13, 0]);
         assert_eq!(base, key("text", "sm_90", [13, 0]));
         for other in
@@ -97,13 +98,13 @@ mod tests {
         {
             assert_ne!(base, other);
         }
-        // The text of one element type is not that of another.
+        // Each element type has its own source text.
         let texts = Dtype::ALL.map(|dtype| key(&Source::Norm.text(&[dtype]), "sm_90", [13, 0]));
         assert!(texts[0] != texts[1] && texts[1] != texts[2] && texts[0] != texts[2]);
     }
 
     #[test]
-    fn what_was_compiled_once_is_read_and_a_folder_that_cannot_be_written_does_not_matter() {
+    fn cubins_are_cached_and_an_unwritable_folder_is_no_error() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("cubins");
         let mut made = 0;
@@ -118,16 +119,16 @@ mod tests {
         let names: Vec<_> =
             std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["k.cubin"]);
-        // A file stands where the folder would be.
+        // The folder's path is a file.
         let code = cached(Some(&folder.join("k.cubin")), "k", || Ok(vec![4]));
         assert_eq!(code.unwrap(), [4]);
-        // Half a file of a process that was killed is never under that name; an empty one is none.
+        // An empty file is ignored. (Partial files of killed processes have another name.)
         std::fs::write(folder.join("e.cubin"), "").unwrap();
         assert_eq!(cached(Some(&folder), "e", || Ok(vec![5])).unwrap(), [5]);
     }
 
     #[test]
-    fn a_failure_to_compile_is_not_kept() {
+    fn a_compile_error_is_not_cached() {
         let root = tempfile::tempdir().unwrap();
         let failed = cached(Some(root.path()), "k", || Err(Error::Gpu("no".to_owned())));
         assert!(failed.is_err());

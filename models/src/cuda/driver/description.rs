@@ -1,4 +1,4 @@
-//! Which GPUs and libraries there are, and why there may be none.
+//! The installed GPUs and libraries, and the errors when one is missing.
 
 #![expect(unsafe_code, reason = "the driver is a C library")]
 
@@ -11,24 +11,24 @@ use super::libraries::{self, Missing, Needed};
 use super::products::Products;
 use super::{OLDEST, cubins, message};
 
-/// Why there is no GPU to be had.
+/// Why a GPU cannot be opened.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
-    /// A library is not there.
+    /// A library is missing.
     #[error(transparent)]
     Missing(#[from] Missing),
-    /// The driver finds fewer devices.
+    /// The device number is not below the number of devices.
     #[error("the driver finds {found} GPUs, so there is no cuda:{wanted}")]
     NoDevice {
         /// Devices found.
         found: usize,
-        /// The number asked for.
+        /// The requested device number.
         wanted: usize,
     },
-    /// The device is older than the kernels.
+    /// The device's compute capability is too old for the kernels.
     #[error("{name} has compute capability {}.{}, and the fused backend needs {}.{}", found[0], found[1], OLDEST[0], OLDEST[1])]
     TooOld {
-        /// The device.
+        /// Model name of the device.
         name: String,
         /// Its compute capability.
         found: [u32; 2],
@@ -38,10 +38,10 @@ pub enum OpenError {
     Failed(String),
 }
 
-/// GPUs that the driver finds; `CUDA_VISIBLE_DEVICES` hides some.
+/// Number of GPUs that the driver finds, restricted by `CUDA_VISIBLE_DEVICES`.
 ///
 /// # Errors
-/// [`OpenError::Missing`] where there is no driver, [`OpenError::Failed`] where it does not start.
+/// [`OpenError::Missing`] if there is no driver, [`OpenError::Failed`] if it does not start.
 pub fn device_count() -> std::result::Result<usize, OpenError> {
     libraries::open(Needed::Driver, &[])?;
     let failed = |error: DriverError| OpenError::Failed(message("CUDA does not start", error));
@@ -52,7 +52,8 @@ pub fn device_count() -> std::result::Result<usize, OpenError> {
     Ok(CudaContext::device_count().map_err(failed)? as usize)
 }
 
-/// The versions of the libraries that the fused backend needs: of CUDA that the driver knows, of NVRTC, of cuBLASLt.
+/// Versions of the libraries that the fused backend needs: the newest CUDA version that the driver supports, NVRTC's,
+/// cuBLASLt's.
 pub fn installed(pythons: &[PathBuf]) -> Vec<(Needed, std::result::Result<String, Missing>)> {
     let version = |library| {
         libraries::open(library, pythons)?;
@@ -67,34 +68,34 @@ pub fn installed(pythons: &[PathBuf]) -> Vec<(Needed, std::result::Result<String
     Needed::ALL.into_iter().map(|library| (library, version(library))).collect()
 }
 
-/// The newest CUDA that the driver knows, `13.0`.
+/// The newest CUDA version that the driver supports, for example `13.0`.
 fn driver_version() -> std::result::Result<String, DriverError> {
     let mut version = 0;
-    // SAFETY: the place is written to before it returns.
+    // SAFETY: the pointer is valid for writes during the call.
     unsafe { sys::cuDriverGetVersion(&raw mut version) }.result()?;
     Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
 }
 
-/// What a device is.
+/// Properties of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
-    /// Its model.
+    /// Model name.
     pub name: String,
-    /// Its compute capability, `[9, 0]`.
+    /// Compute capability, for example `[9, 0]`.
     pub capability: [u32; 2],
-    /// Multiprocessors.
+    /// Number of multiprocessors.
     pub multiprocessors: usize,
-    /// Its memory in bytes.
+    /// Memory in bytes.
     pub memory_bytes: usize,
     /// The highest clock of the multiprocessors in MHz.
     pub clock_mhz: u32,
     /// The highest clock of the memory in MHz.
     pub memory_clock_mhz: u32,
-    /// The newest CUDA that the driver knows, `13.0`.
+    /// The newest CUDA version that the driver supports, for example `13.0`.
     pub driver_cuda: String,
-    /// NVRTC's version, `13.0`.
+    /// NVRTC's version, for example `13.0`.
     pub nvrtc: String,
-    /// cuBLASLt's version, `13.0.1`.
+    /// cuBLASLt's version, for example `13.0.1`.
     pub cublaslt: String,
 }
 
@@ -119,7 +120,7 @@ pub(super) fn describe(context: &CudaContext) -> std::result::Result<Description
     })
 }
 
-/// `13.0.1` of 130001; CUDA 12's are `12.9.1` of 120901.
+/// Formats 130001 as `13.0.1` and 120901 (CUDA 12) as `12.9.1`.
 fn cublaslt_version(number: usize) -> String {
     format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100)
 }
@@ -129,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_read_as_people_write_them() {
+    fn cublaslt_versions_are_formatted_with_dots() {
         assert_eq!(cublaslt_version(130_001), "13.0.1");
         assert_eq!(cublaslt_version(120_901), "12.9.1");
     }

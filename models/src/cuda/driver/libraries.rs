@@ -1,8 +1,8 @@
-//! NVIDIA's libraries, found and opened while the program runs, so that it starts where there are none.
+//! Finds and loads NVIDIA's libraries at run time, so that the program also starts on machines without them.
 //!
-//! The driver's own library lies where the system's loader finds it. NVRTC and cuBLASLt come with a CUDA toolkit or
-//! with PyPI's torch, in `site-packages/nvidia/*/lib`, where no loader searches: what is found there is opened by its
-//! path and kept, after which the loader knows it by its name too.
+//! The system's loader finds the driver library. NVRTC and cuBLASLt come with a CUDA toolkit or with PyPI's torch, in
+//! `site-packages/nvidia/*/lib`, which the loader does not search. A library found there is loaded by its path and
+//! never closed; after that the loader also finds it by its name.
 
 #![expect(unsafe_code, reason = "opening a library runs its initialisers")]
 
@@ -12,25 +12,25 @@ use std::path::{Path, PathBuf};
 
 use libloading::Library;
 
-/// A library that the fused path needs.
+/// A library that the fused backend needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needed {
     /// The driver, `libcuda`.
     Driver,
     /// The compiler of kernels, `libnvrtc`.
     Nvrtc,
-    /// Products of matrices, `libcublasLt`.
+    /// Matrix products, `libcublasLt`.
     CublasLt,
 }
 
-/// Majors of CUDA whose libraries fit, the best first.
+/// Supported major versions of CUDA, the preferred one first.
 const MAJORS: [u32; 2] = [13, 12];
 
 impl Needed {
-    /// All of them, in the order in which they are opened.
+    /// All libraries, in loading order.
     pub const ALL: [Self; 3] = [Self::Driver, Self::Nvrtc, Self::CublasLt];
 
-    /// File names without the `lib` in front, in the order in which they are tried.
+    /// File names, in the order in which they are tried.
     fn names(self) -> Vec<String> {
         match self {
             Self::Driver => vec!["libcuda.so".to_owned(), "libcuda.so.1".to_owned()],
@@ -39,7 +39,7 @@ impl Needed {
         }
     }
 
-    /// What to call it, and how it is had.
+    /// Display name, and how to install it.
     fn text(self) -> (&'static str, &'static str) {
         match self {
             Self::Driver => (
@@ -62,13 +62,13 @@ fn versioned(name: &str) -> Vec<String> {
     std::iter::once(name.to_owned()).chain(MAJORS.map(|major| format!("{name}.{major}"))).collect()
 }
 
-/// A library that is not there.
+/// A library that was not found.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.describe())]
 pub struct Missing {
     /// Which one.
     pub library: Needed,
-    /// Folders that were searched besides the loader's own.
+    /// Folders that were searched in addition to the loader's.
     pub folders: Vec<PathBuf>,
 }
 
@@ -85,18 +85,18 @@ impl Missing {
     }
 }
 
-/// Opens a library for good, or reports that it is missing.
+/// Loads a library for the lifetime of the process.
 ///
-/// `pythons` are interpreters whose environments may hold it; what the environment variables of a CUDA toolkit and
-/// `python3` on the path name is searched as well.
+/// Searches the environments of the interpreters `pythons` and of `python3` on `PATH`, then the CUDA toolkits that
+/// environment variables name or that are in default folders.
 ///
 /// # Errors
-/// [`Missing`] where it is not found.
+/// [`Missing`] if it is not found.
 pub(super) fn open(library: Needed, pythons: &[PathBuf]) -> Result<(), Missing> {
     open_one(library, &folders(pythons, &|name| std::env::var_os(name)))
 }
 
-/// The file name by which a library that was opened is known to the loader.
+/// The file name by which the loader finds the library; `None` if it does not.
 pub(super) fn name(library: Needed) -> Option<String> {
     library.names().into_iter().find(|name| load(Path::new(name)))
 }
@@ -109,12 +109,12 @@ fn open_one(library: Needed, folders: &[PathBuf]) -> Result<(), Missing> {
     for folder in folders {
         for file in library.names().iter().rev().map(|name| folder.join(name)).filter(|file| file.is_file()) {
             if library == Needed::Nvrtc {
-                // NVRTC opens it by its name when it compiles.
+                // NVRTC loads its builtins library by name when it compiles.
                 for file in builtins(folder) {
                     load(&file);
                 }
             }
-            // By its path, after which the loader knows its name, by which cudarc opens it.
+            // Once loaded by path, the library can be found by name, which is how cudarc loads it.
             if load(&file) && by_name() {
                 return Ok(());
             }
@@ -124,11 +124,11 @@ fn open_one(library: Needed, folders: &[PathBuf]) -> Result<(), Missing> {
     Err(Missing { library, folders })
 }
 
-/// Opens a library for good; false where it cannot be.
+/// Loads a library for the lifetime of the process; returns false if that fails.
 fn load(path: &Path) -> bool {
-    // SAFETY: these are NVIDIA's libraries by their names; their initialisers have no conditions.
+    // SAFETY: these are NVIDIA's libraries by their names; their initialisers have no preconditions.
     let opened = unsafe { Library::new(path) };
-    // What is in use is never closed.
+    // The library is never closed, because its functions stay in use.
     opened.map(std::mem::forget).is_ok()
 }
 
@@ -139,7 +139,7 @@ fn builtins(folder: &Path) -> Vec<PathBuf> {
     entries(folder).into_iter().filter(is_wanted).collect()
 }
 
-/// Folders that may hold NVIDIA's libraries: of the Pythons' environments, then of CUDA toolkits.
+/// Folders that may hold NVIDIA's libraries: first those of the Python environments, then those of CUDA toolkits.
 fn folders(pythons: &[PathBuf], variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let on_path = variable("PATH").and_then(|path| {
         std::env::split_paths(&path).map(|folder| folder.join("python3")).find(|python| python.is_file())
@@ -161,10 +161,10 @@ fn folders(pythons: &[PathBuf], variable: &dyn Fn(&str) -> Option<OsString>) -> 
     found
 }
 
-/// `<environment>/lib/python3.*/site-packages/nvidia/*/lib` of an interpreter `<environment>/bin/python`; the folders
-/// of newer majors of CUDA first.
+/// `<environment>/lib/python3.*/site-packages/nvidia/*/lib` of an interpreter `<environment>/bin/python`; newer major
+/// versions of CUDA come first.
 fn packaged(python: &Path) -> Vec<PathBuf> {
-    // A link leads out of a virtual environment, to an interpreter that has no packages.
+    // Symbolic links are not resolved: a virtual environment's `python` links to an interpreter without its packages.
     let Some(environment) = python.parent().and_then(Path::parent) else { return Vec::new() };
     let versions = ["lib", "lib64", "local/lib"].into_iter().flat_map(|lib| entries(&environment.join(lib)));
     let is_python =
@@ -176,7 +176,7 @@ fn packaged(python: &Path) -> Vec<PathBuf> {
         .map(|package| package.join("lib"))
         .filter(|folder| folder.is_dir())
         .collect();
-    // cu13 before cu12 before the folders of single libraries, which hold CUDA 12.
+    // `cu13`, then `cu12`, then the folders of single libraries, which hold CUDA 12.
     found.sort_by_key(|folder| {
         let package = folder.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
         let major = package.strip_prefix("cu").and_then(|major| major.parse::<u32>().ok());
@@ -185,7 +185,7 @@ fn packaged(python: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The entries of a folder by name; none where it cannot be read.
+/// The entries of a folder, sorted by name; empty if it cannot be read.
 fn entries(folder: &Path) -> Vec<PathBuf> {
     let read = std::fs::read_dir(folder);
     let mut found: Vec<PathBuf> =
@@ -200,7 +200,7 @@ mod tests {
 
     use super::*;
 
-    /// An environment whose torch brings these packages, and its interpreter.
+    /// Creates a Python environment with these NVIDIA packages; returns its interpreter.
     fn environment(root: &Path, packages: &[&str]) -> PathBuf {
         for package in packages {
             fs::create_dir_all(root.join("lib/python3.12/site-packages/nvidia").join(package).join("lib"))
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pythons_own_libraries_come_first_and_the_newest_major_of_cuda_before_others() {
+    fn python_environments_come_first_and_cu13_before_cu12() {
         let root = tempfile::tempdir().unwrap();
         let (given, on_path) = (root.path().join("given"), root.path().join("on_path"));
         let python = environment(&given, &["cublas", "cu13", "cuda_nvrtc", "cu12"]);
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_library_is_named_with_where_it_was_looked_for_and_how_it_is_had() {
+    fn a_missing_library_error_lists_file_folders_and_remedy() {
         let folder = PathBuf::from("/somewhere/nvidia/cu13/lib");
         let text = Missing { library: Needed::Nvrtc, folders: vec![folder] }.to_string();
         for part in ["libnvrtc.so", "/somewhere/nvidia/cu13/lib", "pip install nvidia-cuda-nvrtc"] {
@@ -255,10 +255,10 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_library_is_passed_over() {
+    fn a_file_that_is_not_a_library_is_skipped() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("libnvrtc.so.13"), "no library").unwrap();
-        // A machine whose loader finds a real one has nothing to look for.
+        // On a machine with NVRTC in the loader's path, it opens and the folder is not searched.
         if let Err(missing) = open_one(Needed::Nvrtc, &[root.path().to_owned()]) {
             assert_eq!(missing.library, Needed::Nvrtc);
             assert_eq!(missing.folders, [root.path()]);

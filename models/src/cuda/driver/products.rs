@@ -1,8 +1,9 @@
-//! Products of matrices by cuBLASLt, with one algorithm a shape.
+//! Matrix products with cuBLASLt, with one algorithm per shape.
 //!
-//! The algorithm is the first that cuBLASLt's heuristics propose, asked once for a shape and kept: equal calls run
-//! equal instructions, in and out of a recorded pass. Sums are F32 (`CUBLAS_COMPUTE_32F`, without TF32), partial sums
-//! of a split product included: a scheme that keeps them in the element type is not admitted.
+//! The algorithm is the first one that cuBLASLt's heuristic proposes. It is queried once per shape and kept, so that
+//! equal calls run equal instructions, in a captured CUDA graph and outside. Sums are F32 (`CUBLAS_COMPUTE_32F`,
+//! without TF32), including the partial sums of split-k: reduction schemes that round them to the element type are
+//! excluded.
 
 #![expect(unsafe_code, reason = "cuBLASLt is a C library")]
 
@@ -17,13 +18,13 @@ use crate::cuda::dtype::Dtype;
 use crate::cuda::gpu::MatMul;
 use crate::error::{Error, Result};
 
-/// What NVIDIA recommends for Hopper; smaller devices use less of it.
+/// Workspace in bytes: NVIDIA's recommendation for Hopper. Smaller devices use less of it.
 pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// `CUBLAS_OP_T` of `cublas_api.h`, whose bindings are cuBLAS's own.
+/// `CUBLAS_OP_T` of `cublas_api.h`; cudarc has it only in its cuBLAS bindings.
 const TRANSPOSED: i32 = 1;
 
-/// What an algorithm depends on. The factors are no part of it, but for whether the old values are read.
+/// Properties that determine the algorithm. Of the factors only `beta != 0` is included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     m: usize,
@@ -35,7 +36,7 @@ pub(super) struct Key {
     out_dtype: Dtype,
     has_bias: bool,
     adds: bool,
-    /// Of `xs`, `weight` and `out`, in bytes.
+    /// Alignment of `xs`, `weight` and `out` in bytes.
     alignment: [u32; 3],
 }
 
@@ -61,13 +62,13 @@ fn alignment(address: u64) -> u32 {
     1 << address.trailing_zeros().min(8)
 }
 
-/// A handle and the algorithms found so far.
+/// A cuBLASLt handle and the plans made so far.
 pub(super) struct Products {
     handle: sys::cublasLtHandle_t,
     known: HashMap<Key, Plan>,
 }
 
-// SAFETY: a cuBLASLt handle and its descriptors belong to no thread; whoever holds this holds them alone.
+// SAFETY: a cuBLASLt handle and its descriptors are not bound to a thread; `Products` owns them exclusively.
 unsafe impl Send for Products {}
 
 impl fmt::Debug for Products {
@@ -79,19 +80,19 @@ impl fmt::Debug for Products {
 impl Drop for Products {
     fn drop(&mut self) {
         self.known.clear();
-        // SAFETY: made by `create_handle`, and destroyed here alone.
+        // SAFETY: made by `create_handle`, and destroyed only here.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
 
-/// Where a product reads and writes, and in which order of what else.
+/// Addresses of the operands, the workspace, and the stream.
 pub(super) struct Places {
     pub(super) xs: u64,
     pub(super) weight: u64,
-    /// 0 for none.
+    /// 0 for no bias.
     pub(super) bias: u64,
     pub(super) out: u64,
-    /// [`WORKSPACE_BYTES`] of memory.
+    /// [`WORKSPACE_BYTES`] bytes of memory.
     pub(super) workspace: u64,
     pub(super) stream: sys::cudaStream_t,
 }
@@ -101,9 +102,9 @@ impl Products {
         Ok(Self { handle: result::create_handle().map_err(failed("a handle"))?, known: HashMap::new() })
     }
 
-    /// cuBLASLt's version, `130001`.
+    /// cuBLASLt's version, for example `130001`.
     pub(super) fn version() -> usize {
-        // SAFETY: it has no conditions.
+        // SAFETY: the function has no preconditions.
         unsafe { sys::cublasLtGetVersion() }
     }
 
@@ -120,9 +121,9 @@ impl Products {
                 .set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &places.bias)?;
         }
         let pointer = |address: u64| address as usize as *const c_void;
-        // SAFETY: the descriptors live in `plan`; the caller answers for the addresses. cuBLASLt copies the factors
-        // before it returns. The weight is A and `xs` is B, for cuBLASLt's matrices have their columns together:
-        // row-major `out = xs weight^T` is column-major `out^T = weight xs^T`.
+        // SAFETY: the descriptors live in `plan`; the caller guarantees the addresses. cuBLASLt copies the factors
+        // before it returns. The weight is A and `xs` is B, because cuBLASLt's matrices are column-major: row-major
+        // `out = xs weight^T` is column-major `out^T = weight xs^T`.
         unsafe {
             result::matmul(
                 self.handle,
@@ -147,7 +148,7 @@ impl Products {
     }
 }
 
-/// The descriptors of one shape that cuBLASLt gets, and the algorithms that it proposed.
+/// cuBLASLt's descriptors of one shape, and the chosen algorithm.
 struct Plan {
     product: Product,
     weight: Layout,
@@ -209,7 +210,7 @@ fn failed(what: &'static str) -> impl FnOnce(result::CublasError) -> Error {
     move |error| Error::Gpu(format!("cuBLASLt: {what}: {error}"))
 }
 
-/// A descriptor, destroyed when dropped.
+/// A descriptor of a product, destroyed when dropped.
 struct Product(sys::cublasLtMatmulDesc_t);
 
 impl Product {
@@ -235,16 +236,16 @@ impl Product {
 
 impl Drop for Product {
     fn drop(&mut self) {
-        // SAFETY: made by `create_matmul_desc`, and destroyed here alone.
+        // SAFETY: made by `create_matmul_desc`, and destroyed only here.
         let _ = unsafe { result::destroy_matmul_desc(self.0) };
     }
 }
 
-/// A matrix's shape, destroyed when dropped.
+/// A descriptor of a matrix, destroyed when dropped.
 struct Layout(sys::cublasLtMatrixLayout_t);
 
 impl Layout {
-    /// `rows` of neighbouring elements in each of `columns`, which begin `stride` elements apart.
+    /// A column-major matrix: `columns` columns of `rows` adjacent elements, `stride` elements apart.
     fn new(dtype: Dtype, rows: usize, columns: usize, stride: usize) -> Result<Self> {
         let made = result::create_matrix_layout(data_type(dtype), rows as u64, columns as u64, stride as i64);
         made.map(Self).map_err(failed("a description of a matrix"))
@@ -253,12 +254,12 @@ impl Layout {
 
 impl Drop for Layout {
     fn drop(&mut self) {
-        // SAFETY: made by `create_matrix_layout`, and destroyed here alone.
+        // SAFETY: made by `create_matrix_layout`, and destroyed only here.
         let _ = unsafe { result::destroy_matrix_layout(self.0) };
     }
 }
 
-/// What an algorithm must keep to, destroyed when dropped.
+/// Constraints on the algorithm, destroyed when dropped.
 struct Wishes(sys::cublasLtMatmulPreference_t);
 
 impl Wishes {
@@ -277,7 +278,7 @@ impl Wishes {
 
 impl Drop for Wishes {
     fn drop(&mut self) {
-        // SAFETY: made by `create_matmul_pref`, and destroyed here alone.
+        // SAFETY: made by `create_matmul_pref`, and destroyed only here.
         let _ = unsafe { result::destroy_matmul_pref(self.0) };
     }
 }
@@ -301,12 +302,12 @@ mod tests {
     }
 
     #[test]
-    fn an_algorithm_is_shared_by_calls_that_it_fits_and_by_no_others() {
+    fn calls_share_an_algorithm_only_if_it_fits_both() {
         let key = |spec: &MatMul| Key::new(spec, 256, 512, 0, 1024);
         let base = key(&spec());
-        // Factors are arguments of the call.
+        // `alpha` is an argument of the call and not part of the key.
         assert_eq!(base, key(&MatMul { alpha: 0.5, ..spec() }));
-        // Another place of at least that alignment, and a bias elsewhere.
+        // Other addresses of at least that alignment, and another bias address, give the same key.
         assert_eq!(base, Key::new(&spec(), 4096, 768, 0, 2048));
         assert_eq!(Key::new(&spec(), 256, 512, 32, 1024), Key::new(&spec(), 256, 512, 64, 1024));
         let others = [

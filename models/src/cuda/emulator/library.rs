@@ -1,4 +1,4 @@
-//! Sources compiled for the host: one shared library a source, made once and kept beside the running program.
+//! Compiles kernel sources for the host: one shared library per source, cached next to the running executable.
 
 #![expect(unsafe_code, reason = "functions of a library that was compiled here, from our own sources")]
 
@@ -17,8 +17,8 @@ use crate::cuda::gpu::LaunchShape;
 use crate::cuda::kernels::{KernelId, Source};
 use crate::error::{Error, Result};
 
-/// `-O1` halves the time to compile; contraction would make host and device differ in ways that nobody asked for.
-/// Libraries of one source share no variables: hidden, and not unique in the process.
+/// `-O1` halves the compile time. Contraction to fused multiply-adds is off, so that the compiler does not change the
+/// rounding. Hidden visibility and `-fno-gnu-unique` keep the variables of libraries of one source separate.
 const FLAGS: [&str; 9] = [
     "-std=c++17",
     "-O1",
@@ -34,13 +34,13 @@ const FLAGS: [&str; 9] = [
 type Kernel = unsafe extern "C" fn(*const c_void);
 type Run = unsafe extern "C" fn(Kernel, *const c_void, *const u32, u32, u32, i32) -> *const c_char;
 
-/// A library runs one grid at a time: its threads live in its static variables. A change that a source has no place for
-/// gives the same file, and so must give the same lock.
+/// A library runs one grid at a time, because the emulated threads are in its static variables. A change whose text a
+/// source does not contain yields the same file, and must share its lock.
 type Libraries = HashMap<(Source, Option<(String, String)>), (PathBuf, &'static Mutex<Library>)>;
 
 static LIBRARIES: LazyLock<Mutex<Libraries>> = LazyLock::new(Mutex::default);
 
-/// Runs a grid.
+/// Runs all blocks of a launch.
 ///
 /// # Safety
 /// As [`crate::cuda::Gpu::launch`].
@@ -52,7 +52,7 @@ pub(super) unsafe fn launch(
     change: Option<&(String, String)>,
 ) -> Result<()> {
     let library = lock(library(kernel.source, change)?);
-    // The struct's alignment is at most that of an address.
+    // The struct needs at most 8-byte alignment.
     let mut aligned = vec![0_u64; params.len().div_ceil(8)];
     for (to, from) in aligned.iter_mut().zip(params.chunks(8)) {
         let mut bytes = [0; 8];
@@ -60,8 +60,8 @@ pub(super) unsafe fn launch(
         *to = u64::from_ne_bytes(bytes);
     }
     let missing = |error: libloading::Error| Error::Gpu(format!("{}: {error}", kernel.name));
-    // SAFETY: the library was compiled from our sources, where both functions have these types; the caller vouches
-    // for the parameters; the lock keeps others out of the library's static variables.
+    // SAFETY: the library was compiled from our sources, where both functions have these types; the caller guarantees
+    // the parameters; the lock guards the library's static variables.
     let failure = unsafe {
         let run = library.get::<Run>(b"emulator_launch").map_err(missing)?;
         let entry = library.get::<Kernel>(kernel.name.as_bytes()).map_err(missing)?;
@@ -71,13 +71,13 @@ pub(super) unsafe fn launch(
     if failure.is_null() {
         return Ok(());
     }
-    // SAFETY: a literal of the library, which stays loaded.
+    // SAFETY: a string literal of the library, which stays loaded.
     let reason = unsafe { CStr::from_ptr(failure) }.to_string_lossy();
     Err(Error::Gpu(format!("{}: {reason}", kernel.name)))
 }
 
 fn library(source: Source, change: Option<&(String, String)>) -> Result<&'static Mutex<Library>> {
-    // Held while a source is compiled, so that two tests do not compile the same one.
+    // The lock is held during compilation, so that two tests do not compile the same source.
     let mut libraries = lock(&LIBRARIES);
     let key = (source, change.cloned());
     if let Some((_, library)) = libraries.get(&key) {
@@ -93,21 +93,21 @@ fn library(source: Source, change: Option<&(String, String)>) -> Result<&'static
         libraries.insert(key, (path, library));
         return Ok(library);
     }
-    // SAFETY: the library has no initialisers but those of plain variables.
+    // SAFETY: the library only initialises plain variables.
     let library = unsafe { Library::new(&path) }
         .map_err(|error| Error::Gpu(format!("cannot load {}: {error}", path.display())))?;
-    // Kept until the program ends: tests come back to it.
+    // The library stays loaded until the program ends, for later launches.
     let library: &'static Mutex<Library> = Box::leak(Box::new(Mutex::new(library)));
     libraries.insert(key, (path, library));
     Ok(library)
 }
 
-/// The library of a text, compiled unless it lies there from an earlier run.
+/// Path of the library compiled from `text`; reuses the file of an earlier run.
 fn compile(source: Source, text: &str) -> Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
     (text, FLAGS).hash(&mut hasher);
     let io = |error: std::io::Error| Error::Gpu(format!("cannot compile {}: {error}", source.name()));
-    // Beside the program, which whoever runs it trusts already.
+    // Next to the executable: whoever can write there can already replace the program.
     let folder = std::env::current_exe().map_err(io)?.with_file_name("emulated-kernels");
     std::fs::create_dir_all(&folder).map_err(io)?;
     let name = format!("{}-{:016x}", source.name(), hasher.finish());

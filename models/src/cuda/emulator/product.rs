@@ -1,4 +1,4 @@
-//! Products of the emulated device, in F32.
+//! Matrix products of the emulated device, in F32.
 
 #![expect(unsafe_code, reason = "operands by address")]
 
@@ -10,7 +10,7 @@ use crate::cuda::gpu::MatMul;
 /// `out = alpha * xs @ weight^T + bias + beta * out`.
 ///
 /// # Safety
-/// The addresses hold what [`MatMul`] says of them.
+/// The addresses hold operands of the shapes and types in [`MatMul`]; `bias` is 0 for none.
 pub(super) unsafe fn matmul(spec: &MatMul, xs: u64, weight: u64, bias: u64, out: u64) {
     let &MatMul { m, n, k, xs_row, out_row, dtype, out_dtype, alpha, beta } = spec;
     // SAFETY: all reads and writes stay inside the shapes.
@@ -57,7 +57,7 @@ pub(super) unsafe fn matmul(spec: &MatMul, xs: u64, weight: u64, bias: u64, out:
 }
 
 /// # Safety
-/// There are more than `i` elements.
+/// `address` points to more than `i` elements of type `dtype`.
 unsafe fn read(dtype: Dtype, address: u64, i: usize) -> f32 {
     // SAFETY: the caller's contract.
     unsafe {
@@ -70,7 +70,7 @@ unsafe fn read(dtype: Dtype, address: u64, i: usize) -> f32 {
 }
 
 /// # Safety
-/// There are more than `i` elements.
+/// `address` points to more than `i` elements of type `dtype`.
 unsafe fn write(dtype: Dtype, address: u64, i: usize, value: f32) {
     // SAFETY: the caller's contract.
     unsafe {

@@ -1,5 +1,5 @@
-// What the attention kernels share. A query's row is a token and one of the `group` query heads of its key head;
-// rows of one key head are neighbours: row = token * group + head, so that a tile of keys serves all of them.
+// Shared by the attention kernels. A query row is a token and one of the `group` query heads of a key head. Rows of one
+// key head are adjacent, row = token * group + head, so that a tile of keys serves all of them.
 struct AttentionParams {
     const void* q;         // [batch, tokens, q_row]: head h of kv group g at g q_group + h head_dim
     const void* keys;      // [batch, kv_heads, capacity, head_dim]
@@ -12,12 +12,12 @@ struct AttentionParams {
     float* parts;          // decode: [batch, q_heads, splits, head_dim + 2]
     int batch, tokens, q_heads, kv_heads, head_dim, capacity, q_row, q_group;
     int visible_row, bias_row, bias_batch;
-    int before, after;  // slots that a query sees before and behind its own; -1 is no limit
-    int splits;         // decode: parts of the keys; prefill: blocks that begin together
+    int before, after;  // slots that a query sees before and after its own; -1 is no limit
+    int splits;         // decode: parts of the keys; prefill: number of multiprocessors
     float scale, soft_cap;  // soft_cap 0 is none
 };
 
-// The keys that a query in a slot sees, but for holes: slots start..end. Both grow with the slot.
+// The slots start..end of the keys that a query in a slot sees, including holes. Neither bound decreases with the slot.
 struct Seen { int start, end; };
 DEVICE Seen keys_seen(const AttentionParams& p, int batch, int slot) {
     Seen seen = {larger(p.ranges[2 * batch], 0), smaller(p.ranges[2 * batch + 1], p.capacity)};
@@ -30,7 +30,7 @@ DEVICE bool is_hole(const AttentionParams& p, int batch, int key) {
     return p.visible && key < p.visible_row && !p.visible[static_cast<u64>(batch) * p.visible_row + key];
 }
 
-// From a dot product to the score in units of log 2, so that exp2 gives the probability.
+// The score of a dot product times log2(e), so that exp2 gives its exponential.
 DEVICE float score_of(const AttentionParams& p, float dot, int batch, int head, int key) {
     float score = dot * p.scale;
     if (p.soft_cap != 0.0f) score = p.soft_cap * tanhf(score / p.soft_cap);
@@ -40,16 +40,17 @@ DEVICE float score_of(const AttentionParams& p, float dot, int batch, int head, 
     return score * LOG2_E;
 }
 
-// Whether a score is a dot product times a positive factor and nothing else, so that the factor can wait for the exponent.
+// Whether a score is only a dot product times a positive factor, so that the factor can be applied in the exponent.
 DEVICE bool is_plain(const AttentionParams& p) { return p.soft_cap == 0.0f && !p.bias && p.scale > 0.0f; }
 
-// What exponents are taken relative to: a row that has seen no key yet has none, and its scores of minus infinity give 0.
+// The base of the exponents: 0 for a row that has seen no key yet, whose scores of minus infinity then give 0.
 DEVICE float finite(float most) { return most == LOWEST ? 0.0f : most; }
 DEVICE float relative(float score, float most) { return exp2_of(score - finite(most)); }
 
-// The rows of a block of a grid [row blocks * kv_heads, 1, batch]: row block * kv_heads + key head. Later tokens see more
-// keys, so they go first. The multiprocessors take a block each, then a second one in the same order: every other turn
-// goes backwards, so that who has the longest block gets the shortest beside it.
+// The place (row block * kv_heads + key head) of a block in a grid [row blocks * kv_heads, 1, batch]. Later tokens see
+// more keys, so their blocks start first. The first p.splits blocks go to one multiprocessor each, the next ones in the
+// same order; every second round is reversed, so that the multiprocessor with the longest block gets the shortest as
+// its second one.
 DEVICE int place_of_block(const AttentionParams& p) {
     int turn = block_x() / p.splits, first = turn * p.splits;
     int at = block_x() - first, most = smaller(p.splits, blocks_x() - first);

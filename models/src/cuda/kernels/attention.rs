@@ -1,4 +1,4 @@
-//! Attention over the cache: blocked for many tokens, split along the keys for one.
+//! Attention over the KV cache: tiled for more than one query token, split along the keys for one.
 
 use super::launch::{Params, int, launch, optional, params};
 use super::layout::{CacheRegions, MAX_HEAD_DIM, PassState, QkvLayout};
@@ -8,9 +8,9 @@ use crate::cuda::gpu::{Gpu, Region};
 use crate::cuda::kernel_id::{Kernels, kernels, of};
 use crate::error::{Error, Result};
 
-/// By features of a head, at most 64, 128 and 256. Of F32 the kernels lie in another source.
+/// By head size: at most 64, 128 and 256 features. The F32 kernels are in another source.
 const PREFILL: [Kernels; 3] = [prefill!("prefill_64"), prefill!("prefill_128"), prefill!("prefill_256")];
-/// By features of a head, then by query heads that share a key: 1, 2, 4, 8.
+/// By head size, then by query heads per block: 1, 2, 4, 8.
 const DECODE: [[Kernels; 4]; 3] = [
     [
         kernels!(Decode, "decode_64_1"),
@@ -54,17 +54,18 @@ pub(super) const LAYOUTS: &[fn() -> String] = &[AttentionParams::layout];
 pub(super) const DECODE_LAYOUTS: &[fn() -> String] =
     &[AttentionParams::layout, RopeParams::layout, DecodeParams::layout, CombineParams::layout];
 
-/// Threads of a block for many tokens, and for one.
+/// Threads per block for more than one token (per part of the keys), and for one token.
 const THREADS: usize = 128;
 const DECODE_THREADS: usize = 256;
-/// Query rows (token and head) of a block of `prefill.cu` and of `prefill_f32.cu`.
+/// Query rows (token and head) per block in `prefill.cu` and in `prefill_f32.cu`.
 const ROWS: usize = 64;
 const ROWS_F32: usize = 32;
-/// The most parts that the keys of one token are split into, and the fewest keys that a part is worth.
+/// Most parts that the keys of one token are split into, and cache slots per part below which they are not split
+/// further.
 const MOST_SPLITS: usize = 64;
 const SPLIT_KEYS: usize = 256;
 
-/// As `kernels!`, the F32 one in a source of its own.
+/// As `kernels!`, with the F32 kernel in `PrefillF32`.
 macro_rules! prefill {
     ($name:literal) => {{
         let [_, bf16, f16] = kernels!(Prefill, $name);
@@ -119,56 +120,55 @@ params! {
     }
 }
 
-/// F32, `[1 or batch, q_heads, row]`: added to the scaled score of a head and a key (alibi); keys from `row` on get
-/// nothing.
+/// F32, `[1 or batch, q_heads, row]`: added to the scaled scores (ALiBi); keys from `row` on get no bias.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionBias<'a> {
-    /// The biases.
+    /// The bias values.
     pub region: &'a Region,
-    /// Keys.
+    /// Keys per query head.
     pub row: usize,
-    /// Whether each sequence has its own.
+    /// Whether each sequence has its own biases.
     pub per_sequence: bool,
 }
 
-/// `out[b, t, h] = softmax(cap(scale * q k^T) + bias, over the keys seen) v`; a query that sees no key gives zeros.
+/// `out[b, t, h] = softmax(cap(scale * q k^T) + bias) v` over the visible keys; zeros if no key is visible.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
-    /// Of q, cache and out.
+    /// Element type of q, cache and out.
     pub dtype: Dtype,
-    /// Sequences.
+    /// Batch size.
     pub batch: usize,
-    /// Query tokens of each.
+    /// Query tokens per sequence.
     pub tokens: usize,
-    /// Where the queries lie.
+    /// Layout of `qkv`.
     pub layout: QkvLayout,
     /// The joined projection, `[batch * tokens, layout.row]`.
     pub qkv: &'a Region,
-    /// What is to be done first to bring the new tokens into the cache: of one token in the same launch. Absent, they
-    /// are in it, and the queries are turned.
+    /// Norm, rope and cache write of the new tokens, done first (for one token in the same launch). If `None`, the
+    /// queries are already rotated and the cache already holds the new tokens.
     pub turn: Option<RopeIntoCache<'a>>,
     /// The layer's cache.
     pub cache: CacheRegions<'a>,
-    /// Where the pass stands.
+    /// Cache slots and key ranges of the forward pass.
     pub state: PassState<'a>,
     /// Added to scaled and capped scores.
     pub bias: Option<AttentionBias<'a>>,
-    /// Factor of the scores.
+    /// Factor of the scores, before the cap and the bias.
     pub scale: f32,
-    /// `cap * tanh(score / cap)`.
+    /// The cap: scores become `cap * tanh(score / cap)`.
     pub soft_cap: Option<f32>,
-    /// Slots before its own that a query sees; all where absent. A causal window of W keys is `Some(W - 1)`.
+    /// Number of slots before its own that a query sees; `None` is all. A causal window of W keys is `Some(W - 1)`.
     pub before: Option<usize>,
-    /// Slots behind its own that a query sees; causal is `Some(0)`.
+    /// Number of slots after its own that a query sees; `None` is all, causal is `Some(0)`.
     pub after: Option<usize>,
     /// `[batch, tokens, q_heads * head_dim]`.
     pub out: &'a Region,
-    /// F32, [`Attention::scratch_len`] elements; may be absent where that is 0.
+    /// F32, [`Attention::scratch_len`] elements; may be `None` if that is 0.
     pub scratch: Option<&'a Region>,
 }
 
 impl Attention<'_> {
-    /// F32 elements of scratch for one pass: partial results, when one token's keys are split.
+    /// Number of F32 scratch elements: partial results, if the keys of one token are split; else 0.
     pub fn scratch_len(
         gpu: &dyn Gpu,
         batch: usize,
@@ -180,7 +180,7 @@ impl Attention<'_> {
         if splits > 1 { batch * layout.q_heads * splits * (layout.head_dim + 2) } else { 0 }
     }
 
-    /// Launches.
+    /// Launches the kernel.
     ///
     /// # Errors
     /// If a region is too small, heads have more than [`MAX_HEAD_DIM`] features, or the launch fails.
@@ -273,13 +273,13 @@ impl Attention<'_> {
     }
 }
 
-/// Query heads that one block of `decode.cu` takes.
+/// Query heads per block in `decode.cu`.
 fn decode_heads(group: usize) -> usize {
     group.next_power_of_two().min(8)
 }
 
-/// As many parts as keep the device busy; their number depends on the capacity alone, not on what the cache holds,
-/// so that a recorded pass stays right as the cache fills.
+/// Number of parts of the keys, enough for two blocks per multiprocessor. It depends on the cache's capacity, not on
+/// its content, so that a captured graph stays valid as the cache fills.
 fn splits(gpu: &dyn Gpu, batch: usize, tokens: usize, layout: QkvLayout, capacity: usize) -> usize {
     if tokens != 1 {
         return 1;
@@ -290,23 +290,24 @@ fn splits(gpu: &dyn Gpu, batch: usize, tokens: usize, layout: QkvLayout, capacit
     wanted.min(capacity.div_ceil(SPLIT_KEYS)).clamp(1, MOST_SPLITS)
 }
 
-/// Parts of a tile's keys, each with warps of its own.
+/// Parts that a tile's keys are split into; each part has its own warps.
 fn prefill_parts(features: usize) -> usize {
     if features == 64 { 2 } else { 1 }
 }
 
-/// Queries, and two stages of keys and of values (32 rows of 256 features, else 64, for each part), in 16 bits.
+/// Shared memory in bytes: queries, and two stages of keys and values (32 rows of 256 features, else 64 rows, per
+/// part), in 16 bits.
 fn prefill_shared(features: usize) -> usize {
     let keys = if features == 256 { 32 } else { 64 } * prefill_parts(features);
     (ROWS + 4 * keys) * features * 2
 }
 
-/// Queries, keys and values, 32 rows each with 4 floats between them, and the probabilities.
+/// Shared memory in bytes: queries, keys and values, 32 rows each with 4 floats of padding, and the probabilities.
 fn prefill_f32_shared(features: usize) -> usize {
     (3 * ROWS_F32 * (features + 4) + ROWS_F32 * 36) * 4
 }
 
-/// The turned queries, key and value, and each warp's sums, maxima and totals.
+/// Shared memory in bytes: rotated queries and key, the value, and each warp's sums, maxima and totals.
 fn decode_shared(features: usize, heads: usize) -> usize {
     let warps = DECODE_THREADS / 32;
     ((heads + 2) * features + warps * heads * (features + 2)) * size_of::<f32>()

@@ -1,5 +1,5 @@
-// What several kernels share: loads of 8 elements, sums over warps and blocks, activations. Arithmetic is F32; an
-// element type only says how numbers lie in memory.
+// Shared by several kernels: loads of 8 elements, sums over warps and blocks, activations. Arithmetic is F32; the
+// element type is only the storage type.
 constexpr int WARP = 32;
 constexpr float LOG2_E = 1.4426950408889634f;
 // Minus infinity.
@@ -11,23 +11,23 @@ template <class T> DEVICE T larger(T a, T b) { return a > b ? a : b; }
 DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 DEVICE bool is_aligned(const void* place, int bytes) { return reinterpret_cast<u64>(place) % bytes == 0; }
 
-// Eight elements as they lie in memory.
+// Eight elements in their storage type.
 template <class T> struct Raw8 {
     Vec16 part[sizeof(T) / 2];
 
-    // `from` aligned to 16 bytes.
+    // `from` must be aligned to 16 bytes.
     DEVICE static Raw8 load(const T* from) {
         Raw8 raw;
         for (int i = 0; i < int(sizeof(T) / 2); ++i) raw.part[i] = load16(reinterpret_cast<const Vec16*>(from) + i);
         return raw;
     }
-    // The same of global memory that nobody reads again soon: it leaves the first-level cache to others.
+    // As load, for global memory that is not read again soon: does not allocate in the first-level cache.
     DEVICE static Raw8 load_once(const T* from) {
         Raw8 raw;
         for (int i = 0; i < int(sizeof(T) / 2); ++i) raw.part[i] = load16_once(reinterpret_cast<const Vec16*>(from) + i);
         return raw;
     }
-    // The first `valid`; zeros behind.
+    // Loads the first `valid` elements; the rest are zeros.
     DEVICE static Raw8 load_some(const T* from, int valid) {
         Raw8 raw;
         T* to = reinterpret_cast<T*>(raw.part);
@@ -56,7 +56,7 @@ template <class T> DEVICE void widen8(float (&y)[8], const Raw8<T>& raw) {
     }
 }
 
-// Eight elements, or as many as are valid, zeros behind; `vector` says that `from` is aligned to 16 bytes.
+// Loads the first `valid` (at most 8) elements; the rest are zeros. `vector`: `from` is aligned to 16 bytes.
 template <class T> DEVICE void load8(float (&y)[8], const T* from, int valid, bool vector) {
     if (vector && valid >= 8) {
         widen8(y, Raw8<T>::load(from));
@@ -81,7 +81,7 @@ template <class T> DEVICE void store8(T* to, const float (&x)[8], int valid, boo
     }
 }
 
-// Over groups of `lanes` neighbouring lanes, a power of two; every lane gets the result.
+// Sum over groups of `lanes` adjacent lanes, a power of two; every lane gets the result.
 DEVICE float sum_of(float x, int lanes) {
     for (int step = lanes / 2; step > 0; step /= 2) x += shuffle_xor(x, step);
     return x;
@@ -91,7 +91,7 @@ DEVICE float most_of(float x, int lanes) {
     return x;
 }
 
-// Over a block; every thread gets the result. The second barrier lets `scratch` be used again.
+// Sum over a block; every thread gets the result. The second barrier allows the caller to reuse `scratch`.
 DEVICE float block_sum(float x, float (&scratch)[32]) {
     x = sum_of(x, WARP);
     if (thread_index() % WARP == 0) scratch[thread_index() / WARP] = x;
@@ -113,7 +113,7 @@ DEVICE float block_most(float x, float (&scratch)[32]) {
 
 DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// By the numbers of `Activation` in elementwise.rs.
+// `activation` is a value of `Activation` in elementwise.rs.
 DEVICE float activate(int activation, float x) {
     switch (activation) {
         case 0: return x * sigmoid(x);

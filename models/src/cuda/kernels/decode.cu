@@ -1,31 +1,31 @@
-// Attention of one token, the keys split among blocks (Dao et al. 2023, "flash-decoding"). A block takes up to HEADS
-// query heads of one key head and one part of the keys. HD / 8 lanes hold 8 features each of one key, so a block reads
-// THREADS / (HD / 8) keys at once; each such group of lanes runs its own online softmax, and the groups meet at the end.
+// Attention of one query token per sequence, with the keys split among blocks (Dao et al. 2023, "flash-decoding"). A
+// block processes up to HEADS query heads of one key head and one part of the keys. HD / 8 lanes hold 8 features each
+// of one key, so a block reads THREADS / (HD / 8) keys at once. Each such group of lanes runs its own online softmax;
+// the results of the groups are combined at the end.
 //
-// Where `rope` has a projection, the token's heads are normed and turned here first, each block for itself; the first
-// block of a key head puts its key and value into the cache, which no block of this launch reads.
+// If `rope.qkv` is set, each block first norms and rotates the heads that it needs. The first block of a key head
+// writes its key and value to the cache; no block of this launch reads that slot.
 constexpr int THREADS = 256, WARPS = THREADS / WARP;
-// Keys that a group of lanes reads before it computes: reads under way hide the memory's latency, as far as there are
-// registers.
+// Keys that a group of lanes loads before it computes, to hide memory latency; limited by registers.
 template <class T, int HEADS> constexpr int KEYS_AHEAD = sizeof(T) * HEADS > 16 ? 1 : sizeof(T) * HEADS > 8 ? 2 : 4;
 
 struct DecodeParams {
     AttentionParams attention;
-    RopeParams rope;  // qkv null: queries, and the cache's last key, are turned already
+    RopeParams rope;  // qkv null: queries are rotated and the cache is complete
 };
 
-// Keys and values that a group of lanes reads at a time.
+// Keys and values that a group of lanes loads at a time.
 template <class T, int AHEAD> struct Ahead {
     Raw8<T> key[AHEAD], value[AHEAD];
 
-    // Those in slots first, first + step, .. before `end`, but for `fresh`; zeros in their place.
+    // Loads slots first, first + step, .. below `end`; zeros for slot `fresh` and for slots from `end` on.
     DEVICE void load(const T* keys, const T* values, int first, int step, int end, int fresh, int row, int valid, bool vector) {
 #pragma unroll
         for (int i = 0; i < AHEAD; ++i) {
             int slot = first + i * step;
             u64 from = static_cast<u64>(slot) * row;
             if (slot < end && slot != fresh && valid > 0) {
-                // Not read once only: the pieces of a wide group read the same keys.
+                // Not load_once: other blocks of a large query group read the same keys.
                 key[i] = vector ? Raw8<T>::load(keys + from) : Raw8<T>::load_some(keys + from, valid);
                 value[i] = vector ? Raw8<T>::load(values + from) : Raw8<T>::load_some(values + from, valid);
             } else {
@@ -39,7 +39,8 @@ template <class T, int HD, int HEADS> DEVICE void decode(const DecodeParams& par
     const AttentionParams& p = params.attention;
     const RopeParams& rope = params.rope;
     constexpr int LANES = HD / 8, GROUPS = THREADS / LANES, PART = HD + 2, AHEAD = KEYS_AHEAD<T, HEADS>;
-    // Shared memory: the turned queries, key and value [HEADS + 2, HD]; [WARPS, HEADS, HD sums, maximum, total].
+    // Shared memory: the rotated queries and key, and the value [HEADS + 2, HD]; [WARPS, HEADS, HD sums, maximum,
+    // total].
     DYNAMIC_SHARED(shared);
     float* staged = reinterpret_cast<float*>(shared);
     float* parts = staged + (HEADS + 2) * HD;
@@ -50,7 +51,7 @@ template <class T, int HD, int HEADS> DEVICE void decode(const DecodeParams& par
     int feature = thread_index() % LANES * 8, mine = thread_index() / LANES;
     int valid = p.head_dim - feature;
     bool turns = rope.qkv;
-    // What was in the cache before this token was written at least two launches ago; its own key may not be there yet.
+    // Older cache slots were written at least two launches ago; this token's own key may not have been written yet.
     if (!turns) wait_for_previous();
 
     u64 at = (static_cast<u64>(batch) * p.kv_heads + kv_head) * p.capacity * p.head_dim + feature;
@@ -58,7 +59,7 @@ template <class T, int HD, int HEADS> DEVICE void decode(const DecodeParams& par
     const T* values = static_cast<const T*>(p.values) + at;
     bool vector = p.head_dim % 8 == 0 && is_aligned(keys, 16) && is_aligned(values, 16);
 
-    // This block's part of the keys: equal parts of whole rounds, the last ones shorter or empty.
+    // This block's part of the keys: equal multiples of GROUPS; the last parts may be shorter or empty.
     int slot = *p.first_slot, fresh = turns ? slot : -1;
     Seen seen = keys_seen(p, batch, slot);
     int part = ceil_div(ceil_div(larger(seen.end - seen.start, 0), p.splits), GROUPS) * GROUPS;
@@ -96,7 +97,7 @@ template <class T, int HD, int HEADS> DEVICE void decode(const DecodeParams& par
     bool plain = is_plain(p);
     float factor = plain ? p.scale * LOG2_E : 1.0f;
     for (int first = start + mine; first - mine < end; first += GROUPS * AHEAD) {
-        // The next ones are on their way while these are computed.
+        // Loads the next keys and values while these are processed.
         Ahead<T, AHEAD> next;
         if (first - mine + GROUPS * AHEAD < end)
             next.load(keys, values, first + GROUPS * AHEAD, GROUPS, end, fresh, p.head_dim, valid, vector);
@@ -155,7 +156,7 @@ template <class T, int HD, int HEADS> DEVICE void decode(const DecodeParams& par
         ahead = next;
     }
 
-    // The groups of a warp meet by exchanges, the warps in shared memory.
+    // Combines the groups of a warp by shuffles, then the warps in shared memory.
 #pragma unroll
     for (int h = 0; h < HEADS; ++h) {
         float top = most[h];
@@ -207,7 +208,7 @@ struct CombineParams {
     int head_dim, splits;
 };
 
-// A block takes a head of a sequence, a thread a feature.
+// One block per head of a sequence, one thread per feature.
 template <class T> DEVICE void combine(const CombineParams& p) {
     int feature = thread_index(), row = p.head_dim + 2;
     if (feature >= p.head_dim) return;

@@ -1,5 +1,5 @@
-// What kernels ask of the hardware, by names that `emulated.h` defines again for a C++ compiler. All inline assembly
-// is here. Needs sm_80. No other header is needed, so that NVRTC alone compiles every source.
+// Hardware functions for the kernels; `emulated.h` defines the same names for a C++ compiler. All inline assembly is
+// here. Requires sm_80. Includes no other header, so that NVRTC needs no toolkit.
 #define DEVICE __device__ __forceinline__
 // Static shared memory.
 #define SHARED __shared__
@@ -7,7 +7,7 @@
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 // An entry point that takes the struct PARAMS as `p` and is launched with at most `threads` threads a block.
 #define ENTRY(threads, name, PARAMS) DENSE_ENTRY(threads, 1, name, PARAMS)
-// One whose registers leave room for so many `blocks` on a multiprocessor.
+// As ENTRY, with registers limited so that `blocks` blocks fit on a multiprocessor.
 #define DENSE_ENTRY(threads, blocks, name, PARAMS)                                   \
     DEVICE void name##_body(const PARAMS& p);                                        \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const PARAMS p) { \
@@ -15,10 +15,10 @@
         name##_body(p);                                                              \
     }                                                                                \
     DEVICE void name##_body(const PARAMS& p)
-// One that does some work of its own before it calls `wait_for_previous`.
+// As ENTRY, but the kernel itself calls `wait_for_previous` and can do some work before it.
 #define EARLY_ENTRY(threads, name, PARAMS) extern "C" __global__ void __launch_bounds__(threads) name(const PARAMS p)
 
-// NVRTC has no offsetof; this is what its front end makes of one.
+// NVRTC has no offsetof; this is the expression that its front end generates for offsetof.
 #define OFFSET_OF(type, member) __INTADDR__(&((static_cast<type*>(0))->member))
 
 typedef unsigned char u8;
@@ -37,10 +37,10 @@ DEVICE int block_y() { return blockIdx.y; }
 DEVICE int block_z() { return blockIdx.z; }
 DEVICE int blocks_x() { return gridDim.x; }
 
-// Where launches overlap (programmatic dependent launch, PTX ISA 9.7.13.13): waits until what was launched before has
-// ended and its writes are seen, then lets the next launch begin. Before it, a kernel writes nothing and reads only what
-// no launch writes (its parameters, weights) or one before the previous did: the previous let this one begin after a wait
-// of its own.
+// If launches overlap (programmatic dependent launch, PTX ISA 9.7.13.13): waits until the previous launch has ended and
+// its writes are visible, then allows the next launch to begin. Before this call a kernel must not write, and may read
+// only memory that no launch writes (parameters, weights) or that a launch before the previous one wrote: the previous
+// launch allowed this one to begin only after its own wait.
 DEVICE void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -49,7 +49,7 @@ DEVICE void wait_for_previous() {
 }
 
 DEVICE void block_barrier() { __syncthreads(); }
-// Among the 32 lanes of a warp; all take part in it and in the exchanges below.
+// Barrier of the 32 lanes of a warp. All lanes must take part in it and in the shuffles below.
 DEVICE void warp_barrier() { __syncwarp(); }
 DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 DEVICE int shuffle_xor(int x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
@@ -66,19 +66,19 @@ DEVICE float widen(f16 x) {
     return y;
 }
 
-// 2^x to 2 units in the last place; what would be subnormal is 0.
+// 2^x with an error of at most 2 units in the last place; subnormal results become 0.
 DEVICE float exp2_of(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-// 16 bytes, aligned to as many.
+// Load and store of 16 bytes; the address must be aligned to 16 bytes.
 DEVICE Vec16 load16(const void* from) { return *static_cast<const Vec16*>(from); }
 DEVICE void store16(void* to, const Vec16& x) { *static_cast<Vec16*>(to) = x; }
 
-// 16 bytes of global memory that no launch writes and nobody reads again soon. It is read where it stands, before a
-// wait that follows.
+// Loads 16 bytes of global memory that no launch writes and that is not read again soon. `volatile` keeps the load
+// before a following wait.
 DEVICE Vec16 load16_once(const void* from) {
     Vec16 y;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -87,7 +87,7 @@ DEVICE Vec16 load16_once(const void* from) {
     return y;
 }
 
-// To nearest even.
+// Rounds to nearest even.
 template <class T> DEVICE T narrow(float x);
 template <> DEVICE float narrow<float>(float x) { return x; }
 template <> DEVICE bf16 narrow<bf16>(float x) {
@@ -101,7 +101,7 @@ template <> DEVICE f16 narrow<f16>(float x) {
     return y;
 }
 
-// Two elements in a word, the first in the low half.
+// Rounds two values and packs them in a word, the first in the low half.
 template <class T> DEVICE u32 pack(float low, float high);
 template <> DEVICE u32 pack<bf16>(float low, float high) {
     u32 y;
@@ -114,10 +114,10 @@ template <> DEVICE u32 pack<f16>(float low, float high) {
     return y;
 }
 
-// c += a b on a warp: a [16, 16], b [16, 8], c [16, 8] in the fragments of mma.m16n8k16 (PTX ISA 9.7.14). With
-// g = lane / 4 and t = lane % 4: a[0] holds row g, columns 2t and 2t+1; a[1] row g+8; a[2] and a[3] the same rows,
-// columns 8 on. b[0] holds rows 2t and 2t+1 of column g; b[1] rows 8 on. c[0], c[1]: row g, columns 2t and 2t+1;
-// c[2], c[3]: row g+8.
+// c += a b on a warp: a [16, 16], b [16, 8], c [16, 8] in the fragments of mma.m16n8k16 (PTX ISA 9.7.14).
+// With g = lane / 4 and t = lane % 4: a[0] holds row g, columns 2t and 2t+1; a[1] row g+8; a[2] and a[3] the same rows,
+// columns 2t+8 and 2t+9. b[0] holds rows 2t and 2t+1 of column g; b[1] rows 2t+8 and 2t+9. c[0], c[1]: row g, columns
+// 2t and 2t+1; c[2], c[3]: row g+8.
 template <class T> DEVICE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1);
 template <> DEVICE void mma<bf16>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -132,8 +132,8 @@ template <> DEVICE void mma<f16>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b
 
 DEVICE u32 shared_address(const void* place) { return static_cast<u32>(__cvta_generic_to_shared(place)); }
 
-// Four 8 x 8 matrices of 16-bit elements from shared memory: lanes 8i to 8i+7 give the rows of matrix i; y[i] is that
-// of matrix i, row lane / 4, columns 2 (lane % 4) and the next; transposed: of its transpose.
+// Four 8 x 8 matrices of 16-bit elements from shared memory: lanes 8i to 8i+7 pass the row addresses of matrix i. y[i]
+// receives row lane / 4, columns 2 (lane % 4) and 2 (lane % 4) + 1, of matrix i (`_transposed`: of its transpose).
 DEVICE void load_matrices(u32 (&y)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(y[0]), "=r"(y[1]), "=r"(y[2]), "=r"(y[3])
@@ -147,7 +147,7 @@ DEVICE void load_matrices_transposed(u32 (&y)[4], const void* row) {
                  : "memory");
 }
 
-// Starts a copy of 16 bytes to shared memory, of zeros where `valid` is false (`from` is then not read).
+// Starts a copy of 16 bytes to shared memory. If `valid` is false it writes zeros and does not read `from`.
 DEVICE void copy_async(void* to, const void* from, bool valid) {
     int bytes = valid ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
@@ -155,5 +155,5 @@ DEVICE void copy_async(void* to, const void* from, bool valid) {
 }
 // Closes a group of copies.
 DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits for this thread's copies but those of the last N groups; a barrier makes them seen by others.
+// Waits for this thread's copies except those of the last N groups; other threads see them after a barrier.
 template <int N> DEVICE void wait_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }

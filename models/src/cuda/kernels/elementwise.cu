@@ -1,7 +1,7 @@
-// What has no structure. In all of them a thread takes 8 neighbouring elements, or one where rows are involved.
+// Elementwise and row kernels. A thread processes 8 adjacent elements at a time, or one in some of the row kernels.
 struct MapParams {
     const void* xs;
-    const void* other;  // null where the operation takes one operand
+    const void* other;  // null if the operation has one operand
     void* out;
     u64 len;
     int op;  // 0 scale, 1 add, 2 multiply, 3 soft cap, 16 and up activations
@@ -94,14 +94,14 @@ struct SoftmaxParams {
     int size, row;
 };
 
-// A block takes a row. The exponentials are taken twice, so that a 16-bit row is rounded only once.
+// One block per row. The exponentials are computed twice, so that a 16-bit row is rounded only once.
 template <class T> DEVICE void softmax(const SoftmaxParams& p) {
     SHARED float scratch[32];
     T* xs = static_cast<T*>(p.xs) + static_cast<u64>(block_x()) * p.row;
     float most = LOWEST, sum = 0.0f;
     for (int i = thread_index(); i < p.size; i += thread_count()) most = fmaxf(most, widen(xs[i]));
     most = block_most(most, scratch);
-    // Nothing but minus infinity: subtracting it would give NaN where zero is meant.
+    // All values are minus infinity: subtracting the maximum would give NaN instead of zeros.
     float base = most == LOWEST ? 0.0f : most;
     for (int i = thread_index(); i < p.size; i += thread_count()) sum += expf(widen(xs[i]) - base);
     sum = block_sum(sum, scratch);
@@ -116,7 +116,7 @@ struct MeanParams {
     int tokens, features;
 };
 
-// A thread takes a feature of a sequence.
+// One thread per feature of a sequence.
 template <class T> DEVICE void mean(const MeanParams& p) {
     int feature = block_x() * thread_count() + thread_index();
     if (feature >= p.features) return;

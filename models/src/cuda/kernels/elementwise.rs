@@ -1,4 +1,4 @@
-//! What has no structure: activations, sums, factors, copies of columns, casts, softmax and means.
+//! Elementwise and row kernels: activations, sums, factors, copies of columns, casts, softmax and means.
 
 use super::launch::{Params, int, launch, optional, params};
 use crate::cuda::dtype::Dtype;
@@ -24,7 +24,7 @@ pub(super) const LAYOUTS: &[fn() -> String] = &[
     MeanParams::layout,
 ];
 const THREADS: usize = 256;
-/// Elements of a thread in kernels over flat memory.
+/// Elements per thread in kernels over flat memory.
 const EACH: usize = 8;
 
 params! {
@@ -97,9 +97,9 @@ params! {
 pub enum Activation {
     /// `x * sigmoid(x)`.
     Silu = 0,
-    /// The tanh form of gelu.
+    /// Gelu, tanh approximation.
     GeluTanh = 1,
-    /// The exact gelu.
+    /// Gelu, exact (erf).
     GeluErf = 2,
     /// `x * sigmoid(1.702 x)`.
     QuickGelu = 3,
@@ -125,7 +125,7 @@ impl From<kernels::Activation> for Activation {
     }
 }
 
-/// An operation on each element, rounded once.
+/// An elementwise operation in F32, rounded once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum MapOp {
     /// `xs * factor`.
@@ -140,25 +140,25 @@ pub enum MapOp {
     Activate(Activation),
 }
 
-/// `out = op(xs, other)`; `out` may be either.
+/// `out = op(xs, other)`; `out` may be `xs` or `other`.
 #[derive(Clone, Copy, Debug)]
 pub struct Map<'a> {
-    /// Of all three.
+    /// Element type of `xs`, `other` and `out`.
     pub dtype: Dtype,
-    /// What is done.
+    /// The operation.
     pub op: MapOp,
-    /// Elements.
+    /// Number of elements.
     pub len: usize,
     /// `[len]`.
     pub xs: &'a Region,
-    /// `[len]`, for the operations of two.
+    /// `[len]`, for operations with two operands.
     pub other: Option<&'a Region>,
     /// `[len]`.
     pub out: &'a Region,
 }
 
 impl Map<'_> {
-    /// Launches.
+    /// Launches the kernel.
     ///
     /// # Errors
     /// If a region is too small or the launch fails.
@@ -187,16 +187,16 @@ impl Map<'_> {
     }
 }
 
-/// `out = activation(gate) * up` on rows that hold both.
+/// `out = activation(gate) * up` where each row of `xs` holds gate and up.
 #[derive(Clone, Copy, Debug)]
 pub struct Gate<'a> {
-    /// Of xs and out.
+    /// Element type of xs and out.
     pub dtype: Dtype,
-    /// Of the gate.
+    /// Activation of the gate.
     pub activation: Activation,
-    /// Rows.
+    /// Number of rows.
     pub rows: usize,
-    /// Columns of gate, up and out.
+    /// Number of columns of gate, up and out.
     pub n: usize,
     /// Gate in columns `0..n` of each row, up in columns `up_first..`.
     pub xs: &'a Region,
@@ -211,7 +211,7 @@ pub struct Gate<'a> {
 }
 
 impl Gate<'_> {
-    /// Launches.
+    /// Launches the kernel.
     ///
     /// # Errors
     /// If a region is too small or the launch fails.
@@ -238,29 +238,30 @@ impl Gate<'_> {
     }
 }
 
-/// Copies `size` columns of each of `groups` groups of each row: joins parts, cuts them, takes single positions.
+/// Copies `size` columns of each of `groups` groups of each row. Used to join parts, to cut them and to select
+/// positions.
 #[derive(Clone, Copy, Debug)]
 pub struct CopyColumns<'a> {
-    /// Of both.
+    /// Element type of `from` and `to`.
     pub dtype: Dtype,
-    /// Rows.
+    /// Number of rows.
     pub rows: usize,
-    /// Groups in a row.
+    /// Groups per row.
     pub groups: usize,
-    /// Columns of a group.
+    /// Columns per group.
     pub size: usize,
-    /// From its start on.
+    /// Source, read from its start.
     pub from: &'a Region,
-    /// Elements from one row to the next, and from one group to the next.
+    /// Row stride and group stride in elements.
     pub from_strides: (usize, usize),
-    /// From its start on; must not overlap what is read.
+    /// Destination, written from its start; must not overlap `from`.
     pub to: &'a Region,
     /// As `from_strides`.
     pub to_strides: (usize, usize),
 }
 
 impl CopyColumns<'_> {
-    /// Launches.
+    /// Launches the kernel.
     ///
     /// # Errors
     /// If a region is too small or the launch fails.
@@ -294,14 +295,14 @@ impl CopyColumns<'_> {
     }
 }
 
-/// Between an element type and F32, exactly or rounded once: logits leave as F32.
+/// Converts between an element type and F32; conversion from F32 rounds once.
 #[derive(Clone, Copy, Debug)]
 pub struct Cast<'a> {
     /// The element type.
     pub dtype: Dtype,
-    /// To F32 (true) or from it.
+    /// Conversion to F32 (true) or from F32.
     pub widen: bool,
-    /// Elements.
+    /// Number of elements.
     pub len: usize,
     /// `[len]`.
     pub from: &'a Region,
@@ -310,7 +311,7 @@ pub struct Cast<'a> {
 }
 
 impl Cast<'_> {
-    /// Launches.
+    /// Launches the kernel.
     ///
     /// # Errors
     /// If a region is too small or the launch fails.
@@ -327,23 +328,23 @@ impl Cast<'_> {
     }
 }
 
-/// Softmax over rows, in place, F32 sums; a row of nothing but minus infinity becomes zeros.
+/// Softmax over rows, in place, with F32 sums; a row in which all values are minus infinity becomes zeros.
 #[derive(Clone, Copy, Debug)]
 pub struct Softmax<'a> {
-    /// Of the rows.
+    /// Element type of the rows.
     pub dtype: Dtype,
-    /// Rows.
+    /// Number of rows.
     pub rows: usize,
-    /// Elements of a row.
+    /// Elements per row.
     pub size: usize,
-    /// `[rows, row]`, of which the first `size` columns count.
+    /// `[rows, row]`, of which the first `size` columns are used.
     pub xs: &'a Region,
     /// Elements from one row to the next.
     pub row: usize,
 }
 
 impl Softmax<'_> {
-    /// Launches.
+    /// Launches the kernel.
     ///
     /// # Errors
     /// If a region is too small or the launch fails.
@@ -364,27 +365,27 @@ impl Softmax<'_> {
     }
 }
 
-/// `out[b]` = mean of `xs[b, t]` over real tokens; zeros where there are none.
+/// `out[b]` = mean of `xs[b, t]` over the real (not padding) tokens of sequence b; zeros if there are none.
 #[derive(Clone, Copy, Debug)]
 pub struct MeanOfRealTokens<'a> {
-    /// Of xs and out.
+    /// Element type of xs and out.
     pub dtype: Dtype,
-    /// Sequences.
+    /// Batch size.
     pub batch: usize,
-    /// Tokens of each.
+    /// Tokens per sequence.
     pub tokens: usize,
     /// Features.
     pub features: usize,
     /// `[batch, tokens, features]`.
     pub xs: &'a Region,
-    /// u8, `[batch, tokens]`: 0 at padding.
+    /// u8, `[batch, tokens]`: 0 at padding; `None` if all tokens are real.
     pub real: Option<&'a Region>,
     /// `[batch, features]`.
     pub out: &'a Region,
 }
 
 impl MeanOfRealTokens<'_> {
-    /// Launches.
+    /// Launches the kernel.
     ///
     /// # Errors
     /// If a region is too small or the launch fails.

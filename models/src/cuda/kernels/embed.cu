@@ -1,11 +1,11 @@
-// Rows of a table by id. A block takes a row.
+// Embedding lookup. One block per output row.
 struct EmbedParams {
     const void* table;  // [vocab, hidden]
     const u32* ids;     // [rows]
     void* out;          // [rows, hidden]
     int vocab, hidden;
     float scale;
-    int add;  // to what out holds
+    int add;  // whether to add to out
 };
 
 template <class T> DEVICE void embed(const EmbedParams& p) {
@@ -14,7 +14,7 @@ template <class T> DEVICE void embed(const EmbedParams& p) {
     const T* from = static_cast<const T*>(p.table) + (known ? static_cast<u64>(id) * p.hidden : 0);
     T* to = static_cast<T*>(p.out) + static_cast<u64>(block_x()) * p.hidden;
     for (int i = thread_index(); i < p.hidden; i += thread_count()) {
-        // The product is rounded before it is added, as it is when the two steps run apart.
+        // The product is rounded before it is added, as in two separate steps.
         T x = narrow<T>(known ? widen(from[i]) * p.scale : NOT_A_NUMBER);
         to[i] = p.add ? narrow<T>(widen(to[i]) + widen(x)) : x;
     }

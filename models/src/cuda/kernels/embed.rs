@@ -1,4 +1,4 @@
-//! Rows of a table by id.
+//! Embedding lookup.
 
 use super::launch::{Params, int, launch, params};
 use crate::cuda::dtype::Dtype;
@@ -23,31 +23,31 @@ params! {
     }
 }
 
-/// `out[i] = table[ids[i]] * scale`, or added to what is there; each rounded once.
+/// `out[i] = table[ids[i]] * scale`, or added to `out`; the product and the sum are each rounded once.
 #[derive(Clone, Copy, Debug)]
 pub struct Embed<'a> {
-    /// Of table and out.
+    /// Element type of table and out.
     pub dtype: Dtype,
     /// `[vocab, hidden]`.
     pub table: &'a Region,
-    /// Rows of the table.
+    /// Rows of `table`.
     pub vocab: usize,
     /// Features.
     pub hidden: usize,
-    /// `[rows]`, u32. The host checks them; an id outside the table gives NaN.
+    /// `[rows]`, u32. The host checks them; for an id outside the table the kernel writes NaN.
     pub ids: &'a Region,
-    /// How many.
+    /// Number of ids.
     pub rows: usize,
-    /// Factor, already rounded as the model does.
+    /// Factor, already rounded as the model rounds it; `None` is 1.
     pub scale: Option<f32>,
-    /// Whether it is added to `out` (position and type embeddings).
+    /// Whether the result is added to `out` (position and type embeddings).
     pub add: bool,
     /// `[rows, hidden]`.
     pub out: &'a Region,
 }
 
 impl Embed<'_> {
-    /// Launches.
+    /// Launches the kernel.
     ///
     /// # Errors
     /// If a region is too small or the launch fails.

@@ -1,6 +1,7 @@
 // The functions of device.cuh for a C++ compiler: a block's threads are fibers of one operating-system thread, which
-// change only at barriers and exchanges. What a missing barrier breaks shows when the order of threads is reversed;
-// copies that nobody waited for have not happened; shared memory starts as NaN; uneven barriers are errors.
+// switch only at barriers and shuffles. A missing barrier changes the result when the order of threads is reversed.
+// Asynchronous copies take effect only when they are waited for. Shared memory starts as NaN. A barrier that some
+// threads do not reach is an error.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -48,13 +49,13 @@ struct Fiber {
 #endif
     State state;
     int thread;
-    // Operations of the warp that this lane has come to; all lanes are at the same one when they exchange.
+    // Number of warp exchanges of this lane, modulo 2; all lanes of a warp take part in the same exchange.
     int parity;
     int copies, groups;
     Copy copy[MOST_COPIES];
 };
 
-// What the lanes of a warp show each other, by turns in two places, so that one barrier an exchange is enough.
+// Values that the lanes of a warp exchange. Two alternating copies make one barrier per exchange sufficient.
 struct Exchange {
     u64 word[WARP];
     float a[WARP][8], b[WARP][4];
@@ -101,7 +102,8 @@ static void leave() { emulator_switch(&self->stack_pointer, scheduler); }
 static void enter(Fiber& fiber) { self = &fiber; emulator_switch(&scheduler, fiber.stack_pointer); }
 static void body() { run_kernel(); leave(); abort(); }
 static void prepare(Fiber& fiber, unsigned char* stack) {
-    // Six saved registers and the address to return to; at a function's entry the stack is 8 off 16 bytes.
+    // Six saved registers and the address to return to; at a function's entry the stack pointer is 8 bytes off a
+    // multiple of 16.
     void** top = reinterpret_cast<void**>(stack + STACK) - 1;
     top[0] = nullptr;
     *--top = reinterpret_cast<void*>(&body);
@@ -124,7 +126,7 @@ static void prepare(Fiber& fiber, unsigned char* stack) {
 
 static void wait(State state) { self->state = state; leave(); }
 
-// Runs the lanes of a warp until all wait for the block or are done.
+// Runs the lanes of a warp until each one waits at a block barrier or is done.
 static void run_warp(int warp, bool reversed) {
     Fiber* lanes = fibers + warp * WARP;
     while (!failure) {
@@ -182,7 +184,7 @@ static void finish_copies(int keep) {
 }
 }  // namespace emulated
 
-// Runs a grid; null, or what is wrong.
+// Runs a grid; returns null, or an error message.
 EXPORTED const char* emulator_launch(
     void (*kernel)(const void*), const void* params, const unsigned* grid, unsigned threads, unsigned shared, int reversed
 ) {
@@ -281,10 +283,10 @@ template <> f16 narrow<f16>(float x) {
     float a = std::fabs(x);
     if (x != x) return {0x7fff};
     if (a >= 65520.0f) return {u16(sign | 0x7c00)};
-    // A unit in the last place of the result; nearbyint rounds to even.
+    // `exponent` gives the unit in the last place of the result; nearbyint rounds to even.
     int exponent = a < 6.103515625e-5f ? -14 : std::ilogb(a);
     float units = std::nearbyint(std::ldexp(a, 10 - exponent));
-    // 1024 units at the lowest exponent are the first normal number; a carry at any goes to the next exponent.
+    // 1024 units at the lowest exponent are the first normal number; a carry moves to the next exponent.
     return {u16(sign | u16((exponent + 14) * 1024 + int(units)))};
 }
 
@@ -327,7 +329,7 @@ DEVICE void load_matrices_by(u32 (&y)[4], const void* row, bool transposed) {
         }
         y[i] = pair[0] | pair[1] << 16;
     }
-    // The hardware has read for all lanes when one goes on.
+    // The hardware reads for all lanes before any lane continues.
     warp_barrier();
 }
 DEVICE void load_matrices(u32 (&y)[4], const void* row) { load_matrices_by(y, row, false); }

@@ -1,5 +1,5 @@
-// A mixture of experts without the host. An assignment is token * per_token + place; sorted rows are assignments in the
-// order of their experts, and within an expert in their own.
+// A mixture of experts on the device alone. An assignment is token * per_token + place. Sorted rows are the assignments
+// sorted by expert, then by assignment.
 struct RouteParams {
     const void* logits;  // [tokens, num_experts]
     int* experts;        // [tokens, per_token], the most probable first
@@ -10,7 +10,7 @@ struct RouteParams {
 
 constexpr int MOST_EXPERTS = 512;
 
-// A warp takes a token; lane l holds the experts l, l + 32, ...
+// One warp per token; lane l holds the experts l, l + 32, ...
 template <class T> DEVICE void route(const RouteParams& p) {
     int lane = thread_index() % WARP;
     int token = block_x() * (thread_count() / WARP) + thread_index() / WARP;
@@ -29,7 +29,8 @@ template <class T> DEVICE void route(const RouteParams& p) {
         sum += x[i];
     }
     sum = sum_of(sum, WARP);
-    // One NaN makes all of them NaN, which compare with nothing: then the first experts are taken, with NaN scores.
+    // One NaN logit makes every probability NaN, and NaN does not compare: then the first experts are chosen, with NaN
+    // scores.
     bool known = sum == sum;
     for (int i = 0; i < MOST_EXPERTS / WARP; ++i) {
         x[i] = i * WARP + lane < p.num_experts ? (known ? x[i] / sum : 0.0f) : LOWEST;
@@ -44,7 +45,7 @@ template <class T> DEVICE void route(const RouteParams& p) {
         for (int step = WARP / 2; step > 0; step /= 2) {
             float other = shuffle_xor(best, step);
             int its = shuffle_xor(expert, step);
-            // Ties go to the earlier expert.
+            // Of equal probabilities the lower expert index wins.
             if (other > best || (other == best && its < expert)) { best = other; expert = its; }
         }
         for (int i = 0; i < MOST_EXPERTS / WARP; ++i) {
@@ -56,7 +57,7 @@ template <class T> DEVICE void route(const RouteParams& p) {
             p.scores[static_cast<u64>(token) * p.per_token + place] = known ? best : NOT_A_NUMBER;
         }
     }
-    // The lane that wrote the scores changes them.
+    // Lane 0 wrote the scores, so it also updates them.
     if (lane == 0) {
         for (int place = 0; place < p.per_token; ++place) {
             float& score = p.scores[static_cast<u64>(token) * p.per_token + place];
@@ -68,14 +69,14 @@ template <class T> DEVICE void route(const RouteParams& p) {
 
 struct ExpertRowsParams {
     const int* experts;  // [assignments]
-    int* offsets;        // [num_experts + 1]: where each expert's rows start
+    int* offsets;        // [num_experts + 1]: first sorted row of each expert
     int* sources;        // [assignments]: sorted row to assignment
     int* slots;          // [assignments]: assignment to sorted row
     int assignments, num_experts;
 };
 
-// A warp takes an expert: it counts the assignments of earlier experts, which gives its first row, then hands out its
-// rows in order. No warp waits for another.
+// One warp per expert. It counts the assignments of lower experts, which gives its first row, then assigns its rows in
+// order. Warps are independent of each other.
 DEVICE void expert_rows(const ExpertRowsParams& p) {
     int lane = thread_index() % WARP;
     int expert = block_x() * (thread_count() / WARP) + thread_index() / WARP;
@@ -109,7 +110,7 @@ struct MixParams {
     int per_token, hidden;
 };
 
-// A block takes a token. Shares are summed in the order of the experts, whatever their places.
+// One block per token. Contributions are summed by ascending expert index, independent of the router's order.
 template <class T> DEVICE void mix_experts(const MixParams& p) {
     u64 first = static_cast<u64>(block_x()) * p.per_token;
     const T* ys = static_cast<const T*>(p.ys);

@@ -1,4 +1,4 @@
-//! A mixture of experts without the host: routing, rows sorted by expert, products of groups, and the weighted sum.
+//! A mixture of experts on the device alone: routing, sorting rows by expert, grouped products, and the weighted sum.
 
 use super::launch::{Params, int, launch, optional, params};
 use crate::cuda::dtype::Dtype;
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 const ROUTE: Kernels = kernels!(Experts, "route");
 const MIX: Kernels = kernels!(Experts, "mix_experts");
-/// Works on integers alone; the three are one kernel under three names.
+/// Works only on integers; the three entries are the same kernel under three names.
 const SORT: Kernels = kernels!(Experts, "expert_rows");
 const GROUPED: Kernels = kernels!(Grouped, "grouped");
 pub(super) const KERNELS: &[Kernels] = &[ROUTE, MIX, SORT, GROUPED];
@@ -16,9 +16,9 @@ pub(super) const LAYOUTS: &[fn() -> String] =
     &[RouteParams::layout, ExpertRowsParams::layout, MixParams::layout];
 pub(super) const GROUPED_LAYOUTS: &[fn() -> String] = &[GroupedParams::layout];
 const WARPS: usize = 4;
-/// The most experts that a warp of `route` has registers for.
+/// Most experts that a warp of `route` has registers for.
 const MOST_EXPERTS: usize = 512;
-/// Rows and columns of a tile of `grouped.cu`.
+/// Rows and columns per tile in `grouped.cu`.
 const TILE: usize = 64;
 const MIX_THREADS: usize = 128;
 
@@ -71,29 +71,29 @@ params! {
     }
 }
 
-/// What a router's probabilities become; as the layer of the same name.
+/// How a router's probabilities become scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouterScores {
     /// Divided by their sum, left in F32.
     NormalisedWide = 0,
     /// Divided by their sum and rounded to the element type.
     Normalised = 1,
-    /// As they are, rounded to the element type.
+    /// Not normalised, rounded to the element type.
     Raw = 2,
 }
 
-/// Softmax of each token's logits (F32), and the `per_token` most probable experts, ties to the earlier one.
+/// Softmax of each token's logits (F32), and the `per_token` most probable experts; of equal ones the lower index wins.
 #[derive(Clone, Copy, Debug)]
 pub struct Route<'a> {
-    /// Of the logits.
+    /// Element type of the logits.
     pub dtype: Dtype,
-    /// Tokens.
+    /// Number of tokens.
     pub tokens: usize,
-    /// Experts.
+    /// Number of experts.
     pub num_experts: usize,
-    /// Experts of a token.
+    /// Experts per token.
     pub per_token: usize,
-    /// What the probabilities become.
+    /// How the probabilities become scores.
     pub mode: RouterScores,
     /// `[tokens, num_experts]`.
     pub logits: &'a Region,
@@ -104,7 +104,7 @@ pub struct Route<'a> {
 }
 
 impl Route<'_> {
-    /// Launches.
+    /// Launches the kernel.
     ///
     /// # Errors
     /// If a region is too small, there are too many experts, or the launch fails.
@@ -132,11 +132,11 @@ impl Route<'_> {
 pub struct ExpertRows<'a> {
     /// `tokens * per_token`.
     pub assignments: usize,
-    /// Experts.
+    /// Number of experts.
     pub num_experts: usize,
     /// i32, `[assignments]`.
     pub experts: &'a Region,
-    /// i32, `[num_experts + 1]`: where each expert's rows start.
+    /// i32, `[num_experts + 1]`: first sorted row of each expert.
     pub offsets: &'a Region,
     /// i32, `[assignments]`: the assignment of each sorted row.
     pub sources: &'a Region,
@@ -145,7 +145,7 @@ pub struct ExpertRows<'a> {
 }
 
 impl ExpertRows<'_> {
-    /// Launches.
+    /// Launches the kernel.
     ///
     /// # Errors
     /// If a region is too small or the launch fails.
@@ -165,24 +165,25 @@ impl ExpertRows<'_> {
 }
 
 /// `out[row] = xs[source(row)] @ weight[expert(row)]^T` for rows sorted by expert; F32 sums, rounded once. Offsets and
-/// sources are what [`ExpertRows`] wrote; the kernel follows them unchecked.
+/// sources must come from [`ExpertRows`]; the kernel does not check them.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupedMatMul<'a> {
-    /// Of xs, weight and out.
+    /// Element type of xs, weight and out.
     pub dtype: Dtype,
     /// Sorted rows (assignments).
     pub rows: usize,
-    /// The most rows that one expert can have: the number of tokens.
+    /// Most rows that one expert can have: the number of tokens.
     pub most_rows: usize,
-    /// Experts.
+    /// Number of experts.
     pub num_experts: usize,
     /// Columns of out.
     pub n: usize,
-    /// Elements summed over.
+    /// Summed elements per product (columns of xs).
     pub k: usize,
-    /// `[tokens, k]` with sources, `[rows, k]` without.
+    /// `[tokens, k]` if `sources` is given, else `[rows, k]` in sorted order.
     pub xs: &'a Region,
-    /// i32, `[rows]`, and by what it is divided to give a row of `xs` (`per_token`); absent where `xs` is sorted.
+    /// i32, `[rows]`, and a divisor (`per_token`): row `i` of `out` uses row `sources[i] / divisor` of `xs`. `None` if
+    /// `xs` is sorted.
     pub sources: Option<(&'a Region, usize)>,
     /// `[num_experts, n, k]`.
     pub weight: &'a Region,
@@ -193,7 +194,7 @@ pub struct GroupedMatMul<'a> {
 }
 
 impl GroupedMatMul<'_> {
-    /// Launches.
+    /// Launches the kernel.
     ///
     /// # Errors
     /// If a region is too small or the launch fails.
@@ -216,21 +217,21 @@ impl GroupedMatMul<'_> {
             vector: i32::from(aligned),
         };
         let grid = [n.div_ceil(TILE), self.most_rows.div_ceil(TILE), num_experts];
-        // Two stages of both operands, 32 columns each (F32: one of 16, transposed).
+        // Two stages of both operands, 32 columns each (F32: one stage of 16 columns, transposed).
         let shared = if self.dtype == Dtype::F32 { 2 * 16 * (TILE + 4) * 4 } else { 2 * 2 * TILE * 32 * 2 };
         launch(&**self.out.gpu(), of(GROUPED, self.dtype), grid, 128, shared, &params)
     }
 }
 
-/// `out[token] = sum over its experts, in their order, of score * ys[row]`; F32, rounded once. Slots and experts are
-/// what [`ExpertRows`] and [`Route`] wrote; the kernel follows them unchecked.
+/// `out[token]` = sum of `score * ys[row]` over the token's experts in ascending order; F32, rounded once. Slots and
+/// experts must come from [`ExpertRows`] and [`Route`]; the kernel does not check them.
 #[derive(Clone, Copy, Debug)]
 pub struct MixExperts<'a> {
-    /// Of ys and out.
+    /// Element type of ys and out.
     pub dtype: Dtype,
-    /// Tokens.
+    /// Number of tokens.
     pub tokens: usize,
-    /// Experts of a token.
+    /// Experts per token.
     pub per_token: usize,
     /// Features.
     pub hidden: usize,
@@ -247,7 +248,7 @@ pub struct MixExperts<'a> {
 }
 
 impl MixExperts<'_> {
-    /// Launches.
+    /// Launches the kernel.
     ///
     /// # Errors
     /// If a region is too small, or the launch fails.

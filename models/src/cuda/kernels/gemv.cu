@@ -1,5 +1,5 @@
-// Products of 1 to 8 rows: the weight is read once, 16 bytes a lane, and a warp takes a column of the output. The rows
-// lie in shared memory, normed there if that is asked for, so that a norm costs no launch.
+// Products of 1 to 8 rows. The weight is read once, 16 bytes per lane; a warp computes one output column at a time. The
+// rows are staged in shared memory and normed there if requested, so that the norm needs no launch of its own.
 struct GemvParams {
     const void* xs;      // [rows, xs_row]
     const void* weight;  // [n, k]; with the gate epilogue [2 n, k], gate over up
@@ -7,7 +7,7 @@ struct GemvParams {
     const float* norm_weight;  // [k]; null is ones
     const float* norm_bias;    // [k]; null is zeros
     void* out;                 // [rows, out_row], T or float
-    const void* residual;      // as out, or out itself: what a sum is added to
+    const void* residual;      // added to the sum; layout of out, may be out
     int rows, n, k, xs_row, out_row;
     int epilogue;  // 1 times factor, 2 residual + factor sum, 3 activation, 4 soft cap of factor, 5 gate
     int activation;
@@ -17,17 +17,17 @@ struct GemvParams {
     float factor, eps;
 };
 
-// Units of 16 bytes (of F32: of 32) of each row of the weight that a lane reads before it computes: reads under way hide
-// the memory's latency.
+// Units of 8 elements of each weight row that a lane loads before it computes, to hide memory latency.
 template <int COLUMNS> constexpr int AHEAD = COLUMNS == 1 ? 6 : 4;
 
-// Columns of shared memory from one row to the next: whole 16-byte units.
+// Row stride in shared memory, in elements: a multiple of 16 bytes.
 template <class T> DEVICE int staged_row(int k) {
     constexpr int unit = 16 / sizeof(T);
     return ceil_div(k, unit) * unit;
 }
 
-// Rows to shared memory; rows that there are not become zeros. `norm_weight` is what a thread's first elements need.
+// Loads, norms and stores the rows to shared memory; rows from p.rows on become zeros. `norm_weight` holds the norm
+// weights of the thread's first 8 elements.
 template <class T, int ROWS> DEVICE void stage(const GemvParams& p, const float (&norm_weight)[8], T* rows) {
     SHARED float scratch[32];
     int stride = staged_row<T>(p.k), first = thread_index() * 8, step = thread_count() * 8;
@@ -35,7 +35,7 @@ template <class T, int ROWS> DEVICE void stage(const GemvParams& p, const float 
         const T* from = static_cast<const T*>(p.xs) + static_cast<u64>(r) * p.xs_row;
         int size = r < p.rows ? p.k : 0, held = -1;
         float x[8];
-        // Short rows are read once: the elements of a thread stay with it.
+        // The thread keeps its last 8 elements, so that short rows are read from memory only once.
         auto read = [&](int i) {
             if (i != held) load8(x, from + i, size - i, p.vector);
             held = i;
@@ -75,7 +75,8 @@ template <class T, int ROWS> DEVICE void stage(const GemvParams& p, const float 
     block_barrier();
 }
 
-// What a lane reads of the weight's rows at a time: their elements first.. in AHEAD units, 32 lanes apart.
+// Weight elements that a lane loads at a time: AHEAD units of 8 elements from `first` on, 32 units apart, of each
+// column's row.
 template <class T, int COLUMNS> struct Chunk {
     Raw8<T> part[AHEAD<COLUMNS>][COLUMNS];
 
@@ -92,7 +93,8 @@ template <class T, int COLUMNS> struct Chunk {
     }
 };
 
-// sums[c][r] = row c of the weight times row r, over a warp; every lane gets them. `chunk` is the first of the weight.
+// sums[c][r] = dot product of weight row c and row r, over a warp; every lane gets the result. `chunk` holds the first
+// part of the weight rows.
 template <class T, int ROWS, int COLUMNS>
 DEVICE void dot(
     const GemvParams& p, const T* rows, const T* const (&weight)[COLUMNS], Chunk<T, COLUMNS>& chunk,
@@ -133,12 +135,12 @@ DEVICE void dot(
         for (int r = 0; r < ROWS; ++r) sums[c][r] = sum_of(sums[c][r], WARP);
 }
 
-// What a sum is added to, asked for before the sum is there.
+// The residual, loaded before the sum is computed.
 template <class O> DEVICE float residual_of(const GemvParams& p, int row, int column) {
     return widen(static_cast<const O*>(p.residual)[static_cast<u64>(row) * p.out_row + column]);
 }
 
-// The epilogue of one element, by the lane that has it.
+// Applies the epilogue to one element and stores it.
 template <class O> DEVICE void finish(const GemvParams& p, int row, int column, float y, float up, float residual) {
     const O* bias = static_cast<const O*>(p.bias);
     O* out = static_cast<O*>(p.out) + static_cast<u64>(row) * p.out_row + column;
@@ -164,7 +166,7 @@ template <class T, int ROWS, int COLUMNS> DEVICE void columns(const GemvParams& 
             weight[c] = static_cast<const T*>(p.weight) + (static_cast<u64>(c) * p.n + column) * p.k;
         if (p.vector) chunk = Chunk<T, COLUMNS>::load(weight, lane * 8, p.k);
     };
-    // The weight's first columns are on their way before the rows are there, and while they are staged and normed.
+    // Loads of the first weight part begin before the previous launch has ended, and overlap with staging.
     begin(column);
     float norm_weight[8];
     int first = thread_index() * 8;

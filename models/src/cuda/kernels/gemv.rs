@@ -1,4 +1,4 @@
-//! Products of a few rows, which read the weight once at the memory's rate.
+//! Products of 1 to 8 rows with a weight, which is read once; their speed is limited by memory bandwidth.
 
 use super::elementwise::Activation;
 use super::launch::{Params, int, launch, optional, params};
@@ -7,14 +7,14 @@ use crate::cuda::gpu::Region;
 use crate::cuda::kernel_id::{Kernels, kernels, of};
 use crate::error::{Error, Result};
 
-/// By rows: 1, 2, 4, 8.
+/// By number of rows: 1, 2, 4, 8.
 const GEMV: [Kernels; 4] =
     [kernels!(Gemv, "gemv_1"), kernels!(Gemv, "gemv_2"), kernels!(Gemv, "gemv_4"), kernels!(Gemv, "gemv_8")];
 pub(super) const KERNELS: &[Kernels] = &GEMV;
 pub(super) const LAYOUTS: &[fn() -> String] = &[GemvParams::layout];
-/// A warp takes a column of the output.
+/// Warps per block; each computes one output column at a time.
 const WARPS: usize = 4;
-/// Rows staged in shared memory may take so much that a multiprocessor still holds two blocks.
+/// Most bytes of shared memory for the rows; two blocks still fit on a multiprocessor.
 const MOST_SHARED: usize = 80 << 10;
 
 params! {
@@ -41,29 +41,29 @@ params! {
     }
 }
 
-/// What becomes of a sum, bias added.
+/// What is done with a sum to which the bias has been added.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum GemvEpilogue {
-    /// Stored.
+    /// Stores the sum.
     Store,
-    /// Times a factor.
+    /// Stores the sum times a factor.
     Scale(f32),
     /// `out += factor * sum`, rounded once: the residual connection.
     Add(f32),
-    /// Through an activation.
+    /// Stores the activation of the sum.
     Activate(Activation),
-    /// `cap * tanh(sum / cap)`.
+    /// Stores `cap * tanh(sum / cap)`.
     SoftCap(f32),
-    /// The weight is `[2 n, k]`, gate over up (the bias `[2 n]`): `out = activation(gate) * up`.
+    /// The weight is `[2 n, k]`, the gate's rows first, and the bias `[2 n]`: `out = activation(gate) * up`.
     Gate(Activation),
 }
 
-/// A norm of the input rows, rounded to the element type as if it ran alone.
+/// A norm of the input rows, rounded to the element type as in a separate norm.
 #[derive(Clone, Copy, Debug)]
 pub struct RowNorm<'a> {
-    /// F32, `[k]`.
+    /// F32, `[k]`; `None` is ones.
     pub weight: Option<&'a Region>,
-    /// F32, `[k]`.
+    /// F32, `[k]`; `None` is zeros.
     pub bias: Option<&'a Region>,
     /// Layer norm with a mean (true) or RMS norm.
     pub centred: bool,
@@ -74,15 +74,15 @@ pub struct RowNorm<'a> {
 /// `out = epilogue(norm(xs) @ weight^T + bias)` for at most 8 rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Gemv<'a> {
-    /// Of xs and weight.
+    /// Element type of xs and weight.
     pub dtype: Dtype,
-    /// Of out and bias: `dtype` or F32.
+    /// Element type of out and bias: `dtype` or F32.
     pub out_dtype: Dtype,
-    /// Rows, 1 to 8.
+    /// Number of rows, 1 to 8.
     pub rows: usize,
     /// Columns of out.
     pub n: usize,
-    /// Elements summed over.
+    /// Summed elements per product.
     pub k: usize,
     /// `[rows, k]`.
     pub xs: &'a Region,
@@ -90,11 +90,11 @@ pub struct Gemv<'a> {
     pub xs_row: usize,
     /// `[n, k]`, or `[2 n, k]` with [`GemvEpilogue::Gate`].
     pub weight: &'a Region,
-    /// As many as the weight has rows.
+    /// One element per row of the weight.
     pub bias: Option<&'a Region>,
     /// A norm before the product.
     pub norm: Option<RowNorm<'a>>,
-    /// What becomes of the sums.
+    /// What is done with the sums.
     pub epilogue: GemvEpilogue,
     /// `[rows, n]`; must not be `xs`.
     pub out: &'a Region,
@@ -103,12 +103,12 @@ pub struct Gemv<'a> {
 }
 
 impl Gemv<'_> {
-    /// Whether so many rows of so many elements are this kernel's business.
+    /// Whether this kernel supports `rows` rows of `k` elements.
     pub fn takes(dtype: Dtype, rows: usize, k: usize) -> bool {
         (1..=8).contains(&rows) && rows.next_power_of_two() * k * dtype.size() <= MOST_SHARED
     }
 
-    /// Launches.
+    /// Launches the kernel.
     ///
     /// # Errors
     /// If a region is too small, [`Gemv::takes`] is false, or the launch fails.
@@ -116,7 +116,8 @@ impl Gemv<'_> {
         self.launch_onto(self.out)
     }
 
-    /// As [`Gemv::launch`], where [`GemvEpilogue::Add`] adds to `residual`, which lies as `out`, and `out` is the sum.
+    /// As [`Gemv::launch`], but [`GemvEpilogue::Add`] computes `out = residual + factor * sum`; `residual` has the
+    /// layout of `out`.
     ///
     /// # Errors
     /// As [`Gemv::launch`].
@@ -169,10 +170,11 @@ impl Gemv<'_> {
         };
         let gpu = &**self.out.gpu();
         let most = rows.next_power_of_two();
-        // Blocks stay for several columns where there are many, so that they stage the rows less often.
+        // The grid is bounded: for many columns each block computes several per warp, so that rows are staged less
+        // often.
         let blocks = n.div_ceil(WARPS).min(16 * gpu.multiprocessors());
         let kernel = of(GEMV[most.trailing_zeros() as usize], dtype);
-        // A whole number of 16-byte units a row.
+        // Each row takes a whole number of 16-byte units.
         let shared = most * (k * size).next_multiple_of(16);
         launch(gpu, kernel, [blocks, 1, 1], WARPS * 32, shared, &params)
     }

@@ -1,10 +1,10 @@
-// Products of rows sorted by expert with each expert's weight. Block (x, y, e) takes columns 64 x on and the rows
-// 64 y on of expert e, of which there may be none: how many rows an expert has is known on the device only.
+// Products of rows sorted by expert with each expert's weight. Block (x, y, e) computes the 64 columns from 64 x and
+// the 64 rows from 64 y of expert e. It may have no rows, because only the device knows the number of rows per expert.
 struct GroupedParams {
     const void* xs;      // [.., k]
     const void* weight;  // [experts, n, k]
-    const int* offsets;  // [experts + 1]: where each expert's rows start
-    const int* sources;  // [rows]: divided by divisor, the row of xs; null is the row itself
+    const int* offsets;  // [experts + 1]: first sorted row of each expert
+    const int* sources;  // [rows]: row of xs is sources[row] / divisor; null: row
     void* out;           // [rows, n]
     int n, k, divisor;
     int vector;  // xs and weight are aligned to 16 bytes, k a multiple of their elements
@@ -14,8 +14,9 @@ constexpr int TILE = 64, THREADS = 128;
 
 DEVICE u64 source_of(const GroupedParams& p, int row) { return p.sources ? p.sources[row] / p.divisor : row; }
 
-// 16 bits on tensor cores: steps of 32 columns, the next being copied while one is multiplied. Four warps take 32 x 32
-// each. Chunk c (16 bytes) of row r lies at c ^ (r / 2 % 4), so that the rows of a matrix lie in different banks.
+// 16-bit types on tensor cores, in steps of 32 columns; the next step is copied while the current one is multiplied.
+// Each of four warps computes 32 x 32 outputs. Chunk c (16 bytes) of row r is stored at c ^ (r / 2 % 4), so that the
+// rows of a matrix are in different banks.
 constexpr int STEP = 32;
 template <class T> DEVICE T* chunk_at(T* tile, int row, int chunk) {
     return tile + row * STEP + ((chunk ^ (row >> 1 & 3)) * 8);
@@ -91,8 +92,8 @@ template <class T> DEVICE void grouped(const GroupedParams& p) {
     }
 }
 
-// F32 without TF32: steps of 16 columns, both tiles transposed to [16, 64 + 4]; thread (x, y) of 16 by 8 takes columns
-// 4 x on and rows 8 y on.
+// F32 without TF32: steps of 16 columns, both tiles transposed to [16, 64 + 4]; thread (x, y) of 16 by 8 computes the 4
+// columns from 4 x and the 8 rows from 8 y.
 constexpr int STEP_F32 = 16, ROW_F32 = TILE + 4;
 
 template <> DEVICE void grouped<float>(const GroupedParams& p) {

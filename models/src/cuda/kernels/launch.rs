@@ -1,4 +1,4 @@
-//! From a struct of parameters to a launch.
+//! Parameter structs of kernels, and launches with them.
 
 #![expect(unsafe_code, reason = "the one place where parameters become bytes")]
 
@@ -9,13 +9,14 @@ use crate::error::{Error, Result};
 /// The argument of a kernel.
 ///
 /// # Safety
-/// The type is `repr(C)`, has no padding, and [`Params::layout`] states its true layout. The macro sees to it.
+/// The type is `repr(C)`, has no padding, and [`Params::layout`] states its actual layout. The macro `params!` ensures
+/// this.
 pub(super) unsafe trait Params: Copy {
-    /// Static assertions, in C++, that the struct of the same name lies in memory as this one.
+    /// Static assertions, in C++, that the struct of the same name has the same memory layout.
     fn layout() -> String;
 }
 
-/// A `repr(C)` struct without padding that is a kernel's argument, or a part of one; addresses are `u64`.
+/// Defines a `repr(C)` struct without padding that is a kernel's argument or a part of one; addresses are `u64`.
 macro_rules! params {
     ($(#[$doc:meta])* struct $name:ident { $($field:ident: $type:ty,)* }) => {
         $(#[$doc])*
@@ -45,9 +46,9 @@ macro_rules! params {
 }
 pub(super) use params;
 
-/// Launches, if there is anything to do.
+/// Launches a kernel; does nothing if the grid is empty.
 ///
-/// The callers have checked that every address in `params` has room for what the kernel does there.
+/// Callers must have checked that every address in `params` has enough memory for the kernel's accesses.
 pub(super) fn launch<P: Params>(
     gpu: &dyn Gpu,
     kernel: KernelId,
@@ -72,12 +73,12 @@ pub(super) fn launch<P: Params>(
     }
 }
 
-/// The address of a region that may be absent.
+/// The checked address of a region, or 0 for `None`.
 pub(super) fn optional(region: Option<&Region>, what: &str, len: usize, size: usize) -> Result<u64> {
     region.map_or(Ok(0), |region| region.checked(what, len, size))
 }
 
-/// A count or stride as kernels have it.
+/// A count or stride as a kernel's `int`.
 pub(super) fn int(what: &str, value: usize) -> Result<i32> {
     i32::try_from(value).map_err(|_| Error::Gpu(format!("{what} of {value} is too large for a kernel")))
 }

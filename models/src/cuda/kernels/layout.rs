@@ -1,22 +1,22 @@
-//! Where the operands of attention lie: heads in a row, keys and values in the cache, the pass in device memory.
+//! Memory layout of attention's operands: heads of the projection, KV cache, state of the forward pass.
 
 use crate::cuda::dtype::Dtype;
 use crate::cuda::gpu::Region;
 use crate::error::{Error, Result};
 
-/// The most features of a head that attention has kernels for.
+/// Most features per head that the attention kernels support.
 pub const MAX_HEAD_DIM: usize = 256;
 
-/// Where the heads of a joined projection lie in a row.
+/// Positions of the heads in a row of a joined projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QkvLayout {
     /// Query heads, a multiple of `kv_heads`.
     pub q_heads: usize,
-    /// Key and value heads.
+    /// Number of key heads, equal to the number of value heads.
     pub kv_heads: usize,
-    /// Features of a head.
+    /// Features per head.
     pub head_dim: usize,
-    /// Elements from one token to the next.
+    /// Row stride (from one token to the next) in elements.
     pub row: usize,
     /// Column of the first query head, key head and value head.
     pub q_first: usize,
@@ -24,7 +24,7 @@ pub struct QkvLayout {
     pub k_first: usize,
     /// See `q_first`.
     pub v_first: usize,
-    /// Columns from the queries of one key head to those of the next; those of one lie side by side.
+    /// Columns from the query heads of one key head to those of the next; the query heads of one key head are adjacent.
     pub q_group: usize,
     /// Columns from one key (or value) head to the next.
     pub kv_head: usize,
@@ -46,7 +46,7 @@ impl QkvLayout {
         }
     }
 
-    /// A group a key head, and in it its queries, its key and its value (gpt_neox, falcon).
+    /// One group per key head: its query heads, its key head, its value head (gpt_neox, falcon).
     pub fn grouped(q_heads: usize, kv_heads: usize, head_dim: usize) -> Self {
         let group = (q_heads / kv_heads.max(1) + 2) * head_dim;
         Self {
@@ -72,11 +72,11 @@ impl QkvLayout {
 /// A layer's keys and values, `[batch, kv_heads, capacity, head_dim]` each.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheRegions<'a> {
-    /// Keys.
+    /// Keys of the layer.
     pub keys: &'a Region,
-    /// Values.
+    /// Values of the layer.
     pub values: &'a Region,
-    /// Slots of a sequence.
+    /// Slots per sequence.
     pub capacity: usize,
 }
 
@@ -92,23 +92,24 @@ impl CacheRegions<'_> {
     }
 }
 
-/// Where a pass stands, in device memory: the same regions serve a recorded pass with other values.
+/// Cache slots and key ranges of a forward pass, in device memory, so that a captured graph can run again with other
+/// values.
 #[derive(Clone, Copy, Debug)]
 pub struct PassState<'a> {
     /// i32, `[1]`: cache slot of the first new token.
     pub first_slot: &'a Region,
-    /// i32, `[batch, 2]`: first slot that holds a key, and the slot behind the last. Slots from `capacity` on are
+    /// i32, `[batch, 2]`: first slot that holds a key, and the slot after the last one. Slots from `capacity` on are
     /// never read.
     pub keys: &'a Region,
-    /// Where padding lies inside a range.
+    /// Padding inside the ranges; `None` if there is none.
     pub visible: Option<Visible<'a>>,
 }
 
-/// u8, `[batch, row]`: 0 where a slot is padding; slots from `row` on are seen.
+/// u8, `[batch, row]`: 0 if a slot is padding; slots from `row` on are visible.
 #[derive(Clone, Copy, Debug)]
 pub struct Visible<'a> {
     /// The flags.
     pub region: &'a Region,
-    /// Flags of a sequence.
+    /// Flags per sequence.
     pub row: usize,
 }

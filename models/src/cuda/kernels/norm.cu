@@ -1,6 +1,6 @@
-// RMS and layer norm of groups of `size` neighbouring elements, alone or with the residual stream. A block takes a
-// group. The variance is taken from differences to the mean, so that a large mean does not cancel it away; groups are
-// read again for each pass, from the first-level cache.
+// RMS and layer norm of groups of `size` adjacent elements, alone or with the residual stream. One block per group. The
+// variance is computed from differences to the mean, which avoids cancellation for a large mean. The group is read
+// several times, from the first-level cache.
 struct NormParams {
     const void* xs;       // [rows, xs_row], groups side by side from column 0
     void* residual;       // [rows, heads, size]
@@ -50,7 +50,7 @@ template <class T> DEVICE void norm(const NormParams& p) {
     for (int i = first; i < p.size; i += step) {
         load8(x, xs + i, p.size - i, vector);
         for (int j = 0; j < 8; ++j) {
-            // Places past the end hold zero, whose distance from the mean must not count.
+            // Elements past the end are zero and must not contribute to the variance.
             float d = i + j < p.size ? x[j] - mean : 0.0f;
             sum += d * d;
         }

@@ -1,4 +1,4 @@
-//! RMS and layer norm, alone or in one pass with the residual stream.
+//! RMS and layer norm, alone or fused with an addition to the residual stream.
 
 use super::launch::{Params, int, launch, optional, params};
 use crate::cuda::dtype::Dtype;
@@ -28,54 +28,54 @@ params! {
     }
 }
 
-/// What happens to the residual stream.
+/// How the norm is combined with the residual stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormForm {
     /// `out = norm(xs)`; `out` may be `xs`.
     Norm,
-    /// `residual += xs; out = norm(residual)`, the sum rounded first.
+    /// `residual += xs; out = norm(residual)`; the sum is rounded before the norm.
     AddThenNorm,
     /// `residual += norm(xs)`, rounded once; `out` is not written.
     NormThenAdd,
 }
 
-/// A norm of `heads` neighbouring groups of `size` elements in each row.
+/// A norm of `heads` adjacent groups of `size` elements in each row.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm<'a> {
-    /// Of all but the weights.
+    /// Element type of all operands except weight and bias.
     pub dtype: Dtype,
-    /// The form.
+    /// How the residual stream is updated.
     pub form: NormForm,
     /// Layer norm with a mean (true) or RMS norm.
     pub centred: bool,
     /// Added to the variance.
     pub eps: f32,
-    /// Rows.
+    /// Number of rows.
     pub rows: usize,
-    /// Groups in a row: 1, or heads.
+    /// Groups per row: 1, or the number of heads.
     pub heads: usize,
-    /// Elements of a group.
+    /// Elements per group.
     pub size: usize,
-    /// Groups from here on, the first at the region's start.
+    /// Input; the first group starts at the start of the region.
     pub xs: &'a Region,
     /// Elements from one row of `xs` to the next.
     pub xs_row: usize,
-    /// `[rows, heads * size]` without gaps, for the forms that add.
+    /// `[rows, heads * size]`, contiguous; required by the modes that add.
     pub residual: Option<&'a Region>,
-    /// F32, `[size]`, or `[heads, size]` where `weight_per_head`; absent is all ones.
+    /// F32, `[size]`, or `[heads, size]` if `weight_per_head`; `None` is all ones.
     pub weight: Option<&'a Region>,
     /// Whether each head has its own weight.
     pub weight_per_head: bool,
-    /// F32, as the weight.
+    /// F32, same shape as the weight; `None` is zeros.
     pub bias: Option<&'a Region>,
-    /// As `xs`.
+    /// Output; the first group starts at the start of the region. May be `xs`.
     pub out: &'a Region,
     /// Elements from one row of `out` to the next.
     pub out_row: usize,
 }
 
 impl Norm<'_> {
-    /// Launches.
+    /// Launches the kernel.
     ///
     /// # Errors
     /// If a region is too small or the launch fails.
@@ -109,7 +109,7 @@ impl Norm<'_> {
             centred: i32::from(self.centred),
             eps: self.eps,
         };
-        // A warp does for short groups; a long row keeps a whole block busy.
+        // One warp for short groups, up to 256 threads for long ones.
         let threads = (self.size.div_ceil(8).next_multiple_of(32)).clamp(32, 256);
         let blocks = self.rows * self.heads;
         launch(&**self.xs.gpu(), of(NORM, self.dtype), [blocks, 1, 1], threads, 0, &params)

@@ -1,19 +1,20 @@
-// Attention of many tokens in 16 bits, on tensor cores, with an online softmax (Dao et al. 2022 and 2023). A block takes
-// 64 query rows of one key head and passes over tiles of PARTS * KEYS keys, the next tile being copied while one is
-// multiplied; tiles that no row sees are never touched. A warp takes 16 rows and KEYS keys of a tile; the parts are added
-// up at the end. Scores, maxima, sums and output are F32; probabilities are rounded to T for the product with the values.
-// Heads of fewer features than HD end in zeros.
+// Attention of more than one query token in 16-bit types, on tensor cores, with an online softmax (Dao et al. 2022 and
+// 2023). A block processes 64 query rows of one key head and loops over tiles of PARTS * KEYS keys; the next tile is
+// copied while the current one is multiplied. Tiles that no row sees are not loaded. A warp processes 16 rows and KEYS
+// keys of a tile; the parts are added at the end. Scores, maxima, sums and the output accumulator are F32;
+// probabilities are rounded to T for the product with the values. Heads with fewer than HD features are padded with
+// zeros.
 //
-// Shared memory: queries [64, HD], keys [2, PARTS * KEYS, HD], values the same, in chunks of 8 elements (16 bytes); chunk
-// c of row r lies at c ^ (r % 8), so that the eight rows of a matrix that is loaded lie in different banks.
+// Shared memory: queries [64, HD], keys [2, PARTS * KEYS, HD], values likewise, in chunks of 8 elements (16 bytes).
+// Chunk c of row r is stored at c ^ (r % 8), so that the eight rows of a loaded matrix are in different banks.
 constexpr int ROWS = 64, ROW_WARPS = ROWS / 16;
 
 template <class T, int HD> DEVICE T* chunk_at(T* tile, int row, int chunk) {
     return tile + row * HD + ((chunk ^ (row & 7)) * 8);
 }
 
-// Rows first.. of a cache [.., head_dim] up to row `end`; rows behind and features past head_dim become zeros, because
-// zero times what happens to lie there may be NaN.
+// Loads rows first..end of a cache [.., head_dim]. Other rows, and features from head_dim on, become zeros, because
+// zero times an arbitrary value can be NaN.
 template <class T, int HD, int KEYS, int THREADS>
 DEVICE void load_tile(T* tile, const T* rows, int first, int end, int head_dim, bool vector) {
     constexpr int CHUNKS = HD / 8, STEP = THREADS / CHUNKS;
@@ -66,13 +67,13 @@ template <class T, int HD, int KEYS, int PARTS> DEVICE void prefill(const Attent
     }
     commit_copies();
 
-    // What any row of the block sees, and what all see.
+    // Key ranges of the first and the last row; their union is the range of keys to process.
     int last_row = smaller(first_row + ROWS, rows) - 1;
     Seen first = keys_seen(p, batch, first_slot + first_row / group);
     Seen last = keys_seen(p, batch, first_slot + last_row / group);
     int start = first.start, end = larger(first.end, last.end);
-    // The two rows of which this lane holds parts are this and the eighth behind it. What few tiles need of them is found
-    // there: registers are what limits the blocks of a multiprocessor.
+    // This lane holds parts of rows lane_row and lane_row + 8. Values that only a few tiles need are recomputed there,
+    // because registers limit the number of blocks per multiprocessor.
     int lane_row = first_row + warp * 16 + lane / 4;
 
     float out[HD / 8][4];
@@ -89,7 +90,7 @@ template <class T, int HD, int KEYS, int PARTS> DEVICE void prefill(const Attent
         load_tile<T, HD, TILE, THREADS>(value_tiles, values, start, end, p.head_dim, vector);
     }
     commit_copies();
-    // Of up to 128 features the queries stay in registers.
+    // For up to 128 features the queries stay in registers.
     constexpr bool KEPT = HD <= 128;
     u32 kept[KEPT ? HD / 16 : 1][4];
     if constexpr (KEPT) {
@@ -131,8 +132,8 @@ template <class T, int HD, int KEYS, int PARTS> DEVICE void prefill(const Attent
             }
         }
 
-        // The softmax's step: element j of tile i is row j / 2 of this lane, key 8 i + 2 (lane % 4) + j % 2. What few
-        // tiles need stands apart, each behind one branch.
+        // Online softmax step. Element s[i][j] is row j / 2 of this lane and key 8 i + 2 (lane % 4) + j % 2. Each
+        // operation that only some tiles need is in a loop of its own, behind one branch.
         int lane_key = first_key + lane % 4 * 2;
         if (!plain) {
             int row_head[2] = {kv_head * group + lane_row % group, kv_head * group + (lane_row + 8) % group};
@@ -201,12 +202,12 @@ template <class T, int HD, int KEYS, int PARTS> DEVICE void prefill(const Attent
                 mma<T>(out[2 * n + 1], a, b[2], b[3]);
             }
         }
-        // The next turn copies into this stage.
+        // The next iteration copies into this stage.
         block_barrier();
     }
 
     if constexpr (PARTS > 1) {
-        // A lane's sums to where the tiles were; a row's maxima are equal in its four lanes.
+        // Part 1 stores its sums over the tiles; a row's maxima are equal in its four lanes.
         float* sums = reinterpret_cast<float*>(key_tiles) + warp * WARP + lane;
         constexpr int STEP = ROW_WARPS * WARP, COUNT = HD / 2 + 4;
         static_assert(PARTS == 2 && COUNT * STEP * 4 <= 4 * TILE * HD * 2, "one part of sums in the place of the tiles");
@@ -253,7 +254,7 @@ template <class T, int HD, int KEYS, int PARTS> DEVICE void prefill(const Attent
     }
 }
 
-// Two parts keep a multiprocessor busy that has one long block; of more features the registers allow none.
+// Two parts use a multiprocessor better that has one long block. For more features there are not enough registers.
 #define ENTRIES(T, suffix)                                                                  \
     DENSE_ENTRY(256, 2, prefill_64_##suffix, AttentionParams) { prefill<T, 64, 64, 2>(p); } \
     ENTRY(128, prefill_128_##suffix, AttentionParams) { prefill<T, 128, 64, 1>(p); }        \

@@ -1,9 +1,9 @@
-// Attention of many tokens in F32, without TF32: scalar multiply-adds on tiles of 32 query rows and 32 keys, with an
-// online softmax. Thread 4 r + c holds row r: the scores of keys c, c + 4, ... and the features of chunks (4 floats)
-// c, c + 4, ...; rows of a tile are 4 floats apart from a multiple of the banks, so that neither product conflicts.
+// Attention of more than one query token in F32, without TF32: scalar multiply-adds on tiles of 32 query rows and 32
+// keys, with an online softmax. Thread 4 r + c holds row r: the scores of keys c, c + 4, ... and the features of chunks
+// (4 floats) c, c + 4, ...; rows of a tile are padded by 4 floats, so that neither product has bank conflicts.
 constexpr int ROWS = 32, KEYS = 32, THREADS = 128, PROBABILITY_ROW = 36;
 
-// Rows first..end of [.., head_dim] into a tile; zeros elsewhere.
+// Loads rows first..end of [.., head_dim] into a tile; the rest of the tile becomes zeros.
 template <int HD> DEVICE void load_tile(float* tile, const float* rows, int first, int end, int head_dim, bool vector) {
     for (int i = thread_index(); i < KEYS * (HD / 4); i += THREADS) {
         int row = i / (HD / 4), column = i % (HD / 4) * 4;
@@ -97,7 +97,7 @@ template <int HD> DEVICE void prefill(const AttentionParams& p) {
             total += probability;
             probabilities[r * PROBABILITY_ROW + c + 4 * i] = probability;
         }
-        // A row's probabilities go between the four threads of the row, which are of one warp.
+        // The four threads of a row, all in one warp, share the row's probabilities.
         warp_barrier();
         for (int i = 0; i < HD / 16; ++i)
             for (int j = 0; j < 4; ++j) out[i][j] *= keep;
@@ -112,7 +112,7 @@ template <int HD> DEVICE void prefill(const AttentionParams& p) {
                 }
             }
         }
-        // The next turn overwrites the tiles.
+        // The next iteration overwrites the tiles.
         block_barrier();
     }
 

@@ -1,10 +1,11 @@
-// Norms, rotation and the way into the cache of many tokens. A warp takes a head of a token; where heads are turned in
-// halves and lie in whole 16-byte units, head_dim / 16 lanes take one, each eight features of both halves.
+// Head norms, rotary embedding and the cache write. In rope_into_cache a warp processes one head of a token. In
+// rope_halves, for heads that are rotated completely in halves and aligned to 16 bytes, head_dim / 16 lanes process one
+// head, each lane eight features of both halves.
 template <class T> DEVICE void rope_into_cache(const RopeParams& p) {
     DYNAMIC_SHARED(shared);
     int warp = thread_index() / WARP, heads = p.q_heads + 2 * p.kv_heads;
     int index = block_x() * (thread_count() / WARP) + warp;
-    // A whole warp at a time: nothing below waits for the block.
+    // Whole warps return, and there is no block barrier below.
     if (index >= p.rows * heads) return;
     int token = index / heads;
     Head<T> head(p, token, index % heads);
@@ -21,7 +22,7 @@ template <class T> DEVICE void rope_halves(const RopeParams& p) {
     int lanes = p.head_dim / 16, lane = thread_index() % lanes, heads = p.q_heads + 2 * p.kv_heads;
     int index = block_x() * (thread_count() / lanes) + thread_index() / lanes;
     bool is_there = index < p.rows * heads;
-    // Lanes of a warp exchange below, so that those without a head go along with the first.
+    // All lanes of a warp must take part in the shuffles below, so lanes without a head read the first one.
     int token = is_there ? index / heads : 0;
     Head<T> head(p, token, is_there ? index % heads : 0);
     T* to = head.place;

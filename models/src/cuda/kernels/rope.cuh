@@ -1,5 +1,4 @@
-// What turns heads on their way into the cache: norms of q and k heads, rotary embedding (Su et al. 2021). In F32
-// between reading and writing.
+// Norms of q and k heads and rotary embedding (Su et al. 2021), before the cache write. Intermediate values are F32.
 struct RopeParams {
     void* qkv;  // [rows, row]: head h of kv group g at q_first + g q_group + h head_dim, and so on
     void* keys;    // [batch, kv_heads, capacity, head_dim]
@@ -18,7 +17,7 @@ struct RopeParams {
     float q_eps, k_eps;
 };
 
-// Norms a head that lies in shared memory, one feature in 32 a lane.
+// Norms a head in shared memory in place, by one warp.
 DEVICE void norm_head(float* head, const float* weight, int size, bool centred, float eps) {
     int lane = thread_index() % WARP;
     float mean = 0.0f, sum = 0.0f;
@@ -32,12 +31,12 @@ DEVICE void norm_head(float* head, const float* weight, int size, bool centred, 
     for (int i = lane; i < size; i += WARP) head[i] = (head[i] - mean) * scale * weight[i];
 }
 
-// Head `which` of a token, first the queries, then the keys, then the values: where it lies, and its norm.
+// Address and norm of head `which` of a token; heads are numbered queries, then keys, then values.
 template <class T> struct Head {
     T* place;
     const float* weight;
     float eps;
-    int kv;  // of a key or value
+    int kv;  // index of a key or value head
     bool is_query, is_key;
 
     DEVICE Head(const RopeParams& p, int token, int which) {
@@ -57,15 +56,15 @@ template <class T> struct Head {
         }
     }
 
-    // Where a key or value of this token goes.
+    // Cache address of this token's key or value.
     DEVICE T* cached(const RopeParams& p, int token, int slot) const {
         u64 row = (static_cast<u64>(token / p.tokens) * p.kv_heads + kv) * p.capacity + slot;
         return static_cast<T*>(is_key ? p.keys : p.values) + row * p.head_dim;
     }
 };
 
-// Norms and turns a head, by one warp; `head`, in shared memory, is where it is in between. Feature i of the result is
-// given to `put(i, value)`; a value's head is given as it is.
+// Norms and rotates a head, by one warp, with `head` in shared memory as scratch. Calls `put(i, x)` for each feature i
+// of the result. A value head is passed unchanged.
 template <class T, class Put> DEVICE void turn(const RopeParams& p, int token, const Head<T>& from, float* head, Put put) {
     int lane = thread_index() % WARP;
     if (!from.is_query && !from.is_key) {
@@ -86,6 +85,6 @@ template <class T, class Put> DEVICE void turn(const RopeParams& p, int token, c
         put(low, narrow<T>(a * c - b * s));
         put(high, narrow<T>(b * c + a * s));
     }
-    // What partial rotary leaves as it is.
+    // Features that partial rotary embedding does not rotate.
     for (int i = 2 * p.pairs + lane; i < p.head_dim; i += WARP) put(i, narrow<T>(head[i]));
 }

@@ -1,4 +1,4 @@
-//! Norms of q and k heads, rotary embedding, and the way into the cache, in one pass over a joined projection.
+//! Norms of q and k heads, rotary embedding and the cache write, in one kernel over a joined projection.
 
 use super::launch::{Params, int, launch, optional, params};
 use super::layout::{CacheRegions, PassState, QkvLayout};
@@ -11,11 +11,11 @@ const ROPE: Kernels = kernels!(Rope, "rope_into_cache");
 const HALVES: Kernels = kernels!(Rope, "rope_halves");
 pub(super) const KERNELS: &[Kernels] = &[ROPE, HALVES];
 pub(super) const LAYOUTS: &[fn() -> String] = &[RopeParams::layout];
-/// A warp takes a head, or where heads are in halves a few lanes do.
+/// Warps per block. A warp processes one head at a time; in `rope_halves`, `head_dim / 16` lanes do.
 const WARPS: usize = 4;
-/// Features that such a lane takes.
+/// Features per lane in `rope_halves`.
 const OF_LANE: usize = 16;
-/// The most features of a head: what the warps' shared memory has room for.
+/// Most features per head, limited by the warps' shared memory.
 const MOST_FEATURES: usize = 512;
 
 params! {
@@ -55,7 +55,7 @@ params! {
 /// A norm over each head's features.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadNorm<'a> {
-    /// F32, `[head_dim]`, or `[heads, head_dim]` where `per_head`.
+    /// F32, `[head_dim]`, or `[heads, head_dim]` if `per_head`.
     pub weight: &'a Region,
     /// Whether each head has its own weight (cohere, stablelm).
     pub per_head: bool,
@@ -65,7 +65,7 @@ pub struct HeadNorm<'a> {
     pub eps: f32,
 }
 
-/// Tables by position, with any attention factor in them.
+/// Rope tables by position; they include the attention factor, if any.
 #[derive(Clone, Copy, Debug)]
 pub struct RopeTables<'a> {
     /// F32, `[rows, pairs]`.
@@ -74,31 +74,32 @@ pub struct RopeTables<'a> {
     pub sin: &'a Region,
     /// Rows of the tables.
     pub rows: usize,
-    /// `2 * pairs` leading features of a head are rotated.
+    /// The first `2 * pairs` features of a head are rotated.
     pub pairs: usize,
-    /// Pairs are `2i` and `2i + 1` (true), or `i` and `i + pairs`.
+    /// A pair is features `2i` and `2i + 1` (true), or `i` and `i + pairs`.
     pub interleaved: bool,
-    /// u32, `[batch, tokens]`: rows of the tables. One outside of them gives NaN.
+    /// u32, `[batch, tokens]`: row indices into the tables. An index outside them gives NaN.
     pub positions: &'a Region,
 }
 
-/// Norms and rotates q in place, writes k (normed, rotated) and v to the cache at slots `first_slot..`; F32 in between,
-/// rounded once.
+/// Norms and rotates q in place, writes k (normed, rotated) and v to the cache at slots `first_slot..`; intermediate
+/// values are F32, rounded once.
 #[derive(Clone, Copy, Debug)]
 pub struct RopeIntoCache<'a> {
-    /// Of qkv and cache.
+    /// Element type of qkv and cache.
     pub dtype: Dtype,
-    /// Sequences.
+    /// Batch size.
     pub batch: usize,
-    /// New tokens of each.
+    /// New tokens per sequence.
     pub tokens: usize,
     /// The joined projection, `[batch * tokens, layout.row]`.
     pub qkv: &'a Region,
-    /// How it lies.
+    /// Layout of `qkv`.
     pub layout: QkvLayout,
-    /// The layer's cache. Room for the new tokens is the caller's to see to: what passes `capacity` is dropped.
+    /// The layer's cache. The caller must provide room for the new tokens: tokens in slots from `capacity` on are
+    /// dropped.
     pub cache: CacheRegions<'a>,
-    /// Where the pass stands.
+    /// Cache slot of the first new token.
     pub state: PassState<'a>,
     /// Rotation, if any.
     pub rope: Option<RopeTables<'a>>,
@@ -109,7 +110,7 @@ pub struct RopeIntoCache<'a> {
 }
 
 impl RopeIntoCache<'_> {
-    /// Launches.
+    /// Launches the kernel.
     ///
     /// # Errors
     /// If a region is too small, a shape does not fit, or the launch fails.
@@ -126,7 +127,8 @@ impl RopeIntoCache<'_> {
         launch(gpu, of(ROPE, self.dtype), grid, WARPS * 32, shared, &params)
     }
 
-    /// Whether the whole head is turned, each feature with the one half a head on, and all of it lies in 16-byte units.
+    /// Whether all features are rotated, feature `i` with `i + head_dim / 2`, and all addresses and strides are
+    /// multiples of 16 bytes.
     fn is_in_halves(&self, params: &RopeParams) -> bool {
         let QkvLayout { head_dim, row, q_first, k_first, v_first, q_group, kv_head, .. } = self.layout;
         let size = self.dtype.size();

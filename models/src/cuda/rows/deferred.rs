@@ -1,4 +1,4 @@
-//! An operation on a GPU that has not been launched yet, so that what follows may be folded into it.
+//! An operation on a GPU that has not been launched yet, so that later operations can be fused into it.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::cuda::weights::{DeviceLinear, DeviceNorm};
 use crate::error::Result;
 use crate::kernels::Epilogue;
 
-/// An operation on rows. Until it runs, nobody writes to them: the operation holds them.
+/// An operation on rows. It holds a reference to them, so that they are not overwritten before it runs.
 #[derive(Clone)]
 pub(in crate::cuda) struct Deferred {
     pub(in crate::cuda) operation: Operation,
@@ -31,7 +31,7 @@ impl Deferred {
         }
     }
 
-    /// A buffer for the result.
+    /// Acquires a buffer for the result.
     pub(in crate::cuda) fn room(&self) -> Result<Arc<Region>> {
         self.xs.space.acquire_elements(self.xs.rows() * self.width())
     }
@@ -43,7 +43,8 @@ impl Deferred {
         }
     }
 
-    /// The factor of a product that can be added as it is computed.
+    /// The weight and factor of a product that a kernel can add to a residual; `None` if the epilogue does not allow
+    /// it.
     fn summand(&self) -> Option<(&DeviceLinear, f32)> {
         match &self.operation {
             Operation::Product(weight, Epilogue::Store) => Some((weight, 1.0)),
@@ -54,7 +55,7 @@ impl Deferred {
         }
     }
 
-    /// The result plus `residual` in `out`; returns false, and does nothing, where that takes more than one launch.
+    /// Writes the result plus `residual` to `out`. Returns false and does nothing if that needs more than one launch.
     pub(in crate::cuda) fn add(&self, residual: &Region, out: &Region) -> Result<bool> {
         match self.summand() {
             Some((weight, factor)) if Gemv::takes(weight.space.dtype, self.xs.rows(), weight.k) => {
@@ -65,7 +66,7 @@ impl Deferred {
         }
     }
 
-    /// Adds the result to `sum`; returns false, and does nothing, where that cannot be folded in.
+    /// Adds the result to `sum`. Returns false and does nothing if the sum cannot be fused.
     pub(in crate::cuda) fn add_to(&self, sum: &Region) -> Result<bool> {
         match &self.operation {
             Operation::Product(..) => {
@@ -82,8 +83,8 @@ impl Deferred {
     }
 }
 
-/// `out = epilogue(xs @ weight^T + bias)`; with few rows the kernel streams the weight, and does a
-/// deferred norm of the rows itself.
+/// `out = epilogue(xs @ weight^T + bias)`; where [`Gemv::takes`] is true, a GEMV kernel that also computes a deferred
+/// norm of `xs`, else [`matmul`].
 pub(in crate::cuda) fn product(
     weight: &DeviceLinear,
     epilogue: Epilogue,
@@ -130,7 +131,7 @@ pub(in crate::cuda) fn product(
     }
 }
 
-/// A product of few rows to `n` columns; what is added is added to `residual`.
+/// A GEMV with `n` output columns, including a deferred norm of `xs`; [`GemvEpilogue::Add`] adds to `residual`.
 pub(in crate::cuda) fn gemv(
     weight: &DeviceLinear,
     n: usize,

@@ -25,12 +25,12 @@ pub(super) struct Case {
     pub(super) keys: Vec<Range<usize>>,
     pub(super) holes: bool,
     pub(super) bias: bool,
-    /// Slots that the cache has beyond the last token; they hold NaN.
+    /// Unused cache slots after the last token; they hold NaN.
     pub(super) room: usize,
 }
 
 impl Case {
-    /// One sequence, causal, nothing else.
+    /// One sequence, causal, without window, cap, holes or bias.
     pub(super) fn plain(dtype: Dtype, tokens: usize, first: usize, group: usize, head_dim: usize) -> Self {
         let keys = std::iter::once(0..first + tokens).collect();
         let (before, after, softcap) = (None, Some(0), None);
@@ -52,7 +52,7 @@ impl Case {
     }
 }
 
-/// What the kernels give on a device, what they should give, and by how much they may be off.
+/// Returns the kernels' output and the expected output.
 pub(super) fn run(
     case: &Case,
     seed: u64,
@@ -65,7 +65,7 @@ pub(super) fn run(
     let mut random = Noise::new(seed);
     let scale = 2.0 / (head_dim as f32).sqrt();
     let q = noise(&mut random, dtype, batch * tokens * layout.row, 1.0);
-    // Only what a range admits is there: all else in the cache is NaN, so that reading it shows.
+    // Cache slots outside the key ranges are NaN, so that reading them is detected.
     let mut filled = || -> Vec<f64> {
         let values = noise(&mut random, dtype, batch * kv_heads * capacity * head_dim, 1.0);
         let slot = |i: usize| (i / head_dim % capacity, i / head_dim / capacity / kv_heads);
@@ -165,9 +165,9 @@ fn attention(
     out
 }
 
-/// Values are below 1, scores below 2 sqrt(d) and biases below 2. A score is off by (d + 8) u times its size, a
-/// probability relatively by twice that (its own and the sum's) plus exp2's and n u of the sums; 16-bit prefill rounds
-/// each probability, in numerator and sum alike, and every kernel the result.
+/// Values are below 1, scores below 2 sqrt(d), biases below 2. The error of a score is at most (d + 8) u times its
+/// size. The relative error of a probability is twice that (its own and the sum's) plus that of exp2 and n u of the
+/// sums. 16-bit prefill also rounds the probabilities, and every 16-bit kernel the result.
 pub(super) fn tolerance(case: &Case) -> f64 {
     let (all, d) = ((case.first + case.tokens) as f64, case.head_dim as f64);
     let score = (2.0 * d.sqrt() + 2.0) * (d + 8.0) * U32;
@@ -230,7 +230,7 @@ proptest! {
         check(&case, seed);
     }
 
-    /// One token, its keys split by a capacity that has nothing to do with how many there are.
+    /// One token; its keys are split by the cache's capacity, which is independent of the number of keys.
     #[test]
     fn decoding_is_softmax_over_the_keys_seen(case in cases(1..2), seed: u64) {
         check(&case, seed);
@@ -247,7 +247,7 @@ fn causal_prefill_passes_several_tiles() {
 }
 
 #[test]
-fn one_token_over_many_keys_is_split_and_joined() {
+fn decode_over_many_keys_is_split_and_combined() {
     for dtype in Dtype::ALL {
         check(&Case { room: 900, ..Case::plain(dtype, 1, 1500, 4, 64) }, 4);
         check(&Case { before: Some(699), ..Case::plain(dtype, 1, 1500, 9, 128) }, 5);
@@ -265,7 +265,7 @@ fn a_window_admits_exactly_w_keys() {
         let layout = QkvLayout::joined(1, 1, 8);
         for gpu in GPUS.iter() {
             for marked in [31 - window, 32 - window, 31, 32] {
-                // Equal scores and values of one: the mean of a single marked value counts the keys seen.
+                // All scores are equal and one value is 1, so the output is 1 / (number of visible keys).
                 let q = put(gpu, dtype, &vec![0.0; tokens * layout.row]);
                 let keys = put(gpu, dtype, &vec![0.0; slots * 8]);
                 let mark = |i: usize| if i / 8 == marked { 1.0 } else { 0.0 };
@@ -303,9 +303,9 @@ fn a_window_admits_exactly_w_keys() {
     }
 }
 
-/// One launch that norms, turns, keeps and attends gives what two do, and leaves the same cache.
+/// For one token, norm, rope, cache write and attention in one launch give the same output and cache as two launches.
 #[test]
-fn one_token_is_turned_on_its_way_as_if_that_were_a_launch_of_its_own() {
+fn decode_with_fused_rope_matches_two_launches() {
     let kinds = [
         (64, 32, false, false, 3),
         (48, 12, true, true, 1),
@@ -380,7 +380,7 @@ fn one_token_is_turned_on_its_way_as_if_that_were_a_launch_of_its_own() {
             [get(&out, dtype, len), get(&keys, dtype, cache.len()), get(&values, dtype, cache.len())].concat()
         };
         let [one, two] = [true, false].map(|is_one| on_both(|gpu| run(gpu, is_one)));
-        // The halves of a head are summed in another order where several lanes norm it.
+        // `rope_halves` sums the features of a head in another order.
         let what = format!("{dtype:?}, heads of {head_dim}");
         close(&what, &one, &two, |i| (8.0 * roundoff(dtype)).max(16.0 * U32) * two[i].abs().max(1.0));
         assert!(

@@ -1,4 +1,4 @@
-//! The emulated device itself: products, recordings, guards.
+//! Tests of the emulated device: products, graphs, guards.
 
 use super::{GPUS, U32, close, get, noise, put, stored};
 use crate::cuda::kernels::{Map, MapOp, Source};
@@ -6,7 +6,7 @@ use crate::cuda::{Dtype, MatMul, Region, matmul};
 use crate::kernels::tests::{Noise, reference};
 
 #[test]
-fn a_product_has_factor_bias_sum_and_strides() {
+fn products_apply_alpha_bias_beta_and_strides() {
     let gpu = &GPUS[0];
     let (m, n, k, xs_row, out_row) = (5, 7, 9, 11, 8);
     for dtype in Dtype::ALL {
@@ -16,7 +16,7 @@ fn a_product_has_factor_bias_sum_and_strides() {
             let weight = noise(&mut random, dtype, n * k, 1.0);
             let bias = noise(&mut random, out_dtype, n, 1.0);
             let before = noise(&mut random, out_dtype, m * out_row, 1.0);
-            // Without beta, what is there must not be read.
+            // If beta is 0, the previous content must not be read.
             let there = if beta > 0.0 { before.clone() } else { vec![f64::NAN; m * out_row] };
             let out = put(gpu, out_dtype, &there);
             let spec = MatMul { m, n, k, xs_row, out_row, dtype, out_dtype, alpha: 2.0, beta };
@@ -36,7 +36,7 @@ fn a_product_has_factor_bias_sum_and_strides() {
 }
 
 #[test]
-fn a_recorded_pass_runs_again_on_what_is_there_then() {
+fn a_captured_graph_runs_again_on_new_inputs() {
     let gpu = &GPUS[0];
     let xs = put(gpu, Dtype::F32, &[1.0, 2.0, 3.0]);
     let doubled =
@@ -70,7 +70,7 @@ fn regions_stay_inside_their_buffers() {
 }
 
 #[test]
-fn every_kernel_has_one_source_and_a_name_of_its_own() {
+fn kernel_names_are_unique_and_in_their_source() {
     let mut names: Vec<&str> =
         Source::ALL.into_iter().flat_map(Source::kernels).map(|kernel| kernel.name).collect();
     let count = names.len();
@@ -79,7 +79,7 @@ fn every_kernel_has_one_source_and_a_name_of_its_own() {
     assert_eq!(names.len(), count);
     for source in Source::ALL {
         assert!(source.kernels().next().is_some(), "{} has no kernels", source.name());
-        // A name is spelled out, or made of its stem and its type by a macro.
+        // The source contains the full name, or a macro builds it from stem and type.
         for kernel in source.kernels() {
             let text = source.text(&[kernel.dtype]);
             let stem = kernel.name.trim_end_matches(kernel.dtype.suffix());

@@ -48,7 +48,7 @@ fn check_map(dtype: Dtype, len: usize, seed: u64) {
             MapOp::Activate(kind) => activation(kind, *x),
         };
         let want: Vec<f64> = x.iter().zip(&y).map(each).collect();
-        // A few operations of F32 on numbers of this size; gelu cancels against x / 2 for negative x.
+        // At most 8 F32 roundings of numbers of this size; gelu cancels against x / 2 for negative x.
         close(&format!("{op:?} {dtype:?}"), &got, &want, |i| {
             stored(dtype, want[i]) + 8.0 * U32 * (want[i].abs() + x[i].abs() + y[i].abs())
         });
@@ -94,7 +94,7 @@ fn check_rows(dtype: Dtype, rows: usize, n: usize, gap: usize, seed: u64) {
             *x = (*x - top).exp() / total;
         }
     }
-    // exp is good to 2 u, the difference of up to 8 to 8 u, the sum of n terms to n u.
+    // Errors: exp 2 u, the difference of values up to 8 has 8 u, the sum of n terms n u.
     close("softmax", &got, &want, |i| (n as f64 + 16.0) * U32 * want[i].abs() + stored(dtype, want[i]));
 }
 
@@ -184,7 +184,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn what_works_element_by_element_does_so(
+    fn elementwise_kernels_match_the_references(
         dtype in prop::sample::select(&Dtype::ALL[..]), len in 1_usize..700, seed: u64
     ) {
         check_map(dtype, len, seed);
@@ -192,7 +192,7 @@ proptest! {
     }
 
     #[test]
-    fn what_works_on_rows_stays_in_its_row(
+    fn row_kernels_match_the_references(
         dtype in prop::sample::select(&Dtype::ALL[..]),
         rows in 1_usize..5,
         n in prop_oneof![1_usize..40, (1_usize..40).prop_map(|n| 8 * n), Just(700_usize)],

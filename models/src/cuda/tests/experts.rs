@@ -16,13 +16,13 @@ struct Case {
     mode: RouterScores,
 }
 
-/// Routing, sorting, one product an expert and the sum; in all of them against plain loops.
+/// Compares routing, sorting, the grouped product and the weighted sum with plain loops.
 fn check(case: &Case, seed: u64) {
     let Case { dtype, tokens, num_experts, per_token, k, n, mode } = *case;
     let mut random = Noise::new(seed);
     let rows = tokens * per_token;
     let mut logits = noise(&mut random, dtype, tokens * num_experts, 3.0);
-    // Ties, which go to the earlier expert.
+    // A tie, which the lower expert index must win.
     logits[num_experts - 1] = logits[0];
     let xs = noise(&mut random, dtype, tokens * k, 1.0);
     let weight = noise(&mut random, dtype, num_experts * n * k, 1.0);
@@ -119,7 +119,7 @@ fn check(case: &Case, seed: u64) {
         ((num_experts + per_token) as f64 * 2.0 * U32 + 2e-6 + unit) * want[i]
     });
 
-    // Sorted by expert, stably, and slots are the inverse.
+    // `sources` is the stable sort by expert, and `slots` is its inverse.
     let mut order: Vec<usize> = (0..rows).collect();
     order.sort_by_key(|assignment| experts[*assignment]);
     assert_eq!(sources, order, "{case:?}");
@@ -170,13 +170,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn a_mixture_of_experts_is_its_loops(case in cases(), seed: u64) {
+    fn a_mixture_of_experts_matches_plain_loops(case in cases(), seed: u64) {
         check(&case, seed);
     }
 }
 
 #[test]
-fn more_rows_than_a_tile_go_to_one_expert() {
+fn an_expert_can_have_more_rows_than_a_tile() {
     for dtype in Dtype::ALL {
         check(
             &Case {

@@ -79,7 +79,7 @@ fn check(case: &Case, seed: u64) {
                 GemvEpilogue::SoftCap(cap) => f64::from(cap) * (y[j] / f64::from(cap)).tanh(),
                 GemvEpilogue::Gate(_) => reference::silu(y[j]) * up,
             });
-            // What an error of a sum becomes: silu's slope is below 1.1, and the other factor multiplies it.
+            // Propagated error of the sums: silu's slope is below 1.1, and the other factor multiplies it.
             let magnitude = |j: usize| magnitude[j];
             size.push(if columns > n {
                 1.1 * magnitude(j) * up.abs() + 1.1 * magnitude(n + j) * y[j].abs()
@@ -88,8 +88,8 @@ fn check(case: &Case, seed: u64) {
             });
         }
     }
-    // Sums of k terms are off by at most k u of their magnitude. A norm's rounding to 16 bits may go either way where
-    // the reference stands near a boundary: one unit of each element at worst, F32's own error otherwise.
+    // Sums of k terms are off by at most k u of their magnitude. A norm's rounding to 16 bits may differ by one unit
+    // per element if the reference is near a rounding boundary; else the error is that of F32.
     let normed = if case.norm.is_some() { 2.0 * roundoff(dtype) + (k as f64 + 300.0) * U32 } else { 0.0 };
     close(&format!("{case:?}"), &got, &want, |i| {
         (k as f64 + 16.0) * U32 * (size[i] + want[i].abs() + 2.0)
@@ -130,14 +130,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn a_few_rows_times_a_weight_are_the_sums_of_products(case in cases(), seed: u64) {
+    fn gemv_matches_the_reference(case in cases(), seed: u64) {
         check(&case, seed);
     }
 }
 
-/// The grid is bounded: columns beyond it are taken in further turns.
+/// The grid is bounded: with more columns than warps, each warp computes several.
 #[test]
-fn many_columns_go_round_the_grid_several_times() {
+fn columns_beyond_the_grid_are_computed() {
     for dtype in Dtype::ALL {
         let (norm, epilogue) = (Some(false), GemvEpilogue::Gate(Activation::Silu));
         check(&Case { dtype, wide: false, rows: 3, n: 700, k: 24, gap: 0, bias: true, norm, epilogue }, 5);
@@ -145,7 +145,7 @@ fn many_columns_go_round_the_grid_several_times() {
 }
 
 #[test]
-fn what_gemv_does_not_take_is_refused() {
+fn gemv_rejects_9_rows_and_short_regions() {
     let gpu = &super::GPUS[0];
     let room = Region::room(gpu, Dtype::F32, 64).unwrap();
     let gemv = Gemv {

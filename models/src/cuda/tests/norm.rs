@@ -17,7 +17,7 @@ struct Case {
     rows: usize,
     heads: usize,
     size: usize,
-    /// Columns behind the groups in a row.
+    /// Unused columns after the groups in a row.
     gap: usize,
 }
 
@@ -25,7 +25,7 @@ fn check(case: &Case, seed: u64) {
     let Case { dtype, form, centred, rows, heads, size, gap, .. } = *case;
     let mut random = Noise::new(seed);
     let (width, row) = (heads * size, heads * size + gap);
-    // A mean far from zero shows a variance that cancels.
+    // A mean far from zero detects cancellation in the variance.
     let xs: Vec<f64> =
         noise(&mut random, dtype, rows * row, 4.0).iter().map(|x| rounded(dtype, *x as f32 + 3.0)).collect();
     let residual = noise(&mut random, dtype, rows * width, 2.0);
@@ -84,10 +84,11 @@ fn check(case: &Case, seed: u64) {
             want.extend(y.iter().zip(old).map(added));
         }
     }
-    // Values normalised are below sqrt(size), times 2 of the weight. Sums of n terms are off by n u relatively, and a
-    // difference to the mean by as much of the values' size of 7; all of it at most (n + 16) u of 16 sqrt(n).
+    // Normalised values are below sqrt(size), times a weight below 2. Sums of n terms have a relative error of n u, and
+    // differences to the mean n u times the values' size of 7; in total at most (n + 16) u times 16 sqrt(n).
     let tolerance = (size as f64 + 16.0) * U32 * 16.0 * (size as f64).sqrt();
-    // A centred group of one value is all cancellation: what is left is rounding, amplified by 1/sqrt(eps).
+    // A centred group of one or two values cancels completely: the rest is rounding error, amplified by up to
+    // 1/sqrt(eps).
     let tolerance = if centred && size < 3 { tolerance + 300.0 * 8.0 * U32 } else { tolerance };
     let (out, after) = got.split_at(rows * width);
     close(&format!("{case:?}"), out, &want, |i| tolerance + stored(dtype, want[i]));
@@ -125,7 +126,7 @@ proptest! {
 }
 
 #[test]
-fn long_aligned_rows_go_round_the_block_several_times() {
+fn rows_longer_than_a_block_are_normed() {
     for dtype in Dtype::ALL {
         for form in [NormForm::Norm, NormForm::AddThenNorm, NormForm::NormThenAdd] {
             let case = Case {

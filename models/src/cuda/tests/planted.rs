@@ -1,4 +1,4 @@
-//! The tests of these tests: faults planted in the sources, which each must be seen.
+//! Tests of these tests: each bug planted in the kernel sources must be detected.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use super::{get, put};
 use crate::cuda::kernels::{Norm, NormForm};
 use crate::cuda::{Dtype, Emulator, Gpu, Order, Region};
 
-/// The largest error of attention over its tolerance, with a change of the source.
+/// The largest error of attention divided by its tolerance, after replacing `from` by `to` in the source.
 fn worst(case: &Case, from: &str, to: &str) -> f64 {
     let gpu = Emulator::planted(from, to);
     let [got, want] = run(case, 9, |case| case(&gpu));
@@ -16,13 +16,13 @@ fn worst(case: &Case, from: &str, to: &str) -> f64 {
 }
 
 #[test]
-fn a_bound_that_is_off_by_one_is_seen_in_every_attention_kernel() {
+fn an_off_by_one_bound_is_detected_in_every_attention_kernel() {
     for dtype in Dtype::ALL {
         for tokens in [1, 40] {
             let case = Case { before: Some(11), ..Case::plain(dtype, tokens, 30, 2, 64) };
             let unchanged = worst(&case, "slot - p.before", "slot - p.before");
             assert!(unchanged <= 1.0, "{dtype:?}, {tokens} tokens, nothing planted: {unchanged}");
-            // A window of W+1 keys, a causal mask that shows the next token, padding that is seen.
+            // A window of W + 1 keys; a causal mask without the query's own key.
             for (from, to) in
                 [("slot - p.before", "slot - p.before - 1"), ("slot + p.after + 1", "slot + p.after")]
             {
@@ -34,24 +34,25 @@ fn a_bound_that_is_off_by_one_is_seen_in_every_attention_kernel() {
 }
 
 #[test]
-fn wrong_fragments_strides_and_stages_are_seen() {
-    // Three tiles of keys, and fifteen blocks for four multiprocessors.
+fn wrong_fragments_strides_and_stages_are_detected() {
+    // Three tiles of keys; fifteen blocks on four multiprocessors.
     let case = Case::plain(Dtype::Bf16, 300, 0, 3, 64);
     let split = Case { room: 60, ..Case::plain(Dtype::F16, 1, 700, 3, 64) };
     let plants: [(&Case, &str, &str); 10] = [
-        // The two halves of a fragment exchanged, the neighbouring row of matrices, the wrong stage.
+        // Swapped halves of a fragment; the adjacent row of matrices; the wrong stage.
         (&case, "mma<T>(s[2 * n], a, b[0], b[1])", "mma<T>(s[2 * n], a, b[1], b[0])"),
         (&case, "lane % 8 + lane / 16 * 8", "lane % 16"),
         (&case, "stage = tile % 2", "stage = 0"),
-        // A copy that nobody waits for.
+        // A copy that is not waited for.
         (&case, "wait_copies<1>()", "wait_copies<2>()"),
-        // The running output is not brought to the new maximum.
+        // The running output is not rescaled to the new maximum.
         (&case, "out[i][j] *= keep[j / 2]", "out[i][j] *= 1.0f"),
-        // The second part's keys are taken for the first's, its sums are not brought to the common maximum; a block twice.
+        // The second part uses the first part's key positions; its sums are not rescaled to the common maximum; a block
+        // runs twice.
         (&case, "first_key += part * KEYS", "first_key += 0"),
         (&case, "sums[feature * STEP] * take", "sums[feature * STEP]"),
         (&case, "at = most - 1 - at", "at = most / 2"),
-        // The last key of a part is left out; one part is lost.
+        // The last key of a part is omitted; one part is lost.
         (&split, "smaller(seen.end, start + part)", "smaller(seen.end, start + part - 1)"),
         (&split, "i < p.splits; ++i) {", "i < p.splits - 1; ++i) {"),
     ];
@@ -86,9 +87,9 @@ fn norm(gpu: &Arc<dyn Gpu>) -> crate::Result<Vec<f64>> {
 }
 
 #[test]
-fn a_missing_barrier_shows_when_threads_change_their_order() {
+fn a_missing_barrier_changes_the_result() {
     let forward = norm(&Emulator::start(Order::Forward)).unwrap();
-    // The sum of the block is read before all warps have written theirs.
+    // The block's sum is read before all warps have written theirs.
     let barrier = "block_barrier();\n    float total";
     let planted = norm(&Emulator::planted(barrier, "float total")).unwrap();
     assert!(forward.iter().zip(&planted).any(|(a, b)| a.to_bits() != b.to_bits()));
@@ -108,7 +109,7 @@ fn writing_outside_of_memory_and_uneven_barriers_are_errors() {
 }
 
 #[test]
-fn a_struct_that_lies_otherwise_than_in_rust_does_not_compile() {
+fn a_struct_with_another_layout_than_in_rust_does_not_compile() {
     let other = Emulator::planted("int size, heads, xs_row, out_row;", "int heads, size, xs_row, out_row;");
     let error = norm(&other).unwrap_err().to_string();
     assert!(error.contains("NormParams::size"), "{error}");

@@ -111,10 +111,11 @@ fn check(case: &Case, seed: u64) {
             values[slot..slot + head_dim].copy_from_slice(value);
         }
     }
-    // Two products and a sum, each off by u of values below 2 (normed: below 2 sqrt(d), with a norm's own errors).
+    // Two products and a sum, each with an error of u times values below 2 (normed: below 2 sqrt(d), plus the norm's
+    // errors).
     let size =
         if norm == Heads::Plain { 4.0 } else { (head_dim as f64 + 16.0) * 16.0 * (head_dim as f64).sqrt() };
-    // A centred head of one or two values is all cancellation, amplified by up to 1/sqrt(eps).
+    // A centred head of one or two values cancels completely; its rounding error is amplified by up to 1/sqrt(eps).
     let size = if per_head && head_dim < 3 { size + 300.0 * 16.0 } else { size };
     let want = [q, keys, values].concat();
     close(&format!("{case:?}"), &got, &want, |i| 4.0 * size * U32 + stored(dtype, want[i]));
@@ -151,9 +152,9 @@ fn cases() -> impl Strategy<Value = Case> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Also that nothing else in the rows and in the cache changes: slots before and behind, and other columns.
+    /// Also checks that other cache slots and other columns of the rows do not change.
     #[test]
-    fn heads_are_normed_turned_and_put_into_their_slots(case in cases(), seed: u64) {
+    fn heads_are_normed_rotated_and_written_to_their_slots(case in cases(), seed: u64) {
         check(&case, seed);
     }
 }

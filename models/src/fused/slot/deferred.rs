@@ -1,4 +1,4 @@
-//! An operation on rows that has not run yet, so that what follows may be folded into it.
+//! An operation on rows that has not run yet, so that later operations can be folded into it.
 
 use std::sync::Arc;
 
@@ -6,7 +6,8 @@ use super::Slot;
 use crate::fused::Float;
 use crate::kernels::{Epilogue, Norm, PackedLinear};
 
-/// An operation on whole rows, which are read when it runs. Until then nobody writes to them: the operation holds them.
+/// An operation on whole rows, which are read when it runs. The operation holds the rows, so that they are not
+/// written to before that.
 pub(crate) struct Deferred<T: Float> {
     pub(crate) operation: Operation<T>,
     pub(crate) xs: Slot<T>,
@@ -46,7 +47,7 @@ impl<T: Float> Deferred<T> {
         }
     }
 
-    /// Runs into new memory; only a product does.
+    /// Writes the result to new memory; only a product supports this.
     pub(crate) fn run_new(&self) -> Option<Vec<T>> {
         match &self.operation {
             Operation::Product(weight, epilogue) => {
@@ -56,7 +57,7 @@ impl<T: Float> Deferred<T> {
         }
     }
 
-    /// Adds the result to `sum`; returns false, and does nothing, where that cannot be folded in.
+    /// Adds the result to `sum`; returns false without an effect if the operation cannot be folded into a sum.
     pub(crate) fn add_to(&self, sum: &mut [T]) -> bool {
         let (pool, xs) = (self.xs.pool(), self.xs.read());
         match &self.operation {

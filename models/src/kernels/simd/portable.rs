@@ -1,11 +1,11 @@
-//! Four lanes in plain Rust: the fall-back everywhere and the NEON level through LLVM.
+//! Four lanes in plain Rust, for every target; on ARM, LLVM compiles it to NEON.
 
 #![expect(unsafe_code, reason = "implements the unsafe vector trait; only the pointer methods need it")]
 
 use super::Simd;
 use half::bf16;
 
-/// The level without any target feature beyond the target's baseline.
+/// The level that needs no target feature beyond the target's baseline.
 #[derive(Clone, Copy)]
 pub(super) struct Portable;
 
@@ -16,7 +16,7 @@ fn zip(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
     [f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]
 }
 
-/// A fused multiply-add only where the target has the instruction: the library fall-back is a slow call.
+/// A fused multiply-add only if the target has the instruction, because the library function is slow.
 #[inline(always)]
 fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { a.mul_add(b, c) } else { a * b + c }

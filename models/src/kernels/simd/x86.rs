@@ -11,11 +11,11 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(super) struct Avx2;
 
-/// AVX-512; `BF16` tells whether `vdpbf16ps` and its conversions are there.
+/// AVX-512; `BF16` is true if the machine has `vdpbf16ps` and the bf16 conversions.
 #[derive(Clone, Copy)]
 pub(super) struct Avx512<const BF16: bool>;
 
-/// Whether Intel made the machine.
+/// Whether the CPU is an Intel CPU.
 pub(super) fn is_intel() -> bool {
     let vendor = __cpuid(0);
     [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
@@ -30,7 +30,7 @@ pub(super) unsafe fn run_avx2<O: Op>(op: O) -> O::Output {
 }
 
 /// # Safety
-/// As [`Op::call`]; the machine has the features named.
+/// As [`Op::call`]; the machine has the target features listed below.
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) unsafe fn run_avx512<O: Op>(op: O) -> O::Output {
     // SAFETY: this function is compiled for the level; the rest is the caller's.
@@ -38,14 +38,14 @@ pub(super) unsafe fn run_avx512<O: Op>(op: O) -> O::Output {
 }
 
 /// # Safety
-/// As [`Op::call`]; the machine has the features named.
+/// As [`Op::call`]; the machine has the target features listed below.
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(super) unsafe fn run_avx512_bf16<O: Op>(op: O) -> O::Output {
     // SAFETY: this function is compiled for the level; the rest is the caller's.
     unsafe { op.call::<Avx512<true>>() }
 }
 
-// Every method below: the features and the pointers are vouched for by the trait's contract.
+// In every method below, the trait's contract guarantees the features and the pointers.
 macro_rules! simple {
     ($($name:ident($($arg:ident),*) => $body:expr;)*) => {
         $(#[inline(always)]
@@ -139,7 +139,7 @@ impl Simd for Avx2 {
     unsafe fn store_bf16(p: *mut bf16, v: __m256) {
         // SAFETY: the trait's contract: 8 values are writable.
         unsafe {
-            // Round to nearest even on the bits; a NaN becomes the quiet NaN instead of running over.
+            // Rounds the bits to nearest even; a NaN becomes the quiet NaN instead of overflowing.
             let bits = _mm256_castps_si256(v);
             let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
             let up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));

@@ -23,7 +23,7 @@ fn check<T: Element>(case: &Case, seed: u64) {
     let width = (q_heads + 2 * kv_heads) * head_dim;
     let mut noise = Noise::new(seed);
     let scale = 2.0 / (head_dim as f32).sqrt();
-    // All slots are written through the cache's own door; the queries are those of the last tokens.
+    // All slots are written by `rope_into_cache`; the queries are those of the last tokens.
     let qkv = noise.take::<T>(batch * all * width, 1.0);
     let head =
         |b: usize, slot: usize, h: usize| wide(&qkv[(b * all + slot) * width + h * head_dim..][..head_dim]);
@@ -139,7 +139,7 @@ fn a_window_admits_exactly_w_keys() {
     let (tokens, window) = (40, 8);
     let pool = super::super::Pool::new(2);
     let mut cache = KvCache::<f32>::new(CacheShape { batch: 1, kv_heads: 1, head_dim: 1, capacity: tokens });
-    // Equal scores and values of one: the mean of a single marked value counts the keys seen.
+    // All scores are equal and one value is marked, so the mean shows the number of keys attended to.
     for marked in [31 - window, 32 - window, 31, 32] {
         let mut qkv: Vec<f32> =
             (0..tokens).flat_map(|t| [0.0, 0.0, if t == marked { 1.0 } else { 0.0 }]).collect();

@@ -42,7 +42,7 @@ impl<T: Element> Weights<T> {
     }
 }
 
-/// The fused block, in two chunks: a prefill, then the rest one token at a time.
+/// The block with the kernels: a prefill, then the remaining tokens one at a time.
 fn fused<T: Element>(pool: &Pool, w: &Weights<T>, xs: &[T], prefill: usize) -> Vec<T> {
     let qkv_proj = PackedLinear::new(pool, &[&w.qkv], HIDDEN, None);
     let o_proj = PackedLinear::new(pool, &[&w.o], Q_HEADS * DIM, None);
@@ -133,8 +133,8 @@ fn check<T: Element>(limit: f64) {
 
 #[test]
 fn a_llama_block_matches_its_formula() {
-    // Relative L2: about the square root of a sum's length times the roundoff (40 * 6e-8 at most) for f32;
-    // for bf16 the half dozen tensors stored in between, each good to 2^-9 on average.
+    // Relative L2. For f32, about the square root of a sum's length times the roundoff (at most 40 * 6e-8). For bf16,
+    // about six intermediate tensors, each with an average error of 2^-9.
     check::<f32>(1e-6);
     check::<bf16>(1e-2);
 }

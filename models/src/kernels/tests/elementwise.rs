@@ -61,13 +61,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn maps_over_elements_and_rows(rows in 1_usize..30, n in 1_usize..200, seed: u64) {
+    fn elementwise_kernels_match_f64(rows in 1_usize..30, n in 1_usize..200, seed: u64) {
         both!(check(rows, n, seed));
     }
 }
 
 #[test]
-fn a_row_that_sees_nothing_becomes_zeros() {
+fn softmax_of_a_fully_masked_row_is_zero() {
     for pool in pools() {
         let mut row = [f32::NEG_INFINITY; 21];
         softmax(&pool, &mut row, 21);

@@ -3,8 +3,8 @@ use super::{Noise, U32, both, close, pools, reference, roundoff, wide};
 use half::bf16;
 use proptest::prelude::*;
 
-/// Bound on a sum of k products in f32, whatever the order (Higham 2002, 3.1), with the bias and the
-/// addition of chunks: `(k + 4) u sum|a||b|`.
+/// Bound on a sum of k products in f32 in any order, including the bias and the addition of chunks: `(k + 4) u
+/// sum|a||b|` (Higham 2002, 3.1).
 fn sum_bound(k: usize, size: f64) -> f64 {
     (k as f64 + 4.0) * U32 * size
 }
@@ -24,7 +24,7 @@ fn check_epilogues<T: Element>(m: usize, n: usize, k: usize, seed: u64) {
         let label = format!("{:?} m {m} n {n} k {k}", pool.isa());
         close(&label, &out, &y, |i| sum_bound(k, size[i]) + u * y[i].abs());
 
-        // Factors are powers of two: exact. The residual adds one operation.
+        // Factors are powers of two, so scaling is exact. The residual adds one operation.
         out.copy_from_slice(&before);
         packed.forward(&pool, &x, m, &mut out, Epilogue::Add(0.5));
         let want: Vec<f64> = y.iter().zip(&before).map(|(y, b)| f64::from(b.to_f32()) + y / 2.0).collect();
@@ -32,7 +32,7 @@ fn check_epilogues<T: Element>(m: usize, n: usize, k: usize, seed: u64) {
 
         packed.forward(&pool, &x, m, &mut out, Epilogue::Activate(Activation::Silu));
         let want: Vec<f64> = y.iter().map(|y| reference::silu(*y)).collect();
-        // |silu'| <= 1.1; silu itself is good to 5e-7.
+        // |silu'| <= 1.1; silu has a relative error of 5e-7.
         close("silu", &out, &want, |i| 1.1 * sum_bound(k, size[i]) + (2.0 * u + 5e-7) * want[i].abs());
 
         let mut capped = vec![0.0_f32; m * n];
@@ -40,7 +40,7 @@ fn check_epilogues<T: Element>(m: usize, n: usize, k: usize, seed: u64) {
         let want: Vec<f64> = y.iter().map(|y| 3.0 * (y / 3.0).tanh()).collect();
         close("softcap", &capped, &want, |i| sum_bound(k, size[i]) + 6e-7 * want[i].abs());
 
-        // The same weight in other hands: a bias put on later, packed by rows, into new memory.
+        // The same weight packed by rows, with the bias added later, written to new memory.
         let mut packing = Packing::linear(n, k);
         let at_once = n.div_ceil(3);
         for (block, rows) in w.chunks(at_once * k).enumerate() {
@@ -74,7 +74,7 @@ fn check_gate<T: Element>(m: usize, n: usize, k: usize, seed: u64) {
             let bound = |i: usize| sum_bound(k, size[i]) + roundoff::<T>() * want[i].abs() + 1e-12;
             close(&format!("a part, {:?} m {m} n {n} k {k}", pool.isa()), part, want, bound);
         }
-        // |gelu'| <= 1.13; products of the two errors are far below either.
+        // |gelu'| <= 1.13; the product of the two errors is negligible.
         close(&format!("{:?} m {m} n {n} k {k}", pool.isa()), &out, &want, |i| {
             1.2 * sum_bound(k, g_size[i]) * v[i].abs()
                 + 1.2 * sum_bound(k, v_size[i]) * g[i].abs()
@@ -99,14 +99,14 @@ proptest! {
 }
 
 #[test]
-fn sums_longer_than_a_chunk_are_whole() {
+fn sums_longer_than_a_chunk_match_f64() {
     for m in [1, 3, 5, 29] {
         both!(check_epilogues(m, 33, 1537, 7));
     }
 }
 
 #[test]
-fn every_height_of_tile_is_right() {
+fn every_tile_height_matches_f64() {
     for m in 1..=29 {
         both!(check_epilogues(m, 40, 37, m as u64));
     }
@@ -114,7 +114,7 @@ fn every_height_of_tile_is_right() {
 
 /// The head of a bf16 model can give f32 logits that were never rounded to bf16.
 #[test]
-fn bf16_weights_can_give_f32_outputs() {
+fn bf16_weights_produce_unrounded_f32_outputs() {
     let mut noise = Noise::new(3);
     let (x, w) = (noise.take::<bf16>(6 * 64, 1.0), noise.take::<bf16>(48 * 64, 1.0));
     let (y, size) = reference::linear(&wide(&x), &wide(&w), 64, None);
@@ -126,7 +126,7 @@ fn bf16_weights_can_give_f32_outputs() {
 }
 
 #[test]
-fn no_rows_and_no_columns_are_no_work() {
+fn empty_rows_and_columns_are_accepted() {
     for pool in pools() {
         PackedLinear::new(&pool, &[&[1.0_f32; 8]], 4, None).forward(
             &pool,

@@ -11,7 +11,7 @@ fn buffers_are_zeroed_and_aligned() {
 }
 
 #[test]
-fn slots_keep_what_is_written_and_do_not_touch() {
+fn slots_keep_values_and_share_no_cache_line() {
     let mut plan = ArenaPlan::default();
     let (a, b, c) = (plan.slot::<f32>(17), plan.slot::<bf16>(5), plan.slot::<f32>(16));
     assert_eq!(plan.bytes(), 128 + 64 + 64);
@@ -27,7 +27,7 @@ fn slots_keep_what_is_written_and_do_not_touch() {
 
 #[test]
 #[should_panic(expected = "overlap")]
-fn one_slot_is_not_lent_twice() {
+fn getting_one_slot_twice_panics() {
     let mut plan = ArenaPlan::default();
     let a = plan.slot::<f32>(17);
     let _ = plan.build().get_mut([a, a.first(3)]);

@@ -47,8 +47,8 @@ fn check_layer<T: Element>(rows: usize, n: usize, mean: f32, seed: u64) {
     for pool in pools() {
         let mut out = vec![T::default(); rows * n];
         norm.forward(&pool, &x, &mut out);
-        // The mean is off by a few roundoffs of its own size, which the division by the deviation (about
-        // 1.2, but eps keeps it above 0.003 for one or two elements) blows up.
+        // The mean has an error of a few roundoffs of its own size, which the division by the deviation (about 1.2,
+        // but eps keeps it above 0.003 for one or two elements) amplifies.
         let amplified = 16.0 * (f64::from(mean.abs()) + 2.0) * U32 * if n < 8 { 1000.0 } else { 20.0 };
         close("layer", &out, &want, |i| {
             (bound(n) + roundoff::<T>()) * (want[i].abs() + 8.0 * U32) + bound(n) * 8.0 + amplified
@@ -60,24 +60,24 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn rms_norm_alone_and_beside_the_residual(rows in 1_usize..70, n in 1_usize..300, seed: u64) {
+    fn rms_norm_matches_f64_with_residual(rows in 1_usize..70, n in 1_usize..300, seed: u64) {
         both!(check_rms(rows, n, seed));
     }
 
     #[test]
-    fn layer_norm_is_right(rows in 1_usize..20, n in 1_usize..300, seed: u64) {
+    fn layer_norm_matches_f64(rows in 1_usize..20, n in 1_usize..300, seed: u64) {
         both!(check_layer(rows, n, 0.0, seed));
     }
 }
 
-/// E[x^2] - mean^2 in f32 loses everything here (FACTS: error 1.1 at mean 1000 in another library).
+/// At this mean, E[x^2] - mean^2 in f32 loses all significant digits.
 #[test]
 fn a_large_mean_does_not_cancel_the_variance() {
     check_layer::<f32>(4, 576, 1000.0, 11);
 }
 
 #[test]
-fn head_norms_touch_their_heads_only() {
+fn head_norms_change_only_their_heads() {
     let mut noise = Noise::new(5);
     let (rows, width, dim) = (37, 7 * 24 + 5, 24);
     let x = noise.take::<f32>(rows * width, 2.0);

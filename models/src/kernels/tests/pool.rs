@@ -28,12 +28,12 @@ fn thousands_of_jobs_in_a_row_lose_no_task() {
 }
 
 #[test]
-fn parked_workers_come_back() {
+fn parked_workers_run_later_jobs() {
     let pool = Pool::new(2);
     for _ in 0..3 {
         std::thread::sleep(Duration::from_millis(5));
         let threads: Vec<AtomicUsize> = (0..2).map(|_| AtomicUsize::new(0)).collect();
-        // Long enough for a parked worker to be scheduled, even on a busy machine.
+        // Long enough for a parked worker to be scheduled on a machine loaded by other processes.
         pool.run(40, |_, thread| {
             threads[thread].fetch_add(1, Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(5));
@@ -43,7 +43,7 @@ fn parked_workers_come_back() {
 }
 
 #[test]
-fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+fn a_panic_reaches_the_caller_and_the_pool_still_works() {
     let pool = Pool::new(2);
     for _ in 0..20 {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -59,7 +59,7 @@ fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
 }
 
 #[test]
-fn callers_on_several_threads_take_turns() {
+fn concurrent_callers_complete_all_their_jobs() {
     let pool = Pool::new(2);
     let sum = AtomicUsize::new(0);
     std::thread::scope(|scope| {

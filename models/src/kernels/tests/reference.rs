@@ -1,4 +1,4 @@
-//! The kernels' definitions, one line of arithmetic at a time in f64.
+//! The kernels' definitions in f64, without blocking or vectors.
 
 use std::ops::Range;
 
@@ -69,7 +69,7 @@ pub(crate) fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], eps: f64) -> V
     rows.collect()
 }
 
-/// Rotates one head; `angle(i)` is that of pair `i`.
+/// Rotates one head; `angle(i)` is the angle of pair `i`.
 pub(crate) fn rope(head: &mut [f64], pairs: usize, interleaved: bool, angle: impl Fn(usize) -> (f64, f64)) {
     for i in 0..pairs {
         let (a, b) = if interleaved { (2 * i, 2 * i + 1) } else { (i, i + pairs) };
@@ -78,7 +78,7 @@ pub(crate) fn rope(head: &mut [f64], pairs: usize, interleaved: bool, angle: imp
     }
 }
 
-/// Attention of one query over rows of `keys` and `values` that `seen` admits; zeros if none.
+/// Attention of one query over the rows of `keys` and `values` that `seen` admits; zeros if it admits none.
 pub(crate) fn attention(
     q: &[f64],
     keys: &[Vec<f64>],
@@ -104,7 +104,7 @@ pub(crate) fn attention(
     out
 }
 
-/// Whether a query in slot `query` sees a key in slot `key`.
+/// Whether a query in slot `query` attends to a key in slot `key`.
 pub(crate) fn sees(
     query: usize,
     key: usize,

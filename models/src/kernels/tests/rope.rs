@@ -88,7 +88,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn q_turns_in_place_and_k_and_v_land_in_their_slots(case in cases(), seed: u64) {
+    fn q_rotates_in_place_and_k_and_v_reach_their_slots(case in cases(), seed: u64) {
         both!(check(case, seed));
     }
 }

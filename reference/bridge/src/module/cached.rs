@@ -1,4 +1,4 @@
-//! Prefill and decoding: the inputs through the model's KV cache, a token at a time.
+//! Prefill and decoding through the model's KV cache, one token at a time.
 
 use std::time::Duration;
 
@@ -12,13 +12,14 @@ use super::load::Loaded;
 use super::output::logits;
 use crate::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS, Positions};
 
-/// The argument and the field by which every version passes a cache.
+/// Name of both the argument and the output field that hold the cache, in every version.
 const CACHE: &str = "past_key_values";
 
-/// Logits of all positions, `[batch, seq, vocab_size]`: of `prefill` tokens in one pass, of each further one in its own.
+/// Logits of all positions, `[batch, seq, vocab_size]`: `prefill` tokens in one forward pass, each later
+/// token in its own.
 ///
-/// The first pass is given no cache and hands one out, tuples up to 4.4x and a `Cache` since, which the
-/// next pass is given as it is: what `generate` does, without its own choice of tokens.
+/// The prefill gets no cache and returns one (tuples up to 4.4x, a `Cache` since), which the next forward
+/// pass gets unchanged. `generate` does the same but selects the tokens itself.
 pub(super) fn decode<'py>(
     py: Python<'py>,
     loaded: &Loaded,

@@ -1,7 +1,7 @@
-"""What goes into and comes out of modules while a pass runs: written as it appears, or replaced.
+"""Hooks that write the inputs and outputs of modules during a forward pass, or replace a module's input.
 
-Below an attention module there are steps that are functions and no modules: the rotation of queries and keys, and the
-softmax. They are seen under names of their own, `rope_q`, `rope_k` and `softmax`.
+Two steps of an attention module are functions, not modules: the rotary embedding of queries and keys, and the softmax.
+They are captured as `rope_q`, `rope_k` and `softmax` below the module's path.
 """
 
 import fnmatch
@@ -18,11 +18,11 @@ SOFTMAX = {torch.nn.functional.softmax, torch.softmax, torch.Tensor.softmax}
 
 
 class Finished(Exception):
-    """Ends a pass of which nothing more is wanted."""
+    """Ends a forward pass early, once the replayed output is written."""
 
 
 class Hooks(TorchFunctionMode):
-    """Shows `observer` every module and step of a pass; `observer.enter` may give another input."""
+    """Calls `observer` for every module and step of a forward pass; `observer.enter` may return another input."""
 
     def __init__(self, model, observer):
         super().__init__()
@@ -70,7 +70,7 @@ class Hooks(TorchFunctionMode):
 
     def wrap_rotation(self, source):
         function = getattr(source, ROTATION, None)
-        # GPT-J's takes one tensor.
+        # GPT-J's function takes one tensor instead of q and k.
         if function is None or list(inspect.signature(function).parameters)[:2] != ["q", "k"]:
             return
 
@@ -99,7 +99,7 @@ class Hooks(TorchFunctionMode):
 
 
 class Writer:
-    """Writes tensors of the modules that fit a glob, until `max_bytes` are written."""
+    """Writes tensors of the modules that match a glob; skips a tensor that would exceed `max_bytes` in total."""
 
     def __init__(self, folder, patterns, max_bytes, dtype):
         self.folder = folder
@@ -138,7 +138,7 @@ class Writer:
 
 
 class Feeder:
-    """Feeds one call of a module a stored tensor, writes what comes out, and ends the pass."""
+    """Replays one call of a module with a stored tensor, writes its output, and ends the forward pass."""
 
     def __init__(self, module, call, stored, output, dtype):
         self.module = module
@@ -166,7 +166,7 @@ class Feeder:
 
 
 def first_argument(args, kwargs):
-    """Place and value of the first tensor that a module is given."""
+    """Position or keyword, and value, of the first tensor among a module's arguments."""
     for place, value in [*enumerate(args), *kwargs.items()]:
         if isinstance(value, torch.Tensor):
             return place, value
@@ -174,7 +174,7 @@ def first_argument(args, kwargs):
 
 
 def first_tensor(output):
-    """A module's output, the first one where it returns several."""
+    """The first tensor of a module's output, or None."""
     if isinstance(output, torch.Tensor):
         return output
     items = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else ()
@@ -182,7 +182,7 @@ def first_tensor(output):
 
 
 def write(tensor, dtype, path):
-    """Elements in C order, as `dtype`."""
+    """Writes the elements in C order, converted to `dtype`."""
     tensor.detach().to(device="cpu", dtype=dtype).contiguous().numpy().tofile(path)
 
 
@@ -191,5 +191,5 @@ def read(path, dtype):
 
 
 def same(a, b):
-    """Bit for bit, where any NaN is as good as another."""
+    """Whether all elements are equal; NaN equals NaN."""
     return bool(((a == b) | (a.isnan() & b.isnan())).all())

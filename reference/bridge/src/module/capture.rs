@@ -1,4 +1,4 @@
-//! A pass that writes what goes into and comes out of modules, and one that feeds a module a stored tensor.
+//! Forward passes that write module inputs and outputs, or replay one module with a stored input.
 
 use std::ffi::CString;
 
@@ -11,7 +11,7 @@ use super::forward;
 use super::load::Loaded;
 use crate::protocol::{Capture, Captured, CapturedModule, Dtype, Replay, Replayed};
 
-/// Runs a pass as it is and one that is captured.
+/// Runs one forward pass without capture and one with capture.
 pub(super) fn capture(py: Python<'_>, loaded: &Loaded, request: &Capture) -> Result<Captured, Stop> {
     let module = module(py, loaded)?;
     let (plain, _, plain_time) = forward::compute(py, loaded, request.prefill)?;
@@ -36,7 +36,7 @@ pub(super) fn capture(py: Python<'_>, loaded: &Loaded, request: &Capture) -> Res
     })
 }
 
-/// Runs a pass up to the module's end, the module being fed the stored tensor.
+/// Runs a forward pass up to the end of the module, whose input is replaced by the stored tensor.
 pub(super) fn replay(py: Python<'_>, loaded: &Loaded, request: &Replay) -> Result<Replayed, Stop> {
     let module = module(py, loaded)?;
     let element = element(py, loaded)?;
@@ -47,7 +47,7 @@ pub(super) fn replay(py: Python<'_>, loaded: &Loaded, request: &Replay) -> Resul
     let feeder = module.getattr("Feeder")?.call1(arguments)?;
     let hooks = module.getattr("Hooks")?.call1((&loaded.model, &feeder))?;
     let ended = within(&hooks, || forward::pass(py, loaded).map(drop));
-    // The pass ends with an exception of the feeder's own.
+    // The replay ends the forward pass with the exception `Finished`.
     match (feeder.getattr("shape")?.extract::<Option<Vec<usize>>>()?, ended) {
         (Some(shape), _) => Ok(Replayed { shape }),
         (None, Err(error)) => Err(error.into()),
@@ -64,7 +64,7 @@ fn module<'py>(py: Python<'py>, loaded: &Loaded) -> Result<Bound<'py, PyModule>,
     Ok(PyModule::from_code(py, &code, c"tfcheck_capture.py", c"tfcheck_capture")?)
 }
 
-/// The dtype that tensors are stored in.
+/// The torch dtype in which tensors are stored.
 fn element<'py>(py: Python<'py>, loaded: &Loaded) -> PyResult<Bound<'py, PyAny>> {
     loaded.torch.bind(py).getattr(if loaded.dtype == Dtype::F64 { "float64" } else { "float32" })
 }

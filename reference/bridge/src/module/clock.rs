@@ -1,18 +1,18 @@
-//! How long the device works on a call.
+//! Measures how long the device works on a call.
 
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-/// Runs from an idle device to an idle device: by the processor's clock, or by the GPU's own events.
+/// Measures from an idle device to an idle device, by the CPU's clock or by CUDA events.
 pub(super) enum Clock<'py> {
     Processor(Instant),
     Cuda { cuda: Bound<'py, PyAny>, device: String, begin: Bound<'py, PyAny>, end: Bound<'py, PyAny> },
 }
 
 impl<'py> Clock<'py> {
-    /// Waits until `device` is idle, and begins.
+    /// Waits until `device` is idle and starts the clock.
     pub(super) fn start(torch: &Bound<'py, PyAny>, device: &str) -> PyResult<Self> {
         if !device.starts_with("cuda") {
             return Ok(Self::Processor(Instant::now()));
@@ -27,7 +27,7 @@ impl<'py> Clock<'py> {
         Ok(Self::Cuda { cuda, device: device.to_owned(), begin, end })
     }
 
-    /// Waits until the device is idle again; the time between.
+    /// Waits until the device is idle and returns the time since the start.
     pub(super) fn stop(self) -> PyResult<Duration> {
         match self {
             Self::Processor(begun) => Ok(begun.elapsed()),
@@ -41,7 +41,7 @@ impl<'py> Clock<'py> {
     }
 }
 
-/// On the stream that `device` computes on, which need not be the current device.
+/// Records the event on the current stream of `device`, which need not be the current device.
 fn record(cuda: &Bound<'_, PyAny>, device: &str, event: &Bound<'_, PyAny>) -> PyResult<()> {
     event.call_method1("record", (cuda.call_method1("current_stream", (device,))?,))?;
     Ok(())

@@ -1,9 +1,9 @@
-//! `torch.compile`, and what it did.
+//! `torch.compile`, and notes on its graphs.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-/// `model` through `torch.compile` in its default mode; compilation happens in the first pass.
+/// `model` through `torch.compile` in its default mode; compilation happens in the first forward pass.
 pub(super) fn compile<'py>(
     torch: &Bound<'py, PyAny>,
     model: &Bound<'py, PyAny>,
@@ -11,7 +11,8 @@ pub(super) fn compile<'py>(
     torch.call_method1("compile", (model,))
 }
 
-/// The same with weights as constants of the graph (`TORCHINDUCTOR_FREEZING=1`), which holds for the whole process.
+/// Like `compile`, with weights as constants of the graph (`TORCHINDUCTOR_FREEZING=1`, which applies to the
+/// whole process).
 pub(super) fn compile_frozen<'py>(
     torch: &Bound<'py, PyAny>,
     model: &Bound<'py, PyAny>,
@@ -20,7 +21,7 @@ pub(super) fn compile_frozen<'py>(
     compile(torch, model)
 }
 
-/// `model` through `torch.compile` in the mode of this name.
+/// `model` through `torch.compile` with this `mode`.
 pub(super) fn compile_as<'py>(
     torch: &Bound<'py, PyAny>,
     model: &Bound<'py, PyAny>,
@@ -31,7 +32,7 @@ pub(super) fn compile_as<'py>(
     torch.call_method("compile", (model,), Some(&keywords))
 }
 
-/// How many graphs dynamo made, and where it broke them.
+/// Notes on how many graphs dynamo made, and where it broke them.
 pub(super) fn notes(py: Python<'_>) -> PyResult<Vec<String>> {
     let counters = py.import("torch._dynamo.utils")?.getattr("counters")?.cast_into::<PyDict>()?;
     let count = |group: &str, key: &str| -> PyResult<u64> {

@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 
-/// Runs `body` inside a Python context manager, which is left whatever happens.
+/// Runs `body` inside a Python context manager, which is exited even if `body` fails.
 pub(super) fn within<T, E: From<PyErr>>(
     context: &Bound<'_, PyAny>,
     body: impl FnOnce() -> Result<T, E>,

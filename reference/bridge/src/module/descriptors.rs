@@ -1,4 +1,4 @@
-//! The pair of pipes that tfcheck left open for this process.
+//! The pair of pipes that this process inherits from tfcheck.
 #![expect(unsafe_code, reason = "descriptors arrive as bare numbers")]
 
 use std::fs::File;
@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 
 use crate::protocol::{REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE};
 
-/// Takes the request pipe and the reply pipe, and keeps both from programs that this one starts.
+/// Takes ownership of both pipes and makes them not inheritable by child processes.
 pub(super) fn take(py: Python<'_>) -> PyResult<(File, File)> {
     let (requests, replies) = (number(REQUEST_FD_VARIABLE)?, number(REPLY_FD_VARIABLE)?);
     if requests == replies {
@@ -17,11 +17,11 @@ pub(super) fn take(py: Python<'_>) -> PyResult<(File, File)> {
     }
     let os = py.import("os")?;
     for descriptor in [requests, replies] {
-        // Fails unless the descriptor is open.
+        // Fails if the descriptor is not open.
         os.call_method1("set_inheritable", (descriptor, false))?;
     }
-    // SAFETY: both numbers are open descriptors (checked above) that tfcheck opened for this process
-    // and named to nobody else in it, and `main` is the only taker; so each gets exactly one owner.
+    // SAFETY: both numbers are open descriptors (checked above) that tfcheck opened for this process, and
+    // only `main` takes them, once; so each one gets exactly one owner.
     Ok(unsafe { (File::from_raw_fd(requests), File::from_raw_fd(replies)) })
 }
 

@@ -1,4 +1,4 @@
-//! Reading a tensor's memory in place, through DLPack (`dlpack.h` 0.8, the unversioned capsule).
+//! Reads a tensor's memory in place through DLPack (`dlpack.h` 0.8, unversioned capsule).
 #![expect(unsafe_code, reason = "DLPack is a C structure behind a pointer")]
 
 use std::ffi::c_void;
@@ -21,7 +21,7 @@ struct DataType {
     lanes: u16,
 }
 
-/// `DLTensor`, the first field of `DLManagedTensor`; the rest of the latter is the capsule's business.
+/// `DLTensor`, the first field of `DLManagedTensor`; the other fields are used by the capsule only.
 #[repr(C)]
 struct Tensor {
     data: *const c_void,

@@ -1,4 +1,4 @@
-//! Sorting what Python raised into the protocol's kinds of failure.
+//! Classifies Python exceptions into the protocol's kinds of failure.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 
 use crate::protocol::{Failed, FailedKind};
 
-/// Why a request stopped: an exception of Python's, or a refusal of the bridge's own.
+/// Why a request stopped: a Python exception, or an error raised by the bridge.
 #[derive(Debug)]
 pub(super) enum Stop {
     Raised(PyErr),
@@ -14,12 +14,12 @@ pub(super) enum Stop {
 }
 
 impl Stop {
-    /// What the environment does not have.
+    /// A request that the environment does not support.
     pub(super) fn unsupported(message: String) -> Self {
         Self::refused(FailedKind::Unsupported, message)
     }
 
-    /// An error of the bridge's own.
+    /// An error raised by the bridge.
     pub(super) fn exception(message: String) -> Self {
         Self::refused(FailedKind::Exception, message)
     }
@@ -61,7 +61,7 @@ impl From<io::Error> for Stop {
     }
 }
 
-/// Phrases of torch and transformers (4.40 to 5.23) that mean "this combination does not exist".
+/// Phrases of torch and transformers (4.40 to 5.23) that mean that a combination is not supported.
 const UNSUPPORTED: [&str; 6] = [
     "not implemented for",
     "does not support an attention implementation",
@@ -70,7 +70,7 @@ const UNSUPPORTED: [&str; 6] = [
     "not compiled with CUDA enabled",
     "No CUDA GPUs are available",
 ];
-/// Phrases of an allocation that was refused.
+/// Phrases of a failed allocation.
 const OUT_OF_MEMORY: [&str; 4] =
     ["out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory"];
 
@@ -85,14 +85,14 @@ fn kind(name: &str, text: &str) -> FailedKind {
     }
 }
 
-/// The whole of what Python would print, causes included.
+/// The full traceback as Python prints it, including causes.
 fn traceback(py: Python<'_>, error: &PyErr) -> PyResult<String> {
     let lines: Vec<String> =
         py.import("traceback")?.call_method1("format_exception", (error.value(py),))?.extract()?;
     Ok(lines.concat())
 }
 
-/// The first line that says something; where it ends with a colon, the next one says what.
+/// The first non-empty line; if it ends with a colon, the next one is appended.
 fn first_line(text: &str) -> String {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let mut said = lines.next().unwrap_or_default().to_owned();

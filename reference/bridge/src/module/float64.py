@@ -1,11 +1,11 @@
-"""float64 all the way through: where transformers asks for float32, whatever the dtype, it gets float64."""
+"""float64 throughout: replaces the float32 that transformers uses regardless of the dtype by float64."""
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 
 class Float64(TorchFunctionMode):
-    """Replaces every float32 that is asked for, and the dtype that is not asked for, by float64."""
+    """Replaces every explicit float32 and the default dtype by float64."""
 
     def __enter__(self):
         self.default_dtype = torch.get_default_dtype()
@@ -18,7 +18,7 @@ class Float64(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.Tensor.view:
-            # `view(dtype)` reads the same bits as another type: so safetensors gives a weight its own.
+            # `view(dtype)` reinterprets bits, as safetensors does to load a float32 weight; it must keep the dtype.
             return function(*args, **(kwargs or {}))
         if function is torch.Tensor.float:
             function = torch.Tensor.double

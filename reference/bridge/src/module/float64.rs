@@ -1,8 +1,8 @@
-//! The dtype f64, all the way through a model.
+//! float64 throughout a model.
 //!
-//! transformers upcasts norms, softmax, rope tables and router logits to float32 whatever the dtype
+//! transformers casts norms, softmax, rope tables and router logits to float32 regardless of the dtype
 //! (`LlamaRMSNorm`, `eager_attention_forward` and `LlamaRotaryEmbedding` of `modeling_llama.py`, 4.40 to
-//! 5.23), which in a model of float64 rounds down to seven digits: no oracle to a variant in f32.
+//! 5.23). A float64 model would then be accurate to seven digits only and could not be the oracle for f32.
 
 use std::ffi::CString;
 
@@ -11,14 +11,14 @@ use pyo3::prelude::*;
 use super::context::within;
 use super::failure::Stop;
 
-/// Said of every model in f64.
+/// Note on every model in f64.
 pub(super) const NOTE: &str = "float64 throughout: transformers' casts to float32 (norms, softmax, rope tables) are widened to float64; times are not those of plain transformers";
 
-/// The context manager under which a model is made and run in float64, where it is wanted.
+/// The context manager under which a float64 model is built and run; empty for other dtypes.
 pub(super) struct Float64(Option<Py<PyAny>>);
 
 impl Float64 {
-    /// Replaces float32 if `wanted`, else changes nothing.
+    /// Replaces float32 by float64 if `wanted`; otherwise changes nothing.
     pub(super) fn new(py: Python<'_>, wanted: bool) -> Result<Self, Stop> {
         if !wanted {
             return Ok(Self(None));
@@ -29,7 +29,7 @@ impl Float64 {
         Ok(Self(Some(module.getattr("Float64")?.call0()?.unbind())))
     }
 
-    /// Runs `body` with the replacement in force.
+    /// Runs `body` under the context manager.
     pub(super) fn within<T>(&self, py: Python<'_>, body: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
         match &self.0 {
             Some(mode) => within(mode.bind(py), body),
@@ -37,8 +37,9 @@ impl Float64 {
         }
     }
 
-    /// Completes a model that was made within [`Self::within`]: the experts of 5.x go one by one, for their
-    /// grouped product knows no float64. Refuses a model that holds anything below float64.
+    /// Prepares a model that was built inside [`Self::within`]: the experts of 5.x run one by one, because
+    /// their grouped matrix product does not support float64. Fails if a floating-point tensor is not
+    /// float64.
     pub(super) fn settle(&self, model: &Bound<'_, PyAny>) -> Result<(), Stop> {
         if self.0.is_none() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! One pass, and its logits on disk.
+//! One forward pass, or a prefill with decoding, whose logits are written to disk.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -17,7 +17,8 @@ use super::output::logits;
 use super::{cached, compile, dlpack, memory};
 use crate::protocol::{Dtype, Forward, Forwarded, LOGITS, Positions};
 
-/// Runs one pass, or a prefill and what follows it, and writes the logits.
+/// Runs a full-sequence forward pass, or a prefill and the decoding of the other tokens, and writes the
+/// logits.
 pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Result<Forwarded, Stop> {
     let torch = loaded.torch.bind(py);
     let (logits, positions, elapsed) = compute(py, loaded, request.prefill)?;
@@ -34,7 +35,7 @@ pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Res
     })
 }
 
-/// The logits of one pass, or of a prefill and what follows it.
+/// The logits of a full-sequence forward pass, or of a prefill and the decoding of the other tokens.
 pub(super) fn compute<'py>(
     py: Python<'py>,
     loaded: &Loaded,
@@ -49,12 +50,12 @@ pub(super) fn compute<'py>(
     Ok((logits, positions, elapsed))
 }
 
-/// One pass over the inputs.
+/// A full-sequence forward pass.
 pub(super) fn pass<'py>(py: Python<'py>, loaded: &Loaded) -> PyResult<(Bound<'py, PyAny>, Duration)> {
     call(py, loaded, &loaded.callable, loaded.arguments.bind(py))
 }
 
-/// One call without gradients, timed from an idle device to an idle device: on a GPU by its own events.
+/// One call without gradients, timed by a [`Clock`].
 pub(super) fn call<'py>(
     py: Python<'py>,
     loaded: &Loaded,
@@ -72,7 +73,7 @@ pub(super) fn call<'py>(
     within(&mode, || loaded.float64.within(py, timed))
 }
 
-/// Writes `logits` as f32 (f64 when that is the dtype) under a temporary name, synced and renamed; its
+/// Writes `logits` as f32 (f64 if that is the dtype) to a temporary file, syncs and renames it; returns the
 /// shape.
 fn store(
     torch: &Bound<'_, PyAny>,
@@ -82,7 +83,7 @@ fn store(
 ) -> Result<Vec<usize>, Stop> {
     let (name, element) = match dtype {
         Dtype::F64 => ("float64", safetensors::Dtype::F64),
-        // bf16 and f16 widen to f32 exactly.
+        // The conversion of bf16 and f16 to f32 is exact.
         Dtype::F32 | Dtype::Bf16 | Dtype::F16 => ("float32", safetensors::Dtype::F32),
     };
     let keywords = PyDict::new(torch.py());
@@ -103,13 +104,13 @@ fn store(
     Ok(shape)
 }
 
-/// A name beside `path` that ends alike (torch's profiler looks at the ending).
+/// A temporary file name next to `path` with the same extension, which torch's profiler checks.
 pub(super) fn temporary(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".part-{}-{name}", std::process::id()))
 }
 
-/// Syncs `temporary` and gives it its name.
+/// Syncs `temporary` and renames it to `path`.
 pub(super) fn publish(temporary: &Path, path: &Path) -> Result<(), Stop> {
     File::open(temporary)?.sync_all()?;
     fs::rename(temporary, path)?;

@@ -1,4 +1,4 @@
-//! The frozen inputs as arguments of `forward`.
+//! Converts the inputs file to arguments of `forward`.
 
 use std::fs;
 use std::path::Path;
@@ -10,10 +10,11 @@ use safetensors::{Dtype, SafeTensors};
 use super::failure::Stop;
 use crate::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS};
 
-/// Keyword arguments for `model.forward`, each only where the model takes it, and notes on the rest.
+/// Keyword arguments for `model.forward`, each only if the model takes it, and notes on the others.
 ///
-/// An encoder counts positions itself: BERT from the start of the row, RoBERTa from its first token that
-/// is no padding (`create_position_ids_from_input_ids` of its `modeling_roberta.py`). Nobody passes it any.
+/// Encoders get no position ids, because they count positions themselves: BERT from the start of the
+/// sequence, RoBERTa from its first token that is not padding (`create_position_ids_from_input_ids` in
+/// `modeling_roberta.py`).
 pub(super) fn arguments<'py>(
     py: Python<'py>,
     torch: &Bound<'py, PyAny>,
@@ -63,7 +64,7 @@ pub(super) fn arguments<'py>(
     Ok((arguments, notes))
 }
 
-/// The i64 tensor `name` as torch's, on the CPU.
+/// The i64 tensor `name` of the file as a torch tensor on the CPU.
 fn tensor<'py>(
     py: Python<'py>,
     torch: &Bound<'py, PyAny>,

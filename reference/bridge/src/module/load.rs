@@ -18,15 +18,15 @@ use crate::protocol::{Attention, Dtype, Load, Mode, PROTOCOL_VERSION, Ready};
 use crate::translation::{Translated, translate};
 use crate::versions::{Versions, WrongShapes};
 
-/// A loaded model and everything that a pass needs.
+/// A loaded model and everything that a forward pass needs.
 pub(super) struct Loaded {
     pub(super) torch: Py<PyAny>,
-    /// The module itself.
+    /// The `torch.nn.Module`.
     pub(super) model: Py<PyAny>,
-    /// What is called: the module, or what `torch.compile` made of it.
+    /// The callable: the module, or its `torch.compile` wrapper.
     pub(super) callable: Py<PyAny>,
     pub(super) arguments: Py<PyDict>,
-    /// Whether it is run as an encoder, which has no cache.
+    /// Whether the model runs as an encoder, which has no KV cache.
     pub(super) is_encoder: bool,
     pub(super) mode: Mode,
     pub(super) dtype: Dtype,
@@ -34,7 +34,7 @@ pub(super) struct Loaded {
     pub(super) device: String,
 }
 
-/// Loads what `request` names.
+/// Loads the checkpoint and the inputs of `request`.
 pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), Stop> {
     let begun = Instant::now();
     if request.protocol != PROTOCOL_VERSION {
@@ -81,7 +81,7 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     notes.extend(report::loading(&model, &loading)?);
     report::check_rope(&model, &rope_thetas, &version)?;
     notes.extend(report::attention(&model, request.attention)?);
-    // BERT with a causal head is run as a decoder.
+    // BERT with a causal language model head runs as a decoder.
     let is_encoder = is_encoder && class != CAUSAL;
     let (arguments, said) =
         inputs::arguments(py, &torch, &model, is_encoder, &request.inputs, &request.device)?;
@@ -109,14 +109,14 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     Ok((loaded, ready))
 }
 
-/// Reads `config.json` and refuses what would run code of the checkpoint's.
+/// Reads `config.json`; refuses a config that would run code from the checkpoint.
 fn read_config(checkpoint: &Path) -> Result<Map<String, Value>, Stop> {
     let path = checkpoint.join("config.json");
     let fail = |reason: String| Stop::exception(format!("{}: {reason}", path.display()));
     let text = fs::read(&path).map_err(|error| fail(error.to_string()))?;
     let config: Map<String, Value> =
         serde_json::from_slice(&text).map_err(|error| fail(error.to_string()))?;
-    // `auto_map` names Python files of the checkpoint; the other key names code by CVE-2026-4372.
+    // `auto_map` refers to Python files of the checkpoint, the other key to code (CVE-2026-4372).
     for key in ["auto_map", "_attn_implementation_internal"] {
         if config.contains_key(key) {
             return Err(Stop::unsupported(format!(
@@ -130,31 +130,31 @@ fn read_config(checkpoint: &Path) -> Result<Map<String, Value>, Stop> {
     Ok(config)
 }
 
-/// Said of every model on a GPU. transformers leaves torch's switches alone, and off is torch's own default for
-/// products of matrices.
+/// Note on every model on a GPU. transformers does not set torch's TF32 switches, and torch disables TF32 for
+/// matrix products by default.
 const TF32_NOTE: &str = "TF32 is off: f32 matrix products are computed in f32 (torch's default, and the native models'); times are measured by GPU events from idle to idle";
 
-/// Threads, seeds and switches that decide on numbers; what is to be said of them.
+/// Sets threads, seeds and switches that affect results; returns a note on them.
 fn settle(py: Python<'_>, torch: &Bound<'_, PyAny>, request: &Load) -> Result<Option<&'static str>, Stop> {
     torch.call_method1("set_num_threads", (request.threads.max(1),))?;
     torch.call_method1("manual_seed", (request.seed,))?;
     py.import("random")?.call_method1("seed", (request.seed,))?;
-    // numpy takes 32 bits.
+    // numpy accepts a 32-bit seed.
     py.import("numpy")?.getattr("random")?.call_method1("seed", (request.seed as u32,))?;
     torch.call_method1("set_grad_enabled", (false,))?;
     if request.device.starts_with("cuda") {
         let cuda = torch.getattr("cuda")?;
         let available: bool = cuda.call_method0("is_available")?.extract()?;
         let found: usize = if available { cuda.call_method0("device_count")?.extract()? } else { 0 };
-        // `cuda` alone is the first.
+        // `cuda` without an index is the first GPU.
         let wanted: usize =
             request.device.strip_prefix("cuda:").and_then(|number| number.parse().ok()).unwrap_or(0);
         if wanted >= found {
             return Err(Stop::unsupported(no_gpu(torch, &request.device, found)?));
         }
-        // Without it a new process would work on the first one, whatever the model's device.
+        // Otherwise the process would use the first GPU, even for a model on another one.
         cuda.call_method1("set_device", (&request.device,))?;
-        // TF32 has 10 bits of mantissa; f32 cells compare f32.
+        // TF32 has 10 bits of mantissa, and f32 cells must compare f32.
         torch.call_method1("set_float32_matmul_precision", ("highest",))?;
         torch.getattr("backends")?.getattr("cudnn")?.setattr("allow_tf32", false)?;
         return Ok(Some(TF32_NOTE));
@@ -162,7 +162,7 @@ fn settle(py: Python<'_>, torch: &Bound<'_, PyAny>, request: &Load) -> Result<Op
     Ok(None)
 }
 
-/// Why torch has no such device: it is a build for the CPU, or it finds too few GPUs.
+/// Why the device is not available: torch is a CPU build, or it finds too few GPUs.
 fn no_gpu(torch: &Bound<'_, PyAny>, device: &str, found: usize) -> PyResult<String> {
     let built_for: Option<String> = torch.getattr("version")?.getattr("cuda")?.extract()?;
     Ok(match (built_for, found) {
@@ -176,7 +176,7 @@ fn no_gpu(torch: &Bound<'_, PyAny>, device: &str, found: usize) -> PyResult<Stri
     })
 }
 
-/// The version's config class for the model_type, and the config as an object of it.
+/// The config as an object of the version's config class for its `model_type`.
 fn config_object<'py>(
     py: Python<'py>,
     config: &Map<String, Value>,
@@ -194,8 +194,8 @@ fn config_object<'py>(
     })?;
     let text = Value::Object(config.clone()).to_string();
     let dict = py.import("json")?.call_method1("loads", (text,))?;
-    // Said here and to `from_pretrained`: transformers 4.40 takes an `eager` given to the latter alone,
-    // along with a config object, for the default and replaces it by sdpa (`_autoset_attn_implementation`).
+    // Set here and in `from_pretrained`: given only to the latter along with a config object, `eager` is
+    // treated by transformers 4.40 as the default and replaced by sdpa (`_autoset_attn_implementation`).
     let keywords = PyDict::new(py);
     if let Some(attention) = attention {
         keywords.set_item("attn_implementation", attention_name(attention))?;
@@ -204,7 +204,7 @@ fn config_object<'py>(
     Ok((class, object))
 }
 
-/// Whether the version has a masked language model of the model_type, which only encoders have.
+/// Whether the version has a masked language model of this `model_type`, which only encoders have.
 fn is_encoder(py: Python<'_>, config: &Map<String, Value>) -> PyResult<bool> {
     let known = py.import("transformers.models.auto.modeling_auto")?;
     let model_type = config.get("model_type").and_then(Value::as_str);
@@ -213,7 +213,7 @@ fn is_encoder(py: Python<'_>, config: &Map<String, Value>) -> PyResult<bool> {
 
 const CAUSAL: &str = "AutoModelForCausalLM";
 
-/// The auto class whose head the checkpoint has.
+/// The auto class that matches the checkpoint's head.
 fn auto_class(
     config: &Map<String, Value>,
     is_encoder: bool,
@@ -271,7 +271,7 @@ fn keywords<'py>(
     keywords.set_item("local_files_only", true)?;
     keywords.set_item("output_loading_info", true)?;
     if dialect.wrong_shapes == WrongShapes::Logged {
-        // Not to ignore them: so they come back by name and are refused.
+        // With this option transformers returns mismatched weights by name; the bridge then refuses them.
         keywords.set_item("ignore_mismatched_sizes", true)?;
     }
     Ok(keywords)

@@ -1,4 +1,4 @@
-//! The most memory that a worker has held.
+//! Peak memory of the worker.
 
 use pyo3::prelude::*;
 

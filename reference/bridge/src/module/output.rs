@@ -1,4 +1,4 @@
-//! What a model's output holds.
+//! Reads the logits from a model's output.
 
 use pyo3::prelude::*;
 
@@ -14,7 +14,7 @@ pub(super) fn logits<'py>(output: &Bound<'py, PyAny>) -> Result<(Bound<'py, PyAn
         let dimensions: usize = tensor.call_method0("dim")?.extract()?;
         return match dimensions {
             3 => Ok((tensor, Positions::All)),
-            // One score vector a sequence: a sequence classifier.
+            // `[batch, num_labels]`, one score vector per sequence: a sequence classifier.
             2 => Ok((tensor.call_method1("unsqueeze", (1,))?, Positions::Last)),
             other => Err(Stop::exception(format!("{name} has {other} dimensions"))),
         };

@@ -1,4 +1,4 @@
-//! What loading did that a person must know, and what makes a loaded model worthless.
+//! Checks and notes after loading: what the user must know, and which models must be refused.
 
 use std::collections::BTreeSet;
 
@@ -10,14 +10,14 @@ use super::failure::Stop;
 use crate::protocol::Attention;
 use crate::translation::rope_thetas;
 
-/// The keys of `config` that the version's config class has no field for; `None` where it does not tell.
+/// The keys of `config` that the version's config class has no field for; `None` if that is unknown.
 pub(super) fn ignored_keys(
     class: &Bound<'_, PyAny>,
     object: &Bound<'_, PyAny>,
     config: &Map<String, Value>,
 ) -> Result<Option<Vec<String>>, Stop> {
-    // A config stores whatever key it is given; only a fresh one tells which keys it has by itself.
-    // A class that cannot be made without arguments tells nothing.
+    // A config object stores any key it is given, so the known keys are read from a default object. A class
+    // that requires arguments gives no answer.
     let Ok(fresh) = class.call0() else {
         return Ok(None);
     };
@@ -42,7 +42,7 @@ pub(super) fn ignored_keys(
             || aliases.contains(key)?
             || parameters.contains(key)?
             || fresh.hasattr(key.as_str())?
-            // Version 5 turns these into rope_parameters.
+            // Version 5 converts these keys to `rope_parameters`.
             || known.contains("rope_parameters")
                 && (key.starts_with("rope_") || key == "partial_rotary_factor");
         if !read {
@@ -52,14 +52,14 @@ pub(super) fn ignored_keys(
     Ok(Some(ignored))
 }
 
-/// Refuses a model with weights that the checkpoint lacks; notes weights that the model lacks.
+/// Fails if the checkpoint lacks weights of the model; returns notes on weights that the model does not use.
 pub(super) fn loading(model: &Bound<'_, PyAny>, info: &Bound<'_, PyAny>) -> Result<Vec<String>, Stop> {
     let names = |kind: &str| -> PyResult<BTreeSet<String>> {
         let found = info.call_method1("get", (kind,))?;
         if found.is_none() {
             return Ok(BTreeSet::new());
         }
-        // Lists of names up to 4.x, sets in 5.x; mismatches are tuples that begin with the name.
+        // Lists of names up to 4.x, sets in 5.x; shape mismatches are tuples that begin with the name.
         found
             .try_iter()?
             .map(|item| {
@@ -96,7 +96,8 @@ pub(super) fn loading(model: &Bound<'_, PyAny>, info: &Bound<'_, PyAny>) -> Resu
     Ok(notes)
 }
 
-/// Of the `missing` names, those of parameters that share no memory with a loaded one, and buffers.
+/// Those of the `missing` names that are parameters without shared (tied) memory of a loaded one, and those
+/// that are buffers.
 fn absent(
     model: &Bound<'_, PyAny>,
     missing: &BTreeSet<String>,
@@ -130,7 +131,7 @@ fn absent(
     Ok((rest, computed))
 }
 
-/// Refuses a model whose config took another rotary base than the checkpoint names.
+/// Fails if the model's config has another rope base than the checkpoint's.
 pub(super) fn check_rope(model: &Bound<'_, PyAny>, asked: &[f64], version: &str) -> Result<(), Stop> {
     if asked.is_empty() {
         return Ok(());
@@ -143,7 +144,7 @@ pub(super) fn check_rope(model: &Bound<'_, PyAny>, asked: &[f64], version: &str)
     let taken = rope_thetas(&config);
     let lost: Vec<String> = asked
         .iter()
-        // Both sides read the same decimal text, so that equality is exact.
+        // Both values are parsed from the same decimal text, so the comparison is exact.
         .filter(|theta| !taken.iter().any(|other| other.total_cmp(theta).is_eq()))
         .map(f64::to_string)
         .collect();
@@ -156,7 +157,8 @@ pub(super) fn check_rope(model: &Bound<'_, PyAny>, asked: &[f64], version: &str)
     )))
 }
 
-/// Refuses another attention than the one asked for; notes the one taken when none was.
+/// Fails if the attention implementation differs from the requested one; without a request, returns a note on
+/// the one used.
 pub(super) fn attention(model: &Bound<'_, PyAny>, asked: Option<Attention>) -> Result<Option<String>, Stop> {
     let config = model.getattr("config")?;
     let taken: Option<String> = match config.getattr_opt("_attn_implementation")? {
@@ -173,7 +175,7 @@ pub(super) fn attention(model: &Bound<'_, PyAny>, asked: Option<Attention>) -> R
     }
 }
 
-/// As transformers spells it.
+/// The implementation's name in transformers.
 pub(super) fn attention_name(attention: Attention) -> &'static str {
     match attention {
         Attention::Eager => "eager",
@@ -181,7 +183,7 @@ pub(super) fn attention_name(attention: Attention) -> &'static str {
     }
 }
 
-/// The first few of `names`.
+/// The first names, at most six, and the number of the others.
 fn listing(names: &BTreeSet<String>) -> String {
     const SHOWN: usize = 6;
     let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();

@@ -1,4 +1,4 @@
-//! The loop: a thread that reads requests, and the main thread that computes.
+//! The request loop: one thread reads requests, the main thread computes.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -16,13 +16,13 @@ use super::{capture, descriptors, forward, load, time, tokenize, trace};
 use crate::protocol::{Reply, Request};
 use crate::yardstick;
 
-/// Answers requests until [`Request::Exit`]; does not return then, so that no destructor of a library
-/// can spoil a good end.
+/// Answers requests until [`Request::Exit`], then exits the process directly, so that no library's destructor
+/// can turn a successful exit into a failure.
 pub(super) fn serve(py: Python<'_>) -> PyResult<()> {
     let (requests, mut replies) = descriptors::take(py)?;
     let (sender, receiver) = channel();
     std::thread::spawn(move || read(requests, &sender));
-    // Only the main thread receives; the mutex is what lets it wait without holding the interpreter.
+    // Only the main thread receives; the mutex lets it wait without holding the GIL.
     let receiver = Mutex::new(receiver);
     let mut loaded = None;
     loop {
@@ -36,7 +36,7 @@ pub(super) fn serve(py: Python<'_>) -> PyResult<()> {
         let mut line = serde_json::to_vec(&reply)
             .map_err(|error| PyOSError::new_err(format!("a reply is not JSON: {error}")))?;
         line.push(b'\n');
-        // A reader that is gone is noticed by the reading thread too, which ends this process.
+        // If tfcheck is gone, the reading thread also notices and ends this process.
         replies.write_all(&line).map_err(|error| PyOSError::new_err(format!("the reply pipe: {error}")))?;
     }
     let sys = py.import("sys")?;
@@ -81,7 +81,7 @@ fn answer(py: Python<'_>, request: Request, loaded: &mut Option<Loaded>) -> Resu
     }
 }
 
-/// Passes requests on until an exit is among them; end of file means that tfcheck is gone.
+/// Forwards requests until an exit request; end of file means that tfcheck is gone.
 fn read(requests: File, sender: &Sender<Result<Request, String>>) {
     for line in BufReader::new(requests).lines() {
         let Ok(line) = line else { break };
@@ -97,9 +97,9 @@ fn read(requests: File, sender: &Sender<Result<Request, String>>) {
     end_group();
 }
 
-/// Ends this process and everything that it started (compilers, their workers), whatever they do now.
+/// Kills this process and everything that it started, such as compilers.
 fn end_group() -> ! {
-    // Started by hand it shares a shell's group, which is not its to kill.
+    // A worker started by hand shares the shell's process group, which must not be killed.
     if getpgrp() == getpid() {
         let _ = kill_current_process_group(Signal::KILL);
         std::thread::sleep(Duration::from_secs(1));

@@ -1,4 +1,4 @@
-//! A KV cache of fixed size, without which a graph cannot be replayed: transformers' `StaticCache`.
+//! transformers' `StaticCache`: a KV cache of fixed size, which CUDA graphs require.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -7,25 +7,27 @@ use super::failure::Stop;
 use super::load::Loaded;
 use crate::protocol::{ATTENTION_MASK, INPUT_IDS, Mode};
 
-/// The cache, and the arguments that have its size.
+/// The cache, and the arguments whose size depends on it.
 pub(super) struct StaticCache<'py> {
     cache: Bound<'py, PyAny>,
-    /// Of the inputs and every token to come, `[batch, size]`: what has not come yet is masked as the future.
+    /// Attention mask over the inputs and all tokens to decode, `[batch, size]`, where `size` is `seq` plus
+    /// their number. Future positions are hidden by the causal mask.
     mask: Option<Bound<'py, PyAny>>,
-    /// `0..size`, where the model asks for it.
+    /// `0..size`, if the model takes `cache_position`.
     positions: Option<Bound<'py, PyAny>>,
-    /// Tokens of a row of the inputs.
+    /// Sequence length of the inputs.
     seq: usize,
 }
 
 impl<'py> StaticCache<'py> {
-    /// Whether a mode cannot do without: it replays graphs, to which a cache that grows is another one each time.
+    /// Whether a mode requires a static cache: it launches CUDA graphs, and a growing cache would need a new
+    /// graph per token.
     pub(super) fn is_needed(mode: Mode) -> bool {
         matches!(mode, Mode::ReduceOverhead | Mode::MaxAutotune)
     }
 
-    /// A cache with room for the inputs and `tokens` more, where the mode needs one or gains by it on a GPU, and where
-    /// this version has one that is made from config and size alone (4.57 and later).
+    /// A cache for the inputs and `tokens` more. `None` unless the mode requires it or is compiled on a GPU,
+    /// and this version's `StaticCache` is constructed from config and size alone (4.57 and later).
     pub(super) fn new(py: Python<'py>, loaded: &Loaded, tokens: usize) -> Result<Option<Self>, Stop> {
         let gains = loaded.mode.is_compiled() && loaded.device.starts_with("cuda");
         if !(gains || Self::is_needed(loaded.mode)) {
@@ -71,8 +73,8 @@ impl<'py> StaticCache<'py> {
         &self.cache
     }
 
-    /// Sets what of `arguments` must have the cache's size: of the pass over the inputs, or of the token at `index`
-    /// after them.
+    /// Sets the entries of `arguments` that depend on the cache's size, for the prefill or for the decoded
+    /// token `index`.
     pub(super) fn place(&self, arguments: &Bound<'py, PyDict>, index: Option<usize>) -> PyResult<()> {
         let (from, count) = index.map_or((0, self.seq), |index| (self.seq + index, 1));
         if let Some(positions) = &self.positions {

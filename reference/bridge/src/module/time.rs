@@ -1,4 +1,4 @@
-//! A round of timed passes, and of tokens decoded one by one.
+//! One round of timed forward passes and of decoded tokens.
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -9,7 +9,7 @@ use super::static_cache::StaticCache;
 use super::{forward, memory};
 use crate::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS, Time, Timed};
 
-/// Warms up and times; every pass drops its result before the next.
+/// Warms up and times; every forward pass drops its result before the next one.
 pub(super) fn time(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Timed, Stop> {
     for _ in 0..request.warm_up {
         forward::pass(py, loaded)?;
@@ -28,12 +28,12 @@ pub(super) fn time(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Ti
     })
 }
 
-/// Tokens that are not timed: for the first the cache grows, and a compiled model is compiled for one token; the second
-/// shows it that the cache grows by the token, for which it is compiled once more.
+/// Decoded tokens that are not timed. A compiled model is compiled for the first one, and again for the
+/// second, when the growing cache makes a dimension dynamic.
 const SETTLING: usize = 3;
 
-/// One token of every row at a time, after the inputs and through the model's own cache, a dynamic one except where
-/// [`StaticCache`] says otherwise.
+/// Times one token per sequence at a time after the inputs, through the model's own cache: dynamic, or a
+/// [`StaticCache`] if [`StaticCache::new`] returns one. Returns nanoseconds per token.
 fn decode(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Vec<u64>, Stop> {
     let arguments = loaded.arguments.bind(py).copy()?;
     if !arguments.contains("use_cache")? {
@@ -81,7 +81,8 @@ fn cache<'py>(output: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>>
     Ok(output.getattr_opt("past_key_values")?.filter(|past| !past.is_none()))
 }
 
-/// The arguments of the token that follows `arguments`: each row's first token again, one position on, and real.
+/// The arguments for the token after `arguments`: each sequence's first token again, at the next position,
+/// not padding.
 fn next<'py>(
     py: Python<'py>,
     loaded: &Loaded,

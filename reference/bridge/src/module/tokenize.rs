@@ -1,4 +1,4 @@
-//! The version's own tokenizer, to hold against the ids that the run was fed.
+//! The version's own tokenizer, whose ids are compared with the run's inputs.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -6,7 +6,7 @@ use pyo3::types::PyDict;
 use super::failure::Stop;
 use crate::protocol::{Tokenize, Tokenized};
 
-/// Ids of each text by `AutoTokenizer`.
+/// Token ids of each text from `AutoTokenizer`.
 pub(super) fn tokenize(py: Python<'_>, request: &Tokenize) -> Result<Tokenized, Stop> {
     let keywords = PyDict::new(py);
     keywords.set_item("local_files_only", true)?;

@@ -1,4 +1,4 @@
-//! One profiled pass as a Chrome trace.
+//! One profiled forward pass as a Chrome trace.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +11,7 @@ use super::forward;
 use super::load::Loaded;
 use crate::protocol::Trace;
 
-/// Profiles one pass, with a range for every module of an eager model.
+/// Profiles one forward pass; in eager mode every module has a range.
 pub(super) fn trace(py: Python<'_>, loaded: &Loaded, request: &Trace) -> Result<(), Stop> {
     let profiler = py.import("torch.profiler")?;
     let kinds = profiler.getattr("ProfilerActivity")?;
@@ -23,7 +23,7 @@ pub(super) fn trace(py: Python<'_>, loaded: &Loaded, request: &Trace) -> Result<
     keywords.set_item("activities", activities)?;
     keywords.set_item("record_shapes", true)?;
     let profile = profiler.call_method("profile", (), Some(&keywords))?;
-    // Hooks would break a compiled model's graphs; its kernels carry their own names.
+    // Hooks would cause graph breaks in a compiled model, whose kernels have names of their own.
     let hooks =
         if loaded.mode.is_compiled() { Vec::new() } else { name_modules(&profiler, loaded.model.bind(py))? };
     let result = within(&profile, || forward::pass(py, loaded));
@@ -36,15 +36,16 @@ pub(super) fn trace(py: Python<'_>, loaded: &Loaded, request: &Trace) -> Result<
     forward::publish(&temporary, &request.path)
 }
 
-/// Opens a profiler range named by its path around every module's forward; the hooks to remove.
+/// Opens a profiler range, named by the module's path, around every module's forward; returns the hooks to
+/// remove.
 fn name_modules<'py>(
     profiler: &Bound<'py, PyModule>,
     model: &Bound<'py, PyAny>,
 ) -> PyResult<Vec<Bound<'py, PyAny>>> {
     let py = model.py();
     let range = profiler.getattr("record_function")?;
-    // A hook returns None, or its value replaces the module's arguments or output.
-    // Modules nest, so the range to close is the one opened last.
+    // The hooks return None, because another value would replace the module's arguments or output. Modules
+    // nest, so the range to close is the one opened last.
     let open: Arc<Mutex<Vec<Py<PyAny>>>> = Arc::default();
     let mut hooks = Vec::new();
     for item in model.call_method0("named_modules")?.try_iter()? {

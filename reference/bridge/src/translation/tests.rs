@@ -4,7 +4,8 @@ fn object(value: &Value) -> Map<String, Value> {
     value.as_object().expect("tests write objects").clone()
 }
 
-/// `input` for `version` has exactly the keys of `expect`, and a note names each of `said`.
+/// Checks that `input` translated for `version` has exactly the keys of `expect`, and that the notes contain
+/// each of `said`.
 fn check(version: &str, input: &Value, expect: &Value, said: &[&str]) {
     let translated = translate(&object(input), version).unwrap();
     assert_eq!(Value::Object(translated.config), *expect, "{version}");
@@ -83,7 +84,7 @@ fn both_bases_of_gemma3_reach_version_4() {
 }
 
 #[test]
-fn names_of_other_families_are_used() {
+fn gpt_neox_and_modernbert_get_their_own_key_names() {
     check(
         "4.54.0",
         &json!({ "model_type": "gpt_neox", "rope_parameters": { "rope_theta": 1e4, "partial_rotary_factor": 0.25 } }),
@@ -101,7 +102,7 @@ fn names_of_other_families_are_used() {
 }
 
 #[test]
-fn phi3_keeps_its_own_form_of_a_long_rope() {
+fn phi3_keeps_its_own_spelling_of_long_rope() {
     let input = json!({ "model_type": "phi3", "rope_parameters": {
         "rope_theta": 1e4, "rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0],
         "original_max_position_embeddings": 32,
@@ -117,7 +118,7 @@ fn phi3_keeps_its_own_form_of_a_long_rope() {
 }
 
 #[test]
-fn what_version_4_has_no_words_for_is_refused() {
+fn what_version_4_cannot_express_is_refused() {
     let check = |input: &Value, word: &str| {
         let refusal = translate(&object(input), "4.54.0").unwrap_err();
         assert!(refusal.contains(word), "{refusal}");
@@ -137,7 +138,7 @@ fn what_version_4_has_no_words_for_is_refused() {
 }
 
 #[test]
-fn version_5_is_told_to_have_read_version_4_keys() {
+fn version_5_reads_version_4_keys_with_a_note() {
     let input = json!({ "model_type": "llama", "rope_theta": 5e5, "torch_dtype": "bfloat16" });
     let expect = json!({ "model_type": "llama", "rope_theta": 5e5, "dtype": "bfloat16" });
     check("5.23.0", &input, &expect, &["rope_theta 500000", "torch_dtype -> dtype"]);

@@ -45,7 +45,7 @@ pub(super) const CASES: &[Case] = &[
 const BATCH: usize = 2;
 const KV_HEADS: usize = 2;
 
-/// What attention is asked.
+/// Parameters of one attention case.
 #[derive(Clone, Copy)]
 struct Shape {
     head_dim: usize,
@@ -55,7 +55,7 @@ struct Shape {
     before: Option<usize>,
     after: Option<usize>,
     soft_cap: Option<f32>,
-    /// The second row begins with padding and has a hole.
+    /// Whether the second sequence begins with padding and has a padding position in its middle.
     padding: bool,
     bias: bool,
 }
@@ -153,7 +153,7 @@ fn attention(bench: &Bench, shape: &Shape) -> Outcome {
     Ok((bench.get(&out, out_len)?, want))
 }
 
-/// The rotated queries, then the keys and values that the cache got.
+/// The rotated queries, then the keys and values written to the cache.
 fn rope(bench: &Bench, interleaved: bool, grouped: bool) -> Outcome {
     let (head_dim, group, tokens, past, positions, eps) = (32, 2, 5, 4, 40, 1e-5_f32);
     let (q_heads, pairs, capacity) = (KV_HEADS * group, 12, past + tokens + 3);

@@ -1,4 +1,4 @@
-//! A mixture of experts, kernel after kernel.
+//! Mixture of experts: all kernels in sequence.
 
 use models::cuda::kernels::{ExpertRows, GroupedMatMul, MixExperts, Route, RouterScores};
 use models::cuda::{Dtype, Region};
@@ -15,7 +15,7 @@ fn mixture(bench: &Bench, tokens: usize) -> Outcome {
     let (num_experts, per_token, hidden, k) = (6, 2, 64, 96);
     let rows = tokens * per_token;
     let (xs, weight) = (bench.noise(1, tokens * k, 1.0), bench.noise(2, num_experts * hidden * k, 1.0));
-    // Far enough from ties that rounding changes no choice.
+    // Scores differ by enough that rounding changes no choice of expert.
     let logits: Vec<f64> = (0..tokens)
         .flat_map(|token| {
             (0..num_experts).map(move |expert| ((expert + token) * 5 % num_experts) as f64 * 0.5)

@@ -1,4 +1,4 @@
-//! Products, norms, embeddings and what goes element by element.
+//! Matrix products, norms, embeddings and elementwise kernels.
 
 use models::Result;
 use models::cuda::kernels::{
@@ -57,7 +57,7 @@ fn product(bench: &Bench) -> Outcome {
     Ok((bench.get(&out, m * n)?, want))
 }
 
-/// `out = out + 0.5 xs weight^T` in F32, between the columns of longer rows.
+/// `out = out + 0.5 xs weight^T` in F32, where `xs` and `out` are column ranges of wider matrices.
 fn product_added(bench: &Bench) -> Outcome {
     let shape @ [m, n, k] = [17, 64, 80];
     let (xs_row, out_row) = (k + 16, n + 8);
@@ -77,7 +77,7 @@ fn product_added(bench: &Bench) -> Outcome {
     Ok((get_as(Dtype::F32, &out, m * out_row)?, want))
 }
 
-/// A recorded pass runs on what its memory holds when it is replayed.
+/// A captured CUDA graph reads the contents that its memory has at launch.
 fn replayed(bench: &Bench) -> Outcome {
     let shape @ [m, n, k] = [24, 32, 64];
     let weight = bench.noise(2, n * k, 1.0);
@@ -89,7 +89,7 @@ fn replayed(bench: &Bench) -> Outcome {
         let op = MapOp::Scale(0.5);
         Map { dtype: bench.dtype, op, len: m * n, xs: &middle, other: None, out: &out }.launch()
     };
-    // Once, so that kernels are loaded and algorithms found.
+    // One call before the capture, so that kernels are loaded and algorithms selected.
     pass()?;
     let graph = bench.gpu.record(&mut || pass())?;
     bench.put(&second)?.copy_to(&xs)?;
@@ -121,7 +121,7 @@ fn embedding(bench: &Bench) -> Outcome {
     Ok((bench.get(&out, rows * hidden)?, ids.iter().flat_map(row).collect()))
 }
 
-/// Of one group of features.
+/// Layer norm (`centred`) or RMS norm of one group of features: `xs`, `weight`, `bias`: `[len]`.
 pub(super) fn normed(xs: &[f64], weight: &[f64], bias: &[f64], centred: bool, eps: f64) -> Vec<f64> {
     let len = xs.len() as f64;
     let mean = if centred { xs.iter().sum::<f64>() / len } else { 0.0 };
@@ -132,7 +132,7 @@ pub(super) fn normed(xs: &[f64], weight: &[f64], bias: &[f64], centred: bool, ep
 
 fn norm(bench: &Bench, centred: bool, form: NormForm) -> Outcome {
     let (rows, size, eps) = (9, 200, 1e-5_f32);
-    // A mean far from zero shows a variance that cancels.
+    // With a mean far from zero, an inaccurate variance shows through cancellation.
     let xs: Vec<f64> = bench.noise(1, rows * size, 2.0).iter().map(|x| round(bench.dtype, x + 3.0)).collect();
     let residual = bench.noise(2, rows * size, 2.0);
     let (weight, bias) = (numbers(3, size, 2.0), numbers(4, size, 1.0));
@@ -201,7 +201,7 @@ fn gemv(bench: &Bench, rows: usize, k: usize) -> Outcome {
     Ok((bench.get(&out, rows * n)?, want))
 }
 
-/// `silu(gate) * up` of the normed rows.
+/// `silu(gate) * up` of the normalised rows.
 fn gated_gemv(bench: &Bench) -> Outcome {
     let (rows, n, k, eps) = (2, 60, 128, 1e-5_f32);
     let (xs, weight) = (bench.noise(1, rows * k, 1.0), bench.noise(2, 2 * n * k, 0.5));
@@ -265,7 +265,7 @@ fn activated(activation: Activation, x: f64) -> f64 {
     }
 }
 
-/// One after the other.
+/// All activations, one after the other.
 fn activations(bench: &Bench) -> Outcome {
     const ALL: [Activation; 7] = [
         Activation::Silu,
@@ -350,7 +350,7 @@ pub(super) fn exact_softmax(xs: &[f64]) -> Vec<f64> {
 fn mean(bench: &Bench) -> Outcome {
     let (batch, tokens, features) = (3, 7, 40);
     let xs = bench.noise(1, batch * tokens * features, 2.0);
-    // The first row is whole, the others begin with padding.
+    // The first sequence has no padding, the others begin with padding.
     let real: Vec<u8> = (0..batch * tokens).map(|at| u8::from(at % tokens >= at / tokens)).collect();
     let (there, flags, out) =
         (bench.put(&xs)?, Region::of(&bench.gpu, &real)?, bench.room(batch * features)?);

@@ -1,4 +1,4 @@
-//! A runner inside this process that answers from a script, for the scheduler's tests.
+//! A scripted runner inside the test process, for the scheduler's tests.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -11,38 +11,38 @@ use reference::protocol::{Forwarded, LOGITS, Positions, Ready, Reply, Request, T
 
 use crate::execute::runner::{NoResult, Runner, Session};
 
-/// What a fake worker does when it is asked for the named thing.
+/// The behaviour of a fake worker on each request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Script {
-    /// Ends the worker's start.
+    /// If set, starting the worker fails with this.
     pub(super) start: Option<NoResult>,
-    /// Ends the answer to `load`.
+    /// If set, `load` fails with this.
     pub(super) load: Option<NoResult>,
-    /// How long it takes to load.
+    /// How long `load` takes.
     pub(super) pause: Duration,
-    /// Ends the answer to `forward`.
+    /// If set, `forward` fails with this.
     pub(super) forward: Option<NoResult>,
-    /// Ends the answer to every `forward` after this worker's first, and to those of a second worker.
+    /// If set, every `forward` after the first fails with this, also in a second worker.
     pub(super) again: Option<NoResult>,
-    /// Added to the first logit with each further forward of any worker: what is not deterministic.
+    /// Added to the first logit on each further `forward` of any worker, to simulate a nondeterministic one.
     pub(super) drift: f32,
-    /// What its tokenizer says; without one, `tokenize` is unsupported.
+    /// The token ids that `tokenize` returns; unsupported if `None`.
     pub(super) ids: Option<Vec<Vec<i64>>>,
-    /// Ends the answer to the n-th `time` request; `None` entries succeed.
+    /// The n-th `time` request fails with the n-th entry; it succeeds if that is `None` or absent.
     pub(super) time: VecDeque<Option<NoResult>>,
-    /// What it reads off the yardstick beside the n-th round that asks; 100 from then on.
+    /// The calibration-loop reading of the n-th round that requests one; 100 ns after the last entry.
     pub(super) yardstick_ns: VecDeque<u64>,
-    /// Ends the answer to `trace`.
+    /// If set, `trace` fails with this.
     pub(super) trace: Option<NoResult>,
-    /// Claims to have written logits without writing any.
+    /// If set, the worker reports logits without writing the file.
     pub(super) forget_logits: bool,
-    /// Logits of a `[1, 1, n]` result.
+    /// Values of the logits, `[1, 1, n]`.
     pub(super) logits: Vec<f32>,
-    /// Peak memory that it reports, in bytes.
+    /// Peak memory in the replies, in bytes.
     pub(super) peak_bytes: u64,
 }
 
-/// What happened, in order, over all fake workers that share it: `a load`, `a time`, `b end`, …
+/// Requests in their order, over all fake workers that share the journal: `a load`, `a time`, `b end`, …
 pub(super) type Journal = Arc<Mutex<Vec<String>>>;
 
 /// A runner that follows a [`Script`].
@@ -50,9 +50,9 @@ pub(super) type Journal = Arc<Mutex<Vec<String>>>;
 pub(super) struct FakeRunner {
     /// Its name in the journal.
     pub(super) name: String,
-    /// What it does.
+    /// The workers' behaviour.
     pub(super) script: Script,
-    /// Where it notes what it was asked.
+    /// Where its workers record their requests.
     pub(super) journal: Journal,
 }
 
@@ -71,7 +71,7 @@ struct FakeSession<'a> {
 }
 
 impl FakeSession<'_> {
-    /// How often workers of this name were asked for it.
+    /// Number of requests of this kind to workers of this name.
     fn count(&self, what: &str) -> usize {
         let journal = self.runner.journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let line = format!("{} {what}", self.runner.name);

@@ -1,7 +1,7 @@
-//! A row for each text port of candle-transformers 0.11.1.
+//! One entry for each text port of candle-transformers 0.11.1.
 //!
-//! Where a port's body hands out the hidden states of every position, its adapter puts the head on them that the
-//! port's own causal model has, so that every position is judged and not the last alone.
+//! If a port's body returns the hidden states of every position, its adapter applies the head of the port's own causal
+//! model to them, so that all positions can be compared and not only the last one.
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Linear, Module};
@@ -25,9 +25,9 @@ pub(super) struct Adapter {
     /// Which positions it computes.
     pub(super) positions: Positions,
     pub(super) reads_mask: bool,
-    /// Whether a pass can go on from the keys and values of the one before.
+    /// Whether a forward pass can continue from the KV cache of the previous one.
     pub(super) caches: bool,
-    /// Keys that the port's `Config` demands and that a config may lack without meaning anything by it.
+    /// Keys that the port's `Config` requires although a config may omit them.
     pub(super) fill: &'static [(&'static str, Fill)],
     pub(super) load: Load,
 }
@@ -47,7 +47,7 @@ const TRAINING: &[(&str, Fill)] =
 
 type Load = fn(&Checkpoint) -> std::result::Result<Pass, Failed>;
 
-/// A switch of the port that no published config has.
+/// A field of the port's `Config` that no published config has.
 const FLASH: &[(&str, Fill)] = &[("use_flash_attn", Fill::Inert("false"))];
 
 /// A causal port that returns the last position only.
@@ -63,7 +63,7 @@ const fn last(model_type: &'static str, module: &'static str, load: Load) -> Ada
     }
 }
 
-/// A causal port that hands out the hidden states of every position.
+/// A causal port that returns the hidden states or logits of every position.
 const fn all(model_type: &'static str, module: &'static str, load: Load) -> Adapter {
     Adapter {
         model_type,
@@ -88,9 +88,7 @@ const fn encoder(model_type: &'static str, module: &'static str, load: Load) -> 
     }
 }
 
-/// The commonest interface: `new(&config, weights)`, `forward(ids, offset)`, `clear_kv_cache()`.
-///
-/// Ports whose `forward` takes no offset count what they have cached themselves.
+/// The most common interface: `new(&config, weights)`, `forward(ids, offset)`, `clear_kv_cache()`.
 macro_rules! decoder {
     ($checkpoint:ident, $module:ident $(, $flash:literal)?) => {{
         causal($checkpoint)?;
@@ -106,7 +104,8 @@ macro_rules! decoder {
     }};
 }
 
-/// A body of hidden states whose cache can only be dropped with the model, which is a handful of pointers to clone.
+/// A body that returns hidden states and cannot clear its cache: it is cloned with an empty cache, which copies only
+/// pointers.
 macro_rules! body {
     ($checkpoint:ident, $module:ident) => {{
         causal($checkpoint)?;
@@ -171,7 +170,7 @@ fn no_head(head: &str) -> Failed {
     unsupported(format!("the port has no `{head}`"))
 }
 
-/// The head that the port's causal model would take.
+/// The head that the port's own causal model uses.
 fn head(checkpoint: &Checkpoint, is_tied: bool) -> Result<Linear> {
     let name = if is_tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
     Ok(Linear::new(checkpoint.weights().get_unchecked(name)?, None))
@@ -207,7 +206,7 @@ fn load_granite(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     })
 }
 
-/// The port cannot clear its cache: what begins anew runs a clone of the model whose cache is empty.
+/// The port cannot clear its cache, so a pass from position 0 runs a fresh clone of the model with an empty cache.
 fn load_mixtral(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     causal(checkpoint)?;
     let config: mixtral::Config = checkpoint.config()?;
@@ -221,7 +220,7 @@ fn load_mixtral(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     })
 }
 
-/// The port ties the head to the embedding where the checkpoint has no head, whatever the config says.
+/// The port ties the head to the embedding if the checkpoint has no head, whatever the config sets.
 fn load_qwen2(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     causal(checkpoint)?;
     let config: qwen2::Config = checkpoint.config()?;
@@ -261,7 +260,7 @@ fn load_phi(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     })
 }
 
-/// The port can neither clear its cache nor be cloned; it is told to use none.
+/// The port can neither clear its cache nor be cloned, so its cache is switched off.
 fn load_stable_lm(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     causal(checkpoint)?;
     let config: stable_lm::Config = checkpoint.config_with(&[("use_cache", false.into())])?;
@@ -302,7 +301,7 @@ fn load_bert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     }
 }
 
-/// The port's mask is 1 where a key must not be seen, and has to fit `[batch, heads, seq, seq]`.
+/// The port's mask is 1 at keys that must be masked and must broadcast to `[batch, heads, seq, seq]`.
 fn load_distilbert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     let config: distilbert::Config = checkpoint.config()?;
     let weights = checkpoint.weights();

@@ -1,4 +1,4 @@
-//! A checkpoint folder as the ports take it: their own `Config` by serde, their weights by a `VarBuilder`.
+//! A checkpoint folder as input of a port: serde reads the port's `Config`, a `VarBuilder` its weights.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -15,11 +15,11 @@ use super::failure;
 use crate::execute::worker::exception;
 use crate::execute::worker::failure::unsupported;
 
-/// What an absent key is set to.
+/// The value of an absent key.
 pub(super) enum Fill {
-    /// JSON; nothing that a forward pass computes depends on it.
+    /// A JSON value that does not affect the forward pass.
     Inert(&'static str),
-    /// The value of another key, which is where transformers reads it.
+    /// The value of another key, from which transformers reads it.
     Copy(&'static str),
 }
 
@@ -33,9 +33,9 @@ pub(super) struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads `config.json` and the weights, which stay in the dtype of the files until a port asks for them.
+    /// Reads `config.json` and the weights, which keep the dtype of the files until a port requests them.
     pub(super) fn open(folder: &Path, dtype: DType, device: &Device) -> std::result::Result<Self, Failed> {
-        // The controls on what may be loaded were made when the checkpoint was resolved.
+        // `spec::checkpoint` has already checked that the files are safe to load.
         let checked = crate::spec::checkpoint::preflight::check(folder, true)
             .map_err(|error| exception(error.to_string()))?;
         let mut tensors = HashMap::new();
@@ -51,7 +51,7 @@ impl Checkpoint {
         })
     }
 
-    /// Adds the keys that the config lacks; returns a note that lists them.
+    /// Adds keys that the config lacks; returns a note that lists them.
     pub(super) fn fill(&mut self, fill: &[(&str, Fill)]) -> Option<String> {
         let absent = fill.iter().filter(|(key, _)| self.config.get(key).is_none());
         let added: Vec<(String, Value)> = absent
@@ -71,12 +71,12 @@ impl Checkpoint {
             .then(|| format!("config keys added because the port requires them: {}", names.join(", ")))
     }
 
-    /// The port's own config, read as its `Deserialize` reads it.
+    /// The port's own `Config`, read through its `Deserialize`.
     pub(super) fn config<T: DeserializeOwned>(&self) -> std::result::Result<T, Failed> {
         self.config_with(&[])
     }
 
-    /// The same with keys set to what the adapter needs.
+    /// As [`Self::config()`], after setting keys that the adapter needs.
     pub(super) fn config_with<T: DeserializeOwned>(
         &self,
         keys: &[(&str, Value)],
@@ -90,13 +90,14 @@ impl Checkpoint {
         })
     }
 
-    /// What the config's `architectures` says that the model ends in: `ForCausalLM`, `ForMaskedLM`, …; empty if nothing.
+    /// The model's head according to `architectures` in the config: `ForCausalLM`, `ForMaskedLM`, …; empty without a
+    /// head.
     pub(super) fn head(&self) -> &str {
         let name = self.config["architectures"][0].as_str().unwrap_or_default();
         name.find("For").map_or("", |at| &name[at..])
     }
 
-    /// How many classes the model's labels are.
+    /// Number of classes in `id2label`; 2 if the config has none.
     pub(super) fn labels(&self) -> usize {
         self.config["id2label"].as_object().map_or(2, serde_json::Map::len)
     }
@@ -107,7 +108,7 @@ impl Checkpoint {
         VarBuilder::from_backend(backend, self.dtype, self.device.clone())
     }
 
-    /// Tensors of the checkpoint that nothing asked for.
+    /// Names of the checkpoint's tensors that the port did not request.
     pub(super) fn unread(&self) -> Vec<String> {
         let read = self.tensors.read.lock().unwrap_or_else(PoisonError::into_inner);
         let mut unread: Vec<String> =
@@ -122,7 +123,7 @@ struct Tensors {
     read: Mutex<BTreeSet<String>>,
 }
 
-/// Gives tensors out and remembers which.
+/// Returns tensors and records which ones were requested.
 struct Reads(Arc<Tensors>);
 
 impl SimpleBackend for Reads {

@@ -1,4 +1,4 @@
-//! What the ports do on the synthetic checkpoints, without Python.
+//! The ports on the synthetic checkpoints, without Python.
 
 use std::path::Path;
 
@@ -15,14 +15,14 @@ use crate::execute::worker::candle::CandleEngine;
 
 const SEQ: usize = 24;
 
-/// A synthetic checkpoint and one batch of inputs in a folder of their own.
+/// A synthetic checkpoint and one batch of inputs in a temporary folder.
 struct Case {
     folder: TempDir,
     rows: usize,
 }
 
 impl Case {
-    /// `padded` leading columns of the last row are padding.
+    /// The first `padded` positions of the last sequence are padding.
     fn new(model_type: &str, variant: &str, rows: usize, padded: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         models::synthetic::write(model_type, variant, 0, folder.path()).unwrap();
@@ -57,7 +57,7 @@ impl Case {
     fn logits(&self, engine: &mut dyn Engine, dtype: Dtype) -> Result<(Tensor, Positions), Failed> {
         engine.load(&self.load(dtype))?;
         let path = self.folder.path().join("logits.st");
-        // A second pass must find an empty cache again.
+        // The second forward pass must start from an empty cache.
         engine.pass()?;
         let forwarded = engine.forward(&Forward::new(path.clone()))?;
         let logits = read_logits(&path);
@@ -65,7 +65,7 @@ impl Case {
         Ok((logits, forwarded.positions))
     }
 
-    /// Relative L2 over all real positions of a prefill and what follows it against one pass of the same engine.
+    /// Relative L2 between a prefill with decode steps and one full-sequence forward pass of the same engine.
     fn cache_difference(&self, engine: &mut dyn Engine, prefill: usize) -> Result<f64, Failed> {
         engine.load(&self.load(Dtype::F32))?;
         let path = self.folder.path().join("logits.st");
@@ -85,13 +85,13 @@ impl Case {
         self.logits(&mut PortEngine::default(), dtype)
     }
 
-    /// Relative L2 of the port against our model at the last position of a row.
+    /// Relative L2 between the port and our model at the last position of a sequence.
     fn difference(&self, row: usize) -> f64 {
         let (port, _) = self.port(Dtype::F32).unwrap();
         let (ours, _) = self.logits(&mut CandleEngine::default(), Dtype::F32).unwrap();
         let last = |logits: &Tensor| {
             let logits = logits.get(row).unwrap().to_dtype(DType::F64).unwrap();
-            // Logits of labels have no axis of positions.
+            // A classifier's logits have no sequence axis.
             let is_sequence = logits.rank() == 2;
             let logits = if is_sequence { logits.get(logits.dim(0).unwrap() - 1).unwrap() } else { logits };
             logits.to_vec1::<f64>().unwrap()
@@ -107,7 +107,7 @@ fn read_logits(path: &Path) -> Tensor {
     candle_core::safetensors::load(path, &Device::Cpu).unwrap().remove(LOGITS).unwrap()
 }
 
-/// What the ports of 0.11.1 refuse of the default checkpoints, and where.
+/// Default checkpoints that the ports of 0.11.1 refuse, each with a part of the error.
 const REFUSED: &[(&str, &str)] = &[
     ("mixtral", "invalid type: null, expected usize"),
     ("qwen3_moe", "cannot find tensor model.layers.1.mlp.gate.weight"),
@@ -119,7 +119,7 @@ const REFUSED: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn every_port_runs_its_default_checkpoint_or_says_why_not() {
+fn every_port_runs_its_default_checkpoint_or_refuses_as_listed() {
     let catalogue = models::synthetic::catalogue();
     let entries = catalogue.iter().filter(|entry| entry.variant.is_empty());
     let mut wrong = Vec::new();
@@ -145,7 +145,7 @@ fn every_port_runs_its_default_checkpoint_or_says_why_not() {
 }
 
 #[test]
-fn a_port_that_is_right_agrees_with_our_model() {
+fn correct_ports_agree_with_our_models() {
     // f32 rounding of a few layers: 3e-7 to 7e-7 as measured when the adapters were written.
     for (model_type, variant) in
         [("llama", "tiny"), ("qwen2", ""), ("olmo2", ""), ("stablelm", ""), ("roberta", "classifier")]
@@ -187,20 +187,20 @@ fn the_head_on_hidden_states_is_the_head_of_the_ports_own_causal_model() {
         let last = port.forward(&batch.input_ids, 0).unwrap();
         let difference = (ours.narrow(1, SEQ - 1, 1).unwrap() - last).unwrap().abs().unwrap();
         let largest = difference.flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
-        // The same arithmetic; a matrix of one row may be summed in another order.
+        // The arithmetic is the same, but a matrix with one row may be summed in another order.
         assert!(largest < 1e-5, "{variant}: {largest:e} over {} rows", case.rows);
     }
 }
 
 #[test]
-fn what_is_no_port_is_unsupported() {
+fn a_model_type_without_a_port_is_unsupported() {
     let failed = Case::new("gpt2", "", 1, 0).port(Dtype::F32).unwrap_err();
     assert_eq!(failed.kind, FailedKind::Unsupported);
     assert!(failed.message.contains("gpt2"), "{}", failed.message);
 }
 
 #[test]
-fn our_models_give_through_the_cache_what_one_pass_gives() {
+fn our_models_give_equal_logits_through_the_cache_and_in_one_pass() {
     let catalogue = models::synthetic::catalogue();
     let mut wrong = Vec::new();
     for entry in catalogue.iter().filter(|entry| entry.variant.is_empty()) {
@@ -208,7 +208,7 @@ fn our_models_give_through_the_cache_what_one_pass_gives() {
         for mode in [Mode::Eager, Mode::Fused] {
             let mut engine = InMode { engine: CandleEngine::default(), mode };
             match case.cache_difference(&mut engine, SEQ / 2) {
-                // The same sums in f32 in another order.
+                // The same f32 sums in another order.
                 Ok(difference) if difference < 1e-5 => {}
                 Ok(difference) => wrong.push(format!("{} {mode:?}: {difference:e}", entry.model_type)),
                 Err(failed) if failed.kind == FailedKind::Unsupported => {}
@@ -219,7 +219,7 @@ fn our_models_give_through_the_cache_what_one_pass_gives() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Our engine in another mode than eager.
+/// Our engine, which loads in `mode` whatever the request's mode is.
 struct InMode {
     engine: CandleEngine,
     mode: Mode,
@@ -254,7 +254,7 @@ fn ports_with_a_cache_decode_through_it() {
         let found =
             Case::new(model_type, variant, 2, 0).cache_difference(&mut PortEngine::default(), SEQ / 2);
         let difference = found.unwrap_or_else(|failed| panic!("{model_type}: {}", failed.message));
-        // The same sums in f32 in another order.
+        // The same f32 sums in another order.
         assert!(difference < 1e-5, "{model_type}: {difference:e}");
     }
     for model_type in ["stablelm", "distilbert"] {

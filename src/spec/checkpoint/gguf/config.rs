@@ -1,7 +1,7 @@
-//! config.json from a GGUF file's metadata, in the flat form that transformers 4 and 5 both read.
+//! `config.json` from a GGUF file's metadata, in the flat layout that transformers 4 and 5 both read.
 //!
-//! The keys are those of transformers 5.23 (`integrations/ggml.py`, `GGUF_CONFIG_MAPPING`); where that leaves a
-//! value to a class default which is only one model's, it is taken from the file or from llama.cpp instead.
+//! The keys follow transformers 5.23 (`integrations/ggml.py`, `GGUF_CONFIG_MAPPING`). Where that leaves a value to a
+//! class default that fits only one model, the value is taken from the file or from llama.cpp instead.
 
 use std::fs::File;
 use std::path::Path;
@@ -39,7 +39,7 @@ pub(super) fn build(
         Architecture::Gemma2 => ("gemma2", "Gemma2ForCausalLM"),
         Architecture::Gemma3 => ("gemma3_text", "Gemma3ForCausalLM"),
     };
-    // The matrix itself says how many tokens it has; metadata of padded vocabularies often do not.
+    // The number of tokens comes from the embedding matrix; metadata of padded vocabularies is often wrong.
     let vocab_size =
         content.tensor_infos["token_embd.weight"].shape.dims().first().copied().unwrap_or_default();
     if let Some(tokens) = metadata.texts("tokenizer.ggml.tokens").map(|tokens| tokens.len())
@@ -64,7 +64,7 @@ pub(super) fn build(
     set("rope_theta", json!(rope_theta));
     set("tie_word_embeddings", json!(!has("output.weight")));
     for (name, theirs) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
-        // Absent ones are left to the config class, as in transformers.
+        // Absent keys are left to the config class, as in transformers.
         if let Some(id) = metadata.integer(&format!("tokenizer.ggml.{theirs}_token_id")) {
             set(name, json!(id));
         }
@@ -99,7 +99,7 @@ pub(super) fn build(
     }
     if architecture == Architecture::Gemma2 {
         let cap = |name: &str, default: f64| metadata.float(&key(name)).unwrap_or(default);
-        // Defaults: llama.cpp `llama_hparams`, the published models' values.
+        // Defaults: llama.cpp `llama_hparams`, which are the values of the published models.
         set("attn_logit_softcapping", json!(cap("attn_logit_softcapping", 50.0)));
         set("final_logit_softcapping", json!(cap("final_logit_softcapping", 30.0)));
     }
@@ -109,8 +109,8 @@ pub(super) fn build(
             .map(|layer| if layer % pattern.max(1) == 0 { "full_attention" } else { "sliding_attention" })
             .collect();
         set("rope_local_base_freq", json!(metadata.float(&key("rope.freq_base_swa")).unwrap_or(10_000.0)));
-        // Until 4.52 the config says it by the pattern, since 4.53 by the list; later versions keep the pattern
-        // under the underscored name.
+        // transformers up to 4.52 reads the pattern, from 4.53 on the list; later versions keep the pattern under the
+        // name with an underscore.
         set("sliding_window_pattern", json!(pattern));
         set("_sliding_window_pattern", json!(pattern));
         set("layer_types", json!(layer_types));
@@ -152,16 +152,16 @@ fn rope_scaling(
         None | Some("none") => Ok(Value::Null),
         Some("linear") => {
             let factor = metadata.need_float(&key("factor"))?;
-            // Until 4.42 the key is `type`, later `rope_type`; each ignores the other's.
+            // Up to 4.42 the key is `type`, later `rope_type`; each version ignores the other key.
             Ok(json!({"type": "linear", "rope_type": "linear", "factor": factor}))
         }
         Some(other) => Err(unknown(other)),
     }
 }
 
-/// llama.cpp stores llama 3's scaling as one divisor a frequency and drops the four numbers that it came from. The
-/// published models all use the same three of them and differ in the factor, which is the last divisor; the result
-/// stands only if it gives back every divisor.
+/// llama.cpp stores Llama 3's scaling as one divisor per frequency and drops the four numbers behind it. The published
+/// models share three of them and differ in the factor, which is the last divisor. The result is used only if it
+/// reproduces every divisor.
 fn llama3_scaling(factors: &[f32], head_dim: u64, rope_theta: f64) -> Option<Value> {
     let factor = f64::from(*factors.last()?);
     let (low, high, original) = (1.0, 4.0, 8192.0);
@@ -179,7 +179,7 @@ fn llama3_scaling(factors: &[f32], head_dim: u64, rope_theta: f64) -> Option<Val
             let smooth = (original / wavelength - low) / (high - low);
             1.0 / ((1.0 - smooth) / factor + smooth)
         };
-        // The converter computes in f32; its frequencies carry about 1e-6.
+        // The converter computes in f32, so its divisors have a relative error of about 1e-6.
         (f64::from(*found) - expected).abs() <= 1e-4 * expected
     });
     fits.then(|| {

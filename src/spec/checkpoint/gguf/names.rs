@@ -1,4 +1,4 @@
-//! llama.cpp's tensor names in transformers' words, by architecture (gguf-py `tensor_mapping.py`).
+//! llama.cpp's tensor names and transformers' names for them, by architecture (gguf-py `tensor_mapping.py`).
 
 use super::{Problem, damaged};
 
@@ -12,10 +12,10 @@ pub(super) enum Architecture {
     Gemma3,
 }
 
-/// The value of a tensor under transformers' name, from the value under llama.cpp's.
+/// How the values of a tensor in llama.cpp are converted to those in transformers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// The same.
+    /// The values are equal.
     None,
     /// llama.cpp stores each head's rows interleaved (`convert_hf_to_gguf.py`, `LlamaModel.permute`).
     Interleaved {
@@ -76,7 +76,7 @@ impl Architecture {
         }
     }
 
-    /// A layer's modules: llama.cpp's name and transformers'.
+    /// A layer's modules: llama.cpp's name, then transformers' name.
     fn modules(self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let (norms, more): (&[_], &[_]) = match self {
             Self::Llama | Self::Qwen2 => (&PLAIN_NORMS, &[]),
@@ -107,7 +107,7 @@ impl Architecture {
         Some(format!("{module}.{parameter}"))
     }
 
-    /// Every weight that a whole model has, under llama.cpp's names.
+    /// Every weight that a complete model has, by llama.cpp's names.
     pub(super) fn required(self, layers: usize) -> impl Iterator<Item = String> {
         let of_layer =
             move |layer| self.modules().map(move |(module, _)| format!("blk.{layer}.{module}.weight"));
@@ -117,7 +117,7 @@ impl Architecture {
             .chain((0..layers).flat_map(of_layer))
     }
 
-    /// What llama.cpp's converter did to a tensor's values.
+    /// The change that llama.cpp's converter made to a tensor's values.
     pub(super) fn change(self, name: &str, heads: usize, key_value_heads: usize) -> Change {
         match self {
             Self::Llama if name.contains(".attn_q.") => Change::Interleaved { heads },

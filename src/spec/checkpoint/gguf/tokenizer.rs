@@ -1,9 +1,9 @@
-//! tokenizer.json and tokenizer_config.json from a GGUF file's vocabulary.
+//! `tokenizer.json` and `tokenizer_config.json` from a GGUF file's vocabulary.
 //!
-//! The shape is that of transformers 5.23 (`integrations/gguf/gguf_tokenizer_mapping.py`), which is the shape of the
-//! models' own tokenizer.json, but for three things that the file says and transformers 5.23 drops: the digit
-//! splitting of `smollm`, the NFC normaliser of `qwen2`, and the whole-word look-up (`ignore_merges`) of `llama-bpe`.
-//! There the model's own tokenizer (and llama.cpp's, `llama-vocab.cpp`) is followed.
+//! The layout follows transformers 5.23 (`integrations/gguf/gguf_tokenizer_mapping.py`), with three exceptions that the
+//! file specifies and transformers 5.23 drops: the digit splitting of `smollm`, the NFC normaliser of `qwen2`, and the
+//! whole-word look-up (`ignore_merges`) of `llama-bpe`. These follow the model's own `tokenizer.json` and llama.cpp's
+//! `llama-vocab.cpp`.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,7 +13,7 @@ use super::metadata::Metadata;
 use super::names::Architecture;
 use super::{Problem, damaged};
 
-/// A GGUF file's tokenizer in transformers' files.
+/// A GGUF file's tokenizer as files of transformers.
 pub(super) struct Built {
     /// `tokenizer.json`.
     pub(super) json: Vec<u8>,
@@ -28,7 +28,7 @@ const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
 
-/// How a family of tokenizers works around its vocabulary.
+/// The parts of a `tokenizer.json` that do not depend on the vocabulary.
 struct Family {
     normalizer: Value,
     pre_tokenizer: Value,
@@ -38,7 +38,7 @@ struct Family {
     add_bos: bool,
 }
 
-/// `None` when the file holds no tokenizer.
+/// Builds the tokenizer; `None` if the file has none.
 pub(super) fn build(
     architecture: Architecture,
     metadata: &Metadata<'_>,
@@ -101,11 +101,11 @@ pub(super) fn build(
     let mut added = Vec::new();
     for (id, token) in spelled.iter().enumerate() {
         let is_special = match types.get(id) {
-            // A control token outside the byte alphabet is a mislabel of llama.cpp's converter; transformers skips it.
+            // A control token outside the byte alphabet is mislabelled by llama.cpp's converter; transformers skips it.
             Some(&CONTROL) if in_alphabet(tokens[id]) => true,
-            // A token that had to be respelled never occurs in text as the file spells it.
+            // A token whose spelling changed never occurs in text in the file's spelling.
             Some(&USER_DEFINED) if *token == tokens[id] => false,
-            // transformers' tokenizer classes make these special whatever their type.
+            // transformers' tokenizer classes make these tokens special, whatever their type.
             _ if [bos, eos, unknown, padding].contains(&Some(token)) => true,
             _ => continue,
         };
@@ -135,7 +135,7 @@ pub(super) fn build(
             "fuse_unk": family.byte_fallback,
             "byte_fallback": family.byte_fallback,
             "ignore_merges": family.ignore_merges,
-            // In the order of the ids: the file's digest must not depend on a hash map.
+            // Ordered by id, so that the file's digest does not depend on a hash map's order.
             "vocab": spelled.iter().map(|token| (token.clone(), json!(vocabulary[token.as_str()]))).collect::<serde_json::Map<_, _>>(),
             "merges": merges,
         },
@@ -226,13 +226,13 @@ fn sentencepiece(metadata: &Metadata<'_>) -> Family {
     }
 }
 
-/// The token as tokenizer.json spells it.
+/// The token as `tokenizer.json` spells it.
 fn spell(token: &str, is_byte_level: bool, is_gemma: bool, alphabet: &HashSet<char>) -> String {
     if is_byte_level && !token.chars().all(|c| alphabet.contains(&c)) {
         let letters = byte_letters();
         return token.bytes().map(|byte| letters[usize::from(byte)]).collect();
     }
-    // Gemma's GGUF files hold runs of real spaces where the vocabulary has runs of the replacement.
+    // Gemma's GGUF files contain runs of real spaces where the vocabulary has runs of the replacement character.
     if is_gemma && token.contains(' ') && token.trim().is_empty() {
         return "\u{2581}".repeat(token.chars().count());
     }
@@ -259,8 +259,8 @@ fn byte_alphabet() -> HashSet<char> {
     byte_letters().into_iter().collect()
 }
 
-/// Merges of a vocabulary that comes without: every way to cut a token into two tokens, best token first
-/// (`generate_merges` in transformers' tokenization_utils_base.py). `scores` rank the tokens; without, their order does.
+/// Merges for a vocabulary without them: every way to split a token into two tokens, best token first (`generate_merges`
+/// in transformers' `tokenization_utils_base.py`). Tokens rank by `scores`, or by their order if there are none.
 fn derive_merges<'a>(
     tokens: &'a [String],
     vocabulary: &HashMap<&str, usize>,

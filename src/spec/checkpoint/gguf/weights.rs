@@ -1,4 +1,4 @@
-//! Writes a GGUF file's tensors as one f32 safetensors file, a few megabytes at a time.
+//! Writes a GGUF file's tensors to one f32 safetensors file, a few megabytes at a time.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -15,10 +15,10 @@ use super::names::{Architecture, Change};
 use super::{Problem, damaged};
 use crate::spec::checkpoint::{Error, Progress, Step};
 
-/// Bytes of f32 that one step produces, so that memory stays small beside any model.
+/// Bytes of f32 per step, which bounds the memory that an import needs.
 const CHUNK_BYTES: usize = 8 << 20;
 
-/// One tensor's way from the GGUF file into the safetensors file.
+/// One tensor of the GGUF file and its name in the safetensors file.
 #[derive(Debug)]
 pub(super) struct Entry {
     theirs: String,
@@ -26,8 +26,8 @@ pub(super) struct Entry {
     change: Change,
 }
 
-/// Which tensor becomes which, in the order of transformers' names. Tensors without a place, and places without a
-/// tensor, are errors: silence would be a different model.
+/// The tensors to write, ordered by transformers' names. An unknown or missing tensor is an error, because the result
+/// would be a different model.
 pub(super) fn plan(
     architecture: Architecture,
     content: &Content,
@@ -66,7 +66,7 @@ pub(super) fn plan(
     Ok(entries)
 }
 
-/// Writes the safetensors file, tensors in the order of the plan.
+/// Writes the safetensors file, with tensors in the order of the plan.
 pub(super) fn write(
     path: &Path,
     content: &Content,
@@ -88,7 +88,7 @@ pub(super) fn write(
         total = end;
     }
     let mut header = Value::Object(header).to_string();
-    // The data start aligned, as the safetensors library writes them.
+    // The data starts aligned, as in files of the safetensors library.
     header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
 
     let mut file = match File::create(target) {
@@ -112,7 +112,7 @@ pub(super) fn write(
     file.sync_all().map_err(Error::io("sync", target))
 }
 
-/// Dequantises one tensor, a block of rows at a time.
+/// Dequantises one tensor, a few rows at a time.
 fn copy(
     path: &Path,
     source: &File,
@@ -126,9 +126,9 @@ fn copy(
         Error::Gguf { path: path.to_owned(), reason, help }
     };
     let dims = info.shape.dims();
-    // A quantised block never spans two rows, so that rows can be read by themselves.
+    // A quantised block never spans two rows, so rows can be read separately.
     let (rows, columns) = match (entry.change, dims) {
-        // A bias of an interleaved projection: each value is a row.
+        // The bias of an interleaved projection is permuted like a matrix with one value per row.
         (Change::Interleaved { .. }, &[length]) => (length, 1),
         _ => (dims.iter().rev().skip(1).product::<usize>(), dims.last().copied().unwrap_or(1)),
     };
@@ -168,8 +168,8 @@ fn copy(
     Ok(())
 }
 
-/// Where llama.cpp keeps the row that transformers keeps at `row`: within a head of `head_dim` rows, rows `j` and
-/// `head_dim/2 + j` (the two halves that rope rotates) lie next to each other, at `2j` and `2j + 1`.
+/// Row in llama.cpp's layout of transformers' row `row`. Within a head of `head_dim` rows, llama.cpp stores rows `j` and
+/// `head_dim/2 + j` (the two halves that rope rotates) next to each other, at `2j` and `2j + 1`.
 fn interleaved_row(row: usize, head_dim: usize) -> usize {
     let (head, inner) = (row / head_dim, row % head_dim);
     let (half, j) = (inner / (head_dim / 2), inner % (head_dim / 2));
