@@ -45,11 +45,13 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Plan(selection) => say(&plan_text(selection)?),
         Command::Init(arguments) => say(&config::init(&arguments.path)?),
         Command::Schema => say(&config::schema_text()),
-        Command::Compare(arguments) => compare::compare(
-            &arguments.runs,
-            &arguments.fail_on,
-            &progress(cli).with_all_tables(arguments.full),
-        ),
+        Command::Compare(arguments) => {
+            if let Some(file) = &arguments.html {
+                say(&compare::changes(&arguments.runs, file)?)?;
+            }
+            let progress = progress(cli).with_all_tables(arguments.full);
+            compare::compare(&arguments.runs, &arguments.fail_on, &progress)
+        }
         Command::Baseline(arguments) => say(&match arguments {
             Baseline::Save { name, run, results } => baseline::save(results, name, run.as_deref())?,
             Baseline::List { results } => baseline::list(results)?,
@@ -379,13 +381,25 @@ fn plan_text(selection: &Selection) -> Result<String> {
 }
 
 fn planned(selection: &Selection) -> Result<(config::Loaded, Plan)> {
+    let filters = Filters { only: selection.only.clone(), skip: selection.skip.clone() };
+    // The commands of a report name the run itself, whose config may be gone.
+    if let Some(run) = selection.config.as_deref().filter(|path| path.is_dir()) {
+        let (loaded, plan) = resumed(&RunFolder::open(run)?, |_| ())?;
+        if !selection.checkpoints.is_empty() {
+            miette::bail!(
+                help = "name a config file, or leave --checkpoint out",
+                "the checkpoints of a run folder cannot be replaced"
+            );
+        }
+        let plan = plan.filtered(&filters, &loaded.config)?;
+        return Ok((loaded, plan));
+    }
     let mut loaded = Config::load(selection.config.as_deref())?;
     if !selection.checkpoints.is_empty() {
         loaded.config = loaded.config.with_checkpoints(&selection.checkpoints)?;
     }
     loaded.config = loaded.config.absolute();
     let plan = Plan::new(&loaded.config, machine::auto_device())?;
-    let filters = Filters { only: selection.only.clone(), skip: selection.skip.clone() };
     let plan = plan.filtered(&filters, &loaded.config)?;
     Ok((loaded, plan))
 }

@@ -116,7 +116,7 @@ pub enum Command {
 /// Selects cells.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct Selection {
-    /// Config file. Default: ./tfcheck.toml, or a built-in config if that does not exist.
+    /// Config file, or a run folder whose config and cells are used. Default: ./tfcheck.toml, or a built-in config if that does not exist.
     pub config: Option<PathBuf>,
     /// Checkpoint that replaces the config's: hub id (or ID@REVISION), folder, GGUF file or synthetic:MODEL_TYPE; repeatable.
     #[arg(long = "checkpoint", value_name = "SOURCE")]
@@ -198,6 +198,9 @@ pub struct Compare {
     /// Print every table of the results instead of what fits a screen.
     #[arg(long)]
     pub full: bool,
+    /// Write what changed from the first of two runs to the second as one page, by default to compare.html.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "compare.html")]
+    pub html: Option<PathBuf>,
 }
 
 /// Arguments of `tfcheck bisect`.

@@ -2,10 +2,12 @@
 //!
 //! No model, Python or network is involved; variants are known by their names alone.
 //! [`logits`] opens files or takes numbers in memory, [`matrix`] reads all of them once and measures every pair,
-//! [`metrics`] says what each number means, [`metric`] is the table of them, [`oracle`] measures variants against
-//! float64, [`verdict`] decides, [`evidence`] holds what a decision rests on, [`recorded`] decides on a variant against
-//! recorded logits, [`groups`] partitions variants by verdicts, [`repeat`] and [`mapped`] measure a variant against itself, [`timing`] summarises samples of time.
+//! [`metrics`] defines each metric, [`metric`] is the table of metrics, [`details`] measures chosen pairs position by
+//! position, [`oracle`] compares variants with float64 results, [`verdict`] decides on each pair, [`evidence`] holds the rule
+//! and the numbers of a decision, [`recorded`] decides on a variant and recorded logits, [`groups`] partitions variants by
+//! verdicts, [`repeat`] and [`mapped`] compare a variant with itself, [`timing`] summarises times.
 
+pub mod details;
 mod dtype;
 mod entry;
 pub mod evidence;

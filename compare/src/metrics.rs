@@ -55,6 +55,8 @@ pub struct PositionMetrics {
     pub position: u32,
     /// `sqrt(Σ d²)` over the vocabulary.
     pub l2: f64,
+    /// The same over the larger norm of the two sides at this position.
+    pub relative_l2: f64,
     /// `max |d|` over the vocabulary.
     pub max_abs: f64,
     /// `KL(softmax a ‖ softmax b)` in nats; NaN if it was not measured or a logit is not finite.

@@ -222,6 +222,9 @@ fn open(
                 let case_folder = folder.case_folder(&manifest, &case.name);
                 std::fs::create_dir_all(&case_folder).into_diagnostic()?;
                 prepared.inputs.save(&case_folder)?;
+                if !prepared.vocabulary.is_empty() {
+                    folder.write_vocabulary(&case.checkpoint_digest, &prepared.vocabulary)?;
+                }
             }
             Ok((folder, manifest))
         }

@@ -3,6 +3,8 @@
 pub mod against;
 pub mod assess;
 pub mod baseline;
+pub mod changes;
+pub mod details;
 pub mod exit_code;
 pub mod findings;
 pub mod gates;

@@ -1,12 +1,14 @@
 //! The view of a run that reports render: its cells, their numbers and the verdicts on their pairs.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use compare::matrix::Matrix;
 use compare::oracle::Accuracy;
 use compare::repeat::{self, Noise};
 use compare::timing::{SpeedUp, Summary, speed_up, summarize};
 use compare::verdict::{Decision, Verdict};
+use rayon::prelude::*;
 
 use crate::execute::cell::{Cell, Completed, Outcome};
 use crate::results::Axes;
@@ -56,9 +58,18 @@ pub struct CaseView {
     pub choices: Option<ChoicesView>,
     /// Localisations of the first divergence of pairs.
     pub localized: Vec<Localized>,
+    /// The cells' times, once a report has asked for them.
+    pub times: Times,
 }
 
-/// Softmax probabilities of the config's tokens at the last real (unpadded) position.
+/// What a case's times come to: their intervals take thousands of resamples, and every report shows them.
+#[derive(Clone, Debug, Default)]
+pub struct Times(OnceLock<Vec<[Timing; 2]>>);
+
+/// A cell's times, and its speed-up over the baseline.
+type Timing = (Option<Summary>, Option<SpeedUp>);
+
+/// Softmax probabilities of named tokens at the last real position.
 #[derive(Clone, Debug)]
 pub struct ChoicesView {
     /// The tokens as the config writes them.
@@ -253,6 +264,18 @@ impl CaseView {
             outcome => return Err(outcome.reason()),
         };
         let is_baseline = self.baseline.as_ref() == Some(&cell.name);
+        let times = self.times.0.get_or_init(|| {
+            self.cells.par_iter().map(|cell| Timed::ALL.map(|what| self.timing(what, cell))).collect()
+        });
+        let known = self.cells.iter().position(|known| known.name == cell.name);
+        let known = known.and_then(|index| times.get(index)).map(|times| times[what as usize]);
+        let (timing, speed_up) = known.unwrap_or_else(|| self.timing(what, cell));
+        Ok(Performance { completed, timing, speed_up, is_baseline })
+    }
+
+    fn timing(&self, what: Timed, cell: &Cell) -> Timing {
+        let Outcome::Completed(completed) = &cell.outcome else { return (None, None) };
+        let is_baseline = self.baseline.as_ref() == Some(&cell.name);
         let baseline = self.cells.iter().find_map(|other| match &other.outcome {
             Outcome::Completed(completed) if self.baseline.as_ref() == Some(&other.name) => Some(completed),
             _ => None,
@@ -261,7 +284,7 @@ impl CaseView {
             let (baseline, variant) = side_by_side(what, baseline, completed);
             speed_up(&baseline, &variant)
         });
-        Ok(Performance { completed, timing: summarize(what.rounds(completed)), speed_up, is_baseline })
+        (summarize(what.rounds(completed)), speed_up)
     }
 }
 
@@ -275,7 +298,9 @@ pub(crate) enum Timed {
 }
 
 impl Timed {
-    /// A cell's rounds of this operation.
+    const ALL: [Self; 2] = [Self::Prefill, Self::Decode];
+
+    /// A cell's rounds of it.
     pub(crate) fn rounds(self, completed: &Completed) -> &[Vec<u64>] {
         match self {
             Self::Prefill => &completed.rounds_ns,

@@ -5,13 +5,12 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Report;
 use super::preflight::{self, Part};
 use super::sweep::{self, Mark, Sweep};
+use super::{Report, Source};
 use crate::execute::cell::{Cell, Outcome};
 use crate::judge::against::{Against, ComparedCell};
-use crate::judge::findings::{CaseGroups, findings};
-use crate::judge::gates::Judged;
+use crate::judge::findings::CaseGroups;
 use crate::judge::view::{CaseView, RunView};
 use crate::results::SCHEMA_VERSION;
 use compare::matrix::{Matrix, PairOutcome};
@@ -31,9 +30,9 @@ impl Report for Json {
         "summary.json"
     }
 
-    fn render(&self, run: &RunView, judged: &Judged) -> String {
+    fn render(&self, source: &Source<'_>) -> String {
+        let Source { run, found, judged, .. } = *source;
         let tally = run.tally();
-        let found = findings(run);
         let summary = json!({
             "schema_version": SCHEMA_VERSION,
             "run": run.id,

@@ -2,15 +2,16 @@
 //!
 //! At most [`MOST_LINES`] lines for any run size; the report files hold everything.
 
-use compare::timing::SpeedUp;
 use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 
+use super::Source;
 use super::finding::sentence;
 use super::preflight::{self, Part};
-use super::sections::{change_row, graph_breaks};
+use super::sections::change_row;
+use super::speed;
 use super::wrap::wrap;
 use crate::execute::cell::Cell;
-use crate::judge::findings::{CaseGroups, Finding, Findings, Mark, What, findings, subject, version};
+use crate::judge::findings::{CaseGroups, Finding, Findings, Mark, What, subject, version};
 use crate::judge::gates::Judged;
 use crate::judge::view::RunView;
 
@@ -28,18 +29,18 @@ const MOST_CHANGES: usize = 4;
 const WIDEST_CASE: usize = 14;
 
 /// The overview as lines of at most `width` columns.
-pub fn render(run: &RunView, judged: &Judged, width: usize, color: bool) -> String {
-    let found = findings(run);
+pub fn render(source: &Source<'_>, width: usize, color: bool) -> String {
+    let Source { run, found, judged, .. } = *source;
     let mut page = Page { width, color, lines: Vec::new() };
     if run.has_cells() {
-        page.grid(run, &found);
+        page.grid(run, found);
     }
     // What follows the findings keeps its place, however many findings there are.
     let mut rest = Page { width, color, lines: Vec::new() };
     rest.gates(judged);
-    rest.wrapped(&speed(run), "  ", MOST_OF_SPEED, None);
+    rest.wrapped(&speed::sentence(run), "  ", MOST_OF_SPEED, None);
     rest.last(run);
-    page.findings(run, &found, MOST_LINES.saturating_sub(rest.lines.len()));
+    page.findings(run, found, MOST_LINES.saturating_sub(rest.lines.len()));
     page.lines.append(&mut rest.lines);
     page.lines.push(String::new());
     page.lines.join("\n")
@@ -381,50 +382,4 @@ fn notes(run: &RunView) -> Vec<String> {
         .chain(noise)
         .chain(run.notes.iter().map(|note| format!("note: {note}")))
         .collect()
-}
-
-/// Each variant's speed relative to the baseline variant over all cases, fastest first; empty if nothing was timed.
-fn speed(run: &RunView) -> String {
-    let mut ratios: Vec<(&Cell, Vec<&SpeedUp>)> = Vec::new();
-    let performances: Vec<_> = run
-        .cases
-        .iter()
-        .flat_map(|case| case.cells.iter().filter_map(|cell| Some((cell, case.performance(cell).ok()?))))
-        .collect();
-    for (cell, performance) in &performances {
-        let Some(speed_up) = &performance.speed_up else { continue };
-        match ratios.iter_mut().find(|(known, _)| known.name == cell.name) {
-            Some((_, known)) => known.push(speed_up),
-            None => ratios.push((cell, vec![speed_up])),
-        }
-    }
-    let Some(baseline) =
-        run.cases.iter().find_map(|case| case.baseline.as_ref()).filter(|_| !ratios.is_empty())
-    else {
-        return String::new();
-    };
-    // The geometric mean: ratios of 2 and 1/2 average to 1.
-    let mean = |known: &[&SpeedUp]| {
-        (known.iter().map(|speed_up| speed_up.ratio.ln()).sum::<f64>() / known.len() as f64).exp()
-    };
-    ratios.sort_by(|a, b| mean(&b.1).total_cmp(&mean(&a.1)));
-    let words: Vec<String> = ratios
-        .iter()
-        .map(|(cell, known)| {
-            let breaks = graph_breaks(cell).map(|breaks| format!(", {breaks}")).unwrap_or_default();
-            let name = &cell.name;
-            match known.as_slice() {
-                [only] => {
-                    let interval = &only.interval;
-                    format!("{name} {:.2}× ({:.2}–{:.2}{breaks})", only.ratio, interval.low, interval.high)
-                }
-                several => {
-                    let low = several.iter().map(|known| known.ratio).fold(f64::INFINITY, f64::min);
-                    let high = several.iter().map(|known| known.ratio).fold(0.0, f64::max);
-                    format!("{name} {:.2}× ({low:.2}–{high:.2} by case{breaks})", mean(several))
-                }
-            }
-        })
-        .collect();
-    format!("speed beside {baseline}: {}", words.join(", "))
 }

@@ -242,7 +242,31 @@ impl RunFolder {
         Ok(cells)
     }
 
-    /// Reads the run's localisations; empty if there are none.
+    /// How a checkpoint's tokenizer spells each token id; nothing where it has none, or in runs of a tfcheck that did not
+    /// keep it.
+    pub fn vocabulary(&self, checkpoint_digest: &str) -> Vec<String> {
+        read_json(&self.vocabulary_path(checkpoint_digest)).unwrap_or_default()
+    }
+
+    /// Keeps how a checkpoint's tokenizer spells each token id.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_vocabulary(&self, checkpoint_digest: &str, texts: &[String]) -> Result<(), ResultsError> {
+        let bytes = serde_json::to_vec(texts).map_err(|source| ResultsError::Record {
+            path: self.vocabulary_path(checkpoint_digest),
+            source,
+        })?;
+        write_file(&self.vocabulary_path(checkpoint_digest), &bytes)
+    }
+
+    /// A digest of a run that was written by others is no path.
+    fn vocabulary_path(&self, checkpoint_digest: &str) -> PathBuf {
+        let name: String = checkpoint_digest.chars().filter(char::is_ascii_alphanumeric).take(16).collect();
+        self.path.join(format!("vocabulary_{name}.json"))
+    }
+
+    /// What was localised in the run; nothing where nothing was.
     ///
     /// # Errors
     /// When the file is malformed.

@@ -335,7 +335,13 @@ impl<'a> Source<'a> {
         Ok(Some(found))
     }
 
-    /// The text of each token, so that a run can be read without its tokenizer; empty if the checkpoint has none.
+    /// The text of every token id; nothing without a tokenizer.
+    pub fn vocabulary(&self) -> Vec<String> {
+        let size = self.tokenizer.as_ref().map_or(0, |tokenizer| tokenizer.get_vocab_size(true));
+        self.token_texts(&(0..size as i64).collect::<Vec<_>>())
+    }
+
+    /// What each token stands for, so that a run can be read without its tokenizer; nothing without one.
     fn token_texts(&self, ids: &[i64]) -> Vec<String> {
         let Some(tokenizer) = &self.tokenizer else { return Vec::new() };
         let text = |id: &i64| {

@@ -19,7 +19,7 @@ use reference::protocol::{Attention, Dtype, LOGITS, Mode};
 use serde_json::{Value, json};
 use tfcheck::commands::scoreboard::{Score, fold};
 use tfcheck::execute::cell::{Cell, Completed, Outcome};
-use tfcheck::judge::view::{CaseView, RunView};
+use tfcheck::judge::view::{CaseView, RunView, Times};
 use tfcheck::spec::variant::{Runner, Variant};
 
 type Tensors = HashMap<String, Tensor>;
@@ -176,6 +176,7 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
         accuracies: accuracies(&matrix, &oracles),
         choices: None,
         localized: Vec::new(),
+        times: Times::default(),
         cells,
         matrix,
     };

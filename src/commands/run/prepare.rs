@@ -34,6 +34,8 @@ pub(super) struct PreparedCase {
     /// Texts to compare with each version's own tokenizer; present in the first case of a checkpoint that has
     /// a tokenizer.
     pub(super) texts: Option<Texts>,
+    /// The text of every token id; in the first case of a checkpoint that has a tokenizer.
+    pub(super) vocabulary: Vec<String>,
 }
 
 /// Resolves checkpoints and makes inputs while uv works on the environments.
@@ -77,7 +79,8 @@ fn cases(request: &RunRequest) -> Result<Vec<PreparedCase>> {
         }
         // A sweep's cases have one text.
         let texts = if is_first { source.texts(&spec, &inputs).wrap_err_with(of)? } else { None };
-        cases.push(PreparedCase { checkpoint: checkpoint.clone(), inputs, texts });
+        let vocabulary = if is_first { source.vocabulary() } else { Vec::new() };
+        cases.push(PreparedCase { checkpoint: checkpoint.clone(), inputs, texts, vocabulary });
     }
     Ok(cases)
 }

@@ -139,6 +139,7 @@ fn view(cells: Vec<Cell>, entries: &[Entry]) -> RunView {
             accuracies: accuracies(&matrix, &oracles),
             choices: None,
             localized: Vec::new(),
+            times: crate::judge::view::Times::default(),
             cells,
             matrix,
         }],
@@ -197,6 +198,7 @@ fn the_first_diverging_module_is_listed() {
         capture_changed_nothing: true,
         is_first_fed: false,
         notes: Vec::new(),
+        profile: Vec::new(),
     };
     let mut view = view(cells, &entries);
     view.cases[0].localized.push(localized);

@@ -11,6 +11,7 @@ use super::cached;
 use super::live::{Found, Live, Open};
 use super::tensor::{self, Difference, Stored};
 use super::walk::{Limit, Measured};
+use crate::results::localized::ModuleError;
 
 /// A module call that both sides have.
 #[derive(Clone, Debug)]
@@ -87,13 +88,23 @@ pub(super) fn capture(
         if departs && level.first.is_none() {
             level.first = Some(measured.path.clone());
         }
+        let apart = |difference: Option<Difference>| difference.map(|found| found.relative_l2);
+        let mut module = ModuleError {
+            path: measured.path.clone(),
+            call: name.call,
+            input: apart(measured.input),
+            output: apart(measured.output),
+            replayed: None,
+        };
         if found.dtype != Dtype::F64 {
             // Rounding errors grow from module to module, so each module is replayed with the other side's input.
             let fed = replay(open, sides, level.folder.path(), &calls)?;
+            module.replayed = apart(fed);
             measured.input = fed.map(|_| Difference::default()).or(measured.input);
             measured.is_other_output &= fed.is_none();
             measured.output = fed.or(measured.output);
         }
+        found.measured(module);
         level.measured.push(measured);
         level.calls.push(calls);
     }
