@@ -8,6 +8,11 @@ use serde::Serialize;
 
 use super::Dtype;
 
+/// The largest value; NaN is larger than any number. `None` if there is no value.
+pub fn largest(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+    values.into_iter().reduce(|a, b| if a.is_nan() || a > b { a } else { b })
+}
+
 /// All metrics of one pair.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PairMetrics {

@@ -290,8 +290,8 @@ fn log_tail(path: &Path, begin: u64, lines: usize) -> String {
 /// draws it, `42%|████▏     | 5/12 [00:01<00:02]`.
 fn without_progress_bars(log: &str) -> String {
     let shown = |line: &str| {
-        let states = line.split('\r').filter(|state| !state.trim().is_empty());
-        states.last().filter(|state| !state.contains("%|")).map(str::to_owned)
+        let state = line.split('\r').rfind(|state| !state.trim().is_empty());
+        state.filter(|state| !state.contains("%|")).map(str::to_owned)
     };
     let lines: Vec<String> = log.lines().filter_map(shown).collect();
     lines.join("\n")

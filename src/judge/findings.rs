@@ -5,8 +5,10 @@ mod relations;
 
 use std::collections::BTreeMap;
 
+use compare::evidence::optional;
 use compare::groups::{Group, Groups, Relation, groups};
 use compare::metric::RELATIVE_L2;
+use compare::metrics;
 use compare::verdict::{Decision, Verdict};
 use reference::protocol::Dtype;
 use serde::Serialize;
@@ -107,6 +109,7 @@ pub enum What {
         /// The group's letter.
         letter: String,
         /// Largest relative L2 over the cases between its leader and group A's; `None` if they cannot be compared.
+        #[serde(serialize_with = "optional")]
         relative_l2: Option<f64>,
         /// Why they cannot be compared.
         incomparable: Option<String>,
@@ -439,7 +442,7 @@ fn add(findings: &mut Vec<Finding>, case: &CaseView, members: &[usize], what: Wh
         What::Diverges { relative_l2, localized, .. },
     ) = (&mut known.what, what)
     {
-        *most = [*most, relative_l2].into_iter().flatten().reduce(f64::max);
+        *most = metrics::largest([*most, relative_l2].into_iter().flatten());
         *sentence = sentence.take().or(localized);
     }
     if variants.iter().any(|name| !known.variants.contains(name)) {

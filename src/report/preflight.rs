@@ -3,7 +3,7 @@
 use crate::execute::cell::{Completed, Outcome, TokenizerParity};
 use crate::judge::view::{CaseView, RunView};
 use crate::spec::variant::Variant;
-use compare::metrics::Side;
+use compare::metrics::{self, Side};
 
 /// A part of a checkpoint that a variant may leave unread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,7 +218,7 @@ fn largest(run: &RunView, a: &str, b: &str) -> Option<f64> {
             }
         }
     }
-    shares.into_iter().reduce(|a, b| if a.is_nan() || a > b { a } else { b })
+    metrics::largest(shares)
 }
 
 fn alike(a: &Variant, b: &Variant) -> bool {

@@ -385,8 +385,10 @@ impl<'a> Source<'a> {
     fn pad_id(&self) -> (i64, Option<String>) {
         let config = &self.checkpoint.config;
         let id = pad_token_id(config);
-        let outside = PADDING.iter().flat_map(|key| self.ids(key)).find(|own| *own >= 0).filter(|own| *own != id);
-        let note = outside.map(|own| format!("padding is token 0: pad_token_id {own} is outside the vocabulary"));
+        let outside =
+            PADDING.iter().flat_map(|key| self.ids(key)).find(|own| *own >= 0).filter(|own| *own != id);
+        let note =
+            outside.map(|own| format!("padding is token 0: pad_token_id {own} is outside the vocabulary"));
         (id, note)
     }
 }

@@ -230,14 +230,7 @@ fn a_sweep_finds_a_fault_of_the_cache_and_gives_one_table() {
     };
     assert_eq!(
         row("right_eager", "wrong_eager"),
-        [
-            "identical 2/2",
-            "diverged 2/4",
-            "diverged 1/3",
-            "diverged 1/3",
-            "identical 4/4",
-            "diverged 2/2"
-        ]
+        ["identical 2/2", "diverged 2/4", "diverged 1/3", "diverged 1/3", "identical 4/4", "diverged 2/2"]
     );
     // Compared with its own full-sequence forward pass, only the wrong worker's cache diverges.
     assert_eq!(row("wrong_eager", "wrong_eager in one pass")[5], "diverged 2/2");

@@ -1,6 +1,7 @@
 //! The charts of a case: errors along tokens and modules, distances in ULP, times of rounds, speed against error.
 
 use compare::details::UlpHistogram;
+use compare::metrics;
 use plotters::prelude::RGBColor;
 use plotters::style::text_anchor::{HPos, VPos};
 
@@ -82,12 +83,11 @@ pub(super) fn errors(
     })
 }
 
-/// The largest of each `width` neighbours, at the middle of them; NaN is larger than any number.
+/// The largest of each `width` neighbours, at the middle of them.
 fn largest(values: &[Option<f64>], width: usize) -> Vec<(f64, f64)> {
     let bins = values.chunks(width).enumerate();
     bins.filter_map(|(bin, values)| {
-        let known = values.iter().flatten().copied();
-        let value = known.reduce(|a, b| if a.is_nan() || a > b { a } else { b })?;
+        let value = metrics::largest(values.iter().flatten().copied())?;
         let middle = bin * width + (values.len() - 1) / 2;
         Some((middle as f64, value))
     })

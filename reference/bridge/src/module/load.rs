@@ -105,14 +105,8 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     // BERT with a causal head is run as a decoder.
     let is_encoder = is_encoder && class != CAUSAL;
     let counts_positions = is_encoder || request.own_positions;
-    let (arguments, said) = inputs::arguments(
-        py,
-        &torch,
-        &model,
-        counts_positions,
-        &request.inputs,
-        &request.device,
-    )?;
+    let (arguments, said) =
+        inputs::arguments(py, &torch, &model, counts_positions, &request.inputs, &request.device)?;
     notes.extend(said);
     let callable = match request.mode {
         Mode::Compiled => compile::compile(&torch, &model)?,
