@@ -54,11 +54,9 @@ impl Variant {
             note.push('_');
             note.push_str(dtype_name(self.dtype));
         }
-        if self.qualified {
-            if self.device != "cpu" {
-                note.push('_');
-                note.push_str(&self.device.replace(':', ""));
-            }
+        if self.qualified && self.device != "cpu" {
+            note.push('_');
+            note.push_str(&self.device.replace(':', ""));
         }
         note
     }

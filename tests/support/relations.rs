@@ -228,6 +228,9 @@ impl Synthetic {
             device: "cpu".into(),
             threads: 2,
             seed: 0,
+            own_positions: false,
+            as_is: false,
+            auto_dtype: false,
         };
         let mut processes = Processes::default();
         let found = measure(
