@@ -221,7 +221,7 @@ impl Condition {
             Self::PositionIds => "models that take position_ids",
             Self::Rotary => "rotary positions (not learned ones, and ALiBi ignores position_ids)",
             Self::LeftPadding => {
-                "decoders, and encoders with rotary positions or positions counted from token ids (BERT counts from the start of the row)"
+                "decoders, and encoders with rotary positions or positions counted from token ids (BERT counts from the start of the row), without a classifier, which pools the first token"
             }
             Self::SteadyRope => {
                 "rotary frequencies that do not depend on the input's length (not dynamic and longrope above their original length)"
@@ -246,6 +246,9 @@ impl Condition {
             }
             Self::Rotary => {
                 (traits.scheme != Scheme::Rotary).then(|| format!("{name} has no rotary positions"))
+            }
+            Self::LeftPadding if !traits.is_per_position && ENCODERS.contains(&name.as_str()) => {
+                Some("its head pools the first token, which padding on the left replaces".to_owned())
             }
             Self::LeftPadding => {
                 let counts_itself = traits.is_unused("position_ids")
