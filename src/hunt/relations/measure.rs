@@ -135,14 +135,12 @@ impl<'b, 'a> Bench<'b, 'a> {
 
     /// What a freshly loaded model gives: the base input twice, the other one, and the base input again.
     fn fresh(&mut self, dtype: Dtype) -> Result<&Fresh, NoResult> {
-        let at = match self.fresh.iter().position(|(known, _)| *known == dtype) {
-            Some(at) => at,
-            None => {
-                let found = self.run_fresh(dtype);
-                self.fresh.push((dtype, found));
-                self.fresh.len() - 1
-            }
-        };
+        let known = self.fresh.iter().position(|(known, _)| *known == dtype);
+        let at = known.unwrap_or_else(|| {
+            let found = self.run_fresh(dtype);
+            self.fresh.push((dtype, found));
+            self.fresh.len() - 1
+        });
         self.fresh[at].1.as_ref().map_err(Clone::clone)
     }
 

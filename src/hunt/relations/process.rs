@@ -101,11 +101,12 @@ impl Live<'_, '_> {
     /// Logits of what is loaded, written to `path`.
     pub(super) fn forward(&mut self, passes: &Passes, path: PathBuf) -> Result<Logits, NoResult> {
         let (prefill, chunks) = parts(passes);
-        let ask = Forward { prefill, chunks, ..Forward::new(path.clone()) };
-        let Reply::Forwarded(forwarded) = self.ask(&Ask::Forward(ask.clone()))? else {
+        let ask = Forward { prefill, chunks: chunks.clone(), ..Forward::new(path) };
+        let path = ask.logits.clone();
+        let Reply::Forwarded(forwarded) = self.ask(&Ask::Forward(ask))? else {
             return Err(out_of_turn());
         };
-        if (forwarded.prefill, &forwarded.chunks) != (ask.prefill, &ask.chunks) {
+        if (forwarded.prefill, &forwarded.chunks) != (prefill, &chunks) {
             let what =
                 "the worker runs no forward passes through a cache: it computed one full-sequence pass";
             return Err(NoResult::Unsupported(what.into()));

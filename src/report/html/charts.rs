@@ -208,12 +208,8 @@ fn ticks(start: f64, end: f64, most: usize) -> Vec<(f64, String)> {
     let step = [1.0, 2.0, 5.0, 10.0].map(|of| of * power).into_iter().find(|step| *step >= rough);
     let step = step.unwrap_or(rough);
     let decimals = (-step.log10().floor()).max(0.0) as usize;
-    let first = (start / step).ceil() as i64;
-    (first..)
-        .map(|n| n as f64 * step)
-        .take_while(|x| *x <= end)
-        .map(|x| (x, format!("{x:.decimals$}")))
-        .collect()
+    let (first, last) = ((start / step).ceil() as i64, (end / step).floor() as i64);
+    (first..=last).map(|n| n as f64 * step).map(|x| (x, format!("{x:.decimals$}"))).collect()
 }
 
 /// The text, cut in its middle where it has more characters than `most`.

@@ -17,6 +17,10 @@ pub enum Scheme {
 
 /// What a config says of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a property that a model has or lacks, whatever the others"
+)]
 pub struct Traits {
     /// `model_type`.
     pub model_type: String,
