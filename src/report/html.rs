@@ -15,6 +15,8 @@ mod table;
 
 use std::fmt::Write;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rayon::prelude::*;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -119,7 +121,7 @@ impl Report for Html {
 
 /// Everything up to the page's content. Nothing may be loaded, and no script but this one may run.
 pub(super) fn head(title: &str, script: Option<&str>) -> String {
-    let digest = script.map(|script| format!("'sha256-{}'", pack::base64(&Sha256::digest(script))));
+    let digest = script.map(|script| format!("'sha256-{}'", STANDARD.encode(Sha256::digest(script))));
     let policy = format!(
         "default-src 'none'; style-src 'unsafe-inline'; script-src {}; base-uri 'none'; form-action 'none'",
         digest.as_deref().unwrap_or("'none'")

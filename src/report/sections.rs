@@ -35,7 +35,6 @@ use crate::judge::view::{CaseView, RunView};
 use Medium::{Page, Step, Summary, Terminal};
 pub(super) use against::row as change_row;
 pub(super) use differences::heat;
-pub(super) use performance::graph_breaks;
 
 /// The subject of a section and the function that builds it, which returns `None` if there is nothing to show.
 enum Of {

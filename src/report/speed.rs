@@ -1,9 +1,9 @@
 //! How fast each variant is over the whole run, in one sentence.
 
 use compare::timing::SpeedUp;
+use compare::units::count;
 
-use super::sections::graph_breaks;
-use crate::execute::cell::Cell;
+use crate::execute::cell::{Cell, Outcome};
 use crate::judge::view::RunView;
 
 /// Each variant's speed against the baseline's, over all cases, fastest first; empty where nothing was timed.
@@ -50,4 +50,15 @@ pub(super) fn sentence(run: &RunView) -> String {
         })
         .collect();
     format!("speed beside {baseline}: {}", words.join(", "))
+}
+
+/// `2 graph breaks`, `not compiled`; `None` for a variant that is one graph, or that should not be compiled.
+pub(super) fn graph_breaks(cell: &Cell) -> Option<String> {
+    let Outcome::Completed(completed) = &cell.outcome else { return None };
+    let graphs = completed.graphs?;
+    match (graphs.count, graphs.breaks) {
+        (0, _) => Some("not compiled".to_owned()),
+        (_, 0) => None,
+        (_, breaks) => Some(count(breaks as usize, "graph break")),
+    }
 }

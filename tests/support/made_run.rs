@@ -1,5 +1,6 @@
 //! A run folder made of generated logits: as many cases and variants as a test wants, nothing is run.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use reference::protocol::{Attention, Dtype, LOGITS, Mode, Positions};
@@ -91,6 +92,7 @@ fn variants_of(count: usize) -> Vec<Variant> {
         attention: Some(attention),
         dtype,
         device: "cpu".to_owned(),
+        auto_dtype: false,
         qualified: true,
     };
     let mut all = Vec::new();
@@ -152,7 +154,11 @@ fn inputs(number: usize) -> Inputs {
         rendered: Vec::new(),
         texts,
         choices: Vec::new(),
-        digest: hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
+        own_positions: false,
+        digest: hasher.finalize().iter().fold(String::new(), |mut text, byte| {
+            write!(text, "{byte:02x}").unwrap();
+            text
+        }),
         notes: Vec::new(),
     }
 }

@@ -1,11 +1,12 @@
 //! Times and memory of each variant.
 
-use crate::execute::cell::{Cell as Variant, Outcome};
+use crate::execute::cell::Cell as Variant;
 use crate::judge::view::{CaseView, Performance};
 use crate::report::document::{Bar, Block, Cell, Column, Content, Medium, Row, Table};
+use crate::report::speed::graph_breaks;
 use crate::report::speed_up_text;
 use compare::timing::Summary;
-use compare::units::{bytes, count, ms};
+use compare::units::{bytes, ms};
 
 const COLUMNS: [&str; 11] = [
     "Variant",
@@ -88,17 +89,6 @@ pub(super) fn percentiles(performance: &Performance<'_>) -> Vec<Cell> {
             .map(|x| Cell::from(format!("{x:.2}")))
             .to_vec(),
         None => vec!["not timed".into(); 4],
-    }
-}
-
-/// `2 graph breaks`, `not compiled`; `None` for a variant that is one graph, or that should not be compiled.
-pub(in crate::report) fn graph_breaks(cell: &Variant) -> Option<String> {
-    let Outcome::Completed(completed) = &cell.outcome else { return None };
-    let graphs = completed.graphs?;
-    match (graphs.count, graphs.breaks) {
-        (0, _) => Some("not compiled".to_owned()),
-        (_, 0) => None,
-        (_, breaks) => Some(count(breaks as usize, "graph break")),
     }
 }
 

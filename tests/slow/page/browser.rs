@@ -68,7 +68,7 @@ impl Browser {
         let target =
             browser.call("Target.createTarget", &json!({ "url": "about:blank" }))["targetId"].clone();
         let attached = browser.call("Target.attachToTarget", &json!({ "targetId": target, "flatten": true }));
-        browser.session = attached["sessionId"].as_str().unwrap().to_owned();
+        attached["sessionId"].as_str().unwrap().clone_into(&mut browser.session);
         for domain in ["Page", "Runtime", "Log", "Network"] {
             browser.call(&format!("{domain}.enable"), &json!({}));
         }
@@ -134,7 +134,7 @@ impl Browser {
         let begun = Instant::now();
         while self.value(condition) != true {
             // A busy machine takes seconds to start a tab and to lay out a large page.
-            assert!(begun.elapsed() < Duration::from_secs(60), "{condition} did not come true");
+            assert!(begun.elapsed() < Duration::from_mins(1), "{condition} did not come true");
             std::thread::sleep(Duration::from_millis(50));
         }
     }

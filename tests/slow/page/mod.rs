@@ -34,7 +34,7 @@ fn page(run: &Path) -> PathBuf {
     let begun = std::time::Instant::now();
     let output =
         Command::new(env!("CARGO_BIN_EXE_tfcheck")).args(["compare", "-q"]).arg(run).output().unwrap();
-    println!("{}: compared and written in {:.1} s", run.display(), begun.elapsed().as_secs_f64());
+    eprintln!("{}: compared and written in {:.1} s", run.display(), begun.elapsed().as_secs_f64());
     assert!(output.status.code().is_some_and(|code| code < 2 || code == 3), "{output:?}");
     run.join("report.html")
 }
@@ -187,7 +187,7 @@ fn five_hundred_cells_weigh_less_than_two_megabytes() {
         let run = made_run(results.path(), 20, 25, 1.0);
         let file = page(&run);
         let bytes = std::fs::metadata(&file).unwrap().len();
-        println!("500 cells: {bytes} bytes");
+        eprintln!("500 cells: {bytes} bytes");
         assert!(bytes < 2_000_000, "{bytes} bytes");
         browser.open(&file, "");
         // Two float64 references of each case are no row of the grid.
@@ -212,7 +212,7 @@ fn many_cases_run_down_the_page() {
     with_browser(|browser| {
         let results = tempfile::tempdir().unwrap();
         let file = page(&made_run(results.path(), 222, 6, 1.0));
-        println!("222 cases: {} bytes", std::fs::metadata(&file).unwrap().len());
+        eprintln!("222 cases: {} bytes", std::fs::metadata(&file).unwrap().len());
         for scheme in ["light", "dark"] {
             browser.scheme(scheme);
             browser.open(&file, "");
