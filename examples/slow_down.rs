@@ -177,8 +177,10 @@ impl Engine for Work {
             elapsed_ns: 1,
             shape: SHAPE.to_vec(),
             prefill: None,
+            chunks: Vec::new(),
             positions: Positions::All,
             peak_bytes: None,
+            graphs: None,
             notes: Vec::new(),
         })
     }

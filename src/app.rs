@@ -18,6 +18,7 @@ use crate::commands::list;
 use crate::commands::record;
 use crate::commands::run::{self, Destination, RunRequest};
 use crate::commands::scoreboard;
+use crate::execute::foreseen;
 use crate::execute::progress::Progress;
 use crate::execute::worker;
 use crate::hunt::localize::LocalizeError;
@@ -36,6 +37,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Run(arguments) if arguments.dry_run => say(&plan_text(&arguments.selection)?),
         Command::Run(arguments) => run(cli, arguments),
+        Command::Relations(arguments) => relations(cli, arguments),
         Command::Scoreboard(arguments) => scoreboard(cli, arguments),
         Command::Bench(arguments) => bench(cli, arguments),
         Command::GpuCheck(arguments) => check_gpu(cli, arguments),
@@ -43,11 +45,13 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Plan(selection) => say(&plan_text(selection)?),
         Command::Init(arguments) => say(&config::init(&arguments.path)?),
         Command::Schema => say(&config::schema_text()),
-        Command::Compare(arguments) => compare::compare(
-            &arguments.runs,
-            &arguments.fail_on,
-            &progress(cli).with_all_tables(arguments.full),
-        ),
+        Command::Compare(arguments) => {
+            if let Some(file) = &arguments.html {
+                say(&compare::changes(&arguments.runs, file)?)?;
+            }
+            let progress = progress(cli).with_all_tables(arguments.full);
+            compare::compare(&arguments.runs, &arguments.fail_on, &progress)
+        }
         Command::Baseline(arguments) => say(&match arguments {
             Baseline::Save { name, run, results } => baseline::save(results, name, run.as_deref())?,
             Baseline::List { results } => baseline::list(results)?,
@@ -135,6 +139,36 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
         turn: None,
     };
     Ok(run::run(&request, destination)?.code)
+}
+
+/// The relations of each variant by itself.
+fn relations(cli: &Cli, arguments: &crate::cli::Relations) -> Result<ExitCode> {
+    let stop = stop_on_signals()?;
+    let progress = progress(cli).with_all_tables(arguments.full);
+    let cache = cache_folder()?;
+    let (mut loaded, plan, destination) = if let Some(path) = &arguments.resume {
+        let folder = RunFolder::resume(path)?;
+        let (loaded, plan) = resumed(&folder, |_| ())?;
+        (loaded, plan, Destination::Resume(folder))
+    } else {
+        let (loaded, plan) = planned(&arguments.selection)?;
+        (loaded, plan, Destination::New(arguments.results.clone()))
+    };
+    if !arguments.relations.is_empty() {
+        loaded.config = loaded.config.with_relations(&arguments.relations)?;
+    }
+    let request = RunRequest {
+        config: &loaded.config,
+        text: &loaded.text,
+        plan: &plan,
+        cache: &cache,
+        clean: false,
+        localize: false,
+        stop: &stop,
+        progress: &progress,
+        turn: None,
+    };
+    Ok(run::relations(&request, destination)?.code)
 }
 
 /// The first module at which two variants depart, case by case.
@@ -343,17 +377,29 @@ fn record(cli: &Cli, arguments: &crate::cli::Record) -> Result<ExitCode> {
 
 fn plan_text(selection: &Selection) -> Result<String> {
     let (loaded, plan) = planned(selection)?;
-    Ok(plan.text(&loaded.config))
+    Ok(plan.text(&loaded.config, &foreseen::unsupported(&plan, &loaded.config)))
 }
 
 fn planned(selection: &Selection) -> Result<(config::Loaded, Plan)> {
+    let filters = Filters { only: selection.only.clone(), skip: selection.skip.clone() };
+    // The commands of a report name the run itself, whose config may be gone.
+    if let Some(run) = selection.config.as_deref().filter(|path| path.is_dir()) {
+        let (loaded, plan) = resumed(&RunFolder::open(run)?, |_| ())?;
+        if !selection.checkpoints.is_empty() {
+            miette::bail!(
+                help = "name a config file, or leave --checkpoint out",
+                "the checkpoints of a run folder cannot be replaced"
+            );
+        }
+        let plan = plan.filtered(&filters, &loaded.config)?;
+        return Ok((loaded, plan));
+    }
     let mut loaded = Config::load(selection.config.as_deref())?;
     if !selection.checkpoints.is_empty() {
         loaded.config = loaded.config.with_checkpoints(&selection.checkpoints)?;
     }
     loaded.config = loaded.config.absolute();
     let plan = Plan::new(&loaded.config, machine::auto_device())?;
-    let filters = Filters { only: selection.only.clone(), skip: selection.skip.clone() };
     let plan = plan.filtered(&filters, &loaded.config)?;
     Ok((loaded, plan))
 }

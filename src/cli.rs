@@ -78,6 +78,8 @@ impl Color {
 pub enum Command {
     /// Run every cell of a config, compare the results and report.
     Run(Run),
+    /// Check relations: invariants that each variant must keep by itself, such as causality, padding, batch and cache.
+    Relations(Relations),
     /// List the cells that a config makes, without running anything.
     Plan(Selection),
     /// Write a commented config file with all default values.
@@ -114,7 +116,7 @@ pub enum Command {
 /// Selects cells.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct Selection {
-    /// Config file. Default: ./tfcheck.toml, or a built-in config if that does not exist.
+    /// Config file, or a run folder whose config and cells are used. Default: ./tfcheck.toml, or a built-in config if that does not exist.
     pub config: Option<PathBuf>,
     /// Checkpoint that replaces the config's: hub id (or ID@REVISION), folder, GGUF file or synthetic:MODEL_TYPE; repeatable.
     #[arg(long = "checkpoint", value_name = "SOURCE")]
@@ -156,6 +158,26 @@ pub struct Run {
     pub results: PathBuf,
 }
 
+/// Arguments of `tfcheck relations`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct Relations {
+    /// The selected cells.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Check only this relation (docs/relations.md); repeatable; replaces the config's list.
+    #[arg(long = "relation", value_name = "NAME")]
+    pub relations: Vec<String>,
+    /// Complete an interrupted run with its own config, keeping its finished cells.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "checkpoints", "only", "skip", "relations", "results"])]
+    pub resume: Option<PathBuf>,
+    /// Print every table of the results instead of what fits a screen.
+    #[arg(long)]
+    pub full: bool,
+    /// Folder in which the run folder is created.
+    #[arg(long, value_name = "FOLDER", default_value = "results")]
+    pub results: PathBuf,
+}
+
 /// Arguments of `tfcheck init`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Init {
@@ -176,6 +198,9 @@ pub struct Compare {
     /// Print every table of the results instead of what fits a screen.
     #[arg(long)]
     pub full: bool,
+    /// Write what changed from the first of two runs to the second as one page, by default to compare.html.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "compare.html")]
+    pub html: Option<PathBuf>,
 }
 
 /// Arguments of `tfcheck bisect`.
@@ -455,6 +480,7 @@ mod tests {
         let mut text = command.render_help().to_string();
         let names = [
             "run",
+            "relations",
             "plan",
             "init",
             "schema",

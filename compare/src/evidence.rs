@@ -355,8 +355,11 @@ fn figure<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error>
     if number.is_finite() { serializer.serialize_f64(*number) } else { serializer.collect_str(number) }
 }
 
-#[expect(clippy::ref_option, reason = "serde passes the field by reference")]
-fn optional<S: Serializer>(number: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+/// Serialises a number that may be absent; NaN and the infinities as text, because JSON has no numbers for them.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn optional<S: Serializer>(number: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
     match number {
         Some(number) => figure(number, serializer),
         None => serializer.serialize_none(),

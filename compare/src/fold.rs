@@ -158,6 +158,7 @@ impl PairFold {
         self.per_position.push(PositionMetrics {
             position: position as u32,
             l2,
+            relative_l2: share,
             max_abs: unless_nan(pair.max, l2),
             kl,
         });
@@ -270,6 +271,7 @@ fn diagonal(plan: &Plan<'_>, index: usize, entry: &EntryFold) -> Option<PairMetr
             .map(|&position| PositionMetrics {
                 position,
                 l2: zero,
+                relative_l2: zero,
                 max_abs: zero,
                 kl: if plan.all { zero } else { f64::NAN },
             })

@@ -146,8 +146,13 @@ pub(super) fn ulps(a: &[u32], b: &[u32], to: &mut PairLanes) {
 /// Largest distance of two blocks in representable float64 values, which [`ordinals`] (u32) cannot count.
 #[inline(always)]
 pub(super) fn ulps_f64(a: &[f64], b: &[f64], to: &mut PairLanes) {
-    let distance = |(a, b): (&f64, &f64)| ordinal_64(*a).abs_diff(ordinal_64(*b));
-    to.ulp_f64 = a.iter().zip(b).map(distance).fold(to.ulp_f64, u64::max);
+    to.ulp_f64 = a.iter().zip(b).map(|(a, b)| ulp_f64(*a, *b)).fold(to.ulp_f64, u64::max);
+}
+
+/// Distance of two float64 values in representable ones.
+#[inline(always)]
+pub(super) fn ulp_f64(a: f64, b: f64) -> u64 {
+    ordinal_64(a).abs_diff(ordinal_64(b))
 }
 
 /// Squared differences and largest difference of one pair of rounded blocks.

@@ -1,11 +1,13 @@
 //! Compares logits, saved in files or held in memory; no model, Python or network is involved.
 //!
-//! [`logits`] opens files or takes values in memory, [`matrix`] reads all of them once and measures every pair,
-//! [`metrics`] defines each metric, [`metric`] is the table of metrics, [`oracle`] compares variants with float64 results,
-//! [`verdict`] decides on each pair, [`evidence`] holds the rule and the numbers of a decision, [`recorded`] decides on a
-//! variant and recorded logits, [`groups`] partitions variants by verdicts, [`repeat`] compares a variant with its own
-//! repetitions, [`timing`] summarises times.
+//! No model, Python or network is involved; variants are known by their names alone.
+//! [`logits`] opens files or takes numbers in memory, [`matrix`] reads all of them once and measures every pair,
+//! [`metrics`] defines each metric, [`metric`] is the table of metrics, [`details`] measures chosen pairs position by
+//! position, [`oracle`] compares variants with float64 results, [`verdict`] decides on each pair, [`evidence`] holds the rule
+//! and the numbers of a decision, [`recorded`] decides on a variant and recorded logits, [`groups`] partitions variants by
+//! verdicts, [`repeat`] and [`mapped`] compare a variant with itself, [`timing`] summarises times.
 
+pub mod details;
 mod dtype;
 mod entry;
 pub mod evidence;
@@ -13,6 +15,7 @@ mod fold;
 pub mod groups;
 mod kernels;
 pub mod logits;
+pub mod mapped;
 pub mod matrix;
 pub mod metric;
 pub mod metrics;

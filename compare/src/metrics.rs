@@ -8,6 +8,11 @@ use serde::Serialize;
 
 use super::Dtype;
 
+/// The largest value; NaN is larger than any number. `None` if there is no value.
+pub fn largest(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+    values.into_iter().reduce(|a, b| if a.is_nan() || a > b { a } else { b })
+}
+
 /// All metrics of one pair.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PairMetrics {
@@ -55,6 +60,8 @@ pub struct PositionMetrics {
     pub position: u32,
     /// `sqrt(Σ d²)` over the vocabulary.
     pub l2: f64,
+    /// The same over the larger norm of the two sides at this position.
+    pub relative_l2: f64,
     /// `max |d|` over the vocabulary.
     pub max_abs: f64,
     /// `KL(softmax a ‖ softmax b)` in nats; NaN if it was not measured or a logit is not finite.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::entry::row_in_file;
 use super::logits::{Logits, LogitsError, Mask, Row};
+use super::metrics::largest;
 
 /// A variant compared with its own repetitions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -63,7 +64,7 @@ impl Noise {
     /// The larger L2 of the repetitions, NaN if either is NaN; `None` if no repetition was made.
     pub fn l2(&self) -> Option<f64> {
         let both = self.same_process.iter().chain(&self.second_process).map(|repeat| repeat.l2);
-        both.reduce(|a, b| if a.is_nan() || a > b { a } else { b })
+        largest(both)
     }
 
     /// Whether every repetition that was made is bitwise equal.

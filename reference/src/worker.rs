@@ -43,6 +43,9 @@ pub struct Worker {
     /// Received bytes that do not form a complete line yet.
     pending: Vec<u8>,
     log: PathBuf,
+    /// Bytes of the log that were written before the last [`Request::Load`]: those of other cells.
+    log_begin: u64,
+    has_loaded: bool,
     oom_kills: OomKills,
     /// Temporary folder for the compiler's caches, removed with the worker.
     _scratch: tempfile::TempDir,
@@ -59,7 +62,8 @@ impl Worker {
         let scratch = tempfile::Builder::new().prefix("tfcheck-").tempdir()?;
         let mut command = launch.command(scratch.path(), request_read.into(), reply_write.into())?;
         let oom_kills = OomKills::now();
-        // Dropping `command` closes the child's ends of the pipes in this process.
+        let log_begin = log_length(&launch.log);
+        // `command` owns the child's ends of the pipes: they close here with it.
         let group = Group::spawn(&mut command).map_err(|error| {
             let program = command.get_program().to_string_lossy();
             io::Error::new(error.kind(), format!("{program} could not be started: {error}"))
@@ -70,6 +74,8 @@ impl Worker {
             replies,
             pending: Vec::new(),
             log: launch.log.clone(),
+            log_begin,
+            has_loaded: false,
             oom_kills,
             _scratch: scratch,
         })
@@ -93,6 +99,11 @@ impl Worker {
         stop: &AtomicBool,
     ) -> Result<Reply, WorkerEnd> {
         let deadline = Instant::now().checked_add(timeout);
+        // What a worker writes while it starts belongs to its first cell.
+        if matches!(request, Request::Load(_)) && self.has_loaded {
+            self.log_begin = log_length(&self.log);
+        }
+        self.has_loaded |= matches!(request, Request::Load(_));
         let mut line = serde_json::to_vec(request).map_err(|error| WorkerEnd::NoReply {
             reason: format!("the request could not be written as JSON: {error}"),
         })?;
@@ -182,9 +193,9 @@ impl Worker {
         self.group.kill(Duration::ZERO);
     }
 
-    /// The last `lines` lines of the worker's log.
+    /// The last `lines` lines that the worker wrote into its log since the last [`Request::Load`], without progress bars.
     pub fn log_tail(&self, lines: usize) -> String {
-        log_tail(&self.log, lines)
+        log_tail(&self.log, self.log_begin, lines)
     }
 
     /// Waits for one line of the reply pipe.
@@ -261,12 +272,29 @@ impl Worker {
     }
 }
 
-/// The last `lines` lines of the log at `path`.
-fn log_tail(path: &Path, lines: usize) -> String {
+/// Bytes of the log at `path`; 0 for a log that does not exist.
+fn log_length(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |log| log.len())
+}
+
+/// The last `lines` lines of the log at `path` from byte `begin` on, without progress bars.
+fn log_tail(path: &Path, begin: u64, lines: usize) -> String {
     const WINDOW: usize = 64 << 10;
     let bytes = fs::read(path).unwrap_or_default();
-    let window = &bytes[bytes.len().saturating_sub(WINDOW)..];
-    crate::failure::tail(&String::from_utf8_lossy(window), lines)
+    let own = bytes.get(usize::try_from(begin).unwrap_or(usize::MAX)..).unwrap_or_default();
+    let window = &own[own.len().saturating_sub(WINDOW)..];
+    crate::failure::tail(&without_progress_bars(&String::from_utf8_lossy(window)), lines)
+}
+
+/// `log` as a terminal would show it: of what a carriage return overwrites, the last state, and no line of a bar as tqdm
+/// draws it, `42%|████▏     | 5/12 [00:01<00:02]`.
+fn without_progress_bars(log: &str) -> String {
+    let shown = |line: &str| {
+        let state = line.split('\r').rfind(|state| !state.trim().is_empty());
+        state.filter(|state| !state.contains("%|")).map(str::to_owned)
+    };
+    let lines: Vec<String> = log.lines().filter_map(shown).collect();
+    lines.join("\n")
 }
 
 /// Whether `reply` is of the kind that answers `request`.
@@ -280,6 +308,8 @@ fn answers(request: &Request, reply: &Reply) -> bool {
             | (Request::Capture(_), Reply::Captured(_))
             | (Request::Replay(_), Reply::Replayed(_))
             | (Request::Tokenize(_), Reply::Tokenized(_))
+            | (Request::Inputs(_), Reply::Taken(_))
+            | (Request::Generate(_), Reply::Generated(_))
     )
 }
 
@@ -296,5 +326,24 @@ impl From<Failed> for WorkerEnd {
             FailedKind::Exception => Self::Exception(failed),
             FailedKind::OutOfMemory => Self::OutOfMemory(failed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_quoted_from_the_cells_own_part_and_without_progress_bars() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("worker.log");
+        let before = "an earlier cell\n";
+        let bars =
+            "\rLoading:   0%|          | 0/2 [00:00<?, ?it/s]\rLoading: 100%|██████████| 2/2 [00:00<00:00]\n";
+        std::fs::write(&path, format!("{before}{bars}a warning\nold\rnew\nan error\n")).unwrap();
+        assert_eq!(log_tail(&path, before.len() as u64, 30), "a warning\nnew\nan error");
+        assert_eq!(log_tail(&path, 0, 1), "an error");
+        assert_eq!(log_tail(&path, 1 << 40, 30), "");
+        assert_eq!(log_tail(&folder.path().join("absent"), 0, 30), "");
     }
 }

@@ -16,7 +16,7 @@ use crate::execute::cell::{Completed, Outcome};
 use crate::judge::assess;
 use crate::judge::view::{CaseView, RunView, Timed, side_by_side};
 use crate::results::RunFolder;
-use crate::spec::config::{Candle, Config, InputsConfig, Run, Version};
+use crate::spec::config::{Candle, Config, InputsConfig, LoadDtype, Run, Version};
 use crate::spec::machine;
 use crate::spec::plan::{Plan, release_order};
 use crate::spec::variant::{Runner, dtype_name};
@@ -68,7 +68,7 @@ pub fn config(base: &Config, options: &BenchOptions) -> Result<Config> {
         run: Run {
             modes: vec![Mode::Eager, Mode::Compiled, Mode::Frozen],
             attention: vec![Attention::Sdpa],
-            dtypes: options.dtypes.clone(),
+            dtypes: options.dtypes.iter().copied().map(LoadDtype::from).collect(),
             warm_up: 1,
             iterations: ITERATIONS,
             decode: DECODED,
@@ -100,7 +100,7 @@ pub fn plan(config: &Config) -> Result<Plan> {
 }
 
 fn dtype_order(config: &Config, dtype: Dtype) -> Option<usize> {
-    config.run.dtypes.iter().position(|known| *known == dtype)
+    config.run.dtypes.iter().position(|known| *known == LoadDtype::from(dtype))
 }
 
 /// Aggregates a finished or interrupted run into `bench.md` and `bench.json`; returns the Markdown.

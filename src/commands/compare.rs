@@ -13,11 +13,14 @@ use reference::protocol::{Mode, Positions};
 use crate::execute::cell::{Cell, Completed, Outcome};
 use crate::execute::progress::Progress;
 use crate::judge::assess::{self, Known};
+use crate::judge::changes;
+use crate::judge::details::Details;
 use crate::judge::exit_code::ExitCode;
+use crate::judge::findings::findings;
 use crate::judge::gates;
 use crate::judge::view::RunView;
-use crate::report;
-use crate::results::{Case, RunFolder, torch_zip};
+use crate::report::{self, Source};
+use crate::results::{Case, RunFolder, torch_zip, write_file};
 use crate::spec::gate::Gate;
 use crate::spec::variant::{Runner, Variant, variant_dtype};
 use compare::logits::{Logits, Mask};
@@ -59,8 +62,26 @@ pub fn compare(runs: &[PathBuf], fail_on: &[Gate], progress: &Progress) -> Resul
     }
     let view = merged(sides, &tolerances)?;
     let judged = gates::judge(&view, fail_on, None);
-    report::show(&view, &judged, progress);
+    let (found, details) = (findings(&view), Details::default());
+    report::show(&Source { run: &view, found: &found, judged: &judged, details: &details }, progress);
     Ok(gates::exit_code(&view, &judged))
+}
+
+/// Writes what changed from the first run to the second as one page, and says in one line where.
+///
+/// # Errors
+/// When there are not two runs of tfcheck's own, they cannot be read, or the page cannot be written.
+pub fn changes(runs: &[PathBuf], file: &Path) -> Result<String> {
+    let [before, after] = runs else {
+        return Err(miette!(
+            help = "tfcheck compare BEFORE AFTER --html",
+            "--html compares two runs, and {} were given",
+            runs.len()
+        ));
+    };
+    let found = changes::between(before, after)?;
+    write_file(file, report::changes::page(&found).as_bytes())?;
+    Ok(format!("{}: {}", file.display(), found.summary()))
 }
 
 /// One case of one run.
@@ -88,6 +109,7 @@ fn merged(sides: Vec<Side>, tolerances: &Tolerances) -> Result<RunView> {
         environment: Vec::new(),
         packages: Vec::new(),
         cases,
+        relations: Vec::new(),
         notes: alone.then(|| note.to_owned()).into_iter().collect(),
     })
 }
@@ -154,6 +176,7 @@ fn legacy_run(path: &Path) -> Result<Side> {
             attention: None,
             dtype,
             device: "unknown".to_owned(),
+            auto_dtype: false,
             qualified: false,
         };
         let completed = Completed {

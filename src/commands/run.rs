@@ -3,6 +3,7 @@
 mod keys;
 mod localize;
 mod prepare;
+mod relations;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
-use reference::protocol::{Load, PROTOCOL_VERSION};
+use reference::protocol::{Dtype, Load, PROTOCOL_VERSION};
 
 use crate::execute::cell::{Cell, FailureKind, Outcome};
 use crate::execute::progress::Progress;
@@ -24,11 +25,12 @@ use crate::report;
 use crate::results::{Manifest, ResultsError, RunFolder};
 use crate::spec::config::Config;
 use crate::spec::machine::{self, Machine};
-use crate::spec::plan::{CellPlan, Plan};
+use crate::spec::plan::{CasePlan, CellPlan, Plan};
 use crate::spec::variant;
 pub use localize::{Wanted, localize};
 pub(crate) use prepare::specification;
 use prepare::{Preparation, PreparedCase};
+pub use relations::relations;
 
 /// A run to start or to resume.
 pub struct RunRequest<'a> {
@@ -78,6 +80,13 @@ pub fn run(request: &RunRequest, destination: Destination) -> Result<Finished> {
         .progress
         .timed("preparing checkpoints, inputs and environments", || prepare::prepare(request));
     let Preparation { cases, environments } = prepared?;
+    let dtype_of = |checkpoint: usize| {
+        let cases = request.plan.cases.iter().zip(&cases);
+        let of_it = |(plan, _): &(&CasePlan, &PreparedCase)| plan.checkpoint == checkpoint;
+        cases.into_iter().find(of_it).map_or(Dtype::F32, |(_, prepared)| prepared.checkpoint.dtype())
+    };
+    let plan = request.plan.clone().with_dtypes(dtype_of);
+    let request = &RunRequest { plan: &plan, ..*request };
     let machine = Machine::detect();
     let (folder, manifest) = open(request, destination, &cases)?;
     request.progress.log_to(&folder.path().join("run.log"));
@@ -122,6 +131,10 @@ pub fn run(request: &RunRequest, destination: Destination) -> Result<Finished> {
         cells.push(in_order(case, kept, ran.cells));
     }
 
+    if request.config.relations.enabled && !interrupted {
+        let check = relations::Check { request, folder: &folder, manifest: &manifest, cases: &cases };
+        interrupted |= request.progress.timed("checking relations", || check.run(&environments, &machine))?;
+    }
     let code = request.progress.timed("comparing, localising and reporting", || {
         conclude(request, &folder, &manifest, &cells, &cases, &runners, interrupted)
     });
@@ -209,6 +222,9 @@ fn open(
                 let case_folder = folder.case_folder(&manifest, &case.name);
                 std::fs::create_dir_all(&case_folder).into_diagnostic()?;
                 prepared.inputs.save(&case_folder)?;
+                if !prepared.vocabulary.is_empty() {
+                    folder.write_vocabulary(&case.checkpoint_digest, &prepared.vocabulary)?;
+                }
             }
             Ok((folder, manifest))
         }
@@ -276,15 +292,25 @@ impl<'a> Runners<'a> {
         environments: &[prepare::EnvironmentResult],
         fingerprint: String,
     ) -> Result<Self> {
-        let threads = request.config.run.threads.unwrap_or_else(machine::physical_cores);
-        // Cells of an untimed plan without compiled cells share workers. A compiler's state would outlive its
-        // cell, and `noise` compares two processes, so those plans get one worker per cell.
+        // A plan of eager cells of which none is timed may share workers; a compiler's state would outlive its cell, and
+        // a second process is asked for to hold the first one against it.
         let is_shared = !request.config.run.noise
             && request
                 .plan
                 .cells
                 .iter()
                 .all(|cell| !is_timed(request.config, cell) && !cell.variant.mode.is_compiled());
+        let threads = request.config.run.threads.unwrap_or_else(machine::physical_cores);
+        Self::with(request, environments, fingerprint, (threads, is_shared))
+    }
+
+    /// Runners of so many threads, whose workers go from cell to cell where they are shared.
+    fn with(
+        request: &RunRequest<'a>,
+        environments: &[prepare::EnvironmentResult],
+        fingerprint: String,
+        (threads, is_shared): (usize, bool),
+    ) -> Result<Self> {
         let progress = request.progress;
         let observed = |runner: Box<dyn Runner + 'a>, command: &[OsString]| -> Box<dyn Runner + 'a> {
             if progress.is_verbose() {
@@ -471,6 +497,9 @@ fn load(
         device: cell.variant.device.clone(),
         threads: runners.threads,
         seed: request.config.run.seed,
+        own_positions: prepared.inputs.own_positions,
+        as_is: !request.config.checkpoints[request.plan.cases[cell.case].checkpoint].translate,
+        auto_dtype: cell.variant.auto_dtype,
     }
 }
 

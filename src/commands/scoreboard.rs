@@ -76,7 +76,7 @@ pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
         inputs: InputsConfig {
             lengths: Some(vec![SHORT, LONG]),
             batch: Some(vec![1, 3]),
-            padding: Some(vec![Padding::Left]),
+            padding: Some(vec![Padding::None, Padding::Left]),
             seed: base.inputs.seed,
             ..InputsConfig::default()
         },
@@ -86,7 +86,7 @@ pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
         run: Run {
             modes: vec![Mode::Eager],
             attention: vec![Attention::Eager],
-            dtypes: vec![Dtype::F32, Dtype::Bf16],
+            dtypes: vec![Dtype::F32.into(), Dtype::Bf16.into()],
             warm_up: 0,
             iterations: 1,
             rounds: 1,
@@ -102,14 +102,15 @@ pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
     })
 }
 
-/// The cells of a scoreboard's config. Batches larger than one run at the long length only, and nothing is
-/// timed.
+/// The cells of a scoreboard's config. Batches are padded and run at the long length only, and nothing is timed.
 ///
 /// # Errors
 /// When no plan can be made from the config.
 pub fn plan(config: &Config) -> Result<Plan> {
-    let is_wanted =
-        |case: &CasePlan, _: &CellPlan| case.inputs.length() == Some(LONG) || case.inputs.batch() == Some(1);
+    let is_wanted = |case: &CasePlan, _: &CellPlan| {
+        let is_single = case.inputs.batch() == Some(1);
+        case.inputs.is_padded() != is_single && (case.inputs.length() == Some(LONG) || is_single)
+    };
     let mut plan = Plan::new(config, machine::auto_device())?.selected(config, is_wanted)?;
     untimed(&mut plan);
     Ok(plan)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use compare::repeat::Noise;
-use reference::protocol::Positions;
+use reference::protocol::{Graphs, Positions};
 use serde::{Deserialize, Serialize};
 
 use crate::spec::variant::Variant;
@@ -119,7 +119,16 @@ pub struct Completed {
     /// Keys of `config.json` that the variant ignores; `None` if it cannot tell.
     #[serde(default)]
     pub ignored_keys: Option<Vec<String>>,
-    /// The runner's own tokenizer compared with the run's ids; set for one variant per version.
+    /// Values that the release would have read otherwise from config.json without translation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub translated: Vec<String>,
+    /// Tensors of the checkpoint that the variant does not read; `None` where it cannot tell.
+    #[serde(default)]
+    pub unread_tensors: Option<Vec<String>>,
+    /// What `torch.compile` made of the model, for compiled variants.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graphs: Option<Graphs>,
+    /// The runner's own tokenizer against the ids that the run was fed; of one variant a version.
     #[serde(default)]
     pub tokenizer: Option<TokenizerParity>,
 }

@@ -1,6 +1,7 @@
 //! Execution: runners start workers, the scheduler drives them, and each cell gets a record.
 
 pub mod cell;
+pub mod foreseen;
 pub mod progress;
 pub mod quiet;
 pub mod runner;

@@ -232,7 +232,7 @@ impl<'a> Schedule<'a> {
         let logits =
             PathBuf::from(&job.variant.version).join(format!("logits_{}.safetensors", job.variant.note()));
         let path = self.folder.join(&logits);
-        let request = Forward { logits: path.clone(), prefill: job.prefill };
+        let request = Forward::prefilled(path.clone(), job.prefill);
         let Reply::Forwarded(forwarded) = session.ask(&Request::Forward(request), timeout)? else {
             return Err(out_of_turn("forward"));
         };
@@ -262,6 +262,9 @@ impl<'a> Schedule<'a> {
             unfinished: None,
             noise: None,
             ignored_keys: ready.ignored_keys,
+            translated: ready.translated,
+            unread_tensors: ready.unread_tensors,
+            graphs: forwarded.graphs,
             tokenizer: None,
         })
     }

@@ -11,6 +11,7 @@ mod place;
 mod tensors;
 
 pub use failure::exception;
+use failure::unsupported;
 pub(crate) use place::EMULATOR;
 
 use std::fs::{File, OpenOptions};
@@ -19,11 +20,11 @@ use std::ops::Range;
 use std::sync::mpsc;
 use std::time::Instant;
 
-use compare::units::count;
 use models::cuda::driver::Setting;
 use reference::protocol::{
-    Capture, Captured, Failed, FailedKind, Forward, Forwarded, Load, PROTOCOL_VERSION, REPLY_FD_VARIABLE,
-    REQUEST_FD_VARIABLE, Ready, Replay, Replayed, Reply, Request, Time, Timed, Trace,
+    Capture, Captured, Failed, Forward, Forwarded, Generate, Generated, Load, NewInputs, PROTOCOL_VERSION,
+    REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE, Ready, Replay, Replayed, Reply, Request, TakenInputs, Time,
+    Timed, Trace, forward_passes,
 };
 use reference::yardstick;
 
@@ -94,6 +95,22 @@ pub trait Engine {
     fn replay(&mut self, _replay: &Replay) -> Result<Replayed, Failed> {
         Err(no_modules())
     }
+
+    /// Gives the loaded model other inputs.
+    ///
+    /// # Errors
+    /// When the engine cannot take others, or the file does not hold them.
+    fn inputs(&mut self, _inputs: &NewInputs) -> Result<TakenInputs, Failed> {
+        Err(unsupported("it takes its inputs only when it loads a model"))
+    }
+
+    /// Tokens that are generated greedily after the inputs.
+    ///
+    /// # Errors
+    /// When the engine generates nothing, or a forward pass fails.
+    fn generate(&mut self, _generate: &Generate) -> Result<Generated, Failed> {
+        Err(unsupported("it has no code that generates tokens"))
+    }
 }
 
 /// The engine of candle-transformers' ports if `upstream`, otherwise that of tfcheck's own models, which opens a GPU with
@@ -128,19 +145,16 @@ pub fn serve(engine: &mut dyn Engine) -> io::Result<()> {
     Ok(())
 }
 
-/// Token ranges of the forward passes of a prefill and its decode steps: `0..prefill`, then one token each.
+/// Where the forward passes that were asked for begin and end; `None` for one over all tokens.
 ///
 /// # Errors
-/// When `prefill` is 0, or leaves no token to decode.
-pub(crate) fn steps(prefill: usize, seq: usize) -> Result<impl Iterator<Item = Range<usize>>, Failed> {
-    if prefill == 0 || prefill >= seq {
-        return Err(exception(format!("a prefill of {} where rows have {seq}", count(prefill, "token"))));
-    }
-    Ok(std::iter::once(0..prefill).chain((prefill..seq).map(|at| at..at + 1)))
+/// As [`forward_passes`].
+fn steps(prefill: Option<usize>, chunks: &[usize], seq: usize) -> Result<Option<Vec<Range<usize>>>, Failed> {
+    forward_passes(prefill, chunks, seq).map_err(exception)
 }
 
 fn no_modules() -> Failed {
-    Failed { kind: FailedKind::Unsupported, ..exception("it exposes no modules") }
+    unsupported("it exposes no modules")
 }
 
 /// Peak resident set of this process so far in bytes; `None` if the system does not report it.
@@ -163,10 +177,9 @@ fn answer(engine: &mut dyn Engine, request: &Request) -> Result<Reply, Failed> {
         Request::Trace(trace) => engine.trace(trace).map(|()| Reply::Traced),
         Request::Capture(capture) => engine.capture(capture).map(Reply::Captured),
         Request::Replay(replay) => engine.replay(replay).map(Reply::Replayed),
-        Request::Tokenize(_) => Err(Failed {
-            kind: FailedKind::Unsupported,
-            ..exception("the native models have no tokenizer of their own")
-        }),
+        Request::Inputs(inputs) => engine.inputs(inputs).map(Reply::Taken),
+        Request::Generate(generate) => engine.generate(generate).map(Reply::Generated),
+        Request::Tokenize(_) => Err(unsupported("the native models have no tokenizer of their own")),
         Request::Exit => Err(exception("`exit` is not answered")),
     }
 }

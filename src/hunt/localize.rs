@@ -5,14 +5,14 @@
 //! second side with the first side's input, which distinguishes its own error from one in its input. Both sides
 //! compute in float64 if they can; a difference above [`Tolerances::f64_agreement`] is then more than rounding.
 
-mod cached;
+pub(super) mod cached;
 mod capture;
 mod drive;
 mod level;
 mod live;
 mod pair;
 mod routed;
-mod tensor;
+pub(super) mod tensor;
 mod walk;
 
 use std::path::Path;

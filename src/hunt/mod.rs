@@ -2,3 +2,4 @@
 
 pub mod bisect;
 pub mod localize;
+pub mod relations;

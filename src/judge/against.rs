@@ -84,6 +84,21 @@ pub fn compare(
     let results = folder.path().parent().unwrap_or(Path::new("."));
     let history = History::open(results)?;
     let saved = Saved::open(&history, results, name)?;
+    beside(&saved, Some(&history), (folder, manifest), cases, tolerances)
+}
+
+/// Compares a run, whose cases are `cases`, with another run that serves as its baseline; without a history nothing is
+/// known of earlier runs on this machine.
+///
+/// # Errors
+/// When logits cannot be read.
+pub fn beside(
+    saved: &Saved,
+    history: Option<&History>,
+    (folder, manifest): (&RunFolder, &Manifest),
+    cases: &[CaseView],
+    tolerances: &Tolerances,
+) -> Result<Against> {
     let then = Place::of(&saved.folder);
     let now = Place::of(folder);
     let is_comparable = then.is_comparable(&now);
@@ -91,10 +106,11 @@ pub fn compare(
     for case in &saved.manifest.cases {
         known.extend(readings(saved.folder.cells(&saved.manifest, case)?.iter()));
     }
-    let earlier = history.yardstick_ns(&now.fingerprint, now.threads as usize)?;
-    let quiet_ns = best_ns(&known).into_iter().chain(earlier).min();
+    let earlier =
+        history.map(|history| history.yardstick_ns(&now.fingerprint, now.threads as usize)).transpose()?;
+    let quiet_ns = best_ns(&known).into_iter().chain(earlier.flatten()).min();
     let mut against = Against {
-        baseline: name.to_owned(),
+        baseline: saved.name.clone(),
         run: saved.run.clone(),
         rows: Vec::new(),
         notes: is_comparable
@@ -114,7 +130,7 @@ pub fn compare(
             continue;
         };
         let sides = Sides {
-            saved: &saved,
+            saved,
             before,
             files_before: saved.folder.case_folder(&saved.manifest, &before.name),
             before_cells: saved.folder.cells(&saved.manifest, before)?,
@@ -133,8 +149,10 @@ pub fn compare(
             };
             let mut row = sides.row(old, cell, &is_comparable)?;
             if let (Some(change), Some(now_ms)) = (row.change(), p50_ms(cell)) {
-                let known =
-                    history.p50s(&now.fingerprint, now.threads, case, cell, folder.path(), REMEMBERED)?;
+                let remembered = |history: &History| {
+                    history.p50s(&now.fingerprint, now.threads, case, cell, folder.path(), REMEMBERED)
+                };
+                let known = history.map(remembered).transpose()?.unwrap_or_default();
                 row.notes.extend(noise(&change, now_ms, &known));
             }
             against.rows.push(row);
@@ -280,8 +298,8 @@ fn p50_ms(cell: &Cell) -> Option<f64> {
     summarize(&completed(cell).ok()?.rounds_ns).map(|summary| summary.p50_ms)
 }
 
-/// Compares without `qualified`, because names contain dtype and device only if a run has several.
-fn is_same_variant(a: &Variant, b: &Variant) -> bool {
+/// Names say dtype and device only where a run has several; here only what runs counts.
+pub(crate) fn is_same_variant(a: &Variant, b: &Variant) -> bool {
     Variant { qualified: false, ..a.clone() } == Variant { qualified: false, ..b.clone() }
 }
 

@@ -14,7 +14,7 @@ use compare::verdict::{Tolerances, annotate, verdicts};
 use miette::{Result, miette};
 use reference::protocol::Mode;
 
-use super::view::{CaseView, ChoiceRow, ChoicesView, RunView};
+use super::view::{CaseView, ChoiceRow, ChoicesView, RunView, Times};
 use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::results::environment::EnvironmentRecord;
 use crate::results::localized::Localized;
@@ -81,6 +81,7 @@ pub fn view(
         environment: record.as_ref().map(EnvironmentRecord::rows).unwrap_or_default(),
         packages: record.as_ref().map(EnvironmentRecord::packages).unwrap_or_default(),
         cases: views.into_values().collect(),
+        relations: folder.relations(manifest)?,
         notes: manifest.notes.clone(),
     })
 }
@@ -138,6 +139,7 @@ pub fn case_view(
         accuracies: accuracies(&matrix, &oracles),
         choices: mask.map(|mask| choices(case, entries, mask)).transpose()?.flatten(),
         localized,
+        times: Times::default(),
         cells,
         matrix,
     })

@@ -139,6 +139,19 @@ impl Saved {
     }
 }
 
+impl Saved {
+    /// A run itself in place of a baseline: nothing was saved whose digests could be checked.
+    ///
+    /// # Errors
+    /// When the folder holds no run.
+    pub fn of_run(path: &Path) -> Result<Self, BaselineError> {
+        let folder = RunFolder::open(path)?;
+        let manifest = folder.manifest()?;
+        let run = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { name: run.clone(), run, folder, manifest })
+    }
+}
+
 fn unknown(history: &History, name: &str) -> BaselineError {
     let known = history.baselines().unwrap_or_default().into_iter().map(|known| known.name).collect();
     BaselineError::Unknown { name: name.to_owned(), known }

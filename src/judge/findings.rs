@@ -1,10 +1,14 @@
 //! The findings of a run: per case the groups of variants that compute the same function, and each distinct finding
 //! once, with the cases that it applies to.
 
+mod relations;
+
 use std::collections::BTreeMap;
 
+use compare::evidence::optional;
 use compare::groups::{Group, Groups, Relation, groups};
 use compare::metric::RELATIVE_L2;
+use compare::metrics;
 use compare::verdict::{Decision, Verdict};
 use reference::protocol::Dtype;
 use serde::Serialize;
@@ -105,6 +109,7 @@ pub enum What {
         /// The group's letter.
         letter: String,
         /// Largest relative L2 over the cases between its leader and group A's; `None` if they cannot be compared.
+        #[serde(serialize_with = "optional")]
         relative_l2: Option<f64>,
         /// Why they cannot be compared.
         incomparable: Option<String>,
@@ -123,7 +128,16 @@ pub enum What {
         /// The pair, and how its verdict contradicts the groups.
         sentence: String,
     },
-    /// A variant with its KV cache diverges from its own full-sequence forward pass.
+    /// A relation that variants break by themselves.
+    Relation {
+        /// Its name.
+        relation: String,
+        /// On what that rests, of the variant that differs most.
+        evidence: String,
+        /// The first module whose output differs.
+        place: Option<String>,
+    },
+    /// A variant through its KV cache beside its own full-sequence pass.
     Cache {
         /// The evidence.
         evidence: String,
@@ -176,6 +190,7 @@ pub fn findings(run: &RunView) -> Findings {
         chains(case, groups, &mut found.findings);
         caches(case, &mut found.findings);
     }
+    relations::add(&run.relations, &mut found.findings);
     for case in &run.cases {
         failures(case, &mut found.findings);
     }
@@ -427,7 +442,7 @@ fn add(findings: &mut Vec<Finding>, case: &CaseView, members: &[usize], what: Wh
         What::Diverges { relative_l2, localized, .. },
     ) = (&mut known.what, what)
     {
-        *most = [*most, relative_l2].into_iter().flatten().reduce(f64::max);
+        *most = metrics::largest([*most, relative_l2].into_iter().flatten());
         *sentence = sentence.take().or(localized);
     }
     if variants.iter().any(|name| !known.variants.contains(name)) {

@@ -11,6 +11,7 @@ use super::against::{Against, ComparedCell};
 use super::exit_code::ExitCode;
 use super::view::{CaseView, RunView, Timed, side_by_side};
 use crate::execute::cell::{self, Cell};
+use crate::results::relations::{self, CellRelations};
 use crate::spec::gate::{Gate, Metric, rank};
 
 /// The result of a gate.
@@ -79,6 +80,8 @@ pub fn evaluate(gate: &Gate, numbers: &Numbers<'_>) -> Outcome {
             Ok(()) => Outcome::Passed,
             Err(reason) => Outcome::Failed { evidence: reason.clone() },
         },
+        // Relations are judged as records of their own.
+        Metric::Relation => Outcome::Unknown { reason: "no relation was checked".into() },
         Metric::Verdict => match &numbers.verdict {
             Err(reason) | Ok(Decision::NotRun { reason }) => Outcome::Unknown { reason: reason.clone() },
             // Both have logits, of different inputs or shapes: the gate fails at any limit.
@@ -136,6 +139,8 @@ fn percent(change: f64) -> String {
 const SLOW_DOWN: &str = "p50>3%";
 /// Default gate of every run.
 const VERDICT: &str = "verdict>=worse_rounding";
+/// What fails a run that checks relations and names no gates.
+const RELATION: &str = "relation_broken";
 
 /// The results of a run's gates.
 #[derive(Clone, Debug, Default)]
@@ -178,7 +183,7 @@ impl Judged {
 pub fn exit_code(run: &RunView, judged: &Judged) -> ExitCode {
     if judged.has_failed() {
         ExitCode::Diverged
-    } else if run.tally().failed + run.tally().not_started > 0 {
+    } else if run.tally().failed + run.tally().not_started + run.failed_relations() > 0 {
         ExitCode::CellFailed
     } else {
         ExitCode::Agree
@@ -236,7 +241,8 @@ impl GateResult {
 /// since it.
 pub fn judge(run: &RunView, gates: &[Gate], against: Option<Against>) -> Judged {
     let is_named = !gates.is_empty();
-    let usual: Vec<Gate> = [Some(VERDICT), against.is_some().then_some(SLOW_DOWN)]
+    let relation = (!run.relations.is_empty()).then_some(RELATION);
+    let usual: Vec<Gate> = [Some(VERDICT), relation, against.is_some().then_some(SLOW_DOWN)]
         .into_iter()
         .flatten()
         .filter_map(|text| Gate::parse(text).ok())
@@ -245,12 +251,28 @@ pub fn judge(run: &RunView, gates: &[Gate], against: Option<Against>) -> Judged 
     let result = |gate: &Gate| GateResult {
         gate: gate.text().to_owned(),
         findings: match &against {
-            // `loads` applies to the run alone, even with a baseline.
+            _ if gate.is_on_relations() => run.relations.iter().map(of_relations).collect(),
+            // Whether a variant loads is said of the run alone.
             Some(against) if !gate.is_loads() => against.rows.iter().map(|row| of_row(gate, row)).collect(),
             _ => run.cases.iter().flat_map(|case| of_case(gate, case)).collect(),
         },
     };
     Judged { gates: gates.iter().map(result).collect(), is_named, against }
+}
+
+fn of_relations(found: &CellRelations) -> Finding {
+    let named = |outcome: relations::Outcome| -> Vec<String> {
+        let is_it = |held: &&relations::Held| held.outcome == outcome;
+        let told = |held: &relations::Held| format!("{}: {}", held.relation, held.evidence);
+        found.relations.iter().filter(is_it).map(told).collect()
+    };
+    let (broken, unproven) = (named(relations::Outcome::Broken), named(relations::Outcome::Unproven));
+    let outcome = match (broken.is_empty(), unproven.is_empty()) {
+        (false, _) => Outcome::Failed { evidence: broken.join("; ") },
+        (true, false) => Outcome::Unknown { reason: unproven.join("; ") },
+        (true, true) => Outcome::Passed,
+    };
+    Finding { subject: format!("{}: {}", found.case, found.variant.name()), outcome }
 }
 
 fn of_row(gate: &Gate, row: &ComparedCell) -> Finding {

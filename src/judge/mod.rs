@@ -3,8 +3,11 @@
 pub mod against;
 pub mod assess;
 pub mod baseline;
+pub mod changes;
+pub mod details;
 pub mod exit_code;
 pub mod findings;
 pub mod gates;
 pub mod history;
+pub mod relations;
 pub mod view;

@@ -1,16 +1,19 @@
 //! The view of a run that reports render: its cells, their numbers and the verdicts on their pairs.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use compare::matrix::Matrix;
 use compare::oracle::Accuracy;
 use compare::repeat::{self, Noise};
 use compare::timing::{SpeedUp, Summary, speed_up, summarize};
 use compare::verdict::{Decision, Verdict};
+use rayon::prelude::*;
 
 use crate::execute::cell::{Cell, Completed, Outcome};
 use crate::results::Axes;
 use crate::results::localized::Localized;
+use crate::results::relations::{self, CellRelations};
 use compare::units::count;
 
 /// The view of a whole run.
@@ -24,7 +27,9 @@ pub struct RunView {
     pub cases: Vec<CaseView>,
     /// Packages of each transformers version's environment (package to version), in the order of the plan.
     pub packages: Vec<(String, BTreeMap<String, String>)>,
-    /// Notes on the whole run.
+    /// What the relations of variants by themselves showed; empty where none was checked.
+    pub relations: Vec<CellRelations>,
+    /// What holds for the whole run.
     pub notes: Vec<String>,
 }
 
@@ -53,9 +58,18 @@ pub struct CaseView {
     pub choices: Option<ChoicesView>,
     /// Localisations of the first divergence of pairs.
     pub localized: Vec<Localized>,
+    /// The cells' times, once a report has asked for them.
+    pub times: Times,
 }
 
-/// Softmax probabilities of the config's tokens at the last real (unpadded) position.
+/// What a case's times come to: their intervals take thousands of resamples, and every report shows them.
+#[derive(Clone, Debug, Default)]
+pub struct Times(OnceLock<Vec<[Timing; 2]>>);
+
+/// A cell's times, and its speed-up over the baseline.
+type Timing = (Option<Summary>, Option<SpeedUp>);
+
+/// Softmax probabilities of named tokens at the last real position.
 #[derive(Clone, Debug)]
 pub struct ChoicesView {
     /// The tokens as the config writes them.
@@ -119,6 +133,27 @@ impl Tally {
 }
 
 impl RunView {
+    /// Whether variants were compared with one another; a run of relations alone has no cells.
+    pub(crate) fn has_cells(&self) -> bool {
+        self.relations.is_empty() || self.cases.iter().any(|case| !case.cells.is_empty())
+    }
+
+    /// Relations of each outcome, in the order of [`relations::Outcome::ALL`], without those that do not occur.
+    pub(crate) fn relation_counts(&self) -> Vec<(relations::Outcome, usize)> {
+        let all = || self.relations.iter().flat_map(|found| &found.relations);
+        let count = |outcome| (outcome, all().filter(|held| held.outcome == outcome).count());
+        relations::Outcome::ALL.into_iter().map(count).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Relations that could not be measured because the variant failed.
+    pub(crate) fn failed_relations(&self) -> usize {
+        let counts = self.relation_counts();
+        counts
+            .iter()
+            .find(|(outcome, _)| *outcome == relations::Outcome::Failed)
+            .map_or(0, |(_, count)| *count)
+    }
+
     /// Counts verdicts and failures.
     pub fn tally(&self) -> Tally {
         let mut tally = Tally::default();
@@ -229,6 +264,18 @@ impl CaseView {
             outcome => return Err(outcome.reason()),
         };
         let is_baseline = self.baseline.as_ref() == Some(&cell.name);
+        let times = self.times.0.get_or_init(|| {
+            self.cells.par_iter().map(|cell| Timed::ALL.map(|what| self.timing(what, cell))).collect()
+        });
+        let known = self.cells.iter().position(|known| known.name == cell.name);
+        let known = known.and_then(|index| times.get(index)).map(|times| times[what as usize]);
+        let (timing, speed_up) = known.unwrap_or_else(|| self.timing(what, cell));
+        Ok(Performance { completed, timing, speed_up, is_baseline })
+    }
+
+    fn timing(&self, what: Timed, cell: &Cell) -> Timing {
+        let Outcome::Completed(completed) = &cell.outcome else { return (None, None) };
+        let is_baseline = self.baseline.as_ref() == Some(&cell.name);
         let baseline = self.cells.iter().find_map(|other| match &other.outcome {
             Outcome::Completed(completed) if self.baseline.as_ref() == Some(&other.name) => Some(completed),
             _ => None,
@@ -237,7 +284,7 @@ impl CaseView {
             let (baseline, variant) = side_by_side(what, baseline, completed);
             speed_up(&baseline, &variant)
         });
-        Ok(Performance { completed, timing: summarize(what.rounds(completed)), speed_up, is_baseline })
+        (summarize(what.rounds(completed)), speed_up)
     }
 }
 
@@ -251,7 +298,9 @@ pub(crate) enum Timed {
 }
 
 impl Timed {
-    /// A cell's rounds of this operation.
+    const ALL: [Self; 2] = [Self::Prefill, Self::Decode];
+
+    /// A cell's rounds of it.
     pub(crate) fn rounds(self, completed: &Completed) -> &[Vec<u64>] {
         match self {
             Self::Prefill => &completed.rounds_ns,

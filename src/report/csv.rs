@@ -1,8 +1,6 @@
 //! `matrix.csv`: one line per ordered pair, for spreadsheets and scripts.
 
-use super::Report;
-use crate::judge::gates::Judged;
-use crate::judge::view::RunView;
+use super::{Report, Source};
 use compare::matrix::PairOutcome;
 use compare::metric::{Format, METRICS, Value};
 use compare::metrics::PairMetrics;
@@ -43,11 +41,11 @@ impl Report for Csv {
         "matrix.csv"
     }
 
-    fn render(&self, run: &RunView, _judged: &Judged) -> String {
+    fn render(&self, source: &Source<'_>) -> String {
         let header = header();
         let columns = header.len();
         let mut text = format!("{}\n", header.join(","));
-        for case in &run.cases {
+        for case in &source.run.cases {
             let matrix = &case.matrix;
             for a in 0..matrix.len() {
                 for b in 0..matrix.len() {

@@ -2,6 +2,7 @@
 
 use crate::judge::findings::{Finding, What};
 use crate::judge::view::RunView;
+use crate::spec::relations::Relation;
 
 /// Maximum number of case names that a finding lists.
 const MOST_NAMES: usize = 3;
@@ -33,6 +34,12 @@ pub(super) fn sentence(finding: &Finding, run: &RunView) -> String {
             format!(
                 "{subject}{cases}: cached decoding diverges from the full-sequence pass{place}: {evidence}"
             )
+        }
+        What::Relation { relation, evidence, place } => {
+            let broken = Relation::named(relation).map_or(relation.as_str(), |relation| relation.broken);
+            let place = place.as_ref().map(|place| format!("; first at {place}")).unwrap_or_default();
+            let each = if finding.variants.len() > 1 { "each of " } else { "" };
+            format!("{each}{subject}{cases} {broken} ({relation}): {evidence}{place}")
         }
         What::Failed { reason } => format!("failed: {subject}{cases}: {reason}"),
         What::Unsupported { reason } => format!("unsupported: {subject}{cases}: {reason}"),

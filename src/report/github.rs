@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
+use super::Source;
 use super::document::Medium;
 use super::markdown::{paragraph, section};
 use super::sections::{Part, document};
@@ -13,27 +14,27 @@ use crate::judge::view::RunView;
 /// Maximum number of subjects in an annotation; GitHub shows only a few lines of it.
 const NAMED: usize = 3;
 
-/// Appends the step summary to the file at `GITHUB_STEP_SUMMARY`, and prints annotations if `GITHUB_ACTIONS` is
-/// `true`.
-pub fn publish(run: &RunView, judged: &Judged, progress: &Progress) {
+/// Appends to the file that `GITHUB_STEP_SUMMARY` names, and annotates where `GITHUB_ACTIONS` is `true`.
+pub fn publish(source: &Source<'_>, progress: &Progress) {
     if let Some(path) = std::env::var_os("GITHUB_STEP_SUMMARY").filter(|path| !path.is_empty()) {
         let file = std::fs::File::options().create(true).append(true).open(&path);
-        if let Err(error) = file.and_then(|mut file| file.write_all(step_summary(run, judged).as_bytes())) {
+        if let Err(error) = file.and_then(|mut file| file.write_all(step_summary(source).as_bytes())) {
             progress.line(&format!("no step summary: {}: {error}", path.display()));
         }
     }
     if std::env::var_os("GITHUB_ACTIONS").is_some_and(|value| value == "true") {
-        progress.result(&annotations(run, judged));
+        progress.result(&annotations(source.run, source.judged));
     }
 }
 
-/// A short Markdown summary: gates, changes since the baseline, and times.
-pub fn step_summary(run: &RunView, judged: &Judged) -> String {
+/// A short Markdown: gates, what changed, and times.
+pub fn step_summary(source: &Source<'_>) -> String {
+    let Source { run, judged, .. } = *source;
     let tally = run.tally();
     let failed = judged.has_failed();
     let mark = if failed || tally.failed > 0 { "❌" } else { "✅" };
     let mut text = format!("## {mark} tfcheck {}\n", run.id);
-    for part in document(run, judged, Medium::Step) {
+    for part in document(source, Medium::Step) {
         match part {
             Part::Run(content) => section(&mut text, "###", &content),
             Part::Case(case, contents) => {

@@ -1,61 +1,140 @@
-//! `report.html`: one self-contained file without scripts, with a light and a dark theme.
+//! `report.html`: one file that fetches nothing, in light and dark.
+//!
+//! Everything that the summary tells is in it as text. A script of the page itself, which its policy names by its digest,
+//! adds what text cannot: the matrix by any metric, and a page for each pair. What a script needs lies in the page, packed.
 
+mod blocks;
+mod case;
+mod chart;
+mod charts;
+mod grid;
+mod pack;
+mod pairs;
+mod profile;
 mod table;
 
 use std::fmt::Write;
 
-use super::Report;
-use super::document::{Block, Content, Entry, Item, Medium, Span, Tone};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rayon::prelude::*;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::document::{Medium, Tone};
 use super::sections::{Part, document};
-use crate::judge::gates::Judged;
+use super::{Report, Source};
+use crate::judge::details::CaseDetails;
 use crate::judge::view::RunView;
-use table::table;
+use blocks::section;
+use case::CasePage;
+pub(super) use grid::{tone, words};
+use pack::Budget;
 
 /// The report as a page.
 #[derive(Clone, Copy, Debug)]
 pub struct Html;
 
 const STYLE: &str = include_str!("html.css");
+/// The scripts, in the order in which they use one another.
+const SCRIPTS: [&str; 4] = [
+    include_str!("html/format.js"),
+    include_str!("html/matrix.js"),
+    include_str!("html/pair.js"),
+    include_str!("html/page.js"),
+];
+/// Pairs of a run beyond which a page lists single agreeing pairs no more.
+const MANY_PAIRS: usize = 1500;
+
+/// What a page leaves out.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Whether what grows with the number of pairs is left out of the text.
+    is_large: bool,
+}
 
 impl Report for Html {
     fn file_name(&self) -> &'static str {
         "report.html"
     }
 
-    fn render(&self, run: &RunView, judged: &Judged) -> String {
-        let mut page = String::new();
-        let id = escape(&run.id);
-        put(&mut page, "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
-        put(&mut page, "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
+    fn render(&self, source: &Source<'_>) -> String {
+        let Source { run, found, details, .. } = *source;
+        let pairs: usize = run.cases.iter().map(|case| case.verdicts.len()).sum();
+        let limits = Limits { is_large: pairs > MANY_PAIRS };
+        let nothing = CaseDetails::default();
+        let path = if details.run.is_empty() { &run.id } else { &details.run };
+        let pages: Vec<CasePage> = run
+            .cases
+            .par_iter()
+            .enumerate()
+            .map(|(index, case)| {
+                let known = details.cases.get(index).unwrap_or(&nothing);
+                CasePage::new(case, &found.cases[index], known, path, limits)
+            })
+            .collect();
+        let script = script();
+        let mut page = head(&format!("tfcheck {}", run.id), Some(&script));
         put(
             &mut page,
-            &format!("<title>tfcheck {id}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"),
+            &format!("<header>\n<h1>tfcheck <span class=\"id\">{}</span></h1>\n", escape(&run.id)),
         );
-        put(&mut page, &format!("<h1>tfcheck <span class=\"id\">{id}</span></h1>\n"));
         tally(&mut page, run);
-        for part in document(run, judged, Medium::Page) {
+        put(&mut page, "</header>\n");
+        put(
+            &mut page,
+            "<noscript><p>Without scripts this page has the text of all sections; the matrices by metric and the pages of single pairs need its script.</p></noscript>\n",
+        );
+        grid::grid(&mut page, run, found);
+        let is_alone = pages.len() == 1;
+        let mut texts = pages.iter();
+        let mut has_cases = false;
+        for part in document(source, Medium::Page) {
             match part {
-                Part::Run(content) => section(&mut page, &content),
-                Part::Case(case, contents) => {
-                    put(&mut page, &format!("<section>\n<h2>{}</h2>\n", escape(&case.name)));
-                    put(
-                        &mut page,
-                        &format!(
-                            "<p class=\"about\">{} · {}</p>\n",
-                            escape(&case.checkpoint),
-                            escape(&case.inputs)
-                        ),
-                    );
-                    for content in &contents {
-                        section(&mut page, content);
+                Part::Run(content) => {
+                    if std::mem::take(&mut has_cases) {
+                        put(&mut page, "</section>\n");
                     }
+                    put(&mut page, "<section class=\"part\">\n");
+                    section(&mut page, &content, limits);
                     put(&mut page, "</section>\n");
+                }
+                Part::Case(_, contents) => {
+                    if !std::mem::replace(&mut has_cases, true) {
+                        put(&mut page, "<section id=\"cases\">\n<h2>Cases</h2>\n");
+                    }
+                    let Some(of_case) = texts.next() else { continue };
+                    of_case.text(&mut page, &contents, is_alone);
                 }
             }
         }
-        put(&mut page, "</main>\n</body>\n</html>\n");
+        if has_cases {
+            put(&mut page, "</section>\n");
+        }
+        put(&mut page, "</main>\n");
+        let budget = Budget::after(page.len() + script.len());
+        pack::put(&mut page, &pages, path, budget);
+        put(&mut page, &format!("<script>{script}</script>\n</body>\n</html>\n"));
         page
     }
+}
+
+/// Everything up to the page's content. Nothing may be loaded, and no script but this one may run.
+pub(super) fn head(title: &str, script: Option<&str>) -> String {
+    let digest = script.map(|script| format!("'sha256-{}'", STANDARD.encode(Sha256::digest(script))));
+    let policy = format!(
+        "default-src 'none'; style-src 'unsafe-inline'; script-src {}; base-uri 'none'; form-action 'none'",
+        digest.as_deref().unwrap_or("'none'")
+    );
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta http-equiv=\"Content-Security-Policy\" content=\"{policy}\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta name=\"referrer\" content=\"no-referrer\">\n<title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n",
+        escape(title)
+    )
+}
+
+/// The page's script.
+fn script() -> String {
+    format!("\"use strict\";\n{}", SCRIPTS.join("\n"))
 }
 
 fn tally(page: &mut String, run: &RunView) {
@@ -69,6 +148,7 @@ fn tally(page: &mut String, run: &RunView) {
         (tally.not_run, "pairs not run", Tone::Unknown),
         (tally.failed, "cells failed", Tone::Bad),
         (tally.unsupported, "cells unsupported", Tone::Unknown),
+        (tally.not_started, "cells not started", Tone::Unknown),
     ];
     put(page, "<ul class=\"tally\">\n");
     for (count, word, tone) in counts.into_iter().filter(|(count, ..)| *count > 0) {
@@ -77,77 +157,8 @@ fn tally(page: &mut String, run: &RunView) {
     put(page, "</ul>\n");
 }
 
-fn section(page: &mut String, content: &Content) {
-    if let Some(title) = &content.title {
-        put(page, &format!("<h3>{}</h3>\n", escape(title)));
-    }
-    for block in &content.blocks {
-        match block {
-            Block::Heading(title) => put(page, &format!("<h4>{}</h4>\n", escape(title))),
-            Block::Text(spans) => put(page, &format!("<p>{}</p>\n", inline(spans))),
-            Block::List(items) => {
-                put(page, "<ul>\n");
-                for item in items {
-                    list_item(page, item);
-                }
-                put(page, "</ul>\n");
-            }
-            Block::Table(one) => table(page, one),
-            Block::Fitting(tables) => {
-                if let Some(one) = tables.first() {
-                    table(page, one);
-                }
-            }
-            Block::Entries(entries) => {
-                put(page, "<ul>\n");
-                for entry in entries {
-                    list_entry(page, entry);
-                }
-                put(page, "</ul>\n");
-            }
-            Block::Verbatim { title, text } => put(
-                page,
-                &format!(
-                    "<details open><summary>{}</summary><pre>{}</pre></details>\n",
-                    escape(title),
-                    escape(text)
-                ),
-            ),
-            Block::Gap | Block::Apart => {}
-        }
-    }
-}
-
-fn inline(spans: &[Span]) -> String {
-    let one = |span: &Span| match span {
-        Span::Plain(text) => escape(text),
-        Span::Strong(text) => format!("<b>{}</b>", escape(text)),
-        Span::Toned(text, tone) => format!("<b class=\"{}\">{}</b>", class(*tone), escape(text)),
-    };
-    spans.iter().map(one).collect()
-}
-
-fn list_item(page: &mut String, item: &Item) {
-    put(page, &format!("<li>{}", inline(&item.text)));
-    if let Some(below) = &item.below {
-        put(page, &format!(" {}", escape(below)));
-    }
-    if !item.items.is_empty() {
-        put(page, "<ul>");
-        for item in &item.items {
-            put(page, &format!("<li>{}</li>", escape(item)));
-        }
-        put(page, "</ul>");
-    }
-    put(page, "</li>\n");
-}
-
-fn list_entry(page: &mut String, entry: &Entry) {
-    let heads: Vec<String> = entry.heads.iter().map(|head| inline(head)).collect();
-    put(page, &format!("<li>{}: {}</li>\n", heads.join(", "), escape(&entry.text)));
-}
-
-fn class(tone: Tone) -> &'static str {
+/// The style of what a word or a cell means.
+pub(super) fn class(tone: Tone) -> &'static str {
     match tone {
         Tone::Good => "good",
         Tone::Warn => "warn",
@@ -156,10 +167,41 @@ fn class(tone: Tone) -> &'static str {
     }
 }
 
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+/// A number in four digits, as JSON; `NaN`, `inf` for what is not one.
+fn number(value: f64) -> Value {
+    let rounded = format!("{value:.3e}").parse().ok().and_then(serde_json::Number::from_f64);
+    rounded.map_or_else(|| value.to_string().into(), Value::Number)
 }
 
-fn put(page: &mut String, text: &str) {
+/// A text in HTML, also within an attribute.
+pub(super) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// A text as the value of a link's key: `#case=…`.
+pub(super) fn fragment(text: &str) -> String {
+    let mut fragment = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            fragment.push(char::from(byte));
+        } else {
+            write!(fragment, "%{byte:02X}").expect("a String takes every write");
+        }
+    }
+    fragment
+}
+
+pub(super) fn put(page: &mut String, text: &str) {
     page.write_str(text).expect("a String takes every write");
 }

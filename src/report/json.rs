@@ -5,12 +5,12 @@
 
 use serde_json::{Map, Value, json};
 
+use super::preflight::{self, Part};
 use super::sweep::{self, Mark, Sweep};
-use super::{Report, preflight};
+use super::{Report, Source};
 use crate::execute::cell::{Cell, Outcome};
 use crate::judge::against::{Against, ComparedCell};
-use crate::judge::findings::{CaseGroups, findings};
-use crate::judge::gates::Judged;
+use crate::judge::findings::CaseGroups;
 use crate::judge::view::{CaseView, RunView};
 use crate::results::SCHEMA_VERSION;
 use compare::matrix::{Matrix, PairOutcome};
@@ -30,9 +30,9 @@ impl Report for Json {
         "summary.json"
     }
 
-    fn render(&self, run: &RunView, judged: &Judged) -> String {
+    fn render(&self, source: &Source<'_>) -> String {
+        let Source { run, found, judged, .. } = *source;
         let tally = run.tally();
-        let found = findings(run);
         let summary = json!({
             "schema_version": SCHEMA_VERSION,
             "run": run.id,
@@ -54,6 +54,7 @@ impl Report for Json {
             "sweep": sweep::sweep(run).as_ref().map(collapsed),
             "preflight": preflight(run),
             "findings": found.findings,
+            "relations": run.relations,
             "cases": run.cases.iter().zip(&found.cases).map(|(view, groups)| case(view, groups)).collect::<Vec<_>>(),
         });
         format!("{summary:#}\n")
@@ -156,6 +157,9 @@ fn cell(case: &CaseView, cell: &Cell) -> Value {
             "peak_bytes": completed.peak_bytes,
             "noise": completed.noise,
             "ignored_keys": completed.ignored_keys,
+            "translated": completed.translated,
+            "unread_tensors": completed.unread_tensors,
+            "graphs": completed.graphs,
             "tokenizer": completed.tokenizer,
             "timing": performance.timing.as_ref().map(timing),
             "decode": timed_decoding(case, cell),
@@ -305,11 +309,22 @@ fn collapsed(sweep: &Sweep) -> Value {
 
 fn preflight(run: &RunView) -> Value {
     json!({
-        "config_keys": preflight::partly_read(run).iter().map(|found| json!({
+        "config_keys": preflight::partly_read(run, Part::ConfigKey).iter().map(|found| json!({
             "checkpoint": found.checkpoint,
-            "key": found.key,
+            "key": found.name,
             "ignored_by": found.ignored_by,
             "not_ignored_by": found.not_ignored_by,
+        })).collect::<Vec<_>>(),
+        "tensors": preflight::partly_read(run, Part::Tensor).iter().map(|found| json!({
+            "checkpoint": found.checkpoint,
+            "tensor": found.name,
+            "not_read_by": found.ignored_by,
+            "read_by": found.not_ignored_by,
+        })).collect::<Vec<_>>(),
+        "translated": preflight::translated(run).iter().map(|found| json!({
+            "checkpoints": found.checkpoints,
+            "versions": found.versions,
+            "values": found.values,
         })).collect::<Vec<_>>(),
         "tokenizers": preflight::tokenizers(run).iter().map(|(checkpoint, version, parity)| json!({
             "checkpoint": checkpoint,

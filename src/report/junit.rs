@@ -2,11 +2,9 @@
 
 use quick_junit::{NonSuccessKind, Report as Document, TestCase, TestCaseStatus, TestSuite};
 
-use super::Report;
+use super::{Report, Source};
 use crate::execute::cell::Outcome;
 use crate::judge::gates::GateResult;
-use crate::judge::gates::Judged;
-use crate::judge::view::RunView;
 use compare::verdict::Decision;
 
 /// A failed gate and a diverged or incomparable pair are failures, a failed cell is an error, and whatever did not
@@ -19,7 +17,8 @@ impl Report for Junit {
         "junit.xml"
     }
 
-    fn render(&self, run: &RunView, judged: &Judged) -> String {
+    fn render(&self, source: &Source<'_>) -> String {
+        let Source { run, judged, .. } = *source;
         let mut document = Document::new(format!("tfcheck {}", run.id));
         if judged.is_named {
             document.add_test_suite(gates(&judged.gates));

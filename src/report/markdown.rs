@@ -2,11 +2,9 @@
 
 use std::fmt::Write;
 
-use super::Report;
 use super::document::{Block, Content, Entry, Item, Medium, Row, Span, Table};
 use super::sections::{Part, document};
-use crate::judge::gates::Judged;
-use crate::judge::view::RunView;
+use super::{Report, Source};
 
 /// The summary for human readers.
 #[derive(Clone, Copy, Debug)]
@@ -20,9 +18,9 @@ impl Report for Markdown {
         "summary.md"
     }
 
-    fn render(&self, run: &RunView, judged: &Judged) -> String {
-        let mut text = format!("# tfcheck {}\n", run.id);
-        for part in document(run, judged, Medium::Summary) {
+    fn render(&self, source: &Source<'_>) -> String {
+        let mut text = format!("# tfcheck {}\n", source.run.id);
+        for part in document(source, Medium::Summary) {
             match part {
                 Part::Run(content) => section(&mut text, "##", &content),
                 Part::Case(case, contents) => {

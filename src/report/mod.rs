@@ -1,5 +1,6 @@
 //! Writes the reports of a run: each format renders one [`RunView`] into one file.
 
+pub mod changes;
 pub mod csv;
 mod document;
 mod finding;
@@ -11,6 +12,7 @@ pub mod markdown;
 mod preflight;
 pub mod overview;
 mod sections;
+mod speed;
 mod sweep;
 pub mod terminal;
 mod wrap;
@@ -24,7 +26,9 @@ use miette::Result;
 
 use crate::execute::cell::Cell;
 use crate::execute::progress::Progress;
+use crate::judge::details::{self, Details};
 use crate::judge::exit_code::ExitCode;
+use crate::judge::findings::{Findings, findings};
 use crate::judge::gates::{self as judge_gates, Judged};
 use crate::judge::view::{Performance, RunView};
 use crate::judge::{against, assess};
@@ -36,7 +40,20 @@ pub trait Report {
     /// The file's name in the run folder.
     fn file_name(&self) -> &'static str;
     /// The whole file.
-    fn render(&self, run: &RunView, judged: &Judged) -> String;
+    fn render(&self, source: &Source<'_>) -> String;
+}
+
+/// What every format is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// The run.
+    pub run: &'a RunView,
+    /// Its groups and findings.
+    pub found: &'a Findings,
+    /// What its gates found.
+    pub judged: &'a Judged,
+    /// What a page shows beyond that.
+    pub details: &'a Details,
 }
 
 /// The formats that every run folder holds.
@@ -78,29 +95,36 @@ pub fn publish(
         Err(error) => (None, Some(error)),
     };
     let judged = judge_gates::judge(view, &run.fail_on, against);
-    show(view, &judged, progress);
+    let found = findings(view);
+    // Without a closer look at single pairs a page still has everything else.
+    let (details, unread) = match details::of_run(folder, manifest, view, &found) {
+        Ok(details) => (details, None),
+        Err(error) => (Details::default(), Some(error)),
+    };
+    let source = Source { run: view, found: &found, judged: &judged, details: &details };
+    show(&source, progress);
     for format in all() {
-        folder.write(format.file_name(), format.render(view, &judged).as_bytes())?;
+        folder.write(format.file_name(), format.render(&source).as_bytes())?;
     }
     progress.line(&format!(
         "{} and report.html are in {}",
         markdown::Markdown.file_name(),
         folder.path().display()
     ));
-    lost.map_or(Ok(judge_gates::exit_code(view, &judged)), Err)
+    lost.or(unread).map_or(Ok(judge_gates::exit_code(view, &judged)), Err)
 }
 
-/// Prints the terminal report, and publishes to GitHub Actions when it runs there.
-pub fn show(view: &RunView, judged: &Judged, progress: &Progress) {
+/// Shows a run on the terminal, and to GitHub Actions where it runs there.
+pub fn show(source: &Source<'_>, progress: &Progress) {
     let term = Term::stderr();
     let width = term.size_checked().map_or(100, |(_, columns)| usize::from(columns));
     let terminal = Terminal { width, color: console::colors_enabled() };
     progress.result(&if progress.shows_all() {
-        terminal.render(view, judged)
+        terminal.render(source)
     } else {
-        overview::render(view, judged, width, terminal.color)
+        overview::render(source, width, terminal.color)
     });
-    github::publish(view, judged, progress);
+    github::publish(source, progress);
 }
 
 /// An entry of a matrix of numbers, or a word that gives the reason for a missing number.

@@ -2,18 +2,18 @@
 //!
 //! At most [`MOST_LINES`] lines for any run size; the report files hold everything.
 
-use compare::timing::SpeedUp;
 use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 
+use super::Source;
 use super::finding::sentence;
-use super::preflight;
+use super::preflight::{self, Part};
 use super::sections::change_row;
+use super::speed;
 use super::wrap::wrap;
 use crate::execute::cell::Cell;
-use crate::judge::findings::{CaseGroups, Finding, Findings, Mark, What, findings, subject, version};
+use crate::judge::findings::{CaseGroups, Finding, Findings, Mark, What, subject, version};
 use crate::judge::gates::Judged;
 use crate::judge::view::RunView;
-use crate::spec::variant::Variant;
 
 /// Maximum number of lines of the whole overview.
 pub const MOST_LINES: usize = 40;
@@ -29,16 +29,18 @@ const MOST_CHANGES: usize = 4;
 const WIDEST_CASE: usize = 14;
 
 /// The overview as lines of at most `width` columns.
-pub fn render(run: &RunView, judged: &Judged, width: usize, color: bool) -> String {
-    let found = findings(run);
+pub fn render(source: &Source<'_>, width: usize, color: bool) -> String {
+    let Source { run, found, judged, .. } = *source;
     let mut page = Page { width, color, lines: Vec::new() };
-    page.grid(run, &found);
-    // Rendered first, so that the findings get only the lines that remain.
+    if run.has_cells() {
+        page.grid(run, found);
+    }
+    // What follows the findings keeps its place, however many findings there are.
     let mut rest = Page { width, color, lines: Vec::new() };
     rest.gates(judged);
-    rest.wrapped(&speed(run), "  ", MOST_OF_SPEED, None);
+    rest.wrapped(&speed::sentence(run), "  ", MOST_OF_SPEED, None);
     rest.last(run);
-    page.findings(run, &found, MOST_LINES.saturating_sub(rest.lines.len()));
+    page.findings(run, found, MOST_LINES.saturating_sub(rest.lines.len()));
     page.lines.append(&mut rest.lines);
     page.lines.push(String::new());
     page.lines.join("\n")
@@ -195,6 +197,15 @@ impl Page {
 
     /// Counts of pairs and cells.
     fn last(&mut self, run: &RunView) {
+        let counts = run.relation_counts();
+        if !counts.is_empty() {
+            let words: Vec<String> =
+                counts.iter().map(|(outcome, count)| format!("{count} {}", outcome.word())).collect();
+            self.wrapped(&format!("relations: {}", words.join(", ")), "  ", 2, None);
+        }
+        if !run.has_cells() {
+            return;
+        }
         let tally = run.tally();
         let not_started = match tally.not_started {
             0 => String::new(),
@@ -218,7 +229,12 @@ impl Page {
             .chain(notes(run).into_iter().map(|note| (note, Style::new())))
             .chain(absences.map(|finding| (sentence(finding, run), style(finding))))
             .collect();
-        if found.cases.iter().all(is_plain) && found.findings.is_empty() {
+        if !run.has_cells() {
+            if found.findings.is_empty() {
+                let green = Style::new().green();
+                self.wrapped("No relation is broken.", "  ", 1, Some(&green));
+            }
+        } else if found.cases.iter().all(is_plain) && found.findings.is_empty() {
             let green = Style::new().green();
             self.wrapped("All variants compute the same.", "  ", 1, Some(&green));
         }
@@ -297,48 +313,62 @@ fn is_absence(finding: &Finding) -> bool {
 
 fn style(finding: &Finding) -> Style {
     match finding.what {
-        What::Diverges { .. } | What::Cache { .. } | What::Failed { .. } => Style::new().red(),
+        What::Diverges { .. } | What::Cache { .. } | What::Relation { .. } | What::Failed { .. } => {
+            Style::new().red()
+        }
         What::RoundsWorse { .. } | What::Chain { .. } => Style::new().yellow(),
         What::Unsupported { .. } => Style::new().dim(),
     }
 }
 
-/// Config keys that the same set of versions ignores: those versions, the versions that read the keys, and each key
-/// with its checkpoints.
-struct IgnoredKeys {
+/// Config keys or tensors that the same versions leave unread: the versions, those that do not, and each name with its
+/// checkpoints.
+struct Unread {
     by: String,
     not_by: String,
     keys: Vec<(String, Vec<String>)>,
 }
 
-/// One line per set of versions for config keys that some versions ignore and others do not: `config keys that 4.40.2
-/// ignores and not 5.23.0: head_dim (synthetic:llama, synthetic:mistral)`.
-fn ignored_keys(run: &RunView) -> Vec<String> {
-    let mut sides: Vec<IgnoredKeys> = Vec::new();
-    for found in preflight::partly_read(run) {
+/// Config keys or tensors that some versions leave unread and others do not, once for the versions: `config keys that
+/// 4.40.2 ignores and not 5.23.0: head_dim (synthetic:llama, synthetic:mistral)`.
+fn unread(run: &RunView, part: Part) -> Vec<String> {
+    let mut sides: Vec<Unread> = Vec::new();
+    for found in preflight::partly_read(run, part) {
         let (by, not_by) = (found.ignored_by.join(", "), found.not_ignored_by.join(", "));
         let at = sides.iter().position(|known| (&known.by, &known.not_by) == (&by, &not_by));
         let at = at.unwrap_or_else(|| {
-            sides.push(IgnoredKeys { by, not_by, keys: Vec::new() });
+            sides.push(Unread { by, not_by, keys: Vec::new() });
             sides.len() - 1
         });
         let keys = &mut sides[at].keys;
-        match keys.iter_mut().find(|(key, _)| *key == found.key) {
+        match keys.iter_mut().find(|(key, _)| *key == found.name) {
             Some((_, checkpoints)) => checkpoints.push(found.checkpoint),
-            None => keys.push((found.key, vec![found.checkpoint])),
+            None => keys.push((found.name, vec![found.checkpoint])),
         }
     }
-    let told = |IgnoredKeys { by, not_by, keys }: IgnoredKeys| {
+    let told = |Unread { by, not_by, keys }: Unread| {
         let keys: Vec<String> =
             keys.iter().map(|(key, checkpoints)| format!("{key} ({})", checkpoints.join(", "))).collect();
-        format!("config keys that {by} ignores and not {not_by}: {}", keys.join(", "))
+        let (what, keys) = (part.plural(), keys.join(", "));
+        match part {
+            Part::ConfigKey => format!("{what} that {by} ignores and not {not_by}: {keys}"),
+            Part::Tensor => format!("{what} that {by} does not read and {not_by} reads: {keys}"),
+        }
     };
     sides.into_iter().map(told).collect()
 }
 
-/// Config keys and token ids that differ between versions, and the notes on the whole run.
+/// Config keys, tensors and token ids that are not the same for all, and what holds for the whole run.
 fn notes(run: &RunView) -> Vec<String> {
-    let keys = ignored_keys(run);
+    let keys = [Part::Tensor, Part::ConfigKey].into_iter().flat_map(|part| unread(run, part));
+    let translated = preflight::translated(run).into_iter().map(|found| {
+        format!(
+            "{} alone would read the config of {} otherwise, so tfcheck translated it: {}",
+            found.versions.join(", "),
+            found.checkpoints.join(", "),
+            found.values.join("; ")
+        )
+    });
     let tokenizers = preflight::tokenizers(run)
         .into_iter()
         .filter(|(_, _, found)| found.difference.is_some())
@@ -347,54 +377,9 @@ fn notes(run: &RunView) -> Vec<String> {
         (0..case.cells.len()).any(|row| case.noise(row).is_some_and(|noise| !noise.is_bitwise()))
     });
     let noise = noisy.filter_map(|case| Some(format!("{}: {}", case.name, case.noise_said()?)));
-    keys.into_iter()
-        .chain(tokenizers)
+    keys.chain(tokenizers)
+        .chain(translated)
         .chain(noise)
         .chain(run.notes.iter().map(|note| format!("note: {note}")))
         .collect()
-}
-
-/// Each variant's speed relative to the baseline variant over all cases, fastest first; empty if nothing was timed.
-fn speed(run: &RunView) -> String {
-    let mut ratios: Vec<(&Variant, Vec<&SpeedUp>)> = Vec::new();
-    let performances: Vec<_> = run
-        .cases
-        .iter()
-        .flat_map(|case| case.cells.iter().filter_map(|cell| Some((cell, case.performance(cell).ok()?))))
-        .collect();
-    for (cell, performance) in &performances {
-        let Some(speed_up) = &performance.speed_up else { continue };
-        match ratios.iter_mut().find(|(known, _)| known.name() == cell.name) {
-            Some((_, known)) => known.push(speed_up),
-            None => ratios.push((&cell.variant, vec![speed_up])),
-        }
-    }
-    let Some(baseline) =
-        run.cases.iter().find_map(|case| case.baseline.as_ref()).filter(|_| !ratios.is_empty())
-    else {
-        return String::new();
-    };
-    // The geometric mean: ratios of 2 and 1/2 average to 1.
-    let mean = |known: &[&SpeedUp]| {
-        (known.iter().map(|speed_up| speed_up.ratio.ln()).sum::<f64>() / known.len() as f64).exp()
-    };
-    ratios.sort_by(|a, b| mean(&b.1).total_cmp(&mean(&a.1)));
-    let words: Vec<String> = ratios
-        .iter()
-        .map(|(variant, known)| match known.as_slice() {
-            [only] => format!(
-                "{} {:.2}× ({:.2}–{:.2})",
-                variant.name(),
-                only.ratio,
-                only.interval.low,
-                only.interval.high
-            ),
-            several => {
-                let low = several.iter().map(|known| known.ratio).fold(f64::INFINITY, f64::min);
-                let high = several.iter().map(|known| known.ratio).fold(0.0, f64::max);
-                format!("{} {:.2}× ({low:.2}–{high:.2} by case)", variant.name(), mean(several))
-            }
-        })
-        .collect();
-    format!("speed beside {baseline}: {}", words.join(", "))
 }

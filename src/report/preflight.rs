@@ -1,15 +1,44 @@
 //! Differences between variants before any forward pass: config keys, tokenizers, packages.
 
-use crate::execute::cell::{Outcome, TokenizerParity};
+use crate::execute::cell::{Completed, Outcome, TokenizerParity};
 use crate::judge::view::{CaseView, RunView};
 use crate::spec::variant::Variant;
-use compare::metrics::Side;
+use compare::metrics::{self, Side};
 
-/// A config key that some versions report as ignored and other versions do not.
+/// A part of a checkpoint that a variant may leave unread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    ConfigKey,
+    Tensor,
+}
+
+impl Part {
+    pub(crate) const ALL: [Self; 2] = [Self::ConfigKey, Self::Tensor];
+
+    /// `config keys`, `tensors`.
+    pub(crate) fn plural(self) -> &'static str {
+        match self {
+            Self::ConfigKey => "config keys",
+            Self::Tensor => "tensors",
+        }
+    }
+
+    /// Those that a variant leaves unread; `None` where it cannot tell.
+    fn unread(self, completed: &Completed) -> Option<&Vec<String>> {
+        match self {
+            Self::ConfigKey => completed.ignored_keys.as_ref(),
+            Self::Tensor => completed.unread_tensors.as_ref(),
+        }
+    }
+}
+
+/// A part of a checkpoint that some versions leave unread and others do not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PartlyRead {
+    pub(crate) part: Part,
     pub(crate) checkpoint: String,
-    pub(crate) key: String,
+    /// The key or the tensor.
+    pub(crate) name: String,
     pub(crate) ignored_by: Vec<String>,
     pub(crate) not_ignored_by: Vec<String>,
 }
@@ -50,18 +79,16 @@ impl EnvironmentPair {
     }
 }
 
-/// The keys of each checkpoint's config that one version ignores and another does not. Runners that cannot report
-/// ignored keys are not counted. Ids of special tokens are left out, because no logit depends on them.
-pub(crate) fn partly_read(run: &RunView) -> Vec<PartlyRead> {
+/// The config keys or tensors of each checkpoint that one side leaves unread and another does not, by version. Runners
+/// that cannot tell are not counted, and ids of special tokens are left out: no logit depends on them.
+pub(crate) fn partly_read(run: &RunView, part: Part) -> Vec<PartlyRead> {
     let mut found: Vec<PartlyRead> = Vec::new();
     for case in &run.cases {
         let told: Vec<(&String, &Vec<String>)> = case
             .cells
             .iter()
             .filter_map(|cell| match &cell.outcome {
-                Outcome::Completed(completed) => {
-                    Some((&cell.variant.version, completed.ignored_keys.as_ref()?))
-                }
+                Outcome::Completed(completed) => Some((&cell.variant.version, part.unread(completed)?)),
                 _ => None,
             })
             .collect();
@@ -83,11 +110,12 @@ pub(crate) fn partly_read(run: &RunView) -> Vec<PartlyRead> {
             let (ignored_by, not_ignored_by) = (names(true), names(false));
             // All cases of one checkpoint give the same result.
             let is_known =
-                found.iter().any(|known| (&known.checkpoint, &known.key) == (&case.checkpoint, key));
+                found.iter().any(|known| (&known.checkpoint, &known.name) == (&case.checkpoint, key));
             if !not_ignored_by.is_empty() && !is_known {
                 found.push(PartlyRead {
+                    part,
                     checkpoint: case.checkpoint.clone(),
-                    key: key.clone(),
+                    name: key.clone(),
                     ignored_by,
                     not_ignored_by,
                 });
@@ -97,7 +125,51 @@ pub(crate) fn partly_read(run: &RunView) -> Vec<PartlyRead> {
     found
 }
 
-/// Every tokenizer that was compared with the run's token ids: checkpoint, version, result.
+/// Versions that would have read the config otherwise without translation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Translated {
+    pub(crate) versions: Vec<String>,
+    pub(crate) checkpoints: Vec<String>,
+    /// `rope_theta 500000.0 (untranslated: 10000.0)`.
+    pub(crate) values: Vec<String>,
+}
+
+/// Every translation of a config that changed what a version read, the same one of several checkpoints and versions once.
+pub(crate) fn translated(run: &RunView) -> Vec<Translated> {
+    let mut of_checkpoints: Vec<Translated> = Vec::new();
+    for case in &run.cases {
+        for cell in &case.cells {
+            let Outcome::Completed(completed) = &cell.outcome else { continue };
+            if completed.translated.is_empty() {
+                continue;
+            }
+            let is_same = |known: &&mut Translated| {
+                known.checkpoints[0] == case.checkpoint && known.values == completed.translated
+            };
+            let version = &cell.variant.version;
+            match of_checkpoints.iter_mut().find(is_same) {
+                Some(known) if known.versions.contains(version) => {}
+                Some(known) => known.versions.push(version.clone()),
+                None => of_checkpoints.push(Translated {
+                    versions: vec![version.clone()],
+                    checkpoints: vec![case.checkpoint.clone()],
+                    values: completed.translated.clone(),
+                }),
+            }
+        }
+    }
+    let mut found: Vec<Translated> = Vec::new();
+    for one in of_checkpoints {
+        match found.iter_mut().find(|known| (&known.versions, &known.values) == (&one.versions, &one.values))
+        {
+            Some(known) => known.checkpoints.extend(one.checkpoints),
+            None => found.push(one),
+        }
+    }
+    found
+}
+
+/// Every tokenizer that was held against the run's ids: checkpoint, version, finding.
 pub(crate) fn tokenizers(run: &RunView) -> Vec<(&str, &str, &TokenizerParity)> {
     let cells = run.cases.iter().flat_map(|case| case.cells.iter().map(move |cell| (case, cell)));
     cells
@@ -146,7 +218,7 @@ fn largest(run: &RunView, a: &str, b: &str) -> Option<f64> {
             }
         }
     }
-    shares.into_iter().reduce(|a, b| if a.is_nan() || a > b { a } else { b })
+    metrics::largest(shares)
 }
 
 fn alike(a: &Variant, b: &Variant) -> bool {

@@ -21,12 +21,15 @@ mod notes;
 mod pairs;
 mod performance;
 mod preflight;
+mod relations;
 mod relative;
+mod speed;
 mod sweep;
 mod verdicts;
 
+use super::Source;
 use super::document::{Content, Medium};
-use crate::judge::findings::{CaseGroups, Findings, findings};
+use crate::judge::findings::{CaseGroups, Findings};
 use crate::judge::gates::Judged;
 use crate::judge::view::{CaseView, RunView};
 use Medium::{Page, Step, Summary, Terminal};
@@ -48,16 +51,42 @@ struct Section {
     media: &'static [Medium],
     /// Whether the section decides the result, and so comes last on a terminal.
     decides: bool,
+    /// Whether it is what a reader looks up, and so comes last on a page.
+    is_background: bool,
 }
+
+impl Section {
+    /// Place on a page, which tells findings first, then what decides; its cases come ahead of [`BACKGROUND`].
+    fn on_page(&self) -> u8 {
+        match self.of {
+            _ if self.is_background => BACKGROUND,
+            Of::Findings(_) => 0,
+            _ if self.decides => 1,
+            _ => 2,
+        }
+    }
+}
+
+const BACKGROUND: u8 = 3;
 
 /// A section of the run.
 const fn run(content: fn(&RunView, &Judged, Medium) -> Option<Content>, media: &'static [Medium]) -> Section {
-    Section { of: Of::Run(content), media, decides: false }
+    Section { of: Of::Run(content), media, decides: false, is_background: false }
 }
 
 /// A section of each case.
 const fn case(content: fn(&CaseView, Medium) -> Option<Content>, media: &'static [Medium]) -> Section {
-    Section { of: Of::Case(content), media, decides: false }
+    Section { of: Of::Case(content), media, decides: false, is_background: false }
+}
+
+/// A section of the run's findings, in files.
+const fn findings(content: fn(&RunView, &Findings, Medium) -> Option<Content>) -> Section {
+    Section { of: Of::Findings(content), media: FILES, decides: false, is_background: false }
+}
+
+/// A section of the groups of each case, in files.
+const fn groups(content: fn(&CaseView, &CaseGroups, Medium) -> Option<Content>) -> Section {
+    Section { of: Of::Groups(content), media: FILES, decides: false, is_background: false }
 }
 
 const FILES: &[Medium] = &[Summary, Page];
@@ -66,16 +95,18 @@ const STEP_TOO: &[Medium] = &[Summary, Page, Terminal, Step];
 
 /// All sections.
 const SECTIONS: &[Section] = &[
-    run(environment::content, FILES),
+    Section { is_background: true, ..run(environment::content, FILES) },
     Section { decides: true, ..run(gates::content, STEP_TOO) },
     Section { decides: true, ..run(against::content, STEP_TOO) },
-    Section { of: Of::Findings(findings::of_several_cases), media: FILES, decides: false },
+    findings(findings::of_several_cases),
+    // A summary has the speeds case by case.
+    run(speed::content, &[Page]),
     run(sweep::content, EVERYWHERE),
     case(performance::content, STEP_TOO),
     case(decoding::content, EVERYWHERE),
     case(differences::content, EVERYWHERE),
-    Section { of: Of::Groups(groups::content), media: FILES, decides: false },
-    // HTML shows both in the colours and tooltips of the differences.
+    groups(groups::content),
+    // A page has both in the colours and hints of the differences.
     case(noise::content, &[Summary]),
     case(relative::content, &[Summary]),
     case(verdicts::content, EVERYWHERE),
@@ -85,9 +116,10 @@ const SECTIONS: &[Section] = &[
     case(choices::content, FILES),
     case(failures::content, FILES),
     case(case_notes::content, FILES),
-    Section { of: Of::Findings(findings::of_one_case), media: FILES, decides: false },
-    run(preflight::content, EVERYWHERE),
-    run(notes::content, EVERYWHERE),
+    findings(findings::of_one_case),
+    run(relations::content, STEP_TOO),
+    Section { is_background: true, ..run(preflight::content, EVERYWHERE) },
+    Section { is_background: true, ..run(notes::content, EVERYWHERE) },
 ];
 
 /// A part of a document.
@@ -96,10 +128,9 @@ pub(super) enum Part<'a> {
     Case(&'a CaseView, Vec<Content>),
 }
 
-/// The document for a format. Files begin with the deciding sections; a terminal, which shows the end of its output,
-/// ends with them.
-pub(super) fn document<'a>(run: &'a RunView, judged: &Judged, medium: Medium) -> Vec<Part<'a>> {
-    let found = findings(run);
+/// The document for a format. Files begin with what decides; a terminal, which shows its end, ends with it.
+pub(super) fn document<'a>(source: &Source<'a>, medium: Medium) -> Vec<Part<'a>> {
+    let Source { run, found, judged, .. } = *source;
     let cases = || {
         run.cases.iter().zip(&found.cases).map(|(case, groups)| {
             let of_case = |section: &Section| match section.of {
@@ -113,7 +144,7 @@ pub(super) fn document<'a>(run: &'a RunView, judged: &Judged, medium: Medium) ->
     let of_run = |section: &Section| match section.of {
         Of::Run(content) if section.media.contains(&medium) => content(run, judged, medium).map(Part::Run),
         Of::Findings(content) if section.media.contains(&medium) => {
-            content(run, &found, medium).map(Part::Run)
+            content(run, found, medium).map(Part::Run)
         }
         _ => None,
     };
@@ -121,6 +152,14 @@ pub(super) fn document<'a>(run: &'a RunView, judged: &Judged, medium: Medium) ->
         let rest = SECTIONS.iter().filter(|section| !section.decides).filter_map(of_run);
         let deciding = SECTIONS.iter().rev().filter(|section| section.decides).filter_map(of_run);
         return cases().chain(rest).chain(deciding).collect();
+    }
+    if medium == Page {
+        let mut order: Vec<&Section> = SECTIONS.iter().collect();
+        order.sort_by_key(|section| section.on_page());
+        let (told, looked_up) =
+            order.split_at(order.partition_point(|section| section.on_page() < BACKGROUND));
+        let parts = |sections: &[&Section]| sections.iter().copied().filter_map(of_run).collect::<Vec<_>>();
+        return parts(told).into_iter().chain(cases()).chain(parts(looked_up)).collect();
     }
     let first_case = SECTIONS.iter().position(|section| matches!(section.of, Of::Case(_) | Of::Groups(_)));
     let (before, after) = SECTIONS.split_at(first_case.unwrap_or(SECTIONS.len()));

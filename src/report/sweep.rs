@@ -149,7 +149,7 @@ impl<'a> Placed<'a> {
         };
         let axes = case.axes;
         let side = |side: Option<Padding>| match side {
-            None => "none",
+            None | Some(Padding::None) => "none",
             Some(Padding::Left) => "left",
             Some(Padding::Right) => "right",
         };

@@ -4,12 +4,10 @@ use std::fmt::Write;
 
 use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 
-use super::Report;
 use super::document::{Block, Content, Entry, Medium, Row, Span, Table, Tone};
 use super::sections::{Part, document};
 use super::wrap::wrap;
-use crate::judge::gates::Judged;
-use crate::judge::view::RunView;
+use super::{Report, Source};
 
 /// Terminal width, in columns, below which nothing is truncated.
 const NARROWEST: usize = 60;
@@ -29,10 +27,10 @@ impl Report for Terminal {
         "run.log"
     }
 
-    fn render(&self, run: &RunView, judged: &Judged) -> String {
+    fn render(&self, source: &Source<'_>) -> String {
         let terminal = Self { width: self.width.max(NARROWEST), ..*self };
         let mut text = String::new();
-        for part in document(run, judged, Medium::Terminal) {
+        for part in document(source, Medium::Terminal) {
             match part {
                 Part::Run(content) => terminal.section(&mut text, &content, 0),
                 Part::Case(case, contents) => {
@@ -44,7 +42,7 @@ impl Report for Terminal {
                 }
             }
         }
-        let tally = run.tally();
+        let tally = source.run.tally();
         let cells = format!("{} failed, {} unsupported", tally.failed, tally.unsupported);
         text.push('\n');
         terminal.wrapped(&mut text, &format!("pairs: {}; cells: {cells}", tally.pairs()), 0);

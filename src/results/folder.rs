@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use super::environment::EnvironmentRecord;
 use super::localized::Localized;
+use super::relations::CellRelations;
 use super::{Case, Manifest, SCHEMA_VERSION};
 use crate::execute::cell::Cell;
 use crate::spec::atomic;
@@ -241,7 +242,31 @@ impl RunFolder {
         Ok(cells)
     }
 
-    /// Reads the run's localisations; empty if there are none.
+    /// How a checkpoint's tokenizer spells each token id; nothing where it has none, or in runs of a tfcheck that did not
+    /// keep it.
+    pub fn vocabulary(&self, checkpoint_digest: &str) -> Vec<String> {
+        read_json(&self.vocabulary_path(checkpoint_digest)).unwrap_or_default()
+    }
+
+    /// Keeps how a checkpoint's tokenizer spells each token id.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_vocabulary(&self, checkpoint_digest: &str, texts: &[String]) -> Result<(), ResultsError> {
+        let bytes = serde_json::to_vec(texts).map_err(|source| ResultsError::Record {
+            path: self.vocabulary_path(checkpoint_digest),
+            source,
+        })?;
+        write_file(&self.vocabulary_path(checkpoint_digest), &bytes)
+    }
+
+    /// A digest of a run that was written by others is no path.
+    fn vocabulary_path(&self, checkpoint_digest: &str) -> PathBuf {
+        let name: String = checkpoint_digest.chars().filter(char::is_ascii_alphanumeric).take(16).collect();
+        self.path.join(format!("vocabulary_{name}.json"))
+    }
+
+    /// What was localised in the run; nothing where nothing was.
     ///
     /// # Errors
     /// When the file is malformed.
@@ -258,7 +283,41 @@ impl RunFolder {
         self.write_json(&self.path.join(LOCALIZED), &all)
     }
 
-    /// Writes a file of the run atomically.
+    fn relations_path(&self, manifest: &Manifest, case: &str, variant: &Variant) -> PathBuf {
+        let file = format!("relations_{}_{}.json", manifest.stamp, variant.name());
+        self.case_folder(manifest, case).join(&variant.version).join(file)
+    }
+
+    /// Writes what the relations of a cell showed.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_relations(&self, manifest: &Manifest, found: &CellRelations) -> Result<(), ResultsError> {
+        self.write_json(&self.relations_path(manifest, &found.case, &found.variant), found)
+    }
+
+    /// What the relations of the plan's cells showed, in its order; nothing of cells that were not checked.
+    ///
+    /// # Errors
+    /// When a record is malformed or newer than this tfcheck.
+    pub fn relations(&self, manifest: &Manifest) -> Result<Vec<CellRelations>, ResultsError> {
+        let Some(plan) = &manifest.plan else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for cell in &plan.cells {
+            let Some(case) = plan.cases.get(cell.case) else { continue };
+            let path = self.relations_path(manifest, &case.name, &cell.variant);
+            if path.is_file() {
+                let record: CellRelations = read_json(&path)?;
+                if record.schema_version > SCHEMA_VERSION {
+                    return Err(ResultsError::Newer { path, found: record.schema_version });
+                }
+                found.push(record);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Writes a file of the run whole or not at all.
     ///
     /// # Errors
     /// When the file cannot be written.

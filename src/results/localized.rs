@@ -46,6 +46,27 @@ pub struct Localized {
     pub is_first_fed: bool,
     /// Notes that a reader needs to interpret the result.
     pub notes: Vec<String>,
+    /// Each module call that was compared, in call order; empty in runs of a tfcheck that did not keep it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profile: Vec<ModuleError>,
+}
+
+/// How far one module call of the two sides differs, as relative L2; `None` where it cannot be compared.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModuleError {
+    /// The module's path on the first side.
+    pub path: String,
+    /// Which of the module's calls in a forward pass, from 0.
+    pub call: usize,
+    /// Of what goes in.
+    #[serde(with = "number_or_word")]
+    pub input: Option<f64>,
+    /// Of what comes out.
+    #[serde(with = "number_or_word")]
+    pub output: Option<f64>,
+    /// Of what comes out where the module was replayed with the other side's input.
+    #[serde(with = "number_or_word")]
+    pub replayed: Option<f64>,
 }
 
 impl Localized {
@@ -176,9 +197,32 @@ pub struct Worst {
     pub relative_l2: f64,
 }
 
-/// JSON has no infinity; `null` is written instead.
-fn absent_is_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+/// JSON has no infinity and is given `null` in its place.
+pub(super) fn absent_is_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
+}
+
+/// JSON has no NaN and no infinity; they are kept as the words `NaN` and `inf`.
+mod number_or_word {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[expect(clippy::ref_option, reason = "serde passes the field itself")]
+    pub(super) fn serialize<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            None => serializer.serialize_none(),
+            Some(number) if number.is_finite() => serializer.serialize_f64(*number),
+            Some(number) => serializer.collect_str(number),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+        match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::Null => Ok(None),
+            serde_json::Value::Number(number) => Ok(number.as_f64()),
+            serde_json::Value::String(word) => word.parse().map(Some).map_err(D::Error::custom),
+            other => Err(D::Error::custom(format!("{other} is neither a number nor a word"))),
+        }
+    }
 }
 
 impl std::fmt::Display for Localized {
@@ -257,6 +301,16 @@ fn module(found: &Divergence, localized: &Localized, dtype: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_profile_keeps_what_is_not_a_number() {
+        let [input, output, replayed] = [Some(f64::INFINITY), None, Some(2.5e-9)];
+        let module = ModuleError { path: "model.norm".to_owned(), call: 1, input, output, replayed };
+        let text = serde_json::to_string(&module).unwrap();
+        assert_eq!(serde_json::from_str::<ModuleError>(&text).unwrap(), module, "{text}");
+        let nan = serde_json::to_string(&ModuleError { output: Some(f64::NAN), ..module }).unwrap();
+        assert!(serde_json::from_str::<ModuleError>(&nan).unwrap().output.unwrap().is_nan(), "{nan}");
+    }
 
     #[test]
     fn a_divergence_to_infinity_is_read_back_as_it_was_written() {

@@ -6,6 +6,7 @@
 pub mod environment;
 mod folder;
 pub mod localized;
+pub mod relations;
 pub mod torch_zip;
 
 use std::path::PathBuf;

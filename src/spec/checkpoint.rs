@@ -14,6 +14,7 @@ mod source;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use reference::protocol::Dtype;
 use serde_json::Value;
 
 pub use error::Error;
@@ -47,7 +48,34 @@ pub struct Checkpoint {
     pub notes: Vec<String>,
 }
 
-/// Settings of [`resolve`] besides the source string.
+impl Checkpoint {
+    /// A number of the config, or of the text part of a multimodal config.
+    pub fn number(&self, key: &str) -> Option<u64> {
+        self.value(key).and_then(Value::as_u64)
+    }
+
+    /// The dtype that transformers loads with `dtype="auto"`: the config's, else that of the first tensor of floats. f32
+    /// if neither is one that tfcheck knows.
+    pub fn dtype(&self) -> Dtype {
+        let stated = ["dtype", "torch_dtype"].iter().find_map(|key| self.value(key)?.as_str());
+        let stated = stated.and_then(|name| match name.strip_prefix("torch.").unwrap_or(name) {
+            "float64" => Some(Dtype::F64),
+            "float32" => Some(Dtype::F32),
+            "bfloat16" => Some(Dtype::Bf16),
+            "float16" => Some(Dtype::F16),
+            _ => None,
+        });
+        stated
+            .or_else(|| self.weights.iter().find_map(|path| safetensors_file::float_dtype(path)))
+            .unwrap_or(Dtype::F32)
+    }
+
+    fn value(&self, key: &str) -> Option<&Value> {
+        self.config.get(key).or_else(|| self.config.get("text_config")?.get(key))
+    }
+}
+
+/// What [`resolve`] needs beside the source string.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// tfcheck's own cache: GGUF imports, synthetic checkpoints, digests.

@@ -11,10 +11,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::gate::Gate;
+use crate::spec::relations::Relations;
 use compare::verdict::{Overrides, Tolerances};
 
 mod device;
 mod diagnose;
+mod dtype;
 mod init;
 mod load;
 mod schema;
@@ -23,6 +25,7 @@ mod validate;
 pub use crate::spec::checkpoint::{Source as CheckpointSource, SourceError};
 pub use device::Device;
 pub use diagnose::ConfigError;
+pub use dtype::LoadDtype;
 pub use init::{InitError, init, init_text};
 pub use load::Loaded;
 use reference::Versions;
@@ -52,6 +55,8 @@ pub struct Config {
     pub commands: Vec<Command>,
     /// How the cells are run.
     pub run: Run,
+    /// Invariants of each variant by itself.
+    pub relations: Relations,
     /// Limits of the verdicts.
     pub tolerances: Tolerances,
     /// Folder of the file that this was read from; empty when that is the working directory or there is no file.
@@ -75,13 +80,16 @@ pub struct Checkpoint {
     /// Whether transformers may run Python code from the checkpoint (`auto_map`). Default: false; such a checkpoint is then an error.
     #[serde(default)]
     pub allow_remote_code: bool,
+    /// Whether config.json is translated into the form that each transformers release reads (`rope_parameters` and `rope_theta`, for example). With false, each release reads it as it is. Default: true.
+    #[serde(default = "enabled", skip_serializing_if = "is_enabled")]
+    pub translate: bool,
     /// Limits for this checkpoint's verdicts; limits not listed come from `[tolerances]`. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerances: Option<Overrides>,
 }
 
-/// The inputs: either `prompts` (one batch, a row each) or `lengths` (a sweep over token counts).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// The inputs: `prompts` or `token_ids` (one batch, a sequence each), or `lengths` (a sweep over token counts).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[serde(rename = "Inputs")]
 pub struct InputsConfig {
@@ -93,6 +101,9 @@ pub struct InputsConfig {
     /// Texts whose probability as the next token is reported per variant; only with `prompts`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub choices: Option<Vec<String>>,
+    /// Token ids that make one batch, one list per sequence; excludes `prompts` and `lengths`. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<Vec<u32>>>,
     /// Sequence lengths in tokens, one case each; excludes `prompts`. Default: `[128]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lengths: Option<Vec<usize>>,
@@ -102,17 +113,20 @@ pub struct InputsConfig {
     /// UTF-8 text file from which a sweep cuts its sequences; only with `lengths`. Default: a built-in text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<PathBuf>,
-    /// Padding sides of shorter sequences, one case each; a batch of one has no padding. Default: `["right"]`.
+    /// Padding of a batch, one case each: `none` (sequences of one length), `left` or `right`. With a side, the sequences of a sweep have different lengths, and a batch of one is padded by a quarter of its length. Default: `["none"]` for a sweep; for prompts and token ids, shorter sequences are padded on the right.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub padding: Option<Vec<Padding>>,
     /// Prefill lengths in tokens, smaller than the sequence length; the rest is decoded token by token through the KV cache. Each makes a case in addition to the full-sequence forward pass, compared but not timed; only with `lengths`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefill: Option<Vec<usize>>,
+    /// Whether models get `position_ids`, which count the tokens that are not padding. With false, transformers models count positions themselves, and native models and programs get 0 to the last token, padding included. Default: true.
+    #[serde(default = "enabled", skip_serializing_if = "is_enabled")]
+    pub position_ids: bool,
     /// Seed that selects where the text is cut, or the random token ids of a checkpoint without a tokenizer. Default: 0.
     pub seed: u64,
 }
 
-/// Which of the two forms [`InputsConfig`] has.
+/// Which of its forms [`InputsConfig`] has.
 #[derive(Clone, Debug, PartialEq)]
 pub enum InputsForm<'config> {
     /// One batch, a row per prompt.
@@ -122,6 +136,8 @@ pub enum InputsForm<'config> {
         /// Whether each is rendered through the chat template.
         chat: bool,
     },
+    /// One batch of token ids.
+    TokenIds(&'config [Vec<u32>]),
     /// A case for each length, batch size and side.
     Sweep {
         /// Tokens a row.
@@ -135,16 +151,15 @@ pub enum InputsForm<'config> {
     },
 }
 
-/// The side on which shorter rows of a batch are filled up.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+/// The padding of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Padding {
+    /// Sequences of one length.
+    None,
     /// Before the first real token.
     Left,
     /// After the last real token.
-    #[default]
     Right,
 }
 
@@ -188,7 +203,7 @@ pub struct Version {
     /// dtypes of this version alone. Default: those of `[run]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<schema::DtypeName>>")]
-    pub dtypes: Option<Vec<Dtype>>,
+    pub dtypes: Option<Vec<LoadDtype>>,
 }
 
 /// The native models on candle.
@@ -219,12 +234,12 @@ pub struct Run {
     /// Modes of the transformers versions: `eager`, and of `torch.compile` `compiled`, `frozen` (weights as constants), `reduce_overhead` and `max_autotune` (its modes of those names, for GPUs). Default: the first two.
     #[schemars(with = "Vec<schema::ModeName>")]
     pub modes: Vec<Mode>,
-    /// Attention implementations of the transformers versions, `eager` and `sdpa`. Default: `["sdpa"]`.
+    /// Attention implementations of the transformers versions: `eager`, `sdpa`, and `default`, which is what transformers selects if it is given none. Default: `["sdpa"]`.
     #[schemars(with = "Vec<schema::AttentionName>")]
     pub attention: Vec<Attention>,
-    /// dtypes of weights and activations, `f64`, `f32`, `bf16` and `f16`. Default: `["f32"]`.
+    /// dtypes of weights and activations: `f64`, `f32`, `bf16`, `f16`, and `auto`, which is the checkpoint's. Default: `["f32"]`.
     #[schemars(with = "Vec<schema::DtypeName>")]
-    pub dtypes: Vec<Dtype>,
+    pub dtypes: Vec<LoadDtype>,
     /// Devices, `cpu`, `cuda:0` and the like, or `auto`. Default: `["auto"]`, the first GPU found, else the CPU.
     #[schemars(with = "Vec<String>")]
     pub devices: Vec<Device>,
@@ -281,8 +296,27 @@ impl Default for Config {
             candle: Candle::default(),
             commands: Vec::new(),
             run: Run::default(),
+            relations: Relations::default(),
             tolerances: Tolerances::default(),
             folder: PathBuf::new(),
+        }
+    }
+}
+
+impl Default for InputsConfig {
+    fn default() -> Self {
+        Self {
+            prompts: None,
+            chat: false,
+            choices: None,
+            token_ids: None,
+            lengths: None,
+            batch: None,
+            text: None,
+            padding: None,
+            prefill: None,
+            position_ids: true,
+            seed: 0,
         }
     }
 }
@@ -317,7 +351,7 @@ impl Default for Run {
         Self {
             modes: vec![Mode::Eager, Mode::Compiled],
             attention: vec![Attention::Sdpa],
-            dtypes: vec![Dtype::F32],
+            dtypes: vec![LoadDtype::Named(Dtype::F32)],
             devices: vec![Device::Auto],
             threads: None,
             warm_up: 3,
@@ -342,7 +376,14 @@ impl Default for Run {
 impl Checkpoint {
     /// A checkpoint of which only the source is said.
     pub fn new(source: CheckpointSource) -> Self {
-        Self { source, revision: None, name: None, allow_remote_code: false, tolerances: None }
+        Self {
+            source,
+            revision: None,
+            name: None,
+            allow_remote_code: false,
+            translate: true,
+            tolerances: None,
+        }
     }
 
     /// What the names of its cases begin with: its `name`, else the last part of its source in lower case.
@@ -388,9 +429,10 @@ impl Version {
 impl InputsConfig {
     /// The form that the inputs have, defaults filled in.
     pub fn form(&self) -> InputsForm<'_> {
-        match &self.prompts {
-            Some(prompts) => InputsForm::Prompts { prompts, chat: self.chat },
-            None => InputsForm::Sweep {
+        match (&self.prompts, &self.token_ids) {
+            (Some(prompts), _) => InputsForm::Prompts { prompts, chat: self.chat },
+            (None, Some(sequences)) => InputsForm::TokenIds(sequences),
+            (None, None) => InputsForm::Sweep {
                 lengths: self.lengths.clone().unwrap_or_else(|| vec![128]),
                 batch: self.batch.clone().unwrap_or_else(|| vec![1]),
                 prefill: self.prefill.as_deref().unwrap_or_default(),
@@ -398,11 +440,15 @@ impl InputsConfig {
             },
         }
     }
+}
 
-    /// The padding sides, default filled in.
-    pub fn padding(&self) -> Vec<Padding> {
-        self.padding.clone().unwrap_or_else(|| vec![Padding::Right])
-    }
+fn enabled() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_enabled(value: &bool) -> bool {
+    *value
 }
 
 fn file_part(part: Option<&std::ffi::OsStr>) -> String {

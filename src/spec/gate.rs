@@ -1,6 +1,7 @@
 //! Gates: conditions under which a run fails, `verdict>=diverged`, `p50>5%`, `l2>1e-3`.
 //!
-//! `l2>1e-3` fails if L2 is above 1e-3. Only `loads` states a requirement instead: it fails if a variant gives no logits.
+//! A gate names what must *not* be: `l2>1e-3` fails where L2 is above 1e-3, `relation_broken` where a relation is broken.
+//! `loads` alone is the one that names what must be: it fails where a variant gives no logits.
 
 mod metric;
 
@@ -94,14 +95,19 @@ impl Gate {
             name: name.to_owned(),
             nearest: nearest(name, &Metric::names()).map(str::to_owned),
         })?;
-        if metric == Metric::Loads {
+        let without_limit = match metric {
+            Metric::Loads => Some("it fails if a variant produces no logits"),
+            Metric::Relation => Some("it fails if a relation is broken"),
+            _ => None,
+        };
+        if let Some(fails) = without_limit {
             return if rest.trim().is_empty() {
-                Ok(Self { text: "loads".into(), metric, comparison: Comparison::Below, limit: 1.0 })
+                Ok(Self { text: name.to_owned(), metric, comparison: Comparison::Below, limit: 1.0 })
             } else {
                 Err(GateError::Limit {
-                    metric: "loads".into(),
+                    metric: name.to_owned(),
                     limit: rest.trim().into(),
-                    hint: "`loads` takes no limit; it fails if a variant produces no logits".into(),
+                    hint: format!("`{name}` takes no limit; {fails}"),
                 })
             };
         }
@@ -165,7 +171,12 @@ impl Gate {
         matches!(self.metric, Metric::Time(_))
     }
 
-    /// Whether the gate only requires that logits exist.
+    /// Whether the gate is on relations of variants by themselves.
+    pub fn is_on_relations(&self) -> bool {
+        self.metric == Metric::Relation
+    }
+
+    /// Whether the gate asks for logits and nothing more.
     pub fn is_loads(&self) -> bool {
         self.metric == Metric::Loads
     }

@@ -14,7 +14,7 @@ use tokenizers::Tokenizer;
 
 use crate::spec::checkpoint::Checkpoint;
 
-pub use saved::{Saved, load};
+pub use saved::{Saved, load, write_tensors};
 pub use template::{Message, TemplateError, render};
 
 /// The source of a run's inputs.
@@ -24,10 +24,17 @@ pub enum Spec {
     Prompts {
         /// One prompt per sequence of the batch.
         prompts: Vec<Prompt>,
-        /// The side on which shorter sequences are padded.
-        padding: Padding,
+        /// Which sequences get padding.
+        fill: Fill,
         /// Answers whose first tokens' probabilities are reported.
         choices: Vec<String>,
+    },
+    /// Explicit token ids, one batch.
+    TokenIds {
+        /// The token ids of each sequence.
+        sequences: Vec<Vec<i64>>,
+        /// Which sequences get padding.
+        fill: Fill,
     },
     /// Every combination of lengths, batch sizes and paddings, one batch each.
     Lengths {
@@ -35,7 +42,8 @@ pub enum Spec {
         lengths: Vec<usize>,
         /// Batch sizes.
         batches: Vec<usize>,
-        /// `None`: sequences of equal length. `Some`: sequences of different lengths, padded on that side.
+        /// `None`: sequences of equal length. `Some`: sequences of different lengths with padding on that side; a batch of
+        /// one sequence has padding too.
         paddings: Vec<Option<Padding>>,
         /// A text file to take tokens from; `None` for the text that tfcheck includes.
         text: Option<PathBuf>,
@@ -62,6 +70,18 @@ pub enum Padding {
     Left,
     /// After the last real token.
     Right,
+}
+
+/// Which sequences of a batch of given texts or token ids get padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// The shorter ones, on the right; none where all have one length.
+    AsNeeded,
+    /// None: all sequences must have one length.
+    Never,
+    /// The shorter ones, on this side; where all have one length, each one, by a quarter of the length and at least one
+    /// token.
+    Always(Padding),
 }
 
 /// One batch of inputs.
@@ -93,6 +113,9 @@ pub struct Inputs {
     pub texts: Vec<String>,
     /// Answer tokens.
     pub choices: Vec<Choice>,
+    /// Whether `position_ids` are withheld from models that can count positions themselves.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_positions: bool,
     /// SHA-256 over shape, ids, mask and positions.
     pub digest: String,
     /// How the inputs were made, and what a reader needs to interpret the numbers.
@@ -160,7 +183,16 @@ pub enum Error {
         /// The remedy.
         help: String,
     },
-    /// A token id is not below the model's `vocab_size`.
+    /// Sequences of different lengths where padding is excluded.
+    #[error("the sequences have {shortest} to {longest} tokens, and `padding = [\"none\"]` excludes padding")]
+    #[diagnostic(help("choose `padding = [\"left\"]` or `[\"right\"]`, or give sequences of equal length"))]
+    Lengths {
+        /// Tokens of the shortest sequence.
+        shortest: usize,
+        /// Tokens of the longest sequence.
+        longest: usize,
+    },
+    /// A token id that the model has no embedding for.
     #[error("{what} contains token id {id}, but the vocabulary has {vocab_size} tokens")]
     #[diagnostic(help("the tokenizer belongs to another model, or config.json has the wrong `vocab_size`"))]
     OutOfVocabulary {
@@ -224,6 +256,20 @@ pub struct Source<'a> {
     tokenizer: Option<Tokenizer>,
 }
 
+impl Inputs {
+    /// Lets each model count positions itself: transformers get no `position_ids`; whatever needs positions gets those
+    /// that most decoders count by default, 0 to seq-1 with padding included.
+    pub fn withhold_positions(&mut self) {
+        self.own_positions = true;
+        self.position_ids = (0..self.batch).flat_map(|_| 0..self.seq as i64).collect();
+        self.digest = batch::digest(self);
+        self.notes.push(
+            "transformers get no position_ids; native models and programs get 0 to the last token, padding included"
+                .to_owned(),
+        );
+    }
+}
+
 impl<'a> Source<'a> {
     /// Reads the checkpoint's tokenizer, if it has one.
     ///
@@ -247,8 +293,11 @@ impl<'a> Source<'a> {
     /// When something is empty, cannot be tokenised or rendered, or does not fit the model's vocabulary.
     pub fn make(&self, spec: &Spec) -> Result<Vec<Inputs>, Error> {
         let mut made = match spec {
-            Spec::Prompts { prompts, padding, choices } => {
-                vec![batch::from_prompts(self, prompts, *padding, choices)?]
+            Spec::Prompts { prompts, fill, choices } => {
+                vec![batch::from_prompts(self, prompts, *fill, choices)?]
+            }
+            Spec::TokenIds { sequences, fill } => {
+                vec![batch::from_sequences(self, "token_ids".to_owned(), sequences, *fill, Vec::new())?]
             }
             Spec::Lengths { lengths, batches, paddings, text, seed } => {
                 sweep::from_lengths(self, lengths, batches, paddings, text.as_deref(), *seed)?
@@ -271,6 +320,7 @@ impl<'a> Source<'a> {
                 (inputs.rendered.clone(), matches!(prompts.first(), Some(Prompt::Text(_))))
             }
             Spec::Lengths { text, .. } => (vec![sweep::read(text.as_deref())?.0], false),
+            Spec::TokenIds { .. } => return Ok(None),
         };
         let mut found = Texts { add_special_tokens, ..Texts::default() };
         for text in texts {
@@ -285,7 +335,13 @@ impl<'a> Source<'a> {
         Ok(Some(found))
     }
 
-    /// The text of each token, so that a run can be read without its tokenizer; empty if the checkpoint has none.
+    /// The text of every token id; nothing without a tokenizer.
+    pub fn vocabulary(&self) -> Vec<String> {
+        let size = self.tokenizer.as_ref().map_or(0, |tokenizer| tokenizer.get_vocab_size(true));
+        self.token_texts(&(0..size as i64).collect::<Vec<_>>())
+    }
+
+    /// What each token stands for, so that a run can be read without its tokenizer; nothing without one.
     fn token_texts(&self, ids: &[i64]) -> Vec<String> {
         let Some(tokenizer) = &self.tokenizer else { return Vec::new() };
         let text = |id: &i64| {
@@ -320,23 +376,39 @@ impl<'a> Source<'a> {
         Ok(encoding.get_ids().iter().map(|id| i64::from(*id)).collect())
     }
 
-    /// A number in the config, or in the `text_config` of a multimodal config.
-    fn number(&self, key: &str) -> Option<u64> {
-        let config = &self.checkpoint.config;
-        config.get(key).or_else(|| config.get("text_config")?.get(key)).and_then(serde_json::Value::as_u64)
-    }
-
     /// Token ids of a config key that holds one id or several.
     fn ids(&self, key: &str) -> Vec<i64> {
-        match self.checkpoint.config.get(key) {
-            Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(serde_json::Value::as_i64).collect(),
-            Some(id) => id.as_i64().into_iter().collect(),
-            None => Vec::new(),
-        }
+        token_ids(&self.checkpoint.config, key)
     }
 
-    /// The token id of padding. Any valid id would do because padding is masked; the checkpoint's own id is preferred.
-    fn pad_id(&self) -> i64 {
-        ["pad_token_id", "eos_token_id"].iter().flat_map(|key| self.ids(key)).find(|id| *id >= 0).unwrap_or(0)
+    /// The token id of padding and a note if the checkpoint's own cannot be used.
+    fn pad_id(&self) -> (i64, Option<String>) {
+        let config = &self.checkpoint.config;
+        let id = pad_token_id(config);
+        let outside =
+            PADDING.iter().flat_map(|key| self.ids(key)).find(|own| *own >= 0).filter(|own| *own != id);
+        let note =
+            outside.map(|own| format!("padding is token 0: pad_token_id {own} is outside the vocabulary"));
+        (id, note)
     }
+}
+
+/// Token ids of a config key that holds one id or several.
+fn token_ids(config: &serde_json::Value, key: &str) -> Vec<i64> {
+    match config.get(key) {
+        Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(serde_json::Value::as_i64).collect(),
+        Some(id) => id.as_i64().into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+/// Config keys of the token that pads, in the order of preference.
+const PADDING: [&str; 2] = ["pad_token_id", "eos_token_id"];
+
+/// The token id of padding: the checkpoint's own, or 0 if it has none or one outside its vocabulary. Padding is masked, so
+/// any id of the vocabulary would do; the checkpoint's own is the least surprising.
+pub(crate) fn pad_token_id(config: &serde_json::Value) -> i64 {
+    let own = PADDING.iter().flat_map(|key| token_ids(config, key)).find(|id| *id >= 0);
+    let vocab_size = config.get("vocab_size").or_else(|| config.get("text_config")?.get("vocab_size"));
+    own.filter(|id| vocab_size.and_then(serde_json::Value::as_i64).is_none_or(|size| *id < size)).unwrap_or(0)
 }

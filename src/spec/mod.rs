@@ -8,4 +8,5 @@ pub mod inputs;
 pub mod machine;
 pub(crate) mod nearest;
 pub mod plan;
+pub mod relations;
 pub mod variant;

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use reference::protocol::Dtype;
+
 use crate::spec::config::{Config, Padding, TorchBackend, VersionSource};
 use crate::spec::variant::Variant;
 
@@ -47,10 +49,15 @@ pub struct CasePlan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "form", rename_all = "snake_case")]
 pub enum InputsPlan {
-    /// The config's prompts, one per sequence.
+    /// The config's prompts, a sequence each.
     Prompts {
-        /// Side on which shorter sequences are padded.
-        padding: Padding,
+        /// The padding that the config asks for; absent where shorter sequences are padded on the right.
+        padding: Option<Padding>,
+    },
+    /// The config's token ids.
+    TokenIds {
+        /// As for prompts.
+        padding: Option<Padding>,
     },
     /// Sequences cut from the text.
     Sweep {
@@ -58,7 +65,7 @@ pub enum InputsPlan {
         length: usize,
         /// Batch size.
         batch: usize,
-        /// Side on which shorter sequences are padded.
+        /// The padding of the batch.
         padding: Padding,
         /// Tokens of the prefill before decoding through the KV cache; `None` for one full-sequence forward pass.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -125,23 +132,32 @@ impl InputsPlan {
     /// Tokens of the prefill before decoding through the KV cache; `None` for one full-sequence forward pass.
     pub fn prefill(self) -> Option<usize> {
         match self {
-            Self::Prompts { .. } => None,
+            Self::Prompts { .. } | Self::TokenIds { .. } => None,
             Self::Sweep { prefill, .. } => prefill,
         }
     }
 
-    /// Sequence length in tokens; `None` for prompts, which are not tokenised yet.
+    /// Whether the config asks for padding on one side.
+    pub fn is_padded(self) -> bool {
+        let padding = match self {
+            Self::Prompts { padding } | Self::TokenIds { padding } => padding,
+            Self::Sweep { padding, .. } => Some(padding),
+        };
+        matches!(padding, Some(Padding::Left | Padding::Right))
+    }
+
+    /// Tokens of the longest row; `None` for prompts and token ids.
     pub fn length(self) -> Option<usize> {
         match self {
-            Self::Prompts { .. } => None,
+            Self::Prompts { .. } | Self::TokenIds { .. } => None,
             Self::Sweep { length, .. } => Some(length),
         }
     }
 
-    /// Batch size; `None` for prompts, which have one sequence each.
+    /// Batch size; `None` for prompts and token ids, a sequence each.
     pub fn batch(self) -> Option<usize> {
         match self {
-            Self::Prompts { .. } => None,
+            Self::Prompts { .. } | Self::TokenIds { .. } => None,
             Self::Sweep { batch, .. } => Some(batch),
         }
     }
@@ -156,8 +172,18 @@ impl Plan {
         build::build(config, auto_device)
     }
 
-    /// Removes the cells that `filters` exclude, and the cases and environments that only they needed. A baseline that is
-    /// removed is replaced by the default one.
+    /// The plan with the dtypes that `auto` stands for. `of` tells the dtype of the checkpoint with this index into
+    /// [`Config::checkpoints`].
+    #[must_use]
+    pub fn with_dtypes(mut self, of: impl Fn(usize) -> Dtype) -> Self {
+        for cell in self.cells.iter_mut().filter(|cell| cell.variant.auto_dtype) {
+            cell.variant.dtype = of(self.cases[cell.case].checkpoint);
+        }
+        self
+    }
+
+    /// The plan without the cells that `filters` rule out, nor the cases and environments that only those needed.
+    /// A baseline that is ruled out gives way to the default one.
     ///
     /// # Errors
     /// When a pattern matches no cell, or nothing is left to run.
@@ -198,9 +224,10 @@ impl Plan {
         format!("{}/{}", self.cases[cell.case].name, cell.variant.name())
     }
 
-    /// The text that `tfcheck plan` prints. `config` must be the one that the plan was made from.
-    pub fn text(&self, config: &Config) -> String {
-        text::text(self, config)
+    /// What `tfcheck plan` prints. `config` is the one that the plan was made of; `unsupported` has, for each cell, the
+    /// reason for which its runner will not support it, where one is known.
+    pub fn text(&self, config: &Config, unsupported: &[Option<String>]) -> String {
+        text::text(self, config, unsupported)
     }
 }
 

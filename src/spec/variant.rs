@@ -29,8 +29,11 @@ pub struct Variant {
     pub mode: Mode,
     /// Attention implementation; `None` if the runner has only one.
     pub attention: Option<Attention>,
-    /// dtype of weights and activations.
+    /// dtype of weights and activations; where [`Self::auto_dtype`] is set, of no meaning before the checkpoint is known.
     pub dtype: Dtype,
+    /// Whether the dtype is the checkpoint's, selected by transformers itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub auto_dtype: bool,
     /// `cpu`, `cuda:0`, …
     pub device: String,
     /// True if the run has several dtypes or devices, so that names must include them.
@@ -45,13 +48,15 @@ impl Variant {
             note.push('_');
             note.push_str(attention_name(attention));
         }
-        if self.qualified {
+        if self.auto_dtype {
+            note.push_str("_auto");
+        } else if self.qualified {
             note.push('_');
             note.push_str(dtype_name(self.dtype));
-            if self.device != "cpu" {
-                note.push('_');
-                note.push_str(&self.device.replace(':', ""));
-            }
+        }
+        if self.qualified && self.device != "cpu" {
+            note.push('_');
+            note.push_str(&self.device.replace(':', ""));
         }
         note
     }
@@ -74,11 +79,12 @@ pub fn mode_name(mode: Mode) -> &'static str {
     }
 }
 
-/// `eager`, `sdpa`.
+/// `eager`, `sdpa`, `default`.
 pub fn attention_name(attention: Attention) -> &'static str {
     match attention {
         Attention::Eager => "eager",
         Attention::Sdpa => "sdpa",
+        Attention::Default => "default",
     }
 }
 

@@ -11,7 +11,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use serde_json::json;
 use tfcheck::spec::checkpoint::{self, Checkpoint, Error};
-use tfcheck::spec::inputs::{self, Padding, Prompt, Spec};
+use tfcheck::spec::inputs::{self, Fill, Prompt, Spec};
 use tokenizers::Tokenizer;
 
 const HIDDEN: usize = 64;
@@ -303,7 +303,7 @@ fn an_imported_file_can_be_tokenised_from_and_is_imported_once() {
     assert!(first > 0 && second == 0, "{first} steps, then {second}");
     let spec = Spec::Prompts {
         prompts: vec![Prompt::Text("he he".to_owned())],
-        padding: Padding::Left,
+        fill: Fill::AsNeeded,
         choices: vec![" he".to_owned()],
     };
     let inputs = inputs::make(&spec, &checkpoint).unwrap();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint_files::write;
 use serde_json::{Value, json};
 use tfcheck::spec::checkpoint::{Checkpoint, Source};
-use tfcheck::spec::inputs::{self, Error, Inputs, Message, Padding, Prompt, Spec};
+use tfcheck::spec::inputs::{self, Error, Fill, Inputs, Message, Padding, Prompt, Spec};
 
 /// A checkpoint whose tokenizer gives one token per word, preceded by `<s>`.
 fn checkpoint(folder: &Path, tokenizer: bool) -> Checkpoint {
@@ -40,9 +40,9 @@ fn checkpoint(folder: &Path, tokenizer: bool) -> Checkpoint {
     }
 }
 
-fn prompts(texts: &[&str], padding: Padding, choices: &[&str]) -> Spec {
+fn prompts(texts: &[&str], fill: Fill, choices: &[&str]) -> Spec {
     let prompts = texts.iter().map(|text| Prompt::Text((*text).to_owned())).collect();
-    Spec::Prompts { prompts, padding, choices: choices.iter().map(|choice| (*choice).to_owned()).collect() }
+    Spec::Prompts { prompts, fill, choices: choices.iter().map(|choice| (*choice).to_owned()).collect() }
 }
 
 fn lengths(lengths: &[usize], batches: &[usize], paddings: &[Option<Padding>]) -> Spec {
@@ -62,9 +62,12 @@ fn make(spec: &Spec, tokenizer: bool) -> Result<Vec<Inputs>, Error> {
 
 #[test]
 fn prompts_become_one_batch_with_masks_and_positions() {
-    let inputs = make(&prompts(&["the light of one", "lamp"], Padding::Left, &["lamp", "small lamp"]), true)
-        .unwrap()
-        .remove(0);
+    let inputs = make(
+        &prompts(&["the light of one", "lamp"], Fill::Always(Padding::Left), &["lamp", "small lamp"]),
+        true,
+    )
+    .unwrap()
+    .remove(0);
     assert_eq!((inputs.batch, inputs.seq, inputs.padding), (2, 5, Some(Padding::Left)));
     // The end token is the padding, because the config has no padding token.
     assert_eq!(inputs.input_ids, [0, 3, 4, 5, 6, 1, 1, 1, 0, 8]);
@@ -81,11 +84,52 @@ fn prompts_become_one_batch_with_masks_and_positions() {
 }
 
 #[test]
-fn more_tokens_than_positions_are_reported() {
-    let inputs =
-        make(&prompts(&["the the the the the the the the"], Padding::Right, &[]), true).unwrap().remove(0);
-    assert_eq!(inputs.notes, ["9 tokens exceed the model's 8 positions (max_position_embeddings)"]);
-    assert_eq!(inputs.padding, None);
+fn a_padding_side_pads_a_single_prompt_and_token_ids_of_one_length() {
+    let one = make(&prompts(&["the the the the"], Fill::Always(Padding::Left), &[]), true).unwrap().remove(0);
+    assert_eq!((one.seq, one.padding), (6, Some(Padding::Left)));
+    assert_eq!(one.attention_mask, [0, 1, 1, 1, 1, 1]);
+    assert_eq!(one.position_ids, [0, 0, 1, 2, 3, 4]);
+    let ids = |sequences: &[&[i64]], fill| {
+        let sequences = sequences.iter().map(|ids| ids.to_vec()).collect();
+        make(&Spec::TokenIds { sequences, fill }, false).map(|mut made| made.remove(0))
+    };
+    let two = ids(&[&[3, 4], &[5, 6]], Fill::Always(Padding::Right)).unwrap();
+    assert_eq!(two.attention_mask, [1, 1, 0, 1, 1, 0]);
+    let bare = ids(&[&[3, 4], &[5, 6]], Fill::Never).unwrap();
+    assert_eq!((bare.input_ids, bare.padding), (vec![3, 4, 5, 6], None));
+    let error = ids(&[&[3, 4], &[5]], Fill::Never).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the sequences have 1 to 2 tokens, and `padding = [\"none\"]` excludes padding"
+    );
+    let error = ids(&[&[3], &[]], Fill::AsNeeded).unwrap_err();
+    assert_eq!(error.to_string(), "sequence 2 of `token_ids` is empty");
+    let error = ids(&[&[3, 4000]], Fill::AsNeeded).unwrap_err().to_string();
+    assert!(error.contains("token id 4000"), "{error}");
+}
+
+#[test]
+fn a_padding_token_outside_the_vocabulary_is_token_0_with_a_note() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut small = checkpoint(folder.path(), false);
+    small.config["pad_token_id"] = json!(50_256);
+    let spec = |fill| Spec::TokenIds { sequences: vec![vec![3, 4], vec![5]], fill };
+    let made = inputs::make(&spec(Fill::AsNeeded), &small).unwrap().remove(0);
+    assert_eq!(made.input_ids, [3, 4, 5, 0]);
+    assert!(made.notes[0].contains("pad_token_id 50256 is outside"), "{:?}", made.notes);
+}
+
+#[test]
+fn withheld_positions_count_padding_and_change_the_digest() {
+    let mut made =
+        make(&prompts(&["the light", "lamp"], Fill::Always(Padding::Left), &[]), true).unwrap().remove(0);
+    let before = made.digest.clone();
+    made.withhold_positions();
+    assert_eq!(made.position_ids[..made.seq], (0..made.seq as i64).collect::<Vec<_>>());
+    assert_ne!(made.digest, before);
+    let folder = tempfile::tempdir().unwrap();
+    made.save(folder.path()).unwrap();
+    assert!(inputs::load(folder.path()).unwrap().own_positions);
 }
 
 #[test]
@@ -93,12 +137,12 @@ fn inputs_that_cannot_be_made_give_the_reason() {
     let check = |spec: Spec, tokenizer: bool, message: &str| {
         assert_eq!(make(&spec, tokenizer).unwrap_err().to_string(), message);
     };
-    check(prompts(&[], Padding::Left, &[]), true, "the list of prompts is empty");
-    check(prompts(&["the", ""], Padding::Left, &[]), true, "prompt 2 is empty");
-    check(prompts(&["the"], Padding::Left, &[""]), true, "choice `` is empty");
-    check(prompts(&["the"], Padding::Left, &["  "]), true, "choice `  ` has no token in this tokenizer");
+    check(prompts(&[], Fill::AsNeeded, &[]), true, "the list of prompts is empty");
+    check(prompts(&["the", ""], Fill::AsNeeded, &[]), true, "prompt 2 is empty");
+    check(prompts(&["the"], Fill::AsNeeded, &[""]), true, "choice `` is empty");
+    check(prompts(&["the"], Fill::AsNeeded, &["  "]), true, "choice `  ` has no token in this tokenizer");
     check(
-        prompts(&["the"], Padding::Left, &[]),
+        prompts(&["the"], Fill::AsNeeded, &[]),
         false,
         "checkpoint `tiny` has no tokenizer.json, so prompt 1 cannot be tokenised",
     );
@@ -109,9 +153,9 @@ fn inputs_that_cannot_be_made_give_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let mut small = checkpoint(folder.path(), true);
     small.config["vocab_size"] = json!(8);
-    let error = inputs::make(&prompts(&["the lamp"], Padding::Left, &[]), &small).unwrap_err();
+    let error = inputs::make(&prompts(&["the lamp"], Fill::AsNeeded, &[]), &small).unwrap_err();
     assert_eq!(error.to_string(), "row 1 of `prompts` contains token id 8, but the vocabulary has 8 tokens");
-    let error = inputs::make(&prompts(&["the"], Padding::Left, &["lamp"]), &small).unwrap_err();
+    let error = inputs::make(&prompts(&["the"], Fill::AsNeeded, &["lamp"]), &small).unwrap_err();
     assert_eq!(error.to_string(), "choice `lamp` starts with a token that the model does not have");
 }
 
@@ -120,13 +164,16 @@ fn a_sweep_makes_every_combination_once() {
     let sides = [None, Some(Padding::Left), Some(Padding::Right)];
     let made = make(&lengths(&[4, 6], &[1, 3], &sides), true).unwrap();
     let names: Vec<_> = made.iter().map(|inputs| inputs.name.as_str()).collect();
-    let expected = ["seq4_batch1", "seq4_batch3", "seq4_batch3_left", "seq4_batch3_right"];
-    assert_eq!(names[..4], expected);
-    assert_eq!(names[4..], expected.map(|name| name.replace("seq4", "seq6")));
+    let expected =
+        ["1", "1_left", "1_right", "3", "3_left", "3_right"].map(|name| format!("seq4_batch{name}"));
+    assert_eq!(names[..6], expected);
+    assert_eq!(names[6..], expected.map(|name| name.replace("seq4", "seq6")));
     for inputs in &made {
         let rows: Vec<i64> = inputs.attention_mask.chunks(inputs.seq).map(|row| row.iter().sum()).collect();
         let expected: Vec<i64> = match (inputs.seq, inputs.batch, inputs.padding) {
             (seq, batch, None) => vec![seq as i64; batch],
+            // A quarter of the length, rounded down, and at least one token.
+            (seq, 1, Some(_)) => vec![seq as i64 - 1],
             (4, ..) => vec![4, 4, 3],
             _ => vec![6, 5, 4],
         };
@@ -160,7 +207,7 @@ fn without_a_tokenizer_ids_are_drawn_from_the_seed_and_never_special() {
 #[test]
 fn a_saved_batch_is_read_back_and_a_changed_one_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let inputs = make(&prompts(&["the light", "lamp"], Padding::Right, &["lamp"]), true).unwrap().remove(0);
+    let inputs = make(&prompts(&["the light", "lamp"], Fill::AsNeeded, &["lamp"]), true).unwrap().remove(0);
     let saved = inputs.save(folder.path()).unwrap();
     assert_eq!(inputs::load(folder.path()).unwrap(), inputs);
     let mut files: Vec<_> =
@@ -234,7 +281,7 @@ fn a_chat_prompt_gets_no_second_begin_token() {
     let message = Message { role: "user".to_owned(), content: "one lamp".to_owned() };
     let spec = Spec::Prompts {
         prompts: vec![Prompt::Chat(vec![message])],
-        padding: Padding::Left,
+        fill: Fill::AsNeeded,
         choices: Vec::new(),
     };
     let inputs = inputs::make(&spec, &checkpoint).unwrap().remove(0);

@@ -19,7 +19,7 @@ use reference::protocol::{Attention, Dtype, LOGITS, Mode};
 use serde_json::{Value, json};
 use tfcheck::commands::scoreboard::{Score, fold};
 use tfcheck::execute::cell::{Cell, Completed, Outcome};
-use tfcheck::judge::view::{CaseView, RunView};
+use tfcheck::judge::view::{CaseView, RunView, Times};
 use tfcheck::spec::variant::{Runner, Variant};
 
 type Tensors = HashMap<String, Tensor>;
@@ -131,6 +131,7 @@ fn cell(folder: &Path, runner: Runner, version: &str, mode: Mode, dtype: Dtype, 
         attention: (runner == Runner::Transformers).then_some(Attention::Eager),
         dtype,
         device: "cpu".into(),
+        auto_dtype: false,
         qualified: true,
     };
     let path = folder.join(variant.name());
@@ -175,6 +176,7 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
         accuracies: accuracies(&matrix, &oracles),
         choices: None,
         localized: Vec::new(),
+        times: Times::default(),
         cells,
         matrix,
     };
@@ -183,6 +185,7 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
         environment: Vec::new(),
         packages: Vec::new(),
         cases: vec![case],
+        relations: Vec::new(),
         notes: Vec::new(),
     };
     fold(&view).rows.remove(0).scores

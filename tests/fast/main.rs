@@ -24,7 +24,10 @@ mod layers;
 mod localize;
 mod overview;
 mod pipeline;
+#[path = "../support/relations.rs"]
+mod planted_relations;
 mod recording;
+mod relations;
 mod report;
 #[path = "../support/localize/setting.rs"]
 mod setting;

@@ -10,9 +10,11 @@ use reference::protocol::{Attention, Dtype, LOGITS, Mode};
 use safetensors::tensor::TensorView;
 use tfcheck::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use tfcheck::judge::assess::origin;
+use tfcheck::judge::details::Details;
 use tfcheck::judge::findings::{Findings, What, findings};
 use tfcheck::judge::gates::Judged;
-use tfcheck::judge::view::{CaseView, RunView};
+use tfcheck::judge::view::{CaseView, RunView, Times};
+use tfcheck::report::Source;
 use tfcheck::report::overview::{self, MOST_LINES};
 use tfcheck::results::localized::{Divergence, Finding, Localized};
 use tfcheck::spec::variant::{Runner, Variant, measured_dtype};
@@ -28,6 +30,7 @@ fn variant(version: &str, attention: Attention, dtype: Dtype) -> Variant {
         attention: Some(attention),
         dtype,
         device: "cpu".to_owned(),
+        auto_dtype: false,
         qualified: dtype != Dtype::F32,
     }
 }
@@ -76,17 +79,28 @@ fn case(name: &str, specs: &[Spec]) -> CaseView {
         accuracies: Vec::new(),
         choices: None,
         localized: Vec::new(),
+        times: Times::default(),
         cells,
         matrix,
     }
 }
 
 fn run(cases: Vec<CaseView>) -> RunView {
-    RunView { id: "run".to_owned(), environment: Vec::new(), packages: Vec::new(), cases, notes: Vec::new() }
+    RunView {
+        id: "run".to_owned(),
+        environment: Vec::new(),
+        packages: Vec::new(),
+        cases,
+        relations: Vec::new(),
+        notes: Vec::new(),
+    }
 }
 
 fn lines(run: &RunView, width: usize) -> Vec<String> {
-    let text = overview::render(run, &Judged::default(), width, false);
+    let found = findings(run);
+    let (judged, details) = (Judged::default(), Details::default());
+    let source = Source { run, found: &found, judged: &judged, details: &details };
+    let text = overview::render(&source, width, false);
     text.lines().map(str::to_owned).collect()
 }
 
@@ -150,6 +164,7 @@ fn releases() -> RunView {
             capture_changed_nothing: true,
             is_first_fed: false,
             notes: Vec::new(),
+            profile: Vec::new(),
         });
         found
     };

@@ -14,10 +14,12 @@ use safetensors::tensor::TensorView;
 use tfcheck::execute::cell::{
     Cell, Completed, Failure, FailureKind, Outcome, TokenDifference, TokenizerParity,
 };
+use tfcheck::judge::details::Details;
+use tfcheck::judge::findings::findings;
 use tfcheck::judge::gates::Judged;
-use tfcheck::judge::view::{CaseView, ChoiceRow, ChoicesView, RunView};
+use tfcheck::judge::view::{CaseView, ChoiceRow, ChoicesView, RunView, Times};
 use tfcheck::report::{
-    Report, csv::Csv, html::Html, json::Json, junit::Junit, markdown::Markdown, terminal::Terminal,
+    Report, Source, csv::Csv, html::Html, json::Json, junit::Junit, markdown::Markdown, terminal::Terminal,
 };
 use tfcheck::results::SCHEMA_VERSION;
 use tfcheck::spec::variant::{Runner, Variant};
@@ -34,6 +36,7 @@ fn variant(runner: Runner, version: &str, mode: Mode, dtype: Dtype) -> Variant {
         attention,
         dtype,
         device: "cpu".to_owned(),
+        auto_dtype: false,
         qualified: true,
     }
 }
@@ -60,6 +63,9 @@ fn completed(first_ms: u64, rounds_ms: &[&[u64]], notes: &[&str]) -> Outcome {
         peak_bytes: Some(1_288_490_188),
         noise: None,
         ignored_keys: None,
+        translated: Vec::new(),
+        unread_tensors: None,
+        graphs: None,
         tokenizer: None,
     })
 }
@@ -206,6 +212,7 @@ fn run() -> RunView {
             }],
         }),
         localized: Vec::new(),
+        times: Times::default(),
         cells,
         matrix,
     };
@@ -217,18 +224,26 @@ fn run() -> RunView {
             packages("5.23.0", &[("transformers", "5.23.0"), ("numpy", "2.4.1"), ("regex", "2026.2.1")]),
         ],
         cases: vec![case],
+        relations: Vec::new(),
         notes: vec!["PyTorch's index cannot be reached; PyPI's torch is used".to_owned()],
     }
 }
 
+fn rendered(format: &dyn Report) -> String {
+    let run = run();
+    let found = findings(&run);
+    let (judged, details) = (Judged::default(), Details::default());
+    format.render(&Source { run: &run, found: &found, judged: &judged, details: &details })
+}
+
 #[test]
 fn summary_md_keeps_both_tables_and_every_cell() {
-    insta::assert_snapshot!(Markdown.render(&run(), &Judged::default()));
+    insta::assert_snapshot!(rendered(&Markdown));
 }
 
 #[test]
 fn terminal_fits_80_columns_without_color() {
-    let text = Terminal { width: 80, color: false }.render(&run(), &Judged::default());
+    let text = rendered(&Terminal { width: 80, color: false });
     assert!(!text.contains('\u{1b}'));
     for line in text.lines() {
         assert!(line.chars().count() <= 80, "{line}");
@@ -238,23 +253,23 @@ fn terminal_fits_80_columns_without_color() {
 
 #[test]
 fn terminal_shows_the_matrix_where_it_fits() {
-    insta::assert_snapshot!(Terminal { width: 160, color: false }.render(&run(), &Judged::default()));
-    assert!(Terminal { width: 160, color: true }.render(&run(), &Judged::default()).contains('\u{1b}'));
+    insta::assert_snapshot!(rendered(&Terminal { width: 160, color: false }));
+    assert!(rendered(&Terminal { width: 160, color: true }).contains('\u{1b}'));
 }
 
 #[test]
 fn matrix_csv_has_every_ordered_pair() {
-    insta::assert_snapshot!(Csv.render(&run(), &Judged::default()));
+    insta::assert_snapshot!(rendered(&Csv));
 }
 
 #[test]
 fn junit_has_a_test_per_cell_and_pair() {
-    insta::assert_snapshot!(Junit.render(&run(), &Judged::default()));
+    insta::assert_snapshot!(rendered(&Junit));
 }
 
 #[test]
 fn summary_json_is_valid_and_names_what_is_not_a_number() {
-    let summary: serde_json::Value = serde_json::from_str(&Json.render(&run(), &Judged::default())).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(&rendered(&Json)).unwrap();
     let tally = &summary["tally"];
     assert_eq!((&tally["failed"], &tally["unsupported"]), (&1.into(), &1.into()));
     let pairs = summary["cases"][0]["pairs"].as_array().unwrap();
@@ -270,14 +285,55 @@ fn summary_json_is_valid_and_names_what_is_not_a_number() {
 }
 
 #[test]
-fn report_html_is_self_contained_and_escaped() {
-    let page = Html.render(&run(), &Judged::default());
-    assert!(!page.contains("http") && !page.contains("<script"), "nothing is fetched or run");
-    assert!(page.contains("&lt;warning&gt; &amp; more") && !page.contains("<warning>"));
-    assert!(page.contains("prefers-color-scheme") || page.contains("light-dark("));
+fn report_html_fetches_nothing_and_runs_no_script_but_its_own() {
+    let page = rendered(&Html);
+    for attribute in ["src=", "href=\"http", "url(", "@import", " onclick", "<link", "<iframe"] {
+        assert!(!page.contains(attribute), "{attribute}");
+    }
+    assert!(page.contains("default-src 'none'") && page.contains("script-src 'sha256-"));
+    assert!(page.contains("light-dark("), "both schemes");
     for name in &run().cases[0].matrix.names {
         assert!(page.contains(name.as_str()), "{name}");
     }
-    // The file is kept in the test's temporary folder for viewing in a browser.
-    std::fs::write(Path::new(env!("CARGO_TARGET_TMPDIR")).join("report.html"), page).unwrap();
+}
+
+#[test]
+fn report_html_escapes_what_comes_from_outside() {
+    let page = rendered(&Html);
+    assert!(page.contains("&lt;warning&gt; &amp; more") && !page.contains("<warning>"));
+    assert!(!page.contains("<the>"), "a token's text");
+    // Four elements of data (index, matrix, pairs) and the script; none is ended by its content.
+    assert_eq!(page.matches("<script").count(), page.matches("</script>").count());
+    assert_eq!(page.matches("<script").count(), 4);
+}
+
+#[test]
+fn report_html_tells_findings_then_what_decides_then_the_cases_then_the_machine() {
+    let page = rendered(&Html);
+    let at = |text: &str| page.find(text).unwrap_or_else(|| panic!("{text}"));
+    let order = [
+        "class=\"tally\"",
+        "id=\"grid\"",
+        ">Findings<",
+        ">Speed<",
+        "id=\"cases\"",
+        ">Environment<",
+        ">Notes<",
+    ];
+    assert!(order.map(at).is_sorted(), "{:?}", order.map(at));
+    // What a script shows is in the text too.
+    for text in
+        ["Performance Results", "Logit L2 Differences", "Verdicts", "Failed and unsupported cells", "NaN"]
+    {
+        at(text);
+    }
+}
+
+#[test]
+fn report_html_as_text_without_its_scripts() {
+    let page = rendered(&Html);
+    let style = page.find("<style>").unwrap()..page.find("</style>").unwrap();
+    let text = format!("{}{}", &page[..style.start], &page[style.end..page.find("<script").unwrap()]);
+    let policy = text.find("'sha256-").unwrap()..text.find("='; base-uri").unwrap();
+    insta::assert_snapshot!(text.replace(&text[policy], "'sha256-[digest]"));
 }

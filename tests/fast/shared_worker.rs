@@ -54,6 +54,9 @@ fn cell(
         device: "cpu".into(),
         threads: 1,
         seed: 0,
+        own_positions: false,
+        as_is: false,
+        auto_dtype: false,
     };
     session.ask(&Request::Load(load), LIMIT)?;
     let logits = folder.join("logits.safetensors");

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use tfcheck::spec::checkpoint::{self, Checkpoint, Settings};
-use tfcheck::spec::inputs::{self, Message, Padding, Prompt, Spec};
+use tfcheck::spec::inputs::{self, Fill, Message, Prompt, Spec};
 
 /// Texts whose token ids change with a wrong normaliser, pre-tokenizer or merge order.
 const TEXTS: [&str; 6] = [
@@ -51,7 +51,7 @@ fn check(part: &str, expected: &Expected) {
     for (text, expected) in TEXTS.iter().zip(expected.ids) {
         let spec = Spec::Prompts {
             prompts: vec![Prompt::Text((*text).to_owned())],
-            padding: Padding::Left,
+            fill: Fill::AsNeeded,
             choices: Vec::new(),
         };
         assert_eq!(inputs::make(&spec, &checkpoint).unwrap()[0].input_ids, expected, "{text:?}");
@@ -142,7 +142,7 @@ fn smollm2_chats_by_its_own_template() {
     let message = Message { role: "user".to_owned(), content: "Hi".to_owned() };
     let spec = Spec::Prompts {
         prompts: vec![Prompt::Chat(vec![message])],
-        padding: Padding::Left,
+        fill: Fill::AsNeeded,
         choices: vec![" yes".to_owned()],
     };
     let inputs = inputs::make(&spec, &checkpoint).unwrap().remove(0);

@@ -9,8 +9,14 @@ mod cuda_kernels;
 mod engine;
 mod expected_metrics;
 mod localize;
+#[path = "../support/made_run.rs"]
+mod made_run;
+mod page;
+#[path = "../support/relations.rs"]
+mod planted_relations;
 mod program_size;
 mod real;
+mod relations_real;
 #[path = "../support/localize/setting.rs"]
 mod setting;
 #[path = "../support/mod.rs"]

@@ -10,6 +10,7 @@ mod dlpack;
 mod failure;
 mod float64;
 mod forward;
+mod generate;
 mod inputs;
 mod load;
 mod memory;

@@ -10,7 +10,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol; a worker refuses a [`Load`] with another version.
+mod again;
+
+pub use again::{Generate, Generated, NewInputs, TakenInputs, forward_passes};
+
+/// Version of this protocol; a worker refuses a [`Load`] that carries another.
 pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Environment variable with the number of the descriptor for requests.
@@ -47,7 +51,11 @@ pub enum Request {
     Replay(Replay),
     /// Tokenise texts with the checkpoint's tokenizer; answered by [`Reply::Tokenized`].
     Tokenize(Tokenize),
-    /// Exit normally; not answered.
+    /// Other inputs for the loaded model; answered by [`Reply::Taken`].
+    Inputs(NewInputs),
+    /// Greedy generation after the inputs; answered by [`Reply::Generated`].
+    Generate(Generate),
+    /// End in good order; not answered.
     Exit,
 }
 
@@ -72,6 +80,16 @@ pub struct Load {
     pub threads: usize,
     /// Seed of every random generator that the worker has.
     pub seed: u64,
+    /// Whether the model counts positions itself: a model that can is given no [`POSITION_IDS`]; for any other, the file
+    /// has 0 to the last token, padding included.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_positions: bool,
+    /// Whether config.json is read as it is, without translation into the form that the release reads.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub as_is: bool,
+    /// Whether the runner selects the dtype by itself, from the checkpoint; [`Self::dtype`] is the expected one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub auto_dtype: bool,
 }
 
 /// How a model is executed.
@@ -111,6 +129,8 @@ pub enum Attention {
     Eager,
     /// `torch.nn.functional.scaled_dot_product_attention`.
     Sdpa,
+    /// What transformers selects if it is given none.
+    Default,
 }
 
 /// Element types of weights and activations.
@@ -137,12 +157,21 @@ pub struct Forward {
     /// its own. The logits of all forward passes are written as one tensor in the order of the positions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill: Option<usize>,
+    /// Lengths of several forward passes through the KV cache, which together cover the sequence: `[5, 1, 6]` are three
+    /// forward passes over 12 tokens. Empty, unless `prefill` is absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chunks: Vec<usize>,
 }
 
 impl Forward {
     /// A full-sequence forward pass.
     pub fn new(logits: PathBuf) -> Self {
-        Self { logits, prefill: None }
+        Self { logits, prefill: None, chunks: Vec::new() }
+    }
+
+    /// A prefill of so many tokens and a pass for each further one, or one pass over all tokens.
+    pub fn prefilled(logits: PathBuf, prefill: Option<usize>) -> Self {
+        Self { prefill, ..Self::new(logits) }
     }
 }
 
@@ -198,6 +227,9 @@ pub struct Capture {
     /// token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill: Option<usize>,
+    /// As in [`Forward::chunks`]: a module is then called once for each of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chunks: Vec<usize>,
 }
 
 /// Requests one forward pass in which one call of a module gets a stored tensor instead of the first tensor
@@ -234,7 +266,11 @@ pub enum Reply {
     Replayed(Replayed),
     /// The texts have been tokenised.
     Tokenized(Tokenized),
-    /// The request failed; the worker accepts only [`Request::Exit`] after it.
+    /// The loaded model has the new inputs.
+    Taken(TakenInputs),
+    /// Tokens were generated.
+    Generated(Generated),
+    /// The request could not be carried out; the worker may be asked to [`Request::Exit`] only.
     Failed(Failed),
 }
 
@@ -252,6 +288,13 @@ pub struct Ready {
     /// Keys of config.json that the loaded model does not use; `None` if the runner cannot tell.
     #[serde(default)]
     pub ignored_keys: Option<Vec<String>>,
+    /// Values that the release would have read otherwise from config.json without translation: `rope_theta 500000
+    /// (untranslated: 10000)`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub translated: Vec<String>,
+    /// Tensors of the checkpoint that the loaded model does not read; `None` where the runner cannot tell.
+    #[serde(default)]
+    pub unread_tensors: Option<Vec<String>>,
 }
 
 /// Token ids of texts.
@@ -276,11 +319,26 @@ pub struct Forwarded {
     /// one that supports it.
     #[serde(default)]
     pub prefill: Option<usize>,
-    /// Peak resident set (CPU) or peak allocated device memory so far, in bytes; `None` if unknown.
+    /// [`Forward::chunks`] as they were carried out, for the same reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chunks: Vec<usize>,
+    /// Largest resident set (CPU) or allocated device memory so far, in bytes; `None` where unknown.
     pub peak_bytes: Option<u64>,
-    /// Notes about this forward pass: graph breaks and fall-backs of a compiled model.
+    /// What `torch.compile` made of the model; `None` for a model that is not compiled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graphs: Option<Graphs>,
+    /// What a person must know about this pass: graph breaks and fall-backs of a compiled model.
     #[serde(default)]
     pub notes: Vec<String>,
+}
+
+/// The graphs of a compiled model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Graphs {
+    /// How many there are; 0 for a model that ran in eager mode throughout.
+    pub count: u64,
+    /// How often tracing broke off and began a new graph.
+    pub breaks: u64,
 }
 
 /// Which positions a logits file holds.

@@ -39,6 +39,9 @@ fn load() -> Load {
         device: "cpu".into(),
         threads: 2,
         seed: 0,
+        own_positions: false,
+        as_is: false,
+        auto_dtype: false,
     }
 }
 

@@ -15,7 +15,13 @@ use crate::{LONG, case, newest};
 fn capture(worker: &mut Worker, folder: &Path, modules: &[&str], max_bytes: u64) -> Captured {
     std::fs::create_dir_all(folder).unwrap();
     let modules = modules.iter().map(|&module| module.to_owned()).collect();
-    let ask = Request::Capture(Capture { folder: folder.to_owned(), modules, max_bytes, prefill: None });
+    let ask = Request::Capture(Capture {
+        folder: folder.to_owned(),
+        modules,
+        max_bytes,
+        prefill: None,
+        chunks: Vec::new(),
+    });
     match worker.ask(&ask, LIMIT, &AtomicBool::new(false)).unwrap() {
         Reply::Captured(captured) => captured,
         other => panic!("{other:?}"),

@@ -246,6 +246,9 @@ impl Cell<'_> {
             device: "cpu".into(),
             threads: 1,
             seed: 0,
+            own_positions: false,
+            as_is: false,
+            auto_dtype: false,
         }
     }
 
@@ -268,7 +271,7 @@ impl Cell<'_> {
         let stop = std::sync::atomic::AtomicBool::new(false);
         let ready = worker.load(self.load(), LIMIT, &stop)?;
         let logits = folder.path().join("logits.safetensors");
-        let forwarded = worker.forward(Forward { logits: logits.clone(), prefill }, LIMIT, &stop)?;
+        let forwarded = worker.forward(Forward::prefilled(logits.clone(), prefill), LIMIT, &stop)?;
         if shared {
             idle().entry(self.environment.python.clone()).or_default().push(worker);
         }

@@ -53,6 +53,7 @@ fn cell(runner: Runner, version: &str, mode: Mode, dtype: Dtype, ms: u64) -> Cel
         attention: None,
         dtype,
         device: "cpu".into(),
+        auto_dtype: false,
         qualified: true,
     };
     let completed = Completed {
@@ -76,6 +77,9 @@ fn cell(runner: Runner, version: &str, mode: Mode, dtype: Dtype, ms: u64) -> Cel
         unfinished: None,
         noise: None,
         ignored_keys: None,
+        translated: Vec::new(),
+        unread_tensors: None,
+        graphs: None,
         tokenizer: None,
     };
     Cell::new(&variant, "key", Outcome::Completed(completed))
@@ -98,11 +102,19 @@ fn view(cells: Vec<Cell>) -> RunView {
         accuracies: Vec::new(),
         choices: None,
         localized: Vec::new(),
+        times: crate::judge::view::Times::default(),
         matrix: matrix::matrix(&entries, None, &matrix::Options::default()).unwrap(),
         cells,
     };
     let environment = vec![("CPU".to_owned(), "a machine of 2 cores".to_owned())];
-    RunView { id: "run_1".into(), environment, packages: Vec::new(), cases: vec![case], notes: Vec::new() }
+    RunView {
+        id: "run_1".into(),
+        environment,
+        packages: Vec::new(),
+        cases: vec![case],
+        relations: Vec::new(),
+        notes: Vec::new(),
+    }
 }
 
 #[test]

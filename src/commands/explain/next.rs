@@ -103,6 +103,7 @@ mod tests {
             attention: Some(Attention::Eager),
             dtype: Dtype::F32,
             device: "cpu".to_owned(),
+            auto_dtype: false,
             qualified: false,
         }
     }

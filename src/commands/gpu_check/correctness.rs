@@ -46,14 +46,14 @@ pub(super) fn config(wanted: Wanted<'_>) -> Config {
         inputs: InputsConfig {
             lengths: Some(vec![LENGTH]),
             batch: Some(vec![1, ROWS]),
-            padding: Some(vec![Padding::Left]),
+            padding: Some(vec![Padding::None, Padding::Left]),
             prefill: Some(vec![PREFILL]),
             ..InputsConfig::default()
         },
         versions: Vec::new(),
         candle: Candle { modes: vec![Mode::Eager, Mode::Fused], upstream: false },
         run: Run {
-            dtypes: vec![Dtype::F32, Dtype::Bf16, Dtype::F16],
+            dtypes: vec![Dtype::F32.into(), Dtype::Bf16.into(), Dtype::F16.into()],
             devices: vec![Device::Cpu, Device::Cuda(0)],
             warm_up: 0,
             iterations: 1,
@@ -77,7 +77,10 @@ pub(super) fn plan(config: &Config, device: &str) -> Result<Plan> {
     plan.cells.retain(|cell| {
         let case = &cases[cell.case];
         let is_one_row = case.inputs.batch() == Some(1);
-        // Only the batch is decoded through the cache, because its sequences differ in length.
+        if case.inputs.is_padded() == is_one_row {
+            return false;
+        }
+        // Only the batch goes through the cache, because its rows are of several lengths.
         let is_one_row_cached = case.inputs.prefill().is_some() && is_one_row;
         // A classifier on one sequence gives a few numbers, on which the CPU's rounding error may be small by
         // chance.

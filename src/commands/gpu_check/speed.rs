@@ -39,7 +39,7 @@ pub(super) fn config(shape: &Shape, python: &Path, device: Device) -> Config {
         run: Run {
             modes: shape.modes.to_vec(),
             attention: vec![Attention::Sdpa],
-            dtypes: vec![shape.dtype],
+            dtypes: vec![shape.dtype.into()],
             devices: vec![device],
             warm_up: 3,
             iterations: 10,

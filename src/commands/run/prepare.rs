@@ -11,7 +11,7 @@ use crate::results::environment::{AutoDevice, CheckpointRecord, EnvironmentRecor
 use crate::results::{AnswerToken, Axes, Case, Manifest, SCHEMA_VERSION};
 use crate::spec::checkpoint::{self, Checkpoint, Step};
 use crate::spec::config::{self, InputsForm, Padding};
-use crate::spec::inputs::{self, Inputs, Prompt, Spec, Texts};
+use crate::spec::inputs::{self, Fill, Inputs, Prompt, Spec, Texts};
 use crate::spec::machine::{self, Machine};
 use crate::spec::plan::{CasePlan, EnvironmentOrigin, EnvironmentPlan, InputsPlan};
 use compare::units::count;
@@ -34,6 +34,8 @@ pub(super) struct PreparedCase {
     /// Texts to compare with each version's own tokenizer; present in the first case of a checkpoint that has
     /// a tokenizer.
     pub(super) texts: Option<Texts>,
+    /// The text of every token id; in the first case of a checkpoint that has a tokenizer.
+    pub(super) vocabulary: Vec<String>,
 }
 
 /// Resolves checkpoints and makes inputs while uv works on the environments.
@@ -67,14 +69,18 @@ fn cases(request: &RunRequest) -> Result<Vec<PreparedCase>> {
         };
         let spec = spec(request.config, case)?;
         let made = source.make(&spec).wrap_err_with(of)?;
-        let inputs = made
+        let mut inputs = made
             .into_iter()
             .next()
             .ok_or_else(|| miette::miette!("the spec made no batch"))
             .wrap_err_with(of)?;
-        // All cases of a sweep use the same text, so only the first one carries it.
+        if !request.config.inputs.position_ids {
+            inputs.withhold_positions();
+        }
+        // A sweep's cases have one text.
         let texts = if is_first { source.texts(&spec, &inputs).wrap_err_with(of)? } else { None };
-        cases.push(PreparedCase { checkpoint: checkpoint.clone(), inputs, texts });
+        let vocabulary = if is_first { source.vocabulary() } else { Vec::new() };
+        cases.push(PreparedCase { checkpoint: checkpoint.clone(), inputs, texts, vocabulary });
     }
     Ok(cases)
 }
@@ -106,8 +112,13 @@ fn resolve(request: &RunRequest, wanted: &config::Checkpoint) -> Result<Checkpoi
 
 fn spec(config: &config::Config, case: &CasePlan) -> Result<Spec> {
     let side = |padding: Padding| match padding {
-        Padding::Left => inputs::Padding::Left,
-        Padding::Right => inputs::Padding::Right,
+        Padding::None => None,
+        Padding::Left => Some(inputs::Padding::Left),
+        Padding::Right => Some(inputs::Padding::Right),
+    };
+    let fill = |padding: Option<Padding>| match padding {
+        None => Fill::AsNeeded,
+        Some(padding) => side(padding).map_or(Fill::Never, Fill::Always),
     };
     Ok(match (case.inputs, config.inputs.form()) {
         (InputsPlan::Prompts { padding }, InputsForm::Prompts { prompts, chat }) => Spec::Prompts {
@@ -121,13 +132,20 @@ fn spec(config: &config::Config, case: &CasePlan) -> Result<Spec> {
                     }
                 })
                 .collect(),
-            padding: side(padding),
+            fill: fill(padding),
             choices: config.inputs.choices.clone().unwrap_or_default(),
+        },
+        (InputsPlan::TokenIds { padding }, InputsForm::TokenIds(sequences)) => Spec::TokenIds {
+            sequences: sequences
+                .iter()
+                .map(|sequence| sequence.iter().map(|id| i64::from(*id)).collect())
+                .collect(),
+            fill: fill(padding),
         },
         (InputsPlan::Sweep { length, batch, padding, .. }, InputsForm::Sweep { text, .. }) => Spec::Lengths {
             lengths: vec![length],
             batches: vec![batch],
-            paddings: vec![(batch > 1).then(|| side(padding))],
+            paddings: vec![side(padding)],
             text: text.map(ToOwned::to_owned),
             seed: config.inputs.seed,
         },
@@ -193,6 +211,12 @@ pub(super) fn manifest(
     notes: Vec<String>,
 ) -> Manifest {
     let plan = request.plan;
+    let notes = notes.into_iter().chain(exceeding(request, cases)).fold(Vec::new(), |mut known, note| {
+        if !known.contains(&note) {
+            known.push(note);
+        }
+        known
+    });
     let case = |(index, (plan_case, prepared)): (usize, (&CasePlan, &PreparedCase))| Case {
         name: plan_case.name.clone(),
         checkpoint: prepared.checkpoint.name.clone(),
@@ -225,6 +249,27 @@ pub(super) fn manifest(
         cases: plan.cases.iter().zip(cases).enumerate().map(case).collect(),
         notes,
     }
+}
+
+/// The cases whose sequences have more tokens than the model has positions, in one note a checkpoint.
+fn exceeding(request: &RunRequest, cases: &[PreparedCase]) -> Vec<String> {
+    let mut by_limit: BTreeMap<(&str, u64), Vec<&str>> = BTreeMap::new();
+    for (plan, prepared) in request.plan.cases.iter().zip(cases) {
+        let limit = prepared.checkpoint.number("max_position_embeddings");
+        if let Some(limit) = limit.filter(|limit| prepared.inputs.seq as u64 > *limit) {
+            by_limit.entry((&prepared.checkpoint.name, limit)).or_default().push(&plan.name);
+        }
+    }
+    let note = |((checkpoint, limit), names): ((&str, u64), Vec<&str>)| {
+        let names = match names.as_slice() {
+            [first, .., last] if names.len() > 3 => format!("{} cases from {first} to {last}", names.len()),
+            names => names.join(", "),
+        };
+        format!(
+            "{checkpoint} has {limit} positions (max_position_embeddings), fewer than the tokens of {names}"
+        )
+    };
+    by_limit.into_iter().map(note).collect()
 }
 
 fn axes(plan: InputsPlan, inputs: &Inputs) -> Option<Axes> {

@@ -76,6 +76,7 @@ fn cell(folder: &Path, runner: Runner, dtype: Dtype, error: f64) -> (Cell, Entry
         attention: None,
         dtype,
         device: "cpu".into(),
+        auto_dtype: false,
         qualified: true,
     };
     let values: Vec<f64> = (1..=8).map(|n| f64::from(n) + if n == 8 { error } else { 0.0 }).collect();
@@ -138,9 +139,11 @@ fn view(cells: Vec<Cell>, entries: &[Entry]) -> RunView {
             accuracies: accuracies(&matrix, &oracles),
             choices: None,
             localized: Vec::new(),
+            times: crate::judge::view::Times::default(),
             cells,
             matrix,
         }],
+        relations: Vec::new(),
         notes: Vec::new(),
     }
 }
@@ -195,6 +198,7 @@ fn the_first_diverging_module_is_listed() {
         capture_changed_nothing: true,
         is_first_fed: false,
         notes: Vec::new(),
+        profile: Vec::new(),
     };
     let mut view = view(cells, &entries);
     view.cases[0].localized.push(localized);

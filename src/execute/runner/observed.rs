@@ -81,6 +81,8 @@ fn word(request: &Request) -> &'static str {
         Request::Capture(_) => "capture",
         Request::Replay(_) => "replay",
         Request::Tokenize(_) => "tokenize",
+        Request::Inputs(_) => "inputs",
+        Request::Generate(_) => "generate",
         Request::Exit => "exit",
     }
 }

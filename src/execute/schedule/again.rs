@@ -63,7 +63,7 @@ impl<'a> Schedule<'a> {
 
     /// Runs one more forward pass and has the worker write its logits to `path`.
     fn pass(&self, job: &Job, session: &mut dyn Session, path: &Path) -> Result<(), NoResult> {
-        let request = Forward { logits: path.to_owned(), prefill: job.prefill };
+        let request = Forward::prefilled(path.to_owned(), job.prefill);
         match session.ask(&Request::Forward(request), self.settings.timeout)? {
             Reply::Forwarded(forwarded) => {
                 verify_logits(path, &forwarded.shape, forwarded.positions).map(drop)

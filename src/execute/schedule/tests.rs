@@ -110,6 +110,7 @@ fn variant(name: &str) -> Variant {
         attention: None,
         dtype: Dtype::F32,
         device: "cpu".into(),
+        auto_dtype: false,
         qualified: false,
     }
 }
@@ -125,6 +126,9 @@ fn load(variant: &Variant) -> Load {
         device: variant.device.clone(),
         threads: 1,
         seed: 0,
+        own_positions: false,
+        as_is: false,
+        auto_dtype: false,
     }
 }
 

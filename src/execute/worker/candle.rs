@@ -1,6 +1,7 @@
 //! The engine of tfcheck's own native models.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,7 +10,8 @@ use candle_core::Tensor;
 use models::cuda::driver::Setting;
 use models::{Backend, Cache, Loaded, Options};
 use reference::protocol::{
-    Capture, Captured, Failed, Forward, Forwarded, Load, Mode, Positions, Ready, Replay, Replayed, Trace,
+    Capture, Captured, Failed, Forward, Forwarded, Generate, Generated, Load, Mode, NewInputs, POSITION_IDS,
+    Positions, Ready, Replay, Replayed, TakenInputs, Trace,
 };
 
 use super::capture::{Feeder, Writer, element, same};
@@ -73,11 +75,8 @@ impl Engine for CandleEngine {
             }
         };
         let loaded = loaded.map_err(model_failure)?;
-        let mut inputs = inputs(&load.inputs, &place.tensors())?;
         self.decodes = !is_encoder(&load.checkpoint);
-        if !self.decodes {
-            inputs.position_ids = None;
-        }
+        let inputs = self.read(&load.inputs, &place)?;
         let mut notes = Vec::new();
         if !loaded.unread_keys.is_empty() {
             notes.push(format!(
@@ -101,27 +100,38 @@ impl Engine for CandleEngine {
         }
         place.synchronize()?;
         let ignored_keys = loaded.unread_keys.clone();
+        let unread_tensors = loaded.unread_tensors.clone();
         self.loaded = Some((loaded, inputs, place));
         Ok(Ready {
             libraries,
             load_ns: start.elapsed().as_nanos() as u64,
             notes,
             ignored_keys: Some(ignored_keys),
+            translated: Vec::new(),
+            unread_tensors: Some(unread_tensors),
         })
     }
 
     fn forward(&mut self, forward: &Forward) -> Result<Forwarded, Failed> {
         let start = Instant::now();
-        let logits = match forward.prefill {
+        let logits = match self.steps(forward.prefill, &forward.chunks)? {
             None => self.logits()?,
-            Some(prefill) => self.through_the_cache(prefill, None)?,
+            Some(steps) => self.through_the_cache(steps, None)?,
         };
         let elapsed_ns = start.elapsed().as_nanos() as u64;
         let shape = logits.dims().to_vec();
         write_logits(&logits, &forward.logits)?;
         let peak_bytes = self.peak_bytes();
-        let prefill = forward.prefill;
-        Ok(Forwarded { elapsed_ns, shape, positions: Positions::All, prefill, peak_bytes, notes: Vec::new() })
+        Ok(Forwarded {
+            elapsed_ns,
+            shape,
+            positions: Positions::All,
+            prefill: forward.prefill,
+            chunks: forward.chunks.clone(),
+            peak_bytes,
+            graphs: None,
+            notes: Vec::new(),
+        })
     }
 
     fn pass(&mut self) -> Result<(), Failed> {
@@ -168,15 +178,16 @@ impl Engine for CandleEngine {
 
     fn capture(&mut self, capture: &Capture) -> Result<Captured, Failed> {
         let start = Instant::now();
-        let plain = match capture.prefill {
+        let steps = self.steps(capture.prefill, &capture.chunks)?;
+        let plain = match &steps {
             None => self.logits()?,
-            Some(prefill) => self.through_the_cache(prefill, None)?,
+            Some(steps) => self.through_the_cache(steps.clone(), None)?,
         };
         let plain_ns = start.elapsed().as_nanos() as u64;
         let mut writer = Writer::new(capture, element(plain.dtype()));
         let start = Instant::now();
-        let logits = if let Some(prefill) = capture.prefill {
-            self.through_the_cache(prefill, Some(&mut writer))?
+        let logits = if let Some(steps) = steps {
+            self.through_the_cache(steps, Some(&mut writer))?
         } else {
             let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
             let logits = loaded.forward_with(inputs, None, Some(&mut writer)).map_err(model_failure)?;
@@ -195,10 +206,57 @@ impl Engine for CandleEngine {
         loaded.forward_with(inputs, None, Some(&mut feeder)).map_err(model_failure)?;
         feeder.finish()
     }
+
+    fn inputs(&mut self, new: &NewInputs) -> Result<TakenInputs, Failed> {
+        let (loaded, _, place) = self.loaded.take().ok_or_else(not_loaded)?;
+        let inputs = self.read(&new.inputs, &place)?;
+        self.loaded = Some((loaded, inputs, place));
+        let unused = if self.decodes { Vec::new() } else { vec![POSITION_IDS.to_owned()] };
+        Ok(TakenInputs { unused })
+    }
+
+    fn generate(&mut self, generate: &Generate) -> Result<Generated, Failed> {
+        if !self.decodes {
+            return Err(unsupported("an encoder generates no tokens"));
+        }
+        let (loaded, inputs, _) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let mut step = inputs.clone();
+        let mut cache = Cache::new();
+        let mut ids =
+            vec![Vec::with_capacity(generate.tokens); step.input_ids.dim(0).map_err(tensor_failure)?];
+        for _ in 0..generate.tokens {
+            let logits = loaded.forward_with(&step, Some(&mut cache), None).map_err(model_failure)?;
+            let chosen = best_tokens(&logits).map_err(tensor_failure)?;
+            ids.iter_mut().zip(&chosen).for_each(|(ids, &id)| ids.push(id));
+            step = next(&step).map_err(tensor_failure)?;
+            step.input_ids = Tensor::from_vec(chosen, (ids.len(), 1), inputs.input_ids.device())
+                .map_err(tensor_failure)?;
+        }
+        Ok(Generated { ids })
+    }
+}
+
+/// The token with the largest logit at the last position of each row.
+fn best_tokens(logits: &Tensor) -> candle_core::Result<Vec<i64>> {
+    let last = logits.narrow(1, logits.dim(1)? - 1, 1)?.squeeze(1)?;
+    last.contiguous()?.argmax(1)?.to_dtype(candle_core::DType::I64)?.to_vec1()
 }
 
 impl CandleEngine {
-    /// One full-sequence forward pass, complete on the device: `[batch, seq, vocab_size]`.
+    /// The inputs as the model takes them.
+    fn read(&self, path: &Path, place: &Place) -> Result<models::Inputs, Failed> {
+        let inputs = inputs(path, &place.tensors())?;
+        let position_ids = inputs.position_ids.filter(|_| self.decodes);
+        Ok(models::Inputs { position_ids, ..inputs })
+    }
+
+    /// Where the forward passes over the inputs begin and end; `None` for one over all tokens.
+    fn steps(&self, prefill: Option<usize>, chunks: &[usize]) -> Result<Option<Vec<Range<usize>>>, Failed> {
+        let (_, inputs, _) = self.loaded.as_ref().ok_or_else(not_loaded)?;
+        steps(prefill, chunks, inputs.input_ids.dim(1).map_err(tensor_failure)?)
+    }
+
+    /// One pass, finished on the device.
     fn logits(&mut self) -> Result<Tensor, Failed> {
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let logits = loaded.forward(inputs).map_err(model_failure)?;
@@ -206,21 +264,19 @@ impl CandleEngine {
         Ok(logits)
     }
 
-    /// Logits of all positions, `[batch, seq, vocab_size]`: `prefill` tokens in one forward pass, then one token per
-    /// pass.
+    /// Logits of all positions, from a forward pass through the cache for each of `steps`.
     fn through_the_cache(
         &mut self,
-        prefill: usize,
+        steps: Vec<Range<usize>>,
         mut probe: Option<&mut Writer<'_>>,
     ) -> Result<Tensor, Failed> {
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let Some(positions) = &inputs.position_ids else {
             return Err(unsupported("an encoder has no KV cache"));
         };
-        let seq = inputs.input_ids.dim(1).map_err(tensor_failure)?;
         let mut cache = Cache::new();
-        let mut parts = Vec::with_capacity(seq);
-        for step in steps(prefill, seq)? {
+        let mut parts = Vec::with_capacity(steps.len());
+        for step in steps {
             let part = |tensor: &Tensor, from: usize| {
                 tensor.narrow(1, from, step.end - from).and_then(|part| part.contiguous())
             };

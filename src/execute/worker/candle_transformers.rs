@@ -7,11 +7,15 @@
 mod adapters;
 mod checkpoint;
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use reference::protocol::{Failed, Forward, Forwarded, Load, Mode, Positions, Ready, Trace};
+use reference::protocol::{
+    ATTENTION_MASK, Failed, Forward, Forwarded, Load, Mode, NewInputs, POSITION_IDS, Positions, Ready,
+    TakenInputs, Trace,
+};
 
 use super::failure::{not_loaded, unsupported};
 use super::place::device;
@@ -34,8 +38,7 @@ type Pass = Box<dyn FnMut(&Batch, usize) -> candle_core::Result<Tensor>>;
 struct Loaded {
     pass: Pass,
     batch: Batch,
-    positions: Positions,
-    caches: bool,
+    adapter: &'static Adapter,
     device: Device,
 }
 
@@ -55,47 +58,51 @@ impl Engine for PortEngine {
         let mut checkpoint = Checkpoint::open(&load.checkpoint, dtype(load.dtype), &device)?;
         let adapter = adapter(&checkpoint.model_type)?;
         let batch = batch(&load.inputs, &device)?;
-        let padding = padding(&batch.attention_mask).map_err(failure)?;
-        if padding.ends_a_row && adapter.positions == Positions::Last {
-            return Err(unsupported(format!(
-                "the port `{}` returns the last column only, which is padding in sequences padded on the right",
-                adapter.module
-            )));
-        }
+        let padding = padding(&batch, adapter)?;
         let mut notes = vec![format!("candle_transformers::models::{}", adapter.module)];
         if let Some(note) = checkpoint.fill(adapter.fill) {
             notes.push(note);
         }
         let pass = guarded(|| (adapter.load)(&checkpoint))?;
-        if padding.exists && !adapter.reads_mask {
+        if padding && !adapter.reads_mask {
             notes.push("the port takes no padding mask: padded sequences attend to their padding".into());
         }
         let unread = checkpoint.unread();
         if !unread.is_empty() {
             notes.push(format!("tensors that the port does not read: {}", unread.join(", ")));
         }
-        self.loaded =
-            Some(Loaded { pass, batch, positions: adapter.positions, caches: adapter.caches, device });
+        self.loaded = Some(Loaded { pass, batch, adapter, device });
         Ok(Ready {
             libraries: [("candle-transformers".to_owned(), super::CANDLE_TRANSFORMERS.to_owned())].into(),
             load_ns: start.elapsed().as_nanos() as u64,
             notes,
             // Unknown because serde silently drops keys that a port's `Config` does not have.
             ignored_keys: None,
+            translated: Vec::new(),
+            unread_tensors: Some(unread),
         })
     }
 
     fn forward(&mut self, forward: &Forward) -> Result<Forwarded, Failed> {
         let start = Instant::now();
-        let (logits, positions) = match forward.prefill {
+        let seq = self.loaded.as_ref().ok_or_else(not_loaded)?.batch.input_ids.dim(1).map_err(failure)?;
+        let (logits, positions) = match steps(forward.prefill, &forward.chunks, seq)? {
             None => self.logits()?,
-            Some(prefill) => self.through_the_cache(prefill)?,
+            Some(steps) => self.through_the_cache(steps)?,
         };
         let elapsed_ns = start.elapsed().as_nanos() as u64;
         let shape = logits.dims().to_vec();
         write_logits(&logits, &forward.logits)?;
-        let (prefill, peak_bytes) = (forward.prefill, peak_resident_bytes());
-        Ok(Forwarded { elapsed_ns, shape, positions, prefill, peak_bytes, notes: Vec::new() })
+        Ok(Forwarded {
+            elapsed_ns,
+            shape,
+            positions,
+            prefill: forward.prefill,
+            chunks: forward.chunks.clone(),
+            peak_bytes: peak_resident_bytes(),
+            graphs: None,
+            notes: Vec::new(),
+        })
     }
 
     fn pass(&mut self) -> Result<(), Failed> {
@@ -110,28 +117,39 @@ impl Engine for PortEngine {
     fn trace(&mut self, _trace: &Trace) -> Result<(), Failed> {
         Err(unsupported("candle-transformers ports cannot be traced: they have no hooks"))
     }
+
+    fn inputs(&mut self, new: &NewInputs) -> Result<TakenInputs, Failed> {
+        let loaded = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let batch = batch(&new.inputs, &loaded.device)?;
+        padding(&batch, loaded.adapter)?;
+        loaded.batch = batch;
+        let mut unused = vec![POSITION_IDS.to_owned()];
+        if !loaded.adapter.reads_mask {
+            unused.push(ATTENTION_MASK.to_owned());
+        }
+        Ok(TakenInputs { unused })
+    }
 }
 
 impl PortEngine {
     /// One forward pass, complete on the device: `[batch, seq, vocab_size]`, or `[batch, 1, vocab_size]` for the last
     /// position only.
     fn logits(&mut self) -> Result<(Tensor, Positions), Failed> {
-        let Loaded { pass, batch, positions, device, .. } = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let Loaded { pass, batch, adapter, device } = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let logits = guarded(|| pass(batch, 0).map_err(failure))?;
         device.synchronize().map_err(failure)?;
-        Ok((with_positions(logits, *positions)?, *positions))
+        Ok((with_positions(logits, adapter.positions)?, adapter.positions))
     }
 
-    /// As [`Self::logits`], with `prefill` tokens in one forward pass and then one token per pass.
-    fn through_the_cache(&mut self, prefill: usize) -> Result<(Tensor, Positions), Failed> {
-        let Loaded { pass, batch, positions, caches, device } =
-            self.loaded.as_mut().ok_or_else(not_loaded)?;
-        if !*caches {
+    /// As [`Self::logits`], with a forward pass through the cache for each of `steps`.
+    fn through_the_cache(&mut self, steps: Vec<Range<usize>>) -> Result<(Tensor, Positions), Failed> {
+        let Loaded { pass, batch, adapter, device } = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let positions = adapter.positions;
+        if !adapter.caches {
             return Err(unsupported("the port's KV cache cannot continue after a prefill"));
         }
-        let seq = batch.input_ids.dim(1).map_err(failure)?;
         let mut parts = Vec::new();
-        for step in steps(prefill, seq)? {
+        for step in steps {
             let part = |tensor: &Tensor, from: usize| {
                 tensor.narrow(1, from, step.end - from).and_then(|part| part.contiguous()).map_err(failure)
             };
@@ -140,13 +158,13 @@ impl PortEngine {
                 attention_mask: part(&batch.attention_mask, 0)?,
             };
             let logits = guarded(|| pass(&batch, step.start).map_err(failure))?;
-            if *positions == Positions::Last {
+            if positions == Positions::Last {
                 parts.clear();
             }
-            parts.push(with_positions(logits, *positions)?);
+            parts.push(with_positions(logits, positions)?);
         }
         device.synchronize().map_err(failure)?;
-        Ok((Tensor::cat(&parts, 1).map_err(failure)?, *positions))
+        Ok((Tensor::cat(&parts, 1).map_err(failure)?, positions))
     }
 }
 
@@ -156,8 +174,25 @@ fn with_positions(logits: Tensor, positions: Positions) -> Result<Tensor, Failed
     if drops_axis { logits.unsqueeze(1).map_err(failure) } else { Ok(logits) }
 }
 
+/// What is known of a port before it is loaded.
+pub(crate) struct Port {
+    /// Which positions it computes.
+    pub(crate) positions: Positions,
+    /// Whether it decodes through a KV cache.
+    pub(crate) caches: bool,
+}
+
+/// The port of an architecture, if tfcheck runs one.
+pub(crate) fn port(model_type: &str) -> Option<Port> {
+    find(model_type).map(|adapter| Port { positions: adapter.positions, caches: adapter.caches })
+}
+
+fn find(model_type: &str) -> Option<&'static Adapter> {
+    ADAPTERS.iter().find(|adapter| adapter.model_type == model_type)
+}
+
 fn adapter(model_type: &str) -> Result<&'static Adapter, Failed> {
-    ADAPTERS.iter().find(|adapter| adapter.model_type == model_type).ok_or_else(|| {
+    find(model_type).ok_or_else(|| {
         unsupported(format!(
             "candle-transformers {} has no port of model_type `{model_type}` that tfcheck runs",
             super::CANDLE_TRANSFORMERS
@@ -168,22 +203,24 @@ fn adapter(model_type: &str) -> Result<&'static Adapter, Failed> {
 fn batch(path: &std::path::Path, device: &Device) -> Result<Batch, Failed> {
     let inputs = inputs(path, device)?;
     let narrow = |tensor: &Tensor| tensor.to_dtype(DType::U32).map_err(failure);
-    let mask =
-        inputs.attention_mask.as_ref().ok_or_else(|| exception("the inputs have no attention_mask"))?;
+    let mask = inputs.attention_mask.as_ref();
+    let mask = mask.ok_or_else(|| unsupported("a port is always given an attention_mask"))?;
     Ok(Batch { input_ids: narrow(&inputs.input_ids)?, attention_mask: narrow(mask)? })
 }
 
-struct Padding {
-    exists: bool,
-    ends_a_row: bool,
-}
-
-fn padding(mask: &Tensor) -> candle_core::Result<Padding> {
-    let rows = mask.to_vec2::<u32>()?;
-    Ok(Padding {
-        exists: rows.iter().flatten().any(|&real| real == 0),
-        ends_a_row: rows.iter().any(|row| row.last() == Some(&0)),
-    })
+/// Whether some of the batch is padding.
+///
+/// # Errors
+/// Unsupported where padding is all that the port would give logits of.
+fn padding(batch: &Batch, adapter: &Adapter) -> Result<bool, Failed> {
+    let rows = batch.attention_mask.to_vec2::<u32>().map_err(failure)?;
+    if adapter.positions == Positions::Last && rows.iter().any(|row| row.last() == Some(&0)) {
+        return Err(unsupported(format!(
+            "the port `{}` returns the last column only, which is padding in sequences padded on the right",
+            adapter.module
+        )));
+    }
+    Ok(rows.iter().flatten().any(|&real| real == 0))
 }
 
 /// Runs code of a port, which may panic; the panic's message becomes the reason that the tables show.

@@ -23,8 +23,9 @@ pub(super) fn inputs(path: &Path, device: &Device) -> Result<models::Inputs, Fai
     };
     Ok(models::Inputs {
         input_ids: take(INPUT_IDS)?,
-        attention_mask: Some(take(ATTENTION_MASK)?),
         position_ids: Some(take(POSITION_IDS)?),
+        // Without one, there is no padding.
+        attention_mask: tensors.remove(ATTENTION_MASK),
     })
 }
 

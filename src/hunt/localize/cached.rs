@@ -1,4 +1,4 @@
-//! Joins the captures of a prefill and of single-token forward passes into those of one full-sequence forward pass.
+//! Forward passes through a cache, put together as if there had been one.
 
 use std::collections::HashMap;
 use std::fs;
@@ -7,17 +7,16 @@ use std::path::Path;
 
 use reference::protocol::{CapturedModule, CapturedTensor};
 
-/// Joins the modules of a prefill of `prefill` tokens with those of a forward pass for each of the remaining `seq -
-/// prefill` tokens, for a batch of `batch` sequences; tensors are concatenated along the positions. Modules that only
-/// some of the forward passes call (experts) are left out, and so are tensors that grow along another axis (attention
-/// scores).
-pub(super) fn joined(
+/// The modules of forward passes over so many tokens each, `lengths`, in `batch` rows, their tensors joined along the
+/// positions. A module that some passes call and others do not, as an expert, is left out, and
+/// so is a tensor that grows otherwise, as attention's scores do.
+pub(in crate::hunt) fn joined(
     modules: &[CapturedModule],
-    prefill: usize,
-    (batch, seq): (usize, usize),
+    lengths: &[usize],
+    batch: usize,
     folder: &Path,
 ) -> io::Result<Vec<CapturedModule>> {
-    let passes = seq - prefill + 1;
+    let passes = lengths.len();
     let mut calls: HashMap<&str, Vec<&CapturedModule>> = HashMap::new();
     for module in modules {
         calls.entry(&module.path).or_default().push(module);
@@ -33,7 +32,7 @@ pub(super) fn joined(
         let join = |name: &str, of: fn(&CapturedModule) -> Option<&CapturedTensor>| {
             let parts: Option<Vec<&CapturedTensor>> = parts.iter().map(|part| of(part)).collect();
             let name = format!("{name}_{:06}", found.len());
-            parts.map_or(Ok(None), |parts| tensor(&parts, (batch, prefill), folder, name))
+            parts.map_or(Ok(None), |parts| tensor(&parts, (batch, lengths), folder, name))
         };
         let input = join("input", |module| module.input.as_ref())?;
         let output = join("output", |module| module.output.as_ref())?;
@@ -45,11 +44,11 @@ pub(super) fn joined(
 /// Concatenates `parts` along their positions into the file `name`; `None` if they have no axis of positions.
 fn tensor(
     parts: &[&CapturedTensor],
-    (batch, prefill): (usize, usize),
+    (batch, lengths): (usize, &[usize]),
     folder: &Path,
     name: String,
 ) -> io::Result<Option<CapturedTensor>> {
-    let Some((rows, axis)) = rows_and_axis(parts, batch, prefill) else { return Ok(None) };
+    let Some((rows, axis)) = rows_and_axis(parts, batch, lengths) else { return Ok(None) };
     let mut shape = parts[0].shape.clone();
     shape[axis] = parts.iter().map(|part| part.shape[axis]).sum();
     let files: Option<Vec<&String>> = parts.iter().map(|part| part.file.as_ref()).collect();
@@ -75,24 +74,23 @@ fn tensor(
     Ok(Some(CapturedTensor { shape, file, ..parts[0].clone() }))
 }
 
-/// The axis of positions (`prefill` long in the first part, 1 in the others, which are otherwise alike), and the
-/// product of the axes before it.
-fn rows_and_axis(parts: &[&CapturedTensor], batch: usize, prefill: usize) -> Option<(usize, usize)> {
+/// The axis of the positions, as long in each part as the pass has tokens, while the parts are alike otherwise; and how
+/// many runs of positions a part has one after the other.
+fn rows_and_axis(parts: &[&CapturedTensor], batch: usize, lengths: &[usize]) -> Option<(usize, usize)> {
     let first = &parts[0].shape;
-    let grows = |axis: usize, from: usize, by: usize| {
-        let others = |shape: &[usize]| {
-            shape.len() == first.len()
-                && (0..shape.len()).all(|at| shape[at] == if at == axis { by } else { first[at] })
+    let grows = |axis: usize, times: usize| {
+        let is_of = |shape: &[usize], length: usize| {
+            let expected = |at: usize| if at == axis { times * length } else { first[at] };
+            shape.len() == first.len() && (0..shape.len()).all(|at| shape[at] == expected(at))
         };
-        first.get(axis) == Some(&from) && parts[1..].iter().all(|part| others(&part.shape))
+        axis < first.len() && parts.iter().zip(lengths).all(|(part, &length)| is_of(&part.shape, length))
     };
-    // The batch axis comes first, except for tokens flattened to `[batch * seq, width]` (experts' view) and for
-    // tensors that all sequences share.
-    let behind_rows = (1..first.len()).find(|&axis| grows(axis, prefill, 1));
+    // Rows come first, but for tokens that were brought into one row, as experts see them, and for what all rows share.
+    let behind_rows = (1..first.len()).find(|&axis| grows(axis, 1));
     behind_rows
         .map(|axis| (first[..axis].iter().product(), axis))
-        .or_else(|| grows(0, batch * prefill, batch).then_some((batch, 0)))
-        .or_else(|| grows(0, prefill, 1).then_some((1, 0)))
+        .or_else(|| grows(0, batch).then_some((batch, 0)))
+        .or_else(|| grows(0, 1).then_some((1, 0)))
 }
 
 #[cfg(test)]
@@ -145,7 +143,7 @@ mod tests {
             call(folder, "gate", 1, &[2, 1], 10.0),
             call(folder, "tables", 1, &[1, 2], 10.0),
         ];
-        let found = joined(&calls, 2, (2, 3), folder).unwrap();
+        let found = joined(&calls, &[2, 1], 2, folder).unwrap();
         let names: Vec<(&str, usize)> = found.iter().map(|module| (&*module.path, module.call)).collect();
         let expected =
             [("mlp", 0), ("rope_q", 0), ("norm", 0), ("norm", 1), ("softmax", 0), ("gate", 0), ("tables", 0)];

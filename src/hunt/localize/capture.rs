@@ -11,6 +11,7 @@ use super::cached;
 use super::live::{Found, Live, Open};
 use super::tensor::{self, Difference, Stored};
 use super::walk::{Limit, Measured};
+use crate::results::localized::ModuleError;
 
 /// A module call that both sides have.
 #[derive(Clone, Debug)]
@@ -47,8 +48,13 @@ pub(super) fn capture(
         let mut modules: Vec<String> = chosen.iter().map(|name| name.path[index].clone()).collect();
         modules.dedup();
         let (max_bytes, prefill) = (open.request.options.max_bytes / 2, side.side.prefill);
-        let Reply::Captured(captured) =
-            side.ask(&Ask::Capture(Capture { folder: own.clone(), modules, max_bytes, prefill }))?
+        let Reply::Captured(captured) = side.ask(&Ask::Capture(Capture {
+            folder: own.clone(),
+            modules,
+            max_bytes,
+            prefill,
+            chunks: Vec::new(),
+        }))?
         else {
             return Err(side.out_of_turn());
         };
@@ -82,13 +88,23 @@ pub(super) fn capture(
         if departs && level.first.is_none() {
             level.first = Some(measured.path.clone());
         }
+        let apart = |difference: Option<Difference>| difference.map(|found| found.relative_l2);
+        let mut module = ModuleError {
+            path: measured.path.clone(),
+            call: name.call,
+            input: apart(measured.input),
+            output: apart(measured.output),
+            replayed: None,
+        };
         if found.dtype != Dtype::F64 {
             // Rounding errors grow from module to module, so each module is replayed with the other side's input.
             let fed = replay(open, sides, level.folder.path(), &calls)?;
+            module.replayed = apart(fed);
             measured.input = fed.map(|_| Difference::default()).or(measured.input);
             measured.is_other_output &= fed.is_none();
             measured.output = fed.or(measured.output);
         }
+        found.measured(module);
         level.measured.push(measured);
         level.calls.push(calls);
     }
@@ -106,7 +122,9 @@ pub(super) fn joined(
     match side.side.prefill {
         None => Ok(captured.modules),
         Some(prefill) => {
-            cached::joined(&captured.modules, prefill, (open.mask.batch(), open.mask.seq()), folder)
+            let decoded = open.mask.seq() - prefill;
+            let lengths: Vec<usize> = std::iter::once(prefill).chain((0..decoded).map(|_| 1)).collect();
+            cached::joined(&captured.modules, &lengths, open.mask.batch(), folder)
                 .map_err(|error| LocalizeError::io(folder, error))
         }
     }

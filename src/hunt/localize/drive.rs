@@ -1,5 +1,6 @@
 //! Drives the two workers: chooses the dtype and the depth, and assembles the result.
 
+use std::collections::HashMap;
 use std::time::Instant;
 
 use miette::Diagnostic;
@@ -92,6 +93,7 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
         capture_changed_nothing: found.unchanged,
         is_first_fed: request.fed() == Some(0),
         notes,
+        profile: found.profile,
     };
     localized.sentence = crate::results::localized::sentence(&localized);
     Ok(localized)
@@ -192,6 +194,7 @@ impl<'a> Open<'a> {
             passes_ns: [0, 0],
             unchanged: true,
             notes: Vec::new(),
+            profile: Vec::new(),
         };
         let found = if is_whole_agreed && is_each_agreed {
             nothing
@@ -200,7 +203,21 @@ impl<'a> Open<'a> {
                 Names::Hidden(reason) => Found { finding: Finding::Logits { reason }, ..nothing },
                 Names::Common(names, _) if is_whole_agreed && !routed::is_routed(&names) => nothing,
                 Names::Common(names, alone) => {
-                    level::search(self, &mut sides, (&names, &alone), nothing, (threshold, wider_agrees))?
+                    let mut found = level::search(
+                        self,
+                        &mut sides,
+                        (&names, &alone),
+                        nothing,
+                        (threshold, wider_agrees),
+                    )?;
+                    // Levels were captured one after the other; the names are in call order.
+                    let order: HashMap<(&str, usize), usize> = names
+                        .iter()
+                        .enumerate()
+                        .map(|(at, name)| ((&*name.path[0], name.call), at))
+                        .collect();
+                    found.profile.sort_by_key(|module| order.get(&(&*module.path, module.call)).copied());
+                    found
                 }
             }
         };
@@ -222,7 +239,7 @@ impl<'a> Open<'a> {
     /// The file of the logits of one forward of the inputs, and their positions.
     fn forward(&self, side: &mut Live, name: &str) -> Result<(std::path::PathBuf, Positions), LocalizeError> {
         let path = self.scratch.join(format!("{name}.safetensors"));
-        let ask = Forward { logits: path.clone(), prefill: side.side.prefill };
+        let ask = Forward::prefilled(path.clone(), side.side.prefill);
         match side.ask(&Ask::Forward(ask))? {
             Reply::Forwarded(forwarded) => Ok((path, forwarded.positions)),
             _ => Err(side.out_of_turn()),

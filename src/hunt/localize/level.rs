@@ -13,7 +13,7 @@ use super::{Between, Divergence, Finding, LocalizeError};
 use crate::execute::runner::NoResult;
 use crate::spec::plan::glob;
 
-use crate::results::localized::ROOT;
+use crate::results::localized::{ModuleError, ROOT};
 
 /// The modules of the two sides.
 pub(super) enum Names {
@@ -40,6 +40,7 @@ pub(super) fn names(open: &Open, sides: &mut [Live; 2]) -> Result<Names, Localiz
             modules: vec!["*".into()],
             max_bytes: 0,
             prefill: side.side.prefill,
+            chunks: Vec::new(),
         });
         match side.try_ask(&ask) {
             Ok(Reply::Captured(captured)) => lists.push(joined(open, side, captured, open.scratch)?),
@@ -126,6 +127,13 @@ pub(super) fn search(
         let has_more = below.iter().any(|name| !captured.contains(name.path[0].as_str()));
         if !has_more || suspect.step.is_some() {
             let divergence = confirmed(open, sides, &level, &suspect, found.logits)?;
+            if let (Some(index), true) = (suspect.module, divergence.replayed.is_some()) {
+                let call = &level.calls[index][0];
+                let is_it = |module: &&mut ModuleError| module.path == call.path && module.call == call.call;
+                for module in found.profile.iter_mut().filter(is_it) {
+                    module.replayed = divergence.replayed;
+                }
+            }
             if let (Some(index), true) = (suspect.module, suspect.step.is_some() || suspect.between.is_some())
             {
                 found.notes.extend(said(open, alone, &level.measured[index].path));

@@ -5,6 +5,7 @@ use reference::protocol::{Dtype, Reply, Request as Ask};
 use super::{Finding, LocalizeError, Request, Side};
 use crate::execute::cell::FailureKind;
 use crate::execute::runner::{NoResult, Session};
+use crate::results::localized::ModuleError;
 use compare::logits::Mask;
 
 /// The result in one dtype.
@@ -18,6 +19,22 @@ pub(super) struct Found {
     pub(super) passes_ns: [u64; 2],
     pub(super) unchanged: bool,
     pub(super) notes: Vec<String>,
+    /// Every module call that was measured, each once.
+    pub(super) profile: Vec<ModuleError>,
+}
+
+impl Found {
+    /// Adds a module call, or what is newly known of one.
+    pub(super) fn measured(&mut self, module: ModuleError) {
+        let is_it = |known: &&mut ModuleError| (&known.path, known.call) == (&module.path, module.call);
+        match self.profile.iter_mut().find(is_it) {
+            Some(known) => {
+                let replayed = module.replayed.or(known.replayed);
+                *known = ModuleError { replayed, ..module };
+            }
+            None => self.profile.push(module),
+        }
+    }
 }
 
 /// The running worker of one side.

@@ -1,5 +1,7 @@
 //! Captured tensors: the layout of their positions, and the difference of two tensors.
 
+mod mapped;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -9,20 +11,28 @@ use reference::protocol::CapturedTensor;
 
 use super::Worst;
 use compare::logits::Mask;
+pub(in crate::hunt) use mapped::mapped;
 
 /// Scores below this are masked: transformers adds the dtype's lowest finite value or −∞, and float16's lowest is
 /// −65504. Unmasked scores are at most in the hundreds.
 const MASKED: f64 = -6e4;
 
-/// A captured tensor on disk.
-pub(super) struct Stored {
+/// A captured tensor on the disk.
+pub(in crate::hunt) struct Stored {
     file: File,
     pub(super) shape: Vec<usize>,
     /// Bytes of an element: 8 for f64, 4 for f32.
     width: usize,
 }
 
-/// Difference of two tensors over the real (unpadded) positions.
+/// The shape of a run's inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::hunt) struct Extent {
+    pub(in crate::hunt) batch: usize,
+    pub(in crate::hunt) seq: usize,
+}
+
+/// How far two tensors are apart over the real positions.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Difference {
     /// `‖a − b‖ / ‖a‖`; 0 for equal values, infinite if only one is finite or if `a` is zero and `b` is not.
@@ -49,8 +59,8 @@ struct Layout {
 }
 
 impl Stored {
-    /// Opens a captured tensor; `None` if it was not captured.
-    pub(super) fn open(folder: &Path, tensor: Option<&CapturedTensor>) -> io::Result<Option<Self>> {
+    /// Opens a captured tensor; `None` where it was left out.
+    pub(in crate::hunt) fn open(folder: &Path, tensor: Option<&CapturedTensor>) -> io::Result<Option<Self>> {
         let Some((tensor, name)) = tensor.and_then(|tensor| Some((tensor, tensor.file.as_ref()?))) else {
             return Ok(None);
         };
@@ -75,7 +85,10 @@ impl Stored {
 
     /// `None` for a tensor without positions, such as `[batch, width]`.
     fn layout(&self, mask: &Mask) -> Option<Layout> {
-        let (batch, seq) = (mask.batch(), mask.seq());
+        self.layout_in(Extent { batch: mask.batch(), seq: mask.seq() })
+    }
+
+    fn layout_in(&self, Extent { batch, seq }: Extent) -> Option<Layout> {
         let position_first = |width: usize| Layout {
             parts: 1,
             length: width,

@@ -40,6 +40,7 @@ fn cell(p50_ms: Option<u64>) -> Cell {
         attention: None,
         dtype: Dtype::F32,
         device: "cpu".into(),
+        auto_dtype: false,
         qualified: false,
     };
     let outcome = match p50_ms {

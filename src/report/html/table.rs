@@ -1,32 +1,57 @@
 //! Tables of a page: plain ones, heat maps, numbers with bars, folded rows.
 
-use super::{class, escape, put};
+use super::{Limits, class, escape, put};
 use crate::report::document::{Bar, Cell, Column, Row, Table};
 use crate::report::sections::heat;
 
-/// Renders a table: unfolded rows first, then each kind of folded rows under its summary. An empty table renders
-/// nothing.
-pub(super) fn table(page: &mut String, table: &Table) {
-    let open: Vec<&Row> = table.rows.iter().filter(|row| row.folded.is_none()).collect();
+/// Rows about pairs that a page of many pairs lists in a table.
+const MOST_OPEN: usize = 20;
+/// Where the others are.
+const ELSEWHERE: &str =
+    "the matrix above has their numbers and verdicts, summary.md in the run's folder lists them";
+
+/// Nothing without rows; folded rows follow, each kind under its summary. A page of many pairs leaves out what grows with
+/// their number, and says where it is.
+pub(super) fn table(page: &mut String, table: &Table, limits: Limits) {
+    if limits.is_large && table.is_square {
+        put(
+            page,
+            "<p class=\"omitted\">This page has too many pairs to list this matrix as text; matrix.csv in the run's folder lists it.</p>\n",
+        );
+        return;
+    }
+    let mut open: Vec<&Row> = table.rows.iter().filter(|row| row.folded.is_none()).collect();
+    let left_out = open.len().saturating_sub(MOST_OPEN);
+    let has_folds = open.len() < table.rows.len() || table.folded.is_some();
+    if limits.is_large && has_folds && left_out > 0 {
+        open.truncate(MOST_OPEN);
+    }
     if !open.is_empty() {
         match table.folded {
-            Some(summary) => folded(page, table, summary, &open),
+            Some(summary) => folded(page, table, summary, &open, limits),
             None => of_rows(page, table, &open),
         }
+    }
+    if limits.is_large && has_folds && left_out > 0 {
+        put(page, &format!("<p class=\"omitted\">{left_out} more: {ELSEWHERE}.</p>\n"));
     }
     let mut summaries: Vec<&'static str> = table.rows.iter().filter_map(|row| row.folded).collect();
     summaries.sort_unstable();
     summaries.dedup();
     for summary in summaries {
         let rows: Vec<&Row> = table.rows.iter().filter(|row| row.folded == Some(summary)).collect();
-        folded(page, table, summary, &rows);
+        folded(page, table, summary, &rows, limits);
     }
     if table.rows.iter().flat_map(|row| &row.cells).any(|cell| cell.heat.is_some()) {
         legend(page);
     }
 }
 
-fn folded(page: &mut String, table: &Table, summary: &str, rows: &[&Row]) {
+fn folded(page: &mut String, table: &Table, summary: &str, rows: &[&Row], limits: Limits) {
+    if limits.is_large {
+        put(page, &format!("<p class=\"omitted\">{} {summary}: {ELSEWHERE}.</p>\n", rows.len()));
+        return;
+    }
     put(page, &format!("<details><summary>{} {summary}</summary>\n", rows.len()));
     of_rows(page, table, rows);
     put(page, "</details>\n");

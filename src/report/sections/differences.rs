@@ -9,6 +9,9 @@ use compare::metric::{L2, MAX_ABS, Metric, RELATIVE_L2};
 use compare::metrics::{PairMetrics, Side};
 use compare::repeat::times;
 
+/// Variants of the largest matrix that the summary shows.
+pub(super) const MOST_INLINE: usize = 16;
+
 pub(super) fn content(case: &CaseView, medium: Medium) -> Option<Content> {
     let said = case.noise_said();
     if medium == Medium::Terminal {
@@ -17,6 +20,14 @@ pub(super) fn content(case: &CaseView, medium: Medium) -> Option<Content> {
         return Some(Content::untitled(blocks));
     }
     let is_page = medium == Medium::Page;
+    if !is_page && case.matrix.len() > MOST_INLINE {
+        let (variants, most) = (case.matrix.len(), MOST_INLINE);
+        let mut blocks = vec![Block::text(format!(
+            "{variants} variants are more than the {most} that a table shows: matrix.csv and report.html have the matrix."
+        ))];
+        blocks.extend(said.map(|said| Block::text(format!("Noise floor: {said}."))));
+        return Some(Content::titled("Logit L2 Differences (N×N)", blocks));
+    }
     let positions = case.matrix.positions.len();
     let colours = if is_page {
         " The colour is the relative L2 on a logarithmic scale, the bar below a number the verdict."

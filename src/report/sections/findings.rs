@@ -5,10 +5,14 @@ use crate::judge::view::RunView;
 use crate::report::document::{Block, Cell, Content, Medium, Row, Table, Tone};
 use crate::report::finding::sentence;
 
-/// A grid of variants × cases and the findings, before the cases.
-pub(super) fn of_several_cases(run: &RunView, found: &Findings, _: Medium) -> Option<Content> {
+/// A grid of variants × cases and the findings, ahead of the cases.
+pub(super) fn of_several_cases(run: &RunView, found: &Findings, medium: Medium) -> Option<Content> {
     if run.cases.len() < 2 {
         return None;
+    }
+    if medium == Medium::Page {
+        // The page begins with its own grid.
+        return Some(Content::titled("Findings", vec![list(run, found)?]));
     }
     let legend = "Variants with the same letter in a case compute the same; A holds the reference. `~` marks a member that rounds worse, `!` a cell that failed, `-` one that is not supported, `·` one that was not started.";
     let mut blocks = vec![Block::Table(grid(run, found)), Block::text(legend)];

@@ -3,6 +3,7 @@
 use crate::execute::cell::Cell as Variant;
 use crate::judge::view::{CaseView, Performance};
 use crate::report::document::{Bar, Block, Cell, Column, Content, Medium, Row, Table};
+use crate::report::speed::graph_breaks;
 use crate::report::speed_up_text;
 use compare::timing::Summary;
 use compare::units::{bytes, ms};
@@ -30,7 +31,11 @@ pub(super) fn content(case: &CaseView, medium: Medium) -> Option<Content> {
     let timed = case.cells.iter().filter_map(|cell| case.performance(cell).ok()?.timing);
     let longest = timed.map(|timing| timing.p90_ms.max(timing.median_interval_ms.high)).fold(0.0, f64::max);
     let rows = case.cells.iter().map(|cell| -> Row {
-        let names = [cell.variant.version.clone(), cell.variant.note()].map(Cell::from);
+        let note = match graph_breaks(cell) {
+            Some(breaks) => format!("{} ({breaks})", cell.variant.note()),
+            None => cell.variant.note(),
+        };
+        let names = [cell.variant.version.clone(), note].map(Cell::from);
         let numbers = match case.performance(cell) {
             Err(reason) => vec![reason.into()],
             Ok(performance) => numbers(&performance, longest),
@@ -87,7 +92,7 @@ pub(super) fn percentiles(performance: &Performance<'_>) -> Vec<Cell> {
     }
 }
 
-/// The table for a terminal.
+/// For a terminal.
 fn brief(case: &CaseView) -> Table {
     let column = |title: &str, need| Column { title: title.to_owned(), need };
     let columns = [
@@ -102,7 +107,10 @@ fn brief(case: &CaseView) -> Table {
     let row = |cell: &Variant| -> Row {
         match case.performance(cell) {
             Ok(performance) => [
-                cell.name.clone(),
+                match graph_breaks(cell) {
+                    Some(breaks) => format!("{} ({breaks})", cell.name),
+                    None => cell.name.clone(),
+                },
                 time(performance.timing.map(|timing| timing.p50_ms)),
                 time(performance.timing.map(|timing| timing.p90_ms)),
                 time(Some(ms(performance.completed.first_call_ns))),

@@ -6,7 +6,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use serde_json::Value;
+use reference::protocol::Dtype;
+use serde_json::{Map, Value};
 
 use super::Error;
 
@@ -19,6 +20,56 @@ const LONGEST_HEADER: u64 = 100_000_000;
 /// Checks that the header is complete, that the tensors fill the rest without gaps, and that the file has the length that
 /// they need.
 pub(crate) fn check(path: &Path) -> Result<TensorNames, Error> {
+    let bad = |reason: String| Error::BadSafetensors { path: path.to_owned(), reason };
+    let Header { tensors, data_begin, found } = header(path)?;
+    let mut ranges = Vec::new();
+    for (name, tensor) in &tensors {
+        let (begin, end) = range(tensor).ok_or_else(|| {
+            bad(format!("tensor `{name}` has no dtype, shape or offsets that fit each other"))
+        })?;
+        ranges.push((begin, end, name));
+    }
+    ranges.sort_unstable();
+    let mut end_of_data = 0;
+    for (begin, end, name) in &ranges {
+        if *begin != end_of_data {
+            return Err(bad(format!(
+                "tensor `{name}` starts at byte {begin} of the data, where {end_of_data} was due"
+            )));
+        }
+        end_of_data = *end;
+    }
+    let expected = data_begin + end_of_data;
+    if expected != found {
+        return Err(Error::WrongLength { path: path.to_owned(), expected, found });
+    }
+    Ok(ranges.into_iter().map(|(_, _, name)| name.clone()).collect())
+}
+
+/// dtype of the first tensor of floats in the file that tfcheck knows, in the order of the data.
+pub(crate) fn float_dtype(path: &Path) -> Option<Dtype> {
+    let dtype = |tensor: &Value| match tensor.get("dtype")?.as_str()? {
+        "F64" => Some(Dtype::F64),
+        "F32" => Some(Dtype::F32),
+        "BF16" => Some(Dtype::Bf16),
+        "F16" => Some(Dtype::F16),
+        _ => None,
+    };
+    let header = header(path).ok()?;
+    let first = header.tensors.values().filter_map(|tensor| Some((range(tensor)?.0, dtype(tensor)?)));
+    first.min_by_key(|(begin, _)| *begin).map(|(_, dtype)| dtype)
+}
+
+struct Header {
+    /// By name.
+    tensors: Map<String, Value>,
+    /// Where the tensors' bytes begin in the file.
+    data_begin: u64,
+    /// Bytes of the file.
+    found: u64,
+}
+
+fn header(path: &Path) -> Result<Header, Error> {
     let bad = |reason: String| Error::BadSafetensors { path: path.to_owned(), reason };
     let mut file = File::open(path).map_err(Error::io("read", path))?;
     let found = file.metadata().map_err(Error::io("read", path))?.len();
@@ -41,30 +92,11 @@ pub(crate) fn check(path: &Path) -> Result<TensorNames, Error> {
     file.read_exact(&mut header).map_err(Error::io("read", path))?;
     let header: Value =
         serde_json::from_slice(&header).map_err(|error| bad(format!("its header is not JSON: {error}")))?;
-    let header = header.as_object().ok_or_else(|| bad("its header is not an object".to_owned()))?;
-
-    let mut ranges = Vec::new();
-    for (name, tensor) in header.iter().filter(|(name, _)| *name != "__metadata__") {
-        let (begin, end) = range(tensor).ok_or_else(|| {
-            bad(format!("tensor `{name}` has no dtype, shape or offsets that fit each other"))
-        })?;
-        ranges.push((begin, end, name));
-    }
-    ranges.sort_unstable();
-    let mut end_of_data = 0;
-    for (begin, end, name) in &ranges {
-        if *begin != end_of_data {
-            return Err(bad(format!(
-                "tensor `{name}` starts at byte {begin} of the data, where {end_of_data} was due"
-            )));
-        }
-        end_of_data = *end;
-    }
-    let expected = 8 + length + end_of_data;
-    if expected != found {
-        return Err(Error::WrongLength { path: path.to_owned(), expected, found });
-    }
-    Ok(ranges.into_iter().map(|(_, _, name)| name.clone()).collect())
+    let Value::Object(mut tensors) = header else {
+        return Err(bad("its header is not an object".to_owned()));
+    };
+    tensors.remove("__metadata__");
+    Ok(Header { tensors, data_begin: 8 + length, found })
 }
 
 /// The byte range of a header entry; `None` unless its length fits the entry's shape and dtype.

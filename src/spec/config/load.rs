@@ -73,7 +73,17 @@ impl Config {
         ConfigError::from_problems(problems, "", Path::new("--checkpoint")).map_or(Ok(self), Err)
     }
 
-    /// Makes all paths absolute, so that the config does not depend on the working directory.
+    /// The same with these relations alone, as `--relation` names them.
+    ///
+    /// # Errors
+    /// A name that no relation has.
+    pub fn with_relations(mut self, names: &[String]) -> Result<Self, ConfigError> {
+        self.relations.only = Some(names.to_vec());
+        let problems = validate::problems(&self);
+        ConfigError::from_problems(problems, "", Path::new("--relation")).map_or(Ok(self), Err)
+    }
+
+    /// The same with absolute paths, so that it means the same from any working directory.
     #[must_use]
     pub fn absolute(mut self) -> Self {
         let Ok(here) = std::path::absolute(".") else { return self };

@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 
-use reference::protocol::{Attention, Dtype, Mode};
+use reference::protocol::{Attention, Mode};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema, schema_for};
 use serde_json::Value;
 
-use super::Config;
-use crate::spec::variant::{attention_name, dtype_name, mode_name};
+use super::{Config, LoadDtype};
+use crate::spec::variant::{attention_name, mode_name};
 
 /// What `tfcheck schema` prints.
 pub fn schema_text() -> String {
@@ -39,7 +39,7 @@ pub(super) fn sections_with(field: &str) -> Vec<String> {
 
 /// Schemas of the protocol's enums, whose crate does not depend on schemars.
 macro_rules! names {
-    ($($schema:ident of $title:literal: $name:path, [$($variant:expr),*];)*) => {$(
+    ($($schema:ident of $title:literal: $name:expr, $all:expr;)*) => {$(
         pub(super) struct $schema;
 
         impl JsonSchema for $schema {
@@ -48,7 +48,7 @@ macro_rules! names {
             }
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                let names: Vec<Value> = [$($variant),*].map(|variant| $name(variant).into()).into();
+                let names: Vec<Value> = $all.map(|one| Value::from($name(one))).into();
                 json_schema!({ "type": "string", "enum": names })
             }
         }
@@ -57,6 +57,6 @@ macro_rules! names {
 
 names! {
     ModeName of "Mode": mode_name, [Mode::Eager, Mode::Compiled, Mode::Frozen, Mode::ReduceOverhead, Mode::MaxAutotune, Mode::Fused];
-    AttentionName of "Attention": attention_name, [Attention::Eager, Attention::Sdpa];
-    DtypeName of "Dtype": dtype_name, [Dtype::F64, Dtype::F32, Dtype::Bf16, Dtype::F16];
+    AttentionName of "Attention": attention_name, [Attention::Eager, Attention::Sdpa, Attention::Default];
+    DtypeName of "Dtype": |dtype: LoadDtype| dtype.to_string(), LoadDtype::ALL;
 }

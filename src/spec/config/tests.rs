@@ -311,3 +311,15 @@ fn the_schema_accepts_what_the_parser_accepts_and_refuses_unknown_fields() {
         assert!(!valid(text), "{text}");
     }
 }
+
+#[test]
+fn relations_are_selected_by_names_that_exist() {
+    let config = parse("[relations]\nenabled = true\nonly = [\"causality\", \"repeat\"]").unwrap();
+    let names: Vec<&str> = config.relations.selected().iter().map(|relation| relation.name).collect();
+    assert_eq!(names, ["repeat", "causality"], "in the order of the table");
+    assert_eq!(parse("").unwrap().relations.selected().len(), crate::spec::relations::RELATIONS.len());
+    let error = parse("[relations]\nonly = [\"causalty\"]").unwrap_err();
+    assert_eq!(error.to_string(), "no relation is called \"causalty\"");
+    let help = miette::Diagnostic::help(&error).unwrap().to_string();
+    assert!(help.starts_with("did you mean \"causality\"? there are repeat, "), "{help}");
+}

@@ -4,6 +4,9 @@ use reference::protocol::Mode;
 
 use compare::units::count;
 
+use crate::spec::nearest::nearest;
+use crate::spec::relations::{RELATIONS, Relations};
+
 use super::{
     Checkpoint, CheckpointSource, Command, Config, Environment, InputsConfig, Run, Version, VersionSource,
 };
@@ -70,6 +73,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     found.distinct(at!["candle", "modes"], &config.candle.modes);
     found.commands(&config.commands, &config.versions);
     found.run(&config.run);
+    found.relations(&config.relations);
     found.0
 }
 
@@ -159,6 +163,13 @@ impl Found {
                     );
                 }
             }
+            if inputs.token_ids.is_some() {
+                self.field(
+                    at!["inputs", "token_ids"],
+                    "`token_ids` together with `prompts`",
+                    "each of them is the whole batch: keep one",
+                );
+            }
             if let Some(checkpoint) = checkpoints
                 .iter()
                 .find(|checkpoint| matches!(checkpoint.source, CheckpointSource::Synthetic { .. }))
@@ -176,6 +187,9 @@ impl Found {
                 }
             }
         } else {
+            if let Some(sequences) = &inputs.token_ids {
+                self.token_ids(inputs, sequences);
+            }
             for (field, present) in [("chat", inputs.chat), ("choices", inputs.choices.is_some())] {
                 if present {
                     self.field(
@@ -217,6 +231,29 @@ impl Found {
         }
         if let Some(padding) = &inputs.padding {
             self.list(at!["inputs", "padding"], padding);
+        }
+    }
+
+    fn token_ids(&mut self, inputs: &InputsConfig, sequences: &[Vec<u32>]) {
+        for (field, present) in [
+            ("lengths", inputs.lengths.is_some()),
+            ("batch", inputs.batch.is_some()),
+            ("prefill", inputs.prefill.is_some()),
+            ("text", inputs.text.is_some()),
+        ] {
+            if present {
+                self.field(
+                    at!["inputs", field],
+                    format!("`{field}` together with `token_ids`"),
+                    "token ids are one batch of their own; a sweep has `lengths`, `batch` and `text` instead",
+                );
+            }
+        }
+        self.not_empty(at!["inputs", "token_ids"], sequences);
+        for (index, sequence) in sequences.iter().enumerate() {
+            if sequence.is_empty() {
+                self.value(at!["inputs", "token_ids", index], "a sequence without tokens", "");
+            }
         }
     }
 
@@ -338,6 +375,20 @@ impl Found {
         }
         if let Some(budget) = run.memory_budget_gb {
             self.positive(at!["run", "memory_budget_gb"], budget);
+        }
+    }
+
+    fn relations(&mut self, relations: &Relations) {
+        let Some(only) = &relations.only else { return };
+        self.list(at!["relations", "only"], only);
+        let known: Vec<&str> = RELATIONS.iter().map(|relation| relation.name).collect();
+        for (index, name) in only.iter().enumerate().filter(|(_, name)| !known.contains(&name.as_str())) {
+            let meant = nearest(name, &known).map(|meant| format!("did you mean \"{meant}\"? "));
+            self.value(
+                at!["relations", "only", index],
+                format!("no relation is called \"{name}\""),
+                &format!("{}there are {}", meant.unwrap_or_default(), known.join(", ")),
+            );
         }
     }
 

@@ -23,6 +23,8 @@ pub(crate) fn rank(decision: &Decision) -> f64 {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Metric {
     Loads,
+    /// Whether a relation of a variant by itself is broken.
+    Relation,
     Verdict,
     Pair(&'static PairMetric),
     Time(Statistic),
@@ -33,6 +35,7 @@ pub(crate) enum Metric {
 const OTHERS: &[(&str, Metric)] = &[
     ("verdict", Metric::Verdict),
     ("loads", Metric::Loads),
+    ("relation_broken", Metric::Relation),
     ("p50", Metric::Time(Statistic::P50)),
     ("p90", Metric::Time(Statistic::P90)),
     ("p99", Metric::Time(Statistic::P99)),
@@ -48,7 +51,7 @@ impl Metric {
 
     /// The name of each metric.
     pub(crate) fn names() -> Vec<&'static str> {
-        let (verdicts, times) = OTHERS.split_at(2);
+        let (verdicts, times) = OTHERS.split_at(3);
         let others = |others: &'static [(&'static str, Self)]| others.iter().map(|(name, _)| *name);
         let pairs = METRICS.iter().filter(|metric| metric.is_gate).map(|metric| metric.name);
         others(verdicts).chain(pairs).chain(others(times)).collect()
@@ -63,6 +66,7 @@ impl Metric {
     pub(crate) fn example(self) -> String {
         match self {
             Self::Loads => "loads".into(),
+            Self::Relation => "relation_broken".into(),
             Self::Verdict => "verdict>=diverged".into(),
             Self::Pair(metric) => format!("{}>1e-3", metric.name),
             Self::Time(statistic) => format!("{}>5%", statistic.name()),
@@ -98,7 +102,7 @@ impl Metric {
                 self.example()
             )),
             Self::Pair(_) => number(text).ok_or_else(|| format!("write a number, `{}`", self.example())),
-            Self::Loads => Err("`loads` takes no limit".into()),
+            Self::Loads | Self::Relation => Err(format!("`{}` takes no limit", self.example())),
         }
     }
 }

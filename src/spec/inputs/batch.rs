@@ -2,14 +2,14 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{Choice, Error, Inputs, Padding, Prompt, Source, template};
+use super::{Choice, Error, Fill, Inputs, Padding, Prompt, Source, template};
 use crate::spec::machine::hex;
 
 /// One batch of explicit prompts.
 pub(super) fn from_prompts(
     source: &Source<'_>,
     prompts: &[Prompt],
-    padding: Padding,
+    fill: Fill,
     choices: &[String],
 ) -> Result<Inputs, Error> {
     if prompts.is_empty() {
@@ -45,7 +45,7 @@ pub(super) fn from_prompts(
     }
     notes.sort();
     notes.dedup();
-    let mut inputs = pad(source, "prompts".to_owned(), &rows, padding, notes)?;
+    let mut inputs = from_sequences(source, "prompts".to_owned(), &rows, fill, notes)?;
     inputs.prompts = prompts.to_vec();
     inputs.rendered = rendered;
     inputs.choices = choices.iter().map(|choice| resolve(source, choice)).collect::<Result<_, _>>()?;
@@ -68,21 +68,46 @@ fn resolve(source: &Source<'_>, choice: &str) -> Result<Choice, Error> {
         .first()
         .and_then(|id| u32::try_from(*id).ok())
         .ok_or_else(|| problem("has no token in this tokenizer"))?;
-    if source.number("vocab_size").is_some_and(|size| u64::from(id) >= size) {
+    if source.checkpoint.number("vocab_size").is_some_and(|size| u64::from(id) >= size) {
         return Err(problem("starts with a token that the model does not have"));
     }
     Ok(Choice { text: choice.to_owned(), id, tokens: ids.len() })
 }
 
-/// Pads sequences to the longest one and checks the ids against the model's vocabulary.
+/// One batch of explicit sequences, with the padding that `fill` asks for.
+pub(super) fn from_sequences(
+    source: &Source<'_>,
+    name: String,
+    rows: &[Vec<i64>],
+    fill: Fill,
+    notes: Vec<String>,
+) -> Result<Inputs, Error> {
+    if let Some(empty) = rows.iter().position(Vec::is_empty) {
+        return Err(Error::Empty { what: format!("sequence {} of `{name}`", empty + 1) });
+    }
+    let longest = rows.iter().map(Vec::len).max();
+    let (Some(longest), Some(shortest)) = (longest, rows.iter().map(Vec::len).min()) else {
+        return Err(Error::Empty { what: format!("the list of {name}") });
+    };
+    let (seq, padding) = match fill {
+        Fill::Never if shortest != longest => return Err(Error::Lengths { shortest, longest }),
+        Fill::AsNeeded | Fill::Never => (longest, Padding::Right),
+        Fill::Always(side) if shortest != longest => (longest, side),
+        Fill::Always(side) => (longest + (longest / 4).max(1), side),
+    };
+    pad(source, name, rows, seq, padding, notes)
+}
+
+/// Pads sequences to `seq` tokens, at least the longest one's, and checks them against the model.
 pub(super) fn pad(
     source: &Source<'_>,
     name: String,
     rows: &[Vec<i64>],
+    seq: usize,
     padding: Padding,
     notes: Vec<String>,
 ) -> Result<Inputs, Error> {
-    if let Some(vocab_size) = source.number("vocab_size") {
+    if let Some(vocab_size) = source.checkpoint.number("vocab_size") {
         for (i, row) in rows.iter().enumerate() {
             if let Some(id) =
                 row.iter().copied().find(|id| u64::try_from(*id).map_or(true, |id| id >= vocab_size))
@@ -95,22 +120,17 @@ pub(super) fn pad(
             }
         }
     }
-    let mut inputs = lay_out(name, rows, padding, source.pad_id());
+    let (pad_id, pad_note) = source.pad_id();
+    let mut inputs = lay_out(name, rows, seq, padding, pad_id);
     inputs.notes.extend(notes);
-    if let Some(most) = source.number("max_position_embeddings").filter(|most| inputs.seq as u64 > *most) {
-        inputs.notes.push(format!(
-            "{} tokens exceed the model's {most} positions (max_position_embeddings)",
-            inputs.seq
-        ));
-    }
+    inputs.notes.extend(pad_note.filter(|_| inputs.padding.is_some()));
     Ok(inputs)
 }
 
-/// Pads sequences to the longest one. Positions count the real tokens of a sequence from 0 and are 0 at padding, as
-/// `generate` of transformers 5.10 and later computes them (generation/utils.py, `cumsum(-1) - 1`, padding filled with 0;
-/// versions up to 5.0 fill with 1, which no real token attends to).
-pub(super) fn lay_out(name: String, rows: &[Vec<i64>], padding: Padding, pad_id: i64) -> Inputs {
-    let seq = rows.iter().map(Vec::len).max().unwrap_or_default();
+/// Pads sequences to `seq` tokens. Positions count a row's real tokens from 0 and are 0 at padding, as `generate` of
+/// transformers 5.10 and later computes them (generation/utils.py, `cumsum(-1) - 1`, padding filled with 0; versions
+/// up to 5.0 fill with 1, which no real token can see).
+pub(super) fn lay_out(name: String, rows: &[Vec<i64>], seq: usize, padding: Padding, pad_id: i64) -> Inputs {
     let mut input_ids = Vec::with_capacity(rows.len() * seq);
     let mut attention_mask = Vec::with_capacity(rows.len() * seq);
     let mut position_ids = Vec::with_capacity(rows.len() * seq);
@@ -142,6 +162,7 @@ pub(super) fn lay_out(name: String, rows: &[Vec<i64>], padding: Padding, pad_id:
         rendered: Vec::new(),
         texts: Vec::new(),
         choices: Vec::new(),
+        own_positions: false,
         digest: String::new(),
         notes: Vec::new(),
     };
@@ -153,6 +174,9 @@ pub(super) fn lay_out(name: String, rows: &[Vec<i64>], padding: Padding, pad_id:
 pub(super) fn digest(inputs: &Inputs) -> String {
     let mut hasher = Sha256::new();
     hasher.update(format!("tfcheck inputs 1\n{} {}\n", inputs.batch, inputs.seq));
+    if inputs.own_positions {
+        hasher.update("without position_ids\n");
+    }
     for values in [&inputs.input_ids, &inputs.attention_mask, &inputs.position_ids] {
         for value in values {
             hasher.update(value.to_le_bytes());
@@ -173,10 +197,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn padding_keeps_every_row_and_marks_exactly_the_rest(rows in rows(), left in any::<bool>()) {
+        fn padding_keeps_every_row_and_marks_exactly_the_rest(
+            rows in rows(), more in 0_usize..3, left in any::<bool>(),
+        ) {
             let padding = if left { Padding::Left } else { Padding::Right };
-            let inputs = lay_out(String::new(), &rows, padding, 0);
-            let seq = rows.iter().map(Vec::len).max().unwrap();
+            let seq = rows.iter().map(Vec::len).max().unwrap() + more;
+            let inputs = lay_out(String::new(), &rows, seq, padding, 0);
             prop_assert_eq!((inputs.batch, inputs.seq), (rows.len(), seq));
             for (i, row) in rows.iter().enumerate() {
                 let of = |values: &[i64]| values[i * seq..(i + 1) * seq].to_vec();
@@ -198,13 +224,14 @@ mod tests {
         }
 
         #[test]
-        fn the_digest_distinguishes_sides_and_ids(rows in rows()) {
-            let left = lay_out(String::new(), &rows, Padding::Left, 0);
-            let right = lay_out(String::new(), &rows, Padding::Right, 0);
+        fn the_digest_tells_sides_and_ids_apart(rows in rows()) {
+            let seq = rows.iter().map(Vec::len).max().unwrap();
+            let left = lay_out(String::new(), &rows, seq, Padding::Left, 0);
+            let right = lay_out(String::new(), &rows, seq, Padding::Right, 0);
             prop_assert_eq!(left.digest == right.digest, left.padding.is_none());
             let mut other = rows.clone();
             other[0][0] += 1;
-            prop_assert_ne!(lay_out(String::new(), &other, Padding::Left, 0).digest, left.digest);
+            prop_assert_ne!(lay_out(String::new(), &other, seq, Padding::Left, 0).digest, left.digest);
         }
     }
 }

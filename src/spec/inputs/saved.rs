@@ -35,23 +35,10 @@ impl Inputs {
     pub fn save(&self, folder: &Path) -> Result<Saved, Error> {
         let saved =
             Saved { safetensors: folder.join("inputs.safetensors"), json: folder.join("inputs.json") };
-        let shape = vec![self.batch, self.seq];
-        let parts = [
-            (INPUT_IDS, &self.input_ids),
-            (ATTENTION_MASK, &self.attention_mask),
-            (POSITION_IDS, &self.position_ids),
-        ];
-        let bytes = parts.map(|(name, values)| {
-            (name, values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
-        });
         let damaged = |path: &Path, reason: String| Error::Damaged { path: path.to_owned(), reason };
-        let views = bytes
-            .iter()
-            .map(|(name, bytes)| Ok((*name, TensorView::new(Dtype::I64, shape.clone(), bytes)?)))
-            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-            .and_then(|views| safetensors::serialize(views, None))
-            .map_err(|error| damaged(&saved.safetensors, error.to_string()))?;
-        write(&saved.safetensors, &views)?;
+        let mask = Some(self.attention_mask.as_slice());
+        let shape = (self.batch, self.seq);
+        write_tensors(&saved.safetensors, shape, &self.input_ids, mask, &self.position_ids)?;
         let description = Description { schema_version: SCHEMA_VERSION, inputs: self.clone() };
         let json = serde_json::to_vec_pretty(&description)
             .map_err(|error| damaged(&saved.json, error.to_string()))?;
@@ -60,7 +47,33 @@ impl Inputs {
     }
 }
 
-/// Reads the batch that [`Inputs::save`] wrote into `folder`, and checks that both files belong to the same batch.
+/// Writes the tensors of a batch, each `[batch, seq]`, as workers read them; without a mask the model is given none.
+///
+/// # Errors
+/// When the file cannot be written, or a tensor is not of that shape.
+pub fn write_tensors(
+    path: &Path,
+    (batch, seq): (usize, usize),
+    input_ids: &[i64],
+    attention_mask: Option<&[i64]>,
+    position_ids: &[i64],
+) -> Result<(), Error> {
+    let parts =
+        [(INPUT_IDS, Some(input_ids)), (ATTENTION_MASK, attention_mask), (POSITION_IDS, Some(position_ids))];
+    let given = parts.into_iter().filter_map(|(name, values)| Some((name, values?)));
+    let bytes: Vec<(&str, Vec<u8>)> = given
+        .map(|(name, values)| (name, values.iter().flat_map(|value| value.to_le_bytes()).collect()))
+        .collect();
+    let file = bytes
+        .iter()
+        .map(|(name, bytes)| Ok((*name, TensorView::new(Dtype::I64, vec![batch, seq], bytes)?)))
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+        .and_then(|views| safetensors::serialize(views, None))
+        .map_err(|error| Error::Damaged { path: path.to_owned(), reason: error.to_string() })?;
+    write(path, &file)
+}
+
+/// Reads the batch that [`Inputs::save`] wrote into `folder`, and checks that both files are of the same batch.
 ///
 /// # Errors
 /// When a file is missing, unreadable, or does not have the expected digest.

@@ -52,7 +52,7 @@ pub(super) fn from_lengths(
         for &rows in batches {
             for &padding in paddings {
                 let inputs = one(source, &stream, length, rows, padding)?;
-                // One sequence is never padded, so all paddings give the same batch.
+                // One token has no room for padding, so that its paddings coincide.
                 if made.iter().all(|before| before.name != inputs.name) {
                     made.push(inputs);
                 }
@@ -69,7 +69,7 @@ fn one(
     rows: usize,
     padding: Option<Padding>,
 ) -> Result<Inputs, Error> {
-    let padding = padding.filter(|_| rows > 1);
+    let padding = padding.filter(|_| rows * length > 1);
     let total = stream.tokens.len();
     let mut notes = vec![stream.note.clone()];
     let wanted = length.saturating_sub(stream.prefix.len());
@@ -77,8 +77,13 @@ fn one(
         notes.push(format!("the text's {total} tokens are repeated to fill {length}"));
     }
     let taken = (0..rows).map(|row| {
-        // With padding, the lengths decrease: the last sequence has about half the length for large batches.
-        let length = if padding.is_some() { length - row * length / (2 * rows) } else { length };
+        let length = match padding {
+            None => length,
+            // A batch of one is padded by a quarter of its length.
+            Some(_) if rows == 1 => length - (length / 4).max(1),
+            // The last sequence is about half as long as the first.
+            Some(_) => length - row * length / (2 * rows),
+        };
         let start = row * total / rows;
         let tokens = stream.tokens.iter().cycle().skip(start);
         stream.prefix.iter().chain(tokens).take(length).copied().collect::<Vec<_>>()
@@ -89,7 +94,7 @@ fn one(
         Some(Padding::Right) => "_right",
     };
     let name = format!("seq{length}_batch{rows}{side}");
-    batch::pad(source, name, &taken.collect::<Vec<_>>(), padding.unwrap_or(Padding::Right), notes)
+    batch::pad(source, name, &taken.collect::<Vec<_>>(), length, padding.unwrap_or(Padding::Right), notes)
 }
 
 /// The text that sequences are cut from, and its name in notes.
@@ -122,6 +127,7 @@ fn from_seed(source: &Source<'_>, seed: u64, longest: usize) -> Result<Stream, E
     let too_short =
         |what: String| Error::TooShort { what, help: "correct `vocab_size` in config.json".to_owned() };
     let vocab_size = source
+        .checkpoint
         .number("vocab_size")
         .ok_or_else(|| too_short("config.json has no `vocab_size` to draw token ids from".to_owned()))?;
     let special: BTreeSet<i64> =

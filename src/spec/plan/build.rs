@@ -90,18 +90,20 @@ fn cases(config: &Config) -> Vec<CasePlan> {
     for (checkpoint, base) in
         config.checkpoints.iter().map(crate::spec::config::Checkpoint::case_name).enumerate()
     {
-        let mut add = |name: &str, rows: usize, inputs: &dyn Fn(Padding) -> InputsPlan| {
-            // With one sequence nothing is padded, so both sides would give the same case.
-            let sides = if rows == 1 { vec![Padding::default()] } else { config.inputs.padding() };
-            for padding in sides {
-                let side = if padding == Padding::Left { "-left" } else { "" };
+        let mut add = |name: &str, inputs: &dyn Fn(Option<Padding>) -> InputsPlan| {
+            let listed = config.inputs.padding.iter().flatten().copied().map(Some).collect::<Vec<_>>();
+            for padding in if listed.is_empty() { vec![None] } else { listed } {
+                let side = match padding {
+                    Some(Padding::Left) => "-left",
+                    Some(Padding::Right) => "-right",
+                    Some(Padding::None) | None => "",
+                };
                 cases.push(CasePlan { name: format!("{name}{side}"), checkpoint, inputs: inputs(padding) });
             }
         };
         match config.inputs.form() {
-            InputsForm::Prompts { prompts, .. } => {
-                add(&base, prompts.len(), &|padding| InputsPlan::Prompts { padding });
-            }
+            InputsForm::Prompts { .. } => add(&base, &|padding| InputsPlan::Prompts { padding }),
+            InputsForm::TokenIds(_) => add(&base, &|padding| InputsPlan::TokenIds { padding }),
             InputsForm::Sweep { lengths, batch, prefill, .. } => {
                 for &length in &lengths {
                     for &batch in &batch {
@@ -110,10 +112,10 @@ fn cases(config: &Config) -> Vec<CasePlan> {
                         for prefill in std::iter::once(None).chain(fitting.copied().map(Some)) {
                             let cached = prefill.map(|n| format!("-prefill{n}")).unwrap_or_default();
                             let name = format!("{base}{rows}-{length}{cached}");
-                            add(&name, batch, &|padding| InputsPlan::Sweep {
+                            add(&name, &|padding| InputsPlan::Sweep {
                                 length,
                                 batch,
-                                padding,
+                                padding: padding.unwrap_or(Padding::None),
                                 prefill,
                             });
                         }
@@ -163,6 +165,7 @@ fn key(config: &Config, case: &CasePlan, environments: &[EnvironmentPlan], colum
     let inputs = &config.inputs;
     let (prompts, chat, text) = match inputs.form() {
         InputsForm::Prompts { prompts, chat } => (prompts, chat, None),
+        InputsForm::TokenIds(_) => (&[][..], false, None),
         InputsForm::Sweep { text, .. } => (&[][..], false, text),
     };
     let revision = match &checkpoint.source {
@@ -174,9 +177,11 @@ fn key(config: &Config, case: &CasePlan, environments: &[EnvironmentPlan], colum
     let passes = column.measured.then_some((run.warm_up, run.iterations, run.rounds, run.trace));
     let parts = json!({
         "plan": 1,
-        "checkpoint": [checkpoint.source, revision, checkpoint.allow_remote_code],
-        "inputs": [case.inputs, prompts, chat, text, inputs.seed],
-        "variant": [variant.runner, variant.mode, variant.attention, variant.dtype, variant.device],
+        "checkpoint": [checkpoint.source, revision, checkpoint.allow_remote_code, checkpoint.translate],
+        "inputs": [case.inputs, prompts, chat, text, inputs.seed, inputs.token_ids, inputs.position_ids],
+        "variant": [
+            variant.runner, variant.mode, variant.attention, variant.dtype, variant.auto_dtype, variant.device
+        ],
         "environment": column.environment.map(|index| &environments[index].origin),
         "program": column.command.map(|index| &config.commands[index].program),
         "run": [run.threads, run.seed, passes, run.noise],

@@ -3,7 +3,7 @@
 use reference::protocol::{Attention, Dtype, Mode};
 
 use super::EnvironmentPlan;
-use crate::spec::config::{Config, Device, Version};
+use crate::spec::config::{Config, Device, LoadDtype, Version};
 use crate::spec::variant::{Runner, Variant};
 
 /// One column of the run: a variant and what it needs to run.
@@ -26,29 +26,37 @@ pub(super) fn columns(config: &Config, environments: &[EnvironmentPlan], auto_de
         }
     }
     let mut columns = Vec::new();
-    let mut add =
-        |runner, version: &str, mode, attention, dtypes: &[Dtype], needs: (Option<usize>, Option<usize>)| {
-            for &dtype in dtypes {
-                for device in &devices {
-                    let variant = Variant {
-                        runner,
-                        version: version.to_owned(),
-                        mode,
-                        attention,
-                        dtype,
-                        device: device.clone(),
-                        qualified: false,
-                    };
-                    columns.push(Column {
-                        variant,
-                        environment: needs.0,
-                        command: needs.1,
-                        measured: true,
-                        oracle: false,
-                    });
-                }
+    let mut add = |runner,
+                   version: &str,
+                   mode,
+                   attention,
+                   dtypes: &[LoadDtype],
+                   needs: (Option<usize>, Option<usize>)| {
+        for &dtype in dtypes {
+            for device in &devices {
+                let variant = Variant {
+                    runner,
+                    version: version.to_owned(),
+                    mode,
+                    attention,
+                    dtype: match dtype {
+                        LoadDtype::Named(dtype) => dtype,
+                        LoadDtype::Auto => Dtype::F32,
+                    },
+                    auto_dtype: dtype == LoadDtype::Auto,
+                    device: device.clone(),
+                    qualified: false,
+                };
+                columns.push(Column {
+                    variant,
+                    environment: needs.0,
+                    command: needs.1,
+                    measured: true,
+                    oracle: false,
+                });
             }
-        };
+        }
+    };
     let environment_of = |version: &Version| {
         environments.iter().position(|environment| environment.versions.contains(&version.name))
     };
@@ -78,8 +86,8 @@ pub(super) fn columns(config: &Config, environments: &[EnvironmentPlan], auto_de
     }
 
     let several = columns.iter().any(|column| {
-        (column.variant.dtype, &column.variant.device)
-            != (columns[0].variant.dtype, &columns[0].variant.device)
+        let key = |variant: &Variant| (variant.dtype, variant.auto_dtype, variant.device.clone());
+        key(&column.variant) != key(&columns[0].variant)
     });
     for column in &mut columns {
         column.variant.qualified = several;
@@ -117,6 +125,7 @@ fn add_oracle(
         mode: Mode::Eager,
         attention,
         dtype: Dtype::F64,
+        auto_dtype: false,
         device: "cpu".to_owned(),
         qualified: true,
     };

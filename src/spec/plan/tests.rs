@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use proptest::prelude::*;
+use reference::protocol::Dtype;
 
 use super::*;
 
@@ -32,7 +33,7 @@ source = "synthetic:mistral:window"
 [inputs]
 lengths = [128, 512]
 batch = [1, 4]
-padding = ["right", "left"]
+padding = ["none", "left"]
 [environment]
 requirements = ["numpy<3"]
 [[versions]]
@@ -63,16 +64,20 @@ program = ["python3", "worker.py"]
 oracle = true
 "#;
 
+fn shown(plan: &Plan, config: &Config) -> String {
+    plan.text(config, &vec![None; plan.cells.len()])
+}
+
 #[test]
 fn the_run_without_a_config() {
     let config = Config::default();
-    insta::assert_snapshot!(plan(&config).text(&config));
+    insta::assert_snapshot!(shown(&plan(&config), &config));
 }
 
 #[test]
 fn a_wide_run() {
     let config = config(WIDE);
-    insta::assert_snapshot!(plan(&config).text(&config));
+    insta::assert_snapshot!(shown(&plan(&config), &config));
 }
 
 #[test]
@@ -80,7 +85,7 @@ fn a_run_on_prompts() {
     let config = config(
         "checkpoints = [{ source = \"gemma-3-270m.gguf\" }]\nversions = []\n[inputs]\nprompts = [\"One\", \"Two\"]\nchat = true\npadding = [\"left\"]",
     );
-    insta::assert_snapshot!(plan(&config).text(&config));
+    insta::assert_snapshot!(shown(&plan(&config), &config));
 }
 
 #[test]
@@ -88,7 +93,15 @@ fn a_filtered_run_names_only_what_is_left() {
     let config = config(WIDE);
     let left =
         plan(&config).filtered(&filters(&["smollm2-128/*"], &["5*", "mine*", "*_f64"]), &config).unwrap();
-    insta::assert_snapshot!(left.text(&config));
+    insta::assert_snapshot!(shown(&left, &config));
+}
+
+#[test]
+fn auto_is_the_dtype_of_each_checkpoint() {
+    let config = config("[run]\ndtypes = [\"auto\"]\nattention = [\"default\"]");
+    let plan = plan(&config).with_dtypes(|_| Dtype::Bf16);
+    assert!(plan.cells.iter().all(|cell| cell.variant.dtype == Dtype::Bf16 && cell.variant.auto_dtype));
+    assert!(names(&plan).contains("llama-128/5.23.0_eager_default_auto"), "{:?}", names(&plan));
 }
 
 #[test]

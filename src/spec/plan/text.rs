@@ -6,7 +6,8 @@ use super::{CellPlan, EnvironmentOrigin, InputsPlan, Plan};
 use crate::spec::config::{Config, InputsForm, Padding, VersionSource};
 use compare::units::count;
 
-pub(super) fn text(plan: &Plan, config: &Config) -> String {
+pub(super) fn text(plan: &Plan, config: &Config, unsupported: &[Option<String>]) -> String {
+    let cells = || plan.cells.iter().zip(unsupported);
     let mut out = String::new();
     let mut variants: Vec<String> = Vec::new();
     for cell in &plan.cells {
@@ -41,14 +42,24 @@ pub(super) fn text(plan: &Plan, config: &Config) -> String {
     line(&mut out, &format!("  {:width$}{numbers}", ""));
     for name in &variants {
         let marks = columns((0..plan.cases.len()).map(|case| {
-            let here = |cell: &&CellPlan| cell.case == case && cell.variant.name() == *name;
-            plan.cells.iter().find(here).map_or("·", mark).to_owned()
+            let here = |(cell, _): &(&CellPlan, _)| cell.case == case && cell.variant.name() == *name;
+            cells().find(here).map_or("·", |(cell, reason)| mark(cell, reason.is_some())).to_owned()
         }));
         let note = if *name == plan.baseline { "  baseline" } else { "" };
         line(&mut out, &format!("  {name:width$}{marks}{note}"));
     }
     if plan.cells.iter().any(|cell| cell.oracle) {
         line(&mut out, "  x: run and timed; o: float64 reference (not timed); xo: both");
+    }
+    let mut reasons: Vec<(&str, usize)> = Vec::new();
+    for reason in unsupported.iter().flatten() {
+        match reasons.iter_mut().find(|(known, _)| known == reason) {
+            Some((_, cells)) => *cells += 1,
+            None => reasons.push((reason, 1)),
+        }
+    }
+    for (reason, cells) in &reasons {
+        line(&mut out, &format!("  -: unsupported: {reason} ({})", count(*cells, "cell")));
     }
 
     if !plan.environments.is_empty() {
@@ -62,7 +73,8 @@ pub(super) fn text(plan: &Plan, config: &Config) -> String {
         }
     }
     line(&mut out, "");
-    line(&mut out, &format!("{} to compute", count(plan.cells.len(), "cell")));
+    let supported = unsupported.iter().filter(|reason| reason.is_none()).count();
+    line(&mut out, &format!("{} to compute", count(supported, "cell")));
     out
 }
 
@@ -76,8 +88,9 @@ fn columns(entries: impl Iterator<Item = String>) -> String {
     row
 }
 
-fn mark(cell: &CellPlan) -> &'static str {
+fn mark(cell: &CellPlan, is_unsupported: bool) -> &'static str {
     match (cell.measured, cell.oracle) {
+        _ if is_unsupported => "-",
         (true, true) => "xo",
         (_, true) => "o",
         _ => "x",
@@ -89,23 +102,28 @@ fn inputs(config: &Config, inputs: InputsPlan) -> String {
         InputsPlan::Prompts { padding } => {
             let (prompts, chat) = match config.inputs.form() {
                 InputsForm::Prompts { prompts, chat } => (prompts.len(), chat),
-                InputsForm::Sweep { .. } => (0, false),
+                InputsForm::Sweep { .. } | InputsForm::TokenIds(_) => (0, false),
             };
             let chat = if chat { " through the chat template" } else { "" };
-            format!("{}{chat}{}", count(prompts, "prompt"), side(padding, prompts))
+            format!("{}{chat}{}", count(prompts, "prompt"), side(padding))
+        }
+        InputsPlan::TokenIds { padding } => {
+            let sequences = config.inputs.token_ids.as_ref().map_or(0, Vec::len);
+            format!("{} of given token ids{}", count(sequences, "sequence"), side(padding))
         }
         InputsPlan::Sweep { length, batch, padding, prefill } => {
             let cached = prefill.map(|n| format!(", {n} prefilled, the rest decoded")).unwrap_or_default();
-            format!("{} of {}{}{cached}", count(batch, "row"), count(length, "token"), side(padding, batch))
+            let padding = side(Some(padding));
+            format!("{} of {}{padding}{cached}", count(batch, "sequence"), count(length, "token"))
         }
     }
 }
 
-fn side(padding: Padding, rows: usize) -> &'static str {
+fn side(padding: Option<Padding>) -> &'static str {
     match padding {
-        _ if rows == 1 => "",
-        Padding::Left => ", padded left",
-        Padding::Right => ", padded right",
+        Some(Padding::Left) => ", padded left",
+        Some(Padding::Right) => ", padded right",
+        Some(Padding::None) | None => "",
     }
 }
 

@@ -7,6 +7,8 @@ mod rounding;
 mod routers;
 mod twins;
 
+pub(crate) use forks::newest;
+
 use std::path::Path;
 
 use reference::Environment;

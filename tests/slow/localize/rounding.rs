@@ -42,6 +42,7 @@ impl Cell {
             attention,
             dtype,
             device: "cpu".into(),
+            auto_dtype: false,
             qualified: true,
         };
         Self { variant, threads }

@@ -47,6 +47,8 @@ impl Session for InSession {
             Request::Forward(forward) => self.engine.forward(forward).map(Reply::Forwarded),
             Request::Capture(capture) => self.engine.capture(capture).map(Reply::Captured),
             Request::Replay(replay) => self.engine.replay(replay).map(Reply::Replayed),
+            Request::Inputs(inputs) => self.engine.inputs(inputs).map(Reply::Taken),
+            Request::Generate(generate) => self.engine.generate(generate).map(Reply::Generated),
             other => panic!("{other:?} is not asked here"),
         };
         reply.map_err(|Failed { kind, message, .. }| match kind {

@@ -90,6 +90,9 @@ impl Setting {
             device: "cpu".into(),
             threads: 2,
             seed: 0,
+            own_positions: false,
+            as_is: false,
+            auto_dtype: false,
         }
     }
 

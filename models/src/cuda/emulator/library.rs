@@ -4,9 +4,11 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
+use std::fmt::Display;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{LazyLock, Mutex};
 
 use libloading::Library;
@@ -34,11 +36,14 @@ const FLAGS: [&str; 9] = [
 type Kernel = unsafe extern "C" fn(*const c_void);
 type Run = unsafe extern "C" fn(Kernel, *const c_void, *const u32, u32, u32, i32) -> *const c_char;
 
-/// A library runs one grid at a time, because the emulated threads are in its static variables. A change whose text a
-/// source does not contain yields the same file, and must share its lock.
-type Libraries = HashMap<(Source, Option<(String, String)>), (PathBuf, &'static Mutex<Library>)>;
+/// The compiled file of each source, with the change made to it, if any.
+type Compiled = HashMap<(Source, Option<(String, String)>), PathBuf>;
 
-static LIBRARIES: LazyLock<Mutex<Libraries>> = LazyLock::new(Mutex::default);
+static COMPILED: LazyLock<Mutex<Compiled>> = LazyLock::new(Mutex::default);
+
+/// Loaded copies of a file that run no grid at the moment. A copy runs one grid at a time, because its threads live in its
+/// static variables; threads that launch at the same time each use a copy of their own.
+static IDLE: LazyLock<Mutex<HashMap<PathBuf, Vec<Library>>>> = LazyLock::new(Mutex::default);
 
 /// Runs all blocks of a launch.
 ///
@@ -51,8 +56,10 @@ pub(super) unsafe fn launch(
     reversed: bool,
     change: Option<&(String, String)>,
 ) -> Result<()> {
-    let library = lock(library(kernel.source, change)?);
-    // The struct needs at most 8-byte alignment.
+    let path = compiled(kernel.source, change)?;
+    let idle = lock(&IDLE).get_mut(&path).and_then(Vec::pop);
+    let library = idle.map_or_else(|| load(&path), Ok)?;
+    // The struct's alignment is at most that of an address.
     let mut aligned = vec![0_u64; params.len().div_ceil(8)];
     for (to, from) in aligned.iter_mut().zip(params.chunks(8)) {
         let mut bytes = [0; 8];
@@ -68,38 +75,45 @@ pub(super) unsafe fn launch(
         let grid = shape.grid.as_ptr();
         run(*entry, aligned.as_ptr().cast(), grid, shape.block, shape.shared, i32::from(reversed))
     };
-    if failure.is_null() {
-        return Ok(());
-    }
-    // SAFETY: a string literal of the library, which stays loaded.
-    let reason = unsafe { CStr::from_ptr(failure) }.to_string_lossy();
-    Err(Error::Gpu(format!("{}: {reason}", kernel.name)))
+    let ran = if failure.is_null() {
+        Ok(())
+    } else {
+        // SAFETY: a literal of the library, which is still loaded.
+        let reason = unsafe { CStr::from_ptr(failure) }.to_string_lossy();
+        Err(Error::Gpu(format!("{}: {reason}", kernel.name)))
+    };
+    lock(&IDLE).entry(path).or_default().push(library);
+    ran
 }
 
-fn library(source: Source, change: Option<&(String, String)>) -> Result<&'static Mutex<Library>> {
-    // The lock is held during compilation, so that two tests do not compile the same source.
-    let mut libraries = lock(&LIBRARIES);
+fn compiled(source: Source, change: Option<&(String, String)>) -> Result<PathBuf> {
+    // Held while a source is compiled, so that two tests do not compile the same one.
+    let mut compiled = lock(&COMPILED);
     let key = (source, change.cloned());
-    if let Some((_, library)) = libraries.get(&key) {
-        return Ok(library);
+    if let Some(path) = compiled.get(&key) {
+        return Ok(path.clone());
     }
     let mut text = source.text_after(include_str!("../kernels/emulated.h"), &Dtype::ALL);
     if let Some((from, to)) = change {
         text = text.replace(from, to);
     }
     let path = compile(source, &text)?;
-    if let Some((_, library)) = libraries.values().find(|(other, _)| *other == path) {
-        let library: &'static Mutex<Library> = library;
-        libraries.insert(key, (path, library));
-        return Ok(library);
-    }
-    // SAFETY: the library only initialises plain variables.
-    let library = unsafe { Library::new(&path) }
-        .map_err(|error| Error::Gpu(format!("cannot load {}: {error}", path.display())))?;
-    // The library stays loaded until the program ends, for later launches.
-    let library: &'static Mutex<Library> = Box::leak(Box::new(Mutex::new(library)));
-    libraries.insert(key, (path, library));
-    Ok(library)
+    compiled.insert(key, path.clone());
+    Ok(path)
+}
+
+/// Loads a copy of the library at `path` with static variables of its own.
+fn load(path: &Path) -> Result<Library> {
+    static COPIES: AtomicUsize = AtomicUsize::new(0);
+    let cannot = |error: &dyn Display| Error::Gpu(format!("cannot load {}: {error}", path.display()));
+    // The loader returns the library that it has for a file that it knows, so each copy is another file.
+    let number = COPIES.fetch_add(1, Ordering::Relaxed);
+    let copy = path.with_extension(format!("{}-{number}.so", std::process::id()));
+    std::fs::copy(path, &copy).map_err(|error| cannot(&error))?;
+    // SAFETY: the library has no initialisers but those of plain variables.
+    let library = unsafe { Library::new(&copy) };
+    std::fs::remove_file(&copy).map_err(|error| cannot(&error))?;
+    library.map_err(|error| cannot(&error))
 }
 
 /// Path of the library compiled from `text`; reuses the file of an earlier run.

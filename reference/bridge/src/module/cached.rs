@@ -1,5 +1,6 @@
-//! Prefill and decoding through the model's KV cache, one token at a time.
+//! The inputs through what a model keeps between forward passes: a KV cache, or the states of a state-space model.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use pyo3::prelude::*;
@@ -10,20 +11,26 @@ use super::context::within;
 use super::failure::Stop;
 use super::load::Loaded;
 use super::output::logits;
-use crate::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS, Positions};
+use crate::protocol::{ATTENTION_MASK, Dtype, INPUT_IDS, POSITION_IDS, Positions, forward_passes};
 
-/// Name of both the argument and the output field that hold the cache, in every version.
-const CACHE: &str = "past_key_values";
+/// The argument and the field by which a model passes on what it keeps. The first is a KV cache, in hybrid models with
+/// states; the others are the states of Mamba (`modeling_mamba.py`) and of RWKV (`modeling_rwkv.py`).
+const CACHES: [&str; 3] = [KV_CACHE, "cache_params", "state"];
+const KV_CACHE: &str = "past_key_values";
+/// Where the tokens of a forward pass lie among all; Mamba needs it next to its states (4.40 to 4.57).
+const CACHE_POSITION: &str = "cache_position";
 
-/// Logits of all positions, `[batch, seq, vocab_size]`: `prefill` tokens in one forward pass, each later
-/// token in its own.
+/// Logits of all positions, `[batch, seq, vocab_size]`: of `prefill` tokens in one pass and of each further one in its
+/// own, or of each of `chunks` in a pass.
 ///
-/// The prefill gets no cache and returns one (tuples up to 4.4x, a `Cache` since), which the next forward
-/// pass gets unchanged. `generate` does the same but selects the tokens itself.
+/// The first pass is given no cache and hands one out, tuples up to 4.4x and a `Cache` since, which the
+/// next pass is given as it is: what `generate` does, without its own choice of tokens. Hybrid models that hand out none
+/// by themselves (Jamba up to 4.57) are given an empty one of their own class.
 pub(super) fn decode<'py>(
     py: Python<'py>,
     loaded: &Loaded,
-    prefill: usize,
+    prefill: Option<usize>,
+    chunks: &[usize],
 ) -> Result<(Bound<'py, PyAny>, Duration), Stop> {
     let torch = loaded.torch.bind(py);
     let model = loaded.model.bind(py);
@@ -38,52 +45,157 @@ pub(super) fn decode<'py>(
         .import("inspect")?
         .call_method1("signature", (model.getattr("forward")?,))?
         .getattr("parameters")?;
-    if loaded.is_encoder || !parameters.contains(CACHE)? || !parameters.contains("use_cache")? {
-        return Err(Stop::unsupported(format!("{class} has no KV cache")));
-    }
+    let mut names = CACHES.into_iter().filter(|name| parameters.contains(name).unwrap_or(false));
+    let cache =
+        names.next().filter(|_| !loaded.is_encoder && parameters.contains("use_cache").unwrap_or(false));
+    let cache = cache.ok_or_else(|| Stop::unsupported(format!("{class} has no KV cache")))?;
+    let takes_position = parameters.contains(CACHE_POSITION)?;
+    // Whether the cache has a size, so that the places of new tokens in it must be told.
+    let mut is_fixed = false;
     let ids = required(arguments, INPUT_IDS)?;
     let seq: usize = ids.call_method1("size", (1,))?.extract()?;
-    if prefill == 0 || prefill >= seq {
-        return Err(Stop::exception(format!("a prefill of {prefill} where rows have {seq} tokens")));
-    }
+    let passes = forward_passes(prefill, chunks, seq).map_err(Stop::exception)?.unwrap_or_default();
     let mut parts = Vec::new();
     let mut past: Option<Bound<'py, PyAny>> = None;
     let mut elapsed = Duration::ZERO;
-    let mut begin = 0;
     let mode = torch.call_method0("inference_mode")?;
-    for end in prefill..=seq {
+    for Range { start, end } in passes {
         let step = arguments.copy()?;
-        for (name, from) in [(INPUT_IDS, begin), (POSITION_IDS, begin), (ATTENTION_MASK, 0)] {
+        for (name, from) in [(INPUT_IDS, start), (POSITION_IDS, start), (ATTENTION_MASK, 0)] {
             if let Some(whole) = arguments.get_item(name)? {
                 step.set_item(name, columns(&whole, from, end)?)?;
             }
         }
         step.set_item("use_cache", true)?;
+        if start > 0 && cache != KV_CACHE {
+            // States hold what was real; `prepare_inputs_for_generation` of `modeling_mamba.py` drops the mask as well.
+            step.del_item(ATTENTION_MASK).ok();
+        }
+        if takes_position && (is_fixed || start > 0 && cache != KV_CACHE) {
+            step.set_item(CACHE_POSITION, places(loaded, torch, start, end)?)?;
+        }
+        let is_first = past.is_none();
         if let Some(past) = past.take() {
-            step.set_item(CACHE, past)?;
+            step.set_item(cache, past)?;
         }
         let run = || {
             let clock = Clock::start(torch, &loaded.device)?;
             let output = model.call((), Some(&step))?;
             Ok((output, clock.stop()?))
         };
-        let (output, took) = within(&mode, || loaded.float64.within(py, run))?;
+        let kept = |output: &Bound<'py, PyAny>| -> PyResult<Option<Bound<'py, PyAny>>> {
+            Ok(output.getattr_opt(cache)?.filter(|cache| !cache.is_none()))
+        };
+        let (mut output, mut took) = within(&mode, || loaded.float64.within(py, run))?;
+        past = kept(&output)?;
+        if past.is_none()
+            && is_first
+            && let Some(empty) = own_cache(py, loaded, &ids)?
+        {
+            step.set_item(cache, &empty)?;
+            (output, took) = within(&mode, || loaded.float64.within(py, run))?;
+            past = kept(&output)?;
+        }
+        if is_first
+            && let Some(made) = &past
+            && let Some(larger) = with_room(py, loaded, made, &ids, seq)?
+        {
+            is_fixed = true;
+            step.set_item(cache, &larger)?;
+            if takes_position {
+                step.set_item(CACHE_POSITION, places(loaded, torch, start, end)?)?;
+            }
+            (output, took) = within(&mode, || loaded.float64.within(py, run))?;
+            past = kept(&output)?;
+        }
         elapsed += took;
         let (part, positions) = logits(&output)?;
         let width: usize = part.call_method1("size", (1,))?.extract()?;
-        if positions != Positions::All || width != end - begin {
+        if positions != Positions::All || width != end - start {
             return Err(Stop::unsupported(format!("{class} does not give logits of every position")));
         }
         parts.push(part);
-        past = output.getattr_opt(CACHE)?.filter(|cache| !cache.is_none());
         if past.is_none() {
-            return Err(Stop::unsupported(format!("{class} returned no {CACHE}")));
+            return Err(Stop::unsupported(format!("{class} returned no {cache}")));
         }
-        begin = end;
     }
     let keywords = PyDict::new(py);
     keywords.set_item("dim", 1)?;
     Ok((torch.call_method("cat", (parts,), Some(&keywords))?, elapsed))
+}
+
+/// An empty cache of the class that the model's own file defines for hybrid models, `HybridMambaAttentionDynamicCache` of
+/// `modeling_jamba.py`; `None` where it defines none.
+fn own_cache<'py>(
+    py: Python<'py>,
+    loaded: &Loaded,
+    ids: &Bound<'py, PyAny>,
+) -> Result<Option<Bound<'py, PyAny>>, Stop> {
+    let model = loaded.model.bind(py);
+    let name: String = model.get_type().getattr("__module__")?.extract()?;
+    let source = py.import(name.as_str())?;
+    for class in source.dir()? {
+        let class: String = class.extract()?;
+        if class.contains("Hybrid") && class.ends_with("Cache") {
+            let batch: usize = ids.call_method1("size", (0,))?.extract()?;
+            let keywords = tensors_like(py, loaded)?;
+            let made =
+                source.getattr(class.as_str())?.call((model.getattr("config")?, batch), Some(&keywords));
+            return Ok(made.ok());
+        }
+    }
+    Ok(None)
+}
+
+/// A cache like `made` with room for `seq` tokens, where that one has none: gemma2 and gemma3 of 4.42 to 4.52 make a
+/// `HybridCache` of the prefill's length by themselves. `None` for a cache that grows.
+fn with_room<'py>(
+    py: Python<'py>,
+    loaded: &Loaded,
+    made: &Bound<'py, PyAny>,
+    ids: &Bound<'py, PyAny>,
+    seq: usize,
+) -> Result<Option<Bound<'py, PyAny>>, Stop> {
+    let class = made.get_type();
+    let parameters = py.import("inspect")?.call_method1("signature", (&class,))?.getattr("parameters")?;
+    if !parameters.contains("max_cache_len")? {
+        return Ok(None);
+    }
+    // The second name is that of 4.42 to 4.46.
+    let most = ["get_max_cache_shape", "get_max_length"]
+        .into_iter()
+        .find_map(|name| made.call_method0(name).ok()?.extract::<Option<usize>>().ok().flatten());
+    if most.is_none_or(|most| most >= seq) {
+        return Ok(None);
+    }
+    let batch: usize = ids.call_method1("size", (0,))?.extract()?;
+    let keywords = tensors_like(py, loaded)?;
+    let config = loaded.model.bind(py).getattr("config")?;
+    Ok(Some(class.call((config, batch, seq), Some(&keywords))?))
+}
+
+/// The dtype and device of what a cache holds, as arguments.
+fn tensors_like<'py>(py: Python<'py>, loaded: &Loaded) -> PyResult<Bound<'py, PyDict>> {
+    let dtype = match loaded.dtype {
+        Dtype::F64 => "float64",
+        Dtype::F32 => "float32",
+        Dtype::Bf16 => "bfloat16",
+        Dtype::F16 => "float16",
+    };
+    let keywords = PyDict::new(py);
+    keywords.set_item("dtype", loaded.torch.bind(py).getattr(dtype)?)?;
+    keywords.set_item("device", &loaded.device)?;
+    Ok(keywords)
+}
+
+/// `from..end` on the model's device.
+fn places<'py>(
+    loaded: &Loaded,
+    torch: &Bound<'py, PyAny>,
+    from: usize,
+    end: usize,
+) -> PyResult<Bound<'py, PyAny>> {
+    torch.call_method1("arange", (from, end))?.call_method1("to", (&loaded.device,))
 }
 
 fn required<'py>(arguments: &Bound<'py, PyDict>, name: &str) -> Result<Bound<'py, PyAny>, Stop> {

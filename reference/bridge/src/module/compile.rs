@@ -3,7 +3,9 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-/// `model` through `torch.compile` in its default mode; compilation happens in the first forward pass.
+use crate::protocol::Graphs;
+
+/// `model` through `torch.compile` in its default mode; compilation happens in the first pass.
 pub(super) fn compile<'py>(
     torch: &Bound<'py, PyAny>,
     model: &Bound<'py, PyAny>,
@@ -32,8 +34,8 @@ pub(super) fn compile_as<'py>(
     torch.call_method("compile", (model,), Some(&keywords))
 }
 
-/// Notes on how many graphs dynamo made, and where it broke them.
-pub(super) fn notes(py: Python<'_>) -> PyResult<Vec<String>> {
+/// How many graphs dynamo made, and where it broke them.
+pub(super) fn graphs(py: Python<'_>) -> PyResult<(Graphs, Vec<String>)> {
     let counters = py.import("torch._dynamo.utils")?.getattr("counters")?.cast_into::<PyDict>()?;
     let count = |group: &str, key: &str| -> PyResult<u64> {
         let Some(group) = counters.get_item(group)? else {
@@ -41,19 +43,20 @@ pub(super) fn notes(py: Python<'_>) -> PyResult<Vec<String>> {
         };
         group.call_method1("get", (key, 0))?.extract()
     };
-    let graphs = count("stats", "unique_graphs")?;
-    let mut notes = vec![if graphs == 0 {
+    let mut graphs = Graphs { count: count("stats", "unique_graphs")?, breaks: 0 };
+    let mut notes = vec![if graphs.count == 0 {
         "torch.compile created no graph: the model ran in eager mode".to_owned()
     } else {
-        format!("torch.compile made {graphs} graph{}", if graphs == 1 { "" } else { "s" })
+        format!("torch.compile made {} graph{}", graphs.count, if graphs.count == 1 { "" } else { "s" })
     }];
     if let Some(breaks) = counters.get_item("graph_break")? {
         for item in breaks.call_method0("items")?.try_iter()? {
             let (reason, count): (String, u64) = item?.extract()?;
+            graphs.breaks += count;
             let reason = reason.lines().next().unwrap_or_default().to_owned();
             let times = if count == 1 { "once".to_owned() } else { format!("{count} times") };
             notes.push(format!("graph broken {times}: {reason}"));
         }
     }
-    Ok(notes)
+    Ok((graphs, notes))
 }

@@ -21,28 +21,36 @@ use crate::protocol::{Dtype, Forward, Forwarded, LOGITS, Positions};
 /// logits.
 pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Result<Forwarded, Stop> {
     let torch = loaded.torch.bind(py);
-    let (logits, positions, elapsed) = compute(py, loaded, request.prefill)?;
+    let (logits, positions, elapsed) = compute(py, loaded, request.prefill, &request.chunks)?;
     let peak_bytes = memory::peak_bytes(torch, &loaded.device)?;
     let shape = store(torch, &logits, loaded.dtype, &request.logits)?;
-    let notes = if loaded.mode.is_compiled() { compile::notes(py)? } else { Vec::new() };
+    let (graphs, notes) = if loaded.mode.is_compiled() {
+        let (graphs, notes) = compile::graphs(py)?;
+        (Some(graphs), notes)
+    } else {
+        (None, Vec::new())
+    };
     Ok(Forwarded {
         elapsed_ns: elapsed.as_nanos() as u64,
         shape,
         positions,
         prefill: request.prefill,
+        chunks: request.chunks.clone(),
         peak_bytes,
+        graphs,
         notes,
     })
 }
 
-/// The logits of a full-sequence forward pass, or of a prefill and the decoding of the other tokens.
+/// The logits of one pass, or of several through the cache.
 pub(super) fn compute<'py>(
     py: Python<'py>,
     loaded: &Loaded,
     prefill: Option<usize>,
+    chunks: &[usize],
 ) -> Result<(Bound<'py, PyAny>, Positions, Duration), Stop> {
-    if let Some(prefill) = prefill {
-        let (logits, elapsed) = cached::decode(py, loaded, prefill)?;
+    if prefill.is_some() || !chunks.is_empty() {
+        let (logits, elapsed) = cached::decode(py, loaded, prefill, chunks)?;
         return Ok((logits, Positions::All, elapsed));
     }
     let (output, elapsed) = pass(py, loaded)?;

@@ -19,7 +19,7 @@ pub(super) fn arguments<'py>(
     py: Python<'py>,
     torch: &Bound<'py, PyAny>,
     model: &Bound<'py, PyAny>,
-    is_encoder: bool,
+    counts_positions: bool,
     path: &Path,
     device: &str,
 ) -> Result<(Bound<'py, PyDict>, Vec<String>), Stop> {
@@ -37,12 +37,14 @@ pub(super) fn arguments<'py>(
     let mut notes = Vec::new();
 
     let input_ids = tensor(py, torch, &file, INPUT_IDS)?;
-    let mask = tensor(py, torch, &file, ATTENTION_MASK)?;
+    let has_mask = file.names().contains(&ATTENTION_MASK);
+    let mask = has_mask.then(|| tensor(py, torch, &file, ATTENTION_MASK)).transpose()?;
     let positions = tensor(py, torch, &file, POSITION_IDS)?;
     arguments.set_item(INPUT_IDS, input_ids.call_method1("to", (device,))?)?;
-    if takes(ATTENTION_MASK)? {
+    let takes_mask = takes(ATTENTION_MASK)?;
+    if let Some(mask) = mask.as_ref().filter(|_| takes_mask) {
         arguments.set_item(ATTENTION_MASK, mask.call_method1("to", (device,))?)?;
-    } else {
+    } else if let Some(mask) = mask {
         let all_real: bool = mask.call_method0("all")?.call_method0("item")?.extract()?;
         if !all_real {
             return Err(Stop::unsupported(format!(
@@ -51,7 +53,7 @@ pub(super) fn arguments<'py>(
         }
         notes.push(format!("{class} takes no attention_mask"));
     }
-    if is_encoder {
+    if counts_positions {
         notes.push(format!("{class} counts positions itself"));
     } else if takes(POSITION_IDS)? {
         arguments.set_item(POSITION_IDS, positions.call_method1("to", (device,))?)?;
@@ -64,7 +66,15 @@ pub(super) fn arguments<'py>(
     Ok((arguments, notes))
 }
 
-/// The i64 tensor `name` of the file as a torch tensor on the CPU.
+/// The tensors of an inputs file.
+pub(super) fn names(path: &Path) -> Result<Vec<String>, Stop> {
+    let bytes = fs::read(path)?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|error| Stop::exception(format!("inputs {}: {error}", path.display())))?;
+    Ok(file.names().into_iter().map(ToString::to_string).collect())
+}
+
+/// The i64 tensor `name` as torch's, on the CPU.
 fn tensor<'py>(
     py: Python<'py>,
     torch: &Bound<'py, PyAny>,

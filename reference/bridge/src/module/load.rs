@@ -14,8 +14,8 @@ use super::failure::Stop;
 use super::float64::{self, Float64};
 use super::report::attention_name;
 use super::{compile, inputs, report};
-use crate::protocol::{Attention, Dtype, Load, Mode, PROTOCOL_VERSION, Ready};
-use crate::translation::{Translated, translate};
+use crate::protocol::{Attention, Dtype, Load, Mode, NewInputs, PROTOCOL_VERSION, Ready, TakenInputs};
+use crate::translation::{Translated, rope_thetas, translate};
 use crate::versions::{Versions, WrongShapes};
 
 /// A loaded model and everything that a forward pass needs.
@@ -28,6 +28,8 @@ pub(super) struct Loaded {
     pub(super) arguments: Py<PyDict>,
     /// Whether the model runs as an encoder, which has no KV cache.
     pub(super) is_encoder: bool,
+    /// Whether the model gets no position ids.
+    pub(super) counts_positions: bool,
     pub(super) mode: Mode,
     pub(super) dtype: Dtype,
     pub(super) float64: Float64,
@@ -51,11 +53,21 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     let said_of_device = settle(py, &torch, request)?;
     let transformers = py.import("transformers")?.into_any();
     let version: String = transformers.getattr("__version__")?.extract()?;
-    let Translated { config: translated, mut notes, rope_thetas } =
-        translate(&config, &version).map_err(Stop::unsupported)?;
+    let Translated { config: translated, mut notes, rope_thetas } = if request.as_is {
+        Translated { config: config.clone(), notes: Vec::new(), rope_thetas: rope_thetas(&config) }
+    } else {
+        translate(&config, &version).map_err(Stop::unsupported)?
+    };
 
     notes.extend(said_of_device.map(ToOwned::to_owned));
-    let (config_class, config_object) = config_object(py, &translated, request.attention, &version)?;
+    let attention = request.attention.filter(|attention| *attention != Attention::Default);
+    let (config_class, config_object) = config_object(py, &translated, attention, &version)?;
+    let otherwise = if translated == config {
+        Vec::new()
+    } else {
+        report::read_otherwise(&config_class, &config_object, &config)?
+    };
+    notes.extend(report::settle_padding(&config_object)?);
     let ignored_keys = report::ignored_keys(&config_class, &config_object, &translated)?;
     if let Some(keys) = ignored_keys.as_ref().filter(|keys| !keys.is_empty()) {
         let name = config_class.getattr("__name__")?;
@@ -63,7 +75,7 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     }
     let is_encoder = is_encoder(py, &config)?;
     let class = auto_class(&config, is_encoder, &mut notes)?;
-    let keywords = keywords(py, &torch, request, &config_object, &version)?;
+    let keywords = keywords(py, &torch, request, attention, &config_object, &version)?;
     let float64 = Float64::new(py, request.dtype == Dtype::F64)?;
     if request.dtype == Dtype::F64 {
         notes.push(float64::NOTE.to_owned());
@@ -78,13 +90,23 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     let model = model.call_method1("to", (&request.device,))?;
     model.call_method0("eval")?;
     model.call_method1("requires_grad_", (false,))?;
-    notes.extend(report::loading(&model, &loading)?);
-    report::check_rope(&model, &rope_thetas, &version)?;
-    notes.extend(report::attention(&model, request.attention)?);
-    // BERT with a causal language model head runs as a decoder.
+    let (unread_tensors, said) = report::loading(&model, &loading)?;
+    notes.extend(said);
+    if let Some(lost) = report::lost_rope(&model, &rope_thetas, &version)? {
+        if !request.as_is {
+            return Err(Stop::exception(lost));
+        }
+        notes.push(lost);
+    }
+    notes.extend(report::attention(&model, attention)?);
+    if request.auto_dtype {
+        notes.extend(report::dtype(&model, torch_dtype(request.dtype))?);
+    }
+    // BERT with a causal head is run as a decoder.
     let is_encoder = is_encoder && class != CAUSAL;
+    let counts_positions = is_encoder || request.own_positions;
     let (arguments, said) =
-        inputs::arguments(py, &torch, &model, is_encoder, &request.inputs, &request.device)?;
+        inputs::arguments(py, &torch, &model, counts_positions, &request.inputs, &request.device)?;
     notes.extend(said);
     let callable = match request.mode {
         Mode::Compiled => compile::compile(&torch, &model)?,
@@ -100,16 +122,43 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
         callable: callable.unbind(),
         arguments: arguments.unbind(),
         is_encoder,
+        counts_positions,
         mode: request.mode,
         dtype: request.dtype,
         float64,
         device: request.device.clone(),
     };
-    let ready = Ready { libraries, load_ns: begun.elapsed().as_nanos() as u64, notes, ignored_keys };
+    let ready = Ready {
+        libraries,
+        load_ns: begun.elapsed().as_nanos() as u64,
+        notes,
+        ignored_keys,
+        translated: otherwise,
+        unread_tensors: Some(unread_tensors),
+    };
     Ok((loaded, ready))
 }
 
-/// Reads `config.json`; refuses a config that would run code from the checkpoint.
+/// Other inputs for a loaded model.
+pub(super) fn take_inputs(
+    py: Python<'_>,
+    loaded: &mut Loaded,
+    request: &NewInputs,
+) -> Result<TakenInputs, Stop> {
+    let (torch, model) = (loaded.torch.bind(py), loaded.model.bind(py));
+    let (arguments, _) =
+        inputs::arguments(py, torch, model, loaded.counts_positions, &request.inputs, &loaded.device)?;
+    let mut unused = Vec::new();
+    for name in inputs::names(&request.inputs)? {
+        if !arguments.contains(&name)? {
+            unused.push(name);
+        }
+    }
+    loaded.arguments = arguments.unbind();
+    Ok(TakenInputs { unused })
+}
+
+/// Reads `config.json` and refuses what would run code of the checkpoint's.
 fn read_config(checkpoint: &Path) -> Result<Map<String, Value>, Stop> {
     let path = checkpoint.join("config.json");
     let fail = |reason: String| Stop::exception(format!("{}: {reason}", path.display()));
@@ -250,20 +299,19 @@ fn keywords<'py>(
     py: Python<'py>,
     torch: &Bound<'py, PyAny>,
     request: &Load,
+    attention: Option<Attention>,
     config: &Bound<'py, PyAny>,
     version: &str,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let dtype = match request.dtype {
-        Dtype::F64 => "float64",
-        Dtype::F32 => "float32",
-        Dtype::Bf16 => "bfloat16",
-        Dtype::F16 => "float16",
-    };
     let keywords = PyDict::new(py);
     keywords.set_item("config", config)?;
     let dialect = Versions::known().dialect(version);
-    keywords.set_item(&dialect.dtype_argument, torch.getattr(dtype)?)?;
-    if let Some(attention) = request.attention {
+    if request.auto_dtype {
+        keywords.set_item(&dialect.dtype_argument, "auto")?;
+    } else {
+        keywords.set_item(&dialect.dtype_argument, torch.getattr(torch_dtype(request.dtype))?)?;
+    }
+    if let Some(attention) = attention {
         keywords.set_item("attn_implementation", attention_name(attention))?;
     }
     keywords.set_item("use_safetensors", true)?;
@@ -275,6 +323,16 @@ fn keywords<'py>(
         keywords.set_item("ignore_mismatched_sizes", true)?;
     }
     Ok(keywords)
+}
+
+/// As torch spells it.
+fn torch_dtype(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F64 => "float64",
+        Dtype::F32 => "float32",
+        Dtype::Bf16 => "bfloat16",
+        Dtype::F16 => "float16",
+    }
 }
 
 fn libraries(

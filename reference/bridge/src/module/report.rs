@@ -52,8 +52,11 @@ pub(super) fn ignored_keys(
     Ok(Some(ignored))
 }
 
-/// Fails if the checkpoint lacks weights of the model; returns notes on weights that the model does not use.
-pub(super) fn loading(model: &Bound<'_, PyAny>, info: &Bound<'_, PyAny>) -> Result<Vec<String>, Stop> {
+/// Refuses a model with weights that the checkpoint lacks; the tensors that the model does not read, and notes.
+pub(super) fn loading(
+    model: &Bound<'_, PyAny>,
+    info: &Bound<'_, PyAny>,
+) -> Result<(Vec<String>, Vec<String>), Stop> {
     let names = |kind: &str| -> PyResult<BTreeSet<String>> {
         let found = info.call_method1("get", (kind,))?;
         if found.is_none() {
@@ -93,7 +96,7 @@ pub(super) fn loading(model: &Bound<'_, PyAny>, info: &Bound<'_, PyAny>) -> Resu
         let list = listing(&unexpected);
         notes.push(format!("weights that the model does not read: {list}"));
     }
-    Ok(notes)
+    Ok((unexpected.into_iter().collect(), notes))
 }
 
 /// Those of the `missing` names that are parameters without shared (tied) memory of a loaded one, and those
@@ -131,10 +134,78 @@ fn absent(
     Ok((rest, computed))
 }
 
-/// Fails if the model's config has another rope base than the checkpoint's.
-pub(super) fn check_rope(model: &Bound<'_, PyAny>, asked: &[f64], version: &str) -> Result<(), Stop> {
+/// The values of `translated` that the config class would have read otherwise from `config` itself.
+pub(super) fn read_otherwise(
+    class: &Bound<'_, PyAny>,
+    translated: &Bound<'_, PyAny>,
+    config: &Map<String, Value>,
+) -> Result<Vec<String>, Stop> {
+    let py = class.py();
+    let json = py.import("json")?;
+    let plain = json.call_method1("loads", (Value::Object(config.clone()).to_string(),))?;
+    let untranslated = match class.call_method1("from_dict", (plain,)) {
+        Ok(object) => object,
+        Err(error) => {
+            let name = class.getattr("__name__")?;
+            return Ok(vec![format!("{name} refuses the config without translation: {}", error.value(py))]);
+        }
+    };
+    let (translated, untranslated) = (dict(translated)?, dict(&untranslated)?);
+    let mut otherwise = Vec::new();
+    for (key, value) in translated {
+        let name: String = key.extract()?;
+        // The dtype is always passed, and the names of the dtype's key differ between releases.
+        if name.starts_with('_') || ["dtype", "torch_dtype", "transformers_version"].contains(&name.as_str())
+        {
+            continue;
+        }
+        let other = untranslated.get_item(&key)?;
+        if other.as_ref().is_none_or(|other| !other.eq(&value).unwrap_or(false)) {
+            let other = other
+                .map_or_else(|| Ok("absent".to_owned()), |other| other.repr().map(|text| text.to_string()))?;
+            otherwise.push(format!("{name} {} (untranslated: {other})", value.repr()?));
+        }
+    }
+    Ok(otherwise)
+}
+
+fn dict<'py>(config: &Bound<'py, PyAny>) -> Result<Bound<'py, PyDict>, Stop> {
+    Ok(config.call_method0("to_dict")?.cast_into::<PyDict>().map_err(PyErr::from)?)
+}
+
+/// Replaces a `pad_token_id` outside the vocabulary by 0: torch refuses to make such an embedding, and padding is masked.
+pub(super) fn settle_padding(config: &Bound<'_, PyAny>) -> Result<Option<String>, Stop> {
+    let number = |key: &str| -> PyResult<Option<i64>> {
+        Ok(config.getattr_opt(key)?.and_then(|value| value.extract().ok()))
+    };
+    let (Some(id), Some(vocab_size)) = (number("pad_token_id")?, number("vocab_size")?) else {
+        return Ok(None);
+    };
+    if id < vocab_size {
+        return Ok(None);
+    }
+    config.setattr("pad_token_id", 0)?;
+    Ok(Some(format!(
+        "pad_token_id {id} is outside the vocabulary of {vocab_size} tokens and was replaced by 0"
+    )))
+}
+
+/// A note if the model was loaded in another dtype than the `expected` one, as torch spells it.
+pub(super) fn dtype(model: &Bound<'_, PyAny>, expected: &str) -> Result<Option<String>, Stop> {
+    let taken = model.getattr("dtype")?.str()?.to_string();
+    let taken = taken.strip_prefix("torch.").unwrap_or(&taken);
+    Ok((taken != expected)
+        .then(|| format!("dtype \"auto\" loaded {taken}, where the checkpoint has {expected}")))
+}
+
+/// What is lost if the model's config took another rotary base than the checkpoint asks for.
+pub(super) fn lost_rope(
+    model: &Bound<'_, PyAny>,
+    asked: &[f64],
+    version: &str,
+) -> Result<Option<String>, Stop> {
     if asked.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let json = PyDict::new(model.py());
     json.set_item("use_diff", false)?;
@@ -148,13 +219,9 @@ pub(super) fn check_rope(model: &Bound<'_, PyAny>, asked: &[f64], version: &str)
         .filter(|theta| !taken.iter().any(|other| other.total_cmp(theta).is_eq()))
         .map(f64::to_string)
         .collect();
-    if lost.is_empty() {
-        return Ok(());
-    }
-    Err(Stop::exception(format!(
-        "transformers {version} took rope_theta {taken:?}, and config.json says {}",
-        lost.join(", ")
-    )))
+    Ok((!lost.is_empty()).then(|| {
+        format!("transformers {version} took rope_theta {taken:?}, and config.json says {}", lost.join(", "))
+    }))
 }
 
 /// Fails if the attention implementation differs from the requested one; without a request, returns a note on
@@ -180,6 +247,7 @@ pub(super) fn attention_name(attention: Attention) -> &'static str {
     match attention {
         Attention::Eager => "eager",
         Attention::Sdpa => "sdpa",
+        Attention::Default => "default",
     }
 }
 

@@ -12,7 +12,7 @@ use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group};
 
 use super::failure::Stop;
 use super::load::Loaded;
-use super::{capture, descriptors, forward, load, time, tokenize, trace};
+use super::{capture, descriptors, forward, generate, load, time, tokenize, trace};
 use crate::protocol::{Reply, Request};
 use crate::yardstick;
 
@@ -75,6 +75,14 @@ fn answer(py: Python<'_>, request: Request, loaded: &mut Option<Loaded>) -> Resu
         Request::Replay(request) => {
             let model = loaded.as_ref().ok_or_else(missing)?;
             Ok(Reply::Replayed(capture::replay(py, model, &request)?))
+        }
+        Request::Inputs(request) => {
+            let model = loaded.as_mut().ok_or_else(missing)?;
+            Ok(Reply::Taken(load::take_inputs(py, model, &request)?))
+        }
+        Request::Generate(request) => {
+            let model = loaded.as_ref().ok_or_else(missing)?;
+            Ok(Reply::Generated(generate::generate(py, model, &request)?))
         }
         Request::Tokenize(request) => Ok(Reply::Tokenized(tokenize::tokenize(py, &request)?)),
         Request::Exit => Err(missing()),

@@ -124,7 +124,9 @@ impl Session for FakeSession<'_> {
                         shape,
                         positions: Positions::All,
                         prefill: forward.prefill,
+                        chunks: forward.chunks.clone(),
                         peak_bytes: Some(peak_bytes),
+                        graphs: None,
                         notes: Vec::new(),
                     }),
                 )
@@ -154,7 +156,7 @@ impl Session for FakeSession<'_> {
                 }
                 or_end(ended, Reply::Traced)
             }
-            Request::Capture(_) | Request::Replay(_) => {
+            Request::Capture(_) | Request::Replay(_) | Request::Inputs(_) | Request::Generate(_) => {
                 Err(NoResult::Unsupported("it exposes no modules".to_owned()))
             }
             Request::Tokenize(_) => {

@@ -51,6 +51,9 @@ impl Case {
             device: "cpu".into(),
             threads: 1,
             seed: 0,
+            own_positions: false,
+            as_is: false,
+            auto_dtype: false,
         }
     }
 
@@ -70,7 +73,7 @@ impl Case {
         engine.load(&self.load(Dtype::F32))?;
         let path = self.folder.path().join("logits.st");
         let mut logits = |prefill| -> Result<Vec<f64>, Failed> {
-            engine.forward(&Forward { logits: path.clone(), prefill })?;
+            engine.forward(&Forward::prefilled(path.clone(), prefill))?;
             let logits = read_logits(&path).to_dtype(DType::F64).unwrap();
             Ok(logits.flatten_all().unwrap().to_vec1().unwrap())
         };

@@ -1,0 +1,92 @@
+//! Which cells of a plan their runner will not support, as far as that is known before anything runs.
+
+use std::path::Path;
+
+use models::Kind;
+use reference::protocol::Positions;
+use serde_json::Value;
+
+use super::worker::candle_transformers::port;
+use crate::spec::config::{CheckpointSource, Config, Padding};
+use crate::spec::plan::{CasePlan, CellPlan, InputsPlan, Plan};
+use crate::spec::variant::{Runner, mode_name};
+
+/// Why each cell of `plan` will be unsupported, in the plan's order; `None` for a cell of which that is not known.
+///
+/// Only synthetic checkpoints and local folders have a `model_type` that is known without the network.
+pub fn unsupported(plan: &Plan, config: &Config) -> Vec<Option<String>> {
+    let model_types: Vec<Option<String>> =
+        config.checkpoints.iter().map(|checkpoint| model_type(&checkpoint.source)).collect();
+    plan.cells
+        .iter()
+        .map(|cell| {
+            let case = &plan.cases[cell.case];
+            reason(case, cell, model_types[case.checkpoint].as_deref())
+        })
+        .collect()
+}
+
+fn reason(case: &CasePlan, cell: &CellPlan, model_type: Option<&str>) -> Option<String> {
+    let mode = cell.variant.mode;
+    let prefill = case.inputs.prefill();
+    match (cell.variant.runner, model_type) {
+        (Runner::Transformers, _) if mode.is_compiled() && prefill.is_some() => {
+            Some(format!("{} models are not decoded token by token", mode_name(mode)))
+        }
+        (Runner::Candle, Some(model_type)) => match models::kind(model_type) {
+            None => Some(format!("tfcheck has no native {model_type}")),
+            Some(Kind::Encoder) if prefill.is_some() => Some(format!("{model_type} has no KV cache")),
+            Some(_) => None,
+        },
+        (Runner::CandleTransformers, Some(model_type)) => {
+            let Some(port) = port(model_type) else {
+                return Some(format!("candle-transformers has no port of {model_type} that tfcheck runs"));
+            };
+            let is_padded_right = match case.inputs {
+                InputsPlan::Sweep { padding, .. } => padding == Padding::Right,
+                InputsPlan::Prompts { padding } | InputsPlan::TokenIds { padding } => {
+                    padding == Some(Padding::Right)
+                }
+            };
+            if prefill.is_some() && !port.caches {
+                Some(format!("the port of {model_type} has no KV cache"))
+            } else if is_padded_right && port.positions == Positions::Last {
+                Some(format!("the port of {model_type} returns the last column only, which is padding"))
+            } else {
+                None
+            }
+        }
+        _ => None,
+    }
+}
+
+fn model_type(source: &CheckpointSource) -> Option<String> {
+    match source {
+        CheckpointSource::Synthetic { model_type, .. } => Some(model_type.clone()),
+        CheckpointSource::Folder(folder) => in_config(&folder.join("config.json")),
+        CheckpointSource::Hub(_) | CheckpointSource::Gguf(_) => None,
+    }
+}
+
+fn in_config(path: &Path) -> Option<String> {
+    let config: Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    config.get("model_type")?.as_str().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_that_will_be_unsupported_are_marked_with_the_reason() {
+        let config = Config::parse(
+            "checkpoints = [{ source = \"synthetic:llama\" }, { source = \"synthetic:gpt2\" }]\n\
+             versions = [{ name = \"5.23.0\", source = \"transformers==5.23.0\" }]\n\
+             [inputs]\nlengths = [16]\nprefill = [8]\n[candle]\nmodes = [\"eager\"]\nupstream = true",
+            Path::new("tfcheck.toml"),
+        )
+        .unwrap();
+        let plan = Plan::new(&config, "cpu").unwrap();
+        insta::assert_snapshot!(plan.text(&config, &unsupported(&plan, &config)));
+    }
+}

@@ -1,0 +1,293 @@
+//! Relations: invariants that one variant must keep against itself, one row of [`RELATIONS`] each.
+//!
+//! A relation says how the inputs of a forward pass are varied and which positions must then have the same logits. It needs
+//! no second implementation. `docs/relations.md` lists every row; to add a relation is to add a row and that line.
+
+mod batch;
+mod config;
+mod traits;
+mod trials;
+
+pub use batch::{Batch, Place};
+pub use config::Relations;
+pub use traits::{Condition, Scheme, Traits};
+pub use trials::{Material, Passes, Step, Trial};
+
+/// An invariant of one variant.
+#[derive(Debug)]
+pub struct Relation {
+    /// Its name in configs, tables and files.
+    pub name: &'static str,
+    /// What must hold, in one sentence.
+    pub definition: &'static str,
+    /// What a variant that breaks it does: `is not causal`.
+    pub broken: &'static str,
+    /// How far results may differ.
+    pub bound: Bound,
+    /// Conditions under which it holds; where one is not met, it is not measured.
+    pub holds_for: &'static [Condition],
+    /// How it is measured.
+    pub drive: Drive,
+}
+
+/// How far the two results of a relation may differ, and where that comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// Relative L2 over the mapped positions, as two results of one mathematics.
+    Logits,
+    /// The logit of each generated token below the largest one of its position.
+    Tokens,
+}
+
+impl Bound {
+    /// In words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Logits => {
+                "relative L2 over the mapped positions ≤ `relative_l2` of the dtype (f32: 1.04e-5), and 4 times that at one position; in float64 1e-10"
+            }
+            Self::Tokens => {
+                "each generated token's logit is below the largest by at most 4 × `relative_l2` of the dtype times the RMS of the position's logits"
+            }
+        }
+    }
+
+    /// Where it comes from.
+    pub fn source(self) -> &'static str {
+        match self {
+            Self::Logits => {
+                "the limits by which verdicts tell rounding from another mathematics (`[tolerances]`; `compare/src/tolerances.rs`: 8 times the rtol of torch.testing.assert_close)"
+            }
+            Self::Tokens => {
+                "the same limit at one position (`local_factor` of `[tolerances]`): two logits closer than that may change places by rounding"
+            }
+        }
+    }
+}
+
+/// How a relation is measured.
+#[derive(Clone, Copy, Debug)]
+pub enum Drive {
+    /// Pairs of forward passes of one loaded model.
+    Trials(fn(&Material) -> Vec<Trial>),
+    /// The same forward pass once more.
+    Again,
+    /// The same forward pass in a second process.
+    SecondProcess,
+    /// The same forward pass in a process with one thread.
+    OneThread,
+    /// Two inputs one after the other in one process, and in the other order in a second process.
+    BothOrders,
+    /// The same forward pass of the eager mode.
+    Eager,
+    /// The runner's own greedy generation, beside the logits of its own tokens.
+    Generate,
+}
+
+use Condition::{Cache, Causal, Compiled, LeftPadding, Mask, PerPosition, PositionIds, Rotary, SteadyRope};
+
+/// All relations, in the order in which they are measured and listed.
+pub const RELATIONS: &[Relation] = &[
+    Relation {
+        name: "repeat",
+        definition: "A forward pass repeated in the same process gives the same logits.",
+        broken: "does not repeat itself in one process",
+        bound: Bound::Logits,
+        holds_for: &[],
+        drive: Drive::Again,
+    },
+    Relation {
+        name: "second_process",
+        definition: "A forward pass in a second process gives the same logits.",
+        broken: "computes something else in a second process",
+        bound: Bound::Logits,
+        holds_for: &[],
+        drive: Drive::SecondProcess,
+    },
+    Relation {
+        name: "threads",
+        definition: "One thread and the run's number of threads give the same logits.",
+        broken: "depends on the number of threads",
+        bound: Bound::Logits,
+        holds_for: &[],
+        drive: Drive::OneThread,
+    },
+    Relation {
+        name: "two_inputs",
+        definition: "The logits of an input do not depend on an input of another length that the process ran before it.",
+        broken: "keeps state from one input to the next",
+        bound: Bound::Logits,
+        holds_for: &[],
+        drive: Drive::BothOrders,
+    },
+    Relation {
+        name: "batch_equal",
+        definition: "A sequence alone and in a batch of three equal sequences has the same logits.",
+        broken: "depends on the batch size",
+        bound: Bound::Logits,
+        holds_for: &[],
+        drive: Drive::Trials(trials::batch_equal),
+    },
+    Relation {
+        name: "batch_other",
+        definition: "A sequence alone and in a batch with other sequences of its length has the same logits.",
+        broken: "depends on the other sequences of the batch",
+        bound: Bound::Logits,
+        holds_for: &[],
+        drive: Drive::Trials(trials::batch_other),
+    },
+    Relation {
+        name: "row_order",
+        definition: "Reordering the sequences of a batch reorders their logits.",
+        broken: "depends on the order of the sequences in the batch",
+        bound: Bound::Logits,
+        holds_for: &[],
+        drive: Drive::Trials(trials::row_order),
+    },
+    Relation {
+        name: "mask_of_ones",
+        definition: "Padding by 0: an attention_mask of ones gives the logits of no attention_mask.",
+        broken: "computes something else without an attention_mask than with one of ones",
+        bound: Bound::Logits,
+        holds_for: &[Mask],
+        drive: Drive::Trials(trials::mask_of_ones),
+    },
+    Relation {
+        name: "padding_left",
+        definition: "Padding on the left, by 1 and by many, alone and beside a longer sequence, does not change a sequence's logits.",
+        broken: "depends on padding on the left",
+        bound: Bound::Logits,
+        holds_for: &[Mask, LeftPadding],
+        drive: Drive::Trials(trials::padding_left),
+    },
+    Relation {
+        name: "padding_right",
+        definition: "Padding on the right, by 1 and by many, alone and beside a longer sequence, does not change a sequence's logits.",
+        broken: "depends on padding on the right",
+        bound: Bound::Logits,
+        holds_for: &[Mask],
+        drive: Drive::Trials(trials::padding_right),
+    },
+    Relation {
+        name: "causality",
+        definition: "The logits of the first k positions do not change when later tokens do.",
+        broken: "is not causal",
+        bound: Bound::Logits,
+        holds_for: &[Causal, PerPosition],
+        drive: Drive::Trials(trials::causality),
+    },
+    Relation {
+        name: "chunked_prefill",
+        definition: "A prefill in chunks, several tokens into a filled cache, gives the logits of one full-sequence forward pass.",
+        broken: "computes something else when a prefill comes in chunks",
+        bound: Bound::Logits,
+        holds_for: &[Causal, Cache, SteadyRope],
+        drive: Drive::Trials(trials::chunked_prefill),
+    },
+    Relation {
+        name: "cached_decoding",
+        definition: "A prefill and one token at a time through the cache give the logits of one full-sequence forward pass.",
+        broken: "computes something else through its cache",
+        bound: Bound::Logits,
+        holds_for: &[Causal, Cache, SteadyRope],
+        drive: Drive::Trials(trials::cached_decoding),
+    },
+    Relation {
+        name: "cached_padding",
+        definition: "A sequence padded on the left gives the same logits through its cache as in one full-sequence forward pass.",
+        broken: "computes something else through its cache for a padded sequence",
+        bound: Bound::Logits,
+        holds_for: &[Causal, Cache, Mask, LeftPadding, SteadyRope],
+        drive: Drive::Trials(trials::cached_padding),
+    },
+    Relation {
+        name: "position_shift",
+        definition: "Adding one number to all position_ids does not change the logits of a model with rotary positions only.",
+        broken: "depends on absolute positions",
+        bound: Bound::Logits,
+        holds_for: &[Causal, Rotary, PositionIds],
+        drive: Drive::Trials(trials::position_shift),
+    },
+    Relation {
+        name: "compiled",
+        definition: "A compiled mode gives the logits of the eager mode.",
+        broken: "computes something else compiled than in eager mode",
+        bound: Bound::Logits,
+        holds_for: &[Compiled],
+        drive: Drive::Eager,
+    },
+    Relation {
+        name: "generate",
+        definition: "Greedy generation chooses, step by step, the token with the largest of the model's own logits.",
+        broken: "generates other tokens than its own logits ask for",
+        bound: Bound::Tokens,
+        holds_for: &[Causal, PerPosition, SteadyRope],
+        drive: Drive::Generate,
+    },
+];
+
+impl Relation {
+    /// The relation of this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        RELATIONS.iter().find(|relation| relation.name == name)
+    }
+
+    /// Why it does not hold for a model; `None` where it does, as far as its config tells.
+    pub fn excluded(&self, traits: &Traits) -> Option<String> {
+        self.holds_for.iter().find_map(|condition| condition.excludes(traits))
+    }
+
+    /// The conditions in words, for the docs.
+    pub fn holds_for_words(&self) -> String {
+        match self.holds_for {
+            [] => "every model".to_owned(),
+            conditions => conditions.iter().map(|condition| condition.words()).collect::<Vec<_>>().join("; "),
+        }
+    }
+
+    /// Whether its forward passes are all over inputs of the base's shape: a compiled model is compiled anew for each shape.
+    pub fn keeps_the_shape(&self, material: &Material) -> bool {
+        match self.drive {
+            Drive::Trials(trials) => {
+                let base = material.alone();
+                let is_alike = |step: &Step| {
+                    step.passes == Passes::Whole
+                        && step.batch.has_the_shape_of(&base)
+                        && step.batch.has_mask()
+                };
+                let trials = trials(material);
+                trials.iter().all(|trial| is_alike(&trial.base) && is_alike(&trial.varied))
+            }
+            Drive::Again | Drive::SecondProcess | Drive::OneThread | Drive::Eager => true,
+            Drive::BothOrders | Drive::Generate => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_distinct_and_can_be_keys_of_a_file() {
+        for (at, relation) in RELATIONS.iter().enumerate() {
+            assert!(RELATIONS[..at].iter().all(|other| other.name != relation.name), "{}", relation.name);
+            assert!(relation.name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{}", relation.name);
+            assert!(relation.definition.ends_with('.') && !relation.broken.is_empty());
+        }
+    }
+
+    /// docs/relations.md has a line with the words of every row.
+    #[test]
+    fn the_docs_list_every_relation_with_its_definition_and_conditions() {
+        let docs = include_str!("../../docs/relations.md");
+        for relation in RELATIONS {
+            let line =
+                format!("| `{}` | {} | {} |", relation.name, relation.definition, relation.holds_for_words());
+            assert!(docs.contains(&line), "docs/relations.md lacks the line\n{line}");
+        }
+        for bound in [Bound::Logits, Bound::Tokens] {
+            assert!(docs.contains(bound.words()) && docs.contains(bound.source()), "{bound:?}");
+        }
+    }
+}
