@@ -329,8 +329,8 @@ struct Unread {
     keys: Vec<(String, Vec<String>)>,
 }
 
-/// Config keys or tensors that some versions leave unread and others do not, once for the versions: `config keys that
-/// 4.40.2 ignores and not 5.23.0: head_dim (synthetic:llama, synthetic:mistral)`.
+/// Config keys or tensors that some versions leave unread and others do not, once for the versions: `config keys ignored
+/// by 4.40.2 and not by 5.23.0: head_dim (synthetic:llama, synthetic:mistral)`.
 fn unread(run: &RunView, part: Part) -> Vec<String> {
     let mut sides: Vec<Unread> = Vec::new();
     for found in preflight::partly_read(run, part) {
@@ -351,8 +351,8 @@ fn unread(run: &RunView, part: Part) -> Vec<String> {
             keys.iter().map(|(key, checkpoints)| format!("{key} ({})", checkpoints.join(", "))).collect();
         let (what, keys) = (part.plural(), keys.join(", "));
         match part {
-            Part::ConfigKey => format!("{what} that {by} ignores and not {not_by}: {keys}"),
-            Part::Tensor => format!("{what} that {by} does not read and {not_by} reads: {keys}"),
+            Part::ConfigKey => format!("{what} ignored by {by} and not by {not_by}: {keys}"),
+            Part::Tensor => format!("{what} not read by {by} but by {not_by}: {keys}"),
         }
     };
     sides.into_iter().map(told).collect()
