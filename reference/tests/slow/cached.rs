@@ -43,7 +43,7 @@ fn an_unsupported_decode_has_a_reason() {
         assert!(failed.message.contains(expected), "{}", failed.message);
     };
     check(Mode::Compiled, 3, "not decoded token by token");
-    check(Mode::Eager, LONG, "where rows have 12");
+    check(Mode::Eager, LONG, "where sequences have 12");
     check(Mode::Eager, 0, "a prefill of 0");
 }
 
