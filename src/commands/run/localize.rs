@@ -67,14 +67,15 @@ pub fn localize(request: &RunRequest, wanted: &Wanted, folder: Option<&RunFolder
             && wanted.case.is_none_or(|case| case == plan.cases[cell.case].name)
     });
     plan.drop_unused();
+    let prepare::Preparation { plan, cases, environments } =
+        prepare::prepare(&RunRequest { plan: &plan, ..*request })?;
     let request = RunRequest { plan: &plan, ..*request };
-    let preparation = prepare::prepare(&request)?;
-    let runners = Runners::new(&request, &preparation.environments, Machine::detect().fingerprint())?;
+    let runners = Runners::new(&request, &environments, Machine::detect().fingerprint())?;
     let scratch = request.cache.join("localize");
     std::fs::create_dir_all(&scratch).into_diagnostic()?;
     let own = tempfile::tempdir_in(&scratch).into_diagnostic()?;
     let mut found = Vec::new();
-    for (index, prepared) in preparation.cases.iter().enumerate() {
+    for (index, prepared) in cases.iter().enumerate() {
         let name = &plan.cases[index].name;
         if let Some(folder) = folder {
             check_digests(folder, name, prepared)?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use miette::{Result, WrapErr};
+use reference::protocol::Dtype;
 use reference::{Environment, Python, Source, Specification};
 
 use super::RunRequest;
@@ -13,7 +14,7 @@ use crate::spec::checkpoint::{self, Checkpoint, Step};
 use crate::spec::config::{self, InputsForm, Padding};
 use crate::spec::inputs::{self, Fill, Inputs, Prompt, Spec, Texts};
 use crate::spec::machine::{self, Machine};
-use crate::spec::plan::{CasePlan, EnvironmentOrigin, EnvironmentPlan, InputsPlan};
+use crate::spec::plan::{CasePlan, EnvironmentOrigin, EnvironmentPlan, InputsPlan, Plan};
 use compare::units::count;
 
 /// An environment, or the error message that its cells report.
@@ -21,6 +22,8 @@ pub(super) type EnvironmentResult = Result<Environment, String>;
 
 /// Prepared cases and environments.
 pub(super) struct Preparation {
+    /// The request's plan with the dtypes of the checkpoints in place of `auto`.
+    pub(super) plan: Plan,
     /// In the plan's order.
     pub(super) cases: Vec<PreparedCase>,
     /// In the plan's order.
@@ -45,7 +48,12 @@ pub(super) fn prepare(request: &RunRequest) -> Result<Preparation> {
         let cases = cases(request);
         let environments =
             environments.join().map_err(|_| miette::miette!("the thread of the environments panicked"));
-        Ok(Preparation { cases: cases?, environments: environments?? })
+        let cases = cases?;
+        let dtypes: BTreeMap<usize, Dtype> = (request.plan.cases.iter().zip(&cases))
+            .map(|(plan, prepared)| (plan.checkpoint, prepared.checkpoint.dtype()))
+            .collect();
+        let plan = request.plan.clone().with_dtypes(|checkpoint| dtypes[&checkpoint]);
+        Ok(Preparation { plan, cases, environments: environments?? })
     })
 }
 

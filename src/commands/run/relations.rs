@@ -28,7 +28,8 @@ use crate::spec::relations::{Material, Relation, Traits};
 pub fn relations(request: &RunRequest, destination: Destination) -> Result<Finished> {
     let prepared =
         request.progress.timed("preparing checkpoints, inputs and environments", || prepare(request));
-    let Preparation { cases, environments } = prepared?;
+    let Preparation { plan, cases, environments } = prepared?;
+    let request = &RunRequest { plan: &plan, ..*request };
     let machine = Machine::detect();
     let (folder, mut manifest) = open(request, destination, &cases)?;
     // No cell is run for its own sake, so that none is missing.
