@@ -104,14 +104,8 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
     let progress = progress(cli).with_all_tables(arguments.full);
     let cache = cache_folder()?;
-    let (mut loaded, plan, destination) = if let Some(path) = &arguments.resume {
-        let folder = RunFolder::resume(path)?;
-        let (loaded, plan) = resumed(&folder, |_| ())?;
-        (loaded, plan, Destination::Resume(folder))
-    } else {
-        let (loaded, plan) = planned(&arguments.selection)?;
-        (loaded, plan, Destination::New(arguments.results.clone()))
-    };
+    let (mut loaded, plan, destination) =
+        begun(arguments.resume.as_deref(), &arguments.selection, &arguments.results)?;
     let settings = &mut loaded.config.run;
     if !arguments.fail_on.is_empty() {
         settings.fail_on.clone_from(&arguments.fail_on);
@@ -146,14 +140,8 @@ fn relations(cli: &Cli, arguments: &crate::cli::Relations) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
     let progress = progress(cli).with_all_tables(arguments.full);
     let cache = cache_folder()?;
-    let (mut loaded, plan, destination) = if let Some(path) = &arguments.resume {
-        let folder = RunFolder::resume(path)?;
-        let (loaded, plan) = resumed(&folder, |_| ())?;
-        (loaded, plan, Destination::Resume(folder))
-    } else {
-        let (loaded, plan) = planned(&arguments.selection)?;
-        (loaded, plan, Destination::New(arguments.results.clone()))
-    };
+    let (mut loaded, plan, destination) =
+        begun(arguments.resume.as_deref(), &arguments.selection, &arguments.results)?;
     if !arguments.relations.is_empty() {
         loaded.config = loaded.config.with_relations(&arguments.relations)?;
     }
@@ -378,6 +366,21 @@ fn record(cli: &Cli, arguments: &crate::cli::Record) -> Result<ExitCode> {
 fn plan_text(selection: &Selection) -> Result<String> {
     let (loaded, plan) = planned(selection)?;
     Ok(plan.text(&loaded.config, &foreseen::unsupported(&plan, &loaded.config)))
+}
+
+/// Config, plan and destination of a run that is resumed, or that goes into a new folder below `results`.
+fn begun(
+    resume: Option<&Path>,
+    selection: &Selection,
+    results: &Path,
+) -> Result<(config::Loaded, Plan, Destination)> {
+    if let Some(path) = resume {
+        let folder = RunFolder::resume(path)?;
+        let (loaded, plan) = resumed(&folder, |_| ())?;
+        return Ok((loaded, plan, Destination::Resume(folder)));
+    }
+    let (loaded, plan) = planned(selection)?;
+    Ok((loaded, plan, Destination::New(results.to_owned())))
 }
 
 fn planned(selection: &Selection) -> Result<(config::Loaded, Plan)> {

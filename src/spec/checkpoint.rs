@@ -71,8 +71,13 @@ impl Checkpoint {
     }
 
     fn value(&self, key: &str) -> Option<&Value> {
-        self.config.get(key).or_else(|| self.config.get("text_config")?.get(key))
+        config_value(&self.config, key)
     }
+}
+
+/// A value of a config, or of the `text_config` of a multimodal config.
+pub(crate) fn config_value<'a>(config: &'a Value, key: &str) -> Option<&'a Value> {
+    config.get(key).or_else(|| config.get("text_config")?.get(key))
 }
 
 /// What [`resolve`] needs beside the source string.

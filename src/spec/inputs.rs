@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokenizers::Tokenizer;
 
-use crate::spec::checkpoint::Checkpoint;
+use crate::spec::checkpoint::{Checkpoint, config_value};
 
 pub use saved::{Saved, load, write_tensors};
 pub use template::{Message, TemplateError, render};
@@ -409,6 +409,6 @@ const PADDING: [&str; 2] = ["pad_token_id", "eos_token_id"];
 /// any id of the vocabulary would do; the checkpoint's own is the least surprising.
 pub(crate) fn pad_token_id(config: &serde_json::Value) -> i64 {
     let own = PADDING.iter().flat_map(|key| token_ids(config, key)).find(|id| *id >= 0);
-    let vocab_size = config.get("vocab_size").or_else(|| config.get("text_config")?.get("vocab_size"));
-    own.filter(|id| vocab_size.and_then(serde_json::Value::as_i64).is_none_or(|size| *id < size)).unwrap_or(0)
+    let vocab_size = config_value(config, "vocab_size").and_then(serde_json::Value::as_i64);
+    own.filter(|id| vocab_size.is_none_or(|size| *id < size)).unwrap_or(0)
 }

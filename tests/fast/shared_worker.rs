@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
-use reference::protocol::{Dtype, Forward, Load, Mode, PROTOCOL_VERSION, Request};
+use reference::protocol::{Dtype, Forward, Load, Request};
 use tfcheck::execute::runner::{NoResult, ProcessRunner, Runner, SharedRunner};
 
 const LIMIT: Duration = Duration::from_mins(1);
@@ -44,20 +44,7 @@ fn cell(
 ) -> Result<Vec<Vec<Vec<f64>>>, NoResult> {
     let stop = AtomicBool::new(false);
     let mut session = runner.start(folder.join("worker.log"), &stop)?;
-    let load = Load {
-        protocol: PROTOCOL_VERSION,
-        checkpoint: checkpoint.to_owned(),
-        inputs: checkpoint.join("inputs.safetensors"),
-        mode: Mode::Eager,
-        attention: None,
-        dtype,
-        device: "cpu".into(),
-        threads: 1,
-        seed: 0,
-        own_positions: false,
-        as_is: false,
-        auto_dtype: false,
-    };
+    let load = Load { dtype, ..Load::new(checkpoint.to_owned(), checkpoint.join("inputs.safetensors")) };
     session.ask(&Request::Load(load), LIMIT)?;
     let logits = folder.join("logits.safetensors");
     session.ask(&Request::Forward(Forward::new(logits.clone())), LIMIT)?;

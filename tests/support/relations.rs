@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use compare::verdict::Tolerances;
-use reference::protocol::{Dtype, Generated, Load, Mode, PROTOCOL_VERSION, Reply, Request as Ask};
+use reference::protocol::{Dtype, Generated, Load, Mode, Reply, Request as Ask};
 use tfcheck::execute::runner::{NoResult, Runner, Session};
 use tfcheck::hunt::relations::{Processes, Request, measure};
 use tfcheck::results::relations::{Held, Outcome};
@@ -219,18 +219,10 @@ impl Synthetic {
         relations: &[&'static Relation],
     ) -> Vec<Held> {
         let load = Load {
-            protocol: PROTOCOL_VERSION,
-            checkpoint: self.folder.path().join("checkpoint"),
-            inputs: PathBuf::new(),
             mode,
-            attention: None,
             dtype,
-            device: "cpu".into(),
             threads: 2,
-            seed: 0,
-            own_positions: false,
-            as_is: false,
-            auto_dtype: false,
+            ..Load::new(self.folder.path().join("checkpoint"), PathBuf::new())
         };
         let mut processes = Processes::default();
         let found = measure(

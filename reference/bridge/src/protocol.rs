@@ -92,6 +92,26 @@ pub struct Load {
     pub auto_dtype: bool,
 }
 
+impl Load {
+    /// A model in eager mode and f32 on one thread of the CPU, everything else at its default.
+    pub fn new(checkpoint: PathBuf, inputs: PathBuf) -> Self {
+        Self {
+            protocol: PROTOCOL_VERSION,
+            checkpoint,
+            inputs,
+            mode: Mode::Eager,
+            attention: None,
+            dtype: Dtype::F32,
+            device: "cpu".to_owned(),
+            threads: 1,
+            seed: 0,
+            own_positions: false,
+            as_is: false,
+            auto_dtype: false,
+        }
+    }
+}
+
 /// How a model is executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

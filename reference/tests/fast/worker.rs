@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use reference::protocol::{Dtype, Load, Mode, PROTOCOL_VERSION, Ready, Request};
+use reference::protocol::{Load, Ready, Request};
 use reference::{Launch, Worker, WorkerEnd};
 
 /// Far above the time of a reply on a loaded machine, far below the fake worker's 60 s of sleep.
@@ -29,20 +29,7 @@ fn start(behaviour: &[&str]) -> Fake {
 }
 
 fn load() -> Load {
-    Load {
-        protocol: PROTOCOL_VERSION,
-        checkpoint: "checkpoint".into(),
-        inputs: "inputs".into(),
-        mode: Mode::Eager,
-        attention: None,
-        dtype: Dtype::F32,
-        device: "cpu".into(),
-        threads: 2,
-        seed: 0,
-        own_positions: false,
-        as_is: false,
-        auto_dtype: false,
-    }
+    Load { threads: 2, ..Load::new("checkpoint".into(), "inputs".into()) }
 }
 
 impl Fake {

@@ -7,8 +7,7 @@ use std::sync::{Condvar, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use reference::protocol::{
-    ATTENTION_MASK, Attention, Dtype, Forward, Forwarded, INPUT_IDS, LOGITS, Load, Mode, POSITION_IDS,
-    PROTOCOL_VERSION, Ready,
+    ATTENTION_MASK, Attention, Dtype, Forward, Forwarded, INPUT_IDS, LOGITS, Load, Mode, POSITION_IDS, Ready,
 };
 use reference::{
     Environment, Launch, Source, Specification, Versions, Worker, WorkerEnd, prepare, prepare_all, release,
@@ -237,18 +236,10 @@ impl Cell<'_> {
 
     pub(crate) fn load(&self) -> Load {
         Load {
-            protocol: PROTOCOL_VERSION,
-            checkpoint: self.checkpoint.to_owned(),
-            inputs: self.inputs.to_owned(),
             mode: self.mode,
             attention: Some(self.attention),
             dtype: self.dtype,
-            device: "cpu".into(),
-            threads: 1,
-            seed: 0,
-            own_positions: false,
-            as_is: false,
-            auto_dtype: false,
+            ..Load::new(self.checkpoint.to_owned(), self.inputs.to_owned())
         }
     }
 

@@ -5,7 +5,7 @@ mod fake;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor};
-use reference::protocol::{Dtype, LOGITS, Mode, PROTOCOL_VERSION};
+use reference::protocol::{Dtype, LOGITS, Mode};
 
 use super::*;
 use fake::{FakeRunner, Journal, Script};
@@ -117,18 +117,11 @@ fn variant(name: &str) -> Variant {
 
 fn load(variant: &Variant) -> Load {
     Load {
-        protocol: PROTOCOL_VERSION,
-        checkpoint: "checkpoint".into(),
-        inputs: "inputs".into(),
         mode: variant.mode,
         attention: variant.attention,
         dtype: variant.dtype,
         device: variant.device.clone(),
-        threads: 1,
-        seed: 0,
-        own_positions: false,
-        as_is: false,
-        auto_dtype: false,
+        ..Load::new("checkpoint".into(), "inputs".into())
     }
 }
 

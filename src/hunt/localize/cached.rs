@@ -5,7 +5,20 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use reference::protocol::{CapturedModule, CapturedTensor};
+use reference::protocol::{CapturedModule, CapturedTensor, forward_passes};
+
+/// Tokens of each forward pass that a request with this prefill or these chunks makes over `seq` tokens.
+///
+/// # Errors
+/// The forward passes do not cover the tokens.
+pub(in crate::hunt) fn lengths(
+    prefill: Option<usize>,
+    chunks: &[usize],
+    seq: usize,
+) -> io::Result<Vec<usize>> {
+    let passes = forward_passes(prefill, chunks, seq).map_err(io::Error::other)?;
+    Ok(passes.unwrap_or_default().into_iter().map(|pass| pass.len()).collect())
+}
 
 /// The modules of forward passes over so many tokens each, `lengths`, in `batch` rows, their tensors joined along the
 /// positions. A module that some passes call and others do not, as an expert, is left out, and

@@ -121,12 +121,9 @@ pub(super) fn joined(
 ) -> Result<Vec<CapturedModule>, LocalizeError> {
     match side.side.prefill {
         None => Ok(captured.modules),
-        Some(prefill) => {
-            let decoded = open.mask.seq() - prefill;
-            let lengths: Vec<usize> = std::iter::once(prefill).chain((0..decoded).map(|_| 1)).collect();
-            cached::joined(&captured.modules, &lengths, open.mask.batch(), folder)
-                .map_err(|error| LocalizeError::io(folder, error))
-        }
+        prefill => cached::lengths(prefill, &[], open.mask.seq())
+            .and_then(|lengths| cached::joined(&captured.modules, &lengths, open.mask.batch(), folder))
+            .map_err(|error| LocalizeError::io(folder, error)),
     }
 }
 

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use compare::mapped::Mapped;
-use reference::protocol::{CapturedModule, Dtype, forward_passes};
+use reference::protocol::{CapturedModule, Dtype};
 
 use super::measure::Bench;
+use super::process::parts;
 use crate::execute::cell::FailureKind;
 use crate::execute::runner::NoResult;
 use crate::hunt::localize::cached;
@@ -79,12 +80,10 @@ fn pairs(trial: &Trial) -> Vec<((usize, usize), (usize, usize))> {
 
 /// The modules as those of one forward pass.
 fn whole(modules: Vec<CapturedModule>, step: &Step, folder: &Path) -> std::io::Result<Vec<CapturedModule>> {
-    let (prefill, chunks) = match &step.passes {
-        Passes::Whole => return Ok(modules),
-        Passes::Prefill(prefill) => (Some(*prefill), &[][..]),
-        Passes::Chunks(chunks) => (None, chunks.as_slice()),
-    };
-    let passes = forward_passes(prefill, chunks, step.batch.seq()).map_err(std::io::Error::other)?;
-    let lengths: Vec<usize> = passes.unwrap_or_default().into_iter().map(|pass| pass.len()).collect();
+    if matches!(step.passes, Passes::Whole) {
+        return Ok(modules);
+    }
+    let (prefill, chunks) = parts(&step.passes);
+    let lengths = cached::lengths(prefill, &chunks, step.batch.seq())?;
     cached::joined(&modules, &lengths, step.batch.rows(), folder)
 }

@@ -154,7 +154,8 @@ impl Live<'_, '_> {
     }
 }
 
-fn parts(passes: &Passes) -> (Option<usize>, Vec<usize>) {
+/// [`Forward::prefill`] and [`Forward::chunks`] of these forward passes.
+pub(super) fn parts(passes: &Passes) -> (Option<usize>, Vec<usize>) {
     match passes {
         Passes::Whole => (None, Vec::new()),
         Passes::Prefill(prefill) => (Some(*prefill), Vec::new()),

@@ -149,20 +149,11 @@ impl Found {
 
     fn inputs(&mut self, inputs: &InputsConfig, checkpoints: &[Checkpoint]) {
         if let Some(prompts) = &inputs.prompts {
-            for (field, present) in [
-                ("lengths", inputs.lengths.is_some()),
-                ("batch", inputs.batch.is_some()),
-                ("prefill", inputs.prefill.is_some()),
-                ("text", inputs.text.is_some()),
-            ] {
-                if present {
-                    self.field(
-                        at!["inputs", field],
-                        format!("`{field}` together with `prompts`"),
-                        "prompts are one batch of their own; a sweep has `lengths`, `batch` and `text` instead",
-                    );
-                }
-            }
+            self.no_sweep(
+                inputs,
+                "prompts",
+                "prompts are one batch of their own; a sweep has `lengths`, `batch` and `text` instead",
+            );
             if inputs.token_ids.is_some() {
                 self.field(
                     at!["inputs", "token_ids"],
@@ -234,7 +225,8 @@ impl Found {
         }
     }
 
-    fn token_ids(&mut self, inputs: &InputsConfig, sequences: &[Vec<u32>]) {
+    /// The fields of a sweep exclude `form`, which lists one batch.
+    fn no_sweep(&mut self, inputs: &InputsConfig, form: &str, hint: &str) {
         for (field, present) in [
             ("lengths", inputs.lengths.is_some()),
             ("batch", inputs.batch.is_some()),
@@ -242,13 +234,17 @@ impl Found {
             ("text", inputs.text.is_some()),
         ] {
             if present {
-                self.field(
-                    at!["inputs", field],
-                    format!("`{field}` together with `token_ids`"),
-                    "token ids are one batch of their own; a sweep has `lengths`, `batch` and `text` instead",
-                );
+                self.field(at!["inputs", field], format!("`{field}` together with `{form}`"), hint);
             }
         }
+    }
+
+    fn token_ids(&mut self, inputs: &InputsConfig, sequences: &[Vec<u32>]) {
+        self.no_sweep(
+            inputs,
+            "token_ids",
+            "token ids are one batch of their own; a sweep has `lengths`, `batch` and `text` instead",
+        );
         self.not_empty(at!["inputs", "token_ids"], sequences);
         for (index, sequence) in sequences.iter().enumerate() {
             if sequence.is_empty() {

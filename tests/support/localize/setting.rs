@@ -13,7 +13,7 @@ use compare::logits::{Logits, Mask};
 use compare::matrix::{self, Entry};
 use compare::oracle::{Oracles, Origin};
 use compare::verdict::{Tolerances, Verdict, verdicts};
-use reference::protocol::{Attention, Dtype, Forward, Load, Mode, PROTOCOL_VERSION, Request as Ask};
+use reference::protocol::{Attention, Dtype, Forward, Load, Mode, Request as Ask};
 use serde_json::Value;
 use tfcheck::execute::runner::Runner;
 use tfcheck::hunt::localize::{LocalizeError, Localized, Options, Request, Side, localize};
@@ -80,20 +80,7 @@ impl Setting {
     }
 
     pub(crate) fn load(&self, mode: Mode, dtype: Dtype) -> Load {
-        Load {
-            protocol: PROTOCOL_VERSION,
-            checkpoint: self.checkpoint(),
-            inputs: self.inputs(),
-            mode,
-            attention: None,
-            dtype,
-            device: "cpu".into(),
-            threads: 2,
-            seed: 0,
-            own_positions: false,
-            as_is: false,
-            auto_dtype: false,
-        }
+        Load { mode, dtype, threads: 2, ..Load::new(self.checkpoint(), self.inputs()) }
     }
 
     pub(crate) fn transformers(&self) -> Load {

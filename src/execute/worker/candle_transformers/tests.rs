@@ -4,8 +4,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use reference::protocol::{
-    ATTENTION_MASK, Dtype, FailedKind, Forward, INPUT_IDS, LOGITS, Load, Mode, POSITION_IDS,
-    PROTOCOL_VERSION, Positions,
+    ATTENTION_MASK, Dtype, FailedKind, Forward, INPUT_IDS, LOGITS, Load, Mode, POSITION_IDS, Positions,
 };
 use tempfile::TempDir;
 
@@ -41,20 +40,7 @@ impl Case {
     }
 
     fn load(&self, dtype: Dtype) -> Load {
-        Load {
-            protocol: PROTOCOL_VERSION,
-            checkpoint: self.folder.path().to_owned(),
-            inputs: self.folder.path().join("inputs.st"),
-            mode: Mode::Eager,
-            attention: None,
-            dtype,
-            device: "cpu".into(),
-            threads: 1,
-            seed: 0,
-            own_positions: false,
-            as_is: false,
-            auto_dtype: false,
-        }
+        Load { dtype, ..Load::new(self.folder.path().to_owned(), self.folder.path().join("inputs.st")) }
     }
 
     fn logits(&self, engine: &mut dyn Engine, dtype: Dtype) -> Result<(Tensor, Positions), Failed> {
