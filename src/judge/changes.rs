@@ -1,4 +1,4 @@
-//! What changed from one run to another: each variant's group, its logits, its error and its time.
+//! The changes between two runs: each variant's group, logits, error and time.
 
 use std::path::Path;
 
@@ -11,57 +11,55 @@ use super::against::{self, ComparedCell, is_same_variant};
 use super::assess;
 use super::baseline::Saved;
 use super::findings::{Findings, Mark, findings};
+use super::gates::SLOW_DOWN_PERCENT;
 use super::view::RunView;
 use crate::execute::cell::Cell;
 use crate::results::environment::EnvironmentRecord;
 use crate::results::{Case, Manifest, RunFolder};
 
-/// A change of the median time below this is not told, as in the gate that a run with a baseline has by itself.
-const SMALLEST_CHANGE: f64 = 0.03;
-
-/// Two runs beside each other.
+/// The changes between two runs.
 #[derive(Clone, Debug)]
 pub struct Changes {
     /// Names of the run folders, the earlier one first.
     pub runs: [String; 2],
-    /// What of the machines and environments is not the same: name, before, after.
+    /// Differences between the machines and environments: name, value before, value after.
     pub environment: Vec<[String; 3]>,
-    /// A row per variant that both runs have; what got worse comes first.
+    /// A row per variant that both runs have; variants that got worse come first.
     pub rows: Vec<ChangedCell>,
-    /// What is in one of the two only, and why times are not compared where they are not.
+    /// Cases and variants that only one run has, and the reasons why times are not compared.
     pub notes: Vec<String>,
 }
 
-/// One variant of one case in both runs.
+/// One variant of one case that both runs have.
 #[derive(Clone, Debug)]
 pub struct ChangedCell {
     /// Verdict, metrics and times of the later run against the earlier one.
     pub compared: ComparedCell,
-    /// Its place among the variants of its case, before and after.
+    /// The variant's mark (group or failure) in its case, before and after.
     pub marks: [Mark; 2],
-    /// Its relative L2 against float64, before and after, where it is known.
+    /// The variant's relative L2 against its float64 reference, before and after; `None` without a float64 reference.
     pub errors: [Option<f64>; 2],
-    /// What became of what it computes.
+    /// How its logits changed.
     pub numbers: Direction,
-    /// What became of its time.
+    /// How its median time changed.
     pub time: Direction,
 }
 
-/// Which way something changed.
+/// Direction of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Direction {
     /// Worse than before.
     Worse,
-    /// It computes something else, and neither is known to be better.
+    /// The logits differ, and neither run is known to be better.
     Other,
     /// Better than before.
     Better,
-    /// As before, or too little is known.
+    /// Unchanged, or not known.
     Same,
 }
 
 impl Changes {
-    /// `2 worse, 1 better, 0 changed, 5 unchanged; 1 slower, 0 faster`.
+    /// Counts of the rows: `2 worse, 1 better, 0 changed, 5 unchanged; 1 slower, 0 faster`.
     pub fn summary(&self) -> String {
         let count = |of: fn(&ChangedCell) -> Direction, is: Direction| {
             self.rows.iter().filter(|row| of(row) == is).count()
@@ -83,7 +81,7 @@ impl Changes {
 /// Compares the run in `after` with the one in `before`.
 ///
 /// # Errors
-/// When a folder holds no run, or logits cannot be read.
+/// A folder does not contain a run, or logits cannot be read.
 pub fn between(before: &Path, after: &Path) -> Result<Changes> {
     let saved = Saved::of_run(before)?;
     let folder = RunFolder::open(after)?;
@@ -115,7 +113,8 @@ struct Side<'a> {
 }
 
 impl Side<'_> {
-    /// The cell of a variant in the case of this checkpoint and these inputs: its mark, and its error against float64.
+    /// The mark and the float64 error of `cell`'s variant in this run's case with the checkpoint and inputs of `case`.
+    /// `None` if this run lacks the case or the variant.
     fn cell(&self, case: &Case, cell: &Cell) -> Option<(Mark, Option<f64>)> {
         let digests = |case: &Case| (case.checkpoint_digest.clone(), case.inputs_digest.clone());
         let at = self.manifest.cases.iter().position(|known| digests(known) == digests(case))?;
@@ -138,7 +137,7 @@ fn changed(compared: ComparedCell, sides: &[Side<'_>; 2]) -> Option<ChangedCell>
     Some(ChangedCell { compared, marks: [then, now], errors: [error_then, error_now], numbers, time })
 }
 
-/// How far a variant is from where it should be; `None` where nothing is known.
+/// Rank of a mark: 0 is best, a higher rank is worse. `None` for float64 references and variants that were not started.
 fn rank(mark: &Mark) -> Option<u8> {
     match mark {
         Mark::Member { letter, rounds_worse } if letter == "A" => Some(u8::from(*rounds_worse)),
@@ -164,16 +163,18 @@ fn numbers(compared: &ComparedCell, then: &Mark, now: &Mark) -> Direction {
 }
 
 fn time(change: &Change) -> Direction {
-    if change.is_slower_by(SMALLEST_CHANGE) {
+    // A smaller change is none, as in the default gate of a run with a baseline.
+    let smallest = f64::from(SLOW_DOWN_PERCENT) / 100.0;
+    if change.is_slower_by(smallest) {
         Direction::Worse
-    } else if change.is_faster_by(SMALLEST_CHANGE) {
+    } else if change.is_faster_by(smallest) {
         Direction::Better
     } else {
         Direction::Same
     }
 }
 
-/// Rows of the two records that are not the same, and packages of versions that both have.
+/// Rows and packages that differ between the two records, as name, before, after; `—` replaces a missing value.
 fn environment(records: [Option<&EnvironmentRecord>; 2]) -> Vec<[String; 3]> {
     let rows = records.map(|record| {
         let mut rows = record.map(EnvironmentRecord::rows).unwrap_or_default();
@@ -198,7 +199,7 @@ fn environment(records: [Option<&EnvironmentRecord>; 2]) -> Vec<[String; 3]> {
         .collect()
 }
 
-/// The relative L2 of the later run against the earlier one, as tables show it.
+/// The relative L2 of the later run against the earlier one as text, or the reason why the two are incomparable.
 pub fn apart(row: &ChangedCell) -> String {
     match &row.compared.pair {
         compare::matrix::PairOutcome::Compared(pair) => RELATIVE_L2.text(pair, compare::metrics::Side::A),
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variant_is_worse_where_it_leaves_the_group_of_the_reference_or_fails() {
+    fn a_variant_is_worse_if_it_leaves_group_a_fails_or_rounds_worse() {
         let verdict = |decision: Decision| Verdict {
             a: "v@old".to_owned(),
             b: "v".to_owned(),
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_counts_beyond_three_percent_and_chance() {
+    fn a_time_change_needs_three_percent_and_an_interval_without_1() {
         let of = |ratio: f64, low, high| time(&Change { ratio, interval: Interval { low, high }, rounds: 9 });
         assert_eq!(of(1.05, 1.02, 1.08), Direction::Worse);
         assert_eq!(of(1.05, 0.98, 1.12), Direction::Same);

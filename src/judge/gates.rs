@@ -134,9 +134,9 @@ fn percent(change: f64) -> String {
     format!("{:+.1} %", 100.0 * change)
 }
 
-/// Default gate against a saved baseline: its limit is larger than the difference that two runs of the same variant
-/// on a quiet machine may show.
-const SLOW_DOWN: &str = "p50>3%";
+/// By how much a median time must rise to fail the default gate against a saved baseline, `p50>3%`: more than two runs of
+/// the same variant on a quiet machine may differ.
+pub(crate) const SLOW_DOWN_PERCENT: u32 = 3;
 /// Default gate of every run.
 const VERDICT: &str = "verdict>=worse_rounding";
 /// What fails a run that checks relations and names no gates.
@@ -242,7 +242,8 @@ impl GateResult {
 pub fn judge(run: &RunView, gates: &[Gate], against: Option<Against>) -> Judged {
     let is_named = !gates.is_empty();
     let relation = (!run.relations.is_empty()).then_some(RELATION);
-    let usual: Vec<Gate> = [Some(VERDICT), relation, against.is_some().then_some(SLOW_DOWN)]
+    let slow_down = against.is_some().then(|| format!("p50>{SLOW_DOWN_PERCENT}%"));
+    let usual: Vec<Gate> = [Some(VERDICT), relation, slow_down.as_deref()]
         .into_iter()
         .flatten()
         .filter_map(|text| Gate::parse(text).ok())

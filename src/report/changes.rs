@@ -1,4 +1,4 @@
-//! `tfcheck compare BEFORE AFTER --html`: what got better and worse between two runs, as one page without a script.
+//! `tfcheck compare BEFORE AFTER --html`: the changes between two runs, as one HTML page without a script.
 
 use compare::metric::RELATIVE_L2;
 use compare::units::bytes;
@@ -7,6 +7,7 @@ use super::document::Tone;
 use super::html::{class, escape, fragment, head, put, tone, words};
 use crate::judge::changes::{ChangedCell, Changes, Direction, apart};
 use crate::judge::findings::Mark;
+use crate::judge::gates::SLOW_DOWN_PERCENT;
 
 const COLUMNS: [&str; 9] = [
     "Case",
@@ -20,7 +21,7 @@ const COLUMNS: [&str; 9] = [
     "Peak memory",
 ];
 
-/// The whole page. A row's address is `#case=…&cell=…`.
+/// Renders the page. A row's link is `#case=…&cell=…`.
 pub fn page(changes: &Changes) -> String {
     let [before, after] = &changes.runs;
     let mut page = head(&format!("tfcheck {before} → {after}"), None);
@@ -38,7 +39,9 @@ pub fn page(changes: &Changes) -> String {
     put(&mut page, "<section>\n<h2>Variants</h2>\n");
     put(
         &mut page,
-        "<p>What got worse comes first. A variant is worse if it left the group of the reference, fails, or rounds worse than the rule allows; its relative L2 is between its own logits of the two runs. A time is slower or faster if its median changed by more than 3 % and the 95 % interval leaves out no change; the two runs were not interleaved.</p>\n",
+        &format!(
+            "<p>What got worse comes first. A variant is worse if it left the group of the reference, fails, or rounds worse than the rule allows; its relative L2 is between its own logits of the two runs. A time is slower or faster if its median changed by more than {SLOW_DOWN_PERCENT} % and the 95 % interval leaves out no change; the two runs were not interleaved.</p>\n"
+        ),
     );
     let (changed, same): (Vec<&ChangedCell>, Vec<&ChangedCell>) =
         changes.rows.iter().partition(|row| row.numbers != Direction::Same || row.time != Direction::Same);
@@ -63,7 +66,7 @@ pub fn page(changes: &Changes) -> String {
     page
 }
 
-/// Unchanged rows are open where there is nothing else.
+/// The attribute of the fold with unchanged rows: it is open if no row changed.
 fn open(changed: &[&ChangedCell]) -> &'static str {
     if changed.is_empty() { " open" } else { "" }
 }

@@ -96,13 +96,16 @@ pub fn publish(
     };
     let judged = judge_gates::judge(view, &run.fail_on, against);
     let found = findings(view);
-    // Without a closer look at single pairs a page still has everything else.
+    // The terminal comes first: it has no details of single pairs, for which logits are read again.
+    let nothing = Details::default();
+    let source = Source { run: view, found: &found, judged: &judged, details: &nothing };
+    show(&source, progress);
+    // Without details of single pairs a page still has everything else.
     let (details, unread) = match details::of_run(folder, manifest, view, &found) {
         Ok(details) => (details, None),
         Err(error) => (Details::default(), Some(error)),
     };
-    let source = Source { run: view, found: &found, judged: &judged, details: &details };
-    show(&source, progress);
+    let source = Source { details: &details, ..source };
     for format in all() {
         folder.write(format.file_name(), format.render(&source).as_bytes())?;
     }
