@@ -1,5 +1,5 @@
-//! A closer look at chosen pairs: by how many representable values their logits differ, and which tokens both sides
-//! predict at the positions that differ most.
+//! Details of chosen pairs: the distances of their logits in ULP, and the tokens that both sides predict at the positions
+//! that differ most.
 
 use rayon::prelude::*;
 
@@ -10,51 +10,51 @@ use super::logits::{Logits, LogitsError, Mask, Row};
 use super::matrix::Matrix;
 use super::metrics::{PairMetrics, PositionIndex, PositionMetrics, lower_dtype};
 
-/// Positions whose predictions are kept, the worst first.
+/// Number of positions with the largest difference whose predictions are kept.
 const WORST: usize = 5;
-/// Predictions of each side that are kept.
+/// Number of predictions that are kept per side and position.
 const TOP: usize = 5;
-/// Logits of a pair that its histogram counts at most; beyond that positions are taken at even distances.
+/// Most logits of a pair that its histogram counts; a larger pair is sampled at evenly spaced positions.
 const MOST_COUNTED: usize = 1 << 24;
-/// Classes of a histogram: equal values, then one per power of two of 64 bits.
+/// Classes of a histogram: equal values, then one class per power of two of a 64-bit distance.
 const CLASSES: usize = 65;
 
-/// What is known of one pair beyond its metrics.
+/// Details of one pair.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PairDetails {
     /// Index of side A in the matrix.
     pub a: usize,
     /// Index of side B in the matrix.
     pub b: usize,
-    /// Distances in representable values.
+    /// Distances of the logits in ULP.
     pub ulps: UlpHistogram,
-    /// The positions that differ most, the worst first; none where the sides are identical.
+    /// At most five positions that differ most, the worst first; empty if the sides are identical.
     pub worst: Vec<WorstPosition>,
 }
 
-/// How many logits differ by how many representable values, both sides rounded to the lower dtype.
+/// Histogram of the distances between logits in ULP, after both sides were rounded to the less precise dtype.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UlpHistogram {
     /// The less precise of the two dtypes.
     pub dtype: Dtype,
-    /// Class 0 counts equal values, class `k` distances from `2^(k − 1)` to `2^k − 1`; no zeros at the end.
+    /// Class 0 counts equal values, class `k` distances from `2^(k − 1)` to `2^k − 1`; trailing zeros are cut.
     pub counts: Vec<u64>,
-    /// Logits of which a side is NaN; they are in no class.
+    /// Number of logits that are NaN on a side; no class counts them.
     pub not_a_number: u64,
-    /// Positions that were counted.
+    /// Number of positions whose logits were counted.
     pub positions: usize,
-    /// Positions that both sides hold.
+    /// Number of positions that both sides have.
     pub of: usize,
 }
 
-/// A position, and what both sides predict there.
+/// A position and the predictions of both sides there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WorstPosition {
-    /// Where.
+    /// The position.
     pub at: PositionIndex,
     /// `‖a − b‖ / max(‖a‖, ‖b‖)` over the vocabulary.
     pub relative_l2: f64,
-    /// The largest logits of side A and of side B, largest first; NaN is never among them.
+    /// The largest logits of side A and of side B, largest first, without NaN.
     pub top: [Vec<Prediction>; 2],
 }
 
@@ -63,16 +63,16 @@ pub struct WorstPosition {
 pub struct Prediction {
     /// Token id.
     pub token: u32,
-    /// Its logit.
+    /// Logit of the token.
     pub logit: f64,
-    /// Its softmax probability; NaN where a logit of the position is NaN or +∞.
+    /// Softmax probability of the token; NaN if a logit of the position is NaN or +∞.
     pub probability: f64,
 }
 
-/// Details of each of `pairs`, in their order; pairs that were not compared are left out.
+/// Computes the details of `pairs`, in that order; pairs that were not compared are left out.
 ///
 /// # Errors
-/// A file that the matrix was measured from cannot be read any more.
+/// A logits file cannot be read.
 pub fn details(
     entries: &[Entry],
     mask: Option<&Mask>,
@@ -132,7 +132,7 @@ impl Sides<'_> {
         })
     }
 
-    /// The classes of one position.
+    /// Counts per class, and the number of logits with a NaN, at one position.
     fn count(&self, at: PositionIndex) -> Result<([u64; CLASSES], u64), LogitsError> {
         let rows = [self.row(0, at)?, self.row(1, at)?];
         let length = self.logits[0].shape()[2];
@@ -168,7 +168,7 @@ impl Sides<'_> {
             return Ok(Vec::new());
         }
         let mut order: Vec<&PositionMetrics> = pair.per_position.iter().collect();
-        // NaN is worse than any number.
+        // NaN sorts before every number.
         let key = |position: &PositionMetrics| (position.relative_l2.is_nan(), position.relative_l2);
         order.sort_by(|a, b| {
             let (a, b) = (key(a), key(b));
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn distances_fall_into_classes_of_powers_of_two() {
+    fn distances_are_counted_in_classes_of_powers_of_two() {
         let step = |steps: u32| f64::from(f32::from_bits(1.0_f32.to_bits() + steps));
         let found = of(Dtype::F32, &[1.0; 8], &[1.0, step(1), step(2), step(3), step(4), step(7), 1.0, 1.0]);
         assert_eq!(found.ulps.counts, [3, 1, 2, 2]);

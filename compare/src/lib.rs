@@ -1,6 +1,6 @@
 //! Compares logits, saved in files or held in memory; no model, Python or network is involved.
 //!
-//! No model, Python or network is involved; variants are known by their names alone.
+//! A variant is identified by its name only.
 //! [`logits`] opens files or takes numbers in memory, [`matrix`] reads all of them once and measures every pair,
 //! [`metrics`] defines each metric, [`metric`] is the table of metrics, [`details`] measures chosen pairs position by
 //! position, [`oracle`] compares variants with float64 results, [`verdict`] decides on each pair, [`evidence`] holds the rule

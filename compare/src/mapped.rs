@@ -1,23 +1,23 @@
-//! Two results of one variant at positions that correspond: of inputs that were varied, so that a position of one result is
-//! another position of the other.
+//! Compares two results of one variant at corresponding positions. The inputs of the second result were varied, for example
+//! padded, so that a position of the first result may be another position of the second.
 
 use super::Positions;
 use super::logits::{Logits, LogitsError, Row};
 
-/// A position of a batch: row and position, padding counted.
+/// A position of a batch: row and position in the row, including padding.
 pub type At = (usize, usize);
 
-/// How far two results are apart over corresponding positions.
+/// The difference between two results over corresponding positions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mapped {
-    /// Values whose bits differ, any NaN being as good as another.
+    /// Number of values whose bits differ; two values that are NaN count as equal.
     pub differing: u64,
-    /// Pairs of positions that were compared.
+    /// Number of pairs of positions that were compared.
     pub positions: usize,
-    /// `‖a − b‖ / ‖a‖` over all of them, `[0, ∞]`: 0 for equal values, infinite where only one side is a number, or where
+    /// `‖a − b‖ / ‖a‖` over all pairs, `[0, ∞]`: 0 for equal values, infinite if only one side of a value is a number, or if
     /// `a` is zero and `b` is not.
     pub relative_l2: f64,
-    /// The pair of positions that differs most by its own relative L2; `None` where nothing differs.
+    /// The pair of positions with the largest relative L2; `None` if nothing differs.
     pub worst: Option<Worst>,
 }
 
@@ -26,7 +26,7 @@ pub struct Mapped {
 pub struct Worst {
     /// The position in the first result.
     pub a: At,
-    /// The position in the second one.
+    /// The position in the second result.
     pub b: At,
     /// Relative L2 of this pair.
     pub relative_l2: f64,
@@ -38,14 +38,14 @@ impl Mapped {
         self.differing == 0
     }
 
-    /// Whether it is above `bound` over all positions, or above `local_factor` times that at one.
+    /// Whether the relative L2 is above `bound` over all positions, or above `local_factor × bound` at one position.
     pub fn is_above(&self, bound: f64, local_factor: f64) -> bool {
         let local = self.worst.map_or(0.0, |worst| worst.relative_l2);
         self.relative_l2 > bound || local > bound * local_factor
     }
 }
 
-/// Squares over which a relative L2 is taken.
+/// Sums of squares for a relative L2, and the number of values that differ.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Squares {
     difference: f64,
@@ -67,7 +67,7 @@ impl Squares {
         }
     }
 
-    /// Adds other sums.
+    /// Adds the sums of `other`.
     pub fn extend(&mut self, other: Self) {
         self.difference += other.difference;
         self.norm += other.norm;
@@ -80,7 +80,7 @@ impl Squares {
     }
 }
 
-/// Adds up pairs of positions.
+/// Accumulates pairs of positions into a [`Mapped`].
 #[derive(Clone, Debug, Default)]
 pub struct Sum {
     all: Squares,
@@ -89,7 +89,7 @@ pub struct Sum {
 }
 
 impl Sum {
-    /// Adds a pair of positions.
+    /// Adds a pair of positions whose values are summed in `here`.
     pub fn add(&mut self, a: At, b: At, here: Squares) {
         self.all.extend(here);
         self.positions += 1;
@@ -99,7 +99,7 @@ impl Sum {
         }
     }
 
-    /// What was added.
+    /// The difference over all pairs that were added.
     pub fn finish(self) -> Mapped {
         Mapped {
             differing: self.all.differing,
@@ -110,8 +110,7 @@ impl Sum {
     }
 }
 
-/// Compares two results at `pairs` of positions. Of a file that holds last positions only, the caller gives pairs of last
-/// positions.
+/// Compares two results at `pairs` of positions. For a last-position file, each pair must hold the last position of a row.
 ///
 /// # Errors
 /// A file cannot be read, the vocabularies differ, or a file does not hold a position.
@@ -142,10 +141,10 @@ fn read(logits: &Logits, (row, position): At, into: &mut Row) -> Result<(), Logi
     logits.read_row(row * seq + held, into)
 }
 
-/// The values of one position.
+/// The logits of one position, `[vocab_size]`.
 ///
 /// # Errors
-/// As [`mapped`].
+/// The file cannot be read or does not hold the position.
 pub fn values_at(logits: &Logits, at: At) -> Result<Vec<f64>, LogitsError> {
     let mut row = Row::default();
     read(logits, at, &mut row)?;
@@ -163,7 +162,7 @@ mod tests {
 
     #[test]
     fn corresponding_positions_are_compared_and_others_are_not() {
-        // Row 1 of b is the row of a, one position later; what lies elsewhere is anything.
+        // Row 1 of b is the row of a, one position later; the other values are arbitrary.
         let a = logits(vec![3.0, 4.0, 1.0, 2.0], [1, 2, 2]);
         let b = logits(vec![9.0; 6].into_iter().chain([9.0, 9.0, 3.0, 4.0, 1.0, 2.0]).collect(), [2, 3, 2]);
         let pairs = [((0, 0), (1, 1)), ((0, 1), (1, 2))];
@@ -179,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_against_none_is_above_any_bound_and_none_against_none_is_equal() {
+    fn a_number_against_nan_is_above_any_bound_and_nan_equals_nan() {
         let at = |value: f64| logits(vec![1.0, value], [1, 1, 2]);
         let found = |a: f64, b: f64| mapped(&at(a), &at(b), &[((0, 0), (0, 0))]).unwrap();
         assert!(found(f64::NAN, f64::NAN).is_bitwise());

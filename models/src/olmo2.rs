@@ -1,5 +1,6 @@
-//! `OLMo` 2: norms after instead of before each half of a block, and norms over all heads of q and k together
-//! (transformers 5.23.0, `models/olmo2/modeling_olmo2.py` and `configuration_olmo2.py`).
+//! `OLMo` 2 (transformers 5.23.0, `models/olmo2/modeling_olmo2.py` and `configuration_olmo2.py`). A block normalises the
+//! outputs of attention and MLP, before the residual addition, instead of their inputs. `q_norm` and `k_norm` normalise
+//! the whole q or k projection, not each head.
 
 use crate::config::ConfigReader;
 use crate::error::Result;
@@ -52,9 +53,9 @@ impl Config {
 struct SelfAttention {
     path: String,
     qkv: Joined<3>,
-    /// Normalises over all query heads together.
+    /// One RMS norm over the whole q projection, `num_attention_heads × head_dim` values.
     q_norm: RmsNorm,
-    /// Normalises over all key heads together.
+    /// One RMS norm over the whole k projection, `num_key_value_heads × head_dim` values.
     k_norm: RmsNorm,
     attention: Attention,
     o_proj: Linear,

@@ -1,7 +1,6 @@
-//! What a page shows of a case beyond its view: the texts of tokens, and a closer look at the pairs that matter most.
+//! Data of `report.html` that a run's view lacks: the texts of tokens, and details of the most important pairs.
 //!
-//! Kept are each variant against the reference of its case, each leader of a group against each other, and what the
-//! errors against float64 rest on is in the matrix anyway.
+//! These pairs are each variant with the reference of its case, and the leaders of groups with each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,30 +15,30 @@ use super::view::{CaseView, RunView};
 use crate::results::{Manifest, RunFolder};
 use crate::spec::inputs::{self, Inputs};
 
-/// What a page shows beyond a run's view.
+/// Data of `report.html` that a run's view lacks.
 #[derive(Clone, Debug, Default)]
 pub struct Details {
-    /// The run folder as commands name it.
+    /// Path of the run folder, as used in commands.
     pub run: String,
-    /// One per case, in the order of the view's.
+    /// One entry per case, in the order of the view.
     pub cases: Vec<CaseDetails>,
 }
 
-/// What a page shows of one case beyond its view.
+/// Data of one case that its view lacks.
 #[derive(Clone, Debug, Default)]
 pub struct CaseDetails {
-    /// The inputs with the text of each token; absent where the files are not readable.
+    /// The inputs with the text of each token; `None` if the files cannot be read.
     pub inputs: Option<Inputs>,
-    /// The text of each token id that a side of a pair predicts, where the run knows it.
+    /// The text of each predicted token id in `pairs`; ids that the vocabulary lacks are left out.
     pub predicted: BTreeMap<u32, String>,
-    /// The pairs that were looked at, the most important first.
+    /// Details of the most important pairs, in order of importance.
     pub pairs: Vec<PairDetails>,
 }
 
-/// Looks closer at the pairs of a run.
+/// Computes the details of each case's most important pairs.
 ///
 /// # Errors
-/// When logits that the view was made from cannot be read any more.
+/// The input mask or the logits of a case cannot be read.
 pub fn of_run(folder: &RunFolder, manifest: &Manifest, run: &RunView, found: &Findings) -> Result<Details> {
     let mut cases = Vec::new();
     let mut vocabularies: BTreeMap<&str, Vec<String>> = BTreeMap::new();
@@ -61,7 +60,8 @@ pub fn of_run(folder: &RunFolder, manifest: &Manifest, run: &RunView, found: &Fi
     Ok(Details { run: folder.path().display().to_string(), cases })
 }
 
-/// Pairs in the matrix's order of sides: leaders of groups first, then members that round worse, then the others.
+/// The pairs `(a, b)`, `a < b`, that get details: the reference with leaders of groups, with variants that round worse and
+/// with the other variants; then the leaders with each other. Pairs that were not compared are left out.
 fn wanted(case: &CaseView, groups: &CaseGroups) -> Vec<(usize, usize)> {
     let Some(reference) = groups.reference else { return Vec::new() };
     let leaders: Vec<usize> = groups.groups.groups.iter().map(|group| group.leader).collect();

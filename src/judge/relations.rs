@@ -1,4 +1,4 @@
-//! What the numbers of a relation mean: bitwise, rounding, broken, or not proven.
+//! The outcome of a measured relation: bitwise, rounding, broken or unproven.
 
 use compare::mapped::Mapped;
 use compare::verdict::Tolerances;
@@ -8,27 +8,27 @@ use crate::results::relations::Outcome;
 use crate::spec::relations::Bound;
 use crate::spec::variant::{dtype_name, measured_dtype};
 
-/// Without a float64 result, a difference of more bounds than this is no rounding of a model without routers. In f32 it is
-/// 1e-2: the native models' largest error over 74 synthetic checkpoints is 3.6e-6 (README.md, Native models), and a window
-/// off by one key of eight moves logits by 0.3 (`Tolerances::default`).
+/// Without a float64 result, a difference above `CERTAIN × bound` breaks a relation of a model without routers. In f32 that
+/// is 1e-2: the native models' largest error over 74 synthetic checkpoints is 3.6e-6 (README.md, Native models), and a
+/// window off by one key of eight moves logits by 0.3 (`Tolerances::default`).
 const CERTAIN: f64 = 1e3;
 
-/// What is known of a relation that was measured.
+/// The measurements of one relation.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
     /// The result in the variant's own dtype.
     pub own: &'a Mapped,
-    /// That dtype.
+    /// The variant's own dtype.
     pub dtype: Dtype,
-    /// The same in float64; `None` where it was not measured.
+    /// The result in float64; `None` if it was not measured.
     pub proof: Option<&'a Mapped>,
-    /// Whether routers may choose other experts by rounding.
+    /// Whether the model has routers, which may choose other experts because of rounding.
     pub has_routers: bool,
-    /// What the number is.
+    /// The quantity that was measured.
     pub bound: Bound,
 }
 
-/// The largest relative L2 that counts as rounding in a dtype.
+/// The largest relative L2 over all positions that counts as rounding in a dtype.
 pub fn bound(tolerances: &Tolerances, dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F64 => tolerances.f64_agreement,
@@ -41,8 +41,9 @@ pub fn is_above(found: &Mapped, dtype: Dtype, tolerances: &Tolerances) -> bool {
     found.is_above(bound(tolerances, dtype), tolerances.local_factor)
 }
 
-/// What became of a relation. A difference that rounding in the own dtype does not explain breaks it only where float64
-/// shows a difference as well: rounding there is 1e-15, and what is above `f64_agreement` is none.
+/// The outcome of a relation. A difference above the bound of the own dtype breaks the relation if the float64 difference
+/// is above `f64_agreement` as well; float64 rounding is about 1e-15 and does not explain that. Without a float64 result,
+/// only a difference above 1000 bounds (`CERTAIN`) in a model without routers breaks it.
 pub fn outcome(known: Known<'_>, tolerances: &Tolerances) -> Outcome {
     let Known { own, dtype, proof, has_routers, .. } = known;
     let is_certain = || own.relative_l2 > CERTAIN * bound(tolerances, dtype) && !has_routers;
@@ -62,7 +63,7 @@ pub fn outcome(known: Known<'_>, tolerances: &Tolerances) -> Outcome {
     }
 }
 
-/// In one sentence on what the outcome rests; `what` is the variation: `when token 7 changes`.
+/// The numbers behind the outcome, in one sentence; `what` is the variation: `when token 7 changes`.
 pub fn evidence(known: Known<'_>, what: &str, tolerances: &Tolerances) -> String {
     let Known { own, dtype, proof, has_routers, bound: kind } = known;
     if own.is_bitwise() && kind == Bound::Tokens {
@@ -132,10 +133,10 @@ mod tests {
     }
 
     #[test]
-    fn a_relation_is_broken_only_where_float64_shows_it_or_nothing_else_explains_the_number() {
+    fn a_relation_is_broken_if_float64_differs_too_or_the_difference_exceeds_1000_bounds() {
         assert_eq!(of(0.0, None, false), Outcome::Bitwise);
         assert_eq!(of(1e-6, None, false), Outcome::Rounding);
-        // Above the bound of f32, 1.04e-5.
+        // 1e-4 is above the bound of f32, 1.04e-5.
         assert_eq!(of(1e-4, Some(1e-13), false), Outcome::Rounding);
         assert_eq!(of(1e-4, Some(1e-4), false), Outcome::Broken);
         assert_eq!(of(1e-4, None, false), Outcome::Unproven);

@@ -83,7 +83,7 @@ pub(crate) enum Tone {
     Good,
     Warn,
     Bad,
-    /// Nothing is known.
+    /// The state is not known.
     Unknown,
 }
 
@@ -99,7 +99,7 @@ pub(crate) struct Item {
 /// A finding.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// One line per head.
+    /// Head lines of the finding.
     pub(crate) heads: Vec<Vec<Span>>,
     /// Whether a head that is wider than the terminal wraps; otherwise it is truncated.
     pub(crate) wraps: bool,

@@ -1,7 +1,7 @@
-//! `report.html`: one file that fetches nothing, in light and dark.
+//! `report.html`: one self-contained file that makes no network requests and has a light and a dark scheme.
 //!
-//! Everything that the summary tells is in it as text. A script of the page itself, which its policy names by its digest,
-//! adds what text cannot: the matrix by any metric, and a page for each pair. What a script needs lies in the page, packed.
+//! The page holds the content of the summary as text. Its inline script, which the content security policy allows by its
+//! SHA-256 digest, adds the matrix by any metric and a page for each pair. The script's data is compressed in the page.
 
 mod blocks;
 mod case;
@@ -31,25 +31,25 @@ use case::CasePage;
 pub(super) use grid::{tone, words};
 use pack::Budget;
 
-/// The report as a page.
+/// Renders `report.html`.
 #[derive(Clone, Copy, Debug)]
 pub struct Html;
 
 const STYLE: &str = include_str!("html.css");
-/// The scripts, in the order in which they use one another.
+/// The scripts in dependency order: each uses functions of the earlier ones.
 const SCRIPTS: [&str; 4] = [
     include_str!("html/format.js"),
     include_str!("html/matrix.js"),
     include_str!("html/pair.js"),
     include_str!("html/page.js"),
 ];
-/// Pairs of a run beyond which a page lists single agreeing pairs no more.
+/// With more pairs than this, the page leaves out the text that grows with the number of pairs.
 const MANY_PAIRS: usize = 1500;
 
-/// What a page leaves out.
+/// Limits on the size of a page.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// Whether what grows with the number of pairs is left out of the text.
+    /// Whether the run has more than [`MANY_PAIRS`] pairs; the text then leaves out matrices and most rows about pairs.
     is_large: bool,
 }
 
@@ -119,7 +119,7 @@ impl Report for Html {
     }
 }
 
-/// Everything up to the page's content. Nothing may be loaded, and no script but this one may run.
+/// The page up to its content. The policy forbids loading anything and running any script except `script`.
 pub(super) fn head(title: &str, script: Option<&str>) -> String {
     let digest = script.map(|script| format!("'sha256-{}'", STANDARD.encode(Sha256::digest(script))));
     let policy = format!(
@@ -132,7 +132,7 @@ pub(super) fn head(title: &str, script: Option<&str>) -> String {
     )
 }
 
-/// The page's script.
+/// The page's script: strict mode and all of [`SCRIPTS`].
 fn script() -> String {
     format!("\"use strict\";\n{}", SCRIPTS.join("\n"))
 }
@@ -157,7 +157,7 @@ fn tally(page: &mut String, run: &RunView) {
     put(page, "</ul>\n");
 }
 
-/// The style of what a word or a cell means.
+/// The CSS class of a tone.
 pub(super) fn class(tone: Tone) -> &'static str {
     match tone {
         Tone::Good => "good",
@@ -167,13 +167,13 @@ pub(super) fn class(tone: Tone) -> &'static str {
     }
 }
 
-/// A number in four digits, as JSON; `NaN`, `inf` for what is not one.
+/// A number rounded to four significant digits, as JSON; a string such as `NaN` or `inf` if it is not finite.
 fn number(value: f64) -> Value {
     let rounded = format!("{value:.3e}").parse().ok().and_then(serde_json::Number::from_f64);
     rounded.map_or_else(|| value.to_string().into(), Value::Number)
 }
 
-/// A text in HTML, also within an attribute.
+/// Escapes text for HTML content and attribute values.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -189,7 +189,7 @@ pub(super) fn escape(text: &str) -> String {
     escaped
 }
 
-/// A text as the value of a link's key: `#case=…`.
+/// Escapes text as a value in a URL fragment, for example in `#case=…`.
 pub(super) fn fragment(text: &str) -> String {
     let mut fragment = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -49,14 +49,14 @@ enum Of {
 struct Section {
     of: Of,
     media: &'static [Medium],
-    /// Whether the section decides the result, and so comes last on a terminal.
+    /// Whether the section decides the result; a terminal shows such sections last.
     decides: bool,
-    /// Whether it is what a reader looks up, and so comes last on a page.
+    /// Whether the section is background information; a page shows such sections last.
     is_background: bool,
 }
 
 impl Section {
-    /// Place on a page, which tells findings first, then what decides; its cases come ahead of [`BACKGROUND`].
+    /// Sort key on a page: findings, then sections that decide the result, then the others; cases precede [`BACKGROUND`].
     fn on_page(&self) -> u8 {
         match self.of {
             _ if self.is_background => BACKGROUND,
@@ -79,12 +79,12 @@ const fn case(content: fn(&CaseView, Medium) -> Option<Content>, media: &'static
     Section { of: Of::Case(content), media, decides: false, is_background: false }
 }
 
-/// A section of the run's findings, in files.
+/// A section of the run's findings, shown in files only.
 const fn findings(content: fn(&RunView, &Findings, Medium) -> Option<Content>) -> Section {
     Section { of: Of::Findings(content), media: FILES, decides: false, is_background: false }
 }
 
-/// A section of the groups of each case, in files.
+/// A section of the groups of each case, shown in files only.
 const fn groups(content: fn(&CaseView, &CaseGroups, Medium) -> Option<Content>) -> Section {
     Section { of: Of::Groups(content), media: FILES, decides: false, is_background: false }
 }
@@ -99,14 +99,14 @@ const SECTIONS: &[Section] = &[
     Section { decides: true, ..run(gates::content, STEP_TOO) },
     Section { decides: true, ..run(against::content, STEP_TOO) },
     findings(findings::of_several_cases),
-    // A summary has the speeds case by case.
+    // The summary lists the speeds in each case's section.
     run(speed::content, &[Page]),
     run(sweep::content, EVERYWHERE),
     case(performance::content, STEP_TOO),
     case(decoding::content, EVERYWHERE),
     case(differences::content, EVERYWHERE),
     groups(groups::content),
-    // A page has both in the colours and hints of the differences.
+    // The page shows both in the colours and tooltips of the differences.
     case(noise::content, &[Summary]),
     case(relative::content, &[Summary]),
     case(verdicts::content, EVERYWHERE),
@@ -128,7 +128,8 @@ pub(super) enum Part<'a> {
     Case(&'a CaseView, Vec<Content>),
 }
 
-/// The document for a format. Files begin with what decides; a terminal, which shows its end, ends with it.
+/// Builds the document for a format: a terminal shows the sections that decide the result last, a page sorts by
+/// [`Section::on_page`], the other formats keep the order of [`SECTIONS`].
 pub(super) fn document<'a>(source: &Source<'a>, medium: Medium) -> Vec<Part<'a>> {
     let Source { run, found, judged, .. } = *source;
     let cases = || {

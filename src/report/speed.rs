@@ -1,4 +1,4 @@
-//! How fast each variant is over the whole run, in one sentence.
+//! The speed of each variant over the whole run, in one sentence.
 
 use compare::timing::SpeedUp;
 use compare::units::count;
@@ -6,7 +6,7 @@ use compare::units::count;
 use crate::execute::cell::{Cell, Outcome};
 use crate::judge::view::RunView;
 
-/// Each variant's speed against the baseline's, over all cases, fastest first; empty where nothing was timed.
+/// Each variant's speed-up over the baseline, over all cases, fastest first; empty if no variant has a speed-up.
 pub(super) fn sentence(run: &RunView) -> String {
     let mut ratios: Vec<(&Cell, Vec<&SpeedUp>)> = Vec::new();
     let performances: Vec<_> = run
@@ -26,7 +26,7 @@ pub(super) fn sentence(run: &RunView) -> String {
     else {
         return String::new();
     };
-    // The geometric mean: a ratio of 2 and one of 1/2 make no difference.
+    // The geometric mean: ratios of 2 and 1/2 average to 1.
     let mean = |known: &[&SpeedUp]| {
         (known.iter().map(|speed_up| speed_up.ratio.ln()).sum::<f64>() / known.len() as f64).exp()
     };
@@ -52,7 +52,7 @@ pub(super) fn sentence(run: &RunView) -> String {
     format!("speed beside {baseline}: {}", words.join(", "))
 }
 
-/// `2 graph breaks`, `not compiled`; `None` for a variant that is one graph, or that should not be compiled.
+/// `2 graph breaks` or `not compiled`; `None` for a compiled variant without graph breaks and for one without graph counts.
 pub(super) fn graph_breaks(cell: &Cell) -> Option<String> {
     let Outcome::Completed(completed) = &cell.outcome else { return None };
     let graphs = completed.graphs?;

@@ -1,4 +1,4 @@
-//! What the relations of a cell showed, as `relations_<stamp>_<variant>.json` keeps it.
+//! The results of a cell's relations, as stored in `relations_<stamp>_<variant>.json`.
 
 use reference::protocol::Dtype;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::localized::absent_is_infinite;
 use crate::spec::variant::Variant;
 
-/// The relations of one variant of one case.
+/// Results of the relations of one variant in one case.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CellRelations {
     /// [`super::SCHEMA_VERSION`] of the writer.
@@ -17,56 +17,56 @@ pub struct CellRelations {
     pub variant: Variant,
     /// Digest of everything that the numbers depend on, the selected relations included.
     pub key: String,
-    /// Tokens of the base input.
+    /// Sequence length of the base input.
     pub seq: usize,
     /// One per selected relation, in the order of the table.
     pub relations: Vec<Held>,
-    /// Nanoseconds of all of it, starts and loads of workers included.
+    /// Time of the whole measurement in nanoseconds, including starting workers and loading models.
     pub elapsed_ns: u64,
 }
 
-/// One relation of one variant.
+/// Result of one relation of one variant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Held {
     /// The relation's name.
     pub relation: String,
-    /// What was found.
+    /// The outcome.
     pub outcome: Outcome,
-    /// On what that rests, in one sentence; for a relation that was not measured, why.
+    /// The numbers behind the outcome, or the reason why the relation was not measured, in one sentence.
     pub evidence: String,
-    /// What was measured in the variant's own dtype.
+    /// The measurement in the variant's own dtype.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
-    /// What was measured in float64, where the own dtype's result is above its bound.
+    /// The measurement in float64, if the result in the own dtype is above its bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Measured>,
-    /// The first module, in the order of calls, whose output differs.
+    /// The first module in call order whose output differs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_module: Option<FirstModule>,
 }
 
-/// What became of a relation.
+/// Outcome of a relation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It holds bit for bit.
+    /// The relation holds bit for bit.
     Bitwise,
-    /// It holds up to rounding.
+    /// The relation holds up to rounding.
     Rounding,
-    /// It does not hold.
+    /// The relation does not hold.
     Broken,
-    /// The difference is above the bound, but nothing rules out rounding, or that the variant does not repeat itself.
+    /// The difference is above the bound, but rounding or a variant that does not repeat itself may explain it.
     Unproven,
-    /// The model is one that it does not hold for.
+    /// The relation does not apply to the model.
     Excluded,
-    /// The variant cannot do what it takes.
+    /// The variant cannot run what the relation needs.
     Unsupported,
     /// The variant failed.
     Failed,
 }
 
 impl Outcome {
-    /// Every outcome, in the order in which they are counted.
+    /// All outcomes, in the order in which reports count them.
     pub const ALL: [Self; 7] = [
         Self::Bitwise,
         Self::Rounding,
@@ -77,7 +77,7 @@ impl Outcome {
         Self::Excluded,
     ];
 
-    /// `bitwise`, `rounding`, `broken`, …
+    /// The outcome's name in reports: `bitwise`, `rounding`, `broken`, …
     pub fn word(self) -> &'static str {
         match self {
             Self::Bitwise => "bitwise",
@@ -91,32 +91,32 @@ impl Outcome {
     }
 }
 
-/// The largest difference that a relation's trials showed.
+/// The largest difference among a relation's trials.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// dtype of both results.
+    /// Dtype of both results.
     pub dtype: Dtype,
     /// Largest relative L2 that counts as rounding.
     pub bound: f64,
     /// Relative L2 over the mapped positions.
     #[serde(deserialize_with = "absent_is_infinite")]
     pub relative_l2: f64,
-    /// Values whose bits differ.
+    /// Number of values whose bits differ.
     pub differing: u64,
-    /// What was varied: `when token 7 changes`.
+    /// The variation: `when token 7 changes`.
     pub what: String,
-    /// The position that differs most; `None` where nothing differs.
+    /// The position that differs most; `None` if nothing differs.
     pub worst: Option<WorstPosition>,
-    /// Trials that were measured.
+    /// Number of trials that were measured.
     pub trials: usize,
 }
 
 /// The position that differs most.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WorstPosition {
-    /// Row of the base.
+    /// Row of the base input.
     pub row: usize,
-    /// Position in the base, padding counted.
+    /// Position in the base input, including padding.
     pub position: usize,
     /// Relative L2 of this position.
     #[serde(deserialize_with = "absent_is_infinite")]
@@ -126,17 +126,17 @@ pub struct WorstPosition {
 /// The first module whose output differs between the two runs of a trial.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FirstModule {
-    /// Its path.
+    /// The module's path.
     pub path: String,
-    /// Its class.
+    /// The module's class.
     pub class: String,
-    /// Relative L2 of its output over the mapped positions.
+    /// Relative L2 of the module's output over the mapped positions.
     #[serde(deserialize_with = "absent_is_infinite")]
     pub relative_l2: f64,
 }
 
 impl CellRelations {
-    /// The relation of this name, where it was selected.
+    /// The result of the relation called `relation`; `None` if it was not selected.
     pub fn of(&self, relation: &str) -> Option<&Held> {
         self.relations.iter().find(|held| held.relation == relation)
     }

@@ -1,7 +1,7 @@
 //! Relations: invariants that one variant must keep against itself, one row of [`RELATIONS`] each.
 //!
-//! A relation says how the inputs of a forward pass are varied and which positions must then have the same logits. It needs
-//! no second implementation. `docs/relations.md` lists every row; to add a relation is to add a row and that line.
+//! A relation defines how the inputs of a forward pass are varied and which positions must then have the same logits. It
+//! needs no second implementation. To add a relation, add a row here and its line in `docs/relations.md`.
 
 mod batch;
 mod config;
@@ -16,31 +16,31 @@ pub use trials::{Material, Passes, Step, Trial};
 /// An invariant of one variant.
 #[derive(Debug)]
 pub struct Relation {
-    /// Its name in configs, tables and files.
+    /// The relation's name in configs, tables and files.
     pub name: &'static str,
     /// What must hold, in one sentence.
     pub definition: &'static str,
-    /// What a variant that breaks it does: `is not causal`.
+    /// Predicate of a variant that breaks the relation: `is not causal`.
     pub broken: &'static str,
-    /// How far results may differ.
+    /// Largest allowed difference between the results.
     pub bound: Bound,
-    /// Conditions under which it holds; where one is not met, it is not measured.
+    /// Conditions under which the relation holds; tfcheck does not measure it for a model that fails one of them.
     pub holds_for: &'static [Condition],
-    /// How it is measured.
+    /// How the relation is measured.
     pub drive: Drive,
 }
 
-/// How far the two results of a relation may differ, and where that comes from.
+/// The quantity that a relation bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
-    /// Relative L2 over the mapped positions, as two results of one mathematics.
+    /// Relative L2 over the mapped positions, with the limits of the verdict *same mathematics*.
     Logits,
-    /// The logit of each generated token below the largest one of its position.
+    /// The gap between each generated token's logit and the largest logit of its position, in units of the logits' RMS.
     Tokens,
 }
 
 impl Bound {
-    /// In words.
+    /// The bound in words.
     pub fn words(self) -> &'static str {
         match self {
             Self::Logits => {
@@ -52,7 +52,7 @@ impl Bound {
         }
     }
 
-    /// Where it comes from.
+    /// The source of the bound.
     pub fn source(self) -> &'static str {
         match self {
             Self::Logits => {
@@ -68,19 +68,19 @@ impl Bound {
 /// How a relation is measured.
 #[derive(Clone, Copy, Debug)]
 pub enum Drive {
-    /// Pairs of forward passes of one loaded model.
+    /// Pairs of runs of one loaded model, which this function builds from the material.
     Trials(fn(&Material) -> Vec<Trial>),
-    /// The same forward pass once more.
+    /// The same forward pass, repeated.
     Again,
     /// The same forward pass in a second process.
     SecondProcess,
     /// The same forward pass in a process with one thread.
     OneThread,
-    /// Two inputs one after the other in one process, and in the other order in a second process.
+    /// Two inputs in sequence in one process, and in reverse order in a second process.
     BothOrders,
-    /// The same forward pass of the eager mode.
+    /// The same forward pass in eager mode.
     Eager,
-    /// The runner's own greedy generation, beside the logits of its own tokens.
+    /// The runner's greedy generation, compared with the logits of the tokens it generated.
     Generate,
 }
 
@@ -227,17 +227,17 @@ pub const RELATIONS: &[Relation] = &[
 ];
 
 impl Relation {
-    /// The relation of this name.
+    /// The relation called `name`.
     pub fn named(name: &str) -> Option<&'static Self> {
         RELATIONS.iter().find(|relation| relation.name == name)
     }
 
-    /// Why it does not hold for a model; `None` where it does, as far as its config tells.
+    /// The reason why the relation does not hold for a model; `None` if the model's config does not exclude it.
     pub fn excluded(&self, traits: &Traits) -> Option<String> {
         self.holds_for.iter().find_map(|condition| condition.excludes(traits))
     }
 
-    /// The conditions in words, for the docs.
+    /// The conditions in words, as in `docs/relations.md`.
     pub fn holds_for_words(&self) -> String {
         match self.holds_for {
             [] => "every model".to_owned(),
@@ -245,7 +245,7 @@ impl Relation {
         }
     }
 
-    /// Whether its forward passes are all over inputs of the base's shape: a compiled model is compiled anew for each shape.
+    /// Whether all inputs have the base input's shape and a mask, so that a compiled model is not compiled again.
     pub fn keeps_the_shape(&self, material: &Material) -> bool {
         match self.drive {
             Drive::Trials(trials) => {
@@ -269,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_distinct_and_can_be_keys_of_a_file() {
+    fn names_are_distinct_and_consist_of_lowercase_letters_and_underscores() {
         for (at, relation) in RELATIONS.iter().enumerate() {
             assert!(RELATIONS[..at].iter().all(|other| other.name != relation.name), "{}", relation.name);
             assert!(relation.name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{}", relation.name);
@@ -277,7 +277,6 @@ mod tests {
         }
     }
 
-    /// docs/relations.md has a line with the words of every row.
     #[test]
     fn the_docs_list_every_relation_with_its_definition_and_conditions() {
         let docs = include_str!("../../docs/relations.md");

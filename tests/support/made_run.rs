@@ -1,4 +1,4 @@
-//! A run folder made of generated logits: as many cases and variants as a test wants, nothing is run.
+//! Writes a run folder with generated logits, for any number of cases and variants, without running a model.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -15,21 +15,21 @@ use tfcheck::spec::inputs::Inputs;
 use tfcheck::spec::machine::Machine;
 use tfcheck::spec::variant::{Runner, Variant};
 
-/// Tokens of a row, rows, vocabulary.
+/// Sequence length, batch size and vocabulary size of every case.
 const SEQ: usize = 48;
 const BATCH: usize = 2;
 const VOCAB: usize = 64;
-/// A token whose text would be a script if it were not escaped.
+/// Text of a token that would run a script if the page did not escape it.
 pub(crate) const HOSTILE: &str = "</script><img src=x onerror=\"document.title='broken'\">";
 
-/// Versions of the made runs, the reference's first.
+/// Transformers versions, newest first; the first is the reference's.
 const VERSIONS: [&str; 12] = [
     "5.24.0", "5.10.4", "5.0.0", "4.57.6", "4.54.0", "4.51.3", "4.49.0", "4.46.3", "4.44.0", "4.43.1",
     "4.42.0", "4.40.2",
 ];
 
-/// Writes a run of `cases` cases with `variants` variants each. The oldest version computes something else in every
-/// third case, in every fifth one a variant fails, in every fourth one has a NaN; `slower` makes the second version slower.
+/// Writes a run of `cases` cases with `variants` variants each. The oldest version diverges in every third case, one variant
+/// has a NaN in every fourth case, and one fails in every fifth. `slower` multiplies the times of the second variant.
 pub(crate) fn made_run(results: &Path, cases: usize, variants: usize, slower: f64) -> PathBuf {
     let folder = RunFolder::create(results, "20261130_120000").unwrap();
     let all = variants_of(variants);
@@ -64,7 +64,7 @@ pub(crate) fn made_run(results: &Path, cases: usize, variants: usize, slower: f6
     folder.path().to_owned()
 }
 
-/// The same machine in all runs; the slower ones have another numpy.
+/// Environment record of a run; all runs have the same machine, and runs with `slower > 1` have another numpy version.
 fn record(slower: f64) -> EnvironmentRecord {
     let numpy = if slower > 1.0 { "2.4.2" } else { "2.4.1" };
     let environment = PythonEnvironment {
@@ -83,7 +83,8 @@ fn record(slower: f64) -> EnvironmentRecord {
     }
 }
 
-/// Versions in f32 and bf16, eager and sdpa; the last two are the float64 references of the newest and of the oldest.
+/// Versions in f32 and bf16, with sdpa and eager attention; the last two variants are the float64 references of the newest
+/// and the oldest version.
 fn variants_of(count: usize) -> Vec<Variant> {
     let variant = |version: &str, attention, dtype| Variant {
         runner: Runner::Transformers,
@@ -206,7 +207,7 @@ fn outcome(
     })
 }
 
-/// Between −1 and 1, the same at each call.
+/// A deterministic pseudo-random number between −1 and 1.
 fn random(a: usize, b: usize, c: usize) -> f64 {
     let mut z = (a as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
         ^ ((b as u64) << 32)
@@ -219,7 +220,7 @@ fn random(a: usize, b: usize, c: usize) -> f64 {
 }
 
 fn logits((number, index): (usize, usize), variant: &Variant, is_apart: bool) -> Vec<f64> {
-    // Rounding of the dtype, twice as much of eager attention; nothing of float64.
+    // Size of the simulated relative rounding error of the dtype.
     let rounding = match variant.dtype {
         Dtype::F64 => 0.0,
         Dtype::F32 => 2e-7,
@@ -238,7 +239,7 @@ fn logits((number, index): (usize, usize), variant: &Variant, is_apart: bool) ->
         .collect()
 }
 
-/// A localisation of 26 layers, of which the seventh is the first that diverges.
+/// A localisation of 26 layers whose first diverging layer is `model.layers.7`.
 fn found(case: &str, a: &str, b: &str) -> Localized {
     let module = |path: String, error: f64, replayed: Option<f64>| ModuleError {
         path,

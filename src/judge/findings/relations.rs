@@ -1,10 +1,11 @@
-//! Broken relations as findings.
+//! Findings about broken relations.
 
 use super::{Finding, What, subject};
 use crate::execute::cell::{Cell, Outcome};
 use crate::results::relations::{CellRelations, Held, Outcome as Broke};
 
-/// Each broken relation once for the variants that break it in a case, and once for the cases in which the same ones do.
+/// Adds one finding per broken relation and set of variants that break it; the finding lists all cases in which exactly
+/// these variants break the relation.
 pub(super) fn add(all: &[CellRelations], findings: &mut Vec<Finding>) {
     struct Broken<'a> {
         relation: &'a str,
@@ -15,7 +16,7 @@ pub(super) fn add(all: &[CellRelations], findings: &mut Vec<Finding>) {
     let size = |held: &Held| held.measured.as_ref().map_or(0.0, |measured| measured.relative_l2);
     let mut broken: Vec<Broken> = Vec::new();
     for found in all {
-        // A cell by its variant alone, for its names.
+        // Only the variant's name is used; the outcome is a placeholder.
         let cell = || Cell::new(&found.variant, "", Outcome::Unsupported { reason: String::new() });
         for held in found.relations.iter().filter(|held| held.outcome == Broke::Broken) {
             let is_it = |known: &&mut Broken| (known.relation, known.case) == (&*held.relation, &*found.case);

@@ -6,7 +6,7 @@ use crate::report::document::{Block, Content, Entry, Item, Span};
 
 /// A section with its heading.
 pub(super) fn section(page: &mut String, content: &Content, limits: Limits) {
-    // The script's own matrix takes the place of a section about one.
+    // The script hides this section and shows its interactive matrix instead.
     let has_square = content.blocks.iter().any(|block| matches!(block, Block::Table(one) if one.is_square));
     if has_square {
         put(page, "<div class=\"square\">\n");

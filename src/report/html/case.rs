@@ -1,5 +1,5 @@
-//! A case on the page: its variants with the commands that repeat them, its charts, its sections; and its matrix as the
-//! page's script needs it.
+//! A case on the page: its variants with the commands that repeat them, its charts and its sections, and the matrix data
+//! for the page's script.
 
 use compare::matrix::PairOutcome;
 use compare::metric::{Direction, Format, METRICS, Metric, RELATIVE_L2};
@@ -19,15 +19,15 @@ use crate::judge::findings::{CaseGroups, Mark};
 use crate::judge::view::{CaseView, Performance};
 use crate::report::document::Content;
 
-/// What the page shows of one case.
+/// One case of the page.
 pub(super) struct CasePage<'a> {
     pub(super) case: &'a CaseView,
     pub(super) groups: &'a CaseGroups,
     pub(super) details: &'a CaseDetails,
-    /// The run folder as commands name it.
+    /// Path of the run folder, as used in commands.
     run: &'a str,
     limits: Limits,
-    /// Indices of the variants: groups in their order, then float64 references, then what has no logits.
+    /// Indices of the variants: groups in their order, then float64 references, then variants without logits.
     pub(super) order: Vec<usize>,
     performances: Vec<Result<Performance<'a>, String>>,
 }
@@ -50,7 +50,7 @@ impl<'a> CasePage<'a> {
         Self { case, groups, details, run, limits, order, performances }
     }
 
-    /// The number by which charts and the matrix know a variant.
+    /// The number of a variant in charts and in the matrix, from 1.
     fn number(&self, variant: usize) -> usize {
         self.order.iter().position(|&index| index == variant).map_or(0, |at| at + 1)
     }
@@ -59,7 +59,7 @@ impl<'a> CasePage<'a> {
         matches!(&self.groups.marks[variant], Mark::Member { letter, .. } if letter == "A")
     }
 
-    /// The case as text, open where it is the only one.
+    /// Writes the case as a foldable element, unfolded if `is_open`.
     pub(super) fn text(&self, page: &mut String, contents: &[Content], is_open: bool) {
         let case = self.case;
         let open = if is_open { " open" } else { "" };
@@ -87,7 +87,7 @@ impl<'a> CasePage<'a> {
         put(page, "</div>\n</details>\n");
     }
 
-    /// `A × 6, B × 2, 1 failed`.
+    /// The size of each group and the number of variants without logits: `A × 6, B × 2, 1 failed`.
     fn tally(&self) -> String {
         let groups = self.groups.groups.groups.iter().zip(&self.groups.letters).map(|(group, letter)| {
             let tone = if letter == "A" { "good" } else { "bad" };
@@ -102,7 +102,7 @@ impl<'a> CasePage<'a> {
         groups.chain(absent).collect::<Vec<_>>().join(", ")
     }
 
-    /// A row per variant, with the command that repeats it.
+    /// Writes the table of variants: one row per variant, with the command that repeats it.
     fn variants(&self, page: &mut String) {
         let case = self.case;
         put(
@@ -149,7 +149,8 @@ impl<'a> CasePage<'a> {
         put(page, &format!("</tbody></table></div>\n<p>Error: {}.</p>\n", self.error_words()));
     }
 
-    /// A variant's error, against float64 where there is such a result, else against the reference of the case.
+    /// A variant's relative L2 against its float64 reference, or against the case's reference if the case has no float64
+    /// result.
     fn error(&self, variant: usize) -> Option<f64> {
         if self.case.accuracies.is_empty() {
             let reference = self.groups.reference?;
@@ -176,7 +177,7 @@ impl<'a> CasePage<'a> {
         }
     }
 
-    /// The charts of the case, each with its caption.
+    /// The captions and SVGs of the case's charts, without empty charts.
     fn drawn(&self) -> Vec<(String, String)> {
         let timed = self.order.iter().filter_map(|&index| {
             let performance = self.performances[index].as_ref().ok()?;
@@ -214,7 +215,7 @@ impl<'a> CasePage<'a> {
         .collect()
     }
 
-    /// What the script draws the matrix from; pairs `a < b` in the order (0,1) (0,2) (1,2) (0,3) …
+    /// The script's data for the matrix, as JSON; pairs `a < b` are in the order (0,1) (0,2) (1,2) (0,3) …
     pub(super) fn base(&self) -> Value {
         let case = self.case;
         let all = case.cells.len();
@@ -282,7 +283,7 @@ impl<'a> CasePage<'a> {
         };
         found.insert("format".into(), json!([kind, digits]));
         found.insert("larger".into(), (metric.direction == Direction::LargerIsCloser).into());
-        // Where the row is the reference, the two orders differ.
+        // Only metrics that depend on which side is the reference need the second direction.
         if there != back {
             found.insert("back".into(), back.into());
         }
@@ -290,13 +291,13 @@ impl<'a> CasePage<'a> {
         Value::Object(found)
     }
 
-    /// The pairs that were looked at, the most important first.
+    /// The pairs that have details, the most important first.
     pub(super) fn pairs(&self) -> Vec<Value> {
         self.details.pairs.iter().map(|pair| pairs::pair(self.case, self.details, pair)).collect()
     }
 }
 
-/// A metric's value in four digits; a word for what is not a number.
+/// A metric's value as [`number`] writes it; null if the metric has no value for the pair.
 fn value(metric: &Metric, pair: &PairMetrics, side: Side) -> Value {
     if pair.identical {
         return u8::from(metric.direction == Direction::LargerIsCloser).into();
@@ -304,7 +305,7 @@ fn value(metric: &Metric, pair: &PairMetrics, side: Side) -> Value {
     (metric.get)(pair, Some(side)).map_or(Value::Null, |value| number(value.number()))
 }
 
-/// The median of a round, in milliseconds.
+/// The median of a round's times in milliseconds; `None` for an empty round.
 fn median(round: &[u64]) -> Option<f64> {
     let mut sorted: Vec<f64> = round.iter().map(|&ns| ms(ns)).collect();
     sorted.sort_by(f64::total_cmp);

@@ -1,5 +1,5 @@
-//! Charts as SVG: drawn by plotters in colours that stand for roles, which become the page's CSS variables, so that a
-//! chart follows the page's light or dark scheme.
+//! SVG charts drawn with plotters. Each role has a placeholder colour that is replaced by a CSS variable, so that a chart
+//! follows the page's light or dark scheme.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use plotters::prelude::{
 use plotters::style::Color;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-/// Each role's colour while plotters draws, and the page's variable for it.
+/// Each role's placeholder colour and its CSS variable.
 const ROLES: [(RGBColor, &str); 6] = [
     (LABEL, "var(--soft)"),
     (GRID, "var(--line)"),
@@ -22,17 +22,17 @@ const ROLES: [(RGBColor, &str); 6] = [
     (THIRD, "var(--third)"),
     (WRONG, "var(--bad)"),
 ];
-/// Labels and ticks.
+/// Text of labels and ticks.
 const LABEL: RGBColor = RGBColor(1, 1, 1);
-/// Lines of the grid.
+/// Grid lines.
 pub(super) const GRID: RGBColor = RGBColor(2, 2, 2);
-/// The series that a chart is about.
+/// The main series.
 pub(super) const FIRST: RGBColor = RGBColor(3, 3, 3);
-/// A series beside it.
+/// The second series.
 pub(super) const SECOND: RGBColor = RGBColor(4, 4, 4);
-/// Another one.
+/// The third series.
 pub(super) const THIRD: RGBColor = RGBColor(5, 5, 5);
-/// What is not a number, and what is marked as wrong.
+/// Values that are not finite, and the marked place.
 pub(super) const WRONG: RGBColor = RGBColor(6, 6, 6);
 
 /// Height of text in a chart, in pixels.
@@ -41,16 +41,16 @@ const TEXT_SIZE: u32 = 12;
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Axes<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// Space around the axes, in pixels.
+/// Size of a chart, in pixels.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Size {
     pub(super) width: u32,
     pub(super) height: u32,
-    /// For the labels of the vertical axis.
+    /// Width of the labels of the vertical axis.
     pub(super) left: u32,
 }
 
-/// A chart under way.
+/// A chart that is being drawn.
 pub(super) struct Chart<'a, 'b> {
     area: &'a Area<'b>,
     axes: Axes<'a, 'b>,
@@ -58,7 +58,7 @@ pub(super) struct Chart<'a, 'b> {
     y: Range<f64>,
 }
 
-/// An SVG of the axes `x` and `y` on which `draw` draws. plotters writes to a text, which takes every write.
+/// The SVG that `draw` draws on axes with the ranges `x` and `y`; empty if plotters cannot draw it.
 pub(super) fn drawn(
     size: Size,
     x: Range<f64>,
@@ -83,13 +83,13 @@ pub(super) fn drawn(
     themed(&svg)
 }
 
-/// Colours by their roles.
+/// Replaces the placeholder colours by CSS variables.
 fn themed(svg: &str) -> String {
     let mut themed = svg.to_owned();
     for (RGBColor(red, green, blue), variable) in ROLES {
         themed = themed.replace(&format!("\"#{red:02X}{green:02X}{blue:02X}\""), &format!("\"{variable}\""));
     }
-    // What every chart repeats; the page's style sheet says it once.
+    // Removes attributes that the page's style sheet sets for all charts, and line breaks.
     themed
         .replace(" font-family=\"sans-serif\"", "")
         .replace(" opacity=\"1\"", "")
@@ -97,7 +97,7 @@ fn themed(svg: &str) -> String {
         .replace("\n<", "<")
 }
 
-/// What a point looks like.
+/// Shape of a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Marker {
     Dot,
@@ -106,7 +106,7 @@ pub(super) enum Marker {
 }
 
 impl<'b> Chart<'_, 'b> {
-    /// Horizontal lines of the grid, each with its label on the left.
+    /// Draws horizontal grid lines, each with its label on the left.
     pub(super) fn rows(&mut self, ticks: &[(f64, String)]) {
         for (y, label) in ticks {
             self.line(&[(self.x.start, *y), (self.x.end, *y)], GRID, 1);
@@ -115,7 +115,7 @@ impl<'b> Chart<'_, 'b> {
         }
     }
 
-    /// Ticks of the horizontal axis with their labels, and its title.
+    /// Draws the horizontal axis with its tick labels and title.
     pub(super) fn columns(&mut self, ticks: &[(f64, String)], title: &str) {
         self.line(&[(self.x.start, self.y.start), (self.x.end, self.y.start)], GRID, 1);
         for (x, label) in ticks {
@@ -126,18 +126,18 @@ impl<'b> Chart<'_, 'b> {
         self.text(title, (right, bottom + 20), HPos::Right, VPos::Top);
     }
 
-    /// A line through the points.
+    /// Draws a line through `points`.
     pub(super) fn line(&mut self, points: &[(f64, f64)], color: RGBColor, width: u32) {
         let style: ShapeStyle = color.stroke_width(width);
         self.draw(PathElement::new(points.to_vec(), style));
     }
 
-    /// A filled rectangle; `share` is its opacity.
+    /// Draws a filled rectangle; `share` is its opacity, 0 to 1.
     pub(super) fn bar(&mut self, corners: [(f64, f64); 2], color: RGBColor, share: f64) {
         self.draw(Rectangle::new(corners, color.mix(share).filled()));
     }
 
-    /// A point.
+    /// Draws a point.
     pub(super) fn mark(&mut self, at: (f64, f64), marker: Marker, size: u32, color: RGBColor) {
         match marker {
             Marker::Dot => self.draw(Circle::new(at, size, color.filled())),
@@ -146,17 +146,17 @@ impl<'b> Chart<'_, 'b> {
         }
     }
 
-    /// Where a point lies in the SVG.
+    /// Pixel coordinates of a point in the SVG.
     pub(super) fn pixel(&self, x: f64, y: f64) -> (i32, i32) {
         self.axes.backend_coord(&(x, y))
     }
 
-    /// A text at a pixel.
+    /// Draws text at pixel coordinates.
     pub(super) fn text(&mut self, text: &str, at: (i32, i32), horizontal: HPos, vertical: VPos) {
         let style = TextStyle::from(("sans-serif", TEXT_SIZE).into_font())
             .color(&LABEL)
             .pos(Pos::new(horizontal, vertical));
-        // An area that cannot be drawn on is found when the chart is presented.
+        // A failed write is detected in `drawn`, where the area is presented.
         let _ = self.area.draw(&Text::new(text.to_owned(), at, style));
     }
 
@@ -169,7 +169,7 @@ impl<'b> Chart<'_, 'b> {
     }
 }
 
-/// A logarithmic axis, with a lane below for 0 and one above for what is not a number.
+/// A logarithmic axis with a lane below the decades for 0 and one above them for values that are not finite.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Decades {
     low: i32,
@@ -179,7 +179,7 @@ pub(super) struct Decades {
 }
 
 impl Decades {
-    /// The decades of all values.
+    /// The axis that covers all values.
     pub(super) fn of(values: impl Iterator<Item = f64>) -> Self {
         let mut found = Self { low: i32::MAX, high: i32::MIN, has_zero: false, is_finite: true };
         for value in values {
@@ -204,12 +204,12 @@ impl Decades {
         ((self.high - self.low) as u32).div_ceil(8).max(1) as i32
     }
 
-    /// The lane of 0, a label below the decades.
+    /// Coordinate of the lane for 0, one label step below the decades.
     fn zero(self) -> f64 {
         f64::from(self.low - self.step())
     }
 
-    /// The lane of what is not a number, a label above the last one.
+    /// Coordinate of the lane for values that are not finite, one label step above the last label.
     fn lost(self) -> f64 {
         let labelled = (self.high - self.low) / self.step() * self.step();
         f64::from((self.low + labelled + self.step()).max(self.high + 1))
@@ -222,7 +222,7 @@ impl Decades {
         low - margin..high + margin
     }
 
-    /// Where a value lies; whether it is a number.
+    /// The coordinate of a value, and whether it is finite.
     pub(super) fn place(self, value: f64) -> (f64, bool) {
         if !value.is_finite() {
             return (self.lost(), false);
@@ -231,7 +231,7 @@ impl Decades {
         (place, true)
     }
 
-    /// At most nine powers of ten, and the lanes.
+    /// Coordinates and labels of at most nine powers of ten and of the lanes in use.
     pub(super) fn ticks(self) -> Vec<(f64, String)> {
         let step = self.step() as usize;
         let decades =
@@ -249,7 +249,7 @@ mod tests {
     const SIZE: Size = Size { width: 300, height: 200, left: 60 };
 
     #[test]
-    fn a_chart_has_the_pages_colours_and_escapes_its_texts() {
+    fn a_chart_uses_css_variables_and_escapes_its_texts() {
         let svg = drawn(SIZE, 0.0..1.0, 0.0..1.0, |chart| {
             chart.rows(&[(0.5, "<script>&\"".to_owned())]);
             chart.line(&[(0.0, 0.0), (1.0, 1.0)], FIRST, 2);
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_and_what_is_not_a_number_have_lanes_of_their_own() {
+    fn zero_and_non_finite_values_have_separate_lanes() {
         let decades = Decades::of([0.0, 3e-5, 2e-2, f64::NAN, f64::INFINITY].into_iter());
         let labels: Vec<String> = decades.ticks().into_iter().map(|(_, label)| label).collect();
         assert_eq!(labels, ["0", "1e-5", "1e-4", "1e-3", "1e-2", "1e-1", "NaN, ∞"]);

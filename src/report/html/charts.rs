@@ -1,4 +1,4 @@
-//! The charts of a case: errors along tokens and modules, distances in ULP, times of rounds, speed against error.
+//! The charts of a case: errors along tokens or modules, distances in ULP, times of rounds, speed against error.
 
 use compare::details::UlpHistogram;
 use compare::metrics;
@@ -7,12 +7,12 @@ use plotters::style::text_anchor::{HPos, VPos};
 
 use super::chart::{Chart, Decades, FIRST, GRID, Marker, SECOND, Size, THIRD, WRONG, drawn};
 
-/// Points along the horizontal axis; beyond that neighbours are drawn as one, the largest of them.
+/// Most points of a series; a longer series is split into bins, and the largest value of each bin is drawn.
 const MOST_POINTS: usize = 256;
-/// A chart over the width of a page.
+/// Size of a chart as wide as the page.
 const WIDE: Size = Size { width: 880, height: 240, left: 64 };
 
-/// Values along tokens or modules; `None` where there is none.
+/// Values along tokens or modules; `None` for a token or module without a value.
 pub(super) struct Series {
     pub(super) values: Vec<Option<f64>>,
     pub(super) look: Look,
@@ -21,13 +21,13 @@ pub(super) struct Series {
 /// How a series is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Look {
-    /// The series that the chart is about.
+    /// Line of the main series.
     Main,
-    /// One beside it.
+    /// Line of the second series.
     Second,
-    /// Another one.
+    /// Line of the third series.
     Third,
-    /// Single points.
+    /// Unconnected points.
     Points,
 }
 
@@ -41,8 +41,8 @@ impl Look {
     }
 }
 
-/// Relative errors on a logarithmic axis along tokens or modules. `breaks` are where a new row of the batch begins, with
-/// its label, and `marked` is a place that is pointed at.
+/// Relative errors on a logarithmic axis along tokens or modules; empty if there are no values. `breaks` holds the index at
+/// which each row of the batch begins and its label; `marked` is the index that the chart highlights.
 pub(super) fn errors(
     series: &[Series],
     breaks: &[(usize, String)],
@@ -83,7 +83,7 @@ pub(super) fn errors(
     })
 }
 
-/// The largest of each `width` neighbours, at the middle of them.
+/// The largest value of each bin of `width` values, at the middle of the bin.
 fn largest(values: &[Option<f64>], width: usize) -> Vec<(f64, f64)> {
     let bins = values.chunks(width).enumerate();
     bins.filter_map(|(bin, values)| {
@@ -119,7 +119,7 @@ fn curve(chart: &mut Chart<'_, '_>, look: Look, points: &[(f64, f64)], decades: 
     }
 }
 
-/// How many logits differ by how many representable values, on a logarithmic axis of counts.
+/// Bar chart of a histogram of distances in ULP, with a logarithmic axis of counts.
 pub(super) fn ulps(histogram: &UlpHistogram) -> String {
     let counts = &histogram.counts;
     let most = counts.iter().copied().max().unwrap_or(0).max(1) as f64;
@@ -141,7 +141,7 @@ pub(super) fn ulps(histogram: &UlpHistogram) -> String {
     })
 }
 
-/// `0`, `1`, `2–3`, `≥ 1024`: the distances of a class.
+/// The distances of a histogram class: `0`, `1`, `2–3`, `≥ 2^10`.
 pub(super) fn class_label(class: usize) -> String {
     match class {
         0 => "0".to_owned(),
@@ -151,21 +151,21 @@ pub(super) fn class_label(class: usize) -> String {
     }
 }
 
-/// A variant's times.
+/// A variant's times, in milliseconds.
 pub(super) struct Times {
-    /// Its number and name.
+    /// The variant's number and name.
     pub(super) label: String,
     /// The median of each round, in milliseconds.
     pub(super) rounds: Vec<f64>,
-    /// The median of all passes.
+    /// The median of all forward passes.
     pub(super) median: f64,
-    /// Its 95 % interval.
+    /// 95 % confidence interval of `median`.
     pub(super) interval: [f64; 2],
-    /// Whether it is in group A.
+    /// Whether the variant is in group A.
     pub(super) is_first: bool,
 }
 
-/// A point per round, and the interval of the median; a row per variant.
+/// One row per variant, with a point per round, the median and its interval; empty if there are no times.
 pub(super) fn times(rows: &[Times]) -> String {
     let most = |of: fn(f64, f64) -> f64, start: f64| {
         rows.iter().flat_map(|row| row.rounds.iter().chain(&row.interval)).copied().fold(start, of)
@@ -174,7 +174,7 @@ pub(super) fn times(rows: &[Times]) -> String {
     if rows.is_empty() || high <= 0.0 {
         return String::new();
     }
-    // From 0 unless the fastest takes more than half of the slowest's time.
+    // The axis starts at 0 unless the shortest time is more than half of the longest.
     let room = (high - low).max(0.02 * high) * 0.08;
     let start = if low > 0.5 * high { (low - room).max(0.0) } else { 0.0 };
     let longest = rows.iter().map(|row| row.label.chars().count()).max().unwrap_or(0);
@@ -201,7 +201,7 @@ pub(super) fn times(rows: &[Times]) -> String {
     })
 }
 
-/// About `most` round numbers between two limits, with their texts.
+/// At most about `most` round numbers from `start` to `end`, with their labels.
 fn ticks(start: f64, end: f64, most: usize) -> Vec<(f64, String)> {
     let rough = (end - start) / most as f64;
     let power = 10_f64.powf(rough.log10().floor());
@@ -212,7 +212,7 @@ fn ticks(start: f64, end: f64, most: usize) -> Vec<(f64, String)> {
     (first..=last).map(|n| n as f64 * step).map(|x| (x, format!("{x:.decimals$}"))).collect()
 }
 
-/// The text, cut in its middle where it has more characters than `most`.
+/// Text of at most `most` characters: `…` replaces the middle of longer text.
 fn clipped(text: &str, most: usize) -> String {
     let characters: Vec<char> = text.chars().collect();
     if characters.len() <= most {
@@ -225,15 +225,15 @@ fn clipped(text: &str, most: usize) -> String {
 
 /// A variant's speed and error.
 pub(super) struct Trade {
-    /// Its number in the case's list.
+    /// The variant's number in the case's list.
     pub(super) number: usize,
     pub(super) ms: f64,
     pub(super) error: f64,
-    /// Whether it is in group A.
+    /// Whether the variant is in group A.
     pub(super) is_first: bool,
 }
 
-/// Time against error, a point per variant with its number; a number that would lie on another is left out.
+/// Scatter chart of time against error, one numbered point per variant; a number that would overlap is left out.
 pub(super) fn trade(points: &[Trade], title: &str) -> String {
     if points.is_empty() {
         return String::new();
@@ -244,7 +244,7 @@ pub(super) fn trade(points: &[Trade], title: &str) -> String {
     drawn(size, 0.0..most.max(f64::MIN_POSITIVE), decades.range(), |chart| {
         chart.rows(&decades.ticks());
         chart.columns(&ticks(0.0, most, 8), title);
-        // Labels of the axis lie below.
+        // The area below `floor` holds the axis labels.
         let floor = chart.pixel(0.0, decades.range().start).1 + 4;
         let mut taken: Vec<[i32; 4]> = Vec::new();
         let mut placed = Vec::new();
@@ -275,7 +275,7 @@ pub(super) fn trade(points: &[Trade], title: &str) -> String {
     })
 }
 
-/// Whether two boxes of left, top, right and bottom have a pixel in common.
+/// Whether two boxes `[left, top, right, bottom]` overlap.
 fn is_overlapping(one: [i32; 4], other: [i32; 4]) -> bool {
     one[0] < other[2] && other[0] < one[2] && one[1] < other[3] && other[1] < one[3]
 }
@@ -285,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_are_drawn_as_the_largest_of_them() {
+    fn a_bin_is_drawn_as_its_largest_value() {
         let values = [Some(1.0), Some(f64::NAN), None, Some(2.0), None, None];
         let found = largest(&values, 2);
         assert!(found[0].1.is_nan() && found.len() == 2);
@@ -301,13 +301,13 @@ mod tests {
     }
 
     #[test]
-    fn long_labels_keep_their_ends() {
+    fn long_labels_keep_their_start_and_end() {
         assert_eq!(clipped("abcdefgh", 8), "abcdefgh");
         assert_eq!(clipped("abcdefghij", 6), "abc…ij");
     }
 
     #[test]
-    fn numbers_of_a_scatter_do_not_overlap() {
+    fn numbers_in_a_scatter_chart_do_not_overlap() {
         let point = |number| Trade { number, ms: 5.0, error: 1e-7, is_first: true };
         let svg = trade(&(11..=19).map(point).collect::<Vec<_>>(), "ms");
         let shown = (11..=19).filter(|number| svg.contains(&format!(">{number}</text>"))).count();

@@ -1,6 +1,6 @@
-// What the other scripts share: numbers as text, elements, packed data, links and shell words.
+// Functions that the other scripts use: numbers as text, elements, packed data, links and shell words.
 
-// A number by its metric's format; a word for what is not a number, a dash for what was not measured.
+// A number in its metric's format; a string such as "NaN" stays text, and a missing value becomes a dash.
 function written(value, [kind, digits]) {
   if (value === null || value === undefined) return "—";
   if (typeof value === "string") return value.replace("-inf", "−∞").replace("inf", "∞");
@@ -10,7 +10,7 @@ function written(value, [kind, digits]) {
   return value === 0 ? "0" : value.toExponential(Math.min(digits, 3));
 }
 
-// The same in as few characters as a matrix has room for.
+// A number in few enough characters for a cell of the matrix.
 function brief(value, [kind]) {
   if (typeof value !== "number") return written(value, [kind, 0]);
   if (kind === "percent") return `${(100 * value).toFixed(1)}`;
@@ -18,7 +18,7 @@ function brief(value, [kind]) {
   return Math.abs(value) >= 0.01 && Math.abs(value) < 1000 ? value.toPrecision(3) : value.toExponential(1);
 }
 
-// An element with attributes and children; texts are texts, never markup.
+// Creates an element with attributes and children; strings become text nodes, never markup.
 function make(tag, attributes, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
@@ -29,27 +29,27 @@ function make(tag, attributes, ...children) {
   return element;
 }
 
-// A chart that the page brings as markup of its own.
+// A figure with a chart; `markup` is SVG that tfcheck wrote.
 function figure(caption, markup) {
   const element = make("figure", {}, make("figcaption", {}, ...caption));
   element.insertAdjacentHTML("beforeend", markup);
   return element;
 }
 
-// The JSON that an element holds in gzip in base64.
+// Decodes an element's content: base64 of gzip-compressed JSON.
 async function unpack(id) {
   const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
   const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return JSON.parse(await new Response(plain).text());
 }
 
-// `#case=…&pair=…`.
+// A URL fragment: `#case=…&pair=…`.
 function link(parts) {
   const of = ([key, value]) => `${key}=${encodeURIComponent(value).replace(/['()*!]/g, (c) => `%${c.charCodeAt(0).toString(16)}`)}`;
   return `#${Object.entries(parts).map(of).join("&")}`;
 }
 
-// The parts of a link's text after the `#`.
+// Parses a URL fragment into an object.
 function parts(hash) {
   const found = {};
   for (const part of hash.replace(/^#/, "").split("&")) {
@@ -57,13 +57,13 @@ function parts(hash) {
     try {
       if (key && rest.length) found[key] = decodeURIComponent(rest.join("="));
     } catch {
-      // A link that was cut off leads to nothing.
+      // A truncated escape sequence: the part is ignored.
     }
   }
   return found;
 }
 
-// A command whose words a shell reads as they are.
+// A shell command with its words quoted where necessary.
 function command(...words) {
   return words.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`)).join(" ");
 }
@@ -82,7 +82,7 @@ function shown(text) {
   return make("span", { class: "command" }, make("code", {}, text), make("button", { type: "button", on: { click: copy } }, "copy"));
 }
 
-// Arrow keys move among the cells of a table; the key Tab stops at one of them.
+// Arrow keys move between the cells of a table; Tab stops at only one of them.
 function arrows(table, selector) {
   const all = [...table.querySelectorAll(selector)];
   const current = () => all.find((cell) => cell.tabIndex === 0) || all[0];

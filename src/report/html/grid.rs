@@ -1,11 +1,11 @@
-//! The grid of variants × cases; each cell leads to its case. The longer side runs down the page.
+//! The grid of variants × cases; each cell links to its case. Cases are rows if they outnumber the variants.
 
 use super::{class, escape, fragment, put};
 use crate::judge::findings::{Findings, Mark};
 use crate::judge::view::RunView;
 use crate::report::document::Tone;
 
-/// What a mark means for a reader.
+/// The tone of a mark.
 pub(in crate::report) fn tone(mark: &Mark) -> Tone {
     match mark {
         Mark::Member { letter, rounds_worse: false } if letter == "A" => Tone::Good,
@@ -15,7 +15,7 @@ pub(in crate::report) fn tone(mark: &Mark) -> Tone {
     }
 }
 
-/// What a mark means in words.
+/// The meaning of a mark in words.
 pub(in crate::report) fn words(mark: &Mark) -> String {
     match mark {
         Mark::Member { letter, rounds_worse } => {
@@ -29,7 +29,7 @@ pub(in crate::report) fn words(mark: &Mark) -> String {
     }
 }
 
-/// Nothing for a run without variants.
+/// Writes the grid; writes nothing for a run without variants.
 pub(super) fn grid(page: &mut String, run: &RunView, found: &Findings) {
     let rows = found.grid(run);
     if rows.is_empty() {

@@ -1,6 +1,6 @@
 // The matrix of a case as a heat map of any metric, ordered by group.
 
-// What a reader chose, the same in every case of the page.
+// The reader's choices, which apply to every case of the page.
 const chosen = { metric: "relative_l2", scale: "log" };
 const redraws = [];
 
@@ -12,7 +12,7 @@ const TONES = {
   "incomparable": "bad",
 };
 
-// Index of a pair of variants among those of the data.
+// Index of a pair of variants in the data's lists of pairs.
 const pairIndex = (i, j) => {
   const [a, b] = i < j ? [i, j] : [j, i];
   return (b * (b - 1)) / 2 + a;
@@ -21,14 +21,14 @@ const pairIndex = (i, j) => {
 // A metric's value with `row` as the reference.
 const valueOf = (metric, row, column) => ((row > column && metric.back) || metric.values)[pairIndex(row, column)];
 
-// How far from agreement a value is; `null` where there is none, infinite for what is not a number.
+// Distance of a value from agreement; `null` if there is no value, infinite if the value is not finite.
 function distance(metric, value) {
   if (value === null || value === undefined) return null;
   if (typeof value === "string") return Infinity;
   return metric.larger ? Math.max(0, 1 - value) : Math.abs(value);
 }
 
-// From distances to the depth of a colour, from 0 to 1; and the two ends as text.
+// A function from distances to colour intensities from 0 to 1, the ends of the scale, and whether a value is not finite.
 function scaleOf(metric, scale) {
   const known = metric.values.concat(metric.back || []).map((value) => distance(metric, value));
   const finite = known.filter((value) => value !== null && Number.isFinite(value));
@@ -38,7 +38,7 @@ function scaleOf(metric, scale) {
     return { of: (value) => (high > 0 ? Math.min(1, value / high) : 0), ends: [0, high], wrong: known.includes(Infinity) };
   }
   let low = positive.length ? Math.min(...positive) : high;
-  // A relative number means the same in every case.
+  // Relative metrics use the same range in every case, so that colours are comparable.
   if (metric.unit === "" && metric.format[0] !== "count") [low, high] = [Math.min(1e-9, low), Math.max(1, high)];
   if (!(low < high)) low = high / 10;
   const of = (value) => (value > 0 ? Math.max(0.04, (Math.log(value) - Math.log(low)) / (Math.log(high) - Math.log(low))) : 0);

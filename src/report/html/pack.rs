@@ -1,4 +1,4 @@
-//! What the page's script needs, as JSON that is compressed and written in base64, within what a page may weigh.
+//! The data of the page's script, as base64 of gzip-compressed JSON, within the size limit of a page.
 
 use std::io::Write;
 
@@ -11,22 +11,22 @@ use serde_json::{Value, json};
 
 use super::case::CasePage;
 
-/// A page weighs less than 2 MB.
+/// Largest size of a page in bytes, with a margin below 2 MB.
 const MOST_BYTES: usize = 1_900_000;
 
-/// Bytes that are left for what is packed.
+/// Bytes available for packed data.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Budget(usize);
 
 impl Budget {
-    /// After so many bytes of text and scripts.
+    /// The bytes that remain after `bytes` of text and scripts.
     pub(super) fn after(bytes: usize) -> Self {
         Self(MOST_BYTES.saturating_sub(bytes))
     }
 }
 
-/// Puts the packed matrices and pairs of all cases, one script element each. Pairs that find no room are left out, the least
-/// important of each case first; the script says so where one of them is asked for.
+/// Writes the packed matrix and the packed pairs of each case, one script element each. Pairs that do not fit into `budget`
+/// are left out, the least important of each case first; the page of such a pair shows the command that prints it.
 pub(super) fn put(page: &mut String, cases: &[CasePage<'_>], run: &str, budget: Budget) {
     let bases: Vec<String> = cases.par_iter().map(|case| packed(&case.base())).collect();
     let used: usize = bases.iter().map(String::len).sum();
@@ -44,20 +44,20 @@ fn element(page: &mut String, kind: &str, id: &str, content: &str) {
     super::put(page, &format!("<script type=\"{kind}\" id=\"{id}\">{content}</script>\n"));
 }
 
-/// As many of the pairs as fit, packed.
+/// Packs as many of the first pairs as fit into `most` bytes of base64.
 fn fitting(mut pairs: Vec<Value>, most: usize) -> String {
     loop {
         let text = packed(&Value::Array(pairs.clone()));
         if text.len() <= most || pairs.is_empty() {
             return text;
         }
-        // Pairs weigh about the same; some room is left for those that weigh more.
+        // Assumes pairs of equal size; the loop drops more pairs if the kept ones are larger than average.
         let keep = pairs.len() * most / text.len();
         pairs.truncate(keep.min(pairs.len() - 1));
     }
 }
 
-/// JSON in gzip in base64.
+/// Base64 of gzip-compressed JSON.
 fn packed(value: &Value) -> String {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     let written = encoder.write_all(value.to_string().as_bytes());
@@ -65,7 +65,7 @@ fn packed(value: &Value) -> String {
     STANDARD.encode(&bytes)
 }
 
-/// JSON that ends no script element.
+/// JSON with `<` escaped, so that it cannot close its script element.
 pub(super) fn in_script(value: &Value) -> String {
     value.to_string().replace('<', "\\u003c")
 }
@@ -75,8 +75,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pairs_that_find_no_room_are_left_out_from_the_end() {
-        // Numbers that do not repeat, so that every pair weighs about the same.
+    fn pairs_that_do_not_fit_are_left_out_from_the_end() {
+        // The numbers do not repeat, so that all pairs compress to about the same size.
         let pair = |number: u64| json!({ "text": format!("{:x}", u128::from(number + 1) * 0x9e37_79b9_7f4a_7c15_f39c) });
         let pairs: Vec<Value> = (0..200).map(pair).collect();
         let all = fitting(pairs.clone(), usize::MAX);
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn json_cannot_end_its_element() {
+    fn json_cannot_close_its_script_element() {
         assert!(!in_script(&json!("</script><script>")).contains('<'));
     }
 }

@@ -1,10 +1,10 @@
-// Links, keys, and what a case shows once it is opened.
+// Links, keys, and the interactive part of a case.
 
 const index = JSON.parse(document.getElementById("index").textContent);
 const cases = [...document.querySelectorAll("details.case")];
 const built = new Map();
 
-// The interactive part of a case, made the first time that it is asked for.
+// The interactive part of a case; it is built when it is first needed.
 function build(element) {
   const name = element.dataset.case;
   if (!built.has(name)) built.set(name, make_case(element, name, index.cases.indexOf(name)));
@@ -42,7 +42,7 @@ async function openPair(of, pair) {
   heading.focus({ preventScroll: true });
 }
 
-// `A..B`, of which a name may itself hold two dots.
+// Splits `A..B` into two known names; a name may itself contain two dots.
 function twoNames(pair, names) {
   for (let at = pair.indexOf(".."); at >= 0; at = pair.indexOf("..", at + 1)) {
     const sides = [pair.slice(0, at), pair.slice(at + 2)];
@@ -59,7 +59,7 @@ function closePair(of) {
   return true;
 }
 
-// Shows what the link asks for.
+// Shows the case, cell or pair of the URL fragment.
 async function follow() {
   const { case: name, pair, cell } = parts(location.hash);
   const element = cases.find((one) => one.dataset.case === name);
@@ -75,7 +75,7 @@ async function follow() {
   (row?.querySelector("a") || element.querySelector("summary")).focus({ preventScroll: true });
 }
 
-// From a pair to its matrix, from a case to the grid.
+// Goes back from a pair to its matrix, or from a case to the grid.
 function back() {
   const { case: name, pair, cell } = parts(location.hash);
   if (!name) return;
@@ -115,7 +115,7 @@ function start() {
   addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !["SELECT", "INPUT"].includes(event.target.tagName)) back();
   });
-  // Paper has no folds to open; a page of many cases prints what is open.
+  // Printing unfolds all cases of a page with at most 8; a page with more prints only the open ones.
   addEventListener("beforeprint", () => {
     if (cases.length <= 8) cases.forEach((element) => (element.open = true));
   });

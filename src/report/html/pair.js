@@ -1,4 +1,4 @@
-// The page of one pair: its verdict and metrics, its error along the tokens, what both sides predict, and commands.
+// The page of one pair: its verdict and metrics, its error at each token, the predictions of both sides, and commands.
 
 function pairPage(data, kept, run, name, [a, b], close) {
   const [i, j] = [a, b].map((variant) => data.names.indexOf(variant));
@@ -30,7 +30,7 @@ function pairPage(data, kept, run, name, [a, b], close) {
   return { page, heading };
 }
 
-// All metrics, with either side as the reference.
+// The table of all metrics, with each side as the reference.
 function numbers(data, i, j) {
   const rows = data.metrics.map((metric) => {
     const [there, back] = [valueOf(metric, i, j), valueOf(metric, j, i)].map((value) => written(value, metric.format));
@@ -40,7 +40,7 @@ function numbers(data, i, j) {
   return make("details", {}, make("summary", {}, "All metrics"), make("div", { class: "scroll" }, make("table", { class: "numbers" }, make("thead", {}, head), make("tbody", {}, ...rows))));
 }
 
-// What was kept of the pair: chart, tokens, predictions, histogram.
+// The pair's details: chart, tokens, predictions, histogram.
 function closer(data, details) {
   const looks = ["first", "second", "third"];
   const names = { "difference of the two": null, "first against float64": details.a, "second against float64": details.b };
@@ -54,14 +54,14 @@ function closer(data, details) {
   return parts;
 }
 
-// A token as a reader can see it; an id where the run does not know the text.
+// A token with visible white space; its id if the text is unknown, or else its position.
 function tokenText(token, position) {
   if (token === null || token === undefined) return `#${position}`;
   if (typeof token === "number") return String(token);
   return token.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/ /g, "\u00b7");
 }
 
-// The input as text, each token with its error as the depth of its colour.
+// The input as text; each token's colour intensity is its error.
 function strip(data, details) {
   const finite = details.errors.filter((value) => typeof value === "number" && value > 0);
   const [low, high] = [Math.min(1e-9, ...finite), Math.max(1e-6, ...finite)];

@@ -1,4 +1,5 @@
-//! A pair's page as the script shows it: its charts, its error at each token, and what both sides predict at the worst.
+//! The script's data for the page of a pair: its charts, its error at each token, and the predictions of both sides at the
+//! positions that differ most.
 
 use std::collections::HashMap;
 
@@ -12,7 +13,8 @@ use super::number;
 use crate::judge::details::CaseDetails;
 use crate::judge::view::CaseView;
 
-/// The text of the input token at each position of the case, or its id; `null` where the run does not know it.
+/// The text of the input token at each position of the matrix, its id if the text is unknown, or `null` if both are
+/// unknown. Empty if the case's inputs could not be read.
 pub(super) fn tokens(case: &CaseView, known: &CaseDetails) -> Vec<Value> {
     let Some(inputs) = &known.inputs else { return Vec::new() };
     let token = |at: &compare::metrics::PositionIndex| {
@@ -25,7 +27,7 @@ pub(super) fn tokens(case: &CaseView, known: &CaseDetails) -> Vec<Value> {
     case.matrix.positions.iter().map(token).collect()
 }
 
-/// What is kept of one pair.
+/// The data of one pair, as JSON; null if the pair was not compared.
 pub(super) fn pair(case: &CaseView, known: &CaseDetails, details: &PairDetails) -> Value {
     let names = &case.matrix.names;
     let (a, b) = (details.a, details.b);
@@ -84,7 +86,7 @@ pub(super) fn pair(case: &CaseView, known: &CaseDetails, details: &PairDetails) 
     })
 }
 
-/// Where each row of the batch begins among the positions.
+/// The index in the matrix's positions at which each row of the batch begins, with the row's label.
 fn rows(case: &CaseView) -> Vec<(usize, String)> {
     let positions = case.matrix.positions.iter().enumerate();
     let mut rows: Vec<(usize, String)> = Vec::new();
@@ -98,7 +100,7 @@ fn rows(case: &CaseView) -> Vec<(usize, String)> {
     rows
 }
 
-/// What the run knows of how token ids are spelled: its vocabulary, or at least its inputs.
+/// The known texts of token ids, from the inputs and from the predicted tokens.
 fn spelled(known: &CaseDetails) -> HashMap<i64, &str> {
     let inputs = known.inputs.iter();
     let inputs = inputs.flat_map(|inputs| inputs.input_ids.iter().copied().zip(&inputs.texts));
@@ -110,7 +112,7 @@ fn spelled(known: &CaseDetails) -> HashMap<i64, &str> {
         .collect()
 }
 
-/// `62.1 % of 524288 logits are equal, 99.0 % within 4 ULP of f32; largest distance ≥ 2^9`.
+/// Sentence about a histogram: `62.1 % of 524288 logits are equal and 99.0 % within 3 ULP of f32; …`.
 fn sentence(histogram: &UlpHistogram) -> String {
     let all: u64 = histogram.counts.iter().sum();
     let nan = match histogram.not_a_number {
@@ -143,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sentence_of_a_histogram_counts_what_is_shown() {
+    fn the_sentence_of_a_histogram_reports_shares_and_nan_logits() {
         let histogram = UlpHistogram {
             dtype: compare::Dtype::F32,
             counts: vec![5, 3, 1, 0, 1],

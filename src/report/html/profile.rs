@@ -1,5 +1,5 @@
-//! The depth profile of a localisation: the error after each module in call order, and of the modules replayed with the
-//! other side's input.
+//! The depth profile of a localisation: the error of each module's output in call order, and the error of the modules that
+//! were replayed with the other side's input.
 
 use compare::metric::RELATIVE_L2;
 
@@ -7,12 +7,12 @@ use super::charts::{Look, Series, errors};
 use super::{escape, put};
 use crate::results::localized::{Localized, ModuleError};
 
-/// Nothing for runs that kept no profile.
+/// Writes the profile's chart; writes nothing if the localisation has no profile.
 pub(super) fn profile(page: &mut String, found: &Localized) {
     if found.profile.is_empty() {
         return;
     }
-    // A module that holds others would show the error of all that it holds at the place of its first one.
+    // A container precedes its modules in the profile although its output follows them, so only leaf modules are drawn.
     let holds = |path: &str| {
         found
             .profile
@@ -21,7 +21,7 @@ pub(super) fn profile(page: &mut String, found: &Localized) {
     };
     let leaves: Vec<&ModuleError> = found.profile.iter().filter(|module| !holds(&module.path)).collect();
     let suspect = found.path().unwrap_or_default();
-    // A step such as `mask` is no module: the module that it is a step of is marked.
+    // A step such as `mask` is not a module: the chart marks the module that contains the step.
     let is_suspect = |module: &ModuleError| {
         suspect == module.path || suspect.strip_prefix(&module.path).is_some_and(|rest| rest.starts_with('.'))
     };

@@ -1,17 +1,17 @@
-//! Tables of a page: plain ones, heat maps, numbers with bars, folded rows.
+//! Tables of a page: plain tables, heat maps, numbers with bars, folded rows.
 
 use super::{Limits, class, escape, put};
 use crate::report::document::{Bar, Cell, Column, Row, Table};
 use crate::report::sections::heat;
 
-/// Rows about pairs that a page of many pairs lists in a table.
+/// Rows that a table about pairs lists on a large page ([`Limits::is_large`]).
 const MOST_OPEN: usize = 20;
-/// Where the others are.
+/// Where a reader finds the rows that a large page leaves out.
 const ELSEWHERE: &str =
     "the matrix above has their numbers and verdicts, summary.md in the run's folder lists them";
 
-/// Nothing without rows; folded rows follow, each kind under its summary. A page of many pairs leaves out what grows with
-/// their number, and says where it is.
+/// Writes a table: the open rows, then the folded rows under their summaries; writes nothing without rows. A large page
+/// ([`Limits::is_large`]) leaves out matrices and rows beyond [`MOST_OPEN`] and tells the reader which file lists them.
 pub(super) fn table(page: &mut String, table: &Table, limits: Limits) {
     if limits.is_large && table.is_square {
         put(

@@ -1,4 +1,4 @@
-//! What each variant keeps or breaks by itself.
+//! The section of relations: the invariants that each variant keeps or breaks.
 
 use crate::judge::gates::Judged;
 use crate::judge::view::RunView;
@@ -7,9 +7,9 @@ use crate::results::relations::{CellRelations, Held, Outcome};
 use crate::spec::relations::RELATIONS;
 use crate::spec::variant::Variant;
 
-/// Cells that a reason lists by name.
+/// Most cells that a reason lists by name.
 const MOST_NAMES: usize = 4;
-/// Relations of one outcome that a cell lists by name.
+/// Most relations that a table cell (per outcome) or a reason lists by name.
 const MOST_RELATIONS: usize = 6;
 
 pub(super) fn content(run: &RunView, _: &Judged, medium: Medium) -> Option<Content> {
@@ -64,7 +64,7 @@ fn columns(first: &str, run: &RunView) -> Vec<String> {
     std::iter::once(first.to_owned()).chain(variants(run).iter().map(|variant| variant.name())).collect()
 }
 
-/// A row per case, a column per variant.
+/// Table with a row per case and a column per variant.
 fn overall(run: &RunView) -> Table {
     let row = |case: &str| -> Row {
         let cells = variants(run)
@@ -75,7 +75,7 @@ fn overall(run: &RunView) -> Table {
     Table::new(columns("Case", run), cases(run).into_iter().map(row).collect::<Vec<_>>())
 }
 
-/// `holds 12`, or what does not.
+/// `holds 12`, and the relations that are broken, unproven or failed; `—` if nothing was measured.
 fn summary(found: &CellRelations) -> Cell {
     let named = |outcome: Outcome| -> Vec<&str> {
         let is_it = |held: &&Held| held.outcome == outcome;
@@ -109,7 +109,7 @@ fn summary(found: &CellRelations) -> Cell {
     Cell::toned(words.join("; "), tone)
 }
 
-/// A row per relation, a column per variant.
+/// Table of one case with a row per relation and a column per variant.
 fn of_case(run: &RunView, case: &str) -> Table {
     let row = |name: &str| -> Row {
         let cells = variants(run).into_iter().map(|variant| {
@@ -142,14 +142,14 @@ fn cell(held: &Held) -> Cell {
     }
 }
 
-/// A reason, the relations and the cells that it is about.
+/// An outcome with its evidence, and the relations and cells that have both.
 struct Reason<'a> {
     held: &'a Held,
     relations: Vec<&'a str>,
     cells: Vec<String>,
 }
 
-/// Each reason once, with the relations and cells that it is about; what the docs say of a model is no reason to list.
+/// Each distinct reason with its relations and cells. Relations that hold or do not apply to the model are left out.
 fn reasons(run: &RunView) -> Vec<String> {
     let mut found: Vec<Reason> = Vec::new();
     for record in &run.relations {

@@ -1,15 +1,15 @@
 //! Batches of token ids, and the pure functions that vary them.
 
-/// Token ids with mask and positions.
+/// A batch of token ids with its mask and positions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     rows: usize,
     seq: usize,
-    /// `[rows, seq]`, row after row.
+    /// `[rows, seq]`, row-major.
     pub input_ids: Vec<i64>,
-    /// 1 where a token is real and 0 where it is padding, `[rows, seq]`; `None` where the model is given none.
+    /// `[rows, seq]`, 1 for a real token and 0 for padding; `None` if the model gets no mask.
     pub attention_mask: Option<Vec<i64>>,
-    /// Positions among each row's real tokens, 0 at padding, `[rows, seq]`.
+    /// `[rows, seq]`, position among the row's real tokens, 0 for padding.
     pub position_ids: Vec<i64>,
 }
 
@@ -18,15 +18,15 @@ pub struct Batch {
 pub struct Place {
     /// Row of the batch.
     pub row: usize,
-    /// Position in the row, padding counted.
+    /// Position in the row, including padding.
     pub position: usize,
 }
 
 impl Batch {
-    /// Rows of equal length without padding, each at positions from 0 on.
+    /// A batch of rows of equal length without padding; positions start at 0.
     ///
     /// # Panics
-    /// When there is no row, or rows differ in length.
+    /// If there is no row, rows are empty, or rows differ in length.
     pub fn of_rows(rows: &[&[i64]]) -> Self {
         let seq = rows.first().map_or(0, |row| row.len());
         assert!(seq > 0 && rows.iter().all(|row| row.len() == seq), "rows of one length");
@@ -39,10 +39,10 @@ impl Batch {
         }
     }
 
-    /// Rows of any length, filled up to the longest with `pad` on the left, or on the right.
+    /// A batch of rows of any length, padded with `pad` on the left or right to the longest row's length.
     ///
     /// # Panics
-    /// As [`Self::of_rows`], of empty rows.
+    /// If there is no row, or a row is empty.
     pub fn padded_to_the_longest(rows: &[&[i64]], is_left: bool, pad: i64) -> Self {
         let seq = rows.iter().map(|row| row.len()).max().unwrap_or_default();
         let parts = rows.iter().map(|row| {
@@ -66,27 +66,27 @@ impl Batch {
         self
     }
 
-    /// Rows of the batch.
+    /// Batch size.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Tokens of a row, padding included.
+    /// Sequence length, including padding.
     pub fn seq(&self) -> usize {
         self.seq
     }
 
-    /// Whether an attention_mask is part of it.
+    /// Whether the batch has an `attention_mask`.
     pub fn has_mask(&self) -> bool {
         self.attention_mask.is_some()
     }
 
-    /// Whether both have as many rows and tokens.
+    /// Whether both batches have the same batch size and sequence length.
     pub fn has_the_shape_of(&self, other: &Self) -> bool {
         (self.rows, self.seq) == (other.rows, other.seq)
     }
 
-    /// Every row with padding before and after it.
+    /// The batch with `left` padding tokens before each row and `right` after it.
     #[must_use]
     pub fn padded(&self, left: usize, right: usize, pad: i64) -> Self {
         let fill = |values: &[i64], filler: i64| -> Vec<i64> {
@@ -103,7 +103,7 @@ impl Batch {
         }
     }
 
-    /// The rows in another order: row `i` of the result is row `order[i]`.
+    /// The batch whose row `i` is this batch's row `order[i]`.
     #[must_use]
     pub fn reordered(&self, order: &[usize]) -> Self {
         let pick = |values: &[i64]| -> Vec<i64> {
@@ -118,8 +118,8 @@ impl Batch {
         }
     }
 
-    /// The same with other tokens from position `from` on: each becomes the next one of its row that differs from it, so
-    /// that no token is one that the row did not have; in a row of equal tokens, the token before it in the vocabulary.
+    /// The batch with every token from position `from` on replaced by the next different token of its row, cyclically, so
+    /// that a row gets no new token ids. In a row of equal tokens, id `n` becomes `n - 1`, and 0 becomes 1.
     #[must_use]
     pub fn changed_from(&self, from: usize) -> Self {
         let mut changed = self.clone();
@@ -135,20 +135,20 @@ impl Batch {
         changed
     }
 
-    /// The same with `by` added to all positions.
+    /// The batch with `by` added to all `position_ids`.
     #[must_use]
     pub fn shifted(&self, by: usize) -> Self {
         let position_ids = self.position_ids.iter().map(|position| position + by as i64).collect();
         Self { position_ids, ..self.clone() }
     }
 
-    /// The same without an attention_mask.
+    /// The batch without an `attention_mask`.
     #[must_use]
     pub fn without_mask(&self) -> Self {
         Self { attention_mask: None, ..self.clone() }
     }
 
-    /// The same with tokens after the last of its only row.
+    /// The batch's only row with `ids` appended, without padding.
     #[must_use]
     pub fn followed_by(&self, ids: &[i64]) -> Self {
         let row = [&self.input_ids, ids].concat();
@@ -170,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    /// The real tokens of a row with their positions.
+    /// Ids and positions of a row's real tokens.
     fn tokens(batch: &Batch, row: usize) -> Vec<(i64, i64)> {
         let at = |place: Place| place.row * batch.seq() + place.position;
         batch.real(row).map(|place| (batch.input_ids[at(place)], batch.position_ids[at(place)])).collect()

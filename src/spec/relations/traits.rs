@@ -1,77 +1,77 @@
-//! What a checkpoint's config says of the relations that hold for its model.
+//! Properties of a model, read from its config, that decide which relations hold for it.
 
 use serde_json::Value;
 
 use crate::spec::inputs::pad_token_id;
 
-/// How a model knows where a token stands.
+/// How a model encodes token positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
-    /// Rotations of queries and keys, which depend on differences of positions alone.
+    /// Rotary embeddings: rotated queries and keys, whose products depend only on differences of positions.
     Rotary,
-    /// Differences of positions by other means: ALiBi, relative embeddings, recurrence.
+    /// Other relative encodings: ALiBi, relative embeddings, recurrence.
     Relative,
-    /// An embedding of each position.
+    /// One embedding per position.
     Absolute,
 }
 
-/// What a config says of a model.
+/// Properties of a model and of how it is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a property that a model has or lacks, whatever the others"
 )]
 pub struct Traits {
-    /// `model_type`.
+    /// `model_type` of the config.
     pub model_type: String,
-    /// Whether each token sees itself and earlier tokens alone.
+    /// Whether each token attends only to itself and earlier tokens.
     pub is_causal: bool,
-    /// Whether there are logits of every position.
+    /// Whether the head returns logits for every position.
     pub is_per_position: bool,
-    /// How it knows where a token stands.
+    /// The model's position encoding.
     pub scheme: Scheme,
-    /// Positions that there are embeddings of; `None` where any number will do.
+    /// Largest sequence length by the config (`max_position_embeddings` or an alias); `None` if the config has no limit.
     pub max_positions: Option<usize>,
-    /// Tokens above which rotary frequencies change with the length of the input (dynamic, longrope).
+    /// Sequence length above which rotary frequencies depend on it (rope types `dynamic`, `longrope`, `su`).
     pub rope_changes_above: Option<usize>,
-    /// Whether tokens are routed to experts by comparing scores.
+    /// Whether the model is a mixture of experts with routers.
     pub has_routers: bool,
-    /// Whether positions are counted from token ids that are not padding (RoBERTa).
+    /// Whether the model derives positions from the token ids that are not padding (RoBERTa).
     pub counts_from_ids: bool,
-    /// The token that padding is made of.
+    /// The id of the padding token.
     pub pad_token_id: i64,
-    /// Tokens of the base input.
+    /// Sequence length of the base input.
     pub seq: usize,
     /// Whether the variant is compiled.
     pub is_compiled: bool,
-    /// Tensors of the inputs that the model has no argument for.
+    /// Names of input tensors that the model's forward does not accept.
     pub unused: Vec<String>,
 }
 
 /// A condition under which a relation holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// A token sees itself and earlier tokens alone.
+    /// Each token attends only to itself and earlier tokens.
     Causal,
-    /// There are logits of every position.
+    /// The head returns logits for every position.
     PerPosition,
-    /// The model keeps a cache; the worker tells.
+    /// The model has a KV cache; only the worker can check this.
     Cache,
-    /// The model takes an attention_mask.
+    /// The model accepts an `attention_mask`.
     Mask,
-    /// The model takes position_ids.
+    /// The model accepts `position_ids`.
     PositionIds,
-    /// Rotary positions and no other.
+    /// The position encoding is [`Scheme::Rotary`].
     Rotary,
-    /// Padding on the left does not move a token's position.
+    /// Padding on the left does not change a token's position.
     LeftPadding,
-    /// Rotary frequencies do not depend on the input's length.
+    /// Rotary frequencies do not depend on the sequence length.
     SteadyRope,
     /// The variant is compiled.
     Compiled,
 }
 
-/// Config keys of rotary positions, as transformers 4.40 to 5.23 spell them.
+/// Config keys of rotary positions in transformers 4.40 to 5.23.
 const ROTARY_KEYS: [&str; 9] = [
     "rope_theta",
     "rope_parameters",
@@ -83,12 +83,12 @@ const ROTARY_KEYS: [&str; 9] = [
     "global_rope_theta",
     "rotary_value",
 ];
-/// Models that know differences of positions, and whose config does not say so.
+/// Models with relative positions whose config has no key for them.
 const RELATIVE: [&str; 8] = ["bloom", "mpt", "roformer", "mamba", "mamba2", "falcon_mamba", "rwkv", "xlnet"];
 /// Models whose config defaults to rotary positions without a key for them.
 const ROTARY: [&str; 2] = ["gptj", "codegen"];
 /// Models with a masked-language-modelling head (`MODEL_FOR_MASKED_LM_MAPPING_NAMES` of transformers 4.40 to 5.23): they
-/// are causal only where `is_decoder` is set.
+/// are causal only if `is_decoder` is set.
 const ENCODERS: [&str; 40] = [
     "albert",
     "bert",
@@ -131,7 +131,7 @@ const ENCODERS: [&str; 40] = [
     "xmod",
     "yoso",
 ];
-/// Models that count positions from the token ids that are no padding (`create_position_ids_from_input_ids`).
+/// Models that derive positions from the token ids that are not padding (`create_position_ids_from_input_ids`).
 const COUNTS_FROM_IDS: [&str; 12] = [
     "camembert",
     "data2vec-text",
@@ -146,11 +146,11 @@ const COUNTS_FROM_IDS: [&str; 12] = [
     "xlm-roberta-xl",
     "xmod",
 ];
-/// Decoders that count positions from the attention_mask themselves (`OPTLearnedPositionalEmbedding`).
+/// Decoders that derive positions from the `attention_mask` (`OPTLearnedPositionalEmbedding`).
 const COUNTS_FROM_MASK: [&str; 3] = ["opt", "biogpt", "galactica"];
 
 impl Traits {
-    /// What `config` says of a model whose base input has `seq` tokens.
+    /// Reads the traits from `config`; `seq` is the sequence length of the base input.
     pub fn of(config: &Value, seq: usize, is_compiled: bool) -> Self {
         let text = config.get("text_config").unwrap_or(config);
         let get = |key: &str| text.get(key).or_else(|| config.get(key)).filter(|value| !value.is_null());
@@ -199,9 +199,10 @@ impl Traits {
         }
     }
 
-    /// How many tokens an input may grow by without another position embedding or other rotary frequencies.
+    /// Number of tokens by which the base input may grow without exceeding the learned position embeddings and without a
+    /// change of rotary frequencies; `usize::MAX` if neither limits it.
     pub fn room(&self) -> usize {
-        // RoBERTa's positions begin at the padding token's id + 1.
+        // RoBERTa's positions start at the padding token's id + 1.
         let offset = if self.counts_from_ids { self.pad_token_id.max(0) as usize + 1 } else { 0 };
         let embeddings = self.max_positions.filter(|_| self.scheme == Scheme::Absolute);
         let embeddings = embeddings.map(|most| most.saturating_sub(self.seq + offset));
@@ -215,7 +216,7 @@ impl Traits {
 }
 
 impl Condition {
-    /// In words, for the docs.
+    /// The condition in words, as in `docs/relations.md`.
     pub fn words(self) -> &'static str {
         match self {
             Self::Causal => "causal models (encoders are not)",
@@ -234,7 +235,7 @@ impl Condition {
         }
     }
 
-    /// Why a model does not meet it; `None` where it does.
+    /// The reason why a model does not meet the condition; `None` if it does or if only the worker can tell.
     pub fn excludes(self, traits: &Traits) -> Option<String> {
         let name = &traits.model_type;
         match self {
@@ -242,7 +243,7 @@ impl Condition {
             Self::PerPosition => {
                 (!traits.is_per_position).then(|| "the head gives one result per sequence".to_owned())
             }
-            // Only the worker knows.
+            // The config does not tell whether the model has a cache; the worker checks it.
             Self::Cache => None,
             Self::Mask => traits.is_unused("attention_mask").then(|| "it takes no attention_mask".to_owned()),
             Self::PositionIds => {
@@ -271,7 +272,7 @@ impl Condition {
     }
 }
 
-/// Tokens that relations add to the base input: those that are generated.
+/// Tokens that relations append to the base input by generation.
 const SPARE: usize = 8;
 
 #[cfg(test)]
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn encoders_are_causal_only_where_their_config_says_decoder() {
+    fn encoders_are_causal_only_if_is_decoder_is_set() {
         let bert = json!({ "model_type": "bert", "architectures": ["BertForMaskedLM"], "max_position_embeddings": 64 });
         assert!(!traits(&bert).is_causal);
         let head = json!({ "model_type": "bert", "architectures": ["BertLMHeadModel"] });
@@ -314,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_change_the_rotation_leave_no_room() {
+    fn room_ends_where_rotary_frequencies_change() {
         let dynamic = json!({
             "model_type": "llama", "max_position_embeddings": 32, "rope_theta": 1e4,
             "rope_scaling": { "type": "dynamic", "factor": 2.0 },

@@ -3,28 +3,28 @@
 use super::batch::{Batch, Place};
 use super::traits::Traits;
 
-/// How many times longer than the base input an input may be.
+/// Largest ratio of an input's length to the base input's length.
 const LONGEST: usize = 16;
 
-/// What trials are made of.
+/// The inputs from which trials are built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Material {
     /// The base input, one sequence without padding.
     pub ids: Vec<i64>,
-    /// Two other sequences of its length.
+    /// Two other sequences of the same length.
     pub others: [Vec<i64>; 2],
-    /// What is known of the model.
+    /// Properties of the model.
     pub traits: Traits,
 }
 
-/// How many forward passes an input goes through.
+/// How an input is split into forward passes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Passes {
-    /// One over all tokens.
+    /// One forward pass over all tokens.
     Whole,
-    /// A prefill of so many tokens, then one token at a time.
+    /// A prefill of this many tokens, then one token per forward pass.
     Prefill(usize),
-    /// One for each of these lengths.
+    /// One forward pass per length; the lengths add up to the sequence length.
     Chunks(Vec<usize>),
 }
 
@@ -33,7 +33,7 @@ pub enum Passes {
 pub struct Step {
     /// The input.
     pub batch: Batch,
-    /// How it is run.
+    /// How the input is split into forward passes.
     pub passes: Passes,
 }
 
@@ -44,21 +44,22 @@ impl Step {
     }
 }
 
-/// Two runs, and which positions must have the same logits.
+/// Two runs and the positions that must have the same logits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trial {
-    /// What is varied, as the end of a sentence: `when token 7 changes`.
+    /// The variation, as the end of a sentence: `when token 7 changes`.
     pub what: String,
-    /// The run that is trusted.
+    /// The run without the variation, which is the reference.
     pub base: Step,
     /// The run with the variation.
     pub varied: Step,
-    /// Places of the base with those of the varied run.
+    /// Corresponding places: one in the base run, one in the varied run.
     pub pairs: Vec<[Place; 2]>,
 }
 
 impl Material {
-    /// Material from the token ids of the base input and of other sequences, which are cut or turned to its length.
+    /// Builds material from the base input and other sequences. A missing sequence, or one of another length, is replaced by
+    /// a rotation of the base input.
     pub fn new(ids: Vec<i64>, others: &[Vec<i64>], traits: Traits) -> Self {
         let turned = |by: usize| {
             let mut turned = ids.clone();
@@ -72,18 +73,18 @@ impl Material {
         Self { ids, others, traits }
     }
 
-    /// The base input alone.
+    /// A batch of the base input only.
     pub fn alone(&self) -> Batch {
         Batch::of_rows(&[&self.ids])
     }
 
-    /// The base input and both others.
+    /// A batch of the base input and both other sequences.
     fn together(&self) -> Batch {
         Batch::of_rows(&[&self.ids, &self.others[0], &self.others[1]])
     }
 
-    /// An input of another length: one on the other side of the length from which rotary frequencies change, else the first
-    /// half of another sequence.
+    /// An input of another length: longer than `rope_changes_above` if the base input is not and that limit is at most
+    /// `LONGEST` times its length; otherwise the first half of another sequence.
     pub fn of_another_length(&self) -> Batch {
         let seq = self.ids.len();
         let traits = &self.traits;
@@ -97,7 +98,7 @@ impl Material {
         }
     }
 
-    /// Pads for trials: one, and many; fewer where there is no room.
+    /// Numbers of padding tokens for trials: one and `len / 2 + 3`, without those that exceed [`Traits::room`].
     fn pads(&self) -> Vec<usize> {
         let mut pads = vec![1, self.ids.len() / 2 + 3];
         pads.retain(|&pads| pads <= self.traits.room());
@@ -105,7 +106,7 @@ impl Material {
     }
 }
 
-/// The pairs of row 0 of `base` and of row `row` of `varied`, whose real tokens are the same.
+/// Pairs of places of the real tokens in row 0 of `base` and row `row` of `varied`, which hold the same real tokens.
 fn same_row(base: &Batch, varied: &Batch, row: usize) -> Vec<[Place; 2]> {
     base.real(0).zip(varied.real(row)).map(|(a, b)| [a, b]).collect()
 }
@@ -114,7 +115,7 @@ fn trial(what: impl Into<String>, base: Step, varied: Step, pairs: Vec<[Place; 2
     Trial { what: what.into(), base, varied, pairs }
 }
 
-/// A trial of the base input alone against one row of `varied`.
+/// A trial of the base input, as a batch of one row, against one row of `varied`.
 fn against_alone(what: impl Into<String>, material: &Material, varied: Batch, row: usize) -> Trial {
     let base = material.alone();
     let pairs = same_row(&base, &varied, row);
@@ -203,7 +204,7 @@ pub(super) fn causality(material: &Material) -> Vec<Trial> {
     trials
 }
 
-/// Trials of an input through the cache against its own full-sequence forward pass.
+/// Trials that compare a full-sequence forward pass of `batch` with runs of it through the KV cache.
 fn through_the_cache(batch: &Batch, ways: Vec<Passes>) -> Vec<Trial> {
     let pairs = same_row(batch, batch, 0);
     let of_way = |passes: Passes| {
@@ -220,8 +221,8 @@ fn through_the_cache(batch: &Batch, ways: Vec<Passes>) -> Vec<Trial> {
     ways.into_iter().map(of_way).collect()
 }
 
-/// Lengths of forward passes over `seq` tokens of which the first `padding` are padding: a first one, one token, a few, and
-/// the rest; and all but a few, then those.
+/// Splits of `seq` tokens, of which the first `padding` are padding, into forward passes: a third of the real tokens, 1, 4
+/// and the rest; and all but 3, then 3. A split is left out if there are too few tokens.
 fn chunkings(padding: usize, seq: usize) -> Vec<Passes> {
     let real = seq - padding;
     let first = padding + (real / 3).max(1);
@@ -287,7 +288,7 @@ mod tests {
     }
 
     proptest! {
-        /// What a relation compares is the same token at the same relative position, unless the relation is about them.
+        /// Paired places hold the same token at the same position; `position_shift` varies the positions.
         #[test]
         fn mapped_places_hold_the_same_tokens(seq in 1..60usize) {
             let material = material(seq);
@@ -316,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn every_relation_by_trials_has_some_for_a_plain_input() {
+    fn every_relation_measured_by_trials_has_a_trial_for_24_tokens() {
         for relation in RELATIONS {
             if let Drive::Trials(trials) = relation.drive {
                 assert!(!trials(&material(24)).is_empty(), "{}", relation.name);
@@ -325,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn the_other_input_lies_on_the_other_side_of_the_length_from_which_rope_changes() {
+    fn an_input_of_another_length_crosses_the_length_at_which_rope_changes() {
         let config = json!({
             "model_type": "llama", "rope_theta": 1e4, "max_position_embeddings": 32,
             "rope_scaling": { "type": "dynamic", "factor": 2.0 },

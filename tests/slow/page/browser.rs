@@ -14,12 +14,12 @@ pub(super) struct Browser {
     replies: BufReader<ChildStdout>,
     session: String,
     number: u64,
-    /// What the tab told of itself: requests, exceptions, messages of the console.
+    /// Events of the tab: requests, exceptions, console messages.
     pub(super) events: Vec<Value>,
     _profile: tempfile::TempDir,
 }
 
-/// Chromium's program, where there is one.
+/// Path of the first Chromium executable in `PATH`; `None` if there is none.
 pub(super) fn program() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let names = ["chromium", "chromium-browser", "google-chrome"];
@@ -76,7 +76,7 @@ impl Browser {
         browser
     }
 
-    /// Asks and waits for the answer; what else comes is kept.
+    /// Calls a protocol method and returns its result; other messages are kept in `events`.
     pub(super) fn call(&mut self, method: &str, parameters: &Value) -> Value {
         self.number += 1;
         let mut request = json!({ "id": self.number, "method": method, "params": parameters });
@@ -109,20 +109,20 @@ impl Browser {
         self.call("Emulation.setDeviceMetricsOverride", &metrics);
     }
 
-    /// `light` or `dark`, as the system asks for it.
+    /// Emulates a system colour scheme, `light` or `dark`.
     pub(super) fn scheme(&mut self, scheme: &str) {
         let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
         self.call("Emulation.setEmulatedMedia", &json!({ "features": features }));
     }
 
-    /// Opens a file, at `hash`, and waits until its script has run.
+    /// Opens a file with the URL fragment `hash` and waits until the page has loaded.
     pub(super) fn open(&mut self, file: &Path, hash: &str) {
         self.call("Page.navigate", &json!({ "url": "about:blank" }));
         self.call("Page.navigate", &json!({ "url": format!("file://{}{hash}", file.display()) }));
         self.wait_for("document.readyState === 'complete' && location.protocol === 'file:'");
     }
 
-    /// The value of an expression.
+    /// Evaluates a JavaScript expression and awaits its value.
     pub(super) fn value(&mut self, expression: &str) -> Value {
         let asked = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
         let answer = self.call("Runtime.evaluate", &asked);
@@ -133,13 +133,13 @@ impl Browser {
     pub(super) fn wait_for(&mut self, condition: &str) {
         let begun = Instant::now();
         while self.value(condition) != true {
-            // A busy machine takes seconds to start a tab and to lay out a large page.
+            // A loaded machine takes seconds to start a tab and to lay out a large page.
             assert!(begun.elapsed() < Duration::from_mins(1), "{condition} did not come true");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// Clicks the middle of the first element that a selector finds.
+    /// Clicks the middle of the first element that matches a selector.
     pub(super) fn click(&mut self, selector: &str) {
         let quoted = json!(selector);
         let found = self.value(&format!(
@@ -174,7 +174,7 @@ impl Browser {
         }
     }
 
-    /// Writes a PNG of what is seen, or of the whole page.
+    /// Writes and returns a PNG of the viewport, or of the page up to a height of 8000 pixels if `is_whole`.
     pub(super) fn screenshot(&mut self, file: &Path, is_whole: bool) -> Vec<u8> {
         let asked = json!({ "format": "png", "captureBeyondViewport": is_whole });
         let mut asked = asked;
@@ -189,13 +189,13 @@ impl Browser {
         bytes
     }
 
-    /// The page printed to PDF.
+    /// Prints the page to PDF.
     pub(super) fn pdf(&mut self) -> Vec<u8> {
         let answer = self.call("Page.printToPDF", &json!({ "printBackground": true }));
         decoded(answer["data"].as_str().unwrap())
     }
 
-    /// Requests that left the file, exceptions, and errors on the console.
+    /// Requests that are not for local content, exceptions, and console errors.
     pub(super) fn complaints(&self) -> Vec<String> {
         let complaint = |event: &Value| {
             let parameters = &event["params"];
@@ -224,7 +224,7 @@ impl Drop for Browser {
     }
 }
 
-/// Bytes of base64 (RFC 4648, section 4).
+/// Decodes base64 (RFC 4648, section 4).
 fn decoded(text: &str) -> Vec<u8> {
     let value = |byte: u8| match byte {
         b'A'..=b'Z' => byte - b'A',

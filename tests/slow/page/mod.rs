@@ -1,5 +1,5 @@
-//! report.html and the page of two runs in a real browser: what a reader clicks, the keys, the links, both schemes, paper,
-//! and that nothing is loaded. Screenshots lie in `<target>/tmp/page`.
+//! Tests of `report.html` and of the page that compares two runs, in headless Chromium: clicks, keys, links, both colour
+//! schemes, printing, and no network requests. Screenshots are written to `<target>/tmp/page`.
 
 mod browser;
 
@@ -15,10 +15,10 @@ use tfcheck::cli::Cli;
 
 use crate::made_run::{HOSTILE, made_run};
 
-/// Tests of one browser at a time: two of them on two cores make each other wait.
+/// Lets one test run at a time: two browsers on two cores slow each other down.
 static ONE: Mutex<()> = Mutex::new(());
 
-/// Runs `test` in a browser. Without one, CI fails, and another machine is told how to install it.
+/// Runs `test` in a browser. Without Chromium, the test fails in CI; elsewhere it is skipped and prints how to install it.
 fn with_browser(test: impl FnOnce(&mut Browser)) {
     let Some(program) = browser::program() else {
         assert!(std::env::var_os("CI").is_none(), "CI has no Chromium: .ci/run installs it");
@@ -29,7 +29,7 @@ fn with_browser(test: impl FnOnce(&mut Browser)) {
     test(&mut Browser::start(&program));
 }
 
-/// Writes the reports of a run again, and gives its page.
+/// Regenerates the reports of a run and returns the path of its `report.html`.
 fn page(run: &Path) -> PathBuf {
     let begun = std::time::Instant::now();
     let output =
@@ -43,13 +43,13 @@ fn shots() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("page")
 }
 
-/// The words of a command that a shell reads.
+/// The words into which `sh` splits a command.
 fn words(command: &str) -> Vec<String> {
     let output = Command::new("sh").args(["-c", &format!("printf '%s\\n' {command}")]).output().unwrap();
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
-/// Every command on the page is one that the command line takes.
+/// Checks that the page has at least `at_least` distinct commands and that the command line parses them.
 fn check_commands(browser: &mut Browser, at_least: usize) {
     let found = browser.value("[...document.querySelectorAll('code')].map((code) => code.textContent)");
     let mut commands: Vec<&str> =
@@ -57,7 +57,7 @@ fn check_commands(browser: &mut Browser, at_least: usize) {
     commands.sort_unstable();
     commands.dedup();
     assert!(commands.len() >= at_least, "{} commands", commands.len());
-    // A shell is started for each.
+    // Checks at most 40 commands, because each one starts a shell.
     let step = commands.len().div_ceil(40);
     for command in commands.into_iter().step_by(step) {
         assert!(Cli::try_parse_from(words(command)).is_ok(), "{command}");
@@ -65,7 +65,7 @@ fn check_commands(browser: &mut Browser, at_least: usize) {
 }
 
 #[test]
-fn a_small_run_is_read_with_mouse_keys_and_links() {
+fn a_page_of_one_case_responds_to_clicks_keys_and_links() {
     with_browser(|browser| {
         let results = tempfile::tempdir().unwrap();
         let file = page(&made_run(results.path(), 1, 8, 1.0));
@@ -85,7 +85,7 @@ fn a_small_run_is_read_with_mouse_keys_and_links() {
         assert_eq!(background(browser), dark, "the button chooses the dark scheme");
         browser.click("button.scheme");
 
-        // Another metric and the linear scale show other numbers and colours.
+        // The linear scale changes the colours, another metric the numbers.
         let cell = "document.querySelector('table.heat td[data-at]')";
         let shown = |browser: &mut Browser| {
             browser.value(&format!("[{cell}.textContent, {cell}.style.getPropertyValue('--heat')]"))
@@ -99,7 +99,7 @@ fn a_small_run_is_read_with_mouse_keys_and_links() {
         let gates = compare::metric::METRICS.iter().filter(|metric| metric.is_gate).count();
         assert_eq!(options, gates, "every metric of the table");
 
-        // Keys: into the matrix, along it, into a pair, and back to the cell.
+        // Keys move in the matrix, open a pair, and go back to the cell.
         browser.value(&format!("{cell}.focus()"));
         browser.key("ArrowDown");
         browser.key("ArrowRight");
@@ -113,7 +113,7 @@ fn a_small_run_is_read_with_mouse_keys_and_links() {
         browser.wait_for("document.activeElement.dataset.at !== undefined");
         assert_eq!(browser.value("document.activeElement.dataset.at"), at, "back at the same cell");
 
-        // A link to a pair opens it; its tokens are texts, whatever they hold.
+        // A link to a pair opens it; the text of a token is never read as markup.
         let pair = "5.24.0_eager_sdpa_f32..5.10.4_eager_sdpa_f32";
         browser.open(&file, &format!("#case=llama-32&pair={pair}"));
         browser.wait_for("document.querySelectorAll('.pair .token').length === 96");
@@ -132,7 +132,7 @@ fn a_small_run_is_read_with_mouse_keys_and_links() {
         }
         browser.scheme("light");
 
-        // The grid: a click leads to the case, Esc back to the cell.
+        // A click in the grid opens the case; Escape goes back to the cell.
         browser.open(&file, "");
         browser.click("table.grid td a");
         browser.wait_for("document.querySelector('tr.target') !== null");
@@ -143,7 +143,7 @@ fn a_small_run_is_read_with_mouse_keys_and_links() {
         assert!(paper.starts_with(b"%PDF") && paper.len() > 20_000, "{} bytes on paper", paper.len());
         assert_eq!(browser.complaints(), Vec::<String>::new());
 
-        // The policy forbids what the page itself never asks for. Last, because the browser complains.
+        // The policy blocks requests. This check is last because the browser logs an error for each blocked request.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
@@ -157,7 +157,7 @@ fn a_small_run_is_read_with_mouse_keys_and_links() {
 }
 
 #[test]
-fn a_run_of_seven_cases_marks_what_is_not_a_number() {
+fn a_page_of_seven_cases_marks_nan_cells_and_fits_the_window() {
     with_browser(|browser| {
         let results = tempfile::tempdir().unwrap();
         let file = page(&made_run(results.path(), 7, 8, 1.0));
@@ -171,7 +171,7 @@ fn a_run_of_seven_cases_marks_what_is_not_a_number() {
             assert_eq!(browser.value(overflow), false, "the page fits {width} pixels");
         }
         assert_eq!(browser.value("document.querySelectorAll('table.heat td.wrong')[0].textContent"), "NaN");
-        // The depth profile of a case that was localised.
+        // Depth profile of a localised case.
         browser.open(&file, "#case=llama-32");
         browser.wait_for("document.querySelector('figure.depth svg') !== null && document.querySelector('.drawn') !== null");
         browser.value("document.querySelector('figure.depth').scrollIntoView()");
@@ -181,7 +181,7 @@ fn a_run_of_seven_cases_marks_what_is_not_a_number() {
 }
 
 #[test]
-fn five_hundred_cells_weigh_less_than_two_megabytes() {
+fn a_page_of_five_hundred_cells_is_smaller_than_two_megabytes() {
     with_browser(|browser| {
         let results = tempfile::tempdir().unwrap();
         let run = made_run(results.path(), 20, 25, 1.0);
@@ -190,7 +190,7 @@ fn five_hundred_cells_weigh_less_than_two_megabytes() {
         eprintln!("500 cells: {bytes} bytes");
         assert!(bytes < 2_000_000, "{bytes} bytes");
         browser.open(&file, "");
-        // Two float64 references of each case are no row of the grid.
+        // The grid has no rows for the two float64 references.
         assert_eq!(browser.value("document.querySelectorAll('table.grid td a').length"), 460);
         browser.screenshot(&shots().join("large.png"), false);
         browser.open(&file, "#case=llama-32&pair=5.24.0_eager_sdpa_f32..4.51.3_eager_sdpa_bf16");
@@ -200,7 +200,7 @@ fn five_hundred_cells_weigh_less_than_two_megabytes() {
         browser.wait_for("document.querySelectorAll('table.heat td[data-at]').length === 25 * 24");
         browser.screenshot(&shots().join("large-matrix.png"), false);
         check_commands(browser, 500);
-        // A pair of which nothing is kept: neither is the reference or a leader.
+        // A pair without details, because neither side is the reference or a group leader.
         browser.open(&file, "#case=qwen3-34&pair=4.51.3_eager_sdpa_bf16..4.54.0_eager_eager_bf16");
         browser.wait_for("document.querySelector('.pair .omitted') !== null");
         assert_eq!(browser.complaints(), Vec::<String>::new());
@@ -208,7 +208,7 @@ fn five_hundred_cells_weigh_less_than_two_megabytes() {
 }
 
 #[test]
-fn many_cases_run_down_the_page() {
+fn a_grid_of_222_cases_has_one_row_per_case() {
     with_browser(|browser| {
         let results = tempfile::tempdir().unwrap();
         let file = page(&made_run(results.path(), 222, 6, 1.0));
@@ -229,7 +229,7 @@ fn many_cases_run_down_the_page() {
 }
 
 #[test]
-fn two_runs_are_one_page_of_what_changed() {
+fn a_page_of_two_runs_lists_what_changed() {
     with_browser(|browser| {
         let [before, after] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let runs = [made_run(before.path(), 3, 8, 1.0), made_run(after.path(), 3, 8, 1.2)];
