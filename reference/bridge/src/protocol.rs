@@ -110,6 +110,12 @@ impl Load {
             auto_dtype: false,
         }
     }
+
+    /// The same in `dtype`, which the runner selects by itself only if it already did.
+    #[must_use]
+    pub fn in_dtype(&self, dtype: Dtype) -> Self {
+        Self { dtype, auto_dtype: self.auto_dtype && dtype == self.dtype, ..self.clone() }
+    }
 }
 
 /// How a model is executed.
@@ -466,4 +472,16 @@ pub enum FailedKind {
     Exception,
     /// An allocation failed.
     OutOfMemory,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Dtype, Load};
+
+    #[test]
+    fn a_load_in_another_dtype_is_not_left_to_the_runner() {
+        let auto = Load { dtype: Dtype::Bf16, auto_dtype: true, ..Load::new("m".into(), "i".into()) };
+        assert_eq!(auto.in_dtype(Dtype::Bf16), auto);
+        assert_eq!(auto.in_dtype(Dtype::F64), Load { dtype: Dtype::F64, auto_dtype: false, ..auto });
+    }
 }

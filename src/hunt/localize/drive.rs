@@ -117,7 +117,7 @@ fn own_dtype(request: &Request) -> Option<Dtype> {
 fn twin(load: &Load, dtype: Dtype) -> Load {
     use reference::protocol::Attention;
     let mode = if load.mode == Mode::Fused { Mode::Fused } else { Mode::Eager };
-    Load { mode, attention: load.attention.map(|_| Attention::Eager), dtype, ..load.clone() }
+    Load { mode, attention: load.attention.map(|_| Attention::Eager), ..load.in_dtype(dtype) }
 }
 
 /// Notes on the mode and attention that were changed for the capture.
@@ -270,7 +270,7 @@ impl<'a> Open<'a> {
     /// agrees with the other side.
     fn execution(&self, found: &Found, notes: &mut Vec<String>) -> Result<Option<Finding>, LocalizeError> {
         for (side, name) in self.request.sides.iter().zip(["a", "b"]) {
-            let asked = Load { dtype: found.dtype, ..side.load.clone() };
+            let asked = side.load.in_dtype(found.dtype);
             if asked == twin(&side.load, found.dtype) {
                 continue;
             }

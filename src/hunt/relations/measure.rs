@@ -130,7 +130,7 @@ impl<'b, 'a> Bench<'b, 'a> {
     pub(super) fn loading(&mut self, batch: &Batch, dtype: Dtype) -> Result<Load, NoResult> {
         let inputs = self.file("inputs");
         write_inputs(batch, &inputs)?;
-        Ok(Load { inputs, dtype, ..self.request.load.clone() })
+        Ok(Load { inputs, ..self.request.load.in_dtype(dtype) })
     }
 
     /// What a freshly loaded model gives: the base input twice, the other one, and the base input again.
