@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use bounds::limits::CONFIG_BYTES;
 use miette::{IntoDiagnostic, Report, Result, WrapErr};
 
 use crate::cli::{Baseline, Cli, Command, List, Selection};
@@ -25,7 +26,9 @@ use crate::hunt::localize::LocalizeError;
 use crate::judge::baseline;
 use crate::judge::exit_code::ExitCode;
 use crate::results::{ResultsError, RunFolder};
+use crate::spec::checkpoint;
 use crate::spec::config::{self, Config};
+use crate::spec::inputs;
 use crate::spec::machine;
 use crate::spec::plan::{CasePlan, CellPlan, Filters, Plan};
 
@@ -62,12 +65,23 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::List(List::Models) => say(&list::models()),
         Command::Localize(arguments) => localize(cli, arguments),
         Command::Worker(arguments) => serve(arguments),
+        Command::Foreign => {
+            inputs::serve().into_diagnostic().wrap_err("the process of tokenizers and templates")?;
+            Ok(ExitCode::Agree)
+        }
     }
 }
 
 /// The exit code of an error: a run that could not be written and a worker that gave no answer are failed cells,
 /// anything else is bad usage.
 pub fn code_of(report: &Report) -> Option<ExitCode> {
+    let is_stopped = report.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(checkpoint::Error::Interrupted))
+            || matches!(cause.downcast_ref(), Some(inputs::Error::Interrupted))
+    });
+    if is_stopped {
+        return Some(ExitCode::Interrupted);
+    }
     let localize = report.chain().find_map(|cause| cause.downcast_ref::<LocalizeError>());
     if let Some(error) = localize {
         return Some(match error {
@@ -412,7 +426,7 @@ fn planned(selection: &Selection) -> Result<(config::Loaded, Plan)> {
 fn resumed(folder: &RunFolder, adapt: fn(&mut Plan)) -> Result<(config::Loaded, Plan)> {
     let manifest = folder.manifest()?;
     let path = folder.path().join("config.toml");
-    let text = std::fs::read_to_string(&path)
+    let text = bounds::file::read_text(&path, CONFIG_BYTES)
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot read {}", path.display()))?;
     let config = Config { folder: manifest.folder.clone(), ..manifest.config.clone() };
@@ -454,7 +468,7 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
 
 /// Prints what a command was asked for. A reader that went away is no failure.
 fn say(text: &str) -> Result<ExitCode> {
-    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+    match writeln!(std::io::stdout(), "{}", bounds::styled(text.trim_end())) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).into_diagnostic(),
         _ => Ok(ExitCode::Agree),
     }

@@ -111,6 +111,9 @@ pub enum Command {
     /// Serve one cell of a native model on the worker descriptors.
     #[command(hide = true)]
     Worker(Worker),
+    /// Tokenise and render templates for another tfcheck, in a process that may die.
+    #[command(hide = true)]
+    Foreign,
 }
 
 /// Selects cells.

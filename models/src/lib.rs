@@ -6,6 +6,7 @@
 //! crate uses no network, no subprocess and no Python.
 
 mod cache;
+mod check;
 mod checkpoints;
 mod config;
 pub mod cuda;
@@ -51,6 +52,7 @@ mod starcoder2;
 mod xlm_roberta;
 
 pub use cache::Cache;
+pub use check::check_config;
 pub use config::ConfigReader;
 pub use error::{Error, Result};
 pub use inputs::{Inputs, PassInputs};

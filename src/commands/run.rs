@@ -8,7 +8,7 @@ mod runners;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
@@ -47,7 +47,7 @@ pub struct RunRequest<'a> {
     /// Whether diverging pairs are localised at the end.
     pub localize: bool,
     /// Set when the user asks to stop.
-    pub stop: &'a AtomicBool,
+    pub stop: &'a Arc<AtomicBool>,
     /// Where progress and results are shown.
     pub progress: &'a Progress,
     /// The timing lock, if several runs go on at the same time.

@@ -3,7 +3,6 @@
 //! `torch.save` writes a zip whose members are stored, not compressed. candle's pickle reader turns `data.pkl` into plain
 //! objects only; they give the storage's member and layout.
 
-use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
@@ -18,7 +17,7 @@ use compare::{Dtype, Positions};
 /// When the file cannot be read, or is not an archive of one such tensor.
 pub fn open(path: &Path) -> Result<Logits, LogitsError> {
     let invalid = |problem: String| LogitsError::invalid(path, problem);
-    let file = File::open(path).map_err(|error| LogitsError::io(path, error))?;
+    let file = bounds::file::open(path).map_err(|error| LogitsError::io(path, error))?;
     let mut archive = zip::ZipArchive::new(BufReader::new(file))
         .map_err(|error| invalid(format!("is not a torch zip: {error}")))?;
     let names: Vec<String> =

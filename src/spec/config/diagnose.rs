@@ -11,6 +11,9 @@ use super::schema;
 use super::validate::{Part, Problem, Step};
 use crate::spec::nearest::nearest;
 
+/// Problems of one config that are shown, so that they fit a screen or two.
+const MOST_PROBLEMS: usize = 20;
+
 /// A config that cannot be used: the first problem, followed by the others.
 #[derive(Clone, Debug, thiserror::Error, miette::Diagnostic)]
 #[error("{message}")]
@@ -67,7 +70,7 @@ impl ConfigError {
             others: Vec::new(),
         });
         let first = errors.next()?;
-        Some(Self { others: errors.collect(), ..first })
+        Some(Self { others: errors.take(MOST_PROBLEMS - 1).collect(), ..first })
     }
 }
 
