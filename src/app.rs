@@ -90,6 +90,15 @@ pub fn code_of(report: &Report) -> Option<ExitCode> {
             LocalizeError::NothingInCommon { .. } => ExitCode::Usage,
         });
     }
+    // What cannot be written is no mistake of the user's.
+    let is_unwritten = report.chain().any(|cause| {
+        let written = |action: &str| action != "read";
+        matches!(cause.downcast_ref(), Some(checkpoint::Error::Io { action, .. }) if written(action))
+            || matches!(cause.downcast_ref(), Some(inputs::Error::Io { action, .. }) if written(action))
+    });
+    if is_unwritten {
+        return Some(ExitCode::CellFailed);
+    }
     report.chain().find_map(|cause| cause.downcast_ref::<ResultsError>()).map(|error| match error {
         ResultsError::Io { action: "write" | "create", .. } => ExitCode::CellFailed,
         _ => ExitCode::Usage,
@@ -426,10 +435,12 @@ fn planned(selection: &Selection) -> Result<(config::Loaded, Plan)> {
 fn resumed(folder: &RunFolder, adapt: fn(&mut Plan)) -> Result<(config::Loaded, Plan)> {
     let manifest = folder.manifest()?;
     let path = folder.path().join("config.toml");
-    let text = bounds::file::read_text(&path, CONFIG_BYTES)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot read {}", path.display()))?;
     let config = Config { folder: manifest.folder.clone(), ..manifest.config.clone() };
+    // The manifest has the config; its text is kept for people, and a full disk may have kept it from being written.
+    let text = match bounds::file::read_text(&path, CONFIG_BYTES) {
+        Ok(text) => text,
+        Err(_) => toml::to_string(&config).into_diagnostic().wrap_err("the run's config as TOML")?,
+    };
     let plan = if let Some(plan) = manifest.plan {
         plan.checked(&config)?
     } else {

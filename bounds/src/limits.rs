@@ -101,7 +101,7 @@ limits! {
     RUN_JSON_BYTES = 512 * MIB, "bytes of a record of a run";
     INPUTS_BYTES = 2 * GIB, "bytes of a batch's tensors";
     STORED_TENSOR_BYTES = 64 * GIB, "bytes of a captured tensor";
-    PICKLE_BYTES = MIB, "bytes of a legacy run's data.pkl";
+    PICKLE_BYTES = 4 * KIB, "bytes of a legacy run's data.pkl";
     REPLY_BYTES = 16 * MIB, "bytes of a worker's reply";
     NOTES = 1000, "notes of a worker's reply";
     NAMES = 1_000_000, "names of a worker's reply";

@@ -11,18 +11,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use miette::{IntoDiagnostic, Result, WrapErr};
+use miette::{Result, WrapErr};
 use reference::protocol::{Load, PROTOCOL_VERSION};
 
 use crate::execute::cell::{Cell, Outcome};
 use crate::execute::progress::Progress;
 use crate::execute::schedule::{Job, Ran, Schedule, Settings, Turn};
+use crate::execute::written::{self, Check};
 use crate::judge::assess;
 use crate::judge::exit_code::ExitCode;
 use crate::judge::history::History;
 use crate::report;
-use crate::results::{Manifest, ResultsError, RunFolder};
+use crate::results::{Case, Manifest, ResultsError, RunFolder};
 use crate::spec::config::Config;
+use crate::spec::inputs;
 use crate::spec::machine::{self, Machine};
 use crate::spec::plan::{CellPlan, Plan};
 use crate::spec::variant;
@@ -159,11 +161,17 @@ fn conclude(
     interrupted: bool,
 ) -> Result<ExitCode> {
     let is_localized = request.localize && !interrupted;
+    // A worker may have changed its logits after its reply.
+    let checked = |(case, cells): (&Case, &Vec<Cell>)| {
+        let files = folder.case_folder(manifest, &case.name);
+        cells.iter().map(|cell| written::checked(cell.clone(), &files, Check::Times)).collect()
+    };
+    let cells: Vec<Vec<Cell>> = manifest.cases.iter().zip(cells).map(checked).collect();
     // These localisations are from an earlier part of a resumed run, whose cells may have changed since.
     if is_localized && !folder.localized()?.is_empty() {
         folder.write_localized(&[])?;
     }
-    let judge = || assess::view(folder, manifest, cells, &request.config.tolerances);
+    let judge = || assess::view(folder, manifest, &cells, &request.config.tolerances);
     let mut view = judge()?;
     if is_localized {
         view = localize::EndOfRun { request, folder, manifest, cases, runners }.localize(view, judge)?;
@@ -213,12 +221,7 @@ fn open(
             let manifest = described(stamp, Vec::new());
             folder.write_manifest(&manifest)?;
             for (case, prepared) in manifest.cases.iter().zip(cases) {
-                let case_folder = folder.case_folder(&manifest, &case.name);
-                std::fs::create_dir_all(&case_folder).into_diagnostic()?;
-                prepared.inputs.save(&case_folder)?;
-                if !prepared.vocabulary.is_empty() {
-                    folder.write_vocabulary(&case.checkpoint_digest, &prepared.vocabulary)?;
-                }
+                save_inputs(&folder, &manifest, case, prepared)?;
             }
             Ok((folder, manifest))
         }
@@ -238,9 +241,25 @@ fn open(
                 }
             }
             folder.write_manifest(&manifest)?;
+            // A run that a full disk stopped early may lack them.
+            for (case, prepared) in manifest.cases.iter().zip(cases) {
+                let saved = inputs::load(&folder.case_folder(&manifest, &case.name));
+                if !saved.is_ok_and(|saved| saved.digest == prepared.inputs.digest) {
+                    save_inputs(&folder, &manifest, case, prepared)?;
+                }
+            }
             Ok((folder, manifest))
         }
     }
+}
+
+/// Writes the inputs of a case and its tokenizer's vocabulary.
+fn save_inputs(folder: &RunFolder, manifest: &Manifest, case: &Case, prepared: &PreparedCase) -> Result<()> {
+    prepared.inputs.save(&folder.make_case_folder(manifest, &case.name)?)?;
+    if !prepared.vocabulary.is_empty() {
+        folder.write_vocabulary(&case.checkpoint_digest, &prepared.vocabulary)?;
+    }
+    Ok(())
 }
 
 /// Writes what makes the run self-contained: config, environment, locks.
@@ -382,7 +401,7 @@ fn load(
 }
 
 /// Kept and new cells in the manifest's order.
-fn in_order(case: &crate::results::Case, kept: Vec<Cell>, ran: Vec<Cell>) -> Vec<Cell> {
+fn in_order(case: &Case, kept: Vec<Cell>, ran: Vec<Cell>) -> Vec<Cell> {
     let mut cells: Vec<Cell> = ran.into_iter().chain(kept).collect();
     cells.sort_by_key(|cell| case.variants.iter().position(|variant| *variant == cell.variant));
     cells

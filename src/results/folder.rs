@@ -226,6 +226,16 @@ impl RunFolder {
         if manifest.cases.len() == 1 { self.path.clone() } else { self.path.join(case) }
     }
 
+    /// [`RunFolder::case_folder`], which exists then.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn make_case_folder(&self, manifest: &Manifest, case: &str) -> Result<PathBuf, ResultsError> {
+        let folder = self.case_folder(manifest, case);
+        fs::create_dir_all(&folder).map_err(|source| io_error("create", &folder, source))?;
+        Ok(folder)
+    }
+
     /// The path of a cell's record.
     pub fn record_path(&self, manifest: &Manifest, case: &str, variant: &Variant) -> PathBuf {
         let file = format!("timing_{}_{}.json", manifest.stamp, variant.name());

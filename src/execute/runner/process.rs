@@ -95,12 +95,23 @@ fn sorted(ended: &reference::WorkerEnd, log_tail: &str) -> NoResult {
     {
         reason = format!("{reason}: {words}");
     }
+    if is_damaged_environment(&format!("{reason}\n{log_tail}")) {
+        reason = format!("{reason} (the environment is damaged: --clean installs it again)");
+    }
     NoResult::Failed(Failure {
         kind,
         reason: bounds::lines(&reason, LINE.most).into_owned(),
         detail: ended.traceback().unwrap_or_default().to_owned(),
         log_tail: log_tail.to_owned(),
     })
+}
+
+/// Whether Python misses a package that every environment has, or cannot read one that is installed.
+fn is_damaged_environment(text: &str) -> bool {
+    ["torch", "transformers", "numpy", "safetensors"]
+        .iter()
+        .any(|name| text.contains(&format!("No module named '{name}")))
+        || text.contains("site-packages") && text.contains("SyntaxError: ")
 }
 
 /// Why a process died, as a Rust program or its runtime writes it to the log: a panic with its message, a stack overflow or

@@ -95,8 +95,12 @@ impl Found {
         ] {
             self.at_most(at!["run", field], number, limit);
         }
-        if run.memory_budget_gb.is_some_and(|budget| budget > MEMORY_GB.most as f64) {
-            self.at_most(at!["run", "memory_budget_gb"], usize::MAX, MEMORY_GB);
+        if let Some(budget) = run.memory_budget_gb.filter(|budget| budget.is_finite())
+            && budget > MEMORY_GB.most as f64
+        {
+            let message =
+                format!("{budget:e} {}, and tfcheck accepts at most {}", MEMORY_GB.of, MEMORY_GB.most);
+            self.value(at!["run", "memory_budget_gb"], message, "");
         }
     }
 
