@@ -466,11 +466,22 @@ fn serve(arguments: &crate::cli::Worker) -> Result<ExitCode> {
     Ok(ExitCode::Agree)
 }
 
-/// A flag that Ctrl-C and a request to terminate raise; a second one ends tfcheck at once.
+/// The signals that this process was started to ignore, as `nohup` does with SIGHUP: bit n-1 for signal n. 0 where the system
+/// does not tell.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// A flag that Ctrl-C, a request to terminate and a lost terminal raise; a second one ends tfcheck at once.
 fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
+    let ignored = ignored_signals();
+    for signal in
+        [SIGINT, SIGTERM, SIGHUP, SIGQUIT].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0)
+    {
         signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone()).into_diagnostic()?;
         signal_hook::flag::register(signal, stop.clone()).into_diagnostic()?;
     }

@@ -24,7 +24,7 @@ pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
                 place.as_mut().map(|place| {
                     *place = panic
                         .location()
-                        .map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
+                        .map_or_else(String::new, |at| format!(" ({}:{})", short(at.file()), at.line()));
                 })
             });
             if is_caught.is_none() {
@@ -35,7 +35,13 @@ pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let outer = PLACE.replace(Some(String::new()));
     let done = catch_unwind(AssertUnwindSafe(work));
     let place = PLACE.replace(outer).unwrap_or_default();
-    done.map_err(|panic| format!("panicked{place}: {}", message(panic.as_ref())))
+    done.map_err(|panic| format!("panicked: {}{place}", message(panic.as_ref())))
+}
+
+/// A source file without the folder in which cargo keeps crates.
+fn short(file: &str) -> &str {
+    let in_registry = file.split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/'));
+    in_registry.map_or(file, |(_, file)| file)
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {
@@ -51,8 +57,10 @@ mod tests {
     fn a_panic_is_an_error_with_its_message_and_place() {
         let nothing: Vec<u8> = Vec::new();
         let error = caught(|| nothing[3]).unwrap_err();
-        assert!(error.starts_with("panicked at ") && error.contains("caught.rs:"), "{error}");
-        assert!(error.ends_with("index out of bounds: the len is 0 but the index is 3"), "{error}");
+        let expected = "panicked: index out of bounds: the len is 0 but the index is 3 (";
+        assert!(error.starts_with(expected) && error.contains("caught.rs:"), "{error}");
+        let file = "/home/x/.cargo/registry/src/index.invalid-1/tokenizers-0.23.2/src/lib.rs";
+        assert_eq!(short(file), "tokenizers-0.23.2/src/lib.rs");
         assert_eq!(caught(|| 1), Ok(1));
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use reference::protocol::{Mode, Positions};
 
-use crate::execute::cell::{Cell, Completed, Outcome};
+use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::execute::progress::Progress;
 use crate::judge::assess::{self, Known};
 use crate::judge::changes;
@@ -188,7 +188,17 @@ fn legacy_run(path: &Path) -> Result<Side> {
             first_call_ns: 0,
             ..Completed::default()
         };
-        let cell = Cell::new(&variant, "", Outcome::Completed(completed));
+        // A damaged file is a failed cell, as in a run of tfcheck's own.
+        let outcome = match &opened {
+            Ok(_) => Outcome::Completed(completed),
+            Err(error) => Outcome::Failed(Failure {
+                kind: FailureKind::MissingResult,
+                reason: error.to_string(),
+                detail: String::new(),
+                log_tail: String::new(),
+            }),
+        };
+        let cell = Cell::new(&variant, "", outcome);
         cells.push(Cell { name: name.clone(), ..cell });
         logits.push(Entry { name, dtype: storage, logits: opened.map_err(|error| error.to_string()) });
     }

@@ -21,6 +21,7 @@ use crate::judge::history::{History, HistoryError, Known};
 use crate::results::{Manifest, ResultsError, RunFolder};
 use crate::spec::atomic;
 use crate::spec::config::is_file_name;
+use crate::spec::inputs;
 use crate::spec::machine::{Machine, hex};
 use compare::units::{bytes, count};
 
@@ -69,6 +70,15 @@ pub enum BaselineError {
         /// The variant.
         cell: String,
         /// What is wrong with the file.
+        problem: String,
+    },
+    /// The inputs are gone or damaged.
+    #[error("{} is not saved: its inputs are damaged: {problem}", run.display())]
+    #[diagnostic(help("`tfcheck run --resume RUN` writes them again"))]
+    Inputs {
+        /// The run.
+        run: PathBuf,
+        /// What is wrong with them.
         problem: String,
     },
     /// The history names a folder that is not a baseline's.
@@ -344,6 +354,12 @@ impl Copy {
         }
         for case in &manifest.cases {
             let files = folder.case_folder(manifest, &case.name);
+            let digest = inputs::load(&files).map(|inputs| inputs.digest);
+            if digest.as_ref().ok() != Some(&case.inputs_digest) {
+                let problem =
+                    digest.err().map_or_else(|| "they are another run's".to_owned(), |e| e.to_string());
+                return Err(BaselineError::Inputs { run: self.from.clone(), problem });
+            }
             for name in ["inputs.json", "inputs.safetensors"] {
                 self.file(&files.join(name), false)?;
             }

@@ -41,7 +41,7 @@ pub enum ResultsError {
     },
     /// A file of the run does not follow the format.
     #[error("{} is not a readable record: {source}", path.display())]
-    #[diagnostic(help("remove the file and resume the run: the cell that it records is then redone"))]
+    #[diagnostic(help("{}", record_hint(path)))]
     Record {
         /// The file.
         path: PathBuf,
@@ -89,6 +89,15 @@ pub enum ResultsError {
         /// The folder.
         path: PathBuf,
     },
+}
+
+/// Only the record of a cell can be made again by a resumed run.
+fn record_hint(path: &Path) -> &'static str {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    match &*name {
+        MANIFEST => "the run cannot be read without it: start a new run",
+        _ => "remove the file and resume the run: what it records is then computed again",
+    }
 }
 
 fn io_hint(source: &io::Error) -> &'static str {

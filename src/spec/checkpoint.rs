@@ -256,6 +256,10 @@ fn write_synthetic(
     seed: u64,
     folder: &Path,
 ) -> Result<(), Error> {
-    models::synthetic::write(model_type, variant.unwrap_or_default(), seed, folder)
-        .map_err(|error| Error::Synthetic { given: given.to_owned(), reason: error.to_string() })
+    models::synthetic::write(model_type, variant.unwrap_or_default(), seed, folder).map_err(|error| {
+        match error {
+            models::synthetic::Error::Io { path, source } => Error::io("write", &path)(source),
+            error => Error::Synthetic { given: given.to_owned(), reason: error.to_string() },
+        }
+    })
 }

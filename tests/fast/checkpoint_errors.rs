@@ -274,3 +274,60 @@ fn sources_that_match_nothing_give_the_reason() {
     let error = checkpoint::resolve(given, &settings, &mut |_| ()).unwrap_err();
     assert!(error.to_string().ends_with("has no revisions, but revision `main` was asked for"), "{error}");
 }
+
+#[test]
+fn weights_that_two_readers_may_read_differently_are_refused() {
+    let header = |text: &str, data: usize| {
+        let length = (text.len() as u64).to_le_bytes();
+        [&length[..], text.as_bytes(), &vec![0; data]].concat()
+    };
+    let with = |bytes: Vec<u8>| {
+        move |f: &Path| {
+            whole(f);
+            write(&f.join("model.safetensors"), bytes);
+        }
+    };
+    let one = r#""w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}"#;
+    check(
+        with(header(&format!("{{{one}, {one}}}"), 4)),
+        &format!(
+            "model/model.safetensors is not valid safetensors: its header cannot be read: `w` is listed twice at line 1 column {}",
+            2 * one.len() + 3
+        ),
+        "fetch it again",
+    );
+    check(
+        with(header(r#"{"a.weight": {"dtype": "I32", "shape": [1], "data_offsets": [0, 4]}}"#, 4)),
+        "model/model.safetensors holds `a.weight` as I32 where floats belong",
+        "quantization_config",
+    );
+    check(
+        with(header(&format!("{{\"__metadata__\": [1], {one}}}"), 4)),
+        "model/model.safetensors is not valid safetensors: its `__metadata__` is not an object of texts",
+        "fetch it again",
+    );
+    check(
+        |f| {
+            write(&f.join("config.json"), config());
+            write(&f.join("one.safetensors"), safetensors(&[("a", 3)]));
+            write(&f.join("two.safetensors"), safetensors(&[("a", 3), ("b", 3)]));
+            let index = json!({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}});
+            write(&f.join("model.safetensors.index.json"), index.to_string());
+        },
+        "model/one.safetensors and model/two.safetensors both hold `a`",
+        "another checkpoint",
+    );
+}
+
+#[test]
+fn a_file_whose_bytes_are_not_on_disk_is_an_incomplete_download() {
+    check(
+        |f| {
+            whole(f);
+            let file = std::fs::File::options().write(true).open(f.join("model.safetensors")).unwrap();
+            file.set_len(2 << 30).unwrap();
+        },
+        "model/model.safetensors is not valid safetensors: only 4096 of its 2147483648 bytes are on disk: its download is not complete",
+        "fetch it again",
+    );
+}

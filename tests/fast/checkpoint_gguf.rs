@@ -128,6 +128,11 @@ impl Gguf {
     }
 }
 
+/// The bytes of a small file that can be imported.
+pub(crate) fn tiny(root: &Path) -> Vec<u8> {
+    std::fs::read(Gguf::new("llama").write(root)).unwrap()
+}
+
 struct Imported {
     checkpoint: Checkpoint,
     _root: tempfile::TempDir,
@@ -357,7 +362,7 @@ fn a_truncated_file_leaves_no_half_import() {
     let path = Gguf::new("llama").write(root.path());
     let file = File::options().write(true).open(&path).unwrap();
     for (length, part) in
-        [(file.metadata().unwrap().len() - 4096, "its data end early"), (200, "its header cannot be read")]
+        [(file.metadata().unwrap().len() - 4096, "reaches beyond the end"), (200, "its header asks for")]
     {
         file.set_len(length).unwrap();
         let error =
@@ -365,4 +370,57 @@ fn a_truncated_file_leaves_no_half_import() {
         assert!(error.to_string().contains(part), "{error}");
         assert_eq!(std::fs::read_dir(root.path().join("cache/gguf")).unwrap().count(), 0);
     }
+}
+
+#[test]
+fn headers_that_two_readers_may_read_differently_or_that_no_model_has_are_refused() {
+    let check = |change: &dyn Fn(&mut Gguf), message: &str| {
+        let mut gguf = Gguf::new("llama");
+        change(&mut gguf);
+        let Err(error) = gguf.import() else { panic!("imported, where `{message}` was due") };
+        assert!(error.to_string().contains(message), "{error}");
+    };
+    let twice = Value::U32(2);
+    check(&|g| g.metadata.push(("llama.block_count".to_owned(), twice.clone())), "`llama.block_count` twice");
+    check(&|g| g.tensors.push(g.tensors[0].clone()), "tensor `token_embd.weight` twice");
+    for alignment in [0, 3, 1 << 31] {
+        check(&|g| g.set("general.alignment", Value::U32(alignment)), "a power of two");
+    }
+    let eps = "llama.attention.layer_norm_rms_epsilon";
+    check(&|g| g.set(eps, Value::F32(f32::NAN)), "_epsilon` is NaN");
+    check(&|g| g.set("llama.rope.freq_base", Value::F32(f32::INFINITY)), "freq_base` is inf");
+    check(&|g| g.set("x", Value::Array(vec![Value::Array(vec![]); 3])), "a list of lists");
+    check(&|g| g.set("x", Value::Array(vec![Value::U8(0); 9 << 20])), "array elements");
+    check(&|g| g.set("llama.block_count", Value::U32(u32::MAX)), "from 0 to 10000");
+    check(&|g| g.set("llama.attention.head_count", Value::U64(1 << 63)), "from 1 to 65536");
+    check(&|g| g.set("llama.embedding_length", Value::U32(0)), "from 1 to");
+    check(&|g| g.set("llama.context_length", Value::U32(0)), "`max_position_embeddings` is 0");
+    let mut tokens = Gguf::new("llama").tokens();
+    tokens[7] = Value::String("a".repeat(3000));
+    check(&|g| g.set("tokenizer.ggml.tokens", Value::Array(tokens.clone())), "a token of 3000 bytes");
+}
+
+#[test]
+fn places_of_tensors_that_wrap_overlap_or_are_not_aligned_are_refused() {
+    let check = |at: usize, bytes: &[u8], message: &str| {
+        let root = tempfile::tempdir().unwrap();
+        let path = Gguf::new("llama").write(root.path());
+        let mut file = std::fs::read(&path).unwrap();
+        let name = b"blk.0.attn_q.weight";
+        // Behind the name: the number of dimensions, two dimensions, the type, the offset.
+        let entry = file.windows(name.len()).position(|window| window == name).unwrap() + name.len();
+        file[entry + at..entry + at + bytes.len()].copy_from_slice(bytes);
+        std::fs::write(&path, file).unwrap();
+        let error =
+            checkpoint::resolve(path.to_str().unwrap(), &settings(root.path()), &mut |_| ()).unwrap_err();
+        assert!(error.to_string().contains(message), "{error}");
+    };
+    let (dimensions, offset) = (4, 4 + 16 + 4);
+    check(0, &u32::MAX.to_le_bytes(), "4294967295 dimensions");
+    check(0, &0_u32.to_le_bytes(), "0 dimensions");
+    check(dimensions, &0_u64.to_le_bytes(), "has the shape");
+    check(dimensions, &[(1_u64 << 63).to_le_bytes(); 2].concat(), "has the shape");
+    check(offset, &u64::MAX.to_le_bytes(), "reaches beyond the end");
+    check(offset, &1_u64.to_le_bytes(), "which 32 does not divide");
+    check(offset, &0_u64.to_le_bytes(), "overlap");
 }

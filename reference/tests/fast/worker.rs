@@ -168,7 +168,7 @@ fn an_invalid_reply_is_quoted() {
     };
     check("garbage", "Loading weights");
     check("unknown fields only", "is this");
-    check("another reply", "Traced");
+    check("another reply", "the reply `traced` does not answer `load`");
     check("close", "closed its pipes");
 }
 

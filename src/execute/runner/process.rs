@@ -123,10 +123,11 @@ fn last_words(log: &str) -> Option<String> {
             .iter()
             .any(|words| line.contains(words))
     })?;
-    let line = lines[index].trim().trim_end_matches(':');
+    let line = lines[index].trim();
     // A panic's message is on the line below its place.
-    let message = lines.get(index + 1).filter(|_| line.contains("panicked at "));
-    Some(message.map_or_else(|| line.to_owned(), |message| format!("{}, {line}", message.trim())))
+    let Some((_, place)) = line.split_once("panicked at ") else { return Some(line.to_owned()) };
+    let message = lines.get(index + 1).map_or("", |message| message.trim());
+    Some(format!("panic: {message} ({})", place.trim_end_matches(':')))
 }
 
 #[cfg(test)]
@@ -138,7 +139,7 @@ mod tests {
         let check = |log: &str, expected: Option<&str>| assert_eq!(last_words(log).as_deref(), expected);
         check(
             "loading\nthread 'main' panicked at src/x.rs:3:5:\nindex out of bounds\nnote: run with `RUST_BACKTRACE=1`\n",
-            Some("index out of bounds, thread 'main' panicked at src/x.rs:3:5"),
+            Some("panic: index out of bounds (src/x.rs:3:5)"),
         );
         check(
             "memory allocation of 4611686018427387904 bytes failed\n",

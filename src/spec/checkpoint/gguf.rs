@@ -72,7 +72,7 @@ fn convert(
     file.rewind().map_err(Error::io("read", path))?;
     let content = Content::read(&mut file).map_err(|error| {
         problem((
-            format!("its header cannot be read: {}", shown(&error.to_string(), LINE.most)),
+            format!("its header cannot be read: {}", first_line(&error)),
             "the file is incomplete, or not GGUF version 1 to 3; fetch it again".to_owned(),
         ))
     })?;
@@ -115,6 +115,12 @@ fn convert(
 
 /// The problem and its remedy.
 type Problem = (String, String);
+
+/// A candle error without the backtrace that it may carry.
+fn first_line(error: &candle_core::Error) -> String {
+    let text = error.to_string();
+    shown(text.lines().next().unwrap_or_default(), LINE.most).into_owned()
+}
 
 /// A problem of a damaged file, which only another file solves.
 fn damaged(reason: impl Into<String>) -> Problem {

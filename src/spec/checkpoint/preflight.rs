@@ -52,6 +52,7 @@ pub(crate) fn check(folder: &Path, allow_remote_code: bool) -> Result<Checked, E
     let (config, model_type, mut notes) = check_config(folder, allow_remote_code)?;
     let is_quantised = config_value(&config, "quantization_config").is_some_and(|value| !value.is_null());
     let weights = check_weights(folder, is_quantised)?;
+    TOKENIZER_FILES.iter().try_for_each(|name| check_kind(&folder.join(name)))?;
     let tokenizer_files: Vec<_> =
         TOKENIZER_FILES.iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect();
     let tokenizer = Some(folder.join("tokenizer.json")).filter(|path| path.is_file());

@@ -229,6 +229,23 @@ fn the_basis_of_a_verdict_is_its_evidence_as_data() {
     assert_eq!(broken["basis"]["found"]["sides"][1]["nan"], 1, "{broken}");
 }
 
+#[test]
+fn two_sides_without_a_finite_logit_are_incomparable_and_not_identical() {
+    let shape = [1, 2, 8];
+    let mut files = Files::new();
+    files
+        .add("a", Dtype::F32, shape, &[f64::NAN; 16])
+        .add("b", Dtype::F32, shape, &[f64::NAN; 16])
+        .add("c", Dtype::F32, shape, &[f64::INFINITY; 16])
+        .add("d", Dtype::F32, shape, &[1.0; 16]);
+    let found = judged(&files, &["a", "b", "c", "d"]);
+    let reason = "neither side has a finite logit".to_owned();
+    for (a, b) in [("a", "b"), ("a", "c")] {
+        assert_eq!(of(&found, a, b).decision, Decision::Incomparable { reason: reason.clone() });
+    }
+    assert_eq!(of(&found, "a", "d").decision, Decision::Diverged);
+}
+
 /// The fused variant's modules were replayed with a known variant's inputs, and all of them agreed.
 #[test]
 fn near_ties_of_routers_alone_are_no_divergence() {

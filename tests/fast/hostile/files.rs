@@ -3,16 +3,27 @@
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
+use super::unwrapped;
 use crate::support::{Sandbox, stderr};
+
+#[test]
+fn the_table_of_limits_is_in_the_documentation() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FAULTS.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (_, table) = text.split_once("## Limits").unwrap();
+    let rows: Vec<String> =
+        bounds::limits::LIMITS.iter().map(|limit| format!("| {} | {} |", limit.most, limit.of)).collect();
+    let found: Vec<&str> =
+        table.lines().filter(|line| line.starts_with("| ") && !line.contains("at most")).collect();
+    assert_eq!(found, rows, "the rows should be:\n{}", rows.join("\n"));
+}
 
 /// The exit code and the message of `tfcheck` within ten seconds.
 fn told(sandbox: &Sandbox, arguments: &[&str]) -> (Option<i32>, String) {
     let begun = Instant::now();
     let output = sandbox.tfcheck(arguments);
     assert!(begun.elapsed() < Duration::from_secs(10), "{arguments:?}");
-    // miette wraps its messages.
-    let message = stderr(&output).replace('│', " ");
-    (output.status.code(), message.split_whitespace().collect::<Vec<_>>().join(" "))
+    (output.status.code(), unwrapped(&stderr(&output)))
 }
 
 #[test]

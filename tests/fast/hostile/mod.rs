@@ -3,5 +3,11 @@
 mod files;
 mod folders;
 mod hub;
+mod mutations;
 mod tokenizers;
 mod workers;
+
+/// A message without the line ends and the marks that miette adds.
+fn unwrapped(message: &str) -> String {
+    message.replace('│', " ").split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -36,7 +36,8 @@ fn times_that_cannot_be_are_a_failed_cell() {
 
 #[test]
 fn logits_that_a_worker_damages_after_its_reply_are_a_failed_cell() {
-    let (code, shown, words, _sandbox) = run("damages_logits");
+    let (code, shown, words, sandbox) = run("damages_logits");
     assert_eq!((code, &*words[1]), (Some(3), "missing_result"), "{shown}");
-    assert!(shown.contains("has 100 bytes, and the worker wrote"), "{shown}");
+    let summary = sandbox.only_run().text("summary.md");
+    assert!(summary.contains("has 100 bytes, and the worker wrote"), "{summary}");
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::metadata::Metadata;
 use super::names::Architecture;
-use super::{Problem, damaged};
+use super::{Problem, damaged, first_line};
 
 pub(super) fn build(
     architecture: Architecture,
@@ -140,7 +140,8 @@ fn rope_scaling(
             let tensor = content.tensor(&mut bounds::file::open(path)?, "rope_freqs.weight", &Device::Cpu)?;
             tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()
         };
-        let factors = read().map_err(|error| damaged(format!("tensor `rope_freqs.weight`: {error}")))?;
+        let factors =
+            read().map_err(|error| damaged(format!("tensor `rope_freqs.weight`: {}", first_line(&error))))?;
         return llama3_scaling(&factors, head_dim, rope_theta).ok_or_else(|| unknown("rope_freqs.weight"));
     }
     let key = |name: &str| format!("{}.rope.scaling.{name}", architecture.name());

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::metadata::Metadata;
 use super::names::{Architecture, Change};
-use super::{Problem, damaged};
+use super::{Problem, damaged, first_line};
 use crate::spec::checkpoint::{Error, Progress, Settings, Step};
 
 /// Bytes of f32 per step, which bounds the memory that an import needs.
@@ -170,7 +170,7 @@ fn copy(
         let values = qtensor_from_ggml(info.ggml_dtype, &raw, vec![count, columns], &Device::Cpu)
             .and_then(|tensor| tensor.dequantize(&Device::Cpu))
             .and_then(|tensor| tensor.flatten_all()?.to_vec1::<f32>())
-            .map_err(|error| problem(error.to_string()))?;
+            .map_err(|error| problem(first_line(&error)))?;
         let shift = if entry.change == Change::PlusOne { 1.0 } else { 0.0 };
         let bytes: Vec<u8> = values.into_iter().flat_map(|value| (value - shift).to_le_bytes()).collect();
         sink(&bytes)?;
