@@ -7,16 +7,21 @@ mod device;
 mod elementwise;
 mod experts;
 mod gemv;
+#[path = "../../src/kernels/tests/noise.rs"]
+mod noise;
 mod norm;
 mod planted;
+#[path = "../../src/kernels/tests/reference.rs"]
+mod reference;
 mod rope;
 
 use std::sync::{Arc, LazyLock};
 
 use half::{bf16, f16};
 
-use super::{Dtype, Emulator, Gpu, Order, Region};
-use crate::kernels::tests::Noise;
+use models::cuda::{Dtype, Emulator, Gpu, Order, Region};
+
+use self::noise::Noise;
 
 /// Unit roundoff of F32.
 const U32: f64 = 1.0 / (1 << 24) as f64;

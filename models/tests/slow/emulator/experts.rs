@@ -1,9 +1,10 @@
 use proptest::prelude::*;
 
 use super::{U32, close, get, noise, on_both, put, rounded, roundoff, stored};
-use crate::cuda::kernels::{ExpertRows, GroupedMatMul, MixExperts, Route, RouterScores};
-use crate::cuda::{Dtype, Region};
-use crate::kernels::tests::{Noise, reference};
+use models::cuda::kernels::{ExpertRows, GroupedMatMul, MixExperts, Route, RouterScores};
+use models::cuda::{Dtype, Region};
+use super::noise::Noise;
+use super::reference;
 
 #[derive(Clone, Debug)]
 struct Case {

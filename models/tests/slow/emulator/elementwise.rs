@@ -1,11 +1,12 @@
 use proptest::prelude::*;
 
 use super::{U32, close, get, noise, on_both, put, stored};
-use crate::cuda::kernels::{
+use models::cuda::kernels::{
     Activation, Cast, CopyColumns, Embed, Gate, Map, MapOp, MeanOfRealTokens, Softmax,
 };
-use crate::cuda::{Dtype, Region};
-use crate::kernels::tests::{Noise, reference};
+use models::cuda::{Dtype, Region};
+use super::noise::Noise;
+use super::reference;
 
 const ACTIVATIONS: [Activation; 7] = [
     Activation::Silu,

@@ -1,9 +1,10 @@
 use proptest::prelude::*;
 
 use super::{U32, close, get, noise, on_both, put, rounded, stored};
-use crate::cuda::kernels::{Norm, NormForm};
-use crate::cuda::{Dtype, Region};
-use crate::kernels::tests::{Noise, reference};
+use models::cuda::kernels::{Norm, NormForm};
+use models::cuda::{Dtype, Region};
+use super::noise::Noise;
+use super::reference;
 
 #[expect(clippy::struct_excessive_bools, reason = "each is a choice that the kernel leaves open")]
 #[derive(Clone, Debug)]

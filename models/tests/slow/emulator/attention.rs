@@ -3,12 +3,13 @@ use std::ops::Range;
 use proptest::prelude::*;
 
 use super::{GPUS, U32, close, get, noise, on_both, put, roundoff};
-use crate::cuda::kernels::{
+use models::cuda::kernels::{
     Attention, AttentionBias, CacheRegions, HeadNorm, PassState, QkvLayout, RopeIntoCache, RopeTables,
     Visible,
 };
-use crate::cuda::{Dtype, Gpu, Region};
-use crate::kernels::tests::{Noise, reference};
+use models::cuda::{Dtype, Gpu, Region};
+use super::noise::Noise;
+use super::reference;
 use std::sync::Arc;
 
 #[derive(Clone, Debug)]

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::attention::{Case, run, tolerance};
 use super::{get, put};
-use crate::cuda::kernels::{Norm, NormForm};
-use crate::cuda::{Dtype, Emulator, Gpu, Order, Region};
+use models::cuda::kernels::{Norm, NormForm};
+use models::cuda::{Dtype, Emulator, Gpu, Order, Region};
 
 /// The largest error of attention divided by its tolerance, after replacing `from` by `to` in the source.
 fn worst(case: &Case, from: &str, to: &str) -> f64 {
@@ -62,7 +62,7 @@ fn wrong_fragments_strides_and_stages_are_detected() {
     }
 }
 
-fn norm(gpu: &Arc<dyn Gpu>) -> crate::Result<Vec<f64>> {
+fn norm(gpu: &Arc<dyn Gpu>) -> models::Result<Vec<f64>> {
     let xs: Vec<f64> = (0..2 * 640).map(|i| f64::from(i % 13) - 5.0).collect();
     let (xs, out) = (put(gpu, Dtype::F32, &xs), Region::room(gpu, Dtype::F32, 2 * 640)?);
     let norm = Norm {

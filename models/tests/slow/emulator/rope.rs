@@ -1,9 +1,10 @@
 use proptest::prelude::*;
 
 use super::{U32, close, get, noise, on_both, put, rounded, stored};
-use crate::cuda::kernels::{CacheRegions, HeadNorm, PassState, QkvLayout, RopeIntoCache, RopeTables};
-use crate::cuda::{Dtype, Region};
-use crate::kernels::tests::{Noise, reference};
+use models::cuda::kernels::{CacheRegions, HeadNorm, PassState, QkvLayout, RopeIntoCache, RopeTables};
+use models::cuda::{Dtype, Region};
+use super::noise::Noise;
+use super::reference;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Heads {
