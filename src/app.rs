@@ -11,6 +11,7 @@ use miette::{IntoDiagnostic, Report, Result, WrapErr};
 use crate::cli::{Baseline, Cli, Command, List, Selection};
 use crate::commands::bench;
 use crate::commands::bisect;
+use crate::commands::check_worker;
 use crate::commands::compare;
 use crate::commands::explain;
 use crate::commands::gpu_check;
@@ -25,6 +26,7 @@ use crate::hunt::localize::LocalizeError;
 use crate::judge::baseline;
 use crate::judge::exit_code::ExitCode;
 use crate::results::{ResultsError, RunFolder};
+use crate::spec::checkpoint;
 use crate::spec::config::{self, Config};
 use crate::spec::machine;
 use crate::spec::plan::{CasePlan, CellPlan, Filters, Plan};
@@ -61,6 +63,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Record(arguments) => record(cli, arguments),
         Command::List(List::Models) => say(&list::models()),
         Command::Localize(arguments) => localize(cli, arguments),
+        Command::CheckWorker(arguments) => check_worker(arguments),
         Command::Worker(arguments) => serve(arguments),
     }
 }
@@ -360,7 +363,12 @@ fn record(cli: &Cli, arguments: &crate::cli::Record) -> Result<ExitCode> {
     if finished.code == ExitCode::Interrupted {
         return Ok(finished.code);
     }
-    say(&record::write(&finished.folder, &cache, &arguments.out, arguments.positions)?)
+    let out = record::Out {
+        folder: &arguments.out,
+        positions: arguments.positions,
+        modules: &arguments.modules,
+    };
+    say(&record::write(&finished.folder, &request, &out)?)
 }
 
 fn plan_text(selection: &Selection) -> Result<String> {
@@ -430,6 +438,20 @@ fn resumed(folder: &RunFolder, adapt: fn(&mut Plan)) -> Result<(config::Loaded, 
     Ok((config::Loaded { config, text, path: Some(path) }, plan))
 }
 
+/// Whether a program speaks the worker protocol.
+fn check_worker(arguments: &crate::cli::CheckWorker) -> Result<ExitCode> {
+    let settings = checkpoint::Settings::new(cache_folder()?);
+    let checkpoint = checkpoint::resolve(&arguments.checkpoint, &settings, &mut |_| {})?;
+    let found = check_worker::check(&check_worker::Subject {
+        program: &arguments.program,
+        checkpoint: &checkpoint,
+        timeout: Duration::from_secs(arguments.timeout),
+        stop: &*stop_on_signals()?,
+    })?;
+    say(&found.to_string())?;
+    Ok(found.exit_code())
+}
+
 fn serve(arguments: &crate::cli::Worker) -> Result<ExitCode> {
     let cuda = models::cuda::driver::Setting {
         pythons: arguments.pythons.clone(),
@@ -437,7 +459,7 @@ fn serve(arguments: &crate::cli::Worker) -> Result<ExitCode> {
         ..models::cuda::driver::Setting::default()
     };
     let mut engine = worker::engine(arguments.upstream, cuda);
-    worker::serve(engine.as_mut()).into_diagnostic().wrap_err("the worker lost its descriptors")?;
+    worker::run(engine.as_mut()).into_diagnostic().wrap_err("the worker lost its descriptors")?;
     Ok(ExitCode::Agree)
 }
 

@@ -108,6 +108,8 @@ pub enum Command {
     Explain(Explain),
     /// Record transformers' logits, so that a port can be tested against them without Python.
     Record(Record),
+    /// Check request by request whether a program speaks the worker protocol.
+    CheckWorker(CheckWorker),
     /// Serve one cell of a native model on the worker descriptors.
     #[command(hide = true)]
     Worker(Worker),
@@ -300,6 +302,9 @@ pub struct Record {
     /// Number of real positions whose logits are kept, evenly spaced and including each sequence's last. Default: all.
     #[arg(long, value_name = "N")]
     pub positions: Option<usize>,
+    /// Also keep the outputs of modules that match this glob over their paths, such as `model.layers.*`, so that a failing test names the first one that departs; repeatable.
+    #[arg(long = "modules", value_name = "GLOB")]
+    pub modules: Vec<String>,
     /// Folder in which the run folder is created.
     #[arg(long, value_name = "FOLDER", default_value = "results")]
     pub results: PathBuf,
@@ -446,6 +451,20 @@ fn dtype(text: &str) -> Result<Dtype, String> {
         .into_iter()
         .find(|&dtype| dtype_name(dtype) == text)
         .ok_or_else(|| "one of f64, f32, bf16, f16".to_owned())
+}
+
+/// Arguments of `tfcheck check-worker`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct CheckWorker {
+    /// Checkpoint that the program loads: hub id, folder, GGUF file or synthetic:MODEL_TYPE.
+    #[arg(long, value_name = "SOURCE", default_value = "synthetic:llama:tiny")]
+    pub checkpoint: String,
+    /// Seconds that one request may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub timeout: u64,
+    /// The program and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    pub program: Vec<String>,
 }
 
 /// Arguments of the hidden `tfcheck worker`.

@@ -51,7 +51,7 @@ mod starcoder2;
 mod xlm_roberta;
 
 pub use cache::Cache;
-pub use config::ConfigReader;
+pub use config::{ConfigReader, is_neutral};
 pub use error::{Error, Result};
 pub use inputs::{Inputs, PassInputs};
 pub use load::{Loaded, load, load_on_gpu};

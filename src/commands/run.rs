@@ -2,6 +2,7 @@
 
 mod keys;
 mod localize;
+mod modules;
 mod prepare;
 mod relations;
 mod runners;
@@ -27,6 +28,7 @@ use crate::spec::machine::{self, Machine};
 use crate::spec::plan::{CellPlan, Plan};
 use crate::spec::variant;
 pub use localize::{Wanted, localize};
+pub use modules::modules;
 pub(crate) use prepare::specification;
 use prepare::{Preparation, PreparedCase};
 pub use relations::relations;

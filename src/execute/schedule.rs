@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use reference::protocol::{Forward, Load, Positions, Reply, Request, Time, Timed, Trace};
+use reference::protocol::{Dtype, Forward, Load, Positions, Reply, Request, Time, Timed, Trace};
 
 use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::execute::progress::{Progress, Task};
@@ -241,7 +241,11 @@ impl<'a> Schedule<'a> {
                 "the worker does not support prefill: it computed one full-sequence pass".into(),
             ));
         }
-        verify_logits(&path, &forwarded.shape, forwarded.positions)?;
+        let stored = verify_logits(&path, &forwarded.shape, forwarded.positions)?.storage();
+        if job.load.dtype == Dtype::F64 && stored != compare::Dtype::F64 {
+            let stored = stored.name();
+            return Err(NoResult::Unsupported(format!("asked for float64, it wrote logits in {stored}")));
+        }
         let mut notes = job.notes.clone();
         notes.extend(ready.notes);
         notes.extend(forwarded.notes);
@@ -261,7 +265,10 @@ impl<'a> Schedule<'a> {
             peak_bytes: forwarded.peak_bytes,
             unfinished: None,
             noise: None,
-            ignored_keys: ready.ignored_keys,
+            ignored_keys: ready.ignored_keys.map(|mut keys| {
+                keys.retain(|key| !models::is_neutral(key));
+                keys
+            }),
             translated: ready.translated,
             unread_tensors: ready.unread_tensors,
             graphs: forwarded.graphs,

@@ -225,6 +225,9 @@ pub struct Command {
     pub name: String,
     /// The program and its arguments; it is started in the folder of this file.
     pub program: Vec<String>,
+    /// Whether the program computes in float64 when asked to, so that `oracle = true` asks it too. A program with `tfcheck_port::serve` does. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub float64: bool,
 }
 
 /// How the cells are run.

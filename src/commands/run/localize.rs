@@ -9,7 +9,7 @@ use miette::{IntoDiagnostic, Result};
 use reference::protocol::{Attention, Mode};
 
 use super::{PreparedCase, RunRequest, Runners, load, prepare};
-use crate::hunt::localize::{self, LocalizeError, Localized, Options, Request, Side};
+use crate::hunt::localize::{self, Finding, LocalizeError, Localized, Options, Request, Side};
 use crate::judge::assess::ONE_PASS;
 use crate::judge::findings::case_groups;
 use crate::judge::view::{CaseView, RunView};
@@ -246,6 +246,7 @@ impl EndOfRun<'_> {
                 let [a, b] = &names;
                 self.request.progress.line(&format!("{}: localising {a} / {b}", case.name));
                 match pair.localize(cells, &Options::default()) {
+                    Ok(localized) if is_hidden_program(cells, &localized) => {}
                     Ok(localized) => {
                         is_changed |= !localized.is_divergence();
                         case.localized.push(localized);
@@ -323,7 +324,10 @@ fn representatives<'a>(
     }
     let plain = |cell: &CellPlan| {
         let Variant { mode, attention, .. } = &cell.variant;
-        usize::from(*mode != Mode::Eager) + usize::from(*attention == Some(Attention::Sdpa))
+        let is_program = cell.variant.runner == Runner::Command;
+        usize::from(*mode != Mode::Eager)
+            + usize::from(*attention == Some(Attention::Sdpa))
+            + 2 * usize::from(is_program)
     };
     // The sort is stable: among equals the order of the cells decides, in which the reference comes first.
     pairs.sort_by_key(|[a, b]| (a.variant.dtype != b.variant.dtype, plain(a) + plain(b)));
@@ -334,9 +338,15 @@ fn representatives<'a>(
     pairs.into_iter().find(|pair| state(*pair) == Tries::Open)
 }
 
-/// Whether the runner can capture a cell's modules; external programs and candle-transformers' ports cannot.
+/// Whether the runner may capture a cell's modules: a program may offer it, candle-transformers' ports do not.
 fn sees_modules(cell: &CellPlan) -> bool {
-    matches!(cell.variant.runner, Runner::Transformers | Runner::Candle)
+    matches!(cell.variant.runner, Runner::Transformers | Runner::Candle | Runner::Command)
+}
+
+/// Whether a program that shows no modules is the reason that nothing was found.
+fn is_hidden_program(cells: [&CellPlan; 2], localized: &Localized) -> bool {
+    matches!(localized.finding, Finding::Logits { .. })
+        && cells.iter().any(|cell| cell.variant.runner == Runner::Command)
 }
 
 /// Whether a pair is a variant's cached run and its own full-sequence forward pass.

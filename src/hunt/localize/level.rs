@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use reference::protocol::{Capture, CapturedModule, Dtype, Reply, Request as Ask};
+use reference::protocol::{glob, Capture, CapturedModule, Dtype, Reply, Request as Ask};
 
 use super::capture::{Level, Name, capture, joined, replay};
 use super::live::{Found, Live, Open};
@@ -11,7 +11,6 @@ use super::routed::{self, Sifted};
 use super::walk::{Limit, Suspect, ancestors, is_coarse, is_in, suspect};
 use super::{Between, Divergence, Finding, LocalizeError};
 use crate::execute::runner::NoResult;
-use crate::spec::plan::glob;
 
 use crate::results::localized::{ModuleError, ROOT};
 

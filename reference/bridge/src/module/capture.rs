@@ -9,7 +9,7 @@ use super::context::within;
 use super::failure::Stop;
 use super::forward;
 use super::load::Loaded;
-use crate::protocol::{Capture, Captured, CapturedModule, Dtype, Replay, Replayed};
+use protocol::{Capture, Captured, CapturedModule, Dtype, Replay, Replayed};
 
 /// Runs one forward pass without capture and one with capture.
 pub(super) fn capture(py: Python<'_>, loaded: &Loaded, request: &Capture) -> Result<Captured, Stop> {

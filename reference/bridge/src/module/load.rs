@@ -14,7 +14,7 @@ use super::failure::Stop;
 use super::float64::{self, Float64};
 use super::report::attention_name;
 use super::{compile, inputs, report};
-use crate::protocol::{Attention, Dtype, Load, Mode, NewInputs, PROTOCOL_VERSION, Ready, TakenInputs};
+use protocol::{Attention, Dtype, Load, Mode, NewInputs, PROTOCOL_VERSION, Ready, TakenInputs};
 use crate::translation::{Translated, rope_thetas, translate};
 use crate::versions::{Versions, WrongShapes};
 

@@ -7,7 +7,7 @@ use pyo3::types::PyDict;
 use serde_json::{Map, Value};
 
 use super::failure::Stop;
-use crate::protocol::Attention;
+use protocol::Attention;
 use crate::translation::rope_thetas;
 
 /// The keys of `config` that the version's config class has no field for; `None` if that is unknown.

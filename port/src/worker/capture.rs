@@ -1,19 +1,20 @@
-//! A native forward pass that writes the inputs and outputs of modules, or replays one module with a stored input.
+//! A forward pass that writes the inputs and outputs of modules, or replays one module with a stored input.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use models::Probe;
-use reference::protocol::{Capture, CapturedModule, CapturedTensor, Failed, Replay, Replayed};
+use protocol::{Capture, CapturedModule, CapturedTensor, Failed, Replay, Replayed};
 
-use super::failure::exception;
-use crate::spec::plan::glob;
+use super::failure::{exception, failure};
+use crate::probe::Probe;
 
 /// Writes inputs and outputs of the modules that match a glob, until the byte limit is reached.
-pub(super) struct Writer<'a> {
-    request: &'a Capture,
+pub struct Writer {
+    request: Capture,
+    /// What the records say instead of a class.
+    class: &'static str,
     /// The dtype in which tensors are stored.
     element: DType,
     records: Vec<CapturedModule>,
@@ -23,12 +24,15 @@ pub(super) struct Writer<'a> {
     files: usize,
     bytes: u64,
     failed: Option<Failed>,
+    saw_modules: bool,
 }
 
-impl<'a> Writer<'a> {
-    pub(super) fn new(request: &'a Capture, element: DType) -> Self {
+impl Writer {
+    /// Writes what `request` asks for; the model has no classes, so `class` names what it is.
+    pub fn new(request: &Capture, class: &'static str, element: DType) -> Self {
         Self {
-            request,
+            request: request.clone(),
+            class,
             element,
             records: Vec::new(),
             calls: HashMap::new(),
@@ -36,16 +40,38 @@ impl<'a> Writer<'a> {
             files: 0,
             bytes: 0,
             failed: None,
+            saw_modules: false,
         }
     }
 
+    /// Whether the pass showed any module, wanted or not.
+    pub fn saw_modules(&self) -> bool {
+        self.saw_modules
+    }
+
     /// The captured modules and the bytes written.
-    pub(super) fn finish(self) -> Result<(Vec<CapturedModule>, u64), Failed> {
+    ///
+    /// # Errors
+    /// When a tensor could not be written.
+    pub fn finish(self) -> Result<(Vec<CapturedModule>, u64), Failed> {
         self.failed.map_or(Ok((self.records, self.bytes)), Err)
     }
 
     fn is_wanted(&self, path: &str) -> bool {
-        self.request.modules.iter().any(|pattern| glob(pattern.as_bytes(), path.as_bytes()))
+        self.request.modules.iter().any(|pattern| protocol::glob(pattern.as_bytes(), path.as_bytes()))
+    }
+
+    fn record(&mut self, path: &str, input: Option<CapturedTensor>, output: Option<CapturedTensor>) {
+        let calls = self.calls.entry(path.to_owned()).or_default();
+        self.records.push(CapturedModule {
+            path: path.to_owned(),
+            call: *calls,
+            class: self.class.to_owned(),
+            input,
+            output,
+            more: Vec::new(),
+        });
+        *calls += 1;
     }
 
     fn write(&mut self, tensor: &Tensor) -> CapturedTensor {
@@ -70,24 +96,14 @@ impl<'a> Writer<'a> {
     }
 }
 
-impl Probe for Writer<'_> {
+impl Probe for Writer {
     fn enter(&mut self, path: &str, input: &Tensor) {
-        if !self.is_wanted(path) {
-            return;
+        self.saw_modules = true;
+        if self.is_wanted(path) {
+            let input = self.write(input);
+            self.open.push(self.records.len());
+            self.record(path, Some(input), None);
         }
-        let input = self.write(input);
-        let calls = self.calls.entry(path.to_owned()).or_default();
-        self.open.push(self.records.len());
-        self.records.push(CapturedModule {
-            path: path.to_owned(),
-            call: *calls,
-            // The native models have no classes.
-            class: "native".to_owned(),
-            input: Some(input),
-            output: None,
-            more: Vec::new(),
-        });
-        *calls += 1;
     }
 
     fn leave(&mut self, path: &str, output: &Tensor) {
@@ -99,26 +115,38 @@ impl Probe for Writer<'_> {
             self.records[index].output = Some(output);
         }
     }
+
+    fn output(&mut self, path: &str, output: &Tensor) {
+        self.saw_modules = true;
+        if self.is_wanted(path) {
+            let output = self.write(output);
+            self.record(path, None, Some(output));
+        }
+    }
 }
 
 /// Replays one call of a module with a stored input and writes its output.
-pub(super) struct Feeder<'a> {
-    request: &'a Replay,
+pub struct Feeder {
+    request: Replay,
     stored: Vec<u8>,
     calls: usize,
     is_fed: bool,
     result: Option<Result<Replayed, Failed>>,
 }
 
-impl<'a> Feeder<'a> {
-    pub(super) fn new(request: &'a Replay) -> Result<Self, Failed> {
+impl Feeder {
+    /// # Errors
+    /// When the stored tensor cannot be read.
+    pub fn new(request: &Replay) -> Result<Self, Failed> {
         let stored = fs::read(&request.input)
             .map_err(|error| exception(format!("cannot read {}: {error}", request.input.display())))?;
-        Ok(Self { request, stored, calls: 0, is_fed: false, result: None })
+        Ok(Self { request: request.clone(), stored, calls: 0, is_fed: false, result: None })
     }
 
-    pub(super) fn finish(self) -> Result<Replayed, Failed> {
-        let Replay { module, call, .. } = self.request;
+    /// # Errors
+    /// When the module was not called so often, or its output could not be written.
+    pub fn finish(self) -> Result<Replayed, Failed> {
+        let Replay { module, call, .. } = &self.request;
         self.result.unwrap_or_else(|| Err(exception(format!("{module} has no call {call}"))))
     }
 
@@ -131,7 +159,7 @@ impl<'a> Feeder<'a> {
     }
 }
 
-impl Probe for Feeder<'_> {
+impl Probe for Feeder {
     fn enter(&mut self, _path: &str, _input: &Tensor) {}
 
     fn replace_input(&mut self, path: &str, input: &Tensor) -> Option<Tensor> {
@@ -146,7 +174,7 @@ impl Probe for Feeder<'_> {
         match self.tensor(input) {
             Ok(tensor) => Some(tensor),
             Err(error) => {
-                self.result = Some(Err(super::failure::tensor_failure(error)));
+                self.result = Some(Err(failure(error)));
                 None
             }
         }
@@ -161,7 +189,7 @@ impl Probe for Feeder<'_> {
 }
 
 /// Whether two tensors have equal bits; any NaN equals any other NaN.
-pub(super) fn same(a: &Tensor, b: &Tensor) -> candle_core::Result<bool> {
+pub fn same(a: &Tensor, b: &Tensor) -> candle_core::Result<bool> {
     let values = |tensor: &Tensor| tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
     let (a, b) = (values(a)?, values(b)?);
     let equal = |(a, b): (&f64, &f64)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
@@ -169,7 +197,7 @@ pub(super) fn same(a: &Tensor, b: &Tensor) -> candle_core::Result<bool> {
 }
 
 /// The dtype in which tensors of a model in `dtype` are stored.
-pub(super) fn element(dtype: DType) -> DType {
+pub fn element(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
@@ -182,6 +210,6 @@ fn write(tensor: &Tensor, element: DType, path: &Path) -> Result<(), Failed> {
             _ => flat.to_vec1::<f32>()?.iter().flat_map(|x| x.to_le_bytes()).collect(),
         })
     });
-    let bytes = bytes.map_err(super::failure::tensor_failure)?;
+    let bytes = bytes.map_err(failure)?;
     fs::write(path, bytes).map_err(|error| exception(format!("cannot write {}: {error}", path.display())))
 }

@@ -3,12 +3,13 @@
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use models::Probe;
 use serde_json::json;
+
+use crate::probe::Probe;
 
 /// Records one span per module, named by its transformers module path, with input and output shapes.
 #[derive(Debug)]
-pub(super) struct ChromeTrace {
+pub struct ChromeTrace {
     device: Device,
     start: Instant,
     open: Vec<(f64, Vec<usize>)>,
@@ -17,12 +18,17 @@ pub(super) struct ChromeTrace {
 
 impl ChromeTrace {
     /// A trace that starts now. Each span ends when `device` has finished its work.
-    pub(super) fn new(device: Device) -> Self {
+    pub fn new(device: Device) -> Self {
         Self { device, start: Instant::now(), open: Vec::new(), events: Vec::new() }
     }
 
+    /// Whether no module was seen.
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
     /// The trace in the JSON object format.
-    pub(super) fn json(mut self) -> Vec<u8> {
+    pub fn json(mut self) -> Vec<u8> {
         // A viewer nests spans by time; the order in the file only helps people who read it.
         self.events
             .sort_by(|a, b| a["ts"].as_f64().unwrap_or(0.0).total_cmp(&b["ts"].as_f64().unwrap_or(0.0)));

@@ -9,7 +9,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use crate::protocol::{Time, Timed};
+use crate::{Time, Timed};
 
 /// Side of the matrices, three of which fit into the L1 cache, and number of products: 2 to 3 ms, because
 /// readings of a fifth of that vary by 12 % on a quiet core.

@@ -11,7 +11,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 mod again;
+mod glob;
+pub mod yardstick;
 
+pub use glob::glob;
 pub use again::{Generate, Generated, NewInputs, TakenInputs, forward_passes};
 
 /// Version of this protocol; a worker refuses a [`Load`] that carries another.
@@ -223,7 +226,7 @@ pub struct Time {
     /// inputs and the tokens decoded before. 0 for none.
     #[serde(default)]
     pub decode: usize,
-    /// Threads that run the calibration loop ([`crate::yardstick`]) before and after the timed passes; 0 for
+    /// Threads that run the calibration loop ([`yardstick`]) before and after the timed passes; 0 for
     /// no reading.
     #[serde(default)]
     pub yardstick: usize,
