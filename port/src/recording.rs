@@ -149,10 +149,11 @@ pub struct Module {
     pub values: Vec<f32>,
 }
 
-/// Values of a tensor with one vector for each position, `[batch, seq, width]`, and the width: those of `[batch, seq, …]`, or of
-/// `[batch, heads, seq, width]` with the heads side by side. `None` for other shapes.
+/// Values of a tensor with one vector for each position, `[batch, seq, width]`, and the width: those of `[batch * seq, …]`,
+/// of `[batch, seq, …]`, or of `[batch, heads, seq, width]` with the heads side by side. `None` for other shapes.
 pub fn by_position(values: Vec<f64>, shape: &[usize], batch: usize, seq: usize) -> Option<(Vec<f64>, usize)> {
     match *shape {
+        [all, width] if all == batch * seq => Some((values, width)),
         [b, s, width] if (b, s) == (batch, seq) => Some((values, width)),
         [b, s, heads, width] if (b, s) == (batch, seq) && heads != seq => Some((values, heads * width)),
         [b, heads, s, width] if (b, s) == (batch, seq) && width != seq => {

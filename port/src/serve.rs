@@ -93,7 +93,7 @@ pub fn serve<F>(name: &str, load: F) -> ExitCode
 where
     F: FnMut(&Checkpoint) -> Result<Port, Box<dyn Error>>,
 {
-    let mut engine = PortEngine { name: name.to_owned(), load, running: None };
+    let mut engine = PortEngine { load, running: None };
     match run(&mut engine) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -282,7 +282,6 @@ impl Running {
 
 /// The engine of a user's port.
 struct PortEngine<F> {
-    name: String,
     load: F,
     running: Option<Running>,
 }
@@ -313,11 +312,7 @@ impl<F: FnMut(&Checkpoint) -> Result<Port, Box<dyn Error>>> Engine for PortEngin
         let notes = running.note()?.into_iter().collect();
         self.running = Some(running);
         Ok(Ready {
-            libraries: [
-                ("tfcheck-port".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-                (self.name.clone(), String::from("own program")),
-            ]
-            .into(),
+            libraries: [("tfcheck-port".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),
             load_ns: start.elapsed().as_nanos() as u64,
             notes,
             ignored_keys: checkpoint.unread_keys(),

@@ -26,6 +26,7 @@ mod overview;
 mod pipeline;
 #[path = "../support/relations.rs"]
 mod planted_relations;
+mod ports;
 mod recording;
 mod relations;
 mod report;

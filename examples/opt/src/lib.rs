@@ -1,9 +1,9 @@
 //! OPT for candle, after `modeling_opt.py` of transformers 5.23.0. docs/port-a-model.md tells how it was written.
 //!
-//! OPT-350m's post-norm form and its projections of the embedding are left out: [`Opt::new`] refuses them.
+//! What only OPT-350m and Galactica switch on is left out: [`Opt::new`] refuses it.
 
 use candle_core::{D, DType, Module, Result, Tensor, bail};
-use candle_nn::{Activation, Embedding, LayerNorm, Linear, VarBuilder, embedding, layer_norm, linear, ops};
+use candle_nn::{Activation, Embedding, Linear, VarBuilder, embedding, linear, ops};
 use serde::Deserialize;
 use tfcheck_port::{Inputs, probe};
 
@@ -22,7 +22,19 @@ pub struct Config {
     word_embed_proj_dim: usize,
     activation_function: Activation,
     do_layer_norm_before: bool,
+    #[serde(default, rename = "_remove_final_layer_norm")]
+    remove_final_layer_norm: bool,
+    #[serde(default = "yes")]
+    enable_bias: bool,
+    #[serde(default = "yes")]
+    layer_norm_elementwise_affine: bool,
+    /// transformers does not save what is its default.
+    #[serde(default = "yes")]
     tie_word_embeddings: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// An OPT for causal language modelling.
@@ -30,15 +42,15 @@ pub struct Opt {
     embed_tokens: Embedding,
     embed_positions: Embedding,
     layers: Vec<Layer>,
-    final_layer_norm: LayerNorm,
+    final_layer_norm: Norm,
     lm_head: Linear,
 }
 
 struct Layer {
     path: String,
-    self_attn_layer_norm: LayerNorm,
+    self_attn_layer_norm: Norm,
     self_attn: Attention,
-    final_layer_norm: LayerNorm,
+    final_layer_norm: Norm,
     fc1: Linear,
     fc2: Linear,
     activation: Activation,
@@ -52,14 +64,40 @@ struct Attention {
     out_proj: Linear,
 }
 
+/// Layer norm in at least f32. candle's own has a fused kernel, which lacks f64.
+struct Norm {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Norm {
+    fn new(width: usize, weights: &VarBuilder) -> Result<Self> {
+        Ok(Self { weight: weights.get(width, "weight")?, bias: weights.get(width, "bias")? })
+    }
+
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let dtype = xs.dtype();
+        let xs = if dtype == DType::F64 { xs.clone() } else { xs.to_dtype(DType::F32)? };
+        let xs = xs.broadcast_sub(&xs.mean_keepdim(D::Minus1)?)?;
+        let variance = xs.sqr()?.mean_keepdim(D::Minus1)?;
+        let xs = xs.broadcast_div(&(variance + 1e-5)?.sqrt()?)?.to_dtype(dtype)?;
+        xs.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)
+    }
+}
+
 impl Opt {
     /// Takes the weights from `weights`.
     ///
     /// # Errors
     /// When the config asks for what is left out, or a tensor is absent or has another shape.
     pub fn new(config: &Config, weights: &VarBuilder) -> Result<Self> {
-        if !config.do_layer_norm_before || config.word_embed_proj_dim != config.hidden_size {
-            bail!("only pre-norm OPT without projections of the embedding is ported");
+        let is_ported = config.do_layer_norm_before
+            && !config.remove_final_layer_norm
+            && config.enable_bias
+            && config.layer_norm_elementwise_affine
+            && config.word_embed_proj_dim == config.hidden_size;
+        if !is_ported {
+            bail!("only pre-norm OPT with biases and without projections of the embedding is ported");
         }
         let hidden = config.hidden_size;
         let decoder = weights.pp("model.decoder");
@@ -75,7 +113,7 @@ impl Opt {
             layers: (0..config.num_hidden_layers)
                 .map(|i| Layer::new(config, i, &decoder.pp(format!("layers.{i}"))))
                 .collect::<Result<_>>()?,
-            final_layer_norm: layer_norm(hidden, 1e-5, decoder.pp("final_layer_norm"))?,
+            final_layer_norm: Norm::new(hidden, &decoder.pp("final_layer_norm"))?,
             embed_tokens,
             lm_head,
         })
@@ -105,7 +143,7 @@ impl Layer {
         let projection = |name: &str| linear(hidden_size, hidden_size, weights.pp("self_attn").pp(name));
         Ok(Self {
             path: format!("model.decoder.layers.{i}"),
-            self_attn_layer_norm: layer_norm(hidden_size, 1e-5, weights.pp("self_attn_layer_norm"))?,
+            self_attn_layer_norm: Norm::new(hidden_size, &weights.pp("self_attn_layer_norm"))?,
             self_attn: Attention {
                 heads: num_attention_heads,
                 q_proj: projection("q_proj")?,
@@ -113,7 +151,7 @@ impl Layer {
                 v_proj: projection("v_proj")?,
                 out_proj: projection("out_proj")?,
             },
-            final_layer_norm: layer_norm(hidden_size, 1e-5, weights.pp("final_layer_norm"))?,
+            final_layer_norm: Norm::new(hidden_size, &weights.pp("final_layer_norm"))?,
             fc1: linear(hidden_size, ffn_dim, weights.pp("fc1"))?,
             fc2: linear(ffn_dim, hidden_size, weights.pp("fc2"))?,
             activation: config.activation_function,

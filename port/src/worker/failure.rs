@@ -24,11 +24,14 @@ pub fn not_loaded() -> Failed {
     exception("nothing is loaded yet")
 }
 
-/// A candle error: its first line is the message, because a backtrace follows it if `RUST_BACKTRACE` is set.
+/// A candle error: its first line is the message, because a backtrace follows it if `RUST_BACKTRACE` is set. An operation
+/// that candle lacks in a dtype is unsupported.
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err passes")]
 pub fn failure(error: candle_core::Error) -> Failed {
     let text = error.to_string();
-    Failed { traceback: text.clone(), ..exception(first_line(&text)) }
+    let message = first_line(&text);
+    let failed = if message.starts_with("unsupported dtype") { unsupported(message) } else { exception(message) };
+    Failed { traceback: text.clone(), ..failed }
 }
 
 /// Runs code of a port, which may panic; the panic's message becomes the reason that tfcheck shows.

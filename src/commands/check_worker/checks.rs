@@ -105,8 +105,8 @@ fn load(bench: &mut Bench) -> Result<String, Problem> {
     let unread = match (&ready.unread_tensors, &ready.ignored_keys) {
         (None, None) => "does not say what it leaves unread".to_owned(),
         (tensors, keys) => {
-            let all = [tensors.as_deref(), keys.as_deref()].into_iter().flatten().flatten();
-            let all: Vec<&str> = all.map(String::as_str).collect();
+            let keys = keys.iter().flatten().filter(|key| !models::is_neutral(key));
+            let all: Vec<&str> = keys.chain(tensors.iter().flatten()).map(String::as_str).collect();
             if all.is_empty() { "reads everything".to_owned() } else { format!("leaves unread {}", all.join(", ")) }
         }
     };

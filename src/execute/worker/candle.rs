@@ -290,7 +290,7 @@ impl CandleEngine {
     fn through_the_cache(
         &mut self,
         steps: Vec<Range<usize>>,
-        mut probe: Option<&mut Writer<'_>>,
+        mut probe: Option<&mut Writer>,
     ) -> Result<Tensor, Failed> {
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let Some(positions) = &inputs.position_ids else {
