@@ -84,8 +84,7 @@ impl Probe for Writer<'_> {
             // The native models have no classes.
             class: "native".to_owned(),
             input: Some(input),
-            output: None,
-            more: Vec::new(),
+            ..CapturedModule::default()
         });
         *calls += 1;
     }
