@@ -25,7 +25,7 @@ use crate::execute::worker;
 use crate::hunt::localize::LocalizeError;
 use crate::judge::baseline;
 use crate::judge::exit_code::ExitCode;
-use crate::results::{ResultsError, RunFolder};
+use crate::results::{Manifest, ResultsError, RunFolder};
 use crate::spec::checkpoint;
 use crate::spec::config::{self, Config};
 use crate::spec::machine;
@@ -317,7 +317,10 @@ fn search(cli: &Cli, arguments: &crate::cli::Bisect) -> Result<ExitCode> {
     if let Some(folder) = &arguments.resume {
         return bisect::resume(&context, folder);
     }
-    let mut config = Config::load(arguments.config.as_deref())?.config;
+    let mut config = match &arguments.run {
+        Some(run) => of_run(&RunFolder::open(run)?.manifest()?),
+        None => Config::load(arguments.config.as_deref())?.config,
+    };
     if !arguments.checkpoints.is_empty() {
         config = config.with_checkpoints(&arguments.checkpoints)?;
     }
@@ -415,6 +418,11 @@ fn planned(selection: &Selection) -> Result<(config::Loaded, Plan)> {
     Ok((loaded, plan))
 }
 
+/// The config of a run, with the folder that its paths are relative to.
+fn of_run(manifest: &Manifest) -> Config {
+    Config { folder: manifest.folder.clone(), ..manifest.config.clone() }
+}
+
 /// The config and the plan of a run that is resumed. A run of a tfcheck that did not keep its plan has the cells of the
 /// config that `run.json` lists, after `adapt`.
 fn resumed(folder: &RunFolder, adapt: fn(&mut Plan)) -> Result<(config::Loaded, Plan)> {
@@ -423,7 +431,7 @@ fn resumed(folder: &RunFolder, adapt: fn(&mut Plan)) -> Result<(config::Loaded, 
     let text = std::fs::read_to_string(&path)
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot read {}", path.display()))?;
-    let config = Config { folder: manifest.folder.clone(), ..manifest.config.clone() };
+    let config = of_run(&manifest);
     let plan = if let Some(plan) = manifest.plan {
         plan.checked(&config)?
     } else {

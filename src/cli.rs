@@ -210,6 +210,9 @@ pub struct Compare {
 pub struct Bisect {
     /// Config that supplies checkpoints and inputs; its `versions` are ignored. Default: ./tfcheck.toml, or a built-in config if that does not exist.
     pub config: Option<PathBuf>,
+    /// Take checkpoints and inputs from this run instead.
+    #[arg(long, value_name = "RUN", conflicts_with = "config")]
+    pub run: Option<PathBuf>,
     /// Checkpoint that replaces the config's, as in `tfcheck run`; repeatable.
     #[arg(long = "checkpoint", value_name = "SOURCE")]
     pub checkpoints: Vec<String>,
@@ -244,7 +247,7 @@ pub struct Bisect {
     #[arg(long, value_name = "COMMAND", requires = "command_repository")]
     pub build: Option<String>,
     /// Complete an interrupted bisection with its own options, keeping its finished steps.
-    #[arg(long, value_name = "BISECTION", conflicts_with_all = ["config", "checkpoints", "good", "bad", "test", "scan", "pre", "yanked", "repository", "command_repository", "command", "build", "results"])]
+    #[arg(long, value_name = "BISECTION", conflicts_with_all = ["config", "run", "checkpoints", "good", "bad", "test", "scan", "pre", "yanked", "repository", "command_repository", "command", "build", "results"])]
     pub resume: Option<PathBuf>,
     /// Folder in which the bisection folder is created.
     #[arg(long, value_name = "FOLDER", default_value = "results")]

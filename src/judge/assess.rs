@@ -19,7 +19,7 @@ use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::results::environment::EnvironmentRecord;
 use crate::results::localized::Localized;
 use crate::results::{Case, Manifest, RunFolder};
-use crate::spec::variant::{Variant, measured_dtype, measured_positions};
+use crate::spec::variant::{Runner, Variant, measured_dtype, measured_positions};
 use beside_one_pass::Beside;
 pub use origin::{bears_on, origin};
 
@@ -119,6 +119,9 @@ pub fn case_view(
             oracles = oracles.with_near_ties(index, routing.clone());
         }
     }
+    let is_opaque = |cell: &Cell| matches!(cell.variant.runner, Runner::CandleTransformers | Runner::Command);
+    let opaque = cells.iter().enumerate().filter(|(_, cell)| is_opaque(cell)).map(|(index, _)| index);
+    let oracles = oracles.with_opaque(opaque);
     let tolerances = tolerances.with(case.tolerances.as_ref());
     let mut judged = verdicts(&matrix, &oracles, &tolerances);
     let noises: Vec<_> = cells

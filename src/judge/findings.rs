@@ -326,11 +326,16 @@ fn localized<'a>(case: &'a CaseView, first: &Group, group: &Group) -> Option<&'a
     case.localized.iter().filter(is_of).max_by_key(|found| found.path().is_some())
 }
 
-/// The place that a localisation reports: the first diverging module, or `torch.compile` or the attention.
+/// The place that a localisation reports: the first diverging module, or an argument that a module's own code computes, or
+/// `torch.compile` or the attention.
 fn place(found: &Localized) -> Option<String> {
     match &found.finding {
-        localized::Finding::Module(divergence) => Some(divergence.path.clone()),
-        localized::Finding::Execution { what, .. } => Some(what.clone()),
+        localized::Finding::Module(divergence) => Some(match divergence.arguments.first() {
+            Some(argument) => format!("{argument}, computed by {}", divergence.path),
+            None => divergence.path.clone(),
+        }),
+        localized::Finding::Execution { what, at: Some(at), .. } => Some(format!("{what} of {at}")),
+        localized::Finding::Execution { what, at: None, .. } => Some(what.clone()),
         localized::Finding::Logits { .. }
         | localized::Finding::Spread { .. }
         | localized::Finding::Nothing => None,

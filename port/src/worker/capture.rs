@@ -69,7 +69,7 @@ impl Writer {
             class: self.class.to_owned(),
             input,
             output,
-            more: Vec::new(),
+            ..CapturedModule::default()
         });
         *calls += 1;
     }

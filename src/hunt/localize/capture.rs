@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use reference::protocol::{Capture, Captured, CapturedModule, Dtype, Replay, Reply, Request as Ask};
+use reference::protocol::{
+    Argument, Capture, Captured, CapturedModule, Dtype, Replay, Reply, Request as Ask,
+};
 use tempfile::TempDir;
 
 use super::LocalizeError;
+use super::arguments::{self, matched};
 use super::cached;
 use super::live::{Found, Live, Open};
 use super::tensor::{self, Difference, Stored};
@@ -98,11 +101,14 @@ pub(super) fn capture(
         };
         if found.dtype != Dtype::F64 {
             // Rounding errors grow from module to module, so each module is replayed with the other side's input.
-            let fed = replay(open, sides, level.folder.path(), &calls)?;
+            let further = matched(open, &calls).both;
+            let fed = replay(open, sides, level.folder.path(), &calls, &further)?;
             module.replayed = apart(fed);
             measured.input = fed.map(|_| Difference::default()).or(measured.input);
             measured.is_other_output &= fed.is_none();
             measured.output = fed.or(measured.output);
+        } else if departs && !limit.is_passed(measured.input) {
+            measured.arguments = arguments::departing(open, sides, level.folder.path(), &calls, limit)?;
         }
         found.measured(module);
         level.measured.push(measured);
@@ -185,26 +191,28 @@ fn measure(open: &Open, folder: &Path, [a, b]: &[CapturedModule; 2]) -> Result<M
     Ok(measured)
 }
 
-/// Difference between the replayed module's output and the output of the side that supplied its input; `None` if the
-/// module cannot be replayed or its output cannot be compared.
+/// Difference between the replayed module's output and the output of the side that supplied its input and the arguments
+/// `further`; `None` if the module cannot be replayed or its output cannot be compared.
 pub(super) fn replay(
     open: &Open,
     sides: &mut [Live; 2],
     folder: &Path,
     calls: &[CapturedModule; 2],
+    further: &[[&Argument; 2]],
 ) -> Result<Option<Difference>, LocalizeError> {
     let io = |error| LocalizeError::io(folder, error);
-    let Some([expected, replayed]) = fed(open, sides, folder, calls)? else { return Ok(None) };
+    let Some([expected, replayed]) = fed(open, sides, folder, calls, further)? else { return Ok(None) };
     tensor::difference(&expected, &replayed, open.mask).map_err(io)
 }
 
-/// Replays a module with the other side's input. Returns that side's output and the replayed output; `None` if the
-/// module cannot be replayed.
+/// Replays a module with the other side's input and arguments `further`. Returns that side's output and the replayed
+/// output; `None` if the module cannot be replayed.
 pub(super) fn fed(
     open: &Open,
     sides: &mut [Live; 2],
     folder: &Path,
     calls: &[CapturedModule; 2],
+    further: &[[&Argument; 2]],
 ) -> Result<Option<[Stored; 2]>, LocalizeError> {
     let io = |error| LocalizeError::io(folder, error);
     let Some(fed) = open.request.fed() else { return Ok(None) };
@@ -233,6 +241,7 @@ pub(super) fn fed(
         call: to.call,
         input: path,
         shape: like.shape.clone(),
+        further: arguments::stored(further, 1 - fed, folder),
         output: output.clone(),
     };
     let Reply::Replayed(replayed) = side.ask(&Ask::Replay(ask))? else { return Err(side.out_of_turn()) };

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use reference::protocol::{glob, Capture, CapturedModule, Dtype, Reply, Request as Ask};
 
+use super::arguments::matched;
 use super::capture::{Level, Name, capture, joined, replay};
 use super::live::{Found, Live, Open};
 use super::pair::pairs;
@@ -168,12 +169,17 @@ fn confirmed(
     logits: Option<f64>,
 ) -> Result<Divergence, LocalizeError> {
     let Some(index) = suspect.module else {
-        return Ok(Divergence { between: suspect.between.clone(), ..outside(level, logits) });
+        let (between, arguments) = (suspect.between.clone(), suspect.arguments.clone());
+        return Ok(Divergence { between, arguments, ..outside(level, logits) });
     };
     let (calls, measured) = (&level.calls[index], &level.measured[index]);
     // Token ids and position tables cannot be replaced by the other side's. A replay returns only the first output.
-    let replayed =
-        if measured.is_other_output { None } else { replay(open, sides, level.folder.path(), calls)? };
+    let matched = matched(open, calls);
+    let replayed = if measured.is_other_output {
+        None
+    } else {
+        replay(open, sides, level.folder.path(), calls, &matched.both)?
+    };
     let shown = suspect.step.map_or(measured.output, |(_, difference)| Some(difference));
     let path = |index: usize| {
         let module = &calls[index].path;
@@ -188,6 +194,8 @@ fn confirmed(
         input: measured.input.map(|difference| difference.relative_l2),
         output: shown.map_or(f64::INFINITY, |difference| difference.relative_l2),
         replayed: replayed.map(|difference| difference.relative_l2),
+        arguments: suspect.arguments.clone(),
+        not_replayed: matched.others.iter().map(|name| (*name).to_owned()).collect(),
         worst: shown.and_then(|difference| difference.worst),
     })
 }

@@ -9,6 +9,7 @@ use std::io;
 use reference::protocol::CapturedModule;
 use serde_json::Value;
 
+use super::arguments::matched;
 use super::capture::{Name, capture, fed};
 use super::live::{Found, Live, Open};
 use super::tensor::{self, Difference, Stored};
@@ -111,7 +112,10 @@ fn without_ties(
     let level = capture(open, sides, &[whole, gate], found, limit)?;
     let at = |path: &String| level.measured.iter().position(|module| module.path == *path);
     let [Some(whole), Some(gate)] = of_mixture.each_ref().map(at) else { return Ok(None) };
-    let mut outputs = |index: usize| fed(open, sides, level.folder.path(), &level.calls[index]);
+    let mut outputs = |index: usize| {
+        let calls = &level.calls[index];
+        fed(open, sides, level.folder.path(), calls, &matched(open, calls).both)
+    };
     let (Some(scores), Some([a, b])) = (outputs(gate)?, outputs(whole)?) else { return Ok(None) };
     let io = |error| LocalizeError::io(level.folder.path(), error);
     let Some((moved, apart)) = moved(open.mask, &scores, chosen).map_err(io)? else { return Ok(None) };

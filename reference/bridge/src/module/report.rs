@@ -10,48 +10,6 @@ use super::failure::Stop;
 use protocol::Attention;
 use crate::translation::rope_thetas;
 
-/// The keys of `config` that the version's config class has no field for; `None` if that is unknown.
-pub(super) fn ignored_keys(
-    class: &Bound<'_, PyAny>,
-    object: &Bound<'_, PyAny>,
-    config: &Map<String, Value>,
-) -> Result<Option<Vec<String>>, Stop> {
-    // A config object stores any key it is given, so the known keys are read from a default object. A class
-    // that requires arguments gives no answer.
-    let Ok(fresh) = class.call0() else {
-        return Ok(None);
-    };
-    let known: BTreeSet<String> = fresh
-        .call_method0("to_dict")?
-        .cast_into::<PyDict>()
-        .map_err(PyErr::from)?
-        .keys()
-        .extract::<Vec<String>>()?
-        .into_iter()
-        .collect();
-    let aliases = object.getattr("attribute_map")?;
-    let parameters =
-        class.py().import("inspect")?.call_method1("signature", (class,))?.getattr("parameters")?;
-    let mut ignored = Vec::new();
-    for (key, value) in config {
-        let records = ["architectures", "transformers_version", "model_type"];
-        if value.is_null() || key.starts_with('_') || records.contains(&key.as_str()) {
-            continue;
-        }
-        let read = known.contains(key)
-            || aliases.contains(key)?
-            || parameters.contains(key)?
-            || fresh.hasattr(key.as_str())?
-            // Version 5 converts these keys to `rope_parameters`.
-            || known.contains("rope_parameters")
-                && (key.starts_with("rope_") || key == "partial_rotary_factor");
-        if !read {
-            ignored.push(key.clone());
-        }
-    }
-    Ok(Some(ignored))
-}
-
 /// Refuses a model with weights that the checkpoint lacks; the tensors that the model does not read, and notes.
 pub(super) fn loading(
     model: &Bound<'_, PyAny>,
@@ -252,7 +210,7 @@ pub(super) fn attention_name(attention: Attention) -> &'static str {
 }
 
 /// The first names, at most six, and the number of the others.
-fn listing(names: &BTreeSet<String>) -> String {
+pub(super) fn listing(names: &BTreeSet<String>) -> String {
     const SHOWN: usize = 6;
     let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();
     let more = match names.len().saturating_sub(SHOWN) {
