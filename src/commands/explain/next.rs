@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 
 use super::Pair;
 use super::story::{decision, heading, line, sides};
+use crate::execute::cell::Cell;
 use crate::execute::runner::quoted;
 use crate::spec::config::{Config, Version};
 use crate::spec::plan::release_order;
@@ -37,9 +38,17 @@ pub(super) fn steps(pair: &Pair<'_>) -> String {
                     "run it with `oracle = true` under [run]: float64 tells which side is wrong".into(),
                 );
             }
-            if pair.view.localized.is_empty() {
+            if pair.view.localized.is_empty() && [a, b].into_iter().all(sees_modules) {
                 steps.push(format!(
                     "`{localize}` finds the first module whose input agrees and whose output differs"
+                ));
+            }
+            if pair.view.diagnosed.is_empty()
+                && let Some([trusted, suspect]) = trusted_first([a, b])
+            {
+                let [trusted, suspect] = [trusted, suspect].map(|cell| quoted(&cell.name));
+                steps.push(format!(
+                    "`tfcheck diagnose --run {run} --case {case} {trusted} {suspect}` finds what {suspect} computes instead"
                 ));
             }
             if let Some([good, bad]) = releases(pair.config, [&a.variant, &b.variant]) {
@@ -67,6 +76,20 @@ pub(super) fn steps(pair: &Pair<'_>) -> String {
         line(&mut text, &format!("  - {step}"));
     }
     text
+}
+
+/// Whether the runner shows its modules, and loads any checkpoint folder.
+fn sees_modules(cell: &Cell) -> bool {
+    matches!(cell.variant.runner, Runner::Transformers | Runner::Candle)
+}
+
+/// The side that `tfcheck diagnose` can make commit mistakes, then the other one; `None` if neither can.
+fn trusted_first([a, b]: [&Cell; 2]) -> Option<[&Cell; 2]> {
+    match [a, b].map(sees_modules) {
+        [true, _] => Some([a, b]),
+        [false, true] => Some([b, a]),
+        [false, false] => None,
+    }
 }
 
 /// The releases of two transformers versions, older one first, as `tfcheck bisect` takes them; `None` if a
