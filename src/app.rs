@@ -22,6 +22,7 @@ use crate::commands::scoreboard;
 use crate::execute::foreseen;
 use crate::execute::progress::Progress;
 use crate::execute::worker;
+use crate::hunt::diagnose::{DiagnoseError, Diagnosed};
 use crate::hunt::localize::LocalizeError;
 use crate::judge::baseline;
 use crate::judge::exit_code::ExitCode;
@@ -64,6 +65,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::List(List::Models) => say(&list::models()),
         Command::Localize(arguments) => localize(cli, arguments),
         Command::CheckWorker(arguments) => check_worker(arguments),
+        Command::Diagnose(arguments) => diagnose(cli, arguments),
         Command::Worker(arguments) => serve(arguments),
     }
 }
@@ -77,6 +79,14 @@ pub fn code_of(report: &Report) -> Option<ExitCode> {
             LocalizeError::Interrupted => ExitCode::Interrupted,
             LocalizeError::Worker { .. } | LocalizeError::Io { .. } => ExitCode::CellFailed,
             LocalizeError::NothingInCommon { .. } => ExitCode::Usage,
+        });
+    }
+    let diagnose = report.chain().find_map(|cause| cause.downcast_ref::<DiagnoseError>());
+    if let Some(error) = diagnose {
+        return Some(match error {
+            DiagnoseError::Interrupted => ExitCode::Interrupted,
+            DiagnoseError::Worker { .. } | DiagnoseError::Io { .. } => ExitCode::CellFailed,
+            DiagnoseError::Checkpoint { .. } => ExitCode::Usage,
         });
     }
     report.chain().find_map(|cause| cause.downcast_ref::<ResultsError>()).map(|error| match error {
@@ -209,6 +219,45 @@ fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
         say(&localized.to_string())?;
     }
     let diverged = found.iter().any(crate::hunt::localize::Localized::is_divergence);
+    Ok(if diverged { ExitCode::Diverged } else { ExitCode::Agree })
+}
+
+/// What a variant that diverges computes instead, case by case.
+fn diagnose(cli: &Cli, arguments: &crate::cli::Diagnose) -> Result<ExitCode> {
+    let stop = stop_on_signals()?;
+    let progress = progress(cli);
+    let cache = cache_folder()?;
+    let folder = arguments.run.as_deref().map(RunFolder::resume).transpose()?;
+    let (loaded, plan) = match &folder {
+        Some(folder) => resumed(folder, |_| ())?,
+        None => planned(&Selection { config: arguments.config.clone(), ..Selection::default() })?,
+    };
+    let request = RunRequest {
+        config: &loaded.config,
+        text: &loaded.text,
+        plan: &plan,
+        cache: &cache,
+        clean: false,
+        localize: true,
+        stop: &stop,
+        progress: &progress,
+        turn: None,
+    };
+    let wanted = run::WantedDiagnosis {
+        case: arguments.case.as_deref(),
+        trusted: &arguments.trusted,
+        suspect: &arguments.suspect,
+        budget: Duration::from_secs(arguments.seconds),
+    };
+    let found = run::diagnose(&request, &wanted, folder.as_ref())?;
+    if let Some(folder) = folder.map(|folder| folder.path().to_owned()) {
+        // The lock is gone with the folder; the comparison takes its own.
+        compare::compare(&[folder], &[], &Progress::new(true).without_results())?;
+    }
+    for diagnosed in &found {
+        say(&diagnosed.to_string())?;
+    }
+    let diverged = found.iter().any(Diagnosed::is_divergence);
     Ok(if diverged { ExitCode::Diverged } else { ExitCode::Agree })
 }
 

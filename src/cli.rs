@@ -90,6 +90,8 @@ pub enum Command {
     Compare(Compare),
     /// Find the first module at which two variants diverge.
     Localize(Localize),
+    /// Find what a variant that diverges computes instead, by making another one commit the same mistake.
+    Diagnose(Diagnose),
     /// List what tfcheck has built in.
     #[command(subcommand)]
     List(List),
@@ -345,6 +347,27 @@ pub struct Localize {
     /// Disk space for captured tensors: 512MiB, 2GiB.
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = size)]
     pub max_disk: u64,
+}
+
+/// Arguments of `tfcheck diagnose`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Diagnose {
+    /// The variant that is made to commit mistakes, as `tfcheck plan` lists it: a transformers version or a native model.
+    pub trusted: String,
+    /// The variant that diverges from it, of any kind.
+    pub suspect: String,
+    /// Config file. Default: ./tfcheck.toml, or a built-in config if that does not exist.
+    #[arg(long, value_name = "FILE", conflicts_with = "run")]
+    pub config: Option<PathBuf>,
+    /// Take the variants from this finished run, and regenerate its reports.
+    #[arg(long, value_name = "RUN")]
+    pub run: Option<PathBuf>,
+    /// Diagnose only in this case. Default: every case.
+    #[arg(long, value_name = "NAME")]
+    pub case: Option<String>,
+    /// Time limit for each case in seconds; what was found until then is reported.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub seconds: u64,
 }
 
 /// dtypes as the command line names them.

@@ -9,6 +9,7 @@ mod cache;
 mod checkpoints;
 mod config;
 pub mod cuda;
+mod deviations;
 mod error;
 mod fused;
 mod inputs;
@@ -52,6 +53,7 @@ mod xlm_roberta;
 
 pub use cache::Cache;
 pub use config::{ConfigReader, is_neutral};
+pub use deviations::Deviation;
 pub use error::{Error, Result};
 pub use inputs::{Inputs, PassInputs};
 pub use load::{Loaded, load, load_on_gpu};

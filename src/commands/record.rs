@@ -44,6 +44,7 @@ pub fn config(base: &Config) -> Result<Config> {
             attention: base.run.attention.iter().take(1).copied().collect(),
             trace: false,
             noise: false,
+            diagnose_s: 0,
             oracle: true,
             baseline: None,
             fail_on: Vec::new(),

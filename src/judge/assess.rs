@@ -45,7 +45,7 @@ pub fn view(
     cells: &[Vec<Cell>],
     tolerances: &Tolerances,
 ) -> Result<RunView> {
-    let localized = folder.localized()?;
+    let (localized, diagnosed) = (folder.localized()?, folder.diagnosed()?);
     let mut views: BTreeMap<usize, CaseView> = BTreeMap::new();
     // Cases with a KV cache come last, because they use the results of full-sequence forward passes.
     let mut order: Vec<usize> = (0..manifest.cases.len()).collect();
@@ -73,6 +73,7 @@ pub fn view(
         let mut view =
             case_view((case, known), manifest.baseline.as_deref(), cells, &entries, Some(&mask), tolerances)?;
         view.verdicts.extend(beside.into_iter().map(|found| found.verdict));
+        view.diagnosed = diagnosed.iter().filter(|found| found.case == case.name).cloned().collect();
         views.insert(index, view);
     }
     let record = folder.environment();
@@ -142,6 +143,7 @@ pub fn case_view(
         accuracies: accuracies(&matrix, &oracles),
         choices: mask.map(|mask| choices(case, entries, mask)).transpose()?.flatten(),
         localized,
+        diagnosed: Vec::new(),
         times: Times::default(),
         cells,
         matrix,

@@ -11,6 +11,7 @@ mod checkpoint_gguf;
 mod checkpoint_hub;
 mod commands;
 mod compare;
+mod diagnose;
 #[path = "../support/localize/engine.rs"]
 mod engine;
 mod faults;

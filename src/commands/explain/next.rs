@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 
 use super::Pair;
 use super::story::{decision, heading, line, sides};
+use crate::execute::cell::Cell;
 use crate::execute::runner::quoted;
 use crate::spec::config::{Config, Version};
 use crate::spec::plan::release_order;
@@ -19,9 +20,9 @@ pub(super) fn steps(pair: &Pair<'_>) -> String {
         a.variant.runner == Runner::Transformers && b.variant.runner == Runner::Transformers;
     let has_oracle = pair.view.accuracies.iter().any(|accuracy| accuracy.variant < 2);
     let [run, case, name_a, name_b] = [&pair.run, &pair.case.name, &a.name, &b.name].map(|word| quoted(word));
-    // Programs and ports of candle-transformers show no modules.
-    let is_seen = |variant: &Variant| matches!(variant.runner, Runner::Transformers | Runner::Candle);
-    let localize = (is_seen(&a.variant) && is_seen(&b.variant))
+    let localize = [a, b]
+        .into_iter()
+        .all(sees_modules)
         .then(|| format!("tfcheck localize --run {run} --case {case} {name_a} {name_b}"));
     let mut steps: Vec<String> = Vec::new();
     match decision(pair).map(|verdict| &verdict.decision) {
@@ -44,6 +45,14 @@ pub(super) fn steps(pair: &Pair<'_>) -> String {
             if let Some(command) = localize.filter(|_| pair.view.localized.is_empty()) {
                 steps.push(format!(
                     "`{command}` finds the first module whose input agrees and whose output differs"
+                ));
+            }
+            if pair.view.diagnosed.is_empty()
+                && let Some([trusted, suspect]) = trusted_first([a, b])
+            {
+                let [trusted, suspect] = [trusted, suspect].map(|cell| quoted(&cell.name));
+                steps.push(format!(
+                    "`tfcheck diagnose --run {run} --case {case} {trusted} {suspect}` finds what {suspect} computes instead"
                 ));
             }
             if let Some([good, bad]) = releases(pair.config, [&a.variant, &b.variant]) {
@@ -71,6 +80,20 @@ pub(super) fn steps(pair: &Pair<'_>) -> String {
         line(&mut text, &format!("  - {step}"));
     }
     text
+}
+
+/// Whether the runner shows its modules, and loads any checkpoint folder.
+fn sees_modules(cell: &Cell) -> bool {
+    matches!(cell.variant.runner, Runner::Transformers | Runner::Candle)
+}
+
+/// The side that `tfcheck diagnose` can make commit mistakes, then the other one; `None` if neither can.
+fn trusted_first([a, b]: [&Cell; 2]) -> Option<[&Cell; 2]> {
+    match [a, b].map(sees_modules) {
+        [true, _] => Some([a, b]),
+        [false, true] => Some([b, a]),
+        [false, false] => None,
+    }
 }
 
 /// The releases of two transformers versions, older one first, as `tfcheck bisect` takes them; `None` if a

@@ -57,7 +57,8 @@ pub struct Wanted<'a> {
 pub fn localize(request: &RunRequest, wanted: &Wanted, folder: Option<&RunFolder>) -> Result<Vec<Localized>> {
     let mut plan = request.plan.clone();
     let plan_cases = &request.plan.cases;
-    check_names(request, wanted)?;
+    check_names(request, wanted.case, wanted.variants)?;
+    check_one_pass(request, wanted)?;
     let names = wanted.variants.map(variant_of);
     // A variant compared with its own full-sequence forward pass: only in cases that use a cache.
     let is_cached = names[0] == names[1];
@@ -109,7 +110,8 @@ pub fn localize(request: &RunRequest, wanted: &Wanted, folder: Option<&RunFolder
     Ok(found)
 }
 
-fn check_names(request: &RunRequest, wanted: &Wanted) -> Result<()> {
+/// Checks that the plan has this case and these two variants.
+pub(super) fn check_names(request: &RunRequest, case: Option<&str>, pair: [&str; 2]) -> Result<()> {
     let unknown = |what: &str, name: &str, mut known: Vec<String>| {
         known.dedup();
         let names: Vec<&str> = known.iter().map(String::as_str).collect();
@@ -121,19 +123,24 @@ fn check_names(request: &RunRequest, wanted: &Wanted) -> Result<()> {
         )
     };
     let cases: Vec<String> = request.plan.cases.iter().map(|case| case.name.clone()).collect();
-    if let Some(case) = wanted.case.filter(|case| !cases.iter().any(|known| known == case)) {
+    if let Some(case) = case.filter(|case| !cases.iter().any(|known| known == case)) {
         return Err(unknown("case", case, cases));
     }
     let mut variants: Vec<String> = request.plan.cells.iter().map(|cell| cell.variant.name()).collect();
     variants.sort_unstable();
-    for name in wanted.variants.map(variant_of) {
+    for name in pair.map(variant_of) {
         if !variants.iter().any(|known| known == name) {
             return Err(unknown("variant", name, variants));
         }
     }
-    if wanted.variants[0] == wanted.variants[1] {
-        miette::bail!(help = "name two variants", "`{}` is the same on both sides", wanted.variants[0]);
+    if pair[0] == pair[1] {
+        miette::bail!(help = "name two variants", "`{}` is the same on both sides", pair[0]);
     }
+    Ok(())
+}
+
+/// Checks that a full-sequence pass is compared with the cached result of the same variant.
+fn check_one_pass(request: &RunRequest, wanted: &Wanted) -> Result<()> {
     if !wanted.variants.iter().any(|name| name.ends_with(ONE_PASS)) {
         return Ok(());
     }
@@ -168,7 +175,7 @@ fn sides([a, b]: [&CellPlan; 2]) -> [String; 2] {
 }
 
 /// Checks that the checkpoint and inputs are the ones that the run's numbers come from.
-fn check_digests(folder: &RunFolder, name: &str, prepared: &PreparedCase) -> Result<()> {
+pub(super) fn check_digests(folder: &RunFolder, name: &str, prepared: &PreparedCase) -> Result<()> {
     let manifest = folder.manifest()?;
     let then = manifest.cases.iter().find(|case| case.name == name);
     let now = (&prepared.checkpoint.digest, &prepared.inputs.digest);
