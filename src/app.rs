@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use bounds::limits::CONFIG_BYTES;
 use miette::{IntoDiagnostic, Report, Result, WrapErr};
 
 use crate::cli::{Baseline, Cli, Command, List, Selection};
@@ -29,6 +30,7 @@ use crate::judge::exit_code::ExitCode;
 use crate::results::{Manifest, ResultsError, RunFolder};
 use crate::spec::checkpoint;
 use crate::spec::config::{self, Config};
+use crate::spec::inputs;
 use crate::spec::machine;
 use crate::spec::plan::{CasePlan, CellPlan, Filters, Plan};
 
@@ -67,12 +69,23 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::CheckWorker(arguments) => check_worker(arguments),
         Command::Diagnose(arguments) => diagnose(cli, arguments),
         Command::Worker(arguments) => serve(arguments),
+        Command::Foreign => {
+            inputs::serve().into_diagnostic().wrap_err("the process of tokenizers and templates")?;
+            Ok(ExitCode::Agree)
+        }
     }
 }
 
 /// The exit code of an error: a run that could not be written and a worker that gave no answer are failed cells,
 /// anything else is bad usage.
 pub fn code_of(report: &Report) -> Option<ExitCode> {
+    let is_stopped = report.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(checkpoint::Error::Interrupted))
+            || matches!(cause.downcast_ref(), Some(inputs::Error::Interrupted))
+    });
+    if is_stopped {
+        return Some(ExitCode::Interrupted);
+    }
     let localize = report.chain().find_map(|cause| cause.downcast_ref::<LocalizeError>());
     if let Some(error) = localize {
         return Some(match error {
@@ -88,6 +101,15 @@ pub fn code_of(report: &Report) -> Option<ExitCode> {
             DiagnoseError::Worker { .. } | DiagnoseError::Io { .. } => ExitCode::CellFailed,
             DiagnoseError::Checkpoint { .. } => ExitCode::Usage,
         });
+    }
+    // What cannot be written is no mistake of the user's.
+    let is_unwritten = report.chain().any(|cause| {
+        let written = |action: &str| action != "read";
+        matches!(cause.downcast_ref(), Some(checkpoint::Error::Io { action, .. }) if written(action))
+            || matches!(cause.downcast_ref(), Some(inputs::Error::Io { action, .. }) if written(action))
+    });
+    if is_unwritten {
+        return Some(ExitCode::CellFailed);
     }
     report.chain().find_map(|cause| cause.downcast_ref::<ResultsError>()).map(|error| match error {
         ResultsError::Io { action: "write" | "create", .. } => ExitCode::CellFailed,
@@ -477,10 +499,12 @@ fn of_run(manifest: &Manifest) -> Config {
 fn resumed(folder: &RunFolder, adapt: fn(&mut Plan)) -> Result<(config::Loaded, Plan)> {
     let manifest = folder.manifest()?;
     let path = folder.path().join("config.toml");
-    let text = std::fs::read_to_string(&path)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot read {}", path.display()))?;
     let config = of_run(&manifest);
+    // The manifest has the config; its text is kept for people, and a full disk may have kept it from being written.
+    let text = match bounds::file::read_text(&path, CONFIG_BYTES) {
+        Ok(text) => text,
+        Err(_) => toml::to_string(&config).into_diagnostic().wrap_err("the run's config as TOML")?,
+    };
     let plan = if let Some(plan) = manifest.plan {
         plan.checked(&config)?
     } else {
@@ -533,7 +557,7 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
 
 /// Prints what a command was asked for. A reader that went away is no failure.
 fn say(text: &str) -> Result<ExitCode> {
-    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+    match writeln!(std::io::stdout(), "{}", bounds::styled(text.trim_end())) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).into_diagnostic(),
         _ => Ok(ExitCode::Agree),
     }

@@ -13,7 +13,7 @@ const EXIT_CODES: &str = "Exit codes:
   0    everything ran and agrees
   1    a gate failed: variants diverge or cannot be compared, or a result or time regressed
   2    the command line, the config or the checkpoint is invalid
-  3    a cell failed and no gate did
+  3    a cell failed and no gate did, or results cannot be written
   4    gpu-check: there is no GPU, or a required library is missing
   130  interrupted; finished cells are kept, and `run --resume` completes the run";
 
@@ -115,6 +115,9 @@ pub enum Command {
     /// Serve one cell of a native model on the worker descriptors.
     #[command(hide = true)]
     Worker(Worker),
+    /// Tokenise and render templates for another tfcheck, in a process that may die.
+    #[command(hide = true)]
+    Foreign,
 }
 
 /// Selects cells.

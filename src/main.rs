@@ -21,7 +21,8 @@ fn main() -> ExitCode {
     match app::execute(&cli) {
         Ok(code) => code.into(),
         Err(report) => {
-            eprintln!("{report:?}");
+            // Its text may quote a checkpoint, a hub or a run.
+            eprintln!("{}", bounds::styled(&format!("{report:?}")));
             app::code_of(&report).unwrap_or(Code::Usage).into()
         }
     }

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::{Dtype, Positions};
+use bounds::limits::{INPUTS_BYTES, SAFETENSORS_HEADER_BYTES};
 use half::slice::HalfFloatSliceExt;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype as Stored, SafeTensors};
@@ -19,9 +20,6 @@ use thiserror::Error;
 const LOGITS: &str = "logits";
 /// Name of the mask tensor in the worker protocol.
 const ATTENTION_MASK: &str = "attention_mask";
-
-/// Largest accepted header in bytes; safetensors has the same limit.
-const MAX_HEADER: u64 = 100_000_000;
 
 /// Error of opening or reading a logits or inputs file.
 #[derive(Debug, Error)]
@@ -108,7 +106,7 @@ impl Logits {
     /// # Errors
     /// The file cannot be read, is truncated, or holds no tensor `logits` of a floating dtype and a supported shape.
     pub fn open(path: &Path, positions: Positions) -> Result<Self, LogitsError> {
-        let file = File::open(path).map_err(|error| LogitsError::io(path, error))?;
+        let file = bounds::file::open(path).map_err(|error| LogitsError::io(path, error))?;
         let (header, start) = read_header(path, &file)?;
         let metadata: Metadata = serde_json::from_slice(&header)
             .map_err(|error| LogitsError::invalid(path, format!("is not a safetensors file: {error}")))?;
@@ -141,7 +139,7 @@ impl Logits {
         shape: &[usize],
         positions: Positions,
     ) -> Result<Self, LogitsError> {
-        let file = File::open(path).map_err(|error| LogitsError::io(path, error))?;
+        let file = bounds::file::open(path).map_err(|error| LogitsError::io(path, error))?;
         Self::new(path, file, offset, storage, shape, positions)
     }
 
@@ -396,7 +394,7 @@ impl Mask {
     /// # Errors
     /// The file cannot be read or holds no i64 `attention_mask` of `[batch, seq]`.
     pub fn open(path: &Path) -> Result<Self, LogitsError> {
-        let bytes = std::fs::read(path).map_err(|error| LogitsError::io(path, error))?;
+        let bytes = bounds::file::read(path, INPUTS_BYTES).map_err(|error| LogitsError::io(path, error))?;
         let tensors = SafeTensors::deserialize(&bytes)
             .map_err(|error| LogitsError::invalid(path, format!("is not a safetensors file: {error}")))?;
         let mask = tensors
@@ -445,11 +443,15 @@ fn read_header(path: &Path, mut file: &File) -> Result<(Vec<u8>, u64), LogitsErr
     };
     file.read_exact(&mut length).map_err(truncated)?;
     let json = u64::from_le_bytes(length);
-    if json > MAX_HEADER {
+    if SAFETENSORS_HEADER_BYTES.check(json).is_err() {
         return Err(LogitsError::invalid(
             path,
             format!("is not a safetensors file: a header of {json} bytes"),
         ));
+    }
+    let held = file.metadata().map_err(|error| LogitsError::io(path, error))?.len();
+    if json > held.saturating_sub(8) {
+        return Err(LogitsError::invalid(path, "is truncated within its header"));
     }
     let mut header = vec![0; json as usize];
     file.read_exact(&mut header).map_err(truncated)?;

@@ -148,6 +148,9 @@ impl Judge<'_> {
                 return (Decision::NotRun { reason: reason.clone() }, Evidence::NotRun { reason });
             }
         };
+        if let Some(reason) = no_finite_value(pair) {
+            return (Decision::Incomparable { reason: reason.clone() }, Evidence::Incomparable { reason });
+        }
         if pair.identical {
             return (Decision::Identical, Evidence::Identical { elements: pair.elements });
         }
@@ -426,6 +429,14 @@ impl Judge<'_> {
             at: spike.at,
         })
     }
+}
+
+/// Why a pair says nothing: neither side has a finite logit among those compared.
+fn no_finite_value(pair: &PairMetrics) -> Option<String> {
+    let distribution = pair.distribution.as_ref()?;
+    let sides = [distribution.non_finite_a, distribution.non_finite_b];
+    let is_empty = sides.iter().all(|count| count.nan + count.infinite >= pair.elements);
+    is_empty.then(|| "neither side has a finite logit".to_owned())
 }
 
 /// How a variant differs from its float64 result.

@@ -5,6 +5,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use bounds::config::Refused;
+use bounds::limits::{CHECKPOINT_JSON_BYTES, LINE};
+use bounds::shown;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -118,9 +121,9 @@ impl ConfigReader {
     /// # Errors
     /// If the file cannot be read or is not a JSON object.
     pub fn open(path: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let map = serde_json::from_str(&text)
+        let bytes = bounds::file::read(path, CHECKPOINT_JSON_BYTES)
+            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let map = serde_json::from_slice(&bytes)
             .map_err(|error| Error::Parse { path: path.to_owned(), reason: error.to_string() })?;
         Ok(Self::new(map))
     }
@@ -145,8 +148,19 @@ impl ConfigReader {
         self.map.contains_key(key)
     }
 
-    fn typed<'a, T>(&'a self, key: &str, convert: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
-        self.value(key).map(|value| convert(value).ok_or_else(|| self.unknown(key, value))).transpose()
+    /// The whole object, without marking any of its keys as read.
+    pub(crate) fn map(&self) -> &Map<String, Value> {
+        &self.map
+    }
+
+    fn typed<'a, T>(
+        &'a self,
+        key: &str,
+        needed: &str,
+        convert: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let wrong = |value| Error::BadValue(Refused::new(&self.key(key), value, needed));
+        self.value(key).map(|value| convert(value).ok_or_else(|| wrong(value))).transpose()
     }
 
     fn require<T>(&self, key: &str, value: Option<T>) -> Result<T> {
@@ -155,7 +169,8 @@ impl ConfigReader {
 
     /// The error for a value that the architecture does not know.
     pub fn unknown(&self, key: &str, value: &Value) -> Error {
-        Error::UnknownValue { key: self.key(key), value: value.to_string() }
+        let value = value.to_string();
+        Error::UnknownValue { key: self.key(key), value: shown(&value, LINE.most).into_owned() }
     }
 
     /// A non-negative integer, if present.
@@ -163,7 +178,9 @@ impl ConfigReader {
     /// # Errors
     /// If the value is of another type.
     pub fn optional_usize(&self, key: &str) -> Result<Option<usize>> {
-        self.typed(key, |value| value.as_u64().map(|n| n as usize))
+        let number = self.typed(key, "a whole number from 0", Value::as_u64)?;
+        number.map_or(Ok(()), |number| bounds::config::whole(&self.key(key), number))?;
+        Ok(number.map(|number| number as usize))
     }
 
     /// A non-negative integer.
@@ -188,7 +205,7 @@ impl ConfigReader {
     /// # Errors
     /// If the value is of another type.
     pub fn optional_f64(&self, key: &str) -> Result<Option<f64>> {
-        self.typed(key, Value::as_f64)
+        self.typed(key, "a number", Value::as_f64)
     }
 
     /// A number.
@@ -231,7 +248,7 @@ impl ConfigReader {
     /// # Errors
     /// If the value is of another type.
     pub fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
-        Ok(self.typed(key, Value::as_bool)?.unwrap_or(default))
+        Ok(self.typed(key, "true or false", Value::as_bool)?.unwrap_or(default))
     }
 
     /// A string, if present.
@@ -239,7 +256,7 @@ impl ConfigReader {
     /// # Errors
     /// If the value is of another type.
     pub fn optional_str(&self, key: &str) -> Result<Option<&str>> {
-        self.typed(key, Value::as_str)
+        self.typed(key, "a text", Value::as_str)
     }
 
     /// A string, or `default`, which is transformers', if the key is absent.
@@ -255,7 +272,7 @@ impl ConfigReader {
     /// # Errors
     /// If the value is of another type.
     pub fn optional_strs(&self, key: &str) -> Result<Option<Vec<&str>>> {
-        self.typed(key, |value| value.as_array()?.iter().map(Value::as_str).collect())
+        self.typed(key, "a list of texts", |value| value.as_array()?.iter().map(Value::as_str).collect())
     }
 
     /// A list of numbers, if present.
@@ -263,7 +280,7 @@ impl ConfigReader {
     /// # Errors
     /// If the value is of another type.
     pub fn optional_f64s(&self, key: &str) -> Result<Option<Vec<f64>>> {
-        self.typed(key, |value| value.as_array()?.iter().map(Value::as_f64).collect())
+        self.typed(key, "a list of numbers", |value| value.as_array()?.iter().map(Value::as_f64).collect())
     }
 
     /// A nested object, if present; its keys are recorded as `key.nested`.
@@ -271,7 +288,7 @@ impl ConfigReader {
     /// # Errors
     /// If the value is of another type.
     pub fn optional_object(&self, key: &str) -> Result<Option<Self>> {
-        let map = self.typed(key, |value| value.as_object().cloned())?;
+        let map = self.typed(key, "an object", |value| value.as_object().cloned())?;
         Ok(map.map(|map| Self {
             map,
             prefix: format!("{}{key}.", self.prefix),
@@ -285,7 +302,7 @@ impl ConfigReader {
     /// # Errors
     /// If a value is of another type or the two keys disagree.
     pub fn num_labels(&self) -> Result<usize> {
-        let named = self.typed("id2label", |value| value.as_object().map(Map::len))?;
+        let named = self.typed("id2label", "an object", |value| value.as_object().map(Map::len))?;
         let counted = self.optional_usize("num_labels")?;
         match (named, counted) {
             (Some(named), Some(counted)) if named != counted => {
@@ -384,7 +401,10 @@ mod tests {
     #[test]
     fn a_value_of_the_wrong_type_is_an_error_that_names_the_key() {
         let error = reader(r#"{"hidden_size": "many"}"#).usize("hidden_size").unwrap_err();
-        assert_eq!(error.to_string(), "config key hidden_size has the unknown value \"many\"");
+        assert_eq!(
+            error.to_string(),
+            "config.json: `hidden_size` is \"many\" where a whole number from 0 is needed"
+        );
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub enum Error {
         /// The value as JSON.
         value: String,
     },
+    /// A config value that no checkpoint can have.
+    #[error("config.json: {0}")]
+    BadValue(#[from] bounds::config::Refused),
     /// A required config key is missing.
     #[error("config key {key} is missing")]
     MissingKey {
@@ -50,6 +53,14 @@ pub enum Error {
         expected: Vec<usize>,
         /// The shape in the file.
         found: Vec<usize>,
+    },
+    /// A tensor of integers where a weight belongs.
+    #[error("tensor {name} holds {dtype} where floats belong")]
+    IntegerTensor {
+        /// The tensor's full name.
+        name: String,
+        /// Its dtype.
+        dtype: String,
     },
     /// A file that cannot be read.
     #[error("cannot read {path}")]

@@ -6,6 +6,7 @@
 //! crate uses no network, no subprocess and no Python.
 
 mod cache;
+mod check;
 mod checkpoints;
 mod config;
 pub mod cuda;
@@ -52,6 +53,7 @@ mod starcoder2;
 mod xlm_roberta;
 
 pub use cache::Cache;
+pub use check::check_config;
 pub use config::{ConfigReader, is_neutral};
 pub use deviations::Deviation;
 pub use error::{Error, Result};

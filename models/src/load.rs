@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use crate::cache::Cache;
+use crate::check::check_config;
 use crate::config::ConfigReader;
 use crate::cuda::{Dtype, Gpu, PassCounts, Replays, Space};
 use crate::deviations::Deviation;
@@ -70,6 +71,8 @@ pub fn load_on_gpu(folder: &Path, dtype: DType, gpu: Arc<dyn Gpu>) -> Result<Loa
 
 fn load_in(folder: &Path, options: &Options, workspace: Option<Workspace>) -> Result<Loaded> {
     let config = ConfigReader::open(&folder.join("config.json"))?;
+    bounds::config::check(config.map())?;
+    check_config(config.map())?;
     config.refuse_unless("quantization_config", &serde_json::Value::Null)?;
     let weights = Weights::open(folder, (options.dtype, options.device.clone()), workspace)?;
     let task = Task::read(&config)?;

@@ -1,6 +1,8 @@
 //! Phi-3: llama with joined projections, a sliding window and long-context rope
 //! (transformers 5.23.0, `models/phi3/modeling_phi3.py` and `configuration_phi3.py`).
 
+use bounds::config::Refused;
+
 use crate::config::ConfigReader;
 use crate::error::{Error, Result};
 use crate::layers::{
@@ -80,10 +82,9 @@ fn rope(config: &ConfigReader, head_dim: usize) -> Result<RopeParameters> {
     if let RopeScaling::Longrope { short, long, .. } = &rope.scaling
         && (short.len() != pairs || long.len() != pairs)
     {
-        return Err(Error::UnknownValue {
-            key: "rope_scaling".to_owned(),
-            value: format!("{} and {} factors for {pairs} frequencies", short.len(), long.len()),
-        });
+        let found = format!("{} and {} factors", short.len(), long.len());
+        let needed = format!("a factor for each of {pairs} frequencies");
+        return Err(Error::BadValue(Refused::described("rope_scaling", &found, needed)));
     }
     Ok(rope)
 }
@@ -253,7 +254,7 @@ mod tests {
             read(r#"{"type": "su", "short_factor": [1, 1, 1], "long_factor": [1, 2, 3]}"#).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "config key rope_scaling has the unknown value 3 and 3 factors for 4 frequencies"
+            "config.json: `rope_scaling` is 3 and 3 factors where a factor for each of 4 frequencies is needed"
         );
     }
 }

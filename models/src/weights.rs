@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use bounds::limits::CHECKPOINT_JSON_BYTES;
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Shape, Tensor};
+use safetensors::Dtype as Stored;
 
 use crate::error::{Error, Result};
 use crate::fused::{Float, Workspace};
@@ -46,7 +48,14 @@ impl Weights {
         #[expect(unsafe_code, reason = "mapping a file is unsafe by nature")]
         let tensors = unsafe { MmapedSafetensors::multi(&paths) }
             .map_err(|error| Error::Parse { path: folder.to_owned(), reason: error.to_string() })?;
-        let names = tensors.tensors().into_iter().map(|(name, _)| name).collect();
+        let mut names = BTreeSet::new();
+        for (name, _) in tensors.tensors() {
+            if names.contains(&name) {
+                let reason = format!("two of its files hold tensor {name}");
+                return Err(Error::Parse { path: folder.to_owned(), reason });
+            }
+            names.insert(name);
+        }
         Ok(Self {
             files: Arc::new(Files {
                 tensors,
@@ -182,6 +191,12 @@ impl Weights {
             return Err(Error::MissingTensor { name });
         }
         let view = self.files.tensors.get(&name)?;
+        let dtype = view.dtype();
+        if matches!(dtype, Stored::BOOL | Stored::I8 | Stored::U8 | Stored::I16 | Stored::U16)
+            || matches!(dtype, Stored::I32 | Stored::U32 | Stored::I64 | Stored::U64)
+        {
+            return Err(Error::IntegerTensor { name, dtype: format!("{dtype:?}") });
+        }
         if view.shape() != shape.dims() {
             return Err(Error::ShapeMismatch {
                 expected: shape.into_dims(),
@@ -216,10 +231,10 @@ fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
             .map_err(|source| Error::Read { path: single, source });
     }
     let parse_error = |reason: String| Error::Parse { path: index.clone(), reason };
-    let text =
-        std::fs::read_to_string(&index).map_err(|source| Error::Read { path: index.clone(), source })?;
+    let bytes = bounds::file::read(&index, CHECKPOINT_JSON_BYTES)
+        .map_err(|source| Error::Read { path: index.clone(), source })?;
     let json: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| parse_error(error.to_string()))?;
+        serde_json::from_slice(&bytes).map_err(|error| parse_error(error.to_string()))?;
     let map = json["weight_map"].as_object().ok_or_else(|| parse_error("it has no weight_map".to_owned()))?;
     let mut names = BTreeSet::new();
     for value in map.values() {

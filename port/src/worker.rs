@@ -116,7 +116,8 @@ pub fn run(engine: &mut dyn Engine) -> io::Result<()> {
     for line in lines_until_abandoned(requests) {
         let reply = match serde_json::from_str(&line) {
             Ok(Request::Exit) => break,
-            Ok(request) => answer(engine, &request).unwrap_or_else(Reply::Failed),
+            // After a panic the worker answers nothing but `exit`, as after every failure.
+            Ok(request) => guarded(|| answer(engine, &request)).unwrap_or_else(Reply::Failed),
             Err(error) => {
                 Reply::Failed(exception(format!("the request is not one that this worker knows: {error}")))
             }

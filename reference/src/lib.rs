@@ -9,6 +9,7 @@ mod digest;
 mod embedded;
 mod environment;
 mod failure;
+mod helper;
 mod source;
 mod uv;
 mod worker;
@@ -21,5 +22,6 @@ pub use environment::{
     Environment, Python, Specification, TorchBackend, forget, interpreter, prepare, prepare_all, torch_cuda,
 };
 pub use failure::EnvironmentError;
+pub use helper::end_all;
 pub use source::{Source, SourceError};
 pub use worker::{Launch, Worker, WorkerEnd};

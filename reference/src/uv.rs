@@ -9,6 +9,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use crate::Versions;
 use crate::cache::Lock;
 use crate::failure::{EnvironmentError, tail};
+use crate::helper::Running;
 
 /// A uv program that ran `--version` successfully.
 #[derive(Clone, Debug)]
@@ -104,6 +105,7 @@ impl Uv {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| failed(format!("{}: {error}", self.program.display())))?;
+        let _running = Running::new(child.id(), false);
         let mut message = String::new();
         let mut output = String::new();
         // These commands print at most one path to stdout, so reading stdout after stderr cannot block on a

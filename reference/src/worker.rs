@@ -9,14 +9,17 @@ mod ending;
 mod group;
 mod launch;
 mod memory;
+mod reply;
 
 use std::fs;
-use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
+use std::io::{self, PipeReader, PipeWriter, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use bounds::limits::{LINES, REPLY_BYTES};
+use bounds::shown;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::protocol::{
@@ -31,8 +34,6 @@ use memory::OomKills;
 const SLICE: Duration = Duration::from_millis(20);
 /// Time between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_millis(300);
-/// Bytes; a longer reply is other output on the wrong descriptor.
-const LONGEST_REPLY: usize = 16 << 20;
 
 /// A running worker. Dropping it kills its process group.
 #[derive(Debug)]
@@ -58,6 +59,8 @@ impl Worker {
     /// When the log or the pipes cannot be created, or the program cannot be started.
     pub fn start(launch: &Launch) -> io::Result<Self> {
         let (request_read, requests) = io::pipe()?;
+        // A worker that does not read must not block a write for longer than the request may take.
+        rustix::fs::fcntl_setfl(&requests, rustix::fs::OFlags::NONBLOCK)?;
         let (replies, reply_write) = io::pipe()?;
         let scratch = tempfile::Builder::new().prefix("tfcheck-").tempdir()?;
         let mut command = launch.command(scratch.path(), request_read.into(), reply_write.into())?;
@@ -108,25 +111,23 @@ impl Worker {
             reason: format!("the request could not be written as JSON: {error}"),
         })?;
         line.push(b'\n');
-        let sent = match self.requests.as_mut() {
-            Some(pipe) => pipe.write_all(&line),
-            None => Err(io::ErrorKind::BrokenPipe.into()),
-        };
-        if sent.is_err() {
-            // A write fails only when the worker closed the pipe; find out how it ended.
-            return Err(self.gone(deadline, stop));
-        }
+        self.send(&line, deadline, timeout, stop)?;
         let line = self.line(deadline, timeout, stop)?;
-        let reply = serde_json::from_slice(&line).map_err(|error| {
+        let reply = bounds::parse(&line).map_err(|error| {
             self.group.kill(GRACE);
-            WorkerEnd::NoReply { reason: format!("`{}` is not a reply: {error}", excerpt(&line)) }
+            let error = error.to_string();
+            WorkerEnd::NoReply {
+                reason: format!("`{}` is not a reply: {}", excerpt(&line), shown(&error, 200)),
+            }
         })?;
-        match reply {
+        match reply::within_limits(reply) {
             Reply::Failed(failed) => Err(WorkerEnd::from(failed)),
             reply if answers(request, &reply) => Ok(reply),
             other => {
                 self.group.kill(GRACE);
-                Err(WorkerEnd::NoReply { reason: format!("{other:?} does not answer {request:?}") })
+                let (other, request) = (format!("{other:?}"), format!("{request:?}"));
+                let reason = format!("{} does not answer {}", shown(&other, 200), shown(&request, 200));
+                Err(WorkerEnd::NoReply { reason })
             }
         }
     }
@@ -198,6 +199,55 @@ impl Worker {
         log_tail(&self.log, self.log_begin, lines)
     }
 
+    /// Writes a request, and waits while the worker does not read.
+    fn send(
+        &mut self,
+        line: &[u8],
+        deadline: Option<Instant>,
+        timeout: Duration,
+        stop: &AtomicBool,
+    ) -> Result<(), WorkerEnd> {
+        let mut left = line;
+        while !left.is_empty() {
+            let written = match self.requests.as_mut() {
+                Some(pipe) => pipe.write(left),
+                None => Err(io::ErrorKind::BrokenPipe.into()),
+            };
+            match written {
+                Ok(count) => left = &left[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.group.has_exited() {
+                        return Err(self.gone(deadline, stop));
+                    }
+                    self.check_wait(deadline, timeout, stop)?;
+                    std::thread::sleep(SLICE / 4);
+                }
+                // A write fails only when the worker closed the pipe; find out how it ended.
+                Err(_) => return Err(self.gone(deadline, stop)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a wait whose time is over or that the user stopped.
+    fn check_wait(
+        &mut self,
+        deadline: Option<Instant>,
+        timeout: Duration,
+        stop: &AtomicBool,
+    ) -> Result<(), WorkerEnd> {
+        if stop.load(Ordering::Relaxed) {
+            self.group.kill(GRACE);
+            return Err(WorkerEnd::Interrupted);
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            self.group.kill(GRACE);
+            return Err(WorkerEnd::TimedOut { after: timeout });
+        }
+        Ok(())
+    }
+
     /// Waits for one line of the reply pipe.
     fn line(
         &mut self,
@@ -212,10 +262,10 @@ impl Worker {
                 line.pop();
                 return Ok(line);
             }
-            if self.pending.len() > LONGEST_REPLY {
+            if self.pending.len() as u64 > REPLY_BYTES.most {
                 self.group.kill(GRACE);
                 return Err(WorkerEnd::NoReply {
-                    reason: format!("more than {LONGEST_REPLY} bytes without a line end"),
+                    reason: format!("more than {} bytes without a line end", REPLY_BYTES.most),
                 });
             }
             // Checked before reading: anything a process wrote before it exited is in the pipe by then.
@@ -226,19 +276,11 @@ impl Worker {
                     Ok(0) | Err(_) => return Err(self.gone(deadline, stop)),
                     Ok(count) => self.pending.extend_from_slice(&block[..count]),
                 }
-                continue;
-            }
-            if exited {
+            } else if exited {
                 return Err(self.gone(deadline, stop));
             }
-            if stop.load(Ordering::Relaxed) {
-                self.group.kill(GRACE);
-                return Err(WorkerEnd::Interrupted);
-            }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                self.group.kill(GRACE);
-                return Err(WorkerEnd::TimedOut { after: timeout });
-            }
+            // Also while bytes arrive: a worker that writes for ever without a line end must not outlast its time.
+            self.check_wait(deadline, timeout, stop)?;
         }
     }
 
@@ -279,11 +321,19 @@ fn log_length(path: &Path) -> u64 {
 
 /// The last `lines` lines of the log at `path` from byte `begin` on, without progress bars.
 fn log_tail(path: &Path, begin: u64, lines: usize) -> String {
-    const WINDOW: usize = 64 << 10;
-    let bytes = fs::read(path).unwrap_or_default();
-    let own = bytes.get(usize::try_from(begin).unwrap_or(usize::MAX)..).unwrap_or_default();
-    let window = &own[own.len().saturating_sub(WINDOW)..];
-    crate::failure::tail(&without_progress_bars(&String::from_utf8_lossy(window)), lines)
+    const WINDOW: u64 = 64 << 10;
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = bounds::file::open(path)?;
+        let length = file.metadata()?.len();
+        let from = begin.max(length.saturating_sub(WINDOW));
+        file.seek(SeekFrom::Start(from))?;
+        let mut window = Vec::new();
+        file.take(WINDOW).read_to_end(&mut window)?;
+        Ok(window)
+    };
+    let window = read().unwrap_or_default();
+    let tail = crate::failure::tail(&without_progress_bars(&String::from_utf8_lossy(&window)), lines);
+    bounds::lines(&tail, LINES.most).into_owned()
 }
 
 /// `log` as a terminal would show it: of what a carriage return overwrites, the last state, and no line of a bar as tqdm
@@ -316,7 +366,7 @@ fn answers(request: &Request, reply: &Reply) -> bool {
 /// The first 200 bytes of a line that is not a reply.
 fn excerpt(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(&line[..line.len().min(200)]);
-    text.trim_end().to_owned()
+    shown(text.trim_end(), 200).into_owned()
 }
 
 impl From<Failed> for WorkerEnd {

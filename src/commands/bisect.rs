@@ -12,6 +12,7 @@ mod subject;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -39,7 +40,7 @@ pub struct Context<'a> {
     /// Where tfcheck keeps environments, clones and working trees.
     pub cache: &'a Path,
     /// Set when the user asks to stop.
-    pub stop: &'a AtomicBool,
+    pub stop: &'a Arc<AtomicBool>,
     /// Where progress and results are shown.
     pub progress: &'a Progress,
 }

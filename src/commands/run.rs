@@ -10,21 +10,23 @@ mod runners;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use miette::{IntoDiagnostic, Result, WrapErr};
+use miette::{Result, WrapErr};
 use reference::protocol::{Load, PROTOCOL_VERSION};
 
 use crate::execute::cell::{Cell, Outcome};
 use crate::execute::progress::Progress;
 use crate::execute::schedule::{Job, Ran, Schedule, Settings, Turn};
+use crate::execute::written::{self, Check};
 use crate::judge::assess;
 use crate::judge::exit_code::ExitCode;
 use crate::judge::history::History;
 use crate::report;
-use crate::results::{Manifest, ResultsError, RunFolder};
+use crate::results::{Case, Manifest, ResultsError, RunFolder};
 use crate::spec::config::Config;
+use crate::spec::inputs;
 use crate::spec::machine::{self, Machine};
 use crate::spec::plan::{CellPlan, Plan};
 use crate::spec::variant;
@@ -51,7 +53,7 @@ pub struct RunRequest<'a> {
     /// Whether diverging pairs are localised at the end.
     pub localize: bool,
     /// Set when the user asks to stop.
-    pub stop: &'a AtomicBool,
+    pub stop: &'a Arc<AtomicBool>,
     /// Where progress and results are shown.
     pub progress: &'a Progress,
     /// The timing lock, if several runs go on at the same time.
@@ -163,6 +165,12 @@ fn conclude(
     interrupted: bool,
 ) -> Result<ExitCode> {
     let is_localized = request.localize && !interrupted;
+    // A worker may have changed its logits after its reply.
+    let checked = |(case, cells): (&Case, &Vec<Cell>)| {
+        let files = folder.case_folder(manifest, &case.name);
+        cells.iter().map(|cell| written::checked(cell.clone(), &files, Check::Times)).collect()
+    };
+    let cells: Vec<Vec<Cell>> = manifest.cases.iter().zip(cells).map(checked).collect();
     // These localisations are from an earlier part of a resumed run, whose cells may have changed since.
     if is_localized && !folder.localized()?.is_empty() {
         folder.write_localized(&[])?;
@@ -170,7 +178,7 @@ fn conclude(
     if is_localized && !folder.diagnosed()?.is_empty() {
         folder.write_diagnosed(&[])?;
     }
-    let judge = || assess::view(folder, manifest, cells, &request.config.tolerances);
+    let judge = || assess::view(folder, manifest, &cells, &request.config.tolerances);
     let mut view = judge()?;
     if is_localized {
         let end = localize::EndOfRun { request, folder, manifest, cases, runners };
@@ -222,12 +230,7 @@ fn open(
             let manifest = described(stamp, Vec::new());
             folder.write_manifest(&manifest)?;
             for (case, prepared) in manifest.cases.iter().zip(cases) {
-                let case_folder = folder.case_folder(&manifest, &case.name);
-                std::fs::create_dir_all(&case_folder).into_diagnostic()?;
-                prepared.inputs.save(&case_folder)?;
-                if !prepared.vocabulary.is_empty() {
-                    folder.write_vocabulary(&case.checkpoint_digest, &prepared.vocabulary)?;
-                }
+                save_inputs(&folder, &manifest, case, prepared)?;
             }
             Ok((folder, manifest))
         }
@@ -247,9 +250,25 @@ fn open(
                 }
             }
             folder.write_manifest(&manifest)?;
+            // A run that a full disk stopped early may lack them.
+            for (case, prepared) in manifest.cases.iter().zip(cases) {
+                let saved = inputs::load(&folder.case_folder(&manifest, &case.name));
+                if !saved.is_ok_and(|saved| saved.digest == prepared.inputs.digest) {
+                    save_inputs(&folder, &manifest, case, prepared)?;
+                }
+            }
             Ok((folder, manifest))
         }
     }
+}
+
+/// Writes the inputs of a case and its tokenizer's vocabulary.
+fn save_inputs(folder: &RunFolder, manifest: &Manifest, case: &Case, prepared: &PreparedCase) -> Result<()> {
+    prepared.inputs.save(&folder.make_case_folder(manifest, &case.name)?)?;
+    if !prepared.vocabulary.is_empty() {
+        folder.write_vocabulary(&case.checkpoint_digest, &prepared.vocabulary)?;
+    }
+    Ok(())
 }
 
 /// Writes what makes the run self-contained: config, environment, locks.
@@ -391,7 +410,7 @@ fn load(
 }
 
 /// Kept and new cells in the manifest's order.
-fn in_order(case: &crate::results::Case, kept: Vec<Cell>, ran: Vec<Cell>) -> Vec<Cell> {
+fn in_order(case: &Case, kept: Vec<Cell>, ran: Vec<Cell>) -> Vec<Cell> {
     let mut cells: Vec<Cell> = ran.into_iter().chain(kept).collect();
     cells.sort_by_key(|cell| case.variants.iter().position(|variant| *variant == cell.variant));
     cells

@@ -85,6 +85,9 @@ pub struct Completed {
     pub shape: Vec<usize>,
     /// Which positions the logits file holds.
     pub positions: Positions,
+    /// The logits file when the worker replied; `None` in runs of a tfcheck that did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written: Option<Written>,
     /// Chrome trace, relative to the case's folder.
     pub trace: Option<PathBuf>,
     /// Versions of the libraries that computed.
@@ -131,6 +134,17 @@ pub struct Completed {
     /// The runner's own tokenizer against the ids that the run was fed; of one variant a version.
     #[serde(default)]
     pub tokenizer: Option<TokenizerParity>,
+}
+
+/// A file as a worker left it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// Its size.
+    pub bytes: u64,
+    /// When it was changed, nanoseconds since 1970.
+    pub modified_ns: i64,
+    /// Its SHA-256, lower-case hex.
+    pub sha256: String,
 }
 
 /// Comparison of a runner's own tokenizer with the run's token ids.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use bounds::limits::CHECKPOINT_JSON_BYTES;
 use models::Kind;
 use reference::protocol::Positions;
 use serde_json::Value;
@@ -69,7 +70,8 @@ fn model_type(source: &CheckpointSource) -> Option<String> {
 }
 
 fn in_config(path: &Path) -> Option<String> {
-    let config: Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    let config: Value =
+        serde_json::from_slice(&bounds::file::read(path, CHECKPOINT_JSON_BYTES).ok()?).ok()?;
     config.get("model_type")?.as_str().map(str::to_owned)
 }
 

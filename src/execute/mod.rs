@@ -7,3 +7,4 @@ pub mod quiet;
 pub mod runner;
 pub mod schedule;
 pub mod worker;
+pub mod written;

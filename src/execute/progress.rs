@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bounds::limits::LINE;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 /// Limit on the bytes of a worker's log that are shown at a time; the log file itself is complete.
@@ -92,7 +93,7 @@ impl Progress {
 
     /// Also appends every later line to `path`. If the file cannot be opened, one line reports it and the run continues.
     pub fn log_to(&self, path: &Path) {
-        match File::options().create(true).append(true).open(path) {
+        match bounds::file::append(path) {
             Ok(file) => *self.log_file() = Some(file),
             Err(error) => self.line(&format!("no run.log: cannot open {}: {error}", path.display())),
         }
@@ -140,9 +141,7 @@ impl Progress {
             *shown += bytes.len() as u64;
             let version = log.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
             for line in String::from_utf8_lossy(&bytes).lines() {
-                // Control characters in a worker's output must not reach the terminal.
-                let text: String = line.chars().filter(|c| *c == '\t' || !c.is_control()).collect();
-                self.show(&format!("{version} | {text}"));
+                self.show(&format!("{version} | {}", bounds::shown(line, LINE.most)));
             }
         }
     }
@@ -151,7 +150,9 @@ impl Progress {
         self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Every line passes here, so that nothing foreign controls the terminal.
     fn show(&self, line: &str) {
+        let line = &*bounds::styled(line);
         match &self.bars {
             _ if self.quiet => {}
             // A line that cannot be shown is still in the log.
@@ -162,6 +163,7 @@ impl Progress {
 
     /// Logs the requested result and prints it on standard output, even if `quiet`.
     pub fn result(&self, text: &str) {
+        let text = &*bounds::styled(text);
         self.log(text);
         if self.shows_results {
             // A closed standard output is not an error.
@@ -174,7 +176,7 @@ impl Progress {
         if let Some(file) = self.log_file().as_mut() {
             let seconds = self.started.elapsed().as_secs_f64();
             // A log line that cannot be written is not an error; a full disk is reported when results are written.
-            drop(writeln!(file, "{seconds:9.3} {}", console::strip_ansi_codes(line)));
+            drop(writeln!(file, "{seconds:9.3} {}", bounds::styled(&console::strip_ansi_codes(line))));
         }
     }
 
@@ -188,7 +190,7 @@ impl Progress {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        bar.set_prefix(name.to_owned());
+        bar.set_prefix(bounds::shown(name, 200).into_owned());
         bar.enable_steady_tick(Duration::from_millis(120));
         Task { progress: self, bar, name: name.to_owned() }
     }
@@ -199,7 +201,7 @@ impl Progress {
 }
 
 fn read_from(path: &Path, offset: u64) -> std::io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
+    let mut file = bounds::file::open(path)?;
     file.seek(SeekFrom::Start(offset))?;
     let mut bytes = Vec::new();
     file.take(MOST_OUTPUT).read_to_end(&mut bytes)?;
@@ -209,14 +211,14 @@ fn read_from(path: &Path, offset: u64) -> std::io::Result<Vec<u8>> {
 impl Task<'_> {
     /// Shows the current activity without counting a step.
     pub fn doing(&self, what: &str) {
-        self.bar.set_message(what.to_owned());
+        self.bar.set_message(bounds::shown(what, 200).into_owned());
         self.progress.log(&format!("{}: {what}", self.name));
     }
 
     /// Sets the number of finished steps and the current activity.
     pub fn at(&self, steps: u64, what: &str) {
         self.bar.set_position(steps);
-        self.bar.set_message(what.to_owned());
+        self.bar.set_message(bounds::shown(what, 200).into_owned());
     }
 
     /// Counts one step as done.

@@ -7,22 +7,23 @@
 //! loaded machine more rounds are timed for up to `patience`. At the end a cell repeats its forward pass (`again`), which
 //! gives the noise floor.
 
+mod accepted;
 mod again;
 mod turn;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use reference::protocol::{Dtype, Forward, Load, Positions, Reply, Request, Time, Timed, Trace};
+use reference::protocol::{Dtype, Forward, Load, Reply, Request, Time, Timed, Trace};
 
 use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::execute::progress::{Progress, Task};
 use crate::execute::quiet::Rounds;
 use crate::execute::runner::{NoResult, Runner, Session};
 use crate::spec::inputs::Texts;
-use crate::spec::variant::{Variant, measured_positions};
-use compare::logits::Logits;
+use crate::spec::variant::Variant;
+use accepted::verify_logits;
 pub use turn::Turn;
 
 /// One cell to run.
@@ -177,7 +178,8 @@ impl<'a> Schedule<'a> {
         let bytes = |live: &Live| live.completed.peak_bytes.unwrap_or(0);
         let held: u64 = group.iter().map(bytes).sum();
         let next = group.iter().map(bytes).max().unwrap_or(0);
-        group.len() > 1 && held + next * more as u64 > self.settings.memory_budget
+        let needed = next.saturating_mul(more as u64).saturating_add(held);
+        group.len() > 1 && needed > self.settings.memory_budget
     }
 
     /// Runs the correctness phase of the jobs in parallel; results are in the jobs' order.
@@ -229,6 +231,7 @@ impl<'a> Schedule<'a> {
         let Reply::Ready(ready) = session.ask(&Request::Load(job.load.clone()), timeout)? else {
             return Err(out_of_turn("load"));
         };
+        accepted::duration("loading", ready.load_ns, timeout)?;
         let logits =
             PathBuf::from(&job.variant.version).join(format!("logits_{}.safetensors", job.variant.note()));
         let path = self.folder.join(&logits);
@@ -241,11 +244,14 @@ impl<'a> Schedule<'a> {
                 "the worker does not support prefill: it computed one full-sequence pass".into(),
             ));
         }
+        accepted::duration("the first forward pass", forwarded.elapsed_ns, timeout)?;
+        accepted::peak(forwarded.peak_bytes)?;
         let stored = verify_logits(&path, &forwarded.shape, forwarded.positions)?.storage();
         if job.load.dtype == Dtype::F64 && stored != compare::Dtype::F64 {
             let stored = stored.name();
             return Err(NoResult::Unsupported(format!("asked for float64, it wrote logits in {stored}")));
         }
+        let written = accepted::written(&path, self.stop)?;
         let mut notes = job.notes.clone();
         notes.extend(ready.notes);
         notes.extend(forwarded.notes);
@@ -253,6 +259,7 @@ impl<'a> Schedule<'a> {
             logits,
             shape: forwarded.shape,
             positions: forwarded.positions,
+            written: Some(written),
             trace: None,
             libraries: ready.libraries,
             notes,
@@ -356,7 +363,7 @@ impl<'a> Schedule<'a> {
                 Ok(Reply::Timed(timed)) if quiet_ns.is_some() && timed.samples_ns.is_empty() => {
                     return None;
                 }
-                Ok(Reply::Timed(timed)) => Ok(timed),
+                Ok(Reply::Timed(timed)) => accepted::timed(timed, (iterations, decode), timeout),
                 Ok(_) => Err(out_of_turn("time")),
                 Err(ended) => Err(ended),
             };
@@ -477,24 +484,6 @@ fn out_of_turn(request: &str) -> NoResult {
         FailureKind::MissingResult,
         format!("the worker answered `{request}` with another reply"),
     )
-}
-
-/// Checks that the logits file exists, is complete and has the shape that the worker reported.
-fn verify_logits(path: &Path, shape: &[usize], positions: Positions) -> Result<Logits, NoResult> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let missing = |reason: String| NoResult::failed(FailureKind::MissingResult, reason);
-    let logits = Logits::open(path, measured_positions(positions)).map_err(|error| {
-        let problem = error.to_string();
-        let problem = problem.strip_prefix(&format!("{} ", path.display())).unwrap_or(&problem);
-        missing(format!("the worker reported that it wrote {name}, but it {problem}"))
-    })?;
-    let [batch, seq, vocab_size] = logits.shape();
-    // A classifier's logits, `[batch, labels]`, have no sequence axis.
-    if shape != [batch, seq, vocab_size] && !(seq == 1 && shape == [batch, vocab_size]) {
-        let found = logits.shape();
-        return Err(missing(format!("{name} holds logits {found:?}, but the worker reported {shape:?}")));
-    }
-    Ok(logits)
 }
 
 fn seconds(ns: u64) -> String {

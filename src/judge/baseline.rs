@@ -6,15 +6,17 @@
 //! detects changes by other programs.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
+use bounds::limits::{INPUTS_BYTES, LINE};
 use miette::{Diagnostic, Result};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::execute::cell::Outcome;
+use crate::execute::written::{self, Check};
 use crate::judge::history::{History, HistoryError, Known};
 use crate::results::{Manifest, ResultsError, RunFolder};
 use crate::spec::atomic;
@@ -57,6 +59,26 @@ pub enum BaselineError {
     Empty {
         /// The run.
         run: PathBuf,
+    },
+    /// A cell's logits are gone or damaged.
+    #[error("{} is not saved: logits of {cell} are damaged: {problem}", run.display())]
+    #[diagnostic(help("`tfcheck run --resume RUN` computes them again"))]
+    Logits {
+        /// The run.
+        run: PathBuf,
+        /// The variant.
+        cell: String,
+        /// What is wrong with the file.
+        problem: String,
+    },
+    /// The history names a folder that is not a baseline's.
+    #[error("the history names `{folder}` as the folder of a baseline, which it cannot be")]
+    #[diagnostic(help(
+        "history.sqlite was changed or made by another program: move it away, and save the baselines again"
+    ))]
+    Folder {
+        /// The folder, fit to be shown.
+        folder: String,
     },
     /// A file of the baseline is missing or changed.
     #[error("baseline `{name}`: {} {problem}", path.display())]
@@ -117,7 +139,7 @@ impl Saved {
     /// When there is none of that name, or a file is gone or changed.
     pub fn open(history: &History, results: &Path, name: &str) -> Result<Self, BaselineError> {
         let known = history.baseline(name)?.ok_or_else(|| unknown(history, name))?;
-        let path = results.join(&known.folder);
+        let path = folder_of(results, &known)?;
         let damaged = |path: &Path, problem: String| BaselineError::Damaged {
             name: name.to_owned(),
             path: path.to_owned(),
@@ -126,6 +148,11 @@ impl Saved {
         let files: BTreeMap<String, String> = serde_json::from_str(&known.files)
             .map_err(|error| damaged(&path, format!("has no list of files: {error}")))?;
         for (file, digest) in &files {
+            let is_inside = Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
+            if !is_inside {
+                let file = bounds::shown(file, LINE.most).into_owned();
+                return Err(damaged(Path::new(&file), "is not a file of the baseline".into()));
+            }
             let file = path.join(file);
             match sha256(&file) {
                 Ok(found) if found == *digest => {}
@@ -236,13 +263,29 @@ pub fn list(results: &Path) -> Result<String, BaselineError> {
 /// When there is none of that name, or its files cannot be removed.
 pub fn remove(results: &Path, name: &str) -> Result<String, BaselineError> {
     let mut history = History::open(results)?;
+    // A row that names another folder stays, so that it can be looked at.
+    if let Some(known) = history.baseline(name)? {
+        folder_of(results, &known)?;
+    }
     let known = history.take_baseline(name)?.ok_or_else(|| unknown(&history, name))?;
     remove_folder(results, &known)?;
     Ok(format!("removed baseline `{name}`, {}", bytes(known.bytes)))
 }
 
+/// The folder of a baseline. The history is a file that others may have written: it names a folder right below
+/// `baselines`, which is no link, or nothing is opened or removed.
+fn folder_of(results: &Path, known: &Known) -> Result<PathBuf, BaselineError> {
+    let refused = || BaselineError::Folder { folder: bounds::shown(&known.folder, LINE.most).into_owned() };
+    let name = known.folder.strip_prefix(FOLDER).and_then(|rest| rest.strip_prefix('/'));
+    let name = name.filter(|name| atomic::is_file_name(name)).ok_or_else(refused)?;
+    let folder = results.join(FOLDER);
+    let path = folder.join(name);
+    let is_link = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+    if is_link(&folder) || is_link(&path) { Err(refused()) } else { Ok(path) }
+}
+
 fn remove_folder(results: &Path, known: &Known) -> Result<(), BaselineError> {
-    let path = results.join(&known.folder);
+    let path = folder_of(results, known)?;
     match fs::remove_dir_all(&path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(BaselineError::Io { action: "remove", path, source })
@@ -304,9 +347,14 @@ impl Copy {
             for name in ["inputs.json", "inputs.safetensors"] {
                 self.file(&files.join(name), false)?;
             }
-            for cell in folder.cells(manifest, case)? {
+            for cell in folder.records(manifest, case)? {
                 self.file(&folder.record_path(manifest, &case.name, &cell.variant), false)?;
                 if let Outcome::Completed(completed) = &cell.outcome {
+                    written::check(completed, &files, Check::Content).map_err(|problem| {
+                        let run = self.from.clone();
+                        let cell = bounds::shown(&cell.name, LINE.most).into_owned();
+                        BaselineError::Logits { run, cell, problem }
+                    })?;
                     self.file(&files.join(&completed.logits), true)?;
                 }
             }
@@ -336,14 +384,14 @@ impl Copy {
             self.bytes += fs::metadata(&target).map_err(io("read", &target))?.len();
             return Ok(());
         }
-        let content = fs::read(path).map_err(io("read", path))?;
+        let content = bounds::file::read_unlinked(path, INPUTS_BYTES).map_err(io("read", path))?;
         self.bytes += content.len() as u64;
         atomic::write(&target, &content).map_err(io("write", &target))
     }
 }
 
 fn sha256(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
+    let mut file = bounds::file::open_unlinked(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {

@@ -136,6 +136,9 @@ impl History {
         let path = results.join(FILE_NAME);
         let unusable = |reason: String| HistoryError::Unusable { path: path.clone(), reason };
         std::fs::create_dir_all(results).map_err(|error| unusable(error.to_string()))?;
+        if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(unusable("it is not a regular file".to_owned()));
+        }
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;

@@ -17,6 +17,8 @@ mod sweep;
 pub mod terminal;
 mod wrap;
 
+use std::borrow::Cow;
+
 use compare::matrix::{Matrix, PairOutcome};
 use compare::metrics::PairMetrics;
 use compare::timing::SpeedUp;
@@ -107,7 +109,11 @@ pub fn publish(
     };
     let source = Source { details: &details, ..source };
     for format in all() {
-        folder.write(format.file_name(), format.render(&source).as_bytes())?;
+        let text = format.render(&source);
+        // A person reads these two as they are; the others escape what they hold.
+        let is_plain = [".md", ".csv"].iter().any(|ending| format.file_name().ends_with(ending));
+        let text = if is_plain { bounds::styled(&text) } else { Cow::Borrowed(&*text) };
+        folder.write(format.file_name(), text.as_bytes())?;
     }
     progress.line(&format!(
         "{} and report.html are in {}",

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bounds::limits::RUN_JSON_BYTES;
 use miette::Diagnostic;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -15,6 +16,7 @@ use super::localized::Localized;
 use super::relations::CellRelations;
 use super::{Case, Manifest, SCHEMA_VERSION};
 use crate::execute::cell::Cell;
+use crate::execute::written::{self, Check};
 use crate::spec::atomic;
 use crate::spec::variant::Variant;
 
@@ -64,6 +66,24 @@ pub enum ResultsError {
         /// The folder.
         path: PathBuf,
     },
+    /// A name in the run's files leads out of the folder.
+    #[error("{} names {what} `{name}`, which is not a file name", path.display())]
+    #[diagnostic(help("the run was changed or made by another program: do not use it"))]
+    Name {
+        /// The file.
+        path: PathBuf,
+        /// What has the name: `the case`.
+        what: &'static str,
+        /// The name, fit to be shown.
+        name: String,
+    },
+    /// The folder holds a symbolic link, through which something outside would be written.
+    #[error("{} is a symbolic link, and tfcheck writes no run through links", path.display())]
+    #[diagnostic(help("remove the link: a run folder holds files and folders only"))]
+    Link {
+        /// The link.
+        path: PathBuf,
+    },
     /// Another tfcheck process writes to the folder.
     #[error("{} is being written by another tfcheck", path.display())]
     #[diagnostic(help("wait until it ends, or start a new run"))]
@@ -78,8 +98,11 @@ fn io_hint(source: &io::Error) -> &'static str {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "free some space, then complete the run with `tfcheck run --resume RUN`: finished cells are kept"
         }
-        io::ErrorKind::PermissionDenied => {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "check the folder's owner and mode, or name another with --results"
+        }
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            "a file is in the way of a folder: name another with --results"
         }
         _ => "check the path and the disk",
     }
@@ -136,8 +159,9 @@ impl RunFolder {
     }
 
     fn lock(path: PathBuf) -> Result<Self, ResultsError> {
+        check_links(&path, 0)?;
         let file = path.join(LOCK);
-        let lock = File::create(&file).map_err(|source| io_error("create", &file, source))?;
+        let lock = bounds::file::lockable(&file).map_err(|source| io_error("create", &file, source))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path, lock: Some(lock) }),
             Err(fs::TryLockError::WouldBlock) => Err(ResultsError::Locked { path }),
@@ -195,12 +219,23 @@ impl RunFolder {
         if manifest.schema_version > SCHEMA_VERSION {
             return Err(ResultsError::Newer { path, found: manifest.schema_version });
         }
+        check_names(&path, &manifest)?;
         Ok(manifest)
     }
 
     /// The folder of a case's files: the run folder itself if it has only one case.
     pub fn case_folder(&self, manifest: &Manifest, case: &str) -> PathBuf {
         if manifest.cases.len() == 1 { self.path.clone() } else { self.path.join(case) }
+    }
+
+    /// [`RunFolder::case_folder`], which exists then.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn make_case_folder(&self, manifest: &Manifest, case: &str) -> Result<PathBuf, ResultsError> {
+        let folder = self.case_folder(manifest, case);
+        fs::create_dir_all(&folder).map_err(|source| io_error("create", &folder, source))?;
+        Ok(folder)
     }
 
     /// The path of a cell's record.
@@ -225,11 +260,22 @@ impl RunFolder {
         manifest.cases.iter().map(|case| self.cells(manifest, case)).collect()
     }
 
-    /// The finished cells of a case, in the manifest's order.
+    /// The finished cells of a case, in the manifest's order. A cell whose logits are gone, damaged or replaced is a failed
+    /// one.
+    ///
+    /// # Errors
+    /// As [`RunFolder::records`].
+    pub fn cells(&self, manifest: &Manifest, case: &Case) -> Result<Vec<Cell>, ResultsError> {
+        let files = self.case_folder(manifest, &case.name);
+        let records = self.records(manifest, case)?;
+        Ok(records.into_iter().map(|cell| written::checked(cell, &files, Check::Content)).collect())
+    }
+
+    /// The cells of a case as they were recorded, whatever became of their logits.
     ///
     /// # Errors
     /// When a record is malformed or newer than this tfcheck.
-    pub fn cells(&self, manifest: &Manifest, case: &Case) -> Result<Vec<Cell>, ResultsError> {
+    pub fn records(&self, manifest: &Manifest, case: &Case) -> Result<Vec<Cell>, ResultsError> {
         let mut cells = Vec::new();
         for variant in &case.variants {
             let path = self.record_path(manifest, &case.name, variant);
@@ -365,8 +411,41 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ResultsError> {
-    let bytes = fs::read(path).map_err(|source| io_error("read", path, source))?;
+    let bytes =
+        bounds::file::read_unlinked(path, RUN_JSON_BYTES).map_err(|source| io_error("read", path, source))?;
     serde_json::from_slice(&bytes).map_err(|source| ResultsError::Record { path: path.to_owned(), source })
+}
+
+/// Refuses a manifest whose names lead out of the run: they become files and folders.
+fn check_names(path: &Path, manifest: &Manifest) -> Result<(), ResultsError> {
+    let variants = manifest.cases.iter().flat_map(|case| &case.variants);
+    let names = std::iter::once(("the time stamp", manifest.stamp.clone()))
+        .chain(manifest.cases.iter().map(|case| ("the case", case.name.clone())))
+        .chain(variants.clone().map(|variant| ("the version", variant.version.clone())))
+        .chain(variants.map(|variant| ("the variant", variant.name())));
+    for (what, name) in names {
+        if !atomic::is_file_name(&name) {
+            let name = bounds::shown(&name, 200).into_owned();
+            return Err(ResultsError::Name { path: path.to_owned(), what, name });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses symbolic links in a run folder. Its files lie at most three folders deep.
+fn check_links(folder: &Path, depth: usize) -> Result<(), ResultsError> {
+    let entries = fs::read_dir(folder).map_err(|source| io_error("read", folder, source))?;
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let Ok(kind) = entry.file_type() else { continue };
+        if kind.is_symlink() {
+            return Err(ResultsError::Link { path });
+        }
+        if kind.is_dir() && depth < 4 {
+            check_links(&path, depth + 1)?;
+        }
+    }
+    Ok(())
 }
 
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> ResultsError {

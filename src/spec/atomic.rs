@@ -1,8 +1,8 @@
 //! Atomic file writes: to a temporary name, synced, then renamed.
 
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
@@ -18,7 +18,8 @@ pub(crate) fn temporary(path: &Path) -> PathBuf {
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = temporary(path);
     let written = (|| {
-        let mut file = File::create(&temporary)?;
+        // A new file: a link of that name is not followed.
+        let mut file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)?;
@@ -30,8 +31,26 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     written
 }
 
+/// Whether a name from a saved file is one component of a path, and nothing else.
+pub(crate) fn is_file_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    let is_normal = matches!(components.next(), Some(Component::Normal(component)) if component == name);
+    is_normal && components.next().is_none() && name.len() <= 255 && !name.chars().any(char::is_control)
+}
+
 /// Syncs `folder`, so that a rename in it survives a power failure.
 pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     File::open(folder)?.sync_all()
+}
+
+/// The remedy of a file operation that failed.
+pub(crate) fn io_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space there, then run again",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "check the owner and the mode of the file and its folder"
+        }
+        _ => "check the path and the disk",
+    }
 }

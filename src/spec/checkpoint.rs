@@ -13,7 +13,8 @@ mod source;
 mod tied;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use reference::protocol::Dtype;
 use serde_json::Value;
@@ -100,6 +101,8 @@ pub struct Settings {
     pub allow_remote_code: bool,
     /// Seed of synthetic checkpoints.
     pub seed: u64,
+    /// Set when the user asks to stop.
+    pub stop: Arc<AtomicBool>,
 }
 
 impl Settings {
@@ -111,6 +114,7 @@ impl Settings {
             revision: None,
             allow_remote_code: false,
             seed: 0,
+            stop: Arc::default(),
         }
     }
 }
@@ -159,7 +163,7 @@ pub fn resolve(given: &str, settings: &Settings, progress: Progress<'_>) -> Resu
     if let (Some(revision), false) = (&settings.revision, matches!(source, Source::Hub(_))) {
         return Err(Error::NoRevisions { given: given.to_owned(), revision: revision.clone() });
     }
-    let mut digests = Digests::open(&settings.cache);
+    let mut digests = Digests::open(&settings.cache, &settings.stop);
     let mut revision = None;
     let mut notes = Vec::new();
     let folder = match &source {
@@ -176,7 +180,7 @@ pub fn resolve(given: &str, settings: &Settings, progress: Progress<'_>) -> Resu
         }
         Source::Gguf(path) => {
             let digest = digests.of(path, progress)?;
-            let imported = gguf::import(path, &digest, &settings.cache, progress)?;
+            let imported = gguf::import(path, &digest, settings, progress)?;
             notes.extend(imported.notes);
             imported.folder
         }

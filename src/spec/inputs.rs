@@ -1,19 +1,23 @@
 //! Inputs: prompts converted once to token ids, mask and positions, hashed, and passed identically to every variant.
 
 mod batch;
+mod foreign;
 mod saved;
 mod sweep;
 mod template;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use bounds::limits::VOCAB_SIZE;
 use miette::Diagnostic;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokenizers::Tokenizer;
 
 use crate::spec::checkpoint::{Checkpoint, config_value};
 
+pub use foreign::{Apart, serve};
+use foreign::{Encoded, Foreign, Lost};
 pub use saved::{Saved, load, write_tensors};
 pub use template::{Message, TemplateError, render};
 
@@ -216,8 +220,12 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Interrupted,
     /// Reading or writing failed.
     #[error("cannot {action} {}", path.display())]
+    #[diagnostic(help("{}", crate::spec::atomic::io_hint(source)))]
     Io {
         /// `read`, `write`.
         action: &'static str,
@@ -253,7 +261,7 @@ pub struct Texts {
 /// A checkpoint's tokenizer, read once, and the config values that inputs depend on.
 pub struct Source<'a> {
     checkpoint: &'a Checkpoint,
-    tokenizer: Option<Tokenizer>,
+    foreign: Foreign,
 }
 
 impl Inputs {
@@ -271,20 +279,27 @@ impl Inputs {
 }
 
 impl<'a> Source<'a> {
-    /// Reads the checkpoint's tokenizer, if it has one.
+    /// Reads the checkpoint's tokenizer, if it has one, in this process.
     ///
     /// # Errors
     /// When the tokenizer cannot be read.
     pub fn open(checkpoint: &'a Checkpoint) -> Result<Self, Error> {
-        let open = |path: &PathBuf| -> Result<Tokenizer, Error> {
-            let mut tokenizer = Tokenizer::from_file(path)
-                .map_err(|error| Error::Tokenizer { path: path.clone(), reason: error.to_string() })?;
-            // A `tokenizer.json` may contain the padding and truncation of its author; here the spec decides both.
-            tokenizer.with_padding(None);
-            let _ = tokenizer.with_truncation(None);
-            Ok(tokenizer)
-        };
-        Ok(Self { checkpoint, tokenizer: checkpoint.tokenizer.as_ref().map(open).transpose()? })
+        Self::open_in(checkpoint, None)
+    }
+
+    /// As [`Source::open`], in a process of its own, which has limits and may die.
+    ///
+    /// # Errors
+    /// As [`Source::open`], or when the process cannot be started.
+    pub fn open_apart(checkpoint: &'a Checkpoint, apart: &Apart) -> Result<Self, Error> {
+        Self::open_in(checkpoint, Some(apart))
+    }
+
+    fn open_in(checkpoint: &'a Checkpoint, apart: Option<&Apart>) -> Result<Self, Error> {
+        // Without a tokenizer nothing foreign is read.
+        let tokenizer = checkpoint.tokenizer.as_deref();
+        let foreign = Foreign::open(tokenizer, apart.filter(|_| tokenizer.is_some()));
+        Ok(Self { checkpoint, foreign: foreign.map_err(|lost| lost_tokenizer(checkpoint, lost))? })
     }
 
     /// Creates the batches of a spec, each ready to be saved.
@@ -304,7 +319,7 @@ impl<'a> Source<'a> {
             }
         };
         for inputs in &mut made {
-            inputs.texts = self.token_texts(&inputs.input_ids);
+            inputs.texts = self.token_texts(&inputs.input_ids)?;
         }
         Ok(made)
     }
@@ -314,7 +329,9 @@ impl<'a> Source<'a> {
     /// # Errors
     /// When a text cannot be read or tokenised.
     pub fn texts(&self, spec: &Spec, inputs: &Inputs) -> Result<Option<Texts>, Error> {
-        let Some(tokenizer) = &self.tokenizer else { return Ok(None) };
+        if !self.has_tokenizer() {
+            return Ok(None);
+        }
         let (texts, add_special_tokens) = match spec {
             Spec::Prompts { prompts, .. } => {
                 (inputs.rendered.clone(), matches!(prompts.first(), Some(Prompt::Text(_))))
@@ -324,41 +341,54 @@ impl<'a> Source<'a> {
         };
         let mut found = Texts { add_special_tokens, ..Texts::default() };
         for text in texts {
-            let encoding = tokenizer.encode(text.as_str(), add_special_tokens).map_err(|error| {
-                let path = self.checkpoint.tokenizer.clone().unwrap_or_default();
-                Error::Tokenizer { path, reason: error.to_string() }
-            })?;
-            found.ids.push(encoding.get_ids().iter().map(|id| i64::from(*id)).collect());
-            found.tokens.push(encoding.get_tokens().to_vec());
+            let Encoded { ids, tokens } =
+                self.foreign.encode(&text, add_special_tokens, true).map_err(|lost| self.lost(lost))?;
+            found.ids.push(ids.into_iter().map(i64::from).collect());
+            found.tokens.push(tokens);
             found.texts.push(text);
         }
         Ok(Some(found))
     }
 
     /// The text of every token id; nothing without a tokenizer.
-    pub fn vocabulary(&self) -> Vec<String> {
-        let size = self.tokenizer.as_ref().map_or(0, |tokenizer| tokenizer.get_vocab_size(true));
-        self.token_texts(&(0..size as i64).collect::<Vec<_>>())
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn vocabulary(&self) -> Result<Vec<String>, Error> {
+        if !self.has_tokenizer() {
+            return Ok(Vec::new());
+        }
+        let size = self.foreign.size().map_err(|lost| self.lost(lost))?;
+        if let Err(exceeded) = VOCAB_SIZE.check(size as u64) {
+            return Err(self.lost(Lost::Failed(format!("it has {exceeded}"))));
+        }
+        self.foreign.texts((0..size as u32).collect()).map_err(|lost| self.lost(lost))
     }
 
     /// What each token stands for, so that a run can be read without its tokenizer; nothing without one.
-    fn token_texts(&self, ids: &[i64]) -> Vec<String> {
-        let Some(tokenizer) = &self.tokenizer else { return Vec::new() };
-        let text = |id: &i64| {
-            let id = u32::try_from(*id).ok()?;
-            tokenizer
-                .decode(&[id], false)
-                .ok()
-                .filter(|text| !text.is_empty())
-                .or_else(|| tokenizer.id_to_token(id))
-        };
-        ids.iter().map(|id| text(id).unwrap_or_default()).collect()
+    fn token_texts(&self, ids: &[i64]) -> Result<Vec<String>, Error> {
+        if !self.has_tokenizer() {
+            return Ok(Vec::new());
+        }
+        let distinct: BTreeSet<u32> = ids.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
+        let texts = self.foreign.texts(distinct.iter().copied().collect()).map_err(|lost| self.lost(lost))?;
+        let known: BTreeMap<i64, String> = distinct.into_iter().map(i64::from).zip(texts).collect();
+        Ok(ids.iter().map(|id| known.get(id).cloned().unwrap_or_default()).collect())
     }
 
-    fn tokenizer(&self, what: impl Fn() -> String) -> Result<&Tokenizer, Error> {
-        self.tokenizer
-            .as_ref()
-            .ok_or_else(|| Error::NoTokenizer { checkpoint: self.checkpoint.name.clone(), what: what() })
+    fn has_tokenizer(&self) -> bool {
+        self.checkpoint.tokenizer.is_some()
+    }
+
+    fn lost(&self, lost: Lost) -> Error {
+        lost_tokenizer(self.checkpoint, lost)
+    }
+
+    fn need_tokenizer(&self, what: impl Fn() -> String) -> Result<(), Error> {
+        if self.has_tokenizer() {
+            return Ok(());
+        }
+        Err(Error::NoTokenizer { checkpoint: self.checkpoint.name.clone(), what: what() })
     }
 
     fn encode(
@@ -367,13 +397,19 @@ impl<'a> Source<'a> {
         add_special_tokens: bool,
         what: impl Fn() -> String,
     ) -> Result<Vec<i64>, Error> {
-        let encoding = self.tokenizer(what)?.encode_fast(text, add_special_tokens).map_err(|error| {
-            Error::Tokenizer {
-                path: self.checkpoint.tokenizer.clone().unwrap_or_default(),
-                reason: error.to_string(),
-            }
-        })?;
-        Ok(encoding.get_ids().iter().map(|id| i64::from(*id)).collect())
+        self.need_tokenizer(what)?;
+        let encoded = self.foreign.encode(text, add_special_tokens, false).map_err(|lost| self.lost(lost))?;
+        Ok(encoded.ids.into_iter().map(i64::from).collect())
+    }
+
+    /// A conversation by the checkpoint's template.
+    fn render(&self, messages: &[Message]) -> Result<template::Chat, Error> {
+        let folder = &self.checkpoint.folder;
+        match self.foreign.render(folder, messages) {
+            Ok(rendered) => Ok(rendered?),
+            Err(Lost::Interrupted) => Err(Error::Interrupted),
+            Err(Lost::Failed(reason)) => Err(TemplateError::Fails { path: folder.clone(), reason }.into()),
+        }
     }
 
     /// Token ids of a config key that holds one id or several.
@@ -390,6 +426,15 @@ impl<'a> Source<'a> {
         let note =
             outside.map(|own| format!("padding is token 0: pad_token_id {own} is outside the vocabulary"));
         (id, note)
+    }
+}
+
+fn lost_tokenizer(checkpoint: &Checkpoint, lost: Lost) -> Error {
+    match lost {
+        Lost::Interrupted => Error::Interrupted,
+        Lost::Failed(reason) => {
+            Error::Tokenizer { path: checkpoint.tokenizer.clone().unwrap_or_default(), reason }
+        }
     }
 }
 

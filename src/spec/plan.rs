@@ -242,6 +242,10 @@ pub enum PlanError {
         #[help]
         hint: String,
     },
+    /// The config makes more cells than a run may have.
+    #[error("the config makes {0}")]
+    #[diagnostic(help("split it into several runs, or list fewer lengths, versions or modes"))]
+    TooMany(bounds::Exceeded),
     /// Two cells would have the same name.
     #[error("two cells are called `{0}`")]
     SameName(String),

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::checkpoint_files::{config, safetensors, write};
 use crate::hub_server::{COMMIT, Hub};
@@ -29,7 +30,14 @@ fn sharded() -> Hub {
 fn settings(root: &Path, endpoint: &str) -> Settings {
     let hub =
         Environment { cache: root.join("hub"), endpoint: endpoint.to_owned(), token: None, offline: false };
-    Settings { cache: root.join("cache"), hub, revision: None, allow_remote_code: false, seed: 0 }
+    Settings {
+        cache: root.join("cache"),
+        hub,
+        revision: None,
+        allow_remote_code: false,
+        seed: 0,
+        stop: Arc::default(),
+    }
 }
 
 fn resolve(given: &str, settings: &Settings) -> Result<Checkpoint, Error> {

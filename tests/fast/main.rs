@@ -18,6 +18,7 @@ mod faults;
 mod findings;
 mod gates;
 mod gpu_check;
+mod hostile;
 mod hub_server;
 mod inputs_batches;
 mod known_positives;

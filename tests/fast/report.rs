@@ -47,6 +47,7 @@ fn cell(variant: Variant, outcome: Outcome) -> Cell {
 
 fn completed(first_ms: u64, rounds_ms: &[&[u64]], notes: &[&str]) -> Outcome {
     Outcome::Completed(Completed {
+        written: None,
         logits: "logits.safetensors".into(),
         shape: SHAPE.to_vec(),
         positions: Positions::All,

@@ -1,10 +1,11 @@
 //! Which layers use sliding-window attention.
 
+use bounds::config::Refused;
 use serde_json::Value;
 
 use super::Mask;
 use crate::config::ConfigReader;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::pass::Pass;
 
 /// Whether a layer attends to all tokens or to a window (`config.layer_types`).
@@ -30,10 +31,9 @@ impl LayerType {
             return Ok((0..num_hidden_layers).map(default).collect());
         };
         if names.len() != num_hidden_layers {
-            return Err(Error::UnknownValue {
-                key: "layer_types".to_owned(),
-                value: format!("{} entries for {num_hidden_layers} layers", names.len()),
-            });
+            let found = format!("a list of {}", names.len());
+            let needed = format!("one entry for each of {num_hidden_layers} layers");
+            return Err(Refused::described("layer_types", &found, needed).into());
         }
         names
             .into_iter()

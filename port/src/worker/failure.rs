@@ -34,7 +34,7 @@ pub fn failure(error: candle_core::Error) -> Failed {
     Failed { traceback: text.clone(), ..failed }
 }
 
-/// Runs code of a port, which may panic; the panic's message becomes the reason that tfcheck shows.
+/// Runs code of a model, which may panic; the panic's message becomes the reason that tfcheck shows.
 ///
 /// # Errors
 /// Those of `run`, and its panic.
@@ -46,7 +46,7 @@ pub fn guarded<T>(run: impl FnOnce() -> Result<T, Failed>) -> Result<T, Failed> 
         let brief = message.split("\\n").next().unwrap_or(message);
         Err(Failed {
             traceback: message.to_owned(),
-            ..exception(format!("the port panicked: {}", first_line(brief)))
+            ..exception(format!("the model panicked: {}", first_line(brief)))
         })
     })
 }

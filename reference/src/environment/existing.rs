@@ -3,6 +3,9 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bounds::limits::IMPORT_SECONDS;
 
 use super::inspect::{self, Interpreter};
 use super::stamp::{SCHEMA, Stamp};
@@ -53,7 +56,8 @@ pub(super) fn adopt(
         return Ok(known);
     }
     progress(&format!("importing transformers with {}", python.display()));
-    inspect::run(&python, "import torch, transformers; from transformers import AutoModelForCausalLM")?;
+    let script = "import torch, transformers; from transformers import AutoModelForCausalLM";
+    inspect::run(&python, script, Duration::from_secs(IMPORT_SECONDS.most))?;
     let mut notes = vec![format!("existing environment {}: what it contains is not locked", path.display())];
     notes.extend(state.map(|state| format!("working copy {state}")));
     let environment = Environment { versions: found.versions(), python, key: key.clone(), lock, notes };

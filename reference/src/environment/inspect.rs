@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
+use bounds::limits::PROBE_SECONDS;
 use serde::Deserialize;
 
 use super::{EnvironmentError, tail};
+use crate::helper;
 
 /// Reads metadata only (tens of milliseconds); importing torch takes seconds.
 const SCRIPT: &str = r#"
@@ -45,7 +48,7 @@ pub(super) struct Interpreter {
 impl Interpreter {
     /// Starts `python` in isolated mode and reads its description.
     pub(super) fn inspect(python: &Path) -> Result<Self, EnvironmentError> {
-        let text = run(python, SCRIPT)?;
+        let text = run(python, SCRIPT, Duration::from_secs(PROBE_SECONDS.most))?;
         serde_json::from_str(&text).map_err(|error| EnvironmentError::Unusable {
             python: python.to_owned(),
             reason: format!("its description of itself could not be read: {error}"),
@@ -84,15 +87,12 @@ impl Interpreter {
     }
 }
 
-/// Runs `script` in isolated mode; returns its standard output.
-pub(super) fn run(python: &Path, script: &str) -> Result<String, EnvironmentError> {
+/// Runs `script` in isolated mode for at most `limit`; returns its standard output.
+pub(super) fn run(python: &Path, script: &str, limit: Duration) -> Result<String, EnvironmentError> {
     let refuse = |reason: String| EnvironmentError::Unusable { python: python.to_owned(), reason };
-    let output = Command::new(python)
-        .args(["-I", "-c", script])
-        .env_remove("PYTHONHOME")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| refuse(error.to_string()))?;
+    let mut command = Command::new(python);
+    command.args(["-I", "-c", script]).env_remove("PYTHONHOME");
+    let output = helper::output(&mut command, limit).map_err(|error| refuse(error.to_string()))?;
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {

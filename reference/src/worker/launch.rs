@@ -1,7 +1,7 @@
 //! The command line, file descriptors and environment variables that a worker starts with.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -78,7 +78,7 @@ impl Launch {
         if let Some(folder) = self.log.parent() {
             fs::create_dir_all(folder)?;
         }
-        let log = File::options().create(true).append(true).open(&self.log)?;
+        let log = bounds::file::append(&self.log)?;
         let mut command = Command::new(program);
         command
             .args(arguments)

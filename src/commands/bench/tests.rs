@@ -57,6 +57,7 @@ fn cell(runner: Runner, version: &str, mode: Mode, dtype: Dtype, ms: u64) -> Cel
         qualified: true,
     };
     let completed = Completed {
+        written: None,
         logits: "logits".into(),
         shape: vec![1, 128, 8],
         positions: if runner == Runner::CandleTransformers { Positions::Last } else { Positions::All },

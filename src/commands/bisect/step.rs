@@ -1,6 +1,7 @@
 //! The test of one revision: a run of it together with the good side, decided by the question's gate.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -37,7 +38,7 @@ pub(super) struct Tester<'a> {
     pub(super) runs: PathBuf,
     /// The phase's first run, which has the good side's results.
     pub(super) first: Option<&'a str>,
-    pub(super) stop: &'a AtomicBool,
+    pub(super) stop: &'a Arc<AtomicBool>,
 }
 
 /// The test of a revision.

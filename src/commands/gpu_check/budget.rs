@@ -1,5 +1,6 @@
 //! Decides which items fit into the remaining time.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
@@ -51,7 +52,7 @@ pub(super) struct Watch {
 #[derive(Default)]
 pub(super) struct Stop {
     /// Raised by the limit or by the user.
-    pub(super) flag: AtomicBool,
+    pub(super) flag: Arc<AtomicBool>,
     /// Raised by the limit only.
     pub(super) is_late: AtomicBool,
 }

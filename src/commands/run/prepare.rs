@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use miette::{Result, WrapErr};
+use miette::{IntoDiagnostic, Result, WrapErr};
 use reference::protocol::Dtype;
 use reference::{Environment, Python, Source, Specification};
 
@@ -43,6 +46,8 @@ pub(super) struct PreparedCase {
 
 /// Resolves checkpoints and makes inputs while uv works on the environments.
 pub(super) fn prepare(request: &RunRequest) -> Result<Preparation> {
+    // A run beside others is stopped by their time limit too, which must not end tfcheck.
+    let _watch = request.turn.is_none().then(|| Watch::over(request.stop));
     std::thread::scope(|scope| {
         let environments = scope.spawn(|| environments(request));
         let cases = cases(request);
@@ -57,6 +62,38 @@ pub(super) fn prepare(request: &RunRequest) -> Result<Preparation> {
     })
 }
 
+/// While this exists, a request to stop ends tfcheck within two seconds, whatever waits: nothing is computed yet that would
+/// have to be kept. Most waits heed the request themselves before that, and leave nothing behind.
+struct Watch(Arc<AtomicBool>);
+
+impl Watch {
+    fn over(stop: &Arc<AtomicBool>) -> Self {
+        let (stop, ended) = (Arc::clone(stop), Arc::new(AtomicBool::new(false)));
+        let watched = Arc::clone(&ended);
+        std::thread::spawn(move || {
+            let mut asked: Option<Instant> = None;
+            while !watched.load(Ordering::Relaxed) {
+                if stop.load(Ordering::Relaxed) {
+                    asked.get_or_insert_with(Instant::now);
+                }
+                if asked.is_some_and(|asked| asked.elapsed() > Duration::from_millis(1200)) {
+                    reference::end_all();
+                    eprintln!("interrupted while checkpoints, inputs and environments were prepared");
+                    std::process::exit(130);
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        Self(ended)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn cases(request: &RunRequest) -> Result<Vec<PreparedCase>> {
     let plans = &request.plan.cases;
     let mut checkpoints: BTreeMap<usize, Checkpoint> = BTreeMap::new();
@@ -65,6 +102,8 @@ fn cases(request: &RunRequest) -> Result<Vec<PreparedCase>> {
             place.insert(resolve(request, &request.config.checkpoints[case.checkpoint])?);
         }
     }
+    let program = std::env::current_exe().into_diagnostic().wrap_err("the path of this program")?;
+    let apart = inputs::Apart { program, stop: Arc::clone(request.stop) };
     let mut sources: BTreeMap<usize, inputs::Source<'_>> = BTreeMap::new();
     let mut cases = Vec::new();
     for case in plans {
@@ -73,7 +112,9 @@ fn cases(request: &RunRequest) -> Result<Vec<PreparedCase>> {
         let is_first = !sources.contains_key(&case.checkpoint);
         let source = match sources.entry(case.checkpoint) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => place.insert(inputs::Source::open(checkpoint).wrap_err_with(of)?),
+            Entry::Vacant(place) => {
+                place.insert(inputs::Source::open_apart(checkpoint, &apart).wrap_err_with(of)?)
+            }
         };
         let spec = spec(request.config, case)?;
         let made = source.make(&spec).wrap_err_with(of)?;
@@ -87,7 +128,7 @@ fn cases(request: &RunRequest) -> Result<Vec<PreparedCase>> {
         }
         // A sweep's cases have one text.
         let texts = if is_first { source.texts(&spec, &inputs).wrap_err_with(of)? } else { None };
-        let vocabulary = if is_first { source.vocabulary() } else { Vec::new() };
+        let vocabulary = if is_first { source.vocabulary().wrap_err_with(of)? } else { Vec::new() };
         cases.push(PreparedCase { checkpoint: checkpoint.clone(), inputs, texts, vocabulary });
     }
     Ok(cases)
@@ -99,6 +140,7 @@ fn resolve(request: &RunRequest, wanted: &config::Checkpoint) -> Result<Checkpoi
         revision: wanted.revision.clone(),
         allow_remote_code: wanted.allow_remote_code,
         seed: request.config.run.seed,
+        stop: Arc::clone(request.stop),
         ..checkpoint::Settings::new(request.cache)
     };
     let task = request.progress.task(&source, 100);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use bounds::limits::LINE;
 use reference::protocol::{Failed, Reply, Request};
 use reference::{Launch, Worker};
 
@@ -88,10 +89,61 @@ fn sorted(ended: &reference::WorkerEnd, log_tail: &str) -> NoResult {
         reference::WorkerEnd::TimedOut { .. } => FailureKind::TimedOut,
         reference::WorkerEnd::NoReply { .. } => FailureKind::MissingResult,
     };
+    let mut reason = ended.to_string();
+    if kind == FailureKind::Crashed
+        && let Some(words) = last_words(log_tail)
+    {
+        reason = format!("{reason}: {words}");
+    }
+    if is_damaged_environment(&format!("{reason}\n{log_tail}")) {
+        reason = format!("{reason} (the environment is damaged: --clean installs it again)");
+    }
     NoResult::Failed(Failure {
         kind,
-        reason: ended.to_string(),
+        reason: bounds::lines(&reason, LINE.most).into_owned(),
         detail: ended.traceback().unwrap_or_default().to_owned(),
         log_tail: log_tail.to_owned(),
     })
+}
+
+/// Whether Python misses a package that every environment has, or cannot read one that is installed.
+fn is_damaged_environment(text: &str) -> bool {
+    ["torch", "transformers", "numpy", "safetensors"]
+        .iter()
+        .any(|name| text.contains(&format!("No module named '{name}")))
+        || text.contains("site-packages") && text.contains("SyntaxError: ")
+}
+
+/// Why a process died, as a Rust program or its runtime writes it to the log: a panic with its message, a stack overflow or
+/// an allocation that failed.
+fn last_words(log: &str) -> Option<String> {
+    let lines: Vec<&str> = log.lines().collect();
+    let index = lines.iter().rposition(|line| {
+        ["panicked at ", "has overflowed its stack", "memory allocation of "]
+            .iter()
+            .any(|words| line.contains(words))
+    })?;
+    let line = lines[index].trim().trim_end_matches(':');
+    // A panic's message is on the line below its place.
+    let message = lines.get(index + 1).filter(|_| line.contains("panicked at "));
+    Some(message.map_or_else(|| line.to_owned(), |message| format!("{}, {line}", message.trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_words;
+
+    #[test]
+    fn the_reason_of_a_crash_is_quoted_from_the_log() {
+        let check = |log: &str, expected: Option<&str>| assert_eq!(last_words(log).as_deref(), expected);
+        check(
+            "loading\nthread 'main' panicked at src/x.rs:3:5:\nindex out of bounds\nnote: run with `RUST_BACKTRACE=1`\n",
+            Some("index out of bounds, thread 'main' panicked at src/x.rs:3:5"),
+        );
+        check(
+            "memory allocation of 4611686018427387904 bytes failed\n",
+            Some("memory allocation of 4611686018427387904 bytes failed"),
+        );
+        check("a warning\n", None);
+    }
 }

@@ -5,7 +5,7 @@ mod fake;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor};
-use reference::protocol::{Dtype, LOGITS, Mode};
+use reference::protocol::{Dtype, LOGITS, Mode, Positions};
 
 use super::*;
 use fake::{FakeRunner, Journal, Script};

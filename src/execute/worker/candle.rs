@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bounds::limits::CHECKPOINT_JSON_BYTES;
 use candle_core::Tensor;
 use models::cuda::driver::Setting;
 use models::{Backend, Cache, Loaded, Options};
@@ -338,7 +339,7 @@ fn next(inputs: &models::Inputs) -> candle_core::Result<models::Inputs> {
 /// Encoders count positions themselves (BERT from the start of the sequence, RoBERTa from the first token that is not
 /// padding), so no `position_ids` are passed, as in the Python bridge.
 fn is_encoder(folder: &Path) -> bool {
-    let config = std::fs::read(folder.join("config.json")).ok();
+    let config = bounds::file::read(&folder.join("config.json"), CHECKPOINT_JSON_BYTES).ok();
     let config: Option<serde_json::Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let model_type = config.as_ref().and_then(|config| config["model_type"].as_str());
     model_type.and_then(models::kind) == Some(models::Kind::Encoder)

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::io;
 
+use bounds::limits::CHECKPOINT_JSON_BYTES;
 use reference::protocol::CapturedModule;
 use serde_json::Value;
 
@@ -214,6 +215,7 @@ fn best(scores: &[f64], chosen: usize) -> Vec<usize> {
 /// Number of experts per token, from the checkpoint's config.
 fn experts_of_a_token(open: &Open) -> Option<usize> {
     let path = open.request.sides[0].load.checkpoint.join("config.json");
-    let config: Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    let config: Value =
+        serde_json::from_slice(&bounds::file::read(&path, CHECKPOINT_JSON_BYTES).ok()?).ok()?;
     config["num_experts_per_tok"].as_u64().map(|chosen| chosen as usize)
 }

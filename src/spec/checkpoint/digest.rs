@@ -1,11 +1,13 @@
 //! SHA-256 of files, cached by path, size and times, so that a second run does not read the weights again.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use bounds::limits::RUN_JSON_BYTES;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -18,6 +20,8 @@ pub(crate) struct Digests {
     file: PathBuf,
     known: BTreeMap<PathBuf, Known>,
     changed: bool,
+    /// Set when the user asks to stop.
+    stop: Arc<AtomicBool>,
 }
 
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -31,13 +35,13 @@ struct Known {
 
 impl Digests {
     /// Reads the digests in `cache`; a damaged or missing file counts as empty.
-    pub(crate) fn open(cache: &Path) -> Self {
+    pub(crate) fn open(cache: &Path, stop: &Arc<AtomicBool>) -> Self {
         let file = cache.join("digests.json");
-        let known = std::fs::read(&file)
+        let known = bounds::file::read(&file, RUN_JSON_BYTES)
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
-        Self { file, known, changed: false }
+        Self { file, known, changed: false, stop: Arc::clone(stop) }
     }
 
     /// Lower-case hex SHA-256 of `path`'s content.
@@ -56,7 +60,7 @@ impl Digests {
                 return Ok(known.sha256);
             }
         }
-        known.sha256 = sha256(&path, metadata.size(), progress)?;
+        known.sha256 = sha256(&path, metadata.size(), &self.stop, progress)?;
         let digest = known.sha256.clone();
         self.known.insert(path, known);
         self.changed = true;
@@ -69,7 +73,7 @@ impl Digests {
             return;
         }
         // Another run may have added digests in the meantime; those of deleted files are dropped.
-        let mut all = Self::open(self.file.parent().unwrap_or(Path::new("."))).known;
+        let mut all = Self::open(self.file.parent().unwrap_or(Path::new(".")), &self.stop).known;
         all.extend(self.known);
         all.retain(|path, _| path.exists());
         if let Ok(bytes) = serde_json::to_vec(&all) {
@@ -94,14 +98,17 @@ fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
-fn sha256(path: &Path, size: u64, progress: Progress<'_>) -> Result<String, Error> {
+fn sha256(path: &Path, size: u64, stop: &AtomicBool, progress: Progress<'_>) -> Result<String, Error> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    let mut file = bounds::file::open(path).map_err(Error::io("read", path))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     let mut done = 0;
     loop {
         let read = file.read(&mut buffer).map_err(Error::io("read", path))?;
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
         if read == 0 {
             return Ok(hex(&hasher.finalize()));
         }

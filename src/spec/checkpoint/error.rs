@@ -55,6 +55,37 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// `config.json` holds a value that no checkpoint can have.
+    #[error("{}: {refused}", path.display())]
+    #[diagnostic(help("correct the value, or fetch the file again"))]
+    BadValue {
+        /// The config.
+        path: PathBuf,
+        /// The key, its value and what is needed.
+        refused: bounds::config::Refused,
+    },
+    /// Two shards hold the same tensor.
+    #[error("{} and {} both hold `{tensor}`", shards[0].display(), shards[1].display())]
+    #[diagnostic(help("one of the files belongs to another checkpoint; fetch all of them again"))]
+    TwoShards {
+        /// The tensor.
+        tensor: String,
+        /// The two files.
+        shards: [PathBuf; 2],
+    },
+    /// A weight is stored as integers.
+    #[error("{} holds `{tensor}` as {dtype} where floats belong", path.display())]
+    #[diagnostic(help(
+        "the file is damaged, or its config lacks the `quantization_config` that says how to read it"
+    ))]
+    IntegerWeight {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its dtype, as safetensors writes it.
+        dtype: String,
+    },
     /// `config.json` has no `model_type`.
     #[error("{} has no `model_type`", path.display())]
     #[diagnostic(help(
@@ -204,14 +235,14 @@ pub enum Error {
         reason: String,
     },
     /// The hub returned an unexpected answer.
-    #[error("{endpoint} answered {status} for `{id}`{}", if message.is_empty() { String::new() } else { format!(": {message}") })]
+    #[error("{endpoint} {} for `{id}`{}", if *status == 0 { "gave no valid answer".to_owned() } else { format!("answered {status}") }, if message.is_empty() { String::new() } else { format!(": {message}") })]
     #[diagnostic(help("try again later; if it persists, see the hub's status page"))]
     HubStatus {
         /// The hub id.
         id: String,
         /// The hub.
         endpoint: String,
-        /// The HTTP status.
+        /// The HTTP status; 0 without one.
         status: u16,
         /// The hub's answer.
         message: String,
@@ -258,8 +289,12 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Interrupted,
     /// Reading or writing failed.
     #[error("cannot {action} {}", path.display())]
+    #[diagnostic(help("{}", crate::spec::atomic::io_hint(source)))]
     Io {
         /// `read`, `write`, …
         action: &'static str,

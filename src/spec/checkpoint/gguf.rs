@@ -4,19 +4,21 @@
 //! metadata of the file that transformers 5.23 ignores (see `tokenizer.rs`).
 
 mod config;
+mod header;
 mod metadata;
 mod names;
 mod tokenizer;
 mod weights;
 
-use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Seek};
 use std::path::{Path, PathBuf};
 
+use bounds::limits::{CHECKPOINT_JSON_BYTES, LINE};
+use bounds::shown;
 use candle_core::quantized::gguf_file::Content;
 use serde_json::Value;
 
-use super::{Error, Progress, complete_folder};
+use super::{Error, Progress, Settings, complete_folder};
 use crate::spec::atomic;
 use metadata::Metadata;
 use names::Architecture;
@@ -35,13 +37,20 @@ pub(crate) struct Imported {
 pub(crate) fn import(
     path: &Path,
     digest: &str,
-    cache: &Path,
+    settings: &Settings,
     progress: Progress<'_>,
 ) -> Result<Imported, Error> {
-    let folder = cache.join("gguf").join(format!("{digest}-{IMPORT_VERSION}"));
+    let folder = settings.cache.join("gguf").join(format!("{digest}-{IMPORT_VERSION}"));
     let notes_path = folder.join("import.json");
-    complete_folder(&folder, |temporary| convert(path, digest, temporary, progress))?;
-    let notes = std::fs::read(&notes_path).map_err(Error::io("read", &notes_path))?;
+    complete_folder(&folder, |temporary| {
+        // candle's code for foreign files: a panic of it is an error of the file.
+        bounds::caught(|| convert(path, digest, temporary, settings, progress)).unwrap_or_else(|panic| {
+            let (reason, help) = damaged(format!("its reader {panic}"));
+            Err(Error::Gguf { path: path.to_owned(), reason, help })
+        })
+    })?;
+    let notes =
+        bounds::file::read(&notes_path, CHECKPOINT_JSON_BYTES).map_err(Error::io("read", &notes_path))?;
     let notes = serde_json::from_slice(&notes).map_err(|error| Error::BadJson {
         path: notes_path,
         reason: format!("is not a list of notes: {error}"),
@@ -49,15 +58,25 @@ pub(crate) fn import(
     Ok(Imported { folder, notes })
 }
 
-fn convert(path: &Path, digest: &str, folder: &Path, progress: Progress<'_>) -> Result<(), Error> {
+fn convert(
+    path: &Path,
+    digest: &str,
+    folder: &Path,
+    settings: &Settings,
+    progress: Progress<'_>,
+) -> Result<(), Error> {
     let problem = |(reason, help): (String, String)| Error::Gguf { path: path.to_owned(), reason, help };
-    let mut file = BufReader::new(File::open(path).map_err(Error::io("read", path))?);
+    let mut file = BufReader::new(bounds::file::open(path).map_err(Error::io("read", path))?);
+    let length = file.get_ref().metadata().map_err(Error::io("read", path))?.len();
+    let alignment = header::check(&mut file, length).map_err(problem)?;
+    file.rewind().map_err(Error::io("read", path))?;
     let content = Content::read(&mut file).map_err(|error| {
         problem((
-            format!("its header cannot be read: {error}"),
+            format!("its header cannot be read: {}", shown(&error.to_string(), LINE.most)),
             "the file is incomplete, or not GGUF version 1 to 3; fetch it again".to_owned(),
         ))
     })?;
+    header::check_places(&content, alignment, length).map_err(problem)?;
     let metadata = Metadata::new(&content.metadata);
     let name = metadata.text("general.architecture").unwrap_or_default();
     let architecture = Architecture::named(name).map_err(problem)?;
@@ -74,6 +93,10 @@ fn convert(path: &Path, digest: &str, folder: &Path, progress: Progress<'_>) -> 
     )];
     let plan = weights::plan(architecture, &content, &metadata).map_err(problem)?;
     let config = config::build(architecture, &content, &metadata, path, &mut notes).map_err(problem)?;
+    bounds::config::check(&config)
+        .and_then(|()| models::check_config(&config))
+        .map_err(|refused| problem(damaged(format!("its metadata make a config in which {refused}"))))?;
+    let config = Value::Object(config);
     let write_json = |name: &str, value: &Value| {
         let bytes = serde_json::to_vec_pretty(value).unwrap_or_default();
         atomic::write(&folder.join(name), &bytes).map_err(Error::io("write", &folder.join(name)))
@@ -85,7 +108,7 @@ fn convert(path: &Path, digest: &str, folder: &Path, progress: Progress<'_>) -> 
     } else {
         notes.push("the GGUF file holds no tokenizer".to_owned());
     }
-    weights::write(path, &content, &plan, &folder.join(super::preflight::SINGLE), progress)?;
+    weights::write(path, &content, &plan, &folder.join(super::preflight::SINGLE), settings, progress)?;
     write_json("config.json", &config)?;
     write_json("import.json", &Value::from(notes))
 }

@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use bounds::config::Refused;
+use bounds::limits::{CHECKPOINT_JSON_BYTES, LINE};
+use bounds::shown;
 use serde_json::Value;
 
-use super::Error;
-use super::safetensors_file::{self, TensorNames};
+use super::safetensors_file;
+use super::{Error, config_value};
 
 /// The index of a sharded checkpoint.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
@@ -47,7 +50,8 @@ pub(crate) const TOKENIZER_FILES: [&str; 11] = [
 /// Checks a folder in transformers' layout.
 pub(crate) fn check(folder: &Path, allow_remote_code: bool) -> Result<Checked, Error> {
     let (config, model_type, mut notes) = check_config(folder, allow_remote_code)?;
-    let weights = check_weights(folder)?;
+    let is_quantised = config_value(&config, "quantization_config").is_some_and(|value| !value.is_null());
+    let weights = check_weights(folder, is_quantised)?;
     let tokenizer_files: Vec<_> =
         TOKENIZER_FILES.iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect();
     let tokenizer = Some(folder.join("tokenizer.json")).filter(|path| path.is_file());
@@ -80,18 +84,37 @@ pub(crate) fn check_config(
             check_code(&path, &read_object(&path)?, allow_remote_code, &mut notes)?;
         }
     }
-    match config.get("model_type") {
-        Some(Value::String(model_type)) if !model_type.is_empty() => {
-            let model_type = model_type.clone();
-            Ok((config, model_type, notes))
+    let model_type = check_values(&config_path, &config)?;
+    Ok((config, model_type, notes))
+}
+
+/// Refuses values that no checkpoint can have, so that no runner computes with them; returns the `model_type`.
+fn check_values(path: &Path, config: &Value) -> Result<String, Error> {
+    let wrong = |refused: Refused| Error::BadValue { path: path.to_owned(), refused };
+    let model_type = match config.get("model_type") {
+        Some(Value::String(model_type)) if !model_type.is_empty() => model_type,
+        None | Some(Value::Null | Value::String(_)) => {
+            return Err(Error::NoModelType { path: path.to_owned() });
         }
-        _ => Err(Error::NoModelType { path: config_path }),
+        Some(other) => return Err(wrong(Refused::new("model_type", other, "a name"))),
+    };
+    // It becomes a part of names and of tables.
+    let is_name =
+        model_type.len() <= 100 && model_type.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c));
+    if !is_name {
+        let needed = "a name of at most 100 letters, digits, `_`, `-` and `.`";
+        return Err(wrong(Refused::new("model_type", &Value::from(model_type.as_str()), needed)));
     }
+    if let Value::Object(map) = config {
+        bounds::config::check(map).map_err(wrong)?;
+        models::check_config(map).map_err(wrong)?;
+    }
+    Ok(model_type.clone())
 }
 
 /// Reads a JSON file whose top level must be an object.
 pub(crate) fn read_object(path: &Path) -> Result<Value, Error> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let bytes = bounds::file::read(path, CHECKPOINT_JSON_BYTES).map_err(Error::io("read", path))?;
     let bad = |reason: String| Error::BadJson { path: path.to_owned(), reason };
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(bad("is a git-lfs pointer, not the file itself; run `git lfs pull` there".to_owned()));
@@ -120,12 +143,19 @@ fn check_code(path: &Path, config: &Value, allow: bool, notes: &mut Vec<String>)
         let leaf = key.rsplit('.').next().unwrap_or(&key);
         if leaf == "auto_map" || leaf == "custom_pipelines" {
             if !allow {
-                return Err(Error::RemoteCode { path: path.to_owned(), key });
+                return Err(Error::RemoteCode {
+                    path: path.to_owned(),
+                    key: shown(&key, LINE.most).into_owned(),
+                });
             }
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             notes.push(format!("{name} asks for remote code (`{key}`), which was allowed"));
         } else {
-            return Err(Error::DangerousKey { path: path.to_owned(), key, value: value.to_string() });
+            return Err(Error::DangerousKey {
+                path: path.to_owned(),
+                key: shown(&key, LINE.most).into_owned(),
+                value: shown(&value.to_string(), 200).into_owned(),
+            });
         }
     }
     Ok(())
@@ -174,16 +204,16 @@ fn any_string(value: &Value, test: &dyn Fn(&str) -> bool) -> bool {
     }
 }
 
-fn check_weights(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+fn check_weights(folder: &Path, is_quantised: bool) -> Result<Vec<PathBuf>, Error> {
     let single = folder.join(SINGLE);
     // transformers prefers the single file if both exist (`_get_resolved_checkpoint_files`).
     if single.is_file() {
-        safetensors_file::check(&single)?;
+        safetensors_file::check(&single, is_quantised)?;
         return Ok(vec![single]);
     }
     let index = folder.join(INDEX);
     if index.is_file() {
-        return check_shards(folder, &index);
+        return check_shards(folder, &index, is_quantised);
     }
     let pickles = files_with(folder, &PICKLES);
     if !pickles.is_empty() {
@@ -201,18 +231,27 @@ fn check_weights(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     Err(Error::NoWeights { folder: folder.to_owned(), help })
 }
 
-fn check_shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, Error> {
+fn check_shards(folder: &Path, index: &Path, is_quantised: bool) -> Result<Vec<PathBuf>, Error> {
     let shards = shards_of(index, &read_object(index)?)?;
     let missing: Vec<_> = shards.keys().filter(|name| !folder.join(name).is_file()).cloned().collect();
     if !missing.is_empty() {
         return Err(Error::MissingShards { index: index.to_owned(), missing });
     }
-    let mut weights = Vec::new();
+    let mut weights: Vec<PathBuf> = Vec::new();
+    // The file that holds each tensor: two files with one tensor would leave it to the reader which one counts.
+    let mut holders: BTreeMap<String, usize> = BTreeMap::new();
     for (name, tensors) in shards {
         let path = folder.join(&name);
-        let held: TensorNames = safetensors_file::check(&path)?;
+        let held = safetensors_file::check(&path, is_quantised)?;
         if let Some(tensor) = tensors.into_iter().find(|tensor| !held.contains(tensor)) {
+            let tensor = shown(&tensor, LINE.most).into_owned();
             return Err(Error::WrongIndex { index: index.to_owned(), tensor, shard: name });
+        }
+        for tensor in held {
+            if let Some(before) = holders.insert(tensor.clone(), weights.len()) {
+                let tensor = shown(&tensor, LINE.most).into_owned();
+                return Err(Error::TwoShards { tensor, shards: [weights[before].clone(), path] });
+            }
         }
         weights.push(path);
     }
@@ -229,10 +268,15 @@ pub(crate) fn shards_of(path: &Path, index: &Value) -> Result<BTreeMap<String, B
     let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (tensor, shard) in map {
         let shard = shard.as_str().unwrap_or_default();
+        if shard.len() > 255 {
+            return Err(bad("names a shard of more than 255 bytes".to_owned()));
+        }
         // A shard must be a file in the same folder; any other path would read outside the checkpoint.
         if !shard.ends_with(".safetensors") || shard.contains(['/', '\\']) || shard.starts_with('.') {
             return Err(bad(format!(
-                "places `{tensor}` in `{shard}`, which is not a safetensors file of this folder"
+                "places `{}` in `{}`, which is not a safetensors file of this folder",
+                shown(tensor, LINE.most),
+                shown(shard, LINE.most)
             )));
         }
         shards.entry(shard.to_owned()).or_default().insert(tensor.clone());

@@ -1,33 +1,41 @@
 //! Compares a safetensors file's header with the file's length, which finds truncated and damaged weights without reading
 //! them.
 
-use std::collections::BTreeSet;
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
+use bounds::limits::{LINE, SAFETENSORS_HEADER_BYTES, TENSORS};
+use bounds::shown;
 use reference::protocol::Dtype;
-use serde_json::{Map, Value};
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::Value;
 
 use super::Error;
 
 /// Names of the tensors in one file.
 pub(crate) type TensorNames = BTreeSet<String>;
 
-/// safetensors 0.8 refuses longer headers (`MAX_HEADER_SIZE`).
-const LONGEST_HEADER: u64 = 100_000_000;
-
 /// Checks that the header is complete, that the tensors fill the rest without gaps, and that the file has the length that
-/// they need.
-pub(crate) fn check(path: &Path) -> Result<TensorNames, Error> {
+/// they need; and that no weight is stored as integers, unless the checkpoint is quantised.
+pub(crate) fn check(path: &Path, is_quantised: bool) -> Result<TensorNames, Error> {
     let bad = |reason: String| Error::BadSafetensors { path: path.to_owned(), reason };
     let Header { tensors, data_begin, found } = header(path)?;
     let mut ranges = Vec::new();
     for (name, tensor) in &tensors {
         let (begin, end) = range(tensor).ok_or_else(|| {
-            bad(format!("tensor `{name}` has no dtype, shape or offsets that fit each other"))
+            bad(format!("tensor `{}` has no dtype, shape or offsets that fit each other", told(name)))
         })?;
+        let dtype = tensor.get("dtype").and_then(Value::as_str).unwrap_or_default();
+        if !is_quantised && name.ends_with(".weight") && INTEGERS.contains(&dtype) {
+            return Err(Error::IntegerWeight {
+                path: path.to_owned(),
+                tensor: told(name),
+                dtype: dtype.to_owned(),
+            });
+        }
         ranges.push((begin, end, name));
     }
     ranges.sort_unstable();
@@ -35,12 +43,13 @@ pub(crate) fn check(path: &Path) -> Result<TensorNames, Error> {
     for (begin, end, name) in &ranges {
         if *begin != end_of_data {
             return Err(bad(format!(
-                "tensor `{name}` starts at byte {begin} of the data, where {end_of_data} was due"
+                "tensor `{}` starts at byte {begin} of the data, where {end_of_data} was due",
+                told(name)
             )));
         }
         end_of_data = *end;
     }
-    let expected = data_begin + end_of_data;
+    let expected = data_begin.saturating_add(end_of_data);
     if expected != found {
         return Err(Error::WrongLength { path: path.to_owned(), expected, found });
     }
@@ -68,9 +77,48 @@ pub(crate) fn bytes_of(path: &Path, name: &str) -> Option<Range<u64>> {
     Some(data_begin + begin..data_begin + end)
 }
 
+/// dtypes of integers. Buffers such as masks and positions have them, weights do not.
+const INTEGERS: [&str; 9] = ["I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"];
+
+/// A tensor's name in a message.
+fn told(name: &str) -> String {
+    shown(name, LINE.most).into_owned()
+}
+
+/// The header's object, in which a key that occurs twice is an error: readers differ in which one they take.
+struct Entries(BTreeMap<String, Value>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Unique;
+        impl<'de> Visitor<'de> for Unique {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut entries = BTreeMap::new();
+                while let Some((name, value)) = map.next_entry::<String, Value>()? {
+                    if entries.len() as u64 >= TENSORS.most {
+                        return Err(A::Error::custom(format!("more than {} tensors", TENSORS.most)));
+                    }
+                    let written = told(&name);
+                    if entries.insert(name, value).is_some() {
+                        return Err(A::Error::custom(format!("`{written}` is listed twice")));
+                    }
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Unique)
+    }
+}
+
 struct Header {
     /// By name.
-    tensors: Map<String, Value>,
+    tensors: BTreeMap<String, Value>,
     /// Where the tensors' bytes begin in the file.
     data_begin: u64,
     /// Bytes of the file.
@@ -79,7 +127,7 @@ struct Header {
 
 fn header(path: &Path) -> Result<Header, Error> {
     let bad = |reason: String| Error::BadSafetensors { path: path.to_owned(), reason };
-    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    let mut file = bounds::file::open(path).map_err(Error::io("read", path))?;
     let found = file.metadata().map_err(Error::io("read", path))?.len();
     if found < 8 {
         return Err(bad(format!("it is {found} bytes long, shorter than the length of its header")));
@@ -90,7 +138,7 @@ fn header(path: &Path) -> Result<Header, Error> {
         return Err(bad("it is a git-lfs pointer, not the weights; run `git lfs pull` there".to_owned()));
     }
     let length = u64::from_le_bytes(length);
-    if length > LONGEST_HEADER {
+    if SAFETENSORS_HEADER_BYTES.check(length).is_err() {
         return Err(bad(format!("its header claims {length} bytes, more than the format allows")));
     }
     if length > found - 8 {
@@ -98,11 +146,9 @@ fn header(path: &Path) -> Result<Header, Error> {
     }
     let mut header = vec![0; length as usize];
     file.read_exact(&mut header).map_err(Error::io("read", path))?;
-    let header: Value =
-        serde_json::from_slice(&header).map_err(|error| bad(format!("its header is not JSON: {error}")))?;
-    let Value::Object(mut tensors) = header else {
-        return Err(bad("its header is not an object".to_owned()));
-    };
+    let Entries(mut tensors) = serde_json::from_slice(&header).map_err(|error| {
+        bad(format!("its header cannot be read: {}", shown(&error.to_string(), LINE.most)))
+    })?;
     tensors.remove("__metadata__");
     Ok(Header { tensors, data_begin: 8 + length, found })
 }

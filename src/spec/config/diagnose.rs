@@ -4,12 +4,17 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use bounds::limits::LINE;
+use bounds::shown;
 use miette::{NamedSource, SourceSpan};
 use toml::de::{DeTable, DeValue};
 
 use super::schema;
 use super::validate::{Part, Problem, Step};
 use crate::spec::nearest::nearest;
+
+/// Problems of one config that are shown, so that they fit a screen or two.
+const MOST_PROBLEMS: usize = 20;
 
 /// A config that cannot be used: the first problem, followed by the others.
 #[derive(Clone, Debug, thiserror::Error, miette::Diagnostic)]
@@ -43,10 +48,12 @@ impl ConfigError {
     /// A syntax error or an unknown field that the TOML parser or serde found in `text`.
     pub(super) fn from_toml(error: &toml::de::Error, text: &str, path: &Path) -> Self {
         let (message, hint) = explain(error.message());
+        let message = shown(&message, LINE.most).into_owned();
+        let excerpt = Excerpt::new(text, path, error.span());
         Self {
-            message,
-            file: named(text, path),
-            span: error.span().map(SourceSpan::from),
+            message: excerpt.placed(message),
+            file: excerpt.file,
+            span: excerpt.span,
             hint,
             others: Vec::new(),
         }
@@ -54,20 +61,56 @@ impl ConfigError {
 
     /// All `problems` as one error; `None` if there are none. `text` is empty for a config without a file.
     pub(super) fn from_problems(problems: Vec<Problem>, text: &str, path: &Path) -> Option<Self> {
-        let file = named(text, path);
+        if problems.is_empty() {
+            return None;
+        }
         let document = DeTable::parse(text).ok();
-        let mut errors = problems.into_iter().map(|problem| Self {
-            span: document
-                .as_ref()
-                .and_then(|document| locate(document.get_ref(), &problem.path, problem.part))
-                .map(SourceSpan::from),
-            message: problem.message,
-            file: Arc::clone(&file),
-            hint: problem.hint,
-            others: Vec::new(),
+        let mut errors = problems.into_iter().map(|problem| {
+            let document = document.as_ref().map(toml::Spanned::get_ref);
+            let span = document.and_then(|document| locate(document, &problem.path, problem.part));
+            let excerpt = Excerpt::new(text, path, span);
+            Self {
+                message: excerpt.placed(shown(&problem.message, LINE.most).into_owned()),
+                span: excerpt.span,
+                file: excerpt.file,
+                hint: problem.hint,
+                others: Vec::new(),
+            }
         });
         let first = errors.next()?;
-        Some(Self { others: errors.collect(), ..first })
+        Some(Self { others: errors.take(MOST_PROBLEMS - 1).collect(), ..first })
+    }
+}
+
+/// The file as a message shows it. A line that is too long to be shown is told by its number alone.
+struct Excerpt {
+    file: Arc<NamedSource<String>>,
+    span: Option<SourceSpan>,
+    /// The line's number where the line is not shown.
+    line: Option<usize>,
+}
+
+impl Excerpt {
+    fn new(text: &str, path: &Path, span: Option<Range<usize>>) -> Self {
+        let Some(span) = span.filter(|span| span.start <= text.len() && text.is_char_boundary(span.start))
+        else {
+            return Self { file: named(text, path), span: None, line: None };
+        };
+        // miette shows the lines around the span too.
+        let number = text[..span.start].matches('\n').count();
+        let around = text.lines().skip(number.saturating_sub(1)).take(3);
+        let is_long = around.map(str::len).any(|length| length as u64 > LINE.most);
+        if is_long || span.len() as u64 > LINE.most {
+            return Self { file: named("", path), span: None, line: Some(number + 1) };
+        }
+        Self { file: named(text, path), span: Some(SourceSpan::from(span)), line: None }
+    }
+
+    fn placed(&self, message: String) -> String {
+        match self.line {
+            Some(line) => format!("{}, line {line}: {message}", self.file.name()),
+            None => message,
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use bounds::limits::{CONFIG_BYTES, CONFIG_DEPTH};
+
 use super::validate::{self, Problem};
 use super::{
     Checkpoint, CheckpointSource, Config, ConfigError, FILE_NAME, SourceError, VersionSource, init_text,
@@ -32,7 +34,8 @@ impl Config {
                 return Ok(Loaded { config: Self::default(), text: init_text(), path: None });
             }
         };
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::unreadable(path, &error))?;
+        let text = bounds::file::read_text(path, CONFIG_BYTES)
+            .map_err(|error| ConfigError::unreadable(path, &error))?;
         Ok(Loaded { config: Self::parse(&text, path)?, text, path: Some(path.to_owned()) })
     }
 
@@ -41,6 +44,9 @@ impl Config {
     /// # Errors
     /// When the text is not TOML, has an unknown field or contradicts itself.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        if let Some(error) = ConfigError::from_problems(too_deep(text), "", path) {
+            return Err(error);
+        }
         let mut config: Self =
             toml::from_str(text).map_err(|error| ConfigError::from_toml(&error, text, path))?;
         if let Some(error) = ConfigError::from_problems(validate::problems(&config), text, path) {
@@ -116,6 +122,20 @@ impl Config {
         }
         folder.clone_into(&mut self.folder);
     }
+}
+
+/// A line whose key names more nested tables than the parser's recursion should have.
+fn too_deep(text: &str) -> Vec<Problem> {
+    let is_deep = |line: &&str| {
+        let key = line.split('=').next().unwrap_or_default();
+        CONFIG_DEPTH.check(key.bytes().filter(|byte| *byte == b'.').count() as u64).is_err()
+    };
+    let is_key = |line: &&str| !line.trim_start().starts_with(['#', '"', '\'']);
+    let found = text.lines().enumerate().find(|(_, line)| is_key(&line) && is_deep(&line));
+    let message = |(index, _): (usize, &str)| {
+        format!("line {} nests tables deeper than {} levels", index + 1, CONFIG_DEPTH.most)
+    };
+    found.map(message).map(Problem::of_argument).into_iter().collect()
 }
 
 impl Checkpoint {

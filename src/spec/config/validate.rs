@@ -1,5 +1,12 @@
 //! Checks that the types cannot express: empty lists, duplicate names, fields that contradict each other.
 
+/// A path into the file: `at!["versions", 1, "name"]`.
+macro_rules! at {
+    ($($step:expr),*) => { &[$(Step::from($step)),*] };
+}
+
+mod limits;
+
 use reference::protocol::Mode;
 
 use compare::units::count;
@@ -53,16 +60,15 @@ impl From<usize> for Step {
     }
 }
 
-/// A path into the file: `at!["versions", 1, "name"]`.
-macro_rules! at {
-    ($($step:expr),*) => { &[$(Step::from($step)),*] };
-}
-
 /// Names of the native runners, which a config must not use.
 const RESERVED: [&str; 2] = ["candle", "candle-transformers"];
 
 /// All problems of `config`, in the order of the file's sections.
 pub(super) fn problems(config: &Config) -> Vec<Problem> {
+    let too_long = limits::lists(config);
+    if !too_long.0.is_empty() {
+        return too_long.0;
+    }
     let mut found = Found(Vec::new());
     found.checkpoints(&config.checkpoints);
     found.inputs(&config.inputs, &config.checkpoints);
@@ -74,6 +80,8 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     found.commands(&config.commands, &config.versions);
     found.run(&config.run);
     found.relations(&config.relations);
+    found.sizes(config);
+    found.tolerances(config);
     found.0
 }
 

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{Choice, Error, Fill, Inputs, Padding, Prompt, Source, template};
+use super::{Choice, Error, Fill, Inputs, Padding, Prompt, Source};
 use crate::spec::machine::hex;
 
 /// One batch of explicit prompts.
@@ -27,8 +27,8 @@ pub(super) fn from_prompts(
                 if messages.is_empty() {
                     return Err(Error::Empty { what: what() });
                 }
-                source.tokenizer(what)?;
-                let chat = template::render(&source.checkpoint.folder, messages)?;
+                source.need_tokenizer(what)?;
+                let chat = source.render(messages)?;
                 notes.extend(chat.notes);
                 (chat.text, false)
             }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use bounds::limits::INPUTS_BYTES;
 use reference::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -111,5 +112,9 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })
+    bounds::file::read(path, INPUTS_BYTES).map_err(|source| Error::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })
 }

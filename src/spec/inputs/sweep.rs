@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use bounds::limits::{TEXT_BYTES, VOCAB_SIZE};
+
 use super::{Error, Inputs, Padding, Source, batch};
 
 /// English prose written for this purpose, so that a sweep over lengths needs no other file.
@@ -37,15 +39,15 @@ pub(super) fn from_lengths(
         }
     }
     let longest = lengths.iter().copied().max().unwrap_or_default();
-    let stream = match (&source.tokenizer, text) {
-        (Some(_), _) => from_text(source, text)?,
-        (None, Some(path)) => {
+    let stream = match (source.has_tokenizer(), text) {
+        (true, _) => from_text(source, text)?,
+        (false, Some(path)) => {
             return Err(Error::NoTokenizer {
                 checkpoint: source.checkpoint.name.clone(),
                 what: path.display().to_string(),
             });
         }
-        (None, None) => from_seed(source, seed, longest)?,
+        (false, None) => from_seed(source, seed, longest)?,
     };
     let mut made: Vec<Inputs> = Vec::new();
     for &length in lengths {
@@ -100,7 +102,7 @@ fn one(
 /// The text that sequences are cut from, and its name in notes.
 pub(super) fn read(path: Option<&Path>) -> Result<(String, String), Error> {
     let Some(path) = path else { return Ok((TEXT.to_owned(), "tfcheck's own text".to_owned())) };
-    let text = std::fs::read_to_string(path).map_err(|error| Error::Io {
+    let text = bounds::file::read_text(path, TEXT_BYTES).map_err(|error| Error::Io {
         action: "read",
         path: path.to_owned(),
         source: error,
@@ -130,6 +132,7 @@ fn from_seed(source: &Source<'_>, seed: u64, longest: usize) -> Result<Stream, E
         .checkpoint
         .number("vocab_size")
         .ok_or_else(|| too_short("config.json has no `vocab_size` to draw token ids from".to_owned()))?;
+    VOCAB_SIZE.check(vocab_size).map_err(|exceeded| too_short(format!("config.json claims {exceeded}")))?;
     let special: BTreeSet<i64> =
         ["bos_token_id", "eos_token_id", "pad_token_id"].iter().flat_map(|key| source.ids(key)).collect();
     let allowed: Vec<i64> = (0..vocab_size as i64).filter(|id| !special.contains(id)).collect();

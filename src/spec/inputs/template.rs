@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bounds::limits::{
+    CHECKPOINT_JSON_BYTES, LINE, TEMPLATE_BYTES, TEMPLATE_DEPTH, TEMPLATE_INDENT, TEMPLATE_STEPS,
+};
 use miette::Diagnostic;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Kwargs, Object, Value as Jinja, ValueKind};
@@ -23,7 +26,7 @@ pub struct Message {
 }
 
 /// A rendered conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chat {
     /// The text, to be tokenised without adding special tokens.
     pub text: String,
@@ -32,7 +35,7 @@ pub struct Chat {
 }
 
 /// Why a conversation cannot be rendered.
-#[derive(Debug, Error, Diagnostic)]
+#[derive(Debug, Error, Diagnostic, Serialize, Deserialize)]
 pub enum TemplateError {
     /// The checkpoint has no template.
     #[error("{} has no chat template", folder.display())]
@@ -76,6 +79,8 @@ pub fn render(folder: &Path, messages: &[Message]) -> Result<Chat, TemplateError
 
     let uses_date = Arc::new(AtomicBool::new(false));
     let mut environment = Environment::new();
+    environment.set_fuel(Some(TEMPLATE_STEPS.most));
+    environment.set_recursion_limit(TEMPLATE_DEPTH.most_usize());
     // As transformers sets up jinja2 (utils/chat_template_utils.py, `_compile_jinja_template`).
     if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
         environment.set_syntax(syntax);
@@ -106,7 +111,10 @@ pub fn render(folder: &Path, messages: &[Message]) -> Result<Chat, TemplateError
                 pad_token => token("pad_token"),
             },
         )
-        .map_err(|error| TemplateError::Fails { path, reason: error.to_string() })?;
+        .map_err(|error| {
+            let reason = bounds::shown(&error.to_string(), LINE.most).into_owned();
+            TemplateError::Fails { path, reason }
+        })?;
     let mut notes = Vec::new();
     if uses_date.load(Ordering::Relaxed) {
         notes
@@ -119,7 +127,7 @@ pub fn render(folder: &Path, messages: &[Message]) -> Result<Chat, TemplateError
 fn find(folder: &Path, config_path: &Path, config: &Value) -> Result<(PathBuf, String), TemplateError> {
     let jinja = folder.join("chat_template.jinja");
     if jinja.is_file() {
-        let text = std::fs::read_to_string(&jinja)
+        let text = bounds::file::read_text(&jinja, TEMPLATE_BYTES)
             .map_err(|error| TemplateError::Unreadable { path: jinja.clone(), reason: error.to_string() })?;
         return Ok((jinja, text));
     }
@@ -135,6 +143,9 @@ fn find(folder: &Path, config_path: &Path, config: &Value) -> Result<(PathBuf, S
             .and_then(|entry| Some(entry.get("template")?.as_str()?.to_owned())),
         _ => None,
     };
+    if let Some(exceeded) = template.as_ref().and_then(|text| TEMPLATE_BYTES.check(text.len() as u64).err()) {
+        return Err(TemplateError::Unreadable { path, reason: format!("its template has {exceeded}") });
+    }
     template
         .map(|template| (path, template))
         .ok_or_else(|| TemplateError::Absent { folder: folder.to_owned() })
@@ -142,7 +153,8 @@ fn find(folder: &Path, config_path: &Path, config: &Value) -> Result<(PathBuf, S
 
 fn read(path: &Path) -> Result<Value, TemplateError> {
     let unreadable = |reason: String| TemplateError::Unreadable { path: path.to_owned(), reason };
-    let bytes = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
+    let bytes =
+        bounds::file::read(path, CHECKPOINT_JSON_BYTES).map_err(|error| unreadable(error.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|error| unreadable(format!("is not JSON: {error}")))
 }
 
@@ -197,6 +209,9 @@ fn to_json(value: &Jinja, options: Kwargs) -> Result<Jinja, minijinja::Error> {
     let value = plain(value)?;
     let mut bytes = Vec::new();
     let written = if let Some(indent) = indent {
+        TEMPLATE_INDENT.check(indent as u64).map_err(|exceeded| {
+            minijinja::Error::new(ErrorKind::InvalidOperation, format!("tojson indents by {exceeded}"))
+        })?;
         let indent = " ".repeat(indent);
         let formatter = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
         value.serialize(&mut Serializer::with_formatter(&mut bytes, formatter))

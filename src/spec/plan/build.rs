@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use bounds::limits::CELLS;
 use reference::protocol::Mode;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -20,6 +21,7 @@ pub(super) fn build(config: &Config, auto_device: &str) -> Result<Plan, PlanErro
         return Err(PlanError::Empty);
     }
     let cases = cases(config);
+    CELLS.check((cases.len() as u64).saturating_mul(columns.len() as u64)).map_err(PlanError::TooMany)?;
     let cells = (0..cases.len())
         .flat_map(|case| columns.iter().map(move |column| (case, column)))
         .map(|(case, column)| CellPlan {

@@ -1,8 +1,7 @@
 //! Checks a plan from a run folder before its indices and names are used.
 
-use std::path::{Component, Path};
-
 use super::Plan;
+use crate::spec::atomic::is_file_name;
 use crate::spec::config::Config;
 use crate::spec::variant::Runner;
 
@@ -43,13 +42,6 @@ pub(super) fn problem(plan: &Plan, config: &Config) -> Option<String> {
             .flatten()
             .find_map(|(what, index, of)| beyond(what, index, of))
     })
-}
-
-/// Whether a name is one component of a path.
-fn is_file_name(name: &str) -> bool {
-    let mut components = Path::new(name).components();
-    let is_normal = matches!(components.next(), Some(Component::Normal(component)) if component == name);
-    is_normal && components.next().is_none()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Map, json};
 use tfcheck::spec::checkpoint::{Settings, hub::Environment};
@@ -40,5 +41,12 @@ pub(crate) fn settings(root: &Path) -> Settings {
         token: None,
         offline: true,
     };
-    Settings { cache: root.join("cache"), hub, revision: None, allow_remote_code: false, seed: 0 }
+    Settings {
+        cache: root.join("cache"),
+        hub,
+        revision: None,
+        allow_remote_code: false,
+        seed: 0,
+        stop: Arc::default(),
+    }
 }

@@ -1,4 +1,4 @@
-//! A Hugging Face hub on loopback: the part of its HTTP interface that hf-hub uses, with optional faults.
+//! A Hugging Face hub on loopback: the part of its HTTP interface that tfcheck uses, with optional faults.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -20,9 +20,17 @@ pub(crate) struct State {
     pub(crate) cut_once: Option<usize>,
     /// Send content that does not match the digest.
     pub(crate) corrupt: bool,
+    /// Answers some requests otherwise, by path and range: a hostile hub.
+    pub(crate) hostile: Option<Box<Hostile>>,
+    /// Send nothing for this long before each answer.
+    pub(crate) pause: std::time::Duration,
     /// Requests as `METHOD path range authorization`, in order.
     pub(crate) log: Vec<String>,
 }
+
+/// Status, headers and body of a hostile answer; `None` for the usual one.
+pub(crate) type Hostile =
+    dyn Fn(&str, Option<&str>) -> Option<(u16, Vec<(&'static str, String)>, Vec<u8>)> + Send;
 
 pub(crate) struct Hub {
     pub(crate) endpoint: String,
@@ -80,6 +88,8 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, endpoint: &str) {
             _ => (),
         }
     }
+    let pause = state.lock().unwrap().pause;
+    std::thread::sleep(pause);
     let answer = {
         let mut state = state.lock().unwrap();
         state.log.push(format!("{path} {} {authorization}", range.as_deref().unwrap_or("-")));
@@ -105,6 +115,10 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, endpoint: &str) {
 fn answer(state: &mut State, path: &str, range: Option<&str>, endpoint: &str) -> Answer {
     let plain =
         |status, headers, body: &str| Answer { status, headers, body: body.as_bytes().to_vec(), cut: None };
+    let hostile = state.hostile.as_ref().and_then(|hostile| hostile(path, range));
+    if let Some((status, headers, body)) = hostile {
+        return Answer { status, headers, body, cut: None };
+    }
     if let Some((status, code)) = state.refuse {
         return plain(
             status,

@@ -3,7 +3,6 @@
 //! The keys follow transformers 5.23 (`integrations/ggml.py`, `GGUF_CONFIG_MAPPING`). Where that leaves a value to a
 //! class default that fits only one model, the value is taken from the file or from llama.cpp instead.
 
-use std::fs::File;
 use std::path::Path;
 
 use candle_core::Device;
@@ -20,16 +19,13 @@ pub(super) fn build(
     metadata: &Metadata<'_>,
     path: &Path,
     notes: &mut Vec<String>,
-) -> Result<Value, Problem> {
+) -> Result<Map<String, Value>, Problem> {
     let key = |name: &str| format!("{}.{name}", architecture.name());
     let integer = |name: &str| metadata.need_integer(&key(name));
     let has = |tensor: &str| content.tensor_infos.contains_key(tensor);
-    let heads = integer("attention.head_count")?;
-    let hidden_size = integer("embedding_length")?;
-    let layers = integer("block_count")?;
-    if heads == 0 {
-        return Err(damaged("its metadata say that it has no attention heads"));
-    }
+    let heads = metadata.need_whole(&key("attention.head_count"), "num_attention_heads")?;
+    let hidden_size = metadata.need_whole(&key("embedding_length"), "hidden_size")?;
+    let layers = metadata.need_whole(&key("block_count"), "num_hidden_layers")?;
     let head_dim = metadata.integer(&key("attention.key_length")).unwrap_or(hidden_size / heads);
     let rope_theta = metadata.float(&key("rope.freq_base")).unwrap_or(10_000.0);
     let (model_type, class) = match architecture {
@@ -121,7 +117,7 @@ pub(super) fn build(
     if !scaling.is_null() {
         set("rope_scaling", scaling);
     }
-    Ok(Value::Object(config))
+    Ok(config)
 }
 
 /// `rope_scaling`, or null.
@@ -141,7 +137,7 @@ fn rope_scaling(
     };
     if content.tensor_infos.contains_key("rope_freqs.weight") {
         let read = || -> candle_core::Result<Vec<f32>> {
-            let tensor = content.tensor(&mut File::open(path)?, "rope_freqs.weight", &Device::Cpu)?;
+            let tensor = content.tensor(&mut bounds::file::open(path)?, "rope_freqs.weight", &Device::Cpu)?;
             tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()
         };
         let factors = read().map_err(|error| damaged(format!("tensor `rope_freqs.weight`: {error}")))?;

@@ -70,6 +70,14 @@ impl<'a> Metadata<'a> {
         }
     }
 
+    /// As [`Metadata::need_integer`], within the limits of the config's key that it becomes.
+    pub(super) fn need_whole(&self, key: &str, config_key: &str) -> Result<u64, Problem> {
+        let number = self.need_integer(key)?;
+        bounds::config::whole(config_key, number)
+            .map_err(|refused| damaged(format!("`{key}` is {number} where {} is needed", refused.needed)))?;
+        Ok(number)
+    }
+
     pub(super) fn need_float(&self, key: &str) -> Result<f64, Problem> {
         self.float(key).ok_or_else(|| damaged(format!("its metadata lacks `{key}`")))
     }

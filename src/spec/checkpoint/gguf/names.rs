@@ -55,7 +55,7 @@ impl Architecture {
                 damaged("its metadata lacks `general.architecture`")
             } else {
                 (
-                    format!("architecture `{name}` is not known"),
+                    format!("architecture `{}` is not known", bounds::shown(name, 200)),
                     format!(
                         "tfcheck imports {}; for others, take the checkpoint's safetensors",
                         known.join(", ")

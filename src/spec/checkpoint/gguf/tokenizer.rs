@@ -7,6 +7,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use bounds::limits::{GGUF_TOKEN_BYTES, LINE};
+use bounds::shown;
 use serde_json::{Value, json};
 
 use super::metadata::Metadata;
@@ -50,6 +52,9 @@ pub(super) fn build(
     let tokens = metadata
         .texts("tokenizer.ggml.tokens")
         .ok_or_else(|| damaged("its metadata lack `tokenizer.ggml.tokens`"))?;
+    if let Some(error) = tokens.iter().find_map(|token| GGUF_TOKEN_BYTES.check(token.len() as u64).err()) {
+        return Err(damaged(format!("its vocabulary has a token of {error}")));
+    }
     let is_gemma = matches!(architecture, Architecture::Gemma2 | Architecture::Gemma3);
     let is_byte_level = model == "gpt2";
     let family = match model {
@@ -58,7 +63,7 @@ pub(super) fn build(
         "llama" => sentencepiece(metadata),
         other => {
             return Err((
-                format!("its tokenizer (`{other}`) is not known"),
+                format!("its tokenizer (`{}`) is not known", shown(other, LINE.most)),
                 "tfcheck imports `gpt2` and `llama` tokenizers; take the checkpoint's safetensors and tokenizer.json".to_owned(),
             ));
         }
@@ -78,7 +83,9 @@ pub(super) fn build(
         Some(merges) => merges
             .into_iter()
             .map(|merge| {
-                merge.split_once(' ').ok_or_else(|| damaged(format!("merge `{merge}` is not two tokens")))
+                merge
+                    .split_once(' ')
+                    .ok_or_else(|| damaged(format!("merge `{}` is not two tokens", shown(merge, LINE.most))))
             })
             .collect::<Result<Vec<_>, _>>()?,
         None if is_byte_level => return Err(damaged("its metadata lack `tokenizer.ggml.merges`")),
@@ -174,7 +181,7 @@ fn byte_level(metadata: &Metadata<'_>) -> Result<Family, Problem> {
         "qwen2" => split(QWEN2_SPLIT),
         other => {
             return Err((
-                format!("its pre-tokenizer (`{other}`) is not known"),
+                format!("its pre-tokenizer (`{}`) is not known", shown(other, LINE.most)),
                 "tfcheck imports `gpt-2`, `smollm`, `llama-bpe` and `qwen2`; take the checkpoint's safetensors and tokenizer.json"
                     .to_owned(),
             ));

@@ -4,7 +4,10 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
+use bounds::limits::LINE;
+use bounds::shown;
 use candle_core::Device;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::gguf_file::{Content, TensorInfo};
@@ -13,7 +16,7 @@ use serde_json::{Map, Value, json};
 use super::metadata::Metadata;
 use super::names::{Architecture, Change};
 use super::{Problem, damaged};
-use crate::spec::checkpoint::{Error, Progress, Step};
+use crate::spec::checkpoint::{Error, Progress, Settings, Step};
 
 /// Bytes of f32 per step, which bounds the memory that an import needs.
 const CHUNK_BYTES: usize = 8 << 20;
@@ -34,10 +37,12 @@ pub(super) fn plan(
     metadata: &Metadata<'_>,
 ) -> Result<Vec<Entry>, Problem> {
     let key = |name: &str| format!("{}.{name}", architecture.name());
-    let layers = metadata.need_integer(&key("block_count"))? as usize;
-    let heads = metadata.need_integer(&key("attention.head_count"))? as usize;
-    let key_value_heads =
-        metadata.integer(&key("attention.head_count_kv")).map_or(heads, |heads| heads as usize);
+    let layers = metadata.need_whole(&key("block_count"), "num_hidden_layers")? as usize;
+    let heads = metadata.need_whole(&key("attention.head_count"), "num_attention_heads")? as usize;
+    let key_value_heads = match metadata.integer(&key("attention.head_count_kv")) {
+        None => heads,
+        Some(_) => metadata.need_whole(&key("attention.head_count_kv"), "num_key_value_heads")? as usize,
+    };
 
     if let Some(missing) = architecture.required(layers).find(|name| !content.tensor_infos.contains_key(name))
     {
@@ -49,7 +54,8 @@ pub(super) fn plan(
             continue; // becomes a part of the config
         }
         let ours = architecture.translate(theirs, layers).ok_or_else(|| {
-            damaged(format!("tensor `{theirs}` has no place in a {} model", architecture.name()))
+            let told = shown(theirs, LINE.most);
+            damaged(format!("tensor `{told}` has no place in a {} model", architecture.name()))
         })?;
         let change = architecture.change(theirs, heads, key_value_heads);
         let rows = info.shape.dims().first().copied().unwrap_or_default();
@@ -72,9 +78,10 @@ pub(super) fn write(
     content: &Content,
     plan: &[Entry],
     target: &Path,
+    settings: &Settings,
     progress: Progress<'_>,
 ) -> Result<(), Error> {
-    let source = File::open(path).map_err(Error::io("read", path))?;
+    let source = bounds::file::open(path).map_err(Error::io("read", path))?;
     let failed = Error::io("write", target);
     let mut header = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
     let mut total = 0;
@@ -104,6 +111,9 @@ pub(super) fn write(
         let mut sink = |bytes: &[u8]| {
             done += bytes.len() as u64;
             progress(Step::Import { tensor: &entry.ours, done, total });
+            if settings.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
             put(bytes)
         };
         copy(path, &source, content.tensor_data_offset, info, entry, &mut sink)?;

@@ -1,0 +1,126 @@
+//! Short programs that tfcheck waits for: uv, and interpreters that describe themselves. They have a time limit and an
+//! output limit, and all of them end when tfcheck does.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bounds::limits::PROBE_BYTES;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+/// The programs that run; the flag tells those that lead a process group.
+static RUNNING: Mutex<BTreeSet<(i32, bool)>> = Mutex::new(BTreeSet::new());
+
+/// While this exists, [`end_all`] ends the process.
+pub(crate) struct Running((i32, bool));
+
+impl Running {
+    /// Registers a process, or the process group that it leads.
+    pub(crate) fn new(id: u32, leads_group: bool) -> Self {
+        let entry = (id.cast_signed(), leads_group);
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).insert(entry);
+        Self(entry)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// Ends every program that this crate waits for, before the process exits. Workers end by themselves.
+pub fn end_all() {
+    for (id, leads_group) in RUNNING.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        let Some(pid) = Pid::from_raw(*id) else { continue };
+        // One that has just ended needs no signal.
+        let _ = if *leads_group {
+            kill_process_group(pid, Signal::KILL)
+        } else {
+            kill_process(pid, Signal::KILL)
+        };
+    }
+}
+
+/// What a program wrote before it ended.
+pub(crate) struct Output {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+}
+
+/// Runs a program without input in a process group of its own, which has ended when this returns.
+///
+/// # Errors
+/// When it cannot be started, or does not end within `limit`.
+pub(crate) fn output(command: &mut Command, limit: Duration) -> io::Result<Output> {
+    let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = spawned.spawn()?;
+    let id = child.id();
+    let _running = Running::new(id, true);
+    let (stdout, stderr) = (reading(child.stdout.take()), reading(child.stderr.take()));
+    let deadline = Instant::now() + limit;
+    let ended = loop {
+        match child.try_wait()? {
+            Some(status) => break Some(status),
+            None if Instant::now() >= deadline => break None,
+            None => thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    // What it started must not outlive it, nor keep its pipes open.
+    if let Some(group) = Pid::from_raw(id.cast_signed()) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    let Some(status) = ended else {
+        child.wait()?;
+        let seconds = limit.as_secs();
+        return Err(io::Error::new(io::ErrorKind::TimedOut, format!("it did not end within {seconds} s")));
+    };
+    let whole = |pipe: Receiver<Vec<u8>>| pipe.recv_timeout(Duration::from_secs(2)).unwrap_or_default();
+    Ok(Output { status, stdout: whole(stdout), stderr: whole(stderr) })
+}
+
+/// Reads a pipe in a thread of its own: everything up to the limit is kept, the rest is dropped.
+fn reading(pipe: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let mut kept = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.by_ref().take(PROBE_BYTES.most).read_to_end(&mut kept);
+            let _ = io::copy(&mut pipe, &mut io::sink());
+        }
+        let _ = sender.send(kept);
+    });
+    receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn a_program_is_read_to_its_end_and_one_that_hangs_is_ended() {
+        let found = output(&mut shell("echo out; echo err >&2; exit 3"), Duration::from_secs(10)).unwrap();
+        assert_eq!(
+            (found.status.code(), &*found.stdout, &*found.stderr),
+            (Some(3), &b"out\n"[..], &b"err\n"[..])
+        );
+        let begun = Instant::now();
+        let error = output(&mut shell("sleep 600 & sleep 600"), Duration::from_millis(200)).err().unwrap();
+        assert_eq!(error.to_string(), "it did not end within 0 s");
+        // A grandchild that holds the pipes open delays nothing.
+        output(&mut shell("sleep 600 & echo"), Duration::from_secs(10)).unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,99 @@
+//! Files that a config names: only regular ones, only up to their limits, and sizes only up to theirs.
+
+use std::os::unix::fs::symlink;
+use std::time::{Duration, Instant};
+
+use crate::support::{Sandbox, stderr};
+
+/// The exit code and the message of `tfcheck` within ten seconds.
+fn told(sandbox: &Sandbox, arguments: &[&str]) -> (Option<i32>, String) {
+    let begun = Instant::now();
+    let output = sandbox.tfcheck(arguments);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{arguments:?}");
+    // miette wraps its messages.
+    let message = stderr(&output).replace('│', " ");
+    (output.status.code(), message.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn fifos_devices_and_other_encodings_are_refused_where_a_config_is_named() {
+    let sandbox = Sandbox::new();
+    let fifo = sandbox.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+    symlink("/dev/zero", sandbox.path().join("zero")).unwrap();
+    std::fs::write(sandbox.path().join("utf16"), b"\xff\xfea\0").unwrap();
+    let large = std::fs::File::create(sandbox.path().join("large")).unwrap();
+    large.set_len(1 << 40).unwrap();
+    let check = |file: &str, expected: &str| {
+        let (code, message) = told(&sandbox, &["plan", file]);
+        assert_eq!(code, Some(2), "{message}");
+        assert!(message.contains(expected), "{file}: {message}");
+    };
+    check("fifo", "a FIFO, not a regular file");
+    check("zero", "a device, not a regular file");
+    check("utf16", "UTF-16");
+    check("large", "bytes of tfcheck.toml");
+}
+
+#[test]
+fn files_of_a_checkpoint_and_texts_are_regular_files() {
+    let check = |name: &str, file: &str, expected: &str| {
+        let sandbox = Sandbox::new();
+        let config = sandbox.workers(&[("one", "good")], "rounds = 0");
+        let text = std::fs::read_to_string(&config).unwrap().replace("synthetic:llama:tiny", "./model");
+        std::fs::write(&config, text).unwrap();
+        sandbox.write("model/config.json", r#"{"model_type": "llama", "vocab_size": 8}"#);
+        sandbox.write("model/model.safetensors", "");
+        let path = sandbox.path().join("model").join(name);
+        let _ = std::fs::remove_file(&path);
+        symlink(file, &path).unwrap();
+        let (code, message) = told(&sandbox, &["run", "tfcheck.toml"]);
+        assert_eq!(code, Some(2), "{message}");
+        assert!(message.contains(expected), "{name}: {message}");
+    };
+    check("config.json", "/dev/zero", "model has no config.json");
+    check("model.safetensors", "/dev/zero", "has no model.safetensors");
+}
+
+#[test]
+fn values_of_a_config_that_no_checkpoint_can_have_end_with_code_2_and_name_key_and_file() {
+    let check = |value: &str, key: &str| {
+        let sandbox = Sandbox::new();
+        let config = sandbox.workers(&[("one", "good")], "rounds = 0");
+        let text = std::fs::read_to_string(&config).unwrap().replace("synthetic:llama:tiny", "./model");
+        std::fs::write(&config, text).unwrap();
+        sandbox.write("model/config.json", &format!(r#"{{"model_type": "llama", {value}}}"#));
+        let (code, message) = told(&sandbox, &["run", "tfcheck.toml"]);
+        assert_eq!(code, Some(2), "{message}");
+        assert!(message.contains(&format!("`{key}`")) && message.contains("config.json"), "{message}");
+    };
+    check(r#""vocab_size": 4611686018427387904"#, "vocab_size");
+    check(r#""hidden_size": 64, "num_attention_heads": 0"#, "num_attention_heads");
+    check(r#""hidden_size": 64, "num_attention_heads": 5"#, "num_attention_heads");
+    check(r#""rope_scaling": {"rope_type": "linear", "factor": 0.0}"#, "rope_scaling.factor");
+}
+
+#[test]
+fn sizes_and_tolerances_beyond_their_limits_are_refused_at_their_line() {
+    let sandbox = Sandbox::new();
+    let check = |text: &str, expected: &str| {
+        sandbox.write("tfcheck.toml", text);
+        let (code, message) = told(&sandbox, &["plan"]);
+        assert_eq!(code, Some(2), "{text}: {message}");
+        assert!(message.contains(expected), "{text}: {message}");
+    };
+    check("[inputs]\nlengths = [1000000000000]\n", "1000000000000 tokens of a sequence");
+    check("[inputs]\nlengths = [8]\nbatch = [1000000000000]\n", "sequences of a batch");
+    check("[inputs]\nlengths = [1000000]\nbatch = [60000]\n", "tokens of a batch");
+    check("[run]\niterations = 9223372036854775807\n", "forward passes or tokens");
+    check("[run]\nthreads = 10000000\n", "threads of a worker");
+    check("[run]\ntimeout_s = 9223372036854775807\n", "seconds of a wait");
+    check("[run]\nmemory_budget_gb = 1e300\n", "GB of memory");
+    check("[tolerances]\nf64_agreement = nan\n", "NaN where a finite number");
+    check("[tolerances]\nrelative_l2 = { f32 = -1.0 }\n", "-1 where a finite number");
+    check("[tolerances]\nlocal_factor = inf\n", "inf where a finite number");
+    let many: Vec<String> = (1..200_000).map(|number| number.to_string()).collect();
+    check(&format!("[inputs]\nlengths = [{}]\n", many.join(",")), "entries of one list");
+    check(&format!("[a.{}]\n", "b.".repeat(100_000) + "c"), "nests tables deeper than 32");
+    check(&format!("x = {}{}\n", "[".repeat(200_000), "]".repeat(200_000)), "recursion");
+}

@@ -1,0 +1,42 @@
+//! Workers that write escape codes, times that cannot be, and logits that they damage later.
+
+use crate::support::{Sandbox, stderr, stdout, word};
+
+fn run(fault: &str) -> (Option<i32>, String, Vec<String>, Sandbox) {
+    let sandbox = Sandbox::new();
+    let config = sandbox.workers(
+        &[("good", "good"), ("bad", fault)],
+        "iterations = 2\nrounds = 1\nnoise = false\ntimeout_s = 20",
+    );
+    let output = sandbox.run(&config, &[]);
+    let words = sandbox.only_run().cells().iter().map(|cell| word(&cell.outcome)).collect();
+    (output.status.code(), stdout(&output) + &stderr(&output), words, sandbox)
+}
+
+#[test]
+fn escape_codes_of_a_worker_reach_neither_the_terminal_nor_a_report() {
+    let (code, shown, words, sandbox) = run("escapes");
+    assert_eq!((code, words), (Some(3), vec!["completed".to_owned(), "exception".to_owned()]));
+    assert!(shown.contains("\\u{1b}[2J"), "{shown}");
+    let summary = sandbox.only_run().text("summary.md");
+    for text in [shown, summary] {
+        assert!(!text.contains(['\u{1b}', '\u{7}', '\u{9b}']), "{text}");
+        assert!(text.len() < 20_000, "{} bytes", text.len());
+    }
+}
+
+#[test]
+fn times_that_cannot_be_are_a_failed_cell() {
+    for fault in ["no_times", "absurd"] {
+        let (code, shown, words, _sandbox) = run(fault);
+        assert_eq!(code, Some(3), "{shown}");
+        assert_ne!(words[1], "completed", "{fault}: {shown}");
+    }
+}
+
+#[test]
+fn logits_that_a_worker_damages_after_its_reply_are_a_failed_cell() {
+    let (code, shown, words, _sandbox) = run("damages_logits");
+    assert_eq!((code, &*words[1]), (Some(3), "missing_result"), "{shown}");
+    assert!(shown.contains("has 100 bytes, and the worker wrote"), "{shown}");
+}
