@@ -12,6 +12,7 @@ mod noise;
 mod norm;
 mod planted;
 #[path = "../../src/kernels/tests/reference.rs"]
+#[allow(dead_code, reason = "attention on a GPU has a reference of its own")]
 mod reference;
 mod rope;
 

@@ -288,6 +288,7 @@ fn replay(bench: &mut Bench) -> Result<String, Problem> {
             call: module.call,
             input: folder.join(file),
             shape: input.shape.clone(),
+            further: Vec::new(),
             output: path.clone(),
         };
         let Reply::Replayed(_) = bench.ask(&Request::Replay(ask))? else {

@@ -31,7 +31,7 @@ pub(crate) fn contradiction(config: &Value, weights: &[PathBuf]) -> Option<Strin
     }
     let find = |names: &[&str]| {
         weights.iter().find_map(|path| {
-            let held = safetensors_file::check(path).ok()?;
+            let held = safetensors_file::check(path, true).ok()?;
             let is_it =
                 |name: &&String| names.iter().any(|end| *name == end || name.ends_with(&format!(".{end}")));
             held.iter().find(is_it).map(|name| (path.as_path(), name.clone()))
