@@ -17,7 +17,7 @@ use reference::protocol::{Failed, Forward, Forwarded, LOGITS, Load, Positions, R
 use safetensors::tensor::TensorView;
 use tfcheck::commands::run::{Destination, RunRequest, run};
 use tfcheck::execute::progress::Progress;
-use tfcheck::execute::worker::{Engine, serve};
+use tfcheck::execute::worker::{Engine, run as serve};
 use tfcheck::judge::baseline;
 use tfcheck::judge::exit_code::ExitCode;
 use tfcheck::results;
