@@ -13,6 +13,7 @@ mod execution;
 mod level;
 mod live;
 mod pair;
+mod replay;
 mod routed;
 pub(super) mod tensor;
 mod walk;

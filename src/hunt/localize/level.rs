@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use reference::protocol::{glob, Capture, CapturedModule, Dtype, Reply, Request as Ask};
 
 use super::arguments::matched;
-use super::capture::{Level, Name, capture, joined, replay};
+use super::capture::{Level, Name, capture, joined};
 use super::live::{Found, Live, Open};
 use super::pair::pairs;
+use super::replay::replay;
 use super::routed::{self, Sifted};
 use super::walk::{Limit, Suspect, ancestors, is_coarse, is_in, suspect};
 use super::{Between, Divergence, Finding, LocalizeError};

@@ -11,8 +11,9 @@ use reference::protocol::CapturedModule;
 use serde_json::Value;
 
 use super::arguments::matched;
-use super::capture::{Name, capture, fed};
+use super::capture::{Name, capture};
 use super::live::{Found, Live, Open};
+use super::replay::fed;
 use super::tensor::{self, Difference, Stored};
 use super::walk::{Limit, Measured, ancestors, is_coarse, is_in, suspect};
 use super::{Finding, LocalizeError, NearTies};

@@ -15,7 +15,7 @@ use super::float64::{self, Float64};
 use super::report::attention_name;
 use super::{compile, ignored, inputs, report};
 use protocol::{Attention, Dtype, Load, Mode, NewInputs, PROTOCOL_VERSION, Ready, TakenInputs};
-use crate::translation::{Translated, rope_thetas, translate};
+use crate::translation::{BY_TRANSFORMERS, Translated, rope_thetas, translate};
 use crate::versions::{Versions, WrongShapes};
 
 /// A loaded model and everything that a forward pass needs.
@@ -92,11 +92,16 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     }
     let (unread_tensors, said) = report::loading(&model, &loading)?;
     notes.extend(said);
-    if let Some(lost) = report::lost_rope(&model, &rope_thetas, &version)? {
+    let ropes = report::Ropes::of(&model, &rope_thetas, &version)?;
+    if let Some(lost) = ropes.lost {
         if !request.as_is {
             return Err(Stop::exception(lost));
         }
         notes.push(lost);
+    }
+    if let Some(added) = ropes.added {
+        notes.retain(|note| !note.ends_with(BY_TRANSFORMERS));
+        notes.push(added);
     }
     notes.extend(report::attention(&model, attention)?);
     if request.auto_dtype {

@@ -156,30 +156,46 @@ pub(super) fn dtype(model: &Bound<'_, PyAny>, expected: &str) -> Result<Option<S
         .then(|| format!("dtype \"auto\" loaded {taken}, where the checkpoint has {expected}")))
 }
 
-/// What is lost if the model's config took another rotary base than the checkpoint asks for.
-pub(super) fn lost_rope(
-    model: &Bound<'_, PyAny>,
-    asked: &[f64],
-    version: &str,
-) -> Result<Option<String>, Stop> {
-    if asked.is_empty() {
-        return Ok(None);
-    }
-    let json = PyDict::new(model.py());
-    json.set_item("use_diff", false)?;
-    let text: String = model.getattr("config")?.call_method("to_json_string", (), Some(&json))?.extract()?;
-    let config: Map<String, Value> = serde_json::from_str(&text)
-        .map_err(|error| Stop::exception(format!("the loaded config is not JSON: {error}")))?;
-    let taken = rope_thetas(&config);
-    let lost: Vec<String> = asked
-        .iter()
+/// The rotary bases of the loaded model's config, compared with those that config.json asks for.
+#[derive(Default)]
+pub(super) struct Ropes {
+    /// What is lost if a base that config.json asks for was not taken.
+    pub(super) lost: Option<String>,
+    /// What is said of bases that config.json does not ask for: a release may give some layer types its own default.
+    pub(super) added: Option<String>,
+}
+
+impl Ropes {
+    pub(super) fn of(model: &Bound<'_, PyAny>, asked: &[f64], version: &str) -> Result<Self, Stop> {
+        if asked.is_empty() {
+            return Ok(Self::default());
+        }
+        let json = PyDict::new(model.py());
+        json.set_item("use_diff", false)?;
+        let text: String =
+            model.getattr("config")?.call_method("to_json_string", (), Some(&json))?.extract()?;
+        let config: Map<String, Value> = serde_json::from_str(&text)
+            .map_err(|error| Stop::exception(format!("the loaded config is not JSON: {error}")))?;
+        let taken = rope_thetas(&config);
         // Both values are parsed from the same decimal text, so the comparison is exact.
-        .filter(|theta| !taken.iter().any(|other| other.total_cmp(theta).is_eq()))
-        .map(f64::to_string)
-        .collect();
-    Ok((!lost.is_empty()).then(|| {
-        format!("transformers {version} took rope_theta {taken:?}, and config.json says {}", lost.join(", "))
-    }))
+        let without = |these: &[f64], those: &[f64]| -> String {
+            let is_in = |theta: &f64| those.iter().any(|other| other.total_cmp(theta).is_eq());
+            let rest = these.iter().filter(|theta| !is_in(theta)).map(f64::to_string);
+            rest.collect::<Vec<_>>().join(", ")
+        };
+        let (lost, added) = (without(asked, &taken), without(&taken, asked));
+        let asked = asked.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
+        Ok(Self {
+            lost: (!lost.is_empty()).then(|| {
+                format!("transformers {version} took rope_theta {taken:?}, and config.json says {lost}")
+            }),
+            added: (!added.is_empty()).then(|| {
+                format!(
+                    "transformers {version} gives some layers rope_theta {added}, which config.json does not have: it says {asked}"
+                )
+            }),
+        })
+    }
 }
 
 /// Fails if the attention implementation differs from the requested one; without a request, returns a note on
