@@ -212,6 +212,7 @@ fn run() -> RunView {
             }],
         }),
         localized: Vec::new(),
+        diagnosed: Vec::new(),
         times: Times::default(),
         cells,
         matrix,
