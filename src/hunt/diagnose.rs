@@ -116,13 +116,23 @@ impl DiagnoseError {
     }
 }
 
-/// What a side that makes the mistakes of these rows is asked to load where others are asked to load `load`: a checkpoint and
-/// inputs in `folder`. `None` if a row makes no difference to them, or changes logits after they are computed.
+/// What a side that makes mistakes does with a load request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Committed {
+    /// The edited checkpoint and inputs.
+    pub load: Load,
+    /// Mistakes that only the code of a native model can make.
+    pub deviations: Vec<models::Deviation>,
+}
+
+/// What a side that makes the mistakes of these rows does where others are asked to load `load`; edited files go to `folder`.
+/// `None` if a row makes no difference, or changes logits after they are computed.
 ///
 /// # Errors
 /// When the checkpoint or the inputs cannot be read, or `folder` cannot be written.
-pub fn committed(rows: &[&Hypothesis], load: &Load, folder: &Path) -> Result<Option<Load>, DiagnoseError> {
-    let mut draft = Draft::new(&Arc::new(Original::open(&load.checkpoint, false)?));
+pub fn committed(rows: &[&Hypothesis], load: &Load, folder: &Path) -> Result<Option<Committed>, DiagnoseError> {
+    let plain = Draft::new(&Arc::new(Original::open(&load.checkpoint, true)?));
+    let mut draft = plain.clone();
     for row in rows {
         match row.applied(&draft) {
             Some(edited) => draft = edited,
@@ -131,14 +141,16 @@ pub fn committed(rows: &[&Hypothesis], load: &Load, folder: &Path) -> Result<Opt
     }
     let tokens = Tokens::open(&load.inputs)?;
     let edited = draft.inputs(&tokens);
-    if draft.changes_outputs() || draft.has_the_files_of(&Draft::new(draft.original())) && edited == tokens {
+    let is_same = draft.has_the_files_of(&plain) && edited == tokens && draft.deviations().is_empty();
+    if draft.changes_outputs() || is_same {
         return Ok(None);
     }
     let (checkpoint, inputs) = (folder.join("checkpoint"), folder.join("inputs.safetensors"));
     let _ = std::fs::remove_dir_all(&checkpoint);
     draft.write(&checkpoint)?;
     edited.write(&inputs)?;
-    Ok(Some(Load { checkpoint, inputs, ..load.clone() }))
+    let deviations = draft.deviations().to_vec();
+    Ok(Some(Committed { load: Load { checkpoint, inputs, ..load.clone() }, deviations }))
 }
 
 /// Finds what the suspect computes instead of what the trusted side computes.

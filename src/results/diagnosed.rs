@@ -82,7 +82,7 @@ pub struct Mistake {
     pub hypothesis: String,
     /// The mistake, to be read after "with".
     pub words: String,
-    /// Relative L2 on the first input when this mistake alone is left out.
+    /// Largest relative L2 over the inputs when this mistake alone is left out.
     #[serde(deserialize_with = "absent_is_infinite")]
     pub without: f64,
     /// Other mistakes that give the same numbers on every input tried.
@@ -167,7 +167,7 @@ fn joined(words: &[String]) -> String {
     }
 }
 
-const ORDINALS: [&str; 4] = ["first", "second", "third", "fourth"];
+const ORDINALS: [&str; 8] = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth"];
 
 /// Formats a diagnosis as one sentence.
 pub(crate) fn sentence(diagnosed: &Diagnosed) -> String {

@@ -148,11 +148,6 @@ impl Draft {
         }
     }
 
-    /// The checkpoint that it was made from.
-    pub(super) fn original(&self) -> &Arc<Original> {
-        &self.original
-    }
-
     /// Whether the checkpoint's tensors can be edited.
     pub(super) fn is_editable(&self) -> bool {
         self.original.tensors().is_some()

@@ -57,7 +57,7 @@ pub(super) fn search(lab: &mut Lab, proofs: &[Proof]) -> Result<Diagnosis, Diagn
     }
     match parts {
         Some(peeled) if !peeled.candidate.causes.is_empty() || !peeled.parts.is_empty() => {
-            partly(lab, peeled, &proofs[0].stage)
+            partly(lab, peeled, proofs)
         }
         _ => Ok(Diagnosis::Unexplained),
     }
@@ -93,7 +93,7 @@ fn proven(
     let mut mistakes = Vec::new();
     let plain = lab.plain();
     for (at, cause) in found.causes.iter().enumerate() {
-        let without = without(lab, found, at, &proofs[0].stage)?;
+        let without = without(lab, found, at, proofs)?;
         let differs = |other: &&(Candidate, Vec<f64>)| other.0.causes[at].name() != cause.name();
         let alternative = |other: &(Candidate, Vec<f64>)| Alternative {
             hypothesis: other.0.causes[at].name().to_owned(),
@@ -110,23 +110,27 @@ fn proven(
     Ok(Some(Diagnosis::Reproduced { mistakes }))
 }
 
-/// Relative L2 with all mistakes of a candidate but one.
-fn without(lab: &mut Lab, found: &Candidate, at: usize, stage: &Stage) -> Result<f64, DiagnoseError> {
+/// Relative L2 with all mistakes of a candidate but one, on the input where it is largest.
+fn without(lab: &mut Lab, found: &Candidate, at: usize, proofs: &[Proof]) -> Result<f64, DiagnoseError> {
     let others = found.causes.iter().enumerate().filter(|(own, _)| *own != at).map(|(_, cause)| *cause);
     let draft = applied(&lab.plain(), others);
-    Ok(lab.apart(&draft, stage)?.relative_l2)
+    let mut largest = 0.0_f64;
+    for proof in proofs {
+        largest = largest.max(lab.apart(&draft, &proof.stage)?.relative_l2);
+    }
+    Ok(largest)
 }
 
 /// What is proven on parts of the network alone, and the parts in which a difference is left.
-fn partly(lab: &mut Lab, peeled: Peeled, first: &Stage) -> Result<Diagnosis, DiagnoseError> {
+fn partly(lab: &mut Lab, peeled: Peeled, proofs: &[Proof]) -> Result<Diagnosis, DiagnoseError> {
     let Peeled { candidate, proven, parts } = peeled;
-    lab.trials[0].after = Some(lab.apart(&candidate.draft, first)?.relative_l2);
+    lab.trials[0].after = Some(lab.apart(&candidate.draft, &proofs[0].stage)?.relative_l2);
     let mut mistakes = Vec::new();
     for (at, (cause, on)) in candidate.causes.iter().zip(proven).enumerate() {
         mistakes.push(Mistake {
             hypothesis: cause.name().to_owned(),
             words: cause.words(&candidate.draft, &lab.plain()),
-            without: without(lab, &candidate, at, first)?,
+            without: without(lab, &candidate, at, proofs)?,
             alternatives: Vec::new(),
             on: Some(on),
         });

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use compare::verdict::Tolerances;
 use rayon::prelude::*;
-use reference::protocol::{Load, Reply, Request as Ask};
+use reference::protocol::{Forwarded, Load, Positions, Reply, Request as Ask};
 use tfcheck::execute::runner::{NoResult, Runner, Session};
 use tfcheck::hunt::diagnose::{
-    Diagnosed, Diagnosis, Hypothesis, Request, Side, Tokens, committed, diagnose, hypotheses,
+    Committed, Diagnosed, Diagnosis, Hypothesis, Request, Side, Tokens, committed, diagnose, hypotheses,
 };
 
 use crate::engine::InProcess;
@@ -19,7 +19,7 @@ use crate::setting::Tensors;
 static NEVER: AtomicBool = AtomicBool::new(false);
 
 /// What a suspect does to the checkpoint and the inputs that it is asked to load.
-type Mistake<'a> = &'a (dyn Fn(&Load, &Path) -> Load + Sync);
+type Mistake<'a> = &'a (dyn Fn(&Load, &Path) -> Committed + Sync);
 
 struct Mistaken<'a> {
     mistake: Mistake<'a>,
@@ -30,26 +30,66 @@ struct Mistaken<'a> {
 struct MistakenSession<'a> {
     runner: &'a Mistaken<'a>,
     session: Box<dyn Session + 'a>,
+    committed: Option<Committed>,
 }
 
 impl Runner for Mistaken<'_> {
     fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
         let session = InProcess.start(log, stop)?;
-        Ok(Box::new(MistakenSession { runner: self, session }))
+        Ok(Box::new(MistakenSession { runner: self, session, committed: None }))
     }
 }
 
 impl Session for MistakenSession<'_> {
     fn ask(&mut self, request: &Ask, timeout: Duration) -> Result<Reply, NoResult> {
-        let Ask::Load(load) = request else { return self.session.ask(request, timeout) };
+        let load = match (request, &self.committed) {
+            (Ask::Load(load), _) => load,
+            (Ask::Forward(forward), Some(Committed { load, deviations })) if !deviations.is_empty() => {
+                return Ok(deviating(load, deviations, &forward.logits));
+            }
+            _ => return self.session.ask(request, timeout),
+        };
         let number = self.runner.loads.fetch_add(1, Ordering::Relaxed);
         let folder = self.runner.folder.join(number.to_string());
         std::fs::create_dir_all(&folder).unwrap();
-        let load = (self.runner.mistake)(load, &folder);
-        self.session.ask(&Ask::Load(load), timeout)
+        let committed = (self.runner.mistake)(load, &folder);
+        let reply = self.session.ask(&Ask::Load(committed.load.clone()), timeout);
+        self.committed = Some(committed);
+        reply
     }
 
     fn end(self: Box<Self>) {}
+}
+
+/// A forward pass that makes mistakes which no checkpoint expresses.
+fn deviating(load: &Load, deviations: &[models::Deviation], path: &Path) -> Reply {
+    let (dtype, device) = (candle_core::DType::F64, candle_core::Device::Cpu);
+    let options = models::Options { dtype, device, backend: models::Backend::Eager };
+    let mut model = models::load(&load.checkpoint, &options).unwrap();
+    model.deviations = deviations.to_vec();
+    let tensors = candle_core::safetensors::load(&load.inputs, &candle_core::Device::Cpu).unwrap();
+    let config = std::fs::read_to_string(load.checkpoint.join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let is_decoder = models::kind(config["model_type"].as_str().unwrap()) == Some(models::Kind::Decoder);
+    let logits = model
+        .forward(&models::Inputs {
+            input_ids: tensors["input_ids"].clone(),
+            attention_mask: Some(tensors["attention_mask"].clone()),
+            position_ids: is_decoder.then(|| tensors["position_ids"].clone()),
+        })
+        .unwrap();
+    let shape = logits.dims().to_vec();
+    candle_core::safetensors::save(&[("logits", logits)].into(), path).unwrap();
+    Reply::Forwarded(Forwarded {
+        elapsed_ns: 1,
+        shape,
+        positions: Positions::All,
+        prefill: None,
+        chunks: Vec::new(),
+        peak_bytes: None,
+        graphs: None,
+        notes: Vec::new(),
+    })
 }
 
 /// `lengths` tokens in each sequence, padded on the left.
@@ -78,11 +118,14 @@ fn diagnosed(checkpoint: &str, tokens: &Tokens, mistake: Mistake) -> Diagnosed {
     models::synthetic::write(model_type, variant, 0, &path).unwrap();
     let mistaken = Mistaken { mistake, folder: folder.path().join("mistaken"), loads: AtomicUsize::new(0) };
     let load = Load { threads: 1, ..Load::new(path, folder.path().join("inputs.safetensors")) };
-    let side = |name: &str, runner| Side { name: name.into(), runner, load: load.clone(), computes_f64: true };
+    let side = |name: &str, runner, is_native| {
+        let (name, load) = (name.to_owned(), load.clone());
+        Side { name, runner, load, computes_f64: true, is_native }
+    };
     diagnose(&Request {
         case: "case",
-        trusted: side("right", &InProcess),
-        suspect: side("wrong", &mistaken),
+        trusted: side("right", &InProcess, true),
+        suspect: side("wrong", &mistaken, false),
         tokens: tokens.clone(),
         tolerances: &Tolerances::default(),
         folder: folder.path(),
@@ -94,7 +137,7 @@ fn diagnosed(checkpoint: &str, tokens: &Tokens, mistake: Mistake) -> Diagnosed {
 }
 
 /// The mistake of these rows; a row that makes no difference to a checkpoint leaves it as it is.
-fn rows(names: &[&str]) -> impl Fn(&Load, &Path) -> Load + Sync {
+fn rows(names: &[&str]) -> impl Fn(&Load, &Path) -> Committed + Sync + use<> {
     let rows: Vec<&'static Hypothesis> = names
         .iter()
         .map(|name| hypotheses().find(|row| row.name == *name).unwrap_or_else(|| panic!("no row {name}")))
@@ -104,8 +147,12 @@ fn rows(names: &[&str]) -> impl Fn(&Load, &Path) -> Load + Sync {
         (0..=rows.len())
             .rev()
             .find_map(|count| committed(&rows[..count], load, folder).unwrap())
-            .unwrap_or_else(|| load.clone())
+            .unwrap_or_else(|| unchanged(load))
     }
+}
+
+fn unchanged(load: &Load) -> Committed {
+    Committed { load: load.clone(), deviations: Vec::new() }
 }
 
 fn names(found: &Diagnosed) -> Vec<String> {
@@ -134,11 +181,11 @@ fn same_files(checkpoint: &str, inputs: &Tokens, one: &str, other: &str) -> bool
     let files = [one, other].map(|name| {
         let folder = folder.path().join(name);
         std::fs::create_dir_all(&folder).unwrap();
-        let load = rows(&[name])(&Load::new(path.clone(), file.clone()), &folder);
+        let Committed { load, deviations } = rows(&[name])(&Load::new(path.clone(), file.clone()), &folder);
         let config = std::fs::read_to_string(load.checkpoint.join("config.json")).unwrap();
         let config: serde_json::Value = serde_json::from_str(&config).unwrap();
         let weights = std::fs::read(load.checkpoint.join("model.safetensors")).unwrap();
-        (config, weights, std::fs::read(load.inputs).unwrap())
+        (config, weights, std::fs::read(load.inputs).unwrap(), deviations)
     });
     files[0] == files[1]
 }
@@ -203,7 +250,7 @@ fn every_row_is_named_where_it_is_planted() {
 }
 
 /// Whether a mistake changes anything that the checkpoint's model is given.
-fn quick(checkpoint: &str, batch: &Tokens, mistake: &(dyn Fn(&Load, &Path) -> Load + Sync)) -> bool {
+fn quick(checkpoint: &str, batch: &Tokens, mistake: Mistake) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let (model_type, variant) = checkpoint.split_once(':').unwrap_or((checkpoint, ""));
     let path = folder.path().join("original");
@@ -217,7 +264,7 @@ fn quick(checkpoint: &str, batch: &Tokens, mistake: &(dyn Fn(&Load, &Path) -> Lo
         let mut session = InProcess.start(PathBuf::new(), &NEVER).ok()?;
         session.ask(&Ask::Load(load.clone()), Duration::from_mins(1)).ok()
     };
-    committed != load && loads(&committed).is_some()
+    committed != unchanged(&load) && loads(&committed.load).is_some()
 }
 
 #[test]
@@ -241,14 +288,14 @@ fn several_mistakes_are_named_together() {
 }
 
 /// A suspect whose weights are changed in a way that no row describes.
-fn weights(edit: fn(&mut Tensors)) -> impl Fn(&Load, &Path) -> Load + Sync {
+fn weights(edit: fn(&mut Tensors)) -> impl Fn(&Load, &Path) -> Committed + Sync {
     move |load, folder| {
         let path = load.checkpoint.join("model.safetensors");
         let mut tensors = candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
         edit(&mut tensors);
         std::fs::copy(load.checkpoint.join("config.json"), folder.join("config.json")).unwrap();
         candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
-        Load { checkpoint: folder.to_owned(), ..load.clone() }
+        unchanged(&Load { checkpoint: folder.to_owned(), ..load.clone() })
     }
 }
 
@@ -279,7 +326,7 @@ fn a_mistake_outside_the_table_is_localised_and_not_named() {
 #[test]
 fn what_computes_the_same_is_not_diagnosed() {
     for checkpoint in checkpoints() {
-        let found = diagnosed(&checkpoint, &tokens(&[40, 25]), &|load, _| load.clone());
+        let found = diagnosed(&checkpoint, &tokens(&[40, 25]), &|load, _| unchanged(load));
         assert_eq!(found.finding, Diagnosis::Nothing, "{checkpoint}: {}", found.sentence);
     }
 }
