@@ -9,6 +9,17 @@ use crate::registry;
 /// Architectures whose `head_dim` does not follow from the hidden size where it is absent.
 const OWN_HEAD_DIM: [&str; 4] = ["qwen3", "gemma", "gemma2", "gemma3_text"];
 
+/// Keys with one number for all layers.
+const ONE_NUMBER: [&str; 7] = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+];
+
 /// Keys of the hidden size and of the number of heads, in all spellings.
 const SIZES: [(&str, &str); 3] =
     [("hidden_size", "num_attention_heads"), ("n_embd", "n_head"), ("dim", "n_heads")];
@@ -22,6 +33,12 @@ pub fn check_config(config: &Map<String, Value>) -> Result<(), Refused> {
     let Some(model_type) = config.get("model_type").and_then(Value::as_str) else { return Ok(()) };
     if registry::kind(model_type).is_none() {
         return Ok(());
+    }
+    // Other architectures have one number a layer.
+    for key in ONE_NUMBER {
+        if let Some(list @ Value::Array(_)) = config.get(key) {
+            return Err(Refused::new(key, list, format!("one number for all layers of {model_type}")));
+        }
     }
     let whole = |key: &str| config.get(key).and_then(Value::as_u64).filter(|number| *number > 0);
     let sizes = SIZES.iter().find_map(|(size, heads)| Some((*size, whole(size)?, *heads, whole(heads)?)));
@@ -100,6 +117,10 @@ mod tests {
             Some(
                 "`rope_scaling.short_factor` is a list of 1 where a factor for each of 8 frequencies is needed",
             ),
+        );
+        check(
+            llama(json!({"intermediate_size": [64]})),
+            Some("`intermediate_size` is [64] where one number for all layers of llama is needed"),
         );
         check(json!({"model_type": "another", "hidden_size": 64, "num_attention_heads": 3}), None);
     }

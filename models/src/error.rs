@@ -31,7 +31,7 @@ pub enum Error {
     },
     /// A config value that no checkpoint can have.
     #[error("config.json: {0}")]
-    BadValue(#[from] bounds::config::Refused),
+    BadValue(bounds::config::Refused),
     /// A required config key is missing.
     #[error("config key {key} is missing")]
     MissingKey {
@@ -95,3 +95,9 @@ pub enum Error {
 
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<bounds::config::Refused> for Error {
+    fn from(refused: bounds::config::Refused) -> Self {
+        Self::BadValue(refused)
+    }
+}

@@ -125,8 +125,12 @@ impl Worker {
             reply if answers(request, &reply) => Ok(reply),
             other => {
                 self.group.kill(GRACE);
-                let (other, request) = (format!("{other:?}"), format!("{request:?}"));
-                let reason = format!("{} does not answer {}", shown(&other, 200), shown(&request, 200));
+                let word = |tagged: serde_json::Result<serde_json::Value>, tag: &str| {
+                    tagged.ok().and_then(|value| Some(value.get(tag)?.as_str()?.to_owned()))
+                };
+                let told = word(serde_json::to_value(&other), "is").unwrap_or_default();
+                let asked = word(serde_json::to_value(request), "do").unwrap_or_default();
+                let reason = format!("the reply `{told}` does not answer `{asked}`");
                 Err(WorkerEnd::NoReply { reason })
             }
         }
@@ -255,13 +259,17 @@ impl Worker {
         timeout: Duration,
         stop: &AtomicBool,
     ) -> Result<Vec<u8>, WorkerEnd> {
+        // Bytes of `pending` that are known to hold no line end.
+        let mut searched = 0;
         loop {
-            if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+            let found = self.pending[searched..].iter().position(|byte| *byte == b'\n');
+            if let Some(end) = found.map(|index| searched + index) {
                 let rest = self.pending.split_off(end + 1);
                 let mut line = std::mem::replace(&mut self.pending, rest);
                 line.pop();
                 return Ok(line);
             }
+            searched = self.pending.len();
             if self.pending.len() as u64 > REPLY_BYTES.most {
                 self.group.kill(GRACE);
                 return Err(WorkerEnd::NoReply {
@@ -271,7 +279,7 @@ impl Worker {
             // Checked before reading: anything a process wrote before it exited is in the pipe by then.
             let exited = self.group.has_exited();
             if self.readable(if exited { Duration::ZERO } else { SLICE }) {
-                let mut block = [0; 8192];
+                let mut block = [0; 65536];
                 match self.replies.read(&mut block) {
                     Ok(0) | Err(_) => return Err(self.gone(deadline, stop)),
                     Ok(count) => self.pending.extend_from_slice(&block[..count]),

@@ -249,13 +249,22 @@ pub enum Error {
     },
     /// A file could not be downloaded.
     #[error("{file} of `{id}` cannot be fetched: {reason}")]
-    #[diagnostic(help("run again: what has arrived is kept and the download goes on from there"))]
+    #[diagnostic(help("{help}"))]
     HubDownload {
         /// The hub id.
         id: String,
         /// The file.
         file: String,
         /// The cause.
+        reason: String,
+        /// The remedy.
+        help: &'static str,
+    },
+    /// HF_ENDPOINT or HF_TOKEN cannot be used.
+    #[error("{reason}")]
+    #[diagnostic(help("correct the environment variable, or unset it"))]
+    HubSetting {
+        /// What is wrong with which of them.
         reason: String,
     },
     /// A cached file does not match the hub's digest.

@@ -104,7 +104,7 @@ pub(crate) fn fetch(
         return Ok(Snapshot { folder, commit, notes });
     }
     let client = Client::new(&hub.endpoint, hub.token.as_deref())
-        .map_err(|failure| unreachable(id, hub, failure.to_string()))?;
+        .map_err(|failure| Error::HubSetting { reason: failure.to_string() })?;
     let remote = Remote { client, repo, id, settings };
     let info = match remote.ask(revision)? {
         Answer::Info(info) => info,

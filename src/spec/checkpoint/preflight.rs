@@ -67,6 +67,7 @@ pub(crate) fn check_config(
     allow_remote_code: bool,
 ) -> Result<(Value, String, Vec<String>), Error> {
     let config_path = folder.join("config.json");
+    check_kind(&config_path)?;
     if !config_path.is_file() {
         let help = if let Some(gguf) = files_with(folder, &["gguf"]).first() {
             format!("the folder holds a GGUF file: name it, `{}`", folder.join(gguf).display())
@@ -118,6 +119,10 @@ pub(crate) fn read_object(path: &Path) -> Result<Value, Error> {
     let bad = |reason: String| Error::BadJson { path: path.to_owned(), reason };
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(bad("is a git-lfs pointer, not the file itself; run `git lfs pull` there".to_owned()));
+    }
+    if bytes.starts_with(b"\xef\xbb\xbf") || bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff")
+    {
+        return Err(bad("begins with a byte order mark; save it as plain UTF-8".to_owned()));
     }
     let value: Value =
         serde_json::from_slice(&bytes).map_err(|error| bad(format!("is not JSON: {error}")))?;
@@ -204,14 +209,25 @@ fn any_string(value: &Value, test: &dyn Fn(&str) -> bool) -> bool {
     }
 }
 
+/// Refuses a file that is there and cannot be opened: a FIFO, a device, a link that leads nowhere.
+fn check_kind(path: &Path) -> Result<(), Error> {
+    if path.symlink_metadata().is_ok() && !path.is_file() {
+        bounds::file::open(path).map(drop).map_err(Error::io("read", path))?;
+    }
+    Ok(())
+}
+
 fn check_weights(folder: &Path, is_quantised: bool) -> Result<Vec<PathBuf>, Error> {
     let single = folder.join(SINGLE);
+    let index = folder.join(INDEX);
+    for path in [&single, &index] {
+        check_kind(path)?;
+    }
     // transformers prefers the single file if both exist (`_get_resolved_checkpoint_files`).
     if single.is_file() {
         safetensors_file::check(&single, is_quantised)?;
         return Ok(vec![single]);
     }
-    let index = folder.join(INDEX);
     if index.is_file() {
         return check_shards(folder, &index, is_quantised);
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Read;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use bounds::limits::{LINE, SAFETENSORS_HEADER_BYTES, TENSORS};
@@ -77,6 +78,10 @@ pub(crate) fn bytes_of(path: &Path, name: &str) -> Option<Range<u64>> {
     Some(data_begin + begin..data_begin + end)
 }
 
+/// Size from which a file is checked for holes, which a download leaves that reserves its space first. File systems that
+/// compress store weights in far more than a 64th of their size.
+const SPARSE_BYTES: u64 = 1 << 30;
+
 /// dtypes of integers. Buffers such as masks and positions have them, weights do not.
 const INTEGERS: [&str; 9] = ["I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"];
 
@@ -129,6 +134,12 @@ fn header(path: &Path) -> Result<Header, Error> {
     let bad = |reason: String| Error::BadSafetensors { path: path.to_owned(), reason };
     let mut file = bounds::file::open(path).map_err(Error::io("read", path))?;
     let found = file.metadata().map_err(Error::io("read", path))?.len();
+    let held = file.metadata().map_err(Error::io("read", path))?.blocks().saturating_mul(512);
+    if found > SPARSE_BYTES && held < found / 64 {
+        return Err(bad(format!(
+            "only {held} of its {found} bytes are on disk: its download is not complete"
+        )));
+    }
     if found < 8 {
         return Err(bad(format!("it is {found} bytes long, shorter than the length of its header")));
     }
@@ -149,7 +160,10 @@ fn header(path: &Path) -> Result<Header, Error> {
     let Entries(mut tensors) = serde_json::from_slice(&header).map_err(|error| {
         bad(format!("its header cannot be read: {}", shown(&error.to_string(), LINE.most)))
     })?;
-    tensors.remove("__metadata__");
+    let is_text = |map: &Value| map.as_object().is_some_and(|map| map.values().all(Value::is_string));
+    if tensors.remove("__metadata__").is_some_and(|metadata| !is_text(&metadata)) {
+        return Err(bad("its `__metadata__` is not an object of texts".to_owned()));
+    }
     Ok(Header { tensors, data_begin: 8 + length, found })
 }
 

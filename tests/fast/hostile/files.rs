@@ -43,7 +43,6 @@ fn files_of_a_checkpoint_and_texts_are_regular_files() {
         let text = std::fs::read_to_string(&config).unwrap().replace("synthetic:llama:tiny", "./model");
         std::fs::write(&config, text).unwrap();
         sandbox.write("model/config.json", r#"{"model_type": "llama", "vocab_size": 8}"#);
-        sandbox.write("model/model.safetensors", "");
         let path = sandbox.path().join("model").join(name);
         let _ = std::fs::remove_file(&path);
         symlink(file, &path).unwrap();
@@ -51,8 +50,10 @@ fn files_of_a_checkpoint_and_texts_are_regular_files() {
         assert_eq!(code, Some(2), "{message}");
         assert!(message.contains(expected), "{name}: {message}");
     };
-    check("config.json", "/dev/zero", "model has no config.json");
-    check("model.safetensors", "/dev/zero", "has no model.safetensors");
+    for name in ["config.json", "model.safetensors", "model.safetensors.index.json"] {
+        check(name, "/dev/zero", "a device, not a regular file");
+        check(name, "nowhere", "No such file");
+    }
 }
 
 #[test]

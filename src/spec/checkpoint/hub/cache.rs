@@ -49,11 +49,11 @@ impl Repo {
         revision.split('/').all(is_plain).then(|| self.folder.join("refs").join(revision))
     }
 
-    /// The blob of an ETag, whose folder exists then.
-    pub(super) fn blob(&self, etag: &str) -> io::Result<PathBuf> {
+    /// The blob of a file's ETag, whose folder exists then.
+    pub(super) fn blob(&self, etag: &str, file: &str) -> io::Result<PathBuf> {
         let blobs = self.folder.join("blobs");
         fs::create_dir_all(&blobs)?;
-        Ok(blobs.join(blob_name(etag)))
+        Ok(blobs.join(blob_name(etag, file)))
     }
 
     /// Gives a blob its file's name in a commit's folder.
@@ -73,12 +73,12 @@ pub(super) fn is_commit(text: &str) -> bool {
     (7..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The file name of an ETag: itself if it is a digest, otherwise its own digest under another prefix.
-fn blob_name(etag: &str) -> String {
+/// The file name of an ETag: itself if it is a digest, otherwise its own digest, with the file's name, under another prefix.
+fn blob_name(etag: &str, file: &str) -> String {
     if (1..=128).contains(&etag.len()) && etag.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         etag.to_owned()
     } else {
-        format!("etag-{}", hex(&Sha256::digest(etag)))
+        format!("etag-{}", hex(&Sha256::digest(format!("{etag}\n{file}"))))
     }
 }
 
@@ -90,10 +90,10 @@ mod tests {
     #[test]
     fn no_header_and_no_revision_names_a_path_outside() {
         for etag in ["../../x", "/etc/passwd", "..", ".", "a/b", "a\0b", &"a".repeat(5000)] {
-            let name = blob_name(etag);
+            let name = blob_name(etag, "config.json");
             assert!(name.starts_with("etag-") && name.len() == 69, "{etag}: {name}");
         }
-        assert_eq!(blob_name("0123abcd"), "0123abcd");
+        assert_eq!(blob_name("0123abcd", "config.json"), "0123abcd");
         for commit in ["../../../evil", "", "main", &"a".repeat(65), "0123456/"] {
             assert!(!is_commit(commit), "{commit}");
         }

@@ -29,6 +29,12 @@ pub(super) enum Failure {
     /// The server cannot be reached, broke the connection or stalled.
     #[error("{0}")]
     Network(String),
+    /// The server sends nothing, or too little for too long.
+    #[error("only {bytes} bytes arrived in {} s", HUB_STALL_SECONDS.most)]
+    Stalled {
+        /// Bytes that arrived in that time.
+        bytes: usize,
+    },
     /// The server's answer breaks the protocol or a limit.
     #[error("{0}")]
     Answer(String),
@@ -83,9 +89,10 @@ impl Client {
     /// If the endpoint is no HTTP address, or the token holds characters that no token has.
     pub(super) fn new(endpoint: &str, token: Option<&str>) -> Result<Self, Failure> {
         let refused = |reason: &str| Failure::Answer(reason.to_owned());
-        let address: Uri = endpoint.parse().map_err(|_| refused("it is not an http or https address"))?;
+        let address: Uri =
+            endpoint.parse().map_err(|_| refused("HF_ENDPOINT is not an http or https address"))?;
         if !matches!(address.scheme_str(), Some("http" | "https")) || address.authority().is_none() {
-            return Err(refused("it is not an http or https address"));
+            return Err(refused("HF_ENDPOINT is not an http or https address"));
         }
         if let Some(token) = token
             && (token.len() as u64 > TOKEN_BYTES.most || !token.bytes().all(|byte| byte.is_ascii_graphic()))
@@ -151,7 +158,12 @@ impl Client {
             if let Some(token) = self.token.as_ref().filter(|_| is_same_origin(&address, &self.endpoint)) {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
-            let answer = request.call().map_err(|error| Failure::Network(error.to_string()))?;
+            let answer = request.call().map_err(|error| match error {
+                ureq::Error::Protocol(_) | ureq::Error::Http(_) => {
+                    Failure::Answer(format!("it is not valid HTTP: {error}"))
+                }
+                error => Failure::Network(error.to_string()),
+            })?;
             etag = etag.or_else(|| etag_of(answer.headers()));
             if answer.status().is_redirection() && answer.status() != 304 {
                 address = target(&address, &answer)?;
@@ -210,8 +222,7 @@ impl Transfer<'_> {
             }
             let stalled = self.window.0.elapsed() >= Duration::from_secs(HUB_STALL_SECONDS.most);
             if stalled && self.window.1 < LEAST_PROGRESS {
-                let (bytes, seconds) = (self.window.1, HUB_STALL_SECONDS.most);
-                return Err(Failure::Network(format!("only {bytes} bytes arrived in {seconds} s")));
+                return Err(Failure::Stalled { bytes: self.window.1 });
             }
             if stalled {
                 self.window = (Instant::now(), 0);

@@ -54,15 +54,6 @@ enum Attempt {
     Again(String),
 }
 
-impl From<Failure> for Attempt {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Interrupted => Self::Final(Error::Interrupted),
-            Failure::Network(reason) | Failure::Answer(reason) => Self::Again(reason),
-        }
-    }
-}
-
 impl Remote<'_> {
     /// Requests the commit and the file names of a revision.
     pub(super) fn ask(&self, revision: &str) -> Result<Answer, Error> {
@@ -72,8 +63,8 @@ impl Remote<'_> {
         let mut transfer = match asked {
             Ok(transfer) => transfer,
             Err(Failure::Interrupted) => return Err(Error::Interrupted),
-            Err(Failure::Network(reason)) => return Ok(Answer::Unreachable(reason)),
             Err(Failure::Answer(reason)) => return Err(self.bad_answer(0, reason)),
+            Err(failure) => return Ok(Answer::Unreachable(failure.to_string())),
         };
         let head = transfer.head.clone();
         let (status, message) = (head.status, head.error_message);
@@ -81,8 +72,8 @@ impl Remote<'_> {
             let body = match transfer.whole(HUB_JSON_BYTES) {
                 Ok(body) => body,
                 Err(Failure::Interrupted) => return Err(Error::Interrupted),
-                Err(Failure::Network(reason)) => return Ok(Answer::Unreachable(reason)),
                 Err(Failure::Answer(reason)) => return Err(self.bad_answer(status, reason)),
+                Err(failure) => return Ok(Answer::Unreachable(failure.to_string())),
             };
             let info: Info = serde_json::from_slice(&body)
                 .map_err(|error| self.bad_answer(status, format!("not a model's description: {error}")))?;
@@ -204,8 +195,26 @@ impl Remote<'_> {
         if self.settings.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 
+    /// A download that another run may complete.
     fn lost(&self, file: &str, reason: String) -> Error {
-        Error::HubDownload { id: self.id.to_owned(), file: file.to_owned(), reason }
+        let help = "run again: what has arrived is kept and the download goes on from there";
+        Error::HubDownload { id: self.id.to_owned(), file: file.to_owned(), reason, help }
+    }
+
+    /// A download that the hub's own answer makes impossible.
+    fn wrong(&self, file: &str, reason: String) -> Attempt {
+        let help = "the answer is not a hub's: check HF_ENDPOINT and the proxy, or try again later";
+        Attempt::Final(Error::HubDownload { id: self.id.to_owned(), file: file.to_owned(), reason, help })
+    }
+
+    /// What a failed request to download `file` comes to. Only a broken connection is tried again at once.
+    fn failed(&self, file: &str, failure: Failure) -> Attempt {
+        match failure {
+            Failure::Interrupted => Attempt::Final(Error::Interrupted),
+            Failure::Network(reason) => Attempt::Again(reason),
+            Failure::Stalled { .. } => Attempt::Final(self.lost(file, failure.to_string())),
+            Failure::Answer(reason) => self.wrong(file, reason),
+        }
     }
 
     /// Asks for the file's size and ETag, then for the bytes that are missing.
@@ -218,25 +227,24 @@ impl Remote<'_> {
     ) -> Result<(), Attempt> {
         let path = format!("/{}/resolve/{commit}/{}", self.id, encoded(name));
         let stop = &self.settings.stop;
-        let head = self.client.get(&path, Some((0, Some(0))), stop)?.head;
+        let failed = |failure| self.failed(name, failure);
+        let head = self.client.get(&path, Some((0, Some(0))), stop).map_err(failed)?.head;
         let total = match (head.status, head.range, head.length) {
             (200, _, length) => length,
             (206, Some((_, total)), _) => Some(total),
             // A file without bytes has no first byte.
             (416, Some((_, 0)), _) => Some(0),
             (206 | 416, ..) => {
-                return Err(Attempt::Again("its size is not stated (content-range)".to_owned()));
+                return Err(self.wrong(name, "its size is not stated (content-range)".to_owned()));
             }
             (status, ..) => return Err(self.refusal(name, status)),
         };
-        let total = total.ok_or_else(|| Attempt::Again("its size is not stated".to_owned()))?;
-        HUB_FILE_BYTES
-            .check(total)
-            .map_err(|error| Attempt::Final(self.lost(name, format!("it has {error}"))))?;
-        let etag = head.etag.ok_or_else(|| {
-            Attempt::Final(self.lost(name, "the hub gives it no ETag, by which it is cached".to_owned()))
-        })?;
-        let blob = self.repo.blob(&etag).map_err(|error| self.broken(target, error))?;
+        let total = total.ok_or_else(|| self.wrong(name, "its size is not stated".to_owned()))?;
+        HUB_FILE_BYTES.check(total).map_err(|error| self.wrong(name, format!("it has {error}")))?;
+        let etag = head
+            .etag
+            .ok_or_else(|| self.wrong(name, "the hub gives it no ETag, by which it is cached".to_owned()))?;
+        let blob = self.repo.blob(&etag, name).map_err(|error| self.broken(target, error))?;
         let _turn = self.lock(&blob)?;
         if !blob.exists() {
             self.fill(&path, name, &blob, total, progress)?;
@@ -254,6 +262,7 @@ impl Remote<'_> {
         progress: Progress<'_>,
     ) -> Result<(), Attempt> {
         let part = blob.with_extension("part");
+        let failed = |failure| self.failed(name, failure);
         let broken = |error| self.broken(&part, error);
         let mut file = bounds::file::lockable(&part).map_err(broken)?;
         let mut done = file.metadata().map_err(broken)?.len();
@@ -261,21 +270,22 @@ impl Remote<'_> {
             done = 0;
         }
         if done < total {
-            let mut transfer = self.client.get(path, Some((done, None)), &self.settings.stop)?;
+            let mut transfer =
+                self.client.get(path, Some((done, None)), &self.settings.stop).map_err(failed)?;
             match (transfer.head.status, transfer.head.range) {
                 (206, Some((first, _))) if first == done => {}
                 // The server sends all of it again.
                 (200, _) => done = 0,
-                (206, _) => return Err(Attempt::Again("the hub sends another part".to_owned())),
+                (206, _) => return Err(self.wrong(name, "the hub sends another part".to_owned())),
                 (status, _) => return Err(self.refusal(name, status)),
             }
             file.set_len(done).map_err(broken)?;
             file.seek(SeekFrom::Start(done)).map_err(broken)?;
-            while let Some(bytes) = transfer.next()? {
+            while let Some(bytes) = transfer.next().map_err(failed)? {
                 done += bytes.len() as u64;
                 if done > total {
                     file.set_len(0).map_err(broken)?;
-                    return Err(Attempt::Again(format!("more than the {total} bytes that the hub states")));
+                    return Err(self.wrong(name, format!("more than the {total} bytes that the hub states")));
                 }
                 file.write_all(&bytes).map_err(broken)?;
                 progress(Step::Download { file: name, done, total });
