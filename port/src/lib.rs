@@ -38,12 +38,12 @@ pub use compare::metrics::PairMetrics;
 pub use compare::verdict::{Decision, Verdict};
 pub use judge::Judgement;
 pub use probe::{Probe, module, output};
-pub use serve::{Port, Running, serve};
 pub use protocol;
 pub use recording::{
     Error, FileDigests, Inputs, Limits, Module, Recorded, Recording, Reference, SCHEMA_VERSION, Tensors,
     by_position, file_sha256,
 };
+pub use serve::{Port, Running, serve};
 
 /// Panics unless a port agrees with a recording; the message has the verdict, the metrics and the worst
 /// position.

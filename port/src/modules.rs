@@ -41,7 +41,8 @@ impl Modules {
         if self.found.is_empty() {
             return "\n  modules  the port shows none of the recorded modules to `probe!`".to_owned();
         }
-        let limit = recording.recorded.limits.get(judgement.dtype.name()).map_or(0.0, |limits| limits.relative_l2);
+        let limit =
+            recording.recorded.limits.get(judgement.dtype.name()).map_or(0.0, |limits| limits.relative_l2);
         // The recorded outputs are f32.
         let limit = limit.max(1e-6);
         match self.found.iter().position(|(_, apart)| !(*apart <= limit)) {

@@ -96,7 +96,8 @@ pub(crate) fn with<P: Probe + 'static, T>(probe: P, pass: impl FnOnce() -> T) ->
     let ended = Ended;
     let result = pass();
     drop(ended);
-    let probe = Rc::into_inner(probe).unwrap_or_else(|| unreachable!("the pass is over, and nothing else holds it"));
+    let probe =
+        Rc::into_inner(probe).unwrap_or_else(|| unreachable!("the pass is over, and nothing else holds it"));
     (result, probe.into_inner())
 }
 
@@ -140,7 +141,10 @@ mod tests {
         let (result, seen) = with(Seen::default(), || pass(3));
         assert_eq!(result.unwrap().to_vec1::<f32>().unwrap(), [8.0]);
         let seen: Vec<&str> = seen.0.iter().map(String::as_str).collect();
-        assert_eq!(seen, ["enter outer.3", "enter inner", "leave inner [8.0]", "leave outer.3 [8.0]", "output end [8.0]"]);
+        assert_eq!(
+            seen,
+            ["enter outer.3", "enter inner", "leave inner [8.0]", "leave outer.3 [8.0]", "output end [8.0]"]
+        );
         assert_eq!(pass(0).unwrap().to_vec1::<f32>().unwrap(), [2.0], "the probe is gone");
     }
 }

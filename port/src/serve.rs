@@ -225,11 +225,7 @@ impl Running {
     }
 
     /// Logits of all positions, or of the last one: in one pass, or in one through the cache for each step.
-    fn logits_of(
-        &mut self,
-        prefill: Option<usize>,
-        chunks: &[usize],
-    ) -> Result<(Tensor, Positions), Failed> {
+    fn logits_of(&mut self, prefill: Option<usize>, chunks: &[usize]) -> Result<(Tensor, Positions), Failed> {
         let seq = self.inputs.input_ids.dim(1).map_err(failure)?;
         let Some(steps) = steps(prefill, chunks, seq)? else {
             let logits = guarded(|| (self.port.pass)(&self.inputs, 0).map_err(failure))?;

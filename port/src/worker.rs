@@ -133,7 +133,11 @@ pub fn run(engine: &mut dyn Engine) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`forward_passes`].
-pub fn steps(prefill: Option<usize>, chunks: &[usize], seq: usize) -> Result<Option<Vec<Range<usize>>>, Failed> {
+pub fn steps(
+    prefill: Option<usize>,
+    chunks: &[usize],
+    seq: usize,
+) -> Result<Option<Vec<Range<usize>>>, Failed> {
     forward_passes(prefill, chunks, seq).map_err(exception)
 }
 

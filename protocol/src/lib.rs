@@ -15,11 +15,11 @@ mod capture;
 mod glob;
 pub mod yardstick;
 
-pub use glob::glob;
 pub use again::{Generate, Generated, NewInputs, TakenInputs, forward_passes};
 pub use capture::{
     Argument, Capture, Captured, CapturedModule, CapturedTensor, Replay, Replayed, StoredArgument,
 };
+pub use glob::glob;
 
 /// Version of this protocol; a worker refuses a [`Load`] that carries another.
 pub const PROTOCOL_VERSION: u32 = 2;

@@ -185,8 +185,10 @@ pub(crate) fn sentence(diagnosed: &Diagnosed) -> String {
             )
         }
         Diagnosis::Parts { mistakes, parts } => {
-            let places: Vec<String> =
-                parts.iter().map(|part| format!("{} ({:.1e} {})", part.part, part.relative_l2, part.how)).collect();
+            let places: Vec<String> = parts
+                .iter()
+                .map(|part| format!("{} ({:.1e} {})", part.part, part.relative_l2, part.how))
+                .collect();
             let before = diagnosed.trials.first().map_or(f64::NAN, |trial| trial.before);
             if mistakes.is_empty() {
                 return format!(
@@ -202,7 +204,8 @@ pub(crate) fn sentence(diagnosed: &Diagnosed) -> String {
                 })
                 .collect();
             let left = diagnosed.trials.first().and_then(|trial| trial.after);
-            let left = left.map_or_else(String::new, |left| format!(" leaves {left:.1e} of {before:.1e}, and"));
+            let left =
+                left.map_or_else(String::new, |left| format!(" leaves {left:.1e} of {before:.1e}, and"));
             let rest = if places.is_empty() {
                 "the rest was not found".to_owned()
             } else {

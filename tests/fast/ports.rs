@@ -46,7 +46,10 @@ fn a_program_that_answers_wrongly_is_told_what_is_wrong() {
         ("truncate", "forward                required  WRONG"),
         ("cache", "forward with prefill   optional  WRONG        differs from one forward pass"),
         ("exception", "forward                required  WRONG        ValueError: planted"),
-        ("unsupported", "load                   required  WRONG        unsupported: this worker has no such model"),
+        (
+            "unsupported",
+            "load                   required  WRONG        unsupported: this worker has no such model",
+        ),
     ] {
         let program = ["check-worker", "--timeout", "20", "--", "python3", worker.to_str().unwrap(), fault];
         let output = Sandbox::new().tfcheck(&program);
@@ -81,13 +84,15 @@ fn a_run_names_the_module_of_each_planted_mistake() {
     let case = &summary["cases"][0];
     let localized = case["localized"].as_array().unwrap();
     for (bug, module) in modules {
-        let is_it = |found: &&serde_json::Value| found["b"].as_str().is_some_and(|name| name.starts_with(bug));
+        let is_it =
+            |found: &&serde_json::Value| found["b"].as_str().is_some_and(|name| name.starts_with(bug));
         let found = localized.iter().find(is_it).unwrap_or_else(|| panic!("{bug} is not localised: {case}"));
         assert_eq!(found["finding"]["module"]["path"], module, "{found}");
     }
     let verdict = case["verdicts"].as_array().unwrap().iter().find(|verdict| {
         let names = [&verdict["a"], &verdict["b"]].map(|name| name.as_str().unwrap());
-        names.iter().any(|name| name.starts_with("right")) && names.iter().any(|name| name.starts_with("candle"))
+        names.iter().any(|name| name.starts_with("right"))
+            && names.iter().any(|name| name.starts_with("candle"))
     });
     assert_eq!(verdict.unwrap()["verdict"], "same_mathematics", "{case}");
     let told = stdout(&output);

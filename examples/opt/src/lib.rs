@@ -124,7 +124,8 @@ impl Opt {
     /// # Errors
     /// When a tensor operation fails.
     pub fn forward(&self, inputs: &Inputs) -> Result<Tensor> {
-        let embedded = probe!("model.decoder.embed_tokens", inputs.input_ids, |ids| self.embed_tokens.forward(ids))?;
+        let embedded =
+            probe!("model.decoder.embed_tokens", inputs.input_ids, |ids| self.embed_tokens.forward(ids))?;
         let positions = (&inputs.position_ids + f64::from(OFFSET))?;
         let positions = self.embed_positions.forward(&positions)?;
         let mask = mask(&inputs.attention_mask, embedded.dtype())?;

@@ -134,13 +134,7 @@ impl Llama {
     }
 
     /// Attention of the normalised `xs: [batch, seq, hidden_size]`, same shape out.
-    fn attend(
-        &self,
-        i: usize,
-        xs: &Tensor,
-        (cos, sin): (&Tensor, &Tensor),
-        mask: &Tensor,
-    ) -> Result<Tensor> {
+    fn attend(&self, i: usize, xs: &Tensor, (cos, sin): (&Tensor, &Tensor), mask: &Tensor) -> Result<Tensor> {
         let Config { num_attention_heads, num_key_value_heads, head_dim, .. } = self.config;
         let block = &self.layers[i];
         let (batch, seq, _) = xs.dims3()?;

@@ -55,9 +55,19 @@ fn texts_list_and_count_the_architectures_and_their_synthetic_checkpoints() {
     for (path, start, end, expected) in [
         ("../README.md", "There are ", " architectures,", model_types().count().to_string()),
         ("../README.md", "- Decoders", "\n- Encoders", list(Kind::Decoder, "")),
-        ("../README.md", "\n- Encoders", "\n\n", list(Kind::Encoder, ", with masked LM, classification or hidden states")),
+        (
+            "../README.md",
+            "\n- Encoders",
+            "\n\n",
+            list(Kind::Encoder, ", with masked LM, classification or hidden states"),
+        ),
         ("../README.md", "float64, over ", " synthetic checkpoints", small.to_string()),
-        ("../docs/scoreboard.md", "variant of each: ", " cases", format!("{small} checkpoints, {}", 3 * small)),
+        (
+            "../docs/scoreboard.md",
+            "variant of each: ",
+            " cases",
+            format!("{small} checkpoints, {}", 3 * small),
+        ),
     ] {
         check(path, start, end, &expected);
     }

@@ -80,9 +80,8 @@ impl Checkpoint {
     /// As [`Self::config`].
     pub fn config_from<T: DeserializeOwned>(&self, json: &Value) -> Result<T> {
         let mut ignored = BTreeSet::new();
-        let is_null = |path: &str| {
-            json.pointer(&format!("/{}", path.replace('.', "/"))).is_some_and(Value::is_null)
-        };
+        let is_null =
+            |path: &str| json.pointer(&format!("/{}", path.replace('.', "/"))).is_some_and(Value::is_null);
         let config = serde_ignored::deserialize(json, |path| {
             let path = path.to_string();
             if !is_null(&path) {
@@ -200,7 +199,8 @@ mod tests {
     /// A folder with two shards, of which an index names the first alone.
     fn folder() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        let config = r#"{"hidden_size": 2, "eps": 1e-5, "bias": null, "rope": {"theta": 1.0, "factor": 2.0}}"#;
+        let config =
+            r#"{"hidden_size": 2, "eps": 1e-5, "bias": null, "rope": {"theta": 1.0, "factor": 2.0}}"#;
         std::fs::write(folder.path().join("config.json"), config).unwrap();
         for name in ["a", "b"] {
             let tensor = Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap();

@@ -30,7 +30,8 @@ pub fn not_loaded() -> Failed {
 pub fn failure(error: candle_core::Error) -> Failed {
     let text = error.to_string();
     let message = first_line(&text);
-    let failed = if message.starts_with("unsupported dtype") { unsupported(message) } else { exception(message) };
+    let failed =
+        if message.starts_with("unsupported dtype") { unsupported(message) } else { exception(message) };
     Failed { traceback: text.clone(), ..failed }
 }
 

@@ -67,8 +67,7 @@ impl FileInputs {
 /// When the file cannot be written.
 pub fn write_logits(logits: &Tensor, path: &Path) -> Result<(), Failed> {
     let kept = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    let logits =
-        logits.to_dtype(kept).and_then(|logits| logits.to_device(&Device::Cpu)).map_err(failure)?;
+    let logits = logits.to_dtype(kept).and_then(|logits| logits.to_device(&Device::Cpu)).map_err(failure)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let partial = tempfile::Builder::new()
         .prefix(".partial-")

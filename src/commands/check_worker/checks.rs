@@ -9,8 +9,8 @@ use compare::metrics::Side;
 use compare::verdict::Tolerances;
 use reference::WorkerEnd;
 use reference::protocol::{
-    Capture, Dtype, Forward, Forwarded, Generate, Load, NewInputs, PROTOCOL_VERSION, Positions, Replay, Reply,
-    Request, Time, Trace,
+    Capture, Dtype, Forward, Forwarded, Generate, Load, NewInputs, PROTOCOL_VERSION, Positions, Replay,
+    Reply, Request, Time, Trace,
 };
 
 use super::{Bench, Check, Problem, ROWS, TOKENS, wrong};
@@ -43,7 +43,8 @@ impl Bench<'_> {
     /// Asks for logits in the file `name`, and checks the file against the reply.
     fn logits(&mut self, name: &str, forward: Forward) -> Result<(PathBuf, Forwarded), Problem> {
         let path = self.path(name);
-        let Reply::Forwarded(reply) = self.ask(&Request::Forward(Forward { logits: path.clone(), ..forward }))?
+        let Reply::Forwarded(reply) =
+            self.ask(&Request::Forward(Forward { logits: path.clone(), ..forward }))?
         else {
             return wrong("the reply is not `forwarded`");
         };
@@ -107,7 +108,11 @@ fn load(bench: &mut Bench) -> Result<String, Problem> {
         (tensors, keys) => {
             let keys = keys.iter().flatten().filter(|key| !models::is_neutral(key));
             let all: Vec<&str> = keys.chain(tensors.iter().flatten()).map(String::as_str).collect();
-            if all.is_empty() { "reads everything".to_owned() } else { format!("leaves unread {}", all.join(", ")) }
+            if all.is_empty() {
+                "reads everything".to_owned()
+            } else {
+                format!("leaves unread {}", all.join(", "))
+            }
         }
     };
     Ok(format!("{}; {unread}", versions.join(", ")))
@@ -152,10 +157,9 @@ fn newer_protocol(bench: &mut Bench) -> Result<String, Problem> {
             Ok(format!("refused: {}", failed.message))
         }
         Err(ended) => Err(ended.into()),
-        Ok(_) => wrong(format!(
-            "it accepts a request of protocol {}, which it cannot know",
-            PROTOCOL_VERSION + 1
-        )),
+        Ok(_) => {
+            wrong(format!("it accepts a request of protocol {}, which it cannot know", PROTOCOL_VERSION + 1))
+        }
     }
 }
 
@@ -196,9 +200,15 @@ fn inputs(bench: &mut Bench) -> Result<String, Problem> {
     let second = bench.logits("after.safetensors", Forward::new(PathBuf::new()))?;
     let apart = bench.apart(&first, &second)?;
     if apart > Tolerances::default().relative_l2.f32 {
-        return wrong(format!("the same inputs, given anew, change the logits by a relative L2 of {apart:.1e}"));
+        return wrong(format!(
+            "the same inputs, given anew, change the logits by a relative L2 of {apart:.1e}"
+        ));
     }
-    if taken.unused.is_empty() { Ok("uses all of them".to_owned()) } else { Ok(format!("unused: {}", taken.unused.join(", "))) }
+    if taken.unused.is_empty() {
+        Ok("uses all of them".to_owned())
+    } else {
+        Ok(format!("unused: {}", taken.unused.join(", ")))
+    }
 }
 
 fn prefill(bench: &mut Bench) -> Result<String, Problem> {
@@ -215,7 +225,10 @@ fn generate(bench: &mut Bench) -> Result<String, Problem> {
         return wrong("the reply is not `generated`");
     };
     if generated.ids.len() != ROWS || generated.ids.iter().any(|row| row.len() != 3) {
-        return wrong(format!("3 tokens for each of {ROWS} rows were asked for, it gave {:?}", generated.ids));
+        return wrong(format!(
+            "3 tokens for each of {ROWS} rows were asked for, it gave {:?}",
+            generated.ids
+        ));
     }
     Ok("3 tokens a row".to_owned())
 }

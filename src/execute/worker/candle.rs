@@ -193,7 +193,8 @@ impl Engine for CandleEngine {
             self.through_the_cache(steps, Some(&mut writer))?
         } else {
             let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
-            let logits = loaded.forward_with(inputs, None, Some(&mut Modules(&mut writer))).map_err(model_failure)?;
+            let logits =
+                loaded.forward_with(inputs, None, Some(&mut Modules(&mut writer))).map_err(model_failure)?;
             place.synchronize()?;
             logits
         };

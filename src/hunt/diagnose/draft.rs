@@ -48,8 +48,7 @@ impl Values {
     /// The matrix whose column `i` is this one's column `order[i]`.
     pub(super) fn columns_reordered(&mut self, order: &[usize]) {
         let width = self.columns();
-        self.data =
-            self.data.chunks(width).flat_map(|row| order.iter().map(|&column| row[column])).collect();
+        self.data = self.data.chunks(width).flat_map(|row| order.iter().map(|&column| row[column])).collect();
     }
 }
 
@@ -286,8 +285,7 @@ impl Draft {
             let index = self.original.folder.join("model.safetensors.index.json");
             for file in self.original.files.iter().chain(index.is_file().then_some(&index)) {
                 let target = folder.join(file.file_name().unwrap_or_default());
-                let linked =
-                    std::fs::hard_link(file, &target).or_else(|_| symlink(file, &target));
+                let linked = std::fs::hard_link(file, &target).or_else(|_| symlink(file, &target));
                 linked.map_err(io(&target))?;
             }
             return Ok(());

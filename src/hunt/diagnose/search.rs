@@ -4,8 +4,8 @@
 use super::candidates::{Candidate, applied, closes, closing, combined, extended};
 use super::draft::Draft;
 use super::lab::{Lab, Proof, Stage, whole};
-use super::side::Apart;
 use super::shrink::shrunk;
+use super::side::Apart;
 use super::surgery::{self, Peeled};
 use super::tokens::Tokens;
 use super::{Alternative, DiagnoseError, Diagnosis, Mistake};
@@ -14,7 +14,9 @@ use super::{Alternative, DiagnoseError, Diagnosis, Mistake};
 pub(super) fn search(lab: &mut Lab, proofs: &[Proof]) -> Result<Diagnosis, DiagnoseError> {
     let plain = lab.plain();
     if !plain.is_editable() {
-        lab.notes.push("the weights are too large to be edited, so mistakes of the config alone were tried".into());
+        lab.notes.push(
+            "the weights are too large to be edited, so mistakes of the config alone were tried".into(),
+        );
     }
     let shrunk = match proofs.first() {
         Some(first) => shrunk(lab, first)?,
@@ -143,7 +145,12 @@ fn words(candidate: &Candidate, plain: &Draft) -> Vec<String> {
 }
 
 /// The candidate without mistakes that it explains as much without.
-fn needed(lab: &mut Lab, mut found: Candidate, stage: &Stage, base: Apart) -> Result<Candidate, DiagnoseError> {
+fn needed(
+    lab: &mut Lab,
+    mut found: Candidate,
+    stage: &Stage,
+    base: Apart,
+) -> Result<Candidate, DiagnoseError> {
     let mut at = 0;
     while found.causes.len() > 1 && at < found.causes.len() {
         let mut causes = found.causes.clone();
@@ -160,7 +167,12 @@ fn needed(lab: &mut Lab, mut found: Candidate, stage: &Stage, base: Apart) -> Re
 }
 
 /// Candidates that explain a stage as well as `found` does, with another row in one place.
-fn rivals(lab: &mut Lab, found: &Candidate, stage: &Stage, base: Apart) -> Result<Vec<Candidate>, DiagnoseError> {
+fn rivals(
+    lab: &mut Lab,
+    found: &Candidate,
+    stage: &Stage,
+    base: Apart,
+) -> Result<Vec<Candidate>, DiagnoseError> {
     let mut all = Vec::new();
     for at in 0..found.causes.len() {
         let mut causes = found.causes.clone();

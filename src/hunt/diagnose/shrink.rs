@@ -73,7 +73,11 @@ fn fewest_tokens(lab: &mut Lab, tokens: &Tokens) -> Result<Tokens, DiagnoseError
     let mut too_few = enough / 2;
     while enough - too_few > 1 {
         let middle = usize::midpoint(enough, too_few);
-        if shows(lab, &tokens.part(0, middle), &whole())?.is_some() { enough = middle } else { too_few = middle }
+        if shows(lab, &tokens.part(0, middle), &whole())?.is_some() {
+            enough = middle
+        } else {
+            too_few = middle
+        }
     }
     Ok(tokens.part(0, enough))
 }

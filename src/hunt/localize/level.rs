@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use reference::protocol::{glob, Capture, CapturedModule, Dtype, Reply, Request as Ask};
+use reference::protocol::{Capture, CapturedModule, Dtype, Reply, Request as Ask, glob};
 
 use super::arguments::matched;
 use super::capture::{Level, Name, capture, joined};

@@ -192,7 +192,8 @@ fn same_files(checkpoint: &str, inputs: &Tokens, one: &str, other: &str) -> bool
 
 fn write(tokens: &Tokens, path: &Path) {
     let tensor = |values: &[i64]| {
-        candle_core::Tensor::from_slice(values, (tokens.batch, tokens.seq), &candle_core::Device::Cpu).unwrap()
+        candle_core::Tensor::from_slice(values, (tokens.batch, tokens.seq), &candle_core::Device::Cpu)
+            .unwrap()
     };
     let tensors: Tensors = [
         ("input_ids", &tokens.input_ids),
@@ -310,16 +311,31 @@ fn a_mistake_outside_the_table_is_localised_and_not_named() {
     type Edit = fn(&mut Tensors);
     let cases: [(&str, Edit, &str); 5] = [
         ("llama:tiny", |tensors| times(tensors, "model.layers.1.mlp.up_proj.weight", 1.3), "layer 1's MLP"),
-        ("llama:tiny", |tensors| times(tensors, "model.layers.2.self_attn.v_proj.weight", 1.3), "layer 2's values or output projection"),
-        ("llama:tiny", |tensors| times(tensors, "model.layers.0.self_attn.k_proj.weight", 1.3), "layer 0's scores"),
+        (
+            "llama:tiny",
+            |tensors| times(tensors, "model.layers.2.self_attn.v_proj.weight", 1.3),
+            "layer 2's values or output projection",
+        ),
+        (
+            "llama:tiny",
+            |tensors| times(tensors, "model.layers.0.self_attn.k_proj.weight", 1.3),
+            "layer 0's scores",
+        ),
         ("gemma3_text", |tensors| times(tensors, "model.norm.weight", 1.3), "embedding, norms and head"),
         ("mistral", |tensors| times(tensors, "lm_head.weight", 1.3), "embedding, norms and head"),
     ];
     for (checkpoint, edit, part) in cases {
         let found = diagnosed(checkpoint, &tokens(&[40]), &weights(edit));
         assert!(found.mistakes().is_empty(), "{checkpoint}: {}", found.sentence);
-        let Diagnosis::Parts { parts, .. } = &found.finding else { panic!("{checkpoint}: {}", found.sentence) };
-        assert_eq!(parts.iter().map(|part| part.part.as_str()).collect::<Vec<_>>(), [part], "{}", found.sentence);
+        let Diagnosis::Parts { parts, .. } = &found.finding else {
+            panic!("{checkpoint}: {}", found.sentence)
+        };
+        assert_eq!(
+            parts.iter().map(|part| part.part.as_str()).collect::<Vec<_>>(),
+            [part],
+            "{}",
+            found.sentence
+        );
     }
 }
 

@@ -28,7 +28,11 @@ fn sums(fork: &Fork) -> Vec<Sum> {
         sums.push(Sum { file, checkpoint, value });
     }
     // falcon alone writes the sum in another way.
-    assert!(sums.len() + 1 >= models::model_types().count(), "only {} architectures have the expression", sums.len());
+    assert!(
+        sums.len() + 1 >= models::model_types().count(),
+        "only {} architectures have the expression",
+        sums.len()
+    );
     sums
 }
 
@@ -53,7 +57,13 @@ fn verdicts(fork: &Fork, sums: &[Sum], with: fn(&str) -> String) -> Vec<[(String
         .map(|Sum { file, checkpoint, value }| {
             let edit = (leak(format!("torch.matmul(attn_weights, {value})")), leak(with(value)));
             let file = leak(file.clone());
-            Plant { class: file, checkpoint: leak(checkpoint.clone()), file, edits: vec![edit].leak(), ..NONE }
+            Plant {
+                class: file,
+                checkpoint: leak(checkpoint.clone()),
+                file,
+                edits: vec![edit].leak(),
+                ..NONE
+            }
         })
         .collect();
     fork.plant(&plants);

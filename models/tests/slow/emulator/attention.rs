@@ -2,14 +2,14 @@ use std::ops::Range;
 
 use proptest::prelude::*;
 
+use super::noise::Noise;
+use super::reference;
 use super::{GPUS, U32, close, get, noise, on_both, put, roundoff};
 use models::cuda::kernels::{
     Attention, AttentionBias, CacheRegions, HeadNorm, PassState, QkvLayout, RopeIntoCache, RopeTables,
     Visible,
 };
 use models::cuda::{Dtype, Gpu, Region};
-use super::noise::Noise;
-use super::reference;
 use std::sync::Arc;
 
 #[derive(Clone, Debug)]

@@ -1,10 +1,10 @@
 //! Tests of the emulated device: products, graphs, guards.
 
+use super::noise::Noise;
+use super::reference;
 use super::{GPUS, U32, close, get, noise, put, stored};
 use models::cuda::kernels::{Map, MapOp, Source};
 use models::cuda::{Dtype, MatMul, Region, matmul};
-use super::noise::Noise;
-use super::reference;
 
 #[test]
 fn products_apply_alpha_bias_beta_and_strides() {

@@ -1,12 +1,12 @@
 use proptest::prelude::*;
 
+use super::noise::Noise;
+use super::reference;
 use super::{U32, close, get, noise, on_both, put, stored};
 use models::cuda::kernels::{
     Activation, Cast, CopyColumns, Embed, Gate, Map, MapOp, MeanOfRealTokens, Softmax,
 };
 use models::cuda::{Dtype, Region};
-use super::noise::Noise;
-use super::reference;
 
 const ACTIVATIONS: [Activation; 7] = [
     Activation::Silu,

@@ -1,10 +1,10 @@
 use proptest::prelude::*;
 
+use super::noise::Noise;
+use super::reference;
 use super::{U32, close, get, noise, on_both, put, rounded, roundoff, stored};
 use models::cuda::kernels::{Activation, Gemv, GemvEpilogue, RowNorm};
 use models::cuda::{Dtype, Region};
-use super::noise::Noise;
-use super::reference;
 
 #[derive(Clone, Debug)]
 struct Case {

@@ -1,10 +1,10 @@
 use proptest::prelude::*;
 
+use super::noise::Noise;
+use super::reference;
 use super::{U32, close, get, noise, on_both, put, rounded, stored};
 use models::cuda::kernels::{Norm, NormForm};
 use models::cuda::{Dtype, Region};
-use super::noise::Noise;
-use super::reference;
 
 #[expect(clippy::struct_excessive_bools, reason = "each is a choice that the kernel leaves open")]
 #[derive(Clone, Debug)]

@@ -1,10 +1,10 @@
 use proptest::prelude::*;
 
+use super::noise::Noise;
+use super::reference;
 use super::{U32, close, get, noise, on_both, put, rounded, stored};
 use models::cuda::kernels::{CacheRegions, HeadNorm, PassState, QkvLayout, RopeIntoCache, RopeTables};
 use models::cuda::{Dtype, Region};
-use super::noise::Noise;
-use super::reference;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Heads {

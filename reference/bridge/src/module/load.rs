@@ -14,9 +14,9 @@ use super::failure::Stop;
 use super::float64::{self, Float64};
 use super::report::attention_name;
 use super::{compile, ignored, inputs, report};
-use protocol::{Attention, Dtype, Load, Mode, NewInputs, PROTOCOL_VERSION, Ready, TakenInputs};
 use crate::translation::{BY_TRANSFORMERS, Translated, rope_thetas, translate};
 use crate::versions::{Versions, WrongShapes};
+use protocol::{Attention, Dtype, Load, Mode, NewInputs, PROTOCOL_VERSION, Ready, TakenInputs};
 
 /// A loaded model and everything that a forward pass needs.
 pub(super) struct Loaded {

@@ -7,8 +7,8 @@ use pyo3::types::PyDict;
 use serde_json::{Map, Value};
 
 use super::failure::Stop;
-use protocol::Attention;
 use crate::translation::rope_thetas;
+use protocol::Attention;
 
 /// Refuses a model with weights that the checkpoint lacks; the tensors that the model does not read, and notes.
 pub(super) fn loading(
