@@ -343,8 +343,10 @@ fn diagnosis(case: &CaseView, group: &Group) -> Option<String> {
 fn place(found: &Localized) -> Option<String> {
     match &found.finding {
         localized::Finding::Module(divergence) => Some(match divergence.arguments.first() {
-            Some(argument) => format!("{argument}, computed by {}", divergence.path),
-            None => divergence.path.clone(),
+            Some(argument) if !divergence.is_given() => {
+                format!("{argument}, computed by {}", divergence.path)
+            }
+            _ => divergence.path.clone(),
         }),
         localized::Finding::Execution { what, at: Some(at), .. } => Some(format!("{what} of {at}")),
         localized::Finding::Execution { what, at: None, .. } => Some(what.clone()),

@@ -8,6 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::spec::variant::dtype_name;
 
+/// The ends of paths of steps inside an attention module, which hold no weights.
+const STEPS: [&str; 5] = [".rope_q", ".rope_k", ".mask", ".scores", ".softmax"];
+
 /// The path of the whole model, which contains all other modules.
 pub const ROOT: &str = "(root)";
 
@@ -175,7 +178,8 @@ pub struct Divergence {
     /// Relative L2 of the outputs when the second side is replayed with the first side's input; `None` if it cannot be
     /// replayed.
     pub replayed: Option<f64>,
-    /// The arguments by which its own code makes a child differ, if the child's first input agrees.
+    /// The arguments by which its own code makes a child differ, if the child's first input agrees; or the masks that make
+    /// the module itself differ.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub arguments: Vec<Departing>,
     /// Arguments that the replay could not replace, because the other side has none of their kind and shape.
@@ -183,6 +187,18 @@ pub struct Divergence {
     pub not_replayed: Vec<String>,
     /// The position with the largest difference.
     pub worst: Option<Worst>,
+}
+
+impl Divergence {
+    /// Whether the module itself agrees as soon as it gets the other side's mask.
+    pub(crate) fn is_given(&self) -> bool {
+        let is_own = |argument: &Departing| {
+            self.path
+                .strip_prefix(&argument.module)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        self.arguments.first().is_some_and(is_own)
+    }
 }
 
 /// A part of a module's own code, between two of its children.
@@ -315,12 +331,15 @@ fn module(found: &Divergence, localized: &Localized, dtype: &str) -> String {
     let replayed = match found.replayed {
         Some(replayed) if replayed > threshold => {
             let whose = if localized.is_first_fed { format!("{source}'s") } else { "its own".to_owned() };
+            // A module that is not known to differ in a stretch of its code may hold other weights.
+            let is_step = STEPS.iter().any(|step| found.path.ends_with(step));
+            let what = if found.between.is_none() && !is_step { "code or weights" } else { "code" };
             let or = match found.not_replayed.join(", ") {
                 names if names.is_empty() => String::new(),
                 names => format!(", or an argument that could not be replayed ({names})"),
             };
             format!(
-                "; replayed with {source}'s input, {fed} still differs ({replayed:.1e}): the cause is {whose} code{or}"
+                "; replayed with {source}'s input, {fed} still differs ({replayed:.1e}): the cause is {whose} {what}{or}"
             )
         }
         Some(replayed) => format!(
@@ -329,7 +348,7 @@ fn module(found: &Divergence, localized: &Localized, dtype: &str) -> String {
         None => String::new(),
     };
     let place = place.unwrap_or_default();
-    let arguments = arguments(&found.arguments, fed, source);
+    let arguments = arguments(&found.arguments, found.is_given(), fed, source);
     format!(
         "{who}{classes}{place} differs by {:.1e} in {dtype} although {input}{worst}{arguments}{replayed}",
         found.output
@@ -337,7 +356,7 @@ fn module(found: &Divergence, localized: &Localized, dtype: &str) -> String {
 }
 
 /// What a module's own code passes on otherwise; empty for no argument.
-fn arguments(found: &[Departing], fed: &str, source: &str) -> String {
+fn arguments(found: &[Departing], is_own: bool, fed: &str, source: &str) -> String {
     let Some(first) = found.first() else { return String::new() };
     let names: Vec<String> = found
         .iter()
@@ -348,7 +367,11 @@ fn arguments(found: &[Departing], fed: &str, source: &str) -> String {
         .collect();
     let differ = if names.len() > 1 { "differ" } else { "differs" };
     let (names, module) = (names.join(", "), &first.module);
-    if first.relative_l2.is_some() {
+    if is_own {
+        format!(
+            "; its {names} {differ}, and with {source}'s values {fed} agrees: the cause is the code that computes them"
+        )
+    } else if first.relative_l2.is_some() {
         format!("; {names} of {module} {differ}, and with {source}'s values {module} of {fed} agrees")
     } else {
         format!("; {names} of {module} {differ}, so {module} itself cannot be compared")

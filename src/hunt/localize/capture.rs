@@ -10,7 +10,7 @@ use super::LocalizeError;
 use super::arguments::matched;
 use super::cached;
 use super::live::{Found, Live, Open};
-use super::replay::{departing, replay};
+use super::replay::{Kind, departing, replay};
 use super::tensor::{self, Difference, Stored};
 use super::walk::{Limit, Measured};
 use crate::results::localized::ModuleError;
@@ -107,7 +107,7 @@ pub(super) fn capture(
             measured.is_other_output &= fed.is_none();
             measured.output = fed.or(measured.output);
         } else if departs && !limit.is_passed(measured.input) {
-            measured.arguments = departing(open, sides, level.folder.path(), &calls, limit)?;
+            measured.arguments = departing(open, sides, level.folder.path(), &calls, (limit, Kind::Other))?;
         }
         found.measured(module);
         level.measured.push(measured);

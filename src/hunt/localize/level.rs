@@ -8,7 +8,7 @@ use super::arguments::matched;
 use super::capture::{Level, Name, capture, joined};
 use super::live::{Found, Live, Open};
 use super::pair::pairs;
-use super::replay::replay;
+use super::replay::{Kind, departing, replay};
 use super::routed::{self, Sifted};
 use super::walk::{Limit, Suspect, ancestors, is_coarse, is_in, suspect};
 use super::{Between, Divergence, Finding, LocalizeError};
@@ -105,7 +105,7 @@ pub(super) fn search(
                 scope = Some(path);
             }
             Sifted::Spread(spread) => {
-                found.finding = spread;
+                found.finding = *spread;
                 return Ok(found);
             }
         }
@@ -127,7 +127,7 @@ pub(super) fn search(
         let captured: HashSet<&str> = level.measured.iter().map(|module| module.path.as_str()).collect();
         let has_more = below.iter().any(|name| !captured.contains(name.path[0].as_str()));
         if !has_more || suspect.step.is_some() {
-            let divergence = confirmed(open, sides, &level, &suspect, found.logits)?;
+            let divergence = confirmed(open, sides, &level, &suspect, (limit, found.logits))?;
             if let (Some(index), true) = (suspect.module, divergence.replayed.is_some()) {
                 let call = &level.calls[index][0];
                 let is_it = |module: &&mut ModuleError| module.path == call.path && module.call == call.call;
@@ -167,7 +167,7 @@ fn confirmed(
     sides: &mut [Live; 2],
     level: &Level,
     suspect: &Suspect,
-    logits: Option<f64>,
+    (limit, logits): (Limit, Option<f64>),
 ) -> Result<Divergence, LocalizeError> {
     let Some(index) = suspect.module else {
         let (between, arguments) = (suspect.between.clone(), suspect.arguments.clone());
@@ -181,6 +181,14 @@ fn confirmed(
     } else {
         replay(open, sides, level.folder.path(), calls, &matched.both)?
     };
+    // With the other side's mask the module agrees, so what differs is the code that makes the mask.
+    let is_given = suspect.arguments.is_empty() && replayed.is_some() && !limit.is_passed(replayed);
+    let arguments = if is_given {
+        departing(open, sides, level.folder.path(), calls, (limit, Kind::Mask))?
+    } else {
+        suspect.arguments.clone()
+    };
+    let replayed = replayed.filter(|_| arguments.is_empty() || !suspect.arguments.is_empty());
     let shown = suspect.step.map_or(measured.output, |(_, difference)| Some(difference));
     let path = |index: usize| {
         let module = &calls[index].path;
@@ -195,7 +203,7 @@ fn confirmed(
         input: measured.input.map(|difference| difference.relative_l2),
         output: shown.map_or(f64::INFINITY, |difference| difference.relative_l2),
         replayed: replayed.map(|difference| difference.relative_l2),
-        arguments: suspect.arguments.clone(),
+        arguments,
         not_replayed: matched.others.iter().map(|name| (*name).to_owned()).collect(),
         worst: shown.and_then(|difference| difference.worst),
     })

@@ -11,14 +11,29 @@ use super::tensor::{self, Difference, Stored, argument_difference};
 use super::walk::Limit;
 use crate::results::localized::Departing;
 
-/// The arguments that make a call differ although its first input agrees: its output agrees as soon as it gets the other
-/// side's. Empty if none differs, or if the call differs with the other side's arguments too.
+/// Which further arguments are considered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Attention masks. Where they reach the scores, the step `mask` shows which keys differ.
+    Mask,
+    /// All others.
+    Other,
+}
+
+impl Kind {
+    fn is_of(self, argument: &Argument) -> bool {
+        (self == Self::Mask) == argument.name.contains("mask")
+    }
+}
+
+/// The arguments of this kind that make a call differ although its first input agrees: its output agrees as soon as it gets
+/// the other side's. Empty if none differs, or if the call differs with the other side's arguments too.
 pub(super) fn departing(
     open: &Open,
     sides: &mut [Live; 2],
     folder: &Path,
     calls: &[CapturedModule; 2],
-    limit: Limit,
+    (limit, kind): (Limit, Kind),
 ) -> Result<Vec<Departing>, LocalizeError> {
     let io = |error| LocalizeError::io(folder, error);
     let matched = matched(open, calls);
@@ -28,11 +43,12 @@ pub(super) fn departing(
         relative_l2,
         shapes: [a.tensor.shape.clone(), b.tensor.shape.clone()],
     };
-    if !matched.widths.is_empty() {
-        return Ok(matched.widths.into_iter().map(|pair| departing(pair, None)).collect());
+    let widths: Vec<_> = matched.widths.iter().filter(|pair| kind.is_of(pair[1])).collect();
+    if !widths.is_empty() {
+        return Ok(widths.into_iter().map(|pair| departing(*pair, None)).collect());
     }
     let mut found: Vec<([&Argument; 2], f64)> = Vec::new();
-    for &[a, b] in &matched.both {
+    for &[a, b] in matched.both.iter().filter(|pair| kind.is_of(pair[1])) {
         // Both in the shape of the first side, where the other has other leading axes of one element.
         let of = |side: &str, argument: &Argument| {
             let tensor = CapturedTensor { shape: a.tensor.shape.clone(), ..argument.tensor.clone() };

@@ -27,7 +27,7 @@ pub(super) enum Sifted {
     /// This module differs on the same input.
     Departs(String),
     /// None differs on the same input, except by near-ties.
-    Spread(Finding),
+    Spread(Box<Finding>),
 }
 
 /// Whether the modules contain a mixture of experts.
@@ -92,7 +92,7 @@ pub(super) fn sift(
     }
     let near_ties = if is_known { near_ties(open, sides, names, found, (limit, worst))? } else { None };
     let first = level.first.unwrap_or_default();
-    Ok(Sifted::Spread(Finding::Spread { first, near_ties }))
+    Ok(Sifted::Spread(Box::new(Finding::Spread { first, near_ties })))
 }
 
 /// Difference of a mixture on the same input, without the tokens that its router sends elsewhere although their
