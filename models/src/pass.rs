@@ -107,9 +107,7 @@ impl<'a> Pass<'a> {
 
     /// Whether the forward pass leaves out the norm at this path on purpose.
     pub(crate) fn lacks_norm(&self, path: &str) -> bool {
-        let is_it = |known: &Deviation| {
-            matches!(known, Deviation::NormAbsent(name) if path.rsplit('.').next() == Some(*name))
-        };
+        let is_it = |known: &Deviation| matches!(known, Deviation::NormAbsent(name) if path.rsplit('.').next() == Some(*name));
         self.deviations.iter().any(is_it)
     }
 

@@ -31,8 +31,8 @@ pub use side::Side;
 pub use tokens::Tokens;
 
 use crate::execute::runner::NoResult;
-pub use crate::results::diagnosed::{Alternative, Diagnosed, Diagnosis, Mistake, Part, Trial};
 use crate::results::diagnosed::sentence;
+pub use crate::results::diagnosed::{Alternative, Diagnosed, Diagnosis, Mistake, Part, Trial};
 use compare::verdict::Tolerances;
 use draft::{Draft, Original};
 use lab::Lab;
@@ -130,7 +130,11 @@ pub struct Committed {
 ///
 /// # Errors
 /// When the checkpoint or the inputs cannot be read, or `folder` cannot be written.
-pub fn committed(rows: &[&Hypothesis], load: &Load, folder: &Path) -> Result<Option<Committed>, DiagnoseError> {
+pub fn committed(
+    rows: &[&Hypothesis],
+    load: &Load,
+    folder: &Path,
+) -> Result<Option<Committed>, DiagnoseError> {
     let plain = Draft::new(&Arc::new(Original::open(&load.checkpoint, true)?));
     let mut draft = plain.clone();
     for row in rows {

@@ -9,8 +9,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use super::environment::EnvironmentRecord;
 use super::diagnosed::Diagnosed;
+use super::environment::EnvironmentRecord;
 use super::localized::Localized;
 use super::relations::CellRelations;
 use super::{Case, Manifest, SCHEMA_VERSION};

@@ -69,9 +69,8 @@ pub fn diagnose(
         if let Some(folder) = folder {
             check_digests(folder, name, prepared)?;
         }
-        let cell = |wanted: &str| {
-            plan.cells.iter().find(|cell| cell.case == index && cell.variant.name() == wanted)
-        };
+        let cell =
+            |wanted: &str| plan.cells.iter().find(|cell| cell.case == index && cell.variant.name() == wanted);
         let [Some(trusted), Some(suspect)] = names.map(cell) else { continue };
         if !loads_any_folder(trusted) {
             miette::bail!(
@@ -80,8 +79,14 @@ pub fn diagnose(
                 wanted.trusted
             );
         }
-        let pair =
-            Pair { request: &request, prepared, runners: &runners, case: name, logs: &scratch, budget: wanted.budget };
+        let pair = Pair {
+            request: &request,
+            prepared,
+            runners: &runners,
+            case: name,
+            logs: &scratch,
+            budget: wanted.budget,
+        };
         request.progress.line(&format!("{name}: diagnosing {} / {}", names[0], names[1]));
         found.push(pair.diagnose([trusted, suspect])?);
     }
@@ -145,7 +150,8 @@ impl EndOfRun<'_> {
                 };
                 names.filter_map(cell).collect()
             };
-            let trusted = cells(&first.members).into_iter().filter(|cell| loads_any_folder(cell)).min_by_key(ease);
+            let trusted =
+                cells(&first.members).into_iter().filter(|cell| loads_any_folder(cell)).min_by_key(ease);
             for (group, letter) in others.iter().zip(groups.letters.iter().skip(1)) {
                 let suspect = cells(&group.members).into_iter().min_by_key(ease);
                 let (Some(trusted), Some(suspect)) = (trusted, suspect) else { continue };
@@ -189,9 +195,10 @@ struct Pair<'a> {
 impl Pair<'_> {
     fn diagnose(&self, [trusted, suspect]: [&CellPlan; 2]) -> Result<Diagnosed, DiagnoseError> {
         let side = |cell: &CellPlan| {
-            let runner = self.runners.of(cell).map_err(|ended| {
-                DiagnoseError::ended(&cell.variant.name(), self.logs, ended)
-            })?;
+            let runner = self
+                .runners
+                .of(cell)
+                .map_err(|ended| DiagnoseError::ended(&cell.variant.name(), self.logs, ended))?;
             let inputs = self.logs.join("inputs.safetensors");
             let load = load(self.request, self.prepared, &inputs, self.runners, cell);
             let computes_f64 = cell.variant.mode == Mode::Eager && loads_any_folder(cell);

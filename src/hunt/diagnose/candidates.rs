@@ -34,7 +34,11 @@ pub(super) fn applied(plain: &Draft, causes: impl Iterator<Item = Cause>) -> Dra
 }
 
 /// `from` with each further row of the table, measured on `stage`; rows with the same edit once.
-pub(super) fn extended(lab: &mut Lab, from: &Candidate, stage: &Stage) -> Result<Vec<Candidate>, DiagnoseError> {
+pub(super) fn extended(
+    lab: &mut Lab,
+    from: &Candidate,
+    stage: &Stage,
+) -> Result<Vec<Candidate>, DiagnoseError> {
     let mut all: Vec<Candidate> = Vec::new();
     for row in hypotheses() {
         if !lab.has_time() {
@@ -43,7 +47,8 @@ pub(super) fn extended(lab: &mut Lab, from: &Candidate, stage: &Stage) -> Result
         if from.causes.iter().any(|known| known.name() == row.name) {
             continue;
         }
-        let Some(draft) = row.applied(&from.draft).filter(|draft| all.iter().all(|known| known.draft != *draft))
+        let Some(draft) =
+            row.applied(&from.draft).filter(|draft| all.iter().all(|known| known.draft != *draft))
         else {
             continue;
         };

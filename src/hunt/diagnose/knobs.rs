@@ -17,8 +17,16 @@ pub(super) const KNOBS: &[Knob] = &[
     Knob { name: "fitted-scores", words: "scores", turn: scale_scores },
     Knob { name: "fitted-logits", words: "logits", turn: scale_logits },
     Knob { name: "fitted-embedding", words: "the embedding", turn: scale_embedding },
-    Knob { name: "fitted-attention-output", words: "the output of attention", turn: |draft, factor| scale_block(draft, Block::Attention, factor) },
-    Knob { name: "fitted-mlp-output", words: "the output of MLPs", turn: |draft, factor| scale_block(draft, Block::Mlp, factor) },
+    Knob {
+        name: "fitted-attention-output",
+        words: "the output of attention",
+        turn: |draft, factor| scale_block(draft, Block::Attention, factor),
+    },
+    Knob {
+        name: "fitted-mlp-output",
+        words: "the output of MLPs",
+        turn: |draft, factor| scale_block(draft, Block::Mlp, factor),
+    },
 ];
 
 /// Largest relative difference of a factor and the expression that it is said to be. A fit in f32 is exact to about 1e-6.
@@ -45,8 +53,13 @@ pub(super) fn expression(factor: f64, plain: &Draft) -> Option<String> {
             [(format!("sqrt({a} / {b})"), (x / y).sqrt()), (format!("{a} / {b}"), x / y)]
         })
     });
-    let found: Vec<String> =
-        numbers.iter().flat_map(single).chain(pairs).filter(|(_, value)| is_it(*value)).map(|(words, _)| words).collect();
+    let found: Vec<String> = numbers
+        .iter()
+        .flat_map(single)
+        .chain(pairs)
+        .filter(|(_, value)| is_it(*value))
+        .map(|(words, _)| words)
+        .collect();
     // Several expressions of one value prove none of them.
     match found.as_slice() {
         [one] => Some(one.clone()),
@@ -73,5 +86,8 @@ fn scale_logits(draft: &mut Draft, factor: f64) {
 }
 
 fn scale_block(draft: &mut Draft, block: Block, factor: f64) {
-    draft.edit_all(|name| end_of(name).is_some_and(|(_, known)| known == block), |values| values.scale(factor));
+    draft.edit_all(
+        |name| end_of(name).is_some_and(|(_, known)| known == block),
+        |values| values.scale(factor),
+    );
 }

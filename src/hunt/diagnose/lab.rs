@@ -168,7 +168,8 @@ impl<'a> Lab<'a> {
     /// Lengths of a second input, the best one first.
     fn lengths(&self) -> Vec<usize> {
         let (seq, longest) = (self.request.tokens.seq, self.longest().max(1));
-        let mut lengths = vec![(seq + (seq / 3).max(5)).min(longest), (2 * seq).min(longest), seq.min(longest)];
+        let mut lengths =
+            vec![(seq + (seq / 3).max(5)).min(longest), (2 * seq).min(longest), seq.min(longest)];
         lengths.dedup();
         lengths
     }
@@ -205,11 +206,7 @@ impl<'a> Lab<'a> {
     }
 
     /// How far the trusted side with one draft is from itself with another.
-    pub(super) fn between(
-        &mut self,
-        drafts: [&Draft; 2],
-        stage: &Stage,
-    ) -> Result<Apart, DiagnoseError> {
+    pub(super) fn between(&mut self, drafts: [&Draft; 2], stage: &Stage) -> Result<Apart, DiagnoseError> {
         let [one, other] = drafts;
         let (one, other) = (self.trusted(one, stage)?, self.trusted(other, stage)?);
         let (Ok(one), Ok(other)) = (one, other) else { return Ok(Apart::UNKNOWN) };

@@ -45,7 +45,12 @@ impl Slice {
                 if is_vector {
                     values.data[row] = change(at, values.data[row]);
                 } else if self.is_transposed {
-                    values.data.iter_mut().skip(row).step_by(width).for_each(|value| *value = change(at, *value));
+                    values
+                        .data
+                        .iter_mut()
+                        .skip(row)
+                        .step_by(width)
+                        .for_each(|value| *value = change(at, *value));
                 } else {
                     let row = &mut values.data[row * width..(row + 1) * width];
                     row.iter_mut().for_each(|value| *value = change(at, *value));
@@ -91,7 +96,11 @@ pub(super) fn heads(draft: &Draft) -> Option<Heads> {
         draft.count(&["num_key_value_heads", "num_kv_heads"]).unwrap_or(heads)
     };
     let head_dim = draft.count(&["head_dim"]).unwrap_or(hidden / heads.max(1));
-    (heads > 0 && kv_heads > 0 && heads.is_multiple_of(kv_heads)).then_some(Heads { heads, kv_heads, head_dim })
+    (heads > 0 && kv_heads > 0 && heads.is_multiple_of(kv_heads)).then_some(Heads {
+        heads,
+        kv_heads,
+        head_dim,
+    })
 }
 
 /// Names of separate projections, in the order of [`Part`].
@@ -114,7 +123,9 @@ fn slice(draft: &Draft, name: String, part: Part, sizes: Heads) -> Option<Slice>
     let begin = [0, queries, queries + keys][part as usize];
     let shape = &draft.tensor(&name)?.shape;
     let (rows, is_transposed): (Vec<usize>, bool) = match last {
-        _ if SEPARATE.iter().any(|names| names[part as usize] == last) => ((0..own * head_dim).collect(), false),
+        _ if SEPARATE.iter().any(|names| names[part as usize] == last) => {
+            ((0..own * head_dim).collect(), false)
+        }
         "qkv_proj" | "Wqkv" => ((begin..begin + own * head_dim).collect(), false),
         "c_attn" => ((begin..begin + own * head_dim).collect(), true),
         "query_key_value" => {
@@ -184,7 +195,8 @@ pub(super) fn end_of(name: &str) -> Option<(usize, Block)> {
     if !["weight", "bias"].contains(&kind) {
         return None;
     }
-    let ends = |names: &[&str]| names.iter().any(|end| module == *end || module.ends_with(&format!(".{end}")));
+    let ends =
+        |names: &[&str]| names.iter().any(|end| module == *end || module.ends_with(&format!(".{end}")));
     if ends(ATTENTION_ENDS) {
         Some((layer, Block::Attention))
     } else {

@@ -66,8 +66,7 @@ pub(super) struct Apart {
 }
 
 impl Apart {
-    pub(super) const UNKNOWN: Self =
-        Self { relative_l2: f64::INFINITY, is_rounding: false, positions: 0 };
+    pub(super) const UNKNOWN: Self = Self { relative_l2: f64::INFINITY, is_rounding: false, positions: 0 };
 }
 
 /// Compares two sides' logits of the same inputs by the rules of a verdict.
@@ -84,7 +83,9 @@ pub(super) fn apart(
     };
     let entries = [entry("trusted", trusted), entry("suspect", suspect)];
     let options = matrix::Options { metrics: MetricSet::L2Family, ..matrix::Options::default() };
-    let Ok(measured) = matrix::matrix(&entries, Some(&tokens.mask()), &options) else { return Apart::UNKNOWN };
+    let Ok(measured) = matrix::matrix(&entries, Some(&tokens.mask()), &options) else {
+        return Apart::UNKNOWN;
+    };
     let PairOutcome::Compared(pair) = measured.pair(0, 1) else { return Apart::UNKNOWN };
     let relative_l2 = compare::metrics::relative(pair.l2, pair.norm_a.max(pair.norm_b));
     Apart {
@@ -112,9 +113,18 @@ impl<'a> Process<'a> {
     ///
     /// # Errors
     /// When the worker cannot load the checkpoint or run it.
-    pub(super) fn run(&mut self, folder: &Path, inputs: &Path, path: &Path, dtype: Dtype) -> Result<Output, NoResult> {
-        let load =
-            Load { checkpoint: folder.to_owned(), inputs: inputs.to_owned(), ..self.side.load.in_dtype(dtype) };
+    pub(super) fn run(
+        &mut self,
+        folder: &Path,
+        inputs: &Path,
+        path: &Path,
+        dtype: Dtype,
+    ) -> Result<Output, NoResult> {
+        let load = Load {
+            checkpoint: folder.to_owned(),
+            inputs: inputs.to_owned(),
+            ..self.side.load.in_dtype(dtype)
+        };
         let is_old = self.session.is_some();
         match self.ask(&Ask::Load(load.clone())) {
             // A worker that an earlier checkpoint ended is noticed with the next one.

@@ -57,10 +57,7 @@ impl View {
             Piece::Mlp => Some((self.layer, Block::Mlp)),
             Piece::Uniform | Piece::Unrotated | Piece::Attention => Some((self.layer, Block::Attention)),
         };
-        draft.edit_all(
-            |name| end_of(name).is_some_and(|end| Some(end) != kept),
-            |values| values.fill(0.0),
-        );
+        draft.edit_all(|name| end_of(name).is_some_and(|end| Some(end) != kept), |values| values.fill(0.0));
         match self.piece {
             Piece::Uniform => uniform(draft),
             Piece::Unrotated => unrotated(draft),
@@ -125,7 +122,9 @@ pub(super) fn peel(lab: &mut Lab, from: &Candidate, whole: &Stage) -> Result<Pee
         // What is left of a fault that was named already is no further part.
         let covered = |other: &(View, f64)| {
             other.0.piece == Piece::Ends
-                || other.0.layer == view.layer && other.0.piece == Piece::Uniform && view.piece == Piece::Attention
+                || other.0.layer == view.layer
+                    && other.0.piece == Piece::Uniform
+                    && view.piece == Piece::Attention
         };
         if left.iter().any(covered) {
             continue;
@@ -247,7 +246,11 @@ fn mlp(draft: &Draft, layer: usize) -> &'static str {
 }
 
 fn unpadded(tokens: &Tokens) -> Tokens {
-    Tokens { attention_mask: vec![1; tokens.seq], position_ids: (0..tokens.seq as i64).collect(), ..tokens.clone() }
+    Tokens {
+        attention_mask: vec![1; tokens.seq],
+        position_ids: (0..tokens.seq as i64).collect(),
+        ..tokens.clone()
+    }
 }
 
 /// Whether the sides differ in a view by more than rounding; `None` if one gives no logits.

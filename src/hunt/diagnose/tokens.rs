@@ -105,13 +105,15 @@ impl Tokens {
     /// Reads such a file.
     pub(super) fn open(path: &Path) -> Result<Self, DiagnoseError> {
         let bytes = std::fs::read(path).map_err(|source| DiagnoseError::io(path, source))?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|error| DiagnoseError::checkpoint(path, &error))?;
+        let file =
+            SafeTensors::deserialize(&bytes).map_err(|error| DiagnoseError::checkpoint(path, &error))?;
         let read = |name: &str| {
             let view = file.tensor(name).map_err(|error| DiagnoseError::checkpoint(path, &error))?;
             let &[batch, seq] = view.shape() else {
                 return Err(DiagnoseError::checkpoint(path, &"no batch of sequences"));
             };
-            let values = view.data().as_chunks::<8>().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect();
+            let values =
+                view.data().as_chunks::<8>().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect();
             Ok((batch, seq, values))
         };
         let (batch, seq, input_ids) = read(INPUT_IDS)?;

@@ -7,7 +7,8 @@ const CONFIG: &str = "versions = []\n[[checkpoints]]\nsource = \"synthetic:mistr
     [candle]\nmodes = [\"eager\"]\nupstream = true\n\
     [run]\ndtypes = [\"f32\"]\nrounds = 0\ntrace = false\n";
 const PORT: &str = "candle-transformers_eager";
-const NAMED: &str = "candle-transformers_eager computes what candle_eager computes with `sliding_window` 9 (relative L2 ";
+const NAMED: &str =
+    "candle-transformers_eager computes what candle_eager computes with `sliding_window` 9 (relative L2 ";
 
 #[test]
 fn a_port_is_diagnosed_by_its_logits_alone() {
@@ -17,7 +18,10 @@ fn a_port_is_diagnosed_by_its_logits_alone() {
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let said = stdout(&output);
     assert!(said.contains("mistral-6: candle_eager / candle-transformers_eager\n  candle_eager and candle-transformers_eager agree in f32"), "{said}");
-    assert!(said.contains(&format!("mistral-40: candle_eager / candle-transformers_eager\n  {NAMED}")), "{said}");
+    assert!(
+        said.contains(&format!("mistral-40: candle_eager / candle-transformers_eager\n  {NAMED}")),
+        "{said}"
+    );
     for (arguments, words) in [
         (&[PORT, "candle_eager"][..], "cannot be made to commit mistakes"),
         (&["candle_eager", "candle_eager"], "the same on both sides"),
@@ -44,7 +48,11 @@ fn a_run_diagnoses_each_group_that_diverges_and_every_report_has_it() {
     for file in ["summary.md", "report.html"] {
         assert!(run.text(file).contains("computes what candle_eager computes with"), "{file}");
     }
-    assert!(stdout(&output).replace("\n    ", " ").contains("computes what candle_eager computes with"), "{}", stdout(&output));
+    assert!(
+        stdout(&output).replace("\n    ", " ").contains("computes what candle_eager computes with"),
+        "{}",
+        stdout(&output)
+    );
 
     let path = run.path().to_str().unwrap().to_owned();
     let story = |pair: &[&str]| stdout(&sandbox.tfcheck(&[&["explain", &path], pair].concat()));
@@ -55,7 +63,10 @@ fn a_run_diagnoses_each_group_that_diverges_and_every_report_has_it() {
     // Without the diagnosis, the command that explain recommends gives it.
     std::fs::remove_file(run.path().join("diagnosed.json")).unwrap();
     let told = story(&["mistral-40/candle_eager", PORT]);
-    let command = told.split('`').find(|part| part.starts_with("tfcheck diagnose ")).unwrap_or_else(|| panic!("{told}"));
+    let command = told
+        .split('`')
+        .find(|part| part.starts_with("tfcheck diagnose "))
+        .unwrap_or_else(|| panic!("{told}"));
     assert!(!told.contains("tfcheck localize"), "a port shows no modules: {told}");
     let arguments: Vec<&str> = command.split(' ').skip(1).collect();
     let output = sandbox.tfcheck(&arguments);

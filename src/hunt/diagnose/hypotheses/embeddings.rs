@@ -9,9 +9,10 @@ pub(super) const ROWS: &[Hypothesis] = &[
     row("head-tied", "the head tied to the embedding", |draft| {
         let embedding = token_embedding(draft).and_then(|name| draft.tensor(&name).cloned());
         for head in HEADS {
-            if let Some(values) = embedding.clone().filter(|values| {
-                draft.tensor(head).is_some_and(|known| known.shape == values.shape)
-            }) {
+            if let Some(values) = embedding
+                .clone()
+                .filter(|values| draft.tensor(head).is_some_and(|known| known.shape == values.shape))
+            {
                 draft.put(head, values);
             }
         }
@@ -22,13 +23,15 @@ pub(super) const ROWS: &[Hypothesis] = &[
         }
     }),
     row("head-bias-absent", "no bias of the head", |draft| {
-        draft.edit_all(
-            |name| HEAD_BIASES.contains(&name),
-            |values| values.fill(0.0),
-        );
+        draft.edit_all(|name| HEAD_BIASES.contains(&name), |values| values.fill(0.0));
     }),
     row("head-transform-bias-absent", "no bias of the head's transform", |draft| {
-        let names = ["cls.predictions.transform.dense.bias", "lm_head.dense.bias", "vocab_transform.bias", "head.dense.bias"];
+        let names = [
+            "cls.predictions.transform.dense.bias",
+            "lm_head.dense.bias",
+            "vocab_transform.bias",
+            "head.dense.bias",
+        ];
         draft.edit_all(|name| names.contains(&name), |values| values.fill(0.0));
     }),
     row("classifier-bias-absent", "no bias of the classifier", |draft| {
@@ -59,17 +62,26 @@ pub(super) const ROWS: &[Hypothesis] = &[
         draft.edit_all(|name| name.contains("token_type_embeddings"), |values| values.fill(0.0));
     }),
     row("token-type-1", "token type 1 in place of 0", |draft| {
-        draft.edit_all(|name| name.contains("token_type_embeddings"), |values| {
-            if values.shape[0] > 1 {
-                let rows = values.shape[0];
-                values.rows_reordered((0..rows).map(|row| match row { 0 => 1, 1 => 0, row => row }));
-            }
-        });
+        draft.edit_all(
+            |name| name.contains("token_type_embeddings"),
+            |values| {
+                if values.shape[0] > 1 {
+                    let rows = values.shape[0];
+                    values.rows_reordered((0..rows).map(|row| match row {
+                        0 => 1,
+                        1 => 0,
+                        row => row,
+                    }));
+                }
+            },
+        );
     }),
     row("learned-positions-absent", "no learned positions", |draft| {
         draft.edit_all(is_positions, |values| values.fill(0.0));
     }),
-    row("learned-positions-one-late", "learned positions from 1 in place of 0", |draft| shift_positions(draft, 1)),
+    row("learned-positions-one-late", "learned positions from 1 in place of 0", |draft| {
+        shift_positions(draft, 1)
+    }),
     row("learned-positions-without-offset", "learned positions without the offset of padding", |draft| {
         let offset = match (draft.text("model_type"), draft.count(&["pad_token_id"])) {
             (Some("roberta" | "xlm-roberta" | "camembert"), Some(pad)) => pad as i64 + 1,
@@ -117,7 +129,9 @@ pub(in super::super) fn scale_embedding(draft: &mut Draft, factor: f64) {
 }
 
 fn is_positions(name: &str) -> bool {
-    name.ends_with("position_embeddings.weight") || name.ends_with("wpe.weight") || name.ends_with("embed_positions.weight")
+    name.ends_with("position_embeddings.weight")
+        || name.ends_with("wpe.weight")
+        || name.ends_with("embed_positions.weight")
 }
 
 /// Position p gets the row that position p + `by` had; rows that do not exist are those at the ends.

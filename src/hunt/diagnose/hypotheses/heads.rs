@@ -17,9 +17,8 @@ pub(super) const ROWS: &[Hypothesis] = &[
             slice.reorder(draft, order);
         }
         let columns: Vec<usize> = (0..sizes.heads * sizes.head_dim).map(order).collect();
-        let is_out = |name: &str| {
-            matches!(end_of(name), Some((_, Block::Attention))) && name.ends_with(".weight")
-        };
+        let is_out =
+            |name: &str| matches!(end_of(name), Some((_, Block::Attention))) && name.ends_with(".weight");
         let is_transposed = draft.names().iter().any(|name| name.ends_with("c_attn.weight"));
         draft.edit_all(is_out, |values| {
             if is_transposed && values.shape.first() == Some(&columns.len()) {
@@ -29,11 +28,14 @@ pub(super) const ROWS: &[Hypothesis] = &[
             }
         });
         // A norm of all query heads at once has a weight for each of them.
-        draft.edit_all(|name| name.contains("q_norm."), |values| {
-            if values.columns() == columns.len() && values.shape.len() == 1 {
-                values.rows_reordered(columns.iter().copied());
-            }
-        });
+        draft.edit_all(
+            |name| name.contains("q_norm."),
+            |values| {
+                if values.columns() == columns.len() && values.shape.len() == 1 {
+                    values.rows_reordered(columns.iter().copied());
+                }
+            },
+        );
     }),
     row("kv-heads-first", "the first key head for every query", |draft| {
         let Some(sizes) = heads(draft) else { return };

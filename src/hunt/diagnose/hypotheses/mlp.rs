@@ -7,7 +7,9 @@ use super::super::parts::{Block, Part, end_of, slices};
 use super::{Hypothesis, row};
 
 pub(super) const ROWS: &[Hypothesis] = &[
-    row("activation-gelu-tanh", "the activation `gelu_pytorch_tanh`", |draft| activation(draft, "gelu_pytorch_tanh")),
+    row("activation-gelu-tanh", "the activation `gelu_pytorch_tanh`", |draft| {
+        activation(draft, "gelu_pytorch_tanh")
+    }),
     row("activation-gelu", "the activation `gelu`", |draft| activation(draft, "gelu")),
     row("activation-silu", "the activation `silu`", |draft| activation(draft, "silu")),
     row("activation-relu", "the activation `relu`", |draft| activation(draft, "relu")),
@@ -34,7 +36,9 @@ pub(super) const ROWS: &[Hypothesis] = &[
     row("bias-qkv-absent", "no biases of queries, keys and values", |draft| {
         no_bias_of(draft, &[Part::Query, Part::Key, Part::Value]);
     }),
-    row("bias-attention-output-absent", "no bias after attention", |draft| no_bias_after(draft, Block::Attention)),
+    row("bias-attention-output-absent", "no bias after attention", |draft| {
+        no_bias_after(draft, Block::Attention)
+    }),
     row("bias-attention-absent", "no biases of attention", |draft| {
         no_bias_of(draft, &[Part::Query, Part::Key, Part::Value]);
         no_bias_after(draft, Block::Attention);
@@ -51,14 +55,22 @@ pub(super) const ROWS: &[Hypothesis] = &[
         no_bias_after(draft, Block::Attention);
         no_bias_after(draft, Block::Mlp);
     }),
-    row("embedding-multiplier-1", "`embedding_multiplier` 1", |draft| draft.replace("embedding_multiplier", 1.0)),
-    row("residual-multiplier-1", "`residual_multiplier` 1", |draft| draft.replace("residual_multiplier", 1.0)),
-    row("attention-multiplier-1", "`attention_multiplier` 1", |draft| draft.replace("attention_multiplier", 1.0)),
+    row("embedding-multiplier-1", "`embedding_multiplier` 1", |draft| {
+        draft.replace("embedding_multiplier", 1.0)
+    }),
+    row("residual-multiplier-1", "`residual_multiplier` 1", |draft| {
+        draft.replace("residual_multiplier", 1.0)
+    }),
+    row("attention-multiplier-1", "`attention_multiplier` 1", |draft| {
+        draft.replace("attention_multiplier", 1.0)
+    }),
     row("logits-scaling-1", "{=logits_scaling|logit_scale}", |draft| {
         draft.replace("logits_scaling", 1.0);
         draft.replace("logit_scale", 1.0);
     }),
-    row("logit-cap-absent", "no soft cap of logits", |draft| draft.replace("final_logit_softcapping", Value::Null)),
+    row("logit-cap-absent", "no soft cap of logits", |draft| {
+        draft.replace("final_logit_softcapping", Value::Null)
+    }),
     row("logit-cap-30", "`final_logit_softcapping` 30", |draft| {
         if draft.number("final_logit_softcapping").is_some() {
             draft.set("final_logit_softcapping", 30.0);
@@ -108,7 +120,8 @@ fn no_bias_before_mlp(draft: &mut Draft) {
     let modules = ["gate_proj", "up_proj", "gate_up_proj", "c_fc", "fc1", "Wi", "dense_h_to_4h", "lin1"];
     let is_it = |name: &str| {
         let Some(module) = name.strip_suffix(".bias") else { return false };
-        modules.iter().any(|known| module.ends_with(&format!(".{known}"))) || module.ends_with("intermediate.dense")
+        modules.iter().any(|known| module.ends_with(&format!(".{known}")))
+            || module.ends_with("intermediate.dense")
     };
     draft.edit_all(is_it, |values| values.fill(0.0));
 }

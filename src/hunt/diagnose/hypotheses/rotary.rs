@@ -39,7 +39,9 @@ pub(super) const ROWS: &[Hypothesis] = &[
             }
         });
     }),
-    row("rope-factors-short", "the short factors at every length", |draft| same_factors(draft, "short_factor")),
+    row("rope-factors-short", "the short factors at every length", |draft| {
+        same_factors(draft, "short_factor")
+    }),
     row("rope-factors-long", "the long factors at every length", |draft| same_factors(draft, "long_factor")),
     row("rope-yarn-not-truncated", "yarn bounds that are not rounded", |draft| {
         each(draft, |rope| {
@@ -50,7 +52,8 @@ pub(super) const ROWS: &[Hypothesis] = &[
     }),
     row("rope-treated-as-linear", "the rotary scaling treated as `linear`", |draft| {
         each(draft, |rope| {
-            if let ("dynamic" | "yarn" | "llama3", Some(factor)) = (rope_type(rope), rope.get("factor").cloned())
+            if let ("dynamic" | "yarn" | "llama3", Some(factor)) =
+                (rope_type(rope), rope.get("factor").cloned())
             {
                 let kept = ["rope_theta", "partial_rotary_factor"];
                 rope.retain(|key, _| kept.contains(&key.as_str()));
@@ -64,7 +67,9 @@ pub(super) const ROWS: &[Hypothesis] = &[
         one_base(draft, false);
     }),
     row("rope-whole-head", "the whole head rotated", |draft| partial(draft, Some(1.0))),
-    row("rope-partial-default", "the architecture's default share of a head rotated", |draft| partial(draft, None)),
+    row("rope-partial-default", "the architecture's default share of a head rotated", |draft| {
+        partial(draft, None)
+    }),
     row("rope-half-head", "half of the head rotated", |draft| partial(draft, Some(0.5))),
     row("rope-quarter-head", "a quarter of the head rotated", |draft| partial(draft, Some(0.25))),
     row("rope-in-every-layer", "rotation in every layer", |draft| {
@@ -80,13 +85,20 @@ pub(super) const ROWS: &[Hypothesis] = &[
     row("rope-other-pairing", "the other pairing of rotated features (interleaved or halves)", |draft| {
         let is_interleaved = is_interleaved(draft);
         reorder(draft, |feature, half| {
-            if is_interleaved { feature / 2 + half * (feature % 2) } else { 2 * (feature % half) + feature / half }
+            if is_interleaved {
+                feature / 2 + half * (feature % 2)
+            } else {
+                2 * (feature % half) + feature / half
+            }
         });
     }),
     row("rope-reversed", "rotation in the opposite direction", |draft| {
         // To exchange the two features of each pair is to turn the other way.
         let is_interleaved = is_interleaved(draft);
-        reorder(draft, |feature, half| if is_interleaved { feature ^ 1 } else { (feature + half) % (2 * half) });
+        reorder(
+            draft,
+            |feature, half| if is_interleaved { feature ^ 1 } else { (feature + half) % (2 * half) },
+        );
     }),
     row("rope-frequencies-of-the-whole-head", "rotary frequencies of the whole head", |draft| {
         let Some(sizes) = heads(draft) else { return };

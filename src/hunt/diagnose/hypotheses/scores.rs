@@ -30,19 +30,29 @@ pub(super) const ROWS: &[Hypothesis] = &[
             scale_scores(draft, scale);
         }
     }),
-    row("scale-by-hidden-size-per-head", "scores scaled by sqrt(num_attention_heads / hidden_size)", |draft| {
-        let (Some(scale), Some(sizes)) = (scale(draft), heads(draft)) else { return };
-        if let Some(hidden) = draft.count(&["hidden_size", "n_embd", "dim"]) {
-            let wanted = (sizes.heads as f64 / hidden as f64).sqrt();
-            if (wanted / scale - 1.0).abs() > 1e-9 {
-                scale_scores(draft, wanted / scale);
+    row(
+        "scale-by-hidden-size-per-head",
+        "scores scaled by sqrt(num_attention_heads / hidden_size)",
+        |draft| {
+            let (Some(scale), Some(sizes)) = (scale(draft), heads(draft)) else { return };
+            if let Some(hidden) = draft.count(&["hidden_size", "n_embd", "dim"]) {
+                let wanted = (sizes.heads as f64 / hidden as f64).sqrt();
+                if (wanted / scale - 1.0).abs() > 1e-9 {
+                    scale_scores(draft, wanted / scale);
+                }
             }
-        }
+        },
+    ),
+    row("scale-toggled", "`scale_attn_weights` {scale_attn_weights}", |draft| {
+        toggle(draft, "scale_attn_weights")
     }),
-    row("scale-toggled", "`scale_attn_weights` {scale_attn_weights}", |draft| toggle(draft, "scale_attn_weights")),
-    row("scale-by-layer-toggled", "`scale_attn_by_inverse_layer_idx` {scale_attn_by_inverse_layer_idx}", |draft| {
-        toggle(draft, "scale_attn_by_inverse_layer_idx");
-    }),
+    row(
+        "scale-by-layer-toggled",
+        "`scale_attn_by_inverse_layer_idx` {scale_attn_by_inverse_layer_idx}",
+        |draft| {
+            toggle(draft, "scale_attn_by_inverse_layer_idx");
+        },
+    ),
     row("score-cap-absent", "no soft cap of scores", |draft| {
         draft.replace("attn_logit_softcapping", Value::Null);
     }),

@@ -39,7 +39,9 @@ pub(super) const ROWS: &[Hypothesis] = &[
             draft.config.shift_remove("sliding_window_pattern");
         }
     }),
-    row("window-used-though-off", "`use_sliding_window` true", |draft| draft.replace("use_sliding_window", true)),
+    row("window-used-though-off", "`use_sliding_window` true", |draft| {
+        draft.replace("use_sliding_window", true)
+    }),
     row("window-off", "`use_sliding_window` false", |draft| draft.replace("use_sliding_window", false)),
     row("window-given-as-zero", "`sliding_window` 0", |draft| {
         if draft.number("sliding_window").is_some() {
