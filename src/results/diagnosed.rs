@@ -204,14 +204,16 @@ pub(crate) fn sentence(diagnosed: &Diagnosed) -> String {
                 })
                 .collect();
             let left = diagnosed.trials.first().and_then(|trial| trial.after);
-            let left =
-                left.map_or_else(String::new, |left| format!(" leaves {left:.1e} of {before:.1e}, and"));
+            let left = left.map_or_else(String::new, |left| format!(" {left:.1e} is left, and"));
             let rest = if places.is_empty() {
                 "the rest was not found".to_owned()
             } else {
                 format!("the rest lies in {}", joined(&places))
             };
-            format!("{suspect} computes {trusted} with {}, which{left} {rest}", joined(&words))
+            format!(
+                "{suspect} differs from {trusted} by {before:.1e} in {dtype}: with {}{left} {rest}",
+                joined(&words)
+            )
         }
         Diagnosis::Unexplained => {
             let before = diagnosed.trials.first().map_or(f64::NAN, |trial| trial.before);

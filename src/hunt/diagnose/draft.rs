@@ -1,6 +1,6 @@
 //! A checkpoint and its inputs, as edits have changed them: what the trusted side is given to make a mistake.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -61,6 +61,8 @@ pub(super) struct Original {
     shapes: BTreeMap<String, Vec<usize>>,
     tensors: OnceLock<Option<BTreeMap<String, Arc<Values>>>>,
     is_editable: bool,
+    /// Bytes of all files.
+    bytes: u64,
     /// Whether the trusted side can make [`Deviation`]s.
     deviates: bool,
 }
@@ -84,6 +86,7 @@ impl Original {
             shapes: BTreeMap::new(),
             tensors: OnceLock::new(),
             is_editable: bytes <= MOST_BYTES,
+            bytes,
             deviates,
         };
         let shapes = original.tensors().map(|tensors| {
@@ -118,6 +121,8 @@ pub(super) struct Draft {
     pub(super) config: Map<String, Value>,
     /// Tensors that were changed or added.
     changed: BTreeMap<String, Arc<Values>>,
+    /// Tensors that were taken out.
+    removed: BTreeSet<String>,
     inputs: Vec<fn(&mut Tokens)>,
     outputs: Vec<fn(&mut [f64])>,
     deviations: Vec<Deviation>,
@@ -141,6 +146,7 @@ impl Draft {
             config: original.config.clone(),
             original: Arc::clone(original),
             changed: BTreeMap::new(),
+            removed: BTreeSet::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
             deviations: Vec::new(),
@@ -155,11 +161,24 @@ impl Draft {
     /// Names of all tensors, sorted.
     pub(super) fn names(&self) -> Vec<String> {
         let added = self.changed.keys().filter(|name| !self.original.shapes.contains_key(*name));
-        self.original.shapes.keys().chain(added).cloned().collect()
+        let all = self.original.shapes.keys().chain(added);
+        all.filter(|name| !self.removed.contains(*name)).cloned().collect()
+    }
+
+    /// Takes out every tensor whose name `is_it`.
+    pub(super) fn remove(&mut self, is_it: impl Fn(&str) -> bool) {
+        let names = self.names();
+        self.removed.extend(names.into_iter().filter(|name| is_it(name)));
+    }
+
+    /// Bytes of the checkpoint's weights.
+    pub(super) fn bytes(&self) -> u64 {
+        self.original.bytes
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
-        self.changed.contains_key(name) || self.original.shapes.contains_key(name)
+        !self.removed.contains(name)
+            && (self.changed.contains_key(name) || self.original.shapes.contains_key(name))
     }
 
     /// A tensor as it is now.
@@ -268,7 +287,7 @@ impl Draft {
 
     /// Whether the folder of this draft would be that of `other`.
     pub(super) fn has_the_files_of(&self, other: &Self) -> bool {
-        self.config == other.config && self.changed == other.changed
+        self.config == other.config && self.changed == other.changed && self.removed == other.removed
     }
 
     /// Writes the checkpoint as a folder. Weights that no edit changed are linked, not copied.
@@ -281,7 +300,7 @@ impl Draft {
         let config = folder.join("config.json");
         let text = Value::Object(self.config.clone()).to_string();
         std::fs::write(&config, text).map_err(io(&config))?;
-        if self.changed.is_empty() {
+        if self.changed.is_empty() && self.removed.is_empty() {
             let index = self.original.folder.join("model.safetensors.index.json");
             for file in self.original.files.iter().chain(index.is_file().then_some(&index)) {
                 let target = folder.join(file.file_name().unwrap_or_default());

@@ -34,6 +34,10 @@ pub(super) fn search(lab: &mut Lab, proofs: &[Proof]) -> Result<Diagnosis, Diagn
         let singles = extended(lab, &none, stage)?;
         lab.hypotheses = lab.hypotheses.max(singles.len());
         let mut found = closing(&singles, *base);
+        // Every row that closes by itself was found already.
+        let alike: Vec<Candidate> =
+            singles.iter().filter(|candidate| closes(candidate.apart, *base)).skip(1).cloned().collect();
+        let is_single = found.is_some();
         if found.is_none() && parts.is_none() {
             let peeled = surgery::peel(lab, &none, stage)?;
             if closes(lab.apart(&peeled.candidate.draft, stage)?, *base) {
@@ -47,12 +51,13 @@ pub(super) fn search(lab: &mut Lab, proofs: &[Proof]) -> Result<Diagnosis, Diagn
         }
         if let Some(found) = found {
             let found = needed(lab, found, stage, *base)?;
+            let rivals = if is_single { alike } else { rivals(lab, &found, stage, *base)? };
             if proofs.len() < 2 {
                 lab.notes.push(format!(
                     "{} gives the suspect's logits on the case's inputs, but no other inputs showed the difference, so that it is not proven",
                     words(&found, &plain).join(" and ")
                 ));
-            } else if let Some(proven) = proven(lab, found, proofs, proof)? {
+            } else if let Some(proven) = proven(lab, found, rivals, proofs)? {
                 return Ok(proven);
             }
         }
@@ -65,18 +70,15 @@ pub(super) fn search(lab: &mut Lab, proofs: &[Proof]) -> Result<Diagnosis, Diagn
     }
 }
 
-/// Confirms on every input what explains the one of `source`, and looks for other mistakes that do as well; `None` if it
-/// fails on one.
+/// Confirms on every input what explains one of them, or what explains that one as well; `None` if nothing does.
 fn proven(
     lab: &mut Lab,
     found: Candidate,
+    rivals: Vec<Candidate>,
     proofs: &[Proof],
-    source: &Proof,
 ) -> Result<Option<Diagnosis>, DiagnoseError> {
-    let mut candidates = rivals(lab, &found, &source.stage, source.base)?;
-    candidates.insert(0, found);
     let mut standing = Vec::new();
-    'candidates: for candidate in candidates {
+    'candidates: for candidate in std::iter::once(found).chain(rivals) {
         let mut left = Vec::new();
         for proof in proofs {
             let apart = lab.apart(&candidate.draft, &proof.stage)?;

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::DiagnoseError;
 use super::draft::Draft;
 use super::lab::{Lab, Proof, Surgery, whole};
-use super::parts::layers;
+use super::parts::{layer, layers};
 use super::side::Apart;
 use super::tokens::Tokens;
 use crate::spec::variant::measured_dtype;
@@ -15,8 +15,8 @@ use crate::spec::variant::measured_dtype;
 /// How many times the rounding limit the difference must be, so that an explanation can be told from one that lowers it by
 /// chance.
 const CLEAR: f64 = 20.0;
-/// Tokens and layers above which a search begins with the smallest case.
-const LARGE: (usize, usize) = (256, 8);
+/// Tokens, and bytes of weights, above which a search begins with the smallest case.
+const LARGE: (usize, u64) = (256, 16 << 20);
 
 /// A case that was shrunk.
 pub(super) struct Shrunk {
@@ -59,7 +59,7 @@ pub(super) fn shrunk(lab: &mut Lab, first: &Proof) -> Result<Option<Shrunk>, Dia
     let whole_tokens = first.stage.tokens.input_ids.len();
     Ok(Some(Shrunk {
         words: format!("{}{of_layers}", tokens.words()),
-        is_much_smaller: whole_tokens > LARGE.0 || all > LARGE.1,
+        is_much_smaller: whole_tokens > LARGE.0 || lab.plain().bytes() > LARGE.1,
         proof: Proof { stage, base, trial: first.trial },
     }))
 }
@@ -107,4 +107,5 @@ fn keep_layers(draft: &mut Draft, count: usize) {
     if let Some(Value::Array(list)) = draft.config.get_mut("mlp_only_layers") {
         list.retain(|layer| layer.as_u64().is_some_and(|layer| (layer as usize) < count));
     }
+    draft.remove(|name| layer(name).is_some_and(|layer| layer >= count));
 }
