@@ -9,6 +9,7 @@
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -17,7 +18,7 @@ use reference::protocol::{Failed, Forward, Forwarded, LOGITS, Load, Positions, R
 use safetensors::tensor::TensorView;
 use tfcheck::commands::run::{Destination, RunRequest, run};
 use tfcheck::execute::progress::Progress;
-use tfcheck::execute::worker::{Engine, serve};
+use tfcheck::execute::worker::{Engine, run as serve};
 use tfcheck::judge::baseline;
 use tfcheck::judge::exit_code::ExitCode;
 use tfcheck::results;
@@ -106,7 +107,7 @@ fn once(results: &Path, variants: &[(&str, usize)], repeats: usize, more: &str) 
         cache: &results.join("cache"),
         clean: false,
         localize: false,
-        stop: &AtomicBool::new(false),
+        stop: &Arc::new(AtomicBool::new(false)),
         progress: &Progress::new(true).without_results(),
         turn: None,
     };

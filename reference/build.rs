@@ -11,6 +11,7 @@ fn main() {
     let bridge = PathBuf::from(variable("CARGO_MANIFEST_DIR")).join("bridge");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed={}", bridge.join("src").display());
+    println!("cargo::rerun-if-changed={}", bridge.join("../../protocol/src").display());
     println!("cargo::rerun-if-changed={}", bridge.join("Cargo.toml").display());
     let target_folder = Path::new(&variable("OUT_DIR")).join("bridge");
     let (host, target) = (variable("HOST"), variable("TARGET"));

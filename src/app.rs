@@ -12,6 +12,7 @@ use miette::{IntoDiagnostic, Report, Result, WrapErr};
 use crate::cli::{Baseline, Cli, Command, List, Selection};
 use crate::commands::bench;
 use crate::commands::bisect;
+use crate::commands::check_worker;
 use crate::commands::compare;
 use crate::commands::explain;
 use crate::commands::gpu_check;
@@ -22,10 +23,11 @@ use crate::commands::scoreboard;
 use crate::execute::foreseen;
 use crate::execute::progress::Progress;
 use crate::execute::worker;
+use crate::hunt::diagnose::{DiagnoseError, Diagnosed};
 use crate::hunt::localize::LocalizeError;
 use crate::judge::baseline;
 use crate::judge::exit_code::ExitCode;
-use crate::results::{ResultsError, RunFolder};
+use crate::results::{Manifest, ResultsError, RunFolder};
 use crate::spec::checkpoint;
 use crate::spec::config::{self, Config};
 use crate::spec::inputs;
@@ -64,6 +66,8 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Record(arguments) => record(cli, arguments),
         Command::List(List::Models) => say(&list::models()),
         Command::Localize(arguments) => localize(cli, arguments),
+        Command::CheckWorker(arguments) => check_worker(arguments),
+        Command::Diagnose(arguments) => diagnose(cli, arguments),
         Command::Worker(arguments) => serve(arguments),
         Command::Foreign => {
             inputs::serve().into_diagnostic().wrap_err("the process of tokenizers and templates")?;
@@ -88,6 +92,14 @@ pub fn code_of(report: &Report) -> Option<ExitCode> {
             LocalizeError::Interrupted => ExitCode::Interrupted,
             LocalizeError::Worker { .. } | LocalizeError::Io { .. } => ExitCode::CellFailed,
             LocalizeError::NothingInCommon { .. } => ExitCode::Usage,
+        });
+    }
+    let diagnose = report.chain().find_map(|cause| cause.downcast_ref::<DiagnoseError>());
+    if let Some(error) = diagnose {
+        return Some(match error {
+            DiagnoseError::Interrupted => ExitCode::Interrupted,
+            DiagnoseError::Worker { .. } | DiagnoseError::Io { .. } => ExitCode::CellFailed,
+            DiagnoseError::Checkpoint { .. } => ExitCode::Usage,
         });
     }
     // What cannot be written is no mistake of the user's.
@@ -232,6 +244,45 @@ fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
     Ok(if diverged { ExitCode::Diverged } else { ExitCode::Agree })
 }
 
+/// What a variant that diverges computes instead, case by case.
+fn diagnose(cli: &Cli, arguments: &crate::cli::Diagnose) -> Result<ExitCode> {
+    let stop = stop_on_signals()?;
+    let progress = progress(cli);
+    let cache = cache_folder()?;
+    let folder = arguments.run.as_deref().map(RunFolder::resume).transpose()?;
+    let (loaded, plan) = match &folder {
+        Some(folder) => resumed(folder, |_| ())?,
+        None => planned(&Selection { config: arguments.config.clone(), ..Selection::default() })?,
+    };
+    let request = RunRequest {
+        config: &loaded.config,
+        text: &loaded.text,
+        plan: &plan,
+        cache: &cache,
+        clean: false,
+        localize: true,
+        stop: &stop,
+        progress: &progress,
+        turn: None,
+    };
+    let wanted = run::WantedDiagnosis {
+        case: arguments.case.as_deref(),
+        trusted: &arguments.trusted,
+        suspect: &arguments.suspect,
+        budget: Duration::from_secs(arguments.seconds),
+    };
+    let found = run::diagnose(&request, &wanted, folder.as_ref())?;
+    if let Some(folder) = folder.map(|folder| folder.path().to_owned()) {
+        // The lock is gone with the folder; the comparison takes its own.
+        compare::compare(&[folder], &[], &Progress::new(true).without_results())?;
+    }
+    for diagnosed in &found {
+        say(&diagnosed.to_string())?;
+    }
+    let diverged = found.iter().any(Diagnosed::is_divergence);
+    Ok(if diverged { ExitCode::Diverged } else { ExitCode::Agree })
+}
+
 /// A run over the synthetic checkpoints, folded into one table.
 fn scoreboard(cli: &Cli, arguments: &crate::cli::Scoreboard) -> Result<ExitCode> {
     let make = || {
@@ -337,7 +388,10 @@ fn search(cli: &Cli, arguments: &crate::cli::Bisect) -> Result<ExitCode> {
     if let Some(folder) = &arguments.resume {
         return bisect::resume(&context, folder);
     }
-    let mut config = Config::load(arguments.config.as_deref())?.config;
+    let mut config = match &arguments.run {
+        Some(run) => of_run(&RunFolder::open(run)?.manifest()?),
+        None => Config::load(arguments.config.as_deref())?.config,
+    };
     if !arguments.checkpoints.is_empty() {
         config = config.with_checkpoints(&arguments.checkpoints)?;
     }
@@ -383,7 +437,9 @@ fn record(cli: &Cli, arguments: &crate::cli::Record) -> Result<ExitCode> {
     if finished.code == ExitCode::Interrupted {
         return Ok(finished.code);
     }
-    say(&record::write(&finished.folder, &cache, &arguments.out, arguments.positions)?)
+    let out =
+        record::Out { folder: &arguments.out, positions: arguments.positions, modules: &arguments.modules };
+    say(&record::write(&finished.folder, &request, &out)?)
 }
 
 fn plan_text(selection: &Selection) -> Result<String> {
@@ -430,12 +486,17 @@ fn planned(selection: &Selection) -> Result<(config::Loaded, Plan)> {
     Ok((loaded, plan))
 }
 
+/// The config of a run, with the folder that its paths are relative to.
+fn of_run(manifest: &Manifest) -> Config {
+    Config { folder: manifest.folder.clone(), ..manifest.config.clone() }
+}
+
 /// The config and the plan of a run that is resumed. A run of a tfcheck that did not keep its plan has the cells of the
 /// config that `run.json` lists, after `adapt`.
 fn resumed(folder: &RunFolder, adapt: fn(&mut Plan)) -> Result<(config::Loaded, Plan)> {
     let manifest = folder.manifest()?;
     let path = folder.path().join("config.toml");
-    let config = Config { folder: manifest.folder.clone(), ..manifest.config.clone() };
+    let config = of_run(&manifest);
     // The manifest has the config; its text is kept for people, and a full disk may have kept it from being written.
     let text = match bounds::file::read_text(&path, CONFIG_BYTES) {
         Ok(text) => text,
@@ -455,6 +516,20 @@ fn resumed(folder: &RunFolder, adapt: fn(&mut Plan)) -> Result<(config::Loaded, 
     Ok((config::Loaded { config, text, path: Some(path) }, plan))
 }
 
+/// Whether a program speaks the worker protocol.
+fn check_worker(arguments: &crate::cli::CheckWorker) -> Result<ExitCode> {
+    let settings = checkpoint::Settings::new(cache_folder()?);
+    let checkpoint = checkpoint::resolve(&arguments.checkpoint, &settings, &mut |_| {})?;
+    let found = check_worker::check(&check_worker::Subject {
+        program: &arguments.program,
+        checkpoint: &checkpoint,
+        timeout: Duration::from_secs(arguments.timeout),
+        stop: &*stop_on_signals()?,
+    })?;
+    say(&found.to_string())?;
+    Ok(found.exit_code())
+}
+
 fn serve(arguments: &crate::cli::Worker) -> Result<ExitCode> {
     let cuda = models::cuda::driver::Setting {
         pythons: arguments.pythons.clone(),
@@ -462,7 +537,7 @@ fn serve(arguments: &crate::cli::Worker) -> Result<ExitCode> {
         ..models::cuda::driver::Setting::default()
     };
     let mut engine = worker::engine(arguments.upstream, cuda);
-    worker::serve(engine.as_mut()).into_diagnostic().wrap_err("the worker lost its descriptors")?;
+    worker::run(engine.as_mut()).into_diagnostic().wrap_err("the worker lost its descriptors")?;
     Ok(ExitCode::Agree)
 }
 

@@ -90,6 +90,8 @@ pub enum Command {
     Compare(Compare),
     /// Find the first module at which two variants diverge.
     Localize(Localize),
+    /// Find what a variant that diverges computes instead, by making another one commit the same mistake.
+    Diagnose(Diagnose),
     /// List what tfcheck has built in.
     #[command(subcommand)]
     List(List),
@@ -108,6 +110,8 @@ pub enum Command {
     Explain(Explain),
     /// Record transformers' logits, so that a port can be tested against them without Python.
     Record(Record),
+    /// Check request by request whether a program speaks the worker protocol.
+    CheckWorker(CheckWorker),
     /// Serve one cell of a native model on the worker descriptors.
     #[command(hide = true)]
     Worker(Worker),
@@ -211,6 +215,9 @@ pub struct Compare {
 pub struct Bisect {
     /// Config that supplies checkpoints and inputs; its `versions` are ignored. Default: ./tfcheck.toml, or a built-in config if that does not exist.
     pub config: Option<PathBuf>,
+    /// Take checkpoints and inputs from this run instead.
+    #[arg(long, value_name = "RUN", conflicts_with = "config")]
+    pub run: Option<PathBuf>,
     /// Checkpoint that replaces the config's, as in `tfcheck run`; repeatable.
     #[arg(long = "checkpoint", value_name = "SOURCE")]
     pub checkpoints: Vec<String>,
@@ -245,7 +252,7 @@ pub struct Bisect {
     #[arg(long, value_name = "COMMAND", requires = "command_repository")]
     pub build: Option<String>,
     /// Complete an interrupted bisection with its own options, keeping its finished steps.
-    #[arg(long, value_name = "BISECTION", conflicts_with_all = ["config", "checkpoints", "good", "bad", "test", "scan", "pre", "yanked", "repository", "command_repository", "command", "build", "results"])]
+    #[arg(long, value_name = "BISECTION", conflicts_with_all = ["config", "run", "checkpoints", "good", "bad", "test", "scan", "pre", "yanked", "repository", "command_repository", "command", "build", "results"])]
     pub resume: Option<PathBuf>,
     /// Folder in which the bisection folder is created.
     #[arg(long, value_name = "FOLDER", default_value = "results")]
@@ -303,6 +310,9 @@ pub struct Record {
     /// Number of real positions whose logits are kept, evenly spaced and including each sequence's last. Default: all.
     #[arg(long, value_name = "N")]
     pub positions: Option<usize>,
+    /// Also keep the outputs of modules that match this glob over their paths, such as `model.layers.*`, so that a failing test names the first one that departs; repeatable.
+    #[arg(long = "modules", value_name = "GLOB")]
+    pub modules: Vec<String>,
     /// Folder in which the run folder is created.
     #[arg(long, value_name = "FOLDER", default_value = "results")]
     pub results: PathBuf,
@@ -340,6 +350,27 @@ pub struct Localize {
     /// Disk space for captured tensors: 512MiB, 2GiB.
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = size)]
     pub max_disk: u64,
+}
+
+/// Arguments of `tfcheck diagnose`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Diagnose {
+    /// The variant that is made to commit mistakes, as `tfcheck plan` lists it: a transformers version or a native model.
+    pub trusted: String,
+    /// The variant that diverges from it, of any kind.
+    pub suspect: String,
+    /// Config file. Default: ./tfcheck.toml, or a built-in config if that does not exist.
+    #[arg(long, value_name = "FILE", conflicts_with = "run")]
+    pub config: Option<PathBuf>,
+    /// Take the variants from this finished run, and regenerate its reports.
+    #[arg(long, value_name = "RUN")]
+    pub run: Option<PathBuf>,
+    /// Diagnose only in this case. Default: every case.
+    #[arg(long, value_name = "NAME")]
+    pub case: Option<String>,
+    /// Time limit for each case in seconds; what was found until then is reported.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub seconds: u64,
 }
 
 /// dtypes as the command line names them.
@@ -449,6 +480,20 @@ fn dtype(text: &str) -> Result<Dtype, String> {
         .into_iter()
         .find(|&dtype| dtype_name(dtype) == text)
         .ok_or_else(|| "one of f64, f32, bf16, f16".to_owned())
+}
+
+/// Arguments of `tfcheck check-worker`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct CheckWorker {
+    /// Checkpoint that the program loads: hub id, folder, GGUF file or synthetic:MODEL_TYPE.
+    #[arg(long, value_name = "SOURCE", default_value = "synthetic:llama:tiny")]
+    pub checkpoint: String,
+    /// Seconds that one request may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub timeout: u64,
+    /// The program and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    pub program: Vec<String>,
 }
 
 /// Arguments of the hidden `tfcheck worker`.

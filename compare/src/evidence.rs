@@ -39,10 +39,13 @@ pub enum Evidence {
         /// Number of compared values.
         elements: u64,
     },
-    /// The two sides were compared with each other, because there is no float64 result.
+    /// The two sides were compared with each other, because there is no float64 result that can be relied on.
     Tolerance {
         /// Outcome of the comparison.
         found: ByTolerance,
+        /// The float64 results that are not used; `None` if there are none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        distrusted: Option<Distrusted>,
     },
     /// One side was compared with recorded logits.
     Recorded {
@@ -76,6 +79,18 @@ pub enum ByTolerance {
     },
     /// The difference exceeds the limit of the dtype.
     Beyond(Excess),
+    /// The difference exceeds the limit of the dtype, but the same programs agree in float32: it is rounding.
+    AgreesWider {
+        /// By how much.
+        excess: Excess,
+        /// The two float32 results.
+        wider: [String; 2],
+        /// `‖a − b‖ / max(‖a‖, ‖b‖)` of those.
+        #[serde(serialize_with = "figure")]
+        relative_l2: f64,
+        /// The side that differs more from its own float32 result.
+        worse: String,
+    },
     /// The difference is within the limit of the dtype.
     Within {
         /// `‖a − b‖ / max(‖a‖, ‖b‖)`.
@@ -163,6 +178,20 @@ pub enum ByOracles {
         #[serde(serialize_with = "figure")]
         peer_relative_l2: f64,
     },
+    /// A side differs from float64 by more than its dtype's limit, but the same program agrees in float32: it is rounding.
+    AgreesWider {
+        /// The side.
+        variant: String,
+        /// The float64 result.
+        oracle: String,
+        /// By how much.
+        excess: Excess,
+        /// The side's own program in float32.
+        wider: String,
+        /// Relative L2 of that one against the float64 result.
+        #[serde(serialize_with = "figure")]
+        relative_l2: f64,
+    },
     /// A side differs because its routers choose other experts at near-ties, see [`NearTies`].
     Routed {
         /// By how much.
@@ -234,6 +263,19 @@ pub enum Excess {
         /// The position.
         at: PositionIndex,
     },
+}
+
+/// Two float64 results that differ as float32 rounding does, while the same code is bitwise equal in float32: a part of
+/// one of them was computed in float32.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Distrusted {
+    /// Names of the two float64 variants.
+    pub oracles: [String; 2],
+    /// Relative L2 of the two.
+    #[serde(serialize_with = "figure")]
+    pub relative_l2: f64,
+    /// Names of the two float32 variants that are bitwise equal.
+    pub identical: [String; 2],
 }
 
 /// Counts of one side's NaN and infinite values.

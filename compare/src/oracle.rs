@@ -48,6 +48,7 @@ pub struct Oracles {
     own: Vec<Option<usize>>,
     any: Option<usize>,
     near_ties: Vec<(usize, Routing)>,
+    opaque: Vec<usize>,
 }
 
 impl Oracles {
@@ -67,7 +68,43 @@ impl Oracles {
                 find(&|other| other.path == *path).or_else(|| find(&|other| other.family == *family))
             })
             .collect();
-        Self { origins: origins.to_vec(), own, any: usable.first().copied(), near_ties: Vec::new() }
+        let any = usable.first().copied();
+        Self { origins: origins.to_vec(), own, any, near_ties: Vec::new(), opaque: Vec::new() }
+    }
+
+    /// Records variants that show no modules, so that only their logits can distinguish rounding from another function:
+    /// their own float32 result is then evidence for their lower dtypes.
+    #[must_use]
+    pub fn with_opaque(mut self, variants: impl IntoIterator<Item = usize>) -> Self {
+        self.opaque.extend(variants);
+        self
+    }
+
+    /// The float32 results of an opaque variant's own code, if its dtype is a lower one.
+    pub(super) fn wider<'a>(
+        &'a self,
+        matrix: &'a Matrix,
+        variant: usize,
+    ) -> impl Iterator<Item = usize> + 'a {
+        let is_lower = matches!(matrix.dtypes[variant], Dtype::Bf16 | Dtype::F16);
+        let is_opaque = self.opaque.contains(&variant) && is_lower;
+        (0..matrix.len()).filter(move |&other| {
+            is_opaque
+                && matrix.dtypes[other] == Dtype::F32
+                && self.origins[other].path == self.origins[variant].path
+        })
+    }
+
+    /// Two float32 results that are bitwise equal although one is of the code that computed the float64 result `a` and the
+    /// other of the code that computed `b`.
+    pub(super) fn identical_in_f32(&self, matrix: &Matrix, a: usize, b: usize) -> Option<[usize; 2]> {
+        let of = |oracle: usize| {
+            (0..matrix.len()).filter(move |&index| {
+                matrix.dtypes[index] == Dtype::F32 && self.own[index] == Some(oracle) && self.ran(index)
+            })
+        };
+        let is_equal = |a: usize, b: usize| matrix.compared(a, b).is_some_and(|pair| pair.identical);
+        of(a).find_map(|one| of(b).find(|&other| is_equal(one, other)).map(|other| [one, other]))
     }
 
     /// Records that `variant` is known to differ only because its routers choose other experts at near-ties (two router

@@ -29,25 +29,27 @@ impl PerDtype {
 }
 
 /// Limits of a verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Tolerances {
     /// Largest relative L2 of two float64 results of one mathematics.
     pub f64_agreement: f64,
     /// Largest relative L2, over all positions, that rounding in a dtype explains.
     #[serde(deserialize_with = "relative_l2")]
-    #[schemars(with = "PartialPerDtype")]
+    #[cfg_attr(feature = "schema", schemars(with = "PartialPerDtype"))]
     pub relative_l2: PerDtype,
     /// How many times `relative_l2` a single position, or a single token that stands out, may reach.
     pub local_factor: f64,
     /// `tol` of dynamo's rule, in units of logits.
     #[serde(deserialize_with = "dynamo")]
-    #[schemars(with = "PartialPerDtype")]
+    #[cfg_attr(feature = "schema", schemars(with = "PartialPerDtype"))]
     pub dynamo: PerDtype,
 }
 
 /// What a config names of a [`PerDtype`]; the rest keeps its default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct PartialPerDtype {
     /// For float64 variants.
@@ -84,7 +86,8 @@ fn dynamo<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<PerDtype,
 }
 
 /// What a checkpoint's own tolerances name; the rest is the run's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Overrides {
     /// Largest relative L2 of two float64 results of one mathematics.

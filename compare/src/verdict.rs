@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use super::Dtype;
 use super::evidence::{
-    Basis, Borrowed, ByOracles, ByTolerance, Comparison, Evidence, Excess, Large, NotFinite, Routing,
-    Unsteady,
+    Basis, Borrowed, ByOracles, ByTolerance, Comparison, Distrusted, Evidence, Excess, Large, NotFinite,
+    Routing, Unsteady,
 };
 use super::matrix::{Matrix, PairOutcome};
 use super::metrics::PairMetrics;
@@ -156,7 +156,7 @@ impl Judge<'_> {
         }
         match (self.oracles.of(a), self.oracles.of(b)) {
             (Some(oracle_a), Some(oracle_b)) => self.with_oracles((a, oracle_a), (b, oracle_b), pair),
-            _ => self.by_tolerance((a, b), pair),
+            _ => self.by_tolerance((a, b), pair, None),
         }
     }
 
@@ -186,8 +186,11 @@ impl Judge<'_> {
         let mut agreement = None;
         if oracle_a != oracle_b {
             let Some(between) = self.matrix.compared(oracle_a, oracle_b) else {
-                return self.by_tolerance((a, b), pair);
+                return self.by_tolerance((a, b), pair, None);
             };
+            if let Some(distrusted) = self.distrusted(oracle_a, oracle_b, between) {
+                return self.by_tolerance((a, b), pair, Some(distrusted));
+            }
             let limit = self.tolerances.f64_agreement;
             let (worst, at) = between.worst_position;
             let (relative_l2, worst) = if between.identical {
@@ -211,7 +214,7 @@ impl Judge<'_> {
                 continue;
             }
             match self.departure(variant, other, oracle) {
-                None => return self.by_tolerance((a, b), pair),
+                None => return self.by_tolerance((a, b), pair, None),
                 Some(Departure::Unexplained(found)) => return diverged(found),
                 Some(departure) => sides.push((variant, departure)),
             }
@@ -245,6 +248,20 @@ impl Judge<'_> {
         (decision, evidence(large, found))
     }
 
+    /// Whether two float64 results differ by no more than rounding in float32 explains while the same code is bitwise equal in
+    /// float32: then a part of one was computed in float32, and their difference shows nothing.
+    fn distrusted(&self, a: usize, b: usize, between: &PairMetrics) -> Option<Distrusted> {
+        if between.identical || self.excess(between, Dtype::F32, None).is_some() {
+            return None;
+        }
+        let relative_l2 = share(between);
+        if at_most(relative_l2, self.tolerances.f64_agreement) {
+            return None;
+        }
+        let identical = self.oracles.identical_in_f32(self.matrix, a, b)?.map(|index| self.name(index));
+        Some(Distrusted { oracles: [a, b].map(|index| self.name(index)), relative_l2, identical })
+    }
+
     /// Classifies a variant's difference from its float64 result; `None` if the two cannot be compared.
     fn departure(&self, variant: usize, other: usize, oracle: usize) -> Option<Departure> {
         let dtype = self.matrix.dtypes[variant];
@@ -265,7 +282,7 @@ impl Judge<'_> {
             .filter_map(|index| Some((index, self.matrix.compared(index, self.oracles.own(index)?)?)))
             .min_by(|(_, a), (_, b)| share(a).total_cmp(&share(b)));
         let is_own = self.oracles.own(variant).is_some();
-        let oracle = self.name(oracle);
+        let (of, oracle) = (oracle, self.name(oracle));
         Some(match reference {
             Some((index, known)) if self.excess(own, dtype, Some(known)).is_none() => {
                 let (peer, peer_relative_l2) = (self.name(index), share(known));
@@ -286,11 +303,52 @@ impl Judge<'_> {
                 Some(routing) => {
                     Departure::Routed(ByOracles::Routed { excess, routing: Routing::clone(routing) })
                 }
-                None => {
-                    Departure::Unexplained(ByOracles::Unexplained { variant: name, oracle, is_own, excess })
-                }
+                None => match self.agrees_wider(variant, of) {
+                    Some((wider, relative_l2)) => Departure::Worse(ByOracles::AgreesWider {
+                        variant: name,
+                        oracle,
+                        excess,
+                        wider,
+                        relative_l2,
+                    }),
+                    None => Departure::Unexplained(ByOracles::Unexplained {
+                        variant: name,
+                        oracle,
+                        is_own,
+                        excess,
+                    }),
+                },
             },
         })
+    }
+
+    /// The float32 result of an opaque variant's own program that agrees with the result `with`, and their relative L2.
+    fn agrees_wider(&self, variant: usize, with: usize) -> Option<(String, f64)> {
+        let apart = |wider: usize| {
+            let pair = self.matrix.compared(wider, with)?;
+            self.excess(pair, Dtype::F32, None).is_none().then(|| (self.name(wider), share(pair)))
+        };
+        self.oracles.wider(self.matrix, variant).find_map(apart)
+    }
+
+    /// Whether two variants of which no float64 result exists agree in float32, so that their difference in a lower dtype is
+    /// rounding.
+    fn agree_wider(&self, a: usize, b: usize, excess: &Excess) -> Option<(Decision, ByTolerance)> {
+        let sides = [a, b].map(|side| {
+            let wider = self.oracles.wider(self.matrix, side).next();
+            (side, if self.matrix.dtypes[side] == Dtype::F32 { Some(side) } else { wider })
+        });
+        let [(a, Some(wide_a)), (b, Some(wide_b))] = sides else { return None };
+        let pair = self.matrix.compared(wide_a, wide_b)?;
+        let own = |side, wide| self.matrix.compared(side, wide).map_or(0.0, share);
+        let worse = self.name(if own(a, wide_a) > own(b, wide_b) { a } else { b });
+        let found = ByTolerance::AgreesWider {
+            excess: excess.clone(),
+            wider: [wide_a, wide_b].map(|index| self.name(index)),
+            relative_l2: share(pair),
+            worse: worse.clone(),
+        };
+        self.excess(pair, Dtype::F32, None).is_none().then_some((Decision::WorseRounding { worse }, found))
     }
 
     /// Decides whether one side rounds worse, when both differ from the oracle by rounding only.
@@ -317,17 +375,27 @@ impl Judge<'_> {
         (Decision::WorseRounding { worse: worse.clone() }, found(Comparison::BeyondDynamo { worse }))
     }
 
-    fn by_tolerance(&self, (a, b): (usize, usize), pair: &PairMetrics) -> (Decision, Evidence) {
-        let dtype = pair.lower_dtype;
+    fn by_tolerance(
+        &self,
+        (a, b): (usize, usize),
+        pair: &PairMetrics,
+        distrusted: Option<Distrusted>,
+    ) -> (Decision, Evidence) {
+        // Two float64 results that are not used differ as float32 does.
+        let dtype = match pair.lower_dtype {
+            Dtype::F64 if distrusted.is_some() => Dtype::F32,
+            dtype => dtype,
+        };
         let (decision, found) = if pair.l2.is_nan() {
             (Decision::Diverged, ByTolerance::NotFinite { sides: self.not_finite(a, b, pair) })
         } else if let Some(excess) = self.excess(pair, dtype, None) {
-            (Decision::Diverged, ByTolerance::Beyond(excess))
+            let beyond = || (Decision::Diverged, ByTolerance::Beyond(excess.clone()));
+            self.agree_wider(a, b, &excess).unwrap_or_else(beyond)
         } else {
             let limit = self.tolerances.relative_l2.of(dtype);
             (Decision::SameMathematics, ByTolerance::Within { relative_l2: share(pair), dtype, limit })
         };
-        (decision, Evidence::Tolerance { found })
+        (decision, Evidence::Tolerance { found, distrusted })
     }
 
     /// The first measure by which a pair exceeds the rounding of `dtype`: overall, at one position or at one token (an

@@ -47,10 +47,12 @@ const NEUTRAL: &[&str] = &[
     "gradient_checkpointing",
     "id2label",
     "initializer_cutoff_factor",
+    "init_std",
     "initializer_range",
     "is_decoder",
     "is_encoder_decoder",
     "label2id",
+    "layerdrop",
     "length_penalty",
     "mask_token_id",
     "max_length",
@@ -343,11 +345,16 @@ impl ConfigReader {
     }
 }
 
+/// Whether a key at the top level of `config.json` never affects the result of a forward pass.
+pub fn is_neutral(key: &str) -> bool {
+    let is_dropout = ["_dropout", "_dropout_prob", "_pdrop"].iter().any(|ending| key.ends_with(ending));
+    is_dropout || NEUTRAL.contains(&key)
+}
+
 fn collect_unread(map: &Map<String, Value>, prefix: &str, read: &BTreeSet<String>, unread: &mut Vec<String>) {
     for (key, value) in map {
         let path = format!("{prefix}{key}");
-        let dropout = ["_dropout", "_dropout_prob", "_pdrop"].iter().any(|ending| key.ends_with(ending));
-        let neutral = prefix.is_empty() && (dropout || NEUTRAL.contains(&key.as_str()));
+        let neutral = prefix.is_empty() && is_neutral(key);
         match value {
             _ if value.is_null() || neutral => {}
             Value::Object(_) if read.contains(&format!("{path}.*")) => {}

@@ -19,8 +19,6 @@ mod pass;
 mod replay;
 mod rows;
 mod space;
-#[cfg(test)]
-mod tests;
 mod weights;
 
 pub(crate) use attention::{AttentionShape, DeviceBias, DeviceRope, DeviceTable, attend};

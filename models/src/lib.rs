@@ -10,6 +10,7 @@ mod check;
 mod checkpoints;
 mod config;
 pub mod cuda;
+mod deviations;
 mod error;
 mod fused;
 mod inputs;
@@ -53,7 +54,8 @@ mod xlm_roberta;
 
 pub use cache::Cache;
 pub use check::check_config;
-pub use config::ConfigReader;
+pub use config::{ConfigReader, is_neutral};
+pub use deviations::Deviation;
 pub use error::{Error, Result};
 pub use inputs::{Inputs, PassInputs};
 pub use load::{Loaded, load, load_on_gpu};

@@ -9,6 +9,7 @@ use crate::cache::Cache;
 use crate::check::check_config;
 use crate::config::ConfigReader;
 use crate::cuda::{Dtype, Gpu, PassCounts, Replays, Space};
+use crate::deviations::Deviation;
 use crate::error::{Error, Result};
 use crate::fused::{Host, Workspace};
 use crate::inputs::Inputs;
@@ -29,6 +30,8 @@ pub struct Loaded {
     pub unread_keys: Vec<String>,
     /// Tensors of the checkpoint that the architecture did not read.
     pub unread_tensors: Vec<String>,
+    /// Mistakes that the eager backend makes on purpose; none after loading.
+    pub deviations: Vec<Deviation>,
 }
 
 /// Loads a checkpoint folder: `config.json` and `model.safetensors`, single or sharded.
@@ -81,6 +84,7 @@ fn load_in(folder: &Path, options: &Options, workspace: Option<Workspace>) -> Re
         workspace: weights.workspace().cloned(),
         unread_keys: config.unread_keys(),
         unread_tensors: weights.unread(),
+        deviations: Vec::new(),
     })
 }
 
@@ -141,6 +145,7 @@ impl Loaded {
             cache,
             probe,
         )?;
+        pass.deviate(&self.deviations);
         let output = match &self.workspace {
             Some(Workspace::Gpu(space)) => self.replays.run(space, &*self.model, &mut pass),
             _ => self.model.forward(&mut pass),

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::cache::Cache;
 use crate::cuda::DevicePass;
+use crate::deviations::Deviation;
 use crate::error::{Error, Result};
 use crate::fused::Workspace;
 use crate::inputs::{Inputs, Keys, PassInputs, Vectors};
@@ -51,6 +52,7 @@ pub struct Pass<'a> {
     running: Vec<String>,
     /// Inputs that the probe has replaced so far.
     replaced: usize,
+    deviations: Vec<Deviation>,
 }
 
 impl<'a> Pass<'a> {
@@ -89,7 +91,24 @@ impl<'a> Pass<'a> {
             probe,
             running: Vec::new(),
             replaced: 0,
+            deviations: Vec::new(),
         })
+    }
+
+    /// Makes these mistakes on purpose.
+    pub(crate) fn deviate(&mut self, deviations: &[Deviation]) {
+        self.deviations.extend_from_slice(deviations);
+    }
+
+    /// Whether the forward pass makes this mistake on purpose.
+    pub(crate) fn deviates(&self, deviation: Deviation) -> bool {
+        self.deviations.contains(&deviation)
+    }
+
+    /// Whether the forward pass leaves out the norm at this path on purpose.
+    pub(crate) fn lacks_norm(&self, path: &str) -> bool {
+        let is_it = |known: &Deviation| matches!(known, Deviation::NormAbsent(name) if path.rsplit('.').next() == Some(*name));
+        self.deviations.iter().any(is_it)
     }
 
     /// Whether the forward pass has a cache, even an empty one.

@@ -230,6 +230,7 @@ mod tests {
             limits_from: "a test".into(),
             tfcheck: "0.1.0".into(),
             tensors_sha256: String::new(),
+            modules: Vec::new(),
         };
         let tensors = Tensors {
             input_ids: vec![5, 6, 7, 0, 8, 9],
@@ -237,6 +238,7 @@ mod tests {
             position_ids: vec![0, 1, 2, 0, 0, 1],
             places,
             logits,
+            modules: Vec::new(),
         };
         Recording::write(folder, &recorded, &tensors).unwrap();
         Recording::open(folder).unwrap()

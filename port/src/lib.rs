@@ -1,4 +1,8 @@
-//! Tests a port against transformers in one line, with logits that `tfcheck record` wrote.
+//! For the author of a candle port of a transformers model.
+//!
+//! - [`assert_port!`] tests a port against transformers in one line, with logits that `tfcheck record` wrote.
+//! - [`serve`] makes a port a variant of `tfcheck run`, in a `main` of a few lines.
+//! - [`probe!`] shows the port's modules, so that tfcheck names the first one that departs.
 //!
 //! ```no_run
 //! # use candle_core::{Result, Tensor};
@@ -15,7 +19,11 @@
 
 mod checkpoint;
 mod judge;
+mod modules;
+mod probe;
 mod recording;
+mod serve;
+pub mod worker;
 
 use std::fmt::Display;
 use std::path::Path;
@@ -24,12 +32,18 @@ use candle_core::{DType, Device, Tensor};
 use compare::Dtype;
 use compare::logits::Values;
 
+use modules::Modules;
+
 pub use compare::metrics::PairMetrics;
 pub use compare::verdict::{Decision, Verdict};
 pub use judge::Judgement;
+pub use probe::{Probe, module, output};
+pub use protocol;
 pub use recording::{
-    Error, FileDigests, Inputs, Limits, Recorded, Recording, Reference, SCHEMA_VERSION, Tensors, file_sha256,
+    Error, FileDigests, Inputs, Limits, Module, Recorded, Recording, Reference, SCHEMA_VERSION, Tensors,
+    by_position, file_sha256,
 };
+pub use serve::{Port, Running, serve};
 
 /// Panics unless a port agrees with a recording; the message has the verdict, the metrics and the worst
 /// position.
@@ -57,13 +71,14 @@ pub fn assert_port_at<E: Display>(folder: &Path, port: impl FnOnce(&Inputs) -> R
         Ok(recording) => recording,
         Err(error) => panic!("{error}"),
     };
-    let logits = match port(recording.inputs()) {
+    let (logits, modules) = probe::with(Modules::new(&recording), || port(recording.inputs()));
+    let logits = match logits {
         Ok(logits) => logits,
         Err(error) => panic!("the port failed on the inputs of {}: {error}", folder.display()),
     };
     match recording.judge(&logits) {
         Ok(judgement) if judgement.verdict.decision.agrees() => {}
-        Ok(judgement) => panic!("{judgement}"),
+        Ok(judgement) => panic!("{judgement}{}", modules.first_departure(&recording, &judgement)),
         Err(error) => panic!("{error}"),
     }
 }

@@ -96,6 +96,9 @@ pub struct Recorded {
     pub tfcheck: String,
     /// SHA-256 in hex of `recording.safetensors`.
     pub tensors_sha256: String,
+    /// Paths of the modules whose outputs are recorded, in the order of their calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub modules: Vec<String>,
 }
 
 /// The recorded variant.
@@ -133,6 +136,40 @@ pub struct Tensors {
     pub places: Vec<[i64; 2]>,
     /// The recorded logits, `[places, vocab_size]`.
     pub logits: Vec<f64>,
+    /// Outputs of modules, in the order of [`Recorded::modules`].
+    pub modules: Vec<Module>,
+}
+
+/// The recorded output of one module.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Module {
+    /// Its path in transformers.
+    pub path: String,
+    /// `[places, width]`.
+    pub values: Vec<f32>,
+}
+
+/// Values of a tensor with one vector for each position, `[batch, seq, width]`, and the width: those of `[batch * seq, …]`,
+/// of `[batch, seq, …]`, or of `[batch, heads, seq, width]` with the heads side by side. `None` for other shapes.
+pub fn by_position(values: Vec<f64>, shape: &[usize], batch: usize, seq: usize) -> Option<(Vec<f64>, usize)> {
+    match *shape {
+        [all, width] if all == batch * seq => Some((values, width)),
+        [b, s, width] if (b, s) == (batch, seq) => Some((values, width)),
+        [b, s, heads, width] if (b, s) == (batch, seq) && heads != seq => Some((values, heads * width)),
+        [b, heads, s, width] if (b, s) == (batch, seq) && width != seq => {
+            let mut turned = Vec::with_capacity(values.len());
+            for row in 0..batch {
+                for position in 0..seq {
+                    for head in 0..heads {
+                        let begin = ((row * heads + head) * seq + position) * width;
+                        turned.extend_from_slice(values.get(begin..begin + width)?);
+                    }
+                }
+            }
+            Some((turned, heads * width))
+        }
+        _ => None,
+    }
 }
 
 /// The inputs of a port, on the CPU.
@@ -228,16 +265,23 @@ impl Tensors {
         let logits: Vec<u8> = self.logits.iter().flat_map(|value| value.to_le_bytes()).collect();
         let grid = vec![recorded.batch, recorded.seq];
         let places = self.places.len();
-        let parts = [
-            ("input_ids", Dtype::I64, grid.clone(), integers(&self.input_ids)),
-            ("attention_mask", Dtype::I64, grid.clone(), integers(&self.attention_mask)),
-            ("position_ids", Dtype::I64, grid, integers(&self.position_ids)),
-            ("places", Dtype::I64, vec![places, 2], integers(self.places.as_flattened())),
-            ("logits", Dtype::F64, vec![places, recorded.vocab_size], logits),
+        let mut parts = vec![
+            ("input_ids".to_owned(), Dtype::I64, grid.clone(), integers(&self.input_ids)),
+            ("attention_mask".to_owned(), Dtype::I64, grid.clone(), integers(&self.attention_mask)),
+            ("position_ids".to_owned(), Dtype::I64, grid, integers(&self.position_ids)),
+            ("places".to_owned(), Dtype::I64, vec![places, 2], integers(self.places.as_flattened())),
+            ("logits".to_owned(), Dtype::F64, vec![places, recorded.vocab_size], logits),
         ];
+        for module in &self.modules {
+            let width = module.values.len() / places.max(1);
+            let bytes = module.values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            parts.push((tensor_name(&module.path), Dtype::F32, vec![places, width], bytes));
+        }
         let views = parts
             .iter()
-            .map(|(name, dtype, shape, bytes)| Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?)))
+            .map(|(name, dtype, shape, bytes)| {
+                Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?))
+            })
             .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
         views.and_then(|views| safetensors::serialize(views, None)).map_err(|error| error.to_string())
     }
@@ -271,12 +315,24 @@ impl Tensors {
             return Err("holds places outside its inputs, or none".into());
         }
         let logits = words("logits", Dtype::F64, &[count, recorded.vocab_size])?;
+        let mut modules = Vec::new();
+        for path in &recorded.modules {
+            let name = tensor_name(path);
+            let view = file.tensor(&name).map_err(|_| format!("has no tensor {name}"))?;
+            let is_right = view.dtype() == Dtype::F32 && view.shape().first() == Some(&count);
+            if !is_right || view.shape().len() != 2 {
+                return Err(format!("holds a {name} of {:?} {:?}", view.dtype(), view.shape()));
+            }
+            let values = view.data().as_chunks::<4>().0.iter().map(|&word| f32::from_le_bytes(word));
+            modules.push(Module { path: path.clone(), values: values.collect() });
+        }
         Ok(Self {
             input_ids: integers("input_ids", &grid)?,
             attention_mask: integers("attention_mask", &grid)?,
             position_ids: integers("position_ids", &grid)?,
             places,
             logits: logits.into_iter().map(f64::from_le_bytes).collect(),
+            modules,
         })
     }
 
@@ -291,6 +347,11 @@ impl Tensors {
             position_ids: tensor(&self.position_ids)?,
         })
     }
+}
+
+/// The tensor that holds a module's output.
+fn tensor_name(path: &str) -> String {
+    format!("module:{path}")
 }
 
 /// SHA-256 of a file, in hex.

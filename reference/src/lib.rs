@@ -14,8 +14,9 @@ mod source;
 mod uv;
 mod worker;
 
+pub use ::protocol;
+pub use ::protocol::yardstick;
 pub use bridge::versions::{Dialect, RopeForm, Versions, WrongShapes, release};
-pub use bridge::{protocol, yardstick};
 pub use embedded::bridge_digest;
 pub use environment::{
     Environment, Python, Specification, TorchBackend, forget, interpreter, prepare, prepare_all, torch_cuda,

@@ -75,6 +75,7 @@ pub fn config(base: &Config, options: &BenchOptions) -> Result<Config> {
             rounds: options.rounds,
             trace: false,
             noise: false,
+            diagnose_s: 0,
             oracle: false,
             baseline: None,
             fail_on: Vec::new(),

@@ -135,7 +135,10 @@ fn load<'a>(folder: &RunFolder, manifest: &'a Manifest, case: &'a Case, pair: [&
     let near_ties = assess::near_ties_of_a_cache(folder, manifest, (case, &chosen), &localized, &mask)?;
     let known = Known { localized: &localized, near_ties: &near_ties };
     let mut view = assess::case_view((case, known), None, chosen, &entries, Some(&mask), tolerances)?;
-    view.localized.retain(|found| [pair, [pair[1], pair[0]]].contains(&[&*found.a, &*found.b]));
+    let of_pair = |one: &str, other: &str| [pair, [pair[1], pair[0]]].contains(&[one, other]);
+    view.diagnosed = folder.diagnosed()?;
+    view.diagnosed.retain(|found| found.case == case.name && of_pair(&found.trusted, &found.suspect));
+    view.localized.retain(|found| of_pair(&found.a, &found.b));
     Ok(Pair {
         run: folder.path().display().to_string(),
         view,

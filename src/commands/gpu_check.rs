@@ -22,6 +22,7 @@ use std::time::Duration;
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use models::cuda::Gpu;
 use models::cuda::driver::{Driver, OpenError, Setting};
+use reference::protocol::glob;
 
 use crate::commands::run::{self, Destination, RunRequest};
 use crate::execute::progress::Progress;
@@ -29,7 +30,7 @@ use crate::execute::schedule::Turn;
 use crate::judge::exit_code::ExitCode;
 use crate::spec::config::{Config, Device};
 use crate::spec::machine::{self, Machine};
-use crate::spec::plan::{Plan, glob};
+use crate::spec::plan::Plan;
 use budget::{Budget, Stop, Watch, fitting};
 use items::{Item, Work};
 use report::{Done, Found, Report, State};

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod bisect;
+pub mod check_worker;
 pub mod compare;
 pub mod explain;
 pub mod gpu_check;

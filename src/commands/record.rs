@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
-use reference::protocol::{Dtype, LOGITS, Mode, Positions};
+use reference::protocol::{CapturedModule, Dtype, LOGITS, Mode, Positions};
 use safetensors::SafeTensors;
-use tfcheck_port::{Limits, Recorded, Recording, Reference, SCHEMA_VERSION, Tensors, file_sha256};
+use tfcheck_port::{
+    Limits, Module, Recorded, Recording, Reference, SCHEMA_VERSION, Tensors, by_position, file_sha256,
+};
 
+use crate::commands::run::{self, RunRequest};
 use crate::commands::scoreboard;
 use crate::execute::cell::{Cell, Completed, Outcome};
 use crate::judge::assess;
@@ -41,6 +44,7 @@ pub fn config(base: &Config) -> Result<Config> {
             attention: base.run.attention.iter().take(1).copied().collect(),
             trace: false,
             noise: false,
+            diagnose_s: 0,
             oracle: true,
             baseline: None,
             fail_on: Vec::new(),
@@ -70,11 +74,21 @@ pub fn plan(config: &Config, filters: &Filters) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Writes the recording of a finished run of [`config`]; returns a summary of a few lines.
+/// What goes into a recording, and where.
+pub struct Out<'a> {
+    /// The recording's folder.
+    pub folder: &'a Path,
+    /// Number of real positions to keep; all if `None`.
+    pub positions: Option<usize>,
+    /// Globs over the paths of the modules whose outputs are kept.
+    pub modules: &'a [String],
+}
+
+/// Writes the recording of `run`, a finished run of `request`; returns a summary of a few lines.
 ///
 /// # Errors
-/// When no cell has logits, or a file cannot be read or written.
-pub fn write(run: &Path, cache: &Path, out: &Path, positions: Option<usize>) -> Result<String> {
+/// When no cell has logits, its modules cannot be captured, or a file cannot be read or written.
+pub fn write(run: &Path, request: &RunRequest, out: &Out) -> Result<String> {
     let folder = RunFolder::open(run)?;
     let manifest = folder.manifest()?;
     let case = manifest.cases.first().ok_or_else(|| miette!("{} holds no case", run.display()))?;
@@ -88,7 +102,7 @@ pub fn write(run: &Path, cache: &Path, out: &Path, positions: Option<usize>) -> 
         let is_real = |position: &usize| batch.attention_mask[row * batch.seq + position] != 0;
         real.extend((0..batch.seq).filter(is_real).map(|position| [row as i64, position as i64]));
     }
-    let places = chosen(&real, positions);
+    let places = chosen(&real, out.positions);
     let [_, seq, vocab_size] = completed.shape[..] else {
         return Err(miette!("{} has logits of shape {:?}", cell.name, completed.shape));
     };
@@ -96,6 +110,13 @@ pub fn write(run: &Path, cache: &Path, out: &Path, positions: Option<usize>) -> 
     let row = |place: &[i64; 2]| (place[0] as usize * seq + place[1] as usize) * vocab_size;
     let logits = places.iter().flat_map(|place| all[row(place)..][..vocab_size].iter().copied()).collect();
 
+    let modules = if out.modules.is_empty() {
+        Vec::new()
+    } else {
+        let scratch = tempfile::tempdir().into_diagnostic()?;
+        let captured = run::modules(request, &cell.name, out.modules, scratch.path())?;
+        module_outputs(&captured, &scratch.path().join("modules"), &places, (batch.batch, seq))?
+    };
     let view = assess::view(&folder, &manifest, std::slice::from_ref(&cells), &manifest.config.tolerances)?;
     let accuracies = view.cases.iter().flat_map(|case| &case.accuracies);
     let reference_rmse = accuracies
@@ -103,7 +124,7 @@ pub fn write(run: &Path, cache: &Path, out: &Path, positions: Option<usize>) -> 
         .map(|(cell, rmse)| (dtype_name(cell.variant.dtype).to_owned(), rmse))
         .collect();
     let wanted = &manifest.config.checkpoints[0];
-    let (source, file_digests) = digests(wanted, cache, manifest.config.run.seed)?;
+    let (source, file_digests) = digests(wanted, request.cache, manifest.config.run.seed)?;
     let recorded = Recorded {
         schema_version: SCHEMA_VERSION,
         checkpoint: source,
@@ -124,6 +145,7 @@ pub fn write(run: &Path, cache: &Path, out: &Path, positions: Option<usize>) -> 
         limits_from: limits_from(&manifest.config.tolerances),
         tfcheck: env!("CARGO_PKG_VERSION").to_owned(),
         tensors_sha256: String::new(),
+        modules: modules.iter().map(|module| module.path.clone()).collect(),
     };
     let tensors = Tensors {
         input_ids: batch.input_ids,
@@ -131,17 +153,19 @@ pub fn write(run: &Path, cache: &Path, out: &Path, positions: Option<usize>) -> 
         position_ids: batch.position_ids,
         places,
         logits,
+        modules,
     };
-    let size = Recording::write(out, &recorded, &tensors).into_diagnostic()?;
+    let size = Recording::write(out.folder, &recorded, &tensors).into_diagnostic()?;
     Ok(format!(
-        "recorded {} of {} positions of {} in {}: {}, {}\nits test: tfcheck_port::assert_port!(\"{}\", |inputs| …)",
+        "recorded {} of {} positions of {} and {} modules in {}: {}, {}\nits test: tfcheck_port::assert_port!(\"{}\", |inputs| …)",
         tensors.places.len(),
         real.len(),
         case.checkpoint,
+        recorded.modules.len(),
         recorded.reference.variant,
-        out.display(),
+        out.folder.display(),
         bytes(size),
-        out.display()
+        out.folder.display()
     ))
 }
 
@@ -175,6 +199,35 @@ fn chosen(real: &[[i64; 2]], most: Option<usize>) -> Vec<[i64; 2]> {
         picked.insert(step * (real.len() - 1) / (most - 1).max(1));
     }
     picked.into_iter().map(|index| real[index]).collect()
+}
+
+/// Outputs of modules at the recorded places, in the order of the calls: of each module's first call, where the output has a
+/// vector for each position.
+fn module_outputs(
+    captured: &[CapturedModule],
+    folder: &Path,
+    places: &[[i64; 2]],
+    (batch, seq): (usize, usize),
+) -> Result<Vec<Module>> {
+    let mut modules = Vec::new();
+    for module in captured.iter().filter(|module| module.call == 0) {
+        let Some(output) = &module.output else { continue };
+        let Some(file) = &output.file else { continue };
+        let path = folder.join(file);
+        let read = || format!("cannot read {}", path.display());
+        let content = std::fs::read(&path).into_diagnostic().wrap_err_with(read)?;
+        let count: usize = output.shape.iter().product();
+        let values: Vec<f64> = if content.len() == 8 * count {
+            content.as_chunks::<8>().0.iter().map(|&word| f64::from_le_bytes(word)).collect()
+        } else {
+            content.as_chunks::<4>().0.iter().map(|&word| f64::from(f32::from_le_bytes(word))).collect()
+        };
+        let Some((values, width)) = by_position(values, &output.shape, batch, seq) else { continue };
+        let of = |place: &[i64; 2]| &values[(place[0] as usize * seq + place[1] as usize) * width..][..width];
+        let values = places.iter().flat_map(|place| of(place).iter().map(|&value| value as f32)).collect();
+        modules.push(Module { path: module.path.clone(), values });
+    }
+    Ok(modules)
 }
 
 fn read_logits(path: &Path) -> Result<Vec<f64>> {

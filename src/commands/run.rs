@@ -1,7 +1,9 @@
 //! `tfcheck run`, in order: checkpoints, inputs, environments, cells, comparison, report.
 
+mod diagnose;
 mod keys;
 mod localize;
+mod modules;
 mod prepare;
 mod relations;
 mod runners;
@@ -28,7 +30,9 @@ use crate::spec::inputs;
 use crate::spec::machine::{self, Machine};
 use crate::spec::plan::{CellPlan, Plan};
 use crate::spec::variant;
+pub use diagnose::{WantedDiagnosis, diagnose};
 pub use localize::{Wanted, localize};
+pub use modules::modules;
 pub(crate) use prepare::specification;
 use prepare::{Preparation, PreparedCase};
 pub use relations::relations;
@@ -171,10 +175,15 @@ fn conclude(
     if is_localized && !folder.localized()?.is_empty() {
         folder.write_localized(&[])?;
     }
+    if is_localized && !folder.diagnosed()?.is_empty() {
+        folder.write_diagnosed(&[])?;
+    }
     let judge = || assess::view(folder, manifest, &cells, &request.config.tolerances);
     let mut view = judge()?;
     if is_localized {
-        view = localize::EndOfRun { request, folder, manifest, cases, runners }.localize(view, judge)?;
+        let end = localize::EndOfRun { request, folder, manifest, cases, runners };
+        view = end.localize(view, judge)?;
+        end.diagnose(&mut view)?;
     }
     report::publish(folder, manifest, &view, &request.config.tolerances, request.progress)
 }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use reference::protocol::{Forward, Load, Reply, Request, Time, Timed, Trace};
+use reference::protocol::{Dtype, Forward, Load, Reply, Request, Time, Timed, Trace};
 
 use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::execute::progress::{Progress, Task};
@@ -246,7 +246,11 @@ impl<'a> Schedule<'a> {
         }
         accepted::duration("the first forward pass", forwarded.elapsed_ns, timeout)?;
         accepted::peak(forwarded.peak_bytes)?;
-        verify_logits(&path, &forwarded.shape, forwarded.positions)?;
+        let stored = verify_logits(&path, &forwarded.shape, forwarded.positions)?.storage();
+        if job.load.dtype == Dtype::F64 && stored != compare::Dtype::F64 {
+            let stored = stored.name();
+            return Err(NoResult::Unsupported(format!("asked for float64, it wrote logits in {stored}")));
+        }
         let written = accepted::written(&path, self.stop)?;
         let mut notes = job.notes.clone();
         notes.extend(ready.notes);
@@ -268,7 +272,10 @@ impl<'a> Schedule<'a> {
             peak_bytes: forwarded.peak_bytes,
             unfinished: None,
             noise: None,
-            ignored_keys: ready.ignored_keys,
+            ignored_keys: ready.ignored_keys.map(|mut keys| {
+                keys.retain(|key| !models::is_neutral(key));
+                keys
+            }),
             translated: ready.translated,
             unread_tensors: ready.unread_tensors,
             graphs: forwarded.graphs,

@@ -1,117 +1,21 @@
-//! The native side of the worker protocol: the hidden `tfcheck worker` process.
+//! The workers inside tfcheck: the hidden `tfcheck worker` process.
 //!
-//! [`serve`] speaks the protocol for any [`Engine`]; `worker/` holds one engine per file.
+//! `tfcheck_port` answers the protocol's requests for any [`Engine`]; this folder holds one engine per file.
 
 pub mod candle;
 pub mod candle_transformers;
-mod capture;
-mod chrome_trace;
 mod failure;
 mod place;
-mod tensors;
-
-pub use failure::exception;
-use failure::unsupported;
-pub(crate) use place::EMULATOR;
-
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
-use std::ops::Range;
-use std::sync::mpsc;
-use std::time::Instant;
 
 use models::cuda::driver::Setting;
-use reference::protocol::{
-    Capture, Captured, Failed, Forward, Forwarded, Generate, Generated, Load, NewInputs, PROTOCOL_VERSION,
-    REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE, Ready, Replay, Replayed, Reply, Request, TakenInputs, Time,
-    Timed, Trace, forward_passes,
-};
-use reference::yardstick;
+pub use tfcheck_port::worker::{Engine, exception, peak_resident_bytes, run};
+
+pub(crate) use place::EMULATOR;
 
 /// Version of candle in this program, as `Cargo.lock` pins it.
 const CANDLE: &str = env!("TFCHECK_CANDLE_CORE");
 /// Version of candle-transformers in this program, as `Cargo.lock` pins it.
 const CANDLE_TRANSFORMERS: &str = env!("TFCHECK_CANDLE_TRANSFORMERS");
-
-/// The computation inside a worker process. Every method answers one request.
-pub trait Engine {
-    /// Loads the checkpoint and the inputs.
-    ///
-    /// # Errors
-    /// When the engine does not support the request, or a file lacks what it needs.
-    fn load(&mut self, load: &Load) -> Result<Ready, Failed>;
-
-    /// One full-sequence forward pass, or a prefill with decode steps; the logits are written to `forward.logits`.
-    ///
-    /// # Errors
-    /// When the pass fails or the logits cannot be written.
-    fn forward(&mut self, forward: &Forward) -> Result<Forwarded, Failed>;
-
-    /// One forward pass whose result is dropped; it is complete when this returns.
-    ///
-    /// # Errors
-    /// When the pass fails.
-    fn pass(&mut self) -> Result<(), Failed>;
-
-    /// Nanoseconds of one forward pass whose result is dropped, measured on the device if it has a clock.
-    ///
-    /// # Errors
-    /// When the pass fails.
-    fn timed_pass(&mut self) -> Result<u64, Failed> {
-        let start = Instant::now();
-        self.pass()?;
-        Ok(start.elapsed().as_nanos() as u64)
-    }
-
-    /// Peak memory so far in bytes; `None` if unknown.
-    fn peak_bytes(&self) -> Option<u64> {
-        peak_resident_bytes()
-    }
-
-    /// Nanoseconds of each of `tokens` tokens that are decoded one by one after the inputs; empty without a KV cache.
-    ///
-    /// # Errors
-    /// When a pass fails.
-    fn decode(&mut self, tokens: usize) -> Result<Vec<u64>, Failed>;
-
-    /// One forward pass as a Chrome trace.
-    ///
-    /// # Errors
-    /// When the pass fails or the trace cannot be written.
-    fn trace(&mut self, trace: &Trace) -> Result<(), Failed>;
-
-    /// One forward pass that writes inputs and outputs of modules.
-    ///
-    /// # Errors
-    /// When the engine exposes no modules, the pass fails or the tensors cannot be written.
-    fn capture(&mut self, _capture: &Capture) -> Result<Captured, Failed> {
-        Err(no_modules())
-    }
-
-    /// One forward pass in which one module is replayed with a stored input.
-    ///
-    /// # Errors
-    /// When the engine exposes no modules, the pass fails, or a file cannot be read or written.
-    fn replay(&mut self, _replay: &Replay) -> Result<Replayed, Failed> {
-        Err(no_modules())
-    }
-
-    /// Gives the loaded model other inputs.
-    ///
-    /// # Errors
-    /// When the engine cannot take others, or the file does not hold them.
-    fn inputs(&mut self, _inputs: &NewInputs) -> Result<TakenInputs, Failed> {
-        Err(unsupported("it takes its inputs only when it loads a model"))
-    }
-
-    /// Tokens that are generated greedily after the inputs.
-    ///
-    /// # Errors
-    /// When the engine generates nothing, or a forward pass fails.
-    fn generate(&mut self, _generate: &Generate) -> Result<Generated, Failed> {
-        Err(unsupported("it has no code that generates tokens"))
-    }
-}
 
 /// The engine of candle-transformers' ports if `upstream`, otherwise that of tfcheck's own models, which opens a GPU with
 /// `cuda`.
@@ -121,106 +25,6 @@ pub fn engine(upstream: bool, cuda: Setting) -> Box<dyn Engine> {
     } else {
         Box::new(candle::CandleEngine::new(cuda))
     }
-}
-
-/// Answers requests until `exit` or the end of the request stream.
-///
-/// # Errors
-/// When the descriptors cannot be opened or written.
-pub fn serve(engine: &mut dyn Engine) -> io::Result<()> {
-    let requests = File::open(descriptor(REQUEST_FD_VARIABLE, 3))?;
-    let mut replies = OpenOptions::new().write(true).open(descriptor(REPLY_FD_VARIABLE, 4))?;
-    for line in lines_until_abandoned(requests) {
-        let reply = match serde_json::from_str(&line) {
-            Ok(Request::Exit) => break,
-            // After a panic the worker answers nothing but `exit`, as after every failure.
-            Ok(request) => bounds::caught(|| answer(engine, &request))
-                .unwrap_or_else(|panic| Err(exception(format!("the native model {panic}"))))
-                .unwrap_or_else(Reply::Failed),
-            Err(error) => {
-                Reply::Failed(exception(format!("the request is not one that this worker knows: {error}")))
-            }
-        };
-        let mut line = serde_json::to_vec(&reply)?;
-        line.push(b'\n');
-        replies.write_all(&line)?;
-    }
-    Ok(())
-}
-
-/// Where the forward passes that were asked for begin and end; `None` for one over all tokens.
-///
-/// # Errors
-/// As [`forward_passes`].
-fn steps(prefill: Option<usize>, chunks: &[usize], seq: usize) -> Result<Option<Vec<Range<usize>>>, Failed> {
-    forward_passes(prefill, chunks, seq).map_err(exception)
-}
-
-fn no_modules() -> Failed {
-    unsupported("it exposes no modules")
-}
-
-/// Peak resident set of this process so far in bytes; `None` if the system does not report it.
-pub fn peak_resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
-}
-
-fn answer(engine: &mut dyn Engine, request: &Request) -> Result<Reply, Failed> {
-    match request {
-        Request::Load(load) if load.protocol != PROTOCOL_VERSION => Err(exception(format!(
-            "tfcheck speaks protocol {}, this worker {PROTOCOL_VERSION}",
-            load.protocol
-        ))),
-        Request::Load(load) => engine.load(load).map(Reply::Ready),
-        Request::Forward(forward) => engine.forward(forward).map(Reply::Forwarded),
-        Request::Time(time) => yardstick::beside(time, || timed(engine, time)).map(Reply::Timed),
-        Request::Trace(trace) => engine.trace(trace).map(|()| Reply::Traced),
-        Request::Capture(capture) => engine.capture(capture).map(Reply::Captured),
-        Request::Replay(replay) => engine.replay(replay).map(Reply::Replayed),
-        Request::Inputs(inputs) => engine.inputs(inputs).map(Reply::Taken),
-        Request::Generate(generate) => engine.generate(generate).map(Reply::Generated),
-        Request::Tokenize(_) => Err(unsupported("the native models have no tokenizer of their own")),
-        Request::Exit => Err(exception("`exit` is not answered")),
-    }
-}
-
-fn timed(engine: &mut dyn Engine, time: &Time) -> Result<Timed, Failed> {
-    for _ in 0..time.warm_up {
-        engine.pass()?;
-    }
-    let mut samples_ns = Vec::with_capacity(time.iterations);
-    for _ in 0..time.iterations {
-        samples_ns.push(engine.timed_pass()?);
-    }
-    let decode_ns = if time.decode == 0 { Vec::new() } else { engine.decode(time.decode)? };
-    Ok(Timed { samples_ns, decode_ns, peak_bytes: engine.peak_bytes(), yardstick_ns: None })
-}
-
-/// The path that reopens an inherited descriptor without unsafe code.
-fn descriptor(variable: &str, usual: u32) -> String {
-    let number = std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(usual);
-    format!("/dev/fd/{number}")
-}
-
-/// Request lines, read on a separate thread. The end of the stream means that tfcheck has exited, so this process group
-/// is killed at once.
-fn lines_until_abandoned(requests: File) -> mpsc::IntoIter<String> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(requests).lines() {
-            let Ok(line) = line else { break };
-            if sender.send(line).is_err() {
-                return;
-            }
-        }
-        // If the group cannot be signalled, the closed channel still ends this process.
-        let _ =
-            rustix::process::kill_process_group(rustix::process::getpgrp(), rustix::process::Signal::KILL);
-    });
-    receiver.into_iter()
 }
 
 #[cfg(test)]

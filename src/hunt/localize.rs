@@ -5,12 +5,15 @@
 //! second side with the first side's input, which distinguishes its own error from one in its input. Both sides
 //! compute in float64 if they can; a difference above [`Tolerances::f64_agreement`] is then more than rounding.
 
+mod arguments;
 pub(super) mod cached;
 mod capture;
 mod drive;
+mod execution;
 mod level;
 mod live;
 mod pair;
+mod replay;
 mod routed;
 pub(super) mod tensor;
 mod walk;

@@ -19,7 +19,7 @@ use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::results::environment::EnvironmentRecord;
 use crate::results::localized::Localized;
 use crate::results::{Case, Manifest, RunFolder};
-use crate::spec::variant::{Variant, measured_dtype, measured_positions};
+use crate::spec::variant::{Runner, Variant, measured_dtype, measured_positions};
 use beside_one_pass::Beside;
 pub use origin::{bears_on, origin};
 
@@ -45,7 +45,7 @@ pub fn view(
     cells: &[Vec<Cell>],
     tolerances: &Tolerances,
 ) -> Result<RunView> {
-    let localized = folder.localized()?;
+    let (localized, diagnosed) = (folder.localized()?, folder.diagnosed()?);
     let mut views: BTreeMap<usize, CaseView> = BTreeMap::new();
     // Cases with a KV cache come last, because they use the results of full-sequence forward passes.
     let mut order: Vec<usize> = (0..manifest.cases.len()).collect();
@@ -73,6 +73,7 @@ pub fn view(
         let mut view =
             case_view((case, known), manifest.baseline.as_deref(), cells, &entries, Some(&mask), tolerances)?;
         view.verdicts.extend(beside.into_iter().map(|found| found.verdict));
+        view.diagnosed = diagnosed.iter().filter(|found| found.case == case.name).cloned().collect();
         views.insert(index, view);
     }
     let record = folder.environment();
@@ -119,6 +120,9 @@ pub fn case_view(
             oracles = oracles.with_near_ties(index, routing.clone());
         }
     }
+    let is_opaque = |cell: &Cell| matches!(cell.variant.runner, Runner::CandleTransformers | Runner::Command);
+    let opaque = cells.iter().enumerate().filter(|(_, cell)| is_opaque(cell)).map(|(index, _)| index);
+    let oracles = oracles.with_opaque(opaque);
     let tolerances = tolerances.with(case.tolerances.as_ref());
     let mut judged = verdicts(&matrix, &oracles, &tolerances);
     let noises: Vec<_> = cells
@@ -139,6 +143,7 @@ pub fn case_view(
         accuracies: accuracies(&matrix, &oracles),
         choices: mask.map(|mask| choices(case, entries, mask)).transpose()?.flatten(),
         localized,
+        diagnosed: Vec::new(),
         times: Times::default(),
         cells,
         matrix,

@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::assess::ONE_PASS;
 use super::view::{CaseView, RunView};
 use crate::execute::cell::{Cell, Outcome};
+use crate::results::diagnosed::Diagnosed;
 use crate::results::localized::{self, Localized};
 use crate::spec::plan::release_numbers;
 use crate::spec::variant::{Runner, Variant};
@@ -117,6 +118,8 @@ pub enum What {
         place: Option<String>,
         /// The localisation in one sentence.
         localized: Option<String>,
+        /// The diagnosis in one sentence: what the group computes instead.
+        diagnosis: Option<String>,
     },
     /// Members of a group whose rounding error is larger than the rule allows.
     RoundsWorse {
@@ -311,6 +314,7 @@ fn divergences(case: &CaseView, found: &CaseGroups, findings: &mut Vec<Finding>)
             incomparable,
             place: localized.and_then(place),
             localized: localized.map(|found| found.sentence.clone()),
+            diagnosis: diagnosis(case, group),
         };
         add(findings, case, &group.members, what);
     }
@@ -326,11 +330,26 @@ fn localized<'a>(case: &'a CaseView, first: &Group, group: &Group) -> Option<&'a
     case.localized.iter().filter(is_of).max_by_key(|found| found.path().is_some())
 }
 
-/// The place that a localisation reports: the first diverging module, or `torch.compile` or the attention.
+/// The diagnosis of a member of `group`.
+fn diagnosis(case: &CaseView, group: &Group) -> Option<String> {
+    let is_member = |found: &&Diagnosed| {
+        group.members.iter().any(|&member| case.cells[member].name == found.suspect) && found.is_divergence()
+    };
+    case.diagnosed.iter().find(is_member).map(|found| found.sentence.clone())
+}
+
+/// The place that a localisation reports: the first diverging module, or an argument that a module's own code computes, or
+/// `torch.compile` or the attention.
 fn place(found: &Localized) -> Option<String> {
     match &found.finding {
-        localized::Finding::Module(divergence) => Some(divergence.path.clone()),
-        localized::Finding::Execution { what, .. } => Some(what.clone()),
+        localized::Finding::Module(divergence) => Some(match divergence.arguments.first() {
+            Some(argument) if !divergence.is_given() => {
+                format!("{argument}, computed by {}", divergence.path)
+            }
+            _ => divergence.path.clone(),
+        }),
+        localized::Finding::Execution { what, at: Some(at), .. } => Some(format!("{what} of {at}")),
+        localized::Finding::Execution { what, at: None, .. } => Some(what.clone()),
         localized::Finding::Logits { .. }
         | localized::Finding::Spread { .. }
         | localized::Finding::Nothing => None,
@@ -438,12 +457,13 @@ fn add(findings: &mut Vec<Finding>, case: &CaseView, members: &[usize], what: Wh
         known.cases.push(case.name.clone());
     }
     if let (
-        What::Diverges { relative_l2: most, localized: sentence, .. },
-        What::Diverges { relative_l2, localized, .. },
+        What::Diverges { relative_l2: most, localized: sentence, diagnosis: known_diagnosis, .. },
+        What::Diverges { relative_l2, localized, diagnosis, .. },
     ) = (&mut known.what, what)
     {
         *most = metrics::largest([*most, relative_l2].into_iter().flatten());
         *sentence = sentence.take().or(localized);
+        *known_diagnosis = known_diagnosis.take().or(diagnosis);
     }
     if variants.iter().any(|name| !known.variants.contains(name)) {
         let known_before = known.variants.clone();

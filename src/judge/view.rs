@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use crate::execute::cell::{Cell, Completed, Outcome};
 use crate::results::Axes;
+use crate::results::diagnosed::Diagnosed;
 use crate::results::localized::Localized;
 use crate::results::relations::{self, CellRelations};
 use compare::units::count;
@@ -58,6 +59,8 @@ pub struct CaseView {
     pub choices: Option<ChoicesView>,
     /// Localisations of the first divergence of pairs.
     pub localized: Vec<Localized>,
+    /// Diagnoses of variants that diverge.
+    pub diagnosed: Vec<Diagnosed>,
     /// The cells' times, once a report has asked for them.
     pub times: Times,
 }

@@ -127,6 +127,7 @@ fn case(case: &CaseView, found: &CaseGroups) -> Value {
         "groups": groups(case, found),
         "verdicts": case.verdicts,
         "localized": case.localized,
+        "diagnosed": case.diagnosed,
         "accuracies": case.accuracies.iter().map(|accuracy| json!({
             "variant": names[accuracy.variant],
             "oracle": names[accuracy.oracle],

@@ -20,7 +20,7 @@ pub const MOST_LINES: usize = 40;
 /// Maximum number of variant lines in the grid.
 const MOST_ROWS: usize = 14;
 /// Maximum number of lines per finding.
-const MOST_OF_A_FINDING: usize = 3;
+const MOST_OF_A_FINDING: usize = 4;
 /// Maximum number of lines on speed.
 const MOST_OF_SPEED: usize = 4;
 /// Maximum number of changes since a baseline, and of gates.
@@ -225,7 +225,7 @@ impl Page {
         let numbers = found.findings.iter().filter(|finding| !is_absence(finding));
         let absences = found.findings.iter().filter(|finding| is_absence(finding));
         let paragraphs: Vec<(String, Style)> = numbers
-            .map(|finding| (sentence(finding, run), style(finding)))
+            .map(|finding| (diagnosed(finding, run), style(finding)))
             .chain(notes(run).into_iter().map(|note| (note, Style::new())))
             .chain(absences.map(|finding| (sentence(finding, run), style(finding))))
             .collect();
@@ -248,6 +248,15 @@ impl Page {
             }
             self.wrapped(&text, "    ", MOST_OF_A_FINDING.min(room - 1), Some(&style));
         }
+    }
+}
+
+/// A finding with what the group computes instead.
+fn diagnosed(finding: &Finding, run: &RunView) -> String {
+    let text = sentence(finding, run);
+    match &finding.what {
+        What::Diverges { diagnosis: Some(diagnosis), .. } => format!("{text}. {diagnosis}"),
+        _ => text,
     }
 }
 

@@ -9,6 +9,7 @@ mod against;
 mod case_notes;
 mod choices;
 mod decoding;
+mod diagnosis;
 mod differences;
 mod environment;
 mod failures;
@@ -112,6 +113,7 @@ const SECTIONS: &[Section] = &[
     case(verdicts::content, EVERYWHERE),
     case(pairs::content, FILES),
     case(first_divergence::content, EVERYWHERE),
+    case(diagnosis::content, EVERYWHERE),
     case(accuracies::content, FILES),
     case(choices::content, FILES),
     case(failures::content, FILES),

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use super::diagnosed::Diagnosed;
 use super::environment::EnvironmentRecord;
 use super::localized::Localized;
 use super::relations::CellRelations;
@@ -23,6 +24,7 @@ const MANIFEST: &str = "run.json";
 /// The record of machine and environments.
 const ENVIRONMENT: &str = "environment.json";
 const LOCALIZED: &str = "localized.json";
+const DIAGNOSED: &str = "diagnosed.json";
 const LOCK: &str = ".lock";
 
 /// Why a run folder cannot be read or written.
@@ -336,6 +338,23 @@ impl RunFolder {
     /// When the file cannot be written.
     pub fn write_localized(&self, all: &[Localized]) -> Result<(), ResultsError> {
         self.write_json(&self.path.join(LOCALIZED), &all)
+    }
+
+    /// What was diagnosed in the run; nothing where nothing was.
+    ///
+    /// # Errors
+    /// When the file is malformed.
+    pub fn diagnosed(&self) -> Result<Vec<Diagnosed>, ResultsError> {
+        let path = self.path.join(DIAGNOSED);
+        if path.is_file() { read_json(&path) } else { Ok(Vec::new()) }
+    }
+
+    /// Writes `diagnosed.json`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_diagnosed(&self, all: &[Diagnosed]) -> Result<(), ResultsError> {
+        self.write_json(&self.path.join(DIAGNOSED), &all)
     }
 
     fn relations_path(&self, manifest: &Manifest, case: &str, variant: &Variant) -> PathBuf {

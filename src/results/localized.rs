@@ -8,6 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::spec::variant::dtype_name;
 
+/// The ends of paths of steps inside an attention module, which hold no weights.
+const STEPS: [&str; 5] = [".rope_q", ".rope_k", ".mask", ".scores", ".softmax"];
+
 /// The path of the whole model, which contains all other modules.
 pub const ROOT: &str = "(root)";
 
@@ -132,6 +135,9 @@ pub enum Finding {
         /// Relative L2 between its logits and those of its eager counterpart.
         #[serde(deserialize_with = "absent_is_infinite")]
         relative_l2: f64,
+        /// Path of the first module at which it differs from its eager counterpart; `None` where it shows no modules.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<String>,
     },
     /// The logits differ, and at least one side exposes no modules.
     Logits {
@@ -172,8 +178,27 @@ pub struct Divergence {
     /// Relative L2 of the outputs when the second side is replayed with the first side's input; `None` if it cannot be
     /// replayed.
     pub replayed: Option<f64>,
+    /// The arguments by which its own code makes a child differ, if the child's first input agrees; or the masks that make
+    /// the module itself differ.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub arguments: Vec<Departing>,
+    /// Arguments that the replay could not replace, because the other side has none of their kind and shape.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_replayed: Vec<String>,
     /// The position with the largest difference.
     pub worst: Option<Worst>,
+}
+
+impl Divergence {
+    /// Whether the module itself agrees as soon as it gets the other side's mask.
+    pub(crate) fn is_given(&self) -> bool {
+        let is_own = |argument: &Departing| {
+            self.path
+                .strip_prefix(&argument.module)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        self.arguments.first().is_some_and(is_own)
+    }
 }
 
 /// A part of a module's own code, between two of its children.
@@ -183,6 +208,27 @@ pub struct Between {
     pub after: Option<String>,
     /// The first child whose input differs; `None` at the end of the module.
     pub before: Option<String>,
+}
+
+/// An argument of a module, behind its first, that differs between the two sides.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Departing {
+    /// The module's path on the first side.
+    pub module: String,
+    /// The parameter's name on the second side: `position_embeddings.cos`, `top_k_weights`.
+    pub name: String,
+    /// Relative L2 of the second side's value; `None` if the shapes differ.
+    #[serde(with = "number_or_word")]
+    pub relative_l2: Option<f64>,
+    /// The shape on each side.
+    pub shapes: [Vec<usize>; 2],
+}
+
+impl std::fmt::Display for Departing {
+    /// `position_embeddings.cos of model.layers.0`.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} of {}", self.name, self.module)
+    }
 }
 
 /// A position in the batch.
@@ -241,9 +287,12 @@ pub(crate) fn sentence(localized: &Localized) -> String {
     let dtype = dtype_name(localized.dtype);
     match &localized.finding {
         Finding::Module(divergence) => module(divergence, localized, dtype),
-        Finding::Execution { variant, what, relative_l2 } => format!(
-            "the modules of {a} and {b} agree in {dtype}; {variant} differs from its own eager pass by {relative_l2:.1e}: the cause is {what}"
-        ),
+        Finding::Execution { variant, what, relative_l2, at } => {
+            let at = at.as_ref().map_or_else(String::new, |at| format!(", first in {at}"));
+            format!(
+                "the modules of {a} and {b} agree in {dtype}; {variant} differs from its own eager pass by {relative_l2:.1e}: the cause is {what}{at}"
+            )
+        }
         Finding::Logits { reason } => {
             let apart = localized.logits.map_or_else(String::new, |apart| format!(" by {apart:.1e}"));
             format!("the logits differ{apart} in {dtype}, and no module could be found: {reason}")
@@ -282,8 +331,15 @@ fn module(found: &Divergence, localized: &Localized, dtype: &str) -> String {
     let replayed = match found.replayed {
         Some(replayed) if replayed > threshold => {
             let whose = if localized.is_first_fed { format!("{source}'s") } else { "its own".to_owned() };
+            // A module that is not known to differ in a stretch of its code may hold other weights.
+            let is_step = STEPS.iter().any(|step| found.path.ends_with(step));
+            let what = if found.between.is_none() && !is_step { "code or weights" } else { "code" };
+            let or = match found.not_replayed.join(", ") {
+                names if names.is_empty() => String::new(),
+                names => format!(", or an argument that could not be replayed ({names})"),
+            };
             format!(
-                "; replayed with {source}'s input, {fed} still differs ({replayed:.1e}): the cause is {whose} code"
+                "; replayed with {source}'s input, {fed} still differs ({replayed:.1e}): the cause is {whose} {what}{or}"
             )
         }
         Some(replayed) => format!(
@@ -292,10 +348,34 @@ fn module(found: &Divergence, localized: &Localized, dtype: &str) -> String {
         None => String::new(),
     };
     let place = place.unwrap_or_default();
+    let arguments = arguments(&found.arguments, found.is_given(), fed, source);
     format!(
-        "{who}{classes}{place} differs by {:.1e} in {dtype} although {input}{worst}{replayed}",
+        "{who}{classes}{place} differs by {:.1e} in {dtype} although {input}{worst}{arguments}{replayed}",
         found.output
     )
+}
+
+/// What a module's own code passes on otherwise; empty for no argument.
+fn arguments(found: &[Departing], is_own: bool, fed: &str, source: &str) -> String {
+    let Some(first) = found.first() else { return String::new() };
+    let names: Vec<String> = found
+        .iter()
+        .map(|argument| match (argument.relative_l2, &argument.shapes) {
+            (Some(apart), _) => format!("{} ({apart:.1e})", argument.name),
+            (None, [a, b]) => format!("{} (shapes {a:?} and {b:?})", argument.name),
+        })
+        .collect();
+    let differ = if names.len() > 1 { "differ" } else { "differs" };
+    let (names, module) = (names.join(", "), &first.module);
+    if is_own {
+        format!(
+            "; its {names} {differ}, and with {source}'s values {fed} agrees: the cause is the code that computes them"
+        )
+    } else if first.relative_l2.is_some() {
+        format!("; {names} of {module} {differ}, and with {source}'s values {module} of {fed} agrees")
+    } else {
+        format!("; {names} of {module} {differ}, so {module} itself cannot be compared")
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! A run holds *cases* (a checkpoint with one batch of inputs); each case holds *cells* (that case in
 //! one variant). With one case its files lie in the run folder itself, with several in a folder per case.
 
+pub mod diagnosed;
 pub mod environment;
 mod folder;
 pub mod localized;

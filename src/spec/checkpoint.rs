@@ -10,6 +10,7 @@ pub mod hub;
 pub(crate) mod preflight;
 mod safetensors_file;
 mod source;
+mod tied;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -53,6 +54,12 @@ impl Checkpoint {
     /// A number of the config, or of the text part of a multimodal config.
     pub fn number(&self, key: &str) -> Option<u64> {
         self.value(key).and_then(Value::as_u64)
+    }
+
+    /// What config and weights say differently, in a note; reads the tensors concerned.
+    pub(crate) fn contradiction(&self) -> Option<String> {
+        let found = tied::contradiction(&self.config, &self.weights)?;
+        Some(format!("{}: {found}", self.name))
     }
 
     /// The dtype that transformers loads with `dtype="auto"`: the config's, else that of the first tensor of floats. f32

@@ -225,6 +225,9 @@ pub struct Command {
     pub name: String,
     /// The program and its arguments; it is started in the folder of this file.
     pub program: Vec<String>,
+    /// Whether the program computes in float64 when asked to, so that `oracle = true` asks it too. A program with `tfcheck_port::serve` does. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub float64: bool,
 }
 
 /// How the cells are run.
@@ -271,6 +274,8 @@ pub struct Run {
     /// Gates: conditions under which the run fails, such as `verdict>=diverged`, `l2>1e-3`, `p50>5%` or `loads`. Default: `verdict>=worse_rounding`, and with `against` also `p50>3%`.
     #[schemars(with = "Vec<String>")]
     pub fail_on: Vec<Gate>,
+    /// Seconds that may be spent on each group that diverges to find what it computes instead (`tfcheck diagnose`); 0 turns it off. Default: 60.
+    pub diagnose_s: u64,
     /// The saved baseline that the run is compared with when it ends. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub against: Option<String>,
@@ -359,6 +364,7 @@ impl Default for Run {
             decode: 0,
             rounds: 3,
             patience_s: None,
+            diagnose_s: 60,
             first_passes_at_once: 1,
             trace: true,
             oracle: false,

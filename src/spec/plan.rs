@@ -18,7 +18,6 @@ mod saved;
 mod text;
 
 pub(crate) use columns::{release_numbers, release_order};
-pub(crate) use filter::glob;
 pub use filter::{FilterError, Filters};
 
 /// Everything that a run computes.

@@ -86,7 +86,15 @@ fn shows_its_finding(test: &str) {
     let cells = run.cells();
     let port = cells.iter().find(|cell| cell.variant.runner == Runner::CandleTransformers).unwrap();
     match &port.outcome {
-        Outcome::Completed(_) => assert_eq!(port_verdict(&run), "diverged", "{message}"),
+        Outcome::Completed(_) => {
+            assert_eq!(port_verdict(&run), "diverged", "{message}");
+            let diagnosed = run.json("diagnosed.json");
+            assert_eq!(
+                diagnosed[0]["finding"]["found"], "reproduced",
+                "{test}: {}",
+                diagnosed[0]["sentence"]
+            );
+        }
         Outcome::Unsupported { reason } => eprintln!("{}: unsupported: {reason}", name(&path)),
         Outcome::Failed(failure) => eprintln!("{}: failed: {}", name(&path), failure.reason),
     }

@@ -4,6 +4,8 @@
 
 use std::path::Path;
 
+use tfcheck::execute::cell::Outcome;
+
 use crate::support::{Sandbox, fixture, stderr, stdout};
 
 const FAST: &str = "iterations = 2\nrounds = 5\ntrace = false\n";
@@ -213,7 +215,27 @@ fn a_pair_is_explained_from_its_folder() {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
     assert_eq!(told(&[&names[0], &names[1]]), text, "two names are the same pair");
+    assert!(!text.contains("tfcheck localize"), "programs show no modules:\n{text}");
     let output = sandbox.tfcheck(&["explain", &path, "nobody..one"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("no variant `nobody`"), "{}", stderr(&output));
+}
+
+/// Runs what `explain` recommends for a cell that failed: the command completes the run.
+#[test]
+fn a_command_that_explain_prints_runs() {
+    let sandbox = Sandbox::new();
+    run(&sandbox, &fixture("faults").join("tfcheck.toml"), &[]);
+    let folder = sandbox.only_run();
+    let path = folder.path().to_str().unwrap().to_owned();
+    let cells = folder.cells();
+    let failed = cells.iter().find(|cell| matches!(cell.outcome, Outcome::Failed(_))).unwrap();
+    let other = cells.iter().find(|cell| cell.name != failed.name).unwrap();
+    let output = sandbox.tfcheck(&["explain", &path, &failed.name, &other.name]);
+    let text = stdout(&output);
+    let command = text.split('`').find(|span| span.starts_with("tfcheck ")).expect("it recommends a command");
+    let words: Vec<&str> = command.split_whitespace().skip(1).map(|word| word.trim_matches('\'')).collect();
+    let output = sandbox.tfcheck(&words);
+    assert_ne!(output.status.code(), Some(2), "{command}: {}", stderr(&output));
+    assert_eq!(sandbox.only_run().path(), folder.path(), "{command} completes the run and begins no other");
 }

@@ -176,6 +176,7 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
         accuracies: accuracies(&matrix, &oracles),
         choices: None,
         localized: Vec::new(),
+        diagnosed: Vec::new(),
         times: Times::default(),
         cells,
         matrix,

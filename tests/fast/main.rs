@@ -11,6 +11,7 @@ mod checkpoint_gguf;
 mod checkpoint_hub;
 mod commands;
 mod compare;
+mod diagnose;
 #[path = "../support/localize/engine.rs"]
 mod engine;
 mod faults;
@@ -27,6 +28,7 @@ mod overview;
 mod pipeline;
 #[path = "../support/relations.rs"]
 mod planted_relations;
+mod ports;
 mod recording;
 mod relations;
 mod report;

@@ -79,6 +79,7 @@ fn case(name: &str, specs: &[Spec]) -> CaseView {
         accuracies: Vec::new(),
         choices: None,
         localized: Vec::new(),
+        diagnosed: Vec::new(),
         times: Times::default(),
         cells,
         matrix,

@@ -94,6 +94,7 @@ fn check(what: &str, change: impl Fn(usize, f64) -> f64, expected: &str) {
         limits_from: "the defaults".into(),
         tfcheck: "0.1.0".into(),
         tensors_sha256: String::new(),
+        modules: Vec::new(),
     };
     let tensors = Tensors {
         input_ids: grid.clone(),
@@ -101,6 +102,7 @@ fn check(what: &str, change: impl Fn(usize, f64) -> f64, expected: &str) {
         position_ids: grid,
         places,
         logits: rows.copied().collect(),
+        modules: Vec::new(),
     };
     Recording::write(folder.path(), &recorded, &tensors).unwrap();
     let recording = Recording::open(folder.path()).unwrap();

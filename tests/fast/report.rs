@@ -213,6 +213,7 @@ fn run() -> RunView {
             }],
         }),
         localized: Vec::new(),
+        diagnosed: Vec::new(),
         times: Times::default(),
         cells,
         matrix,

@@ -15,6 +15,7 @@ mod page;
 #[path = "../support/relations.rs"]
 mod planted_relations;
 mod program_size;
+mod public_bugs;
 mod real;
 mod relations_real;
 #[path = "../support/localize/setting.rs"]

@@ -179,7 +179,9 @@ fn the_committed_recording_is_upstreams() {
     let sandbox = Sandbox::new();
     let config = sandbox.write("tfcheck.toml", include_str!("../../examples/port/tfcheck.toml"));
     let out = sandbox.path().join("recording");
-    let output = sandbox.tfcheck(&["record", config.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    let (config, folder) = (config.to_str().unwrap(), out.to_str().unwrap());
+    let kept = ["--positions", "12", "--modules", "model.layers.0.*"];
+    let output = sandbox.tfcheck(&[&["record", config, "--out", folder][..], &kept].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let now = tfcheck_port::Recording::open(&out).unwrap();
     let committed = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/port/tests/recording");
@@ -197,6 +199,12 @@ fn the_committed_recording_is_upstreams() {
     // Another processor may sum in another order in float64; two float64 results agree up to 1e-10.
     let judgement = now.judge_values(&[now.recorded().batch, seq, vocab], &logits, "f64").unwrap();
     assert!(judgement.verdict.decision.agrees(), "{judgement}");
+    assert_eq!(now.recorded().modules, committed.recorded().modules);
+    for (now, then) in now.tensors().modules.iter().zip(&committed.tensors().modules) {
+        // Recorded as f32: a float64 result that rounds to the next f32 differs by 1e-7.
+        let apart = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * b.abs().max(1.0);
+        assert!(now.values.iter().zip(&then.values).all(apart), "{}", now.path);
+    }
 }
 
 #[test]

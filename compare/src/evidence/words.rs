@@ -3,7 +3,7 @@
 use std::fmt::{Display, Formatter, Result};
 
 use super::{
-    Basis, Borrowed, ByOracles, ByTolerance, Comparison, Evidence, Excess, Large, NotFinite,
+    Basis, Borrowed, ByOracles, ByTolerance, Comparison, Distrusted, Evidence, Excess, Large, NotFinite,
     RecordedRounding, Replayed, Routing, Unsteady,
 };
 use crate::repeat::times;
@@ -24,9 +24,10 @@ impl Display for Evidence {
             Self::NotRun { reason } => write!(out, "no logits of {reason}"),
             Self::Incomparable { reason } => write!(out, "{reason}"),
             Self::Identical { elements } => write!(out, "all {elements} compared values are equal"),
-            Self::Tolerance { found: found @ ByTolerance::NotFinite { .. } }
+            Self::Tolerance { found: found @ ByTolerance::NotFinite { .. }, distrusted: None }
             | Self::Recorded { found, rounding: None } => write!(out, "{found}"),
-            Self::Tolerance { found } => write!(out, "{found}; no float64 oracle was run"),
+            Self::Tolerance { found, distrusted: None } => write!(out, "{found}; no float64 oracle was run"),
+            Self::Tolerance { found, distrusted: Some(distrusted) } => write!(out, "{found}; {distrusted}"),
             // Worse rounding decided the verdict, so the sentence omits that the pair is within the tolerance.
             Self::Recorded { rounding: Some(rounding), .. } if !rounding.is_within_dynamo => {
                 write!(out, "{rounding}")
@@ -53,12 +54,26 @@ impl Display for ByTolerance {
         match self {
             Self::NotFinite { sides } => not_finite(out, sides),
             Self::Beyond(excess) => write!(out, "{excess}"),
+            Self::AgreesWider { excess, wider: [a, b], relative_l2, worse } => write!(
+                out,
+                "{excess}; {a} and {b} agree to {relative_l2:.1e}, so it is rounding, and {worse} differs more from its own float32 result"
+            ),
             Self::Within { relative_l2, dtype, limit } => write!(
                 out,
                 "relative L2 {relative_l2:.2e} is within {}'s {limit:.1e}, and so is every position",
                 dtype.name()
             ),
         }
+    }
+}
+
+impl Display for Distrusted {
+    fn fmt(&self, out: &mut Formatter<'_>) -> Result {
+        let Self { oracles: [a, b], relative_l2, identical: [one, other] } = self;
+        write!(
+            out,
+            "the float64 results are not used: {a} and {b} differ by {relative_l2:.2e}, as rounding in float32 does, but {one} and {other} are identical, so a part of one was computed in float32"
+        )
     }
 }
 
@@ -102,6 +117,10 @@ impl Display for ByOracles {
             Self::RoundsWorse { variant, oracle, excess, peer, peer_relative_l2 } => write!(
                 out,
                 "{variant} rounds worse: {excess}, while {peer} differs by {peer_relative_l2:.2e}; the mathematics is right, because its own code computed {oracle}"
+            ),
+            Self::AgreesWider { variant, oracle, excess, wider, relative_l2 } => write!(
+                out,
+                "{variant} rounds worse: {excess}; the same program in float32, {wider}, agrees with {oracle} to {relative_l2:.1e}"
             ),
             Self::Routed { excess, routing } => {
                 write!(out, "{excess}, caused by the choice of experts: {routing}")

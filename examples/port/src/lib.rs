@@ -1,14 +1,14 @@
 //! A small port of Llama to candle, as an example of how to test a port.
 //!
-//! `tests/upstream.rs` is the test against transformers; `tests/recording` holds its data.
-
-use std::path::Path;
+//! `main.rs` makes it a variant of tfcheck (`tfcheck.toml`), and `probe!` shows its modules. `tests/upstream.rs` is the test
+//! against transformers without Python; `tests/recording` holds its data.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::{
     Embedding, Linear, Module, RmsNorm, VarBuilder, embedding, linear_no_bias, ops, rms_norm, rotary_emb,
 };
 use serde::Deserialize;
+use tfcheck_port::probe;
 
 /// A mistake that real ports of Llama have made; the tests plant one and expect a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,11 +19,28 @@ pub enum Bug {
     FixedEpsilon,
     /// A query attends to the key after its own.
     MaskOffByOne,
+    /// The MLP's activation is the tanh form of GELU, whatever the config says.
+    Gelu,
+}
+
+impl Bug {
+    /// Every mistake, with its name on the command line.
+    pub const ALL: [(&str, Self); 4] = [
+        ("interleaved-rope", Self::InterleavedRope),
+        ("fixed-epsilon", Self::FixedEpsilon),
+        ("mask-off-by-one", Self::MaskOffByOne),
+        ("gelu", Self::Gelu),
+    ];
+
+    /// The mistake of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(known, _)| *known == name).map(|&(_, bug)| bug)
+    }
 }
 
 /// The keys of `config.json` that this port reads.
 #[derive(Debug, Deserialize)]
-struct Config {
+pub struct Config {
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -47,7 +64,7 @@ struct Block {
     down_proj: Linear,
 }
 
-/// A Llama for causal language modelling, in f32 on the CPU.
+/// A Llama for causal language modelling, in any dtype.
 pub struct Llama {
     config: Config,
     bug: Option<Bug>,
@@ -58,26 +75,14 @@ pub struct Llama {
 }
 
 impl Llama {
-    /// Loads the checkpoint in `folder`.
+    /// Takes the weights from `weights`, with a planted mistake or without one.
     ///
     /// # Errors
-    /// When a file is absent or does not hold a Llama.
-    pub fn load(folder: &Path) -> Result<Self> {
-        Self::load_with(folder, None)
-    }
-
-    /// Loads the checkpoint with a planted mistake.
-    ///
-    /// # Errors
-    /// When a file is absent or does not hold a Llama.
-    pub fn load_with(folder: &Path, bug: Option<Bug>) -> Result<Self> {
-        let text = std::fs::read(folder.join("config.json"))?;
-        let mut config: Config = serde_json::from_slice(&text).map_err(candle_core::Error::wrap)?;
+    /// When a tensor is absent or has another shape.
+    pub fn new(mut config: Config, weights: VarBuilder, bug: Option<Bug>) -> Result<Self> {
         if bug == Some(Bug::FixedEpsilon) {
             config.rms_norm_eps = 1e-5;
         }
-        let tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu)?;
-        let weights = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
         let model = weights.pp("model");
         let layers = model.pp("layers");
         Ok(Self {
@@ -92,35 +97,46 @@ impl Llama {
         })
     }
 
-    /// Logits of every position: `input_ids` u32 `[batch, seq]` to f32 `[batch, seq, vocab_size]`. Inputs
-    /// must not be padded.
+    /// Logits of every position: `input_ids` u32 `[batch, seq]` to `[batch, seq, vocab_size]`. Inputs must
+    /// not be padded.
     ///
     /// # Errors
     /// When a tensor operation fails.
     pub fn forward(&self, input_ids: &Tensor) -> Result<Tensor> {
         let (_, seq) = input_ids.dims2()?;
-        let mut xs = self.embed_tokens.forward(input_ids)?;
-        let (cos, sin) = self.rope(seq)?;
-        let mask = self.mask(seq)?;
-        for block in &self.layers {
-            let attended = self.attend(block, &block.input_layernorm.forward(&xs)?, (&cos, &sin), &mask)?;
-            xs = (xs + attended)?;
-            let h = block.post_attention_layernorm.forward(&xs)?;
-            let h = (block.gate_proj.forward(&h)?.silu()? * block.up_proj.forward(&h)?)?;
-            xs = (xs + block.down_proj.forward(&h)?)?;
+        let mut xs = probe!("model.embed_tokens", input_ids, |ids| self.embed_tokens.forward(ids))?;
+        let (cos, sin) = self.rope(seq, xs.dtype())?;
+        let mask = self.mask(seq, xs.dtype())?;
+        for (i, block) in self.layers.iter().enumerate() {
+            xs = probe!("model.layers.{i}", xs, |xs| {
+                let h = norm(&block.input_layernorm, format_args!("model.layers.{i}.input_layernorm"), xs)?;
+                let h = probe!("model.layers.{i}.self_attn", h, |h| self.attend(i, h, (&cos, &sin), &mask))?;
+                let xs = (xs + h)?;
+                let name = format_args!("model.layers.{i}.post_attention_layernorm");
+                let h = norm(&block.post_attention_layernorm, name, &xs)?;
+                let h = probe!("model.layers.{i}.mlp", h, |h| self.mlp(i, h))?;
+                xs + h
+            })?;
         }
-        self.lm_head.forward(&self.norm.forward(&xs)?)
+        let xs = norm(&self.norm, format_args!("model.norm"), &xs)?;
+        probe!("lm_head", xs, |xs| self.lm_head.forward(xs))
+    }
+
+    fn mlp(&self, i: usize, xs: &Tensor) -> Result<Tensor> {
+        let block = &self.layers[i];
+        let gate = probe!("model.layers.{i}.mlp.gate_proj", xs, |xs| block.gate_proj.forward(xs))?;
+        let up = probe!("model.layers.{i}.mlp.up_proj", xs, |xs| block.up_proj.forward(xs))?;
+        let gate = probe!("model.layers.{i}.mlp.act_fn", gate, |gate| match self.bug {
+            Some(Bug::Gelu) => gate.gelu(),
+            _ => gate.silu(),
+        })?;
+        probe!("model.layers.{i}.mlp.down_proj", (gate * up)?, |xs| block.down_proj.forward(xs))
     }
 
     /// Attention of the normalised `xs: [batch, seq, hidden_size]`, same shape out.
-    fn attend(
-        &self,
-        block: &Block,
-        xs: &Tensor,
-        (cos, sin): (&Tensor, &Tensor),
-        mask: &Tensor,
-    ) -> Result<Tensor> {
+    fn attend(&self, i: usize, xs: &Tensor, (cos, sin): (&Tensor, &Tensor), mask: &Tensor) -> Result<Tensor> {
         let Config { num_attention_heads, num_key_value_heads, head_dim, .. } = self.config;
+        let block = &self.layers[i];
         let (batch, seq, _) = xs.dims3()?;
         let heads = |xs: Tensor, count: usize| {
             xs.reshape((batch, seq, count, head_dim))?.transpose(1, 2)?.contiguous()
@@ -129,15 +145,20 @@ impl Llama {
             Some(Bug::InterleavedRope) => rotary_emb::rope_i(xs, cos, sin),
             _ => rotary_emb::rope(xs, cos, sin),
         };
-        let q = turn(&heads(block.q_proj.forward(xs)?, num_attention_heads)?)?;
-        let k = turn(&heads(block.k_proj.forward(xs)?, num_key_value_heads)?)?;
-        let v = heads(block.v_proj.forward(xs)?, num_key_value_heads)?;
+        let q = probe!("model.layers.{i}.self_attn.q_proj", xs, |xs| block.q_proj.forward(xs))?;
+        let k = probe!("model.layers.{i}.self_attn.k_proj", xs, |xs| block.k_proj.forward(xs))?;
+        let v = probe!("model.layers.{i}.self_attn.v_proj", xs, |xs| block.v_proj.forward(xs))?;
+        let (q, k) = (heads(q, num_attention_heads)?, heads(k, num_key_value_heads)?);
+        let q = probe!("model.layers.{i}.self_attn.rope_q", q, turn)?;
+        let k = probe!("model.layers.{i}.self_attn.rope_k", k, turn)?;
+        let v = heads(v, num_key_value_heads)?;
         let (k, v) = (self.repeat(&k)?, self.repeat(&v)?);
         let scores = (q.matmul(&k.transpose(2, 3)?)? / (head_dim as f64).sqrt())?;
-        let weights = ops::softmax(&scores.broadcast_add(mask)?, D::Minus1)?;
+        let scores = scores.broadcast_add(mask)?;
+        let weights = probe!("model.layers.{i}.self_attn.softmax", scores, |xs| ops::softmax(xs, D::Minus1))?;
         let mixed =
             weights.matmul(&v)?.transpose(1, 2)?.reshape((batch, seq, num_attention_heads * head_dim))?;
-        block.o_proj.forward(&mixed)
+        probe!("model.layers.{i}.self_attn.o_proj", mixed, |xs| block.o_proj.forward(xs))
     }
 
     /// Repeats each key head for every query head of its group: `[batch, kv_heads, seq, head_dim]` to
@@ -154,28 +175,33 @@ impl Llama {
     }
 
     /// Cosines and sines, each `[seq, head_dim / 2]`.
-    fn rope(&self, seq: usize) -> Result<(Tensor, Tensor)> {
+    fn rope(&self, seq: usize, dtype: DType) -> Result<(Tensor, Tensor)> {
         let half = self.config.head_dim / 2;
         let frequency = |i: usize| self.config.rope_theta.powf(-(i as f64) / half as f64);
         let angles: Vec<f64> =
             (0..seq).flat_map(|position| (0..half).map(move |i| position as f64 * frequency(i))).collect();
         let table = |of: fn(f64) -> f64| {
-            let values: Vec<f32> = angles.iter().map(|&angle| of(angle) as f32).collect();
-            Tensor::from_vec(values, (seq, half), &Device::Cpu)
+            let values: Vec<f64> = angles.iter().map(|&angle| of(angle)).collect();
+            Tensor::from_vec(values, (seq, half), &Device::Cpu)?.to_dtype(dtype)
         };
         Ok((table(f64::cos)?, table(f64::sin)?))
     }
 
     /// The additive mask, `[seq, seq]`: −∞ where a query must not attend to a key.
-    fn mask(&self, seq: usize) -> Result<Tensor> {
+    fn mask(&self, seq: usize, dtype: DType) -> Result<Tensor> {
         let beyond = usize::from(self.bug == Some(Bug::MaskOffByOne));
         let values: Vec<f32> = (0..seq)
             .flat_map(|query| {
                 (0..seq).map(move |key| if key > query + beyond { f32::NEG_INFINITY } else { 0.0 })
             })
             .collect();
-        Tensor::from_vec(values, (seq, seq), &Device::Cpu)
+        Tensor::from_vec(values, (seq, seq), &Device::Cpu)?.to_dtype(dtype)
     }
+}
+
+/// The norm under its path. candle's fused kernel lacks f64, `forward_diff` does not.
+fn norm(norm: &RmsNorm, path: std::fmt::Arguments, xs: &Tensor) -> Result<Tensor> {
+    probe!("{path}", xs, |xs| norm.forward_diff(xs))
 }
 
 impl Block {

@@ -6,11 +6,13 @@ mod elementwise;
 mod linear;
 mod math;
 mod memory;
+mod noise;
 mod norm;
 mod pool;
-pub(crate) mod reference;
+mod reference;
 mod rope;
 
+use self::noise::Noise;
 use super::simd::Isa;
 use super::{Element, Pool};
 
@@ -31,21 +33,7 @@ fn pools() -> Vec<Pool> {
     levels.enumerate().map(|(i, level)| Pool::with_isa(1 + i % 3, level)).collect()
 }
 
-/// Values of xorshift64*, uniform in `-scale..scale`, rounded to `T`.
-pub(crate) struct Noise(u64);
-
 impl Noise {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    pub(crate) fn next(&mut self) -> f32 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-
     fn take<T: Element>(&mut self, len: usize, scale: f32) -> Vec<T> {
         (0..len).map(|_| T::from_f32(self.next() * scale)).collect()
     }

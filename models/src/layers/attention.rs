@@ -8,6 +8,7 @@ use half::bf16;
 use super::elementwise::{scaled, soft_capped};
 use super::{Mask, Rope, accumulation};
 use crate::cuda::{self, AttentionShape};
+use crate::deviations::Deviation;
 use crate::error::Result;
 use crate::fused::{Float, Host, Slot, Workspace};
 use crate::kernels::{self, Band, CacheShape, KvCache, QkvLayout, rope_into_cache};
@@ -66,8 +67,12 @@ impl Attention {
             (split_heads(q.tensor()?, self.num_heads)?, split_heads(k.tensor()?, self.num_kv_heads)?);
         let v = split_heads(v.tensor()?, self.num_kv_heads)?;
         if let Some(rope) = rope {
-            q = pass.step("rope_q", q, |q| rope.apply(q))?;
-            k = pass.step("rope_k", k, |k| rope.apply(k))?;
+            if !pass.deviates(Deviation::RopeKeysOnly) {
+                q = pass.step("rope_q", q, |q| rope.apply(q))?;
+            }
+            if !pass.deviates(Deviation::RopeQueriesOnly) {
+                k = pass.step("rope_k", k, |k| rope.apply(k))?;
+            }
         }
         let (k, v) = pass.append(self.layer, k, v)?;
         self.mix(pass, &q, &k, &v, mask)

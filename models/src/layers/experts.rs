@@ -7,6 +7,7 @@ use candle_core::{D, DType, Tensor};
 use super::attention::softmax;
 use super::{Activation, Joined, Linear, accumulation, multiply};
 use crate::cuda::{self, DeviceExperts, DeviceRows, ExpertsShape, Space};
+use crate::deviations::Deviation;
 use crate::error::Result;
 use crate::fused::{Rows, Workspace};
 use crate::pass::Pass;
@@ -141,7 +142,9 @@ impl SparseMoe {
         let tokens = Xs::from(xs.tensor()?.reshape(((), hidden_size))?);
         let logits = self.gate.forward(pass, &tokens)?;
         // The fused backend has a dimension between tokens and features.
-        let chosen = self.choose(&logits.tensor()?.reshape(((), experts.len()))?, experts.len())?;
+        let normalises = (self.scores != RouterScores::Raw) != pass.deviates(Deviation::RouterNormalisation);
+        let logits = logits.tensor()?.reshape(((), experts.len()))?;
+        let chosen = self.choose(&logits, experts.len(), normalises)?;
         let mixed = pass.module(&self.experts_path, tokens, |pass, tokens| {
             let mut sum = tokens.tensor()?.zeros_like()?;
             for (expert, chosen) in experts.iter().zip(&chosen) {
@@ -156,7 +159,7 @@ impl SparseMoe {
 
     /// Computes the tokens of each expert from `logits: [tokens, num_experts]`; of equal scores the earlier expert
     /// wins.
-    fn choose(&self, logits: &Tensor, num_experts: usize) -> Result<Vec<Chosen>> {
+    fn choose(&self, logits: &Tensor, num_experts: usize, normalises: bool) -> Result<Vec<Chosen>> {
         let dtype = logits.dtype();
         let wide = accumulation(dtype);
         let probabilities = softmax(&logits.to_dtype(wide)?)?;
@@ -168,7 +171,7 @@ impl SparseMoe {
             indices.push(order);
         }
         let mut scores = probabilities.gather(&Tensor::new(indices.clone(), logits.device())?, D::Minus1)?;
-        if self.scores != RouterScores::Raw {
+        if normalises {
             scores = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
         }
         let scores = match self.scores {

@@ -3,7 +3,8 @@
 use candle_core::{D, Tensor};
 
 use super::accumulation;
-use super::norm::fused;
+use super::norm::{fused, root};
+use crate::deviations::Deviation;
 use crate::error::Result;
 use crate::fused::{Norm, NormWeights};
 use crate::pass::Pass;
@@ -74,19 +75,23 @@ impl LayerNorm {
     /// # Errors
     /// If the last dimension is not a multiple of `heads * size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs.clone(), |_, xs| match fused(self.fused.as_ref(), &xs) {
+        pass.module(&self.path, xs.clone(), |pass, xs| match fused(self.fused.as_ref(), &xs) {
             Some(rows) => rows.map(Xs::from),
-            None => Ok(self.apply(xs.tensor()?)?.into()),
+            None if pass.lacks_norm(&self.path) => Ok(xs),
+            None => Ok(self.apply(pass, xs.tensor()?)?.into()),
         })
     }
 
-    fn apply(&self, xs: &Tensor) -> Result<Tensor> {
+    fn apply(&self, pass: &Pass, xs: &Tensor) -> Result<Tensor> {
         let (heads, size) = self.weight.dims2()?;
         let wide = xs.reshape(((), heads, size))?.to_dtype(accumulation(xs.dtype()))?;
-        let mean = (wide.sum_keepdim(D::Minus1)? / size as f64)?;
-        let centred = wide.broadcast_sub(&mean)?;
+        let mut centred = wide;
+        if !pass.deviates(Deviation::LayerNormNotCentred) {
+            let mean = (centred.sum_keepdim(D::Minus1)? / size as f64)?;
+            centred = centred.broadcast_sub(&mean)?;
+        }
         let variance = (centred.sqr()?.sum_keepdim(D::Minus1)? / size as f64)?;
-        let normed = centred.broadcast_mul(&(variance + self.eps)?.sqrt()?.recip()?)?;
+        let normed = centred.broadcast_mul(&root(pass, &variance, self.eps)?.recip()?)?;
         let scaled = normed.broadcast_mul(&self.weight)?;
         let out = match &self.bias {
             Some(bias) => scaled.broadcast_add(bias)?,
@@ -101,6 +106,7 @@ mod tests {
     use candle_core::{DType, Device};
 
     use super::*;
+    use crate::inputs::Inputs;
 
     fn norm(dtype: DType) -> LayerNorm {
         let row = |values: [f64; 4]| {
@@ -118,8 +124,10 @@ mod tests {
     #[test]
     fn a_mean_of_a_thousand_does_not_cancel_the_variance() {
         let xs = Tensor::new(&[1000.5f64, 1001.25, 998.0, 1003.75], &Device::Cpu).unwrap();
-        let exact: Vec<f64> = norm(DType::F64).apply(&xs).unwrap().to_vec1().unwrap();
-        let single = norm(DType::F32).apply(&xs.to_dtype(DType::F32).unwrap()).unwrap();
+        let inputs = Inputs::new(Tensor::zeros((1, 1), DType::U32, &Device::Cpu).unwrap());
+        let pass = Pass::new(&inputs, DType::F64, &Device::Cpu, None, None, None).unwrap();
+        let exact: Vec<f64> = norm(DType::F64).apply(&pass, &xs).unwrap().to_vec1().unwrap();
+        let single = norm(DType::F32).apply(&pass, &xs.to_dtype(DType::F32).unwrap()).unwrap();
         let single: Vec<f32> = single.to_vec1().unwrap();
         // mean 1000.875, variance 4.203125
         assert!((exact[0] - (1.0 + 0.5 * -0.375 / (4.203_125_f64 + 1e-3).sqrt())).abs() < 1e-13);

@@ -3,6 +3,7 @@
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 
+use crate::deviations::Deviation;
 use crate::error::{Error, Result};
 use crate::kernels::Band;
 use crate::pass::Pass;
@@ -25,7 +26,13 @@ impl Mask {
     /// # Errors
     /// If the tensor cannot be made.
     pub fn causal(pass: &Pass, window: Option<usize>) -> Result<Self> {
-        let band = window.map_or(Band::CAUSAL, Band::causal_window);
+        let mut band = window.map_or(Band::CAUSAL, Band::causal_window);
+        if pass.deviates(Deviation::MaskOneAhead) {
+            band.after = Some(1);
+        }
+        if pass.deviates(Deviation::MaskNotCausal) {
+            band.after = None;
+        }
         Self::build(pass, band, pass.seq() == 1 && window.is_none())
     }
 
@@ -60,8 +67,10 @@ fn bias(pass: &Pass, band: Band, admits_all: bool) -> Result<Option<Tensor>> {
     if admits_all && padding.is_none_or(|real| real.iter().all(|real| *real)) {
         return Ok(None);
     }
+    let excludes_itself = pass.deviates(Deviation::MaskExcludesItself);
     let admits = |query: usize, key: usize| {
-        band.before.is_none_or(|before| key + before >= query)
+        !(excludes_itself && query > 0 && key == query)
+            && band.before.is_none_or(|before| key + before >= query)
             && band.after.is_none_or(|after| key <= query + after)
     };
     let (seq, keys) = (pass.seq(), pass.past() + pass.seq());

@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Tensor};
 
 use super::accumulation;
+use crate::deviations::Deviation;
 use crate::error::Result;
 use crate::fused::{Norm, NormWeights, Rows};
 use crate::pass::Pass;
@@ -69,18 +70,22 @@ impl RmsNorm {
     /// # Errors
     /// If the last dimension is not a multiple of `size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs.clone(), |_, xs| match fused(self.fused.as_ref(), &xs) {
+        pass.module(&self.path, xs.clone(), |pass, xs| match fused(self.fused.as_ref(), &xs) {
             Some(rows) => rows.map(Xs::from),
-            None => Ok(self.apply(xs.tensor()?)?.into()),
+            None if pass.lacks_norm(&self.path) => Ok(xs),
+            None => Ok(self.apply(pass, xs.tensor()?)?.into()),
         })
     }
 
-    fn apply(&self, xs: &Tensor) -> Result<Tensor> {
+    fn apply(&self, pass: &Pass, xs: &Tensor) -> Result<Tensor> {
         let size = self.weight.dim(0)?;
         let grouped = xs.reshape(((), size))?;
-        let wide = grouped.to_dtype(accumulation(xs.dtype()))?;
+        let mut wide = grouped.to_dtype(accumulation(xs.dtype()))?;
+        if pass.deviates(Deviation::RmsNormCentred) {
+            wide = wide.broadcast_sub(&(wide.sum_keepdim(D::Minus1)? / size as f64)?)?;
+        }
         let variance = (wide.sqr()?.sum_keepdim(D::Minus1)? / size as f64)?;
-        let normed = wide.broadcast_mul(&(variance + self.eps)?.sqrt()?.recip()?)?;
+        let normed = wide.broadcast_mul(&root(pass, &variance, self.eps)?.recip()?)?;
         let out = if self.rounds_before_weight {
             normed.to_dtype(xs.dtype())?.broadcast_mul(&self.weight)?
         } else {
@@ -88,6 +93,14 @@ impl RmsNorm {
         };
         Ok(out.reshape(xs.dims())?)
     }
+}
+
+/// `sqrt(variance + eps)`.
+pub(super) fn root(pass: &Pass, variance: &Tensor, eps: f64) -> Result<Tensor> {
+    if pass.deviates(Deviation::NormEpsOutside) {
+        return Ok((variance.sqrt()? + eps)?);
+    }
+    Ok((variance + eps)?.sqrt()?)
 }
 
 /// The norm of a value in the fused backend; `None` if the value must be normalised as a tensor.

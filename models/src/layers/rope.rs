@@ -6,6 +6,7 @@ use candle_core::{D, DType, Tensor};
 
 use super::{RopeParameters, RopeScaling};
 use crate::cuda::{DevicePass, DeviceRope, DeviceTable};
+use crate::deviations::Deviation;
 use crate::error::{Error, Result};
 use crate::fused::Workspace;
 use crate::kernels::{Pairing, RopeTable};
@@ -122,6 +123,11 @@ impl RotaryEmbedding {
                     let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
                     Tensor::from_vec(values, shape, pass.device())?
                 }
+            };
+            let table = if pass.deviates(Deviation::RopeTablesBf16) {
+                table.to_dtype(DType::BF16)?.to_dtype(table.dtype())?
+            } else {
+                table
             };
             Ok(match self.rotation {
                 Rotation::Rounded => table.to_dtype(pass.dtype())?,

@@ -1,5 +1,7 @@
-//! Tests that hand-written lists cover every architecture of the crate's table: the README, the golden tests, the table of
-//! versions, and the features that `features.py` switches off.
+//! Tests that texts and measured tables cover every architecture of the crate's table: the README, the golden tests, the table
+//! of versions, and the features that `features.py` switches off.
+//!
+//! `UPDATE_LISTS=1 cargo test --release -p tfcheck-models --test fast lists` rewrites the lists and counts in the texts.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its files has failed")]
 
@@ -22,38 +24,52 @@ fn words(text: &str) -> BTreeSet<&str> {
     text.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '-')).collect()
 }
 
-/// Number of checkpoints that are small enough to be compared.
-fn small() -> usize {
-    catalogue().iter().filter(|entry| !entry.bench).count()
+/// The number of architectures of one kind, `what`, and their `model_type`s in the order of the table: ` (2): bert, roberta`.
+fn list(of: Kind, what: &str) -> String {
+    let mut listed: Vec<&str> = catalogue().iter().map(|entry| entry.model_type).collect();
+    listed.dedup();
+    listed.retain(|model_type| kind(model_type) == Some(of));
+    format!(" ({}){what}: {}", listed.len(), listed.join(", "))
 }
 
-#[test]
-fn the_readme_lists_and_counts_decoders_and_encoders() {
-    let readme = read("../README.md");
-    let count = format!("{} architectures", model_types().count());
-    let start = readme.find(&count).unwrap_or_else(|| panic!("README.md lacks `{count}`"));
-    let paragraph = &readme[start..];
-    let paragraph = &paragraph[..paragraph.find("`synthetic:").unwrap()];
-    let (decoders, encoders) = paragraph.split_once("Encoders").unwrap();
-    let (decoders, encoders) = (words(decoders), words(encoders));
-    for model_type in model_types() {
-        let listed = if kind(model_type) == Some(Kind::Decoder) { &decoders } else { &encoders };
-        assert!(
-            listed.contains(model_type),
-            "README.md does not list {model_type} among its {:?}s",
-            kind(model_type)
-        );
+/// Checks the part of a text between `start` and `end`, up to white space, or rewrites it if `UPDATE_LISTS` is set.
+fn check(path: &str, start: &str, end: &str, expected: &str) {
+    let text = read(path);
+    let after = text.split_once(start).unwrap_or_else(|| panic!("{path} lacks `{start}`")).1;
+    let found = after.split_once(end).unwrap_or_else(|| panic!("{path} lacks `{end}`")).0;
+    if found.split_whitespace().eq(expected.split_whitespace()) {
+        return;
     }
+    assert!(
+        std::env::var_os("UPDATE_LISTS").is_some(),
+        "{path} has `{found}` instead of `{expected}`: run this test with UPDATE_LISTS=1"
+    );
+    let updated = text.replacen(&[start, found, end].concat(), &[start, expected, end].concat(), 1);
+    std::fs::write(root().join(path), updated).unwrap();
 }
 
+// One test, so that no two write the same file at the same time.
 #[test]
-fn texts_count_the_synthetic_checkpoints() {
-    let (readme, scoreboard) = (read("../README.md"), read("../docs/scoreboard.md"));
-    for (text, name, count) in [
-        (readme, "README.md", format!("{} synthetic checkpoints", small())),
-        (scoreboard, "docs/scoreboard.md", format!("{} checkpoints, {} cases", small(), 3 * small())),
+fn texts_list_and_count_the_architectures_and_their_synthetic_checkpoints() {
+    let small = catalogue().iter().filter(|entry| !entry.bench).count();
+    for (path, start, end, expected) in [
+        ("../README.md", "There are ", " architectures,", model_types().count().to_string()),
+        ("../README.md", "- Decoders", "\n- Encoders", list(Kind::Decoder, "")),
+        (
+            "../README.md",
+            "\n- Encoders",
+            "\n\n",
+            list(Kind::Encoder, ", with masked LM, classification or hidden states"),
+        ),
+        ("../README.md", "float64, over ", " synthetic checkpoints", small.to_string()),
+        (
+            "../docs/scoreboard.md",
+            "variant of each: ",
+            " cases",
+            format!("{small} checkpoints, {}", 3 * small),
+        ),
     ] {
-        assert!(text.contains(&count), "{name} lacks `{count}`");
+        check(path, start, end, &expected);
     }
 }
 

@@ -2,6 +2,9 @@
 
     <env>/bin/python make.py FOLDER [CASE ...]        # with transformers 5.23.0, torch 2.15.0 and numpy
 
+A case is a name in `CASES` or, for an architecture that needs no case of its own, `NAME=CONFIG`: the case NAME with the
+config.json CONFIG, such as that of the architecture's synthetic checkpoint. Without a CASE, all of `CASES` are made.
+
 FOLDER/<case>/ gets config.json, tensors.json (name to shape; the values follow from the names, see `weights`) and
 expected.safetensors: input_ids, attention_mask, position_ids, `logits` of eager attention in f64 for every position,
 and `errors`, the relative L2 at real positions of transformers' own f32, bf16 and f16 logits against them.
@@ -192,11 +195,16 @@ def relative(result, oracle, mask):
     return ((result.double() - oracle)[real].norm() / oracle[real].norm()).item()
 
 
-def make(folder, case):
-    settings = {**SIZES, **CASES[case]}
-    settings = {key: value for key, value in settings.items() if value is not None}
-    auto = getattr(transformers, settings.pop("auto", "AutoModelForCausalLM"))
-    model = auto.from_config(transformers.AutoConfig.for_model(**settings))
+def make(folder, case, config):
+    if config:
+        config = transformers.AutoConfig.from_pretrained(config)
+        auto = getattr(transformers, config.architectures[0])
+        model = auto(config)
+    else:
+        settings = {**SIZES, **CASES[case]}
+        settings = {key: value for key, value in settings.items() if value is not None}
+        auto = getattr(transformers, settings.pop("auto", "AutoModelForCausalLM"))
+        model = auto.from_config(transformers.AutoConfig.for_model(**settings))
     model.save_pretrained(folder)
     # Names as in the file, because transformers 5 stacks experts that a checkpoint stores separately.
     tensors = load_file(folder / "model.safetensors")
@@ -227,6 +235,7 @@ def make(folder, case):
 
 if __name__ == "__main__":
     for case in sys.argv[2:] or CASES:
+        case, _, config = case.partition("=")
         folder = pathlib.Path(sys.argv[1]) / case
         folder.mkdir(parents=True, exist_ok=True)
-        make(folder, case)
+        make(folder, case, config)

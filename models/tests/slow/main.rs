@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod checkpoints;
+mod emulator;
 mod memory;
 mod numbers;
 mod probes;

@@ -1,12 +1,7 @@
-//! The interface between the tfcheck process and its workers.
-//!
-//! [`protocol`] defines the messages, [`yardstick`] the calibration loop that workers time before and after
-//! their forward passes. With the feature `module` this crate is also the PyO3 extension module
-//! `tfcheck_bridge`, which an environment's Python loads to serve the protocol.
+//! What tfcheck knows of transformers releases ([`versions`]) and, with the feature `module`, the PyO3 extension module
+//! `tfcheck_bridge`, which an environment's Python loads to serve the worker protocol.
 
-pub mod protocol;
 pub mod versions;
-pub mod yardstick;
 
 #[cfg(feature = "module")]
 mod module;

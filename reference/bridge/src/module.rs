@@ -11,6 +11,7 @@ mod failure;
 mod float64;
 mod forward;
 mod generate;
+mod ignored;
 mod inputs;
 mod load;
 mod memory;

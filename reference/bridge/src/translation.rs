@@ -7,6 +7,9 @@ use serde_json::{Map, Value, json};
 
 use crate::versions::{Dialect, RopeForm, Versions};
 
+/// Ends a note on a conversion that a release makes itself; the loaded model shows whether it kept the values.
+pub(crate) const BY_TRANSFORMERS: &str = ", by transformers itself";
+
 /// A config translated for one version.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Translated {
@@ -90,7 +93,7 @@ impl Translation<'_> {
                 None | Some(Value::Null) => "",
                 Some(_) => " and rope_scaling",
             };
-            self.note(&format!("rope_theta {theta}{scaling} -> rope_parameters, by transformers itself"));
+            self.note(&format!("rope_theta {theta}{scaling} -> rope_parameters{BY_TRANSFORMERS}"));
         }
     }
 

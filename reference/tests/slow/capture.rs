@@ -86,6 +86,7 @@ fn capture_records_modules_and_steps_and_changes_no_logits() {
                     call: found.call,
                     input: input_file,
                     shape: input.shape.clone(),
+                    further: Vec::new(),
                     output: folder.join("replayed"),
                 };
                 let reply = worker.ask(&Request::Replay(replay), LIMIT, &stop).unwrap();
@@ -128,6 +129,7 @@ fn replaying_an_absent_module_or_a_compiled_model_fails() {
             call: 0,
             input: input.clone(),
             shape: vec![1],
+            further: Vec::new(),
             output: case.folder.path().join("replayed"),
         };
         let ended = worker.ask(&Request::Replay(replay), LIMIT, &stop).unwrap_err();

@@ -103,6 +103,7 @@ fn view(cells: Vec<Cell>) -> RunView {
         accuracies: Vec::new(),
         choices: None,
         localized: Vec::new(),
+        diagnosed: Vec::new(),
         times: crate::judge::view::Times::default(),
         matrix: matrix::matrix(&entries, None, &matrix::Options::default()).unwrap(),
         cells,

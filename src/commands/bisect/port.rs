@@ -105,7 +105,7 @@ impl Port {
         let mut program: Vec<String> = ["sh", "-c", "cd \"$0\" && exec \"$@\""].map(str::to_owned).to_vec();
         program.push(folder);
         program.extend(self.program.iter().cloned());
-        Some(config::Command { name: name.to_owned(), program })
+        Some(config::Command { name: name.to_owned(), program, float64: false })
     }
 
     fn lay_out_and_build(&self, commit: &str, folder: &Path) -> Result<(), String> {

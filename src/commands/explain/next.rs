@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 
 use super::Pair;
 use super::story::{decision, heading, line, sides};
+use crate::execute::cell::Cell;
 use crate::execute::runner::quoted;
 use crate::spec::config::{Config, Version};
 use crate::spec::plan::release_order;
@@ -19,7 +20,10 @@ pub(super) fn steps(pair: &Pair<'_>) -> String {
         a.variant.runner == Runner::Transformers && b.variant.runner == Runner::Transformers;
     let has_oracle = pair.view.accuracies.iter().any(|accuracy| accuracy.variant < 2);
     let [run, case, name_a, name_b] = [&pair.run, &pair.case.name, &a.name, &b.name].map(|word| quoted(word));
-    let localize = format!("tfcheck localize --run {run} --case {case} {name_a} {name_b}");
+    let localize = [a, b]
+        .into_iter()
+        .all(sees_modules)
+        .then(|| format!("tfcheck localize --run {run} --case {case} {name_a} {name_b}"));
     let mut steps: Vec<String> = Vec::new();
     match decision(pair).map(|verdict| &verdict.decision) {
         Some(Decision::Identical) => steps.push("nothing to do: the logits are identical".into()),
@@ -27,9 +31,10 @@ pub(super) fn steps(pair: &Pair<'_>) -> String {
             steps.push("nothing to fix: the difference is rounding".into());
         }
         Some(Decision::WorseRounding { worse }) => {
-            steps.push(format!(
-                "check what {worse} accumulates or stores in a lower precision; `{localize}` shows where its error grows, module by module"
-            ));
+            let shown = localize.map_or_else(String::new, |command| {
+                format!("; `{command}` shows where its error grows, module by module")
+            });
+            steps.push(format!("check what {worse} accumulates or stores in a lower precision{shown}"));
         }
         Some(Decision::Diverged) => {
             if !has_oracle {
@@ -37,14 +42,22 @@ pub(super) fn steps(pair: &Pair<'_>) -> String {
                     "run it with `oracle = true` under [run]: float64 tells which side is wrong".into(),
                 );
             }
-            if pair.view.localized.is_empty() {
+            if let Some(command) = localize.filter(|_| pair.view.localized.is_empty()) {
                 steps.push(format!(
-                    "`{localize}` finds the first module whose input agrees and whose output differs"
+                    "`{command}` finds the first module whose input agrees and whose output differs"
+                ));
+            }
+            if pair.view.diagnosed.is_empty()
+                && let Some([trusted, suspect]) = trusted_first([a, b])
+            {
+                let [trusted, suspect] = [trusted, suspect].map(|cell| quoted(&cell.name));
+                steps.push(format!(
+                    "`tfcheck diagnose --run {run} --case {case} {trusted} {suspect}` finds what {suspect} computes instead"
                 ));
             }
             if let Some([good, bad]) = releases(pair.config, [&a.variant, &b.variant]) {
                 steps.push(format!(
-                    "`tfcheck bisect --good {good} --bad {bad}` finds the release, or the commit, that changed it"
+                    "`tfcheck bisect --run {run} --good {good} --bad {bad}` finds the release, or the commit, that changed it"
                 ));
             }
             if !both_transformers {
@@ -60,13 +73,27 @@ pub(super) fn steps(pair: &Pair<'_>) -> String {
             );
         }
         Some(Decision::NotRun { .. }) | None => {
-            steps.push("fix the cell that has no result (see its worker.log in the run folder), then complete the run with `tfcheck run --resume RUN`".into());
+            steps.push(format!("fix the cell that has no result (see its worker.log in the run folder), then complete the run with `tfcheck run --resume {run}`"));
         }
     }
     for step in steps {
         line(&mut text, &format!("  - {step}"));
     }
     text
+}
+
+/// Whether the runner shows its modules, and loads any checkpoint folder.
+fn sees_modules(cell: &Cell) -> bool {
+    matches!(cell.variant.runner, Runner::Transformers | Runner::Candle)
+}
+
+/// The side that `tfcheck diagnose` can make commit mistakes, then the other one; `None` if neither can.
+fn trusted_first([a, b]: [&Cell; 2]) -> Option<[&Cell; 2]> {
+    match [a, b].map(sees_modules) {
+        [true, _] => Some([a, b]),
+        [false, true] => Some([b, a]),
+        [false, false] => None,
+    }
 }
 
 /// The releases of two transformers versions, older one first, as `tfcheck bisect` takes them; `None` if a

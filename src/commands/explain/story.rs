@@ -37,6 +37,7 @@ pub(super) fn tell(pair: &Pair<'_>) -> String {
         positions(&mut text, pair, metrics);
     }
     divergence(&mut text, pair);
+    diagnosis(&mut text, pair);
     accuracies(&mut text, pair);
     notes(&mut text, pair);
     environment(&mut text, pair);
@@ -137,6 +138,18 @@ fn positions(text: &mut String, pair: &Pair<'_>, metrics: &PairMetrics) {
 fn divergence(text: &mut String, pair: &Pair<'_>) {
     for found in &pair.view.localized {
         heading(text, "First divergence");
+        line(text, &format!("  {}", found.sentence));
+        line(text, &format!("  ({})", found.effort()));
+        for note in &found.notes {
+            line(text, &format!("  note: {note}"));
+        }
+    }
+}
+
+/// What the pair's diagnosis found, if the run or `tfcheck diagnose` diagnosed it.
+fn diagnosis(text: &mut String, pair: &Pair<'_>) {
+    for found in &pair.view.diagnosed {
+        heading(text, "Diagnosis");
         line(text, &format!("  {}", found.sentence));
         line(text, &format!("  ({})", found.effort()));
         for note in &found.notes {

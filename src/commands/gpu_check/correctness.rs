@@ -61,6 +61,7 @@ pub(super) fn config(wanted: Wanted<'_>) -> Config {
             trace: false,
             oracle: true,
             noise: false,
+            diagnose_s: 0,
             ..Run::default()
         },
         ..Config::default()

@@ -49,6 +49,7 @@ pub(super) fn config(shape: &Shape, python: &Path, device: Device) -> Config {
             first_passes_at_once: shape.modes.len() + modes.len(),
             trace: false,
             noise: false,
+            diagnose_s: 0,
             // Workers hold their memory on the GPU, and all of them are loaded at once.
             memory_budget_gb: Some(machine::memory_bytes() as f64 * 1e-9),
             ..Run::default()

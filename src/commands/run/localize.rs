@@ -9,7 +9,7 @@ use miette::{IntoDiagnostic, Result};
 use reference::protocol::{Attention, Mode};
 
 use super::{PreparedCase, RunRequest, Runners, load, prepare};
-use crate::hunt::localize::{self, LocalizeError, Localized, Options, Request, Side};
+use crate::hunt::localize::{self, Finding, LocalizeError, Localized, Options, Request, Side};
 use crate::judge::assess::ONE_PASS;
 use crate::judge::findings::case_groups;
 use crate::judge::view::{CaseView, RunView};
@@ -57,7 +57,8 @@ pub struct Wanted<'a> {
 pub fn localize(request: &RunRequest, wanted: &Wanted, folder: Option<&RunFolder>) -> Result<Vec<Localized>> {
     let mut plan = request.plan.clone();
     let plan_cases = &request.plan.cases;
-    check_names(request, wanted)?;
+    check_names(request, wanted.case, wanted.variants)?;
+    check_one_pass(request, wanted)?;
     let names = wanted.variants.map(variant_of);
     // A variant compared with its own full-sequence forward pass: only in cases that use a cache.
     let is_cached = names[0] == names[1];
@@ -109,7 +110,8 @@ pub fn localize(request: &RunRequest, wanted: &Wanted, folder: Option<&RunFolder
     Ok(found)
 }
 
-fn check_names(request: &RunRequest, wanted: &Wanted) -> Result<()> {
+/// Checks that the plan has this case and these two variants.
+pub(super) fn check_names(request: &RunRequest, case: Option<&str>, pair: [&str; 2]) -> Result<()> {
     let unknown = |what: &str, name: &str, mut known: Vec<String>| {
         known.dedup();
         let names: Vec<&str> = known.iter().map(String::as_str).collect();
@@ -121,19 +123,24 @@ fn check_names(request: &RunRequest, wanted: &Wanted) -> Result<()> {
         )
     };
     let cases: Vec<String> = request.plan.cases.iter().map(|case| case.name.clone()).collect();
-    if let Some(case) = wanted.case.filter(|case| !cases.iter().any(|known| known == case)) {
+    if let Some(case) = case.filter(|case| !cases.iter().any(|known| known == case)) {
         return Err(unknown("case", case, cases));
     }
     let mut variants: Vec<String> = request.plan.cells.iter().map(|cell| cell.variant.name()).collect();
     variants.sort_unstable();
-    for name in wanted.variants.map(variant_of) {
+    for name in pair.map(variant_of) {
         if !variants.iter().any(|known| known == name) {
             return Err(unknown("variant", name, variants));
         }
     }
-    if wanted.variants[0] == wanted.variants[1] {
-        miette::bail!(help = "name two variants", "`{}` is the same on both sides", wanted.variants[0]);
+    if pair[0] == pair[1] {
+        miette::bail!(help = "name two variants", "`{}` is the same on both sides", pair[0]);
     }
+    Ok(())
+}
+
+/// Checks that a full-sequence pass is compared with the cached result of the same variant.
+fn check_one_pass(request: &RunRequest, wanted: &Wanted) -> Result<()> {
     if !wanted.variants.iter().any(|name| name.ends_with(ONE_PASS)) {
         return Ok(());
     }
@@ -168,7 +175,7 @@ fn sides([a, b]: [&CellPlan; 2]) -> [String; 2] {
 }
 
 /// Checks that the checkpoint and inputs are the ones that the run's numbers come from.
-fn check_digests(folder: &RunFolder, name: &str, prepared: &PreparedCase) -> Result<()> {
+pub(super) fn check_digests(folder: &RunFolder, name: &str, prepared: &PreparedCase) -> Result<()> {
     let manifest = folder.manifest()?;
     let then = manifest.cases.iter().find(|case| case.name == name);
     let now = (&prepared.checkpoint.digest, &prepared.inputs.digest);
@@ -246,6 +253,7 @@ impl EndOfRun<'_> {
                 let [a, b] = &names;
                 self.request.progress.line(&format!("{}: localising {a} / {b}", case.name));
                 match pair.localize(cells, &Options::default()) {
+                    Ok(localized) if is_hidden_program(cells, &localized) => {}
                     Ok(localized) => {
                         is_changed |= !localized.is_divergence();
                         case.localized.push(localized);
@@ -323,7 +331,10 @@ fn representatives<'a>(
     }
     let plain = |cell: &CellPlan| {
         let Variant { mode, attention, .. } = &cell.variant;
-        usize::from(*mode != Mode::Eager) + usize::from(*attention == Some(Attention::Sdpa))
+        let is_program = cell.variant.runner == Runner::Command;
+        usize::from(*mode != Mode::Eager)
+            + usize::from(*attention == Some(Attention::Sdpa))
+            + 2 * usize::from(is_program)
     };
     // The sort is stable: among equals the order of the cells decides, in which the reference comes first.
     pairs.sort_by_key(|[a, b]| (a.variant.dtype != b.variant.dtype, plain(a) + plain(b)));
@@ -334,9 +345,15 @@ fn representatives<'a>(
     pairs.into_iter().find(|pair| state(*pair) == Tries::Open)
 }
 
-/// Whether the runner can capture a cell's modules; external programs and candle-transformers' ports cannot.
+/// Whether the runner may capture a cell's modules: a program may offer it, candle-transformers' ports do not.
 fn sees_modules(cell: &CellPlan) -> bool {
-    matches!(cell.variant.runner, Runner::Transformers | Runner::Candle)
+    matches!(cell.variant.runner, Runner::Transformers | Runner::Candle | Runner::Command)
+}
+
+/// Whether a program that shows no modules is the reason that nothing was found.
+fn is_hidden_program(cells: [&CellPlan; 2], localized: &Localized) -> bool {
+    matches!(localized.finding, Finding::Logits { .. })
+        && cells.iter().any(|cell| cell.variant.runner == Runner::Command)
 }
 
 /// Whether a pair is a variant's cached run and its own full-sequence forward pass.

@@ -261,7 +261,9 @@ pub(super) fn manifest(
     notes: Vec<String>,
 ) -> Manifest {
     let plan = request.plan;
-    let notes = notes.into_iter().chain(exceeding(request, cases)).fold(Vec::new(), |mut known, note| {
+    let contradictions = distinct(cases).filter_map(|prepared| prepared.checkpoint.contradiction());
+    let all = notes.into_iter().chain(exceeding(request, cases)).chain(contradictions);
+    let notes = all.fold(Vec::new(), |mut known, note| {
         if !known.contains(&note) {
             known.push(note);
         }
@@ -299,6 +301,13 @@ pub(super) fn manifest(
         cases: plan.cases.iter().zip(cases).enumerate().map(case).collect(),
         notes,
     }
+}
+
+/// The first case of each checkpoint.
+fn distinct(cases: &[PreparedCase]) -> impl Iterator<Item = &PreparedCase> {
+    let is_first =
+        |at: usize| cases[..at].iter().all(|known| known.checkpoint.name != cases[at].checkpoint.name);
+    cases.iter().enumerate().filter(move |(at, _)| is_first(*at)).map(|(_, prepared)| prepared)
 }
 
 /// The cases whose sequences have more tokens than the model has positions, in one note a checkpoint.

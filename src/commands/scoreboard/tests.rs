@@ -139,6 +139,7 @@ fn view(cells: Vec<Cell>, entries: &[Entry]) -> RunView {
             accuracies: accuracies(&matrix, &oracles),
             choices: None,
             localized: Vec::new(),
+            diagnosed: Vec::new(),
             times: crate::judge::view::Times::default(),
             cells,
             matrix,

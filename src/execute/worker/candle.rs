@@ -15,12 +15,14 @@ use reference::protocol::{
     Positions, Ready, Replay, Replayed, TakenInputs, Trace,
 };
 
-use super::capture::{Feeder, Writer, element, same};
-use super::chrome_trace::ChromeTrace;
-use super::failure::{model_failure, not_loaded, tensor_failure, unsupported};
+use tfcheck_port::Probe;
+use tfcheck_port::worker::{
+    ChromeTrace, Engine, Feeder, Writer, dtype, element, exception, inputs, not_loaded, peak_resident_bytes,
+    same, steps, unsupported, write_logits,
+};
+
+use super::failure::{model_failure, tensor_failure};
 use super::place::{Accelerator, Place, device};
-use super::tensors::{dtype, inputs, write_logits};
-use super::{Engine, exception, peak_resident_bytes, steps};
 
 /// The engine that runs native models.
 #[derive(Default)]
@@ -173,7 +175,7 @@ impl Engine for CandleEngine {
     fn trace(&mut self, trace: &Trace) -> Result<(), Failed> {
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let mut probe = ChromeTrace::new(place.tensors());
-        loaded.forward_with(inputs, None, Some(&mut probe)).map_err(model_failure)?;
+        loaded.forward_with(inputs, None, Some(&mut Modules(&mut probe))).map_err(model_failure)?;
         crate::spec::atomic::write(&trace.path, &probe.json()).map_err(|error| exception(error.to_string()))
     }
 
@@ -185,13 +187,14 @@ impl Engine for CandleEngine {
             Some(steps) => self.through_the_cache(steps.clone(), None)?,
         };
         let plain_ns = start.elapsed().as_nanos() as u64;
-        let mut writer = Writer::new(capture, element(plain.dtype()));
+        let mut writer = Writer::new(capture, "native", element(plain.dtype()));
         let start = Instant::now();
         let logits = if let Some(steps) = steps {
             self.through_the_cache(steps, Some(&mut writer))?
         } else {
             let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
-            let logits = loaded.forward_with(inputs, None, Some(&mut writer)).map_err(model_failure)?;
+            let logits =
+                loaded.forward_with(inputs, None, Some(&mut Modules(&mut writer))).map_err(model_failure)?;
             place.synchronize()?;
             logits
         };
@@ -204,7 +207,7 @@ impl Engine for CandleEngine {
     fn replay(&mut self, replay: &Replay) -> Result<Replayed, Failed> {
         let (loaded, inputs, _) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let mut feeder = Feeder::new(replay)?;
-        loaded.forward_with(inputs, None, Some(&mut feeder)).map_err(model_failure)?;
+        loaded.forward_with(inputs, None, Some(&mut Modules(&mut feeder))).map_err(model_failure)?;
         feeder.finish()
     }
 
@@ -237,6 +240,23 @@ impl Engine for CandleEngine {
     }
 }
 
+/// The modules of a native model, shown to a probe of the worker's kit.
+struct Modules<'a>(&'a mut dyn Probe);
+
+impl models::Probe for Modules<'_> {
+    fn enter(&mut self, path: &str, input: &Tensor) {
+        self.0.enter(path, input);
+    }
+
+    fn leave(&mut self, path: &str, output: &Tensor) {
+        self.0.leave(path, output);
+    }
+
+    fn replace_input(&mut self, path: &str, input: &Tensor) -> Option<Tensor> {
+        self.0.replace_input(path, input)
+    }
+}
+
 /// The token with the largest logit at the last position of each row.
 fn best_tokens(logits: &Tensor) -> candle_core::Result<Vec<i64>> {
     let last = logits.narrow(1, logits.dim(1)? - 1, 1)?.squeeze(1)?;
@@ -247,8 +267,11 @@ impl CandleEngine {
     /// The inputs as the model takes them.
     fn read(&self, path: &Path, place: &Place) -> Result<models::Inputs, Failed> {
         let inputs = inputs(path, &place.tensors())?;
-        let position_ids = inputs.position_ids.filter(|_| self.decodes);
-        Ok(models::Inputs { position_ids, ..inputs })
+        Ok(models::Inputs {
+            input_ids: inputs.input_ids,
+            attention_mask: inputs.attention_mask,
+            position_ids: self.decodes.then_some(inputs.position_ids),
+        })
     }
 
     /// Where the forward passes over the inputs begin and end; `None` for one over all tokens.
@@ -269,7 +292,7 @@ impl CandleEngine {
     fn through_the_cache(
         &mut self,
         steps: Vec<Range<usize>>,
-        mut probe: Option<&mut Writer<'_>>,
+        mut probe: Option<&mut Writer>,
     ) -> Result<Tensor, Failed> {
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let Some(positions) = &inputs.position_ids else {
@@ -287,7 +310,8 @@ impl CandleEngine {
                 attention_mask: mask.map_err(tensor_failure)?,
                 position_ids: Some(part(positions, step.start).map_err(tensor_failure)?),
             };
-            let probe = probe.as_mut().map(|probe| &mut **probe as &mut dyn models::Probe);
+            let mut modules = probe.as_mut().map(|probe| Modules(&mut **probe));
+            let probe = modules.as_mut().map(|modules| modules as &mut dyn models::Probe);
             parts.push(loaded.forward_with(&inputs, Some(&mut cache), probe).map_err(model_failure)?);
         }
         let logits = Tensor::cat(&parts, 1).map_err(tensor_failure)?;

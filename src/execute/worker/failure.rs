@@ -1,24 +1,7 @@
-//! Converts errors to the protocol's `Failed`.
+//! Converts errors of the native models to the protocol's `Failed`.
 
 use reference::protocol::{Failed, FailedKind};
-
-/// A failure with a message only.
-pub fn exception(message: impl Into<String>) -> Failed {
-    Failed {
-        kind: FailedKind::Exception,
-        error: String::new(),
-        message: message.into(),
-        traceback: String::new(),
-    }
-}
-
-pub(super) fn not_loaded() -> Failed {
-    exception("nothing is loaded yet")
-}
-
-pub(super) fn unsupported(message: impl Into<String>) -> Failed {
-    Failed { kind: FailedKind::Unsupported, ..exception(message) }
-}
+use tfcheck_port::worker::exception;
 
 pub(super) fn tensor_failure(error: candle_core::Error) -> Failed {
     model_failure(error.into())

@@ -9,8 +9,9 @@ use models::cuda::driver::{Driver, Setting};
 use models::cuda::{Emulator, Gpu, Order};
 use reference::protocol::Failed;
 
-use super::failure::{model_failure, tensor_failure, unsupported};
-use super::peak_resident_bytes;
+use tfcheck_port::worker::{peak_resident_bytes, unsupported};
+
+use super::failure::{model_failure, tensor_failure};
 
 /// The device name that selects an emulated GPU.
 pub(crate) const EMULATOR: &str = "emulator";

@@ -49,7 +49,7 @@ pub(in crate::hunt) fn joined(
         };
         let input = join("input", |module| module.input.as_ref())?;
         let output = join("output", |module| module.output.as_ref())?;
-        found.push(CapturedModule { input, output, ..first.clone() });
+        found.push(CapturedModule { input, output, further: Vec::new(), ..first.clone() });
     }
     Ok(found)
 }
@@ -121,9 +121,8 @@ mod tests {
             path: path.into(),
             call,
             class: "native".into(),
-            input: None,
             output: Some(output),
-            more: Vec::new(),
+            ..CapturedModule::default()
         }
     }
 

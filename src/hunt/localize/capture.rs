@@ -1,14 +1,16 @@
-//! Captures modules on both sides, measures their differences, and replays one module with the other side's input.
+//! Captures modules on both sides and measures their differences.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use reference::protocol::{Capture, Captured, CapturedModule, Dtype, Replay, Reply, Request as Ask};
+use reference::protocol::{Capture, Captured, CapturedModule, Dtype, Reply, Request as Ask};
 use tempfile::TempDir;
 
 use super::LocalizeError;
+use super::arguments::matched;
 use super::cached;
 use super::live::{Found, Live, Open};
+use super::replay::{Kind, departing, replay};
 use super::tensor::{self, Difference, Stored};
 use super::walk::{Limit, Measured};
 use crate::results::localized::ModuleError;
@@ -98,11 +100,14 @@ pub(super) fn capture(
         };
         if found.dtype != Dtype::F64 {
             // Rounding errors grow from module to module, so each module is replayed with the other side's input.
-            let fed = replay(open, sides, level.folder.path(), &calls)?;
+            let further = matched(open, &calls).both;
+            let fed = replay(open, sides, level.folder.path(), &calls, &further)?;
             module.replayed = apart(fed);
             measured.input = fed.map(|_| Difference::default()).or(measured.input);
             measured.is_other_output &= fed.is_none();
             measured.output = fed.or(measured.output);
+        } else if departs && !limit.is_passed(measured.input) {
+            measured.arguments = departing(open, sides, level.folder.path(), &calls, (limit, Kind::Other))?;
         }
         found.measured(module);
         level.measured.push(measured);
@@ -183,59 +188,4 @@ fn measure(open: &Open, folder: &Path, [a, b]: &[CapturedModule; 2]) -> Result<M
         measured.input = scores.or(measured.input);
     }
     Ok(measured)
-}
-
-/// Difference between the replayed module's output and the output of the side that supplied its input; `None` if the
-/// module cannot be replayed or its output cannot be compared.
-pub(super) fn replay(
-    open: &Open,
-    sides: &mut [Live; 2],
-    folder: &Path,
-    calls: &[CapturedModule; 2],
-) -> Result<Option<Difference>, LocalizeError> {
-    let io = |error| LocalizeError::io(folder, error);
-    let Some([expected, replayed]) = fed(open, sides, folder, calls)? else { return Ok(None) };
-    tensor::difference(&expected, &replayed, open.mask).map_err(io)
-}
-
-/// Replays a module with the other side's input. Returns that side's output and the replayed output; `None` if the
-/// module cannot be replayed.
-pub(super) fn fed(
-    open: &Open,
-    sides: &mut [Live; 2],
-    folder: &Path,
-    calls: &[CapturedModule; 2],
-) -> Result<Option<[Stored; 2]>, LocalizeError> {
-    let io = |error| LocalizeError::io(folder, error);
-    let Some(fed) = open.request.fed() else { return Ok(None) };
-    let (from, to) = (&calls[1 - fed], &calls[fed]);
-    let own = folder.join((1 - fed).to_string());
-    let (Some(input), Some(like)) = (&from.input, &to.input) else { return Ok(None) };
-    let Some(expected) = Stored::open(&own, from.output.as_ref()).map_err(io)? else { return Ok(None) };
-    let Some(file) = &input.file else { return Ok(None) };
-    if input.shape.iter().product::<usize>() != like.shape.iter().product::<usize>() {
-        return Ok(None);
-    }
-    let (mut path, other) = (own.join(file), folder.join("input"));
-    let stored = Stored::at(&path, &input.shape).map_err(io)?;
-    if stored.laid_out_as(&like.shape, open.mask, &other).map_err(io)? {
-        path = other;
-    }
-    // The old file is removed, not overwritten, so that an open handle to it stays valid.
-    let output = folder.join("replayed");
-    match std::fs::remove_file(&output) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
-        _ => {}
-    }
-    let side = &mut sides[fed];
-    let ask = Replay {
-        module: to.path.clone(),
-        call: to.call,
-        input: path,
-        shape: like.shape.clone(),
-        output: output.clone(),
-    };
-    let Reply::Replayed(replayed) = side.ask(&Ask::Replay(ask))? else { return Err(side.out_of_turn()) };
-    let replayed = Stored::at(&output, &replayed.shape).map_err(io)?;
-    Ok(Some([expected, replayed]))
 }

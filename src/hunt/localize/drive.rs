@@ -114,7 +114,7 @@ fn own_dtype(request: &Request) -> Option<Dtype> {
 }
 
 /// The load of the same variant with modules that can be captured: without `torch.compile`, with eager attention.
-fn twin(load: &Load, dtype: Dtype) -> Load {
+pub(super) fn twin(load: &Load, dtype: Dtype) -> Load {
     use reference::protocol::Attention;
     let mode = if load.mode == Mode::Fused { Mode::Fused } else { Mode::Eager };
     Load { mode, attention: load.attention.map(|_| Attention::Eager), ..load.in_dtype(dtype) }
@@ -140,7 +140,7 @@ fn changes(request: &Request) -> Vec<String> {
 }
 
 /// Why a dtype gives no result.
-enum Attempt {
+pub(super) enum Attempt {
     /// A side cannot load or run the model in it.
     Lacking(LocalizeError),
     Failed(LocalizeError),
@@ -171,8 +171,19 @@ fn lacking(error: LocalizeError) -> Attempt {
 impl<'a> Open<'a> {
     /// Localises in one dtype; `wider_agrees` tells whether the two agree in a wider one.
     fn attempt(&self, dtype: Dtype, wider_agrees: bool) -> Result<Found, Attempt> {
+        let loads = self.request.sides.each_ref().map(|side| twin(&side.load, dtype));
+        self.attempt_as(loads, dtype, wider_agrees)
+    }
+
+    /// [`Self::attempt`] with each side loaded as its load says.
+    pub(super) fn attempt_as(
+        &self,
+        [first, second]: [Load; 2],
+        dtype: Dtype,
+        wider_agrees: bool,
+    ) -> Result<Found, Attempt> {
         let [a, b] = &self.request.sides;
-        let mut sides = [self.start(a, twin(&a.load, dtype))?, self.start(b, twin(&b.load, dtype))?];
+        let mut sides = [self.start(a, first)?, self.start(b, second)?];
         let mut files = Vec::new();
         for (side, name) in sides.iter_mut().zip(["a", "b"]) {
             let file = format!("logits_{name}_{}", dtype_name(dtype));
@@ -227,7 +238,7 @@ impl<'a> Open<'a> {
         Ok(found)
     }
 
-    fn start(&self, side: &'a Side<'a>, load: Load) -> Result<Live<'a>, Attempt> {
+    pub(super) fn start(&self, side: &'a Side<'a>, load: Load) -> Result<Live<'a>, Attempt> {
         let failed = |ended| lacking(LocalizeError::worker(side, self.request.folder, ended));
         let log = self.request.folder.join("worker.log");
         let session = side.runner.start(log, self.request.stop).map_err(failed)?;
@@ -237,7 +248,11 @@ impl<'a> Open<'a> {
     }
 
     /// The file of the logits of one forward of the inputs, and their positions.
-    fn forward(&self, side: &mut Live, name: &str) -> Result<(std::path::PathBuf, Positions), LocalizeError> {
+    pub(super) fn forward(
+        &self,
+        side: &mut Live,
+        name: &str,
+    ) -> Result<(std::path::PathBuf, Positions), LocalizeError> {
         let path = self.scratch.join(format!("{name}.safetensors"));
         let ask = Forward::prefilled(path.clone(), side.side.prefill);
         match side.ask(&Ask::Forward(ask))? {
@@ -247,7 +262,7 @@ impl<'a> Open<'a> {
     }
 
     /// Relative L2 of two logits files, over all positions and at the worst one; `None` if they cannot be compared.
-    fn apart(
+    pub(super) fn apart(
         &self,
         a: &(std::path::PathBuf, Positions),
         b: &(std::path::PathBuf, Positions),
@@ -264,39 +279,6 @@ impl<'a> Open<'a> {
             PairOutcome::Compared(pair) => Some((pair.relative_l2(MetricSide::A), pair.worst_position.0)),
             _ => None,
         }
-    }
-
-    /// Whether `torch.compile` or the attention implementation makes a variant differ from its eager twin, which
-    /// agrees with the other side.
-    fn execution(&self, found: &Found, notes: &mut Vec<String>) -> Result<Option<Finding>, LocalizeError> {
-        for (side, name) in self.request.sides.iter().zip(["a", "b"]) {
-            let asked = side.load.in_dtype(found.dtype);
-            if asked == twin(&side.load, found.dtype) {
-                continue;
-            }
-            let what = match (side.load.mode, side.load.attention) {
-                (mode, _) if mode.is_compiled() => "torch.compile".to_owned(),
-                (_, Some(attention)) => format!("{} attention", attention_name(attention)),
-                (_, None) => "its execution".to_owned(),
-            };
-            let mut live = match self.start(side, asked) {
-                Ok(live) => live,
-                Err(Attempt::Lacking(error)) => {
-                    notes.push(format!("could not check whether {what} diverges: {error}"));
-                    continue;
-                }
-                Err(Attempt::Failed(error)) => return Err(error),
-            };
-            let own = self.forward(&mut live, &format!("logits_{name}_asked"))?;
-            live.end();
-            let dtype = dtype_name(found.dtype);
-            let eager = (self.scratch.join(format!("logits_{name}_{dtype}.safetensors")), own.1);
-            let apart = self.apart(&eager, &own, found.dtype).map(|(whole, _)| whole);
-            if let Some(relative_l2) = apart.filter(|apart| *apart > threshold(self.request, found.dtype)) {
-                return Ok(Some(Finding::Execution { variant: side.name.clone(), what, relative_l2 }));
-            }
-        }
-        Ok(None)
     }
 }
 

@@ -2,16 +2,17 @@
 
 use std::collections::HashSet;
 
-use reference::protocol::{Capture, CapturedModule, Dtype, Reply, Request as Ask};
+use reference::protocol::{Capture, CapturedModule, Dtype, Reply, Request as Ask, glob};
 
-use super::capture::{Level, Name, capture, joined, replay};
+use super::arguments::matched;
+use super::capture::{Level, Name, capture, joined};
 use super::live::{Found, Live, Open};
 use super::pair::pairs;
+use super::replay::{Kind, departing, replay};
 use super::routed::{self, Sifted};
 use super::walk::{Limit, Suspect, ancestors, is_coarse, is_in, suspect};
 use super::{Between, Divergence, Finding, LocalizeError};
 use crate::execute::runner::NoResult;
-use crate::spec::plan::glob;
 
 use crate::results::localized::{ModuleError, ROOT};
 
@@ -104,7 +105,7 @@ pub(super) fn search(
                 scope = Some(path);
             }
             Sifted::Spread(spread) => {
-                found.finding = spread;
+                found.finding = *spread;
                 return Ok(found);
             }
         }
@@ -126,7 +127,7 @@ pub(super) fn search(
         let captured: HashSet<&str> = level.measured.iter().map(|module| module.path.as_str()).collect();
         let has_more = below.iter().any(|name| !captured.contains(name.path[0].as_str()));
         if !has_more || suspect.step.is_some() {
-            let divergence = confirmed(open, sides, &level, &suspect, found.logits)?;
+            let divergence = confirmed(open, sides, &level, &suspect, (limit, found.logits))?;
             if let (Some(index), true) = (suspect.module, divergence.replayed.is_some()) {
                 let call = &level.calls[index][0];
                 let is_it = |module: &&mut ModuleError| module.path == call.path && module.call == call.call;
@@ -166,15 +167,28 @@ fn confirmed(
     sides: &mut [Live; 2],
     level: &Level,
     suspect: &Suspect,
-    logits: Option<f64>,
+    (limit, logits): (Limit, Option<f64>),
 ) -> Result<Divergence, LocalizeError> {
     let Some(index) = suspect.module else {
-        return Ok(Divergence { between: suspect.between.clone(), ..outside(level, logits) });
+        let (between, arguments) = (suspect.between.clone(), suspect.arguments.clone());
+        return Ok(Divergence { between, arguments, ..outside(level, logits) });
     };
     let (calls, measured) = (&level.calls[index], &level.measured[index]);
     // Token ids and position tables cannot be replaced by the other side's. A replay returns only the first output.
-    let replayed =
-        if measured.is_other_output { None } else { replay(open, sides, level.folder.path(), calls)? };
+    let matched = matched(open, calls);
+    let replayed = if measured.is_other_output {
+        None
+    } else {
+        replay(open, sides, level.folder.path(), calls, &matched.both)?
+    };
+    // With the other side's mask the module agrees, so what differs is the code that makes the mask.
+    let is_given = suspect.arguments.is_empty() && replayed.is_some() && !limit.is_passed(replayed);
+    let arguments = if is_given {
+        departing(open, sides, level.folder.path(), calls, (limit, Kind::Mask))?
+    } else {
+        suspect.arguments.clone()
+    };
+    let replayed = replayed.filter(|_| arguments.is_empty() || !suspect.arguments.is_empty());
     let shown = suspect.step.map_or(measured.output, |(_, difference)| Some(difference));
     let path = |index: usize| {
         let module = &calls[index].path;
@@ -189,6 +203,8 @@ fn confirmed(
         input: measured.input.map(|difference| difference.relative_l2),
         output: shown.map_or(f64::INFINITY, |difference| difference.relative_l2),
         replayed: replayed.map(|difference| difference.relative_l2),
+        arguments,
+        not_replayed: matched.others.iter().map(|name| (*name).to_owned()).collect(),
         worst: shown.and_then(|difference| difference.worst),
     })
 }

@@ -10,8 +10,10 @@ use bounds::limits::CHECKPOINT_JSON_BYTES;
 use reference::protocol::CapturedModule;
 use serde_json::Value;
 
-use super::capture::{Name, capture, fed};
+use super::arguments::matched;
+use super::capture::{Name, capture};
 use super::live::{Found, Live, Open};
+use super::replay::fed;
 use super::tensor::{self, Difference, Stored};
 use super::walk::{Limit, Measured, ancestors, is_coarse, is_in, suspect};
 use super::{Finding, LocalizeError, NearTies};
@@ -25,7 +27,7 @@ pub(super) enum Sifted {
     /// This module differs on the same input.
     Departs(String),
     /// None differs on the same input, except by near-ties.
-    Spread(Finding),
+    Spread(Box<Finding>),
 }
 
 /// Whether the modules contain a mixture of experts.
@@ -90,7 +92,7 @@ pub(super) fn sift(
     }
     let near_ties = if is_known { near_ties(open, sides, names, found, (limit, worst))? } else { None };
     let first = level.first.unwrap_or_default();
-    Ok(Sifted::Spread(Finding::Spread { first, near_ties }))
+    Ok(Sifted::Spread(Box::new(Finding::Spread { first, near_ties })))
 }
 
 /// Difference of a mixture on the same input, without the tokens that its router sends elsewhere although their
@@ -112,7 +114,10 @@ fn without_ties(
     let level = capture(open, sides, &[whole, gate], found, limit)?;
     let at = |path: &String| level.measured.iter().position(|module| module.path == *path);
     let [Some(whole), Some(gate)] = of_mixture.each_ref().map(at) else { return Ok(None) };
-    let mut outputs = |index: usize| fed(open, sides, level.folder.path(), &level.calls[index]);
+    let mut outputs = |index: usize| {
+        let calls = &level.calls[index];
+        fed(open, sides, level.folder.path(), calls, &matched(open, calls).both)
+    };
     let (Some(scores), Some([a, b])) = (outputs(gate)?, outputs(whole)?) else { return Ok(None) };
     let io = |error| LocalizeError::io(level.folder.path(), error);
     let Some((moved, apart)) = moved(open.mask, &scores, chosen).map_err(io)? else { return Ok(None) };

@@ -269,6 +269,24 @@ fn whole(a: &Stored, b: &Stored) -> io::Result<Difference> {
     Ok(Difference { relative_l2: sums.relative(), worst: None })
 }
 
+/// Difference of an argument that need not have positions, such as a mask or a table: masked scores of any value are
+/// equal. `None` if the layouts do not match.
+pub(super) fn argument_difference(a: &Stored, b: &Stored, mask: &Mask) -> io::Result<Option<Difference>> {
+    if let Some(Scores { mask, scores }) = scores(a, b, mask)? {
+        let larger = if mask.relative_l2 > scores.relative_l2 { mask } else { scores };
+        return Ok(Some(larger));
+    }
+    if a.layout(mask).is_some() {
+        return difference(a, b, mask);
+    }
+    let (mut left, mut right) = (vec![0.0; a.elements()], vec![0.0; b.elements()]);
+    a.read(0, &mut left)?;
+    b.read(0, &mut right)?;
+    let mut sums = Sums::default();
+    left.iter().zip(&right).for_each(|(a, b)| sums.add(a.max(MASKED), b.max(MASKED)));
+    Ok(Some(Difference { relative_l2: sums.relative(), worst: None }))
+}
+
 /// Differences of the inputs of two softmaxes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Scores {

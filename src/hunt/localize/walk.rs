@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::Between;
 use super::tensor::{Difference, Scores};
+use crate::results::localized::Departing;
 
 /// One pair of module calls, measured.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +20,8 @@ pub(super) struct Measured {
     pub(super) scores: Option<Scores>,
     /// Whether the output with the largest difference is not the first returned tensor.
     pub(super) is_other_output: bool,
+    /// Further arguments that make the output differ although the first input agrees.
+    pub(super) arguments: Vec<Departing>,
 }
 
 /// Largest differences that rounding explains, as relative L2.
@@ -53,6 +56,14 @@ pub(super) struct Suspect {
     pub(super) step: Option<(&'static str, Difference)>,
     /// The stretch of the module's own code that diverges.
     pub(super) between: Option<Between>,
+    /// What this stretch computes otherwise, if it is an argument of a module behind the first.
+    pub(super) arguments: Vec<Departing>,
+}
+
+impl Suspect {
+    fn module(module: Option<usize>, between: Option<Between>) -> Self {
+        Self { module, step: None, between, arguments: Vec::new() }
+    }
 }
 
 /// The suspect among `modules`, which are in call order; `None` if no output differs. `scope` is the index of a
@@ -70,12 +81,13 @@ pub(super) fn suspect(modules: &[Measured], scope: Option<usize>, limit: Limit) 
         for &child in below {
             let measured = &modules[child];
             if let Some(step) = unequal_scores(measured, limit.overall) {
-                return Some(Suspect { module, step: Some(step), between: None });
+                return Some(Suspect { step: Some(step), ..Suspect::module(module, None) });
             }
             if limit.is_passed(measured.output) {
-                if limit.is_passed(measured.input) {
+                if limit.is_passed(measured.input) || !measured.arguments.is_empty() {
                     let between = between(after, Some(&measured.path));
-                    return Some(Suspect { module, step: None, between });
+                    let arguments = measured.arguments.clone();
+                    return Some(Suspect { arguments, ..Suspect::module(module, between) });
                 }
                 next = Some(child);
                 break;
@@ -84,7 +96,7 @@ pub(super) fn suspect(modules: &[Measured], scope: Option<usize>, limit: Limit) 
         }
         if next.is_none() {
             let between = if below.is_empty() { None } else { between(after, None) };
-            return Some(Suspect { module, step: None, between });
+            return Some(Suspect::module(module, between));
         }
         module = next;
     }
@@ -181,6 +193,24 @@ mod tests {
         check(&added, Some("block"), Some("block.mlp"), None);
         let outside = [measured("model", 0.0, 0.0), measured("lm_head", 0.1, 0.1)];
         check(&outside, None, Some("model"), Some("lm_head"));
+    }
+
+    #[test]
+    fn a_differing_argument_belongs_to_the_code_that_computes_it() {
+        let mut experts = measured("mlp.experts", 0.0, 0.4);
+        let weights = Departing {
+            module: "mlp.experts".into(),
+            name: "top_k_weights".into(),
+            relative_l2: Some(0.5),
+            shapes: [vec![10, 2], vec![10, 2]],
+        };
+        let modules =
+            |experts: Measured| [measured("mlp", 0.0, 0.3), measured("mlp.gate", 0.0, 0.0), experts];
+        check(&modules(experts.clone()), Some("mlp.experts"), None, None);
+        experts.arguments = vec![weights.clone()];
+        let modules = modules(experts);
+        check(&modules, Some("mlp"), Some("mlp.gate"), Some("mlp.experts"));
+        assert_eq!(suspect(&modules, None, LIMIT).unwrap().arguments, [weights]);
     }
 
     #[test]

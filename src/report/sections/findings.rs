@@ -31,11 +31,14 @@ fn list(run: &RunView, found: &Findings) -> Option<Block> {
     (!found.findings.is_empty()).then(|| Block::list(told))
 }
 
-/// A finding as text, with the sentence of its localisation.
+/// A finding as text, with the sentences of its localisation and its diagnosis.
 fn told(finding: &Finding, run: &RunView) -> String {
     let text = sentence(finding, run);
     match &finding.what {
-        What::Diverges { localized: Some(localized), .. } => format!("{text}. {localized}"),
+        What::Diverges { localized, diagnosis, .. } => {
+            let sentences = std::iter::once(&text).chain(localized).chain(diagnosis);
+            sentences.map(String::as_str).collect::<Vec<_>>().join(". ")
+        }
         _ => text,
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Read;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -68,6 +69,13 @@ pub(crate) fn float_dtype(path: &Path) -> Option<Dtype> {
     let header = header(path).ok()?;
     let first = header.tensors.values().filter_map(|tensor| Some((range(tensor)?.0, dtype(tensor)?)));
     first.min_by_key(|(begin, _)| *begin).map(|(_, dtype)| dtype)
+}
+
+/// Where a tensor's bytes lie in the file; `None` if the file has no such tensor.
+pub(crate) fn bytes_of(path: &Path, name: &str) -> Option<Range<u64>> {
+    let Header { tensors, data_begin, .. } = header(path).ok()?;
+    let (begin, end) = range(tensors.get(name)?)?;
+    Some(data_begin + begin..data_begin + end)
 }
 
 /// Size from which a file is checked for holes, which a download leaves that reserves its space first. File systems that

@@ -100,11 +100,14 @@ pub(super) fn columns(config: &Config, environments: &[EnvironmentPlan], auto_de
                 Runner::Transformers,
                 &version.name,
                 Some(Attention::Eager),
-                environment_of(version),
+                (environment_of(version), None),
             );
         }
         if !config.candle.modes.is_empty() {
-            add_oracle(&mut columns, Runner::Candle, "candle", None, None);
+            add_oracle(&mut columns, Runner::Candle, "candle", None, (None, None));
+        }
+        for (index, command) in config.commands.iter().enumerate().filter(|(_, command)| command.float64) {
+            add_oracle(&mut columns, Runner::Command, &command.name, None, (None, Some(index)));
         }
     }
     columns
@@ -117,7 +120,7 @@ fn add_oracle(
     runner: Runner,
     version: &str,
     attention: Option<Attention>,
-    environment: Option<usize>,
+    (environment, command): (Option<usize>, Option<usize>),
 ) {
     let variant = Variant {
         runner,
@@ -131,7 +134,7 @@ fn add_oracle(
     };
     match columns.iter_mut().find(|column| Variant { qualified: true, ..column.variant.clone() } == variant) {
         Some(column) => column.oracle = true,
-        None => columns.push(Column { variant, environment, command: None, measured: false, oracle: true }),
+        None => columns.push(Column { variant, environment, command, measured: false, oracle: true }),
     }
 }
 

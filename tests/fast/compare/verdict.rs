@@ -311,3 +311,72 @@ fn a_config_overrides_single_tolerances_and_misspelt_ones_are_refused() {
     assert_eq!(toml::from_str::<Tolerances>("").unwrap(), defaults);
     assert!(toml::from_str::<Tolerances>("[relative_l2]\nfp32 = 1e-3").is_err());
 }
+
+#[test]
+fn a_black_box_that_agrees_in_float32_at_most_rounds_worse_in_a_lower_dtype() {
+    let shape = [1, 4, 2000];
+    let exact: Vec<f64> = noise(1, 8000).iter().map(|x| 5.0 * x).collect();
+    let off = |seed: u64| bf16(&added(&exact, &noise(seed, 8000), 1.5));
+    let wrong = added(&exact, &noise(9, 8000), 0.5);
+    let check = |with_oracle: bool| {
+        let mut files = Files::new();
+        files
+            .add("a", Dtype::Bf16, shape, &bf16(&added(&exact, &noise(2, 8000), 0.01)))
+            .add("a_f32", Dtype::F32, shape, &added(&exact, &noise(3, 8000), 1e-6))
+            .add("port", Dtype::Bf16, shape, &off(4))
+            .add("port_f32", Dtype::F32, shape, &added(&exact, &noise(5, 8000), 1e-5))
+            .add("bad", Dtype::Bf16, shape, &off(6))
+            .add("bad_f32", Dtype::F32, shape, &wrong)
+            .add("alone", Dtype::Bf16, shape, &off(7));
+        let mut names = vec!["a", "a", "port", "port", "bad", "bad", "alone"];
+        if with_oracle {
+            files.add("a_f64", Dtype::F64, shape, &exact);
+            names.push("a");
+        }
+        let measured = files.matrix(None);
+        let oracles = Oracles::new(&measured, &origins(&names));
+        // A variant whose modules can be seen is judged by them, so its float32 result does not excuse it.
+        let seen = verdicts(&measured, &oracles, &Tolerances::default());
+        assert_eq!(of(&seen, "a_f32", "port").decision, Decision::Diverged);
+        let found = verdicts(&measured, &oracles.with_opaque(2..7), &Tolerances::default());
+        // Without a float64 result, the other side's float32 result has to be known as well.
+        for a in if with_oracle { &["a", "a_f32"][..] } else { &["a_f32"] } {
+            let verdict = of(&found, a, "port");
+            assert_eq!(verdict.decision, Decision::WorseRounding { worse: "port".to_owned() }, "{verdict:?}");
+            assert!(verdict.evidence.contains("port_f32"), "{verdict:?}");
+            for other in ["bad", "bad_f32", "alone"] {
+                assert_eq!(of(&found, a, other).decision, Decision::Diverged, "{a} {other}");
+            }
+        }
+    };
+    check(true);
+    check(false);
+}
+
+#[test]
+fn float64_results_that_differ_like_float32_are_not_trusted_where_float32_is_identical() {
+    let shape = [1, 4, 2000];
+    let exact: Vec<f64> = noise(1, 8000).iter().map(|x| 5.0 * x).collect();
+    let f32_result = added(&exact, &noise(3, 8000), 1e-6);
+    let check = |apart: f64, other: &[f64]| {
+        let mut files = Files::new();
+        files
+            .add("a_f64", Dtype::F64, shape, &exact)
+            .add("a", Dtype::F32, shape, &f32_result)
+            .add("b_f64", Dtype::F64, shape, &added(&exact, &noise(2, 8000), apart))
+            .add("b", Dtype::F32, shape, other)
+            .add("b_sdpa", Dtype::F32, shape, &added(&exact, &noise(4, 8000), 1e-6));
+        judged(&files, &["a", "a", "b", "b", "b/sdpa"])
+    };
+    let found = check(1e-6, &f32_result);
+    for (a, b) in [("a", "b_sdpa"), ("a_f64", "b_f64")] {
+        let verdict = of(&found, a, b);
+        assert_eq!(verdict.decision, Decision::SameMathematics, "{verdict:?}");
+        assert!(verdict.evidence.contains("a and b are identical"), "{verdict:?}");
+    }
+    // Float64 decides where float32 is not identical, and where it differs by more than float32 rounds.
+    for found in [check(1e-6, &added(&exact, &noise(5, 8000), 1e-6)), check(1e-3, &f32_result)] {
+        let verdict = of(&found, "a", "b_sdpa");
+        assert_eq!(verdict.decision, Decision::Diverged, "{verdict:?}");
+    }
+}

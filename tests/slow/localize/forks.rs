@@ -124,7 +124,7 @@ fn run(fork: &Fork, branch: Branch, has_native: bool) -> (Sandbox, Run) {
          [[versions]]\nname = \"fork\"\nsource = \"-e {}\"\n\
          [candle]\nmodes = [{}]\n\
          [run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\ndtypes = [\"f32\"]\noracle = true\nrounds = 0\n\
-         trace = false\nnoise = false\nthreads = 1\n",
+         trace = false\nnoise = false\nthreads = 1\ndiagnose_s = 0\n",
         checkpoint("untouched", UNTOUCHED),
         fork.0.display(),
         if has_native { "\"eager\"" } else { "" },

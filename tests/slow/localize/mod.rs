@@ -7,7 +7,7 @@ mod rounding;
 mod routers;
 mod twins;
 
-pub(crate) use forks::newest;
+pub(crate) use forks::{NEWEST, newest};
 
 use std::path::Path;
 

@@ -5,33 +5,36 @@ use super::forks::{Fork, NEWEST, verdict};
 use super::plants::{NONE, Plant};
 use crate::support::{Sandbox, stderr};
 
-/// Modeling file, synthetic checkpoint, and the name of the values tensor in its eager attention.
-const FILES: [(&str, &str, &str); 24] = [
-    ("bert", "bert", "value"),
-    ("cohere", "cohere", "value_states"),
-    ("distilbert", "distilbert", "value"),
-    ("gemma", "gemma", "value_states"),
-    ("gemma2", "gemma2", "value_states"),
-    ("gemma3", "gemma3_text", "value_states"),
-    ("gpt2", "gpt2", "value"),
-    ("gpt_neox", "gpt_neox", "value"),
-    ("granite", "granite", "value_states"),
-    ("llama", "llama:tiny", "value_states"),
-    ("mistral", "mistral", "value_states"),
-    ("mixtral", "mixtral", "value_states"),
-    ("modernbert", "modernbert", "value"),
-    ("olmo2", "olmo2", "value_states"),
-    ("phi", "phi", "value_states"),
-    ("phi3", "phi3", "value_states"),
-    ("qwen2", "qwen2", "value_states"),
-    ("qwen3", "qwen3", "value_states"),
-    ("qwen3_moe", "qwen3_moe", "value_states"),
-    ("roberta", "roberta", "value"),
-    ("smollm3", "smollm3", "value_states"),
-    ("stablelm", "stablelm", "value_states"),
-    ("starcoder2", "starcoder2", "value_states"),
-    ("xlm_roberta", "xlm-roberta", "value"),
-];
+/// What is planted for one architecture.
+struct Sum {
+    /// Name of its modeling file: `gemma3` for `models/gemma3/modeling_gemma3.py`.
+    file: String,
+    /// Its first small synthetic checkpoint that is not the one for a quick run of llama.
+    checkpoint: String,
+    /// The name of the values tensor in its eager attention.
+    value: String,
+}
+
+/// The architectures whose eager attention sums over keys in an expression `torch.matmul(attn_weights, VALUES)`.
+fn sums(fork: &Fork) -> Vec<Sum> {
+    let mut sums = Vec::new();
+    for model_type in models::model_types() {
+        let file = model_type.trim_end_matches("_text").replace('-', "_");
+        let path = fork.0.join(format!("src/transformers/models/{file}/modeling_{file}.py"));
+        let source = std::fs::read_to_string(&path).unwrap();
+        let Some((_, value)) = source.split_once("torch.matmul(attn_weights, ") else { continue };
+        let value = value.split_once(')').unwrap().0.to_owned();
+        let checkpoint = if model_type == "llama" { "llama:tiny" } else { model_type }.to_owned();
+        sums.push(Sum { file, checkpoint, value });
+    }
+    // falcon alone writes the sum in another way.
+    assert!(
+        sums.len() + 1 >= models::model_types().count(),
+        "only {} architectures have the expression",
+        sums.len()
+    );
+    sums
+}
 
 /// Python code of the sum over keys in reverse order.
 fn reversed(value: &str) -> String {
@@ -44,16 +47,23 @@ fn coarse(value: &str) -> String {
     format!("{wide} if {value}.dtype == torch.float64 else {narrow}.to({value}.dtype)")
 }
 
-/// Plants `sum` into every file, runs the release and the fork, and returns the verdicts on each checkpoint in f32 and in
-/// bf16, with their evidence.
-fn verdicts(fork: &Fork, sum: fn(&str) -> String) -> Vec<[(String, String); 2]> {
-    let plants: Vec<Plant> = FILES
+/// Plants `with` in place of every sum, runs the release and the fork, and returns the verdicts on each checkpoint in f32 and
+/// in bf16, with their evidence.
+fn verdicts(fork: &Fork, sums: &[Sum], with: fn(&str) -> String) -> Vec<[(String, String); 2]> {
+    // `Plant` holds static strings, so the test leaks these few.
+    let leak = |text: String| -> &'static str { text.leak() };
+    let plants: Vec<Plant> = sums
         .iter()
-        .map(|(file, checkpoint, value)| {
-            let edit = (format!("torch.matmul(attn_weights, {value})"), sum(value));
-            // `Plant` holds static strings, so the test leaks these few.
-            let edits = vec![(&*edit.0.leak(), &*edit.1.leak())].leak();
-            Plant { class: file, checkpoint, file, edits, ..NONE }
+        .map(|Sum { file, checkpoint, value }| {
+            let edit = (leak(format!("torch.matmul(attn_weights, {value})")), leak(with(value)));
+            let file = leak(file.clone());
+            Plant {
+                class: file,
+                checkpoint: leak(checkpoint.clone()),
+                file,
+                edits: vec![edit].leak(),
+                ..NONE
+            }
         })
         .collect();
     fork.plant(&plants);
@@ -76,7 +86,7 @@ fn verdicts(fork: &Fork, sum: fn(&str) -> String) -> Vec<[(String, String); 2]> 
     assert!(matches!(output.status.code(), Some(0 | 1)), "{}", stderr(&output));
     let summary = sandbox.only_run().json("summary.json");
     let cases = summary["cases"].as_array().unwrap();
-    assert_eq!(cases.len(), FILES.len());
+    assert_eq!(cases.len(), sums.len());
     for case in cases {
         for pair in case["verdicts"].as_array().unwrap() {
             let known =
@@ -90,27 +100,15 @@ fn verdicts(fork: &Fork, sum: fn(&str) -> String) -> Vec<[(String, String); 2]> 
     cases.iter().map(|case| ["f32", "bf16"].map(|dtype| of(case, dtype))).collect()
 }
 
-/// Architectures whose eager attention sums over keys in an expression that [`FILES`] does not match.
-const ELSEWHERE: [&str; 1] = ["falcon"];
-
-#[test]
-fn every_architecture_has_a_file_or_is_listed_without_one() {
-    let has_file = |model_type: &str| {
-        FILES.iter().any(|(_, checkpoint, _)| checkpoint.split(':').next() == Some(model_type))
-    };
-    for model_type in models::model_types() {
-        assert!(has_file(model_type) != ELSEWHERE.contains(&model_type), "{model_type}");
-    }
-}
-
 #[test]
 fn sums_in_another_order_and_in_bf16_never_diverge() {
     let fork = Fork::new("rounding");
     let is = |verdict: &(String, String), word: &str| verdict.0 == word;
-    let turned = verdicts(&fork, reversed);
+    let sums = sums(&fork);
+    let turned = verdicts(&fork, &sums, reversed);
     let same = turned.iter().filter(|[f32, _]| is(f32, "same_mathematics")).count();
     assert!(same >= 20, "{same} sums in another order round otherwise, and are one mathematics: {turned:?}");
-    let coarse = verdicts(&fork, coarse);
+    let coarse = verdicts(&fork, &sums, coarse);
     fork.reset();
     // In f32 the coarser sum is reported as worse rounding; in bf16 it changes nothing.
     let worse = coarse.iter().filter(|[f32, _]| is(f32, "worse_rounding")).count();

@@ -19,7 +19,7 @@ fn config(seed: u64) -> String {
         "versions = []\n[[checkpoints]]\nsource = \"synthetic:mixtral\"\n[[checkpoints]]\nsource = \"synthetic:qwen3_moe\"\n\
          [[checkpoints]]\nsource = \"synthetic:qwen3_moe:raw-topk\"\n\
          [inputs]\nlengths = [4, 12, 30, 60]\nbatch = [1, 3]\npadding = [\"left\"]\nprefill = [8]\nseed = {seed}\n\
-         [run]\ndtypes = [\"f32\", \"bf16\"]\noracle = true\nrounds = 0\ntrace = false\nnoise = false\n"
+         [run]\ndtypes = [\"f32\", \"bf16\"]\noracle = true\nrounds = 0\ntrace = false\nnoise = false\ndiagnose_s = 0\n"
     )
 }
 

@@ -11,7 +11,7 @@ use super::context::within;
 use super::failure::Stop;
 use super::load::Loaded;
 use super::output::logits;
-use crate::protocol::{ATTENTION_MASK, Dtype, INPUT_IDS, POSITION_IDS, Positions, forward_passes};
+use protocol::{ATTENTION_MASK, Dtype, INPUT_IDS, POSITION_IDS, Positions, forward_passes};
 
 /// The argument and the field by which a model passes on what it keeps. The first is a KV cache, in hybrid models with
 /// states; the others are the states of Mamba (`modeling_mamba.py`) and of RWKV (`modeling_rwkv.py`).

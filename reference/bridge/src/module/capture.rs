@@ -1,15 +1,17 @@
 //! Forward passes that write module inputs and outputs, or replay one module with a stored input.
 
 use std::ffi::CString;
+use std::path::Path;
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 use serde_json::Value;
 
 use super::context::within;
 use super::failure::Stop;
 use super::forward;
 use super::load::Loaded;
-use crate::protocol::{Capture, Captured, CapturedModule, Dtype, Replay, Replayed};
+use protocol::{Capture, Captured, CapturedModule, Dtype, Replay, Replayed};
 
 /// Runs one forward pass without capture and one with capture.
 pub(super) fn capture(py: Python<'_>, loaded: &Loaded, request: &Capture) -> Result<Captured, Stop> {
@@ -37,14 +39,19 @@ pub(super) fn capture(py: Python<'_>, loaded: &Loaded, request: &Capture) -> Res
     })
 }
 
-/// Runs a forward pass up to the end of the module, whose input is replaced by the stored tensor.
+/// Runs a forward pass up to the end of the module, whose inputs are replaced by the stored tensors.
 pub(super) fn replay(py: Python<'_>, loaded: &Loaded, request: &Replay) -> Result<Replayed, Stop> {
     let module = module(py, loaded)?;
     let element = element(py, loaded)?;
-    let stored = module
-        .call_method1("read", (request.input.as_os_str(), &element))?
-        .call_method1("reshape", (request.shape.clone(),))?;
-    let arguments = (&request.module, request.call, stored, request.output.as_os_str(), element);
+    let read = |file: &Path, shape: &[usize]| {
+        module.call_method1("read", (file.as_os_str(), &element, shape.to_vec()))
+    };
+    let stored = read(&request.input, &request.shape)?;
+    let further = PyDict::new(py);
+    for argument in &request.further {
+        further.set_item(&argument.name, read(&argument.input, &argument.shape)?)?;
+    }
+    let arguments = (&request.module, request.call, stored, further, request.output.as_os_str(), &element);
     let feeder = module.getattr("Feeder")?.call1(arguments)?;
     let hooks = module.getattr("Hooks")?.call1((&loaded.model, &feeder))?;
     let ended = within(&hooks, || forward::pass(py, loaded).map(drop));

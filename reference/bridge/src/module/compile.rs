@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::protocol::Graphs;
+use protocol::Graphs;
 
 /// `model` through `torch.compile` in its default mode; compilation happens in the first pass.
 pub(super) fn compile<'py>(

@@ -7,7 +7,7 @@ use std::os::fd::FromRawFd as _;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
-use crate::protocol::{REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE};
+use protocol::{REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE};
 
 /// Takes ownership of both pipes and makes them not inheritable by child processes.
 pub(super) fn take(py: Python<'_>) -> PyResult<(File, File)> {

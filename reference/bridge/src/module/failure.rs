@@ -4,7 +4,7 @@ use std::io;
 
 use pyo3::prelude::*;
 
-use crate::protocol::{Failed, FailedKind};
+use protocol::{Failed, FailedKind};
 
 /// Why a request stopped: a Python exception, or an error raised by the bridge.
 #[derive(Debug)]

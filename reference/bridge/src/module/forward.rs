@@ -15,7 +15,7 @@ use super::failure::Stop;
 use super::load::Loaded;
 use super::output::logits;
 use super::{cached, compile, dlpack, memory};
-use crate::protocol::{Dtype, Forward, Forwarded, LOGITS, Positions};
+use protocol::{Dtype, Forward, Forwarded, LOGITS, Positions};
 
 /// Runs a full-sequence forward pass, or a prefill and the decoding of the other tokens, and writes the
 /// logits.

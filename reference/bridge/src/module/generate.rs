@@ -6,7 +6,7 @@ use pyo3::types::{PyDict, PySlice};
 use super::context::within;
 use super::failure::Stop;
 use super::load::Loaded;
-use crate::protocol::{ATTENTION_MASK, Generate, Generated, INPUT_IDS};
+use protocol::{ATTENTION_MASK, Generate, Generated, INPUT_IDS};
 
 /// Settings of a generation config that would choose other tokens than the most likely one, or stop early.
 const PLAIN: [(&str, Option<f64>); 8] = [

@@ -8,7 +8,7 @@ use pyo3::types::{PyByteArray, PyDict};
 use safetensors::{Dtype, SafeTensors};
 
 use super::failure::Stop;
-use crate::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS};
+use protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS};
 
 /// Keyword arguments for `model.forward`, each only if the model takes it, and notes on the others.
 ///

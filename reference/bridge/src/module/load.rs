@@ -13,10 +13,10 @@ use serde_json::{Map, Value};
 use super::failure::Stop;
 use super::float64::{self, Float64};
 use super::report::attention_name;
-use super::{compile, inputs, report};
-use crate::protocol::{Attention, Dtype, Load, Mode, NewInputs, PROTOCOL_VERSION, Ready, TakenInputs};
-use crate::translation::{Translated, rope_thetas, translate};
+use super::{compile, ignored, inputs, report};
+use crate::translation::{BY_TRANSFORMERS, Translated, rope_thetas, translate};
 use crate::versions::{Versions, WrongShapes};
+use protocol::{Attention, Dtype, Load, Mode, NewInputs, PROTOCOL_VERSION, Ready, TakenInputs};
 
 /// A loaded model and everything that a forward pass needs.
 pub(super) struct Loaded {
@@ -68,11 +68,6 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
         report::read_otherwise(&config_class, &config_object, &config)?
     };
     notes.extend(report::settle_padding(&config_object)?);
-    let ignored_keys = report::ignored_keys(&config_class, &config_object, &translated)?;
-    if let Some(keys) = ignored_keys.as_ref().filter(|keys| !keys.is_empty()) {
-        let name = config_class.getattr("__name__")?;
-        notes.push(format!("{name} has no field for the config keys {}", keys.join(", ")));
-    }
     let is_encoder = is_encoder(py, &config)?;
     let class = auto_class(&config, is_encoder, &mut notes)?;
     let keywords = keywords(py, &torch, request, attention, &config_object, &version)?;
@@ -86,24 +81,34 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
             class.call_method("from_pretrained", (request.checkpoint.as_os_str(),), Some(&keywords))
         })?
         .extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
-    float64.settle(&model)?;
+    notes.extend(float64.settle(&model)?);
     let model = model.call_method1("to", (&request.device,))?;
     model.call_method0("eval")?;
     model.call_method1("requires_grad_", (false,))?;
+    let ignored_keys = ignored::ignored_keys(&config_class, &model, &translated)?;
+    if let Some(keys) = ignored_keys.as_ref().filter(|keys| !keys.is_empty()) {
+        let name = config_class.getattr("__name__")?;
+        notes.push(format!("{name} and its model ignore the config keys {}", keys.join(", ")));
+    }
     let (unread_tensors, said) = report::loading(&model, &loading)?;
     notes.extend(said);
-    if let Some(lost) = report::lost_rope(&model, &rope_thetas, &version)? {
+    let ropes = report::Ropes::of(&model, &rope_thetas, &version)?;
+    if let Some(lost) = ropes.lost {
         if !request.as_is {
             return Err(Stop::exception(lost));
         }
         notes.push(lost);
+    }
+    if let Some(added) = ropes.added {
+        notes.retain(|note| !note.ends_with(BY_TRANSFORMERS));
+        notes.push(added);
     }
     notes.extend(report::attention(&model, attention)?);
     if request.auto_dtype {
         notes.extend(report::dtype(&model, torch_dtype(request.dtype))?);
     }
     // BERT with a causal head is run as a decoder.
-    let is_encoder = is_encoder && class != CAUSAL;
+    let is_encoder = (is_encoder || class == ENCODER) && class != CAUSAL;
     let counts_positions = is_encoder || request.own_positions;
     let (arguments, said) =
         inputs::arguments(py, &torch, &model, counts_positions, &request.inputs, &request.device)?;
@@ -261,6 +266,8 @@ fn is_encoder(py: Python<'_>, config: &Map<String, Value>) -> PyResult<bool> {
 }
 
 const CAUSAL: &str = "AutoModelForCausalLM";
+/// The encoder of an encoder-decoder model by itself (`T5EncoderModel`), which `AutoModel` would load as a whole.
+const ENCODER: &str = "AutoModelForTextEncoding";
 
 /// The auto class that matches the checkpoint's head.
 fn auto_class(
@@ -285,6 +292,9 @@ fn auto_class(
         Ok("AutoModelForMaskedLM")
     } else if ends(&["ForSequenceClassification"]) {
         Ok("AutoModelForSequenceClassification")
+    } else if ends(&["EncoderModel"]) {
+        notes.push(format!("{name} is the encoder alone: last_hidden_state is compared in place of logits"));
+        Ok(ENCODER)
     } else if ends(&["Model"]) && !ends(&["DoubleHeadsModel"]) {
         notes.push(format!("{name} has no head: last_hidden_state is compared in place of logits"));
         Ok("AutoModel")

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 
 use super::failure::Stop;
-use crate::protocol::Positions;
+use protocol::Positions;
 
 /// `logits`, or the last hidden states of a model without a head, `[batch, seq, width]`.
 pub(super) fn logits<'py>(output: &Bound<'py, PyAny>) -> Result<(Bound<'py, PyAny>, Positions), Stop> {

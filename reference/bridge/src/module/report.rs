@@ -7,50 +7,8 @@ use pyo3::types::PyDict;
 use serde_json::{Map, Value};
 
 use super::failure::Stop;
-use crate::protocol::Attention;
 use crate::translation::rope_thetas;
-
-/// The keys of `config` that the version's config class has no field for; `None` if that is unknown.
-pub(super) fn ignored_keys(
-    class: &Bound<'_, PyAny>,
-    object: &Bound<'_, PyAny>,
-    config: &Map<String, Value>,
-) -> Result<Option<Vec<String>>, Stop> {
-    // A config object stores any key it is given, so the known keys are read from a default object. A class
-    // that requires arguments gives no answer.
-    let Ok(fresh) = class.call0() else {
-        return Ok(None);
-    };
-    let known: BTreeSet<String> = fresh
-        .call_method0("to_dict")?
-        .cast_into::<PyDict>()
-        .map_err(PyErr::from)?
-        .keys()
-        .extract::<Vec<String>>()?
-        .into_iter()
-        .collect();
-    let aliases = object.getattr("attribute_map")?;
-    let parameters =
-        class.py().import("inspect")?.call_method1("signature", (class,))?.getattr("parameters")?;
-    let mut ignored = Vec::new();
-    for (key, value) in config {
-        let records = ["architectures", "transformers_version", "model_type"];
-        if value.is_null() || key.starts_with('_') || records.contains(&key.as_str()) {
-            continue;
-        }
-        let read = known.contains(key)
-            || aliases.contains(key)?
-            || parameters.contains(key)?
-            || fresh.hasattr(key.as_str())?
-            // Version 5 converts these keys to `rope_parameters`.
-            || known.contains("rope_parameters")
-                && (key.starts_with("rope_") || key == "partial_rotary_factor");
-        if !read {
-            ignored.push(key.clone());
-        }
-    }
-    Ok(Some(ignored))
-}
+use protocol::Attention;
 
 /// Refuses a model with weights that the checkpoint lacks; the tensors that the model does not read, and notes.
 pub(super) fn loading(
@@ -198,30 +156,46 @@ pub(super) fn dtype(model: &Bound<'_, PyAny>, expected: &str) -> Result<Option<S
         .then(|| format!("dtype \"auto\" loaded {taken}, where the checkpoint has {expected}")))
 }
 
-/// What is lost if the model's config took another rotary base than the checkpoint asks for.
-pub(super) fn lost_rope(
-    model: &Bound<'_, PyAny>,
-    asked: &[f64],
-    version: &str,
-) -> Result<Option<String>, Stop> {
-    if asked.is_empty() {
-        return Ok(None);
-    }
-    let json = PyDict::new(model.py());
-    json.set_item("use_diff", false)?;
-    let text: String = model.getattr("config")?.call_method("to_json_string", (), Some(&json))?.extract()?;
-    let config: Map<String, Value> = serde_json::from_str(&text)
-        .map_err(|error| Stop::exception(format!("the loaded config is not JSON: {error}")))?;
-    let taken = rope_thetas(&config);
-    let lost: Vec<String> = asked
-        .iter()
+/// The rotary bases of the loaded model's config, compared with those that config.json asks for.
+#[derive(Default)]
+pub(super) struct Ropes {
+    /// What is lost if a base that config.json asks for was not taken.
+    pub(super) lost: Option<String>,
+    /// What is said of bases that config.json does not ask for: a release may give some layer types its own default.
+    pub(super) added: Option<String>,
+}
+
+impl Ropes {
+    pub(super) fn of(model: &Bound<'_, PyAny>, asked: &[f64], version: &str) -> Result<Self, Stop> {
+        if asked.is_empty() {
+            return Ok(Self::default());
+        }
+        let json = PyDict::new(model.py());
+        json.set_item("use_diff", false)?;
+        let text: String =
+            model.getattr("config")?.call_method("to_json_string", (), Some(&json))?.extract()?;
+        let config: Map<String, Value> = serde_json::from_str(&text)
+            .map_err(|error| Stop::exception(format!("the loaded config is not JSON: {error}")))?;
+        let taken = rope_thetas(&config);
         // Both values are parsed from the same decimal text, so the comparison is exact.
-        .filter(|theta| !taken.iter().any(|other| other.total_cmp(theta).is_eq()))
-        .map(f64::to_string)
-        .collect();
-    Ok((!lost.is_empty()).then(|| {
-        format!("transformers {version} took rope_theta {taken:?}, and config.json says {}", lost.join(", "))
-    }))
+        let without = |these: &[f64], those: &[f64]| -> String {
+            let is_in = |theta: &f64| those.iter().any(|other| other.total_cmp(theta).is_eq());
+            let rest = these.iter().filter(|theta| !is_in(theta)).map(f64::to_string);
+            rest.collect::<Vec<_>>().join(", ")
+        };
+        let (lost, added) = (without(asked, &taken), without(&taken, asked));
+        let asked = asked.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
+        Ok(Self {
+            lost: (!lost.is_empty()).then(|| {
+                format!("transformers {version} took rope_theta {taken:?}, and config.json says {lost}")
+            }),
+            added: (!added.is_empty()).then(|| {
+                format!(
+                    "transformers {version} gives some layers rope_theta {added}, which config.json does not have: it says {asked}"
+                )
+            }),
+        })
+    }
 }
 
 /// Fails if the attention implementation differs from the requested one; without a request, returns a note on
@@ -252,7 +226,7 @@ pub(super) fn attention_name(attention: Attention) -> &'static str {
 }
 
 /// The first names, at most six, and the number of the others.
-fn listing(names: &BTreeSet<String>) -> String {
+pub(super) fn listing(names: &BTreeSet<String>) -> String {
     const SHOWN: usize = 6;
     let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();
     let more = match names.len().saturating_sub(SHOWN) {

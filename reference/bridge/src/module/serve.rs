@@ -13,8 +13,8 @@ use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group};
 use super::failure::Stop;
 use super::load::Loaded;
 use super::{capture, descriptors, forward, generate, load, time, tokenize, trace};
-use crate::protocol::{Reply, Request};
-use crate::yardstick;
+use protocol::yardstick;
+use protocol::{Reply, Request};
 
 /// Answers requests until [`Request::Exit`], then exits the process directly, so that no library's destructor
 /// can turn a successful exit into a failure.

@@ -5,7 +5,7 @@ use pyo3::types::PyDict;
 
 use super::failure::Stop;
 use super::load::Loaded;
-use crate::protocol::{ATTENTION_MASK, INPUT_IDS, Mode};
+use protocol::{ATTENTION_MASK, INPUT_IDS, Mode};
 
 /// The cache, and the arguments whose size depends on it.
 pub(super) struct StaticCache<'py> {

@@ -7,7 +7,7 @@ use super::failure::Stop;
 use super::load::Loaded;
 use super::static_cache::StaticCache;
 use super::{forward, memory};
-use crate::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS, Time, Timed};
+use protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS, Time, Timed};
 
 /// Warms up and times; every forward pass drops its result before the next one.
 pub(super) fn time(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Timed, Stop> {

@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::failure::Stop;
-use crate::protocol::{Tokenize, Tokenized};
+use protocol::{Tokenize, Tokenized};
 
 /// Token ids of each text from `AutoTokenizer`.
 pub(super) fn tokenize(py: Python<'_>, request: &Tokenize) -> Result<Tokenized, Stop> {

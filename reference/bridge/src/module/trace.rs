@@ -9,7 +9,7 @@ use super::context::within;
 use super::failure::Stop;
 use super::forward;
 use super::load::Loaded;
-use crate::protocol::Trace;
+use protocol::Trace;
 
 /// Profiles one forward pass; in eager mode every module has a range.
 pub(super) fn trace(py: Python<'_>, loaded: &Loaded, request: &Trace) -> Result<(), Stop> {

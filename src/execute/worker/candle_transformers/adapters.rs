@@ -12,10 +12,10 @@ use candle_transformers::models::{
     xlm_roberta,
 };
 use reference::protocol::{Failed, Positions};
+use tfcheck_port::worker::{failure, unsupported};
+use tfcheck_port::{Inputs, Port};
 
 use super::checkpoint::{Checkpoint, Fill};
-use super::{Batch, Pass, failure};
-use crate::execute::worker::failure::unsupported;
 
 /// How a port is loaded and run.
 pub(super) struct Adapter {
@@ -45,7 +45,7 @@ impl Adapter {
 const TRAINING: &[(&str, Fill)] =
     &[("initializer_range", Fill::Inert("0.02")), ("use_cache", Fill::Inert("true"))];
 
-type Load = fn(&Checkpoint) -> std::result::Result<Pass, Failed>;
+type Load = fn(&Checkpoint) -> std::result::Result<Port, Failed>;
 
 /// A field of the port's `Config` that no published config has.
 const FLASH: &[(&str, Fill)] = &[("use_flash_attn", Fill::Inert("false"))];
@@ -154,8 +154,8 @@ pub(super) const ADAPTERS: &[Adapter] = &[
 ];
 
 #[expect(clippy::unnecessary_wraps, reason = "it is what every loader ends in")]
-fn run(pass: impl FnMut(&Batch, usize) -> Result<Tensor> + 'static) -> std::result::Result<Pass, Failed> {
-    Ok(Box::new(pass))
+fn run(pass: impl FnMut(&Inputs, usize) -> Result<Tensor> + 'static) -> std::result::Result<Port, Failed> {
+    Ok(Port::cached(pass))
 }
 
 fn causal(checkpoint: &Checkpoint) -> std::result::Result<(), Failed> {
@@ -176,7 +176,7 @@ fn head(checkpoint: &Checkpoint, is_tied: bool) -> Result<Linear> {
     Ok(Linear::new(checkpoint.weights().get_unchecked(name)?, None))
 }
 
-fn load_llama(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+fn load_llama(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     causal(checkpoint)?;
     let config = checkpoint.config::<llama::LlamaConfig>()?.into_config(false);
     let weights = checkpoint.weights();
@@ -191,7 +191,7 @@ fn load_llama(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     })
 }
 
-fn load_granite(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+fn load_granite(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     causal(checkpoint)?;
     let config = checkpoint.config::<granite::GraniteConfig>()?.into_config(false);
     let weights = checkpoint.weights();
@@ -207,7 +207,7 @@ fn load_granite(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
 }
 
 /// The port cannot clear its cache, so a pass from position 0 runs a fresh clone of the model with an empty cache.
-fn load_mixtral(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+fn load_mixtral(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     causal(checkpoint)?;
     let config: mixtral::Config = checkpoint.config()?;
     let model = mixtral::Model::new(&config, checkpoint.weights()).map_err(failure)?;
@@ -221,7 +221,7 @@ fn load_mixtral(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
 }
 
 /// The port ties the head to the embedding if the checkpoint has no head, whatever the config sets.
-fn load_qwen2(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+fn load_qwen2(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     causal(checkpoint)?;
     let config: qwen2::Config = checkpoint.config()?;
     let weights = checkpoint.weights();
@@ -236,7 +236,7 @@ fn load_qwen2(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     })
 }
 
-fn load_glm4(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+fn load_glm4(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     causal(checkpoint)?;
     let config: glm4_new::Config = checkpoint.config()?;
     let mut model = glm4_new::ModelForCausalLM::new(&config, checkpoint.weights()).map_err(failure)?;
@@ -248,7 +248,7 @@ fn load_glm4(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     })
 }
 
-fn load_phi(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+fn load_phi(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     causal(checkpoint)?;
     let config: phi::Config = checkpoint.config()?;
     let mut model = phi::Model::new(&config, checkpoint.weights()).map_err(failure)?;
@@ -261,14 +261,14 @@ fn load_phi(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
 }
 
 /// The port can neither clear its cache nor be cloned, so its cache is switched off.
-fn load_stable_lm(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+fn load_stable_lm(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     causal(checkpoint)?;
     let config: stable_lm::Config = checkpoint.config_with(&[("use_cache", false.into())])?;
     let mut model = stable_lm::Model::new(&config, checkpoint.weights()).map_err(failure)?;
     run(move |batch, _| model.forward(&batch.input_ids, 0))
 }
 
-fn load_falcon(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+fn load_falcon(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     causal(checkpoint)?;
     let config: falcon::Config = checkpoint.config()?;
     config.validate().map_err(|error| unsupported(format!("the port refuses this config.json: {error}")))?;
@@ -281,7 +281,7 @@ fn load_falcon(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
     })
 }
 
-fn load_bert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+fn load_bert(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     let config: bert::Config = checkpoint.config()?;
     let weights = checkpoint.weights();
     match checkpoint.head() {
@@ -302,10 +302,10 @@ fn load_bert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
 }
 
 /// The port's mask is 1 at keys that must be masked and must broadcast to `[batch, heads, seq, seq]`.
-fn load_distilbert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+fn load_distilbert(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     let config: distilbert::Config = checkpoint.config()?;
     let weights = checkpoint.weights();
-    let hidden = |batch: &Batch| batch.attention_mask.eq(0u32)?.unsqueeze(1)?.unsqueeze(1);
+    let hidden = |batch: &Inputs| batch.attention_mask.eq(0u32)?.unsqueeze(1)?.unsqueeze(1);
     match checkpoint.head() {
         "ForMaskedLM" => {
             let model = distilbert::DistilBertForMaskedLM::load(weights, &config).map_err(failure)?;
@@ -319,7 +319,7 @@ fn load_distilbert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed>
     }
 }
 
-fn load_xlm_roberta(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+fn load_xlm_roberta(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     let config: xlm_roberta::Config = checkpoint.config()?;
     let weights = checkpoint.weights();
     match checkpoint.head() {
@@ -342,7 +342,7 @@ fn load_xlm_roberta(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed
     }
 }
 
-fn load_modernbert(checkpoint: &Checkpoint) -> std::result::Result<Pass, Failed> {
+fn load_modernbert(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     let config: modernbert::Config = checkpoint.config()?;
     let weights = checkpoint.weights();
     match checkpoint.head() {

@@ -7,6 +7,7 @@ use reference::protocol::{
     ATTENTION_MASK, Dtype, FailedKind, Forward, INPUT_IDS, LOGITS, Load, Mode, POSITION_IDS, Positions,
 };
 use tempfile::TempDir;
+use tfcheck_port::worker::inputs;
 
 use super::adapters::ADAPTERS;
 use super::*;
@@ -172,7 +173,7 @@ fn the_head_on_hidden_states_is_the_head_of_the_ports_own_causal_model() {
         let checkpoint = Checkpoint::open(case.folder.path(), DType::F32, &Device::Cpu).unwrap();
         let config: Config = checkpoint.config().unwrap();
         let mut port = ModelForCausalLM::new(&config, checkpoint.weights()).unwrap();
-        let batch = batch(&case.folder.path().join("inputs.st"), &Device::Cpu).unwrap();
+        let batch = inputs(&case.folder.path().join("inputs.st"), &Device::Cpu).unwrap().for_port().unwrap();
         let last = port.forward(&batch.input_ids, 0).unwrap();
         let difference = (ours.narrow(1, SEQ - 1, 1).unwrap() - last).unwrap().abs().unwrap();
         let largest = difference.flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();

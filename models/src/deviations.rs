@@ -1,0 +1,29 @@
+//! Mistakes that a diagnosis has a model make on purpose, where no edit of its checkpoint or inputs expresses them. An
+//! ordinary forward pass has none; only the eager backend makes them.
+
+/// One mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deviation {
+    /// A causal mask that admits the next token too.
+    MaskOneAhead,
+    /// A causal mask that admits every later token.
+    MaskNotCausal,
+    /// A causal mask that does not admit the token itself, except where it is the first.
+    MaskExcludesItself,
+    /// Cosines and sines rounded to bf16.
+    RopeTablesBf16,
+    /// Queries rotated and keys not.
+    RopeQueriesOnly,
+    /// Keys rotated and queries not.
+    RopeKeysOnly,
+    /// RMS norms that subtract the mean, as layer norms do.
+    RmsNormCentred,
+    /// Layer norms that do not subtract the mean, as RMS norms do.
+    LayerNormNotCentred,
+    /// The epsilon of norms added to the root instead of under it.
+    NormEpsOutside,
+    /// No norm in modules of this name.
+    NormAbsent(&'static str),
+    /// A router's scores divided by their sum where they should not be, or the other way round.
+    RouterNormalisation,
+}

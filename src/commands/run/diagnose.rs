@@ -1,0 +1,223 @@
+//! Diagnoses variants that diverge: one of each group at the end of a run, or one pair that the user names.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use miette::{IntoDiagnostic, Result};
+use reference::protocol::{Attention, Mode};
+
+use super::localize::{EndOfRun, check_digests, check_names};
+use super::{PreparedCase, RunRequest, Runners, load, prepare};
+use crate::hunt::diagnose::{self, DiagnoseError, Diagnosed, Request, Side, Tokens};
+use crate::judge::findings::{Findings, findings};
+use crate::judge::view::RunView;
+use crate::results::RunFolder;
+use crate::spec::machine::Machine;
+use crate::spec::plan::CellPlan;
+use crate::spec::variant::Runner;
+
+/// A pair to diagnose.
+#[derive(Clone, Copy, Debug)]
+pub struct WantedDiagnosis<'a> {
+    /// The case; `None` for all of the plan's.
+    pub case: Option<&'a str>,
+    /// Name of the variant that is made to commit mistakes.
+    pub trusted: &'a str,
+    /// Name of the variant that diverges from it.
+    pub suspect: &'a str,
+    /// Time that each case may take.
+    pub budget: Duration,
+}
+
+/// Prepares the checkpoints, inputs and environments that a pair needs, and diagnoses it in each case. If `folder`, the
+/// pair's run, is given, the results are stored in it.
+///
+/// # Errors
+/// When the plan has no such case or variant, the trusted one cannot be made to commit mistakes, or one of them cannot be
+/// prepared or run.
+pub fn diagnose(
+    request: &RunRequest,
+    wanted: &WantedDiagnosis,
+    folder: Option<&RunFolder>,
+) -> Result<Vec<Diagnosed>> {
+    let mut plan = request.plan.clone();
+    let names = [wanted.trusted, wanted.suspect];
+    check_names(request, wanted.case, names)?;
+    plan.cells.retain(|cell| {
+        let case = &plan.cases[cell.case];
+        names.contains(&cell.variant.name().as_str())
+            && case.inputs.prefill().is_none()
+            && wanted.case.is_none_or(|name| name == case.name)
+    });
+    plan.drop_unused();
+    if plan.cells.is_empty() {
+        miette::bail!(
+            help = "name a case without a prefill",
+            "a diagnosis compares full-sequence forward passes"
+        );
+    }
+    let prepare::Preparation { plan, cases, environments } =
+        prepare::prepare(&RunRequest { plan: &plan, ..*request })?;
+    let request = RunRequest { plan: &plan, ..*request };
+    let runners = Runners::new(&request, &environments, Machine::detect().fingerprint())?;
+    let scratch = request.cache.join("diagnose");
+    std::fs::create_dir_all(&scratch).into_diagnostic()?;
+    let mut found = Vec::new();
+    for (index, prepared) in cases.iter().enumerate() {
+        let name = &plan.cases[index].name;
+        if let Some(folder) = folder {
+            check_digests(folder, name, prepared)?;
+        }
+        let cell =
+            |wanted: &str| plan.cells.iter().find(|cell| cell.case == index && cell.variant.name() == wanted);
+        let [Some(trusted), Some(suspect)] = names.map(cell) else { continue };
+        if !loads_any_folder(trusted) {
+            miette::bail!(
+                help = "name a transformers version or a native model first",
+                "`{}` cannot be made to commit mistakes",
+                wanted.trusted
+            );
+        }
+        let pair = Pair {
+            request: &request,
+            prepared,
+            runners: &runners,
+            case: name,
+            logs: &scratch,
+            budget: wanted.budget,
+        };
+        request.progress.line(&format!("{name}: diagnosing {} / {}", names[0], names[1]));
+        found.push(pair.diagnose([trusted, suspect])?);
+    }
+    if let Some(folder) = folder {
+        let mut all = folder.diagnosed()?;
+        all.retain(|known| !found.iter().any(|new| new.is_of_the_pair(known)));
+        all.extend_from_slice(&found);
+        folder.write_diagnosed(&all)?;
+    }
+    Ok(found)
+}
+
+impl EndOfRun<'_> {
+    /// Diagnoses one representative of each group that diverges, on its longest inputs; a failure becomes a note.
+    pub(super) fn diagnose(&self, view: &mut RunView) -> Result<()> {
+        let budget = Duration::from_secs(self.request.config.run.diagnose_s);
+        if budget.is_zero() {
+            return Ok(());
+        }
+        for (index, [trusted, suspect]) in self.representatives(&findings(view), view) {
+            let case = &mut view.cases[index];
+            let [a, b] = [trusted, suspect].map(|cell| cell.variant.name());
+            let files = self.folder.case_folder(self.manifest, &case.name);
+            let pair = Pair {
+                request: self.request,
+                prepared: &self.cases[index],
+                runners: self.runners,
+                case: &case.name,
+                logs: &files,
+                budget,
+            };
+            self.request.progress.line(&format!("{}: diagnosing {a} / {b}", case.name));
+            match pair.diagnose([trusted, suspect]) {
+                Ok(diagnosed) => case.diagnosed.push(diagnosed),
+                Err(DiagnoseError::Interrupted) => break,
+                Err(error) => view.notes.push(format!("{}: {a} / {b} not diagnosed: {error}", case.name)),
+            }
+        }
+        let all: Vec<Diagnosed> = view.cases.iter().flat_map(|case| case.diagnosed.clone()).collect();
+        if !all.is_empty() {
+            self.folder.write_diagnosed(&all)?;
+        }
+        Ok(())
+    }
+
+    /// For each group of each checkpoint, the case with the most tokens in which it diverges, with a member of group A and
+    /// one of the group.
+    fn representatives(&self, found: &Findings, view: &RunView) -> Vec<(usize, [&CellPlan; 2])> {
+        let plan = self.request.plan;
+        let mut chosen: BTreeMap<(usize, &str), (usize, [&CellPlan; 2])> = BTreeMap::new();
+        for (index, groups) in found.cases.iter().enumerate() {
+            let case = &plan.cases[index];
+            let Some((first, others)) = groups.groups.groups.split_first() else { continue };
+            if case.inputs.prefill().is_some() {
+                continue;
+            }
+            let cells = |members: &[usize]| -> Vec<&CellPlan> {
+                let names = members.iter().map(|&member| &view.cases[index].cells[member].name);
+                let cell = |name: &String| {
+                    plan.cells.iter().find(|cell| cell.case == index && cell.variant.name() == *name)
+                };
+                names.filter_map(cell).collect()
+            };
+            let trusted =
+                cells(&first.members).into_iter().filter(|cell| loads_any_folder(cell)).min_by_key(ease);
+            for (group, letter) in others.iter().zip(groups.letters.iter().skip(1)) {
+                let suspect = cells(&group.members).into_iter().min_by_key(ease);
+                let (Some(trusted), Some(suspect)) = (trusted, suspect) else { continue };
+                let tokens = |index: usize| self.cases[index].inputs.input_ids.len();
+                let place = chosen.entry((case.checkpoint, letter)).or_insert((index, [trusted, suspect]));
+                if tokens(index) > tokens(place.0) {
+                    *place = (index, [trusted, suspect]);
+                }
+            }
+        }
+        chosen.into_values().collect()
+    }
+}
+
+/// Whether the runner loads any checkpoint folder, so that it can be made to commit mistakes.
+fn loads_any_folder(cell: &CellPlan) -> bool {
+    matches!(cell.variant.runner, Runner::Transformers | Runner::Candle)
+}
+
+/// How soon a cell is taken for a diagnosis: native models start in no time, and eager modes load any edit.
+fn ease(cell: &&CellPlan) -> (bool, bool, bool) {
+    let variant = &cell.variant;
+    (
+        variant.mode != Mode::Eager,
+        variant.runner != Runner::Candle,
+        variant.attention.is_some_and(|attention| attention != Attention::Eager),
+    )
+}
+
+/// Two cells of one case.
+struct Pair<'a> {
+    request: &'a RunRequest<'a>,
+    prepared: &'a PreparedCase,
+    runners: &'a Runners<'a>,
+    case: &'a str,
+    /// Folder for worker logs and edited checkpoints.
+    logs: &'a Path,
+    budget: Duration,
+}
+
+impl Pair<'_> {
+    fn diagnose(&self, [trusted, suspect]: [&CellPlan; 2]) -> Result<Diagnosed, DiagnoseError> {
+        let side = |cell: &CellPlan| {
+            let runner = self
+                .runners
+                .of(cell)
+                .map_err(|ended| DiagnoseError::ended(&cell.variant.name(), self.logs, ended))?;
+            let inputs = self.logs.join("inputs.safetensors");
+            let load = load(self.request, self.prepared, &inputs, self.runners, cell);
+            let computes_f64 = cell.variant.mode == Mode::Eager && loads_any_folder(cell);
+            let is_native = computes_f64 && cell.variant.runner == Runner::Candle;
+            Ok::<_, DiagnoseError>(Side { name: cell.variant.name(), runner, load, computes_f64, is_native })
+        };
+        let config = self.request.config;
+        let own = &config.checkpoints[self.request.plan.cases[trusted.case].checkpoint].tolerances;
+        let tolerances = config.tolerances.with(own.as_ref());
+        diagnose::diagnose(&Request {
+            case: self.case,
+            trusted: side(trusted)?,
+            suspect: side(suspect)?,
+            tokens: Tokens::from(&self.prepared.inputs),
+            tolerances: &tolerances,
+            folder: self.logs,
+            timeout: Duration::from_secs(config.run.timeout_s),
+            budget: self.budget,
+            stop: self.request.stop,
+        })
+    }
+}

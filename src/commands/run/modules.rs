@@ -1,0 +1,54 @@
+//! The outputs of a variant's modules on a run's inputs, for a recording.
+
+use std::path::Path;
+use std::time::Duration;
+
+use miette::{IntoDiagnostic, Result, miette};
+use reference::protocol::{Capture, CapturedModule, Reply, Request as Ask};
+
+use super::{RunRequest, Runners, load, prepare};
+use crate::hunt::localize::LocalizeError;
+use crate::spec::machine::Machine;
+
+/// Most bytes of captured tensors.
+const MOST_BYTES: u64 = 2 << 30;
+
+/// Captures the modules of the plan's only case that match a glob; their files are in `folder`.
+///
+/// # Errors
+/// When the variant cannot be prepared, run or captured.
+pub fn modules(
+    request: &RunRequest,
+    variant: &str,
+    globs: &[String],
+    folder: &Path,
+) -> Result<Vec<CapturedModule>> {
+    let prepare::Preparation { plan, cases, environments } = prepare::prepare(request)?;
+    let request = &RunRequest { plan: &plan, ..*request };
+    let runners = Runners::new(request, &environments, Machine::detect().fingerprint())?;
+    let cell = plan.cells.iter().find(|cell| cell.variant.name() == variant);
+    let cell = cell.ok_or_else(|| miette!("the plan has no variant `{variant}`"))?;
+    let prepared = &cases[cell.case];
+    prepared.inputs.save(folder)?;
+    let failed = |ended| LocalizeError::ended(variant, folder, ended);
+    let timeout = Duration::from_secs(request.config.run.timeout_s);
+    let runner = runners.of(cell).map_err(failed)?;
+    let mut session = runner.start(folder.join("worker.log"), request.stop).map_err(failed)?;
+    let asked = load(request, prepared, &folder.join("inputs.safetensors"), &runners, cell);
+    session.ask(&Ask::Load(asked), timeout).map_err(failed)?;
+    let tensors = folder.join("modules");
+    std::fs::create_dir(&tensors).into_diagnostic()?;
+    let capture = Capture {
+        folder: tensors,
+        modules: globs.to_vec(),
+        max_bytes: MOST_BYTES,
+        prefill: None,
+        chunks: Vec::new(),
+    };
+    let reply = session.ask(&Ask::Capture(capture), timeout).map_err(failed)?;
+    session.end();
+    match reply {
+        Reply::Captured(captured) => Ok(captured.modules),
+        _ => Err(miette!("{variant} answered with another reply than the captured modules")),
+    }
+}

@@ -1,0 +1,109 @@
+//! Drafts with mistakes, measured against the suspect: one more mistake each, or several combined.
+
+use super::DiagnoseError;
+use super::causes::Cause;
+use super::draft::Draft;
+use super::hypotheses::hypotheses;
+use super::lab::{Lab, Stage};
+use super::side::Apart;
+
+/// Share of a difference that an explanation may leave, besides being within rounding: a small difference must not count as
+/// explained because a mistake happens to lower it a little.
+const MOST_LEFT: f64 = 0.05;
+/// Most mistakes that are combined by their errors alone.
+const DEPTH: usize = 4;
+/// Combinations of each size that are extended.
+const BEAM: usize = 6;
+
+/// A draft with some mistakes, and how far it is from the suspect.
+#[derive(Clone)]
+pub(super) struct Candidate {
+    pub(super) causes: Vec<Cause>,
+    pub(super) draft: Draft,
+    pub(super) apart: Apart,
+}
+
+/// Whether what is left of `base` is rounding.
+pub(super) fn closes(left: Apart, base: Apart) -> bool {
+    left.is_rounding && left.relative_l2 <= MOST_LEFT * base.relative_l2
+}
+
+/// The draft with these mistakes, made in their order.
+pub(super) fn applied(plain: &Draft, causes: impl Iterator<Item = Cause>) -> Draft {
+    causes.fold(plain.clone(), |draft, cause| cause.applied(&draft).unwrap_or(draft))
+}
+
+/// `from` with each further row of the table, measured on `stage`; rows with the same edit once.
+pub(super) fn extended(
+    lab: &mut Lab,
+    from: &Candidate,
+    stage: &Stage,
+) -> Result<Vec<Candidate>, DiagnoseError> {
+    let mut all: Vec<Candidate> = Vec::new();
+    for row in hypotheses() {
+        if !lab.has_time() {
+            break;
+        }
+        if from.causes.iter().any(|known| known.name() == row.name) {
+            continue;
+        }
+        let Some(draft) =
+            row.applied(&from.draft).filter(|draft| all.iter().all(|known| known.draft != *draft))
+        else {
+            continue;
+        };
+        // Inputs that an edit leaves as they are make no difference.
+        if draft.has_the_files_of(&from.draft)
+            && !draft.changes_outputs()
+            && draft.deviations() == from.draft.deviations()
+            && draft.inputs(&stage.tokens) == from.draft.inputs(&stage.tokens)
+        {
+            continue;
+        }
+        let apart = lab.apart(&draft, stage)?;
+        let causes = from.causes.iter().copied().chain([Cause::Known(row)]).collect();
+        all.push(Candidate { causes, draft, apart });
+    }
+    Ok(all)
+}
+
+/// The first candidate that leaves rounding alone.
+pub(super) fn closing(candidates: &[Candidate], base: Apart) -> Option<Candidate> {
+    candidates.iter().find(|candidate| closes(candidate.apart, base)).cloned()
+}
+
+/// Combinations of up to [`DEPTH`] mistakes: those that lower the error most are extended, best first.
+pub(super) fn combined(
+    lab: &mut Lab,
+    singles: Vec<Candidate>,
+    stage: &Stage,
+    base: Apart,
+) -> Result<Option<Candidate>, DiagnoseError> {
+    let lowered = |candidates: Vec<Candidate>, than: f64| {
+        let mut kept: Vec<Candidate> =
+            candidates.into_iter().filter(|candidate| candidate.apart.relative_l2 < than).collect();
+        kept.sort_by(|a, b| a.apart.relative_l2.total_cmp(&b.apart.relative_l2));
+        kept.truncate(BEAM);
+        kept
+    };
+    let mut beam = lowered(singles, base.relative_l2);
+    for _ in 1..DEPTH {
+        let mut next: Vec<Candidate> = Vec::new();
+        for candidate in &beam {
+            let further = extended(lab, candidate, stage)?;
+            if let Some(found) = closing(&further, base) {
+                return Ok(Some(found));
+            }
+            for further in lowered(further, candidate.apart.relative_l2) {
+                if next.iter().all(|known| known.draft != further.draft) {
+                    next.push(further);
+                }
+            }
+        }
+        beam = lowered(next, f64::INFINITY);
+        if beam.is_empty() || !lab.has_time() {
+            break;
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,63 @@
+//! Mistakes that no edit of a checkpoint or its inputs expresses; a native trusted side makes them.
+
+use models::Deviation;
+
+use super::{Hypothesis, row};
+
+pub(super) const ROWS: &[Hypothesis] = &[
+    row("mask-one-ahead", "a mask that admits the next token", |draft| {
+        draft.deviate(Deviation::MaskOneAhead)
+    }),
+    row("mask-not-causal", "a mask that admits later tokens", |draft| {
+        draft.deviate(Deviation::MaskNotCausal)
+    }),
+    row("mask-excludes-itself", "a mask that excludes the token itself", |draft| {
+        draft.deviate(Deviation::MaskExcludesItself);
+    }),
+    row("rope-tables-bf16", "rotary tables in bf16", |draft| draft.deviate(Deviation::RopeTablesBf16)),
+    row("rope-queries-only", "queries rotated and keys not", |draft| {
+        draft.deviate(Deviation::RopeQueriesOnly)
+    }),
+    row("rope-keys-only", "keys rotated and queries not", |draft| draft.deviate(Deviation::RopeKeysOnly)),
+    row("rms-norm-centred", "RMS norms that subtract the mean", |draft| {
+        draft.deviate(Deviation::RmsNormCentred)
+    }),
+    row("layer-norm-not-centred", "layer norms that do not subtract the mean", |draft| {
+        draft.deviate(Deviation::LayerNormNotCentred);
+    }),
+    row("norm-eps-outside", "the epsilon of norms outside the root", |draft| {
+        draft.deviate(Deviation::NormEpsOutside);
+    }),
+    row("norm-final-absent", "no final norm", |draft| {
+        draft.deviate(Deviation::NormAbsent("norm"));
+        draft.deviate(Deviation::NormAbsent("ln_f"));
+        draft.deviate(Deviation::NormAbsent("final_layernorm"));
+        draft.deviate(Deviation::NormAbsent("final_layer_norm"));
+        draft.deviate(Deviation::NormAbsent("final_norm"));
+    }),
+    row("norm-before-attention-absent", "no norm before attention", |draft| {
+        draft.deviate(Deviation::NormAbsent("input_layernorm"));
+        draft.deviate(Deviation::NormAbsent("ln_1"));
+        draft.deviate(Deviation::NormAbsent("attn_norm"));
+    }),
+    row("norm-after-attention-absent", "no `post_attention_layernorm`", |draft| {
+        draft.deviate(Deviation::NormAbsent("post_attention_layernorm"));
+        draft.deviate(Deviation::NormAbsent("ln_2"));
+        draft.deviate(Deviation::NormAbsent("mlp_norm"));
+    }),
+    row("norm-before-mlp-absent", "no `pre_feedforward_layernorm`", |draft| {
+        draft.deviate(Deviation::NormAbsent("pre_feedforward_layernorm"));
+    }),
+    row("norm-after-mlp-absent", "no `post_feedforward_layernorm`", |draft| {
+        draft.deviate(Deviation::NormAbsent("post_feedforward_layernorm"));
+    }),
+    row("qk-norms-not-applied", "norms of queries and keys not applied", |draft| {
+        draft.deviate(Deviation::NormAbsent("q_norm"));
+        draft.deviate(Deviation::NormAbsent("k_norm"));
+        draft.deviate(Deviation::NormAbsent("q_layernorm"));
+        draft.deviate(Deviation::NormAbsent("k_layernorm"));
+    }),
+    row("router-normalisation", "router scores divided by their sum, or not, against the config", |draft| {
+        draft.deviate(Deviation::RouterNormalisation);
+    }),
+];

@@ -1,0 +1,288 @@
+//! Localisation by surgery: edited checkpoints, given to both sides, in which most of the network is switched off.
+//!
+//! With the last matrices of every attention and MLP at zero, a model is its embedding, its norms and its head; with one of
+//! them kept it is that block alone. With queries of zero, attention is the mean over the keys that the mask admits. Blocks
+//! are examined from the outside in; a mistake that makes a block agree is kept for those that follow, so that several
+//! faults are found one after the other, and a block that no mistake of the table makes agree is named.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::candidates::{Candidate, closing, combined, extended};
+use super::draft::Draft;
+use super::fit::fitted;
+use super::hypotheses::set_rotary_base;
+use super::lab::{Lab, Stage, Surgery};
+use super::parts::{Block, Part as Projection, end_of, heads, layers, slices};
+use super::side::Apart;
+use super::tokens::Tokens;
+use super::{DiagnoseError, Part};
+
+/// What examining part after part showed.
+pub(super) struct Peeled {
+    /// The mistakes that make parts agree.
+    pub(super) candidate: Candidate,
+    /// The part on which each of them was proven.
+    pub(super) proven: Vec<String>,
+    /// Parts in which a difference is left.
+    pub(super) parts: Vec<Part>,
+}
+
+/// A part of a layer's attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Piece {
+    Ends,
+    Mlp,
+    Uniform,
+    Unrotated,
+    Attention,
+}
+
+/// One state of the network in which both sides are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct View {
+    layer: usize,
+    piece: Piece,
+}
+
+impl View {
+    fn surgery(self) -> Surgery {
+        Arc::new(move |draft| self.operate(draft))
+    }
+
+    /// Switches everything else off.
+    fn operate(self, draft: &mut Draft) {
+        let kept = match self.piece {
+            Piece::Ends => None,
+            Piece::Mlp => Some((self.layer, Block::Mlp)),
+            Piece::Uniform | Piece::Unrotated | Piece::Attention => Some((self.layer, Block::Attention)),
+        };
+        draft.edit_all(|name| end_of(name).is_some_and(|end| Some(end) != kept), |values| values.fill(0.0));
+        match self.piece {
+            Piece::Uniform => uniform(draft),
+            Piece::Unrotated => unrotated(draft),
+            Piece::Ends | Piece::Mlp | Piece::Attention => {}
+        }
+    }
+}
+
+/// Queries of zero, whatever norm follows them.
+fn uniform(draft: &mut Draft) {
+    for slice in slices(draft, &[Projection::Query]) {
+        slice.clear(draft);
+    }
+    let zero = offset(draft);
+    draft.edit_all(is_query_norm, |values| values.fill(zero));
+    draft.edit_all(|name| is_query_norm(name) && name.ends_with("bias"), |values| values.fill(0.0));
+}
+
+/// Queries and keys in the last rotated pair of features alone, whose angle is next to nothing with a large base.
+fn unrotated(draft: &mut Draft) {
+    let Some(sizes) = heads(draft) else { return };
+    let kept = [sizes.head_dim / 2 - 1, sizes.head_dim - 1];
+    for slice in slices(draft, &[Projection::Query, Projection::Key]) {
+        slice.keep(draft, sizes.head_dim, &kept);
+    }
+    set_rotary_base(draft, 1e30);
+}
+
+/// The weight that makes a norm's output zero.
+fn offset(draft: &Draft) -> f64 {
+    if draft.text("model_type").is_some_and(|model_type| model_type.contains("gemma")) { -1.0 } else { 0.0 }
+}
+
+fn is_query_norm(name: &str) -> bool {
+    name.contains(".q_norm.") || name.contains(".q_layernorm.")
+}
+
+/// Examines the network part by part, beginning with the mistakes of `from`; `whole` has the case's inputs.
+pub(super) fn peel(lab: &mut Lab, from: &Candidate, whole: &Stage) -> Result<Peeled, DiagnoseError> {
+    let mut peeled = Peeled { candidate: from.clone(), proven: Vec::new(), parts: Vec::new() };
+    let plain = lab.plain();
+    let known = plain.names().iter().filter(|name| end_of(name).is_some()).count();
+    if !plain.is_editable() || known < 2 {
+        return Ok(peeled);
+    }
+    let mut left: Vec<(View, f64)> = Vec::new();
+    let views = std::iter::once(View { layer: 0, piece: Piece::Ends }).chain(
+        [Piece::Mlp, Piece::Uniform, Piece::Attention]
+            .into_iter()
+            .flat_map(|piece| (0..layers(&plain)).map(move |layer| View { layer, piece })),
+    );
+    for view in views {
+        if !lab.has_time() {
+            lab.notes.push("the time ran out before every part of the network was examined".into());
+            break;
+        }
+        let Ok(stage) = lab.stage(&whole.tokens, view.surgery())? else { continue };
+        let base = lab.apart(&peeled.candidate.draft, &stage)?;
+        if base.is_rounding || base.relative_l2.is_infinite() {
+            continue;
+        }
+        // What is left of a fault that was named already is no further part.
+        let covered = |other: &(View, f64)| {
+            other.0.piece == Piece::Ends
+                || other.0.layer == view.layer
+                    && other.0.piece == Piece::Uniform
+                    && view.piece == Piece::Attention
+        };
+        if left.iter().any(covered) {
+            continue;
+        }
+        match explained(lab, &peeled.candidate, &stage, base)? {
+            Some(candidate) => {
+                let new = candidate.causes.len() - peeled.candidate.causes.len();
+                peeled.proven.extend(vec![alone(view); new]);
+                peeled.candidate = candidate;
+            }
+            None => left.push((view, base.relative_l2)),
+        }
+    }
+    peeled.parts = parts(lab, &left, whole, &peeled.candidate)?;
+    Ok(peeled)
+}
+
+/// `candidate` with further mistakes that make the stage agree.
+fn explained(
+    lab: &mut Lab,
+    candidate: &Candidate,
+    stage: &Stage,
+    base: Apart,
+) -> Result<Option<Candidate>, DiagnoseError> {
+    let singles = extended(lab, candidate, stage)?;
+    if let Some(found) = closing(&singles, base) {
+        return Ok(Some(found));
+    }
+    match combined(lab, singles, stage, base)? {
+        Some(found) => Ok(Some(found)),
+        None => fitted(lab, candidate, stage, base),
+    }
+}
+
+/// `layer 1's MLP alone`.
+fn alone(view: View) -> String {
+    match view.piece {
+        Piece::Ends => format!("{ENDS} alone"),
+        Piece::Mlp => format!("layer {}'s MLP alone", view.layer),
+        Piece::Uniform => format!("layer {}'s attention alone, with queries of zero", view.layer),
+        Piece::Unrotated | Piece::Attention => format!("layer {}'s attention alone", view.layer),
+    }
+}
+
+const ENDS: &str = "embedding, norms and head";
+
+/// The parts in words: one line a kind, with the layers.
+fn parts(
+    lab: &mut Lab,
+    left: &[(View, f64)],
+    whole: &Stage,
+    candidate: &Candidate,
+) -> Result<Vec<Part>, DiagnoseError> {
+    let mut kinds: BTreeMap<(Piece, &'static str), Vec<(usize, f64)>> = BTreeMap::new();
+    for (view, relative_l2) in left {
+        let kind = match view.piece {
+            Piece::Uniform => mask_or_values(lab, *view, whole, candidate)?,
+            Piece::Attention => rotation_or_scores(lab, *view, whole, candidate)?,
+            Piece::Mlp => mlp(&lab.plain(), view.layer),
+            Piece::Ends | Piece::Unrotated => ENDS,
+        };
+        kinds.entry((view.piece, kind)).or_default().push((view.layer, *relative_l2));
+    }
+    let count = layers(&lab.plain());
+    let words = |((piece, kind), found): ((Piece, &str), Vec<(usize, f64)>)| {
+        let largest = found.iter().map(|(_, relative_l2)| *relative_l2).fold(0.0, f64::max);
+        let all: Vec<String> = found.iter().map(|(layer, _)| layer.to_string()).collect();
+        let part = match (piece, found.as_slice()) {
+            (Piece::Ends, _) => kind.to_owned(),
+            (_, [(layer, _)]) => format!("layer {layer}'s {kind}"),
+            (_, found) if found.len() == count => format!("every layer's {kind}"),
+            _ => format!("the {kind} of layers {}", all.join(", ")),
+        };
+        let how = match piece {
+            Piece::Ends => "with every output of attention and MLP zero",
+            Piece::Uniform => "with that attention alone and queries of zero",
+            _ => "with that block alone",
+        };
+        Part { part, how: how.to_owned(), relative_l2: largest }
+    };
+    Ok(kinds.into_iter().map(words).collect())
+}
+
+/// Attention over equal scores differs: if it agrees within few tokens, the mask does.
+fn mask_or_values(
+    lab: &mut Lab,
+    view: View,
+    whole: &Stage,
+    candidate: &Candidate,
+) -> Result<&'static str, DiagnoseError> {
+    let one = whole.tokens.part(0, 1);
+    Ok(match differs(lab, view, &unpadded(&one), candidate)? {
+        // One token attends to itself alone, whatever the mask.
+        Some(false) => "mask",
+        Some(true) => "values or output projection",
+        None => "mask or values",
+    })
+}
+
+/// Scores differ: without rotation too, or only with it.
+fn rotation_or_scores(
+    lab: &mut Lab,
+    view: View,
+    whole: &Stage,
+    candidate: &Candidate,
+) -> Result<&'static str, DiagnoseError> {
+    // Two tokens at one position are not rotated against each other; the base makes the last pair's angle small.
+    let view = View { piece: Piece::Unrotated, ..view };
+    Ok(match differs(lab, view, &whole.tokens, candidate)? {
+        Some(true) => "scores",
+        Some(false) => "rotation",
+        None => "scores or rotation",
+    })
+}
+
+fn mlp(draft: &Draft, layer: usize) -> &'static str {
+    let is_router = |name: &String| super::parts::layer(name) == Some(layer) && name.contains(".experts.");
+    if draft.names().iter().any(is_router) { "router or experts" } else { "MLP" }
+}
+
+fn unpadded(tokens: &Tokens) -> Tokens {
+    Tokens {
+        attention_mask: vec![1; tokens.seq],
+        position_ids: (0..tokens.seq as i64).collect(),
+        ..tokens.clone()
+    }
+}
+
+/// Whether the sides differ in a view by more than rounding; `None` if one gives no logits.
+fn differs(
+    lab: &mut Lab,
+    view: View,
+    tokens: &Tokens,
+    candidate: &Candidate,
+) -> Result<Option<bool>, DiagnoseError> {
+    let Ok(stage) = lab.stage(tokens, view.surgery())? else { return Ok(None) };
+    let apart = lab.apart(&candidate.draft, &stage)?;
+    Ok(apart.relative_l2.is_finite().then_some(!apart.is_rounding))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_keeps_its_end_alone() {
+        for (name, expected) in [
+            ("model.layers.1.self_attn.o_proj.weight", Some((1, Block::Attention))),
+            ("transformer.h.0.attn.c_proj.bias", Some((0, Block::Attention))),
+            ("transformer.h.0.mlp.c_proj.weight", Some((0, Block::Mlp))),
+            ("bert.encoder.layer.2.attention.output.dense.weight", Some((2, Block::Attention))),
+            ("bert.encoder.layer.2.output.dense.weight", Some((2, Block::Mlp))),
+            ("bert.encoder.layer.2.intermediate.dense.weight", None),
+            ("model.layers.0.block_sparse_moe.experts.1.w2.weight", Some((0, Block::Mlp))),
+            ("model.layers.0.self_attn.q_proj.weight", None),
+            ("model.norm.weight", None),
+        ] {
+            assert_eq!(end_of(name), expected, "{name}");
+        }
+    }
+}
