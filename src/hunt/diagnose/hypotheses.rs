@@ -69,7 +69,7 @@ impl Hypothesis {
             let (keys, names_key) = keys.strip_prefix('=').map_or((keys, false), |keys| (keys, true));
             let known = keys.split('|').find_map(|key| Some((key, edited.config.get(key)?))).or(known);
             match known {
-                Some((key, value)) if names_key => words.push_str(&format!("`{key}` {}", shown(value))),
+                Some((key, value)) if names_key => words = words + "`" + key + "` " + &shown(value),
                 Some((_, value)) => words.push_str(&shown(value)),
                 None => words.push('?'),
             }
