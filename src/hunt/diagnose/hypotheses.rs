@@ -49,6 +49,12 @@ pub fn hypotheses() -> impl Iterator<Item = &'static Hypothesis> {
     FAMILIES.iter().copied().flatten()
 }
 
+/// Whether two rows are of one family.
+pub(super) fn are_of_a_family(one: &str, other: &str) -> bool {
+    let holds = |family: &&[Hypothesis], name: &str| family.iter().any(|row| row.name == name);
+    FAMILIES.iter().any(|family| holds(family, one) && holds(family, other))
+}
+
 impl Hypothesis {
     /// `draft` with the mistake; `None` where it makes no difference to what the trusted side is given.
     pub(super) fn applied(&self, draft: &Draft) -> Option<Draft> {
