@@ -173,7 +173,9 @@ pub fn diagnose(request: &Request) -> Result<Diagnosed, DiagnoseError> {
     let forward_passes = lab.end();
     let (_, finding) = found?;
     if !matches!(finding, Diagnosis::Reproduced { .. } | Diagnosis::Parts { .. }) {
-        trials.iter_mut().for_each(|trial| trial.after = None);
+        for trial in &mut trials {
+            trial.after = None;
+        }
     }
     let mut diagnosed = Diagnosed {
         case: request.case.to_owned(),

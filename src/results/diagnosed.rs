@@ -232,7 +232,7 @@ fn reached(diagnosed: &Diagnosed) -> String {
     let Some((first, left)) = trials.next() else { return String::new() };
     let mut words = format!("relative L2 {left:.1e} over {}", count(first.positions, "position"));
     for ((_, left), ordinal) in trials.zip(&ORDINALS[1..]) {
-        words.push_str(&format!(", and {left:.1e} on a {ordinal} input"));
+        words = format!("{words}, and {left:.1e} on a {ordinal} input");
     }
     words
 }

@@ -150,10 +150,12 @@ impl EndOfRun<'_> {
                 };
                 names.filter_map(cell).collect()
             };
-            let trusted =
-                cells(&first.members).into_iter().filter(|cell| loads_any_folder(cell)).min_by_key(ease);
+            let trusted = cells(&first.members)
+                .into_iter()
+                .filter(|cell| loads_any_folder(cell))
+                .min_by_key(|cell| ease(cell));
             for (group, letter) in others.iter().zip(groups.letters.iter().skip(1)) {
-                let suspect = cells(&group.members).into_iter().min_by_key(ease);
+                let suspect = cells(&group.members).into_iter().min_by_key(|cell| ease(cell));
                 let (Some(trusted), Some(suspect)) = (trusted, suspect) else { continue };
                 let tokens = |index: usize| self.cases[index].inputs.input_ids.len();
                 let place = chosen.entry((case.checkpoint, letter)).or_insert((index, [trusted, suspect]));
@@ -172,7 +174,7 @@ fn loads_any_folder(cell: &CellPlan) -> bool {
 }
 
 /// How soon a cell is taken for a diagnosis: native models start in no time, and eager modes load any edit.
-fn ease(cell: &&CellPlan) -> (bool, bool, bool) {
+fn ease(cell: &CellPlan) -> (bool, bool, bool) {
     let variant = &cell.variant;
     (
         variant.mode != Mode::Eager,

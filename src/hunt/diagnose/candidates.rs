@@ -3,7 +3,7 @@
 use super::DiagnoseError;
 use super::causes::Cause;
 use super::draft::Draft;
-use super::hypotheses::hypotheses;
+use super::hypotheses::{are_of_a_family, hypotheses};
 use super::lab::{Lab, Stage};
 use super::side::Apart;
 
@@ -86,7 +86,7 @@ pub(super) fn combined(
         kept.truncate(BEAM);
         kept
     };
-    let mut beam = lowered(singles, base.relative_l2);
+    let mut beam = lowered(singles.clone(), base.relative_l2);
     for _ in 1..DEPTH {
         let mut next: Vec<Candidate> = Vec::new();
         for candidate in &beam {
@@ -103,6 +103,33 @@ pub(super) fn combined(
         beam = lowered(next, f64::INFINITY);
         if beam.is_empty() || !lab.has_time() {
             break;
+        }
+    }
+    pairs(lab, &singles, stage, base)
+}
+
+/// Two mistakes of one family that explain a stage together, though each alone may raise the error.
+fn pairs(
+    lab: &mut Lab,
+    singles: &[Candidate],
+    stage: &Stage,
+    base: Apart,
+) -> Result<Option<Candidate>, DiagnoseError> {
+    for (at, first) in singles.iter().enumerate() {
+        for second in &singles[at + 1..] {
+            let [Some(one), Some(other)] = [first, second].map(|candidate| candidate.causes.last().copied())
+            else {
+                continue;
+            };
+            if !lab.has_time() || !are_of_a_family(one.name(), other.name()) {
+                continue;
+            }
+            let Some(draft) = other.applied(&first.draft) else { continue };
+            let apart = lab.apart(&draft, stage)?;
+            if closes(apart, base) {
+                let causes = first.causes.iter().copied().chain([other]).collect();
+                return Ok(Some(Candidate { causes, draft, apart }));
+            }
         }
     }
     Ok(None)

@@ -49,6 +49,12 @@ pub fn hypotheses() -> impl Iterator<Item = &'static Hypothesis> {
     FAMILIES.iter().copied().flatten()
 }
 
+/// Whether two rows are of one family.
+pub(super) fn are_of_a_family(one: &str, other: &str) -> bool {
+    let holds = |family: &&[Hypothesis], name: &str| family.iter().any(|row| row.name == name);
+    FAMILIES.iter().any(|family| holds(family, one) && holds(family, other))
+}
+
 impl Hypothesis {
     /// `draft` with the mistake; `None` where it makes no difference to what the trusted side is given.
     pub(super) fn applied(&self, draft: &Draft) -> Option<Draft> {
@@ -69,7 +75,7 @@ impl Hypothesis {
             let (keys, names_key) = keys.strip_prefix('=').map_or((keys, false), |keys| (keys, true));
             let known = keys.split('|').find_map(|key| Some((key, edited.config.get(key)?))).or(known);
             match known {
-                Some((key, value)) if names_key => words.push_str(&format!("`{key}` {}", shown(value))),
+                Some((key, value)) if names_key => words = words + "`" + key + "` " + &shown(value),
                 Some((_, value)) => words.push_str(&shown(value)),
                 None => words.push('?'),
             }

@@ -47,6 +47,8 @@ pub(super) struct Lab<'a> {
     begun: Instant,
     /// Number of folders and files written.
     written: usize,
+    /// The inputs that were written last, and their file.
+    inputs: Option<(Tokens, PathBuf)>,
     pub(super) dtype: Dtype,
     pub(super) notes: Vec<String>,
     /// Rows of the table that apply.
@@ -66,6 +68,7 @@ impl<'a> Lab<'a> {
             scratch,
             begun: Instant::now(),
             written: 0,
+            inputs: None,
             dtype: request.suspect.load.dtype,
             notes: Vec::new(),
             hypotheses: 0,
@@ -247,12 +250,19 @@ impl<'a> Lab<'a> {
         }
         self.written += 1;
         let name = |what: &str| -> PathBuf { self.scratch.path().join(format!("{what}-{}", self.written)) };
-        let (folder, inputs, logits) = (name("checkpoint"), name("inputs"), name("logits"));
+        let (folder, logits) = (name("checkpoint"), name("logits"));
+        let is_native = self.request.trusted.is_native && !is_suspect;
+        let inputs = name("inputs");
         draft.write(&folder)?;
-        tokens.write(&inputs)?;
+        // Most runs are given the inputs of the one before, and a file is synced when it is written.
+        if !is_native && self.inputs.as_ref().is_none_or(|(known, _)| known != tokens) {
+            tokens.write(&inputs)?;
+            self.inputs = Some((tokens.clone(), inputs.clone()));
+        }
+        let inputs = self.inputs.as_ref().map_or(inputs, |(_, path)| path.clone());
         let output = if is_suspect {
             self.suspect.run(&folder, &inputs, &logits, self.dtype)
-        } else if self.request.trusted.is_native {
+        } else if is_native {
             self.trusted.passes += 1;
             let model_type = draft.text("model_type").unwrap_or_default();
             native::run(&folder, model_type, tokens, self.dtype, draft.deviations())
@@ -260,9 +270,7 @@ impl<'a> Lab<'a> {
             self.trusted.run(&folder, &inputs, &logits, self.dtype)
         };
         let _ = std::fs::remove_dir_all(&folder);
-        for file in [inputs, logits] {
-            let _ = std::fs::remove_file(file);
-        }
+        let _ = std::fs::remove_file(logits);
         match output {
             Err(NoResult::Interrupted) => Err(DiagnoseError::Interrupted),
             output => Ok(output),

@@ -53,7 +53,9 @@ impl Slice {
                         .for_each(|value| *value = change(at, *value));
                 } else {
                     let row = &mut values.data[row * width..(row + 1) * width];
-                    row.iter_mut().for_each(|value| *value = change(at, *value));
+                    for value in row {
+                        *value = change(at, *value);
+                    }
                 }
             }
         });
@@ -78,14 +80,14 @@ impl Slice {
 
 /// Sizes of attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Heads {
+pub(super) struct Sizes {
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
 }
 
 /// The sizes that a config gives; `None` if it lacks one.
-pub(super) fn heads(draft: &Draft) -> Option<Heads> {
+pub(super) fn heads(draft: &Draft) -> Option<Sizes> {
     let heads = draft.count(&["num_attention_heads", "n_head", "n_heads"])?;
     let hidden = draft.count(&["hidden_size", "n_embd", "dim"])?;
     let is_multi_query = draft.config.get("multi_query").and_then(serde_json::Value::as_bool) == Some(true)
@@ -96,7 +98,7 @@ pub(super) fn heads(draft: &Draft) -> Option<Heads> {
         draft.count(&["num_key_value_heads", "num_kv_heads"]).unwrap_or(heads)
     };
     let head_dim = draft.count(&["head_dim"]).unwrap_or(hidden / heads.max(1));
-    (heads > 0 && kv_heads > 0 && heads.is_multiple_of(kv_heads)).then_some(Heads {
+    (heads > 0 && kv_heads > 0 && heads.is_multiple_of(kv_heads)).then_some(Sizes {
         heads,
         kv_heads,
         head_dim,
@@ -114,8 +116,8 @@ pub(super) fn slices(draft: &Draft, parts: &[Part]) -> Vec<Slice> {
     parts.iter().flat_map(of).collect()
 }
 
-fn slice(draft: &Draft, name: String, part: Part, sizes: Heads) -> Option<Slice> {
-    let Heads { heads, kv_heads, head_dim } = sizes;
+fn slice(draft: &Draft, name: String, part: Part, sizes: Sizes) -> Option<Slice> {
+    let Sizes { heads, kv_heads, head_dim } = sizes;
     let (module, _) = name.rsplit_once('.').filter(|(_, kind)| ["weight", "bias"].contains(kind))?;
     let last = module.rsplit('.').next()?;
     let own = if part == Part::Query { heads } else { kv_heads };
@@ -179,6 +181,11 @@ const MLP_ENDS: &[&str] = &[
 pub(super) enum Block {
     Attention,
     Mlp,
+}
+
+/// Whether a tensor is a bias.
+pub(super) fn is_bias(name: &str) -> bool {
+    name.rsplit('.').next() == Some("bias")
 }
 
 /// The index of the layer that a tensor belongs to.

@@ -2,7 +2,9 @@
 //! network, and combined.
 
 use super::candidates::{Candidate, applied, closes, closing, combined, extended};
+use super::causes::Cause;
 use super::draft::Draft;
+use super::hypotheses::hypotheses;
 use super::lab::{Lab, Proof, Stage, whole};
 use super::shrink::shrunk;
 use super::side::Apart;
@@ -51,6 +53,7 @@ pub(super) fn search(lab: &mut Lab, proofs: &[Proof]) -> Result<Diagnosis, Diagn
         }
         if let Some(found) = found {
             let found = needed(lab, found, stage, *base)?;
+            let found = merged(&plain, found);
             let rivals = if is_single { alike } else { rivals(lab, &found, stage, *base)? };
             if proofs.len() < 2 {
                 lab.notes.push(format!(
@@ -168,6 +171,26 @@ fn needed(
     Ok(found)
 }
 
+/// The candidate with pairs of mistakes replaced by the row of the table that is both of them.
+fn merged(plain: &Draft, mut found: Candidate) -> Candidate {
+    let mut pairs = (0..found.causes.len()).flat_map(|a| (0..a).map(move |b| (a, b))).collect::<Vec<_>>();
+    while let Some((a, b)) = pairs.pop() {
+        if a >= found.causes.len() {
+            continue;
+        }
+        let mut rest = found.causes.clone();
+        rest.remove(a);
+        rest.remove(b);
+        let draft = applied(plain, rest.iter().copied());
+        let both = hypotheses().find(|row| row.applied(&draft).is_some_and(|draft| draft == found.draft));
+        if let Some(row) = both {
+            rest.push(Cause::Known(row));
+            found.causes = rest;
+        }
+    }
+    found
+}
+
 /// Candidates that explain a stage as well as `found` does, with another row in one place.
 fn rivals(
     lab: &mut Lab,
@@ -223,12 +246,8 @@ fn told_apart(
                 kept.push(candidate);
             }
         }
-        if !kept.is_empty() {
-            standing = kept;
-        } else {
-            // Neither holds on this input: what was found is not what the suspect computes.
-            return Ok(Vec::new());
-        }
+        // Where none holds on this input, what was found is not what the suspect computes.
+        standing = kept;
     }
     Ok(standing)
 }

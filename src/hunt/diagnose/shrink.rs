@@ -74,9 +74,9 @@ fn fewest_tokens(lab: &mut Lab, tokens: &Tokens) -> Result<Tokens, DiagnoseError
     while enough - too_few > 1 {
         let middle = usize::midpoint(enough, too_few);
         if shows(lab, &tokens.part(0, middle), &whole())?.is_some() {
-            enough = middle
+            enough = middle;
         } else {
-            too_few = middle
+            too_few = middle;
         }
     }
     Ok(tokens.part(0, enough))

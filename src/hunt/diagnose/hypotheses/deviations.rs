@@ -6,21 +6,21 @@ use super::{Hypothesis, row};
 
 pub(super) const ROWS: &[Hypothesis] = &[
     row("mask-one-ahead", "a mask that admits the next token", |draft| {
-        draft.deviate(Deviation::MaskOneAhead)
+        draft.deviate(Deviation::MaskOneAhead);
     }),
     row("mask-not-causal", "a mask that admits later tokens", |draft| {
-        draft.deviate(Deviation::MaskNotCausal)
+        draft.deviate(Deviation::MaskNotCausal);
     }),
     row("mask-excludes-itself", "a mask that excludes the token itself", |draft| {
         draft.deviate(Deviation::MaskExcludesItself);
     }),
     row("rope-tables-bf16", "rotary tables in bf16", |draft| draft.deviate(Deviation::RopeTablesBf16)),
     row("rope-queries-only", "queries rotated and keys not", |draft| {
-        draft.deviate(Deviation::RopeQueriesOnly)
+        draft.deviate(Deviation::RopeQueriesOnly);
     }),
     row("rope-keys-only", "keys rotated and queries not", |draft| draft.deviate(Deviation::RopeKeysOnly)),
     row("rms-norm-centred", "RMS norms that subtract the mean", |draft| {
-        draft.deviate(Deviation::RmsNormCentred)
+        draft.deviate(Deviation::RmsNormCentred);
     }),
     row("layer-norm-not-centred", "layer norms that do not subtract the mean", |draft| {
         draft.deviate(Deviation::LayerNormNotCentred);

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::draft::{Draft, Values};
+use super::super::parts::is_bias;
 use super::{Hypothesis, row};
 
 pub(super) const ROWS: &[Hypothesis] = &[
@@ -36,7 +37,7 @@ pub(super) const ROWS: &[Hypothesis] = &[
     }),
     row("classifier-bias-absent", "no bias of the classifier", |draft| {
         draft.edit_all(
-            |name| name.ends_with(".bias") && (name.starts_with("classifier") || name.starts_with("score")),
+            |name| is_bias(name) && (name.starts_with("classifier") || name.starts_with("score")),
             |values| values.fill(0.0),
         );
     }),
@@ -80,7 +81,7 @@ pub(super) const ROWS: &[Hypothesis] = &[
         draft.edit_all(is_positions, |values| values.fill(0.0));
     }),
     row("learned-positions-one-late", "learned positions from 1 in place of 0", |draft| {
-        shift_positions(draft, 1)
+        shift_positions(draft, 1);
     }),
     row("learned-positions-without-offset", "learned positions without the offset of padding", |draft| {
         let offset = match (draft.text("model_type"), draft.count(&["pad_token_id"])) {

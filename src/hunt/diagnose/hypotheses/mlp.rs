@@ -3,12 +3,12 @@
 use serde_json::Value;
 
 use super::super::draft::Draft;
-use super::super::parts::{Block, Part, end_of, slices};
+use super::super::parts::{Block, Part, end_of, is_bias, slices};
 use super::{Hypothesis, row};
 
 pub(super) const ROWS: &[Hypothesis] = &[
     row("activation-gelu-tanh", "the activation `gelu_pytorch_tanh`", |draft| {
-        activation(draft, "gelu_pytorch_tanh")
+        activation(draft, "gelu_pytorch_tanh");
     }),
     row("activation-gelu", "the activation `gelu`", |draft| activation(draft, "gelu")),
     row("activation-silu", "the activation `silu`", |draft| activation(draft, "silu")),
@@ -37,13 +37,13 @@ pub(super) const ROWS: &[Hypothesis] = &[
         no_bias_of(draft, &[Part::Query, Part::Key, Part::Value]);
     }),
     row("bias-attention-output-absent", "no bias after attention", |draft| {
-        no_bias_after(draft, Block::Attention)
+        no_bias_after(draft, Block::Attention);
     }),
     row("bias-attention-absent", "no biases of attention", |draft| {
         no_bias_of(draft, &[Part::Query, Part::Key, Part::Value]);
         no_bias_after(draft, Block::Attention);
     }),
-    row("bias-mlp-input-absent", "no bias at the MLP's input", |draft| no_bias_before_mlp(draft)),
+    row("bias-mlp-input-absent", "no bias at the MLP's input", no_bias_before_mlp),
     row("bias-mlp-output-absent", "no bias after the MLP", |draft| no_bias_after(draft, Block::Mlp)),
     row("bias-mlp-absent", "no biases of the MLP", |draft| {
         no_bias_before_mlp(draft);
@@ -56,20 +56,20 @@ pub(super) const ROWS: &[Hypothesis] = &[
         no_bias_after(draft, Block::Mlp);
     }),
     row("embedding-multiplier-1", "`embedding_multiplier` 1", |draft| {
-        draft.replace("embedding_multiplier", 1.0)
+        draft.replace("embedding_multiplier", 1.0);
     }),
     row("residual-multiplier-1", "`residual_multiplier` 1", |draft| {
-        draft.replace("residual_multiplier", 1.0)
+        draft.replace("residual_multiplier", 1.0);
     }),
     row("attention-multiplier-1", "`attention_multiplier` 1", |draft| {
-        draft.replace("attention_multiplier", 1.0)
+        draft.replace("attention_multiplier", 1.0);
     }),
     row("logits-scaling-1", "{=logits_scaling|logit_scale}", |draft| {
         draft.replace("logits_scaling", 1.0);
         draft.replace("logit_scale", 1.0);
     }),
     row("logit-cap-absent", "no soft cap of logits", |draft| {
-        draft.replace("final_logit_softcapping", Value::Null)
+        draft.replace("final_logit_softcapping", Value::Null);
     }),
     row("logit-cap-30", "`final_logit_softcapping` 30", |draft| {
         if draft.number("final_logit_softcapping").is_some() {
@@ -79,16 +79,22 @@ pub(super) const ROWS: &[Hypothesis] = &[
     row("probabilities", "probabilities in place of logits", |draft| {
         draft.change_outputs(|row| {
             let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            row.iter_mut().for_each(|value| *value = (*value - largest).exp());
+            for value in &mut *row {
+                *value = (*value - largest).exp();
+            }
             let sum: f64 = row.iter().sum();
-            row.iter_mut().for_each(|value| *value /= sum);
+            for value in row {
+                *value /= sum;
+            }
         });
     }),
     row("log-probabilities", "logarithms of probabilities in place of logits", |draft| {
         draft.change_outputs(|row| {
             let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = row.iter().map(|value| (value - largest).exp()).sum();
-            row.iter_mut().for_each(|value| *value -= largest + sum.ln());
+            for value in row {
+                *value -= largest + sum.ln();
+            }
         });
     }),
 ];
@@ -106,13 +112,13 @@ fn activation(draft: &mut Draft, name: &str) {
 }
 
 fn no_bias_of(draft: &mut Draft, parts: &[Part]) {
-    for slice in slices(draft, parts).into_iter().filter(|slice| slice.name.ends_with(".bias")) {
+    for slice in slices(draft, parts).into_iter().filter(|slice| is_bias(&slice.name)) {
         slice.clear(draft);
     }
 }
 
 fn no_bias_after(draft: &mut Draft, block: Block) {
-    let is_it = |name: &str| name.ends_with(".bias") && end_of(name).is_some_and(|(_, known)| known == block);
+    let is_it = |name: &str| is_bias(name) && end_of(name).is_some_and(|(_, known)| known == block);
     draft.edit_all(is_it, |values| values.fill(0.0));
 }
 

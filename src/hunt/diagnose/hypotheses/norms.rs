@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::super::draft::Draft;
+use super::super::parts::is_bias;
 use super::{Hypothesis, row};
 
 pub(super) const ROWS: &[Hypothesis] = &[
@@ -25,7 +26,7 @@ pub(super) const ROWS: &[Hypothesis] = &[
         draft.edit_all(|name| is_norm(name) && name.ends_with(".weight"), |values| values.fill(one));
     }),
     row("norm-bias-absent", "norms without bias", |draft| {
-        draft.edit_all(|name| is_norm(name) && name.ends_with(".bias"), |values| values.fill(0.0));
+        draft.edit_all(|name| is_norm(name) && is_bias(name), |values| values.fill(0.0));
     }),
     row("norms-swapped", "the norms before attention and before the MLP swapped", |draft| {
         for_pairs(draft, PAIRS, Draft::swap);
@@ -34,7 +35,7 @@ pub(super) const ROWS: &[Hypothesis] = &[
         for_pairs(draft, PAIRS_AFTER, Draft::swap);
     }),
     row("norm-first-twice", "the norm before attention also before the MLP", |draft| {
-        for_pairs(draft, PAIRS, |draft, first, second| copy(draft, first, second));
+        for_pairs(draft, PAIRS, copy);
     }),
     row("norm-second-twice", "the norm before the MLP also before attention", |draft| {
         for_pairs(draft, PAIRS, |draft, first, second| copy(draft, second, first));

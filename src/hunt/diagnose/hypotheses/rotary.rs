@@ -28,7 +28,9 @@ pub(super) const ROWS: &[Hypothesis] = &[
             invert(rope.get_mut("factor"));
             for key in ["short_factor", "long_factor"] {
                 let Some(Value::Array(factors)) = rope.get_mut(key) else { continue };
-                factors.iter_mut().for_each(|factor| invert(Some(factor)));
+                for factor in factors {
+                    invert(Some(factor));
+                }
             }
         });
     }),
@@ -40,7 +42,7 @@ pub(super) const ROWS: &[Hypothesis] = &[
         });
     }),
     row("rope-factors-short", "the short factors at every length", |draft| {
-        same_factors(draft, "short_factor")
+        same_factors(draft, "short_factor");
     }),
     row("rope-factors-long", "the long factors at every length", |draft| same_factors(draft, "long_factor")),
     row("rope-yarn-not-truncated", "yarn bounds that are not rounded", |draft| {
@@ -68,7 +70,7 @@ pub(super) const ROWS: &[Hypothesis] = &[
     }),
     row("rope-whole-head", "the whole head rotated", |draft| partial(draft, Some(1.0))),
     row("rope-partial-default", "the architecture's default share of a head rotated", |draft| {
-        partial(draft, None)
+        partial(draft, None);
     }),
     row("rope-half-head", "half of the head rotated", |draft| partial(draft, Some(0.5))),
     row("rope-quarter-head", "a quarter of the head rotated", |draft| partial(draft, Some(0.25))),
@@ -79,7 +81,9 @@ pub(super) const ROWS: &[Hypothesis] = &[
     }),
     row("rope-in-the-other-layers", "rotation in the other layers", |draft| {
         if let Some(Value::Array(layers)) = draft.config.get_mut("no_rope_layers") {
-            layers.iter_mut().for_each(|rotates| *rotates = json!(1 - rotates.as_i64().unwrap_or(0)));
+            for rotates in layers {
+                *rotates = json!(1 - rotates.as_i64().unwrap_or(0));
+            }
         }
     }),
     row("rope-other-pairing", "the other pairing of rotated features (interleaved or halves)", |draft| {

@@ -44,7 +44,7 @@ pub(super) const ROWS: &[Hypothesis] = &[
         },
     ),
     row("scale-toggled", "`scale_attn_weights` {scale_attn_weights}", |draft| {
-        toggle(draft, "scale_attn_weights")
+        toggle(draft, "scale_attn_weights");
     }),
     row(
         "scale-by-layer-toggled",

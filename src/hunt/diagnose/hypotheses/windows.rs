@@ -40,7 +40,7 @@ pub(super) const ROWS: &[Hypothesis] = &[
         }
     }),
     row("window-used-though-off", "`use_sliding_window` true", |draft| {
-        draft.replace("use_sliding_window", true)
+        draft.replace("use_sliding_window", true);
     }),
     row("window-off", "`use_sliding_window` false", |draft| draft.replace("use_sliding_window", false)),
     row("window-given-as-zero", "`sliding_window` 0", |draft| {
