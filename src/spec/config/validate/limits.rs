@@ -122,7 +122,7 @@ impl Found {
             };
             let own = |field: &'static str| at!["checkpoints", index, "tolerances", field].to_vec();
             for (field, number) in [("f64_agreement", f64_agreement), ("local_factor", local_factor)] {
-                for number in number {
+                if let Some(number) = number {
                     self.limit(&own(field), *number);
                 }
             }
@@ -130,7 +130,7 @@ impl Found {
                 let Some(PartialPerDtype { f64, f32, bf16, f16 }) = numbers else { continue };
                 for (dtype, number) in [("f64", f64), ("f32", f32), ("bf16", bf16), ("f16", f16)] {
                     let path = [own(field), vec![dtype.into()]].concat();
-                    for number in number {
+                    if let Some(number) = number {
                         self.limit(&path, *number);
                     }
                 }
