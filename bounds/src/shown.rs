@@ -2,6 +2,7 @@
 //! limit.
 
 use std::borrow::Cow;
+use std::fmt::Write;
 
 /// One line of foreign text of at most `most` characters. Control characters, line ends included, and characters that
 /// reorder or hide text become escapes such as `\u{1b}`.
@@ -65,7 +66,7 @@ fn limited<'a>(text: &'a str, most: u64, stays: &dyn Fn(char) -> bool) -> Cow<'a
     }
     let left = text.chars().count().saturating_sub(most);
     if left > 0 {
-        out.push_str(&format!("… ({left} more characters)"));
+        let _ = write!(out, "… ({left} more characters)");
     }
     Cow::Owned(out)
 }

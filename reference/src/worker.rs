@@ -279,7 +279,7 @@ impl Worker {
             // Checked before reading: anything a process wrote before it exited is in the pipe by then.
             let exited = self.group.has_exited();
             if self.readable(if exited { Duration::ZERO } else { SLICE }) {
-                let mut block = [0; 65536];
+                let mut block = [0; 16384];
                 match self.replies.read(&mut block) {
                     Ok(0) | Err(_) => return Err(self.gone(deadline, stop)),
                     Ok(count) => self.pending.extend_from_slice(&block[..count]),

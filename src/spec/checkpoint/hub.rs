@@ -111,7 +111,7 @@ pub(crate) fn fetch(
         Answer::Unreachable(reason) => {
             // As in huggingface_hub, a cached copy is used if the hub cannot be reached.
             let Some((folder, commit)) = cached(&remote.repo, revision) else {
-                return Err(unreachable(id, hub, reason));
+                return Err(unreachable(id, hub, &reason));
             };
             let notes = vec![
                 note(&commit),
@@ -151,8 +151,8 @@ fn refused(id: &str, hub: &Environment, reason: String) -> Error {
     Error::HubRefused { id: id.to_owned(), endpoint: hub.endpoint.clone(), reason, help }
 }
 
-fn unreachable(id: &str, hub: &Environment, reason: String) -> Error {
-    let reason = shown(&reason, LINE.most).into_owned();
+fn unreachable(id: &str, hub: &Environment, reason: &str) -> Error {
+    let reason = shown(reason, LINE.most).into_owned();
     Error::HubUnreachable { id: id.to_owned(), endpoint: hub.endpoint.clone(), reason }
 }
 

@@ -131,7 +131,7 @@ fn too_deep(text: &str) -> Vec<Problem> {
         CONFIG_DEPTH.check(key.bytes().filter(|byte| *byte == b'.').count() as u64).is_err()
     };
     let is_key = |line: &&str| !line.trim_start().starts_with(['#', '"', '\'']);
-    let found = text.lines().enumerate().find(|(_, line)| is_key(&line) && is_deep(&line));
+    let found = text.lines().enumerate().find(|(_, line)| is_key(line) && is_deep(line));
     let message = |(index, _): (usize, &str)| {
         format!("line {} nests tables deeper than {} levels", index + 1, CONFIG_DEPTH.most)
     };

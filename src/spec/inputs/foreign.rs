@@ -63,6 +63,7 @@ pub(super) enum Lost {
 }
 
 /// Where the foreign code runs.
+#[expect(clippy::large_enum_variant, reason = "there is one of them at a time")]
 pub(super) enum Foreign {
     /// In this process.
     Here(Mutex<Engine>),

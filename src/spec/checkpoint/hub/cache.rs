@@ -57,6 +57,7 @@ impl Repo {
     }
 
     /// Gives a blob its file's name in a commit's folder.
+    #[expect(clippy::unused_self, reason = "the link is relative to the folder of this model")]
     pub(super) fn link(&self, blob: &Path, target: &Path) -> io::Result<()> {
         fs::create_dir_all(target.parent().unwrap_or(target))?;
         let name = blob.file_name().unwrap_or_default();

@@ -122,13 +122,17 @@ impl Found {
             };
             let own = |field: &'static str| at!["checkpoints", index, "tolerances", field].to_vec();
             for (field, number) in [("f64_agreement", f64_agreement), ("local_factor", local_factor)] {
-                number.iter().for_each(|number| self.limit(&own(field), *number));
+                if let Some(number) = number {
+                    self.limit(&own(field), *number);
+                }
             }
             for (field, numbers) in [("relative_l2", relative_l2), ("dynamo", dynamo)] {
                 let Some(PartialPerDtype { f64, f32, bf16, f16 }) = numbers else { continue };
                 for (dtype, number) in [("f64", f64), ("f32", f32), ("bf16", bf16), ("f16", f16)] {
                     let path = [own(field), vec![dtype.into()]].concat();
-                    number.iter().for_each(|number| self.limit(&path, *number));
+                    if let Some(number) = number {
+                        self.limit(&path, *number);
+                    }
                 }
             }
         }
