@@ -45,7 +45,7 @@ impl Modules {
             recording.recorded.limits.get(judgement.dtype.name()).map_or(0.0, |limits| limits.relative_l2);
         // The recorded outputs are f32.
         let limit = limit.max(1e-6);
-        match self.found.iter().position(|(_, apart)| !(*apart <= limit)) {
+        match self.found.iter().position(|(_, apart)| apart.is_nan() || *apart > limit) {
             None => format!(
                 "\n  modules  all {} that the port shows agree with the recorded ones; what departs comes after {}",
                 self.found.len(),

@@ -51,7 +51,7 @@ struct Check {
     request: &'static str,
     /// Whether a program must support it.
     is_required: bool,
-    check: fn(&mut Bench) -> Result<String, Problem>,
+    made: fn(&mut Bench) -> Result<String, Problem>,
 }
 
 /// Why a check did not pass.
@@ -97,13 +97,12 @@ impl Bench<'_> {
     /// The program with its model loaded. A program that failed a request is started anew, because after a failure it need
     /// only answer `exit`.
     fn worker(&mut self) -> Result<&mut Worker, Problem> {
-        let worker = match self.worker.take() {
-            Some(worker) => worker,
-            None => {
-                let mut worker = self.start()?;
-                worker.load(self.load.clone(), self.subject.timeout, self.subject.stop)?;
-                worker
-            }
+        let worker = if let Some(worker) = self.worker.take() {
+            worker
+        } else {
+            let mut worker = self.start()?;
+            worker.load(self.load.clone(), self.subject.timeout, self.subject.stop)?;
+            worker
         };
         Ok(self.worker.insert(worker))
     }
@@ -142,7 +141,7 @@ pub fn check(subject: &Subject) -> Result<Conformance> {
         let outcome = if is_over {
             Outcome::Skipped
         } else {
-            match (check.check)(&mut bench) {
+            match (check.made)(&mut bench) {
                 Ok(found) => Outcome::Passed(found),
                 Err(problem) => {
                     bench.worker = None;

@@ -13,7 +13,7 @@ const WORKER: &str = "TFCHECK_TEST_PORT";
 fn worker() {
     let Ok(bug) = std::env::var(WORKER) else { return };
     tfcheck_port::serve("example-port", |checkpoint| {
-        let llama = Llama::new(checkpoint.config()?, checkpoint.var_builder(), Bug::named(&bug))?;
+        let llama = Llama::new(checkpoint.config()?, &checkpoint.var_builder(), Bug::named(&bug))?;
         Ok(Port::new(move |inputs| llama.forward(&inputs.input_ids)).without_mask())
     });
 }

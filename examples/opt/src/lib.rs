@@ -12,6 +12,7 @@ const OFFSET: u32 = 2;
 
 /// What the port reads of `config.json`.
 #[derive(Debug, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the keys of the config")]
 pub struct Config {
     vocab_size: usize,
     hidden_size: usize,

@@ -79,7 +79,7 @@ impl Llama {
     ///
     /// # Errors
     /// When a tensor is absent or has another shape.
-    pub fn new(mut config: Config, weights: VarBuilder, bug: Option<Bug>) -> Result<Self> {
+    pub fn new(mut config: Config, weights: &VarBuilder, bug: Option<Bug>) -> Result<Self> {
         if bug == Some(Bug::FixedEpsilon) {
             config.rms_norm_eps = 1e-5;
         }

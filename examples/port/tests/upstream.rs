@@ -18,7 +18,7 @@ fn checkpoint() -> PathBuf {
 
 fn load(bug: Option<Bug>) -> Llama {
     let checkpoint = worker::Checkpoint::open(&checkpoint(), DType::F32, &Device::Cpu).unwrap();
-    Llama::new(checkpoint.config().unwrap(), checkpoint.var_builder(), bug).unwrap()
+    Llama::new(checkpoint.config().unwrap(), &checkpoint.var_builder(), bug).unwrap()
 }
 
 #[test]

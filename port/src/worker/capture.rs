@@ -189,6 +189,9 @@ impl Probe for Feeder {
 }
 
 /// Whether two tensors have equal bits; any NaN equals any other NaN.
+///
+/// # Errors
+/// When a value cannot be read from its device.
 pub fn same(a: &Tensor, b: &Tensor) -> candle_core::Result<bool> {
     let values = |tensor: &Tensor| tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
     let (a, b) = (values(a)?, values(b)?);

@@ -18,20 +18,20 @@ use crate::spec::variant::{measured_dtype, measured_positions};
 
 /// Every check.
 pub(super) const CHECKS: &[Check] = &[
-    Check { request: "load", is_required: true, check: load },
-    Check { request: "forward", is_required: true, check: forward },
-    Check { request: "forward again", is_required: true, check: repeat },
-    Check { request: "time", is_required: true, check: time },
-    Check { request: "load, newer protocol", is_required: true, check: newer_protocol },
-    Check { request: "exit", is_required: true, check: exit },
-    Check { request: "load in f64", is_required: false, check: float64 },
-    Check { request: "inputs", is_required: false, check: inputs },
-    Check { request: "forward with prefill", is_required: false, check: prefill },
-    Check { request: "forward in chunks", is_required: false, check: chunks },
-    Check { request: "generate", is_required: false, check: generate },
-    Check { request: "trace", is_required: false, check: trace },
-    Check { request: "capture", is_required: false, check: capture },
-    Check { request: "replay", is_required: false, check: replay },
+    Check { request: "load", is_required: true, made: load },
+    Check { request: "forward", is_required: true, made: forward },
+    Check { request: "forward again", is_required: true, made: repeat },
+    Check { request: "time", is_required: true, made: time },
+    Check { request: "load, newer protocol", is_required: true, made: newer_protocol },
+    Check { request: "exit", is_required: true, made: exit },
+    Check { request: "load in f64", is_required: false, made: float64 },
+    Check { request: "inputs", is_required: false, made: inputs },
+    Check { request: "forward with prefill", is_required: false, made: prefill },
+    Check { request: "forward in chunks", is_required: false, made: chunks },
+    Check { request: "generate", is_required: false, made: generate },
+    Check { request: "trace", is_required: false, made: trace },
+    Check { request: "capture", is_required: false, made: capture },
+    Check { request: "replay", is_required: false, made: replay },
 ];
 
 impl Bench<'_> {
@@ -76,7 +76,7 @@ impl Bench<'_> {
     }
 
     /// Checks that logits are those of one pass up to rounding in f32.
-    fn same(&mut self, name: &str, forward: Forward) -> Result<String, Problem> {
+    fn same(&mut self, name: &str, forward: &Forward) -> Result<String, Problem> {
         let whole = self.logits("whole.safetensors", Forward::new(PathBuf::new()))?;
         let other = self.logits(name, forward.clone())?;
         let is_echoed = other.1.prefill == forward.prefill && other.1.chunks == forward.chunks;
@@ -125,7 +125,7 @@ fn forward(bench: &mut Bench) -> Result<String, Problem> {
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
         .filter(|name| !["first.safetensors", "inputs.safetensors", "worker.log"].contains(&name.as_str()))
-        .filter(|name| !name.ends_with(".json"))
+        .filter(|name| name.ends_with("safetensors") || name.ends_with("partial"))
         .collect();
     if !left.is_empty() {
         return wrong(format!("it left other files beside the logits: {}", left.join(", ")));
@@ -135,7 +135,7 @@ fn forward(bench: &mut Bench) -> Result<String, Problem> {
 }
 
 fn repeat(bench: &mut Bench) -> Result<String, Problem> {
-    bench.same("again.safetensors", Forward::new(PathBuf::new()))
+    bench.same("again.safetensors", &Forward::new(PathBuf::new()))
 }
 
 fn time(bench: &mut Bench) -> Result<String, Problem> {
@@ -212,12 +212,12 @@ fn inputs(bench: &mut Bench) -> Result<String, Problem> {
 }
 
 fn prefill(bench: &mut Bench) -> Result<String, Problem> {
-    bench.same("prefill.safetensors", Forward::prefilled(PathBuf::new(), Some(TOKENS / 2)))
+    bench.same("prefill.safetensors", &Forward::prefilled(PathBuf::new(), Some(TOKENS / 2)))
 }
 
 fn chunks(bench: &mut Bench) -> Result<String, Problem> {
     let chunks = vec![TOKENS / 2, 1, TOKENS - TOKENS / 2 - 1];
-    bench.same("chunks.safetensors", Forward { chunks, ..Forward::new(PathBuf::new()) })
+    bench.same("chunks.safetensors", &Forward { chunks, ..Forward::new(PathBuf::new()) })
 }
 
 fn generate(bench: &mut Bench) -> Result<String, Problem> {

@@ -75,7 +75,7 @@ pub(super) fn closing(candidates: &[Candidate], base: Apart) -> Option<Candidate
 /// Combinations of up to [`DEPTH`] mistakes: those that lower the error most are extended, best first.
 pub(super) fn combined(
     lab: &mut Lab,
-    singles: Vec<Candidate>,
+    singles: &[Candidate],
     stage: &Stage,
     base: Apart,
 ) -> Result<Option<Candidate>, DiagnoseError> {
@@ -86,7 +86,7 @@ pub(super) fn combined(
         kept.truncate(BEAM);
         kept
     };
-    let mut beam = lowered(singles.clone(), base.relative_l2);
+    let mut beam = lowered(singles.to_vec(), base.relative_l2);
     for _ in 1..DEPTH {
         let mut next: Vec<Candidate> = Vec::new();
         for candidate in &beam {
@@ -105,7 +105,7 @@ pub(super) fn combined(
             break;
         }
     }
-    pairs(lab, &singles, stage, base)
+    pairs(lab, singles, stage, base)
 }
 
 /// Two mistakes of one family that explain a stage together, though each alone may raise the error.

@@ -49,7 +49,7 @@ pub(super) fn search(lab: &mut Lab, proofs: &[Proof]) -> Result<Diagnosis, Diagn
             }
         }
         if found.is_none() {
-            found = combined(lab, singles, stage, *base)?;
+            found = combined(lab, &singles, stage, *base)?;
         }
         if let Some(found) = found {
             let found = needed(lab, found, stage, *base)?;

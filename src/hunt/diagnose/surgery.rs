@@ -153,7 +153,7 @@ fn explained(
     if let Some(found) = closing(&singles, base) {
         return Ok(Some(found));
     }
-    match combined(lab, singles, stage, base)? {
+    match combined(lab, &singles, stage, base)? {
         Some(found) => Ok(Some(found)),
         None => fitted(lab, candidate, stage, base),
     }

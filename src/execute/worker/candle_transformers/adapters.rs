@@ -124,10 +124,10 @@ macro_rules! body {
 
 /// Every port that tfcheck runs.
 pub(super) const ADAPTERS: &[Adapter] = &[
-    last("llama", "llama", |c| load_llama(c)),
+    last("llama", "llama", load_llama),
     last("mistral", "mistral", |c| decoder!(c, mistral)),
-    last("mixtral", "mixtral", |c| load_mixtral(c)).filled(FLASH),
-    all("qwen2", "qwen2", |c| load_qwen2(c)),
+    last("mixtral", "mixtral", load_mixtral).filled(FLASH),
+    all("qwen2", "qwen2", load_qwen2),
     last("qwen2_moe", "qwen2_moe", |c| decoder!(c, qwen2_moe)),
     all("qwen3", "qwen3", |c| body!(c, qwen3)),
     all("qwen3_moe", "qwen3_moe", |c| body!(c, qwen3_moe)),
@@ -137,19 +137,19 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     last("olmo", "olmo", |c| decoder!(c, olmo)),
     last("olmo2", "olmo2", |c| decoder!(c, olmo2)),
     last("starcoder2", "starcoder2", |c| decoder!(c, starcoder2)),
-    last("granite", "granite", |c| load_granite(c)),
+    last("granite", "granite", load_granite),
     all("smollm3", "smol::smollm3", |c| body!(c, smollm3)),
     last("helium", "helium", |c| decoder!(c, helium)),
-    last("glm4", "glm4_new", |c| load_glm4(c)),
-    last("phi", "phi", |c| load_phi(c)),
+    last("glm4", "glm4_new", load_glm4),
+    last("phi", "phi", load_phi),
     last("phi3", "phi3", |c| decoder!(c, phi3)),
-    last("stablelm", "stable_lm", |c| load_stable_lm(c)).without_cache(),
-    last("falcon", "falcon", |c| load_falcon(c)).filled(TRAINING),
-    encoder("bert", "bert", |c| load_bert(c)).filled(TRAINING),
-    encoder("distilbert", "distilbert", |c| load_distilbert(c)).filled(TRAINING),
-    encoder("roberta", "xlm_roberta", |c| load_xlm_roberta(c)),
-    encoder("xlm-roberta", "xlm_roberta", |c| load_xlm_roberta(c)),
-    encoder("modernbert", "modernbert", |c| load_modernbert(c))
+    last("stablelm", "stable_lm", load_stable_lm).without_cache(),
+    last("falcon", "falcon", load_falcon).filled(TRAINING),
+    encoder("bert", "bert", load_bert).filled(TRAINING),
+    encoder("distilbert", "distilbert", load_distilbert).filled(TRAINING),
+    encoder("roberta", "xlm_roberta", load_xlm_roberta),
+    encoder("xlm-roberta", "xlm_roberta", load_xlm_roberta),
+    encoder("modernbert", "modernbert", load_modernbert)
         .filled(&[("layer_norm_eps", Fill::Copy("norm_eps"))]),
 ];
 
