@@ -75,7 +75,7 @@ fn a_run_names_the_module_of_each_planted_mistake() {
     );
     for (name, bug) in [("right", "")].into_iter().chain(modules.map(|(bug, _)| (bug, bug))) {
         let program = program(bug);
-        text.push_str(&format!("[[commands]]\nname = \"{name}\"\nprogram = {program:?}\nfloat64 = true\n"));
+        text.extend([format!("[[commands]]\nname = \"{name}\"\nprogram = {program:?}\nfloat64 = true\n")]);
     }
     let config = sandbox.write("tfcheck.toml", &text);
     let output = sandbox.run(&config, &[]);
