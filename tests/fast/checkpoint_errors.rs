@@ -292,7 +292,7 @@ fn weights_that_two_readers_may_read_differently_are_refused() {
         with(header(&format!("{{{one}, {one}}}"), 4)),
         &format!(
             "model/model.safetensors is not valid safetensors: its header cannot be read: `w` is listed twice at line 1 column {}",
-            2 * one.len() + 3
+            2 * one.len() + 4
         ),
         "fetch it again",
     );

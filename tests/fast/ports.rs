@@ -87,7 +87,7 @@ fn a_run_names_the_module_of_each_planted_mistake() {
         let is_it =
             |found: &&serde_json::Value| found["b"].as_str().is_some_and(|name| name.starts_with(bug));
         let found = localized.iter().find(is_it).unwrap_or_else(|| panic!("{bug} is not localised: {case}"));
-        assert_eq!(found["finding"]["module"]["path"], module, "{found}");
+        assert_eq!(found["finding"]["path"], module, "{found}");
     }
     let verdict = case["verdicts"].as_array().unwrap().iter().find(|verdict| {
         let names = [&verdict["a"], &verdict["b"]].map(|name| name.as_str().unwrap());
