@@ -2,7 +2,7 @@
 //! text made fit to be shown.
 //!
 //! Checkpoints, hubs, workers, run folders and configs are untrusted. A size from them is compared with its limit in
-//! [`limits`] before memory is allocated or a loop begins, a file that they name is opened by [`file`] alone, and their
+//! [`limits`] before memory is allocated or a loop begins, a file that they name is opened by [`mod@file`] alone, and their
 //! text reaches a terminal or a report through [`shown()`], [`lines()`] or [`styled()`] alone.
 
 mod caught;

@@ -15,7 +15,6 @@ mod diagnose;
 #[path = "../support/localize/engine.rs"]
 mod engine;
 mod faults;
-mod findings;
 mod gates;
 mod gpu_check;
 mod hostile;

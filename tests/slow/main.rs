@@ -5,9 +5,11 @@
 mod bisect_real;
 mod checkpoint_real_models;
 mod cuda_kernels;
+mod diagnose;
 #[path = "../support/localize/engine.rs"]
 mod engine;
 mod expected_metrics;
+mod findings;
 mod localize;
 #[path = "../support/made_run.rs"]
 mod made_run;
