@@ -59,7 +59,7 @@ mod tests {
         let error = caught(|| nothing[3]).unwrap_err();
         let expected = "panicked: index out of bounds: the len is 0 but the index is 3 (";
         assert!(error.starts_with(expected) && error.contains("caught.rs:"), "{error}");
-        let file = "/home/x/.cargo/registry/src/index.invalid-1/tokenizers-0.23.2/src/lib.rs";
+        let file = "/cargo/registry/src/index.invalid-1/tokenizers-0.23.2/src/lib.rs";
         assert_eq!(short(file), "tokenizers-0.23.2/src/lib.rs");
         assert_eq!(caught(|| 1), Ok(1));
     }

@@ -69,7 +69,7 @@ pub fn read_unlinked(path: &Path, limit: Limit) -> io::Result<Vec<u8>> {
 /// As [`read`], as text.
 ///
 /// # Errors
-/// As [`read`], or if it is not UTF-8; the message says so where it is UTF-16.
+/// As [`read`], or if the file is not UTF-8 text; for UTF-16 the error names that encoding.
 pub fn read_text(path: &Path, limit: Limit) -> io::Result<String> {
     text(read(path, limit)?)
 }

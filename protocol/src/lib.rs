@@ -230,8 +230,8 @@ pub struct Time {
     /// inputs and the tokens decoded before. 0 for none.
     #[serde(default)]
     pub decode: usize,
-    /// Threads that run the calibration loop ([`yardstick`]) before and after the timed passes; 0 for
-    /// no reading.
+    /// Number of threads that time the calibration loop ([`yardstick`]) before and after the timed forward passes; 0
+    /// turns it off.
     #[serde(default)]
     pub yardstick: usize,
     /// If the first reading exceeds this many nanoseconds, no forward pass is run and the reply has no

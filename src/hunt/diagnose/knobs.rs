@@ -29,7 +29,8 @@ pub(super) const KNOBS: &[Knob] = &[
     },
 ];
 
-/// Largest relative difference of a factor and the expression that it is said to be. A fit in f32 is exact to about 1e-6.
+/// Largest relative difference between a fitted factor and the value of an expression that is reported as the same. A fit in
+/// f32 is exact to about 1e-6.
 const SAME_FACTOR: f64 = 2e-5;
 
 /// The factor as a simple expression of the config's numbers: `sqrt(query_pre_attn_scalar / head_dim)`.

@@ -12,8 +12,8 @@ use super::side::Apart;
 use super::tokens::Tokens;
 use crate::spec::variant::measured_dtype;
 
-/// How many times the rounding limit the difference must be, so that an explanation can be told from one that lowers it by
-/// chance.
+/// Smallest ratio of a difference to its rounding limit at which a case is shrunk: closer to the limit, an edit may lower the
+/// difference below it by chance.
 const CLEAR: f64 = 20.0;
 /// Tokens, and bytes of weights, above which a search begins with the smallest case.
 const LARGE: (usize, u64) = (256, 16 << 20);

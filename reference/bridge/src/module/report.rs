@@ -161,7 +161,7 @@ pub(super) fn dtype(model: &Bound<'_, PyAny>, expected: &str) -> Result<Option<S
 pub(super) struct Ropes {
     /// What is lost if a base that config.json asks for was not taken.
     pub(super) lost: Option<String>,
-    /// What is said of bases that config.json does not ask for: a release may give some layer types its own default.
+    /// The note on rotary bases that config.json does not set: a release may give some layer types a default of its own.
     pub(super) added: Option<String>,
 }
 
