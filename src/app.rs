@@ -1,13 +1,15 @@
 //! What each subcommand does, in terms of the rest of the crate.
 
+mod exit;
+mod plans;
+mod session;
+
+use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use bounds::limits::CONFIG_BYTES;
-use miette::{IntoDiagnostic, Report, Result, WrapErr};
+use miette::{IntoDiagnostic, Result, WrapErr};
 
 use crate::cli::{Baseline, Cli, Command, List, Selection};
 use crate::commands::bench;
@@ -20,19 +22,21 @@ use crate::commands::list;
 use crate::commands::record;
 use crate::commands::run::{self, Destination, RunRequest};
 use crate::commands::scoreboard;
-use crate::execute::foreseen;
 use crate::execute::progress::Progress;
 use crate::execute::worker;
-use crate::hunt::diagnose::{DiagnoseError, Diagnosed};
-use crate::hunt::localize::LocalizeError;
+use crate::hunt::diagnose::Diagnosed;
+use crate::hunt::localize::Localized;
 use crate::judge::baseline;
 use crate::judge::exit_code::ExitCode;
-use crate::results::{Manifest, ResultsError, RunFolder};
+use crate::results::RunFolder;
 use crate::spec::checkpoint;
 use crate::spec::config::{self, Config};
 use crate::spec::inputs;
-use crate::spec::machine;
-use crate::spec::plan::{CasePlan, CellPlan, Filters, Plan};
+use crate::spec::plan::{Filters, Plan};
+pub use exit::code_of;
+use plans::{begun, of_run, plan_text, planned, resumed};
+pub use session::cache_folder;
+use session::{Session, stop_on_signals};
 
 /// Runs one command line.
 ///
@@ -76,69 +80,13 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
     }
 }
 
-/// The exit code of an error: a run that could not be written and a worker that gave no answer are failed cells,
-/// anything else is bad usage.
-pub fn code_of(report: &Report) -> Option<ExitCode> {
-    let is_stopped = report.chain().any(|cause| {
-        matches!(cause.downcast_ref(), Some(checkpoint::Error::Interrupted))
-            || matches!(cause.downcast_ref(), Some(inputs::Error::Interrupted))
-    });
-    if is_stopped {
-        return Some(ExitCode::Interrupted);
-    }
-    let localize = report.chain().find_map(|cause| cause.downcast_ref::<LocalizeError>());
-    if let Some(error) = localize {
-        return Some(match error {
-            LocalizeError::Interrupted => ExitCode::Interrupted,
-            LocalizeError::Worker { .. } | LocalizeError::Io { .. } => ExitCode::CellFailed,
-            LocalizeError::NothingInCommon { .. } => ExitCode::Usage,
-        });
-    }
-    let diagnose = report.chain().find_map(|cause| cause.downcast_ref::<DiagnoseError>());
-    if let Some(error) = diagnose {
-        return Some(match error {
-            DiagnoseError::Interrupted => ExitCode::Interrupted,
-            DiagnoseError::Worker { .. } | DiagnoseError::Io { .. } => ExitCode::CellFailed,
-            DiagnoseError::Checkpoint { .. } => ExitCode::Usage,
-        });
-    }
-    // What cannot be written is no mistake of the user's.
-    let is_unwritten = report.chain().any(|cause| {
-        let written = |action: &str| action != "read";
-        matches!(cause.downcast_ref(), Some(checkpoint::Error::Io { action, .. }) if written(action))
-            || matches!(cause.downcast_ref(), Some(inputs::Error::Io { action, .. }) if written(action))
-    });
-    if is_unwritten {
-        return Some(ExitCode::CellFailed);
-    }
-    report.chain().find_map(|cause| cause.downcast_ref::<ResultsError>()).map(|error| match error {
-        ResultsError::Io { action: "write" | "create", .. } => ExitCode::CellFailed,
-        _ => ExitCode::Usage,
-    })
-}
-
-/// Where tfcheck keeps environments, imports and the bridge: `TFCHECK_CACHE`, else the user's cache folder.
-///
-/// # Errors
-/// When neither is known.
-pub fn cache_folder() -> Result<PathBuf> {
-    std::env::var_os("TFCHECK_CACHE")
-        .map(PathBuf::from)
-        .or_else(|| dirs::cache_dir().map(|folder| folder.join("tfcheck")))
-        .ok_or_else(|| {
-            miette::miette!(help = "set TFCHECK_CACHE to a folder", "the user's cache folder is unknown")
-        })
-}
-
 /// What the user sees, as the command line asks.
 fn progress(cli: &Cli) -> Progress {
     Progress::new(cli.quiet).verbose(cli.verbose)
 }
 
 fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
-    let stop = stop_on_signals()?;
-    let progress = progress(cli).with_all_tables(arguments.full);
-    let cache = cache_folder()?;
+    let session = Session::open(progress(cli).with_all_tables(arguments.full))?;
     let (mut loaded, plan, destination) =
         begun(arguments.resume.as_deref(), &arguments.selection, &arguments.results)?;
     let settings = &mut loaded.config.run;
@@ -156,41 +104,20 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
         };
         baseline::check(results, name)?;
     }
-    let request = RunRequest {
-        config: &loaded.config,
-        text: &loaded.text,
-        plan: &plan,
-        cache: &cache,
-        clean: arguments.clean,
-        localize: true,
-        stop: &stop,
-        progress: &progress,
-        turn: None,
-    };
+    let request =
+        RunRequest { clean: arguments.clean, ..session.request(&loaded.config, &loaded.text, &plan) };
     Ok(run::run(&request, destination)?.code)
 }
 
 /// The relations of each variant by itself.
 fn relations(cli: &Cli, arguments: &crate::cli::Relations) -> Result<ExitCode> {
-    let stop = stop_on_signals()?;
-    let progress = progress(cli).with_all_tables(arguments.full);
-    let cache = cache_folder()?;
+    let session = Session::open(progress(cli).with_all_tables(arguments.full))?;
     let (mut loaded, plan, destination) =
         begun(arguments.resume.as_deref(), &arguments.selection, &arguments.results)?;
     if !arguments.relations.is_empty() {
         loaded.config = loaded.config.with_relations(&arguments.relations)?;
     }
-    let request = RunRequest {
-        config: &loaded.config,
-        text: &loaded.text,
-        plan: &plan,
-        cache: &cache,
-        clean: false,
-        localize: false,
-        stop: &stop,
-        progress: &progress,
-        turn: None,
-    };
+    let request = RunRequest { localize: false, ..session.request(&loaded.config, &loaded.text, &plan) };
     Ok(run::relations(&request, destination)?.code)
 }
 
@@ -198,25 +125,6 @@ fn relations(cli: &Cli, arguments: &crate::cli::Relations) -> Result<ExitCode> {
 fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
     use crate::cli::DtypeName;
     use reference::protocol::Dtype;
-    let stop = stop_on_signals()?;
-    let progress = progress(cli);
-    let cache = cache_folder()?;
-    let folder = arguments.run.as_deref().map(RunFolder::resume).transpose()?;
-    let (loaded, plan) = match &folder {
-        Some(folder) => resumed(folder, |_| ())?,
-        None => planned(&Selection { config: arguments.config.clone(), ..Selection::default() })?,
-    };
-    let request = RunRequest {
-        config: &loaded.config,
-        text: &loaded.text,
-        plan: &plan,
-        cache: &cache,
-        clean: false,
-        localize: true,
-        stop: &stop,
-        progress: &progress,
-        turn: None,
-    };
     let mut options = crate::hunt::localize::Options { max_bytes: arguments.max_disk, ..Default::default() };
     if !arguments.modules.is_empty() {
         options.modules.clone_from(&arguments.modules);
@@ -232,55 +140,52 @@ fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
         variants: [&arguments.a, &arguments.b],
         options: &options,
     };
-    let found = run::localize(&request, &wanted, folder.as_ref())?;
-    if let Some(folder) = folder.map(|folder| folder.path().to_owned()) {
-        // The lock is gone with the folder; the comparison takes its own.
-        compare::compare(&[folder], &[], &Progress::new(true).without_results())?;
-    }
-    for localized in &found {
-        say(&localized.to_string())?;
-    }
-    let diverged = found.iter().any(crate::hunt::localize::Localized::is_divergence);
-    Ok(if diverged { ExitCode::Diverged } else { ExitCode::Agree })
+    let found = of_pair(cli, (&arguments.run, &arguments.config), |request, folder| {
+        run::localize(request, &wanted, folder)
+    })?;
+    told(&found, Localized::is_divergence)
 }
 
 /// What a variant that diverges computes instead, case by case.
 fn diagnose(cli: &Cli, arguments: &crate::cli::Diagnose) -> Result<ExitCode> {
-    let stop = stop_on_signals()?;
-    let progress = progress(cli);
-    let cache = cache_folder()?;
-    let folder = arguments.run.as_deref().map(RunFolder::resume).transpose()?;
-    let (loaded, plan) = match &folder {
-        Some(folder) => resumed(folder, |_| ())?,
-        None => planned(&Selection { config: arguments.config.clone(), ..Selection::default() })?,
-    };
-    let request = RunRequest {
-        config: &loaded.config,
-        text: &loaded.text,
-        plan: &plan,
-        cache: &cache,
-        clean: false,
-        localize: true,
-        stop: &stop,
-        progress: &progress,
-        turn: None,
-    };
     let wanted = run::WantedDiagnosis {
         case: arguments.case.as_deref(),
         trusted: &arguments.trusted,
         suspect: &arguments.suspect,
         budget: Duration::from_secs(arguments.seconds),
     };
-    let found = run::diagnose(&request, &wanted, folder.as_ref())?;
+    let found = of_pair(cli, (&arguments.run, &arguments.config), |request, folder| {
+        run::diagnose(request, &wanted, folder)
+    })?;
+    told(&found, Diagnosed::is_divergence)
+}
+
+/// What `find` finds about a pair of variants of a run, whose reports are then written anew, or else of a config.
+fn of_pair<T>(
+    cli: &Cli,
+    (run, config): (&Option<PathBuf>, &Option<PathBuf>),
+    find: impl FnOnce(&RunRequest, Option<&RunFolder>) -> Result<Vec<T>>,
+) -> Result<Vec<T>> {
+    let session = Session::open(progress(cli))?;
+    let folder = run.as_deref().map(RunFolder::resume).transpose()?;
+    let (loaded, plan) = match &folder {
+        Some(folder) => resumed(folder, |_| ())?,
+        None => planned(&Selection { config: config.clone(), ..Selection::default() })?,
+    };
+    let found = find(&session.request(&loaded.config, &loaded.text, &plan), folder.as_ref())?;
     if let Some(folder) = folder.map(|folder| folder.path().to_owned()) {
         // The lock is gone with the folder; the comparison takes its own.
         compare::compare(&[folder], &[], &Progress::new(true).without_results())?;
     }
-    for diagnosed in &found {
-        say(&diagnosed.to_string())?;
+    Ok(found)
+}
+
+/// Prints what was found; the exit code tells whether something of it diverges.
+fn told<T: Display>(found: &[T], diverges: impl Fn(&T) -> bool) -> Result<ExitCode> {
+    for found in found {
+        say(&found.to_string())?;
     }
-    let diverged = found.iter().any(Diagnosed::is_divergence);
-    Ok(if diverged { ExitCode::Diverged } else { ExitCode::Agree })
+    Ok(if found.iter().any(diverges) { ExitCode::Diverged } else { ExitCode::Agree })
 }
 
 /// A run over the synthetic checkpoints, folded into one table.
@@ -333,9 +238,7 @@ fn folded(
     make: &dyn Fn() -> Result<(Config, Plan)>,
     fold: &Fold,
 ) -> Result<ExitCode> {
-    let stop = stop_on_signals()?;
-    let progress = progress(cli).without_results();
-    let cache = cache_folder()?;
+    let session = Session::open(progress(cli).without_results())?;
     let (loaded, plan, destination) = if let Some(path) = resume {
         let folder = RunFolder::resume(path)?;
         let (loaded, plan) = resumed(&folder, fold.adapt)?;
@@ -345,17 +248,7 @@ fn folded(
         let text = toml::to_string(&config).into_diagnostic().wrap_err("the config as TOML")?;
         (config::Loaded { config, text, path: None }, plan, Destination::New(results.to_owned()))
     };
-    let request = RunRequest {
-        config: &loaded.config,
-        text: &loaded.text,
-        plan: &plan,
-        cache: &cache,
-        clean: false,
-        localize: true,
-        stop: &stop,
-        progress: &progress,
-        turn: None,
-    };
+    let request = session.request(&loaded.config, &loaded.text, &plan);
     let finished = run::run(&request, destination)?;
     say(&(fold.write)(&finished.folder)?)?;
     Ok(finished.code)
@@ -373,18 +266,16 @@ fn check_gpu(cli: &Cli, arguments: &crate::cli::GpuCheck) -> Result<ExitCode> {
     if arguments.dry_run {
         return say(&gpu_check::listing(&options)?);
     }
-    let (cache, stop) = (cache_folder()?, stop_on_signals()?);
-    let checked = gpu_check::check(&options, &cache, &stop, &progress(cli).without_results())?;
+    let session = Session::open(progress(cli).without_results())?;
+    let checked = gpu_check::check(&options, &session.cache, &session.stop, &session.progress)?;
     say(&checked.text)?;
     Ok(checked.code)
 }
 
 /// A search for the revision that changed something.
 fn search(cli: &Cli, arguments: &crate::cli::Bisect) -> Result<ExitCode> {
-    let stop = stop_on_signals()?;
-    let progress = progress(cli);
-    let cache = cache_folder()?;
-    let context = bisect::Context { cache: &cache, stop: &stop, progress: &progress };
+    let session = Session::open(progress(cli))?;
+    let context = bisect::Context { cache: &session.cache, stop: &session.stop, progress: &session.progress };
     if let Some(folder) = &arguments.resume {
         return bisect::resume(&context, folder);
     }
@@ -413,26 +304,14 @@ fn search(cli: &Cli, arguments: &crate::cli::Bisect) -> Result<ExitCode> {
 
 /// A run of one version and its float64 result, kept as a recording.
 fn record(cli: &Cli, arguments: &crate::cli::Record) -> Result<ExitCode> {
-    let stop = stop_on_signals()?;
-    let progress = progress(cli).without_results();
-    let cache = cache_folder()?;
+    let session = Session::open(progress(cli).without_results())?;
     let (base, _) =
         planned(&Selection { only: Vec::new(), skip: Vec::new(), ..arguments.selection.clone() })?;
     let config = record::config(&base.config)?;
     let text = toml::to_string(&config).into_diagnostic().wrap_err("the recording's config as TOML")?;
     let filters = Filters { only: arguments.selection.only.clone(), skip: arguments.selection.skip.clone() };
     let plan = record::plan(&config, &filters)?;
-    let request = RunRequest {
-        config: &config,
-        text: &text,
-        plan: &plan,
-        cache: &cache,
-        clean: false,
-        localize: true,
-        stop: &stop,
-        progress: &progress,
-        turn: None,
-    };
+    let request = session.request(&config, &text, &plan);
     let finished = run::run(&request, Destination::New(arguments.results.clone()))?;
     if finished.code == ExitCode::Interrupted {
         return Ok(finished.code);
@@ -440,80 +319,6 @@ fn record(cli: &Cli, arguments: &crate::cli::Record) -> Result<ExitCode> {
     let out =
         record::Out { folder: &arguments.out, positions: arguments.positions, modules: &arguments.modules };
     say(&record::write(&finished.folder, &request, &out)?)
-}
-
-fn plan_text(selection: &Selection) -> Result<String> {
-    let (loaded, plan) = planned(selection)?;
-    Ok(plan.text(&loaded.config, &foreseen::unsupported(&plan, &loaded.config)))
-}
-
-/// Config, plan and destination of a run that is resumed, or that goes into a new folder below `results`.
-fn begun(
-    resume: Option<&Path>,
-    selection: &Selection,
-    results: &Path,
-) -> Result<(config::Loaded, Plan, Destination)> {
-    if let Some(path) = resume {
-        let folder = RunFolder::resume(path)?;
-        let (loaded, plan) = resumed(&folder, |_| ())?;
-        return Ok((loaded, plan, Destination::Resume(folder)));
-    }
-    let (loaded, plan) = planned(selection)?;
-    Ok((loaded, plan, Destination::New(results.to_owned())))
-}
-
-fn planned(selection: &Selection) -> Result<(config::Loaded, Plan)> {
-    let filters = Filters { only: selection.only.clone(), skip: selection.skip.clone() };
-    // The commands of a report name the run itself, whose config may be gone.
-    if let Some(run) = selection.config.as_deref().filter(|path| path.is_dir()) {
-        let (loaded, plan) = resumed(&RunFolder::open(run)?, |_| ())?;
-        if !selection.checkpoints.is_empty() {
-            miette::bail!(
-                help = "name a config file, or leave --checkpoint out",
-                "the checkpoints of a run folder cannot be replaced"
-            );
-        }
-        let plan = plan.filtered(&filters, &loaded.config)?;
-        return Ok((loaded, plan));
-    }
-    let mut loaded = Config::load(selection.config.as_deref())?;
-    if !selection.checkpoints.is_empty() {
-        loaded.config = loaded.config.with_checkpoints(&selection.checkpoints)?;
-    }
-    loaded.config = loaded.config.absolute();
-    let plan = Plan::new(&loaded.config, machine::auto_device())?;
-    let plan = plan.filtered(&filters, &loaded.config)?;
-    Ok((loaded, plan))
-}
-
-/// The config of a run, with the folder that its paths are relative to.
-fn of_run(manifest: &Manifest) -> Config {
-    Config { folder: manifest.folder.clone(), ..manifest.config.clone() }
-}
-
-/// The config and the plan of a run that is resumed. A run of a tfcheck that did not keep its plan has the cells of the
-/// config that `run.json` lists, after `adapt`.
-fn resumed(folder: &RunFolder, adapt: fn(&mut Plan)) -> Result<(config::Loaded, Plan)> {
-    let manifest = folder.manifest()?;
-    let path = folder.path().join("config.toml");
-    let config = of_run(&manifest);
-    // The manifest has the config; its text is kept for people, and a full disk may have kept it from being written.
-    let text = match bounds::file::read_text(&path, CONFIG_BYTES) {
-        Ok(text) => text,
-        Err(_) => toml::to_string(&config).into_diagnostic().wrap_err("the run's config as TOML")?,
-    };
-    let plan = if let Some(plan) = manifest.plan {
-        plan.checked(&config)?
-    } else {
-        let begun = |case: &CasePlan, cell: &CellPlan| {
-            let known = manifest.cases.iter().find(|known| known.name == case.name);
-            known.is_some_and(|known| known.variants.contains(&cell.variant))
-        };
-        let mut plan = Plan::new(&config, machine::auto_device())?.selected(&config, begun)?;
-        adapt(&mut plan);
-        plan
-    };
-    Ok((config::Loaded { config, text, path: Some(path) }, plan))
 }
 
 /// Whether a program speaks the worker protocol.
@@ -539,28 +344,6 @@ fn serve(arguments: &crate::cli::Worker) -> Result<ExitCode> {
     let mut engine = worker::engine(arguments.upstream, cuda);
     worker::run(engine.as_mut()).into_diagnostic().wrap_err("the worker lost its descriptors")?;
     Ok(ExitCode::Agree)
-}
-
-/// The signals that this process was started to ignore, as `nohup` does with SIGHUP: bit n-1 for signal n. 0 where the system
-/// does not tell.
-fn ignored_signals() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-}
-
-/// A flag that Ctrl-C, a request to terminate and a lost terminal raise; a second one ends tfcheck at once.
-fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-    let stop = Arc::new(AtomicBool::new(false));
-    let ignored = ignored_signals();
-    for signal in
-        [SIGINT, SIGTERM, SIGHUP, SIGQUIT].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0)
-    {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone()).into_diagnostic()?;
-        signal_hook::flag::register(signal, stop.clone()).into_diagnostic()?;
-    }
-    Ok(stop)
 }
 
 /// Prints what a command was asked for. A reader that went away is no failure.

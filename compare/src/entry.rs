@@ -1,5 +1,7 @@
 //! Inputs of a matrix: the variants' logits, the metrics to measure, and the positions of the batch.
 
+use std::path::Path;
+
 use thiserror::Error;
 
 use super::logits::{Logits, Mask};
@@ -15,6 +17,14 @@ pub struct Entry {
     pub dtype: Dtype,
     /// Its logits, or the reason why there are none.
     pub logits: Result<Logits, String>,
+}
+
+impl Entry {
+    /// The logits in a file, under its path.
+    pub fn of_file(path: &Path, positions: Positions, dtype: Dtype) -> Self {
+        let logits = Logits::open(path, positions).map_err(|error| error.to_string());
+        Self { name: path.display().to_string(), dtype, logits }
+    }
 }
 
 /// The set of metrics to measure.

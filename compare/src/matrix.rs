@@ -76,6 +76,15 @@ fn pair_index(a: usize, b: usize) -> usize {
     b * (b + 1) / 2 + a
 }
 
+/// The L2 family of two variants alone, oriented from the first to the second.
+///
+/// # Errors
+/// As [`matrix()`].
+pub fn of_pair(pair: &[Entry; 2], mask: Option<&Mask>) -> Result<PairOutcome, LogitsError> {
+    let options = Options { metrics: MetricSet::L2Family, ..Options::default() };
+    Ok(matrix(pair, mask, &options)?.oriented(0, 1))
+}
+
 /// Measures all pairs of the entries over the real positions of `mask`, or over all positions if `mask` is `None`.
 ///
 /// If one file of a pair holds last positions only, the pair is compared at the last position of those rows that end in a

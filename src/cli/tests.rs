@@ -1,5 +1,6 @@
 use clap::CommandFactory;
 
+use super::hunt::size;
 use super::*;
 
 #[test]

@@ -1,16 +1,17 @@
 //! What a worker wrote: the size and the digest of a logits file when the worker replied, so that a file that is damaged,
 //! truncated or replaced later is recognised.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use compare::logits::Logits;
-use sha2::{Digest, Sha256};
+use reference::protocol::Positions;
 
 use super::cell::{Cell, Completed, Failure, FailureKind, Outcome, Written};
-use crate::spec::machine::hex;
+use crate::spec::atomic::is_inside;
+use crate::spec::hash::sha256;
 use crate::spec::variant::measured_positions;
 
 /// How thoroughly a file is compared with its record.
@@ -29,23 +30,22 @@ pub enum Check {
 /// If it cannot be read, or is no regular file; of kind `Interrupted` once `stop` is set.
 pub fn written(path: &Path, stop: &AtomicBool) -> io::Result<Written> {
     let mut file = bounds::file::open_unlinked(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            break;
-        }
-        if stop.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
-        hasher.update(&buffer[..read]);
-    }
+    let sha256 = sha256(&mut file, |_| {
+        let is_stopped = stop.load(Ordering::Relaxed);
+        if is_stopped { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+    })?;
     let metadata = file.metadata()?;
-    Ok(Written {
-        bytes: metadata.len(),
-        modified_ns: modified_ns(&metadata),
-        sha256: hex(&hasher.finalize()),
+    Ok(Written { bytes: metadata.len(), modified_ns: modified_ns(&metadata), sha256 })
+}
+
+/// The logits in a file.
+///
+/// # Errors
+/// What is wrong with it, as a predicate of the file.
+pub fn open(path: &Path, positions: Positions) -> Result<Logits, String> {
+    Logits::open(path, measured_positions(positions)).map_err(|error| {
+        let problem = error.to_string();
+        problem.strip_prefix(&format!("{} ", path.display())).unwrap_or(&problem).to_owned()
     })
 }
 
@@ -65,10 +65,7 @@ pub fn check(completed: &Completed, files: &Path, how: Check) -> Result<(), Stri
     }
     let Some(record) = record else {
         // A run of a tfcheck that kept no record of it.
-        return Logits::open(&path, measured_positions(*positions)).map(drop).map_err(|error| {
-            let problem = error.to_string();
-            problem.strip_prefix(&format!("{} ", path.display())).unwrap_or(&problem).to_owned()
-        });
+        return open(&path, *positions).map(drop);
     };
     if metadata.len() != record.bytes {
         let found = metadata.len();
@@ -98,12 +95,6 @@ pub fn checked(cell: Cell, files: &Path, how: Check) -> Cell {
         log_tail: String::new(),
     };
     Cell { outcome: Outcome::Failed(failure), ..cell }
-}
-
-/// Whether a relative path stays in its folder.
-fn is_inside(path: &Path) -> bool {
-    let mut components = path.components().peekable();
-    components.peek().is_some() && components.all(|part| matches!(part, Component::Normal(_)))
 }
 
 fn modified_ns(metadata: &std::fs::Metadata) -> i64 {

@@ -7,12 +7,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read};
-use std::path::{Component, Path, PathBuf};
+use std::io;
+use std::path::{Path, PathBuf};
 
 use bounds::limits::{INPUTS_BYTES, LINE};
 use miette::{Diagnostic, Result};
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::execute::cell::Outcome;
@@ -21,8 +20,9 @@ use crate::judge::history::{History, HistoryError, Known};
 use crate::results::{Manifest, ResultsError, RunFolder};
 use crate::spec::atomic;
 use crate::spec::config::is_file_name;
+use crate::spec::hash;
 use crate::spec::inputs;
-use crate::spec::machine::{Machine, hex};
+use crate::spec::machine::Machine;
 use compare::units::{bytes, count};
 
 /// Folder of the baselines in a results folder.
@@ -158,8 +158,7 @@ impl Saved {
         let files: BTreeMap<String, String> = serde_json::from_str(&known.files)
             .map_err(|error| damaged(&path, format!("has no list of files: {error}")))?;
         for (file, digest) in &files {
-            let is_inside = Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
-            if !is_inside {
+            if !atomic::is_inside(Path::new(file)) {
                 let file = bounds::shown(file, LINE.most).into_owned();
                 return Err(damaged(Path::new(&file), "is not a file of the baseline".into()));
             }
@@ -287,7 +286,7 @@ pub fn remove(results: &Path, name: &str) -> Result<String, BaselineError> {
 fn folder_of(results: &Path, known: &Known) -> Result<PathBuf, BaselineError> {
     let refused = || BaselineError::Folder { folder: bounds::shown(&known.folder, LINE.most).into_owned() };
     let name = known.folder.strip_prefix(FOLDER).and_then(|rest| rest.strip_prefix('/'));
-    let name = name.filter(|name| atomic::is_file_name(name)).ok_or_else(refused)?;
+    let name = name.filter(|name| atomic::is_component(name)).ok_or_else(refused)?;
     let folder = results.join(FOLDER);
     let path = folder.join(name);
     let is_link = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
@@ -407,14 +406,5 @@ impl Copy {
 }
 
 fn sha256(path: &Path) -> io::Result<String> {
-    let mut file = bounds::file::open_unlinked(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            return Ok(hex(&hasher.finalize()));
-        }
-        hasher.update(&buffer[..read]);
-    }
+    hash::sha256(&mut bounds::file::open_unlinked(path)?, |_| Ok(()))
 }

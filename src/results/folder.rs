@@ -5,13 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bounds::limits::RUN_JSON_BYTES;
-use miette::Diagnostic;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use thiserror::Error;
 
 use super::diagnosed::Diagnosed;
 use super::environment::EnvironmentRecord;
+use super::error::ResultsError;
 use super::localized::Localized;
 use super::relations::CellRelations;
 use super::{Case, Manifest, SCHEMA_VERSION};
@@ -26,96 +25,6 @@ const ENVIRONMENT: &str = "environment.json";
 const LOCALIZED: &str = "localized.json";
 const DIAGNOSED: &str = "diagnosed.json";
 const LOCK: &str = ".lock";
-
-/// Why a run folder cannot be read or written.
-#[derive(Debug, Error, Diagnostic)]
-pub enum ResultsError {
-    /// The file system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
-    #[diagnostic(help("{}", io_hint(source)))]
-    Io {
-        /// The operation that failed: `write`, `read`, `create`.
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// A file of the run does not follow the format.
-    #[error("{} is not a readable record: {source}", path.display())]
-    #[diagnostic(help("{}", record_hint(path)))]
-    Record {
-        /// The file.
-        path: PathBuf,
-        /// Where it violates the format.
-        source: serde_json::Error,
-    },
-    /// The run was written by a newer tfcheck.
-    #[error("{} has schema version {found}, this tfcheck reads up to {SCHEMA_VERSION}", path.display())]
-    #[diagnostic(help("use the tfcheck that wrote the run, or a newer one"))]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its schema version.
-        found: u32,
-    },
-    /// The folder is not a run.
-    #[error("{} holds no run: it has no {MANIFEST}", path.display())]
-    #[diagnostic(help("name a folder such as results/run_20260801_150000"))]
-    NotARun {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// A name in the run's files leads out of the folder.
-    #[error("{} names {what} `{name}`, which is not a file name", path.display())]
-    #[diagnostic(help("the run was changed or made by another program: do not use it"))]
-    Name {
-        /// The file.
-        path: PathBuf,
-        /// What has the name: `the case`.
-        what: &'static str,
-        /// The name, fit to be shown.
-        name: String,
-    },
-    /// The folder holds a symbolic link, through which something outside would be written.
-    #[error("{} is a symbolic link, and tfcheck writes no run through links", path.display())]
-    #[diagnostic(help("remove the link: a run folder holds files and folders only"))]
-    Link {
-        /// The link.
-        path: PathBuf,
-    },
-    /// Another tfcheck process writes to the folder.
-    #[error("{} is being written by another tfcheck", path.display())]
-    #[diagnostic(help("wait until it ends, or start a new run"))]
-    Locked {
-        /// The folder.
-        path: PathBuf,
-    },
-}
-
-/// Only the record of a cell can be made again by a resumed run.
-fn record_hint(path: &Path) -> &'static str {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    match &*name {
-        MANIFEST => "the run cannot be read without it: start a new run",
-        _ => "remove the file and resume the run: what it records is then computed again",
-    }
-}
-
-fn io_hint(source: &io::Error) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "free some space, then complete the run with `tfcheck run --resume RUN`: finished cells are kept"
-        }
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "check the folder's owner and mode, or name another with --results"
-        }
-        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
-            "a file is in the way of a folder: name another with --results"
-        }
-        _ => "check the path and the disk",
-    }
-}
 
 /// A run folder. Any process may read it; only the process that holds its lock writes it.
 #[derive(Debug)]
@@ -328,8 +237,7 @@ impl RunFolder {
     /// # Errors
     /// When the file is malformed.
     pub fn localized(&self) -> Result<Vec<Localized>, ResultsError> {
-        let path = self.path.join(LOCALIZED);
-        if path.is_file() { read_json(&path) } else { Ok(Vec::new()) }
+        self.list(LOCALIZED)
     }
 
     /// Writes `localized.json`.
@@ -345,8 +253,7 @@ impl RunFolder {
     /// # Errors
     /// When the file is malformed.
     pub fn diagnosed(&self) -> Result<Vec<Diagnosed>, ResultsError> {
-        let path = self.path.join(DIAGNOSED);
-        if path.is_file() { read_json(&path) } else { Ok(Vec::new()) }
+        self.list(DIAGNOSED)
     }
 
     /// Writes `diagnosed.json`.
@@ -355,6 +262,12 @@ impl RunFolder {
     /// When the file cannot be written.
     pub fn write_diagnosed(&self, all: &[Diagnosed]) -> Result<(), ResultsError> {
         self.write_json(&self.path.join(DIAGNOSED), &all)
+    }
+
+    /// The list in a file of the run; empty where there is no such file.
+    fn list<T: DeserializeOwned>(&self, name: &str) -> Result<Vec<T>, ResultsError> {
+        let path = self.path.join(name);
+        if path.is_file() { read_json(&path) } else { Ok(Vec::new()) }
     }
 
     fn relations_path(&self, manifest: &Manifest, case: &str, variant: &Variant) -> PathBuf {
@@ -433,7 +346,7 @@ fn check_names(path: &Path, manifest: &Manifest) -> Result<(), ResultsError> {
         .chain(variants.clone().map(|variant| ("the version", variant.version.clone())))
         .chain(variants.map(|variant| ("the variant", variant.name())));
     for (what, name) in names {
-        if !atomic::is_file_name(&name) {
+        if !atomic::is_component(&name) {
             let name = bounds::shown(&name, 200).into_owned();
             return Err(ResultsError::Name { path: path.to_owned(), what, name });
         }

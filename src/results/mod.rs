@@ -5,6 +5,7 @@
 
 pub mod diagnosed;
 pub mod environment;
+mod error;
 mod folder;
 pub mod localized;
 pub mod relations;
@@ -15,7 +16,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::execute::cell::SCHEMA_VERSION;
-pub use folder::{ResultsError, RunFolder, write_file};
+pub use error::ResultsError;
+pub use folder::{RunFolder, write_file};
 
 use crate::spec::config::{Config, Padding};
 use crate::spec::plan::Plan;

@@ -31,8 +31,14 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     written
 }
 
+/// Whether a relative path from a saved file stays in its folder.
+pub(crate) fn is_inside(path: &Path) -> bool {
+    let mut components = path.components().peekable();
+    components.peek().is_some() && components.all(|part| matches!(part, Component::Normal(_)))
+}
+
 /// Whether a name from a saved file is one component of a path, and nothing else.
-pub(crate) fn is_file_name(name: &str) -> bool {
+pub(crate) fn is_component(name: &str) -> bool {
     let mut components = Path::new(name).components();
     let is_normal = matches!(components.next(), Some(Component::Normal(component)) if component == name);
     is_normal && components.next().is_none() && name.len() <= 255 && !name.chars().any(char::is_control)

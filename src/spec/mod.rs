@@ -4,6 +4,7 @@ pub(crate) mod atomic;
 pub mod checkpoint;
 pub mod config;
 pub mod gate;
+pub(crate) mod hash;
 pub mod inputs;
 pub mod machine;
 pub(crate) mod nearest;

@@ -1,7 +1,5 @@
 //! Failures as the protocol words them.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use protocol::{Failed, FailedKind};
 
 /// A failure with a message only.
@@ -40,15 +38,10 @@ pub fn failure(error: candle_core::Error) -> Failed {
 /// # Errors
 /// Those of `run`, and its panic.
 pub fn guarded<T>(run: impl FnOnce() -> Result<T, Failed>) -> Result<T, Failed> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-        let message = panic.downcast_ref::<String>().map(String::as_str);
-        let message =
-            message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
-        let brief = message.split("\\n").next().unwrap_or(message);
-        Err(Failed {
-            traceback: message.to_owned(),
-            ..exception(format!("the model panicked: {}", first_line(brief)))
-        })
+    bounds::caught(run).unwrap_or_else(|panic| {
+        let brief = panic.split("\\n").next().unwrap_or(&panic);
+        let message = format!("the model {}", first_line(brief));
+        Err(Failed { traceback: panic.clone(), ..exception(message) })
     })
 }
 

@@ -62,14 +62,11 @@ impl Bench<'_> {
     /// Relative L2 of logits to other logits, over real positions.
     fn apart(&self, a: &(PathBuf, Forwarded), b: &(PathBuf, Forwarded)) -> Result<f64, Problem> {
         let mask = Mask::open(&self.load.inputs).or_else(|error| wrong(error.to_string()))?;
-        let entry = |(path, reply): &(PathBuf, Forwarded)| Entry {
-            name: path.display().to_string(),
-            dtype: measured_dtype(Dtype::F32),
-            logits: open(path, reply.positions).map_err(|_| "unreadable".to_owned()),
+        let entry = |(path, reply): &(PathBuf, Forwarded)| {
+            Entry::of_file(path, measured_positions(reply.positions), measured_dtype(Dtype::F32))
         };
-        let options = matrix::Options { metrics: matrix::MetricSet::L2Family, ..matrix::Options::default() };
-        let matrix = matrix::matrix(&[entry(a), entry(b)], Some(&mask), &options);
-        match matrix.or_else(|error| wrong(error.to_string()))?.oriented(0, 1) {
+        let found = matrix::of_pair(&[entry(a), entry(b)], Some(&mask));
+        match found.or_else(|error| wrong(error.to_string()))? {
             PairOutcome::Compared(pair) => Ok(pair.relative_l2(Side::A)),
             other => wrong(format!("the logits cannot be compared: {other:?}")),
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use miette::{IntoDiagnostic, Result};
 use reference::protocol::{Attention, Mode};
 
-use super::localize::{EndOfRun, check_digests, check_names};
+use super::localize::{EndOfRun, check_digests, check_names, renewed};
 use super::{PreparedCase, RunRequest, Runners, load, prepare};
 use crate::hunt::diagnose::{self, DiagnoseError, Diagnosed, Request, Side, Tokens};
 use crate::judge::findings::{Findings, findings};
@@ -91,10 +91,7 @@ pub fn diagnose(
         found.push(pair.diagnose([trusted, suspect])?);
     }
     if let Some(folder) = folder {
-        let mut all = folder.diagnosed()?;
-        all.retain(|known| !found.iter().any(|new| new.is_of_the_pair(known)));
-        all.extend_from_slice(&found);
-        folder.write_diagnosed(&all)?;
+        folder.write_diagnosed(&renewed(folder.diagnosed()?, &found, Diagnosed::is_of_the_pair))?;
     }
     Ok(found)
 }

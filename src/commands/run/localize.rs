@@ -102,12 +102,20 @@ pub fn localize(request: &RunRequest, wanted: &Wanted, folder: Option<&RunFolder
         found.push(pair.localize([a, b], wanted.options)?);
     }
     if let Some(folder) = folder {
-        let mut all = folder.localized()?;
-        all.retain(|known| !found.iter().any(|new| new.is_of_the_pair(known)));
-        all.extend_from_slice(&found);
-        folder.write_localized(&all)?;
+        folder.write_localized(&renewed(folder.localized()?, &found, Localized::is_of_the_pair))?;
     }
     Ok(found)
+}
+
+/// What is known of a run's pairs, with `found` in place of what was known of the same pairs.
+pub(super) fn renewed<T: Clone>(
+    mut known: Vec<T>,
+    found: &[T],
+    is_of_the_pair: impl Fn(&T, &T) -> bool,
+) -> Vec<T> {
+    known.retain(|known| !found.iter().any(|new| is_of_the_pair(new, known)));
+    known.extend_from_slice(found);
+    known
 }
 
 /// Checks that the plan has this case and these two variants.

@@ -9,7 +9,6 @@ use reference::protocol::{Positions, Timed};
 use crate::execute::cell::{FailureKind, Written};
 use crate::execute::runner::NoResult;
 use crate::execute::written;
-use crate::spec::variant::measured_positions;
 use compare::logits::Logits;
 
 /// The largest accepted peak memory, 1 PiB.
@@ -77,11 +76,8 @@ pub(super) fn written(path: &Path, stop: &AtomicBool) -> Result<Written, NoResul
 /// Checks that the logits file exists, is complete and has the shape that the worker reported.
 pub(super) fn verify_logits(path: &Path, shape: &[usize], positions: Positions) -> Result<Logits, NoResult> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let logits = Logits::open(path, measured_positions(positions)).map_err(|error| {
-        let problem = error.to_string();
-        let problem = problem.strip_prefix(&format!("{} ", path.display())).unwrap_or(&problem);
-        refused(format!("the worker reported that it wrote {name}, but it {problem}"))
-    })?;
+    let logits = written::open(path, positions)
+        .map_err(|problem| refused(format!("the worker reported that it wrote {name}, but it {problem}")))?;
     let [batch, seq, vocab_size] = logits.shape();
     // A classifier's logits, `[batch, labels]`, have no sequence axis.
     if shape != [batch, seq, vocab_size] && !(seq == 1 && shape == [batch, vocab_size]) {

@@ -11,7 +11,7 @@ use super::live::{Found, Live, Open};
 use super::routed;
 use super::{Finding, LocalizeError, Localized, Request, Side};
 use crate::spec::variant::{attention_name, dtype_name, measured_dtype, measured_positions};
-use compare::logits::{Logits, Mask};
+use compare::logits::Mask;
 use compare::matrix::{self, Entry, PairOutcome};
 use compare::metrics::Side as MetricSide;
 
@@ -268,14 +268,10 @@ impl<'a> Open<'a> {
         b: &(std::path::PathBuf, Positions),
         dtype: Dtype,
     ) -> Option<(f64, f64)> {
-        let entry = |(path, positions): &(std::path::PathBuf, Positions)| Entry {
-            name: path.display().to_string(),
-            dtype: measured_dtype(dtype),
-            logits: Logits::open(path, measured_positions(*positions)).map_err(|error| error.to_string()),
+        let entry = |(path, positions): &(std::path::PathBuf, Positions)| {
+            Entry::of_file(path, measured_positions(*positions), measured_dtype(dtype))
         };
-        let options = matrix::Options { metrics: matrix::MetricSet::L2Family, ..matrix::Options::default() };
-        let matrix = matrix::matrix(&[entry(a), entry(b)], Some(self.mask), &options).ok()?;
-        match matrix.oriented(0, 1) {
+        match matrix::of_pair(&[entry(a), entry(b)], Some(self.mask)).ok()? {
             PairOutcome::Compared(pair) => Some((pair.relative_l2(MetricSide::A), pair.worst_position.0)),
             _ => None,
         }

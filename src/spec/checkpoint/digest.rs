@@ -1,7 +1,6 @@
 //! SHA-256 of files, cached by path, size and times, so that a second run does not read the weights again.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Error, Progress, Step};
-use crate::spec::atomic;
 use crate::spec::machine::hex;
+use crate::spec::{atomic, hash};
 
 /// Digests of files that were read before.
 pub(crate) struct Digests {
@@ -101,19 +100,15 @@ fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
 fn sha256(path: &Path, size: u64, stop: &AtomicBool, progress: Progress<'_>) -> Result<String, Error> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let mut file = bounds::file::open(path).map_err(Error::io("read", path))?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
     let mut done = 0;
-    loop {
-        let read = file.read(&mut buffer).map_err(Error::io("read", path))?;
-        if stop.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
-        }
-        if read == 0 {
-            return Ok(hex(&hasher.finalize()));
-        }
-        hasher.update(&buffer[..read]);
-        done += read as u64;
+    let read = hash::sha256(&mut file, |bytes| {
+        done += bytes;
         progress(Step::Hash { file: &name, done, total: size });
-    }
+        let is_stopped = stop.load(Ordering::Relaxed);
+        if is_stopped { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+    });
+    read.map_err(|error| match error.kind() {
+        std::io::ErrorKind::Interrupted => Error::Interrupted,
+        _ => Error::io("read", path)(error),
+    })
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::safetensors_file;
+use super::safetensors_file::{self, TensorNames};
 
 /// The names of heads and of token embeddings of causal and masked language models, without what stands before them.
 const HEADS: [&str; 4] = ["lm_head.weight", "embed_out.weight", "output_projection.weight", "decoder.weight"];
@@ -29,16 +29,17 @@ pub(crate) fn contradiction(config: &Value, weights: &[PathBuf]) -> Option<Strin
     if config.get("tie_word_embeddings") != Some(&Value::Bool(true)) {
         return None;
     }
+    let files: Vec<(&Path, TensorNames)> = weights
+        .iter()
+        .filter_map(|path| Some((path.as_path(), safetensors_file::check(path, true).ok()?)))
+        .collect();
     let find = |names: &[&str]| {
-        weights.iter().find_map(|path| {
-            let held = safetensors_file::check(path, true).ok()?;
-            let is_it =
-                |name: &&String| names.iter().any(|end| *name == end || name.ends_with(&format!(".{end}")));
-            held.iter().find(is_it).map(|name| (path.as_path(), name.clone()))
-        })
+        let is_it =
+            |name: &&String| names.iter().any(|end| *name == end || name.ends_with(&format!(".{end}")));
+        files.iter().find_map(|(path, held)| Some((*path, held.iter().find(is_it)?.as_str())))
     };
     let (head, embedding) = (find(&HEADS)?, find(&EMBEDDINGS)?);
-    (!is_equal([(head.0, &head.1), (embedding.0, &embedding.1)])?).then(|| {
+    (!is_equal([head, embedding])?).then(|| {
         format!(
             "config.json ties the head to the embedding (tie_word_embeddings), but {} and {} are stored with different values: a release that ties ignores the first",
             head.1, embedding.1

@@ -1,7 +1,7 @@
 //! Checks a plan from a run folder before its indices and names are used.
 
 use super::Plan;
-use crate::spec::atomic::is_file_name;
+use crate::spec::atomic::is_component;
 use crate::spec::config::Config;
 use crate::spec::variant::Runner;
 
@@ -14,7 +14,7 @@ pub(super) fn problem(plan: &Plan, config: &Config) -> Option<String> {
         (index >= of).then(|| format!("refers to {what} {} of {of}", index.saturating_add(1)))
     };
     for case in &plan.cases {
-        if !is_file_name(&case.name) {
+        if !is_component(&case.name) {
             return Some(format!("has a case `{}`, which is not a file name", case.name.escape_default()));
         }
         if let Some(problem) = beyond("checkpoint", case.checkpoint, config.checkpoints.len()) {
@@ -32,7 +32,7 @@ pub(super) fn problem(plan: &Plan, config: &Config) -> Option<String> {
         if let Some(needs) = needs {
             return Some(format!("has a cell {} without {needs}", cell.variant.name().escape_default()));
         }
-        if !is_file_name(&cell.variant.name()) || !is_file_name(&cell.variant.version) {
+        if !is_component(&cell.variant.name()) || !is_component(&cell.variant.version) {
             let name = cell.variant.name();
             return Some(format!("has a variant `{}`, which is not a file name", name.escape_default()));
         }
