@@ -390,7 +390,6 @@ fn headers_that_two_readers_may_read_differently_or_that_no_model_has_are_refuse
     check(&|g| g.set(eps, Value::F32(f32::NAN)), "_epsilon` is NaN");
     check(&|g| g.set("llama.rope.freq_base", Value::F32(f32::INFINITY)), "freq_base` is inf");
     check(&|g| g.set("x", Value::Array(vec![Value::Array(vec![]); 3])), "a list of lists");
-    check(&|g| g.set("x", Value::Array(vec![Value::U8(0); 9 << 20])), "array elements");
     check(&|g| g.set("llama.block_count", Value::U32(u32::MAX)), "from 0 to 10000");
     check(&|g| g.set("llama.attention.head_count", Value::U64(1 << 63)), "from 1 to 65536");
     check(&|g| g.set("llama.embedding_length", Value::U32(0)), "from 1 to");
@@ -398,6 +397,21 @@ fn headers_that_two_readers_may_read_differently_or_that_no_model_has_are_refuse
     let mut tokens = Gguf::new("llama").tokens();
     tokens[7] = Value::String("a".repeat(3000));
     check(&|g| g.set("tokenizer.ggml.tokens", Value::Array(tokens.clone())), "a token of 3000 bytes");
+}
+
+#[test]
+fn an_array_of_too_many_elements_is_refused_before_it_is_read() {
+    let root = tempfile::tempdir().unwrap();
+    let mut gguf = Gguf::new("llama");
+    gguf.set("xxxxxxxx", Value::Array(vec![Value::U8(0)]));
+    let path = gguf.write(root.path());
+    let mut file = std::fs::read(&path).unwrap();
+    // Behind the key: the type of the value, that of the elements, their number.
+    let count = file.windows(8).position(|window| window == b"xxxxxxxx").unwrap() + 8 + 4 + 4;
+    file[count..count + 8].copy_from_slice(&(9_u64 << 20).to_le_bytes());
+    std::fs::write(&path, file).unwrap();
+    let error = checkpoint::resolve(path.to_str().unwrap(), &settings(root.path()), &mut |_| ()).unwrap_err();
+    assert!(error.to_string().contains("array elements"), "{error}");
 }
 
 #[test]

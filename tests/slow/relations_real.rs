@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::localize::newest;
-use crate::planted_relations::{Synthetic, assert_clean};
+use crate::planted_relations::{PLANTED, Synthetic, assert_clean, assert_found};
 use crate::support::{Sandbox, fixture, stderr};
 use reference::protocol::{Dtype, Mode};
 
@@ -72,7 +72,17 @@ fn no_synthetic_checkpoint_breaks_a_relation_in_either_backend() {
         let checkpoint = Synthetic::new(entry.model_type, entry.variant);
         for mode in [Mode::Eager, Mode::Fused] {
             let name = format!("{}:{} {mode:?}", entry.model_type, entry.variant);
-            assert_clean(&name, &checkpoint.all(&crate::engine::InProcess, (mode, Dtype::F32)));
+            let found = checkpoint.all(&crate::engine::InProcess, (mode, Dtype::F32));
+            assert_clean(&name, &found);
+            let measured = found.iter().filter(|held| held.measured.is_some()).count();
+            let is_decoder = models::kind(entry.model_type) == Some(models::Kind::Decoder);
+            let least = if is_decoder { 14 } else { 8 };
+            assert!(measured >= least, "{name}: {measured} relations were measured");
         }
     }
+}
+
+#[test]
+fn every_planted_break_is_found_under_its_own_name_and_nothing_else_is() {
+    assert_found(PLANTED.iter());
 }

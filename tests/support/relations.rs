@@ -3,6 +3,7 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code, reason = "shared by two test binaries")]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -257,5 +258,54 @@ pub(crate) fn assert_clean(name: &str, found: &[Held]) {
             Outcome::Bitwise | Outcome::Rounding | Outcome::Excluded | Outcome::Unsupported
         );
         assert!(is_fine, "{name}: {} {}: {}", held.relation, held.outcome.word(), held.evidence);
+    }
+}
+
+const BATCH: &[&str] = &["batch_equal", "batch_other"];
+const PADDING: &[&str] = &["padding_left", "padding_right"];
+
+/// Every fault, with the relations that it breaks.
+pub(crate) const PLANTED: [(Fault, &[&[&str]]); 13] = [
+    (Fault::BatchLeak, &[BATCH, PADDING]),
+    (Fault::RowNumber, &[BATCH, &["row_order"], PADDING]),
+    (Fault::PaddingLeak, &[PADDING]),
+    (Fault::MaskPath, &[&["mask_of_ones"]]),
+    (Fault::NonCausal, &[&["causality"]]),
+    (Fault::CacheBug, &[&["chunked_prefill", "cached_decoding", "cached_padding"]]),
+    (Fault::CachedPadding, &[&["cached_padding"]]),
+    // Every relation whose runs are of several lengths sees it.
+    (Fault::StateLeak, &[&["two_inputs"]]),
+    (Fault::AbsolutePositions, &[&["position_shift"]]),
+    (Fault::Drift, &[&["repeat"]]),
+    (Fault::ByProcess, &[&["second_process", "threads", "two_inputs"]]),
+    (Fault::OneThread, &[&["threads"]]),
+    (Fault::OtherToken, &[&["generate"]]),
+];
+
+/// Asserts that each of these faults breaks its relations and no others, with a proof in float64.
+pub(crate) fn assert_found<'a>(planted: impl Iterator<Item = &'a (Fault, &'a [&'a [&'a str]])>) {
+    let llama = Synthetic::new("llama", "tiny");
+    for (fault, expected) in planted {
+        let all = llama.all(&Faulty::new(Some(*fault)), (Mode::Eager, Dtype::F32));
+        let is_broken = |held: &&Held| held.outcome == Outcome::Broken;
+        let mut found: BTreeSet<&str> =
+            all.iter().filter(is_broken).map(|held| held.relation.as_str()).collect();
+        // The tokens are those of the model without the fault, and so not what faulty logits ask for.
+        if *fault != Fault::OtherToken {
+            found.remove("generate");
+        }
+        let expected: BTreeSet<&str> = expected.concat().into_iter().collect();
+        match fault {
+            // Padding on the right is another last token.
+            Fault::StateLeak | Fault::NonCausal => {
+                assert!(expected.is_subset(&found), "{fault:?}: {found:?}");
+            }
+            _ => assert_eq!(found, expected, "{fault:?}"),
+        }
+        for held in all.iter().filter(|held| held.outcome == Outcome::Broken && held.relation != "generate") {
+            let proof = held.proof.as_ref().unwrap();
+            assert_eq!(proof.dtype, Dtype::F64, "{fault:?} {}", held.relation);
+            assert!(proof.relative_l2 > 1e-3, "{fault:?} {}: {proof:?}", held.relation);
+        }
     }
 }
