@@ -133,7 +133,7 @@ impl Page {
         let mut legend = Vec::new();
         if !is_named {
             let names: Vec<String> =
-                columns.iter().map(|&case| format!("{} {}", case + 1, run.cases[case].name)).collect();
+                columns.iter().map(|&case| format!("{}\u{a0}{}", case + 1, run.cases[case].name)).collect();
             self.wrapped(&names.join(", "), "", 3, None);
         }
         if shown < run.cases.len() {
