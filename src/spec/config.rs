@@ -274,7 +274,7 @@ pub struct Run {
     /// Gates: conditions under which the run fails, such as `verdict>=diverged`, `l2>1e-3`, `p50>5%` or `loads`. Default: `verdict>=worse_rounding`, and with `against` also `p50>3%`.
     #[schemars(with = "Vec<String>")]
     pub fail_on: Vec<Gate>,
-    /// Seconds that may be spent on each group that diverges to find what it computes instead (`tfcheck diagnose`); 0 turns it off. Default: 60.
+    /// Seconds that may be spent to find what the groups that diverge compute instead (`tfcheck diagnose`); 0 turns it off. Default: 60.
     pub diagnose_s: u64,
     /// The saved baseline that the run is compared with when it ends. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]

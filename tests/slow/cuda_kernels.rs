@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -23,7 +25,29 @@ const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90"];
 /// keys; a larger spill means that an array is not kept in registers.
 const SPILL: usize = 64;
 
-fn nvrtc() -> Nvrtc {
+/// Folder with an empty file for each unit that compiled and passed the check. Its name depends on the kernels, on what compiles
+/// them, on this test and on the NVRTC library, so that a unit is compiled again when any of them changes.
+fn passed(library: &Path) -> PathBuf {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("models/src/cuda")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.insert(path.clone(), std::fs::read(path).unwrap());
+            }
+        }
+    }
+    let mut hasher = DefaultHasher::new();
+    (files.into_values().collect::<Vec<_>>(), include_str!("cuda_kernels.rs")).hash(&mut hasher);
+    (library.file_name(), library.metadata().unwrap().len()).hash(&mut hasher);
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("nvrtc-{:016x}", hasher.finish()))
+}
+
+/// NVRTC of the newest release's environment, and the file that it was loaded from.
+fn nvrtc() -> (Nvrtc, PathBuf) {
     let mut specification = Specification::new(Release::Release(NEWEST.to_owned()));
     if let Some(folder) = std::env::var_os("TFCHECK_TEST_ENVS") {
         specification.python = Python::Existing(Path::new(&folder).join(NEWEST));
@@ -36,7 +60,7 @@ fn nvrtc() -> Nvrtc {
     let library = library(&packages).unwrap_or_else(|| {
         panic!("{} has no libnvrtc: torch there is no CUDA build; PyPI's is", packages.display())
     });
-    Nvrtc::open(&library).unwrap()
+    (Nvrtc::open(&library).unwrap(), library)
 }
 
 /// Path of `nvidia/<part>/lib/libnvrtc.so.<version>` below `packages`.
@@ -71,7 +95,9 @@ fn check(source: Source, dtype: Dtype, architecture: &str, compiled: &Compiled) 
 
 #[test]
 fn every_kernel_compiles_for_every_architecture_and_keeps_to_its_registers() {
-    let nvrtc = nvrtc();
+    let (nvrtc, library) = nvrtc();
+    let passed = passed(&library);
+    std::fs::create_dir_all(&passed).unwrap();
     let mut work: Vec<_> = Source::ALL
         .into_iter()
         .flat_map(|source| Dtype::ALL.map(|dtype| (source, dtype)))
@@ -88,8 +114,13 @@ fn every_kernel_compiles_for_every_architecture_and_keeps_to_its_registers() {
                 loop {
                     let next = work.lock().unwrap().pop();
                     let Some((source, dtype, architecture)) = next else { break };
+                    let stamp = passed.join(format!("{source:?}-{dtype:?}-{architecture}"));
+                    if stamp.exists() {
+                        continue;
+                    }
                     let compiled = nvrtc.compile(source, dtype, architecture).unwrap();
                     check(source, dtype, architecture, &compiled);
+                    std::fs::write(stamp, "").unwrap();
                 }
             });
         }
@@ -98,6 +129,6 @@ fn every_kernel_compiles_for_every_architecture_and_keeps_to_its_registers() {
 
 #[test]
 fn a_compile_error_names_the_source_and_the_architecture() {
-    let error = nvrtc().compile(Source::Norm, Dtype::Bf16, "sm_9000").unwrap_err().to_string();
+    let error = nvrtc().0.compile(Source::Norm, Dtype::Bf16, "sm_9000").unwrap_err().to_string();
     assert!(error.contains("NVRTC cannot compile norm.cu for sm_9000"), "{error}");
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use miette::{IntoDiagnostic, Result};
 use reference::protocol::{Attention, Mode};
@@ -97,13 +97,18 @@ pub fn diagnose(
 }
 
 impl EndOfRun<'_> {
-    /// Diagnoses one representative of each group that diverges, on its longest inputs; a failure becomes a note.
+    /// Diagnoses one representative of each group that diverges, on its longest inputs; a failure becomes a note. What is left
+    /// of the time is divided evenly between those that are left.
     pub(super) fn diagnose(&self, view: &mut RunView) -> Result<()> {
         let budget = Duration::from_secs(self.request.config.run.diagnose_s);
         if budget.is_zero() {
             return Ok(());
         }
-        for (index, [trusted, suspect]) in self.representatives(&findings(view), view) {
+        let begun = Instant::now();
+        let representatives = self.representatives(&findings(view), view);
+        let count = representatives.len();
+        for (number, (index, [trusted, suspect])) in representatives.into_iter().enumerate() {
+            let left = budget.saturating_sub(begun.elapsed()) / (count - number) as u32;
             let case = &mut view.cases[index];
             let [a, b] = [trusted, suspect].map(|cell| cell.variant.name());
             let files = self.folder.case_folder(self.manifest, &case.name);
@@ -113,7 +118,7 @@ impl EndOfRun<'_> {
                 runners: self.runners,
                 case: &case.name,
                 logs: &files,
-                budget,
+                budget: left,
             };
             self.request.progress.line(&format!("{}: diagnosing {a} / {b}", case.name));
             match pair.diagnose([trusted, suspect]) {
