@@ -3,6 +3,7 @@
 mod exit;
 mod plans;
 mod session;
+mod shares;
 
 use std::fmt::Display;
 use std::io::Write;
@@ -51,7 +52,8 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Bench(arguments) => bench(cli, arguments),
         Command::GpuCheck(arguments) => check_gpu(cli, arguments),
         Command::Bisect(arguments) => search(cli, arguments),
-        Command::Plan(selection) => say(&plan_text(selection)?),
+        Command::Plan(arguments) => shares::plan(cli, arguments),
+        Command::Merge(arguments) => shares::merge(cli, arguments),
         Command::Init(arguments) => say(&config::init(&arguments.path)?),
         Command::Schema => say(&config::schema_text()),
         Command::Compare(arguments) => {
@@ -87,8 +89,14 @@ fn progress(cli: &Cli) -> Progress {
 
 fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
     let session = Session::open(progress(cli).with_all_tables(arguments.full))?;
-    let (mut loaded, plan, destination) =
-        begun(arguments.resume.as_deref(), &arguments.selection, &arguments.results)?;
+    let sharing = shares::sharing(&arguments.sharing)?;
+    let frozen = sharing.as_ref().and_then(|sharing| sharing.frozen.as_ref());
+    let (mut loaded, plan, destination) = if let Some((frozen, path)) = frozen.zip(arguments.sharing.plan.as_ref()) {
+        let (loaded, plan) = shares::of_frozen(frozen, path)?;
+        (loaded, plan, Destination::New(arguments.results.clone()))
+    } else {
+        begun(arguments.resume.as_deref(), &arguments.selection, &arguments.results)?
+    };
     let settings = &mut loaded.config.run;
     if !arguments.fail_on.is_empty() {
         settings.fail_on.clone_from(&arguments.fail_on);
@@ -104,8 +112,11 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
         };
         baseline::check(results, name)?;
     }
-    let request =
-        RunRequest { clean: arguments.clean, ..session.request(&loaded.config, &loaded.text, &plan) };
+    let request = RunRequest {
+        clean: arguments.clean,
+        sharing: sharing.as_ref(),
+        ..session.request(&loaded.config, &loaded.text, &plan)
+    };
     Ok(run::run(&request, destination)?.code)
 }
 

@@ -1,6 +1,7 @@
 //! The command line, as clap reads it; no logic.
 
 mod hunt;
+mod share;
 
 use std::path::PathBuf;
 
@@ -8,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use reference::protocol::Dtype;
 
 pub use hunt::{Bisect, Diagnose, DtypeName, Localize};
+pub use share::{Merge, Plan, Sharing};
 
 use crate::spec::gate::Gate;
 use crate::spec::variant::dtype_name;
@@ -85,7 +87,9 @@ pub enum Command {
     /// Check relations: invariants that each variant must keep by itself, such as causality, padding, batch and cache.
     Relations(Relations),
     /// List the cells that a config makes, without running anything.
-    Plan(Selection),
+    Plan(Plan),
+    /// Merge runs of `--shard` or `--unit` into one run, and report it.
+    Merge(Merge),
     /// Write a commented config file with all default values.
     Init(Init),
     /// Print the JSON schema of the config.
@@ -146,6 +150,9 @@ pub struct Run {
     /// The selected cells.
     #[command(flatten)]
     pub selection: Selection,
+    /// The part of a plan to compute.
+    #[command(flatten)]
+    pub sharing: Sharing,
     /// List the cells as `tfcheck plan` does, and stop.
     #[arg(long)]
     pub dry_run: bool,
@@ -162,7 +169,7 @@ pub struct Run {
     #[arg(long)]
     pub full: bool,
     /// Complete an interrupted run with its own config, keeping its finished cells.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "checkpoints", "only", "skip", "dry_run", "results"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "checkpoints", "only", "skip", "dry_run", "results", "sharing"])]
     pub resume: Option<PathBuf>,
     /// Folder in which the run folder is created.
     #[arg(long, value_name = "FOLDER", default_value = "results")]

@@ -7,6 +7,7 @@ pub mod compare;
 pub mod explain;
 pub mod gpu_check;
 pub mod list;
+pub mod merge;
 pub mod record;
 pub mod run;
 pub mod scoreboard;
