@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 
 /// Folders whose content determines what tfcheck computes. In the published crate the libraries are dependencies, which
 /// Cargo.lock pins by their digests.
-const SOURCES: [&str; 7] = ["src", "bounds/src", "compare/src", "models/src", "port/src", "protocol/src", "reference"];
+const SOURCES: [&str; 7] =
+    ["src", "bounds/src", "compare/src", "models/src", "port/src", "protocol/src", "reference"];
 
 /// The packages whose versions are reported, and the environment variables that the sources read them from.
 const LOCKED: [(&str, &str); 2] =
@@ -35,7 +36,11 @@ fn main() {
     println!("cargo::rustc-env=TFCHECK_SOURCE={}", source(root, &text));
     let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| "unknown".to_owned());
     println!("cargo::rustc-env=TFCHECK_TARGET={}", variable("TARGET"));
-    println!("cargo::rustc-env=TFCHECK_PROFILE={} (optimisation {})", variable("PROFILE"), variable("OPT_LEVEL"));
+    println!(
+        "cargo::rustc-env=TFCHECK_PROFILE={} (optimisation {})",
+        variable("PROFILE"),
+        variable("OPT_LEVEL")
+    );
 }
 
 /// SHA-256 in hex over the names and contents of the sources and over Cargo.lock.

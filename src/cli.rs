@@ -2,6 +2,7 @@
 
 mod hunt;
 mod share;
+mod shell;
 
 use std::path::PathBuf;
 
@@ -9,7 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use reference::protocol::Dtype;
 
 pub use hunt::{Bisect, Diagnose, DtypeName, Localize};
-pub use share::{Merge, Plan, Sharing};
+pub use share::{EngineName, Merge, Plan, Sharing};
+pub use shell::{Completions, Man, Schema, SchemaOf, asks_for_build};
 
 use crate::spec::gate::Gate;
 use crate::spec::variant::dtype_name;
@@ -92,8 +94,8 @@ pub enum Command {
     Merge(Merge),
     /// Write a commented config file with all default values.
     Init(Init),
-    /// Print the JSON schema of the config.
-    Schema,
+    /// Print the JSON schema of the config or of another file.
+    Schema(Schema),
     /// Regenerate the comparison of saved runs, without running anything.
     Compare(Compare),
     /// Find the first module at which two variants diverge.
@@ -120,6 +122,10 @@ pub enum Command {
     Record(Record),
     /// Check request by request whether a program speaks the worker protocol.
     CheckWorker(CheckWorker),
+    /// Print a shell's completions of tfcheck's command line.
+    Completions(Completions),
+    /// Print tfcheck's man page, or write the pages of all commands into a folder.
+    Man(Man),
     /// Serve one cell of a native model on the worker descriptors.
     #[command(hide = true)]
     Worker(Worker),
@@ -169,7 +175,7 @@ pub struct Run {
     #[arg(long)]
     pub full: bool,
     /// Complete an interrupted run with its own config, keeping its finished cells.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "checkpoints", "only", "skip", "dry_run", "results", "sharing"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "checkpoints", "only", "skip", "dry_run", "results"])]
     pub resume: Option<PathBuf>,
     /// Folder in which the run folder is created.
     #[arg(long, value_name = "FOLDER", default_value = "results")]

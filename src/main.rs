@@ -5,11 +5,18 @@ use std::process::ExitCode;
 use clap::{ColorChoice, CommandFactory, FromArgMatches};
 use miette::MietteHandlerOpts;
 use tfcheck::app;
-use tfcheck::cli::{Cli, Color};
+use tfcheck::cli::{Cli, Color, asks_for_build};
 use tfcheck::judge::exit_code::ExitCode as Code;
 
 fn main() -> ExitCode {
-    let color = Color::of_arguments(std::env::args_os().map(|word| word.to_string_lossy().into_owned()));
+    let words = || std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    if asks_for_build(words()) {
+        use std::io::Write;
+        // A closed standard output is not an error.
+        let _ = std::io::stdout().write_all(app::build().as_bytes());
+        return ExitCode::SUCCESS;
+    }
+    let color = Color::of_arguments(words());
     apply(color);
     let choice = match color {
         Color::Auto => ColorChoice::Auto,

@@ -6,10 +6,11 @@ use miette::{IntoDiagnostic, Result, WrapErr};
 
 use super::plans::{of_run, plan_text, planned};
 use super::session::Session;
-use super::{progress, say};
+use super::{gated, progress, say};
 use crate::cli::{self, Cli};
 use crate::commands::merge::{self, MergeRequest};
-use crate::commands::run::{self, Part, Sharing};
+use crate::commands::run::{self, Part, RunRequest, Sharing};
+use crate::commands::slurm::{self, SlurmRequest};
 use crate::execute::progress::Progress;
 use crate::judge::exit_code::ExitCode;
 use crate::report;
@@ -46,6 +47,31 @@ pub(super) fn of_frozen(frozen: &Frozen, path: &Path) -> Result<(Loaded, Plan)> 
     let (config, text) = config(&frozen.run)?;
     let plan = whole(&frozen.run)?;
     Ok((Loaded { config, text, path: Some(path.to_owned()) }, plan))
+}
+
+/// Submits the units of a plan to a Slurm cluster, waits for them and reports the merged run.
+pub(super) fn slurm(cli: &Cli, arguments: &cli::Run) -> Result<ExitCode> {
+    let session = Session::open(progress(cli))?;
+    let sharing = sharing(&arguments.sharing)?;
+    let resumed = arguments.resume.as_ref().map(|folder| folder.join("plan.json"));
+    let (mut loaded, plan) = match (&resumed, &sharing, &arguments.sharing.plan) {
+        (Some(path), ..) => of_frozen(&Frozen::read(path)?, path)?,
+        (None, Some(Sharing { frozen: Some(frozen), .. }), Some(path)) => of_frozen(frozen, path)?,
+        _ => planned(&arguments.selection)?,
+    };
+    gated(&mut loaded.config, arguments);
+    let request = RunRequest {
+        clean: arguments.clean,
+        sharing: sharing.as_ref(),
+        ..session.request(&loaded.config, &loaded.text, &plan)
+    };
+    let parent = arguments.resume.as_ref().map(|folder| folder.parent().unwrap_or(Path::new(".")));
+    slurm::run(&SlurmRequest {
+        run: &request,
+        results: parent.unwrap_or(&arguments.results),
+        resume: arguments.resume.as_deref(),
+        dry_run: arguments.dry_run,
+    })
 }
 
 fn config(manifest: &Manifest) -> Result<(Config, String)> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::Selection;
 use crate::spec::gate::Gate;
@@ -24,17 +24,26 @@ pub struct Plan {
 
 /// The part of a plan that `tfcheck run` computes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
-#[group(id = "sharing", multiple = true)]
 pub struct Sharing {
     /// Compute one of N shares of about equal estimated time; `tfcheck merge` merges the runs of all shares.
-    #[arg(long, value_name = "K/N", conflicts_with_all = ["unit", "dry_run"])]
+    #[arg(long, value_name = "K/N", conflicts_with_all = ["unit", "dry_run", "resume"])]
     pub shard: Option<Shard>,
     /// Compute one unit of the plan, by its name or its number from 1 (docs/machines.md).
-    #[arg(long, value_name = "UNIT", conflicts_with = "dry_run")]
+    #[arg(long, value_name = "UNIT", conflicts_with_all = ["dry_run", "resume"])]
     pub unit: Option<String>,
     /// Plan of `tfcheck plan --json`, which replaces the config; its digests are checked.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "checkpoints", "only", "skip"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "checkpoints", "only", "skip", "resume"])]
     pub plan: Option<PathBuf>,
+    /// Submit the units as jobs, wait for them and merge them; `[engine]` of the config has the options. --dry-run writes the scripts only, --resume takes the folder of the jobs.
+    #[arg(long, value_name = "ENGINE", value_enum, conflicts_with_all = ["shard", "unit"])]
+    pub engine: Option<EngineName>,
+}
+
+/// Where units are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EngineName {
+    /// A Slurm cluster, from one of its hosts.
+    Slurm,
 }
 
 /// Arguments of `tfcheck merge`.

@@ -88,7 +88,8 @@ pub fn merge(request: &MergeRequest<'_>) -> Result<Merged> {
         .iter()
         .map(|unit| {
             let part = equal::chosen(unit, &parts)?;
-            let missing = || reasons.get(&unit.name).cloned().unwrap_or_else(|| "no merged folder has it".into());
+            let missing =
+                || reasons.get(&unit.name).cloned().unwrap_or_else(|| "no merged folder has it".into());
             Ok((unit, part.ok_or_else(missing)))
         })
         .collect::<Result<_>>()?;
@@ -116,7 +117,7 @@ pub fn merge(request: &MergeRequest<'_>) -> Result<Merged> {
     write_origin(&folder, &frozen, &used, &taken)?;
     let copy = Copy { frozen: &frozen, folder: &folder, manifest: &manifest };
     copy.shared(&used)?;
-    let cells = cells(&copy, &taken)?;
+    let cells = cells(&copy, &taken, &reasons)?;
     copy.relations(&taken)?;
     remember(request, &folder, &manifest, &cells, &used);
     let missing = taken.iter().filter(|(_, part)| part.is_err()).count();
@@ -129,8 +130,14 @@ pub fn merge(request: &MergeRequest<'_>) -> Result<Merged> {
     Ok(Merged { folder, manifest, cells })
 }
 
+/// Whether a folder holds a run of a unit in which every cell has a result.
+pub fn is_complete(folder: &Path) -> bool {
+    let runs = parts::runs_in(folder).unwrap_or_default();
+    runs.iter().any(|path| parts::is_complete(path).unwrap_or(false))
+}
+
 /// Copies the cells of every unit and records those that are missing.
-fn cells(copy: &Copy<'_>, taken: &[Taken<'_>]) -> Result<Vec<Vec<Cell>>> {
+fn cells(copy: &Copy<'_>, taken: &[Taken<'_>], reasons: &BTreeMap<String, String>) -> Result<Vec<Vec<Cell>>> {
     let manifest = copy.manifest;
     let mut all = Vec::new();
     for case in &manifest.cases {
@@ -142,9 +149,10 @@ fn cells(copy: &Copy<'_>, taken: &[Taken<'_>]) -> Result<Vec<Vec<Cell>>> {
                 let cell = if let Some((part, cell)) = cell {
                     copy.cell(part, case, cell, &mut rounds)?
                 } else {
-                    let reason = match part {
-                        Ok(part) => format!("{} did not finish it", part.name()),
-                        Err(reason) => reason.clone(),
+                    let reason = match (part, reasons.get(&unit.name)) {
+                        (Ok(_), Some(reason)) => reason.clone(),
+                        (Ok(part), None) => format!("{} did not finish it", part.name()),
+                        (Err(reason), _) => reason.clone(),
                     };
                     not_run(variant, &format!("unit {}: {reason}", unit.name))
                 };
@@ -171,9 +179,9 @@ fn not_run(variant: &crate::spec::variant::Variant, reason: &str) -> Cell {
 
 /// The config as its author wrote it if a part has it, else the plan's.
 fn config_text(manifest: &Manifest, used: &[&Part]) -> Result<String> {
-    let written = used.iter().find_map(|part| {
-        bounds::file::read_text(&part.folder.path().join("config.toml"), CONFIG_BYTES).ok()
-    });
+    let written = used
+        .iter()
+        .find_map(|part| bounds::file::read_text(&part.folder.path().join("config.toml"), CONFIG_BYTES).ok());
     written.map_or_else(
         || toml::to_string(&manifest.config).into_diagnostic().wrap_err("the plan's config as TOML"),
         Ok,
@@ -191,7 +199,8 @@ fn write_origin(folder: &RunFolder, frozen: &Frozen, used: &[&Part], taken: &[Ta
         machine: part.machine(),
         units: of(part),
     });
-    let missing = taken.iter().filter_map(|(unit, part)| Some((unit.name.as_str(), part.as_ref().err()?.clone())));
+    let missing =
+        taken.iter().filter_map(|(unit, part)| Some((unit.name.as_str(), part.as_ref().err()?.clone())));
     let origin = Origin { plan: &frozen.digest, parts: parts.collect(), missing: missing.collect() };
     let text = serde_json::to_string_pretty(&origin).into_diagnostic().wrap_err("merged.json")?;
     Ok(folder.write("merged.json", (text + "\n").as_bytes())?)

@@ -11,3 +11,4 @@ pub mod merge;
 pub mod record;
 pub mod run;
 pub mod scoreboard;
+pub mod slurm;

@@ -87,9 +87,8 @@ pub struct Finished {
 /// # Errors
 /// When a checkpoint or inputs cannot be prepared, or the run folder cannot be written.
 pub fn run(request: &RunRequest, destination: Destination) -> Result<Finished> {
-    let prepared = request
-        .progress
-        .timed("preparing checkpoints, inputs and environments", || share::prepared(request));
+    let prepared =
+        request.progress.timed("preparing checkpoints, inputs and environments", || share::prepared(request));
     let Some(share::Prepared { preparation, share, made }) = prepared? else {
         // A share without units agrees with everything; it has no run folder.
         return Ok(Finished { code: ExitCode::Agree, folder: PathBuf::new() });
@@ -237,10 +236,8 @@ fn open(
     cases: &[PreparedCase],
     share: Option<Share>,
 ) -> Result<(RunFolder, Manifest)> {
-    let described = |stamp: String, notes, share| Manifest {
-        share,
-        ..prepare::manifest(request, cases, stamp, notes)
-    };
+    let described =
+        |stamp: String, notes, share| Manifest { share, ..prepare::manifest(request, cases, stamp, notes) };
     match destination {
         Destination::New(results) => {
             let stamp = jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string();

@@ -70,8 +70,14 @@ pub fn view(
         };
         let near_ties: Vec<(String, Routing)> = beside.iter().filter_map(Beside::near_ties).collect();
         let known = Known { localized: &localized, near_ties: &near_ties };
-        let mut view =
-            case_view((case, known), manifest.baseline.as_deref(), cells, &entries, mask.as_ref(), tolerances)?;
+        let mut view = case_view(
+            (case, known),
+            manifest.baseline.as_deref(),
+            cells,
+            &entries,
+            mask.as_ref(),
+            tolerances,
+        )?;
         view.verdicts.extend(beside.into_iter().map(|found| found.verdict));
         view.diagnosed = diagnosed.iter().filter(|found| found.case == case.name).cloned().collect();
         views.insert(index, view);

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -19,11 +19,11 @@ use crate::spec::variant::{Runner, Variant};
 const FILE_NAME: &str = "plan.json";
 
 /// A plan of which checkpoints, inputs and environments are known by their digests.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Frozen {
-    /// [`SCHEMA_VERSION`] of the tfcheck that wrote it.
+    /// Version of the format of run folders and plans.
     pub schema_version: u32,
-    /// SHA-256 in hex of [`Frozen::identity`]; parts of a run can be merged only if it is equal.
+    /// SHA-256 in hex of everything that the numbers of the run depend on; parts of a run can be merged only if it is equal.
     pub digest: String,
     /// The tfcheck that made it.
     pub tfcheck: Built,
@@ -31,7 +31,8 @@ pub struct Frozen {
     pub environments: Vec<Locked>,
     /// The units, in the order of the plan.
     pub units: Vec<Unit>,
-    /// The `run.json` of the whole run.
+    /// The `run.json` of the whole run: config, cases with their digests, cells.
+    #[schemars(with = "Value")]
     pub run: Manifest,
 }
 
@@ -169,7 +170,9 @@ impl Frozen {
         let mut known: HashSet<(usize, &str)> = HashSet::new();
         let mut first: HashMap<usize, usize> = HashMap::new();
         for cell in plan.iter().flat_map(|plan| &plan.cells) {
-            let Some((plan, case)) = plan.and_then(|plan| Some((plan, plan.cases.get(cell.case)?))) else { continue };
+            let Some((plan, case)) = plan.and_then(|plan| Some((plan, plan.cases.get(cell.case)?))) else {
+                continue;
+            };
             // Inputs have texts to tokenise in the first case of a checkpoint.
             let is_first = *first.entry(case.checkpoint).or_insert(cell.case) == cell.case;
             let is_version = cell.variant.runner == Runner::Transformers;
@@ -232,6 +235,11 @@ impl Frozen {
     }
 }
 
+/// The JSON schema of `plan.json`, which `tfcheck schema plan` prints.
+pub fn plan_schema() -> String {
+    format!("{:#}\n", schema_for!(Frozen).as_value())
+}
+
 /// The folder of the config as text that no word of a program contains by accident.
 fn config_folder(run: &Manifest) -> String {
     let folder = run.folder.display().to_string();
@@ -244,8 +252,10 @@ fn first_difference(path: &str, a: &Value, b: &Value) -> Option<(String, [String
     match (a, b) {
         (Value::Object(one), Value::Object(other)) => {
             let keys = one.keys().chain(other.keys().filter(|key| !one.contains_key(*key)));
-            let value = |of: &serde_json::Map<String, Value>, key: &str| of.get(key).cloned().unwrap_or_default();
-            keys.into_iter().find_map(|key| first_difference(&joined(key), &value(one, key), &value(other, key)))
+            let value =
+                |of: &serde_json::Map<String, Value>, key: &str| of.get(key).cloned().unwrap_or_default();
+            keys.into_iter()
+                .find_map(|key| first_difference(&joined(key), &value(one, key), &value(other, key)))
         }
         (Value::Array(one), Value::Array(other)) if one.len() == other.len() => {
             let pairs = one.iter().zip(other).enumerate();

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::execute::cell::SCHEMA_VERSION;
 pub use error::ResultsError;
 pub use folder::{RunFolder, write_file};
-pub use frozen::{Built, Frozen, Locked, Share};
+pub use frozen::{Built, Frozen, Locked, Share, plan_schema};
 
 use crate::spec::config::{Config, Padding};
 use crate::spec::plan::Plan;

@@ -33,6 +33,7 @@ mod relations;
 mod report;
 #[path = "../support/localize/setting.rs"]
 mod setting;
+mod shards;
 mod shared_worker;
 #[path = "../support/mod.rs"]
 mod support;

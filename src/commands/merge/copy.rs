@@ -109,7 +109,8 @@ impl Copy<'_> {
             .into_diagnostic()
             .wrap_err_with(|| format!("cannot read {}", own[0].display()))?;
         let known = self.frozen.environments.iter().find(|known| known.versions.contains(version));
-        let is_the_plans = known.is_none_or(|known| known.lock.is_empty() || known.lock == hex(&Sha256::digest(&text)));
+        let is_the_plans =
+            known.is_none_or(|known| known.lock.is_empty() || known.lock == hex(&Sha256::digest(&text)));
         if !is_the_plans {
             miette::bail!(
                 help = "the part was computed in another environment: leave it out",
@@ -155,9 +156,7 @@ fn link(from: &Path, to: &Path) -> Result<()> {
         io::copy(&mut source, &mut target)?;
         target.sync_all()
     };
-    linked()
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot copy {} to {}", from.display(), to.display()))
+    linked().into_diagnostic().wrap_err_with(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }
 
 #[cfg(test)]

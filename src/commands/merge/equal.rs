@@ -45,7 +45,8 @@ fn compared(unit: &Unit, one: &Part, other: &Part) -> Result<()> {
             let differs = a.as_object().into_iter().flatten().find(|(key, value)| b.get(key) != Some(value));
             let what = differs.map_or("outcome", |(key, _)| key);
             return Err(miette!(
-                help = "the two machines computed different results: find out which is wrong, and leave it out",
+                help =
+                    "the two machines computed different results: find out which is wrong, and leave it out",
                 "{}/{} differs between {} and {} in its {what}",
                 unit.case,
                 variant.name(),
@@ -61,8 +62,9 @@ fn compared(unit: &Unit, one: &Part, other: &Part) -> Result<()> {
 fn numbers(cell: &Cell) -> Value {
     match &cell.outcome {
         Outcome::Completed(completed) => {
-            let Completed { shape, positions, written, noise, ignored_keys, unread_tensors, unfinished, .. } =
-                completed;
+            let Completed {
+                shape, positions, written, noise, ignored_keys, unread_tensors, unfinished, ..
+            } = completed;
             let noise = noise.as_ref().map(|noise| (noise.same_process, noise.second_process));
             json!({
                 "outcome": "completed",

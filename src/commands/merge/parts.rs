@@ -7,7 +7,7 @@ use miette::{IntoDiagnostic, Result, WrapErr};
 use crate::execute::cell::{Cell, FailureKind, Outcome};
 use crate::execute::progress::Progress;
 use crate::results::environment::EnvironmentRecord;
-use crate::results::{Built, Frozen, Manifest, RunFolder, Share};
+use crate::results::{Built, Frozen, Manifest, ResultsError, RunFolder, Share};
 use crate::spec::variant::Variant;
 
 /// A run of a part of the plan.
@@ -56,7 +56,9 @@ pub(super) fn is_finished(cell: &Cell) -> bool {
     let interrupted = FailureKind::Interrupted;
     match &cell.outcome {
         Outcome::Failed(failure) => failure.kind != interrupted,
-        Outcome::Completed(known) => known.unfinished.as_ref().is_none_or(|failure| failure.kind != interrupted),
+        Outcome::Completed(known) => {
+            known.unfinished.as_ref().is_none_or(|failure| failure.kind != interrupted)
+        }
         Outcome::Unsupported { .. } => true,
     }
 }
@@ -123,8 +125,26 @@ pub(super) fn open(folders: &[PathBuf], plan: Option<&Path>, progress: &Progress
     Ok(Parts { frozen, parts })
 }
 
+/// Whether every cell of a run has a result: none failed, was interrupted or is missing.
+pub(super) fn is_complete(path: &Path) -> Result<bool, ResultsError> {
+    let folder = RunFolder::open(path)?;
+    let manifest = folder.manifest()?;
+    for case in &manifest.cases {
+        let records = folder.records(&manifest, case)?;
+        let has_result = |cell: &Cell| match &cell.outcome {
+            Outcome::Completed(completed) => completed.unfinished.is_none(),
+            Outcome::Unsupported { .. } => true,
+            Outcome::Failed(_) => false,
+        };
+        if records.len() != case.variants.len() || !records.iter().all(has_result) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// The run folders in `folder`: itself, or its folders `run_…`, in the order of their names.
-fn runs_in(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn runs_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let is_run = |path: &Path| path.join("run.json").is_file();
     if is_run(folder) {
         return Ok(vec![folder.to_owned()]);

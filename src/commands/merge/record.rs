@@ -26,7 +26,10 @@ pub(super) fn machine_note(used: &[&Part]) -> Option<String> {
     }
     let kinds: Vec<String> =
         kinds.into_iter().map(|(_, words, parts)| format!("{} on {words}", parts.join(", "))).collect();
-    Some(format!("the units were computed on different machines, whose times cannot be compared: {}", kinds.join("; ")))
+    Some(format!(
+        "the units were computed on different machines, whose times cannot be compared: {}",
+        kinds.join("; ")
+    ))
 }
 
 /// The record of the merged run, from those of its parts; `None` if no part has one.
@@ -50,24 +53,28 @@ pub(super) fn environment(frozen: &Frozen, taken: &[Taken<'_>]) -> Option<Enviro
     merged.machine.cpu = cpus.join("; ");
     if records().any(|record| record.fingerprint != merged.fingerprint) {
         // Times are comparable only with a run whose units ran on the same machines.
-        let places = taken.iter().map(|(unit, part)| (&unit.name, part.as_ref().map_or("", |part| part.machine())));
+        let places =
+            taken.iter().map(|(unit, part)| (&unit.name, part.as_ref().map_or("", |part| part.machine())));
         let places = format!("{:?}", places.collect::<Vec<_>>());
         merged.fingerprint = hex(&Sha256::digest(places))[..16].to_owned();
     }
     let environment = |locked: &crate::results::Locked| {
         let made = records().flat_map(|record| &record.environments);
-        let is_it = |known: &&PythonEnvironment| known.versions.iter().any(|name| locked.versions.contains(name));
+        let is_it =
+            |known: &&PythonEnvironment| known.versions.iter().any(|name| locked.versions.contains(name));
         let best = made.filter(is_it).max_by_key(|known| known.error.is_none());
         PythonEnvironment { versions: locked.versions.clone(), ..best.cloned().unwrap_or_default() }
     };
     merged.environments = frozen.environments.iter().map(environment).collect();
     let checkpoint = |case: &crate::results::Case| {
         let mut known = records().flat_map(|record| &record.checkpoints);
-        known.find(|known| known.digest == case.checkpoint_digest).cloned().unwrap_or_else(|| CheckpointRecord {
-            name: case.checkpoint.clone(),
-            model_type: String::new(),
-            revision: None,
-            digest: case.checkpoint_digest.clone(),
+        known.find(|known| known.digest == case.checkpoint_digest).cloned().unwrap_or_else(|| {
+            CheckpointRecord {
+                name: case.checkpoint.clone(),
+                model_type: String::new(),
+                revision: None,
+                digest: case.checkpoint_digest.clone(),
+            }
         })
     };
     merged.checkpoints = frozen.run.cases.iter().map(checkpoint).collect();

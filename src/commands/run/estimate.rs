@@ -50,7 +50,8 @@ impl Estimates<'_> {
             together = together.saturating_add(bytes);
             largest = largest.max(bytes);
         }
-        let gpus = cells().filter_map(|cell| cell.variant.device.strip_prefix("cuda:")?.parse::<usize>().ok());
+        let gpus =
+            cells().filter_map(|cell| cell.variant.device.strip_prefix("cuda:")?.parse::<usize>().ok());
         let mut environments: Vec<String> = Vec::new();
         for key in cells().filter_map(|cell| self.environment(cell)) {
             if !environments.contains(&key) {

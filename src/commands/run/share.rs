@@ -188,8 +188,7 @@ fn share_of(request: &RunRequest, frozen: &Frozen, part: &Part) -> Result<Option
 
 /// The plan without the cells of other shares.
 fn only(plan: Plan, config: &Config, frozen: &Frozen, share: &Share) -> Result<Plan> {
-    let is_own =
-        |case: &CasePlan, cell: &CellPlan| share.has(frozen, &case.name, &cell.variant.name());
+    let is_own = |case: &CasePlan, cell: &CellPlan| share.has(frozen, &case.name, &cell.variant.name());
     Ok(plan.selected(config, is_own)?)
 }
 

@@ -67,8 +67,7 @@ pub(super) fn insert(
     let peak = completed.peak_bytes.and_then(|bytes| i64::try_from(bytes).ok());
     let threads = machine.1 as i64;
     let key = variant_key_of(variant);
-    let values =
-        params![run, stamp, machine.0, threads, checkpoint, inputs, key, seconds(completed), peak];
+    let values = params![run, stamp, machine.0, threads, checkpoint, inputs, key, seconds(completed), peak];
     begun.execute(sql, values).map(drop)
 }
 
