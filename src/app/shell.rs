@@ -58,7 +58,7 @@ fn raw(bytes: &[u8]) -> Result<ExitCode> {
     }
 }
 
-/// What `tfcheck --version --verbose` prints.
+/// What `--version --verbose` prints.
 pub fn build() -> String {
     let built = Built::here();
     let features: &[&str] = if cfg!(feature = "cuda") { &["cuda"] } else { &[] };

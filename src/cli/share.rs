@@ -49,7 +49,7 @@ pub enum EngineName {
 /// Arguments of `tfcheck merge`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Merge {
-    /// Run folders of `tfcheck run --shard` or `--unit`, or folders that contain them.
+    /// Run folders of `tfcheck run` with `--shard` or `--unit`, or folders that contain them.
     #[arg(required = true, value_name = "FOLDER")]
     pub folders: Vec<PathBuf>,
     /// The plan, if the runs were started with `--plan`.

@@ -39,7 +39,7 @@ pub struct Man {
     pub out: Option<PathBuf>,
 }
 
-/// Whether the arguments of this process ask for the version with the details of the build: `tfcheck --version --verbose`.
+/// Whether the arguments of this process ask for the version with the details of the build: `--version --verbose`.
 pub fn asks_for_build(arguments: impl Iterator<Item = String>) -> bool {
     let (mut version, mut verbose) = (false, false);
     for word in arguments.skip(1) {

@@ -98,7 +98,7 @@ pub fn merge(request: &MergeRequest<'_>) -> Result<Merged> {
     let used: Vec<&Part> = parts.iter().filter(|part| used.contains(&part.number)).collect();
     if used.is_empty() {
         miette::bail!(
-            help = "name the run folders that `tfcheck run --shard` wrote",
+            help = "name the run folders that `tfcheck run --shard 1/4` wrote",
             "none of the folders has a finished unit of the plan"
         );
     }

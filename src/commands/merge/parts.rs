@@ -1,4 +1,4 @@
-//! The parts of a plan: run folders of `tfcheck run --shard`, checked against the plan and against each other.
+//! The parts of a plan: run folders of `tfcheck run --shard 1/4`, checked against the plan and against each other.
 
 use std::path::{Path, PathBuf};
 
@@ -86,7 +86,7 @@ pub(super) fn open(folders: &[PathBuf], plan: Option<&Path>, progress: &Progress
         let manifest = folder.manifest()?;
         let share = manifest.share.clone().ok_or_else(|| {
             miette::miette!(
-                help = "`tfcheck run --shard K/N` writes such a run; `tfcheck compare` compares whole runs",
+                help = "`tfcheck run --shard 1/4` writes such a run; `tfcheck compare` compares whole runs",
                 "{} is a whole run, not a part of a plan",
                 path.display()
             )
