@@ -1,10 +1,9 @@
 //! A plan that is computed in parts and merged: equal to the run of one machine, and refused or reported where a part is damaged.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use crate::support::{Run, Sandbox, fixture, stderr, stdout, word};
+use crate::support::{Run, Sandbox, fixture, numeric_files, stderr, stdout, word};
 use serde_json::Value;
 
 /// Two checkpoints, four lengths and a prefill; native models and scripted workers.
@@ -55,29 +54,6 @@ fn newest(sandbox: &Sandbox, results: &str) -> Run {
     Run::open(runs.last().unwrap())
 }
 
-/// Every file of a run that holds numbers and no times, by its path in the run.
-fn numeric_files(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut open = vec![run.to_owned()];
-    while let Some(folder) = open.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                open.push(path);
-                continue;
-            }
-            let name = path.file_name().unwrap().to_str().unwrap();
-            let is_numeric = [".safetensors", ".csv"].iter().any(|ending| name.ends_with(ending))
-                || ["inputs.json", "localized.json"].contains(&name)
-                || name.starts_with("vocabulary_");
-            if is_numeric {
-                found.insert(path.strip_prefix(run).unwrap().to_owned(), std::fs::read(&path).unwrap());
-            }
-        }
-    }
-    found
-}
-
 /// `summary.json` without times and without what names the run.
 fn summary(run: &Run) -> Value {
     fn strip(value: &mut Value) {
@@ -85,7 +61,9 @@ fn summary(run: &Run) -> Value {
             Value::Object(entries) => {
                 entries.retain(|key, _| {
                     let is_time = ["_ns", "_ms", "_s", "_bytes"].iter().any(|ending| key.ends_with(ending));
-                    !is_time && !["id", "run", "timing", "speed_up", "decoding", "peak", "overhead"].contains(&key.as_str())
+                    !is_time
+                        && !["id", "run", "timing", "speed_up", "decoding", "peak", "overhead"]
+                            .contains(&key.as_str())
                 });
                 entries.iter_mut().for_each(|(_, value)| strip(value));
             }
@@ -181,7 +159,11 @@ fn localising_the_merged_run_finds_what_the_run_of_one_machine_finds() {
 #[test]
 fn units_of_a_frozen_plan_are_computed_one_by_one() {
     let sandbox = Sandbox::new();
-    config(&sandbox, "good", "rounds = 2\niterations = 2\nwarm_up = 0\ntrace = false\nnoise = false\noracle = true\ndiagnose_s = 0");
+    config(
+        &sandbox,
+        "good",
+        "rounds = 2\niterations = 2\nwarm_up = 0\ntrace = false\nnoise = false\noracle = true\ndiagnose_s = 0",
+    );
     let whole = run(&sandbox, "whole", &[]);
     let code = whole.status.code().unwrap();
     let output = sandbox.tfcheck(&["plan", "--json", "--results", "whole"]);
@@ -222,7 +204,8 @@ fn a_missing_shard_is_not_run_with_exit_3() {
     run_shards(&sandbox, 3);
     sandbox.write("reasons.tsv", "mistral-12.cpu.numeric\tits node burned\nunknown\tignored\n");
     let lost = newest(&sandbox, "shard_2").manifest.share.unwrap().units;
-    let output = merge(&sandbox, &["shard_1", "shard_3", "--reasons", "reasons.tsv", "--fail-on", "l2>1e9"], 3);
+    let output =
+        merge(&sandbox, &["shard_1", "shard_3", "--reasons", "reasons.tsv", "--fail-on", "l2>1e9"], 3);
     let merged = newest(&sandbox, "merged");
     let cells: Vec<_> = merged.cells();
     assert_eq!(cells.len(), 24);
@@ -230,7 +213,8 @@ fn a_missing_shard_is_not_run_with_exit_3() {
     assert_eq!(lost_cells, lost.len() * 4, "{}", stderr(&output));
     let summary = merged.text("summary.md");
     for unit in &lost {
-        let reason = if unit.starts_with("mistral-12.") { "its node burned" } else { "no merged folder has it" };
+        let reason =
+            if unit.starts_with("mistral-12.") { "its node burned" } else { "no merged folder has it" };
         assert!(summary.contains(&format!("unit {unit}: {reason}")), "{unit}: {summary}");
     }
     // The part can be added later.
@@ -280,14 +264,16 @@ fn a_changed_part_is_refused_or_reported() {
     std::fs::remove_file(link).unwrap();
 
     // Logits that are not those the worker wrote are a failed cell.
-    let logits = numeric_files(part.path()).into_keys().find(|path| path.ends_with("one/logits_eager.safetensors"));
+    let logits =
+        numeric_files(part.path()).into_keys().find(|path| path.ends_with("one/logits_eager.safetensors"));
     let logits = part.path().join(logits.unwrap());
     let mut bytes = std::fs::read(&logits).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&logits, bytes).unwrap();
     merge(&sandbox, &[&folders[..], &["--fail-on", "l2>1e9"]].concat(), 3);
     let merged = newest(&sandbox, "merged");
-    let failed: Vec<_> = merged.cells().into_iter().filter(|cell| word(&cell.outcome) != "completed").collect();
+    let failed: Vec<_> =
+        merged.cells().into_iter().filter(|cell| word(&cell.outcome) != "completed").collect();
     assert_eq!(failed.len(), 1);
     assert!(failed[0].outcome.reason().contains("does not have the content that the worker wrote"));
 }
