@@ -24,6 +24,10 @@ pub enum Deviation {
     NormEpsOutside,
     /// No norm in modules of this name.
     NormAbsent(&'static str),
+    /// The norms of queries and keys after the rotation, not before it.
+    QkNormsAfterRope,
+    /// The norms before attention and MLP applied after the residual addition, as in the first transformer.
+    NormsAfterResidual,
     /// A router's scores divided by their sum where they should not be, or the other way round.
     RouterNormalisation,
 }

@@ -5,7 +5,7 @@ use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{
     Activation, Attention, DecoderBody, DecoderEnds, Embedding, LayerNorm, Linear, Mask, add, position_ids,
-    split,
+    residual, split,
 };
 use crate::model::{Model, Task};
 use crate::pass::Pass;
@@ -143,10 +143,10 @@ impl Block {
         pass.module(&self.path, xs, |pass, xs| {
             let h = self.ln_1.forward(pass, &xs)?;
             let h = self.attn.forward(pass, &h, mask)?;
-            let xs = add(xs, h)?;
+            let xs = residual(pass, xs, h)?;
             let h = self.ln_2.forward(pass, &xs)?;
             let h = self.mlp.forward(pass, &h)?;
-            add(xs, h)
+            residual(pass, xs, h)
         })
     }
 }

@@ -5,7 +5,7 @@ use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{
     Activation, Attention, DecoderBody, DecoderEnds, Embedding, GatedMlp, Joined, Linear, Mask, RmsNorm,
-    Rope, RopeParameters, RotaryEmbedding, add, scale,
+    Rope, RopeParameters, RotaryEmbedding, residual, scale,
 };
 use crate::model::{Model, Task};
 use crate::pass::Pass;
@@ -133,10 +133,10 @@ impl Block {
         pass.module(&self.path, xs, |pass, xs| {
             let h = self.input_layernorm.forward(pass, &xs)?;
             let h = self.self_attn.forward(pass, &h, rope, mask)?;
-            let xs = add(xs, scale(h, self.residual_multiplier)?)?;
+            let xs = residual(pass, xs, scale(h, self.residual_multiplier)?)?;
             let h = self.post_attention_layernorm.forward(pass, &xs)?;
             let h = self.mlp.forward(pass, &h)?;
-            add(xs, scale(h, self.residual_multiplier)?)
+            residual(pass, xs, scale(h, self.residual_multiplier)?)
         })
     }
 }

@@ -28,6 +28,12 @@ pub trait Probe {
     }
 }
 
+/// A norm that a pass leaves out where the model has it, to apply it later.
+pub(crate) trait LaterNorm {
+    /// The normalised tensor, same shape.
+    fn normed(&self, pass: &Pass, xs: &Tensor) -> Result<Tensor>;
+}
+
 /// The key of a captured CUDA graph: everything that determines the launches and their addresses, except the uploaded
 /// inputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +59,8 @@ pub struct Pass<'a> {
     /// Inputs that the probe has replaced so far.
     replaced: usize,
     deviations: Vec<Deviation>,
+    /// Norms that are applied later than the model has them, the last one first.
+    later: Vec<Box<dyn LaterNorm>>,
 }
 
 impl<'a> Pass<'a> {
@@ -92,6 +100,7 @@ impl<'a> Pass<'a> {
             running: Vec::new(),
             replaced: 0,
             deviations: Vec::new(),
+            later: Vec::new(),
         })
     }
 
@@ -109,6 +118,24 @@ impl<'a> Pass<'a> {
     pub(crate) fn lacks_norm(&self, path: &str) -> bool {
         let is_it = |known: &Deviation| matches!(known, Deviation::NormAbsent(name) if path.rsplit('.').next() == Some(*name));
         self.deviations.iter().any(is_it)
+    }
+
+    /// Whether the forward pass applies the norm at this path later, on purpose.
+    pub(crate) fn postpones_norm(&self, path: &str) -> bool {
+        let is_one_of = |names: &[&str]| path.rsplit('.').next().is_some_and(|name| names.contains(&name));
+        self.deviates(Deviation::QkNormsAfterRope)
+            && is_one_of(&["q_norm", "k_norm", "q_layernorm", "k_layernorm"])
+            || self.deviates(Deviation::NormsAfterResidual)
+                && is_one_of(&["input_layernorm", "post_attention_layernorm", "ln_1", "ln_2"])
+    }
+
+    pub(crate) fn postpone_norm(&mut self, norm: Box<dyn LaterNorm>) {
+        self.later.push(norm);
+    }
+
+    /// The norm that was postponed last; none in an ordinary pass.
+    pub(crate) fn postponed_norm(&mut self) -> Option<Box<dyn LaterNorm>> {
+        self.later.pop()
     }
 
     /// Whether the forward pass has a cache, even an empty one.

@@ -5,7 +5,7 @@ use crate::config::ConfigReader;
 use crate::error::{Error, Result};
 use crate::layers::{
     Activation, Attention, DecoderBody, DecoderEnds, Embedding, GatedMlp, Joined, LayerType, Linear, Mask,
-    PerLayerType, RmsNorm, Rope, RopeParameters, RotaryEmbedding, add,
+    PerLayerType, RmsNorm, Rope, RopeParameters, RotaryEmbedding, residual,
 };
 use crate::model::{Model, Task};
 use crate::pass::Pass;
@@ -161,10 +161,10 @@ impl Block {
         pass.module(&self.path, xs, |pass, xs| {
             let h = self.input_layernorm.forward(pass, &xs)?;
             let h = self.self_attn.forward(pass, &h, rope, mask)?;
-            let xs = add(xs, h)?;
+            let xs = residual(pass, xs, h)?;
             let h = self.post_attention_layernorm.forward(pass, &xs)?;
             let h = self.mlp.forward(pass, &h)?;
-            add(xs, h)
+            residual(pass, xs, h)
         })
     }
 }

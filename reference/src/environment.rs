@@ -5,6 +5,7 @@
 
 mod existing;
 mod inspect;
+mod model_types;
 mod project;
 mod stamp;
 mod torch_backend;
@@ -25,6 +26,7 @@ use crate::uv::Uv;
 use crate::{Source, Versions};
 pub use existing::{interpreter, torch_cuda};
 use inspect::Interpreter;
+pub use model_types::lacks_model_type;
 use project::Wheels;
 use stamp::Stamp;
 pub use torch_backend::TorchBackend;

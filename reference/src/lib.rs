@@ -19,7 +19,8 @@ pub use ::protocol::yardstick;
 pub use bridge::versions::{Dialect, RopeForm, Versions, WrongShapes, release};
 pub use embedded::bridge_digest;
 pub use environment::{
-    Environment, Python, Specification, TorchBackend, forget, interpreter, prepare, prepare_all, torch_cuda,
+    Environment, Python, Specification, TorchBackend, forget, interpreter, lacks_model_type, prepare,
+    prepare_all, torch_cuda,
 };
 pub use failure::EnvironmentError;
 pub use helper::end_all;

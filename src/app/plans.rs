@@ -5,8 +5,9 @@ use std::path::Path;
 use bounds::limits::CONFIG_BYTES;
 use miette::{IntoDiagnostic, Result, WrapErr};
 
+use super::session::cache_folder;
 use crate::cli::Selection;
-use crate::commands::run::Destination;
+use crate::commands::run::{Destination, specification};
 use crate::execute::foreseen;
 use crate::results::{Manifest, RunFolder};
 use crate::spec::config::{self, Config};
@@ -15,7 +16,12 @@ use crate::spec::plan::{CasePlan, CellPlan, Filters, Plan};
 
 pub(super) fn plan_text(selection: &Selection) -> Result<String> {
     let (loaded, plan) = planned(selection)?;
-    Ok(plan.text(&loaded.config, &foreseen::unsupported(&plan, &loaded.config)))
+    let cache = cache_folder()?;
+    let specifications: Vec<_> = plan.environments.iter().map(specification).collect();
+    let lacks = |environment: usize, model_type: &str| {
+        reference::lacks_model_type(&specifications[environment], &cache, model_type)
+    };
+    Ok(plan.text(&loaded.config, &foreseen::unsupported(&plan, &loaded.config, &lacks)))
 }
 
 /// Config, plan and destination of a run that is resumed, or that goes into a new folder below `results`.

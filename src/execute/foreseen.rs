@@ -14,25 +14,35 @@ use crate::spec::variant::{Runner, mode_name};
 
 /// Why each cell of `plan` will be unsupported, in the plan's order; `None` for a cell of which that is not known.
 ///
-/// Only synthetic checkpoints and local folders have a `model_type` that is known without the network.
-pub fn unsupported(plan: &Plan, config: &Config) -> Vec<Option<String>> {
+/// `lacks` says whether the environment of this index in the plan has a release without a `model_type`. Only synthetic
+/// checkpoints and local folders have a `model_type` that is known without the network.
+pub fn unsupported(plan: &Plan, config: &Config, lacks: &dyn Fn(usize, &str) -> bool) -> Vec<Option<String>> {
     let model_types: Vec<Option<String>> =
         config.checkpoints.iter().map(|checkpoint| model_type(&checkpoint.source)).collect();
     plan.cells
         .iter()
         .map(|cell| {
             let case = &plan.cases[cell.case];
-            reason(case, cell, model_types[case.checkpoint].as_deref())
+            reason(case, cell, model_types[case.checkpoint].as_deref(), lacks)
         })
         .collect()
 }
 
-fn reason(case: &CasePlan, cell: &CellPlan, model_type: Option<&str>) -> Option<String> {
+fn reason(
+    case: &CasePlan,
+    cell: &CellPlan,
+    model_type: Option<&str>,
+    lacks: &dyn Fn(usize, &str) -> bool,
+) -> Option<String> {
     let mode = cell.variant.mode;
     let prefill = case.inputs.prefill();
     match (cell.variant.runner, model_type) {
         (Runner::Transformers, _) if mode.is_compiled() && prefill.is_some() => {
             Some(format!("{} models are not decoded token by token", mode_name(mode)))
+        }
+        (Runner::Transformers, Some(model_type)) => {
+            let is_lacking = cell.environment.is_some_and(|environment| lacks(environment, model_type));
+            is_lacking.then(|| format!("transformers {} has no {model_type}", cell.variant.version))
         }
         (Runner::Candle, Some(model_type)) => match models::kind(model_type) {
             None => Some(format!("tfcheck has no native {model_type}")),
@@ -89,6 +99,7 @@ mod tests {
         )
         .unwrap();
         let plan = Plan::new(&config, "cpu").unwrap();
-        insta::assert_snapshot!(plan.text(&config, &unsupported(&plan, &config)));
+        let is_gpt2 = |_, model_type: &str| model_type == "gpt2";
+        insta::assert_snapshot!(plan.text(&config, &unsupported(&plan, &config, &is_gpt2)));
     }
 }

@@ -241,6 +241,8 @@ const NOT_SHOWN: &[&str] = &[
     "log-probabilities",
     "router-correction-ignored",
     "router-factor-1",
+    "shared-expert-gate-absent",
+    "shared-expert-absent",
     "classifier-bias-absent",
     "head-untied",
 ];

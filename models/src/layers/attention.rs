@@ -74,6 +74,15 @@ impl Attention {
                 k = pass.step("rope_k", k, |k| rope.apply(k))?;
             }
         }
+        if pass.deviates(Deviation::QkNormsAfterRope) {
+            // The norm of the keys was postponed last.
+            for heads in [&mut k, &mut q] {
+                if let Some(norm) = pass.postponed_norm() {
+                    let (joined, count) = (joined_heads(heads)?, heads.dim(1)?);
+                    *heads = split_heads(&norm.normed(pass, &joined)?, count)?;
+                }
+            }
+        }
         let (k, v) = pass.append(self.layer, k, v)?;
         self.mix(pass, &q, &k, &v, mask)
     }
@@ -161,6 +170,11 @@ impl Attention {
             .reshape((batch, seq, self.num_heads * self.head_dim))?;
         Ok(mixed.into())
     }
+}
+
+/// `[batch, heads, seq, head_dim]` to `[batch, seq, heads * head_dim]`.
+fn joined_heads(xs: &Tensor) -> Result<Tensor> {
+    Ok(xs.transpose(1, 2)?.flatten_from(2)?)
 }
 
 /// `[batch, seq, heads * head_dim]` to `[batch, heads, seq, head_dim]`, contiguous.

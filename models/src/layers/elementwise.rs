@@ -6,6 +6,7 @@ use super::accumulation;
 use crate::error::Result;
 use crate::fused::{Room, finished, product, sum};
 use crate::kernels::Epilogue;
+use crate::pass::Pass;
 use crate::xs::{Value, Xs};
 
 /// Applies `operation` in the accumulation dtype and rounds its result once to the dtype of `xs`, as torch does for
@@ -32,6 +33,18 @@ pub fn add(xs: Xs, ys: Xs) -> Result<Xs> {
     match (xs.into_value(), ys.into_value()) {
         (Value::Fused(xs), Value::Fused(ys)) => sum(xs, &ys).map(Xs::from),
         (xs, ys) => Ok((Xs::from(xs).into_tensor()? + Xs::from(ys).into_tensor()?)?.into()),
+    }
+}
+
+/// The residual addition `xs + h` at the end of an attention or MLP. Shapes equal.
+///
+/// # Errors
+/// If the shapes differ.
+pub fn residual(pass: &mut Pass, xs: Xs, h: Xs) -> Result<Xs> {
+    let sum = add(xs, h)?;
+    match pass.postponed_norm() {
+        Some(norm) => Ok(norm.normed(pass, sum.tensor()?)?.into()),
+        None => Ok(sum),
     }
 }
 

@@ -7,7 +7,7 @@ use super::norm::{fused, root};
 use crate::deviations::Deviation;
 use crate::error::Result;
 use crate::fused::{Norm, NormWeights};
-use crate::pass::Pass;
+use crate::pass::{LaterNorm, Pass};
 use crate::weights::Weights;
 use crate::xs::Xs;
 
@@ -78,8 +78,18 @@ impl LayerNorm {
         pass.module(&self.path, xs.clone(), |pass, xs| match fused(self.fused.as_ref(), &xs) {
             Some(rows) => rows.map(Xs::from),
             None if pass.lacks_norm(&self.path) => Ok(xs),
+            None if pass.postpones_norm(&self.path) => {
+                pass.postpone_norm(Box::new(self.eager()));
+                Ok(xs)
+            }
             None => Ok(self.apply(pass, xs.tensor()?)?.into()),
         })
+    }
+
+    /// The same norm without its fused form.
+    fn eager(&self) -> Self {
+        let (path, weight, bias) = (self.path.clone(), self.weight.clone(), self.bias.clone());
+        Self { path, weight, bias, fused: None, ..*self }
     }
 
     fn apply(&self, pass: &Pass, xs: &Tensor) -> Result<Tensor> {
@@ -98,6 +108,12 @@ impl LayerNorm {
             None => scaled,
         };
         Ok(out.to_dtype(xs.dtype())?.reshape(xs.dims())?)
+    }
+}
+
+impl LaterNorm for LayerNorm {
+    fn normed(&self, pass: &Pass, xs: &Tensor) -> Result<Tensor> {
+        self.apply(pass, xs)
     }
 }
 

@@ -73,7 +73,7 @@ pub use activation::Activation;
 pub use alibi::Alibi;
 pub use attention::Attention;
 pub use decoder::{DecoderBody, DecoderEnds, FinalNorm};
-pub use elementwise::{add, divide, multiply, rounded, scale, soft_cap};
+pub use elementwise::{add, divide, multiply, residual, rounded, scale, soft_cap};
 pub use embedding::Embedding;
 pub use experts::{ExpertsConfig, RouterScores, SparseMoe};
 pub use groups::split_groups;

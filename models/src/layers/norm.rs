@@ -6,7 +6,7 @@ use super::accumulation;
 use crate::deviations::Deviation;
 use crate::error::Result;
 use crate::fused::{Norm, NormWeights, Rows};
-use crate::pass::Pass;
+use crate::pass::{LaterNorm, Pass};
 use crate::weights::Weights;
 use crate::xs::{Value, Xs};
 
@@ -73,8 +73,17 @@ impl RmsNorm {
         pass.module(&self.path, xs.clone(), |pass, xs| match fused(self.fused.as_ref(), &xs) {
             Some(rows) => rows.map(Xs::from),
             None if pass.lacks_norm(&self.path) => Ok(xs),
+            None if pass.postpones_norm(&self.path) => {
+                pass.postpone_norm(Box::new(self.eager()));
+                Ok(xs)
+            }
             None => Ok(self.apply(pass, xs.tensor()?)?.into()),
         })
+    }
+
+    /// The same norm without its fused form.
+    fn eager(&self) -> Self {
+        Self { path: self.path.clone(), weight: self.weight.clone(), fused: None, ..*self }
     }
 
     fn apply(&self, pass: &Pass, xs: &Tensor) -> Result<Tensor> {
@@ -92,6 +101,12 @@ impl RmsNorm {
             normed.broadcast_mul(&self.weight)?.to_dtype(xs.dtype())?
         };
         Ok(out.reshape(xs.dims())?)
+    }
+}
+
+impl LaterNorm for RmsNorm {
+    fn normed(&self, pass: &Pass, xs: &Tensor) -> Result<Tensor> {
+        self.apply(pass, xs)
     }
 }
 

@@ -52,15 +52,27 @@ pub(super) fn search(lab: &mut Lab, proofs: &[Proof]) -> Result<Diagnosis, Diagn
             found = combined(lab, &singles, stage, *base)?;
         }
         if let Some(found) = found {
-            let found = needed(lab, found, stage, *base)?;
+            let found = needed(lab, found, &[(stage, *base)])?;
             let found = merged(&plain, found);
-            let rivals = if is_single { alike } else { rivals(lab, &found, stage, *base)? };
             if proofs.len() < 2 {
                 lab.notes.push(format!(
                     "{} gives the suspect's logits on the case's inputs, but no other inputs showed the difference, so that it is not proven",
                     words(&found, &plain).join(" and ")
                 ));
-            } else if let Some(proven) = proven(lab, found, rivals, proofs)? {
+                continue;
+            }
+            // A mistake that the smallest case alone shows is not proven.
+            let on: Vec<(&Stage, Apart)> = proofs.iter().map(|proof| (&proof.stage, proof.base)).collect();
+            let causes = found.causes.len();
+            let found = needed(lab, found, &on)?;
+            let rivals = if is_single {
+                alike
+            } else if found.causes.len() == causes {
+                rivals(lab, &found, stage, *base)?
+            } else {
+                rivals(lab, &found, &proofs[0].stage, proofs[0].base)?
+            };
+            if let Some(proven) = proven(lab, found, rivals, proofs)? {
                 return Ok(proven);
             }
         }
@@ -149,24 +161,22 @@ fn words(candidate: &Candidate, plain: &Draft) -> Vec<String> {
     candidate.causes.iter().map(|cause| cause.words(&candidate.draft, plain)).collect()
 }
 
-/// The candidate without mistakes that it explains as much without.
-fn needed(
-    lab: &mut Lab,
-    mut found: Candidate,
-    stage: &Stage,
-    base: Apart,
-) -> Result<Candidate, DiagnoseError> {
+/// The candidate without the mistakes that it explains every one of these stages as well without.
+fn needed(lab: &mut Lab, mut found: Candidate, on: &[(&Stage, Apart)]) -> Result<Candidate, DiagnoseError> {
     let mut at = 0;
-    while found.causes.len() > 1 && at < found.causes.len() {
+    'causes: while found.causes.len() > 1 && at < found.causes.len() {
         let mut causes = found.causes.clone();
         causes.remove(at);
         let draft = applied(&lab.plain(), causes.iter().copied());
-        let apart = lab.apart(&draft, stage)?;
-        if closes(apart, base) {
-            found = Candidate { causes, draft, apart };
-        } else {
-            at += 1;
+        let mut apart = found.apart;
+        for (stage, base) in on {
+            apart = lab.apart(&draft, stage)?;
+            if !closes(apart, *base) {
+                at += 1;
+                continue 'causes;
+            }
         }
+        found = Candidate { causes, draft, apart };
     }
     Ok(found)
 }

@@ -57,7 +57,25 @@ pub(super) const ROWS: &[Hypothesis] = &[
         draft.deviate(Deviation::NormAbsent("q_layernorm"));
         draft.deviate(Deviation::NormAbsent("k_layernorm"));
     }),
-    row("router-normalisation", "router scores divided by their sum, or not, against the config", |draft| {
-        draft.deviate(Deviation::RouterNormalisation);
+    row("qk-norms-after-rope", "norms of queries and keys after the rotation", |draft| {
+        draft.deviate(Deviation::QkNormsAfterRope);
     }),
+    row(
+        "norms-after-residual",
+        "norms after the residual additions, not before attention and MLP",
+        |draft| {
+            // A block with four norms has some on either side.
+            if !draft.names().iter().any(|name| name.contains("feedforward_layernorm")) {
+                draft.deviate(Deviation::NormsAfterResidual);
+            }
+        },
+    ),
+    // A softmax after the choice of experts gives the same numbers as one before it whose scores are then divided by their sum.
+    row(
+        "router-normalisation",
+        "router scores divided by their sum over the chosen experts, or not, against the config",
+        |draft| {
+            draft.deviate(Deviation::RouterNormalisation);
+        },
+    ),
 ];

@@ -30,6 +30,19 @@ pub(super) const ROWS: &[Hypothesis] = &[
             }
         }
     }),
+    row("shared-expert-gate-absent", "no gate of the shared expert", |draft| {
+        // A gate of 0 halves the expert, so twice the expert is one without a gate.
+        draft.edit_all(|name| name.ends_with(".shared_expert_gate.weight"), |values| values.fill(0.0));
+        let is_last = |name: &str| name.ends_with(".shared_expert.down_proj.weight");
+        draft.edit_all(is_last, |values| values.data.iter_mut().for_each(|value| *value *= 2.0));
+    }),
+    row("shared-expert-absent", "no shared expert", |draft| {
+        let is_last = |name: &str| {
+            name.ends_with("down_proj.weight")
+                && (name.contains(".shared_expert.") || name.contains(".shared_experts."))
+        };
+        draft.edit_all(is_last, |values| values.fill(0.0));
+    }),
     row("bias-query-absent", "no bias of queries", |draft| no_bias_of(draft, &[Part::Query])),
     row("bias-key-absent", "no bias of keys", |draft| no_bias_of(draft, &[Part::Key])),
     row("bias-value-absent", "no bias of values", |draft| no_bias_of(draft, &[Part::Value])),
