@@ -41,6 +41,19 @@ pub struct Cli {
     /// Print only the result and errors.
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub quiet: bool,
+    /// Print the result as text, or as one JSON object with the exit code, the summary and the error (docs/agents.md).
+    #[arg(long, global = true, help_heading = "Global options", value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+/// Form of the result on standard output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// When output is coloured.

@@ -5,15 +5,14 @@ use std::process::ExitCode;
 use clap::{ColorChoice, CommandFactory, FromArgMatches};
 use miette::MietteHandlerOpts;
 use tfcheck::app;
-use tfcheck::cli::{Cli, Color, asks_for_build};
+use tfcheck::cli::{Cli, Color, Command, Format, asks_for_build};
+use tfcheck::execute::answer;
 use tfcheck::judge::exit_code::ExitCode as Code;
 
 fn main() -> ExitCode {
     let words = || std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     if asks_for_build(words()) {
-        use std::io::Write;
-        // A closed standard output is not an error.
-        let _ = std::io::stdout().write_all(app::build().as_bytes());
+        print(app::build().as_bytes());
         return ExitCode::SUCCESS;
     }
     let color = Color::of_arguments(words());
@@ -25,14 +24,27 @@ fn main() -> ExitCode {
     };
     let matches = Cli::command().color(choice).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    match app::execute(&cli) {
-        Ok(code) => code.into(),
+    if cli.format == Format::Json && !matches!(cli.command, Command::Worker(_) | Command::Foreign) {
+        answer::collect();
+    }
+    let (code, problem) = match app::execute(&cli) {
+        Ok(code) => (code, None),
         Err(report) => {
             // Its text may quote a checkpoint, a hub or a run.
             eprintln!("{}", bounds::styled(&format!("{report:?}")));
-            app::code_of(&report).unwrap_or(Code::Usage).into()
+            (app::code_of(&report).unwrap_or(Code::Usage), Some(answer::Problem::of(&report)))
         }
+    };
+    if let Some(text) = answer::take(code.number(), problem) {
+        print(text.as_bytes());
     }
+    code.into()
+}
+
+/// Prints bytes as they are. A closed standard output is not an error.
+fn print(bytes: &[u8]) {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(bytes);
 }
 
 /// Tells what prints in colour: the tables, the progress and the errors.

@@ -8,7 +8,7 @@ use miette::{IntoDiagnostic, Result, WrapErr};
 use super::session::cache_folder;
 use crate::cli::Selection;
 use crate::commands::run::{Destination, specification};
-use crate::execute::foreseen;
+use crate::execute::{answer, foreseen};
 use crate::results::{Manifest, RunFolder};
 use crate::spec::config::{self, Config};
 use crate::spec::machine;

@@ -11,6 +11,7 @@ use crate::cli::{self, Cli};
 use crate::commands::merge::{self, MergeRequest};
 use crate::commands::run::{self, Part, RunRequest, Sharing};
 use crate::commands::slurm::{self, SlurmRequest};
+use crate::execute::answer;
 use crate::execute::progress::Progress;
 use crate::judge::exit_code::ExitCode;
 use crate::report;
@@ -27,7 +28,9 @@ pub(super) fn plan(cli: &Cli, arguments: &cli::Plan) -> Result<ExitCode> {
     let session = Session::open(progress(cli))?;
     let (loaded, plan) = planned(&arguments.selection)?;
     let request = session.request(&loaded.config, &loaded.text, &plan);
-    say(&run::freeze(&request, &arguments.results)?.text()?)
+    let frozen = run::freeze(&request, &arguments.results)?;
+    answer::set_data(&frozen);
+    say(&frozen.text()?)
 }
 
 /// The part of a plan that the command line asks for; `None` for a whole run.

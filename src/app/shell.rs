@@ -9,6 +9,7 @@ use miette::{IntoDiagnostic, Result, WrapErr};
 
 use super::say;
 use crate::cli::{Cli, Completions, SchemaOf};
+use crate::execute::answer;
 use crate::judge::exit_code::ExitCode;
 use crate::results::{Built, SCHEMA_VERSION, plan_schema, write_file};
 use crate::spec::config;
@@ -18,6 +19,7 @@ pub(super) fn schema(of: SchemaOf) -> Result<ExitCode> {
     say(&match of {
         SchemaOf::Config => config::schema_text(),
         SchemaOf::Plan => plan_schema(),
+        SchemaOf::Answer => answer::schema(),
     })
 }
 
@@ -52,6 +54,9 @@ fn page(command: clap::Command) -> Result<Vec<u8>> {
 
 /// Prints bytes as they are. A closed standard output is not an error.
 fn raw(bytes: &[u8]) -> Result<ExitCode> {
+    if answer::add_text(&String::from_utf8_lossy(bytes)) {
+        return Ok(ExitCode::Agree);
+    }
     match std::io::stdout().write_all(bytes) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).into_diagnostic(),
         _ => Ok(ExitCode::Agree),

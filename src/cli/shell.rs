@@ -21,6 +21,8 @@ pub enum SchemaOf {
     Config,
     /// What `tfcheck plan --json` prints.
     Plan,
+    /// What every command prints with `--format json`.
+    Answer,
 }
 
 /// Arguments of `tfcheck completions`.

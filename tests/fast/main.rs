@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
+mod answers;
 mod bisect;
 mod checkpoint_errors;
 mod checkpoint_files;

@@ -314,6 +314,30 @@ fn an_interrupted_shard_is_resumed_as_the_same_shard() {
 }
 
 #[test]
+fn shards_of_different_machines_are_named_and_leave_no_times_in_the_history() {
+    let sandbox = Sandbox::new();
+    config(&sandbox, "good", UNTIMED);
+    run_shards(&sandbox, 2);
+    let record = newest(&sandbox, "shard_2").path().join("environment.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    let mut value: Value = serde_json::from_str(&text).unwrap();
+    value["fingerprint"] = "0123456789abcdef".into();
+    value["machine"]["cpu"] = "Another CPU".into();
+    std::fs::write(&record, value.to_string()).unwrap();
+    merge(&sandbox, &["shard_1", "shard_2", "--fail-on", "l2>1e9"], 0);
+    let merged = newest(&sandbox, "merged");
+    let note = merged.json("summary.json")["notes"][0].as_str().unwrap().to_owned();
+    assert!(note.contains("different machines") && note.contains("shard 2/2 on Another CPU"), "{note}");
+    let fingerprint = merged.json("environment.json")["fingerprint"].clone();
+    assert_eq!(fingerprint.as_str().unwrap().len(), 16);
+    assert!(fingerprint != value["fingerprint"]);
+    assert!(!sandbox.path().join("merged/history.sqlite").exists());
+    let origin = merged.json("merged.json");
+    assert_eq!(origin["parts"].as_array().unwrap().len(), 2, "{origin}");
+    assert_eq!(origin["missing"], serde_json::json!({}));
+}
+
+#[test]
 fn a_shard_without_units_ends_without_a_run() {
     let sandbox = Sandbox::new();
     let config = sandbox.workers(&[("one", "good")], UNTIMED);
