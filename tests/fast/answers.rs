@@ -7,7 +7,8 @@ use serde_json::Value;
 fn answer(sandbox: &Sandbox, arguments: &[&str]) -> Value {
     let output = sandbox.tfcheck(&[arguments, &["--format", "json"]].concat());
     let text = stdout(&output);
-    let answer: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}{}", stderr(&output)));
+    let answer: Value =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}{}", stderr(&output)));
     assert_eq!(answer["exit_code"].as_i64(), output.status.code().map(i64::from), "{}", stderr(&output));
     assert!(!text.contains('\u{1b}'), "{text}");
     let schema: Value = serde_json::from_str(&stdout(&sandbox.tfcheck(&["schema", "answer"]))).unwrap();
@@ -26,18 +27,26 @@ fn check(schema: &Value, value: &Value) {
 #[test]
 fn runs_answer_with_their_folder_and_summary() {
     let sandbox = Sandbox::new();
-    let config = sandbox.workers(&[("one", "good"), ("two", "good 0.5")], "rounds = 0\nnoise = false\ndiagnose_s = 0");
+    let config =
+        sandbox.workers(&[("one", "good"), ("two", "good 0.5")], "rounds = 0\nnoise = false\ndiagnose_s = 0");
     let config = config.to_str().unwrap();
     let ran = answer(&sandbox, &["run", config]);
     assert_eq!(ran["exit_code"], 1);
     assert_eq!(ran["summary"]["tally"]["diverged"], 1);
     assert!(ran["error"].is_null() && ran["data"].is_null());
     let run = ran["run"].as_str().unwrap();
-    let written: Value = serde_json::from_str(&std::fs::read_to_string(sandbox.path().join(run).join("summary.json")).unwrap()).unwrap();
+    let written: Value = serde_json::from_str(
+        &std::fs::read_to_string(sandbox.path().join(run).join("summary.json")).unwrap(),
+    )
+    .unwrap();
     assert_eq!(ran["summary"], written);
     let again = answer(&sandbox, &["compare", run]);
-    assert_eq!((&again["exit_code"], &again["summary"]["tally"]), (&ran["exit_code"], &ran["summary"]["tally"]));
-    let both = answer(&sandbox, &["compare", run, run]);
+    assert_eq!(
+        (&again["exit_code"], &again["summary"]["tally"]),
+        (&ran["exit_code"], &ran["summary"]["tally"])
+    );
+    let other = answer(&sandbox, &["run", config]);
+    let both = answer(&sandbox, &["compare", run, other["run"].as_str().unwrap()]);
     assert!(both["run"].is_null() && both["summary"]["cases"].is_array());
     let explained = answer(&sandbox, &["explain", run, "one..two"]);
     assert!(explained["text"].as_str().unwrap().contains("one_eager"), "{explained}");
@@ -68,7 +77,15 @@ fn plans_and_lists_answer_with_data_or_text() {
         assert!(answer["text"].as_str().unwrap().contains(expected), "{arguments:?}: {answer}");
     }
     let worker = fixture("worker.py");
-    let output = sandbox.tfcheck(&["check-worker", "--format", "json", "--", "python3", worker.to_str().unwrap(), "good"]);
+    let output = sandbox.tfcheck(&[
+        "check-worker",
+        "--format",
+        "json",
+        "--",
+        "python3",
+        worker.to_str().unwrap(),
+        "good",
+    ]);
     let checked: Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert!(checked["text"].as_str().unwrap().contains("0 wrong"), "{checked}");
 }
