@@ -1,6 +1,7 @@
 //! Records what `environment.json`, plans and the cells report: the compiler, the versions of candle pinned in Cargo.lock, and
 //! a digest of the sources.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -62,7 +63,11 @@ fn source(root: &Path, lock: &str) -> String {
         hasher.update(format!("\0{name}\0{}\0", content.len()));
         hasher.update(content);
     }
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut hex = String::new();
+    for byte in hasher.finalize() {
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex
 }
 
 /// Adds the sources below a folder: Rust, Python, TOML and what reports embed, without tests.

@@ -229,9 +229,9 @@ impl Frozen {
 
     /// The first thing in which two plans differ, such as `cases[0].inputs: "ab…" and "cd…"`; `None` if they are equal.
     pub fn difference(&self, other: &Self) -> Option<String> {
-        let (path, mut words) = first_difference("", &self.identity(), &other.identity())?;
-        words.iter_mut().for_each(|word| *word = bounds::shown(word, 200).into_owned());
-        Some(format!("{path}: {} and {}", words[0], words[1]))
+        let (path, words) = first_difference("", &self.identity(), &other.identity())?;
+        let [own, others] = words.map(|word| bounds::shown(&word, 200).into_owned());
+        Some(format!("{path}: {own} and {others}"))
     }
 }
 

@@ -65,7 +65,9 @@ fn summary(run: &Run) -> Value {
                         && !["id", "run", "timing", "speed_up", "decoding", "peak", "overhead"]
                             .contains(&key.as_str())
                 });
-                entries.iter_mut().for_each(|(_, value)| strip(value));
+                for (_, value) in entries.iter_mut() {
+                    strip(value);
+                }
             }
             Value::Array(values) => values.iter_mut().for_each(strip),
             _ => {}

@@ -66,7 +66,10 @@ impl Scripts<'_> {
         // A result of an earlier submission would end the wait at once.
         let _ = std::fs::remove_file(self.folder.join("merge.code"));
         for batch in &batches {
-            let list: String = batch.units.iter().map(|(number, _)| format!("{number}\n")).collect();
+            let mut list = String::new();
+            for (number, _) in &batch.units {
+                let _ = writeln!(list, "{number}");
+            }
             write_file(&self.list(batch), list.as_bytes())?;
         }
         write_file(&self.folder.join("unit.sh"), self.unit().as_bytes())?;
