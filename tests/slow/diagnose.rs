@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use compare::verdict::Tolerances;
 use rayon::prelude::*;
-use reference::protocol::{Forwarded, Load, Positions, Reply, Request as Ask};
+use reference::protocol::{Forwarded, Load, Mode, Positions, Reply, Request as Ask};
 use tfcheck::execute::runner::{NoResult, Runner, Session};
 use tfcheck::hunt::diagnose::{
     Committed, Diagnosed, Diagnosis, Hypothesis, Request, Side, Tokens, committed, diagnose, hypotheses,
@@ -319,10 +319,99 @@ fn several_mistakes_are_named_together() {
     }
 }
 
-#[test]
-fn what_computes_the_same_is_not_diagnosed() {
-    for checkpoint in checkpoints() {
-        let found = diagnosed(&checkpoint, &tokens(&[40, 25]), &|load, _| unchanged(load));
-        assert_eq!(found.finding, Diagnosis::Nothing, "{checkpoint}: {}", found.sentence);
+/// A suspect whose weights are changed in a way that no row describes.
+fn weights(edit: fn(&mut Tensors)) -> impl Fn(&Load, &Path) -> Committed + Sync {
+    move |load, folder| {
+        let path = load.checkpoint.join("model.safetensors");
+        let mut tensors = candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
+        edit(&mut tensors);
+        std::fs::copy(load.checkpoint.join("config.json"), folder.join("config.json")).unwrap();
+        candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
+        unchanged(&Load { checkpoint: folder.to_owned(), ..load.clone() })
     }
+}
+
+/// Multiplies the tensors whose names end in `end` by a factor, in float64.
+fn times(tensors: &mut Tensors, end: &str, factor: f64) {
+    for (_, tensor) in tensors.iter_mut().filter(|(name, _)| name.ends_with(end)) {
+        *tensor = (tensor.to_dtype(candle_core::DType::F64).unwrap() * factor).unwrap();
+    }
+}
+
+#[test]
+fn a_mistake_outside_the_table_is_localised_and_not_named() {
+    type Edit = fn(&mut Tensors);
+    let cases: [(&str, Edit, &str); 5] = [
+        ("llama:tiny", |tensors| times(tensors, "layers.1.mlp.up_proj.weight", 1.3), "layer 1's MLP"),
+        (
+            "llama:tiny",
+            |tensors| times(tensors, "layers.2.self_attn.v_proj.weight", 1.3),
+            "layer 2's values or output projection",
+        ),
+        ("llama:tiny", |tensors| times(tensors, "layers.0.self_attn.k_proj.weight", 1.3), "layer 0's scores"),
+        (
+            "gemma3_text",
+            |tensors| {
+                let weight = &tensors["model.norm.weight"];
+                let count = weight.dim(0).unwrap();
+                let reversed: Vec<u32> = (0..count as u32).rev().collect();
+                let reversed = candle_core::Tensor::new(reversed, weight.device()).unwrap();
+                let weight = weight.index_select(&reversed, 0).unwrap();
+                tensors.insert("model.norm.weight".to_owned(), weight);
+            },
+            "embedding, norms and head",
+        ),
+        (
+            "mistral",
+            |tensors| {
+                let head = tensors["lm_head.weight"].clone();
+                tensors.insert("lm_head.weight".to_owned(), head.abs().unwrap());
+            },
+            "embedding, norms and head",
+        ),
+    ];
+    for (checkpoint, edit, part) in cases {
+        let found = diagnosed(checkpoint, &tokens(&[40]), &weights(edit));
+        assert!(found.mistakes().is_empty(), "{checkpoint}: {}", found.sentence);
+        let Diagnosis::Parts { parts, .. } = &found.finding else {
+            panic!("{checkpoint}: {}", found.sentence)
+        };
+        assert_eq!(
+            parts.iter().map(|part| part.part.as_str()).collect::<Vec<_>>(),
+            [part],
+            "{}",
+            found.sentence
+        );
+    }
+}
+
+#[test]
+fn a_factor_is_fitted_and_compared_with_the_configs_numbers() {
+    type Edit = fn(&mut Tensors);
+    let cases: [(&str, Edit, &str, &str); 3] = [
+        // 1.37 is no simple expression of the config's numbers.
+        ("mistral", |tensors| times(tensors, "o_proj.weight", 1.37), "fitted-attention-output", "1.370000"),
+        ("mistral", |tensors| times(tensors, "lm_head.weight", 0.81), "fitted-logits", "0.810000"),
+        ("llama:tiny", |tensors| times(tensors, "q_proj.weight", 0.6), "fitted-scores", "0.600000"),
+    ];
+    for (checkpoint, edit, knob, factor) in cases {
+        let found = diagnosed(checkpoint, &tokens(&[40]), &weights(edit));
+        assert_eq!(names(&found), [knob], "{checkpoint}: {}", found.sentence);
+        assert!(found.sentence.contains(factor), "{checkpoint}: {}", found.sentence);
+    }
+}
+
+#[test]
+fn pairs_that_compute_the_same_are_not_diagnosed() {
+    let mut pairs = 0;
+    for checkpoint in checkpoints() {
+        // The fused backend rounds otherwise.
+        for mode in [Mode::Eager, Mode::Fused] {
+            let is_fused = |load: &Load, _: &Path| unchanged(&Load { mode, ..load.clone() });
+            let found = diagnosed(&checkpoint, &tokens(&[40, 25]), &is_fused);
+            assert_eq!(found.finding, Diagnosis::Nothing, "{checkpoint}: {}", found.sentence);
+            pairs += 1;
+        }
+    }
+    assert!(pairs >= 100, "{pairs}");
 }

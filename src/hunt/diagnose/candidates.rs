@@ -3,17 +3,18 @@
 use super::DiagnoseError;
 use super::causes::Cause;
 use super::draft::Draft;
-use super::hypotheses::{are_of_a_family, hypotheses};
+use super::hypotheses::{Hypothesis, are_of_a_family, hypotheses};
 use super::lab::{Lab, Stage};
 use super::side::Apart;
 
 /// Share of a difference that an explanation may leave, besides being within rounding: a small difference must not count as
 /// explained because a mistake happens to lower it a little.
 const MOST_LEFT: f64 = 0.05;
-/// Most mistakes that are combined by their errors alone.
-const DEPTH: usize = 4;
 /// Combinations of each size that are extended.
 const BEAM: usize = 6;
+
+/// Pairs of mistakes that are measured before the search looks whether one of them closes.
+const PAIRS_AT_ONCE: usize = 16;
 
 /// A draft with some mistakes, and how far it is from the suspect.
 #[derive(Clone)]
@@ -39,16 +40,13 @@ pub(super) fn extended(
     from: &Candidate,
     stage: &Stage,
 ) -> Result<Vec<Candidate>, DiagnoseError> {
-    let mut all: Vec<Candidate> = Vec::new();
+    let mut edited: Vec<(&'static Hypothesis, Draft)> = Vec::new();
     for row in hypotheses() {
-        if !lab.has_time() {
-            break;
-        }
         if from.causes.iter().any(|known| known.name() == row.name) {
             continue;
         }
         let Some(draft) =
-            row.applied(&from.draft).filter(|draft| all.iter().all(|known| known.draft != *draft))
+            row.applied(&from.draft).filter(|draft| edited.iter().all(|(_, known)| known != draft))
         else {
             continue;
         };
@@ -60,11 +58,15 @@ pub(super) fn extended(
         {
             continue;
         }
-        let apart = lab.apart(&draft, stage)?;
-        let causes = from.causes.iter().copied().chain([Cause::Known(row)]).collect();
-        all.push(Candidate { causes, draft, apart });
+        edited.push((row, draft));
     }
-    Ok(all)
+    let drafts: Vec<Draft> = edited.iter().map(|(_, draft)| draft.clone()).collect();
+    let found = lab.apart_each(&drafts, stage)?;
+    let candidate = |((row, draft), apart): ((&'static Hypothesis, Draft), Apart)| {
+        let causes = from.causes.iter().copied().chain([Cause::Known(row)]).collect();
+        Candidate { causes, draft, apart }
+    };
+    Ok(edited.into_iter().zip(found).map(candidate).collect())
 }
 
 /// The first candidate that leaves rounding alone.
@@ -72,12 +74,13 @@ pub(super) fn closing(candidates: &[Candidate], base: Apart) -> Option<Candidate
     candidates.iter().find(|candidate| closes(candidate.apart, base)).cloned()
 }
 
-/// Combinations of up to [`DEPTH`] mistakes: those that lower the error most are extended, best first.
+/// Combinations of up to `depth` mistakes: those that lower the error most are extended, best first.
 pub(super) fn combined(
     lab: &mut Lab,
     singles: &[Candidate],
     stage: &Stage,
     base: Apart,
+    depth: usize,
 ) -> Result<Option<Candidate>, DiagnoseError> {
     let lowered = |candidates: Vec<Candidate>, than: f64| {
         let mut kept: Vec<Candidate> =
@@ -87,7 +90,7 @@ pub(super) fn combined(
         kept
     };
     let mut beam = lowered(singles.to_vec(), base.relative_l2);
-    for _ in 1..DEPTH {
+    for _ in 1..depth {
         let mut next: Vec<Candidate> = Vec::new();
         for candidate in &beam {
             let further = extended(lab, candidate, stage)?;
@@ -115,21 +118,26 @@ fn pairs(
     stage: &Stage,
     base: Apart,
 ) -> Result<Option<Candidate>, DiagnoseError> {
+    let mut both: Vec<(Vec<Cause>, Draft)> = Vec::new();
     for (at, first) in singles.iter().enumerate() {
         for second in &singles[at + 1..] {
             let [Some(one), Some(other)] = [first, second].map(|candidate| candidate.causes.last().copied())
             else {
                 continue;
             };
-            if !lab.has_time() || !are_of_a_family(one.name(), other.name()) {
-                continue;
+            if are_of_a_family(one.name(), other.name())
+                && let Some(draft) = other.applied(&first.draft)
+            {
+                both.push((first.causes.iter().copied().chain([other]).collect(), draft));
             }
-            let Some(draft) = other.applied(&first.draft) else { continue };
-            let apart = lab.apart(&draft, stage)?;
-            if closes(apart, base) {
-                let causes = first.causes.iter().copied().chain([other]).collect();
-                return Ok(Some(Candidate { causes, draft, apart }));
-            }
+        }
+    }
+    for some in both.chunks(PAIRS_AT_ONCE) {
+        let drafts: Vec<Draft> = some.iter().map(|(_, draft)| draft.clone()).collect();
+        let found = lab.apart_each(&drafts, stage)?;
+        let closing = some.iter().zip(found).find(|(_, apart)| closes(*apart, base));
+        if let Some(((causes, draft), apart)) = closing {
+            return Ok(Some(Candidate { causes: causes.clone(), draft: draft.clone(), apart }));
         }
     }
     Ok(None)

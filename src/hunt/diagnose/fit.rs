@@ -3,6 +3,7 @@
 use super::DiagnoseError;
 use super::candidates::{Candidate, closes};
 use super::causes::Cause;
+use super::draft::Draft;
 use super::knobs::KNOBS;
 use super::lab::{Lab, Stage};
 use super::side::Apart;
@@ -27,14 +28,18 @@ pub(super) fn fitted(
             let Some(draft) = turned(factor).applied(&candidate.draft) else { return Ok(f64::INFINITY) };
             Ok(lab.apart(&draft, stage)?.relative_l2)
         };
-        if turned(1.5).applied(&candidate.draft).is_none() {
+        let steps: Vec<i32> = (-GRID..=GRID).filter(|step| *step != 0).collect();
+        let drafts: Vec<Draft> = steps
+            .iter()
+            .filter_map(|step| turned(2_f64.powf(f64::from(*step) / 4.0)).applied(&candidate.draft))
+            .collect();
+        if drafts.len() < steps.len() {
             continue;
         }
         let mut best = (0, base.relative_l2);
-        for step in (-GRID..=GRID).filter(|step| *step != 0) {
-            let left = measure(lab, 2_f64.powf(f64::from(step) / 4.0))?;
-            if left < best.1 {
-                best = (step, left);
+        for (step, apart) in steps.into_iter().zip(lab.apart_each(&drafts, stage)?) {
+            if apart.relative_l2 < best.1 {
+                best = (step, apart.relative_l2);
             }
         }
         // A factor between two points of the grid halves the error at least, unless it is near 1.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use rayon::prelude::*;
 use reference::protocol::Dtype;
 
 use super::draft::{Draft, Original};
@@ -16,7 +17,10 @@ use crate::execute::runner::NoResult;
 use crate::results::diagnosed::Trial;
 
 /// An edit that both sides are given: a part of the network switched off.
-pub(super) type Surgery = Arc<dyn Fn(&mut Draft)>;
+pub(super) type Surgery = Arc<dyn Fn(&mut Draft) + Send + Sync>;
+
+/// Drafts that the native model runs between two looks at the clock.
+const AT_ONCE: usize = 16;
 
 /// Inputs and surgery on which both sides are compared, with the suspect's logits.
 pub(super) struct Stage {
@@ -204,8 +208,59 @@ impl<'a> Lab<'a> {
 
     /// How far the trusted side is from the suspect with the edits of `draft`; unknown if it gives no logits.
     pub(super) fn apart(&mut self, draft: &Draft, stage: &Stage) -> Result<Apart, DiagnoseError> {
+        if self.request.trusted.is_native {
+            let found = self.natively(std::slice::from_ref(draft), stage)?;
+            return Ok(found.first().copied().unwrap_or(Apart::UNKNOWN));
+        }
         let output = self.trusted(draft, stage)?;
         Ok(output.map_or(Apart::UNKNOWN, |output| self.measured(&output, stage)))
+    }
+
+    /// [`Self::apart`] of each draft, in their order; fewer once the time is over. The native model runs several at a time.
+    pub(super) fn apart_each(
+        &mut self,
+        drafts: &[Draft],
+        stage: &Stage,
+    ) -> Result<Vec<Apart>, DiagnoseError> {
+        let mut found = Vec::new();
+        let at_once = if self.request.trusted.is_native { AT_ONCE } else { 1 };
+        for drafts in drafts.chunks(at_once) {
+            if !self.has_time() {
+                break;
+            }
+            match drafts {
+                [draft] => found.push(self.apart(draft, stage)?),
+                drafts => found.extend(self.natively(drafts, stage)?),
+            }
+        }
+        Ok(found)
+    }
+
+    /// [`Self::apart`] of each draft by the native model, in parallel.
+    fn natively(&mut self, drafts: &[Draft], stage: &Stage) -> Result<Vec<Apart>, DiagnoseError> {
+        if self.request.stop.load(Ordering::Relaxed) {
+            return Err(DiagnoseError::Interrupted);
+        }
+        let first = self.written + 1;
+        self.written += drafts.len();
+        self.trusted.passes += drafts.len();
+        let (scratch, dtype, tolerances) = (self.scratch.path(), self.dtype, self.request.tolerances);
+        let measure = |(number, draft): (usize, &Draft)| {
+            let mut whole = draft.clone();
+            (stage.surgery)(&mut whole);
+            let folder = scratch.join(format!("checkpoint-{}", first + number));
+            whole.write(&folder)?;
+            let model_type = whole.text("model_type").unwrap_or_default();
+            let inputs = whole.inputs(&stage.tokens);
+            let output = native::run(&folder, model_type, &inputs, dtype, whole.deviations());
+            let _ = std::fs::remove_dir_all(&folder);
+            let Ok(mut output) = output else { return Ok(Apart::UNKNOWN) };
+            if whole.changes_outputs() {
+                output.edit(|row| whole.output(row));
+            }
+            Ok(apart([&output, &stage.suspect], &stage.tokens, dtype, tolerances))
+        };
+        drafts.par_iter().enumerate().map(measure).collect()
     }
 
     /// How far the trusted side with one draft is from itself with another.

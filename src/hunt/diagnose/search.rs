@@ -12,6 +12,9 @@ use super::surgery::{self, Peeled};
 use super::tokens::Tokens;
 use super::{Alternative, DiagnoseError, Diagnosis, Mistake};
 
+/// Most mistakes of the whole network that are combined by their errors alone.
+const DEPTH: usize = 4;
+
 /// Searches on inputs of which the first are the case's.
 pub(super) fn search(lab: &mut Lab, proofs: &[Proof]) -> Result<Diagnosis, DiagnoseError> {
     let plain = lab.plain();
@@ -48,8 +51,10 @@ pub(super) fn search(lab: &mut Lab, proofs: &[Proof]) -> Result<Diagnosis, Diagn
                 parts = Some(peeled);
             }
         }
-        if found.is_none() {
-            found = combined(lab, &singles, stage, *base)?;
+        // Mistakes that explain the whole explain every part of it, and a part was searched with their combinations.
+        let has_unexplained_part = parts.as_ref().is_some_and(|peeled| !peeled.parts.is_empty());
+        if found.is_none() && !has_unexplained_part {
+            found = combined(lab, &singles, stage, *base, DEPTH)?;
         }
         if let Some(found) = found {
             let found = needed(lab, found, &[(stage, *base)])?;

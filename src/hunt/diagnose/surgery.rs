@@ -1,7 +1,7 @@
 //! Localisation by surgery: edited checkpoints, given to both sides, in which most of the network is switched off.
 //!
 //! With the last matrices of every attention and MLP at zero, a model is its embedding, its norms and its head; with one of
-//! them kept it is that block alone. With queries of zero, attention is the mean over the keys that the mask admits. Blocks
+//! them kept it is that block alone. With queries and keys of zero, attention is the mean over the keys that the mask admits. Blocks
 //! are examined from the outside in; a mistake that makes a block agree is kept for those that follow, so that several
 //! faults are found one after the other, and a block that no mistake of the table makes agree is named.
 
@@ -17,6 +17,9 @@ use super::parts::{Block, Part as Projection, end_of, heads, layers, slices};
 use super::side::Apart;
 use super::tokens::Tokens;
 use super::{DiagnoseError, Part};
+
+/// Most mistakes that are combined on one part of the network.
+const DEPTH: usize = 3;
 
 /// What examining part after part showed.
 pub(super) struct Peeled {
@@ -66,14 +69,14 @@ impl View {
     }
 }
 
-/// Queries of zero, whatever norm follows them.
+/// Queries and keys of zero, whatever norms follow them. Keys too, because relative positions may be added to scores by them.
 fn uniform(draft: &mut Draft) {
-    for slice in slices(draft, &[Projection::Query]) {
+    for slice in slices(draft, &[Projection::Query, Projection::Key]) {
         slice.clear(draft);
     }
     let zero = offset(draft);
-    draft.edit_all(is_query_norm, |values| values.fill(zero));
-    draft.edit_all(|name| is_query_norm(name) && name.ends_with("bias"), |values| values.fill(0.0));
+    draft.edit_all(is_qk_norm, |values| values.fill(zero));
+    draft.edit_all(|name| is_qk_norm(name) && name.ends_with("bias"), |values| values.fill(0.0));
 }
 
 /// Queries and keys in the last rotated pair of features alone, whose angle is next to nothing with a large base.
@@ -91,8 +94,8 @@ fn offset(draft: &Draft) -> f64 {
     if draft.text("model_type").is_some_and(|model_type| model_type.contains("gemma")) { -1.0 } else { 0.0 }
 }
 
-fn is_query_norm(name: &str) -> bool {
-    name.contains(".q_norm.") || name.contains(".q_layernorm.")
+fn is_qk_norm(name: &str) -> bool {
+    [".q_norm.", ".k_norm.", ".q_layernorm.", ".k_layernorm."].iter().any(|norm| name.contains(norm))
 }
 
 /// Examines the network part by part, beginning with the mistakes of `from`; `whole` has the case's inputs.
@@ -130,16 +133,34 @@ pub(super) fn peel(lab: &mut Lab, from: &Candidate, whole: &Stage) -> Result<Pee
             continue;
         }
         match explained(lab, &peeled.candidate, &stage, base)? {
-            Some(candidate) => {
+            Some(candidate) if !spoils(lab, &peeled.candidate, &candidate, view, whole)? => {
                 let new = candidate.causes.len() - peeled.candidate.causes.len();
                 peeled.proven.extend(vec![alone(view); new]);
                 peeled.candidate = candidate;
             }
-            None => left.push((view, base.relative_l2)),
+            _ => left.push((view, base.relative_l2)),
         }
     }
     peeled.parts = parts(lab, &left, whole, &peeled.candidate)?;
     Ok(peeled)
+}
+
+/// Whether what makes one layer's block agree makes the same block of another layer depart: a mistake of the table or a factor
+/// concerns every layer.
+fn spoils(
+    lab: &mut Lab,
+    before: &Candidate,
+    after: &Candidate,
+    view: View,
+    whole: &Stage,
+) -> Result<bool, DiagnoseError> {
+    for layer in (0..layers(&lab.plain())).filter(|layer| *layer != view.layer) {
+        let Ok(stage) = lab.stage(&whole.tokens, View { layer, ..view }.surgery())? else { continue };
+        if lab.apart(&before.draft, &stage)?.is_rounding && !lab.apart(&after.draft, &stage)?.is_rounding {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// `candidate` with further mistakes that make the stage agree.
@@ -153,9 +174,9 @@ fn explained(
     if let Some(found) = closing(&singles, base) {
         return Ok(Some(found));
     }
-    match combined(lab, &singles, stage, base)? {
+    match fitted(lab, candidate, stage, base)? {
         Some(found) => Ok(Some(found)),
-        None => fitted(lab, candidate, stage, base),
+        None => combined(lab, &singles, stage, base, DEPTH),
     }
 }
 
@@ -164,7 +185,7 @@ fn alone(view: View) -> String {
     match view.piece {
         Piece::Ends => format!("{ENDS} alone"),
         Piece::Mlp => format!("layer {}'s MLP alone", view.layer),
-        Piece::Uniform => format!("layer {}'s attention alone, with queries of zero", view.layer),
+        Piece::Uniform => format!("layer {}'s attention alone, with queries and keys of zero", view.layer),
         Piece::Unrotated | Piece::Attention => format!("layer {}'s attention alone", view.layer),
     }
 }
@@ -200,7 +221,7 @@ fn parts(
         };
         let how = match piece {
             Piece::Ends => "with every output of attention and MLP zero",
-            Piece::Uniform => "with that attention alone and queries of zero",
+            Piece::Uniform => "with that attention alone and queries and keys of zero",
             _ => "with that block alone",
         };
         Part { part, how: how.to_owned(), relative_l2: largest }
