@@ -1,8 +1,16 @@
-//! Records what `environment.json` and the cells report: the compiler, and the versions of candle pinned in
-//! Cargo.lock.
+//! Records what `environment.json`, plans and the cells report: the compiler, the versions of candle pinned in Cargo.lock, and
+//! a digest of the sources.
 
-use std::path::Path;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use sha2::{Digest, Sha256};
+
+/// Folders whose content determines what tfcheck computes. In the published crate the libraries are dependencies, which
+/// Cargo.lock pins by their digests.
+const SOURCES: [&str; 7] =
+    ["src", "bounds/src", "compare/src", "models/src", "port/src", "protocol/src", "reference"];
 
 /// The packages whose versions are reported, and the environment variables that the sources read them from.
 const LOCKED: [(&str, &str); 2] =
@@ -24,6 +32,56 @@ fn main() {
     }
     if lock.is_file() {
         println!("cargo::rerun-if-changed=Cargo.lock");
+    }
+    let root = lock.parent().unwrap_or(Path::new("."));
+    println!("cargo::rustc-env=TFCHECK_SOURCE={}", source(root, &text));
+    let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| "unknown".to_owned());
+    println!("cargo::rustc-env=TFCHECK_TARGET={}", variable("TARGET"));
+    println!(
+        "cargo::rustc-env=TFCHECK_PROFILE={} (optimisation {})",
+        variable("PROFILE"),
+        variable("OPT_LEVEL")
+    );
+}
+
+/// SHA-256 in hex over the names and contents of the sources and over Cargo.lock.
+fn source(root: &Path, lock: &str) -> String {
+    let mut files = Vec::new();
+    for folder in SOURCES {
+        // Cargo would always rebuild for a path that does not exist.
+        if root.join(folder).is_dir() {
+            println!("cargo::rerun-if-changed={folder}");
+        }
+        add_files(&root.join(folder), &mut files);
+    }
+    files.sort();
+    let mut hasher = Sha256::new();
+    hasher.update(lock);
+    for file in files {
+        let name = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
+        let content = std::fs::read(&file).unwrap_or_default();
+        hasher.update(format!("\0{name}\0{}\0", content.len()));
+        hasher.update(content);
+    }
+    let mut hex = String::new();
+    for byte in hasher.finalize() {
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex
+}
+
+/// Adds the sources below a folder: Rust, Python, TOML and what reports embed, without tests.
+fn add_files(folder: &Path, files: &mut Vec<PathBuf>) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() {
+            if !["tests", "snapshots", "target", "__pycache__"].contains(&name.as_str()) {
+                add_files(&path, files);
+            }
+        } else if name != "tests.rs" {
+            files.push(path);
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 mod exit;
 mod plans;
 mod session;
+mod shares;
+mod shell;
 
 use std::fmt::Display;
 use std::io::Write;
@@ -22,6 +24,7 @@ use crate::commands::list;
 use crate::commands::record;
 use crate::commands::run::{self, Destination, RunRequest};
 use crate::commands::scoreboard;
+use crate::execute::answer;
 use crate::execute::progress::Progress;
 use crate::execute::worker;
 use crate::hunt::diagnose::Diagnosed;
@@ -37,6 +40,7 @@ pub use exit::code_of;
 use plans::{begun, of_run, plan_text, planned, resumed};
 pub use session::cache_folder;
 use session::{Session, stop_on_signals};
+pub use shell::build;
 
 /// Runs one command line.
 ///
@@ -44,6 +48,7 @@ use session::{Session, stop_on_signals};
 /// Whatever the command cannot do; [`code_of`] tells with which exit code.
 pub fn execute(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
+        Command::Run(arguments) if arguments.sharing.engine.is_some() => shares::slurm(cli, arguments),
         Command::Run(arguments) if arguments.dry_run => say(&plan_text(&arguments.selection)?),
         Command::Run(arguments) => run(cli, arguments),
         Command::Relations(arguments) => relations(cli, arguments),
@@ -51,9 +56,10 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Bench(arguments) => bench(cli, arguments),
         Command::GpuCheck(arguments) => check_gpu(cli, arguments),
         Command::Bisect(arguments) => search(cli, arguments),
-        Command::Plan(selection) => say(&plan_text(selection)?),
+        Command::Plan(arguments) => shares::plan(cli, arguments),
+        Command::Merge(arguments) => shares::merge(cli, arguments),
         Command::Init(arguments) => say(&config::init(&arguments.path)?),
-        Command::Schema => say(&config::schema_text()),
+        Command::Schema(arguments) => shell::schema(arguments.of),
         Command::Compare(arguments) => {
             if let Some(file) = &arguments.html {
                 say(&compare::changes(&arguments.runs, file)?)?;
@@ -72,6 +78,8 @@ pub fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Localize(arguments) => localize(cli, arguments),
         Command::CheckWorker(arguments) => check_worker(arguments),
         Command::Diagnose(arguments) => diagnose(cli, arguments),
+        Command::Completions(arguments) => shell::completions(arguments),
+        Command::Man(arguments) => shell::man(arguments.out.as_deref()),
         Command::Worker(arguments) => serve(arguments),
         Command::Foreign => {
             inputs::serve().into_diagnostic().wrap_err("the process of tokenizers and templates")?;
@@ -87,16 +95,17 @@ fn progress(cli: &Cli) -> Progress {
 
 fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
     let session = Session::open(progress(cli).with_all_tables(arguments.full))?;
+    let sharing = shares::sharing(&arguments.sharing)?;
+    let frozen = sharing.as_ref().and_then(|sharing| sharing.frozen.as_ref());
     let (mut loaded, plan, destination) =
-        begun(arguments.resume.as_deref(), &arguments.selection, &arguments.results)?;
-    let settings = &mut loaded.config.run;
-    if !arguments.fail_on.is_empty() {
-        settings.fail_on.clone_from(&arguments.fail_on);
-    }
-    if let Some(name) = &arguments.against {
-        settings.against = Some(name.clone());
-    }
-    if let Some(name) = &settings.against {
+        if let Some((frozen, path)) = frozen.zip(arguments.sharing.plan.as_ref()) {
+            let (loaded, plan) = shares::of_frozen(frozen, path)?;
+            (loaded, plan, Destination::New(arguments.results.clone()))
+        } else {
+            begun(arguments.resume.as_deref(), &arguments.selection, &arguments.results)?
+        };
+    gated(&mut loaded.config, arguments);
+    if let Some(name) = &loaded.config.run.against {
         // A name that does not exist should not be found out after an hour of computing.
         let results = match &destination {
             Destination::New(results) => results.as_path(),
@@ -104,9 +113,22 @@ fn run(cli: &Cli, arguments: &crate::cli::Run) -> Result<ExitCode> {
         };
         baseline::check(results, name)?;
     }
-    let request =
-        RunRequest { clean: arguments.clean, ..session.request(&loaded.config, &loaded.text, &plan) };
+    let request = RunRequest {
+        clean: arguments.clean,
+        sharing: sharing.as_ref(),
+        ..session.request(&loaded.config, &loaded.text, &plan)
+    };
     Ok(run::run(&request, destination)?.code)
+}
+
+/// Replaces gates and baseline of the config by those of the command line.
+fn gated(config: &mut Config, arguments: &crate::cli::Run) {
+    if !arguments.fail_on.is_empty() {
+        config.run.fail_on.clone_from(&arguments.fail_on);
+    }
+    if let Some(name) = &arguments.against {
+        config.run.against = Some(name.clone());
+    }
 }
 
 /// The relations of each variant by itself.
@@ -181,7 +203,8 @@ fn of_pair<T>(
 }
 
 /// Prints what was found; the exit code tells whether something of it diverges.
-fn told<T: Display>(found: &[T], diverges: impl Fn(&T) -> bool) -> Result<ExitCode> {
+fn told<T: Display + serde::Serialize>(found: &[T], diverges: impl Fn(&T) -> bool) -> Result<ExitCode> {
+    answer::set_data(&found);
     for found in found {
         say(&found.to_string())?;
     }
@@ -348,6 +371,9 @@ fn serve(arguments: &crate::cli::Worker) -> Result<ExitCode> {
 
 /// Prints what a command was asked for. A reader that went away is no failure.
 fn say(text: &str) -> Result<ExitCode> {
+    if answer::add_text(&format!("{}\n", text.trim_end())) {
+        return Ok(ExitCode::Agree);
+    }
     match writeln!(std::io::stdout(), "{}", bounds::styled(text.trim_end())) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).into_diagnostic(),
         _ => Ok(ExitCode::Agree),

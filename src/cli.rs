@@ -1,6 +1,8 @@
 //! The command line, as clap reads it; no logic.
 
 mod hunt;
+mod share;
+mod shell;
 
 use std::path::PathBuf;
 
@@ -8,6 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use reference::protocol::Dtype;
 
 pub use hunt::{Bisect, Diagnose, DtypeName, Localize};
+pub use share::{EngineName, Merge, Plan, Sharing};
+pub use shell::{Completions, Man, Schema, SchemaOf, asks_for_build};
 
 use crate::spec::gate::Gate;
 use crate::spec::variant::dtype_name;
@@ -37,6 +41,19 @@ pub struct Cli {
     /// Print only the result and errors.
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub quiet: bool,
+    /// Print the result as text, or as one JSON object with the exit code, the summary and the error (docs/agents.md).
+    #[arg(long, global = true, help_heading = "Global options", value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+/// Form of the result on standard output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// When output is coloured.
@@ -85,11 +102,13 @@ pub enum Command {
     /// Check relations: invariants that each variant must keep by itself, such as causality, padding, batch and cache.
     Relations(Relations),
     /// List the cells that a config makes, without running anything.
-    Plan(Selection),
+    Plan(Plan),
+    /// Merge runs of `--shard` or `--unit` into one run, and report it.
+    Merge(Merge),
     /// Write a commented config file with all default values.
     Init(Init),
-    /// Print the JSON schema of the config.
-    Schema,
+    /// Print the JSON schema of the config or of another file.
+    Schema(Schema),
     /// Regenerate the comparison of saved runs, without running anything.
     Compare(Compare),
     /// Find the first module at which two variants diverge.
@@ -116,6 +135,10 @@ pub enum Command {
     Record(Record),
     /// Check request by request whether a program speaks the worker protocol.
     CheckWorker(CheckWorker),
+    /// Print a shell's completions of tfcheck's command line.
+    Completions(Completions),
+    /// Print tfcheck's man page, or write the pages of all commands into a folder.
+    Man(Man),
     /// Serve one cell of a native model on the worker descriptors.
     #[command(hide = true)]
     Worker(Worker),
@@ -146,6 +169,9 @@ pub struct Run {
     /// The selected cells.
     #[command(flatten)]
     pub selection: Selection,
+    /// The part of a plan to compute.
+    #[command(flatten)]
+    pub sharing: Sharing,
     /// List the cells as `tfcheck plan` does, and stop.
     #[arg(long)]
     pub dry_run: bool,

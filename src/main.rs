@@ -5,11 +5,17 @@ use std::process::ExitCode;
 use clap::{ColorChoice, CommandFactory, FromArgMatches};
 use miette::MietteHandlerOpts;
 use tfcheck::app;
-use tfcheck::cli::{Cli, Color};
+use tfcheck::cli::{Cli, Color, Command, Format, asks_for_build};
+use tfcheck::execute::answer;
 use tfcheck::judge::exit_code::ExitCode as Code;
 
 fn main() -> ExitCode {
-    let color = Color::of_arguments(std::env::args_os().map(|word| word.to_string_lossy().into_owned()));
+    let words = || std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    if asks_for_build(words()) {
+        print(app::build().as_bytes());
+        return ExitCode::SUCCESS;
+    }
+    let color = Color::of_arguments(words());
     apply(color);
     let choice = match color {
         Color::Auto => ColorChoice::Auto,
@@ -18,14 +24,27 @@ fn main() -> ExitCode {
     };
     let matches = Cli::command().color(choice).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    match app::execute(&cli) {
-        Ok(code) => code.into(),
+    if cli.format == Format::Json && !matches!(cli.command, Command::Worker(_) | Command::Foreign) {
+        answer::collect();
+    }
+    let (code, problem) = match app::execute(&cli) {
+        Ok(code) => (code, None),
         Err(report) => {
             // Its text may quote a checkpoint, a hub or a run.
             eprintln!("{}", bounds::styled(&format!("{report:?}")));
-            app::code_of(&report).unwrap_or(Code::Usage).into()
+            (app::code_of(&report).unwrap_or(Code::Usage), Some(answer::Problem::of(&report)))
         }
+    };
+    if let Some(text) = answer::take(code.number(), problem) {
+        print(text.as_bytes());
     }
+    code.into()
+}
+
+/// Prints bytes as they are. A closed standard output is not an error.
+fn print(bytes: &[u8]) {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(bytes);
 }
 
 /// Tells what prints in colour: the tables, the progress and the errors.

@@ -8,7 +8,7 @@ use miette::{IntoDiagnostic, Result, WrapErr};
 use super::session::cache_folder;
 use crate::cli::Selection;
 use crate::commands::run::{Destination, specification};
-use crate::execute::foreseen;
+use crate::execute::{answer, foreseen};
 use crate::results::{Manifest, RunFolder};
 use crate::spec::config::{self, Config};
 use crate::spec::machine;
@@ -16,6 +16,7 @@ use crate::spec::plan::{CasePlan, CellPlan, Filters, Plan};
 
 pub(super) fn plan_text(selection: &Selection) -> Result<String> {
     let (loaded, plan) = planned(selection)?;
+    answer::set_data(&plan);
     let cache = cache_folder()?;
     let specifications: Vec<_> = plan.environments.iter().map(specification).collect();
     let lacks = |environment: usize, model_type: &str| {

@@ -36,6 +36,7 @@ impl Session {
             stop: &self.stop,
             progress: &self.progress,
             turn: None,
+            sharing: None,
         }
     }
 }

@@ -17,6 +17,7 @@ fn help_reads_well() {
         "run",
         "relations",
         "plan",
+        "merge",
         "init",
         "schema",
         "compare",

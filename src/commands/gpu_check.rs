@@ -321,6 +321,7 @@ impl Bench<'_> {
             stop: &stop.flag,
             progress: &self.progress.beside(),
             turn: Some(turn),
+            sharing: None,
         };
         let finished = run::run(&request, Destination::New(self.runs.join(name)))?;
         drop(watch);

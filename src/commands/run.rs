@@ -1,12 +1,14 @@
 //! `tfcheck run`, in order: checkpoints, inputs, environments, cells, comparison, report.
 
 mod diagnose;
+mod estimate;
 mod keys;
 mod localize;
 mod modules;
 mod prepare;
 mod relations;
 mod runners;
+mod share;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +26,7 @@ use crate::judge::assess;
 use crate::judge::exit_code::ExitCode;
 use crate::judge::history::History;
 use crate::report;
-use crate::results::{Case, Manifest, ResultsError, RunFolder};
+use crate::results::{Case, Manifest, ResultsError, RunFolder, Share};
 use crate::spec::config::Config;
 use crate::spec::inputs;
 use crate::spec::machine::{self, Machine};
@@ -37,6 +39,7 @@ pub(crate) use prepare::specification;
 use prepare::{Preparation, PreparedCase};
 pub use relations::relations;
 use runners::Runners;
+pub use share::{Part, Sharing, end_of_run, freeze};
 
 /// A run to start or to resume.
 pub struct RunRequest<'a> {
@@ -58,6 +61,8 @@ pub struct RunRequest<'a> {
     pub progress: &'a Progress,
     /// The timing lock, if several runs go on at the same time.
     pub turn: Option<&'a Turn>,
+    /// The part of the plan to run; `None` for all of it.
+    pub sharing: Option<&'a Sharing>,
 }
 
 /// Where a run's results go.
@@ -82,13 +87,21 @@ pub struct Finished {
 /// # Errors
 /// When a checkpoint or inputs cannot be prepared, or the run folder cannot be written.
 pub fn run(request: &RunRequest, destination: Destination) -> Result<Finished> {
-    let prepared = request
-        .progress
-        .timed("preparing checkpoints, inputs and environments", || prepare::prepare(request));
-    let Preparation { plan, cases, environments } = prepared?;
+    let prepared =
+        request.progress.timed("preparing checkpoints, inputs and environments", || share::prepared(request));
+    let Some(share::Prepared { preparation, share, made }) = prepared? else {
+        // A share without units agrees with everything; it has no run folder.
+        return Ok(Finished { code: ExitCode::Agree, folder: PathBuf::new() });
+    };
+    let Preparation { plan, cases, environments } = preparation;
     let request = &RunRequest { plan: &plan, ..*request };
     let machine = Machine::detect();
-    let (folder, manifest) = open(request, destination, &cases)?;
+    let (folder, manifest) = open(request, destination, &cases, share)?;
+    if let Some(made) = made {
+        made.keep(&folder)?;
+    }
+    // Which pairs represent a group is known only when all shares are merged.
+    let request = &RunRequest { localize: request.localize && manifest.share.is_none(), ..*request };
     request.progress.log_to(&folder.path().join("run.log"));
     request.progress.line(&format!("results in {}", folder.path().display()));
     write_records(request, &folder, &manifest, &cases, &machine, &environments)?;
@@ -221,13 +234,15 @@ fn open(
     request: &RunRequest,
     destination: Destination,
     cases: &[PreparedCase],
+    share: Option<Share>,
 ) -> Result<(RunFolder, Manifest)> {
-    let described = |stamp: String, notes| prepare::manifest(request, cases, stamp, notes);
+    let described =
+        |stamp: String, notes, share| Manifest { share, ..prepare::manifest(request, cases, stamp, notes) };
     match destination {
         Destination::New(results) => {
             let stamp = jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string();
             let folder = RunFolder::create(&results, &stamp)?;
-            let manifest = described(stamp, Vec::new());
+            let manifest = described(stamp, Vec::new(), share);
             folder.write_manifest(&manifest)?;
             for (case, prepared) in manifest.cases.iter().zip(cases) {
                 save_inputs(&folder, &manifest, case, prepared)?;
@@ -236,7 +251,7 @@ fn open(
         }
         Destination::Resume(folder) => {
             let begun = folder.manifest()?;
-            let manifest = described(begun.stamp.clone(), begun.notes.clone());
+            let manifest = described(begun.stamp.clone(), begun.notes.clone(), begun.share.clone());
             for (now, then) in manifest.cases.iter().zip(&begun.cases) {
                 if (&now.checkpoint_digest, &now.inputs_digest)
                     != (&then.checkpoint_digest, &then.inputs_digest)
@@ -366,6 +381,8 @@ fn jobs<'a>(
         let same = |other: &&CellPlan| other.case == index && other.variant.version == cell.variant.version;
         cell.variant.runner == variant::Runner::Transformers
             && request.plan.cells.iter().find(same).is_some_and(|first| first.variant == cell.variant)
+            && (manifest.share.as_ref())
+                .is_none_or(|share| share.tokenized.contains(&request.plan.cell_name(cell)))
     };
     let job = |cell: &CellPlan| Job {
         variant: cell.variant.clone(),

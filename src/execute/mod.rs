@@ -1,5 +1,6 @@
 //! Execution: runners start workers, the scheduler drives them, and each cell gets a record.
 
+pub mod answer;
 pub mod cell;
 pub mod foreseen;
 pub mod progress;

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use bounds::limits::LINE;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use super::answer;
+
 /// Limit on the bytes of a worker's log that are shown at a time; the log file itself is complete.
 const MOST_OUTPUT: u64 = 1 << 20;
 
@@ -165,7 +167,7 @@ impl Progress {
     pub fn result(&self, text: &str) {
         let text = &*bounds::styled(text);
         self.log(text);
-        if self.shows_results {
+        if self.shows_results && !answer::add_text(text) {
             // A closed standard output is not an error.
             drop(std::io::stdout().write_all(text.as_bytes()));
         }

@@ -56,22 +56,28 @@ pub fn view(
         let own = files(case);
         let cells: Vec<Cell> = case.variants.iter().map(|variant| cell_of(variant, &cells[index])).collect();
         let entries: Vec<Entry> = cells.iter().map(|cell| entry(cell, &own)).collect();
-        let mask = Mask::open(&own.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
-        let beside = match beside_one_pass::one_pass(manifest, case) {
-            Some(whole) => beside_one_pass::judge(
+        let mask = mask(&own, &cells)?;
+        let beside = match (beside_one_pass::one_pass(manifest, case), &mask) {
+            (Some(whole), Some(mask)) => beside_one_pass::judge(
                 (case, &cells),
                 &views[&whole],
                 [&own, &files(&manifest.cases[whole])],
                 &localized,
-                &mask,
+                mask,
                 tolerances,
             )?,
-            None => Vec::new(),
+            _ => Vec::new(),
         };
         let near_ties: Vec<(String, Routing)> = beside.iter().filter_map(Beside::near_ties).collect();
         let known = Known { localized: &localized, near_ties: &near_ties };
-        let mut view =
-            case_view((case, known), manifest.baseline.as_deref(), cells, &entries, Some(&mask), tolerances)?;
+        let mut view = case_view(
+            (case, known),
+            manifest.baseline.as_deref(),
+            cells,
+            &entries,
+            mask.as_ref(),
+            tolerances,
+        )?;
         view.verdicts.extend(beside.into_iter().map(|found| found.verdict));
         view.diagnosed = diagnosed.iter().filter(|found| found.case == case.name).cloned().collect();
         views.insert(index, view);
@@ -214,6 +220,20 @@ fn cell_of(variant: &Variant, cells: &[Cell]) -> Cell {
         Cell::new(variant, "", Outcome::Failed(failure))
     };
     cells.iter().find(|cell| cell.variant == *variant).cloned().unwrap_or_else(never)
+}
+
+/// The mask of a case's inputs, from the case folder `files`; `None` if there are neither inputs nor logits, as in a merged run
+/// of which a part is missing.
+///
+/// # Errors
+/// When the inputs cannot be read.
+pub fn mask(files: &Path, cells: &[Cell]) -> Result<Option<Mask>> {
+    let path = files.join("inputs.safetensors");
+    let has_logits = cells.iter().any(|cell| matches!(cell.outcome, Outcome::Completed(_)));
+    if !has_logits && !path.exists() {
+        return Ok(None);
+    }
+    Mask::open(&path).map(Some).map_err(|error| miette!("{error}"))
 }
 
 /// The logits of a cell, from the case folder `files`, or the reason why there are none.

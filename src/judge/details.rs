@@ -5,11 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use compare::details::{PairDetails, details};
-use compare::logits::Mask;
 use compare::matrix::Entry;
 use miette::{Result, miette};
 
-use super::assess::entry;
+use super::assess::{entry, mask};
 use super::findings::{CaseGroups, Findings};
 use super::view::{CaseView, RunView};
 use crate::results::{Manifest, RunFolder};
@@ -45,8 +44,8 @@ pub fn of_run(folder: &RunFolder, manifest: &Manifest, run: &RunView, found: &Fi
     for ((case, groups), planned) in run.cases.iter().zip(&found.cases).zip(&manifest.cases) {
         let files = folder.case_folder(manifest, &case.name);
         let entries: Vec<Entry> = case.cells.iter().map(|cell| entry(cell, &files)).collect();
-        let mask = Mask::open(&files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
-        let pairs = details(&entries, Some(&mask), &case.matrix, &wanted(case, groups))
+        let mask = mask(&files, &case.cells)?;
+        let pairs = details(&entries, mask.as_ref(), &case.matrix, &wanted(case, groups))
             .map_err(|error| miette!("{error}"))?;
         let digest = planned.checkpoint_digest.as_str();
         let vocabulary = vocabularies.entry(digest).or_insert_with(|| folder.vocabulary(digest));

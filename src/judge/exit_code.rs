@@ -17,16 +17,22 @@ pub enum ExitCode {
     Interrupted,
 }
 
+impl ExitCode {
+    /// The number of the exit status.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Agree => 0,
+            Self::Diverged => 1,
+            Self::Usage => 2,
+            Self::CellFailed => 3,
+            Self::NoGpu => 4,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
 impl From<ExitCode> for std::process::ExitCode {
     fn from(code: ExitCode) -> Self {
-        match code {
-            ExitCode::Agree => 0,
-            ExitCode::Diverged => 1,
-            ExitCode::Usage => 2,
-            ExitCode::CellFailed => 3,
-            ExitCode::NoGpu => 4,
-            ExitCode::Interrupted => 130,
-        }
-        .into()
+        code.number().into()
     }
 }

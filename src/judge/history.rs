@@ -4,6 +4,8 @@
 //! while the file is locked. A file of a newer tfcheck or of another program, and a damaged file, is refused with an
 //! error, never repaired or overwritten.
 
+mod costs;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +16,10 @@ use thiserror::Error;
 use crate::execute::cell::{Cell, Outcome};
 use crate::execute::quiet::{best_ns, readings};
 use crate::results::Case;
+use crate::spec::variant::Variant;
 use compare::timing::summarize;
+
+pub use costs::{CellId, Cost};
 
 /// Name of the file in the results folder.
 pub const FILE_NAME: &str = "history.sqlite";
@@ -165,12 +170,14 @@ impl History {
             (0, 0) if tables == 0 => {
                 begun.execute_batch(TABLES).map_err(named)?;
                 begun.execute_batch(YARDSTICK).map_err(named)?;
+                begun.execute_batch(costs::TABLE).map_err(named)?;
                 begun.pragma_update(None, "application_id", APPLICATION).map_err(named)?;
                 begun.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(named)?;
                 begun.commit().map_err(named)
             }
             (APPLICATION, SCHEMA_VERSION) => {
                 begun.execute_batch(YARDSTICK).map_err(named)?;
+                begun.execute_batch(costs::TABLE).map_err(named)?;
                 begun.commit().map_err(named)
             }
             (APPLICATION, found) if found > SCHEMA_VERSION => {
@@ -201,6 +208,7 @@ impl History {
         let begun =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(named)?;
         begun.execute("DELETE FROM cells WHERE run = ?1", [run]).map_err(named)?;
+        begun.execute("DELETE FROM costs WHERE run = ?1", [run]).map_err(named)?;
         for (case, cells) in cases {
             for cell in *cells {
                 let (outcome, p50_ms, peak) = match &cell.outcome {
@@ -225,6 +233,10 @@ impl History {
                     peak
                 ];
                 begun.execute(sql, row).map_err(named)?;
+                if let Outcome::Completed(completed) = &cell.outcome {
+                    let id = (case.checkpoint_digest.as_str(), case.inputs_digest.as_str(), &cell.variant);
+                    costs::insert(&begun, (run, stamp), machine, id, completed).map_err(named)?;
+                }
             }
         }
         let readings = readings(cases.iter().flat_map(|(_, cells)| *cells));
@@ -370,9 +382,14 @@ fn known(row: &rusqlite::Row<'_>) -> rusqlite::Result<Known> {
     })
 }
 
-/// The key of a variant across runs: its fully qualified name.
+/// The key of a cell's variant across runs.
 fn variant_key(cell: &Cell) -> String {
-    crate::spec::variant::Variant { qualified: true, ..cell.variant.clone() }.name()
+    variant_key_of(&cell.variant)
+}
+
+/// The key of a variant across runs: its fully qualified name.
+fn variant_key_of(variant: &Variant) -> String {
+    Variant { qualified: true, ..variant.clone() }.name()
 }
 
 fn named(path: &Path, error: &rusqlite::Error) -> HistoryError {

@@ -26,6 +26,7 @@ use compare::verdict::Tolerances;
 use console::Term;
 use miette::Result;
 
+use crate::execute::answer;
 use crate::execute::cell::Cell;
 use crate::execute::progress::Progress;
 use crate::judge::details::{self, Details};
@@ -108,6 +109,7 @@ pub fn publish(
         Err(error) => (Details::default(), Some(error)),
     };
     let source = Source { details: &details, ..source };
+    answer::set_run(folder.path());
     for format in all() {
         let text = format.render(&source);
         // A person reads these two as they are; the others escape what they hold.
@@ -133,7 +135,11 @@ pub fn show(source: &Source<'_>, progress: &Progress) {
     } else {
         overview::render(source, width, terminal.color)
     });
-    github::publish(source, progress);
+    answer::set_summary(|| json::Json.render(source));
+    // Annotations are lines on standard output.
+    if !answer::is_collected() {
+        github::publish(source, progress);
+    }
 }
 
 /// An entry of a matrix of numbers, or a word that gives the reason for a missing number.

@@ -58,6 +58,15 @@ pub enum ResultsError {
         /// The name, fit to be shown.
         name: String,
     },
+    /// A frozen plan cannot be used.
+    #[error("{} {problem}", path.display())]
+    #[diagnostic(help("make a new plan with `tfcheck plan --json`"))]
+    Plan {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, as a predicate.
+        problem: String,
+    },
     /// The folder holds a symbolic link, through which something outside would be written.
     #[error("{} is a symbolic link, and tfcheck writes no run through links", path.display())]
     #[diagnostic(help("remove the link: a run folder holds files and folders only"))]

@@ -76,6 +76,15 @@ impl RunFolder {
         Ok(Self { path: path.to_owned(), lock: None })
     }
 
+    /// The folder if it contains no symbolic link, through which a file outside of it would be read.
+    ///
+    /// # Errors
+    /// When it contains one or cannot be listed.
+    pub fn without_links(self) -> Result<Self, ResultsError> {
+        check_links(&self.path, 0)?;
+        Ok(self)
+    }
+
     fn lock(path: PathBuf) -> Result<Self, ResultsError> {
         check_links(&path, 0)?;
         let file = path.join(LOCK);
@@ -332,14 +341,14 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
     atomic::write(path, bytes).map_err(|source| io_error("write", path, source))
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ResultsError> {
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ResultsError> {
     let bytes =
         bounds::file::read_unlinked(path, RUN_JSON_BYTES).map_err(|source| io_error("read", path, source))?;
     serde_json::from_slice(&bytes).map_err(|source| ResultsError::Record { path: path.to_owned(), source })
 }
 
 /// Refuses a manifest whose names lead out of the run: they become files and folders.
-fn check_names(path: &Path, manifest: &Manifest) -> Result<(), ResultsError> {
+pub(super) fn check_names(path: &Path, manifest: &Manifest) -> Result<(), ResultsError> {
     let variants = manifest.cases.iter().flat_map(|case| &case.variants);
     let names = std::iter::once(("the time stamp", manifest.stamp.clone()))
         .chain(manifest.cases.iter().map(|case| ("the case", case.name.clone())))
@@ -397,6 +406,7 @@ mod tests {
             folder: PathBuf::new(),
             baseline: None,
             plan: None,
+            share: None,
             cases: vec![],
             notes: vec![],
         };

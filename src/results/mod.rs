@@ -7,6 +7,7 @@ pub mod diagnosed;
 pub mod environment;
 mod error;
 mod folder;
+mod frozen;
 pub mod localized;
 pub mod relations;
 pub mod torch_zip;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::execute::cell::SCHEMA_VERSION;
 pub use error::ResultsError;
 pub use folder::{RunFolder, write_file};
+pub use frozen::{Built, Frozen, Locked, Share, plan_schema};
 
 use crate::spec::config::{Config, Padding};
 use crate::spec::plan::Plan;
@@ -41,6 +43,9 @@ pub struct Manifest {
     /// The planned cells with axes, checkpoint and environment of each; `None` in runs of older tfcheck versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
+    /// The part of a frozen plan that the run computes; `None` for a whole run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<Share>,
     /// The cases, in order.
     pub cases: Vec<Case>,
     /// Notes about the run as a whole.

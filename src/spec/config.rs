@@ -17,6 +17,7 @@ use compare::verdict::{Overrides, Tolerances};
 mod device;
 mod diagnose;
 mod dtype;
+mod engine;
 mod init;
 mod load;
 mod schema;
@@ -26,6 +27,7 @@ pub use crate::spec::checkpoint::{Source as CheckpointSource, SourceError};
 pub use device::Device;
 pub use diagnose::ConfigError;
 pub use dtype::LoadDtype;
+pub use engine::Engine;
 pub use init::{InitError, init, init_text};
 pub use load::Loaded;
 use reference::Versions;
@@ -59,6 +61,8 @@ pub struct Config {
     pub relations: Relations,
     /// Limits of the verdicts.
     pub tolerances: Tolerances,
+    /// What jobs of `tfcheck run --engine slurm` ask of the cluster. Default: nothing.
+    pub engine: Engine,
     /// Folder of the file that this was read from; empty when that is the working directory or there is no file.
     #[serde(skip)]
     pub folder: PathBuf,
@@ -303,6 +307,7 @@ impl Default for Config {
             run: Run::default(),
             relations: Relations::default(),
             tolerances: Tolerances::default(),
+            engine: Engine::default(),
             folder: PathBuf::new(),
         }
     }

@@ -10,4 +10,5 @@ pub mod machine;
 pub(crate) mod nearest;
 pub mod plan;
 pub mod relations;
+pub mod units;
 pub mod variant;

@@ -51,7 +51,10 @@ fn of_document(text: &str) -> Vec<String> {
         } else if let Some(shown) =
             Some(line.trim_start().trim_start_matches("$ ")).filter(|l| l.starts_with("tfcheck "))
         {
-            found.push(shown.split(" #").next().unwrap().trim_end().to_owned());
+            // Without a comment, a redirection and what a shell does afterwards.
+            let ends = [" #", " > ", " || ", " && "];
+            let end = ends.iter().filter_map(|end| shown.find(end)).min().unwrap_or(shown.len());
+            found.push(shown[..end].trim_end().to_owned());
         }
     }
     found.extend(commands(&prose));

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
+mod answers;
 mod bisect;
 mod checkpoint_errors;
 mod checkpoint_files;
@@ -33,6 +34,7 @@ mod relations;
 mod report;
 #[path = "../support/localize/setting.rs"]
 mod setting;
+mod shards;
 mod shared_worker;
 #[path = "../support/mod.rs"]
 mod support;

@@ -19,7 +19,7 @@ fn worker() {
 }
 
 /// The command of the port with a mistake; of the right one without a name.
-fn program(bug: &str) -> Vec<String> {
+pub(crate) fn program(bug: &str) -> Vec<String> {
     let this = std::env::current_exe().unwrap().to_string_lossy().into_owned();
     let bug = format!("{WORKER}={bug}");
     ["env", &bug, &this, "--exact", "ports::worker", "--nocapture"].map(str::to_owned).to_vec()

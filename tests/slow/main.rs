@@ -22,5 +22,6 @@ mod real;
 mod relations_real;
 #[path = "../support/localize/setting.rs"]
 mod setting;
+mod slurm;
 #[path = "../support/mod.rs"]
 mod support;

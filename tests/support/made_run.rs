@@ -40,6 +40,7 @@ pub(crate) fn made_run(results: &Path, cases: usize, variants: usize, slower: f6
         folder: PathBuf::new(),
         baseline: Some(all[0].name()),
         plan: None,
+        share: None,
         cases: (0..cases).map(|number| case(number, &all)).collect(),
         notes: vec!["a note with <b>markup</b> & more".into()],
     };

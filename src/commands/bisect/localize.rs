@@ -102,6 +102,7 @@ fn between(
         stop: context.stop,
         progress: &quiet,
         turn: None,
+        sharing: None,
     };
     context.progress.line(&format!("{}: localising {a} / {b}", shown.case));
     let wanted = Wanted { case: Some(&shown.case), variants: [&a, &b], options: &Options::default() };

@@ -145,6 +145,7 @@ impl Tester<'_> {
             stop: self.stop,
             progress: &quiet,
             turn: None,
+            sharing: None,
         };
         let finished = run::run(&request, self.destination(revisions[0])?)?;
         if finished.code == ExitCode::Interrupted {

@@ -44,6 +44,25 @@ pub(super) struct PreparedCase {
     pub(super) vocabulary: Vec<String>,
 }
 
+impl Preparation {
+    /// What `plan`, a part of this plan, needs of it.
+    pub(super) fn narrowed(self, plan: Plan) -> Self {
+        let Self { plan: whole, cases, environments } = self;
+        let mut cases: Vec<Option<PreparedCase>> = cases.into_iter().map(Some).collect();
+        let taken = plan.cases.iter().filter_map(|case| {
+            let at = whole.cases.iter().position(|known| known.name == case.name)?;
+            cases.get_mut(at)?.take()
+        });
+        let taken = taken.collect();
+        let kept = plan.environments.iter().filter_map(|environment| {
+            let at = whole.environments.iter().position(|known| known.origin == environment.origin)?;
+            environments.get(at).cloned()
+        });
+        let environments = kept.collect();
+        Self { plan, cases: taken, environments }
+    }
+}
+
 /// Resolves checkpoints and makes inputs while uv works on the environments.
 pub(super) fn prepare(request: &RunRequest) -> Result<Preparation> {
     // A run beside others is stopped by their time limit too, which must not end tfcheck.
@@ -298,6 +317,7 @@ pub(super) fn manifest(
         folder: request.config.folder.clone(),
         baseline: Some(plan.baseline.clone()),
         plan: Some(plan.clone()),
+        share: None,
         cases: plan.cases.iter().zip(cases).enumerate().map(case).collect(),
         notes,
     }

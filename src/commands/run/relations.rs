@@ -31,7 +31,7 @@ pub fn relations(request: &RunRequest, destination: Destination) -> Result<Finis
     let Preparation { plan, cases, environments } = prepared?;
     let request = &RunRequest { plan: &plan, ..*request };
     let machine = Machine::detect();
-    let (folder, mut manifest) = open(request, destination, &cases)?;
+    let (folder, mut manifest) = open(request, destination, &cases, None)?;
     // No cell is run for its own sake, so that none is missing.
     for case in &mut manifest.cases {
         case.variants.clear();

@@ -15,7 +15,8 @@ use crate::spec::nearest::nearest;
 use crate::spec::relations::{RELATIONS, Relations};
 
 use super::{
-    Checkpoint, CheckpointSource, Command, Config, Environment, InputsConfig, Run, Version, VersionSource,
+    Checkpoint, CheckpointSource, Command, Config, Engine, Environment, InputsConfig, Run, Version,
+    VersionSource,
 };
 
 /// One problem and its location in the file.
@@ -80,6 +81,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     found.commands(&config.commands, &config.versions);
     found.run(&config.run);
     found.relations(&config.relations);
+    found.engine(&config.engine);
     found.sizes(config);
     found.tolerances(config);
     found.0
@@ -379,6 +381,12 @@ impl Found {
         }
         if let Some(budget) = run.memory_budget_gb {
             self.positive(at!["run", "memory_budget_gb"], budget);
+        }
+    }
+
+    fn engine(&mut self, engine: &Engine) {
+        if let Some((field, message)) = engine.problem() {
+            self.value(at!["engine", field], message, "it becomes a part of a job's script");
         }
     }
 

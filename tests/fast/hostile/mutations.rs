@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
+use tfcheck::commands::merge::{MergeRequest, Merged, merge};
+use tfcheck::execute::progress::Progress;
 use tfcheck::judge::history::History;
 use tfcheck::results::{RunFolder, torch_zip};
 use tfcheck::spec::checkpoint::{self, Checkpoint, Source};
@@ -295,4 +297,46 @@ fn run_folders_and_histories() {
             let _ = history.baselines();
         }
     });
+}
+
+#[test]
+fn parts_of_a_plan_are_merged_or_refused() {
+    let sandbox = Sandbox::new();
+    let config = sandbox.workers(&[("one", "good")], "rounds = 0\nnoise = false\ntrace = false");
+    let output = sandbox.run(&config, &["--shard", "1/1"]);
+    assert!(output.status.success(), "{}", crate::support::stderr(&output));
+    let run = sandbox.only_run().path().to_owned();
+    let record = std::fs::read_dir(run.join("one")).unwrap().map(|entry| entry.unwrap().path());
+    let record = record.into_iter().find(|path| path.extension().is_some_and(|end| end == "json")).unwrap();
+    let progress = Progress::new(true).without_results();
+    for (target, path) in [
+        ("part-run", run.join("run.json")),
+        ("part-plan", run.join("plan.json")),
+        ("part-cell", record),
+        ("part-environment", run.join("environment.json")),
+    ] {
+        let seed = std::fs::read(&path).unwrap();
+        fuzz(target, &seed, 40, |bytes| {
+            std::fs::write(&path, bytes).unwrap();
+            let results = tempfile::tempdir().unwrap();
+            let folders = [run.clone()];
+            let request = MergeRequest {
+                folders: &folders,
+                plan: None,
+                reasons: None,
+                results: results.path(),
+                progress: &progress,
+            };
+            if let Ok(Merged { folder, manifest, cells }) = merge(&request) {
+                let _ = tfcheck::report::write(
+                    &folder,
+                    &manifest,
+                    &cells,
+                    &manifest.config.tolerances,
+                    &progress,
+                );
+            }
+        });
+        std::fs::write(&path, seed).unwrap();
+    }
 }

@@ -32,6 +32,8 @@ pub(super) fn lists(config: &Config) -> Found {
         (&["run", "dtypes"][..], run.dtypes.len()),
         (&["run", "devices"][..], run.devices.len()),
         (&["run", "fail_on"][..], run.fail_on.len()),
+        (&["engine", "options"][..], config.engine.options.len()),
+        (&["engine", "environment"][..], config.engine.environment.len()),
         (&["relations", "only"][..], config.relations.only.as_ref().map_or(0, Vec::len)),
     ] {
         let path: Vec<Step> = path.iter().copied().map(Step::from).collect();

@@ -1,0 +1,203 @@
+//! `tfcheck run --engine slurm`: computes the units of a plan as jobs of a Slurm cluster.
+//!
+//! The submitting host prepares environments and checkpoints once, in a cache that the nodes share. Each unit is a task of an
+//! array of jobs; a last job merges what there is when all of them have ended.
+
+mod queue;
+mod script;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bounds::limits::RUN_JSON_BYTES;
+use compare::units::count;
+use miette::{IntoDiagnostic, Result, WrapErr};
+use serde::{Deserialize, Serialize};
+
+use super::merge;
+use super::run::{self, RunRequest};
+use crate::execute::progress::Progress;
+use crate::judge::exit_code::ExitCode;
+use crate::results::{Frozen, write_file};
+use queue::Queue;
+use script::{Batch, Scripts};
+
+/// Time between two looks at the queue.
+const POLL: Duration = Duration::from_secs(2);
+
+/// A run on a cluster.
+pub struct SlurmRequest<'a> {
+    /// What to run.
+    pub run: &'a RunRequest<'a>,
+    /// Folder in which the folder of the jobs and the merged run are created.
+    pub results: &'a Path,
+    /// A folder of jobs to complete: only units without a result are submitted.
+    pub resume: Option<&'a Path>,
+    /// Whether the scripts are written and nothing is submitted.
+    pub dry_run: bool,
+}
+
+/// `submitted.json`: the jobs of the last submission.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Submitted {
+    /// Ids of the arrays.
+    arrays: Vec<String>,
+    /// Id of the job that merges.
+    merge: Option<String>,
+}
+
+impl Submitted {
+    fn all(&self) -> Vec<&str> {
+        self.arrays.iter().chain(&self.merge).map(String::as_str).collect()
+    }
+}
+
+/// Freezes the plan, submits its units and the merge, and waits for the merged run. A request to stop cancels what was
+/// submitted.
+///
+/// # Errors
+/// When something cannot be prepared or written, or Slurm refuses a job.
+pub fn run(request: &SlurmRequest<'_>) -> Result<ExitCode> {
+    let progress = request.run.progress;
+    let (folder, frozen) = match request.resume {
+        Some(folder) => (folder.to_owned(), Frozen::read(&folder.join("plan.json"))?),
+        None => begun(request)?,
+    };
+    let folder = std::path::absolute(&folder).into_diagnostic()?;
+    let open = open_units(&frozen, &folder);
+    let units = frozen.units.len();
+    progress.line(&format!(
+        "jobs in {}: {} of {} to compute",
+        folder.display(),
+        open.len(),
+        count(units, "unit")
+    ));
+    let engine = &frozen.run.config.engine;
+    let scripts = Scripts {
+        folder: &folder,
+        results: &std::path::absolute(request.results).into_diagnostic()?,
+        cache: &std::path::absolute(request.run.cache).into_diagnostic()?,
+        program: &std::env::current_exe().into_diagnostic().wrap_err("the path of this program")?,
+        engine,
+    };
+    let batches = scripts.write(&frozen, &open)?;
+    if request.dry_run {
+        for batch in &batches {
+            progress.line(&format!("would run: {}", scripts.submit_line(batch)));
+        }
+        progress.line(&format!("would run: {}", scripts.merge_line("afterany:IDS")));
+        return Ok(ExitCode::Agree);
+    }
+    let mut submitted = Submitted::default();
+    let outcome = submit(&scripts, &batches, &folder, &mut submitted)
+        .and_then(|()| wait(request, &folder, &submitted, (open.len(), units)));
+    if outcome.is_err() || matches!(outcome, Ok(ExitCode::Interrupted)) {
+        queue::cancel(&submitted.all());
+    }
+    if matches!(outcome, Ok(ExitCode::Interrupted)) {
+        let folder = folder.display();
+        progress.line(&format!(
+            "cancelled the jobs; complete them with: tfcheck run --engine slurm --resume {folder}"
+        ));
+    }
+    outcome
+}
+
+/// Freezes the plan in a new folder of jobs.
+fn begun(request: &SlurmRequest<'_>) -> Result<(PathBuf, Frozen)> {
+    let frozen = match request.run.sharing.and_then(|sharing| sharing.frozen.clone()) {
+        Some(frozen) => frozen,
+        None => run::freeze(request.run, request.results)?,
+    };
+    let stamp = jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string();
+    std::fs::create_dir_all(request.results).into_diagnostic()?;
+    for attempt in 1.. {
+        let name = if attempt == 1 { format!("slurm_{stamp}") } else { format!("slurm_{stamp}_{attempt}") };
+        let folder = request.results.join(name);
+        match std::fs::create_dir(&folder) {
+            Ok(()) => {
+                write_file(&folder.join("plan.json"), frozen.text()?.as_bytes())?;
+                return Ok((folder, frozen));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                return Err(error)
+                    .into_diagnostic()
+                    .wrap_err_with(|| format!("cannot create {}", folder.display()));
+            }
+        }
+    }
+    unreachable!("the loop ends by returning")
+}
+
+/// Numbers, from 1, of the units that have no complete result.
+fn open_units(frozen: &Frozen, folder: &Path) -> Vec<usize> {
+    let is_open = |number: &usize| !merge::is_complete(&script::unit_folder(folder, *number));
+    (1..=frozen.units.len()).filter(is_open).collect()
+}
+
+/// Submits the arrays and the merge; keeps the ids as soon as they are known.
+fn submit(scripts: &Scripts<'_>, batches: &[Batch], folder: &Path, submitted: &mut Submitted) -> Result<()> {
+    let mut tasks = String::new();
+    for batch in batches {
+        let id = queue::submit(&scripts.submit_arguments(batch))?;
+        tasks.push_str(&batch.tasks(&id));
+        submitted.arrays.push(id);
+        keep(folder, submitted, &tasks)?;
+    }
+    let after = submitted.arrays.iter().fold("afterany".to_owned(), |after, id| format!("{after}:{id}"));
+    submitted.merge = Some(queue::submit(&scripts.merge_arguments(&after))?);
+    keep(folder, submitted, &tasks)
+}
+
+fn keep(folder: &Path, submitted: &Submitted, tasks: &str) -> Result<()> {
+    let text = serde_json::to_string_pretty(submitted).into_diagnostic()?;
+    write_file(&folder.join("submitted.json"), (text + "\n").as_bytes())?;
+    Ok(write_file(&folder.join("tasks.tsv"), tasks.as_bytes())?)
+}
+
+/// Waits for the merge, showing the state of the queue; the exit code is the merge's.
+fn wait(
+    request: &SlurmRequest<'_>,
+    folder: &Path,
+    submitted: &Submitted,
+    (open, all): (usize, usize),
+) -> Result<ExitCode> {
+    let progress: &Progress = request.run.progress;
+    let (code, report) = (folder.join("merge.code"), folder.join("merge.out"));
+    let task = progress.task("units", open as u64);
+    let mut lost = 0;
+    while !code.exists() {
+        if request.run.stop.load(Ordering::Relaxed) {
+            return Ok(ExitCode::Interrupted);
+        }
+        // A controller that does not answer for a while is no reason to give up.
+        if let Some(queue) = Queue::of(&submitted.all()) {
+            let merge = submitted.merge.as_deref().unwrap_or_default();
+            task.at(queue.ended(merge) as u64, &queue.words(merge));
+            lost = if queue.has(merge) { 0 } else { lost + 1 };
+        }
+        if lost > 5 {
+            miette::bail!(
+                help = format!("see {}; `tfcheck merge` merges the units that there are", report.display()),
+                "the job that merges ended without a result"
+            );
+        }
+        std::thread::sleep(POLL);
+    }
+    drop(task);
+    let text = bounds::file::read_text(&report, RUN_JSON_BYTES)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot read {}", report.display()))?;
+    progress.line(&format!("all {} have ended", count(all, "unit")));
+    progress.result(&text);
+    let written = bounds::file::read_text(&code, bounds::limits::TOKEN_BYTES).into_diagnostic()?;
+    Ok(match written.trim() {
+        "0" => ExitCode::Agree,
+        "1" => ExitCode::Diverged,
+        "3" => ExitCode::CellFailed,
+        "130" => ExitCode::Interrupted,
+        _ => ExitCode::Usage,
+    })
+}
