@@ -89,6 +89,11 @@ fn unrotated(draft: &mut Draft) {
     set_rotary_base(draft, 1e30);
 }
 
+/// Whether the projections of queries and of keys are known, so that either can be switched off.
+fn divides_attention(draft: &Draft) -> bool {
+    [Projection::Query, Projection::Key].iter().all(|part| !slices(draft, &[*part]).is_empty())
+}
+
 /// The weight that makes a norm's output zero.
 fn offset(draft: &Draft) -> f64 {
     if draft.text("model_type").is_some_and(|model_type| model_type.contains("gemma")) { -1.0 } else { 0.0 }
@@ -107,9 +112,14 @@ pub(super) fn peel(lab: &mut Lab, from: &Candidate, whole: &Stage) -> Result<Pee
         return Ok(peeled);
     }
     let mut left: Vec<(View, f64)> = Vec::new();
+    // Where queries or keys are not known by their names, nothing makes scores equal.
+    let pieces = if divides_attention(&plain) {
+        &[Piece::Mlp, Piece::Uniform, Piece::Attention][..]
+    } else {
+        &[Piece::Mlp, Piece::Attention]
+    };
     let views = std::iter::once(View { layer: 0, piece: Piece::Ends }).chain(
-        [Piece::Mlp, Piece::Uniform, Piece::Attention]
-            .into_iter()
+        (pieces.iter().copied())
             .flat_map(|piece| (0..layers(&plain)).map(move |layer| View { layer, piece })),
     );
     for view in views {
@@ -252,6 +262,9 @@ fn rotation_or_scores(
     whole: &Stage,
     candidate: &Candidate,
 ) -> Result<&'static str, DiagnoseError> {
+    if !divides_attention(&lab.plain()) {
+        return Ok("attention");
+    }
     // Two tokens at one position are not rotated against each other; the base makes the last pair's angle small.
     let view = View { piece: Piece::Unrotated, ..view };
     Ok(match differs(lab, view, &whole.tokens, candidate)? {
