@@ -311,13 +311,18 @@ fn divergences(case: &CaseView, found: &CaseGroups, findings: &mut Vec<Finding>)
                 _ => None,
             });
         let localized = localized(case, first, group);
+        let place = localized.and_then(place);
+        // Beside a module, the part of the network that surgery finds adds nothing.
+        let diagnosis = diagnosis(case, group)
+            .filter(|diagnosed| place.is_none() || !diagnosed.mistakes().is_empty())
+            .map(|diagnosed| diagnosed.sentence.clone());
         let what = What::Diverges {
             letter: letter.clone(),
             relative_l2,
             incomparable,
-            place: localized.and_then(place),
+            place,
             localized: localized.map(|found| found.sentence.clone()),
-            diagnosis: diagnosis(case, group),
+            diagnosis,
         };
         add(findings, case, &group.members, what);
     }
@@ -334,11 +339,11 @@ fn localized<'a>(case: &'a CaseView, first: &Group, group: &Group) -> Option<&'a
 }
 
 /// The diagnosis of a member of `group`.
-fn diagnosis(case: &CaseView, group: &Group) -> Option<String> {
+fn diagnosis<'a>(case: &'a CaseView, group: &Group) -> Option<&'a Diagnosed> {
     let is_member = |found: &&Diagnosed| {
         group.members.iter().any(|&member| case.cells[member].name == found.suspect) && found.is_divergence()
     };
-    case.diagnosed.iter().find(is_member).map(|found| found.sentence.clone())
+    case.diagnosed.iter().find(is_member)
 }
 
 /// The place that a localisation reports: the first diverging module, or an argument that a module's own code computes, or

@@ -265,12 +265,18 @@ fn rotation_or_scores(
     if !divides_attention(&lab.plain()) {
         return Ok("attention");
     }
-    // Two tokens at one position are not rotated against each other; the base makes the last pair's angle small.
-    let view = View { piece: Piece::Unrotated, ..view };
-    Ok(match differs(lab, view, &whole.tokens, candidate)? {
-        Some(true) => "scores",
-        Some(false) => "rotation",
-        None => "scores or rotation",
+    // Tokens at one position are not rotated against each other. A program may count positions itself, so that is asked again
+    // with features alone whose angles are next to nothing.
+    let together = Tokens { position_ids: vec![0; whole.tokens.position_ids.len()], ..whole.tokens.clone() };
+    let unrotated = View { piece: Piece::Unrotated, ..view };
+    let asked =
+        [differs(lab, view, &together, candidate)?, differs(lab, unrotated, &whole.tokens, candidate)?];
+    let has_factor = lab.plain().config.keys().any(|key| key == "rope_scaling" || key == "rope_parameters");
+    Ok(match asked {
+        [Some(false), _] | [_, Some(false)] => "rotation",
+        [Some(true), Some(true)] if has_factor => "scores, or the factor of cos and sin",
+        [Some(true), Some(true)] => "scores",
+        _ => "scores or rotation",
     })
 }
 
