@@ -110,6 +110,7 @@ fn once(results: &Path, variants: &[(&str, usize)], repeats: usize, more: &str) 
         stop: &Arc::new(AtomicBool::new(false)),
         progress: &Progress::new(true).without_results(),
         turn: None,
+        sharing: None,
     };
     let finished = run(&request, Destination::New(results.to_owned()))?;
     match finished.code {
