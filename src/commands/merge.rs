@@ -150,9 +150,8 @@ fn cells(copy: &Copy<'_>, taken: &[Taken<'_>], reasons: &BTreeMap<String, String
                     copy.cell(part, case, cell, &mut rounds)?
                 } else {
                     let reason = match (part, reasons.get(&unit.name)) {
-                        (Ok(_), Some(reason)) => reason.clone(),
                         (Ok(part), None) => format!("{} did not finish it", part.name()),
-                        (Err(reason), _) => reason.clone(),
+                        (Ok(_), Some(reason)) | (Err(reason), _) => reason.clone(),
                     };
                     not_run(variant, &format!("unit {}: {reason}", unit.name))
                 };

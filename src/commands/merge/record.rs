@@ -56,7 +56,7 @@ pub(super) fn environment(frozen: &Frozen, taken: &[Taken<'_>]) -> Option<Enviro
         let places =
             taken.iter().map(|(unit, part)| (&unit.name, part.as_ref().map_or("", |part| part.machine())));
         let places = format!("{:?}", places.collect::<Vec<_>>());
-        merged.fingerprint = hex(&Sha256::digest(places))[..16].to_owned();
+        hex(&Sha256::digest(places))[..16].clone_into(&mut merged.fingerprint);
     }
     let environment = |locked: &crate::results::Locked| {
         let made = records().flat_map(|record| &record.environments);

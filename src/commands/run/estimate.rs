@@ -41,10 +41,10 @@ impl Estimates<'_> {
         let mut known = true;
         let (mut seconds, mut together, mut largest) = (0.0, 0_u64, 0_u64);
         for cell in cells() {
-            let sizes = self.from_sizes(cell);
-            let history = self.from_history(cell);
+            let sizes = self.by_sizes(cell);
+            let history = self.by_history(cell);
             known &= history.is_some();
-            let start = self.start(cell).0;
+            let start = start(cell).0;
             seconds += history.map_or(sizes.seconds, |cost| cost.seconds + start);
             let bytes = history.and_then(|cost| cost.peak_bytes).or(sizes.peak_bytes).unwrap_or(0);
             together = together.saturating_add(bytes);
@@ -79,30 +79,21 @@ impl Estimates<'_> {
         made.as_ref().ok().map(|environment| environment.key.clone())
     }
 
-    fn from_history(&self, cell: &CellPlan) -> Option<Cost> {
+    fn by_history(&self, cell: &CellPlan) -> Option<Cost> {
         let (history, fingerprint) = self.history.as_ref()?;
         let prepared = self.prepared.cases.get(cell.case)?;
         let id = (prepared.checkpoint.digest.as_str(), prepared.inputs.digest.as_str(), &cell.variant);
         history.cost((fingerprint, self.threads()), id).ok().flatten()
     }
 
-    /// Seconds and bytes of a worker before it loads a model.
-    fn start(&self, cell: &CellPlan) -> (f64, u64) {
-        match cell.variant.runner {
-            Runner::Transformers => TRANSFORMERS,
-            Runner::Command => PROGRAM,
-            Runner::Candle | Runner::CandleTransformers => NATIVE,
-        }
-    }
-
-    fn from_sizes(&self, cell: &CellPlan) -> Cost {
+    fn by_sizes(&self, cell: &CellPlan) -> Cost {
         let Some(prepared) = self.prepared.cases.get(cell.case) else {
             return Cost { seconds: 0.0, peak_bytes: None };
         };
         let run = &self.request.config.run;
         let stored = weight_bytes(prepared) as f64;
         let parameters = stored / width(prepared.checkpoint.dtype());
-        let (start, held) = self.start(cell);
+        let (start, held) = start(cell);
         let is_gpu = cell.variant.device.starts_with("cuda");
         let rate = if is_gpu { GPU_RATE } else { CORE_RATE * self.threads() as f64 };
         // Two operations per parameter and token; float64 takes twice as long as float32.
@@ -119,6 +110,15 @@ impl Estimates<'_> {
         let repeated = if run.noise { load + 2.0 * pass } else { 0.0 };
         let weights = (parameters * width(cell.variant.dtype)) as u64;
         Cost { seconds: once + repeated, peak_bytes: Some(held.saturating_add(weights.saturating_mul(2))) }
+    }
+}
+
+/// Seconds and bytes of a worker before it loads a model.
+fn start(cell: &CellPlan) -> (f64, u64) {
+    match cell.variant.runner {
+        Runner::Transformers => TRANSFORMERS,
+        Runner::Command => PROGRAM,
+        Runner::Candle | Runner::CandleTransformers => NATIVE,
     }
 }
 
