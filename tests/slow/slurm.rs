@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::support::{Run, Sandbox, fixture, numeric_files, stderr, stdout, wait_for};
 
 /// Nothing in these tests takes longer, a node that is given up included.
-const SOON: Duration = Duration::from_secs(180);
+const SOON: Duration = Duration::from_mins(3);
 
 /// A cluster, which is stopped when it is dropped.
 struct Cluster {
@@ -92,7 +92,7 @@ fn config(sandbox: &Sandbox) -> PathBuf {
             hog = bytearray(1 << 30)
             time.sleep(600)
 "#,
-        sandbox.path()
+        sandbox.path().to_str().unwrap()
     );
     let changed = worker.replacen("    if do == \"forward\":\n", &faults, 1);
     assert_ne!(worker, changed);
