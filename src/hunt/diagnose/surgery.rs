@@ -8,6 +8,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::candidates::{Candidate, closing, combined, extended};
 use super::draft::Draft;
 use super::fit::fitted;
@@ -271,7 +273,13 @@ fn rotation_or_scores(
     let unrotated = View { piece: Piece::Unrotated, ..view };
     let asked =
         [differs(lab, view, &together, candidate)?, differs(lab, unrotated, &whole.tokens, candidate)?];
-    let has_factor = lab.plain().config.keys().any(|key| key == "rope_scaling" || key == "rope_parameters");
+    let scaling =
+        ["rope_scaling", "rope_parameters"].map(|key| lab.plain().config.get(key).map(Value::to_string));
+    // The scaling types whose cosines and sines have a factor.
+    let has_factor = scaling
+        .iter()
+        .flatten()
+        .any(|text| ["\"yarn\"", "\"longrope\"", "\"su\""].iter().any(|scaling| text.contains(scaling)));
     Ok(match asked {
         [Some(false), _] | [_, Some(false)] => "rotation",
         [Some(true), Some(true)] if has_factor => "scores, or the factor of cos and sin",
