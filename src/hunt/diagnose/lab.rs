@@ -1,6 +1,6 @@
 //! The workers of both sides, the stages on which they are compared, and what was counted.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -250,14 +250,10 @@ impl<'a> Lab<'a> {
             (stage.surgery)(&mut whole);
             let folder = scratch.join(format!("checkpoint-{}", first + number));
             whole.write(&folder)?;
-            let model_type = whole.text("model_type").unwrap_or_default();
-            let inputs = whole.inputs(&stage.tokens);
-            let output = native::run(&folder, model_type, &inputs, dtype, whole.deviations());
+            let output = run_natively(&folder, &whole, &whole.inputs(&stage.tokens), dtype);
             let _ = std::fs::remove_dir_all(&folder);
             let Ok(mut output) = output else { return Ok(Apart::UNKNOWN) };
-            if whole.changes_outputs() {
-                output.edit(|row| whole.output(row));
-            }
+            edit_outputs(&whole, &mut output);
             Ok(apart([&output, &stage.suspect], &stage.tokens, dtype, tolerances))
         };
         drafts.par_iter().enumerate().map(measure).collect()
@@ -281,10 +277,8 @@ impl<'a> Lab<'a> {
         (stage.surgery)(&mut whole);
         let inputs = whole.inputs(&stage.tokens);
         let mut output = self.run(&whole, &inputs, false)?;
-        if let Ok(output) = &mut output
-            && whole.changes_outputs()
-        {
-            output.edit(|row| whole.output(row));
+        if let Ok(output) = &mut output {
+            edit_outputs(&whole, output);
         }
         Ok(output)
     }
@@ -319,8 +313,7 @@ impl<'a> Lab<'a> {
             self.suspect.run(&folder, &inputs, &logits, self.dtype)
         } else if is_native {
             self.trusted.passes += 1;
-            let model_type = draft.text("model_type").unwrap_or_default();
-            native::run(&folder, model_type, tokens, self.dtype, draft.deviations())
+            run_natively(&folder, draft, tokens, self.dtype)
         } else {
             self.trusted.run(&folder, &inputs, &logits, self.dtype)
         };
@@ -330,5 +323,17 @@ impl<'a> Lab<'a> {
             Err(NoResult::Interrupted) => Err(DiagnoseError::Interrupted),
             output => Ok(output),
         }
+    }
+}
+
+/// Logits of the native model of `draft`, which is written in `folder`.
+fn run_natively(folder: &Path, draft: &Draft, tokens: &Tokens, dtype: Dtype) -> Result<Output, NoResult> {
+    native::run(folder, draft.text("model_type").unwrap_or_default(), tokens, dtype, draft.deviations())
+}
+
+/// Changes the trusted side's logits to those that the mistakes of `draft` give.
+fn edit_outputs(draft: &Draft, output: &mut Output) {
+    if draft.changes_outputs() {
+        output.edit(|row| draft.output(row));
     }
 }

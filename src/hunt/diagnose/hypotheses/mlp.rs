@@ -31,6 +31,9 @@ pub(super) const ROWS: &[Hypothesis] = &[
         }
     }),
     row("shared-expert-gate-absent", "no gate of the shared expert", |draft| {
+        if !draft.names().iter().any(|name| name.ends_with(".shared_expert_gate.weight")) {
+            return;
+        }
         // A gate of 0 halves the expert, so twice the expert is one without a gate.
         draft.edit_all(|name| name.ends_with(".shared_expert_gate.weight"), |values| values.fill(0.0));
         let is_last = |name: &str| name.ends_with(".shared_expert.down_proj.weight");
