@@ -182,6 +182,7 @@ impl Engine for Work {
             chunks: Vec::new(),
             positions: Positions::All,
             peak_bytes: None,
+            outputs: Vec::new(),
             graphs: None,
             notes: Vec::new(),
         })

@@ -16,6 +16,7 @@ pub mod groups;
 mod kernels;
 pub mod logits;
 pub mod mapped;
+mod mask;
 pub mod matrix;
 pub mod metric;
 pub mod metrics;

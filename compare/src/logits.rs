@@ -10,16 +10,16 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::{Dtype, Positions};
-use bounds::limits::{INPUTS_BYTES, SAFETENSORS_HEADER_BYTES};
+use bounds::limits::SAFETENSORS_HEADER_BYTES;
 use half::slice::HalfFloatSliceExt;
 use safetensors::tensor::Metadata;
-use safetensors::{Dtype as Stored, SafeTensors};
+use safetensors::Dtype as Stored;
 use thiserror::Error;
+
+pub use crate::mask::Mask;
 
 /// Name of the logits tensor in the worker protocol.
 const LOGITS: &str = "logits";
-/// Name of the mask tensor in the worker protocol.
-const ATTENTION_MASK: &str = "attention_mask";
 
 /// Error of opening or reading a logits or inputs file.
 #[derive(Debug, Error)]
@@ -101,18 +101,30 @@ impl Row {
 }
 
 impl Logits {
-    /// Opens a safetensors file with one tensor `logits`.
+    /// Opens the tensor `logits` of a safetensors file, a model's main output.
     ///
     /// # Errors
     /// The file cannot be read, is truncated, or holds no tensor `logits` of a floating dtype and a supported shape.
     pub fn open(path: &Path, positions: Positions) -> Result<Self, LogitsError> {
+        Self::open_named(path, LOGITS, positions)
+    }
+
+    /// Opens the tensor `name` of a safetensors file as one position for each of its rows, all other axes joined.
+    ///
+    /// # Errors
+    /// As [`Logits::open`].
+    pub fn open_output(path: &Path, name: &str) -> Result<Self, LogitsError> {
+        Self::open_named(path, name, Positions::All)
+    }
+
+    fn open_named(path: &Path, name: &str, positions: Positions) -> Result<Self, LogitsError> {
         let file = bounds::file::open(path).map_err(|error| LogitsError::io(path, error))?;
         let (header, start) = read_header(path, &file)?;
         let metadata: Metadata = serde_json::from_slice(&header)
             .map_err(|error| LogitsError::invalid(path, format!("is not a safetensors file: {error}")))?;
         let info = metadata
-            .info(LOGITS)
-            .ok_or_else(|| LogitsError::invalid(path, format!("has no tensor named {LOGITS}")))?;
+            .info(name)
+            .ok_or_else(|| LogitsError::invalid(path, format!("has no tensor named {name}")))?;
         let storage = match info.dtype {
             Stored::F64 => Dtype::F64,
             Stored::F32 => Dtype::F32,
@@ -121,11 +133,16 @@ impl Logits {
             other => {
                 return Err(LogitsError::invalid(
                     path,
-                    format!("holds logits of dtype {other:?}, not a float"),
+                    format!("holds {name} of dtype {other:?}, not a float"),
                 ));
             }
         };
-        Self::new(path, file, start + info.data_offsets.0 as u64, storage, &info.shape, positions)
+        let shape = match info.shape.as_slice() {
+            shape if name == LOGITS => shape.to_vec(),
+            [] => vec![1, 1, 1],
+            [rows, rest @ ..] => vec![*rows, 1, rest.iter().product()],
+        };
+        Self::new(path, file, start + info.data_offsets.0 as u64, storage, &shape, positions)
     }
 
     /// Opens logits that lie contiguously from byte `offset` on in a file of another format.
@@ -368,70 +385,6 @@ fn layout(
         return Err(LogitsError::invalid(path, format!("holds empty logits, shape {shape:?}")));
     }
     Ok((batch, seq, vocab_size, positions))
-}
-
-/// Which positions of the inputs are real tokens, `[batch, seq]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mask {
-    batch: usize,
-    seq: usize,
-    real: Vec<bool>,
-}
-
-impl Mask {
-    /// A mask from its values in row-major order; `None` if their number is not `batch * seq`.
-    pub fn new(batch: usize, seq: usize, real: Vec<bool>) -> Option<Self> {
-        (real.len() == batch * seq).then_some(Self { batch, seq, real })
-    }
-
-    /// A mask without padding.
-    pub fn all_real(batch: usize, seq: usize) -> Self {
-        Self { batch, seq, real: vec![true; batch * seq] }
-    }
-
-    /// Reads `attention_mask` of an inputs file.
-    ///
-    /// # Errors
-    /// The file cannot be read or holds no i64 `attention_mask` of `[batch, seq]`.
-    pub fn open(path: &Path) -> Result<Self, LogitsError> {
-        let bytes = bounds::file::read(path, INPUTS_BYTES).map_err(|error| LogitsError::io(path, error))?;
-        let tensors = SafeTensors::deserialize(&bytes)
-            .map_err(|error| LogitsError::invalid(path, format!("is not a safetensors file: {error}")))?;
-        let mask = tensors
-            .tensor(ATTENTION_MASK)
-            .map_err(|_| LogitsError::invalid(path, format!("has no tensor named {ATTENTION_MASK}")))?;
-        match (mask.dtype(), mask.shape()) {
-            (Stored::I64, &[batch, seq]) => {
-                let real =
-                    mask.data().as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b) != 0).collect();
-                Ok(Self { batch, seq, real })
-            }
-            (dtype, shape) => Err(LogitsError::invalid(
-                path,
-                format!("holds an {ATTENTION_MASK} of {dtype:?} {shape:?}, not i64 [batch, seq]"),
-            )),
-        }
-    }
-
-    /// Batch size.
-    pub fn batch(&self) -> usize {
-        self.batch
-    }
-
-    /// Sequence length, padding included.
-    pub fn seq(&self) -> usize {
-        self.seq
-    }
-
-    /// True where `(row, position)` holds a real token.
-    pub fn is_real(&self, row: usize, position: usize) -> bool {
-        self.real[row * self.seq + position]
-    }
-
-    /// The last real position of a row; `None` if the row is all padding.
-    pub fn last_real(&self, row: usize) -> Option<usize> {
-        (0..self.seq).rev().find(|&position| self.is_real(row, position))
-    }
 }
 
 /// The JSON header of a safetensors file and the byte offset of its data.

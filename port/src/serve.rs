@@ -124,7 +124,7 @@ impl Running {
     pub fn new(port: Port, path: &Path, checkpoint: &Checkpoint) -> Result<Self, Failed> {
         let head = checkpoint.json()["architectures"][0].as_str().unwrap_or_default();
         let device = checkpoint.device().clone();
-        let inputs = inputs(path, &device)?.for_port()?;
+        let inputs = inputs(path, &device)?.of_text()?.for_port()?;
         let is_classifier = head.ends_with("ForSequenceClassification");
         let running = Self { port, inputs, device, is_classifier };
         running.refuse_padding_alone()?;
@@ -136,7 +136,7 @@ impl Running {
     /// # Errors
     /// As [`Self::new`].
     pub fn take(&mut self, new: &NewInputs) -> Result<TakenInputs, Failed> {
-        self.inputs = inputs(&new.inputs, &self.device)?.for_port()?;
+        self.inputs = inputs(&new.inputs, &self.device)?.of_text()?.for_port()?;
         self.refuse_padding_alone()?;
         let mut unused = vec![POSITION_IDS.to_owned()];
         if !self.port.reads_mask {
@@ -183,6 +183,7 @@ impl Running {
             prefill: forward.prefill,
             chunks: forward.chunks.clone(),
             peak_bytes: peak_resident_bytes(),
+            outputs: Vec::new(),
             graphs: None,
             notes: Vec::new(),
         })

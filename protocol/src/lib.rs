@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 mod again;
 mod capture;
 mod glob;
+mod tensors;
 pub mod yardstick;
 
 pub use again::{Generate, Generated, NewInputs, TakenInputs, forward_passes};
@@ -20,16 +21,18 @@ pub use capture::{
     Argument, Capture, Captured, CapturedModule, CapturedTensor, Replay, Replayed, StoredArgument,
 };
 pub use glob::glob;
+pub use tensors::{MadeTensor, Output, Prepare, Prepared, Role, role};
 
 /// Version of this protocol; a worker refuses a [`Load`] that carries another.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Environment variable with the number of the descriptor for requests.
 pub const REQUEST_FD_VARIABLE: &str = "TFCHECK_REQUEST_FD";
 /// Environment variable with the number of the descriptor for replies.
 pub const REPLY_FD_VARIABLE: &str = "TFCHECK_REPLY_FD";
 
-/// The tensor name under which logits are stored in a logits file, `[batch, seq, vocab_size]`.
+/// The tensor of a logits file with a model's main output: `[batch, seq, vocab_size]`, or `[batch, positions, width]` where
+/// the main output is no logits.
 pub const LOGITS: &str = "logits";
 /// Tensor of an inputs file: token ids, i64 `[batch, seq]`.
 pub const INPUT_IDS: &str = "input_ids";
@@ -38,6 +41,13 @@ pub const ATTENTION_MASK: &str = "attention_mask";
 /// Tensor of an inputs file: the position of each token among the real tokens of its sequence, i64 `[batch,
 /// seq]`.
 pub const POSITION_IDS: &str = "position_ids";
+/// Tensor of an inputs file: token ids of an encoder-decoder's decoder, i64 `[batch, seq]`.
+pub const DECODER_INPUT_IDS: &str = "decoder_input_ids";
+/// Tensor of an inputs file: [`ATTENTION_MASK`] of the decoder's tokens.
+pub const DECODER_ATTENTION_MASK: &str = "decoder_attention_mask";
+/// Tensor of an inputs file: the token that each position should predict, i64, -100 for none; with it, a model computes its
+/// loss.
+pub const LABELS: &str = "labels";
 
 /// A request from tfcheck to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +68,8 @@ pub enum Request {
     Replay(Replay),
     /// Tokenise texts with the checkpoint's tokenizer; answered by [`Reply::Tokenized`].
     Tokenize(Tokenize),
+    /// Make inputs with the checkpoint's processor; answered by [`Reply::Prepared`].
+    Prepare(Prepare),
     /// Other inputs for the loaded model; answered by [`Reply::Taken`].
     Inputs(NewInputs),
     /// Greedy generation after the inputs; answered by [`Reply::Generated`].
@@ -73,7 +85,8 @@ pub struct Load {
     pub protocol: u32,
     /// Folder with `config.json` and one or more `*.safetensors` (with `model.safetensors.index.json` when sharded).
     pub checkpoint: PathBuf,
-    /// Safetensors file with [`INPUT_IDS`], [`ATTENTION_MASK`] and [`POSITION_IDS`].
+    /// Safetensors file with named tensors, one for each argument of the model: [`INPUT_IDS`], [`ATTENTION_MASK`] and
+    /// [`POSITION_IDS`] for a model of text, others as [`role`] tells.
     pub inputs: PathBuf,
     /// Execution mode.
     pub mode: Mode,
@@ -97,6 +110,9 @@ pub struct Load {
     /// Whether the runner selects the dtype by itself, from the checkpoint; [`Self::dtype`] is the expected one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub auto_dtype: bool,
+    /// Further outputs that the model computes only if asked to, such as `router_logits`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<String>,
 }
 
 impl Load {
@@ -115,6 +131,7 @@ impl Load {
             own_positions: false,
             as_is: false,
             auto_dtype: false,
+            outputs: Vec::new(),
         }
     }
 
@@ -183,7 +200,8 @@ pub enum Dtype {
 /// Requests logits that are written to a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Forward {
-    /// The file for the logits: safetensors, one tensor [`LOGITS`], f32 (f64 if the dtype is f64).
+    /// The file for the outputs: safetensors, the main one as [`LOGITS`], others under their own names, all f32 (f64 if the
+    /// dtype is f64).
     pub logits: PathBuf,
     /// `None` for a full-sequence forward pass. Otherwise this many tokens of each sequence (padding
     /// included) go through a prefill that fills a KV cache, and each later token through a forward pass of
@@ -265,6 +283,8 @@ pub enum Reply {
     Replayed(Replayed),
     /// The texts have been tokenised.
     Tokenized(Tokenized),
+    /// The processor's tensors are on disk, or compared.
+    Prepared(Prepared),
     /// The loaded model has the new inputs.
     Taken(TakenInputs),
     /// Tokens were generated.
@@ -323,6 +343,9 @@ pub struct Forwarded {
     pub chunks: Vec<usize>,
     /// Largest resident set (CPU) or allocated device memory so far, in bytes; `None` where unknown.
     pub peak_bytes: Option<u64>,
+    /// What was written: the main output, then the others. Empty for logits alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<Output>,
     /// What `torch.compile` made of the model; `None` for a model that is not compiled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub graphs: Option<Graphs>,

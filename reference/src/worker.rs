@@ -366,6 +366,7 @@ fn answers(request: &Request, reply: &Reply) -> bool {
             | (Request::Capture(_), Reply::Captured(_))
             | (Request::Replay(_), Reply::Replayed(_))
             | (Request::Tokenize(_), Reply::Tokenized(_))
+            | (Request::Prepare(_), Reply::Prepared(_))
             | (Request::Inputs(_), Reply::Taken(_))
             | (Request::Generate(_), Reply::Generated(_))
     )

@@ -23,7 +23,7 @@ use crate::report::{self, Source};
 use crate::results::{Case, RunFolder, torch_zip, write_file};
 use crate::spec::gate::Gate;
 use crate::spec::variant::{Runner, Variant, variant_dtype};
-use compare::logits::{Logits, Mask};
+use compare::logits::Logits;
 use compare::matrix::Entry;
 use compare::verdict::Tolerances;
 
@@ -117,8 +117,7 @@ fn merged(sides: Vec<Side>, tolerances: &Tolerances) -> Result<RunView> {
 fn one_case(group: Vec<Side>, tolerances: &Tolerances) -> Result<crate::judge::view::CaseView> {
     let Some(first) = group.first() else { return Err(miette!("a group of no cases")) };
     let case = first.case.clone();
-    let mask = first.inputs.as_ref().map(|files| Mask::open(&files.join("inputs.safetensors")));
-    let mask = mask.transpose().map_err(|error| miette!("{error}"))?;
+    let mask = first.inputs.as_ref().map(|files| assess::mask(files, &first.cells)).transpose()?.flatten();
     let several = group.len() > 1;
     let (mut cells, mut entries) = (Vec::new(), Vec::new());
     for side in group {

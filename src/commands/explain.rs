@@ -129,7 +129,7 @@ fn load<'a>(folder: &RunFolder, manifest: &'a Manifest, case: &'a Case, pair: [&
     };
     chosen.extend(cells.iter().filter(is_needed).cloned());
     let entries: Vec<Entry> = chosen.iter().map(|cell| assess::entry(cell, &files)).collect();
-    let mask = Mask::open(&files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
+    let mask = assess::mask(&files, &chosen)?.unwrap_or_else(|| Mask::all_real(0, 0));
     let tolerances = &manifest.config.tolerances;
     let localized = folder.localized()?;
     let near_ties = assess::near_ties_of_a_cache(folder, manifest, (case, &chosen), &localized, &mask)?;

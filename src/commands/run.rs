@@ -6,6 +6,7 @@ mod keys;
 mod localize;
 mod modules;
 mod prepare;
+mod processed;
 mod relations;
 mod runners;
 mod share;
@@ -392,6 +393,7 @@ fn jobs<'a>(
         is_timed: is_timed(request.config, cell),
         prefill: request.plan.cases[index].inputs.prefill(),
         texts: prepared.texts.as_ref().filter(|_| speaks_for_its_version(cell)),
+        processed: prepared.processed.as_ref().filter(|_| speaks_for_its_version(cell)),
         notes: cell.environment.map(|index| runners.environment_notes[index].clone()).unwrap_or_default(),
     };
     cells.into_iter().map(job).collect()
@@ -423,6 +425,7 @@ fn load(
         own_positions: prepared.inputs.own_positions,
         as_is: !request.config.checkpoints[request.plan.cases[cell.case].checkpoint].translate,
         auto_dtype: cell.variant.auto_dtype,
+        outputs: request.config.run.outputs.clone(),
     }
 }
 

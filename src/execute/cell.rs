@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use compare::repeat::Noise;
-use reference::protocol::{Graphs, Positions};
+use reference::protocol::{Graphs, Output, Positions, Prepared};
 use serde::{Deserialize, Serialize};
 
 use crate::spec::variant::Variant;
@@ -38,6 +38,14 @@ impl Cell {
             variant: variant.clone(),
             key: key.to_owned(),
             outcome,
+        }
+    }
+
+    /// The results of a completed cell.
+    pub fn completed(&self) -> Option<&Completed> {
+        match &self.outcome {
+            Outcome::Completed(completed) => Some(completed),
+            _ => None,
         }
     }
 
@@ -85,6 +93,9 @@ pub struct Completed {
     pub shape: Vec<usize>,
     /// Which positions the logits file holds.
     pub positions: Positions,
+    /// What the logits file holds, the main output first; empty for logits alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<Output>,
     /// The logits file when the worker replied; `None` in runs of a tfcheck that did not keep it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written: Option<Written>,
@@ -134,6 +145,9 @@ pub struct Completed {
     /// The runner's own tokenizer against the ids that the run was fed; of one variant a version.
     #[serde(default)]
     pub tokenizer: Option<TokenizerParity>,
+    /// The runner's own processor against the inputs that the run was fed; of one variant a version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processor: Option<Prepared>,
 }
 
 /// A file as a worker left it.

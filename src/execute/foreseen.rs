@@ -58,6 +58,7 @@ fn reason(
                 InputsPlan::Prompts { padding } | InputsPlan::TokenIds { padding } => {
                     padding == Some(Padding::Right)
                 }
+                InputsPlan::Tensors | InputsPlan::Processed => false,
             };
             if prefill.is_some() && !port.caches {
                 Some(format!("the port of {model_type} has no KV cache"))

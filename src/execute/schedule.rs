@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use reference::protocol::{Dtype, Forward, Load, Reply, Request, Time, Timed, Trace};
+use reference::protocol::{Dtype, Forward, Load, Prepare, Reply, Request, Time, Timed, Trace};
 
 use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::execute::progress::{Progress, Task};
@@ -43,6 +43,8 @@ pub struct Job<'a> {
     pub prefill: Option<usize>,
     /// Texts and ids to compare the runner's own tokenizer with; `None` to skip that comparison.
     pub texts: Option<&'a Texts>,
+    /// What to ask of the runner's own processor, to compare it with the run's inputs; `None` to skip that comparison.
+    pub processed: Option<&'a Prepare>,
     /// Notes for the reader that are known before the cell runs.
     pub notes: Vec<String>,
 }
@@ -259,19 +261,13 @@ impl<'a> Schedule<'a> {
             logits,
             shape: forwarded.shape,
             positions: forwarded.positions,
+            outputs: forwarded.outputs,
             written: Some(written),
-            trace: None,
             libraries: ready.libraries,
             notes,
             load_ns: ready.load_ns,
             first_call_ns: forwarded.elapsed_ns,
-            rounds_ns: Vec::new(),
-            decode_rounds_ns: Vec::new(),
-            round_numbers: Vec::new(),
-            yardstick_ns: Vec::new(),
             peak_bytes: forwarded.peak_bytes,
-            unfinished: None,
-            noise: None,
             ignored_keys: ready.ignored_keys.map(|mut keys| {
                 keys.retain(|key| !models::is_neutral(key));
                 keys
@@ -279,7 +275,7 @@ impl<'a> Schedule<'a> {
             translated: ready.translated,
             unread_tensors: ready.unread_tensors,
             graphs: forwarded.graphs,
-            tokenizer: None,
+            ..Completed::default()
         })
     }
 

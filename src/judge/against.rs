@@ -16,7 +16,6 @@ use crate::judge::history::History;
 use crate::judge::view::CaseView;
 use crate::results::{Case, Manifest, RunFolder};
 use crate::spec::variant::Variant;
-use compare::logits::Mask;
 use compare::matrix::{Entry, PairOutcome};
 use compare::timing::{Change, Statistic, change, summarize};
 use compare::verdict::{Tolerances, Verdict};
@@ -233,13 +232,13 @@ impl Sides<'_> {
             entries.push(assess::entry(cell, &self.files));
             cells.push(cell.clone());
         }
-        let mask = Mask::open(&self.files.join("inputs.safetensors")).map_err(|error| miette!("{error}"))?;
+        let mask = assess::mask(&self.files, &cells)?;
         let view = assess::case_view(
             (self.case, Known::default()),
             None,
             cells,
             &entries,
-            Some(&mask),
+            mask.as_ref(),
             self.tolerances,
         )?;
         let names = (&view.matrix.names[0], &view.matrix.names[at]);

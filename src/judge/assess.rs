@@ -2,6 +2,7 @@
 
 mod beside_one_pass;
 mod origin;
+mod outputs;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,11 +11,11 @@ use compare::evidence::Routing;
 use compare::logits::{Logits, Mask};
 use compare::matrix::{self, Entry};
 use compare::oracle::{Oracles, accuracies};
-use compare::verdict::{Tolerances, annotate, verdicts};
+use compare::verdict::{Decision, Tolerances, Verdict, annotate, verdicts};
 use miette::{Result, miette};
-use reference::protocol::Mode;
+use reference::protocol::{Mode, Positions};
 
-use super::view::{CaseView, ChoiceRow, ChoicesView, RunView, Times};
+use super::view::{CaseView, ChoiceRow, ChoicesView, OutputRow, OutputView, RunView, Times};
 use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::results::environment::EnvironmentRecord;
 use crate::results::localized::Localized;
@@ -78,6 +79,9 @@ pub fn view(
             mask.as_ref(),
             tolerances,
         )?;
+        view.outputs = further_outputs(&view, &own, tolerances.with(case.tolerances.as_ref()))?;
+        let apart = diverging_outputs(&view);
+        view.verdicts.extend(apart);
         view.verdicts.extend(beside.into_iter().map(|found| found.verdict));
         view.diagnosed = diagnosed.iter().filter(|found| found.case == case.name).cloned().collect();
         views.insert(index, view);
@@ -91,6 +95,33 @@ pub fn view(
         relations: folder.relations(manifest)?,
         notes: manifest.notes.clone(),
     })
+}
+
+/// The outputs of a case beside the main one, from the case folder `files`.
+fn further_outputs(view: &CaseView, files: &Path, tolerances: Tolerances) -> Result<Vec<OutputView>> {
+    let origins: Vec<_> = view.cells.iter().map(|cell| origin(&cell.variant)).collect();
+    let reference = super::findings::reference(view);
+    outputs::outputs(&view.cells, files, &origins, reference, &tolerances)
+}
+
+/// The verdicts on further outputs that diverge where the main outputs do not, under the names of variant and output.
+fn diverging_outputs(view: &CaseView) -> Vec<Verdict> {
+    let diverges = |names: [&String; 2]| {
+        let is_pair = |verdict: &&Verdict| names.contains(&&verdict.a) && names.contains(&&verdict.b);
+        view.verdicts.iter().find(is_pair).is_some_and(|found| found.decision == Decision::Diverged)
+    };
+    let of = |output: &OutputView| {
+        let apart = |row: &&OutputRow| {
+            row.verdict.decision == Decision::Diverged && !diverges([&output.reference, &row.variant])
+        };
+        let named = |verdict: &Verdict| Verdict {
+            a: format!("{} {}", verdict.a, output.name),
+            b: format!("{} {}", verdict.b, output.name),
+            ..verdict.clone()
+        };
+        output.rows.iter().filter(apart).map(|row| named(&row.verdict)).collect::<Vec<_>>()
+    };
+    view.outputs.iter().flat_map(of).collect()
 }
 
 /// Evidence that distinguishes a routing near-tie from a different function.
@@ -147,6 +178,7 @@ pub fn case_view(
         axes: case.axes,
         verdicts: judged,
         accuracies: accuracies(&matrix, &oracles),
+        outputs: Vec::new(),
         choices: mask.map(|mask| choices(case, entries, mask)).transpose()?.flatten(),
         localized,
         diagnosed: Vec::new(),
@@ -222,18 +254,27 @@ fn cell_of(variant: &Variant, cells: &[Cell]) -> Cell {
     cells.iter().find(|cell| cell.variant == *variant).cloned().unwrap_or_else(never)
 }
 
-/// The mask of a case's inputs, from the case folder `files`; `None` if there are neither inputs nor logits, as in a merged run
-/// of which a part is missing.
+/// The positions at which a case's outputs are compared, from the inputs in the case folder `files` and the shape of the
+/// cells' outputs; `None` if there are neither inputs nor logits, as in a merged run of which a part is missing.
 ///
 /// # Errors
 /// When the inputs cannot be read.
 pub fn mask(files: &Path, cells: &[Cell]) -> Result<Option<Mask>> {
     let path = files.join("inputs.safetensors");
-    let has_logits = cells.iter().any(|cell| matches!(cell.outcome, Outcome::Completed(_)));
-    if !has_logits && !path.exists() {
+    let completed: Vec<&Completed> = cells.iter().filter_map(Cell::completed).collect();
+    if completed.is_empty() && !path.exists() {
         return Ok(None);
     }
-    Mask::open(&path).map(Some).map_err(|error| miette!("{error}"))
+    let known = Mask::of_inputs(&path).map_err(|error| miette!("{error}"))?;
+    let shape = completed.iter().find_map(|completed| match *completed.shape.as_slice() {
+        [batch, seq, _] if completed.positions == Positions::All => Some((batch, seq)),
+        _ => None,
+    });
+    // Logits of the last position alone are compared where a row ends in a real token.
+    Ok(match shape {
+        Some(shape) => Some(Mask::fitting(known, shape)),
+        None => known,
+    })
 }
 
 /// The logits of a cell, from the case folder `files`, or the reason why there are none.

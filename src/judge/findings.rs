@@ -1,6 +1,7 @@
 //! The findings of a run: per case the groups of variants that compute the same function, and each distinct finding
 //! once, with the cases that it applies to.
 
+mod beside;
 mod relations;
 mod subject;
 
@@ -16,7 +17,6 @@ use serde::Serialize;
 
 pub use subject::{subject, version};
 
-use super::assess::ONE_PASS;
 use super::view::{CaseView, RunView};
 use crate::execute::cell::{Cell, Outcome};
 use crate::results::diagnosed::Diagnosed;
@@ -150,6 +150,14 @@ pub enum What {
         /// The first diverging module.
         place: Option<String>,
     },
+    /// An output beside the main one that differs, of variants whose main output does not.
+    Output {
+        /// Its name.
+        output: String,
+        /// Largest relative L2 over the cases.
+        #[serde(serialize_with = "optional")]
+        relative_l2: Option<f64>,
+    },
     /// Cells that failed.
     Failed {
         /// The reason.
@@ -194,7 +202,8 @@ pub fn findings(run: &RunView) -> Findings {
     for (case, groups) in run.cases.iter().zip(&found.cases) {
         rounding(case, groups, &mut found.findings);
         chains(case, groups, &mut found.findings);
-        caches(case, &mut found.findings);
+        beside::caches(case, &mut found.findings);
+        beside::outputs(case, groups, &mut found.findings);
     }
     relations::add(&run.relations, &mut found.findings);
     for case in &run.cases {
@@ -286,7 +295,7 @@ fn is_evidence(case: &CaseView, index: usize) -> bool {
 
 /// The baseline if it ran; else the newest transformers that ran, eager mode preferred; else the first variant that
 /// ran.
-fn reference(case: &CaseView) -> Option<usize> {
+pub(super) fn reference(case: &CaseView) -> Option<usize> {
     let ran: Vec<usize> = (0..case.cells.len()).filter(|&index| is_member(case, index)).collect();
     let named = ran.iter().find(|&&index| Some(&case.cells[index].name) == case.baseline.as_ref());
     let upstream = ran.iter().filter(|&&index| case.cells[index].variant.runner == Runner::Transformers);
@@ -401,21 +410,6 @@ fn chains(case: &CaseView, found: &CaseGroups, findings: &mut Vec<Finding>) {
     }
 }
 
-fn caches(case: &CaseView, findings: &mut Vec<Finding>) {
-    for verdict in case.verdicts.iter().filter(|verdict| verdict.decision == Decision::Diverged) {
-        let names = [&verdict.a, &verdict.b];
-        if !names.iter().any(|name| name.ends_with(ONE_PASS)) {
-            continue;
-        }
-        let index = case.cells.iter().position(|cell| names.contains(&&cell.name));
-        let is_it = |found: &&Localized| names.contains(&&found.a) && names.contains(&&found.b);
-        let place = case.localized.iter().find(is_it).and_then(place);
-        if let Some(index) = index {
-            add(findings, case, &[index], What::Cache { evidence: verdict.evidence.clone(), place });
-        }
-    }
-}
-
 fn failures(case: &CaseView, findings: &mut Vec<Finding>) {
     let has_no_logits = |index: usize| case.matrix.compared(index, index).is_none();
     for (index, cell) in case.cells.iter().enumerate() {
@@ -451,6 +445,7 @@ fn add(findings: &mut Vec<Finding>, case: &CaseView, members: &[usize], what: Wh
         ) => (a, at, why, &known.variants) == (b, place, incomparable, &variants),
         (What::RoundsWorse { .. }, What::RoundsWorse { .. }) => known.variants == variants,
         (What::Cache { place: at, .. }, What::Cache { place, .. }) => at == place,
+        (What::Output { output: a, .. }, What::Output { output: b, .. }) => a == b,
         (What::Chain { sentence: a }, What::Chain { sentence: b })
         | (What::Failed { reason: a }, What::Failed { reason: b })
         | (What::Unsupported { reason: a }, What::Unsupported { reason: b }) => a == b,

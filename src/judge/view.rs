@@ -55,6 +55,8 @@ pub struct CaseView {
     pub verdicts: Vec<Verdict>,
     /// Errors against the float64 reference.
     pub accuracies: Vec<Accuracy>,
+    /// Outputs beside the main one, in the order in which the variants return them.
+    pub outputs: Vec<OutputView>,
     /// Probabilities of the tokens that the config lists.
     pub choices: Option<ChoicesView>,
     /// Localisations of the first divergence of pairs.
@@ -71,6 +73,28 @@ pub struct Times(OnceLock<Vec<[Timing; 2]>>);
 
 /// A cell's times, and its speed-up over the baseline.
 type Timing = (Option<Summary>, Option<SpeedUp>);
+
+/// An output beside the main one in all variants that return it.
+#[derive(Clone, Debug)]
+pub struct OutputView {
+    /// As the model calls it: `loss`, `image_embeds`.
+    pub name: String,
+    /// The variant that the others are compared with.
+    pub reference: String,
+    /// The other variants.
+    pub rows: Vec<OutputRow>,
+}
+
+/// A further output of one variant.
+#[derive(Clone, Debug)]
+pub struct OutputRow {
+    /// The variant's name.
+    pub variant: String,
+    /// Difference from the reference, relative to it; `None` if the two cannot be compared.
+    pub relative_l2: Option<f64>,
+    /// The verdict on the pair.
+    pub verdict: Verdict,
+}
 
 /// Softmax probabilities of named tokens at the last real position.
 #[derive(Clone, Debug)]

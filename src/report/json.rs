@@ -135,6 +135,15 @@ fn case(case: &CaseView, found: &CaseGroups) -> Value {
             "relative_l2": number(accuracy.relative_l2),
             "max_abs": number(accuracy.max_abs),
         })).collect::<Vec<_>>(),
+        "outputs": case.outputs.iter().map(|output| json!({
+            "name": output.name,
+            "reference": output.reference,
+            "rows": output.rows.iter().map(|row| json!({
+                "variant": row.variant,
+                "relative_l2": row.relative_l2.map(number),
+                "verdict": row.verdict,
+            })).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
         "choices": case.choices.as_ref().map(|choices| json!({
             "tokens": choices.tokens,
             "rows": choices.rows.iter().map(|row| json!({

@@ -322,9 +322,11 @@ fn is_absence(finding: &Finding) -> bool {
 
 fn style(finding: &Finding) -> Style {
     match finding.what {
-        What::Diverges { .. } | What::Cache { .. } | What::Relation { .. } | What::Failed { .. } => {
-            Style::new().red()
-        }
+        What::Diverges { .. }
+        | What::Cache { .. }
+        | What::Relation { .. }
+        | What::Output { .. }
+        | What::Failed { .. } => Style::new().red(),
         What::RoundsWorse { .. } | What::Chain { .. } => Style::new().yellow(),
         What::Unsupported { .. } => Style::new().dim(),
     }

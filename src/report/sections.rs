@@ -19,6 +19,7 @@ mod gates;
 mod groups;
 mod noise;
 mod notes;
+mod outputs;
 mod pairs;
 mod performance;
 mod preflight;
@@ -115,6 +116,7 @@ const SECTIONS: &[Section] = &[
     case(first_divergence::content, EVERYWHERE),
     case(diagnosis::content, EVERYWHERE),
     case(accuracies::content, FILES),
+    case(outputs::content, FILES),
     case(choices::content, FILES),
     case(failures::content, FILES),
     case(case_notes::content, FILES),

@@ -4,7 +4,7 @@
 //! schema that `tfcheck schema` prints. A file is read once, by [`Config::load`]; nothing after that
 //! looks at text again.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use reference::protocol::{Attention, Dtype, Mode};
 use schemars::JsonSchema;
@@ -19,6 +19,7 @@ mod diagnose;
 mod dtype;
 mod engine;
 mod init;
+mod inputs;
 mod load;
 mod schema;
 mod validate;
@@ -29,6 +30,7 @@ pub use diagnose::ConfigError;
 pub use dtype::LoadDtype;
 pub use engine::Engine;
 pub use init::{InitError, init, init_text};
+pub use inputs::{InputsConfig, InputsForm, Padding};
 pub use load::Loaded;
 use reference::Versions;
 pub use reference::{Source as VersionSource, TorchBackend};
@@ -90,81 +92,6 @@ pub struct Checkpoint {
     /// Limits for this checkpoint's verdicts; limits not listed come from `[tolerances]`. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerances: Option<Overrides>,
-}
-
-/// The inputs: `prompts` or `token_ids` (one batch, a sequence each), or `lengths` (a sweep over token counts).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-#[serde(rename = "Inputs")]
-pub struct InputsConfig {
-    /// Texts that make one batch, one sequence per text; excludes `lengths`. Default: none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompts: Option<Vec<String>>,
-    /// Whether the checkpoint's chat template is applied to each prompt; only with `prompts`. Default: false.
-    pub chat: bool,
-    /// Texts whose probability as the next token is reported per variant; only with `prompts`. Default: none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub choices: Option<Vec<String>>,
-    /// Token ids that make one batch, one list per sequence; excludes `prompts` and `lengths`. Default: none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub token_ids: Option<Vec<Vec<u32>>>,
-    /// Sequence lengths in tokens, one case each; excludes `prompts`. Default: `[128]`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lengths: Option<Vec<usize>>,
-    /// Batch sizes, one case each; only with `lengths`. Default: `[1]`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub batch: Option<Vec<usize>>,
-    /// UTF-8 text file from which a sweep cuts its sequences; only with `lengths`. Default: a built-in text.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub text: Option<PathBuf>,
-    /// Padding of a batch, one case each: `none` (sequences of one length), `left` or `right`. With a side, the sequences of a sweep have different lengths, and a batch of one is padded by a quarter of its length. Default: `["none"]` for a sweep; for prompts and token ids, shorter sequences are padded on the right.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub padding: Option<Vec<Padding>>,
-    /// Prefill lengths in tokens, smaller than the sequence length; the rest is decoded token by token through the KV cache. Each makes a case in addition to the full-sequence forward pass, compared but not timed; only with `lengths`. Default: none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prefill: Option<Vec<usize>>,
-    /// Whether models get `position_ids`, which count the tokens that are not padding. With false, transformers models count positions themselves, and native models and programs get 0 to the last token, padding included. Default: true.
-    #[serde(default = "enabled", skip_serializing_if = "is_enabled")]
-    pub position_ids: bool,
-    /// Seed that selects where the text is cut, or the random token ids of a checkpoint without a tokenizer. Default: 0.
-    pub seed: u64,
-}
-
-/// Which of its forms [`InputsConfig`] has.
-#[derive(Clone, Debug, PartialEq)]
-pub enum InputsForm<'config> {
-    /// One batch, a row per prompt.
-    Prompts {
-        /// The texts.
-        prompts: &'config [String],
-        /// Whether each is rendered through the chat template.
-        chat: bool,
-    },
-    /// One batch of token ids.
-    TokenIds(&'config [Vec<u32>]),
-    /// A case for each length, batch size and side.
-    Sweep {
-        /// Tokens a row.
-        lengths: Vec<usize>,
-        /// Rows a batch.
-        batch: Vec<usize>,
-        /// Tokens of each prefill that is followed by decoding; the one pass is always there too.
-        prefill: &'config [usize],
-        /// Where the rows come from; the built-in text when absent.
-        text: Option<&'config Path>,
-    },
-}
-
-/// The padding of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Padding {
-    /// Sequences of one length.
-    None,
-    /// Before the first real token.
-    Left,
-    /// After the last real token.
-    Right,
 }
 
 /// What all transformers versions have in common, so that a difference is the version's.
@@ -268,6 +195,9 @@ pub struct Run {
     pub first_passes_at_once: usize,
     /// Whether a profiler trace of one forward pass of each variant is written. Default: true.
     pub trace: bool,
+    /// Outputs beside the main one that a model computes only if asked to, such as `router_logits` of a mixture of experts; they are compared too. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<String>,
     /// Whether float64 references of both sides are computed, against which every variant's error is measured. Default: false.
     pub oracle: bool,
     /// Whether each variant repeats its forward pass, once in the same process and once in a second one, to measure the noise floor; costs one forward pass, plus start, load and first forward pass of a second worker. Default: true.
@@ -313,24 +243,6 @@ impl Default for Config {
     }
 }
 
-impl Default for InputsConfig {
-    fn default() -> Self {
-        Self {
-            prompts: None,
-            chat: false,
-            choices: None,
-            token_ids: None,
-            lengths: None,
-            batch: None,
-            text: None,
-            padding: None,
-            prefill: None,
-            position_ids: true,
-            seed: 0,
-        }
-    }
-}
-
 impl Default for Environment {
     fn default() -> Self {
         Self {
@@ -372,6 +284,7 @@ impl Default for Run {
             diagnose_s: 60,
             first_passes_at_once: 1,
             trace: true,
+            outputs: Vec::new(),
             oracle: false,
             noise: true,
             baseline: None,
@@ -433,22 +346,6 @@ impl Version {
             modes: None,
             attention: None,
             dtypes: None,
-        }
-    }
-}
-
-impl InputsConfig {
-    /// The form that the inputs have, defaults filled in.
-    pub fn form(&self) -> InputsForm<'_> {
-        match (&self.prompts, &self.token_ids) {
-            (Some(prompts), _) => InputsForm::Prompts { prompts, chat: self.chat },
-            (None, Some(sequences)) => InputsForm::TokenIds(sequences),
-            (None, None) => InputsForm::Sweep {
-                lengths: self.lengths.clone().unwrap_or_else(|| vec![128]),
-                batch: self.batch.clone().unwrap_or_else(|| vec![1]),
-                prefill: self.prefill.as_deref().unwrap_or_default(),
-                text: self.text.as_deref(),
-            },
         }
     }
 }

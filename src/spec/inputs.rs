@@ -1,25 +1,28 @@
 //! Inputs: prompts converted once to token ids, mask and positions, hashed, and passed identically to every variant.
 
 mod batch;
+mod error;
 mod foreign;
+mod modal;
 mod saved;
 mod sweep;
 mod template;
+mod tensors;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use bounds::limits::VOCAB_SIZE;
-use miette::Diagnostic;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
 use crate::spec::checkpoint::{Checkpoint, config_value};
 
+pub use error::Error;
 pub use foreign::{Apart, serve};
 use foreign::{Encoded, Foreign, Lost};
-pub use saved::{Saved, load, write_tensors};
+pub use saved::{Saved, Tokens, load};
 pub use template::{Message, TemplateError, render};
+pub use tensors::{Tensor, Tensors};
 
 /// The source of a run's inputs.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +56,19 @@ pub enum Spec {
         text: Option<PathBuf>,
         /// Seed of the random token ids, used if the checkpoint has no tokenizer.
         seed: u64,
+    },
+    /// The tensors of a safetensors file.
+    Tensors(PathBuf),
+    /// The tensors that the checkpoint's processor made of these texts, in a safetensors file.
+    Processed {
+        /// The file.
+        path: PathBuf,
+        /// The texts as they were tokenised.
+        texts: Vec<String>,
+        /// Answers whose first tokens' probabilities are reported.
+        choices: Vec<String>,
+        /// The processor's class.
+        class: String,
     },
 }
 
@@ -120,7 +136,10 @@ pub struct Inputs {
     /// Whether `position_ids` are withheld from models that can count positions themselves.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub own_positions: bool,
-    /// SHA-256 over shape, ids, mask and positions.
+    /// What the model gets beside tokens, mask and positions, by the names of its arguments. Without tokens, `seq` is 0.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tensors: Tensors,
+    /// SHA-256 over shape, ids, mask, positions and tensors.
     pub digest: String,
     /// How the inputs were made, and what a reader needs to interpret the numbers.
     pub notes: Vec<String>,
@@ -135,106 +154,6 @@ pub struct Choice {
     pub id: u32,
     /// Number of tokens of the whole answer; only the first token's probability is reported.
     pub tokens: usize,
-}
-
-/// Why inputs cannot be created.
-#[derive(Debug, Error, Diagnostic)]
-pub enum Error {
-    /// There is nothing to tokenise.
-    #[error("{what} is empty")]
-    #[diagnostic(help("list at least one prompt, or one length and batch size; none may be empty"))]
-    Empty {
-        /// `prompt 2`, `the list of lengths`, …
-        what: String,
-    },
-    /// The checkpoint has no tokenizer to tokenise a text with.
-    #[error("checkpoint `{checkpoint}` has no tokenizer.json, so {what} cannot be tokenised")]
-    #[diagnostic(help(
-        "sweep over `lengths` instead, which draws token ids, or add a tokenizer.json to the checkpoint"
-    ))]
-    NoTokenizer {
-        /// The checkpoint.
-        checkpoint: String,
-        /// `prompt 1`, …
-        what: String,
-    },
-    /// The tokenizer cannot be loaded or fails.
-    #[error("tokenizer {}: {reason}", path.display())]
-    #[diagnostic(help("the file may be damaged or newer than tfcheck's tokenizers library (0.23)"))]
-    Tokenizer {
-        /// `tokenizer.json`.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// An answer has no tokens.
-    #[error("choice `{choice}` {reason}")]
-    #[diagnostic(help(
-        "a choice is the text of an answer, with the space before it where the model would write one"
-    ))]
-    Choice {
-        /// The answer.
-        choice: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The text has too few tokens, or the vocabulary too few ids.
-    #[error("{what}")]
-    #[diagnostic(help("{help}"))]
-    TooShort {
-        /// What is too short.
-        what: String,
-        /// The remedy.
-        help: String,
-    },
-    /// Sequences of different lengths where padding is excluded.
-    #[error("the sequences have {shortest} to {longest} tokens, and `padding = [\"none\"]` excludes padding")]
-    #[diagnostic(help("choose `padding = [\"left\"]` or `[\"right\"]`, or give sequences of equal length"))]
-    Lengths {
-        /// Tokens of the shortest sequence.
-        shortest: usize,
-        /// Tokens of the longest sequence.
-        longest: usize,
-    },
-    /// A token id that the model has no embedding for.
-    #[error("{what} contains token id {id}, but the vocabulary has {vocab_size} tokens")]
-    #[diagnostic(help("the tokenizer belongs to another model, or config.json has the wrong `vocab_size`"))]
-    OutOfVocabulary {
-        /// Which sequence.
-        what: String,
-        /// The id.
-        id: i64,
-        /// `vocab_size` of the config.
-        vocab_size: u64,
-    },
-    /// The chat template cannot be found or rendered.
-    #[error(transparent)]
-    #[diagnostic(transparent)]
-    Template(#[from] TemplateError),
-    /// A saved file does not follow the format.
-    #[error("{}: {reason}", path.display())]
-    #[diagnostic(help("the inputs belong to another run or are damaged; start a new run"))]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The user asked to stop.
-    #[error("interrupted")]
-    Interrupted,
-    /// Reading or writing failed.
-    #[error("cannot {action} {}", path.display())]
-    #[diagnostic(help("{}", crate::spec::atomic::io_hint(source)))]
-    Io {
-        /// `read`, `write`.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
 }
 
 /// Creates the batches of a spec, each ready to be saved.
@@ -265,6 +184,11 @@ pub struct Source<'a> {
 }
 
 impl Inputs {
+    /// Adds labels, so that a model of this config computes its loss.
+    pub fn label(&mut self, config: &serde_json::Value) {
+        modal::label(self, config);
+    }
+
     /// Lets each model count positions itself: transformers get no `position_ids`; whatever needs positions gets those
     /// that most decoders count by default, 0 to seq-1 with padding included.
     pub fn withhold_positions(&mut self) {
@@ -317,8 +241,20 @@ impl<'a> Source<'a> {
             Spec::Lengths { lengths, batches, paddings, text, seed } => {
                 sweep::from_lengths(self, lengths, batches, paddings, text.as_deref(), *seed)?
             }
+            Spec::Tensors(path) => vec![tensors::of_file(path)?],
+            Spec::Processed { path, texts, choices, class } => {
+                let mut inputs = tensors::of_file(path)?;
+                inputs.name = "processed".to_owned();
+                inputs.rendered.clone_from(texts);
+                inputs.choices = batch::choices(self, choices)?;
+                inputs.notes.push(format!("made by {class} of the newest release"));
+                vec![inputs]
+            }
         };
         for inputs in &mut made {
+            if !matches!(spec, Spec::Tensors(_) | Spec::Processed { .. }) {
+                modal::complete(inputs, &self.checkpoint.config)?;
+            }
             inputs.texts = self.token_texts(&inputs.input_ids)?;
         }
         Ok(made)
@@ -337,7 +273,7 @@ impl<'a> Source<'a> {
                 (inputs.rendered.clone(), matches!(prompts.first(), Some(Prompt::Text(_))))
             }
             Spec::Lengths { text, .. } => (vec![sweep::read(text.as_deref())?.0], false),
-            Spec::TokenIds { .. } => return Ok(None),
+            Spec::TokenIds { .. } | Spec::Tensors(_) | Spec::Processed { .. } => return Ok(None),
         };
         let mut found = Texts { add_special_tokens, ..Texts::default() };
         for text in texts {

@@ -58,6 +58,10 @@ pub enum InputsPlan {
         /// As for prompts.
         padding: Option<Padding>,
     },
+    /// The tensors of the config's file.
+    Tensors,
+    /// The config's pictures, sounds and prompts through the checkpoint's processor.
+    Processed,
     /// Sequences cut from the text.
     Sweep {
         /// Sequence length in tokens; of the longest sequence if there is padding.
@@ -131,7 +135,7 @@ impl InputsPlan {
     /// Tokens of the prefill before decoding through the KV cache; `None` for one full-sequence forward pass.
     pub fn prefill(self) -> Option<usize> {
         match self {
-            Self::Prompts { .. } | Self::TokenIds { .. } => None,
+            Self::Prompts { .. } | Self::TokenIds { .. } | Self::Tensors | Self::Processed => None,
             Self::Sweep { prefill, .. } => prefill,
         }
     }
@@ -140,15 +144,16 @@ impl InputsPlan {
     pub fn is_padded(self) -> bool {
         let padding = match self {
             Self::Prompts { padding } | Self::TokenIds { padding } => padding,
+            Self::Tensors | Self::Processed => None,
             Self::Sweep { padding, .. } => Some(padding),
         };
         matches!(padding, Some(Padding::Left | Padding::Right))
     }
 
-    /// Tokens of the longest row; `None` for prompts and token ids.
+    /// Tokens of the longest row; `None` unless the config states it.
     pub fn length(self) -> Option<usize> {
         match self {
-            Self::Prompts { .. } | Self::TokenIds { .. } => None,
+            Self::Prompts { .. } | Self::TokenIds { .. } | Self::Tensors | Self::Processed => None,
             Self::Sweep { length, .. } => Some(length),
         }
     }
@@ -156,7 +161,7 @@ impl InputsPlan {
     /// Batch size; `None` for prompts and token ids, a sequence each.
     pub fn batch(self) -> Option<usize> {
         match self {
-            Self::Prompts { .. } | Self::TokenIds { .. } => None,
+            Self::Prompts { .. } | Self::TokenIds { .. } | Self::Tensors | Self::Processed => None,
             Self::Sweep { batch, .. } => Some(batch),
         }
     }

@@ -87,6 +87,7 @@ fn deviating(load: &Load, deviations: &[models::Deviation], path: &Path) -> Repl
         prefill: None,
         chunks: Vec::new(),
         peak_bytes: None,
+        outputs: Vec::new(),
         graphs: None,
         notes: Vec::new(),
     })

@@ -1,11 +1,12 @@
 //! Inputs from files and logits to files, as candle tensors.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use protocol::{ATTENTION_MASK, Dtype, Failed, INPUT_IDS, LOGITS, POSITION_IDS};
 
-use super::failure::{exception, failure};
+use super::failure::{exception, failure, unsupported};
 use crate::Inputs;
 
 /// The candle dtype of a request.
@@ -18,23 +19,25 @@ pub fn dtype(dtype: Dtype) -> DType {
     }
 }
 
-/// The tensors of an inputs file, i64; without an attention mask, nothing is padding.
+/// The tensors of an inputs file; without an attention mask, nothing is padding.
 ///
 /// # Errors
-/// When the file cannot be read or lacks a tensor.
+/// When the file cannot be read. Inputs without tokens are unsupported.
 pub fn inputs(path: &Path, device: &Device) -> Result<FileInputs, Failed> {
     let mut tensors = candle_core::safetensors::load(path, device).map_err(failure)?;
     let mut take = |name: &str| {
-        tensors.remove(name).ok_or_else(|| exception(format!("{} has no tensor {name}", path.display())))
+        let needed = || unsupported(format!("the inputs have no {name}, which a model of text needs"));
+        tensors.remove(name).ok_or_else(needed)
     };
     Ok(FileInputs {
         input_ids: take(INPUT_IDS)?,
         position_ids: take(POSITION_IDS)?,
         attention_mask: tensors.remove(ATTENTION_MASK),
+        others: tensors.into_iter().collect(),
     })
 }
 
-/// The content of an inputs file, i64 `[batch, seq]` each.
+/// The content of an inputs file; tokens are i64 `[batch, seq]`.
 pub struct FileInputs {
     /// Token ids.
     pub input_ids: Tensor,
@@ -42,9 +45,22 @@ pub struct FileInputs {
     pub position_ids: Tensor,
     /// 1 for a real token and 0 for padding.
     pub attention_mask: Option<Tensor>,
+    /// All other tensors, by the names of the model's arguments.
+    pub others: BTreeMap<String, Tensor>,
 }
 
 impl FileInputs {
+    /// Refuses inputs with other tensors than a model of text takes.
+    ///
+    /// # Errors
+    /// Unsupported: which tensor it is.
+    pub fn of_text(self) -> Result<Self, Failed> {
+        match self.others.keys().next() {
+            Some(name) => Err(unsupported(format!("it takes no {name}, which the inputs have"))),
+            None => Ok(self),
+        }
+    }
+
     /// The inputs as a port takes them, u32; without an attention mask in the file, it is all ones.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The extension module `tfcheck_bridge`: torch and transformers, driven from Rust.
 
+mod auto;
 mod cached;
 mod capture;
 mod clock;
@@ -16,6 +17,7 @@ mod inputs;
 mod load;
 mod memory;
 mod output;
+mod processor;
 mod report;
 mod serve;
 mod static_cache;

@@ -21,7 +21,11 @@ pub(super) fn within_limits(reply: Reply) -> Reply {
             unread_tensors: ready.unread_tensors.map(|names| list(names, NAMES)),
             ..ready
         }),
-        Reply::Forwarded(forwarded) => {
+        Reply::Forwarded(mut forwarded) => {
+            forwarded.outputs.truncate(OUTPUTS);
+            for output in &mut forwarded.outputs {
+                output.name = short(&output.name);
+            }
             Reply::Forwarded(Forwarded { notes: list(forwarded.notes, NOTES), ..forwarded })
         }
         Reply::Tokenized(found) => Reply::Tokenized(Tokenized { class: short(&found.class), ..found }),
@@ -41,6 +45,9 @@ pub(super) fn within_limits(reply: Reply) -> Reply {
         other => other,
     }
 }
+
+/// Most outputs of a pass that are compared: a mixture of experts with a router in each of 200 layers has fewer.
+const OUTPUTS: usize = 256;
 
 fn short(text: &str) -> String {
     shown(text, 200).into_owned()

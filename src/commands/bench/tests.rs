@@ -101,6 +101,7 @@ fn view(cells: Vec<Cell>) -> RunView {
         baseline: None,
         verdicts: Vec::new(),
         accuracies: Vec::new(),
+        outputs: Vec::new(),
         choices: None,
         localized: Vec::new(),
         diagnosed: Vec::new(),

@@ -61,11 +61,11 @@ impl Bench<'_> {
 
     /// Relative L2 of logits to other logits, over real positions.
     fn apart(&self, a: &(PathBuf, Forwarded), b: &(PathBuf, Forwarded)) -> Result<f64, Problem> {
-        let mask = Mask::open(&self.load.inputs).or_else(|error| wrong(error.to_string()))?;
+        let mask = Mask::of_inputs(&self.load.inputs).or_else(|error| wrong(error.to_string()))?;
         let entry = |(path, reply): &(PathBuf, Forwarded)| {
             Entry::of_file(path, measured_positions(reply.positions), measured_dtype(Dtype::F32))
         };
-        let found = matrix::of_pair(&[entry(a), entry(b)], Some(&mask));
+        let found = matrix::of_pair(&[entry(a), entry(b)], mask.as_ref());
         match found.or_else(|error| wrong(error.to_string()))? {
             PairOutcome::Compared(pair) => Ok(pair.relative_l2(Side::A)),
             other => wrong(format!("the logits cannot be compared: {other:?}")),

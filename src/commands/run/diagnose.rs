@@ -72,6 +72,12 @@ pub fn diagnose(
         let cell =
             |wanted: &str| plan.cells.iter().find(|cell| cell.case == index && cell.variant.name() == wanted);
         let [Some(trusted), Some(suspect)] = names.map(cell) else { continue };
+        if !prepared.inputs.tensors.is_empty() {
+            miette::bail!(
+                help = "`tfcheck localize` finds the first module at which the two differ",
+                "{name}: a diagnosis needs inputs of tokens alone"
+            );
+        }
         if !loads_any_folder(trusted) {
             miette::bail!(
                 help = "name a transformers version or a native model first",
@@ -105,7 +111,9 @@ impl EndOfRun<'_> {
             return Ok(());
         }
         let begun = Instant::now();
-        let representatives = self.representatives(&findings(view), view);
+        let mut representatives = self.representatives(&findings(view), view);
+        // The hypotheses are about models of text.
+        representatives.retain(|(index, _)| self.cases[*index].inputs.tensors.is_empty());
         let count = representatives.len();
         for (number, (index, [trusted, suspect])) in representatives.into_iter().enumerate() {
             let left = budget.saturating_sub(begun.elapsed()) / (count - number) as u32;

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use miette::{IntoDiagnostic, Result, WrapErr};
-use reference::protocol::Dtype;
+use reference::protocol::{Dtype, Prepare};
 use reference::{Environment, Python, Source, Specification};
 
-use super::RunRequest;
+use super::{RunRequest, processed};
 use crate::results::environment::{AutoDevice, CheckpointRecord, EnvironmentRecord, PythonEnvironment};
 use crate::results::{AnswerToken, Axes, Case, Manifest, SCHEMA_VERSION};
 use crate::spec::checkpoint::{self, Checkpoint, Step};
@@ -40,6 +40,8 @@ pub(super) struct PreparedCase {
     /// Texts to compare with each version's own tokenizer; present in the first case of a checkpoint that has
     /// a tokenizer.
     pub(super) texts: Option<Texts>,
+    /// What each version's own processor is asked for, to compare it; present in the first case of a checkpoint.
+    pub(super) processed: Option<Prepare>,
     /// The text of every token id; in the first case of a checkpoint that has a tokenizer.
     pub(super) vocabulary: Vec<String>,
 }
@@ -69,15 +71,23 @@ pub(super) fn prepare(request: &RunRequest) -> Result<Preparation> {
     let _watch = request.turn.is_none().then(|| Watch::over(request.stop));
     std::thread::scope(|scope| {
         let environments = scope.spawn(|| environments(request));
-        let cases = cases(request);
-        let environments =
-            environments.join().map_err(|_| miette::miette!("the thread of the environments panicked"));
-        let cases = cases?;
+        let joined = |thread: std::thread::ScopedJoinHandle<'_, Result<Vec<EnvironmentResult>>>| {
+            thread.join().map_err(|_| miette::miette!("the thread of the environments panicked"))?
+        };
+        let (cases, environments) = if request.config.inputs.is_processed() {
+            // A processor runs in an environment.
+            let environments = joined(environments)?;
+            (cases(request, &environments)?, environments)
+        } else {
+            let cases = cases(request, &[]);
+            let environments = joined(environments);
+            (cases?, environments?)
+        };
         let dtypes: BTreeMap<usize, Dtype> = (request.plan.cases.iter().zip(&cases))
             .map(|(plan, prepared)| (plan.checkpoint, prepared.checkpoint.dtype()))
             .collect();
         let plan = request.plan.clone().with_dtypes(|checkpoint| dtypes[&checkpoint]);
-        Ok(Preparation { plan, cases, environments: environments?? })
+        Ok(Preparation { plan, cases, environments })
     })
 }
 
@@ -113,7 +123,7 @@ impl Drop for Watch {
     }
 }
 
-fn cases(request: &RunRequest) -> Result<Vec<PreparedCase>> {
+fn cases(request: &RunRequest, environments: &[EnvironmentResult]) -> Result<Vec<PreparedCase>> {
     let plans = &request.plan.cases;
     let mut checkpoints: BTreeMap<usize, Checkpoint> = BTreeMap::new();
     for case in plans {
@@ -135,7 +145,17 @@ fn cases(request: &RunRequest) -> Result<Vec<PreparedCase>> {
                 place.insert(inputs::Source::open_apart(checkpoint, &apart).wrap_err_with(of)?)
             }
         };
-        let spec = spec(request.config, case)?;
+        let folder = tempfile::tempdir().into_diagnostic()?;
+        let processed = request.config.inputs.is_processed().then(|| {
+            processed::request(&request.config.inputs, &request.config.folder, checkpoint)
+        });
+        let spec = match &processed {
+            Some(wanted) => {
+                let path = folder.path().join("inputs.safetensors");
+                processed::make(request, environments, wanted, &path).wrap_err_with(of)?
+            }
+            None => spec(request.config, case)?,
+        };
         let made = source.make(&spec).wrap_err_with(of)?;
         let mut inputs = made
             .into_iter()
@@ -145,10 +165,14 @@ fn cases(request: &RunRequest) -> Result<Vec<PreparedCase>> {
         if !request.config.inputs.position_ids {
             inputs.withhold_positions();
         }
+        if request.config.inputs.labels {
+            inputs.label(&checkpoint.config);
+        }
         // A sweep's cases have one text.
         let texts = if is_first { source.texts(&spec, &inputs).wrap_err_with(of)? } else { None };
         let vocabulary = if is_first { source.vocabulary().wrap_err_with(of)? } else { Vec::new() };
-        cases.push(PreparedCase { checkpoint: checkpoint.clone(), inputs, texts, vocabulary });
+        let processed = processed.filter(|_| is_first);
+        cases.push(PreparedCase { checkpoint: checkpoint.clone(), inputs, texts, processed, vocabulary });
     }
     Ok(cases)
 }
@@ -218,6 +242,7 @@ fn spec(config: &config::Config, case: &CasePlan) -> Result<Spec> {
             text: text.map(ToOwned::to_owned),
             seed: config.inputs.seed,
         },
+        (InputsPlan::Tensors, InputsForm::Tensors(path)) => Spec::Tensors(path.to_owned()),
         _ => miette::bail!("the plan's inputs are not of the config's form"),
     })
 }
@@ -364,7 +389,10 @@ fn describe_inputs(inputs: &Inputs, prefill: Option<usize>) -> String {
     };
     let cached =
         prefill.map(|n| format!(", {n} prefilled, the rest through the KV cache")).unwrap_or_default();
-    format!("batch {}, {}{padding}{cached}", inputs.batch, count(inputs.seq, "token"))
+    let tokens = (inputs.seq > 0).then(|| format!("{}{padding}{cached}", count(inputs.seq, "token")));
+    let tensors = inputs.tensors.iter().map(|(name, tensor)| format!("{name} {}", tensor.said()));
+    let parts: Vec<String> = tokens.into_iter().chain(tensors).collect();
+    format!("batch {}, {}", inputs.batch, parts.join(", "))
 }
 
 /// Package name to version from a lock: `uv.lock`, or the `name==version` lines of an existing environment.

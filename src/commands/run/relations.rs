@@ -155,6 +155,10 @@ impl Check<'_> {
     ) -> Result<Vec<Held>, NoResult> {
         let (request, prepared) = (self.request, &self.cases[cell.case]);
         let config = request.config;
+        if let Some(name) = prepared.inputs.tensors.keys().next() {
+            let reason = format!("relations vary tokens alone, and these inputs have {name} too");
+            return Err(NoResult::Unsupported(reason));
+        }
         let case = &self.manifest.cases[cell.case];
         let files = self.folder.case_folder(self.manifest, &case.name).join(&cell.variant.version);
         let files = std::path::absolute(&files).unwrap_or(files);

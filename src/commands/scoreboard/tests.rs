@@ -137,6 +137,7 @@ fn view(cells: Vec<Cell>, entries: &[Entry]) -> RunView {
             baseline: None,
             verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
             accuracies: accuracies(&matrix, &oracles),
+            outputs: Vec::new(),
             choices: None,
             localized: Vec::new(),
             diagnosed: Vec::new(),

@@ -81,6 +81,7 @@ fn word(request: &Request) -> &'static str {
         Request::Capture(_) => "capture",
         Request::Replay(_) => "replay",
         Request::Tokenize(_) => "tokenize",
+        Request::Prepare(_) => "prepare inputs",
         Request::Inputs(_) => "inputs",
         Request::Generate(_) => "generate",
         Request::Exit => "exit",

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use reference::protocol::{Forward, Reply, Request, Tokenize, Tokenized};
+use reference::protocol::{Forward, MadeTensor, Prepare, Prepared, Reply, Request, Tokenize, Tokenized};
 
 use super::{Job, Live, Ran, Schedule, out_of_turn, verify_logits};
 use crate::execute::cell::{Outcome, TokenDifference, TokenizerParity};
@@ -41,6 +41,12 @@ impl<'a> Schedule<'a> {
                 Err(ended) => note("its tokenizer was not compared", ended),
             }
         }
+        if let Some(wanted) = job.processed {
+            match self.processor(&job, session.as_mut(), wanted) {
+                Ok(found) => completed.processor = Some(found),
+                Err(ended) => note("its processor was not compared", ended),
+            }
+        }
         session.end();
         if let Some(path) = &second {
             match self.elsewhere(&job, path).and_then(|()| compared(&job, &first, path)) {
@@ -52,6 +58,7 @@ impl<'a> Schedule<'a> {
             completed.notes.extend(noise.said());
             completed.noise = Some(noise);
         }
+        completed.notes.extend(completed.processor.iter().flat_map(processor_said));
         if let Some(parity) = completed.tokenizer.as_ref().filter(|parity| parity.difference.is_some()) {
             completed.notes.push(parity.said());
         }
@@ -82,6 +89,20 @@ impl<'a> Schedule<'a> {
         self.pass(job, session.as_mut(), path)?;
         session.end();
         Ok(())
+    }
+
+    /// The worker's own processor beside the run's inputs.
+    fn processor(
+        &self,
+        job: &Job,
+        session: &mut dyn Session,
+        wanted: &Prepare,
+    ) -> Result<Prepared, NoResult> {
+        let request = Prepare { frozen: Some(job.load.inputs.clone()), ..wanted.clone() };
+        match session.ask(&Request::Prepare(request), self.settings.timeout)? {
+            Reply::Prepared(prepared) => Ok(prepared),
+            _ => Err(out_of_turn("prepare")),
+        }
     }
 
     fn parity(
@@ -119,8 +140,22 @@ fn compared(job: &Job, first: &Path, second: &Path) -> Result<Repeat, NoResult> 
     };
     let (first, second) = (open(first)?, open(second)?);
     // Padding positions are not compared. Logits of the last position only do not fit the mask; they are compared whole.
-    let mask = Mask::open(&job.load.inputs).ok().filter(|mask| mask.seq() == first.shape()[1]);
-    repeat(&first, &second, mask.as_ref()).map_err(failed)
+    let [batch, seq, _] = first.shape();
+    let mask = Mask::fitting(Mask::of_inputs(&job.load.inputs).ok().flatten(), (batch, seq));
+    repeat(&first, &second, Some(&mask)).map_err(failed)
+}
+
+/// The tensors in which a processor differs from the run's inputs, each in a sentence.
+fn processor_said(found: &Prepared) -> Vec<String> {
+    let differs = |tensor: &&MadeTensor| tensor.problem.is_some() || tensor.first.is_some();
+    let said = |tensor: &MadeTensor| {
+        let MadeTensor { name, relative_l2, problem, first } = tensor;
+        let apart = relative_l2.map(|apart| format!(" by {apart:.1e}")).unwrap_or_default();
+        let at = first.as_ref().map(|first| format!(", first at {first:?}")).unwrap_or_default();
+        let why = problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
+        format!("{} makes another {name} than the run's inputs{apart}{at}{why}", found.class)
+    };
+    found.compared.iter().filter(differs).map(said).collect()
 }
 
 /// Compares the ids of a runner's tokenizer with those of the run.

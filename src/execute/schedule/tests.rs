@@ -87,6 +87,7 @@ impl Stage {
                     is_timed: true,
                     prefill: self.prefill,
                     texts: self.texts.as_ref(),
+                    processed: None,
                     notes: vec![],
                 }
             })

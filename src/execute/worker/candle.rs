@@ -132,6 +132,7 @@ impl Engine for CandleEngine {
             prefill: forward.prefill,
             chunks: forward.chunks.clone(),
             peak_bytes,
+            outputs: Vec::new(),
             graphs: None,
             notes: Vec::new(),
         })
@@ -266,7 +267,7 @@ fn best_tokens(logits: &Tensor) -> candle_core::Result<Vec<i64>> {
 impl CandleEngine {
     /// The inputs as the model takes them.
     fn read(&self, path: &Path, place: &Place) -> Result<models::Inputs, Failed> {
-        let inputs = inputs(path, &place.tensors())?;
+        let inputs = inputs(path, &place.tensors())?.of_text()?;
         Ok(models::Inputs {
             input_ids: inputs.input_ids,
             attention_mask: inputs.attention_mask,

@@ -97,8 +97,14 @@ impl Tokens {
 
     /// Writes the file that workers read.
     pub(super) fn write(&self, path: &Path) -> Result<(), DiagnoseError> {
-        let mask = Some(self.attention_mask.as_slice());
-        inputs::write_tensors(path, (self.batch, self.seq), &self.input_ids, mask, &self.position_ids)
+        let tokens = inputs::Tokens {
+            shape: (self.batch, self.seq),
+            input_ids: &self.input_ids,
+            attention_mask: Some(&self.attention_mask),
+            position_ids: &self.position_ids,
+        };
+        tokens
+            .write(path, &inputs::Tensors::new())
             .map_err(|error| DiagnoseError::io(path, std::io::Error::other(error)))
     }
 

@@ -23,9 +23,11 @@ use compare::metrics::Side as MetricSide;
 pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
     let started = Instant::now();
     let inputs = &request.sides[0].load.inputs;
-    let mask = Mask::open(inputs).map_err(|error| {
+    let mask = Mask::of_inputs(inputs).map_err(|error| {
         LocalizeError::io(inputs, std::io::Error::new(std::io::ErrorKind::InvalidData, error.to_string()))
     })?;
+    // A model without tokens has no padding: its tensors are compared whole.
+    let mask = mask.unwrap_or_else(|| Mask::all_real(0, 0));
     let scratch = tempfile::Builder::new()
         .prefix("localize-")
         .tempdir_in(request.folder)
@@ -271,7 +273,13 @@ impl<'a> Open<'a> {
         let entry = |(path, positions): &(std::path::PathBuf, Positions)| {
             Entry::of_file(path, measured_positions(*positions), measured_dtype(dtype))
         };
-        match matrix::of_pair(&[entry(a), entry(b)], Some(self.mask)).ok()? {
+        let pair = [entry(a), entry(b)];
+        let whole = pair.iter().filter_map(|entry| entry.logits.as_ref().ok()).map(|logits| {
+            let [batch, seq, _] = logits.shape();
+            (logits.positions() == compare::Positions::All).then_some((batch, seq))
+        });
+        let mask = whole.flatten().next().map(|shape| Mask::fitting(Some(self.mask.clone()), shape));
+        match matrix::of_pair(&pair, Some(mask.as_ref().unwrap_or(self.mask))).ok()? {
             PairOutcome::Compared(pair) => Some((pair.relative_l2(MetricSide::A), pair.worst_position.0)),
             _ => None,
         }

@@ -166,14 +166,13 @@ pub(super) fn parts(passes: &Passes) -> (Option<usize>, Vec<usize>) {
 /// Writes the inputs of a step where a worker reads them.
 pub(super) fn write_inputs(batch: &Batch, path: &Path) -> Result<(), NoResult> {
     let Batch { input_ids, attention_mask, position_ids, .. } = batch;
-    inputs::write_tensors(
-        path,
-        (batch.rows(), batch.seq()),
+    let tokens = inputs::Tokens {
+        shape: (batch.rows(), batch.seq()),
         input_ids,
-        attention_mask.as_deref(),
+        attention_mask: attention_mask.as_deref(),
         position_ids,
-    )
-    .map_err(|error| NoResult::failed(FailureKind::Environment, error.to_string()))
+    };
+    tokens.write(path, &inputs::Tensors::new()).map_err(|error| NoResult::failed(FailureKind::Environment, error.to_string()))
 }
 
 /// The positions of a step's logits that stand for its inputs; of last positions alone, the last one of each row.

@@ -117,7 +117,7 @@ impl Config {
                 *path = folder.join(&path);
             }
         }
-        if let Some(path) = &mut self.inputs.text {
+        for path in [&mut self.inputs.text, &mut self.inputs.tensors].into_iter().flatten() {
             *path = folder.join(&path);
         }
         folder.clone_into(&mut self.folder);

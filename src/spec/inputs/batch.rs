@@ -48,7 +48,7 @@ pub(super) fn from_prompts(
     let mut inputs = from_sequences(source, "prompts".to_owned(), &rows, fill, notes)?;
     inputs.prompts = prompts.to_vec();
     inputs.rendered = rendered;
-    inputs.choices = choices.iter().map(|choice| resolve(source, choice)).collect::<Result<_, _>>()?;
+    inputs.choices = self::choices(source, choices)?;
     for choice in inputs.choices.iter().filter(|choice| choice.tokens > 1) {
         inputs.notes.push(format!(
             "choice `{}` has {} tokens; its probability is that of its first token",
@@ -56,6 +56,11 @@ pub(super) fn from_prompts(
         ));
     }
     Ok(inputs)
+}
+
+/// The tokens of answers.
+pub(super) fn choices(source: &Source<'_>, choices: &[String]) -> Result<Vec<Choice>, Error> {
+    choices.iter().map(|choice| resolve(source, choice)).collect()
 }
 
 fn resolve(source: &Source<'_>, choice: &str) -> Result<Choice, Error> {
@@ -163,6 +168,7 @@ pub(super) fn lay_out(name: String, rows: &[Vec<i64>], seq: usize, padding: Padd
         texts: Vec::new(),
         choices: Vec::new(),
         own_positions: false,
+        tensors: super::Tensors::new(),
         digest: String::new(),
         notes: Vec::new(),
     };
@@ -181,6 +187,10 @@ pub(super) fn digest(inputs: &Inputs) -> String {
         for value in values {
             hasher.update(value.to_le_bytes());
         }
+    }
+    for (name, tensor) in &inputs.tensors {
+        hasher.update(format!("{name} {:?} {:?}\n", tensor.dtype, tensor.shape));
+        hasher.update(&tensor.bytes);
     }
     hex(&hasher.finalize())
 }

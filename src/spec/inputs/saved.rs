@@ -7,7 +7,7 @@ use reference::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Inputs, batch};
+use super::{Error, Inputs, Tensor, Tensors, batch};
 use crate::spec::atomic;
 
 /// Where a batch was saved.
@@ -37,9 +37,7 @@ impl Inputs {
         let saved =
             Saved { safetensors: folder.join("inputs.safetensors"), json: folder.join("inputs.json") };
         let damaged = |path: &Path, reason: String| Error::Damaged { path: path.to_owned(), reason };
-        let mask = Some(self.attention_mask.as_slice());
-        let shape = (self.batch, self.seq);
-        write_tensors(&saved.safetensors, shape, &self.input_ids, mask, &self.position_ids)?;
+        self.tokens().write(&saved.safetensors, &self.tensors)?;
         let description = Description { schema_version: SCHEMA_VERSION, inputs: self.clone() };
         let json = serde_json::to_vec_pretty(&description)
             .map_err(|error| damaged(&saved.json, error.to_string()))?;
@@ -48,30 +46,60 @@ impl Inputs {
     }
 }
 
-/// Writes the tensors of a batch, each `[batch, seq]`, as workers read them; without a mask the model is given none.
-///
-/// # Errors
-/// When the file cannot be written, or a tensor is not of that shape.
-pub fn write_tensors(
-    path: &Path,
-    (batch, seq): (usize, usize),
-    input_ids: &[i64],
-    attention_mask: Option<&[i64]>,
-    position_ids: &[i64],
-) -> Result<(), Error> {
-    let parts =
-        [(INPUT_IDS, Some(input_ids)), (ATTENTION_MASK, attention_mask), (POSITION_IDS, Some(position_ids))];
-    let given = parts.into_iter().filter_map(|(name, values)| Some((name, values?)));
-    let bytes: Vec<(&str, Vec<u8>)> = given
-        .map(|(name, values)| (name, values.iter().flat_map(|value| value.to_le_bytes()).collect()))
-        .collect();
-    let file = bytes
-        .iter()
-        .map(|(name, bytes)| Ok((*name, TensorView::new(Dtype::I64, vec![batch, seq], bytes)?)))
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-        .and_then(|views| safetensors::serialize(views, None))
-        .map_err(|error| Error::Damaged { path: path.to_owned(), reason: error.to_string() })?;
-    write(path, &file)
+/// The tokens of a batch, each tensor `[batch, seq]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Tokens<'a> {
+    /// Batch size and sequence length; a length of 0 means that there are no tokens.
+    pub shape: (usize, usize),
+    /// Token ids.
+    pub input_ids: &'a [i64],
+    /// 1 at real tokens; without it the model is given no mask.
+    pub attention_mask: Option<&'a [i64]>,
+    /// Positions.
+    pub position_ids: &'a [i64],
+}
+
+impl Inputs {
+    /// The tokens of the batch.
+    pub fn tokens(&self) -> Tokens<'_> {
+        Tokens {
+            shape: (self.batch, self.seq),
+            input_ids: &self.input_ids,
+            attention_mask: Some(&self.attention_mask),
+            position_ids: &self.position_ids,
+        }
+    }
+}
+
+impl Tokens<'_> {
+    /// Writes the tokens and `tensors` as workers read them.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or a tensor is not of its shape.
+    pub fn write(&self, path: &Path, tensors: &Tensors) -> Result<(), Error> {
+        let (batch, seq) = self.shape;
+        let parts = [
+            (INPUT_IDS, Some(self.input_ids)),
+            (ATTENTION_MASK, self.attention_mask),
+            (POSITION_IDS, Some(self.position_ids)),
+        ];
+        let given = parts.into_iter().filter(|_| seq > 0).filter_map(|(name, values)| Some((name, values?)));
+        let tokens: Vec<(&str, Tensor)> = given
+            .map(|(name, values)| (name, Tensor::integers(vec![batch, seq], values.iter().copied())))
+            .collect();
+        let others = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        let file = tokens
+            .iter()
+            .map(|(name, tensor)| (*name, tensor))
+            .chain(others)
+            .map(|(name, tensor)| {
+                Ok((name, TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes)?))
+            })
+            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+            .and_then(|views| safetensors::serialize(views, None))
+            .map_err(|error| Error::Damaged { path: path.to_owned(), reason: error.to_string() })?;
+        write(path, &file)
+    }
 }
 
 /// Reads the batch that [`Inputs::save`] wrote into `folder`, and checks that both files are of the same batch.
@@ -91,12 +119,22 @@ pub fn load(folder: &Path) -> Result<Inputs, Error> {
         (ATTENTION_MASK, &mut inputs.attention_mask),
         (POSITION_IDS, &mut inputs.position_ids),
     ] {
+        if inputs.seq == 0 {
+            break;
+        }
         let view = file.tensor(name).map_err(|error| damaged(&tensors, error.to_string()))?;
         if view.dtype() != Dtype::I64 || view.shape() != [inputs.batch, inputs.seq] {
             return Err(damaged(&tensors, format!("`{name}` is not i64 [{}, {}]", inputs.batch, inputs.seq)));
         }
         let (chunks, _) = view.data().as_chunks::<8>();
         *values = chunks.iter().map(|chunk| i64::from_le_bytes(*chunk)).collect();
+    }
+    for (name, tensor) in &mut inputs.tensors {
+        let view = file.tensor(name).map_err(|error| damaged(&tensors, error.to_string()))?;
+        if view.dtype() != tensor.dtype || view.shape() != tensor.shape {
+            return Err(damaged(&tensors, format!("`{name}` is not {}", tensor.said())));
+        }
+        tensor.bytes = view.data().to_vec();
     }
     if batch::digest(&inputs) != inputs.digest {
         return Err(damaged(

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bounds::limits::{TEXT_BYTES, VOCAB_SIZE};
 
-use super::{Error, Inputs, Padding, Source, batch};
+use super::{Error, Inputs, Padding, Source, batch, modal};
 
 /// English prose written for this purpose, so that a sweep over lengths needs no other file.
 const TEXT: &str = include_str!("text.txt");
@@ -131,6 +131,7 @@ fn from_seed(source: &Source<'_>, seed: u64, longest: usize) -> Result<Stream, E
     let vocab_size = source
         .checkpoint
         .number("vocab_size")
+        .or_else(|| modal::vocab_size(&source.checkpoint.config))
         .ok_or_else(|| too_short("config.json has no `vocab_size` to draw token ids from".to_owned()))?;
     VOCAB_SIZE.check(vocab_size).map_err(|exceeded| too_short(format!("config.json claims {exceeded}")))?;
     let special: BTreeSet<i64> =

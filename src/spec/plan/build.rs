@@ -106,6 +106,16 @@ fn cases(config: &Config) -> Vec<CasePlan> {
         match config.inputs.form() {
             InputsForm::Prompts { .. } => add(&base, &|padding| InputsPlan::Prompts { padding }),
             InputsForm::TokenIds(_) => add(&base, &|padding| InputsPlan::TokenIds { padding }),
+            InputsForm::Tensors(_) => cases.push(CasePlan {
+                name: base.clone(),
+                checkpoint,
+                inputs: InputsPlan::Tensors,
+            }),
+            InputsForm::Processed => cases.push(CasePlan {
+                name: base.clone(),
+                checkpoint,
+                inputs: InputsPlan::Processed,
+            }),
             InputsForm::Sweep { lengths, batch, prefill, .. } => {
                 for &length in &lengths {
                     for &batch in &batch {
@@ -144,6 +154,12 @@ fn environments(config: &Config) -> Vec<EnvironmentPlan> {
     environments
 }
 
+/// The config's requirements, and what processors of pictures need.
+fn requirements(config: &Config) -> Vec<String> {
+    let pictures = config.inputs.images.iter().flat_map(|_| ["pillow", "torchvision"]).map(ToOwned::to_owned);
+    config.environment.requirements.iter().cloned().chain(pictures).collect()
+}
+
 /// The origin of the environment of `version`; `None` if it has neither source nor python, which `validate` refuses.
 fn origin(config: &Config, version: &Version) -> Option<EnvironmentOrigin> {
     match (&version.python, &version.source) {
@@ -154,7 +170,7 @@ fn origin(config: &Config, version: &Version) -> Option<EnvironmentOrigin> {
             source: source.clone(),
             torch: config.environment.torch.clone(),
             torch_backend: config.environment.torch_backend,
-            requirements: config.environment.requirements.clone(),
+            requirements: requirements(config),
             python: config.environment.python.clone(),
         }),
         (None, None) => None,
@@ -167,7 +183,8 @@ fn key(config: &Config, case: &CasePlan, environments: &[EnvironmentPlan], colum
     let inputs = &config.inputs;
     let (prompts, chat, text) = match inputs.form() {
         InputsForm::Prompts { prompts, chat } => (prompts, chat, None),
-        InputsForm::TokenIds(_) => (&[][..], false, None),
+        InputsForm::TokenIds(_) | InputsForm::Tensors(_) => (&[][..], false, None),
+        InputsForm::Processed => (inputs.prompts.as_deref().unwrap_or_default(), inputs.chat, None),
         InputsForm::Sweep { text, .. } => (&[][..], false, text),
     };
     let revision = match &checkpoint.source {
@@ -177,8 +194,11 @@ fn key(config: &Config, case: &CasePlan, environments: &[EnvironmentPlan], colum
     let variant = &column.variant;
     let run = &config.run;
     let passes = column.measured.then_some((run.warm_up, run.iterations, run.rounds, run.trace));
+    let further = (&inputs.images, &inputs.audio, &inputs.tensors, inputs.labels, &run.outputs);
+    let further = (further != (&None, &None, &None, false, &Vec::new())).then_some(further);
     let parts = json!({
         "plan": 1,
+        "further": further,
         "checkpoint": [checkpoint.source, revision, checkpoint.allow_remote_code, checkpoint.translate],
         "inputs": [case.inputs, prompts, chat, text, inputs.seed, inputs.token_ids, inputs.position_ids],
         "variant": [

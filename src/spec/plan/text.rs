@@ -102,7 +102,7 @@ fn inputs(config: &Config, inputs: InputsPlan) -> String {
         InputsPlan::Prompts { padding } => {
             let (prompts, chat) = match config.inputs.form() {
                 InputsForm::Prompts { prompts, chat } => (prompts.len(), chat),
-                InputsForm::Sweep { .. } | InputsForm::TokenIds(_) => (0, false),
+                _ => (0, false),
             };
             let chat = if chat { " through the chat template" } else { "" };
             format!("{}{chat}{}", count(prompts, "prompt"), side(padding))
@@ -110,6 +110,22 @@ fn inputs(config: &Config, inputs: InputsPlan) -> String {
         InputsPlan::TokenIds { padding } => {
             let sequences = config.inputs.token_ids.as_ref().map_or(0, Vec::len);
             format!("{} of given token ids{}", count(sequences, "sequence"), side(padding))
+        }
+        InputsPlan::Tensors => {
+            let path = config.inputs.tensors.as_ref();
+            format!("the tensors of {}", path.map(|path| path.display().to_string()).unwrap_or_default())
+        }
+        InputsPlan::Processed => {
+            let of = |files: &Option<Vec<String>>| files.as_ref().map_or(0, Vec::len);
+            let prompts = config.inputs.prompts.as_ref().map_or(0, Vec::len);
+            let parts = [
+                (of(&config.inputs.images), "picture"),
+                (of(&config.inputs.audio), "sound"),
+                (prompts, "prompt"),
+            ];
+            let parts = parts.into_iter().filter(|(number, _)| *number > 0);
+            let parts: Vec<String> = parts.map(|(number, what)| count(number, what)).collect();
+            format!("{} through the checkpoint's processor", parts.join(", "))
         }
         InputsPlan::Sweep { length, batch, padding, prefill } => {
             let cached = prefill.map(|n| format!(", {n} prefilled, the rest decoded")).unwrap_or_default();

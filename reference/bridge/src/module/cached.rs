@@ -6,12 +6,16 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PySlice};
 
+use super::auto::Drive;
 use super::clock::Clock;
 use super::context::within;
 use super::failure::Stop;
-use super::load::Loaded;
-use super::output::logits;
-use protocol::{ATTENTION_MASK, Dtype, INPUT_IDS, POSITION_IDS, Positions, forward_passes};
+use super::load::{Loaded, torch_dtype};
+use super::output::{Returned, main};
+use protocol::{
+    ATTENTION_MASK, DECODER_ATTENTION_MASK, DECODER_INPUT_IDS, INPUT_IDS, LOGITS, Output, POSITION_IDS, Role,
+    forward_passes, role,
+};
 
 /// The argument and the field by which a model passes on what it keeps. The first is a KV cache, in hybrid models with
 /// states; the others are the states of Mamba (`modeling_mamba.py`) and of RWKV (`modeling_rwkv.py`).
@@ -31,7 +35,7 @@ pub(super) fn decode<'py>(
     loaded: &Loaded,
     prefill: Option<usize>,
     chunks: &[usize],
-) -> Result<(Bound<'py, PyAny>, Duration), Stop> {
+) -> Result<(Returned<'py>, Duration), Stop> {
     let torch = loaded.torch.bind(py);
     let model = loaded.model.bind(py);
     let arguments = loaded.arguments.bind(py);
@@ -46,13 +50,18 @@ pub(super) fn decode<'py>(
         .call_method1("signature", (model.getattr("forward")?,))?
         .getattr("parameters")?;
     let mut names = CACHES.into_iter().filter(|name| parameters.contains(name).unwrap_or(false));
-    let cache =
-        names.next().filter(|_| !loaded.is_encoder && parameters.contains("use_cache").unwrap_or(false));
+    let cache = names
+        .next()
+        .filter(|_| loaded.drive != Drive::Encoder && parameters.contains("use_cache").unwrap_or(false));
     let cache = cache.ok_or_else(|| Stop::unsupported(format!("{class} has no KV cache")))?;
     let takes_position = parameters.contains(CACHE_POSITION)?;
     // Whether the cache has a size, so that the places of new tokens in it must be told.
     let mut is_fixed = false;
-    let ids = required(arguments, INPUT_IDS)?;
+    // An encoder-decoder caches its decoder's tokens, and gets the encoder's inputs in every pass.
+    let has_encoder = arguments.contains(DECODER_INPUT_IDS)?;
+    let [tokens, mask] =
+        if has_encoder { [DECODER_INPUT_IDS, DECODER_ATTENTION_MASK] } else { [INPUT_IDS, ATTENTION_MASK] };
+    let ids = required(arguments, tokens)?;
     let seq: usize = ids.call_method1("size", (1,))?.extract()?;
     let passes = forward_passes(prefill, chunks, seq).map_err(Stop::exception)?.unwrap_or_default();
     let mut parts = Vec::new();
@@ -61,9 +70,18 @@ pub(super) fn decode<'py>(
     let mode = torch.call_method0("inference_mode")?;
     for Range { start, end } in passes {
         let step = arguments.copy()?;
-        for (name, from) in [(INPUT_IDS, start), (POSITION_IDS, start), (ATTENTION_MASK, 0)] {
+        for (name, from) in [(tokens, start), (POSITION_IDS, start), (mask, 0)] {
             if let Some(whole) = arguments.get_item(name)? {
                 step.set_item(name, columns(&whole, from, end)?)?;
+            }
+        }
+        if start > 0 && !has_encoder {
+            // The images are in the cache already.
+            for name in arguments.keys() {
+                let name: String = name.extract()?;
+                if matches!(role(&name), Role::Pixels | Role::Features | Role::Grid) || name == "pixel_attention_mask" {
+                    step.del_item(&name)?;
+                }
             }
         }
         step.set_item("use_cache", true)?;
@@ -71,7 +89,9 @@ pub(super) fn decode<'py>(
             // States hold what was real; `prepare_inputs_for_generation` of `modeling_mamba.py` drops the mask as well.
             step.del_item(ATTENTION_MASK).ok();
         }
-        if takes_position && (is_fixed || start > 0 && cache != KV_CACHE) {
+        // Models of images count positions by it.
+        let is_told = is_fixed || loaded.drive == Drive::Whole || start > 0 && cache != KV_CACHE;
+        if takes_position && is_told {
             step.set_item(CACHE_POSITION, places(loaded, torch, start, end)?)?;
         }
         let is_first = past.is_none();
@@ -109,9 +129,9 @@ pub(super) fn decode<'py>(
             past = kept(&output)?;
         }
         elapsed += took;
-        let (part, positions) = logits(&output)?;
+        let part = main(&output, &step)?;
         let width: usize = part.call_method1("size", (1,))?.extract()?;
-        if positions != Positions::All || width != end - start {
+        if width != end - start {
             return Err(Stop::unsupported(format!("{class} does not give logits of every position")));
         }
         parts.push(part);
@@ -121,7 +141,10 @@ pub(super) fn decode<'py>(
     }
     let keywords = PyDict::new(py);
     keywords.set_item("dim", 1)?;
-    Ok((torch.call_method("cat", (parts,), Some(&keywords))?, elapsed))
+    let tensor = torch.call_method("cat", (parts,), Some(&keywords))?;
+    let shape = tensor.getattr("shape")?.extract()?;
+    let output = Output { name: LOGITS.to_owned(), shape, follows: Some(tokens.to_owned()) };
+    Ok((Returned { output, tensor }, elapsed))
 }
 
 /// An empty cache of the class that the model's own file defines for hybrid models, `HybridMambaAttentionDynamicCache` of
@@ -176,14 +199,8 @@ fn with_room<'py>(
 
 /// The dtype and device of what a cache holds, as arguments.
 fn tensors_like<'py>(py: Python<'py>, loaded: &Loaded) -> PyResult<Bound<'py, PyDict>> {
-    let dtype = match loaded.dtype {
-        Dtype::F64 => "float64",
-        Dtype::F32 => "float32",
-        Dtype::Bf16 => "bfloat16",
-        Dtype::F16 => "float16",
-    };
     let keywords = PyDict::new(py);
-    keywords.set_item("dtype", loaded.torch.bind(py).getattr(dtype)?)?;
+    keywords.set_item("dtype", loaded.torch.bind(py).getattr(torch_dtype(loaded.dtype))?)?;
     keywords.set_item("device", &loaded.device)?;
     Ok(keywords)
 }

@@ -16,14 +16,14 @@ use protocol::{Capture, Captured, CapturedModule, Dtype, Replay, Replayed};
 /// Runs one forward pass without capture and one with capture.
 pub(super) fn capture(py: Python<'_>, loaded: &Loaded, request: &Capture) -> Result<Captured, Stop> {
     let module = module(py, loaded)?;
-    let (plain, _, plain_time) = forward::compute(py, loaded, request.prefill, &request.chunks)?;
+    let (plain, plain_time) = forward::compute(py, loaded, request.prefill, &request.chunks)?;
     let arguments =
         (request.folder.as_os_str(), request.modules.clone(), request.max_bytes, element(py, loaded)?);
     let writer = module.getattr("Writer")?.call1(arguments)?;
     let hooks = module.getattr("Hooks")?.call1((&loaded.model, &writer))?;
-    let (captured, _, time) =
+    let (captured, time) =
         within(&hooks, || forward::compute(py, loaded, request.prefill, &request.chunks))?;
-    let unchanged = module.call_method1("same", (plain, captured))?.extract()?;
+    let unchanged = module.call_method1("same", (&plain[0].tensor, &captured[0].tensor))?.extract()?;
     let room: u64 = writer.getattr("room")?.extract()?;
     let records = py.import("json")?.call_method1("dumps", (writer.getattr("records")?,))?;
     let records: Value = serde_json::from_str(records.extract::<&str>()?)

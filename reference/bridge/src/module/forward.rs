@@ -13,17 +13,16 @@ use super::clock::Clock;
 use super::context::within;
 use super::failure::Stop;
 use super::load::Loaded;
-use super::output::logits;
+use super::output::{self, Returned};
 use super::{cached, compile, dlpack, memory};
 use protocol::{Dtype, Forward, Forwarded, LOGITS, Positions};
 
-/// Runs a full-sequence forward pass, or a prefill and the decoding of the other tokens, and writes the
-/// logits.
+/// Runs a full-sequence forward pass, or a prefill and the decoding of the other tokens, and writes what the model returned.
 pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Result<Forwarded, Stop> {
     let torch = loaded.torch.bind(py);
-    let (logits, positions, elapsed) = compute(py, loaded, request.prefill, &request.chunks)?;
+    let (returned, elapsed) = compute(py, loaded, request.prefill, &request.chunks)?;
     let peak_bytes = memory::peak_bytes(torch, &loaded.device)?;
-    let shape = store(torch, &logits, loaded.dtype, &request.logits)?;
+    let shape = store(torch, &returned, loaded.dtype, &request.logits)?;
     let (graphs, notes) = if loaded.mode.is_compiled() {
         let (graphs, notes) = compile::graphs(py)?;
         (Some(graphs), notes)
@@ -33,29 +32,29 @@ pub(super) fn forward(py: Python<'_>, loaded: &Loaded, request: &Forward) -> Res
     Ok(Forwarded {
         elapsed_ns: elapsed.as_nanos() as u64,
         shape,
-        positions,
+        positions: Positions::All,
         prefill: request.prefill,
         chunks: request.chunks.clone(),
         peak_bytes,
+        outputs: returned.into_iter().map(|returned| returned.output).collect(),
         graphs,
         notes,
     })
 }
 
-/// The logits of one pass, or of several through the cache.
+/// What one pass returned, or several through the cache; the main output first.
 pub(super) fn compute<'py>(
     py: Python<'py>,
     loaded: &Loaded,
     prefill: Option<usize>,
     chunks: &[usize],
-) -> Result<(Bound<'py, PyAny>, Positions, Duration), Stop> {
+) -> Result<(Vec<Returned<'py>>, Duration), Stop> {
     if prefill.is_some() || !chunks.is_empty() {
-        let (logits, elapsed) = cached::decode(py, loaded, prefill, chunks)?;
-        return Ok((logits, Positions::All, elapsed));
+        let (returned, elapsed) = cached::decode(py, loaded, prefill, chunks)?;
+        return Ok((vec![returned], elapsed));
     }
     let (output, elapsed) = pass(py, loaded)?;
-    let (logits, positions) = logits(&output)?;
-    Ok((logits, positions, elapsed))
+    Ok((output::returned(&output, loaded.arguments.bind(py))?, elapsed))
 }
 
 /// A full-sequence forward pass.
@@ -81,11 +80,11 @@ pub(super) fn call<'py>(
     within(&mode, || loaded.float64.within(py, timed))
 }
 
-/// Writes `logits` as f32 (f64 if that is the dtype) to a temporary file, syncs and renames it; returns the
-/// shape.
+/// Writes what a model returned as f32 (f64 if that is the dtype) to a temporary file, syncs and renames it; returns the
+/// shape of the main output.
 fn store(
     torch: &Bound<'_, PyAny>,
-    logits: &Bound<'_, PyAny>,
+    returned: &[Returned<'_>],
     dtype: Dtype,
     path: &Path,
 ) -> Result<Vec<usize>, Stop> {
@@ -97,19 +96,35 @@ fn store(
     let keywords = PyDict::new(torch.py());
     keywords.set_item("device", "cpu")?;
     keywords.set_item("dtype", torch.getattr(name)?)?;
-    let tensor =
-        logits.call_method0("detach")?.call_method("to", (), Some(&keywords))?.call_method0("contiguous")?;
+    let stored = |tensor| stored(tensor, &keywords);
+    let [main, others @ ..] = returned else { return Err(Stop::exception("the model returned nothing".into())) };
+    let mut beside = Vec::new();
+    for Returned { output, tensor } in others {
+        let copied = dlpack::with_bytes(&stored(tensor)?, |shape, bytes| (shape.to_vec(), bytes.to_vec()))?;
+        beside.push((output.name.as_str(), copied));
+    }
     let temporary = temporary(path);
-    let shape = dlpack::with_bytes(&tensor, |shape, bytes| {
-        let view = TensorView::new(element, shape.to_vec(), bytes)
-            .map_err(|error| Stop::exception(format!("the logits: {error}")))?;
+    let main = stored(&output::with_three_axes(&main.tensor)?)?;
+    // The main output may be large, and is written from where it lies.
+    let shape = dlpack::with_bytes(&main, |shape, bytes| {
+        let others = beside.iter().map(|(name, (shape, bytes))| (*name, shape.clone(), bytes.as_slice()));
+        let views = std::iter::once((LOGITS, shape.to_vec(), bytes))
+            .chain(others)
+            .map(|(name, shape, bytes)| Ok((name, TensorView::new(element, shape, bytes)?)))
+            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+            .map_err(|error| Stop::exception(format!("the outputs: {error}")))?;
         let none: Option<HashMap<String, String>> = None;
-        safetensors::serialize_to_file([(LOGITS, view)], none, &temporary)
+        safetensors::serialize_to_file(views, none, &temporary)
             .map_err(|error| Stop::exception(format!("{}: {error}", temporary.display())))?;
         Ok::<_, Stop>(shape.to_vec())
     })??;
     publish(&temporary, path)?;
     Ok(shape)
+}
+
+/// A tensor without gradients, contiguous, on the device and in the dtype of `keywords`.
+fn stored<'py>(tensor: &Bound<'py, PyAny>, keywords: &Bound<'py, PyDict>) -> PyResult<Bound<'py, PyAny>> {
+    tensor.call_method0("detach")?.call_method("to", (), Some(keywords))?.call_method0("contiguous")
 }
 
 /// A temporary file name next to `path` with the same extension, which torch's profiler checks.

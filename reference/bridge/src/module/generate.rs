@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PySlice};
 
+use super::auto::Drive;
 use super::context::within;
 use super::failure::Stop;
 use super::load::Loaded;
@@ -24,7 +25,7 @@ const PLAIN: [(&str, Option<f64>); 8] = [
 pub(super) fn generate(py: Python<'_>, loaded: &Loaded, request: &Generate) -> Result<Generated, Stop> {
     let (torch, model) = (loaded.torch.bind(py), loaded.model.bind(py));
     let class = model.get_type().name()?.to_string();
-    if loaded.is_encoder || !model.hasattr("generate")? {
+    if loaded.drive == Drive::Encoder || !model.hasattr("generate")? {
         return Err(Stop::unsupported(format!("{class} generates no tokens")));
     }
     let can = model.getattr_opt("can_generate")?.map(|can| can.call0()?.extract::<bool>()).transpose()?;

@@ -5,65 +5,117 @@ use std::path::Path;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::failure::Stop;
-use protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS};
+use protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS, Role, role};
+
+/// A model that gets inputs.
+pub(super) struct Recipient<'a, 'py> {
+    pub(super) torch: &'a Bound<'py, PyAny>,
+    pub(super) model: &'a Bound<'py, PyAny>,
+    /// The device of the inputs.
+    pub(super) device: &'a str,
+    /// torch's name of the dtype of floating-point inputs.
+    pub(super) dtype: &'static str,
+    /// Whether the model gets no position ids. Encoders count positions themselves: BERT from the start of the sequence,
+    /// RoBERTa from its first token that is not padding (`create_position_ids_from_input_ids` in `modeling_roberta.py`).
+    pub(super) counts_positions: bool,
+    /// Outputs that the model computes only if asked to.
+    pub(super) outputs: &'a [String],
+}
 
 /// Keyword arguments for `model.forward`, each only if the model takes it, and notes on the others.
-///
-/// Encoders get no position ids, because they count positions themselves: BERT from the start of the
-/// sequence, RoBERTa from its first token that is not padding (`create_position_ids_from_input_ids` in
-/// `modeling_roberta.py`).
 pub(super) fn arguments<'py>(
-    py: Python<'py>,
-    torch: &Bound<'py, PyAny>,
-    model: &Bound<'py, PyAny>,
-    counts_positions: bool,
+    to: &Recipient<'_, 'py>,
     path: &Path,
-    device: &str,
 ) -> Result<(Bound<'py, PyDict>, Vec<String>), Stop> {
+    let Recipient { torch, model, device, .. } = *to;
+    let py = torch.py();
     let bytes =
         fs::read(path).map_err(|error| Stop::exception(format!("inputs {}: {error}", path.display())))?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|error| Stop::exception(format!("inputs {}: {error}", path.display())))?;
-    let parameters = py
-        .import("inspect")?
-        .call_method1("signature", (model.getattr("forward")?,))?
-        .getattr("parameters")?;
-    let takes = |name: &str| parameters.contains(name);
+    let takes = Takes::of(model)?;
     let class = model.get_type().name()?.to_string();
     let arguments = PyDict::new(py);
     let mut notes = Vec::new();
-
-    let input_ids = tensor(py, torch, &file, INPUT_IDS)?;
-    let has_mask = file.names().contains(&ATTENTION_MASK);
-    let mask = has_mask.then(|| tensor(py, torch, &file, ATTENTION_MASK)).transpose()?;
-    let positions = tensor(py, torch, &file, POSITION_IDS)?;
-    arguments.set_item(INPUT_IDS, input_ids.call_method1("to", (device,))?)?;
-    let takes_mask = takes(ATTENTION_MASK)?;
-    if let Some(mask) = mask.as_ref().filter(|_| takes_mask) {
-        arguments.set_item(ATTENTION_MASK, mask.call_method1("to", (device,))?)?;
-    } else if let Some(mask) = mask {
-        let all_real: bool = mask.call_method0("all")?.call_method0("item")?.extract()?;
-        if !all_real {
-            return Err(Stop::unsupported(format!(
-                "{class} takes no attention_mask, and the inputs have padding"
-            )));
+    let mut names = file.names();
+    names.sort_unstable();
+    for name in names {
+        let view =
+            file.tensor(name).map_err(|error| Stop::exception(format!("inputs: {name}: {error}")))?;
+        let mut tensor = tensor(torch, name, &view)?.call_method1("to", (device,))?;
+        match role(name) {
+            Role::Tokens => {}
+            Role::Positions if to.counts_positions => {
+                notes.push(format!("{class} counts positions itself"));
+                continue;
+            }
+            Role::Positions if takes.by_name(POSITION_IDS)? => {}
+            Role::Positions => {
+                notes.push(format!("{class} takes no position_ids"));
+                continue;
+            }
+            Role::Mask | Role::DecoderMask if takes.by_name(name)? => {}
+            Role::Mask | Role::DecoderMask => {
+                if !tensor.call_method0("all")?.call_method0("item")?.extract::<bool>()? {
+                    return Err(Stop::unsupported(format!("{class} takes no {name}, and the inputs have padding")));
+                }
+                notes.push(format!("{class} takes no {name}"));
+                continue;
+            }
+            _ if takes.any(name)? => {
+                if tensor.call_method0("is_floating_point")?.extract()? {
+                    tensor = tensor.call_method1("to", (torch.getattr(to.dtype)?,))?;
+                }
+            }
+            _ => return Err(Stop::unsupported(format!("{class} takes no {name}, which the inputs have"))),
         }
-        notes.push(format!("{class} takes no attention_mask"));
+        arguments.set_item(name, tensor)?;
     }
-    if counts_positions {
-        notes.push(format!("{class} counts positions itself"));
-    } else if takes(POSITION_IDS)? {
-        arguments.set_item(POSITION_IDS, positions.call_method1("to", (device,))?)?;
-    } else {
-        notes.push(format!("{class} takes no position_ids"));
-    }
-    if takes("use_cache")? {
+    if takes.by_name("use_cache")? {
         arguments.set_item("use_cache", false)?;
     }
+    for output in to.outputs {
+        let name = format!("output_{output}");
+        if takes.any(&name)? {
+            arguments.set_item(name, true)?;
+        } else {
+            notes.push(format!("{class} has no {output}"));
+        }
+    }
     Ok((arguments, notes))
+}
+
+/// The arguments of a model's `forward`.
+struct Takes<'py> {
+    parameters: Bound<'py, PyAny>,
+    /// Whether it has `**kwargs`, which it hands on.
+    has_others: bool,
+}
+
+impl<'py> Takes<'py> {
+    fn of(model: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let inspect = model.py().import("inspect")?;
+        let parameters =
+            inspect.call_method1("signature", (model.getattr("forward")?,))?.getattr("parameters")?;
+        let keywords = inspect.getattr("Parameter")?.getattr("VAR_KEYWORD")?;
+        let mut has_others = false;
+        for parameter in parameters.call_method0("values")?.try_iter()? {
+            has_others |= parameter?.getattr("kind")?.eq(&keywords)?;
+        }
+        Ok(Self { parameters, has_others })
+    }
+
+    fn by_name(&self, name: &str) -> PyResult<bool> {
+        self.parameters.contains(name)
+    }
+
+    fn any(&self, name: &str) -> PyResult<bool> {
+        Ok(self.has_others || self.by_name(name)?)
+    }
 }
 
 /// The tensors of an inputs file.
@@ -74,19 +126,32 @@ pub(super) fn names(path: &Path) -> Result<Vec<String>, Stop> {
     Ok(file.names().into_iter().map(ToString::to_string).collect())
 }
 
-/// The i64 tensor `name` as torch's, on the CPU.
+/// A tensor of an inputs file as torch's, on the CPU.
 fn tensor<'py>(
-    py: Python<'py>,
     torch: &Bound<'py, PyAny>,
-    file: &SafeTensors<'_>,
     name: &str,
+    view: &TensorView<'_>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
-    let view = file.tensor(name).map_err(|error| Stop::exception(format!("inputs: {name}: {error}")))?;
-    if view.dtype() != Dtype::I64 {
+    let dtype = match view.dtype() {
+        Dtype::BOOL => "bool",
+        Dtype::U8 => "uint8",
+        Dtype::I32 => "int32",
+        Dtype::I64 => "int64",
+        Dtype::F16 => "float16",
+        Dtype::BF16 => "bfloat16",
+        Dtype::F32 => "float32",
+        Dtype::F64 => "float64",
+        other => return Err(Stop::exception(format!("inputs: {name} is {other:?}"))),
+    };
+    if matches!(name, INPUT_IDS | ATTENTION_MASK | POSITION_IDS) && view.dtype() != Dtype::I64 {
         return Err(Stop::exception(format!("inputs: {name} is {:?} and not I64", view.dtype())));
     }
+    let py = torch.py();
     let keywords = PyDict::new(py);
-    keywords.set_item("dtype", torch.getattr("int64")?)?;
+    keywords.set_item("dtype", torch.getattr(dtype)?)?;
+    if view.data().is_empty() {
+        return Ok(torch.call_method("zeros", (view.shape().to_vec(),), Some(&keywords))?);
+    }
     let flat = torch.call_method("frombuffer", (PyByteArray::new(py, view.data()),), Some(&keywords))?;
     Ok(flat.call_method1("reshape", (view.shape().to_vec(),))?)
 }

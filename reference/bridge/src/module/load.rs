@@ -13,6 +13,8 @@ use serde_json::{Map, Value};
 use super::failure::Stop;
 use super::float64::{self, Float64};
 use super::report::attention_name;
+use super::auto::{self, Class, Drive};
+use super::inputs::Recipient;
 use super::{compile, ignored, inputs, report};
 use crate::translation::{BY_TRANSFORMERS, Translated, rope_thetas, translate};
 use crate::versions::{Versions, WrongShapes};
@@ -26,10 +28,11 @@ pub(super) struct Loaded {
     /// The callable: the module, or its `torch.compile` wrapper.
     pub(super) callable: Py<PyAny>,
     pub(super) arguments: Py<PyDict>,
-    /// Whether the model runs as an encoder, which has no KV cache.
-    pub(super) is_encoder: bool,
+    pub(super) drive: Drive,
     /// Whether the model gets no position ids.
     pub(super) counts_positions: bool,
+    /// Outputs that the model computes only if asked to.
+    pub(super) outputs: Vec<String>,
     pub(super) mode: Mode,
     pub(super) dtype: Dtype,
     pub(super) float64: Float64,
@@ -68,16 +71,20 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
         report::read_otherwise(&config_class, &config_object, &config)?
     };
     notes.extend(report::settle_padding(&config_object)?);
-    let is_encoder = is_encoder(py, &config)?;
-    let class = auto_class(&config, is_encoder, &mut notes)?;
+    let (class, drive) = auto::class(&config, is_encoder(py, &config)?, &mut notes);
     let keywords = keywords(py, &torch, request, attention, &config_object, &version)?;
     let float64 = Float64::new(py, request.dtype == Dtype::F64)?;
     if request.dtype == Dtype::F64 {
         notes.push(float64::NOTE.to_owned());
     }
+    let class = match class {
+        Class::Auto(name) => transformers.getattr(name)?,
+        Class::Named(name) => transformers
+            .getattr_opt(name)?
+            .ok_or_else(|| Stop::unsupported(format!("transformers {version} has no class {name}")))?,
+    };
     let (model, loading) = float64
         .within(py, || {
-            let class = transformers.getattr(class)?;
             class.call_method("from_pretrained", (request.checkpoint.as_os_str(),), Some(&keywords))
         })?
         .extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
@@ -107,11 +114,16 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     if request.auto_dtype {
         notes.extend(report::dtype(&model, torch_dtype(request.dtype))?);
     }
-    // BERT with a causal head is run as a decoder.
-    let is_encoder = (is_encoder || class == ENCODER) && class != CAUSAL;
-    let counts_positions = is_encoder || request.own_positions;
-    let (arguments, said) =
-        inputs::arguments(py, &torch, &model, counts_positions, &request.inputs, &request.device)?;
+    let counts_positions = drive != Drive::Decoder || request.own_positions;
+    let recipient = Recipient {
+        torch: &torch,
+        model: &model,
+        device: &request.device,
+        dtype: torch_dtype(request.dtype),
+        counts_positions,
+        outputs: &request.outputs,
+    };
+    let (arguments, said) = inputs::arguments(&recipient, &request.inputs)?;
     notes.extend(said);
     let callable = match request.mode {
         Mode::Compiled => compile::compile(&torch, &model)?,
@@ -126,8 +138,9 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
         model: model.unbind(),
         callable: callable.unbind(),
         arguments: arguments.unbind(),
-        is_encoder,
+        drive,
         counts_positions,
+        outputs: request.outputs.clone(),
         mode: request.mode,
         dtype: request.dtype,
         float64,
@@ -151,8 +164,15 @@ pub(super) fn take_inputs(
     request: &NewInputs,
 ) -> Result<TakenInputs, Stop> {
     let (torch, model) = (loaded.torch.bind(py), loaded.model.bind(py));
-    let (arguments, _) =
-        inputs::arguments(py, torch, model, loaded.counts_positions, &request.inputs, &loaded.device)?;
+    let recipient = Recipient {
+        torch,
+        model,
+        device: &loaded.device,
+        dtype: torch_dtype(loaded.dtype),
+        counts_positions: loaded.counts_positions,
+        outputs: &loaded.outputs,
+    };
+    let (arguments, _) = inputs::arguments(&recipient, &request.inputs)?;
     let mut unused = Vec::new();
     for name in inputs::names(&request.inputs)? {
         if !arguments.contains(&name)? {
@@ -265,46 +285,6 @@ fn is_encoder(py: Python<'_>, config: &Map<String, Value>) -> PyResult<bool> {
     known.getattr("MODEL_FOR_MASKED_LM_MAPPING_NAMES")?.contains(model_type)
 }
 
-const CAUSAL: &str = "AutoModelForCausalLM";
-/// The encoder of an encoder-decoder model by itself (`T5EncoderModel`), which `AutoModel` would load as a whole.
-const ENCODER: &str = "AutoModelForTextEncoding";
-
-/// The auto class that matches the checkpoint's head.
-fn auto_class(
-    config: &Map<String, Value>,
-    is_encoder: bool,
-    notes: &mut Vec<String>,
-) -> Result<&'static str, Stop> {
-    let architecture = config.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
-    let Some(name) = architecture else {
-        let (class, what) = if is_encoder {
-            ("AutoModel", "an encoder without a head")
-        } else {
-            (CAUSAL, "a causal language model")
-        };
-        notes.push(format!("config.json names no architecture: loaded as {what}"));
-        return Ok(class);
-    };
-    let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
-    if ends(&["ForCausalLM", "LMHeadModel"]) {
-        Ok(CAUSAL)
-    } else if ends(&["ForMaskedLM"]) {
-        Ok("AutoModelForMaskedLM")
-    } else if ends(&["ForSequenceClassification"]) {
-        Ok("AutoModelForSequenceClassification")
-    } else if ends(&["EncoderModel"]) {
-        notes.push(format!("{name} is the encoder alone: last_hidden_state is compared in place of logits"));
-        Ok(ENCODER)
-    } else if ends(&["Model"]) && !ends(&["DoubleHeadsModel"]) {
-        notes.push(format!("{name} has no head: last_hidden_state is compared in place of logits"));
-        Ok("AutoModel")
-    } else {
-        Err(Stop::unsupported(format!(
-            "architecture {name} is no causal or masked language model, sequence classifier or headless model"
-        )))
-    }
-}
-
 fn keywords<'py>(
     py: Python<'py>,
     torch: &Bound<'py, PyAny>,
@@ -336,7 +316,7 @@ fn keywords<'py>(
 }
 
 /// As torch spells it.
-fn torch_dtype(dtype: Dtype) -> &'static str {
+pub(super) fn torch_dtype(dtype: Dtype) -> &'static str {
     match dtype {
         Dtype::F64 => "float64",
         Dtype::F32 => "float32",

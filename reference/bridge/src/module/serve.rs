@@ -12,7 +12,7 @@ use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group};
 
 use super::failure::Stop;
 use super::load::Loaded;
-use super::{capture, descriptors, forward, generate, load, time, tokenize, trace};
+use super::{capture, descriptors, forward, generate, load, processor, time, tokenize, trace};
 use protocol::yardstick;
 use protocol::{Reply, Request};
 
@@ -84,6 +84,7 @@ fn answer(py: Python<'_>, request: Request, loaded: &mut Option<Loaded>) -> Resu
             let model = loaded.as_ref().ok_or_else(missing)?;
             Ok(Reply::Generated(generate::generate(py, model, &request)?))
         }
+        Request::Prepare(request) => Ok(Reply::Prepared(processor::prepare(py, &request)?)),
         Request::Tokenize(request) => Ok(Reply::Tokenized(tokenize::tokenize(py, &request)?)),
         Request::Exit => Err(missing()),
     }

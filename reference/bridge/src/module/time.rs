@@ -7,7 +7,9 @@ use super::failure::Stop;
 use super::load::Loaded;
 use super::static_cache::StaticCache;
 use super::{forward, memory};
-use protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS, Time, Timed};
+use protocol::{
+    ATTENTION_MASK, DECODER_ATTENTION_MASK, DECODER_INPUT_IDS, INPUT_IDS, POSITION_IDS, Time, Timed,
+};
 
 /// Warms up and times; every forward pass drops its result before the next one.
 pub(super) fn time(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Timed, Stop> {
@@ -58,7 +60,8 @@ fn decode(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Vec<u64>, S
     for index in 0..SETTLING + request.decode {
         let step = next(py, loaded, &arguments)?;
         step.set_item("past_key_values", past)?;
-        let mask = step.get_item(ATTENTION_MASK)?;
+        let mask_name = names(&arguments)?[1];
+        let mask = step.get_item(mask_name)?;
         if let Some(fixed) = &fixed {
             fixed.place(&step, Some(index))?;
         }
@@ -68,7 +71,7 @@ fn decode(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Vec<u64>, S
         }
         let grown = cache(&output)?;
         past = grown.ok_or_else(|| Stop::exception("the model gave no cache back".into()))?;
-        for (name, tensor) in [(ATTENTION_MASK, mask), (POSITION_IDS, step.get_item(POSITION_IDS)?)] {
+        for (name, tensor) in [(mask_name, mask), (POSITION_IDS, step.get_item(POSITION_IDS)?)] {
             if let Some(tensor) = tensor {
                 arguments.set_item(name, tensor)?;
             }
@@ -90,17 +93,25 @@ fn next<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     let torch = loaded.torch.bind(py);
     let column = |tensor: &Bound<'py, PyAny>, at: isize| tensor.call_method1("narrow", (1, at, 1));
-    let step = PyDict::new(py);
+    let [tokens, mask] = names(arguments)?;
+    // An encoder-decoder gets the encoder's inputs in every pass.
+    let step = if tokens == DECODER_INPUT_IDS { arguments.copy()? } else { PyDict::new(py) };
     step.set_item("use_cache", true)?;
-    if let Some(ids) = arguments.get_item(INPUT_IDS)? {
-        step.set_item(INPUT_IDS, column(&ids, 0)?)?;
+    if let Some(ids) = arguments.get_item(tokens)? {
+        step.set_item(tokens, column(&ids, 0)?)?;
     }
-    if let Some(mask) = arguments.get_item(ATTENTION_MASK)? {
-        let one = torch.call_method1("ones_like", (column(&mask, 0)?,))?;
-        step.set_item(ATTENTION_MASK, torch.call_method1("cat", (PyList::new(py, [mask, one])?, 1))?)?;
+    if let Some(known) = arguments.get_item(mask)? {
+        let one = torch.call_method1("ones_like", (column(&known, 0)?,))?;
+        step.set_item(mask, torch.call_method1("cat", (PyList::new(py, [known, one])?, 1))?)?;
     }
     if let Some(positions) = arguments.get_item(POSITION_IDS)? {
         step.set_item(POSITION_IDS, column(&positions, -1)?.call_method1("add", (1,))?)?;
     }
     Ok(step)
+}
+
+/// The names of the tokens that are decoded, and of their mask.
+fn names(arguments: &Bound<'_, PyDict>) -> PyResult<[&'static str; 2]> {
+    let has_encoder = arguments.contains(DECODER_INPUT_IDS)?;
+    Ok(if has_encoder { [DECODER_INPUT_IDS, DECODER_ATTENTION_MASK] } else { [INPUT_IDS, ATTENTION_MASK] })
 }

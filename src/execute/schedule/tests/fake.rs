@@ -126,6 +126,7 @@ impl Session for FakeSession<'_> {
                         prefill: forward.prefill,
                         chunks: forward.chunks.clone(),
                         peak_bytes: Some(peak_bytes),
+                        outputs: Vec::new(),
                         graphs: None,
                         notes: Vec::new(),
                     }),

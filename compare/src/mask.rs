@@ -1,0 +1,93 @@
+//! Which positions of an output are compared.
+
+use std::path::Path;
+
+use bounds::limits::INPUTS_BYTES;
+use safetensors::{Dtype as Stored, SafeTensors};
+
+use super::logits::LogitsError;
+
+/// Name of the mask tensor in the worker protocol.
+const ATTENTION_MASK: &str = "attention_mask";
+/// The tokens whose positions an output can follow, and their masks, in the worker protocol; the first that the inputs have.
+const TOKENS: [[&str; 2]; 2] =
+    [["decoder_input_ids", "decoder_attention_mask"], ["input_ids", ATTENTION_MASK]];
+
+/// Which positions of the inputs are real tokens, `[batch, seq]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mask {
+    batch: usize,
+    seq: usize,
+    real: Vec<bool>,
+}
+
+impl Mask {
+    /// A mask from its values in row-major order; `None` if their number is not `batch * seq`.
+    pub fn new(batch: usize, seq: usize, real: Vec<bool>) -> Option<Self> {
+        (real.len() == batch * seq).then_some(Self { batch, seq, real })
+    }
+
+    /// A mask without padding.
+    pub fn all_real(batch: usize, seq: usize) -> Self {
+        Self { batch, seq, real: vec![true; batch * seq] }
+    }
+
+    /// The positions that a model's outputs follow: those of `decoder_input_ids` in the inputs file if it has them, else of
+    /// `input_ids`, with the mask that belongs to them. `None` if the inputs have no tokens.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds tokens or a mask that are no i64 `[batch, seq]`.
+    pub fn of_inputs(path: &Path) -> Result<Option<Self>, LogitsError> {
+        let bytes = bounds::file::read(path, INPUTS_BYTES).map_err(|error| LogitsError::io(path, error))?;
+        let tensors = SafeTensors::deserialize(&bytes)
+            .map_err(|error| LogitsError::invalid(path, format!("is not a safetensors file: {error}")))?;
+        let integers = |name: &str| match tensors.tensor(name) {
+            Err(_) => Ok(None),
+            Ok(view) => match (view.dtype(), view.shape()) {
+                (Stored::I64, &[batch, seq]) => {
+                    let real = view.data().as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b) != 0);
+                    Ok(Some(Self { batch, seq, real: real.collect() }))
+                }
+                (dtype, shape) => {
+                    let problem = format!("holds {name} of {dtype:?} {shape:?}, not i64 [batch, seq]");
+                    Err(LogitsError::invalid(path, problem))
+                }
+            },
+        };
+        for [tokens, mask] in TOKENS {
+            if let Some(Self { batch, seq, .. }) = integers(tokens)? {
+                return Ok(Some(integers(mask)?.unwrap_or_else(|| Self::all_real(batch, seq))));
+            }
+        }
+        integers(ATTENTION_MASK)
+    }
+
+    /// The positions of an output with `batch` rows of `seq` positions: these, if they are as many; otherwise the output
+    /// follows no tokens, and all of its positions count.
+    #[must_use]
+    pub fn fitting(known: Option<Self>, (batch, seq): (usize, usize)) -> Self {
+        known
+            .filter(|mask| (mask.batch, mask.seq) == (batch, seq))
+            .unwrap_or_else(|| Self::all_real(batch, seq))
+    }
+
+    /// Batch size.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Sequence length, padding included.
+    pub fn seq(&self) -> usize {
+        self.seq
+    }
+
+    /// True where `(row, position)` holds a real token.
+    pub fn is_real(&self, row: usize, position: usize) -> bool {
+        self.real[row * self.seq + position]
+    }
+
+    /// The last real position of a row; `None` if the row is all padding.
+    pub fn last_real(&self, row: usize) -> Option<usize> {
+        (0..self.seq).rev().find(|&position| self.is_real(row, position))
+    }
+}

@@ -1,0 +1,83 @@
+//! Outputs beside the main one: embeddings, router logits, the loss. A release can be right in its logits and wrong in these.
+
+use std::path::Path;
+
+use compare::logits::Logits;
+use compare::matrix::{self, Entry, PairOutcome};
+use compare::metrics::Side;
+use compare::oracle::{Origin, Oracles};
+use compare::verdict::{Tolerances, verdicts};
+use miette::{Result, miette};
+
+use super::super::view::{OutputRow, OutputView};
+use crate::execute::cell::{Cell, Outcome};
+use crate::spec::variant::measured_dtype;
+
+/// Compares each further output of the cells with that of the cell `reference`, or of the first that has it.
+///
+/// # Errors
+/// When outputs that exist cannot be read.
+pub(super) fn outputs(
+    cells: &[Cell],
+    files: &Path,
+    origins: &[Origin],
+    reference: Option<usize>,
+    tolerances: &Tolerances,
+) -> Result<Vec<OutputView>> {
+    let mut names: Vec<&str> = Vec::new();
+    for (_, name) in cells.iter().flat_map(further) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.into_iter().map(|name| output(name, cells, files, origins, reference, tolerances)).collect()
+}
+
+/// The logits file and the further outputs of a cell.
+fn further(cell: &Cell) -> impl Iterator<Item = (&Path, &str)> {
+    let completed = match &cell.outcome {
+        Outcome::Completed(completed) => Some(completed),
+        _ => None,
+    };
+    completed.into_iter().flat_map(|completed| {
+        completed.outputs.iter().skip(1).map(|output| (completed.logits.as_path(), output.name.as_str()))
+    })
+}
+
+fn output(
+    name: &str,
+    cells: &[Cell],
+    files: &Path,
+    origins: &[Origin],
+    reference: Option<usize>,
+    tolerances: &Tolerances,
+) -> Result<OutputView> {
+    let entry = |cell: &Cell| {
+        let found = further(cell).find(|(_, known)| *known == name);
+        let logits = match found {
+            Some((logits, _)) => {
+                Logits::open_output(&files.join(logits), name).map_err(|error| error.to_string())
+            }
+            None => Err(format!("returns no {name}")),
+        };
+        Entry { name: cell.name.clone(), dtype: measured_dtype(cell.variant.dtype), logits }
+    };
+    let entries: Vec<Entry> = cells.iter().map(entry).collect();
+    let matrix =
+        matrix::matrix(&entries, None, &matrix::Options::default()).map_err(|error| miette!("{error}"))?;
+    let has_it = |index: &usize| entries[*index].logits.is_ok();
+    let reference = reference.filter(has_it).or_else(|| (0..cells.len()).find(has_it)).unwrap_or_default();
+    let judged = verdicts(&matrix, &Oracles::new(&matrix, origins), tolerances);
+    let others = (0..cells.len()).filter(|index| has_it(index) && *index != reference);
+    let row = |index: usize| {
+        let names = [&matrix.names[reference.min(index)], &matrix.names[reference.max(index)]];
+        let verdict = judged.iter().find(|verdict| [&verdict.a, &verdict.b] == names)?;
+        let relative_l2 = match matrix.oriented(reference, index) {
+            PairOutcome::Compared(pair) => Some(pair.relative_l2(Side::A)),
+            _ => None,
+        };
+        Some(OutputRow { variant: cells[index].name.clone(), relative_l2, verdict: verdict.clone() })
+    };
+    let rows = others.filter_map(row).collect();
+    Ok(OutputView { name: name.to_owned(), reference: cells[reference].name.clone(), rows })
+}

@@ -1,0 +1,332 @@
+//! Inputs of models of images, sound and of encoder-decoders, where no processor makes them: a test picture for each image, a
+//! chirp for each sound, and decoder tokens, in the shapes that the config states.
+
+use serde_json::Value;
+
+use reference::protocol::{DECODER_INPUT_IDS, LABELS};
+
+use super::tensors::Tensor;
+use super::{Error, Inputs, Padding, batch};
+
+/// What the architectures of one kind get.
+struct Kind {
+    /// `model_type`s.
+    model_types: &'static [&'static str],
+    sees: Sees,
+}
+
+/// What a model sees or hears, and how it stands in the tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sees {
+    /// One picture for each row, `pixel_values [rows, channels, size, size]`, and no tokens.
+    Pictures,
+    /// Pictures beside texts that do not mention them.
+    PicturesBesideTexts,
+    /// Pictures whose places in the text are image tokens: one for each patch.
+    PicturesInTexts,
+    /// Patches of pictures of several sizes, with a grid, whose places in the text are image tokens.
+    Patches,
+    /// Each picture as several tiles, `pixel_values [rows, tiles, channels, size, size]`.
+    Tiles,
+    /// A spectrum, `input_features [rows, bins, frames]`.
+    Spectrum,
+    /// Samples, `input_values [rows, samples]`, and no tokens.
+    Samples,
+}
+
+/// All kinds; a model_type that no row has gets tokens alone.
+const KINDS: &[Kind] = &[
+    Kind {
+        model_types: &[
+            "vit", "deit", "beit", "dinov2", "dinov2_with_registers", "dinov3_vit", "segformer", "swin", "swinv2",
+            "convnext", "convnextv2", "resnet", "hiera", "mobilevit", "depth_anything", "yolos", "vit_mae",
+            "siglip_vision_model", "clip_vision_model", "vision-encoder-decoder", "poolformer", "efficientnet",
+        ],
+        sees: Sees::Pictures,
+    },
+    Kind {
+        model_types: &["clip", "siglip", "siglip2", "blip", "chinese_clip", "altclip", "git", "metaclip_2"],
+        sees: Sees::PicturesBesideTexts,
+    },
+    Kind {
+        model_types: &["llava", "paligemma", "gemma3", "vipllava", "got_ocr2", "internvl", "aya_vision", "mistral3"],
+        sees: Sees::PicturesInTexts,
+    },
+    Kind { model_types: &["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v"], sees: Sees::Patches },
+    Kind { model_types: &["idefics2", "idefics3", "smolvlm"], sees: Sees::Tiles },
+    Kind { model_types: &["whisper", "moonshine_streaming"], sees: Sees::Spectrum },
+    Kind {
+        model_types: &["wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat", "sew"],
+        sees: Sees::Samples,
+    },
+];
+
+/// Patches of a picture along its height and width, of the first row, the second, and so on in turn.
+const GRIDS: [[usize; 2]; 2] = [[4, 6], [8, 4]];
+
+/// Samples of a chirp: a second at 16 kHz.
+const SAMPLES: usize = 16_000;
+
+/// Adds what the model of this config gets beside tokens.
+///
+/// # Errors
+/// When the config does not state the sizes.
+pub(super) fn complete(inputs: &mut Inputs, config: &Value) -> Result<(), Error> {
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let config = Config { config, model_type };
+    let kind = KINDS.iter().find(|kind| kind.model_types.contains(&model_type));
+    match kind.map(|kind| kind.sees).and_then(|sees| config.narrowed(sees)) {
+        None => {}
+        Some(Sees::Pictures) if config.has_decoder() => {
+            config.decoder_tokens(inputs);
+            without_tokens(inputs);
+            config.pictures(inputs, None)?;
+        }
+        Some(Sees::Pictures) => {
+            inputs.notes.clear();
+            without_tokens(inputs);
+            config.pictures(inputs, None)?;
+        }
+        Some(Sees::PicturesBesideTexts) => config.pictures(inputs, None)?,
+        Some(Sees::PicturesInTexts) => {
+            let [size, _] = config.picture()?;
+            let patch = config.number("patch_size").ok_or_else(|| config.lacks("patch_size"))?;
+            let patches = (size / patch.max(1)).pow(2);
+            let count = config.number("mm_tokens_per_image").unwrap_or(patches);
+            config.place(inputs, &vec![count; inputs.batch])?;
+            config.pictures(inputs, None)?;
+        }
+        Some(Sees::Patches) => config.patches(inputs)?,
+        Some(Sees::Tiles) => {
+            let [size, _] = config.picture()?;
+            let patch = config.number("patch_size").ok_or_else(|| config.lacks("patch_size"))?;
+            let scale = config.number("scale_factor").unwrap_or(1).max(1);
+            let count = (size / patch.max(1)).pow(2) / (scale * scale);
+            config.place(inputs, &vec![count; inputs.batch])?;
+            config.pictures(inputs, Some(1))?;
+        }
+        Some(Sees::Spectrum) => {
+            let bins = config.number("num_mel_bins").ok_or_else(|| config.lacks("num_mel_bins"))?;
+            let positions =
+                config.number("max_source_positions").ok_or_else(|| config.lacks("max_source_positions"))?;
+            let (rows, frames) = (inputs.batch, 2 * positions);
+            let values = (0..rows * bins * frames).map(|at| {
+                let (bin, frame) = (at / frames % bins, at % frames);
+                // A chirp rises through the bins.
+                let distance = bin as f32 - frame as f32 * bins as f32 / frames as f32 + (at / (bins * frames)) as f32;
+                1.5 - (distance * 0.7).powi(2).min(2.5)
+            });
+            add(inputs, "input_features", Tensor::floats(vec![rows, bins, frames], values));
+            config.decoder_tokens(inputs);
+            without_tokens(inputs);
+        }
+        Some(Sees::Samples) => {
+            inputs.notes.clear();
+            without_tokens(inputs);
+            let rows = inputs.batch;
+            let values = (0..rows * SAMPLES).map(|at| chirp(at / SAMPLES, at % SAMPLES));
+            add(inputs, "input_values", Tensor::floats(vec![rows, SAMPLES], values));
+        }
+    }
+    if config.has_decoder() && !inputs.tensors.contains_key(DECODER_INPUT_IDS) {
+        config.decoder_tokens(inputs);
+    }
+    inputs.digest = batch::digest(inputs);
+    Ok(())
+}
+
+/// The size of the vocabulary that tokens are drawn from: that of the part of a model that reads tokens. Any will do for a
+/// model that reads none.
+pub(super) fn vocab_size(config: &Value) -> Option<u64> {
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let known = Config { config, model_type }.number("vocab_size");
+    let sees = KINDS.iter().find(|kind| kind.model_types.contains(&model_type)).map(|kind| kind.sees);
+    known.map(|size| size as u64).or_else(|| matches!(sees, Some(Sees::Pictures | Sees::Samples)).then_some(1000))
+}
+
+/// Adds the tokens that each position should predict, so that the model computes its loss: the token itself, which causal
+/// models shift by themselves, or the class of the row's number for a classifier of rows.
+pub(super) fn label(inputs: &mut Inputs, config: &Value) {
+    let architecture = config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or_default();
+    let labels = if architecture.ends_with("ForSequenceClassification") || architecture.ends_with("ForImageClassification")
+    {
+        Tensor::integers(vec![inputs.batch], (0..inputs.batch as i64).map(|row| row % 2))
+    } else if let Some(decoder) = inputs.tensors.get(DECODER_INPUT_IDS) {
+        decoder.clone()
+    } else {
+        let real = inputs.input_ids.iter().zip(&inputs.attention_mask);
+        let labels: Vec<i64> = real.map(|(id, real)| if *real == 0 { -100 } else { *id }).collect();
+        Tensor::integers(vec![inputs.batch, inputs.seq], labels)
+    };
+    add(inputs, LABELS, labels);
+    inputs.digest = batch::digest(inputs);
+}
+
+/// A checkpoint's config.
+struct Config<'a> {
+    config: &'a Value,
+    model_type: &'a str,
+}
+
+impl Config<'_> {
+    /// A number of the config, or of the first of its parts that has it.
+    fn number(&self, key: &str) -> Option<usize> {
+        let parts = ["vision_config", "encoder", "audio_config", "text_config", "decoder"];
+        let of = |config: &Value| {
+            let value = config.get(key)?;
+            // Some configs give height and width.
+            value.as_u64().or_else(|| value.get(0)?.as_u64()).or_else(|| value.get("height")?.as_u64())
+        };
+        let found = of(self.config).or_else(|| parts.iter().find_map(|part| of(self.config.get(part)?)));
+        found.and_then(|number| usize::try_from(number).ok()).filter(|number| *number < 1 << 20)
+    }
+
+    fn lacks(&self, key: &str) -> Error {
+        Error::Modal { model_type: self.model_type.to_owned(), reason: format!("config.json has no `{key}`") }
+    }
+
+    /// What a part of the model sees: the towers of CLIP exist as models of their own.
+    fn narrowed(&self, sees: Sees) -> Option<Sees> {
+        let architecture = self.config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or_default();
+        match sees {
+            Sees::PicturesBesideTexts if architecture.contains("Text") && !architecture.contains("ImageText") => None,
+            Sees::PicturesBesideTexts if architecture.contains("Vision") || architecture.contains("ForImageClass") => {
+                Some(Sees::Pictures)
+            }
+            sees => Some(sees),
+        }
+    }
+
+    fn has_decoder(&self) -> bool {
+        self.config.get("is_encoder_decoder") == Some(&Value::Bool(true))
+    }
+
+    /// Height and width, which are equal, and channels of a picture.
+    fn picture(&self) -> Result<[usize; 2], Error> {
+        let size = self.number("image_size").or(self.number("img_size")).or(self.number("input_size"));
+        Ok([size.unwrap_or(64), self.number("num_channels").or(self.number("in_channels")).unwrap_or(3)])
+    }
+
+    /// Adds a picture for each row, as so many tiles where the model takes tiles.
+    fn pictures(&self, inputs: &mut Inputs, tiles: Option<usize>) -> Result<(), Error> {
+        let [size, channels] = self.picture()?;
+        let rows = inputs.batch;
+        let each = channels * size * size;
+        let values = (0..rows * tiles.unwrap_or(1) * each).map(|at| {
+            let (row, channel, y, x) = (at / each, at / (size * size) % channels, at / size % size, at % size);
+            picture(row, channel, y as f32 / size as f32, x as f32 / size as f32)
+        });
+        let shape = [vec![rows], tiles.into_iter().collect(), vec![channels, size, size]].concat();
+        add(inputs, "pixel_values", Tensor::floats(shape, values));
+        Ok(())
+    }
+
+    /// Adds the patches of a picture for each row, of the sizes of [`GRIDS`] in turn.
+    fn patches(&self, inputs: &mut Inputs) -> Result<(), Error> {
+        let patch = self.number("patch_size").ok_or_else(|| self.lacks("patch_size"))?;
+        let merge = self.number("spatial_merge_size").unwrap_or(2).max(1);
+        let frames = self.number("temporal_patch_size").unwrap_or(2);
+        let [_, channels] = self.picture()?;
+        let grids: Vec<[usize; 2]> = (0..inputs.batch).map(|row| GRIDS[row % GRIDS.len()]).collect();
+        let counts: Vec<usize> = grids.iter().map(|[h, w]| h * w / (merge * merge)).collect();
+        self.place(inputs, &counts)?;
+        let mut values = Vec::new();
+        for (row, [h, w]) in grids.iter().enumerate() {
+            // The patches that are merged follow each other.
+            for index in 0..h * w {
+                let (block, within) = (index / (merge * merge), index % (merge * merge));
+                let (top, left) = (block / (w / merge) * merge, block % (w / merge) * merge);
+                let (top, left) = (top + within / merge, left + within % merge);
+                for at in 0..channels * frames * patch * patch {
+                    let (channel, y, x) = (at / (frames * patch * patch), at / patch % patch, at % patch);
+                    let y = (top * patch + y) as f32 / (h * patch) as f32;
+                    let x = (left * patch + x) as f32 / (w * patch) as f32;
+                    values.push(picture(row, channel, y, x));
+                }
+            }
+        }
+        let patches: usize = grids.iter().map(|[h, w]| h * w).sum();
+        let shape = vec![patches, channels * frames * patch * patch];
+        add(inputs, "pixel_values", Tensor::floats(shape, values));
+        let grid = grids.iter().flat_map(|[h, w]| [1, *h as i64, *w as i64]);
+        add(inputs, "image_grid_thw", Tensor::integers(vec![grids.len(), 3], grid));
+        Ok(())
+    }
+
+    /// Puts so many image tokens after the first token of each row.
+    fn place(&self, inputs: &mut Inputs, counts: &[usize]) -> Result<(), Error> {
+        let id = |key: &str| self.config.get(key).and_then(Value::as_i64);
+        let image = id("image_token_id").or(id("image_token_index"));
+        let image = image.ok_or_else(|| self.lacks("image_token_id"))?;
+        let (start, end) = (id("vision_start_token_id"), id("vision_end_token_id"));
+        let special = [Some(image), start, end, id("video_token_id"), id("audio_token_id")];
+        // A token of the text must not stand for an image.
+        let plain = (1..).find(|id| !special.contains(&Some(*id))).unwrap_or_default();
+        let rows: Vec<Vec<i64>> = (0..inputs.batch)
+            .map(|row| {
+                let own = row * inputs.seq..(row + 1) * inputs.seq;
+                let real = inputs.input_ids[own.clone()].iter().zip(&inputs.attention_mask[own]);
+                let text = real.filter(|(_, real)| **real != 0).map(|(id, _)| *id);
+                let text: Vec<i64> = text.map(|id| if special.contains(&Some(id)) { plain } else { id }).collect();
+                let (first, rest) = text.split_at(text.len().min(1));
+                let picture = start.into_iter().chain(std::iter::repeat_n(image, counts[row])).chain(end);
+                first.iter().copied().chain(picture).chain(rest.iter().copied()).collect()
+            })
+            .collect();
+        let longest = rows.iter().map(Vec::len).max().unwrap_or_default();
+        let padding = inputs.padding.unwrap_or(Padding::Right);
+        let pad = super::pad_token_id(self.config);
+        let placed = batch::lay_out(inputs.name.clone(), &rows, longest, padding, pad);
+        inputs.input_ids = placed.input_ids;
+        inputs.attention_mask = placed.attention_mask;
+        inputs.position_ids = placed.position_ids;
+        inputs.padding = placed.padding;
+        inputs.seq = placed.seq;
+        Ok(())
+    }
+
+    /// Adds decoder tokens: the start token, then the row's own tokens from their middle on, a quarter more than the encoder
+    /// has, so that a confusion of the two lengths shows.
+    fn decoder_tokens(&self, inputs: &mut Inputs) {
+        let parts = [self.config.get("decoder"), self.config.get("text_config"), Some(self.config)];
+        let id = |key: &str| parts.iter().flatten().find_map(|part| part.get(key)?.as_i64());
+        let start = ["decoder_start_token_id", "bos_token_id", "pad_token_id"].iter().find_map(|key| id(key));
+        let seq = inputs.seq;
+        let length = seq + (seq / 4).max(1);
+        let ids = (0..inputs.batch).flat_map(|row| {
+            let own = &inputs.input_ids[row * seq..(row + 1) * seq];
+            let rotated = own.iter().cycle().skip(seq / 2).take(length - 1).copied();
+            std::iter::once(start.unwrap_or(0)).chain(rotated).collect::<Vec<_>>()
+        });
+        let decoder = Tensor::integers(vec![inputs.batch, length], ids.collect::<Vec<_>>());
+        add(inputs, DECODER_INPUT_IDS, decoder);
+    }
+}
+
+fn add(inputs: &mut Inputs, name: &str, tensor: Tensor) {
+    inputs.notes.push(format!("{name} ({}) is made by tfcheck: the checkpoint has no processor", tensor.said()));
+    inputs.tensors.insert(name.to_owned(), tensor);
+}
+
+fn without_tokens(inputs: &mut Inputs) {
+    inputs.seq = 0;
+    inputs.padding = None;
+    for values in [&mut inputs.input_ids, &mut inputs.attention_mask, &mut inputs.position_ids] {
+        values.clear();
+    }
+}
+
+/// A pixel of the test picture of a row, about -1 to 1: waves of different lengths, with a disc that no symmetry of the square
+/// keeps in place.
+fn picture(row: usize, channel: usize, y: f32, x: f32) -> f32 {
+    let (phase, colour) = (row as f32 * 0.7, channel as f32 + 1.0);
+    let waves = (5.3 * colour * x + phase).sin() * (3.1 * y + colour).cos();
+    let is_in_disc = (x - 0.3).powi(2) + (y - 0.6).powi(2) < 0.04;
+    if is_in_disc { 0.9 - 0.4 * colour / 3.0 } else { waves }
+}
+
+/// A sample of a chirp, which rises from 200 Hz to 3 kHz in a second.
+fn chirp(row: usize, at: usize) -> f32 {
+    let time = at as f32 / SAMPLES as f32;
+    (std::f32::consts::TAU * (200.0 + 40.0 * row as f32 + 1400.0 * time) * time).sin()
+}
