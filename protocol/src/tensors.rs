@@ -23,6 +23,8 @@ pub enum Role {
     Grid,
     /// Sound as samples or spectra, floating point.
     Features,
+    /// What each token stands for, text or image; only some releases of a model take it.
+    TokenTypes,
     /// The expected tokens, which make the model compute a loss.
     Labels,
     /// Any other argument of the model.
@@ -44,6 +46,8 @@ const ROLES: &[(&str, Role)] = &[
     ("image_sizes", Role::Grid),
     ("input_features", Role::Features),
     ("input_values", Role::Features),
+    ("token_type_ids", Role::TokenTypes),
+    ("mm_token_type_ids", Role::TokenTypes),
     (super::LABELS, Role::Labels),
 ];
 

@@ -61,6 +61,10 @@ const KINDS: &[Kind] = &[
     },
 ];
 
+/// The argument that tells tokens of pictures from those of text, by the beginning of the model_type.
+const TOKEN_TYPES: &[(&str, &str)] =
+    &[("qwen", "mm_token_type_ids"), ("glm4v", "mm_token_type_ids"), ("gemma", "token_type_ids")];
+
 /// Patches of a picture along its height and width, of the first row, the second, and so on in turn.
 const GRIDS: [[usize; 2]; 2] = [[4, 6], [8, 4]];
 
@@ -282,6 +286,11 @@ impl Config<'_> {
         inputs.position_ids = placed.position_ids;
         inputs.padding = placed.padding;
         inputs.seq = placed.seq;
+        // 1 at the tokens of a picture: Gemma 3 attends to them in both directions, Qwen counts their positions apart.
+        let types = inputs.input_ids.iter().map(|id| i64::from(*id == image)).collect::<Vec<_>>();
+        if let Some(name) = TOKEN_TYPES.iter().find(|(of, _)| self.model_type.starts_with(of)).map(|(_, name)| name) {
+            add(inputs, name, Tensor::integers(vec![inputs.batch, inputs.seq], types));
+        }
         Ok(())
     }
 

@@ -75,6 +75,11 @@ pub(super) fn decode<'py>(
                 step.set_item(name, columns(&whole, from, end)?)?;
             }
         }
+        for name in ["token_type_ids", "mm_token_type_ids"] {
+            if let Some(whole) = arguments.get_item(name)? {
+                step.set_item(name, columns(&whole, start, end)?)?;
+            }
+        }
         if start > 0 && !has_encoder {
             // The images are in the cache already.
             for name in arguments.keys() {

@@ -99,5 +99,9 @@ fn first_line(text: &str) -> String {
     if let Some(next) = lines.next().filter(|_| said.ends_with(':')) {
         said = format!("{said} {next}");
     }
+    // transformers asks for a request on its site after each of these.
+    if let Some((what, _)) = said.split_once(" yet. Please request the support") {
+        return what.to_owned();
+    }
     said.chars().take(500).collect()
 }

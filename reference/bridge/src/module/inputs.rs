@@ -66,6 +66,11 @@ pub(super) fn arguments<'py>(
                 notes.push(format!("{class} takes no {name}"));
                 continue;
             }
+            Role::TokenTypes if takes.by_name(name)? => {}
+            Role::TokenTypes => {
+                notes.push(format!("{class} takes no {name}"));
+                continue;
+            }
             _ if takes.any(name)? => {
                 if tensor.call_method0("is_floating_point")?.extract()? {
                     tensor = tensor.call_method1("to", (torch.getattr(to.dtype)?,))?;
