@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 mod again;
 mod capture;
 mod glob;
+mod make;
 pub mod yardstick;
 
 pub use again::{Generate, Generated, NewInputs, TakenInputs, forward_passes};
@@ -20,6 +21,7 @@ pub use capture::{
     Argument, Capture, Captured, CapturedModule, CapturedTensor, Replay, Replayed, StoredArgument,
 };
 pub use glob::glob;
+pub use make::Make;
 
 /// Version of this protocol; a worker refuses a [`Load`] that carries another.
 pub const PROTOCOL_VERSION: u32 = 2;
@@ -62,6 +64,8 @@ pub enum Request {
     Inputs(NewInputs),
     /// Greedy generation after the inputs; answered by [`Reply::Generated`].
     Generate(Generate),
+    /// Construct a model from a config and write it as a checkpoint; answered by [`Reply::Made`].
+    Make(Make),
     /// End in good order; not answered.
     Exit,
 }
@@ -269,6 +273,8 @@ pub enum Reply {
     Taken(TakenInputs),
     /// Tokens were generated.
     Generated(Generated),
+    /// The checkpoint is on disk.
+    Made,
     /// The request could not be carried out; the worker may be asked to [`Request::Exit`] only.
     Failed(Failed),
 }

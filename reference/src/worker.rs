@@ -368,6 +368,7 @@ fn answers(request: &Request, reply: &Reply) -> bool {
             | (Request::Tokenize(_), Reply::Tokenized(_))
             | (Request::Inputs(_), Reply::Taken(_))
             | (Request::Generate(_), Reply::Generated(_))
+            | (Request::Make(_), Reply::Made)
     )
 }
 

@@ -14,6 +14,7 @@ mod generate;
 mod ignored;
 mod inputs;
 mod load;
+mod make;
 mod memory;
 mod output;
 mod report;

@@ -83,6 +83,7 @@ fn word(request: &Request) -> &'static str {
         Request::Tokenize(_) => "tokenize",
         Request::Inputs(_) => "inputs",
         Request::Generate(_) => "generate",
+        Request::Make(_) => "make",
         Request::Exit => "exit",
     }
 }

@@ -12,7 +12,7 @@ use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group};
 
 use super::failure::Stop;
 use super::load::Loaded;
-use super::{capture, descriptors, forward, generate, load, time, tokenize, trace};
+use super::{capture, descriptors, forward, generate, load, make, time, tokenize, trace};
 use protocol::yardstick;
 use protocol::{Reply, Request};
 
@@ -85,6 +85,10 @@ fn answer(py: Python<'_>, request: Request, loaded: &mut Option<Loaded>) -> Resu
             Ok(Reply::Generated(generate::generate(py, model, &request)?))
         }
         Request::Tokenize(request) => Ok(Reply::Tokenized(tokenize::tokenize(py, &request)?)),
+        Request::Make(request) => {
+            make::make(py, &request)?;
+            Ok(Reply::Made)
+        }
         Request::Exit => Err(missing()),
     }
 }
