@@ -16,7 +16,7 @@ use std::sync::LazyLock;
 use serde_json::Value;
 
 pub use crate::checkpoints::Error;
-use crate::checkpoints::Variant;
+use crate::checkpoints::{Tensor, Variant};
 use crate::registry::{ARCHITECTURES, Architecture};
 
 /// One checkpoint that [`write()`] can make.
@@ -73,6 +73,13 @@ pub fn write(model_type: &str, variant: &str, seed: u64, folder: &Path) -> Resul
     std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
     file::write_safetensors(&folder.join("model.safetensors"), &tensors, seed)?;
     file::write_text(&folder.join("config.json"), &format!("{:#}\n", Value::Object(config)))
+}
+
+/// Fills the values of a tensor of any checkpoint: normally distributed with this mean and standard deviation, determined by
+/// the seed, the tensor's name and each value's index.
+pub fn draw(name: &str, mean: f64, std: f64, seed: u64, values: &mut [f32]) {
+    let tensor = Tensor { name: name.to_owned(), shape: vec![values.len()], mean, std };
+    fill::fill(&tensor, seed, 0, values);
 }
 
 fn find(model_type: &str, variant: &str) -> Result<(&'static Architecture, &'static Variant), Error> {

@@ -169,6 +169,7 @@ fn answer(engine: &mut dyn Engine, request: &Request) -> Result<Reply, Failed> {
         Request::Generate(generate) => engine.generate(generate).map(Reply::Generated),
         Request::Tokenize(_) => Err(unsupported("it has no tokenizer of its own")),
         Request::Prepare(_) => Err(unsupported("it has no processor of its own")),
+        Request::Make(_) => Err(unsupported("it makes no checkpoints")),
         Request::Exit => Err(exception("`exit` is not answered")),
     }
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 mod again;
 mod capture;
 mod glob;
+mod make;
 mod tensors;
 pub mod yardstick;
 
@@ -21,6 +22,7 @@ pub use capture::{
     Argument, Capture, Captured, CapturedModule, CapturedTensor, Replay, Replayed, StoredArgument,
 };
 pub use glob::glob;
+pub use make::Make;
 pub use tensors::{MadeTensor, Output, Prepare, Prepared, Role, role};
 
 /// Version of this protocol; a worker refuses a [`Load`] that carries another.
@@ -74,6 +76,8 @@ pub enum Request {
     Inputs(NewInputs),
     /// Greedy generation after the inputs; answered by [`Reply::Generated`].
     Generate(Generate),
+    /// Construct a model from a config and write it as a checkpoint; answered by [`Reply::Made`].
+    Make(Make),
     /// End in good order; not answered.
     Exit,
 }
@@ -289,6 +293,8 @@ pub enum Reply {
     Taken(TakenInputs),
     /// Tokens were generated.
     Generated(Generated),
+    /// The checkpoint is on disk.
+    Made,
     /// The request could not be carried out; the worker may be asked to [`Request::Exit`] only.
     Failed(Failed),
 }

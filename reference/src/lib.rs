@@ -16,6 +16,7 @@ mod worker;
 
 pub use ::protocol;
 pub use ::protocol::yardstick;
+pub use bridge::MAKER_CODE;
 pub use bridge::versions::{Dialect, RopeForm, Versions, WrongShapes, release};
 pub use embedded::bridge_digest;
 pub use environment::{

@@ -369,6 +369,7 @@ fn answers(request: &Request, reply: &Reply) -> bool {
             | (Request::Prepare(_), Reply::Prepared(_))
             | (Request::Inputs(_), Reply::Taken(_))
             | (Request::Generate(_), Reply::Generated(_))
+            | (Request::Make(_), Reply::Made)
     )
 }
 

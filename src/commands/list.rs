@@ -1,8 +1,11 @@
-//! `tfcheck list`: the native models, and the synthetic checkpoints that tfcheck can write for each.
+//! `tfcheck list`: the native models, and the synthetic checkpoints that tfcheck can write for each; and the ones that
+//! transformers makes.
 
 use std::fmt::Write;
 
 use models::synthetic::{Entry, catalogue, config};
+
+use crate::spec::checkpoint::tiny::{self, Tiny};
 
 /// Lists every `model_type` of the native models with its kind, its heads and its synthetic checkpoints.
 pub fn models() -> String {
@@ -26,6 +29,24 @@ pub fn models() -> String {
         for entry in entries {
             let size = if entry.bench { " (a shape to time; large)" } else { "" };
             let _ = writeln!(text, "  {:width$}  {}{size}", name(entry), entry.shows);
+        }
+    }
+    text.push_str(
+        "\nFurther model types, without a native model: transformers constructs the model from a small config, and tfcheck\n\
+         draws its weights. The first use installs the release that constructs it.\n",
+    );
+    let mut entries = tiny::catalogue().iter().peekable();
+    while let Some(first) = entries.peek().copied() {
+        let of_type: Vec<&Tiny> =
+            std::iter::from_fn(|| entries.next_if(|entry| entry.model_type == first.model_type)).collect();
+        let mut classes: Vec<&str> = of_type.iter().map(|entry| entry.class).collect();
+        classes.sort_unstable();
+        classes.dedup();
+        let _ = writeln!(text, "\n{}: {}", first.model_type, classes.join(", "));
+        let name = |entry: &Tiny| format!("synthetic:{}", entry.name());
+        let width = of_type.iter().map(|entry| name(entry).len()).max().unwrap_or_default();
+        for entry in of_type {
+            let _ = writeln!(text, "  {:width$}  {}", name(entry), entry.shows);
         }
     }
     text
@@ -58,6 +79,9 @@ mod tests {
         for entry in catalogue() {
             let line = text.lines().find(|line| line.split_whitespace().next() == Some(&name(entry)));
             assert!(line.is_some_and(|line| line.contains(entry.shows)), "{}:\n{text}", name(entry));
+        }
+        for entry in tiny::catalogue() {
+            assert!(text.contains(&format!("  synthetic:{} ", entry.name())), "{}:\n{text}", entry.name());
         }
         assert!(text.contains("\nllama: decoder; LlamaForCausalLM\n"), "{text}");
         assert!(text.contains("\nbert: encoder; BertForMaskedLM, BertForSequenceClassification\n"), "{text}");

@@ -11,11 +11,13 @@ pub(crate) mod preflight;
 mod safetensors_file;
 mod source;
 mod tied;
+pub(crate) mod tiny;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use reference::Specification;
 use reference::protocol::Dtype;
 use serde_json::Value;
 
@@ -101,6 +103,8 @@ pub struct Settings {
     pub allow_remote_code: bool,
     /// Seed of synthetic checkpoints.
     pub seed: u64,
+    /// Environment of the transformers releases that make synthetic checkpoints; its source is replaced.
+    pub maker: Specification,
     /// Set when the user asks to stop.
     pub stop: Arc<AtomicBool>,
 }
@@ -114,6 +118,7 @@ impl Settings {
             revision: None,
             allow_remote_code: false,
             seed: 0,
+            maker: Specification::new(reference::Source::Newest),
             stop: Arc::default(),
         }
     }
@@ -140,6 +145,8 @@ pub enum Step<'a> {
         /// Total bytes.
         total: u64,
     },
+    /// Something that can take long, in words.
+    Line(&'a str),
     /// Hashing of a file.
     Hash {
         /// The file.
@@ -186,7 +193,14 @@ pub fn resolve(given: &str, settings: &Settings, progress: Progress<'_>) -> Resu
         }
         Source::Synthetic { model_type, variant } => {
             notes.push(format!("synthetic weights of seed {}", settings.seed));
-            synthetic(given, model_type, variant.as_deref(), settings)?
+            match tiny::find(model_type, variant.as_deref()) {
+                Some(tiny) => {
+                    let (folder, note) = tiny::folder(tiny, settings, progress)?;
+                    notes.push(note);
+                    folder
+                }
+                None => synthetic(given, model_type, variant.as_deref(), settings)?,
+            }
         }
     };
     let checked = preflight::check(&folder, settings.allow_remote_code)?;
@@ -266,7 +280,11 @@ fn write_synthetic(
     models::synthetic::write(model_type, variant.unwrap_or_default(), seed, folder).map_err(|error| {
         match error {
             models::synthetic::Error::Io { path, source } => Error::io("write", &path)(source),
-            error => Error::Synthetic { given: given.to_owned(), reason: error.to_string() },
+            error => {
+                let others = tiny::names(model_type).join(", ");
+                let reason = format!("{error}; transformers makes {others}");
+                Error::Synthetic { given: given.to_owned(), reason }
+            }
         }
     })
 }

@@ -25,3 +25,4 @@ mod setting;
 mod slurm;
 #[path = "../support/mod.rs"]
 mod support;
+mod tiny;

@@ -3,6 +3,9 @@
 
 pub mod versions;
 
+/// The source of the code that makes synthetic checkpoints, whose digest is part of their name in the cache.
+pub const MAKER_CODE: &str = include_str!("module/make.rs");
+
 #[cfg(feature = "module")]
 mod module;
 #[cfg(any(feature = "module", test))]

@@ -15,6 +15,7 @@ mod generate;
 mod ignored;
 mod inputs;
 mod load;
+mod make;
 mod memory;
 mod output;
 mod processor;

@@ -131,6 +131,7 @@ fn cases(request: &RunRequest, environments: &[EnvironmentResult]) -> Result<Vec
             place.insert(resolve(request, &request.config.checkpoints[case.checkpoint])?);
         }
     }
+    checkpoint::tiny::end();
     let program = std::env::current_exe().into_diagnostic().wrap_err("the path of this program")?;
     let apart = inputs::Apart { program, stop: Arc::clone(request.stop) };
     let mut sources: BTreeMap<usize, inputs::Source<'_>> = BTreeMap::new();
@@ -183,6 +184,7 @@ fn resolve(request: &RunRequest, wanted: &config::Checkpoint) -> Result<Checkpoi
         revision: wanted.revision.clone(),
         allow_remote_code: wanted.allow_remote_code,
         seed: request.config.run.seed,
+        maker: maker(&request.plan.environments),
         stop: Arc::clone(request.stop),
         ..checkpoint::Settings::new(request.cache)
     };
@@ -190,6 +192,7 @@ fn resolve(request: &RunRequest, wanted: &config::Checkpoint) -> Result<Checkpoi
     let mut percent = 0;
     let mut show = |step: Step<'_>| {
         let (what, done, total) = match step {
+            Step::Line(line) => return task.line(line),
             Step::Download { file, done, total } => (format!("downloading {file}"), done, total),
             Step::Import { tensor, done, total } => (format!("importing {tensor}"), done, total),
             Step::Hash { file, done, total } => (format!("hashing {file}"), done, total),
@@ -201,6 +204,15 @@ fn resolve(request: &RunRequest, wanted: &config::Checkpoint) -> Result<Checkpoi
         }
     };
     Ok(checkpoint::resolve(&source, &settings, &mut show)?)
+}
+
+/// The environment of the releases that make synthetic checkpoints: torch and Python are those of the run.
+fn maker(plans: &[EnvironmentPlan]) -> Specification {
+    let made = plans.iter().find(|plan| matches!(plan.origin, EnvironmentOrigin::Made { .. }));
+    made.map_or_else(
+        || Specification::new(Source::Newest),
+        |plan| Specification { extra: Vec::new(), ..specification(plan) },
+    )
 }
 
 fn spec(config: &config::Config, case: &CasePlan) -> Result<Spec> {

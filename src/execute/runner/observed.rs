@@ -84,6 +84,7 @@ fn word(request: &Request) -> &'static str {
         Request::Prepare(_) => "prepare inputs",
         Request::Inputs(_) => "inputs",
         Request::Generate(_) => "generate",
+        Request::Make(_) => "make",
         Request::Exit => "exit",
     }
 }

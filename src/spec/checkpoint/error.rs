@@ -298,6 +298,17 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// transformers cannot make a synthetic checkpoint.
+    #[error("`{given}` cannot be made: {reason}")]
+    #[diagnostic(help("{help}"))]
+    Tiny {
+        /// The source string.
+        given: String,
+        /// What is wrong.
+        reason: String,
+        /// The remedy.
+        help: String,
+    },
     /// The user asked to stop.
     #[error("interrupted")]
     Interrupted,

@@ -12,7 +12,7 @@ use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group};
 
 use super::failure::Stop;
 use super::load::Loaded;
-use super::{capture, descriptors, forward, generate, load, processor, time, tokenize, trace};
+use super::{capture, descriptors, forward, generate, load, make, processor, time, tokenize, trace};
 use protocol::yardstick;
 use protocol::{Reply, Request};
 
@@ -86,6 +86,10 @@ fn answer(py: Python<'_>, request: Request, loaded: &mut Option<Loaded>) -> Resu
         }
         Request::Prepare(request) => Ok(Reply::Prepared(processor::prepare(py, &request)?)),
         Request::Tokenize(request) => Ok(Reply::Tokenized(tokenize::tokenize(py, &request)?)),
+        Request::Make(request) => {
+            make::make(py, &request)?;
+            Ok(Reply::Made)
+        }
         Request::Exit => Err(missing()),
     }
 }

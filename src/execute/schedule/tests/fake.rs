@@ -157,9 +157,11 @@ impl Session for FakeSession<'_> {
                 }
                 or_end(ended, Reply::Traced)
             }
-            Request::Capture(_) | Request::Replay(_) | Request::Inputs(_) | Request::Generate(_) => {
-                Err(NoResult::Unsupported("it exposes no modules".to_owned()))
-            }
+            Request::Capture(_)
+            | Request::Replay(_)
+            | Request::Inputs(_)
+            | Request::Generate(_)
+            | Request::Make(_) => Err(NoResult::Unsupported("it exposes no modules".to_owned())),
             Request::Tokenize(_) => {
                 let ids = script.ids.clone();
                 self.note("tokenize");

@@ -1,0 +1,19 @@
+//! A checkpoint that transformers itself constructs from a config.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Requests a checkpoint of the model that a class constructs from a config; answered by
+/// [`Reply::Made`](crate::Reply::Made).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Make {
+    /// The class in `transformers`, `OlmoForCausalLM`.
+    pub class: String,
+    /// JSON object: the values of its config, including nested configs.
+    pub config: String,
+    /// Seed of every random generator that the worker has.
+    pub seed: u64,
+    /// Folder that gets `config.json` and the weights as safetensors.
+    pub folder: PathBuf,
+}
