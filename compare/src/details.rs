@@ -6,7 +6,8 @@ use rayon::prelude::*;
 use super::Dtype;
 use super::entry::{Entry, row_in_file};
 use super::kernels::{self, LANES};
-use super::logits::{Logits, LogitsError, Mask, Row};
+use super::logits::{Logits, LogitsError, Row};
+use super::mask::Mask;
 use super::matrix::Matrix;
 use super::metrics::{PairMetrics, PositionIndex, PositionMetrics, lower_dtype};
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use thiserror::Error;
 
-use super::logits::{Logits, Mask};
+use super::logits::Logits;
+use super::mask::Mask;
 use super::metrics::PositionIndex;
 use super::{Dtype, Positions};
 

@@ -1,7 +1,7 @@
 //! Compares logits, saved in files or held in memory; no model, Python or network is involved.
 //!
 //! A variant is identified by its name only.
-//! [`logits`] opens files or takes numbers in memory, [`matrix`] reads all of them once and measures every pair,
+//! [`logits`] opens files or takes numbers in memory, [`mask`] tells which positions are compared, [`matrix`] reads all of them once and measures every pair,
 //! [`metrics`] defines each metric, [`metric`] is the table of metrics, [`details`] measures chosen pairs position by
 //! position, [`oracle`] compares variants with float64 results, [`verdict`] decides on each pair, [`evidence`] holds the rule
 //! and the numbers of a decision, [`recorded`] decides on a variant and recorded logits, [`groups`] partitions variants by
@@ -16,7 +16,7 @@ pub mod groups;
 mod kernels;
 pub mod logits;
 pub mod mapped;
-mod mask;
+pub mod mask;
 pub mod matrix;
 pub mod metric;
 pub mod metrics;
@@ -32,7 +32,8 @@ pub mod verdict;
 
 pub use dtype::{Dtype, Positions};
 
-use logits::{Logits, LogitsError, Mask, Row};
+use logits::{Logits, LogitsError, Row};
+use mask::Mask;
 
 /// Softmax probability of each of `tokens` at the last real position of each row of the batch, in f64:
 /// `exp(x[token] − max x) / Σ exp(x − max x)`, in `[0, 1]`.

@@ -12,11 +12,9 @@ use std::path::{Path, PathBuf};
 use super::{Dtype, Positions};
 use bounds::limits::SAFETENSORS_HEADER_BYTES;
 use half::slice::HalfFloatSliceExt;
-use safetensors::tensor::Metadata;
 use safetensors::Dtype as Stored;
+use safetensors::tensor::Metadata;
 use thiserror::Error;
-
-pub use crate::mask::Mask;
 
 /// Name of the logits tensor in the worker protocol.
 const LOGITS: &str = "logits";

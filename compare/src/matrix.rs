@@ -6,7 +6,8 @@
 use super::Dtype;
 use super::entry::Frame;
 pub use super::entry::{Entry, Incomparable, MetricSet, Options};
-use super::logits::{LogitsError, Mask};
+use super::logits::LogitsError;
+use super::mask::Mask;
 use super::metrics::{PairMetrics, PositionIndex};
 use super::pass;
 use super::plan::Plan;

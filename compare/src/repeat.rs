@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::entry::row_in_file;
-use super::logits::{Logits, LogitsError, Mask, Row};
+use super::logits::{Logits, LogitsError, Row};
+use super::mask::Mask;
 use super::metrics::largest;
 
 /// A variant compared with its own repetitions.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use compare::logits::{Logits, LogitsError, Mask, Values};
+use compare::logits::{Logits, LogitsError, Values};
+use compare::mask::Mask;
 use compare::matrix::{Entry, Options, PairOutcome, matrix};
 use compare::metrics::{ElementIndex, PairMetrics, relative};
 use compare::recorded::against_recorded;

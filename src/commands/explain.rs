@@ -17,7 +17,7 @@ use crate::results::{Case, Manifest, RunFolder};
 use crate::spec::config::Config;
 use crate::spec::inputs::{self, Inputs};
 use crate::spec::nearest::nearest;
-use compare::logits::Mask;
+use compare::mask::Mask;
 use compare::matrix::Entry;
 
 /// The pair of variants of one case that the description is about.

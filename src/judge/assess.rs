@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use compare::evidence::Routing;
-use compare::logits::{Logits, Mask};
+use compare::logits::Logits;
+use compare::mask::Mask;
 use compare::matrix::{self, Entry};
 use compare::oracle::{Oracles, accuracies};
 use compare::verdict::{Decision, Tolerances, Verdict, annotate, verdicts};
@@ -100,7 +101,7 @@ pub fn view(
 /// The outputs of a case beside the main one, from the case folder `files`.
 fn further_outputs(view: &CaseView, files: &Path, tolerances: Tolerances) -> Result<Vec<OutputView>> {
     let origins: Vec<_> = view.cells.iter().map(|cell| origin(&cell.variant)).collect();
-    let reference = super::findings::reference(view);
+    let reference = view.reference();
     outputs::outputs(&view.cells, files, &origins, reference, &tolerances)
 }
 

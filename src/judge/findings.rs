@@ -12,7 +12,6 @@ use compare::groups::{Group, Groups, Relation, groups};
 use compare::metric::RELATIVE_L2;
 use compare::metrics;
 use compare::verdict::{Decision, Verdict};
-use reference::protocol::Dtype;
 use serde::Serialize;
 
 pub use subject::{subject, version};
@@ -21,8 +20,6 @@ use super::view::{CaseView, RunView};
 use crate::execute::cell::{Cell, Outcome};
 use crate::results::diagnosed::Diagnosed;
 use crate::results::localized::{self, Localized};
-use crate::spec::plan::release_numbers;
-use crate::spec::variant::{Runner, Variant};
 
 /// The groups of every case, and the findings across them.
 #[derive(Clone, Debug, Default)]
@@ -241,8 +238,8 @@ pub fn case_groups(case: &CaseView) -> CaseGroups {
 }
 
 fn group_case(case: &CaseView, letters: &mut Letters) -> CaseGroups {
-    let reference = reference(case);
-    let mut order: Vec<usize> = (0..case.cells.len()).filter(|&index| is_member(case, index)).collect();
+    let reference = case.reference();
+    let mut order: Vec<usize> = (0..case.cells.len()).filter(|&index| case.is_member(index)).collect();
     order.sort_by_key(|&index| Some(index) != reference);
     let verdicts: BTreeMap<(&str, &str), &Decision> =
         case.verdicts.iter().map(|verdict| ((&*verdict.a, &*verdict.b), &verdict.decision)).collect();
@@ -273,40 +270,13 @@ fn group_case(case: &CaseView, letters: &mut Letters) -> CaseGroups {
         (Some(group), _) => {
             Mark::Member { letter: letters[group].clone(), rounds_worse: rounds_worse(index) }
         }
-        _ if is_evidence(case, index) => Mark::Reference,
+        _ if case.is_evidence(index) => Mark::Reference,
         (None, Outcome::Unsupported { .. }) => Mark::Unsupported,
         _ if cell.is_not_started() => Mark::NotStarted,
         (None, _) => Mark::Failed,
     };
     let marks = case.cells.iter().enumerate().map(mark).collect();
     CaseGroups { reference, groups, letters, marks }
-}
-
-/// Whether a cell has logits and is a variant under test.
-fn is_member(case: &CaseView, index: usize) -> bool {
-    case.matrix.compared(index, index).is_some() && !is_evidence(case, index)
-}
-
-/// Whether a cell is a float64 reference for others. In a run of only float64, every cell is a variant under test.
-fn is_evidence(case: &CaseView, index: usize) -> bool {
-    case.cells[index].variant.dtype == Dtype::F64
-        && case.cells.iter().any(|cell| cell.variant.dtype != Dtype::F64)
-}
-
-/// The baseline if it ran; else the newest transformers that ran, eager mode preferred; else the first variant that
-/// ran.
-pub(super) fn reference(case: &CaseView) -> Option<usize> {
-    let ran: Vec<usize> = (0..case.cells.len()).filter(|&index| is_member(case, index)).collect();
-    let named = ran.iter().find(|&&index| Some(&case.cells[index].name) == case.baseline.as_ref());
-    let upstream = ran.iter().filter(|&&index| case.cells[index].variant.runner == Runner::Transformers);
-    let newest = upstream.max_by(|&&a, &&b| {
-        let [a, b] = [a, b].map(|index| &case.cells[index].variant);
-        let age = |variant: &Variant| {
-            (variant.mode == reference::protocol::Mode::Eager, variant.dtype == Dtype::F32)
-        };
-        release_numbers(&a.version).cmp(&release_numbers(&b.version)).then(age(a).cmp(&age(b)))
-    });
-    named.or(newest).or(ran.first()).copied()
 }
 
 fn divergences(case: &CaseView, found: &CaseGroups, findings: &mut Vec<Finding>) {
@@ -415,9 +385,9 @@ fn failures(case: &CaseView, findings: &mut Vec<Finding>) {
     for (index, cell) in case.cells.iter().enumerate() {
         // A float64 reference that fails like another variant of its version is not a separate finding.
         let is_alike = |other: usize| {
-            !is_evidence(case, other) && version(&case.cells[other]) == version(cell) && has_no_logits(other)
+            !case.is_evidence(other) && version(&case.cells[other]) == version(cell) && has_no_logits(other)
         };
-        if is_evidence(case, index) && (0..case.cells.len()).any(is_alike) {
+        if case.is_evidence(index) && (0..case.cells.len()).any(is_alike) {
             continue;
         }
         let what = match &cell.outcome {

@@ -9,12 +9,15 @@ use compare::repeat::{self, Noise};
 use compare::timing::{SpeedUp, Summary, speed_up, summarize};
 use compare::verdict::{Decision, Verdict};
 use rayon::prelude::*;
+use reference::protocol::{Dtype, Mode};
 
 use crate::execute::cell::{Cell, Completed, Outcome};
 use crate::results::Axes;
 use crate::results::diagnosed::Diagnosed;
 use crate::results::localized::Localized;
 use crate::results::relations::{self, CellRelations};
+use crate::spec::plan::release_numbers;
+use crate::spec::variant::{Runner, Variant};
 use compare::units::count;
 
 /// The view of a whole run.
@@ -220,6 +223,31 @@ pub(crate) struct Performance<'a> {
 }
 
 impl CaseView {
+    /// Whether a cell has logits and is a variant under test.
+    pub(crate) fn is_member(&self, index: usize) -> bool {
+        self.matrix.compared(index, index).is_some() && !self.is_evidence(index)
+    }
+
+    /// Whether a cell is a float64 reference for others. In a run of only float64, every cell is a variant under test.
+    pub(crate) fn is_evidence(&self, index: usize) -> bool {
+        self.cells[index].variant.dtype == Dtype::F64
+            && self.cells.iter().any(|cell| cell.variant.dtype != Dtype::F64)
+    }
+
+    /// The variant that leads group A: the baseline if it ran; else the newest transformers that ran, eager mode preferred;
+    /// else the first variant that ran.
+    pub(crate) fn reference(&self) -> Option<usize> {
+        let ran: Vec<usize> = (0..self.cells.len()).filter(|&index| self.is_member(index)).collect();
+        let named = ran.iter().find(|&&index| Some(&self.cells[index].name) == self.baseline.as_ref());
+        let upstream = ran.iter().filter(|&&index| self.cells[index].variant.runner == Runner::Transformers);
+        let newest = upstream.max_by(|&&a, &&b| {
+            let [a, b] = [a, b].map(|index| &self.cells[index].variant);
+            let age = |variant: &Variant| (variant.mode == Mode::Eager, variant.dtype == Dtype::F32);
+            release_numbers(&a.version).cmp(&release_numbers(&b.version)).then(age(a).cmp(&age(b)))
+        });
+        named.or(newest).or(ran.first()).copied()
+    }
+
     /// The noise of a row's variant: the difference between its repetitions; `None` if not measured.
     pub(crate) fn noise(&self, row: usize) -> Option<&Noise> {
         match &self.cells.get(row)?.outcome {

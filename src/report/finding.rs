@@ -43,7 +43,9 @@ pub(super) fn sentence(finding: &Finding, run: &RunView) -> String {
         }
         What::Output { output, relative_l2 } => {
             let apart = relative_l2.map(|apart| format!(" by {apart:.1e}")).unwrap_or_default();
-            format!("{subject}{cases}: {output} diverges from that of A{apart}, though the main output agrees")
+            format!(
+                "{subject}{cases}: {output} diverges from that of A{apart}, though the main output agrees"
+            )
         }
         What::Failed { reason } => format!("failed: {subject}{cases}: {reason}"),
         What::Unsupported { reason } => format!("unsupported: {subject}{cases}: {reason}"),

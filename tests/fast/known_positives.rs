@@ -10,7 +10,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use compare::logits::{Logits, Mask};
+use compare::logits::Logits;
+use compare::mask::Mask;
 use compare::matrix::{self, Entry};
 use compare::oracle::{Oracles, Origin, accuracies};
 use compare::verdict::{Tolerances, verdicts};
@@ -174,6 +175,7 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
         baseline: None,
         verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
         accuracies: accuracies(&matrix, &oracles),
+        outputs: Vec::new(),
         choices: None,
         localized: Vec::new(),
         diagnosed: Vec::new(),

@@ -36,5 +36,6 @@ mod report;
 mod setting;
 mod shards;
 mod shared_worker;
+mod tensors;
 #[path = "../support/mod.rs"]
 mod support;

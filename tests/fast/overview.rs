@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use compare::logits::{Logits, Mask};
+use compare::logits::Logits;
+use compare::mask::Mask;
 use compare::matrix::{Entry, Options, matrix};
 use compare::oracle::Oracles;
 use compare::verdict::{Tolerances, verdicts};
@@ -77,6 +78,7 @@ fn case(name: &str, specs: &[Spec]) -> CaseView {
         baseline: cells.first().map(|cell| cell.name.clone()),
         verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
         accuracies: Vec::new(),
+        outputs: Vec::new(),
         choices: None,
         localized: Vec::new(),
         diagnosed: Vec::new(),

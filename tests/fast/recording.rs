@@ -4,7 +4,8 @@
 
 use std::path::Path;
 
-use compare::logits::{Logits, Mask};
+use compare::logits::Logits;
+use compare::mask::Mask;
 use compare::matrix::{Entry, Options, matrix};
 use compare::oracle::{Oracles, Origin, accuracies};
 use compare::verdict::{Tolerances, verdicts};

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use compare::logits::{Logits, Mask};
+use compare::logits::Logits;
+use compare::mask::Mask;
 use compare::matrix::{Entry, Options, matrix};
 use compare::oracle::{Oracles, Origin, accuracies};
 use compare::repeat::{Noise, Repeat};
@@ -66,8 +67,7 @@ fn completed(first_ms: u64, rounds_ms: &[&[u64]], notes: &[&str]) -> Outcome {
         ignored_keys: None,
         translated: Vec::new(),
         unread_tensors: None,
-        graphs: None,
-        tokenizer: None,
+        ..Completed::default()
     })
 }
 
@@ -204,6 +204,7 @@ fn run() -> RunView {
         baseline: Some(cells[1].name.clone()),
         verdicts: judged,
         accuracies: accuracies(&matrix, &oracles),
+        outputs: Vec::new(),
         choices: Some(ChoicesView {
             tokens: vec![" yes".to_owned(), "|no|".to_owned()],
             rows: vec![ChoiceRow {

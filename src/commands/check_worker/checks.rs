@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use compare::logits::{Logits, Mask};
+use compare::logits::Logits;
+use compare::mask::Mask;
 use compare::matrix::{self, Entry, PairOutcome};
 use compare::metrics::Side;
 use compare::verdict::Tolerances;

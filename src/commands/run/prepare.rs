@@ -147,9 +147,11 @@ fn cases(request: &RunRequest, environments: &[EnvironmentResult]) -> Result<Vec
             }
         };
         let folder = tempfile::tempdir().into_diagnostic()?;
-        let processed = request.config.inputs.is_processed().then(|| {
-            processed::request(&request.config.inputs, &request.config.folder, checkpoint)
-        });
+        let processed = request
+            .config
+            .inputs
+            .is_processed()
+            .then(|| processed::request(&request.config.inputs, &request.config.folder, checkpoint));
         let spec = match &processed {
             Some(wanted) => {
                 let path = folder.path().join("inputs.safetensors");

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, miette};
+use reference::Environment;
 use reference::protocol::{Prepare, Prepared, Reply, Request};
 
 use super::RunRequest;
-use super::prepare::EnvironmentResult;
 use crate::execute::runner::{self, NoResult, Runner};
 use crate::spec::checkpoint::Checkpoint;
 use crate::spec::config::InputsConfig;
@@ -47,7 +47,7 @@ fn absolute(path: &Path) -> String {
 /// When no version of transformers runs, a picture or sound cannot be read, or the processor refuses them.
 pub(super) fn make(
     run: &RunRequest,
-    environments: &[EnvironmentResult],
+    environments: &[Result<Environment, String>],
     wanted: &Prepare,
     path: &Path,
 ) -> Result<Spec> {
@@ -86,7 +86,8 @@ fn lost(ended: &NoResult) -> miette::Report {
     match ended {
         NoResult::Unsupported(reason) => miette!("the checkpoint's processor: {reason}"),
         NoResult::Failed(failure) => miette!(
-            help = "the processor's files (preprocessor_config.json, tokenizer) must belong to the checkpoint",
+            help =
+                "the processor's files (preprocessor_config.json, tokenizer) must belong to the checkpoint",
             "the checkpoint's processor: {}",
             failure.reason
         ),

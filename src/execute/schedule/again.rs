@@ -12,7 +12,8 @@ use super::{Job, Live, Ran, Schedule, out_of_turn, verify_logits};
 use crate::execute::cell::{Outcome, TokenDifference, TokenizerParity};
 use crate::execute::runner::{NoResult, Session};
 use crate::spec::inputs::Texts;
-use compare::logits::{Logits, Mask};
+use compare::logits::Logits;
+use compare::mask::Mask;
 use compare::repeat::{Noise, Repeat, repeat};
 
 impl<'a> Schedule<'a> {

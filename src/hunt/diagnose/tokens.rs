@@ -128,9 +128,9 @@ impl Tokens {
     }
 
     /// Which positions are compared.
-    pub(super) fn mask(&self) -> compare::logits::Mask {
+    pub(super) fn mask(&self) -> compare::mask::Mask {
         let real = self.attention_mask.iter().map(|&real| real != 0).collect();
-        compare::logits::Mask::new(self.batch, self.seq, real)
-            .unwrap_or_else(|| compare::logits::Mask::all_real(self.batch, self.seq))
+        compare::mask::Mask::new(self.batch, self.seq, real)
+            .unwrap_or_else(|| compare::mask::Mask::all_real(self.batch, self.seq))
     }
 }

@@ -11,7 +11,7 @@ use super::live::{Found, Live, Open};
 use super::routed;
 use super::{Finding, LocalizeError, Localized, Request, Side};
 use crate::spec::variant::{attention_name, dtype_name, measured_dtype, measured_positions};
-use compare::logits::Mask;
+use compare::mask::Mask;
 use compare::matrix::{self, Entry, PairOutcome};
 use compare::metrics::Side as MetricSide;
 

@@ -6,7 +6,7 @@ use super::{Finding, LocalizeError, Request, Side};
 use crate::execute::cell::FailureKind;
 use crate::execute::runner::{NoResult, Session};
 use crate::results::localized::ModuleError;
-use compare::logits::Mask;
+use compare::mask::Mask;
 
 /// The result in one dtype.
 pub(super) struct Found {

@@ -17,7 +17,7 @@ use super::replay::fed;
 use super::tensor::{self, Difference, Stored};
 use super::walk::{Limit, Measured, ancestors, is_coarse, is_in, suspect};
 use super::{Finding, LocalizeError, NearTies};
-use compare::logits::Mask;
+use compare::mask::Mask;
 
 /// Tokens as (row of the batch, position).
 type Tokens = HashSet<(usize, usize)>;

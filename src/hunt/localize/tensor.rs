@@ -10,7 +10,7 @@ use std::path::Path;
 use reference::protocol::CapturedTensor;
 
 use super::Worst;
-use compare::logits::Mask;
+use compare::mask::Mask;
 pub(in crate::hunt) use mapped::mapped;
 
 /// Scores below this are masked: transformers adds the dtype's lowest finite value or −∞, and float16's lowest is

@@ -172,7 +172,9 @@ pub(super) fn write_inputs(batch: &Batch, path: &Path) -> Result<(), NoResult> {
         attention_mask: attention_mask.as_deref(),
         position_ids,
     };
-    tokens.write(path, &inputs::Tensors::new()).map_err(|error| NoResult::failed(FailureKind::Environment, error.to_string()))
+    tokens
+        .write(path, &inputs::Tensors::new())
+        .map_err(|error| NoResult::failed(FailureKind::Environment, error.to_string()))
 }
 
 /// The positions of a step's logits that stand for its inputs; of last positions alone, the last one of each row.

@@ -14,7 +14,7 @@ use crate::results::localized::Localized;
 use crate::results::{Case, Manifest};
 use crate::spec::variant::Variant;
 use compare::evidence::{Replayed, Routing};
-use compare::logits::Mask;
+use compare::mask::Mask;
 use compare::matrix::{self, Matrix};
 use compare::oracle::Oracles;
 use compare::verdict::{Decision, Tolerances, Verdict, rounding_apart, verdicts};

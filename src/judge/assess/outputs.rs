@@ -5,7 +5,7 @@ use std::path::Path;
 use compare::logits::Logits;
 use compare::matrix::{self, Entry, PairOutcome};
 use compare::metrics::Side;
-use compare::oracle::{Origin, Oracles};
+use compare::oracle::{Oracles, Origin};
 use compare::verdict::{Tolerances, verdicts};
 use miette::{Result, miette};
 

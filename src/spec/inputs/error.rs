@@ -79,7 +79,9 @@ pub enum Error {
     },
     /// A file of tensors cannot be used.
     #[error("{} {reason}", path.display())]
-    #[diagnostic(help("name its tensors as the model's `forward` names its arguments, and shape them as it expects"))]
+    #[diagnostic(help(
+        "name its tensors as the model's `forward` names its arguments, and shape them as it expects"
+    ))]
     Tensors {
         /// The file.
         path: PathBuf,

@@ -38,9 +38,28 @@ enum Sees {
 const KINDS: &[Kind] = &[
     Kind {
         model_types: &[
-            "vit", "deit", "beit", "dinov2", "dinov2_with_registers", "dinov3_vit", "segformer", "swin", "swinv2",
-            "convnext", "convnextv2", "resnet", "hiera", "mobilevit", "depth_anything", "yolos", "vit_mae",
-            "siglip_vision_model", "clip_vision_model", "vision-encoder-decoder", "poolformer", "efficientnet",
+            "vit",
+            "deit",
+            "beit",
+            "dinov2",
+            "dinov2_with_registers",
+            "dinov3_vit",
+            "segformer",
+            "swin",
+            "swinv2",
+            "convnext",
+            "convnextv2",
+            "resnet",
+            "hiera",
+            "mobilevit",
+            "depth_anything",
+            "yolos",
+            "vit_mae",
+            "siglip_vision_model",
+            "clip_vision_model",
+            "vision-encoder-decoder",
+            "poolformer",
+            "efficientnet",
         ],
         sees: Sees::Pictures,
     },
@@ -49,10 +68,22 @@ const KINDS: &[Kind] = &[
         sees: Sees::PicturesBesideTexts,
     },
     Kind {
-        model_types: &["llava", "paligemma", "gemma3", "vipllava", "got_ocr2", "internvl", "aya_vision", "mistral3"],
+        model_types: &[
+            "llava",
+            "paligemma",
+            "gemma3",
+            "vipllava",
+            "got_ocr2",
+            "internvl",
+            "aya_vision",
+            "mistral3",
+        ],
         sees: Sees::PicturesInTexts,
     },
-    Kind { model_types: &["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v"], sees: Sees::Patches },
+    Kind {
+        model_types: &["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v"],
+        sees: Sees::Patches,
+    },
     Kind { model_types: &["idefics2", "idefics3", "smolvlm"], sees: Sees::Tiles },
     Kind { model_types: &["whisper", "moonshine_streaming"], sees: Sees::Spectrum },
     Kind {
@@ -117,7 +148,8 @@ pub(super) fn complete(inputs: &mut Inputs, config: &Value) -> Result<(), Error>
             let values = (0..rows * bins * frames).map(|at| {
                 let (bin, frame) = (at / frames % bins, at % frames);
                 // A chirp rises through the bins.
-                let distance = bin as f32 - frame as f32 * bins as f32 / frames as f32 + (at / (bins * frames)) as f32;
+                let distance =
+                    bin as f32 - frame as f32 * bins as f32 / frames as f32 + (at / (bins * frames)) as f32;
                 1.5 - (distance * 0.7).powi(2).min(2.5)
             });
             add(inputs, "input_features", Tensor::floats(vec![rows, bins, frames], values));
@@ -145,14 +177,17 @@ pub(super) fn vocab_size(config: &Value) -> Option<u64> {
     let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let known = Config { config, model_type }.number("vocab_size");
     let sees = KINDS.iter().find(|kind| kind.model_types.contains(&model_type)).map(|kind| kind.sees);
-    known.map(|size| size as u64).or_else(|| matches!(sees, Some(Sees::Pictures | Sees::Samples)).then_some(1000))
+    known
+        .map(|size| size as u64)
+        .or_else(|| matches!(sees, Some(Sees::Pictures | Sees::Samples)).then_some(1000))
 }
 
 /// Adds the tokens that each position should predict, so that the model computes its loss: the token itself, which causal
 /// models shift by themselves, or the class of the row's number for a classifier of rows.
 pub(super) fn label(inputs: &mut Inputs, config: &Value) {
     let architecture = config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or_default();
-    let labels = if architecture.ends_with("ForSequenceClassification") || architecture.ends_with("ForImageClassification")
+    let labels = if architecture.ends_with("ForSequenceClassification")
+        || architecture.ends_with("ForImageClassification")
     {
         Tensor::integers(vec![inputs.batch], (0..inputs.batch as i64).map(|row| row % 2))
     } else if let Some(decoder) = inputs.tensors.get(DECODER_INPUT_IDS) {
@@ -191,10 +226,17 @@ impl Config<'_> {
 
     /// What a part of the model sees: the towers of CLIP exist as models of their own.
     fn narrowed(&self, sees: Sees) -> Option<Sees> {
-        let architecture = self.config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or_default();
+        let architecture =
+            self.config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or_default();
         match sees {
-            Sees::PicturesBesideTexts if architecture.contains("Text") && !architecture.contains("ImageText") => None,
-            Sees::PicturesBesideTexts if architecture.contains("Vision") || architecture.contains("ForImageClass") => {
+            Sees::PicturesBesideTexts
+                if architecture.contains("Text") && !architecture.contains("ImageText") =>
+            {
+                None
+            }
+            Sees::PicturesBesideTexts
+                if architecture.contains("Vision") || architecture.contains("ForImageClass") =>
+            {
                 Some(Sees::Pictures)
             }
             sees => Some(sees),
@@ -217,7 +259,8 @@ impl Config<'_> {
         let rows = inputs.batch;
         let each = channels * size * size;
         let values = (0..rows * tiles.unwrap_or(1) * each).map(|at| {
-            let (row, channel, y, x) = (at / each, at / (size * size) % channels, at / size % size, at % size);
+            let (row, channel, y, x) =
+                (at / each, at / (size * size) % channels, at / size % size, at % size);
             picture(row, channel, y as f32 / size as f32, x as f32 / size as f32)
         });
         let shape = [vec![rows], tiles.into_iter().collect(), vec![channels, size, size]].concat();
@@ -271,7 +314,8 @@ impl Config<'_> {
                 let own = row * inputs.seq..(row + 1) * inputs.seq;
                 let real = inputs.input_ids[own.clone()].iter().zip(&inputs.attention_mask[own]);
                 let text = real.filter(|(_, real)| **real != 0).map(|(id, _)| *id);
-                let text: Vec<i64> = text.map(|id| if special.contains(&Some(id)) { plain } else { id }).collect();
+                let text: Vec<i64> =
+                    text.map(|id| if special.contains(&Some(id)) { plain } else { id }).collect();
                 let (first, rest) = text.split_at(text.len().min(1));
                 let picture = start.into_iter().chain(std::iter::repeat_n(image, counts[row])).chain(end);
                 first.iter().copied().chain(picture).chain(rest.iter().copied()).collect()
@@ -288,7 +332,9 @@ impl Config<'_> {
         inputs.seq = placed.seq;
         // 1 at the tokens of a picture: Gemma 3 attends to them in both directions, Qwen counts their positions apart.
         let types = inputs.input_ids.iter().map(|id| i64::from(*id == image)).collect::<Vec<_>>();
-        if let Some(name) = TOKEN_TYPES.iter().find(|(of, _)| self.model_type.starts_with(of)).map(|(_, name)| name) {
+        if let Some(name) =
+            TOKEN_TYPES.iter().find(|(of, _)| self.model_type.starts_with(of)).map(|(_, name)| name)
+        {
             add(inputs, name, Tensor::integers(vec![inputs.batch, inputs.seq], types));
         }
         Ok(())
@@ -313,7 +359,9 @@ impl Config<'_> {
 }
 
 fn add(inputs: &mut Inputs, name: &str, tensor: Tensor) {
-    inputs.notes.push(format!("{name} ({}) is made by tfcheck: the checkpoint has no processor", tensor.said()));
+    inputs
+        .notes
+        .push(format!("{name} ({}) is made by tfcheck: the checkpoint has no processor", tensor.said()));
     inputs.tensors.insert(name.to_owned(), tensor);
 }
 

@@ -63,8 +63,8 @@ pub(super) fn of_file(path: &Path) -> Result<Inputs, Error> {
         path: path.to_owned(),
         source,
     })?;
-    let file =
-        SafeTensors::deserialize(&bytes).map_err(|error| refused(format!("is not a safetensors file: {error}")))?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|error| refused(format!("is not a safetensors file: {error}")))?;
     let mut tensors: Tensors = file
         .tensors()
         .into_iter()
@@ -117,9 +117,8 @@ pub(super) fn of_tensors(tensors: &mut Tensors) -> Result<Inputs, String> {
     let positions = positions.unwrap_or_else(|| counted.collect());
     let mut inputs = batch::lay_out("tensors".to_owned(), &[], 0, super::Padding::Right, 0);
     let first_padded = mask.chunks_exact(seq.max(1)).find(|row| row.contains(&0));
-    inputs.padding = first_padded.map(|row| {
-        if row.first() == Some(&0) { super::Padding::Left } else { super::Padding::Right }
-    });
+    inputs.padding = first_padded
+        .map(|row| if row.first() == Some(&0) { super::Padding::Left } else { super::Padding::Right });
     (inputs.batch, inputs.seq) = (batch, seq);
     (inputs.input_ids, inputs.attention_mask, inputs.position_ids) = (input_ids, mask, positions);
     inputs.tensors = std::mem::take(tensors);

@@ -106,16 +106,12 @@ fn cases(config: &Config) -> Vec<CasePlan> {
         match config.inputs.form() {
             InputsForm::Prompts { .. } => add(&base, &|padding| InputsPlan::Prompts { padding }),
             InputsForm::TokenIds(_) => add(&base, &|padding| InputsPlan::TokenIds { padding }),
-            InputsForm::Tensors(_) => cases.push(CasePlan {
-                name: base.clone(),
-                checkpoint,
-                inputs: InputsPlan::Tensors,
-            }),
-            InputsForm::Processed => cases.push(CasePlan {
-                name: base.clone(),
-                checkpoint,
-                inputs: InputsPlan::Processed,
-            }),
+            InputsForm::Tensors(_) => {
+                cases.push(CasePlan { name: base.clone(), checkpoint, inputs: InputsPlan::Tensors })
+            }
+            InputsForm::Processed => {
+                cases.push(CasePlan { name: base.clone(), checkpoint, inputs: InputsPlan::Processed })
+            }
             InputsForm::Sweep { lengths, batch, prefill, .. } => {
                 for &length in &lengths {
                     for &batch in &batch {

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use compare::logits::{Logits, Mask};
+use compare::logits::Logits;
+use compare::mask::Mask;
 use compare::matrix::{Entry, Matrix, Options, matrix};
 use compare::metrics::PairMetrics;
 use compare::{Dtype, Positions};

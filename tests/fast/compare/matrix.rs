@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use compare::choices;
-use compare::logits::{Logits, LogitsError, Mask};
+use compare::logits::{Logits, LogitsError};
+use compare::mask::Mask;
 use compare::matrix::{Entry, Incomparable, MetricSet, Options, PairOutcome, matrix};
 use compare::{Dtype, Positions};
 use tfcheck::results::torch_zip;

@@ -246,7 +246,7 @@ fn configs_of_runs_logits_and_replies() {
         if let Ok(logits) = compare::logits::Logits::open(&path, compare::Positions::All) {
             let _ = logits.value(0, 0);
         }
-        let _ = compare::logits::Mask::open(&path);
+        let _ = compare::mask::Mask::of_inputs(&path);
     });
     let seed = std::fs::read(fixture("logits_f32.pt")).unwrap();
     fuzz("torch-zip", &seed, 1000, |bytes| {

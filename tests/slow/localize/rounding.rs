@@ -3,7 +3,8 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use compare::logits::{Logits, Mask};
+use compare::logits::Logits;
+use compare::mask::Mask;
 use compare::matrix::{self, Entry};
 use compare::oracle::{Oracles, Origin};
 use compare::verdict::{Decision, Tolerances, verdicts};
@@ -99,7 +100,7 @@ impl Cell {
 /// half precision the verdict *worse rounding* is accepted for a mixture of experts, because a token that a near-tie sends
 /// to another expert can cause it, depending on the machine (README, Limits).
 fn check(setting: &Setting, cells: &[Cell], entries: &[Entry]) -> Vec<Vec<&'static str>> {
-    let mask = Mask::open(&setting.inputs()).unwrap();
+    let mask = Mask::of_inputs(&setting.inputs()).unwrap().unwrap();
     let matrix = matrix::matrix(entries, Some(&mask), &matrix::Options::default()).unwrap();
     let origins: Vec<Origin> =
         cells.iter().map(|cell| tfcheck::judge::assess::origin(&cell.variant)).collect();

@@ -9,7 +9,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use compare::logits::{Logits, Mask};
+use compare::logits::Logits;
+use compare::mask::Mask;
 use compare::matrix::{self, Entry};
 use compare::oracle::{Oracles, Origin};
 use compare::verdict::{Tolerances, Verdict, verdicts};
@@ -107,7 +108,7 @@ impl Setting {
             });
             origins.push(Origin { family: family.into(), path: format!("{family} {:?}", load.mode) });
         }
-        let mask = Mask::open(&self.inputs()).unwrap();
+        let mask = Mask::of_inputs(&self.inputs()).unwrap().unwrap();
         let matrix = matrix::matrix(&entries, Some(&mask), &matrix::Options::default()).unwrap();
         verdicts(&matrix, &Oracles::new(&matrix, &origins), &Tolerances::default()).remove(0)
     }

@@ -84,7 +84,8 @@ pub(super) fn class<'a>(
         return (Class::Named(name), Drive::Whole);
     };
     notes.extend(head.said.map(|said| format!("{name} {said}")));
-    let has_parts = ["vision_config", "audio_config", "text_config"].iter().any(|key| config.contains_key(*key));
+    let has_parts =
+        ["vision_config", "audio_config", "text_config"].iter().any(|key| config.contains_key(*key));
     let is_whole = has_parts || config.get("is_encoder_decoder") == Some(&Value::Bool(true));
     let drive = match (head.auto, head.drive) {
         // BERT with a causal head is run as a decoder.

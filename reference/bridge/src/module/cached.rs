@@ -84,7 +84,9 @@ pub(super) fn decode<'py>(
             // The images are in the cache already.
             for name in arguments.keys() {
                 let name: String = name.extract()?;
-                if matches!(role(&name), Role::Pixels | Role::Features | Role::Grid) || name == "pixel_attention_mask" {
+                if matches!(role(&name), Role::Pixels | Role::Features | Role::Grid)
+                    || name == "pixel_attention_mask"
+                {
                     step.del_item(&name)?;
                 }
             }

@@ -21,8 +21,7 @@ pub(super) fn capture(py: Python<'_>, loaded: &Loaded, request: &Capture) -> Res
         (request.folder.as_os_str(), request.modules.clone(), request.max_bytes, element(py, loaded)?);
     let writer = module.getattr("Writer")?.call1(arguments)?;
     let hooks = module.getattr("Hooks")?.call1((&loaded.model, &writer))?;
-    let (captured, time) =
-        within(&hooks, || forward::compute(py, loaded, request.prefill, &request.chunks))?;
+    let (captured, time) = within(&hooks, || forward::compute(py, loaded, request.prefill, &request.chunks))?;
     let unchanged = module.call_method1("same", (&plain[0].tensor, &captured[0].tensor))?.extract()?;
     let room: u64 = writer.getattr("room")?.extract()?;
     let records = py.import("json")?.call_method1("dumps", (writer.getattr("records")?,))?;

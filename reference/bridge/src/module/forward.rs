@@ -97,7 +97,9 @@ fn store(
     keywords.set_item("device", "cpu")?;
     keywords.set_item("dtype", torch.getattr(name)?)?;
     let stored = |tensor| stored(tensor, &keywords);
-    let [main, others @ ..] = returned else { return Err(Stop::exception("the model returned nothing".into())) };
+    let [main, others @ ..] = returned else {
+        return Err(Stop::exception("the model returned nothing".into()));
+    };
     let mut beside = Vec::new();
     for Returned { output, tensor } in others {
         let copied = dlpack::with_bytes(&stored(tensor)?, |shape, bytes| (shape.to_vec(), bytes.to_vec()))?;

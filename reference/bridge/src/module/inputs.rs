@@ -44,8 +44,7 @@ pub(super) fn arguments<'py>(
     let mut names = file.names();
     names.sort_unstable();
     for name in names {
-        let view =
-            file.tensor(name).map_err(|error| Stop::exception(format!("inputs: {name}: {error}")))?;
+        let view = file.tensor(name).map_err(|error| Stop::exception(format!("inputs: {name}: {error}")))?;
         let mut tensor = tensor(torch, name, &view)?.call_method1("to", (device,))?;
         match role(name) {
             Role::Tokens => {}
@@ -61,7 +60,9 @@ pub(super) fn arguments<'py>(
             Role::Mask | Role::DecoderMask if takes.by_name(name)? => {}
             Role::Mask | Role::DecoderMask => {
                 if !tensor.call_method0("all")?.call_method0("item")?.extract::<bool>()? {
-                    return Err(Stop::unsupported(format!("{class} takes no {name}, and the inputs have padding")));
+                    return Err(Stop::unsupported(format!(
+                        "{class} takes no {name}, and the inputs have padding"
+                    )));
                 }
                 notes.push(format!("{class} takes no {name}"));
                 continue;

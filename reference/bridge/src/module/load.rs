@@ -10,11 +10,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde_json::{Map, Value};
 
+use super::auto::{self, Class, Drive};
 use super::failure::Stop;
 use super::float64::{self, Float64};
-use super::report::attention_name;
-use super::auto::{self, Class, Drive};
 use super::inputs::Recipient;
+use super::report::attention_name;
 use super::{compile, ignored, inputs, report};
 use crate::translation::{BY_TRANSFORMERS, Translated, rope_thetas, translate};
 use crate::versions::{Versions, WrongShapes};
