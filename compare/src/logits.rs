@@ -278,6 +278,19 @@ impl Logits {
         Ok(row.to_f64()[0])
     }
 
+    /// All values of row `index` = `batch_row * seq + position`, widened without rounding.
+    ///
+    /// # Errors
+    /// The row is not held, or the file cannot be read.
+    pub fn row(&self, index: usize) -> Result<Vec<f64>, LogitsError> {
+        if index >= self.batch * self.seq {
+            return Err(LogitsError::invalid(&self.path, format!("has no row {index}")));
+        }
+        let mut row = Row::default();
+        self.read_row(index, &mut row)?;
+        Ok(row.to_f64())
+    }
+
     /// Reads row `index` = `batch_row * seq + position` into `row`.
     pub(super) fn read_row(&self, index: usize, row: &mut Row) -> Result<(), LogitsError> {
         self.read_part(index, 0..self.vocab_size, row)

@@ -210,6 +210,7 @@ fn legacy_run(path: &Path) -> Result<Side> {
         inputs: "last position, inputs not recorded".to_owned(),
         inputs_digest: String::new(),
         choices: Vec::new(),
+        pooling: None,
         axes: None,
         tolerances: None,
         variants: cells.iter().map(|cell| cell.variant.clone()).collect(),

@@ -1,6 +1,7 @@
 //! Builds the view of a run from its cells: opens logits, measures pairs, decides verdicts.
 
 mod beside_one_pass;
+mod embeddings;
 mod origin;
 mod outputs;
 
@@ -23,6 +24,7 @@ use crate::results::localized::Localized;
 use crate::results::{Case, Manifest, RunFolder};
 use crate::spec::variant::{Runner, Variant, measured_dtype, measured_positions};
 use beside_one_pass::Beside;
+use embeddings::Embeddings;
 pub use origin::{bears_on, origin};
 
 /// Name suffix of the full-sequence forward pass that prefill and decoding are compared with.
@@ -81,6 +83,7 @@ pub fn view(
             tolerances,
         )?;
         view.outputs = further_outputs(&view, &own, tolerances.with(case.tolerances.as_ref()))?;
+        add_embeddings(&mut view, case, &entries, mask.as_ref(), tolerances)?;
         let apart = diverging_outputs(&view);
         view.verdicts.extend(apart);
         view.verdicts.extend(beside.into_iter().map(|found| found.verdict));
@@ -103,6 +106,31 @@ fn further_outputs(view: &CaseView, files: &Path, tolerances: Tolerances) -> Res
     let origins: Vec<_> = view.cells.iter().map(|cell| origin(&cell.variant)).collect();
     let reference = view.reference();
     outputs::outputs(&view.cells, files, &origins, reference, &tolerances)
+}
+
+/// Adds the vectors that the checkpoint's pooling makes of hidden states, as a further output.
+fn add_embeddings(
+    view: &mut CaseView,
+    case: &Case,
+    entries: &[Entry],
+    mask: Option<&Mask>,
+    tolerances: &Tolerances,
+) -> Result<()> {
+    let (Some(pooling), Some(mask), Some(reference)) = (case.pooling, mask, view.reference()) else {
+        return Ok(());
+    };
+    let Embeddings { entries, view: found } = embeddings::embeddings(pooling, entries, mask, reference)?;
+    let origins: Vec<_> = view.cells.iter().map(|cell| origin(&cell.variant)).collect();
+    let tolerances = tolerances.with(case.tolerances.as_ref());
+    view.outputs.push(outputs::beside(
+        "sentence_embedding",
+        &entries,
+        &origins,
+        Some(reference),
+        &tolerances,
+    )?);
+    view.embeddings = Some(found);
+    Ok(())
 }
 
 /// The verdicts on further outputs that diverge where the main outputs do not, under the names of variant and output.
@@ -180,6 +208,7 @@ pub fn case_view(
         verdicts: judged,
         accuracies: accuracies(&matrix, &oracles),
         outputs: Vec::new(),
+        embeddings: None,
         choices: mask.map(|mask| choices(case, entries, mask)).transpose()?.flatten(),
         localized,
         diagnosed: Vec::new(),

@@ -16,6 +16,7 @@ use crate::results::Axes;
 use crate::results::diagnosed::Diagnosed;
 use crate::results::localized::Localized;
 use crate::results::relations::{self, CellRelations};
+use crate::spec::checkpoint::Pooling;
 use crate::spec::plan::release_numbers;
 use crate::spec::variant::{Runner, Variant};
 use compare::units::count;
@@ -60,6 +61,8 @@ pub struct CaseView {
     pub accuracies: Vec<Accuracy>,
     /// Outputs beside the main one, in the order in which the variants return them.
     pub outputs: Vec<OutputView>,
+    /// The vectors of texts, of a sentence-transformers checkpoint.
+    pub embeddings: Option<EmbeddingsView>,
     /// Probabilities of the tokens that the config lists.
     pub choices: Option<ChoicesView>,
     /// Localisations of the first divergence of pairs.
@@ -97,6 +100,28 @@ pub struct OutputRow {
     pub relative_l2: Option<f64>,
     /// The verdict on the pair.
     pub verdict: Verdict,
+}
+
+/// The vectors of the batch's texts.
+#[derive(Clone, Debug)]
+pub struct EmbeddingsView {
+    /// How they are made of hidden states.
+    pub pooling: Pooling,
+    /// Number of texts.
+    pub texts: usize,
+    /// One row for each variant with hidden states.
+    pub rows: Vec<EmbeddingRow>,
+}
+
+/// The vectors of one variant beside those of the reference.
+#[derive(Clone, Debug)]
+pub struct EmbeddingRow {
+    /// The variant's name.
+    pub variant: String,
+    /// Largest difference of the cosine between two texts, 0 to 2.
+    pub cosine_change: f64,
+    /// Number of texts to which the others are similar in the same order.
+    pub same_ranking: usize,
 }
 
 /// Softmax probabilities of named tokens at the last real position.

@@ -144,6 +144,15 @@ fn case(case: &CaseView, found: &CaseGroups) -> Value {
                 "verdict": row.verdict,
             })).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
+        "embeddings": case.embeddings.as_ref().map(|found| json!({
+            "pooling": found.pooling,
+            "texts": found.texts,
+            "rows": found.rows.iter().map(|row| json!({
+                "variant": row.variant,
+                "cosine_change": number(row.cosine_change),
+                "same_ranking": row.same_ranking,
+            })).collect::<Vec<_>>(),
+        })),
         "choices": case.choices.as_ref().map(|choices| json!({
             "tokens": choices.tokens,
             "rows": choices.rows.iter().map(|row| json!({

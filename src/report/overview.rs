@@ -137,7 +137,11 @@ impl Page {
             self.wrapped(&names.join(", "), "", 3, None);
         }
         if shown < run.cases.len() {
-            legend.push(format!("{} more cases are in the report", run.cases.len() - shown));
+            let left = run.cases.len() - shown;
+            legend.push(format!(
+                "{} in the report",
+                if left == 1 { "1 more case is".to_owned() } else { format!("{left} more cases are") }
+            ));
         }
         let marks: Vec<&Mark> = rows.iter().flat_map(|row| row.marks.iter().flatten().copied()).collect();
         let any = |is_it: &dyn Fn(&Mark) -> bool| marks.iter().any(|mark| is_it(mark));

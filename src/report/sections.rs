@@ -11,6 +11,7 @@ mod choices;
 mod decoding;
 mod diagnosis;
 mod differences;
+mod embeddings;
 mod environment;
 mod failures;
 mod findings;
@@ -117,6 +118,7 @@ const SECTIONS: &[Section] = &[
     case(diagnosis::content, EVERYWHERE),
     case(accuracies::content, FILES),
     case(outputs::content, FILES),
+    case(embeddings::content, FILES),
     case(choices::content, FILES),
     case(failures::content, FILES),
     case(case_notes::content, FILES),

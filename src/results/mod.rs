@@ -21,6 +21,7 @@ pub use error::ResultsError;
 pub use folder::{RunFolder, write_file};
 pub use frozen::{Built, Frozen, Locked, Share, plan_schema};
 
+use crate::spec::checkpoint::Pooling;
 use crate::spec::config::{Config, Padding};
 use crate::spec::plan::Plan;
 use crate::spec::variant::Variant;
@@ -74,6 +75,9 @@ pub struct Case {
     /// Answer tokens whose probability the summary shows.
     #[serde(default)]
     pub choices: Vec<AnswerToken>,
+    /// How the checkpoint makes one vector of a text's hidden states; `None` for most checkpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pooling: Option<Pooling>,
     /// The case's place in a sweep; `None` for prompts and in runs of older tfcheck versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub axes: Option<Axes>,

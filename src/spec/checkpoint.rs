@@ -7,6 +7,7 @@ mod digest;
 mod error;
 mod gguf;
 pub mod hub;
+mod pooling;
 pub(crate) mod preflight;
 mod safetensors_file;
 mod source;
@@ -22,6 +23,7 @@ use reference::protocol::Dtype;
 use serde_json::Value;
 
 pub use error::Error;
+pub use pooling::Pooling;
 pub use source::{Source, SourceError};
 
 use crate::spec::atomic;
@@ -53,6 +55,11 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// How a sentence-transformers checkpoint makes one vector of a text; `None` for another checkpoint.
+    pub fn pooling(&self) -> Option<Pooling> {
+        pooling::read(&self.folder)
+    }
+
     /// A number of the config, or of the text part of a multimodal config.
     pub fn number(&self, key: &str) -> Option<u64> {
         self.value(key).and_then(Value::as_u64)

@@ -176,6 +176,7 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
         verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
         accuracies: accuracies(&matrix, &oracles),
         outputs: Vec::new(),
+        embeddings: None,
         choices: None,
         localized: Vec::new(),
         diagnosed: Vec::new(),

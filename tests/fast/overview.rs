@@ -79,6 +79,7 @@ fn case(name: &str, specs: &[Spec]) -> CaseView {
         verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
         accuracies: Vec::new(),
         outputs: Vec::new(),
+        embeddings: None,
         choices: None,
         localized: Vec::new(),
         diagnosed: Vec::new(),

@@ -205,6 +205,7 @@ fn run() -> RunView {
         verdicts: judged,
         accuracies: accuracies(&matrix, &oracles),
         outputs: Vec::new(),
+        embeddings: None,
         choices: Some(ChoicesView {
             tokens: vec![" yes".to_owned(), "|no|".to_owned()],
             rows: vec![ChoiceRow {

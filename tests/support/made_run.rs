@@ -126,6 +126,7 @@ fn case(number: usize, variants: &[Variant]) -> Case {
         inputs: format!("batch {BATCH}, {SEQ} tokens"),
         inputs_digest: format!("inputs {number}"),
         choices: Vec::new(),
+        pooling: None,
         axes: None,
         tolerances: None,
         variants: variants.to_vec(),

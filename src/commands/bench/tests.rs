@@ -102,6 +102,7 @@ fn view(cells: Vec<Cell>) -> RunView {
         verdicts: Vec::new(),
         accuracies: Vec::new(),
         outputs: Vec::new(),
+        embeddings: None,
         choices: None,
         localized: Vec::new(),
         diagnosed: Vec::new(),

@@ -339,6 +339,7 @@ pub(super) fn manifest(
             .iter()
             .map(|choice| AnswerToken { text: choice.text.clone(), id: choice.id })
             .collect(),
+        pooling: prepared.checkpoint.pooling(),
         axes: axes(plan_case.inputs, &prepared.inputs),
         tolerances: request.config.checkpoints[plan_case.checkpoint].tolerances,
         variants: plan

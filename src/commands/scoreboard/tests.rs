@@ -139,6 +139,7 @@ fn view(cells: Vec<Cell>, entries: &[Entry]) -> RunView {
             verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
             accuracies: accuracies(&matrix, &oracles),
             outputs: Vec::new(),
+            embeddings: None,
             choices: None,
             localized: Vec::new(),
             diagnosed: Vec::new(),

@@ -1,7 +1,8 @@
 //! A runner that reuses one worker for several cells.
 //!
 //! Without timing, a cell's cost is mostly the start of its worker: seconds of imports for a forward pass of
-//! milliseconds. A worker whose last request failed is not reused.
+//! milliseconds. A worker whose last request failed is not reused, unless it answered that
+//! it does not support a model.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -78,6 +79,11 @@ impl Session for SharedSession<'_> {
             // The worker's peak resident set covers all its cells, so it is not reported for one cell.
             Ok(Reply::Forwarded(forwarded)) => {
                 Ok(Reply::Forwarded(Forwarded { peak_bytes: None, ..forwarded }))
+            }
+            // A model that the worker does not know leaves it as it was.
+            Err(ended @ NoResult::Unsupported(_)) if matches!(request, Request::Load(_)) => {
+                *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = self.worker.take();
+                Err(ended)
             }
             Err(ended) => {
                 self.worker = None;

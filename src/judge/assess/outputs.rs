@@ -63,12 +63,26 @@ fn output(
         Entry { name: cell.name.clone(), dtype: measured_dtype(cell.variant.dtype), logits }
     };
     let entries: Vec<Entry> = cells.iter().map(entry).collect();
+    beside(name, &entries, origins, reference, tolerances)
+}
+
+/// Compares the output `name` of each entry with that of the entry `reference`, or of the first that has it.
+///
+/// # Errors
+/// When an output cannot be read.
+pub(super) fn beside(
+    name: &str,
+    entries: &[Entry],
+    origins: &[Origin],
+    reference: Option<usize>,
+    tolerances: &Tolerances,
+) -> Result<OutputView> {
     let matrix =
-        matrix::matrix(&entries, None, &matrix::Options::default()).map_err(|error| miette!("{error}"))?;
+        matrix::matrix(entries, None, &matrix::Options::default()).map_err(|error| miette!("{error}"))?;
     let has_it = |index: &usize| entries[*index].logits.is_ok();
-    let reference = reference.filter(has_it).or_else(|| (0..cells.len()).find(has_it)).unwrap_or_default();
+    let reference = reference.filter(has_it).or_else(|| (0..entries.len()).find(has_it)).unwrap_or_default();
     let judged = verdicts(&matrix, &Oracles::new(&matrix, origins), tolerances);
-    let others = (0..cells.len()).filter(|index| has_it(index) && *index != reference);
+    let others = (0..entries.len()).filter(|index| has_it(index) && *index != reference);
     let row = |index: usize| {
         let names = [&matrix.names[reference.min(index)], &matrix.names[reference.max(index)]];
         let verdict = judged.iter().find(|verdict| [&verdict.a, &verdict.b] == names)?;
@@ -76,8 +90,9 @@ fn output(
             PairOutcome::Compared(pair) => Some(pair.relative_l2(Side::A)),
             _ => None,
         };
-        Some(OutputRow { variant: cells[index].name.clone(), relative_l2, verdict: verdict.clone() })
+        Some(OutputRow { variant: entries[index].name.clone(), relative_l2, verdict: verdict.clone() })
     };
     let rows = others.filter_map(row).collect();
-    Ok(OutputView { name: name.to_owned(), reference: cells[reference].name.clone(), rows })
+    let reference = entries.get(reference).map(|entry| entry.name.clone()).unwrap_or_default();
+    Ok(OutputView { name: name.to_owned(), reference, rows })
 }

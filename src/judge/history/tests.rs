@@ -25,6 +25,7 @@ fn case() -> Case {
         inputs: "batch 1, 12 tokens".into(),
         inputs_digest: "i".into(),
         choices: vec![],
+        pooling: None,
         axes: None,
         tolerances: None,
         variants: vec![],

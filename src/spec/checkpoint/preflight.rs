@@ -26,7 +26,7 @@ pub(crate) struct Checked {
     pub(crate) config: Value,
     pub(crate) model_type: String,
     pub(crate) weights: Vec<PathBuf>,
-    /// Files that determine token ids, besides config and weights.
+    /// Files that determine token ids and what a processor makes, besides config and weights.
     pub(crate) tokenizer_files: Vec<PathBuf>,
     pub(crate) tokenizer: Option<PathBuf>,
     pub(crate) notes: Vec<String>,
@@ -47,6 +47,15 @@ pub(crate) const TOKENIZER_FILES: [&str; 11] = [
     "chat_template.json",
 ];
 
+/// Files that determine what a processor makes of pictures and sounds, and what is made of hidden states.
+pub(crate) const PROCESSOR_FILES: [&str; 5] = [
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "modules.json",
+    super::pooling::POOLING,
+];
+
 /// Checks a folder in transformers' layout.
 pub(crate) fn check(folder: &Path, allow_remote_code: bool) -> Result<Checked, Error> {
     let (config, model_type, mut notes) = check_config(folder, allow_remote_code)?;
@@ -59,6 +68,9 @@ pub(crate) fn check(folder: &Path, allow_remote_code: bool) -> Result<Checked, E
     if tokenizer.is_none() && !tokenizer_files.is_empty() {
         notes.push("the checkpoint has no tokenizer.json; slow tokenizers are not supported".to_owned());
     }
+    PROCESSOR_FILES.iter().try_for_each(|name| check_kind(&folder.join(name)))?;
+    let processor = PROCESSOR_FILES.iter().map(|name| folder.join(name)).filter(|path| path.is_file());
+    let tokenizer_files = tokenizer_files.into_iter().chain(processor).collect();
     Ok(Checked { config, model_type, weights, tokenizer_files, tokenizer, notes })
 }
 

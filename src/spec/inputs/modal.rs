@@ -92,9 +92,15 @@ const KINDS: &[Kind] = &[
     },
 ];
 
-/// The argument that tells tokens of pictures from those of text, by the beginning of the model_type.
-const TOKEN_TYPES: &[(&str, &str)] =
-    &[("qwen", "mm_token_type_ids"), ("glm4v", "mm_token_type_ids"), ("gemma", "token_type_ids")];
+/// By the beginning of the model_type, the argument that tells what a token stands for, and its value at the tokens of a
+/// picture; it is 0 at those of a prompt. Gemma 3 attends to a picture in both directions, PaliGemma to the whole prompt, and
+/// Qwen counts the positions of a picture apart.
+const TOKEN_TYPES: &[(&str, &str, i64)] = &[
+    ("qwen", "mm_token_type_ids", 1),
+    ("glm4v", "mm_token_type_ids", 1),
+    ("gemma", "token_type_ids", 1),
+    ("paligemma", "token_type_ids", 0),
+];
 
 /// Patches of a picture along its height and width, of the first row, the second, and so on in turn.
 const GRIDS: [[usize; 2]; 2] = [[4, 6], [8, 4]];
@@ -330,11 +336,9 @@ impl Config<'_> {
         inputs.position_ids = placed.position_ids;
         inputs.padding = placed.padding;
         inputs.seq = placed.seq;
-        // 1 at the tokens of a picture: Gemma 3 attends to them in both directions, Qwen counts their positions apart.
-        let types = inputs.input_ids.iter().map(|id| i64::from(*id == image)).collect::<Vec<_>>();
-        if let Some(name) =
-            TOKEN_TYPES.iter().find(|(of, _)| self.model_type.starts_with(of)).map(|(_, name)| name)
-        {
+        if let Some((_, name, value)) = TOKEN_TYPES.iter().find(|(of, ..)| self.model_type.starts_with(of)) {
+            let types = inputs.input_ids.iter().map(|id| if *id == image { *value } else { 0 });
+            let types = types.collect::<Vec<_>>();
             add(inputs, name, Tensor::integers(vec![inputs.batch, inputs.seq], types));
         }
         Ok(())

@@ -62,8 +62,11 @@ impl Repo {
         fs::create_dir_all(target.parent().unwrap_or(target))?;
         let name = blob.file_name().unwrap_or_default();
         let temporary = atomic::temporary(target);
+        let is_nested =
+            target.parent().and_then(Path::file_name).is_none_or(|name| !is_commit(&name.to_string_lossy()));
+        let blobs = if is_nested { "../../../blobs" } else { "../../blobs" };
         // Where links do not exist the file itself goes there.
-        std::os::unix::fs::symlink(Path::new("../../blobs").join(name), &temporary)
+        std::os::unix::fs::symlink(Path::new(blobs).join(name), &temporary)
             .or_else(|_| fs::copy(blob, &temporary).map(drop))?;
         fs::rename(&temporary, target)
     }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::cache::{Repo, is_commit};
 use super::client::{Client, Failure};
 use super::{cached, refused};
-use crate::spec::checkpoint::preflight::{self, INDEX, SINGLE, TOKENIZER_FILES};
+use crate::spec::checkpoint::preflight::{self, INDEX, PROCESSOR_FILES, SINGLE, TOKENIZER_FILES};
 use crate::spec::checkpoint::{Error, Progress, Settings, Step};
 
 /// Pauses between the attempts to download a file.
@@ -142,8 +142,11 @@ impl Remote<'_> {
             return Err(Error::NoWeights { folder: PathBuf::from(self.id), help });
         }
         let mut get = |name: &str| self.fetch_file(&info.sha, name, &folder.join(name), progress);
-        for name in
-            ["config.json", "generation_config.json"].iter().chain(&TOKENIZER_FILES).filter(|name| has(name))
+        for name in ["config.json", "generation_config.json"]
+            .iter()
+            .chain(&TOKENIZER_FILES)
+            .chain(&PROCESSOR_FILES)
+            .filter(|name| has(name))
         {
             get(name)?;
         }
