@@ -1,5 +1,6 @@
 //! Inputs from files and logits to files, as candle tensors.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -31,10 +32,11 @@ pub fn inputs(path: &Path, device: &Device) -> Result<FileInputs, Failed> {
         input_ids: take(INPUT_IDS)?,
         position_ids: take(POSITION_IDS)?,
         attention_mask: tensors.remove(ATTENTION_MASK),
+        others: tensors.into_iter().collect(),
     })
 }
 
-/// The content of an inputs file, i64 `[batch, seq]` each.
+/// The content of an inputs file; token ids, mask and positions are i64 `[batch, seq]` each.
 pub struct FileInputs {
     /// Token ids.
     pub input_ids: Tensor,
@@ -42,6 +44,8 @@ pub struct FileInputs {
     pub position_ids: Tensor,
     /// 1 for a real token and 0 for padding.
     pub attention_mask: Option<Tensor>,
+    /// All further tensors by name.
+    pub others: BTreeMap<String, Tensor>,
 }
 
 impl FileInputs {
