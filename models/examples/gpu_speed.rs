@@ -427,8 +427,7 @@ fn inputs(positions: std::ops::Range<usize>) -> Result<Inputs> {
     let ids: Vec<u32> = positions.clone().map(|at| (at * 37 % 1000) as u32).collect();
     let positions: Vec<i64> = positions.map(|at| at as i64).collect();
     Ok(Inputs {
-        input_ids: Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?,
-        attention_mask: None,
         position_ids: Some(Tensor::new(positions, &Device::Cpu)?.unsqueeze(0)?),
+        ..Inputs::new(Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?)
     })
 }

@@ -1,7 +1,7 @@
 //! Judges checkpoint folders against what transformers computed for them.
 //!
 //! `cargo run --release --example judge -- FOLDER...`. A folder holds a checkpoint, `inputs_<name>.safetensors`
-//! (`input_ids`, `attention_mask`, `position_ids`) and `logits_<name>.<dtype>.safetensors` as `tests/truths.py`
+//! (`input_ids`, `attention_mask`, `position_ids` and what else the model takes) and `logits_<name>.<dtype>.safetensors` as `tests/truths.py`
 //! writes them, the f64 ones exact. Every figure is a relative L2 against the f64 truth over the positions that are
 //! no padding: ours, torch's own in that dtype, and ours at the worst position. Decoders are also run through a
 //! cache, in chunks of 7 and token by token, and in f32 and bf16 every model in the fused backend too. A table of each
@@ -13,7 +13,7 @@
 
 #![expect(clippy::print_stdout, reason = "a command-line program")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -136,6 +136,7 @@ impl Case {
             attention_mask: Some(mask.clone()),
             // Nobody passes position ids to an encoder, and `truth.py` does not.
             position_ids: tensors.get("position_ids").filter(|_| self.decoder).cloned(),
+            tensors: others(&tensors),
         };
         let ours = match chunk {
             Some(chunk) => cached(loaded, &inputs, chunk)?,
@@ -224,6 +225,14 @@ fn read(path: &Path) -> Result<Tensor> {
     tensors.into_values().next().ok_or_else(|| format!("{} is empty", path.display()).into())
 }
 
+/// The inputs beside token ids, mask and positions.
+fn others(tensors: &HashMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    let others = tensors
+        .iter()
+        .filter(|(name, _)| !["input_ids", "attention_mask", "position_ids"].contains(&name.as_str()));
+    others.map(|(name, tensor)| (name.clone(), tensor.clone())).collect()
+}
+
 /// The same inputs through a cache, `chunk` tokens at a time.
 fn cached(loaded: &mut Loaded, inputs: &Inputs, chunk: usize) -> Result<Tensor> {
     let seq = inputs.input_ids.dim(1)?;
@@ -238,6 +247,7 @@ fn cached(loaded: &mut Loaded, inputs: &Inputs, chunk: usize) -> Result<Tensor> 
             input_ids: inputs.input_ids.i((.., start..end))?,
             attention_mask: cut(&inputs.attention_mask, 0)?,
             position_ids: cut(&inputs.position_ids, start)?,
+            tensors: BTreeMap::new(),
         };
         parts.push(loaded.forward_with(&part, Some(&mut cache), None)?);
     }

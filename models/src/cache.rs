@@ -8,6 +8,7 @@ use crate::cuda::{DeviceCache, Space};
 use crate::error::{Error, Result};
 use crate::fused::{Float, LayerCache};
 use crate::kernels::{CacheShape, KvCache, Pool, QkvLayout, rope_into_cache};
+use crate::layers::CrossMask;
 
 /// The keys and values of earlier forward passes, per layer. Prefill in chunks or token by token gives the same
 /// numbers as one full-sequence forward pass. A cache belongs to the checkpoint that first filled it.
@@ -19,6 +20,15 @@ pub struct Cache {
     capacity: usize,
     /// A number that is unique within the process.
     id: usize,
+    /// What an encoder-decoder's decoder attends to in the encoder; the first forward pass fills it.
+    cross: Cross,
+}
+
+/// The mask over the encoder's positions, and their keys and values in each layer.
+#[derive(Default)]
+struct Cross {
+    mask: Option<CrossMask>,
+    layers: Vec<Option<Layer>>,
 }
 
 enum Layer {
@@ -45,7 +55,7 @@ impl Cache {
     pub fn with_capacity(tokens: usize) -> Self {
         static CACHES: AtomicUsize = AtomicUsize::new(0);
         let id = CACHES.fetch_add(1, Ordering::Relaxed);
-        Self { layers: Vec::new(), batch: None, len: 0, capacity: tokens, id }
+        Self { layers: Vec::new(), batch: None, len: 0, capacity: tokens, id, cross: Cross::default() }
     }
 
     /// Removes all but the first `len` tokens of each sequence, so that a forward pass can continue from there.
@@ -93,6 +103,50 @@ impl Cache {
         };
         *entry = Some(Layer::Eager(keys.clone(), values.clone()));
         Ok((keys, values))
+    }
+
+    /// The mask over the encoder's positions that the first forward pass kept.
+    pub(crate) fn cross_mask(&self) -> Result<CrossMask> {
+        self.cross.mask.clone().ok_or_else(other_model)
+    }
+
+    /// Keeps the mask over the encoder's positions.
+    pub(crate) fn keep_cross_mask(&mut self, mask: CrossMask) {
+        self.cross.mask = Some(mask);
+    }
+
+    fn keep_cross_layer(&mut self, layer: usize, kept: Layer) {
+        let layers = &mut self.cross.layers;
+        if layers.len() <= layer {
+            layers.resize_with(layer + 1, || None);
+        }
+        layers[layer] = Some(kept);
+    }
+
+    /// Keeps one layer's keys and values of the encoder's positions, `[batch, num_kv_heads, keys, head_dim]` each.
+    pub(crate) fn keep_cross(&mut self, layer: usize, keys: Tensor, values: Tensor) {
+        self.keep_cross_layer(layer, Layer::Eager(keys, values));
+    }
+
+    /// One layer's keys and values of the encoder's positions that the first forward pass kept.
+    pub(crate) fn cross(&self, layer: usize) -> Result<(Tensor, Tensor)> {
+        match self.cross.layers.get(layer) {
+            Some(Some(Layer::Eager(keys, values))) => Ok((keys.clone(), values.clone())),
+            _ => Err(other_model()),
+        }
+    }
+
+    /// As [`Cache::keep_cross`], in the layout of the CPU kernels.
+    pub(crate) fn keep_fused_cross<T: Float>(&mut self, layer: usize, kept: KvCache<T>) {
+        self.keep_cross_layer(layer, Layer::Fused(T::layer_cache(kept)));
+    }
+
+    /// As [`Cache::cross`], in the layout of the CPU kernels.
+    pub(crate) fn fused_cross<T: Float>(&mut self, layer: usize) -> Result<&mut KvCache<T>> {
+        match self.cross.layers.get_mut(layer) {
+            Some(Some(Layer::Fused(cache))) => T::cache(cache).ok_or_else(other_model),
+            _ => Err(other_model()),
+        }
     }
 
     /// One layer's cache in the layout of the CPU kernels, with room for `shape.capacity` tokens; its tokens are kept

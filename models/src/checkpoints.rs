@@ -7,6 +7,8 @@ mod table;
 
 // The tables are aligned by hand.
 #[rustfmt::skip]
+pub(crate) mod clip;
+#[rustfmt::skip]
 mod decoder;
 #[rustfmt::skip]
 pub(crate) mod encoders;
@@ -22,6 +24,10 @@ pub(crate) mod mistral;
 pub(crate) mod phi;
 #[rustfmt::skip]
 pub(crate) mod qwen;
+#[rustfmt::skip]
+pub(crate) mod t5;
+#[rustfmt::skip]
+pub(crate) mod whisper;
 
 pub use error::Error;
 pub(crate) use table::Tensor;

@@ -21,6 +21,7 @@ const NEUTRAL: &[&str] = &[
     // transformers 5 saves the value from which it derived `layer_types`.
     "_sliding_window_pattern",
     "add_cross_attention",
+    "apply_spec_augment",
     "architectures",
     "attn_pdrop",
     "bad_words_ids",
@@ -28,38 +29,53 @@ const NEUTRAL: &[&str] = &[
     "bos_token_id",
     "cache_implementation",
     "chunk_size_feed_forward",
+    "classifier_proj_size",
     "cls_token_id",
     "cross_attention_hidden_size",
+    "decoder_layerdrop",
     "decoder_start_token_id",
     "deterministic_flash_attn",
     "diversity_penalty",
     "do_sample",
     "dropout",
+    "dropout_rate",
     "dtype",
     "early_stopping",
     "embd_pdrop",
+    "encoder_layerdrop",
     "encoder_no_repeat_ngram_size",
     "eos_token_id",
     "exponential_decay_length_penalty",
     "finetuning_task",
     "forced_bos_token_id",
+    "forced_decoder_ids",
     "forced_eos_token_id",
     "gradient_checkpointing",
     "id2label",
     "initializer_cutoff_factor",
     "init_std",
+    "initializer_factor",
     "initializer_range",
     "is_decoder",
     "is_encoder_decoder",
     "label2id",
     "layerdrop",
     "length_penalty",
+    "logit_scale_init_value",
+    "mask_feature_length",
+    "mask_feature_min_masks",
+    "mask_feature_prob",
+    "mask_time_length",
+    "mask_time_min_masks",
+    "mask_time_prob",
     "mask_token_id",
     "max_length",
     "max_position_embeddings",
+    "median_filter_width",
     "min_length",
     "model_type",
     "n_ctx",
+    "n_positions",
     "no_repeat_ngram_size",
     "num_beam_groups",
     "num_beams",
@@ -103,6 +119,7 @@ const NEUTRAL: &[&str] = &[
     "unk_token_id",
     "use_bfloat16",
     "use_cache",
+    "use_weighted_layer_sum",
 ];
 
 /// A typed view of a JSON object that remembers which keys were read.
@@ -354,7 +371,8 @@ pub fn is_neutral(key: &str) -> bool {
 fn collect_unread(map: &Map<String, Value>, prefix: &str, read: &BTreeSet<String>, unread: &mut Vec<String>) {
     for (key, value) in map {
         let path = format!("{prefix}{key}");
-        let neutral = prefix.is_empty() && is_neutral(key);
+        // The config of a part of the model, such as `text_config`, has the keys of a whole one.
+        let neutral = (prefix.is_empty() || prefix.ends_with("_config.")) && is_neutral(key);
         match value {
             _ if value.is_null() || neutral => {}
             Value::Object(_) if read.contains(&format!("{path}.*")) => {}

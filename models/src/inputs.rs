@@ -1,5 +1,6 @@
 //! The inputs of a forward pass: as the caller gives them, and after validation.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
@@ -9,19 +10,46 @@ use crate::error::{Error, Result};
 /// The caller's inputs of a forward pass.
 #[derive(Clone, Debug)]
 pub struct Inputs {
-    /// Token ids, `[batch, seq]`, u32.
+    /// Token ids, `[batch, seq]`, u32. A model of speech reads none; any tensor, such as the decoder's ids, may stand
+    /// here.
     pub input_ids: Tensor,
     /// 1 for a real token and 0 for padding, `[batch, past + seq]`, any integer dtype; `None` means no padding.
     pub attention_mask: Option<Tensor>,
     /// Positions, `[batch, seq]`, any integer dtype; `None` means `past..past + seq` for every sequence, regardless
     /// of the mask (transformers 5.23.0, `LlamaModel.forward`).
     pub position_ids: Option<Tensor>,
+    /// Further inputs under the names of transformers' `forward`, such as `decoder_input_ids` or `pixel_values`;
+    /// empty for a model of one text.
+    pub tensors: BTreeMap<String, Tensor>,
 }
 
 impl Inputs {
     /// Inputs without padding.
     pub fn new(input_ids: Tensor) -> Self {
-        Self { input_ids, attention_mask: None, position_ids: None }
+        Self { input_ids, attention_mask: None, position_ids: None, tensors: BTreeMap::new() }
+    }
+
+    /// These inputs and a further one.
+    #[must_use]
+    pub fn with(mut self, name: &str, tensor: Tensor) -> Self {
+        self.tensors.insert(name.to_owned(), tensor);
+        self
+    }
+
+    /// The further input `name`.
+    pub(crate) fn named(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).ok_or_else(|| Error::Inputs(format!("the model needs {name}")))
+    }
+
+    /// The decoder's tokens of an encoder-decoder, as the inputs of a decoder.
+    pub(crate) fn of_decoder(&self) -> Result<Self> {
+        if self.position_ids.is_some() {
+            return Err(Error::Inputs("an encoder-decoder takes no position_ids".to_owned()));
+        }
+        Ok(Self {
+            attention_mask: self.tensors.get("decoder_attention_mask").cloned(),
+            ..Self::new(self.named("decoder_input_ids")?.clone())
+        })
     }
 
     /// Batch size and sequence length.
@@ -36,7 +64,9 @@ impl Inputs {
 
 /// The inputs of one forward pass, validated against each other, and the values derived from them.
 pub struct PassInputs {
-    input_ids: Tensor,
+    /// `None` for positions that are no tokens, such as the patches of an image.
+    input_ids: Option<Tensor>,
+    device: Device,
     batch: usize,
     seq: usize,
     past: usize,
@@ -97,7 +127,8 @@ impl PassInputs {
         vectors.rows.extend(vectors.positions.iter().map(|position| *position as u32));
         let has_holes = find_keys(padding.as_deref(), batch, past + seq, &mut vectors.keys);
         Ok(Self {
-            input_ids: inputs.input_ids.to_dtype(DType::U32)?.to_device(device)?.contiguous()?,
+            input_ids: Some(inputs.input_ids.to_dtype(DType::U32)?.to_device(device)?.contiguous()?),
+            device: device.clone(),
             batch,
             seq,
             past,
@@ -110,9 +141,35 @@ impl PassInputs {
         })
     }
 
+    /// Positions that are no tokens, without padding: `batch` sequences of `seq`.
+    pub(crate) fn without_tokens(batch: usize, seq: usize, dtype: DType, device: &Device) -> Self {
+        let mut vectors = Vectors::default();
+        vectors.positions.extend((0..batch).flat_map(|_| 0..seq as i64));
+        vectors.rows.extend((0..batch).flat_map(|_| 0..seq as u32));
+        find_keys(None, batch, seq, &mut vectors.keys);
+        Self {
+            input_ids: None,
+            device: device.clone(),
+            batch,
+            seq,
+            past: 0,
+            slots: seq,
+            padding: None,
+            has_holes: false,
+            vectors,
+            has_position_ids: false,
+            dtype,
+        }
+    }
+
     /// Token ids, `[batch, seq]`, u32.
+    ///
+    /// # Panics
+    /// If the positions are no tokens, which only a model does that brings them itself ([`Pass::over`]).
+    ///
+    /// [`Pass::over`]: crate::Pass
     pub fn input_ids(&self) -> &Tensor {
-        &self.input_ids
+        self.input_ids.as_ref().expect("a model reads ids of its tokens only")
     }
 
     /// Batch size.
@@ -152,7 +209,7 @@ impl PassInputs {
 
     /// The device of the forward pass.
     pub fn device(&self) -> &Device {
-        self.input_ids.device()
+        &self.device
     }
 
     /// Whether padding lies between real tokens.

@@ -32,7 +32,7 @@ mod tile;
 pub(crate) mod tests;
 
 pub use arena::{AlignedBuf, Arena, ArenaPlan, Plain, Slot};
-pub use attention::{Attention, Band, attention};
+pub use attention::{Attention, Band, Relative, attention};
 pub use cache::{CacheShape, KvCache, MAX_HEAD_DIM};
 pub use element::Element;
 pub use elementwise::{Embedding, TokenOutOfRange, activate, add, embed, multiply, scale, softcap, softmax};

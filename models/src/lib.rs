@@ -27,6 +27,7 @@ mod weights;
 mod xs;
 
 mod bert;
+mod clip;
 mod cohere;
 mod distilbert;
 mod falcon;
@@ -50,6 +51,8 @@ mod roberta;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod t5;
+mod whisper;
 mod xlm_roberta;
 
 pub use cache::Cache;

@@ -15,7 +15,7 @@ use crate::fused::{Host, Workspace};
 use crate::inputs::Inputs;
 use crate::model::{Backend, Model, Options, Task};
 use crate::pass::{Pass, Probe};
-use crate::registry;
+use crate::registry::{self, Kind};
 use crate::weights::Weights;
 use crate::xs::Xs;
 
@@ -24,6 +24,8 @@ pub struct Loaded {
     /// Captured CUDA graphs; the field is dropped before the buffers that they use.
     replays: Replays,
     model: Box<dyn Model>,
+    model_type: &'static str,
+    kind: Kind,
     options: Options,
     workspace: Option<Workspace>,
     /// Config keys that the architecture did not read and that may affect the result.
@@ -76,10 +78,17 @@ fn load_in(folder: &Path, options: &Options, workspace: Option<Workspace>) -> Re
     config.refuse_unless("quantization_config", &serde_json::Value::Null)?;
     let weights = Weights::open(folder, (options.dtype, options.device.clone()), workspace)?;
     let task = Task::read(&config)?;
-    let model = registry::build(&config, &weights, task)?;
+    let architecture = registry::of(&config)?;
+    let (model_type, kind) = (architecture.model_type, architecture.kind);
+    if matches!(weights.workspace(), Some(Workspace::Gpu(_))) && !kind.is_one_text() {
+        return Err(Error::Unsupported(format!("{model_type} in the fused backend on a GPU")));
+    }
+    let model = (architecture.build)(&config, &weights, task)?;
     Ok(Loaded {
         replays: Replays::default(),
         model,
+        model_type,
+        kind,
         options: options.clone(),
         workspace: weights.workspace().cloned(),
         unread_keys: config.unread_keys(),
@@ -105,6 +114,8 @@ impl Loaded {
 
     /// A full-sequence forward pass without a cache. Returns logits for every position, `[batch, seq, vocab_size]`,
     /// or the output of the model's [`Task`](crate::Task).
+    ///
+    /// An encoder-decoder needs the decoder's tokens as `decoder_input_ids`, which its logits follow.
     ///
     /// # Errors
     /// If the inputs do not fit each other or the model.
@@ -137,14 +148,21 @@ impl Loaded {
         cache: Option<&'a mut Cache>,
         probe: Option<&'a mut dyn Probe>,
     ) -> Result<Xs> {
+        if let Some(name) = inputs.tensors.keys().find(|name| !self.model.inputs().contains(&name.as_str())) {
+            return Err(Error::Inputs(format!("{} takes no {name}", self.model_type)));
+        }
+        let of_decoder = self.kind.follows_decoder().then(|| inputs.of_decoder()).transpose()?;
         let mut pass = Pass::new(
-            inputs,
+            of_decoder.as_ref().unwrap_or(inputs),
             self.options.dtype,
             &self.options.device,
             self.workspace.clone(),
             cache,
             probe,
         )?;
+        if !self.kind.is_one_text() {
+            pass.give(inputs.clone());
+        }
         pass.deviate(&self.deviations);
         let output = match &self.workspace {
             Some(Workspace::Gpu(space)) => self.replays.run(space, &*self.model, &mut pass),

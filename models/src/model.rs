@@ -41,8 +41,12 @@ pub enum Task {
     MaskedLm,
     /// Logits of each label, `[batch, num_labels]`.
     SequenceClassification,
-    /// Hidden states, `[batch, seq, hidden_size]`.
+    /// Hidden states, `[batch, seq, hidden_size]`; of an encoder-decoder those of the decoder.
     HiddenStates,
+    /// Logits of an encoder-decoder for the decoder's next token, `[batch, decoder_seq, vocab_size]`.
+    Seq2SeqLm,
+    /// Scaled cosines of images and texts, `logits_per_image`, `[images, texts]`.
+    Similarity,
 }
 
 impl Task {
@@ -54,11 +58,14 @@ impl Task {
         let Some(name) = architectures.first() else {
             return Ok(None);
         };
-        let task = match name {
+        let task = match *name {
             _ if name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel") => Self::CausalLm,
             _ if name.ends_with("ForMaskedLM") => Self::MaskedLm,
             _ if name.ends_with("ForSequenceClassification") => Self::SequenceClassification,
-            _ if name.ends_with("Model") => Self::HiddenStates,
+            _ if name.ends_with("ForConditionalGeneration") => Self::Seq2SeqLm,
+            "CLIPModel" => Self::Similarity,
+            // The name of the encoder of an encoder-decoder ends thus too.
+            _ if name.ends_with("Model") && !name.ends_with("EncoderModel") => Self::HiddenStates,
             _ => {
                 return Err(Error::UnknownValue {
                     key: "architectures".to_owned(),
@@ -78,6 +85,11 @@ pub trait Model: Send + Sync {
     /// # Errors
     /// If a tensor operation fails.
     fn forward(&self, pass: &mut Pass) -> Result<Xs>;
+
+    /// Names of the inputs that the model takes beside token ids, their mask and their positions.
+    fn inputs(&self) -> &'static [&'static str] {
+        &[]
+    }
 }
 
 /// The error for an architecture that lacks a head.

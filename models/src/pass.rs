@@ -49,7 +49,10 @@ pub(crate) struct Shape {
 
 /// One forward pass; it dereferences to its inputs.
 pub struct Pass<'a> {
+    /// The sequence that layers run over now; the output follows that with which the pass begins.
     inputs: PassInputs,
+    /// The caller's inputs of a model that takes more than one text.
+    given: Option<Inputs>,
     workspace: Option<Workspace>,
     device: Option<DevicePass>,
     cache: Option<&'a mut Cache>,
@@ -93,6 +96,7 @@ impl<'a> Pass<'a> {
         let slots = cache.as_ref().map_or(0, |cache| cache.slots());
         Ok(Self {
             inputs: PassInputs::new(inputs, dtype, device, (past, slots), vectors)?,
+            given: None,
             workspace,
             device: device_pass,
             cache,
@@ -102,6 +106,45 @@ impl<'a> Pass<'a> {
             deviations: Vec::new(),
             later: Vec::new(),
         })
+    }
+
+    /// Keeps the caller's inputs for [`Pass::named`] and [`Pass::encoder_tokens`].
+    pub(crate) fn give(&mut self, inputs: Inputs) {
+        self.given = Some(inputs);
+    }
+
+    /// The caller's further input `name`, on the device of the forward pass.
+    pub(crate) fn named(&self, name: &str) -> Result<Tensor> {
+        let given =
+            self.given.as_ref().expect("only a model that takes more than one text reads further inputs");
+        Ok(given.named(name)?.to_device(self.device())?)
+    }
+
+    /// The tokens of an encoder-decoder's encoder, one sequence for each of the decoder's.
+    pub(crate) fn encoder_tokens(&self) -> Result<PassInputs> {
+        let given = self.given.as_ref().expect("only an encoder-decoder has tokens for its encoder");
+        let tokens = PassInputs::new(given, self.dtype(), self.device(), (0, 0), Vectors::default())?;
+        if tokens.batch() != self.batch() {
+            let (encoder, decoder) = (tokens.batch(), self.batch());
+            return Err(Error::Inputs(format!(
+                "input_ids has {encoder} rows and decoder_input_ids {decoder}"
+            )));
+        }
+        Ok(tokens)
+    }
+
+    /// Runs `body` over another sequence, without a cache, and returns its result and that sequence.
+    pub(crate) fn over<T>(
+        &mut self,
+        other: PassInputs,
+        body: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<(T, PassInputs)> {
+        let main = std::mem::replace(&mut self.inputs, other);
+        let cache = self.cache.take();
+        let result = body(self);
+        self.cache = cache;
+        let other = std::mem::replace(&mut self.inputs, main);
+        Ok((result?, other))
     }
 
     /// Makes these mistakes on purpose.

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, Task};
 use crate::weights::Weights;
 
-/// Every architecture: decoders by family, then encoders. [`catalogue`](crate::synthetic::catalogue) has the same
+/// Every architecture: decoders by family, encoders, then those of more than one sequence. [`catalogue`](crate::synthetic::catalogue) has the same
 /// order.
 pub(crate) const ARCHITECTURES: &[Architecture] = &[
     row("llama", Kind::Decoder, crate::llama::build, &checkpoints::llama::LLAMA),
@@ -34,14 +34,17 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
     row("roberta", Kind::Encoder, crate::roberta::build, &checkpoints::encoders::ROBERTA),
     row("xlm-roberta", Kind::Encoder, crate::xlm_roberta::build, &checkpoints::encoders::XLM_ROBERTA),
     row("modernbert", Kind::Encoder, crate::modernbert::build, &checkpoints::encoders::MODERNBERT),
+    row("t5", Kind::EncoderDecoder, crate::t5::build, &checkpoints::t5::T5),
+    row("whisper", Kind::SpeechEncoderDecoder, crate::whisper::build, &checkpoints::whisper::WHISPER),
+    row("clip", Kind::DualEncoder, crate::clip::build, &checkpoints::clip::CLIP),
 ];
 
 /// One architecture.
 pub(crate) struct Architecture {
     /// `model_type` in its config, which is also the name of its source file.
     pub(crate) model_type: &'static str,
-    kind: Kind,
-    build: Build,
+    pub(crate) kind: Kind,
+    pub(crate) build: Build,
     /// The checkpoints that [`write()`](crate::synthetic::write) makes.
     pub(crate) synthetic: &'static Checkpoints,
 }
@@ -49,13 +52,34 @@ pub(crate) struct Architecture {
 /// Builds a model, or returns [`Error::UnknownHead`] if the architecture lacks the head.
 type Build = fn(&ConfigReader, &Weights, Option<Task>) -> Result<Box<dyn Model>>;
 
-/// Whether attention is causal or bidirectional.
+/// Which sequences a model takes, and which tokens attend to which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Each token attends to itself and the tokens before it; the caller may give position ids and a cache.
     Decoder,
     /// Each token attends to all tokens; the model counts positions itself and takes no cache.
     Encoder,
+    /// An encoder, and a decoder whose tokens (`decoder_input_ids`) attend to themselves, to the tokens before them
+    /// and to all tokens of the encoder; the output follows the decoder's tokens. The model counts positions itself.
+    EncoderDecoder,
+    /// The same, with an encoder of the features of speech (`input_features`) instead of tokens; `input_ids` is not
+    /// read.
+    SpeechEncoderDecoder,
+    /// An encoder of texts and one of images (`pixel_values`), which need not be as many; the output is a number for each
+    /// pair. The model counts positions itself.
+    DualEncoder,
+}
+
+impl Kind {
+    /// Whether the model takes one text: token ids and nothing else but their mask and positions.
+    pub fn is_one_text(self) -> bool {
+        matches!(self, Self::Decoder | Self::Encoder)
+    }
+
+    /// Whether the output follows the tokens of a decoder that attends to an encoder, `decoder_input_ids`.
+    pub fn follows_decoder(self) -> bool {
+        matches!(self, Self::EncoderDecoder | Self::SpeechEncoderDecoder)
+    }
 }
 
 const fn row(
@@ -78,18 +102,16 @@ pub fn model_types() -> impl Iterator<Item = &'static str> {
     model_types.into_iter()
 }
 
-/// Whether a `model_type` is a decoder or an encoder; `None` if [`crate::load`] does not know it.
+/// The kind of a `model_type`; `None` if [`crate::load`] does not know it.
 pub fn kind(model_type: &str) -> Option<Kind> {
     find(model_type).map(|architecture| architecture.kind)
 }
 
-pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>) -> Result<Box<dyn Model>> {
+/// The architecture of a config.
+pub(crate) fn of(config: &ConfigReader) -> Result<&'static Architecture> {
     let model_type = config.str_or("model_type", "")?;
-    let Some(architecture) = find(model_type) else {
-        return Err(Error::UnknownModelType {
-            model_type: model_type.to_owned(),
-            known: model_types().collect::<Vec<_>>().join(", "),
-        });
-    };
-    (architecture.build)(config, weights, task)
+    find(model_type).ok_or_else(|| Error::UnknownModelType {
+        model_type: model_type.to_owned(),
+        known: model_types().collect::<Vec<_>>().join(", "),
+    })
 }

@@ -32,6 +32,13 @@ pub struct Entry {
     pub bench: bool,
 }
 
+impl Entry {
+    /// Whether the model takes one text: token ids and nothing else but their mask and positions.
+    pub fn is_one_text(&self) -> bool {
+        crate::registry::kind(self.model_type).is_some_and(crate::Kind::is_one_text)
+    }
+}
+
 /// All checkpoints that [`write()`] can make, grouped by model type, the default variant first.
 pub fn catalogue() -> &'static [Entry] {
     static CATALOGUE: LazyLock<Vec<Entry>> = LazyLock::new(|| {

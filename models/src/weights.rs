@@ -147,8 +147,16 @@ impl Weights {
     /// # Errors
     /// If it is missing or has another shape.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
+        self.get_in(self.dtype(), name, shape)
+    }
+
+    /// A tensor of this module, in `dtype` and on the model's device.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub(crate) fn get_in(&self, dtype: DType, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
         let name = self.checked(name, shape)?;
-        let tensor = self.files.tensors.load(&name, self.device())?.to_dtype(self.dtype())?;
+        let tensor = self.files.tensors.load(&name, self.device())?.to_dtype(dtype)?;
         lock(&self.files.read).insert(name);
         Ok(tensor)
     }

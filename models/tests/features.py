@@ -19,12 +19,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import sequences
 import truth
 
 LEAST = 1e-3
 LEAST_GELU = 1e-5
 
-GELU = {"gelu": "gelu_new", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
+GELU = {"quick_gelu": "gelu", "gelu": "gelu_new", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
 
 # Config key -> the value that switches the feature off, given the config.
 KEYS = {
@@ -70,21 +71,31 @@ KEYS = {
     "hidden_activation": lambda c: GELU[c["hidden_activation"]],
     "activation_function": lambda c: GELU[c["activation_function"]],
     "activation": lambda c: GELU[c["activation"]],
+    "dense_act_fn": lambda c: {"relu": "silu", "gelu_new": "gelu"}[c["dense_act_fn"]],
+    "relative_attention_max_distance": lambda c: c["relative_attention_max_distance"] + 10,
+    "tie_word_embeddings": lambda c: False,
+    "eos_token_id": lambda c: 7,
 }
 # Config keys that are not switched off: sizes, which the weights' shapes check; the presence of weights, which WEIGHTS
 # changes; keys that 5.x derives from another one; keys that inference does not read. Every other config key of a synthetic
 # checkpoint must be in KEYS.
 NO_FEATURE = set("""
-    architectures model_type torch_dtype tie_word_embeddings id2label label2id
+    architectures model_type torch_dtype id2label label2id text_config vision_config
     vocab_size type_vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
     head_dim max_position_embeddings dim hidden_dim n_layers n_heads n_embd n_head n_inner n_layer n_ctx n_positions
+    d_model d_kv d_ff num_layers num_decoder_layers num_heads relative_attention_num_buckets feed_forward_proj is_gated_act
+    encoder_layers encoder_attention_heads encoder_ffn_dim decoder_layers decoder_attention_heads decoder_ffn_dim
+    num_mel_bins max_source_positions max_target_positions scale_embedding apply_spec_augment begin_suppress_tokens
+    activation_dropout encoder_layerdrop decoder_layerdrop
+    projection_dim num_channels image_size patch_size is_encoder_decoder decoder_start_token_id use_cache
+    initializer_factor logit_scale_init_value dropout_rate
     ffn_hidden_size num_kv_heads multi_query new_decoder_architecture num_ln_in_parallel_attn
     num_experts num_local_experts moe_intermediate_size mlp_only_layers decoder_sparse_step
     attention_bias mlp_bias norm_bias bias use_bias use_qkv_bias classifier_bias decoder_bias
     rope_parameters original_max_position_embeddings global_attn_every_n_layers sliding_window_pattern
     no_rope_layer_interval norm_type position_embedding_type sinusoidal_pos_embds classifier_activation
     reorder_and_upcast_attn cache_implementation reference_compile output_router_logits router_jitter_noise
-    bos_token_id eos_token_id cls_token_id sep_token_id
+    bos_token_id cls_token_id sep_token_id
     attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout dropout embd_pdrop embedding_dropout
     hidden_dropout hidden_dropout_prob mlp_dropout qa_dropout resid_pdrop residual_dropout seq_classif_dropout
 """.split())
@@ -102,7 +113,12 @@ ONLY = {
     "hidden_act": lambda c: c["hidden_act"] in GELU and c["model_type"] not in ("gemma", "gemma2"),
     "hidden_activation": lambda c: c["model_type"] != "gemma",
     "layer_types": lambda c: "sliding_attention" in c["layer_types"],
+    # T5's logits have a factor if the config says that the embeddings are tied.
+    "tie_word_embeddings": lambda c: c["model_type"] == "t5",
+    "eos_token_id": lambda c: c["model_type"] == "clip_text_model",
 }
+# Nested configs, each with keys of its own.
+PARTS = ["text_config", "vision_config"]
 # Kinds of weights -> what replaces them.
 WEIGHTS = {
     "biases": ("bias", torch.zeros_like),
@@ -134,12 +150,13 @@ def main() -> int:
     weak = 0
     for folder in map(pathlib.Path, sys.argv[1:]):
         config = json.loads((folder / "config.json").read_text())
-        if unknown := config.keys() - KEYS.keys() - NO_FEATURE:
+        parts = {name: config[name] for name in PARTS if name in config}
+        if unknown := set(config).union(*parts.values()) - KEYS.keys() - NO_FEATURE:
             sys.exit(f"{folder.name}: {', '.join(sorted(unknown))} in neither KEYS nor NO_FEATURE")
         tensors = load_file(folder / "model.safetensors")
         generator = torch.Generator().manual_seed(1)
-        ids = torch.randint(5, config["vocab_size"], (1, 80), generator=generator)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        ids = torch.randint(5, sequences.text_config(config)["vocab_size"], (1, 80), generator=generator)
+        inputs = sequences.complete(config, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, generator)
         try:
             base = logits(config, tensors, inputs)
         except (KeyError, ValueError) as error:
@@ -152,12 +169,14 @@ def main() -> int:
             weak += moved < least
             print(f"{folder.name:24} {feature:44} {moved:.1e}{'  WEAK' if moved < least else ''}", flush=True)
 
-        for key in KEYS:
-            if config.get(key) in (None, False) or not ONLY.get(key, lambda c: True)(config):
-                continue
-            changed = without(config, key)
-            least = LEAST_GELU if isinstance(changed.get(key), str) and changed[key] in GELU.values() else LEAST
-            report(f"{key} -> {changed.get(key)}", logits(changed, tensors, inputs), least)
+        for name, part in {"": config, **parts}.items():
+            for key in KEYS:
+                if part.get(key) in (None, False) or not ONLY.get(key, lambda c: True)(part):
+                    continue
+                changed = without(part, key)
+                least = LEAST_GELU if isinstance(changed.get(key), str) and changed[key] in GELU.values() else LEAST
+                whole = {**config, name: changed} if name else changed
+                report(f"{name}{'.' * bool(name)}{key} -> {changed.get(key)}", logits(whole, tensors, inputs), least)
         for feature, (ending, replace) in WEIGHTS.items():
             if any(name.endswith(ending) for name in tensors):
                 plain = {n: replace(t) if n.endswith(ending) else t for n, t in tensors.items()}

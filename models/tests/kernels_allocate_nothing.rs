@@ -92,6 +92,7 @@ impl<T: Element> Layer<T> {
             first_slot: first,
             scale: 0.2,
             softcap: Some(30.0),
+            relative: None,
             band: Band::CAUSAL,
             keys: std::slice::from_ref(&keys),
             visible: None,

@@ -4,9 +4,10 @@
     truth.py CHECKPOINT INPUTS OUT --dtype f64 --attention eager [--device cpu]
 
 INPUTS is a safetensors file with `input_ids` and `attention_mask`, int64, [batch, seq], and optionally `position_ids`
-(by default each row counts from its first real token, as `generate` does). OUT gets `logits`, f64 or f32, of shape
-[batch, seq, vocab_size], or [batch, labels] for a classifier, or `last_hidden_state` for a bare encoder. Values at
-padded positions are undefined.
+(by default each row counts from its first real token, as `generate` does), and further inputs under the names of
+transformers' `forward`. OUT gets `logits`, f64 or f32, of shape [batch, seq, vocab_size], or [batch, labels] for a
+classifier, `logits_per_image`, [images, texts], for a dual encoder, or `last_hidden_state` for a model without a head.
+Values at padded positions are undefined.
 
 f32 and bf16 are unmodified transformers. f64 is modified: transformers casts to float32 inside norms, softmax and rope
 in every dtype, so that its float64 results are accurate to 1e-7 only. Here those casts go to float64 as well, and the
@@ -60,8 +61,11 @@ def auto_class(config):
         "LMHeadModel": transformers.AutoModelForCausalLM,
         "ForMaskedLM": transformers.AutoModelForMaskedLM,
         "ForSequenceClassification": transformers.AutoModelForSequenceClassification,
+        "ForConditionalGeneration": transformers.AutoModelForSeq2SeqLM,
     }
     architecture = (config.architectures or [""])[0]
+    if config.model_type == "whisper":
+        return transformers.AutoModelForSpeechSeq2Seq
     return next((auto for ending, auto in kinds.items() if architecture.endswith(ending)), transformers.AutoModel)
 
 
@@ -95,6 +99,10 @@ def widen(model, checkpoint: pathlib.Path, attention: str):
     wide = wide.double()
     wide.tie_weights()
     parameters = dict(model.named_parameters())
+    # 5.x ties T5's head at construction, and unties it if the checkpoint has another.
+    for name in parameters.keys() - dict(wide.named_parameters()).keys():
+        module, _, leaf = name.rpartition(".")
+        setattr(wide.get_submodule(module), leaf, torch.nn.Parameter(parameters[name].data.double()))
     for name, parameter in wide.named_parameters():
         parameter.data = parameters.pop(name).data.double()
     assert not parameters, f"not taken over: {sorted(parameters)}"
@@ -110,7 +118,9 @@ def arguments(model, inputs: dict) -> dict:
     """The inputs that the model's forward accepts. Only decoders get position ids; an encoder counts from the start of the
     row (BERT) or from its first real token (RoBERTa)."""
     accepted = inspect.signature(model.forward).parameters
-    passed = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+    passed = {name: value for name, value in inputs.items() if name in accepted and name != "position_ids"}
+    if "input_features" in inputs:  # not cast by the model, as pixels are
+        passed["input_features"] = inputs["input_features"].to(model.dtype)
     decoder = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
     if decoder and "position_ids" in accepted:
         passed["position_ids"] = inputs.get("position_ids", default_position_ids(inputs["attention_mask"]))
@@ -146,7 +156,7 @@ def compute(checkpoint, inputs: dict, dtype: str, attention="eager", device="cpu
         inputs = {key: value.to(device) for key, value in inputs.items()}
         model = model.to(device)
         output = chunked(model, inputs, chunk) if chunk else model(**arguments(model, inputs))
-    name = "logits" if "logits" in output else "last_hidden_state"
+    name = next(name for name in ("logits", "logits_per_image", "last_hidden_state") if name in output)
     return name, output[name].to("cpu", torch.float64 if dtype == "f64" else torch.float32).contiguous()
 
 

@@ -8,7 +8,7 @@ Each FOLDER holds a checkpoint, for example one written by `models::synthetic::w
 files are kept.
 
 The shapes: one row; three rows padded on the left, and on the right; one row longer than every window. A batch of 64 rows
-is added for models whose 16-bit error varies by chance: classifiers, which give two or three numbers per row, and mixtures
+is added for models whose 16-bit error varies by chance: classifiers and dual encoders, which give few numbers, and mixtures
 of experts, whose near-ties (router scores closer than rounding explains) send tokens to other experts. If rope frequencies
 depend on the length of the forward pass, decoding from a KV cache differs from a full-sequence forward pass, and
 `logits_<shape>_by_<chunk>.f64.safetensors` is computed chunk by chunk.
@@ -18,6 +18,7 @@ import json
 import pathlib
 import sys
 
+import sequences
 import torch
 import transformers
 import truth
@@ -38,20 +39,23 @@ def make_inputs(folder: pathlib.Path):
     config = json.loads((folder / "config.json").read_text())
     is_classifier = config["architectures"][0].endswith("ForSequenceClassification")
     has_router = any("experts" in key for key in config)
-    padding = config.get("pad_token_id") or 0
+    is_dual = config["architectures"][0] == "CLIPModel"
+    text = sequences.text_config(config)
+    padding, vocab_size = text.get("pad_token_id") or 0, text["vocab_size"]
     generator = torch.Generator().manual_seed(1)
-    for name, lengths, width, left in SHAPES + [MANY] * (is_classifier or has_router):
+    for name, lengths, width, left in SHAPES + [MANY] * (is_classifier or has_router or is_dual):
         ids = torch.full((len(lengths), width), padding)
         mask = torch.zeros(len(lengths), width, dtype=torch.int64)
         for row, length in enumerate(lengths):
             where = slice(width - length, width) if left else slice(0, length)
             # Ids below 5 are the special tokens of every synthetic vocabulary.
-            ids[row, where] = torch.randint(5, config["vocab_size"], (length,), generator=generator)
+            ids[row, where] = torch.randint(5, vocab_size, (length,), generator=generator)
             mask[row, where] = 1
         path = folder / f"inputs_{name}.safetensors"
         if not path.exists():
             positions = truth.default_position_ids(mask)
-            save_file({"input_ids": ids, "attention_mask": mask, "position_ids": positions}, path)
+            inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+            save_file(sequences.complete(config, inputs, generator), path)
 
 
 def make_truths(folder: pathlib.Path):

@@ -17,6 +17,7 @@ SAME = 1e-12
 
 
 def check(folder: pathlib.Path) -> str:
+    import sequences
     import torch
     import transformers
     import truth
@@ -26,12 +27,14 @@ def check(folder: pathlib.Path) -> str:
     if config["model_type"] not in transformers.models.auto.configuration_auto.CONFIG_MAPPING:
         return "not in this version"
     torch.set_num_threads(1)
+    text = sequences.text_config(config)
     generator = torch.Generator().manual_seed(2)
     for rows, width in [(1, 48), (3, 48), (1, 64), (3, 64)]:
-        ids = torch.randint(5, config["vocab_size"], (rows, width), generator=generator)
+        ids = torch.randint(5, text["vocab_size"], (rows, width), generator=generator)
         real = torch.arange(width) >= 11 * torch.arange(rows)[:, None]
-        ids[~real] = config.get("pad_token_id") or 0
-        values = truth.compute(folder, {"input_ids": ids, "attention_mask": real.long()}, "f32")[1]
+        ids[~real] = text.get("pad_token_id") or 0
+        inputs = sequences.complete(config, {"input_ids": ids, "attention_mask": real.long()}, generator)
+        values, real = truth.compute(folder, inputs, "f32")[1], sequences.real(inputs)
         if not torch.isfinite(values[real] if values.ndim == 3 else values).all():
             return f"not finite for {rows} rows of {width}"
     worst = 0.0
@@ -39,7 +42,7 @@ def check(folder: pathlib.Path) -> str:
         if not (folder / f"logits_{name}.f64.safetensors").exists():
             continue
         inputs = load_file(folder / f"inputs_{name}.safetensors")
-        (kind, values), real = truth.compute(folder, inputs, "f64"), inputs["attention_mask"].bool()
+        (kind, values), real = truth.compute(folder, inputs, "f64"), sequences.real(inputs)
         expected = load_file(folder / f"logits_{name}.f64.safetensors")[kind]
         if values.ndim == 3:
             values, expected = values[real], expected[real]

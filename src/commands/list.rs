@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use models::Kind;
 use models::synthetic::{Entry, catalogue, config};
 
 use crate::spec::checkpoint::tiny::{self, Tiny};
@@ -22,8 +23,13 @@ pub fn models() -> String {
                 heads.push(head);
             }
         }
-        let is_decoder = heads.iter().any(|head| head.ends_with("ForCausalLM"));
-        let kind = if is_decoder { "decoder" } else { "encoder" };
+        let kind = match models::kind(model_type) {
+            Some(Kind::Decoder) => "decoder",
+            Some(Kind::EncoderDecoder) => "encoder-decoder",
+            Some(Kind::SpeechEncoderDecoder) => "speech encoder-decoder",
+            Some(Kind::DualEncoder) => "dual encoder",
+            Some(Kind::Encoder) | None => "encoder",
+        };
         let _ = writeln!(text, "\n{model_type}: {kind}; {}", heads.join(", "));
         let width = entries.iter().map(|entry| name(entry).len()).max().unwrap_or_default();
         for entry in entries {

@@ -45,7 +45,8 @@ pub struct ScoreboardOptions {
 /// # Errors
 /// When a model type is unknown, or `base` has no transformers version to compare with.
 pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
-    let entries = catalogue().iter().filter(|entry| !entry.bench);
+    // Its inputs are token ids.
+    let entries = catalogue().iter().filter(|entry| !entry.bench && entry.is_one_text());
     let mut known: Vec<&str> = entries.clone().map(|entry| entry.model_type).collect();
     known.dedup();
     if let Some(unknown) = options.only.iter().find(|name| !known.contains(&name.as_str())) {

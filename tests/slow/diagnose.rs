@@ -73,9 +73,9 @@ fn deviating(load: &Load, deviations: &[models::Deviation], path: &Path) -> Repl
     let is_decoder = models::kind(config["model_type"].as_str().unwrap()) == Some(models::Kind::Decoder);
     let logits = model
         .forward(&models::Inputs {
-            input_ids: tensors["input_ids"].clone(),
             attention_mask: Some(tensors["attention_mask"].clone()),
             position_ids: is_decoder.then(|| tensors["position_ids"].clone()),
+            ..models::Inputs::new(tensors["input_ids"].clone())
         })
         .unwrap();
     let shape = logits.dims().to_vec();
@@ -160,9 +160,9 @@ fn names(found: &Diagnosed) -> Vec<String> {
     found.mistakes().iter().map(|mistake| mistake.hypothesis.clone()).collect()
 }
 
-/// Checkpoints of every architecture, small ones first.
+/// Checkpoints of every architecture of one text, small ones first.
 fn checkpoints() -> Vec<String> {
-    let entries = models::synthetic::catalogue().iter().filter(|entry| !entry.bench);
+    let entries = models::synthetic::catalogue().iter().filter(|entry| !entry.bench && entry.is_one_text());
     let name = |entry: &models::synthetic::Entry| match entry.variant {
         "" => entry.model_type.to_owned(),
         variant => format!("{}:{variant}", entry.model_type),

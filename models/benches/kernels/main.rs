@@ -121,6 +121,7 @@ fn attend<T: Element>(c: &mut Criterion) {
                 first_slot: first,
                 scale: 0.125,
                 softcap: None,
+                relative: None,
                 band,
                 keys: std::slice::from_ref(&keys),
                 visible: None,

@@ -152,6 +152,7 @@ impl<T: Element> Decoder<T> {
                 first_slot: first,
                 scale: 1.0 / (head_dim as f32).sqrt(),
                 softcap: None,
+                relative: None,
                 band: Band::CAUSAL,
                 keys: std::slice::from_ref(&keys),
                 visible: None,

@@ -4,8 +4,8 @@
 //! model.layers.{num_hidden_layers}.self_attn.q_proj.bias | num_attention_heads*head_dim | normal 0 0.5 | attention_bias
 //! name                                                   | shape                        | fill         | condition
 //! ```
-//! - `{key}` in a name counts from 0 to the config's `key`.
-//! - A shape is a list of sums of products (and quotients) of config keys and integers.
+//! - `{key}` in a name counts from 0 to the config's `key`. A key of a nested object is `object.key`.
+//! - A shape is a list of sums of products (and quotients) of config keys and integers, or `scalar`.
 //! - A fill is `normal MEAN STD`, `linear GAIN` (standard deviation `GAIN / sqrt(last dimension)`), or
 //!   `conv1d GAIN` (`GAIN / sqrt(first dimension)`, for weights stored as `[in, out]`).
 //! - A condition, which may be left out, is a key that must be present and not false, `!key` (false, null or absent),
@@ -40,7 +40,8 @@ pub(super) fn expand(line: &str, config: &Config, tensors: &mut Vec<Tensor>) -> 
         [name, shape, fill, condition] => (name, shape, fill, condition),
         _ => return Err(format!("{} fields instead of 3 or 4", fields.len())),
     };
-    let shape = shape.split(',').map(|sum| size(sum, config)).collect::<Result<Vec<_>, _>>()?;
+    let sums = shape.split(',').filter(|_| shape != "scalar");
+    let shape = sums.map(|sum| size(sum, config)).collect::<Result<Vec<_>, _>>()?;
     let (mean, std) = distribution(fill, &shape)?;
     for (name, layer) in names(name, config)? {
         if holds(condition, layer, config)? {
@@ -78,7 +79,9 @@ fn integer(text: &str, config: &Config) -> Result<usize, String> {
     if let Ok(number) = text.parse() {
         return Ok(number);
     }
-    let value = config.get(text).and_then(Value::as_u64);
+    let mut path = text.split('.');
+    let value = path.next().and_then(|key| config.get(key));
+    let value = path.try_fold(value, |value, key| Some(value?.get(key))).flatten().and_then(Value::as_u64);
     value.map(|value| value as usize).ok_or_else(|| format!("no integer `{text}` in the config"))
 }
 
@@ -130,7 +133,7 @@ mod tests {
 
     /// The tensors of a line, or its error.
     fn check(line: &str, expected: Result<&[Row<'_>], &str>) {
-        let config = r#"{"layers": 3, "hidden": 16, "heads": 4, "on": true, "off": false, "none": null, "dense": [1]}"#;
+        let config = r#"{"layers": 3, "hidden": 16, "heads": 4, "on": true, "off": false, "none": null, "dense": [1], "part": {"heads": 2}}"#;
         let mut tensors = Vec::new();
         let result = expand(line, &serde_json::from_str(config).unwrap(), &mut tensors);
         let expected = expected.map(|tensors| {
@@ -152,6 +155,8 @@ mod tests {
         check("a | 3, hidden | linear 2", Ok(&[("a", &[3, 16], 0.0, 0.5)]));
         check("a | hidden, 3 | conv1d 2", Ok(&[("a", &[16, 3], 0.0, 0.5)]));
         check("a | hidden+2*hidden/heads | normal 0 1", Ok(&[("a", &[24], 0.0, 1.0)]));
+        check("a | hidden*part.heads | normal 0 1", Ok(&[("a", &[32], 0.0, 1.0)]));
+        check("a | scalar | normal 2 0.5", Ok(&[("a", &[], 2.0, 0.5)]));
         let pair: &[_] = &[("a.0.b.0", &[1][..], 0.0, 1.0), ("a.0.b.1", &[1], 0.0, 1.0)];
         check("a.0.b.{2} | 1 | normal 0 1", Ok(pair));
     }

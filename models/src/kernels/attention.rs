@@ -54,6 +54,40 @@ impl Band {
     }
 }
 
+/// Biases that depend only on the head and on the distance from the query to the key (T5's `relative_attention_bias`).
+#[derive(Clone, Copy, Debug)]
+pub struct Relative<'a> {
+    /// `[q_heads, len]`, by distance.
+    values: &'a [f32],
+    len: usize,
+    /// Index of distance 0: the number of slots before the last query.
+    zero: usize,
+}
+
+impl<'a> Relative<'a> {
+    /// Values of each head for queries of slots below `slots`, see [`Relative::len`].
+    ///
+    /// # Panics
+    /// If there are not [`Relative::len`] values for each head.
+    pub fn new(values: &'a [f32], slots: usize, q_heads: usize) -> Self {
+        let len = Self::len(slots);
+        assert_eq!(values.len(), q_heads * len, "relative: [{q_heads}, {len}]");
+        Self { values, len, zero: slots.saturating_sub(1) }
+    }
+
+    /// Number of values for each head: the biases of the distances from `1 - slots` on, in order. The kernel reads the
+    /// values of distances from `slots` on, but does not use them.
+    pub fn len(slots: usize) -> usize {
+        2 * slots.saturating_sub(1) + 1 + BLOCK
+    }
+
+    /// The biases of a head for a query, from the key `first` on.
+    #[inline(always)]
+    fn row(&self, head: usize, slot: usize, first: usize) -> &'a [f32] {
+        &self.values[head * self.len + self.zero + first - slot..(head + 1) * self.len]
+    }
+}
+
 /// Parameters of an attention call, apart from the cache.
 #[derive(Clone, Debug)]
 pub struct Attention<'a> {
@@ -69,6 +103,8 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// `cap * tanh(score / cap)` after scaling.
     pub softcap: Option<f32>,
+    /// Biases added to the scores after scale and cap.
+    pub relative: Option<Relative<'a>>,
     /// The keys that a query attends to, by distance.
     pub band: Band,
     /// For each sequence, the range of slots that hold real keys: `[batch]`. Left padding raises the start, right
@@ -103,6 +139,13 @@ pub fn attention<T: Element>(pool: &Pool, spec: &Attention, q: &[T], cache: &KvC
             v.len().is_multiple_of(shape.batch) && spec.keys.iter().all(|k| k.end <= v.len() / shape.batch)
         }),
         "visible: [batch, past every key]"
+    );
+    assert!(
+        spec.relative.is_none_or(|relative| {
+            let slots = relative.zero + 1;
+            spec.first_slot + tokens <= slots && spec.keys.iter().all(|k| k.end <= slots)
+        }),
+        "relative: a bias for every distance"
     );
     if tokens == 0 {
         return;
@@ -266,6 +309,10 @@ impl<T: Element> Op for TaskOp<'_, T> {
                     let row = self.scores.add(r * SCORE_ROW);
                     let sums = self.sums.add(r * value_row);
                     self.mask::<S>(row, block, panels * PANEL, &seen);
+                    if let Some(relative) = &spec.relative {
+                        let head = task.first_head + r % task.heads;
+                        add_to::<S>(row, relative.row(head, token, block), panels * PANEL);
+                    }
                     softmax_step::<S, T>(row, panels * PANEL, &mut top[r], &mut total[r], sums, value_row);
                 }
                 let steps = (end - block).min(BLOCK).div_ceil(T::PER_UNIT);
@@ -377,6 +424,20 @@ impl<T: Element> TaskOp<'_, T> {
                     d += S::LANES;
                 }
             }
+        }
+    }
+}
+
+/// Adds the first `width` values to a row of scores; minus infinity stays.
+#[inline(always)]
+unsafe fn add_to<S: Simd>(row: *mut f32, values: &[f32], width: usize) {
+    let values = &values[..width];
+    // SAFETY: row and values have `width` floats, a multiple of every level's lanes.
+    unsafe {
+        let mut i = 0;
+        while i < width {
+            S::store(row.add(i), S::add(S::load(row.add(i)), S::load(values.as_ptr().add(i))));
+            i += S::LANES;
         }
     }
 }

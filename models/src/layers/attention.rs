@@ -11,7 +11,7 @@ use crate::cuda::{self, AttentionShape};
 use crate::deviations::Deviation;
 use crate::error::Result;
 use crate::fused::{Float, Host, Slot, Workspace};
-use crate::kernels::{self, Band, CacheShape, KvCache, QkvLayout, rope_into_cache};
+use crate::kernels::{self, Band, CacheShape, KvCache, QkvLayout, Relative, rope_into_cache};
 use crate::pass::Pass;
 use crate::xs::Xs;
 
@@ -84,7 +84,7 @@ impl Attention {
             }
         }
         let (k, v) = pass.append(self.layer, k, v)?;
-        self.mix(pass, &q, &k, &v, mask)
+        self.mix(pass, &q, &k, &v, mask.bias.as_ref())
     }
 
     /// The layer's parameters for the GPU kernels.
@@ -125,6 +125,7 @@ impl Attention {
         let run = |cache: &mut KvCache<T>| {
             let layout = QkvLayout { tokens: seq, q_heads: self.num_heads, first_slot };
             rope_into_cache(&host.pool, layout, &mut qkv.write(), rope, cache);
+            let relative = mask.relative.as_deref();
             let spec = kernels::Attention {
                 tokens: seq,
                 q_heads: self.num_heads,
@@ -132,6 +133,7 @@ impl Attention {
                 first_slot,
                 scale: self.scale as f32,
                 softcap: self.soft_cap.map(|cap| cap as f32),
+                relative: relative.map(|values| Relative::new(values, first_slot + seq, self.num_heads)),
                 band: mask.band,
                 keys: keys.ranges,
                 visible: keys.visible,
@@ -146,8 +148,16 @@ impl Attention {
         }
     }
 
-    /// `q: [batch, num_heads, seq, head_dim]`, `k` and `v`: `[batch, num_kv_heads, keys, head_dim]`.
-    fn mix(&self, pass: &mut Pass, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask) -> Result<Xs> {
+    /// `q: [batch, num_heads, seq, head_dim]`, `k` and `v`: `[batch, num_kv_heads, keys, head_dim]`; `bias` is that of
+    /// the mask.
+    pub(super) fn mix(
+        &self,
+        pass: &mut Pass,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Xs> {
         let (batch, _, seq, _) = q.dims4()?;
         let keys = k.dim(2)?;
         // The query heads of one key head are rows of one matrix product, so that keys need not be repeated.
@@ -158,7 +168,7 @@ impl Attention {
         if let Some(cap) = self.soft_cap {
             scores = soft_capped(&scores, cap)?;
         }
-        if let Some(bias) = &mask.bias {
+        if let Some(bias) = bias {
             scores = scores.broadcast_add(bias)?;
         }
         let weights =
@@ -191,14 +201,14 @@ pub(super) fn softmax(scores: &Tensor) -> Result<Tensor> {
     Ok(candle_nn::ops::softmax_last_dim(&wide)?.to_dtype(dtype)?)
 }
 
-/// q, k and v concatenated; if they already are parts of one buffer, that buffer.
-fn joined<T: Float>(host: &Arc<Host>, parts: &[Slot<T>; 3]) -> Slot<T> {
-    let [q, k, v] = parts;
-    let width = q.columns + k.columns + v.columns;
-    if q.first == 0 && q.width == width && q.is_before(k) && k.is_before(v) {
-        return q.clone();
+/// The parts, such as q, k and v, concatenated; if they already are parts of one buffer, that buffer.
+pub(super) fn joined<T: Float, const N: usize>(host: &Arc<Host>, parts: &[Slot<T>; N]) -> Slot<T> {
+    let first = &parts[0];
+    let width = parts.iter().map(|part| part.columns).sum();
+    if first.first == 0 && first.width == width && parts.windows(2).all(|pair| pair[0].is_before(&pair[1])) {
+        return first.clone();
     }
-    let joined = Slot::take(host, q.batch, q.seq, width);
+    let joined = Slot::take(host, first.batch, first.seq, width);
     let mut first = 0;
     for part in parts {
         part.copy_to(&mut joined.write(), width, first);

@@ -1,6 +1,7 @@
 //! Elementwise operations between layers.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
+use half::f16;
 
 use super::accumulation;
 use crate::error::Result;
@@ -33,6 +34,50 @@ pub fn add(xs: Xs, ys: Xs) -> Result<Xs> {
     match (xs.into_value(), ys.into_value()) {
         (Value::Fused(xs), Value::Fused(ys)) => sum(xs, &ys).map(Xs::from),
         (xs, ys) => Ok((Xs::from(xs).into_tensor()? + Xs::from(ys).into_tensor()?)?.into()),
+    }
+}
+
+/// `xs + ys` in the wider of their dtypes: a residual stream that a layer kept in F32 ([`WideLinear`]) has widened.
+/// Shapes equal.
+///
+/// # Errors
+/// If the shapes differ.
+///
+/// [`WideLinear`]: super::WideLinear
+pub fn add_wide(xs: Xs, ys: Xs) -> Result<Xs> {
+    match (xs.value(), ys.value()) {
+        (Value::Tensor(left), Value::Tensor(right)) if left.dtype() != right.dtype() => {
+            Ok((left.to_dtype(DType::F32)? + right.to_dtype(DType::F32)?)?.into())
+        }
+        _ => add(xs, ys),
+    }
+}
+
+/// `xs`; if it is in F16 and has infinities, all of its values are limited to the largest finite one less 1000
+/// (transformers 5.23.0, `T5Block.forward`).
+///
+/// # Errors
+/// If a tensor operation fails.
+pub fn clamp_f16(xs: Xs) -> Result<Xs> {
+    let tensor = match xs.value() {
+        Value::Tensor(tensor) if tensor.dtype() == DType::F16 => tensor,
+        _ => return Ok(xs),
+    };
+    let most = f16::MAX.to_f64();
+    let largest = tensor.abs()?.max_all()?.to_scalar::<f16>()?;
+    if largest.is_infinite() { Ok(tensor.clamp(1000.0 - most, most - 1000.0)?.into()) } else { Ok(xs) }
+}
+
+/// `xs`; if it is in F16, its values are limited to the largest finite one less 1000 (transformers 5.23.0,
+/// `WhisperEncoderLayer.forward`).
+///
+/// # Errors
+/// If a tensor operation fails.
+pub fn limit_f16(xs: Xs) -> Result<Xs> {
+    let most = f16::MAX.to_f64() - 1000.0;
+    match xs.value() {
+        Value::Tensor(tensor) if tensor.dtype() == DType::F16 => Ok(tensor.clamp(-most, most)?.into()),
+        _ => Ok(xs),
     }
 }
 

@@ -51,6 +51,13 @@ impl Embedding {
         })
     }
 
+    /// The same table under another module path.
+    #[must_use]
+    pub fn named(mut self, path: &str) -> Self {
+        path.clone_into(&mut self.path);
+        self
+    }
+
     /// Multiplies the embeddings by `scale`, which is first rounded to the model's dtype (transformers 5.23.0,
     /// `Gemma3TextScaledWordEmbedding`).
     ///

@@ -52,6 +52,25 @@ impl Linear {
         Ok(Self { path: weights.path().to_owned(), backend })
     }
 
+    /// A layer with the weight `weight`, `[out, in]`, as the module `weights`; if `bias`, it loads `bias`, `[out]`.
+    ///
+    /// # Errors
+    /// If the bias is missing or has another shape.
+    pub(super) fn of(weights: &Weights, weight: &Tensor, bias: bool) -> Result<Self> {
+        let output = weight.dim(0)?;
+        let backend = match weights.workspace() {
+            None => LinearBackend::Eager(
+                weight.t()?.contiguous()?,
+                bias.then(|| weights.get("bias", output)).transpose()?,
+            ),
+            Some(workspace) => {
+                let bias = bias.then(|| weights.vector("bias", output)).transpose()?;
+                LinearBackend::Fused(Packed::of(workspace, weight, bias.as_deref())?, Room::Now)
+            }
+        };
+        Ok(Self { path: weights.path().to_owned(), backend })
+    }
+
     fn new(weights: &Weights, input: usize, output: usize, bias: bool, room: Room) -> Result<Self> {
         let backend = match weights.workspace() {
             // candle packs a weight again for each product. If it must also transpose the weight, packing takes as
@@ -116,10 +135,15 @@ impl Linear {
     /// # Errors
     /// If the last dimension of `xs` is not `in`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs.clone(), |_, xs| match &self.backend {
+        pass.module(&self.path, xs.clone(), |_, xs| self.product(&xs))
+    }
+
+    /// As [`Linear::forward`], without a module.
+    pub(super) fn product(&self, xs: &Xs) -> Result<Xs> {
+        match &self.backend {
             LinearBackend::Eager(weight, bias) => Ok(linear(xs.tensor()?, weight, bias.as_ref())?.into()),
-            LinearBackend::Fused(packed, room) => packed.forward(&xs, *room),
-        })
+            LinearBackend::Fused(packed, room) => packed.forward(xs, *room),
+        }
     }
 }
 
@@ -144,20 +168,32 @@ impl<const N: usize> Joined<N> {
     /// # Errors
     /// If a tensor is missing or has another shape.
     pub fn load(weights: &Weights, input: usize, parts: [(&str, usize); N], bias: bool) -> Result<Self> {
+        Self::load_each(weights, input, parts.map(|(name, output)| (name, output, bias)))
+    }
+
+    /// Loads the layers `(name, out, bias)` under `weights`, with or without a bias each.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn load_each(weights: &Weights, input: usize, parts: [(&str, usize, bool); N]) -> Result<Self> {
         let Some(workspace) = weights.workspace() else {
-            let load = |(name, output)| Linear::load(&weights.pp(name), input, output, bias);
+            let load = |(name, output, bias)| Linear::load(&weights.pp(name), input, output, bias);
             let parts = parts.into_iter().map(load).collect::<Result<Vec<_>>>()?;
             let parts = parts.try_into().unwrap_or_else(|_| unreachable!("there are N parts"));
             return Ok(Self { backend: JoinedBackend::Eager(parts) });
         };
+        let has_bias = parts.iter().any(|(_, _, bias)| *bias);
         let mut biases = Vec::new();
-        for (name, output) in parts.into_iter().filter(|_| bias) {
-            biases.extend(weights.pp(name).vector("bias", output)?);
+        for (name, output, bias) in parts.into_iter().filter(|_| has_bias) {
+            match bias {
+                true => biases.extend(weights.pp(name).vector("bias", output)?),
+                false => biases.resize(biases.len() + output, 0.0),
+            }
         }
-        let outputs = parts.map(|(_, output)| output);
-        let paths = parts.map(|(name, _)| weights.pp(name).path().to_owned());
-        let parts = parts.map(|(name, output)| (weights.pp(name), output));
-        let packed = Packed::load(workspace, &parts, input, bias.then_some(&biases))?;
+        let outputs = parts.map(|(_, output, _)| output);
+        let paths = parts.map(|(name, ..)| weights.pp(name).path().to_owned());
+        let parts = parts.map(|(name, output, _)| (weights.pp(name), output));
+        let packed = Packed::load(workspace, &parts, input, has_bias.then_some(&biases))?;
         Ok(Self { backend: JoinedBackend::Fused(packed, outputs, paths) })
     }
 

@@ -1,10 +1,13 @@
 //! Attention masks.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 
 use crate::deviations::Deviation;
 use crate::error::{Error, Result};
+use crate::inputs::PassInputs;
 use crate::kernels::Band;
 use crate::pass::Pass;
 
@@ -12,11 +15,14 @@ use crate::pass::Pass;
 /// `eager_mask`).
 #[derive(Clone, Debug)]
 pub struct Mask {
-    /// The bias added to the scores, `[1 or batch, 1, seq, past + seq]`: 0 for an admitted key, else the dtype's
-    /// lowest finite value; `None` if every key is admitted.
+    /// The bias added to the scores, `[1 or batch, 1 or num_heads, seq, past + seq]`: 0 or the bias of its distance for
+    /// an admitted key, else the dtype's lowest finite value; `None` if every key is admitted.
     pub(super) bias: Option<Tensor>,
     /// The same mask for the fused kernels.
     pub(super) band: Band,
+    /// The biases by distance for the fused kernels (see [`Relative`](crate::kernels::Relative)); `None` if there are
+    /// none.
+    pub(super) relative: Option<Arc<[f32]>>,
 }
 
 impl Mask {
@@ -53,7 +59,7 @@ impl Mask {
 
     fn build(pass: &Pass, band: Band, admits_all: bool) -> Result<Self> {
         let bias = if pass.workspace().is_some() { None } else { bias(pass, band, admits_all)? };
-        Ok(Self { bias, band })
+        Ok(Self { bias, band, relative: None })
     }
 
     /// The bias of [`Mask::causal`] in either backend, for a layer that adds to it.
@@ -84,15 +90,22 @@ fn bias(pass: &Pass, band: Band, admits_all: bool) -> Result<Option<Tensor>> {
             );
         }
     }
-    let shape = (rows, 1, seq, keys);
-    let device = pass.device();
-    let bias = match pass.dtype() {
-        DType::F64 => Tensor::from_vec(lowest(&admitted, 0.0, f64::MIN), shape, device)?,
-        DType::BF16 => Tensor::from_vec(lowest(&admitted, bf16::ZERO, bf16::MIN), shape, device)?,
-        DType::F16 => Tensor::from_vec(lowest(&admitted, f16::ZERO, f16::MIN), shape, device)?,
-        _ => Tensor::from_vec(lowest(&admitted, 0.0, f32::MIN), shape, device)?,
-    };
-    Ok(Some(bias))
+    lowest_unless(&admitted, (rows, 1, seq, keys), pass).map(Some)
+}
+
+/// 0 for an admitted key, else the lowest finite value of the dtype of `inputs`.
+pub(super) fn lowest_unless(
+    admitted: &[bool],
+    shape: (usize, usize, usize, usize),
+    inputs: &PassInputs,
+) -> Result<Tensor> {
+    let device = inputs.device();
+    Ok(match inputs.dtype() {
+        DType::F64 => Tensor::from_vec(lowest(admitted, 0.0, f64::MIN), shape, device)?,
+        DType::BF16 => Tensor::from_vec(lowest(admitted, bf16::ZERO, bf16::MIN), shape, device)?,
+        DType::F16 => Tensor::from_vec(lowest(admitted, f16::ZERO, f16::MIN), shape, device)?,
+        _ => Tensor::from_vec(lowest(admitted, 0.0, f32::MIN), shape, device)?,
+    })
 }
 
 fn lowest<T: Copy>(admitted: &[bool], zero: T, min: T) -> Vec<T> {

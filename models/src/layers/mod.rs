@@ -50,6 +50,8 @@
 mod activation;
 mod alibi;
 mod attention;
+mod convolution;
+mod cross;
 mod decoder;
 mod elementwise;
 mod embedding;
@@ -62,18 +64,26 @@ mod mask;
 mod mlp;
 mod norm;
 mod packed;
+mod patches;
 mod pooling;
+mod relative;
 mod rope;
 mod rope_parameters;
+mod similarity;
 mod split;
 mod unfused_linear;
+mod wide_linear;
 mod window;
 
 pub use activation::Activation;
 pub use alibi::Alibi;
 pub use attention::Attention;
+pub use convolution::Convolution;
+pub use cross::{CrossMask, Memory};
 pub use decoder::{DecoderBody, DecoderEnds, FinalNorm};
-pub use elementwise::{add, divide, multiply, residual, rounded, scale, soft_cap};
+pub use elementwise::{
+    add, add_wide, clamp_f16, divide, limit_f16, multiply, residual, rounded, scale, soft_cap,
+};
 pub use embedding::Embedding;
 pub use experts::{ExpertsConfig, RouterScores, SparseMoe};
 pub use groups::split_groups;
@@ -81,14 +91,18 @@ pub use ids::{position_ids, position_ids_after, token_type_ids};
 pub use layer_norm::LayerNorm;
 pub use linear::{Joined, Linear};
 pub use mask::Mask;
-pub use mlp::GatedMlp;
+pub use mlp::{GateUp, GatedMlp};
 pub use norm::RmsNorm;
-pub use pooling::{first_position, mean_of_real_tokens, one_per_row};
+pub use patches::{PatchEmbedding, after_token};
+pub use pooling::{first_position, mean_of_real_tokens, one_per_row, position_of_each};
+pub use relative::{Buckets, RelativeBias};
 pub use rope::{Rope, RotaryEmbedding, Rotation};
 pub use rope_parameters::{RopeParameters, RopeScaling};
 pub(crate) use rope_parameters::{described, read_longrope};
+pub use similarity::Similarity;
 pub use split::split;
 pub use unfused_linear::UnfusedLinear;
+pub use wide_linear::WideLinear;
 pub use window::{LayerType, PerLayerType};
 
 use candle_core::DType;

@@ -96,7 +96,7 @@ impl RmsNorm {
         let variance = (wide.sqr()?.sum_keepdim(D::Minus1)? / size as f64)?;
         let normed = wide.broadcast_mul(&root(pass, &variance, self.eps)?.recip()?)?;
         let out = if self.rounds_before_weight {
-            normed.to_dtype(xs.dtype())?.broadcast_mul(&self.weight)?
+            normed.to_dtype(self.weight.dtype())?.broadcast_mul(&self.weight)?
         } else {
             normed.broadcast_mul(&self.weight)?.to_dtype(xs.dtype())?
         };

@@ -19,6 +19,19 @@ pub fn first_position(xs: &Xs) -> Result<Xs> {
     Ok(xs.tensor()?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?.into())
 }
 
+/// `xs: [batch, seq, features]` to one position of each sequence, `[batch, features]`.
+///
+/// # Errors
+/// If there is not one position for each sequence.
+pub fn position_of_each(xs: &Xs, positions: &[u32]) -> Result<Xs> {
+    let xs = xs.tensor()?;
+    let (batch, seq, features) = xs.dims3()?;
+    let rows: Vec<u32> =
+        positions.iter().zip(0..).map(|(position, row): (_, u32)| row * seq as u32 + position).collect();
+    let rows = Tensor::from_vec(rows, batch, xs.device())?;
+    Ok(xs.reshape((batch * seq, features))?.index_select(&rows, 0)?.into())
+}
+
 /// Reshapes a value with one vector per sequence to `[batch, features]`, because the fused backend keeps the position
 /// dimension.
 ///

@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use models::{Backend, Cache, Inputs, Loaded, Options, Probe, load};
+use models::{Backend, Cache, Inputs, Kind, Loaded, Options, Probe, kind, load};
 
 /// A case's folder with the weights filled in, and the outputs of transformers.
 struct Case {
     name: String,
+    kind: Kind,
     /// `architectures` of the config.
     architecture: String,
     /// Module paths of the tensors.
@@ -48,6 +49,7 @@ fn case(golden: &Path) -> Case {
     candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
     Case {
         name: golden.file_name().unwrap().to_string_lossy().into_owned(),
+        kind: kind(config["model_type"].as_str().unwrap()).unwrap(),
         architecture: config["architectures"][0].as_str().unwrap().to_owned(),
         modules,
         folder,
@@ -74,7 +76,7 @@ fn weights(name: &str, count: usize) -> Vec<f32> {
 
 impl Case {
     fn is_decoder(&self) -> bool {
-        ["ForCausalLM", "LMHeadModel"].iter().any(|ending| self.architecture.ends_with(ending))
+        self.kind == Kind::Decoder
     }
 
     /// Whether the model gives one vector per row. With left padding a classifier may read padding, as in transformers.
@@ -91,11 +93,21 @@ impl Case {
         load(self.folder.path(), &options).unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
+    fn given(&self, name: &str) -> Option<Tensor> {
+        self.expected.get(name).cloned()
+    }
+
     fn inputs(&self) -> Inputs {
+        let of_text = ["input_ids", "attention_mask", "position_ids"];
+        let others = self.expected.iter().filter(|(name, _)| {
+            !of_text.contains(&name.as_str()) && !["logits", "errors"].contains(&name.as_str())
+        });
         Inputs {
-            input_ids: self.expected["input_ids"].clone(),
-            attention_mask: Some(self.expected["attention_mask"].clone()),
-            position_ids: Some(self.expected["position_ids"].clone()),
+            // A model of speech reads none.
+            input_ids: self.given("input_ids").unwrap_or_else(|| self.expected["decoder_input_ids"].clone()),
+            attention_mask: self.given("attention_mask"),
+            position_ids: self.given("position_ids"),
+            tensors: others.map(|(name, tensor)| (name.clone(), tensor.clone())).collect(),
         }
     }
 
@@ -105,18 +117,20 @@ impl Case {
             self.expected[name].i((row..=row, start..columns.end)).unwrap().contiguous().unwrap()
         };
         Inputs {
-            input_ids: cut("input_ids", columns.start),
             attention_mask: Some(cut("attention_mask", 0)),
             position_ids: Some(cut("position_ids", columns.start)),
+            ..Inputs::new(cut("input_ids", columns.start))
         }
     }
 
-    /// Relative L2 of `result` to `reference` over the tokens that the mask marks as real.
+    /// Relative L2 of `result` to `reference` over the tokens that the mask marks as real: those of a decoder, if the
+    /// model has one beside an encoder.
     fn relative(&self, result: &Tensor, reference: &Tensor) -> f64 {
-        let mask = self.expected["attention_mask"].to_dtype(DType::F64).unwrap().unsqueeze(2).unwrap();
+        let mask = self.given("decoder_attention_mask").or_else(|| self.given("attention_mask")).unwrap();
+        let mask = mask.to_dtype(DType::F64).unwrap().unsqueeze(2).unwrap();
         let norm = |xs: &Tensor| {
             let xs = xs.to_dtype(DType::F64).unwrap();
-            let xs = if self.is_classifier() { xs } else { xs.broadcast_mul(&mask).unwrap() };
+            let xs = if xs.rank() == 2 { xs } else { xs.broadcast_mul(&mask).unwrap() };
             xs.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
         };
         let difference = (result.to_dtype(DType::F64).unwrap() - reference).unwrap();
@@ -213,7 +227,7 @@ fn prefill_in_chunks_and_token_by_token_equal_a_full_sequence_pass() {
 
 #[test]
 fn an_encoder_refuses_a_cache() {
-    for case in cases().iter().filter(|case| !case.is_decoder()) {
+    for case in cases().iter().filter(|case| matches!(case.kind, Kind::Encoder | Kind::DualEncoder)) {
         let mut loaded = case.load(DType::F32);
         assert!(loaded.forward_with(&case.inputs(), Some(&mut Cache::new()), None).is_err(), "{}", case.name);
     }
@@ -222,7 +236,8 @@ fn an_encoder_refuses_a_cache() {
 #[test]
 fn a_row_gives_the_same_alone_unpadded_and_right_padded() {
     for (case, (dtype, backend, bound)) in cases().iter().flat_map(|case| EXACT.map(|exact| (case, exact))) {
-        if case.is_classifier() {
+        // `sequences.rs` has this law for models of more than one sequence.
+        if case.is_classifier() || !case.kind.is_one_text() {
             continue;
         }
         // The frequencies of the dynamic rope depend on the longest row of the batch, as in transformers.
@@ -241,9 +256,9 @@ fn a_row_gives_the_same_alone_unpadded_and_right_padded() {
         assert_same(&case.name, &unpadded, &expected, bound);
         let positions = case.expected["position_ids"].i((row..=row, padding..)).unwrap();
         let right = Inputs {
-            input_ids: ids.pad_with_zeros(1, 0, padding).unwrap(),
             attention_mask: Some(ids.ones_like().unwrap().pad_with_zeros(1, 0, padding).unwrap()),
             position_ids: Some(positions.pad_with_zeros(1, 0, padding).unwrap()),
+            ..Inputs::new(ids.pad_with_zeros(1, 0, padding).unwrap())
         };
         let right = loaded.forward(&right).unwrap().i((.., ..seq - padding)).unwrap();
         assert_same(&case.name, &right, &expected, bound);
@@ -262,9 +277,9 @@ fn a_classifier_gives_a_row_the_same_alone_and_right_padded() {
         let padded = |name: &str| cut(name).pad_with_zeros(1, 0, padding).unwrap();
         let alone = loaded.forward(&Inputs::new(cut("input_ids"))).unwrap();
         let right = Inputs {
-            input_ids: padded("input_ids"),
             attention_mask: Some(padded("attention_mask")),
             position_ids: Some(padded("position_ids")),
+            ..Inputs::new(padded("input_ids"))
         };
         assert_same(&case.name, &loaded.forward(&right).unwrap(), &alone, bound);
     }
@@ -323,12 +338,17 @@ fn a_probe_sees_every_module_and_changes_nothing() {
         assert!(trace.open.is_empty());
         let seen = |path: &str| trace.closed.iter().any(|closed| closed == path);
         for path in &case.modules {
-            // transformers 5 renamed gpt_neox's head and mixtral's mlp. Norms per head and experts are not modules here.
-            let path = &path.replace("embed_out", "lm_head").replace("block_sparse_moe", "mlp");
+            // transformers 5 renamed gpt_neox's head and mixtral's mlp, and runs t5's embedding in encoder and decoder.
+            // Norms per head and experts are not modules here.
+            let path = &path
+                .replace("embed_out", "lm_head")
+                .replace("block_sparse_moe", "mlp")
+                .replace("shared", "decoder.embed_tokens");
             let is_part = [".norms.", ".experts"].iter().any(|part| path.contains(part));
             assert!(is_part || seen(path), "{}: no {path}", case.name);
         }
-        assert!(!case.is_decoder() || seen("lm_head"), "{}: no head", case.name);
+        let has_lm_head = case.is_decoder() || case.architecture == "T5ForConditionalGeneration";
+        assert!(!has_lm_head || seen("lm_head"), "{}: no head", case.name);
         let activations = ["act", "act_fn", "activation", "activation_fn", "intermediate_act_fn"];
         let is_activation =
             |path: &String| path.rsplit('.').next().is_some_and(|name| activations.contains(&name));

@@ -1,5 +1,6 @@
 //! Laws of every decoder on every synthetic checkpoint: a KV cache, padding, the other rows of a batch and a probe do not
-//! change results, and every config key and tensor is read.
+//! change results. Of every architecture: every config key and tensor is read. `sequences.rs` has the laws of models of
+//! more than one sequence.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -18,15 +19,25 @@ const VOCAB: u32 = 280;
 
 /// Dtypes and backends with the largest accepted relative L2: a rounding of 1e-16 (F64) or 6e-8 (F32) per operation over
 /// a chain of a few hundred operations.
-const EXACT: [(DType, Backend, f64); 2] =
+pub(crate) const EXACT: [(DType, Backend, f64); 2] =
     [(DType::F64, Backend::Eager, 1e-12), (DType::F32, Backend::Fused, 1e-5)];
 
 /// Calls `law` with every small synthetic decoder.
 fn each_decoder(dtype: DType, backend: Backend, law: impl Fn(&str, Loaded)) {
+    each(|of| of == Kind::Decoder, dtype, backend, law);
+}
+
+/// Calls `law` with every small synthetic checkpoint of the wanted kinds.
+pub(crate) fn each(
+    wanted: impl Fn(Kind) -> bool,
+    dtype: DType,
+    backend: Backend,
+    law: impl Fn(&str, Loaded),
+) {
     let mut count = 0;
     for entry in catalogue().iter().filter(|entry| !entry.bench) {
         let folder = tempfile::tempdir().unwrap();
-        if kind(entry.model_type) != Some(Kind::Decoder) {
+        if !wanted(kind(entry.model_type).unwrap()) {
             continue;
         }
         write(entry.model_type, entry.variant, 0, folder.path()).unwrap();
@@ -49,14 +60,14 @@ fn batch(columns: Range<usize>) -> Inputs {
     }
     let shape = (LENGTHS.len(), columns.len());
     Inputs {
-        input_ids: Tensor::from_vec(ids, shape, &Device::Cpu).unwrap(),
         attention_mask: Some(Tensor::from_vec(mask, (LENGTHS.len(), columns.end), &Device::Cpu).unwrap()),
         position_ids: Some(Tensor::from_vec(positions, shape, &Device::Cpu).unwrap()),
+        ..Inputs::new(Tensor::from_vec(ids, shape, &Device::Cpu).unwrap())
     }
 }
 
 /// The token id of a column; padding has ids too, which must not affect results.
-fn token(row: usize, column: usize) -> u32 {
+pub(crate) fn token(row: usize, column: usize) -> u32 {
     ((row as u32 + 3) * 7919 + column as u32 * 104_729) % VOCAB
 }
 
@@ -66,7 +77,7 @@ fn alone(row: usize) -> Tensor {
     Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap()
 }
 
-fn norm(xs: &Tensor) -> f64 {
+pub(crate) fn norm(xs: &Tensor) -> f64 {
     let xs = xs.to_dtype(DType::F64).unwrap();
     xs.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
 }
@@ -79,7 +90,7 @@ fn assert_same(name: &str, result: &Tensor, reference: &Tensor, bound: f64) {
     }
 }
 
-fn assert_row_same(name: &str, result: &Tensor, reference: &Tensor, bound: f64) {
+pub(crate) fn assert_row_same(name: &str, result: &Tensor, reference: &Tensor, bound: f64) {
     let relative = norm(&(result - reference).unwrap()) / norm(reference);
     assert!(relative <= bound, "{name}: relative L2 {relative:e}");
 }
@@ -116,8 +127,7 @@ fn a_row_gives_the_same_alone_and_in_a_batch_padded_on_either_side() {
                 let padding = SEQ - length;
                 let right = Inputs {
                     attention_mask: Some(ids.ones_like().unwrap().pad_with_zeros(1, 0, padding).unwrap()),
-                    input_ids: ids.pad_with_zeros(1, 0, padding).unwrap(),
-                    position_ids: None,
+                    ..Inputs::new(ids.pad_with_zeros(1, 0, padding).unwrap())
                 };
                 let right = loaded.forward(&right).unwrap().i((0, ..length)).unwrap();
                 assert_row_same(&format!("{name} row {row} padded on the right"), &right, &expected, bound);
@@ -128,13 +138,18 @@ fn a_row_gives_the_same_alone_and_in_a_batch_padded_on_either_side() {
 
 #[test]
 fn no_key_or_tensor_is_left_unread() {
-    each_decoder(DType::F32, Backend::Eager, |name, loaded| {
-        assert_eq!(loaded.unread_tensors, [""; 0], "{name}");
-        // The checkpoints have their rope parameters in the old and the new spelling; only one is read, as in transformers.
-        let twice_said = ["rope_parameters", "rope_parameters.full_attention"];
-        let unread = loaded.unread_keys.iter().filter(|key| !twice_said.contains(&key.as_str()));
-        assert_eq!(unread.collect::<Vec<_>>(), [""; 0], "{name}");
-    });
+    each(
+        |_| true,
+        DType::F32,
+        Backend::Eager,
+        |name, loaded| {
+            assert_eq!(loaded.unread_tensors, [""; 0], "{name}");
+            // The checkpoints have their rope parameters in the old and the new spelling; only one is read, as in transformers.
+            let twice_said = ["rope_parameters", "rope_parameters.full_attention"];
+            let unread = loaded.unread_keys.iter().filter(|key| !twice_said.contains(&key.as_str()));
+            assert_eq!(unread.collect::<Vec<_>>(), [""; 0], "{name}");
+        },
+    );
 }
 
 #[derive(Default)]

@@ -52,21 +52,36 @@ fn check(path: &str, start: &str, end: &str, expected: &str) {
 #[test]
 fn texts_list_and_count_the_architectures_and_their_synthetic_checkpoints() {
     let small = catalogue().iter().filter(|entry| !entry.bench).count();
+    // The scoreboard's inputs are one text.
+    let one_text = catalogue().iter().filter(|entry| !entry.bench && entry.is_one_text()).count();
     for (path, start, end, expected) in [
         ("../README.md", "There are ", " architectures,", model_types().count().to_string()),
         ("../README.md", "- Decoders", "\n- Encoders", list(Kind::Decoder, "")),
         (
             "../README.md",
             "\n- Encoders",
-            "\n\n",
+            "\n- Encoder-decoders",
             list(Kind::Encoder, ", with masked LM, classification or hidden states"),
         ),
+        (
+            "../README.md",
+            "\n- Encoder-decoders",
+            "\n- Speech encoder-decoders",
+            list(Kind::EncoderDecoder, ""),
+        ),
+        (
+            "../README.md",
+            "\n- Speech encoder-decoders",
+            "\n- Dual encoders",
+            list(Kind::SpeechEncoderDecoder, ""),
+        ),
+        ("../README.md", "\n- Dual encoders", "\n\n", list(Kind::DualEncoder, " of images and texts")),
         ("../README.md", "float64, over ", " synthetic checkpoints", small.to_string()),
         (
             "../docs/scoreboard.md",
             "variant of each: ",
             " cases",
-            format!("{small} checkpoints, {}", 3 * small),
+            format!("{one_text} checkpoints, {}", 3 * one_text),
         ),
     ] {
         check(path, start, end, &expected);
@@ -103,7 +118,9 @@ fn every_config_key_of_a_synthetic_checkpoint_is_a_feature_or_listed_as_none() {
     let known = words(tables);
     for entry in catalogue() {
         let config = synthetic::config(entry.model_type, entry.variant).unwrap();
-        for key in config.as_object().unwrap().keys() {
+        let config = config.as_object().unwrap();
+        let parts = ["text_config", "vision_config"].iter().filter_map(|part| config.get(*part)?.as_object());
+        for key in config.keys().chain(parts.flat_map(serde_json::Map::keys)) {
             assert!(
                 known.contains(key.as_str()),
                 "features.py neither switches off {key} of {}:{} nor lists it in NO_FEATURE",

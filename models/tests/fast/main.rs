@@ -1,6 +1,9 @@
 //! Tests of the native models on the CPU; `cargo t` runs them.
 
+mod dual_encoders;
 mod golden;
 mod laws;
 mod lists;
 mod load;
+mod sequences;
+mod speech;

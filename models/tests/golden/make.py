@@ -6,8 +6,10 @@ A case is a name in `CASES` or, for an architecture that needs no case of its ow
 config.json CONFIG, such as that of the architecture's synthetic checkpoint. Without a CASE, all of `CASES` are made.
 
 FOLDER/<case>/ gets config.json, tensors.json (name to shape; the values follow from the names, see `weights`) and
-expected.safetensors: input_ids, attention_mask, position_ids, `logits` of eager attention in f64 for every position,
-and `errors`, the relative L2 at real positions of transformers' own f32, bf16 and f16 logits against them.
+expected.safetensors: the inputs under the names of transformers' `forward` (input_ids, attention_mask, position_ids, and
+those of a decoder or of images), `logits` of eager attention in f64 for every position (of an encoder-decoder's decoder; of
+a dual encoder for each image and text), and `errors`, the relative L2 at real positions of transformers' own f32, bf16 and
+f16 logits against them.
 
 The f64 logits are computed with every cast to float32 replaced by one to float64, because transformers computes norms,
 softmax and rope tables in float32 in every dtype. Unmodified, the oracle would be accurate to 1e-7 only, and NaN with left
@@ -42,6 +44,28 @@ MODERNBERT = dict(
     NO_LLAMA, model_type="modernbert", norm_eps=1e-3, local_attention=6, num_hidden_layers=4, global_rope_theta=500.0,
     local_rope_theta=50.0, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
 )
+# Distances reach the last bucket; the decoder has another number of layers than the encoder, and a head's size does not
+# follow from d_model.
+T5 = dict(
+    dict.fromkeys(SIZES), model_type="t5", vocab_size=41, d_model=24, d_kv=8, d_ff=36, num_layers=2, num_decoder_layers=3, num_heads=4,
+    relative_attention_num_buckets=8, relative_attention_max_distance=10, layer_norm_epsilon=1e-3, decoder_start_token_id=0,
+    auto="AutoModelForSeq2SeqLM",
+)
+# 24 frames of features become 12 positions.
+WHISPER = dict(
+    dict.fromkeys(SIZES), model_type="whisper", vocab_size=41, num_mel_bins=10, d_model=24, encoder_layers=2, encoder_attention_heads=4,
+    encoder_ffn_dim=36, decoder_layers=3, decoder_attention_heads=6, decoder_ffn_dim=40, max_source_positions=12, max_target_positions=16,
+    pad_token_id=1, bos_token_id=1, eos_token_id=1, decoder_start_token_id=2, auto="AutoModelForSpeechSeq2Seq",
+)
+# Encoders of other widths, depths and numbers of heads; the patches do not fill the images of 11 pixels.
+CLIP_TEXT = dict(
+    vocab_size=41, hidden_size=24, intermediate_size=36, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=16,
+    layer_norm_eps=1e-3, eos_token_id=40, pad_token_id=1, bos_token_id=0,
+)
+CLIP_VISION = dict(
+    hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2, image_size=11, patch_size=3, layer_norm_eps=1e-3
+)
+CLIP = dict(dict.fromkeys(SIZES), model_type="clip", projection_dim=20, auto="AutoModel", text_config=CLIP_TEXT, vision_config=CLIP_VISION)
 # Removes the key of `SIZES` that an architecture with layer norm lacks.
 LAYER_NORM = dict(rms_norm_eps=None)
 CASES = {
@@ -121,6 +145,15 @@ CASES = {
         model_type="stablelm", hidden_size=32, partial_rotary_factor=0.5, use_parallel_residual=True, **LAYER_NORM,
         layer_norm_eps=1e-3,
     ),
+    "t5": dict(T5),
+    "t5_gated_untied": dict(T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "t5_hidden_states": dict(T5, feed_forward_proj="gated-silu", auto="AutoModel"),
+    "whisper": dict(WHISPER),
+    "whisper_hidden_states": dict(WHISPER, auto="AutoModel", activation_function="gelu_new"),
+    "clip": dict(CLIP),
+    "clip_largest_id": dict(
+        CLIP, text_config=dict(CLIP_TEXT, eos_token_id=2, hidden_act="gelu"), vision_config=dict(CLIP_VISION, hidden_act="gelu_new")
+    ),
     "cohere": dict(model_type="cohere", use_qk_norm=True, logit_scale=0.5, attention_bias=True, **LAYER_NORM, layer_norm_eps=1e-3),
 }
 
@@ -162,9 +195,11 @@ def logits(auto, folder, dtype, inputs):
         # The grouped product that 5.x prefers does not support float64.
         model.set_experts_implementation("eager")
     accepted = inspect.signature(model.forward).parameters
+    if "input_features" in inputs:  # not cast by the model, as pixels are
+        inputs = dict(inputs, input_features=inputs["input_features"].to(dtype))
     with torch.no_grad():
         out = model(**{key: value for key, value in inputs.items() if key in accepted})
-    return out.logits if "logits" in out else out.last_hidden_state
+    return next(out[name] for name in ["logits", "logits_per_image", "last_hidden_state"] if name in out).contiguous()
 
 
 def logits_f64(auto, folder, inputs):
@@ -176,9 +211,28 @@ def logits_f64(auto, folder, inputs):
         torch.set_default_dtype(torch.float32)
 
 
-def make_inputs(config, batch=2, seq=12, padding=3):
+def make_inputs(config, batch=2, seq=12, padding=3, decoder_seq=10, decoder_padding=2):
     mask = torch.ones(batch, seq, dtype=torch.int64)
     mask[1, :padding] = 0
+    if config.model_type == "clip":
+        # Padding is on the right, with the id of the last real token: the first such token ends a text.
+        text, vision, texts, images = config.text_config, config.vision_config, 6, 4
+        ids = torch.randint(3, text.vocab_size - 1, (texts, seq))
+        mask = torch.ones(texts, seq, dtype=torch.int64)
+        for row, padding in enumerate(range(texts)):
+            ids[row, seq - padding - 1 :] = text.vocab_size - 1
+            mask[row, seq - padding :] = 0
+        pixels = torch.randn(images, vision.num_channels, vision.image_size, vision.image_size)
+        return dict(input_ids=ids, attention_mask=mask, pixel_values=pixels)
+    if config.is_encoder_decoder:
+        decoder_mask = torch.ones(batch, decoder_seq, dtype=torch.int64)
+        decoder_mask[1, :decoder_padding] = 0
+        decoder = dict(
+            decoder_input_ids=torch.randint(0, config.vocab_size, (batch, decoder_seq)), decoder_attention_mask=decoder_mask
+        )
+        if config.model_type == "whisper":
+            return dict(input_features=torch.randn(batch, config.num_mel_bins, 2 * config.max_source_positions), **decoder)
+        return dict(input_ids=torch.randint(0, config.vocab_size, (batch, seq)), attention_mask=mask, **decoder)
     if "roberta" in config.model_type:
         pad = config.pad_token_id
         input_ids = torch.randint(pad + 1, config.vocab_size, (batch, seq)).masked_fill(mask == 0, pad)
@@ -190,7 +244,9 @@ def make_inputs(config, batch=2, seq=12, padding=3):
     )
 
 
-def relative(result, oracle, mask):
+def relative(result, oracle, inputs):
+    """Relative L2 at the real positions of the tokens that the output follows."""
+    mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
     real = mask.bool() if result.dim() == 3 else slice(None)  # a classifier gives one vector a row
     return ((result.double() - oracle)[real].norm() / oracle[real].norm()).item()
 
@@ -208,6 +264,8 @@ def make(folder, case, config):
     model.save_pretrained(folder)
     # Names as in the file, because transformers 5 stacks experts that a checkpoint stores separately.
     tensors = load_file(folder / "model.safetensors")
+    if case == "t5_gated_untied":  # 5.23.0 makes and saves T5's head tied, but reads one that differs from the embedding
+        tensors["lm_head.weight"] = tensors["shared.weight"]
     tensors = {name: weights(name, tensor.shape) for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata=dict(format="pt"))
     torch.manual_seed(1)
@@ -215,8 +273,8 @@ def make(folder, case, config):
     oracle = logits_f64(auto, folder, inputs)
     assert oracle.dtype == torch.float64 and oracle.isfinite().all()
     dtypes = [torch.float32, torch.bfloat16, torch.float16]
-    errors = [relative(logits(auto, folder, dtype, inputs), oracle, inputs["attention_mask"]) for dtype in dtypes]
-    as_is = relative(logits(auto, folder, torch.float64, inputs), oracle, inputs["attention_mask"])
+    errors = [relative(logits(auto, folder, dtype, inputs), oracle, inputs) for dtype in dtypes]
+    as_is = relative(logits(auto, folder, torch.float64, inputs), oracle, inputs)
     print(f"{case}: error of f32, bf16, f16: {errors}, of f64 as it is: {as_is}")
     save_file(
         {**inputs, "logits": oracle, "errors": torch.tensor(errors, dtype=torch.float64)},

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use protocol::{ATTENTION_MASK, Dtype, Failed, INPUT_IDS, LOGITS, POSITION_IDS};
+use protocol::{
+    ATTENTION_MASK, DECODER_INPUT_IDS, Dtype, Failed, INPUT_IDS, LOGITS, POSITION_IDS, Role, role,
+};
 
 use super::failure::{exception, failure, unsupported};
 use crate::Inputs;
@@ -19,21 +21,25 @@ pub fn dtype(dtype: Dtype) -> DType {
     }
 }
 
-/// The tensors of an inputs file; without an attention mask, nothing is padding.
+/// The tensors of an inputs file; without an attention mask, nothing is padding. Inputs without tokens of their own, those of
+/// speech, have the decoder's in their place.
 ///
 /// # Errors
-/// When the file cannot be read. Inputs without tokens are unsupported.
+/// When the file cannot be read. Inputs without any tokens are unsupported.
 pub fn inputs(path: &Path, device: &Device) -> Result<FileInputs, Failed> {
     let mut tensors = candle_core::safetensors::load(path, device).map_err(failure)?;
-    let mut take = |name: &str| {
-        let needed = || unsupported(format!("the inputs have no {name}, which a model of text needs"));
-        tensors.remove(name).ok_or_else(needed)
-    };
+    let ids = tensors.remove(INPUT_IDS).or_else(|| tensors.get(DECODER_INPUT_IDS).cloned());
+    let input_ids = ids.ok_or_else(|| unsupported("the inputs have no tokens, which the model needs"))?;
+    let positions = tensors.remove(POSITION_IDS).map_or_else(|| input_ids.zeros_like(), Ok);
     Ok(FileInputs {
-        input_ids: take(INPUT_IDS)?,
-        position_ids: take(POSITION_IDS)?,
+        position_ids: positions.map_err(failure)?,
         attention_mask: tensors.remove(ATTENTION_MASK),
-        others: tensors.into_iter().collect(),
+        // A native model computes no loss, and tells pictures from text by their tokens.
+        others: tensors
+            .into_iter()
+            .filter(|(name, _)| !matches!(role(name), Role::Labels | Role::TokenTypes))
+            .collect(),
+        input_ids,
     })
 }
 

@@ -32,7 +32,7 @@ pub struct CandleEngine {
     /// The GPU that was opened last; it stays open because opening one takes longer than most forward passes.
     accelerator: Option<Accelerator>,
     loaded: Option<(Loaded, models::Inputs, Place)>,
-    /// Whether the model can decode further tokens; an encoder cannot.
+    /// Whether the model is a decoder: it takes position ids and can decode further tokens.
     decodes: bool,
 }
 
@@ -78,7 +78,7 @@ impl Engine for CandleEngine {
             }
         };
         let loaded = loaded.map_err(model_failure)?;
-        self.decodes = !is_encoder(&load.checkpoint);
+        self.decodes = kind(&load.checkpoint) == Some(models::Kind::Decoder);
         let inputs = self.read(&load.inputs, &place)?;
         let mut notes = Vec::new();
         if !loaded.unread_keys.is_empty() {
@@ -222,7 +222,7 @@ impl Engine for CandleEngine {
 
     fn generate(&mut self, generate: &Generate) -> Result<Generated, Failed> {
         if !self.decodes {
-            return Err(unsupported("an encoder generates no tokens"));
+            return Err(unsupported("only a native decoder generates tokens"));
         }
         let (loaded, inputs, _) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let mut step = inputs.clone();
@@ -267,11 +267,12 @@ fn best_tokens(logits: &Tensor) -> candle_core::Result<Vec<i64>> {
 impl CandleEngine {
     /// The inputs as the model takes them.
     fn read(&self, path: &Path, place: &Place) -> Result<models::Inputs, Failed> {
-        let inputs = inputs(path, &place.tensors())?.of_text()?;
+        let inputs = inputs(path, &place.tensors())?;
         Ok(models::Inputs {
             input_ids: inputs.input_ids,
             attention_mask: inputs.attention_mask,
             position_ids: self.decodes.then_some(inputs.position_ids),
+            tensors: inputs.others,
         })
     }
 
@@ -297,7 +298,7 @@ impl CandleEngine {
     ) -> Result<Tensor, Failed> {
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let Some(positions) = &inputs.position_ids else {
-            return Err(unsupported("an encoder has no KV cache"));
+            return Err(unsupported("only a native decoder has a KV cache"));
         };
         let mut cache = Cache::new();
         let mut parts = Vec::with_capacity(steps.len());
@@ -307,9 +308,9 @@ impl CandleEngine {
             };
             let mask = inputs.attention_mask.as_ref().map(|mask| part(mask, 0)).transpose();
             let inputs = models::Inputs {
-                input_ids: part(&inputs.input_ids, step.start).map_err(tensor_failure)?,
                 attention_mask: mask.map_err(tensor_failure)?,
                 position_ids: Some(part(positions, step.start).map_err(tensor_failure)?),
+                ..models::Inputs::new(part(&inputs.input_ids, step.start).map_err(tensor_failure)?)
             };
             let mut modules = probe.as_mut().map(|probe| Modules(&mut **probe));
             let probe = modules.as_mut().map(|modules| modules as &mut dyn models::Probe);
@@ -332,17 +333,16 @@ fn next(inputs: &models::Inputs) -> candle_core::Result<models::Inputs> {
         &last + &last.ones_like()?
     });
     Ok(models::Inputs {
-        input_ids: inputs.input_ids.narrow(1, 0, 1)?,
         attention_mask: mask.transpose()?,
         position_ids: positions.transpose()?,
+        ..models::Inputs::new(inputs.input_ids.narrow(1, 0, 1)?)
     })
 }
 
-/// Encoders count positions themselves (BERT from the start of the sequence, RoBERTa from the first token that is not
-/// padding), so no `position_ids` are passed, as in the Python bridge.
-fn is_encoder(folder: &Path) -> bool {
-    let config = bounds::file::read(&folder.join("config.json"), CHECKPOINT_JSON_BYTES).ok();
-    let config: Option<serde_json::Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let model_type = config.as_ref().and_then(|config| config["model_type"].as_str());
-    model_type.and_then(models::kind) == Some(models::Kind::Encoder)
+/// The kind of the checkpoint's model. Only decoders get `position_ids`, as in the Python bridge: the others count
+/// positions themselves (BERT from the start of the sequence, RoBERTa from the first token that is not padding).
+fn kind(folder: &Path) -> Option<models::Kind> {
+    let config = bounds::file::read(&folder.join("config.json"), CHECKPOINT_JSON_BYTES).ok()?;
+    let config: serde_json::Value = serde_json::from_slice(&config).ok()?;
+    models::kind(config["model_type"].as_str()?)
 }

@@ -42,9 +42,9 @@ pub(super) fn run(
         let is_decoder = models::kind(model_type) == Some(Kind::Decoder);
         let position_ids = is_decoder.then(|| tensor(&tokens.position_ids)).transpose()?;
         Ok(Inputs {
-            input_ids: tensor(&tokens.input_ids)?,
             attention_mask: Some(tensor(&tokens.attention_mask)?),
             position_ids,
+            ..Inputs::new(tensor(&tokens.input_ids)?)
         })
     };
     let inputs = run().map_err(|error| failed(error.to_string()))?;

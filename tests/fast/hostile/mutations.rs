@@ -163,8 +163,10 @@ fn configs_of_every_architecture_are_loaded_or_refused_by_both_backends() {
             for backend in [models::Backend::Eager, models::Backend::Fused] {
                 let options = models::Options { dtype: DType::F32, device: Device::Cpu, backend };
                 let Ok(mut loaded) = models::load(&folder, &options) else { continue };
-                let inputs =
-                    models::Inputs { input_ids: ids.clone(), attention_mask: None, position_ids: None };
+                let mut inputs = models::Inputs::new(ids.clone());
+                if models::kind(model_type) == Some(models::Kind::EncoderDecoder) {
+                    inputs = inputs.with("decoder_input_ids", ids.clone());
+                }
                 let _ = loaded.forward(&inputs);
             }
         });

@@ -1,4 +1,6 @@
-use super::super::{Attention, Band, CacheShape, Element, KvCache, QkvLayout, attention, rope_into_cache};
+use super::super::{
+    Attention, Band, CacheShape, Element, KvCache, QkvLayout, Relative, attention, rope_into_cache,
+};
 use super::{Noise, U32, both, close, pools, reference, roundoff, wide};
 use half::bf16;
 use proptest::prelude::*;
@@ -12,6 +14,8 @@ struct Case {
     group: usize,
     head_dim: usize,
     softcap: Option<f32>,
+    /// Whether each head has a bias for each distance.
+    relative: bool,
     band: Band,
     keys: Vec<Range<usize>>,
     holes: bool,
@@ -29,6 +33,11 @@ fn check<T: Element>(case: &Case, seed: u64) {
         |b: usize, slot: usize, h: usize| wide(&qkv[(b * all + slot) * width + h * head_dim..][..head_dim]);
     let capacity = all.next_multiple_of(32);
     let visible: Vec<bool> = (0..batch * capacity).map(|_| noise.next() > -0.5).collect();
+    let biases = noise.take::<f32>(q_heads * Relative::len(all), 2.0);
+    let bias_of = |h: usize, slot: usize, key: usize| match case.relative {
+        true => f64::from(biases[h * Relative::len(all) + all - 1 + key - slot]),
+        false => 0.0,
+    };
     let mut want = Vec::new();
     for b in 0..batch {
         let rows = |h: usize| -> Vec<Vec<f64>> { (0..all).map(|s| head(b, s, h)).collect() };
@@ -41,13 +50,15 @@ fn check<T: Element>(case: &Case, seed: u64) {
             };
             let cap = softcap.map(f64::from);
             let (k, v) = (&keys[h / group], &values[h / group]);
-            want.extend(reference::attention(&head(b, slot, h), k, v, seen, f64::from(scale), cap));
+            let bias = |key: usize| bias_of(h, slot, key);
+            let score = (f64::from(scale), cap);
+            want.extend(reference::attention(&head(b, slot, h), k, v, seen, score, bias));
         }
     }
-    // Values are below 1, scores below 2 sqrt(d). A score is off by (d + 4) u times its size, a probability
+    // Values are below 1, scores below 2 sqrt(d) + 2. A score is off by (d + 4) u times its size, a probability
     // relatively by twice that (its own and the sum's) plus exp's 2.5e-7 and n u of the sums; bf16 rounds each
     // probability, in numerator and sum alike, and the result.
-    let score = 2.0 * (head_dim as f64).sqrt() * (head_dim as f64 + 4.0) * U32;
+    let score = (2.0 * (head_dim as f64).sqrt() + 2.0) * (head_dim as f64 + 4.0) * U32;
     let tolerance = 2.0 * score
         + 1e-6
         + (all as f64 + 8.0) * U32
@@ -70,6 +81,7 @@ fn check<T: Element>(case: &Case, seed: u64) {
             first_slot: first,
             scale,
             softcap,
+            relative: case.relative.then(|| Relative::new(&biases, all, q_heads)),
             band,
             keys: &case.keys,
             visible: case.holes.then_some(visible.as_slice()),
@@ -84,8 +96,8 @@ fn cases() -> impl Strategy<Value = Case> {
     let limit = || prop_oneof![Just(None), (0_usize..90).prop_map(Some)];
     let shape = (1_usize..50, 0_usize..150, 1_usize..3, 1_usize..18, 1_usize..45);
     let padding = prop::collection::vec((0_usize..60, 0_usize..60), 1..3);
-    (shape, limit(), limit(), padding, any::<[bool; 2]>()).prop_map(
-        |((tokens, first, kv_heads, group, head_dim), before, after, padding, [capped, holes])| {
+    (shape, limit(), limit(), padding, any::<[bool; 3]>()).prop_map(
+        |((tokens, first, kv_heads, group, head_dim), before, after, padding, [capped, relative, holes])| {
             let all = first + tokens;
             let keys = |(left, right): (usize, usize)| {
                 let start = left.min(all);
@@ -98,6 +110,7 @@ fn cases() -> impl Strategy<Value = Case> {
                 group,
                 head_dim,
                 softcap: capped.then_some(1.5),
+                relative,
                 band: Band { before, after },
                 keys: padding.into_iter().map(keys).collect(),
                 holes,
@@ -117,7 +130,18 @@ proptest! {
 
 fn plain(tokens: usize, first: usize, group: usize, head_dim: usize, band: Band) -> Case {
     let keys = std::iter::once(0..first + tokens).collect();
-    Case { tokens, first, kv_heads: 1, group, head_dim, softcap: None, band, keys, holes: false }
+    Case {
+        tokens,
+        first,
+        kv_heads: 1,
+        group,
+        head_dim,
+        softcap: None,
+        relative: false,
+        band,
+        keys,
+        holes: false,
+    }
 }
 
 #[test]
@@ -152,6 +176,7 @@ fn a_window_admits_exactly_w_keys() {
             first_slot: 0,
             scale: 1.0,
             softcap: None,
+            relative: None,
             band: Band::causal_window(window),
             keys: std::slice::from_ref(&keys),
             visible: None,

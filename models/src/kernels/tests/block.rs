@@ -73,6 +73,7 @@ fn fused<T: Element>(pool: &Pool, w: &Weights<T>, xs: &[T], prefill: usize) -> V
             first_slot: first,
             scale: 0.125,
             softcap: None,
+            relative: None,
             band: Band::CAUSAL,
             keys: std::slice::from_ref(&keys),
             visible: None,
@@ -105,7 +106,7 @@ fn naive<T: Element>(w: &Weights<T>, xs: &[T]) -> Vec<f64> {
     for (t, h) in (0..TOKENS).flat_map(|t| (0..Q_HEADS).map(move |h| (t, h))) {
         let keys: Vec<_> = (0..=t).map(|s| head(s, Q_HEADS + h / 3)).collect();
         let values: Vec<_> = (0..=t).map(|s| head(s, Q_HEADS + KV_HEADS + h / 3)).collect();
-        mixed.extend(reference::attention(&head(t, h), &keys, &values, |_| true, 0.125, None));
+        mixed.extend(reference::attention(&head(t, h), &keys, &values, |_| true, (0.125, None), |_| 0.0));
     }
     add(&mut h, linear(&mixed, &w.o, Q_HEADS * DIM));
     let x = reference::rms_norm(&h, &wide(&w.norms[1]), eps);

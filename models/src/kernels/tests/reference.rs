@@ -78,19 +78,20 @@ pub(crate) fn rope(head: &mut [f64], pairs: usize, interleaved: bool, angle: imp
     }
 }
 
-/// Attention of one query over the rows of `keys` and `values` that `seen` admits; zeros if it admits none.
+/// Attention of one query over the rows of `keys` and `values` that `seen` admits; zeros if it admits none. `bias` is
+/// added to the score of each key, after scale and cap.
 pub(crate) fn attention(
     q: &[f64],
     keys: &[Vec<f64>],
     values: &[Vec<f64>],
     seen: impl Fn(usize) -> bool,
-    scale: f64,
-    softcap: Option<f64>,
+    (scale, softcap): (f64, Option<f64>),
+    bias: impl Fn(usize) -> f64,
 ) -> Vec<f64> {
     let slots: Vec<usize> = (0..keys.len()).filter(|s| seen(*s)).collect();
-    let score = |s: &usize| {
-        let s = scale * q.iter().zip(&keys[*s]).map(|(a, b)| a * b).sum::<f64>();
-        softcap.map_or(s, |cap| cap * (s / cap).tanh())
+    let score = |slot: &usize| {
+        let s = scale * q.iter().zip(&keys[*slot]).map(|(a, b)| a * b).sum::<f64>();
+        softcap.map_or(s, |cap| cap * (s / cap).tanh()) + bias(*slot)
     };
     let scores: Vec<f64> = slots.iter().map(score).collect();
     let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
