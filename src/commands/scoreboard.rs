@@ -14,9 +14,11 @@ use reference::protocol::{Attention, Dtype, Mode, Positions};
 use serde::Serialize;
 
 use crate::execute::cell::{Completed, FailureKind, Outcome};
+use crate::execute::worker::candle_transformers::port;
 use crate::judge::assess;
 use crate::judge::view::{CaseView, RunView};
 use crate::results::RunFolder;
+use crate::spec::checkpoint::tiny;
 use crate::spec::config::{
     Candle, Checkpoint, CheckpointSource, Config, InputsConfig, Padding, Run, Version,
 };
@@ -30,6 +32,9 @@ const SHORT: usize = 6;
 /// Sequence length of the long inputs: longer than every window, and than the 32 positions after which rope
 /// scalings change.
 const LONG: usize = 40;
+
+/// Seconds per checkpoint that the diagnoses may take. A checkpoint on which nothing diverges leaves its share to others.
+const DIAGNOSIS_S: u64 = 5;
 
 /// Which checkpoints are compared.
 #[derive(Clone, Debug, Default)]
@@ -45,26 +50,26 @@ pub struct ScoreboardOptions {
 /// # Errors
 /// When a model type is unknown, or `base` has no transformers version to compare with.
 pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
-    // Its inputs are token ids.
-    let entries = catalogue().iter().filter(|entry| !entry.bench && entry.is_one_text());
-    let mut known: Vec<&str> = entries.clone().map(|entry| entry.model_type).collect();
+    let entries: Vec<(&str, &str)> = entries().collect();
+    let mut known: Vec<&str> = entries.iter().map(|(model_type, _)| *model_type).collect();
     known.dedup();
     if let Some(unknown) = options.only.iter().find(|name| !known.contains(&name.as_str())) {
         miette::bail!(
             help = format!("there are {}", known.join(", ")),
-            "there is no synthetic checkpoint of model type `{unknown}`"
+            "there is no model type `{unknown}` with a native model or a port"
         );
     }
-    let wanted = entries.filter(|entry| {
-        let is_named = options.only.is_empty() || options.only.iter().any(|name| name == entry.model_type);
-        is_named && (options.all || entry.variant.is_empty())
+    let wanted = entries.into_iter().filter(|(model_type, variant)| {
+        let is_named = options.only.is_empty() || options.only.iter().any(|name| name == model_type);
+        is_named && (options.all || variant.is_empty())
     });
-    let checkpoints = wanted.map(|entry| {
+    let checkpoint = |(model_type, variant): (&str, &str)| {
         Checkpoint::new(CheckpointSource::Synthetic {
-            model_type: entry.model_type.to_owned(),
-            variant: Some(entry.variant).filter(|variant| !variant.is_empty()).map(str::to_owned),
+            model_type: model_type.to_owned(),
+            variant: Some(variant).filter(|variant| !variant.is_empty()).map(str::to_owned),
         })
-    });
+    };
+    let checkpoints: Vec<Checkpoint> = wanted.map(checkpoint).collect();
     let newest = base.versions.iter().max_by_key(|version| release_order(version)).cloned();
     let newest = newest.ok_or_else(|| {
         miette::miette!(
@@ -72,8 +77,9 @@ pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
             "the config has no transformers version to compare with"
         )
     })?;
+    let diagnose_s = diagnosis_s(base.run.diagnose_s, checkpoints.len());
     Ok(Config {
-        checkpoints: checkpoints.collect(),
+        checkpoints,
         inputs: InputsConfig {
             lengths: Some(vec![SHORT, LONG]),
             batch: Some(vec![1, 3]),
@@ -97,10 +103,33 @@ pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
             baseline: None,
             fail_on: Vec::new(),
             against: None,
+            diagnose_s,
             ..base.run.clone()
         },
         ..base.clone()
     })
+}
+
+/// Seconds for the diagnoses of a scoreboard: the config's, or more if there are many checkpoints; 0 stays 0.
+fn diagnosis_s(of_config: u64, checkpoints: usize) -> u64 {
+    if of_config == 0 { 0 } else { of_config.max(DIAGNOSIS_S * checkpoints as u64) }
+}
+
+/// Model type and variant of every checkpoint: the native models' (but those with the shape of a real model), each model
+/// type's further ones, and then those of ports without a native model.
+fn entries() -> impl Iterator<Item = (&'static str, &'static str)> {
+    // Its inputs are token ids.
+    let native = catalogue().iter().filter(|entry| !entry.bench && entry.is_one_text());
+    let native = native.map(|entry| (entry.model_type, entry.variant));
+    let mut entries: Vec<(&str, &str)> = native.collect();
+    for (model_type, variant) in tiny::catalogue().iter().map(|entry| (entry.model_type, entry.variant)) {
+        if let Some(last) = entries.iter().rposition(|(known, _)| *known == model_type) {
+            entries.insert(last + 1, (model_type, variant));
+        } else if port(model_type).is_some() {
+            entries.push((model_type, variant));
+        }
+    }
+    entries.into_iter()
 }
 
 /// The cells of a scoreboard's config. Batches are padded and run at the long length only, and nothing is timed.
@@ -176,6 +205,8 @@ pub struct Score {
     pub worst: Option<Worst>,
     /// The first diverging module or another localisation result, if the run localised this pair.
     pub module: Option<String>,
+    /// What the variant computes instead, or the part in which it differs, if the run diagnosed it in this case.
+    pub diagnosis: Option<String>,
     /// Which positions the variant's logits cover.
     pub positions: Option<Positions>,
     /// Notes reported by the worker.
@@ -272,18 +303,32 @@ fn score(case: &CaseView, index: usize) -> Score {
         reference_relative_l2: oracle.zip(same_dtype).and_then(|(oracle, same)| relative(same, oracle)),
         worst,
         module: module(case, index),
+        diagnosis: diagnosis(case, index),
         positions,
         notes,
     }
+}
+
+/// Whether the two differ at most in the dtype and the device.
+fn is_kin(a: &Variant, b: &Variant) -> bool {
+    (a.runner, &a.version, a.mode) == (b.runner, &b.version, b.mode)
+}
+
+/// The sentence of the diagnosis. A run diagnoses one dtype of a kind of variant.
+fn diagnosis(case: &CaseView, index: usize) -> Option<String> {
+    let is_suspect = |name: &str| {
+        let mut cells = case.cells.iter();
+        cells.any(|cell| cell.name == name && is_kin(&cell.variant, &case.cells[index].variant))
+    };
+    let mut found = case.diagnosed.iter().filter(|diagnosed| diagnosed.is_divergence());
+    found.find(|diagnosed| is_suspect(&diagnosed.suspect)).map(|diagnosed| diagnosed.sentence.clone())
 }
 
 /// The first module that diverges from the reference. A run localises one pair for all dtypes of two kinds of
 /// variant.
 fn module(case: &CaseView, index: usize) -> Option<String> {
     let variant = &case.cells[index].variant;
-    let is_kin = |other: &Variant| {
-        (other.runner, &other.version, other.mode) == (variant.runner, &variant.version, variant.mode)
-    };
+    let is_kin = |other: &Variant| is_kin(other, variant);
     let is_of = |name: &str, is_it: &dyn Fn(&Variant) -> bool| {
         case.cells.iter().any(|cell| cell.name == name && is_it(&cell.variant))
     };

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
+use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -106,6 +107,7 @@ fn inputs(lengths: &[usize], folder: &Path) -> Inputs {
         input_ids: tensor(ids.into_iter().map(|id| id % vocabulary as u32).collect()),
         attention_mask: Some(tensor(columns(|_, column, padding| usize::from(column >= padding)))),
         position_ids: Some(tensor(columns(|_, column, padding| column.saturating_sub(padding)))),
+        tensors: BTreeMap::new(),
     }
 }
 

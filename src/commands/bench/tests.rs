@@ -75,13 +75,7 @@ fn cell(runner: Runner, version: &str, mode: Mode, dtype: Dtype, ms: u64) -> Cel
         round_numbers: vec![0, 1, 2],
         yardstick_ns: Vec::new(),
         peak_bytes: Some(3 << 29),
-        unfinished: None,
-        noise: None,
-        ignored_keys: None,
-        translated: Vec::new(),
-        unread_tensors: None,
-        graphs: None,
-        tokenizer: None,
+        ..Completed::default()
     };
     Cell::new(&variant, "key", Outcome::Completed(completed))
 }

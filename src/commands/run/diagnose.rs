@@ -142,8 +142,9 @@ impl EndOfRun<'_> {
         Ok(())
     }
 
-    /// For each group of each checkpoint, the case with the most tokens in which it diverges, with a member of group A and
-    /// one of the group.
+    /// For each group of each checkpoint, the case in which it diverges that has the most tokens among those without padding
+    /// (among all if there are none), with a member of group A and one of the group. Padding would add a second fault to the
+    /// many ports that take no mask.
     fn representatives(&self, found: &Findings, view: &RunView) -> Vec<(usize, [&CellPlan; 2])> {
         let plan = self.request.plan;
         let mut chosen: BTreeMap<(usize, &str), (usize, [&CellPlan; 2])> = BTreeMap::new();
@@ -167,9 +168,12 @@ impl EndOfRun<'_> {
             for (group, letter) in others.iter().zip(groups.letters.iter().skip(1)) {
                 let suspect = cells(&group.members).into_iter().min_by_key(|cell| ease(cell));
                 let (Some(trusted), Some(suspect)) = (trusted, suspect) else { continue };
-                let tokens = |index: usize| self.cases[index].inputs.input_ids.len();
+                let rank = |index: usize| {
+                    let inputs = &self.cases[index].inputs;
+                    (inputs.padding.is_none(), inputs.input_ids.len())
+                };
                 let place = chosen.entry((case.checkpoint, letter)).or_insert((index, [trusted, suspect]));
-                if tokens(index) > tokens(place.0) {
+                if rank(index) > rank(place.0) {
                     *place = (index, [trusted, suspect]);
                 }
             }

@@ -27,6 +27,7 @@ pub(super) fn markdown(scoreboard: &Scoreboard) -> String {
     text.push('\n');
     header(&mut text, &["Checkpoint", "Inputs"], &scoreboard.variants);
     text.push_str(&rows);
+    diagnoses(&mut text, scoreboard);
     if !reasons.is_empty() {
         text.push_str("\n## Without numbers\n\n");
         for (index, reason) in reasons.iter().enumerate() {
@@ -34,6 +35,30 @@ pub(super) fn markdown(scoreboard: &Scoreboard) -> String {
         }
     }
     text
+}
+
+/// What diverging variants compute instead: a row per checkpoint, inputs and sentence.
+fn diagnoses(text: &mut String, scoreboard: &Scoreboard) {
+    let mut rows: Vec<[String; 3]> = Vec::new();
+    for row in &scoreboard.rows {
+        for sentence in row.scores.iter().filter_map(|score| score.diagnosis.as_ref()) {
+            let row = [row.checkpoint.clone(), row.inputs.clone(), sentence.clone()];
+            if !rows.contains(&row) {
+                rows.push(row);
+            }
+        }
+    }
+    if rows.is_empty() {
+        return;
+    }
+    text.push_str(
+        "\n## What diverging variants compute instead\n\nA mistake is proven: the trusted side reproduces the logits within \
+         rounding when it commits the mistake. Otherwise the table lists the parts of the model in which the two differ.\n\n",
+    );
+    header(text, &["Checkpoint", "Inputs", "Diagnosis"], &[]);
+    for row in rows {
+        put(text, &row);
+    }
 }
 
 fn counts(text: &mut String, scoreboard: &Scoreboard) {

@@ -15,8 +15,10 @@ use compare::verdict::{Tolerances, verdicts};
 fn each_default_checkpoint_is_judged_in_three_shapes() {
     let config = config(&Config::default(), &ScoreboardOptions::default()).unwrap();
     let plan = plan(&config).unwrap();
-    let entries = catalogue().iter().filter(|entry| entry.is_one_text());
-    let model_types: HashSet<&str> = entries.map(|entry| entry.model_type).collect();
+    let native = catalogue().iter().filter(|entry| entry.is_one_text()).map(|entry| entry.model_type);
+    let ported = tiny::catalogue().iter().map(|entry| entry.model_type).filter(|name| port(name).is_some());
+    let model_types: HashSet<&str> = native.chain(ported).collect();
+    assert!(model_types.contains("olmo") && !model_types.contains("clip"), "{model_types:?}");
     assert_eq!(plan.cases.len(), 3 * model_types.len());
     let mistral: Vec<&str> = plan
         .cases
@@ -40,7 +42,10 @@ fn all_variants_of_one_model_type_can_be_chosen() {
     let config = config(&Config::default(), &options).unwrap();
     let sources: Vec<String> =
         config.checkpoints.iter().map(|checkpoint| checkpoint.source.to_string()).collect();
-    assert_eq!(sources, ["synthetic:mistral", "synthetic:mistral:full", "synthetic:mistral:head-dim"]);
+    assert_eq!(
+        sources,
+        ["synthetic:mistral", "synthetic:mistral:full", "synthetic:mistral:head-dim", "synthetic:mistral:v5"]
+    );
 }
 
 #[test]

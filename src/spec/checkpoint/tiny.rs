@@ -103,8 +103,9 @@ pub(crate) fn catalogue() -> &'static [Tiny] {
                 let class = variant.class.as_deref().unwrap_or(&row.class);
                 entry(name.as_str(), class, variant.shows.as_str(), row.newest || variant.newest)
             });
-            let default =
-                row.like.is_none().then(|| entry("", row.class.as_str(), row.shows.as_str(), row.newest));
+            // The default of a native model is tfcheck's own.
+            let is_first = row.like.is_none() && models::kind(&row.model_type).is_none();
+            let default = is_first.then(|| entry("", row.class.as_str(), row.shows.as_str(), row.newest));
             default.into_iter().chain(variants)
         };
         ROWS.iter().flat_map(entries).collect()

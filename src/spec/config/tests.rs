@@ -1,4 +1,5 @@
 use std::fmt::Write;
+use std::path::Path;
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 use serde_json::Value;

@@ -161,7 +161,8 @@ impl Session for FakeSession<'_> {
             | Request::Replay(_)
             | Request::Inputs(_)
             | Request::Generate(_)
-            | Request::Make(_) => Err(NoResult::Unsupported("it exposes no modules".to_owned())),
+            | Request::Make(_)
+            | Request::Prepare(_) => Err(NoResult::Unsupported("it exposes no modules".to_owned())),
             Request::Tokenize(_) => {
                 let ids = script.ids.clone();
                 self.note("tokenize");

@@ -3,19 +3,25 @@
 //! If a port's body returns the hidden states of every position, its adapter applies the head of the port's own causal
 //! model to them, so that all positions can be compared and not only the last one.
 
+mod encoders;
+mod recurrent;
+
 use candle_core::{Result, Tensor};
 use candle_nn::{Linear, Module};
 use candle_transformers::models::smol::smollm3;
 use candle_transformers::models::{
-    bert, distilbert, falcon, gemma, gemma2, gemma3, glm4_new, granite, helium, llama, mistral, mixtral,
-    modernbert, olmo, olmo2, phi, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, stable_lm, starcoder2,
-    xlm_roberta,
+    bigcode, deepseek2, falcon, gemma, gemma2, gemma3, glm4_new, granite, helium, llama, mistral, mixtral,
+    olmo, olmo2, phi, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, stable_lm, starcoder2,
 };
 use reference::protocol::{Failed, Positions};
 use tfcheck_port::worker::{failure, unsupported};
 use tfcheck_port::{Inputs, Port};
 
 use super::checkpoint::{Checkpoint, Fill};
+use encoders::{
+    load_bert, load_debertav2, load_distilbert, load_modernbert, load_nomic_bert, load_t5, load_xlm_roberta,
+};
+use recurrent::{load_granitemoehybrid, load_lfm2, load_mamba, load_mamba2, load_recurrent_gemma};
 
 /// How a port is loaded and run.
 pub(super) struct Adapter {
@@ -37,6 +43,10 @@ impl Adapter {
         Self { caches: false, ..self }
     }
 
+    const fn without_mask(self) -> Self {
+        Self { reads_mask: false, ..self }
+    }
+
     const fn filled(self, fill: &'static [(&'static str, Fill)]) -> Self {
         Self { fill, ..self }
     }
@@ -44,6 +54,23 @@ impl Adapter {
 
 const TRAINING: &[(&str, Fill)] =
     &[("initializer_range", Fill::Inert("0.02")), ("use_cache", Fill::Inert("true"))];
+
+/// The original repository's names of the config's keys, and no padding of the vocabulary.
+const MAMBA: &[(&str, Fill)] = &[
+    ("d_model", Fill::Copy("hidden_size")),
+    ("n_layer", Fill::Copy("num_hidden_layers")),
+    ("pad_vocab_size_multiple", Fill::Inert("1")),
+];
+
+/// The original repository's names of the config's keys.
+const NOMIC: &[(&str, Fill)] = &[
+    ("n_embd", Fill::Copy("hidden_size")),
+    ("n_head", Fill::Copy("num_attention_heads")),
+    ("n_layer", Fill::Copy("num_hidden_layers")),
+    ("n_inner", Fill::Copy("intermediate_size")),
+    ("n_positions", Fill::Copy("max_position_embeddings")),
+    ("layer_norm_epsilon", Fill::Copy("layer_norm_eps")),
+];
 
 type Load = fn(&Checkpoint) -> std::result::Result<Port, Failed>;
 
@@ -143,6 +170,13 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     last("glm4", "glm4_new", load_glm4),
     last("phi", "phi", load_phi),
     last("phi3", "phi3", |c| decoder!(c, phi3)),
+    last("gpt_bigcode", "bigcode", load_bigcode).without_cache(),
+    last("deepseek_v2", "deepseek2", load_deepseek2),
+    last("granitemoehybrid", "granitemoehybrid", load_granitemoehybrid),
+    last("lfm2", "lfm2", load_lfm2),
+    last("recurrent_gemma", "recurrent_gemma", load_recurrent_gemma),
+    all("mamba", "mamba", load_mamba).filled(MAMBA),
+    all("mamba2", "mamba2", load_mamba2),
     last("stablelm", "stable_lm", load_stable_lm).without_cache(),
     last("falcon", "falcon", load_falcon).filled(TRAINING),
     encoder("bert", "bert", load_bert).filled(TRAINING),
@@ -151,6 +185,9 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     encoder("xlm-roberta", "xlm_roberta", load_xlm_roberta),
     encoder("modernbert", "modernbert", load_modernbert)
         .filled(&[("layer_norm_eps", Fill::Copy("norm_eps"))]),
+    encoder("deberta-v2", "debertav2", load_debertav2),
+    encoder("nomic_bert", "nomic_bert", load_nomic_bert).filled(NOMIC),
+    encoder("t5", "t5", load_t5).without_mask(),
 ];
 
 #[expect(clippy::unnecessary_wraps, reason = "it is what every loader ends in")]
@@ -260,6 +297,48 @@ fn load_phi(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     })
 }
 
+/// The port has no way to read a config. It can neither clear its cache nor be cloned, so its cache is switched off.
+fn load_bigcode(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
+    #[derive(serde::Deserialize)]
+    struct Config {
+        vocab_size: usize,
+        n_positions: usize,
+        n_layer: usize,
+        n_embd: usize,
+        n_head: usize,
+        n_inner: Option<usize>,
+        layer_norm_epsilon: f64,
+        multi_query: bool,
+    }
+    causal(checkpoint)?;
+    let config: Config = checkpoint.config()?;
+    let config = bigcode::Config {
+        vocab_size: config.vocab_size,
+        max_position_embeddings: config.n_positions,
+        num_hidden_layers: config.n_layer,
+        hidden_size: config.n_embd,
+        layer_norm_epsilon: config.layer_norm_epsilon,
+        n_inner: config.n_inner,
+        num_attention_heads: config.n_head,
+        multi_query: config.multi_query,
+        use_cache: false,
+    };
+    let mut model = bigcode::GPTBigCode::load(checkpoint.weights(), config).map_err(failure)?;
+    run(move |batch, _| model.forward(&batch.input_ids, 0))
+}
+
+fn load_deepseek2(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
+    causal(checkpoint)?;
+    let config: deepseek2::DeepSeekV2Config = checkpoint.config()?;
+    let mut model = deepseek2::DeepSeekV2::new(&config, checkpoint.weights()).map_err(failure)?;
+    run(move |batch, offset| {
+        if offset == 0 {
+            model.clear_kv_cache();
+        }
+        model.forward(&batch.input_ids, offset)
+    })
+}
+
 /// The port can neither clear its cache nor be cloned, so its cache is switched off.
 fn load_stable_lm(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     causal(checkpoint)?;
@@ -279,82 +358,4 @@ fn load_falcon(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
         }
         model.forward(&batch.input_ids)
     })
-}
-
-fn load_bert(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
-    let config: bert::Config = checkpoint.config()?;
-    let weights = checkpoint.weights();
-    match checkpoint.head() {
-        "ForMaskedLM" => {
-            let model = bert::BertForMaskedLM::load(weights, &config).map_err(failure)?;
-            run(move |batch, _| {
-                model.forward(&batch.input_ids, &batch.input_ids.zeros_like()?, Some(&batch.attention_mask))
-            })
-        }
-        "" => {
-            let model = bert::BertModel::load(weights, &config).map_err(failure)?;
-            run(move |batch, _| {
-                model.forward(&batch.input_ids, &batch.input_ids.zeros_like()?, Some(&batch.attention_mask))
-            })
-        }
-        other => Err(no_head(other)),
-    }
-}
-
-/// The port's mask is 1 at keys that must be masked and must broadcast to `[batch, heads, seq, seq]`.
-fn load_distilbert(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
-    let config: distilbert::Config = checkpoint.config()?;
-    let weights = checkpoint.weights();
-    let hidden = |batch: &Inputs| batch.attention_mask.eq(0u32)?.unsqueeze(1)?.unsqueeze(1);
-    match checkpoint.head() {
-        "ForMaskedLM" => {
-            let model = distilbert::DistilBertForMaskedLM::load(weights, &config).map_err(failure)?;
-            run(move |batch, _| model.forward(&batch.input_ids, &hidden(batch)?))
-        }
-        "" => {
-            let model = distilbert::DistilBertModel::load(weights, &config).map_err(failure)?;
-            run(move |batch, _| model.forward(&batch.input_ids, &hidden(batch)?))
-        }
-        other => Err(no_head(other)),
-    }
-}
-
-fn load_xlm_roberta(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
-    let config: xlm_roberta::Config = checkpoint.config()?;
-    let weights = checkpoint.weights();
-    match checkpoint.head() {
-        "ForMaskedLM" => {
-            let model = xlm_roberta::XLMRobertaForMaskedLM::new(&config, weights).map_err(failure)?;
-            run(move |batch, _| {
-                let types = batch.input_ids.zeros_like()?;
-                model.forward(&batch.input_ids, &batch.attention_mask, &types, None, None, None)
-            })
-        }
-        "ForSequenceClassification" => {
-            let model =
-                xlm_roberta::XLMRobertaForSequenceClassification::new(checkpoint.labels(), &config, weights)
-                    .map_err(failure)?;
-            run(move |batch, _| {
-                model.forward(&batch.input_ids, &batch.attention_mask, &batch.input_ids.zeros_like()?)
-            })
-        }
-        other => Err(no_head(other)),
-    }
-}
-
-fn load_modernbert(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
-    let config: modernbert::Config = checkpoint.config()?;
-    let weights = checkpoint.weights();
-    match checkpoint.head() {
-        "ForMaskedLM" => {
-            let model = modernbert::ModernBertForMaskedLM::load(weights, &config).map_err(failure)?;
-            run(move |batch, _| model.forward(&batch.input_ids, &batch.attention_mask))
-        }
-        "ForSequenceClassification" => {
-            let model =
-                modernbert::ModernBertForSequenceClassification::load(weights, &config).map_err(failure)?;
-            run(move |batch, _| model.forward(&batch.input_ids, &batch.attention_mask))
-        }
-        other => Err(no_head(other)),
-    }
 }
