@@ -266,7 +266,7 @@ impl VisionModel {
         }
         let shape = (reader.usize_or("num_channels", 3)?, image_size, patch_size);
         let patch_embedding = PatchEmbedding::load(&embeddings.pp("patch_embedding"), shape, size)?;
-        let positions = 1 + patch_embedding.patches();
+        let positions = patch_embedding.patches().saturating_add(1);
         let model = Self {
             path: weights.path().to_owned(),
             embeddings_path: embeddings.path().to_owned(),

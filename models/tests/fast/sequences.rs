@@ -1,6 +1,8 @@
 //! Laws of models of more than one sequence on every synthetic checkpoint: padding of either sequence, the other rows of
 //! a batch, later tokens of a decoder and a probe do not change results; inputs that do not fit are refused.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::ops::Range;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
