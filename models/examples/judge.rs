@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use models::{Backend, Cache, Error, Inputs, Loaded, Options, load};
+use models::{Backend, Cache, Error, Inputs, Loaded, Options, kind, load};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -64,6 +64,8 @@ fn judge(folder: &Path, summary: &mut Summary) -> Result<usize> {
     let config: serde_json::Value = serde_json::from_str(&config)?;
     let architecture = config["architectures"][0].as_str().unwrap_or_default();
     let decoder = architecture.ends_with("ForCausalLM") || architecture.ends_with("LMHeadModel");
+    let kind = config["model_type"].as_str().and_then(kind);
+    let decodes = decoder || kind.is_some_and(models::Kind::follows_decoder);
     let case = Case {
         name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         folder: folder.to_owned(),
@@ -84,7 +86,7 @@ fn judge(folder: &Path, summary: &mut Summary) -> Result<usize> {
         for inputs in case.inputs_names()? {
             let label = if backend == Backend::Fused { format!("{inputs} fused") } else { inputs.clone() };
             broken += usize::from(!case.row(&mut loaded, &inputs, &label, dtype_name, None, summary)?);
-            if dtype == DType::F64 && decoder {
+            if dtype == DType::F64 && decodes {
                 for chunk in [7, 1] {
                     let label = format!("{inputs} by {chunk}");
                     let kept = case.row(&mut loaded, &inputs, &label, dtype_name, Some(chunk), summary)?;
@@ -151,6 +153,8 @@ impl Case {
         // Where frequencies follow the length of each pass, a cache gives something else than one pass.
         let by_chunk = chunk.map(|chunk| self.truth(&format!("{name}_by_{chunk}"), "f64"));
         let exact = by_chunk.filter(|path| path.exists()).unwrap_or_else(|| self.truth(name, "f64"));
+        // The output of an encoder-decoder follows the decoder's tokens.
+        let mask = tensors.get("decoder_attention_mask").unwrap_or(mask);
         let exact = Output::new(&read(&exact)?, mask)?;
         let ours = Output::new(&ours, mask)?;
         let torch = Output::new(&read(&self.truth(name, dtype))?, mask)?.error(&exact);
@@ -233,9 +237,10 @@ fn others(tensors: &HashMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     others.map(|(name, tensor)| (name.clone(), tensor.clone())).collect()
 }
 
-/// The same inputs through a cache, `chunk` tokens at a time.
+/// The same inputs through a cache, `chunk` tokens at a time, of the decoder if there is an encoder too.
 fn cached(loaded: &mut Loaded, inputs: &Inputs, chunk: usize) -> Result<Tensor> {
-    let seq = inputs.input_ids.dim(1)?;
+    let (of_decoder, of_mask) = ("decoder_input_ids", "decoder_attention_mask");
+    let seq = inputs.tensors.get(of_decoder).unwrap_or(&inputs.input_ids).dim(1)?;
     let mut cache = Cache::new();
     let mut parts = Vec::new();
     for start in (0..seq).step_by(chunk) {
@@ -243,11 +248,15 @@ fn cached(loaded: &mut Loaded, inputs: &Inputs, chunk: usize) -> Result<Tensor> 
         let cut = |tensor: &Option<Tensor>, start: usize| {
             tensor.as_ref().map(|tensor| tensor.i((.., start..end))).transpose()
         };
-        let part = Inputs {
-            input_ids: inputs.input_ids.i((.., start..end))?,
-            attention_mask: cut(&inputs.attention_mask, 0)?,
-            position_ids: cut(&inputs.position_ids, start)?,
-            tensors: BTreeMap::new(),
+        let part = match (inputs.tensors.get(of_decoder), inputs.tensors.get(of_mask)) {
+            (Some(ids), Some(mask)) => {
+                inputs.clone().with(of_decoder, ids.i((.., start..end))?).with(of_mask, mask.i((.., ..end))?)
+            }
+            _ => Inputs {
+                attention_mask: cut(&inputs.attention_mask, 0)?,
+                position_ids: cut(&inputs.position_ids, start)?,
+                ..Inputs::new(inputs.input_ids.i((.., start..end))?)
+            },
         };
         parts.push(loaded.forward_with(&part, Some(&mut cache), None)?);
     }

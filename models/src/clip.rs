@@ -266,7 +266,7 @@ impl VisionModel {
         }
         let shape = (reader.usize_or("num_channels", 3)?, image_size, patch_size);
         let patch_embedding = PatchEmbedding::load(&embeddings.pp("patch_embedding"), shape, size)?;
-        let positions = 1 + patch_embedding.patches();
+        let positions = patch_embedding.patches().saturating_add(1);
         let model = Self {
             path: weights.path().to_owned(),
             embeddings_path: embeddings.path().to_owned(),
@@ -283,7 +283,7 @@ impl VisionModel {
 
     /// `pixels: [images, channels, image_size, image_size]` to the normalised state of each image's class token,
     /// `[images, hidden_size]`.
-    fn forward(&self, pass: &mut Pass, pixels: Tensor) -> Result<Xs> {
+    fn forward(&self, pass: &mut Pass, pixels: &Tensor) -> Result<Xs> {
         let pixels = pixels.to_dtype(pass.dtype())?;
         pass.module(&self.path, pixels.into(), |pass, pixels| {
             let xs = pass.module(&self.embeddings_path, pixels, |pass, pixels| {
@@ -344,7 +344,7 @@ impl Model for Clip {
         let images = images.ok_or_else(|| Error::Inputs("pixel_values is empty".to_owned()))?;
         let sequences = PassInputs::without_tokens(images, positions, pass.dtype(), pass.device());
         let (images, _) = pass.over(sequences, |pass| {
-            let images = self.vision_model.forward(pass, pixels)?;
+            let images = self.vision_model.forward(pass, &pixels)?;
             let images = self.visual_projection.forward(pass, &images)?;
             one_per_row(pass, &images)
         })?;

@@ -165,9 +165,7 @@ impl PassInputs {
     /// Token ids, `[batch, seq]`, u32.
     ///
     /// # Panics
-    /// If the positions are no tokens, which only a model does that brings them itself ([`Pass::over`]).
-    ///
-    /// [`Pass::over`]: crate::Pass
+    /// If the positions are no tokens; only the model that made such positions runs over them.
     pub fn input_ids(&self) -> &Tensor {
         self.input_ids.as_ref().expect("a model reads ids of its tokens only")
     }

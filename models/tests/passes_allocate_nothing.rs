@@ -84,6 +84,7 @@ const TENSORS: [&str; 5] = ["mixtral:", "qwen3_moe:", "falcon:alibi", "llama:dyn
 fn the_second_pass_of_a_shape_allocates_its_output_only() {
     for entry in synthetic::catalogue().iter().filter(|entry| !entry.bench) {
         let (model_type, variant) = (entry.model_type, entry.variant);
+        // The other kinds allocate: positions of encoders, and masks, biases and patches of models of more than one sequence.
         if kind(model_type) != Some(Kind::Decoder) {
             continue;
         }

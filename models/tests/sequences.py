@@ -4,7 +4,7 @@ import torch
 
 # Sequence lengths of the decoder by row; padding is on the left, or for speech on the right.
 DECODER = [20, 13, 7]
-# Fewer images than rows of text in the largest batches, more in the smallest.
+# At least as many images, and one for every two texts of a larger batch.
 IMAGES = 4
 
 
@@ -33,7 +33,7 @@ def complete(config: dict, inputs: dict, generator: torch.Generator) -> dict:
         last = (inputs["attention_mask"] * torch.arange(1, ids.shape[1] + 1)).argmax(-1)
         # An early checkpoint pools at the largest id instead of its id 2.
         ids[torch.arange(rows), last] = text["vocab_size"] - 1 if text["eos_token_id"] == 2 else text["eos_token_id"]
-        shape = (IMAGES, vision["num_channels"], vision["image_size"], vision["image_size"])
+        shape = (max(IMAGES, rows // 2), vision["num_channels"], vision["image_size"], vision["image_size"])
         return {**inputs, "input_ids": ids, "pixel_values": torch.randn(shape, generator=generator)}
     return inputs
 

@@ -47,7 +47,7 @@ fn reason(
         (Runner::Candle, Some(model_type)) => match models::kind(model_type) {
             None => Some(format!("tfcheck has no native {model_type}")),
             Some(Kind::Decoder) => None,
-            Some(_) => prefill.map(|_| format!("the native {model_type} has no KV cache")),
+            Some(_) => prefill.map(|_| format!("tfcheck does not run {model_type} through a KV cache")),
         },
         (Runner::CandleTransformers, Some(model_type)) => {
             let Some(port) = port(model_type) else {

@@ -15,7 +15,7 @@ pub(crate) const CLIP: Checkpoints = Checkpoints {
         "vision_config": {
             "model_type": "clip_vision_model", "hidden_size": 64, "intermediate_size": 144, "num_hidden_layers": 4,
             "num_attention_heads": 4, "num_channels": 3, "image_size": 12, "patch_size": 4, "hidden_act": "quick_gelu",
-            "layer_norm_eps": 0.002, "attention_dropout": 0.0, "projection_dim": 40
+            "layer_norm_eps": 0.01, "attention_dropout": 0.0, "projection_dim": 40
         }
     }"#,
     tensors: &["
@@ -78,7 +78,7 @@ pub(crate) const CLIP: Checkpoints = Checkpoints {
             "vision_config": {
                 "model_type": "clip_vision_model", "hidden_size": 64, "intermediate_size": 144, "num_hidden_layers": 4,
                 "num_attention_heads": 4, "num_channels": 3, "image_size": 12, "patch_size": 4, "hidden_act": "gelu",
-                "layer_norm_eps": 0.002, "attention_dropout": 0.0, "projection_dim": 40
+                "layer_norm_eps": 0.01, "attention_dropout": 0.0, "projection_dim": 40
             }
         }"#),
     ],

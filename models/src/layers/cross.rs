@@ -19,7 +19,7 @@ use crate::xs::Xs;
 /// The mask of cross-attention, computed once per forward pass: each query attends to every position of another sequence
 /// that is not padding (transformers 5.23.0, `masking_utils.py`, `create_bidirectional_mask`).
 #[derive(Clone, Debug)]
-pub struct CrossMask {
+pub(crate) struct CrossMask {
     /// The bias added to the scores, `[batch, 1, 1, keys]`: 0 for an admitted key, else the dtype's lowest finite value;
     /// `None` if every key is admitted.
     bias: Option<Tensor>,

@@ -185,9 +185,10 @@ impl<const N: usize> Joined<N> {
         let has_bias = parts.iter().any(|(_, _, bias)| *bias);
         let mut biases = Vec::new();
         for (name, output, bias) in parts.into_iter().filter(|_| has_bias) {
-            match bias {
-                true => biases.extend(weights.pp(name).vector("bias", output)?),
-                false => biases.resize(biases.len() + output, 0.0),
+            if bias {
+                biases.extend(weights.pp(name).vector("bias", output)?);
+            } else {
+                biases.resize(biases.len() + output, 0.0);
             }
         }
         let outputs = parts.map(|(_, output, _)| output);

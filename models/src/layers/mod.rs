@@ -17,6 +17,8 @@
 //!    head. Make rope tables ([`RotaryEmbedding::forward`]) and masks ([`Mask::causal`], [`Mask::bidirectional`]) once
 //!    per pass and layer type. A block takes its `xs` by value and gives it to [`add`], so that the fused backend may add
 //!    in place.
+//!    A model of more than one sequence lists its further inputs in [`Model::inputs`](crate::Model::inputs), runs a part
+//!    over another sequence with `Pass::over`, and its decoder attends to a [`Memory`] (`t5.rs`, `whisper.rs`, `clip.rs`).
 //! 5. [`Xs`](crate::Xs) is opaque: use layers, and [`add`], [`scale`], [`soft_cap`], [`multiply`] between them. If you need
 //!    another operation, add a layer for it here (in the eager backend with [`rounded`], so that 16-bit dtypes round once
 //!    per operation as torch does), never tensor code in the model file.
@@ -79,7 +81,8 @@ pub use activation::Activation;
 pub use alibi::Alibi;
 pub use attention::Attention;
 pub use convolution::Convolution;
-pub use cross::{CrossMask, Memory};
+pub(crate) use cross::CrossMask;
+pub use cross::Memory;
 pub use decoder::{DecoderBody, DecoderEnds, FinalNorm};
 pub use elementwise::{
     add, add_wide, clamp_f16, divide, limit_f16, multiply, residual, rounded, scale, soft_cap,

@@ -41,7 +41,7 @@ impl PatchEmbedding {
 
     /// Patches of an image.
     pub fn patches(&self) -> usize {
-        (self.image_size / self.patch_size).pow(2)
+        (self.image_size / self.patch_size).saturating_pow(2)
     }
 
     /// `pixels: [images, channels, image_size, image_size]` to `[images, patches, hidden_size]`, patches row by row. A

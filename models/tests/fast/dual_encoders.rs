@@ -1,6 +1,8 @@
 //! Laws of dual encoders on every synthetic checkpoint: a pair gives the same whatever other images and texts there are,
 //! padding and what follows the end of a text do not matter, and inputs that do not fit are refused.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use candle_core::{DType, Device, IndexOp, Tensor};
 use models::{Backend, Cache, Inputs, Kind, Loaded, Probe};
 

@@ -1,6 +1,8 @@
 //! Laws of models of more than one sequence on every synthetic checkpoint: padding of either sequence, the other rows of
 //! a batch, later tokens of a decoder and a probe do not change results; inputs that do not fit are refused.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::ops::Range;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
@@ -69,11 +71,14 @@ fn alone(row: usize) -> Inputs {
     Inputs::new(encoder(row).ids(0, 0)).with("decoder_input_ids", decoder(row).ids(0, 0))
 }
 
-/// All rows, padded on the left of both sequences.
-fn batch() -> Inputs {
+/// All rows, padded on the left of both sequences, or on the right of the encoder's.
+fn batch(is_left: bool) -> Inputs {
     let longest = |lengths: [usize; 3]| lengths.into_iter().max().unwrap();
+    let of_encoder = |padding: usize| if is_left { [padding, 0] } else { [0, padding] };
     let rows: Vec<Inputs> = (0..ENCODER.len())
-        .map(|row| padded(row, [longest(ENCODER) - ENCODER[row], 0], [longest(DECODER) - DECODER[row], 0]))
+        .map(|row| {
+            padded(row, of_encoder(longest(ENCODER) - ENCODER[row]), [longest(DECODER) - DECODER[row], 0])
+        })
         .collect();
     let cat =
         |of: &dyn Fn(&Inputs) -> Tensor| Tensor::cat(&rows.iter().map(of).collect::<Vec<_>>(), 0).unwrap();
@@ -89,10 +94,13 @@ fn batch() -> Inputs {
 fn a_row_gives_the_same_alone_and_in_a_batch_with_either_sequence_padded_on_either_side() {
     for (dtype, backend, bound) in EXACT {
         each_encoder_decoder(dtype, backend, |name, mut loaded| {
-            let whole = loaded.forward(&batch()).unwrap();
+            let whole = loaded.forward(&batch(true)).unwrap();
+            let right = loaded.forward(&batch(false)).unwrap();
             let seq = whole.dim(1).unwrap();
             for (row, length) in DECODER.into_iter().enumerate() {
                 let expected = whole.i((row, seq - length..)).unwrap();
+                let padded_right = right.i((row, seq - length..)).unwrap();
+                assert_row_same(&format!("{name} row {row} on the right"), &padded_right, &expected, bound);
                 let unpadded = loaded.forward(&alone(row)).unwrap().i(0).unwrap();
                 assert_row_same(&format!("{name} row {row} alone"), &unpadded, &expected, bound);
                 for (of_encoder, of_decoder) in [([0, 5], [0, 0]), ([0, 0], [0, 3]), ([2, 40], [4, 35])] {
@@ -184,8 +192,8 @@ fn a_probe_changes_nothing() {
     for (dtype, backend) in runs {
         each_encoder_decoder(dtype, backend, |name, mut loaded| {
             let mut trace = Trace::default();
-            let plain = loaded.forward(&batch()).unwrap();
-            let probed = loaded.forward_with(&batch(), None, Some(&mut trace)).unwrap();
+            let plain = loaded.forward(&batch(true)).unwrap();
+            let probed = loaded.forward_with(&batch(true), None, Some(&mut trace)).unwrap();
             let values = |xs: &Tensor| {
                 xs.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()
             };
@@ -256,10 +264,10 @@ pub(crate) fn through_a_cache(loaded: &mut Loaded, inputs: &Inputs, chunk: usize
 fn prefill_in_chunks_and_token_by_token_equal_a_full_sequence_pass() {
     for (dtype, backend, bound) in EXACT {
         each_encoder_decoder(dtype, backend, |name, mut loaded| {
-            let whole = loaded.forward(&batch()).unwrap();
+            let whole = loaded.forward(&batch(true)).unwrap();
             let seq = whole.dim(1).unwrap();
             for chunk in [1, 5] {
-                let parts = through_a_cache(&mut loaded, &batch(), chunk);
+                let parts = through_a_cache(&mut loaded, &batch(true), chunk);
                 for (row, length) in DECODER.into_iter().enumerate() {
                     let real = |xs: &Tensor| xs.i((row, seq - length..)).unwrap();
                     assert_row_same(&format!("{name} by {chunk}"), &real(&parts), &real(&whole), bound);

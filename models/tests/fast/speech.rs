@@ -1,6 +1,8 @@
 //! Laws of models of speech on every synthetic checkpoint: padding on the right of the decoder, its later tokens, the
 //! other rows of a batch and a probe do not change results; every frame does; inputs that do not fit are refused.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use candle_core::{DType, Device, IndexOp, Tensor};
 use models::{Backend, Inputs, Kind, Loaded, Probe};
 

@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use models::cuda::{Emulator, Order};
-use models::{Backend, Cache, Error, Inputs, Loaded};
+use models::synthetic::{catalogue, write};
+use models::{Backend, Cache, Error, Inputs, Loaded, load_on_gpu};
 
 use super::checkpoints::{Case, Checkpoint, SEQ, relative};
 
@@ -204,4 +205,20 @@ fn a_planted_kernel_bug_exceeds_100_times_the_bound() {
         let relative = case.relative(&ours, &exact);
         assert!(relative > 100.0 * F32_BOUND, "{from} for {to} in {}: {relative:e}", checkpoint.name);
     }
+}
+
+/// The fused backend runs models of more than one sequence on the CPU only; the error says so.
+#[test]
+fn a_model_of_more_than_one_sequence_is_refused_on_a_gpu() {
+    let others = catalogue().iter().filter(|entry| !entry.is_one_text());
+    let mut count = 0;
+    for entry in others {
+        let folder = tempfile::tempdir().unwrap();
+        write(entry.model_type, entry.variant, 0, folder.path()).unwrap();
+        let result = load_on_gpu(folder.path(), DType::F32, Emulator::start(Order::Forward));
+        let Err(Error::Unsupported(reason)) = result else { panic!("{} was loaded", entry.model_type) };
+        assert_eq!(reason, format!("{} in the fused backend on a GPU", entry.model_type));
+        count += 1;
+    }
+    assert!(count > 0);
 }

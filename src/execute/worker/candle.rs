@@ -298,7 +298,7 @@ impl CandleEngine {
     ) -> Result<Tensor, Failed> {
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let Some(positions) = &inputs.position_ids else {
-            return Err(unsupported("only a native decoder has a KV cache"));
+            return Err(unsupported("only a native decoder is run through a KV cache"));
         };
         let mut cache = Cache::new();
         let mut parts = Vec::with_capacity(steps.len());

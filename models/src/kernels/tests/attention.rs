@@ -34,9 +34,8 @@ fn check<T: Element>(case: &Case, seed: u64) {
     let capacity = all.next_multiple_of(32);
     let visible: Vec<bool> = (0..batch * capacity).map(|_| noise.next() > -0.5).collect();
     let biases = noise.take::<f32>(q_heads * Relative::len(all), 2.0);
-    let bias_of = |h: usize, slot: usize, key: usize| match case.relative {
-        true => f64::from(biases[h * Relative::len(all) + all - 1 + key - slot]),
-        false => 0.0,
+    let bias_of = |h: usize, slot: usize, key: usize| {
+        if case.relative { f64::from(biases[h * Relative::len(all) + all - 1 + key - slot]) } else { 0.0 }
     };
     let mut want = Vec::new();
     for b in 0..batch {
