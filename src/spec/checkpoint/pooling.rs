@@ -49,16 +49,13 @@ pub(super) fn read(folder: &Path) -> Option<Pooling> {
     };
     let modules = modules.as_array()?;
     modules.iter().find(|module| ends(module, ".Pooling"))?;
-    let config = preflight::read_object(&folder.join(POOLING)).ok()?;
+    let config = preflight::read_object(&folder.join(preflight::POOLING)).ok()?;
     let is_on = |key: &str| config.get(key) == Some(&Value::Bool(true));
     let mut modes = MODES.iter().filter(|(key, _)| is_on(key)).map(|(_, mode)| *mode);
     let mode = modes.next()?;
     let normalize = modules.iter().any(|module| ends(&module, ".Normalize"));
     modes.next().is_none().then_some(Pooling { mode, normalize })
 }
-
-/// The config of the pooling, where sentence-transformers saves it.
-pub(super) const POOLING: &str = "1_Pooling/config.json";
 
 impl Pooling {
     /// The vector of a text, from the hidden states of its real tokens in order.

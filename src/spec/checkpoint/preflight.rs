@@ -47,13 +47,16 @@ pub(crate) const TOKENIZER_FILES: [&str; 11] = [
     "chat_template.json",
 ];
 
+/// The config of the pooling, where sentence-transformers saves it.
+pub(super) const POOLING: &str = "1_Pooling/config.json";
+
 /// Files that determine what a processor makes of pictures and sounds, and what is made of hidden states.
 pub(crate) const PROCESSOR_FILES: [&str; 5] = [
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
     "modules.json",
-    super::pooling::POOLING,
+    POOLING,
 ];
 
 /// Checks a folder in transformers' layout.

@@ -219,13 +219,11 @@ mod tests {
 
     #[test]
     fn a_variant_changes_its_keys_in_nested_configs_only() {
-        let vision = |variant| find("clip", variant).unwrap().config()["vision_config"].clone();
-        let (plain, changed) = (vision(None), vision(Some("gelu")));
-        assert_eq!(
-            (plain["hidden_act"].as_str(), changed["hidden_act"].as_str()),
-            (Some("quick_gelu"), Some("gelu"))
-        );
-        assert_eq!(plain["hidden_size"], changed["hidden_size"]);
+        let decoder = |variant| find("vision-encoder-decoder", variant).unwrap().config()["decoder"].clone();
+        let (plain, changed) = (decoder(None), decoder(Some("sinusoidal")));
+        let learned = |config: &Value| config["use_learned_position_embeddings"].as_bool();
+        assert_eq!((learned(&plain), learned(&changed)), (Some(true), Some(false)));
+        assert_eq!(plain["d_model"], changed["d_model"]);
         assert_eq!(
             find("deepseek_v2", Some("yarn")).unwrap().fill(),
             find("deepseek_v2", None).unwrap().fill()
