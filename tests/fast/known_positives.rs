@@ -6,7 +6,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
-use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -104,10 +103,9 @@ fn inputs(lengths: &[usize], folder: &Path) -> Inputs {
     let tensor = |values: Vec<u32>| Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
     let ids = columns(|row, column, _| (row + 3) * 7919 + column * 104_729);
     Inputs {
-        input_ids: tensor(ids.into_iter().map(|id| id % vocabulary as u32).collect()),
         attention_mask: Some(tensor(columns(|_, column, padding| usize::from(column >= padding)))),
         position_ids: Some(tensor(columns(|_, column, padding| column.saturating_sub(padding)))),
-        tensors: BTreeMap::new(),
+        ..Inputs::new(tensor(ids.into_iter().map(|id| id % vocabulary as u32).collect()))
     }
 }
 
