@@ -34,7 +34,7 @@ const SHORT: usize = 6;
 const LONG: usize = 40;
 
 /// Seconds per checkpoint that the diagnoses may take. A checkpoint on which nothing diverges leaves its share to others.
-const DIAGNOSIS_S: u64 = 5;
+const DIAGNOSIS_S: u64 = 8;
 
 /// Which checkpoints are compared.
 #[derive(Clone, Debug, Default)]
@@ -314,14 +314,17 @@ fn is_kin(a: &Variant, b: &Variant) -> bool {
     (a.runner, &a.version, a.mode) == (b.runner, &b.version, b.mode)
 }
 
-/// The sentence of the diagnosis. A run diagnoses one dtype of a kind of variant.
+/// The sentence of the diagnosis and its notes, such as that the time ran out. A run diagnoses one dtype of a kind of variant.
 fn diagnosis(case: &CaseView, index: usize) -> Option<String> {
     let is_suspect = |name: &str| {
         let mut cells = case.cells.iter();
         cells.any(|cell| cell.name == name && is_kin(&cell.variant, &case.cells[index].variant))
     };
     let mut found = case.diagnosed.iter().filter(|diagnosed| diagnosed.is_divergence());
-    found.find(|diagnosed| is_suspect(&diagnosed.suspect)).map(|diagnosed| diagnosed.sentence.clone())
+    let diagnosed = found.find(|diagnosed| is_suspect(&diagnosed.suspect))?;
+    let parts: Vec<&str> =
+        std::iter::once(&diagnosed.sentence).chain(&diagnosed.notes).map(String::as_str).collect();
+    Some(parts.join("; "))
 }
 
 /// The first module that diverges from the reference. A run localises one pair for all dtypes of two kinds of

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::{Run, Sandbox, stderr};
 use tfcheck::execute::cell::Outcome;
-use tfcheck::spec::config::Config;
+use tfcheck::spec::config::{CheckpointSource, Config};
 use tfcheck::spec::plan::Plan;
 use tfcheck::spec::variant::Runner;
 
@@ -24,6 +24,15 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
 }
 
+/// Whether tfcheck has a native model and a checkpoint of its own for the reproduction, so that it needs no Python.
+fn is_native(path: &Path) -> bool {
+    let config = Config::load(Some(path)).unwrap().config;
+    let CheckpointSource::Synthetic { model_type, variant } = &config.checkpoints[0].source else {
+        return false;
+    };
+    models::synthetic::config(model_type, variant.as_deref().unwrap_or_default()).is_ok()
+}
+
 #[test]
 fn every_reproduction_plans_our_model_and_the_port_and_is_written_up() {
     let written = Path::new(env!("CARGO_MANIFEST_DIR")).join("results/findings.md");
@@ -32,6 +41,9 @@ fn every_reproduction_plans_our_model_and_the_port_and_is_written_up() {
         let config = Config::load(Some(&path)).unwrap().config;
         let plan = Plan::new(&config, "cpu").unwrap();
         for runner in [Runner::Transformers, Runner::Candle, Runner::CandleTransformers] {
+            if runner == Runner::Candle && !is_native(&path) {
+                continue;
+            }
             assert!(plan.cells.iter().any(|cell| cell.variant.runner == runner), "{}", name(&path));
         }
         assert!(written.contains(&format!("(findings/{})", name(&path))), "{}", name(&path));
@@ -68,8 +80,11 @@ reproductions! {
 
 #[test]
 fn every_reproduction_has_its_test() {
-    let files: Vec<String> =
-        reproductions().iter().map(|path| name(path).replace('-', "_").replace(".toml", "")).collect();
+    let files: Vec<String> = reproductions()
+        .iter()
+        .filter(|path| is_native(path))
+        .map(|path| name(path).replace('-', "_").replace(".toml", ""))
+        .collect();
     let (files, tested): (BTreeSet<&str>, BTreeSet<&str>) =
         (files.iter().map(String::as_str).collect(), TESTED.iter().copied().collect());
     assert_eq!(files, tested);
@@ -125,4 +140,45 @@ fn port_verdict(run: &Run) -> String {
     };
     let verdict = verdicts.iter().find(is_it).unwrap();
     verdict["verdict"].as_str().unwrap().to_owned()
+}
+
+/// One run shows all of them, because most of its time is the start of transformers.
+#[test]
+fn reproductions_without_a_native_model_show_their_findings_against_transformers() {
+    // Checkpoint and description of the inputs of each.
+    let described = |path: &PathBuf| {
+        let config = Config::load(Some(path)).unwrap().config;
+        let is_batch = config.inputs.batch.is_some();
+        let inputs = if is_batch { "batch 3, 40 tokens, padded left" } else { "batch 1, 40 tokens" };
+        (config.checkpoints[0].source.to_string(), inputs)
+    };
+    let paths: Vec<PathBuf> = reproductions().into_iter().filter(|path| !is_native(path)).collect();
+    let distinct: BTreeSet<String> = paths.iter().map(|path| described(path).0).collect();
+    let checkpoints: Vec<String> =
+        distinct.iter().map(|source| format!("{{ source = \"{source}\" }}")).collect();
+    let config = format!(
+        "checkpoints = [{}]\ninputs = {{ lengths = [40], batch = [1, 3], padding = [\"none\", \"left\"] }}\n\
+         versions = [{{ name = \"5.23.0\", source = \"transformers==5.23.0\" }}]\n\
+         candle = {{ modes = [], upstream = true }}\n\
+         run = {{ modes = [\"eager\"], attention = [\"eager\"], dtypes = [\"f32\"], rounds = 0, trace = false, noise = false, \
+         oracle = true, diagnose_s = 0 }}\n",
+        checkpoints.join(", ")
+    );
+    let sandbox = Sandbox::new();
+    let output = sandbox.run(&sandbox.write("tfcheck.toml", &config), &[]);
+    let run = sandbox.only_run();
+    let summary = run.json("summary.json");
+    for path in &paths {
+        let (source, inputs) = described(path);
+        let cases = &run.manifest.cases;
+        let index = cases.iter().position(|case| case.checkpoint == source && case.inputs == inputs);
+        let verdicts = summary["cases"][index.unwrap()]["verdicts"].as_array().unwrap();
+        let is_port = |verdict: &&serde_json::Value| {
+            ["a", "b"].iter().any(|side| verdict[side].as_str().unwrap().starts_with("candle-transformers"))
+        };
+        let words: Vec<&str> =
+            verdicts.iter().filter(is_port).map(|verdict| verdict["verdict"].as_str().unwrap()).collect();
+        let is_shown = words.iter().all(|word| ["diverged", "not_run"].contains(word));
+        assert!(is_shown && !words.is_empty(), "{}: {words:?}\n{}", name(path), stderr(&output));
+    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use miette::{IntoDiagnostic, Result};
-use reference::protocol::{Attention, Mode};
+use reference::protocol::{Attention, Dtype, Mode};
 
 use super::localize::{EndOfRun, check_digests, check_names, renewed};
 use super::{PreparedCase, RunRequest, Runners, load, prepare};
@@ -15,7 +15,7 @@ use crate::judge::view::RunView;
 use crate::results::RunFolder;
 use crate::spec::machine::Machine;
 use crate::spec::plan::CellPlan;
-use crate::spec::variant::Runner;
+use crate::spec::variant::{Runner, Variant};
 
 /// A pair to diagnose.
 #[derive(Clone, Copy, Debug)]
@@ -178,13 +178,37 @@ impl EndOfRun<'_> {
                 }
             }
         }
-        chosen.into_values().collect()
+        // The dtypes of one variant are groups of their own where they round differently; one of them is diagnosed.
+        let mut kept: Vec<(usize, [&CellPlan; 2])> = Vec::new();
+        for (index, pair) in chosen.into_values() {
+            let known =
+                kept.iter_mut().find(|(at, [_, suspect])| *at == index && differ_in_dtype(suspect, pair[1]));
+            match known {
+                Some(known) if precision(pair[1]) < precision(known.1[1]) => *known = (index, pair),
+                Some(_) => {}
+                None => kept.push((index, pair)),
+            }
+        }
+        kept
     }
 }
 
 /// Whether the runner loads any checkpoint folder, so that it can be made to commit mistakes.
 fn loads_any_folder(cell: &CellPlan) -> bool {
     matches!(cell.variant.runner, Runner::Transformers | Runner::Candle)
+}
+
+/// Whether two cells are the same variant in two dtypes.
+fn differ_in_dtype(a: &CellPlan, b: &CellPlan) -> bool {
+    a.variant.dtype != b.variant.dtype && Variant { dtype: b.variant.dtype, ..a.variant.clone() } == b.variant
+}
+
+/// The rank of a suspect's dtype: in f32 fewer mistakes hide in rounding than in bf16, and every port has it.
+fn precision(cell: &CellPlan) -> usize {
+    [Dtype::F32, Dtype::F64, Dtype::Bf16, Dtype::F16]
+        .iter()
+        .position(|dtype| *dtype == cell.variant.dtype)
+        .unwrap_or_default()
 }
 
 /// How soon a cell is taken for a diagnosis: native models start in no time, and eager modes load any edit.

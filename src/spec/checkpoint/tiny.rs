@@ -36,6 +36,9 @@ struct Row {
     newest: bool,
     /// Values of the config that differ from the class's defaults.
     config: Map<String, Value>,
+    /// Values set in the saved config.json: published ones that the release's config class would change.
+    #[serde(default)]
+    saved: Map<String, Value>,
     /// Distributions by glob of the tensor's name, see [`fill`], where the general rules do not suit.
     #[serde(default)]
     fill: BTreeMap<String, String>,
@@ -55,6 +58,9 @@ struct Variant {
     /// Merged into the row's config, nested configs as well.
     #[serde(default)]
     config: Map<String, Value>,
+    /// As [`Row::saved`], in addition to the row's.
+    #[serde(default)]
+    saved: Map<String, Value>,
 }
 
 /// One checkpoint that [`folder`] makes.
@@ -157,6 +163,15 @@ impl Tiny {
             merge(&mut config, &variant.config);
         }
         config
+    }
+
+    /// The values that are set in its saved config.json.
+    fn saved(&self) -> Map<String, Value> {
+        let mut saved = self.row.saved.clone();
+        if let Some(variant) = self.row.variants.get(self.variant) {
+            merge(&mut saved, &variant.saved);
+        }
+        saved
     }
 
     /// The distributions that its row sets, by glob.

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use reference::protocol::{Make, Request};
 use reference::{Environment, Launch, Source, Specification, Worker};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
 use super::super::{Error, Progress, Settings, Step, complete_folder};
-use super::{Tiny, fill};
+use super::{Tiny, fill, merge};
 use crate::spec::machine::hex;
 
 /// Longest time for a model to be constructed and saved, most of which is the import of transformers.
@@ -46,8 +46,8 @@ pub(super) fn end() {
 fn key(tiny: &Tiny, seed: u64) -> String {
     let mut hasher = Sha256::new();
     let config = Value::Object(tiny.config()).to_string();
-    let rules = format!("{:?}", tiny.fill());
-    for part in [tiny.class, tiny.maker(), &config, &rules].into_iter().chain(CODE) {
+    let (rules, saved) = (format!("{:?}", tiny.fill()), Value::Object(tiny.saved()).to_string());
+    for part in [tiny.class, tiny.maker(), &config, &rules, &saved].into_iter().chain(CODE) {
         hasher.update(part.len().to_le_bytes());
         hasher.update(part);
     }
@@ -97,8 +97,22 @@ fn make(
         failed(format!("transformers {release}: {ended}"), &format!("the end of the worker's log: {log}"))
     })?;
     workers.insert(environment.python, (worker, log));
+    edit(&folder.join("config.json"), &tiny.saved())?;
     fill::fill(&folder.join("model.safetensors"), tiny.fill(), settings.seed)
         .map_err(|reason| failed(reason, "tfcheck's table of synthetic checkpoints lacks a rule; report it"))
+}
+
+/// Sets values of the saved config.json.
+fn edit(path: &Path, saved: &Map<String, Value>) -> Result<(), Error> {
+    if saved.is_empty() {
+        return Ok(());
+    }
+    let bad =
+        |error: &dyn std::fmt::Display| Error::BadJson { path: path.to_owned(), reason: error.to_string() };
+    let text = std::fs::read(path).map_err(Error::io("read", path))?;
+    let mut config: Map<String, Value> = serde_json::from_slice(&text).map_err(|error| bad(&error))?;
+    merge(&mut config, saved);
+    std::fs::write(path, format!("{:#}\n", Value::Object(config))).map_err(Error::io("write", path))
 }
 
 /// A worker of the environment, with its log.
