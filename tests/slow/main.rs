@@ -13,6 +13,7 @@ mod findings;
 mod localize;
 #[path = "../support/made_run.rs"]
 mod made_run;
+mod modal;
 mod page;
 #[path = "../support/relations.rs"]
 mod planted_relations;

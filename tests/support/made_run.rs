@@ -157,6 +157,7 @@ fn inputs(number: usize) -> Inputs {
         rendered: Vec::new(),
         texts,
         choices: Vec::new(),
+        tensors: std::collections::BTreeMap::new(),
         own_positions: false,
         digest: hasher.finalize().iter().fold(String::new(), |mut text, byte| {
             write!(text, "{byte:02x}").unwrap();

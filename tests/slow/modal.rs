@@ -1,0 +1,104 @@
+//! Models that are not text alone, in real releases: encoder-decoders, pictures, speech.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use tfcheck::app::cache_folder;
+
+use crate::localize::NEWEST;
+use crate::support::{Sandbox, stderr, stdout};
+
+/// Runs the checkpoints in 5.0.0, the newest release and natively, with these inputs.
+fn run(sandbox: &Sandbox, checkpoints: &[&str], inputs: &str) -> (Value, String) {
+    let checkpoint = |source: &&str| format!("[[checkpoints]]\nsource = \"{source}\"\n");
+    let version =
+        |name: &str| format!("[[versions]]\nname = \"{name}\"\nsource = \"transformers=={name}\"\n");
+    let config = format!(
+        "{}{}{}[inputs]\n{inputs}\n[run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\noracle = true\n\
+         rounds = 0\ntrace = false\nnoise = false\n",
+        checkpoints.iter().map(checkpoint).collect::<String>(),
+        version("5.0.0"),
+        version(NEWEST),
+    );
+    let config = sandbox.write("tfcheck.toml", &config);
+    let output = sandbox.run(&config, &[]);
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{}", stderr(&output));
+    (sandbox.only_run().json("summary.json"), stdout(&output))
+}
+
+/// The letter of each variant's group in a case.
+fn letters<'a>(summary: &'a Value, case: &str) -> BTreeMap<&'a str, &'a str> {
+    let cases = summary["cases"].as_array().unwrap();
+    let case = cases.iter().find(|known| known["name"] == case).unwrap();
+    let groups = case["groups"]["groups"].as_array().unwrap().iter();
+    let members = groups.flat_map(|group| {
+        let letter = group["letter"].as_str().unwrap();
+        group["members"].as_array().unwrap().iter().map(move |name| (name.as_str().unwrap(), letter))
+    });
+    members.collect()
+}
+
+#[test]
+fn encoder_decoders_and_models_of_pictures_agree_except_where_a_release_is_wrong() {
+    let sandbox = Sandbox::new();
+    let checkpoints = ["synthetic:t5:gated-untied", "synthetic:clip", "synthetic:vit", "synthetic:qwen3_vl"];
+    let (summary, text) = run(&sandbox, &checkpoints, "lengths = [24]\nbatch = [2]");
+    let newest = format!("{NEWEST}_eager_eager");
+    // 5.0.0 scales the logits of T5 1.1, whose head is not tied (transformers issue 43681).
+    let t5 = letters(&summary, "t5-gated-untied-b2-24");
+    assert_eq!((t5[&*newest], t5["5.0.0_eager_eager"], t5["candle_fused"]), ("A", "B", "A"), "{text}");
+    for case in ["clip-b2-24", "vit-b2-24", "qwen3_vl-b2-24"] {
+        let found = letters(&summary, case);
+        assert!(found.len() >= 2 && found.values().all(|letter| *letter == "A"), "{case}: {text}");
+    }
+    assert!(letters(&summary, "clip-b2-24").contains_key("candle_eager"), "{text}");
+    let outputs = |case: &str| -> Vec<String> {
+        let cases = summary["cases"].as_array().unwrap();
+        let case = cases.iter().find(|known| known["name"] == case).unwrap();
+        let outputs = case["outputs"].as_array().unwrap().iter();
+        outputs.map(|output| output["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(outputs("t5-gated-untied-b2-24"), ["encoder_last_hidden_state"]);
+    for name in ["logits_per_text", "text_embeds", "image_embeds"] {
+        assert!(outputs("clip-b2-24").iter().any(|known| known == name), "{name}");
+    }
+}
+
+#[test]
+fn a_sound_goes_through_the_checkpoint_s_processor_once_and_each_release_s_own_agrees() {
+    let sandbox = Sandbox::new();
+    // Makes the checkpoint, which has no processor of its own.
+    let config = "versions = []\n[[checkpoints]]\nsource = \"synthetic:whisper:mel80\"\n[inputs]\nlengths = [4]\n\
+                  [candle]\nmodes = [\"eager\"]\n[run]\nrounds = 0\ntrace = false\nnoise = false\n";
+    let output = sandbox.run(&sandbox.write("make.toml", config), &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let made = cache_folder().unwrap().join("synthetic");
+    let mut folders = std::fs::read_dir(made).unwrap().map(|entry| entry.unwrap().path());
+    let is_it = |path: &std::path::PathBuf| path.to_string_lossy().contains("whisper-mel80-0-");
+    let made = folders.find(is_it).unwrap();
+    let folder = sandbox.path().join("whisper");
+    std::fs::create_dir(&folder).unwrap();
+    for entry in std::fs::read_dir(made).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+    }
+    let processor = serde_json::json!({
+        "feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 80, "sampling_rate": 16000,
+        "hop_length": 160, "chunk_length": 30, "n_fft": 400, "padding_value": 0.0, "return_attention_mask": false,
+    });
+    std::fs::write(folder.join("preprocessor_config.json"), processor.to_string()).unwrap();
+    std::fs::remove_dir_all(sandbox.results()).unwrap();
+    let (summary, text) = run(&sandbox, &["./whisper"], "audio = [\"built-in\"]");
+    let found = letters(&summary, "whisper");
+    assert!(found.len() >= 4 && found.values().all(|letter| *letter == "A"), "{text}");
+    let inputs = summary["cases"][0]["inputs"].as_str().unwrap();
+    assert_eq!(inputs, "batch 1, decoder_input_ids i64 1 × 1, input_features f32 1 × 80 × 3000");
+    let notes = summary["cases"][0]["cells"].to_string();
+    assert!(!notes.contains("makes another"), "{notes}");
+    let compared = sandbox.only_run().cells().into_iter().filter_map(|cell| {
+        let processor = cell.completed()?.processor.clone()?;
+        Some((processor.class, processor.compared.len()))
+    });
+    let compared: Vec<_> = compared.collect();
+    assert_eq!(compared, [("WhisperProcessor".to_owned(), 1), ("WhisperProcessor".to_owned(), 1)]);
+}
