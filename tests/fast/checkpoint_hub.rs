@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use crate::checkpoint_files::{config, safetensors, write};
 use crate::hub_server::{COMMIT, Hub};
@@ -30,14 +29,7 @@ fn sharded() -> Hub {
 fn settings(root: &Path, endpoint: &str) -> Settings {
     let hub =
         Environment { cache: root.join("hub"), endpoint: endpoint.to_owned(), token: None, offline: false };
-    Settings {
-        cache: root.join("cache"),
-        hub,
-        revision: None,
-        allow_remote_code: false,
-        seed: 0,
-        stop: Arc::default(),
-    }
+    Settings { hub, ..Settings::new(root.join("cache")) }
 }
 
 fn resolve(given: &str, settings: &Settings) -> Result<Checkpoint, Error> {

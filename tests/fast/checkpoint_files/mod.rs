@@ -2,7 +2,6 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::path::Path;
-use std::sync::Arc;
 
 use serde_json::{Map, json};
 use tfcheck::spec::checkpoint::{Settings, hub::Environment};
@@ -41,12 +40,5 @@ pub(crate) fn settings(root: &Path) -> Settings {
         token: None,
         offline: true,
     };
-    Settings {
-        cache: root.join("cache"),
-        hub,
-        revision: None,
-        allow_remote_code: false,
-        seed: 0,
-        stop: Arc::default(),
-    }
+    Settings { hub, ..Settings::new(root.join("cache")) }
 }

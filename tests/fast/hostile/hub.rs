@@ -21,14 +21,7 @@ fn resolve(root: &Path, hub: &Hub, stop: &Arc<AtomicBool>) -> Result<Checkpoint,
         token: Some("hf_secret".to_owned()),
         offline: false,
     };
-    let settings = Settings {
-        cache: root.join("cache"),
-        hub,
-        revision: None,
-        allow_remote_code: false,
-        seed: 0,
-        stop: Arc::clone(stop),
-    };
+    let settings = Settings { hub, stop: Arc::clone(stop), ..Settings::new(root.join("cache")) };
     checkpoint::resolve("owner/model", &settings, &mut |_| ())
 }
 
