@@ -16,7 +16,7 @@ versions = [
     { name = "5.23.0", source = "transformers==5.23.0" },
 ]
 candle = { modes = [] }
-run = { modes = ["eager"], attention = ["eager"], rounds = 0, trace = false, oracle = false, diagnose_s = 0 }
+run = { modes = ["eager"], attention = ["eager"], rounds = 0, trace = false, noise = false, oracle = false, diagnose_s = 0 }
 "#;
 
 #[test]
