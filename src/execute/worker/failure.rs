@@ -15,7 +15,11 @@ pub(super) fn model_failure(error: models::Error) -> Failed {
             | models::Error::UnknownValue { .. }
             | models::Error::Unsupported(_)
     );
-    let mut message = error.to_string();
+    let mut message = match &error {
+        // The same words for every type, so that a report says them once; `tfcheck list models` names the types.
+        models::Error::UnknownModelType { .. } => "tfcheck has no native model of this model_type".to_owned(),
+        error => error.to_string(),
+    };
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
         message = format!("{message}: {cause}");
