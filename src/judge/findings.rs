@@ -151,6 +151,8 @@ pub enum What {
     Output {
         /// Its name.
         output: String,
+        /// The letter of the group, whose main output they have.
+        letter: String,
         /// Largest relative L2 over the cases.
         #[serde(serialize_with = "optional")]
         relative_l2: Option<f64>,
@@ -415,7 +417,9 @@ fn add(findings: &mut Vec<Finding>, case: &CaseView, members: &[usize], what: Wh
         ) => (a, at, why, &known.variants) == (b, place, incomparable, &variants),
         (What::RoundsWorse { .. }, What::RoundsWorse { .. }) => known.variants == variants,
         (What::Cache { place: at, .. }, What::Cache { place, .. }) => at == place,
-        (What::Output { output: a, .. }, What::Output { output: b, .. }) => a == b,
+        (What::Output { output: a, letter: of, .. }, What::Output { output: b, letter, .. }) => {
+            (a, of) == (b, letter)
+        }
         (What::Chain { sentence: a }, What::Chain { sentence: b })
         | (What::Failed { reason: a }, What::Failed { reason: b })
         | (What::Unsupported { reason: a }, What::Unsupported { reason: b }) => a == b,

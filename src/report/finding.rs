@@ -41,10 +41,10 @@ pub(super) fn sentence(finding: &Finding, run: &RunView) -> String {
             let each = if finding.variants.len() > 1 { "each of " } else { "" };
             format!("{each}{subject}{cases} {broken} ({relation}): {evidence}{place}")
         }
-        What::Output { output, relative_l2 } => {
+        What::Output { output, letter, relative_l2 } => {
             let apart = relative_l2.map(|apart| format!(" by {apart:.1e}")).unwrap_or_default();
             format!(
-                "{subject}{cases}: {output} diverges from that of A{apart}, though the main output agrees"
+                "{subject}{cases}: {output} diverges from that of {letter}{apart}, though the main output agrees"
             )
         }
         What::Failed { reason } => format!("failed: {subject}{cases}: {reason}"),

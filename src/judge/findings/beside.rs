@@ -23,16 +23,17 @@ pub(super) fn caches(case: &CaseView, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Adds a finding for each further output that differs in variants whose main output agrees with group A.
+/// Adds a finding for each further output that differs between two variants of one group, whose main outputs agree.
 pub(super) fn outputs(case: &CaseView, found: &CaseGroups, findings: &mut Vec<Finding>) {
+    let at = |name: &str| case.cells.iter().position(|cell| cell.name == name);
     for output in &case.outputs {
+        let Some(group) = at(&output.reference).and_then(|index| found.groups.of(index)) else { continue };
         for row in output.rows.iter().filter(|row| row.verdict.decision == Decision::Diverged) {
-            let index = case.cells.iter().position(|cell| cell.name == row.variant);
-            let is_in_a = |index: &usize| found.groups.of(*index) == Some(0);
-            if let Some(index) = index.filter(is_in_a) {
-                let what = What::Output { output: output.name.clone(), relative_l2: row.relative_l2 };
-                add(findings, case, &[index], what);
-            }
+            let Some(index) = at(&row.variant).filter(|index| found.groups.of(*index) == Some(group)) else {
+                continue;
+            };
+            let (output, letter) = (output.name.clone(), found.letters[group].clone());
+            add(findings, case, &[index], What::Output { output, letter, relative_l2: row.relative_l2 });
         }
     }
 }
