@@ -100,6 +100,7 @@ limits! {
     GGUF_ALIGNMENT = MIB, "bytes of a GGUF file's alignment";
     RUN_JSON_BYTES = 512 * MIB, "bytes of a record of a run";
     INPUTS_BYTES = 2 * GIB, "bytes of a batch's tensors";
+    MADE_BYTES = GIB, "bytes of pictures or sounds that tfcheck makes";
     STORED_TENSOR_BYTES = 64 * GIB, "bytes of a captured tensor";
     PICKLE_BYTES = 4 * KIB, "bytes of a legacy run's data.pkl";
     REPLY_BYTES = 16 * MIB, "bytes of a worker's reply";

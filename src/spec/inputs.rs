@@ -244,7 +244,7 @@ impl<'a> Source<'a> {
             Spec::Tensors(path) => vec![tensors::of_file(path)?],
             Spec::Processed { path, texts, choices, class } => {
                 let mut inputs = tensors::of_file(path)?;
-                inputs.name = "processed".to_owned();
+                "processed".clone_into(&mut inputs.name);
                 inputs.rendered.clone_from(texts);
                 inputs.choices = batch::choices(self, choices)?;
                 inputs.notes.push(format!("made by {class} of the newest release"));

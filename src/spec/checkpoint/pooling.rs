@@ -73,7 +73,9 @@ impl Pooling {
         if self.normalize {
             // torch.nn.functional.normalize divides by at least 1e-12.
             let length = vector.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12);
-            vector.iter_mut().for_each(|x| *x /= length);
+            for x in &mut vector {
+                *x /= length;
+            }
         }
         vector
     }

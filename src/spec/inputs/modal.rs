@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use bounds::limits::MADE_BYTES;
 use reference::protocol::{DECODER_INPUT_IDS, LABELS};
 
 use super::tensors::Tensor;
@@ -130,7 +131,7 @@ pub(super) fn complete(inputs: &mut Inputs, config: &Value) -> Result<(), Error>
         }
         Some(Sees::PicturesBesideTexts) => config.pictures(inputs, None)?,
         Some(Sees::PicturesInTexts) => {
-            let [size, _] = config.picture()?;
+            let [size, _] = config.picture();
             let patch = config.number("patch_size").ok_or_else(|| config.lacks("patch_size"))?;
             let patches = (size / patch.max(1)).pow(2);
             let count = config.number("mm_tokens_per_image").unwrap_or(patches);
@@ -139,7 +140,7 @@ pub(super) fn complete(inputs: &mut Inputs, config: &Value) -> Result<(), Error>
         }
         Some(Sees::Patches) => config.patches(inputs)?,
         Some(Sees::Tiles) => {
-            let [size, _] = config.picture()?;
+            let [size, _] = config.picture();
             let patch = config.number("patch_size").ok_or_else(|| config.lacks("patch_size"))?;
             let scale = config.number("scale_factor").unwrap_or(1).max(1);
             let count = (size / patch.max(1)).pow(2) / (scale * scale);
@@ -151,7 +152,7 @@ pub(super) fn complete(inputs: &mut Inputs, config: &Value) -> Result<(), Error>
             let positions =
                 config.number("max_source_positions").ok_or_else(|| config.lacks("max_source_positions"))?;
             let (rows, frames) = (inputs.batch, 2 * positions);
-            let values = (0..rows * bins * frames).map(|at| {
+            let values = (0..config.elements(&[rows, bins, frames])?).map(|at| {
                 let (bin, frame) = (at / frames % bins, at % frames);
                 // A chirp rises through the bins.
                 let distance =
@@ -166,7 +167,7 @@ pub(super) fn complete(inputs: &mut Inputs, config: &Value) -> Result<(), Error>
             inputs.notes.clear();
             without_tokens(inputs);
             let rows = inputs.batch;
-            let values = (0..rows * SAMPLES).map(|at| chirp(at / SAMPLES, at % SAMPLES));
+            let values = (0..config.elements(&[rows, SAMPLES])?).map(|at| chirp(at / SAMPLES, at % SAMPLES));
             add(inputs, "input_values", Tensor::floats(vec![rows, SAMPLES], values));
         }
     }
@@ -226,6 +227,18 @@ impl Config<'_> {
         found.and_then(|number| usize::try_from(number).ok()).filter(|number| *number < 1 << 20)
     }
 
+    /// The number of elements of a tensor, if it is one that tfcheck would read again.
+    fn elements(&self, shape: &[usize]) -> Result<usize, Error> {
+        let count = shape.iter().try_fold(1_u64, |all, axis| all.checked_mul(*axis as u64));
+        let refused = |reason: String| Error::Modal { model_type: self.model_type.to_owned(), reason };
+        let count = count.and_then(|count| count.checked_mul(4));
+        let bytes = count.ok_or_else(|| refused(format!("a tensor of {shape:?} is beyond all memory")))?;
+        MADE_BYTES
+            .check(bytes)
+            .map_err(|exceeded| refused(format!("a tensor of {shape:?} has {exceeded}")))?;
+        Ok((bytes / 4) as usize)
+    }
+
     fn lacks(&self, key: &str) -> Error {
         Error::Modal { model_type: self.model_type.to_owned(), reason: format!("config.json has no `{key}`") }
     }
@@ -254,17 +267,18 @@ impl Config<'_> {
     }
 
     /// Height and width, which are equal, and channels of a picture.
-    fn picture(&self) -> Result<[usize; 2], Error> {
+    fn picture(&self) -> [usize; 2] {
         let size = self.number("image_size").or(self.number("img_size")).or(self.number("input_size"));
-        Ok([size.unwrap_or(64), self.number("num_channels").or(self.number("in_channels")).unwrap_or(3)])
+        [size.unwrap_or(64), self.number("num_channels").or(self.number("in_channels")).unwrap_or(3)]
     }
 
     /// Adds a picture for each row, as so many tiles where the model takes tiles.
     fn pictures(&self, inputs: &mut Inputs, tiles: Option<usize>) -> Result<(), Error> {
-        let [size, channels] = self.picture()?;
+        let [size, channels] = self.picture();
         let rows = inputs.batch;
+        let count = self.elements(&[rows, tiles.unwrap_or(1), channels, size, size])?;
         let each = channels * size * size;
-        let values = (0..rows * tiles.unwrap_or(1) * each).map(|at| {
+        let values = (0..count).map(|at| {
             let (row, channel, y, x) =
                 (at / each, at / (size * size) % channels, at / size % size, at % size);
             picture(row, channel, y as f32 / size as f32, x as f32 / size as f32)
@@ -279,7 +293,12 @@ impl Config<'_> {
         let patch = self.number("patch_size").ok_or_else(|| self.lacks("patch_size"))?;
         let merge = self.number("spatial_merge_size").unwrap_or(2).max(1);
         let frames = self.number("temporal_patch_size").unwrap_or(2);
-        let [_, channels] = self.picture()?;
+        if GRIDS.iter().flatten().any(|side| side % merge != 0) {
+            let reason = format!("config.json has `spatial_merge_size` {merge}, and 1 and 2 are known");
+            return Err(Error::Modal { model_type: self.model_type.to_owned(), reason });
+        }
+        let [_, channels] = self.picture();
+        self.elements(&[inputs.batch, 32, channels, frames, patch, patch])?;
         let grids: Vec<[usize; 2]> = (0..inputs.batch).map(|row| GRIDS[row % GRIDS.len()]).collect();
         let counts: Vec<usize> = grids.iter().map(|[h, w]| h * w / (merge * merge)).collect();
         self.place(inputs, &counts)?;
@@ -308,13 +327,15 @@ impl Config<'_> {
 
     /// Puts so many image tokens after the first token of each row.
     fn place(&self, inputs: &mut Inputs, counts: &[usize]) -> Result<(), Error> {
+        let longest = counts.iter().copied().max().unwrap_or_default().saturating_add(inputs.seq);
+        self.elements(&[inputs.batch, longest, 2])?;
         let id = |key: &str| self.config.get(key).and_then(Value::as_i64);
         let image = id("image_token_id").or(id("image_token_index"));
         let image = image.ok_or_else(|| self.lacks("image_token_id"))?;
         let (start, end) = (id("vision_start_token_id"), id("vision_end_token_id"));
         let special = [Some(image), start, end, id("video_token_id"), id("audio_token_id")];
         // A token of the text must not stand for an image.
-        let plain = (1..).find(|id| !special.contains(&Some(*id))).unwrap_or_default();
+        let plain = (1..10).find(|id| !special.contains(&Some(*id))).unwrap_or_default();
         let rows: Vec<Vec<i64>> = (0..inputs.batch)
             .map(|row| {
                 let own = row * inputs.seq..(row + 1) * inputs.seq;
@@ -390,4 +411,68 @@ fn picture(row: usize, channel: usize, y: f32, x: f32) -> f32 {
 fn chirp(row: usize, at: usize) -> f32 {
     let time = at as f32 / SAMPLES as f32;
     (std::f32::consts::TAU * (200.0 + 40.0 * row as f32 + 1400.0 * time) * time).sin()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn completed(config: &Value) -> Result<Inputs, Error> {
+        let rows = [vec![5, 6, 7], vec![8, 9]];
+        let mut inputs = batch::lay_out("test".to_owned(), &rows, 3, Padding::Left, 0);
+        complete(&mut inputs, config).map(|()| inputs)
+    }
+
+    #[test]
+    fn a_picture_stands_after_the_first_token_and_its_patches_have_their_grid() {
+        let config = json!({
+            "model_type": "qwen2_vl", "image_token_id": 90, "vision_start_token_id": 91, "vision_end_token_id": 92,
+            "vision_config": {"patch_size": 2, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3},
+        });
+        let inputs = completed(&config).unwrap();
+        let grid = &inputs.tensors["image_grid_thw"];
+        assert_eq!(grid.shape, [2, 3]);
+        // 4 × 6 and 8 × 4 patches, of which four make a token.
+        assert_eq!(inputs.tensors["pixel_values"].shape, [24 + 32, 3 * 2 * 2 * 2]);
+        assert_eq!(inputs.input_ids.iter().filter(|id| **id == 90).count(), 6 + 8);
+        assert_eq!(&inputs.input_ids[..3], [5, 91, 90]);
+        assert_eq!(&inputs.attention_mask[..1], [1]);
+        assert_eq!(inputs.padding, Some(Padding::Left));
+        let types = &inputs.tensors["mm_token_type_ids"];
+        assert_eq!(types.bytes.as_chunks::<8>().0.iter().filter(|bytes| bytes[0] == 1).count(), 14);
+    }
+
+    #[test]
+    fn a_decoder_has_more_tokens_than_its_encoder_and_pictures_have_none() {
+        let text = json!({"model_type": "t5", "is_encoder_decoder": true, "decoder_start_token_id": 3});
+        let inputs = completed(&text).unwrap();
+        let decoder = &inputs.tensors[DECODER_INPUT_IDS];
+        assert_eq!((inputs.seq, &decoder.shape[..], decoder.bytes[0]), (3, &[2, 4][..], 3));
+        let picture = json!({"model_type": "vit", "image_size": 8, "num_channels": 1});
+        let inputs = completed(&picture).unwrap();
+        assert_eq!((inputs.seq, inputs.input_ids.len()), (0, 0));
+        assert_eq!(inputs.tensors["pixel_values"].shape, [2, 1, 8, 8]);
+        assert!(completed(&json!({"model_type": "llama"})).unwrap().tensors.is_empty());
+    }
+
+    #[test]
+    fn sizes_beyond_memory_are_refused_before_anything_is_made() {
+        for (model_type, key, value) in [
+            ("vit", "image_size", 1_000_000_u64),
+            ("vit", "num_channels", 1_000_000),
+            ("whisper", "max_source_positions", 1_000_000),
+            ("qwen2_vl", "patch_size", 1_000_000),
+            ("qwen2_vl", "spatial_merge_size", 7),
+            ("llava", "image_size", 1_000_000),
+        ] {
+            let mut config = json!({
+                "model_type": model_type, "image_token_id": 9, "patch_size": 4, "num_mel_bins": 1_000, "image_size": 64,
+            });
+            config[key] = value.into();
+            let refused = completed(&config).unwrap_err().to_string();
+            assert!(refused.starts_with(&format!("inputs of {model_type}: ")), "{key}: {refused}");
+        }
+    }
 }

@@ -107,10 +107,10 @@ fn cases(config: &Config) -> Vec<CasePlan> {
             InputsForm::Prompts { .. } => add(&base, &|padding| InputsPlan::Prompts { padding }),
             InputsForm::TokenIds(_) => add(&base, &|padding| InputsPlan::TokenIds { padding }),
             InputsForm::Tensors(_) => {
-                cases.push(CasePlan { name: base.clone(), checkpoint, inputs: InputsPlan::Tensors })
+                cases.push(CasePlan { name: base.clone(), checkpoint, inputs: InputsPlan::Tensors });
             }
             InputsForm::Processed => {
-                cases.push(CasePlan { name: base.clone(), checkpoint, inputs: InputsPlan::Processed })
+                cases.push(CasePlan { name: base.clone(), checkpoint, inputs: InputsPlan::Processed });
             }
             InputsForm::Sweep { lengths, batch, prefill, .. } => {
                 for &length in &lengths {

@@ -10,6 +10,7 @@ use super::auto::Drive;
 use super::clock::Clock;
 use super::context::within;
 use super::failure::Stop;
+use super::inputs::Takes;
 use super::load::{Loaded, torch_dtype};
 use super::output::{Returned, main};
 use protocol::{
@@ -45,16 +46,14 @@ pub(super) fn decode<'py>(
             "a compiled model is not decoded token by token: each length would be recompiled".into(),
         ));
     }
-    let parameters = py
-        .import("inspect")?
-        .call_method1("signature", (model.getattr("forward")?,))?
-        .getattr("parameters")?;
-    let mut names = CACHES.into_iter().filter(|name| parameters.contains(name).unwrap_or(false));
+    let takes = Takes::of(model)?;
+    let is_taken = |name: &str| takes.by_name(name).unwrap_or(false);
+    let mut names = CACHES.into_iter().filter(|name| is_taken(name));
     let cache = names
         .next()
-        .filter(|_| loaded.drive != Drive::Encoder && parameters.contains("use_cache").unwrap_or(false));
+        .filter(|_| loaded.drive != Drive::Encoder && (is_taken("use_cache") || takes.has_others));
     let cache = cache.ok_or_else(|| Stop::unsupported(format!("{class} has no KV cache")))?;
-    let takes_position = parameters.contains(CACHE_POSITION)?;
+    let takes_position = is_taken(CACHE_POSITION);
     // Whether the cache has a size, so that the places of new tokens in it must be told.
     let mut is_fixed = false;
     // An encoder-decoder caches its decoder's tokens, and gets the encoder's inputs in every pass.

@@ -81,7 +81,7 @@ pub(super) fn arguments<'py>(
         }
         arguments.set_item(name, tensor)?;
     }
-    if takes.by_name("use_cache")? {
+    if takes.by_name("use_cache")? || takes.by_name("past_key_values")? && takes.has_others {
         arguments.set_item("use_cache", false)?;
     }
     for output in to.outputs {
@@ -96,14 +96,14 @@ pub(super) fn arguments<'py>(
 }
 
 /// The arguments of a model's `forward`.
-struct Takes<'py> {
+pub(super) struct Takes<'py> {
     parameters: Bound<'py, PyAny>,
-    /// Whether it has `**kwargs`, which it hands on.
-    has_others: bool,
+    /// Whether it has `**kwargs`, which it hands on: models of several parts do since 5.0.
+    pub(super) has_others: bool,
 }
 
 impl<'py> Takes<'py> {
-    fn of(model: &Bound<'py, PyAny>) -> PyResult<Self> {
+    pub(super) fn of(model: &Bound<'py, PyAny>) -> PyResult<Self> {
         let inspect = model.py().import("inspect")?;
         let parameters =
             inspect.call_method1("signature", (model.getattr("forward")?,))?.getattr("parameters")?;
@@ -115,7 +115,7 @@ impl<'py> Takes<'py> {
         Ok(Self { parameters, has_others })
     }
 
-    fn by_name(&self, name: &str) -> PyResult<bool> {
+    pub(super) fn by_name(&self, name: &str) -> PyResult<bool> {
         self.parameters.contains(name)
     }
 
