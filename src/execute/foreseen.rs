@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use bounds::limits::CHECKPOINT_JSON_BYTES;
-use models::Kind;
 use reference::protocol::Positions;
 use serde_json::Value;
 
+use super::worker::candle::has_cache;
 use super::worker::candle_transformers::port;
 use crate::spec::config::{CheckpointSource, Config, Padding};
 use crate::spec::plan::{CasePlan, CellPlan, InputsPlan, Plan};
@@ -46,7 +46,7 @@ fn reason(
         }
         (Runner::Candle, Some(model_type)) => match models::kind(model_type) {
             None => Some(format!("tfcheck has no native {model_type}")),
-            Some(Kind::Decoder) => None,
+            Some(kind) if has_cache(kind) => None,
             Some(_) => prefill.map(|_| format!("tfcheck does not run {model_type} through a KV cache")),
         },
         (Runner::CandleTransformers, Some(model_type)) => {
