@@ -39,27 +39,36 @@ impl Mask {
     /// The file cannot be read, or holds tokens or a mask that are no i64 `[batch, seq]`.
     pub fn of_inputs(path: &Path) -> Result<Option<Self>, LogitsError> {
         let bytes = bounds::file::read(path, INPUTS_BYTES).map_err(|error| LogitsError::io(path, error))?;
-        let tensors = SafeTensors::deserialize(&bytes)
-            .map_err(|error| LogitsError::invalid(path, format!("is not a safetensors file: {error}")))?;
-        let integers = |name: &str| match tensors.tensor(name) {
-            Err(_) => Ok(None),
-            Ok(view) => match (view.dtype(), view.shape()) {
-                (Stored::I64, &[batch, seq]) => {
-                    let real = view.data().as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b) != 0);
-                    Ok(Some(Self { batch, seq, real: real.collect() }))
-                }
-                (dtype, shape) => {
-                    let problem = format!("holds {name} of {dtype:?} {shape:?}, not i64 [batch, seq]");
-                    Err(LogitsError::invalid(path, problem))
-                }
-            },
-        };
+        let tensors = opened(path, &bytes)?;
         for [tokens, mask] in TOKENS {
-            if let Some(Self { batch, seq, .. }) = integers(tokens)? {
-                return Ok(Some(integers(mask)?.unwrap_or_else(|| Self::all_real(batch, seq))));
+            if let Some(tokens) = integers(path, &tensors, tokens)? {
+                return tokens.masked(path, &tensors, mask).map(Some);
             }
         }
-        integers(ATTENTION_MASK)
+        integers(path, &tensors, ATTENTION_MASK)
+    }
+
+    /// The positions of an encoder whose decoder has tokens of its own: those of `input_ids`, with the mask that belongs to
+    /// them; a mask of no positions if the encoder has no tokens. `None` if the inputs have no `decoder_input_ids`.
+    ///
+    /// # Errors
+    /// As [`Mask::of_inputs`].
+    pub fn of_encoder(path: &Path) -> Result<Option<Self>, LogitsError> {
+        let bytes = bounds::file::read(path, INPUTS_BYTES).map_err(|error| LogitsError::io(path, error))?;
+        let tensors = opened(path, &bytes)?;
+        let [[decoder, _], [encoder, mask]] = TOKENS;
+        if tensors.tensor(decoder).is_err() {
+            return Ok(None);
+        }
+        match integers(path, &tensors, encoder)? {
+            Some(tokens) => tokens.masked(path, &tensors, mask).map(Some),
+            None => Ok(Some(Self::all_real(0, 0))),
+        }
+    }
+
+    /// The mask `mask` of these tokens.
+    fn masked(self, path: &Path, tensors: &SafeTensors, mask: &str) -> Result<Self, LogitsError> {
+        Ok(integers(path, tensors, mask)?.unwrap_or_else(|| Self::all_real(self.batch, self.seq)))
     }
 
     /// The positions of an output with `batch` rows of `seq` positions: these, if they are as many; otherwise the output
@@ -89,5 +98,25 @@ impl Mask {
     /// The last real position of a row; `None` if the row is all padding.
     pub fn last_real(&self, row: usize) -> Option<usize> {
         (0..self.seq).rev().find(|&position| self.is_real(row, position))
+    }
+}
+
+fn opened<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, LogitsError> {
+    SafeTensors::deserialize(bytes)
+        .map_err(|error| LogitsError::invalid(path, format!("is not a safetensors file: {error}")))
+}
+
+/// Where the tensor `name` is not 0; `None` if the file does not have it.
+fn integers(path: &Path, tensors: &SafeTensors, name: &str) -> Result<Option<Mask>, LogitsError> {
+    let Ok(view) = tensors.tensor(name) else { return Ok(None) };
+    match (view.dtype(), view.shape()) {
+        (Stored::I64, &[batch, seq]) => {
+            let real = view.data().as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b) != 0);
+            Ok(Some(Mask { batch, seq, real: real.collect() }))
+        }
+        (dtype, shape) => {
+            let problem = format!("holds {name} of {dtype:?} {shape:?}, not i64 [batch, seq]");
+            Err(LogitsError::invalid(path, problem))
+        }
     }
 }

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use bounds::limits::CHECKPOINT_JSON_BYTES;
-use models::Kind;
 use reference::protocol::Positions;
 use serde_json::Value;
 
+use super::worker::candle::has_cache;
 use super::worker::candle_transformers::port;
 use crate::spec::config::{CheckpointSource, Config, Padding};
 use crate::spec::plan::{CasePlan, CellPlan, InputsPlan, Plan};
@@ -46,7 +46,7 @@ fn reason(
         }
         (Runner::Candle, Some(model_type)) => match models::kind(model_type) {
             None => Some(format!("tfcheck has no native {model_type}")),
-            Some(Kind::Decoder) => None,
+            Some(kind) if has_cache(kind) => None,
             Some(_) => prefill.map(|_| format!("tfcheck does not run {model_type} through a KV cache")),
         },
         (Runner::CandleTransformers, Some(model_type)) => {
@@ -102,5 +102,20 @@ mod tests {
         let plan = Plan::new(&config, "cpu").unwrap();
         let is_gpt2 = |_, model_type: &str| model_type == "gpt2";
         insta::assert_snapshot!(plan.text(&config, &unsupported(&plan, &config, &is_gpt2)));
+    }
+
+    #[test]
+    fn encoder_decoders_run_through_a_cache_and_encoders_do_not() {
+        let config = Config::parse(
+            "checkpoints = [{ source = \"synthetic:t5\" }, { source = \"synthetic:clip\" }]\n\
+             versions = [{ name = \"5.23.0\", source = \"transformers==5.23.0\" }]\n\
+             [inputs]\nlengths = [16]\nprefill = [8]\n[candle]\nmodes = [\"eager\"]",
+            Path::new("tfcheck.toml"),
+        )
+        .unwrap();
+        let plan = Plan::new(&config, "cpu").unwrap();
+        let reasons: Vec<String> = unsupported(&plan, &config, &|_, _| false).into_iter().flatten().collect();
+        assert!(!reasons.is_empty());
+        assert!(reasons.iter().all(|reason| reason.contains("clip through a KV cache")), "{reasons:?}");
     }
 }

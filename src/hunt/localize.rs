@@ -15,6 +15,7 @@ mod live;
 mod pair;
 mod replay;
 mod routed;
+mod sequences;
 pub(super) mod tensor;
 mod walk;
 

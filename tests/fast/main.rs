@@ -6,6 +6,7 @@
 
 mod answers;
 mod bisect;
+mod cached_decoding;
 mod checkpoint_errors;
 mod checkpoint_files;
 mod checkpoint_gguf;

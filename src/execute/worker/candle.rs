@@ -1,5 +1,7 @@
 //! The engine of tfcheck's own native models.
 
+mod tokens;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
@@ -23,6 +25,7 @@ use tfcheck_port::worker::{
 
 use super::failure::{model_failure, tensor_failure};
 use super::place::{Accelerator, Place, device};
+use tokens::CachedTokens;
 
 /// The engine that runs native models.
 #[derive(Default)]
@@ -32,8 +35,8 @@ pub struct CandleEngine {
     /// The GPU that was opened last; it stays open because opening one takes longer than most forward passes.
     accelerator: Option<Accelerator>,
     loaded: Option<(Loaded, models::Inputs, Place)>,
-    /// Whether the model is a decoder: it takes position ids and can decode further tokens.
-    decodes: bool,
+    /// The model's kind.
+    kind: Option<models::Kind>,
 }
 
 impl CandleEngine {
@@ -78,7 +81,7 @@ impl Engine for CandleEngine {
             }
         };
         let loaded = loaded.map_err(model_failure)?;
-        self.decodes = kind(&load.checkpoint) == Some(models::Kind::Decoder);
+        self.kind = kind(&load.checkpoint);
         let inputs = self.read(&load.inputs, &place)?;
         let mut notes = Vec::new();
         if !loaded.unread_keys.is_empty() {
@@ -153,9 +156,7 @@ impl Engine for CandleEngine {
     }
 
     fn decode(&mut self, tokens: usize) -> Result<Vec<u64>, Failed> {
-        if !self.decodes {
-            return Ok(Vec::new());
-        }
+        let Some(tokens_of) = self.kind.and_then(CachedTokens::of) else { return Ok(Vec::new()) };
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let mut cache = models::Cache::new();
         loaded.run(inputs, Some(&mut cache), None).map_err(model_failure)?;
@@ -164,7 +165,7 @@ impl Engine for CandleEngine {
         let mut step = inputs.clone();
         let mut samples_ns = Vec::with_capacity(tokens);
         for index in 0..settling + tokens {
-            step = next(&step).map_err(tensor_failure)?;
+            step = tokens_of.next(&step).map_err(tensor_failure)?;
             let took = place.time(&mut || loaded.run(&step, Some(&mut cache), None).map(drop))?;
             if index >= settling {
                 samples_ns.push(took);
@@ -216,26 +217,26 @@ impl Engine for CandleEngine {
         let (loaded, _, place) = self.loaded.take().ok_or_else(not_loaded)?;
         let inputs = self.read(&new.inputs, &place)?;
         self.loaded = Some((loaded, inputs, place));
-        let unused = if self.decodes { Vec::new() } else { vec![POSITION_IDS.to_owned()] };
+        let unused = if self.takes_positions() { Vec::new() } else { vec![POSITION_IDS.to_owned()] };
         Ok(TakenInputs { unused })
     }
 
     fn generate(&mut self, generate: &Generate) -> Result<Generated, Failed> {
-        if !self.decodes {
-            return Err(unsupported("only a native decoder generates tokens"));
-        }
+        let Some(tokens) = self.kind.and_then(CachedTokens::of) else {
+            return Err(unsupported("only a native decoder or encoder-decoder generates tokens"));
+        };
         let (loaded, inputs, _) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let mut step = inputs.clone();
         let mut cache = Cache::new();
-        let mut ids =
-            vec![Vec::with_capacity(generate.tokens); step.input_ids.dim(0).map_err(tensor_failure)?];
+        let prompt = tokens.ids(inputs).ok_or_else(no_tokens)?;
+        let (batch, device) = (prompt.dim(0).map_err(tensor_failure)?, prompt.device().clone());
+        let mut ids = vec![Vec::with_capacity(generate.tokens); batch];
         for _ in 0..generate.tokens {
             let logits = loaded.forward_with(&step, Some(&mut cache), None).map_err(model_failure)?;
             let chosen = best_tokens(&logits).map_err(tensor_failure)?;
             ids.iter_mut().zip(&chosen).for_each(|(ids, &id)| ids.push(id));
-            step = next(&step).map_err(tensor_failure)?;
-            step.input_ids = Tensor::from_vec(chosen, (ids.len(), 1), inputs.input_ids.device())
-                .map_err(tensor_failure)?;
+            let chosen = Tensor::from_vec(chosen, (batch, 1), &device).map_err(tensor_failure)?;
+            step = tokens.with_ids(tokens.next(&step).map_err(tensor_failure)?, chosen);
         }
         Ok(Generated { ids })
     }
@@ -258,6 +259,11 @@ impl models::Probe for Modules<'_> {
     }
 }
 
+/// Whether native models of this kind run through a KV cache.
+pub(crate) fn has_cache(kind: models::Kind) -> bool {
+    CachedTokens::of(kind).is_some()
+}
+
 /// The token with the largest logit at the last position of each row.
 fn best_tokens(logits: &Tensor) -> candle_core::Result<Vec<i64>> {
     let last = logits.narrow(1, logits.dim(1)? - 1, 1)?.squeeze(1)?;
@@ -271,7 +277,7 @@ impl CandleEngine {
         Ok(models::Inputs {
             input_ids: inputs.input_ids,
             attention_mask: inputs.attention_mask,
-            position_ids: self.decodes.then_some(inputs.position_ids),
+            position_ids: self.takes_positions().then_some(inputs.position_ids),
             tensors: inputs.others,
         })
     }
@@ -279,7 +285,16 @@ impl CandleEngine {
     /// Where the forward passes over the inputs begin and end; `None` for one over all tokens.
     fn steps(&self, prefill: Option<usize>, chunks: &[usize]) -> Result<Option<Vec<Range<usize>>>, Failed> {
         let (_, inputs, _) = self.loaded.as_ref().ok_or_else(not_loaded)?;
-        steps(prefill, chunks, inputs.input_ids.dim(1).map_err(tensor_failure)?)
+        // Encoder-decoders count their decoder's tokens.
+        let tokens = self.kind.and_then(CachedTokens::of).unwrap_or(CachedTokens::Own);
+        let ids = tokens.ids(inputs).unwrap_or(&inputs.input_ids);
+        steps(prefill, chunks, ids.dim(1).map_err(tensor_failure)?)
+    }
+
+    /// Whether the model takes `position_ids`: only decoders do, as in the Python bridge; the others count positions
+    /// themselves (BERT from the start of the sequence, RoBERTa from the first token that is not padding).
+    fn takes_positions(&self) -> bool {
+        self.kind == Some(models::Kind::Decoder)
     }
 
     /// One pass, finished on the device.
@@ -296,22 +311,14 @@ impl CandleEngine {
         steps: Vec<Range<usize>>,
         mut probe: Option<&mut Writer>,
     ) -> Result<Tensor, Failed> {
-        let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
-        let Some(positions) = &inputs.position_ids else {
-            return Err(unsupported("only a native decoder is run through a KV cache"));
+        let Some(tokens) = self.kind.and_then(CachedTokens::of) else {
+            return Err(unsupported("only a native decoder or encoder-decoder is run through a KV cache"));
         };
+        let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let mut cache = Cache::new();
         let mut parts = Vec::with_capacity(steps.len());
         for step in steps {
-            let part = |tensor: &Tensor, from: usize| {
-                tensor.narrow(1, from, step.end - from).and_then(|part| part.contiguous())
-            };
-            let mask = inputs.attention_mask.as_ref().map(|mask| part(mask, 0)).transpose();
-            let inputs = models::Inputs {
-                attention_mask: mask.map_err(tensor_failure)?,
-                position_ids: Some(part(positions, step.start).map_err(tensor_failure)?),
-                ..models::Inputs::new(part(&inputs.input_ids, step.start).map_err(tensor_failure)?)
-            };
+            let inputs = tokens.part(inputs, &step).map_err(tensor_failure)?;
             let mut modules = probe.as_mut().map(|probe| Modules(&mut **probe));
             let probe = modules.as_mut().map(|modules| modules as &mut dyn models::Probe);
             parts.push(loaded.forward_with(&inputs, Some(&mut cache), probe).map_err(model_failure)?);
@@ -322,25 +329,11 @@ impl CandleEngine {
     }
 }
 
-/// Inputs of one decode step: each sequence's first token again, at the next position, not masked.
-fn next(inputs: &models::Inputs) -> candle_core::Result<models::Inputs> {
-    let mask = inputs.attention_mask.as_ref().map(|mask| {
-        let one = mask.narrow(1, 0, 1)?.ones_like()?;
-        Tensor::cat(&[mask, &one], 1)
-    });
-    let positions = inputs.position_ids.as_ref().map(|positions| {
-        let last = positions.narrow(1, positions.dim(1)? - 1, 1)?;
-        &last + &last.ones_like()?
-    });
-    Ok(models::Inputs {
-        attention_mask: mask.transpose()?,
-        position_ids: positions.transpose()?,
-        ..models::Inputs::new(inputs.input_ids.narrow(1, 0, 1)?)
-    })
+fn no_tokens() -> Failed {
+    unsupported("the inputs have no decoder_input_ids, which the model needs")
 }
 
-/// The kind of the checkpoint's model. Only decoders get `position_ids`, as in the Python bridge: the others count
-/// positions themselves (BERT from the start of the sequence, RoBERTa from the first token that is not padding).
+/// The kind of the checkpoint's model.
 fn kind(folder: &Path) -> Option<models::Kind> {
     let config = bounds::file::read(&folder.join("config.json"), CHECKPOINT_JSON_BYTES).ok()?;
     let config: serde_json::Value = serde_json::from_slice(&config).ok()?;

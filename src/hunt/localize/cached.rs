@@ -22,11 +22,13 @@ pub(in crate::hunt) fn lengths(
 
 /// The modules of forward passes over so many tokens each, `lengths`, in `batch` rows, their tensors joined along the
 /// positions. A module that some passes call and others do not, as an expert, is left out, and
-/// so is a tensor that grows otherwise, as attention's scores do.
+/// so is a tensor that grows otherwise, as attention's scores do. Of a module that `is_other` says runs over another
+/// sequence, such as an encoder's, the calls of the first pass are kept as they are; later passes may have none.
 pub(in crate::hunt) fn joined(
     modules: &[CapturedModule],
     lengths: &[usize],
     batch: usize,
+    is_other: &dyn Fn(&str) -> bool,
     folder: &Path,
 ) -> io::Result<Vec<CapturedModule>> {
     let passes = lengths.len();
@@ -38,6 +40,14 @@ pub(in crate::hunt) fn joined(
     for first in modules {
         let all = &calls[first.path.as_str()];
         let a_pass = all.len() / passes;
+        if is_other(&first.path) {
+            // Every pass may have run it, or the first one alone.
+            let is_in_each = a_pass > 0 && all.len().is_multiple_of(passes);
+            if first.call < if is_in_each { a_pass } else { all.len() } {
+                found.push(CapturedModule { further: Vec::new(), ..first.clone() });
+            }
+            continue;
+        }
         if !all.len().is_multiple_of(passes) || first.call >= a_pass {
             continue;
         }
@@ -155,7 +165,7 @@ mod tests {
             call(folder, "gate", 1, &[2, 1], 10.0),
             call(folder, "tables", 1, &[1, 2], 10.0),
         ];
-        let found = joined(&calls, &[2, 1], 2, folder).unwrap();
+        let found = joined(&calls, &[2, 1], 2, &|_| false, folder).unwrap();
         let names: Vec<(&str, usize)> = found.iter().map(|module| (&*module.path, module.call)).collect();
         let expected =
             [("mlp", 0), ("rope_q", 0), ("norm", 0), ("norm", 1), ("softmax", 0), ("gate", 0), ("tables", 0)];

@@ -126,9 +126,14 @@ pub(super) fn joined(
 ) -> Result<Vec<CapturedModule>, LocalizeError> {
     match side.side.prefill {
         None => Ok(captured.modules),
-        prefill => cached::lengths(prefill, &[], open.mask.seq())
-            .and_then(|lengths| cached::joined(&captured.modules, &lengths, open.mask.batch(), folder))
-            .map_err(|error| LocalizeError::io(folder, error)),
+        prefill => {
+            let (tokens, is_other) = (open.sequences.output(), |path: &str| open.sequences.is_other(path));
+            cached::lengths(prefill, &[], tokens.seq())
+                .and_then(|lengths| {
+                    cached::joined(&captured.modules, &lengths, tokens.batch(), &is_other, folder)
+                })
+                .map_err(|error| LocalizeError::io(folder, error))
+        }
     }
 }
 
@@ -164,7 +169,10 @@ fn measure(open: &Open, folder: &Path, [a, b]: &[CapturedModule; 2]) -> Result<M
     let inputs = (of("0", a.input.as_ref())?, of("1", b.input.as_ref())?);
     let outputs = (of("0", a.output.as_ref())?, of("1", b.output.as_ref())?);
     let apart = |pair: &(Option<Stored>, Option<Stored>)| match pair {
-        (Some(a), Some(b)) => tensor::difference(a, b, open.mask).map_err(io),
+        (Some(left), Some(right)) => {
+            let mask = open.sequences.of(&a.path, &left.shape);
+            tensor::difference(left, right, &mask).map_err(io)
+        }
         _ => Ok(None),
     };
     let mut measured = Measured {
@@ -181,8 +189,9 @@ fn measure(open: &Open, folder: &Path, [a, b]: &[CapturedModule; 2]) -> Result<M
             measured.is_other_output = true;
         }
     }
-    if let (true, (Some(a), Some(b))) = (a.path.ends_with(".softmax"), &inputs) {
-        measured.scores = tensor::scores(a, b, open.mask).map_err(io)?;
+    if let (true, (Some(left), Some(right))) = (a.path.ends_with(".softmax"), &inputs) {
+        let mask = open.sequences.of(&a.path, &left.shape);
+        measured.scores = tensor::scores(left, right, &mask).map_err(io)?;
         // The value of a masked score is arbitrary, so the input is compared without masked scores.
         let scores = measured.scores.map(|scores| scores.scores);
         measured.input = scores.or(measured.input);

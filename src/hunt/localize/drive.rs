@@ -9,6 +9,7 @@ use reference::protocol::{Dtype, Forward, Load, Mode, Positions, Reply, Request 
 use super::level::{self, Names};
 use super::live::{Found, Live, Open};
 use super::routed;
+use super::sequences::Sequences;
 use super::{Finding, LocalizeError, Localized, Request, Side};
 use crate::spec::variant::{attention_name, dtype_name, measured_dtype, measured_positions};
 use compare::mask::Mask;
@@ -23,11 +24,9 @@ use compare::metrics::Side as MetricSide;
 pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
     let started = Instant::now();
     let inputs = &request.sides[0].load.inputs;
-    let mask = Mask::of_inputs(inputs).map_err(|error| {
+    let sequences = Sequences::of_inputs(inputs).map_err(|error| {
         LocalizeError::io(inputs, std::io::Error::new(std::io::ErrorKind::InvalidData, error.to_string()))
     })?;
-    // A model without tokens has no padding: its tensors are compared whole.
-    let mask = mask.unwrap_or_else(|| Mask::all_real(0, 0));
     let scratch = tempfile::Builder::new()
         .prefix("localize-")
         .tempdir_in(request.folder)
@@ -43,7 +42,7 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
         (None, None) => Dtype::F64,
     };
     let is_choice_free = request.options.dtype.is_none();
-    let open = Open { request, mask: &mask, scratch: scratch.path() };
+    let open = Open { request, sequences: &sequences, scratch: scratch.path() };
     let mut found = match open.attempt(wanted, false) {
         Err(Attempt::Lacking(error)) if is_choice_free && wanted == Dtype::F64 => {
             notes.push(format!("both sides compute in float32 instead of float64: {error}"));
@@ -278,8 +277,9 @@ impl<'a> Open<'a> {
             let [batch, seq, _] = logits.shape();
             (logits.positions() == compare::Positions::All).then_some((batch, seq))
         });
-        let mask = whole.flatten().next().map(|shape| Mask::fitting(Some(self.mask.clone()), shape));
-        match matrix::of_pair(&pair, Some(mask.as_ref().unwrap_or(self.mask))).ok()? {
+        let mask =
+            whole.flatten().next().map(|shape| Mask::fitting(Some(self.sequences.output().clone()), shape));
+        match matrix::of_pair(&pair, Some(mask.as_ref().unwrap_or(self.sequences.output()))).ok()? {
             PairOutcome::Compared(pair) => Some((pair.relative_l2(MetricSide::A), pair.worst_position.0)),
             _ => None,
         }

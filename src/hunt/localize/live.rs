@@ -2,11 +2,11 @@
 
 use reference::protocol::{Dtype, Reply, Request as Ask};
 
+use super::sequences::Sequences;
 use super::{Finding, LocalizeError, Request, Side};
 use crate::execute::cell::FailureKind;
 use crate::execute::runner::{NoResult, Session};
 use crate::results::localized::ModuleError;
-use compare::mask::Mask;
 
 /// The result in one dtype.
 pub(super) struct Found {
@@ -67,6 +67,6 @@ impl Live<'_> {
 /// A localisation in progress.
 pub(super) struct Open<'a> {
     pub(super) request: &'a Request<'a>,
-    pub(super) mask: &'a Mask,
+    pub(super) sequences: &'a Sequences,
     pub(super) scratch: &'a std::path::Path,
 }

@@ -55,7 +55,8 @@ pub(super) fn departing(
             Stored::open(&folder.join(side), Some(&tensor)).map_err(io)
         };
         let (Some(left), Some(right)) = (of("0", a)?, of("1", b)?) else { continue };
-        let apart = argument_difference(&left, &right, open.mask).map_err(io)?;
+        let mask = open.sequences.of(&calls[0].path, &left.shape);
+        let apart = argument_difference(&left, &right, &mask).map_err(io)?;
         if let Some(apart) = apart.filter(|apart| limit.is_passed(Some(*apart))) {
             found.push(([a, b], apart.relative_l2));
         }
@@ -87,7 +88,8 @@ pub(super) fn replay(
 ) -> Result<Option<Difference>, LocalizeError> {
     let io = |error| LocalizeError::io(folder, error);
     let Some([expected, replayed]) = fed(open, sides, folder, calls, further)? else { return Ok(None) };
-    tensor::difference(&expected, &replayed, open.mask).map_err(io)
+    let mask = open.sequences.of(&calls[0].path, &expected.shape);
+    tensor::difference(&expected, &replayed, &mask).map_err(io)
 }
 
 /// Replays a module with the other side's input and arguments `further`. Returns that side's output and the replayed
@@ -111,7 +113,8 @@ pub(super) fn fed(
     }
     let (mut path, other) = (own.join(file), folder.join("input"));
     let stored = Stored::at(&path, &input.shape).map_err(io)?;
-    if stored.laid_out_as(&like.shape, open.mask, &other).map_err(io)? {
+    let mask = open.sequences.of(&calls[0].path, &input.shape);
+    if stored.laid_out_as(&like.shape, &mask, &other).map_err(io)? {
         path = other;
     }
     // The old file is removed, not overwritten, so that an open handle to it stays valid.

@@ -120,12 +120,14 @@ fn without_ties(
     };
     let (Some(scores), Some([a, b])) = (outputs(gate)?, outputs(whole)?) else { return Ok(None) };
     let io = |error| LocalizeError::io(level.folder.path(), error);
-    let Some((moved, apart)) = moved(open.mask, &scores, chosen).map_err(io)? else { return Ok(None) };
+    let Some((moved, apart)) = moved(open.sequences.output(), &scores, chosen).map_err(io)? else {
+        return Ok(None);
+    };
     if apart > limit.position {
         return Ok(None);
     }
-    let (batch, seq) = (open.mask.batch(), open.mask.seq());
-    let stays = |(row, at)| open.mask.is_real(row, at) && !moved.contains(&(row, at));
+    let (batch, seq) = (open.sequences.output().batch(), open.sequences.output().seq());
+    let stays = |(row, at)| open.sequences.output().is_real(row, at) && !moved.contains(&(row, at));
     let rest = (0..batch).flat_map(|row| (0..seq).map(move |at| (row, at))).map(stays).collect();
     match Mask::new(batch, seq, rest) {
         Some(rest) => tensor::difference(&a, &b, &rest).map_err(io),
@@ -167,7 +169,7 @@ fn near_ties(
             Stored::open(&level.folder.path().join(index), module.output.as_ref()).map_err(io)
         };
         let (Some(a), Some(b)) = (of("0", &calls[0])?, of("1", &calls[1])?) else { return Ok(None) };
-        let Some((here, scores)) = self::moved(open.mask, &[a, b], chosen).map_err(io)? else {
+        let Some((here, scores)) = self::moved(open.sequences.output(), &[a, b], chosen).map_err(io)? else {
             return Ok(None);
         };
         if first.is_none() && !here.is_empty() {
@@ -175,8 +177,9 @@ fn near_ties(
         }
         moved.extend(here);
     }
-    let positions = (0..open.mask.batch()).flat_map(|row| (0..open.mask.seq()).map(move |at| (row, at)));
-    let of = positions.filter(|(row, at)| open.mask.is_real(*row, *at)).count();
+    let positions = (0..open.sequences.output().batch())
+        .flat_map(|row| (0..open.sequences.output().seq()).map(move |at| (row, at)));
+    let of = positions.filter(|(row, at)| open.sequences.output().is_real(*row, *at)).count();
     // These scores are not from a replay, so they carry the rounding of the whole model before them.
     let local = limit.overall * open.request.tolerances.local_factor;
     let is_a_tie = |(router, scores): (String, f64)| {

@@ -115,9 +115,13 @@ fn unequal_scores(measured: &Measured, threshold: f64) -> Option<(&'static str, 
         .find(|(_, difference)| difference.relative_l2 > threshold)
 }
 
-/// The direct children of each module, in call order; modules without a parent are under `None`.
+/// The direct children of each module, in call order; modules without a parent are under `None`. A module that runs
+/// before its parent by path (native T5's relative biases, which all layers share) belongs to the parent's first call.
 fn children(modules: &[Measured]) -> HashMap<Option<usize>, Vec<usize>> {
     let mut latest: HashMap<&str, usize> = HashMap::new();
+    for (index, module) in modules.iter().enumerate() {
+        latest.entry(&module.path).or_insert(index);
+    }
     let mut children: HashMap<Option<usize>, Vec<usize>> = HashMap::new();
     for (index, module) in modules.iter().enumerate() {
         let parent = ancestors(&module.path).find_map(|path| latest.get(path).copied());
@@ -211,6 +215,20 @@ mod tests {
         let modules = modules(experts);
         check(&modules, Some("mlp"), Some("mlp.gate"), Some("mlp.experts"));
         assert_eq!(suspect(&modules, None, LIMIT).unwrap().arguments, [weights]);
+    }
+
+    #[test]
+    fn a_module_that_runs_before_its_parent_belongs_to_it() {
+        let modules = |input| {
+            [
+                measured("block.0.attn.bias", input, 0.4),
+                measured("block.0", 0.0, 0.3),
+                measured("block.0.attn", 0.0, 0.3),
+                measured("block.0.attn.q", 0.0, 0.0),
+            ]
+        };
+        check(&modules(0.0), Some("block.0.attn.bias"), None, None);
+        check(&modules(0.2), Some("block.0.attn"), None, Some("block.0.attn.bias"));
     }
 
     #[test]

@@ -85,5 +85,5 @@ fn whole(modules: Vec<CapturedModule>, step: &Step, folder: &Path) -> std::io::R
     }
     let (prefill, chunks) = parts(&step.passes);
     let lengths = cached::lengths(prefill, &chunks, step.batch.seq())?;
-    cached::joined(&modules, &lengths, step.batch.rows(), folder)
+    cached::joined(&modules, &lengths, step.batch.rows(), &|_| false, folder)
 }

@@ -10,7 +10,7 @@ use tfcheck::hunt::localize::{Finding, LocalizeError, Localized, Options};
 use crate::engine::InProcess;
 use crate::setting::{Setting, Tensors, write_inputs};
 
-fn divergence<'a>(name: &str, found: &'a Localized) -> &'a tfcheck::hunt::localize::Divergence {
+pub(super) fn divergence<'a>(name: &str, found: &'a Localized) -> &'a tfcheck::hunt::localize::Divergence {
     match &found.finding {
         Finding::Module(divergence) => divergence,
         other => panic!("{name}: {other:?}: {}", found.sentence),
@@ -19,7 +19,7 @@ fn divergence<'a>(name: &str, found: &'a Localized) -> &'a tfcheck::hunt::locali
 
 /// Asserts that the first diverging module is `path`. `between` holds the neighbouring submodules if the bug is in the
 /// module's own code.
-fn assert_found(name: &str, found: &Localized, path: &str, between: Option<[Option<&str>; 2]>) {
+pub(super) fn assert_found(name: &str, found: &Localized, path: &str, between: Option<[Option<&str>; 2]>) {
     let divergence = divergence(name, found);
     assert_eq!(divergence.path, path, "{name}: {}", found.sentence);
     let places = divergence.between.as_ref().map(|b| [b.after.as_deref(), b.before.as_deref()]);
@@ -34,7 +34,7 @@ fn assert_found(name: &str, found: &Localized, path: &str, between: Option<[Opti
 }
 
 /// Asserts that the verdict on the two loads is *diverged* and that the bug is localised to `path`.
-fn assert_bug(
+pub(super) fn assert_bug(
     name: &str,
     setting: &Setting,
     (right, wrong): (Load, Load),

@@ -18,6 +18,8 @@ use reference::protocol::{Attention, Dtype, Forward, Load, Mode, Request as Ask}
 use serde_json::Value;
 use tfcheck::execute::runner::Runner;
 use tfcheck::hunt::localize::{LocalizeError, Localized, Options, Request, Side, localize};
+use tfcheck::spec::checkpoint::{Checkpoint, Source};
+use tfcheck::spec::inputs::{self, Padding, Spec};
 use tfcheck::spec::variant::measured_dtype;
 
 use crate::engine::InProcess;
@@ -45,6 +47,42 @@ impl Setting {
         models::synthetic::write(model_type, variant, 0, &setting.checkpoint()).unwrap();
         write_inputs(&setting.inputs(), true);
         setting
+    }
+
+    /// As [`Setting::new`], with the inputs that a run makes for two rows of 22 tokens, padded on the left: an
+    /// encoder-decoder, a model of speech or of images gets what it takes beside tokens.
+    pub(crate) fn with_made_inputs(name: &str) -> Self {
+        let setting = Self::new(name);
+        let checkpoint = Checkpoint {
+            name: format!("synthetic:{name}"),
+            source: Source::Folder(setting.checkpoint()),
+            revision: None,
+            folder: setting.checkpoint(),
+            config: models::synthetic::config(&setting.model_type, &setting.variant).unwrap(),
+            model_type: setting.model_type.clone(),
+            weights: Vec::new(),
+            tokenizer: None,
+            digest: String::new(),
+            notes: Vec::new(),
+        };
+        let spec = Spec::Lengths {
+            lengths: vec![22],
+            batches: vec![2],
+            paddings: vec![Some(Padding::Left)],
+            text: None,
+            seed: 0,
+        };
+        inputs::make(&spec, &checkpoint).unwrap()[0].save(setting.folder.path()).unwrap();
+        setting
+    }
+
+    /// A copy of the inputs with changes.
+    pub(crate) fn changed_inputs(&self, change: impl FnOnce(&mut Tensors)) -> PathBuf {
+        let mut tensors = candle_core::safetensors::load(self.inputs(), &Device::Cpu).unwrap();
+        change(&mut tensors);
+        let path = self.folder.path().join("changed.safetensors");
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        path
     }
 
     pub(crate) fn checkpoint(&self) -> PathBuf {
@@ -108,7 +146,8 @@ impl Setting {
             });
             origins.push(Origin { family: family.into(), path: format!("{family} {:?}", load.mode) });
         }
-        let mask = Mask::of_inputs(&self.inputs()).unwrap().unwrap();
+        let [batch, seq, _] = entries[0].logits.as_ref().unwrap().shape();
+        let mask = Mask::fitting(Mask::of_inputs(&self.inputs()).unwrap(), (batch, seq));
         let matrix = matrix::matrix(&entries, Some(&mask), &matrix::Options::default()).unwrap();
         verdicts(&matrix, &Oracles::new(&matrix, &origins), &Tolerances::default()).remove(0)
     }

@@ -1,0 +1,203 @@
+//! Plants bugs in models of more than one sequence, T5, Whisper and CLIP, on the inputs that a run makes, and localises them.
+
+use candle_core::{D, Device, Tensor};
+use reference::protocol::{Dtype, Load, Mode};
+use serde_json::{Value, json};
+use tfcheck::execute::runner::Runner;
+use tfcheck::hunt::localize::{Finding, Options};
+
+use super::native::{assert_bug, assert_found, divergence};
+use crate::engine::InProcess;
+use crate::setting::{Setting, Tensors};
+
+type Between<'a> = Option<[Option<&'a str>; 2]>;
+
+/// Asserts that the bug that these edits plant is localised to `path`.
+fn fault(
+    checkpoint: &str,
+    config: impl FnOnce(&mut Value),
+    weights: impl FnOnce(&mut Tensors),
+    path: &str,
+    between: Between,
+) {
+    let setting = Setting::with_made_inputs(checkpoint);
+    let right = setting.load(Mode::Eager, Dtype::F32);
+    let wrong = Load { checkpoint: setting.changed(config, weights), ..right.clone() };
+    assert_bug(&format!("{checkpoint} {path}"), &setting, (right, wrong), path, between);
+}
+
+/// As [`fault`], for an edit of the tensor `module.tensor`; the module is the first to diverge.
+fn weight_fault(checkpoint: &str, module: &str, tensor: &str, edit: impl Fn(&Tensor) -> Tensor) {
+    let name = format!("{module}.{tensor}");
+    let weights = |tensors: &mut Tensors| {
+        let edited = edit(&tensors[&name]).contiguous().unwrap();
+        tensors.insert(name.clone(), edited);
+    };
+    fault(checkpoint, |_| (), weights, module, None);
+}
+
+/// The values along `axis` moved by one; the last comes first.
+fn rolled(tensor: &Tensor, axis: usize) -> Tensor {
+    let last = tensor.dim(axis).unwrap() - 1;
+    Tensor::cat(&[tensor.narrow(axis, last, 1).unwrap(), tensor.narrow(axis, 0, last).unwrap()], axis)
+        .unwrap()
+}
+
+#[test]
+fn a_wrong_distance_of_t5s_buckets_is_localised_to_the_code_that_sorts_them() {
+    let attention = "encoder.block.0.layer.0.SelfAttention";
+    let table = &*format!("{attention}.relative_attention_bias");
+    let config = |config: &mut Value| config["relative_attention_max_distance"] = json!(13);
+    fault("t5", config, |_| (), attention, Some([None, Some(table)]));
+    for table in [table, "decoder.block.0.layer.0.SelfAttention.relative_attention_bias"] {
+        weight_fault("t5", table, "weight", |table| rolled(table, 0));
+    }
+}
+
+#[test]
+fn a_missing_norm_is_localised_in_either_stack() {
+    for (checkpoint, module) in [
+        ("t5", "encoder.final_layer_norm"),
+        ("t5", "decoder.final_layer_norm"),
+        ("t5", "decoder.block.1.layer.1.layer_norm"),
+        ("whisper", "model.encoder.layer_norm"),
+        ("whisper", "model.decoder.layer_norm"),
+        ("clip", "vision_model.pre_layrnorm"),
+        ("clip", "vision_model.post_layernorm"),
+        ("clip", "text_model.final_layer_norm"),
+    ] {
+        weight_fault(checkpoint, module, "weight", |weight| weight.ones_like().unwrap());
+    }
+}
+
+#[test]
+fn wrong_weights_of_cross_attention_are_localised_by_the_positions_that_they_run_over() {
+    let layer = "decoder.block.2.layer.1.EncDecAttention";
+    for name in ["q", "k", "v", "o"] {
+        weight_fault("t5", &format!("{layer}.{name}"), "weight", |weight| rolled(weight, 0));
+    }
+    for name in ["q_proj", "v_proj"] {
+        weight_fault("whisper", &format!("model.decoder.layers.2.encoder_attn.{name}"), "bias", |bias| {
+            bias.zeros_like().unwrap()
+        });
+    }
+}
+
+/// Lets the decoder attend to the encoder's padding.
+fn unmasked(tensors: &mut Tensors) {
+    let ones = tensors["attention_mask"].ones_like().unwrap();
+    tensors.insert("attention_mask".to_owned(), ones);
+}
+
+#[test]
+fn attended_padding_of_the_encoder_is_localised_to_the_mask() {
+    // An encoder without blocks attends to nothing, so that only the decoder can attend to the padding.
+    for (num_layers, path) in [
+        (3, "encoder.block.0.layer.0.SelfAttention.mask"),
+        (0, "decoder.block.0.layer.1.EncDecAttention.mask"),
+    ] {
+        let setting = Setting::with_made_inputs("t5");
+        let checkpoint = setting.changed(|config| config["num_layers"] = json!(num_layers), |_| ());
+        let right = Load { checkpoint, ..setting.load(Mode::Eager, Dtype::F32) };
+        let wrong = Load { inputs: setting.changed_inputs(unmasked), ..right.clone() };
+        assert_bug(path, &setting, (right, wrong), path, None);
+    }
+}
+
+#[test]
+fn a_shifted_frame_is_localised_to_where_it_is_shifted() {
+    let setting = Setting::with_made_inputs("whisper");
+    let inputs = setting.changed_inputs(|tensors| {
+        let shifted = rolled(&tensors["input_features"], 2);
+        tensors.insert("input_features".to_owned(), shifted);
+    });
+    let right = setting.load(Mode::Eager, Dtype::F32);
+    let wrong = Load { inputs, ..right.clone() };
+    let before = Some([None, Some("model.encoder")]);
+    assert_bug("shifted features", &setting, (right, wrong), "model", before);
+    for convolution in ["model.encoder.conv1", "model.encoder.conv2"] {
+        weight_fault("whisper", convolution, "weight", |weight| rolled(weight, 2));
+    }
+    for stack in ["encoder", "decoder"] {
+        let positions = format!("model.{stack}.embed_positions");
+        weight_fault("whisper", &positions, "weight", |weight| rolled(weight, 0));
+    }
+}
+
+#[test]
+fn patches_in_another_order_are_localised_to_the_embedding() {
+    let transposed = |weight: &Tensor| weight.transpose(D::Minus1, D::Minus2).unwrap();
+    weight_fault("clip", "vision_model.embeddings.patch_embedding", "weight", transposed);
+    // The position of the class token and, column by column, those of 3 × 3 patches.
+    let columns = Tensor::new(&[0_u32, 1, 4, 7, 2, 5, 8, 3, 6, 9], &Device::Cpu).unwrap();
+    let by_columns = |table: &Tensor| table.index_select(&columns, 0).unwrap();
+    weight_fault("clip", "vision_model.embeddings.position_embedding", "weight", by_columns);
+}
+
+#[test]
+fn a_text_pooled_at_another_token_is_localised_to_the_code_behind_the_text_model() {
+    let config = |config: &mut Value| config["text_config"]["eos_token_id"] = json!(2);
+    fault("clip", config, |_| (), "(root)", Some([Some("text_model"), Some("text_projection")]));
+}
+
+#[test]
+fn a_cached_encoder_decoder_agrees_with_its_full_pass_and_its_bugs_are_localised() {
+    for (checkpoint, module) in [
+        ("t5", "encoder.block.1.layer.1.DenseReluDense.wi"),
+        ("t5", "decoder.block.1.layer.1.EncDecAttention.k"),
+        ("t5", "decoder.block.2.layer.2.DenseReluDense.wo"),
+        ("whisper", "model.encoder.layers.1.fc1"),
+        ("whisper", "model.decoder.layers.2.encoder_attn.q_proj"),
+    ] {
+        let setting = Setting::with_made_inputs(checkpoint);
+        let right = setting.load(Mode::Eager, Dtype::F32);
+        let changed = setting.changed(
+            |_| (),
+            |tensors| {
+                let name = format!("{module}.weight");
+                let edited = rolled(&tensors[&name], 0);
+                tensors.insert(name, edited);
+            },
+        );
+        let wrong = Load { checkpoint: changed, ..right.clone() };
+        let localize = |b: &Load, prefills: [Option<usize>; 2]| {
+            let sides = [(right.clone(), prefills[0]), (b.clone(), prefills[1])];
+            let [a, b] = sides.map(|(load, prefill)| (&InProcess as &dyn Runner, load, prefill));
+            setting.localize_through_caches(a, b, &Options::default()).unwrap()
+        };
+        // The decoder has 27 tokens.
+        for prefill in [1, 20] {
+            let found = localize(&right, [None, Some(prefill)]);
+            assert_eq!(found.finding, Finding::Nothing, "{checkpoint}: {}", found.sentence);
+        }
+        for prefills in [[None, Some(20)], [Some(20), Some(20)]] {
+            let found = localize(&wrong, prefills);
+            assert_found(module, &found, module, None);
+            assert_eq!(divergence(module, &found).path, module);
+        }
+    }
+}
+
+#[test]
+fn padding_of_the_encoder_is_not_compared() {
+    let setting = Setting::with_made_inputs("t5");
+    let inputs = setting.changed_inputs(|tensors| {
+        let mask = &tensors["attention_mask"];
+        let padding = (mask.ones_like().unwrap() - mask).unwrap();
+        assert!(padding.sum_all().unwrap().to_scalar::<i64>().unwrap() > 0);
+        let other = (&tensors["input_ids"] + padding).unwrap();
+        tensors.insert("input_ids".to_owned(), other);
+    });
+    let module = "decoder.block.2.layer.2.DenseReluDense.wo";
+    let checkpoint = setting.changed(
+        |_| (),
+        |tensors| {
+            let name = format!("{module}.weight");
+            let edited = rolled(&tensors[&name], 0);
+            tensors.insert(name, edited);
+        },
+    );
+    let right = setting.load(Mode::Eager, Dtype::F32);
+    let wrong = Load { checkpoint, inputs, ..right.clone() };
+    assert_bug("other padding", &setting, (right, wrong), module, None);
+}
