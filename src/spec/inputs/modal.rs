@@ -437,8 +437,9 @@ mod tests {
         // 4 × 6 and 8 × 4 patches, of which four make a token.
         assert_eq!(inputs.tensors["pixel_values"].shape, [24 + 32, 3 * 2 * 2 * 2]);
         assert_eq!(inputs.input_ids.iter().filter(|id| **id == 90).count(), 6 + 8);
-        assert_eq!(&inputs.input_ids[..3], [5, 91, 90]);
-        assert_eq!(&inputs.attention_mask[..1], [1]);
+        // The second row is longer by a token, with its larger picture.
+        assert_eq!(&inputs.input_ids[..4], [0, 5, 91, 90]);
+        assert_eq!(&inputs.attention_mask[..2], [0, 1]);
         assert_eq!(inputs.padding, Some(Padding::Left));
         let types = &inputs.tensors["mm_token_type_ids"];
         assert_eq!(types.bytes.as_chunks::<8>().0.iter().filter(|bytes| bytes[0] == 1).count(), 14);
