@@ -103,4 +103,19 @@ mod tests {
         let is_gpt2 = |_, model_type: &str| model_type == "gpt2";
         insta::assert_snapshot!(plan.text(&config, &unsupported(&plan, &config, &is_gpt2)));
     }
+
+    #[test]
+    fn encoder_decoders_run_through_a_cache_and_encoders_do_not() {
+        let config = Config::parse(
+            "checkpoints = [{ source = \"synthetic:t5\" }, { source = \"synthetic:clip\" }]\n\
+             versions = [{ name = \"5.23.0\", source = \"transformers==5.23.0\" }]\n\
+             [inputs]\nlengths = [16]\nprefill = [8]\n[candle]\nmodes = [\"eager\"]",
+            Path::new("tfcheck.toml"),
+        )
+        .unwrap();
+        let plan = Plan::new(&config, "cpu").unwrap();
+        let reasons = unsupported(&plan, &config, &|_, _| false).into_iter().flatten();
+        let native: Vec<String> = reasons.filter(|reason| reason.starts_with("tfcheck")).collect();
+        assert_eq!(native, ["tfcheck does not run clip through a KV cache"]);
+    }
 }

@@ -177,3 +177,27 @@ fn a_cached_encoder_decoder_agrees_with_its_full_pass_and_its_bugs_are_localised
         }
     }
 }
+
+#[test]
+fn padding_of_the_encoder_is_not_compared() {
+    let setting = Setting::with_made_inputs("t5");
+    let inputs = setting.changed_inputs(|tensors| {
+        let mask = &tensors["attention_mask"];
+        let padding = (mask.ones_like().unwrap() - mask).unwrap();
+        assert!(padding.sum_all().unwrap().to_scalar::<i64>().unwrap() > 0);
+        let other = (&tensors["input_ids"] + padding).unwrap();
+        tensors.insert("input_ids".to_owned(), other);
+    });
+    let module = "decoder.block.2.layer.2.DenseReluDense.wo";
+    let checkpoint = setting.changed(
+        |_| (),
+        |tensors| {
+            let name = format!("{module}.weight");
+            let edited = rolled(&tensors[&name], 0);
+            tensors.insert(name, edited);
+        },
+    );
+    let right = setting.load(Mode::Eager, Dtype::F32);
+    let wrong = Load { checkpoint, inputs, ..right.clone() };
+    assert_bug("other padding", &setting, (right, wrong), module, None);
+}
