@@ -11,6 +11,7 @@ use crate::truth::truth;
 use crate::{LONG, case, padded};
 
 const LABELS: usize = 3;
+const TOKENS: Option<&str> = Some("input_ids");
 
 fn config(model_type: &str, architecture: &str) -> Value {
     json!({
@@ -71,8 +72,8 @@ fn shapes(prefix: &str, linear: &[(&str, usize)], norms: &[&str]) -> BTreeMap<St
     shapes
 }
 
-/// Writes an encoder with each head; returns folder, width of the output and which positions it covers.
-fn checkpoints(folder: &Path) -> Vec<(PathBuf, usize, Positions)> {
+/// Writes an encoder with each head; returns folder, width of the output and the tensor whose positions it follows.
+fn checkpoints(folder: &Path) -> Vec<(PathBuf, usize, Option<&'static str>)> {
     let masked = |mut shapes: BTreeMap<String, Vec<usize>>, bias: &str| {
         shapes.insert(bias.to_owned(), vec![VOCABULARY]);
         shapes
@@ -88,14 +89,10 @@ fn checkpoints(folder: &Path) -> Vec<(PathBuf, usize, Positions)> {
     let classifier = shapes("bert.", &[("bert.pooler.dense", HIDDEN), ("classifier", LABELS)], &[]);
     let roberta = shapes("roberta.", &[("lm_head.dense", HIDDEN)], &["lm_head.layer_norm"]);
     vec![
-        (write("bert", "BertForMaskedLM", &masked(bert, "cls.predictions.bias")), VOCABULARY, Positions::All),
-        (write("bert", "BertForSequenceClassification", &classifier), LABELS, Positions::Last),
-        (write("bert", "BertModel", &shapes("", &[("pooler.dense", HIDDEN)], &[])), HIDDEN, Positions::All),
-        (
-            write("roberta", "RobertaForMaskedLM", &masked(roberta, "lm_head.bias")),
-            VOCABULARY,
-            Positions::All,
-        ),
+        (write("bert", "BertForMaskedLM", &masked(bert, "cls.predictions.bias")), VOCABULARY, TOKENS),
+        (write("bert", "BertForSequenceClassification", &classifier), LABELS, None),
+        (write("bert", "BertModel", &shapes("", &[("pooler.dense", HIDDEN)], &[])), HIDDEN, TOKENS),
+        (write("roberta", "RobertaForMaskedLM", &masked(roberta, "lm_head.bias")), VOCABULARY, TOKENS),
     ]
 }
 
@@ -111,13 +108,14 @@ fn every_encoder_head_gives_three_dimensions_and_ignores_position_ids() {
     let paths: Vec<&Path> = checkpoints.iter().map(|(path, ..)| path.as_path()).collect();
     for environment in [&environments()[0], environments().last().unwrap()] {
         let truths = truth(environment, &paths, &case.inputs);
-        for ((checkpoint, width, positions), truth) in checkpoints.iter().zip(truths) {
+        for ((checkpoint, width, follows), truth) in checkpoints.iter().zip(truths) {
             let cell = case.cell(environment, Mode::Eager, Attention::Eager);
             let outcome = Cell { checkpoint, ..cell }.run().unwrap();
             let name = format!("{} {}", version(environment), checkpoint.display());
-            let seq = if *positions == Positions::All { LONG } else { 1 };
+            let seq = if follows.is_some() { LONG } else { 1 };
             assert_eq!(outcome.forwarded.shape, [2, seq, *width], "{name}");
-            assert_eq!(outcome.forwarded.positions, *positions, "{name}");
+            assert_eq!(outcome.forwarded.positions, Positions::All, "{name}");
+            assert_eq!(outcome.forwarded.outputs[0].follows.as_deref(), *follows, "{name}");
             assert!(outcome.logits == truth.f32, "{name}");
         }
     }
