@@ -243,7 +243,10 @@ fn an_option_that_a_version_lacks_is_unsupported() {
     };
     check(|config| config["model_type"] = "llama99".into(), "llama99");
     check(|config| config["auto_map"] = json!({ "AutoModel": "code.Model" }), "auto_map");
-    check(|config| config["architectures"] = json!(["LlamaForQuestionAnswering"]), "QuestionAnswering");
+    check(
+        |config| config["architectures"] = json!(["LlamaForWatermarks"]),
+        "has no class LlamaForWatermarks",
+    );
     let case = case(|_| ());
     assert!(matches!(
         case.cell(newest(), Mode::Fused, Attention::Sdpa).run(),
