@@ -22,6 +22,8 @@ use protocol::{
 /// states; the others are the states of Mamba (`modeling_mamba.py`) and of RWKV (`modeling_rwkv.py`).
 const CACHES: [&str; 3] = [KV_CACHE, "cache_params", "state"];
 const KV_CACHE: &str = "past_key_values";
+/// Which tokens stand for pictures, by which Qwen counts positions.
+const PICTURES: &str = "mm_token_type_ids";
 /// Where the tokens of a forward pass lie among all; Mamba needs it next to its states (4.40 to 4.57).
 const CACHE_POSITION: &str = "cache_position";
 
@@ -48,11 +50,12 @@ pub(super) fn decode<'py>(
     }
     let takes = Takes::of(model)?;
     let is_taken = |name: &str| takes.by_name(name).unwrap_or(false);
-    let mut names = CACHES.into_iter().filter(|name| is_taken(name));
-    let cache = names
-        .next()
-        .filter(|_| loaded.drive != Drive::Encoder && (is_taken("use_cache") || takes.has_others));
-    let cache = cache.ok_or_else(|| Stop::unsupported(format!("{class} has no KV cache")))?;
+    let cache = match CACHES.into_iter().find(|name| is_taken(name)) {
+        Some(name) if loaded.drive != Drive::Encoder && (is_taken("use_cache") || takes.has_others) => name,
+        // Models of several parts hand it on unnamed since 5.0.
+        None if loaded.drive == Drive::Whole && takes.has_others && generates(model)? => KV_CACHE,
+        _ => return Err(Stop::unsupported(format!("{class} has no KV cache"))),
+    };
     let takes_position = is_taken(CACHE_POSITION);
     // Whether the cache has a size, so that the places of new tokens in it must be told.
     let mut is_fixed = false;
@@ -74,9 +77,15 @@ pub(super) fn decode<'py>(
                 step.set_item(name, columns(&whole, from, end)?)?;
             }
         }
-        for name in ["token_type_ids", "mm_token_type_ids"] {
-            if let Some(whole) = arguments.get_item(name)? {
-                step.set_item(name, columns(&whole, start, end)?)?;
+        if let Some(whole) = arguments.get_item("token_type_ids")? {
+            step.set_item("token_type_ids", columns(&whole, start, end)?)?;
+        }
+        if let Some(whole) = arguments.get_item(PICTURES)? {
+            // The positions of later tokens follow from those of the first pass.
+            if start == 0 {
+                step.set_item(PICTURES, columns(&whole, start, end)?)?;
+            } else {
+                step.del_item(PICTURES)?;
             }
         }
         if start > 0 && !has_encoder {
@@ -151,6 +160,14 @@ pub(super) fn decode<'py>(
     let shape = tensor.getattr("shape")?.extract()?;
     let output = Output { name: LOGITS.to_owned(), shape, follows: Some(tokens.to_owned()) };
     Ok((Returned { output, tensor }, elapsed))
+}
+
+/// Whether `generate` works with the model.
+fn generates(model: &Bound<'_, PyAny>) -> PyResult<bool> {
+    match model.getattr_opt("can_generate")? {
+        Some(can) => can.call0()?.extract(),
+        None => Ok(false),
+    }
 }
 
 /// An empty cache of the class that the model's own file defines for hybrid models, `HybridMambaAttentionDynamicCache` of
