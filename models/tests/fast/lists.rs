@@ -52,8 +52,6 @@ fn check(path: &str, start: &str, end: &str, expected: &str) {
 #[test]
 fn texts_list_and_count_the_architectures_and_their_synthetic_checkpoints() {
     let small = catalogue().iter().filter(|entry| !entry.bench).count();
-    // The scoreboard's inputs are one text.
-    let one_text = catalogue().iter().filter(|entry| !entry.bench && entry.is_one_text()).count();
     for (path, start, end, expected) in [
         ("../README.md", "There are ", " architectures,", model_types().count().to_string()),
         ("../README.md", "- Decoders", "\n- Encoders", list(Kind::Decoder, "")),
@@ -77,12 +75,6 @@ fn texts_list_and_count_the_architectures_and_their_synthetic_checkpoints() {
         ),
         ("../README.md", "\n- Dual encoders", "\n\n", list(Kind::DualEncoder, " of images and texts")),
         ("../README.md", "float64, over ", " synthetic checkpoints", small.to_string()),
-        (
-            "../docs/scoreboard.md",
-            "variant of each: ",
-            " cases",
-            format!("{one_text} checkpoints, {}", 3 * one_text),
-        ),
     ] {
         check(path, start, end, &expected);
     }
