@@ -152,10 +152,12 @@ fn no_key_or_tensor_is_left_unread() {
     );
 }
 
+/// A probe that checks that modules end in the order in which they began, and keeps the shapes of their outputs.
 #[derive(Default)]
-struct Trace {
-    open: Vec<String>,
-    closed: usize,
+pub(super) struct Trace {
+    pub(super) open: Vec<String>,
+    /// Path and shape of each output, in the order in which the modules ended.
+    pub(super) outputs: Vec<(String, Vec<usize>)>,
 }
 
 impl Probe for Trace {
@@ -163,9 +165,9 @@ impl Probe for Trace {
         self.open.push(path.to_owned());
     }
 
-    fn leave(&mut self, path: &str, _output: &Tensor) {
+    fn leave(&mut self, path: &str, output: &Tensor) {
         assert_eq!(self.open.pop().as_deref(), Some(path));
-        self.closed += 1;
+        self.outputs.push((path.to_owned(), output.dims().to_vec()));
     }
 }
 
@@ -185,7 +187,7 @@ fn a_probe_changes_nothing() {
             let probed = loaded.forward_with(&batch(0..SEQ), None, Some(&mut trace)).unwrap();
             let values = |xs: &Tensor| xs.to_dtype(DType::F64).unwrap().to_vec3::<f64>().unwrap();
             assert_eq!(values(&plain), values(&probed), "{name} {dtype:?}");
-            assert!(trace.open.is_empty() && trace.closed > 0, "{name}");
+            assert!(trace.open.is_empty() && !trace.outputs.is_empty(), "{name}");
         });
     }
 }

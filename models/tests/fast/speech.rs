@@ -4,9 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use models::{Backend, Inputs, Kind, Loaded, Probe};
+use models::{Backend, Inputs, Kind, Loaded};
 
-use super::laws::{EXACT, assert_row_same, each, norm, token};
+use super::laws::{EXACT, Trace, assert_row_same, each, norm, token};
 use super::sequences::through_a_cache;
 
 /// Sequence lengths of the decoder.
@@ -95,23 +95,6 @@ fn later_tokens_change_no_earlier_one_and_every_frame_changes_the_first() {
     }
 }
 
-#[derive(Default)]
-struct Trace {
-    open: Vec<String>,
-    shapes: Vec<(String, Vec<usize>)>,
-}
-
-impl Probe for Trace {
-    fn enter(&mut self, path: &str, _input: &Tensor) {
-        self.open.push(path.to_owned());
-    }
-
-    fn leave(&mut self, path: &str, output: &Tensor) {
-        assert_eq!(self.open.pop().as_deref(), Some(path));
-        self.shapes.push((path.to_owned(), output.dims().to_vec()));
-    }
-}
-
 #[test]
 fn a_probe_changes_nothing_and_sees_convolutions_in_torchs_layout() {
     for (dtype, backend) in [
@@ -130,7 +113,7 @@ fn a_probe_changes_nothing_and_sees_convolutions_in_torchs_layout() {
             for (path, shape) in
                 [("model.encoder.conv1", vec![rows, 64, 60]), ("model.encoder.conv2", vec![rows, 64, 30])]
             {
-                assert!(trace.shapes.contains(&(path.to_owned(), shape)), "{name}: {path}");
+                assert!(trace.outputs.contains(&(path.to_owned(), shape)), "{name}: {path}");
             }
         });
     }

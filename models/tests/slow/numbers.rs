@@ -207,7 +207,7 @@ fn a_planted_kernel_bug_exceeds_100_times_the_bound() {
     }
 }
 
-/// The fused backend runs models of more than one sequence on the CPU only; the error says so.
+/// On a GPU, the fused backend does not support models that take more than one sequence (T5, Whisper, CLIP), and its error says that.
 #[test]
 fn a_model_of_more_than_one_sequence_is_refused_on_a_gpu() {
     let others = catalogue().iter().filter(|entry| !entry.is_one_text());

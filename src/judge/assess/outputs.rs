@@ -10,7 +10,7 @@ use compare::verdict::{Tolerances, verdicts};
 use miette::{Result, miette};
 
 use super::super::view::{OutputRow, OutputView};
-use crate::execute::cell::{Cell, Outcome};
+use crate::execute::cell::Cell;
 use crate::spec::variant::measured_dtype;
 
 /// Compares each further output of the cells with that of the cell `reference`, or of the first that has it.
@@ -35,11 +35,7 @@ pub(super) fn outputs(
 
 /// The logits file and the further outputs of a cell.
 fn further(cell: &Cell) -> impl Iterator<Item = (&Path, &str)> {
-    let completed = match &cell.outcome {
-        Outcome::Completed(completed) => Some(completed),
-        _ => None,
-    };
-    completed.into_iter().flat_map(|completed| {
+    cell.completed().into_iter().flat_map(|completed| {
         completed.outputs.iter().skip(1).map(|output| (completed.logits.as_path(), output.name.as_str()))
     })
 }
