@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub enum Role {
     /// Token ids, i64 `[batch, seq]`; the outputs of most models follow their positions.
     Tokens,
-    /// 1 for what is real and 0 for padding, of tokens or of features.
+    /// 1 for what is real and 0 for padding.
     Mask,
     /// Positions of tokens, which a model that counts them itself is not given.
     Positions,
@@ -19,6 +19,8 @@ pub enum Role {
     DecoderMask,
     /// Images or their patches, floating point.
     Pixels,
+    /// [`Role::Mask`] of pixels.
+    PixelMask,
     /// How patches form images: rows and columns of each image.
     Grid,
     /// Sound as samples or spectra, floating point.
@@ -40,7 +42,7 @@ const ROLES: &[(&str, Role)] = &[
     (super::DECODER_ATTENTION_MASK, Role::DecoderMask),
     ("pixel_values", Role::Pixels),
     ("pixel_values_videos", Role::Pixels),
-    ("pixel_attention_mask", Role::Mask),
+    ("pixel_attention_mask", Role::PixelMask),
     ("image_grid_thw", Role::Grid),
     ("video_grid_thw", Role::Grid),
     ("image_sizes", Role::Grid),

@@ -92,9 +92,7 @@ pub(super) fn decode<'py>(
             // The images are in the cache already.
             for name in arguments.keys() {
                 let name: String = name.extract()?;
-                if matches!(role(&name), Role::Pixels | Role::Features | Role::Grid)
-                    || name == "pixel_attention_mask"
-                {
+                if matches!(role(&name), Role::Pixels | Role::PixelMask | Role::Features | Role::Grid) {
                     step.del_item(&name)?;
                 }
             }

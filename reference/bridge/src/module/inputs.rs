@@ -57,8 +57,8 @@ pub(super) fn arguments<'py>(
                 notes.push(format!("{class} takes no position_ids"));
                 continue;
             }
-            Role::Mask | Role::DecoderMask if takes.by_name(name)? => {}
-            Role::Mask | Role::DecoderMask => {
+            Role::Mask | Role::DecoderMask | Role::PixelMask if takes.by_name(name)? => {}
+            Role::Mask | Role::DecoderMask | Role::PixelMask => {
                 if !tensor.call_method0("all")?.call_method0("item")?.extract::<bool>()? {
                     return Err(Stop::unsupported(format!(
                         "{class} takes no {name}, and the inputs have padding"

@@ -12,13 +12,8 @@ impl Found {
                 "prompts",
                 "prompts are one batch of their own; a sweep has `lengths`, `batch` and `text` instead",
             );
-            if inputs.token_ids.is_some() {
-                self.field(
-                    at!["inputs", "token_ids"],
-                    "`token_ids` together with `prompts`",
-                    "each of them is the whole batch: keep one",
-                );
-            }
+            let others = [("token_ids", inputs.token_ids.is_some())];
+            self.without("prompts", &others, "each of them is the whole batch: keep one");
             if let Some(checkpoint) = checkpoints
                 .iter()
                 .find(|checkpoint| matches!(checkpoint.source, CheckpointSource::Synthetic { .. }))
@@ -54,18 +49,12 @@ impl Found {
             self.not_empty(at!["inputs", field], files);
             self.no_sweep(inputs, field, "the processor makes the whole batch; a sweep makes its own");
             let others = [("token_ids", inputs.token_ids.is_some()), ("tensors", inputs.tensors.is_some())];
-            for (other, _) in others.into_iter().filter(|(_, present)| *present) {
-                let hint = "the processor makes the whole batch: keep one of the two";
-                self.field(at!["inputs", other], format!("`{other}` together with `{field}`"), hint);
-            }
+            self.without(field, &others, "the processor makes the whole batch: keep one of the two");
         }
         if inputs.tensors.is_some() {
             self.no_sweep(inputs, "tensors", "the file has the whole batch; a sweep makes its own");
             let others = [("prompts", inputs.prompts.is_some()), ("token_ids", inputs.token_ids.is_some())];
-            for (field, _) in others.into_iter().filter(|(_, present)| *present) {
-                let hint = "the file has the whole batch: keep one of the two";
-                self.field(at!["inputs", field], format!("`{field}` together with `tensors`"), hint);
-            }
+            self.without("tensors", &others, "the file has the whole batch: keep one of the two");
         }
         for (field, numbers) in [("lengths", &inputs.lengths), ("batch", &inputs.batch)] {
             let Some(numbers) = numbers else { continue };
@@ -103,15 +92,19 @@ impl Found {
 
     /// The fields of a sweep exclude `form`, which lists one batch.
     fn no_sweep(&mut self, inputs: &InputsConfig, form: &str, hint: &str) {
-        for (field, present) in [
+        let fields = [
             ("lengths", inputs.lengths.is_some()),
             ("batch", inputs.batch.is_some()),
             ("prefill", inputs.prefill.is_some()),
             ("text", inputs.text.is_some()),
-        ] {
-            if present {
-                self.field(at!["inputs", field], format!("`{field}` together with `{form}`"), hint);
-            }
+        ];
+        self.without(form, &fields, hint);
+    }
+
+    /// The fields that `form` excludes, each with whether it is there.
+    fn without(&mut self, form: &str, fields: &[(&'static str, bool)], hint: &str) {
+        for (field, _) in fields.iter().filter(|(_, present)| *present) {
+            self.field(at!["inputs", *field], format!("`{field}` together with `{form}`"), hint);
         }
     }
 
