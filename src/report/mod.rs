@@ -18,6 +18,7 @@ pub mod terminal;
 mod wrap;
 
 use std::borrow::Cow;
+use std::time::Instant;
 
 use compare::matrix::{Matrix, PairOutcome};
 use compare::metrics::PairMetrics;
@@ -104,18 +105,23 @@ pub fn publish(
     let source = Source { run: view, found: &found, judged: &judged, details: &nothing };
     show(&source, progress);
     // Without details of single pairs a page still has everything else.
+    let begun = Instant::now();
     let (details, unread) = match details::of_run(folder, manifest, view, &found) {
         Ok(details) => (details, None),
         Err(error) => (Details::default(), Some(error)),
     };
+    progress
+        .detail(&format!("logits read for the details of pairs in {:.2} s", begun.elapsed().as_secs_f64()));
     let source = Source { details: &details, ..source };
     answer::set_run(folder.path());
     for format in all() {
+        let begun = Instant::now();
         let text = format.render(&source);
         // A person reads these two as they are; the others escape what they hold.
         let is_plain = [".md", ".csv"].iter().any(|ending| format.file_name().ends_with(ending));
         let text = if is_plain { bounds::styled(&text) } else { Cow::Borrowed(&*text) };
         folder.write(format.file_name(), text.as_bytes())?;
+        progress.detail(&format!("{} written in {:.2} s", format.file_name(), begun.elapsed().as_secs_f64()));
     }
     progress.line(&format!(
         "{} and report.html are in {}",

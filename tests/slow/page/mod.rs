@@ -31,10 +31,10 @@ fn with_browser(test: impl FnOnce(&mut Browser)) {
 
 /// Regenerates the reports of a run and returns the path of its `report.html`.
 fn page(run: &Path) -> PathBuf {
-    let begun = std::time::Instant::now();
     let output =
-        Command::new(env!("CARGO_BIN_EXE_tfcheck")).args(["compare", "-q"]).arg(run).output().unwrap();
-    eprintln!("{}: compared and written in {:.1} s", run.display(), begun.elapsed().as_secs_f64());
+        Command::new(env!("CARGO_BIN_EXE_tfcheck")).args(["compare", "-v"]).arg(run).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    told.lines().filter(|line| line.contains(" in ")).for_each(|line| eprintln!("{line}"));
     assert!(output.status.code().is_some_and(|code| code < 2 || code == 3), "{output:?}");
     run.join("report.html")
 }
