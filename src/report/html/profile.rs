@@ -31,7 +31,7 @@ pub(super) fn profile(page: &mut String, found: &Localized) {
     let svg = errors(&shown, &[], marked, "module, in call order");
     let names = format!("{} / {}", escape(&found.a), escape(&found.b));
     let mark = marked.map_or_else(String::new, |at| {
-        format!("; the band marks the first one that differs, <code>{}</code>", escape(&leaves[at].path))
+        format!("; the band marks the first one that differs, <b>{}</b>", escape(&leaves[at].path))
     });
     put(
         page,
