@@ -31,8 +31,12 @@ enum Sees {
     Tiles,
     /// A spectrum, `input_features [rows, bins, frames]`.
     Spectrum,
+    /// A spectrum whose places in the text are audio tokens: one for each group of positions that the model joins.
+    SpectrumInTexts,
     /// Samples, `input_values [rows, samples]`, and no tokens.
     Samples,
+    /// Samples of one channel, `input_values [rows, 1, samples]`, and no tokens.
+    Channels,
 }
 
 /// All kinds; a model_type that no row has gets tokens alone.
@@ -72,6 +76,7 @@ const KINDS: &[Kind] = &[
         model_types: &[
             "llava",
             "paligemma",
+            "colpali",
             "gemma3",
             "vipllava",
             "got_ocr2",
@@ -91,7 +96,12 @@ const KINDS: &[Kind] = &[
         model_types: &["wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat", "sew"],
         sees: Sees::Samples,
     },
+    Kind { model_types: &["voxtral"], sees: Sees::SpectrumInTexts },
+    Kind { model_types: &["encodec", "mimi"], sees: Sees::Channels },
 ];
+
+/// Model types whose processors put pictures before the text, and not after its first token.
+const PICTURES_FIRST: &[&str] = &["paligemma", "colpali"];
 
 /// By the beginning of the model_type, the argument that tells what a token stands for, and its value at the tokens of a
 /// picture; it is 0 at those of a prompt. Gemma 3 attends to a picture in both directions, PaliGemma to the whole prompt, and
@@ -151,24 +161,29 @@ pub(super) fn complete(inputs: &mut Inputs, config: &Value) -> Result<(), Error>
             let bins = config.number("num_mel_bins").ok_or_else(|| config.lacks("num_mel_bins"))?;
             let positions =
                 config.number("max_source_positions").ok_or_else(|| config.lacks("max_source_positions"))?;
-            let (rows, frames) = (inputs.batch, 2 * positions);
-            let values = (0..config.elements(&[rows, bins, frames])?).map(|at| {
-                let (bin, frame) = (at / frames % bins, at % frames);
-                // A chirp rises through the bins.
-                let distance =
-                    bin as f32 - frame as f32 * bins as f32 / frames as f32 + (at / (bins * frames)) as f32;
-                1.5 - (distance * 0.7).powi(2).min(2.5)
-            });
-            add(inputs, "input_features", Tensor::floats(vec![rows, bins, frames], values));
+            config.spectrum(inputs, bins, positions)?;
             config.decoder_tokens(inputs);
             without_tokens(inputs);
         }
-        Some(Sees::Samples) => {
+        Some(Sees::SpectrumInTexts) => {
+            let number = |key: &str| {
+                let value = config.config.pointer(&format!("/audio_config/{key}")).and_then(Value::as_u64);
+                let value = value.and_then(|value| usize::try_from(value).ok()).filter(|value| *value < 1 << 20);
+                value.ok_or_else(|| config.lacks(key))
+            };
+            let positions = number("max_source_positions")?;
+            let joined = (number("intermediate_size")? / number("hidden_size")?.max(1)).max(1);
+            config.place(inputs, &vec![positions / joined; inputs.batch])?;
+            config.spectrum(inputs, number("num_mel_bins")?, positions)?;
+        }
+        Some(sees @ (Sees::Samples | Sees::Channels)) => {
             inputs.notes.clear();
             without_tokens(inputs);
             let rows = inputs.batch;
             let values = (0..config.elements(&[rows, SAMPLES])?).map(|at| chirp(at / SAMPLES, at % SAMPLES));
-            add(inputs, "input_values", Tensor::floats(vec![rows, SAMPLES], values));
+            let channels = if sees == Sees::Channels { vec![1] } else { Vec::new() };
+            let shape = [vec![rows], channels, vec![SAMPLES]].concat();
+            add(inputs, "input_values", Tensor::floats(shape, values));
         }
     }
     if config.has_decoder() && !inputs.tensors.contains_key(DECODER_INPUT_IDS) {
@@ -186,7 +201,7 @@ pub(super) fn vocab_size(config: &Value) -> Option<u64> {
     let sees = KINDS.iter().find(|kind| kind.model_types.contains(&model_type)).map(|kind| kind.sees);
     known
         .map(|size| size as u64)
-        .or_else(|| matches!(sees, Some(Sees::Pictures | Sees::Samples)).then_some(1000))
+        .or_else(|| matches!(sees, Some(Sees::Pictures | Sees::Samples | Sees::Channels)).then_some(1000))
 }
 
 /// Adds the tokens that each position should predict, so that the model computes its loss: the token itself, which causal
@@ -208,6 +223,18 @@ pub(super) fn label(inputs: &mut Inputs, config: &Value) {
     inputs.digest = batch::digest(inputs);
 }
 
+/// The parts of a config in which a number may stand.
+const PARTS: [&str; 8] = [
+    "/vision_config",
+    "/backbone_config",
+    "/vlm_config/vision_config",
+    "/encoder",
+    "/audio_config",
+    "/text_config",
+    "/vlm_config/text_config",
+    "/decoder",
+];
+
 /// A checkpoint's config.
 struct Config<'a> {
     config: &'a Value,
@@ -217,13 +244,12 @@ struct Config<'a> {
 impl Config<'_> {
     /// A number of the config, or of the first of its parts that has it.
     fn number(&self, key: &str) -> Option<usize> {
-        let parts = ["vision_config", "encoder", "audio_config", "text_config", "decoder"];
         let of = |config: &Value| {
             let value = config.get(key)?;
             // Some configs give height and width.
             value.as_u64().or_else(|| value.get(0)?.as_u64()).or_else(|| value.get("height")?.as_u64())
         };
-        let found = of(self.config).or_else(|| parts.iter().find_map(|part| of(self.config.get(part)?)));
+        let found = of(self.config).or_else(|| PARTS.iter().find_map(|part| of(self.config.pointer(part)?)));
         found.and_then(|number| usize::try_from(number).ok()).filter(|number| *number < 1 << 20)
     }
 
@@ -325,12 +351,26 @@ impl Config<'_> {
         Ok(())
     }
 
-    /// Puts so many image tokens after the first token of each row.
+    /// Adds a spectrum for each row, of twice as many frames as the encoder has positions.
+    fn spectrum(&self, inputs: &mut Inputs, bins: usize, positions: usize) -> Result<(), Error> {
+        let (rows, frames) = (inputs.batch, 2 * positions);
+        let values = (0..self.elements(&[rows, bins, frames])?).map(|at| {
+            let (bin, frame) = (at / frames % bins, at % frames);
+            // A chirp rises through the bins.
+            let distance =
+                bin as f32 - frame as f32 * bins as f32 / frames as f32 + (at / (bins * frames)) as f32;
+            1.5 - (distance * 0.7).powi(2).min(2.5)
+        });
+        add(inputs, "input_features", Tensor::floats(vec![rows, bins, frames], values));
+        Ok(())
+    }
+
+    /// Puts so many image or audio tokens after the first token of each row, or before it where the model expects them there.
     fn place(&self, inputs: &mut Inputs, counts: &[usize]) -> Result<(), Error> {
         let longest = counts.iter().copied().max().unwrap_or_default().saturating_add(inputs.seq);
         self.elements(&[inputs.batch, longest, 2])?;
         let id = |key: &str| self.config.get(key).and_then(Value::as_i64);
-        let image = id("image_token_id").or(id("image_token_index"));
+        let image = id("image_token_id").or(id("image_token_index")).or(id("audio_token_id"));
         let image = image.ok_or_else(|| self.lacks("image_token_id"))?;
         let (start, end) = (id("vision_start_token_id"), id("vision_end_token_id"));
         let special = [Some(image), start, end, id("video_token_id"), id("audio_token_id")];
@@ -343,7 +383,8 @@ impl Config<'_> {
                 let text = real.filter(|(_, real)| **real != 0).map(|(id, _)| *id);
                 let text: Vec<i64> =
                     text.map(|id| if special.contains(&Some(id)) { plain } else { id }).collect();
-                let (first, rest) = text.split_at(text.len().min(1));
+                let before = usize::from(!PICTURES_FIRST.contains(&self.model_type));
+                let (first, rest) = text.split_at(text.len().min(before));
                 let picture = start.into_iter().chain(std::iter::repeat_n(image, counts[row])).chain(end);
                 first.iter().copied().chain(picture).chain(rest.iter().copied()).collect()
             })
