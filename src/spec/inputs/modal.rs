@@ -27,8 +27,13 @@ enum Sees {
     PicturesInTexts,
     /// Patches of pictures of several sizes, with a grid, whose places in the text are image tokens.
     Patches,
+    /// The same with patches as small pictures, row by row.
+    Crops,
     /// Each picture as several tiles, `pixel_values [rows, tiles, channels, size, size]`.
     Tiles,
+    /// Each picture as a small one and the four quarters of a large one, with its size, whose places in the text are image tokens:
+    /// one for each patch, and for each row of the large one's patches.
+    Quarters,
     /// A spectrum, `input_features [rows, bins, frames]`.
     Spectrum,
     /// A spectrum whose places in the text are audio tokens: one for each group of positions that the model joins.
@@ -90,6 +95,8 @@ const KINDS: &[Kind] = &[
         model_types: &["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v"],
         sees: Sees::Patches,
     },
+    Kind { model_types: &["paddleocr_vl"], sees: Sees::Crops },
+    Kind { model_types: &["llava_next"], sees: Sees::Quarters },
     Kind { model_types: &["idefics2", "idefics3", "smolvlm"], sees: Sees::Tiles },
     Kind { model_types: &["whisper", "moonshine_streaming"], sees: Sees::Spectrum },
     Kind {
@@ -109,6 +116,7 @@ const PICTURES_FIRST: &[&str] = &["paligemma", "colpali"];
 const TOKEN_TYPES: &[(&str, &str, i64)] = &[
     ("qwen", "mm_token_type_ids", 1),
     ("glm4v", "mm_token_type_ids", 1),
+    ("paddleocr", "mm_token_type_ids", 1),
     ("gemma", "token_type_ids", 1),
     ("paligemma", "token_type_ids", 0),
 ];
@@ -148,7 +156,7 @@ pub(super) fn complete(inputs: &mut Inputs, config: &Value) -> Result<(), Error>
             config.place(inputs, &vec![count; inputs.batch])?;
             config.pictures(inputs, None)?;
         }
-        Some(Sees::Patches) => config.patches(inputs)?,
+        Some(sees @ (Sees::Patches | Sees::Crops)) => config.patches(inputs, sees == Sees::Crops)?,
         Some(Sees::Tiles) => {
             let [size, _] = config.picture();
             let patch = config.number("patch_size").ok_or_else(|| config.lacks("patch_size"))?;
@@ -156,6 +164,15 @@ pub(super) fn complete(inputs: &mut Inputs, config: &Value) -> Result<(), Error>
             let count = (size / patch.max(1)).pow(2) / (scale * scale);
             config.place(inputs, &vec![count; inputs.batch])?;
             config.pictures(inputs, Some(1))?;
+        }
+        Some(Sees::Quarters) => {
+            let [size, _] = config.picture();
+            let patch = config.number("patch_size").ok_or_else(|| config.lacks("patch_size"))?;
+            let side = size / patch.max(1);
+            config.place(inputs, &vec![side * side + 2 * side * (2 * side + 1); inputs.batch])?;
+            config.pictures(inputs, Some(5))?;
+            let sizes = vec![2 * size as i64; 2 * inputs.batch];
+            add(inputs, "image_sizes", Tensor::integers(vec![inputs.batch, 2], sizes));
         }
         Some(Sees::Spectrum) => {
             let bins = config.number("num_mel_bins").ok_or_else(|| config.lacks("num_mel_bins"))?;
@@ -314,11 +331,12 @@ impl Config<'_> {
         Ok(())
     }
 
-    /// Adds the patches of a picture for each row, of the sizes of [`GRIDS`] in turn.
-    fn patches(&self, inputs: &mut Inputs) -> Result<(), Error> {
+    /// Adds the patches of a picture for each row, of the sizes of [`GRIDS`] in turn: patches that are merged side by side, or small
+    /// pictures row by row.
+    fn patches(&self, inputs: &mut Inputs, are_crops: bool) -> Result<(), Error> {
         let patch = self.number("patch_size").ok_or_else(|| self.lacks("patch_size"))?;
         let merge = self.number("spatial_merge_size").unwrap_or(2).max(1);
-        let frames = self.number("temporal_patch_size").unwrap_or(2);
+        let frames = if are_crops { 1 } else { self.number("temporal_patch_size").unwrap_or(2) };
         if GRIDS.iter().flatten().any(|side| side % merge != 0) {
             let reason = format!("config.json has `spatial_merge_size` {merge}, and 1 and 2 are known");
             return Err(Error::Modal { model_type: self.model_type.to_owned(), reason });
@@ -330,11 +348,12 @@ impl Config<'_> {
         self.place(inputs, &counts)?;
         let mut values = Vec::new();
         for (row, [h, w]) in grids.iter().enumerate() {
-            // The patches that are merged follow each other.
             for index in 0..h * w {
-                let (block, within) = (index / (merge * merge), index % (merge * merge));
-                let (top, left) = (block / (w / merge) * merge, block % (w / merge) * merge);
-                let (top, left) = (top + within / merge, left + within % merge);
+                // Patches that are merged follow each other, if they are not crops.
+                let side = if are_crops { 1 } else { merge };
+                let (block, within) = (index / (side * side), index % (side * side));
+                let (top, left) = (block / (w / side) * side, block % (w / side) * side);
+                let (top, left) = (top + within / side, left + within % side);
                 for at in 0..channels * frames * patch * patch {
                     let (channel, y, x) = (at / (frames * patch * patch), at / patch % patch, at % patch);
                     let y = (top * patch + y) as f32 / (h * patch) as f32;
@@ -344,7 +363,11 @@ impl Config<'_> {
             }
         }
         let patches: usize = grids.iter().map(|[h, w]| h * w).sum();
-        let shape = vec![patches, channels * frames * patch * patch];
+        let shape = if are_crops {
+            vec![patches, channels, patch, patch]
+        } else {
+            vec![patches, channels * frames * patch * patch]
+        };
         add(inputs, "pixel_values", Tensor::floats(shape, values));
         let grid = grids.iter().flat_map(|[h, w]| [1, *h as i64, *w as i64]);
         add(inputs, "image_grid_thw", Tensor::integers(vec![grids.len(), 3], grid));

@@ -14,7 +14,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::{Linear, Module};
 use candle_transformers::models::smol::smollm3;
 use candle_transformers::models::{
-    bigcode, deepseek2, falcon, gemma, gemma2, gemma3, glm4_new, granite, helium, llama, mistral, mixtral,
+    bigcode, deepseek2, falcon, gemma, gemma2, gemma3, gemma4, glm4_new, granite, helium, llama, mistral, mixtral,
     olmo, olmo2, phi, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, stable_lm, starcoder2,
 };
 use reference::protocol::{Failed, Positions};
@@ -27,7 +27,7 @@ use encoders::{
     load_bert, load_debertav2, load_distilbert, load_modernbert, load_nomic_bert, load_xlm_roberta,
 };
 use pictures::{
-    load_blip, load_chinese_clip, load_clip, load_colpali, load_llava, load_paligemma, load_qwen3_vl, load_siglip,
+    load_blip, load_chinese_clip, load_clip, load_colpali, load_llava, load_llava_next, load_paddleocr_vl, load_paligemma, load_qwen3_vl, load_siglip,
 };
 use recurrent::{load_granitemoehybrid, load_lfm2, load_mamba, load_mamba2, load_recurrent_gemma};
 use seq2seq::{load_marian, load_t5, load_trocr, load_whisper};
@@ -182,6 +182,8 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     last("gemma", "gemma", |c| decoder!(c, gemma, false)),
     last("gemma2", "gemma2", |c| decoder!(c, gemma2, false)),
     last("gemma3_text", "gemma3", |c| decoder!(c, gemma3, false)),
+    last("gemma4_text", "gemma4::text", load_gemma4_text),
+    last("gemma4", "gemma4", load_gemma4),
     last("olmo", "olmo", |c| decoder!(c, olmo)),
     last("olmo2", "olmo2", |c| decoder!(c, olmo2)),
     last("starcoder2", "starcoder2", |c| decoder!(c, starcoder2)),
@@ -225,9 +227,11 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     whole("siglip", "siglip", load_siglip),
     whole("blip", "blip", load_blip),
     whole("llava", "llava, pixtral", load_llava),
+    whole("llava_next", "llava", load_llava_next),
     whole("paligemma", "paligemma", load_paligemma),
     whole("colpali", "colpali", load_colpali),
     whole("qwen3_vl", "qwen3_vl", load_qwen3_vl),
+    whole("paddleocr_vl", "paddleocr_vl", load_paddleocr_vl),
     whole("encodec", "encodec", load_encodec),
     whole("mimi", "mimi", load_mimi),
     whole("voxtral", "voxtral", load_voxtral),
@@ -329,6 +333,30 @@ fn load_glm4(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     causal(checkpoint)?;
     let config: glm4_new::Config = checkpoint.config()?;
     let mut model = glm4_new::ModelForCausalLM::new(&config, checkpoint.weights()).map_err(failure)?;
+    run(move |batch, offset| {
+        if offset == 0 {
+            model.clear_kv_cache();
+        }
+        model.forward(&batch.input_ids, offset)
+    })
+}
+
+fn load_gemma4_text(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
+    causal(checkpoint)?;
+    let config: gemma4::Gemma4TextConfig = checkpoint.config()?;
+    let mut model = gemma4::text::TextModel::new(&config, checkpoint.weights()).map_err(failure)?;
+    run(move |batch, offset| {
+        if offset == 0 {
+            model.clear_kv_cache();
+        }
+        model.forward(&batch.input_ids, offset)
+    })
+}
+
+/// Texts alone.
+fn load_gemma4(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
+    let config: gemma4::config::Gemma4Config = checkpoint.config()?;
+    let mut model = gemma4::Model::new(&config, checkpoint.weights()).map_err(failure)?;
     run(move |batch, offset| {
         if offset == 0 {
             model.clear_kv_cache();

@@ -1,8 +1,10 @@
 //! Loaders of the ports of pictures and texts.
 
+use std::collections::HashMap;
+
 use candle_core::{DType, Module, Tensor};
 use candle_transformers::models::{
-    blip, chinese_clip, clip, colpali, llava, paligemma, pixtral, qwen3_vl, siglip,
+    blip, chinese_clip, clip, colpali, llama, llava, paddleocr_vl, paligemma, pixtral, qwen3_vl, siglip,
 };
 use reference::protocol::{ATTENTION_MASK, Failed, INPUT_IDS, Positions};
 use tfcheck_port::Port;
@@ -193,18 +195,20 @@ pub(super) fn load_blip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 pub(super) fn load_llava(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     match checkpoint.text_at("/vision_config/model_type") {
         "pixtral" => load_pixtral(checkpoint),
-        _ => load_llava_hf(checkpoint),
+        _ => load_llava_next(checkpoint),
     }
 }
 
-/// The port is of LLaVA-NeXT, whose weights have a newline of pictures.
-fn load_llava_hf(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+/// The port is of LLaVA-NeXT, whose weights have a newline of pictures. It takes one row at a time, in which one token stands for
+/// a picture.
+pub(super) fn load_llava_next(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     use llava::config::{HFGenerationConfig, HFLLaVAConfig, HFPreProcessorConfig};
-    let config: HFLLaVAConfig = checkpoint.config()?;
+    let read: HFLLaVAConfig = checkpoint.config()?;
     let generation = HFGenerationConfig { bos_token_id: 1, eos_token_id: 2, max_length: 4096, pad_token_id: 0 };
+    // Of the processor, the port's config takes this key alone.
     let processor = HFPreProcessorConfig {
         aspect_ratio_setting: "anyres".to_owned(),
-        crop_size: std::collections::HashMap::new(),
+        crop_size: HashMap::new(),
         do_center_crop: true,
         do_convert_rgb: true,
         do_normalize: true,
@@ -214,12 +218,29 @@ fn load_llava_hf(checkpoint: &Checkpoint) -> Result<Port, Failed> {
         image_std: Vec::new(),
         resample: 3,
         rescale_factor: 1.0,
-        size: std::collections::HashMap::new(),
+        size: HashMap::new(),
     };
-    let vision = config.to_clip_vision_config();
-    let own = config.to_llava_config(&generation, &processor);
-    llava::LLaVA::load(checkpoint.weights(), &own, Some(vision)).map_err(failure)?;
-    Err(unsupported("tfcheck has no adapter for pictures of several tiles"))
+    let vision = read.to_clip_vision_config();
+    let config = read.to_llava_config(&generation, &processor);
+    let weights = checkpoint.weights();
+    let (dtype, device) = (weights.dtype(), weights.device().clone());
+    let model = llava::LLaVA::load(weights, &config, Some(vision)).map_err(failure)?;
+    let image = checkpoint.number("image_token_index")?;
+    let port = tensors(&[INPUT_IDS, PIXELS, "image_sizes"], move |inputs| {
+        let (ids, pixels) = (inputs.get(INPUT_IDS)?, inputs.get(PIXELS)?);
+        let sizes = inputs.get("image_sizes")?.to_vec2::<u32>()?;
+        let mut rows = Vec::new();
+        for (row, [start, end]) in runs(ids, image)?.into_iter().enumerate() {
+            let own = ids.narrow(0, row, 1)?.to_dtype(DType::I64)?;
+            let own = Tensor::cat(&[own.narrow(1, 0, start + 1)?, own.narrow(1, end, own.dim(1)? - end)?], 1)?;
+            let size = [(sizes[row][1], sizes[row][0])];
+            let embedded = model.prepare_inputs_labels_for_multimodal(&own, &[pixels.get(row)?], &size)?;
+            let mut cache = llama::Cache::new(true, dtype, &config.to_llama_config(), &device)?;
+            rows.push(model.forward(&embedded, 0, &mut cache)?);
+        }
+        Tensor::cat(&rows, 0)
+    })?;
+    Ok(port.giving(Positions::Last))
 }
 
 /// As in the port's example, the picture's features stand for the image tokens between the texts' embeddings.
@@ -317,6 +338,25 @@ pub(super) fn load_qwen3_vl(checkpoint: &Checkpoint) -> Result<Port, Failed> {
         let (pixels, grid) = (inputs.find(PIXELS).cloned(), inputs.find(GRID).cloned());
         let none = vec![Vec::new(); rows];
         model.forward(ids, pixels, None, grid, None, vec![seq; rows], pictures, none, &vec![0; rows])
+    })?;
+    Ok(port.giving(Positions::Last))
+}
+
+/// The port takes whole pictures instead of patches.
+pub(super) fn load_paddleocr_vl(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+    let config: paddleocr_vl::Config = checkpoint.config()?;
+    let mut model = paddleocr_vl::PaddleOCRVLModel::new(&config, checkpoint.weights()).map_err(failure)?;
+    let port = tensors(&[INPUT_IDS, PIXELS, GRID], move |inputs| {
+        model.clear_kv_cache();
+        let (pixels, grid) = (inputs.get(PIXELS)?, inputs.get(GRID)?);
+        let (_, channels, height, width) = pixels.dims4()?;
+        let [frames, rows, columns] = grid.get(0)?.to_vec1::<u32>()?[..] else {
+            candle_core::bail!("the grid has no three numbers");
+        };
+        let (rows, columns) = ((frames * rows) as usize, columns as usize);
+        let whole = pixels.reshape(vec![rows, columns, channels, height, width])?.permute(vec![2, 0, 3, 1, 4])?;
+        let whole = whole.reshape((1, channels, rows * height, columns * width))?;
+        model.forward(inputs.get(INPUT_IDS)?, Some(&whole), Some(grid), 0)
     })?;
     Ok(port.giving(Positions::Last))
 }
