@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 
-/// The port's name and transformers' names of the same tensor.
+/// The port's name and transformers' names of the same tensor; a name that no row has is the same in both.
 ///
 /// `{}` stands for one part of a name that has no dot, and `{-1}` on the right for the number of its `{}` less one. On the
 /// right, `a + b` joins tensors along the first axis, in which `0` stands for zeros like the first one; `0` alone stands for zeros.
@@ -23,17 +23,18 @@ struct Renamed {
 
 impl Renamed {
     /// transformers' names of the parts of a tensor.
-    fn parts(&self, name: &str) -> Option<Vec<String>> {
-        self.names.iter().find_map(|(port, own)| {
+    fn parts(&self, name: &str) -> Vec<String> {
+        let mut named = self.names.iter().filter_map(|(port, own)| {
             let found = captured(port, name)?;
             Some(own.split(" + ").map(|own| filled(own, &found)).collect())
-        })
+        });
+        named.next().unwrap_or_else(|| vec![name.to_owned()])
     }
 }
 
 impl SimpleBackend for Renamed {
     fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
-        if self.parts(name).is_some_and(|parts| parts == ["0"]) {
+        if self.parts(name) == ["0"] {
             return Tensor::zeros(shape, dtype, device);
         }
         let tensor = self.get_unchecked(name, dtype, device)?;
@@ -45,9 +46,8 @@ impl SimpleBackend for Renamed {
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let parts = self.parts(name).ok_or_else(|| Error::CannotFindTensor { path: name.to_owned() })?;
-        let mut joined: Vec<Tensor> = Vec::with_capacity(parts.len());
-        for part in parts {
+        let mut joined: Vec<Tensor> = Vec::new();
+        for part in self.parts(name) {
             joined.push(match joined.first() {
                 Some(first) if part == "0" => first.zeros_like()?,
                 _ => self.weights.get_unchecked_dtype(&part, dtype)?.to_device(device)?,
@@ -58,7 +58,7 @@ impl SimpleBackend for Renamed {
 
     fn contains_tensor(&self, name: &str) -> bool {
         let is_there = |part: &String| part == "0" || self.weights.contains_tensor(part);
-        self.parts(name).is_some_and(|parts| parts.iter().all(is_there))
+        self.parts(name).iter().all(is_there)
     }
 }
 

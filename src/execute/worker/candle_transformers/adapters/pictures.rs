@@ -111,7 +111,6 @@ pub(super) fn load_chinese_clip(checkpoint: &Checkpoint) -> Result<Port, Failed>
         num_attention_heads: usize,
         type_vocab_size: usize,
         layer_norm_eps: f64,
-        pad_token_id: usize,
     }
     #[derive(serde::Deserialize)]
     struct Vision {
@@ -139,7 +138,6 @@ pub(super) fn load_chinese_clip(checkpoint: &Checkpoint) -> Result<Port, Failed>
             max_position_embeddings: text.max_position_embeddings,
             type_vocab_size: text.type_vocab_size,
             layer_norm_eps: text.layer_norm_eps,
-            pad_token_id: text.pad_token_id,
             position_embedding_type: PositionEmbeddingType::Absolute,
             ..ChineseClipTextConfig::default()
         },
@@ -290,25 +288,7 @@ pub(super) fn load_paligemma(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     Ok(port.giving(Positions::Last))
 }
 
-/// The names of the original repository.
-const COLPALI: &[Name] = &[
-    ("custom_text_proj.{}", "embedding_proj_layer.{}"),
-    ("model.multi_modal_projector.linear.{}", "vlm.model.multi_modal_projector.linear.{}"),
-    ("model.vision_tower.vision_model.embeddings.{}.{}", "vlm.model.vision_tower.vision_model.embeddings.{}.{}"),
-    ("model.vision_tower.vision_model.post_layernorm.{}", "vlm.model.vision_tower.vision_model.post_layernorm.{}"),
-    (
-        "model.vision_tower.vision_model.encoder.layers.{}.{}.{}",
-        "vlm.model.vision_tower.vision_model.encoder.layers.{}.{}.{}",
-    ),
-    (
-        "model.vision_tower.vision_model.encoder.layers.{}.{}.{}.{}",
-        "vlm.model.vision_tower.vision_model.encoder.layers.{}.{}.{}.{}",
-    ),
-    ("model.language_model.model.{}.weight", "vlm.model.language_model.{}.weight"),
-    ("model.language_model.model.layers.{}.{}.weight", "vlm.model.language_model.layers.{}.{}.weight"),
-    ("model.language_model.model.layers.{}.{}.{}.weight", "vlm.model.language_model.layers.{}.{}.{}.weight"),
-];
-
+/// The port reads the names of the original repository.
 pub(super) fn load_colpali(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
     struct Config {
@@ -316,7 +296,11 @@ pub(super) fn load_colpali(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     }
     let config: Config = checkpoint.config()?;
     let image = checkpoint.number("image_token_index")?;
-    let mut model = colpali::Model::new(&config.vlm_config, checkpoint.renamed(COLPALI)).map_err(failure)?;
+    let weights = checkpoint.weights().rename_f(|name| match name.strip_prefix("model.") {
+        Some(rest) => format!("vlm.{rest}"),
+        None => name.replace("custom_text_proj", "embedding_proj_layer"),
+    });
+    let mut model = colpali::Model::new(&config.vlm_config, weights).map_err(failure)?;
     tensors(&[INPUT_IDS, PIXELS], move |inputs| {
         model.forward_images(inputs.get(PIXELS)?, &text(inputs.get(INPUT_IDS)?, image)?)
     })
@@ -342,16 +326,19 @@ pub(super) fn load_qwen3_vl(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     Ok(port.giving(Positions::Last))
 }
 
-/// The port takes whole pictures instead of patches.
+/// Published checkpoints have it; the port requires it and does not use it.
+const PADDLEOCR: &[Name] = &[("visual.vision_model.embeddings.packing_position_embedding.weight", "0")];
+
+/// The port takes a whole picture instead of its patches.
 pub(super) fn load_paddleocr_vl(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: paddleocr_vl::Config = checkpoint.config()?;
-    let mut model = paddleocr_vl::PaddleOCRVLModel::new(&config, checkpoint.weights()).map_err(failure)?;
+    let mut model = paddleocr_vl::PaddleOCRVLModel::new(&config, checkpoint.renamed(PADDLEOCR)).map_err(failure)?;
     let port = tensors(&[INPUT_IDS, PIXELS, GRID], move |inputs| {
         model.clear_kv_cache();
         let (pixels, grid) = (inputs.get(PIXELS)?, inputs.get(GRID)?);
         let (_, channels, height, width) = pixels.dims4()?;
-        let [frames, rows, columns] = grid.get(0)?.to_vec1::<u32>()?[..] else {
-            candle_core::bail!("the grid has no three numbers");
+        let [frames, rows, columns] = grid.flatten_all()?.to_vec1::<u32>()?[..] else {
+            candle_core::bail!("tfcheck's adapter gives the port one picture, and the inputs have several");
         };
         let (rows, columns) = ((frames * rows) as usize, columns as usize);
         let whole = pixels.reshape(vec![rows, columns, channels, height, width])?.permute(vec![2, 0, 3, 1, 4])?;
