@@ -126,6 +126,8 @@ const GRIDS: [[usize; 2]; 2] = [[4, 6], [8, 4]];
 
 /// Samples of a chirp: a second at 16 kHz.
 const SAMPLES: usize = 16_000;
+/// Samples that whole frames of a codec consist of: 8 of Mimi's 1,920, 48 of EnCodec's 320.
+const FRAMED_SAMPLES: usize = 15_360;
 
 /// Adds what the model of this config gets beside tokens.
 ///
@@ -197,9 +199,10 @@ pub(super) fn complete(inputs: &mut Inputs, config: &Value) -> Result<(), Error>
             inputs.notes.clear();
             without_tokens(inputs);
             let rows = inputs.batch;
-            let values = (0..config.elements(&[rows, SAMPLES])?).map(|at| chirp(at / SAMPLES, at % SAMPLES));
-            let channels = if sees == Sees::Channels { vec![1] } else { Vec::new() };
-            let shape = [vec![rows], channels, vec![SAMPLES]].concat();
+            let (channels, samples) =
+                if sees == Sees::Channels { (vec![1], FRAMED_SAMPLES) } else { (Vec::new(), SAMPLES) };
+            let values = (0..config.elements(&[rows, samples])?).map(|at| chirp(at / samples, at % samples));
+            let shape = [vec![rows], channels, vec![samples]].concat();
             add(inputs, "input_values", Tensor::floats(shape, values));
         }
     }

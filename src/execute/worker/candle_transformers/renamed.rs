@@ -68,9 +68,11 @@ fn captured<'a>(pattern: &str, name: &'a str) -> Option<Vec<&'a str>> {
     let mut rest = name.strip_prefix(pieces.next()?)?;
     let mut found = Vec::new();
     for piece in pieces {
-        // The part ends where the piece begins, or at the next dot.
-        let end = rest.find('.').unwrap_or(rest.len());
+        let end = if piece.is_empty() { rest.len() } else { rest.find(piece)? };
         let (part, after) = rest.split_at(end);
+        if part.contains('.') {
+            return None;
+        }
         found.push(part);
         rest = after.strip_prefix(piece)?;
     }
@@ -104,6 +106,7 @@ mod tests {
     const NAMES: &[Name] = &[
         ("blocks.{}.norm1.{}", "layer.{}.before.{}"),
         ("layer{}.{}.conv.weight", "stages.{-1}.layers.{}.conv.weight"),
+    ("layer{}_rn.weight", "convs.{-1}.weight"),
         ("blocks.{}.qkv.bias", "layer.{}.q.bias + 0 + layer.{}.v.bias"),
         ("head.weight", "0"),
     ];
@@ -114,6 +117,7 @@ mod tests {
         let tensors = HashMap::from([
             ("layer.3.before.weight".to_owned(), tensor(&[1.0, 2.0])),
             ("stages.0.layers.2.conv.weight".to_owned(), tensor(&[3.0, 4.0])),
+            ("convs.1.weight".to_owned(), tensor(&[7.0])),
             ("layer.0.q.bias".to_owned(), tensor(&[5.0])),
             ("layer.0.v.bias".to_owned(), tensor(&[6.0])),
         ]);
@@ -123,6 +127,7 @@ mod tests {
         };
         assert_eq!(values(&[2], "blocks.3.norm1.weight"), [1.0, 2.0]);
         assert_eq!(values(&[2, 1, 1], "layer1.2.conv.weight"), [3.0, 4.0]);
+        assert_eq!(values(&[1], "layer2_rn.weight"), [7.0]);
         assert_eq!(values(&[3], "blocks.0.qkv.bias"), [5.0, 0.0, 6.0]);
         assert_eq!(values(&[2, 2], "head.weight"), [0.0; 4]);
         for (shape, name) in [(vec![3], "blocks.3.norm1.weight"), (vec![2], "blocks.3.norm2.weight")] {

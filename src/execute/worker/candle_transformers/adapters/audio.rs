@@ -43,6 +43,8 @@ pub(super) fn load_mimi(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
     struct Config {
         sampling_rate: f64,
+        // As transformers saves it, and as published.
+        #[serde(alias = "_frame_rate")]
         frame_rate: f64,
         audio_channels: usize,
         hidden_size: usize,

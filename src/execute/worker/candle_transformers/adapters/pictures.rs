@@ -173,12 +173,18 @@ pub(super) fn load_siglip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     })
 }
 
+/// The port reads a tied head from the file; published checkpoints have it, and transformers does not save it.
+const TIED_BLIP: &[Name] =
+    &[("text_decoder.cls.predictions.decoder.weight", "text_decoder.bert.embeddings.word_embeddings.weight")];
+
 pub(super) fn load_blip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: blip::Config = checkpoint.config()?;
+    let is_saved = checkpoint.weights().contains_tensor(TIED_BLIP[0].0);
+    let weights = checkpoint.renamed(if is_saved { &[] } else { TIED_BLIP });
     match checkpoint.head() {
         "ForConditionalGeneration" => {
             let mut model =
-                blip::BlipForConditionalGeneration::new(&config, checkpoint.weights()).map_err(failure)?;
+                blip::BlipForConditionalGeneration::new(&config, weights).map_err(failure)?;
             tensors(&[INPUT_IDS, PIXELS], move |inputs| {
                 model.reset_kv_cache();
                 let seen = model.vision_model().forward(inputs.get(PIXELS)?)?;
