@@ -76,7 +76,7 @@ reproductions! {
     modernbert_bf16 modernbert_bias modernbert_labels phi3_longrope phi3_longrope_short phi3_su phi3_window
     phi_bf16 phi_qk_norm qwen2_window_layers qwen2_window_off qwen2_yarn qwen3_moe_dense_layers qwen3_window
     qwen3_yarn roberta_head_bias smollm3_window smollm3_yarn stablelm_parallel stablelm_qk_norm
-    starcoder2_untied starcoder2_window xlm_roberta_head_bias
+    starcoder2_untied starcoder2_window whisper_ffn_size xlm_roberta_head_bias
 }
 
 #[test]
