@@ -68,7 +68,8 @@ mod tests {
         let path = folder.path().join("inputs.st");
         let ids = Tensor::new(&[[3i64, 4]], &Device::Cpu).unwrap();
         let pixels = Tensor::new(&[0.5f32], &Device::Cpu).unwrap();
-        let named = [("input_ids", &ids), ("attention_mask", &ids), ("labels", &ids), ("pixel_values", &pixels)];
+        let named =
+            [("input_ids", &ids), ("attention_mask", &ids), ("labels", &ids), ("pixel_values", &pixels)];
         let tensors = named.map(|(name, tensor)| (name, tensor.clone())).into_iter().collect();
         candle_core::safetensors::save(&tensors, &path).unwrap();
         let read = |takes: &[&str]| NamedTensors::read(&path, takes, (DType::F64, &Device::Cpu));

@@ -116,7 +116,8 @@ pub(crate) fn catalogue() -> &'static [Tiny] {
                 entry(name.as_str(), class, variant.shows.as_str(), row.newest || variant.newest)
             });
             // The default of a native model is tfcheck's own.
-            let is_first = row.like.is_none() && !row.variants_only && models::kind(&row.model_type).is_none();
+            let is_first =
+                row.like.is_none() && !row.variants_only && models::kind(&row.model_type).is_none();
             let default = is_first.then(|| entry("", row.class.as_str(), row.shows.as_str(), row.newest));
             default.into_iter().chain(variants)
         };

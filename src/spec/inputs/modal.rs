@@ -187,7 +187,8 @@ pub(super) fn complete(inputs: &mut Inputs, config: &Value) -> Result<(), Error>
         Some(Sees::SpectrumInTexts) => {
             let number = |key: &str| {
                 let value = config.config.pointer(&format!("/audio_config/{key}")).and_then(Value::as_u64);
-                let value = value.and_then(|value| usize::try_from(value).ok()).filter(|value| *value < 1 << 20);
+                let value =
+                    value.and_then(|value| usize::try_from(value).ok()).filter(|value| *value < 1 << 20);
                 value.ok_or_else(|| config.lacks(key))
             };
             let positions = number("max_source_positions")?;
@@ -269,7 +270,8 @@ impl Config<'_> {
             // Some configs give height and width.
             value.as_u64().or_else(|| value.get(0)?.as_u64()).or_else(|| value.get("height")?.as_u64())
         };
-        let found = of(self.config).or_else(|| PARTS.iter().find_map(|part| of(self.config.pointer(part)?)));
+        let found =
+            of(self.config).or_else(|| PARTS.iter().find_map(|part| of(self.config.pointer(part)?)));
         found.and_then(|number| usize::try_from(number).ok()).filter(|number| *number < 1 << 20)
     }
 

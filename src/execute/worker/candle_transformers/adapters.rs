@@ -14,8 +14,8 @@ use candle_core::{Result, Tensor};
 use candle_nn::{Linear, Module};
 use candle_transformers::models::smol::smollm3;
 use candle_transformers::models::{
-    bigcode, deepseek2, falcon, gemma, gemma2, gemma3, gemma4, glm4_new, granite, helium, llama, mistral, mixtral,
-    olmo, olmo2, phi, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, stable_lm, starcoder2,
+    bigcode, deepseek2, falcon, gemma, gemma2, gemma3, gemma4, glm4_new, granite, helium, llama, mistral,
+    mixtral, olmo, olmo2, phi, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, stable_lm, starcoder2,
 };
 use reference::protocol::{Failed, Positions};
 use tfcheck_port::worker::{failure, unsupported};
@@ -27,7 +27,8 @@ use encoders::{
     load_bert, load_debertav2, load_distilbert, load_modernbert, load_nomic_bert, load_xlm_roberta,
 };
 use pictures::{
-    load_blip, load_chinese_clip, load_clip, load_colpali, load_llava, load_llava_next, load_paddleocr_vl, load_paligemma, load_qwen3_vl, load_siglip,
+    load_blip, load_chinese_clip, load_clip, load_colpali, load_llava, load_llava_next, load_paddleocr_vl,
+    load_paligemma, load_qwen3_vl, load_siglip,
 };
 use recurrent::{load_granitemoehybrid, load_lfm2, load_mamba, load_mamba2, load_recurrent_gemma};
 use seq2seq::{load_marian, load_t5, load_trocr, load_whisper};

@@ -106,7 +106,7 @@ mod tests {
     const NAMES: &[Name] = &[
         ("blocks.{}.norm1.{}", "layer.{}.before.{}"),
         ("layer{}.{}.conv.weight", "stages.{-1}.layers.{}.conv.weight"),
-    ("layer{}_rn.weight", "convs.{-1}.weight"),
+        ("layer{}_rn.weight", "convs.{-1}.weight"),
         ("blocks.{}.qkv.bias", "layer.{}.q.bias + 0 + layer.{}.v.bias"),
         ("head.weight", "0"),
     ];

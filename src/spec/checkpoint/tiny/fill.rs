@@ -29,8 +29,13 @@ pub(super) type Rule<'a> = (&'a str, &'a str);
 /// How a tensor is filled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Fill {
-    Normal { mean: f64, std: f64 },
-    Linear { gain: f64 },
+    Normal {
+        mean: f64,
+        std: f64,
+    },
+    Linear {
+        gain: f64,
+    },
     /// As constructed.
     Kept,
 }
@@ -68,7 +73,8 @@ pub(super) fn fill(path: &Path, rules: &[Rule<'_>], seed: u64) -> Result<(), Str
     for (name, tensor) in saved.tensors() {
         let shape = tensor.shape().to_vec();
         let is_drawn = tensor.dtype() == Dtype::F32;
-        let Some((mean, std)) = is_drawn.then(|| moments(&name, &tensor, rules)).transpose()?.flatten() else {
+        let Some((mean, std)) = is_drawn.then(|| moments(&name, &tensor, rules)).transpose()?.flatten()
+        else {
             drawn.push((name, tensor.dtype(), shape, tensor.data().to_vec()));
             continue;
         };

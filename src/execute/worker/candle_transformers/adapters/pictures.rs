@@ -53,7 +53,9 @@ pub(super) fn load_clip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let Config { text_config: text, vision_config: vision, projection_dim, logit_scale_init_value } =
         checkpoint.config()?;
     if let Some(other) = [&text.hidden_act, &vision.hidden_act].into_iter().find(|act| *act != "quick_gelu") {
-        return Err(unsupported(format!("the port's only activation is quick_gelu, and the config has {other}")));
+        return Err(unsupported(format!(
+            "the port's only activation is quick_gelu, and the config has {other}"
+        )));
     }
     let activation = clip::text_model::Activation::QuickGelu;
     let image_size = vision.image_size;
@@ -183,8 +185,7 @@ pub(super) fn load_blip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let weights = checkpoint.renamed(if is_saved { &[] } else { TIED_BLIP });
     match checkpoint.head() {
         "ForConditionalGeneration" => {
-            let mut model =
-                blip::BlipForConditionalGeneration::new(&config, weights).map_err(failure)?;
+            let mut model = blip::BlipForConditionalGeneration::new(&config, weights).map_err(failure)?;
             tensors(&[INPUT_IDS, PIXELS], move |inputs| {
                 model.reset_kv_cache();
                 let seen = model.vision_model().forward(inputs.get(PIXELS)?)?;
@@ -208,7 +209,8 @@ pub(super) fn load_llava(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 pub(super) fn load_llava_next(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     use llava::config::{HFGenerationConfig, HFLLaVAConfig, HFPreProcessorConfig};
     let read: HFLLaVAConfig = checkpoint.config()?;
-    let generation = HFGenerationConfig { bos_token_id: 1, eos_token_id: 2, max_length: 4096, pad_token_id: 0 };
+    let generation =
+        HFGenerationConfig { bos_token_id: 1, eos_token_id: 2, max_length: 4096, pad_token_id: 0 };
     // Of the processor, the port's config takes this key alone.
     let processor = HFPreProcessorConfig {
         aspect_ratio_setting: "anyres".to_owned(),
@@ -236,7 +238,8 @@ pub(super) fn load_llava_next(checkpoint: &Checkpoint) -> Result<Port, Failed> {
         let mut rows = Vec::new();
         for (row, [start, end]) in runs(ids, image)?.into_iter().enumerate() {
             let own = ids.narrow(0, row, 1)?.to_dtype(DType::I64)?;
-            let own = Tensor::cat(&[own.narrow(1, 0, start + 1)?, own.narrow(1, end, own.dim(1)? - end)?], 1)?;
+            let own =
+                Tensor::cat(&[own.narrow(1, 0, start + 1)?, own.narrow(1, end, own.dim(1)? - end)?], 1)?;
             let size = [(sizes[row][1], sizes[row][0])];
             let embedded = model.prepare_inputs_labels_for_multimodal(&own, &[pixels.get(row)?], &size)?;
             let mut cache = llama::Cache::new(true, dtype, &config.to_llama_config(), &device)?;
@@ -338,7 +341,8 @@ const PADDLEOCR: &[Name] = &[("visual.vision_model.embeddings.packing_position_e
 /// The port takes a whole picture instead of its patches.
 pub(super) fn load_paddleocr_vl(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: paddleocr_vl::Config = checkpoint.config()?;
-    let mut model = paddleocr_vl::PaddleOCRVLModel::new(&config, checkpoint.renamed(PADDLEOCR)).map_err(failure)?;
+    let mut model =
+        paddleocr_vl::PaddleOCRVLModel::new(&config, checkpoint.renamed(PADDLEOCR)).map_err(failure)?;
     let port = tensors(&[INPUT_IDS, PIXELS, GRID], move |inputs| {
         model.clear_kv_cache();
         let (pixels, grid) = (inputs.get(PIXELS)?, inputs.get(GRID)?);
@@ -347,7 +351,8 @@ pub(super) fn load_paddleocr_vl(checkpoint: &Checkpoint) -> Result<Port, Failed>
             candle_core::bail!("tfcheck's adapter gives the port one picture, and the inputs have several");
         };
         let (rows, columns) = ((frames * rows) as usize, columns as usize);
-        let whole = pixels.reshape(vec![rows, columns, channels, height, width])?.permute(vec![2, 0, 3, 1, 4])?;
+        let whole =
+            pixels.reshape(vec![rows, columns, channels, height, width])?.permute(vec![2, 0, 3, 1, 4])?;
         let whole = whole.reshape((1, channels, rows * height, columns * width))?;
         model.forward(inputs.get(INPUT_IDS)?, Some(&whole), Some(grid), 0)
     })?;

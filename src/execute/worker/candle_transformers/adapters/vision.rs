@@ -294,7 +294,9 @@ pub(super) fn load_resnet(checkpoint: &Checkpoint) -> Result<Port, Failed> {
         ("basic", [2, 2, 2, 2]) => resnet::resnet18(labels, weights),
         ("basic", [3, 4, 6, 3]) => resnet::resnet34(labels, weights),
         (kind, depths) => {
-            return Err(unsupported(format!("tfcheck has no adapter for {kind} blocks of depths {depths:?}")));
+            return Err(unsupported(format!(
+                "tfcheck has no adapter for {kind} blocks of depths {depths:?}"
+            )));
         }
     };
     of_pixels(model.map_err(failure)?)
