@@ -22,8 +22,12 @@ fn with_channels(values: &Tensor) -> candle_core::Result<Tensor> {
 pub(super) fn load_encodec(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let named = |key: &str| {
         let words = checkpoint.text_at(&format!("/{key}")).split('_');
-        let words = words.map(|word| [word[..1].to_uppercase(), word[1..].to_owned()].concat());
-        Value::from(words.collect::<String>())
+        let capital = |word: &str| {
+            let mut letters = word.chars();
+            let first = letters.next().map(|letter| letter.to_ascii_uppercase().to_string());
+            first.unwrap_or_default() + letters.as_str()
+        };
+        Value::from(words.map(capital).collect::<String>())
     };
     let keys = [("norm_type", named("norm_type")), ("pad_mode", named("pad_mode"))];
     let config: encodec::Config = checkpoint.config_with(&keys)?;
