@@ -106,7 +106,7 @@ pub(super) fn load_mimi(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 /// The port's config has no `Deserialize`.
 pub(super) fn load_voxtral(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
-    struct Config {
+    struct Parts {
         audio_config: Audio,
         text_config: Text,
         audio_token_id: usize,
@@ -136,7 +136,7 @@ pub(super) fn load_voxtral(checkpoint: &Checkpoint) -> Result<Port, Failed> {
         max_position_embeddings: usize,
         tie_word_embeddings: Option<bool>,
     }
-    let Config { audio_config: audio, text_config: text, audio_token_id, projector_hidden_act } =
+    let Parts { audio_config: audio, text_config: text, audio_token_id, projector_hidden_act } =
         checkpoint.config()?;
     let head_dim = audio.hidden_size.checked_div(audio.num_attention_heads);
     let head_dim = head_dim.ok_or_else(|| unsupported("the audio tower has no heads"))?;

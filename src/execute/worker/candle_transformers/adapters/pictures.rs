@@ -20,7 +20,7 @@ const GRID: &str = "image_grid_thw";
 /// The port's config has no `Deserialize`.
 pub(super) fn load_clip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
-    struct Config {
+    struct Parts {
         text_config: Text,
         vision_config: Vision,
         projection_dim: usize,
@@ -50,7 +50,7 @@ pub(super) fn load_clip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     if checkpoint.architecture() != "CLIPModel" {
         return Err(no_head(checkpoint.architecture()));
     }
-    let Config { text_config: text, vision_config: vision, projection_dim, logit_scale_init_value } =
+    let Parts { text_config: text, vision_config: vision, projection_dim, logit_scale_init_value } =
         checkpoint.config()?;
     if let Some(other) = [&text.hidden_act, &vision.hidden_act].into_iter().find(|act| *act != "quick_gelu") {
         return Err(unsupported(format!(
@@ -96,7 +96,7 @@ pub(super) fn load_chinese_clip(checkpoint: &Checkpoint) -> Result<Port, Failed>
     use chinese_clip::text_model::{ChineseClipTextConfig, PositionEmbeddingType};
     use chinese_clip::vision_model::ChineseClipVisionConfig;
     #[derive(serde::Deserialize)]
-    struct Config {
+    struct Parts {
         text_config: Text,
         vision_config: Vision,
         projection_dim: usize,
@@ -126,7 +126,7 @@ pub(super) fn load_chinese_clip(checkpoint: &Checkpoint) -> Result<Port, Failed>
         patch_size: usize,
         layer_norm_eps: f64,
     }
-    let Config { text_config: text, vision_config: vision, projection_dim, logit_scale_init_value } =
+    let Parts { text_config: text, vision_config: vision, projection_dim, logit_scale_init_value } =
         checkpoint.config()?;
     let image_size = vision.image_size;
     let config = chinese_clip::ChineseClipConfig {
@@ -300,10 +300,10 @@ pub(super) fn load_paligemma(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 /// The port reads the names of the original repository.
 pub(super) fn load_colpali(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
-    struct Config {
+    struct Parts {
         vlm_config: paligemma::Config,
     }
-    let config: Config = checkpoint.config()?;
+    let config: Parts = checkpoint.config()?;
     let image = checkpoint.number("image_token_index")?;
     let weights = checkpoint.weights().rename_f(|name| match name.strip_prefix("model.") {
         Some(rest) => format!("vlm.{rest}"),

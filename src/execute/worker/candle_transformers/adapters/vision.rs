@@ -134,7 +134,7 @@ const DEPTH: &[Name] = &[
 
 pub(super) fn load_depth_anything(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
-    struct Config {
+    struct Parts {
         backbone_config: Backbone,
         neck_hidden_sizes: [usize; 4],
         fusion_hidden_size: usize,
@@ -148,7 +148,7 @@ pub(super) fn load_depth_anything(checkpoint: &Checkpoint) -> Result<Port, Faile
         image_size: usize,
         out_indices: Vec<usize>,
     }
-    let config: Config = checkpoint.config()?;
+    let config: Parts = checkpoint.config()?;
     let Backbone { hidden_size, num_hidden_layers, num_attention_heads, image_size, out_indices } =
         config.backbone_config;
     let weights = checkpoint.renamed(DEPTH);
