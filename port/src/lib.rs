@@ -20,8 +20,10 @@
 mod checkpoint;
 mod judge;
 mod modules;
+mod named;
 mod probe;
 mod recording;
+mod running;
 mod serve;
 pub mod worker;
 
@@ -37,13 +39,15 @@ use modules::Modules;
 pub use compare::metrics::PairMetrics;
 pub use compare::verdict::{Decision, Verdict};
 pub use judge::Judgement;
+pub use named::NamedTensors;
 pub use probe::{Probe, module, output};
 pub use protocol;
 pub use recording::{
     Error, FileDigests, Inputs, Limits, Module, Recorded, Recording, Reference, SCHEMA_VERSION, Tensors,
     by_position, file_sha256,
 };
-pub use serve::{Port, Running, serve};
+pub use running::Running;
+pub use serve::{Port, serve};
 
 /// Panics unless a port agrees with a recording; the message has the verdict, the metrics and the worst
 /// position.

@@ -1,33 +1,42 @@
-//! A port as a worker of tfcheck, and what every port's engine shares.
+//! A port as a worker of tfcheck.
 
 use std::error::Error;
-use std::ops::Range;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use protocol::{
-    ATTENTION_MASK, Capture, Captured, Failed, Forward, Forwarded, Load, Mode, NewInputs, POSITION_IDS,
-    Positions, Ready, Replay, Replayed, TakenInputs, Trace,
+    ATTENTION_MASK, Capture, Captured, Failed, Forward, Forwarded, Load, Mode, NewInputs, Positions, Ready,
+    Replay, Replayed, TakenInputs, Trace,
 };
 
+use crate::named::NamedTensors;
 use crate::recording::Inputs;
+use crate::running::Running;
 use crate::worker::{
-    Checkpoint, ChromeTrace, Engine, Feeder, Writer, dtype, element, exception, failure, guarded, inputs,
-    not_loaded, peak_resident_bytes, run, same, steps, unsupported, write_logits,
+    Checkpoint, ChromeTrace, Engine, Feeder, Writer, dtype, element, exception, failure, guarded, not_loaded,
+    run, same, unsupported,
 };
 
 /// A port that is loaded.
 pub struct Port {
-    pass: Box<Pass>,
-    caches: bool,
-    reads_mask: bool,
-    positions: Option<Positions>,
+    pub(crate) pass: Pass,
+    pub(crate) caches: bool,
+    pub(crate) reads_mask: bool,
+    pub(crate) positions: Option<Positions>,
 }
 
-/// One forward pass over inputs whose first token has this position; 0 empties the KV cache first.
-type Pass = dyn FnMut(&Inputs, usize) -> candle_core::Result<Tensor>;
+/// One forward pass.
+pub(crate) enum Pass {
+    /// Over tokens, of which the first has this position; 0 empties the KV cache first.
+    Text(Box<TextPass>),
+    /// Over the tensors of these names.
+    Tensors(&'static [&'static str], Box<TensorsPass>),
+}
+
+pub(crate) type TextPass = dyn FnMut(&Inputs, usize) -> candle_core::Result<Tensor>;
+
+pub(crate) type TensorsPass = dyn FnMut(&NamedTensors) -> candle_core::Result<Tensor>;
 
 impl Port {
     /// A port without a KV cache: a function from [`Inputs`] to logits.
@@ -36,9 +45,26 @@ impl Port {
     /// vocab_size]`; a classifier gives `[batch, labels]`.
     pub fn new(mut pass: impl FnMut(&Inputs) -> candle_core::Result<Tensor> + 'static) -> Self {
         Self {
-            pass: Box::new(move |inputs, _| pass(inputs)),
+            pass: Pass::Text(Box::new(move |inputs, _| pass(inputs))),
             caches: false,
             reads_mask: true,
+            positions: None,
+        }
+    }
+
+    /// A port that takes other tensors than text: images, sound, tokens of a decoder. It takes those of the names `takes`, which
+    /// are transformers' arguments.
+    ///
+    /// Its output is `[batch, positions, width]`, `[batch, width]` for whole rows, or has more axes, of which all but the first
+    /// and the last are positions.
+    pub fn of_tensors(
+        takes: &'static [&'static str],
+        pass: impl FnMut(&NamedTensors) -> candle_core::Result<Tensor> + 'static,
+    ) -> Self {
+        Self {
+            pass: Pass::Tensors(takes, Box::new(pass)),
+            caches: false,
+            reads_mask: takes.contains(&ATTENTION_MASK),
             positions: None,
         }
     }
@@ -46,7 +72,7 @@ impl Port {
     /// A port with a KV cache. The second argument is the position of the inputs' first token, which is the number of
     /// tokens in the cache; for 0 the port must empty its cache. The attention mask covers the cached tokens too.
     pub fn cached(pass: impl FnMut(&Inputs, usize) -> candle_core::Result<Tensor> + 'static) -> Self {
-        Self { pass: Box::new(pass), caches: true, reads_mask: true, positions: None }
+        Self { pass: Pass::Text(Box::new(pass)), caches: true, reads_mask: true, positions: None }
     }
 
     /// A port whose cache cannot continue after a prefill.
@@ -65,6 +91,12 @@ impl Port {
     #[must_use]
     pub fn giving(self, positions: Positions) -> Self {
         Self { positions: Some(positions), ..self }
+    }
+
+    /// [`Self::giving`], unless the positions are known.
+    #[must_use]
+    pub fn giving_by_default(self, positions: Positions) -> Self {
+        Self { positions: self.positions.or(Some(positions)), ..self }
     }
 }
 
@@ -104,176 +136,6 @@ where
             }
             ExitCode::FAILURE
         }
-    }
-}
-
-/// A loaded port with its inputs.
-pub struct Running {
-    port: Port,
-    inputs: Inputs,
-    device: Device,
-    /// Whether one vector of logits belongs to a whole row.
-    is_classifier: bool,
-}
-
-impl Running {
-    /// A port that will compute the inputs in the file `inputs`.
-    ///
-    /// # Errors
-    /// When the file cannot be read, or the port would give logits of padding only.
-    pub fn new(port: Port, path: &Path, checkpoint: &Checkpoint) -> Result<Self, Failed> {
-        let head = checkpoint.json()["architectures"][0].as_str().unwrap_or_default();
-        let device = checkpoint.device().clone();
-        let inputs = inputs(path, &device)?.of_text()?.for_port()?;
-        let is_classifier = head.ends_with("ForSequenceClassification");
-        let running = Self { port, inputs, device, is_classifier };
-        running.refuse_padding_alone()?;
-        Ok(running)
-    }
-
-    /// Gives the port other inputs.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub fn take(&mut self, new: &NewInputs) -> Result<TakenInputs, Failed> {
-        self.inputs = inputs(&new.inputs, &self.device)?.of_text()?.for_port()?;
-        self.refuse_padding_alone()?;
-        let mut unused = vec![POSITION_IDS.to_owned()];
-        if !self.port.reads_mask {
-            unused.push(ATTENTION_MASK.to_owned());
-        }
-        Ok(TakenInputs { unused })
-    }
-
-    fn refuse_padding_alone(&self) -> Result<(), Failed> {
-        let rows = self.inputs.attention_mask.to_vec2::<u32>().map_err(failure)?;
-        if self.port.positions == Some(Positions::Last) && rows.iter().any(|row| row.last() == Some(&0)) {
-            return Err(unsupported(
-                "the port returns the last column only, which is padding in sequences padded on the right",
-            ));
-        }
-        Ok(())
-    }
-
-    /// What a person must know of these inputs.
-    ///
-    /// # Errors
-    /// When the mask cannot be read.
-    pub fn note(&self) -> Result<Option<String>, Failed> {
-        let rows = self.inputs.attention_mask.to_vec2::<u32>().map_err(failure)?;
-        let is_padded = rows.iter().flatten().any(|&real| real == 0);
-        Ok((is_padded && !self.port.reads_mask)
-            .then(|| "the port takes no padding mask: padded sequences attend to their padding".to_owned()))
-    }
-
-    /// Answers [`protocol::Request::Forward`].
-    ///
-    /// # Errors
-    /// When the pass fails, or the logits cannot be written.
-    pub fn forward(&mut self, forward: &Forward) -> Result<Forwarded, Failed> {
-        let start = Instant::now();
-        let (logits, positions) = self.logits_of(forward.prefill, &forward.chunks)?;
-        let elapsed_ns = start.elapsed().as_nanos() as u64;
-        let shape = logits.dims().to_vec();
-        write_logits(&logits, &forward.logits)?;
-        Ok(Forwarded {
-            elapsed_ns,
-            shape,
-            positions,
-            prefill: forward.prefill,
-            chunks: forward.chunks.clone(),
-            peak_bytes: peak_resident_bytes(),
-            outputs: Vec::new(),
-            graphs: None,
-            notes: Vec::new(),
-        })
-    }
-
-    /// One forward pass whose logits are dropped, complete on the device.
-    ///
-    /// # Errors
-    /// When the pass fails.
-    pub fn pass(&mut self) -> Result<(), Failed> {
-        self.logits_of(None, &[]).map(drop)
-    }
-
-    /// Nanoseconds of each of `tokens` tokens after the inputs: the first token of each row again and again.
-    ///
-    /// # Errors
-    /// When a pass fails.
-    pub fn decode(&mut self, tokens: usize) -> Result<Vec<u64>, Failed> {
-        if !self.port.caches {
-            return Ok(Vec::new());
-        }
-        self.pass()?;
-        let (batch, seq) = self.inputs.input_ids.dims2().map_err(failure)?;
-        let ids = self.inputs.input_ids.narrow(1, 0, 1).and_then(|ids| ids.contiguous()).map_err(failure)?;
-        let mut mask = self.inputs.attention_mask.clone();
-        let ones = ids.ones_like().map_err(failure)?;
-        let last = self.inputs.position_ids.narrow(1, seq - 1, 1).map_err(failure)?;
-        let mut samples_ns = Vec::with_capacity(tokens);
-        for token in 0..tokens {
-            mask = Tensor::cat(&[&mask, &ones], 1).map_err(failure)?;
-            let next = Tensor::full(token as u32 + 1, (batch, 1), &self.device).map_err(failure)?;
-            let position_ids = (&last + next).map_err(failure)?;
-            let step = Inputs { input_ids: ids.clone(), attention_mask: mask.clone(), position_ids };
-            let start = Instant::now();
-            guarded(|| (self.port.pass)(&step, seq + token).map_err(failure))?;
-            self.device.synchronize().map_err(failure)?;
-            samples_ns.push(start.elapsed().as_nanos() as u64);
-        }
-        Ok(samples_ns)
-    }
-
-    /// Logits of all positions, or of the last one: in one pass, or in one through the cache for each step.
-    fn logits_of(&mut self, prefill: Option<usize>, chunks: &[usize]) -> Result<(Tensor, Positions), Failed> {
-        let seq = self.inputs.input_ids.dim(1).map_err(failure)?;
-        let Some(steps) = steps(prefill, chunks, seq)? else {
-            let logits = guarded(|| (self.port.pass)(&self.inputs, 0).map_err(failure))?;
-            self.device.synchronize().map_err(failure)?;
-            return self.placed(logits, seq);
-        };
-        if !self.port.caches {
-            return Err(unsupported("the port's KV cache cannot continue after a prefill"));
-        }
-        let mut parts = Vec::new();
-        let mut positions = Positions::All;
-        for Range { start, end } in steps {
-            let part = |tensor: &Tensor, from: usize| {
-                tensor.narrow(1, from, end - from).and_then(|part| part.contiguous()).map_err(failure)
-            };
-            let inputs = Inputs {
-                input_ids: part(&self.inputs.input_ids, start)?,
-                attention_mask: part(&self.inputs.attention_mask, 0)?,
-                position_ids: part(&self.inputs.position_ids, start)?,
-            };
-            let logits = guarded(|| (self.port.pass)(&inputs, start).map_err(failure))?;
-            let (logits, of) = self.placed(logits, end - start)?;
-            if of == Positions::Last && end - start > 1 {
-                positions = Positions::Last;
-            }
-            parts.push(logits);
-        }
-        self.device.synchronize().map_err(failure)?;
-        if positions == Positions::Last || self.port.positions == Some(Positions::Last) {
-            let last = parts.pop().ok_or_else(|| exception("no forward pass was asked for"))?;
-            return Ok((last, Positions::Last));
-        }
-        Ok((Tensor::cat(&parts, 1).map_err(failure)?, Positions::All))
-    }
-
-    /// Logits of a pass over `seq` tokens with their sequence axis, which ports drop if they compute one position only, and
-    /// their positions.
-    fn placed(&self, logits: Tensor, seq: usize) -> Result<(Tensor, Positions), Failed> {
-        if self.is_classifier {
-            return Ok((logits, Positions::All));
-        }
-        let logits = if logits.rank() == 2 { logits.unsqueeze(1).map_err(failure)? } else { logits };
-        let [_, held, _] = logits.dims()[..] else {
-            return Err(exception(format!("the port returned logits of shape {:?}", logits.dims())));
-        };
-        let by_shape = if held == seq { Positions::All } else { Positions::Last };
-        Ok((logits, self.port.positions.unwrap_or(by_shape)))
     }
 }
 

@@ -118,8 +118,7 @@ fn diagnosis_s(of_config: u64, checkpoints: usize) -> u64 {
 /// Model type and variant of every checkpoint: the native models' (but those with the shape of a real model), each model
 /// type's further ones, and then those of ports without a native model.
 fn entries() -> impl Iterator<Item = (&'static str, &'static str)> {
-    // Its inputs are token ids.
-    let native = catalogue().iter().filter(|entry| !entry.bench && entry.is_one_text());
+    let native = catalogue().iter().filter(|entry| !entry.bench);
     let native = native.map(|entry| (entry.model_type, entry.variant));
     let mut entries: Vec<(&str, &str)> = native.collect();
     for (model_type, variant) in tiny::catalogue().iter().map(|entry| (entry.model_type, entry.variant)) {

@@ -6,6 +6,7 @@
 
 mod adapters;
 mod checkpoint;
+mod renamed;
 
 use std::time::Instant;
 
@@ -36,7 +37,7 @@ impl Engine for PortEngine {
         let adapter = adapter(&checkpoint.model_type)?;
         let mut notes = vec![format!("candle_transformers::models::{}", adapter.module)];
         notes.extend(checkpoint.fill(adapter.fill));
-        let mut port = guarded(|| (adapter.load)(&checkpoint))?.giving(adapter.positions);
+        let mut port = guarded(|| (adapter.load)(&checkpoint))?.giving_by_default(adapter.positions);
         if !adapter.caches {
             port = port.without_cache();
         }

@@ -32,6 +32,9 @@ struct Row {
     /// For a model type that has a native model: the variant of its synthetic checkpoints from whose config this row starts.
     /// Such a row has variants only.
     like: Option<String>,
+    /// Whether the row has variants only, because another row of the model type has the default.
+    #[serde(default)]
+    variants_only: bool,
     #[serde(default)]
     newest: bool,
     /// Values of the config that differ from the class's defaults.
@@ -61,6 +64,9 @@ struct Variant {
     /// As [`Row::saved`], in addition to the row's.
     #[serde(default)]
     saved: Map<String, Value>,
+    /// As [`Row::fill`], before the row's.
+    #[serde(default)]
+    fill: BTreeMap<String, String>,
 }
 
 /// One checkpoint that [`folder`] makes.
@@ -110,7 +116,8 @@ pub(crate) fn catalogue() -> &'static [Tiny] {
                 entry(name.as_str(), class, variant.shows.as_str(), row.newest || variant.newest)
             });
             // The default of a native model is tfcheck's own.
-            let is_first = row.like.is_none() && models::kind(&row.model_type).is_none();
+            let is_first =
+                row.like.is_none() && !row.variants_only && models::kind(&row.model_type).is_none();
             let default = is_first.then(|| entry("", row.class.as_str(), row.shows.as_str(), row.newest));
             default.into_iter().chain(variants)
         };
@@ -174,9 +181,11 @@ impl Tiny {
         saved
     }
 
-    /// The distributions that its row sets, by glob.
-    fn fill(&self) -> &BTreeMap<String, String> {
-        &self.row.fill
+    /// The rules of its variant, then those of its row.
+    fn fill(&self) -> Vec<fill::Rule<'static>> {
+        let own = self.row.variants.get(self.variant).map(|variant| &variant.fill);
+        let rules = own.into_iter().chain([&self.row.fill]).flatten();
+        rules.map(|(pattern, rule)| (pattern.as_str(), rule.as_str())).collect()
     }
 }
 
@@ -260,7 +269,7 @@ mod tests {
     #[test]
     fn the_distributions_of_every_row_are_understood() {
         for tiny in catalogue() {
-            for rule in tiny.fill().values() {
+            for (_, rule) in tiny.fill() {
                 assert!(fill::Fill::parse(rule).is_some(), "{}: {rule}", tiny.name());
             }
         }

@@ -27,12 +27,21 @@ enum Sees {
     PicturesInTexts,
     /// Patches of pictures of several sizes, with a grid, whose places in the text are image tokens.
     Patches,
+    /// The same with patches as small pictures, row by row.
+    Crops,
     /// Each picture as several tiles, `pixel_values [rows, tiles, channels, size, size]`.
     Tiles,
+    /// Each picture as a small one and the four quarters of a large one, with its size, whose places in the text are image tokens:
+    /// one for each patch, and for each row of the large one's patches.
+    Quarters,
     /// A spectrum, `input_features [rows, bins, frames]`.
     Spectrum,
+    /// A spectrum whose places in the text are audio tokens: one for each group of positions that the model joins.
+    SpectrumInTexts,
     /// Samples, `input_values [rows, samples]`, and no tokens.
     Samples,
+    /// Samples of one channel, `input_values [rows, 1, samples]`, and no tokens.
+    Channels,
 }
 
 /// All kinds; a model_type that no row has gets tokens alone.
@@ -72,6 +81,7 @@ const KINDS: &[Kind] = &[
         model_types: &[
             "llava",
             "paligemma",
+            "colpali",
             "gemma3",
             "vipllava",
             "got_ocr2",
@@ -85,13 +95,20 @@ const KINDS: &[Kind] = &[
         model_types: &["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v"],
         sees: Sees::Patches,
     },
+    Kind { model_types: &["paddleocr_vl"], sees: Sees::Crops },
+    Kind { model_types: &["llava_next"], sees: Sees::Quarters },
     Kind { model_types: &["idefics2", "idefics3", "smolvlm"], sees: Sees::Tiles },
     Kind { model_types: &["whisper", "moonshine_streaming"], sees: Sees::Spectrum },
     Kind {
         model_types: &["wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat", "sew"],
         sees: Sees::Samples,
     },
+    Kind { model_types: &["voxtral"], sees: Sees::SpectrumInTexts },
+    Kind { model_types: &["encodec", "mimi"], sees: Sees::Channels },
 ];
+
+/// Model types whose processors put pictures before the text, and not after its first token.
+const PICTURES_FIRST: &[&str] = &["paligemma", "colpali"];
 
 /// By the beginning of the model_type, the argument that tells what a token stands for, and its value at the tokens of a
 /// picture; it is 0 at those of a prompt. Gemma 3 attends to a picture in both directions, PaliGemma to the whole prompt, and
@@ -99,6 +116,7 @@ const KINDS: &[Kind] = &[
 const TOKEN_TYPES: &[(&str, &str, i64)] = &[
     ("qwen", "mm_token_type_ids", 1),
     ("glm4v", "mm_token_type_ids", 1),
+    ("paddleocr", "mm_token_type_ids", 1),
     ("gemma", "token_type_ids", 1),
     ("paligemma", "token_type_ids", 0),
 ];
@@ -108,6 +126,8 @@ const GRIDS: [[usize; 2]; 2] = [[4, 6], [8, 4]];
 
 /// Samples of a chirp: a second at 16 kHz.
 const SAMPLES: usize = 16_000;
+/// Samples that whole frames of a codec consist of: 8 of Mimi's 1,920, 48 of EnCodec's 320.
+const FRAMED_SAMPLES: usize = 15_360;
 
 /// Adds what the model of this config gets beside tokens.
 ///
@@ -138,7 +158,7 @@ pub(super) fn complete(inputs: &mut Inputs, config: &Value) -> Result<(), Error>
             config.place(inputs, &vec![count; inputs.batch])?;
             config.pictures(inputs, None)?;
         }
-        Some(Sees::Patches) => config.patches(inputs)?,
+        Some(sees @ (Sees::Patches | Sees::Crops)) => config.patches(inputs, sees == Sees::Crops)?,
         Some(Sees::Tiles) => {
             let [size, _] = config.picture();
             let patch = config.number("patch_size").ok_or_else(|| config.lacks("patch_size"))?;
@@ -147,28 +167,44 @@ pub(super) fn complete(inputs: &mut Inputs, config: &Value) -> Result<(), Error>
             config.place(inputs, &vec![count; inputs.batch])?;
             config.pictures(inputs, Some(1))?;
         }
+        Some(Sees::Quarters) => {
+            let [size, _] = config.picture();
+            let patch = config.number("patch_size").ok_or_else(|| config.lacks("patch_size"))?;
+            let side = size / patch.max(1);
+            config.place(inputs, &vec![side * side + 2 * side * (2 * side + 1); inputs.batch])?;
+            config.pictures(inputs, Some(5))?;
+            let sizes = vec![2 * size as i64; 2 * inputs.batch];
+            add(inputs, "image_sizes", Tensor::integers(vec![inputs.batch, 2], sizes));
+        }
         Some(Sees::Spectrum) => {
             let bins = config.number("num_mel_bins").ok_or_else(|| config.lacks("num_mel_bins"))?;
             let positions =
                 config.number("max_source_positions").ok_or_else(|| config.lacks("max_source_positions"))?;
-            let (rows, frames) = (inputs.batch, 2 * positions);
-            let values = (0..config.elements(&[rows, bins, frames])?).map(|at| {
-                let (bin, frame) = (at / frames % bins, at % frames);
-                // A chirp rises through the bins.
-                let distance =
-                    bin as f32 - frame as f32 * bins as f32 / frames as f32 + (at / (bins * frames)) as f32;
-                1.5 - (distance * 0.7).powi(2).min(2.5)
-            });
-            add(inputs, "input_features", Tensor::floats(vec![rows, bins, frames], values));
+            config.spectrum(inputs, bins, positions)?;
             config.decoder_tokens(inputs);
             without_tokens(inputs);
         }
-        Some(Sees::Samples) => {
+        Some(Sees::SpectrumInTexts) => {
+            let number = |key: &str| {
+                let value = config.config.pointer(&format!("/audio_config/{key}")).and_then(Value::as_u64);
+                let value =
+                    value.and_then(|value| usize::try_from(value).ok()).filter(|value| *value < 1 << 20);
+                value.ok_or_else(|| config.lacks(key))
+            };
+            let positions = number("max_source_positions")?;
+            let joined = (number("intermediate_size")? / number("hidden_size")?.max(1)).max(1);
+            config.place(inputs, &vec![positions / joined; inputs.batch])?;
+            config.spectrum(inputs, number("num_mel_bins")?, positions)?;
+        }
+        Some(sees @ (Sees::Samples | Sees::Channels)) => {
             inputs.notes.clear();
             without_tokens(inputs);
             let rows = inputs.batch;
-            let values = (0..config.elements(&[rows, SAMPLES])?).map(|at| chirp(at / SAMPLES, at % SAMPLES));
-            add(inputs, "input_values", Tensor::floats(vec![rows, SAMPLES], values));
+            let (channels, samples) =
+                if sees == Sees::Channels { (vec![1], FRAMED_SAMPLES) } else { (Vec::new(), SAMPLES) };
+            let values = (0..config.elements(&[rows, samples])?).map(|at| chirp(at / samples, at % samples));
+            let shape = [vec![rows], channels, vec![samples]].concat();
+            add(inputs, "input_values", Tensor::floats(shape, values));
         }
     }
     if config.has_decoder() && !inputs.tensors.contains_key(DECODER_INPUT_IDS) {
@@ -186,7 +222,7 @@ pub(super) fn vocab_size(config: &Value) -> Option<u64> {
     let sees = KINDS.iter().find(|kind| kind.model_types.contains(&model_type)).map(|kind| kind.sees);
     known
         .map(|size| size as u64)
-        .or_else(|| matches!(sees, Some(Sees::Pictures | Sees::Samples)).then_some(1000))
+        .or_else(|| matches!(sees, Some(Sees::Pictures | Sees::Samples | Sees::Channels)).then_some(1000))
 }
 
 /// Adds the tokens that each position should predict, so that the model computes its loss: the token itself, which causal
@@ -208,6 +244,18 @@ pub(super) fn label(inputs: &mut Inputs, config: &Value) {
     inputs.digest = batch::digest(inputs);
 }
 
+/// The parts of a config in which a number may stand.
+const PARTS: [&str; 8] = [
+    "/vision_config",
+    "/backbone_config",
+    "/vlm_config/vision_config",
+    "/encoder",
+    "/audio_config",
+    "/text_config",
+    "/vlm_config/text_config",
+    "/decoder",
+];
+
 /// A checkpoint's config.
 struct Config<'a> {
     config: &'a Value,
@@ -217,13 +265,13 @@ struct Config<'a> {
 impl Config<'_> {
     /// A number of the config, or of the first of its parts that has it.
     fn number(&self, key: &str) -> Option<usize> {
-        let parts = ["vision_config", "encoder", "audio_config", "text_config", "decoder"];
         let of = |config: &Value| {
             let value = config.get(key)?;
             // Some configs give height and width.
             value.as_u64().or_else(|| value.get(0)?.as_u64()).or_else(|| value.get("height")?.as_u64())
         };
-        let found = of(self.config).or_else(|| parts.iter().find_map(|part| of(self.config.get(part)?)));
+        let found =
+            of(self.config).or_else(|| PARTS.iter().find_map(|part| of(self.config.pointer(part)?)));
         found.and_then(|number| usize::try_from(number).ok()).filter(|number| *number < 1 << 20)
     }
 
@@ -288,11 +336,12 @@ impl Config<'_> {
         Ok(())
     }
 
-    /// Adds the patches of a picture for each row, of the sizes of [`GRIDS`] in turn.
-    fn patches(&self, inputs: &mut Inputs) -> Result<(), Error> {
+    /// Adds the patches of a picture for each row, of the sizes of [`GRIDS`] in turn: patches that are merged side by side, or small
+    /// pictures row by row.
+    fn patches(&self, inputs: &mut Inputs, are_crops: bool) -> Result<(), Error> {
         let patch = self.number("patch_size").ok_or_else(|| self.lacks("patch_size"))?;
         let merge = self.number("spatial_merge_size").unwrap_or(2).max(1);
-        let frames = self.number("temporal_patch_size").unwrap_or(2);
+        let frames = if are_crops { 1 } else { self.number("temporal_patch_size").unwrap_or(2) };
         if GRIDS.iter().flatten().any(|side| side % merge != 0) {
             let reason = format!("config.json has `spatial_merge_size` {merge}, and 1 and 2 are known");
             return Err(Error::Modal { model_type: self.model_type.to_owned(), reason });
@@ -304,11 +353,12 @@ impl Config<'_> {
         self.place(inputs, &counts)?;
         let mut values = Vec::new();
         for (row, [h, w]) in grids.iter().enumerate() {
-            // The patches that are merged follow each other.
             for index in 0..h * w {
-                let (block, within) = (index / (merge * merge), index % (merge * merge));
-                let (top, left) = (block / (w / merge) * merge, block % (w / merge) * merge);
-                let (top, left) = (top + within / merge, left + within % merge);
+                // Patches that are merged follow each other, if they are not crops.
+                let side = if are_crops { 1 } else { merge };
+                let (block, within) = (index / (side * side), index % (side * side));
+                let (top, left) = (block / (w / side) * side, block % (w / side) * side);
+                let (top, left) = (top + within / side, left + within % side);
                 for at in 0..channels * frames * patch * patch {
                     let (channel, y, x) = (at / (frames * patch * patch), at / patch % patch, at % patch);
                     let y = (top * patch + y) as f32 / (h * patch) as f32;
@@ -318,19 +368,37 @@ impl Config<'_> {
             }
         }
         let patches: usize = grids.iter().map(|[h, w]| h * w).sum();
-        let shape = vec![patches, channels * frames * patch * patch];
+        let shape = if are_crops {
+            vec![patches, channels, patch, patch]
+        } else {
+            vec![patches, channels * frames * patch * patch]
+        };
         add(inputs, "pixel_values", Tensor::floats(shape, values));
         let grid = grids.iter().flat_map(|[h, w]| [1, *h as i64, *w as i64]);
         add(inputs, "image_grid_thw", Tensor::integers(vec![grids.len(), 3], grid));
         Ok(())
     }
 
-    /// Puts so many image tokens after the first token of each row.
+    /// Adds a spectrum for each row, of twice as many frames as the encoder has positions.
+    fn spectrum(&self, inputs: &mut Inputs, bins: usize, positions: usize) -> Result<(), Error> {
+        let (rows, frames) = (inputs.batch, 2 * positions);
+        let values = (0..self.elements(&[rows, bins, frames])?).map(|at| {
+            let (bin, frame) = (at / frames % bins, at % frames);
+            // A chirp rises through the bins.
+            let distance =
+                bin as f32 - frame as f32 * bins as f32 / frames as f32 + (at / (bins * frames)) as f32;
+            1.5 - (distance * 0.7).powi(2).min(2.5)
+        });
+        add(inputs, "input_features", Tensor::floats(vec![rows, bins, frames], values));
+        Ok(())
+    }
+
+    /// Puts so many image or audio tokens after the first token of each row, or before it where the model expects them there.
     fn place(&self, inputs: &mut Inputs, counts: &[usize]) -> Result<(), Error> {
         let longest = counts.iter().copied().max().unwrap_or_default().saturating_add(inputs.seq);
         self.elements(&[inputs.batch, longest, 2])?;
         let id = |key: &str| self.config.get(key).and_then(Value::as_i64);
-        let image = id("image_token_id").or(id("image_token_index"));
+        let image = id("image_token_id").or(id("image_token_index")).or(id("audio_token_id"));
         let image = image.ok_or_else(|| self.lacks("image_token_id"))?;
         let (start, end) = (id("vision_start_token_id"), id("vision_end_token_id"));
         let special = [Some(image), start, end, id("video_token_id"), id("audio_token_id")];
@@ -343,7 +411,8 @@ impl Config<'_> {
                 let text = real.filter(|(_, real)| **real != 0).map(|(id, _)| *id);
                 let text: Vec<i64> =
                     text.map(|id| if special.contains(&Some(id)) { plain } else { id }).collect();
-                let (first, rest) = text.split_at(text.len().min(1));
+                let before = usize::from(!PICTURES_FIRST.contains(&self.model_type));
+                let (first, rest) = text.split_at(text.len().min(before));
                 let picture = start.into_iter().chain(std::iter::repeat_n(image, counts[row])).chain(end);
                 first.iter().copied().chain(picture).chain(rest.iter().copied()).collect()
             })

@@ -1,27 +1,40 @@
-//! One entry for each text port of candle-transformers 0.11.1.
+//! One entry for each port of candle-transformers 0.11.1.
 //!
 //! If a port's body returns the hidden states of every position, its adapter applies the head of the port's own causal
 //! model to them, so that all positions can be compared and not only the last one.
 
+mod audio;
 mod encoders;
+mod pictures;
 mod recurrent;
+mod seq2seq;
+mod vision;
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Linear, Module};
 use candle_transformers::models::smol::smollm3;
 use candle_transformers::models::{
-    bigcode, deepseek2, falcon, gemma, gemma2, gemma3, glm4_new, granite, helium, llama, mistral, mixtral,
-    olmo, olmo2, phi, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, stable_lm, starcoder2,
+    bigcode, deepseek2, falcon, gemma, gemma2, gemma3, gemma4, glm4_new, granite, helium, llama, mistral,
+    mixtral, olmo, olmo2, phi, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, stable_lm, starcoder2,
 };
 use reference::protocol::{Failed, Positions};
 use tfcheck_port::worker::{failure, unsupported};
-use tfcheck_port::{Inputs, Port};
+use tfcheck_port::{Inputs, NamedTensors, Port};
 
 use super::checkpoint::{Checkpoint, Fill};
+use audio::{load_encodec, load_mimi, load_voxtral};
 use encoders::{
-    load_bert, load_debertav2, load_distilbert, load_modernbert, load_nomic_bert, load_t5, load_xlm_roberta,
+    load_bert, load_debertav2, load_distilbert, load_modernbert, load_nomic_bert, load_xlm_roberta,
+};
+use pictures::{
+    load_blip, load_chinese_clip, load_clip, load_colpali, load_llava, load_llava_next, load_paddleocr_vl,
+    load_paligemma, load_qwen3_vl, load_siglip,
 };
 use recurrent::{load_granitemoehybrid, load_lfm2, load_mamba, load_mamba2, load_recurrent_gemma};
+use seq2seq::{load_marian, load_t5, load_trocr, load_whisper};
+use vision::{
+    load_beit, load_convnext, load_depth_anything, load_dinov2, load_resnet, load_segformer, load_vit,
+};
 
 /// How a port is loaded and run.
 pub(super) struct Adapter {
@@ -72,6 +85,10 @@ const NOMIC: &[(&str, Fill)] = &[
     ("layer_norm_epsilon", Fill::Copy("layer_norm_eps")),
 ];
 
+/// Generation keys that published configs of Marian have.
+const MARIAN: &[(&str, Fill)] =
+    &[("use_cache", Fill::Inert("true")), ("forced_eos_token_id", Fill::Copy("eos_token_id"))];
+
 type Load = fn(&Checkpoint) -> std::result::Result<Port, Failed>;
 
 /// A field of the port's `Config` that no published config has.
@@ -113,6 +130,11 @@ const fn encoder(model_type: &'static str, module: &'static str, load: Load) -> 
         fill: &[],
         load,
     }
+}
+
+/// A port of other tensors than text, which says itself whether it reads a mask.
+const fn whole(model_type: &'static str, module: &'static str, load: Load) -> Adapter {
+    encoder(model_type, module, load)
 }
 
 /// The most common interface: `new(&config, weights)`, `forward(ids, offset)`, `clear_kv_cache()`.
@@ -161,6 +183,8 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     last("gemma", "gemma", |c| decoder!(c, gemma, false)),
     last("gemma2", "gemma2", |c| decoder!(c, gemma2, false)),
     last("gemma3_text", "gemma3", |c| decoder!(c, gemma3, false)),
+    last("gemma4_text", "gemma4::text", load_gemma4_text),
+    last("gemma4", "gemma4", load_gemma4),
     last("olmo", "olmo", |c| decoder!(c, olmo)),
     last("olmo2", "olmo2", |c| decoder!(c, olmo2)),
     last("starcoder2", "starcoder2", |c| decoder!(c, starcoder2)),
@@ -188,11 +212,44 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     encoder("deberta-v2", "debertav2", load_debertav2),
     encoder("nomic_bert", "nomic_bert", load_nomic_bert).filled(NOMIC),
     encoder("t5", "t5", load_t5).without_mask(),
+    whole("marian", "marian", load_marian).filled(MARIAN),
+    whole("whisper", "whisper", load_whisper),
+    whole("vision-encoder-decoder", "trocr", load_trocr),
+    whole("vit", "vit", load_vit),
+    whole("dinov2", "dinov2", load_dinov2),
+    whole("depth_anything", "depth_anything_v2", load_depth_anything),
+    whole("beit", "beit", load_beit),
+    whole("segformer", "segformer", load_segformer),
+    whole("convnext", "convnext", load_convnext),
+    whole("convnextv2", "convnext", load_convnext),
+    whole("resnet", "resnet", load_resnet),
+    whole("clip", "clip", load_clip),
+    whole("chinese_clip", "chinese_clip", load_chinese_clip),
+    whole("siglip", "siglip", load_siglip),
+    whole("blip", "blip", load_blip),
+    whole("llava", "llava, pixtral", load_llava),
+    whole("llava_next", "llava", load_llava_next),
+    whole("paligemma", "paligemma", load_paligemma),
+    whole("colpali", "colpali", load_colpali),
+    whole("qwen3_vl", "qwen3_vl", load_qwen3_vl),
+    whole("paddleocr_vl", "paddleocr_vl", load_paddleocr_vl),
+    whole("encodec", "encodec", load_encodec),
+    whole("mimi", "mimi", load_mimi),
+    whole("voxtral", "voxtral", load_voxtral),
 ];
 
 #[expect(clippy::unnecessary_wraps, reason = "it is what every loader ends in")]
 fn run(pass: impl FnMut(&Inputs, usize) -> Result<Tensor> + 'static) -> std::result::Result<Port, Failed> {
     Ok(Port::cached(pass))
+}
+
+/// What every loader of a port of tensors of these names ends in.
+#[expect(clippy::unnecessary_wraps, reason = "it is what every loader ends in")]
+fn tensors(
+    takes: &'static [&'static str],
+    pass: impl FnMut(&NamedTensors) -> Result<Tensor> + 'static,
+) -> std::result::Result<Port, Failed> {
+    Ok(Port::of_tensors(takes, pass))
 }
 
 fn causal(checkpoint: &Checkpoint) -> std::result::Result<(), Failed> {
@@ -277,6 +334,30 @@ fn load_glm4(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     causal(checkpoint)?;
     let config: glm4_new::Config = checkpoint.config()?;
     let mut model = glm4_new::ModelForCausalLM::new(&config, checkpoint.weights()).map_err(failure)?;
+    run(move |batch, offset| {
+        if offset == 0 {
+            model.clear_kv_cache();
+        }
+        model.forward(&batch.input_ids, offset)
+    })
+}
+
+fn load_gemma4_text(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
+    causal(checkpoint)?;
+    let config: gemma4::Gemma4TextConfig = checkpoint.config()?;
+    let mut model = gemma4::text::TextModel::new(&config, checkpoint.weights()).map_err(failure)?;
+    run(move |batch, offset| {
+        if offset == 0 {
+            model.clear_kv_cache();
+        }
+        model.forward(&batch.input_ids, offset)
+    })
+}
+
+/// Texts alone.
+fn load_gemma4(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
+    let config: gemma4::config::Gemma4Config = checkpoint.config()?;
+    let mut model = gemma4::Model::new(&config, checkpoint.weights()).map_err(failure)?;
     run(move |batch, offset| {
         if offset == 0 {
             model.clear_kv_cache();

@@ -10,6 +10,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tfcheck_port::worker::{self, exception, failure, unsupported};
 
+use super::renamed::{Name, renamed};
+
 /// The value of an absent key.
 pub(super) enum Fill {
     /// A JSON value that does not affect the forward pass.
@@ -77,8 +79,24 @@ impl Checkpoint {
     /// The model's head according to `architectures` in the config: `ForCausalLM`, `ForMaskedLM`, …; empty without a
     /// head.
     pub(super) fn head(&self) -> &str {
-        let name = self.config["architectures"][0].as_str().unwrap_or_default();
+        let name = self.architecture();
         name.find("For").map_or("", |at| &name[at..])
+    }
+
+    /// The class of the model in transformers.
+    pub(super) fn architecture(&self) -> &str {
+        self.text_at("/architectures/0")
+    }
+
+    /// The text at a JSON pointer of the config; empty if there is none.
+    pub(super) fn text_at(&self, pointer: &str) -> &str {
+        self.config.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// A number of the config, such as the id of a token.
+    pub(super) fn number(&self, key: &str) -> std::result::Result<u32, Failed> {
+        let number = self.config[key].as_u64().and_then(|number| u32::try_from(number).ok());
+        number.ok_or_else(|| unsupported(format!("config.json has no `{key}`")))
     }
 
     /// Number of classes in `id2label`; 2 if the config has none.
@@ -89,5 +107,10 @@ impl Checkpoint {
     /// The weights, in the model's dtype.
     pub(super) fn weights(&self) -> VarBuilder<'static> {
         self.files.var_builder()
+    }
+
+    /// The weights under the names that the port reads.
+    pub(super) fn renamed(&self, names: &'static [Name]) -> VarBuilder<'static> {
+        renamed(self.weights(), names)
     }
 }

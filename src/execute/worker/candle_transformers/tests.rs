@@ -1,10 +1,12 @@
 //! The ports on the synthetic checkpoints, without Python.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use reference::protocol::{
-    ATTENTION_MASK, Dtype, FailedKind, Forward, INPUT_IDS, LOGITS, Load, Mode, POSITION_IDS, Positions,
+    ATTENTION_MASK, DECODER_INPUT_IDS, Dtype, FailedKind, Forward, INPUT_IDS, LOGITS, Load, Mode,
+    POSITION_IDS, Positions,
 };
 use tempfile::TempDir;
 use tfcheck_port::worker::inputs;
@@ -180,6 +182,54 @@ fn the_head_on_hidden_states_is_the_head_of_the_ports_own_causal_model() {
         // The arithmetic is the same, but a matrix with one row may be summed in another order.
         assert!(largest < 1e-5, "{variant}: {largest:e} over {} rows", case.rows);
     }
+}
+
+#[test]
+fn the_documentation_counts_the_ports_that_have_an_adapter() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/scoreboard.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let modules = ADAPTERS.iter().flat_map(|adapter| adapter.module.split(", "));
+    let modules: BTreeSet<&str> = modules.filter_map(|module| module.split("::").next()).collect();
+    let table = text.split("| ports with an adapter |").nth(1).unwrap().split("\n\n").next().unwrap();
+    let named: Vec<&str> = table.split(['|', ',', '\n']).map(str::trim).collect();
+    for module in &modules {
+        let is_named = |name: &&str| name.split(' ').next() == Some(module);
+        assert!(named.iter().any(is_named), "{module} is not in the table of docs/scoreboard.md");
+    }
+    assert!(
+        text.contains(&format!("an adapter for\n{} of them", modules.len())),
+        "there are {}",
+        modules.len()
+    );
+}
+
+#[test]
+fn a_port_of_an_encoder_decoder_takes_the_decoder_s_tokens() {
+    let case = Case::new("t5", "gated-untied", 2, 0);
+    let path = case.folder.path().join("inputs.st");
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    let decoder = tensors[INPUT_IDS].narrow(1, 0, SEQ / 2).unwrap().contiguous().unwrap();
+    tensors.insert(DECODER_INPUT_IDS.to_owned(), decoder);
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    let (logits, positions) = case.port(Dtype::F32).unwrap();
+    assert_eq!((logits.dims(), positions), (&[2, 1, 288][..], Positions::Last));
+    tensors.insert("pixel_values".to_owned(), tensors[INPUT_IDS].to_dtype(DType::F32).unwrap());
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    let failed = case.port(Dtype::F32).unwrap_err();
+    assert_eq!(failed.kind, FailedKind::Unsupported);
+    assert!(failed.message.contains("it takes no pixel_values"), "{}", failed.message);
+}
+
+/// The cause of the findings segformer-batch and mimi-batch: if this fails, candle has mended it.
+#[test]
+fn candle_multiplies_a_batch_of_transposed_matrices_wrongly() {
+    let transposed =
+        Tensor::arange(0f32, 12.0, &Device::Cpu).unwrap().reshape((2, 2, 3)).unwrap().t().unwrap();
+    let weight = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap().broadcast_left(2).unwrap();
+    let rows = |left: &Tensor| left.matmul(&weight).unwrap().to_vec3::<f32>().unwrap();
+    let (strided, contiguous) = (rows(&transposed), rows(&transposed.contiguous().unwrap()));
+    assert_eq!(strided[0], contiguous[0]);
+    assert_ne!(strided[1], contiguous[1]);
 }
 
 #[test]

@@ -7,13 +7,13 @@
 //! | tensor | values |
 //! |---|---|
 //! | integers | as constructed |
-//! | a glob of the row | `normal MEAN STD`, or `linear GAIN`: standard deviation `GAIN / sqrt(inputs)` |
+//! | a glob of the variant or the row | `normal MEAN STD`, `linear GAIN`: standard deviation `GAIN / sqrt(inputs)`, or `kept`: as constructed |
 //! | `*bias`; vectors and scalars with equal values (norms, scales) | these values (0 if they differ), plus `0.2 x` |
 //! | embeddings, positions, class tokens | standard deviation 1 |
 //! | queries and keys | `linear 1.5` |
 //! | other matrices and kernels | `linear 1.2` |
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 
 use models::synthetic::draw;
@@ -23,28 +23,40 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 /// Standard deviation of biases, norms and scales around their initial values.
 const SPREAD: f64 = 0.2;
 
-/// A distribution.
+/// A glob of tensors' names and how they are filled.
+pub(super) type Rule<'a> = (&'a str, &'a str);
+
+/// How a tensor is filled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Fill {
-    Normal { mean: f64, std: f64 },
-    Linear { gain: f64 },
+    Normal {
+        mean: f64,
+        std: f64,
+    },
+    Linear {
+        gain: f64,
+    },
+    /// As constructed.
+    Kept,
 }
 
 impl Fill {
-    /// Reads `normal MEAN STD` or `linear GAIN`.
+    /// Reads `normal MEAN STD`, `linear GAIN` or `kept`.
     pub(super) fn parse(text: &str) -> Option<Self> {
         match text.split_whitespace().collect::<Vec<_>>()[..] {
             ["normal", mean, std] => Some(Self::Normal { mean: mean.parse().ok()?, std: std.parse().ok()? }),
             ["linear", gain] => Some(Self::Linear { gain: gain.parse().ok()? }),
+            ["kept"] => Some(Self::Kept),
             _ => None,
         }
     }
 
-    /// Mean and standard deviation for a tensor of this shape.
-    fn moments(self, name: &str, shape: &[usize]) -> (f64, f64) {
+    /// Mean and standard deviation for a tensor of this shape; `None` if its values are kept.
+    fn moments(self, name: &str, shape: &[usize]) -> Option<(f64, f64)> {
         match self {
-            Self::Normal { mean, std } => (mean, std),
-            Self::Linear { gain } => (0.0, gain / (inputs(name, shape) as f64).sqrt()),
+            Self::Normal { mean, std } => Some((mean, std)),
+            Self::Linear { gain } => Some((0.0, gain / (inputs(name, shape) as f64).sqrt())),
+            Self::Kept => None,
         }
     }
 }
@@ -53,18 +65,19 @@ impl Fill {
 ///
 /// # Errors
 /// When the file cannot be read or written, and when no rule applies to a tensor.
-pub(super) fn fill(path: &Path, rules: &BTreeMap<String, String>, seed: u64) -> Result<(), String> {
+pub(super) fn fill(path: &Path, rules: &[Rule<'_>], seed: u64) -> Result<(), String> {
     let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let bytes = std::fs::read(path).map_err(|error| told(&error))?;
     let saved = SafeTensors::deserialize(&bytes).map_err(|error| told(&error))?;
     let mut drawn: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
     for (name, tensor) in saved.tensors() {
         let shape = tensor.shape().to_vec();
-        if tensor.dtype() != Dtype::F32 {
+        let is_drawn = tensor.dtype() == Dtype::F32;
+        let Some((mean, std)) = is_drawn.then(|| moments(&name, &tensor, rules)).transpose()?.flatten()
+        else {
             drawn.push((name, tensor.dtype(), shape, tensor.data().to_vec()));
             continue;
-        }
-        let (mean, std) = moments(&name, &tensor, rules)?;
+        };
         let mut values = vec![0f32; shape.iter().product()];
         draw(&name, mean, std, seed, &mut values);
         drawn.push((name, Dtype::F32, shape, bytemuck::cast_slice(&values).to_vec()));
@@ -80,12 +93,8 @@ pub(super) fn fill(path: &Path, rules: &BTreeMap<String, String>, seed: u64) -> 
     safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| told(&error))
 }
 
-/// Mean and standard deviation of a tensor by the first rule that applies.
-fn moments(
-    name: &str,
-    tensor: &TensorView<'_>,
-    rules: &BTreeMap<String, String>,
-) -> Result<(f64, f64), String> {
+/// Mean and standard deviation of a tensor by the first rule that applies; `None` if its values are kept.
+fn moments(name: &str, tensor: &TensorView<'_>, rules: &[Rule<'_>]) -> Result<Option<(f64, f64)>, String> {
     let shape = tensor.shape();
     if let Some((_, rule)) = rules.iter().find(|(pattern, _)| glob(pattern.as_bytes(), name.as_bytes())) {
         let fill = Fill::parse(rule).ok_or_else(|| format!("{name}: `{rule}` is no distribution"))?;
@@ -93,13 +102,13 @@ fn moments(
     }
     let constant = constant(tensor.data());
     if name.ends_with("bias") {
-        return Ok((constant.unwrap_or(0.0), SPREAD));
+        return Ok(Some((constant.unwrap_or(0.0), SPREAD)));
     }
     if let (0..=1, Some(constant)) = (shape.len(), constant) {
-        return Ok((constant, SPREAD));
+        return Ok(Some((constant, SPREAD)));
     }
     if is_embedding(name) && shape.len() < 4 {
-        return Ok((0.0, 1.0));
+        return Ok(Some((0.0, 1.0)));
     }
     if shape.len() < 2 {
         return Err(format!("no rule applies to {name}, a vector with different values"));
@@ -162,11 +171,11 @@ mod tests {
 
     /// The moments that the rules give a tensor with these values.
     fn check(name: &str, shape: &[usize], values: &[f32], expected: Result<(f64, f64), &str>) {
-        let rules = BTreeMap::from([("*.A_log".to_owned(), "normal 0.7 0.5".to_owned())]);
+        let rules = [("*.A_log", "normal 0.7 0.5")];
         let view = TensorView::new(Dtype::F32, shape.to_vec(), bytemuck::cast_slice(values)).unwrap();
         let found = moments(name, &view, &rules);
         match (&found, expected) {
-            (Ok(found), Ok(expected)) => {
+            (Ok(Some(found)), Ok(expected)) => {
                 assert!(
                     (found.0 - expected.0).abs() < 1e-12 && (found.1 - expected.1).abs() < 1e-12,
                     "{name}: {found:?}"
@@ -194,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn integers_stay_and_the_same_seed_draws_the_same_weights() {
+    fn integers_and_kept_values_stay_and_the_same_seed_draws_the_same_weights() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
         let (zeros, index) = ([0f32; 6], [7i64]);
@@ -203,10 +212,11 @@ mod tests {
                 |dtype, shape: &[usize], bytes| TensorView::new(dtype, shape.to_vec(), bytes).unwrap();
             let views = [
                 ("fc.weight", tensor(Dtype::F32, &[2, 3], bytemuck::cast_slice(&zeros))),
+                ("kept.bias", tensor(Dtype::F32, &[6], bytemuck::cast_slice(&zeros))),
                 ("index", tensor(Dtype::I64, &[1], bytemuck::cast_slice(&index))),
             ];
             safetensors::serialize_to_file(views, None, &path).unwrap();
-            fill(&path, &BTreeMap::new(), seed).unwrap();
+            fill(&path, &[("kept.*", "kept")], seed).unwrap();
             std::fs::read(&path).unwrap()
         };
         let (first, again, other) = (drawn(1), drawn(1), drawn(2));
@@ -215,5 +225,6 @@ mod tests {
         let read = SafeTensors::deserialize(&first).unwrap();
         assert_eq!(read.tensor("index").unwrap().data(), bytemuck::cast_slice::<i64, u8>(&index));
         assert!(read.tensor("fc.weight").unwrap().data().iter().any(|byte| *byte != 0));
+        assert!(read.tensor("kept.bias").unwrap().data().iter().all(|byte| *byte == 0));
     }
 }

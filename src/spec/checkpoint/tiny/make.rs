@@ -98,7 +98,7 @@ fn make(
     })?;
     workers.insert(environment.python, (worker, log));
     edit(&folder.join("config.json"), &tiny.saved())?;
-    fill::fill(&folder.join("model.safetensors"), tiny.fill(), settings.seed)
+    fill::fill(&folder.join("model.safetensors"), &tiny.fill(), settings.seed)
         .map_err(|reason| failed(reason, "tfcheck's table of synthetic checkpoints lacks a rule; report it"))
 }
 

@@ -1,6 +1,6 @@
 //! Loaders of the encoders' ports.
 
-use candle_transformers::models::{bert, debertav2, distilbert, modernbert, nomic_bert, t5, xlm_roberta};
+use candle_transformers::models::{bert, debertav2, distilbert, modernbert, nomic_bert, xlm_roberta};
 use reference::protocol::Failed;
 use tfcheck_port::worker::failure;
 use tfcheck_port::{Inputs, Port};
@@ -127,18 +127,6 @@ pub(super) fn load_nomic_bert(checkpoint: &Checkpoint) -> Result<Port, Failed> {
         "" => {
             let model = nomic_bert::NomicBertModel::load(weights, &config).map_err(failure)?;
             run(move |batch, _| model.forward(&batch.input_ids, None, Some(&batch.attention_mask)))
-        }
-        other => Err(no_head(other)),
-    }
-}
-
-/// The encoder alone, which takes no mask.
-pub(super) fn load_t5(checkpoint: &Checkpoint) -> Result<Port, Failed> {
-    let config: t5::Config = checkpoint.config()?;
-    match checkpoint.head() {
-        "" => {
-            let mut model = t5::T5EncoderModel::load(checkpoint.weights(), &config).map_err(failure)?;
-            run(move |batch, _| model.forward(&batch.input_ids))
         }
         other => Err(no_head(other)),
     }
