@@ -91,7 +91,7 @@ def class_of(model_type):
 
 
 def construct(model_type, values):
-    """The model, which must compute something if it takes tokens alone."""
+    """The model; one of tokens must compute something."""
     config = CONFIG_MAPPING[model_type](**values)
     name = class_of(model_type)
     with torch.device("meta"):
@@ -99,13 +99,10 @@ def construct(model_type, values):
     if size > MOST_PARAMETERS:
         raise ValueError(f"{name} has {size} parameters with tfcheck's small sizes")
     model = getattr(transformers, name)(config).eval()
-    if model.main_input_name == "input_ids" and not any(isinstance(value, dict) for value in values.values()):
+    if name.endswith(("ForCausalLM", "ForMaskedLM")) and not any(isinstance(value, dict) for value in values.values()):
         tokens = torch.arange(2, 34).unsqueeze(0)
-        inputs = {"input_ids": tokens}
-        if getattr(config, "is_encoder_decoder", False):
-            inputs["decoder_input_ids"] = tokens
         with torch.inference_mode():
-            model(**inputs)
+            model(input_ids=tokens)
     return model
 
 
