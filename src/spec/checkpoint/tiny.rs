@@ -152,14 +152,7 @@ pub(crate) fn unlisted(model_type: &str) -> Tiny {
         fill: BTreeMap::new(),
         variants: BTreeMap::new(),
     }));
-    Tiny {
-        model_type: &row.model_type,
-        variant: "",
-        class: &row.class,
-        shows: &row.shows,
-        newest: true,
-        row,
-    }
+    Tiny { model_type: &row.model_type, variant: "", class: &row.class, shows: &row.shows, newest: true, row }
 }
 
 /// The names after `synthetic:` of this model type's checkpoints; of all default ones if there are none.
