@@ -101,7 +101,10 @@ pub(super) fn decode<'py>(
             }
         }
         step.set_item("use_cache", true)?;
-        if start > 0 && is_state {
+        // A `Cache` without attention layers has no length (5.24).
+        let holds_states =
+            is_state || past.as_ref().is_some_and(|past| past.call_method0("get_seq_length").is_err());
+        if start > 0 && cache != KV_CACHE && holds_states {
             // States hold what was real; `prepare_inputs_for_generation` of `modeling_mamba.py` drops the mask as well.
             step.del_item(ATTENTION_MASK).ok();
         }
