@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 /// [`Reply::Made`](crate::Reply::Made).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Make {
-    /// The class in `transformers`, `OlmoForCausalLM`.
-    pub class: String,
-    /// JSON object: the values of its config, including nested configs.
+    /// The class in `transformers`, `OlmoForCausalLM`; `None` for a small model of the config's `model_type`, of the first head
+    /// that the release has for it.
+    pub class: Option<String>,
+    /// JSON object: the values of its config, including nested configs; `model_type` alone if there is no class.
     pub config: String,
     /// Seed of every random generator that the worker has.
     pub seed: u64,

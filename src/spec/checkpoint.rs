@@ -200,7 +200,11 @@ pub fn resolve(given: &str, settings: &Settings, progress: Progress<'_>) -> Resu
         }
         Source::Synthetic { model_type, variant } => {
             notes.push(format!("synthetic weights of seed {}", settings.seed));
-            match tiny::find(model_type, variant.as_deref()) {
+            let is_unlisted = variant.is_none()
+                && models::kind(model_type).is_none()
+                && tiny::find(model_type, None).is_none();
+            let unlisted = is_unlisted.then(|| tiny::unlisted(model_type));
+            match tiny::find(model_type, variant.as_deref()).or(unlisted.as_ref()) {
                 Some(tiny) => {
                     let (folder, note) = tiny::folder(tiny, settings, progress)?;
                     notes.push(note);

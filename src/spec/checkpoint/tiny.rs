@@ -3,7 +3,8 @@
 //! weights.
 //!
 //! Each row of `tiny/*.json` is one `model_type`. 4.57.6 constructs the models that it knows, because every release reads
-//! the form of its configs; a row or variant with `newest` is constructed by the newest release.
+//! the form of its configs; a row or variant with `newest` is constructed by the newest release. A `model_type` without a row
+//! is constructed by the newest release from its own defaults with small sizes, see [`unlisted`].
 
 mod fill;
 mod make;
@@ -49,6 +50,13 @@ struct Row {
     variants: BTreeMap<String, Variant>,
 }
 
+impl Row {
+    /// Whether a table has it.
+    fn is_listed(&self) -> bool {
+        !self.class.is_empty()
+    }
+}
+
 /// A checkpoint that differs from its row's default.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -89,6 +97,10 @@ static ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| {
     let files = [
         include_str!("tiny/native.json"),
         include_str!("tiny/text.json"),
+        include_str!("tiny/recurrent.json"),
+        include_str!("tiny/decoders.json"),
+        include_str!("tiny/encoders.json"),
+        include_str!("tiny/seq2seq.json"),
         include_str!("tiny/vision.json"),
         include_str!("tiny/speech.json"),
     ];
@@ -130,6 +142,24 @@ pub(crate) fn catalogue() -> &'static [Tiny] {
 pub(crate) fn find(model_type: &str, variant: Option<&str>) -> Option<&'static Tiny> {
     let variant = variant.unwrap_or_default();
     catalogue().iter().find(|entry| entry.model_type == model_type && entry.variant == variant)
+}
+
+/// The checkpoint of a `model_type` that no table has: the newest release's defaults, with small sizes by the names of its
+/// config's keys (`reference/bridge/src/module/small.py`).
+pub(crate) fn unlisted(model_type: &str) -> Tiny {
+    // Named by a config, of which a process reads few; the tables live as long.
+    let row: &'static Row = Box::leak(Box::new(Row {
+        model_type: model_type.to_owned(),
+        class: String::new(),
+        shows: "the release's defaults, with small sizes".to_owned(),
+        like: None,
+        newest: true,
+        config: Map::from_iter([("model_type".to_owned(), Value::from(model_type))]),
+        saved: Map::new(),
+        fill: BTreeMap::new(),
+        variants: BTreeMap::new(),
+    }));
+    Tiny { model_type: &row.model_type, variant: "", class: &row.class, shows: &row.shows, newest: true, row }
 }
 
 /// The names after `synthetic:` of this model type's checkpoints; of all default ones if there are none.
@@ -210,7 +240,8 @@ pub(super) fn folder(
     settings: &Settings,
     progress: Progress<'_>,
 ) -> Result<(PathBuf, String), Error> {
-    let note = format!("constructed by transformers {}", tiny.maker());
+    let defaults = if tiny.row.is_listed() { "" } else { " from its defaults, with small sizes" };
+    let note = format!("constructed by transformers {}{defaults}", tiny.maker());
     make::folder(tiny, settings, progress).map(|folder| (folder, note))
 }
 
@@ -264,6 +295,14 @@ mod tests {
             assert!(!tiny.variant.is_empty());
         }
         assert!(find("llama", None).is_none() && find("llama", Some("v5")).is_some());
+    }
+
+    #[test]
+    fn a_model_type_without_a_row_is_left_to_the_newest_release() {
+        let tiny = unlisted("no_such_model");
+        assert!(tiny.newest && !tiny.row.is_listed());
+        assert_eq!(tiny.config()["model_type"], "no_such_model");
+        assert!(catalogue().iter().all(|tiny| tiny.row.is_listed()));
     }
 
     #[test]

@@ -132,6 +132,8 @@ fn from_seed(source: &Source<'_>, seed: u64, longest: usize) -> Result<Stream, E
         .checkpoint
         .number("vocab_size")
         .or_else(|| modal::vocab_size(&source.checkpoint.config))
+        // FSMT, which translates into another vocabulary.
+        .or_else(|| source.checkpoint.number("src_vocab_size"))
         .ok_or_else(|| too_short("config.json has no `vocab_size` to draw token ids from".to_owned()))?;
     VOCAB_SIZE.check(vocab_size).map_err(|exceeded| too_short(format!("config.json claims {exceeded}")))?;
     let special: BTreeSet<i64> =

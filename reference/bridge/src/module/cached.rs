@@ -19,8 +19,9 @@ use protocol::{
 };
 
 /// The argument and the field by which a model passes on what it keeps. The first is a KV cache, in hybrid models with
-/// states; the others are the states of Mamba (`modeling_mamba.py`) and of RWKV (`modeling_rwkv.py`).
-const CACHES: [&str; 3] = [KV_CACHE, "cache_params", "state"];
+/// states; the second is the name of it and of Mamba's states since 5.24. The others are the states of Mamba
+/// (`modeling_mamba.py`) and of RWKV (`modeling_rwkv.py`).
+const CACHES: [&str; 4] = [KV_CACHE, "cache", "cache_params", "state"];
 const KV_CACHE: &str = "past_key_values";
 /// Which tokens stand for pictures, by which Qwen counts positions.
 const PICTURES: &str = "mm_token_type_ids";
@@ -56,8 +57,10 @@ pub(super) fn decode<'py>(
         None if loaded.drive == Drive::Whole && takes.has_others && generates(model)? => KV_CACHE,
         _ => return Err(Stop::unsupported(format!("{class} has no KV cache"))),
     };
+    let is_state = !["cache", KV_CACHE].contains(&cache);
     let takes_position = is_taken(CACHE_POSITION);
-    // Whether the cache has a size, so that the places of new tokens in it must be told.
+    // Whether the cache has a size or does not know its length (that of Jamba up to 4.57), so that the places of new tokens in it
+    // must be told.
     let mut is_fixed = false;
     // An encoder-decoder caches its decoder's tokens, and gets the encoder's inputs in every pass.
     let has_encoder = arguments.contains(DECODER_INPUT_IDS)?;
@@ -98,12 +101,15 @@ pub(super) fn decode<'py>(
             }
         }
         step.set_item("use_cache", true)?;
-        if start > 0 && cache != KV_CACHE {
+        // A `Cache` without attention layers has no length (5.24).
+        let holds_states =
+            is_state || past.as_ref().is_some_and(|past| past.call_method0("get_seq_length").is_err());
+        if start > 0 && cache != KV_CACHE && holds_states {
             // States hold what was real; `prepare_inputs_for_generation` of `modeling_mamba.py` drops the mask as well.
             step.del_item(ATTENTION_MASK).ok();
         }
         // Models of images count positions by it.
-        let is_told = is_fixed || loaded.drive == Drive::Whole || start > 0 && cache != KV_CACHE;
+        let is_told = is_fixed || loaded.drive == Drive::Whole || start > 0 && is_state;
         if takes_position && is_told {
             step.set_item(CACHE_POSITION, places(loaded, torch, start, end)?)?;
         }
@@ -125,7 +131,11 @@ pub(super) fn decode<'py>(
             && is_first
             && let Some(empty) = own_cache(py, loaded, &ids)?
         {
+            is_fixed = true;
             step.set_item(cache, &empty)?;
+            if takes_position {
+                step.set_item(CACHE_POSITION, places(loaded, torch, start, end)?)?;
+            }
             (output, took) = within(&mode, || loaded.float64.within(py, run))?;
             past = kept(&output)?;
         }

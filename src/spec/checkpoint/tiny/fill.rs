@@ -2,16 +2,17 @@
 //!
 //! An initialised model hides errors: with a standard deviation of 0.02 attention is nearly uniform, and biases and norms are
 //! constants. Values are drawn by the name under which a tensor is saved, so they depend neither on torch's generator nor on
-//! the order in which a release constructs its modules.
+//! the order in which a release constructs its modules (but for vectors with different values and without a rule).
 //!
 //! | tensor | values |
 //! |---|---|
-//! | integers | as constructed |
+//! | integers; `inv_freq` of rotary positions | as constructed |
 //! | a glob of the variant or the row | `normal MEAN STD`, `linear GAIN`: standard deviation `GAIN / sqrt(inputs)`, or `kept`: as constructed |
 //! | `*bias`; vectors and scalars with equal values (norms, scales) | these values (0 if they differ), plus `0.2 x` |
 //! | embeddings, positions, class tokens | standard deviation 1 |
 //! | queries and keys | `linear 1.5` |
 //! | other matrices and kernels | `linear 1.2` |
+//! | vectors with different values | mean and standard deviation of these values |
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -64,7 +65,7 @@ impl Fill {
 /// Draws every weight of a safetensors file in f32.
 ///
 /// # Errors
-/// When the file cannot be read or written, and when no rule applies to a tensor.
+/// When the file cannot be read or written.
 pub(super) fn fill(path: &Path, rules: &[Rule<'_>], seed: u64) -> Result<(), String> {
     let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let bytes = std::fs::read(path).map_err(|error| told(&error))?;
@@ -72,7 +73,7 @@ pub(super) fn fill(path: &Path, rules: &[Rule<'_>], seed: u64) -> Result<(), Str
     let mut drawn: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
     for (name, tensor) in saved.tensors() {
         let shape = tensor.shape().to_vec();
-        let is_drawn = tensor.dtype() == Dtype::F32;
+        let is_drawn = tensor.dtype() == Dtype::F32 && module(&name) != "inv_freq";
         let Some((mean, std)) = is_drawn.then(|| moments(&name, &tensor, rules)).transpose()?.flatten()
         else {
             drawn.push((name, tensor.dtype(), shape, tensor.data().to_vec()));
@@ -111,10 +112,18 @@ fn moments(name: &str, tensor: &TensorView<'_>, rules: &[Rule<'_>]) -> Result<Op
         return Ok(Some((0.0, 1.0)));
     }
     if shape.len() < 2 {
-        return Err(format!("no rule applies to {name}, a vector with different values"));
+        return Ok(Some(spread(tensor.data())));
     }
     let gain = if is_query_or_key(name) { 1.5 } else { 1.2 };
     Ok(Fill::Linear { gain }.moments(name, shape))
+}
+
+/// Mean and standard deviation of the values.
+fn spread(bytes: &[u8]) -> (f64, f64) {
+    let values = bytes.as_chunks::<4>().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes)));
+    let count = values.len().max(1) as f64;
+    let mean = values.clone().sum::<f64>() / count;
+    (mean, (values.map(|value| (value - mean).powi(2)).sum::<f64>() / count).sqrt())
 }
 
 /// The value of all elements, if they are equal.
@@ -193,7 +202,7 @@ mod tests {
         check("logit_scale", &[], &[2.5], Ok((2.5, 0.2)));
         check("x.conv1d.bias", &[2], &[0.3, -0.1], Ok((0.0, 0.2)));
         check("mixer.A_log", &[2], &[0.0, 0.7], Ok((0.7, 0.5)));
-        check("mixer.other", &[2], &[0.0, 0.7], Err("no rule applies to mixer.other"));
+        check("mixer.other", &[2], &[0.0, 4.0], Ok((2.0, 2.0)));
         check("embed_tokens.weight", &[2, 2], &[0.0; 4], Ok((0.0, 1.0)));
         check("SelfAttention.relative_attention_bias.weight", &[2, 2], &[0.0; 4], Ok((0.0, 1.0)));
         check("patch_embedding.weight", &[1, 1, 2, 2], &[0.0; 4], Ok((0.0, 1.2 / 2.0)));

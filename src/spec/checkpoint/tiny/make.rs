@@ -84,7 +84,7 @@ fn make(
         None => start(&environment, settings)?,
     };
     let request = Request::Make(Make {
-        class: tiny.class.to_owned(),
+        class: tiny.row.is_listed().then(|| tiny.class.to_owned()),
         config: Value::Object(tiny.config()).to_string(),
         seed: settings.seed,
         folder: folder.to_owned(),
