@@ -25,6 +25,8 @@ pub(crate) mod phi;
 #[rustfmt::skip]
 pub(crate) mod qwen;
 #[rustfmt::skip]
+pub(crate) mod qwen2_vl;
+#[rustfmt::skip]
 pub(crate) mod t5;
 #[rustfmt::skip]
 pub(crate) mod whisper;

@@ -66,6 +66,8 @@ def auto_class(config):
     architecture = (config.architectures or [""])[0]
     if config.model_type == "whisper":
         return transformers.AutoModelForSpeechSeq2Seq
+    if config.model_type == "qwen2_vl":
+        return transformers.Qwen2VLForConditionalGeneration
     return next((auto for ending, auto in kinds.items() if architecture.endswith(ending)), transformers.AutoModel)
 
 
