@@ -57,7 +57,15 @@ impl Cache {
     pub fn with_capacity(tokens: usize) -> Self {
         static CACHES: AtomicUsize = AtomicUsize::new(0);
         let id = CACHES.fetch_add(1, Ordering::Relaxed);
-        Self { layers: Vec::new(), batch: None, len: 0, capacity: tokens, id, cross: Cross::default(), position_deltas: Vec::new() }
+        Self {
+            layers: Vec::new(),
+            batch: None,
+            len: 0,
+            capacity: tokens,
+            id,
+            cross: Cross::default(),
+            position_deltas: Vec::new(),
+        }
     }
 
     /// Removes all but the first `len` tokens of each sequence, so that a forward pass can continue from there.

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::inputs::PassInputs;
 use crate::layers::{
     Activation, Attention, Embedding, FlatPatches, Grid, LayerNorm, LayerType, Linear, PerLayerType, RmsNorm,
-    RopeParameters, RopeScaling, RotaryEmbedding, Rotation, Rope, Stands, TokenPositions, add, described,
+    Rope, RopeParameters, RopeScaling, RotaryEmbedding, Rotation, Stands, TokenPositions, add, described,
     merge_neighbours, patch_positions, put_at, split,
 };
 use crate::model::{Model, Task, unknown_head};
@@ -46,13 +46,16 @@ impl VisionConfig {
         let embed_dim = config.usize_or("embed_dim", 1280)?;
         let num_heads = config.usize_or("num_heads", 16)?;
         if num_heads == 0 || embed_dim % num_heads != 0 || embed_dim / num_heads % 4 != 0 {
-            let needed = format!("a divisor of embed_dim ({embed_dim}) that leaves heads of a multiple of 4 features");
+            let needed =
+                format!("a divisor of embed_dim ({embed_dim}) that leaves heads of a multiple of 4 features");
             return Err(Refused::new("vision_config.num_heads", &num_heads.into(), needed).into());
         }
         let spatial_merge_size = config.usize_or("spatial_merge_size", 2)?;
         if !(1..=64).contains(&spatial_merge_size) {
             let value = spatial_merge_size.into();
-            return Err(Refused::new("vision_config.spatial_merge_size", &value, "a number from 1 to 64").into());
+            return Err(
+                Refused::new("vision_config.spatial_merge_size", &value, "a number from 1 to 64").into()
+            );
         }
         let rope = config.optional_object("rope_parameters")?;
         if let Some(rope) = &rope {
@@ -107,7 +110,11 @@ fn read_text(config: &ConfigReader, tie_word_embeddings: bool) -> Result<(qwen2:
     let max_window_layers = config.usize_or("max_window_layers", 80)?;
     let sliding_window = config.bool_or("use_sliding_window", false)?.then_some(window);
     let layer_types = LayerType::read(config, num_hidden_layers, |layer| {
-        if sliding_window.is_some() && layer >= max_window_layers { LayerType::Sliding } else { LayerType::Full }
+        if sliding_window.is_some() && layer >= max_window_layers {
+            LayerType::Sliding
+        } else {
+            LayerType::Full
+        }
     })?;
     let (rope, sections) = read_rope(config, head_dim)?;
     let text = qwen2::Config {
@@ -384,7 +391,11 @@ impl LanguageModel {
         let load = |layer| qwen2::Block::load(&config, &layers.pp(layer), layer);
         Ok(Self {
             path: weights.path().to_owned(),
-            embed_tokens: Embedding::load(&weights.pp("embed_tokens"), config.vocab_size, config.hidden_size)?,
+            embed_tokens: Embedding::load(
+                &weights.pp("embed_tokens"),
+                config.vocab_size,
+                config.hidden_size,
+            )?,
             layers: (0..config.num_hidden_layers).map(load).collect::<Result<_>>()?,
             norm: RmsNorm::load(&weights.pp("norm"), config.hidden_size, config.rms_norm_eps)?,
             rotary_emb: RotaryEmbedding::new(config.rope, config.head_dim).in_sections(sections),
@@ -460,11 +471,16 @@ pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>
     let visual = VisionTransformer::load(&vision, &part(weights, has_head, "visual", "visual"))?;
     let body = part(weights, has_head, "language_model", "model");
     let language_model = LanguageModel::load(text, &sections, &body)?;
-    let lm_head = has_head.then(|| {
-        Linear::lm_head(&weights.pp("lm_head"), &language_model.embed_tokens, is_tied, false)
-    });
+    let lm_head = has_head
+        .then(|| Linear::lm_head(&weights.pp("lm_head"), &language_model.embed_tokens, is_tied, false));
     let path = if has_head { "model" } else { "" };
-    Ok(Box::new(Qwen2Vl { path: path.to_owned(), visual, language_model, lm_head: lm_head.transpose()?, seen }))
+    Ok(Box::new(Qwen2Vl {
+        path: path.to_owned(),
+        visual,
+        language_model,
+        lm_head: lm_head.transpose()?,
+        seen,
+    }))
 }
 
 /// The weights of a part of the model, which checkpoints hold under three names: as the model has it, without the head, and
@@ -495,7 +511,8 @@ impl Qwen2Vl {
         for (seen, grids) in self.seen.iter().zip(grids) {
             let Some(pixels) = pass.optional(seen.pixels)? else { continue };
             let tokens = self.visual.forward(pass, &pixels, grids)?;
-            let at = |ids: Vec<u32>| ids.into_iter().map(|id| id as usize == seen.token_id).collect::<Vec<_>>();
+            let at =
+                |ids: Vec<u32>| ids.into_iter().map(|id| id as usize == seen.token_id).collect::<Vec<_>>();
             let at = at(pass.input_ids().flatten_all()?.to_vec1()?);
             xs = put_at(pass, &xs, &tokens, &at)?;
         }

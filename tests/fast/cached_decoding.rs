@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use reference::protocol::{
-    ATTENTION_MASK, DECODER_ATTENTION_MASK, DECODER_INPUT_IDS, Dtype, Forward, Generate, INPUT_IDS, LOGITS, Mode,
-    POSITION_IDS,
+    ATTENTION_MASK, DECODER_ATTENTION_MASK, DECODER_INPUT_IDS, Dtype, Forward, Generate, INPUT_IDS, LOGITS,
+    Mode, POSITION_IDS,
 };
 use tfcheck::execute::worker::Engine;
 use tfcheck::execute::worker::candle::CandleEngine;
@@ -102,7 +102,9 @@ fn a_decoder_with_images_takes_them_in_the_first_pass_and_counts_on_from_their_p
         engine.load(&load).unwrap();
         let whole = logits(&mut engine, &setting, |forward| forward);
         let real = mask.to_dtype(DType::F64).unwrap().unsqueeze(2).unwrap();
-        for (prefill, chunks) in [(Some(end), vec![]), (Some(seq - 1), vec![]), (None, vec![end + 1, seq - end - 1])] {
+        for (prefill, chunks) in
+            [(Some(end), vec![]), (Some(seq - 1), vec![]), (None, vec![end + 1, seq - end - 1])]
+        {
             let parts = logits(&mut engine, &setting, |forward| Forward {
                 prefill,
                 chunks: chunks.clone(),

@@ -143,7 +143,8 @@ fn qwen2_vl_with_a_processor(folder: &Path) {
             "special": true,
         })
     });
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
     let files = [
         (
             "tokenizer.json",
@@ -180,7 +181,8 @@ fn qwen2_vl_with_a_processor(folder: &Path) {
 fn a_question_about_a_picture_has_one_answer_in_two_releases_compiled_and_natively() {
     let sandbox = Sandbox::new();
     qwen2_vl_with_a_processor(&sandbox.path().join("qwen2_vl"));
-    let version = |name: &str| format!("[[versions]]\nname = \"{name}\"\nsource = \"transformers=={name}\"\n");
+    let version =
+        |name: &str| format!("[[versions]]\nname = \"{name}\"\nsource = \"transformers=={name}\"\n");
     let config = format!(
         "[[checkpoints]]\nsource = \"./qwen2_vl\"\n{}{}[inputs]\nimages = [\"built-in\"]\n\
          prompts = [\"Is the disc yellow (A) or blue (B)?\"]\nchat = true\nchoices = [\"A\", \"B\"]\n\

@@ -121,7 +121,9 @@ impl TokenPositions {
                     }
                 };
                 let Some(grid) = grids.pop_front() else {
-                    return Err(Error::Inputs(format!("row {row} has {name} tokens for more {name}s than there are grids")));
+                    return Err(Error::Inputs(format!(
+                        "row {row} has {name} tokens for more {name}s than there are grids"
+                    )));
                 };
                 let (height, width) = (grid.height / merge, grid.width / merge);
                 let count = grid.patches() / (merge * merge);
@@ -139,7 +141,8 @@ impl TokenPositions {
                 }
                 (at, next) = (at + count, next + height.max(width) as i64);
             }
-            let largest = real.iter().flat_map(|token| positions.axes.iter().map(move |axis| axis[row * seq + token]));
+            let largest =
+                real.iter().flat_map(|token| positions.axes.iter().map(move |axis| axis[row * seq + token]));
             let delta = largest.max().map_or(0, |largest| largest + 1 - real.len() as i64);
             positions.deltas.push(delta);
         }
@@ -172,7 +175,9 @@ impl TokenPositions {
             position_ids.to_device(&Device::Cpu)?.flatten_all()?.to_dtype(DType::I64)?.to_vec1()?;
         let axes = match position_ids.dims() {
             found if found == [batch, seq] => [values.clone(), values.clone(), values],
-            found if found == [3, batch, seq] => [0, 1, 2].map(|axis| values[axis * batch * seq..][..batch * seq].to_vec()),
+            found if found == [3, batch, seq] => {
+                [0, 1, 2].map(|axis| values[axis * batch * seq..][..batch * seq].to_vec())
+            }
             found => {
                 let needed = format!("[{batch}, {seq}] or [3, {batch}, {seq}] is needed");
                 return Err(Error::Inputs(format!("position_ids has shape {found:?} where {needed}")));
@@ -250,7 +255,9 @@ mod tests {
     fn videos_have_a_time_and_neighbouring_images_each_their_grid() {
         let video = Grid { frames: 2, height: 2, width: 2 };
         let pass = pass(5, &[1; 5], 0);
-        let found = TokenPositions::new(&pass, &stands("vvtii"), [&[Grid { width: 2, ..WIDE }; 2], &[video]], 2).unwrap();
+        let found =
+            TokenPositions::new(&pass, &stands("vvtii"), [&[Grid { width: 2, ..WIDE }; 2], &[video]], 2)
+                .unwrap();
         assert_eq!(found.axes[0], [0, 1, 1, 2, 3]);
         assert_eq!(found.axes[2], [0, 0, 1, 2, 3]);
     }

@@ -184,12 +184,7 @@ impl RotaryEmbedding {
     }
 
     /// Cosines and sines as tensors of the eager backend.
-    fn eager(
-        &self,
-        pass: &Pass,
-        arithmetic: Arithmetic,
-        (cos, sin): (Vec<f64>, Vec<f64>),
-    ) -> Result<Rope> {
+    fn eager(&self, pass: &Pass, arithmetic: Arithmetic, (cos, sin): (Vec<f64>, Vec<f64>)) -> Result<Rope> {
         let table = |values: Vec<f64>| -> Result<Tensor> {
             let shape = (pass.batch(), pass.seq(), self.pairs());
             // The values become F32 first, because torch rounds its F32 table to 16 bits.
@@ -355,9 +350,8 @@ impl RotaryEmbedding {
         let len = positions.iter().map(|axis| len_of(axis)).max().unwrap_or(0);
         let (inv_freq, attention_factor) = self.inv_freq(arithmetic, len);
         let attention_factor = arithmetic.round(attention_factor);
-        let angles = (0..tokens).flat_map(|token| {
-            turns.iter().map(move |turn| (positions[turn.axis][token], turn.frequency))
-        });
+        let angles = (0..tokens)
+            .flat_map(|token| turns.iter().map(move |turn| (positions[turn.axis][token], turn.frequency)));
         let angles = angles.map(|(position, frequency)| {
             let angle = arithmetic.round(position as f64 * inv_freq[frequency]);
             let scaled = |value: f64| arithmetic.round(arithmetic.round(value) * attention_factor);

@@ -43,7 +43,8 @@ impl Attention {
                 return Err(Error::Unsupported("segments in the fused backend on a GPU".to_owned()));
             }
         }
-        let (q, k) = (split_heads(q.tensor()?, self.num_heads)?, split_heads(k.tensor()?, self.num_kv_heads)?);
+        let (q, k) =
+            (split_heads(q.tensor()?, self.num_heads)?, split_heads(k.tensor()?, self.num_kv_heads)?);
         let v = split_heads(v.tensor()?, self.num_kv_heads)?;
         let q = pass.step("rope_q", q, |q| rope.apply(q))?;
         let k = pass.step("rope_k", k, |k| rope.apply(k))?;
@@ -71,8 +72,12 @@ impl Attention {
         let (mut rows, mut mixed) = (qkv.write(), out.write());
         let mut first = 0;
         for &length in lengths {
-            let shape =
-                CacheShape { batch: 1, kv_heads: self.num_kv_heads, head_dim: self.head_dim, capacity: length };
+            let shape = CacheShape {
+                batch: 1,
+                kv_heads: self.num_kv_heads,
+                head_dim: self.head_dim,
+                capacity: length,
+            };
             let (from, to) = (first * qkv.width, first * out.width);
             let rows = &mut rows[from..from + length * qkv.width];
             let mixed = &mut mixed[to..to + length * out.width];

@@ -20,7 +20,9 @@ const SEQ: usize = 30;
 /// Tokens of the images of each row, from top to bottom and from left to right.
 const IMAGES: [&[[usize; 2]]; 3] = [&[[2, 3], [4, 2]], &[[1, 5]], &[]];
 /// The tokens that mark an image, and those that stand for it.
-const [START, IMAGE, END]: [u32; 3] = [282, 280, 283];
+const START: u32 = 282;
+const IMAGE: u32 = 280;
+const END: u32 = 283;
 
 fn each_checkpoint(dtype: DType, backend: Backend, law: impl Fn(&str, Loaded)) {
     each(|kind| kind == Kind::ImageTextDecoder, dtype, backend, law);
@@ -124,7 +126,8 @@ fn later_tokens_change_no_earlier_one_and_every_patch_changes_the_last() {
     for (dtype, backend, bound) in EXACT {
         each_checkpoint(dtype, backend, |name, mut loaded| {
             let whole = loaded.forward(&alone(name, 1)).unwrap();
-            let part = Inputs { input_ids: alone(name, 1).input_ids.i((.., ..12)).unwrap(), ..alone(name, 1) };
+            let part =
+                Inputs { input_ids: alone(name, 1).input_ids.i((.., ..12)).unwrap(), ..alone(name, 1) };
             let part = loaded.forward(&part).unwrap();
             assert_row_same(name, &part.i(0).unwrap(), &whole.i((0, ..12)).unwrap(), bound);
             let last = whole.i((0, LENGTHS[1] - 1)).unwrap();
@@ -200,7 +203,8 @@ fn given_positions_and_token_types_are_those_that_the_model_counts_itself() {
         let counted = row(loaded.forward(&alone(name, 1)).unwrap());
         assert_row_same(name, &row(loaded.forward(&given).unwrap()), &counted, 0.0);
         // A rotation depends on differences of positions only.
-        let shifted = Inputs { position_ids: Some((given.position_ids.unwrap() + 9.0).unwrap()), ..alone(name, 1) };
+        let shifted =
+            Inputs { position_ids: Some((given.position_ids.unwrap() + 9.0).unwrap()), ..alone(name, 1) };
         assert_row_same(name, &row(loaded.forward(&shifted).unwrap()), &counted, 1e-12);
     });
 }
@@ -274,13 +278,13 @@ fn every_form_of_the_config_and_of_the_names_computes_the_same() {
             let text = config["text_config"].as_object_mut().unwrap();
             let scaling = text.remove("rope_scaling").unwrap();
             let theta = text.remove("rope_theta").unwrap();
-            text["rope_parameters"] =
-                json!({"mrope_section": scaling["mrope_section"], "rope_type": "default", "rope_theta": theta});
+            text["rope_parameters"] = json!({"mrope_section": scaling["mrope_section"], "rope_type": "default", "rope_theta": theta});
             config["vision_config"]["model_type"] = json!("qwen2_vl_vision");
             config["vision_config"]["rope_parameters"] = json!({"rope_theta": 10000.0, "rope_type": "axial"});
         },
     ];
-    let names: [&[(&str, &str)]; 2] = [&[], &[("visual.", "model.visual."), ("model.", "model.language_model.")]];
+    let names: [&[(&str, &str)]; 2] =
+        [&[], &[("visual.", "model.visual."), ("model.", "model.language_model.")]];
     let folder = tempfile::tempdir().unwrap();
     write("qwen2_vl", "", 0, folder.path()).unwrap();
     let config: Value =
@@ -295,7 +299,8 @@ fn every_form_of_the_config_and_of_the_names_computes_the_same() {
             std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
             let renamed: HashMap<String, Tensor> = (tensors.iter())
                 .map(|(name, tensor)| {
-                    let renamed = names.iter().find_map(|(old, new)| Some(format!("{new}{}", name.strip_prefix(old)?)));
+                    let renamed =
+                        names.iter().find_map(|(old, new)| Some(format!("{new}{}", name.strip_prefix(old)?)));
                     (renamed.unwrap_or_else(|| name.clone()), tensor.clone())
                 })
                 .collect();

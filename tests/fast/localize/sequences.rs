@@ -186,7 +186,12 @@ fn patches_of_an_image_in_another_order_are_localised_to_where_they_are_cut_or_r
         let pixels = rolled(&tensors["pixel_values"], 0);
         tensors.insert("pixel_values".to_owned(), pixels);
     };
-    image_fault(|_| (), moved, "model", Some([Some("model.language_model.embed_tokens"), Some("model.visual")]));
+    image_fault(
+        |_| (),
+        moved,
+        "model",
+        Some([Some("model.language_model.embed_tokens"), Some("model.visual")]),
+    );
     let transposed = |weight: &Tensor| weight.transpose(D::Minus1, D::Minus2).unwrap();
     weight_fault("qwen2_vl", "model.visual.patch_embed.proj", "weight", transposed);
     let frames = |weight: &Tensor| rolled(weight, 2);
@@ -203,12 +208,17 @@ fn patches_of_an_image_in_another_order_are_localised_to_where_they_are_cut_or_r
 #[test]
 fn wrong_weights_of_either_half_of_qwen2_vl_are_localised() {
     for name in ["q_proj", "k_proj", "v_proj"] {
-        weight_fault("qwen2_vl", &format!("model.language_model.layers.2.self_attn.{name}"), "bias", |bias| {
-            bias.zeros_like().unwrap()
-        });
+        weight_fault(
+            "qwen2_vl",
+            &format!("model.language_model.layers.2.self_attn.{name}"),
+            "bias",
+            |bias| bias.zeros_like().unwrap(),
+        );
     }
     for module in ["blocks.1.attn.qkv", "blocks.2.mlp.fc2", "merger.mlp.2"] {
-        weight_fault("qwen2_vl", &format!("model.visual.{module}"), "bias", |bias| bias.zeros_like().unwrap());
+        weight_fault("qwen2_vl", &format!("model.visual.{module}"), "bias", |bias| {
+            bias.zeros_like().unwrap()
+        });
     }
 }
 

@@ -78,8 +78,9 @@ impl CachedTokens {
     /// Takes the images away, which the cache holds already. An encoder's inputs stay.
     fn take_images(self, step: &mut Inputs) {
         if self == Self::Own {
-            let is_of_images =
-                |name: &str| matches!(role(name), Role::Pixels | Role::PixelMask | Role::Grid | Role::TokenTypes);
+            let is_of_images = |name: &str| {
+                matches!(role(name), Role::Pixels | Role::PixelMask | Role::Grid | Role::TokenTypes)
+            };
             step.tensors.retain(|name, _| !is_of_images(name));
         }
     }
