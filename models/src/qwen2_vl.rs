@@ -349,7 +349,7 @@ impl VisionTransformer {
 
     /// `pixels: [patches, values]` of all images to their tokens, `[1, tokens, hidden_size]`.
     fn forward(&self, pass: &mut Pass, pixels: &Tensor, grids: &[Grid]) -> Result<Xs> {
-        let patches: usize = grids.iter().map(|grid| grid.patches()).sum();
+        let patches = grids.iter().fold(0_usize, |sum, grid| sum.saturating_add(grid.patches()));
         let values = self.patch_embed.values();
         if pixels.dims() != [patches, values] || patches == 0 {
             let found = pixels.dims();
@@ -487,7 +487,8 @@ pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>
 /// as the first releases saved it (transformers 5.24.0, `conversion_mapping.py`).
 fn part(weights: &Weights, has_head: bool, name: &str, old: &str) -> Weights {
     let whole = format!("model.{name}");
-    let saved = [&whole, name, old].into_iter().find(|saved| weights.has_module(saved)).unwrap_or(&whole);
+    let saved =
+        [whole.as_str(), name, old].into_iter().find(|saved| weights.has_module(saved)).unwrap_or(&whole);
     weights.pp_as(if has_head { &whole } else { name }, saved)
 }
 
@@ -511,9 +512,8 @@ impl Qwen2Vl {
         for (seen, grids) in self.seen.iter().zip(grids) {
             let Some(pixels) = pass.optional(seen.pixels)? else { continue };
             let tokens = self.visual.forward(pass, &pixels, grids)?;
-            let at =
-                |ids: Vec<u32>| ids.into_iter().map(|id| id as usize == seen.token_id).collect::<Vec<_>>();
-            let at = at(pass.input_ids().flatten_all()?.to_vec1()?);
+            let ids: Vec<u32> = pass.input_ids().flatten_all()?.to_vec1()?;
+            let at: Vec<bool> = ids.into_iter().map(|id| id as usize == seen.token_id).collect();
             xs = put_at(pass, &xs, &tokens, &at)?;
         }
         Ok(xs)
@@ -546,7 +546,7 @@ impl Qwen2Vl {
         Ok(types.into_iter().map(stands).collect())
     }
 
-    fn positions(&self, pass: &mut Pass, [images, videos]: &[Vec<Grid>; 2]) -> Result<TokenPositions> {
+    fn positions(&self, pass: &mut Pass, grids: &[Vec<Grid>; 2]) -> Result<TokenPositions> {
         let past = pass.past();
         let kept = pass.cache().filter(|_| past > 0).map(|cache| cache.position_deltas()).transpose()?;
         let positions = match (pass.given_positions(), kept) {
@@ -554,7 +554,7 @@ impl Qwen2Vl {
             (Some(given), Some(deltas)) => TokenPositions { deltas, ..TokenPositions::given(pass, given)? },
             (None, Some(deltas)) => TokenPositions::continued(pass, &deltas),
             (None, None) => {
-                let stands = self.stands(pass, &[images.clone(), videos.clone()])?;
+                let (stands, [images, videos]) = (self.stands(pass, grids)?, grids);
                 TokenPositions::new(pass, &stands, [images, videos], self.visual.spatial_merge_size)?
             }
         };

@@ -78,6 +78,7 @@ impl Attention {
                 head_dim: self.head_dim,
                 capacity: length,
             };
+            let keys = 0..length;
             let (from, to) = (first * qkv.width, first * out.width);
             let rows = &mut rows[from..from + length * qkv.width];
             let mixed = &mut mixed[to..to + length * out.width];
@@ -94,7 +95,7 @@ impl Attention {
                     softcap: self.soft_cap.map(|cap| cap as f32),
                     relative: None,
                     band: Band::FULL,
-                    keys: &[0..length],
+                    keys: std::slice::from_ref(&keys),
                     visible: None,
                 };
                 kernels::attention(&host.pool, &spec, rows, cache, mixed);

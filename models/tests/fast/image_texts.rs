@@ -267,7 +267,7 @@ fn every_form_of_the_config_and_of_the_names_computes_the_same() {
             text["rope_scaling"]["rope_type"] = json!("default");
             text["rope_scaling"]["type"] = json!("default");
             text["model_type"] = json!("qwen2_vl_text");
-            text["layer_types"] = json!(["full_attention"; 4]);
+            text["layer_types"] = json!(vec!["full_attention"; 4]);
             text["sliding_window"] = Value::Null;
         },
         // 5.x writes `rope_parameters` of both parts, and whether the head is tied at the top.
