@@ -139,33 +139,19 @@ fn read_text(config: &ConfigReader, tie_word_embeddings: bool) -> Result<(qwen2:
 fn read_rope(config: &ConfigReader, head_dim: usize) -> Result<(RopeParameters, Vec<usize>)> {
     let theta = config.f64_or("rope_theta", 1_000_000.0)?;
     let max_position_embeddings = config.usize_or("max_position_embeddings", 32768)?;
-    let read = |rope: &ConfigReader| -> Result<(RopeParameters, Vec<usize>)> {
-        let sections = rope.optional_usizes("mrope_section")?;
-        let (new, old) = (rope.optional_str("rope_type")?, rope.optional_str("type")?);
-        let parameters = if new.or(old) == Some("mrope") {
-            RopeParameters {
-                theta: rope.f64_or("rope_theta", theta)?,
-                scaling: RopeScaling::Default,
-                partial_rotary_factor: 1.0,
-                max_position_embeddings,
-            }
-        } else {
-            RopeParameters::read_object(config, Some(rope), theta, max_position_embeddings)?
-        };
-        Ok((parameters, sections.unwrap_or_else(|| vec![16, 24, 24])))
+    let rope = described(config)?.unwrap_or_else(|| ConfigReader::new(Map::new()));
+    let sections = rope.optional_usizes("mrope_section")?.unwrap_or_else(|| vec![16, 24, 24]);
+    let (new, old) = (rope.optional_str("rope_type")?, rope.optional_str("type")?);
+    let parameters = if new.or(old) == Some("mrope") {
+        RopeParameters {
+            theta: rope.f64_or("rope_theta", theta)?,
+            scaling: RopeScaling::Default,
+            partial_rotary_factor: 1.0,
+            max_position_embeddings,
+        }
+    } else {
+        RopeParameters::read_object(config, Some(&rope), theta, max_position_embeddings)?
     };
-    let rope = described(config)?;
-    let (parameters, sections) = match &rope {
-        Some(rope) => read(rope)?,
-        None => read(&ConfigReader::new(Map::new()))?,
-    };
-    // A config with the keys of both versions may say the same twice.
-    if config.has("rope_scaling")
-        && let Some(second) = config.peek_object("rope_parameters")
-        && read(&second).is_ok_and(|second| second == (parameters.clone(), sections.clone()))
-    {
-        config.skip_object("rope_parameters");
-    }
     let pairs = sections.iter().try_fold(0_usize, |sum, section| sum.checked_add(*section));
     if pairs.is_none_or(|pairs| 2 * pairs.min(head_dim) != head_dim) {
         let found = Value::from(sections);

@@ -176,7 +176,11 @@ impl Ropes {
             model.getattr("config")?.call_method("to_json_string", (), Some(&json))?.extract()?;
         let config: Map<String, Value> = serde_json::from_str(&text)
             .map_err(|error| Stop::exception(format!("the loaded config is not JSON: {error}")))?;
-        let taken = rope_thetas(&config);
+        let mut taken = rope_thetas(&config);
+        // A model of images in texts moves the keys of a flat config to that of its texts (Qwen2-VL).
+        if let (true, Some(Value::Object(text))) = (taken.is_empty(), config.get("text_config")) {
+            taken = rope_thetas(text);
+        }
         // Both values are parsed from the same decimal text, so the comparison is exact.
         let without = |these: &[f64], those: &[f64]| -> String {
             let is_in = |theta: &f64| those.iter().any(|other| other.total_cmp(theta).is_eq());
