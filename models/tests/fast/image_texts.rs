@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
@@ -150,7 +150,7 @@ fn step(inputs: &Inputs, columns: Range<usize>) -> Inputs {
     let cut = |tensor: &Tensor, from: usize| tensor.i((.., from..columns.end)).unwrap().contiguous().unwrap();
     Inputs {
         attention_mask: inputs.attention_mask.as_ref().map(|mask| cut(mask, 0)),
-        tensors: if columns.start == 0 { inputs.tensors.clone() } else { Default::default() },
+        tensors: if columns.start == 0 { inputs.tensors.clone() } else { BTreeMap::new() },
         ..Inputs::new(cut(&inputs.input_ids, columns.start))
     }
 }
