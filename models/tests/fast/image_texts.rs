@@ -277,7 +277,8 @@ fn every_form_of_the_config_and_of_the_names_computes_the_same() {
             let text = config["text_config"].as_object_mut().unwrap();
             let scaling = text.remove("rope_scaling").unwrap();
             let theta = text.remove("rope_theta").unwrap();
-            text["rope_parameters"] = json!({"mrope_section": scaling["mrope_section"], "rope_type": "default", "rope_theta": theta});
+            let parameters = json!({"mrope_section": scaling["mrope_section"], "rope_type": "default", "rope_theta": theta});
+            text.insert("rope_parameters".to_owned(), parameters);
             config["vision_config"]["model_type"] = json!("qwen2_vl_vision");
             config["vision_config"]["rope_parameters"] = json!({"rope_theta": 10000.0, "rope_type": "axial"});
         },
