@@ -65,7 +65,8 @@ fn judge(folder: &Path, summary: &mut Summary) -> Result<usize> {
     let architecture = config["architectures"][0].as_str().unwrap_or_default();
     let decoder = architecture.ends_with("ForCausalLM") || architecture.ends_with("LMHeadModel");
     let kind = config["model_type"].as_str().and_then(kind);
-    let decodes = decoder || kind.is_some_and(models::Kind::follows_decoder);
+    let decodes =
+        decoder || kind.is_some_and(|kind| kind.follows_decoder() || kind == models::Kind::ImageTextDecoder);
     let case = Case {
         name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         folder: folder.to_owned(),
@@ -237,14 +238,15 @@ fn others(tensors: &HashMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     others.map(|(name, tensor)| (name.clone(), tensor.clone())).collect()
 }
 
-/// The same inputs through a cache, `chunk` tokens at a time, of the decoder if there is an encoder too.
+/// The same inputs through a cache, `chunk` tokens at a time, of the decoder if there is an encoder too. The first part has all
+/// images.
 fn cached(loaded: &mut Loaded, inputs: &Inputs, chunk: usize) -> Result<Tensor> {
     let (of_decoder, of_mask) = ("decoder_input_ids", "decoder_attention_mask");
     let seq = inputs.tensors.get(of_decoder).unwrap_or(&inputs.input_ids).dim(1)?;
     let mut cache = Cache::new();
     let mut parts = Vec::new();
-    for start in (0..seq).step_by(chunk) {
-        let end = (start + chunk).min(seq);
+    let (mut start, mut end) = (0, images_end(inputs)?.max(chunk).min(seq));
+    while start < seq {
         let cut = |tensor: &Option<Tensor>, start: usize| {
             tensor.as_ref().map(|tensor| tensor.i((.., start..end))).transpose()
         };
@@ -255,12 +257,32 @@ fn cached(loaded: &mut Loaded, inputs: &Inputs, chunk: usize) -> Result<Tensor> 
             _ => Inputs {
                 attention_mask: cut(&inputs.attention_mask, 0)?,
                 position_ids: cut(&inputs.position_ids, start)?,
+                tensors: if start == 0 { first_tensors(inputs, end)? } else { BTreeMap::new() },
                 ..Inputs::new(inputs.input_ids.i((.., start..end))?)
             },
         };
         parts.push(loaded.forward_with(&part, Some(&mut cache), None)?);
+        (start, end) = (end, (end + chunk).min(seq));
     }
     Ok(Tensor::cat(&parts, 1)?)
+}
+
+const TOKEN_TYPES: &str = "mm_token_type_ids";
+
+/// The column behind the last token that stands for an image; 0 without images.
+fn images_end(inputs: &Inputs) -> Result<usize> {
+    let Some(types) = inputs.tensors.get(TOKEN_TYPES) else { return Ok(0) };
+    let rows: Vec<Vec<i64>> = types.to_vec2()?;
+    Ok(rows.iter().filter_map(|row| row.iter().rposition(|kind| *kind != 0)).max().map_or(0, |last| last + 1))
+}
+
+/// The further inputs of the first `end` columns.
+fn first_tensors(inputs: &Inputs, end: usize) -> Result<BTreeMap<String, Tensor>> {
+    let mut tensors = inputs.tensors.clone();
+    if let Some(types) = tensors.get_mut(TOKEN_TYPES) {
+        *types = types.i((.., ..end))?;
+    }
+    Ok(tensors)
 }
 
 /// What a model gave at the positions that are no padding.

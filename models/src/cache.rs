@@ -22,6 +22,8 @@ pub struct Cache {
     id: usize,
     /// What an encoder-decoder's decoder attends to in the encoder; the first forward pass fills it.
     cross: Cross,
+    /// For each row, how far positions are from the number of its tokens, where images have fewer positions than tokens.
+    position_deltas: Vec<i64>,
 }
 
 /// The mask over the encoder's positions, and their keys and values in each layer.
@@ -55,7 +57,15 @@ impl Cache {
     pub fn with_capacity(tokens: usize) -> Self {
         static CACHES: AtomicUsize = AtomicUsize::new(0);
         let id = CACHES.fetch_add(1, Ordering::Relaxed);
-        Self { layers: Vec::new(), batch: None, len: 0, capacity: tokens, id, cross: Cross::default() }
+        Self {
+            layers: Vec::new(),
+            batch: None,
+            len: 0,
+            capacity: tokens,
+            id,
+            cross: Cross::default(),
+            position_deltas: Vec::new(),
+        }
     }
 
     /// Removes all but the first `len` tokens of each sequence, so that a forward pass can continue from there.
@@ -113,6 +123,17 @@ impl Cache {
     /// Keeps the mask over the encoder's positions.
     pub(crate) fn keep_cross_mask(&mut self, mask: CrossMask) {
         self.cross.mask = Some(mask);
+    }
+
+    /// Keeps how far each row's positions are from the number of its tokens.
+    pub(crate) fn keep_position_deltas(&mut self, deltas: Vec<i64>) {
+        self.position_deltas = deltas;
+    }
+
+    /// How far each row's positions are from the number of its tokens.
+    pub(crate) fn position_deltas(&self) -> Result<Vec<i64>> {
+        let known = Some(self.position_deltas.len()) == self.batch;
+        known.then(|| self.position_deltas.clone()).ok_or_else(other_model)
     }
 
     fn keep_cross_layer(&mut self, layer: usize, kept: Layer) {

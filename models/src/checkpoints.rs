@@ -25,6 +25,8 @@ pub(crate) mod phi;
 #[rustfmt::skip]
 pub(crate) mod qwen;
 #[rustfmt::skip]
+pub(crate) mod qwen2_vl;
+#[rustfmt::skip]
 pub(crate) mod t5;
 #[rustfmt::skip]
 pub(crate) mod whisper;
@@ -116,6 +118,10 @@ fn rope_parameters(config: &Map<String, Value>) -> Option<Value> {
     let mut parameters =
         Map::from_iter([("rope_theta".into(), theta), ("rope_type".into(), json!("default"))]);
     if let Some(Value::Object(scaling)) = config.get("rope_scaling") {
+        // Every release reads the rope of three parts from the old keys, as the published configs have it.
+        if scaling.contains_key("mrope_section") {
+            return None;
+        }
         parameters.extend(scaling.clone());
         if let Some(kind) = parameters.remove("type") {
             parameters.insert("rope_type".into(), kind);

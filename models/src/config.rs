@@ -300,6 +300,16 @@ impl ConfigReader {
         self.typed(key, "a list of numbers", |value| value.as_array()?.iter().map(Value::as_f64).collect())
     }
 
+    /// A list of non-negative integers, if present.
+    ///
+    /// # Errors
+    /// If the value is of another type.
+    pub fn optional_usizes(&self, key: &str) -> Result<Option<Vec<usize>>> {
+        self.typed(key, "a list of whole numbers", |value| {
+            value.as_array()?.iter().map(|value| usize::try_from(value.as_u64()?).ok()).collect()
+        })
+    }
+
     /// A nested object, if present; its keys are recorded as `key.nested`.
     ///
     /// # Errors

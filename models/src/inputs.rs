@@ -16,7 +16,8 @@ pub struct Inputs {
     /// 1 for a real token and 0 for padding, `[batch, past + seq]`, any integer dtype; `None` means no padding.
     pub attention_mask: Option<Tensor>,
     /// Positions, `[batch, seq]`, any integer dtype; `None` means `past..past + seq` for every sequence, regardless
-    /// of the mask (transformers 5.23.0, `LlamaModel.forward`).
+    /// of the mask (transformers 5.23.0, `LlamaModel.forward`). A model of images in texts counts them itself
+    /// ([`Kind::ImageTextDecoder`](crate::Kind::ImageTextDecoder)) and also takes `[3, batch, seq]`: time, height, width.
     pub position_ids: Option<Tensor>,
     /// Further inputs under the names of transformers' `forward`, such as `decoder_input_ids` or `pixel_values`;
     /// empty for a model of one text.
@@ -50,6 +51,11 @@ impl Inputs {
             attention_mask: self.tensors.get("decoder_attention_mask").cloned(),
             ..Self::new(self.named("decoder_input_ids")?.clone())
         })
+    }
+
+    /// These inputs without positions, for a model that counts them itself.
+    pub(crate) fn without_positions(&self) -> Self {
+        Self { position_ids: None, ..self.clone() }
     }
 
     /// Batch size and sequence length.

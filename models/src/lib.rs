@@ -45,6 +45,7 @@ mod olmo2;
 mod phi;
 mod phi3;
 mod qwen2;
+mod qwen2_vl;
 mod qwen3;
 mod qwen3_moe;
 mod roberta;

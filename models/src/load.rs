@@ -151,9 +151,13 @@ impl Loaded {
         if let Some(name) = inputs.tensors.keys().find(|name| !self.model.inputs().contains(&name.as_str())) {
             return Err(Error::Inputs(format!("{} takes no {name}", self.model_type)));
         }
-        let of_decoder = self.kind.follows_decoder().then(|| inputs.of_decoder()).transpose()?;
+        let main = match self.kind {
+            kind if kind.follows_decoder() => Some(inputs.of_decoder()?),
+            Kind::ImageTextDecoder => Some(inputs.without_positions()),
+            _ => None,
+        };
         let mut pass = Pass::new(
-            of_decoder.as_ref().unwrap_or(inputs),
+            main.as_ref().unwrap_or(inputs),
             self.options.dtype,
             &self.options.device,
             self.workspace.clone(),

@@ -62,6 +62,8 @@ impl Task {
             _ if name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel") => Self::CausalLm,
             _ if name.ends_with("ForMaskedLM") => Self::MaskedLm,
             _ if name.ends_with("ForSequenceClassification") => Self::SequenceClassification,
+            // Its name ends as that of an encoder-decoder.
+            "Qwen2VLForConditionalGeneration" => Self::CausalLm,
             _ if name.ends_with("ForConditionalGeneration") => Self::Seq2SeqLm,
             "CLIPModel" => Self::Similarity,
             // The name of the encoder of an encoder-decoder ends thus too.

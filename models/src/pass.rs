@@ -108,16 +108,29 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// Keeps the caller's inputs for [`Pass::named`] and [`Pass::encoder_tokens`].
+    /// Keeps the caller's inputs for [`Pass::named`], [`Pass::given_positions`] and [`Pass::encoder_tokens`].
     pub(crate) fn give(&mut self, inputs: Inputs) {
         self.given = Some(inputs);
     }
 
+    fn given(&self) -> &Inputs {
+        self.given.as_ref().expect("only a model that takes more than one text reads further inputs")
+    }
+
     /// The caller's further input `name`, on the device of the forward pass.
     pub(crate) fn named(&self, name: &str) -> Result<Tensor> {
-        let given =
-            self.given.as_ref().expect("only a model that takes more than one text reads further inputs");
-        Ok(given.named(name)?.to_device(self.device())?)
+        Ok(self.given().named(name)?.to_device(self.device())?)
+    }
+
+    /// As [`Pass::named`], for an input that may be absent.
+    pub(crate) fn optional(&self, name: &str) -> Result<Option<Tensor>> {
+        let given = self.given().tensors.get(name);
+        Ok(given.map(|tensor| tensor.to_device(self.device())).transpose()?)
+    }
+
+    /// The caller's `position_ids`, for a model whose tokens have several positions each.
+    pub(crate) fn given_positions(&self) -> Option<&Tensor> {
+        self.given().position_ids.as_ref()
     }
 
     /// The tokens of an encoder-decoder's encoder, one sequence for each of the decoder's.

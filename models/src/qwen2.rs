@@ -12,20 +12,21 @@ use crate::pass::Pass;
 use crate::weights::Weights;
 use crate::xs::Xs;
 
-struct Config {
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: usize,
-    head_dim: usize,
-    hidden_act: Activation,
-    rms_norm_eps: f64,
-    rope: RopeParameters,
-    sliding_window: Option<usize>,
-    layer_types: Vec<LayerType>,
-    tie_word_embeddings: bool,
+/// Of this decoder, also inside of [Qwen2-VL](crate::qwen2_vl).
+pub(crate) struct Config {
+    pub(crate) vocab_size: usize,
+    pub(crate) hidden_size: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) num_hidden_layers: usize,
+    pub(crate) num_attention_heads: usize,
+    pub(crate) num_key_value_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) hidden_act: Activation,
+    pub(crate) rms_norm_eps: f64,
+    pub(crate) rope: RopeParameters,
+    pub(crate) sliding_window: Option<usize>,
+    pub(crate) layer_types: Vec<LayerType>,
+    pub(crate) tie_word_embeddings: bool,
 }
 
 impl Config {
@@ -102,7 +103,7 @@ impl SelfAttention {
     }
 }
 
-struct Block {
+pub(crate) struct Block {
     path: String,
     layer_type: LayerType,
     input_layernorm: RmsNorm,
@@ -112,7 +113,7 @@ struct Block {
 }
 
 impl Block {
-    fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
+    pub(crate) fn load(config: &Config, weights: &Weights, layer: usize) -> Result<Self> {
         let norm = |name: &str| RmsNorm::load(&weights.pp(name), config.hidden_size, config.rms_norm_eps);
         Ok(Self {
             path: weights.path().to_owned(),
@@ -130,7 +131,13 @@ impl Block {
         })
     }
 
-    fn forward(&self, pass: &mut Pass, xs: Xs, rope: &Rope, masks: &PerLayerType<Mask>) -> Result<Xs> {
+    pub(crate) fn forward(
+        &self,
+        pass: &mut Pass,
+        xs: Xs,
+        rope: &Rope,
+        masks: &PerLayerType<Mask>,
+    ) -> Result<Xs> {
         let mask = masks.get(self.layer_type);
         pass.module(&self.path, xs, |pass, xs| {
             let h = self.input_layernorm.forward(pass, &xs)?;

@@ -37,6 +37,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
     row("t5", Kind::EncoderDecoder, crate::t5::build, &checkpoints::t5::T5),
     row("whisper", Kind::SpeechEncoderDecoder, crate::whisper::build, &checkpoints::whisper::WHISPER),
     row("clip", Kind::DualEncoder, crate::clip::build, &checkpoints::clip::CLIP),
+    row("qwen2_vl", Kind::ImageTextDecoder, crate::qwen2_vl::build, &checkpoints::qwen2_vl::QWEN2_VL),
 ];
 
 /// One architecture.
@@ -68,6 +69,9 @@ pub enum Kind {
     /// An encoder of texts and one of images (`pixel_values`), which need not be as many; the output is a number for each
     /// pair. The model counts positions itself.
     DualEncoder,
+    /// A decoder whose texts have images (`pixel_values`, `image_grid_thw`) in the places of tokens. The model counts
+    /// positions itself, by the images; the caller may give a cache, whose first forward pass takes the images.
+    ImageTextDecoder,
 }
 
 impl Kind {

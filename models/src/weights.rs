@@ -98,7 +98,8 @@ impl Weights {
         Self { files: Arc::clone(&self.files), path: join(&self.path, name), saved: join(&self.saved, saved) }
     }
 
-    fn has_module(&self, name: &str) -> bool {
+    /// Whether the files have tensors of the module `name`.
+    pub(crate) fn has_module(&self, name: &str) -> bool {
         let prefix = format!("{}.", join(&self.saved, name));
         self.files.names.range(prefix.clone()..).next().is_some_and(|first| first.starts_with(&prefix))
     }

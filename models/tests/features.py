@@ -27,6 +27,13 @@ LEAST_GELU = 1e-5
 
 GELU = {"quick_gelu": "gelu", "gelu": "gelu_new", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
 
+
+def other_sections(scaling: dict):
+    """No scaling; of a rope in three parts, which needs its sections, the same in another order."""
+    sections = scaling.get("mrope_section")
+    return dict(scaling, mrope_section=sections[::-1]) if sections else None
+
+
 # Config key -> the value that switches the feature off, given the config.
 KEYS = {
     "rms_norm_eps": lambda c: 1e-6,
@@ -39,7 +46,7 @@ KEYS = {
     "global_rope_theta": lambda c: c["local_rope_theta"],
     "local_rope_theta": lambda c: c["global_rope_theta"],
     "rope_local_base_freq": lambda c: c["rope_theta"],
-    "rope_scaling": lambda c: None,
+    "rope_scaling": lambda c: other_sections(c["rope_scaling"]),
     "partial_rotary_factor": lambda c: 1.0,
     "rotary_pct": lambda c: 0.5,
     "sliding_window": lambda c: c["sliding_window"] + 1,
@@ -87,6 +94,8 @@ NO_FEATURE = set("""
     encoder_layers encoder_attention_heads encoder_ffn_dim decoder_layers decoder_attention_heads decoder_ffn_dim
     num_mel_bins max_source_positions max_target_positions scale_embedding apply_spec_augment begin_suppress_tokens
     activation_dropout encoder_layerdrop decoder_layerdrop
+    depth embed_dim mlp_ratio in_channels spatial_merge_size temporal_patch_size
+    image_token_id video_token_id vision_start_token_id vision_end_token_id
     projection_dim num_channels image_size patch_size is_encoder_decoder decoder_start_token_id use_cache
     initializer_factor logit_scale_init_value dropout_rate
     ffn_hidden_size num_kv_heads multi_query new_decoder_architecture num_ln_in_parallel_attn

@@ -6,6 +6,8 @@ import torch
 DECODER = [20, 13, 7]
 # At least as many images, and one for every two texts of a larger batch.
 IMAGES = 4
+# Tokens of the images that stand in a text, from top to bottom and from left to right, by row: two of different sizes, one, none.
+PLACED = [[(2, 3), (4, 2)], [(4, 2)], []]
 
 
 def text_config(config: dict) -> dict:
@@ -28,6 +30,8 @@ def complete(config: dict, inputs: dict, generator: torch.Generator) -> dict:
             shape = (rows, config["num_mel_bins"], 2 * frames)
             inputs = {**inputs, "input_features": torch.randn(shape, generator=generator)}
         return {**inputs, "decoder_input_ids": ids.masked_fill(mask == 0, 0), "decoder_attention_mask": mask}
+    if "image_token_id" in config:
+        return {**inputs, **place(config, inputs, generator)}
     if vision := config.get("vision_config"):
         ids, text = inputs["input_ids"].clone(), text_config(config)
         last = (inputs["attention_mask"] * torch.arange(1, ids.shape[1] + 1)).argmax(-1)
@@ -36,6 +40,31 @@ def complete(config: dict, inputs: dict, generator: torch.Generator) -> dict:
         shape = (max(IMAGES, rows // 2), vision["num_channels"], vision["image_size"], vision["image_size"])
         return {**inputs, "input_ids": ids, "pixel_values": torch.randn(shape, generator=generator)}
     return inputs
+
+
+def place(config: dict, inputs: dict, generator: torch.Generator) -> dict:
+    """Qwen2-VL's images: image tokens after the first real token of each row, between two tokens that mark them, and their
+    patches. Other tokens stand for no image. A single row has the images of the first."""
+    vision, ids, mask = config["vision_config"], inputs["input_ids"].clone(), inputs["attention_mask"]
+    merge = vision["spatial_merge_size"]
+    special = [config[f"{name}_token_id"] for name in ("image", "video", "vision_start", "vision_end")]
+    ids[ids >= min(special)] -= len(special) + 100
+    grids = []
+    for row in range(len(ids)):
+        at = int(mask[row].argmax()) + 1
+        for height, width in PLACED[row % len(PLACED)]:
+            tokens = [config["vision_start_token_id"], *[config["image_token_id"]] * (height * width), config["vision_end_token_id"]]
+            ids[row, at : at + len(tokens)] = torch.tensor(tokens)
+            at += len(tokens)
+            grids.append([1, height * merge, width * merge])
+    values = vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2
+    grids = torch.tensor(grids)
+    return {
+        "input_ids": ids,
+        "mm_token_type_ids": (ids == config["image_token_id"]).long(),
+        "image_grid_thw": grids,
+        "pixel_values": torch.randn((int(grids.prod(-1).sum()), values), generator=generator),
+    }
 
 
 def real(inputs: dict) -> torch.Tensor:

@@ -66,6 +66,10 @@ def auto_class(config):
     architecture = (config.architectures or [""])[0]
     if config.model_type == "whisper":
         return transformers.AutoModelForSpeechSeq2Seq
+    if config.model_type == "qwen2_vl":
+        # The second is the name up to 4.45.
+        names = ("AutoModelForImageTextToText", "AutoModelForVision2Seq")
+        return next(getattr(transformers, name) for name in names if hasattr(transformers, name))
     return next((auto for ending, auto in kinds.items() if architecture.endswith(ending)), transformers.AutoModel)
 
 

@@ -28,6 +28,7 @@ pub fn models() -> String {
             Some(Kind::EncoderDecoder) => "encoder-decoder",
             Some(Kind::SpeechEncoderDecoder) => "speech encoder-decoder",
             Some(Kind::DualEncoder) => "dual encoder",
+            Some(Kind::ImageTextDecoder) => "decoder with images",
             Some(Kind::Encoder) | None => "encoder",
         };
         let _ = writeln!(text, "\n{model_type}: {kind}; {}", heads.join(", "));

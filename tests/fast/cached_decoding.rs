@@ -1,8 +1,9 @@
-//! Native encoder-decoders through a KV cache, as the worker runs them.
+//! Native encoder-decoders and decoders with images through a KV cache, as the worker runs them.
 
 use candle_core::{DType, Device, Tensor};
 use reference::protocol::{
-    DECODER_ATTENTION_MASK, DECODER_INPUT_IDS, Dtype, Forward, Generate, LOGITS, Mode,
+    ATTENTION_MASK, DECODER_ATTENTION_MASK, DECODER_INPUT_IDS, Dtype, Forward, Generate, INPUT_IDS, LOGITS,
+    Mode, POSITION_IDS,
 };
 use tfcheck::execute::worker::Engine;
 use tfcheck::execute::worker::candle::CandleEngine;
@@ -84,4 +85,57 @@ fn a_model_of_texts_and_images_has_no_cache() {
     let failed = engine.forward(&Forward::prefilled(path, Some(8))).unwrap_err();
     assert!(failed.message.contains("KV cache"), "{}", failed.message);
     assert!(engine.decode(TOKENS).unwrap().is_empty());
+}
+
+#[test]
+fn a_decoder_with_images_takes_them_in_the_first_pass_and_counts_on_from_their_positions() {
+    for checkpoint in ["qwen2_vl", "qwen2_vl:window"] {
+        let setting = Setting::with_made_inputs(checkpoint);
+        let inputs = candle_core::safetensors::load(setting.inputs(), &Device::Cpu).unwrap();
+        let mask = &inputs[ATTENTION_MASK];
+        let (rows, seq) = mask.dims2().unwrap();
+        let images: Vec<Vec<i64>> = inputs["mm_token_type_ids"].to_vec2().unwrap();
+        let end = images.iter().filter_map(|row| row.iter().rposition(|kind| *kind != 0)).max().unwrap() + 1;
+        assert!(rows == 2 && end + 4 < seq, "{checkpoint}: images up to {end} of {seq}");
+        let mut engine = CandleEngine::default();
+        let load = setting.load(Mode::Eager, Dtype::F64);
+        engine.load(&load).unwrap();
+        let whole = logits(&mut engine, &setting, |forward| forward);
+        let real = mask.to_dtype(DType::F64).unwrap().unsqueeze(2).unwrap();
+        for (prefill, chunks) in
+            [(Some(end), vec![]), (Some(seq - 1), vec![]), (None, vec![end + 1, seq - end - 1])]
+        {
+            let parts = logits(&mut engine, &setting, |forward| Forward {
+                prefill,
+                chunks: chunks.clone(),
+                ..forward
+            });
+            let apart = (parts - &whole).unwrap().broadcast_mul(&real).unwrap().abs().unwrap();
+            let apart = apart.max_all().unwrap().to_scalar::<f64>().unwrap();
+            assert!(apart < 1e-11, "{checkpoint} {prefill:?} {chunks:?}: {apart:e}");
+        }
+        // The first pass must have all tokens of an image.
+        let path = setting.folder.path().join("logits.safetensors");
+        let failed = engine.forward(&Forward::prefilled(path, Some(end - 1))).unwrap_err();
+        assert!(failed.message.contains("image tokens"), "{}", failed.message);
+        let generated = engine.generate(&Generate { tokens: TOKENS }).unwrap().ids;
+        assert_eq!(engine.decode(TOKENS).unwrap().len(), TOKENS, "{checkpoint}");
+        // The same tokens as the best ones of full passes over all tokens before them.
+        let mut tensors = inputs.clone();
+        for (name, more) in [
+            (INPUT_IDS, generated.concat()),
+            (ATTENTION_MASK, vec![1; rows * TOKENS]),
+            (POSITION_IDS, vec![0; rows * TOKENS]),
+            ("mm_token_type_ids", vec![0; rows * TOKENS]),
+        ] {
+            let more = Tensor::from_vec(more, (rows, TOKENS), &Device::Cpu).unwrap();
+            tensors.insert(name.to_owned(), Tensor::cat(&[&inputs[name], &more], 1).unwrap());
+        }
+        let longer = setting.folder.path().join("longer.safetensors");
+        candle_core::safetensors::save(&tensors, &longer).unwrap();
+        engine.load(&reference::protocol::Load { inputs: longer, ..load }).unwrap();
+        let best = logits(&mut engine, &setting, |forward| forward).argmax(2).unwrap();
+        let best = best.narrow(1, seq - 1, TOKENS).unwrap().to_dtype(DType::I64).unwrap();
+        assert_eq!(best.to_vec2::<i64>().unwrap(), generated, "{checkpoint}");
+    }
 }

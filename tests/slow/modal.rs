@@ -1,8 +1,9 @@
 //! Models that are not text alone, in real releases: encoder-decoders, pictures, speech.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tfcheck::app::cache_folder;
 
 use crate::localize::NEWEST;
@@ -41,17 +42,25 @@ fn letters<'a>(summary: &'a Value, case: &str) -> BTreeMap<&'a str, &'a str> {
 #[test]
 fn encoder_decoders_and_models_of_pictures_agree_except_where_a_release_is_wrong() {
     let sandbox = Sandbox::new();
-    let checkpoints = ["synthetic:t5:gated-untied", "synthetic:clip", "synthetic:vit", "synthetic:qwen3_vl"];
+    let checkpoints = [
+        "synthetic:t5:gated-untied",
+        "synthetic:clip",
+        "synthetic:vit",
+        "synthetic:qwen2_vl:window",
+        "synthetic:qwen3_vl",
+    ];
     let (summary, text) = run(&sandbox, &checkpoints, "lengths = [24]\nbatch = [2]");
     let newest = format!("{NEWEST}_eager_eager");
     // 5.0.0 scales the logits of T5 1.1, whose head is not tied (transformers issue 43681).
     let t5 = letters(&summary, "t5-gated-untied-b2-24");
     assert_eq!((t5[&*newest], t5["5.0.0_eager_eager"], t5["candle_fused"]), ("A", "B", "A"), "{text}");
-    for case in ["clip-b2-24", "vit-b2-24", "qwen3_vl-b2-24"] {
+    for case in ["clip-b2-24", "vit-b2-24", "qwen2_vl-window-b2-24", "qwen3_vl-b2-24"] {
         let found = letters(&summary, case);
         assert!(found.len() >= 2 && found.values().all(|letter| *letter == "A"), "{case}: {text}");
     }
-    assert!(letters(&summary, "clip-b2-24").contains_key("candle_eager"), "{text}");
+    for case in ["clip-b2-24", "qwen2_vl-window-b2-24"] {
+        assert!(letters(&summary, case).contains_key("candle_eager"), "{case}: {text}");
+    }
     let outputs = |case: &str| -> Vec<String> {
         let cases = summary["cases"].as_array().unwrap();
         let case = cases.iter().find(|known| known["name"] == case).unwrap();
@@ -101,4 +110,97 @@ fn a_sound_goes_through_the_checkpoint_s_processor_once_and_each_release_s_own_a
     });
     let compared: Vec<_> = compared.collect();
     assert_eq!(compared, [("WhisperProcessor".to_owned(), 1), ("WhisperProcessor".to_owned(), 1)]);
+}
+
+/// Tokens of Qwen2-VL's synthetic checkpoint that are no bytes.
+const SPECIAL: [(&str, u32); 7] = [
+    ("<|image_pad|>", 280),
+    ("<|video_pad|>", 281),
+    ("<|vision_start|>", 282),
+    ("<|vision_end|>", 283),
+    ("<|im_start|>", 284),
+    ("<|im_end|>", 285),
+    ("<|endoftext|>", 286),
+];
+
+const CHAT: &str = "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}\
+    {% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}\
+    {% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// Qwen2-VL's synthetic checkpoint with a tokenizer of single bytes and the processor of the published ones.
+fn qwen2_vl_with_a_processor(folder: &Path) {
+    models::synthetic::write("qwen2_vl", "", 0, folder).unwrap();
+    // The byte-level alphabet (GPT-2): printable bytes stand for themselves, the others for characters from U+0100 on.
+    let is_printable = |byte: &u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let others = (0..256).filter(|byte| !is_printable(byte)).zip(256..);
+    let alphabet = (0..256).filter(is_printable).map(|byte| (byte, byte)).chain(others);
+    let letters = alphabet.map(|(byte, letter)| (char::from_u32(letter).unwrap().to_string(), json!(byte)));
+    let special = SPECIAL.map(|(token, id)| (token.to_owned(), json!(id)));
+    let vocab: serde_json::Map<String, Value> = letters.chain(special).collect();
+    let added = SPECIAL.map(|(token, id)| {
+        json!({
+            "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            "special": true,
+        })
+    });
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
+    let files = [
+        (
+            "tokenizer.json",
+            json!({
+                "version": "1.0", "added_tokens": added, "pre_tokenizer": bytes, "decoder": bytes,
+                "model": {"type": "BPE", "vocab": vocab, "merges": []},
+            }),
+        ),
+        (
+            "tokenizer_config.json",
+            json!({
+                "tokenizer_class": "Qwen2Tokenizer", "pad_token": "<|endoftext|>", "eos_token": "<|im_end|>",
+                "chat_template": CHAT,
+            }),
+        ),
+        ("chat_template.json", json!({"chat_template": CHAT})),
+        (
+            "preprocessor_config.json",
+            json!({
+                "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor",
+                "min_pixels": 256, "max_pixels": 2048, "patch_size": 4, "temporal_patch_size": 2, "merge_size": 2,
+                "image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28],
+            }),
+        ),
+        ("vocab.json", Value::Object(vocab.clone())),
+    ];
+    for (name, content) in files {
+        std::fs::write(folder.join(name), content.to_string()).unwrap();
+    }
+    std::fs::write(folder.join("merges.txt"), "#version: 0.2\n").unwrap();
+}
+
+#[test]
+fn a_question_about_a_picture_has_one_answer_in_two_releases_compiled_and_natively() {
+    let sandbox = Sandbox::new();
+    qwen2_vl_with_a_processor(&sandbox.path().join("qwen2_vl"));
+    let version =
+        |name: &str| format!("[[versions]]\nname = \"{name}\"\nsource = \"transformers=={name}\"\n");
+    let config = format!(
+        "[[checkpoints]]\nsource = \"./qwen2_vl\"\n{}{}[inputs]\nimages = [\"built-in\"]\n\
+         prompts = [\"Is the disc yellow (A) or blue (B)?\"]\nchat = true\nchoices = [\"A\", \"B\"]\n\
+         [run]\nmodes = [\"eager\", \"compiled\"]\nattention = [\"eager\"]\noracle = true\nrounds = 1\ntrace = false\n\
+         noise = false\n",
+        version("4.57.6"),
+        version(NEWEST),
+    );
+    let output = sandbox.run(&sandbox.write("tfcheck.toml", &config), &[]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}{}", stderr(&output));
+    let summary = sandbox.only_run().json("summary.json");
+    let found = letters(&summary, "qwen2_vl");
+    let newest = |mode: &str| format!("{NEWEST}_{mode}_eager");
+    for name in ["4.57.6_eager_eager", "4.57.6_compiled_eager", "candle_eager", "candle_fused"]
+        .into_iter()
+        .chain([&*newest("eager"), &*newest("compiled")])
+    {
+        assert_eq!(found.get(name), Some(&"A"), "{name}: {text}");
+    }
 }

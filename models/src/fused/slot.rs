@@ -156,6 +156,15 @@ impl<T: Float> Slot<T> {
         if self.is_whole() && self.is_sole() { self.changed() } else { self.copied() }
     }
 
+    /// The columns of every `count` neighbouring rows as one row, without a copy of whole rows.
+    pub(crate) fn merged(&self, count: usize) -> Self {
+        let whole = self.whole();
+        // A deferred operation writes rows of their own width.
+        whole.settle();
+        let (seq, columns) = (whole.seq / count, whole.columns * count);
+        Self { seq, width: columns, columns, tensor: OnceLock::new(), ..whole }
+    }
+
     pub(crate) fn copied(&self) -> Self {
         let copy = Self::take(&self.host, self.batch, self.seq, self.columns);
         self.copy_to(&mut copy.write(), self.columns, 0);

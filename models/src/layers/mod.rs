@@ -18,7 +18,8 @@
 //!    per pass and layer type. A block takes its `xs` by value and gives it to [`add`], so that the fused backend may add
 //!    in place.
 //!    A model of more than one sequence lists its further inputs in [`Model::inputs`](crate::Model::inputs), runs a part
-//!    over another sequence with `Pass::over`, and its decoder attends to a [`Memory`] (`t5.rs`, `whisper.rs`, `clip.rs`).
+//!    over another sequence with `Pass::over`, and its decoder attends to a [`Memory`] (`t5.rs`, `whisper.rs`, `clip.rs`), or
+//!    it puts the result in the places of tokens ([`put_at`], `qwen2_vl.rs`).
 //! 5. [`Xs`](crate::Xs) is opaque: use layers, and [`add`], [`scale`], [`soft_cap`], [`multiply`] between them. If you need
 //!    another operation, add a layer for it here (in the eager backend with [`rounded`], so that 16-bit dtypes round once
 //!    per operation as torch does), never tensor code in the model file.
@@ -58,6 +59,7 @@ mod decoder;
 mod elementwise;
 mod embedding;
 mod experts;
+mod grid;
 mod groups;
 mod ids;
 mod layer_norm;
@@ -71,6 +73,7 @@ mod pooling;
 mod relative;
 mod rope;
 mod rope_parameters;
+mod segments;
 mod similarity;
 mod split;
 mod unfused_linear;
@@ -89,6 +92,7 @@ pub use elementwise::{
 };
 pub use embedding::Embedding;
 pub use experts::{ExpertsConfig, RouterScores, SparseMoe};
+pub use grid::{Grid, Stands, TokenPositions, patch_positions};
 pub use groups::split_groups;
 pub use ids::{position_ids, position_ids_after, token_type_ids};
 pub use layer_norm::LayerNorm;
@@ -96,7 +100,7 @@ pub use linear::{Joined, Linear};
 pub use mask::Mask;
 pub use mlp::{GateUp, GatedMlp};
 pub use norm::RmsNorm;
-pub use patches::{PatchEmbedding, after_token};
+pub use patches::{FlatPatches, PatchEmbedding, after_token, merge_neighbours, put_at};
 pub use pooling::{first_position, mean_of_real_tokens, one_per_row, position_of_each};
 pub use relative::{Buckets, RelativeBias};
 pub use rope::{Rope, RotaryEmbedding, Rotation};

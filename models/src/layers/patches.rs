@@ -1,13 +1,13 @@
-//! The patches of an image as a sequence, after a class token.
+//! The patches of images as a sequence: after a class token, merged to fewer, in the places of tokens.
 
 use candle_core::Tensor;
 
 use super::Linear;
 use crate::error::{Error, Result};
-use crate::fused::Workspace;
+use crate::fused::{Rows, Workspace};
 use crate::pass::Pass;
 use crate::weights::Weights;
-use crate::xs::Xs;
+use crate::xs::{Value, Xs};
 
 /// A convolution whose kernels do not overlap: one vector for each patch of an image.
 pub struct PatchEmbedding {
@@ -89,6 +89,112 @@ impl PatchEmbedding {
             .reshape((images, grid * grid, channels * patch * patch))?;
         self.projection.product(&patches.into())
     }
+}
+
+/// A convolution over patches that are cut out already: one vector for each.
+pub struct FlatPatches {
+    path: String,
+    proj_path: String,
+    /// Channels, frames, height and width of a patch.
+    shape: [usize; 4],
+    /// Over the values of a patch, in this order.
+    projection: Linear,
+}
+
+impl FlatPatches {
+    /// Loads `proj.weight`, `[hidden_size, channels, frames, patch_size, patch_size]`.
+    ///
+    /// # Errors
+    /// If the tensor is missing or has another shape.
+    pub fn load(
+        weights: &Weights,
+        (channels, frames, patch_size): (usize, usize, usize),
+        hidden_size: usize,
+    ) -> Result<Self> {
+        let proj = weights.pp("proj");
+        let weight = proj.get("weight", (hidden_size, channels, frames, patch_size, patch_size))?;
+        Ok(Self {
+            path: weights.path().to_owned(),
+            proj_path: proj.path().to_owned(),
+            shape: [channels, frames, patch_size, patch_size],
+            projection: Linear::of(&proj, &weight.flatten_from(1)?, false)?,
+        })
+    }
+
+    /// Values of a patch.
+    pub fn values(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// `patches: [1, patches, values]` to `[1, patches, hidden_size]`. A probe observes the convolution as torch's `Conv3d`
+    /// takes and returns it.
+    ///
+    /// # Errors
+    /// If the last dimension of `patches` is not [`FlatPatches::values`].
+    pub fn forward(&self, pass: &mut Pass, patches: Xs) -> Result<Xs> {
+        pass.module(&self.path, patches, |pass, patches| {
+            let out = self.projection.product(&patches)?;
+            if !pass.is_observed() {
+                return Ok(out);
+            }
+            let [channels, frames, height, width] = self.shape;
+            let values = patches.observed()?.reshape(((), channels, frames, height, width))?;
+            let shown = |out: &Tensor| -> Result<Xs> {
+                let (_, patches, features) = out.dims3()?;
+                Ok(out.reshape((patches, features, 1, 1, 1))?.into())
+            };
+            let before = pass.replaced();
+            let seen = pass.shared(&self.proj_path, &values.into(), shown(&out.observed()?)?, |values| {
+                let values = values.tensor()?.flatten_from(1)?.unsqueeze(0)?;
+                shown(self.projection.product(&values.into())?.tensor()?)
+            })?;
+            if pass.replaced() == before {
+                return Ok(out);
+            }
+            Ok(seen.tensor()?.flatten_from(1)?.unsqueeze(0)?.into())
+        })
+    }
+}
+
+/// `xs: [1, seq, features]` with the features of every `count` neighbouring positions concatenated: `[1, seq / count, count *
+/// features]`.
+///
+/// # Errors
+/// If `count` does not divide the number of positions.
+pub fn merge_neighbours(xs: &Xs, count: usize) -> Result<Xs> {
+    let merged = |(batch, seq, features): (usize, usize, usize)| (batch, seq / count, count * features);
+    match xs.value() {
+        Value::Fused(Rows::F32(rows)) => Ok(rows.merged(count).into()),
+        Value::Fused(Rows::Bf16(rows)) => Ok(rows.merged(count).into()),
+        _ => {
+            let xs = xs.tensor()?;
+            Ok(xs.reshape(merged(xs.dims3()?))?.into())
+        }
+    }
+}
+
+/// `xs: [batch, seq, features]` with the positions for which `at` is true, row by row, replaced by `others: [1, count,
+/// features]` in order; all other positions are kept.
+///
+/// # Errors
+/// If `others` are not as many as the positions.
+pub fn put_at(pass: &Pass, xs: &Xs, others: &Xs, at: &[bool]) -> Result<Xs> {
+    let (xs, others) = (xs.tensor()?, others.tensor()?);
+    let (batch, seq, features) = xs.dims3()?;
+    let (_, count, _) = others.dims3()?;
+    let kept = batch * seq;
+    let mut next = kept..kept + count;
+    let rows: Option<Vec<u32>> = (at.iter().enumerate())
+        .map(|(row, at)| if *at { next.next() } else { Some(row) })
+        .map(|row| row.map(|row| row as u32))
+        .collect();
+    let rows = rows.filter(|_| next.is_empty()).ok_or_else(|| {
+        let places = at.iter().filter(|at| **at).count();
+        Error::Inputs(format!("the images have {count} tokens, and the texts {places} places for them"))
+    })?;
+    let all = Tensor::cat(&[&xs.reshape((kept, features))?, &others.reshape((count, features))?], 0)?;
+    let rows = Tensor::from_vec(rows, kept, xs.device())?;
+    in_buffer(pass, &all.index_select(&rows, 0)?.reshape((batch, seq, features))?)
 }
 
 /// `xs: [batch, seq, features]` after `token: [features]` in each sequence: `[batch, 1 + seq, features]`.

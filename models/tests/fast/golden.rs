@@ -338,8 +338,13 @@ fn a_probe_sees_every_module_and_changes_nothing() {
         assert!(trace.open.is_empty());
         let seen = |path: &str| trace.closed.iter().any(|closed| closed == path);
         for path in &case.modules {
-            // transformers 5 renamed gpt_neox's head and mixtral's mlp, and runs t5's embedding in encoder and decoder.
-            // Norms per head and experts are not modules here.
+            // transformers 5 renamed gpt_neox's head and mixtral's mlp, runs t5's embedding in encoder and decoder, and saves
+            // qwen2_vl under its first names. Norms per head and experts are not modules here.
+            let path = if case.architecture == "Qwen2VLForConditionalGeneration" {
+                &path.replace("model.", "model.language_model.").replace("visual.", "model.visual.")
+            } else {
+                path
+            };
             let path = &path
                 .replace("embed_out", "lm_head")
                 .replace("block_sparse_moe", "mlp")

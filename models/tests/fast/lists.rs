@@ -73,7 +73,18 @@ fn texts_list_and_count_the_architectures_and_their_synthetic_checkpoints() {
             "\n- Dual encoders",
             list(Kind::SpeechEncoderDecoder, ""),
         ),
-        ("../README.md", "\n- Dual encoders", "\n\n", list(Kind::DualEncoder, " of images and texts")),
+        (
+            "../README.md",
+            "\n- Dual encoders",
+            "\n- Decoders with images",
+            list(Kind::DualEncoder, " of images and texts"),
+        ),
+        (
+            "../README.md",
+            "\n- Decoders with images",
+            "\n\n",
+            list(Kind::ImageTextDecoder, " in the places of tokens"),
+        ),
         ("../README.md", "float64, over ", " synthetic checkpoints", small.to_string()),
     ] {
         check(path, start, end, &expected);

@@ -2,6 +2,7 @@
 
 mod dual_encoders;
 mod golden;
+mod image_texts;
 mod laws;
 mod lists;
 mod load;

@@ -66,6 +66,18 @@ CLIP_VISION = dict(
     hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2, image_size=11, patch_size=3, layer_norm_eps=1e-3
 )
 CLIP = dict(dict.fromkeys(SIZES), model_type="clip", projection_dim=20, auto="AutoModel", text_config=CLIP_TEXT, vision_config=CLIP_VISION)
+# Three parts of different widths are rotated by time, height and width.
+QWEN2_VL = dict(
+    dict.fromkeys(SIZES), model_type="qwen2_vl", auto="AutoModelForImageTextToText", image_token_id=38, video_token_id=39,
+    vision_start_token_id=36, vision_end_token_id=37, tie_word_embeddings=True,
+    text_config=dict(
+        SIZES, hidden_size=32, num_attention_heads=2, num_key_value_heads=1, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="default", rope_theta=500.0, mrope_section=[2, 1, 5]),
+    ),
+    vision_config=dict(
+        depth=2, embed_dim=24, num_heads=3, mlp_ratio=2, hidden_size=32, patch_size=2, spatial_merge_size=2, temporal_patch_size=2
+    ),
+)
 # Removes the key of `SIZES` that an architecture with layer norm lacks.
 LAYER_NORM = dict(rms_norm_eps=None)
 CASES = {
@@ -154,6 +166,8 @@ CASES = {
     "clip_largest_id": dict(
         CLIP, text_config=dict(CLIP_TEXT, eos_token_id=2, hidden_act="gelu"), vision_config=dict(CLIP_VISION, hidden_act="gelu_new")
     ),
+    "qwen2_vl": dict(QWEN2_VL),
+    "qwen2_vl_hidden_states": dict(QWEN2_VL, auto="AutoModel"),
     "cohere": dict(model_type="cohere", use_qk_norm=True, logit_scale=0.5, attention_bias=True, **LAYER_NORM, layer_norm_eps=1e-3),
 }
 
@@ -224,6 +238,8 @@ def make_inputs(config, batch=2, seq=12, padding=3, decoder_seq=10, decoder_padd
             mask[row, seq - padding :] = 0
         pixels = torch.randn(images, vision.num_channels, vision.image_size, vision.image_size)
         return dict(input_ids=ids, attention_mask=mask, pixel_values=pixels)
+    if config.model_type == "qwen2_vl":
+        return make_images(config)
     if config.is_encoder_decoder:
         decoder_mask = torch.ones(batch, decoder_seq, dtype=torch.int64)
         decoder_mask[1, :decoder_padding] = 0
@@ -241,6 +257,32 @@ def make_inputs(config, batch=2, seq=12, padding=3, decoder_seq=10, decoder_padd
         input_ids=torch.randint(0, config.vocab_size, (batch, seq)),
         attention_mask=mask,
         position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+    )
+
+
+def make_images(config, seq=20):
+    """An image and a video in the first row, a wide image in the second, which is padded on the left. A grid has groups of
+    frames, rows and columns of patches."""
+    vision, rows = config.vision_config, [[("image", (1, 4, 2)), ("video", (2, 2, 4))], [("image", (1, 2, 6))]]
+    ids = torch.randint(0, config.vision_start_token_id, (len(rows), seq))
+    mask, types, grids = torch.ones_like(ids), torch.zeros_like(ids), dict(image=[], video=[])
+    mask[1, :3] = 0
+    for row, seen in enumerate(rows):
+        at = 2 + 3 * row
+        for name, grid in seen:
+            count = grid[0] * grid[1] * grid[2] // vision.spatial_merge_size**2
+            ids[row, at] = config.vision_start_token_id
+            ids[row, at + 1 : at + 1 + count] = getattr(config, f"{name}_token_id")
+            types[row, at + 1 : at + 1 + count] = dict(image=1, video=2)[name]
+            ids[row, at + 1 + count] = config.vision_end_token_id
+            grids[name].append(grid)
+            at += count + 2
+    grids = {name: torch.tensor(grid) for name, grid in grids.items()}
+    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    pixels = {name: torch.randn(int(grid.prod(-1).sum()), values) for name, grid in grids.items()}
+    return dict(
+        input_ids=ids, attention_mask=mask, mm_token_type_ids=types, image_grid_thw=grids["image"], video_grid_thw=grids["video"],
+        pixel_values=pixels["image"], pixel_values_videos=pixels["video"],
     )
 
 

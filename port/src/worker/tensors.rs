@@ -11,6 +11,9 @@ use protocol::{
 use super::failure::{exception, failure, unsupported};
 use crate::Inputs;
 
+/// Token types of texts.
+const SEGMENTS: &str = "token_type_ids";
+
 /// The candle dtype of a request.
 pub fn dtype(dtype: Dtype) -> DType {
     match dtype {
@@ -34,10 +37,10 @@ pub fn inputs(path: &Path, device: &Device) -> Result<FileInputs, Failed> {
     Ok(FileInputs {
         position_ids: positions.map_err(failure)?,
         attention_mask: tensors.remove(ATTENTION_MASK),
-        // A native model computes no loss, and tells pictures from text by their tokens.
+        // A native model computes no loss and has no segments of texts, which processors mark all alike.
         others: tensors
             .into_iter()
-            .filter(|(name, _)| !matches!(role(name), Role::Labels | Role::TokenTypes))
+            .filter(|(name, _)| role(name) != Role::Labels && name != SEGMENTS)
             .collect(),
         input_ids,
     })

@@ -224,7 +224,9 @@ pub(super) fn difference(a: &Stored, b: &Stored, mask: &Mask) -> io::Result<Opti
         // An expert's tokens may be padding, which is not compared.
         let by_rows = a.shape.first().is_some_and(|&rows| rows == 1 || rows == mask.batch());
         let is_padded = (0..mask.batch()).any(|row| (0..mask.seq()).any(|at| !mask.is_real(row, at)));
-        let is_comparable = a.shape == b.shape && (by_rows || !is_padded);
+        // Patches of an image are rows, or the positions of one row.
+        let sides = |of: &Stored| of.shape.iter().copied().filter(|side| *side != 1).collect::<Vec<_>>();
+        let is_comparable = sides(a) == sides(b) && (by_rows || !is_padded);
         return if is_comparable { whole(a, b).map(Some) } else { Ok(None) };
     };
     let (of_a, of_b) = match of_a.matched(of_b) {

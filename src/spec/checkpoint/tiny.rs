@@ -22,7 +22,7 @@ use super::{Error, Progress, Settings};
 const MAKER: &str = "4.57.6";
 
 /// One `model_type` with its checkpoints.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
     model_type: String,
@@ -152,12 +152,9 @@ pub(crate) fn unlisted(model_type: &str) -> Tiny {
         model_type: model_type.to_owned(),
         class: String::new(),
         shows: "the release's defaults, with small sizes".to_owned(),
-        like: None,
         newest: true,
         config: Map::from_iter([("model_type".to_owned(), Value::from(model_type))]),
-        saved: Map::new(),
-        fill: BTreeMap::new(),
-        variants: BTreeMap::new(),
+        ..Row::default()
     }));
     Tiny { model_type: &row.model_type, variant: "", class: &row.class, shows: &row.shows, newest: true, row }
 }

@@ -1,4 +1,5 @@
-//! Plants bugs in models of more than one sequence, T5, Whisper and CLIP, on the inputs that a run makes, and localises them.
+//! Plants bugs in models of more than one sequence, T5, Whisper, CLIP and Qwen2-VL, on the inputs that a run makes, and
+//! localises them.
 
 use candle_core::{D, Device, Tensor};
 use reference::protocol::{Dtype, Load, Mode};
@@ -28,7 +29,9 @@ fn fault(
 
 /// As [`fault`], for an edit of the tensor `module.tensor`; the module is the first to diverge.
 fn weight_fault(checkpoint: &str, module: &str, tensor: &str, edit: impl Fn(&Tensor) -> Tensor) {
-    let name = format!("{module}.{tensor}");
+    // Qwen2-VL's files have the names of its first releases.
+    let saved = module.replace("model.visual", "visual").replace("model.language_model", "model");
+    let name = format!("{saved}.{tensor}");
     let weights = |tensors: &mut Tensors| {
         let edited = edit(&tensors[&name]).contiguous().unwrap();
         tensors.insert(name.clone(), edited);
@@ -65,6 +68,9 @@ fn a_missing_norm_is_localised_in_either_stack() {
         ("clip", "vision_model.pre_layrnorm"),
         ("clip", "vision_model.post_layernorm"),
         ("clip", "text_model.final_layer_norm"),
+        ("qwen2_vl", "model.visual.merger.ln_q"),
+        ("qwen2_vl", "model.visual.blocks.1.norm2"),
+        ("qwen2_vl", "model.language_model.norm"),
     ] {
         weight_fault(checkpoint, module, "weight", |weight| weight.ones_like().unwrap());
     }
@@ -132,6 +138,84 @@ fn patches_in_another_order_are_localised_to_the_embedding() {
     let columns = Tensor::new(&[0_u32, 1, 4, 7, 2, 5, 8, 3, 6, 9], &Device::Cpu).unwrap();
     let by_columns = |table: &Tensor| table.index_select(&columns, 0).unwrap();
     weight_fault("clip", "vision_model.embeddings.position_embedding", "weight", by_columns);
+}
+
+/// The bug that these edits of Qwen2-VL's config and inputs plant is localised to `path`.
+fn image_fault(
+    config: impl FnOnce(&mut Value),
+    inputs: impl FnOnce(&mut Tensors),
+    path: &str,
+    between: Between,
+) {
+    let setting = Setting::with_made_inputs("qwen2_vl");
+    let right = setting.load(Mode::Eager, Dtype::F32);
+    let wrong = Load {
+        checkpoint: setting.changed(config, |_| ()),
+        inputs: setting.changed_inputs(inputs),
+        ..right.clone()
+    };
+    assert_bug(&format!("qwen2_vl {path}"), &setting, (right, wrong), path, between);
+}
+
+#[test]
+fn wrong_positions_of_an_image_are_localised_to_the_rotation_of_the_text() {
+    let rotation = "model.language_model.layers.0.self_attn.rope_q";
+    // Sections in another order.
+    image_fault(|config| config["rope_scaling"]["mrope_section"] = json!([5, 1, 2]), |_| (), rotation, None);
+    // The tokens of images are counted as words.
+    let words = |tensors: &mut Tensors| {
+        let types = tensors["mm_token_type_ids"].zeros_like().unwrap();
+        tensors.insert("mm_token_type_ids".to_owned(), types);
+    };
+    image_fault(|_| (), words, rotation, None);
+}
+
+#[test]
+fn images_with_their_sides_exchanged_are_localised_to_the_rotation_of_their_patches() {
+    let exchanged = |tensors: &mut Tensors| {
+        let sides = Tensor::new(&[0_u32, 2, 1], &Device::Cpu).unwrap();
+        let grid = tensors["image_grid_thw"].index_select(&sides, 1).unwrap();
+        tensors.insert("image_grid_thw".to_owned(), grid);
+    };
+    image_fault(|_| (), exchanged, "model.visual.blocks.0.attn.rope_q", None);
+}
+
+#[test]
+fn patches_of_an_image_in_another_order_are_localised_to_where_they_are_cut_or_read() {
+    let moved = |tensors: &mut Tensors| {
+        let pixels = rolled(&tensors["pixel_values"], 0);
+        tensors.insert("pixel_values".to_owned(), pixels);
+    };
+    image_fault(|_| (), moved, "model", Some([None, Some("model.visual")]));
+    let transposed = |weight: &Tensor| weight.transpose(D::Minus1, D::Minus2).unwrap();
+    weight_fault("qwen2_vl", "model.visual.patch_embed.proj", "weight", transposed);
+    // The two frames of a picture are the same, its channels are not.
+    let channels = |weight: &Tensor| rolled(weight, 1);
+    weight_fault("qwen2_vl", "model.visual.patch_embed.proj", "weight", channels);
+    // The patches that make a token, column by column.
+    let columns = |weight: &Tensor| {
+        let size = weight.dim(1).unwrap() / 4;
+        let parts = [0, 2, 1, 3].map(|part| weight.narrow(1, part * size, size).unwrap());
+        Tensor::cat(&parts, 1).unwrap()
+    };
+    weight_fault("qwen2_vl", "model.visual.merger.mlp.0", "weight", columns);
+}
+
+#[test]
+fn wrong_weights_of_either_half_of_qwen2_vl_are_localised() {
+    for name in ["q_proj", "k_proj", "v_proj"] {
+        weight_fault(
+            "qwen2_vl",
+            &format!("model.language_model.layers.2.self_attn.{name}"),
+            "bias",
+            |bias| bias.zeros_like().unwrap(),
+        );
+    }
+    for module in ["blocks.1.attn.qkv", "blocks.2.mlp.fc2", "merger.mlp.2"] {
+        weight_fault("qwen2_vl", &format!("model.visual.{module}"), "bias", |bias| {
+            bias.zeros_like().unwrap()
+        });
+    }
 }
 
 #[test]

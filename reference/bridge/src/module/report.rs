@@ -112,12 +112,11 @@ pub(super) fn read_otherwise(
     let mut otherwise = Vec::new();
     for (key, value) in translated {
         let name: String = key.extract()?;
-        // The dtype is always passed, and the names of the dtype's key differ between releases.
-        if name.starts_with('_') || ["dtype", "torch_dtype", "transformers_version"].contains(&name.as_str())
-        {
+        if name.starts_with('_') || name == "transformers_version" || DTYPE.contains(&name.as_str()) {
             continue;
         }
-        let other = untranslated.get_item(&key)?;
+        let value = without_dtype(value)?;
+        let other = untranslated.get_item(&key)?.map(without_dtype).transpose()?;
         if other.as_ref().is_none_or(|other| !other.eq(&value).unwrap_or(false)) {
             let other = other
                 .map_or_else(|| Ok("absent".to_owned()), |other| other.repr().map(|text| text.to_string()))?;
@@ -125,6 +124,19 @@ pub(super) fn read_otherwise(
         }
     }
     Ok(otherwise)
+}
+
+/// The keys of the dtype, which is always passed; their names differ between releases.
+const DTYPE: [&str; 2] = ["dtype", "torch_dtype"];
+
+/// The config of a part of the model without its dtype; any other value as it is.
+fn without_dtype(value: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyAny>> {
+    let Ok(part) = value.cast::<PyDict>() else { return Ok(value) };
+    let part = part.copy()?;
+    for key in DTYPE {
+        part.del_item(key).ok();
+    }
+    Ok(part.into_any())
 }
 
 fn dict<'py>(config: &Bound<'py, PyAny>) -> Result<Bound<'py, PyDict>, Stop> {
@@ -176,7 +188,11 @@ impl Ropes {
             model.getattr("config")?.call_method("to_json_string", (), Some(&json))?.extract()?;
         let config: Map<String, Value> = serde_json::from_str(&text)
             .map_err(|error| Stop::exception(format!("the loaded config is not JSON: {error}")))?;
-        let taken = rope_thetas(&config);
+        let mut taken = rope_thetas(&config);
+        // A model of images in texts moves the keys of a flat config to that of its texts (Qwen2-VL).
+        if let (true, Some(Value::Object(text))) = (taken.is_empty(), config.get("text_config")) {
+            taken = rope_thetas(text);
+        }
         // Both values are parsed from the same decimal text, so the comparison is exact.
         let without = |these: &[f64], those: &[f64]| -> String {
             let is_in = |theta: &f64| those.iter().any(|other| other.total_cmp(theta).is_eq());

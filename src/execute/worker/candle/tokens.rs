@@ -1,15 +1,19 @@
-//! The tokens that go through a native model's KV cache: those of a decoder, or of an encoder-decoder's decoder.
+//! The tokens that go through a native model's KV cache: those of a decoder, with images in their places or without, or of an
+//! encoder-decoder's decoder.
 
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 use models::{Inputs, Kind};
-use reference::protocol::{DECODER_ATTENTION_MASK, DECODER_INPUT_IDS};
+use reference::protocol::{DECODER_ATTENTION_MASK, DECODER_INPUT_IDS, Role, role};
+
+/// Which tokens stand for images.
+const TOKEN_TYPES: &str = "mm_token_type_ids";
 
 /// Which input holds the tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CachedTokens {
-    /// `input_ids` of a decoder, with their mask and positions.
+    /// `input_ids` of a decoder, with their mask and positions. The first forward pass takes the images.
     Own,
     /// `decoder_input_ids`, with their mask; the encoder's inputs stay whole in each forward pass.
     Decoder,
@@ -19,7 +23,7 @@ impl CachedTokens {
     /// `None` for a model without a KV cache.
     pub(super) fn of(kind: Kind) -> Option<Self> {
         match kind {
-            Kind::Decoder => Some(Self::Own),
+            Kind::Decoder | Kind::ImageTextDecoder => Some(Self::Own),
             kind if kind.follows_decoder() => Some(Self::Decoder),
             _ => None,
         }
@@ -46,7 +50,13 @@ impl CachedTokens {
         let ids = self.ids(inputs).map(|ids| part(ids, columns.start)).transpose()?;
         let mask = self.mask(inputs).map(|mask| part(mask, 0)).transpose()?;
         let positions = inputs.position_ids.as_ref().map(|positions| part(positions, columns.start));
-        Ok(self.with(inputs, ids, mask, positions.transpose()?))
+        let mut step = self.with(inputs, ids, mask, positions.transpose()?);
+        if columns.start > 0 {
+            self.take_images(&mut step);
+        } else if let Some(types) = inputs.tensors.get(TOKEN_TYPES) {
+            step = step.with(TOKEN_TYPES, part(types, 0)?);
+        }
+        Ok(step)
     }
 
     /// The inputs of one decode step: each sequence's first token again, at the next position, not masked.
@@ -60,7 +70,19 @@ impl CachedTokens {
             &last + &last.ones_like()?
         });
         let ids = self.ids(inputs).map(|ids| ids.narrow(1, 0, 1)).transpose()?;
-        Ok(self.with(inputs, ids, mask.transpose()?, positions.transpose()?))
+        let mut step = self.with(inputs, ids, mask.transpose()?, positions.transpose()?);
+        self.take_images(&mut step);
+        Ok(step)
+    }
+
+    /// Takes the images away, which the cache holds already. An encoder's inputs stay.
+    fn take_images(self, step: &mut Inputs) {
+        if self == Self::Own {
+            let is_of_images = |name: &str| {
+                matches!(role(name), Role::Pixels | Role::PixelMask | Role::Grid | Role::TokenTypes)
+            };
+            step.tensors.retain(|name, _| !is_of_images(name));
+        }
     }
 
     /// The same inputs with other token ids.
