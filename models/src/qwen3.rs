@@ -35,16 +35,7 @@ impl Config {
         let num_attention_heads = config.usize_or("num_attention_heads", 32)?;
         let num_hidden_layers = config.usize_or("num_hidden_layers", 32)?;
         let max_position_embeddings = config.usize_or("max_position_embeddings", 32768)?;
-        let window = config.usize_or("sliding_window", 4096)?;
-        let max_window_layers = config.usize_or("max_window_layers", 28)?;
-        let sliding_window = config.bool_or("use_sliding_window", false)?.then_some(window);
-        let layer_types = LayerType::read(config, num_hidden_layers, |layer| {
-            if sliding_window.is_some() && layer >= max_window_layers {
-                LayerType::Sliding
-            } else {
-                LayerType::Full
-            }
-        })?;
+        let (sliding_window, layer_types) = LayerType::read_last_layers(config, num_hidden_layers, 28)?;
         Ok(Self {
             vocab_size: config.usize_or("vocab_size", 151_936)?,
             hidden_size,

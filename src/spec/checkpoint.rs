@@ -200,13 +200,11 @@ pub fn resolve(given: &str, settings: &Settings, progress: Progress<'_>) -> Resu
         }
         Source::Synthetic { model_type, variant } => {
             notes.push(format!("synthetic weights of seed {}", settings.seed));
-            let is_unlisted = variant.is_none()
-                && models::kind(model_type).is_none()
-                && tiny::find(model_type, None).is_none();
-            let unlisted = is_unlisted.then(|| tiny::unlisted(model_type));
-            match tiny::find(model_type, variant.as_deref()).or(unlisted.as_ref()) {
+            let is_native = models::kind(model_type).is_some();
+            let unlisted = || (variant.is_none() && !is_native).then(|| tiny::unlisted(model_type));
+            match tiny::find(model_type, variant.as_deref()).copied().or_else(unlisted) {
                 Some(tiny) => {
-                    let (folder, note) = tiny::folder(tiny, settings, progress)?;
+                    let (folder, note) = tiny::folder(&tiny, settings, progress)?;
                     notes.push(note);
                     folder
                 }

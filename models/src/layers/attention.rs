@@ -1,5 +1,6 @@
 //! The core of attention: computes the mixed values from projected queries, keys and values.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
@@ -100,6 +101,27 @@ impl Attention {
         }
     }
 
+    /// The fused attention of `tokens` queries, in rows of `q_row` values, to all `keys` of each sequence.
+    pub(super) fn kernel<'a>(
+        &self,
+        tokens: usize,
+        q_row: usize,
+        keys: &'a [Range<usize>],
+    ) -> kernels::Attention<'a> {
+        kernels::Attention {
+            tokens,
+            q_heads: self.num_heads,
+            q_row,
+            first_slot: 0,
+            scale: self.scale as f32,
+            softcap: self.soft_cap.map(|cap| cap as f32),
+            relative: None,
+            band: Band::FULL,
+            keys,
+            visible: None,
+        }
+    }
+
     /// As [`Attention::forward`] in the fused backend on the CPU: rope writes to the cache, then blocked attention
     /// reads it.
     fn fused<T: Float>(
@@ -127,16 +149,11 @@ impl Attention {
             rope_into_cache(&host.pool, layout, &mut qkv.write(), rope, cache);
             let relative = mask.relative.as_deref();
             let spec = kernels::Attention {
-                tokens: seq,
-                q_heads: self.num_heads,
-                q_row: qkv.width,
                 first_slot,
-                scale: self.scale as f32,
-                softcap: self.soft_cap.map(|cap| cap as f32),
                 relative: relative.map(|values| Relative::new(values, first_slot + seq, self.num_heads)),
                 band: mask.band,
-                keys: keys.ranges,
                 visible: keys.visible,
+                ..self.kernel(seq, qkv.width, keys.ranges)
             };
             let out = Slot::<T>::take(host, batch, seq, self.num_heads * self.head_dim);
             kernels::attention(&host.pool, &spec, &qkv.read(), cache, &mut out.write());

@@ -12,7 +12,7 @@ use super::mask::lowest_unless;
 use crate::error::{Error, Result};
 use crate::fused::{Float, Host, Slot, Workspace};
 use crate::inputs::PassInputs;
-use crate::kernels::{self, Band, CacheShape, KvCache, QkvLayout, rope_into_cache};
+use crate::kernels::{self, CacheShape, KvCache, QkvLayout, rope_into_cache};
 use crate::pass::Pass;
 use crate::xs::Xs;
 
@@ -124,16 +124,8 @@ impl Attention {
         let q = q.slot::<T>(host)?.whole();
         let attend = |cache: &KvCache<T>| -> Xs {
             let spec = kernels::Attention {
-                tokens: q.seq,
-                q_heads: self.num_heads,
-                q_row: q.width,
-                first_slot: 0,
-                scale: self.scale as f32,
-                softcap: self.soft_cap.map(|cap| cap as f32),
-                relative: None,
-                band: Band::FULL,
-                keys: &mask.keys,
                 visible: mask.visible.as_deref(),
+                ..self.kernel(q.seq, q.width, &mask.keys)
             };
             let out = Slot::<T>::take(host, q.batch, q.seq, self.num_heads * self.head_dim);
             kernels::attention(&host.pool, &spec, &q.read(), cache, &mut out.write());

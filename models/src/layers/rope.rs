@@ -1,9 +1,12 @@
 //! Rotary position embeddings.
 
+mod axes;
+
 use std::sync::{Arc, Mutex};
 
 use candle_core::{D, DType, Tensor};
 
+use self::axes::Turn;
 use super::{RopeParameters, RopeScaling};
 use crate::cuda::{DevicePass, DeviceRope, DeviceTable};
 use crate::deviations::Deviation;
@@ -27,13 +30,6 @@ pub struct RotaryEmbedding {
     /// The axis and the frequency of each rotated pair, if a token has a position on each of several axes.
     axes: Option<Arc<[Turn]>>,
     known: Arc<Mutex<Option<Known>>>,
-}
-
-/// What turns a pair of features: a position on this axis, times this frequency.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Turn {
-    axis: usize,
-    frequency: usize,
 }
 
 /// The table that the fused backend keeps between forward passes, one row per position.
@@ -99,27 +95,6 @@ impl RotaryEmbedding {
         }
     }
 
-    /// Rotates by the positions of [`RotaryEmbedding::forward_axes`], of which there are three: the first `sections[0]`
-    /// pairs of a head by those on axis 0, the next `sections[1]` by those on axis 1, and so on, in turn (M-RoPE, Wang et al.
-    /// 2024; transformers 5.24.0, `Qwen2VLRotaryEmbedding`).
-    #[must_use]
-    pub fn in_sections(mut self, sections: &[usize]) -> Self {
-        let axes = sections.iter().zip((0..3).cycle()).flat_map(|(count, axis)| vec![axis; *count]);
-        self.axes = Some(axes.enumerate().map(|(frequency, axis)| Turn { axis, frequency }).collect());
-        self
-    }
-
-    /// Rotates by the positions of [`RotaryEmbedding::forward_axes`], of which there are two: half of the pairs of a head by
-    /// those on axis 0, the other half by those on axis 1, both with the frequencies of half a head, which is the `head_dim`
-    /// of [`RotaryEmbedding::new`] (transformers 5.24.0, `Qwen2VLVisionRotaryEmbedding`).
-    #[must_use]
-    pub fn on_two_axes(mut self) -> Self {
-        let frequencies = self.rotary_dim.div_ceil(2);
-        let turns = |axis| (0..frequencies).map(move |frequency| Turn { axis, frequency });
-        self.axes = Some((0..2).flat_map(turns).collect());
-        self
-    }
-
     /// Pairs dimension `2 i` with `2 i + 1` instead of pairing halves.
     #[must_use]
     pub fn interleaved(mut self) -> Self {
@@ -146,32 +121,6 @@ impl RotaryEmbedding {
         let len = len_of(pass.positions());
         let tables = self.tables(arithmetic, pass.positions(), len);
         self.eager(pass, arithmetic, tables)
-    }
-
-    /// The tables for tokens that have a position on each of several axes: `positions[axis]` is `[batch, seq]`. Each forward
-    /// pass computes its own.
-    ///
-    /// # Errors
-    /// If the tensors cannot be made, or on a GPU.
-    ///
-    /// # Panics
-    /// If there are fewer axes than the embedding has.
-    pub fn forward_axes(&self, pass: &Pass, positions: &[Vec<i64>]) -> Result<Rope> {
-        let tokens = pass.batch() * pass.seq();
-        match pass.workspace() {
-            None => {
-                let arithmetic = Arithmetic::of(pass.dtype());
-                self.eager(pass, arithmetic, self.axis_tables(arithmetic, positions, tokens))
-            }
-            Some(Workspace::Host(_)) => {
-                let (cos, sin) = singles(self.axis_tables(Arithmetic::Single, positions, tokens));
-                let table = RopeTable::new(cos, sin, self.pairs(), self.pairing());
-                Ok(Rope(RopeTables::Host(Arc::new(table), Some((0..tokens as u32).collect()))))
-            }
-            Some(Workspace::Gpu(_)) => {
-                Err(Error::Unsupported("positions on several axes in the fused backend on a GPU".to_owned()))
-            }
-        }
     }
 
     /// Pairs of features of a head that are rotated.
@@ -325,39 +274,28 @@ impl RotaryEmbedding {
 
     /// Cosines and sines, `[positions, rotary_dim / 2]`, of a sequence that ends at position `len - 1`.
     fn tables(&self, arithmetic: Arithmetic, positions: &[i64], len: i64) -> (Vec<f64>, Vec<f64>) {
-        let (inv_freq, attention_factor) = self.inv_freq(arithmetic, len);
-        let attention_factor = arithmetic.round(attention_factor);
-        let count = positions.len() * inv_freq.len();
-        let (mut cos, mut sin) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        for position in positions {
-            for inv_freq in &inv_freq {
-                let angle = arithmetic.round(*position as f64 * inv_freq);
-                cos.push(arithmetic.round(arithmetic.round(angle.cos()) * attention_factor));
-                sin.push(arithmetic.round(arithmetic.round(angle.sin()) * attention_factor));
-            }
-        }
-        (cos, sin)
+        let frequencies = self.rotary_dim.div_ceil(2);
+        let turns =
+            positions.iter().flat_map(|position| (0..frequencies).map(|frequency| (*position, frequency)));
+        self.turned(arithmetic, len, turns)
     }
 
-    /// As [`RotaryEmbedding::tables`], of `tokens` tokens with a position on each axis.
-    fn axis_tables(
+    /// Cosines and sines of positions times frequencies, in a sequence that ends at position `len - 1`.
+    fn turned(
         &self,
         arithmetic: Arithmetic,
-        positions: &[Vec<i64>],
-        tokens: usize,
+        len: i64,
+        turns: impl Iterator<Item = (i64, usize)>,
     ) -> (Vec<f64>, Vec<f64>) {
-        let turns = self.axes.as_deref().expect("only an embedding on several axes gets such positions");
-        let len = positions.iter().map(|axis| len_of(axis)).max().unwrap_or(0);
         let (inv_freq, attention_factor) = self.inv_freq(arithmetic, len);
         let attention_factor = arithmetic.round(attention_factor);
-        let angles = (0..tokens)
-            .flat_map(|token| turns.iter().map(move |turn| (positions[turn.axis][token], turn.frequency)));
-        let angles = angles.map(|(position, frequency)| {
-            let angle = arithmetic.round(position as f64 * inv_freq[frequency]);
-            let scaled = |value: f64| arithmetic.round(arithmetic.round(value) * attention_factor);
-            (scaled(angle.cos()), scaled(angle.sin()))
-        });
-        angles.unzip()
+        let scaled = |value: f64| arithmetic.round(arithmetic.round(value) * attention_factor);
+        turns
+            .map(|(position, frequency)| {
+                let angle = arithmetic.round(position as f64 * inv_freq[frequency]);
+                (scaled(angle.cos()), scaled(angle.sin()))
+            })
+            .unzip()
     }
 
     /// Inverse frequencies for a sequence that ends at position `len - 1`, and the factor of cos and sin (as in

@@ -9,7 +9,7 @@ use super::attention::{joined, split_heads};
 use super::{Attention, Rope};
 use crate::error::{Error, Result};
 use crate::fused::{Float, Host, Slot, Workspace};
-use crate::kernels::{self, Band, CacheShape, KvCache, QkvLayout, rope_into_cache};
+use crate::kernels::{self, CacheShape, KvCache, QkvLayout, rope_into_cache};
 use crate::pass::Pass;
 use crate::xs::Xs;
 
@@ -86,18 +86,7 @@ impl Attention {
                 let layout = QkvLayout { tokens: length, q_heads: self.num_heads, first_slot: 0 };
                 let rope = rope.fused(&[]).map(|(table, rows)| (table, &rows[first..first + length]));
                 rope_into_cache(&host.pool, layout, rows, rope, cache);
-                let spec = kernels::Attention {
-                    tokens: length,
-                    q_heads: self.num_heads,
-                    q_row: qkv.width,
-                    first_slot: 0,
-                    scale: self.scale as f32,
-                    softcap: self.soft_cap.map(|cap| cap as f32),
-                    relative: None,
-                    band: Band::FULL,
-                    keys: std::slice::from_ref(&keys),
-                    visible: None,
-                };
+                let spec = self.kernel(length, qkv.width, std::slice::from_ref(&keys));
                 kernels::attention(&host.pool, &spec, rows, cache, mixed);
                 Ok(())
             })?;

@@ -44,6 +44,23 @@ impl LayerType {
             })
             .collect()
     }
+
+    /// Qwen's window, absent unless `use_sliding_window`, and the layers that have it: those from `max_window_layers` on, if
+    /// `layer_types` does not name them (transformers 5.23.0, `Qwen2Config`).
+    ///
+    /// # Errors
+    /// As [`LayerType::read`].
+    pub fn read_last_layers(
+        config: &ConfigReader,
+        num_hidden_layers: usize,
+        max_window_layers: usize,
+    ) -> Result<(Option<usize>, Vec<Self>)> {
+        let window = config.usize_or("sliding_window", 4096)?;
+        let first = config.usize_or("max_window_layers", max_window_layers)?;
+        let window = config.bool_or("use_sliding_window", false)?.then_some(window);
+        let default = |layer| if window.is_some() && layer >= first { Self::Sliding } else { Self::Full };
+        Ok((window, Self::read(config, num_hidden_layers, default)?))
+    }
 }
 
 /// One value per layer type, for example a mask or a rotary embedding.

@@ -243,6 +243,9 @@ fn run(pass: impl FnMut(&Inputs, usize) -> Result<Tensor> + 'static) -> std::res
     Ok(Port::cached(pass))
 }
 
+/// The argument of pictures.
+const PIXELS: &str = "pixel_values";
+
 /// What every loader of a port of tensors of these names ends in.
 #[expect(clippy::unnecessary_wraps, reason = "it is what every loader ends in")]
 fn tensors(

@@ -109,8 +109,8 @@ impl Checkpoint {
         self.files.var_builder()
     }
 
-    /// The weights under the names that the port reads.
-    pub(super) fn renamed(&self, names: &'static [Name]) -> VarBuilder<'static> {
-        renamed(self.weights(), names)
+    /// The weights under the names that the port reads, by tables of [`Name`]s with `body` for `$`.
+    pub(super) fn renamed(&self, body: &'static str, tables: &[&'static [Name]]) -> VarBuilder<'static> {
+        renamed(self.weights(), body, tables)
     }
 }

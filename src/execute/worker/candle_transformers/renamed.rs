@@ -7,18 +7,24 @@ use candle_nn::{Init, VarBuilder};
 /// The port's name and transformers' names of the same tensor; a name that no row has is the same in both.
 ///
 /// `{}` stands for one part of a name that has no dot, and `{-1}` on the right for the number of its `{}` less one. On the
-/// right, `a + b` joins tensors along the first axis, in which `0` stands for zeros like the first one; `0` alone stands for zeros.
+/// right, `$` stands for the name that transformers gives the model inside of the one with a head, and `a + b` joins tensors along the first axis, in which `0` stands for zeros like the first one; `0` alone stands for zeros.
 pub(super) type Name = (&'static str, &'static str);
 
-/// The weights of a checkpoint under a port's names; a tensor whose elements a port arranges in another shape gets that shape.
-pub(super) fn renamed(weights: VarBuilder<'static>, names: &'static [Name]) -> VarBuilder<'static> {
+/// The weights of a checkpoint, whose model inside of the one with a head is `body`, under a port's names in several tables; a
+/// tensor whose elements a port arranges in another shape gets that shape.
+pub(super) fn renamed(
+    weights: VarBuilder<'static>,
+    body: &'static str,
+    tables: &[&'static [Name]],
+) -> VarBuilder<'static> {
     let (dtype, device) = (weights.dtype(), weights.device().clone());
-    VarBuilder::from_backend(Box::new(Renamed { weights, names }), dtype, device)
+    VarBuilder::from_backend(Box::new(Renamed { weights, body, names: tables.concat() }), dtype, device)
 }
 
 struct Renamed {
     weights: VarBuilder<'static>,
-    names: &'static [Name],
+    body: &'static str,
+    names: Vec<Name>,
 }
 
 impl Renamed {
@@ -26,7 +32,7 @@ impl Renamed {
     fn parts(&self, name: &str) -> Vec<String> {
         let mut named = self.names.iter().filter_map(|(port, own)| {
             let found = captured(port, name)?;
-            Some(own.split(" + ").map(|own| filled(own, &found)).collect())
+            Some(own.split(" + ").map(|own| filled(&own.replace('$', self.body), &found)).collect())
         });
         named.next().unwrap_or_else(|| vec![name.to_owned()])
     }
@@ -121,7 +127,7 @@ mod tests {
             ("layer.0.q.bias".to_owned(), tensor(&[5.0])),
             ("layer.0.v.bias".to_owned(), tensor(&[6.0])),
         ]);
-        let weights = renamed(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), NAMES);
+        let weights = renamed(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), "", &[NAMES]);
         let values = |shape: &[usize], name: &str| -> Vec<f32> {
             weights.get(shape, name).unwrap().flatten_all().unwrap().to_vec1().unwrap()
         };

@@ -12,9 +12,8 @@ use tfcheck_port::worker::{failure, unsupported};
 
 use super::super::checkpoint::Checkpoint;
 use super::super::renamed::Name;
-use super::{no_head, tensors};
+use super::{PIXELS, no_head, tensors};
 
-const PIXELS: &str = "pixel_values";
 const GRID: &str = "image_grid_thw";
 
 /// The port's config has no `Deserialize`.
@@ -182,7 +181,7 @@ const TIED_BLIP: &[Name] =
 pub(super) fn load_blip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: blip::Config = checkpoint.config()?;
     let is_saved = checkpoint.weights().contains_tensor(TIED_BLIP[0].0);
-    let weights = checkpoint.renamed(if is_saved { &[] } else { TIED_BLIP });
+    let weights = checkpoint.renamed("", if is_saved { &[] } else { &[TIED_BLIP] });
     match checkpoint.head() {
         "ForConditionalGeneration" => {
             let mut model = blip::BlipForConditionalGeneration::new(&config, weights).map_err(failure)?;
@@ -341,8 +340,8 @@ const PADDLEOCR: &[Name] = &[("visual.vision_model.embeddings.packing_position_e
 /// The port takes a whole picture instead of its patches.
 pub(super) fn load_paddleocr_vl(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: paddleocr_vl::Config = checkpoint.config()?;
-    let mut model =
-        paddleocr_vl::PaddleOCRVLModel::new(&config, checkpoint.renamed(PADDLEOCR)).map_err(failure)?;
+    let mut model = paddleocr_vl::PaddleOCRVLModel::new(&config, checkpoint.renamed("", &[PADDLEOCR]))
+        .map_err(failure)?;
     let port = tensors(&[INPUT_IDS, PIXELS, GRID], move |inputs| {
         model.clear_kv_cache();
         let (pixels, grid) = (inputs.get(PIXELS)?, inputs.get(GRID)?);

@@ -7,7 +7,7 @@ use tfcheck_port::Port;
 use tfcheck_port::worker::failure;
 
 use super::super::checkpoint::Checkpoint;
-use super::{no_head, run, tensors};
+use super::{PIXELS, no_head, run, tensors};
 
 /// The whole model, which takes no mask and returns the last position, or the encoder alone, which takes no mask either.
 pub(super) fn load_t5(checkpoint: &Checkpoint) -> Result<Port, Failed> {
@@ -61,9 +61,9 @@ pub(super) fn load_trocr(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: Config = checkpoint.config()?;
     let mut model =
         trocr::TrOCRModel::new(&config.encoder, &config.decoder, checkpoint.weights()).map_err(failure)?;
-    tensors(&["pixel_values", DECODER_INPUT_IDS], move |inputs| {
+    tensors(&[PIXELS, DECODER_INPUT_IDS], move |inputs| {
         model.reset_kv_cache();
-        let encoded = model.encoder().forward(inputs.get("pixel_values")?)?;
+        let encoded = model.encoder().forward(inputs.get(PIXELS)?)?;
         let ids = inputs.get(DECODER_INPUT_IDS)?;
         let logits = (0..ids.dim(1)?).map(|at| model.decode(&ids.narrow(1, at, 1)?, &encoded, at));
         Tensor::cat(&logits.collect::<candle_core::Result<Vec<_>>>()?, 1)

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Module;
+use candle_core::{Module, Tensor};
 use candle_transformers::models::{beit, convnext, depth_anything_v2, dinov2, resnet, segformer, vit};
 use reference::protocol::Failed;
 use tfcheck_port::Port;
@@ -10,9 +10,7 @@ use tfcheck_port::worker::{failure, unsupported};
 
 use super::super::checkpoint::Checkpoint;
 use super::super::renamed::Name;
-use super::{no_head, tensors};
-
-const PIXELS: &str = "pixel_values";
+use super::{PIXELS, no_head, tensors};
 
 /// A port that is a module of pixels.
 fn of_pixels(model: impl Module + 'static) -> Result<Port, Failed> {
@@ -38,7 +36,7 @@ pub(super) fn load_vit(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     classifier(checkpoint)?;
     let config: vit::Config = checkpoint.config()?;
     let model = vit::Model::new(&config, checkpoint.labels(), checkpoint.weights()).map_err(failure)?;
-    tensors(&[PIXELS], move |inputs| model.forward(inputs.get(PIXELS)?))
+    of_pixels(move |pixels: &Tensor| model.forward(pixels))
 }
 
 pub(super) fn load_segformer(checkpoint: &Checkpoint) -> Result<Port, Failed> {
@@ -55,30 +53,32 @@ pub(super) fn load_segformer(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     }
 }
 
+/// The body of DINOv2, which Depth Anything has for a backbone.
 const DINOV2: &[Name] = &[
-    ("cls_token", "dinov2.embeddings.cls_token"),
-    ("pos_embed", "dinov2.embeddings.position_embeddings"),
-    ("patch_embed.proj.{}", "dinov2.embeddings.patch_embeddings.projection.{}"),
-    ("blocks.{}.norm1.{}", "dinov2.encoder.layer.{}.norm1.{}"),
-    ("blocks.{}.norm2.{}", "dinov2.encoder.layer.{}.norm2.{}"),
+    ("cls_token", "$.embeddings.cls_token"),
+    ("pos_embed", "$.embeddings.position_embeddings"),
+    ("patch_embed.proj.{}", "$.embeddings.patch_embeddings.projection.{}"),
+    ("blocks.{}.norm1.{}", "$.encoder.layer.{}.norm1.{}"),
+    ("blocks.{}.norm2.{}", "$.encoder.layer.{}.norm2.{}"),
     (
         "blocks.{}.attn.qkv.{}",
-        "dinov2.encoder.layer.{}.attention.attention.query.{} + dinov2.encoder.layer.{}.attention.attention.key.{} + \
-         dinov2.encoder.layer.{}.attention.attention.value.{}",
+        "$.encoder.layer.{}.attention.attention.query.{} + $.encoder.layer.{}.attention.attention.key.{} + \
+         $.encoder.layer.{}.attention.attention.value.{}",
     ),
-    ("blocks.{}.attn.proj.{}", "dinov2.encoder.layer.{}.attention.output.dense.{}"),
-    ("blocks.{}.ls1.gamma", "dinov2.encoder.layer.{}.layer_scale1.lambda1"),
-    ("blocks.{}.ls2.gamma", "dinov2.encoder.layer.{}.layer_scale2.lambda1"),
-    ("blocks.{}.mlp.fc1.{}", "dinov2.encoder.layer.{}.mlp.fc1.{}"),
-    ("blocks.{}.mlp.fc2.{}", "dinov2.encoder.layer.{}.mlp.fc2.{}"),
-    ("norm.{}", "dinov2.layernorm.{}"),
-    ("head.{}", "classifier.{}"),
+    ("blocks.{}.attn.proj.{}", "$.encoder.layer.{}.attention.output.dense.{}"),
+    ("blocks.{}.ls1.gamma", "$.encoder.layer.{}.layer_scale1.lambda1"),
+    ("blocks.{}.ls2.gamma", "$.encoder.layer.{}.layer_scale2.lambda1"),
+    ("blocks.{}.mlp.fc1.{}", "$.encoder.layer.{}.mlp.fc1.{}"),
+    ("blocks.{}.mlp.fc2.{}", "$.encoder.layer.{}.mlp.fc2.{}"),
+    ("norm.{}", "$.layernorm.{}"),
 ];
+
+const CLASSIFIER: &[Name] = &[("head.{}", "classifier.{}")];
 
 pub(super) fn load_dinov2(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     classifier(checkpoint)?;
     let Sizes { hidden_size, num_hidden_layers, num_attention_heads } = checkpoint.config()?;
-    let weights = checkpoint.renamed(DINOV2);
+    let weights = checkpoint.renamed("dinov2", &[DINOV2, CLASSIFIER]);
     let model =
         dinov2::DinoVisionTransformer::new(weights, num_hidden_layers, hidden_size, num_attention_heads);
     of_pixels(model.map_err(failure)?)
@@ -86,22 +86,6 @@ pub(super) fn load_dinov2(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 
 /// The backbone's classifier, which is not run, has no counterpart.
 const DEPTH: &[Name] = &[
-    ("cls_token", "backbone.embeddings.cls_token"),
-    ("pos_embed", "backbone.embeddings.position_embeddings"),
-    ("patch_embed.proj.{}", "backbone.embeddings.patch_embeddings.projection.{}"),
-    ("blocks.{}.norm1.{}", "backbone.encoder.layer.{}.norm1.{}"),
-    ("blocks.{}.norm2.{}", "backbone.encoder.layer.{}.norm2.{}"),
-    (
-        "blocks.{}.attn.qkv.{}",
-        "backbone.encoder.layer.{}.attention.attention.query.{} + backbone.encoder.layer.{}.attention.attention.key.{} + \
-         backbone.encoder.layer.{}.attention.attention.value.{}",
-    ),
-    ("blocks.{}.attn.proj.{}", "backbone.encoder.layer.{}.attention.output.dense.{}"),
-    ("blocks.{}.ls1.gamma", "backbone.encoder.layer.{}.layer_scale1.lambda1"),
-    ("blocks.{}.ls2.gamma", "backbone.encoder.layer.{}.layer_scale2.lambda1"),
-    ("blocks.{}.mlp.fc1.{}", "backbone.encoder.layer.{}.mlp.fc1.{}"),
-    ("blocks.{}.mlp.fc2.{}", "backbone.encoder.layer.{}.mlp.fc2.{}"),
-    ("norm.{}", "backbone.layernorm.{}"),
     ("head.weight", "0"),
     ("head.bias", "0"),
     ("depth_head.projects.{}.{}", "neck.reassemble_stage.layers.{}.projection.{}"),
@@ -151,7 +135,7 @@ pub(super) fn load_depth_anything(checkpoint: &Checkpoint) -> Result<Port, Faile
     let config: Parts = checkpoint.config()?;
     let Backbone { hidden_size, num_hidden_layers, num_attention_heads, image_size, out_indices } =
         config.backbone_config;
-    let weights = checkpoint.renamed(DEPTH);
+    let weights = checkpoint.renamed("backbone", &[DINOV2, DEPTH]);
     let backbone = dinov2::DinoVisionTransformer::new(
         weights.clone(),
         num_hidden_layers,
@@ -176,64 +160,52 @@ pub(super) fn load_depth_anything(checkpoint: &Checkpoint) -> Result<Port, Faile
 }
 
 const BEIT: &[Name] = &[
-    ("cls_token", "beit.embeddings.cls_token"),
-    ("patch_embed.proj.{}", "beit.embeddings.patch_embeddings.projection.{}"),
-    ("blocks.{}.norm1.{}", "beit.encoder.layer.{}.layernorm_before.{}"),
-    ("blocks.{}.norm2.{}", "beit.encoder.layer.{}.layernorm_after.{}"),
+    ("cls_token", "$.embeddings.cls_token"),
+    ("patch_embed.proj.{}", "$.embeddings.patch_embeddings.projection.{}"),
+    ("blocks.{}.norm1.{}", "$.encoder.layer.{}.layernorm_before.{}"),
+    ("blocks.{}.norm2.{}", "$.encoder.layer.{}.layernorm_after.{}"),
     (
         "blocks.{}.attn.qkv.weight",
-        "beit.encoder.layer.{}.attention.attention.query.weight + beit.encoder.layer.{}.attention.attention.key.weight + \
-         beit.encoder.layer.{}.attention.attention.value.weight",
+        "$.encoder.layer.{}.attention.attention.query.weight + $.encoder.layer.{}.attention.attention.key.weight + \
+         $.encoder.layer.{}.attention.attention.value.weight",
     ),
     (
         "blocks.{}.attn.qkv.bias",
-        "beit.encoder.layer.{}.attention.attention.query.bias + 0 + beit.encoder.layer.{}.attention.attention.value.bias",
+        "$.encoder.layer.{}.attention.attention.query.bias + 0 + $.encoder.layer.{}.attention.attention.value.bias",
     ),
     (
         "blocks.{}.attn.relative_position_bias_table",
-        "beit.encoder.layer.{}.attention.attention.relative_position_bias.relative_position_bias_table",
+        "$.encoder.layer.{}.attention.attention.relative_position_bias.relative_position_bias_table",
     ),
-    ("blocks.{}.attn.proj.{}", "beit.encoder.layer.{}.attention.output.dense.{}"),
-    ("blocks.{}.ls1.gamma", "beit.encoder.layer.{}.lambda_1"),
-    ("blocks.{}.ls2.gamma", "beit.encoder.layer.{}.lambda_2"),
-    ("blocks.{}.mlp.fc1.{}", "beit.encoder.layer.{}.intermediate.dense.{}"),
-    ("blocks.{}.mlp.fc2.{}", "beit.encoder.layer.{}.output.dense.{}"),
-    ("norm.{}", "beit.pooler.layernorm.{}"),
-    ("head.{}", "classifier.{}"),
+    ("blocks.{}.attn.proj.{}", "$.encoder.layer.{}.attention.output.dense.{}"),
+    ("blocks.{}.ls1.gamma", "$.encoder.layer.{}.lambda_1"),
+    ("blocks.{}.ls2.gamma", "$.encoder.layer.{}.lambda_2"),
+    ("blocks.{}.mlp.fc1.{}", "$.encoder.layer.{}.intermediate.dense.{}"),
+    ("blocks.{}.mlp.fc2.{}", "$.encoder.layer.{}.output.dense.{}"),
+    ("norm.{}", "$.pooler.layernorm.{}"),
 ];
 
 pub(super) fn load_beit(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     classifier(checkpoint)?;
     let Sizes { hidden_size, num_hidden_layers, num_attention_heads } = checkpoint.config()?;
-    let weights = checkpoint.renamed(BEIT);
+    let weights = checkpoint.renamed("beit", &[BEIT, CLASSIFIER]);
     let model =
         beit::BeitVisionTransformer::new(weights, num_hidden_layers, hidden_size, num_attention_heads);
     of_pixels(model.map_err(failure)?)
 }
 
+/// Version 1 scales its layers, version 2 has a global response norm.
 const CONVNEXT: &[Name] = &[
-    ("stem.0.{}", "convnext.embeddings.patch_embeddings.{}"),
-    ("stem.1.{}", "convnext.embeddings.layernorm.{}"),
-    ("stages.{}.downsample.{}.{}", "convnext.encoder.stages.{}.downsampling_layer.{}.{}"),
-    ("stages.{}.blocks.{}.conv_dw.{}", "convnext.encoder.stages.{}.layers.{}.dwconv.{}"),
-    ("stages.{}.blocks.{}.norm.{}", "convnext.encoder.stages.{}.layers.{}.layernorm.{}"),
-    ("stages.{}.blocks.{}.mlp.fc1.{}", "convnext.encoder.stages.{}.layers.{}.pwconv1.{}"),
-    ("stages.{}.blocks.{}.mlp.fc2.{}", "convnext.encoder.stages.{}.layers.{}.pwconv2.{}"),
-    ("stages.{}.blocks.{}.gamma", "convnext.encoder.stages.{}.layers.{}.layer_scale_parameter"),
-    ("head.norm.{}", "convnext.layernorm.{}"),
-    ("head.fc.{}", "classifier.{}"),
-];
-
-const CONVNEXTV2: &[Name] = &[
-    ("stem.0.{}", "convnextv2.embeddings.patch_embeddings.{}"),
-    ("stem.1.{}", "convnextv2.embeddings.layernorm.{}"),
-    ("stages.{}.downsample.{}.{}", "convnextv2.encoder.stages.{}.downsampling_layer.{}.{}"),
-    ("stages.{}.blocks.{}.conv_dw.{}", "convnextv2.encoder.stages.{}.layers.{}.dwconv.{}"),
-    ("stages.{}.blocks.{}.norm.{}", "convnextv2.encoder.stages.{}.layers.{}.layernorm.{}"),
-    ("stages.{}.blocks.{}.mlp.fc1.{}", "convnextv2.encoder.stages.{}.layers.{}.pwconv1.{}"),
-    ("stages.{}.blocks.{}.mlp.fc2.{}", "convnextv2.encoder.stages.{}.layers.{}.pwconv2.{}"),
-    ("stages.{}.blocks.{}.mlp.grn.{}", "convnextv2.encoder.stages.{}.layers.{}.grn.{}"),
-    ("head.norm.{}", "convnextv2.layernorm.{}"),
+    ("stem.0.{}", "$.embeddings.patch_embeddings.{}"),
+    ("stem.1.{}", "$.embeddings.layernorm.{}"),
+    ("stages.{}.downsample.{}.{}", "$.encoder.stages.{}.downsampling_layer.{}.{}"),
+    ("stages.{}.blocks.{}.conv_dw.{}", "$.encoder.stages.{}.layers.{}.dwconv.{}"),
+    ("stages.{}.blocks.{}.norm.{}", "$.encoder.stages.{}.layers.{}.layernorm.{}"),
+    ("stages.{}.blocks.{}.mlp.fc1.{}", "$.encoder.stages.{}.layers.{}.pwconv1.{}"),
+    ("stages.{}.blocks.{}.mlp.fc2.{}", "$.encoder.stages.{}.layers.{}.pwconv2.{}"),
+    ("stages.{}.blocks.{}.mlp.grn.{}", "$.encoder.stages.{}.layers.{}.grn.{}"),
+    ("stages.{}.blocks.{}.gamma", "$.encoder.stages.{}.layers.{}.layer_scale_parameter"),
+    ("head.norm.{}", "$.layernorm.{}"),
     ("head.fc.{}", "classifier.{}"),
 ];
 
@@ -254,7 +226,7 @@ fn published<T>(configs: &[Published<T>], sizes: &[usize]) -> Result<T, Failed> 
     found.ok_or_else(|| unsupported(format!("the port has no config with the sizes {sizes:?}")))
 }
 
-/// Versions 1 and 2, which have other names.
+/// Versions 1 and 2.
 pub(super) fn load_convnext(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
     struct Config {
@@ -263,20 +235,21 @@ pub(super) fn load_convnext(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     classifier(checkpoint)?;
     let config: Config = checkpoint.config()?;
     let config = published(CONVNEXTS, &config.hidden_sizes)?;
-    let names = if checkpoint.model_type == "convnext" { CONVNEXT } else { CONVNEXTV2 };
-    let model = convnext::convnext(&config, checkpoint.labels(), checkpoint.renamed(names));
+    let body = if checkpoint.model_type == "convnext" { "convnext" } else { "convnextv2" };
+    let weights = checkpoint.renamed(body, &[CONVNEXT]);
+    let model = convnext::convnext(&config, checkpoint.labels(), weights);
     of_pixels(model.map_err(failure)?)
 }
 
 const RESNET: &[Name] = &[
-    ("conv1.weight", "resnet.embedder.embedder.convolution.weight"),
-    ("bn1.{}", "resnet.embedder.embedder.normalization.{}"),
-    ("layer{}.{}.conv1.weight", "resnet.encoder.stages.{-1}.layers.{}.layer.0.convolution.weight"),
-    ("layer{}.{}.conv2.weight", "resnet.encoder.stages.{-1}.layers.{}.layer.1.convolution.weight"),
-    ("layer{}.{}.bn1.{}", "resnet.encoder.stages.{-1}.layers.{}.layer.0.normalization.{}"),
-    ("layer{}.{}.bn2.{}", "resnet.encoder.stages.{-1}.layers.{}.layer.1.normalization.{}"),
-    ("layer{}.{}.downsample.0.weight", "resnet.encoder.stages.{-1}.layers.{}.shortcut.convolution.weight"),
-    ("layer{}.{}.downsample.1.{}", "resnet.encoder.stages.{-1}.layers.{}.shortcut.normalization.{}"),
+    ("conv1.weight", "$.embedder.embedder.convolution.weight"),
+    ("bn1.{}", "$.embedder.embedder.normalization.{}"),
+    ("layer{}.{}.conv1.weight", "$.encoder.stages.{-1}.layers.{}.layer.0.convolution.weight"),
+    ("layer{}.{}.conv2.weight", "$.encoder.stages.{-1}.layers.{}.layer.1.convolution.weight"),
+    ("layer{}.{}.bn1.{}", "$.encoder.stages.{-1}.layers.{}.layer.0.normalization.{}"),
+    ("layer{}.{}.bn2.{}", "$.encoder.stages.{-1}.layers.{}.layer.1.normalization.{}"),
+    ("layer{}.{}.downsample.0.weight", "$.encoder.stages.{-1}.layers.{}.shortcut.convolution.weight"),
+    ("layer{}.{}.downsample.1.{}", "$.encoder.stages.{-1}.layers.{}.shortcut.normalization.{}"),
     ("fc.{}", "classifier.1.{}"),
 ];
 
@@ -289,7 +262,7 @@ pub(super) fn load_resnet(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     }
     classifier(checkpoint)?;
     let config: Config = checkpoint.config()?;
-    let (labels, weights) = (checkpoint.labels(), checkpoint.renamed(RESNET));
+    let (labels, weights) = (checkpoint.labels(), checkpoint.renamed("resnet", &[RESNET]));
     let model = match (config.layer_type.as_str(), &config.depths[..]) {
         ("basic", [2, 2, 2, 2]) => resnet::resnet18(labels, weights),
         ("basic", [3, 4, 6, 3]) => resnet::resnet34(labels, weights),
