@@ -23,6 +23,8 @@ use protocol::{
 /// (`modeling_mamba.py`) and of RWKV (`modeling_rwkv.py`).
 const CACHES: [&str; 4] = [KV_CACHE, "cache", "cache_params", "state"];
 const KV_CACHE: &str = "past_key_values";
+/// The argument by which an encoder-decoder takes its encoder's states.
+pub(super) const ENCODER_OUTPUTS: &str = "encoder_outputs";
 /// Which tokens stand for pictures, by which Qwen counts positions.
 const PICTURES: &str = "mm_token_type_ids";
 /// Where the tokens of a forward pass lie among all; Mamba needs it next to its states (4.40 to 4.57).
@@ -62,7 +64,7 @@ pub(super) fn decode<'py>(
     // Whether the cache has a size or does not know its length (that of Jamba up to 4.57), so that the places of new tokens in it
     // must be told.
     let mut is_fixed = false;
-    // An encoder-decoder caches its decoder's tokens, and gets the encoder's inputs in every pass.
+    // An encoder-decoder caches its decoder's tokens.
     let has_encoder = arguments.contains(DECODER_INPUT_IDS)?;
     let [tokens, mask] =
         if has_encoder { [DECODER_INPUT_IDS, DECODER_ATTENTION_MASK] } else { [INPUT_IDS, ATTENTION_MASK] };
@@ -71,6 +73,7 @@ pub(super) fn decode<'py>(
     let passes = forward_passes(prefill, chunks, seq).map_err(Stop::exception)?.unwrap_or_default();
     let mut parts = Vec::new();
     let mut past: Option<Bound<'py, PyAny>> = None;
+    let mut encoded: Option<Bound<'py, PyAny>> = None;
     let mut elapsed = Duration::ZERO;
     let mode = torch.call_method0("inference_mode")?;
     for Range { start, end } in passes {
@@ -99,6 +102,9 @@ pub(super) fn decode<'py>(
                     step.del_item(&name)?;
                 }
             }
+        }
+        if let Some(encoded) = &encoded {
+            step.set_item(ENCODER_OUTPUTS, encoded)?;
         }
         step.set_item("use_cache", true)?;
         // A `Cache` without attention layers has no length (5.24).
@@ -152,6 +158,9 @@ pub(super) fn decode<'py>(
             past = kept(&output)?;
         }
         elapsed += took;
+        if encoded.is_none() {
+            encoded = encoder_outputs(&output)?;
+        }
         let part = main(&output, &step)?;
         let width: usize = part.call_method1("size", (1,))?.extract()?;
         if width != end - start {
@@ -168,6 +177,18 @@ pub(super) fn decode<'py>(
     let shape = tensor.getattr("shape")?.extract()?;
     let output = Output { name: LOGITS.to_owned(), shape, follows: Some(tokens.to_owned()) };
     Ok((Returned { output, tensor }, elapsed))
+}
+
+/// The states that the encoder of an encoder-decoder computed in a forward pass, in the form in which later passes take
+/// them as [`ENCODER_OUTPUTS`] and do not run the encoder again, as `generate` does it; `None` without an encoder.
+pub(super) fn encoder_outputs<'py>(output: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let Some(states) = output.getattr_opt("encoder_last_hidden_state")?.filter(|states| !states.is_none()) else {
+        return Ok(None);
+    };
+    let keywords = PyDict::new(output.py());
+    keywords.set_item("last_hidden_state", states)?;
+    let class = output.py().import("transformers.modeling_outputs")?.getattr("BaseModelOutput")?;
+    class.call((), Some(&keywords)).map(Some)
 }
 
 /// Whether `generate` works with the model.

@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
+use super::cached::{ENCODER_OUTPUTS, encoder_outputs};
 use super::failure::Stop;
 use super::load::Loaded;
 use super::static_cache::StaticCache;
@@ -55,6 +56,9 @@ fn decode(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Vec<u64>, S
     let Some(mut past) = cache(&output)? else {
         return Ok(Vec::new());
     };
+    if let Some(encoded) = encoder_outputs(&output)? {
+        arguments.set_item(ENCODER_OUTPUTS, encoded)?;
+    }
     drop(output);
     let mut samples_ns = Vec::with_capacity(request.decode);
     for index in 0..SETTLING + request.decode {
@@ -94,7 +98,7 @@ fn next<'py>(
     let torch = loaded.torch.bind(py);
     let column = |tensor: &Bound<'py, PyAny>, at: isize| tensor.call_method1("narrow", (1, at, 1));
     let [tokens, mask] = names(arguments)?;
-    // An encoder-decoder gets the encoder's inputs in every pass.
+    // An encoder-decoder's cross-attention needs the encoder's states and mask in every pass.
     let step = if tokens == DECODER_INPUT_IDS { arguments.copy()? } else { PyDict::new(py) };
     step.set_item("use_cache", true)?;
     if let Some(ids) = arguments.get_item(tokens)? {
