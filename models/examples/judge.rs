@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use models::{Backend, Cache, Error, Inputs, Loaded, Options, kind, load};
+use models::{Backend, Cache, Error, Inputs, Loaded, Options, kind_of, load};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -64,7 +64,7 @@ fn judge(folder: &Path, summary: &mut Summary) -> Result<usize> {
     let config: serde_json::Value = serde_json::from_str(&config)?;
     let architecture = config["architectures"][0].as_str().unwrap_or_default();
     let decoder = architecture.ends_with("ForCausalLM") || architecture.ends_with("LMHeadModel");
-    let kind = config["model_type"].as_str().and_then(kind);
+    let kind = kind_of(&config);
     let decodes =
         decoder || kind.is_some_and(|kind| kind.follows_decoder() || kind == models::Kind::ImageTextDecoder);
     let case = Case {

@@ -336,7 +336,9 @@ pub(crate) fn build(reader: &ConfigReader, weights: &Weights, task: Option<Task>
             })
         }
         Task::HiddenStates => Head::HiddenStates,
-        Task::CausalLm | Task::Seq2SeqLm | Task::Similarity => return Err(unknown_head("bert", task)),
+        Task::CausalLm | Task::Seq2SeqLm | Task::Similarity | Task::Embeddings => {
+            return Err(unknown_head("bert", task));
+        }
     };
     Ok(Box::new(Bert { encoder, head }))
 }

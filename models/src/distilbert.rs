@@ -240,7 +240,9 @@ pub(crate) fn build(reader: &ConfigReader, weights: &Weights, task: Option<Task>
             classifier: linear("classifier", reader.num_labels()?)?,
         },
         Task::HiddenStates => Head::HiddenStates,
-        Task::CausalLm | Task::Seq2SeqLm | Task::Similarity => return Err(unknown_head("distilbert", task)),
+        Task::CausalLm | Task::Seq2SeqLm | Task::Similarity | Task::Embeddings => {
+            return Err(unknown_head("distilbert", task));
+        }
     };
     Ok(Box::new(DistilBert { encoder, head }))
 }

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 /// The caller's inputs of a forward pass.
 #[derive(Clone, Debug)]
 pub struct Inputs {
-    /// Token ids, `[batch, seq]`, u32. A model of speech reads none; any tensor, such as the decoder's ids, may stand
-    /// here.
+    /// Token ids, `[batch, seq]`, u32. A model of speech or images reads none; any tensor, such as the decoder's
+    /// ids, may stand here.
     pub input_ids: Tensor,
     /// 1 for a real token and 0 for padding, `[batch, past + seq]`, any integer dtype; `None` means no padding.
     pub attention_mask: Option<Tensor>,
@@ -51,6 +51,15 @@ impl Inputs {
             attention_mask: self.tensors.get("decoder_attention_mask").cloned(),
             ..Self::new(self.named("decoder_input_ids")?.clone())
         })
+    }
+
+    /// One placeholder token for each image, for a model that reads no tokens.
+    pub(crate) fn of_images(&self) -> Result<Self> {
+        let images = self.named("pixel_values")?.dims().first().copied().unwrap_or_default();
+        if images == 0 {
+            return Err(Error::Inputs("pixel_values is empty".to_owned()));
+        }
+        Ok(Self::new(Tensor::zeros((images, 1), DType::U32, &Device::Cpu)?))
     }
 
     /// These inputs without positions, for a model that counts them itself.

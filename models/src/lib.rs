@@ -65,6 +65,6 @@ pub use inputs::{Inputs, PassInputs};
 pub use load::{Loaded, load, load_on_gpu};
 pub use model::{Backend, Model, Options, Task};
 pub use pass::{Pass, Probe};
-pub use registry::{Kind, kind, model_types};
+pub use registry::{Kind, kind, kind_of, model_types};
 pub use weights::Weights;
 pub use xs::Xs;

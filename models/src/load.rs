@@ -25,7 +25,8 @@ pub struct Loaded {
     replays: Replays,
     model: Box<dyn Model>,
     model_type: &'static str,
-    kind: Kind,
+    /// Which sequences the model takes.
+    pub kind: Kind,
     options: Options,
     workspace: Option<Workspace>,
     /// Config keys that the architecture did not read and that may affect the result.
@@ -136,6 +137,18 @@ impl Loaded {
         self.run(inputs, cache, probe)?.into_tensor()
     }
 
+    /// As [`Loaded::forward_with`] for a forward pass without a cache or a probe, with all outputs under transformers'
+    /// names: the main one first.
+    ///
+    /// # Errors
+    /// As [`Loaded::forward`].
+    pub fn outputs(&mut self, inputs: &Inputs) -> Result<Vec<(&'static str, Tensor)>> {
+        let (main, further) = self.run_pass(inputs, None, None)?;
+        let mut outputs = vec![(self.model.output(), main.into_tensor()?)];
+        outputs.extend(further);
+        Ok(outputs)
+    }
+
     /// As [`Loaded::forward_with`], but on a GPU the output stays in device memory and the forward pass may still be
     /// running when this returns. To time it, synchronise the device before and after this call. The output is valid
     /// until the next forward pass of the same shape.
@@ -148,12 +161,23 @@ impl Loaded {
         cache: Option<&'a mut Cache>,
         probe: Option<&'a mut dyn Probe>,
     ) -> Result<Xs> {
+        Ok(self.run_pass(inputs, cache, probe)?.0)
+    }
+
+    /// The main output and those beside it.
+    fn run_pass<'a>(
+        &mut self,
+        inputs: &Inputs,
+        cache: Option<&'a mut Cache>,
+        probe: Option<&'a mut dyn Probe>,
+    ) -> Result<(Xs, Vec<(&'static str, Tensor)>)> {
         if let Some(name) = inputs.tensors.keys().find(|name| !self.model.inputs().contains(&name.as_str())) {
             return Err(Error::Inputs(format!("{} takes no {name}", self.model_type)));
         }
         let main = match self.kind {
             kind if kind.follows_decoder() => Some(inputs.of_decoder()?),
-            Kind::ImageTextDecoder => Some(inputs.without_positions()),
+            Kind::ImageTextDecoder | Kind::TextEncoder => Some(inputs.without_positions()),
+            Kind::ImageEncoder => Some(inputs.of_images()?),
             _ => None,
         };
         let mut pass = Pass::new(
@@ -181,9 +205,9 @@ impl Loaded {
             }
             _ => output,
         };
-        if output.is_ok() {
-            pass.finish();
-        }
-        output
+        let further = pass.take_outputs();
+        let output = output?;
+        pass.finish();
+        Ok((output, further))
     }
 }

@@ -43,6 +43,8 @@ pub enum Task {
     SequenceClassification,
     /// Hidden states, `[batch, seq, hidden_size]`; of an encoder-decoder those of the decoder.
     HiddenStates,
+    /// One projected vector for each text or image, `text_embeds` or `image_embeds`, `[batch, projection_dim]`.
+    Embeddings,
     /// Logits of an encoder-decoder for the decoder's next token, `[batch, decoder_seq, vocab_size]`.
     Seq2SeqLm,
     /// Scaled cosines of images and texts, `logits_per_image`, `[images, texts]`.
@@ -66,6 +68,9 @@ impl Task {
             "Qwen2VLForConditionalGeneration" => Self::CausalLm,
             _ if name.ends_with("ForConditionalGeneration") => Self::Seq2SeqLm,
             "CLIPModel" => Self::Similarity,
+            "CLIPTextModelWithProjection" | "CLIPVisionModelWithProjection" => Self::Embeddings,
+            // The encoder by itself, which has a row of its own in the table of architectures.
+            "T5EncoderModel" => Self::HiddenStates,
             // The name of the encoder of an encoder-decoder ends thus too.
             _ if name.ends_with("Model") && !name.ends_with("EncoderModel") => Self::HiddenStates,
             _ => {
@@ -91,6 +96,11 @@ pub trait Model: Send + Sync {
     /// Names of the inputs that the model takes beside token ids, their mask and their positions.
     fn inputs(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// transformers' name of the output, for a model that has further outputs ([`Pass::output`]).
+    fn output(&self) -> &'static str {
+        "logits"
     }
 }
 

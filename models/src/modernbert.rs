@@ -349,7 +349,9 @@ pub(crate) fn build(reader: &ConfigReader, weights: &Weights, task: Option<Task>
             classifier: Linear::load(&weights.pp("classifier"), size, reader.num_labels()?, true)?,
         },
         Task::HiddenStates => Head::HiddenStates,
-        Task::CausalLm | Task::Seq2SeqLm | Task::Similarity => return Err(unknown_head("modernbert", task)),
+        Task::CausalLm | Task::Seq2SeqLm | Task::Similarity | Task::Embeddings => {
+            return Err(unknown_head("modernbert", task));
+        }
     };
     Ok(Box::new(ModernBert { encoder, head }))
 }

@@ -64,6 +64,8 @@ pub struct Pass<'a> {
     deviations: Vec<Deviation>,
     /// Norms that are applied later than the model has them, the last one first.
     later: Vec<Box<dyn LaterNorm>>,
+    /// Outputs beside the main one.
+    outputs: Vec<(&'static str, Tensor)>,
 }
 
 impl<'a> Pass<'a> {
@@ -105,6 +107,7 @@ impl<'a> Pass<'a> {
             replaced: 0,
             deviations: Vec::new(),
             later: Vec::new(),
+            outputs: Vec::new(),
         })
     }
 
@@ -158,6 +161,20 @@ impl<'a> Pass<'a> {
         self.cache = cache;
         let other = std::mem::replace(&mut self.inputs, main);
         Ok((result?, other))
+    }
+
+    /// Returns `xs` beside the main output, under transformers' name of it.
+    ///
+    /// # Errors
+    /// If a GPU fails.
+    pub fn output(&mut self, name: &'static str, xs: &Xs) -> Result<()> {
+        self.outputs.push((name, xs.observed()?));
+        Ok(())
+    }
+
+    /// The outputs beside the main one, in the order in which the model gave them.
+    pub(crate) fn take_outputs(&mut self) -> Vec<(&'static str, Tensor)> {
+        std::mem::take(&mut self.outputs)
     }
 
     /// Makes these mistakes on purpose.

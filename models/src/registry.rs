@@ -35,15 +35,32 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
     row("xlm-roberta", Kind::Encoder, crate::xlm_roberta::build, &checkpoints::encoders::XLM_ROBERTA),
     row("modernbert", Kind::Encoder, crate::modernbert::build, &checkpoints::encoders::MODERNBERT),
     row("t5", Kind::EncoderDecoder, crate::t5::build, &checkpoints::t5::T5),
+    part("t5", "T5EncoderModel", Kind::TextEncoder, crate::t5::build_encoder, &checkpoints::t5::T5_ENCODER),
     row("whisper", Kind::SpeechEncoderDecoder, crate::whisper::build, &checkpoints::whisper::WHISPER),
     row("clip", Kind::DualEncoder, crate::clip::build, &checkpoints::clip::CLIP),
+    row(
+        "clip_text_model",
+        Kind::TextEncoder,
+        crate::clip::text_model::build,
+        &checkpoints::clip::CLIP_TEXT_MODEL,
+    ),
+    row(
+        "clip_vision_model",
+        Kind::ImageEncoder,
+        crate::clip::vision_model::build,
+        &checkpoints::clip::CLIP_VISION_MODEL,
+    ),
     row("qwen2_vl", Kind::ImageTextDecoder, crate::qwen2_vl::build, &checkpoints::qwen2_vl::QWEN2_VL),
 ];
 
 /// One architecture.
 pub(crate) struct Architecture {
-    /// `model_type` in its config, which is also the name of its source file.
+    /// `model_type` in its config, which is also the name of its source file; that of a tower by itself begins with the name
+    /// of the folder.
     pub(crate) model_type: &'static str,
+    /// The name in the config's `architectures` of a part that is a model by itself, which takes other inputs than the
+    /// whole; `None` for the whole, with any head.
+    pub(crate) part: Option<&'static str>,
     pub(crate) kind: Kind,
     pub(crate) build: Build,
     /// The checkpoints that [`write()`](crate::synthetic::write) makes.
@@ -69,13 +86,18 @@ pub enum Kind {
     /// An encoder of texts and one of images (`pixel_values`), which need not be as many; the output is a number for each
     /// pair. The model counts positions itself.
     DualEncoder,
+    /// A tower of texts of a model of several encoders, or the encoder of an encoder-decoder, by itself. The model counts
+    /// positions itself and takes no cache.
+    TextEncoder,
+    /// A tower of images by itself: it takes `pixel_values`, and `input_ids` is not read.
+    ImageEncoder,
     /// A decoder whose texts have images (`pixel_values`, `image_grid_thw`) in the places of tokens. The model counts
     /// positions itself, by the images; the caller may give a cache, whose first forward pass takes the images.
     ImageTextDecoder,
 }
 
 impl Kind {
-    /// Whether the model takes one text: token ids and nothing else but their mask and positions.
+    /// Whether the model is a whole model of one text: it takes token ids and nothing else but their mask and positions.
     pub fn is_one_text(self) -> bool {
         matches!(self, Self::Decoder | Self::Encoder)
     }
@@ -92,29 +114,50 @@ const fn row(
     build: Build,
     synthetic: &'static Checkpoints,
 ) -> Architecture {
-    Architecture { model_type, kind, build, synthetic }
+    Architecture { model_type, part: None, kind, build, synthetic }
 }
 
-fn find(model_type: &str) -> Option<&'static Architecture> {
-    ARCHITECTURES.iter().find(|architecture| architecture.model_type == model_type)
+const fn part(
+    model_type: &'static str,
+    name: &'static str,
+    kind: Kind,
+    build: Build,
+    synthetic: &'static Checkpoints,
+) -> Architecture {
+    Architecture { model_type, part: Some(name), kind, build, synthetic }
+}
+
+/// The row of a `model_type` whose config names these `architectures`.
+fn find(model_type: &str, architectures: Option<&str>) -> Option<&'static Architecture> {
+    let rows = || ARCHITECTURES.iter().filter(|row| row.model_type == model_type);
+    let part = rows().find(|row| row.part.is_some() && row.part == architectures);
+    part.or_else(|| rows().find(|row| row.part.is_none()))
 }
 
 /// Every `model_type` that [`crate::load`] knows, sorted.
 pub fn model_types() -> impl Iterator<Item = &'static str> {
     let mut model_types: Vec<_> = ARCHITECTURES.iter().map(|architecture| architecture.model_type).collect();
     model_types.sort_unstable();
+    model_types.dedup();
     model_types.into_iter()
 }
 
-/// The kind of a `model_type`; `None` if [`crate::load`] does not know it.
+/// The kind of a `model_type`'s whole model; `None` if [`crate::load`] does not know it.
 pub fn kind(model_type: &str) -> Option<Kind> {
-    find(model_type).map(|architecture| architecture.kind)
+    find(model_type, None).map(|architecture| architecture.kind)
+}
+
+/// The kind of the model that a `config.json` describes, whole or a part by itself; `None` if [`crate::load`] does not know it.
+pub fn kind_of(config: &serde_json::Value) -> Option<Kind> {
+    let architecture = config.pointer("/architectures/0").and_then(serde_json::Value::as_str);
+    find(config.get("model_type")?.as_str()?, architecture).map(|architecture| architecture.kind)
 }
 
 /// The architecture of a config.
 pub(crate) fn of(config: &ConfigReader) -> Result<&'static Architecture> {
     let model_type = config.str_or("model_type", "")?;
-    find(model_type).ok_or_else(|| Error::UnknownModelType {
+    let architectures = config.optional_strs("architectures")?.unwrap_or_default();
+    find(model_type, architectures.first().copied()).ok_or_else(|| Error::UnknownModelType {
         model_type: model_type.to_owned(),
         known: model_types().collect::<Vec<_>>().join(", "),
     })

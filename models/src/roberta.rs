@@ -105,7 +105,9 @@ pub(crate) fn build_as(
             Head::SequenceClassification(SequenceClassification::load(&config, &classifier, labels)?)
         }
         Task::HiddenStates => Head::HiddenStates,
-        Task::CausalLm | Task::Seq2SeqLm | Task::Similarity => return Err(unknown_head(model_type, task)),
+        Task::CausalLm | Task::Seq2SeqLm | Task::Similarity | Task::Embeddings => {
+            return Err(unknown_head(model_type, task));
+        }
     };
     Ok(Box::new(Roberta { encoder, head }))
 }

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 pub use crate::checkpoints::Error;
 use crate::checkpoints::{Tensor, Variant};
-use crate::registry::{ARCHITECTURES, Architecture};
+use crate::registry::{ARCHITECTURES, Architecture, Kind};
 
 /// One checkpoint that [`write()`] can make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Entry {
     pub model_type: &'static str,
     /// Name within the model type; empty for the default.
     pub variant: &'static str,
+    /// Which sequences its model takes.
+    pub kind: Kind,
     /// The features that it switches on.
     pub shows: &'static str,
     /// Whether the checkpoint has the shape of a real model, for timing; it is too large for tests.
@@ -33,9 +35,9 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Whether the model takes one text: token ids and nothing else but their mask and positions.
+    /// Whether the model is a whole model of one text: it takes token ids and nothing else but their mask and positions.
     pub fn is_one_text(&self) -> bool {
-        crate::registry::kind(self.model_type).is_some_and(crate::Kind::is_one_text)
+        self.kind.is_one_text()
     }
 }
 
@@ -46,6 +48,7 @@ pub fn catalogue() -> &'static [Entry] {
             architecture.synthetic.variants.iter().map(|variant| Entry {
                 model_type: architecture.model_type,
                 variant: variant.name,
+                kind: architecture.kind,
                 shows: variant.shows,
                 bench: variant.bench,
             })
@@ -91,16 +94,18 @@ pub fn draw(name: &str, mean: f64, std: f64, seed: u64, values: &mut [f32]) {
 
 fn find(model_type: &str, variant: &str) -> Result<(&'static Architecture, &'static Variant), Error> {
     let unknown = |name: String, known: Vec<&str>| Error::Unknown { name, known: known.join(", ") };
-    let architecture = ARCHITECTURES
-        .iter()
-        .find(|architecture| architecture.model_type == model_type)
-        .ok_or_else(|| unknown(model_type.into(), ARCHITECTURES.iter().map(|a| a.model_type).collect()))?;
-    let variants = architecture.synthetic.variants;
-    let variant = variants.iter().find(|known| known.name == variant).ok_or_else(|| {
-        let known = variants.iter().map(|v| if v.name.is_empty() { "(none)" } else { v.name });
+    let all = || {
+        let variants =
+            |row: &'static Architecture| row.synthetic.variants.iter().map(move |variant| (row, variant));
+        ARCHITECTURES.iter().filter(|row| row.model_type == model_type).flat_map(variants)
+    };
+    if all().next().is_none() {
+        return Err(unknown(model_type.into(), crate::model_types().collect()));
+    }
+    all().find(|(_, known)| known.name == variant).ok_or_else(|| {
+        let known = all().map(|(_, known)| if known.name.is_empty() { "(none)" } else { known.name });
         unknown(format!("{model_type}:{variant}"), known.collect())
-    })?;
-    Ok((architecture, variant))
+    })
 }
 
 #[cfg(test)]

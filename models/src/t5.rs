@@ -6,7 +6,7 @@ use bounds::config::Refused;
 use serde_json::Value;
 
 use crate::config::ConfigReader;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layers::{
     Activation, Attention, Buckets, Embedding, GateUp, Joined, Linear, Mask, Memory, RelativeBias, RmsNorm,
     WideLinear, add_wide, clamp_f16, scale,
@@ -343,6 +343,38 @@ pub(crate) fn build(config: &ConfigReader, weights: &Weights, task: Option<Task>
         output_scale: config.scale_decoder_outputs.then(|| (config.d_model as f64).powf(-0.5)),
         lm_head,
     }))
+}
+
+/// The encoder by itself (`T5EncoderModel`).
+struct T5Encoder(Stack);
+
+/// Builds `T5EncoderModel`, whose output is hidden states. What a checkpoint has of a decoder is not read.
+pub(crate) fn build_encoder(
+    config: &ConfigReader,
+    weights: &Weights,
+    task: Option<Task>,
+) -> Result<Box<dyn Model>> {
+    match task {
+        None | Some(Task::HiddenStates) => {}
+        Some(task) => return Err(unknown_head("t5", task)),
+    }
+    let config = Config::read(config)?;
+    let shared = Embedding::load(&weights.pp("shared"), config.vocab_size, config.d_model)?;
+    Ok(Box::new(T5Encoder(Stack::load(&config, &weights.pp("encoder"), &shared, false)?)))
+}
+
+impl Model for T5Encoder {
+    fn output(&self) -> &'static str {
+        "last_hidden_state"
+    }
+
+    /// The last hidden states, `[batch, seq, d_model]`.
+    fn forward(&self, pass: &mut Pass) -> Result<Xs> {
+        if pass.has_cache() {
+            return Err(Error::Unsupported("the encoder of t5 with a KV cache".to_owned()));
+        }
+        self.0.forward(pass, None)
+    }
 }
 
 impl Model for T5 {

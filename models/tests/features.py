@@ -123,8 +123,9 @@ ONLY = {
     "hidden_activation": lambda c: c["model_type"] != "gemma",
     "layer_types": lambda c: "sliding_attention" in c["layer_types"],
     # T5's logits have a factor if the config says that the embeddings are tied.
-    "tie_word_embeddings": lambda c: c["model_type"] == "t5",
-    "eos_token_id": lambda c: c["model_type"] == "clip_text_model",
+    "tie_word_embeddings": lambda c: c["model_type"] == "t5" and c["architectures"] != ["T5EncoderModel"],
+    # Hidden states of all tokens do not depend on where they are pooled.
+    "eos_token_id": lambda c: c["model_type"] == "clip_text_model" and c.get("architectures") != ["CLIPTextModel"],
 }
 # Nested configs, each with keys of its own.
 PARTS = ["text_config", "vision_config"]
@@ -164,7 +165,7 @@ def main() -> int:
             sys.exit(f"{folder.name}: {', '.join(sorted(unknown))} in neither KEYS nor NO_FEATURE")
         tensors = load_file(folder / "model.safetensors")
         generator = torch.Generator().manual_seed(1)
-        ids = torch.randint(5, sequences.text_config(config)["vocab_size"], (1, 80), generator=generator)
+        ids = torch.randint(5, sequences.text_config(config).get("vocab_size", 280), (1, 80), generator=generator)
         inputs = sequences.complete(config, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, generator)
         try:
             base = logits(config, tensors, inputs)

@@ -20,6 +20,13 @@ def complete(config: dict, inputs: dict, generator: torch.Generator) -> dict:
     them. Texts of a dual encoder end with the token at which they are pooled. Ids below 5 are special tokens of every
     synthetic vocabulary."""
     rows = len(inputs["input_ids"])
+    if config["model_type"] == "clip_vision_model":
+        shape = (max(IMAGES, rows), config["num_channels"], config["image_size"], config["image_size"])
+        # The output's positions: the class token and the patches.
+        mask = torch.ones(shape[0], 1 + (config["image_size"] // config["patch_size"]) ** 2, dtype=torch.int64)
+        return {"input_ids": mask, "attention_mask": mask, "pixel_values": torch.randn(shape, generator=generator)}
+    if config["architectures"] == ["T5EncoderModel"]:
+        return inputs
     if config.get("is_encoder_decoder"):
         width = DECODER[0]
         mask = torch.stack([(torch.arange(width) >= width - DECODER[row % len(DECODER)]).long() for row in range(rows)])
@@ -32,11 +39,14 @@ def complete(config: dict, inputs: dict, generator: torch.Generator) -> dict:
         return {**inputs, "decoder_input_ids": ids.masked_fill(mask == 0, 0), "decoder_attention_mask": mask}
     if "image_token_id" in config:
         return {**inputs, **place(config, inputs, generator)}
-    if vision := config.get("vision_config"):
+    vision = config.get("vision_config")
+    if vision or config["model_type"] == "clip_text_model":
         ids, text = inputs["input_ids"].clone(), text_config(config)
         last = (inputs["attention_mask"] * torch.arange(1, ids.shape[1] + 1)).argmax(-1)
         # An early checkpoint pools at the largest id instead of its id 2.
         ids[torch.arange(rows), last] = text["vocab_size"] - 1 if text["eos_token_id"] == 2 else text["eos_token_id"]
+        if not vision:
+            return {**inputs, "input_ids": ids}
         shape = (max(IMAGES, rows // 2), vision["num_channels"], vision["image_size"], vision["image_size"])
         return {**inputs, "input_ids": ids, "pixel_values": torch.randn(shape, generator=generator)}
     return inputs

@@ -6,7 +6,8 @@
 INPUTS is a safetensors file with `input_ids` and `attention_mask`, int64, [batch, seq], and optionally `position_ids`
 (by default each row counts from its first real token, as `generate` does), and further inputs under the names of
 transformers' `forward`. OUT gets `logits`, f64 or f32, of shape [batch, seq, vocab_size], or [batch, labels] for a
-classifier, `logits_per_image`, [images, texts], for a dual encoder, or `last_hidden_state` for a model without a head.
+classifier, `logits_per_image`, [images, texts], for a dual encoder, `text_embeds` or `image_embeds` for a projection, or
+`last_hidden_state` for a model without a head.
 Values at padded positions are undefined.
 
 f32 and bf16 are unmodified transformers. f64 is modified: transformers casts to float32 inside norms, softmax and rope
@@ -64,6 +65,10 @@ def auto_class(config):
         "ForConditionalGeneration": transformers.AutoModelForSeq2SeqLM,
     }
     architecture = (config.architectures or [""])[0]
+    if architecture.endswith("WithProjection"):
+        return getattr(transformers, architecture)
+    if architecture == "T5EncoderModel":
+        return transformers.AutoModelForTextEncoding
     if config.model_type == "whisper":
         return transformers.AutoModelForSpeechSeq2Seq
     if config.model_type == "qwen2_vl":
@@ -71,6 +76,11 @@ def auto_class(config):
         names = ("AutoModelForImageTextToText", "AutoModelForVision2Seq")
         return next(getattr(transformers, name) for name in names if hasattr(transformers, name))
     return next((auto for ending, auto in kinds.items() if architecture.endswith(ending)), transformers.AutoModel)
+
+
+def constructor(auto):
+    """Constructs a model from a config; a class by its name has no public one."""
+    return getattr(auto, "from_config", None) or auto._from_config
 
 
 def plain(model):
@@ -99,7 +109,7 @@ def widen(model, checkpoint: pathlib.Path, attention: str):
     config = transformers.AutoConfig.from_pretrained(checkpoint)
     # Initial weights are overwritten anyway, and 4.57.6 fails to initialise a layer norm without bias (stablelm).
     with unittest.mock.patch.object(transformers.PreTrainedModel, "init_weights", lambda self: None):
-        wide = auto_class(config).from_config(config, torch_dtype=torch.float64, attn_implementation=attention)
+        wide = constructor(auto_class(config))(config, torch_dtype=torch.float64, attn_implementation=attention)
     wide = wide.double()
     wide.tie_weights()
     parameters = dict(model.named_parameters())
@@ -160,7 +170,8 @@ def compute(checkpoint, inputs: dict, dtype: str, attention="eager", device="cpu
         inputs = {key: value.to(device) for key, value in inputs.items()}
         model = model.to(device)
         output = chunked(model, inputs, chunk) if chunk else model(**arguments(model, inputs))
-    name = next(name for name in ("logits", "logits_per_image", "last_hidden_state") if name in output)
+    names = ("logits", "logits_per_image", "text_embeds", "image_embeds", "last_hidden_state")
+    name = next(name for name in names if name in output)
     return name, output[name].to("cpu", torch.float64 if dtype == "f64" else torch.float32).contiguous()
 
 

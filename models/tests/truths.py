@@ -8,7 +8,7 @@ Each FOLDER holds a checkpoint, for example one written by `models::synthetic::w
 files are kept.
 
 The shapes: one row; three rows padded on the left, and on the right; one row longer than every window. A batch of 64 rows
-is added for models whose 16-bit error varies by chance: classifiers and dual encoders, which give few numbers, and mixtures
+is added for models whose 16-bit error varies by chance: classifiers, dual encoders and projections, which give few numbers, and mixtures
 of experts, whose near-ties (router scores closer than rounding explains) send tokens to other experts. If rope frequencies
 depend on the length of the forward pass, decoding from a KV cache differs from a full-sequence forward pass, and
 `logits_<shape>_by_<chunk>.f64.safetensors` is computed chunk by chunk.
@@ -39,9 +39,9 @@ def make_inputs(folder: pathlib.Path):
     config = json.loads((folder / "config.json").read_text())
     is_classifier = config["architectures"][0].endswith("ForSequenceClassification")
     has_router = any("experts" in key for key in config)
-    is_dual = config["architectures"][0] == "CLIPModel"
+    is_dual = config["architectures"][0] == "CLIPModel" or config["architectures"][0].endswith("WithProjection")
     text = sequences.text_config(config)
-    padding, vocab_size = text.get("pad_token_id") or 0, text["vocab_size"]
+    padding, vocab_size = text.get("pad_token_id") or 0, text.get("vocab_size", 280)
     generator = torch.Generator().manual_seed(1)
     for name, lengths, width, left in SHAPES + [MANY] * (is_classifier or has_router or is_dual):
         ids = torch.full((len(lengths), width), padding)

@@ -211,6 +211,7 @@ fn legacy_run(path: &Path) -> Result<Side> {
         inputs_digest: String::new(),
         choices: Vec::new(),
         pooling: None,
+        questions: None,
         axes: None,
         tolerances: None,
         variants: cells.iter().map(|cell| cell.variant.clone()).collect(),

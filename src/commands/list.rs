@@ -28,6 +28,8 @@ pub fn models() -> String {
             Some(Kind::EncoderDecoder) => "encoder-decoder",
             Some(Kind::SpeechEncoderDecoder) => "speech encoder-decoder",
             Some(Kind::DualEncoder) => "dual encoder",
+            Some(Kind::TextEncoder) => "tower of texts",
+            Some(Kind::ImageEncoder) => "tower of images",
             Some(Kind::ImageTextDecoder) => "decoder with images",
             Some(Kind::Encoder) | None => "encoder",
         };

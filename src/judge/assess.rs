@@ -119,7 +119,8 @@ fn add_embeddings(
     let (Some(pooling), Some(mask), Some(reference)) = (case.pooling, mask, view.reference()) else {
         return Ok(());
     };
-    let Embeddings { entries, view: found } = embeddings::embeddings(pooling, entries, mask, reference)?;
+    let Embeddings { entries, view: found } =
+        embeddings::embeddings((pooling, case.questions), entries, mask, reference)?;
     let origins: Vec<_> = view.cells.iter().map(|cell| origin(&cell.variant)).collect();
     let tolerances = tolerances.with(case.tolerances.as_ref());
     view.outputs.push(outputs::beside(

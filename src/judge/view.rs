@@ -109,6 +109,8 @@ pub struct EmbeddingsView {
     pub pooling: Pooling,
     /// Number of texts.
     pub texts: usize,
+    /// Number of questions of the retrieval set, the first of the texts; the others are its passages. `None` for other texts.
+    pub questions: Option<usize>,
     /// One row for each variant with hidden states.
     pub rows: Vec<EmbeddingRow>,
 }
@@ -122,6 +124,25 @@ pub struct EmbeddingRow {
     pub cosine_change: f64,
     /// Number of texts to which the others are similar in the same order.
     pub same_ranking: usize,
+    /// How the passages of a retrieval set are ranked; `None` for other texts.
+    pub retrieval: Option<RetrievalRow>,
+}
+
+/// The passages of a retrieval set as one variant ranks them for each question, by cosine.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetrievalRow {
+    /// Number of questions whose first passage is that of the reference.
+    pub same_first: usize,
+    /// Mean over the questions of Kendall's τ between this ranking and the reference's: the share of pairs of passages in the
+    /// same order less that of pairs in the opposite order, -1 to 1. A pair with equal or incomparable cosines counts as
+    /// neither.
+    pub tau_mean: f64,
+    /// Smallest τ of a question.
+    pub tau_least: f64,
+    /// Largest difference of the cosine between a question and a passage, 0 to 2.
+    pub cosine_change: f64,
+    /// Number of questions whose first passage is the one that answers it.
+    pub answered: usize,
 }
 
 /// Softmax probabilities of named tokens at the last real position.

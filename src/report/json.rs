@@ -147,10 +147,18 @@ fn case(case: &CaseView, found: &CaseGroups) -> Value {
         "embeddings": case.embeddings.as_ref().map(|found| json!({
             "pooling": found.pooling,
             "texts": found.texts,
+            "questions": found.questions,
             "rows": found.rows.iter().map(|row| json!({
                 "variant": row.variant,
                 "cosine_change": number(row.cosine_change),
                 "same_ranking": row.same_ranking,
+                "retrieval": row.retrieval.map(|found| json!({
+                    "same_first": found.same_first,
+                    "tau_mean": number(found.tau_mean),
+                    "tau_least": number(found.tau_least),
+                    "cosine_change": number(found.cosine_change),
+                    "answered": found.answered,
+                })),
             })).collect::<Vec<_>>(),
         })),
         "choices": case.choices.as_ref().map(|choices| json!({

@@ -78,6 +78,9 @@ pub struct Case {
     /// How the checkpoint makes one vector of a text's hidden states; `None` for most checkpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pooling: Option<Pooling>,
+    /// The number of questions of the built-in retrieval set, which the first rows are; `None` for other inputs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub questions: Option<usize>,
     /// The case's place in a sweep; `None` for prompts and in runs of older tfcheck versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub axes: Option<Axes>,

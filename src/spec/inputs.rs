@@ -4,6 +4,7 @@ mod batch;
 mod error;
 mod foreign;
 mod modal;
+pub(crate) mod retrieval;
 mod saved;
 mod sweep;
 mod template;
@@ -252,6 +253,9 @@ impl<'a> Source<'a> {
             }
         };
         for inputs in &mut made {
+            if matches!(spec, Spec::Lengths { .. }) && !self.has_tokenizer() {
+                modal::end(inputs, &self.checkpoint.config);
+            }
             if !matches!(spec, Spec::Tensors(_) | Spec::Processed { .. }) {
                 modal::complete(inputs, &self.checkpoint.config)?;
             }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
 use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
 
 use crate::support::{Sandbox, stderr, stdout};
 
@@ -81,4 +82,64 @@ fn a_model_of_pictures_has_no_tokens_and_each_row_one_position() {
     write_tensors(&file, &[], Some(vec![0.25; 12]));
     let output = sandbox.tfcheck(&["run", "--resume", run.to_str().unwrap()]);
     assert!(stderr(&output).contains("the inputs have changed"), "{}", stderr(&output));
+}
+
+/// A sentence-transformers checkpoint with a tokenizer of single letters.
+fn sentence_checkpoint(folder: &std::path::Path) {
+    models::synthetic::write("llama", "tiny", 0, folder).unwrap();
+    let mut config = models::synthetic::config("llama", "tiny").unwrap();
+    config["max_position_embeddings"] = json!(512);
+    let letters = (' '..='~').zip(3..).map(|(letter, id)| (letter.to_string(), json!(id)));
+    let vocab: serde_json::Map<String, Value> = letters.chain([("<unk>".to_owned(), json!(0))]).collect();
+    let split = json!({"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": false});
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": split,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
+    });
+    let module = |name: &str| json!({"type": format!("sentence_transformers.models.{name}")});
+    std::fs::create_dir(folder.join("1_Pooling")).unwrap();
+    for (name, content) in [
+        ("config.json", config),
+        ("tokenizer.json", tokenizer),
+        ("modules.json", json!([module("Transformer"), module("Pooling"), module("Normalize")])),
+        ("1_Pooling/config.json", json!({"pooling_mode_mean_tokens": true})),
+    ] {
+        std::fs::write(folder.join(name), content.to_string()).unwrap();
+    }
+}
+
+#[test]
+fn a_retrieval_set_shows_whether_variants_rank_its_passages_in_the_same_order() {
+    let sandbox = Sandbox::new();
+    sentence_checkpoint(&sandbox.path().join("sentences"));
+    let workers = [("one", "good"), ("two", "good"), ("three", "good 0.5")];
+    let config = sandbox.workers(&workers, "rounds = 0\nnoise = false\nbaseline = \"one\"");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let text =
+        text.replace("synthetic:llama:tiny", "./sentences").replace("lengths = [12]", "retrieval = true");
+    std::fs::write(&config, &text).unwrap();
+    let output = sandbox.run(&config, &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let run = sandbox.only_run();
+    let found = run.json("summary.json")["cases"][0]["embeddings"].clone();
+    assert_eq!((&found["texts"], &found["questions"]), (&json!(36), &json!(12)));
+    let row = |variant: &str| {
+        let rows = found["rows"].as_array().unwrap().iter();
+        rows.clone().find(|row| row["variant"] == variant).unwrap()["retrieval"].clone()
+    };
+    let same = row("two_eager");
+    assert_eq!((&same["same_first"], &same["tau_mean"]), (&json!(12), &json!(1.0)), "{found}");
+    assert_eq!((&same["tau_least"], &same["cosine_change"]), (&json!(1.0), &json!(0.0)), "{found}");
+    let other = row("three_eager");
+    assert!(other["same_first"].as_u64().unwrap() < 12, "{found}");
+    let tau = |name: &str| other[name].as_f64().unwrap();
+    assert!(tau("tau_least") < tau("tau_mean") && tau("tau_mean") < 1.0, "{found}");
+    assert!(other["cosine_change"].as_f64().unwrap() > 1e-3, "{found}");
+    let summary = run.text("summary.md");
+    assert!(summary.contains("Kendall's τ") && summary.contains("| 12 of 12 |"), "{summary}");
+    // A checkpoint without a pooling has no vectors of texts.
+    std::fs::remove_file(sandbox.path().join("sentences/modules.json")).unwrap();
+    let output = sandbox.run(&config, &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("has no pooling of hidden states"), "{}", stderr(&output));
 }

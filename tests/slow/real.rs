@@ -117,6 +117,30 @@ fn minilm_gives_the_hidden_states_of_transformers() {
 }
 
 #[test]
+fn minilm_ranks_the_passages_of_the_retrieval_set_alike_in_each_variant() {
+    let sandbox = Sandbox::new();
+    let config = format!(
+        "[[versions]]\nname = \"5.23.0\"\nsource = \"transformers==5.23.0\"\n\
+         [[checkpoints]]\nsource = \"{}\"\n[inputs]\nretrieval = true\n\
+         [run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\nrounds = 0\ntrace = false\nnoise = false\n",
+        real_models().join("all-MiniLM-L6-v2").display()
+    );
+    let output = sandbox.run(&sandbox.write("tfcheck.toml", &config), &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let run = sandbox.only_run();
+    let found = run.json("summary.json")["cases"][0]["embeddings"].clone();
+    let rows = found["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 3, "{found}");
+    for row in rows {
+        let row = &row["retrieval"];
+        assert_eq!((&row["same_first"], &row["answered"]), (&12.into(), &12.into()), "{found}");
+        // Rounding in f32 exchanges at most near-equal passages: one of 276 pairs is 0.0072.
+        assert!(row["tau_least"].as_f64().unwrap() > 0.98, "{found}");
+        assert!(row["cosine_change"].as_f64().unwrap() < 1e-5, "{found}");
+    }
+}
+
+#[test]
 fn a_window_of_one_key_more_is_found_between_releases() {
     let sandbox = Sandbox::new();
     // The synthetic mistral has sliding_window 8; in 4.40.2 each token attends to nine keys.

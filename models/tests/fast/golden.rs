@@ -7,7 +7,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use models::{Backend, Cache, Inputs, Kind, Loaded, Options, Probe, kind, load};
+use models::{Backend, Cache, Inputs, Kind, Loaded, Options, Probe, kind_of, load};
+
+/// Begins the names of the outputs beside the main one.
+const OUTPUT: &str = "output.";
 
 /// A case's folder with the weights filled in, and the outputs of transformers.
 struct Case {
@@ -49,7 +52,7 @@ fn case(golden: &Path) -> Case {
     candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
     Case {
         name: golden.file_name().unwrap().to_string_lossy().into_owned(),
-        kind: kind(config["model_type"].as_str().unwrap()).unwrap(),
+        kind: kind_of(&config).unwrap(),
         architecture: config["architectures"][0].as_str().unwrap().to_owned(),
         modules,
         folder,
@@ -100,11 +103,13 @@ impl Case {
     fn inputs(&self) -> Inputs {
         let of_text = ["input_ids", "attention_mask", "position_ids"];
         let others = self.expected.iter().filter(|(name, _)| {
-            !of_text.contains(&name.as_str()) && !["logits", "errors"].contains(&name.as_str())
+            let name = name.as_str();
+            !of_text.contains(&name) && !["logits", "errors"].contains(&name) && !name.starts_with(OUTPUT)
         });
+        let ids = || self.given("input_ids").or_else(|| self.given("decoder_input_ids"));
         Inputs {
-            // A model of speech reads none.
-            input_ids: self.given("input_ids").unwrap_or_else(|| self.expected["decoder_input_ids"].clone()),
+            // A model of speech or images reads none.
+            input_ids: ids().unwrap_or_else(|| Tensor::zeros((1, 1), DType::U32, &Device::Cpu).unwrap()),
             attention_mask: self.given("attention_mask"),
             position_ids: self.given("position_ids"),
             tensors: others.map(|(name, tensor)| (name.clone(), tensor.clone())).collect(),
@@ -126,11 +131,14 @@ impl Case {
     /// Relative L2 of `result` to `reference` over the tokens that the mask marks as real: those of a decoder, if the
     /// model has one beside an encoder.
     fn relative(&self, result: &Tensor, reference: &Tensor) -> f64 {
-        let mask = self.given("decoder_attention_mask").or_else(|| self.given("attention_mask")).unwrap();
-        let mask = mask.to_dtype(DType::F64).unwrap().unsqueeze(2).unwrap();
+        let mask = self.given("decoder_attention_mask").or_else(|| self.given("attention_mask"));
+        let mask = mask.map(|mask| mask.to_dtype(DType::F64).unwrap().unsqueeze(2).unwrap());
         let norm = |xs: &Tensor| {
             let xs = xs.to_dtype(DType::F64).unwrap();
-            let xs = if xs.rank() == 2 { xs } else { xs.broadcast_mul(&mask).unwrap() };
+            let xs = match &mask {
+                Some(mask) if xs.rank() > 2 => xs.broadcast_mul(mask).unwrap(),
+                _ => xs,
+            };
             xs.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
         };
         let difference = (result.to_dtype(DType::F64).unwrap() - reference).unwrap();
@@ -162,6 +170,24 @@ fn f64_logits_are_those_of_transformers() {
         // The limit of native models in float64, as in examples/judge.rs.
         assert!(relative <= 1e-12, "{}: relative L2 {relative:e}", case.name);
     }
+}
+
+#[test]
+fn f64_outputs_beside_the_main_one_are_those_of_transformers() {
+    let mut names = BTreeSet::new();
+    for case in cases() {
+        let further: BTreeMap<_, _> =
+            case.load(DType::F64).outputs(&case.inputs()).unwrap().into_iter().skip(1).collect();
+        let expected: Vec<&str> = case.expected.keys().filter_map(|name| name.strip_prefix(OUTPUT)).collect();
+        assert_eq!(further.len(), expected.len(), "{}", case.name);
+        for name in expected {
+            let relative = case.relative(&further[name], &case.expected[&format!("{OUTPUT}{name}")]);
+            println!("{} {name}: {relative:e}", case.name);
+            assert!(relative <= 1e-12, "{} {name}: relative L2 {relative:e}", case.name);
+            names.insert(name.to_owned());
+        }
+    }
+    assert_eq!(names.into_iter().collect::<Vec<_>>(), ["last_hidden_state", "pooler_output"]);
 }
 
 #[test]
@@ -227,7 +253,9 @@ fn prefill_in_chunks_and_token_by_token_equal_a_full_sequence_pass() {
 
 #[test]
 fn an_encoder_refuses_a_cache() {
-    for case in cases().iter().filter(|case| matches!(case.kind, Kind::Encoder | Kind::DualEncoder)) {
+    let has_none =
+        |kind| matches!(kind, Kind::Encoder | Kind::DualEncoder | Kind::TextEncoder | Kind::ImageEncoder);
+    for case in cases().iter().filter(|case| has_none(case.kind)) {
         let mut loaded = case.load(DType::F32);
         assert!(loaded.forward_with(&case.inputs(), Some(&mut Cache::new()), None).is_err(), "{}", case.name);
     }
@@ -288,10 +316,12 @@ fn a_classifier_gives_a_row_the_same_alone_and_right_padded() {
 #[test]
 fn a_body_loads_from_files_saved_with_a_head_or_without_and_under_old_names() {
     type Rename = fn(&str) -> String;
-    let renamings: [(&str, Rename); 4] = [
+    let renamings: [(&str, Rename); 6] = [
         ("gpt2", |name| name.replace("transformer.", "")),
         ("bert", |name| name.trim_start_matches("bert.").to_owned()),
         ("bert_encoder", |name| format!("bert.{name}")),
+        ("clip_text_model", |name| format!("text_model.{name}")),
+        ("clip_vision_model", |name| format!("vision_model.{name}")),
         ("bert_encoder", |name| {
             name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         }),

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use models::synthetic::{catalogue, write};
-use models::{Backend, Cache, Inputs, Kind, Loaded, Options, Probe, kind, load};
+use models::{Backend, Cache, Inputs, Kind, Loaded, Options, Probe, load};
 
 /// Sequence length, padded on the left: longer than the windows (8), and shorter than the contexts (32) past which rope
 /// frequencies depend on the length of the forward pass, so that a chunked prefill equals a full-sequence forward pass.
@@ -37,7 +37,7 @@ pub(crate) fn each(
     let mut count = 0;
     for entry in catalogue().iter().filter(|entry| !entry.bench) {
         let folder = tempfile::tempdir().unwrap();
-        if !wanted(kind(entry.model_type).unwrap()) {
+        if !wanted(entry.kind) {
             continue;
         }
         write(entry.model_type, entry.variant, 0, folder.path()).unwrap();

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use models::synthetic::{self, catalogue};
-use models::{Kind, kind, model_types};
+use models::{Kind, model_types};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
@@ -26,9 +26,9 @@ fn words(text: &str) -> BTreeSet<&str> {
 
 /// The number of architectures of one kind, `what`, and their `model_type`s in the order of the table: ` (2): bert, roberta`.
 fn list(of: Kind, what: &str) -> String {
-    let mut listed: Vec<&str> = catalogue().iter().map(|entry| entry.model_type).collect();
+    let entries = catalogue().iter().filter(|entry| entry.kind == of);
+    let mut listed: Vec<&str> = entries.map(|entry| entry.model_type).collect();
     listed.dedup();
-    listed.retain(|model_type| kind(model_type) == Some(of));
     format!(" ({}){what}: {}", listed.len(), listed.join(", "))
 }
 
@@ -76,8 +76,20 @@ fn texts_list_and_count_the_architectures_and_their_synthetic_checkpoints() {
         (
             "../README.md",
             "\n- Dual encoders",
-            "\n- Decoders with images",
+            "\n- Encoders of texts by themselves",
             list(Kind::DualEncoder, " of images and texts"),
+        ),
+        (
+            "../README.md",
+            "\n- Encoders of texts by themselves",
+            "\n- Encoders of images by themselves",
+            list(Kind::TextEncoder, ", as hidden states or projected"),
+        ),
+        (
+            "../README.md",
+            "\n- Encoders of images by themselves",
+            "\n- Decoders with images",
+            list(Kind::ImageEncoder, ", as hidden states or projected"),
         ),
         (
             "../README.md",

@@ -8,3 +8,4 @@ mod lists;
 mod load;
 mod sequences;
 mod speech;
+mod towers;

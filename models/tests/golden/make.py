@@ -8,8 +8,9 @@ config.json CONFIG, such as that of the architecture's synthetic checkpoint. Wit
 FOLDER/<case>/ gets config.json, tensors.json (name to shape; the values follow from the names, see `weights`) and
 expected.safetensors: the inputs under the names of transformers' `forward` (input_ids, attention_mask, position_ids, and
 those of a decoder or of images), `logits` of eager attention in f64 for every position (of an encoder-decoder's decoder; of
-a dual encoder for each image and text), and `errors`, the relative L2 at real positions of transformers' own f32, bf16 and
-f16 logits against them.
+a dual encoder for each image and text; of a tower's projection for each text or image), a tower's other outputs as
+`output.NAME`, and `errors`, the relative L2 at real positions of transformers' own f32, bf16 and f16 logits against the f64
+ones.
 
 The f64 logits are computed with every cast to float32 replaced by one to float64, because transformers computes norms,
 softmax and rope tables in float32 in every dtype. Unmodified, the oracle would be accurate to 1e-7 only, and NaN with left
@@ -66,6 +67,11 @@ CLIP_VISION = dict(
     hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2, image_size=11, patch_size=3, layer_norm_eps=1e-3
 )
 CLIP = dict(dict.fromkeys(SIZES), model_type="clip", projection_dim=20, auto="AutoModel", text_config=CLIP_TEXT, vision_config=CLIP_VISION)
+# Either encoder by itself.
+TOWERS = ["clip_text_model", "clip_vision_model"]
+TOWER = dict(dict.fromkeys(SIZES), projection_dim=20)
+CLIP_TEXT_MODEL = {**TOWER, **CLIP_TEXT, "model_type": "clip_text_model", "auto": "CLIPTextModel"}
+CLIP_VISION_MODEL = {**TOWER, **CLIP_VISION, "model_type": "clip_vision_model", "auto": "CLIPVisionModel"}
 # Three parts of different widths are rotated by time, height and width.
 QWEN2_VL = dict(
     dict.fromkeys(SIZES), model_type="qwen2_vl", auto="AutoModelForImageTextToText", image_token_id=38, video_token_id=39,
@@ -166,6 +172,12 @@ CASES = {
     "clip_largest_id": dict(
         CLIP, text_config=dict(CLIP_TEXT, eos_token_id=2, hidden_act="gelu"), vision_config=dict(CLIP_VISION, hidden_act="gelu_new")
     ),
+    "clip_text_model": dict(CLIP_TEXT_MODEL),
+    "clip_text_model_projection": dict(CLIP_TEXT_MODEL, auto="CLIPTextModelWithProjection", eos_token_id=2, hidden_act="gelu"),
+    "clip_vision_model": dict(CLIP_VISION_MODEL),
+    "clip_vision_model_projection": dict(CLIP_VISION_MODEL, auto="CLIPVisionModelWithProjection", hidden_act="gelu_new"),
+    "t5_encoder": dict(T5, auto="T5EncoderModel"),
+    "t5_encoder_gated": dict(T5, auto="T5EncoderModel", feed_forward_proj="gated-gelu", tie_word_embeddings=False),
     "qwen2_vl": dict(QWEN2_VL),
     "qwen2_vl_hidden_states": dict(QWEN2_VL, auto="AutoModel"),
     "cohere": dict(model_type="cohere", use_qk_norm=True, logit_scale=0.5, attention_bias=True, **LAYER_NORM, layer_norm_eps=1e-3),
@@ -202,8 +214,13 @@ def weights(name, shape):
     return torch.from_numpy((unit * 0.5).astype(numpy.float32)).reshape(shape)
 
 
-def logits(auto, folder, dtype, inputs):
-    """The output at all positions, on the CPU, without a cache."""
+# The names of main outputs, and of those that a tower returns beside one.
+MAIN = ["logits", "logits_per_image", "text_embeds", "image_embeds", "last_hidden_state"]
+FURTHER = ["pooler_output", "last_hidden_state"]
+
+
+def outputs(auto, folder, dtype, inputs):
+    """The main output at all positions, on the CPU, without a cache, as `logits`; a tower's others as `output.NAME`."""
     model = auto.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
     if model._can_set_experts_implementation():
         # The grouped product that 5.x prefers does not support float64.
@@ -213,14 +230,16 @@ def logits(auto, folder, dtype, inputs):
         inputs = dict(inputs, input_features=inputs["input_features"].to(dtype))
     with torch.no_grad():
         out = model(**{key: value for key, value in inputs.items() if key in accepted})
-    return next(out[name] for name in ["logits", "logits_per_image", "last_hidden_state"] if name in out).contiguous()
+    main = next(name for name in MAIN if name in out)
+    further = [name for name in FURTHER if name in out and name != main] if model.config.model_type in TOWERS else []
+    return {"logits": out[main].contiguous(), **{f"output.{name}": out[name].contiguous() for name in further}}
 
 
-def logits_f64(auto, folder, inputs):
+def outputs_f64(auto, folder, inputs):
     torch.set_default_dtype(torch.float64)
     try:
         with Widen():
-            return logits(auto, folder, torch.float64, inputs)
+            return outputs(auto, folder, torch.float64, inputs)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -228,18 +247,24 @@ def logits_f64(auto, folder, inputs):
 def make_inputs(config, batch=2, seq=12, padding=3, decoder_seq=10, decoder_padding=2):
     mask = torch.ones(batch, seq, dtype=torch.int64)
     mask[1, :padding] = 0
-    if config.model_type == "clip":
+    if config.model_type == "clip" or config.model_type in TOWERS:
+        text, vision = (getattr(config, part, config) for part in ["text_config", "vision_config"])
+        texts, images = 6, 4
+        draw = lambda: torch.randn(images, vision.num_channels, vision.image_size, vision.image_size)
+        if config.model_type == "clip_vision_model":
+            return dict(pixel_values=draw())
         # Padding is on the right, with the id of the last real token: the first such token ends a text.
-        text, vision, texts, images = config.text_config, config.vision_config, 6, 4
         ids = torch.randint(3, text.vocab_size - 1, (texts, seq))
         mask = torch.ones(texts, seq, dtype=torch.int64)
         for row, padding in enumerate(range(texts)):
             ids[row, seq - padding - 1 :] = text.vocab_size - 1
             mask[row, seq - padding :] = 0
-        pixels = torch.randn(images, vision.num_channels, vision.image_size, vision.image_size)
-        return dict(input_ids=ids, attention_mask=mask, pixel_values=pixels)
+        inputs = dict(input_ids=ids, attention_mask=mask)
+        return inputs if config.model_type == "clip_text_model" else dict(inputs, pixel_values=draw())
     if config.model_type == "qwen2_vl":
         return make_images(config)
+    if config.architectures == ["T5EncoderModel"]:
+        return dict(input_ids=torch.randint(0, config.vocab_size, (batch, seq)), attention_mask=mask)
     if config.is_encoder_decoder:
         decoder_mask = torch.ones(batch, decoder_seq, dtype=torch.int64)
         decoder_mask[1, :decoder_padding] = 0
@@ -289,7 +314,8 @@ def make_images(config, seq=20):
 def relative(result, oracle, inputs):
     """Relative L2 at the real positions of the tokens that the output follows."""
     mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
-    real = mask.bool() if result.dim() == 3 else slice(None)  # a classifier gives one vector a row
+    # A classifier gives one vector a row, and images have no padding.
+    real = mask.bool() if result.dim() == 3 and mask is not None else slice(None)
     return ((result.double() - oracle)[real].norm() / oracle[real].norm()).item()
 
 
@@ -302,7 +328,9 @@ def make(folder, case, config):
         settings = {**SIZES, **CASES[case]}
         settings = {key: value for key, value in settings.items() if value is not None}
         auto = getattr(transformers, settings.pop("auto", "AutoModelForCausalLM"))
-        model = auto.from_config(transformers.AutoConfig.for_model(**settings))
+        # A class by its name has no public constructor from a config.
+        from_config = getattr(auto, "from_config", None) or auto._from_config
+        model = from_config(transformers.AutoConfig.for_model(**settings))
     model.save_pretrained(folder)
     # Names as in the file, because transformers 5 stacks experts that a checkpoint stores separately.
     tensors = load_file(folder / "model.safetensors")
@@ -311,15 +339,16 @@ def make(folder, case, config):
     tensors = {name: weights(name, tensor.shape) for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata=dict(format="pt"))
     torch.manual_seed(1)
-    inputs = make_inputs(model.config)
-    oracle = logits_f64(auto, folder, inputs)
+    inputs = make_inputs(transformers.AutoConfig.from_pretrained(folder))
+    oracles = outputs_f64(auto, folder, inputs)
+    oracle = oracles["logits"]
     assert oracle.dtype == torch.float64 and oracle.isfinite().all()
     dtypes = [torch.float32, torch.bfloat16, torch.float16]
-    errors = [relative(logits(auto, folder, dtype, inputs), oracle, inputs) for dtype in dtypes]
-    as_is = relative(logits(auto, folder, torch.float64, inputs), oracle, inputs)
+    errors = [relative(outputs(auto, folder, dtype, inputs)["logits"], oracle, inputs) for dtype in dtypes]
+    as_is = relative(outputs(auto, folder, torch.float64, inputs)["logits"], oracle, inputs)
     print(f"{case}: error of f32, bf16, f16: {errors}, of f64 as it is: {as_is}")
     save_file(
-        {**inputs, "logits": oracle, "errors": torch.tensor(errors, dtype=torch.float64)},
+        {**inputs, **oracles, "errors": torch.tensor(errors, dtype=torch.float64)},
         folder / "expected.safetensors",
     )
     tensors = load_file(folder / "model.safetensors")

@@ -1,6 +1,6 @@
 //! Inputs from files and logits to files, as candle tensors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -11,6 +11,8 @@ use protocol::{
 use super::failure::{exception, failure, unsupported};
 use crate::Inputs;
 
+/// Pictures, of which a row of the batch has one.
+const PIXEL_VALUES: &str = "pixel_values";
 /// Token types of texts.
 const SEGMENTS: &str = "token_type_ids";
 
@@ -24,14 +26,21 @@ pub fn dtype(dtype: Dtype) -> DType {
     }
 }
 
-/// The tensors of an inputs file; without an attention mask, nothing is padding. Inputs without tokens of their own, those of
-/// speech, have the decoder's in their place.
+/// The tensors of an inputs file; without an attention mask, nothing is padding. Inputs without tokens of their own have the
+/// decoder's in their place (speech) or one for each picture.
 ///
 /// # Errors
 /// When the file cannot be read. Inputs without any tokens are unsupported.
 pub fn inputs(path: &Path, device: &Device) -> Result<FileInputs, Failed> {
     let mut tensors = candle_core::safetensors::load(path, device).map_err(failure)?;
-    let ids = tensors.remove(INPUT_IDS).or_else(|| tensors.get(DECODER_INPUT_IDS).cloned());
+    let pictures = || {
+        let pictures = tensors.get(PIXEL_VALUES)?.dims().first().copied()?;
+        Some(Tensor::zeros((pictures, 1), DType::I64, device))
+    };
+    let ids =
+        tensors.get(INPUT_IDS).or_else(|| tensors.get(DECODER_INPUT_IDS)).cloned().map(Ok).or_else(pictures);
+    let ids = ids.transpose().map_err(failure)?;
+    tensors.remove(INPUT_IDS);
     let input_ids = ids.ok_or_else(|| unsupported("the inputs have no tokens, which the model needs"))?;
     let positions = tensors.remove(POSITION_IDS).map_or_else(|| input_ids.zeros_like(), Ok);
     Ok(FileInputs {
@@ -91,14 +100,25 @@ impl FileInputs {
 /// # Errors
 /// When the file cannot be written.
 pub fn write_logits(logits: &Tensor, path: &Path) -> Result<(), Failed> {
-    let kept = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    let logits = logits.to_dtype(kept).and_then(|logits| logits.to_device(&Device::Cpu)).map_err(failure)?;
+    write_outputs(logits, &[], path)
+}
+
+/// As [`write_logits`], with further outputs under their names.
+///
+/// # Errors
+/// As [`write_logits`].
+pub fn write_outputs(main: &Tensor, further: &[(&str, Tensor)], path: &Path) -> Result<(), Failed> {
+    let kept = if main.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let stored = |tensor: &Tensor| tensor.to_dtype(kept)?.to_device(&Device::Cpu);
+    let all = std::iter::once((LOGITS, main)).chain(further.iter().map(|(name, tensor)| (*name, tensor)));
+    let outputs = all.map(|(name, tensor)| Ok((name, stored(tensor)?)));
+    let outputs: HashMap<&str, Tensor> = outputs.collect::<candle_core::Result<_>>().map_err(failure)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let partial = tempfile::Builder::new()
         .prefix(".partial-")
         .tempfile_in(folder)
         .map_err(|error| exception(format!("cannot write into {}: {error}", folder.display())))?;
-    candle_core::safetensors::save(&[(LOGITS, logits)].into(), partial.path()).map_err(failure)?;
+    candle_core::safetensors::save(&outputs, partial.path()).map_err(failure)?;
     let finish = || -> std::io::Result<()> {
         std::fs::File::open(partial.path())?.sync_all()?;
         partial.persist(path).map_err(|error| error.error)?;

@@ -15,7 +15,7 @@ use crate::results::environment::{AutoDevice, CheckpointRecord, EnvironmentRecor
 use crate::results::{AnswerToken, Axes, Case, Manifest, SCHEMA_VERSION};
 use crate::spec::checkpoint::{self, Checkpoint, Step};
 use crate::spec::config::{self, InputsForm, Padding};
-use crate::spec::inputs::{self, Fill, Inputs, Prompt, Spec, Texts};
+use crate::spec::inputs::{self, Fill, Inputs, Prompt, Spec, Texts, retrieval};
 use crate::spec::machine::{self, Machine};
 use crate::spec::plan::{CasePlan, EnvironmentOrigin, EnvironmentPlan, InputsPlan, Plan};
 use compare::units::count;
@@ -147,6 +147,13 @@ fn cases(request: &RunRequest, environments: &[EnvironmentResult]) -> Result<Vec
             }
         };
         let folder = tempfile::tempdir().into_diagnostic()?;
+        if request.config.inputs.retrieval && checkpoint.pooling().is_none() {
+            let name = &checkpoint.name;
+            return Err(miette::miette!(
+                help = "list a sentence-transformers checkpoint, whose modules.json names a pooling, or use other inputs",
+                "`retrieval` ranks vectors of texts, and {name} has no pooling of hidden states"
+            ));
+        }
         let processed = request
             .config
             .inputs
@@ -340,6 +347,7 @@ pub(super) fn manifest(
             .map(|choice| AnswerToken { text: choice.text.clone(), id: choice.id })
             .collect(),
         pooling: prepared.checkpoint.pooling(),
+        questions: request.config.inputs.retrieval.then_some(retrieval::QUESTIONS),
         axes: axes(plan_case.inputs, &prepared.inputs),
         tolerances: request.config.checkpoints[plan_case.checkpoint].tolerances,
         variants: plan

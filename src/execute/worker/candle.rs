@@ -8,19 +8,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bounds::limits::CHECKPOINT_JSON_BYTES;
 use candle_core::Tensor;
 use models::cuda::driver::Setting;
 use models::{Backend, Cache, Loaded, Options};
 use reference::protocol::{
-    Capture, Captured, Failed, Forward, Forwarded, Generate, Generated, Load, Mode, NewInputs, POSITION_IDS,
-    Positions, Ready, Replay, Replayed, TakenInputs, Trace,
+    Capture, Captured, Failed, Forward, Forwarded, Generate, Generated, INPUT_IDS, Load, Mode, NewInputs,
+    Output, POSITION_IDS, Positions, Ready, Replay, Replayed, TakenInputs, Trace,
 };
 
 use tfcheck_port::Probe;
 use tfcheck_port::worker::{
     ChromeTrace, Engine, Feeder, Writer, dtype, element, exception, inputs, not_loaded, peak_resident_bytes,
-    same, steps, unsupported, write_logits,
+    same, steps, unsupported, write_outputs,
 };
 
 use super::failure::{model_failure, tensor_failure};
@@ -35,8 +34,6 @@ pub struct CandleEngine {
     /// The GPU that was opened last; it stays open because opening one takes longer than most forward passes.
     accelerator: Option<Accelerator>,
     loaded: Option<(Loaded, models::Inputs, Place)>,
-    /// The model's kind.
-    kind: Option<models::Kind>,
 }
 
 impl CandleEngine {
@@ -81,8 +78,7 @@ impl Engine for CandleEngine {
             }
         };
         let loaded = loaded.map_err(model_failure)?;
-        self.kind = kind(&load.checkpoint);
-        let inputs = self.read(&load.inputs, &place)?;
+        let inputs = read(&loaded, &load.inputs, &place)?;
         let mut notes = Vec::new();
         if !loaded.unread_keys.is_empty() {
             notes.push(format!(
@@ -120,13 +116,13 @@ impl Engine for CandleEngine {
 
     fn forward(&mut self, forward: &Forward) -> Result<Forwarded, Failed> {
         let start = Instant::now();
-        let logits = match self.steps(forward.prefill, &forward.chunks)? {
-            None => self.logits()?,
-            Some(steps) => self.through_the_cache(steps, None)?,
+        let (logits, further, outputs) = match self.steps(forward.prefill, &forward.chunks)? {
+            None => self.outputs()?,
+            Some(steps) => (self.through_the_cache(steps, None)?, Vec::new(), Vec::new()),
         };
         let elapsed_ns = start.elapsed().as_nanos() as u64;
         let shape = logits.dims().to_vec();
-        write_logits(&logits, &forward.logits)?;
+        write_outputs(&logits, &further, &forward.logits)?;
         let peak_bytes = self.peak_bytes();
         Ok(Forwarded {
             elapsed_ns,
@@ -135,7 +131,7 @@ impl Engine for CandleEngine {
             prefill: forward.prefill,
             chunks: forward.chunks.clone(),
             peak_bytes,
-            outputs: Vec::new(),
+            outputs,
             graphs: None,
             notes: Vec::new(),
         })
@@ -156,7 +152,7 @@ impl Engine for CandleEngine {
     }
 
     fn decode(&mut self, tokens: usize) -> Result<Vec<u64>, Failed> {
-        let Some(tokens_of) = self.kind.and_then(CachedTokens::of) else { return Ok(Vec::new()) };
+        let Some(tokens_of) = self.cached_tokens() else { return Ok(Vec::new()) };
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let mut cache = models::Cache::new();
         loaded.run(inputs, Some(&mut cache), None).map_err(model_failure)?;
@@ -215,14 +211,14 @@ impl Engine for CandleEngine {
 
     fn inputs(&mut self, new: &NewInputs) -> Result<TakenInputs, Failed> {
         let (loaded, _, place) = self.loaded.take().ok_or_else(not_loaded)?;
-        let inputs = self.read(&new.inputs, &place)?;
+        let inputs = read(&loaded, &new.inputs, &place)?;
+        let unused = if takes_positions(loaded.kind) { Vec::new() } else { vec![POSITION_IDS.to_owned()] };
         self.loaded = Some((loaded, inputs, place));
-        let unused = if self.takes_positions() { Vec::new() } else { vec![POSITION_IDS.to_owned()] };
         Ok(TakenInputs { unused })
     }
 
     fn generate(&mut self, generate: &Generate) -> Result<Generated, Failed> {
-        let Some(tokens) = self.kind.and_then(CachedTokens::of) else {
+        let Some(tokens) = self.cached_tokens() else {
             return Err(unsupported("only a native decoder or encoder-decoder generates tokens"));
         };
         let (loaded, inputs, _) = self.loaded.as_mut().ok_or_else(not_loaded)?;
@@ -271,30 +267,33 @@ fn best_tokens(logits: &Tensor) -> candle_core::Result<Vec<i64>> {
 }
 
 impl CandleEngine {
-    /// The inputs as the model takes them.
-    fn read(&self, path: &Path, place: &Place) -> Result<models::Inputs, Failed> {
-        let inputs = inputs(path, &place.tensors())?;
-        Ok(models::Inputs {
-            input_ids: inputs.input_ids,
-            attention_mask: inputs.attention_mask,
-            position_ids: self.takes_positions().then_some(inputs.position_ids),
-            tensors: inputs.others,
-        })
+    /// The tokens that go through the loaded model's KV cache; `None` for a model without one.
+    fn cached_tokens(&self) -> Option<CachedTokens> {
+        self.loaded.as_ref().and_then(|(loaded, ..)| CachedTokens::of(loaded.kind))
     }
 
     /// Where the forward passes over the inputs begin and end; `None` for one over all tokens.
     fn steps(&self, prefill: Option<usize>, chunks: &[usize]) -> Result<Option<Vec<Range<usize>>>, Failed> {
         let (_, inputs, _) = self.loaded.as_ref().ok_or_else(not_loaded)?;
         // Encoder-decoders count their decoder's tokens.
-        let tokens = self.kind.and_then(CachedTokens::of).unwrap_or(CachedTokens::Own);
+        let tokens = self.cached_tokens().unwrap_or(CachedTokens::Own);
         let ids = tokens.ids(inputs).unwrap_or(&inputs.input_ids);
         steps(prefill, chunks, ids.dim(1).map_err(tensor_failure)?)
     }
 
-    /// Whether the model takes `position_ids`: only decoders do, as in the Python bridge; the others count positions
-    /// themselves (BERT from the start of the sequence, RoBERTa from the first token that is not padding).
-    fn takes_positions(&self) -> bool {
-        self.kind == Some(models::Kind::Decoder)
+    /// All outputs of one pass, finished on the device: the main one, those beside it, and what they are, empty for the main
+    /// one alone.
+    fn outputs(&mut self) -> Result<(Tensor, Vec<(&'static str, Tensor)>, Vec<Output>), Failed> {
+        let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
+        let mut outputs = loaded.outputs(inputs).map_err(model_failure)?;
+        place.synchronize()?;
+        let described = if outputs.len() > 1 {
+            outputs.iter().map(|(name, tensor)| described(name, tensor, inputs)).collect()
+        } else {
+            Vec::new()
+        };
+        let (_, main) = outputs.remove(0);
+        Ok((main, outputs, described))
     }
 
     /// One pass, finished on the device.
@@ -311,7 +310,7 @@ impl CandleEngine {
         steps: Vec<Range<usize>>,
         mut probe: Option<&mut Writer>,
     ) -> Result<Tensor, Failed> {
-        let Some(tokens) = self.kind.and_then(CachedTokens::of) else {
+        let Some(tokens) = self.cached_tokens() else {
             return Err(unsupported("only a native decoder or encoder-decoder is run through a KV cache"));
         };
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
@@ -333,9 +332,26 @@ fn no_tokens() -> Failed {
     unsupported("the inputs have no decoder_input_ids, which the model needs")
 }
 
-/// The kind of the checkpoint's model.
-fn kind(folder: &Path) -> Option<models::Kind> {
-    let config = bounds::file::read(&folder.join("config.json"), CHECKPOINT_JSON_BYTES).ok()?;
-    let config: serde_json::Value = serde_json::from_slice(&config).ok()?;
-    models::kind(config["model_type"].as_str()?)
+/// The inputs as the model takes them.
+fn read(loaded: &Loaded, path: &Path, place: &Place) -> Result<models::Inputs, Failed> {
+    let inputs = inputs(path, &place.tensors())?;
+    Ok(models::Inputs {
+        input_ids: inputs.input_ids,
+        attention_mask: inputs.attention_mask,
+        position_ids: takes_positions(loaded.kind).then_some(inputs.position_ids),
+        tensors: inputs.others,
+    })
+}
+
+/// Whether a model takes `position_ids`: only decoders do, as in the Python bridge; the others count positions themselves
+/// (BERT from the start of the sequence, RoBERTa from the first token that is not padding).
+fn takes_positions(kind: models::Kind) -> bool {
+    kind == models::Kind::Decoder
+}
+
+/// An output of this name, which follows the tokens if it has their positions.
+fn described(name: &str, tensor: &Tensor, inputs: &models::Inputs) -> Output {
+    let shape = tensor.dims().to_vec();
+    let follows = matches!(shape[..], [_, _, _]) && shape[..2] == *inputs.input_ids.dims();
+    Output { name: name.to_owned(), shape, follows: follows.then(|| INPUT_IDS.to_owned()) }
 }

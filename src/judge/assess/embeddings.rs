@@ -7,8 +7,9 @@ use compare::matrix::Entry;
 use compare::metrics;
 use miette::{Result, miette};
 
-use crate::judge::view::{EmbeddingRow, EmbeddingsView};
+use crate::judge::view::{EmbeddingRow, EmbeddingsView, RetrievalRow};
 use crate::spec::checkpoint::Pooling;
+use crate::spec::inputs::retrieval::answer;
 
 /// The vectors of every entry, as entries to compare, and what they come to.
 pub(super) struct Embeddings {
@@ -17,12 +18,12 @@ pub(super) struct Embeddings {
 }
 
 /// Pools the hidden states of every entry over the real positions of `mask`; `reference` is the entry that the rankings are
-/// compared with.
+/// compared with. The first rows are so many `questions` of a retrieval set, and the others its passages, if it is one.
 ///
 /// # Errors
 /// When hidden states that exist cannot be read.
 pub(super) fn embeddings(
-    pooling: Pooling,
+    (pooling, questions): (Pooling, Option<usize>),
     entries: &[Entry],
     mask: &Mask,
     reference: usize,
@@ -50,6 +51,7 @@ pub(super) fn embeddings(
             // A vector that is not finite has no angle, which is the largest change.
             cosine_change: metrics::largest(change).unwrap_or(0.0),
             same_ranking,
+            retrieval: questions.and_then(|questions| retrieval(vectors, known, questions)),
         })
     };
     let rows = entries.iter().zip(&pooled).filter_map(row).collect();
@@ -64,7 +66,7 @@ pub(super) fn embeddings(
         Entry { name: entry.name.clone(), dtype: entry.dtype, logits }
     };
     let entries = entries.iter().zip(pooled).map(entry).collect();
-    Ok(Embeddings { entries, view: EmbeddingsView { pooling, texts, rows } })
+    Ok(Embeddings { entries, view: EmbeddingsView { pooling, texts, questions, rows } })
 }
 
 /// The vector of each row.
@@ -93,9 +95,75 @@ fn ranking(vectors: &[Vec<f64>], row: usize) -> Vec<usize> {
     others
 }
 
+/// How `vectors` rank the passages behind the first `questions` rows, beside the reference's; `None` without either.
+fn retrieval(vectors: &[Vec<f64>], known: &[Vec<f64>], questions: usize) -> Option<RetrievalRow> {
+    let cosines = |vectors: &[Vec<f64>], question: usize| -> Vec<f64> {
+        vectors[questions..].iter().map(|passage| cosine(&vectors[question], passage)).collect()
+    };
+    if questions == 0 || vectors.len() != known.len() || questions + 2 > known.len() {
+        return None;
+    }
+    let of: Vec<[Vec<f64>; 2]> =
+        (0..questions).map(|question| [cosines(vectors, question), cosines(known, question)]).collect();
+    let taus: Vec<f64> = of.iter().map(|[ours, theirs]| kendall(ours, theirs)).collect();
+    let changes = of.iter().flat_map(|[ours, theirs]| ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()));
+    let answers = of.iter().enumerate().filter(|(question, [ours, _])| first(ours) == answer(*question));
+    Some(RetrievalRow {
+        same_first: of.iter().filter(|[ours, theirs]| first(ours) == first(theirs)).count(),
+        tau_mean: taus.iter().sum::<f64>() / questions as f64,
+        tau_least: taus.iter().copied().fold(1.0, f64::min),
+        cosine_change: metrics::largest(changes).unwrap_or(0.0),
+        answered: answers.count(),
+    })
+}
+
+/// The place of the largest value; a value that is not a number is not the largest.
+fn first(cosines: &[f64]) -> usize {
+    let rank = |index: &usize| if cosines[*index].is_nan() { f64::NEG_INFINITY } else { cosines[*index] };
+    // The first of equal ones.
+    (0..cosines.len()).rev().max_by(|a, b| rank(a).total_cmp(&rank(b))).unwrap_or_default()
+}
+
+/// Kendall's τ between the orders of two lists of one length, at least 2 (Kendall 1938, "A new measure of rank correlation").
+fn kendall(a: &[f64], b: &[f64]) -> f64 {
+    let pairs = || (0..a.len()).flat_map(|j| (0..j).map(move |i| (i, j)));
+    let agreement = |(i, j): (usize, usize)| {
+        let (a, b) = (a[i].partial_cmp(&a[j]), b[i].partial_cmp(&b[j]));
+        match (a, b) {
+            (Some(a), Some(b)) if a.is_ne() && b.is_ne() => {
+                if a == b {
+                    1.0
+                } else {
+                    -1.0
+                }
+            }
+            _ => 0.0,
+        }
+    };
+    pairs().map(agreement).sum::<f64>() / pairs().count() as f64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ranking_agrees_by_its_pairs_and_its_first_passage() {
+        assert_eq!(kendall(&[0.9, 0.5, 0.1], &[0.8, 0.6, 0.2]), 1.0);
+        assert_eq!(kendall(&[0.9, 0.5, 0.1], &[0.2, 0.6, 0.8]), -1.0);
+        // One of three pairs is in the opposite order; equal and incomparable cosines count as neither.
+        assert!((kendall(&[0.9, 0.5, 0.1], &[0.6, 0.8, 0.2]) - 1.0 / 3.0).abs() < 1e-15);
+        assert!((kendall(&[0.9, 0.5, 0.1], &[0.8, 0.8, f64::NAN]) - 0.0).abs() < 1e-15);
+        // A question and two passages; the reference has them the other way round.
+        let known = [vec![1.0, 0.0], vec![1.0, 0.1], vec![0.5, 1.0]];
+        let ours = [vec![0.0, 1.0], vec![1.0, 0.1], vec![0.5, 1.0]];
+        let same = retrieval(&known, &known, 1).unwrap();
+        assert_eq!((same.same_first, same.tau_mean, same.cosine_change, same.answered), (1, 1.0, 0.0, 1));
+        let other = retrieval(&ours, &known, 1).unwrap();
+        assert_eq!((other.same_first, other.tau_mean, other.tau_least, other.answered), (0, -1.0, -1.0, 0));
+        assert!(other.cosine_change > 0.4);
+        assert_eq!(retrieval(&known, &known, 2), None);
+    }
 
     #[test]
     fn rows_are_ranked_by_the_angle_between_them() {

@@ -26,6 +26,7 @@ fn case() -> Case {
         inputs_digest: "i".into(),
         choices: vec![],
         pooling: None,
+        questions: None,
         axes: None,
         tolerances: None,
         variants: vec![],

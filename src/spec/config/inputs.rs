@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{enabled, is_enabled};
+use crate::spec::inputs::retrieval;
 
 /// The inputs: `prompts` or `token_ids` (one batch, a sequence each), `lengths` (a sweep over token counts), or `tensors` (a file).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -20,6 +21,9 @@ pub struct InputsConfig {
     /// Texts whose probability as the next token is reported per variant; only with `prompts`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub choices: Option<Vec<String>>,
+    /// Whether the batch is a small built-in retrieval set, 12 questions and 24 passages, for checkpoints of sentence-transformers: the report shows whether each variant ranks the passages in the same order; excludes the other forms. Default: false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub retrieval: bool,
     /// Token ids that make one batch, one list per sequence; excludes `prompts` and `lengths`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<Vec<u32>>>,
@@ -104,6 +108,7 @@ impl Default for InputsConfig {
             prompts: None,
             chat: false,
             choices: None,
+            retrieval: false,
             token_ids: None,
             images: None,
             audio: None,
@@ -130,6 +135,9 @@ impl InputsConfig {
     pub fn form(&self) -> InputsForm<'_> {
         if self.is_processed() {
             return InputsForm::Processed;
+        }
+        if self.retrieval {
+            return InputsForm::Prompts { prompts: &retrieval::TEXTS, chat: false };
         }
         match (&self.prompts, &self.token_ids, &self.tensors) {
             (Some(prompts), ..) => InputsForm::Prompts { prompts, chat: self.chat },

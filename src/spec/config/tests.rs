@@ -56,6 +56,15 @@ const BAD: &[(&str, &str)] = &[
     ("an empty prompt", "[inputs]\nprompts = [\"Hello\", \" \"]\n[[checkpoints]]\nsource = \"gpt2\""),
     ("choices without prompts", "[inputs]\nchoices = [\"A\"]"),
     ("chat without prompts", "[inputs]\nchat = true"),
+    ("a retrieval set for a synthetic checkpoint", "[inputs]\nretrieval = true"),
+    (
+        "a retrieval set with lengths",
+        "[inputs]\nretrieval = true\nlengths = [128]\n[[checkpoints]]\nsource = \"gpt2\"",
+    ),
+    (
+        "a retrieval set with prompts",
+        "[inputs]\nretrieval = true\nprompts = [\"Hello\"]\n[[checkpoints]]\nsource = \"gpt2\"",
+    ),
     ("no length", "[inputs]\nlengths = []"),
     ("a length of 0", "[inputs]\nlengths = [128, 0]"),
     ("a batch twice", "[inputs]\nbatch = [1, 4, 1]"),

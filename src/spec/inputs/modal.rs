@@ -130,6 +130,24 @@ const SAMPLES: usize = 16_000;
 /// Samples that whole frames of a codec consist of: 8 of Mimi's 1,920, 48 of EnCodec's 320.
 const FRAMED_SAMPLES: usize = 15_360;
 
+/// Ends random texts of a model that pools them at their end token: its last real token becomes that of the config, or the
+/// largest id where the config has the 2 of early checkpoints, at whose largest id those pool.
+pub(super) fn end(inputs: &mut Inputs, config: &Value) {
+    let number = |key: &str| config.get(key).and_then(Value::as_i64);
+    if config.get("model_type").and_then(Value::as_str) != Some("clip_text_model") {
+        return;
+    }
+    let Some(end) = number("eos_token_id") else { return };
+    let end = if end == 2 { number("vocab_size").map_or(end, |size| size - 1) } else { end };
+    let rows = inputs.input_ids.chunks_mut(inputs.seq.max(1));
+    for (ids, mask) in rows.zip(inputs.attention_mask.chunks(inputs.seq.max(1))) {
+        if let Some(last) = mask.iter().rposition(|real| *real != 0) {
+            ids[last] = end;
+        }
+    }
+    inputs.digest = batch::digest(inputs);
+}
+
 /// Adds what the model of this config gets beside tokens.
 ///
 /// # Errors
@@ -294,11 +312,29 @@ mod tests {
     }
 
     #[test]
+    fn a_text_ends_with_the_token_at_which_clip_pools_it() {
+        let ended = |config: &Value| {
+            let mut inputs =
+                batch::lay_out("test".to_owned(), &[vec![5, 6, 7], vec![8, 9]], 3, Padding::Right, 0);
+            end(&mut inputs, config);
+            inputs.input_ids
+        };
+        let config =
+            |eos: i64| json!({"model_type": "clip_text_model", "eos_token_id": eos, "vocab_size": 90});
+        assert_eq!(ended(&config(70)), [5, 6, 70, 8, 70, 0]);
+        assert_eq!(ended(&config(2)), [5, 6, 89, 8, 89, 0]);
+        assert_eq!(ended(&json!({"model_type": "llama", "eos_token_id": 70})), [5, 6, 7, 8, 9, 0]);
+    }
+
+    #[test]
     fn a_decoder_has_more_tokens_than_its_encoder_and_pictures_have_none() {
         let text = json!({"model_type": "t5", "is_encoder_decoder": true, "decoder_start_token_id": 3});
         let inputs = completed(&text).unwrap();
         let decoder = &inputs.tensors[DECODER_INPUT_IDS];
         assert_eq!((inputs.seq, &decoder.shape[..], decoder.bytes[0]), (3, &[2, 4][..], 3));
+        let mut encoder = text.clone();
+        encoder["architectures"] = json!(["T5EncoderModel"]);
+        assert!(completed(&encoder).unwrap().tensors.is_empty());
         let picture = json!({"model_type": "vit", "image_size": 8, "num_channels": 1});
         let inputs = completed(&picture).unwrap();
         assert_eq!((inputs.seq, inputs.input_ids.len()), (0, 0));

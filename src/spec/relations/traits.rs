@@ -161,7 +161,9 @@ impl Traits {
         let is_encoder = ENCODERS.contains(&model_type.as_str()) && flag("is_decoder") != Some(true);
         let is_causal = !is_encoder
             && head.is_none_or(|head| {
-                !["ForMaskedLM", "ForSequenceClassification"].iter().any(|end| head.ends_with(end))
+                !["ForMaskedLM", "ForSequenceClassification", "EncoderModel"]
+                    .iter()
+                    .any(|end| head.ends_with(end))
             });
         let is_alibi = flag("alibi") == Some(true) || get("relative_attention_num_buckets").is_some();
         let is_listed = |list: &[&str]| list.contains(&model_type.as_str());

@@ -1,5 +1,5 @@
-//! Plants bugs in models of more than one sequence, T5, Whisper, CLIP and Qwen2-VL, on the inputs that a run makes, and
-//! localises them.
+//! Plants bugs in models of more than one sequence, T5, Whisper, CLIP and Qwen2-VL, and in their encoders by themselves, on the
+//! inputs that a run makes, and localises them.
 
 use candle_core::{D, Device, Tensor};
 use reference::protocol::{Dtype, Load, Mode};
@@ -29,12 +29,13 @@ fn fault(
 
 /// As [`fault`], for an edit of the tensor `module.tensor`; the module is the first to diverge.
 fn weight_fault(checkpoint: &str, module: &str, tensor: &str, edit: impl Fn(&Tensor) -> Tensor) {
-    // Qwen2-VL's files have the names of its first releases.
+    // Qwen2-VL's files have the names of its first releases, and those of CLIP's towers those of the whole model.
     let saved = module.replace("model.visual", "visual").replace("model.language_model", "model");
-    let name = format!("{saved}.{tensor}");
     let weights = |tensors: &mut Tensors| {
+        let names = ["", "text_model.", "vision_model."].map(|part| format!("{part}{saved}.{tensor}"));
+        let name = names.into_iter().find(|name| tensors.contains_key(name)).unwrap();
         let edited = edit(&tensors[&name]).contiguous().unwrap();
-        tensors.insert(name.clone(), edited);
+        tensors.insert(name, edited);
     };
     fault(checkpoint, |_| (), weights, module, None);
 }
@@ -68,6 +69,11 @@ fn a_missing_norm_is_localised_in_either_stack() {
         ("clip", "vision_model.pre_layrnorm"),
         ("clip", "vision_model.post_layernorm"),
         ("clip", "text_model.final_layer_norm"),
+        ("clip_text_model", "final_layer_norm"),
+        ("clip_text_model:projection", "text_model.final_layer_norm"),
+        ("clip_vision_model", "pre_layrnorm"),
+        ("clip_vision_model:projection", "vision_model.post_layernorm"),
+        ("t5:encoder-alone", "encoder.final_layer_norm"),
         ("qwen2_vl", "model.visual.merger.ln_q"),
         ("qwen2_vl", "model.visual.blocks.1.norm2"),
         ("qwen2_vl", "model.language_model.norm"),
@@ -222,6 +228,54 @@ fn wrong_weights_of_either_half_of_qwen2_vl_are_localised() {
 fn a_text_pooled_at_another_token_is_localised_to_the_code_behind_the_text_model() {
     let config = |config: &mut Value| config["text_config"]["eos_token_id"] = json!(2);
     fault("clip", config, |_| (), "(root)", Some([Some("text_model"), Some("text_projection")]));
+}
+
+#[test]
+fn a_tower_pooled_at_another_token_is_localised_to_the_code_behind_it() {
+    let config = |config: &mut Value| config["eos_token_id"] = json!(7);
+    let between = Some([Some("text_model"), Some("text_projection")]);
+    fault("clip_text_model:projection", config, |_| (), "(root)", between);
+}
+
+#[test]
+fn a_transposed_projection_of_a_tower_is_localised_to_it() {
+    for (checkpoint, tower, projection, size) in [
+        ("clip_text_model:projection", "text_model", "text_projection", 48),
+        ("clip_vision_model:projection", "vision_model", "visual_projection", 64),
+    ] {
+        let [setting, other] = [(); 2].map(|()| Setting::with_made_inputs(checkpoint));
+        // A square one, which fits either way.
+        let projected = |setting: &Setting, is_transposed: bool| {
+            let weights = |tensors: &mut Tensors| {
+                let square = tensors[&format!("{tower}.encoder.layers.0.self_attn.v_proj.weight")].clone();
+                let square = if is_transposed { square.t().unwrap().contiguous().unwrap() } else { square };
+                tensors.insert(format!("{projection}.weight"), square);
+            };
+            setting.changed(|config| config["projection_dim"] = json!(size), weights)
+        };
+        let right = Load { checkpoint: projected(&setting, false), ..setting.load(Mode::Eager, Dtype::F32) };
+        let wrong = Load { checkpoint: projected(&other, true), ..right.clone() };
+        assert_bug(&format!("{checkpoint} transposed"), &setting, (right, wrong), projection, None);
+    }
+}
+
+#[test]
+fn bugs_inside_of_a_tower_are_localised() {
+    let transposed = |weight: &Tensor| weight.transpose(D::Minus1, D::Minus2).unwrap();
+    weight_fault("clip_vision_model", "embeddings.patch_embedding", "weight", transposed);
+    let attention = "encoder.block.0.layer.0.SelfAttention";
+    weight_fault(
+        "t5:encoder-alone-gated",
+        &format!("{attention}.relative_attention_bias"),
+        "weight",
+        |table| rolled(table, 0),
+    );
+    for (checkpoint, module) in [
+        ("clip_text_model", "encoder.layers.1.self_attn.k_proj"),
+        ("clip_vision_model:projection", "vision_model.encoder.layers.2.mlp.fc1"),
+    ] {
+        weight_fault(checkpoint, module, "weight", |weight| rolled(weight, 0));
+    }
 }
 
 #[test]

@@ -86,7 +86,10 @@ pub(super) fn class<'a>(
     notes.extend(head.said.map(|said| format!("{name} {said}")));
     let has_parts =
         ["vision_config", "audio_config", "text_config"].iter().any(|key| config.contains_key(*key));
-    let is_whole = has_parts || config.get("is_encoder_decoder") == Some(&Value::Bool(true));
+    // A tower by itself (`clip_text_model`) is driven as in the model that it is part of.
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let is_tower = ["_text_model", "_vision_model"].iter().any(|ending| model_type.ends_with(ending));
+    let is_whole = has_parts || is_tower || config.get("is_encoder_decoder") == Some(&Value::Bool(true));
     let drive = match (head.auto, head.drive) {
         // BERT with a causal head is run as a decoder.
         (Some(CAUSAL), drive) => drive,
@@ -113,6 +116,11 @@ mod tests {
         check("BertModel", true, Class::Auto("AutoModel"), Drive::Encoder);
         check("MarianMTModel", false, Class::Named("MarianMTModel"), Drive::Whole);
         check("T5EncoderModel", false, Class::Auto("AutoModelForTextEncoding"), Drive::Encoder);
+        let tower = serde_json::json!({"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"});
+        let of_tower = super::class(tower.as_object().unwrap(), false, &mut Vec::new());
+        assert_eq!(of_tower, (Class::Auto("AutoModel"), Drive::Whole));
+        let projected = "CLIPVisionModelWithProjection";
+        check(projected, false, Class::Named(projected), Drive::Whole);
         let bart = "BartForConditionalGeneration";
         check(bart, true, Class::Named(bart), Drive::Whole);
         let trocr = "VisionEncoderDecoderModel";

@@ -13,6 +13,7 @@ use super::failure::Stop;
 use super::inputs::Takes;
 use super::load::{Loaded, torch_dtype};
 use super::output::{Returned, main};
+use super::pictures::later_positions;
 use protocol::{
     ATTENTION_MASK, DECODER_ATTENTION_MASK, DECODER_INPUT_IDS, INPUT_IDS, LOGITS, Output, POSITION_IDS, Role,
     forward_passes, role,
@@ -105,6 +106,12 @@ pub(super) fn decode<'py>(
         }
         if let Some(encoded) = &encoded {
             step.set_item(ENCODER_OUTPUTS, encoded)?;
+        }
+        if start > 0
+            && loaded.drive == Drive::Whole
+            && let Some(positions) = later_positions(py, loaded, step.get_item(mask)?.as_ref(), start)?
+        {
+            step.set_item(POSITION_IDS, positions)?;
         }
         step.set_item("use_cache", true)?;
         // A `Cache` without attention layers has no length (5.24).

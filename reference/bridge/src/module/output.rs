@@ -15,9 +15,9 @@ const MAIN: [&str; 11] = [
     "class_logits",
     "predicted_depth",
     "pred_masks",
-    "last_hidden_state",
     "image_embeds",
     "text_embeds",
+    "last_hidden_state",
     "audio_values",
 ];
 

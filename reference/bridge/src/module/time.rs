@@ -6,6 +6,7 @@ use pyo3::types::{PyDict, PyList};
 use super::cached::{ENCODER_OUTPUTS, encoder_outputs};
 use super::failure::Stop;
 use super::load::Loaded;
+use super::pictures::later_positions;
 use super::static_cache::StaticCache;
 use super::{forward, memory};
 use protocol::{
@@ -108,7 +109,14 @@ fn next<'py>(
         let one = torch.call_method1("ones_like", (column(&known, 0)?,))?;
         step.set_item(mask, torch.call_method1("cat", (PyList::new(py, [known, one])?, 1))?)?;
     }
-    if let Some(positions) = arguments.get_item(POSITION_IDS)? {
+    let known = step.get_item(mask)?;
+    let past: usize = match &known {
+        Some(known) => known.call_method1("size", (1,))?.extract::<usize>()? - 1,
+        None => 0,
+    };
+    if let Some(positions) = later_positions(py, loaded, known.as_ref(), past)? {
+        step.set_item(POSITION_IDS, positions)?;
+    } else if let Some(positions) = arguments.get_item(POSITION_IDS)? {
         step.set_item(POSITION_IDS, column(&positions, -1)?.call_method1("add", (1,))?)?;
     }
     Ok(step)

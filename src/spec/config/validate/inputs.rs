@@ -6,6 +6,18 @@ use super::{Checkpoint, CheckpointSource, Found, InputsConfig, Step};
 
 impl Found {
     pub(super) fn inputs(&mut self, inputs: &InputsConfig, checkpoints: &[Checkpoint]) {
+        if inputs.retrieval {
+            self.no_sweep(inputs, "retrieval", "the retrieval set is one batch of its own");
+            let others = [
+                ("prompts", inputs.prompts.is_some()),
+                ("token_ids", inputs.token_ids.is_some()),
+                ("tensors", inputs.tensors.is_some()),
+                ("images", inputs.images.is_some()),
+                ("audio", inputs.audio.is_some()),
+            ];
+            self.without("retrieval", &others, "each of them is the whole batch: keep one");
+            self.need_tokenizer("retrieval", checkpoints);
+        }
         if let Some(prompts) = &inputs.prompts {
             self.no_sweep(
                 inputs,
@@ -14,16 +26,7 @@ impl Found {
             );
             let others = [("token_ids", inputs.token_ids.is_some())];
             self.without("prompts", &others, "each of them is the whole batch: keep one");
-            if let Some(checkpoint) = checkpoints
-                .iter()
-                .find(|checkpoint| matches!(checkpoint.source, CheckpointSource::Synthetic { .. }))
-            {
-                self.field(
-                    at!["inputs", "prompts"],
-                    format!("`{}` has no tokenizer, which prompts need", checkpoint.source),
-                    "use `lengths`, or list checkpoints that have a tokenizer under [[checkpoints]]",
-                );
-            }
+            self.need_tokenizer("prompts", checkpoints);
             self.not_empty(at!["inputs", "prompts"], prompts);
             for (index, prompt) in prompts.iter().enumerate() {
                 if prompt.trim().is_empty() {
@@ -87,6 +90,22 @@ impl Found {
         }
         if let Some(padding) = &inputs.padding {
             self.list(at!["inputs", "padding"], padding);
+        }
+    }
+
+    /// The texts of `field` are tokenised, which a synthetic checkpoint cannot do.
+    fn need_tokenizer(&mut self, field: &'static str, checkpoints: &[Checkpoint]) {
+        let is_synthetic = |known: &&Checkpoint| matches!(known.source, CheckpointSource::Synthetic { .. });
+        if let Some(checkpoint) = checkpoints.iter().find(is_synthetic) {
+            self.field(
+                at!["inputs", field],
+                format!(
+                    "`{}` has no tokenizer, which {field} need{}",
+                    checkpoint.source,
+                    if field == "prompts" { "" } else { "s" }
+                ),
+                "use `lengths`, or list checkpoints that have a tokenizer under [[checkpoints]]",
+            );
         }
     }
 

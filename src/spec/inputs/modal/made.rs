@@ -74,8 +74,13 @@ impl Config<'_> {
         }
     }
 
+    /// Whether the model has a decoder beside its encoder; the encoder's class by itself (`T5EncoderModel`) has none,
+    /// whatever its config states.
     pub(super) fn has_decoder(&self) -> bool {
-        self.config.get("is_encoder_decoder") == Some(&Value::Bool(true))
+        let architecture =
+            self.config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or_default();
+        !architecture.ends_with("EncoderModel")
+            && self.config.get("is_encoder_decoder") == Some(&Value::Bool(true))
     }
 
     /// Height and width, which are equal, and channels of a picture.
