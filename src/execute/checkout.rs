@@ -60,7 +60,7 @@ impl Checkout {
         })?;
         // A crate of a workspace takes candle-core from there, so the adapters must as well.
         let root = folder.parent().unwrap_or(&folder).to_owned();
-        let is_member = manifest["dependencies"].as_table().is_some_and(|dependencies| {
+        let is_member = manifest.get("dependencies").and_then(Value::as_table).is_some_and(|dependencies| {
             dependencies.values().any(|value| value.get("workspace").is_some() || value.get("path").is_some())
         });
         let version = match manifest.get("package").and_then(|package| package.get("version")) {

@@ -232,3 +232,68 @@ fn the_first_diverging_module_is_listed() {
     assert_eq!(modules, [Some("`model.norm`"), None]);
     assert!(table::markdown(&scoreboard).contains(", first at `model.norm`"));
 }
+
+/// A row of a checkpoint on inputs of these axes, on which the port in f32 has this verdict.
+fn row(checkpoint: &str, (length, batch): (usize, usize), word: &str) -> ScoreboardRow {
+    let variant = Variant {
+        runner: Runner::CandleTransformers,
+        version: "candle-transformers".into(),
+        mode: Mode::Eager,
+        attention: None,
+        dtype: Dtype::F32,
+        device: "cpu".into(),
+        auto_dtype: false,
+        qualified: true,
+    };
+    let score = Score {
+        variant,
+        word: word.into(),
+        evidence: String::new(),
+        relative_l2: Some(0.5),
+        reference_relative_l2: None,
+        worst: None,
+        module: None,
+        diagnosis: None,
+        positions: None,
+        notes: Vec::new(),
+    };
+    let padding = (batch > 1).then_some(Padding::Left);
+    ScoreboardRow {
+        checkpoint: checkpoint.into(),
+        inputs: "inputs".into(),
+        axes: Some(Axes { length, batch, padding, prefill: None }),
+        scores: vec![Some(score)],
+    }
+}
+
+#[test]
+fn a_cell_of_the_page_counts_and_links_to_the_reproduction() {
+    let scoreboard = Scoreboard {
+        run: "run".into(),
+        reference: "5.23.0".into(),
+        checkout: None,
+        variants: vec!["candle-transformers_eager_f32".into()],
+        rows: vec![
+            row("synthetic:mistral", (SHORT, 1), "same mathematics"),
+            row("synthetic:mistral", (LONG, 1), "diverged"),
+            row("synthetic:mistral:full", (LONG, 1), "same mathematics"),
+            row("synthetic:mistral:full", (LONG, 3), "diverged"),
+            row("synthetic:llama:linear", (SHORT, 1), "unsupported"),
+            row("synthetic:llama:linear", (LONG, 1), "unsupported"),
+            row("synthetic:gpt2", (SHORT, 1), "unsupported"),
+        ],
+    };
+    let text = page::markdown(&scoreboard);
+    let cells = |model_type: &str| -> Vec<String> {
+        let line = text.lines().find(|line| line.starts_with(&format!("| {model_type} |"))).unwrap();
+        line.split('|').map(|cell| cell.trim().to_owned()).collect()
+    };
+    let window = "[✗](findings/mistral-window.toml)";
+    let dtypes = "[f32 ◐ 2/3](findings/mistral-window.toml)";
+    assert_eq!(cells("mistral"), ["", "mistral", "✓", "✓", "", "✗", window, "", dtypes, "", "", "", ""]);
+    let llama = cells("llama");
+    let linear = |text: &str| format!("[{text}](findings/llama-rope-linear.toml)");
+    assert_eq!([&llama[2], &llama[7]], [&linear("✗"), &linear("linear ✗")]);
+    // There is no such port.
+    assert!(!text.contains("| gpt2 |"), "{text}");
+}
