@@ -235,7 +235,7 @@ pub(crate) fn load_convnext(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     classifier(checkpoint)?;
     let config: Config = checkpoint.config()?;
     let config = published(CONVNEXTS, &config.hidden_sizes)?;
-    let body = if checkpoint.model_type == "convnext" { "convnext" } else { "convnextv2" };
+    let body = if checkpoint.model_type() == "convnext" { "convnext" } else { "convnextv2" };
     let weights = checkpoint.renamed(body, &[CONVNEXT]);
     let model = convnext::convnext(&config, checkpoint.labels(), weights);
     of_pixels(model.map_err(failure)?)
