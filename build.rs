@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 
 /// Folders whose content determines what tfcheck computes. In the published crate the libraries are dependencies, which
 /// Cargo.lock pins by their digests.
-const SOURCES: [&str; 7] =
-    ["src", "bounds/src", "compare/src", "models/src", "port/src", "protocol/src", "reference"];
+const SOURCES: [&str; 8] =
+    ["src", "bounds/src", "compare/src", "models/src", "port/src", "ports/src", "protocol/src", "reference"];
 
 /// The packages whose versions are reported, and the environment variables that the sources read them from.
 const LOCKED: [(&str, &str); 2] =
@@ -36,12 +36,33 @@ fn main() {
     let root = lock.parent().unwrap_or(Path::new("."));
     println!("cargo::rustc-env=TFCHECK_SOURCE={}", source(root, &text));
     let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| "unknown".to_owned());
+    findings(root);
     println!("cargo::rustc-env=TFCHECK_TARGET={}", variable("TARGET"));
     println!(
         "cargo::rustc-env=TFCHECK_PROFILE={} (optimisation {})",
         variable("PROFILE"),
         variable("OPT_LEVEL")
     );
+}
+
+/// Writes `findings.rs`: name and text of each reproduction in `results/findings/`, to which the scoreboard links.
+fn findings(root: &Path) {
+    let folder = root.join("results/findings");
+    if folder.is_dir() {
+        println!("cargo::rerun-if-changed=results/findings");
+    }
+    let mut files: Vec<PathBuf> = Vec::new();
+    add_files(&folder, &mut files);
+    files.sort();
+    let mut list = String::from("&[\n");
+    for file in &files {
+        let name = file.file_stem().unwrap_or_default().to_string_lossy();
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let _ = writeln!(list, "    ({name:?}, {text:?}),");
+    }
+    list.push_str("]\n");
+    let out = std::env::var("OUT_DIR").unwrap_or_default();
+    std::fs::write(Path::new(&out).join("findings.rs"), list).expect("cargo gives a folder to write to");
 }
 
 /// SHA-256 in hex over the names and contents of the sources and over Cargo.lock.

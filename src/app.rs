@@ -22,9 +22,10 @@ use crate::commands::explain;
 use crate::commands::gpu_check;
 use crate::commands::list;
 use crate::commands::record;
-use crate::commands::run::{self, Destination, RunRequest};
+use crate::commands::run::{self, Destination, Part, RunRequest, Sharing};
 use crate::commands::scoreboard;
 use crate::execute::answer;
+use crate::execute::checkout::Checkout;
 use crate::execute::progress::Progress;
 use crate::execute::worker;
 use crate::hunt::diagnose::Diagnosed;
@@ -213,20 +214,27 @@ fn told<T: Display + serde::Serialize>(found: &[T], diverges: impl Fn(&T) -> boo
 
 /// A run over the synthetic checkpoints, folded into one table.
 fn scoreboard(cli: &Cli, arguments: &crate::cli::Scoreboard) -> Result<ExitCode> {
-    let make = || {
+    let sharing = arguments.shard.map(|shard| Sharing { part: Part::Shard(shard), frozen: None });
+    let make = |session: &Session| {
         let base = Config::load(arguments.config.as_deref())?.config.absolute();
-        let options = scoreboard::ScoreboardOptions { only: arguments.only.clone(), all: arguments.all };
+        let built =
+            |path: &PathBuf| Checkout::at(path)?.build(&session.cache, &session.stop, &session.progress);
+        let options = scoreboard::ScoreboardOptions {
+            only: arguments.only.clone(),
+            all: arguments.all,
+            checkout: arguments.checkout.as_ref().map(built).transpose()?,
+        };
         let config = scoreboard::config(&base, &options)?;
         let plan = scoreboard::plan(&config)?;
         Ok((config, plan))
     };
-    let fold = Fold { adapt: scoreboard::untimed, write: scoreboard::write };
+    let fold = Fold { adapt: scoreboard::untimed, write: scoreboard::write, sharing: sharing.as_ref() };
     folded(cli, arguments.resume.as_deref(), &arguments.results, &make, &fold)
 }
 
 /// A run of the variants whose speeds are compared, folded into one table.
 fn bench(cli: &Cli, arguments: &crate::cli::Bench) -> Result<ExitCode> {
-    let make = || {
+    let make = |_: &Session| {
         let mut base = Config::load(arguments.config.as_deref())?.config;
         if !arguments.checkpoints.is_empty() {
             base = base.with_checkpoints(&arguments.checkpoints)?;
@@ -241,16 +249,18 @@ fn bench(cli: &Cli, arguments: &crate::cli::Bench) -> Result<ExitCode> {
         let plan = bench::plan(&config)?;
         Ok((config, plan))
     };
-    let fold = Fold { adapt: |_| (), write: bench::write };
+    let fold = Fold { adapt: |_| (), write: bench::write, sharing: None };
     folded(cli, arguments.resume.as_deref(), &arguments.results, &make, &fold)
 }
 
 /// What a command that makes its own config does besides running it.
-struct Fold {
+struct Fold<'a> {
     /// What the plan of a resumed run without a kept plan must be told that its config does not say.
     adapt: fn(&mut Plan),
     /// Folds the run folder into files of its own and gives the text that is shown.
     write: fn(&Path) -> Result<String>,
+    /// The part of the plan to run; `None` for all of it.
+    sharing: Option<&'a Sharing>,
 }
 
 /// A run over a config that the command makes, begun or resumed.
@@ -258,8 +268,8 @@ fn folded(
     cli: &Cli,
     resume: Option<&Path>,
     results: &Path,
-    make: &dyn Fn() -> Result<(Config, Plan)>,
-    fold: &Fold,
+    make: &dyn Fn(&Session) -> Result<(Config, Plan)>,
+    fold: &Fold<'_>,
 ) -> Result<ExitCode> {
     let session = Session::open(progress(cli).without_results())?;
     let (loaded, plan, destination) = if let Some(path) = resume {
@@ -267,13 +277,17 @@ fn folded(
         let (loaded, plan) = resumed(&folder, fold.adapt)?;
         (loaded, plan, Destination::Resume(folder))
     } else {
-        let (config, plan) = make()?;
+        let (config, plan) = make(&session)?;
         let text = toml::to_string(&config).into_diagnostic().wrap_err("the config as TOML")?;
         (config::Loaded { config, text, path: None }, plan, Destination::New(results.to_owned()))
     };
-    let request = session.request(&loaded.config, &loaded.text, &plan);
+    let request =
+        RunRequest { sharing: fold.sharing, ..session.request(&loaded.config, &loaded.text, &plan) };
     let finished = run::run(&request, destination)?;
-    say(&(fold.write)(&finished.folder)?)?;
+    // What a share lacks is known only when all are merged.
+    if fold.sharing.is_none() {
+        say(&(fold.write)(&finished.folder)?)?;
+    }
     Ok(finished.code)
 }
 
@@ -364,7 +378,7 @@ fn serve(arguments: &crate::cli::Worker) -> Result<ExitCode> {
         cubins: arguments.cubins.clone(),
         ..models::cuda::driver::Setting::default()
     };
-    let mut engine = worker::engine(arguments.upstream, cuda);
+    let mut engine = worker::engine((arguments.upstream, arguments.gguf), cuda);
     worker::run(engine.as_mut()).into_diagnostic().wrap_err("the worker lost its descriptors")?;
     Ok(ExitCode::Agree)
 }

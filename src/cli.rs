@@ -14,6 +14,7 @@ pub use share::{EngineName, Merge, Plan, Sharing};
 pub use shell::{Completions, Man, Schema, SchemaOf, asks_for_build};
 
 use crate::spec::gate::Gate;
+use crate::spec::units::Shard;
 use crate::spec::variant::dtype_name;
 
 /// Exit codes, as `--help` ends with them.
@@ -317,8 +318,14 @@ pub struct Scoreboard {
     /// Run every synthetic checkpoint of a model type, not only its default.
     #[arg(long)]
     pub all: bool,
+    /// Also judge the ports of this checkout of candle, or of its crate candle-transformers alone; compiles the adapters against it.
+    #[arg(long = "crate", value_name = "PATH")]
+    pub checkout: Option<PathBuf>,
+    /// Compute one of N shares of about equal estimated time, to be put together by `tfcheck merge` and `tfcheck scoreboard --resume`.
+    #[arg(long, value_name = "K/N", conflicts_with = "resume")]
+    pub shard: Option<Shard>,
     /// Complete an interrupted scoreboard, keeping its finished cells.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "only", "all", "results"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "only", "all", "checkout", "results"])]
     pub resume: Option<PathBuf>,
     /// Folder in which the run folder is created.
     #[arg(long, value_name = "FOLDER", default_value = "results")]
@@ -408,6 +415,9 @@ pub struct Worker {
     /// Run the candle-transformers port instead of tfcheck's own model.
     #[arg(long)]
     pub upstream: bool,
+    /// Of the ports, run the one that reads a GGUF file.
+    #[arg(long, requires = "upstream")]
+    pub gguf: bool,
     /// Python interpreter whose environment may contain the CUDA libraries; repeatable.
     #[arg(long = "python", value_name = "PYTHON")]
     pub pythons: Vec<PathBuf>,

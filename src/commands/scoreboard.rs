@@ -4,23 +4,24 @@
 //! It is an ordinary run (with a run folder, resumption and verdicts) over a generated config, aggregated
 //! into one table.
 
+mod page;
 mod table;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use miette::Result;
+use miette::{IntoDiagnostic, Result};
 use models::synthetic::catalogue;
+use ports::{is_quantised, port};
 use reference::protocol::{Attention, Dtype, Mode, Positions};
 use serde::Serialize;
 
-use crate::execute::cell::{Completed, FailureKind, Outcome};
-use crate::execute::worker::candle_transformers::port;
+use crate::execute::cell::{Cell, Completed, FailureKind, Outcome};
 use crate::judge::assess;
 use crate::judge::view::{CaseView, RunView};
-use crate::results::RunFolder;
+use crate::results::{Axes, RunFolder};
 use crate::spec::checkpoint::tiny;
 use crate::spec::config::{
-    Candle, Checkpoint, CheckpointSource, Config, InputsConfig, Padding, Run, Version,
+    Candle, Checkpoint, CheckpointSource, Command, Config, InputsConfig, Padding, Run, Version,
 };
 use crate::spec::machine;
 use crate::spec::plan::{CasePlan, CellPlan, Plan, release_order};
@@ -32,9 +33,21 @@ const SHORT: usize = 6;
 /// Sequence length of the long inputs: longer than every window, and than the 32 positions after which rope
 /// scalings change.
 const LONG: usize = 40;
+/// Sequence length of the inputs of the checkpoints named [`TABLES`]: rope tables in bf16 cannot count past 256 positions.
+const LONGEST: usize = 600;
+/// Variants of checkpoints whose tables have more positions than [`LONGEST`].
+const TABLES: &str = "long";
+/// Tokens of the prefill of the long inputs; the others are decoded through the KV cache.
+const PREFILL: usize = 32;
 
 /// Seconds per checkpoint that the diagnoses may take. A checkpoint on which nothing diverges leaves its share to others.
 const DIAGNOSIS_S: u64 = 8;
+
+/// Name of the ports of another checkout, as a variant.
+const CHECKOUT: &str = "checkout";
+
+/// Name of the ports that read GGUF files, as a variant.
+const GGUF: &str = "gguf";
 
 /// Which checkpoints are compared.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +56,8 @@ pub struct ScoreboardOptions {
     pub only: Vec<String>,
     /// Whether to include every variant of a model type, not only its default.
     pub all: bool,
+    /// The worker of another checkout's ports, as [`crate::execute::checkout`] builds it.
+    pub checkout: Option<PathBuf>,
 }
 
 /// The config of a scoreboard; transformers, environment, device and tolerances come from `base`.
@@ -81,7 +96,8 @@ pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
     Ok(Config {
         checkpoints,
         inputs: InputsConfig {
-            lengths: Some(vec![SHORT, LONG]),
+            lengths: Some(vec![SHORT, LONG, LONGEST]),
+            prefill: Some(vec![PREFILL]),
             batch: Some(vec![1, 3]),
             padding: Some(vec![Padding::None, Padding::Left]),
             seed: base.inputs.seed,
@@ -89,7 +105,7 @@ pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
         },
         versions: vec![Version { modes: None, attention: None, dtypes: None, ..newest }],
         candle: Candle { modes: vec![Mode::Eager, Mode::Fused], upstream: true },
-        commands: Vec::new(),
+        commands: commands(options)?,
         run: Run {
             modes: vec![Mode::Eager],
             attention: vec![Attention::Eager],
@@ -108,6 +124,21 @@ pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
         },
         ..base.clone()
     })
+}
+
+/// The ports of another checkout, and those that read GGUF files, as variants.
+fn commands(options: &ScoreboardOptions) -> Result<Vec<Command>> {
+    let command = |name: &str, program: &Path, arguments: &[&str]| Command {
+        name: name.to_owned(),
+        program: std::iter::once(program.to_string_lossy().into_owned())
+            .chain(arguments.iter().map(|&argument| argument.to_owned()))
+            .collect(),
+        float64: false,
+    };
+    let this = std::env::current_exe().into_diagnostic()?;
+    let gguf = command(GGUF, &this, &["worker", "--upstream", "--gguf"]);
+    let checkout = options.checkout.iter().map(|program| command(CHECKOUT, program, &[]));
+    Ok(checkout.chain([gguf]).collect())
 }
 
 /// Seconds for the diagnoses of a scoreboard: the config's, or more if there are many checkpoints; 0 stays 0.
@@ -131,18 +162,41 @@ fn entries() -> impl Iterator<Item = (&'static str, &'static str)> {
     entries.into_iter()
 }
 
-/// The cells of a scoreboard's config. Batches are padded and run at the long length only, and nothing is timed.
+/// The cells of a scoreboard's config; nothing is timed. Every checkpoint runs on one short and one long sequence and on a padded
+/// batch of long ones, the default of a model type also on a batch of equal lengths and through the KV cache, and a checkpoint
+/// with long tables on one sequence beyond the positions that bf16 counts.
 ///
 /// # Errors
 /// When no plan can be made from the config.
 pub fn plan(config: &Config) -> Result<Plan> {
-    let is_wanted = |case: &CasePlan, _: &CellPlan| {
-        let is_single = case.inputs.batch() == Some(1);
-        case.inputs.is_padded() != is_single && (case.inputs.length() == Some(LONG) || is_single)
+    let is_wanted = |case: &CasePlan, cell: &CellPlan| {
+        let CheckpointSource::Synthetic { model_type, variant } = &config.checkpoints[case.checkpoint].source
+        else {
+            return false;
+        };
+        let is_gguf = cell.variant.version == GGUF;
+        if is_gguf && (!is_quantised(model_type) || cell.variant.dtype != Dtype::F32) {
+            return false;
+        }
+        let shape = (case.inputs.length(), case.inputs.batch() == Some(1), case.inputs.is_padded());
+        match variant.as_deref() {
+            Some(TABLES) => case.inputs.prefill().is_none() && shape == (Some(LONGEST), true, false),
+            _ if case.inputs.prefill().is_some() => {
+                variant.is_none() && decodes(model_type) && shape == (Some(LONG), true, false)
+            }
+            None if shape == (Some(SHORT), false, false) => true,
+            _ => matches!(shape, (Some(SHORT | LONG), true, false) | (Some(LONG), false, true)),
+        }
     };
     let mut plan = Plan::new(config, machine::auto_device())?.selected(config, is_wanted)?;
     untimed(&mut plan);
     Ok(plan)
+}
+
+/// Whether the model or the port is a decoder, which has a KV cache.
+fn decodes(model_type: &str) -> bool {
+    models::kind(model_type) == Some(models::Kind::Decoder)
+        || port(model_type).is_some_and(|port| port.caches)
 }
 
 /// Marks all cells as untimed, so that each worker exits as soon as its logits are written.
@@ -171,6 +225,9 @@ pub struct Scoreboard {
     pub run: String,
     /// The transformers version that the variants are compared with.
     pub reference: String,
+    /// The version, folder and commit of the candle-transformers that `checkout` has, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkout: Option<String>,
     /// The compared variants.
     pub variants: Vec<String>,
     /// A row per checkpoint and inputs.
@@ -184,13 +241,19 @@ pub struct ScoreboardRow {
     pub checkpoint: String,
     /// The inputs, described in words.
     pub inputs: String,
-    /// One per variant of [`Scoreboard::variants`].
-    pub scores: Vec<Score>,
+    /// Their length, batch size, padding and prefill.
+    #[serde(skip)]
+    pub axes: Option<Axes>,
+    /// One per variant of [`Scoreboard::variants`]; nothing for a variant that the checkpoint is not for.
+    pub scores: Vec<Option<Score>>,
 }
 
 /// One variant on one checkpoint and inputs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Score {
+    /// The variant, as in [`Scoreboard::variants`].
+    #[serde(skip)]
+    pub variant: Variant,
     /// The verdict on this variant and the reference of the same dtype; `unsupported`, `failed` or `not run`
     /// if there are no logits.
     pub word: String,
@@ -233,8 +296,22 @@ pub fn fold(view: &RunView) -> Scoreboard {
         judged
     };
     let first = view.cases.first();
-    let names =
-        |case: &CaseView| judged(case).into_iter().map(|index| case.cells[index].name.clone()).collect();
+    // Not every checkpoint has a port that reads GGUF files: the variants are those of all cases, in the order of the first.
+    let mut names: Vec<String> = Vec::new();
+    for case in &view.cases {
+        for index in judged(case) {
+            if !names.contains(&case.cells[index].name) {
+                names.push(case.cells[index].name.clone());
+            }
+        }
+    }
+    let scores = |case: &CaseView| -> Vec<Option<Score>> {
+        let of = |name: &String| {
+            let index = case.cells.iter().position(|cell| cell.name == *name)?;
+            Some(score(case, index))
+        };
+        names.iter().map(of).collect()
+    };
     let reference = |case: &CaseView| {
         let version =
             |variant: &Variant| (variant.runner == Runner::Transformers).then(|| variant.version.clone());
@@ -243,22 +320,32 @@ pub fn fold(view: &RunView) -> Scoreboard {
     let row = |case: &CaseView| ScoreboardRow {
         checkpoint: case.checkpoint.clone(),
         inputs: case.inputs.clone(),
-        scores: judged(case).into_iter().map(|index| score(case, index)).collect(),
+        axes: case.axes,
+        scores: scores(case),
     };
     Scoreboard {
         run: view.id.clone(),
         reference: first.and_then(reference).unwrap_or_default(),
-        variants: first.map(names).unwrap_or_default(),
+        checkout: view.cases.iter().flat_map(|case| &case.cells).find_map(checkout),
         rows: view.cases.iter().map(row).collect(),
+        variants: names,
+    }
+}
+
+/// The candle-transformers that a cell of the other checkout ran.
+fn checkout(cell: &Cell) -> Option<String> {
+    match &cell.outcome {
+        Outcome::Completed(completed) if cell.variant.version == CHECKOUT => {
+            completed.libraries.get("candle-transformers").cloned()
+        }
+        _ => None,
     }
 }
 
 fn score(case: &CaseView, index: usize) -> Score {
     let cell = &case.cells[index];
     let of_reference = |dtype: Dtype| {
-        let is_it = |cell: &crate::execute::cell::Cell| {
-            cell.variant.runner == Runner::Transformers && cell.variant.dtype == dtype
-        };
+        let is_it = |cell: &Cell| cell.variant.runner == Runner::Transformers && cell.variant.dtype == dtype;
         case.cells.iter().position(is_it)
     };
     let same_dtype = of_reference(cell.variant.dtype);
@@ -296,6 +383,7 @@ fn score(case: &CaseView, index: usize) -> Score {
         _ => (None, Vec::new()),
     };
     Score {
+        variant: cell.variant.clone(),
         word,
         evidence,
         relative_l2: oracle.and_then(|oracle| relative(index, oracle)),

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use bounds::limits::CHECKPOINT_JSON_BYTES;
+use ports::port;
 use reference::protocol::Positions;
 use serde_json::Value;
 
 use super::worker::candle::has_cache;
-use super::worker::candle_transformers::port;
 use crate::spec::config::{CheckpointSource, Config, Padding};
 use crate::spec::plan::{CasePlan, CellPlan, InputsPlan, Plan};
 use crate::spec::variant::{Runner, mode_name};

@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod cell;
+pub mod checkout;
 pub mod foreseen;
 pub mod progress;
 pub mod quiet;

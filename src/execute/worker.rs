@@ -3,11 +3,11 @@
 //! `tfcheck_port` answers the protocol's requests for any [`Engine`]; this folder holds one engine per file.
 
 pub mod candle;
-pub mod candle_transformers;
 mod failure;
 mod place;
 
 use models::cuda::driver::Setting;
+use ports::PortEngine;
 pub use tfcheck_port::worker::{Engine, exception, peak_resident_bytes, run};
 
 pub(crate) use place::EMULATOR;
@@ -17,11 +17,13 @@ const CANDLE: &str = env!("TFCHECK_CANDLE_CORE");
 /// Version of candle-transformers in this program, as `Cargo.lock` pins it.
 const CANDLE_TRANSFORMERS: &str = env!("TFCHECK_CANDLE_TRANSFORMERS");
 
-/// The engine of candle-transformers' ports if `upstream`, otherwise that of tfcheck's own models, which opens a GPU with
+/// The engine of candle-transformers' ports if `upstream`, of those that read GGUF files if `gguf` as well, otherwise that of tfcheck's own models, which opens a GPU with
 /// `cuda`.
-pub fn engine(upstream: bool, cuda: Setting) -> Box<dyn Engine> {
-    if upstream {
-        Box::<candle_transformers::PortEngine>::default()
+pub fn engine((upstream, gguf): (bool, bool), cuda: Setting) -> Box<dyn Engine> {
+    if upstream && gguf {
+        Box::new(PortEngine::new(CANDLE_TRANSFORMERS).quantised())
+    } else if upstream {
+        Box::new(PortEngine::new(CANDLE_TRANSFORMERS))
     } else {
         Box::new(candle::CandleEngine::new(cuda))
     }
@@ -29,6 +31,8 @@ pub fn engine(upstream: bool, cuda: Setting) -> Box<dyn Engine> {
 
 #[cfg(test)]
 mod tests {
+    mod ports;
+
     use super::*;
 
     #[test]

@@ -192,7 +192,7 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
         relations: Vec::new(),
         notes: Vec::new(),
     };
-    fold(&view).rows.remove(0).scores
+    fold(&view).rows.remove(0).scores.into_iter().flatten().collect()
 }
 
 /// Steps inside an attention module, which are ignored here; the tests of `tfcheck localize` cover them.

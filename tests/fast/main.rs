@@ -25,6 +25,7 @@ mod inputs_batches;
 mod known_positives;
 mod layers;
 mod localize;
+mod mel;
 mod overview;
 mod pipeline;
 #[path = "../support/relations.rs"]

@@ -98,3 +98,15 @@ fn a_run_names_the_module_of_each_planted_mistake() {
     let told = stdout(&output);
     assert!(told.contains("rope_parameters"), "unread keys are told: {told}");
 }
+
+#[test]
+fn a_checkout_that_cannot_be_judged_is_an_error_before_anything_runs() {
+    let sandbox = Sandbox::new();
+    let check = |path: &str, expected: &str| {
+        let output = sandbox.tfcheck(&["scoreboard", "--crate", path]);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+    };
+    check("/no/such/folder", "/no/such/folder");
+    check(env!("CARGO_MANIFEST_DIR"), "is not the crate candle-transformers");
+}

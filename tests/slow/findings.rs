@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::support::{Run, Sandbox, stderr};
+use reference::protocol::Dtype;
 use tfcheck::execute::cell::Outcome;
 use tfcheck::results::Case;
 use tfcheck::spec::config::{CheckpointSource, Config, Padding};
@@ -74,7 +75,7 @@ reproductions! {
     granite_tied llama_attention_bias llama_head_dim llama_mlp_bias llama_padding llama_rope_dynamic
     llama_rope_linear llama_rope_yarn mistral_window mixtral_bf16 mixtral_null_window mixtral_window
     modernbert_bf16 modernbert_bias modernbert_labels phi3_longrope phi3_longrope_short phi3_su phi3_window
-    phi_bf16 phi_qk_norm qwen2_window_layers qwen2_window_off qwen2_yarn qwen3_moe_dense_layers qwen3_window
+    phi_bf16 phi_qk_norm qwen2_mask qwen2_window_layers qwen2_window_off qwen2_yarn qwen3_moe_dense_layers qwen3_window
     qwen3_yarn roberta_head_bias smollm3_window smollm3_yarn stablelm_parallel stablelm_qk_norm
     starcoder2_untied starcoder2_window whisper_ffn_size xlm_roberta_head_bias
 }
@@ -143,9 +144,21 @@ fn port_verdict(run: &Run) -> String {
     verdict["verdict"].as_str().unwrap().to_owned()
 }
 
-/// One run shows all of them, because most of its time is the start of transformers.
 #[test]
 fn reproductions_without_a_native_model_show_their_findings_against_transformers() {
+    show_their_findings("lengths = [40], batch = [1, 3], padding = [\"none\", \"left\"]", "f32", &|config| {
+        config.run.dtypes == [Dtype::F32.into()]
+    });
+}
+
+/// Sequences beyond the 256 positions that bf16 counts.
+#[test]
+fn reproductions_in_bf16_show_their_findings_against_transformers() {
+    show_their_findings("lengths = [600]", "bf16", &|config| config.run.dtypes == [Dtype::Bf16.into()]);
+}
+
+/// One run shows all of them, because most of its time is the start of transformers.
+fn show_their_findings(inputs: &str, dtype: &str, is_meant: &dyn Fn(&Config) -> bool) {
     // Checkpoint, batch size and padding of each.
     let described = |path: &PathBuf| {
         let config = Config::load(Some(path)).unwrap().config;
@@ -153,15 +166,17 @@ fn reproductions_without_a_native_model_show_their_findings_against_transformers
         let is_padded = config.inputs.padding.is_some();
         (config.checkpoints[0].source.to_string(), batch, is_padded)
     };
-    let paths: Vec<PathBuf> = reproductions().into_iter().filter(|path| !is_native(path)).collect();
+    let is_meant = |path: &PathBuf| !is_native(path) && is_meant(&Config::load(Some(path)).unwrap().config);
+    let paths: Vec<PathBuf> = reproductions().into_iter().filter(is_meant).collect();
+    assert!(!paths.is_empty());
     let distinct: BTreeSet<String> = paths.iter().map(|path| described(path).0).collect();
     let checkpoints: Vec<String> =
         distinct.iter().map(|source| format!("{{ source = \"{source}\" }}")).collect();
     let config = format!(
-        "checkpoints = [{}]\ninputs = {{ lengths = [40], batch = [1, 3], padding = [\"none\", \"left\"] }}\n\
+        "checkpoints = [{}]\ninputs = {{ {inputs} }}\n\
          versions = [{{ name = \"5.23.0\", source = \"transformers==5.23.0\" }}]\n\
          candle = {{ modes = [], upstream = true }}\n\
-         run = {{ modes = [\"eager\"], attention = [\"eager\"], dtypes = [\"f32\"], rounds = 0, trace = false, noise = false, \
+         run = {{ modes = [\"eager\"], attention = [\"eager\"], dtypes = [\"{dtype}\"], rounds = 0, trace = false, noise = false, \
          oracle = true, diagnose_s = 0 }}\n",
         checkpoints.join(", ")
     );

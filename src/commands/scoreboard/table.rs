@@ -4,14 +4,18 @@ use std::fmt::Write;
 
 use reference::protocol::Positions;
 
-use super::{Score, Scoreboard};
+use super::{CHECKOUT, Score, Scoreboard, page};
+use crate::spec::variant::{Runner, dtype_name};
 
 /// Counts first, then a row per checkpoint and inputs, then the reasons for cells without numbers.
 pub(super) fn markdown(scoreboard: &Scoreboard) -> String {
     let mut reasons: Vec<&str> = Vec::new();
     let mut rows = String::new();
     for row in &scoreboard.rows {
-        let scores = row.scores.iter().map(|score| cell(score, &mut reasons));
+        let scores = row
+            .scores
+            .iter()
+            .map(|score| score.as_ref().map_or_else(String::new, |score| cell(score, &mut reasons)));
         let cells: Vec<String> =
             [row.checkpoint.clone(), row.inputs.clone()].into_iter().chain(scores).collect();
         put(&mut rows, &cells);
@@ -25,8 +29,11 @@ pub(super) fn markdown(scoreboard: &Scoreboard) -> String {
     );
     counts(&mut text, scoreboard);
     text.push('\n');
+    text.push_str(&page::markdown(scoreboard));
+    text.push_str("\n## Checkpoints\n\n");
     header(&mut text, &["Checkpoint", "Inputs"], &scoreboard.variants);
     text.push_str(&rows);
+    changes(&mut text, scoreboard);
     diagnoses(&mut text, scoreboard);
     if !reasons.is_empty() {
         text.push_str("\n## Without numbers\n\n");
@@ -37,11 +44,46 @@ pub(super) fn markdown(scoreboard: &Scoreboard) -> String {
     text
 }
 
+/// Where the verdicts on the other checkout's ports are not those on the ports that tfcheck was built with.
+fn changes(text: &mut String, scoreboard: &Scoreboard) {
+    let Some(checkout) = &scoreboard.checkout else { return };
+    let _ = writeln!(
+        text,
+        "\n## What the checkout changes\n\n`{CHECKOUT}` has the ports of candle-transformers {checkout}.\n"
+    );
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for row in &scoreboard.rows {
+        for after in row.scores.iter().flatten().filter(|score| score.variant.version == CHECKOUT) {
+            let is_before = |score: &&Score| {
+                score.variant.runner == Runner::CandleTransformers
+                    && score.variant.dtype == after.variant.dtype
+            };
+            let Some(before) = row.scores.iter().flatten().find(is_before) else { continue };
+            if before.word != after.word {
+                let place = [&row.checkpoint, &row.inputs].map(String::clone);
+                let dtype = dtype_name(after.variant.dtype).to_owned();
+                rows.push(place.into_iter().chain([dtype, brief(before), brief(after)]).collect());
+            }
+        }
+    }
+    if rows.is_empty() {
+        text.push_str("Every verdict is the same as before.\n");
+        return;
+    }
+    header(text, &["Checkpoint", "Inputs", "dtype", "Before", "After"], &[]);
+    rows.iter().for_each(|row| put(text, row));
+}
+
+/// The verdict, with its number if there is one; the reasons are in the other table.
+fn brief(score: &Score) -> String {
+    score.relative_l2.map_or_else(|| score.word.clone(), |relative| format!("{} {relative:.1e}", score.word))
+}
+
 /// What diverging variants compute instead: a row per checkpoint, inputs and sentence.
 fn diagnoses(text: &mut String, scoreboard: &Scoreboard) {
     let mut rows: Vec<[String; 3]> = Vec::new();
     for row in &scoreboard.rows {
-        for sentence in row.scores.iter().filter_map(|score| score.diagnosis.as_ref()) {
+        for sentence in row.scores.iter().flatten().filter_map(|score| score.diagnosis.as_ref()) {
             let row = [row.checkpoint.clone(), row.inputs.clone(), sentence.clone()];
             if !rows.contains(&row) {
                 rows.push(row);
@@ -63,7 +105,7 @@ fn diagnoses(text: &mut String, scoreboard: &Scoreboard) {
 
 fn counts(text: &mut String, scoreboard: &Scoreboard) {
     let mut words: Vec<&str> = Vec::new();
-    for score in scoreboard.rows.iter().flat_map(|row| &row.scores) {
+    for score in scoreboard.rows.iter().flat_map(|row| row.scores.iter().flatten()) {
         if !words.contains(&score.word.as_str()) {
             words.push(&score.word);
         }
@@ -71,7 +113,7 @@ fn counts(text: &mut String, scoreboard: &Scoreboard) {
     header(text, &["Verdict"], &scoreboard.variants);
     for word in words {
         let count = |variant: usize| {
-            let scores = scoreboard.rows.iter().filter_map(|row| row.scores.get(variant));
+            let scores = scoreboard.rows.iter().filter_map(|row| row.scores.get(variant)?.as_ref());
             scores.filter(|score| score.word == word).count().to_string()
         };
         let counts = (0..scoreboard.variants.len()).map(count);
@@ -79,14 +121,14 @@ fn counts(text: &mut String, scoreboard: &Scoreboard) {
     }
 }
 
-fn header(text: &mut String, fixed: &[&str], variants: &[String]) {
+pub(super) fn header(text: &mut String, fixed: &[&str], variants: &[String]) {
     let names: Vec<String> =
         fixed.iter().map(|&name| name.to_owned()).chain(variants.iter().cloned()).collect();
     put(text, &names);
     put(text, &vec!["---".to_owned(); names.len()]);
 }
 
-fn put(text: &mut String, cells: &[String]) {
+pub(super) fn put(text: &mut String, cells: &[String]) {
     let _ = writeln!(text, "| {} |", cells.join(" | "));
 }
 

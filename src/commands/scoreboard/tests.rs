@@ -20,14 +20,22 @@ fn each_default_checkpoint_is_judged_in_three_shapes() {
     let ported = ported.map(|entry| entry.model_type).filter(|name| port(name).is_some());
     let model_types: HashSet<&str> = native.chain(ported).collect();
     assert!(["olmo", "clip", "vit"].iter().all(|name| model_types.contains(name)), "{model_types:?}");
-    assert_eq!(plan.cases.len(), 3 * model_types.len());
+    let of_each = |name: &str| plan.cases.iter().filter(|case| case.name.ends_with(name)).count();
+    let shapes = ["-6", "-40", "-b3-40-left", "-b3-6", "-40-prefill32"].map(of_each);
+    assert_eq!(shapes[..4], [model_types.len(); 4]);
+    // Encoders have no cache.
+    assert!((30..model_types.len()).contains(&shapes[4]), "{shapes:?}");
+    assert_eq!(plan.cases.len(), shapes.iter().sum::<usize>());
     let mistral: Vec<&str> = plan
         .cases
         .iter()
         .map(|case| case.name.as_str())
         .filter(|name| name.starts_with("mistral-"))
         .collect();
-    assert_eq!(mistral, ["mistral-6", "mistral-40", "mistral-b3-40-left"]);
+    assert_eq!(
+        mistral,
+        ["mistral-6", "mistral-40", "mistral-40-prefill32", "mistral-b3-6", "mistral-b3-40-left"]
+    );
     let variants: HashSet<String> = plan.cells.iter().map(|cell| cell.variant.name()).collect();
     for name in
         ["candle_eager_f64", "candle_eager_bf16", "candle_fused_f32", "candle-transformers_eager_bf16"]
@@ -39,14 +47,19 @@ fn each_default_checkpoint_is_judged_in_three_shapes() {
 
 #[test]
 fn all_variants_of_one_model_type_can_be_chosen() {
-    let options = ScoreboardOptions { only: vec!["mistral".into()], all: true };
+    let options = ScoreboardOptions { only: vec!["mistral".into()], all: true, checkout: None };
     let config = config(&Config::default(), &options).unwrap();
     let sources: Vec<String> =
         config.checkpoints.iter().map(|checkpoint| checkpoint.source.to_string()).collect();
     assert_eq!(
         sources,
-        ["synthetic:mistral", "synthetic:mistral:full", "synthetic:mistral:head-dim", "synthetic:mistral:v5"]
+        ["", ":full", ":head-dim", ":long", ":v5"].map(|variant| format!("synthetic:mistral{variant}"))
     );
+    // Tables in bf16 cannot count past 256 positions.
+    let plan = plan(&config).unwrap();
+    let long: Vec<&str> =
+        plan.cases.iter().map(|case| case.name.as_str()).filter(|name| name.contains("long")).collect();
+    assert_eq!(long, ["mistral-long-600"]);
 }
 
 #[test]
@@ -58,7 +71,7 @@ fn the_newest_version_is_the_reference() {
 
 #[test]
 fn an_unknown_model_type_is_an_error_that_lists_the_known() {
-    let options = ScoreboardOptions { only: vec!["mistrel".into()], all: false };
+    let options = ScoreboardOptions { only: vec!["mistrel".into()], ..ScoreboardOptions::default() };
     let error = config(&Config::default(), &options).unwrap_err();
     assert!(error.help().unwrap().to_string().contains("mistral"), "{error:?}");
 }
@@ -160,7 +173,7 @@ fn view(cells: Vec<Cell>, entries: &[Entry]) -> RunView {
 }
 
 fn words(scoreboard: &Scoreboard) -> Vec<&str> {
-    scoreboard.rows[0].scores.iter().map(|score| score.word.as_str()).collect()
+    scoreboard.rows[0].scores.iter().flatten().map(|score| score.word.as_str()).collect()
 }
 
 /// The last position's logits have norm 13 and bf16's limit there is a relative L2 of 0.26; dynamo's rule
@@ -215,7 +228,72 @@ fn the_first_diverging_module_is_listed() {
     view.cases[0].localized.push(localized);
     let scoreboard = fold(&view);
     let modules: Vec<Option<&str>> =
-        scoreboard.rows[0].scores.iter().map(|score| score.module.as_deref()).collect();
+        scoreboard.rows[0].scores.iter().flatten().map(|score| score.module.as_deref()).collect();
     assert_eq!(modules, [Some("`model.norm`"), None]);
     assert!(table::markdown(&scoreboard).contains(", first at `model.norm`"));
+}
+
+/// A row of a checkpoint on inputs of these axes, on which the port in f32 has this verdict.
+fn row(checkpoint: &str, (length, batch): (usize, usize), word: &str) -> ScoreboardRow {
+    let variant = Variant {
+        runner: Runner::CandleTransformers,
+        version: "candle-transformers".into(),
+        mode: Mode::Eager,
+        attention: None,
+        dtype: Dtype::F32,
+        device: "cpu".into(),
+        auto_dtype: false,
+        qualified: true,
+    };
+    let score = Score {
+        variant,
+        word: word.into(),
+        evidence: String::new(),
+        relative_l2: Some(0.5),
+        reference_relative_l2: None,
+        worst: None,
+        module: None,
+        diagnosis: None,
+        positions: None,
+        notes: Vec::new(),
+    };
+    let padding = (batch > 1).then_some(Padding::Left);
+    ScoreboardRow {
+        checkpoint: checkpoint.into(),
+        inputs: "inputs".into(),
+        axes: Some(Axes { length, batch, padding, prefill: None }),
+        scores: vec![Some(score)],
+    }
+}
+
+#[test]
+fn a_cell_of_the_page_counts_and_links_to_the_reproduction() {
+    let scoreboard = Scoreboard {
+        run: "run".into(),
+        reference: "5.23.0".into(),
+        checkout: None,
+        variants: vec!["candle-transformers_eager_f32".into()],
+        rows: vec![
+            row("synthetic:mistral", (SHORT, 1), "same mathematics"),
+            row("synthetic:mistral", (LONG, 1), "diverged"),
+            row("synthetic:mistral:full", (LONG, 1), "same mathematics"),
+            row("synthetic:mistral:full", (LONG, 3), "diverged"),
+            row("synthetic:llama:linear", (SHORT, 1), "unsupported"),
+            row("synthetic:llama:linear", (LONG, 1), "unsupported"),
+            row("synthetic:gpt2", (SHORT, 1), "unsupported"),
+        ],
+    };
+    let text = page::markdown(&scoreboard);
+    let cells = |model_type: &str| -> Vec<String> {
+        let line = text.lines().find(|line| line.starts_with(&format!("| {model_type} |"))).unwrap();
+        line.split('|').map(|cell| cell.trim().to_owned()).collect()
+    };
+    let window = "[✗](findings/mistral-window.toml)";
+    let dtypes = "[f32 ◐ 2/3](findings/mistral-window.toml)";
+    assert_eq!(cells("mistral"), ["", "mistral", "✓", "✓", "", "✗", window, "", dtypes, "", "", "", ""]);
+    let llama = cells("llama");
+    let linear = |text: &str| format!("[{text}](findings/llama-rope-linear.toml)");
+    assert_eq!([&llama[2], &llama[7]], [&linear("✗"), &linear("linear ✗")]);
+    // There is no such port.
+    assert!(!text.contains("| gpt2 |"), "{text}");
 }

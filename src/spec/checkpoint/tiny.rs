@@ -185,7 +185,7 @@ impl Tiny {
     }
 
     /// Its config's values.
-    fn config(&self) -> Map<String, Value> {
+    pub(crate) fn config(&self) -> Map<String, Value> {
         let native =
             self.row.like.as_deref().and_then(|like| models::synthetic::config(self.model_type, like).ok());
         let mut config = match native {

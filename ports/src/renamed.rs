@@ -8,11 +8,11 @@ use candle_nn::{Init, VarBuilder};
 ///
 /// `{}` stands for one part of a name that has no dot, and `{-1}` on the right for the number of its `{}` less one. On the
 /// right, `$` stands for the name that transformers gives the model inside of the one with a head, and `a + b` joins tensors along the first axis, in which `0` stands for zeros like the first one; `0` alone stands for zeros.
-pub(super) type Name = (&'static str, &'static str);
+pub(crate) type Name = (&'static str, &'static str);
 
 /// The weights of a checkpoint, whose model inside of the one with a head is `body`, under a port's names in several tables; a
 /// tensor whose elements a port arranges in another shape gets that shape.
-pub(super) fn renamed(
+pub(crate) fn renamed(
     weights: VarBuilder<'static>,
     body: &'static str,
     tables: &[&'static [Name]],

@@ -1,14 +1,14 @@
 //! Loaders of the encoders' ports.
 
 use candle_transformers::models::{bert, debertav2, distilbert, modernbert, nomic_bert, xlm_roberta};
-use reference::protocol::Failed;
+use protocol::Failed;
 use tfcheck_port::worker::failure;
 use tfcheck_port::{Inputs, Port};
 
 use super::super::checkpoint::Checkpoint;
 use super::{no_head, run};
 
-pub(super) fn load_bert(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_bert(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: bert::Config = checkpoint.config()?;
     let weights = checkpoint.weights();
     match checkpoint.head() {
@@ -29,7 +29,7 @@ pub(super) fn load_bert(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 }
 
 /// The port's mask is 1 at keys that must be masked and must broadcast to `[batch, heads, seq, seq]`.
-pub(super) fn load_distilbert(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_distilbert(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: distilbert::Config = checkpoint.config()?;
     let weights = checkpoint.weights();
     let hidden = |batch: &Inputs| batch.attention_mask.eq(0u32)?.unsqueeze(1)?.unsqueeze(1);
@@ -46,7 +46,7 @@ pub(super) fn load_distilbert(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     }
 }
 
-pub(super) fn load_xlm_roberta(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_xlm_roberta(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: xlm_roberta::Config = checkpoint.config()?;
     let weights = checkpoint.weights();
     match checkpoint.head() {
@@ -76,7 +76,7 @@ pub(super) fn load_xlm_roberta(checkpoint: &Checkpoint) -> Result<Port, Failed> 
     }
 }
 
-pub(super) fn load_modernbert(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_modernbert(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: modernbert::Config = checkpoint.config()?;
     let weights = checkpoint.weights();
     match checkpoint.head() {
@@ -98,7 +98,7 @@ pub(super) fn load_modernbert(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 }
 
 /// The port reads the encoder below `deberta` for every head, and without it for the headless model.
-pub(super) fn load_debertav2(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_debertav2(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: debertav2::Config = checkpoint.config()?;
     let weights = checkpoint.weights();
     let prefixed = weights.clone().set_prefix("deberta");
@@ -120,7 +120,7 @@ pub(super) fn load_debertav2(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     }
 }
 
-pub(super) fn load_nomic_bert(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_nomic_bert(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: nomic_bert::Config = checkpoint.config()?;
     let weights = checkpoint.weights();
     match checkpoint.head() {

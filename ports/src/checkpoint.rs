@@ -5,15 +5,15 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
-use reference::protocol::Failed;
+use protocol::Failed;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tfcheck_port::worker::{self, exception, failure, unsupported};
+use tfcheck_port::worker::{self, failure, unsupported};
 
 use super::renamed::{Name, renamed};
 
 /// The value of an absent key.
-pub(super) enum Fill {
+pub(crate) enum Fill {
     /// A JSON value that does not affect the forward pass.
     Inert(&'static str),
     /// The value of another key, from which transformers reads it.
@@ -21,24 +21,21 @@ pub(super) enum Fill {
 }
 
 /// A checkpoint that a port loads from.
-pub(super) struct Checkpoint {
-    pub(super) model_type: String,
+pub(crate) struct Checkpoint {
     config: Value,
-    pub(super) files: worker::Checkpoint,
+    pub(crate) files: worker::Checkpoint,
 }
 
 impl Checkpoint {
     /// Reads `config.json` and the weights.
-    pub(super) fn open(folder: &Path, dtype: DType, device: &Device) -> std::result::Result<Self, Failed> {
-        // `spec::checkpoint` has already checked that the files are safe to load.
-        let checked = crate::spec::checkpoint::preflight::check(folder, true)
-            .map_err(|error| exception(error.to_string()))?;
+    pub(crate) fn open(folder: &Path, dtype: DType, device: &Device) -> std::result::Result<Self, Failed> {
+        // tfcheck has already checked that the files are safe to load.
         let files = worker::Checkpoint::open(folder, dtype, device).map_err(failure)?;
-        Ok(Self { model_type: checked.model_type, config: checked.config, files })
+        Ok(Self { config: files.json().clone(), files })
     }
 
     /// Adds keys that the config lacks; returns a note that lists them.
-    pub(super) fn fill(&mut self, fill: &[(&str, Fill)]) -> Option<String> {
+    pub(crate) fn fill(&mut self, fill: &[(&str, Fill)]) -> Option<String> {
         let absent = fill.iter().filter(|(key, _)| self.config.get(key).is_none());
         let added: Vec<(String, Value)> = absent
             .map(|(key, fill)| {
@@ -58,12 +55,12 @@ impl Checkpoint {
     }
 
     /// The port's own `Config`, read through its `Deserialize`.
-    pub(super) fn config<T: DeserializeOwned>(&self) -> std::result::Result<T, Failed> {
+    pub(crate) fn config<T: DeserializeOwned>(&self) -> std::result::Result<T, Failed> {
         self.config_with(&[])
     }
 
     /// As [`Self::config()`], after setting keys that the adapter needs.
-    pub(super) fn config_with<T: DeserializeOwned>(
+    pub(crate) fn config_with<T: DeserializeOwned>(
         &self,
         keys: &[(&str, Value)],
     ) -> std::result::Result<T, Failed> {
@@ -78,39 +75,49 @@ impl Checkpoint {
 
     /// The model's head according to `architectures` in the config: `ForCausalLM`, `ForMaskedLM`, …; empty without a
     /// head.
-    pub(super) fn head(&self) -> &str {
+    pub(crate) fn head(&self) -> &str {
         let name = self.architecture();
         name.find("For").map_or("", |at| &name[at..])
     }
 
+    /// The architecture's name in transformers; empty without one.
+    pub(crate) fn model_type(&self) -> &str {
+        self.text_at("/model_type")
+    }
+
     /// The class of the model in transformers.
-    pub(super) fn architecture(&self) -> &str {
+    pub(crate) fn architecture(&self) -> &str {
         self.text_at("/architectures/0")
     }
 
     /// The text at a JSON pointer of the config; empty if there is none.
-    pub(super) fn text_at(&self, pointer: &str) -> &str {
+    pub(crate) fn text_at(&self, pointer: &str) -> &str {
         self.config.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
     }
 
     /// A number of the config, such as the id of a token.
-    pub(super) fn number(&self, key: &str) -> std::result::Result<u32, Failed> {
+    pub(crate) fn number(&self, key: &str) -> std::result::Result<u32, Failed> {
         let number = self.config[key].as_u64().and_then(|number| u32::try_from(number).ok());
         number.ok_or_else(|| unsupported(format!("config.json has no `{key}`")))
     }
 
+    /// A number of the config; nothing if it has none of this name.
+    pub(crate) fn float(&self, key: &str) -> Option<f64> {
+        self.config[key].as_f64()
+    }
+
     /// Number of classes in `id2label`; 2 if the config has none.
-    pub(super) fn labels(&self) -> usize {
+    pub(crate) fn labels(&self) -> usize {
         self.config["id2label"].as_object().map_or(2, serde_json::Map::len)
     }
 
     /// The weights, in the model's dtype.
-    pub(super) fn weights(&self) -> VarBuilder<'static> {
+    pub(crate) fn weights(&self) -> VarBuilder<'static> {
         self.files.var_builder()
     }
 
     /// The weights under the names that the port reads, by tables of [`Name`]s with `body` for `$`.
-    pub(super) fn renamed(&self, body: &'static str, tables: &[&'static [Name]]) -> VarBuilder<'static> {
+    pub(crate) fn renamed(&self, body: &'static str, tables: &[&'static [Name]]) -> VarBuilder<'static> {
         renamed(self.weights(), body, tables)
     }
 }

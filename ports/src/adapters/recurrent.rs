@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use candle_transformers::models::{granitemoehybrid, lfm2, mamba, mamba2, recurrent_gemma};
-use reference::protocol::Failed;
+use protocol::Failed;
 use tfcheck_port::Port;
 use tfcheck_port::worker::failure;
 
@@ -10,7 +10,7 @@ use super::super::checkpoint::Checkpoint;
 use super::{causal, run};
 
 /// The port computes one token at a time.
-pub(super) fn load_mamba(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_mamba(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     causal(checkpoint)?;
     let config: mamba::Config = checkpoint.config()?;
     // The port reads the original repository's names.
@@ -32,7 +32,7 @@ pub(super) fn load_mamba(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 }
 
 /// A prefill in chunks, and then one token at a time.
-pub(super) fn load_mamba2(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_mamba2(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
     struct Chunks {
         chunk_size: usize,
@@ -57,7 +57,7 @@ pub(super) fn load_mamba2(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 }
 
 /// The port cannot clear its state, so a pass from position 0 runs a fresh clone of the model.
-pub(super) fn load_recurrent_gemma(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_recurrent_gemma(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     causal(checkpoint)?;
     let config: recurrent_gemma::Config = checkpoint.config()?;
     let model = recurrent_gemma::Model::new(&config, checkpoint.weights().pp("model")).map_err(failure)?;
@@ -70,7 +70,7 @@ pub(super) fn load_recurrent_gemma(checkpoint: &Checkpoint) -> Result<Port, Fail
     })
 }
 
-pub(super) fn load_granitemoehybrid(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_granitemoehybrid(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     use granitemoehybrid::{GraniteMoeHybrid, GraniteMoeHybridCache, GraniteMoeHybridConfig};
     causal(checkpoint)?;
     let config = checkpoint.config::<GraniteMoeHybridConfig>()?.into_config(false);
@@ -86,7 +86,7 @@ pub(super) fn load_granitemoehybrid(checkpoint: &Checkpoint) -> Result<Port, Fai
     })
 }
 
-pub(super) fn load_lfm2(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_lfm2(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     causal(checkpoint)?;
     let config = checkpoint.config::<lfm2::Lfm2Config>()?.into_config(false);
     let weights = checkpoint.weights();

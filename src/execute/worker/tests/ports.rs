@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use ::ports::port;
+
 use candle_core::{DType, Device, Tensor};
 use reference::protocol::{
-    ATTENTION_MASK, DECODER_INPUT_IDS, Dtype, FailedKind, Forward, INPUT_IDS, LOGITS, Load, Mode,
-    POSITION_IDS, Positions,
+    ATTENTION_MASK, DECODER_INPUT_IDS, Dtype, Failed, FailedKind, Forward, Forwarded, INPUT_IDS, LOGITS,
+    Load, Mode, POSITION_IDS, Positions, Ready, Trace,
 };
 use tempfile::TempDir;
-use tfcheck_port::worker::inputs;
+use tfcheck_port::worker::{Checkpoint, inputs};
 
-use super::adapters::ADAPTERS;
-use super::*;
+use super::super::*;
 use crate::execute::worker::candle::CandleEngine;
 
 const SEQ: usize = 24;
@@ -74,25 +75,36 @@ impl Case {
     }
 
     fn port(&self, dtype: Dtype) -> Result<(Tensor, Positions), Failed> {
-        self.logits(&mut PortEngine::default(), dtype)
+        self.logits(&mut PortEngine::new(CANDLE_TRANSFORMERS), dtype)
+    }
+
+    fn ours(&self) -> Tensor {
+        self.logits(&mut CandleEngine::default(), Dtype::F32).unwrap().0
     }
 
     /// Relative L2 between the port and our model at the last position of a sequence.
     fn difference(&self, row: usize) -> f64 {
         let (port, _) = self.port(Dtype::F32).unwrap();
-        let (ours, _) = self.logits(&mut CandleEngine::default(), Dtype::F32).unwrap();
+        let ours = self.ours();
         let last = |logits: &Tensor| {
             let logits = logits.get(row).unwrap().to_dtype(DType::F64).unwrap();
             // A classifier's logits have no sequence axis.
             let is_sequence = logits.rank() == 2;
             let logits = if is_sequence { logits.get(logits.dim(0).unwrap() - 1).unwrap() } else { logits };
-            logits.to_vec1::<f64>().unwrap()
+            logits
         };
-        let (port, ours) = (last(&port), last(&ours));
-        let square = |x: f64| x * x;
-        let distance: f64 = port.iter().zip(&ours).map(|(a, b)| square(a - b)).sum();
-        (distance / ours.iter().map(|&x| square(x)).sum::<f64>()).sqrt()
+        relative_l2(&last(&port), &last(&ours))
     }
+}
+
+/// `‖a − b‖ / ‖b‖`
+fn relative_l2(a: &Tensor, b: &Tensor) -> f64 {
+    let values =
+        |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let (a, b): (Vec<f64>, Vec<f64>) = (values(a), values(b));
+    let square = |x: f64| x * x;
+    let distance: f64 = a.iter().zip(&b).map(|(a, b)| square(a - b)).sum();
+    (distance / b.iter().map(|&x| square(x)).sum::<f64>()).sqrt()
 }
 
 fn read_logits(path: &Path) -> Tensor {
@@ -116,7 +128,7 @@ fn every_port_runs_its_default_checkpoint_or_refuses_as_listed() {
     let entries = catalogue.iter().filter(|entry| entry.variant.is_empty() && entry.is_one_text());
     let mut wrong = Vec::new();
     for entry in entries {
-        if !ADAPTERS.iter().any(|adapter| adapter.model_type == entry.model_type) {
+        if port(entry.model_type).is_none() {
             continue;
         }
         let refused = REFUSED.iter().find(|(model_type, _)| *model_type == entry.model_type);
@@ -161,8 +173,41 @@ fn a_causal_port_computes_padding_that_our_model_masks() {
     let case = Case::new("llama", "tiny", 2, 9);
     assert!(case.difference(0) < 1e-5);
     assert!(case.difference(1) > 1e-2);
-    let ready = PortEngine::default().load(&case.load(Dtype::F32)).unwrap();
+    let ready = PortEngine::new(CANDLE_TRANSFORMERS).load(&case.load(Dtype::F32)).unwrap();
     assert!(ready.notes.iter().any(|note| note.contains("takes no padding mask")), "{:?}", ready.notes);
+}
+
+/// DistilBERT's port hides the keys where the mask is not 0: the mask that tokenizers give, of ones at real tokens, hides the text
+/// and shows the padding. tfcheck's adapter inverts it.
+#[test]
+fn the_mask_of_a_tokenizer_hides_the_text_from_the_port_of_distilbert() {
+    use candle_transformers::models::distilbert::{Config, DistilBertForMaskedLM};
+    let case = Case::new("distilbert", "", 2, 9);
+    let right = case.ours();
+    let checkpoint = Checkpoint::open(case.folder.path(), DType::F32, &Device::Cpu).unwrap();
+    let mut config = checkpoint.json().clone();
+    config["initializer_range"] = 0.02.into();
+    config["use_cache"] = true.into();
+    let config: Config = serde_json::from_value(config).unwrap();
+    let port = DistilBertForMaskedLM::load(checkpoint.var_builder(), &config).unwrap();
+    let batch = inputs(&case.folder.path().join("inputs.st"), &Device::Cpu).unwrap().for_port().unwrap();
+    let given = batch.attention_mask.unsqueeze(1).unwrap().unsqueeze(1).unwrap();
+    let inverted = given.eq(0u32).unwrap();
+    let differs = |mask: &Tensor, row: usize, positions: std::ops::Range<usize>| {
+        let logits = port.forward(&batch.input_ids, mask).unwrap();
+        let of = |tensor: &Tensor| {
+            let row = tensor.narrow(0, row, 1).unwrap();
+            row.narrow(1, positions.start, positions.len()).unwrap().flatten_all().unwrap()
+        };
+        relative_l2(&of(&logits), &of(&right))
+    };
+    // The approximation of GELU is a finding of its own.
+    assert!(differs(&inverted, 1, 9..SEQ) < 1e-3);
+    // A row without padding has nothing left to attend to.
+    assert!(differs(&given, 0, 0..SEQ).is_nan());
+    let padded = differs(&given, 1, 9..SEQ);
+    println!("distilbert with a tokenizer's mask: {padded:.1e}");
+    assert!(padded > 0.1, "{padded:e}");
 }
 
 #[test]
@@ -174,7 +219,7 @@ fn the_head_on_hidden_states_is_the_head_of_the_ports_own_causal_model() {
         assert_eq!(positions, Positions::All);
         let checkpoint = Checkpoint::open(case.folder.path(), DType::F32, &Device::Cpu).unwrap();
         let config: Config = checkpoint.config().unwrap();
-        let mut port = ModelForCausalLM::new(&config, checkpoint.weights()).unwrap();
+        let mut port = ModelForCausalLM::new(&config, checkpoint.var_builder()).unwrap();
         let batch = inputs(&case.folder.path().join("inputs.st"), &Device::Cpu).unwrap().for_port().unwrap();
         let last = port.forward(&batch.input_ids, 0).unwrap();
         let difference = (ours.narrow(1, SEQ - 1, 1).unwrap() - last).unwrap().abs().unwrap();
@@ -188,7 +233,7 @@ fn the_head_on_hidden_states_is_the_head_of_the_ports_own_causal_model() {
 fn the_documentation_counts_the_ports_that_have_an_adapter() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/scoreboard.md");
     let text = std::fs::read_to_string(path).unwrap();
-    let modules = ADAPTERS.iter().flat_map(|adapter| adapter.module.split(", "));
+    let modules = ::ports::modules().flat_map(|module| module.split(", "));
     let modules: BTreeSet<&str> = modules.filter_map(|module| module.split("::").next()).collect();
     let table = text.split("| ports with an adapter |").nth(1).unwrap().split("\n\n").next().unwrap();
     let named: Vec<&str> = table.split(['|', ',', '\n']).map(str::trim).collect();
@@ -292,14 +337,15 @@ impl Engine for InMode {
 fn ports_with_a_cache_decode_through_it() {
     for (model_type, variant) in [("llama", "tiny"), ("qwen2", ""), ("olmo2", ""), ("qwen3", ""), ("phi", "")]
     {
-        let found =
-            Case::new(model_type, variant, 2, 0).cache_difference(&mut PortEngine::default(), SEQ / 2);
+        let found = Case::new(model_type, variant, 2, 0)
+            .cache_difference(&mut PortEngine::new(CANDLE_TRANSFORMERS), SEQ / 2);
         let difference = found.unwrap_or_else(|failed| panic!("{model_type}: {}", failed.message));
         // The same f32 sums in another order.
         assert!(difference < 1e-5, "{model_type}: {difference:e}");
     }
     for model_type in ["stablelm", "distilbert"] {
-        let found = Case::new(model_type, "", 2, 0).cache_difference(&mut PortEngine::default(), SEQ / 2);
+        let found = Case::new(model_type, "", 2, 0)
+            .cache_difference(&mut PortEngine::new(CANDLE_TRANSFORMERS), SEQ / 2);
         assert_eq!(found.unwrap_err().kind, FailedKind::Unsupported, "{model_type}");
     }
 }

@@ -6,7 +6,7 @@ use candle_core::{DType, Module, Tensor};
 use candle_transformers::models::{
     blip, chinese_clip, clip, colpali, llama, llava, paddleocr_vl, paligemma, pixtral, qwen3_vl, siglip,
 };
-use reference::protocol::{ATTENTION_MASK, Failed, INPUT_IDS, Positions};
+use protocol::{ATTENTION_MASK, Failed, INPUT_IDS, Positions};
 use tfcheck_port::Port;
 use tfcheck_port::worker::{failure, unsupported};
 
@@ -17,7 +17,7 @@ use super::{PIXELS, no_head, tensors};
 const GRID: &str = "image_grid_thw";
 
 /// The port's config has no `Deserialize`.
-pub(super) fn load_clip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_clip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
     struct Parts {
         text_config: Text,
@@ -91,7 +91,7 @@ pub(super) fn load_clip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 }
 
 /// The port's config has no `Deserialize`.
-pub(super) fn load_chinese_clip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_chinese_clip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     use chinese_clip::text_model::{ChineseClipTextConfig, PositionEmbeddingType};
     use chinese_clip::vision_model::ChineseClipVisionConfig;
     #[derive(serde::Deserialize)]
@@ -166,7 +166,7 @@ pub(super) fn load_chinese_clip(checkpoint: &Checkpoint) -> Result<Port, Failed>
     })
 }
 
-pub(super) fn load_siglip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_siglip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: siglip::Config = checkpoint.config()?;
     let model = siglip::Model::new(&config, checkpoint.weights()).map_err(failure)?;
     tensors(&[INPUT_IDS, PIXELS], move |inputs| {
@@ -178,7 +178,7 @@ pub(super) fn load_siglip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 const TIED_BLIP: &[Name] =
     &[("text_decoder.cls.predictions.decoder.weight", "text_decoder.bert.embeddings.word_embeddings.weight")];
 
-pub(super) fn load_blip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_blip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: blip::Config = checkpoint.config()?;
     let is_saved = checkpoint.weights().contains_tensor(TIED_BLIP[0].0);
     let weights = checkpoint.renamed("", if is_saved { &[] } else { &[TIED_BLIP] });
@@ -196,7 +196,7 @@ pub(super) fn load_blip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 }
 
 /// LLaVA's own vision tower, or Pixtral's with a Mistral.
-pub(super) fn load_llava(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_llava(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     match checkpoint.text_at("/vision_config/model_type") {
         "pixtral" => load_pixtral(checkpoint),
         _ => load_llava_next(checkpoint),
@@ -205,7 +205,7 @@ pub(super) fn load_llava(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 
 /// The port is of LLaVA-NeXT, whose weights have a newline of pictures. It takes one row at a time, in which one token stands for
 /// a picture.
-pub(super) fn load_llava_next(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_llava_next(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     use llava::config::{HFGenerationConfig, HFLLaVAConfig, HFPreProcessorConfig};
     let read: HFLLaVAConfig = checkpoint.config()?;
     let generation =
@@ -286,7 +286,7 @@ fn text(ids: &Tensor, image: u32) -> candle_core::Result<Tensor> {
 }
 
 /// The port puts the picture before the tokens that it is given.
-pub(super) fn load_paligemma(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_paligemma(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: paligemma::Config = checkpoint.config()?;
     let image = checkpoint.number("image_token_index")?;
     let mut model = paligemma::Model::new(&config, checkpoint.weights()).map_err(failure)?;
@@ -297,7 +297,7 @@ pub(super) fn load_paligemma(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 }
 
 /// The port reads the names of the original repository.
-pub(super) fn load_colpali(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_colpali(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
     struct Parts {
         vlm_config: paligemma::Config,
@@ -315,7 +315,7 @@ pub(super) fn load_colpali(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 }
 
 /// The port cannot clear its cache, so each forward pass loads a fresh model.
-pub(super) fn load_qwen3_vl(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_qwen3_vl(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: qwen3_vl::Config = checkpoint.config()?;
     let weights = checkpoint.weights();
     qwen3_vl::Qwen3VLModel::new(&config, weights.clone()).map_err(failure)?;
@@ -338,7 +338,7 @@ pub(super) fn load_qwen3_vl(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 const PADDLEOCR: &[Name] = &[("visual.vision_model.embeddings.packing_position_embedding.weight", "0")];
 
 /// The port takes a whole picture instead of its patches.
-pub(super) fn load_paddleocr_vl(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_paddleocr_vl(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: paddleocr_vl::Config = checkpoint.config()?;
     let mut model = paddleocr_vl::PaddleOCRVLModel::new(&config, checkpoint.renamed("", &[PADDLEOCR]))
         .map_err(failure)?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{Module, Tensor};
 use candle_transformers::models::{beit, convnext, depth_anything_v2, dinov2, resnet, segformer, vit};
-use reference::protocol::Failed;
+use protocol::Failed;
 use tfcheck_port::Port;
 use tfcheck_port::worker::{failure, unsupported};
 
@@ -32,14 +32,14 @@ struct Sizes {
     num_attention_heads: usize,
 }
 
-pub(super) fn load_vit(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_vit(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     classifier(checkpoint)?;
     let config: vit::Config = checkpoint.config()?;
     let model = vit::Model::new(&config, checkpoint.labels(), checkpoint.weights()).map_err(failure)?;
     of_pixels(move |pixels: &Tensor| model.forward(pixels))
 }
 
-pub(super) fn load_segformer(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_segformer(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: segformer::Config = checkpoint.config()?;
     let (labels, weights) = (checkpoint.labels(), checkpoint.weights());
     match checkpoint.head() {
@@ -75,7 +75,7 @@ const DINOV2: &[Name] = &[
 
 const CLASSIFIER: &[Name] = &[("head.{}", "classifier.{}")];
 
-pub(super) fn load_dinov2(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_dinov2(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     classifier(checkpoint)?;
     let Sizes { hidden_size, num_hidden_layers, num_attention_heads } = checkpoint.config()?;
     let weights = checkpoint.renamed("dinov2", &[DINOV2, CLASSIFIER]);
@@ -116,7 +116,7 @@ const DEPTH: &[Name] = &[
     ("depth_head.scratch.output_conv2.2.{}", "head.conv3.{}"),
 ];
 
-pub(super) fn load_depth_anything(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_depth_anything(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
     struct Parts {
         backbone_config: Backbone,
@@ -185,7 +185,7 @@ const BEIT: &[Name] = &[
     ("norm.{}", "$.pooler.layernorm.{}"),
 ];
 
-pub(super) fn load_beit(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_beit(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     classifier(checkpoint)?;
     let Sizes { hidden_size, num_hidden_layers, num_attention_heads } = checkpoint.config()?;
     let weights = checkpoint.renamed("beit", &[BEIT, CLASSIFIER]);
@@ -227,7 +227,7 @@ fn published<T>(configs: &[Published<T>], sizes: &[usize]) -> Result<T, Failed> 
 }
 
 /// Versions 1 and 2.
-pub(super) fn load_convnext(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_convnext(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
     struct Config {
         hidden_sizes: Vec<usize>,
@@ -235,7 +235,7 @@ pub(super) fn load_convnext(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     classifier(checkpoint)?;
     let config: Config = checkpoint.config()?;
     let config = published(CONVNEXTS, &config.hidden_sizes)?;
-    let body = if checkpoint.model_type == "convnext" { "convnext" } else { "convnextv2" };
+    let body = if checkpoint.model_type() == "convnext" { "convnext" } else { "convnextv2" };
     let weights = checkpoint.renamed(body, &[CONVNEXT]);
     let model = convnext::convnext(&config, checkpoint.labels(), weights);
     of_pixels(model.map_err(failure)?)
@@ -254,7 +254,7 @@ const RESNET: &[Name] = &[
 ];
 
 /// The port has two depths of basic blocks.
-pub(super) fn load_resnet(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_resnet(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
     struct Config {
         depths: Vec<usize>,

@@ -6,6 +6,7 @@
 mod audio;
 mod encoders;
 mod pictures;
+mod quantised;
 mod recurrent;
 mod seq2seq;
 mod vision;
@@ -17,7 +18,7 @@ use candle_transformers::models::{
     bigcode, deepseek2, falcon, gemma, gemma2, gemma3, gemma4, glm4_new, granite, helium, llama, mistral,
     mixtral, olmo, olmo2, phi, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, stable_lm, starcoder2,
 };
-use reference::protocol::{Failed, Positions};
+use protocol::{Failed, Positions};
 use tfcheck_port::worker::{failure, unsupported};
 use tfcheck_port::{Inputs, NamedTensors, Port};
 
@@ -30,6 +31,7 @@ use pictures::{
     load_blip, load_chinese_clip, load_clip, load_colpali, load_llava, load_llava_next, load_paddleocr_vl,
     load_paligemma, load_qwen3_vl, load_siglip,
 };
+pub(crate) use quantised::QUANTISED;
 use recurrent::{load_granitemoehybrid, load_lfm2, load_mamba, load_mamba2, load_recurrent_gemma};
 use seq2seq::{load_marian, load_t5, load_trocr, load_whisper};
 use vision::{
@@ -37,23 +39,27 @@ use vision::{
 };
 
 /// How a port is loaded and run.
-pub(super) struct Adapter {
-    pub(super) model_type: &'static str,
+pub(crate) struct Adapter {
+    pub(crate) model_type: &'static str,
     /// Its module below `candle_transformers::models`.
-    pub(super) module: &'static str,
+    pub(crate) module: &'static str,
     /// Which positions it computes.
-    pub(super) positions: Positions,
-    pub(super) reads_mask: bool,
+    pub(crate) positions: Positions,
+    pub(crate) reads_mask: bool,
     /// Whether a forward pass can continue from the KV cache of the previous one.
-    pub(super) caches: bool,
+    pub(crate) caches: bool,
     /// Keys that the port's `Config` requires although a config may omit them.
-    pub(super) fill: &'static [(&'static str, Fill)],
-    pub(super) load: Load,
+    pub(crate) fill: &'static [(&'static str, Fill)],
+    pub(crate) load: Load,
 }
 
 impl Adapter {
     const fn without_cache(self) -> Self {
         Self { caches: false, ..self }
+    }
+
+    const fn with_mask(self) -> Self {
+        Self { reads_mask: true, ..self }
     }
 
     const fn without_mask(self) -> Self {
@@ -172,11 +178,11 @@ macro_rules! body {
 }
 
 /// Every port that tfcheck runs.
-pub(super) const ADAPTERS: &[Adapter] = &[
+pub(crate) const ADAPTERS: &[Adapter] = &[
     last("llama", "llama", load_llama),
     last("mistral", "mistral", |c| decoder!(c, mistral)),
     last("mixtral", "mixtral", load_mixtral).filled(FLASH),
-    all("qwen2", "qwen2", load_qwen2),
+    all("qwen2", "qwen2", load_qwen2).with_mask(),
     last("qwen2_moe", "qwen2_moe", |c| decoder!(c, qwen2_moe)),
     all("qwen3", "qwen3", |c| body!(c, qwen3)),
     all("qwen3_moe", "qwen3_moe", |c| body!(c, qwen3_moe)),
@@ -317,7 +323,8 @@ fn load_mixtral(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     })
 }
 
-/// The port ties the head to the embedding if the checkpoint has no head, whatever the config sets.
+/// The port ties the head to the embedding if the checkpoint has no head, whatever the config sets. It gets the mask where there
+/// is padding; without a mask it is causal.
 fn load_qwen2(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
     causal(checkpoint)?;
     let config: qwen2::Config = checkpoint.config()?;
@@ -329,7 +336,9 @@ fn load_qwen2(checkpoint: &Checkpoint) -> std::result::Result<Port, Failed> {
         if offset == 0 {
             model.clear_kv_cache();
         }
-        head.forward(&model.forward(&batch.input_ids, offset, None)?)
+        let is_padded = batch.attention_mask.min_all()?.to_scalar::<u32>()? == 0;
+        let mask = (is_padded && offset == 0).then_some(&batch.attention_mask);
+        head.forward(&model.forward(&batch.input_ids, offset, mask)?)
     })
 }
 

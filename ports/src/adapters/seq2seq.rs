@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use candle_transformers::models::{marian, t5, trocr, vit, whisper};
-use reference::protocol::{DECODER_INPUT_IDS, Failed, INPUT_IDS, Positions};
+use protocol::{DECODER_INPUT_IDS, Failed, INPUT_IDS, Positions};
 use tfcheck_port::Port;
 use tfcheck_port::worker::failure;
 
@@ -10,7 +10,7 @@ use super::super::checkpoint::Checkpoint;
 use super::{PIXELS, no_head, run, tensors};
 
 /// The whole model, which takes no mask and returns the last position, or the encoder alone, which takes no mask either.
-pub(super) fn load_t5(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_t5(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: t5::Config = checkpoint.config()?;
     match checkpoint.head() {
         "" => {
@@ -30,7 +30,7 @@ pub(super) fn load_t5(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     }
 }
 
-pub(super) fn load_marian(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_marian(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: marian::Config = checkpoint.config()?;
     let mut model = marian::MTModel::new(&config, checkpoint.weights()).map_err(failure)?;
     tensors(&[INPUT_IDS, DECODER_INPUT_IDS], move |inputs| {
@@ -40,7 +40,7 @@ pub(super) fn load_marian(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     })
 }
 
-pub(super) fn load_whisper(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_whisper(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: whisper::Config = checkpoint.config()?;
     let mut model = whisper::model::Whisper::load(&checkpoint.weights(), config).map_err(failure)?;
     tensors(&["input_features", DECODER_INPUT_IDS], move |inputs| {
@@ -52,7 +52,7 @@ pub(super) fn load_whisper(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 
 /// As in the port's example, the decoder gets one token at a time: its mask for more is that of the tokens, and does not fit
 /// the picture's positions.
-pub(super) fn load_trocr(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_trocr(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
     struct Config {
         encoder: vit::Config,

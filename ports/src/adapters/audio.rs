@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use candle_transformers::models::{encodec, mimi, voxtral};
-use reference::protocol::{Failed, INPUT_IDS, Positions};
+use protocol::{Failed, INPUT_IDS, Positions};
 use serde_json::Value;
 use tfcheck_port::Port;
 use tfcheck_port::worker::{failure, unsupported};
@@ -19,7 +19,7 @@ fn with_channels(values: &Tensor) -> candle_core::Result<Tensor> {
 
 /// The port's config names the kinds of norm and padding otherwise than transformers, and its weights those of a weight norm as
 /// torch did before it had parametrizations.
-pub(super) fn load_encodec(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_encodec(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let named = |key: &str| {
         let words = checkpoint.text_at(&format!("/{key}")).split('_');
         let capital = |word: &str| {
@@ -43,7 +43,7 @@ pub(super) fn load_encodec(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 }
 
 /// The port's config has no `Deserialize`.
-pub(super) fn load_mimi(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_mimi(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
     struct Config {
         sampling_rate: f64,
@@ -104,7 +104,7 @@ pub(super) fn load_mimi(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 }
 
 /// The port's config has no `Deserialize`.
-pub(super) fn load_voxtral(checkpoint: &Checkpoint) -> Result<Port, Failed> {
+pub(crate) fn load_voxtral(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     #[derive(serde::Deserialize)]
     struct Parts {
         audio_config: Audio,
