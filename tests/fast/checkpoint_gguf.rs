@@ -128,11 +128,6 @@ impl Gguf {
     }
 }
 
-/// The bytes of a small file that can be imported.
-pub(crate) fn tiny(root: &Path) -> Vec<u8> {
-    std::fs::read(Gguf::new("llama").write(root)).unwrap()
-}
-
 struct Imported {
     checkpoint: Checkpoint,
     _root: tempfile::TempDir,
