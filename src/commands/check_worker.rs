@@ -121,7 +121,7 @@ pub struct Conformance {
 /// # Errors
 /// When the inputs cannot be made, or the user interrupts.
 pub fn check(subject: &Subject) -> Result<Conformance> {
-    let folder = tempfile::tempdir().into_diagnostic()?;
+    let folder = crate::commands::scratch()?;
     let spec = Spec::Lengths {
         lengths: vec![TOKENS],
         batches: vec![ROWS],

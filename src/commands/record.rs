@@ -114,7 +114,7 @@ pub fn write(run: &Path, request: &RunRequest, out: &Out) -> Result<String> {
     let modules = if out.modules.is_empty() {
         Vec::new()
     } else {
-        let scratch = tempfile::tempdir().into_diagnostic()?;
+        let scratch = crate::commands::scratch()?;
         let captured = run::modules(request, &cell.name, out.modules, scratch.path())?;
         module_outputs(&captured, &scratch.path().join("modules"), &places, (batch.batch, seq))?
     };
