@@ -14,7 +14,7 @@ use tfcheck::judge::findings::findings;
 use tfcheck::judge::history::{History, Known};
 use tfcheck::judge::{assess, baseline, changes, gates};
 use tfcheck::report::terminal::Terminal;
-use tfcheck::report::{self, Source};
+use tfcheck::report::{self, Report as _, Source};
 use tfcheck::results::RunFolder;
 use tfcheck::spec::checkpoint;
 use tfcheck::spec::inputs::{self, Spec};
