@@ -149,3 +149,17 @@ fn every_file_that_others_may_have_made_is_opened_within_the_limits() {
     let own: Vec<&str> = OWN_FILES.iter().map(|(name, _)| *name).collect();
     assert_eq!(found, own, "open a file of others with bounds::file, which refuses FIFOs and devices");
 }
+
+#[test]
+fn a_missing_temporary_folder_is_named_with_the_remedy() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("one", "good")], "rounds = 0");
+    let mut command = sandbox.command(&["run", "tfcheck.toml"]);
+    let output = command.env("TMPDIR", sandbox.path().join("gone")).output().unwrap();
+    let message = unwrapped(&stderr(&output));
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(
+        message.contains("cannot create a temporary folder in") && message.contains("set TMPDIR"),
+        "{message}"
+    );
+}
