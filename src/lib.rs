@@ -12,6 +12,8 @@ pub mod report;
 pub mod commands;
 pub mod cli;
 pub mod app;
+#[doc(hidden)]
+pub mod fuzzing;
 
 /// The test of a port against a recording of `tfcheck record`, from the crate `tfcheck-port`.
 pub use tfcheck_port::assert_port;

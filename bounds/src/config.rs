@@ -111,6 +111,31 @@ const SHARES: [&str; 2] = ["partial_rotary_factor", "rotary_pct"];
 const FROM_ZERO: [&str; 5] =
     ["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layernorm_epsilon", "norm_eps"];
 
+/// Flags of what a model computes.
+const FLAGS: [&str; 21] = [
+    "alibi",
+    "attention_bias",
+    "bias",
+    "classifier_bias",
+    "decoder_bias",
+    "is_gated_act",
+    "mlp_bias",
+    "multi_query",
+    "new_decoder_architecture",
+    "norm_bias",
+    "norm_topk_prob",
+    "parallel_attn",
+    "qk_layernorm",
+    "scale_attn_by_inverse_layer_idx",
+    "scale_attn_weights",
+    "scale_decoder_outputs",
+    "tie_word_embeddings",
+    "use_bias",
+    "use_parallel_residual",
+    "use_qkv_bias",
+    "use_sliding_window",
+];
+
 /// Keys of an object that describes rotary embeddings.
 const ROPE: [&str; 2] = ["rope_scaling", "rope_parameters"];
 
@@ -159,6 +184,12 @@ fn check_object(config: &Map<String, Value>, prefix: &str) -> Result<(), Refused
                     return Err(Refused::new(&path, value, range(*least, *limit)));
                 }
             }
+        } else if FLAGS.contains(&key.as_str()) && !value.is_boolean() {
+            return Err(Refused::new(&path, value, "true or false"));
+        } else if key == "architectures"
+            && !value.as_array().is_some_and(|list| list.iter().all(Value::is_string))
+        {
+            return Err(Refused::new(&path, value, "a list of class names"));
         } else if ROPE.contains(&key.as_str()) {
             check_rope(value, &path)?;
         } else if let Value::Object(nested) = value {
@@ -255,6 +286,15 @@ mod tests {
         refused(json!({"text_config": {"head_dim": 0}}), "`text_config.head_dim` is 0");
         refused(json!({"rope_theta": 0}), "`rope_theta` is 0 where a number above 0");
         refused(json!({"rms_norm_eps": "1e-5"}), "`rms_norm_eps` is \"1e-5\"");
+        refused(
+            json!({"tie_word_embeddings": "yes"}),
+            "`tie_word_embeddings` is \"yes\" where true or false",
+        );
+        refused(
+            json!({"architectures": "LlamaForCausalLM"}),
+            "`architectures` is \"LlamaForCausalLM\" where a list",
+        );
+        refused(json!({"architectures": [1]}), "`architectures` is [1] where a list");
         refused(json!({"rope_scaling": "x"}), "`rope_scaling` is \"x\" where an object");
         refused(json!({"rope_scaling": {"factor": 0.0}}), "`rope_scaling.factor` is 0.0");
         refused(
@@ -275,6 +315,7 @@ mod tests {
         for config in [
             json!({"hidden_size": 576, "num_key_value_heads": null, "sliding_window": 0, "num_hidden_layers": 0}),
             json!({"intermediate_size": [1024, 2048], "max_position_embeddings": 10_485_760}),
+            json!({"architectures": ["LlamaForCausalLM"], "attention_bias": false, "tie_word_embeddings": null}),
             json!({"rope_scaling": null, "rope_theta": 1e6, "layer_norm_eps": 0}),
             json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                 "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}),

@@ -5,7 +5,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Component, Path};
 
 use rustix::fs::OFlags;
 
@@ -105,6 +105,13 @@ pub fn text(bytes: Vec<u8>) -> io::Result<String> {
         })
     })?;
     Ok(text.strip_prefix('\u{feff}').map_or_else(|| text.clone(), str::to_owned))
+}
+
+/// Whether a foreign name is one component of a path, and nothing else.
+pub fn is_component(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    let is_normal = matches!(components.next(), Some(Component::Normal(component)) if component == name);
+    is_normal && components.next().is_none() && name.len() <= 255 && !name.chars().any(char::is_control)
 }
 
 fn flags(flags: OFlags) -> i32 {

@@ -31,7 +31,7 @@ impl Matrices {
     pub(crate) fn open(paths: &[PathBuf]) -> Result<Self> {
         let (mut files, mut places) = (Vec::new(), BTreeMap::new());
         for path in paths {
-            let mut file = File::open(path).map_err(|error| unreadable(path, error))?;
+            let mut file = bounds::file::open(path).map_err(|error| unreadable(path, error))?;
             let mut len = [0; 8];
             file.read_exact(&mut len).map_err(|error| unreadable(path, error))?;
             let len = u64::from_le_bytes(len);

@@ -1,10 +1,10 @@
 //! A recording: `recording.json` has the metadata, `recording.safetensors` the inputs and logits.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use bounds::limits::STORED_TENSOR_BYTES;
 use candle_core::{Device, Tensor};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -360,7 +360,7 @@ fn tensor_name(path: &str) -> String {
 /// When it cannot be read.
 pub fn file_sha256(path: &Path) -> Result<String, Error> {
     let io = |source| Error::Io { action: "read", path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(io)?;
+    let mut file = bounds::file::open(path).map_err(io)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
@@ -373,7 +373,11 @@ pub fn file_sha256(path: &Path) -> Result<String, Error> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })
+    bounds::file::read(path, STORED_TENSOR_BYTES).map_err(|source| Error::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn hex(bytes: &[u8]) -> String {

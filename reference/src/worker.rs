@@ -120,7 +120,11 @@ impl Worker {
                 reason: format!("`{}` is not a reply: {}", excerpt(&line), shown(&error, 200)),
             }
         })?;
-        match reply::within_limits(reply) {
+        let reply = reply::within_limits(reply).map_err(|reason| {
+            self.group.kill(GRACE);
+            WorkerEnd::NoReply { reason: format!("its reply is refused: {reason}") }
+        })?;
+        match reply {
             Reply::Failed(failed) => Err(WorkerEnd::from(failed)),
             reply if answers(request, &reply) => Ok(reply),
             other => {

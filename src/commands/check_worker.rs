@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use bounds::limits::RUN_JSON_BYTES;
 use miette::{IntoDiagnostic, Result, WrapErr};
 use reference::protocol::Load;
 use reference::{Launch, Worker, WorkerEnd};
@@ -120,7 +121,7 @@ pub struct Conformance {
 /// # Errors
 /// When the inputs cannot be made, or the user interrupts.
 pub fn check(subject: &Subject) -> Result<Conformance> {
-    let folder = tempfile::tempdir().into_diagnostic()?;
+    let folder = crate::commands::scratch()?;
     let spec = Spec::Lengths {
         lengths: vec![TOKENS],
         batches: vec![ROWS],
@@ -157,7 +158,8 @@ pub fn check(subject: &Subject) -> Result<Conformance> {
         };
         rows.push((check.request, check.is_required, outcome));
     }
-    let log = std::fs::read(folder.path().join("worker.log")).unwrap_or_default();
+    let log =
+        bounds::file::read_unlinked(&folder.path().join("worker.log"), RUN_JSON_BYTES).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<&str> = log.lines().collect();
     let tail = lines[lines.len().saturating_sub(10)..].join("\n");

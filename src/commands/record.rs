@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use bounds::limits::STORED_TENSOR_BYTES;
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use reference::protocol::{CapturedModule, Dtype, LOGITS, Mode, Positions};
 use safetensors::SafeTensors;
@@ -113,7 +114,7 @@ pub fn write(run: &Path, request: &RunRequest, out: &Out) -> Result<String> {
     let modules = if out.modules.is_empty() {
         Vec::new()
     } else {
-        let scratch = tempfile::tempdir().into_diagnostic()?;
+        let scratch = crate::commands::scratch()?;
         let captured = run::modules(request, &cell.name, out.modules, scratch.path())?;
         module_outputs(&captured, &scratch.path().join("modules"), &places, (batch.batch, seq))?
     };
@@ -215,8 +216,14 @@ fn module_outputs(
         let Some(file) = &output.file else { continue };
         let path = folder.join(file);
         let read = || format!("cannot read {}", path.display());
-        let content = std::fs::read(&path).into_diagnostic().wrap_err_with(read)?;
+        let content =
+            bounds::file::read_unlinked(&path, STORED_TENSOR_BYTES).into_diagnostic().wrap_err_with(read)?;
         let count: usize = output.shape.iter().product();
+        if content.len() != 8 * count && content.len() != 4 * count {
+            let problem =
+                format!("{} bytes of shape {:?} are neither f64 nor f32", content.len(), output.shape);
+            return Err(miette::miette!(problem)).wrap_err_with(read);
+        }
         let values: Vec<f64> = if content.len() == 8 * count {
             content.as_chunks::<8>().0.iter().map(|&word| f64::from_le_bytes(word)).collect()
         } else {
@@ -232,7 +239,8 @@ fn module_outputs(
 
 fn read_logits(path: &Path) -> Result<Vec<f64>> {
     let read = || format!("cannot read {}", path.display());
-    let content = std::fs::read(path).into_diagnostic().wrap_err_with(read)?;
+    let content =
+        bounds::file::read_unlinked(path, STORED_TENSOR_BYTES).into_diagnostic().wrap_err_with(read)?;
     let file = SafeTensors::deserialize(&content).into_diagnostic().wrap_err_with(read)?;
     let view = file.tensor(LOGITS).into_diagnostic().wrap_err_with(read)?;
     match view.dtype() {

@@ -8,6 +8,7 @@ mod outputs;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use bounds::limits::LINE;
 use compare::evidence::Routing;
 use compare::logits::Logits;
 use compare::mask::Mask;
@@ -91,14 +92,31 @@ pub fn view(
         views.insert(index, view);
     }
     let record = folder.environment();
+    let cases: Vec<CaseView> = views.into_values().collect();
+    let unread = folder.environment_problem().map(|problem| bounds::shown(&problem, LINE.most).into_owned());
+    let notes =
+        manifest.notes.iter().cloned().chain(unread).chain(cases.iter().flat_map(not_finite)).collect();
     Ok(RunView {
         id: folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
         environment: record.as_ref().map(EnvironmentRecord::rows).unwrap_or_default(),
         packages: record.as_ref().map(EnvironmentRecord::packages).unwrap_or_default(),
-        cases: views.into_values().collect(),
+        cases,
         relations: folder.relations(manifest)?,
-        notes: manifest.notes.clone(),
+        notes,
     })
+}
+
+/// A note on each variant of a case whose logits are not all finite: a variant that runs alone has none to differ from.
+fn not_finite(case: &CaseView) -> Vec<String> {
+    let note = |index: usize| {
+        let own = case.matrix.compared(index, index)?;
+        let found = own.distribution.as_ref()?.non_finite_a;
+        let lost = found.nan + found.infinite;
+        let name = &case.cells.get(index)?.name;
+        (lost > 0)
+            .then(|| format!("{}: {lost} of {} logits of {name} are not finite", case.name, own.elements))
+    };
+    (0..case.matrix.len()).filter_map(note).collect()
 }
 
 /// The outputs of a case beside the main one, from the case folder `files`.

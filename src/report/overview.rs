@@ -239,8 +239,14 @@ impl Page {
                 self.wrapped("No relation is broken.", "  ", 1, Some(&green));
             }
         } else if found.cases.iter().all(is_plain) && found.findings.is_empty() {
-            let green = Style::new().green();
-            self.wrapped("All variants compute the same.", "  ", 1, Some(&green));
+            let marks = || found.cases.iter().flat_map(|case| &case.marks);
+            let ran = marks().any(|mark| matches!(mark, Mark::Member { .. }));
+            let (text, style) = match (ran, marks().any(|mark| *mark == Mark::NotStarted)) {
+                (true, false) => ("All variants compute the same.", Style::new().green()),
+                (true, true) => ("All variants that ran compute the same.", Style::new()),
+                (false, _) => ("No variant has logits to compare.", Style::new()),
+            };
+            self.wrapped(text, "  ", 1, Some(&style));
         }
         let all = paragraphs.len();
         for (at, (text, style)) in paragraphs.into_iter().enumerate() {

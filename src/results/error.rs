@@ -58,6 +58,17 @@ pub enum ResultsError {
         /// The name, fit to be shown.
         name: String,
     },
+    /// Two cases, or two variants of a case, have one name.
+    #[error("{} names {what} `{name}` twice", path.display())]
+    #[diagnostic(help("the run was changed or made by another program: do not use it"))]
+    Twice {
+        /// The file.
+        path: PathBuf,
+        /// What has the name: `the case`.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
     /// A frozen plan cannot be used.
     #[error("{} {problem}", path.display())]
     #[diagnostic(help("make a new plan with `tfcheck plan --json`"))]

@@ -1,5 +1,6 @@
 //! The files of a run folder: their paths, and writing them atomically.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -104,6 +105,13 @@ impl RunFolder {
     /// Reads `environment.json`; `None` if it is missing or invalid.
     pub fn environment(&self) -> Option<EnvironmentRecord> {
         read_json(&self.path.join(ENVIRONMENT)).ok()
+    }
+
+    /// Why `environment.json` cannot be read; `None` if it can, or is missing.
+    pub fn environment_problem(&self) -> Option<String> {
+        let path = self.path.join(ENVIRONMENT);
+        let read = || read_json::<EnvironmentRecord>(&path);
+        path.symlink_metadata().ok().and_then(|_| read().err()).map(|error| error.to_string())
     }
 
     /// Writes `environment.json`.
@@ -360,7 +368,19 @@ pub(super) fn check_names(path: &Path, manifest: &Manifest) -> Result<(), Result
             return Err(ResultsError::Name { path: path.to_owned(), what, name });
         }
     }
-    Ok(())
+    let twice = |what, name: Option<String>| match name {
+        Some(name) => Err(ResultsError::Twice { path: path.to_owned(), what, name }),
+        None => Ok(()),
+    };
+    twice("the case", repeated(manifest.cases.iter().map(|case| case.name.clone())))?;
+    let of_a_case = |case: &Case| repeated(case.variants.iter().map(Variant::name));
+    twice("the variant", manifest.cases.iter().find_map(of_a_case))
+}
+
+/// The first name that occurs twice.
+fn repeated(names: impl Iterator<Item = String>) -> Option<String> {
+    let mut known = HashSet::new();
+    names.into_iter().find_map(|name| known.replace(name))
 }
 
 /// Refuses symbolic links in a run folder. Its files lie at most three folders deep.

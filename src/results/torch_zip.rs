@@ -46,7 +46,8 @@ fn open_archive(path: &Path) -> Result<Logits, LogitsError> {
     PICKLE_BYTES.check(pickle.len() as u64).map_err(|error| invalid(format!("has {error}")))?;
     let info = tensor_info(&pickle, folder)
         .map_err(|error| {
-            let error = bounds::shown(&error, LINE.most);
+            // candle's errors carry a backtrace where one is asked for.
+            let error = bounds::shown(error.lines().next().unwrap_or_default(), LINE.most);
             invalid(format!("holds a pickle that candle cannot read: {error}"))
         })?
         .ok_or_else(|| invalid("holds a pickle that is not one tensor".to_owned()))?;

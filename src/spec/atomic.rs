@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub(crate) use bounds::file::is_component;
+
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 /// A temporary name next to `path` that no other process or thread uses.
@@ -35,13 +37,6 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 pub(crate) fn is_inside(path: &Path) -> bool {
     let mut components = path.components().peekable();
     components.peek().is_some() && components.all(|part| matches!(part, Component::Normal(_)))
-}
-
-/// Whether a name from a saved file is one component of a path, and nothing else.
-pub(crate) fn is_component(name: &str) -> bool {
-    let mut components = Path::new(name).components();
-    let is_normal = matches!(components.next(), Some(Component::Normal(component)) if component == name);
-    is_normal && components.next().is_none() && name.len() <= 255 && !name.chars().any(char::is_control)
 }
 
 /// Syncs `folder`, so that a rename in it survives a power failure.

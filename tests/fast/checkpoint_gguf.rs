@@ -128,11 +128,6 @@ impl Gguf {
     }
 }
 
-/// The bytes of a small file that can be imported.
-pub(crate) fn tiny(root: &Path) -> Vec<u8> {
-    std::fs::read(Gguf::new("llama").write(root)).unwrap()
-}
-
 struct Imported {
     checkpoint: Checkpoint,
     _root: tempfile::TempDir,
@@ -383,7 +378,7 @@ fn headers_that_two_readers_may_read_differently_or_that_no_model_has_are_refuse
     let twice = Value::U32(2);
     check(&|g| g.metadata.push(("llama.block_count".to_owned(), twice.clone())), "`llama.block_count` twice");
     check(&|g| g.tensors.push(g.tensors[0].clone()), "tensor `token_embd.weight` twice");
-    for alignment in [0, 3, 1 << 31] {
+    for alignment in [0, 1, 3, 1 << 31] {
         check(&|g| g.set("general.alignment", Value::U32(alignment)), "a power of two");
     }
     let eps = "llama.attention.layer_norm_rms_epsilon";
@@ -394,6 +389,8 @@ fn headers_that_two_readers_may_read_differently_or_that_no_model_has_are_refuse
     check(&|g| g.set("llama.attention.head_count", Value::U64(1 << 63)), "from 1 to 65536");
     check(&|g| g.set("llama.embedding_length", Value::U32(0)), "from 1 to");
     check(&|g| g.set("llama.context_length", Value::U32(0)), "`max_position_embeddings` is 0");
+    let merges = || Value::Array(vec![Value::String("h zz".to_owned())]);
+    check(&|g| g.set("tokenizer.ggml.merges", merges()), "`h zz` joins tokens that its vocabulary lacks");
     let mut tokens = Gguf::new("llama").tokens();
     tokens[7] = Value::String("a".repeat(3000));
     check(&|g| g.set("tokenizer.ggml.tokens", Value::Array(tokens.clone())), "a token of 3000 bytes");
@@ -437,4 +434,7 @@ fn places_of_tensors_that_wrap_overlap_or_are_not_aligned_are_refused() {
     check(offset, &u64::MAX.to_le_bytes(), "reaches beyond the end");
     check(offset, &1_u64.to_le_bytes(), "which 32 does not divide");
     check(offset, &0_u64.to_le_bytes(), "overlap");
+    // With half its rows the tensor ends before the next one begins.
+    check(dimensions + 8, &32_u64.to_le_bytes(), "was due");
+    check(dimensions + 16, &16_u32.to_le_bytes(), "ggml type 16");
 }

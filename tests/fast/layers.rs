@@ -239,7 +239,7 @@ fn layers() -> Vec<String> {
 #[test]
 fn lib_lists_the_layers_in_their_import_order() {
     let folders = ["spec", "execute", "results", "judge", "hunt", "report", "commands"];
-    assert_eq!(layers(), [&folders[..], &["cli", "app"]].concat());
+    assert_eq!(layers(), [&folders[..], &["cli", "app", "fuzzing"]].concat());
 }
 
 #[test]

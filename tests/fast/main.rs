@@ -17,6 +17,8 @@ mod diagnose;
 #[path = "../support/localize/engine.rs"]
 mod engine;
 mod faults;
+#[path = "../../fuzz/src/targets/mod.rs"]
+mod fuzz_targets;
 mod gates;
 mod gpu_check;
 mod hostile;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
+use bounds::limits::STORED_TENSOR_BYTES;
 use candle_core::{DType, Device, Tensor};
 use protocol::{Capture, CapturedModule, CapturedTensor, Failed, Replay, Replayed};
 
@@ -138,7 +139,7 @@ impl Feeder {
     /// # Errors
     /// When the stored tensor cannot be read.
     pub fn new(request: &Replay) -> Result<Self, Failed> {
-        let stored = fs::read(&request.input)
+        let stored = bounds::file::read(&request.input, STORED_TENSOR_BYTES)
             .map_err(|error| exception(format!("cannot read {}: {error}", request.input.display())))?;
         Ok(Self { request: request.clone(), stored, calls: 0, is_fed: false, result: None })
     }

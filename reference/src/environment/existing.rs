@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bounds::limits::IMPORT_SECONDS;
+use bounds::limits::{CONFIG_BYTES, IMPORT_SECONDS};
 
 use super::inspect::{self, Interpreter};
 use super::stamp::{SCHEMA, Stamp};
@@ -98,7 +98,9 @@ pub fn torch_cuda(python: &Path) -> Option<String> {
         |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut packages = folders(environment.join("lib"))
         .flat_map(|version| ["site-packages", "dist-packages"].map(|packages| version.join(packages)));
-    let text = packages.find_map(|packages| fs::read_to_string(packages.join("torch/version.py")).ok())?;
+    let text = packages.find_map(|packages| {
+        bounds::file::read_text(&packages.join("torch/version.py"), CONFIG_BYTES).ok()
+    })?;
     built_for(&text)
 }
 

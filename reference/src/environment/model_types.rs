@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bounds::limits::CONFIG_BYTES;
+
 use super::stamp::Stamp;
 use super::{Specification, stamp_name, working_copy_state};
 
@@ -17,8 +19,10 @@ pub fn lacks_model_type(specification: &Specification, cache: &Path, model_type:
         .map(|digest| stamp_name(&digest, working_copy_state(specification).as_deref()));
     let Some(environment) = name.ok().and_then(|name| Stamp::find(cache, &name)) else { return false };
     let Some(auto) = auto_folder(&environment.python) else { return false };
-    let lists: Vec<String> =
-        LISTS.iter().filter_map(|file| fs::read_to_string(auto.join(file)).ok()).collect();
+    let lists: Vec<String> = LISTS
+        .iter()
+        .filter_map(|file| bounds::file::read_text(&auto.join(file), CONFIG_BYTES).ok())
+        .collect();
     !lists.is_empty() && !lists.iter().any(|list| list.contains(&format!("\"{model_type}\"")))
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bounds::limits::CHECKPOINT_JSON_BYTES;
 use serde::{Deserialize, Serialize};
 
 use crate::Environment;
@@ -31,7 +32,7 @@ pub(super) struct Stamp {
 impl Stamp {
     /// The environment recorded in the stamp `name`, if its folder still exists and is complete.
     pub(super) fn find(cache: &Path, name: &str) -> Option<Environment> {
-        let text = fs::read(path(cache, name)).ok()?;
+        let text = bounds::file::read(&path(cache, name), CHECKPOINT_JSON_BYTES).ok()?;
         let stamp: Self = serde_json::from_slice(&text).ok()?;
         let whole = stamp.schema == SCHEMA
             && stamp.python.exists()
@@ -48,7 +49,7 @@ impl Stamp {
     /// Removes the stamp `name` and the completion mark of its folder.
     pub(super) fn forget(cache: &Path, name: &str) -> io::Result<()> {
         let stamp = path(cache, name);
-        let Ok(text) = fs::read(&stamp) else { return Ok(()) };
+        let Ok(text) = bounds::file::read(&stamp, CHECKPOINT_JSON_BYTES) else { return Ok(()) };
         if let Ok(Self { folder: Some(folder), .. }) = serde_json::from_slice(&text) {
             match fs::remove_file(folder.join(COMPLETE)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use bounds::limits::INPUTS_BYTES;
+
 use crate::digest::digest;
 
 /// Suffix of the folder that setuptools writes next to an editable package; it is not a change of the
@@ -31,7 +33,9 @@ pub(super) fn state(folder: &Path) -> String {
     for name in untracked.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         let path = folder.join(String::from_utf8_lossy(name).as_ref());
         parts.push(name.to_owned());
-        parts.push(fs::read(path).unwrap_or_default());
+        // A link counts as what it says, as in git; what it names may be a device.
+        let link = fs::read_link(&path).map(|link| link.into_os_string().into_encoded_bytes());
+        parts.push(link.or_else(|_| bounds::file::read(&path, INPUTS_BYTES)).unwrap_or_default());
     }
     let dirty = digest(parts.iter().map(Vec::as_slice));
     format!("{head}+{}", &dirty[..16])

@@ -1,13 +1,18 @@
-//! A worker's reply within its limits: notes and names that are longer are cut, so that they can be kept and shown.
+//! A worker's reply within its limits: notes and names that are longer are cut, so that they can be kept and shown. A reply that
+//! names files outside of its folder, or tensors beyond all limits, is refused.
 
-use bounds::limits::{LINE, LINES, NAMES, NOTES};
+use bounds::file::is_component;
+use bounds::limits::{LINE, LINES, MODULES, NAMES, NOTES, STORED_TENSOR_BYTES};
 use bounds::{Limit, lines, shown};
 
-use crate::protocol::{Captured, Failed, Forwarded, Ready, Reply, Tokenized};
+use crate::protocol::{CapturedModule, CapturedTensor, Failed, Forwarded, Ready, Reply, Tokenized};
 
 /// The same reply with texts and lists of at most their limits. Control characters are gone already, see [`bounds::parse`].
-pub(super) fn within_limits(reply: Reply) -> Reply {
-    match reply {
+///
+/// # Errors
+/// What of it is refused.
+pub(super) fn within_limits(reply: Reply) -> Result<Reply, String> {
+    Ok(match reply {
         Reply::Ready(ready) => Reply::Ready(Ready {
             libraries: ready
                 .libraries
@@ -30,11 +35,17 @@ pub(super) fn within_limits(reply: Reply) -> Reply {
         }
         Reply::Tokenized(found) => Reply::Tokenized(Tokenized { class: short(&found.class), ..found }),
         Reply::Captured(mut captured) => {
+            MODULES.check(captured.modules.len() as u64).map_err(|exceeded| exceeded.to_string())?;
             for module in &mut captured.modules {
+                tensors(module).try_for_each(check)?;
                 module.path = shown(&module.path, LINE.most).into_owned();
                 module.class = short(&module.class);
             }
-            Reply::Captured(Captured { ..captured })
+            Reply::Captured(captured)
+        }
+        Reply::Replayed(replayed) => {
+            check_shape(&replayed.shape)?;
+            Reply::Replayed(replayed)
         }
         Reply::Failed(failed) => Reply::Failed(Failed {
             error: short(&failed.error),
@@ -43,6 +54,35 @@ pub(super) fn within_limits(reply: Reply) -> Reply {
             ..failed
         }),
         other => other,
+    })
+}
+
+/// Every tensor that a captured call names.
+fn tensors(module: &CapturedModule) -> impl Iterator<Item = &CapturedTensor> {
+    let further = module.further.iter().map(|argument| &argument.tensor);
+    module.input.iter().chain(&module.output).chain(&module.more).chain(further)
+}
+
+/// A captured tensor's file is read, and removed once it is joined with others, so it has to lie in the folder that the worker was
+/// given.
+fn check(tensor: &CapturedTensor) -> Result<(), String> {
+    match &tensor.file {
+        Some(file) if !is_component(file) => {
+            Err(format!("it names `{}`, which is not a file of the capture", shown(file, 200)))
+        }
+        _ => check_shape(&tensor.shape),
+    }
+}
+
+fn check_shape(shape: &[usize]) -> Result<(), String> {
+    let bytes = shape.iter().try_fold(8_u64, |bytes, length| bytes.checked_mul(*length as u64));
+    let most = STORED_TENSOR_BYTES;
+    let is_within = bytes.is_some_and(|bytes| most.check(bytes).is_ok());
+    let shown = || shown(&format!("{shape:?}"), 200).into_owned();
+    if is_within {
+        Ok(())
+    } else {
+        Err(format!("it names a tensor of shape {}, beyond the limit of {} {}", shown(), most.most, most.of))
     }
 }
 
@@ -69,15 +109,37 @@ fn list(texts: Vec<String>, limit: Limit) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::{Captured, Replayed};
 
     #[test]
     fn long_notes_and_many_of_them_are_cut() {
         let notes = vec!["x".repeat(1 << 20); 2000];
-        let Reply::Ready(ready) = within_limits(Reply::Ready(Ready { notes, ..Ready::default() })) else {
+        let Reply::Ready(ready) = within_limits(Reply::Ready(Ready { notes, ..Ready::default() })).unwrap()
+        else {
             panic!("another kind of reply")
         };
         assert_eq!(ready.notes.len(), 1001);
         assert!(ready.notes[0].ends_with("more characters)") && ready.notes[0].len() < 2100);
         assert_eq!(ready.notes[1000], "… (1000 more)");
+    }
+
+    #[test]
+    fn captures_of_files_elsewhere_and_of_endless_tensors_are_refused() {
+        let captured = |file: Option<&str>, shape: &[usize]| {
+            let file = file.map(str::to_owned);
+            let tensor = CapturedTensor { shape: shape.to_vec(), dtype: "f32".to_owned(), file };
+            let module = CapturedModule { more: vec![tensor], ..CapturedModule::default() };
+            within_limits(Reply::Captured(Captured { modules: vec![module], ..Captured::default() }))
+        };
+        assert!(captured(Some("000001_output"), &[2, 3]).is_ok());
+        for file in ["/etc/passwd", "../x", "a/b", "", ".", ".."] {
+            let refused = captured(Some(file), &[2, 3]).unwrap_err();
+            assert!(refused.contains("not a file of the capture"), "{file}: {refused}");
+        }
+        for shape in [[usize::MAX, 2], [1 << 32, 1 << 32], [1 << 30, 64]] {
+            let refused = captured(None, &shape).unwrap_err();
+            assert!(refused.contains("beyond the limit"), "{refused}");
+        }
+        assert!(within_limits(Reply::Replayed(Replayed { shape: vec![usize::MAX, 8] })).is_err());
     }
 }

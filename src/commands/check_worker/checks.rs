@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bounds::limits::STORED_TENSOR_BYTES;
 use compare::logits::Logits;
 use compare::mask::Mask;
 use compare::matrix::{self, Entry, PairOutcome};
@@ -236,7 +237,8 @@ fn trace(bench: &mut Bench) -> Result<String, Problem> {
     let Reply::Traced = bench.ask(&Request::Trace(Trace { path: path.clone() }))? else {
         return wrong("the reply is not `traced`");
     };
-    let text = std::fs::read(&path).or_else(|error| wrong(format!("no trace was written: {error}")))?;
+    let text = bounds::file::read_unlinked(&path, STORED_TENSOR_BYTES)
+        .or_else(|error| wrong(format!("no trace was written: {error}")))?;
     let trace: serde_json::Value =
         serde_json::from_slice(&text).or_else(|error| wrong(format!("the trace is not JSON: {error}")))?;
     match trace["traceEvents"].as_array() {
@@ -305,7 +307,9 @@ fn replay(bench: &mut Bench) -> Result<String, Problem> {
         let Reply::Replayed(_) = bench.ask(&Request::Replay(ask))? else {
             return wrong("the reply is not `replayed`");
         };
-        let read = |path: &Path| std::fs::read(path).or_else(|error| wrong(error.to_string()));
+        let read = |path: &Path| {
+            bounds::file::read_unlinked(path, STORED_TENSOR_BYTES).or_else(|error| wrong(error.to_string()))
+        };
         if read(&path)? != read(&folder.join(own))? {
             return wrong(format!("{}, replayed with its own input, gives another output", module.path));
         }

@@ -114,6 +114,12 @@ impl EndOfRun<'_> {
         let mut representatives = self.representatives(&findings(view), view);
         // The hypotheses are about models of text.
         representatives.retain(|(index, _)| self.cases[*index].inputs.tensors.is_empty());
+        // No mistake of the table changes the shape of the logits.
+        representatives.retain(|(index, pair)| {
+            let case = &view.cases[*index];
+            let at = |cell: &CellPlan| case.cells.iter().position(|known| known.variant == cell.variant);
+            at(pair[0]).zip(at(pair[1])).is_some_and(|(a, b)| case.matrix.compared(a, b).is_some())
+        });
         let count = representatives.len();
         for (number, (index, [trusted, suspect])) in representatives.into_iter().enumerate() {
             let left = budget.saturating_sub(begun.elapsed()) / (count - number) as u32;

@@ -146,7 +146,7 @@ fn cases(request: &RunRequest, environments: &[EnvironmentResult]) -> Result<Vec
                 place.insert(inputs::Source::open_apart(checkpoint, &apart).wrap_err_with(of)?)
             }
         };
-        let folder = tempfile::tempdir().into_diagnostic()?;
+        let folder = crate::commands::scratch()?;
         if request.config.inputs.retrieval && checkpoint.pooling().is_none() {
             let name = &checkpoint.name;
             return Err(miette::miette!(

@@ -95,13 +95,14 @@ fn sorted(ended: &reference::WorkerEnd, log_tail: &str) -> NoResult {
     {
         reason = format!("{reason}: {words}");
     }
-    if is_damaged_environment(&format!("{reason}\n{log_tail}")) {
+    let traceback = ended.traceback().unwrap_or_default();
+    if is_damaged_environment(&format!("{reason}\n{log_tail}\n{traceback}")) {
         reason = format!("{reason} (the environment is damaged: --clean installs it again)");
     }
     NoResult::Failed(Failure {
         kind,
         reason: bounds::lines(&reason, LINE.most).into_owned(),
-        detail: ended.traceback().unwrap_or_default().to_owned(),
+        detail: traceback.to_owned(),
         log_tail: log_tail.to_owned(),
     })
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bounds::limits::{CONFIG_BYTES, HUB_JSON_BYTES};
 use pep440_rs::Version;
 use serde::Deserialize;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
@@ -51,12 +52,14 @@ pub(crate) fn releases() -> Result<Vec<Release>, BisectError> {
     let address = format!("{}/{PACKAGE}/", index.trim_end_matches('/'));
     let failed = |reason: String| BisectError::Index { index: without_credentials(&index), reason };
     let text = fetch(&address).map_err(failed)?;
-    let found = if text.trim_start().starts_with('{') { from_json(&text) } else { Ok(from_html(&text)) };
-    let found = found.map_err(|error| failed(format!("the list is malformed: {error}")))?;
-    if found.is_empty() {
-        return Err(failed("it lists no file of a release".into()));
-    }
-    Ok(found)
+    listed(&text).map_err(failed)
+}
+
+/// The releases in an index's answer, oldest first.
+pub(crate) fn listed(text: &str) -> Result<Vec<Release>, String> {
+    let found = if text.trim_start().starts_with('{') { from_json(text) } else { Ok(from_html(text)) };
+    let found = found.map_err(|error| format!("the list is malformed: {error}"))?;
+    if found.is_empty() { Err("it lists no file of a release".to_owned()) } else { Ok(found) }
 }
 
 /// The versions from `good` to `bad`, oldest first. Both ends are included even if `kinds` excludes them.
@@ -130,7 +133,7 @@ fn configured() -> Option<String> {
         Some(file) => vec![file],
         None => user.into_iter().chain([PathBuf::from("/etc/uv/uv.toml")]).collect(),
     };
-    files.iter().find_map(|file| default_index(&std::fs::read_to_string(file).ok()?))
+    files.iter().find_map(|file| default_index(&bounds::file::read_text(file, CONFIG_BYTES).ok()?))
 }
 
 /// The default index in the text of a `uv.toml`.
@@ -161,7 +164,7 @@ fn fetch(address: &str) -> Result<String, String> {
 fn roots() -> Option<RootCerts> {
     let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
     let mut files = named.into_iter().chain(CERTIFICATES.map(PathBuf::from));
-    let pem = files.find_map(|file| std::fs::read(file).ok())?;
+    let pem = files.find_map(|file| bounds::file::read(&file, HUB_JSON_BYTES).ok())?;
     let certificates: Vec<_> = parse_pem(&pem)
         .filter_map(|item| match item {
             Ok(PemItem::Certificate(certificate)) => Some(certificate),

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use bounds::limits::RUN_JSON_BYTES;
 use serde::{Deserialize, Serialize};
 
 use super::error::BisectError;
@@ -231,8 +232,8 @@ impl Log {
     /// A folder without one, or one that this tfcheck cannot read.
     pub fn read(folder: &Path) -> Result<Self, BisectError> {
         let refuse = |reason: String| BisectError::Log { folder: folder.to_owned(), reason };
-        let text =
-            std::fs::read(folder.join(FILE_NAME)).map_err(|error| refuse(format!("{FILE_NAME}: {error}")))?;
+        let text = bounds::file::read_unlinked(&folder.join(FILE_NAME), RUN_JSON_BYTES)
+            .map_err(|error| refuse(format!("{FILE_NAME}: {error}")))?;
         let mut log: Self =
             serde_json::from_slice(&text).map_err(|error| refuse(format!("{FILE_NAME}: {error}")))?;
         if log.schema_version > SCHEMA_VERSION {

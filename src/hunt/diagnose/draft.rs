@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use bounds::limits::{CHECKPOINT_JSON_BYTES, STORED_TENSOR_BYTES};
 use models::Deviation;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Map, Value};
@@ -71,7 +72,8 @@ impl Original {
     /// Reads `config.json` and the headers of the weights of a checkpoint folder.
     pub(super) fn open(folder: &Path, deviates: bool) -> Result<Self, DiagnoseError> {
         let path = folder.join("config.json");
-        let text = std::fs::read(&path).map_err(|source| DiagnoseError::io(&path, source))?;
+        let text = bounds::file::read(&path, CHECKPOINT_JSON_BYTES)
+            .map_err(|source| DiagnoseError::io(&path, source))?;
         let config =
             serde_json::from_slice(&text).map_err(|error| DiagnoseError::checkpoint(&path, &error))?;
         let entries = std::fs::read_dir(folder).map_err(|source| DiagnoseError::io(folder, source))?;
@@ -102,7 +104,7 @@ impl Original {
         let read = || {
             let mut all = BTreeMap::new();
             for path in &self.files {
-                let bytes = std::fs::read(path).ok()?;
+                let bytes = bounds::file::read(path, STORED_TENSOR_BYTES).ok()?;
                 let file = SafeTensors::deserialize(&bytes).ok()?;
                 for (name, view) in file.iter() {
                     all.insert(name.to_owned(), Arc::new(decoded(&view)?));

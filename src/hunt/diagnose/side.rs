@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use bounds::limits::STORED_TENSOR_BYTES;
 use reference::protocol::{Dtype, Forward, Load, Positions, Reply, Request as Ask};
 use safetensors::tensor::SafeTensors;
 
@@ -139,7 +140,8 @@ impl<'a> Process<'a> {
         let Reply::Forwarded(forwarded) = reply else {
             return Err(missing("the worker answered with another reply".to_owned()));
         };
-        let bytes = std::fs::read(path).map_err(|error| missing(format!("{}: {error}", path.display())))?;
+        let bytes = bounds::file::read_unlinked(path, STORED_TENSOR_BYTES)
+            .map_err(|error| missing(format!("{}: {error}", path.display())))?;
         let read = SafeTensors::deserialize(&bytes)
             .ok()
             .and_then(|file| decoded(&file.tensor(reference::protocol::LOGITS).ok()?));

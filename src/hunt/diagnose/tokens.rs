@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use bounds::limits::INPUTS_BYTES;
 use reference::protocol::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS};
 use safetensors::tensor::SafeTensors;
 
@@ -110,7 +111,8 @@ impl Tokens {
 
     /// Reads such a file.
     pub(super) fn open(path: &Path) -> Result<Self, DiagnoseError> {
-        let bytes = std::fs::read(path).map_err(|source| DiagnoseError::io(path, source))?;
+        let bytes =
+            bounds::file::read(path, INPUTS_BYTES).map_err(|source| DiagnoseError::io(path, source))?;
         let file =
             SafeTensors::deserialize(&bytes).map_err(|error| DiagnoseError::checkpoint(path, &error))?;
         let read = |name: &str| {

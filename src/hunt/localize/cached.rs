@@ -7,6 +7,8 @@ use std::path::Path;
 
 use reference::protocol::{CapturedModule, CapturedTensor, forward_passes};
 
+use super::tensor::Stored;
+
 /// Tokens of each forward pass that a request with this prefill or these chunks makes over `seq` tokens.
 ///
 /// # Errors
@@ -71,14 +73,18 @@ fn tensor(
     folder: &Path,
     name: String,
 ) -> io::Result<Option<CapturedTensor>> {
-    let Some((rows, axis)) = rows_and_axis(parts, batch, lengths) else { return Ok(None) };
+    let found = rows_and_axis(parts, batch, lengths).filter(|(rows, _)| *rows > 0);
+    let Some((rows, axis)) = found else { return Ok(None) };
     let mut shape = parts[0].shape.clone();
     shape[axis] = parts.iter().map(|part| part.shape[axis]).sum();
     let files: Option<Vec<&String>> = parts.iter().map(|part| part.file.as_ref()).collect();
     let file = match files {
         Some(files) => {
-            let bytes: Vec<Vec<u8>> =
-                files.iter().map(|file| fs::read(folder.join(file))).collect::<io::Result<_>>()?;
+            let stored = files
+                .iter()
+                .zip(parts)
+                .map(|(file, part)| Stored::at(&folder.join(file), &part.shape)?.bytes());
+            let bytes: Vec<Vec<u8>> = stored.collect::<io::Result<_>>()?;
             let row = |part: usize, at: usize| {
                 let length = bytes[part].len() / rows;
                 &bytes[part][at * length..(at + 1) * length]

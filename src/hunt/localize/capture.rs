@@ -139,9 +139,10 @@ pub(super) fn joined(
 
 /// Adds the cost of a capture to `found`, and notes on tensors that were not captured.
 pub(super) fn account(found: &mut Found, side: &Live, captured: &Captured) {
-    found.bytes += captured.bytes;
-    found.passes_ns[0] += captured.elapsed_ns;
-    found.passes_ns[1] += captured.plain_ns;
+    found.bytes = found.bytes.saturating_add(captured.bytes);
+    for (sum, more) in found.passes_ns.iter_mut().zip([captured.elapsed_ns, captured.plain_ns]) {
+        *sum = sum.saturating_add(more);
+    }
     if !captured.unchanged {
         found.unchanged = false;
         found.notes.push(format!(

@@ -62,8 +62,9 @@ pub fn localize(request: &Request) -> Result<Localized, LocalizeError> {
             let again = open.attempt(own, true)?;
             let (bytes, passes_ns) = (found.bytes, found.passes_ns);
             found = again;
-            found.bytes += bytes;
-            found.passes_ns = std::array::from_fn(|index| found.passes_ns[index] + passes_ns[index]);
+            found.bytes = found.bytes.saturating_add(bytes);
+            found.passes_ns =
+                std::array::from_fn(|index| found.passes_ns[index].saturating_add(passes_ns[index]));
         }
     }
     notes.extend(changes(request));

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use bounds::limits::STORED_TENSOR_BYTES;
 use reference::protocol::CapturedTensor;
 
 use super::Worst;
@@ -69,14 +70,22 @@ impl Stored {
 
     /// Opens a tensor of this shape.
     pub(super) fn at(path: &Path, shape: &[usize]) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let elements: usize = shape.iter().product();
-        let width = (file.metadata()?.len() as usize).checked_div(elements).unwrap_or(8);
-        if !matches!(width, 4 | 8) {
-            let problem = format!("{width} bytes an element, of shape {shape:?}");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
-        }
+        let file = bounds::file::open_unlinked(path)?;
+        let length = file.metadata()?.len();
+        let elements = shape.iter().try_fold(1_u64, |product, side| product.checked_mul(*side as u64));
+        let is_of =
+            |width: &usize| elements.and_then(|elements| elements.checked_mul(*width as u64)) == Some(length);
+        // An empty tensor is empty in any dtype.
+        let width = [8, 4].into_iter().find(is_of).ok_or_else(|| {
+            let problem = format!("{length} bytes, which are neither f64 nor f32 of shape {shape:?}");
+            io::Error::new(io::ErrorKind::InvalidData, problem)
+        })?;
         Ok(Self { file, shape: shape.to_vec(), width })
+    }
+
+    /// Its bytes.
+    pub(super) fn bytes(&self) -> io::Result<Vec<u8>> {
+        bounds::file::read_open(&self.file, STORED_TENSOR_BYTES)
     }
 
     fn elements(&self) -> usize {
@@ -169,10 +178,10 @@ impl Stored {
 impl Layout {
     /// Splits both into runs of equal length; `None` if that is impossible.
     fn matched(self, other: Self) -> Option<(Self, Self)> {
-        if self.parts * self.length != other.parts * other.length {
+        let parts = self.parts.max(other.parts);
+        if self.parts * self.length != other.parts * other.length || parts == 0 {
             return None;
         }
-        let parts = self.parts.max(other.parts);
         let cut = |layout: Self| {
             let whole = layout.parts == parts;
             let length = layout.length * layout.parts / parts;

@@ -74,6 +74,25 @@ impl Environment {
     }
 }
 
+/// What tfcheck makes of an answer's headers, for the fuzzer: the paths in the cache `folder` that the ETag and the stated
+/// commit name, and where a redirect leads, with whether the token goes there too.
+pub(crate) fn of_headers(
+    folder: &Path,
+    from: &ureq::http::Uri,
+    answer: &ureq::http::Response<()>,
+) -> (Vec<PathBuf>, Option<(String, bool)>) {
+    let repo = Repo::new(folder, "owner/name");
+    let head = client::head(answer, client::etag_of(answer.headers()));
+    let mut paths: Vec<PathBuf> =
+        head.etag.iter().filter_map(|etag| repo.blob(etag, "config.json").ok()).collect();
+    if cache::is_commit(&head.error_message) {
+        paths.push(repo.snapshot(&head.error_message));
+    }
+    paths.extend(repo.reference(&head.error_message));
+    let next = client::target(from, answer).ok();
+    (paths, next.map(|next| (next.to_string(), client::is_same_origin(&next, from))))
+}
+
 /// A model's files at one commit.
 #[derive(Debug)]
 pub(crate) struct Snapshot {

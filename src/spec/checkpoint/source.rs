@@ -77,6 +77,11 @@ impl FromStr for Source {
         if is_hub_id(text) {
             return Ok(Self::Hub(text.to_owned()));
         }
+        if text.contains("://") {
+            return Err(SourceError(format!(
+                "`{text}` is an address; name a hub id (owner/name) and set HF_ENDPOINT for another hub, or download it"
+            )));
+        }
         if text.contains(['/', '\\']) || matches!(text, "." | "..") {
             return Ok(Self::Folder(path.to_owned()));
         }

@@ -1,7 +1,6 @@
 //! A config that ties the output head to the embedding, beside weights that store both with different values: which of the
 //! two a release uses differs from release to release.
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
@@ -52,7 +51,7 @@ fn is_equal(tensors: [(&Path, &str); 2]) -> Option<bool> {
     let mut open = Vec::new();
     for (path, name) in tensors {
         let bytes = safetensors_file::bytes_of(path, name)?;
-        let mut file = File::open(path).ok()?;
+        let mut file = bounds::file::open(path).ok()?;
         file.seek(SeekFrom::Start(bytes.start)).ok()?;
         open.push((file.take(bytes.end - bytes.start), bytes.end - bytes.start));
     }

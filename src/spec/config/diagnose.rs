@@ -34,13 +34,16 @@ pub struct ConfigError {
 impl ConfigError {
     /// A config file that cannot be read.
     pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> Self {
-        let hint = (error.kind() == std::io::ErrorKind::NotFound)
-            .then(|| "`tfcheck init` writes a commented one".to_owned());
+        let hint = if error.kind() == std::io::ErrorKind::NotFound {
+            "`tfcheck init` writes a commented one"
+        } else {
+            "name a TOML file that can be read; `tfcheck init` writes a commented one"
+        };
         Self {
             message: format!("cannot read the config {}: {error}", path.display()),
             file: Arc::new(NamedSource::new(path.display().to_string(), String::new())),
             span: None,
-            hint,
+            hint: Some(hint.to_owned()),
             others: Vec::new(),
         }
     }

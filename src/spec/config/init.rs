@@ -15,6 +15,7 @@ pub enum InitError {
     Exists(PathBuf),
     /// The file cannot be written.
     #[error("cannot write {}", path.display())]
+    #[diagnostic(help("make its folder first, or name a file in a folder that can be written"))]
     Write {
         /// The file.
         path: PathBuf,

@@ -109,3 +109,57 @@ fn sizes_and_tolerances_beyond_their_limits_are_refused_at_their_line() {
     check(&format!("[a.{}]\n", "b.".repeat(100_000) + "c"), "nests tables deeper than 32");
     check(&format!("x = {}{}\n", "[".repeat(200_000), "]".repeat(200_000)), "recursion");
 }
+
+/// The only sources that open files without `bounds::file`, and what these files are.
+const OWN_FILES: [(&str, &str); 7] = [
+    ("models/src/cuda/driver/cubins.rs", "kernels in tfcheck's own cache"),
+    ("port/src/worker.rs", "/proc, and the descriptor of the requests"),
+    ("port/src/worker/tensors.rs", "a file that was just written"),
+    ("reference/src/environment.rs", "uv.lock, which uv just wrote"),
+    ("reference/src/worker/memory.rs", "/proc and cgroups"),
+    ("src/app/session.rs", "/proc"),
+    ("src/spec/atomic.rs", "a folder, to sync it"),
+];
+
+#[test]
+fn every_file_that_others_may_have_made_is_opened_within_the_limits() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders: Vec<_> =
+        ["src", "compare/src", "models/src", "port/src", "reference/src"].map(|name| root.join(name)).into();
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(root).unwrap().to_string_lossy().replace('\\', "/");
+            if !name.ends_with(".rs") || name.contains("/tests") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            let opens = ["fs::read(", "fs::read_to_string(", "File::open("];
+            if opens.iter().any(|open| code.contains(open)) {
+                found.push(name);
+            }
+        }
+    }
+    found.sort();
+    let own: Vec<&str> = OWN_FILES.iter().map(|(name, _)| *name).collect();
+    assert_eq!(found, own, "open a file of others with bounds::file, which refuses FIFOs and devices");
+}
+
+#[test]
+fn a_missing_temporary_folder_is_named_with_the_remedy() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("one", "good")], "rounds = 0");
+    let mut command = sandbox.command(&["run", "tfcheck.toml"]);
+    let output = command.env("TMPDIR", sandbox.path().join("gone")).output().unwrap();
+    let message = unwrapped(&stderr(&output));
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(
+        message.contains("cannot create a temporary folder in") && message.contains("set TMPDIR"),
+        "{message}"
+    );
+}

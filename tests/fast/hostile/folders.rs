@@ -77,6 +77,50 @@ fn names_in_a_run_that_lead_out_of_it_are_refused() {
 }
 
 #[test]
+fn names_that_a_run_holds_twice_are_refused() {
+    let check = |change: &dyn Fn(&mut serde_json::Value), expected: &str| {
+        let (sandbox, run) = finished();
+        let file = run.path().join("run.json");
+        let mut manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        change(&mut manifest);
+        std::fs::write(&file, manifest.to_string()).unwrap();
+        let output = sandbox.tfcheck(&["compare", path(&run)]);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(unwrapped(&stderr(&output)).contains(expected), "{}", stderr(&output));
+    };
+    let twice = |list: &mut serde_json::Value| {
+        let first = list[0].clone();
+        list.as_array_mut().unwrap().push(first);
+    };
+    check(&|run| twice(&mut run["cases"]), "the case `llama-tiny-12` twice");
+    check(&|run| twice(&mut run["cases"][0]["variants"]), "the variant `one_eager` twice");
+}
+
+#[test]
+fn a_run_without_variants_is_not_said_to_compute_the_same() {
+    let (sandbox, run) = finished();
+    let file = run.path().join("run.json");
+    let mut manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    manifest["cases"][0]["variants"] = serde_json::json!([]);
+    std::fs::write(&file, manifest.to_string()).unwrap();
+    let shown = stderr(&sandbox.tfcheck(&["compare", path(&run)]));
+    assert!(shown.contains("No variant has logits") && !shown.contains("compute the same"), "{shown}");
+}
+
+#[test]
+fn a_damaged_environment_record_is_noted() {
+    let (sandbox, run) = finished();
+    std::fs::write(run.path().join("environment.json"), "{").unwrap();
+    let output = sandbox.tfcheck(&["compare", path(&run)]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(
+        unwrapped(&stderr(&output)).contains("environment.json is not a readable record"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
 fn nothing_is_written_through_a_link_in_a_run() {
     for name in [".lock", "summary.md", "one/worker.log", "one/logits_eager.safetensors", "run.log"] {
         let (sandbox, run) = finished();

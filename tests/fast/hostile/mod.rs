@@ -2,6 +2,7 @@
 
 mod files;
 mod folders;
+mod fuzzed;
 mod hub;
 mod mutations;
 mod tokenizers;

@@ -41,3 +41,24 @@ fn logits_that_a_worker_damages_after_its_reply_are_a_failed_cell() {
     let summary = sandbox.only_run().text("summary.md");
     assert!(summary.contains("has 100 bytes, and the worker wrote"), "{summary}");
 }
+
+#[test]
+fn logits_of_another_shape_are_not_diagnosed() {
+    let sandbox = Sandbox::new();
+    let config = sandbox.workers(&[("other", "good")], "iterations = 1\nrounds = 0\nnoise = false");
+    let text = std::fs::read_to_string(&config).unwrap().replace("modes = []", "modes = [\"eager\"]");
+    std::fs::write(&config, text).unwrap();
+    let output = sandbox.run(&config, &[]);
+    let shown = stdout(&output) + &stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{shown}");
+    assert!(shown.contains("vocabulary sizes differ") && !shown.contains("diagnosing"), "{shown}");
+}
+
+#[test]
+fn logits_that_are_not_finite_are_noted_even_of_one_variant() {
+    let sandbox = Sandbox::new();
+    let config = sandbox.workers(&[("alone", "nan")], "iterations = 1\nrounds = 0\nnoise = false");
+    let output = sandbox.run(&config, &[]);
+    let shown = stdout(&output) + &stderr(&output);
+    assert!(shown.contains("logits of alone_eager are not finite"), "{shown}");
+}

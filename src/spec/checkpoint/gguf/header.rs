@@ -28,6 +28,8 @@ const SCALARS: [Option<u64>; 13] = [
     Some(8),
     Some(8),
 ];
+/// Types of tensors that candle dequantises (ggml's `ggml_type`, candle's `GgmlDType::from_u32`).
+const KINDS: [u32; 15] = [0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 30];
 const F32: u32 = 6;
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
@@ -94,7 +96,16 @@ pub(super) fn check(reader: &mut dyn BufRead, length: u64) -> Result<u64, Proble
         for _ in 0..dimensions {
             scan.length()?;
         }
-        scan.u32()?;
+        let kind = scan.u32()?;
+        if !KINDS.contains(&kind) {
+            return Err((
+                format!(
+                    "tensor `{told}` is quantised in a way that tfcheck does not read (ggml type {kind})"
+                ),
+                "take the file in F16, BF16, Q8_0 or a K quantisation, or the checkpoint's safetensors"
+                    .to_owned(),
+            ));
+        }
         scan.bytes::<8>()?;
         if !known.insert(name) {
             return Err(damaged(format!("it holds tensor `{told}` twice")));
@@ -193,11 +204,12 @@ impl Scan<'_> {
             4 | 5 => self.u32().map(u64::from)?,
             _ => return Err(damaged("`general.alignment` is not a whole number")),
         };
-        if number.is_power_of_two() && GGUF_ALIGNMENT.check(number).is_ok() {
+        // The format asks for a multiple of 8 (ggml's docs/gguf.md).
+        if number.is_power_of_two() && number >= 8 && GGUF_ALIGNMENT.check(number).is_ok() {
             Ok(number)
         } else {
             Err(damaged(format!(
-                "`general.alignment` is {number} where a power of two up to {} is needed",
+                "`general.alignment` is {number} where a power of two from 8 to {} is needed",
                 GGUF_ALIGNMENT.most
             )))
         }
@@ -209,7 +221,7 @@ fn scalar(kind: u32) -> Result<u64, Problem> {
     size.ok_or_else(|| damaged(format!("its metadata hold a value of unknown type {kind}")))
 }
 
-/// Checks that each tensor lies within the file of `length` bytes, aligned, and that no two overlap.
+/// Checks that each tensor lies within the file of `length` bytes, aligned, and that one follows the other, as ggml writes them.
 pub(super) fn check_places(content: &Content, alignment: u64, length: u64) -> Result<(), Problem> {
     let mut places = Vec::new();
     for (name, info) in &content.tensor_infos {
@@ -240,9 +252,22 @@ pub(super) fn check_places(content: &Content, alignment: u64, length: u64) -> Re
         places.push((info.offset, end, name));
     }
     places.sort_unstable();
-    let overlap = places.windows(2).find(|pair| pair[1].0 < pair[0].1);
-    overlap.map_or(Ok(()), |pair| {
-        let told = |name: &str| shown(name, LINE.most).into_owned();
-        Err(damaged(format!("tensors `{}` and `{}` overlap", told(pair[0].2), told(pair[1].2))))
-    })
+    let told = |name: &str| shown(name, LINE.most).into_owned();
+    let mut due = 0;
+    for (at, (begin, end, name)) in places.iter().enumerate() {
+        if at > 0 && *begin < places[at - 1].1 {
+            return Err(damaged(format!(
+                "tensors `{}` and `{}` overlap",
+                told(places[at - 1].2),
+                told(name)
+            )));
+        }
+        if *begin != due {
+            let place = format!("begins at byte {begin} of the data, where {due} was due");
+            return Err(damaged(format!("tensor `{}` {place}", told(name))));
+        }
+        // The file's length bounds it.
+        due = end.next_multiple_of(alignment);
+    }
+    Ok(())
 }

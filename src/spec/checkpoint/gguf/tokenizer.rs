@@ -83,9 +83,15 @@ pub(super) fn build(
         Some(merges) => merges
             .into_iter()
             .map(|merge| {
-                merge
-                    .split_once(' ')
-                    .ok_or_else(|| damaged(format!("merge `{}` is not two tokens", shown(merge, LINE.most))))
+                let refused = |what: &str| damaged(format!("merge `{}` {what}", shown(merge, LINE.most)));
+                let (left, right) = merge.split_once(' ').ok_or_else(|| refused("is not two tokens"))?;
+                let joined = [left, right].concat();
+                let is_known = [left, right, &joined].iter().all(|token| vocabulary.contains_key(token));
+                if is_known {
+                    Ok((left, right))
+                } else {
+                    Err(refused("joins tokens that its vocabulary lacks"))
+                }
             })
             .collect::<Result<Vec<_>, _>>()?,
         None if is_byte_level => return Err(damaged("its metadata lack `tokenizer.ggml.merges`")),

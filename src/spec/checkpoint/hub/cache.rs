@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bounds::limits::LINE;
 use sha2::{Digest, Sha256};
 
 use crate::spec::atomic;
@@ -31,7 +32,7 @@ impl Repo {
 
     /// The commit that a revision's name referred to when it was last looked up; a commit refers to itself.
     pub(super) fn commit_of(&self, revision: &str) -> Option<String> {
-        let named = self.reference(revision).and_then(|path| fs::read_to_string(path).ok());
+        let named = self.reference(revision).and_then(|path| bounds::file::read_text(&path, LINE).ok());
         let commit = named.map_or_else(|| revision.to_owned(), |text| text.trim().to_owned());
         is_commit(&commit).then_some(commit)
     }
@@ -44,7 +45,7 @@ impl Repo {
     }
 
     /// `refs/<revision>`; `None` for a name that would lead out of the folder.
-    fn reference(&self, revision: &str) -> Option<PathBuf> {
+    pub(super) fn reference(&self, revision: &str) -> Option<PathBuf> {
         let is_plain = |part: &str| !part.is_empty() && part != "." && part != "..";
         revision.split('/').all(is_plain).then(|| self.folder.join("refs").join(revision))
     }

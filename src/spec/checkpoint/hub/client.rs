@@ -243,7 +243,7 @@ impl Transfer<'_> {
     }
 }
 
-fn head<T>(answer: &Response<T>, etag: Option<String>) -> Head {
+pub(super) fn head<T>(answer: &Response<T>, etag: Option<String>) -> Head {
     let headers = answer.headers();
     let number = |text: &str| text.trim().parse::<u64>().ok();
     Head {
@@ -266,13 +266,13 @@ fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     Some(shown(&value, LINE.most).into_owned())
 }
 
-fn etag_of(headers: &HeaderMap) -> Option<String> {
+pub(super) fn etag_of(headers: &HeaderMap) -> Option<String> {
     let etag = text(headers, "x-linked-etag").or_else(|| text(headers, "etag"))?;
     Some(etag.trim_start_matches("W/").trim_matches('"').to_owned()).filter(|etag| !etag.is_empty())
 }
 
 /// Where a redirect leads: another address or a path of the same server.
-fn target<T>(from: &Uri, answer: &Response<T>) -> Result<Uri, Failure> {
+pub(super) fn target<T>(from: &Uri, answer: &Response<T>) -> Result<Uri, Failure> {
     let refused = |what: &str| Failure::Answer(what.to_owned());
     let location =
         answer.headers().get("location").ok_or_else(|| refused("a redirect without a location"))?;
@@ -297,7 +297,7 @@ fn target<T>(from: &Uri, answer: &Response<T>) -> Result<Uri, Failure> {
 }
 
 /// Whether two addresses have one scheme, host and port, as browsers define an origin.
-fn is_same_origin(one: &Uri, other: &Uri) -> bool {
+pub(super) fn is_same_origin(one: &Uri, other: &Uri) -> bool {
     let of = |address: &Uri| {
         let scheme = address.scheme_str().unwrap_or_default().to_ascii_lowercase();
         let default = if scheme == "https" { 443 } else { 80 };

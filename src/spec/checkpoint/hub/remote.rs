@@ -331,6 +331,11 @@ impl Remote<'_> {
         match status {
             401 | 403 => Attempt::Final(refused(self.id, &self.settings.hub, format!("{name}: {reason}"))),
             408 | 416 | 429 | 500.. => Attempt::Again(reason),
+            404 | 410 => {
+                let help = "the hub lists this file and does not have it: choose another revision, or try again later";
+                let (id, file) = (self.id.to_owned(), name.to_owned());
+                Attempt::Final(Error::HubDownload { id, file, reason, help })
+            }
             _ => Attempt::Final(self.lost(name, reason)),
         }
     }

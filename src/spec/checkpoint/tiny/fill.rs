@@ -17,6 +17,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use bounds::limits::STORED_TENSOR_BYTES;
 use models::synthetic::draw;
 use reference::protocol::glob;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -68,7 +69,7 @@ impl Fill {
 /// When the file cannot be read or written.
 pub(super) fn fill(path: &Path, rules: &[Rule<'_>], seed: u64) -> Result<(), String> {
     let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let bytes = std::fs::read(path).map_err(|error| told(&error))?;
+    let bytes = bounds::file::read(path, STORED_TENSOR_BYTES).map_err(|error| told(&error))?;
     let saved = SafeTensors::deserialize(&bytes).map_err(|error| told(&error))?;
     let mut drawn: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
     for (name, tensor) in saved.tensors() {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use bounds::limits::CHECKPOINT_JSON_BYTES;
 use reference::protocol::{Make, Request};
 use reference::{Environment, Launch, Source, Specification, Worker};
 use serde_json::{Map, Value};
@@ -109,7 +110,7 @@ fn edit(path: &Path, saved: &Map<String, Value>) -> Result<(), Error> {
     }
     let bad =
         |error: &dyn std::fmt::Display| Error::BadJson { path: path.to_owned(), reason: error.to_string() };
-    let text = std::fs::read(path).map_err(Error::io("read", path))?;
+    let text = bounds::file::read(path, CHECKPOINT_JSON_BYTES).map_err(Error::io("read", path))?;
     let mut config: Map<String, Value> = serde_json::from_slice(&text).map_err(|error| bad(&error))?;
     merge(&mut config, saved);
     std::fs::write(path, format!("{:#}\n", Value::Object(config))).map_err(Error::io("write", path))
