@@ -13,7 +13,7 @@ use super::{Adapter, causal, last, run};
 
 /// `from_gguf(content, file, device)`, `forward(ids, offset)`; a pass at offset 0 starts from an empty cache.
 macro_rules! port {
-    ($checkpoint:ident, $module:ident $(, flash: $flash:literal)? $(, dtype: $dtype:expr)? $(, $clear:ident)?) => {{
+    ($checkpoint:ident, $module:ident $(, flash: $flash:literal)? $(, dtype: $dtype:expr)? $(, clear: $clear:ident)?) => {{
         f32_alone($checkpoint)?;
         let (content, mut file) = gguf::file($checkpoint).map_err(failure)?;
         let model = $module::ModelWeights::from_gguf($($flash,)? content, &mut file, &Device::Cpu $(, $dtype)?);
@@ -32,7 +32,7 @@ pub(crate) const QUANTISED: &[Adapter] = &[
     last("llama", "quantized_llama", |c| port!(c, quantized_llama)),
     last("mistral", "quantized_llama", |c| port!(c, quantized_llama)),
     last("qwen2", "quantized_qwen2", |c| port!(c, quantized_qwen2)),
-    last("qwen3", "quantized_qwen3", |c| port!(c, quantized_qwen3, clear_kv_cache)),
+    last("qwen3", "quantized_qwen3", |c| port!(c, quantized_qwen3, clear: clear_kv_cache)),
     last("gemma3_text", "quantized_gemma3", |c| port!(c, quantized_gemma3)),
     last("glm4", "quantized_glm4", |c| port!(c, quantized_glm4, dtype: DType::F32)),
     last("phi3", "quantized_phi3", |c| port!(c, quantized_phi3, flash: false)),
