@@ -127,6 +127,7 @@ fn case(number: usize, variants: &[Variant]) -> Case {
         inputs_digest: format!("inputs {number}"),
         choices: Vec::new(),
         pooling: None,
+        questions: None,
         axes: None,
         tolerances: None,
         variants: variants.to_vec(),

@@ -141,8 +141,8 @@ impl Session for FakeSession<'_> {
                 let reply = Timed {
                     samples_ns: vec![1_000_000; samples(time.iterations)],
                     decode_ns: vec![100_000; samples(time.decode)],
-                    peak_bytes: None,
                     yardstick_ns,
+                    ..Timed::default()
                 };
                 self.note("time");
                 or_end(ended, Reply::Timed(reply))
