@@ -1,7 +1,7 @@
 use super::super::{
     Attention, Band, CacheShape, Element, KvCache, QkvLayout, Relative, attention, rope_into_cache,
 };
-use super::{Noise, U32, both, close, pools, reference, roundoff, wide};
+use super::{Noise, U32, both, close, pools, reference, roundoff, shapes, wide};
 use half::bf16;
 use proptest::prelude::*;
 use std::ops::Range;
@@ -119,7 +119,7 @@ fn cases() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(shapes(48))]
 
     #[test]
     fn blocked_attention_is_softmax_over_the_keys_seen(case in cases(), seed: u64) {

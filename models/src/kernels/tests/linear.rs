@@ -1,5 +1,5 @@
 use super::super::{Activation, Element, Epilogue, PackedGateUp, PackedLinear, Packing};
-use super::{Noise, U32, both, close, pools, reference, roundoff, wide};
+use super::{Noise, U32, both, close, pools, reference, roundoff, shapes, wide};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -85,7 +85,7 @@ fn check_gate<T: Element>(m: usize, n: usize, k: usize, seed: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(shapes(24))]
 
     #[test]
     fn a_linear_layer_is_the_sum_of_products(m in 1_usize..40, n in 1_usize..100, k in 1_usize..90, seed: u64) {

@@ -1,5 +1,5 @@
 use super::super::{CacheShape, Element, KvCache, Pairing, QkvLayout, RopeTable, rope_into_cache};
-use super::{Noise, U32, both, close, pools, reference, roundoff, wide};
+use super::{Noise, U32, both, close, pools, reference, roundoff, shapes, wide};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -85,7 +85,7 @@ fn cases() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(shapes(32))]
 
     #[test]
     fn q_rotates_in_place_and_k_and_v_reach_their_slots(case in cases(), seed: u64) {
