@@ -182,8 +182,14 @@ fn timed(engine: &mut dyn Engine, time: &Time) -> Result<Timed, Failed> {
     for _ in 0..time.iterations {
         samples_ns.push(engine.timed_pass()?);
     }
-    let decode_ns = if time.decode == 0 { Vec::new() } else { engine.decode(time.decode)? };
-    Ok(Timed { samples_ns, decode_ns, peak_bytes: engine.peak_bytes(), yardstick_ns: None })
+    let mut timed = Timed { samples_ns, ..Timed::default() };
+    // The times of the forward passes stay.
+    match if time.decode == 0 { Ok(Vec::new()) } else { engine.decode(time.decode) } {
+        Ok(decode_ns) => timed.decode_ns = decode_ns,
+        Err(failed) => timed.notes.push(failed.not_decoded()),
+    }
+    timed.peak_bytes = engine.peak_bytes();
+    Ok(timed)
 }
 
 /// The path that reopens an inherited descriptor without unsafe code.

@@ -394,6 +394,9 @@ pub struct Timed {
     /// the worker has no calibration loop.
     #[serde(default)]
     pub yardstick_ns: Option<u64>,
+    /// Remarks for the user, such as why no token could be decoded.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// A request that failed.
@@ -409,6 +412,15 @@ pub struct Failed {
     /// The traceback or cause chain.
     #[serde(default)]
     pub traceback: String,
+}
+
+impl Failed {
+    /// The remark on a round whose decoding failed.
+    pub fn not_decoded(&self) -> String {
+        let Self { error, message, .. } = self;
+        let colon = if error.is_empty() { "" } else { ": " };
+        format!("no token was decoded: {error}{colon}{message}")
+    }
 }
 
 /// Kinds of [`Failed`].

@@ -309,6 +309,10 @@ impl<'a> Schedule<'a> {
                         completed.decode_rounds_ns.push(timed.decode_ns);
                         completed.round_numbers.push(*round);
                         completed.yardstick_ns.extend(timed.yardstick_ns);
+                        // Every round says the same.
+                        if completed.rounds_ns.len() == 1 {
+                            completed.notes.extend(timed.notes);
+                        }
                         readings.extend(timed.yardstick_ns);
                         completed.peak_bytes = completed.peak_bytes.max(timed.peak_bytes);
                     }

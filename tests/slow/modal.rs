@@ -186,8 +186,8 @@ fn a_question_about_a_picture_has_one_answer_in_two_releases_and_natively() {
     let config = format!(
         "[[checkpoints]]\nsource = \"./qwen2_vl\"\n{}{}[inputs]\nimages = [\"built-in\"]\n\
          prompts = [\"Is the disc yellow (A) or blue (B)?\"]\nchat = true\nchoices = [\"A\", \"B\"]\n\
-         [run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\noracle = true\nrounds = 1\ntrace = false\n\
-         noise = false\n",
+         [run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\noracle = true\nrounds = 1\ndecode = 2\n\
+         trace = false\nnoise = false\n",
         version("4.57.6"),
         version(NEWEST),
     );
@@ -199,5 +199,9 @@ fn a_question_about_a_picture_has_one_answer_in_two_releases_and_natively() {
     let newest = format!("{NEWEST}_eager_eager");
     for name in ["4.57.6_eager_eager", "candle_eager", "candle_fused", &*newest] {
         assert_eq!(found.get(name), Some(&"A"), "{name}: {text}");
+    }
+    for cell in summary["cases"][0]["cells"].as_array().unwrap() {
+        let timed = !cell["timing"].is_null();
+        assert_eq!(timed, !cell["decode"].is_null(), "{cell}");
     }
 }

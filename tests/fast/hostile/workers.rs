@@ -35,6 +35,18 @@ fn times_that_cannot_be_are_a_failed_cell() {
 }
 
 #[test]
+fn forward_passes_keep_their_times_if_decoding_fails() {
+    let sandbox = Sandbox::new();
+    let settings = "iterations = 2\nrounds = 2\ndecode = 3\nnoise = false";
+    let config = sandbox.workers(&[("bad", "no_decode")], settings);
+    assert_eq!(sandbox.run(&config, &[]).status.code(), Some(0));
+    let run = sandbox.only_run();
+    let summary = run.json("summary.json");
+    assert!(summary["cases"][0]["cells"][0]["timing"].is_object(), "{}", summary["cases"][0]["cells"][0]);
+    assert_eq!(run.text("summary.md").matches("no token was decoded: planted").count(), 1);
+}
+
+#[test]
 fn logits_that_a_worker_damages_after_its_reply_are_a_failed_cell() {
     let (code, shown, words, sandbox) = run("damages_logits");
     assert_eq!((code, &*words[1]), (Some(3), "missing_result"), "{shown}");

@@ -29,7 +29,7 @@ pub(super) const ENCODER_OUTPUTS: &str = "encoder_outputs";
 /// Which tokens stand for pictures, by which Qwen counts positions.
 const PICTURES: &str = "mm_token_type_ids";
 /// Where the tokens of a forward pass lie among all; Mamba needs it next to its states (4.40 to 4.57).
-const CACHE_POSITION: &str = "cache_position";
+pub(super) const CACHE_POSITION: &str = "cache_position";
 
 /// Logits of all positions, `[batch, seq, vocab_size]`: of `prefill` tokens in one pass and of each further one in its
 /// own, or of each of `chunks` in a pass.
@@ -266,7 +266,7 @@ fn tensors_like<'py>(py: Python<'py>, loaded: &Loaded) -> PyResult<Bound<'py, Py
 }
 
 /// `from..end` on the model's device.
-fn places<'py>(
+pub(super) fn places<'py>(
     loaded: &Loaded,
     torch: &Bound<'py, PyAny>,
     from: usize,

@@ -3,8 +3,10 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use super::cached::{ENCODER_OUTPUTS, encoder_outputs};
+use super::auto::Drive;
+use super::cached::{CACHE_POSITION, ENCODER_OUTPUTS, encoder_outputs, places};
 use super::failure::Stop;
+use super::inputs::Takes;
 use super::load::Loaded;
 use super::pictures::later_positions;
 use super::static_cache::StaticCache;
@@ -23,13 +25,14 @@ pub(super) fn time(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Ti
         let (_, elapsed) = forward::pass(py, loaded)?;
         samples_ns.push(elapsed.as_nanos() as u64);
     }
-    let decode_ns = if request.decode == 0 { Vec::new() } else { decode(py, loaded, request)? };
-    Ok(Timed {
-        samples_ns,
-        decode_ns,
-        peak_bytes: memory::peak_bytes(loaded.torch.bind(py), &loaded.device)?,
-        yardstick_ns: None,
-    })
+    let mut timed = Timed { samples_ns, ..Timed::default() };
+    // The times of the forward passes stay.
+    match if request.decode == 0 { Ok(Vec::new()) } else { decode(py, loaded, request) } {
+        Ok(decode_ns) => timed.decode_ns = decode_ns,
+        Err(stop) => timed.notes.push(stop.into_failed(py).not_decoded()),
+    }
+    timed.peak_bytes = memory::peak_bytes(loaded.torch.bind(py), &loaded.device)?;
+    Ok(timed)
 }
 
 /// Decoded tokens that are not timed. A compiled model is compiled for the first one, and again for the
@@ -114,6 +117,13 @@ fn next<'py>(
         Some(known) => known.call_method1("size", (1,))?.extract::<usize>()? - 1,
         None => 0,
     };
+    if loaded.drive == Drive::Whole
+        && known.is_some()
+        && Takes::of(loaded.model.bind(py))?.by_name(CACHE_POSITION).unwrap_or(false)
+    {
+        // Models of images count positions by it.
+        step.set_item(CACHE_POSITION, places(loaded, torch, past, past + 1)?)?;
+    }
     if let Some(positions) = later_positions(py, loaded, known.as_ref(), past)? {
         step.set_item(POSITION_IDS, positions)?;
     } else if let Some(positions) = arguments.get_item(POSITION_IDS)? {
