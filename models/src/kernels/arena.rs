@@ -17,7 +17,7 @@ const LINE: usize = 64;
 /// reading all weights for a single token waits for address translation.
 const MAPPED_BYTES: usize = 4 << 20;
 /// Size and alignment of a large page, in bytes.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(miri)))]
 const LARGE_PAGE: usize = 2 << 20;
 
 /// A type for which all bits zero is a value and every bit pattern is allowed.

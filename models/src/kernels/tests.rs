@@ -38,7 +38,7 @@ fn pools() -> Vec<Pool> {
 /// So many random shapes; fewer under Miri, which is a thousand times slower and cannot write files.
 fn shapes(cases: u32) -> ProptestConfig {
     if cfg!(miri) {
-        return ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4) };
+        return ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2) };
     }
     ProptestConfig::with_cases(cases)
 }

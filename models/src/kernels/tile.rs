@@ -102,8 +102,9 @@ unsafe fn tile<S: Simd, T: Element, A: Rows, const R: usize, const V: usize, con
                 for u in 0..UNROLLED {
                     multiply::<S, T, A, R, V>(a, rows, b.add(u * b_step), u, &mut sums[u % U]);
                 }
-                a = a.add(rows.at::<R>(0, UNROLLED));
-                b = b.add(UNROLLED * b_step);
+                // Behind the last step the pointers may be beyond their operands, where nothing is read.
+                a = a.wrapping_add(rows.at::<R>(0, UNROLLED));
+                b = b.wrapping_add(UNROLLED * b_step);
             }
             for step in 0..steps % UNROLLED {
                 multiply::<S, T, A, R, V>(a, rows, b.add(step * b_step), step, &mut sums[0]);

@@ -149,13 +149,14 @@ fn sizes_and_tolerances_beyond_their_limits_are_refused_at_their_line() {
 }
 
 /// The only sources that open files without `bounds::file`, and what these files are.
-const OWN_FILES: [(&str, &str); 7] = [
+const OWN_FILES: [(&str, &str); 8] = [
     ("models/src/cuda/driver/cubins.rs", "kernels in tfcheck's own cache"),
     ("port/src/worker.rs", "/proc, and the descriptor of the requests"),
     ("port/src/worker/tensors.rs", "a file that was just written"),
     ("reference/src/environment.rs", "uv.lock, which uv just wrote"),
     ("reference/src/worker/memory.rs", "/proc and cgroups"),
     ("src/app/session.rs", "/proc"),
+    ("src/execute/checkout.rs", "the package that tfcheck generates, and the program that cargo built of it"),
     ("src/spec/atomic.rs", "a folder, to sync it"),
 ];
 
