@@ -38,9 +38,14 @@ fn pools() -> Vec<Pool> {
 /// So many random shapes; fewer under Miri, which is a thousand times slower and cannot write files.
 fn shapes(cases: u32) -> ProptestConfig {
     if cfg!(miri) {
-        return ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2) };
+        return ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(8) };
     }
     ProptestConfig::with_cases(cases)
+}
+
+/// The end of a range of random sizes; a smaller one under Miri.
+fn most(size: usize, under_miri: usize) -> usize {
+    if cfg!(miri) { under_miri } else { size }
 }
 
 impl Noise {
