@@ -143,7 +143,8 @@ unsafe fn multiply<S: Simd, T: Element, A: Rows, const R: usize, const V: usize>
             columns[v] = S::load(b.add(v * S::LANES));
         }
         for r in 0..R {
-            let x = S::splat(*a.add(rows.at::<R>(r, step)));
+            // Pairs of bf16 values that are read in place are aligned like one of them.
+            let x = S::splat(a.add(rows.at::<R>(r, step)).read_unaligned());
             for v in 0..V {
                 sums[r][v] = T::dot::<S>(sums[r][v], x, columns[v]);
             }
