@@ -65,6 +65,8 @@ const WHOLE: &[(&str, u64, Limit)] = &[
     ("num_hidden_layers", 0, LAYERS),
     ("n_layer", 0, LAYERS),
     ("n_layers", 0, LAYERS),
+    ("projection_dim", 1, FEATURES),
+    ("embed_dim", 1, FEATURES),
     ("d_model", 1, FEATURES),
     ("d_ff", 1, FEATURES),
     ("d_kv", 1, HEAD_DIM),

@@ -23,12 +23,12 @@ const LOGITS: &str = "logits";
 #[derive(Debug, Error)]
 pub enum LogitsError {
     /// An I/O operation failed.
-    #[error("cannot read {}", path.display())]
+    #[error("{} cannot be read: {cause}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// The operating system's error.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The file's content is invalid.
     #[error("{} {problem}", path.display())]
@@ -42,8 +42,8 @@ pub enum LogitsError {
 
 impl LogitsError {
     /// An I/O operation failed.
-    pub fn io(path: &Path, source: std::io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
+    pub fn io(path: &Path, cause: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), cause }
     }
 
     /// The file's content is invalid; `problem` is a predicate of the file, such as "is truncated: …".

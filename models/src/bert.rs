@@ -1,7 +1,7 @@
 //! BERT: an encoder of post-norm blocks with learned positions and token types
 //! (transformers 5.23.0, `models/bert/modeling_bert.py` and `configuration_bert.py`). `RoBERTa` has the same encoder.
 
-use crate::config::ConfigReader;
+use crate::config::{ConfigReader, head_dim};
 use crate::error::Result;
 use crate::layers::{
     Activation, Attention, Embedding, Joined, LayerNorm, Linear, Mask, add, first_position, one_per_row,
@@ -42,12 +42,15 @@ impl Config {
         config.refuse_unless("is_decoder", &false.into())?;
         // transformers 5 has no relative position embeddings and ignores the key.
         config.refuse_unless("position_embedding_type", &"absolute".into())?;
+        let hidden_size = config.usize_or("hidden_size", 768)?;
+        let num_attention_heads = config.usize_or("num_attention_heads", 12)?;
+        head_dim(("hidden_size", hidden_size), ("num_attention_heads", num_attention_heads))?;
         Ok(Self {
             vocab_size: config.usize_or("vocab_size", vocab_size)?,
-            hidden_size: config.usize_or("hidden_size", 768)?,
+            hidden_size,
             intermediate_size: config.usize_or("intermediate_size", 3072)?,
             num_hidden_layers: config.usize_or("num_hidden_layers", 12)?,
-            num_attention_heads: config.usize_or("num_attention_heads", 12)?,
+            num_attention_heads,
             hidden_act: Activation::read(config, "hidden_act", "gelu")?,
             max_position_embeddings: config.usize_or("max_position_embeddings", 512)?,
             type_vocab_size: config.usize_or("type_vocab_size", 2)?,

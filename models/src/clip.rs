@@ -4,10 +4,9 @@
 pub(crate) mod text_model;
 pub(crate) mod vision_model;
 
-use bounds::config::Refused;
 use serde_json::Map;
 
-use crate::config::ConfigReader;
+use crate::config::{ConfigReader, head_dim};
 use crate::error::{Error, Result};
 use crate::layers::{Activation, Attention, Joined, LayerNorm, Linear, Mask, Similarity, add, one_per_row};
 use crate::model::{Model, Task, unknown_head};
@@ -34,10 +33,7 @@ impl Config {
     fn read(config: &ConfigReader, [size, inner, heads]: [usize; 3]) -> Result<Self> {
         let hidden_size = config.usize_or("hidden_size", size)?;
         let num_attention_heads = config.usize_or("num_attention_heads", heads)?;
-        if num_attention_heads == 0 || hidden_size % num_attention_heads != 0 {
-            let needed = format!("a divisor of hidden_size ({hidden_size})");
-            return Err(Refused::new("num_attention_heads", &num_attention_heads.into(), needed).into());
-        }
+        head_dim(("hidden_size", hidden_size), ("num_attention_heads", num_attention_heads))?;
         Ok(Self {
             hidden_size,
             intermediate_size: config.usize_or("intermediate_size", inner)?,

@@ -13,6 +13,18 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 
+/// Features of a head where heads share the features of a model evenly; both numbers come with their keys. A default of
+/// transformers need not divide the checkpoint's number.
+///
+/// # Errors
+/// If they do not.
+pub(crate) fn head_dim((size_key, size): (&str, usize), (heads_key, heads): (&str, usize)) -> Result<usize> {
+    if size.checked_rem(heads) == Some(0) {
+        return Ok(size / heads);
+    }
+    Err(Refused::new(heads_key, &heads.into(), format!("a divisor of {size_key} ({size})")).into())
+}
+
 /// Keys that do not affect the result of a forward pass.
 const NEUTRAL: &[&str] = &[
     "_attn_implementation_autoset",

@@ -1,7 +1,7 @@
 //! DistilBERT: BERT's encoder without token types, with different module names and a fixed norm eps (transformers
 //! 5.23.0, `models/distilbert/modeling_distilbert.py` and `configuration_distilbert.py`).
 
-use crate::config::ConfigReader;
+use crate::config::{ConfigReader, head_dim};
 use crate::error::Result;
 use crate::layers::{
     Activation, Attention, Embedding, Joined, LayerNorm, Linear, Mask, add, first_position, one_per_row,
@@ -25,12 +25,14 @@ struct Config {
 
 impl Config {
     fn read(config: &ConfigReader) -> Result<Self> {
+        let (dim, n_heads) = (config.usize_or("dim", 768)?, config.usize_or("n_heads", 12)?);
+        head_dim(("dim", dim), ("n_heads", n_heads))?;
         Ok(Self {
             vocab_size: config.usize_or("vocab_size", 30522)?,
             max_position_embeddings: config.usize_or("max_position_embeddings", 512)?,
             n_layers: config.usize_or("n_layers", 6)?,
-            n_heads: config.usize_or("n_heads", 12)?,
-            dim: config.usize_or("dim", 768)?,
+            n_heads,
+            dim,
             hidden_dim: config.usize_or("hidden_dim", 4 * 768)?,
             activation: Activation::read(config, "activation", "gelu")?,
             tie_word_embeddings: config.bool_or("tie_word_embeddings", true)?,

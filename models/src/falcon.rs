@@ -2,7 +2,7 @@
 //! one norm or two, or one after the other; positions enter through rope or linear biases (transformers 5.23.0,
 //! `models/falcon/modeling_falcon.py` and `configuration_falcon.py`).
 
-use crate::config::ConfigReader;
+use crate::config::{ConfigReader, head_dim};
 use crate::error::Result;
 use crate::layers::{
     Activation, Alibi, Attention, DecoderBody, DecoderEnds, Embedding, LayerNorm, Mask, Rope, RopeParameters,
@@ -52,6 +52,7 @@ impl Config {
         let rope = RopeParameters::read(config, 10_000.0, max_position_embeddings)?;
         let multi_query = config.bool_or("multi_query", true)?;
         let num_kv_heads = config.usize_or("num_kv_heads", num_attention_heads)?;
+        head_dim(("hidden_size", hidden_size), ("num_attention_heads", num_attention_heads))?;
         Ok(Self {
             vocab_size: config.usize_or("vocab_size", 65024)?,
             hidden_size,

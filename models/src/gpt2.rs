@@ -1,7 +1,7 @@
 //! GPT-2: learned positions, pre-norm blocks, weights stored `[in, out]`
 //! (transformers 5.23.0, `models/gpt2/modeling_gpt2.py` and `configuration_gpt2.py`).
 
-use crate::config::ConfigReader;
+use crate::config::{ConfigReader, head_dim};
 use crate::error::Result;
 use crate::layers::{
     Activation, Attention, DecoderBody, DecoderEnds, Embedding, LayerNorm, Linear, Mask, add, position_ids,
@@ -30,13 +30,14 @@ impl Config {
     fn read(config: &ConfigReader) -> Result<Self> {
         // With this key, scores are computed in F32 for every dtype, which gives other results in 16 bits.
         config.refuse_unless("reorder_and_upcast_attn", &false.into())?;
-        let n_embd = config.usize_or("n_embd", 768)?;
+        let (n_embd, n_head) = (config.usize_or("n_embd", 768)?, config.usize_or("n_head", 12)?);
+        head_dim(("n_embd", n_embd), ("n_head", n_head))?;
         Ok(Self {
             vocab_size: config.usize_or("vocab_size", 50257)?,
             n_positions: config.usize_or("n_positions", 1024)?,
             n_embd,
             n_layer: config.usize_or("n_layer", 12)?,
-            n_head: config.usize_or("n_head", 12)?,
+            n_head,
             n_inner: config.usize_or("n_inner", 4 * n_embd)?,
             activation_function: Activation::read(config, "activation_function", "gelu_new")?,
             layer_norm_epsilon: config.f64_or("layer_norm_epsilon", 1e-5)?,

@@ -2,7 +2,7 @@
 //! grouped by head, rope on a part of each head (transformers 5.23.0, `models/gpt_neox/modeling_gpt_neox.py` and
 //! `configuration_gpt_neox.py`).
 
-use crate::config::ConfigReader;
+use crate::config::{ConfigReader, head_dim};
 use crate::error::Result;
 use crate::layers::{
     Activation, Attention, DecoderBody, DecoderEnds, Embedding, LayerNorm, Linear, Mask, Rope,
@@ -29,12 +29,15 @@ struct Config {
 
 impl Config {
     fn read(config: &ConfigReader) -> Result<Self> {
+        let hidden_size = config.usize_or("hidden_size", 6144)?;
+        let num_attention_heads = config.usize_or("num_attention_heads", 64)?;
+        head_dim(("hidden_size", hidden_size), ("num_attention_heads", num_attention_heads))?;
         Ok(Self {
             vocab_size: config.usize_or("vocab_size", 50432)?,
-            hidden_size: config.usize_or("hidden_size", 6144)?,
+            hidden_size,
             intermediate_size: config.usize_or("intermediate_size", 24576)?,
             num_hidden_layers: config.usize_or("num_hidden_layers", 44)?,
-            num_attention_heads: config.usize_or("num_attention_heads", 64)?,
+            num_attention_heads,
             hidden_act: Activation::read(config, "hidden_act", "gelu")?,
             layer_norm_eps: config.f64_or("layer_norm_eps", 1e-5)?,
             rope: rope(config)?,

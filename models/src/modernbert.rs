@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-use crate::config::ConfigReader;
+use crate::config::{ConfigReader, head_dim};
 use crate::error::{Error, Result};
 use crate::layers::{
     Activation, Attention, Embedding, LayerNorm, LayerType, Linear, Mask, PerLayerType, Rope, RopeParameters,
@@ -44,11 +44,14 @@ impl Config {
         let layer_types = LayerType::read(config, num_hidden_layers, |layer| {
             if layer % period == 0 { LayerType::Full } else { LayerType::Sliding }
         })?;
+        let hidden_size = config.usize_or("hidden_size", 768)?;
+        let num_attention_heads = config.usize_or("num_attention_heads", 12)?;
+        head_dim(("hidden_size", hidden_size), ("num_attention_heads", num_attention_heads))?;
         Ok(Self {
             vocab_size: config.usize_or("vocab_size", 50368)?,
-            hidden_size: config.usize_or("hidden_size", 768)?,
+            hidden_size,
             intermediate_size: config.usize_or("intermediate_size", 1152)?,
-            num_attention_heads: config.usize_or("num_attention_heads", 12)?,
+            num_attention_heads,
             hidden_activation: Activation::read(config, "hidden_activation", "gelu")?,
             norm_eps: config.f64_or("norm_eps", 1e-5)?,
             norm_bias: config.bool_or("norm_bias", false)?,

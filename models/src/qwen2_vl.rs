@@ -7,7 +7,7 @@ mod vision;
 use bounds::config::Refused;
 use serde_json::{Map, Value};
 
-use crate::config::ConfigReader;
+use crate::config::{ConfigReader, head_dim};
 use crate::error::{Error, Result};
 use crate::layers::{
     Activation, Embedding, Grid, LayerType, Linear, PerLayerType, RmsNorm, RopeParameters, RopeScaling,
@@ -24,16 +24,12 @@ use vision::{VisionConfig, VisionTransformer};
 fn read_text(config: &ConfigReader, tie_word_embeddings: bool) -> Result<(qwen2::Config, Vec<usize>)> {
     let hidden_size = config.usize_or("hidden_size", 8192)?;
     let num_attention_heads = config.usize_or("num_attention_heads", 64)?;
-    if num_attention_heads == 0 || hidden_size % num_attention_heads != 0 {
-        let needed = format!("a divisor of hidden_size ({hidden_size})");
-        return Err(Refused::new("num_attention_heads", &num_attention_heads.into(), needed).into());
-    }
+    let head_dim = head_dim(("hidden_size", hidden_size), ("num_attention_heads", num_attention_heads))?;
     let num_key_value_heads = config.nullable_usize("num_key_value_heads", 8)?.unwrap_or(num_attention_heads);
     if num_key_value_heads == 0 || num_attention_heads % num_key_value_heads != 0 {
         let needed = format!("a divisor of num_attention_heads ({num_attention_heads})");
         return Err(Refused::new("num_key_value_heads", &num_key_value_heads.into(), needed).into());
     }
-    let head_dim = hidden_size / num_attention_heads;
     config.refuse_unless("head_dim", &head_dim.into())?;
     let num_hidden_layers = config.usize_or("num_hidden_layers", 80)?;
     let (sliding_window, layer_types) = LayerType::read_last_layers(config, num_hidden_layers, 80)?;

@@ -1,7 +1,7 @@
 //! `StableLM`: llama with layer norms, rope on a part of each head, and attention and MLP optionally in parallel
 //! (transformers 5.23.0, `models/stablelm/modeling_stablelm.py` and `configuration_stablelm.py`).
 
-use crate::config::ConfigReader;
+use crate::config::{ConfigReader, head_dim};
 use crate::error::Result;
 use crate::layers::{
     Activation, Attention, DecoderBody, DecoderEnds, Embedding, GatedMlp, Joined, LayerNorm, Linear, Mask,
@@ -36,7 +36,8 @@ impl Config {
         let num_attention_heads = config.usize_or("num_attention_heads", 32)?;
         let max_position_embeddings = config.usize_or("max_position_embeddings", 4096)?;
         // In 5.23.0 attention ignores the key, but rope would use it.
-        config.refuse_unless("head_dim", &(hidden_size / num_attention_heads).into())?;
+        let head_dim = head_dim(("hidden_size", hidden_size), ("num_attention_heads", num_attention_heads))?;
+        config.refuse_unless("head_dim", &head_dim.into())?;
         Ok(Self {
             vocab_size: config.usize_or("vocab_size", 50304)?,
             hidden_size,
@@ -44,7 +45,7 @@ impl Config {
             num_hidden_layers: config.usize_or("num_hidden_layers", 32)?,
             num_attention_heads,
             num_key_value_heads: config.usize_or("num_key_value_heads", 32)?,
-            head_dim: hidden_size / num_attention_heads,
+            head_dim,
             hidden_act: Activation::read(config, "hidden_act", "silu")?,
             layer_norm_eps: config.f64_or("layer_norm_eps", 1e-5)?,
             rope: RopeParameters::read_partial(config, 10_000.0, max_position_embeddings, 0.25)?,

@@ -216,6 +216,15 @@ impl Weights {
         Ok(name)
     }
 
+    /// Whether the checkpoint has a tensor of this module in this shape: before memory of the shape is allocated, which the
+    /// config alone determines.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub(crate) fn expect(&self, name: &str, shape: impl Into<Shape>) -> Result<()> {
+        self.checked(name, shape).map(drop)
+    }
+
     /// Tensors of the checkpoint that no module read.
     pub fn unread(&self) -> Vec<String> {
         let read = lock(&self.files.read);

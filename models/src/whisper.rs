@@ -2,9 +2,7 @@
 //! blocks with positions from tables (transformers 5.23.0, `models/whisper/modeling_whisper.py` and
 //! `configuration_whisper.py`).
 
-use bounds::config::Refused;
-
-use crate::config::ConfigReader;
+use crate::config::{ConfigReader, head_dim};
 use crate::error::{Error, Result};
 use crate::inputs::PassInputs;
 use crate::layers::{
@@ -43,10 +41,7 @@ impl Config {
         let stack = |name: &str| -> Result<StackConfig> {
             let heads_key = format!("{name}_attention_heads");
             let attention_heads = config.usize_or(&heads_key, 6)?;
-            if attention_heads == 0 || d_model % attention_heads != 0 {
-                let needed = format!("a divisor of d_model ({d_model})");
-                return Err(Refused::new(&heads_key, &attention_heads.into(), needed).into());
-            }
+            head_dim(("d_model", d_model), (&heads_key, attention_heads))?;
             Ok(StackConfig {
                 layers: config.usize_or(&format!("{name}_layers"), 4)?,
                 attention_heads,

@@ -69,7 +69,12 @@ impl Worker {
         // `command` owns the child's ends of the pipes: they close here with it.
         let group = Group::spawn(&mut command).map_err(|error| {
             let program = command.get_program().to_string_lossy();
-            io::Error::new(error.kind(), format!("{program} could not be started: {error}"))
+            let hint = match error.kind() {
+                io::ErrorKind::NotFound => "; check the path, or install it",
+                io::ErrorKind::PermissionDenied => "; name a file that may be executed (chmod +x)",
+                _ => "",
+            };
+            io::Error::new(error.kind(), format!("{program} could not be started: {error}{hint}"))
         })?;
         Ok(Self {
             group,

@@ -48,10 +48,7 @@ pub fn explain(run: &Path, pair: &[String]) -> Result<String> {
     if wanted.is_empty() {
         let known: Vec<&str> = manifest.cases.iter().map(|case| case.name.as_str()).collect();
         let given = case.unwrap_or_default();
-        return Err(miette!(
-            help = format!("there are {}", known.join(", ")),
-            "the run has no case `{given}`"
-        ));
+        return Err(miette!(help = listed(&known), "the run has no case `{given}`"));
     }
     let mut stories = Vec::new();
     for case in wanted {
@@ -59,15 +56,17 @@ pub fn explain(run: &Path, pair: &[String]) -> Result<String> {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let (a, b) = (find(&a, &names)?, find(&b, &names)?);
         if a == b {
-            return Err(miette!(
-                help = format!("there are {}", names.join(", ")),
-                "both sides of the pair are `{a}`"
-            ));
+            return Err(miette!(help = listed(&names), "both sides of the pair are `{a}`"));
         }
         let pair = load(&folder, &manifest, case, [a, b])?;
         stories.push(story::tell(&pair) + &next::steps(&pair));
     }
     Ok(stories.join("\n"))
+}
+
+/// The names from which the user can choose.
+fn listed(names: &[&str]) -> String {
+    if names.is_empty() { "the run has none".to_owned() } else { format!("there are {}", names.join(", ")) }
 }
 
 /// Case, A and B as given on the command line.
@@ -98,10 +97,8 @@ fn find<'name>(given: &str, names: &[&'name str]) -> Result<&'name str> {
     match holding[..] {
         [name] => Ok(name),
         [] => {
-            let hint = nearest(given, names).map_or_else(
-                || format!("there are {}", names.join(", ")),
-                |meant| format!("did you mean `{meant}`? there are {}", names.join(", ")),
-            );
+            let hint = nearest(given, names)
+                .map_or_else(|| listed(names), |meant| format!("did you mean `{meant}`? {}", listed(names)));
             Err(miette!(help = hint, "the run has no variant `{given}`"))
         }
         _ => Err(miette!(help = "write more of the name", "`{given}` is part of {}", holding.join(", "))),

@@ -314,7 +314,8 @@ pub fn mask(files: &Path, cells: &[Cell]) -> Result<Option<Mask>> {
     if completed.is_empty() && !path.exists() {
         return Ok(None);
     }
-    let known = Mask::of_inputs(&path).map_err(|error| miette!("{error}"))?;
+    let known = Mask::of_inputs(&path)
+        .map_err(|error| miette!(help = "`tfcheck run --resume RUN` writes the inputs again", "{error}"))?;
     let shape = completed.iter().find_map(|completed| match *completed.shape.as_slice() {
         [batch, seq, _] if completed.positions == Positions::All => Some((batch, seq)),
         _ => None,

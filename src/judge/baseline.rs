@@ -102,7 +102,7 @@ pub enum BaselineError {
         problem: String,
     },
     /// A file operation failed.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {cause}", path.display())]
     #[diagnostic(help("check the path and the disk"))]
     Io {
         /// `read`, `write`, `remove`.
@@ -110,7 +110,7 @@ pub enum BaselineError {
         /// The file or folder.
         path: PathBuf,
         /// The operating system's error.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The run cannot be read.
     #[error(transparent)]
@@ -296,8 +296,8 @@ fn folder_of(results: &Path, known: &Known) -> Result<PathBuf, BaselineError> {
 fn remove_folder(results: &Path, known: &Known) -> Result<(), BaselineError> {
     let path = folder_of(results, known)?;
     match fs::remove_dir_all(&path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(BaselineError::Io { action: "remove", path, source })
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+            Err(BaselineError::Io { action: "remove", path, cause })
         }
         _ => Ok(()),
     }
@@ -320,7 +320,7 @@ fn newest(results: &Path) -> Result<PathBuf, BaselineError> {
 
 /// Creates a folder that no other process uses.
 fn vacant(results: &Path, relative: &Path) -> Result<(PathBuf, PathBuf), BaselineError> {
-    let io = |path: &Path, source| BaselineError::Io { action: "create", path: path.to_owned(), source };
+    let io = |path: &Path, cause| BaselineError::Io { action: "create", path: path.to_owned(), cause };
     let parent = results.join(FOLDER);
     fs::create_dir_all(&parent).map_err(|source| io(&parent, source))?;
     for attempt in 1.. {
@@ -385,7 +385,7 @@ impl Copy {
         let target = self.to.join(relative);
         let io = |action, path: &Path| {
             let path = path.to_owned();
-            move |source| BaselineError::Io { action, path, source }
+            move |cause| BaselineError::Io { action, path, cause }
         };
         let folder = target.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(io("create", folder))?;

@@ -255,6 +255,13 @@ fn group_case(case: &CaseView, letters: &mut Letters) -> CaseGroups {
         }
         _ => Relation::Different,
     };
+    // Logits that fit no other ones, such as those of another shape than the inputs, are groups of their own: they did not fail.
+    let members = order.clone();
+    order.extend((0..case.cells.len()).filter(|&index| {
+        let is_incomparable =
+            |&member: &usize| matches!(decision(index, member), Some(Decision::Incomparable { .. }));
+        !members.contains(&index) && !case.is_evidence(index) && members.iter().any(is_incomparable)
+    }));
     let groups = groups(&order, relation);
     let letters: Vec<String> = groups
         .groups

@@ -12,24 +12,24 @@ use super::SCHEMA_VERSION;
 #[derive(Debug, Error, Diagnostic)]
 pub enum ResultsError {
     /// The file system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
-    #[diagnostic(help("{}", io_hint(source)))]
+    #[error("cannot {action} {}: {cause}", path.display())]
+    #[diagnostic(help("{}", io_hint(cause)))]
     Io {
         /// The operation that failed: `write`, `read`, `create`.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The system's error.
-        source: io::Error,
+        /// The system's error, which the message quotes.
+        cause: io::Error,
     },
     /// A file of the run does not follow the format.
-    #[error("{} is not a readable record: {source}", path.display())]
+    #[error("{} is not a readable record: {cause}", path.display())]
     #[diagnostic(help("{}", record_hint(path)))]
     Record {
         /// The file.
         path: PathBuf,
         /// Where it violates the format.
-        source: serde_json::Error,
+        cause: serde_json::Error,
     },
     /// The run was written by a newer tfcheck.
     #[error("{} has schema version {found}, this tfcheck reads up to {SCHEMA_VERSION}", path.display())]
@@ -103,8 +103,8 @@ fn record_hint(path: &Path) -> &'static str {
     }
 }
 
-fn io_hint(source: &io::Error) -> &'static str {
-    match source.kind() {
+fn io_hint(cause: &io::Error) -> &'static str {
+    match cause.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "free some space, then complete the run with `tfcheck run --resume RUN`: finished cells are kept"
         }

@@ -236,10 +236,8 @@ impl RunFolder {
     /// # Errors
     /// When the file cannot be written.
     pub fn write_vocabulary(&self, checkpoint_digest: &str, texts: &[String]) -> Result<(), ResultsError> {
-        let bytes = serde_json::to_vec(texts).map_err(|source| ResultsError::Record {
-            path: self.vocabulary_path(checkpoint_digest),
-            source,
-        })?;
+        let bytes = serde_json::to_vec(texts)
+            .map_err(|cause| ResultsError::Record { path: self.vocabulary_path(checkpoint_digest), cause })?;
         write_file(&self.vocabulary_path(checkpoint_digest), &bytes)
     }
 
@@ -332,7 +330,7 @@ impl RunFolder {
     fn write_json(&self, path: &Path, value: &impl Serialize) -> Result<(), ResultsError> {
         debug_assert!(self.lock.is_some(), "a run is written under its lock");
         let mut bytes = serde_json::to_vec_pretty(value)
-            .map_err(|source| ResultsError::Record { path: path.to_owned(), source })?;
+            .map_err(|cause| ResultsError::Record { path: path.to_owned(), cause })?;
         bytes.push(b'\n');
         write_file(path, &bytes)
     }
@@ -352,7 +350,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ResultsError> {
     let bytes =
         bounds::file::read_unlinked(path, RUN_JSON_BYTES).map_err(|source| io_error("read", path, source))?;
-    serde_json::from_slice(&bytes).map_err(|source| ResultsError::Record { path: path.to_owned(), source })
+    serde_json::from_slice(&bytes).map_err(|cause| ResultsError::Record { path: path.to_owned(), cause })
 }
 
 /// Refuses a manifest whose names lead out of the run: they become files and folders.
@@ -399,8 +397,8 @@ fn check_links(folder: &Path, depth: usize) -> Result<(), ResultsError> {
     Ok(())
 }
 
-fn io_error(action: &'static str, path: &Path, source: io::Error) -> ResultsError {
-    ResultsError::Io { action, path: path.to_owned(), source }
+fn io_error(action: &'static str, path: &Path, cause: io::Error) -> ResultsError {
+    ResultsError::Io { action, path: path.to_owned(), cause }
 }
 
 #[cfg(test)]

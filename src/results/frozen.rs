@@ -153,7 +153,7 @@ impl Frozen {
     /// When a number of it has no JSON form.
     pub fn text(&self) -> Result<String, ResultsError> {
         let text = serde_json::to_string_pretty(self);
-        let text = text.map_err(|source| ResultsError::Record { path: FILE_NAME.into(), source })?;
+        let text = text.map_err(|cause| ResultsError::Record { path: FILE_NAME.into(), cause })?;
         Ok(text + "\n")
     }
 

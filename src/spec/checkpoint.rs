@@ -212,7 +212,11 @@ pub fn resolve(given: &str, settings: &Settings, progress: Progress<'_>) -> Resu
             }
         }
     };
-    let checked = preflight::check(&folder, settings.allow_remote_code)?;
+    let checked = preflight::check(&folder, settings.allow_remote_code).map_err(|error| match source {
+        // tfcheck made it complete.
+        Source::Synthetic { .. } => Error::Cached { reason: error.to_string(), folder: folder.clone() },
+        _ => error,
+    })?;
     notes.extend(checked.notes);
 
     let config_path = folder.join("config.json");

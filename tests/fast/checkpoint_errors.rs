@@ -84,6 +84,18 @@ fn folders_that_cannot_be_loaded_give_the_reason() {
         "model/config.json: is not JSON: EOF while parsing an object at line 1 column 1",
         "fetch the file again",
     );
+    for (number, column) in [("NaN", 41), ("-Infinity", 42)] {
+        check(
+            |f| {
+                write(
+                    &f.join("config.json"),
+                    format!("{{\"model_type\": \"llama\", \"rms_norm_eps\": {number}}}"),
+                )
+            },
+            &format!("model/config.json: is not JSON: a number that is not finite at line 1 column {column}"),
+            "fetch the file again",
+        );
+    }
     check(
         |f| write(&f.join("config.json"), "[]"),
         "model/config.json: holds an array where an object belongs",
@@ -330,4 +342,19 @@ fn a_file_whose_bytes_are_not_on_disk_is_an_incomplete_download() {
         "model/model.safetensors is not valid safetensors: only 4096 of its 2147483648 bytes are on disk: its download is not complete",
         "fetch it again",
     );
+}
+
+#[test]
+fn a_damaged_synthetic_checkpoint_in_the_cache_is_made_again_once_it_is_deleted() {
+    let root = tempfile::tempdir().unwrap();
+    let found = resolve(root.path(), "synthetic:llama:tiny").unwrap();
+    std::fs::remove_file(found.folder.join("config.json")).unwrap();
+    let error = resolve(root.path(), "synthetic:llama:tiny").unwrap_err();
+    assert!(error.to_string().ends_with("has no config.json"), "{error}");
+    assert_eq!(
+        error.help().unwrap().to_string(),
+        format!("delete {}: tfcheck makes it again", found.folder.display())
+    );
+    std::fs::remove_dir_all(&found.folder).unwrap();
+    assert_eq!(resolve(root.path(), "synthetic:llama:tiny").unwrap().digest, found.digest);
 }

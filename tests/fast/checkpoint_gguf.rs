@@ -389,11 +389,18 @@ fn headers_that_two_readers_may_read_differently_or_that_no_model_has_are_refuse
     check(&|g| g.set("llama.attention.head_count", Value::U64(1 << 63)), "from 1 to 65536");
     check(&|g| g.set("llama.embedding_length", Value::U32(0)), "from 1 to");
     check(&|g| g.set("llama.context_length", Value::U32(0)), "`max_position_embeddings` is 0");
+    check(&|g| g.set("llama.attention.head_count", Value::I32(-4)), "head_count` is -4 where a whole number");
+    check(
+        &|g| g.set("llama.rope.freq_base", Value::String("x".to_owned())),
+        "a text where a float is needed",
+    );
+    check(&|g| g.set("tokenizer.ggml.tokens", Value::U32(1)), "is 1 where a list of texts is needed");
+    check(&|g| g.set("tokenizer.ggml.model", Value::U32(1)), "model` is 1 where a text is needed");
     let merges = || Value::Array(vec![Value::String("h zz".to_owned())]);
     check(&|g| g.set("tokenizer.ggml.merges", merges()), "`h zz` joins tokens that its vocabulary lacks");
     let mut tokens = Gguf::new("llama").tokens();
     tokens[7] = Value::String("a".repeat(3000));
-    check(&|g| g.set("tokenizer.ggml.tokens", Value::Array(tokens.clone())), "a token of 3000 bytes");
+    check(&|g| g.set("tokenizer.ggml.tokens", Value::Array(tokens.clone())), "holds 3000 bytes of a token");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::{Sandbox, fixture, stderr, word};
+use crate::support::{Sandbox, fixture, stderr, stdout, word};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -288,4 +288,8 @@ fn logits_of_another_shape_are_incomparable_with_the_reason_and_exit_1() {
     assert_eq!(reason("a"), "vocabulary sizes differ: 16 and 17");
     assert_eq!(reason("b"), "sequence lengths differ: 12 and 11");
     assert_eq!(reason("c"), "batch sizes differ: 1 and 2");
+    let shown = stdout(&output);
+    for wrong in ["B = a (eager)", "C = b (eager)", "D = c (eager)"] {
+        assert!(shown.contains(&format!("{wrong}: cannot be compared with A: ")), "{wrong}: {shown}");
+    }
 }

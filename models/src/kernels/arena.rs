@@ -17,7 +17,7 @@ const LINE: usize = 64;
 /// reading all weights for a single token waits for address translation.
 const MAPPED_BYTES: usize = 4 << 20;
 /// Size and alignment of a large page, in bytes.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(miri)))]
 const LARGE_PAGE: usize = 2 << 20;
 
 /// A type for which all bits zero is a value and every bit pattern is allowed.
@@ -105,7 +105,7 @@ fn mapped(bytes: usize) -> Option<MmapMut> {
     }
     let map = MmapMut::map_anon(bytes).ok()?;
     // If the system has no large pages, or they are switched off, the mapping uses small pages.
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(miri)))]
     let _ = map.advise(memmap2::Advice::HugePage);
     Some(map)
 }
@@ -114,7 +114,7 @@ fn mapped(bytes: usize) -> Option<MmapMut> {
 /// pages the page faults take a considerable part of a forward pass: the logits of a vocabulary of 262144 take 134 MB
 /// for 128 tokens.
 pub(super) fn ask_for_large_pages<T>(memory: &mut [MaybeUninit<T>]) {
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(miri)))]
     if size_of_val(memory) >= MAPPED_BYTES {
         let bytes = memory.as_mut_ptr_range();
         let start = bytes.start.addr().next_multiple_of(LARGE_PAGE);
@@ -124,7 +124,8 @@ pub(super) fn ask_for_large_pages<T>(memory: &mut [MaybeUninit<T>]) {
         // and nothing is lost.
         let _ = unsafe { rustix::mm::madvise(start, len, rustix::mm::Advice::LinuxHugepage) };
     }
-    #[cfg(not(target_os = "linux"))]
+    // Miri has no large pages.
+    #[cfg(any(not(target_os = "linux"), miri))]
     let _ = memory;
 }
 

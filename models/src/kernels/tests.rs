@@ -15,6 +15,7 @@ mod rope;
 use self::noise::Noise;
 use super::simd::Isa;
 use super::{Element, Pool};
+use proptest::prelude::ProptestConfig;
 
 /// Unit roundoff of f32: one operation is off by at most this, relatively.
 const U32: f64 = 1.0 / (1 << 24) as f64;
@@ -27,10 +28,24 @@ fn roundoff<T: Element>() -> f64 {
     if T::PER_UNIT == 2 { U_BF16 } else { U32 }
 }
 
-/// Pools of one to three threads at each level that this machine has.
+/// Pools of one to three threads at each level that this machine has. Miri has one level: there it is two threads.
 fn pools() -> Vec<Pool> {
     let levels = Isa::ALL.into_iter().filter(|level| *level <= Isa::detect());
-    levels.enumerate().map(|(i, level)| Pool::with_isa(1 + i % 3, level)).collect()
+    let first = if cfg!(miri) { 2 } else { 1 };
+    levels.enumerate().map(|(i, level)| Pool::with_isa(first + i % 3, level)).collect()
+}
+
+/// So many random shapes; fewer under Miri, which is a thousand times slower and cannot write files.
+fn shapes(cases: u32) -> ProptestConfig {
+    if cfg!(miri) {
+        return ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(8) };
+    }
+    ProptestConfig::with_cases(cases)
+}
+
+/// The end of a range of random sizes; a smaller one under Miri.
+fn most(size: usize, under_miri: usize) -> usize {
+    if cfg!(miri) { under_miri } else { size }
 }
 
 impl Noise {

@@ -102,8 +102,9 @@ unsafe fn tile<S: Simd, T: Element, A: Rows, const R: usize, const V: usize, con
                 for u in 0..UNROLLED {
                     multiply::<S, T, A, R, V>(a, rows, b.add(u * b_step), u, &mut sums[u % U]);
                 }
-                a = a.add(rows.at::<R>(0, UNROLLED));
-                b = b.add(UNROLLED * b_step);
+                // Behind the last step the pointers may be beyond their operands, where nothing is read.
+                a = a.wrapping_add(rows.at::<R>(0, UNROLLED));
+                b = b.wrapping_add(UNROLLED * b_step);
             }
             for step in 0..steps % UNROLLED {
                 multiply::<S, T, A, R, V>(a, rows, b.add(step * b_step), step, &mut sums[0]);
@@ -142,7 +143,8 @@ unsafe fn multiply<S: Simd, T: Element, A: Rows, const R: usize, const V: usize>
             columns[v] = S::load(b.add(v * S::LANES));
         }
         for r in 0..R {
-            let x = S::splat(*a.add(rows.at::<R>(r, step)));
+            // Pairs of bf16 values that are read in place are aligned like one of them.
+            let x = S::splat(a.add(rows.at::<R>(r, step)).read_unaligned());
             for v in 0..V {
                 sums[r][v] = T::dot::<S>(sums[r][v], x, columns[v]);
             }

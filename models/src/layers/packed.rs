@@ -29,6 +29,9 @@ impl Packed {
         k: usize,
         bias: Option<&[f32]>,
     ) -> Result<Self> {
+        for (weights, n) in parts {
+            weights.expect("weight", (*n, k))?;
+        }
         Ok(match (workspace, parts[0].0.dtype()) {
             (Workspace::Gpu(space), _) => {
                 let n = parts.iter().map(|(_, n)| n).sum();
@@ -101,6 +104,9 @@ impl GateUp {
         activation: Activation,
         bias: bool,
     ) -> Result<Self> {
+        for weights in &parts {
+            weights.expect("weight", (n, k))?;
+        }
         Ok(match (workspace, parts[0].dtype()) {
             (Workspace::Gpu(space), _) => {
                 let mut biases = Vec::new();

@@ -2,6 +2,7 @@
 
 mod axes;
 
+use bounds::config::Refused;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{D, DType, Tensor};
@@ -112,8 +113,14 @@ impl RotaryEmbedding {
     /// The tables for the forward pass's positions.
     ///
     /// # Errors
-    /// If the tensors cannot be made.
+    /// If the tensors cannot be made, or the rotated features of a head are none or no pairs.
     pub fn forward(&self, pass: &Pass) -> Result<Rope> {
+        if self.rotary_dim == 0 || self.rotary_dim % 2 != 0 {
+            let share = self.parameters.partial_rotary_factor.to_string();
+            let needed =
+                format!("a share of a head's features that is even and not 0, not {}", self.rotary_dim);
+            return Err(Refused::described("partial_rotary_factor", &share, needed).into());
+        }
         if let Some(workspace) = pass.workspace() {
             return self.fused(&workspace, pass).map(Rope);
         }

@@ -250,7 +250,7 @@ impl Log {
     pub fn write(&self, folder: &Path) -> Result<(), ResultsError> {
         let path = folder.join(FILE_NAME);
         let mut bytes = serde_json::to_vec_pretty(self)
-            .map_err(|source| ResultsError::Record { path: path.clone(), source })?;
+            .map_err(|cause| ResultsError::Record { path: path.clone(), cause })?;
         bytes.push(b'\n');
         write_file(&path, &bytes)
     }

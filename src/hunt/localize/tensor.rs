@@ -394,6 +394,16 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_another_size_than_its_shape_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::write(&path, [0; 40]).unwrap();
+        for shape in [&[2, 2][..], &[6], &[], &[usize::MAX, 2]] {
+            assert!(Stored::at(&path, shape).is_err(), "{shape:?}");
+        }
+    }
+
+    #[test]
     fn padding_is_ignored_and_the_worst_position_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let mask = Mask::new(1, 3, vec![false, true, true]).unwrap();

@@ -37,6 +37,15 @@ pub enum Error {
         /// The revision.
         revision: String,
     },
+    /// A checkpoint that tfcheck made was changed in its cache.
+    #[error("{reason}")]
+    #[diagnostic(help("delete {}: tfcheck makes it again", folder.display()))]
+    Cached {
+        /// What is wrong with it.
+        reason: String,
+        /// Its folder.
+        folder: PathBuf,
+    },
     /// `config.json` is absent.
     #[error("{} has no config.json", folder.display())]
     #[diagnostic(help("{help}"))]

@@ -78,6 +78,8 @@ fn convert(
     })?;
     header::check_places(&content, alignment, length).map_err(problem)?;
     let metadata = Metadata::new(&content.metadata);
+    // A value of another type explains what a look-up misses.
+    let problem = |found| problem(metadata.mistyped().unwrap_or(found));
     let name = metadata.text("general.architecture").unwrap_or_default();
     let architecture = Architecture::named(name).map_err(problem)?;
     if metadata.integer("split.count").is_some_and(|count| count > 1) {
@@ -107,6 +109,9 @@ fn convert(
         write_json("tokenizer_config.json", &tokenizer.config)?;
     } else {
         notes.push("the GGUF file holds no tokenizer".to_owned());
+    }
+    if let Some(found) = metadata.mistyped() {
+        return Err(problem(found));
     }
     weights::write(path, &content, &plan, &folder.join(super::preflight::SINGLE), settings, progress)?;
     write_json("config.json", &config)?;

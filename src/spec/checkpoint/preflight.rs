@@ -129,6 +129,20 @@ fn check_values(path: &Path, config: &Value) -> Result<String, Error> {
     Ok(model_type.clone())
 }
 
+/// Why a text is no JSON. Python writes numbers that are not finite by name, which JSON does not have.
+fn no_json(bytes: &[u8], error: &serde_json::Error) -> String {
+    let line = bytes.split(|byte| *byte == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+    let near = error.column().saturating_sub(2)..error.column() + 1;
+    let is_named = |at: usize| {
+        let rest = line.get(at..).unwrap_or_default();
+        rest.starts_with(b"NaN") || rest.starts_with(b"Infinity")
+    };
+    if near.into_iter().any(is_named) {
+        return format!("a number that is not finite at line {} column {}", error.line(), error.column());
+    }
+    error.to_string()
+}
+
 /// Reads a JSON file whose top level must be an object.
 pub(crate) fn read_object(path: &Path) -> Result<Value, Error> {
     let bytes = bounds::file::read(path, CHECKPOINT_JSON_BYTES).map_err(Error::io("read", path))?;
@@ -140,8 +154,8 @@ pub(crate) fn read_object(path: &Path) -> Result<Value, Error> {
     {
         return Err(bad("begins with a byte order mark; save it as plain UTF-8".to_owned()));
     }
-    let value: Value =
-        serde_json::from_slice(&bytes).map_err(|error| bad(format!("is not JSON: {error}")))?;
+    let value: Value = serde_json::from_slice(&bytes)
+        .map_err(|error| bad(format!("is not JSON: {}", no_json(&bytes, &error))))?;
     if value.is_object() {
         Ok(value)
     } else {

@@ -72,6 +72,8 @@ const BAD: &[(&str, &str)] = &[
     ("a torch that is no release", "[environment]\ntorch = \">=2.0\""),
     ("a torch backend that is none", "[environment]\ntorch_backend = \"rocm\""),
     ("torch among the requirements", "[environment]\nrequirements = [\"numpy<3\", \"torch==2.15.0\"]"),
+    ("an option of pip among the requirements", "[environment]\nrequirements = [\"--index-url=x\"]"),
+    ("a zero byte in a program", "[[commands]]\nname = \"mine\"\nprogram = [\"a\\u0000b\"]"),
     ("transformers among the requirements", "[environment]\nrequirements = [\"transformers[torch]\"]"),
     ("a python that is a path", "[environment]\npython = \"/usr/bin/python3\""),
     ("a version of another package", "[[versions]]\nname = \"t\"\nsource = \"torch==2.15.0\""),

@@ -176,9 +176,13 @@ impl Found {
             );
         }
         for (index, requirement) in environment.requirements.iter().enumerate() {
+            // An option of pip, such as `--index-url`, is no requirement.
             let name: String = requirement
-                .trim()
                 .chars()
+                .skip_while(|c| *c == ' ')
+                .enumerate()
+                .take_while(|(at, c)| *at > 0 || c.is_ascii_alphanumeric())
+                .map(|(_, c)| c)
                 .take_while(|c| c.is_ascii_alphanumeric() || "._-".contains(*c))
                 .collect();
             let hint = match name.to_ascii_lowercase().as_str() {
@@ -254,6 +258,15 @@ impl Found {
                     "no program to start",
                     "write `program = [\"python3\", \"worker.py\"]`",
                 );
+            }
+            for (word, text) in command.program.iter().enumerate() {
+                if text.contains('\0') {
+                    self.value(
+                        at!["commands", index, "program", word],
+                        "a zero byte, which no argument of a program can hold",
+                        "remove it",
+                    );
+                }
             }
         }
     }

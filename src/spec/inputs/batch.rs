@@ -21,6 +21,7 @@ pub(super) fn from_prompts(
     for (i, prompt) in prompts.iter().enumerate() {
         let what = || format!("prompt {}", i + 1);
         let (text, add_special_tokens) = match prompt {
+            Prompt::Text(text) if text.is_empty() => return Err(Error::Empty { what: what() }),
             Prompt::Text(text) => (text.clone(), true),
             // The template writes the special tokens itself, as in `apply_chat_template`.
             Prompt::Chat(messages) => {
@@ -34,11 +35,15 @@ pub(super) fn from_prompts(
             }
         };
         if text.is_empty() {
-            return Err(Error::Empty { what: what() });
+            return Err(Error::NoToken {
+                what: what(),
+                reason: "the chat template makes an empty text of it",
+            });
         }
         let row = source.encode(&text, add_special_tokens, what)?;
         if row.is_empty() {
-            return Err(Error::Empty { what: format!("{} has no tokens and", what()) });
+            let reason = "the tokenizer makes no token of its text";
+            return Err(Error::NoToken { what: what(), reason });
         }
         rows.push(row);
         rendered.push(text);

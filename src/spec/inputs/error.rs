@@ -17,6 +17,15 @@ pub enum Error {
         /// `prompt 2`, `the list of lengths`, …
         what: String,
     },
+    /// A prompt becomes nothing.
+    #[error("{what} has no token: {reason}")]
+    #[diagnostic(help("change the prompt, or repair tokenizer.json or the chat template of the checkpoint"))]
+    NoToken {
+        /// `prompt 2`.
+        what: String,
+        /// Which step leaves nothing.
+        reason: &'static str,
+    },
     /// The checkpoint has no tokenizer to tokenise a text with.
     #[error("checkpoint `{checkpoint}` has no tokenizer.json, so {what} cannot be tokenised")]
     #[diagnostic(help(

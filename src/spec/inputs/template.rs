@@ -112,7 +112,11 @@ pub fn render(folder: &Path, messages: &[Message]) -> Result<Chat, TemplateError
             },
         )
         .map_err(|error| {
-            let reason = bounds::shown(&error.to_string(), LINE.most).into_owned();
+            let reason = if error.kind() == ErrorKind::OutOfFuel {
+                format!("it takes more than {} steps", TEMPLATE_STEPS.most)
+            } else {
+                bounds::shown(&error.to_string(), LINE.most).into_owned()
+            };
             TemplateError::Fails { path, reason }
         })?;
     let mut notes = Vec::new();
@@ -141,7 +145,11 @@ fn find(folder: &Path, config_path: &Path, config: &Value) -> Result<(PathBuf, S
             .iter()
             .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
             .and_then(|entry| Some(entry.get("template")?.as_str()?.to_owned())),
-        _ => None,
+        None | Some(Value::Null) => None,
+        Some(_) => {
+            let reason = "its `chat_template` is no text and no list of named texts".to_owned();
+            return Err(TemplateError::Unreadable { path, reason });
+        }
     };
     if let Some(exceeded) = template.as_ref().and_then(|text| TEMPLATE_BYTES.check(text.len() as u64).err()) {
         return Err(TemplateError::Unreadable { path, reason: format!("its template has {exceeded}") });

@@ -18,6 +18,44 @@ fn the_table_of_limits_is_in_the_documentation() {
     assert_eq!(found, rows, "the rows should be:\n{}", rows.join("\n"));
 }
 
+/// Files in which the functions of a module are, for a name in the documentation's table.
+fn sources(module: &[&str]) -> Vec<std::path::PathBuf> {
+    let (package, rest) = module.split_first().unwrap();
+    let roots: &[&str] = match *package {
+        "bounds" => &["bounds/src"],
+        "reference" => &["reference/src", "reference/tests/fast"],
+        _ => &["src", "tests/fast"],
+    };
+    let inside = if matches!(*package, "bounds" | "reference") { rest } else { module };
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let path = |folder: &&str| root.join(folder).join(inside.join("/")).with_extension("rs");
+    roots.iter().map(path).filter(|path| path.is_file()).collect()
+}
+
+#[test]
+fn every_test_that_the_table_of_faults_names_exists() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FAULTS.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (_, table) = text.split_once("## Table").unwrap();
+    let (table, _) = table.split_once("\n## ").unwrap();
+    // A row without an outcome is a heading.
+    let rows = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| **"));
+    for row in rows.skip(1) {
+        let tests = row.trim_end_matches(" |").rsplit_once(" | ").unwrap().1;
+        assert!(tests.starts_with('`'), "no test: {row}");
+        for test in tests.split(", ") {
+            let names: Vec<&str> = test.trim_matches('`').split("::").collect();
+            let (function, module) = names.split_last().unwrap();
+            let claim = format!("#[test]\nfn {function}(");
+            let holds = |path: &std::path::PathBuf| {
+                let lines = std::fs::read_to_string(path).unwrap().replace("    ", "");
+                lines.contains(&claim)
+            };
+            assert!(!module.is_empty() && sources(module).iter().any(holds), "{test} does not exist");
+        }
+    }
+}
+
 /// The exit code and the message of `tfcheck` within ten seconds.
 fn told(sandbox: &Sandbox, arguments: &[&str]) -> (Option<i32>, String) {
     let begun = Instant::now();
@@ -111,13 +149,14 @@ fn sizes_and_tolerances_beyond_their_limits_are_refused_at_their_line() {
 }
 
 /// The only sources that open files without `bounds::file`, and what these files are.
-const OWN_FILES: [(&str, &str); 7] = [
+const OWN_FILES: [(&str, &str); 8] = [
     ("models/src/cuda/driver/cubins.rs", "kernels in tfcheck's own cache"),
     ("port/src/worker.rs", "/proc, and the descriptor of the requests"),
     ("port/src/worker/tensors.rs", "a file that was just written"),
     ("reference/src/environment.rs", "uv.lock, which uv just wrote"),
     ("reference/src/worker/memory.rs", "/proc and cgroups"),
     ("src/app/session.rs", "/proc"),
+    ("src/execute/checkout.rs", "the package that tfcheck generates, and the program that cargo built of it"),
     ("src/spec/atomic.rs", "a folder, to sync it"),
 ];
 

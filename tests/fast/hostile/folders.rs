@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::unwrapped;
-use crate::support::{Run, Sandbox, stderr, word};
+use crate::support::{Run, Sandbox, stderr, stdout, word};
 
 /// A sandbox with one finished run of two equal workers.
 fn finished() -> (Sandbox, Run) {
@@ -103,7 +103,8 @@ fn a_run_without_variants_is_not_said_to_compute_the_same() {
     let mut manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     manifest["cases"][0]["variants"] = serde_json::json!([]);
     std::fs::write(&file, manifest.to_string()).unwrap();
-    let shown = stderr(&sandbox.tfcheck(&["compare", path(&run)]));
+    let output = sandbox.tfcheck(&["compare", path(&run)]);
+    let shown = stdout(&output) + &stderr(&output);
     assert!(shown.contains("No variant has logits") && !shown.contains("compute the same"), "{shown}");
 }
 
@@ -112,12 +113,9 @@ fn a_damaged_environment_record_is_noted() {
     let (sandbox, run) = finished();
     std::fs::write(run.path().join("environment.json"), "{").unwrap();
     let output = sandbox.tfcheck(&["compare", path(&run)]);
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(
-        unwrapped(&stderr(&output)).contains("environment.json is not a readable record"),
-        "{}",
-        stderr(&output)
-    );
+    let shown = unwrapped(&(stdout(&output) + &stderr(&output)));
+    assert_eq!(output.status.code(), Some(0), "{shown}");
+    assert!(shown.contains("environment.json is not a readable record"), "{shown}");
 }
 
 #[test]

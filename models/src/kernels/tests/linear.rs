@@ -1,5 +1,5 @@
 use super::super::{Activation, Element, Epilogue, PackedGateUp, PackedLinear, Packing};
-use super::{Noise, U32, both, close, pools, reference, roundoff, wide};
+use super::{Noise, U32, both, close, most, pools, reference, roundoff, shapes, wide};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -85,15 +85,15 @@ fn check_gate<T: Element>(m: usize, n: usize, k: usize, seed: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(shapes(24))]
 
     #[test]
-    fn a_linear_layer_is_the_sum_of_products(m in 1_usize..40, n in 1_usize..100, k in 1_usize..90, seed: u64) {
+    fn a_linear_layer_is_the_sum_of_products(m in 1..most(40, 4), n in 1..most(100, 40), k in 1..most(90, 12), seed: u64) {
         both!(check_epilogues(m, n, k, seed));
     }
 
     #[test]
-    fn a_gated_layer_is_activation_times_up(m in 1_usize..20, n in 1_usize..70, k in 1_usize..50, seed: u64) {
+    fn a_gated_layer_is_activation_times_up(m in 1..most(20, 4), n in 1..most(70, 40), k in 1..most(50, 12), seed: u64) {
         both!(check_gate(m, n, k, seed));
     }
 }

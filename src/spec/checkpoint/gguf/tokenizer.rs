@@ -53,7 +53,7 @@ pub(super) fn build(
         .texts("tokenizer.ggml.tokens")
         .ok_or_else(|| damaged("its metadata lack `tokenizer.ggml.tokens`"))?;
     if let Some(error) = tokens.iter().find_map(|token| GGUF_TOKEN_BYTES.check(token.len() as u64).err()) {
-        return Err(damaged(format!("its vocabulary has a token of {error}")));
+        return Err(damaged(format!("`tokenizer.ggml.tokens` holds {error}")));
     }
     let is_gemma = matches!(architecture, Architecture::Gemma2 | Architecture::Gemma3);
     let is_byte_level = model == "gpt2";
@@ -104,8 +104,15 @@ pub(super) fn build(
         }
     };
 
-    let special = |name: &str| {
-        metadata.integer(&format!("tokenizer.ggml.{name}_token_id")).and_then(|id| spelled.get(id as usize))
+    let mut special = |name: &str| {
+        let key = format!("tokenizer.ggml.{name}_token_id");
+        let id = metadata.integer(&key)?;
+        let token = spelled.get(id as usize);
+        if token.is_none() {
+            let size = spelled.len();
+            notes.push(format!("`{key}` is {id}, which its vocabulary of {size} tokens lacks: the tokenizer has no such token"));
+        }
+        token
     };
     let (bos, eos, unknown, padding) =
         (special("bos"), special("eos"), special("unknown"), special("padding"));

@@ -95,7 +95,12 @@ fn make(
             return Error::Interrupted;
         }
         let log = worker.log_tail(TAIL);
-        failed(format!("transformers {release}: {ended}"), &format!("the end of the worker's log: {log}"))
+        let help = if log.trim().is_empty() {
+            "`tfcheck list models` lists every synthetic checkpoint".to_owned()
+        } else {
+            format!("the end of the worker's log: {log}")
+        };
+        failed(format!("transformers {release}: {ended}"), &help)
     })?;
     workers.insert(environment.python, (worker, log));
     edit(&folder.join("config.json"), &tiny.saved())?;
