@@ -189,7 +189,8 @@ pub(super) fn decode<'py>(
 /// The states that the encoder of an encoder-decoder computed in a forward pass, in the form in which later passes take
 /// them as [`ENCODER_OUTPUTS`] and do not run the encoder again, as `generate` does it; `None` without an encoder.
 pub(super) fn encoder_outputs<'py>(output: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
-    let Some(states) = output.getattr_opt("encoder_last_hidden_state")?.filter(|states| !states.is_none()) else {
+    let Some(states) = output.getattr_opt("encoder_last_hidden_state")?.filter(|states| !states.is_none())
+    else {
         return Ok(None);
     };
     let keywords = PyDict::new(output.py());
