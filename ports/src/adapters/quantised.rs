@@ -17,7 +17,7 @@ use super::{Adapter, PIXELS, causal, encoder, last, no_head, run, tensors, whole
 
 /// llama.cpp's names: `from_gguf(content, file, device)`, `forward(ids, offset)`; a pass at offset 0 starts from an empty cache.
 macro_rules! port {
-    ($checkpoint:ident, $module:ident $(, flash: $flash:literal)? $(, dtype: $dtype:expr)? $(, $clear:ident)?) => {{
+    ($checkpoint:ident, $module:ident $(, flash: $flash:literal)? $(, dtype: $dtype:expr)? $(, clear: $clear:ident)?) => {{
         causal($checkpoint)?;
         f32_alone($checkpoint)?;
         let (content, mut file) = gguf::file($checkpoint).map_err(failure)?;
@@ -55,7 +55,7 @@ pub(crate) const QUANTISED: &[Adapter] = &[
     last("llama", "quantized_llama", |c| port!(c, quantized_llama)),
     last("mistral", "quantized_mistral", |c| named!(c, quantized_mistral, c.config()?)),
     last("qwen2", "quantized_qwen2", |c| port!(c, quantized_qwen2)),
-    last("qwen3", "quantized_qwen3", |c| port!(c, quantized_qwen3, clear_kv_cache)),
+    last("qwen3", "quantized_qwen3", |c| port!(c, quantized_qwen3, clear: clear_kv_cache)),
     last("gemma3_text", "quantized_gemma3", |c| port!(c, quantized_gemma3)),
     last("glm4", "quantized_glm4", |c| port!(c, quantized_glm4, dtype: DType::F32)),
     last("phi", "quantized_phi", |c| port!(c, quantized_phi)),
