@@ -35,6 +35,11 @@ fn is_native(path: &Path) -> bool {
     models::synthetic::config(model_type, variant.as_deref().unwrap_or_default()).is_ok()
 }
 
+/// Whether cells of this runner run a port; those that read GGUF files are a program, the worker of tfcheck itself.
+fn is_port(runner: Runner) -> bool {
+    matches!(runner, Runner::CandleTransformers | Runner::Command)
+}
+
 #[test]
 fn every_reproduction_plans_our_model_and_the_port_and_is_written_up() {
     let written = Path::new(env!("CARGO_MANIFEST_DIR")).join("results/findings.md");
@@ -42,12 +47,13 @@ fn every_reproduction_plans_our_model_and_the_port_and_is_written_up() {
     for path in reproductions() {
         let config = Config::load(Some(&path)).unwrap().config;
         let plan = Plan::new(&config, "cpu").unwrap();
-        for runner in [Runner::Transformers, Runner::Candle, Runner::CandleTransformers] {
+        for runner in [Runner::Transformers, Runner::Candle] {
             if runner == Runner::Candle && !is_native(&path) {
                 continue;
             }
             assert!(plan.cells.iter().any(|cell| cell.variant.runner == runner), "{}", name(&path));
         }
+        assert!(plan.cells.iter().any(|cell| is_port(cell.variant.runner)), "{}", name(&path));
         assert!(written.contains(&format!("(findings/{})", name(&path))), "{}", name(&path));
     }
     assert_eq!(written.matches("](findings/").count(), reproductions().len(), "a link leads nowhere");
@@ -75,7 +81,7 @@ reproductions! {
     granite_tied llama_attention_bias llama_head_dim llama_mlp_bias llama_padding llama_rope_dynamic
     llama_rope_linear llama_rope_yarn mistral_window mixtral_bf16 mixtral_null_window mixtral_window
     modernbert_bf16 modernbert_bias modernbert_labels phi3_longrope phi3_longrope_short phi3_su phi3_window
-    phi_bf16 phi_qk_norm qwen2_mask qwen2_window_layers qwen2_window_off qwen2_yarn qwen3_moe_dense_layers qwen3_window
+    phi_bf16 phi_qk_norm quantized_gemma3_activation quantized_phi3_base quantized_phi_base quantized_qwen3_f16 qwen2_mask qwen2_window_layers qwen2_window_off qwen2_yarn qwen3_moe_dense_layers qwen3_window
     qwen3_yarn roberta_head_bias smollm3_window smollm3_yarn stablelm_parallel stablelm_qk_norm
     starcoder2_untied starcoder2_window whisper_ffn_size xlm_roberta_head_bias
 }
@@ -108,11 +114,14 @@ fn shows_its_finding(test: &str) {
     let file = format!("results/findings/{}.toml", test.replace('_', "-"));
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     let sandbox = Sandbox::new();
-    let output = sandbox.run(&path, &["--only", "*/candle*"]);
+    let config = Config::load(Some(&path)).unwrap().config;
+    let only = config.commands.iter().flat_map(|_| ["--only", "*/gguf*"]);
+    let only: Vec<&str> = ["--only", "*/candle*"].into_iter().chain(only).collect();
+    let output = sandbox.run(&path, &only);
     let run = sandbox.only_run();
     let message = format!("{}: {}", name(&path), stderr(&output));
     let cells = run.cells();
-    let port = cells.iter().find(|cell| cell.variant.runner == Runner::CandleTransformers).unwrap();
+    let port = cells.iter().find(|cell| is_port(cell.variant.runner)).unwrap();
     match &port.outcome {
         Outcome::Completed(_) => {
             assert_eq!(port_verdict(&run), "diverged", "{message}");
@@ -135,7 +144,7 @@ fn port_verdict(run: &Run) -> String {
     let names = |verdict: &serde_json::Value| {
         [&verdict["a"], &verdict["b"]].map(|name| name.as_str().unwrap().to_owned())
     };
-    let is_port = |name: &String| name.starts_with("candle-transformers");
+    let is_port = |name: &String| ["candle-transformers", "gguf"].iter().any(|port| name.starts_with(port));
     let is_it = |verdict: &&serde_json::Value| {
         let names = names(verdict);
         names.iter().any(is_port) && names.iter().any(|name| !is_port(name) && !name.ends_with("f64"))
@@ -166,7 +175,10 @@ fn show_their_findings(inputs: &str, dtype: &str, is_meant: &dyn Fn(&Config) -> 
         let is_padded = config.inputs.padding.is_some();
         (config.checkpoints[0].source.to_string(), batch, is_padded)
     };
-    let is_meant = |path: &PathBuf| !is_native(path) && is_meant(&Config::load(Some(path)).unwrap().config);
+    let is_meant = |path: &PathBuf| {
+        let config = Config::load(Some(path)).unwrap().config;
+        !is_native(path) && config.commands.is_empty() && is_meant(&config)
+    };
     let paths: Vec<PathBuf> = reproductions().into_iter().filter(is_meant).collect();
     assert!(!paths.is_empty());
     let distinct: BTreeSet<String> = paths.iter().map(|path| described(path).0).collect();
