@@ -40,8 +40,9 @@ const TABLES: &str = "long";
 /// Tokens of the prefill of the long inputs; the others are decoded through the KV cache.
 const PREFILL: usize = 32;
 
-/// Seconds per checkpoint that the diagnoses may take. A checkpoint on which nothing diverges leaves its share to others.
-const DIAGNOSIS_S: u64 = 8;
+/// Seconds per checkpoint that the diagnoses may take, so that all of them take as long as the cells. A checkpoint on which nothing
+/// diverges leaves its share to others.
+const DIAGNOSIS_S: u64 = 1;
 
 /// Name of the ports of another checkout, as a variant.
 const CHECKOUT: &str = "checkout";
