@@ -121,6 +121,8 @@ pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
             fail_on: Vec::new(),
             against: None,
             diagnose_s,
+            // On models of this size more threads wait for each other, and the longer the busier the machine is.
+            threads: base.run.threads.or(Some(1)),
             ..base.run.clone()
         },
         ..base.clone()

@@ -41,7 +41,7 @@ fn is_port(runner: Runner) -> bool {
 }
 
 /// Whether it is the name of a port's variant.
-fn is_port_s(name: &str) -> bool {
+fn names_a_port(name: &str) -> bool {
     ["candle-transformers", "gguf"].iter().any(|port| name.starts_with(port))
 }
 
@@ -149,7 +149,7 @@ fn port_verdict(run: &Run) -> String {
     let names = |verdict: &serde_json::Value| {
         [&verdict["a"], &verdict["b"]].map(|name| name.as_str().unwrap().to_owned())
     };
-    let is_port = |name: &String| is_port_s(name);
+    let is_port = |name: &String| names_a_port(name);
     let is_it = |verdict: &&serde_json::Value| {
         let names = names(verdict);
         names.iter().any(is_port) && names.iter().any(|name| !is_port(name) && !name.ends_with("f64"))
@@ -222,7 +222,7 @@ fn show_their_findings(inputs: &str, dtype: &str, is_gguf: bool) {
         let index = run.manifest.cases.iter().position(is_it);
         let verdicts = summary["cases"][index.unwrap()]["verdicts"].as_array().unwrap();
         let is_port = |verdict: &&serde_json::Value| {
-            ["a", "b"].iter().any(|side| is_port_s(verdict[side].as_str().unwrap()))
+            ["a", "b"].iter().any(|side| names_a_port(verdict[side].as_str().unwrap()))
         };
         let words: Vec<&str> =
             verdicts.iter().filter(is_port).map(|verdict| verdict["verdict"].as_str().unwrap()).collect();
