@@ -90,9 +90,14 @@ impl Checkpoint {
         self.text_at("/architectures/0")
     }
 
+    /// The value at a JSON pointer of the config.
+    pub(crate) fn at(&self, pointer: &str) -> Option<&Value> {
+        self.config.pointer(pointer)
+    }
+
     /// The text at a JSON pointer of the config; empty if there is none.
     pub(crate) fn text_at(&self, pointer: &str) -> &str {
-        self.config.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+        self.at(pointer).and_then(Value::as_str).unwrap_or_default()
     }
 
     /// A number of the config, such as the id of a token.

@@ -1,8 +1,8 @@
 //! The worker of the ports that candle-transformers ships.
 //!
-//! It is a crate of its own, so that `tfcheck scoreboard --crate` can build it against another checkout of candle. A port runs as in its own examples: one full-sequence forward pass from an empty cache, or a prefill and one pass per
-//! further token; it gets a padding mask only if its `forward` takes one. `adapters` has one entry per port, which loads
-//! from a `checkpoint`.
+//! It is a crate of its own, so that `tfcheck scoreboard --crate` can build it against another checkout of candle. A port runs as
+//! in its own examples: one full-sequence forward pass from an empty cache, or a prefill and one pass per further token; it gets a
+//! padding mask only if its `forward` takes one. `adapters` has one entry per port, which loads from a `checkpoint`.
 
 mod adapters;
 mod checkpoint;
@@ -10,14 +10,15 @@ mod gguf;
 mod renamed;
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 use protocol::{Failed, Forward, Forwarded, Load, Mode, NewInputs, Positions, Ready, TakenInputs, Trace};
 use tfcheck_port::Running;
-use tfcheck_port::worker::{self, Engine, dtype, guarded, not_loaded, unsupported};
+use tfcheck_port::worker::{self, Engine, dtype, failure, guarded, not_loaded, unsupported};
 
 use adapters::{ADAPTERS, Adapter, QUANTISED};
 use checkpoint::Checkpoint;
@@ -140,6 +141,16 @@ pub fn modules() -> impl Iterator<Item = &'static str> {
 /// Whether there is a port that reads a GGUF file of this architecture.
 pub fn is_quantised(model_type: &str) -> bool {
     find(QUANTISED, model_type).is_some()
+}
+
+/// The GGUF file in f32 that the ports of llama.cpp's names get of the checkpoint in `folder`.
+///
+/// # Errors
+/// The checkpoint cannot be read, or there is no such port of its architecture.
+pub fn gguf(folder: &Path) -> Result<Vec<u8>, Failed> {
+    let checkpoint = Checkpoint::open(folder, DType::F32, &Device::Cpu)?;
+    let (_, file) = gguf::file(&checkpoint).map_err(failure)?;
+    Ok(file.into_inner())
 }
 
 fn find(adapters: &'static [Adapter], model_type: &str) -> Option<&'static Adapter> {

@@ -40,8 +40,9 @@ const TABLES: &str = "long";
 /// Tokens of the prefill of the long inputs; the others are decoded through the KV cache.
 const PREFILL: usize = 32;
 
-/// Seconds per checkpoint that the diagnoses may take. A checkpoint on which nothing diverges leaves its share to others.
-const DIAGNOSIS_S: u64 = 8;
+/// Seconds per checkpoint that the diagnoses may take, so that all of them take as long as the cells. A checkpoint on which nothing
+/// diverges leaves its share to others.
+const DIAGNOSIS_S: u64 = 1;
 
 /// Name of the ports of another checkout, as a variant.
 const CHECKOUT: &str = "checkout";
@@ -120,6 +121,8 @@ pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
             fail_on: Vec::new(),
             against: None,
             diagnose_s,
+            // On models of this size more threads wait for each other, and the longer the busier the machine is.
+            threads: base.run.threads.or(Some(1)),
             ..base.run.clone()
         },
         ..base.clone()

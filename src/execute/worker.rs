@@ -15,10 +15,10 @@ pub(crate) use place::EMULATOR;
 /// Version of candle in this program, as `Cargo.lock` pins it.
 const CANDLE: &str = env!("TFCHECK_CANDLE_CORE");
 /// Version of candle-transformers in this program, as `Cargo.lock` pins it.
-pub(super) const CANDLE_TRANSFORMERS: &str = env!("TFCHECK_CANDLE_TRANSFORMERS");
+pub(crate) const CANDLE_TRANSFORMERS: &str = env!("TFCHECK_CANDLE_TRANSFORMERS");
 
-/// The engine of candle-transformers' ports if `upstream`, of those that read GGUF files if `gguf` as well, otherwise that of tfcheck's own models, which opens a GPU with
-/// `cuda`.
+/// The engine of candle-transformers' ports if `upstream`, of those that read GGUF files if `gguf` as well, otherwise that of
+/// tfcheck's own models, which opens a GPU with `cuda`.
 pub fn engine((upstream, gguf): (bool, bool), cuda: Setting) -> Box<dyn Engine> {
     if upstream && gguf {
         Box::new(PortEngine::new(CANDLE_TRANSFORMERS).quantised())

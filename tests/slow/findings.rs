@@ -35,6 +35,16 @@ fn is_native(path: &Path) -> bool {
     models::synthetic::config(model_type, variant.as_deref().unwrap_or_default()).is_ok()
 }
 
+/// Whether cells of this runner run a port; those that read GGUF files are a program, the worker of tfcheck itself.
+fn is_port(runner: Runner) -> bool {
+    matches!(runner, Runner::CandleTransformers | Runner::Command)
+}
+
+/// Whether it is the name of a port's variant.
+fn names_a_port(name: &str) -> bool {
+    ["candle-transformers", "gguf"].iter().any(|port| name.starts_with(port))
+}
+
 #[test]
 fn every_reproduction_plans_our_model_and_the_port_and_is_written_up() {
     let written = Path::new(env!("CARGO_MANIFEST_DIR")).join("results/findings.md");
@@ -42,12 +52,13 @@ fn every_reproduction_plans_our_model_and_the_port_and_is_written_up() {
     for path in reproductions() {
         let config = Config::load(Some(&path)).unwrap().config;
         let plan = Plan::new(&config, "cpu").unwrap();
-        for runner in [Runner::Transformers, Runner::Candle, Runner::CandleTransformers] {
+        for runner in [Runner::Transformers, Runner::Candle] {
             if runner == Runner::Candle && !is_native(&path) {
                 continue;
             }
             assert!(plan.cells.iter().any(|cell| cell.variant.runner == runner), "{}", name(&path));
         }
+        assert!(plan.cells.iter().any(|cell| is_port(cell.variant.runner)), "{}", name(&path));
         assert!(written.contains(&format!("(findings/{})", name(&path))), "{}", name(&path));
     }
     assert_eq!(written.matches("](findings/").count(), reproductions().len(), "a link leads nowhere");
@@ -75,7 +86,7 @@ reproductions! {
     granite_tied llama_attention_bias llama_head_dim llama_mlp_bias llama_padding llama_rope_dynamic
     llama_rope_linear llama_rope_yarn mistral_window mixtral_bf16 mixtral_null_window mixtral_window
     modernbert_bf16 modernbert_bias modernbert_labels phi3_longrope phi3_longrope_short phi3_su phi3_window
-    phi_bf16 phi_qk_norm qwen2_mask qwen2_window_layers qwen2_window_off qwen2_yarn qwen3_moe_dense_layers qwen3_window
+    phi_bf16 phi_qk_norm quantized_gemma3_activation quantized_phi3_base quantized_phi_groups quantized_qwen3_f16 qwen2_mask qwen2_window_layers qwen2_window_off qwen2_yarn qwen3_moe_dense_layers qwen3_window
     qwen3_yarn roberta_head_bias smollm3_window smollm3_yarn stablelm_parallel stablelm_qk_norm
     starcoder2_untied starcoder2_window whisper_ffn_size xlm_roberta_head_bias
 }
@@ -108,11 +119,14 @@ fn shows_its_finding(test: &str) {
     let file = format!("results/findings/{}.toml", test.replace('_', "-"));
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     let sandbox = Sandbox::new();
-    let output = sandbox.run(&path, &["--only", "*/candle*"]);
+    let config = Config::load(Some(&path)).unwrap().config;
+    let only = config.commands.iter().flat_map(|_| ["--only", "*/gguf*"]);
+    let only: Vec<&str> = ["--only", "*/candle*"].into_iter().chain(only).collect();
+    let output = sandbox.run(&path, &only);
     let run = sandbox.only_run();
     let message = format!("{}: {}", name(&path), stderr(&output));
     let cells = run.cells();
-    let port = cells.iter().find(|cell| cell.variant.runner == Runner::CandleTransformers).unwrap();
+    let port = cells.iter().find(|cell| is_port(cell.variant.runner)).unwrap();
     match &port.outcome {
         Outcome::Completed(_) => {
             assert_eq!(port_verdict(&run), "diverged", "{message}");
@@ -135,7 +149,7 @@ fn port_verdict(run: &Run) -> String {
     let names = |verdict: &serde_json::Value| {
         [&verdict["a"], &verdict["b"]].map(|name| name.as_str().unwrap().to_owned())
     };
-    let is_port = |name: &String| name.starts_with("candle-transformers");
+    let is_port = |name: &String| names_a_port(name);
     let is_it = |verdict: &&serde_json::Value| {
         let names = names(verdict);
         names.iter().any(is_port) && names.iter().any(|name| !is_port(name) && !name.ends_with("f64"))
@@ -146,19 +160,22 @@ fn port_verdict(run: &Run) -> String {
 
 #[test]
 fn reproductions_without_a_native_model_show_their_findings_against_transformers() {
-    show_their_findings("lengths = [40], batch = [1, 3], padding = [\"none\", \"left\"]", "f32", &|config| {
-        config.run.dtypes == [Dtype::F32.into()]
-    });
+    show_their_findings("lengths = [40], batch = [1, 3], padding = [\"none\", \"left\"]", "f32", false);
 }
 
 /// Sequences beyond the 256 positions that bf16 counts.
 #[test]
 fn reproductions_in_bf16_show_their_findings_against_transformers() {
-    show_their_findings("lengths = [600]", "bf16", &|config| config.run.dtypes == [Dtype::Bf16.into()]);
+    show_their_findings("lengths = [600]", "bf16", false);
+}
+
+#[test]
+fn reproductions_of_ports_that_read_gguf_files_show_their_findings_against_transformers() {
+    show_their_findings("lengths = [6]", "f32", true);
 }
 
 /// One run shows all of them, because most of its time is the start of transformers.
-fn show_their_findings(inputs: &str, dtype: &str, is_meant: &dyn Fn(&Config) -> bool) {
+fn show_their_findings(inputs: &str, dtype: &str, is_gguf: bool) {
     // Checkpoint, batch size and padding of each.
     let described = |path: &PathBuf| {
         let config = Config::load(Some(path)).unwrap().config;
@@ -166,7 +183,11 @@ fn show_their_findings(inputs: &str, dtype: &str, is_meant: &dyn Fn(&Config) -> 
         let is_padded = config.inputs.padding.is_some();
         (config.checkpoints[0].source.to_string(), batch, is_padded)
     };
-    let is_meant = |path: &PathBuf| !is_native(path) && is_meant(&Config::load(Some(path)).unwrap().config);
+    let is_meant = |path: &PathBuf| {
+        let config = Config::load(Some(path)).unwrap().config;
+        let is_bf16 = config.run.dtypes == [Dtype::Bf16.into()];
+        !is_native(path) && config.commands.is_empty() != is_gguf && is_bf16 == (dtype == "bf16")
+    };
     let paths: Vec<PathBuf> = reproductions().into_iter().filter(is_meant).collect();
     assert!(!paths.is_empty());
     let distinct: BTreeSet<String> = paths.iter().map(|path| described(path).0).collect();
@@ -175,10 +196,17 @@ fn show_their_findings(inputs: &str, dtype: &str, is_meant: &dyn Fn(&Config) -> 
     let config = format!(
         "checkpoints = [{}]\ninputs = {{ {inputs} }}\n\
          versions = [{{ name = \"5.23.0\", source = \"transformers==5.23.0\" }}]\n\
-         candle = {{ modes = [], upstream = true }}\n\
+         candle = {{ modes = [], upstream = {} }}\n\
+         commands = [{}]\n\
          run = {{ modes = [\"eager\"], attention = [\"eager\"], dtypes = [\"{dtype}\"], rounds = 0, trace = false, noise = false, \
          oracle = true, diagnose_s = 0 }}\n",
-        checkpoints.join(", ")
+        checkpoints.join(", "),
+        !is_gguf,
+        if is_gguf {
+            "{ name = \"gguf\", program = [\"tfcheck\", \"worker\", \"--upstream\", \"--gguf\"] }"
+        } else {
+            ""
+        }
     );
     let sandbox = Sandbox::new();
     let output = sandbox.run(&sandbox.write("tfcheck.toml", &config), &[]);
@@ -194,11 +222,13 @@ fn show_their_findings(inputs: &str, dtype: &str, is_meant: &dyn Fn(&Config) -> 
         let index = run.manifest.cases.iter().position(is_it);
         let verdicts = summary["cases"][index.unwrap()]["verdicts"].as_array().unwrap();
         let is_port = |verdict: &&serde_json::Value| {
-            ["a", "b"].iter().any(|side| verdict[side].as_str().unwrap().starts_with("candle-transformers"))
+            ["a", "b"].iter().any(|side| names_a_port(verdict[side].as_str().unwrap()))
         };
         let words: Vec<&str> =
             verdicts.iter().filter(is_port).map(|verdict| verdict["verdict"].as_str().unwrap()).collect();
-        let is_shown = words.iter().all(|word| ["diverged", "incomparable", "not_run"].contains(word));
+        // Tables in bf16 are the right ones, rounded.
+        let worse = if dtype == "bf16" { "worse_rounding" } else { "diverged" };
+        let is_shown = words.iter().all(|word| ["diverged", "incomparable", "not_run", worse].contains(word));
         assert!(is_shown && !words.is_empty(), "{}: {words:?}\n{}", name(path), stderr(&output));
     }
 }

@@ -10,6 +10,7 @@ mod diagnose;
 mod engine;
 mod expected_metrics;
 mod findings;
+mod gguf_ports;
 mod localize;
 #[path = "../support/made_run.rs"]
 mod made_run;

@@ -14,7 +14,7 @@ use tfcheck::execute::cell::{Cell, FailureKind, Outcome};
 use tfcheck::results::{Manifest, RunFolder};
 
 /// `PATH` with the interpreter itself in front: a version manager's `python3` is a shell wrapper, whose start takes three
-/// times as long as a scripted worker.
+/// times as long as a scripted worker. tfcheck itself comes next, which configs may name as a program.
 static PATH: LazyLock<OsString> = LazyLock::new(|| {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let executable =
@@ -24,7 +24,8 @@ static PATH: LazyLock<OsString> = LazyLock::new(|| {
     std::fs::create_dir_all(&folder).unwrap();
     std::os::unix::fs::symlink(stdout(&executable).trim(), &made).unwrap();
     std::fs::rename(made, folder.join("python3")).unwrap();
-    std::env::join_paths(std::iter::once(folder).chain(std::env::split_paths(&path))).unwrap()
+    let program = Path::new(env!("CARGO_BIN_EXE_tfcheck")).parent().unwrap().to_owned();
+    std::env::join_paths([folder, program].into_iter().chain(std::env::split_paths(&path))).unwrap()
 });
 
 /// A temporary working directory with its own results.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Module, Tensor};
+use candle_nn::VarBuilder;
 use candle_transformers::models::{
     blip, chinese_clip, clip, colpali, llama, llava, paddleocr_vl, paligemma, pixtral, qwen3_vl, siglip,
 };
@@ -175,13 +176,18 @@ pub(crate) fn load_siglip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
 }
 
 /// The port reads a tied head from the file; published checkpoints have it, and transformers does not save it.
-const TIED_BLIP: &[Name] =
+pub(crate) const TIED_BLIP: &[Name] =
     &[("text_decoder.cls.predictions.decoder.weight", "text_decoder.bert.embeddings.word_embeddings.weight")];
+
+/// The weights with the tied head.
+pub(crate) fn blip_weights(checkpoint: &Checkpoint) -> VarBuilder<'static> {
+    let is_saved = checkpoint.weights().contains_tensor(TIED_BLIP[0].0);
+    checkpoint.renamed("", if is_saved { &[] } else { &[TIED_BLIP] })
+}
 
 pub(crate) fn load_blip(checkpoint: &Checkpoint) -> Result<Port, Failed> {
     let config: blip::Config = checkpoint.config()?;
-    let is_saved = checkpoint.weights().contains_tensor(TIED_BLIP[0].0);
-    let weights = checkpoint.renamed("", if is_saved { &[] } else { &[TIED_BLIP] });
+    let weights = blip_weights(checkpoint);
     match checkpoint.head() {
         "ForConditionalGeneration" => {
             let mut model = blip::BlipForConditionalGeneration::new(&config, weights).map_err(failure)?;

@@ -242,6 +242,8 @@ fn config((model_type, variant): (&str, &str)) -> Value {
 struct Finding {
     name: &'static str,
     checkpoint: String,
+    /// Whether it is one of the ports that read GGUF files, which are a program beside those of candle.
+    is_gguf: bool,
     is_padded: bool,
     is_batch: bool,
     is_bf16: bool,
@@ -255,6 +257,7 @@ static FINDINGS: LazyLock<Vec<Finding>> = LazyLock::new(|| {
         Some(Finding {
             name,
             checkpoint: config.checkpoints.first()?.source.to_string(),
+            is_gguf: !config.commands.is_empty(),
             is_padded: config.inputs.padding.is_some(),
             is_batch: config.inputs.batch.is_some_and(|batch| batch != [1]),
             is_bf16: config.run.dtypes == [Dtype::Bf16.into()],
@@ -266,13 +269,14 @@ static FINDINGS: LazyLock<Vec<Finding>> = LazyLock::new(|| {
 
 /// The reproduction of what a score shows: on its checkpoint and inputs, else on its checkpoint.
 fn finding(it: &Judged<'_>) -> Option<&'static str> {
-    if it.score.variant.runner == Runner::Candle || it.score.variant.version == GGUF {
+    if it.score.variant.runner == Runner::Candle {
         return None;
     }
     let axes = it.row.axes?;
     let of_checkpoint = || {
         FINDINGS.iter().filter(|finding| {
             finding.checkpoint == it.row.checkpoint
+                && finding.is_gguf == (it.score.variant.version == GGUF)
                 && (!finding.is_bf16 || it.score.variant.dtype == Dtype::Bf16)
                 && (!finding.is_padded || matches!(axes.padding, Some(Padding::Left)))
                 && (!finding.is_batch || axes.batch > 1)
