@@ -321,7 +321,7 @@ pub struct Scoreboard {
     /// Also judge the ports of this checkout of candle, or of its crate candle-transformers alone; compiles the adapters against it.
     #[arg(long = "crate", value_name = "PATH")]
     pub checkout: Option<PathBuf>,
-    /// Compute one of N shares of about equal estimated time, to be put together by `tfcheck merge` and `tfcheck scoreboard --resume`.
+    /// Compute one of N shares of about equal estimated time, to be put together by `tfcheck merge` and `tfcheck scoreboard --resume RUN`.
     #[arg(long, value_name = "K/N", conflicts_with = "resume")]
     pub shard: Option<Shard>,
     /// Complete an interrupted scoreboard, keeping its finished cells.

@@ -226,7 +226,8 @@ impl<'a> Pass<'a> {
         xs: Xs,
         body: impl FnOnce(&mut Self, Xs) -> Result<Xs>,
     ) -> Result<Xs> {
-        if self.probe.is_none() {
+        // A part that is the whole model is no module of it.
+        if self.probe.is_none() || path.is_empty() {
             return body(self, xs);
         }
         let xs = self.enter(path, &xs)?.unwrap_or(xs);

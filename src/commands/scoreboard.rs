@@ -4,6 +4,7 @@
 //! It is an ordinary run (with a run folder, resumption and verdicts) over a generated config, aggregated
 //! into one table.
 
+mod lines;
 mod page;
 mod table;
 

@@ -12,7 +12,7 @@ use ports::{is_quantised, port};
 use reference::protocol::Dtype;
 use serde_json::Value;
 
-use super::table::{header, put};
+use super::lines::{header, put};
 use super::{CHECKOUT, GGUF, LONG, LONGEST, SHORT, Score, Scoreboard, ScoreboardRow};
 use crate::spec::checkpoint::tiny;
 use crate::spec::config::{Config, Padding};

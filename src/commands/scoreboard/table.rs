@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use reference::protocol::Positions;
 
+use super::lines::{header, put};
 use super::{CHECKOUT, Score, Scoreboard, page};
 use crate::spec::variant::{Runner, dtype_name};
 
@@ -119,17 +120,6 @@ fn counts(text: &mut String, scoreboard: &Scoreboard) {
         let counts = (0..scoreboard.variants.len()).map(count);
         put(text, &std::iter::once(word.to_owned()).chain(counts).collect::<Vec<_>>());
     }
-}
-
-pub(super) fn header(text: &mut String, fixed: &[&str], variants: &[String]) {
-    let names: Vec<String> =
-        fixed.iter().map(|&name| name.to_owned()).chain(variants.iter().cloned()).collect();
-    put(text, &names);
-    put(text, &vec!["---".to_owned(); names.len()]);
-}
-
-pub(super) fn put(text: &mut String, cells: &[String]) {
-    let _ = writeln!(text, "| {} |", cells.join(" | "));
 }
 
 /// One score; a reason is printed as its number in the list below the table.

@@ -218,7 +218,7 @@ fn damaged_files_are_refused_with_the_reason() {
     std::fs::write(&path, b"not a tensor at all, but long enough").unwrap();
     check(&path, "is not a safetensors file");
     check(&fixture("not_one_tensor.pt"), "not one tensor");
-    check(&fixture("absent.safetensors"), "cannot read");
+    check(&fixture("absent.safetensors"), "cannot be read");
 }
 
 #[test]

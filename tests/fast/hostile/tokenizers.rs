@@ -62,9 +62,9 @@ fn foreign_code_that_dies_is_an_error_of_its_file() {
     let lists = format!("{{{{ {}{} }}}}", "[".repeat(20_000), "]".repeat(20_000));
     check(&plain, &lists, &["chat template", "nests too deeply"]);
     let forever = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
-    check(&plain, forever, &["fuel", "does not end"]);
+    check(&plain, forever, &["steps", "does not end"]);
     let doubling = "{% set ns = namespace(x='aaaaaaaaaaaaaaaa') %}{% for a in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
-    check(&plain, doubling, &["too much memory", "does not end", "fuel"]);
+    check(&plain, doubling, &["too much memory", "does not end", "steps"]);
     check(&plain, "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", &["recursion", "nests too deeply"]);
     check(&plain, "{{ [[1]]|tojson(indent=4000000000) }}", &["spaces of indent"]);
     let groups = format!("{}a{}", "(?=".repeat(50_000), ")".repeat(50_000));
