@@ -19,6 +19,9 @@ pub fn releases(text: &str) -> Result<Vec<String>, String> {
     index::between(&listed, &ends[0], &ends[1], kinds).map_err(|error| error.to_string())
 }
 
+/// Where a hub's answer redirects to, and whether the token goes there too; `None` for no redirect.
+pub type Redirect = Option<(String, bool)>;
+
 /// Reads the headers of a hub's answer to a request of `from`: the paths below `cache` that they name, and where they redirect
 /// to, with whether the token goes there too. `None` if they are not headers of HTTP.
 pub fn headers(
@@ -26,7 +29,7 @@ pub fn headers(
     from: &str,
     status: u16,
     headers: &[(&[u8], &[u8])],
-) -> Option<(Vec<PathBuf>, Option<(String, bool)>)> {
+) -> Option<(Vec<PathBuf>, Redirect)> {
     let from: Uri = from.parse().ok()?;
     let mut answer = Response::builder().status(status);
     for (name, value) in headers {

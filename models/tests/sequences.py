@@ -24,7 +24,7 @@ def complete(config: dict, inputs: dict, generator: torch.Generator) -> dict:
         shape = (max(IMAGES, rows), config["num_channels"], config["image_size"], config["image_size"])
         # The output's positions: the class token and the patches.
         mask = torch.ones(shape[0], 1 + (config["image_size"] // config["patch_size"]) ** 2, dtype=torch.int64)
-        return {"input_ids": mask, "attention_mask": mask, "pixel_values": torch.randn(shape, generator=generator)}
+        return {"input_ids": mask.clone(), "attention_mask": mask, "pixel_values": torch.randn(shape, generator=generator)}
     if config["architectures"] == ["T5EncoderModel"]:
         return inputs
     if config.get("is_encoder_decoder"):

@@ -1,6 +1,6 @@
 //! The worker of the ports that candle-transformers ships.
 //!
-//! It is a crate of its own, so that `tfcheck scoreboard --crate` can build it against another checkout of candle. A port runs as
+//! It is a crate of its own, so that `tfcheck scoreboard --crate PATH` can build it against another checkout of candle. A port runs as
 //! in its own examples: one full-sequence forward pass from an empty cache, or a prefill and one pass per further token; it gets a
 //! padding mask only if its `forward` takes one. `adapters` has one entry per port, which loads from a `checkpoint`.
 

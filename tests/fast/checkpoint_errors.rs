@@ -90,7 +90,7 @@ fn folders_that_cannot_be_loaded_give_the_reason() {
                 write(
                     &f.join("config.json"),
                     format!("{{\"model_type\": \"llama\", \"rms_norm_eps\": {number}}}"),
-                )
+                );
             },
             &format!("model/config.json: is not JSON: a number that is not finite at line 1 column {column}"),
             "fetch the file again",
@@ -353,7 +353,7 @@ fn a_damaged_synthetic_checkpoint_in_the_cache_is_made_again_once_it_is_deleted(
     assert!(error.to_string().ends_with("has no config.json"), "{error}");
     assert_eq!(
         error.help().unwrap().to_string(),
-        format!("delete {}: tfcheck makes it again", found.folder.display())
+        format!("delete {}; the next run makes it again", found.folder.display())
     );
     std::fs::remove_dir_all(&found.folder).unwrap();
     assert_eq!(resolve(root.path(), "synthetic:llama:tiny").unwrap().digest, found.digest);

@@ -141,5 +141,5 @@ fn a_retrieval_set_shows_whether_variants_rank_its_passages_in_the_same_order() 
     std::fs::remove_file(sandbox.path().join("sentences/modules.json")).unwrap();
     let output = sandbox.run(&config, &[]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("has no pooling of hidden states"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("`retrieval` ranks vectors of texts"), "{}", stderr(&output));
 }

@@ -97,7 +97,9 @@ fn gguf_bytes(described: &Value) -> Vec<u8> {
                 let kind = number(value.get(1)).unwrap_or(8) as u32;
                 bytes.extend(kind.to_le_bytes());
                 bytes.extend((elements.len() as u64).to_le_bytes());
-                elements.iter().for_each(|element| put(&mut bytes, kind, element));
+                for element in elements {
+                    put(&mut bytes, kind, element);
+                }
             }
             _ => put(&mut bytes, kind, value.get(1).unwrap_or(&Value::Null)),
         }

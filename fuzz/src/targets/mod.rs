@@ -50,8 +50,8 @@ pub(crate) const TARGETS: [Target; 22] = [
 
 /// The fuzzer's folder in the repository.
 pub(crate) fn folder() -> &'static Path {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     static FOLDER: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     // The tests of the main package include this module too.
     FOLDER.get_or_init(|| if package.ends_with("fuzz") { package.to_owned() } else { package.join("fuzz") })
 }

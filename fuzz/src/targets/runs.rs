@@ -197,9 +197,9 @@ fn copy(from: &Path, to: &Path) {
         let entry = entry.expect("the folder can be read");
         let target = to.join(entry.file_name());
         if entry.path().is_dir() {
-            copy(&entry.path(), &target)
+            copy(&entry.path(), &target);
         } else {
-            write(&target, &read(&entry.path()))
+            write(&target, &read(&entry.path()));
         }
     }
 }

@@ -74,7 +74,7 @@ impl VisionModel {
         &self,
         pass: &mut Pass,
         pixels: &Tensor,
-        give: impl FnOnce(&Self, &mut Pass, Xs) -> Result<Xs>,
+        give: impl FnOnce(&Self, &mut Pass, &Xs) -> Result<Xs>,
     ) -> Result<Xs> {
         let pixels = pixels.to_dtype(pass.dtype())?;
         pass.module(&self.path, pixels.into(), |pass, pixels| {
@@ -87,14 +87,14 @@ impl VisionModel {
             let xs = self.pre_layrnorm.forward(pass, &xs)?;
             let mask = Mask::bidirectional(pass, None)?;
             let xs = self.encoder.forward(pass, xs, &mask)?;
-            give(self, pass, xs)
+            give(self, pass, &xs)
         })
     }
 
     /// `xs: [images, 1 + patches, hidden_size]` to the normalised state of each image's class token,
     /// `[images, hidden_size]`.
-    pub(super) fn pooled(&self, pass: &mut Pass, xs: Xs) -> Result<Xs> {
-        let pooled = self.post_layernorm.forward(pass, &first_position(&xs)?)?;
+    pub(super) fn pooled(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
+        let pooled = self.post_layernorm.forward(pass, &first_position(xs)?)?;
         one_per_row(pass, &pooled)
     }
 }
@@ -137,13 +137,13 @@ impl Model for ClipVision {
         let (output, _) = pass.over(self.vision_model.positions(pass, &pixels)?, |pass| {
             let Some(visual_projection) = &self.visual_projection else {
                 return self.vision_model.forward(pass, &pixels, |model, pass, xs| {
-                    let pooled = model.pooled(pass, xs.clone())?;
+                    let pooled = model.pooled(pass, xs)?;
                     pass.output("pooler_output", &pooled)?;
-                    Ok(xs)
+                    Ok(xs.clone())
                 });
             };
             let pooled = self.vision_model.forward(pass, &pixels, |model, pass, xs| {
-                pass.output("last_hidden_state", &xs)?;
+                pass.output("last_hidden_state", xs)?;
                 model.pooled(pass, xs)
             })?;
             let embeds = visual_projection.forward(pass, &pooled)?;

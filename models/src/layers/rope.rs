@@ -115,7 +115,7 @@ impl RotaryEmbedding {
     /// # Errors
     /// If the tensors cannot be made, or the rotated features of a head are none or no pairs.
     pub fn forward(&self, pass: &Pass) -> Result<Rope> {
-        if self.rotary_dim == 0 || self.rotary_dim % 2 != 0 {
+        if self.rotary_dim == 0 || !self.rotary_dim.is_multiple_of(2) {
             let share = self.parameters.partial_rotary_factor.to_string();
             let needed =
                 format!("a share of a head's features that is even and not 0, not {}", self.rotary_dim);

@@ -176,7 +176,9 @@ fn table(text: &mut String, scoreboard: &Scoreboard, title: &str, is_shown: fn(&
     let _ = writeln!(text, "\n### {title}\n");
     let titles: Vec<String> = COLUMNS.iter().map(|column| column.title.to_owned()).collect();
     header(text, &["Model"], &titles);
-    lines.iter().for_each(|line| put(text, line));
+    for line in &lines {
+        put(text, line);
+    }
 }
 
 /// One cell per column; nothing if there is no such model.
@@ -239,6 +241,7 @@ fn config((model_type, variant): (&str, &str)) -> Value {
 }
 
 /// A reproduction of `results/findings/`, and where it shows its finding.
+#[expect(clippy::struct_excessive_bools, reason = "each is an axis of the table")]
 struct Finding {
     name: &'static str,
     checkpoint: String,

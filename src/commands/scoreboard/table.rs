@@ -72,7 +72,9 @@ fn changes(text: &mut String, scoreboard: &Scoreboard) {
         return;
     }
     header(text, &["Checkpoint", "Inputs", "dtype", "Before", "After"], &[]);
-    rows.iter().for_each(|row| put(text, row));
+    for row in &rows {
+        put(text, row);
+    }
 }
 
 /// The verdict, with its number if there is one; the reasons are in the other table.

@@ -37,7 +37,7 @@ fn each_default_checkpoint_is_judged_in_three_shapes() {
         .collect();
     assert_eq!(
         mistral,
-        ["mistral-6", "mistral-40", "mistral-40-prefill32", "mistral-b3-6", "mistral-b3-40-left"]
+        ["mistral-6", "mistral-b3-6", "mistral-40", "mistral-40-prefill32", "mistral-b3-40-left"]
     );
     let variants: HashSet<String> = plan.cells.iter().map(|cell| cell.variant.name()).collect();
     for name in

@@ -266,6 +266,9 @@ fn best_tokens(logits: &Tensor) -> candle_core::Result<Vec<i64>> {
     last.contiguous()?.argmax(1)?.to_dtype(candle_core::DType::I64)?.to_vec1()
 }
 
+/// The main output, those beside it by name, and what they are: empty for the main one alone.
+type Outputs = (Tensor, Vec<(&'static str, Tensor)>, Vec<Output>);
+
 impl CandleEngine {
     /// The tokens that go through the loaded model's KV cache; `None` for a model without one.
     fn cached_tokens(&self) -> Option<CachedTokens> {
@@ -281,9 +284,8 @@ impl CandleEngine {
         steps(prefill, chunks, ids.dim(1).map_err(tensor_failure)?)
     }
 
-    /// All outputs of one pass, finished on the device: the main one, those beside it, and what they are, empty for the main
-    /// one alone.
-    fn outputs(&mut self) -> Result<(Tensor, Vec<(&'static str, Tensor)>, Vec<Output>), Failed> {
+    /// All outputs of one pass, finished on the device.
+    fn outputs(&mut self) -> Result<Outputs, Failed> {
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let mut outputs = loaded.outputs(inputs).map_err(model_failure)?;
         place.synchronize()?;

@@ -144,6 +144,7 @@ fn kendall(a: &[f64], b: &[f64]) -> f64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "sums of a few ones are exact")]
 mod tests {
     use super::*;
 

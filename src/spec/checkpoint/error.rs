@@ -39,7 +39,7 @@ pub enum Error {
     },
     /// A checkpoint that tfcheck made was changed in its cache.
     #[error("{reason}")]
-    #[diagnostic(help("delete {}: tfcheck makes it again", folder.display()))]
+    #[diagnostic(help("delete {}; the next run makes it again", folder.display()))]
     Cached {
         /// What is wrong with it.
         reason: String,

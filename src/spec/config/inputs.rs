@@ -12,6 +12,7 @@ use crate::spec::inputs::retrieval;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[serde(rename = "Inputs")]
+#[expect(clippy::struct_excessive_bools, reason = "the keys of the config")]
 pub struct InputsConfig {
     /// Texts that make one batch, one sequence per text; excludes `lengths`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -90,8 +90,7 @@ impl Case {
             let logits = logits.get(row).unwrap().to_dtype(DType::F64).unwrap();
             // A classifier's logits have no sequence axis.
             let is_sequence = logits.rank() == 2;
-            let logits = if is_sequence { logits.get(logits.dim(0).unwrap() - 1).unwrap() } else { logits };
-            logits
+            if is_sequence { logits.get(logits.dim(0).unwrap() - 1).unwrap() } else { logits }
         };
         relative_l2(&last(&port), &last(&ours))
     }
