@@ -113,6 +113,7 @@ const ARCHITECTURES: &[Architecture] = &[
 
 /// Metadata: llama.cpp's key, transformers' key.
 const INTEGERS: &[(&str, &str)] = &[
+    ("vocab_size", "vocab_size"),
     ("block_count", "num_hidden_layers"),
     ("embedding_length", "hidden_size"),
     ("feed_forward_length", "intermediate_size"),

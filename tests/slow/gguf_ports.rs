@@ -7,14 +7,15 @@ use std::process::Command;
 use reference::{Source, Specification, Versions};
 use tfcheck::spec::checkpoint::{self, Settings};
 
-/// Checkpoints of the architectures whose GGUF files transformers reads, without rope scaling, of which it reads nothing.
-const READ: [&str; 6] = ["llama:tiny", "qwen2", "qwen3", "phi3", "gemma3_text", "lfm2"];
+/// Checkpoints whose files transformers reads. Of the others it reads no rope scaling, no `head_dim` of qwen3, a padding token of
+/// phi3 beyond a small vocabulary, and gemma3 and lfm2 only with a tokenizer.
+const READ: [&str; 2] = ["llama:tiny", "qwen2"];
 
 #[test]
 fn transformers_reads_the_checkpoint_from_the_file_that_a_quantised_port_gets() {
     let cache = tfcheck::app::cache_folder().unwrap();
     let specification = Specification {
-        extra: vec!["gguf>=0.10".into()],
+        extra: vec!["gguf>=0.10".into(), "accelerate".into()],
         ..Specification::new(Source::Release(Versions::known().newest.clone()))
     };
     let environment = reference::prepare(&specification, &cache, &|line| eprintln!("{line}")).unwrap();
