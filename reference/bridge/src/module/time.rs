@@ -64,9 +64,12 @@ fn decode(py: Python<'_>, loaded: &Loaded, request: &Time) -> Result<Vec<u64>, S
         arguments.set_item(ENCODER_OUTPUTS, encoded)?;
     }
     drop(output);
+    // Models of images count positions by it.
+    let takes_position = loaded.drive == Drive::Whole
+        && Takes::of(loaded.model.bind(py))?.by_name(CACHE_POSITION).unwrap_or(false);
     let mut samples_ns = Vec::with_capacity(request.decode);
     for index in 0..SETTLING + request.decode {
-        let step = next(py, loaded, &arguments)?;
+        let step = next(py, loaded, &arguments, takes_position)?;
         step.set_item("past_key_values", past)?;
         let mask_name = names(&arguments)?[1];
         let mask = step.get_item(mask_name)?;
@@ -93,11 +96,12 @@ fn cache<'py>(output: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>>
 }
 
 /// The arguments for the token after `arguments`: each sequence's first token again, at the next position,
-/// not padding.
+/// not padding; with its place among all tokens if the model `takes_position`.
 fn next<'py>(
     py: Python<'py>,
     loaded: &Loaded,
     arguments: &Bound<'py, PyDict>,
+    takes_position: bool,
 ) -> PyResult<Bound<'py, PyDict>> {
     let torch = loaded.torch.bind(py);
     let column = |tensor: &Bound<'py, PyAny>, at: isize| tensor.call_method1("narrow", (1, at, 1));
@@ -117,11 +121,7 @@ fn next<'py>(
         Some(known) => known.call_method1("size", (1,))?.extract::<usize>()? - 1,
         None => 0,
     };
-    if loaded.drive == Drive::Whole
-        && known.is_some()
-        && Takes::of(loaded.model.bind(py))?.by_name(CACHE_POSITION).unwrap_or(false)
-    {
-        // Models of images count positions by it.
+    if takes_position && known.is_some() {
         step.set_item(CACHE_POSITION, places(loaded, torch, past, past + 1)?)?;
     }
     if let Some(positions) = later_positions(py, loaded, known.as_ref(), past)? {
