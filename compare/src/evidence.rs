@@ -178,6 +178,19 @@ pub enum ByOracles {
         #[serde(serialize_with = "figure")]
         peer_relative_l2: f64,
     },
+    /// A side differs from float64 by more than its dtype's limit, but by no more than another variant of the same function
+    /// rounds on these inputs.
+    NoWorseThan {
+        /// The side.
+        variant: String,
+        /// By how much.
+        excess: Excess,
+        /// The variant that rounds as much.
+        peer: String,
+        /// Relative L2 of that one against its float64 result.
+        #[serde(serialize_with = "figure")]
+        peer_relative_l2: f64,
+    },
     /// A side differs from float64 by more than its dtype's limit, but the same program agrees in float32: it is rounding.
     AgreesWider {
         /// The side.

@@ -104,7 +104,7 @@ impl Logits {
     /// # Errors
     /// The file cannot be read, is truncated, or holds no tensor `logits` of a floating dtype and a supported shape.
     pub fn open(path: &Path, positions: Positions) -> Result<Self, LogitsError> {
-        Self::open_named(path, LOGITS, positions)
+        Self::open_named(path, LOGITS, positions, <[usize]>::to_vec)
     }
 
     /// Opens the tensor `name` of a safetensors file as one position for each of its rows, all other axes joined.
@@ -112,10 +112,30 @@ impl Logits {
     /// # Errors
     /// As [`Logits::open`].
     pub fn open_output(path: &Path, name: &str) -> Result<Self, LogitsError> {
-        Self::open_named(path, name, Positions::All)
+        Self::open_named(path, name, Positions::All, |shape| match shape {
+            [] => vec![1, 1, 1],
+            [rows, rest @ ..] => vec![*rows, 1, rest.iter().product()],
+        })
     }
 
-    fn open_named(path: &Path, name: &str, positions: Positions) -> Result<Self, LogitsError> {
+    /// Opens the tensor `name` of a safetensors file, whose second axis is positions, all later axes joined.
+    ///
+    /// # Errors
+    /// As [`Logits::open`].
+    pub fn open_sequences(path: &Path, name: &str) -> Result<Self, LogitsError> {
+        Self::open_named(path, name, Positions::All, |shape| match shape {
+            [batch, seq, rest @ ..] => vec![*batch, *seq, rest.iter().product()],
+            other => other.to_vec(),
+        })
+    }
+
+    /// `axes` gives the shape `[batch, seq, width]` to read a stored shape as.
+    fn open_named(
+        path: &Path,
+        name: &str,
+        positions: Positions,
+        axes: impl Fn(&[usize]) -> Vec<usize>,
+    ) -> Result<Self, LogitsError> {
         let file = bounds::file::open(path).map_err(|error| LogitsError::io(path, error))?;
         let (header, start) = read_header(path, &file)?;
         let metadata: Metadata = serde_json::from_slice(&header)
@@ -135,12 +155,8 @@ impl Logits {
                 ));
             }
         };
-        let shape = match info.shape.as_slice() {
-            shape if name == LOGITS => shape.to_vec(),
-            [] => vec![1, 1, 1],
-            [rows, rest @ ..] => vec![*rows, 1, rest.iter().product()],
-        };
-        Self::new(path, file, start + info.data_offsets.0 as u64, storage, &shape, positions)
+        let start = start + info.data_offsets.0 as u64;
+        Self::new(path, file, start, storage, &axes(&info.shape), positions)
     }
 
     /// Opens logits that lie contiguously from byte `offset` on in a file of another format.

@@ -66,6 +66,18 @@ impl Mask {
         }
     }
 
+    /// The positions of the tokens `tokens` of the inputs file, with the mask that belongs to them; `None` if the inputs do
+    /// not have them.
+    ///
+    /// # Errors
+    /// As [`Mask::of_inputs`].
+    pub fn of_tokens(path: &Path, tokens: &str) -> Result<Option<Self>, LogitsError> {
+        let Some([_, mask]) = TOKENS.iter().find(|[name, _]| *name == tokens) else { return Ok(None) };
+        let bytes = bounds::file::read(path, INPUTS_BYTES).map_err(|error| LogitsError::io(path, error))?;
+        let tensors = opened(path, &bytes)?;
+        integers(path, &tensors, tokens)?.map(|tokens| tokens.masked(path, &tensors, mask)).transpose()
+    }
+
     /// The mask `mask` of these tokens.
     fn masked(self, path: &Path, tensors: &SafeTensors, mask: &str) -> Result<Self, LogitsError> {
         Ok(integers(path, tensors, mask)?.unwrap_or_else(|| Self::all_real(self.batch, self.seq)))

@@ -184,12 +184,15 @@ pub fn within_dynamo(
     result_rmse <= multiplier(dtype, elements) * reference_rmse + tolerance / 10.0
 }
 
+/// Below so many elements noise dominates their error (torch 2.15, torch/_dynamo/utils.py, `get_multiplier`).
+pub(super) const FEW: u64 = 1000;
+
 /// dynamo's multiplier: 2, and 3 for float16 and bfloat16 ("false alarms" of mixed precision) and for
-/// fewer than 1000 elements, where noise dominates (torch 2.15, torch/_dynamo/utils.py, `get_multiplier`).
+/// fewer than [`FEW`] elements (torch 2.15, torch/_dynamo/utils.py, `get_multiplier`).
 pub(super) fn multiplier(dtype: Dtype, elements: u64) -> f64 {
     match dtype {
         Dtype::Bf16 | Dtype::F16 => 3.0,
-        Dtype::F32 | Dtype::F64 if elements < 1000 => 3.0,
+        Dtype::F32 | Dtype::F64 if elements < FEW => 3.0,
         Dtype::F32 | Dtype::F64 => 2.0,
     }
 }

@@ -16,7 +16,7 @@ use super::evidence::{
 };
 use super::matrix::{Matrix, PairOutcome};
 use super::metrics::PairMetrics;
-use super::oracle::{Oracles, multiplier, relative_to, within_dynamo};
+use super::oracle::{FEW, Oracles, multiplier, relative_to, within_dynamo};
 use super::repeat::{Noise, multiple};
 pub use super::tolerances::{Overrides, PartialPerDtype, PerDtype, Tolerances};
 
@@ -311,14 +311,56 @@ impl Judge<'_> {
                         wider,
                         relative_l2,
                     }),
-                    None => Departure::Unexplained(ByOracles::Unexplained {
-                        variant: name,
-                        oracle,
-                        is_own,
-                        excess,
+                    None => self.no_worse(variant, of, own, &excess).unwrap_or_else(|| {
+                        Departure::Unexplained(ByOracles::Unexplained {
+                            variant: name,
+                            oracle,
+                            is_own,
+                            excess,
+                        })
                     }),
                 },
             },
+        })
+    }
+
+    /// Whether another variant of the same dtype, whose code computed the same function in float64, rounds at least as much on
+    /// these inputs, which have few values: then an error of this size is rounding. Of one value that is a sum which nearly
+    /// cancels, as a cosine, one variant may lose nothing and the next a quarter.
+    fn no_worse(
+        &self,
+        variant: usize,
+        oracle: usize,
+        own: &PairMetrics,
+        excess: &Excess,
+    ) -> Option<Departure> {
+        if own.elements >= FEW {
+            return None;
+        }
+        let dtype = self.matrix.dtypes[variant];
+        let same_function = |other: usize| {
+            other == oracle
+                || self
+                    .matrix
+                    .compared(other, oracle)
+                    .is_some_and(|pair| at_most(share(pair), self.tolerances.f64_agreement))
+        };
+        let (peer, known) = (0..self.matrix.len())
+            .filter(|&index| {
+                index != variant && self.matrix.dtypes[index] == dtype && self.oracles.ran(index)
+            })
+            .filter_map(|index| {
+                let theirs = self.oracles.own(index).filter(|&theirs| same_function(theirs))?;
+                Some((index, self.matrix.compared(index, theirs)?))
+            })
+            .max_by(|(_, a), (_, b)| share(a).total_cmp(&share(b)))?;
+        self.excess_above(own, dtype, Some((known, 1.0))).is_none().then(|| {
+            Departure::Worse(ByOracles::NoWorseThan {
+                variant: self.name(variant),
+                excess: excess.clone(),
+                peer: self.name(peer),
+                peer_relative_l2: share(known),
+            })
         })
     }
 
@@ -407,8 +449,18 @@ impl Judge<'_> {
         dtype: Dtype,
         known: Option<&PairMetrics>,
     ) -> Option<Excess> {
+        self.excess_above(pair, dtype, known.map(|known| (known, multiplier(dtype, pair.elements))))
+    }
+
+    /// As [`Self::excess`], with each limit raised to the given multiple of the known error's measure.
+    fn excess_above(
+        &self,
+        pair: &PairMetrics,
+        dtype: Dtype,
+        known: Option<(&PairMetrics, f64)>,
+    ) -> Option<Excess> {
         let raised = |limit: f64, measure: fn(&PairMetrics) -> f64| {
-            known.map_or(limit, |known| limit.max(multiplier(dtype, pair.elements) * measure(known)))
+            known.map_or(limit, |(known, multiple)| limit.max(multiple * measure(known)))
         };
         let limit = self.tolerances.relative_l2.of(dtype);
         let local = limit * self.tolerances.local_factor;

@@ -28,6 +28,7 @@ use crate::spec::machine;
 use crate::spec::plan::{CasePlan, CellPlan, Plan, release_order};
 use crate::spec::variant::{Runner, Variant};
 use compare::matrix::PairOutcome;
+use compare::verdict::Decision;
 
 /// Sequence length of the short input: shorter than the window of every synthetic checkpoint (8 keys).
 const SHORT: usize = 6;
@@ -378,7 +379,7 @@ fn score(case: &CaseView, index: usize) -> Score {
             });
             verdict.map_or_else(
                 || ("not judged".to_owned(), "no reference of this dtype".to_owned()),
-                |verdict| (verdict.decision.word().to_owned(), verdict.evidence.clone()),
+                |verdict| (word_on(&cell.name, &verdict.decision).to_owned(), verdict.evidence.clone()),
             )
         }
     };
@@ -397,6 +398,14 @@ fn score(case: &CaseView, index: usize) -> Score {
         diagnosis: diagnosis(case, index),
         positions,
         notes,
+    }
+}
+
+/// The decision as a word on `variant`: where the reference is the one that rounds worse, the variant is right.
+fn word_on(variant: &str, decision: &Decision) -> &'static str {
+    match decision {
+        Decision::WorseRounding { worse } if worse != variant => Decision::SameMathematics.word(),
+        decision => decision.word(),
     }
 }
 

@@ -142,7 +142,7 @@ fn add_embeddings(
     let origins: Vec<_> = view.cells.iter().map(|cell| origin(&cell.variant)).collect();
     let tolerances = tolerances.with(case.tolerances.as_ref());
     view.outputs.push(outputs::beside(
-        "sentence_embedding",
+        ("sentence_embedding", None),
         &entries,
         &origins,
         Some(reference),

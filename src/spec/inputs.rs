@@ -253,7 +253,7 @@ impl<'a> Source<'a> {
             }
         };
         for inputs in &mut made {
-            if matches!(spec, Spec::Lengths { .. }) && !self.has_tokenizer() {
+            if matches!(spec, Spec::Lengths { .. }) {
                 modal::end(inputs, &self.checkpoint.config);
             }
             if !matches!(spec, Spec::Tensors(_) | Spec::Processed { .. }) {

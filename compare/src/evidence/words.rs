@@ -118,6 +118,10 @@ impl Display for ByOracles {
                 out,
                 "{variant} rounds worse: {excess}, while {peer} differs by {peer_relative_l2:.2e}; the mathematics is right, because its own code computed {oracle}"
             ),
+            Self::NoWorseThan { variant, excess, peer, peer_relative_l2 } => write!(
+                out,
+                "{variant} rounds worse: {excess}, but no more than the rounding of {peer}, {peer_relative_l2:.2e}, on the same inputs"
+            ),
             Self::AgreesWider { variant, oracle, excess, wider, relative_l2 } => write!(
                 out,
                 "{variant} rounds worse: {excess}; the same program in float32, {wider}, agrees with {oracle} to {relative_l2:.1e}"

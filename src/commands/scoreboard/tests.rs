@@ -9,7 +9,7 @@ use compare::logits::Logits;
 use compare::mask::Mask;
 use compare::matrix::{self, Entry};
 use compare::oracle::{Oracles, Origin, accuracies};
-use compare::verdict::{Tolerances, verdicts};
+use compare::verdict::{Decision, Tolerances, verdicts};
 
 #[test]
 fn each_default_checkpoint_is_judged_in_three_shapes() {
@@ -194,6 +194,24 @@ fn a_variant_within_three_times_the_reference_error_agrees() {
     .into_iter()
     .unzip();
     assert_eq!(words(&fold(&view(cells, &entries))), ["same mathematics", "diverged"]);
+}
+
+#[test]
+fn a_variant_is_right_where_the_reference_rounds_worse() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let (cells, entries): (Vec<Cell>, Vec<Entry>) = [
+        cell(path, Runner::Transformers, Dtype::Bf16, 8.0),
+        cell(path, Runner::Transformers, Dtype::F64, 0.0),
+        cell(path, Runner::Candle, Dtype::Bf16, 0.25),
+        cell(path, Runner::Candle, Dtype::F64, 1e-13),
+    ]
+    .into_iter()
+    .unzip();
+    let view = view(cells, &entries);
+    let of_pair = |verdict: &&compare::verdict::Verdict| matches!(&verdict.decision, Decision::WorseRounding { worse } if *worse == view.cases[0].cells[0].name);
+    assert!(view.cases[0].verdicts.iter().any(|verdict| of_pair(&verdict)), "{:?}", view.cases[0].verdicts);
+    assert_eq!(words(&fold(&view)), ["same mathematics", "same mathematics"]);
 }
 
 #[test]

@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use compare::logits::Logits;
+use compare::mask::Mask;
 use compare::matrix::{self, Entry, PairOutcome};
 use compare::metrics::Side;
 use compare::oracle::{Oracles, Origin};
 use compare::verdict::{Tolerances, verdicts};
 use miette::{Result, miette};
+use reference::protocol::Output;
 
 use super::super::view::{OutputRow, OutputView};
 use crate::execute::cell::Cell;
@@ -25,19 +27,30 @@ pub(super) fn outputs(
     tolerances: &Tolerances,
 ) -> Result<Vec<OutputView>> {
     let mut names: Vec<&str> = Vec::new();
-    for (_, name) in cells.iter().flat_map(further) {
-        if !names.contains(&name) {
-            names.push(name);
+    for (_, output) in cells.iter().flat_map(further) {
+        if !names.contains(&output.name.as_str()) {
+            names.push(&output.name);
         }
     }
     names.into_iter().map(|name| output(name, cells, files, origins, reference, tolerances)).collect()
 }
 
 /// The logits file and the further outputs of a cell.
-fn further(cell: &Cell) -> impl Iterator<Item = (&Path, &str)> {
+fn further(cell: &Cell) -> impl Iterator<Item = (&Path, &Output)> {
     cell.completed().into_iter().flat_map(|completed| {
-        completed.outputs.iter().skip(1).map(|output| (completed.logits.as_path(), output.name.as_str()))
+        completed.outputs.iter().skip(1).map(|output| (completed.logits.as_path(), output))
     })
+}
+
+/// The real positions of the tokens that the output `name` follows; `None` if it follows none.
+///
+/// # Errors
+/// When the inputs cannot be read.
+fn positions(name: &str, cells: &[Cell], files: &Path) -> Result<Option<Mask>> {
+    let known = cells.iter().flat_map(further).map(|(_, output)| output).find(|output| output.name == name);
+    let Some(tokens) = known.and_then(|output| output.follows.as_deref()) else { return Ok(None) };
+    Mask::of_tokens(&files.join("inputs.safetensors"), tokens)
+        .map_err(|error| miette!(help = "`tfcheck run --resume RUN` writes the inputs again", "{error}"))
 }
 
 fn output(
@@ -48,33 +61,33 @@ fn output(
     reference: Option<usize>,
     tolerances: &Tolerances,
 ) -> Result<OutputView> {
+    let mask = positions(name, cells, files)?;
+    let open = if mask.is_some() { Logits::open_sequences } else { Logits::open_output };
     let entry = |cell: &Cell| {
-        let found = further(cell).find(|(_, known)| *known == name);
-        let logits = match found {
-            Some((logits, _)) => {
-                Logits::open_output(&files.join(logits), name).map_err(|error| error.to_string())
-            }
+        let logits = match further(cell).find(|(_, output)| output.name == name) {
+            Some((logits, _)) => open(&files.join(logits), name).map_err(|error| error.to_string()),
             None => Err(format!("returns no {name}")),
         };
         Entry { name: cell.name.clone(), dtype: measured_dtype(cell.variant.dtype), logits }
     };
     let entries: Vec<Entry> = cells.iter().map(entry).collect();
-    beside(name, &entries, origins, reference, tolerances)
+    beside((name, mask.as_ref()), &entries, origins, reference, tolerances)
 }
 
-/// Compares the output `name` of each entry with that of the entry `reference`, or of the first that has it.
+/// Compares the output `name` of each entry, at the positions of `mask` or at all, with that of the entry `reference`, or of
+/// the first that has it.
 ///
 /// # Errors
 /// When an output cannot be read.
 pub(super) fn beside(
-    name: &str,
+    (name, mask): (&str, Option<&Mask>),
     entries: &[Entry],
     origins: &[Origin],
     reference: Option<usize>,
     tolerances: &Tolerances,
 ) -> Result<OutputView> {
     let matrix =
-        matrix::matrix(entries, None, &matrix::Options::default()).map_err(|error| miette!("{error}"))?;
+        matrix::matrix(entries, mask, &matrix::Options::default()).map_err(|error| miette!("{error}"))?;
     let has_it = |index: &usize| entries[*index].logits.is_ok();
     let reference = reference.filter(has_it).or_else(|| (0..entries.len()).find(has_it)).unwrap_or_default();
     let judged = verdicts(&matrix, &Oracles::new(&matrix, origins), tolerances);

@@ -130,17 +130,28 @@ const SAMPLES: usize = 16_000;
 /// Samples that whole frames of a codec consist of: 8 of Mimi's 1,920, 48 of EnCodec's 320.
 const FRAMED_SAMPLES: usize = 15_360;
 
+/// Model types that pool a text at its first end token.
+const POOLED_AT_END: [&str; 4] = ["clip", "clip_text_model", "metaclip_2", "metaclip_2_text_model"];
+
 /// Ends random texts of a model that pools them at their end token: its last real token becomes that of the config, or the
-/// largest id where the config has the 2 of early checkpoints, at whose largest id those pool.
+/// largest id where the config has the 2 of early checkpoints, at whose largest id those pool. No other token is one, padding
+/// included: what a model computes at padding is its own affair.
 pub(super) fn end(inputs: &mut Inputs, config: &Value) {
-    let number = |key: &str| config.get(key).and_then(Value::as_i64);
-    if config.get("model_type").and_then(Value::as_str) != Some("clip_text_model") {
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    if !POOLED_AT_END.contains(&model_type) {
         return;
     }
-    let Some(end) = number("eos_token_id") else { return };
-    let end = if end == 2 { number("vocab_size").map_or(end, |size| size - 1) } else { end };
+    let text = config.get("text_config").filter(|text| text.is_object()).unwrap_or(config);
+    let number = |key: &str, default: i64| text.get(key).and_then(Value::as_i64).unwrap_or(default);
+    // Where the config leaves a key out, CLIP's own default of transformers.
+    let end = match number("eos_token_id", 49407) {
+        2 => number("vocab_size", 49408) - 1,
+        id => id,
+    };
+    let other = if end == 0 { 1 } else { 0 };
     let rows = inputs.input_ids.chunks_mut(inputs.seq.max(1));
     for (ids, mask) in rows.zip(inputs.attention_mask.chunks(inputs.seq.max(1))) {
+        ids.iter_mut().filter(|id| **id == end).for_each(|id| *id = other);
         if let Some(last) = mask.iter().rposition(|real| *real != 0) {
             ids[last] = end;
         }
@@ -323,6 +334,10 @@ mod tests {
             |eos: i64| json!({"model_type": "clip_text_model", "eos_token_id": eos, "vocab_size": 90});
         assert_eq!(ended(&config(70)), [5, 6, 70, 8, 70, 0]);
         assert_eq!(ended(&config(2)), [5, 6, 89, 8, 89, 0]);
+        assert_eq!(ended(&config(6)), [5, 0, 6, 8, 6, 0], "an end token before the end, where it would pool");
+        assert_eq!(ended(&config(0)), [5, 6, 0, 8, 0, 1], "padding with the end token, where it would pool");
+        let both = json!({"model_type": "clip", "text_config": config(70)});
+        assert_eq!(ended(&both), [5, 6, 70, 8, 70, 0]);
         assert_eq!(ended(&json!({"model_type": "llama", "eos_token_id": 70})), [5, 6, 7, 8, 9, 0]);
     }
 

@@ -353,6 +353,35 @@ fn a_black_box_that_agrees_in_float32_at_most_rounds_worse_in_a_lower_dtype() {
     check(false);
 }
 
+/// One value that is a sum which nearly cancels, as a cosine near zero: what is lost in bf16 depends on the order of the sum,
+/// so that one program's error is no bound for another's.
+#[test]
+fn an_error_no_larger_than_the_rounding_of_another_variant_is_rounding() {
+    let decision = |of_torch: f64, of_fused: f64, oracle_of_torch: f64| {
+        let mut files = Files::new();
+        let one = [1, 1, 1];
+        files
+            .add("torch", Dtype::Bf16, one, &[1.0 + of_torch])
+            .add("torch_f64", Dtype::F64, one, &[oracle_of_torch])
+            .add("eager", Dtype::Bf16, one, &[1.02])
+            .add("eager_f64", Dtype::F64, one, &[1.0])
+            .add("fused", Dtype::Bf16, one, &[1.0 + of_fused]);
+        let found = judged(&files, &["torch", "torch", "candle", "candle", "candle/fused"]);
+        let verdict = of(&found, "eager", "fused");
+        (verdict.decision.clone(), verdict.evidence.clone())
+    };
+    let (found, evidence) = decision(0.25, 0.125, 1.0);
+    assert_eq!(found, Decision::WorseRounding { worse: "fused".to_owned() });
+    let no_more = "but no more than the rounding of torch, 2.00e-1, on the same inputs";
+    assert!(evidence.ends_with(no_more), "{evidence}");
+    assert_eq!(
+        decision(0.0625, 0.125, 1.0).0,
+        Decision::Diverged,
+        "torch rounds less than the fused form departs"
+    );
+    assert_eq!(decision(0.25, 0.125, 1.5).0, Decision::Diverged, "torch computes another function");
+}
+
 #[test]
 fn float64_results_that_differ_like_float32_are_not_trusted_where_float32_is_identical() {
     let shape = [1, 4, 2000];

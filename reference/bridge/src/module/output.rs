@@ -66,16 +66,18 @@ pub(super) fn returned<'py>(
     kept.into_iter()
         .map(|(name, tensor)| {
             let shape: Vec<usize> = tensor.getattr("shape")?.extract()?;
-            let follows = follows(&shape, arguments)?.map(str::to_owned);
+            let follows = follows(&name, &shape, arguments)?.map(str::to_owned);
             Ok(Returned { output: Output { name, shape, follows }, tensor })
         })
         .collect()
 }
 
-/// The tensor of the inputs whose positions an output of this shape has: the decoder's tokens, if there are any, before the
-/// others.
-fn follows(shape: &[usize], arguments: &Bound<'_, PyDict>) -> PyResult<Option<&'static str>> {
-    for name in [DECODER_INPUT_IDS, INPUT_IDS] {
+/// The tensor of the inputs whose positions an output of this name and shape has: the decoder's tokens, if there are any,
+/// before the others, unless the output is an encoder's.
+fn follows(name: &str, shape: &[usize], arguments: &Bound<'_, PyDict>) -> PyResult<Option<&'static str>> {
+    let tokens: &[&'static str] =
+        if name.starts_with("encoder_") { &[INPUT_IDS] } else { &[DECODER_INPUT_IDS, INPUT_IDS] };
+    for name in tokens.iter().copied() {
         if let Some(tokens) = arguments.get_item(name)? {
             let tokens: Vec<usize> = tokens.getattr("shape")?.extract()?;
             if shape.len() == 3 && shape[..2] == tokens[..] {
