@@ -4,7 +4,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use protocol::{
     ATTENTION_MASK, Capture, Captured, Failed, Forward, Forwarded, Load, Mode, NewInputs, Positions, Ready,
     Replay, Replayed, TakenInputs, Trace,
@@ -14,8 +14,8 @@ use crate::named::NamedTensors;
 use crate::recording::Inputs;
 use crate::running::Running;
 use crate::worker::{
-    Checkpoint, ChromeTrace, Engine, Feeder, Writer, dtype, element, exception, failure, guarded, not_loaded,
-    run, same, unsupported,
+    Checkpoint, ChromeTrace, Engine, Feeder, Writer, device, dtype, element, exception, failure, guarded,
+    not_loaded, run, same, unsupported,
 };
 
 /// A port that is loaded.
@@ -157,14 +157,7 @@ impl<F: FnMut(&Checkpoint) -> Result<Port, Box<dyn Error>>> Engine for PortEngin
         if load.mode != Mode::Eager {
             return Err(unsupported("a port has one mode, eager"));
         }
-        let device = match load.device.as_str() {
-            "cpu" => Device::Cpu,
-            name => {
-                let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
-                let number = number.ok_or_else(|| unsupported(format!("no such device: {name}")))?;
-                Device::new_cuda(number).map_err(|error| unsupported(format!("{name}: {error}")))?
-            }
-        };
+        let device = device(&load.device)?;
         let checkpoint = Checkpoint::open(&load.checkpoint, dtype(load.dtype), &device).map_err(failure)?;
         let port = guarded(|| (self.load)(&checkpoint).map_err(|error| exception(error.to_string())))?;
         let running = Running::new(port, &load.inputs, &checkpoint)?;

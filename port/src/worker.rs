@@ -24,7 +24,7 @@ pub use capture::{Feeder, Writer, element, same};
 pub use checkpoint::Checkpoint;
 pub use chrome_trace::ChromeTrace;
 pub use failure::{exception, failure, guarded, not_loaded, unsupported};
-pub use tensors::{FileInputs, dtype, inputs, write_logits, write_outputs};
+pub use tensors::{FileInputs, device, dtype, inputs, write_logits, write_outputs};
 
 /// The computation inside a worker process. Every method answers one request.
 pub trait Engine {

@@ -18,7 +18,7 @@ use candle_core::{DType, Device};
 
 use protocol::{Failed, Forward, Forwarded, Load, Mode, NewInputs, Positions, Ready, TakenInputs, Trace};
 use tfcheck_port::Running;
-use tfcheck_port::worker::{self, Engine, dtype, failure, guarded, not_loaded, unsupported};
+use tfcheck_port::worker::{self, Engine, device, dtype, failure, guarded, not_loaded, unsupported};
 
 use adapters::{ADAPTERS, Adapter, QUANTISED};
 use checkpoint::Checkpoint;
@@ -155,17 +155,4 @@ pub fn gguf(folder: &Path) -> Result<Vec<u8>, Failed> {
 
 fn find(adapters: &'static [Adapter], model_type: &str) -> Option<&'static Adapter> {
     adapters.iter().find(|adapter| adapter.model_type == model_type)
-}
-
-/// The candle device of this name.
-fn device(name: &str) -> Result<Device, Failed> {
-    if name == "cpu" {
-        return Ok(Device::Cpu);
-    }
-    let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
-    let number = number.ok_or_else(|| unsupported(format!("no such device: {name}")))?;
-    if !cfg!(feature = "cuda") {
-        return Err(unsupported(format!("the ports on {name} need a tfcheck built with `--features cuda`")));
-    }
-    Device::new_cuda(number).map_err(|error| unsupported(format!("{name}: {error}")))
 }

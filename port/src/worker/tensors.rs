@@ -26,6 +26,22 @@ pub fn dtype(dtype: Dtype) -> DType {
     }
 }
 
+/// The candle device of this name: `cpu`, or `cuda:` and a number.
+///
+/// # Errors
+/// When there is no such device, or the worker was built without CUDA.
+pub fn device(name: &str) -> Result<Device, Failed> {
+    if name == "cpu" {
+        return Ok(Device::Cpu);
+    }
+    let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+    let number = number.ok_or_else(|| unsupported(format!("no such device: {name}")))?;
+    if !candle_core::utils::cuda_is_available() {
+        return Err(unsupported(format!("{name}: the worker has to be built with `--features cuda`")));
+    }
+    Device::new_cuda(number).map_err(|error| unsupported(format!("{name}: {error}")))
+}
+
 /// The tensors of an inputs file; without an attention mask, nothing is padding. Inputs without tokens of their own have the
 /// decoder's in their place (speech) or one for each picture.
 ///

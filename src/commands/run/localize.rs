@@ -218,14 +218,20 @@ enum Stage {
     ThroughCaches,
 }
 
-/// Case index and variant names of the pairs that were tried.
-type Tried = HashSet<(usize, [String; 2])>;
+/// What was tried.
+#[derive(Default)]
+struct Tried {
+    /// Case index and variant names of pairs.
+    pairs: HashSet<(usize, [String; 2])>,
+    /// Names of programs that show no modules in one case, and therefore in no other.
+    hidden: HashSet<String>,
+}
 
 impl EndOfRun<'_> {
     /// Localises diverging pairs; a failure becomes a note. If a result shows that a pair does not diverge,
     /// `judge` re-evaluates the verdicts.
     pub(super) fn localize(&self, mut view: RunView, judge: impl Fn() -> Result<RunView>) -> Result<RunView> {
-        let mut tried = Tried::new();
+        let mut tried = Tried::default();
         for stage in [Stage::InOnePass, Stage::BesideOnePass, Stage::ThroughCaches] {
             while self.localize_stage(stage, &mut view, &mut tried)? {
                 let notes = view.notes;
@@ -247,6 +253,7 @@ impl EndOfRun<'_> {
             }
             let mut pairs = self.pairs(index, case, tried);
             pairs.retain(|pair| stage != Stage::BesideOnePass || is_own(pair));
+            pairs.retain(|pair| !pair.iter().any(|cell| is_hidden(cell, tried)));
             let files = self.folder.case_folder(self.manifest, &case.name);
             let pair = Pair {
                 request: self.request,
@@ -261,7 +268,10 @@ impl EndOfRun<'_> {
                 let [a, b] = &names;
                 self.request.progress.line(&format!("{}: localising {a} / {b}", case.name));
                 match pair.localize(cells, &Options::default()) {
-                    Ok(localized) if is_hidden_program(cells, &localized) => {}
+                    Ok(localized) if is_hidden_program(cells, &localized) => {
+                        let programs = cells.into_iter().filter(|cell| is_program(cell));
+                        tried.hidden.extend(programs.map(|cell| cell.variant.version.clone()));
+                    }
                     Ok(localized) => {
                         is_changed |= !localized.is_divergence();
                         case.localized.push(localized);
@@ -275,7 +285,7 @@ impl EndOfRun<'_> {
                         ));
                     }
                 }
-                tried.insert((index, names));
+                tried.pairs.insert((index, names));
             }
         }
         let all: Vec<Localized> = view.cases.iter().flat_map(|case| case.localized.clone()).collect();
@@ -295,7 +305,7 @@ impl EndOfRun<'_> {
         let own = diverged.filter(|verdict| verdict.a.ends_with(ONE_PASS) || verdict.b.ends_with(ONE_PASS));
         let mut pairs: Vec<[&CellPlan; 2]> =
             own.filter_map(|verdict| cell(variant_of(&verdict.a))).map(|cell| [cell, cell]).collect();
-        pairs.retain(|pair| sees_modules(pair[0]) && !tried.contains(&(index, sides(*pair))));
+        pairs.retain(|pair| sees_modules(pair[0]) && !tried.pairs.contains(&(index, sides(*pair))));
 
         let groups = case_groups(case).groups.groups;
         let planned = |group: &Group| -> Vec<&CellPlan> {
@@ -308,7 +318,7 @@ impl EndOfRun<'_> {
             match case.localized.iter().find(is_it) {
                 Some(found) if found.is_divergence() => Tries::Localised,
                 Some(_) => Tries::Excused,
-                None if tried.contains(&(index, names)) => Tries::Failed,
+                None if tried.pairs.contains(&(index, names)) => Tries::Failed,
                 None => Tries::Open,
             }
         };
@@ -339,10 +349,9 @@ fn representatives<'a>(
     }
     let plain = |cell: &CellPlan| {
         let Variant { mode, attention, .. } = &cell.variant;
-        let is_program = cell.variant.runner == Runner::Command;
         usize::from(*mode != Mode::Eager)
             + usize::from(*attention == Some(Attention::Sdpa))
-            + 2 * usize::from(is_program)
+            + 2 * usize::from(is_program(cell))
     };
     // The sort is stable: among equals the order of the cells decides, in which the reference comes first.
     pairs.sort_by_key(|[a, b]| (a.variant.dtype != b.variant.dtype, plain(a) + plain(b)));
@@ -358,10 +367,17 @@ fn sees_modules(cell: &CellPlan) -> bool {
     matches!(cell.variant.runner, Runner::Transformers | Runner::Candle | Runner::Command)
 }
 
+fn is_program(cell: &CellPlan) -> bool {
+    cell.variant.runner == Runner::Command
+}
+
+fn is_hidden(cell: &CellPlan, tried: &Tried) -> bool {
+    is_program(cell) && tried.hidden.contains(&cell.variant.version)
+}
+
 /// Whether a program that shows no modules is the reason that nothing was found.
 fn is_hidden_program(cells: [&CellPlan; 2], localized: &Localized) -> bool {
-    matches!(localized.finding, Finding::Logits { .. })
-        && cells.iter().any(|cell| cell.variant.runner == Runner::Command)
+    matches!(localized.finding, Finding::Logits { .. }) && cells.into_iter().any(is_program)
 }
 
 /// Whether a pair is a variant's cached run and its own full-sequence forward pass.
