@@ -4,7 +4,7 @@
 //! A step is an ordinary run of two variants, kept in the bisection's folder; [`search`] chooses the next
 //! revision and [`record`] stores the results, so that a stopped bisection can be resumed.
 
-mod localize;
+mod cause;
 mod port;
 mod report;
 mod step;
@@ -80,7 +80,7 @@ fn go_on(context: &Context, mut log: Log, folder: &Path) -> Result<ExitCode> {
     let mut ended = pursue(context, &mut log, folder);
     if !matches!(ended, Ok(false)) {
         // Runs even if the later search failed: changes found before remain valid.
-        let is_whole = localize::changes(context, &mut log, folder)?;
+        let is_whole = cause::changes(context, &mut log, folder)?;
         ended = ended.map(|_| is_whole);
     }
     let is_known = |phase: &Phase| phase.changes.is_some();
@@ -307,6 +307,7 @@ impl Pursuit<'_> {
                 packages: self.subject.packages(question, sides, self.context.cache),
                 commits: self.subject.commits(&phase.revisions[found.before + 1..=found.after])?,
                 localization: None,
+                diagnosis: None,
             })
         };
         found.into_iter().map(change).collect()

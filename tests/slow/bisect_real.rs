@@ -107,6 +107,11 @@ fn a_window_moved_by_one_key_is_found_in_a_fork_of_fifty_commits() {
     let [_, _, module] = &changes(phase)[0];
     assert!(module.starts_with("model.layers.0.self_attn"), "{module}");
     assert_eq!(stderr(&output).matches("localising").count(), 1, "only the culprit is: {}", stderr(&output));
+    let diagnosis = &change["diagnosis"];
+    assert_eq!(diagnosis["finding"]["found"], "reproduced", "{diagnosis}");
+    let sentence = diagnosis["sentence"].as_str().unwrap();
+    assert!(sentence.contains("computes what") && sentence.contains("`sliding_window` 9"), "{sentence}");
+    assert!(stdout(&output).contains(sentence), "{}", stdout(&output));
     // Resuming a finished bisection prints the saved result and localises nothing.
     let again = bisect(&sandbox, &["--resume", folder.to_str().unwrap()]);
     assert_eq!(again.status.code(), Some(1), "{}", stderr(&again));

@@ -172,6 +172,10 @@ fn about(phase: &Phase, change: &ChangePoint) -> Vec<String> {
         }
     }
     said.extend(change.localization.iter().flat_map(place));
+    if let Some(diagnosed) = &change.diagnosis {
+        said.push(format!("  {}", diagnosed.sentence));
+        said.extend(diagnosed.notes.iter().map(|note| format!("    note: {note}")));
+    }
     for commit in &change.commits {
         said.push(format!("  commit {} of {}: {}", commit.hash, commit.author_date, commit.subject));
         said.extend(

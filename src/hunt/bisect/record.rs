@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::error::BisectError;
 use super::git::Commit;
 use super::search::{Answer, Change, Found};
+use crate::results::diagnosed::Diagnosed;
 use crate::results::localized::Localized;
 use crate::results::{ResultsError, write_file};
 use crate::spec::config::Config;
@@ -168,6 +169,9 @@ pub struct ChangePoint {
     /// First diverging module of the two revisions; absent before localisation, and for timing tests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub localization: Option<Localization>,
+    /// What the faulty revision computes instead, if the other one reproduces its logits with a mistake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diagnosis: Option<Box<Diagnosed>>,
 }
 
 /// Localisation of the difference between the last revision before a change and the first one after it.
