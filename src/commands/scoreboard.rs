@@ -125,6 +125,8 @@ pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
             diagnose_s,
             // On models of this size more threads wait for each other, and the longer the busier the machine is.
             threads: base.run.threads.or(Some(1)),
+            // Nothing is timed, so that cells need not wait for each other.
+            first_passes_at_once: base.run.first_passes_at_once.max(machine::physical_cores()),
             ..base.run.clone()
         },
         ..base.clone()

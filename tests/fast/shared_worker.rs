@@ -81,3 +81,23 @@ fn a_worker_that_failed_is_given_no_other_cell() {
     assert!(cell(&shared, &checkpoint, Dtype::F32, &at("second")).is_ok());
     assert!(at("second").join("worker.log").exists(), "a process of its own");
 }
+
+#[test]
+fn cells_at_once_have_a_worker_each_and_later_cells_reuse_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint(folder.path(), "mistral");
+    let shared = SharedRunner::new(native());
+    let (at, stop) = (|name: &str| folder.path().join(name), AtomicBool::new(false));
+    let start = |name: &str| shared.start(at(name).join("worker.log"), &stop).unwrap();
+    let has_started = |name: &str| at(name).join("worker.log").exists();
+    let (one, two) = (start("one"), start("two"));
+    assert!(has_started("one") && has_started("two"));
+    one.end();
+    two.end();
+    let (three, four) = (start("three"), start("four"));
+    assert!(!has_started("three") && !has_started("four"), "both workers are idle");
+    three.end();
+    four.end();
+    assert!(cell(&shared, &checkpoint, Dtype::F32, &at("five")).is_ok());
+    assert!(!has_started("five"));
+}

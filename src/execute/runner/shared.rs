@@ -1,4 +1,4 @@
-//! A runner that reuses one worker for several cells.
+//! A runner that reuses its workers for several cells.
 //!
 //! Without timing, a cell's cost is mostly the start of its worker: seconds of imports for a forward pass of
 //! milliseconds. A worker whose last request failed is not reused, unless it answered that
@@ -16,10 +16,10 @@ use super::process::{GRACE, ProcessRunner, ask};
 use super::{NoResult, Runner, Session};
 use crate::execute::cell::FailureKind;
 
-/// The worker, while no cell uses it.
-type Idle = Arc<Mutex<Option<Worker>>>;
+/// The workers that no cell uses.
+type Idle = Arc<Mutex<Vec<Worker>>>;
 
-/// Starts a process for the first cell and reuses it for the next ones; the process ends with the runner.
+/// Starts a process for a cell when every earlier one is in use, and reuses them; they end with the runner.
 #[derive(Debug)]
 pub struct SharedRunner {
     runner: ProcessRunner,
@@ -27,7 +27,7 @@ pub struct SharedRunner {
 }
 
 impl SharedRunner {
-    /// Starts its worker with `runner`.
+    /// Starts its workers with `runner`.
     pub fn new(runner: ProcessRunner) -> Self {
         Self { runner, idle: Idle::default() }
     }
@@ -52,14 +52,18 @@ impl Runner for SharedRunner {
 
 impl Drop for SharedRunner {
     fn drop(&mut self) {
-        if let Some(worker) = take(&self.idle) {
+        while let Some(worker) = take(&self.idle) {
             worker.exit(GRACE);
         }
     }
 }
 
 fn take(idle: &Idle) -> Option<Worker> {
-    idle.lock().unwrap_or_else(PoisonError::into_inner).take()
+    idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+}
+
+fn give_back(idle: &Idle, worker: Option<Worker>) {
+    idle.lock().unwrap_or_else(PoisonError::into_inner).extend(worker);
 }
 
 struct SharedSession<'a> {
@@ -82,7 +86,7 @@ impl Session for SharedSession<'_> {
             }
             // A model that the worker does not know leaves it as it was.
             Err(ended @ NoResult::Unsupported(_)) if matches!(request, Request::Load(_)) => {
-                *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = self.worker.take();
+                give_back(&self.idle, self.worker.take());
                 Err(ended)
             }
             Err(ended) => {
@@ -94,8 +98,6 @@ impl Session for SharedSession<'_> {
     }
 
     fn end(self: Box<Self>) {
-        if let Some(worker) = self.worker {
-            *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(worker);
-        }
+        give_back(&self.idle, self.worker);
     }
 }
