@@ -155,6 +155,12 @@ fn locate(document: &DeTable<'_>, path: &[Step], part: Part) -> Option<Range<usi
 
 /// Finds the name that was probably meant in serde's list of expected names.
 fn explain(message: &str) -> (String, Option<String>) {
+    if message.contains("max recursion depth") {
+        return (
+            "lists or tables are nested too deep".to_owned(),
+            Some("no key needs more than two levels".to_owned()),
+        );
+    }
     let mut quoted = message.split('`').skip(1).step_by(2);
     let Some(given) = quoted.next() else {
         return (plain(message), None);
