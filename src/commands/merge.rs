@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use bounds::limits::{CONFIG_BYTES, LINE};
 use compare::units::count;
-use miette::{IntoDiagnostic, Result, WrapErr};
+use miette::{IntoDiagnostic, Report, Result, WrapErr, miette};
 use serde::Serialize;
 
 use crate::execute::cell::{Cell, Failure, FailureKind, Outcome};
@@ -227,11 +227,18 @@ fn remember(
     }
 }
 
+/// A folder or file of the parts that cannot be read.
+fn unreadable(path: &Path, error: &std::io::Error) -> Report {
+    miette!(
+        help = "name the run folders that `tfcheck run --shard 1/4` wrote, or a folder that holds them",
+        "cannot read {}: {error}",
+        path.display()
+    )
+}
+
 /// Why units are missing, by their names.
 fn reasons(path: &Path) -> Result<BTreeMap<String, String>> {
-    let text = bounds::file::read_text(path, CONFIG_BYTES)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot read {}", path.display()))?;
+    let text = bounds::file::read_text(path, CONFIG_BYTES).map_err(|error| unreadable(path, &error))?;
     let line = |line: &str| line.split_once('\t').map(|(unit, why)| (unit.to_owned(), why.trim().to_owned()));
     Ok(text.lines().filter_map(line).collect())
 }

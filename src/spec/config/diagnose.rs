@@ -188,6 +188,7 @@ fn explain(message: &str) -> (String, Option<String>) {
 
 /// Replaces Rust's type names in serde's message with plain words.
 fn plain(message: &str) -> String {
+    let message = &message.replace("` as i128", "`").replace("` as u128", "`");
     let words = [("usize", "a whole number from 0"), ("u64", "a whole number from 0"), ("f64", "a number")];
     let replaced = words.iter().find_map(|(rust, plain)| {
         message.strip_suffix(rust).filter(|rest| rest.ends_with(' ')).map(|rest| format!("{rest}{plain}"))

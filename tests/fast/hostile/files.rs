@@ -137,6 +137,10 @@ fn sizes_and_tolerances_beyond_their_limits_are_refused_at_their_line() {
     check("[inputs]\nlengths = [1000000000000]\n", "1000000000000 tokens of a sequence");
     check("[inputs]\nlengths = [8]\nbatch = [1000000000000]\n", "sequences of a batch");
     check("[inputs]\nlengths = [1000000]\nbatch = [60000]\n", "tokens of a batch");
+    check(
+        "[run]\nrounds = 99999999999999999999\n",
+        "integer `99999999999999999999`, expected a whole number",
+    );
     check("[run]\niterations = 9223372036854775807\n", "forward passes or tokens");
     check("[run]\nthreads = 10000000\n", "threads of a worker");
     check("[run]\ntimeout_s = 9223372036854775807\n", "seconds of a wait");
@@ -152,7 +156,7 @@ fn sizes_and_tolerances_beyond_their_limits_are_refused_at_their_line() {
 }
 
 /// What `tfcheck run` prints of tfcheck's own model on a checkpoint whose config has these keys instead.
-fn native(changes: serde_json::Value) -> (Option<i32>, String) {
+fn native(changes: &serde_json::Value) -> (Option<i32>, String) {
     let sandbox = Sandbox::new();
     let model = sandbox.path().join("model");
     models::synthetic::write("llama", "tiny", 0, &model).unwrap();
@@ -174,7 +178,7 @@ fn native(changes: serde_json::Value) -> (Option<i32>, String) {
 #[test]
 fn a_config_that_does_not_fit_its_weights_is_reported_with_the_remedy() {
     let check = |changes: serde_json::Value, code: i32, expected: &[&str]| {
-        let (found, shown) = native(changes);
+        let (found, shown) = native(&changes);
         assert_eq!(found, Some(code), "{shown}");
         assert!(expected.iter().all(|expected| shown.contains(expected)), "{shown}");
     };
