@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use bounds::limits::{CONFIG_BYTES, LINE};
 use compare::units::count;
-use miette::{IntoDiagnostic, Report, Result, WrapErr, miette};
+use miette::{IntoDiagnostic, Result, WrapErr};
 use serde::Serialize;
 
 use crate::execute::cell::{Cell, Failure, FailureKind, Outcome};
@@ -228,17 +228,24 @@ fn remember(
 }
 
 /// A folder or file of the parts that cannot be read.
-fn unreadable(path: &Path, error: &std::io::Error) -> Report {
-    miette!(
-        help = "name the run folders that `tfcheck run --shard 1/4` wrote, or a folder that holds them",
-        "cannot read {}: {error}",
-        path.display()
-    )
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+#[error("cannot read {}", path.display())]
+#[diagnostic(help("name the run folders that `tfcheck run --shard 1/4` wrote, or a folder that holds them"))]
+struct Unreadable {
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+impl Unreadable {
+    fn of(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        |source| Self { path, source }
+    }
 }
 
 /// Why units are missing, by their names.
 fn reasons(path: &Path) -> Result<BTreeMap<String, String>> {
-    let text = bounds::file::read_text(path, CONFIG_BYTES).map_err(|error| unreadable(path, &error))?;
+    let text = bounds::file::read_text(path, CONFIG_BYTES).map_err(Unreadable::of(path))?;
     let line = |line: &str| line.split_once('\t').map(|(unit, why)| (unit.to_owned(), why.trim().to_owned()));
     Ok(text.lines().filter_map(line).collect())
 }

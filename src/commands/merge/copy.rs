@@ -106,7 +106,7 @@ impl Copy<'_> {
             return Ok(());
         }
         let text = bounds::file::read_unlinked(&own[0], CHECKPOINT_JSON_BYTES)
-            .map_err(|error| super::unreadable(&own[0], &error))?;
+            .map_err(super::Unreadable::of(&own[0]))?;
         let known = self.frozen.environments.iter().find(|known| known.versions.contains(version));
         let is_the_plans =
             known.is_none_or(|known| known.lock.is_empty() || known.lock == hex(&Sha256::digest(&text)));

@@ -149,7 +149,7 @@ pub(super) fn runs_in(folder: &Path) -> Result<Vec<PathBuf>> {
     if is_run(folder) {
         return Ok(vec![folder.to_owned()]);
     }
-    let entries = std::fs::read_dir(folder).map_err(|error| super::unreadable(folder, &error))?;
+    let entries = std::fs::read_dir(folder).map_err(super::Unreadable::of(folder))?;
     let mut found: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("run_")))
