@@ -138,6 +138,17 @@ const FLAGS: [&str; 21] = [
     "use_sliding_window",
 ];
 
+/// Keys for which transformers has no meaning of `null`: a model of such a config cannot be made.
+const NEVER_NULL: [&str; 7] = [
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "rms_norm_eps",
+    "layer_norm_eps",
+];
+
 /// Keys of an object that describes rotary embeddings.
 const ROPE: [&str; 2] = ["rope_scaling", "rope_parameters"];
 
@@ -176,6 +187,9 @@ pub fn whole(key: &str, value: u64) -> Result<(), Refused> {
 }
 
 fn check_object(config: &Map<String, Value>, prefix: &str) -> Result<(), Refused> {
+    if let Some(key) = NEVER_NULL.iter().find(|key| config.get(**key).is_some_and(Value::is_null)) {
+        return Err(Refused::new(&format!("{prefix}{key}"), &Value::Null, "a value"));
+    }
     for (key, value) in config.iter().filter(|(_, value)| !value.is_null()) {
         let path = format!("{prefix}{key}");
         if let Some((_, least, limit)) = WHOLE.iter().find(|(known, ..)| known == key) {
@@ -286,6 +300,8 @@ mod tests {
         refused(json!({"hidden_size": 64.5}), "`hidden_size` is 64.5");
         refused(json!({"hidden_size": "64"}), "`hidden_size` is \"64\"");
         refused(json!({"text_config": {"head_dim": 0}}), "`text_config.head_dim` is 0");
+        refused(json!({"hidden_act": null}), "`hidden_act` is null where a value is needed");
+        refused(json!({"text_config": {"hidden_size": null}}), "`text_config.hidden_size` is null");
         refused(json!({"rope_theta": 0}), "`rope_theta` is 0 where a number above 0");
         refused(json!({"rms_norm_eps": "1e-5"}), "`rms_norm_eps` is \"1e-5\"");
         refused(

@@ -45,6 +45,9 @@ pub fn explain(run: &Path, pair: &[String]) -> Result<String> {
     let (case, a, b) = split(pair)?;
     let wanted: Vec<&Case> =
         manifest.cases.iter().filter(|known| case.as_ref().is_none_or(|case| known.name == *case)).collect();
+    if manifest.cases.is_empty() {
+        return Err(miette!(help = "`tfcheck run --resume RUN` computes them", "the run has no cases"));
+    }
     if wanted.is_empty() {
         let known: Vec<&str> = manifest.cases.iter().map(|case| case.name.as_str()).collect();
         let given = case.unwrap_or_default();
@@ -66,7 +69,11 @@ pub fn explain(run: &Path, pair: &[String]) -> Result<String> {
 
 /// The names from which the user can choose.
 fn listed(names: &[&str]) -> String {
-    if names.is_empty() { "the run has none".to_owned() } else { format!("there are {}", names.join(", ")) }
+    if names.is_empty() {
+        "it has none: `tfcheck run --resume RUN` computes them".to_owned()
+    } else {
+        format!("there are {}", names.join(", "))
+    }
 }
 
 /// Case, A and B as given on the command line.

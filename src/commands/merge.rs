@@ -223,15 +223,29 @@ fn remember(
     let kept = History::open(request.results)
         .and_then(|mut history| history.record(&name, &manifest.stamp, machine, &cases));
     if let Err(error) = kept {
-        request.progress.line(&format!("not in the history: {error}"));
+        request.progress.line(&error.note());
+    }
+}
+
+/// A folder or file of the parts that cannot be read.
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+#[error("cannot read {}", path.display())]
+#[diagnostic(help("name the run folders that `tfcheck run --shard 1/4` wrote, or a folder that holds them"))]
+struct Unreadable {
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+impl Unreadable {
+    fn of(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        |source| Self { path, source }
     }
 }
 
 /// Why units are missing, by their names.
 fn reasons(path: &Path) -> Result<BTreeMap<String, String>> {
-    let text = bounds::file::read_text(path, CONFIG_BYTES)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot read {}", path.display()))?;
+    let text = bounds::file::read_text(path, CONFIG_BYTES).map_err(Unreadable::of(path))?;
     let line = |line: &str| line.split_once('\t').map(|(unit, why)| (unit.to_owned(), why.trim().to_owned()));
     Ok(text.lines().filter_map(line).collect())
 }

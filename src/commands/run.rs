@@ -226,7 +226,7 @@ fn remember(
     let kept = History::open(results)
         .and_then(|mut history| history.record(&name, &manifest.stamp, machine, &cases));
     if let Err(error) = kept {
-        request.progress.line(&format!("not in the history: {error}"));
+        request.progress.line(&error.note());
     }
 }
 

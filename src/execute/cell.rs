@@ -219,6 +219,31 @@ pub struct Failure {
     pub log_tail: String,
 }
 
+impl Failure {
+    /// What to do about it; `None` where the reason itself says it.
+    pub fn hint(&self) -> Option<&'static str> {
+        let is_silent = self.detail.trim().is_empty() && self.log_tail.trim().is_empty();
+        match self.kind {
+            FailureKind::Environment => None,
+            FailureKind::Exception if is_silent => None,
+            FailureKind::Crashed if is_silent => Some(
+                "the worker wrote nothing before it ended: `tfcheck check-worker` tests a worker's answers",
+            ),
+            FailureKind::Exception | FailureKind::Crashed => {
+                Some("what the worker wrote is in summary.md and in worker.log of the variant's folder")
+            }
+            FailureKind::OutOfMemory => {
+                Some("use fewer tokens or sequences, a smaller dtype, or a machine with more memory")
+            }
+            FailureKind::TimedOut => Some("raise `timeout_s` under [run], or use fewer tokens"),
+            FailureKind::MissingResult => Some(
+                "`tfcheck run --resume RUN` computes damaged files again; `tfcheck check-worker` tests a worker's answers",
+            ),
+            FailureKind::Interrupted => Some("`tfcheck run --resume RUN` completes the run"),
+        }
+    }
+}
+
 /// Kinds of failure; each has its own word in the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -106,6 +106,14 @@ pub enum HistoryError {
     },
 }
 
+impl HistoryError {
+    /// That a run is not recorded, with the reason and the remedy.
+    pub fn note(&self) -> String {
+        let remedy = self.help().map(|help| format!(" ({help})")).unwrap_or_default();
+        format!("not in the history: {self}{remedy}")
+    }
+}
+
 /// A baseline's row in the history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {

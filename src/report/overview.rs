@@ -2,6 +2,7 @@
 //!
 //! At most [`MOST_LINES`] lines for any run size; the report files hold everything.
 
+use compare::units::count;
 use console::{Alignment, Style, measure_text_width, pad_str, truncate_str};
 
 use super::Source;
@@ -10,7 +11,7 @@ use super::preflight::{self, Part};
 use super::sections::change_row;
 use super::speed;
 use super::wrap::wrap;
-use crate::execute::cell::Cell;
+use crate::execute::cell::{Cell, FailureKind, Outcome};
 use crate::judge::findings::{CaseGroups, Finding, Findings, Mark, What, subject, version};
 use crate::judge::gates::Judged;
 use crate::judge::view::RunView;
@@ -38,6 +39,7 @@ pub fn render(source: &Source<'_>, width: usize, color: bool) -> String {
     // What follows the findings keeps its place, however many findings there are.
     let mut rest = Page { width, color, lines: Vec::new() };
     rest.gates(judged);
+    rest.hints(run);
     rest.wrapped(&speed::sentence(run), "  ", MOST_OF_SPEED, None);
     rest.last(run);
     page.findings(run, found, MOST_LINES.saturating_sub(rest.lines.len()));
@@ -259,6 +261,13 @@ impl Page {
             self.wrapped(&text, "    ", MOST_OF_A_FINDING.min(room - 1), Some(&style));
         }
     }
+
+    /// What to do about each kind of failure.
+    fn hints(&mut self, run: &RunView) {
+        for (kind, hint) in hints(run) {
+            self.wrapped(&format!("help: {}: {hint}", kind.words()), "    ", 2, None);
+        }
+    }
 }
 
 /// A finding with what the group computes instead.
@@ -320,6 +329,25 @@ fn sign(mark: Option<&Mark>) -> (String, Style) {
         Mark::Reference | Mark::Unsupported | Mark::NotStarted => plain.dim(),
     };
     (mark.text(), style)
+}
+
+/// What to do about the run's failures, each remedy once, with the kind of failure.
+fn hints(run: &RunView) -> Vec<(FailureKind, &'static str)> {
+    let mut hints = Vec::new();
+    for cell in run.cases.iter().flat_map(|case| &case.cells) {
+        let failure = match &cell.outcome {
+            Outcome::Failed(failure) if !cell.is_not_started() => Some(failure),
+            Outcome::Completed(completed) => completed.unfinished.as_ref(),
+            _ => None,
+        };
+        if let Some(failure) = failure
+            && let Some(hint) = failure.hint()
+            && !hints.contains(&(failure.kind, hint))
+        {
+            hints.push((failure.kind, hint));
+        }
+    }
+    hints
 }
 
 fn is_plain(case: &CaseGroups) -> bool {
@@ -394,11 +422,19 @@ fn notes(run: &RunView) -> Vec<String> {
         .into_iter()
         .filter(|(_, _, found)| found.difference.is_some())
         .map(|(checkpoint, version, found)| format!("{checkpoint}, {version}: {}", found.said()));
+    let unread = preflight::unread_by_all(run).into_iter().map(|(checkpoint, names)| {
+        format!(
+            "note: no variant reads {} of {checkpoint}, such as {}: config.json may describe a smaller model",
+            count(names.len(), "tensor"),
+            names[0]
+        )
+    });
     let noisy = run.cases.iter().filter(|case| {
         (0..case.cells.len()).any(|row| case.noise(row).is_some_and(|noise| !noise.is_bitwise()))
     });
     let noise = noisy.filter_map(|case| Some(format!("{}: {}", case.name, case.noise_said()?)));
-    keys.chain(tokenizers)
+    keys.chain(unread)
+        .chain(tokenizers)
         .chain(translated)
         .chain(noise)
         .chain(run.notes.iter().map(|note| format!("note: {note}")))

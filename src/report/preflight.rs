@@ -1,5 +1,7 @@
 //! Differences between variants before any forward pass: config keys, tokenizers, packages.
 
+use std::collections::HashSet;
+
 use crate::execute::cell::{Completed, Outcome, TokenizerParity};
 use crate::judge::view::{CaseView, RunView};
 use crate::spec::variant::Variant;
@@ -120,6 +122,28 @@ pub(crate) fn partly_read(run: &RunView, part: Part) -> Vec<PartlyRead> {
                     not_ignored_by,
                 });
             }
+        }
+    }
+    found
+}
+
+/// The tensors of each checkpoint that every variant which can tell leaves unread.
+pub(crate) fn unread_by_all(run: &RunView) -> Vec<(&str, Vec<&str>)> {
+    let mut found: Vec<(&str, Vec<&str>)> = Vec::new();
+    for case in &run.cases {
+        let mut told = case.cells.iter().filter_map(|cell| match &cell.outcome {
+            Outcome::Completed(completed) => completed.unread_tensors.as_ref(),
+            _ => None,
+        });
+        let Some(first) = told.next() else { continue };
+        let mut names: Vec<&str> = first.iter().map(String::as_str).collect();
+        for other in told {
+            let other: HashSet<&str> = other.iter().map(String::as_str).collect();
+            names.retain(|name| other.contains(name));
+        }
+        // All cases of one checkpoint give the same result.
+        if !names.is_empty() && found.iter().all(|(known, _)| *known != case.checkpoint) {
+            found.push((&case.checkpoint, names));
         }
     }
     found

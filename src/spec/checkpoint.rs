@@ -67,8 +67,20 @@ impl Checkpoint {
 
     /// What config and weights say differently, in a note; reads the tensors concerned.
     pub(crate) fn contradiction(&self) -> Option<String> {
-        let found = tied::contradiction(&self.config, &self.weights)?;
-        Some(format!("{}: {found}", self.name))
+        let tied = tied::contradiction(&self.config, &self.weights);
+        let found: Vec<String> = tied.into_iter().chain(self.two_thetas()).collect();
+        (!found.is_empty()).then(|| format!("{}: {}", self.name, found.join("; ")))
+    }
+
+    /// A note if the config has two values of `rope_theta`.
+    fn two_thetas(&self) -> Option<String> {
+        let outer = self.value("rope_theta")?.as_f64()?;
+        let inner = self.value("rope_parameters")?.get("rope_theta")?.as_f64()?;
+        (outer.to_bits() != inner.to_bits()).then(|| {
+            format!(
+                "config.json has rope_theta {outer} and rope_parameters.rope_theta {inner}: which of the two counts differs from release to release"
+            )
+        })
     }
 
     /// The dtype that transformers loads with `dtype="auto"`: the config's, else that of the first tensor of floats. f32

@@ -220,7 +220,7 @@ fn damaged_weights_report_the_file_and_its_expected_length() {
     let lying = String::from_utf8_lossy(&good).replace("[3]", "[4]").into_bytes();
     check(
         with(lying),
-        "model/model.safetensors is not valid safetensors: tensor `a` has no dtype, shape or offsets that fit each other",
+        r#"model/model.safetensors is not valid safetensors: tensor `a` has no dtype, shape or offsets that fit each other: {"dtype":"F32","shape":[4],"data_offsets":[0,12]}"#,
         "fetch it again",
     );
 }

@@ -335,7 +335,7 @@ fn files_that_cannot_be_imported_give_the_reason() {
     check(Gguf::new("llama").remove("blk.0.ffn_up.weight"), "tensor `blk.0.ffn_up.weight` is missing");
     let mut stray = Gguf::new("llama");
     stray.add("blk.0.ffn_gate_inp.weight", norm(HIDDEN));
-    check(stray, "tensor `blk.0.ffn_gate_inp.weight` has no place in a llama model");
+    check(stray, "tensor `blk.0.ffn_gate_inp.weight` has no place in a llama model of 1 layer");
     check(with("llama", "tokenizer.ggml.pre", text("tekken")), "its pre-tokenizer (`tekken`) is not known");
     check(with("llama", "tokenizer.ggml.model", text("bert")), "its tokenizer (`bert`) is not known");
     check(with("llama", "split.count", Value::U16(2)), "it is one part of a split model");
@@ -444,4 +444,6 @@ fn places_of_tensors_that_wrap_overlap_or_are_not_aligned_are_refused() {
     // With half its rows the tensor ends before the next one begins.
     check(dimensions + 8, &32_u64.to_le_bytes(), "was due");
     check(dimensions + 16, &16_u32.to_le_bytes(), "ggml type 16");
+    // Q6_K has blocks of 256 values, and a row has 64.
+    check(dimensions + 16, &14_u32.to_le_bytes(), "a row of Q6K holds a multiple of 256 values");
 }

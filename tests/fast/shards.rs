@@ -340,6 +340,16 @@ fn shards_of_different_machines_are_named_and_leave_no_times_in_the_history() {
 }
 
 #[test]
+fn a_folder_that_cannot_be_read_is_refused_with_the_remedy() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "");
+    for folder in ["nowhere", "file", "/dev/zero"] {
+        let shown = stderr(&merge(&sandbox, &[folder], 2));
+        assert!(shown.contains(&format!("cannot read {folder}")) && shown.contains("--shard 1/4"), "{shown}");
+    }
+}
+
+#[test]
 fn a_shard_without_units_ends_without_a_run() {
     let sandbox = Sandbox::new();
     let config = sandbox.workers(&[("one", "good")], UNTIMED);

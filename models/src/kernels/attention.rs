@@ -23,8 +23,8 @@ const QUERY_ROW: usize = MAX_HEAD_DIM + 16;
 const SCORE_ROW: usize = BLOCK + 16;
 /// Upper bound on the rows of a tile at every instruction level.
 const MOST_ROWS: usize = 16;
-/// Minimum number of keys per part when a task's keys are split among threads.
-const SPLIT: usize = 256;
+/// Minimum number of keys per part when a task's keys are split among threads; fewer under Miri, which is slow.
+const SPLIT: usize = if cfg!(miri) { 32 } else { 256 };
 
 /// The keys that a query attends to, by distance in slots: from `before` slots before the query to `after` slots
 /// after it, both included; `None` means no limit.

@@ -106,8 +106,7 @@ impl Copy<'_> {
             return Ok(());
         }
         let text = bounds::file::read_unlinked(&own[0], CHECKPOINT_JSON_BYTES)
-            .into_diagnostic()
-            .wrap_err_with(|| format!("cannot read {}", own[0].display()))?;
+            .map_err(super::Unreadable::of(&own[0]))?;
         let known = self.frozen.environments.iter().find(|known| known.versions.contains(version));
         let is_the_plans =
             known.is_none_or(|known| known.lock.is_empty() || known.lock == hex(&Sha256::digest(&text)));

@@ -78,7 +78,7 @@ pub(super) fn ask(
 
 /// Converts the end of a worker to the result that the tables show.
 fn sorted(ended: &reference::WorkerEnd, log_tail: &str) -> NoResult {
-    let kind = match ended {
+    let mut kind = match ended {
         reference::WorkerEnd::Interrupted => return NoResult::Interrupted,
         reference::WorkerEnd::Unsupported(Failed { message, .. }) => {
             return NoResult::Unsupported(message.clone());
@@ -93,6 +93,9 @@ fn sorted(ended: &reference::WorkerEnd, log_tail: &str) -> NoResult {
     if kind == FailureKind::Crashed
         && let Some(words) = last_words(log_tail)
     {
+        if words.starts_with("memory allocation of ") {
+            kind = FailureKind::OutOfMemory;
+        }
         reason = format!("{reason}: {words}");
     }
     let traceback = ended.traceback().unwrap_or_default();
@@ -133,7 +136,18 @@ fn last_words(log: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::last_words;
+    use super::{FailureKind, NoResult, last_words, sorted};
+
+    #[test]
+    fn a_process_that_gets_no_memory_is_out_of_memory_and_did_not_crash() {
+        let ended = reference::WorkerEnd::Signalled { signal: 6, name: "SIGABRT", note: "" };
+        let kind = |log: &str| match sorted(&ended, log) {
+            NoResult::Failed(failure) => failure.kind,
+            _ => panic!("it failed"),
+        };
+        assert_eq!(kind("memory allocation of 6400640016 bytes failed\n"), FailureKind::OutOfMemory);
+        assert_eq!(kind("corrupted size vs. prev_size\n"), FailureKind::Crashed);
+    }
 
     #[test]
     fn the_reason_of_a_crash_is_quoted_from_the_log() {

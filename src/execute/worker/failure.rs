@@ -18,6 +18,12 @@ pub(super) fn model_failure(error: models::Error) -> Failed {
     let mut message = match &error {
         // The same words for every type, so that a report says them once; `tfcheck list models` names the types.
         models::Error::UnknownModelType { .. } => "tfcheck has no native model of this model_type".to_owned(),
+        models::Error::MissingTensor { .. } | models::Error::ShapeMismatch { .. } => {
+            format!(
+                "{error}; config.json and the weights do not fit each other: fetch both from one revision"
+            )
+        }
+        models::Error::MissingKey { .. } => format!("{error} in config.json: fetch the file again"),
         error => error.to_string(),
     };
     let mut source = std::error::Error::source(&error);

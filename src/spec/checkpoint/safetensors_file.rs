@@ -27,7 +27,11 @@ pub(crate) fn check(path: &Path, is_quantised: bool) -> Result<TensorNames, Erro
     let mut ranges = Vec::new();
     for (name, tensor) in &tensors {
         let (begin, end) = range(tensor).ok_or_else(|| {
-            bad(format!("tensor `{}` has no dtype, shape or offsets that fit each other", told(name)))
+            let tensor = bounds::shown(&tensor.to_string(), 200).into_owned();
+            bad(format!(
+                "tensor `{}` has no dtype, shape or offsets that fit each other: {tensor}",
+                told(name)
+            ))
         })?;
         let dtype = tensor.get("dtype").and_then(Value::as_str).unwrap_or_default();
         if !is_quantised && name.ends_with(".weight") && INTEGERS.contains(&dtype) {

@@ -155,6 +155,12 @@ fn locate(document: &DeTable<'_>, path: &[Step], part: Part) -> Option<Range<usi
 
 /// Finds the name that was probably meant in serde's list of expected names.
 fn explain(message: &str) -> (String, Option<String>) {
+    if message.contains("max recursion depth") {
+        return (
+            "lists or tables are nested too deep".to_owned(),
+            Some("no key needs more than two levels".to_owned()),
+        );
+    }
     let mut quoted = message.split('`').skip(1).step_by(2);
     let Some(given) = quoted.next() else {
         return (plain(message), None);
@@ -182,6 +188,7 @@ fn explain(message: &str) -> (String, Option<String>) {
 
 /// Replaces Rust's type names in serde's message with plain words.
 fn plain(message: &str) -> String {
+    let message = &message.replace("` as i128", "`").replace("` as u128", "`");
     let words = [("usize", "a whole number from 0"), ("u64", "a whole number from 0"), ("f64", "a number")];
     let replaced = words.iter().find_map(|(rust, plain)| {
         message.strip_suffix(rust).filter(|rest| rest.ends_with(' ')).map(|rest| format!("{rest}{plain}"))

@@ -36,6 +36,11 @@ impl Config {
         };
         let text = bounds::file::read_text(path, CONFIG_BYTES)
             .map_err(|error| ConfigError::unreadable(path, &error))?;
+        if text.contains('\0') {
+            let error =
+                std::io::Error::new(std::io::ErrorKind::InvalidData, "it holds zero bytes and is no text");
+            return Err(ConfigError::unreadable(path, &error));
+        }
         Ok(Loaded { config: Self::parse(&text, path)?, text, path: Some(path.to_owned()) })
     }
 
@@ -44,7 +49,7 @@ impl Config {
     /// # Errors
     /// When the text is not TOML, has an unknown field or contradicts itself.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        if let Some(error) = ConfigError::from_problems(too_deep(text), "", path) {
+        if let Some(error) = ConfigError::from_problems(too_deep(text, path), "", path) {
             return Err(error);
         }
         let mut config: Self =
@@ -125,7 +130,7 @@ impl Config {
 }
 
 /// A line whose key names more nested tables than the parser's recursion should have.
-fn too_deep(text: &str) -> Vec<Problem> {
+fn too_deep(text: &str, path: &Path) -> Vec<Problem> {
     let is_deep = |line: &&str| {
         let key = line.split('=').next().unwrap_or_default();
         CONFIG_DEPTH.check(key.bytes().filter(|byte| *byte == b'.').count() as u64).is_err()
@@ -133,7 +138,12 @@ fn too_deep(text: &str) -> Vec<Problem> {
     let is_key = |line: &&str| !line.trim_start().starts_with(['#', '"', '\'']);
     let found = text.lines().enumerate().find(|(_, line)| is_key(line) && is_deep(line));
     let message = |(index, _): (usize, &str)| {
-        format!("line {} nests tables deeper than {} levels", index + 1, CONFIG_DEPTH.most)
+        format!(
+            "line {} of {} nests tables deeper than {} levels",
+            index + 1,
+            path.display(),
+            CONFIG_DEPTH.most
+        )
     };
     found.map(message).map(Problem::of_argument).into_iter().collect()
 }

@@ -3,8 +3,10 @@
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::unwrapped;
-use crate::support::{Sandbox, stderr};
+use crate::support::{Sandbox, stderr, stdout};
 
 #[test]
 fn the_table_of_limits_is_in_the_documentation() {
@@ -135,6 +137,10 @@ fn sizes_and_tolerances_beyond_their_limits_are_refused_at_their_line() {
     check("[inputs]\nlengths = [1000000000000]\n", "1000000000000 tokens of a sequence");
     check("[inputs]\nlengths = [8]\nbatch = [1000000000000]\n", "sequences of a batch");
     check("[inputs]\nlengths = [1000000]\nbatch = [60000]\n", "tokens of a batch");
+    check(
+        "[run]\nrounds = 99999999999999999999\n",
+        "integer `99999999999999999999`, expected a whole number",
+    );
     check("[run]\niterations = 9223372036854775807\n", "forward passes or tokens");
     check("[run]\nthreads = 10000000\n", "threads of a worker");
     check("[run]\ntimeout_s = 9223372036854775807\n", "seconds of a wait");
@@ -145,7 +151,46 @@ fn sizes_and_tolerances_beyond_their_limits_are_refused_at_their_line() {
     let many: Vec<String> = (1..200_000).map(|number| number.to_string()).collect();
     check(&format!("[inputs]\nlengths = [{}]\n", many.join(",")), "entries of one list");
     check(&format!("[a.{}]\n", "b.".repeat(100_000) + "c"), "nests tables deeper than 32");
-    check(&format!("x = {}{}\n", "[".repeat(200_000), "]".repeat(200_000)), "recursion");
+    check(&format!("x = {}{}\n", "[".repeat(200_000), "]".repeat(200_000)), "nested too deep");
+    check("[run]\nseed = 1\0\n", "it holds zero bytes");
+}
+
+/// What `tfcheck run` prints of tfcheck's own model on a checkpoint whose config has these keys instead.
+fn native(changes: &serde_json::Value) -> (Option<i32>, String) {
+    let sandbox = Sandbox::new();
+    let model = sandbox.path().join("model");
+    models::synthetic::write("llama", "tiny", 0, &model).unwrap();
+    let path = model.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    std::fs::write(&path, config.to_string()).unwrap();
+    sandbox.write(
+        "tfcheck.toml",
+        "versions = []\n[[checkpoints]]\nsource = \"./model\"\n[inputs]\nlengths = [8]\n[candle]\nmodes = [\"eager\"]\n\
+         [run]\nrounds = 0\ntrace = false\nnoise = false\nmodes = [\"eager\"]\n",
+    );
+    let output = sandbox.tfcheck(&["run", "tfcheck.toml"]);
+    (output.status.code(), unwrapped(&(stdout(&output) + &stderr(&output))))
+}
+
+#[test]
+fn a_config_that_does_not_fit_its_weights_is_reported_with_the_remedy() {
+    let check = |changes: serde_json::Value, code: i32, expected: &[&str]| {
+        let (found, shown) = native(&changes);
+        assert_eq!(found, Some(code), "{shown}");
+        assert!(expected.iter().all(|expected| shown.contains(expected)), "{shown}");
+    };
+    let remedy = "fetch both from one revision";
+    check(json!({"vocab_size": 5}), 3, &["model.embed_tokens.weight has shape", remedy]);
+    check(
+        json!({"attention_bias": true}),
+        3,
+        &["has no tensor model.layers.0.self_attn.q_proj.bias", remedy],
+    );
+    check(json!({"num_hidden_layers": 0}), 0, &["no variant reads", "such as model.layers.0."]);
+    check(json!({"rope_theta": 7.0}), 0, &["has rope_theta 7 and rope_parameters.rope_theta"]);
 }
 
 /// The only sources that open files without `bounds::file`, and what these files are.

@@ -119,6 +119,35 @@ fn a_damaged_environment_record_is_noted() {
 }
 
 #[test]
+fn a_run_without_its_environment_record_becomes_a_baseline() {
+    let (sandbox, run) = finished();
+    for name in ["environment.json", "config.toml"] {
+        std::fs::remove_file(run.path().join(name)).unwrap();
+    }
+    for arguments in [&["baseline", "save", "b"][..], &["compare", path(&run)], &["baseline", "remove", "b"]]
+    {
+        let output = sandbox.tfcheck(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_run_without_cases_and_a_damaged_history_come_with_what_to_do() {
+    let (sandbox, run) = finished();
+    std::fs::write(run.path().parent().unwrap().join("history.sqlite"), "{".repeat(4096)).unwrap();
+    let shown = unwrapped(&stderr(&sandbox.tfcheck(&["run", "--resume", path(&run)])));
+    assert!(shown.contains("not in the history") && shown.contains("move it away"), "{shown}");
+    let file = run.path().join("run.json");
+    let mut manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    manifest["cases"] = serde_json::json!([]);
+    std::fs::write(&file, manifest.to_string()).unwrap();
+    let output = sandbox.tfcheck(&["explain", path(&run), "one_eager..two_eager"]);
+    let shown = unwrapped(&stderr(&output));
+    assert_eq!(output.status.code(), Some(2), "{shown}");
+    assert!(shown.contains("the run has no cases") && shown.contains("--resume RUN"), "{shown}");
+}
+
+#[test]
 fn nothing_is_written_through_a_link_in_a_run() {
     for name in [".lock", "summary.md", "one/worker.log", "one/logits_eager.safetensors", "run.log"] {
         let (sandbox, run) = finished();

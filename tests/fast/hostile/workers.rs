@@ -55,6 +55,20 @@ fn logits_that_a_worker_damages_after_its_reply_are_a_failed_cell() {
 }
 
 #[test]
+fn each_kind_of_failure_comes_with_what_to_do() {
+    for (fault, expected) in [
+        ("escapes", "help: exception: what the worker wrote is in summary.md"),
+        ("damages_logits", "help: missing result: `tfcheck run --resume RUN`"),
+        ("exit", "help: crashed: "),
+    ] {
+        let (_, shown, _, sandbox) = run(fault);
+        let shown = super::unwrapped(&shown);
+        assert!(shown.contains(expected), "{fault}: {shown}");
+        assert!(!sandbox.only_run().text("summary.md").contains("()"), "{fault}");
+    }
+}
+
+#[test]
 fn logits_of_another_shape_are_not_diagnosed() {
     let sandbox = Sandbox::new();
     let config = sandbox.workers(&[("other", "good")], "iterations = 1\nrounds = 0\nnoise = false");

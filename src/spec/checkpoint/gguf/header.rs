@@ -232,7 +232,12 @@ pub(super) fn check_places(content: &Content, alignment: u64, length: u64) -> Re
         let columns = dims.last().copied().unwrap_or(1) as u64;
         let (Some(elements @ 1..), 0) = (elements, columns % block) else {
             let kind = info.ggml_dtype;
-            return Err(damaged(format!("tensor `{}` of {kind:?} has the shape {dims:?}", told())));
+            let needed = if block > 1 {
+                format!("; a row of {kind:?} holds a multiple of {block} values")
+            } else {
+                String::new()
+            };
+            return Err(damaged(format!("tensor `{}` of {kind:?} has the shape {dims:?}{needed}", told())));
         };
         let end = (elements / block)
             .checked_mul(info.ggml_dtype.type_size() as u64)

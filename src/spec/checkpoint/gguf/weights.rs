@@ -11,6 +11,7 @@ use bounds::shown;
 use candle_core::Device;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::gguf_file::{Content, TensorInfo};
+use compare::units::count;
 use serde_json::{Map, Value, json};
 
 use super::metadata::Metadata;
@@ -55,7 +56,8 @@ pub(super) fn plan(
         }
         let ours = architecture.translate(theirs, layers).ok_or_else(|| {
             let told = shown(theirs, LINE.most);
-            damaged(format!("tensor `{told}` has no place in a {} model", architecture.name()))
+            let name = architecture.name();
+            damaged(format!("tensor `{told}` has no place in a {name} model of {}", count(layers, "layer")))
         })?;
         let change = architecture.change(theirs, heads, key_value_heads);
         let rows = info.shape.dims().first().copied().unwrap_or_default();
