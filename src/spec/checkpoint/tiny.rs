@@ -169,13 +169,14 @@ static CHANGES: LazyLock<Vec<Change>> = LazyLock::new(|| {
 /// config's keys (`reference/bridge/src/module/small.py`).
 pub(crate) fn unlisted(model_type: &str) -> Tiny {
     let change = CHANGES.iter().find(|change| change.model_type == model_type).cloned().unwrap_or_default();
+    let separator = if change.shows.is_empty() { "" } else { "; " };
     let mut config = change.config;
     config.insert("model_type".to_owned(), Value::from(model_type));
     // Named by a config, of which a process reads few; the tables live as long.
     let row: &'static Row = Box::leak(Box::new(Row {
         model_type: model_type.to_owned(),
         class: String::new(),
-        shows: "the release's defaults, with small sizes".to_owned(),
+        shows: format!("the release's defaults, with small sizes{separator}{}", change.shows),
         newest: true,
         config,
         fill: change.fill,

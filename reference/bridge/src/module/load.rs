@@ -92,7 +92,10 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
         }
         Class::Named(name) => {
             let own = own_class(&transformers, &config_class, name)?;
-            (own.ok_or_else(|| Stop::unsupported(format!("transformers {version} has no class {name}")))?, drive)
+            (
+                own.ok_or_else(|| Stop::unsupported(format!("transformers {version} has no class {name}")))?,
+                drive,
+            )
         }
     };
     let (model, loading) = float64

@@ -51,7 +51,8 @@ pub(super) fn returned<'py>(
         }
         // A backbone returns lists of maps and nothing else.
         if found.is_empty()
-            && let Some(maps) = output.call_method1("get", ("feature_maps",)).ok().filter(|maps| !maps.is_none())
+            && let Some(maps) =
+                output.call_method1("get", ("feature_maps",)).ok().filter(|maps| !maps.is_none())
         {
             found = listed("feature_maps", &maps)?;
         }

@@ -151,8 +151,8 @@ def forms(model_type, changes):
         default = functools.partial(default, **changes)
         default.from_dict = CONFIG_MAPPING[model_type].from_dict
 
-    def named(fill_unset, is_wide=False, heads=None):
-        return default(**merged({**small(default(), fill_unset, is_wide), **(heads or {})}, changes))
+    def named(fill_unset, is_wide=False, is_sectioned=False, heads=None):
+        return default(**merged({**small(default(), fill_unset, is_wide, is_sectioned), **(heads or {})}, changes))
 
     def divided(factor, pictures):
         return default.from_dict(merged(scaled(default(), factor, pictures), changes))
@@ -160,6 +160,7 @@ def forms(model_type, changes):
     yield lambda: named(True)
     if any("rope_parameters" in vars(part) for part in inputs.parts(default())):
         yield lambda: named(True, is_wide=True)
+        yield lambda: named(True, is_sectioned=True)
     for factor, pictures in SCALES[:2]:
         yield lambda: divided(factor, pictures)
     yield lambda: named(True, heads={"num_key_value_heads": VALUES["num_attention_heads"]})
@@ -168,16 +169,16 @@ def forms(model_type, changes):
         yield lambda: divided(factor, pictures)
 
 
-def small(config, fill_unset, is_wide=False):
-    """Values for the keys of a config with the release's defaults, nested configs as well; with heads as wide as by default where
-    the model divides them into sections that its config does not state."""
+def small(config, fill_unset, is_wide=False, is_sectioned=False):
+    """Values for the keys of a config with the release's defaults, nested configs as well. Some models divide heads into sections
+    that their configs do not state: these get heads as wide as by default, or a config that states sections."""
     defaults = vars(config)
     layers = {defaults.get(name) for name in ("num_hidden_layers", "n_layer", "num_layers") if isinstance(defaults.get(name), int)}
     heads = next((defaults[name] for name in ("num_attention_heads", "n_head", "num_heads") if name in defaults), None)
     values = {}
     for name, value in defaults.items():
         if isinstance(value, PretrainedConfig):
-            values[name] = backbone(value) or {**own(value), "model_type": value.model_type, **small(value, fill_unset, is_wide)}
+            values[name] = backbone(value) or {**own(value), "model_type": value.model_type, **small(value, fill_unset, is_wide, is_sectioned)}
         elif name.startswith("_") or isinstance(value, bool):
             continue
         elif name in ABSENT and value is None:
@@ -203,6 +204,11 @@ def small(config, fill_unset, is_wide=False):
     values.update(stages(defaults, values))
     if is_wide and "rope_parameters" in defaults and head(defaults):
         values["head_dim"] = head(defaults)
+    rope = defaults.get("rope_parameters")
+    if is_sectioned and isinstance(rope, dict) and "rope_theta" in rope and "section" not in str(rope) and head(defaults):
+        pairs = head({**defaults, **values}) // 2
+        stated = {"partial_rotary_factor": 1.0, "mrope_section": narrowed([2, 3, 3], pairs / 8)}
+        values["rope_parameters"] = {**rope, **stated}
     for name in ("rope_parameters", "rope_scaling"):
         before, after = head(defaults), head({**defaults, **values})
         if isinstance(defaults.get(name), dict) and "section" in str(defaults[name]) and before and after:

@@ -13,6 +13,8 @@ BATCH, LENGTH = 2, 24
 FRAMES, SAMPLES, SPECTRUM = 4, 15_360, 64
 # Elements of the largest tensor.
 MOST_ELEMENTS = 50_000_000
+# Arguments that some models take without naming them.
+KEYWORDS = {"target_sizes"}
 # Arguments with a default that models cannot do without.
 ALWAYS = {"visual_feats", "visual_pos", "visual_embeds", "bbox", "image_embeds_position_mask", "query_embeds"}
 TOKENS = {"input_ids", "attention_mask", "decoder_input_ids"}
@@ -83,6 +85,7 @@ def special(config):
 
 def tokens(config, length=LENGTH, salt=0):
     size, taken = vocabulary(config), special(config)
+    length = min(length, Sizes(config, ("text",)).get("max_position_embeddings max_text_length context_length", length))
     plain = [token for token in range(min(3, size - 1), size) if token not in taken] or list(range(size))
     return torch.tensor([[plain[(7 * at + 31 * row + 5 * salt) % len(plain)] for at in range(length)] for row in range(BATCH)])
 
@@ -152,6 +155,7 @@ def pictures(config, taken):
             "aspect_ratio_mask": torch.ones(BATCH, 1, tiles, dtype=torch.int64),
         },
         {"pixel_values": plain, "target_sizes": square},
+        {"pixel_values": plain, "prompt_pixel_values": plain, "prompt_masks": plain},
         {"image": plain},
         {"hidden_states": plain},
     ]
@@ -162,7 +166,7 @@ def pictures(config, taken):
 def sounds(config, taken):
     """Forms of sounds: spectra and samples."""
     sizes = Sizes(config, ("audio", "speech", "encoder"))
-    bins = sizes.get("num_mel_bins mel_bins n_mels num_mels feature_size input_feat_per_channel input_dim input_size", 80)
+    bins = sizes.get("feature_projection_input_dim num_mel_bins mel_bins n_mels num_mels feature_size input_feat_per_channel input_dim input_size", 80)
     positions = sizes.get("max_source_positions n_window max_length", 0)
     forms = []
     lengths = [2 * positions, positions] if 0 < positions < 3_000 else []
@@ -174,6 +178,7 @@ def sounds(config, taken):
             for name in ("input_features", "audio_input_features", "input_values"):
                 forms.append({name: values})
                 forms.append({name: values, "input_features_mask": mask, "attention_mask": mask, "feature_attention_mask": mask})
+    spectra, forms = forms, []
     for values in (wave(BATCH, SAMPLES), wave(BATCH, 1, SAMPLES)):
         whole = torch.ones(BATCH, SAMPLES, dtype=torch.int64)
         if {"input_values", "input_features"} <= taken:
@@ -181,7 +186,8 @@ def sounds(config, taken):
             forms.append({"input_values": values, "input_features": frames})
             forms.append({"input_values": values, "input_features": frames.transpose(1, 2)})
         forms += [{"input_values": values}, {"input_values": values, "padding_mask": whole}, {"input_features": values}]
-    return forms
+    # A codec hears samples.
+    return forms + spectra if sizes.get("upsampling_ratios audio_channels sampling_rate") else spectra + forms
 
 
 def others(config):
@@ -214,6 +220,10 @@ def others(config):
         "bbox": torch.zeros(BATCH, LENGTH, 4, dtype=torch.int64),
         "input_points": torch.tensor([[[[10.0, 20.0]]]] * BATCH),
         "image_embeds_position_mask": (torch.arange(LENGTH) < sizes.get("latent_query_num", 0)).long().expand(BATCH, -1).contiguous(),
+        "task_inputs": tokens(config, sizes.get("task_seq_len", LENGTH)),
+        "merge_sizes": torch.full((BATCH,), 2),
+        "mask": torch.ones(BATCH, LENGTH).bool(),
+        "freq": torch.zeros(BATCH, 1, dtype=torch.int64),
         "visual_feats": wave(BATCH, 8, sizes.get("visual_feat_dim", 64)),
         "visual_pos": wave(BATCH, 8, sizes.get("visual_pos_dim", 4)),
         "visual_embeds": wave(BATCH, 8, sizes.get("visual_embedding_dim", 64)),
@@ -235,13 +245,15 @@ def arguments(model):
     signature = inspect.signature(model.forward).parameters
     taken = {name for name, parameter in signature.items() if parameter.kind in (0, 1, 3)}
     required = {name for name in taken if signature[name].default is inspect.Parameter.empty}
-    return taken, required, any(parameter.kind == 4 for parameter in signature.values())
+    if any(parameter.kind == 4 for parameter in signature.values()):
+        taken |= KEYWORDS
+    return taken, required
 
 
 def candidates(model):
     """Sets of arguments, the most telling first."""
     config = model.config
-    taken, required, _ = arguments(model)
+    taken, required = arguments(model)
     views = taken & {"pixel_values", "pixel_values_videos", "flattened_patches", "image"}
     if not views and ("grid_thw" in taken or hasattr(config, "patch_size")):
         views = taken & {"hidden_states"}
@@ -257,7 +269,8 @@ def candidates(model):
     sets = []
     if ids:
         sets += [("placed", {**form, **ids}) for form in media]
-        sets += [("beside", {**form, **ids}) for form in media]
+        sets += [("beside", {**form, **ids, **decoder}) for form in media]
+        sets += [("beside", {**form, **ids}) for form in media] if decoder else []
     sets += [("alone", {**form, **decoder}) for form in media]
     sets += [("alone", form) for form in media]
     if ids:
@@ -268,9 +281,9 @@ def candidates(model):
             if decoder:
                 rows = {name: value.repeat_interleave(books, 0) % 30 for name, value in decoder.items()}
                 sets.append(("codes", {**ids, **rows}))
-            sets.append(("codes", {"input_ids": ids["input_ids"][:, :books]}))
+            sets += [("codes", {"input_ids": ids["input_ids"][:, :length]}) for length in (books, 2)]
             sets += [("codes", {"input_ids": codes[..., :-1], **decoder}), ("codes", {"input_ids": codes}), ("codes", {"input_ids": codes[..., :-1].transpose(1, 2)})]
-    sets += [("others", {}), ("across", {})]
+    sets += [("others", {}), ("across", {}), ("samples", {})]
     seen = set()
     for kind, values in sets:
         values = {name: value for name, value in values.items() if name in taken}
@@ -280,6 +293,10 @@ def candidates(model):
         if kind == "across":
             # Channels before positions.
             values = {name: value.transpose(1, 2) if value.is_floating_point() and value.ndim == 3 else value for name, value in values.items()}
+        if kind == "samples" and "hidden_states" in values:
+            values["hidden_states"] = wave(BATCH, 1, SAMPLES)
+        if kind == "samples" and "past_values" in values:
+            values["past_values"] = values["past_values"][..., 0].contiguous() if values["past_values"].ndim == 3 else values["past_values"]
         if required - values.keys() or not values:
             continue
         key = (kind, *sorted((name, tuple(value.shape)) for name, value in values.items()))
@@ -318,7 +335,7 @@ def placed(model, values):
     rows = [torch.cat([ids[row, :1], torch.full((counts[row],), token), ids[row, 1:], ids[row, 2:2 + longest - counts[row]].repeat(longest)[:longest - counts[row]]]) for row in range(BATCH)]
     placed = {**values, "input_ids": torch.stack(rows)}
     kinds = (placed["input_ids"] == token).long()
-    taken, _, _ = arguments(model)
+    taken, _ = arguments(model)
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in taken:
             placed[name] = 3 * kinds if hears and name == "mm_token_type_ids" else kinds
@@ -341,7 +358,7 @@ def finite(output):
 
 def found(model, end, most=80):
     """The first inputs that the model computes finite numbers of, as their kind and the arguments."""
-    taken, _, _ = arguments(model)
+    taken, _ = arguments(model)
     problem = None
     for kind, values in itertools.islice(candidates(model), most):
         if time.monotonic() > end:
@@ -366,4 +383,4 @@ def are_tokens(model, values):
     """Whether tfcheck makes such inputs by itself: tokens, and those of a decoder."""
     config = model.config
     names = {"input_ids", "decoder_input_ids"} if getattr(config, "is_encoder_decoder", False) else {"input_ids"}
-    return values.keys() == names and values["input_ids"].ndim == 2 and isinstance(getattr(config, "vocab_size", None), int)
+    return values.keys() == names and values["input_ids"].shape == (BATCH, LENGTH) and isinstance(getattr(config, "vocab_size", None), int)
