@@ -217,16 +217,20 @@ def small(config, fill_unset, is_wide=False, is_sectioned=False):
 
 
 def own(config):
-    """Switches of a nested config that differ from those of its class."""
+    """Switches of a nested config that differ from those of its class, and the stages that a backbone returns."""
     try:
-        default = vars(type(config)())
+        default = type(config)()
     except Exception:
         return {}
-    return {
+    values = {
         name: value
         for name, value in vars(config).items()
-        if isinstance(value, (bool, str, float)) and not name.startswith("_") and name in default and default[name] != value
+        if isinstance(value, (bool, str, float)) and not name.startswith("_") and vars(default).get(name, value) != value
     }
+    out = getattr(config, "out_indices", None)
+    if out and "num_hidden_layers" not in vars(config) and out != getattr(default, "out_indices", None):
+        values["out_indices"] = list(out)
+    return values
 
 
 def stages(defaults, values):

@@ -283,7 +283,7 @@ def candidates(model):
                 sets.append(("codes", {**ids, **rows}))
             sets += [("codes", {"input_ids": ids["input_ids"][:, :length]}) for length in (books, 2)]
             sets += [("codes", {"input_ids": codes[..., :-1], **decoder}), ("codes", {"input_ids": codes}), ("codes", {"input_ids": codes[..., :-1].transpose(1, 2)})]
-    sets += [("others", {}), ("across", {}), ("samples", {})]
+    sets += [("others", {}), ("across", {}), ("samples", {}), ("frames", {}), ("everything", ids)]
     seen = set()
     for kind, values in sets:
         values = {name: value for name, value in values.items() if name in taken}
@@ -293,6 +293,11 @@ def candidates(model):
         if kind == "across":
             # Channels before positions.
             values = {name: value.transpose(1, 2) if value.is_floating_point() and value.ndim == 3 else value for name, value in values.items()}
+        if kind == "everything":
+            values |= {name: value for name, value in fill.items() if name in taken and name not in values}
+        if kind == "frames" and "hidden_states" in values:
+            values["hidden_states"] = wave(BATCH, SPECTRUM, Sizes(config).get("input_size num_mel_bins input_dim", 80))
+            values |= {name: torch.ones(BATCH, SPECTRUM).bool() for name in {"mask"} & values.keys()}
         if kind == "samples" and "hidden_states" in values:
             values["hidden_states"] = wave(BATCH, 1, SAMPLES)
         if kind == "samples" and "past_values" in values:
