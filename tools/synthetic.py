@@ -69,6 +69,11 @@ def run(tfcheck, names, folder):
     if refused and not said.get("summary"):
         return {refused: {"made": False, "ran": False, "why": text}}
     runs = sorted((folder / "results").glob("run_*"))
+    if not runs:
+        # A run that did not begin for another reason, which one name alone is told.
+        if len(names) == 1:
+            return {names[0]: {"made": False, "ran": False, "why": text}}
+        return run(tfcheck, names[:1], folder)
     summary = json.loads((runs[-1] / "summary.json").read_text())
     found = {}
     for case in summary["cases"]:

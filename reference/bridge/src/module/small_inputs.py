@@ -17,7 +17,6 @@ MOST_ELEMENTS = 50_000_000
 KEYWORDS = {"target_sizes"}
 # Arguments with a default that models cannot do without.
 ALWAYS = {"visual_feats", "visual_pos", "visual_embeds", "bbox", "image_embeds_position_mask", "query_embeds"}
-TOKENS = {"input_ids", "attention_mask", "decoder_input_ids"}
 
 
 def parts(config):
@@ -126,6 +125,7 @@ def pictures(config, taken):
             forms.append({"pixel_values": flat, "image_grid_thw": grid, "image_grid_hw": grid[:, 1:]})
             small = flat.reshape(-1, depth, channels, patch, patch)[:, 0]
             forms.append({"pixel_values": small, "image_grid_thw": grid})
+            forms.append({"pixel_values": small.unsqueeze(0), "image_grid_thw": grid, "grid_thw": grid})
             forms.append({"pixel_values": small, "image_grid_hws": grid[:, 1:], "grid_thw": grid})
     side = size // patch if patch else 1
     places = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).reshape(1, -1, 2)
@@ -186,6 +186,9 @@ def sounds(config, taken):
             forms.append({"input_values": values, "input_features": frames})
             forms.append({"input_values": values, "input_features": frames.transpose(1, 2)})
         forms += [{"input_values": values}, {"input_values": values, "padding_mask": whole}, {"input_features": values}]
+    lengths = {"feature_lens": torch.full((BATCH,), SPECTRUM), "aftercnn_lens": torch.full((BATCH,), SPECTRUM // 2)}
+    if "feature_lens" in taken:
+        spectra.insert(0, {"input_features": wave(sizes.get("num_mel_bins", 80), BATCH * SPECTRUM), **lengths})
     # A codec hears samples.
     return forms + spectra if sizes.get("upsampling_ratios audio_channels sampling_rate") else spectra + forms
 
@@ -224,6 +227,11 @@ def others(config):
         "merge_sizes": torch.full((BATCH,), 2),
         "mask": torch.ones(BATCH, LENGTH).bool(),
         "freq": torch.zeros(BATCH, 1, dtype=torch.int64),
+        "states": wave(BATCH, LENGTH, sizes.get("state_dim", 8)),
+        "actions": wave(BATCH, LENGTH, sizes.get("act_dim", 4)),
+        "rewards": wave(BATCH, LENGTH, 1),
+        "returns_to_go": wave(BATCH, LENGTH, 1),
+        "timesteps": torch.arange(LENGTH).repeat(BATCH, 1),
         "visual_feats": wave(BATCH, 8, sizes.get("visual_feat_dim", 64)),
         "visual_pos": wave(BATCH, 8, sizes.get("visual_pos_dim", 4)),
         "visual_embeds": wave(BATCH, 8, sizes.get("visual_embedding_dim", 64)),
@@ -276,7 +284,7 @@ def candidates(model):
     if ids:
         sets += [("tokens", {**ids, **decoder}), ("tokens", ids)]
         books = Sizes(config).get("num_codebooks num_channels n_codes n_q num_quantizers")
-        if books and not media:
+        if books:
             codes = torch.stack([ids["input_ids"] % 30] * (books + 1), -1)
             if decoder:
                 rows = {name: value.repeat_interleave(books, 0) % 30 for name, value in decoder.items()}
