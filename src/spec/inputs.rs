@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use bounds::limits::VOCAB_SIZE;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::checkpoint::{Checkpoint, config_value};
+use crate::spec::checkpoint::{self, Checkpoint, config_value};
 
 pub use error::Error;
 pub use foreign::{Apart, serve};
@@ -239,6 +239,14 @@ impl<'a> Source<'a> {
             Spec::TokenIds { sequences, fill } => {
                 vec![batch::from_sequences(self, "token_ids".to_owned(), sequences, *fill, Vec::new())?]
             }
+            Spec::Lengths { .. } if let Some(path) = self.own_inputs() => {
+                let mut inputs = tensors::of_file(&path)?;
+                "own".clone_into(&mut inputs.name);
+                inputs.notes.push(
+                    "the inputs lie beside the synthetic checkpoint, and `lengths` are not read".to_owned(),
+                );
+                return Ok(vec![inputs]);
+            }
             Spec::Lengths { lengths, batches, paddings, text, seed } => {
                 sweep::from_lengths(self, lengths, batches, paddings, text.as_deref(), *seed)?
             }
@@ -314,6 +322,13 @@ impl<'a> Source<'a> {
         let texts = self.foreign.texts(distinct.iter().copied().collect()).map_err(|lost| self.lost(lost))?;
         let known: BTreeMap<i64, String> = distinct.into_iter().map(i64::from).zip(texts).collect();
         Ok(ids.iter().map(|id| known.get(id).cloned().unwrap_or_default()).collect())
+    }
+
+    /// The inputs that were made with a synthetic checkpoint, because tokens alone do not do.
+    fn own_inputs(&self) -> Option<PathBuf> {
+        let is_synthetic = matches!(self.checkpoint.source, checkpoint::Source::Synthetic { .. });
+        let path = self.checkpoint.folder.join("inputs.safetensors");
+        (is_synthetic && path.is_file()).then_some(path)
     }
 
     fn has_tokenizer(&self) -> bool {

@@ -4,7 +4,11 @@
 pub mod versions;
 
 /// The source of the code that makes synthetic checkpoints, whose digest is part of their name in the cache.
-pub const MAKER_CODE: &str = concat!(include_str!("module/make.rs"), include_str!("module/small.py"));
+pub const MAKER_CODE: &str = concat!(
+    include_str!("module/make.rs"),
+    include_str!("module/small.py"),
+    include_str!("module/small_inputs.py")
+);
 
 #[cfg(feature = "module")]
 mod module;

@@ -12,6 +12,9 @@ use serde::Deserialize;
 pub struct Versions {
     /// The version used for the requirement `transformers` without a version.
     pub newest: String,
+    /// The release that makes synthetic checkpoints of model types that 4.57.6 does not know. It may be newer than `newest`, with
+    /// which the committed values were made and which is part of the key of every environment.
+    pub makes: String,
     /// The versions compared if a config lists none.
     pub default: Vec<String>,
     /// The torch version of all environments.

@@ -4,7 +4,8 @@
 //!
 //! Each row of `tiny/*.json` is one `model_type`. 4.57.6 constructs the models that it knows, because every release reads
 //! the form of its configs; a row or variant with `newest` is constructed by the newest release. A `model_type` without a row
-//! is constructed by the newest release from its own defaults with small sizes, see [`unlisted`].
+//! is constructed by the newest release from its own defaults with small sizes, see [`unlisted`]; `tiny/small.json` has the
+//! values that some of them need beside.
 
 mod fill;
 mod make;
@@ -144,16 +145,41 @@ pub(crate) fn find(model_type: &str, variant: Option<&str>) -> Option<&'static T
     catalogue().iter().find(|entry| entry.model_type == model_type && entry.variant == variant)
 }
 
+/// What a `model_type` without a row needs beside the general rules.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    model_type: String,
+    /// Why, in a few words.
+    shows: String,
+    /// Values that are set after the general rule has made all others small.
+    #[serde(default)]
+    config: Map<String, Value>,
+    /// As [`Row::fill`].
+    #[serde(default)]
+    fill: BTreeMap<String, String>,
+}
+
+static CHANGES: LazyLock<Vec<Change>> = LazyLock::new(|| {
+    serde_json::from_str(include_str!("tiny/small.json"))
+        .expect("the table is data of this program, which a test reads")
+});
+
 /// The checkpoint of a `model_type` that no table has: the newest release's defaults, with small sizes by the names of its
 /// config's keys (`reference/bridge/src/module/small.py`).
 pub(crate) fn unlisted(model_type: &str) -> Tiny {
+    let change = CHANGES.iter().find(|change| change.model_type == model_type).cloned().unwrap_or_default();
+    let separator = if change.shows.is_empty() { "" } else { "; " };
+    let mut config = change.config;
+    config.insert("model_type".to_owned(), Value::from(model_type));
     // Named by a config, of which a process reads few; the tables live as long.
     let row: &'static Row = Box::leak(Box::new(Row {
         model_type: model_type.to_owned(),
         class: String::new(),
-        shows: "the release's defaults, with small sizes".to_owned(),
+        shows: format!("the release's defaults, with small sizes{separator}{}", change.shows),
         newest: true,
-        config: Map::from_iter([("model_type".to_owned(), Value::from(model_type))]),
+        config,
+        fill: change.fill,
         ..Row::default()
     }));
     Tiny { model_type: &row.model_type, variant: "", class: &row.class, shows: &row.shows, newest: true, row }
@@ -181,7 +207,7 @@ impl Tiny {
 
     /// The release that constructs it.
     fn maker(&self) -> &'static str {
-        if self.newest { &reference::Versions::known().newest } else { MAKER }
+        if self.newest { &reference::Versions::known().makes } else { MAKER }
     }
 
     /// Its config's values.
@@ -300,6 +326,21 @@ mod tests {
         assert!(tiny.newest && !tiny.row.is_listed());
         assert_eq!(tiny.config()["model_type"], "no_such_model");
         assert!(catalogue().iter().all(|tiny| tiny.row.is_listed()));
+    }
+
+    #[test]
+    fn what_a_model_type_without_a_row_needs_is_read_and_no_row_has_it() {
+        let names: BTreeSet<&str> = CHANGES.iter().map(|change| change.model_type.as_str()).collect();
+        assert_eq!(names.len(), CHANGES.len());
+        for change in CHANGES.iter() {
+            let tiny = unlisted(&change.model_type);
+            assert!(find(tiny.model_type, None).is_none(), "{}", tiny.model_type);
+            assert!(!change.shows.is_empty(), "{}", tiny.model_type);
+            assert_eq!(tiny.config().len(), change.config.len() + 1, "{}", tiny.model_type);
+            for (_, rule) in tiny.fill() {
+                assert!(fill::Fill::parse(rule).is_some(), "{}: {rule}", tiny.name());
+            }
+        }
     }
 
     #[test]

@@ -77,11 +77,26 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     if request.dtype == Dtype::F64 {
         notes.push(float64::NOTE.to_owned());
     }
-    let class = match class {
-        Class::Auto(name) => transformers.getattr(name)?,
-        Class::Named(name) => transformers
-            .getattr_opt(name)?
-            .ok_or_else(|| Stop::unsupported(format!("transformers {version} has no class {name}")))?,
+    let (class, drive) = match class {
+        Class::Auto(name) => {
+            let auto = transformers.getattr(name)?;
+            let named = config.get("architectures").and_then(|names| names.get(0)?.as_str());
+            match named.filter(|_| !has_model(&auto, &config_class)) {
+                // A part of a model (`Qwen2VLVisionConfig`) has a class that the auto class does not find.
+                Some(name) => match own_class(&transformers, &config_class, name)? {
+                    Some(own) => (own, Drive::Whole),
+                    None => (auto, drive),
+                },
+                None => (auto, drive),
+            }
+        }
+        Class::Named(name) => {
+            let own = own_class(&transformers, &config_class, name)?;
+            (
+                own.ok_or_else(|| Stop::unsupported(format!("transformers {version} has no class {name}")))?,
+                drive,
+            )
+        }
     };
     let (model, loading) = float64
         .within(py, || {
@@ -276,6 +291,39 @@ fn config_object<'py>(
     }
     let object = class.call_method("from_dict", (dict,), Some(&keywords))?;
     Ok((class, object))
+}
+
+/// Whether an auto class has a model for a config's class; it counts as having one if the release does not tell.
+fn has_model(auto: &Bound<'_, PyAny>, config_class: &Bound<'_, PyAny>) -> bool {
+    auto.getattr("_model_mapping").and_then(|known| known.contains(config_class)).unwrap_or(true)
+}
+
+/// A class of this name: of the package itself, or of a module beside that of the config's class, because the package exports
+/// not all parts of models.
+fn own_class<'py>(
+    transformers: &Bound<'py, PyAny>,
+    config_class: &Bound<'py, PyAny>,
+    name: &str,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    if let Some(class) = transformers.getattr_opt(name)? {
+        return Ok(Some(class));
+    }
+    let py = transformers.py();
+    let module: String = config_class.getattr("__module__")?.extract()?;
+    let (package, _) = module.rsplit_once('.').unwrap_or_default();
+    if !package.starts_with("transformers.models.") {
+        return Ok(None);
+    }
+    let folder = py.import(package)?.getattr("__path__")?;
+    for found in py.import("pkgutil")?.call_method1("iter_modules", (folder,))?.try_iter()? {
+        let file: String = found?.getattr("name")?.extract()?;
+        if file.starts_with("modeling_")
+            && let Some(class) = py.import(format!("{package}.{file}"))?.getattr_opt(name)?
+        {
+            return Ok(Some(class));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether the version has a masked language model of this `model_type`, which only encoders have.

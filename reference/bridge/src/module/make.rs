@@ -1,21 +1,18 @@
 //! A checkpoint that the release's own class makes: its weights have the names and shapes under which the release saves
 //! them. tfcheck then draws their values.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
-use pyo3::exceptions::PyAttributeError;
+use pyo3::exceptions::{PyAttributeError, PyValueError};
 use pyo3::prelude::*;
 
 use super::failure::Stop;
 use protocol::Make;
 
-/// Constructs the class from its config and saves the model.
+/// Constructs the class from its config and saves the model, with inputs beside it if there is no class.
 pub(super) fn make(py: Python<'_>, request: &Make) -> Result<(), Stop> {
-    let model = match &request.class {
-        Some(class) => of_class(py, class, request)?,
-        None => small(py, request)?,
-    };
-    model.call_method1("save_pretrained", (request.folder.as_os_str(),))?;
+    let Some(class) = &request.class else { return small(py, request) };
+    of_class(py, class, request)?.call_method1("save_pretrained", (request.folder.as_os_str(),))?;
     Ok(())
 }
 
@@ -35,12 +32,22 @@ fn of_class<'py>(py: Python<'py>, class: &str, request: &Make) -> Result<Bound<'
     Ok(found.call1((config,))?)
 }
 
-/// A small model of a `model_type` from the release's own defaults.
-fn small<'py>(py: Python<'py>, request: &Make) -> Result<Bound<'py, PyAny>, Stop> {
-    let code = CString::new(include_str!("small.py"))
-        .map_err(|error| Stop::exception(format!("small.py: {error}")))?;
-    let module = PyModule::from_code(py, &code, c"tfcheck_small.py", c"tfcheck_small")?;
+/// Saves a small model of a `model_type` from the release's own defaults, and inputs that it computes something of unless they
+/// are tokens alone.
+fn small(py: Python<'_>, request: &Make) -> Result<(), Stop> {
+    let module = |code: &str, file: &CStr, name: &CStr| -> Result<_, Stop> {
+        let code = CString::new(code).map_err(|error| Stop::exception(format!("{name:?}: {error}")))?;
+        Ok(PyModule::from_code(py, &code, file, name)?)
+    };
+    // The second imports the first.
+    module(include_str!("small_inputs.py"), c"tfcheck_small_inputs.py", c"tfcheck_small_inputs")?;
+    let small = module(include_str!("small.py"), c"tfcheck_small.py", c"tfcheck_small")?;
     let config = py.import("json")?.call_method1("loads", (&request.config,))?;
-    let model_type = config.get_item("model_type")?;
-    Ok(module.call_method1("make", (model_type, request.seed))?)
+    let saved = small.call_method1("save", (config, request.seed, request.folder.as_os_str()));
+    saved.map_err(|error| match error.is_instance_of::<PyValueError>(py) {
+        // The module's own sentences.
+        true => Stop::unsupported(error.value(py).to_string()),
+        false => Stop::from(error),
+    })?;
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! What a model returns: its main output, and the others beside it.
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyList, PyTuple};
 
 use super::failure::Stop;
 use protocol::{DECODER_INPUT_IDS, INPUT_IDS, Output};
@@ -38,16 +38,23 @@ pub(super) fn returned<'py>(
     let mut found: Vec<(String, Bound<'py, PyAny>)> = Vec::new();
     if is_tensor(output)? {
         found.push(("output".to_owned(), output.clone()));
+    } else if output.is_instance_of::<PyTuple>() || output.is_instance_of::<PyList>() {
+        found = listed("output", output)?;
     } else if output.hasattr("items")? {
         for item in output.call_method0("items")?.try_iter()? {
             let (name, value): (String, Bound<'_, PyAny>) = item?.extract()?;
             if is_tensor(&value)? {
                 found.push((name, value));
             } else if LISTS.contains(&name.as_str()) && !value.is_none() {
-                for (index, value) in value.try_iter()?.enumerate() {
-                    found.push((format!("{name}.{index}"), value?));
-                }
+                found.extend(listed(&name, &value)?);
             }
+        }
+        // A backbone returns lists of maps and nothing else.
+        if found.is_empty()
+            && let Some(maps) =
+                output.call_method1("get", ("feature_maps",)).ok().filter(|maps| !maps.is_none())
+        {
+            found = listed("feature_maps", &maps)?;
         }
     }
     let mut kept = Vec::new();
@@ -86,6 +93,18 @@ fn follows(name: &str, shape: &[usize], arguments: &Bound<'_, PyDict>) -> PyResu
         }
     }
     Ok(None)
+}
+
+/// The tensors of a list, by its name and their numbers.
+fn listed<'py>(name: &str, values: &Bound<'py, PyAny>) -> PyResult<Vec<(String, Bound<'py, PyAny>)>> {
+    let mut found = Vec::new();
+    for (index, value) in values.try_iter()?.enumerate() {
+        let value = value?;
+        if is_tensor(&value)? {
+            found.push((format!("{name}.{index}"), value));
+        }
+    }
+    Ok(found)
 }
 
 fn is_tensor(value: &Bound<'_, PyAny>) -> PyResult<bool> {
