@@ -54,7 +54,7 @@ pub fn open(path: &Path, positions: Positions) -> Result<Logits, String> {
 /// # Errors
 /// What is wrong with them, as a predicate of the file.
 pub fn check(completed: &Completed, files: &Path, how: Check) -> Result<(), String> {
-    let Completed { logits, positions, written: record, .. } = completed;
+    let Completed { logits, positions, shape, written: record, .. } = completed;
     if !is_inside(logits) || completed.trace.as_ref().is_some_and(|trace| !is_inside(trace)) {
         return Err("is not a file of the run".to_owned());
     }
@@ -63,14 +63,26 @@ pub fn check(completed: &Completed, files: &Path, how: Check) -> Result<(), Stri
     if !metadata.is_file() {
         return Err("is not a regular file".to_owned());
     }
+    // Memory is asked for by the recorded shape, of which each element takes bytes of the file.
+    let fits = || {
+        let elements =
+            shape.iter().try_fold(1_u64, |product, length| product.checked_mul((*length).max(1) as u64));
+        let found = metadata.len();
+        match elements {
+            Some(elements) if elements <= found => Ok(()),
+            _ => Err(format!("has {found} bytes, too few for the recorded shape {shape:?}")),
+        }
+    };
     let Some(record) = record else {
         // A run of a tfcheck that kept no record of it.
+        fits()?;
         return open(&path, *positions).map(drop);
     };
     if metadata.len() != record.bytes {
         let found = metadata.len();
         return Err(format!("has {found} bytes, and the worker wrote {}", record.bytes));
     }
+    fits()?;
     if how == Check::Times && modified_ns(&metadata) == record.modified_ns {
         return Ok(());
     }
@@ -122,10 +134,13 @@ mod tests {
     #[test]
     fn logits_that_are_not_those_the_worker_wrote_are_recognised() {
         assert_eq!(problem(|_, _| ()), None);
+        assert_eq!(problem(|_, completed| completed.shape = vec![1, 4, 5]), None);
         let check = |damage: fn(&Path, &mut Completed), expected: &str| {
             let found = problem(damage).unwrap_or_default();
             assert!(found.contains(expected), "{found}");
         };
+        check(|_, completed| completed.shape = vec![1 << 40, 1, 1], "too few for the recorded shape");
+        check(|_, completed| completed.shape = vec![1 << 40, 1 << 40, 0], "too few for the recorded shape");
         check(|path, _| std::fs::write(path, [2; 100]).unwrap(), "the content");
         check(|path, _| std::fs::write(path, [1; 99]).unwrap(), "has 99 bytes, and the worker wrote 100");
         check(|path, _| std::fs::remove_file(path).unwrap(), "cannot be read");

@@ -82,6 +82,8 @@ pub(super) fn headers(folder: &Path) -> Parse {
             assert!(inside.components().all(is_plain), "{}", path.display());
         }
         if let Some((address, true)) = next {
+            // Capitals in the name of a host are the same host.
+            let address = address.to_ascii_lowercase();
             let rest = address
                 .strip_prefix("https://hub.invalid:8443")
                 .expect("the token goes to the endpoint alone");
