@@ -65,7 +65,9 @@ def run(tfcheck, names, folder):
         said = {}
     error = said.get("error") or {}
     text = " ".join(f"{error.get('message', '')} {' '.join(error.get('causes', []))}".split()) or answer.stderr[-2000:]
-    refused = next((name for name in names if re.search(rf"synthetic:{re.escape(name)}(?![\w-])", text)), None)
+    # The first name that the error names; it may end with one of another.
+    named = {name: re.search(rf"(synthetic:{re.escape(name)}(?![\w.-])|/{re.escape(name)}-default-)", text) for name in names}
+    refused = min((name for name in names if named[name]), key=lambda name: named[name].start(), default=None)
     if refused and not said.get("summary"):
         return {refused: {"made": False, "ran": False, "why": text}}
     runs = sorted((folder / "results").glob("run_*"))
@@ -80,7 +82,9 @@ def run(tfcheck, names, folder):
         cell = case["cells"][0]
         name = case["checkpoint"].removeprefix("synthetic:")
         found[name] = {"made": True, "ran": cell["outcome"] == "completed", "why": cell.get("reason", ""), "inputs": case["inputs"]}
-        files = list((runs[-1] / case["name"]).rglob("logits_*.safetensors"))
+        # A run of one case has no folder for it.
+        folder = runs[-1] / case["name"] if (runs[-1] / case["name"]).is_dir() else runs[-1]
+        files = list(folder.rglob("logits_*.safetensors"))
         if found[name]["ran"] and not (files and all(map(finite, files))):
             found[name] |= {"ran": False, "why": "its outputs are not finite"}
     return found

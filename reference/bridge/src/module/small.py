@@ -22,7 +22,7 @@ SIZES = {
     "shared_intermediate_size intermediate_size_mlp expert_ffn_hidden_size",
     48: "moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size",
     288: "vocab_size src_vocab_size tgt_vocab_size decoder_vocab_size vocab_size_per_layer_input entity_vocab_size shape_vocab_size "
-    "pronunciation_vocab_size",
+    "pronunciation_vocab_size unpadded_vocab_size",
     4: "num_hidden_layers n_layer n_layers num_layers num_attention_heads n_head n_heads num_heads encoder_attention_heads "
     "decoder_attention_heads decoder_layers encoder_layers linear_num_value_heads num_decoder_layers depth index_n_heads "
     "num_encoder_layers num_blocks encoder_depth num_filters num_codebooks num_quantizers",
