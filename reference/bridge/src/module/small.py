@@ -56,7 +56,7 @@ MOST_PARAMETERS = 30_000_000
 WIDTH = re.compile(r"size|upsample_groups|dim|width|channel|feature|hidden|d_model|d_ff|n_embd|inner|rank|filters|planes|units|section|d_kv|proj")
 NO_WIDTH = re.compile(
     r"vocab|image|img|patch|kernel|window|codebook_size|chunk|block_size|pool|stride|batch|merge|num_|temporal|tile|crop|input_size|"
-    r"grid|sampl|frame|position|length|layer|head_size|type|in_chan|n_mel|mel_bins|tubelet|feature_size|ratio|_idx|index|group_size"
+    r"grid|sample|sampling|frame|position|length|layer|head_size|type|in_chan|n_mel|mel_bins|tubelet|feature_size|ratio|_idx|index|group_size"
 )
 # Factors by which widths are divided, and by which pictures are.
 SCALES = ((8, 4), (8, 1), (16, 4), (16, 1), (4, 2), (4, 1), (2, 1), (32, 1), (1, 1))
