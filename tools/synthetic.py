@@ -17,7 +17,7 @@ import sys
 import tempfile
 
 RELEASE = "5.24.0"
-AT_ONCE = 20
+AT_ONCE = 12
 REST = f"""
 [inputs]
 lengths = [24]
