@@ -66,13 +66,13 @@ def run(tfcheck, names, folder):
     error = said.get("error") or {}
     text = " ".join(f"{error.get('message', '')} {' '.join(error.get('causes', []))}".split()) or answer.stderr[-2000:]
     # The first name that the error names; it may end with one of another.
-    named = {name: re.search(rf"(synthetic:{re.escape(name)}(?![\w.-])|/{re.escape(name)}-default-)", text) for name in names}
+    named = {name: re.search(rf"(synthetic:{re.escape(name)}(?![\w.-])|/{re.escape(name)}-(default|b2-24)\b)", text) for name in names}
     refused = min((name for name in names if named[name]), key=lambda name: named[name].start(), default=None)
     if refused and not said.get("summary"):
-        return {refused: {"made": False, "ran": False, "why": text}}
-    runs = sorted((folder / "results").glob("run_*"))
+        return {refused: {"made": "cannot be made" not in text and "does not read" not in text, "ran": False, "why": text}}
+    runs = sorted(path.parent for path in (folder / "results").glob("run_*/summary.json"))
     if not runs:
-        # A run that did not begin for another reason, which one name alone is told.
+        # A run that ended for another reason, which one name alone is told.
         if len(names) == 1:
             return {names[0]: {"made": False, "ran": False, "why": text}}
         return run(tfcheck, names[:1], folder)
