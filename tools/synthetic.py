@@ -108,8 +108,11 @@ REASONS = [
     ("has a config and no model class", r"has a config and no model"),
     ("needs a package that the environment lacks", r"needs the package"),
     ("cannot be constructed with small sizes", r"cannot be constructed"),
+    ("was not reached before this table was made", r"not reached"),
+    ("has a config that tfcheck's limits refuse", r"config\.json: `"),
+    ("is saved by one class or release and loaded by another that lacks weights", r"the checkpoint (lacks|has another shape)"),
     ("gives numbers that are not finite", r"not finite"),
-    ("gets inputs that the general rules do not find", r""),
+    ("fails in `forward`, or the general rules find no inputs", r""),
 ]
 
 
